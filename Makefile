@@ -1,0 +1,39 @@
+# Everything runs in .venv, which the first command makes. On Windows without make, README gives the same steps for pip.
+PYTHON ?= python3
+ifeq ($(OS),Windows_NT)
+  BIN := .venv/Scripts
+else
+  BIN := .venv/bin
+endif
+PY := $(BIN)/python
+ARGS ?=
+
+.PHONY: help reproduce test test-oracles lint clean
+
+help:            ## this list
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+reproduce: .venv/installed            ## train on real text, draw every figure, run the notebooks (ARGS=--full for the committed settings)
+	$(PY) -m lora_np reproduce $(ARGS)
+
+test: .venv/installed                 ## the proofs: no network, no GPU, no PyTorch
+	$(PY) -m pytest -m "not oracle" $(ARGS)
+
+test-oracles: .venv/oracles           ## the comparisons with PyTorch, PEFT and transformers
+	$(PY) -m pytest -m oracle $(ARGS)
+
+lint: .venv/installed                 ## ruff, as the checks run it
+	$(PY) -m pip install --quiet --editable ".[dev]"
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+.venv/installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --editable .
+	@touch $@
+
+.venv/oracles: .venv/installed
+	$(PY) -m pip install --editable ".[oracles]"
+	@touch $@
+
+clean:           ## remove the environment and what was built
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,48 @@
+"""LoRA from scratch in NumPy and CuPy: a real Transformer, every gradient derived by hand and proven.
+
+    import lora_np as ln
+
+    model = ln.get_peft_model(ln.load_model("tiny"), ln.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
+    history = ln.train(model, ln.data.Batches(ln.data.corpus("code", "train")), ln.AdamW(lr=5e-3), steps=200)
+
+Read it from the bottom up: backend, ops, gradcheck, nn, transformer, pretrained, optim, train, peft.
+"""
+
+from . import data, ledger, ops
+from .gradcheck import GradcheckResult, gradcheck, gradcheck_model
+from .nn import Context, Embedding, Linear, Module, Parameter, RMSNorm
+from .optim import SGD, AdamW, WarmupCosine, clip_grad_norm
+from .peft import LoraConfig, LoraLinear, PeftModel, get_peft_model
+from .pretrained import load_model, save_model
+from .train import History, evaluate, train
+from .transformer import Transformer, TransformerConfig
+
+__all__ = [
+    "SGD",
+    "AdamW",
+    "Context",
+    "Embedding",
+    "GradcheckResult",
+    "History",
+    "Linear",
+    "LoraConfig",
+    "LoraLinear",
+    "Module",
+    "Parameter",
+    "PeftModel",
+    "RMSNorm",
+    "Transformer",
+    "TransformerConfig",
+    "WarmupCosine",
+    "clip_grad_norm",
+    "data",
+    "evaluate",
+    "get_peft_model",
+    "gradcheck",
+    "gradcheck_model",
+    "ledger",
+    "load_model",
+    "ops",
+    "save_model",
+    "train",
+]

@@ -1,0 +1,194 @@
+"""Modules: named parameters around the pairs of `ops`, each as forward → (y, cache) and backward(dy, cache) → dx."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from . import ops
+from .backend import Array, array_module
+
+
+@dataclass(frozen=True)
+class Context:
+    """What one call carries through every layer: an argument, so that no call leaves anything behind in the model.
+
+    rng: draws dropout masks; None means evaluation, without dropout.
+    adapter: the name of the adapter that wrappers apply; None means the base model alone.
+    """
+
+    rng: np.random.Generator | None = None
+    adapter: str | None = None
+
+
+EVALUATION = Context()
+
+
+class Parameter:
+    """An array with its gradient. `grad` is None until a backward adds to it, and always None while it is frozen."""
+
+    __slots__ = ("grad", "trainable", "value")
+
+    def __init__(self, value: Array, trainable: bool = True) -> None:
+        array_module(value)  # raises for what is not an array
+        self.value = value
+        self.grad: Array | None = None
+        self.trainable = trainable
+
+    def add_grad(self, grad: Array) -> None:
+        """grad += …: gradients accumulate over calls, until `zero_grad`. Raises ValueError on another shape."""
+        if grad.shape != self.value.shape:
+            raise ValueError(f"a gradient of shape {grad.shape} for a parameter of shape {self.value.shape}")
+        if self.grad is None:
+            self.grad = grad
+        else:
+            self.grad += grad
+
+
+class Module:
+    """A tree of parameters. Children are found in attributes: a Parameter, a Module, or a list or dict of either."""
+
+    def children(self) -> Iterator[tuple[str, Parameter | Module]]:
+        """(name, child) in the order of the attributes; an item of a list or dict is called `attribute.key`."""
+        for name, value in vars(self).items():
+            if isinstance(value, Parameter | Module):
+                yield name, value
+            elif isinstance(value, list | dict):
+                items = value.items() if isinstance(value, dict) else enumerate(value)
+                for key, item in items:
+                    if isinstance(item, Parameter | Module):
+                        yield f"{name}.{key}", item
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module and all below it, under their dotted names."""
+        yield prefix, self
+        for name, child in self.children():
+            if isinstance(child, Module):
+                yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """(dotted name, Parameter) in forward order; a parameter that two places share comes once, under its first name."""
+        seen = set()
+        for prefix, module in self.named_modules():
+            for name, child in module.children():
+                if isinstance(child, Parameter) and id(child) not in seen:
+                    seen.add(id(child))
+                    yield f"{prefix}.{name}" if prefix else name, child
+
+    @property
+    def trainable(self) -> bool:
+        """Whether any parameter here or below is trainable: if none is, a backward has nothing to do but pass dx on."""
+        return any(p.trainable for _, p in self.named_parameters())
+
+    def freeze(self) -> Self:
+        """Make every parameter frozen, and drop its gradient."""
+        for _, p in self.named_parameters():
+            p.trainable, p.grad = False, None
+        return self
+
+    def unfreeze(self) -> Self:
+        """Make every parameter trainable: full fine-tuning."""
+        for _, p in self.named_parameters():
+            p.trainable = True
+        return self
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for _, p in self.named_parameters():
+            p.grad = None
+
+    def astype(self, dtype: Any) -> Self:
+        """Convert every parameter in place: float32 to train, float64 to prove. Gradients are dropped."""
+        for _, p in self.named_parameters():
+            p.value, p.grad = p.value.astype(dtype), None
+        return self
+
+    def state_dict(self) -> dict[str, Array]:
+        """name → array (not a copy) for every parameter."""
+        return {name: p.value for name, p in self.named_parameters()}
+
+    def load_state_dict(self, arrays: dict[str, Array]) -> Self:
+        """Put copies of `arrays` in place, each name and shape checked first, so that a refusal changes nothing.
+
+        Raises KeyError naming what is missing and what has no place, ValueError for a wrong shape.
+        """
+        parameters = dict(self.named_parameters())
+        missing, unknown = sorted(parameters.keys() - arrays.keys()), sorted(arrays.keys() - parameters.keys())
+        if missing or unknown:
+            raise KeyError(f"these arrays do not fit the model: missing {missing or 'none'}; with no place {unknown or 'none'}")
+        for name, p in parameters.items():
+            ops.checks.check_shape(name, arrays[name], *p.value.shape)
+        for name, p in parameters.items():
+            p.value, p.grad = arrays[name].astype(p.value.dtype), None
+        return self
+
+
+class Linear(Module):
+    """y = x Wᵀ + b, with `weight` (out, in) and an optional `bias` (out,). Frozen, it computes no dW and keeps no x."""
+
+    def __init__(self, weight: Array, bias: Array | None = None) -> None:
+        self.weight = Parameter(weight)
+        if bias is not None:
+            self.bias = Parameter(bias)
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.value.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.value.shape[1]
+
+    def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, Any]:
+        """x (…, in) → y (…, out)."""
+        bias = self.bias.value if hasattr(self, "bias") else None
+        y, (x, W, has_bias) = ops.linear_forward(x, self.weight.value, bias)
+        has_bias = has_bias and self.bias.trainable
+        return y, (x if self.weight.trainable else None, W, has_bias)
+
+    def backward(self, dy: Array, cache: Any, need_dx: bool = True) -> Array | None:
+        """dy (…, out) → dx (…, in), or None where nothing below needs it."""
+        dx, dW, db = ops.linear_backward(dy, cache, need_dx)
+        if dW is not None:
+            self.weight.add_grad(dW)
+        if db is not None:
+            self.bias.add_grad(db)
+        return dx
+
+
+class Embedding(Module):
+    """A table of token vectors, `weight` (vocabulary, d)."""
+
+    def __init__(self, weight: Array) -> None:
+        self.weight = Parameter(weight)
+
+    def forward(self, ids: Array) -> tuple[Array, Any]:
+        """ids (…) → y (…, d)."""
+        return ops.embedding_forward(ids, self.weight.value)
+
+    def backward(self, dy: Array, cache: Any) -> None:
+        """Adds to the table's gradient if it is trainable. There is no dx: an id has no derivative."""
+        if self.weight.trainable:
+            self.weight.add_grad(ops.embedding_backward(dy, cache))
+
+
+class RMSNorm(Module):
+    """y = w ∘ x / rms(x), with `weight` (d,)."""
+
+    def __init__(self, weight: Array, eps: float = 1e-5) -> None:
+        self.weight = Parameter(weight)
+        self.eps = eps
+
+    def forward(self, x: Array) -> tuple[Array, Any]:
+        """x (…, d) → y (…, d)."""
+        return ops.rms_norm_forward(x, self.weight.value, self.eps)
+
+    def backward(self, dy: Array, cache: Any, need_dx: bool = True) -> Array | None:
+        """dy (…, d) → dx (…, d), or None where nothing below needs it."""
+        dx, dw = ops.rms_norm_backward(dy, cache, need_dx, need_dw=self.weight.trainable)
+        if dw is not None:
+            self.weight.add_grad(dw)
+        return dx

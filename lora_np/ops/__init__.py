@@ -1,0 +1,53 @@
+"""The mathematics: every layer as a pair of functions, the forward beside its hand-derived backward.
+
+    y, cache  = f_forward(inputs…)
+    gradients = f_backward(dy, cache)        # one per differentiable input, in the order of the inputs
+
+A gradient is written `dx` for ∂L/∂x and has the shape of x. The cache holds what the backward needs from the forward; it is
+returned and passed on, never stored, so a layer can serve two batches at once. Shapes in the comments:
+
+    b batch   t time   s keys (time, plus any past)   h query heads   g key/value heads   d head size   r rank   v vocabulary
+
+Everything runs in float32 (to train), float64 (to prove) and complex128 (for the complex step, see gradcheck.py), on NumPy
+or CuPy alike. Reading order: linear, lora, dropout, embedding, norm, rotary, attention, activation, loss.
+"""
+
+from .activation import sigmoid, silu_backward, silu_forward, swiglu_backward, swiglu_forward
+from .attention import attention_backward, attention_forward, softmax_backward, softmax_forward
+from .dropout import dropout_backward, dropout_forward
+from .embedding import embedding_backward, embedding_forward
+from .linear import linear_backward, linear_forward
+from .lora import lora_backward, lora_forward, lora_linear_backward, lora_linear_forward
+from .loss import IGNORE_INDEX, cross_entropy_backward, cross_entropy_forward
+from .norm import rms_norm_backward, rms_norm_forward
+from .rotary import rotary_backward, rotary_forward, rotary_tables
+
+__all__ = [
+    "IGNORE_INDEX",
+    "attention_backward",
+    "attention_forward",
+    "cross_entropy_backward",
+    "cross_entropy_forward",
+    "dropout_backward",
+    "dropout_forward",
+    "embedding_backward",
+    "embedding_forward",
+    "linear_backward",
+    "linear_forward",
+    "lora_backward",
+    "lora_forward",
+    "lora_linear_backward",
+    "lora_linear_forward",
+    "rms_norm_backward",
+    "rms_norm_forward",
+    "rotary_backward",
+    "rotary_forward",
+    "rotary_tables",
+    "sigmoid",
+    "silu_backward",
+    "silu_forward",
+    "softmax_backward",
+    "softmax_forward",
+    "swiglu_backward",
+    "swiglu_forward",
+]

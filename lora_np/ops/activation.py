@@ -1,0 +1,63 @@
+"""SiLU and the gated SwiGLU (Shazeer 2020, arXiv 2002.05202)."""
+
+from __future__ import annotations
+
+from ..backend import Array, array_module
+from .checks import check_float, check_shape
+
+
+def sigmoid(x: Array) -> Array:
+    """σ(x) = 1/(1 + exp(−x)) without overflow: below the dtype's reach σ(x)·x has long been 0, so x is clipped there."""
+    xp = array_module(x)
+    floor = -87.0 if x.real.dtype.itemsize == 4 else -708.0  # just above where exp(−x) would overflow
+    e = xp.where(x.real < floor, floor, x) if x.dtype.kind == "c" else xp.maximum(x, floor)
+    xp.negative(e, out=e)
+    xp.exp(e, out=e)
+    e += 1
+    return xp.divide(1, e, out=e)
+
+
+def silu_forward(x: Array) -> tuple[Array, tuple]:
+    """y = x·σ(x). x any shape."""
+    check_float(x=x)
+    s = sigmoid(x)
+    return x * s, (x, s)
+
+
+def silu_backward(dy: Array, cache: tuple) -> Array:
+    """dx = dy·σ(x)·(1 + x·(1 − σ(x))): the product rule on x·σ(x), with σ′ = σ(1 − σ)."""
+    x, s = cache
+    return dy * _silu_slope(x, s)
+
+
+def swiglu_forward(gate: Array, up: Array) -> tuple[Array, tuple]:
+    """y = silu(gate) ∘ up. gate and up (…, f) → y (…, f)."""
+    check_float(gate=gate, up=up)
+    check_shape("up", up, *gate.shape)
+    s = sigmoid(gate)
+    y = gate * s
+    y *= up
+    return y, (gate, up, s)
+
+
+def swiglu_backward(dy: Array, cache: tuple) -> tuple[Array, Array]:
+    """dgate, dup for dy (…, f).
+
+    In the forward pass y = silu(gate) ∘ up, a product, so dup = dy ∘ silu(gate) and dgate = dy ∘ up ∘ silu′(gate).
+    """
+    gate, up, s = cache
+    dup = gate * s
+    dup *= dy
+    dgate = _silu_slope(gate, s)
+    dgate *= up
+    dgate *= dy
+    return dgate, dup
+
+
+def _silu_slope(x: Array, s: Array) -> Array:
+    """silu′(x) = σ(1 + x(1 − σ)), built in one buffer."""
+    slope = 1 - s
+    slope *= x
+    slope += 1
+    slope *= s
+    return slope

@@ -1,0 +1,44 @@
+"""Bad input, said clearly: which array, what it is, and what was expected. Nothing broadcasts or converts silently."""
+
+from __future__ import annotations
+
+from ..backend import Array, array_module
+
+
+def check_float(**arrays: Array) -> None:
+    """All arrays are real or complex floats of one dtype; raises TypeError naming the ones that are not."""
+    first = None
+    for name, x in arrays.items():
+        array_module(x)  # raises for what is not an array
+        if x.dtype.kind not in "fc":
+            raise TypeError(f"{name} has dtype {x.dtype}; expected a float array (float32 to train, float64 to prove)")
+        first = first or (name, x.dtype)
+        if x.dtype != first[1]:
+            raise TypeError(
+                f"{name} is {x.dtype} but {first[0]} is {first[1]}: nothing converts silently, bring both to one dtype"
+            )
+
+
+def check_shape(name: str, x: Array, *expected: int | None) -> None:
+    """`x.shape` equals `expected` (None: any size); raises ValueError otherwise."""
+    if len(x.shape) != len(expected) or any(e is not None and e != n for e, n in zip(expected, x.shape, strict=True)):
+        wanted = ", ".join("any" if e is None else str(e) for e in expected)
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; expected ({wanted})")
+
+
+def check_features(name: str, x: Array, size: int, of: str) -> None:
+    """The last axis of `x` has `size` entries, as `of` requires."""
+    if x.ndim < 1 or x.shape[-1] != size:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; its last axis must be {size}, as {of} requires")
+
+
+def check_ids(name: str, ids: Array, size: int, ignore: int | None = None) -> None:
+    """Integer ids in [0, size), or equal to `ignore`. Negative ids would index from the end, so they are refused too."""
+    xp = array_module(ids)
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"{name} has dtype {ids.dtype}; expected integers")
+    wrong = (ids < 0) | (ids >= size)
+    if ignore is not None:
+        wrong &= ids != ignore
+    if xp.any(wrong):
+        raise ValueError(f"{name} holds {int(ids[wrong][0])}, outside 0 … {size - 1}: is it from another tokenizer?")

@@ -1,0 +1,76 @@
+"""LoRA: a frozen product with a trained bypass, y = x Wᵀ + s·(x Aᵀ) Bᵀ (Hu et al. 2021, arXiv 2106.09685, eq. 3)."""
+
+from __future__ import annotations
+
+from ..backend import Array
+from .checks import check_features, check_float, check_shape
+from .linear import linear_backward, linear_forward, rows
+
+
+def lora_forward(x: Array, A: Array, B: Array, scaling: float) -> tuple[Array, tuple]:
+    """The bypass alone, δ = s·(x Aᵀ) Bᵀ.
+
+    x (…, in), A (r, in), B (out, r), scaling s = α/r (rsLoRA: α/√r) → δ (…, out).
+
+    The order of the products matters: x Aᵀ first costs N·r·(in + out) multiplications and never builds the out × in matrix
+    B A. Raises ValueError or TypeError on shapes or dtypes that do not fit.
+    """
+    check_float(x=x, A=A, B=B)
+    check_shape("A", A, None, None)
+    check_shape("B", B, None, A.shape[0])
+    check_features("x", x, A.shape[1], "A (r, in)")
+    h = rows(x) @ A.T  # (N, in) (in, r) → (N, r)
+    h *= scaling  # on N·r numbers rather than on the N·out of δ
+    delta = h @ B.T  # (N, r) (r, out) → (N, out)
+    return delta.reshape(*x.shape[:-1], B.shape[0]), (x, h, A, B, scaling)
+
+
+def lora_backward(dy: Array, cache: tuple, need_dx: bool = True) -> tuple[Array | None, Array, Array]:
+    """dx, dA, dB for dy (…, out).
+
+    Walk the forward in reverse. With h = s·x Aᵀ, in the forward pass this was δ = h Bᵀ, a linear layer with weight B, so
+
+        dB = dyᵀ h          (out, N) (N, r)
+        dh = dy B           (N, out) (out, r)
+
+    and before it h = s·x Aᵀ, a linear layer with weight A and a factor s, so
+
+        dA = s·dhᵀ x        (r, N) (N, in)
+        dx = s·dh A         (N, r) (r, in)
+
+    Put together these are dA = s·Bᵀ (dyᵀx) and dB = s·(dyᵀx) Aᵀ, where dyᵀx = dW is what full fine-tuning would use: LoRA
+    sees the full gradient through its own factors, without ever building it. At the start B = 0, hence dA = 0.
+    """
+    x, h, A, B, scaling = cache
+    dy_rows = rows(dy)
+    dB = dy_rows.T @ h
+    dh = dy_rows @ B
+    dh *= scaling
+    dA = dh.T @ rows(x)
+    dx = (dh @ A).reshape(x.shape) if need_dx else None
+    return dx, dA, dB
+
+
+def lora_linear_forward(x: Array, W: Array, A: Array, B: Array, scaling: float) -> tuple[Array, tuple]:
+    """y = x Wᵀ + s·(x Aᵀ) Bᵀ, the frozen layer and its bypass.
+
+    x (…, in), W (out, in) frozen, A (r, in), B (out, r) → y (…, out). Raises as `linear_forward` and `lora_forward` do.
+    """
+    check_shape("A", A, None, W.shape[1])
+    check_shape("B", B, W.shape[0], None)
+    y, (_, W, has_bias) = linear_forward(x, W)
+    delta, lora_cache = lora_forward(x, A, B, scaling)
+    y += delta
+    return y, ((None, W, has_bias), lora_cache)  # the frozen W needs no x; the bypass keeps it for dA
+
+
+def lora_linear_backward(dy: Array, cache: tuple) -> tuple[Array, Array, Array]:
+    """dx, dA, dB for dy (…, out): the two paths met in a sum, so each gets the whole dy, and their dx add up.
+
+    dx = dy W + s·(dy B) A. There is no dW: W is frozen.
+    """
+    linear_cache, lora_cache = cache
+    dx, _, _ = linear_backward(dy, linear_cache)
+    dx_bypass, dA, dB = lora_backward(dy, lora_cache)
+    dx += dx_bypass
+    return dx, dA, dB

@@ -1,0 +1,49 @@
+"""Softmax cross-entropy over tokens: the mean negative log-likelihood, in nats a token."""
+
+from __future__ import annotations
+
+from ..backend import Array, array_module
+from .checks import check_float, check_ids, check_shape
+
+IGNORE_INDEX = -100  # a target that does not count, as in PyTorch and Hugging Face
+
+
+def cross_entropy_forward(logits: Array, targets: Array, ignore_index: int = IGNORE_INDEX) -> tuple[Array, tuple]:
+    """L = mean over the N counted tokens of (log Σ_j exp z_j − z_target).
+
+    logits (…, v), targets (…) integers in [0, v) or `ignore_index` → L, a scalar in nats a token. The log-sum-exp takes the
+    largest logit out first, so it neither overflows nor loses a dominant class. Raises ValueError where a target is out of
+    range or none counts.
+    """
+    check_float(logits=logits)
+    check_shape("targets", targets, *logits.shape[:-1])
+    check_ids("targets", targets, logits.shape[-1], ignore=ignore_index)
+    xp = array_module(logits)
+    z = logits.reshape(-1, logits.shape[-1])  # (n, v)
+    targets = targets.reshape(-1)
+    counts = targets != ignore_index  # (n,)
+    n_counted = counts.sum()
+    if n_counted == 0:
+        raise ValueError(f"every target is ignore_index ({ignore_index}): there is no token to learn from")
+    e = z - z.real.max(axis=-1, keepdims=True)
+    safe = xp.where(counts, targets, 0)  # any valid column; its loss is not counted
+    z_target = xp.take_along_axis(e, safe[:, None], axis=-1)[:, 0]
+    xp.exp(e, out=e)
+    total = e.sum(axis=-1)
+    share = (counts / n_counted).astype(z.real.dtype)  # (n,): 1/N for a counted token, 0 for an ignored one
+    loss = ((xp.log(total) - z_target) * share).sum()
+    return loss, (logits.shape, e, total, safe, share)
+
+
+def cross_entropy_backward(dloss: float | Array, cache: tuple) -> Array:
+    """dlogits (…, v) for the scalar dloss (1 where the loss is the end of the line).
+
+    For a counted token ∂L/∂z_j = (softmax(z)_j − [j = target]) / N: what the model said, minus what it should have said.
+    An ignored token gets 0.
+    """
+    shape, e, total, safe, share = cache
+    xp = array_module(e)
+    weight = share * dloss
+    dz = e * (weight / total)[:, None]
+    dz[xp.arange(safe.shape[0]), safe] -= weight
+    return dz.reshape(shape)

@@ -1,0 +1,151 @@
+"""Optimizers, schedules and clipping, on named parameters. The state is keyed by name, so that it can be saved and resumed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from .backend import Array, array_module
+from .nn import Parameter
+
+Named = Iterable[tuple[str, Parameter]]
+Schedule = Callable[[int], float]
+
+
+@dataclass
+class SGD:
+    """Stochastic gradient descent with momentum, as PyTorch writes it: u ← μu + g, θ ← θ − η(u + λθ's share in g).
+
+    Weight decay λ is added to the gradient (L2), g ← g + λθ. lr is η. Raises ValueError for a negative setting.
+    """
+
+    lr: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    state: dict[str, dict[str, Array]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        _not_negative(lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+
+    def step(self, parameters: Named, lr: float | None = None, t: int = 1) -> None:
+        """Update every trainable parameter that has a gradient, in place."""
+        lr = self.lr if lr is None else lr
+        for name, p in parameters:
+            if not p.trainable or p.grad is None:
+                continue
+            g = p.grad + self.weight_decay * p.value if self.weight_decay else p.grad
+            if self.momentum:
+                if name not in self.state:
+                    self.state[name] = {"u": g.copy()}
+                else:
+                    u = self.state[name]["u"]
+                    u *= self.momentum
+                    u += g
+                g = self.state[name]["u"]
+            p.value -= lr * g
+
+
+@dataclass
+class AdamW:
+    """Adam with decoupled weight decay (Kingma and Ba 2015; Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2).
+
+        m ← β₁m + (1 − β₁)g,   v ← β₂v + (1 − β₂)g²
+        θ ← θ − η λ θ − η · m/(1 − β₁ᵗ) / (√(v/(1 − β₂ᵗ)) + ε)
+
+    lr is η, weight_decay λ (PyTorch's default 0.01). Raises ValueError for a setting out of range.
+    """
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    state: dict[str, dict[str, Array]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        _not_negative(lr=self.lr, eps=self.eps, weight_decay=self.weight_decay)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas = {self.betas}; expected two numbers in [0, 1)")
+
+    def step(self, parameters: Named, lr: float | None = None, t: int = 1) -> None:
+        """Update every trainable parameter that has a gradient, in place. `t` counts the updates from 1."""
+        lr = self.lr if lr is None else lr
+        beta1, beta2 = self.betas
+        correction1, correction2 = 1 - beta1**t, 1 - beta2**t
+        for name, p in parameters:
+            if not p.trainable or p.grad is None:
+                continue
+            xp, g = array_module(p.value), p.grad
+            if name not in self.state:
+                self.state[name] = {"m": xp.zeros_like(p.value), "v": xp.zeros_like(p.value)}
+            m, v = self.state[name]["m"], self.state[name]["v"]
+            m *= beta1
+            m += (1 - beta1) * g
+            v *= beta2
+            v += (1 - beta2) * g * g
+            update = xp.sqrt(v)
+            update *= 1 / math.sqrt(correction2)
+            update += self.eps
+            xp.divide(m, update, out=update)
+            update *= lr / correction1
+            if self.weight_decay:
+                p.value *= 1 - lr * self.weight_decay
+            p.value -= update
+
+
+Optimizer = SGD | AdamW
+
+
+@dataclass(frozen=True)
+class WarmupCosine:
+    """The factor on the learning rate: linear from 0 to 1 over `warmup` steps, then a half cosine down to `floor`.
+
+    Step 0 already moves (factor 1/warmup), and step `steps − 1` comes out just above `floor`.
+    """
+
+    steps: int
+    warmup: int = 0
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup <= self.steps or not 0 <= self.floor <= 1:
+            raise ValueError(f"warmup {self.warmup} of {self.steps} steps, floor {self.floor}: need 0 ≤ warmup ≤ steps, 0 ≤ floor ≤ 1")
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        progress = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
+        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def constant(step: int) -> float:
+    """The schedule without a schedule: always 1."""
+    return 1.0
+
+
+def grad_norm(parameters: Named) -> Array:
+    """‖g‖₂ over all gradients together, as a 0-d array where the gradients live. Raises ValueError where there is none."""
+    squares = [(p.grad * p.grad).sum() for _, p in parameters if p.grad is not None]
+    if not squares:
+        raise ValueError("no parameter has a gradient: is anything trainable, and was backward called?")
+    total = squares[0]
+    for square in squares[1:]:
+        total = total + square
+    return total**0.5
+
+
+def clip_grad_norm(parameters: Named, max_norm: float) -> Array:
+    """Scale all gradients by min(1, max_norm/‖g‖), in place; returns ‖g‖ before clipping, as PyTorch does."""
+    parameters = list(parameters)
+    norm = grad_norm(parameters)
+    factor = (max_norm / (norm + 1e-6)).clip(None, 1.0)
+    for _, p in parameters:
+        if p.grad is not None:
+            p.grad *= factor
+    return norm
+
+
+def _not_negative(**settings: float) -> None:
+    for name, value in settings.items():
+        if not value >= 0:
+            raise ValueError(f"{name} = {value}; expected a number ≥ 0")

@@ -1,0 +1,143 @@
+"""LoRA as a wrapper: LoraLinear takes a Linear's place, keeps it frozen, and adds the trained bypass (arXiv 2106.09685)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from .. import ops
+from ..backend import Array, array_module
+from ..nn import EVALUATION, Context, Linear, Module, Parameter
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """What to adapt and how, with PEFT's names and meanings.
+
+    r: the rank of ΔW, at least 1.
+    lora_alpha: α; the bypass is scaled by α/r, or by α/√r with `use_rslora` (Kalajdzievski 2023, arXiv 2312.03732).
+    target_modules: a list of names or suffixes, one suffix, a regular expression for the whole name, or "all-linear"
+        (every linear layer but lm_head).
+    lora_dropout: the probability of dropping an input of the bypass while training; the frozen path never drops.
+    init_lora_weights: True, A uniform in ±1/√in (Kaiming with a = √5) and B = 0; "gaussian", A normal with std 1/r and
+        B = 0; False, B uniform in ±1/√r too, so that the adapter is not the identity at the start (for tests).
+
+    Raises ValueError for a value out of range, TypeError for an r that is not an integer.
+    """
+
+    r: int = 8
+    lora_alpha: float = 8
+    target_modules: str | Sequence[str] = ("q_proj", "v_proj")
+    lora_dropout: float = 0.0
+    use_rslora: bool = False
+    init_lora_weights: bool | Literal["gaussian"] = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.r, int | np.integer) or isinstance(self.r, bool):
+            raise TypeError(f"r = {self.r!r}; the rank is a whole number")
+        if self.r < 1:
+            raise ValueError(f"r = {self.r}; the rank must be at least 1")
+        if not self.lora_alpha > 0:
+            raise ValueError(f"lora_alpha = {self.lora_alpha}; expected a positive number")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"lora_dropout = {self.lora_dropout}; expected 0 ≤ lora_dropout < 1")
+        if self.init_lora_weights not in (True, False, "gaussian"):
+            raise ValueError(f"init_lora_weights = {self.init_lora_weights!r}; expected True, False or 'gaussian'")
+
+    @property
+    def scaling(self) -> float:
+        """s = α/r, or α/√r with rsLoRA."""
+        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+
+
+class LoraLinear(Module):
+    """y = base(x) + s·(drop(x) Aᵀ) Bᵀ for the adapter that the call names; the base alone when it names none.
+
+    `base_layer` is any module with Linear's contract. `lora_A[name]` (r, in) and `lora_B[name]` (out, r) are an adapter's
+    trained factors, `configs[name]` its settings.
+    """
+
+    def __init__(self, base_layer: Linear) -> None:
+        self.base_layer = base_layer
+        self.lora_A: dict[str, Parameter] = {}
+        self.lora_B: dict[str, Parameter] = {}
+        self.configs: dict[str, LoraConfig] = {}
+        self.merged: str | None = None  # the adapter whose ΔW the base's weight now holds
+
+    @property
+    def in_features(self) -> int:
+        return self.base_layer.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.base_layer.out_features
+
+    def add_adapter(self, name: str, config: LoraConfig, rng: np.random.Generator) -> None:
+        """Create A and B as `config` says. The numbers are drawn on the host, so a seed means the same on every device."""
+        weight = self.base_layer.weight.value
+        r, fan_in = config.r, self.in_features
+        bound = 1 / math.sqrt(fan_in)  # the fan-in of A is `in`, never r
+        if config.init_lora_weights == "gaussian":
+            A = rng.standard_normal((r, fan_in)) / r
+        else:
+            A = rng.uniform(-bound, bound, (r, fan_in))
+        B = np.zeros((self.out_features, r))
+        if config.init_lora_weights is False:
+            B = rng.uniform(-1 / math.sqrt(r), 1 / math.sqrt(r), B.shape)
+        xp = array_module(weight)
+        self.lora_A[name] = Parameter(xp.asarray(A.astype(weight.dtype)))
+        self.lora_B[name] = Parameter(xp.asarray(B.astype(weight.dtype)))
+        self.configs[name] = config
+
+    def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, Any]:
+        """x (…, in) → y (…, out)."""
+        y, base_cache = self.base_layer.forward(x, context)
+        name = context.adapter
+        if name not in self.lora_A or self.merged:
+            return y, (base_cache, None, None, None)
+        config = self.configs[name]
+        dropped, mask = ops.dropout_forward(x, config.lora_dropout, context.rng)
+        delta, lora_cache = ops.lora_forward(dropped, self.lora_A[name].value, self.lora_B[name].value, config.scaling)
+        y += delta
+        return y, (base_cache, name, mask, lora_cache)
+
+    def backward(self, dy: Array, cache: Any, need_dx: bool = True) -> Array | None:
+        """dy (…, out) → dx (…, in), or None where nothing below needs it.
+
+        In the forward pass y was the sum of both paths, so dy goes whole into each, and their dx add up.
+        """
+        base_cache, name, mask, lora_cache = cache
+        dx = self.base_layer.backward(dy, base_cache, need_dx)
+        if name is None:
+            return dx
+        if not (self.lora_A[name].trainable or self.lora_B[name].trainable or need_dx):
+            return None
+        dx_bypass, dA, dB = ops.lora_backward(dy, lora_cache, need_dx)
+        for parameter, gradient in ((self.lora_A[name], dA), (self.lora_B[name], dB)):
+            if parameter.trainable:
+                parameter.add_grad(gradient)
+        if need_dx:
+            dx += ops.dropout_backward(dx_bypass, mask)
+        return dx
+
+    def delta_weight(self, name: str) -> Array:
+        """ΔW = s·B A (out, in): what the adapter adds to the weight, the only thing about A and B that means anything."""
+        return self.configs[name].scaling * (self.lora_B[name].value @ self.lora_A[name].value)
+
+    def merge(self, name: str) -> None:
+        """W ← W + ΔW, after which the layer costs what the base costs. Merging what is merged changes nothing."""
+        if self.merged not in (None, name):
+            raise RuntimeError(f"adapter {self.merged!r} is merged; unmerge_adapter() before merging {name!r}")
+        if name in self.lora_A and self.merged is None:
+            self.base_layer.weight.value += self.delta_weight(name)
+            self.merged = name
+
+    def unmerge(self) -> None:
+        """W ← W − ΔW, back to the base, up to rounding."""
+        if self.merged is not None:
+            self.base_layer.weight.value -= self.delta_weight(self.merged)
+            self.merged = None

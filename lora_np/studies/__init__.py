@@ -1,0 +1,1 @@
+"""One question a file: each study measures, and returns a `Table` with the settings that produced it."""

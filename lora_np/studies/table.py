@@ -1,0 +1,60 @@
+"""A study's result: rows with their settings, versions and seconds, as JSON that a plot or a notebook reads back."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def versions() -> dict[str, str]:
+    """What a number may depend on: Python, NumPy, the platform and the processor count."""
+    return {
+        "python": platform.python_version(),
+        "numpy": version("numpy"),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cores": str(os.cpu_count()),
+    }
+
+
+@dataclass
+class Table:
+    """Rows (flat dictionaries; a curve is a list in one cell) and everything needed to make them again.
+
+    `command` is the line that a reader types to get the same table, `seconds` what it took.
+    """
+
+    study: str
+    question: str
+    command: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=versions)
+    seconds: float = 0.0
+
+    def where(self, **conditions: Any) -> list[dict[str, Any]]:
+        """The rows whose cells equal all `conditions`: `table.where(method="lora", r=8)`."""
+        return [row for row in self.rows if all(row.get(key) == value for key, value in conditions.items())]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the JSON under a temporary name and rename it, so that no reader ever sees half a table."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8", suffix=".tmp") as file:
+            json.dump(asdict(self), file, indent=1)
+            file.write("\n")
+        os.replace(file.name, path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Table:
+        """Read a table back. Raises FileNotFoundError with the path, ValueError where the file is no table."""
+        try:
+            return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"{path} is not a study's table ({error}); make it again with its command.") from None

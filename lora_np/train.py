@@ -1,0 +1,229 @@
+"""Training: batches → loss → backward → step, with held-out evaluation, a history, and checkpoints that resume exactly.
+
+All randomness is a function of (seed, step): `batches[step]` is the same whenever it is asked for, and so is the generator
+of the dropout masks. A run that stops after step n and goes on from its checkpoint is therefore the run that never stopped,
+to the bit, and no random state needs saving.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from .backend import Array, array_module, to_host
+from .files import load_arrays, save_arrays
+from .nn import Module
+from .optim import Optimizer, Schedule, clip_grad_norm, constant, grad_norm
+from .progress import Progress
+
+Batch = tuple[Array, Array]  # tokens (b, t) and the targets (b, t), shifted by one
+
+
+class Batches(Protocol):
+    """Anything that answers `batches[step]` with (tokens, targets): data.Batches, or a list, which is then cycled through."""
+
+    def __getitem__(self, step: int, /) -> Batch: ...
+
+
+@dataclass
+class History:
+    """What happened, a row a step: step, loss (nats a token), lr, grad_norm, seconds of training (held-out evaluation not
+    counted), tokens seen, and heldout (nats a token) where it was evaluated."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+    def column(self, name: str) -> list[float]:
+        """The values of one column, from the rows that have it."""
+        return [row[name] for row in self.rows if name in row]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return "no step taken"
+        first, last = self.rows[0], self.rows[-1]
+        text = f"{len(self.rows)} steps in {last['seconds']:.1f} s, loss {first['loss']:.4f} → {last['loss']:.4f}"
+        heldout = self.column("heldout")
+        return text + (f", held-out {heldout[0]:.4f} → {heldout[-1]:.4f}" if heldout else "") + " nats a token"
+
+
+def train(
+    model: Module,
+    batches: Batches,
+    optimizer: Optimizer,
+    steps: int,
+    *,
+    schedule: Schedule = constant,
+    max_grad_norm: float | None = None,
+    accumulate: int = 1,
+    heldout: Sequence[Batch] | None = None,
+    eval_every: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 100,
+    resume: bool = False,
+    seed: int = 0,
+    label: str = "train",
+    progress: bool = True,
+) -> History:
+    """Train what is trainable in `model`: the adapter of a PeftModel, or all of a Transformer (full fine-tuning).
+
+    Args:
+        batches: `batches[i]` → (tokens, targets), each (b, t). A list is cycled through.
+        optimizer: SGD or AdamW; its lr is multiplied by `schedule(step)`.
+        steps: how many updates in all, those before a resumed checkpoint included.
+        max_grad_norm: clip ‖gradient‖₂ to this. None does not clip.
+        accumulate: how many batches make one update; their losses are averaged.
+        heldout, eval_every: evaluate on these batches before the first step, every so many steps, and after the last.
+        checkpoint, checkpoint_every, resume: a file to write every so many steps and at the end, and whether to go on from
+            it. The result of a killed and resumed run is that of an uninterrupted one, to the bit.
+        seed: draws the dropout masks.
+
+    Returns the `History`. Raises FloatingPointError when the loss or a gradient is not finite: the model then has its last
+    good values, and they are in the checkpoint if there is one. Raises ValueError where nothing is trainable, or where a
+    checkpoint does not belong to these settings; FileExistsError where one is there and `resume` was not asked for.
+    """
+    if steps < 1 or accumulate < 1 or checkpoint_every < 1 or (eval_every is not None and eval_every < 1):
+        raise ValueError("steps, accumulate, checkpoint_every and eval_every count from 1")
+    if not hasattr(batches, "__getitem__"):
+        raise TypeError(f"batches must answer batches[step], so that a run can resume; a {type(batches).__name__} cannot")
+    if isinstance(batches, Sequence) and not batches:
+        raise ValueError("batches is empty: there is nothing to train on")
+    trainable = [(name, p) for name, p in model.named_parameters() if p.trainable]
+    if not trainable:
+        raise ValueError("nothing is trainable: unfreeze() the model, or put an adapter in with get_peft_model")
+    history, start = History(), 0
+    saved = Checkpoint(checkpoint, model, optimizer, _settings(optimizer, steps, schedule, max_grad_norm, accumulate, seed))
+    if checkpoint is not None and Path(checkpoint).exists():
+        if not resume:
+            raise FileExistsError(f"{checkpoint} exists: pass resume=True to go on from it, or remove it to start again")
+        start, history = saved.load()
+    elapsed = history.rows[-1]["seconds"] if history.rows else 0.0
+    tokens_seen = history.rows[-1]["tokens"] if history.rows else 0
+    began = time.perf_counter() - elapsed
+
+    def heldout_loss() -> float:
+        nonlocal began
+        paused = time.perf_counter()
+        value = evaluate(model, heldout)
+        began += time.perf_counter() - paused  # off the clock
+        return value
+
+    with Progress(steps - start, label) as bar:
+        if heldout is not None and start == 0:
+            history.rows.append({"step": 0, "heldout": heldout_loss(), "seconds": 0.0, "tokens": 0})
+        for step in range(start, steps):
+            model.zero_grad()
+            loss = 0.0
+            for micro in range(step * accumulate, (step + 1) * accumulate):
+                tokens, targets = batches[micro % len(batches)] if isinstance(batches, Sequence) else batches[micro]
+                value, cache = model.loss(tokens, targets, rng=np.random.default_rng([seed, micro]))
+                model.backward(cache, dloss=1 / accumulate)
+                del cache  # the activations, before the next forward makes its own
+                loss += float(value) / accumulate
+                tokens_seen += tokens.size
+            norm = float(grad_norm(trainable) if max_grad_norm is None else clip_grad_norm(trainable, max_grad_norm))
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                kept = saved.save(step, history)
+                raise FloatingPointError(
+                    f"step {step + 1}: loss {loss}, gradient norm {norm}. Stopped before the update; {kept}. "
+                    "Try a smaller lr, a warm-up, or max_grad_norm."
+                )
+            lr = optimizer.lr * schedule(step)
+            optimizer.step(trainable, lr=lr, t=step + 1)
+            row = _row(step + 1, began, tokens_seen, loss=loss, lr=lr, grad_norm=norm)
+            last = step + 1 == steps
+            if heldout is not None and (last or (eval_every and (step + 1) % eval_every == 0)):
+                row["heldout"] = heldout_loss()
+            history.rows.append(row)
+            if last or (step + 1) % checkpoint_every == 0:
+                saved.save(step + 1, history)
+            bar.update(1, loss=loss)
+    model.zero_grad()
+    return history
+
+
+def evaluate(model: Module, batches: Sequence[Batch]) -> float:
+    """Mean negative log-likelihood in nats a token over all batches, each counted token the same; no dropout, no gradient."""
+    total, count = 0.0, 0
+    for tokens, targets in batches:
+        n = int((targets >= 0).sum())  # what is not IGNORE_INDEX
+        total += float(model.loss(tokens, targets)[0]) * n
+        count += n
+    if not count:
+        raise ValueError("no batch to evaluate on: the held-out list is empty")
+    return total / count
+
+
+def _row(step: int, began: float, tokens: int, **measured: float) -> dict[str, float]:
+    return {"step": step, **measured, "seconds": time.perf_counter() - began, "tokens": tokens}
+
+
+def _settings(
+    optimizer: Optimizer, steps: int, schedule: Schedule, max_grad_norm: float | None, accumulate: int, seed: int
+) -> dict[str, Any]:
+    """What a resumed run must share with the one that wrote the checkpoint."""
+    return {
+        "optimizer": repr(optimizer),
+        "steps": steps,
+        "schedule": getattr(schedule, "__name__", repr(schedule)),
+        "max_grad_norm": max_grad_norm,
+        "accumulate": accumulate,
+        "seed": seed,
+    }
+
+
+class Checkpoint:
+    """Trainable values, optimizer state, step and history in one safetensors file. Frozen weights are not written."""
+
+    def __init__(
+        self, path: str | os.PathLike[str] | None, model: Module, optimizer: Optimizer, settings: dict[str, Any]
+    ) -> None:
+        self.path, self.optimizer, self.settings = path, optimizer, settings
+        self.parameters = {name: p for name, p in model.named_parameters() if p.trainable}
+
+    def save(self, step: int, history: History) -> str:
+        """Write the file, unless a value is not finite: then the file on disk is the last good one, and stays."""
+        arrays = {f"value/{name}": p.value for name, p in self.parameters.items()}
+        if not all(bool(array_module(x).isfinite(x).all()) for x in arrays.values()):
+            return f"the weights are not finite either; {self.path or 'no checkpoint'} holds the last good ones"
+        if self.path is None:
+            return "the model holds its last good weights (no checkpoint was asked for)"
+        for name, state in self.optimizer.state.items():
+            arrays |= {f"optimizer/{name}/{key}": x for key, x in state.items()}
+        metadata = {"step": str(step), "settings": json.dumps(self.settings), "history": json.dumps(history.rows)}
+        save_arrays(self.path, {name: to_host(x) for name, x in arrays.items()}, metadata)
+        return f"{self.path} holds the last good state"
+
+    def load(self) -> tuple[int, History]:
+        """Put the file's values and optimizer state in place; returns the step to go on from, and the history so far."""
+        arrays, metadata = load_arrays(self.path)
+        if "settings" not in metadata:
+            raise ValueError(f"{self.path} is not a checkpoint of train()")
+        theirs = json.loads(metadata["settings"])
+        changed = [f"{k} was {theirs.get(k)}, is {v}" for k, v in self.settings.items() if theirs.get(k) != v]
+        shapes = {f"value/{name}": p.value.shape for name, p in self.parameters.items()}
+        saved_shapes = {name: x.shape for name, x in arrays.items() if name.startswith("value/")}
+        if shapes != saved_shapes:
+            changed.append("the trainable parameters have other names or shapes")
+        if changed:
+            raise ValueError(f"{self.path} belongs to another run: {'; '.join(changed)}")
+        self.optimizer.state.clear()
+        for key, array in arrays.items():
+            kind, rest = key.split("/", 1)
+            name, _, slot = rest.partition("/")
+            p = self.parameters[name]
+            moved = array_module(p.value).asarray(array)
+            if kind == "value":
+                p.value = moved
+            else:
+                self.optimizer.state.setdefault(name, {})[slot] = moved
+        return int(metadata["step"]), History(json.loads(metadata["history"]))

@@ -1,0 +1,315 @@
+"""The Llama family: a decoder-only Transformer, with Hugging Face's names, that knows nothing of LoRA.
+
+    tokens → embedding → [ + attention(norm) → + MLP(norm) ] × layers → norm → logits
+
+The backward walks that line in reverse, and stops where nothing below is trainable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from . import ops
+from .backend import Array, array_module
+from .nn import EVALUATION, Context, Embedding, Linear, Module, RMSNorm
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The shape of a model, in the words of a Hugging Face config.json (LlamaConfig). Raises ValueError if it makes none."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int = 0  # 0: hidden_size / num_attention_heads
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    max_position_embeddings: int = 2048
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        for name in [f.name for f in fields(self) if f.type == "int" and f.name != "head_dim"]:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}; expected at least 1")
+        if not self.head_dim:
+            if self.hidden_size % self.num_attention_heads:
+                raise ValueError(f"hidden_size {self.hidden_size} is not divisible by {self.num_attention_heads} heads")
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim = {self.head_dim}; rotary embedding turns pairs of features, so it must be even")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"{self.num_attention_heads} query heads cannot share {self.num_key_value_heads} key/value heads evenly"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As config.json has it, with the family's constants."""
+        return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu"} | asdict(self)
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> TransformerConfig:
+        """From a config.json's content. Raises ValueError naming another architecture, or the first key that is missing."""
+        if config.get("model_type", "llama") != "llama":
+            raise ValueError(f"model_type {config['model_type']!r}; only the Llama family is here")
+        if config.get("hidden_act", "silu") != "silu":
+            raise ValueError(f"hidden_act {config['hidden_act']!r}; the Llama family here uses silu")
+        known = {f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None}
+        try:
+            return cls(**known)
+        except TypeError as error:
+            raise ValueError(f"config.json describes no Llama model: {error}") from None
+
+
+class Attention(Module):
+    """Grouped-query causal attention with rotary positions, between four projections."""
+
+    def __init__(self, q_proj: Linear, k_proj: Linear, v_proj: Linear, o_proj: Linear, head_dim: int) -> None:
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = q_proj, k_proj, v_proj, o_proj
+        self.head_dim = head_dim
+
+    def forward(self, x: Array, rotary: tuple[Array, Array], context: Context) -> tuple[Array, Any]:
+        """x (b, t, d) → y (b, t, d)."""
+        b, t, _ = x.shape
+        q, q_cache = self.q_proj.forward(x, context)
+        k, k_cache = self.k_proj.forward(x, context)
+        v, v_cache = self.v_proj.forward(x, context)
+        q, rotary_cache = ops.rotary_forward(self._heads(q), *rotary)  # (b, t, h·d) → (b, h, t, d)
+        k, _ = ops.rotary_forward(self._heads(k), *rotary)  # (b, t, g·d) → (b, g, t, d)
+        o, attention_cache = ops.attention_forward(q, k, self._heads(v))
+        o = o.transpose(0, 2, 1, 3).reshape(b, t, -1)  # (b, h, t, d) → (b, t, h·d)
+        y, o_cache = self.o_proj.forward(o, context)
+        return y, (q_cache, k_cache, v_cache, rotary_cache, attention_cache, o_cache)
+
+    def backward(self, dy: Array, cache: Any, need_dx: bool = True) -> Array | None:
+        """dy (b, t, d) → dx (b, t, d), or None where nothing below needs it."""
+        q_cache, k_cache, v_cache, rotary_cache, attention_cache, o_cache = cache
+        inner = need_dx or self.q_proj.trainable or self.k_proj.trainable or self.v_proj.trainable
+        do = self.o_proj.backward(dy, o_cache, need_dx=inner)
+        if not inner:
+            return None
+        dq, dk, dv = ops.attention_backward(self._heads(do), attention_cache)
+        dq, dk = ops.rotary_backward(dq, rotary_cache), ops.rotary_backward(dk, rotary_cache)
+        # x went into three projections, so its gradient is the sum of what comes back from them.
+        dx = self.q_proj.backward(self._rows(dq), q_cache, need_dx)
+        dx_k = self.k_proj.backward(self._rows(dk), k_cache, need_dx)
+        dx_v = self.v_proj.backward(self._rows(dv), v_cache, need_dx)
+        if not need_dx:
+            return None
+        dx += dx_k
+        dx += dx_v
+        return dx
+
+    def _heads(self, x: Array) -> Array:
+        """(b, t, n·d) → (b, n, t, d), a view."""
+        b, t, _ = x.shape
+        return x.reshape(b, t, -1, self.head_dim).transpose(0, 2, 1, 3)
+
+    def _rows(self, x: Array) -> Array:
+        """(b, n, t, d) → (b, t, n·d), the way back."""
+        b, n, t, d = x.shape
+        return x.transpose(0, 2, 1, 3).reshape(b, t, n * d)
+
+
+class MLP(Module):
+    """SwiGLU: down(silu(gate(x)) ∘ up(x))."""
+
+    def __init__(self, gate_proj: Linear, up_proj: Linear, down_proj: Linear) -> None:
+        self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
+
+    def forward(self, x: Array, context: Context) -> tuple[Array, Any]:
+        """x (b, t, d) → y (b, t, d)."""
+        gate, gate_cache = self.gate_proj.forward(x, context)
+        up, up_cache = self.up_proj.forward(x, context)
+        h, swiglu_cache = ops.swiglu_forward(gate, up)
+        y, down_cache = self.down_proj.forward(h, context)
+        return y, (gate_cache, up_cache, swiglu_cache, down_cache)
+
+    def backward(self, dy: Array, cache: Any, need_dx: bool = True) -> Array | None:
+        """dy (b, t, d) → dx (b, t, d), or None where nothing below needs it."""
+        gate_cache, up_cache, swiglu_cache, down_cache = cache
+        inner = need_dx or self.gate_proj.trainable or self.up_proj.trainable
+        dh = self.down_proj.backward(dy, down_cache, need_dx=inner)
+        if not inner:
+            return None
+        dgate, dup = ops.swiglu_backward(dh, swiglu_cache)
+        dx = self.gate_proj.backward(dgate, gate_cache, need_dx)
+        dx_up = self.up_proj.backward(dup, up_cache, need_dx)
+        if not need_dx:
+            return None
+        dx += dx_up
+        return dx
+
+
+class Block(Module):
+    """x + attention(norm(x)), then x + MLP(norm(x))."""
+
+    def __init__(self, input_layernorm: RMSNorm, self_attn: Attention, post_attention_layernorm: RMSNorm, mlp: MLP) -> None:
+        self.input_layernorm, self.self_attn = input_layernorm, self_attn
+        self.post_attention_layernorm, self.mlp = post_attention_layernorm, mlp
+
+    def forward(self, x: Array, rotary: tuple[Array, Array], context: Context) -> tuple[Array, Any]:
+        """x (b, t, d) → y (b, t, d)."""
+        normed, norm1_cache = self.input_layernorm.forward(x)
+        y, attention_cache = self.self_attn.forward(normed, rotary, context)
+        y += x  # the residual; y is ours, x is still needed by the norm's cache
+        normed, norm2_cache = self.post_attention_layernorm.forward(y)
+        z, mlp_cache = self.mlp.forward(normed, context)
+        z += y
+        return z, (norm1_cache, attention_cache, norm2_cache, mlp_cache)
+
+    def backward(self, dz: Array, cache: Any, need_dx: bool = True) -> Array | None:
+        """dz (b, t, d) → dx (b, t, d), or None where nothing below needs it. dz itself is consumed."""
+        norm1_cache, attention_cache, norm2_cache, mlp_cache = cache
+        below_mlp = need_dx or self.self_attn.trainable or self.input_layernorm.trainable
+        below_norm2 = below_mlp or self.post_attention_layernorm.trainable
+        # in the forward pass z = y + mlp(norm(y)): dz goes to both terms, so dy = dz + what comes back through the MLP
+        dy = dz
+        dnormed = self.mlp.backward(dz, mlp_cache, need_dx=below_norm2)
+        if not below_norm2:
+            return None
+        dy_mlp = self.post_attention_layernorm.backward(dnormed, norm2_cache, need_dx=below_mlp)
+        if not below_mlp:
+            return None
+        dy += dy_mlp
+        # … and before that y = x + attention(norm(x))
+        dx = dy
+        below_norm1 = need_dx or self.input_layernorm.trainable
+        dnormed = self.self_attn.backward(dy, attention_cache, need_dx=below_norm1)
+        if not below_norm1:
+            return None
+        dx_attention = self.input_layernorm.backward(dnormed, norm1_cache, need_dx)
+        if not need_dx:
+            return None
+        dx += dx_attention
+        return dx
+
+
+class Decoder(Module):
+    """Embedding, blocks and the last norm: tokens → hidden states. Called `model` in Hugging Face's names."""
+
+    def __init__(self, embed_tokens: Embedding, layers: list[Block], norm: RMSNorm) -> None:
+        self.embed_tokens, self.layers, self.norm = embed_tokens, layers, norm
+
+    def forward(self, tokens: Array, rotary: tuple[Array, Array], context: Context) -> tuple[Array, Any]:
+        """tokens (b, t) → x (b, t, d)."""
+        x, embed_cache = self.embed_tokens.forward(tokens)
+        block_caches = []
+        for block in self.layers:
+            x, cache = block.forward(x, rotary, context)
+            block_caches.append(cache)
+        x, norm_cache = self.norm.forward(x)
+        return x, (embed_cache, block_caches, norm_cache)
+
+    def backward(self, dx: Array, cache: Any) -> None:
+        """dx (b, t, d) → gradients, down to the lowest trainable layer and no further."""
+        embed_cache, block_caches, norm_cache = cache
+        below = [self.embed_tokens.trainable]  # below[i]: is anything under block i trainable?
+        for block in self.layers:
+            below.append(below[-1] or block.trainable)
+        dx = self.norm.backward(dx, norm_cache, need_dx=below[-1])
+        for i in reversed(range(len(self.layers))):
+            if not below[i + 1]:
+                return
+            dx = self.layers[i].backward(dx, block_caches[i], need_dx=below[i])
+        if below[0]:
+            self.embed_tokens.backward(dx, embed_cache)
+
+
+class Transformer(Module):
+    """A causal language model: logits and loss from tokens, gradients from the loss.
+
+    Build one with random weights by `Transformer.random(config)`, or from files by `load_model`. The parameters start
+    trainable; `freeze()` stops that.
+    """
+
+    def __init__(self, config: TransformerConfig, model: Decoder, lm_head: Linear | None) -> None:
+        self.config = config
+        self.model = model
+        if lm_head is not None:  # otherwise tied: the embedding's table is the head's weight too
+            self.lm_head = lm_head
+
+    @classmethod
+    def random(cls, config: TransformerConfig, seed: int = 0, dtype: Any = np.float32) -> Transformer:
+        """Normal weights, std 0.02 (GPT-2's), and 0.02/√(2·layers) for the projections that write to the residual stream."""
+        rng = np.random.default_rng(seed)
+
+        def normal(out: int, in_: int, std: float = 0.02) -> Array:
+            return (std * rng.standard_normal((out, in_))).astype(dtype)
+
+        def norm() -> RMSNorm:
+            return RMSNorm(np.ones(config.hidden_size, dtype), config.rms_norm_eps)
+
+        d, f, residual = config.hidden_size, config.intermediate_size, 0.02 / np.sqrt(2 * config.num_hidden_layers)
+        q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        embed_tokens = Embedding(normal(config.vocab_size, d))
+        layers = []
+        for _ in range(config.num_hidden_layers):
+            projections = Linear(normal(q, d)), Linear(normal(kv, d)), Linear(normal(kv, d)), Linear(normal(d, q, residual))
+            attention = Attention(*projections, config.head_dim)
+            mlp = MLP(Linear(normal(f, d)), Linear(normal(f, d)), Linear(normal(d, f, residual)))
+            layers.append(Block(norm(), attention, norm(), mlp))
+        lm_head = None if config.tie_word_embeddings else Linear(normal(config.vocab_size, d))
+        return cls(config, Decoder(embed_tokens, layers, norm()), lm_head)
+
+    def forward(
+        self, tokens: Array, rng: np.random.Generator | None = None, context: Context | None = None
+    ) -> tuple[Array, Any]:
+        """tokens (b, t) integers → logits (b, t, v).
+
+        `rng` turns dropout on and draws its masks. Raises ValueError where tokens are not (b, t), are too long or out of
+        range.
+        """
+        ops.checks.check_shape("tokens", tokens, None, None)
+        limit = self.config.max_position_embeddings
+        if not 1 <= tokens.shape[1] <= limit:
+            raise ValueError(f"a sequence of {tokens.shape[1]} tokens; this model takes 1 to {limit}")
+        xp, dtype = array_module(self.model.norm.weight.value), self.model.norm.weight.value.real.dtype
+        tables = ops.rotary_tables(np.arange(tokens.shape[1]), self.config.head_dim, self.config.rope_theta, dtype)
+        context = context or Context(rng=rng)
+        x, decoder_cache = self.model.forward(tokens, tuple(map(xp.asarray, tables)), context)
+        logits, head_cache = self._head.forward(x, context)
+        return logits, (decoder_cache, head_cache)
+
+    def loss(
+        self,
+        tokens: Array,
+        targets: Array,
+        rng: np.random.Generator | None = None,
+        ignore_index: int = ops.IGNORE_INDEX,
+        context: Context | None = None,
+    ) -> tuple[Array, Any]:
+        """Mean cross-entropy in nats a token of `targets` (b, t), the tokens shifted by one, after `tokens` (b, t).
+
+        A target equal to `ignore_index` does not count. Raises as `forward` and `ops.cross_entropy_forward` do.
+        """
+        logits, cache = self.forward(tokens, rng, context)
+        loss, loss_cache = ops.cross_entropy_forward(logits, targets, ignore_index)
+        return loss, (loss_cache, cache)
+
+    def backward(self, cache: Any, dloss: float = 1.0) -> None:
+        """From `loss`'s cache: adds dloss · ∂L/∂θ to the gradient of each trainable parameter, and of those only."""
+        loss_cache, cache = cache
+        self.backward_from_logits(ops.cross_entropy_backward(dloss, loss_cache), cache)
+
+    def backward_from_logits(self, dlogits: Array, cache: Any) -> None:
+        """From `forward`'s cache and dlogits (b, t, v), for a loss of your own."""
+        decoder_cache, head_cache = cache
+        dx = self._head.backward(dlogits, head_cache, need_dx=self.model.trainable)
+        if dx is not None:
+            self.model.backward(dx, decoder_cache)
+
+    @property
+    def _head(self) -> Linear:
+        """The language-model head; tied, it is a view of the embedding's own parameter, which so gets both gradients."""
+        if hasattr(self, "lm_head"):
+            return self.lm_head
+        head = Linear.__new__(Linear)
+        head.weight = self.model.embed_tokens.weight
+        return head

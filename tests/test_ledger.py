@@ -1,0 +1,291 @@
+"""Parameter counts: every number here was published, or computed by PEFT (shared/FACTS.md, sections 1 and 2)."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from lora_np import ledger
+from lora_np.studies import parameters
+from lora_np.targets import is_target, select_targets
+
+QUERY_VALUE = ["q_proj", "v_proj"]
+
+# Hu et al. 2021, and plain arithmetic: one 4096 × 4096 matrix
+ONE_MATRIX = [(4, 32_768, 512), (8, 65_536, 256), (16, 131_072, 128)]
+
+# Hu et al. 2021, tables 4 and 5 and appendix D.4: 4.7M, 18M, 37.7M and 302M for GPT-3 175B; r_v = 2 adapts W_v only
+GPT3 = [(2, ["v_proj"], 4_718_592), (4, QUERY_VALUE, 18_874_368), (8, QUERY_VALUE, 37_748_736)]
+GPT3 += [(64, QUERY_VALUE, 301_989_888)]
+
+# peft 0.21.2 and transformers 5.23 on torch's meta device
+TOTALS = {
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-13b": 13_015_864_320,
+    "llama-2-70b": 68_976_648_192,
+    "llama-3-8b": 8_030_261_248,
+    "gpt-2": 124_439_808,
+    "smollm2-135m": 134_515_008,
+}
+LORA = [
+    ("llama-2-7b", 8, QUERY_VALUE, 4_194_304),
+    ("llama-2-13b", 8, QUERY_VALUE, 6_553_600),
+    ("llama-2-70b", 8, QUERY_VALUE, 16_384_000),
+    ("llama-3-8b", 8, QUERY_VALUE, 3_407_872),
+    ("gpt-2", 8, ["c_attn"], 294_912),
+    ("llama-2-7b", 16, "all-linear", 39_976_960),
+    ("llama-2-13b", 16, "all-linear", 62_586_880),
+    ("llama-2-70b", 16, "all-linear", 207_093_760),
+    ("llama-3-8b", 16, "all-linear", 41_943_040),
+    ("smollm2-135m", 8, "all-linear", 2_442_240),
+]
+
+
+@pytest.mark.parametrize(("r", "trainable", "factor"), ONE_MATRIX)
+def test_lora_on_one_matrix_trains_r_times_in_plus_out(r, trainable, factor):
+    assert ledger.lora_parameters(4096, 4096, r) == trainable
+    assert 4096 * 4096 == 16_777_216 == factor * trainable
+
+
+def test_rank_16_is_less_than_one_percent_of_a_4096_matrix():
+    share = ledger.lora_parameters(4096, 4096, 16) / 4096**2
+    assert f"{100 * share:.2f} %" == "0.78 %"
+
+
+def test_a_wide_matrix_counts_both_its_sides():
+    message = "A is (r, in) and B is (out, r): a square matrix would hide a count of 2·r·in"
+    assert ledger.lora_parameters(out=7, in_=3, r=2) == 2 * 3 + 7 * 2, message
+
+
+@pytest.mark.parametrize(("r", "target_modules", "trainable"), GPT3)
+def test_gpt3_counts_are_those_of_the_lora_paper(r, target_modules, trainable):
+    assert ledger.count("gpt-3-175b", r, target_modules).trainable == trainable
+
+
+def test_adapting_all_four_attention_matrices_of_gpt3_costs_37_7_million_at_rank_4():
+    # Section D.4 of the LoRA paper prints 37.7M beside r = 2, but its table 5 has 18M there, as counted here.
+    attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert ledger.count("gpt-3-175b", 2, attention).trainable == 18_874_368
+    assert ledger.count("gpt-3-175b", 4, attention).trainable == 37_748_736
+
+
+def test_gpt3_has_175_billion_parameters():
+    # Brown et al. 2020, table 2.1; we count 174,604,259,328
+    assert round(ledger.MODELS["gpt-3-175b"].parameters / 1e9) == 175
+
+
+@pytest.mark.parametrize(("model", "total"), TOTALS.items())
+def test_model_totals_are_exact(model, total):
+    assert ledger.MODELS[model].parameters == total
+    assert ledger.count(model, method="full") == ledger.Count(base=total, total=total, trainable=total)
+
+
+@pytest.mark.parametrize(("model", "r", "target_modules", "trainable"), LORA)
+def test_lora_counts_are_exact(model, r, target_modules, trainable):
+    assert ledger.count(model, r, target_modules).trainable == trainable
+
+
+def test_prefix_tuning_trains_a_key_and_a_value_for_each_virtual_token_and_layer():
+    llama = ledger.MODELS["llama-2-7b"]
+    assert ledger.prefix_parameters(20, llama.layers, llama.kv_heads, llama.head_dim) == 5_242_880  # PEFT
+
+
+def test_a_houlsby_adapter_is_two_matrices_and_two_biases():
+    down, up = np.zeros((64, 768)), np.zeros((768, 64))
+    down_bias, up_bias = np.zeros(64), np.zeros(768)
+    expected = down.size + up.size + down_bias.size + up_bias.size
+    assert ledger.houlsby_parameters(d=768, m=64) == expected == 2 * 64 * 768 + 768 + 64
+
+
+def test_a_count_reads_like_peft():
+    # peft 0.21.2, print_trainable_parameters, Llama-2-7B
+    line = "trainable params: 4,194,304 || all params: 6,742,609,920 || trainable%: 0.0622"
+    counted = ledger.count("llama-2-7b", 8, QUERY_VALUE)
+    assert str(counted) == line
+    assert counted.frozen == counted.base == TOTALS["llama-2-7b"]
+    assert counted.reduction == pytest.approx(6_738_415_616 / 4_194_304)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# A live model
+
+
+def live_model(**shapes):
+    """A stand-in: adapters named as LoRA's are trainable, everything else is frozen."""
+    named = [
+        (name, SimpleNamespace(value=np.zeros(shape), trainable="lora_" in name)) for name, shape in shapes.items()
+    ]
+    return SimpleNamespace(named_parameters=lambda: iter(named))
+
+
+def test_a_live_model_is_counted_array_by_array():
+    model = live_model(**{"q_proj.weight": (5, 3), "q_proj.lora_A.weight": (2, 3), "q_proj.lora_B.weight": (5, 2)})
+    assert ledger.count(model) == ledger.Count(base=15, total=31, trainable=16)
+
+
+def test_a_model_that_trains_nothing_has_share_zero_and_no_finite_reduction():
+    counted = ledger.count(live_model(weight=(5, 3)))
+    assert counted.share == 0
+    assert counted.reduction == float("inf")
+
+
+@pytest.mark.parametrize("arguments", [{"r": 8}, {"target_modules": "all-linear"}, {"method": "full"}])
+def test_a_live_model_takes_no_paper_settings(arguments):
+    with pytest.raises(ValueError, match="as it stands"):
+        ledger.count(live_model(weight=(5, 3)), **arguments)
+
+
+def test_what_is_no_model_cannot_be_counted():
+    with pytest.raises(TypeError, match="not int"):
+        ledger.count(7)
+    with pytest.raises(ValueError, match="no parameters"):
+        ledger.count(live_model())
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Targets
+
+NAMES = [f"model.layers.{i}.self_attn.{leaf}" for i in range(12) for leaf in ("q_proj", "v_proj")] + ["lm_head"]
+
+
+@pytest.mark.parametrize(
+    ("target_modules", "expected"),
+    [
+        (["q_proj"], 12),
+        ("q_proj", 12),
+        (("self_attn.q_proj", "v_proj"), 24),
+        (["model.layers.3.self_attn.q_proj"], 1),
+        (["lm_head"], 1),
+        ("all-linear", 24),
+        (r".*\.[qv]_proj", 24),
+        (r".*\.1\..*_proj", 2),
+    ],
+)
+def test_targets_are_suffixes_patterns_or_all_linear(target_modules, expected):
+    assert len(select_targets(NAMES, target_modules)) == expected
+
+
+def test_a_suffix_is_whole_path_components():
+    assert not is_target("mlp.gate_up_proj", ["up_proj"]), "up_proj must not reach into gate_up_proj"
+    assert not is_target("layers.11.q_proj", ["1.q_proj"]), "layer 1 must not reach into layer 11"
+
+
+def test_a_pattern_must_match_the_whole_name():
+    assert not is_target("layers.0.q_proj", r"q_pro[j]"), "PEFT uses re.fullmatch, so a pattern starts with .*"
+
+
+def test_targets_keep_the_models_order():
+    assert select_targets(["b", "a"], ["a", "b"]) == ["b", "a"]
+
+
+@pytest.mark.parametrize("target_modules", [["q_proj", "q_prj"], "q_prj", ["all-linear"], r".*_prj"])
+def test_a_target_that_matches_nothing_is_an_error_that_lists_what_exists(target_modules):
+    with pytest.raises(ValueError, match=r"matches no linear layer; .* q_proj, v_proj, lm_head\.") as error:
+        select_targets(NAMES, target_modules)
+    wrong = target_modules if isinstance(target_modules, str) else target_modules[-1]
+    assert repr(wrong) in str(error.value), "the message must name the entry that was wrong"
+
+
+def test_an_empty_target_list_and_a_broken_pattern_are_errors():
+    with pytest.raises(ValueError, match="target_modules is empty"):
+        select_targets(NAMES, [])
+    with pytest.raises(ValueError, match="no valid regular expression"):
+        select_targets(NAMES, "(q_proj")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Bad input, the report, the study
+
+
+@pytest.mark.parametrize("r", [0, -1, 1.5, "8"])
+def test_a_rank_below_one_or_not_whole_is_an_error(r):
+    with pytest.raises(ValueError, match="rank r"):
+        ledger.count("llama-2-7b", r, QUERY_VALUE)
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(ValueError, match=r"'llama-9'; the ledger knows gpt-2, .*gpt-3-175b"):
+        ledger.count("llama-9", 8, QUERY_VALUE)
+    with pytest.raises(ValueError, match=r"'qlora'; the ledger knows full, lora"):
+        ledger.count("gpt-2", 8, ["c_attn"], method="qlora")
+    with pytest.raises(ValueError, match=r"'q_proj' matches no linear layer; .* c_attn, c_proj, c_fc, lm_head"):
+        ledger.count("gpt-2", 8, QUERY_VALUE)
+
+
+def test_settings_that_are_missing_or_have_no_use_are_errors():
+    with pytest.raises(ValueError, match="needs r and target_modules"):
+        ledger.count("gpt-2", r=8)
+    with pytest.raises(ValueError, match="has no r"):
+        ledger.count("gpt-2", r=8, method="full")
+
+
+def test_the_report_adds_up():
+    text = ledger.report("llama-2-7b", 16, "all-linear")
+    each_kind = [int(line.split()[-1].replace(",", "")) for line in text.splitlines() if "_proj" in line]
+    assert len(each_kind) == 7
+    assert sum(each_kind) == 39_976_960
+    assert "adapter file: 159.9 MB in float32, 80.0 MB in 16 bit" in text
+
+
+def test_the_report_counts_only_the_layers_that_a_pattern_selects():
+    row = next(line for line in ledger.report("llama-2-7b", 8, r".*\.[0-3]\..*q_proj").splitlines() if "q_proj" in line)
+    assert row.split()[-3:] == ["4", "65,536", "262,144"]
+
+
+def test_the_study_of_one_matrix_halves_its_factor_when_the_rank_doubles():
+    rows = parameters.one_matrix().rows
+    assert [row["factor"] for row in rows] == [2048, 1024, 512, 256, 128, 64, 32]
+    assert all(row["full"] == 16_777_216 and row["share"] == 1 / row["factor"] for row in rows)
+
+
+def test_the_study_of_whole_models_holds_each_model_twice_and_trains_under_four_percent():
+    table = parameters.whole_models()
+    assert [row["model"] for row in table.where(targets="all-linear")] == list(ledger.MODELS)
+    assert len(table.rows) == 2 * len(ledger.MODELS)
+    assert max(row["share"] for row in table.rows) < 0.04
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The peers
+
+
+def peer_model(architecture):
+    """The same configuration in transformers, without memory behind it."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    if architecture.name == "gpt-2":
+        model_class, config = transformers.GPT2LMHeadModel, transformers.GPT2Config()
+    else:
+        model_class = transformers.LlamaForCausalLM
+        config = transformers.LlamaConfig(
+            num_hidden_layers=architecture.layers,
+            hidden_size=architecture.hidden,
+            num_attention_heads=architecture.heads,
+            num_key_value_heads=architecture.kv_heads,
+            intermediate_size=next(linear.out for linear in architecture.linears if "up_proj" in linear.name),
+            vocab_size=architecture.vocabulary,
+            tie_word_embeddings=architecture.tied,
+        )
+    with torch.device("meta"):
+        return model_class(config)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("target_modules", ["all-linear", r".*\.(q_proj|v_proj|c_attn)"])
+@pytest.mark.parametrize("name", [name for name in ledger.MODELS if name != "gpt-3-175b"])
+def test_lora_counts_are_those_of_peft(name, target_modules):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=8, target_modules=target_modules, task_type="CAUSAL_LM", fan_in_fan_out=name == "gpt-2")
+    model = peft.get_peft_model(peer_model(ledger.MODELS[name]), config)
+    counted = ledger.count(name, 8, target_modules)
+    assert (counted.trainable, counted.total) == model.get_nb_trainable_parameters()
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", ["llama-2-7b", "llama-3-8b"])
+def test_prefix_counts_are_those_of_peft(name):
+    peft = pytest.importorskip("peft")
+    architecture = ledger.MODELS[name]
+    config = peft.PrefixTuningConfig(num_virtual_tokens=20, task_type="CAUSAL_LM")
+    trainable, _ = peft.get_peft_model(peer_model(architecture), config).get_nb_trainable_parameters()
+    assert trainable == ledger.prefix_parameters(20, architecture.layers, architecture.kv_heads, architecture.head_dim)

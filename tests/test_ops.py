@@ -1,0 +1,291 @@
+"""Every backward in `ops` is the derivative of its forward, in every dtype, and the fragile forms hold at the extremes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lora_np import gradcheck, ops
+
+RNG = np.random.default_rng(7)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape)
+
+
+# One case an op: forward and backward as gradcheck takes them, and inputs of sizes that no transposition survives.
+IDS = RNG.integers(0, 5, (2, 7))  # with repeats, so that rows of the embedding collect several gradients
+TARGETS = np.where(RNG.random((3, 4)) < 0.3, ops.IGNORE_INDEX, RNG.integers(0, 6, (3, 4)))
+TABLES = ops.rotary_tables(np.arange(5), 6, 100.0, np.float64)
+
+
+def linear_without_bias(dy, cache):
+    return ops.linear_backward(dy, cache)[:2]
+
+
+CASES = {
+    "linear": (ops.linear_forward, linear_without_bias, {"x": normal(2, 3, 5), "W": normal(4, 5)}),
+    "linear with bias": (ops.linear_forward, ops.linear_backward, {"x": normal(2, 3, 5), "W": normal(4, 5), "b": normal(4)}),
+    "lora": (
+        lambda x, A, B: ops.lora_forward(x, A, B, scaling=7 / 2),
+        ops.lora_backward,
+        {"x": normal(2, 3, 5), "A": normal(2, 5), "B": normal(4, 2)},
+    ),
+    "lora_linear": (
+        lambda x, A, B, W=normal(4, 5): ops.lora_linear_forward(x, W.astype(x.dtype), A, B, scaling=7 / 2),
+        ops.lora_linear_backward,
+        {"x": normal(2, 3, 5), "A": normal(2, 5), "B": normal(4, 2)},
+    ),
+    "dropout": (
+        lambda x: ops.dropout_forward(x, 0.4, np.random.default_rng(3)),  # the same mask in every call
+        ops.dropout_backward,
+        {"x": normal(4, 9)},
+    ),
+    "embedding": (lambda E: ops.embedding_forward(IDS, E), ops.embedding_backward, {"E": normal(5, 3)}),
+    "rms_norm": (ops.rms_norm_forward, ops.rms_norm_backward, {"x": normal(2, 3, 5), "w": normal(5)}),
+    "rotary": (lambda x: ops.rotary_forward(x, *TABLES), ops.rotary_backward, {"x": normal(2, 3, 5, 6)}),
+    "softmax": (ops.softmax_forward, ops.softmax_backward, {"x": normal(3, 5)}),
+    "attention": (
+        ops.attention_forward,
+        ops.attention_backward,
+        {"q": normal(2, 6, 4, 3), "k": normal(2, 2, 4, 3), "v": normal(2, 2, 4, 3)},  # 3 query heads a key/value head
+    ),
+    "attention with a past": (
+        ops.attention_forward,
+        ops.attention_backward,
+        {"q": normal(2, 4, 3, 5), "k": normal(2, 2, 7, 5), "v": normal(2, 2, 7, 5)},
+    ),
+    "silu": (ops.silu_forward, ops.silu_backward, {"x": normal(3, 5)}),
+    "swiglu": (ops.swiglu_forward, ops.swiglu_backward, {"gate": normal(3, 5), "up": normal(3, 5)}),
+    "cross_entropy": (
+        lambda logits: ops.cross_entropy_forward(logits, TARGETS),
+        ops.cross_entropy_backward,
+        {"logits": normal(3, 4, 6)},
+    ),
+}
+cases = pytest.mark.parametrize("case", CASES)
+
+
+@cases
+def test_backward_agrees_with_the_complex_step_to_1e_12(case):
+    forward, backward, inputs = CASES[case]
+    gradcheck(forward, backward, inputs, method="complex-step", tolerance=1e-12).raise_if_wrong()
+
+
+@cases
+def test_backward_agrees_with_central_differences(case):
+    forward, backward, inputs = CASES[case]
+    gradcheck(forward, backward, inputs, method="central").raise_if_wrong()
+
+
+def test_every_op_has_a_case_here():
+    pairs = {name.removesuffix("_forward") for name in ops.__all__ if name.endswith("_forward")}
+    assert pairs <= CASES.keys(), f"no proof for {sorted(pairs - CASES.keys())}: add a case to CASES"
+
+
+@cases
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex128])
+def test_the_dtype_that_goes_in_comes_out(case, dtype):
+    forward, backward, inputs = CASES[case]
+    y, cache = forward(*(x.astype(dtype) for x in inputs.values()))
+    gradients = backward(np.ones_like(y), cache)
+    for g in gradients if isinstance(gradients, tuple) else (gradients,):
+        assert g is None or g.dtype == dtype, f"{case}: {np.dtype(dtype)} in, a gradient of {g.dtype} out"
+    assert y.dtype == dtype, f"{case}: {np.dtype(dtype)} in, {y.dtype} out"
+
+
+@cases
+def test_float32_agrees_with_float64_to_single_precision(case):
+    forward, backward, inputs = CASES[case]
+
+    def run(dtype):
+        y, cache = forward(*(x.astype(dtype) for x in inputs.values()))
+        gradients = backward(np.ones_like(y), cache)
+        return [y, *(g for g in (gradients if isinstance(gradients, tuple) else (gradients,)) if g is not None)]
+
+    for single, double in zip(run(np.float32), run(np.float64), strict=True):
+        np.testing.assert_allclose(single, double, rtol=2e-5, atol=2e-6, err_msg=case)
+
+
+@cases
+def test_forward_and_backward_leave_their_inputs_and_the_cache_alone(case):
+    """A cache may be used twice: two backward calls with one cache give the same gradients."""
+    forward, backward, inputs = CASES[case]
+    before = {name: x.copy() for name, x in inputs.items()}
+    y, cache = forward(*inputs.values())
+    dy = np.full_like(y, 0.5)
+    first, second = backward(dy, cache), backward(dy, cache)
+    np.testing.assert_equal(first, second, err_msg=f"{case}: the backward changed its cache")
+    assert (dy == 0.5).all(), f"{case}: the backward wrote into dy"
+    for name, x in inputs.items():
+        np.testing.assert_array_equal(x, before[name], err_msg=f"{case} wrote into its input {name}")
+
+
+# ── identities ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_lora_gradients_are_the_full_gradient_seen_through_the_factors():
+    """dA = s·Bᵀ dW and dB = s·dW Aᵀ, with dW = dyᵀx of full fine-tuning (FACTS: Hu et al. 2021)."""
+    x, W, A, B, s = normal(6, 5), normal(4, 5), normal(2, 5), normal(4, 2), 3.5
+    y, cache = ops.lora_linear_forward(x, W, A, B, s)
+    dy = normal(*y.shape)
+    _, dA, dB = ops.lora_linear_backward(dy, cache)
+    dW = ops.linear_backward(dy, (x, W, False))[1]
+    np.testing.assert_allclose(dA, s * B.T @ dW, rtol=1e-12)
+    np.testing.assert_allclose(dB, s * dW @ A.T, rtol=1e-12)
+
+
+def test_at_the_start_dA_is_exactly_zero_and_dB_is_not():
+    """B = 0, so nothing that A does reaches y yet: a gradient check at init proves nothing about A."""
+    y, cache = ops.lora_linear_forward(normal(6, 5), normal(4, 5), normal(2, 5), np.zeros((4, 2)), 2.0)
+    _, dA, dB = ops.lora_linear_backward(normal(*y.shape), cache)
+    assert not dA.any() and dB.any()
+
+
+def test_lora_equals_the_layer_with_the_merged_weight():
+    x, W, A, B, s = normal(6, 5), normal(4, 5), normal(2, 5), normal(4, 2), 3.5
+    y, _ = ops.lora_linear_forward(x, W, A, B, s)
+    np.testing.assert_allclose(y, x @ (W + s * B @ A).T, rtol=1e-12)
+
+
+def test_dropout_keeps_the_expectation_and_draws_a_mask_for_each_number():
+    x = np.ones((200, 300))
+    y, mask = ops.dropout_forward(x, 0.25, np.random.default_rng(0))
+    assert set(np.unique(y)) == {0.0, 1 / 0.75}
+    assert abs(y.mean() - 1) < 0.01, "what is kept must be scaled by 1/(1 − p)"
+    assert abs(mask.std(axis=0).mean() - mask.std()) < 0.01, "one mask a feature, where each token needs its own"
+
+
+def test_dropout_is_the_identity_in_evaluation():
+    x = normal(3, 4)
+    assert ops.dropout_forward(x, 0.9, None)[0] is x
+
+
+def test_attention_sees_no_future():
+    q, k, v = normal(1, 2, 5, 4), normal(1, 1, 5, 4), normal(1, 1, 5, 4)
+    before, _ = ops.attention_forward(q, k, v)
+    k[:, :, 3:], v[:, :, 3:] = 100.0, -100.0
+    after, _ = ops.attention_forward(q, k, v)
+    np.testing.assert_array_equal(before[:, :, :3], after[:, :, :3])
+
+
+def test_attention_with_a_past_equals_the_tail_of_attention_without():
+    q, k, v = normal(2, 4, 7, 6), normal(2, 2, 7, 6), normal(2, 2, 7, 6)
+    whole, _ = ops.attention_forward(q, k, v)
+    tail, _ = ops.attention_forward(q[:, :, 4:], k, v)
+    np.testing.assert_allclose(tail, whole[:, :, 4:], rtol=1e-13)
+
+
+def test_a_rotation_keeps_lengths_and_sees_only_relative_positions():
+    cos, sin = ops.rotary_tables(np.array([0, 3, 10, 13]), 8, 10000.0, np.float64)
+    q, k = np.broadcast_to(normal(8), (4, 8)).copy(), np.broadcast_to(normal(8), (4, 8)).copy()
+    rq, rk = ops.rotary_forward(q, cos, sin)[0], ops.rotary_forward(k, cos, sin)[0]
+    np.testing.assert_allclose(np.linalg.norm(rq, axis=-1), np.linalg.norm(q, axis=-1), rtol=1e-13)
+    np.testing.assert_allclose(rq[1] @ rk[0], rq[3] @ rk[2], rtol=1e-12)  # both are three apart
+
+
+def test_an_ignored_target_changes_neither_loss_nor_gradient():
+    logits, targets = normal(1, 4, 6), np.array([[2, ops.IGNORE_INDEX, 5, 0]])
+    loss, cache = ops.cross_entropy_forward(logits, targets)
+    kept = [0, 2, 3]
+    loss_without, cache_without = ops.cross_entropy_forward(logits[:, kept], targets[:, kept])
+    assert loss == pytest.approx(loss_without, rel=1e-14)
+    gradient = ops.cross_entropy_backward(1.0, cache)
+    assert not gradient[0, 1].any()
+    np.testing.assert_allclose(gradient[:, kept], ops.cross_entropy_backward(1.0, cache_without), rtol=1e-13)
+
+
+# ── extremes ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+float_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+
+
+@float_dtypes
+def test_silu_at_the_extremes(dtype):
+    """Far left silu is 0 and far right it is x, with no overflow on the way (a warning is an error here)."""
+    x = np.array([-1e30, -1e4, -800, -100, -20, 0, 20, 100, 800, 1e4, 1e30], dtype)
+    with np.errstate(all="raise", under="ignore"):
+        y, cache = ops.silu_forward(x)
+        dx = ops.silu_backward(np.ones_like(x), cache)
+    np.testing.assert_allclose(y[x >= 100], x[x >= 100])
+    assert (np.abs(y[1:4]) < 1e-30).all() and abs(y[0]) < 1e-7 and y[5] == 0
+    np.testing.assert_allclose(y[4], -20 / (1 + np.exp(20.0)), rtol=1e-6)  # small, and relatively right
+    np.testing.assert_allclose(dx[[0, 1, 5, 9, 10]], [0, 0, 0.5, 1, 1], atol=1e-7)
+
+
+@float_dtypes
+def test_softmax_and_cross_entropy_at_the_extremes(dtype):
+    """Logits of ±10⁴ overflow exp; taking the largest out first leaves loss and gradient exact."""
+    z = np.array([[1e4, 0, -1e4], [-1e4, -1e4, -1e4], [1e30, 1e30, -1e30]], dtype)
+    with np.errstate(all="raise", under="ignore"):
+        p, _ = ops.softmax_forward(z)
+        loss, cache = ops.cross_entropy_forward(z, np.array([1, 0, 0]))
+        gradient = ops.cross_entropy_backward(1.0, cache)
+    np.testing.assert_allclose(p, [[1, 0, 0], [1 / 3] * 3, [0.5, 0.5, 0]], rtol=1e-6)
+    np.testing.assert_allclose(loss, (1e4 + np.log(3) + np.log(2)) / 3, rtol=1e-6)
+    np.testing.assert_allclose(gradient * 3, [[1, -1, 0], [-2 / 3, 1 / 3, 1 / 3], [-0.5, 0.5, 0]], rtol=1e-6)
+
+
+@float_dtypes
+def test_attention_at_the_extremes(dtype):
+    """Scores of ±10⁶: the softmax becomes a choice, not a NaN."""
+    q, k = np.full((1, 1, 3, 4), 1e3, dtype), np.full((1, 1, 3, 4), 1e3, dtype)
+    k[0, 0, 0] *= -1
+    v = np.arange(12, dtype=dtype).reshape(1, 1, 3, 4)
+    with np.errstate(all="raise", under="ignore"):
+        o, cache = ops.attention_forward(q, k, v)
+        gradients = ops.attention_backward(np.ones_like(o), cache)
+    np.testing.assert_allclose(o[0, 0], [v[0, 0, 0], v[0, 0, 1], (v[0, 0, 1] + v[0, 0, 2]) / 2], rtol=1e-6)
+    assert all(np.isfinite(g).all() for g in gradients)
+
+
+@float_dtypes
+def test_rms_norm_of_zero_is_zero_and_finite(dtype):
+    y, cache = ops.rms_norm_forward(np.zeros((2, 4), dtype), np.ones(4, dtype))
+    dx, dw = ops.rms_norm_backward(np.ones((2, 4), dtype), cache)
+    assert not y.any() and np.isfinite(dx).all() and not dw.any()
+
+
+# ── bad input ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+x, W, A, B = normal(2, 5), normal(4, 5), normal(2, 5), normal(4, 2)
+BAD = {
+    "another size": (lambda: ops.linear_forward(x, normal(4, 6)), ValueError, r"last axis must be 6"),
+    "a bias that would broadcast": (lambda: ops.linear_forward(x, W, normal(1)), ValueError, r"b has shape \(1,\)"),
+    "mixed dtypes": (lambda: ops.linear_forward(x.astype("f"), W), TypeError, "nothing converts silently"),
+    "integers for floats": (lambda: ops.linear_forward(np.ones((2, 5), int), W), TypeError, "expected a float array"),
+    "a list": (lambda: ops.linear_forward([[1.0] * 5], W), TypeError, "expected a NumPy or CuPy array, got list"),
+    "A of another width": (lambda: ops.lora_linear_forward(x, W, normal(2, 4), B, 1.0), ValueError, "A has shape"),
+    "A and B swapped": (lambda: ops.lora_linear_forward(x, W, B, A, 1.0), ValueError, "A has shape"),
+    "A and B of different ranks": (lambda: ops.lora_linear_forward(x, W, A, normal(4, 3), 1.0), ValueError, "B has shape"),
+    "B that would broadcast": (lambda: ops.lora_linear_forward(x, W, A, normal(1, 2), 1.0), ValueError, "B has shape"),
+    "a norm weight that would broadcast": (lambda: ops.rms_norm_forward(x, normal(1)), ValueError, "last axis must be 1"),
+    "an id past the table": (lambda: ops.embedding_forward(np.array([0, 4]), W), ValueError, "holds 4, outside 0 … 3"),
+    "a negative id": (lambda: ops.embedding_forward(np.array([-1]), W), ValueError, "holds -1"),
+    "ids that are floats": (lambda: ops.embedding_forward(np.array([0.0]), W), TypeError, "expected integers"),
+    "targets of another shape": (lambda: ops.cross_entropy_forward(x, np.array([1])), ValueError, "targets has shape"),
+    "a target past the vocabulary": (lambda: ops.cross_entropy_forward(x, np.array([1, 5])), ValueError, "holds 5"),
+    "nothing but ignored targets": (lambda: ops.cross_entropy_forward(x, np.array([-100, -100])), ValueError, "no token"),
+    "dropout of 1": (lambda: ops.dropout_forward(x, 1.0, RNG), ValueError, "expected 0 ≤ p < 1"),
+    "an odd head": (lambda: ops.rotary_tables(np.arange(3), 5, 1e4, np.float32), ValueError, "must be even"),
+    "tables of another length": (lambda: ops.rotary_forward(normal(4, 6), *TABLES), ValueError, "cos has shape"),
+    "heads that do not divide": (
+        lambda: ops.attention_forward(normal(1, 3, 2, 4), normal(1, 2, 2, 4), normal(1, 2, 2, 4)),
+        ValueError,
+        "h a multiple of g",
+    ),
+    "fewer keys than queries": (
+        lambda: ops.attention_forward(normal(1, 2, 3, 4), normal(1, 2, 2, 4), normal(1, 2, 2, 4)),
+        ValueError,
+        "s ≥ t",
+    ),
+    "gate and up that would broadcast": (lambda: ops.swiglu_forward(x, normal(1, 5)), ValueError, "up has shape"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_a_clear_error(what):
+    call, error, message = BAD[what]
+    with pytest.raises(error, match=message):
+        call()
