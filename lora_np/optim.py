@@ -15,9 +15,11 @@ Schedule = Callable[[int], float]
 
 @dataclass
 class SGD:
-    """Stochastic gradient descent with momentum, as PyTorch writes it: u ← μu + g, θ ← θ − η(u + λθ's share in g).
+    """Stochastic gradient descent with momentum and L2 weight decay, as PyTorch writes it.
 
-    Weight decay λ is added to the gradient (L2), g ← g + λθ. lr is η. Raises ValueError for a negative setting.
+        g ← g + λθ,   u ← μu + g,   θ ← θ − ηu
+
+    lr is η, momentum μ, weight_decay λ. Raises ValueError for a negative setting.
     """
 
     lr: float
@@ -135,7 +137,12 @@ def grad_norm(parameters: Named) -> Array:
 
 
 def clip_grad_norm(parameters: Named, max_norm: float) -> Array:
-    """Scale all gradients by min(1, max_norm/‖g‖), in place; returns ‖g‖ before clipping, as PyTorch does."""
+    """Scale all gradients by min(1, max_norm/‖g‖), in place; returns ‖g‖ before clipping, as PyTorch does.
+
+    Raises ValueError unless max_norm > 0: a negative one would turn the gradients round.
+    """
+    if not max_norm > 0:
+        raise ValueError(f"max_norm = {max_norm}; expected a number > 0, or no clipping")
     parameters = list(parameters)
     norm = grad_norm(parameters)
     factor = (max_norm / (norm + 1e-6)).clip(None, 1.0)

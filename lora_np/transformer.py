@@ -60,6 +60,7 @@ class TransformerConfig:
             raise ValueError(f"model_type {config['model_type']!r}; only the Llama family is here")
         if config.get("hidden_act", "silu") != "silu":
             raise ValueError(f"hidden_act {config['hidden_act']!r}; the Llama family here uses silu")
+        config = {**config, **(config.get("rope_parameters") or {})}  # where transformers 5 keeps rope_theta
         known = {f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None}
         try:
             return cls(**known)

@@ -77,14 +77,15 @@ def test_bad_input_is_a_clear_error(change, error, message):
         gradcheck(**arguments)
 
 
-def test_checking_a_model_leaves_it_as_it_was(model, tokens, targets):
+def test_checking_a_model_leaves_it_as_it_was(make_model, random_batch):
+    model = make_model(np.float32)
     before = {name: (p.value, p.value.copy()) for name, p in model.named_parameters()}
-    gradcheck_model(model, tokens, targets)
+    gradcheck_model(model, *random_batch())
     for name, p in model.named_parameters():
         array, copy = before[name]
         assert p.value is array and (array == copy).all() and p.grad is None, name
 
 
-def test_a_model_with_nothing_to_train_is_refused(model, tokens, targets):
+def test_a_model_with_nothing_to_train_is_refused(make_model, random_batch):
     with pytest.raises(ValueError, match="nothing is trainable"):
-        gradcheck_model(model.freeze(), tokens, targets)
+        gradcheck_model(make_model().freeze(), *random_batch())

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-DIGEST = "sha256"  # the metadata key under which a file written here carries the digest of its own arrays
+DIGEST = "lora_np.sha256"  # the metadata key under which a file written here carries the digest of all else in it
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
     """Call `write(temporary)`, then rename the temporary file to `path`: a reader sees the old file or the new, never half."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    os.close(handle)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        write(Path(name))
-        os.replace(name, path)
+        temporary.touch()
+        mode = temporary.stat().st_mode  # an ordinary new file's; safetensors makes one that only its owner may read
+        write(temporary)
+        temporary.chmod(mode)
+        os.replace(temporary, path)
     finally:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def save_arrays(
@@ -32,8 +34,9 @@ def save_arrays(
     """Write host arrays and string metadata, with a digest by which `load_arrays` notices a changed byte."""
     from safetensors.numpy import save_file
 
-    contiguous = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
-    metadata = dict(metadata or {}) | {DIGEST: _digest(contiguous)}
+    contiguous = {name: np.asarray(x, order="C") for name, x in arrays.items()}
+    metadata = dict(metadata or {})
+    metadata[DIGEST] = _digest(contiguous, metadata)
     write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata))
 
 
@@ -41,7 +44,7 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
     """The arrays and the metadata of a safetensors file.
 
     Raises FileNotFoundError where there is none; ValueError where it is truncated, is not safetensors, or carries a digest
-    that its arrays do not have.
+    that its arrays and metadata do not have.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -54,16 +57,18 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, a file is no dict
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file ({error}); get or make it again") from None
-    if DIGEST in metadata and metadata[DIGEST] != _digest(arrays):
-        raise ValueError(f"{path} was changed after it was written: its arrays do not match their digest; get it again")
+    if DIGEST in metadata and metadata[DIGEST] != _digest(arrays, metadata):
+        raise ValueError(f"{path} was changed after it was written: it does not match its own digest; get it again")
     return arrays, metadata
 
 
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes."""
+def _digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, and over all metadata but the digest itself."""
     digest = hashlib.sha256()
+    for key in sorted(metadata.keys() - {DIGEST}):
+        digest.update(f"{key} {metadata[key]!r}\n".encode())
     for name in sorted(arrays):
         x = arrays[name]
         digest.update(f"{name} {x.dtype.str} {x.shape}\n".encode())
-        digest.update(np.ascontiguousarray(x).data.cast("B") if x.size else b"")
+        digest.update(x.data.cast("B") if x.size else b"")
     return digest.hexdigest()

@@ -1,1 +1,26 @@
-"""One picture a function: each takes a `Table`, draws on a figure, and knows nothing of training."""
+"""One picture a function: each takes a `Table`, returns a matplotlib `Figure`, and knows nothing of training.
+
+`save(figure, folder, name)` writes the .png and the .svg. In a notebook a line ends with `;`, or its
+picture shows twice.
+"""
+
+from lora_np.plots.bypass import bypass_diagram
+from lora_np.plots.convergence import learning_rates, loss_curves, recovered_gain
+from lora_np.plots.parameters import one_matrix_chart, whole_models_chart
+from lora_np.plots.rank_reduction import decomposition_2d, photograph, scene_3d, singular_values, truncated_loss
+from lora_np.plots.style import save
+
+__all__ = [
+    "bypass_diagram",
+    "decomposition_2d",
+    "learning_rates",
+    "loss_curves",
+    "one_matrix_chart",
+    "photograph",
+    "recovered_gain",
+    "save",
+    "scene_3d",
+    "singular_values",
+    "truncated_loss",
+    "whole_models_chart",
+]

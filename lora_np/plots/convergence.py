@@ -182,7 +182,8 @@ def learning_rates(table: Table) -> Figure:
     rows = [row for row in table.rows if row.get("phase", "sweep") == "sweep"]
     base = table.settings["base_loss"]
     losses = [_loss(row) for row in rows if _loss(row) <= base]
-    span = base - min(losses, default=base - 1)
+    lowest = min(losses, default=base - 1)
+    span = base - lowest
     ceiling = base + 0.06 * span
     off_scale = any(_loss(row) > ceiling for row in rows)
     figure = new_figure(
@@ -197,7 +198,7 @@ def learning_rates(table: Table) -> Figure:
         ax = axes_at(figure, 0.75 + place * column * 0.97, 0.65, column - 2.0, 3.0)
         ax.set_xscale("log")
         ax.set_xlim(min(row["lr"] for row in rows) / 1.4, max(row["lr"] for row in rows) * 1.4)
-        ax.set_ylim(min(losses) - 0.07 * span, base + 0.13 * span)
+        ax.set_ylim(lowest - 0.07 * span, base + 0.13 * span)
         ax.axhline(base, color=FROZEN, lw=2, zorder=1.5)
         _sweeps(ax, _groups(rows, target), ceiling)
         ax.set_title(TARGETS.get(target, target))

@@ -96,16 +96,17 @@ def _two_ramps(ax: Axes, top: float) -> None:
 MOST_COLUMNS = 32  # along one side; a larger matrix shows one column for a block of numbers
 
 
-@picture("d k r")
+@picture("r")
 def scene_3d(table: Table, elevation: float = 36, azimuth: float = -76) -> Figure:
     """A scene to be turned: every cell of W a coral column (full fine-tuning) against the thin cyan slices of LoRA.
 
     Left, all d·k numbers change. Right, W is a flat grey floor and only the r·(d + k) numbers of B (at its left edge)
     and A (along its back) stand. Under `%matplotlib widget` (ipympl) the mouse turns it.
-    Table: row 0 holds {d, k, r}; with {matrix, B, A} too, a column is as high as the size of its change.
+    Table: row 0 holds {d, k, r}, and all columns are equally high; or it is the table of `decomposition_2d`, {matrix,
+    B, A, r}, and a column is as high as the size of its change.
     """
     row = table.rows[0]
-    d, k, r = (int(row[key]) for key in ("d", "k", "r"))
+    (d, k), r = np.shape(row["matrix"]) if "matrix" in row else (row["d"], row["k"]), row["r"]
     block = math.ceil(max(d, k) / MOST_COLUMNS)
     title = f"Full fine-tuning moves all {d * k:,} numbers; LoRA at r = {r} moves {r * (d + k):,}"
     subtitle = f"W is {d} × {k}; a column stands for " + (f"{block} × {block} numbers" if block > 1 else "one number")
@@ -125,12 +126,13 @@ def scene_3d(table: Table, elevation: float = 36, azimuth: float = -76) -> Figur
         _columns((floor, deep + gap), (wide, thin), _heights(row.get("A"), slices, columns), LORA),
         lift=lift,
     )
-    front, cyan = -0.1 * deep, for_text(LORA)
-    ax.text(wide / 2, front, 0, "full fine-tuning:\nall of W trained", color=for_text(FULL), ha="center", va="top")
+    front, coral, cyan = -0.1 * deep, for_text(FULL), for_text(LORA)
     trained = f"LoRA: W frozen, trained\nB ({d} × {r}) and A ({r} × {k})"
-    ax.text(floor + wide / 2, front, 0, trained, color=cyan, ha="center", va="top")
-    ax.text(floor - gap - thin / 2, 0.3 * front, 0, "B", color=cyan, ha="center", va="top", fontsize=12)
-    ax.text(floor + wide / 2, deep + gap + thin, 1.3 * lift, "A", color=cyan, ha="center", va="bottom", fontsize=12)
+    under = {"ha": "center", "va": "top", "path_effects": HALO}
+    ax.text(wide / 2, front, 0, "full fine-tuning:\nall of W trained", color=coral, **under)
+    ax.text(floor + wide / 2, front, 0, trained, color=cyan, **under)
+    ax.text(floor - gap - thin / 2, 0.3 * front, 0, "B", color=cyan, fontsize=12, **under)
+    ax.text(floor + wide / 2, deep + gap + thin, 1.8 * lift, "A", color=cyan, fontsize=12, **under)
     reach = (floor + wide, deep + gap + thin, lift)
     ax.set(xlim=(0, reach[0]), ylim=(0, reach[1]), zlim=(0, reach[2]))
     ax.set_box_aspect(reach)
@@ -279,7 +281,7 @@ def truncated_loss(table: Table) -> Figure:
     figure = new_figure(
         9,
         4.4,
-        f"Rank {ranks[enough]} of {table.settings['rank_max']} keeps {percent(gains[enough])} of full fine-tuning's gain",
+        f"Rank {ranks[enough]} of {table.settings['rank_max']} keeps {percent(gains[enough])} of the gain",
         "every ΔW of the fine-tuned model is cut to its top r singular directions, and the model is tested again",
     )
     ax = axes_at(figure, 0.85, 0.7, 7.2, 2.85)
@@ -294,7 +296,9 @@ def truncated_loss(table: Table) -> Figure:
     note(ax, f"frozen base {base:.3f}", (1, base), (-2, 5), FROZEN, xycoords=EDGE, ha="right")
     note(ax, f"all of ΔW {full:.3f}", (0, full), (4, -5), FULL, xycoords=EDGE, va="top")
     found = f"r = {ranks[enough]}: {percent(gains[enough])}"
-    note(ax, found, (ranks[enough], losses[enough]), (9, 9), FULL, fontweight="bold")
+    last = enough == len(ranks) - 1
+    beside = {"va": "top", "ha": "right"} if last else {}
+    note(ax, found, (ranks[enough], losses[enough]), (6, -10) if last else (9, 9), FULL, fontweight="bold", **beside)
     to_share, to_loss = (lambda loss: 100 * (base - loss) / span), (lambda gain: base - gain * span / 100)
     share = ax.secondary_yaxis("right", functions=(to_share, to_loss))
     share.set_yticks([0, 25, 50, 75, 100])
@@ -313,7 +317,7 @@ def photograph(table: Table) -> Figure:
     largest r stands last, as the original.
     """
     rows = sorted(table.rows, key=lambda row: math.inf if row["r"] is None else row["r"])
-    across = min(len(rows), 4 if len(rows) in (4, 7, 8) else 3 if len(rows) in (3, 5, 6, 9) else 5)
+    across = len(rows) if len(rows) <= 4 else min(4, math.ceil(len(rows) / 2))
     down = math.ceil(len(rows) / across)
     images = [np.asarray(row["image"], float) for row in rows]
     height, width = images[0].shape
@@ -333,7 +337,6 @@ def photograph(table: Table) -> Figure:
         ax = axes_at(figure, 0.22 + column * (wide + gap), tall - 0.85 - (line + 1) * pitch + 0.42, wide, high)
         ax.imshow(image, cmap="gray", vmin=images[-1].min(), vmax=images[-1].max(), aspect="auto")
         ax.set(xticks=[], yticks=[])
-        ax.grid(False)
         ax.spines[:].set_visible(False)
         original = row["error"] == 0 or row["r"] is None
         ax.set_title("original" if original else f"r = {row['r']}", color=INK if original else for_text(LORA))

@@ -25,7 +25,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from lora_np.studies.table import Table
 
-FROZEN = "#98a0a9"
+FROZEN = "#9ca4ad"
 LORA = "#00809c"
 FULL = "#f4694f"
 OTHERS = ("#1f4028", "#52795a", "#9cc0a3")

@@ -18,7 +18,7 @@ from ..nn import Module
 from ..optim import AdamW, WarmupCosine
 from ..peft import LoraConfig, get_peft_model
 from ..pretrained import load_model
-from ..train import evaluate, train
+from ..train import History, evaluate, train
 from .runs import run_all
 from .table import Table
 
@@ -37,16 +37,11 @@ class Run:
     r: int | None = None
     target_modules: str | None = None  # a key of TARGETS
     seed: int = 0
-    steps: int = 400
+    max_steps: int = 400
     batch_size: int = 16
     seq_len: int = 128
     eval_every: int = 20
     base: str = "tiny"
-
-    @property
-    def who(self) -> tuple[str, int | None, str | None]:
-        """The method that a learning rate is chosen for."""
-        return self.method, self.r, self.target_modules
 
     def model(self) -> Module:
         """The base, made ready to train: all of it, or an adapter with α = 2r in it."""
@@ -74,7 +69,7 @@ class Setting:
 
     def methods(self) -> dict[Run, list[float]]:
         """Each method once, with the learning rates to try first."""
-        run = Run("full", 0.0, steps=self.steps, batch_size=self.batch_size, eval_every=self.eval_every, base=self.base)
+        run = Run("full", 0.0, max_steps=self.steps, batch_size=self.batch_size, eval_every=self.eval_every, base=self.base)
         lora = [replace(run, method="lora", r=r, target_modules=t) for t in self.targets for r in self.ranks]
         return {run: list(self.full_lrs)} | {each: list(self.lora_lrs) for each in lora}
 
@@ -98,23 +93,31 @@ def heldout_batches() -> list:
     return data.heldout_batches(data.corpus("code", "heldout"), 16, 128)
 
 
-def measure(run: Run) -> dict[str, Any]:
-    """Train once; the row has the held-out loss (nats a byte) over steps and over seconds of training."""
+def fine_tune(run: Run, progress: bool = False) -> tuple[Module, History]:
+    """Train as `run` says: on code, AdamW without decay, a short warm-up and a cosine, gradients clipped to norm 1."""
+    model = run.model()
     history = train(
-        run.model(),
+        model,
         data.Batches(data.corpus("code", "train"), run.batch_size, run.seq_len, run.seed),
         AdamW(lr=run.lr, weight_decay=0.0),
-        run.steps,
-        schedule=WarmupCosine(run.steps, warmup=run.steps // 20),
+        run.max_steps,
+        schedule=WarmupCosine(run.max_steps, warmup=run.max_steps // 20),
         max_grad_norm=1.0,
         heldout=heldout_batches(),
         eval_every=run.eval_every,
         seed=run.seed,
-        progress=False,
+        label=run.method,
+        progress=progress,
     )
+    return model, history
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """Train once; the row has the held-out loss (nats a byte) over steps and over seconds of training."""
+    _, history = fine_tune(run)
     points = [row for row in history.rows if "heldout" in row]
-    curves = {key: [p[key] for p in points] for key in ("step", "heldout", "seconds")}
-    return asdict(run) | {"curve": curves, "final": points[-1]["heldout"]}
+    curve = {"steps": [p["step"] for p in points]} | {key: [p[key] for p in points] for key in ("heldout", "seconds")}
+    return asdict(run) | curve | {"final": points[-1]["heldout"]}
 
 
 def convergence(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
-import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from ..files import write_atomically
 
 
 def versions() -> dict[str, str]:
@@ -41,15 +42,16 @@ class Table:
         """The rows whose cells equal all `conditions`: `table.where(method="lora", r=8)`."""
         return [row for row in self.rows if all(row.get(key) == value for key, value in conditions.items())]
 
+    def to_json(self) -> str:
+        """JSON with a line for each entry and each row, so that a change of one row is a change of one line."""
+        entries = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in vars(self).items() if key != "rows"]
+        rows = ",\n  ".join(json.dumps(row) for row in self.rows)
+        return "{\n " + ",\n ".join([*entries, f'"rows": [\n  {rows}\n ]']) + "\n}\n"
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the JSON under a temporary name and rename it, so that no reader ever sees half a table."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8", suffix=".tmp") as file:
-            json.dump(asdict(self), file, indent=1)
-            file.write("\n")
-        os.replace(file.name, path)
-        return path
+        write_atomically(path, lambda temporary: temporary.write_text(self.to_json(), encoding="utf-8"))
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Table:

@@ -1,0 +1,57 @@
+"""What the tests of the core share: a model that is small, and of which no two sizes are alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lora_np import Transformer, TransformerConfig
+
+
+@pytest.fixture
+def config() -> TransformerConfig:
+    """Two blocks, four query heads on two key/value heads, and not one square matrix: q (16, 12), k (8, 12), o (12, 16)."""
+    return TransformerConfig(
+        vocab_size=11,
+        hidden_size=12,
+        intermediate_size=20,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=4,
+        max_position_embeddings=32,
+    )
+
+
+@pytest.fixture
+def make_model(config: TransformerConfig) -> Callable[..., Transformer]:
+    """`make_model(dtype, seed, **changes to the config)`: random weights of a size that gives ordinary logits.
+
+    The usual std of 0.02 is for wide models: at this width every layer would be nearly zero, and hide mistakes.
+    """
+
+    def make(dtype: type = np.float64, seed: int = 0, **changes: int | bool) -> Transformer:
+        model = Transformer.random(replace(config, **changes), seed, dtype)
+        rng = np.random.default_rng(seed)
+        for _, p in model.named_parameters():
+            if p.value.ndim == 2:
+                p.value *= 15
+            else:
+                p.value += rng.normal(0, 0.1, p.value.shape).astype(dtype)  # a norm's weights, else all 1
+        return model
+
+    return make
+
+
+@pytest.fixture
+def random_batch(config: TransformerConfig) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """`random_batch(rows, length, seed)` → tokens and targets, both (rows, length), the targets one step later."""
+
+    def make(rows: int = 2, length: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        window = np.random.default_rng(seed).integers(0, config.vocab_size, (rows, length + 1))
+        return window[:, :-1], window[:, 1:]
+
+    return make

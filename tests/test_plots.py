@@ -1,0 +1,363 @@
+"""The pictures: they draw from small tables, nothing is cut off or overlaps, and the palette is for every reader."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from mpl_toolkits.mplot3d import proj3d
+from mpl_toolkits.mplot3d.art3d import Text3D
+
+from lora_np import plots
+from lora_np.plots import style
+from lora_np.studies.table import Table
+
+# --------------------------------------------------------------------------------------------------- small tables
+
+
+def table(rows, **settings) -> Table:
+    return Table("a test", "does it draw?", "python -m pytest tests/test_plots.py", settings=settings, rows=rows)
+
+
+def one_matrix(ranks=(1, 4, 8, 16, 64), side=4096) -> Table:
+    counts = {r: 2 * side * r for r in ranks}
+    full = side * side
+    return table([{"r": r, "full": full, "lora": n, "factor": full / n, "share": n / full} for r, n in counts.items()])
+
+
+def whole_models() -> Table:
+    published = [  # FACTS.md §1 and §2
+        ("Llama-2-7B", 6_738_415_616, "q,v", 8, 4_194_304),
+        ("Llama-2-7B", 6_738_415_616, "all-linear", 16, 39_976_960),
+        ("Llama-3-8B", 8_030_261_248, "q,v", 8, 3_407_872),
+        ("Llama-3-8B", 8_030_261_248, "all-linear", 16, 41_943_040),
+        ("GPT-2", 124_439_808, "q,v", 8, 294_912),
+        ("GPT-3 175B", 174_591_332_352, "q,v", 4, 18_874_368),
+        ("GPT-3 175B", 174_591_332_352, "q,v", 64, 301_989_888),
+    ]
+    names = ("model", "total", "targets", "r", "trainable")
+    return table([dict(zip(names, row, strict=True)) | {"share": row[4] / row[1]} for row in published])
+
+
+def decomposition(d=24, k=40, r=3) -> Table:
+    rng = np.random.default_rng(0)
+    u, s, vt = np.linalg.svd(rng.normal(size=(d, r)) @ rng.normal(size=(r, k)) + 0.2 * rng.normal(size=(d, k)))
+    b, a = u[:, :r] * np.sqrt(s[:r]), np.sqrt(s[:r])[:, None] * vt[:r]
+    matrix = (u[:, : len(s)] * s) @ vt[: len(s)]
+    return table(
+        [{"name": "layers.0.mlp.up_proj", "r": r, "matrix": matrix.tolist(), "B": b.tolist(), "A": a.tolist()}]
+    )
+
+
+def spectra(random=True) -> Table:
+    rng, rows = np.random.default_rng(1), []
+    for layer, module in itertools.product(range(2), ("q_proj", "up_proj")):
+        values = np.exp(-np.sqrt(np.arange(32)) * rng.uniform(0.5, 0.9))
+        chance = np.linalg.svd(rng.normal(size=(32, 32)), compute_uv=False)
+        chance *= np.linalg.norm(values) / np.linalg.norm(chance)
+        row = {"layer": layer, "module": module, "singular_values": values.tolist()}
+        rows.append(row | ({"random_singular_values": chance.tolist()} if random else {}))
+    return table(rows)
+
+
+def truncated(gains=(0.0, 0.4, 0.7, 0.9, 0.97, 1.0)) -> Table:
+    rows = [{"r": 2**i // 2, "heldout_loss": 1.5 - 0.3 * gain} for i, gain in enumerate(gains)]
+    return table(rows, base_loss=1.5, full_loss=1.2, rank_max=16)
+
+
+def photo(ranks=(1, 2, 4, 8, None)) -> Table:
+    image = np.add.outer(np.sin(np.arange(30) / 4), np.cos(np.arange(24) / 3)) + np.eye(30, 24)
+    rows = [
+        {"r": r, "image": image.tolist(), "share_of_numbers": (r or 13) * 0.075, "error": 0.3 / r if r else 0}
+        for r in ranks
+    ]
+    return table(rows)
+
+
+def convergence(ranks=(1, 2, 4, 8, 16, 64), targets=("attention", "all-linear"), seeds=3, equal=False) -> Table:
+    rng, steps, rows = np.random.default_rng(2), list(range(0, 201, 20)), []
+
+    def run(method, r, target, seed, final):
+        final += 0 if equal else 0.004 * rng.normal()
+        losses = [final + (1.5 - final) * float(np.exp(-step / 40)) for step in steps]
+        seconds = [step * (0.11 if method == "full" else 0.08) for step in steps]
+        row = {"method": method, "r": r, "target_modules": target, "lr": 1e-3, "seed": seed, "phase": "final"}
+        return row | {"steps": steps, "heldout": losses, "seconds": seconds, "final": losses[-1]}
+
+    def worse(r, target):
+        return 0 if equal else 0.08 / r**0.7 + (0.03 if target == "attention" else 0)
+
+    for seed in range(seeds):
+        rows.append(run("full", 0, "full", seed, 1.2))
+        rows += [run("lora", r, target, seed, 1.2 + worse(r, target)) for target in targets for r in ranks]
+    for method, r, target in {(row["method"], row["r"], row["target_modules"]): None for row in rows}:
+        for exponent in range(-3, 4):
+            lr = (1e-3 if method == "full" else 1e-2) * 2.0**exponent
+            final = 1.2 + worse(r or 64, target) + 0.01 * exponent**2 if exponent < 3 else float("nan")
+            row = {"method": method, "r": r, "target_modules": target, "lr": lr, "seed": 0, "phase": "sweep"}
+            rows.append(row | {"final": final})
+    return table(rows, base_loss=1.5)
+
+
+PICTURES = {
+    "bypass_diagram": lambda: plots.bypass_diagram(),
+    "one_matrix_chart": lambda: plots.one_matrix_chart(one_matrix()),
+    "one_matrix_chart, many ranks": lambda: plots.one_matrix_chart(one_matrix((1, 2, 4, 8, 16, 32, 64, 128))),
+    "whole_models_chart": lambda: plots.whole_models_chart(whole_models()),
+    "decomposition_2d, wide": lambda: plots.decomposition_2d(decomposition(24, 40, 3)),
+    "decomposition_2d, tall": lambda: plots.decomposition_2d(decomposition(70, 26, 2)),
+    "scene_3d, sizes": lambda: plots.scene_3d(table([{"d": 4096, "k": 4096, "r": 8}])),
+    "scene_3d, wide": lambda: plots.scene_3d(decomposition(24, 66, 3)),
+    "scene_3d, tall": lambda: plots.scene_3d(decomposition(70, 26, 2)),
+    "singular_values": lambda: plots.singular_values(spectra()),
+    "singular_values, no random": lambda: plots.singular_values(spectra(random=False)),
+    "truncated_loss": lambda: plots.truncated_loss(truncated()),
+    "truncated_loss, never enough": lambda: plots.truncated_loss(truncated((0.0, 0.1, 0.2, 0.3))),
+    "photograph": lambda: plots.photograph(photo()),
+    "photograph, eight": lambda: plots.photograph(photo((1, 2, 3, 4, 5, 6, 7, None))),
+    "loss_curves over steps": lambda: plots.loss_curves(convergence()),
+    "loss_curves over seconds": lambda: plots.loss_curves(convergence(), x="seconds"),
+    "loss_curves, all equal": lambda: plots.loss_curves(convergence(equal=True)),
+    "loss_curves, one panel, one seed": lambda: plots.loss_curves(convergence((8,), ("all-linear",), seeds=1)),
+    "recovered_gain": lambda: plots.recovered_gain(convergence()),
+    "recovered_gain, all equal": lambda: plots.recovered_gain(convergence(equal=True)),
+    "learning_rates": lambda: plots.learning_rates(convergence()),
+    "learning_rates, one panel": lambda: plots.learning_rates(convergence((4, 8), ("attention",))),
+}
+
+
+@pytest.fixture(scope="module")
+def figures() -> dict[str, Figure]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = {}
+        for name, draw in PICTURES.items():
+            drawn[name] = draw()
+            plt.close(drawn[name])
+            FigureCanvasAgg(drawn[name])  # closing takes the canvas away
+    return drawn
+
+
+# ------------------------------------------------------------------------------------------- nothing cut, nothing over
+
+
+def texts(figure: Figure) -> list[tuple[str, np.ndarray]]:
+    """Every visible piece of text with its box in pixels ((x0, y0), (x1, y1)), ticks outside the axes left out."""
+    renderer = figure.canvas.get_renderer()
+    found = []
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.get_tightbbox(renderer)  # places the labels
+    hidden = {
+        label
+        for ax in figure.axes
+        for axis in (ax.xaxis, ax.yaxis)
+        for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+        for label in (tick.label1, tick.label2)
+        if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval()) or not ax.axison
+    }
+    axis_labels_off = {label for ax in figure.axes if not ax.axison for label in (ax.xaxis.label, ax.yaxis.label)}
+    for text in figure.findobj(Text):
+        if text.get_visible() and text.get_text().strip() and text not in hidden | axis_labels_off:
+            place = text.get_position()
+            if isinstance(text, Text3D):  # the view shows it as a plain text at this place
+                text.set_position(proj3d.proj_transform(*text.get_position_3d(), text.axes.get_proj())[:2])
+            found.append((text.get_text(), Text.get_window_extent(text, renderer).get_points()))
+            text.set_position(place)
+    return found
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_no_text_is_cut_off(figures, name):
+    figure = figures[name]
+    figure.canvas.draw()
+    width, height = figure.get_size_inches() * figure.dpi
+    for text, ((x0, y0), (x1, y1)) in texts(figure):
+        inside = x0 >= 0 and y0 >= 0 and x1 <= width and y1 <= height
+        assert inside, f"{name}: {text!r} at x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f} leaves {width} × {height}"
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_no_label_overlaps_another(figures, name):
+    figure = figures[name]
+    figure.canvas.draw()
+    for (one, a), (other, b) in itertools.combinations(texts(figure), 2):
+        shared = np.minimum(a[1], b[1]) - np.maximum(a[0], b[0])  # pixels across and up
+        assert not (shared > 1.5).all(), f"{name}: {one!r} and {other!r} overlap by {shared.round(1)} pixels"
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_every_axis_that_shows_numbers_says_what_they_are(figures, name):
+    for ax in figures[name].axes:
+        if not ax.axison or ax.name == "3d":
+            continue
+        if any(label.get_text() for label in ax.get_xticklabels()):
+            assert ax.get_xlabel(), f"{name}: an x axis with numbers and no label"
+        has_numbers = any(label.get_text().replace(".", "").isdigit() for label in ax.get_yticklabels())
+        shares_its_label = any(
+            other is not ax and other.get_ylabel() and np.allclose(other.get_ylim(), ax.get_ylim())
+            for other in figures[name].axes
+        )
+        named = ax.get_ylabel() or ax.get_title(loc="left") or shares_its_label
+        assert named or not has_numbers, f"{name}: a y axis with numbers and no label"
+
+
+def test_spread_keeps_order_and_distance_and_moves_as_little_as_it_can():
+    wanted = np.array([5.0, 0.0, 0.1, 0.2, 5.1])
+    placed = style.spread(wanted, gap=1.0)
+    assert np.diff(np.sort(placed)).min() >= 1 - 1e-12
+    assert (np.argsort(placed) == np.argsort(wanted)).all()
+    np.testing.assert_allclose(placed, [4.55, -0.9, 0.1, 1.1, 5.55])
+    np.testing.assert_allclose(style.spread(np.array([0.0, 3.0, 9.0]), gap=1.0), [0, 3, 9])  # room enough: nobody moves
+
+
+# --------------------------------------------------------------------------------------------------------- the palette
+
+# Machado, Oliveira & Fernandes 2009, "A Physiologically-based Model for Simulation of Color Vision Deficiency",
+# severity 1.0; they act on linear RGB.
+SIGHT = {
+    "usual sight": np.eye(3),
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
+    "tritanopia": np.array(
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]
+    ),
+}
+TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+
+def lab(colour: str, sight: str) -> np.ndarray:
+    """CIELAB of a colour as someone with this sight sees it: distance 1 is just visible, 20 plainly different."""
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    x, y, z = TO_XYZ @ np.clip(SIGHT[sight] @ linear, 0, 1) / (0.9505, 1, 1.089)
+    x, y, z = (np.cbrt(t) if t > 0.008856 else 7.787 * t + 16 / 116 for t in (x, y, z))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def distance(one: str, other: str, sight: str) -> float:
+    return float(np.linalg.norm(lab(one, sight) - lab(other, sight)))
+
+
+MEANINGS = {"frozen": style.FROZEN, "lora": style.LORA, "full": style.FULL, "paper": style.PAPER, "ink": style.INK}
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_every_meaning_keeps_its_own_colour_for_the_colour_blind(sight):
+    for (one, a), (other, b) in itertools.combinations(MEANINGS.items(), 2):
+        assert distance(a, b, sight) >= 20, f"{one} and {other} look alike under {sight}: {distance(a, b, sight):.0f}"
+    for other_method, (meaning, colour) in itertools.product(style.OTHERS, MEANINGS.items()):
+        assert distance(other_method, colour, sight) >= 12, f"{other_method} looks like {meaning} under {sight}"
+    for a, b in itertools.combinations(style.OTHERS, 2):
+        assert distance(a, b, sight) >= 15, f"{a} and {b} look alike under {sight}"
+
+
+def test_lora_and_full_fine_tuning_differ_in_grey_print():
+    assert style.contrast(style.LORA, style.FULL) >= 1.5
+    assert style.contrast(style.LORA, style.FROZEN) >= 1.5
+
+
+def test_every_line_can_be_seen_and_every_letter_read():
+    shades = style.rank_shades([1, 2, 4, 8, 16, 64])
+    for colour in (style.LORA, style.FULL, *style.OTHERS[:2], style.INK, style.FAINT_INK):
+        assert style.contrast(colour) >= 3 - 0.01, f"{colour} is too pale for a line (WCAG 2.1 asks 3:1)"
+    for colour in (*shades.values(), style.LORA, style.FULL, style.FROZEN, *style.OTHERS):
+        readable = style.for_text(colour)
+        assert style.contrast(readable) >= 4.5, f"{colour} as text: {readable} is too pale (WCAG 2.1 asks 4.5:1)"
+    assert style.contrast(style.FAINT_INK) >= 4.5 and style.contrast(style.INK, style.FULL) >= 4.5
+
+
+def test_a_higher_rank_is_always_darker_and_visibly_so():
+    shades = list(style.rank_shades([64, 1, 2, 4, 8, 16]).values())
+    assert list(style.rank_shades([64, 1, 16])) == [1, 16, 64]
+    for lower, higher in itertools.pairwise(shades):
+        assert style.contrast(higher) > style.contrast(lower)
+        for sight in SIGHT:
+            assert distance(lower, higher, sight) >= 5, f"{lower} and {higher} cannot be told apart under {sight}"
+    assert style.rank_shades([8]) == {8: style.LORA}
+
+
+# ----------------------------------------------------------------------------------------------------- saving, saying
+
+
+def test_saving_twice_gives_the_same_bytes(tmp_path):
+    for name, draw in {k: PICTURES[k] for k in ("bypass_diagram", "loss_curves over steps", "scene_3d, wide")}.items():
+        first = style.save(draw(), tmp_path / "one", "picture")
+        again = style.save(draw(), tmp_path / "two" / "deeper", "picture")
+        assert [path.name for path in first] == ["picture.png", "picture.svg"]
+        for a, b in zip(first, again, strict=True):
+            assert a.read_bytes() == b.read_bytes(), f"{name}: {a.suffix} differs from run to run"
+        assert b"<dc:date>" not in first[1].read_bytes()
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["picture.png", "picture.svg"]
+    plt.close("all")
+
+
+def test_a_picture_looks_the_same_under_a_readers_own_settings(tmp_path):
+    plain = style.save(plots.truncated_loss(truncated()), tmp_path / "plain", "p")[0].read_bytes()
+    with plt.style.context("dark_background"):
+        themed = style.save(plots.truncated_loss(truncated()), tmp_path / "dark", "p")[0].read_bytes()
+    plt.close("all")
+    assert plain == themed
+
+
+def test_a_table_that_lacks_something_is_named_with_what_it_lacks():
+    with pytest.raises(ValueError, match=r"loss_curves needs .*'heldout'.*'base_loss'.*'a test'.*python -m pytest"):
+        plots.loss_curves(table([{"method": "full", "r": 0, "target_modules": "full", "seed": 0}]))
+    with pytest.raises(ValueError, match="one_matrix_chart needs"):
+        plots.one_matrix_chart(table([]))
+    with pytest.raises(ValueError, match="'step' or 'seconds'"):
+        plots.loss_curves(convergence((8,), ("attention",), seeds=1), x="steps")
+
+
+def title(figure: Figure) -> str:
+    plt.close(figure)
+    return figure.texts[0].get_text()
+
+
+def test_titles_say_what_the_table_says():
+    assert title(plots.recovered_gain(convergence(equal=True))) == (
+        "With all linear layers LoRA recovers 95 % of the gain from r = 1 on"
+    )
+    assert "at most" in title(plots.recovered_gain(convergence(ranks=(1,))))
+    assert title(plots.truncated_loss(truncated())) == "Rank 8 of 16 keeps 97 % of the gain"
+    assert "0.011 % to 0.59 %" in title(plots.whole_models_chart(whole_models()))
+
+
+def test_bars_are_drawn_to_scale():
+    figure = plots.one_matrix_chart(one_matrix())
+    plt.close(figure)
+    lengths = sorted(bar.get_width() for bar in figure.axes[0].patches)
+    assert lengths == [8192, 32768, 65536, 131072, 524288, 16777216]  # FACTS.md §1
+
+
+def test_numbers_are_said_as_readers_say_them():
+    assert [style.percent(x) for x in (1, 0.954, 0.0078125, 0.000488, 0, 1.02)] == [
+        "100 %",
+        "95 %",
+        "0.78 %",
+        "0.049 %",
+        "0 %",
+        "102 %",
+    ]
+    assert [style.short_count(n) for n in (6_738_415_616, 294_912, 13e9, 124_439_808, 512)] == [
+        "6.74 B",
+        "295 k",
+        "13.0 B",
+        "124 M",
+        "512",
+    ]

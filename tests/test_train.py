@@ -1,0 +1,522 @@
+"""Training learns, touches nothing that is frozen, and resumes to the bit; a NaN never costs the last good state."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import signal
+import sys
+
+import numpy as np
+import pytest
+
+from lora_np import SGD, AdamW, LoraConfig, WarmupCosine, evaluate, get_peft_model, ops, train
+from lora_np.files import load_arrays, save_arrays
+from lora_np.train import History
+
+METHODS = ["full", "lora"]
+WALL_TIME = {"seconds", "evaluating"}  # columns that no two runs share
+both_methods = pytest.mark.parametrize("method", METHODS)
+
+
+@pytest.fixture
+def make(make_model):
+    """`make("full")` is a Transformer with everything trainable, `make("lora")` the same base with an adapter in it."""
+
+    def make(method, dtype=np.float64, dropout=0.0, r=2, **changes):
+        model = make_model(dtype, **changes)
+        if method == "full":
+            return model
+        return get_peft_model(model, LoraConfig(r, lora_alpha=5, target_modules="all-linear", lora_dropout=dropout))
+
+    return make
+
+
+@pytest.fixture
+def batches(random_batch):
+    return [random_batch(rows=2, seed=seed) for seed in range(5)]
+
+
+def state(model):
+    return {name: (p.trainable, p.value.copy()) for name, p in model.named_parameters()}
+
+
+def bits(arrays):
+    return {name: (x.dtype.str, x.shape, x.tobytes()) for name, x in arrays.items()}
+
+
+def remembered(history):
+    """A history's rows, without the columns that a clock wrote."""
+    return [{key: value for key, value in row.items() if key not in WALL_TIME} for row in history.rows]
+
+
+def everything(model, optimizer, history):
+    """All that a resumed run must share with one that never stopped."""
+    moments = {f"{name}/{key}": x for name, slots in optimizer.state.items() for key, x in slots.items()}
+    return bits(model.state_dict()), bits(moments), remembered(history)
+
+
+# ------------------------------------------------------------------------------------------------------------- learning
+
+
+@both_methods
+def test_one_call_trains_the_whole_model_or_its_adapter(method, make, random_batch):
+    history = train(make(method), [random_batch(rows=1)], AdamW(lr=0.03), steps=60)
+    first, last = history.column("loss")[0], history.column("loss")[-1]
+    assert last < 0.05 * first, f"a single sequence can be learned by heart, but the loss went {first:.3f} → {last:.3f}"
+
+
+def test_lora_training_leaves_every_frozen_weight_alone_to_the_bit(make, batches):
+    model = make("lora", np.float32, dropout=0.3)
+    before = state(model)
+    train(model, batches, AdamW(lr=0.1, weight_decay=0.1), steps=10, max_grad_norm=1.0)
+    for name, (trainable, value) in before.items():
+        unchanged = model.state_dict()[name].tobytes() == value.tobytes()
+        assert unchanged != trainable, f"{name} is {'trainable and stood still' if trainable else 'frozen and moved'}"
+
+
+def test_a_frozen_weight_never_has_a_gradient(make, random_batch):
+    model = make("lora")
+    _, cache = model.loss(*random_batch())
+    model.backward(cache)
+    for name, p in model.named_parameters():
+        assert (p.grad is not None) == p.trainable, f"{name}: a dW for a frozen weight is a third of the work, for nothing"
+
+
+@both_methods
+def test_training_leaves_no_gradient_behind(method, make, batches):
+    model = make(method)
+    train(model, batches, SGD(lr=0.1), steps=2)
+    assert all(p.grad is None for _, p in model.named_parameters())
+
+
+@both_methods
+@pytest.mark.parametrize("k", [2, 3])
+def test_accumulating_k_batches_is_one_batch_of_k_times_the_rows(k, method, make, random_batch):
+    many, one = make(method), make(method)
+    parts = [random_batch(rows=2, seed=seed) for seed in range(3 * k)]
+    whole = [tuple(np.concatenate(side) for side in zip(*parts[i : i + k], strict=True)) for i in range(0, 3 * k, k)]
+    h_many = train(many, parts, SGD(lr=0.5, momentum=0.9), steps=3, accumulate=k, max_grad_norm=0.4)
+    h_one = train(one, whole, SGD(lr=0.5, momentum=0.9), steps=3, max_grad_norm=0.4)
+    for column in ("loss", "grad_norm", "tokens"):
+        np.testing.assert_allclose(h_many.column(column), h_one.column(column), rtol=1e-12, err_msg=column)
+    for name, value in one.state_dict().items():
+        message = f"{name}: the loss is a mean, so each of the {k} parts must count 1/{k}"
+        np.testing.assert_allclose(many.state_dict()[name], value, rtol=1e-12, atol=1e-12, err_msg=message)
+
+
+def test_a_list_of_batches_is_cycled_through(make, batches):
+    class Endless:
+        def __getitem__(self, i):
+            return batches[i % len(batches)]
+
+    listed, endless = (train(make("lora"), source, AdamW(0.01), steps=12) for source in (batches, Endless()))
+    assert remembered(listed) == remembered(endless)
+
+
+def test_the_seed_draws_the_dropout_masks(make, batches):
+    def losses(seed):
+        return train(make("lora", dropout=0.5), batches, AdamW(0.05), steps=4, seed=seed).column("loss")
+
+    assert losses(seed=1) == losses(seed=1)
+    assert losses(seed=1) != losses(seed=2), "are the masks the same whatever the seed, or is dropout off?"
+
+
+def test_the_schedule_multiplies_the_optimizers_lr(make, batches):
+    schedule = WarmupCosine(steps=6, warmup=2, floor=0.5)
+    model, optimizer = make("full"), SGD(lr=0.2)
+    assert train(model, batches, optimizer, 6, schedule=schedule).column("lr") == [0.2 * schedule(s) for s in range(6)]
+    still = make("full")
+    train(still, batches, SGD(lr=0.2), 6, schedule=lambda step: 0.0)
+    assert bits(still.state_dict()) == bits(make("full").state_dict()), "a factor of 0 must stop all movement"
+
+
+def test_an_optimizer_that_trained_before_starts_afresh(make, batches):
+    used, new = AdamW(0.05), AdamW(0.05)
+    train(make("full"), batches, used, steps=3)
+    results = [train(make("lora"), batches, optimizer, steps=3) for optimizer in (used, new)]
+    assert remembered(results[0]) == remembered(results[1]), "moments of another run, corrected as if they were new"
+    assert used.state.keys() == new.state.keys(), "the state of a model that is gone is kept, and would be saved"
+
+
+# --------------------------------------------------------------------------------------------------- held-out evaluation
+
+
+@pytest.mark.parametrize(("eval_every", "steps_evaluated"), [(3, [0, 3, 6, 7]), (7, [0, 7]), (None, [0, 7]), (1, [*range(8)])])
+def test_held_out_loss_is_measured_before_every_so_often_and_after(eval_every, steps_evaluated, make, batches):
+    model, base, heldout = make("lora", dropout=0.5), make("lora"), batches[3:]
+    history = train(model, batches[:3], AdamW(0.05), 7, heldout=heldout, eval_every=eval_every)
+    assert [row["step"] for row in history.rows if "heldout" in row] == steps_evaluated
+    assert history.column("heldout")[0] == evaluate(base, heldout), "the first is the loss of the model as it came in"
+    assert history.column("heldout")[-1] == evaluate(model, heldout), "the last is that of the model as it went out"
+
+
+def test_evaluating_changes_nothing_about_the_training(make, batches):
+    watched, alone = make("lora", dropout=0.5), make("lora", dropout=0.5)
+    train(watched, batches, AdamW(0.05), 5, heldout=batches, eval_every=1)
+    train(alone, batches, AdamW(0.05), 5)
+    assert bits(watched.state_dict()) == bits(alone.state_dict())
+
+
+def test_evaluate_weighs_each_counted_token_the_same(make, random_batch):
+    model, (tokens, targets) = make("lora"), random_batch(rows=4)
+    targets = targets.copy()
+    targets[0, 1:] = targets[1, 2:] = ops.IGNORE_INDEX  # the first half has 3 tokens that count, the second 12
+    whole = float(model.loss(tokens, targets)[0])
+    parts = [(tokens[:2], targets[:2]), (tokens[2:], targets[2:])]
+    assert evaluate(model, parts) == pytest.approx(whole, rel=1e-13)
+    assert np.mean([evaluate(model, [part]) for part in parts]) != pytest.approx(whole, rel=1e-3), "this test sees nothing"
+
+
+def test_evaluate_uses_no_dropout_and_leaves_no_gradient(make, batches):
+    model = make("lora", dropout=0.9)
+    assert evaluate(model, batches) == evaluate(model, batches) == evaluate(make("lora"), batches)
+    assert all(p.grad is None for _, p in model.named_parameters())
+
+
+# ------------------------------------------------------------------------------------------------------------- history
+
+
+def test_history_has_a_row_a_step_with_what_was_measured(make, batches):
+    model = make("lora")
+    history = train(model, batches, AdamW(0.01), 4, heldout=batches[:1], eval_every=2, accumulate=3)
+    assert len(history) == 5, "a row before the first step, for the held-out loss, and one after each of the four"
+    assert history.column("step") == [0, 1, 2, 3, 4]
+    assert {"step", "loss", "lr", "grad_norm", "seconds", "tokens"} <= history.rows[1].keys()
+    assert history.column("tokens") == [0, 36, 72, 108, 144], "3 batches of 2 × 6 tokens a step"
+    assert history.column("lr") == [0.01] * 4
+    assert len(history.column("loss")) == len(history.column("grad_norm")) == 4
+    assert history.column("seconds") == sorted(history.column("seconds"))
+    loss, cache = make("lora").loss(*batches[0])
+    assert train(make("lora"), batches, SGD(0.1), 1).column("loss") == [float(loss)], "the loss is that before the update"
+
+
+def test_grad_norm_is_the_norm_before_clipping(make, batches):
+    free, clipped = (train(make("full"), batches, SGD(0.1), 1, max_grad_norm=n) for n in (None, 1e-3))
+    assert free.column("grad_norm") == clipped.column("grad_norm")
+
+
+@pytest.mark.parametrize("heldout", [False, True])
+def test_a_history_reads_as_one_line(heldout, make, batches):
+    history = train(make("lora"), batches, SGD(0.1), 2, heldout=batches if heldout else None)
+    losses = history.column("loss")
+    assert f"2 steps in {history.rows[-1]['seconds']:.1f} s, loss {losses[0]:.4f} → {losses[1]:.4f}" in str(history)
+    assert ("held-out" in str(history)) == heldout
+    assert str(History()) == "no step taken"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+@pytest.mark.parametrize("progress", [True, False])
+def test_the_bar_is_for_a_terminal_and_can_be_switched_off(progress, stream, make, batches, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", screen := stream())
+    train(make("lora"), batches, SGD(0.1), 2, label="a label of its own", progress=progress)
+    shown = "a label of its own" in screen.getvalue()
+    assert shown == (progress and stream is Terminal)
+
+
+# ------------------------------------------------------------------------------------------- stopped and resumed, to the bit
+
+STEPS, ACCUMULATE = 5, 2
+
+
+def resumable(model, batches, optimizer, checkpoint=None, every=2, resume=True, **changes):
+    """The run that the tests below stop: it clips, accumulates, evaluates and drops out."""
+    settings = {
+        "steps": STEPS,
+        "schedule": WarmupCosine(STEPS, warmup=1),
+        "max_grad_norm": 1.0,
+        "accumulate": ACCUMULATE,
+        "heldout": batches[:2] if isinstance(batches, list) else batches.batches[:2],
+        "eval_every": 2,
+        "checkpoint": checkpoint,
+        "checkpoint_every": every,
+        "resume": resume,
+        "seed": 4,
+    }
+    return train(model, batches, optimizer, **settings | changes)
+
+
+class Stopped(Exception):
+    pass
+
+
+class StopAt:
+    """Batches that end the run when micro-batch `at` is asked for: by an exception, or by killing the process."""
+
+    def __init__(self, batches, at, kill=False):
+        self.batches, self.at, self.kill = batches, at, kill
+
+    def __getitem__(self, i):
+        if i == self.at:
+            if self.kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise Stopped
+        return self.batches[i % len(self.batches)]
+
+
+@both_methods
+@pytest.mark.parametrize("optimizer", [lambda: AdamW(0.05), lambda: SGD(0.1, momentum=0.9)], ids=["AdamW", "SGD"])
+def test_a_run_stopped_anywhere_and_resumed_is_the_run_that_never_stopped(method, optimizer, make, batches, tmp_path):
+    model, used = make(method, np.float32, dropout=0.4), optimizer()
+    expected = everything(model, used, resumable(model, batches, used))
+    for at in range(STEPS * ACCUMULATE):
+        checkpoint = tmp_path / f"{at}.safetensors"
+        with pytest.raises(Stopped):
+            resumable(make(method, np.float32, dropout=0.4), StopAt(batches, at), optimizer(), checkpoint)
+        model, used = make(method, np.float32, dropout=0.4), optimizer()
+        history = resumable(model, batches, used, checkpoint)
+        assert everything(model, used, history) == expected, f"stopped before micro-batch {at} of {STEPS * ACCUMULATE}"
+
+
+def test_a_run_may_be_stopped_again_and_again(make, batches, tmp_path):
+    model, optimizer = make("lora", dropout=0.4), AdamW(0.05)
+    expected = everything(model, optimizer, resumable(model, batches, optimizer))
+    for at in (3, 4, 5, 9):
+        with pytest.raises(Stopped):
+            resumable(make("lora", dropout=0.4), StopAt(batches, at), AdamW(0.05), tmp_path / "run", every=1)
+    model, optimizer = make("lora", dropout=0.4), AdamW(0.05)
+    history = resumable(model, batches, optimizer, tmp_path / "run", every=1)
+    assert everything(model, optimizer, history) == expected
+
+
+def test_resuming_a_finished_run_only_brings_its_result_back(make, batches, tmp_path):
+    model, optimizer = make("lora", dropout=0.4), AdamW(0.05)
+    expected = everything(model, optimizer, resumable(model, batches, optimizer, tmp_path / "run"))
+    model, optimizer = make("lora", dropout=0.4), AdamW(0.05)
+    history = resumable(model, StopAt(batches, at=0), optimizer, tmp_path / "run")
+    assert everything(model, optimizer, history) == expected
+
+
+def test_a_checkpoint_holds_no_frozen_weight(make, batches, tmp_path):
+    model = make("lora")
+    resumable(model, batches, AdamW(0.05), tmp_path / "run")
+    saved = {name.removeprefix("value/") for name in load_arrays(tmp_path / "run")[0] if name.startswith("value/")}
+    assert saved == {name for name, p in model.named_parameters() if p.trainable}
+
+
+def train_until_killed(model, batches, checkpoint, moment):
+    """In a process of its own. Kills it in a step, or when half of its third checkpoint is written."""
+    if moment == "in a step":
+        batches = StopAt(batches, at=7, kill=True)
+    else:
+        import safetensors.numpy
+
+        writes, save_file = [], safetensors.numpy.save_file
+
+        def save_half(arrays, path, metadata):
+            writes.append(path)
+            save_file(arrays, path, metadata)
+            if len(writes) == 3:
+                os.truncate(path, os.path.getsize(path) // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        safetensors.numpy.save_file = save_half
+    resumable(model, batches, AdamW(0.05), checkpoint, every=1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+@pytest.mark.parametrize("moment", ["in a step", "in a write"])
+def test_a_run_killed_by_the_system_resumes_to_the_bit(moment, make, batches, tmp_path):
+    process = multiprocessing.get_context("spawn").Process(
+        target=train_until_killed, args=(make("lora", dropout=0.4), batches, tmp_path / "run", moment)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "the process was to be killed, with no time to clean up"
+    half_written = [p for p in tmp_path.iterdir() if p.name != "run"]
+    assert len(half_written) == (moment == "in a write")
+    load_arrays(tmp_path / "run")  # whole: half a file has another name, and nobody reads it
+
+    model, optimizer = make("lora", dropout=0.4), AdamW(0.05)
+    expected = everything(model, optimizer, resumable(model, batches, optimizer))
+    model, optimizer = make("lora", dropout=0.4), AdamW(0.05)
+    history = resumable(model, batches, optimizer, tmp_path / "run", every=1)
+    assert everything(model, optimizer, history) == expected
+
+
+# ------------------------------------------------------------------------------------------- checkpoints that do not belong
+
+
+def test_a_checkpoint_that_exists_is_never_overwritten_unasked(make, batches, tmp_path):
+    resumable(make("lora"), batches, AdamW(0.05), tmp_path / "run")
+    before = (tmp_path / "run").read_bytes()
+    with pytest.raises(FileExistsError, match="run exists: pass resume=True to go on from it, or remove it"):
+        resumable(make("lora"), batches, AdamW(0.05), tmp_path / "run", resume=False)
+    assert (tmp_path / "run").read_bytes() == before
+
+
+OTHER_RUNS = {
+    "another lr": ({}, {"lr": 0.06}, r"lr=0\.05.* is AdamW\(lr=0\.06"),
+    "another optimizer": ({}, {"optimizer": SGD(0.05)}, r"optimizer was AdamW.* is SGD"),
+    "another length": ({}, {"steps": 9}, "steps was 5, is 9"),
+    "another schedule": ({}, {"schedule": WarmupCosine(STEPS)}, r"schedule was WarmupCosine.*warmup=1.* is WarmupCosine.*warmup=0"),
+    "other clipping": ({}, {"max_grad_norm": None}, "max_grad_norm was 1.0, is None"),
+    "another accumulation": ({}, {"accumulate": 3}, "accumulate was 2, is 3"),
+    "another seed": ({}, {"seed": 5}, "seed was 4, is 5"),
+    "another rank": ({"r": 3}, {}, r"q_proj\.lora_A\.default\.weight was float64 \(2, 12\), is float64 \(3, 12\)"),
+    "another dtype": ({"dtype": np.float32}, {}, r"q_proj\.lora_A\.default\.weight was float64 \(2, 12\), is float32 \(2, 12\)"),
+    "a deeper model": ({"num_hidden_layers": 3}, {}, r"layers\.2\..*weight was absent, is float64"),
+    "full fine-tuning": ({"method": "full"}, {}, r"lora_A\.default\.weight was float64 \(2, 12\), is absent"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_RUNS)
+def test_a_checkpoint_of_another_run_is_refused_by_what_differs(case, make, batches, tmp_path):
+    resumable(make("lora"), batches, AdamW(0.05), tmp_path / "run")
+    before = (tmp_path / "run").read_bytes()
+    other_model, other_run, message = OTHER_RUNS[case]
+    model = make(**{"method": "lora"} | other_model)
+    untouched = bits(model.state_dict())
+    other_run = dict(other_run)
+    optimizer = other_run.pop("optimizer", AdamW(other_run.pop("lr", 0.05)))
+    with pytest.raises(ValueError, match=rf"run belongs to another run: .*{message}"):
+        resumable(model, batches, optimizer, tmp_path / "run", **other_run)
+    assert bits(model.state_dict()) == untouched, "a refusal must not leave half of another run's weights"
+    assert (tmp_path / "run").read_bytes() == before
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(make, batches, tmp_path):
+    save_arrays(tmp_path / "run", {"W": np.ones(3)})
+    with pytest.raises(ValueError, match="run is not a checkpoint"):
+        resumable(make("lora"), batches, AdamW(0.05), tmp_path / "run")
+    (tmp_path / "run").write_bytes(b"half a file")
+    with pytest.raises(ValueError, match="run is damaged"):
+        resumable(make("lora"), batches, AdamW(0.05), tmp_path / "run")
+
+
+# ----------------------------------------------------------------------------------------------------------- not a number
+
+overflows = pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")  # NumPy says so too, which is right
+
+
+def after(steps, make, batches, method):
+    """The weights of the same run, stopped in time."""
+    model = make(method, np.float32)
+    train(model, batches, SGD(0.05), steps)
+    return bits({name: p.value for name, p in model.named_parameters() if p.trainable})
+
+
+def values(checkpoint):
+    arrays, _ = load_arrays(checkpoint)
+    return {name.removeprefix("value/"): x for name, x in arrays.items() if name.startswith("value/")}
+
+
+@overflows
+@both_methods
+@pytest.mark.parametrize("explosion", [1e25, 1e45], ids=["to huge numbers", "to infinity"])
+@pytest.mark.parametrize("at", [3, 5], ids=["on the way", "in the last update"])
+def test_an_exploding_update_stops_the_run_with_the_last_good_weights(at, explosion, method, make, batches, tmp_path):
+    """The update that ruins the weights looks harmless itself: only the next loss shows it. What was good is from before it."""
+    model = make(method, np.float32)
+    with pytest.raises(FloatingPointError, match=r"run holds.*smaller lr"):
+        train(
+            model,
+            batches,
+            SGD(0.05),
+            steps=6,
+            schedule=lambda step: explosion if step == at else 1.0,
+            heldout=batches,
+            checkpoint=tmp_path / "run",
+            checkpoint_every=1,
+        )
+    good = after(at, make, batches, method)
+    assert bits(values(tmp_path / "run")) == good, f"the checkpoint must be that of step {at}, the last whose loss was finite"
+    assert bits({name: p.value for name, p in model.named_parameters() if p.trainable}) == good
+    assert np.isfinite(evaluate(model, batches))
+
+
+@overflows
+def test_an_explosion_before_the_first_periodic_checkpoint_leaves_the_start(make, batches, tmp_path):
+    model, start = make("full", np.float32), bits(make("full", np.float32).state_dict())
+    with pytest.raises(FloatingPointError, match="back at step 0"):
+        train(model, batches, SGD(1e25), steps=6, checkpoint=tmp_path / "run", checkpoint_every=100)
+    assert bits(values(tmp_path / "run")) == bits(model.state_dict()) == start
+
+
+@overflows
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_numbers_stop_the_first_step(bad, make, batches, tmp_path):
+    model = make("full")
+    model.model.norm.weight.value[0] = bad
+    with pytest.raises(FloatingPointError, match="step 1: loss nan"):
+        train(model, batches, AdamW(0.05), 3, checkpoint=tmp_path / "run")
+    assert not (tmp_path / "run").exists(), "there was no good state, so there is no checkpoint"
+
+
+@overflows
+def test_a_nan_that_no_loss_sees_is_not_written_either(make, batches, tmp_path):
+    model = make("full")
+    model.model.embed_tokens.weight.value[10] = np.nan
+    unseen = [(np.minimum(tokens, 9), targets) for tokens, targets in batches]  # the table's last row is never looked up
+    with pytest.raises(FloatingPointError, match=r"embed_tokens\.weight is not finite"):
+        train(model, unseen, AdamW(0.05), 3, checkpoint=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@overflows
+def test_a_nan_in_the_frozen_weights_does_not_overwrite_a_good_checkpoint(make, batches, tmp_path):
+    with pytest.raises(Stopped):
+        resumable(make("lora"), StopAt(batches, at=7), AdamW(0.05), tmp_path / "run")
+    before = values(tmp_path / "run")
+    model = make("lora")
+    model.model.model.norm.weight.value[0] = np.nan
+    with pytest.raises(FloatingPointError, match="loss nan"):
+        resumable(model, batches, AdamW(0.05), tmp_path / "run")
+    assert bits(values(tmp_path / "run")) == bits(before)
+
+
+@overflows
+def test_without_a_checkpoint_a_nan_stops_the_run_all_the_same(make, batches):
+    for steps in (1, 4):
+        with pytest.raises(FloatingPointError, match=r"no checkpoint was asked for.*Try a smaller lr"):
+            train(make("full", np.float32), batches, SGD(1e45), steps=steps)
+
+
+def test_a_run_that_met_a_nan_goes_on_from_its_checkpoint(make, batches, tmp_path):
+    class Poisoned(StopAt):
+        def __getitem__(self, i):
+            if i == self.at:
+                model.model.norm.weight.value[0] = np.nan  # a broken memory, say
+            return self.batches[i % len(self.batches)]
+
+    expected = make("full", dropout=0.4)
+    optimizer = AdamW(0.05)
+    expected = everything(expected, optimizer, resumable(expected, batches, optimizer))
+    model = make("full")
+    with pytest.raises(FloatingPointError):
+        resumable(model, Poisoned(batches, at=6), AdamW(0.05), tmp_path / "run")
+    optimizer = AdamW(0.05)
+    history = resumable(model, batches, optimizer, tmp_path / "run")
+    assert everything(model, optimizer, history) == expected
+
+
+# ------------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_batches_that_cannot_be_asked_again_are_refused(make, batches):
+    with pytest.raises(TypeError, match=r"batches must answer batches\[step\], so that a run can resume; a generator cannot"):
+        train(make("lora"), (batch for batch in batches), AdamW(0.05), 3)
+
+
+def test_no_batches_at_all_are_refused(make, batches):
+    with pytest.raises(ValueError, match="batches is empty"):
+        train(make("lora"), [], AdamW(0.05), 3)
+    with pytest.raises(ValueError, match="held-out list is empty"):
+        train(make("lora"), batches, AdamW(0.05), 3, heldout=[])
+
+
+def test_a_model_with_nothing_trainable_is_refused(make, batches):
+    with pytest.raises(ValueError, match="nothing is trainable: unfreeze"):
+        train(make("full").freeze(), batches, AdamW(0.05), 3)
+
+
+@pytest.mark.parametrize("setting", ["steps", "accumulate", "checkpoint_every", "eval_every"])
+def test_a_count_below_one_is_refused(setting, make, batches):
+    with pytest.raises(ValueError, match=f"{setting}.* count.? from 1"):
+        train(make("lora"), batches, AdamW(0.05), **{"steps": 3} | {setting: 0})
