@@ -8,7 +8,7 @@ endif
 PY := $(BIN)/python
 ARGS ?=
 
-.PHONY: help reproduce test test-oracles lint clean
+.PHONY: help reproduce test test-oracles notebooks lint clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -21,6 +21,9 @@ test: .venv/installed                 ## the proofs: no network, no GPU, no PyTo
 
 test-oracles: .venv/oracles           ## the comparisons with PyTorch, PEFT and transformers
 	$(PY) -m pytest -m oracle $(ARGS)
+
+notebooks: .venv/installed            ## after editing notebooks/*.py: execute them into the .ipynb beside them
+	$(PY) -m lora_np.notebooks notebooks
 
 lint: .venv/installed                 ## ruff, as the checks run it
 	$(PY) -m pip install --quiet --editable ".[dev]"

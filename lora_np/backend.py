@@ -17,7 +17,9 @@ def array_module(x: Array) -> ModuleType:
     """
     xp = sys.modules[type(x).__module__.partition(".")[0]]
     if not isinstance(x, getattr(xp, "ndarray", ())):
-        raise TypeError(f"expected a NumPy or CuPy array, got {type(x).__name__}; convert it first, e.g. numpy.array(x)")
+        raise TypeError(
+            f"expected a NumPy or CuPy array, got {type(x).__name__}; convert it first, e.g. numpy.array(x)"
+        )
     return xp
 
 

@@ -73,7 +73,7 @@ FAMILIES = {
     "items": "topics/slicings topics/subscriptions",
     "jumps": "topics/break topics/continue topics/return",
     "mail": "asynchat asyncore ftplib imaplib nntplib poplib smtpd smtplib",
-    "paths": "genericpath glob ntpath nturl2path pathlib posixpath",
+    "paths": "genericpath glob ntpath nturl2path pathlib posixpath shutil",
     "pickles": "compat_pickle copyreg pickle pickletools",
     "profilers": "cProfile profile profiling pstats trace",
     "re": "re sre_compile sre_constants sre_parse",

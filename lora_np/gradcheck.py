@@ -7,8 +7,8 @@ Two ways to get a directional derivative ∇f·v without deriving anything:
 - central difference: (f(θ + hv) − f(θ − hv)) / 2h. Needs no complex arithmetic, but subtracts two near-equal numbers: at
   best some ten digits are right in float64, at h about 1e-5.
 
-One random direction v for a tensor compares every one of its gradient's entries at once: a wrong entry changes ∇f·v, unless
-v happens to be orthogonal to the mistake, which a random v never is.
+One random direction v for a tensor compares every one of its gradient's entries at once: a wrong entry changes ∇f·v,
+unless v happens to be orthogonal to the mistake, which a random v never is.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def gradcheck(
     """Check an `f_forward` / `f_backward` pair, for every input and a random dy.
 
     Args:
-        forward: called as forward(*inputs.values()) → (y, cache). What is not differentiated (a scaling, token ids) goes
+        forward: called as forward(*inputs.values()) → (y, cache). What is not differentiated (a scaling, token ids)
+            goes
             into a lambda or functools.partial.
         backward: called as backward(dy, cache) → one gradient for each input, in their order; None to leave one out.
         inputs: name → float array. They are brought to float64 (and complex128 for the complex step).
@@ -82,13 +83,16 @@ def gradcheck(
         tolerance: the relative error above which a gradient is wrong.
 
     Returns a `GradcheckResult`; `.raise_if_wrong()` turns it into an assertion.
-    Raises TypeError for an input that is not a float array, ValueError where backward returns the wrong number or shapes.
+    Raises TypeError for an input that is not a float array, ValueError where backward returns the wrong number or
+    shapes.
     """
     rng = np.random.default_rng(seed)
     values = {}
     for name, x in inputs.items():
         if array_module(x) and x.dtype.kind != "f":
-            raise TypeError(f"{name} has dtype {x.dtype}: only real float inputs have a gradient; bind others with a lambda")
+            raise TypeError(
+                f"{name} has dtype {x.dtype}: only real float inputs have a gradient; bind others with a lambda"
+            )
         values[name] = x.astype("float64")
     y, cache = forward(*values.values())
     dy = _normal(y.shape, next(iter(values.values())), rng)  # y itself may be a scalar
@@ -118,9 +122,9 @@ def gradcheck_model(
 ) -> GradcheckResult:
     """Check a whole model: the loss's gradient for every trainable parameter, through all layers at once.
 
-    The model itself is left as it was, in values, gradients and dtype. `dropout_seed` turns dropout on, with the same masks
-    in every call (a fresh mask each time would make the loss a different function). Raises ValueError where nothing is
-    trainable.
+    The model itself is left as it was, in values, gradients and dtype. `dropout_seed` turns dropout on, with the same
+    masks in every call (a fresh mask each time would make the loss a different function). Raises ValueError where
+    nothing is trainable.
     """
     rng = np.random.default_rng(seed)
 

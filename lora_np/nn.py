@@ -118,7 +118,9 @@ class Module:
         parameters = dict(self.named_parameters())
         missing, unknown = sorted(parameters.keys() - arrays.keys()), sorted(arrays.keys() - parameters.keys())
         if missing or unknown:
-            raise KeyError(f"these arrays do not fit the model: missing {missing or 'none'}; with no place {unknown or 'none'}")
+            raise KeyError(
+                f"these arrays do not fit the model: missing {missing or 'none'}; with no place {unknown or 'none'}"
+            )
         for name, p in parameters.items():
             ops.checks.check_shape(name, arrays[name], *p.value.shape)
         for name, p in parameters.items():

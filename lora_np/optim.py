@@ -111,7 +111,9 @@ class WarmupCosine:
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup <= self.steps or not 0 <= self.floor <= 1:
-            raise ValueError(f"warmup {self.warmup} of {self.steps} steps, floor {self.floor}: need 0 ≤ warmup ≤ steps, 0 ≤ floor ≤ 1")
+            raise ValueError(
+                f"warmup {self.warmup} of {self.steps} steps, floor {self.floor}: need 0 ≤ warmup ≤ steps, 0 ≤ floor ≤ 1"
+            )
 
     def __call__(self, step: int) -> float:
         if step < self.warmup:

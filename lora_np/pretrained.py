@@ -26,11 +26,16 @@ def load_model(name: str | os.PathLike[str], dtype: Any = np.float32) -> Transfo
     folder = EMBEDDED / name if (EMBEDDED / name / "config.json").is_file() else Path(name)
     if not (folder / "config.json").is_file():
         embedded = sorted(p.parent.name for p in EMBEDDED.glob("*/config.json"))
-        raise FileNotFoundError(f"no model {str(name)!r}: the package has {embedded}, and {folder / 'config.json'} is not there")
+        raise FileNotFoundError(
+            f"no model {str(name)!r}: the package has {embedded}, and {folder / 'config.json'} is not there"
+        )
     try:
-        config = TransformerConfig.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{folder / 'config.json'} is no JSON: {error}") from None
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(settings, dict):
+            raise ValueError("expected a JSON object")
+        config = TransformerConfig.from_dict(settings)
+    except ValueError as error:  # no text, no JSON, another architecture, a size that is missing or impossible
+        raise ValueError(f"{folder / 'config.json'}: {error}") from None
     arrays, _ = load_arrays(folder / "model.safetensors")
     return Transformer.random(config, dtype=dtype).load_state_dict(arrays)
 
@@ -38,7 +43,9 @@ def load_model(name: str | os.PathLike[str], dtype: Any = np.float32) -> Transfo
 def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
     """Write config.json and model.safetensors, each whole or not at all. Raises TypeError for a model with adapters."""
     if not isinstance(model, Transformer):
-        raise TypeError(f"save_model takes a Transformer, got {type(model).__name__}; merge_and_unload() an adapter first")
+        raise TypeError(
+            f"save_model takes a Transformer, got {type(model).__name__}; merge_and_unload() an adapter first"
+        )
     arrays = {name: to_host(x) for name, x in model.state_dict().items()}
     save_arrays(Path(folder) / "model.safetensors", arrays, {"format": "pt"})
     text = json.dumps(model.config.to_dict(), indent=2) + "\n"

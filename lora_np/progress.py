@@ -37,11 +37,17 @@ class Progress:
             self.last = now
             left = (now - self.started) / self.done * (self.total - self.done)
             extra = "".join(f", {key} {value:.4g}" for key, value in shown.items() if isinstance(value, float))
-            print(f"{self.label}: {self.done}/{self.total} {self.unit}s, {left:.0f} s left{extra}", file=sys.stderr, flush=True)
+            print(
+                f"{self.label}: {self.done}/{self.total} {self.unit}s, {left:.0f} s left{extra}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.bar is not None:
             self.bar.close()

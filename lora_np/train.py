@@ -48,11 +48,10 @@ class History:
         return len(self.rows)
 
     def __str__(self) -> str:
-        if not self.rows:
+        if not self.column("loss"):
             return "no step taken"
-        first, last = self.rows[0], self.rows[-1]
-        text = f"{len(self.rows)} steps in {last['seconds']:.1f} s, loss {first['loss']:.4f} → {last['loss']:.4f}"
-        heldout = self.column("heldout")
+        last, loss, heldout = self.rows[-1], self.column("loss"), self.column("heldout")
+        text = f"{last['step']} steps in {last['seconds']:.1f} s, loss {loss[0]:.4f} → {loss[-1]:.4f}"
         return text + (f", held-out {heldout[0]:.4f} → {heldout[-1]:.4f}" if heldout else "") + " nats a token"
 
 
@@ -78,48 +77,59 @@ def train(
 
     Args:
         batches: `batches[i]` → (tokens, targets), each (b, t). A list is cycled through.
-        optimizer: SGD or AdamW; its lr is multiplied by `schedule(step)`.
+        optimizer: SGD or AdamW; its lr is multiplied by `schedule(step)`, and its state starts empty.
         steps: how many updates in all, those before a resumed checkpoint included.
         max_grad_norm: clip ‖gradient‖₂ to this. None does not clip.
         accumulate: how many batches make one update; their losses are averaged.
         heldout, eval_every: evaluate on these batches before the first step, every so many steps, and after the last.
-        checkpoint, checkpoint_every, resume: a file to write every so many steps and at the end, and whether to go on from
-            it. The result of a killed and resumed run is that of an uninterrupted one, to the bit.
+        checkpoint, checkpoint_every, resume: a file to write at the start, every so many steps and at the end, and
+            whether to go on from it. A killed and resumed run ends as an uninterrupted one does, to the bit.
         seed: draws the dropout masks.
 
-    Returns the `History`. Raises FloatingPointError when the loss or a gradient is not finite: the model then has its last
-    good values, and they are in the checkpoint if there is one. Raises ValueError where nothing is trainable, or where a
-    checkpoint does not belong to these settings; FileExistsError where one is there and `resume` was not asked for.
+    Returns the `History`. Raises FloatingPointError when a loss, a gradient or a weight is not finite; with a
+    checkpoint, the model is then back at the last one, whose weights a finite loss has proven good. Raises ValueError
+    where nothing is trainable, or where a checkpoint does not belong to these settings; FileExistsError where one is
+    there and `resume` was not asked for.
     """
     if steps < 1 or accumulate < 1 or checkpoint_every < 1 or (eval_every is not None and eval_every < 1):
         raise ValueError("steps, accumulate, checkpoint_every and eval_every count from 1")
     if not hasattr(batches, "__getitem__"):
-        raise TypeError(f"batches must answer batches[step], so that a run can resume; a {type(batches).__name__} cannot")
+        raise TypeError(
+            f"batches must answer batches[step], so that a run can resume; a {type(batches).__name__} cannot"
+        )
     if isinstance(batches, Sequence) and not batches:
         raise ValueError("batches is empty: there is nothing to train on")
     trainable = [(name, p) for name, p in model.named_parameters() if p.trainable]
     if not trainable:
         raise ValueError("nothing is trainable: unfreeze() the model, or put an adapter in with get_peft_model")
     history, start = History(), 0
-    saved = Checkpoint(checkpoint, model, optimizer, _settings(optimizer, steps, schedule, max_grad_norm, accumulate, seed))
+    saved = Checkpoint(
+        checkpoint, model, optimizer, _settings(optimizer, steps, schedule, max_grad_norm, accumulate, seed)
+    )
     if checkpoint is not None and Path(checkpoint).exists():
         if not resume:
-            raise FileExistsError(f"{checkpoint} exists: pass resume=True to go on from it, or remove it to start again")
+            raise FileExistsError(
+                f"{checkpoint} exists: pass resume=True to go on from it, or remove it to start again"
+            )
         start, history = saved.load()
+    else:
+        optimizer.state.clear()
     elapsed = history.rows[-1]["seconds"] if history.rows else 0.0
     tokens_seen = history.rows[-1]["tokens"] if history.rows else 0
     began = time.perf_counter() - elapsed
 
-    def heldout_loss() -> float:
+    def heldout_loss(step: int) -> float:
         nonlocal began
         paused = time.perf_counter()
         value = evaluate(model, heldout)
         began += time.perf_counter() - paused  # off the clock
+        if not math.isfinite(value):
+            raise saved.stopped(step, f"held-out loss {value}")
         return value
 
-    with Progress(steps - start, label) as bar:
-        if heldout is not None and start == 0:
-            history.rows.append({"step": 0, "heldout": heldout_loss(), "seconds": 0.0, "tokens": 0})
+    with Progress(steps - start, label, enabled=progress) as bar:
+        if heldout is not None and not history.rows:
+            history.rows.append({"step": 0, "heldout": heldout_loss(0), "seconds": 0.0, "tokens": 0})
         for step in range(start, steps):
             model.zero_grad()
             loss = 0.0
@@ -132,21 +142,18 @@ def train(
                 tokens_seen += tokens.size
             norm = float(grad_norm(trainable) if max_grad_norm is None else clip_grad_norm(trainable, max_grad_norm))
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                kept = saved.save(step, history)
-                raise FloatingPointError(
-                    f"step {step + 1}: loss {loss}, gradient norm {norm}. Stopped before the update; {kept}. "
-                    "Try a smaller lr, a warm-up, or max_grad_norm."
-                )
+                raise saved.stopped(step + 1, f"loss {loss}, gradient norm {norm}")
+            if step % checkpoint_every == 0:
+                saved.save(step, history)  # only now: this finite loss is the proof that the update before was good
             lr = optimizer.lr * schedule(step)
             optimizer.step(trainable, lr=lr, t=step + 1)
             row = _row(step + 1, began, tokens_seen, loss=loss, lr=lr, grad_norm=norm)
             last = step + 1 == steps
             if heldout is not None and (last or (eval_every and (step + 1) % eval_every == 0)):
-                row["heldout"] = heldout_loss()
+                row["heldout"] = heldout_loss(step + 1)
             history.rows.append(row)
-            if last or (step + 1) % checkpoint_every == 0:
-                saved.save(step + 1, history)
             bar.update(1, loss=loss)
+        saved.save(steps, history)
     model.zero_grad()
     return history
 
@@ -190,32 +197,35 @@ class Checkpoint:
         self.path, self.optimizer, self.settings = path, optimizer, settings
         self.parameters = {name: p for name, p in model.named_parameters() if p.trainable}
 
-    def save(self, step: int, history: History) -> str:
-        """Write the file, unless a value is not finite: then the file on disk is the last good one, and stays."""
-        arrays = {f"value/{name}": p.value for name, p in self.parameters.items()}
-        if not all(bool(array_module(x).isfinite(x).all()) for x in arrays.values()):
-            return f"the weights are not finite either; {self.path or 'no checkpoint'} holds the last good ones"
+    def save(self, step: int, history: History) -> None:
+        """Write the file, if one was asked for. Weights that are not finite raise FloatingPointError, and it stays."""
+        for name, p in self.parameters.items():
+            if not array_module(p.value).isfinite(p.value).all():
+                raise self.stopped(step, f"{name} is not finite")
         if self.path is None:
-            return "the model holds its last good weights (no checkpoint was asked for)"
+            return
+        arrays = {f"value/{name}": p.value for name, p in self.parameters.items()}
         for name, state in self.optimizer.state.items():
             arrays |= {f"optimizer/{name}/{key}": x for key, x in state.items()}
         metadata = {"step": str(step), "settings": json.dumps(self.settings), "history": json.dumps(history.rows)}
         save_arrays(self.path, {name: to_host(x) for name, x in arrays.items()}, metadata)
-        return f"{self.path} holds the last good state"
 
     def load(self) -> tuple[int, History]:
-        """Put the file's values and optimizer state in place; returns the step to go on from, and the history so far."""
+        """Put the file's values and optimizer state in place; returns the step to go on from and the history so far."""
         arrays, metadata = load_arrays(self.path)
         if "settings" not in metadata:
             raise ValueError(f"{self.path} is not a checkpoint of train()")
-        theirs = json.loads(metadata["settings"])
-        changed = [f"{k} was {theirs.get(k)}, is {v}" for k, v in self.settings.items() if theirs.get(k) != v]
-        shapes = {f"value/{name}": p.value.shape for name, p in self.parameters.items()}
-        saved_shapes = {name: x.shape for name, x in arrays.items() if name.startswith("value/")}
-        if shapes != saved_shapes:
-            changed.append("the trainable parameters have other names or shapes")
+        saved_values = {name.removeprefix("value/"): x for name, x in arrays.items() if name.startswith("value/")}
+        theirs = json.loads(metadata["settings"]) | {name: f"{x.dtype} {x.shape}" for name, x in saved_values.items()}
+        ours = self.settings | {name: f"{p.value.dtype} {p.value.shape}" for name, p in self.parameters.items()}
+        changed = [
+            f"{key} was {theirs.get(key, 'absent')}, is {ours.get(key, 'absent')}"
+            for key in ours | theirs
+            if theirs.get(key, "absent") != ours.get(key, "absent")
+        ]
         if changed:
-            raise ValueError(f"{self.path} belongs to another run: {'; '.join(changed)}")
+            more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise ValueError(f"{self.path} belongs to another run: {'; '.join(changed[:3])}{more}")
         self.optimizer.state.clear()
         for key, array in arrays.items():
             kind, rest = key.split("/", 1)
@@ -227,3 +237,11 @@ class Checkpoint:
             else:
                 self.optimizer.state.setdefault(name, {})[slot] = moved
         return int(metadata["step"]), History(json.loads(metadata["history"]))
+
+    def stopped(self, step: int, found: str) -> FloatingPointError:
+        """The error for a number that is not finite, after going back to the file's state, if there is a file."""
+        if self.path is not None and Path(self.path).exists():
+            kept = f"the model is back at step {self.load()[0]}, the last good state, which {self.path} holds"
+        else:
+            kept = "there is no checkpoint to go back to"
+        return FloatingPointError(f"step {step}: {found}; {kept}. Try a smaller lr, a warm-up, or max_grad_norm.")

@@ -43,7 +43,9 @@ class TransformerConfig:
                 raise ValueError(f"hidden_size {self.hidden_size} is not divisible by {self.num_attention_heads} heads")
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if self.head_dim % 2:
-            raise ValueError(f"head_dim = {self.head_dim}; rotary embedding turns pairs of features, so it must be even")
+            raise ValueError(
+                f"head_dim = {self.head_dim}; rotary embedding turns pairs of features, so it must be even"
+            )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"{self.num_attention_heads} query heads cannot share {self.num_key_value_heads} key/value heads evenly"
@@ -151,7 +153,9 @@ class MLP(Module):
 class Block(Module):
     """x + attention(norm(x)), then x + MLP(norm(x))."""
 
-    def __init__(self, input_layernorm: RMSNorm, self_attn: Attention, post_attention_layernorm: RMSNorm, mlp: MLP) -> None:
+    def __init__(
+        self, input_layernorm: RMSNorm, self_attn: Attention, post_attention_layernorm: RMSNorm, mlp: MLP
+    ) -> None:
         self.input_layernorm, self.self_attn = input_layernorm, self_attn
         self.post_attention_layernorm, self.mlp = post_attention_layernorm, mlp
 
@@ -252,7 +256,12 @@ class Transformer(Module):
         embed_tokens = Embedding(normal(config.vocab_size, d))
         layers = []
         for _ in range(config.num_hidden_layers):
-            projections = Linear(normal(q, d)), Linear(normal(kv, d)), Linear(normal(kv, d)), Linear(normal(d, q, residual))
+            projections = (
+                Linear(normal(q, d)),
+                Linear(normal(kv, d)),
+                Linear(normal(kv, d)),
+                Linear(normal(d, q, residual)),
+            )
             attention = Attention(*projections, config.head_dim)
             mlp = MLP(Linear(normal(f, d)), Linear(normal(f, d)), Linear(normal(d, f, residual)))
             layers.append(Block(norm(), attention, norm(), mlp))
@@ -264,8 +273,8 @@ class Transformer(Module):
     ) -> tuple[Array, Any]:
         """tokens (b, t) integers → logits (b, t, v).
 
-        `rng` turns dropout on and draws its masks. Raises ValueError where tokens are not (b, t), are too long or out of
-        range.
+        `rng` turns dropout on and draws its masks. Raises ValueError where tokens are not (b, t), are too long or out
+        of range.
         """
         ops.checks.check_shape("tokens", tokens, None, None)
         limit = self.config.max_position_embeddings

@@ -13,7 +13,7 @@ from lora_np import Transformer, TransformerConfig
 
 @pytest.fixture
 def config() -> TransformerConfig:
-    """Two blocks, four query heads on two key/value heads, and not one square matrix: q (16, 12), k (8, 12), o (12, 16)."""
+    """Two blocks, four query heads on two key/value heads, and no square matrix: q (16, 12), k (8, 12), o (12, 16)."""
     return TransformerConfig(
         vocab_size=11,
         hidden_size=12,

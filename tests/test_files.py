@@ -152,7 +152,9 @@ DAMAGED = {
 @pytest.mark.parametrize("case", DAMAGED)
 def test_a_damaged_file_is_refused_by_name_and_costs_no_memory(case, path):
     path.write_bytes(DAMAGED[case])
-    load = pytest.raises(ValueError, match=r"arrays\.safetensors is damaged or no safetensors file .*get or make it again")
+    load = pytest.raises(
+        ValueError, match=r"arrays\.safetensors is damaged or no safetensors file .*get or make it again"
+    )
     tracemalloc.start()
     with load:
         load_arrays(path)
@@ -167,7 +169,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
             load_arrays(missing)
 
 
-# -------------------------------------------------------------------------------------------------------- atomic writing
+# ------------------------------------------------------------------------------------------------------- atomic writing
 
 
 def interrupted(temporary):
@@ -203,4 +205,6 @@ def test_others_may_read_the_file_as_they_may_read_any_other(tmp_path, path):
     (tmp_path / "ordinary").touch()
     save_arrays(path, {"W": np.ones(3)})
     ours, ordinary = (stat.S_IMODE(p.stat().st_mode) for p in (path, tmp_path / "ordinary"))
-    assert oct(ours) == oct(ordinary), "safetensors makes a file for its owner alone: a model on a shared disk is for all"
+    assert oct(ours) == oct(ordinary), (
+        "safetensors makes a file for its owner alone: a model on a shared disk is for all"
+    )

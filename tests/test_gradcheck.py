@@ -29,7 +29,9 @@ def test_a_right_gradient_passes(method):
 @pytest.mark.parametrize("method", ["complex-step", "central"])
 def test_a_wrong_gradient_is_named_with_the_size_of_its_error(method):
     """1 % too much in x must be reported as about 1 % in x, and nothing in w."""
-    result = gradcheck(square, lambda dy, c: (1.01 * square_backward(dy, c)[0], square_backward(dy, c)[1]), INPUTS, method=method)
+    result = gradcheck(
+        square, lambda dy, c: (1.01 * square_backward(dy, c)[0], square_backward(dy, c)[1]), INPUTS, method=method
+    )
     assert result.wrong == ["x"]
     assert 1e-4 < result.errors["x"] < 2e-2
     with pytest.raises(AssertionError, match="x .*WRONG"):
@@ -43,7 +45,9 @@ def test_one_wrong_entry_among_many_is_found():
         return dx, dW
 
     rng = np.random.default_rng(0)
-    result = gradcheck(ops.linear_forward, wrong, {"x": rng.standard_normal((9, 20)), "W": rng.standard_normal((30, 20))})
+    result = gradcheck(
+        ops.linear_forward, wrong, {"x": rng.standard_normal((9, 20)), "W": rng.standard_normal((30, 20))}
+    )
     assert result.wrong == ["W"]
 
 

@@ -47,7 +47,9 @@ def test_the_frozen_weights_do_not_change_by_one_bit_in_training(make_model, ran
     for name, p in peft_model.named_parameters():
         value, trainable = before[name]
         assert trainable == ("lora_" in name)
-        assert np.array_equal(p.value, value) != trainable, f"{name} {'did not train' if trainable else 'is frozen, and moved'}"
+        assert np.array_equal(p.value, value) != trainable, (
+            f"{name} {'did not train' if trainable else 'is frozen, and moved'}"
+        )
 
 
 def test_merged_equals_unmerged_to_1e_5_in_float32(make_model, random_batch):

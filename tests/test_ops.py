@@ -26,7 +26,11 @@ def linear_without_bias(dy, cache):
 
 CASES = {
     "linear": (ops.linear_forward, linear_without_bias, {"x": normal(2, 3, 5), "W": normal(4, 5)}),
-    "linear with bias": (ops.linear_forward, ops.linear_backward, {"x": normal(2, 3, 5), "W": normal(4, 5), "b": normal(4)}),
+    "linear with bias": (
+        ops.linear_forward,
+        ops.linear_backward,
+        {"x": normal(2, 3, 5), "W": normal(4, 5), "b": normal(4)},
+    ),
     "lora": (
         lambda x, A, B: ops.lora_forward(x, A, B, scaling=7 / 2),
         ops.lora_backward,
@@ -258,15 +262,27 @@ BAD = {
     "a list": (lambda: ops.linear_forward([[1.0] * 5], W), TypeError, "expected a NumPy or CuPy array, got list"),
     "A of another width": (lambda: ops.lora_linear_forward(x, W, normal(2, 4), B, 1.0), ValueError, "A has shape"),
     "A and B swapped": (lambda: ops.lora_linear_forward(x, W, B, A, 1.0), ValueError, "A has shape"),
-    "A and B of different ranks": (lambda: ops.lora_linear_forward(x, W, A, normal(4, 3), 1.0), ValueError, "B has shape"),
+    "A and B of different ranks": (
+        lambda: ops.lora_linear_forward(x, W, A, normal(4, 3), 1.0),
+        ValueError,
+        "B has shape",
+    ),
     "B that would broadcast": (lambda: ops.lora_linear_forward(x, W, A, normal(1, 2), 1.0), ValueError, "B has shape"),
-    "a norm weight that would broadcast": (lambda: ops.rms_norm_forward(x, normal(1)), ValueError, "last axis must be 1"),
+    "a norm weight that would broadcast": (
+        lambda: ops.rms_norm_forward(x, normal(1)),
+        ValueError,
+        "last axis must be 1",
+    ),
     "an id past the table": (lambda: ops.embedding_forward(np.array([0, 4]), W), ValueError, "holds 4, outside 0 … 3"),
     "a negative id": (lambda: ops.embedding_forward(np.array([-1]), W), ValueError, "holds -1"),
     "ids that are floats": (lambda: ops.embedding_forward(np.array([0.0]), W), TypeError, "expected integers"),
     "targets of another shape": (lambda: ops.cross_entropy_forward(x, np.array([1])), ValueError, "targets has shape"),
     "a target past the vocabulary": (lambda: ops.cross_entropy_forward(x, np.array([1, 5])), ValueError, "holds 5"),
-    "nothing but ignored targets": (lambda: ops.cross_entropy_forward(x, np.array([-100, -100])), ValueError, "no token"),
+    "nothing but ignored targets": (
+        lambda: ops.cross_entropy_forward(x, np.array([-100, -100])),
+        ValueError,
+        "no token",
+    ),
     "dropout of 1": (lambda: ops.dropout_forward(x, 1.0, RNG), ValueError, "expected 0 ≤ p < 1"),
     "an odd head": (lambda: ops.rotary_tables(np.arange(3), 5, 1e4, np.float32), ValueError, "must be even"),
     "tables of another length": (lambda: ops.rotary_forward(normal(4, 6), *TABLES), ValueError, "cos has shape"),

@@ -43,7 +43,9 @@ def test_adamw_is_the_equation_of_loshchilov_and_hutter():
         m_hat, v_hat = m / (1 - beta1**t), v / (1 - beta2**t)
         theta = theta - lr * decay * theta - lr * m_hat / (np.sqrt(v_hat) + eps)
         ours = run(AdamW(lr, (beta1, beta2), eps, decay), THETA, GRADIENTS[:t])[-1]
-        np.testing.assert_allclose(ours, theta, rtol=1e-13, err_msg=f"step {t}: is a bias correction or ε out of place?")
+        np.testing.assert_allclose(
+            ours, theta, rtol=1e-13, err_msg=f"step {t}: is a bias correction or ε out of place?"
+        )
 
 
 def test_sgd_with_momentum_is_pytorchs_equation():
@@ -66,16 +68,20 @@ def test_plain_sgd_keeps_no_state_and_goes_down_the_gradient():
 def test_the_first_adam_step_has_size_lr_whatever_the_gradients_scale(scale):
     g = np.array([3.0, -0.5, 1.0]) * scale
     moved = run(AdamW(lr=0.01, weight_decay=0), np.zeros(3), [g])[0]
-    message = "at t = 1, m̂ = g and √v̂ = |g|: only the sign is left. Without bias correction it would be (1−β₁)/√(1−β₂) · lr"
+    message = (
+        "at t = 1, m̂ = g and √v̂ = |g|: only the sign is left. Without bias correction it would be (1−β₁)/√(1−β₂) · lr"
+    )
     np.testing.assert_allclose(moved, -0.01 * np.sign(g), rtol=1e-5, err_msg=message)
 
 
 def test_weight_decay_is_decoupled_from_the_gradient():
     still = run(AdamW(lr=0.1, weight_decay=0.5), THETA, [np.zeros_like(THETA)])[0]
-    np.testing.assert_allclose(still, THETA * (1 - 0.1 * 0.5), rtol=1e-15, err_msg="a zero gradient must not stop the decay")
+    np.testing.assert_allclose(
+        still, THETA * (1 - 0.1 * 0.5), rtol=1e-15, err_msg="a zero gradient must not stop the decay"
+    )
     for scale in (1e-3, 1e3):
         with_decay, without = (run(AdamW(0.1, weight_decay=d), THETA, [scale * GRADIENTS[0]])[0] for d in (0.5, 0))
-        message = "decay divided by √v is L2 regularisation, which AdamW exists to replace: it must not depend on the gradient"
+        message = "decay divided by √v is L2, which AdamW exists to replace: it must not depend on the gradient"
         np.testing.assert_allclose(without - with_decay, 0.1 * 0.5 * THETA, rtol=1e-10, err_msg=message)
 
 
@@ -107,7 +113,7 @@ def test_adam_trains_the_same_delta_w_when_a_and_b_are_scaled_by_powers_of_two()
     np.testing.assert_array_equal(deltas(p=8, q=0.25), deltas(p=1, q=1))
 
 
-# ------------------------------------------------------------------------------------------------------- what may move
+# -------------------------------------------------------------------------------------------------------- what may move
 
 
 @pytest.mark.parametrize("optimizer", [SGD(0.1, momentum=0.9, weight_decay=0.1), AdamW(0.1)], ids=["SGD", "AdamW"])
@@ -148,7 +154,9 @@ def test_warmup_cosine_rises_in_a_line_and_falls_in_a_half_cosine():
 
 def test_without_warmup_the_first_step_has_the_full_rate_and_without_a_floor_the_end_is_zero():
     schedule = WarmupCosine(steps=4)
-    assert [schedule(s) for s in range(5)] == pytest.approx([1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0])
+    assert [schedule(s) for s in range(5)] == pytest.approx(
+        [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0]
+    )
     assert constant(0) == constant(10**9) == 1.0
 
 

@@ -38,8 +38,8 @@ shapes = pytest.mark.parametrize("shape", SHAPES)
 
 ALL_LINEAR = {"r": 3, "lora_alpha": 8, "target_modules": "all-linear"}
 ADAPTERS = {
-    "all linear, α > r": ALL_LINEAR,
-    "all linear, α < r": {"r": 5, "lora_alpha": 2, "target_modules": "all-linear"},
+    "all linear, alpha > r": ALL_LINEAR,
+    "all linear, alpha < r": {"r": 5, "lora_alpha": 2, "target_modules": "all-linear"},
     "q and v only": {"r": 3, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]},
     "rsLoRA": ALL_LINEAR | {"use_rslora": True},
     "a regular expression, upper layer only": {"r": 2, "lora_alpha": 5, "target_modules": r".*layers\.1\..*_proj"},
@@ -146,13 +146,25 @@ PARTS = [
 ]
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_training_only_a_part_stops_the_backward_early_and_changes_no_gradient(part):
-    ours, theirs = base_pair(UNTIED)
+def train_only(ours, theirs, part):
+    """Only the parameters whose name the pattern finds, in both models."""
     for name, p in ours.named_parameters():
         p.trainable = re.search(part, name) is not None
     for name, p in theirs.named_parameters():
         p.requires_grad = re.search(part, name) is not None
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_training_only_a_part_stops_the_backward_early_and_changes_no_gradient(part):
+    ours, theirs = base_pair(UNTIED)
+    train_only(ours, theirs, part)
+    assert_same_gradients(ours, theirs, *random_batch(seed=3))
+
+
+@pytest.mark.parametrize("part", ["lora_A", "lora_B", "embed_tokens", r"layers\.0.*(layernorm|lora_B)"])
+def test_gradients_pass_through_an_adapter_that_is_partly_or_wholly_frozen(part):
+    ours, theirs = adapted_pair(UNTIED, ALL_LINEAR | {"target_modules": ["q_proj", "v_proj", "down_proj"]})
+    train_only(ours, theirs, part)
     assert_same_gradients(ours, theirs, *random_batch(seed=3))
 
 
@@ -459,7 +471,7 @@ def test_target_modules_means_the_layers_that_peft_chooses(shape, targets):
     assert len(wrapped) == len(chosen)
 
 
-@pytest.mark.parametrize("targets", [["proj"], ["query"], r"q_proj.*", r"layers\.0\..*", "nothing"])
+@pytest.mark.parametrize("targets", [["proj"], ["query"], r"q_proj.*", r"layers\.0\..*", r"model\.layers", "nothing"])
 def test_what_matches_no_layer_is_refused_by_both(targets):
     ours, theirs = base_pair(UNTIED)
     with pytest.raises(ValueError):

@@ -34,7 +34,9 @@ def test_any_single_trainable_parameter_gets_the_gradient_that_it_gets_among_all
         _, cache = model.loss(*random_batch())
         model.backward(cache)
         np.testing.assert_array_equal(p.grad, among_all[name], err_msg=f"{name} alone")
-        assert [n for n, q in model.named_parameters() if q.grad is not None] == [name], "a frozen parameter got a gradient"
+        assert [n for n, q in model.named_parameters() if q.grad is not None] == [name], (
+            "a frozen parameter got a gradient"
+        )
 
 
 def test_a_frozen_model_computes_no_gradient_at_all(make_model, random_batch, monkeypatch):
@@ -157,10 +159,18 @@ BAD_CALLS = {
     "no token": (lambda m: m.forward(np.zeros((1, 0), int)), ValueError, "takes 1 to 32"),
     "too many tokens": (lambda m: m.forward(np.zeros((1, 33), int)), ValueError, "takes 1 to 32"),
     "tokens that are floats": (lambda m: m.forward(np.zeros((1, 3))), TypeError, "expected integers"),
-    "targets of another shape": (lambda m: m.loss(np.zeros((1, 3), int), np.zeros((1, 2), int)), ValueError, "targets has"),
+    "targets of another shape": (
+        lambda m: m.loss(np.zeros((1, 3), int), np.zeros((1, 2), int)),
+        ValueError,
+        "targets has",
+    ),
     "weights of another model": (lambda m: m.load_state_dict({"a": np.ones(2)}), KeyError, r"with no place \['a'\]"),
     "a number for a parameter": (lambda m: Parameter(3.0), TypeError, "expected a NumPy or CuPy array"),
-    "a gradient of another shape": (lambda m: Parameter(np.ones(2)).add_grad(np.ones(1)), ValueError, "a gradient of shape"),
+    "a gradient of another shape": (
+        lambda m: Parameter(np.ones(2)).add_grad(np.ones(1)),
+        ValueError,
+        "a gradient of shape",
+    ),
 }
 
 

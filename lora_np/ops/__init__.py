@@ -3,13 +3,14 @@
     y, cache  = f_forward(inputs…)
     gradients = f_backward(dy, cache)        # one per differentiable input, in the order of the inputs
 
-A gradient is written `dx` for ∂L/∂x and has the shape of x. The cache holds what the backward needs from the forward; it is
-returned and passed on, never stored, so a layer can serve two batches at once. Shapes in the comments:
+A gradient is written `dx` for ∂L/∂x and has the shape of x. The cache holds what the backward needs from the forward;
+it is returned and passed on, never stored, so a layer can serve two batches at once. Shapes in the comments:
 
-    b batch   t time   s keys (time, plus any past)   h query heads   g key/value heads   d head size   r rank   v vocabulary
+    b batch   t time   s keys (time, plus any past)   h query heads   g key/value heads   d head size
+    r rank    v vocabulary   n tokens (b·t)
 
-Everything runs in float32 (to train), float64 (to prove) and complex128 (for the complex step, see gradcheck.py), on NumPy
-or CuPy alike. Reading order: linear, lora, dropout, embedding, norm, rotary, attention, activation, loss.
+Everything runs in float32 (to train), float64 (to prove) and complex128 (for the complex step, see gradcheck.py), on
+NumPy or CuPy alike. Reading order: linear, lora, dropout, embedding, norm, rotary, attention, activation, loss.
 """
 
 from .activation import sigmoid, silu_backward, silu_forward, swiglu_backward, swiglu_forward

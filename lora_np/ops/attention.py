@@ -7,7 +7,9 @@ import math
 from ..backend import Array, array_module
 from .checks import check_float, check_shape
 
-FORBIDDEN = -1e30  # added to a score that must not count: exp gives exactly 0, and unlike −∞ it survives complex arithmetic
+FORBIDDEN = (
+    -1e30
+)  # added to a score that must not count: exp gives exactly 0, and unlike −∞ it survives complex arithmetic
 
 
 def softmax_forward(x: Array) -> tuple[Array, Array]:
@@ -31,11 +33,11 @@ def softmax_backward(dp: Array, p: Array) -> Array:
 def attention_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
     """o = softmax(q kᵀ / √d + causal mask) v for each head, h/g query heads sharing one key/value head.
 
-    q (b, h, t, d), k and v (b, g, s, d) with h a multiple of g and s ≥ t → o (b, h, t, d). Keys beyond t are a past: query
-    i sees keys 0 … s − t + i. Raises ValueError on shapes that do not fit.
+    q (b, h, t, d), k and v (b, g, s, d) with h a multiple of g and s ≥ t → o (b, h, t, d). Keys beyond t are a past:
+    query i sees keys 0 … s − t + i. Raises ValueError on shapes that do not fit.
 
-    The heads of a group are stacked as rows of one product, (h/g · t, d) (d, s), so keys are never repeated in memory and
-    the backward's dk and dv come out summed over the group by themselves.
+    The heads of a group are stacked as rows of one product, (h/g · t, d) (d, s), so keys are never repeated in memory
+    and the backward's dk and dv come out summed over the group by themselves.
     """
     check_float(q=q, k=k, v=v)
     check_shape("q", q, None, None, None, None)
@@ -44,7 +46,9 @@ def attention_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
     g, s = k.shape[1:3]
     check_shape("v", v, b, g, s, d)
     if h % g or s < t:
-        raise ValueError(f"{h} query heads on {g} key/value heads, {t} queries on {s} keys: need h a multiple of g, s ≥ t")
+        raise ValueError(
+            f"{h} query heads on {g} key/value heads, {t} queries on {s} keys: need h a multiple of g, s ≥ t"
+        )
     xp = array_module(q)
     q = q.reshape(b, g, h // g * t, d) * (1 / math.sqrt(d))  # scale q (t·d numbers) rather than the scores (t·s)
     e = q @ k.swapaxes(-1, -2)  # scores (b, g, h/g·t, s)
@@ -52,7 +56,9 @@ def attention_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
     by_query += xp.triu(xp.full((t, s), FORBIDDEN, dtype=e.real.dtype), k=s - t + 1)
     e -= e.real.max(axis=-1, keepdims=True)
     xp.exp(e, out=e)
-    norm = 1 / e.sum(axis=-1, keepdims=True)  # p = e·norm; multiplying o by norm instead saves a pass over the t·s numbers
+    norm = 1 / e.sum(
+        axis=-1, keepdims=True
+    )  # p = e·norm; multiplying o by norm instead saves a pass over the t·s numbers
     o = (e @ v) * norm
     return o.reshape(b, h, t, d), (q, k, v, e, norm, o)
 

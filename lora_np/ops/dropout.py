@@ -11,8 +11,8 @@ from .checks import check_float
 def dropout_forward(x: Array, p: float, rng: np.random.Generator | None) -> tuple[Array, Array | None]:
     """y = x ∘ m / (1 − p), where each m is 0 with probability p and 1 otherwise.
 
-    x any shape; one m for each of its numbers. `rng` None (evaluation) or p = 0 is the identity. The mask comes from the
-    host's generator, so a seed means the same mask on every device. Raises ValueError unless 0 ≤ p < 1.
+    x any shape; one m for each of its numbers. `rng` None (evaluation) or p = 0 is the identity. The mask comes from
+    the host's generator, so a seed means the same mask on every device. Raises ValueError unless 0 ≤ p < 1.
     """
     check_float(x=x)
     if not 0 <= p < 1:

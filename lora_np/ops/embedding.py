@@ -9,7 +9,8 @@ from .checks import check_float, check_ids, check_shape
 def embedding_forward(ids: Array, E: Array) -> tuple[Array, tuple]:
     """y_n = E[ids_n]: row lookup, the same as multiplying a one-hot row by E.
 
-    ids (…) integers in [0, v), E (v, d) → y (…, d). Raises ValueError for an id outside the table, negative ones included.
+    ids (…) integers in [0, v), E (v, d) → y (…, d). Raises ValueError for an id outside the table, negative ones
+    included.
     """
     check_float(E=E)
     check_shape("E", E, None, None)

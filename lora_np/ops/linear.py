@@ -14,8 +14,8 @@ def rows(x: Array) -> Array:
 def linear_forward(x: Array, W: Array, b: Array | None = None) -> tuple[Array, tuple]:
     """y = x Wᵀ + b.
 
-    x (…, in), W (out, in), b (out,) or None → y (…, out). Raises ValueError or TypeError on shapes or dtypes that do not
-    fit.
+    x (…, in), W (out, in), b (out,) or None → y (…, out). Raises ValueError or TypeError on shapes or dtypes that do
+    not fit.
     """
     check_float(x=x, W=W)
     check_shape("W", W, None, None)

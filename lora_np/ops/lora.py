@@ -12,8 +12,8 @@ def lora_forward(x: Array, A: Array, B: Array, scaling: float) -> tuple[Array, t
 
     x (…, in), A (r, in), B (out, r), scaling s = α/r (rsLoRA: α/√r) → δ (…, out).
 
-    The order of the products matters: x Aᵀ first costs N·r·(in + out) multiplications and never builds the out × in matrix
-    B A. Raises ValueError or TypeError on shapes or dtypes that do not fit.
+    The order of the products matters: x Aᵀ first costs N·r·(in + out) multiplications and never builds the out × in
+    matrix B A. Raises ValueError or TypeError on shapes or dtypes that do not fit.
     """
     check_float(x=x, A=A, B=B)
     check_shape("A", A, None, None)
@@ -28,7 +28,7 @@ def lora_forward(x: Array, A: Array, B: Array, scaling: float) -> tuple[Array, t
 def lora_backward(dy: Array, cache: tuple, need_dx: bool = True) -> tuple[Array | None, Array, Array]:
     """dx, dA, dB for dy (…, out).
 
-    Walk the forward in reverse. With h = s·x Aᵀ, in the forward pass this was δ = h Bᵀ, a linear layer with weight B, so
+    Walk the forward in reverse. With h = s·x Aᵀ, in the forward pass this was δ = h Bᵀ, a linear layer of weight B:
 
         dB = dyᵀ h          (out, N) (N, r)
         dh = dy B           (N, out) (out, r)
@@ -38,8 +38,8 @@ def lora_backward(dy: Array, cache: tuple, need_dx: bool = True) -> tuple[Array 
         dA = s·dhᵀ x        (r, N) (N, in)
         dx = s·dh A         (N, r) (r, in)
 
-    Put together these are dA = s·Bᵀ (dyᵀx) and dB = s·(dyᵀx) Aᵀ, where dyᵀx = dW is what full fine-tuning would use: LoRA
-    sees the full gradient through its own factors, without ever building it. At the start B = 0, hence dA = 0.
+    Put together these are dA = s·Bᵀ (dyᵀx) and dB = s·(dyᵀx) Aᵀ, where dyᵀx = dW is what full fine-tuning would use:
+    LoRA sees the full gradient through its own factors, without ever building it. At the start B = 0, hence dA = 0.
     """
     x, h, A, B, scaling = cache
     dy_rows = rows(dy)

@@ -11,9 +11,9 @@ IGNORE_INDEX = -100  # a target that does not count, as in PyTorch and Hugging F
 def cross_entropy_forward(logits: Array, targets: Array, ignore_index: int = IGNORE_INDEX) -> tuple[Array, tuple]:
     """L = mean over the N counted tokens of (log Σ_j exp z_j − z_target).
 
-    logits (…, v), targets (…) integers in [0, v) or `ignore_index` → L, a scalar in nats a token. The log-sum-exp takes the
-    largest logit out first, so it neither overflows nor loses a dominant class. Raises ValueError where a target is out of
-    range or none counts.
+    logits (…, v), targets (…) integers in [0, v) or `ignore_index` → L, a scalar in nats a token. The log-sum-exp takes
+    the largest logit out first, so it neither overflows nor loses a dominant class. Raises ValueError where a target is
+    out of range or none counts.
     """
     check_float(logits=logits)
     check_shape("targets", targets, *logits.shape[:-1])
@@ -38,8 +38,8 @@ def cross_entropy_forward(logits: Array, targets: Array, ignore_index: int = IGN
 def cross_entropy_backward(dloss: float | Array, cache: tuple) -> Array:
     """dlogits (…, v) for the scalar dloss (1 where the loss is the end of the line).
 
-    For a counted token ∂L/∂z_j = (softmax(z)_j − [j = target]) / N: what the model said, minus what it should have said.
-    An ignored token gets 0.
+    For a counted token ∂L/∂z_j = (softmax(z)_j − [j = target]) / N: what the model said, minus what it should have
+    said. An ignored token gets 0.
     """
     shape, e, total, safe, share = cache
     xp = array_module(e)

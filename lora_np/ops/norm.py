@@ -28,8 +28,8 @@ def rms_norm_backward(
 ) -> tuple[Array | None, Array | None]:
     """dx, dw for dy (…, d); each None where it is not needed.
 
-    In the forward pass y_i = w_i x_i ρ. For w: dw_i = Σ_n dy_ni x_ni ρ_n. For x, with g = dy ∘ w, x_j enters y_j directly
-    and every y_i through ρ, where ∂ρ/∂x_j = −½ (mean x² + ε)^(−3/2) · 2 x_j / d = −ρ³ x_j / d. So
+    In the forward pass y_i = w_i x_i ρ. For w: dw_i = Σ_n dy_ni x_ni ρ_n. For x, with g = dy ∘ w, x_j enters y_j
+    directly and every y_i through ρ, where ∂ρ/∂x_j = −½ (mean x² + ε)^(−3/2) · 2 x_j / d = −ρ³ x_j / d. So
 
         dx_j = g_j ρ + Σ_i g_i x_i · ∂ρ/∂x_j = ρ g_j − x_j · ρ³ (Σ_i g_i x_i) / d
     """

@@ -11,8 +11,8 @@ from .checks import check_float, check_shape
 def rotary_tables(positions: np.ndarray, head_dim: int, theta: float, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     """cos and sin of the angles position · θ^(−2i/d).
 
-    positions (t,) → two (t, d/2) tables on the host, computed in float64 and stored as `dtype`. Raises ValueError for an
-    odd head_dim.
+    positions (t,) → two (t, d/2) tables on the host, computed in float64 and stored as `dtype`. Raises ValueError for
+    an odd head_dim.
     """
     if head_dim % 2:
         raise ValueError(f"head_dim = {head_dim}; rotary embedding turns pairs of features, so it must be even")
@@ -27,8 +27,8 @@ def rotary_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, tuple]:
         y_i       = x_i cos φ_i − x_{i+d/2} sin φ_i
         y_{i+d/2} = x_{i+d/2} cos φ_i + x_i sin φ_i
 
-    x (…, t, d), cos and sin (t, d/2) → y (…, t, d), contiguous even where x is a transposed view (the rotation has to write
-    y anyway, so the transposition costs no pass of its own).
+    x (…, t, d), cos and sin (t, d/2) → y (…, t, d), contiguous even where x is a transposed view (the rotation has to
+    write y anyway, so the transposition costs no pass of its own).
     """
     check_float(x=x)
     t, d = x.shape[-2:]
@@ -40,8 +40,8 @@ def rotary_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, tuple]:
 def rotary_backward(dy: Array, cache: tuple) -> Array:
     """dx for dy (…, t, d).
 
-    In the forward pass each pair was multiplied by a rotation R(φ), so now dx = R(φ)ᵀ dy = R(−φ) dy: turn back. A rotation
-    changes no length, so it needs nothing of x.
+    In the forward pass each pair was multiplied by a rotation R(φ), so now dx = R(φ)ᵀ dy = R(−φ) dy: turn back. A
+    rotation changes no length, so it needs nothing of x.
     """
     cos, sin = cache
     return _rotate(dy, cos, -sin)

@@ -57,8 +57,8 @@ class LoraConfig:
 class LoraLinear(Module):
     """y = base(x) + s·(drop(x) Aᵀ) Bᵀ for the adapter that the call names; the base alone when it names none.
 
-    `base_layer` is any module with Linear's contract. `lora_A[name]` (r, in) and `lora_B[name]` (out, r) are an adapter's
-    trained factors, `configs[name]` its settings.
+    `base_layer` is any module with Linear's contract. `lora_A[name]` (r, in) and `lora_B[name]` (out, r) are an
+    adapter's trained factors, `configs[name]` its settings.
     """
 
     def __init__(self, base_layer: Linear) -> None:

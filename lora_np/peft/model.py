@@ -18,13 +18,11 @@ from .lora import LoraConfig, LoraLinear
 PREFIX = "base_model.model."  # what PEFT puts before every name of the base
 
 
-def get_peft_model(
-    model: Transformer, config: LoraConfig, adapter_name: str = "default", seed: int = 0
-) -> PeftModel:
+def get_peft_model(model: Transformer, config: LoraConfig, adapter_name: str = "default", seed: int = 0) -> PeftModel:
     """Freeze `model`, put a LoraLinear in the place of each targeted Linear, and return the PeftModel that trains them.
 
-    The model is changed in place, as in PEFT, and shares its weights with the PeftModel. Called directly it still answers as
-    the base alone; call the PeftModel for the adapter. `seed` draws the factors A.
+    The model is changed in place, as in PEFT, and shares its weights with the PeftModel. Called directly it still
+    answers as the base alone; call the PeftModel for the adapter. `seed` draws the factors A.
 
     Raises ValueError for a target module that is not there (the message lists those that are), TypeError for a model or
     config of another kind, before anything is changed.
@@ -35,7 +33,9 @@ def get_peft_model(
         raise TypeError(f"expected a LoraConfig, got {type(config).__name__}")
     linears = {name: m for name, m in model.named_modules() if isinstance(m, Linear)}
     if any(isinstance(m, LoraLinear) for _, m in model.named_modules()):
-        raise ValueError("this model carries an adapter already; start from a fresh one, or merge_and_unload() it first")
+        raise ValueError(
+            "this model carries an adapter already; start from a fresh one, or merge_and_unload() it first"
+        )
     targets = select_targets(list(linears), config.target_modules)
     model.freeze()
     rng = np.random.default_rng(seed)

@@ -1,7 +1,8 @@
 """Does LoRA reach what full fine-tuning reaches? Held-out loss by rank and targets, each method at its own best learning rate.
 
 Specialise "tiny", which has read English, to Python code. First a sweep of learning rates with one seed; then, at each
-method's best, the other seeds. A sweep whose best learning rate is the smallest or largest tried goes on in that direction.
+method's best, the other seeds. A sweep whose best learning rate is the smallest or largest tried goes on in that
+direction.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ class Setting:
 
     def methods(self) -> dict[Run, list[float]]:
         """Each method once, with the learning rates to try first."""
-        run = Run("full", 0.0, max_steps=self.steps, batch_size=self.batch_size, eval_every=self.eval_every, base=self.base)
+        run = Run(
+            "full", 0.0, max_steps=self.steps, batch_size=self.batch_size, eval_every=self.eval_every, base=self.base
+        )
         lora = [replace(run, method="lora", r=r, target_modules=t) for t in self.targets for r in self.ranks]
         return {run: list(self.full_lrs)} | {each: list(self.lora_lrs) for each in lora}
 
@@ -128,8 +131,9 @@ def convergence(
 ) -> Table:
     """Sweep learning rates with the first seed, then run each method's best with the others.
 
-    The rows have phase "sweep" (first seed, every learning rate) or "seeds" (the best one, every seed); settings["base_loss"]
-    is where every run starts. `folder` keeps each finished run, so that a study that was stopped goes on where it was.
+    The rows have phase "sweep" (first seed, every learning rate) or "seeds" (the best one, every seed);
+    settings["base_loss"] is where every run starts. `folder` keeps each finished run, so that a study that was stopped
+    goes on where it was.
     """
     started = time.perf_counter()
     first, *others = setting.seeds

@@ -22,7 +22,7 @@ TINY = TransformerConfig(
     max_position_embeddings=512,
     tie_word_embeddings=True,
 )
-SETTINGS = {"steps": 6000, "batch_size": 16, "seq_len": 128, "lr": 3e-3, "warmup": 200, "weight_decay": 0.1, "seed": 0}
+SETTINGS = {"steps": 4500, "batch_size": 16, "seq_len": 128, "lr": 3e-3, "warmup": 200, "weight_decay": 0.1, "seed": 0}
 
 
 def pretrain(folder: str | Path, steps: int = SETTINGS["steps"]) -> Table:
@@ -64,7 +64,9 @@ def pretrain(folder: str | Path, steps: int = SETTINGS["steps"]) -> Table:
             "bigram": data.bigram_loss(corpus, heldout),
         },
         rows=[
-            {"step": r["step"], "heldout": r["heldout"], "seconds": r["seconds"]} for r in history.rows if "heldout" in r
+            {"step": r["step"], "heldout": r["heldout"], "seconds": r["seconds"]}
+            for r in history.rows
+            if "heldout" in r
         ],
         seconds=history.rows[-1]["seconds"] if history.rows else time.perf_counter() - started,
     )

@@ -61,8 +61,8 @@ def singular_values(deltas: Deltas, run: Run, seed: int = 0) -> Table:
 def truncated_loss(deltas: Deltas, run: Run, ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128)) -> Table:
     """Rows {r, heldout_loss}: the base plus the top r singular directions of every ΔW, in nats a byte.
 
-    A norm's weights are vectors, which have no rank: they stay as fine-tuned at every r. settings carry base_loss, full_loss
-    (all of ΔW) and rank_max.
+    A norm's weights are vectors, which have no rank: they stay as fine-tuned at every r. settings carry base_loss,
+    full_loss (all of ΔW) and rank_max.
     """
     model = load_model(run.base)
     base = {name: x.copy() for name, x in model.state_dict().items()}
@@ -96,7 +96,8 @@ def decomposition(deltas: Deltas, run: Run, r: int = 4, name: str = SHOWN) -> Ta
 def photograph(image: np.ndarray, ranks: Sequence[int] = (2, 8, 32, 64)) -> Table:
     """Rows {r, image, share_of_numbers, error}: grey values (height, width) cut to their top r directions, the original last.
 
-    share_of_numbers is r·(height + width) / (height·width), error relative to ‖image‖. Raises ValueError for a colour image.
+    share_of_numbers is r·(height + width) / (height·width), error relative to ‖image‖. Raises ValueError for a colour
+    image.
     """
     if image.ndim != 2:
         raise ValueError(f"image has shape {image.shape}; expected grey values (height, width)")

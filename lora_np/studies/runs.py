@@ -20,7 +20,8 @@ def run_all(
 ) -> list[Row]:
     """[measure(run) for run in runs], in `workers` processes of one BLAS thread each; in the order of `runs`.
 
-    `runs` are dataclasses that hold all that decides an outcome. With a `folder`, a run that is there is read, not repeated.
+    `runs` are dataclasses that hold all that decides an outcome. With a `folder`, a run that is there is read, not
+    repeated.
     """
     from joblib import Parallel, delayed, parallel_config
 

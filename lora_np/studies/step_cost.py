@@ -28,9 +28,10 @@ def step_cost(
 ) -> Table:
     """Rows {method, r, target_modules, seconds, peak_bytes, trainable}.
 
-    seconds: the median over `repeats` of one step's time, the methods taking turns so that a noisy machine hits all alike.
-    peak_bytes: what tracemalloc sees at most in training, from building what is trainable on: gradients, optimizer state,
-    activations and temporaries, but not the base's weights, which all methods hold alike.
+    seconds: the median over `repeats` of one step's time, the methods taking turns so that a noisy machine hits all
+    alike.
+    peak_bytes: what tracemalloc sees at most in training, from building what is trainable on: gradients, optimizer
+    state, activations and temporaries, but not the base's weights, which all methods hold alike.
     """
     rng = np.random.default_rng(0)
     window = rng.integers(0, load().config.vocab_size, (batch_size, seq_len + 1))
@@ -38,7 +39,9 @@ def step_cost(
     methods: dict[tuple[str, str | None], Callable[[Transformer], Module]] = {
         ("full", None): lambda model: model,
         ("lora", "all-linear"): lambda m: get_peft_model(m, LoraConfig(r, 2 * r, "all-linear")),
-        ("lora", "attention"): lambda m: get_peft_model(m, LoraConfig(r, 2 * r, ("q_proj", "k_proj", "v_proj", "o_proj"))),
+        ("lora", "attention"): lambda m: get_peft_model(
+            m, LoraConfig(r, 2 * r, ("q_proj", "k_proj", "v_proj", "o_proj"))
+        ),
     }
     started = time.perf_counter()
     rows, running, times = [], {}, {key: [] for key in methods}

@@ -1,0 +1,146 @@
+"""The main job: train on real text, draw every picture from its table, run the notebooks, and say what was found."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from . import gradcheck_model, plots
+from .notebooks import execute_all
+from .studies import convergence as convergence_study
+from .studies import parameters, rank_reduction
+from .studies.convergence import Run, Setting, convergence, recovered
+from .studies.table import Table
+
+Tables = dict[str, Table]
+
+
+def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> None:
+    """Make tables, pictures and executed notebooks, with progress on stderr and the findings on stdout.
+
+    The quick setting (minutes) writes its own under `figures`/quick, beside the committed ones, and draws the committed
+    pictures again from their tables. `full` (hours; it resumes) makes the committed tables and pictures themselves.
+    """
+    started = time.perf_counter()
+    folder = figures if full else figures / "quick"
+    setting = convergence_study.FULL if full else convergence_study.QUICK
+    say(1, "counting parameters")
+    tables = {"one_matrix": parameters.one_matrix(), "whole_models": parameters.whole_models()}
+    say(2, f"convergence: full fine-tuning and LoRA on real text, {setting.steps} steps a run")
+    tables["convergence"] = convergence(setting, workers, folder="runs/convergence" if full else None)
+    say(3, "rank reduction: the ΔW that full fine-tuning learns")
+    tables |= rank_tables(setting, tables["convergence"])
+    for name, table in tables.items():
+        table.command = "python -m lora_np reproduce" + (" --full" if full else "")
+        table.save(folder / "data" / f"{name}.json")
+    say(4, f"pictures in {figures}")
+    draw(tables, folder)
+    if not full:
+        draw({path.stem: Table.load(path) for path in sorted((figures / "data").glob("*.json"))}, figures)
+    say(5, "notebooks")
+    execute_all(notebooks, notebooks if full else folder / "notebooks")
+    print(findings(tables))
+    print(f"\n{time.perf_counter() - started:.0f} s in all. Pictures: {figures}, this run's own: {folder}")
+
+
+def rank_tables(setting: Setting, measured: Table) -> Tables:
+    """The four tables of the rank study, from one more full fine-tuning at the learning rate that the sweep found best."""
+    lr = min(measured.where(phase="seeds", method="full"), key=lambda row: row["final"])["lr"]
+    run = Run(
+        "full", lr, max_steps=setting.steps, batch_size=setting.batch_size, eval_every=setting.steps, base=setting.base
+    )
+    deltas = rank_reduction.learned_deltas(run)
+    return {
+        "decomposition": rank_reduction.decomposition(deltas, run),
+        "singular_values": rank_reduction.singular_values(deltas, run),
+        "truncated_loss": rank_reduction.truncated_loss(deltas, run),
+    }
+
+
+PICTURES: dict[str, list[tuple[str, Callable]]] = {  # table → (name of the picture, function)
+    "one_matrix": [("one_matrix", plots.one_matrix_chart)],
+    "whole_models": [("whole_models", plots.whole_models_chart)],
+    "decomposition": [("decomposition_2d", plots.decomposition_2d), ("scene_3d", plots.scene_3d)],
+    "singular_values": [("singular_values", plots.singular_values)],
+    "truncated_loss": [("truncated_loss", plots.truncated_loss)],
+    "convergence": [
+        ("convergence_steps", plots.loss_curves),
+        ("convergence_seconds", lambda table: plots.loss_curves(table, x="seconds")),
+        ("recovered_gain", plots.recovered_gain),
+        ("learning_rates", plots.learning_rates),
+    ],
+}
+
+
+def draw(tables: Tables, folder: Path) -> None:
+    """Every picture of these tables, as .png and .svg, and the two that need none."""
+    import matplotlib.pyplot as plt
+
+    drawings = [(name, lambda f=f, table=table: f(table)) for key, table in tables.items() for name, f in PICTURES[key]]
+    drawings += [("bypass", plots.bypass_diagram), ("photograph", lambda: plots.photograph(photograph()))]
+    for name, function in drawings:
+        figure = function()
+        plots.save(figure, folder, name)
+        plt.close(figure)
+
+
+def photograph() -> Table:
+    """Low rank on the photograph that comes with matplotlib, in grey values, every second pixel."""
+    from matplotlib.cbook import get_sample_data
+    from matplotlib.image import imread
+
+    with get_sample_data("grace_hopper.jpg") as file:
+        colour = imread(file, format="jpg")[::2, ::2]
+    return rank_reduction.photograph(colour.astype(float) @ np.array([0.299, 0.587, 0.114]))  # ITU-R BT.601 luma
+
+
+def findings(tables: Tables) -> str:
+    """The short table at the end: what this run measured."""
+    eight = tables["one_matrix"].where(r=8)[0]
+    spectra = [np.square(row["singular_values"]) for row in tables["singular_values"].rows]
+    energy = statistics.median(float(s[:8].sum() / s.sum()) for s in spectra)
+    cut, measured = tables["truncated_loss"], tables["convergence"]
+    base, all_of_it = cut.settings["base_loss"], cut.settings["full_loss"]
+    kept = next(row["heldout_loss"] for row in cut.rows if row["r"] == 8)
+    full = measured.where(phase="seeds", method="full")
+    lines = [
+        (
+            "LoRA r = 8 on one 4096 × 4096 matrix",
+            f"{eight['lora']:,} of {eight['full']:,} numbers, {eight['factor']:g}× fewer",
+        ),
+        ("the top 8 directions of a learned ΔW", f"{energy:.0%} of its energy (median of {len(spectra)} matrices)"),
+        ("every ΔW cut to rank 8", f"{(base - kept) / (base - all_of_it):.0%} of the held-out gain stays"),
+        ("held-out loss of the base", f"{measured.settings['base_loss']:.3f} nats a byte"),
+        (f"full fine-tuning, lr {full[0]['lr']:g}", f"{statistics.mean(row['final'] for row in full):.3f} nats a byte"),
+    ]
+    shares = recovered(measured)
+    for target, r in dict.fromkeys((row["target_modules"], row["r"]) for row in shares):
+        rows = [row for row in shares if (row["target_modules"], row["r"]) == (target, r)]
+        loss, share = (statistics.mean(row[key] for row in rows) for key in ("final", "recovered"))
+        lines.append(
+            (f"LoRA r = {r}, {target}, lr {rows[0]['lr']:g}", f"{loss:.3f} nats a byte, {share:.0%} of full's gain")
+        )
+    lines.append(
+        ("worst gradient error, LoRA on tiny", f"{worst_gradient_error():.0e} against the complex step, in float64")
+    )
+    width = max(len(left) for left, _ in lines)
+    return "\nWhat this run found\n" + "\n".join(f"  {left:<{width}}  {right}" for left, right in lines)
+
+
+def worst_gradient_error() -> float:
+    """The proof, on the embedded base itself: every A and B of an adapter with B ≠ 0, in float64."""
+    from . import LoraConfig, data, get_peft_model, load_model
+
+    config = LoraConfig(r=2, lora_alpha=5, target_modules="all-linear", init_lora_weights=False)
+    tokens, targets = data.Batches(data.corpus("code", "train"), batch_size=1, seq_len=16)[0]
+    model = get_peft_model(load_model("tiny"), config)
+    return max(gradcheck_model(model, tokens, targets, directions=1).errors.values())
+
+
+def say(number: int, what: str) -> None:
+    print(f"[{number}/5] {what}", file=sys.stderr, flush=True)

@@ -1,0 +1,190 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # LoRA from one equation
+#
+# A trained weight matrix $W$ is left alone. Beside it a narrow bypass is trained, and the two are added:
+#
+# $$y \;=\; x W^\top \;+\; \frac{\alpha}{r}\,(x A^\top)\,B^\top$$
+#
+# That is all of LoRA ([Hu et al. 2021](https://arxiv.org/abs/2106.09685), equation 3). This notebook takes the equation apart,
+# writes it in NumPy, counts what it saves, and then trains it on a real language model.
+
+# %%
+import numpy as np
+
+import lora_np as ln
+from lora_np import plots
+from lora_np.studies import parameters
+
+plots.bypass_diagram();
+
+# %% [markdown]
+# Grey is frozen, cyan is trained: that holds for every picture of this course, and full fine-tuning is coral.
+#
+# | symbol | shape | what it is |
+# |---|---|---|
+# | $x$ | (n, k) | n tokens, k features each |
+# | $W$ | (d, k) | the trained weight, frozen |
+# | $A$ | (r, k) | takes k features down to r |
+# | $B$ | (d, r) | takes r up to d features |
+# | $\alpha/r$ | a number | the scaling, called $s$ |
+#
+# **Predict before you go on.** $W$ is 4096 × 4096, as in a 7B model, and r = 8. How many times fewer numbers does LoRA train
+# than full fine-tuning: about 10, about 50, or about 250?
+
+# %%
+one_matrix = parameters.one_matrix(4096)
+plots.one_matrix_chart(one_matrix);
+
+# %% [markdown]
+# ## Where the count comes from
+#
+# $W$ has $d \cdot k$ numbers. $A$ and $B$ together have $r \cdot k + d \cdot r = r\,(d + k)$. For a square matrix the factor is
+# $d^2 / 2dr = d / 2r$: it grows with the width of the model, so the larger the model, the more LoRA saves.
+
+# %%
+d = k = 4096
+r = 8
+full = d * k
+lora = r * (d + k)
+print(f"full {full:,}   LoRA {lora:,}   {full / lora:.0f} times fewer")
+
+# %% [markdown]
+# ## The forward pass, in three lines
+#
+# Shapes first, and none of them square: a square matrix would forgive a forgotten transposition.
+
+# %%
+rng = np.random.default_rng(0)
+n, k, d, r, alpha = 5, 6, 4, 2, 8
+x = rng.standard_normal((n, k))
+W = rng.standard_normal((d, k))
+A = rng.uniform(-1 / np.sqrt(k), 1 / np.sqrt(k), (r, k))  # Kaiming: the fan-in of A is k
+B = rng.standard_normal((d, r))  # it starts at zero; here it has trained for a while
+s = alpha / r
+
+frozen = x @ W.T  # (n, k) (k, d) → (n, d)
+bypass = s * (x @ A.T) @ B.T  # (n, k) (k, r) (r, d) → (n, d)
+y = frozen + bypass
+
+y_library, cache = ln.ops.lora_linear_forward(x, W, A, B, s)
+print("largest difference from the library:", abs(y - y_library).max())
+
+# %% [markdown]
+# The brackets matter. $(xA^\top)B^\top$ costs $n\,r\,(k + d)$ multiplications; $x\,(BA)^\top$ would first build the $d \times k$
+# product and then cost $n\,d\,k$, as much as the frozen layer itself.
+#
+# ## At the start, nothing has changed
+#
+# $B$ starts at zero, so $BA = 0$, and the adapted model computes what the base computes. Not nearly: bit for bit.
+
+# %%
+base = ln.load_model("tiny")  # a language model of a million parameters that has read English
+print(ln.ledger.count(base))
+tokens = ln.data.encode("The import statement combines two operations;")[None]
+logits, _ = base.forward(tokens)
+
+config = ln.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+model = ln.get_peft_model(base, config)
+adapted, _ = model.forward(tokens)
+print("equal bit for bit:", np.array_equal(logits, adapted))
+model.print_trainable_parameters()
+
+# %% [markdown]
+# ## The gradients, in four lines
+#
+# For a loss $L$ write $dy = \partial L / \partial y$. The chain rule gives, with $h = s \cdot x A^\top$:
+#
+# $$dB = dy^\top h \qquad dh = dy\, B \qquad dA = s \cdot dh^\top x \qquad dx = dy\,W + s \cdot dh\, A$$
+#
+# There is no $dW$: the frozen weight's gradient, as large as $W$ itself, is never computed.
+
+# %%
+dy = rng.standard_normal((n, d))
+h = s * x @ A.T  # (n, r)
+dB = dy.T @ h  # (d, n) (n, r) → (d, r)
+dh = dy @ B  # (n, d) (d, r) → (n, r)
+dA = s * dh.T @ x  # (r, n) (n, k) → (r, k)
+dx = dy @ W + s * dh @ A  # (n, k)
+
+for name, mine, library in zip(("dx", "dA", "dB"), (dx, dA, dB), ln.ops.lora_linear_backward(dy, cache), strict=True):
+    print(f"{name}: largest difference from the library {abs(mine - library).max():.1e}")
+
+# %% [markdown]
+# Two pieces of code that agree may be wrong together. The proof is independent: a *complex step* differentiates the forward
+# pass numerically, exact to rounding. All three must agree with it to 1e-12 (how it works: `lora_np/gradcheck.py`).
+
+# %%
+print(
+    ln.gradcheck(
+        lambda x, A, B: ln.ops.lora_linear_forward(x, W.astype(x.dtype), A, B, s),
+        ln.ops.lora_linear_backward,
+        {"x": x, "A": A, "B": B},
+    )
+)
+
+# %% [markdown]
+# ## It trains
+#
+# "tiny" has read English prose; now it specialises in Python code, with a fraction of its numbers trained. The loss is measured in
+# nats a byte on code that it does not train on.
+#
+# **Predict.** After sixty steps, will the frozen $W$ of the first layer have moved?
+
+# %%
+W_before = base.model.layers[0].self_attn.q_proj.base_layer.weight.value.copy()
+history = ln.train(
+    model,
+    ln.data.Batches(ln.data.corpus("code", "train")),
+    ln.AdamW(lr=1e-2, weight_decay=0.0),
+    steps=60,
+    schedule=ln.WarmupCosine(60, warmup=5),
+    heldout=ln.data.heldout_batches(ln.data.corpus("code", "heldout"), windows=64),
+)
+heldout = history.column("heldout")
+print(f"held-out loss {heldout[0]:.3f} → {heldout[-1]:.3f} nats a byte")
+W_after = base.model.layers[0].self_attn.q_proj.base_layer.weight.value
+print("the frozen weight moved:", not np.array_equal(W_before, W_after))
+
+# %% [markdown]
+# ## And it can disappear
+#
+# $x W^\top + s\,(xA^\top)B^\top = x\,(W + s\,BA)^\top$, so after training the bypass can be added into the weight: the model then costs
+# exactly what the base costs.
+
+# %%
+tokens, _ = ln.data.Batches(ln.data.corpus("code", "heldout"), batch_size=2)[0]
+with_bypass, _ = model.forward(tokens)
+plain = model.merge_and_unload()
+merged, _ = plain.forward(tokens)
+print(type(plain).__name__, "with the same parameters as the base:", ln.ledger.count(plain).total)
+print(f"largest relative change of a logit: {abs(merged - with_bypass).max() / abs(with_bypass).max():.1e} (float32)")
+
+# %% [markdown]
+# ## Whole models
+#
+# The same arithmetic over every layer of published models. Each row counts $r\,(d + k)$ for the targeted matrices, exactly as PEFT
+# does (the tests compare).
+
+# %%
+plots.whole_models_chart(parameters.whole_models());
+
+# %% [markdown]
+# ## Try
+#
+# 1. Set `lora_alpha` to 160 and train again. What happens to the loss, and which other knob would have done nearly the same?
+# 2. `target_modules=["q_proj", "v_proj"]` was the paper's choice. How many parameters does it train here, and how much of the gain
+#    does it keep? (Notebook 05 has the measured answer.)
+# 3. Initialise *both* $A$ and $B$ at zero. Which gradients are zero then, and does the model ever learn?

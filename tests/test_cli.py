@@ -1,0 +1,42 @@
+"""The commands: what they print, and one clear line when the input is wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from lora_np.__main__ import main
+
+
+def test_params_prints_the_counts_that_peft_prints(capsys):
+    assert main(["params", "--model", "llama-2-7b", "--r", "16", "--target-modules", "all-linear"]) == 0
+    assert "trainable params: 39,976,960 || all params: 6,778,392,576" in capsys.readouterr().out
+
+
+def test_params_takes_a_list_with_commas(capsys):
+    main(["params", "--model", "llama-2-7b", "--r", "8", "--target-modules", "q_proj,v_proj"])
+    assert "trainable params: 4,194,304 ||" in capsys.readouterr().out
+
+
+def test_an_unknown_target_lists_the_names_that_exist(capsys):
+    assert main(["params", "--model", "gpt-2", "--target-modules", "q_proj"]) == 1
+    assert "'q_proj' matches no linear layer; this model's linear layers are c_attn" in capsys.readouterr().err
+
+
+def test_a_rank_of_zero_is_refused(capsys):
+    assert main(["params", "--model", "gpt-2", "--r", "0"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1, "an error is one line"
+
+
+def test_an_unknown_model_lists_those_that_are_known(capsys):
+    with pytest.raises(SystemExit):
+        main(["params", "--model", "gpt-5"])
+    assert "smollm2-135m" in capsys.readouterr().err
+
+
+def test_pretraining_for_a_few_steps_writes_a_model_that_loads_and_its_card(tmp_path, capsys):
+    from lora_np import ledger, load_model
+
+    assert main(["pretrain", "--output", str(tmp_path), "--steps", "2"]) == 0
+    assert ledger.count(load_model(tmp_path)).total == ledger.count(load_model("tiny")).total
+    assert "| unigram (byte frequencies) |" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.tmp"))

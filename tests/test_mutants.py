@@ -1,0 +1,188 @@
+"""A proof that cannot fail proves nothing: each wrong version of a backward pass below is caught by the test that it names.
+
+A mutant is one edit of a function's source. It is compiled and put in the place of the function's code, wherever that is
+imported, for the length of one test; then the named test must fail.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import test_lora
+import test_ops
+import test_transformer
+
+from lora_np import nn, ops
+from lora_np.nn import Parameter
+from lora_np.peft import model as peft_model
+from lora_np.peft.lora import LoraLinear
+from lora_np.transformer import Attention, Block
+
+EXACT = test_ops.test_backward_agrees_with_the_complex_step_to_1e_12
+MODEL = test_transformer.test_the_whole_model_agrees_with_the_complex_step_to_1e_12
+LORA = test_lora.test_lora_on_the_whole_model_agrees_with_the_complex_step_to_1e_12
+
+
+@dataclass(frozen=True)
+class Mutant:
+    function: Callable
+    right: str
+    wrong: str
+    caught_by: Callable
+    arguments: dict
+
+
+def op(function: Callable, right: str, wrong: str, case: str) -> Mutant:
+    return Mutant(function, right, wrong, EXACT, {"case": case})
+
+
+MUTANTS = {
+    # LoRA
+    "no scaling in dB": op(ops.lora_forward, "h *= scaling", "pass", "lora"),
+    "no scaling in dA": op(ops.lora_backward, "dh *= scaling", "pass", "lora"),
+    "scaling twice": op(ops.lora_backward, "dB = dy_rows.T @ h", "dB = scaling * dy_rows.T @ h", "lora"),
+    "dA from the unprojected dy": op(ops.lora_backward, "dh = dy_rows @ B", "dh = dy_rows @ B[::-1]", "lora"),
+    "dB from A's other side": op(ops.lora_backward, "dB = dy_rows.T @ h", "dB = dy_rows.T @ h[::-1]", "lora"),
+    "no dx through the bypass": op(ops.lora_linear_backward, "dx += dx_bypass", "pass", "lora_linear"),
+    "no dx through the frozen path": op(ops.lora_linear_backward, "dx += dx_bypass", "dx = dx_bypass", "lora_linear"),
+    "a fresh dropout mask in the backward": Mutant(
+        LoraLinear.backward,
+        "ops.dropout_backward(dx_bypass, mask)",
+        "ops.dropout_backward(dx_bypass, mask[::-1])",
+        LORA,
+        {"settings": {"lora_dropout": 0.3}},
+    ),
+    "dropout without rescaling": Mutant(
+        ops.dropout_forward,
+        "mask *= 1 / (1 - p)",
+        "pass",
+        test_ops.test_dropout_keeps_the_expectation_and_draws_a_mask_for_each_number,
+        {},
+    ),
+    "one dropout mask for each feature": Mutant(
+        ops.dropout_forward,
+        "rng.random(x.shape, dtype=np.float32)",
+        "np.broadcast_to(rng.random(x.shape[-1:], dtype=np.float32), x.shape)",
+        test_ops.test_dropout_keeps_the_expectation_and_draws_a_mask_for_each_number,
+        {},
+    ),
+    "A's fan-in taken as r": Mutant(
+        LoraLinear.add_adapter,
+        "1 / math.sqrt(fan_in)",
+        "1 / math.sqrt(r)",
+        test_lora.test_A_starts_uniform_with_the_fan_in_of_its_input_and_B_at_zero,
+        {},
+    ),
+    "merging twice": Mutant(
+        LoraLinear.merge, "and self.merged is None", "", test_lora.test_merging_twice_changes_nothing_more, {}
+    ),
+    # the layers
+    "dW transposed where it is square": op(
+        ops.linear_backward, "rows(dy).T @ rows(x)", "rows(x).T @ rows(dy)", "linear"
+    ),
+    "dx through the transposed weight": op(ops.linear_backward, "rows(dy) @ W", "rows(dy) @ W[::-1]", "linear"),
+    "the bias averaged": op(ops.linear_backward, "rows(dy).sum(axis=0)", "rows(dy).mean(axis=0)", "linear with bias"),
+    "an id that repeats counts once": op(
+        ops.embedding_backward, "xp.add.at(dE, ids, dy)", "dE[ids] += dy", "embedding"
+    ),
+    "the root mean square held constant": op(ops.rms_norm_backward, "g -= x * dot", "pass", "rms_norm"),
+    "the norm's mean forgotten": op(ops.rms_norm_backward, "rho**3 / x.shape[-1]", "rho**3", "rms_norm"),
+    "the rotation not turned back": op(ops.rotary_backward, "-sin", "sin", "rotary"),
+    "softmax as if it were elementwise": op(ops.softmax_backward, "p * (dp - dot)", "p * dp * (1 - p)", "softmax"),
+    "attention's softmax sum forgotten": op(
+        ops.attention_backward, 'dz -= array_module(o).einsum("...i,...i->...", o, do)[..., None]', "pass", "attention"
+    ),
+    "dq without 1/√d": op(ops.attention_backward, "dq *= 1 / math.sqrt(shape[-1])", "pass", "attention"),
+    "a mask that ignores the past": Mutant(
+        ops.attention_forward,
+        "k=s - t + 1",
+        "k=1",
+        test_ops.test_attention_with_a_past_equals_the_tail_of_attention_without,
+        {},
+    ),
+    "silu's slope as σ": op(ops.silu_backward, "dy * _silu_slope(x, s)", "dy * s", "silu"),
+    "gate and up exchanged": op(ops.swiglu_backward, "return dgate, dup", "return dup, dgate", "swiglu"),
+    "the mean over tokens forgotten": op(
+        ops.cross_entropy_backward, "weight = share * dloss", "weight = (share > 0) * dloss", "cross_entropy"
+    ),
+    "the mean over all tokens, ignored ones too": op(
+        ops.cross_entropy_backward,
+        "weight = share * dloss",
+        "weight = (share > 0) * dloss / len(share)",
+        "cross_entropy",
+    ),
+    "the right answer not subtracted": op(
+        ops.cross_entropy_backward, "dz[xp.arange(safe.shape[0]), safe] -= weight", "pass", "cross_entropy"
+    ),
+    # the model
+    "= for +=": Mutant(
+        Parameter.add_grad,
+        "self.grad += grad",
+        "self.grad = grad",
+        test_transformer.test_gradients_accumulate_until_zero_grad,
+        {},
+    ),
+    "a tied head that forgets its own gradient": Mutant(
+        Parameter.add_grad, "self.grad += grad", "self.grad = grad", MODEL, {"tied": True}
+    ),
+    "the residual's gradient lost": Mutant(Block.backward, "dy += dy_mlp", "dy = dy_mlp", MODEL, {"tied": False}),
+    "values left out of dx": Mutant(Attention.backward, "dx += dx_v", "pass", MODEL, {"tied": False}),
+    "keys not turned back": Mutant(
+        Attention.backward, "ops.rotary_backward(dk, rotary_cache)", "dk", MODEL, {"tied": False}
+    ),
+    "a gradient for a frozen parameter": Mutant(
+        nn.RMSNorm.backward,
+        "need_dw=self.weight.trainable",
+        "need_dw=True",
+        test_transformer.test_any_single_trainable_parameter_gets_the_gradient_that_it_gets_among_all,
+        {"tied": False},
+    ),
+    "dx stopped one block too early": Mutant(
+        Block.backward,
+        "below_mlp = need_dx or self.self_attn.trainable or self.input_layernorm.trainable",
+        "below_mlp = need_dx",
+        test_transformer.test_any_single_trainable_parameter_gets_the_gradient_that_it_gets_among_all,
+        {"tied": False},
+    ),
+    "dx computed for nobody": Mutant(
+        Attention.backward,
+        "inner = need_dx or",
+        "need_dx = True; inner = need_dx or",
+        test_transformer.test_no_dx_is_computed_below_the_lowest_trainable_parameter,
+        {},
+    ),
+    "a base that nothing froze": Mutant(
+        peft_model.get_peft_model,
+        "model.freeze()",
+        "pass",
+        test_lora.test_the_frozen_weights_do_not_change_by_one_bit_in_training,
+        {},
+    ),
+}
+
+
+def mutated(function: Callable, right: str, wrong: str):
+    """The function's code with `right` replaced by `wrong`, which must stand there exactly once."""
+    source = textwrap.dedent(inspect.getsource(function))
+    assert source.count(right) == 1, (
+        f"{function.__qualname__} holds {right!r} {source.count(right)} times: mend the mutant"
+    )
+    namespace: dict = {}
+    exec(compile(source.replace(right, wrong), "<mutant>", "exec"), vars(sys.modules[function.__module__]), namespace)
+    return namespace[function.__name__].__code__
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_mutant_is_caught(name, monkeypatch, request):
+    mutant = MUTANTS[name]
+    fixtures = [p for p in inspect.signature(mutant.caught_by).parameters if p not in mutant.arguments]
+    arguments = mutant.arguments | {fixture: request.getfixturevalue(fixture) for fixture in fixtures}
+    mutant.caught_by(**arguments)  # passes on the right code …
+    monkeypatch.setattr(mutant.function, "__code__", mutated(mutant.function, mutant.right, mutant.wrong))
+    with pytest.raises((AssertionError, ValueError, TypeError)):  # … and fails on the wrong one
+        mutant.caught_by(**mutant.arguments | {fixture: request.getfixturevalue(fixture) for fixture in fixtures})

@@ -1,0 +1,251 @@
+"""The house stands as DESIGN says: nothing imports upward, importing is light, what is public says what it takes."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+import tomllib
+import types
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+import lora_np as ln
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "lora_np"
+
+# From the ground up; a folder's files stand together on its floor. `__init__` is `import lora_np as ln`.
+FLOORS = [
+    *("backend", "ops", "targets", "files", "gradcheck", "nn", "transformer", "pretrained", "optim", "progress"),
+    *("train", "generate", "ledger", "peft", "serve", "data", "__init__", "studies", "plots", "exercises"),
+    *("notebooks", "reproduce", "__main__"),
+]
+
+MODULES = {  # "ops.linear" → its file; a package's __init__ goes by the package's name, and ours by ""
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip("."): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+# ----------------------------------------------------------------------------------------------------- who imports whom
+
+
+def imports(module: str) -> Iterator[str]:
+    """What a module imports, in functions too, as absolute names ("lora_np.ops.linear"); not what only types need."""
+    package = ["lora_np", *module.split(".")] if module else ["lora_np"]
+    if MODULES[module].name != "__init__.py":
+        package.pop()
+
+    def visit(node: ast.AST) -> Iterator[str]:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            origin = ".".join(filter(None, (origin, node.module)))
+            for alias in node.names:  # `from . import ops` names a module, `from .nn import Linear` something in one
+                inner = f"{origin}.{alias.name}"
+                yield inner if inner.removeprefix("lora_np.") in MODULES else origin
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child)
+
+    return visit(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+
+
+IMPORTS = {module: set(imports(module)) for module in MODULES}
+OWN = {  # the same, of this package's modules alone and without its name
+    module: {name.removeprefix("lora_np").lstrip(".") for name in names if name.split(".")[0] == "lora_np"}
+    for module, names in IMPORTS.items()
+}
+
+
+def floor(module: str) -> str:
+    return module.split(".")[0] or "__init__"
+
+
+def height(module: str) -> int:
+    return FLOORS.index(floor(module)) if floor(module) in FLOORS else len(FLOORS)
+
+
+def test_every_module_has_its_floor():
+    homeless = {floor(module) for module in MODULES} - set(FLOORS)
+    assert not homeless, f"{sorted(homeless)}: put each where it belongs in FLOORS, above all that it imports"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_imports_upward(module):
+    above = sorted(f"lora_np.{name}" for name in OWN[module] if height(name) > height(module))
+    assert not above, f"{module} imports {above}, which stand above it: a reader has not met them yet"
+
+
+def test_there_are_no_circles():
+    list(TopologicalSorter(OWN).static_order())  # raises CycleError with the circle
+
+
+def test_this_file_sees_the_imports_that_are_there():
+    """The tests above pass on empty sets too; these imports are known."""
+    assert {"ops", "ops.checks"} & OWN["nn"]
+    assert "ops.checks" in OWN["ops.linear"]
+    assert "nn" not in OWN["gradcheck"], "gradcheck needs nn for its types alone"
+    assert {"transformer", "peft", "data"} <= OWN[""]
+    assert "safetensors.numpy" in IMPORTS["files.arrays"], "imports inside functions count"
+
+
+def test_studies_know_nothing_of_pictures():
+    for module in (m for m in MODULES if floor(m) == "studies"):
+        drawn = {name for name in IMPORTS[module] if name.startswith(("matplotlib", "lora_np.plots"))}
+        assert not drawn, f"{module} imports {sorted(drawn)}: a study returns a table, and a plot draws it"
+
+
+def test_plots_know_nothing_of_training():
+    for module in (m for m in MODULES if floor(m) == "plots"):
+        others = {name for name in OWN[module] if floor(name) != "plots" and name != "studies.table"}
+        assert not others, f"{module} imports {sorted(others)}: a plot takes a table, however it was made"
+
+
+def test_no_core_module_needs_more_than_numpy():
+    """Everything below the studies, but for files and bars, is NumPy and the standard library."""
+    borrowed = {"files.arrays": {"safetensors"}, "progress": {"tqdm"}}
+    for module in (m for m in MODULES if height(m) < height("studies")):
+        outside = {name.split(".")[0] for name in IMPORTS[module]} - sys.stdlib_module_names - {"lora_np", "numpy"}
+        assert outside <= borrowed.get(module, set()), f"{module} imports {sorted(outside)}"
+
+
+HEAVY = ["matplotlib", "torch", "cupy", "IPython", "tqdm", "safetensors", "transformers", "peft"]
+
+
+def test_importing_lora_np_loads_nothing_optional():
+    code = f"import sys, lora_np; print(*(name for name in {HEAVY} if name in sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not loaded, f"import lora_np loads {loaded}: import them in the function that needs them"
+
+
+# ------------------------------------------------------------------------------------------------------- the public API
+
+
+def public_functions() -> dict[str, types.FunctionType]:
+    """name → each function of lora_np.__all__, of the modules in it, and each public method of its classes."""
+    found = {}
+    for name in ln.__all__:
+        thing = getattr(ln, name)
+        inside = {name: thing}
+        if inspect.ismodule(thing):
+            listed = getattr(thing, "__all__", [n for n in vars(thing) if not n.startswith("_")])
+            inside = {f"{name}.{n}": getattr(thing, n) for n in listed}
+        for inner, value in inside.items():
+            if not getattr(value, "__module__", "").startswith("lora_np"):
+                continue  # a constant, or what the module itself imported
+            if inspect.isfunction(value):
+                found[inner] = value
+            elif inspect.isclass(value):
+                found |= {f"{inner}.{n}": f for n, f in methods(value)}
+    return found
+
+
+def methods(cls: type) -> Iterator[tuple[str, types.FunctionType]]:
+    """The methods that a class of ours has or inherits and a user calls; a property counts by its getter."""
+    for owner in cls.__mro__:
+        if not owner.__module__.startswith("lora_np"):
+            continue
+        for name, member in vars(owner).items():
+            member = getattr(member, "fget", None) or getattr(member, "__func__", None) or member
+            written_here = (
+                inspect.isfunction(member) and member.__code__.co_filename != "<string>"
+            )  # not a dataclass's own
+            if written_here and (not name.startswith("_") or name in ("__init__", "__call__")):
+                yield name, member
+
+
+FUNCTIONS = public_functions()
+functions = pytest.mark.parametrize("name", FUNCTIONS)
+
+
+def test_the_walk_over_the_public_api_finds_it():
+    expected = {"train", "ops.linear_forward", "AdamW.step", "WarmupCosine.__call__", "PeftModel.merge_adapter"}
+    expected |= {"data.corpus", "data.Batches.__init__", "ledger.count", "Linear.freeze", "Linear.in_features"}
+    assert expected <= FUNCTIONS.keys()
+
+
+@functions
+def test_every_public_function_has_types(name):
+    signature = inspect.signature(FUNCTIONS[name])
+    untyped = [
+        p.name for p in signature.parameters.values() if p.annotation is p.empty and p.name not in ("self", "cls")
+    ]
+    assert not untyped, f"{name}: {untyped} have no type"
+    assert signature.return_annotation is not signature.empty, f"{name} does not say what it returns"
+
+
+@functions
+def test_every_public_function_says_what_it_does(name):
+    says_it_by_its_name = name.endswith("__") or "@property" in inspect.getsource(FUNCTIONS[name])
+    assert FUNCTIONS[name].__doc__ or says_it_by_its_name, f"{name} has no docstring"
+
+
+def test_every_public_class_and_module_says_what_it_is():
+    things = {name: getattr(ln, name) for name in ln.__all__} | {f"lora_np.{module}": None for module in MODULES}
+    for name, thing in things.items():
+        path = MODULES.get(name.removeprefix("lora_np.")) if thing is None else None
+        doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) if path else inspect.getdoc(thing)
+        assert doc, f"{name} has no docstring"
+
+
+def test_everything_in_all_is_there_and_sorted():
+    for module in (ln, ln.ops):
+        assert [name for name in module.__all__ if not hasattr(module, name)] == []
+        assert len(set(module.__all__)) == len(module.__all__)
+
+
+def test_every_forward_has_its_backward():
+    forwards, backwards = (
+        {name.removesuffix(side) for name in ln.ops.__all__ if name.endswith(side)}
+        for side in ("_forward", "_backward")
+    )
+    assert forwards == backwards, f"alone: {sorted(forwards ^ backwards)}"
+    for name in forwards:
+        forward, backward = (getattr(ln.ops, name + side) for side in ("_forward", "_backward"))
+        assert forward.__module__ == backward.__module__, f"{name}: the derivative stands beside its function"
+
+
+# ------------------------------------------------------------------------------------------------------ what is shipped
+
+
+def test_types_and_the_embedded_models_are_shipped():
+    assert resources.files("lora_np").joinpath("py.typed").is_file(), (
+        "without py.typed no type checker looks at the types"
+    )
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert {"py.typed", "assets/*/*"} <= set(pyproject["tool"]["setuptools"]["package-data"]["lora_np"])
+
+
+def test_the_requirements_are_written_once_and_hold_no_pytorch():
+    required = re.findall(r"^[\w-]+", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert "numpy" in required
+    assert not {"torch", "transformers", "peft", "cupy"} & set(required)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert "dependencies" in project["dynamic"], "pyproject.toml reads requirements.txt, it does not repeat it"
+
+
+MACHINE = re.compile(r"(?<![\w.:/])/(?:home|Users|root|work|scratch|mnt)/\w|\b[A-Z]:\\+Users\b")
+TEXT = {".py", ".md", ".json", ".ipynb", ".toml", ".txt", ".yml", ".yaml", ".svg", ".cfg", ""}
+
+
+def test_no_file_names_a_place_on_one_persons_machine():
+    assert MACHINE.search('"' + "/" + "home/me/model") and MACHINE.search("C:" + r"\Users\me"), (
+        "the pattern finds nothing"
+    )
+    assert not MACHINE.search("https://example.org/home/page")
+    folders = [ROOT / name for name in ("lora_np", "tests", "notebooks", "figures", ".github", ".ci")]
+    files = [path for folder in folders for path in folder.rglob("*") if ".ipynb_checkpoints" not in path.parts]
+    for path in [*files, *ROOT.glob("*")]:
+        if path.is_file() and path.suffix in TEXT:
+            found = MACHINE.search(path.read_text(encoding="utf-8", errors="ignore"))
+            assert not found, f"{path.relative_to(ROOT)} says {found[0]!r}, which is nowhere else"

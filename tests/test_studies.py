@@ -1,0 +1,126 @@
+"""The studies measure what they say: on a model of a few thousand numbers, in seconds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lora_np import Transformer, save_model
+from lora_np.studies import convergence as study
+from lora_np.studies import rank_reduction
+from lora_np.studies.convergence import QUICK, Run, convergence, recovered
+from lora_np.studies.pretrain import TINY
+from lora_np.studies.runs import run_all
+from lora_np.studies.step_cost import step_cost
+from lora_np.studies.table import Table
+
+
+@pytest.fixture
+def small_base(tmp_path):
+    """A random model that reads bytes, in a folder."""
+    config = replace(TINY, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    save_model(Transformer.random(config), tmp_path / "base")
+    return str(tmp_path / "base")
+
+
+@pytest.fixture
+def setting(small_base, monkeypatch):
+    monkeypatch.setattr(study, "heldout_batches", lambda: [(np.arange(64).reshape(2, 32), np.arange(1, 65).reshape(2, 32))])
+    return replace(QUICK, base=small_base, steps=3, batch_size=2, eval_every=1, ranks=(1, 4))
+
+
+def serially(measure, runs, workers, folder, label):
+    return [measure(run) for run in runs]
+
+
+def test_every_method_is_compared_at_the_best_rate_of_a_sweep_that_has_a_minimum_inside(setting, monkeypatch):
+    """With a known optimum far from where the sweep starts, it must go on until the best is not at the edge."""
+    monkeypatch.setattr(study, "run_all", serially)
+    monkeypatch.setattr(study, "measure", lambda run: vars(run) | {"final": abs(np.log2(run.lr / 0.08))})
+    table = convergence(replace(setting, bracket=True))
+    for row in table.where(phase="seeds"):
+        assert row["lr"] == pytest.approx(0.08, rel=0.5)
+        tried = [r["lr"] for r in table.where(phase="sweep", method=row["method"], r=row["r"])]
+        assert min(tried) < row["lr"] < max(tried), "the best is at the edge of what was tried"
+
+
+def test_every_method_has_every_seed_and_starts_from_the_base(setting, monkeypatch):
+    monkeypatch.setattr(study, "run_all", serially)
+    table = convergence(setting)
+    final = table.where(phase="seeds")
+    assert {(r["method"], r["r"], r["seed"]) for r in final} == {
+        (method, r, seed) for method, r in [("full", None), ("lora", 1), ("lora", 4)] for seed in setting.seeds
+    }
+    for row in final:
+        assert row["heldout"][0] == pytest.approx(table.settings["base_loss"])
+        assert row["steps"] == [0, 1, 2, 3] and len(row["seconds"]) == 4
+
+
+def test_the_recovered_share_is_the_gain_over_full_fine_tunings_at_the_same_seed():
+    def row(method, seed, final):
+        return {"phase": "seeds", "method": method, "r": None, "target_modules": None, "seed": seed, "lr": 1, "final": final}
+
+    rows = [row("full", 0, 1.0), row("full", 1, 1.5), row("lora", 0, 1.2), row("lora", 1, 1.5)]
+    table = Table("", "", "", {"base_loss": 2.0}, rows)
+    assert [r["recovered"] for r in recovered(table)] == pytest.approx([0.8, 1.0])
+
+
+def test_a_study_that_was_stopped_reads_what_it_has(tmp_path):
+    runs = [Run("full", lr) for lr in (1.0, 2.0)]
+    first = run_all(_echo, runs, 1, tmp_path, "test")
+    assert run_all(_fail, runs, 1, tmp_path, "test") == first == [{"lr": 1.0}, {"lr": 2.0}]
+
+
+def _echo(run):
+    return {"lr": run.lr}
+
+
+def _fail(run):
+    raise AssertionError("a finished run was repeated")
+
+
+def test_a_truncated_matrix_is_the_best_of_its_rank_and_its_error_the_tail():
+    matrix = np.random.default_rng(0).standard_normal((9, 6))
+    sigma = np.linalg.svd(matrix, compute_uv=False)
+    for r in range(1, 7):
+        B, A = rank_reduction.truncate(matrix, r)
+        assert B.shape == (9, r) and A.shape == (r, 6)
+        assert np.linalg.norm(matrix - B @ A) == pytest.approx(np.sqrt((sigma[r:] ** 2).sum()), abs=1e-12)
+
+
+def test_the_rank_study_runs_from_the_base_to_all_of_the_change(setting, monkeypatch):
+    monkeypatch.setattr(rank_reduction, "heldout_batches", study.heldout_batches)
+    run = Run("full", 1e-2, max_steps=3, batch_size=2, eval_every=3, base=setting.base)
+    deltas = rank_reduction.learned_deltas(run)
+    table = rank_reduction.truncated_loss(deltas, run, ranks=(1, 8, 16))
+    assert table.settings["full_loss"] != table.settings["base_loss"]
+    assert table.rows[-1]["heldout_loss"] == pytest.approx(table.settings["full_loss"], rel=1e-5), "full rank cuts nothing"
+    spectra = rank_reduction.singular_values(deltas, run).rows
+    assert len(spectra) == 7
+    for row in spectra:  # the random matrix beside it has the same norm
+        energies = [np.sum(np.square(row[key])) for key in ("singular_values", "random_singular_values")]
+        assert energies == pytest.approx([row["norm"] ** 2] * 2, rel=1e-4)
+
+
+def test_the_photograph_counts_the_numbers_that_are_kept():
+    image = np.random.default_rng(0).random((20, 10))
+    rows = rank_reduction.photograph(image, ranks=(2,)).rows
+    assert rows[0]["share_of_numbers"] == 2 * 30 / 200 and rows[1]["error"] == 0
+    with pytest.raises(ValueError, match="expected grey values"):
+        rank_reduction.photograph(image[..., None])
+
+
+def test_lora_trains_in_less_memory_than_full_fine_tuning():
+    """A step on "tiny", as tracemalloc sees it: gradients, optimizer state, activations and temporaries."""
+    full, everywhere, attention = step_cost(repeats=1, steps=1).rows
+    assert attention["peak_bytes"] < everywhere["peak_bytes"] < full["peak_bytes"]
+
+
+def test_a_table_reads_back_what_it_saved_and_refuses_what_is_none(tmp_path):
+    table = Table("s", "q?", "c", {"a": [1, None]}, [{"r": 1, "x": [0.1]}, {"r": 2}], seconds=1.5)
+    assert Table.load(table.save(tmp_path / "t.json")) == table
+    (tmp_path / "no.json").write_text('{"rows": [')
+    with pytest.raises(ValueError, match=r"no\.json is not a study's table"):
+        Table.load(tmp_path / "no.json")
