@@ -74,8 +74,7 @@ def gradcheck(
 
     Args:
         forward: called as forward(*inputs.values()) → (y, cache). What is not differentiated (a scaling, token ids)
-            goes
-            into a lambda or functools.partial.
+            goes into a lambda or functools.partial.
         backward: called as backward(dy, cache) → one gradient for each input, in their order; None to leave one out.
         inputs: name → float array. They are brought to float64 (and complex128 for the complex step).
         method: "complex-step", to 1e-12, or "central", to 1e-6.

@@ -15,7 +15,7 @@ import numpy as np
 
 from . import ops
 from .backend import Array, array_module
-from .nn import EVALUATION, Context, Embedding, Linear, Module, RMSNorm
+from .nn import Context, Embedding, Linear, Module, RMSNorm
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class TransformerConfig:
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int = 0  # 0: hidden_size / num_attention_heads
-    rms_norm_eps: float = 1e-5
+    rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     max_position_embeddings: int = 2048
     tie_word_embeddings: bool = False
@@ -62,7 +62,10 @@ class TransformerConfig:
             raise ValueError(f"model_type {config['model_type']!r}; only the Llama family is here")
         if config.get("hidden_act", "silu") != "silu":
             raise ValueError(f"hidden_act {config['hidden_act']!r}; the Llama family here uses silu")
-        config = {**config, **(config.get("rope_parameters") or {})}  # where transformers 5 keeps rope_theta
+        rope = config.get("rope_scaling") or config.get("rope_parameters") or {}  # transformers 4, and 5
+        if (kind := rope.get("rope_type", rope.get("type", "default"))) != "default":
+            raise ValueError(f"rope_type {kind!r}; only the plain rotary embedding is here")
+        config = {**config, **rope}  # transformers 5 keeps rope_theta there
         known = {f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None}
         try:
             return cls(**known)

@@ -200,6 +200,16 @@ def test_writing_makes_the_folder_and_replaces_the_file(tmp_path):
     assert os.listdir(path.parent) == ["text"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows refuses to replace a file that is open")
+def test_who_has_the_old_file_open_reads_it_to_its_end(path, written):
+    with open(path, "rb") as reader:
+        beginning = reader.read(10)
+        save_arrays(path, {"other": np.zeros(1000)})
+        assert beginning + reader.read() == written, (
+            "the new file took the old one's place byte by byte, not by a rename"
+        )
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no permission bits")
 def test_others_may_read_the_file_as_they_may_read_any_other(tmp_path, path):
     (tmp_path / "ordinary").touch()

@@ -125,6 +125,14 @@ def test_only_a_trainable_parameter_with_a_gradient_moves(optimizer):
     assert not optimizer.state, "state for a parameter that does not train is memory wasted"
 
 
+@pytest.mark.parametrize("optimizer", [SGD(0.1, momentum=0.9), AdamW(0.1)], ids=["SGD", "AdamW"])
+def test_the_state_shares_no_memory_with_the_gradient(optimizer):
+    p = parameter(THETA, GRADIENTS[0])
+    optimizer.step([("p", p)])
+    shared = [name for name, x in optimizer.state["p"].items() if np.shares_memory(x, p.grad)]
+    assert not shared, f"{shared}: the next backward would add into it"
+
+
 def test_a_float32_parameter_stays_float32():
     for optimizer in (SGD(0.1, momentum=0.9), AdamW(0.1)):
         p = Parameter(THETA.astype(np.float32))

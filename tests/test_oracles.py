@@ -558,9 +558,6 @@ def test_load_model_reads_what_transformers_wrote(shape, tmp_path):
 ELSEWHERE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="TransformerConfig.from_dict ignores a rotary scaling: Llama 3.1 would run wrong"
-)
 @pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])  # as transformers 4 wrote it, and as 5 does
 def test_a_rotary_scaling_that_is_not_here_is_refused_rather_than_ignored(key):
     scaling = ELSEWHERE | {"original_max_position_embeddings": 16, "rope_theta": 500.0}

@@ -125,6 +125,25 @@ def test_the_seed_draws_the_dropout_masks(make, batches):
     assert losses(seed=1) != losses(seed=2), "are the masks the same whatever the seed, or is dropout off?"
 
 
+def test_every_batch_of_every_step_has_a_mask_of_its_own(make, random_batch):
+    def losses(accumulate):
+        model = make("lora", dropout=0.5)
+        for layer in model.lora_layers():
+            layer.lora_B["default"].value += 1.0  # at B = 0 the bypass, and with it the mask, has no effect
+        return train(model, [random_batch()], SGD(lr=0), steps=4, accumulate=accumulate).column("loss")
+
+    assert len(set(losses(1))) == 4, "with lr = 0 and one batch, only the masks can make the losses differ"
+    assert losses(2)[0] != losses(1)[0], "the two batches of one step were dropped alike"
+
+
+def test_the_first_update_of_a_run_is_t_1(make, batches):
+    model, before = make("full"), state(make("full"))
+    train(model, batches, AdamW(lr=0.01, weight_decay=0), steps=1)
+    moved = np.abs(model.lm_head.weight.value - before["lm_head.weight"][1])
+    message = "Adam's first step has size lr; with t off by one, its bias correction is off too"
+    np.testing.assert_allclose(moved, 0.01, rtol=1e-4, err_msg=message)
+
+
 def test_the_schedule_multiplies_the_optimizers_lr(make, batches):
     schedule = WarmupCosine(steps=6, warmup=2, floor=0.5)
     model, optimizer = make("full"), SGD(lr=0.2)

@@ -19,6 +19,7 @@ TINY = TransformerConfig(
     num_hidden_layers=5,
     num_attention_heads=4,
     num_key_value_heads=2,
+    rms_norm_eps=1e-5,
     max_position_embeddings=512,
     tie_word_embeddings=True,
 )
