@@ -1,12 +1,22 @@
-"""Where an array lives decides who computes with it: `array_module(x)` is numpy, or cupy for an array on a GPU."""
+"""Where an array lives decides who computes with it: `array_module(x)` is numpy, or cupy for an array on a GPU.
+
+Both may be used side by side in one process. What chooses is the array, never a global switch; a name ("cupy", "numpy",
+"auto") is asked for once, when a model is loaded or moved.
+"""
 
 from __future__ import annotations
 
+import importlib
+import os
 import sys
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 Array = Any  # numpy.ndarray or cupy.ndarray: whatever `array_module` answers for
+
+VARIABLE = "LORA_NP_DEVICE"  # an environment variable that decides what "auto" means: numpy or cupy
 
 
 def array_module(x: Array) -> ModuleType:
@@ -23,6 +33,47 @@ def array_module(x: Array) -> ModuleType:
     return xp
 
 
-def to_host(x: Array) -> Any:
-    """`x` as a NumPy array: itself if it is one, otherwise copied off its device."""
-    return x.get() if hasattr(x, "get") else x
+def device_module(device: str = "auto") -> ModuleType:
+    """The array module of a device by name: "numpy", "cupy", or "auto", the GPU when one answers and numpy otherwise.
+
+    The environment variable LORA_NP_DEVICE decides for "auto". Raises RuntimeError with the reason, in one line, where
+    cupy was asked for and cannot run here; ValueError for another name.
+    """
+    wanted = os.environ.get(VARIABLE, "auto") if device == "auto" else device
+    if wanted not in ("numpy", "cupy", "auto"):
+        where = f" (from {VARIABLE})" if device == "auto" else ""
+        raise ValueError(f"device {wanted!r}{where}; expected 'numpy', 'cupy' or 'auto'")
+    if wanted == "numpy":
+        return np
+    reason = why_no_gpu()
+    if reason is None:
+        return importlib.import_module("cupy")
+    if wanted == "cupy":
+        raise RuntimeError(f"no GPU for CuPy: {reason}")
+    return np
+
+
+def why_no_gpu() -> str | None:
+    """None where CuPy is installed and a GPU answers; otherwise the reason, in one line."""
+    try:
+        cupy = importlib.import_module("cupy")
+    except ImportError:
+        return 'CuPy is not installed (pip install "lora-np[cuda12]" or "lora-np[cuda13]")'
+    if cupy.cuda.is_available():
+        return None
+    try:
+        cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:  # CUDARuntimeError; CuPy's own classes are not to be named without a driver
+        return f"CuPy is installed, but CUDA says {error}"
+    return "CuPy is installed, but CUDA finds no GPU"
+
+
+def to_host(x: Array) -> np.ndarray:
+    """`x` as a NumPy array: itself if it is one, otherwise copied off its device, after waiting for it."""
+    return x if isinstance(x, np.ndarray | np.generic) else x.get()
+
+
+def move(x: Array, like: Array) -> Array:
+    """`x` where `like` lives: itself if it is there, otherwise a copy. Dtypes stay."""
+    xp = array_module(like)
+    return x if isinstance(x, xp.ndarray) else xp.asarray(to_host(x))

@@ -241,11 +241,13 @@ def _without_notice(comment: re.Match[str]) -> str:
 
 
 def _missing(what: str, folder: Path) -> str:
-    found = f"{len(list(folder.rglob('*.py')))} .py and {len(list(folder.rglob('*.pyc')))} .pyc files"
+    found = "no such folder"
+    if folder.is_dir():
+        found = f"found {len(list(folder.rglob('*.py')))} .py and {len(list(folder.rglob('*.pyc')))} .pyc files"
     return (
-        f"{what} not in {folder} (found there: {found if folder.is_dir() else 'no such folder'}). Expected the standard "
-        "library with its sources, as python.org, uv, conda and the Linux distributions install it, neither zipped nor "
-        "compiled only. Run another Python (3.11 or later), or pass the folder of its library as stdlib=…"
+        f"{what} not in {folder} ({found}). Expected the standard library with its sources, as python.org, uv, "
+        "conda and the Linux distributions install it, neither zipped nor compiled only. Run another Python (3.11 or "
+        "later), or pass the folder of its library as stdlib=…"
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from . import ops
-from .backend import Array, array_module
+from .backend import Array, array_module, device_module, move
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,16 @@ class Module:
             p.value, p.grad = p.value.astype(dtype), None
         return self
 
+    def to(self, device: str) -> Self:
+        """Move every parameter to "cupy", "numpy" or "auto", in place. Gradients are dropped.
+
+        Raises RuntimeError with the reason where there is no GPU for cupy, before anything has moved.
+        """
+        like = device_module(device).empty(0)
+        for _, p in self.named_parameters():
+            p.value, p.grad = move(p.value, like), None
+        return self
+
     def state_dict(self) -> dict[str, Array]:
         """name → array (not a copy) for every parameter."""
         return {name: p.value for name, p in self.named_parameters()}
@@ -124,7 +134,7 @@ class Module:
         for name, p in parameters.items():
             ops.checks.check_shape(name, arrays[name], *p.value.shape)
         for name, p in parameters.items():
-            p.value, p.grad = arrays[name].astype(p.value.dtype), None
+            p.value, p.grad = move(arrays[name].astype(p.value.dtype), p.value), None
         return self
 
 

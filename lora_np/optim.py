@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Self
 
-from .backend import Array, array_module
+from .backend import Array, array_module, device_module, move
 from .nn import Parameter
 
 Named = Iterable[tuple[str, Parameter]]
@@ -14,7 +15,26 @@ Schedule = Callable[[int], float]
 
 
 @dataclass
-class SGD:
+class Optimizer:
+    """What every optimizer has: a learning rate, and a state, name of the parameter → name of the slot → array."""
+
+    lr: float
+    state: dict[str, dict[str, Array]] = field(default_factory=dict, repr=False, kw_only=True)
+
+    def step(self, parameters: Named, lr: float | None = None, t: int = 1) -> None:
+        """Update every trainable parameter that has a gradient, in place. `t` counts the updates from 1."""
+        raise NotImplementedError
+
+    def to(self, device: str) -> Self:
+        """Move the state to "cupy", "numpy" or "auto", beside a model that was moved. Raises as `Module.to` does."""
+        like = device_module(device).empty(0)
+        for slots in self.state.values():
+            slots.update({name: move(x, like) for name, x in slots.items()})
+        return self
+
+
+@dataclass
+class SGD(Optimizer):
     """Stochastic gradient descent with momentum and L2 weight decay, as PyTorch writes it.
 
         g ← g + λθ,   u ← μu + g,   θ ← θ − ηu
@@ -22,10 +42,8 @@ class SGD:
     lr is η, momentum μ, weight_decay λ. Raises ValueError for a negative setting.
     """
 
-    lr: float
     momentum: float = 0.0
     weight_decay: float = 0.0
-    state: dict[str, dict[str, Array]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         _not_negative(lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
@@ -49,7 +67,7 @@ class SGD:
 
 
 @dataclass
-class AdamW:
+class AdamW(Optimizer):
     """Adam with decoupled weight decay (Kingma and Ba 2015; Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2).
 
         m ← β₁m + (1 − β₁)g,   v ← β₂v + (1 − β₂)g²
@@ -58,11 +76,9 @@ class AdamW:
     lr is η, weight_decay λ (PyTorch's default 0.01). Raises ValueError for a setting out of range.
     """
 
-    lr: float
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.01
-    state: dict[str, dict[str, Array]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         _not_negative(lr=self.lr, eps=self.eps, weight_decay=self.weight_decay)
@@ -93,9 +109,6 @@ class AdamW:
             if self.weight_decay:
                 p.value *= 1 - lr * self.weight_decay
             p.value -= update
-
-
-Optimizer = SGD | AdamW
 
 
 @dataclass(frozen=True)
@@ -147,7 +160,7 @@ def clip_grad_norm(parameters: Named, max_norm: float) -> Array:
         raise ValueError(f"max_norm = {max_norm}; expected a number > 0, or no clipping")
     parameters = list(parameters)
     norm = grad_norm(parameters)
-    factor = (max_norm / (norm + 1e-6)).clip(None, 1.0)
+    factor = (max_norm / (norm + 1e-6)).clip(None, 1.0)  # a number on the device: nobody waits for it
     for _, p in parameters:
         if p.grad is not None:
             p.grad *= factor

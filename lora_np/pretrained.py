@@ -9,20 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from .backend import to_host
+from .backend import device_module, to_host
 from .files import load_arrays, save_arrays, write_atomically
 from .transformer import Transformer, TransformerConfig
 
 EMBEDDED = Path(__file__).parent / "assets"  # the models that come with the package: "tiny"
 
 
-def load_model(name: str | os.PathLike[str], dtype: Any = np.float32) -> Transformer:
+def load_model(name: str | os.PathLike[str], dtype: Any = np.float32, device: str = "auto") -> Transformer:
     """The model `name`: "tiny", the base that comes with the package, or the path of a folder that `save_model` wrote.
 
     Every parameter starts trainable: `train` it as it is for full fine-tuning, or give it to `get_peft_model`.
-    Raises FileNotFoundError naming what exists, ValueError for a damaged file or another architecture, KeyError for weights
-    that do not fit the configuration.
+    `device` is "cupy", "numpy", or "auto": the GPU when one answers, unless LORA_NP_DEVICE says otherwise.
+
+    Raises FileNotFoundError naming what exists, ValueError for a damaged file or another architecture, KeyError for
+    weights that do not fit the configuration, RuntimeError where cupy was asked for and no GPU answers.
     """
+    device_module(device)  # raises before anything is read
     folder = EMBEDDED / name if (EMBEDDED / name / "config.json").is_file() else Path(name)
     if not (folder / "config.json").is_file():
         embedded = sorted(p.parent.name for p in EMBEDDED.glob("*/config.json"))
@@ -37,7 +40,7 @@ def load_model(name: str | os.PathLike[str], dtype: Any = np.float32) -> Transfo
     except ValueError as error:  # no text, no JSON, another architecture, a size that is missing or impossible
         raise ValueError(f"{folder / 'config.json'}: {error}") from None
     arrays, _ = load_arrays(folder / "model.safetensors")
-    return Transformer.random(config, dtype=dtype).load_state_dict(arrays)
+    return Transformer.random(config, dtype=dtype).load_state_dict(arrays).to(device)
 
 
 def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:

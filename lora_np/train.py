@@ -132,15 +132,16 @@ def train(
             history.rows.append({"step": 0, "heldout": heldout_loss(0), "seconds": 0.0, "tokens": 0})
         for step in range(start, steps):
             model.zero_grad()
-            loss = 0.0
+            losses = []
             for micro in range(step * accumulate, (step + 1) * accumulate):
                 tokens, targets = batches[micro % len(batches)] if isinstance(batches, Sequence) else batches[micro]
                 value, cache = model.loss(tokens, targets, rng=np.random.default_rng([seed, micro]))
                 model.backward(cache, dloss=1 / accumulate)
                 del cache  # the activations, before the next forward makes its own
-                loss += float(value) / accumulate
+                losses.append(value)
                 tokens_seen += tokens.size
-            norm = float(grad_norm(trainable) if max_grad_norm is None else clip_grad_norm(trainable, max_grad_norm))
+            norm = grad_norm(trainable) if max_grad_norm is None else clip_grad_norm(trainable, max_grad_norm)
+            loss, norm = map(float, _together([sum(losses) / accumulate, norm]))
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise saved.stopped(step + 1, f"loss {loss}, gradient norm {norm}")
             if step % checkpoint_every == 0:
@@ -168,6 +169,12 @@ def evaluate(model: Module, batches: Sequence[Batch]) -> float:
     if not count:
         raise ValueError("no batch to evaluate on: the held-out list is empty")
     return total / count
+
+
+def _together(scalars: list[Array]) -> np.ndarray:
+    """Scalars as one host array: on a GPU, one wait and one copy for all of them."""
+    first = scalars[0]
+    return np.array(scalars) if isinstance(first, np.generic) else to_host(array_module(first).stack(scalars))
 
 
 def _row(step: int, began: float, tokens: int, **measured: float) -> dict[str, float]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import ops
-from .backend import Array, array_module
+from .backend import Array, array_module, move
 from .nn import Context, Embedding, Linear, Module, RMSNorm
 
 
@@ -283,10 +283,11 @@ class Transformer(Module):
         limit = self.config.max_position_embeddings
         if not 1 <= tokens.shape[1] <= limit:
             raise ValueError(f"a sequence of {tokens.shape[1]} tokens; this model takes 1 to {limit}")
-        xp, dtype = array_module(self.model.norm.weight.value), self.model.norm.weight.value.real.dtype
-        tables = ops.rotary_tables(np.arange(tokens.shape[1]), self.config.head_dim, self.config.rope_theta, dtype)
+        weight = self.model.norm.weight.value
+        positions = array_module(weight).arange(tokens.shape[1])
+        rotary = ops.rotary_tables(positions, self.config.head_dim, self.config.rope_theta, weight.real.dtype)
         context = context or Context(rng=rng)
-        x, decoder_cache = self.model.forward(tokens, tuple(map(xp.asarray, tables)), context)
+        x, decoder_cache = self.model.forward(self._ids("tokens", tokens), rotary, context)
         logits, head_cache = self._head.forward(x, context)
         return logits, (decoder_cache, head_cache)
 
@@ -302,6 +303,7 @@ class Transformer(Module):
 
         A target equal to `ignore_index` does not count. Raises as `forward` and `ops.cross_entropy_forward` do.
         """
+        targets = self._ids("targets", targets, ignore_index)
         logits, cache = self.forward(tokens, rng, context)
         loss, loss_cache = ops.cross_entropy_forward(logits, targets, ignore_index)
         return loss, (loss_cache, cache)
@@ -317,6 +319,11 @@ class Transformer(Module):
         dx = self._head.backward(dlogits, head_cache, need_dx=self.model.trainable)
         if dx is not None:
             self.model.backward(dx, decoder_cache)
+
+    def _ids(self, name: str, ids: Array, ignore: int | None = None) -> Array:
+        """Check ids, then bring them to where the weights live: the one transfer of a training step on a GPU."""
+        ops.checks.check_ids(name, ids, self.config.vocab_size, ignore)
+        return move(ids, like=self.model.norm.weight.value)
 
     @property
     def _head(self) -> Linear:

@@ -240,7 +240,7 @@ def test_a_caller_who_edits_the_documents_does_not_edit_the_library(library):
         data.corpus("code", "train")[0] = 0
 
 
-# --------------------------------------------------------------------------------------- what is missing, and from where
+# -------------------------------------------------------------------------------------- what is missing, and from where
 
 
 @pytest.mark.parametrize("read", [data.documents, data.corpus])

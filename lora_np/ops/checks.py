@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..backend import Array, array_module
+
+
+def on_host(x: Array) -> bool:
+    """Whether looking at a value of `x` is free. On a GPU it would wait for all work that is under way."""
+    return isinstance(x, np.ndarray)
 
 
 def check_float(**arrays: Array) -> None:
@@ -33,12 +40,16 @@ def check_features(name: str, x: Array, size: int, of: str) -> None:
 
 
 def check_ids(name: str, ids: Array, size: int, ignore: int | None = None) -> None:
-    """Integer ids in [0, size), or equal to `ignore`. Negative ids would index from the end, so they are refused too."""
-    xp = array_module(ids)
+    """Integer ids in [0, size), or equal to `ignore`. Negative ids would index from the end, so they are refused too.
+
+    Only their dtype is checked on a GPU, where looking at a value means waiting for it: check ids before they go there.
+    """
     if ids.dtype.kind not in "iu":
         raise TypeError(f"{name} has dtype {ids.dtype}; expected integers")
+    if not on_host(ids):
+        return
     wrong = (ids < 0) | (ids >= size)
     if ignore is not None:
         wrong &= ids != ignore
-    if xp.any(wrong):
+    if wrong.any():
         raise ValueError(f"{name} holds {int(ids[wrong][0])}, outside 0 … {size - 1}: is it from another tokenizer?")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..backend import Array, array_module
+from ..backend import Array, move
 from .checks import check_float
 
 
@@ -21,7 +21,7 @@ def dropout_forward(x: Array, p: float, rng: np.random.Generator | None) -> tupl
         return x, None
     real = x.real.dtype
     kept = rng.random(x.shape, dtype=np.float32) >= p
-    mask = array_module(x).asarray(kept).astype(real)
+    mask = move(kept, x).astype(real)
     mask *= 1 / (1 - p)
     return x * mask, mask
 

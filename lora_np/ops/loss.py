@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..backend import Array, array_module
-from .checks import check_float, check_ids, check_shape
+from .checks import check_float, check_ids, check_shape, on_host
 
 IGNORE_INDEX = -100  # a target that does not count, as in PyTorch and Hugging Face
 
@@ -23,7 +23,7 @@ def cross_entropy_forward(logits: Array, targets: Array, ignore_index: int = IGN
     targets = targets.reshape(-1)
     counts = targets != ignore_index  # (n,)
     n_counted = counts.sum()
-    if n_counted == 0:
+    if on_host(targets) and n_counted == 0:
         raise ValueError(f"every target is ignore_index ({ignore_index}): there is no token to learn from")
     e = z - z.real.max(axis=-1, keepdims=True)
     safe = xp.where(counts, targets, 0)  # any valid column; its loss is not counted

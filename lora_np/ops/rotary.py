@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
 from ..backend import Array, array_module
 from .checks import check_float, check_shape
 
 
-def rotary_tables(positions: np.ndarray, head_dim: int, theta: float, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+def rotary_tables(positions: Array, head_dim: int, theta: float, dtype: Any) -> tuple[Array, Array]:
     """cos and sin of the angles position · θ^(−2i/d).
 
-    positions (t,) → two (t, d/2) tables on the host, computed in float64 and stored as `dtype`. Raises ValueError for
-    an odd head_dim.
+    positions (t,) → two (t, d/2) tables where `positions` live, computed in float64 and stored as `dtype`. Raises
+    ValueError for an odd head_dim.
     """
     if head_dim % 2:
         raise ValueError(f"head_dim = {head_dim}; rotary embedding turns pairs of features, so it must be even")
-    frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)  # (d/2,)
-    angles = np.outer(positions, frequencies)  # (t, d/2)
-    return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+    xp = array_module(positions)
+    frequencies = theta ** (xp.arange(0, head_dim, 2) / -head_dim)  # (d/2,)
+    angles = positions[:, None] * frequencies  # (t, d/2)
+    return xp.cos(angles).astype(dtype), xp.sin(angles).astype(dtype)
 
 
 def rotary_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, tuple]:
