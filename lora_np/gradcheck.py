@@ -149,7 +149,7 @@ def gradcheck_model(
 
         def scalar(name: str, value: Array, dtype: str) -> Array:
             for n, p in parameters.items():
-                p.value = value if n == name else (values[n] if n in values else p.value).astype(dtype)
+                p.value = value if n == name else values.get(n, p.value).astype(dtype)
             return model.loss(tokens, targets, rng=dropout_rng())[0]
 
         return _compare(values, gradients, scalar, method, directions, tolerance, rng)

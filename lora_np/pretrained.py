@@ -40,7 +40,7 @@ def load_model(name: str | os.PathLike[str], dtype: Any = np.float32, device: st
     except ValueError as error:  # no text, no JSON, another architecture, a size that is missing or impossible
         raise ValueError(f"{folder / 'config.json'}: {error}") from None
     arrays, _ = load_arrays(folder / "model.safetensors")
-    return Transformer.random(config, dtype=dtype).load_state_dict(arrays).to(device)
+    return Transformer.empty(config, dtype).load_state_dict(arrays).to(device)
 
 
 def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:

@@ -103,9 +103,9 @@ def train(
     if not trainable:
         raise ValueError("nothing is trainable: unfreeze() the model, or put an adapter in with get_peft_model")
     history, start = History(), 0
-    saved = Checkpoint(
-        checkpoint, model, optimizer, _settings(optimizer, steps, schedule, max_grad_norm, accumulate, seed)
-    )
+    settings = _settings(optimizer, steps, schedule, max_grad_norm, accumulate, seed)
+    settings |= {"model": repr(getattr(model, "config", "")), "adapter": repr(getattr(model, "peft_config", ""))}
+    saved = Checkpoint(checkpoint, model, optimizer, settings)
     if checkpoint is not None and Path(checkpoint).exists():
         if not resume:
             raise FileExistsError(

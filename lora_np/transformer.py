@@ -7,7 +7,7 @@ The backward walks that line in reverse, and stops where nothing below is traina
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -245,30 +245,36 @@ class Transformer(Module):
 
     @classmethod
     def random(cls, config: TransformerConfig, seed: int = 0, dtype: Any = np.float32) -> Transformer:
-        """Normal weights, std 0.02 (GPT-2's), and 0.02/√(2·layers) for the projections that write to the residual stream."""
+        """Normal weights, std 0.02 (GPT-2's), and 0.02/√(2·layers) where they write to the residual stream."""
         rng = np.random.default_rng(seed)
+        residual = 0.02 / np.sqrt(2 * config.num_hidden_layers)
 
-        def normal(out: int, in_: int, std: float = 0.02) -> Array:
-            return (std * rng.standard_normal((out, in_))).astype(dtype)
+        def normal(out: int, in_: int, writes: bool = False) -> Array:
+            return ((residual if writes else 0.02) * rng.standard_normal((out, in_))).astype(dtype)
+
+        return cls._build(config, normal, np.ones(config.hidden_size, dtype))
+
+    @classmethod
+    def empty(cls, config: TransformerConfig, dtype: Any = np.float32) -> Transformer:
+        """Room for the weights, with whatever stands in memory: to be filled by `load_state_dict`."""
+        return cls._build(config, lambda out, in_, writes=False: np.empty((out, in_), dtype), np.ones(config.hidden_size, dtype))
+
+    @classmethod
+    def _build(cls, config: TransformerConfig, matrix: Callable[..., Array], ones: Array) -> Transformer:
+        """`matrix(out, in)` makes each weight matrix, `matrix(out, in, writes=True)` those that write to the residual."""
+        d, f = config.hidden_size, config.intermediate_size
+        q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
 
         def norm() -> RMSNorm:
-            return RMSNorm(np.ones(config.hidden_size, dtype), config.rms_norm_eps)
+            return RMSNorm(ones.copy(), config.rms_norm_eps)
 
-        d, f, residual = config.hidden_size, config.intermediate_size, 0.02 / np.sqrt(2 * config.num_hidden_layers)
-        q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-        embed_tokens = Embedding(normal(config.vocab_size, d))
+        embed_tokens = Embedding(matrix(config.vocab_size, d))
         layers = []
         for _ in range(config.num_hidden_layers):
-            projections = (
-                Linear(normal(q, d)),
-                Linear(normal(kv, d)),
-                Linear(normal(kv, d)),
-                Linear(normal(d, q, residual)),
-            )
-            attention = Attention(*projections, config.head_dim)
-            mlp = MLP(Linear(normal(f, d)), Linear(normal(f, d)), Linear(normal(d, f, residual)))
-            layers.append(Block(norm(), attention, norm(), mlp))
-        lm_head = None if config.tie_word_embeddings else Linear(normal(config.vocab_size, d))
+            projections = [Linear(matrix(out, d)) for out in (q, kv, kv)] + [Linear(matrix(d, q, writes=True))]
+            mlp = MLP(Linear(matrix(f, d)), Linear(matrix(f, d)), Linear(matrix(d, f, writes=True)))
+            layers.append(Block(norm(), Attention(*projections, config.head_dim), norm(), mlp))
+        lm_head = None if config.tie_word_embeddings else Linear(matrix(config.vocab_size, d))
         return cls(config, Decoder(embed_tokens, layers, norm()), lm_head)
 
     def forward(

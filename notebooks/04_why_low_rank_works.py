@@ -21,7 +21,6 @@
 # %%
 import numpy as np
 
-import lora_np as ln
 from lora_np import plots
 from lora_np.reproduce import photograph
 from lora_np.studies import rank_reduction

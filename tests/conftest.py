@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 from lora_np import Transformer, TransformerConfig
+
+os.environ.setdefault("LORA_NP_DEVICE", "numpy")  # these proofs need no GPU, and are the same where there is one
 
 
 @pytest.fixture

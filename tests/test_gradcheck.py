@@ -34,7 +34,7 @@ def test_a_wrong_gradient_is_named_with_the_size_of_its_error(method):
     )
     assert result.wrong == ["x"]
     assert 1e-4 < result.errors["x"] < 2e-2
-    with pytest.raises(AssertionError, match="x .*WRONG"):
+    with pytest.raises(AssertionError, match=r"x .*WRONG"):
         result.raise_if_wrong()
 
 

@@ -17,6 +17,7 @@ def normal(*shape: int) -> np.ndarray:
 # One case an op: forward and backward as gradcheck takes them, and inputs of sizes that no transposition survives.
 IDS = RNG.integers(0, 5, (2, 7))  # with repeats, so that rows of the embedding collect several gradients
 TARGETS = np.where(RNG.random((3, 4)) < 0.3, ops.IGNORE_INDEX, RNG.integers(0, 6, (3, 4)))
+FROZEN = normal(4, 5)
 TABLES = ops.rotary_tables(np.arange(5), 6, 100.0, np.float64)
 
 
@@ -37,7 +38,7 @@ CASES = {
         {"x": normal(2, 3, 5), "A": normal(2, 5), "B": normal(4, 2)},
     ),
     "lora_linear": (
-        lambda x, A, B, W=normal(4, 5): ops.lora_linear_forward(x, W.astype(x.dtype), A, B, scaling=7 / 2),
+        lambda x, A, B: ops.lora_linear_forward(x, FROZEN.astype(x.dtype), A, B, scaling=7 / 2),
         ops.lora_linear_backward,
         {"x": normal(2, 3, 5), "A": normal(2, 5), "B": normal(4, 2)},
     ),

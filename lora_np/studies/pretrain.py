@@ -88,7 +88,7 @@ embedding), float32. It writes English of a sort, and is here to be fine-tuned a
 the standard library's docstrings, split by document; {s["heldout_bytes"]:,} bytes of other documents are held out. The text is the
 Python Software Foundation's, under the PSF licence; these weights are under this project's.
 
-**Settings.** {s["steps"]:,} steps of {s["batch_size"]} × {s["seq_len"]} bytes, AdamW, lr {s["lr"]:g} with {s["warmup"]} steps of warm-up and a cosine
+**Settings.** {s["steps"]:,} steps of {s["batch_size"]} × {s["seq_len"]} bytes, AdamW, lr {s["lr"]:g} with {min(s["warmup"], s["steps"] // 2)} steps of warm-up and a cosine
 down to 5 %, weight decay {s["weight_decay"]:g}, gradient norm clipped to 1, seed {s["seed"]}.
 
 **Result on the held-out prose, in nats a byte.**
