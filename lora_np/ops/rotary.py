@@ -9,40 +9,42 @@ from .checks import check_float, check_shape
 
 
 def rotary_tables(positions: Array, head_dim: int, theta: float, dtype: Any) -> tuple[Array, Array]:
-    """cos and sin of the angles position · θ^(−2i/d).
+    """cos φ and sin φ of the angles φ_i = position · θ^(−2i/d) for i < d/2, each table twice side by side.
 
-    positions (t,) → two (t, d/2) tables where `positions` live, computed in float64 and stored as `dtype`. Raises
-    ValueError for an odd head_dim.
+    positions (t,) → two (t, d) tables where `positions` live, computed in float64 and stored as `dtype`. Raises ValueError
+    for an odd head_dim.
     """
     if head_dim % 2:
         raise ValueError(f"head_dim = {head_dim}; rotary embedding turns pairs of features, so it must be even")
     xp = array_module(positions)
     frequencies = theta ** (xp.arange(0, head_dim, 2) / -head_dim)  # (d/2,)
-    angles = positions[:, None] * frequencies  # (t, d/2)
+    angles = xp.tile(positions[:, None] * frequencies, 2)  # (t, d)
     return xp.cos(angles).astype(dtype), xp.sin(angles).astype(dtype)
 
 
 def rotary_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, tuple]:
-    """Turn feature pairs (x_i, x_{i+d/2}) by their angle φ, in the half-split layout of Hugging Face's Llama:
+    """Turn each pair (x_i, x_{i+d/2}) by its angle φ_i, in the half-split layout of Hugging Face's Llama:
 
         y_i       = x_i cos φ_i − x_{i+d/2} sin φ_i
         y_{i+d/2} = x_{i+d/2} cos φ_i + x_i sin φ_i
 
-    x (…, t, d), cos and sin (t, d/2) → y (…, t, d), contiguous even where x is a transposed view (the rotation has to
-    write y anyway, so the transposition costs no pass of its own).
+    which is y = x ∘ cos + rotate_half(x) ∘ sin with rotate_half(x) = (−x_{d/2 …}, x_{… d/2}).
+
+    x (…, t, d), cos and sin (t, d) → y (…, t, d), contiguous even where x is a transposed view (the rotation has to write
+    y anyway, so the transposition costs no pass of its own).
     """
     check_float(x=x)
     t, d = x.shape[-2:]
-    check_shape("cos", cos, t, d // 2)
-    check_shape("sin", sin, t, d // 2)
+    check_shape("cos", cos, t, d)
+    check_shape("sin", sin, t, d)
     return _rotate(x, cos, sin), (cos, sin)
 
 
 def rotary_backward(dy: Array, cache: tuple) -> Array:
     """dx for dy (…, t, d).
 
-    In the forward pass each pair was multiplied by a rotation R(φ), so now dx = R(φ)ᵀ dy = R(−φ) dy: turn back. A
-    rotation changes no length, so it needs nothing of x.
+    In the forward pass each pair was multiplied by a rotation R(φ), so now dx = R(φ)ᵀ dy = R(−φ) dy: turn back. A rotation
+    changes no length, so it needs nothing of x.
     """
     cos, sin = cache
     return _rotate(dy, cos, -sin)
@@ -51,10 +53,11 @@ def rotary_backward(dy: Array, cache: tuple) -> Array:
 def _rotate(x: Array, cos: Array, sin: Array) -> Array:
     xp = array_module(x)
     half = x.shape[-1] // 2
-    x1, x2 = x[..., :half], x[..., half:]
+    rotated = xp.empty(x.shape, x.dtype)  # rotate_half(x): two short copies, so that the arithmetic runs over whole rows
+    xp.negative(x[..., half:], out=rotated[..., :half])
+    rotated[..., half:] = x[..., :half]
+    rotated *= sin
     y = xp.empty(x.shape, x.dtype)
-    xp.multiply(x1, cos, out=y[..., :half])
-    y[..., :half] -= x2 * sin
-    xp.multiply(x2, cos, out=y[..., half:])
-    y[..., half:] += x1 * sin
+    xp.multiply(x, cos, out=y)
+    y += rotated
     return y
