@@ -81,7 +81,9 @@ def draw(tables: Tables, folder: Path) -> None:
     """Every picture of these tables, as .png and .svg, and the two that need none."""
     import matplotlib.pyplot as plt
 
-    drawings = [(name, lambda f=f, table=table: f(table)) for key, table in tables.items() for name, f in PICTURES.get(key, [])]
+    drawings = [
+        (name, lambda f=f, table=table: f(table)) for key, table in tables.items() for name, f in PICTURES.get(key, [])
+    ]
     drawings += [("bypass", plots.bypass_diagram), ("photograph", lambda: plots.photograph(photograph()))]
     for name, function in drawings:
         figure = function()

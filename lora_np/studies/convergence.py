@@ -38,18 +38,19 @@ class Run:
     r: int | None = None
     target_modules: str | None = None  # a key of TARGETS
     seed: int = 0
-    max_steps: int = 400
-    batch_size: int = 16
+    alpha_over_r: float = 8
+    max_steps: int = 800
+    batch_size: int = 8
     seq_len: int = 128
     eval_every: int = 20
     base: str = "tiny"
 
     def model(self) -> Module:
-        """The base, made ready to train: all of it, or an adapter with α = 2r in it."""
+        """The base, made ready to train: all of it, or an adapter in it."""
         model = load_model(self.base)
         if self.method == "full":
             return model
-        config = LoraConfig(r=self.r, lora_alpha=2 * self.r, target_modules=TARGETS[self.target_modules])
+        config = LoraConfig(self.r, lora_alpha=self.alpha_over_r * self.r, target_modules=TARGETS[self.target_modules])
         return get_peft_model(model, config, seed=self.seed)
 
 
@@ -59,20 +60,20 @@ class Setting:
 
     ranks: Sequence[int] = (1, 2, 4, 8, 16, 64)
     targets: Sequence[str] = ("attention", "all-linear")
-    full_lrs: Sequence[float] = (1e-3, 2e-3, 4e-3)
-    lora_lrs: Sequence[float] = (5e-3, 1e-2, 2e-2)
+    full_lrs: Sequence[float] = (5e-4, 1e-3, 2e-3)
+    lora_lrs: Sequence[float] = (1e-3, 2e-3, 4e-3)
     bracket: bool = True  # extend a sweep whose best is at its edge
+    alpha_over_r: float = 8  # the same for every rank, from a pilot at r = 16
     seeds: Sequence[int] = (0, 1, 2)
-    steps: int = 400
-    batch_size: int = 16
-    eval_every: int = 40
+    steps: int = 800
+    batch_size: int = 8
+    eval_every: int = 80
     base: str = "tiny"
 
     def methods(self) -> dict[Run, list[float]]:
         """Each method once, with the learning rates to try first."""
-        run = Run(
-            "full", 0.0, max_steps=self.steps, batch_size=self.batch_size, eval_every=self.eval_every, base=self.base
-        )
+        same = {"max_steps": self.steps, "batch_size": self.batch_size, "eval_every": self.eval_every, "base": self.base}
+        run = Run("full", 0.0, alpha_over_r=self.alpha_over_r, **same)
         lora = [replace(run, method="lora", r=r, target_modules=t) for t in self.targets for r in self.ranks]
         return {run: list(self.full_lrs)} | {each: list(self.lora_lrs) for each in lora}
 
@@ -82,7 +83,7 @@ QUICK = Setting(
     ranks=(1, 8),
     targets=("all-linear",),
     full_lrs=(2e-3,),
-    lora_lrs=(1e-2,),
+    lora_lrs=(4e-3,),
     bracket=False,
     seeds=(0, 1),
     steps=80,
@@ -154,7 +155,6 @@ def convergence(
         command=command,
         settings=asdict(setting)
         | {
-            "lora_alpha": "2r",
             "workers": workers,
             "base_loss": evaluate(load_model(setting.base), heldout_batches()),
         },
