@@ -9,6 +9,7 @@ Read it from the bottom up: backend, ops, gradcheck, nn, transformer, pretrained
 """
 
 from . import data, ledger, ops
+from .generate import generate
 from .gradcheck import GradcheckResult, gradcheck, gradcheck_model
 from .nn import Context, Embedding, Linear, Module, Parameter, RMSNorm
 from .optim import SGD, AdamW, WarmupCosine, clip_grad_norm
@@ -37,6 +38,7 @@ __all__ = [
     "clip_grad_norm",
     "data",
     "evaluate",
+    "generate",
     "get_peft_model",
     "gradcheck",
     "gradcheck_model",

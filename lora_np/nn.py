@@ -18,10 +18,12 @@ class Context:
 
     rng: draws dropout masks; None means evaluation, without dropout.
     adapter: the name of the adapter that wrappers apply; None means the base model alone.
+    attention_mask: (b, s), False where a key is padding; None where there is none.
     """
 
     rng: np.random.Generator | None = None
     adapter: str | None = None
+    attention_mask: Array | None = None
 
 
 EVALUATION = Context()

@@ -73,6 +73,40 @@ class TransformerConfig:
             raise ValueError(f"config.json describes no Llama model: {error}") from None
 
 
+class LayerCache:
+    """The keys and values that one layer has computed for the tokens read so far, (b, g, s, d) each, in room that doubles."""
+
+    def __init__(self) -> None:
+        self.room: tuple[Array, Array] | None = None
+        self.length = 0
+
+    def extend(self, k: Array, v: Array) -> tuple[Array, Array]:
+        """Append k and v (b, g, t, d); returns all keys and all values, as views (b, g, s, d)."""
+        b, g, t, d = k.shape
+        end = self.length + t
+        if self.room is None or self.room[0].shape[2] < end:
+            xp, capacity = array_module(k), max(2 * self.length, end)
+            grown = xp.empty((b, g, capacity, d), k.dtype), xp.empty((b, g, capacity, d), v.dtype)
+            for old, new in zip(self.room or (), grown, strict=False):
+                new[:, :, : self.length] = old[:, :, : self.length]
+            self.room = grown
+        for new, room in zip((k, v), self.room, strict=True):
+            room[:, :, self.length : end] = new
+        self.length = end
+        return self.room[0][:, :, :end], self.room[1][:, :, :end]
+
+
+class KeyValueCache:
+    """What generation keeps of the tokens read so far: a LayerCache a layer. An argument of `forward`, which extends it."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        self.layers = [LayerCache() for _ in range(config.num_hidden_layers)]
+
+    def __len__(self) -> int:
+        """How many tokens have been read."""
+        return self.layers[0].length
+
+
 class Attention(Module):
     """Grouped-query causal attention with rotary positions, between four projections."""
 
@@ -80,15 +114,18 @@ class Attention(Module):
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = q_proj, k_proj, v_proj, o_proj
         self.head_dim = head_dim
 
-    def forward(self, x: Array, rotary: tuple[Array, Array], context: Context) -> tuple[Array, Any]:
-        """x (b, t, d) → y (b, t, d)."""
+    def forward(
+        self, x: Array, rotary: tuple[Array, Array], context: Context, past: LayerCache | None = None
+    ) -> tuple[Array, Any]:
+        """x (b, t, d) → y (b, t, d). With a `past`, these t tokens follow those it holds, and join them."""
         b, t, _ = x.shape
         q, q_cache = self.q_proj.forward(x, context)
         k, k_cache = self.k_proj.forward(x, context)
         v, v_cache = self.v_proj.forward(x, context)
         q, rotary_cache = ops.rotary_forward(self._heads(q), *rotary)  # (b, t, h·d) → (b, h, t, d)
         k, _ = ops.rotary_forward(self._heads(k), *rotary)  # (b, t, g·d) → (b, g, t, d)
-        o, attention_cache = ops.attention_forward(q, k, self._heads(v))
+        k, v = (k, self._heads(v)) if past is None else past.extend(k, self._heads(v))  # (b, g, s, d)
+        o, attention_cache = ops.attention_forward(q, k, v, context.attention_mask)
         o = o.transpose(0, 2, 1, 3).reshape(b, t, -1)  # (b, h, t, d) → (b, t, h·d)
         y, o_cache = self.o_proj.forward(o, context)
         return y, (q_cache, k_cache, v_cache, rotary_cache, attention_cache, o_cache)
@@ -101,6 +138,8 @@ class Attention(Module):
         if not inner:
             return None
         dq, dk, dv = ops.attention_backward(self._heads(do), attention_cache)
+        t = dy.shape[1]
+        dk, dv = dk[:, :, -t:], dv[:, :, -t:]  # a past is given: its keys and values came from no layer here
         dq, dk = ops.rotary_backward(dq, rotary_cache), ops.rotary_backward(dk, rotary_cache)
         # x went into three projections, so its gradient is the sum of what comes back from them.
         dx = self.q_proj.backward(self._rows(dq), q_cache, need_dx)
@@ -162,10 +201,12 @@ class Block(Module):
         self.input_layernorm, self.self_attn = input_layernorm, self_attn
         self.post_attention_layernorm, self.mlp = post_attention_layernorm, mlp
 
-    def forward(self, x: Array, rotary: tuple[Array, Array], context: Context) -> tuple[Array, Any]:
+    def forward(
+        self, x: Array, rotary: tuple[Array, Array], context: Context, past: LayerCache | None = None
+    ) -> tuple[Array, Any]:
         """x (b, t, d) → y (b, t, d)."""
         normed, norm1_cache = self.input_layernorm.forward(x)
-        y, attention_cache = self.self_attn.forward(normed, rotary, context)
+        y, attention_cache = self.self_attn.forward(normed, rotary, context, past)
         y += x  # the residual; y is ours, x is still needed by the norm's cache
         normed, norm2_cache = self.post_attention_layernorm.forward(y)
         z, mlp_cache = self.mlp.forward(normed, context)
@@ -205,12 +246,14 @@ class Decoder(Module):
     def __init__(self, embed_tokens: Embedding, layers: list[Block], norm: RMSNorm) -> None:
         self.embed_tokens, self.layers, self.norm = embed_tokens, layers, norm
 
-    def forward(self, tokens: Array, rotary: tuple[Array, Array], context: Context) -> tuple[Array, Any]:
+    def forward(
+        self, tokens: Array, rotary: tuple[Array, Array], context: Context, past: KeyValueCache | None = None
+    ) -> tuple[Array, Any]:
         """tokens (b, t) → x (b, t, d)."""
         x, embed_cache = self.embed_tokens.forward(tokens)
         block_caches = []
-        for block in self.layers:
-            x, cache = block.forward(x, rotary, context)
+        for i, block in enumerate(self.layers):
+            x, cache = block.forward(x, rotary, context, None if past is None else past.layers[i])
             block_caches.append(cache)
         x, norm_cache = self.norm.forward(x)
         return x, (embed_cache, block_caches, norm_cache)
@@ -278,24 +321,39 @@ class Transformer(Module):
         return cls(config, Decoder(embed_tokens, layers, norm()), lm_head)
 
     def forward(
-        self, tokens: Array, rng: np.random.Generator | None = None, context: Context | None = None
+        self,
+        tokens: Array,
+        rng: np.random.Generator | None = None,
+        past_key_values: KeyValueCache | None = None,
+        attention_mask: Array | None = None,
+        context: Context | None = None,
     ) -> tuple[Array, Any]:
         """tokens (b, t) integers → logits (b, t, v).
 
-        `rng` turns dropout on and draws its masks. Raises ValueError where tokens are not (b, t), are too long or out
-        of range.
+        `rng` turns dropout on and draws its masks. With `past_key_values` the tokens follow those that it has read, and it
+        is extended by them. `attention_mask` (b, s), over past and present, is False where a key is padding.
+        Raises ValueError where tokens are not (b, t), are too long or out of range.
         """
-        ops.checks.check_shape("tokens", tokens, None, None)
-        limit = self.config.max_position_embeddings
-        if not 1 <= tokens.shape[1] <= limit:
-            raise ValueError(f"a sequence of {tokens.shape[1]} tokens; this model takes 1 to {limit}")
-        weight = self.model.norm.weight.value
-        positions = array_module(weight).arange(tokens.shape[1])
-        rotary = ops.rotary_tables(positions, self.config.head_dim, self.config.rope_theta, weight.real.dtype)
-        context = context or Context(rng=rng)
-        x, decoder_cache = self.model.forward(self._ids("tokens", tokens), rotary, context)
+        context = context or Context(rng, attention_mask=attention_mask)
+        x, decoder_cache = self.hidden(tokens, context, past_key_values)
         logits, head_cache = self._head.forward(x, context)
         return logits, (decoder_cache, head_cache)
+
+    def hidden(self, tokens: Array, context: Context, past: KeyValueCache | None = None) -> tuple[Array, Any]:
+        """tokens (b, t) → the last hidden states (b, t, d), before the head; as `forward` otherwise."""
+        ops.checks.check_shape("tokens", tokens, None, None)
+        start, limit = len(past) if past else 0, self.config.max_position_embeddings
+        if not 1 <= tokens.shape[1] <= limit - start:
+            after = f" after {start}" if start else ""
+            raise ValueError(f"a sequence of {tokens.shape[1]} tokens{after}; this model takes 1 to {limit} in all")
+        weight = self.model.norm.weight.value
+        positions = array_module(weight).arange(start, start + tokens.shape[1])
+        rotary = ops.rotary_tables(positions, self.config.head_dim, self.config.rope_theta, weight.real.dtype)
+        return self.model.forward(self._ids("tokens", tokens), rotary, context, past)
+
+    def logits(self, x: Array, context: Context) -> Array:
+        """The head alone: hidden states (…, d) → logits (…, v)."""
+        return self._head.forward(x, context)[0]
 
     def loss(
         self,
@@ -310,7 +368,7 @@ class Transformer(Module):
         A target equal to `ignore_index` does not count. Raises as `forward` and `ops.cross_entropy_forward` do.
         """
         targets = self._ids("targets", targets, ignore_index)
-        logits, cache = self.forward(tokens, rng, context)
+        logits, cache = self.forward(tokens, rng, context=context)
         loss, loss_cache = ops.cross_entropy_forward(logits, targets, ignore_index)
         return loss, (loss_cache, cache)
 

@@ -30,11 +30,12 @@ def softmax_backward(dp: Array, p: Array) -> Array:
     return p * (dp - dot)
 
 
-def attention_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
+def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -> tuple[Array, tuple]:
     """o = softmax(q kᵀ / √d + causal mask) v for each head, h/g query heads sharing one key/value head.
 
     q (b, h, t, d), k and v (b, g, s, d) with h a multiple of g and s ≥ t → o (b, h, t, d). Keys beyond t are a past:
-    query i sees keys 0 … s − t + i. Raises ValueError on shapes that do not fit.
+    query i sees keys 0 … s − t + i. `mask` (b, s) is True where a key may be seen at all, False where it is padding.
+    Raises ValueError on shapes that do not fit.
 
     The heads of a group are stacked as rows of one product, (h/g · t, d) (d, s), so keys are never repeated in memory
     and the backward's dk and dv come out summed over the group by themselves.
@@ -54,6 +55,9 @@ def attention_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
     e = q @ k.swapaxes(-1, -2)  # scores (b, g, h/g·t, s)
     by_query = e.reshape(b, g, h // g, t, s)
     by_query += xp.triu(xp.full((t, s), FORBIDDEN, dtype=e.real.dtype), k=s - t + 1)
+    if mask is not None:
+        check_shape("mask", mask, b, s)
+        by_query += xp.where(mask, 0, FORBIDDEN).astype(e.real.dtype)[:, None, None, None, :]
     e -= e.real.max(axis=-1, keepdims=True)
     xp.exp(e, out=e)
     norm = 1 / e.sum(
