@@ -7,8 +7,9 @@ else
 endif
 PY := $(BIN)/python
 ARGS ?=
+CUDA ?= 13
 
-.PHONY: help reproduce test test-oracles notebooks lint clean
+.PHONY: help reproduce test test-oracles test-gpu notebooks lint clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -17,10 +18,13 @@ reproduce: .venv/installed            ## train on real text, draw every figure, 
 	$(PY) -m lora_np reproduce $(ARGS)
 
 test: .venv/installed                 ## the proofs: no network, no GPU, no PyTorch
-	$(PY) -m pytest -m "not oracle" $(ARGS)
+	$(PY) -m pytest -m "not oracle and not gpu" $(ARGS)
 
 test-oracles: .venv/oracles           ## the comparisons with PyTorch, PEFT and transformers
 	$(PY) -m pytest -m oracle $(ARGS)
+
+test-gpu: .venv/cuda$(CUDA)           ## the core's tests on a GPU, and what CuPy can say without one (CUDA=12 for that driver)
+	$(PY) -m pytest -m "gpu or cupy" $(ARGS)
 
 notebooks: .venv/installed            ## after editing notebooks/*.py: execute them into the .ipynb beside them
 	$(PY) -m lora_np.notebooks notebooks
@@ -36,6 +40,10 @@ lint: .venv/installed                 ## ruff, as the checks run it
 
 .venv/oracles: .venv/installed
 	$(PY) -m pip install --editable ".[oracles]"
+	@touch $@
+
+.venv/cuda$(CUDA): .venv/installed
+	$(PY) -m pip install --editable ".[cuda$(CUDA)]"
 	@touch $@
 
 clean:           ## remove the environment and what was built

@@ -9,12 +9,13 @@ Read it from the bottom up: backend, ops, gradcheck, nn, transformer, pretrained
 """
 
 from . import data, ledger, ops
+from .fetch import fetch
 from .generate import generate
 from .gradcheck import GradcheckResult, gradcheck, gradcheck_model
 from .nn import Context, Embedding, Linear, Module, Parameter, RMSNorm
 from .optim import SGD, AdamW, WarmupCosine, clip_grad_norm
 from .peft import LoraConfig, LoraLinear, PeftModel, get_peft_model
-from .pretrained import load_model, save_model
+from .pretrained import load_model, load_tokenizer, save_model
 from .train import History, evaluate, train
 from .transformer import Transformer, TransformerConfig
 
@@ -38,12 +39,14 @@ __all__ = [
     "clip_grad_norm",
     "data",
     "evaluate",
+    "fetch",
     "generate",
     "get_peft_model",
     "gradcheck",
     "gradcheck_model",
     "ledger",
     "load_model",
+    "load_tokenizer",
     "ops",
     "save_model",
     "train",

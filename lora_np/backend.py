@@ -39,7 +39,7 @@ def device_module(device: str = "auto") -> ModuleType:
     The environment variable LORA_NP_DEVICE decides for "auto". Raises RuntimeError with the reason, in one line, where
     cupy was asked for and cannot run here; ValueError for another name.
     """
-    wanted = os.environ.get(VARIABLE, "auto") if device == "auto" else device
+    wanted = os.environ.get(VARIABLE) or "auto" if device == "auto" else device
     if wanted not in ("numpy", "cupy", "auto"):
         where = f" (from {VARIABLE})" if device == "auto" else ""
         raise ValueError(f"device {wanted!r}{where}; expected 'numpy', 'cupy' or 'auto'")
@@ -57,8 +57,11 @@ def why_no_gpu() -> str | None:
     """None where CuPy is installed and a GPU answers; otherwise the reason, in one line."""
     try:
         cupy = importlib.import_module("cupy")
-    except ImportError:
-        return 'CuPy is not installed (pip install "lora-np[cuda12]" or "lora-np[cuda13]")'
+    except ImportError as error:
+        if error.name == "cupy":
+            return 'CuPy is not installed; pip install "cupy-cuda13x[ctk]", or cupy-cuda12x for a driver of CUDA 12'
+        cause = error.__cause__ or error  # CuPy's own message explains, over many lines, what its cause says in one
+        return f"CuPy is installed, but does not import: {str(cause).splitlines()[0]}"
     if cupy.cuda.is_available():
         return None
     try:

@@ -14,7 +14,9 @@ from . import gradcheck_model, plots
 from .notebooks import execute_all
 from .studies import convergence as convergence_study
 from .studies import parameters, rank_reduction
+from .studies.claims import energy, gain_kept, write_into
 from .studies.convergence import Run, Setting, convergence, recovered
+from .studies.step_cost import step_cost
 from .studies.table import Table
 
 Tables = dict[str, Table]
@@ -35,14 +37,18 @@ def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> N
     tables["convergence"] = convergence(setting, workers, folder="runs/convergence" if full else None)
     say(3, "rank reduction: the ΔW that full fine-tuning learns")
     tables |= rank_tables(setting, tables["convergence"])
+    say(4, "what a step costs, side by side")
+    tables["step_cost"] = step_cost(repeats=7 if full else 3)
     for name, table in tables.items():
         table.command = "python -m lora_np reproduce" + (" --full" if full else "")
         table.save(folder / "data" / f"{name}.json")
-    say(4, f"pictures in {figures}")
+    say(5, f"pictures in {figures}")
     draw(tables, folder)
     if not full:
         draw({path.stem: Table.load(path) for path in sorted((figures / "data").glob("*.json"))}, figures)
-    say(5, "notebooks")
+    if full:
+        write_into(Path("README.md"), tables)
+    say(6, "notebooks")
     execute_all(notebooks, notebooks if full else folder / "notebooks")
     print(findings(tables))
     print(f"\n{time.perf_counter() - started:.0f} s in all. Pictures: {figures}, this run's own: {folder}")
@@ -103,20 +109,17 @@ def photograph() -> Table:
 
 def findings(tables: Tables) -> str:
     """The short table at the end: what this run measured."""
-    eight = tables["one_matrix"].where(r=8)[0]
-    spectra = [np.square(row["singular_values"]) for row in tables["singular_values"].rows]
-    energy = statistics.median(float(s[:8].sum() / s.sum()) for s in spectra)
-    cut, measured = tables["truncated_loss"], tables["convergence"]
-    base, all_of_it = cut.settings["base_loss"], cut.settings["full_loss"]
-    kept = next(row["heldout_loss"] for row in cut.rows if row["r"] == 8)
+    eight, measured = tables["one_matrix"].where(r=8)[0], tables["convergence"]
+    learned, chance = (energy(tables["singular_values"], key) for key in ("singular_values", "random_singular_values"))
     full = measured.where(phase="seeds", method="full")
+    step, lora_step = tables["step_cost"].rows[:2]
     lines = [
         (
             "LoRA r = 8 on one 4096 × 4096 matrix",
             f"{eight['lora']:,} of {eight['full']:,} numbers, {eight['factor']:g}× fewer",
         ),
-        ("the top 8 directions of a learned ΔW", f"{energy:.0%} of its energy (median of {len(spectra)} matrices)"),
-        ("every ΔW cut to rank 8", f"{(base - kept) / (base - all_of_it):.0%} of the held-out gain stays"),
+        ("the top 8 directions of a learned ΔW", f"{learned:.0%} of its energy (of a random matrix: {chance:.0%})"),
+        ("every ΔW cut to rank 8", f"{gain_kept(tables['truncated_loss'], 8):.0%} of the held-out gain stays"),
         ("held-out loss of the base", f"{measured.settings['base_loss']:.3f} nats a byte"),
         (f"full fine-tuning, lr {full[0]['lr']:g}", f"{statistics.mean(row['final'] for row in full):.3f} nats a byte"),
     ]
@@ -127,9 +130,10 @@ def findings(tables: Tables) -> str:
         lines.append(
             (f"LoRA r = {r}, {target}, lr {rows[0]['lr']:g}", f"{loss:.3f} nats a byte, {share:.0%} of full's gain")
         )
-    lines.append(
-        ("worst gradient error, LoRA on tiny", f"{worst_gradient_error():.0e} against the complex step, in float64")
-    )
+    time_ratio, memory_ratio = (lora_step[key] / step[key] for key in ("seconds", "peak_bytes"))
+    cost = f"{time_ratio:.2f}× the time, {memory_ratio:.2f}× the memory of a full one"
+    exact = f"{worst_gradient_error():.0e} against the complex step, in float64"
+    lines += [(f"a step of LoRA r = {lora_step['r']}, all linear", cost), ("worst gradient of LoRA on tiny", exact)]
     width = max(len(left) for left, _ in lines)
     return "\nWhat this run found\n" + "\n".join(f"  {left:<{width}}  {right}" for left, right in lines)
 
@@ -145,4 +149,4 @@ def worst_gradient_error() -> float:
 
 
 def say(number: int, what: str) -> None:
-    print(f"[{number}/5] {what}", file=sys.stderr, flush=True)
+    print(f"[{number}/6] {what}", file=sys.stderr, flush=True)

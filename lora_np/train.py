@@ -206,9 +206,9 @@ class Checkpoint:
 
     def save(self, step: int, history: History) -> None:
         """Write the file, if one was asked for. Weights that are not finite raise FloatingPointError, and it stays."""
-        for name, p in self.parameters.items():
-            if not array_module(p.value).isfinite(p.value).all():
-                raise self.stopped(step, f"{name} is not finite")
+        finite = _together([array_module(p.value).isfinite(p.value).all() for p in self.parameters.values()])
+        if not finite.all():
+            raise self.stopped(step, f"{list(self.parameters)[finite.argmin()]} is not finite")
         if self.path is None:
             return
         arrays = {f"value/{name}": p.value for name, p in self.parameters.items()}

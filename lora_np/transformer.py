@@ -299,8 +299,16 @@ class Transformer(Module):
 
     @classmethod
     def empty(cls, config: TransformerConfig, dtype: Any = np.float32) -> Transformer:
-        """Room for the weights, with whatever stands in memory: to be filled by `load_state_dict`."""
-        return cls._build(config, lambda out, in_, writes=False: np.empty((out, in_), dtype), np.ones(config.hidden_size, dtype))
+        """Every parameter's shape, and none of its numbers: one zero that is read again and again, and takes no memory.
+
+        For `load_model`, which puts the weights in its place.
+        """
+        zero = np.zeros((), dtype)
+        return cls._build(
+            config,
+            lambda out, in_, writes=False: np.broadcast_to(zero, (out, in_)),
+            np.ones(config.hidden_size, dtype),
+        )
 
     @classmethod
     def _build(cls, config: TransformerConfig, matrix: Callable[..., Array], ones: Array) -> Transformer:

@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from types import ModuleType
 
+import cupy_double
 import numpy as np
+import on_device  # before all else: it decides what "auto" is
 import pytest
 
 from lora_np import Transformer, TransformerConfig
+from lora_np.backend import why_no_gpu
+from lora_np.fetch import fetched
 
-os.environ.setdefault("LORA_NP_DEVICE", "numpy")  # these proofs need no GPU, and are the same where there is one
+
+def pytest_report_header() -> str:
+    return f"arrays of {on_device.xp.__name__} (LORA_NP_TESTS_ON: numpy, double or cupy)"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test marked gpu needs one, and one marked smollm2 the model; elsewhere it is skipped, and says why."""
+    if item.get_closest_marker("gpu") and (reason := why_no_gpu()):
+        pytest.skip(reason)
+    if item.get_closest_marker("smollm2"):
+        try:
+            fetched("smollm2-135m")
+        except FileNotFoundError as reason:
+            pytest.skip(str(reason))
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """CuPy's double in CuPy's place, for one test: `model.to("cupy")` goes there, and its traffic starts at zero."""
+    monkeypatch.setitem(sys.modules, "cupy", cupy_double)
+    cupy_double.traffic.reset()
+    return cupy_double
 
 
 @pytest.fixture
@@ -44,14 +70,14 @@ def make_model(config: TransformerConfig) -> Callable[..., Transformer]:
                 p.value *= 15
             else:
                 p.value += rng.normal(0, 0.1, p.value.shape).astype(dtype)  # a norm's weights, else all 1
-        return model
+        return model.to("auto")
 
     return make
 
 
 @pytest.fixture
 def random_batch(config: TransformerConfig) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
-    """`random_batch(rows, length, seed)` → tokens and targets, both (rows, length), the targets one step later."""
+    """`random_batch(rows, length, seed)` → tokens and targets on the host, both (rows, length), the targets one step later."""
 
     def make(rows: int = 2, length: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         window = np.random.default_rng(seed).integers(0, config.vocab_size, (rows, length + 1))

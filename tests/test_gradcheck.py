@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from on_device import xp
 
 from lora_np import gradcheck, gradcheck_model, ops
 
@@ -17,7 +18,7 @@ def square_backward(dy, cache):
     return 2 * dy * x * w, dy * x * x
 
 
-INPUTS = {"x": np.array([1.0, -2.0, 3.0]), "w": np.array([0.5, 1.5, -1.0])}
+INPUTS = {"x": xp.asarray([1.0, -2.0, 3.0]), "w": xp.asarray([0.5, 1.5, -1.0])}
 
 
 @pytest.mark.parametrize("method", ["complex-step", "central"])
@@ -45,18 +46,17 @@ def test_one_wrong_entry_among_many_is_found():
         return dx, dW
 
     rng = np.random.default_rng(0)
-    result = gradcheck(
-        ops.linear_forward, wrong, {"x": rng.standard_normal((9, 20)), "W": rng.standard_normal((30, 20))}
-    )
+    inputs = {"x": xp.asarray(rng.standard_normal((9, 20))), "W": xp.asarray(rng.standard_normal((30, 20)))}
+    result = gradcheck(ops.linear_forward, wrong, inputs)
     assert result.wrong == ["W"]
 
 
 def test_a_nan_is_wrong():
-    assert gradcheck(square, lambda dy, c: (np.full(3, np.nan), None), INPUTS).wrong == ["x"]
+    assert gradcheck(square, lambda dy, c: (xp.full(3, np.nan), None), INPUTS).wrong == ["x"]
 
 
 def test_a_gradient_of_zeros_where_there_is_one_is_wrong():
-    assert gradcheck(square, lambda dy, c: (np.zeros(3), np.zeros(3)), INPUTS).wrong == ["x", "w"]
+    assert gradcheck(square, lambda dy, c: (xp.zeros(3), xp.zeros(3)), INPUTS).wrong == ["x", "w"]
 
 
 def test_the_complex_step_is_exact_where_central_differences_cannot_be():
@@ -71,7 +71,7 @@ def test_the_complex_step_is_exact_where_central_differences_cannot_be():
     [
         ({"backward": lambda dy, c: (dy,)}, ValueError, "returned 1 gradients for the 2 inputs"),
         ({"backward": lambda dy, c: (dy[:2], dy)}, ValueError, "the gradient of x has shape"),
-        ({"inputs": {"x": np.arange(3), "w": INPUTS["w"]}}, TypeError, "x has dtype int64"),
+        ({"inputs": {"x": xp.arange(3), "w": INPUTS["w"]}}, TypeError, "x has dtype int64"),
         ({"method": "guess"}, ValueError, "expected one of"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from on_device import assert_allclose, assert_array_equal, xp
 
 from lora_np import AdamW, LoraConfig, Transformer, get_peft_model, gradcheck_model, train
 
@@ -37,7 +38,7 @@ def test_at_init_the_adapted_model_equals_the_base_bit_for_bit(make_model, rando
     for dtype in (np.float32, np.float64):
         base, _ = make_model(dtype).forward(tokens)
         after, _ = get_peft_model(make_model(dtype), LoraConfig(r=4, target_modules=ALL)).forward(tokens)
-        np.testing.assert_array_equal(after, base)
+        assert_array_equal(after, base)
 
 
 def test_the_frozen_weights_do_not_change_by_one_bit_in_training(make_model, random_batch):
@@ -47,7 +48,7 @@ def test_the_frozen_weights_do_not_change_by_one_bit_in_training(make_model, ran
     for name, p in peft_model.named_parameters():
         value, trainable = before[name]
         assert trainable == ("lora_" in name)
-        assert np.array_equal(p.value, value) != trainable, (
+        assert xp.array_equal(p.value, value) != trainable, (
             f"{name} {'did not train' if trainable else 'is frozen, and moved'}"
         )
 
@@ -58,10 +59,10 @@ def test_merged_equals_unmerged_to_1e_5_in_float32(make_model, random_batch):
     bypass, _ = peft_model.forward(tokens)
     peft_model.merge_adapter()
     merged, _ = peft_model.forward(tokens)
-    assert np.abs(merged - bypass).max() <= 1e-5 * np.abs(bypass).max()
+    assert xp.abs(merged - bypass).max() <= 1e-5 * xp.abs(bypass).max()
     peft_model.unmerge_adapter()
     back, _ = peft_model.forward(tokens)
-    assert np.abs(back - bypass).max() <= 1e-5 * np.abs(bypass).max()
+    assert xp.abs(back - bypass).max() <= 1e-5 * xp.abs(bypass).max()
 
 
 def test_merging_twice_changes_nothing_more(make_model):
@@ -70,7 +71,7 @@ def test_merging_twice_changes_nothing_more(make_model):
     once = {name: p.value.copy() for name, p in peft_model.named_parameters()}
     peft_model.merge_adapter()
     for name, p in peft_model.named_parameters():
-        np.testing.assert_array_equal(p.value, once[name], err_msg=name)
+        assert_array_equal(p.value, once[name], err_msg=name)
 
 
 def test_merge_and_unload_gives_a_plain_transformer_that_computes_the_same(make_model, random_batch):
@@ -80,7 +81,7 @@ def test_merge_and_unload_gives_a_plain_transformer_that_computes_the_same(make_
     plain = peft_model.merge_and_unload()
     assert type(plain) is Transformer
     assert [n for n, _ in plain.named_parameters()] == [n for n, _ in make_model().named_parameters()]
-    np.testing.assert_allclose(plain.forward(tokens)[0], before, rtol=1e-11, atol=1e-12)
+    assert_allclose(plain.forward(tokens)[0], before, rtol=1e-11, atol=1e-12)
 
 
 def test_the_change_of_a_merged_weight_is_the_scaled_product(make_model):
@@ -89,7 +90,7 @@ def test_the_change_of_a_merged_weight_is_the_scaled_product(make_model):
     before = layer.base_layer.weight.value.copy()
     A, B = layer.lora_A["default"].value, layer.lora_B["default"].value
     peft_model.merge_adapter()
-    np.testing.assert_allclose(layer.base_layer.weight.value - before, 7 / np.sqrt(3) * B @ A, rtol=1e-10, atol=1e-12)
+    assert_allclose(layer.base_layer.weight.value - before, 7 / 3**0.5 * B @ A, rtol=1e-10, atol=1e-12)
 
 
 def test_a_disabled_adapter_is_the_base_bit_for_bit_and_comes_back(make_model, random_batch):
@@ -98,11 +99,11 @@ def test_a_disabled_adapter_is_the_base_bit_for_bit_and_comes_back(make_model, r
     peft_model = adapted(make_model())
     with_adapter, _ = peft_model.forward(tokens)
     with peft_model.disable_adapter():
-        np.testing.assert_array_equal(peft_model.forward(tokens)[0], base)
-    np.testing.assert_array_equal(peft_model.forward(tokens)[0], with_adapter)
+        assert_array_equal(peft_model.forward(tokens)[0], base)
+    assert_array_equal(peft_model.forward(tokens)[0], with_adapter)
     with pytest.raises(ZeroDivisionError), peft_model.disable_adapter():
         raise ZeroDivisionError
-    np.testing.assert_array_equal(peft_model.forward(tokens)[0], with_adapter)
+    assert_array_equal(peft_model.forward(tokens)[0], with_adapter)
 
 
 def test_disabling_a_merged_adapter_gives_the_base_too(make_model, random_batch):
@@ -111,7 +112,7 @@ def test_disabling_a_merged_adapter_gives_the_base_too(make_model, random_batch)
     peft_model = adapted(make_model())
     peft_model.merge_adapter()
     with peft_model.disable_adapter():
-        np.testing.assert_allclose(peft_model.forward(tokens)[0], base, rtol=1e-10, atol=1e-11)
+        assert_allclose(peft_model.forward(tokens)[0], base, rtol=1e-10, atol=1e-11)
     assert peft_model.merged
 
 
@@ -120,7 +121,7 @@ def test_the_base_called_directly_is_still_the_base(make_model, random_batch):
     model = make_model()
     base, _ = model.forward(tokens)
     adapted(model)
-    np.testing.assert_array_equal(model.forward(tokens)[0], base)
+    assert_array_equal(model.forward(tokens)[0], base)
 
 
 def test_training_a_merged_adapter_is_refused(make_model, random_batch):
@@ -135,8 +136,8 @@ def test_dropout_is_on_the_bypass_only_and_only_in_training(make_model, random_b
     tokens, _ = random_batch()
     base, _ = make_model().forward(tokens)
     peft_model = adapted(make_model(), lora_dropout=1 - 1e-12)
-    np.testing.assert_array_equal(peft_model.forward(tokens, rng=np.random.default_rng(0))[0], base)
-    assert not np.array_equal(peft_model.forward(tokens)[0], base), "in evaluation nothing drops"
+    assert_array_equal(peft_model.forward(tokens, rng=np.random.default_rng(0))[0], base)
+    assert not xp.array_equal(peft_model.forward(tokens)[0], base), "in evaluation nothing drops"
 
 
 def test_A_starts_uniform_with_the_fan_in_of_its_input_and_B_at_zero(make_model):
@@ -144,21 +145,21 @@ def test_A_starts_uniform_with_the_fan_in_of_its_input_and_B_at_zero(make_model)
     peft_model = get_peft_model(make_model(), LoraConfig(r=64, target_modules=ALL), seed=0)
     for layer in peft_model.lora_layers():
         A, bound = layer.lora_A["default"].value, 1 / np.sqrt(layer.in_features)
-        assert 0.97 * bound < np.abs(A).max() <= bound
+        assert 0.97 * bound < float(xp.abs(A).max()) <= bound
         assert not layer.lora_B["default"].value.any()
 
 
 def test_gaussian_init_has_std_one_over_r(make_model):
     peft_model = get_peft_model(make_model(), LoraConfig(r=50, target_modules=ALL, init_lora_weights="gaussian"))
-    A = np.concatenate([layer.lora_A["default"].value.ravel() for layer in peft_model.lora_layers()])
-    assert A.std() == pytest.approx(1 / 50, rel=0.05)
+    A = xp.concatenate([layer.lora_A["default"].value.ravel() for layer in peft_model.lora_layers()])
+    assert float(A.std()) == pytest.approx(1 / 50, rel=0.05)
 
 
 def test_the_same_seed_draws_the_same_adapter(make_model):
     def first(seed):
         return adapted(make_model(), seed=seed).lora_layers()[0].lora_A["default"].value
 
-    assert np.array_equal(first(3), first(3)) and not np.array_equal(first(3), first(4))
+    assert xp.array_equal(first(3), first(3)) and not xp.array_equal(first(3), first(4))
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ MUTANTS = {
     "dx through the transposed weight": op(ops.linear_backward, "rows(dy) @ W", "rows(dy) @ W[::-1]", "linear"),
     "the bias averaged": op(ops.linear_backward, "rows(dy).sum(axis=0)", "rows(dy).mean(axis=0)", "linear with bias"),
     "an id that repeats counts once": op(
-        ops.embedding_backward, "xp.add.at(dE, ids, dy)", "dE[ids] += dy", "embedding"
+        ops.embedding_backward, "xp.add.at(dE.view(real), ids, dy.view(real))", "dE[ids] += dy", "embedding"
     ),
     "the root mean square held constant": op(ops.rms_norm_backward, "g -= x * dot", "pass", "rms_norm"),
     "the norm's mean forgotten": op(ops.rms_norm_backward, "rho**3 / x.shape[-1]", "rho**3", "rms_norm"),

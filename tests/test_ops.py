@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from on_device import assert_allclose, assert_array_equal, host, xp
 
 from lora_np import gradcheck, ops
+from lora_np.backend import Array
 
 RNG = np.random.default_rng(7)
 
 
-def normal(*shape: int) -> np.ndarray:
-    return RNG.standard_normal(shape)
+def normal(*shape: int) -> Array:
+    return xp.asarray(RNG.standard_normal(shape))
 
 
 # One case an op: forward and backward as gradcheck takes them, and inputs of sizes that no transposition survives.
-IDS = RNG.integers(0, 5, (2, 7))  # with repeats, so that rows of the embedding collect several gradients
-TARGETS = np.where(RNG.random((3, 4)) < 0.3, ops.IGNORE_INDEX, RNG.integers(0, 6, (3, 4)))
+IDS = xp.asarray(RNG.integers(0, 5, (2, 7)))  # with repeats, so that rows of the embedding collect several gradients
+TARGETS = xp.asarray(np.where(RNG.random((3, 4)) < 0.3, ops.IGNORE_INDEX, RNG.integers(0, 6, (3, 4))))
 FROZEN = normal(4, 5)
-TABLES = ops.rotary_tables(np.arange(5), 6, 100.0, np.float64)
+TABLES = ops.rotary_tables(xp.arange(5), 6, 100.0, np.float64)
 
 
 def linear_without_bias(dy, cache):
@@ -49,7 +51,11 @@ CASES = {
     ),
     "embedding": (lambda E: ops.embedding_forward(IDS, E), ops.embedding_backward, {"E": normal(5, 3)}),
     "rms_norm": (ops.rms_norm_forward, ops.rms_norm_backward, {"x": normal(2, 3, 5), "w": normal(5)}),
-    "rotary": (lambda x: ops.rotary_forward(x, *TABLES), ops.rotary_backward, {"x": normal(2, 3, 5, 6)}),
+    "rotary": (
+        lambda x: ops.rotary_forward(x, *(table.astype(x.real.dtype) for table in TABLES)),
+        ops.rotary_backward,
+        {"x": normal(2, 3, 5, 6)},
+    ),
     "softmax": (ops.softmax_forward, ops.softmax_backward, {"x": normal(3, 5)}),
     "attention": (
         ops.attention_forward,
@@ -94,7 +100,7 @@ def test_every_op_has_a_case_here():
 def test_the_dtype_that_goes_in_comes_out(case, dtype):
     forward, backward, inputs = CASES[case]
     y, cache = forward(*(x.astype(dtype) for x in inputs.values()))
-    gradients = backward(np.ones_like(y), cache)
+    gradients = backward(xp.ones_like(y), cache)
     for g in gradients if isinstance(gradients, tuple) else (gradients,):
         assert g is None or g.dtype == dtype, f"{case}: {np.dtype(dtype)} in, a gradient of {g.dtype} out"
     assert y.dtype == dtype, f"{case}: {np.dtype(dtype)} in, {y.dtype} out"
@@ -106,11 +112,11 @@ def test_float32_agrees_with_float64_to_single_precision(case):
 
     def run(dtype):
         y, cache = forward(*(x.astype(dtype) for x in inputs.values()))
-        gradients = backward(np.ones_like(y), cache)
+        gradients = backward(xp.ones_like(y), cache)
         return [y, *(g for g in (gradients if isinstance(gradients, tuple) else (gradients,)) if g is not None)]
 
     for single, double in zip(run(np.float32), run(np.float64), strict=True):
-        np.testing.assert_allclose(single, double, rtol=2e-5, atol=2e-6, err_msg=case)
+        assert_allclose(single, double, rtol=2e-5, atol=2e-6, err_msg=case)
 
 
 @cases
@@ -119,12 +125,12 @@ def test_forward_and_backward_leave_their_inputs_and_the_cache_alone(case):
     forward, backward, inputs = CASES[case]
     before = {name: x.copy() for name, x in inputs.items()}
     y, cache = forward(*inputs.values())
-    dy = np.full_like(y, 0.5)
+    dy = xp.full_like(y, 0.5)
     first, second = backward(dy, cache), backward(dy, cache)
-    np.testing.assert_equal(first, second, err_msg=f"{case}: the backward changed its cache")
+    np.testing.assert_equal(host(first), host(second), err_msg=f"{case}: the backward changed its cache")
     assert (dy == 0.5).all(), f"{case}: the backward wrote into dy"
     for name, x in inputs.items():
-        np.testing.assert_array_equal(x, before[name], err_msg=f"{case} wrote into its input {name}")
+        assert_array_equal(x, before[name], err_msg=f"{case} wrote into its input {name}")
 
 
 # ── identities ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -137,13 +143,13 @@ def test_lora_gradients_are_the_full_gradient_seen_through_the_factors():
     dy = normal(*y.shape)
     _, dA, dB = ops.lora_linear_backward(dy, cache)
     dW = ops.linear_backward(dy, (x, W, False))[1]
-    np.testing.assert_allclose(dA, s * B.T @ dW, rtol=1e-12)
-    np.testing.assert_allclose(dB, s * dW @ A.T, rtol=1e-12)
+    assert_allclose(dA, s * B.T @ dW, rtol=1e-12)
+    assert_allclose(dB, s * dW @ A.T, rtol=1e-12)
 
 
 def test_at_the_start_dA_is_exactly_zero_and_dB_is_not():
     """B = 0, so nothing that A does reaches y yet: a gradient check at init proves nothing about A."""
-    y, cache = ops.lora_linear_forward(normal(6, 5), normal(4, 5), normal(2, 5), np.zeros((4, 2)), 2.0)
+    y, cache = ops.lora_linear_forward(normal(6, 5), normal(4, 5), normal(2, 5), xp.zeros((4, 2)), 2.0)
     _, dA, dB = ops.lora_linear_backward(normal(*y.shape), cache)
     assert not dA.any() and dB.any()
 
@@ -151,12 +157,11 @@ def test_at_the_start_dA_is_exactly_zero_and_dB_is_not():
 def test_lora_equals_the_layer_with_the_merged_weight():
     x, W, A, B, s = normal(6, 5), normal(4, 5), normal(2, 5), normal(4, 2), 3.5
     y, _ = ops.lora_linear_forward(x, W, A, B, s)
-    np.testing.assert_allclose(y, x @ (W + s * B @ A).T, rtol=1e-12)
+    assert_allclose(y, x @ (W + s * B @ A).T, rtol=1e-12)
 
 
 def test_dropout_keeps_the_expectation_and_draws_a_mask_for_each_number():
-    x = np.ones((200, 300))
-    y, mask = ops.dropout_forward(x, 0.25, np.random.default_rng(0))
+    y, mask = host(ops.dropout_forward(xp.ones((200, 300)), 0.25, np.random.default_rng(0)))
     assert set(np.unique(y)) == {0.0, 1 / 0.75}
     assert abs(y.mean() - 1) < 0.01, "what is kept must be scaled by 1/(1 − p)"
     assert abs(mask.std(axis=0).mean() - mask.std()) < 0.01, "one mask a feature, where each token needs its own"
@@ -172,33 +177,33 @@ def test_attention_sees_no_future():
     before, _ = ops.attention_forward(q, k, v)
     k[:, :, 3:], v[:, :, 3:] = 100.0, -100.0
     after, _ = ops.attention_forward(q, k, v)
-    np.testing.assert_array_equal(before[:, :, :3], after[:, :, :3])
+    assert_array_equal(before[:, :, :3], after[:, :, :3])
 
 
 def test_attention_with_a_past_equals_the_tail_of_attention_without():
     q, k, v = normal(2, 4, 7, 6), normal(2, 2, 7, 6), normal(2, 2, 7, 6)
     whole, _ = ops.attention_forward(q, k, v)
     tail, _ = ops.attention_forward(q[:, :, 4:], k, v)
-    np.testing.assert_allclose(tail, whole[:, :, 4:], rtol=1e-13)
+    assert_allclose(tail, whole[:, :, 4:], rtol=1e-13)
 
 
 def test_a_rotation_keeps_lengths_and_sees_only_relative_positions():
-    cos, sin = ops.rotary_tables(np.array([0, 3, 10, 13]), 8, 10000.0, np.float64)
-    q, k = np.broadcast_to(normal(8), (4, 8)).copy(), np.broadcast_to(normal(8), (4, 8)).copy()
-    rq, rk = ops.rotary_forward(q, cos, sin)[0], ops.rotary_forward(k, cos, sin)[0]
-    np.testing.assert_allclose(np.linalg.norm(rq, axis=-1), np.linalg.norm(q, axis=-1), rtol=1e-13)
-    np.testing.assert_allclose(rq[1] @ rk[0], rq[3] @ rk[2], rtol=1e-12)  # both are three apart
+    cos, sin = ops.rotary_tables(xp.asarray([0, 3, 10, 13]), 8, 10000.0, np.float64)
+    q, k = xp.broadcast_to(normal(8), (4, 8)).copy(), xp.broadcast_to(normal(8), (4, 8)).copy()
+    q, rq, rk = host([q, ops.rotary_forward(q, cos, sin)[0], ops.rotary_forward(k, cos, sin)[0]])
+    assert_allclose(np.linalg.norm(rq, axis=-1), np.linalg.norm(q, axis=-1), rtol=1e-13)
+    assert_allclose(rq[1] @ rk[0], rq[3] @ rk[2], rtol=1e-12)  # both are three apart
 
 
 def test_an_ignored_target_changes_neither_loss_nor_gradient():
-    logits, targets = normal(1, 4, 6), np.array([[2, ops.IGNORE_INDEX, 5, 0]])
+    logits, targets = normal(1, 4, 6), xp.asarray([[2, ops.IGNORE_INDEX, 5, 0]])
     loss, cache = ops.cross_entropy_forward(logits, targets)
     kept = [0, 2, 3]
     loss_without, cache_without = ops.cross_entropy_forward(logits[:, kept], targets[:, kept])
-    assert loss == pytest.approx(loss_without, rel=1e-14)
+    assert float(loss) == pytest.approx(float(loss_without), rel=1e-14)
     gradient = ops.cross_entropy_backward(1.0, cache)
     assert not gradient[0, 1].any()
-    np.testing.assert_allclose(gradient[:, kept], ops.cross_entropy_backward(1.0, cache_without), rtol=1e-13)
+    assert_allclose(gradient[:, kept], ops.cross_entropy_backward(1.0, cache_without), rtol=1e-13)
 
 
 # ── extremes ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -209,47 +214,49 @@ float_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @float_dtypes
 def test_silu_at_the_extremes(dtype):
     """Far left silu is 0 and far right it is x, with no overflow on the way (a warning is an error here)."""
-    x = np.array([-1e30, -1e4, -800, -100, -20, 0, 20, 100, 800, 1e4, 1e30], dtype)
+    x = xp.asarray([-1e30, -1e4, -800, -100, -20, 0, 20, 100, 800, 1e4, 1e30], dtype)
     with np.errstate(all="raise", under="ignore"):
         y, cache = ops.silu_forward(x)
-        dx = ops.silu_backward(np.ones_like(x), cache)
-    np.testing.assert_allclose(y[x >= 100], x[x >= 100])
+        dx = ops.silu_backward(xp.ones_like(x), cache)
+    x, y, dx = host([x, y, dx])
+    assert_allclose(y[x >= 100], x[x >= 100])
     assert (np.abs(y[1:4]) < 1e-30).all() and abs(y[0]) < 1e-7 and y[5] == 0
-    np.testing.assert_allclose(y[4], -20 / (1 + np.exp(20.0)), rtol=1e-6)  # small, and relatively right
-    np.testing.assert_allclose(dx[[0, 1, 5, 9, 10]], [0, 0, 0.5, 1, 1], atol=1e-7)
+    assert_allclose(y[4], -20 / (1 + np.exp(20.0)), rtol=1e-6)  # small, and relatively right
+    assert_allclose(dx[[0, 1, 5, 9, 10]], [0, 0, 0.5, 1, 1], atol=1e-7)
 
 
 @float_dtypes
 def test_softmax_and_cross_entropy_at_the_extremes(dtype):
     """Logits of ±10⁴ overflow exp; taking the largest out first leaves loss and gradient exact."""
-    z = np.array([[1e4, 0, -1e4], [-1e4, -1e4, -1e4], [1e30, 1e30, -1e30]], dtype)
+    z = xp.asarray([[1e4, 0, -1e4], [-1e4, -1e4, -1e4], [1e30, 1e30, -1e30]], dtype)
     with np.errstate(all="raise", under="ignore"):
         p, _ = ops.softmax_forward(z)
-        loss, cache = ops.cross_entropy_forward(z, np.array([1, 0, 0]))
+        loss, cache = ops.cross_entropy_forward(z, xp.asarray([1, 0, 0]))
         gradient = ops.cross_entropy_backward(1.0, cache)
-    np.testing.assert_allclose(p, [[1, 0, 0], [1 / 3] * 3, [0.5, 0.5, 0]], rtol=1e-6)
-    np.testing.assert_allclose(loss, (1e4 + np.log(3) + np.log(2)) / 3, rtol=1e-6)
-    np.testing.assert_allclose(gradient * 3, [[1, -1, 0], [-2 / 3, 1 / 3, 1 / 3], [-0.5, 0.5, 0]], rtol=1e-6)
+    assert_allclose(p, [[1, 0, 0], [1 / 3] * 3, [0.5, 0.5, 0]], rtol=1e-6)
+    assert_allclose(loss, (1e4 + np.log(3) + np.log(2)) / 3, rtol=1e-6)
+    assert_allclose(gradient * 3, [[1, -1, 0], [-2 / 3, 1 / 3, 1 / 3], [-0.5, 0.5, 0]], rtol=1e-6)
 
 
 @float_dtypes
 def test_attention_at_the_extremes(dtype):
     """Scores of ±10⁶: the softmax becomes a choice, not a NaN."""
-    q, k = np.full((1, 1, 3, 4), 1e3, dtype), np.full((1, 1, 3, 4), 1e3, dtype)
+    q, k = xp.full((1, 1, 3, 4), 1e3, dtype), xp.full((1, 1, 3, 4), 1e3, dtype)
     k[0, 0, 0] *= -1
-    v = np.arange(12, dtype=dtype).reshape(1, 1, 3, 4)
+    v = xp.arange(12, dtype=dtype).reshape(1, 1, 3, 4)
     with np.errstate(all="raise", under="ignore"):
         o, cache = ops.attention_forward(q, k, v)
-        gradients = ops.attention_backward(np.ones_like(o), cache)
-    np.testing.assert_allclose(o[0, 0], [v[0, 0, 0], v[0, 0, 1], (v[0, 0, 1] + v[0, 0, 2]) / 2], rtol=1e-6)
-    assert all(np.isfinite(g).all() for g in gradients)
+        gradients = ops.attention_backward(xp.ones_like(o), cache)
+    o, v = host([o, v])
+    assert_allclose(o[0, 0], [v[0, 0, 0], v[0, 0, 1], (v[0, 0, 1] + v[0, 0, 2]) / 2], rtol=1e-6)
+    assert all(xp.isfinite(g).all() for g in gradients)
 
 
 @float_dtypes
 def test_rms_norm_of_zero_is_zero_and_finite(dtype):
-    y, cache = ops.rms_norm_forward(np.zeros((2, 4), dtype), np.ones(4, dtype))
-    dx, dw = ops.rms_norm_backward(np.ones((2, 4), dtype), cache)
-    assert not y.any() and np.isfinite(dx).all() and not dw.any()
+    y, cache = ops.rms_norm_forward(xp.zeros((2, 4), dtype), xp.ones(4, dtype))
+    dx, dw = ops.rms_norm_backward(xp.ones((2, 4), dtype), cache)
+    assert not y.any() and xp.isfinite(dx).all() and not dw.any()
 
 
 # ── bad input ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -287,6 +294,11 @@ BAD = {
     "dropout of 1": (lambda: ops.dropout_forward(x, 1.0, RNG), ValueError, "expected 0 ≤ p < 1"),
     "an odd head": (lambda: ops.rotary_tables(np.arange(3), 5, 1e4, np.float32), ValueError, "must be even"),
     "tables of another length": (lambda: ops.rotary_forward(normal(4, 6), *TABLES), ValueError, "cos has shape"),
+    "tables of another dtype": (
+        lambda: ops.rotary_forward(normal(5, 6).astype("f"), *TABLES),
+        TypeError,
+        "cos is float64 but x is float32",
+    ),
     "heads that do not divide": (
         lambda: ops.attention_forward(normal(1, 3, 2, 4), normal(1, 2, 2, 4), normal(1, 2, 2, 4)),
         ValueError,

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from on_device import assert_allclose, assert_array_equal, host, xp
 
 from lora_np import SGD, AdamW, Parameter, WarmupCosine, clip_grad_norm, ops
 from lora_np.optim import constant, grad_norm
@@ -16,8 +17,8 @@ GRADIENTS = RNG.standard_normal((3, 4, 3))  # of three steps
 
 
 def parameter(value, grad=None, trainable=True):
-    p = Parameter(np.array(value, dtype=np.float64), trainable)
-    p.grad = None if grad is None else np.array(grad, dtype=np.float64)
+    p = Parameter(xp.array(value, dtype=np.float64), trainable)
+    p.grad = None if grad is None else xp.array(grad, dtype=np.float64)
     return p
 
 
@@ -25,9 +26,9 @@ def run(optimizer, value, gradients, **step):
     """The parameter's values after each of the gradients."""
     p, seen = parameter(value), []
     for t, g in enumerate(gradients, start=1):
-        p.grad = g.copy()
+        p.grad = xp.array(g)
         optimizer.step([("p", p)], t=t, **step)
-        seen.append(p.value.copy())
+        seen.append(host(p.value.copy()))
     return seen
 
 
@@ -43,9 +44,7 @@ def test_adamw_is_the_equation_of_loshchilov_and_hutter():
         m_hat, v_hat = m / (1 - beta1**t), v / (1 - beta2**t)
         theta = theta - lr * decay * theta - lr * m_hat / (np.sqrt(v_hat) + eps)
         ours = run(AdamW(lr, (beta1, beta2), eps, decay), THETA, GRADIENTS[:t])[-1]
-        np.testing.assert_allclose(
-            ours, theta, rtol=1e-13, err_msg=f"step {t}: is a bias correction or ε out of place?"
-        )
+        assert_allclose(ours, theta, rtol=1e-13, err_msg=f"step {t}: is a bias correction or ε out of place?")
 
 
 def test_sgd_with_momentum_is_pytorchs_equation():
@@ -55,12 +54,12 @@ def test_sgd_with_momentum_is_pytorchs_equation():
         u = momentum * u + g + decay * theta
         theta = theta - lr * u
         ours = run(SGD(lr, momentum, decay), THETA, GRADIENTS[:t])[-1]
-        np.testing.assert_allclose(ours, theta, rtol=1e-13, err_msg=f"step {t}")
+        assert_allclose(ours, theta, rtol=1e-13, err_msg=f"step {t}")
 
 
 def test_plain_sgd_keeps_no_state_and_goes_down_the_gradient():
     optimizer = SGD(lr=0.5)
-    np.testing.assert_array_equal(run(optimizer, THETA, GRADIENTS[:1])[0], THETA - 0.5 * GRADIENTS[0])
+    assert_array_equal(run(optimizer, THETA, GRADIENTS[:1])[0], THETA - 0.5 * GRADIENTS[0])
     assert not optimizer.state, "momentum 0 needs no velocity: a copy of all weights saved"
 
 
@@ -71,23 +70,21 @@ def test_the_first_adam_step_has_size_lr_whatever_the_gradients_scale(scale):
     message = (
         "at t = 1, m̂ = g and √v̂ = |g|: only the sign is left. Without bias correction it would be (1−β₁)/√(1−β₂) · lr"
     )
-    np.testing.assert_allclose(moved, -0.01 * np.sign(g), rtol=1e-5, err_msg=message)
+    assert_allclose(moved, -0.01 * np.sign(g), rtol=1e-5, err_msg=message)
 
 
 def test_weight_decay_is_decoupled_from_the_gradient():
     still = run(AdamW(lr=0.1, weight_decay=0.5), THETA, [np.zeros_like(THETA)])[0]
-    np.testing.assert_allclose(
-        still, THETA * (1 - 0.1 * 0.5), rtol=1e-15, err_msg="a zero gradient must not stop the decay"
-    )
+    assert_allclose(still, THETA * (1 - 0.1 * 0.5), rtol=1e-15, err_msg="a zero gradient must not stop the decay")
     for scale in (1e-3, 1e3):
         with_decay, without = (run(AdamW(0.1, weight_decay=d), THETA, [scale * GRADIENTS[0]])[0] for d in (0.5, 0))
         message = "decay divided by √v is L2, which AdamW exists to replace: it must not depend on the gradient"
-        np.testing.assert_allclose(without - with_decay, 0.1 * 0.5 * THETA, rtol=1e-10, err_msg=message)
+        assert_allclose(without - with_decay, 0.1 * 0.5 * THETA, rtol=1e-10, err_msg=message)
 
 
 def test_sgds_weight_decay_is_l2():
     decayed = run(SGD(lr=0.1, weight_decay=0.5), THETA, GRADIENTS[:1])[0]
-    np.testing.assert_array_equal(decayed, THETA - 0.1 * (GRADIENTS[0] + 0.5 * THETA))
+    assert_array_equal(decayed, THETA - 0.1 * (GRADIENTS[0] + 0.5 * THETA))
 
 
 def test_adam_trains_the_same_delta_w_when_a_and_b_are_scaled_by_powers_of_two():
@@ -96,7 +93,7 @@ def test_adam_trains_the_same_delta_w_when_a_and_b_are_scaled_by_powers_of_two()
     Adam divides the gradient's size out, so the learning rate carries the parameter's scale. The loss is ½‖y‖².
     """
     rng = np.random.default_rng(0)
-    x, W, A, B = (rng.standard_normal(shape) for shape in ((7, 5), (4, 5), (2, 5), (4, 2)))
+    x, W, A, B = (xp.asarray(rng.standard_normal(shape)) for shape in ((7, 5), (4, 5), (2, 5), (4, 2)))
 
     def deltas(p, q):
         factors, scaling, seen = (Parameter(p * A), Parameter(q * B)), 3.5 / (p * q), []
@@ -107,10 +104,10 @@ def test_adam_trains_the_same_delta_w_when_a_and_b_are_scaled_by_powers_of_two()
                 f.grad = g
             optimizer.step([("A", factors[0])], lr=0.01 * p, t=t)
             optimizer.step([("B", factors[1])], lr=0.01 * q, t=t)
-            seen.append(scaling * (factors[1].value @ factors[0].value))
+            seen.append(host(scaling * (factors[1].value @ factors[0].value)))
         return seen
 
-    np.testing.assert_array_equal(deltas(p=8, q=0.25), deltas(p=1, q=1))
+    assert_array_equal(deltas(p=8, q=0.25), deltas(p=1, q=1))
 
 
 # -------------------------------------------------------------------------------------------------------- what may move
@@ -120,8 +117,10 @@ def test_adam_trains_the_same_delta_w_when_a_and_b_are_scaled_by_powers_of_two()
 def test_only_a_trainable_parameter_with_a_gradient_moves(optimizer):
     frozen, unused = parameter(THETA, GRADIENTS[0], trainable=False), parameter(THETA)
     optimizer.step([("frozen", frozen), ("unused", unused)])
-    assert np.array_equal(frozen.value, THETA), "a frozen weight moved: decay must skip it too"
-    assert np.array_equal(unused.value, THETA), "a parameter that no loss reached has nothing to follow, decay included"
+    assert np.array_equal(host(frozen.value), THETA), "a frozen weight moved: decay must skip it too"
+    assert np.array_equal(host(unused.value), THETA), (
+        "a parameter that no loss reached has nothing to follow, decay included"
+    )
     assert not optimizer.state, "state for a parameter that does not train is memory wasted"
 
 
@@ -129,20 +128,20 @@ def test_only_a_trainable_parameter_with_a_gradient_moves(optimizer):
 def test_the_state_shares_no_memory_with_the_gradient(optimizer):
     p = parameter(THETA, GRADIENTS[0])
     optimizer.step([("p", p)])
-    shared = [name for name, x in optimizer.state["p"].items() if np.shares_memory(x, p.grad)]
+    shared = [name for name, x in optimizer.state["p"].items() if xp.shares_memory(x, p.grad)]
     assert not shared, f"{shared}: the next backward would add into it"
 
 
 def test_a_float32_parameter_stays_float32():
     for optimizer in (SGD(0.1, momentum=0.9), AdamW(0.1)):
-        p = Parameter(THETA.astype(np.float32))
-        p.grad = GRADIENTS[0].astype(np.float32)
+        p = Parameter(xp.asarray(THETA.astype(np.float32)))
+        p.grad = xp.asarray(GRADIENTS[0].astype(np.float32))
         optimizer.step([("p", p)])
         assert {p.value.dtype, *(x.dtype for x in optimizer.state["p"].values())} == {np.dtype(np.float32)}
 
 
 def test_the_lr_of_a_step_takes_the_place_of_the_optimizers_own():
-    np.testing.assert_array_equal(run(AdamW(7.0), THETA, GRADIENTS, lr=0.1), run(AdamW(0.1), THETA, GRADIENTS))
+    assert_array_equal(run(AdamW(7.0), THETA, GRADIENTS, lr=0.1), run(AdamW(0.1), THETA, GRADIENTS))
 
 
 # ------------------------------------------------------------------------------------------------------------- schedule
@@ -177,10 +176,12 @@ def gradients_of_norm_13():
 
 def test_clip_grad_norm_scales_all_gradients_by_one_factor_and_returns_the_norm_before():
     parameters = gradients_of_norm_13()
-    assert clip_grad_norm(parameters, max_norm=2.0) == pytest.approx(13), "√(3² + 4² + 12²), over all tensors together"
-    assert grad_norm(parameters) == pytest.approx(2, rel=1e-6)
+    assert float(clip_grad_norm(parameters, max_norm=2.0)) == pytest.approx(13), (
+        "√(3² + 4² + 12²), over all tensors together"
+    )
+    assert float(grad_norm(parameters)) == pytest.approx(2, rel=1e-6)
     a, b = parameters[0][1].grad, parameters[1][1].grad
-    np.testing.assert_allclose(a / b[0, 0], [3 / 12, 4 / 12], err_msg="clipping must keep the direction")
+    assert_allclose(a / b[0, 0], [3 / 12, 4 / 12], err_msg="clipping must keep the direction")
     assert parameters[2][1].grad is None
 
 

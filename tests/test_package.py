@@ -23,9 +23,9 @@ PACKAGE = ROOT / "lora_np"
 
 # From the ground up; a folder's files stand together on its floor. `__init__` is `import lora_np as ln`.
 FLOORS = [
-    *("backend", "ops", "targets", "files", "gradcheck", "nn", "transformer", "pretrained", "optim", "progress"),
-    *("train", "generate", "ledger", "peft", "serve", "data", "__init__", "studies", "plots", "exercises"),
-    *("notebooks", "reproduce", "__main__"),
+    *("backend", "ops", "targets", "files", "gradcheck", "nn", "transformer", "llama_gguf", "progress", "fetch"),
+    *("pretrained", "optim", "train", "generate", "ledger", "peft", "serve", "data", "__init__", "studies", "plots"),
+    *("exercises", "notebooks", "reproduce", "__main__"),
 ]
 
 MODULES = {  # "ops.linear" → its file; a package's __init__ goes by the package's name, and ours by ""
@@ -113,19 +113,34 @@ def test_plots_know_nothing_of_training():
 
 def test_no_core_module_needs_more_than_numpy():
     """Everything below the studies, but for files and bars, is NumPy and the standard library."""
-    borrowed = {"files.arrays": {"safetensors"}, "progress": {"tqdm"}}
+    borrowed = {
+        "files.arrays": {"safetensors", "ml_dtypes"},
+        "files.gguf_reader": {"gguf"},
+        "files.tokenizer": {"jinja2"},
+        "files.tokenizer_files": {"tokenizers"},
+        "fetch": {"platformdirs"},
+        "progress": {"tqdm"},
+    }
     for module in (m for m in MODULES if height(m) < height("studies")):
         outside = {name.split(".")[0] for name in IMPORTS[module]} - sys.stdlib_module_names - {"lora_np", "numpy"}
         assert outside <= borrowed.get(module, set()), f"{module} imports {sorted(outside)}"
 
 
 HEAVY = ["matplotlib", "torch", "cupy", "IPython", "tqdm", "safetensors", "transformers", "peft"]
+HEAVY += ["gguf", "tokenizers", "jinja2", "ml_dtypes", "platformdirs"]
 
 
 def test_importing_lora_np_loads_nothing_optional():
     code = f"import sys, lora_np; print(*(name for name in {HEAVY} if name in sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not loaded, f"import lora_np loads {loaded}: import them in the function that needs them"
+
+
+def test_the_embedded_model_needs_safetensors_alone():
+    code = "import sys, lora_np as ln; ln.load_model('tiny'), ln.load_tokenizer('tiny').encode('Hi')\n"
+    code += f"print(*(name for name in {HEAVY} if name in sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert set(loaded) <= {"safetensors", "cupy"}, f"load_model('tiny') loads {loaded}"
 
 
 # ------------------------------------------------------------------------------------------------------- the public API

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from on_device import assert_allclose, assert_array_equal
 
 from lora_np import LoraConfig, data, evaluate, get_peft_model, load_model, save_model
 from lora_np.files import load_arrays, save_arrays
@@ -68,7 +69,7 @@ def test_a_model_is_loaded_in_the_dtype_that_was_asked_for(folder):
     single, double = load_model(folder), load_model(folder, np.float64)
     for name, p in double.named_parameters():
         assert p.value.dtype == np.float64
-        np.testing.assert_array_equal(p.value, single.state_dict()[name], err_msg="float32 → float64 loses nothing")
+        assert_array_equal(p.value, single.state_dict()[name], err_msg="float32 → float64 loses nothing")
 
 
 def test_saving_again_replaces_the_model(make_model, folder):
@@ -84,7 +85,7 @@ def test_a_merged_adapter_is_saved_as_a_plain_model(make_model, random_batch, tm
     with pytest.raises(TypeError, match="save_model takes a Transformer, got PeftModel; merge_and_unload"):
         save_model(peft_model, tmp_path / "merged")
     save_model(peft_model.merge_and_unload(), tmp_path / "merged")
-    np.testing.assert_allclose(load_model(tmp_path / "merged", np.float64).forward(tokens)[0], expected, rtol=1e-10)
+    assert_allclose(load_model(tmp_path / "merged", np.float64).forward(tokens)[0], expected, rtol=1e-10)
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input

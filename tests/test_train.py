@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+from on_device import assert_allclose, xp
 
 from lora_np import SGD, AdamW, LoraConfig, WarmupCosine, evaluate, get_peft_model, ops, train
 from lora_np.files import load_arrays, save_arrays
@@ -102,10 +103,10 @@ def test_accumulating_k_batches_is_one_batch_of_k_times_the_rows(k, method, make
     h_many = train(many, parts, SGD(lr=0.5, momentum=0.9), steps=3, accumulate=k, max_grad_norm=0.4)
     h_one = train(one, whole, SGD(lr=0.5, momentum=0.9), steps=3, max_grad_norm=0.4)
     for column in ("loss", "grad_norm", "tokens"):
-        np.testing.assert_allclose(h_many.column(column), h_one.column(column), rtol=1e-12, err_msg=column)
+        assert_allclose(h_many.column(column), h_one.column(column), rtol=1e-12, err_msg=column)
     for name, value in one.state_dict().items():
         message = f"{name}: the loss is a mean, so each of the {k} parts must count 1/{k}"
-        np.testing.assert_allclose(many.state_dict()[name], value, rtol=1e-12, atol=1e-12, err_msg=message)
+        assert_allclose(many.state_dict()[name], value, rtol=1e-12, atol=1e-12, err_msg=message)
 
 
 def test_a_list_of_batches_is_cycled_through(make, batches):
@@ -139,9 +140,9 @@ def test_every_batch_of_every_step_has_a_mask_of_its_own(make, random_batch):
 def test_the_first_update_of_a_run_is_t_1(make, batches):
     model, before = make("full"), state(make("full"))
     train(model, batches, AdamW(lr=0.01, weight_decay=0), steps=1)
-    moved = np.abs(model.lm_head.weight.value - before["lm_head.weight"][1])
+    moved = xp.abs(model.lm_head.weight.value - before["lm_head.weight"][1])
     message = "Adam's first step has size lr; with t off by one, its bias correction is off too"
-    np.testing.assert_allclose(moved, 0.01, rtol=1e-4, err_msg=message)
+    assert_allclose(moved, 0.01, rtol=1e-4, err_msg=message)
 
 
 def test_the_schedule_multiplies_the_optimizers_lr(make, batches):

@@ -1,5 +1,23 @@
 """Named arrays and their configuration, on disk and back. Knows no model."""
 
-from .arrays import load_arrays, save_arrays, write_atomically
+from .arrays import StoredArrays, load_arrays, open_arrays, save_arrays, write_atomically
+from .gguf_reader import open_gguf
+from .huggingface import open_folder, read_json
+from .tokenizer import ByteTokenizer, Tokenizer, VocabularyTokenizer
+from .tokenizer_files import tokenizer_from_folder, tokenizer_from_gguf
 
-__all__ = ["load_arrays", "save_arrays", "write_atomically"]
+__all__ = [
+    "ByteTokenizer",
+    "StoredArrays",
+    "Tokenizer",
+    "VocabularyTokenizer",
+    "load_arrays",
+    "open_arrays",
+    "open_folder",
+    "open_gguf",
+    "read_json",
+    "save_arrays",
+    "tokenizer_from_folder",
+    "tokenizer_from_gguf",
+    "write_atomically",
+]

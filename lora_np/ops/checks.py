@@ -40,7 +40,7 @@ def check_features(name: str, x: Array, size: int, of: str) -> None:
 
 
 def check_ids(name: str, ids: Array, size: int, ignore: int | None = None) -> None:
-    """Integer ids in [0, size), or equal to `ignore`. Negative ids would index from the end, so they are refused too.
+    """Integer ids in [0, size); some may equal `ignore`, but not all. A negative id would index from the end.
 
     Only their dtype is checked on a GPU, where looking at a value means waiting for it: check ids before they go there.
     """
@@ -50,6 +50,9 @@ def check_ids(name: str, ids: Array, size: int, ignore: int | None = None) -> No
         return
     wrong = (ids < 0) | (ids >= size)
     if ignore is not None:
-        wrong &= ids != ignore
+        counts = ids != ignore
+        if not counts.any():
+            raise ValueError(f"every target is ignore_index ({ignore}): there is no token to learn from")
+        wrong &= counts
     if wrong.any():
         raise ValueError(f"{name} holds {int(ids[wrong][0])}, outside 0 … {size - 1}: is it from another tokenizer?")

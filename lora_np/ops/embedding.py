@@ -27,5 +27,6 @@ def embedding_backward(dy: Array, cache: tuple) -> Array:
     ids, E = cache
     xp = array_module(dy)
     dE = xp.zeros_like(E)
-    xp.add.at(dE, ids, dy)
+    real = dE.real.dtype  # CuPy's add.at knows no complex numbers; as pairs of real ones they add up the same
+    xp.add.at(dE.view(real), ids, dy.view(real))
     return dE

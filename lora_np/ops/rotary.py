@@ -34,6 +34,7 @@ def rotary_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, tuple]:
     y anyway, so the transposition costs no pass of its own).
     """
     check_float(x=x)
+    check_float(x=x.real, cos=cos, sin=sin)  # complex numbers are turned by real tables too
     t, d = x.shape[-2:]
     check_shape("cos", cos, t, d)
     check_shape("sin", sin, t, d)
@@ -53,7 +54,7 @@ def rotary_backward(dy: Array, cache: tuple) -> Array:
 def _rotate(x: Array, cos: Array, sin: Array) -> Array:
     xp = array_module(x)
     half = x.shape[-1] // 2
-    rotated = xp.empty(x.shape, x.dtype)  # rotate_half(x): two short copies, so that the arithmetic runs over whole rows
+    rotated = xp.empty(x.shape, x.dtype)  # two short copies, so that the arithmetic runs over whole rows
     xp.negative(x[..., half:], out=rotated[..., :half])
     rotated[..., half:] = x[..., :half]
     rotated *= sin

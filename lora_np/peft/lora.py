@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from .. import ops
 from ..backend import Array, array_module
 from ..nn import EVALUATION, Context, Linear, Module, Parameter
+
+T = TypeVar("T")
+AT_THE_END = r"(.*\.)?({})$"  # how a key of rank_pattern or alpha_pattern matches a layer's name
 
 
 @dataclass(frozen=True)
@@ -20,13 +25,17 @@ class LoraConfig:
 
     r: the rank of ΔW, at least 1.
     lora_alpha: α; the bypass is scaled by α/r, or by α/√r with `use_rslora` (Kalajdzievski 2023, arXiv 2312.03732).
+    rank_pattern, alpha_pattern: another r or α for some layers, {"down_proj": 16}. A key is a regular expression for
+        the end of a layer's name, from a dot on; the first key that matches counts.
     target_modules: a list of names or suffixes, one suffix, a regular expression for the whole name, or "all-linear"
         (every linear layer but lm_head).
     lora_dropout: the probability of dropping an input of the bypass while training; the frozen path never drops.
     init_lora_weights: True, A uniform in ±1/√in (Kaiming with a = √5) and B = 0; "gaussian", A normal with std 1/r and
         B = 0; False, B uniform in ±1/√r too, so that the adapter is not the identity at the start (for tests).
+    base_model_name_or_path: what the adapter was made for; saved with it, and otherwise unused.
 
-    Raises ValueError for a value out of range, TypeError for an r that is not an integer.
+    Raises ValueError for a value out of range or a pattern that is no regular expression, TypeError for an r that is
+    not an integer or a use_rslora that is no bool.
     """
 
     r: int = 8
@@ -35,16 +44,32 @@ class LoraConfig:
     lora_dropout: float = 0.0
     use_rslora: bool = False
     init_lora_weights: bool | Literal["gaussian"] = True
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    base_model_name_or_path: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.r, int | np.integer) or isinstance(self.r, bool):
-            raise TypeError(f"r = {self.r!r}; the rank is a whole number")
-        if self.r < 1:
-            raise ValueError(f"r = {self.r}; the rank must be at least 1")
-        if not self.lora_alpha > 0:
-            raise ValueError(f"lora_alpha = {self.lora_alpha}; expected a positive number")
+        for name in ("rank_pattern", "alpha_pattern"):
+            object.__setattr__(self, name, dict(getattr(self, name)))  # a copy, that stays as it is
+        ranks = {"r": self.r} | {f"rank_pattern[{key!r}]": r for key, r in self.rank_pattern.items()}
+        for what, r in ranks.items():
+            if not isinstance(r, int | np.integer) or isinstance(r, bool):
+                raise TypeError(f"{what} = {r!r}; the rank is a whole number")
+            if r < 1:
+                raise ValueError(f"{what} = {r}; the rank must be at least 1")
+        alphas = {"lora_alpha": self.lora_alpha} | {f"alpha_pattern[{k!r}]": a for k, a in self.alpha_pattern.items()}
+        for what, alpha in alphas.items():
+            if not 0 < alpha < math.inf:
+                raise ValueError(f"{what} = {alpha}; expected a positive number")
+        for key in [*self.rank_pattern, *self.alpha_pattern]:
+            try:
+                re.compile(AT_THE_END.format(key))
+            except re.error as error:
+                raise ValueError(f"the pattern {key!r} is no valid regular expression: {error}.") from None
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout = {self.lora_dropout}; expected 0 ≤ lora_dropout < 1")
+        if not isinstance(self.use_rslora, bool):
+            raise TypeError(f"use_rslora = {self.use_rslora!r}; expected True or False")
         if self.init_lora_weights not in (True, False, "gaussian"):
             raise ValueError(f"init_lora_weights = {self.init_lora_weights!r}; expected True, False or 'gaussian'")
 
@@ -52,6 +77,16 @@ class LoraConfig:
     def scaling(self) -> float:
         """s = α/r, or α/√r with rsLoRA."""
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+
+    def for_layer(self, name: str) -> LoraConfig:
+        """The same for the one layer `name`: its own r and α, and no patterns left."""
+        r, alpha = first_match(self.rank_pattern, name, self.r), first_match(self.alpha_pattern, name, self.lora_alpha)
+        return replace(self, r=r, lora_alpha=alpha, rank_pattern={}, alpha_pattern={})
+
+
+def first_match(pattern: Mapping[str, T], name: str, default: T) -> T:
+    """What `pattern` has for the layer `name`, or `default`. Source: PEFT, `get_pattern_key` in peft/utils/other.py."""
+    return next((value for key, value in pattern.items() if re.match(AT_THE_END.format(key), name)), default)
 
 
 class LoraLinear(Module):
@@ -78,7 +113,6 @@ class LoraLinear(Module):
 
     def add_adapter(self, name: str, config: LoraConfig, rng: np.random.Generator) -> None:
         """Create A and B as `config` says. The numbers are drawn on the host, so a seed means the same on every device."""
-        weight = self.base_layer.weight.value
         r, fan_in = config.r, self.in_features
         bound = 1 / math.sqrt(fan_in)  # the fan-in of A is `in`, never r
         if config.init_lora_weights == "gaussian":
@@ -88,15 +122,27 @@ class LoraLinear(Module):
         B = np.zeros((self.out_features, r))
         if config.init_lora_weights is False:
             B = rng.uniform(-1 / math.sqrt(r), 1 / math.sqrt(r), B.shape)
+        self.put_adapter(name, config, A, B)
+
+    def put_adapter(self, name: str, config: LoraConfig, A: np.ndarray, B: np.ndarray) -> None:
+        """Take the host arrays A (r, in) and B (out, r) as an adapter, where the base's weight is and in its dtype."""
+        weight = self.base_layer.weight.value
         xp = array_module(weight)
         self.lora_A[name] = Parameter(xp.asarray(A.astype(weight.dtype)))
         self.lora_B[name] = Parameter(xp.asarray(B.astype(weight.dtype)))
         self.configs[name] = config
 
+    def delete_adapter(self, name: str) -> None:
+        """Forget an adapter, if it is here."""
+        for kept in (self.lora_A, self.lora_B, self.configs):
+            kept.pop(name, None)
+
     def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, Any]:
-        """x (…, in) → y (…, out)."""
-        y, base_cache = self.base_layer.forward(x, context)
+        """x (…, in) → y (…, out). Raises RuntimeError for an adapter while another one is merged into the weight."""
         name = context.adapter
+        if self.merged and name not in (None, self.merged):
+            raise RuntimeError(f"adapter {self.merged!r} is merged into the weights: unmerge it before using {name!r}")
+        y, base_cache = self.base_layer.forward(x, context)
         if name not in self.lora_A or self.merged:
             return y, (base_cache, None, None, None)
         config = self.configs[name]

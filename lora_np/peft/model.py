@@ -1,7 +1,9 @@
-"""PeftModel: a frozen base with adapters in it, and the calls that train, switch off and merge them."""
+"""PeftModel: a frozen base with adapters in it, and the calls that add, choose, train, save, switch off and merge them."""
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from .. import ledger, ops
-from ..backend import Array
-from ..nn import Context, Linear, Module, Parameter
+from ..backend import Array, to_host
+from ..nn import Context, Module, Parameter
 from ..targets import select_targets
 from ..transformer import Transformer
-from .lora import LoraConfig, LoraLinear
-
-PREFIX = "base_model.model."  # what PEFT puts before every name of the base
+from .folder import PREFIX, read_adapter, write_adapter
+from .layers import adaptable_layers, lora_layers, unwrap, wrap
+from .lora import LoraConfig, LoraLinear, first_match
 
 
 def get_peft_model(model: Transformer, config: LoraConfig, adapter_name: str = "default", seed: int = 0) -> PeftModel:
@@ -27,41 +29,50 @@ def get_peft_model(model: Transformer, config: LoraConfig, adapter_name: str = "
     Raises ValueError for a target module that is not there (the message lists those that are), TypeError for a model or
     config of another kind, before anything is changed.
     """
-    if not isinstance(model, Transformer):
-        raise TypeError(f"get_peft_model takes a Transformer without adapters, got {type(model).__name__}")
-    if not isinstance(config, LoraConfig):
-        raise TypeError(f"expected a LoraConfig, got {type(config).__name__}")
-    linears = {name: m for name, m in model.named_modules() if isinstance(m, Linear)}
-    if any(isinstance(m, LoraLinear) for _, m in model.named_modules()):
-        raise ValueError(
-            "this model carries an adapter already; start from a fresh one, or merge_and_unload() it first"
-        )
-    targets = select_targets(list(linears), config.target_modules)
+    peft_model = PeftModel(model)
+    peft_model.add_adapter(adapter_name, config, seed)
     model.freeze()
-    rng = np.random.default_rng(seed)
-    for name in targets:
-        wrapper = LoraLinear(linears[name])
-        wrapper.add_adapter(adapter_name, config, rng)
-        replace_module(model, name, wrapper)
-    return PeftModel(model, config, adapter_name)
-
-
-def replace_module(root: Module, name: str, new: Module) -> None:
-    """Put `new` where the dotted `name` points."""
-    *path, last = name.split(".")
-    parent: Any = root
-    for step in path:
-        parent = parent[int(step)] if isinstance(parent, list) else getattr(parent, step)
-    setattr(parent, last, new)
+    peft_model.set_adapter(adapter_name)
+    return peft_model
 
 
 class PeftModel(Module):
-    """The base and its adapter as one model, with the Transformer's own calls: forward, loss, backward, named_parameters."""
+    """The base and its adapters as one model, with the Transformer's own calls: forward, loss, backward, named_parameters.
 
-    def __init__(self, model: Transformer, config: LoraConfig, adapter_name: str) -> None:
+    `peft_config[name]` is an adapter's LoraConfig, `active_adapter` the name of the one that calls use, or None. Each has
+    its own rank and its own layers. Made by `get_peft_model` with a new adapter, by `from_pretrained` with a saved one.
+    """
+
+    def __init__(self, model: Transformer) -> None:
+        if not isinstance(model, Transformer):
+            raise TypeError(f"expected a Transformer without adapters, got {type(model).__name__}")
+        if lora_layers(model):
+            raise ValueError(
+                "this model carries an adapter already: give its PeftModel another one with add_adapter or load_adapter, "
+                "or merge_and_unload() it first"
+            )
         self.model = model
-        self.peft_config = {adapter_name: config}
-        self.active_adapter: str | None = adapter_name
+        self.peft_config: dict[str, LoraConfig] = {}
+        self.active_adapter: str | None = None
+        self.disabled = False  # inside disable_adapter
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: Transformer,
+        folder: str | os.PathLike[str],
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+    ) -> PeftModel:
+        """`model`, frozen, with the adapter that `save_pretrained` or PEFT wrote to `folder`: active, and trainable if asked.
+
+        The model is changed in place. Raises as `get_peft_model` and `load_adapter` do, before anything is changed.
+        """
+        peft_model = cls(model)
+        peft_model.load_adapter(folder, adapter_name)
+        model.freeze()
+        peft_model.set_adapter(adapter_name, inference_mode=not is_trainable)
+        return peft_model
 
     @property
     def config(self) -> Any:
@@ -97,7 +108,115 @@ class PeftModel(Module):
 
     def lora_layers(self) -> list[LoraLinear]:
         """Every wrapped layer, in forward order."""
-        return [m for _, m in self.model.named_modules() if isinstance(m, LoraLinear)]
+        return list(lora_layers(self.model).values())
+
+    # ------------------------------------------------------------------------------------------------ several adapters
+
+    def add_adapter(self, adapter_name: str, config: LoraConfig, seed: int = 0) -> None:
+        """Put a new adapter beside those that are there, frozen until `set_adapter` chooses it. `seed` draws its A.
+
+        Raises ValueError for a target module or a pattern that is not there, a name that is taken or impossible;
+        TypeError for a config of another kind; RuntimeError while merged or disabled. Nothing has changed then.
+        """
+        self._check_new(adapter_name)
+        if not isinstance(config, LoraConfig):
+            raise TypeError(f"expected a LoraConfig, got {type(config).__name__}")
+        layers = select_targets(list(adaptable_layers(self.model)), config.target_modules)
+        for key in [*config.rank_pattern, *config.alpha_pattern]:
+            if not any(first_match({key: True}, name, False) for name in layers):
+                raise ValueError(f"the pattern {key!r} matches no targeted layer, so it would change nothing")
+        rng = np.random.default_rng(seed)
+        for name, layer in wrap(self.model, layers):
+            layer.add_adapter(adapter_name, config.for_layer(name), rng)
+        self.peft_config[adapter_name] = config
+        self._set_trainable(adapter_name, False)
+
+    def load_adapter(self, folder: str | os.PathLike[str], adapter_name: str, is_trainable: bool = False) -> None:
+        """Put the adapter that `save_pretrained` or PEFT wrote to `folder` beside those that are there.
+
+        As in PEFT it is not active before `set_adapter(adapter_name)`, and frozen unless `is_trainable`. Its numbers,
+        float16 and bfloat16 ones among them, take the dtype of the base.
+
+        Raises FileNotFoundError where no adapter is; ValueError for a name that is taken or impossible, a tensor with
+        no place, a missing tensor, a wrong shape, a feature that is not here; RuntimeError while merged or disabled.
+        The message names it, and nothing has changed then.
+        """
+        self._check_new(adapter_name)
+        config, factors = read_adapter(folder, self.model)
+        for name, layer in wrap(self.model, factors):
+            layer.put_adapter(adapter_name, config.for_layer(name), *factors[name])
+        self.peft_config[adapter_name] = config
+        self._set_trainable(adapter_name, is_trainable)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], adapter_name: str = "default") -> None:
+        """Write one adapter to `folder`, for `from_pretrained` and `load_adapter` here and in PEFT; merged or not.
+
+        Each file is whole or is not there, and an adapter that was in `folder` stays until the new one is complete.
+        Raises ValueError for a name that is not there or a `folder` that is a file.
+        """
+        self._check_name(adapter_name)
+        factors = {
+            name: (to_host(layer.lora_A[adapter_name].value), to_host(layer.lora_B[adapter_name].value))
+            for name, layer in lora_layers(self.model).items()
+            if adapter_name in layer.lora_A
+        }
+        write_adapter(folder, self.model, self.peft_config[adapter_name], factors)
+
+    def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
+        """From now on use this adapter. As in PEFT it becomes the only one that trains, or none does in `inference_mode`.
+
+        Raises ValueError for a name that is not there, RuntimeError while another one is merged or all are disabled.
+        """
+        self._check_name(adapter_name)
+        if adapter_name != self.active_adapter:
+            self._check_idle()
+        self.active_adapter = adapter_name
+        for name in self.peft_config:
+            self._set_trainable(name, name == adapter_name and not inference_mode)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Take one adapter out. If it was active, the first by name of those that remain now is, with a warning, as in PEFT.
+
+        Raises ValueError for a name that is not there, RuntimeError while merged or disabled.
+        """
+        self._check_name(adapter_name)
+        self._check_idle()
+        del self.peft_config[adapter_name]
+        for layer in self.lora_layers():
+            layer.delete_adapter(adapter_name)
+        unwrap(self.model, [name for name, layer in lora_layers(self.model).items() if not layer.lora_A])
+        if adapter_name == self.active_adapter:
+            self.active_adapter = None
+            if self.peft_config:
+                self.set_adapter(min(self.peft_config))
+                warnings.warn(f"{adapter_name!r} was the active adapter; now {self.active_adapter!r} is", stacklevel=2)
+
+    def _set_trainable(self, adapter_name: str, trainable: bool) -> None:
+        for layer in self.lora_layers():
+            for factors in (layer.lora_A, layer.lora_B):
+                if adapter_name in factors:
+                    factors[adapter_name].trainable = trainable
+                    if not trainable:
+                        factors[adapter_name].grad = None
+
+    def _check_name(self, adapter_name: str) -> None:
+        if adapter_name not in self.peft_config:
+            raise ValueError(f"there is no adapter {adapter_name!r}; this model has {list(self.peft_config) or 'none'}")
+
+    def _check_new(self, adapter_name: str) -> None:
+        if adapter_name in self.peft_config:
+            raise ValueError(f"there is an adapter {adapter_name!r} already; delete_adapter it, or take another name")
+        if not isinstance(adapter_name, str) or adapter_name in ("", "__base__") or set(adapter_name) & set("./"):
+            raise ValueError(f"{adapter_name!r} cannot name an adapter: a name has no . or /, and __base__ means none")
+        self._check_idle()
+
+    def _check_idle(self) -> None:
+        if self.merged:
+            raise RuntimeError("an adapter is merged into the weights: unmerge_adapter() first")
+        if self.disabled:
+            raise RuntimeError("the adapters are disabled: leave `disable_adapter` first")
+
+    # ------------------------------------------------------------------------------------- counting, disabling, merging
 
     def print_trainable_parameters(self) -> None:
         """Print PEFT's line: trainable params: … || all params: … || trainable%: …"""
@@ -106,14 +225,14 @@ class PeftModel(Module):
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """`with peft_model.disable_adapter():` runs the base alone; afterwards everything is as before, errors included."""
-        active, merged = self.active_adapter, self.merged
+        before, merged = (self.active_adapter, self.disabled), self.merged
         if merged:
             self.unmerge_adapter()
-        self.active_adapter = None
+        self.active_adapter, self.disabled = None, True
         try:
             yield
         finally:
-            self.active_adapter = active
+            self.active_adapter, self.disabled = before
             if merged:
                 self.merge_adapter()
 
@@ -123,9 +242,11 @@ class PeftModel(Module):
         return any(layer.merged for layer in self.lora_layers())
 
     def merge_adapter(self) -> None:
-        """W ← W + s·B A in every adapted layer: from now on a forward costs what the base costs."""
-        if self.active_adapter is None:
+        """W ← W + s·B A in every layer of the active adapter: from now on a forward costs what the base costs."""
+        if self.disabled:
             raise RuntimeError("the adapter is disabled: leave `disable_adapter` before merging it")
+        if self.active_adapter is None:
+            raise RuntimeError("no adapter is active: choose the one to merge with set_adapter")
         for layer in self.lora_layers():
             layer.merge(self.active_adapter)
 
@@ -137,7 +258,5 @@ class PeftModel(Module):
     def merge_and_unload(self) -> Transformer:
         """Merge for good and take the wrappers out: a plain Transformer of the base's shape. This PeftModel is then spent."""
         self.merge_adapter()
-        for name, module in list(self.model.named_modules()):
-            if isinstance(module, LoraLinear):
-                replace_module(self.model, name, module.base_layer)
+        unwrap(self.model, lora_layers(self.model))
         return self.model

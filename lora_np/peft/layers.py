@@ -1,0 +1,48 @@
+"""Where adapters go: the linear layers of a model by name, wrapped when the first adapter comes and unwrapped after the last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from ..nn import Linear, Module
+from .lora import LoraLinear
+
+
+def adaptable_layers(model: Module) -> dict[str, Linear | LoraLinear]:
+    """name → every layer that an adapter can go into, whether one is there already or not, in the model's order."""
+    found = {name: m for name, m in model.named_modules() if isinstance(m, Linear | LoraLinear)}
+    wrapped = {f"{name}.base_layer" for name, m in found.items() if isinstance(m, LoraLinear)}
+    return {name: m for name, m in found.items() if name not in wrapped}
+
+
+def lora_layers(model: Module) -> dict[str, LoraLinear]:
+    """name → every wrapped layer."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, LoraLinear)}
+
+
+def wrap(model: Module, names: Iterable[str]) -> Iterator[tuple[str, LoraLinear]]:
+    """(name, its LoraLinear) for each name; a Linear that has none yet gets one in its place, around itself."""
+    layers = adaptable_layers(model)
+    for name in names:
+        layer = layers[name]
+        if not isinstance(layer, LoraLinear):
+            layer = LoraLinear(layer)
+            replace_module(model, name, layer)
+        yield name, layer
+
+
+def unwrap(model: Module, names: Iterable[str]) -> None:
+    """Put each named LoraLinear's base layer back in its place."""
+    layers = lora_layers(model)
+    for name in names:
+        replace_module(model, name, layers[name].base_layer)
+
+
+def replace_module(root: Module, name: str, new: Module) -> None:
+    """Put `new` where the dotted `name` points."""
+    *path, last = name.split(".")
+    parent: Any = root
+    for step in path:
+        parent = parent[int(step)] if isinstance(parent, list) else getattr(parent, step)
+    setattr(parent, last, new)

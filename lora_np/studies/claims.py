@@ -1,0 +1,147 @@
+"""What the lesson says, and what came out here: README's table "Claims, checked", every number of it read from a table."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from .convergence import recovered
+from .table import Table
+
+BEGIN, END = "<!-- claims: written by `python -m lora_np reproduce --full` -->", "<!-- end of claims -->"
+NEEDED = ("one_matrix", "whole_models", "singular_values", "truncated_loss", "convergence", "step_cost")
+
+
+def claims(tables: Mapping[str, Table]) -> list[tuple[str, str, str, str]]:
+    """(claim, its source, what came out here, what checked it)."""
+    eight = tables["one_matrix"].where(r=8)[0]
+    llama = tables["whole_models"].where(model="llama-2-7b", targets="all-linear")[0]
+    spectra, cut, measured = tables["singular_values"], tables["truncated_loss"], tables["convergence"]
+    learned, chance = (energy(spectra, key) for key in ("singular_values", "random_singular_values"))
+    share = {
+        (r, t): mean_recovered(measured, r, t) for r in measured.settings["ranks"] for t in measured.settings["targets"]
+    }
+    best = best_rates(measured)
+    full_lr = best.pop(("full", None, None))
+    enough = next((r for r in sorted(measured.settings["ranks"]) if share[r, "all-linear"] >= 0.95), None)
+    reached = f"from r = {enough} on" if enough else "at no rank"
+    full, lora = tables["step_cost"].rows[:2]
+    ratios = sorted(lr / full_lr for lr in best.values())
+    study = "`lora_np/studies/convergence.py`, notebook 05"
+    return [
+        (
+            "LoRA trains a small share of the numbers",
+            "Hu et al. 2021",
+            f"{eight['lora']:,} of {eight['full']:,} for one 4096 × 4096 matrix at r = 8 ({eight['factor']:g}× fewer); "
+            f"{llama['trainable']:,} ({llama['share']:.2%}) for Llama-2-7B, r = {llama['r']}, all linear layers",
+            "`tests/test_ledger.py`, and PEFT itself in `tests/test_oracles.py`",
+        ),
+        (
+            "At the start the adapted model is the base",
+            "Hu et al. 2021, §4.1",
+            "bit for bit, in float32 and float64",
+            "`test_at_init_the_adapted_model_equals_the_base_bit_for_bit`",
+        ),
+        (
+            "Merged, it computes the same at the base's cost",
+            "Hu et al. 2021, §4.1",
+            "the same to 1e-5 in float32, as a plain Transformer of the base's shape",
+            "`test_merged_equals_unmerged_to_1e_5_in_float32`",
+        ),
+        (
+            "The hand-derived gradients are right",
+            "this project",
+            "every op and the whole model to 1e-12 against the complex step; PEFT's to 1e-10; mutants of them are caught",
+            "`tests/test_ops.py`, `test_transformer.py`, `test_oracles.py`, `test_mutants.py`",
+        ),
+        (
+            "The change that fine-tuning makes has a low rank",
+            "Aghajanyan et al. 2020; Hu et al. 2021, §7",
+            f"the top 8 directions hold {learned:.0%} of the energy of ΔW (a random matrix: {chance:.0%}); every ΔW cut to "
+            f"rank 16 keeps {gain_kept(cut, 16):.0%} of the gain, to rank 4 {gain_kept(cut, 4):.0%}",
+            "`lora_np/studies/rank_reduction.py`, notebook 04",
+        ),
+        (
+            "LoRA reaches what full fine-tuning reaches",
+            "Hu et al. 2021, §5; Schulman et al. 2025",
+            f"at least 95 % of its held-out gain {reached} with all linear layers: "
+            + ", ".join(f"r = {r} {share[r, 'all-linear']:.0%}" for r in measured.settings["ranks"]),
+            study,
+        ),
+        (
+            "A rank of 1 or 2 already suffices",
+            "Hu et al. 2021, table 6",
+            f"not here, where the task is far from the base: r = 1 recovers {share[1, 'all-linear']:.0%}, r = 2 "
+            f"{share[2, 'all-linear']:.0%}",
+            study,
+        ),
+        (
+            "Adapting the attention is enough",
+            "Hu et al. 2021, §5; against it Schulman et al. 2025",
+            f"it recovers less at every rank: {share[8, 'attention']:.0%} against {share[8, 'all-linear']:.0%} at r = 8, "
+            f"{share[64, 'attention']:.0%} at r = 64",
+            study,
+        ),
+        (
+            "LoRA's best learning rate is about ten times full fine-tuning's, and independent of the rank",
+            "Schulman et al. 2025",
+            f"{ratios[0]:g} to {ratios[-1]:g} times, with α = {measured.settings['alpha_over_r']:g}r: the larger α, the "
+            "smaller LoRA's best rate",
+            study,
+        ),
+        (
+            "A step of LoRA is cheaper",
+            "Hu et al. 2021, §4.2 (25 % less time on GPT-3)",
+            f"on tiny, r = {lora['r']}, all linear layers: {lora['seconds'] / full['seconds']:.2f}× the time, "
+            f"{lora['peak_bytes'] / full['peak_bytes']:.2f}× the memory; little, because r is not small beside d = 128",
+            "`python -m lora_np bench`",
+        ),
+        (
+            "GPT-3 with r = 2 on q, k, v, o has 37.7 M parameters",
+            "Hu et al. 2021, §D.4",
+            "no: r = 2 has 18.9 M, and r = 4 has 37.7 M",
+            "`tests/test_ledger.py`",
+        ),
+    ]
+
+
+def energy(table: Table, key: str, r: int = 8) -> float:
+    """The median over matrices of Σ_{i≤r} σ_i² / Σ σ_i²."""
+    spectra = [np.square(row[key]) for row in table.rows]
+    return statistics.median(float(s[:r].sum() / s.sum()) for s in spectra)
+
+
+def gain_kept(table: Table, r: int) -> float:
+    """The share of full fine-tuning's gain that is left when every ΔW is cut to rank r."""
+    base, full = table.settings["base_loss"], table.settings["full_loss"]
+    return (base - table.where(r=r)[0]["heldout_loss"]) / (base - full)
+
+
+def mean_recovered(table: Table, r: int, target_modules: str) -> float:
+    """The share of full fine-tuning's gain that LoRA recovers, the mean over seeds."""
+    return statistics.mean(
+        row["recovered"] for row in recovered(table) if row["r"] == r and row["target_modules"] == target_modules
+    )
+
+
+def best_rates(table: Table) -> dict[tuple[str, int | None, str | None], float]:
+    """(method, r, target_modules) → the learning rate that its sweep found best."""
+    return {(row["method"], row["r"], row["target_modules"]): row["lr"] for row in table.where(phase="seeds")}
+
+
+def markdown(tables: Mapping[str, Table]) -> str:
+    """The table as README carries it, between its two marks."""
+    rows = "\n".join("| " + " | ".join(row) + " |" for row in claims(tables))
+    return f"{BEGIN}\n| claim | source | what came out here | checked by |\n|---|---|---|---|\n{rows}\n{END}"
+
+
+def write_into(readme: Path, tables: Mapping[str, Table]) -> None:
+    """Replace what stands between the marks. Raises ValueError where they are missing."""
+    text = readme.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"{readme} has no place for the claims: expected {BEGIN!r} and {END!r}, once each")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    readme.write_text(before + markdown(tables) + after, encoding="utf-8")

@@ -1,0 +1,473 @@
+"""An adapter goes from PEFT to here and from here to PEFT, and the model answers the same.
+
+"measured" beside a bound is the worst seen when this was written (torch 2.13, transformers 5.23, peft 0.21.2);
+`pytest tests/test_oracles_adapters.py -rP` shows it again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+
+import numpy as np
+import pytest
+from oracle_models import (
+    SHAPES,
+    UNTIED,
+    DoubleTorch,
+    base_pair,
+    largest_difference,
+    modeling_llama,
+    peft,
+    random_batch,
+    torch,
+    trainable_values,
+)
+
+import lora_np as ln
+from lora_np.peft.folder import config_from_dict, peft_modules
+
+safetensors_torch = pytest.importorskip("safetensors.torch")
+pytestmark = [
+    pytest.mark.oracle,
+    pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
+    pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`"),
+    pytest.mark.filterwarnings("ignore:Already unmerged"),
+]
+
+TOKENS = random_batch(seed=3)[0]
+BOUNDS = {np.float64: 1e-10, np.float32: 1e-4}  # on logits of size 1 to 10; measured 2e-14 and 2e-5
+dtypes = pytest.mark.parametrize("dtype", BOUNDS, ids=lambda dtype: dtype.__name__)
+DEEP = UNTIED | {
+    "num_hidden_layers": 3
+}  # with 21 linear layers PEFT writes suffixes for all-linear, with 14 full names
+
+ALL_LINEAR = {"r": 3, "lora_alpha": 8, "target_modules": "all-linear"}
+RANKS = {"q_proj": 2, r"layers\.1\.mlp\.down_proj": 5, r"0\..*\.up_proj": 1}
+ALPHAS = {"v_proj": 3, r"1\.mlp\.(gate|up)_proj": 20, r"model\.layers\.0\.self_attn\.o_proj": 0.5}
+BOTH_WAYS = {
+    "q and v": {"r": 3, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]},
+    "all-linear": ALL_LINEAR,
+    "rsLoRA": ALL_LINEAR | {"use_rslora": True},
+    "rank_pattern": ALL_LINEAR | {"rank_pattern": RANKS},
+    "alpha_pattern": ALL_LINEAR | {"alpha_pattern": ALPHAS},
+    "rsLoRA, rank_pattern and alpha_pattern": ALL_LINEAR
+    | {"use_rslora": True, "rank_pattern": RANKS, "alpha_pattern": ALPHAS},
+    "a regular expression": {"r": 2, "lora_alpha": 5, "target_modules": r".*\.(gate|down)_proj"},
+    "a regular expression for one layer": {"r": 2, "target_modules": r".*layers\.1\..*_proj", "lora_alpha": 3},
+    "one layer by its full name": {"r": 2, "lora_alpha": 5, "target_modules": ["model.layers.0.self_attn.k_proj"]},
+    "the head too": {"r": 2, "lora_alpha": 5, "target_modules": ["lm_head", "o_proj"]},
+    "gaussian init, with dropout": ALL_LINEAR | {"init_lora_weights": "gaussian", "lora_dropout": 0.25},
+}
+# What has another meaning in PEFT, or loses it in a file with sorted keys, and is written so that it does not.
+FROM_HERE_ONLY = {
+    "a suffix as a string": {"r": 2, "lora_alpha": 5, "target_modules": "q_proj"},
+    "one full name but its beginning": {"r": 2, "lora_alpha": 5, "target_modules": "0.self_attn.q_proj"},
+    "an expression that matches more than layers": {"r": 2, "lora_alpha": 5, "target_modules": r"model\..*[pm].*"},
+    "patterns of which the first counts": ALL_LINEAR
+    | {"rank_pattern": {"q_proj": 2, ".*attn.*": 5}, "alpha_pattern": {"up_proj": 2, "mlp.*": 30}},
+}
+
+
+def cases(settings):
+    return pytest.mark.parametrize("settings", settings.values(), ids=settings.keys())
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def precise(request, monkeypatch):
+    """In float64, transformers' Llama without its three detours through float32: see oracle_models."""
+    if request.getfixturevalue("dtype") == np.float64:
+        monkeypatch.setattr(modeling_llama, "torch", DoubleTorch("torch"))
+
+
+def fill(model, seed=1):
+    """Random A and B, with B ≠ 0: at B = 0 an adapter that was not loaded would pass for one that was."""
+    rng = np.random.default_rng(seed)
+    for name, p in model.named_parameters():
+        if ".lora_" in name and isinstance(model, ln.Module):
+            p.value = rng.standard_normal(p.value.shape).astype(p.value.dtype) / 3
+        elif ".lora_" in name:
+            p.data.copy_(torch.from_numpy(rng.standard_normal(tuple(p.shape)) / 3))
+    return model
+
+
+def peft_config(settings):
+    return peft.LoraConfig(task_type="CAUSAL_LM", **settings)
+
+
+def written_by_peft(theirs, settings, folder, seed=1):
+    """Adapt their model, and save the adapter."""
+    theirs = fill(peft.get_peft_model(theirs, peft_config(settings)), seed)
+    theirs.save_pretrained(str(folder))
+    return theirs.eval()
+
+
+def written_here(ours, settings, folder, seed=1):
+    """The same with our model."""
+    ours = fill(ln.get_peft_model(ours, ln.LoraConfig(**settings)), seed)
+    ours.save_pretrained(folder)
+    return ours
+
+
+def logits_of(model):
+    if isinstance(model, ln.Module):
+        return model.forward(TOKENS)[0]
+    with torch.no_grad():
+        return model.eval()(input_ids=torch.from_numpy(TOKENS)).logits.numpy()
+
+
+def assert_same_logits(ours, theirs, bound):
+    error = largest_difference(logits_of(ours), logits_of(theirs))
+    print(f"measured {error:.1e}; bound {bound:.0e}")
+    assert error <= bound, (
+        f"logits differ by {error:.1e}: another scaling, rank or layer than the adapter was made with"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- both directions
+
+
+@dtypes
+@cases(BOTH_WAYS)
+def test_what_peft_wrote_answers_here_as_it_does_there(settings, dtype, precise, tmp_path):
+    ours, theirs = base_pair(DEEP, dtype)
+    base = logits_of(ours)
+    theirs = written_by_peft(theirs, settings, tmp_path)
+    ours = ln.PeftModel.from_pretrained(ours, tmp_path)
+    assert_same_logits(ours, theirs, BOUNDS[dtype])
+    assert np.abs(logits_of(ours) - base).max() > 0.1, "the adapter does nothing, so this proves nothing"
+
+
+@dtypes
+@cases(BOTH_WAYS | FROM_HERE_ONLY)
+def test_what_is_written_here_answers_in_peft_as_it_does_here(settings, dtype, precise, tmp_path):
+    ours, theirs = base_pair(DEEP, dtype)
+    base = logits_of(ours)
+    ours = written_here(ours, settings, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # PEFT warns of what it does not find
+        theirs = peft.PeftModel.from_pretrained(theirs, str(tmp_path))
+    assert_same_logits(ours, theirs, BOUNDS[dtype])
+    assert np.abs(logits_of(ours) - base).max() > 0.1, "the adapter does nothing, so this proves nothing"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_adapters_of_every_shape_go_both_ways(shape, tmp_path):
+    ours, theirs = base_pair(SHAPES[shape], np.float32)
+    ours = written_here(ours, ALL_LINEAR, tmp_path / "ours")
+    theirs = peft.PeftModel.from_pretrained(theirs, str(tmp_path / "ours"))
+    assert_same_logits(ours, theirs, 1e-4)
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    ours = ln.PeftModel.from_pretrained(base_pair(SHAPES[shape], np.float32)[0], tmp_path / "theirs")
+    assert_same_logits(ours, theirs, 1e-4)
+
+
+@cases(BOTH_WAYS | FROM_HERE_ONLY)
+def test_through_peft_and_back_no_bit_changes(settings, tmp_path):
+    ours, theirs = base_pair(DEEP, np.float32)
+    ours = written_here(ours, settings, tmp_path / "ours")
+    peft.PeftModel.from_pretrained(theirs, str(tmp_path / "ours")).save_pretrained(str(tmp_path / "theirs"))
+    back = ln.PeftModel.from_pretrained(base_pair(DEEP, np.float32)[0], tmp_path / "theirs")
+    mine, others = (dict(model.named_parameters()) for model in (ours, back))
+    assert mine.keys() == others.keys()
+    for name in mine:
+        assert mine[name].value.tobytes() == others[name].value.tobytes(), name
+
+
+@cases(BOTH_WAYS)
+def test_what_trains_after_loading_is_what_trains_in_peft(settings, tmp_path, capsys):
+    ours, theirs = base_pair(DEEP, np.float32)
+    written_by_peft(theirs, settings, tmp_path)
+    for is_trainable in (False, True):
+        ours, theirs = base_pair(DEEP, np.float32)
+        theirs = peft.PeftModel.from_pretrained(theirs, str(tmp_path), is_trainable=is_trainable)
+        ours = ln.PeftModel.from_pretrained(ours, tmp_path, is_trainable=is_trainable)
+        assert trainable_values(ours).keys() == trainable_values(theirs).keys()
+        assert bool(trainable_values(ours)) == is_trainable
+        capsys.readouterr()
+        theirs.print_trainable_parameters()
+        expected = capsys.readouterr().out
+        ours.print_trainable_parameters()
+        assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+def test_a_file_in_16_bits_is_widened_as_peft_widens_it(half, tmp_path):
+    ours, theirs = base_pair(DEEP, np.float32)
+    written_by_peft(theirs, ALL_LINEAR, tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = {name: x.to(half) for name, x in safetensors_torch.load_file(path).items()}
+    safetensors_torch.save_file(tensors, path, {"format": "pt"})
+    theirs = peft.PeftModel.from_pretrained(base_pair(DEEP, np.float32)[1], str(tmp_path))
+    ours = ln.PeftModel.from_pretrained(ours, tmp_path)
+    assert_same_logits(ours, theirs, 1e-4)
+    for name, p in ours.named_parameters():
+        if ".lora_" in name:
+            wide = tensors[re.sub(r"\.default\.weight$", ".weight", name)].to(torch.float32).numpy()
+            assert p.value.dtype == np.float32 and p.value.tobytes() == wide.tobytes(), name
+
+
+# ------------------------------------------------------------------------------------------------------- the folder
+
+
+def as_sets(settings):
+    """PEFT keeps target_modules as a set, and writes it in any order."""
+    return {
+        key: set(value) if key == "target_modules" and isinstance(value, list) else value
+        for key, value in settings.items()
+    }
+
+
+@cases({name: s for name, s in BOTH_WAYS.items() if s["target_modules"] != "all-linear"})
+def test_every_key_of_the_configuration_has_the_value_that_peft_writes(settings, tmp_path):
+    """What PEFT writes besides are features that are off; FACTS: the keys here are those that older versions know too."""
+    ours, theirs = base_pair(DEEP, np.float32)
+    written_here(ours, settings, tmp_path / "ours")
+    written_by_peft(theirs, settings, tmp_path / "theirs")
+    mine, others = (
+        json.loads((tmp_path / side / "adapter_config.json").read_text(encoding="utf-8")) for side in ("ours", "theirs")
+    )
+    common = {key: others[key] for key in mine if key in others}
+    assert as_sets(mine) == as_sets(common) | {"peft_version": mine["peft_version"]}
+    assert config_from_dict(others | {"target_modules": mine["target_modules"]}) == config_from_dict(mine)
+    text = (tmp_path / "ours" / "adapter_config.json").read_text(encoding="utf-8")
+    assert text == json.dumps(mine, indent=2, sort_keys=True) + "\n"
+
+
+def test_all_linear_is_written_as_the_layers_that_peft_writes_for_it(tmp_path):
+    for shape in (UNTIED, DEEP):
+        ours, theirs = base_pair(shape, np.float32)
+        written_here(ours, ALL_LINEAR, tmp_path / "ours")
+        written_by_peft(theirs, ALL_LINEAR, tmp_path / "theirs")
+        layers = []
+        for side in ("ours", "theirs"):
+            model = ln.PeftModel.from_pretrained(base_pair(shape, np.float32)[0], tmp_path / side)
+            layers.append([name for name, _ in model.named_parameters() if ".lora_A." in name])
+        assert layers[0] == layers[1]
+
+
+def test_tensor_names_shapes_dtypes_and_the_format_are_pefts(tmp_path):
+    ours, theirs = base_pair(DEEP, np.float32)
+    written_here(ours, BOTH_WAYS["rank_pattern"], tmp_path / "ours")
+    written_by_peft(theirs, BOTH_WAYS["rank_pattern"], tmp_path / "theirs")
+    found = []
+    for side in ("ours", "theirs"):
+        with ln_open(tmp_path / side / "adapter_model.safetensors") as file:
+            assert file.metadata()["format"] == "pt"
+            found.append({name: (x.shape, x.dtype) for name in file.keys() for x in [file.get_tensor(name)]})  # noqa: SIM118
+    assert found[0] == found[1]
+
+
+def ln_open(path):
+    return pytest.importorskip("safetensors").safe_open(path, framework="pt")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_modules_that_peft_holds_an_expression_against_are_known(shape):
+    ours, theirs = base_pair(SHAPES[shape])
+    expected = {name for name, _ in theirs.named_modules()}
+    for model in (ours, ln.get_peft_model(base_pair(SHAPES[shape])[0], ln.LoraConfig()).model):
+        assert set(peft_modules(model)) == expected
+
+
+# ----------------------------------------------------------------------------------------------------- several adapters
+
+FIRST = {"r": 3, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
+SECOND = {
+    "r": 5,
+    "lora_alpha": 2,
+    "target_modules": ["v_proj", "down_proj"],
+    "use_rslora": True,
+    "rank_pattern": {"v_proj": 1},
+}
+THIRD = {"r": 2, "lora_alpha": 9, "target_modules": r".*\.0\..*\.(o|up)_proj", "alpha_pattern": {"o_proj": 4}}
+
+
+@pytest.fixture
+def both(tmp_path):
+    """The same base in both libraries, and three adapters on disk."""
+    for seed, (name, settings) in enumerate({"first": FIRST, "second": SECOND, "third": THIRD}.items()):
+        written_by_peft(base_pair(UNTIED, np.float32)[1], settings, tmp_path / name, seed)
+    return base_pair(UNTIED, np.float32)
+
+
+def script(side, model, folder):
+    """(step, model) after each call, the calls being the same words in both libraries."""
+    model = side.from_pretrained(model, str(folder / "first"), adapter_name="first")
+    yield "from_pretrained first", model
+    model.load_adapter(str(folder / "second"), "second")
+    yield "load_adapter second", model
+    model.load_adapter(str(folder / "third"), "third", is_trainable=True)
+    yield "load_adapter third, trainable", model
+    model.set_adapter("second")
+    yield "set_adapter second", model
+    model.set_adapter("third", inference_mode=True)
+    yield "set_adapter third, inference_mode", model
+    model.merge_adapter()
+    yield "merge_adapter", model
+    model.unmerge_adapter()
+    model.set_adapter("third")  # after disable_adapter PEFT has forgotten the inference_mode; here all is as before
+    yield "unmerge_adapter", model
+    with model.disable_adapter():
+        yield "disable_adapter", model
+    yield "after disable_adapter", model
+    model.set_adapter("second")
+    model.delete_adapter("third")
+    model.delete_adapter("first")
+    yield "delete_adapter", model
+    model.load_adapter(str(folder / "third"), "again")
+    model.set_adapter("again")
+    yield "loaded again under another name", model
+
+
+def test_the_same_calls_leave_the_same_model_as_in_peft(both, tmp_path, capsys):
+    """Logits, what trains, and the printed counts, after each call."""
+    steps = zip(script(ln.PeftModel, both[0], tmp_path), script(peft.PeftModel, both[1], tmp_path), strict=True)
+    for (step, ours), (_, theirs) in steps:
+        error = largest_difference(logits_of(ours), logits_of(theirs))
+        print(f"{step}: measured {error:.1e}; bound 1e-04")
+        assert error <= 1e-4, f"after {step} the logits differ by {error:.1e}"
+        if step == "disable_adapter":
+            continue  # PEFT says that nothing trains for as long as it lasts; here the call says what it uses
+        assert trainable_values(ours).keys() == trainable_values(theirs).keys(), f"after {step}"
+        capsys.readouterr()
+        theirs.print_trainable_parameters()
+        expected = capsys.readouterr().out
+        ours.print_trainable_parameters()
+        assert capsys.readouterr().out == expected, f"after {step}"
+
+
+def test_after_the_active_adapter_is_deleted_the_first_by_name_is_active_as_in_peft():
+    """Where all adapters have the same layers. Where they have not, PEFT chooses for each layer, and mixes adapters."""
+    ours, theirs = base_pair(UNTIED, np.float32)
+    ours = ln.get_peft_model(ours, ln.LoraConfig(**FIRST), adapter_name="poet")
+    theirs = peft.get_peft_model(theirs, peft_config(FIRST), adapter_name="poet")
+    for name in ("sage", "pirate"):
+        ours.add_adapter(name, ln.LoraConfig(**FIRST))
+        theirs.add_adapter(name, peft_config(FIRST))
+    for model in (ours, theirs):
+        fill(model)
+        with pytest.warns(UserWarning, match="'?poet'? was .*active.* '?pirate'?"):
+            model.delete_adapter("poet")
+    assert_same_logits(ours, theirs, 1e-4)
+    assert ours.active_adapter == theirs.active_adapter == "pirate"
+    assert trainable_values(ours).keys() == trainable_values(theirs).keys()
+
+
+def test_add_adapter_leaves_what_peft_leaves():
+    ours, theirs = base_pair(UNTIED, np.float32)
+    ours = ln.get_peft_model(ours, ln.LoraConfig(**FIRST), adapter_name="first")
+    theirs = peft.get_peft_model(theirs, peft_config(FIRST), adapter_name="first")
+    ours.add_adapter("second", ln.LoraConfig(**SECOND))
+    theirs.add_adapter("second", peft_config(SECOND))
+    for name in ("first", "second"):
+        assert trainable_values(ours).keys() == trainable_values(theirs).keys()
+        assert dict(ours.named_parameters()).keys() == dict(theirs.named_parameters()).keys()
+        ours.set_adapter(name)
+        theirs.set_adapter(name)
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+def rewrite(folder, edit):
+    """Put `edit(tensors)` in the place of an adapter's tensors."""
+    path = folder / "adapter_model.safetensors"
+    safetensors_torch.save_file(edit(safetensors_torch.load_file(path)), path, {"format": "pt"})
+
+
+def test_peft_loads_misplaced_tensors_as_the_base_and_here_they_are_refused(tmp_path):
+    """Why loading raises: one prefix too many, as another trainer may write it, and PEFT's model is the base, as if nothing
+    had been trained. It warns of what it misses, and says nothing of what it found."""
+    ours, theirs = base_pair(UNTIED, np.float32)
+    base = logits_of(ours)
+    written_by_peft(theirs, FIRST, tmp_path)
+    rewrite(tmp_path, lambda tensors: {name.replace(".model.", ".model.model.", 1): x for name, x in tensors.items()})
+    with pytest.warns(UserWarning, match="missing adapter keys"):
+        theirs = peft.PeftModel.from_pretrained(base_pair(UNTIED, np.float32)[1], str(tmp_path))
+    assert np.abs(logits_of(theirs) - base).max() <= 1e-5 * np.abs(base).max()
+    with pytest.raises(
+        ValueError, match=r"no place for base_model\.model\.model\.model\.layers\.0.*PEFT would ignore it"
+    ):
+        ln.PeftModel.from_pretrained(ours, tmp_path)
+
+
+def test_peft_does_not_mention_a_tensor_too_many_and_here_it_is_refused(tmp_path):
+    """Here k_proj was trained, but target_modules was edited afterwards: PEFT drops half of the adapter without a word."""
+    ours, theirs = base_pair(UNTIED, np.float32)
+    written_by_peft(theirs, FIRST, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": ["q_proj"]}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        peft.PeftModel.from_pretrained(base_pair(UNTIED, np.float32)[1], str(tmp_path))
+    with pytest.raises(ValueError, match=r"no place for .*v_proj\.lora_A\.weight.* and 1 more in this model"):
+        ln.PeftModel.from_pretrained(ours, tmp_path)
+
+
+def test_an_adapter_for_the_head_of_another_base_is_refused(tmp_path):
+    """PEFT saves the frozen head beside an adapter for it, and on loading puts it in the place of the model's own."""
+    _, theirs = base_pair(UNTIED, np.float32)
+    written_by_peft(theirs, BOTH_WAYS["the head too"], tmp_path)
+    another, _ = base_pair(UNTIED, np.float32, seed=5)
+    with pytest.raises(ValueError, match=r"lm_head\.base_layer\.weight is not the weight .* made for another base"):
+        ln.PeftModel.from_pretrained(another, tmp_path)
+
+
+FEATURES = {
+    "use_dora": FIRST | {"use_dora": True},
+    "modules_to_save": FIRST | {"modules_to_save": ["norm"]},
+    "bias": FIRST | {"bias": "lora_only"},
+    "layers_to_transform": FIRST | {"layers_to_transform": [1]},
+    "layers_to_transform, the first": FIRST | {"layers_to_transform": 0},
+    "layer_replication": FIRST | {"layer_replication": [(0, 2), (1, 2)]},
+    "lora_bias": FIRST | {"lora_bias": True},
+    "trainable_token_indices": FIRST | {"trainable_token_indices": [1, 2]},
+    "exclude_modules": FIRST | {"exclude_modules": ["k_proj"]},
+    "init_lora_weights": FIRST | {"init_lora_weights": "pissa"},
+}
+
+
+@pytest.mark.parametrize("case", FEATURES)
+def test_a_feature_of_peft_that_is_not_here_is_refused_by_its_key(case, tmp_path):
+    ours, theirs = base_pair(UNTIED, np.float32)
+    peft.get_peft_model(theirs, peft_config(FEATURES[case])).save_pretrained(str(tmp_path))
+    before = {name: (p.value.copy(), p.trainable) for name, p in ours.named_parameters()}
+    with pytest.raises(ValueError, match=rf"adapter_config\.json: {case.partition(',')[0]} (is|=) "):
+        ln.PeftModel.from_pretrained(ours, tmp_path)
+    after = {name: (p.value, p.trainable) for name, p in ours.named_parameters()}
+    assert after.keys() == before.keys()
+    assert all(np.array_equal(after[n][0], before[n][0]) and after[n][1] == before[n][1] for n in before)
+
+
+def test_another_kind_of_adapter_is_refused_by_its_name(tmp_path):
+    ours, theirs = base_pair(UNTIED, np.float32)
+    config = peft.IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[])
+    peft.get_peft_model(theirs, config).save_pretrained(str(tmp_path))
+    with pytest.raises(ValueError, match=r"adapter_config\.json: peft_type is 'IA3'; only 'LORA' is here"):
+        ln.PeftModel.from_pretrained(ours, tmp_path)
+
+
+def test_an_entry_of_target_modules_that_peft_passed_over_is_passed_over_when_loading_too(tmp_path):
+    """A list for many architectures at once is common; every tensor has its place, and that is what counts here."""
+    ours, theirs = base_pair(UNTIED, np.float32)
+    theirs = written_by_peft(theirs, FIRST | {"target_modules": ["q_proj", "v_proj", "query_key_value"]}, tmp_path)
+    assert_same_logits(ln.PeftModel.from_pretrained(ours, tmp_path), theirs, 1e-4)
+
+
+@pytest.mark.parametrize("init", ["orthogonal"])
+def test_another_way_to_draw_A_and_B_does_not_matter_once_they_are_trained(init, tmp_path):
+    ours, theirs = base_pair(UNTIED, np.float32)
+    theirs = written_by_peft(theirs, FIRST | {"r": 2, "init_lora_weights": init}, tmp_path)
+    ours = ln.PeftModel.from_pretrained(ours, tmp_path)
+    assert_same_logits(ours, theirs, 1e-4)
+    assert ours.peft_config["default"].init_lora_weights is True

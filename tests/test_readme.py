@@ -1,0 +1,42 @@
+"""README says what the code and the committed tables say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lora_np.studies.claims import BEGIN, END, NEEDED, markdown
+from lora_np.studies.table import Table
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_claims_are_those_of_the_committed_tables():
+    tables = {name: Table.load(ROOT / "figures" / "data" / f"{name}.json") for name in NEEDED}
+    stands = README[README.index(BEGIN) : README.index(END) + len(END)]
+    assert stands == markdown(tables), "the tables changed: write README's block again with claims.write_into"
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))
+def test_every_link_and_picture_is_there(target):
+    assert "://" in target or (ROOT / target).exists(), f"README points to {target}, which is not there"
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(tests/\w+\.py|lora_np/[\w/]+\.py)`", README))))
+def test_every_file_that_is_named_is_there(name):
+    assert (ROOT / name).exists(), f"README names {name}, which is not there"
+
+
+@pytest.mark.parametrize("test", sorted(set(re.findall(r"`(test_\w+)`", README))))
+def test_every_test_that_is_named_is_there(test):
+    assert any(f"def {test}(" in path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")), test
+
+
+def test_the_first_look_runs_line_by_line(capsys):
+    code = re.search(r"```python\n(.*?)```", README, re.S).group(1).replace("steps=100", "steps=2")
+    exec(compile(code, "README.md", "exec"), {})
+    out = capsys.readouterr().out
+    assert "trainable params:" in out and "2 steps in" in out

@@ -1,0 +1,151 @@
+"""SmolLM2-135M, the real model that `python -m lora_np fetch smollm2-135m` gets: what transformers reads, we read."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from on_device import DEVICE, host
+from test_tokenizer import CHAT, TRICKY
+
+import lora_np as ln
+from lora_np.fetch import MODELS, fetched
+
+pytestmark = [pytest.mark.smollm2, pytest.mark.filterwarnings("ignore")]
+SOURCE = MODELS["smollm2-135m"]
+oracle = pytest.mark.oracle
+
+
+@pytest.fixture(scope="module")
+def model():
+    return ln.load_model("smollm2-135m")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return ln.load_tokenizer("smollm2-135m")
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    """transformers' model, from the same file."""
+    torch = pytest.importorskip("torch", reason="the oracles are not installed: run `make test-oracles`")
+    transformers = pytest.importorskip("transformers")
+    torch.set_num_threads(1)  # it waits for threads by spinning, which on a busy machine is for long
+    path = fetched("smollm2-135m")
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def their_tokenizer():
+    transformers = pytest.importorskip("transformers", reason="the oracles are not installed: run `make test-oracles`")
+    path = fetched("smollm2-135m")
+    return transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+
+
+def test_the_file_is_the_one_whose_digest_is_written_down():
+    with fetched("smollm2-135m").open("rb") as file:
+        assert hashlib.file_digest(file, "sha256").hexdigest() == SOURCE.sha256
+
+
+def test_it_is_the_model_that_its_card_describes(model):
+    config = model.config
+    assert (config.num_hidden_layers, config.hidden_size, config.intermediate_size) == (30, 576, 1536)
+    assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (9, 3, 64)
+    assert (config.vocab_size, config.tie_word_embeddings) == (49152, True)
+    assert (config.rope_theta, config.rms_norm_eps) == (100_000, 1e-5)
+    assert sum(p.value.size for _, p in model.named_parameters()) == 134_515_008
+
+
+def test_the_capital_of_france_is_paris(model, tokenizer):
+    ids = tokenizer.encode("The capital of France is")
+    for _ in range(2):
+        logits, _ = model.forward(ids[None])
+        ids = np.append(ids, int(host(logits)[0, -1].argmax()))
+    assert tokenizer.decode(ids) == "The capital of France is Paris."
+
+
+def test_it_answers_a_question(model, tokenizer):
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "What is the capital of France?"}])
+    assert tokenizer.decode(ids).startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+    start = len(ids)
+    while len(ids) < start + 8 and ids[-1] != tokenizer.eos_token_id:
+        ids = np.append(ids, int(host(model.forward(ids[None])[0])[0, -1].argmax()))
+    assert "Paris" in tokenizer.decode(ids[start:])
+
+
+def test_every_text_comes_back(tokenizer):
+    for text in TRICKY:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.vocab_size == 49152
+    assert [tokenizer.convert_ids_to_tokens(i) for i in range(3)] == ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    assert tokenizer.eos_token_id == 2
+
+
+@pytest.mark.skipif(DEVICE != "numpy" or sys.platform != "linux", reason="reads a process's peak from Linux's /proc")
+def test_the_model_is_in_memory_once():
+    """In a process of its own: the most that was resident, over what was before, against the weights and the file's pages."""
+    code = (
+        "import re, time, lora_np as ln, gguf.quants\n"
+        "peak = lambda: 1024 * int(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])\n"
+        "before, started = peak(), time.perf_counter()\n"
+        "model = ln.load_model('smollm2-135m', device='numpy')\n"
+        "seconds = time.perf_counter() - started\n"
+        "print(seconds, peak() - before, sum(p.value.nbytes for _, p in model.named_parameters()))"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    seconds, peak, weights = map(float, output.split())
+    print(f"measured {seconds:.1f} s to load; at its peak {peak / 1e6:.0f} MB for {weights / 1e6:.0f} MB of weights")
+    assert weights < peak < 1.1 * weights + SOURCE.size, "two copies would be twice the weights"
+
+
+@oracle
+def test_every_weight_is_transformers_to_the_bit(model, theirs):
+    state = theirs.state_dict()
+    assert state.keys() - model.state_dict().keys() == {"lm_head.weight"}, "which is tied"
+    for name, x in model.state_dict().items():
+        np.testing.assert_array_equal(host(x), state[name].numpy(), err_msg=name)
+
+
+@oracle
+def test_the_logits_are_transformers_to_a_thousandth(model, tokenizer, theirs):
+    import torch
+
+    texts = ["The capital of France is", "def fibonacci(n):\n    ", "日本の首都は", "Once upon a time, " * 8]
+    worst = 0.0
+    for text in texts:
+        ids = tokenizer.encode(text)[None]
+        with torch.no_grad():
+            expected = theirs(torch.from_numpy(ids)).logits.numpy()
+        worst = max(worst, np.abs(host(model.forward(ids)[0]) - expected).max())
+    print(f"measured {worst:.1e}; logits reach {np.abs(expected).max():.0f}")
+    assert worst < 1e-3
+
+
+@oracle
+def test_the_tokens_are_transformers_where_it_does_not_forget_the_digits(tokenizer, their_tokenizer):
+    """The file says tokenizer.ggml.pre = smollm: digits are cut off first. transformers 5.23 ignores that; told, it agrees."""
+    from tokenizers import pre_tokenizers
+
+    backend = their_tokenizer.backend_tokenizer
+    words = backend.pre_tokenizer
+    spaces_meet_digits = [text for text in TRICKY if tokenizer.encode(text).tolist() != their_tokenizer.encode(text)]
+    assert spaces_meet_digits == ["a  1", "  12 345,678.90\t1e-5", "naïve Ångström ﬁ ½ ٣ Ⅷ x²"]
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
+    for text in TRICKY:
+        assert tokenizer.encode(text).tolist() == their_tokenizer.encode(text), text
+        assert tokenizer.decode(tokenizer.encode(text)) == their_tokenizer.decode(their_tokenizer.encode(text))
+    backend.pre_tokenizer = words
+
+
+@oracle
+def test_the_conversation_is_transformers(tokenizer, their_tokenizer):
+    for messages in (CHAT, CHAT[1:], CHAT[1:2]):
+        for prompt in (True, False):
+            theirs = their_tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, tokenize=False)
+            assert tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, tokenize=False) == theirs
