@@ -12,7 +12,7 @@ CUDA ?= 13
 .PHONY: help reproduce test test-oracles test-gpu notebooks lint clean
 
 help:            ## this list
-	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## */: /'
 
 reproduce: .venv/installed            ## train on real text, draw every figure, run the notebooks (ARGS=--full for the committed settings)
 	$(PY) -m lora_np reproduce $(ARGS)
@@ -34,7 +34,7 @@ lint: .venv/installed                 ## ruff, as the checks run it
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 .venv/installed: requirements.txt pyproject.toml
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv --clear .venv
 	$(PY) -m pip install --editable .
 	@touch $@
 

@@ -9,10 +9,13 @@ from pathlib import Path
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 when it worked, 1 with one line that says what was wrong."""
+    for stream in (sys.stdout, sys.stderr):  # ΔW, → and × go out as UTF-8, also into a pipe on Windows
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8")
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
-    except (ValueError, TypeError, KeyError, OSError, FloatingPointError) as error:
+    except (ValueError, TypeError, KeyError, OSError, RuntimeError, FloatingPointError) as error:
         print(
             f"lora_np {arguments.command}: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr
         )
@@ -86,7 +89,7 @@ def _params(arguments: argparse.Namespace) -> None:
 def _pretrain(arguments: argparse.Namespace) -> None:
     from .studies.pretrain import pretrain
 
-    table = pretrain(arguments.output, **({"steps": arguments.steps} if arguments.steps else {}))
+    table = pretrain(arguments.output, **({} if arguments.steps is None else {"steps": arguments.steps}))
     print((arguments.output / "README.md").read_text(encoding="utf-8"))
     table.save(arguments.output / "pretrain.json")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, move, to_host
+from .backend import to_host
 from .nn import Context
 from .transformer import KeyValueCache, Transformer
 
@@ -86,7 +86,9 @@ def generate(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens = {max_new_tokens}; expected at least 1")
     if isinstance(prompts, str) or not len(prompts) or any(isinstance(prompt, str) for prompt in prompts):
-        raise ValueError("prompts: expected a list with the token ids of each prompt; encode text with a tokenizer first")
+        raise ValueError(
+            "prompts: expected a list with the token ids of each prompt; encode text with a tokenizer first"
+        )
     sampling = Sampling(temperature, top_k, top_p)
     transformer, adapter = _unwrap(model)
     tokens, mask = _pad_left(prompts)
@@ -120,8 +122,7 @@ def _last_logits(
     model: Transformer, tokens: np.ndarray, mask: np.ndarray | None, past: KeyValueCache, adapter: str | None
 ) -> np.ndarray:
     """Read `tokens` (b, t) after the past; the logits (b, v) of the last position only, on the host."""
-    weight: Array = model.model.norm.weight.value
-    context = Context(adapter=adapter, attention_mask=None if mask is None else move(mask, like=weight))
+    context = Context(adapter=adapter, attention_mask=mask)
     x, _ = model.hidden(tokens, context, past)
     return to_host(model.logits(x[:, -1], context))
 
@@ -136,7 +137,10 @@ def _pad_left(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray 
     for row, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError(f"prompt {row} is empty: give it at least one token, such as the one that begins a text")
-        tokens[row, -len(prompt) :], mask[row, -len(prompt) :] = prompt, True
+        ids = np.asarray(prompt)
+        if ids.dtype.kind not in "iu":
+            raise TypeError(f"prompt {row} holds {ids.dtype}; expected integer token ids")
+        tokens[row, -len(prompt) :], mask[row, -len(prompt) :] = ids, True
     return tokens, None if mask.all() else mask
 
 

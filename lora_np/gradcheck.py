@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Method = Literal["complex-step", "central"]
 STEP = {"complex-step": 1e-30, "central": 1e-5}
+STREAM = 0x67726164  # beside the seed, so that our random numbers are not those of a caller's default_rng(seed)
 TOLERANCE = {"complex-step": 1e-12, "central": 1e-6}
 
 
@@ -85,7 +86,7 @@ def gradcheck(
     Raises TypeError for an input that is not a float array, ValueError where backward returns the wrong number or
     shapes.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, STREAM])
     values = {}
     for name, x in inputs.items():
         if array_module(x) and x.dtype.kind != "f":
@@ -104,6 +105,8 @@ def gradcheck(
         changed = [value if n == name else x.astype(dtype) for n, x in values.items()]
         return (forward(*changed)[0] * dy).sum()
 
+    if all(gradient is None for gradient in gradients):
+        raise ValueError("backward returned no gradient at all: there is nothing to check")
     checked = {n: g for n, g in zip(values, gradients, strict=True) if g is not None}
     return _compare(values, checked, scalar, method, directions, tolerance, rng)
 
@@ -125,7 +128,7 @@ def gradcheck_model(
     masks in every call (a fresh mask each time would make the loss a different function). Raises ValueError where
     nothing is trainable.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, STREAM])
 
     def dropout_rng() -> np.random.Generator | None:
         return None if dropout_seed is None else np.random.default_rng(dropout_seed)
@@ -170,6 +173,8 @@ def _compare(
     """Each gradient's projection on random directions, against the same projection by complex step or difference."""
     if method not in STEP:
         raise ValueError(f"method {method!r}; expected one of {sorted(STEP)}")
+    if directions < 1:
+        raise ValueError(f"directions = {directions}; expected at least 1")
     h, errors = STEP[method], {}
     for name, gradient in gradients.items():
         value, worst = values[name], 0.0

@@ -41,9 +41,13 @@ class Parameter:
         self.trainable = trainable
 
     def add_grad(self, grad: Array) -> None:
-        """grad += …: gradients accumulate over calls, until `zero_grad`. Raises ValueError on another shape."""
+        """grad += …: gradients accumulate over calls, until `zero_grad`. Raises where shape or dtype are not the value's."""
         if grad.shape != self.value.shape:
             raise ValueError(f"a gradient of shape {grad.shape} for a parameter of shape {self.value.shape}")
+        if grad.dtype != self.value.dtype:
+            raise TypeError(
+                f"a gradient of {grad.dtype} for a parameter of {self.value.dtype}: is dlogits of its dtype?"
+            )
         if self.grad is None:
             self.grad = grad
         else:
@@ -135,6 +139,8 @@ class Module:
             )
         for name, p in parameters.items():
             ops.checks.check_shape(name, arrays[name], *p.value.shape)
+            if arrays[name].dtype.kind != "f":
+                raise TypeError(f"{name} is stored as {arrays[name].dtype}; expected floats")
         for name, p in parameters.items():
             p.value, p.grad = move(arrays[name].astype(p.value.dtype), p.value), None
         return self

@@ -29,7 +29,9 @@ def execute(source: Path, output: Path) -> float:
         resources={"metadata": {"path": str(source.parent)}},
     )
     try:
-        client.execute(env=os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"})
+        client.execute(
+            env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+        )
     except CellExecutionError as error:
         raise RuntimeError(f"{source} stopped: {error}") from None
     for i, cell in enumerate(notebook.cells):

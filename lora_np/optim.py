@@ -21,7 +21,7 @@ class Optimizer:
     lr: float
     state: dict[str, dict[str, Array]] = field(default_factory=dict, repr=False, kw_only=True)
 
-    def step(self, parameters: Named, lr: float | None = None, t: int = 1) -> None:
+    def step(self, parameters: Named, lr: float | None = None, *, t: int) -> None:
         """Update every trainable parameter that has a gradient, in place. `t` counts the updates from 1."""
         raise NotImplementedError
 
@@ -48,7 +48,7 @@ class SGD(Optimizer):
     def __post_init__(self) -> None:
         _not_negative(lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
-    def step(self, parameters: Named, lr: float | None = None, t: int = 1) -> None:
+    def step(self, parameters: Named, lr: float | None = None, *, t: int) -> None:
         """Update every trainable parameter that has a gradient, in place."""
         lr = self.lr if lr is None else lr
         for name, p in parameters:
@@ -85,7 +85,7 @@ class AdamW(Optimizer):
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas = {self.betas}; expected two numbers in [0, 1)")
 
-    def step(self, parameters: Named, lr: float | None = None, t: int = 1) -> None:
+    def step(self, parameters: Named, lr: float | None = None, *, t: int) -> None:
         """Update every trainable parameter that has a gradient, in place. `t` counts the updates from 1."""
         lr = self.lr if lr is None else lr
         beta1, beta2 = self.betas

@@ -15,7 +15,7 @@ from .notebooks import execute_all
 from .studies import convergence as convergence_study
 from .studies import parameters, rank_reduction
 from .studies.claims import energy, gain_kept, write_into
-from .studies.convergence import Run, Setting, convergence, recovered
+from .studies.convergence import Run, Setting, convergence, shortfall
 from .studies.step_cost import step_cost
 from .studies.table import Table
 
@@ -34,7 +34,10 @@ def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> N
     say(1, "counting parameters")
     tables = {"one_matrix": parameters.one_matrix(), "whole_models": parameters.whole_models()}
     say(2, f"convergence: full fine-tuning and LoRA on real text, {setting.steps} steps a run")
-    tables["convergence"] = convergence(setting, workers, folder="runs/convergence" if full else None)
+    runs = "runs/convergence" if full else None  # where finished runs are kept, so that the study can resume
+    tables["convergence"] = convergence(setting, workers, runs)
+    if full:
+        tables["shortfall"] = shortfall(tables["convergence"], workers=workers, folder=runs)
     say(3, "rank reduction: the ΔW that full fine-tuning learns")
     tables |= rank_tables(setting, tables["convergence"])
     say(4, "what a step costs, side by side")
@@ -48,9 +51,9 @@ def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> N
         draw({path.stem: Table.load(path) for path in sorted((figures / "data").glob("*.json"))}, figures)
     if full:
         write_into(Path("README.md"), tables)
+    print(findings(tables), flush=True)
     say(6, "notebooks")
     execute_all(notebooks, notebooks if full else folder / "notebooks")
-    print(findings(tables))
     print(f"\n{time.perf_counter() - started:.0f} s in all. Pictures: {figures}, this run's own: {folder}")
 
 
@@ -123,7 +126,7 @@ def findings(tables: Tables) -> str:
         ("held-out loss of the base", f"{measured.settings['base_loss']:.3f} nats a byte"),
         (f"full fine-tuning, lr {full[0]['lr']:g}", f"{statistics.mean(row['final'] for row in full):.3f} nats a byte"),
     ]
-    shares = recovered(measured)
+    shares = measured.where(phase="seeds", method="lora")
     for target, r in dict.fromkeys((row["target_modules"], row["r"]) for row in shares):
         rows = [row for row in shares if (row["target_modules"], row["r"]) == (target, r)]
         loss, share = (statistics.mean(row[key] for row in rows) for key in ("final", "recovered"))

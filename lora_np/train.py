@@ -24,6 +24,7 @@ from .nn import Module
 from .optim import Optimizer, Schedule, clip_grad_norm, constant, grad_norm
 from .progress import Progress
 
+DROPOUT = 0x64726F70  # a stream of its own: [seed, step] alone is what data.Batches draws its windows from
 Batch = tuple[Array, Array]  # tokens (b, t) and the targets (b, t), shifted by one
 
 
@@ -135,7 +136,7 @@ def train(
             losses = []
             for micro in range(step * accumulate, (step + 1) * accumulate):
                 tokens, targets = batches[micro % len(batches)] if isinstance(batches, Sequence) else batches[micro]
-                value, cache = model.loss(tokens, targets, rng=np.random.default_rng([seed, micro]))
+                value, cache = model.loss(tokens, targets, rng=np.random.default_rng([seed, micro, DROPOUT]))
                 model.backward(cache, dloss=1 / accumulate)
                 del cache  # the activations, before the next forward makes its own
                 losses.append(value)

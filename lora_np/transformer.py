@@ -8,7 +8,7 @@ The backward walks that line in reverse, and stops where nothing below is traina
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -105,6 +105,12 @@ class KeyValueCache:
     def __len__(self) -> int:
         """How many tokens have been read."""
         return self.layers[0].length
+
+    @property
+    def batch_size(self) -> int:
+        """How many rows it holds; 0 before the first call."""
+        room = self.layers[0].room
+        return 0 if room is None else room[0].shape[0]
 
 
 class Attention(Module):
@@ -342,6 +348,8 @@ class Transformer(Module):
         is extended by them. `attention_mask` (b, s), over past and present, is False where a key is padding.
         Raises ValueError where tokens are not (b, t), are too long or out of range.
         """
+        if context is not None and (rng is not None or attention_mask is not None):
+            raise ValueError("rng and attention_mask are parts of a context: give them there, or give no context")
         context = context or Context(rng, attention_mask=attention_mask)
         x, decoder_cache = self.hidden(tokens, context, past_key_values)
         logits, head_cache = self._head.forward(x, context)
@@ -354,7 +362,12 @@ class Transformer(Module):
         if not 1 <= tokens.shape[1] <= limit - start:
             after = f" after {start}" if start else ""
             raise ValueError(f"a sequence of {tokens.shape[1]} tokens{after}; this model takes 1 to {limit} in all")
+        if past is not None and start and past.batch_size != tokens.shape[0]:
+            raise ValueError(f"{tokens.shape[0]} rows of tokens after a past of {past.batch_size} rows")
         weight = self.model.norm.weight.value
+        if context.attention_mask is not None:  # before any layer extends the past, so that a refusal leaves it whole
+            ops.checks.check_mask(context.attention_mask, tokens.shape[0], start + tokens.shape[1])
+            context = replace(context, attention_mask=move(context.attention_mask, like=weight))
         positions = array_module(weight).arange(start, start + tokens.shape[1])
         rotary = ops.rotary_tables(positions, self.config.head_dim, self.config.rope_theta, weight.real.dtype)
         return self.model.forward(self._ids("tokens", tokens), rotary, context, past)

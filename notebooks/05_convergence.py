@@ -23,7 +23,7 @@ import statistics
 
 import lora_np as ln
 from lora_np import plots
-from lora_np.studies.convergence import TARGETS, Run, measure, recovered
+from lora_np.studies.convergence import TARGETS, Run, measure
 from lora_np.studies.table import Table
 
 table = Table.load("../figures/data/convergence.json")
@@ -99,7 +99,7 @@ plots.loss_curves(mine);
 # ## The numbers
 
 # %%
-shares = recovered(table)
+shares = table.where(phase="seeds", method="lora")
 print(f"{'':14}" + "".join(f"r = {r:<7}" for r in table.settings["ranks"]))
 for target in TARGETS:
     cells = []

@@ -51,6 +51,18 @@ def test_one_wrong_entry_among_many_is_found():
     assert result.wrong == ["W"]
 
 
+def test_the_directions_are_not_a_callers_own_random_numbers():
+    """With the same default_rng(0) for x and for dy, dyᵀx would be symmetric, and a transposed dW would pass."""
+    rng = np.random.default_rng(0)
+    inputs = {"x": xp.asarray(rng.standard_normal((3, 4))), "W": xp.asarray(rng.standard_normal((4, 4)))}
+
+    def transposed(dy, cache):
+        dx, dW, _ = ops.linear_backward(dy, cache)
+        return dx, dW.T
+
+    assert gradcheck(ops.linear_forward, transposed, inputs).wrong == ["W"]
+
+
 def test_a_nan_is_wrong():
     assert gradcheck(square, lambda dy, c: (xp.full(3, np.nan), None), INPUTS).wrong == ["x"]
 
@@ -73,6 +85,8 @@ def test_the_complex_step_is_exact_where_central_differences_cannot_be():
         ({"backward": lambda dy, c: (dy[:2], dy)}, ValueError, "the gradient of x has shape"),
         ({"inputs": {"x": xp.arange(3), "w": INPUTS["w"]}}, TypeError, "x has dtype int64"),
         ({"method": "guess"}, ValueError, "expected one of"),
+        ({"directions": 0}, ValueError, "at least 1"),
+        ({"backward": lambda dy, c: (None, None)}, ValueError, "no gradient at all"),
     ],
 )
 def test_bad_input_is_a_clear_error(change, error, message):

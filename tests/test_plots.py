@@ -93,7 +93,14 @@ def convergence(ranks=(1, 2, 4, 8, 16, 64), targets=("attention", "all-linear"),
         losses = [final + (1.5 - final) * float(np.exp(-step / 40)) for step in steps]
         seconds = [step * (0.11 if method == "full" else 0.08) for step in steps]
         row = {"method": method, "r": r, "target_modules": target, "lr": 1e-3, "seed": seed, "phase": "final"}
-        return row | {"steps": steps, "heldout": losses, "seconds": seconds, "final": losses[-1]}
+        recovered = (1.5 - losses[-1]) / (1.5 - 1.2)
+        return row | {
+            "steps": steps,
+            "heldout": losses,
+            "seconds": seconds,
+            "final": losses[-1],
+            "recovered": recovered,
+        }
 
     def worse(r, target):
         return 0 if equal else 0.08 / r**0.7 + (0.03 if target == "attention" else 0)

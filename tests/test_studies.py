@@ -27,18 +27,20 @@ def small_base(tmp_path):
 
 @pytest.fixture
 def setting(small_base, monkeypatch):
-    monkeypatch.setattr(study, "heldout_batches", lambda: [(np.arange(64).reshape(2, 32), np.arange(1, 65).reshape(2, 32))])
+    monkeypatch.setattr(
+        study, "heldout_batches", lambda: [(np.arange(64).reshape(2, 32), np.arange(1, 65).reshape(2, 32))]
+    )
     return replace(QUICK, base=small_base, steps=3, batch_size=2, eval_every=1, ranks=(1, 4))
 
 
-def serially(measure, runs, workers, folder, label):
+def serially(measure, runs, workers, folder, label, given=""):
     return [measure(run) for run in runs]
 
 
 def test_every_method_is_compared_at_the_best_rate_of_a_sweep_that_has_a_minimum_inside(setting, monkeypatch):
     """With a known optimum far from where the sweep starts, it must go on until the best is not at the edge."""
     monkeypatch.setattr(study, "run_all", serially)
-    monkeypatch.setattr(study, "measure", lambda run: vars(run) | {"final": abs(np.log2(run.lr / 0.08))})
+    monkeypatch.setattr(study, "measure", lambda run: vars(run) | {"final": abs(np.log2(run.lr / 0.08)), "seconds": [1.0]})
     table = convergence(replace(setting, bracket=True))
     for row in table.where(phase="seeds"):
         assert row["lr"] == pytest.approx(0.08, rel=0.5)
@@ -58,13 +60,34 @@ def test_every_method_has_every_seed_and_starts_from_the_base(setting, monkeypat
         assert row["steps"] == [0, 1, 2, 3] and len(row["seconds"]) == 4
 
 
-def test_the_recovered_share_is_the_gain_over_full_fine_tunings_at_the_same_seed():
-    def row(method, seed, final):
-        return {"phase": "seeds", "method": method, "r": None, "target_modules": None, "seed": seed, "lr": 1, "final": final}
+def test_the_recovered_share_is_the_gain_over_full_fine_tunings_mean():
+    finals = {"full": (1.0, 1.5), "lora": (1.25, 1.5)}
+    rows = [{"method": method, "final": final} for method, losses in finals.items() for final in losses]
+    assert recovered(rows, base_loss=2.25) == pytest.approx([1.25, 0.75, 1.0, 0.75])
 
-    rows = [row("full", 0, 1.0), row("full", 1, 1.5), row("lora", 0, 1.2), row("lora", 1, 1.5)]
-    table = Table("", "", "", {"base_loss": 2.0}, rows)
-    assert [r["recovered"] for r in recovered(table)] == pytest.approx([0.8, 1.0])
+
+def test_a_run_that_diverges_is_a_row_without_a_loss_and_never_the_best(setting, monkeypatch):
+    def diverge(run, progress=False):
+        if run.lr > 1e-3:
+            raise FloatingPointError("step 1: loss nan")
+        return original(run)
+
+    original = study.fine_tune
+    monkeypatch.setattr(study, "fine_tune", diverge)
+    monkeypatch.setattr(study, "run_all", serially)
+    table = convergence(replace(setting, lora_lrs=(1e-3, 2e-3), full_lrs=(1e-3, 2e-3)))
+    assert {row["final"] is None for row in table.where(phase="sweep", lr=2e-3)} == {True}
+    assert {row["lr"] for row in table.where(phase="seeds")} == {1e-3}
+
+
+def test_what_keeps_lora_back_is_measured_by_training_what_it_leaves_frozen(setting, monkeypatch):
+    monkeypatch.setattr(study, "run_all", serially)
+    rows = study.shortfall(convergence(setting), r=4).rows
+    assert [row["method"] for row in rows] == ["full", "linear", "lora+rest", "lora"]
+    for method, names in {"linear": ("_proj.",), "lora+rest": ("lora_", "embed_tokens", "norm")}.items():
+        model = Run(method, 1e-3, 4, "all-linear", base=setting.base).model()
+        trained = [name for name, p in model.named_parameters() if p.trainable]
+        assert trained and all(any(part in name for part in names) for name in trained)
 
 
 def test_a_study_that_was_stopped_reads_what_it_has(tmp_path):
@@ -96,7 +119,9 @@ def test_the_rank_study_runs_from_the_base_to_all_of_the_change(setting, monkeyp
     deltas = rank_reduction.learned_deltas(run)
     table = rank_reduction.truncated_loss(deltas, run, ranks=(1, 8, 16))
     assert table.settings["full_loss"] != table.settings["base_loss"]
-    assert table.rows[-1]["heldout_loss"] == pytest.approx(table.settings["full_loss"], rel=1e-5), "full rank cuts nothing"
+    assert table.rows[-1]["heldout_loss"] == pytest.approx(table.settings["full_loss"], rel=1e-5), (
+        "full rank cuts nothing"
+    )
     spectra = rank_reduction.singular_values(deltas, run).rows
     assert len(spectra) == 7
     for row in spectra:  # the random matrix beside it has the same norm

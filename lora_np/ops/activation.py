@@ -7,14 +7,15 @@ from .checks import check_float, check_shape
 
 
 def sigmoid(x: Array) -> Array:
-    """σ(x) = 1/(1 + exp(−x)) without overflow: below the dtype's reach σ(x)·x has long been 0, so x is clipped there."""
+    """σ(x) = 1/(1 + exp(−x)), for x < 0 as exp(x)/(1 + exp(x)), so that exp never overflows."""
     xp = array_module(x)
-    floor = -87.0 if x.real.dtype.itemsize == 4 else -708.0  # just above where exp(−x) would overflow
-    e = xp.where(x.real < floor, floor, x) if x.dtype.kind == "c" else xp.maximum(x, floor)
-    xp.negative(e, out=e)
+    negative = x.real < 0
+    e = xp.where(negative, x, -x)  # −|x|, also along the complex step
     xp.exp(e, out=e)
+    s = xp.where(negative, e, 1)
     e += 1
-    return xp.divide(1, e, out=e)
+    s /= e
+    return s
 
 
 def silu_forward(x: Array) -> tuple[Array, tuple]:
@@ -27,6 +28,7 @@ def silu_forward(x: Array) -> tuple[Array, tuple]:
 def silu_backward(dy: Array, cache: tuple) -> Array:
     """dx = dy·σ(x)·(1 + x·(1 − σ(x))): the product rule on x·σ(x), with σ′ = σ(1 − σ)."""
     x, s = cache
+    check_shape("dy", dy, *x.shape)
     return dy * _silu_slope(x, s)
 
 
@@ -46,6 +48,7 @@ def swiglu_backward(dy: Array, cache: tuple) -> tuple[Array, Array]:
     In the forward pass y = silu(gate) ∘ up, a product, so dup = dy ∘ silu(gate) and dgate = dy ∘ up ∘ silu′(gate).
     """
     gate, up, s = cache
+    check_shape("dy", dy, *gate.shape)
     dup = gate * s
     dup *= dy
     dgate = _silu_slope(gate, s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ..backend import Array, array_module
-from .checks import check_float, check_shape
+from .checks import check_float, check_mask, check_shape
 
 FORBIDDEN = (
     -1e30
@@ -56,7 +56,7 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -
     by_query = e.reshape(b, g, h // g, t, s)
     by_query += xp.triu(xp.full((t, s), FORBIDDEN, dtype=e.real.dtype), k=s - t + 1)
     if mask is not None:
-        check_shape("mask", mask, b, s)
+        check_mask(mask, b, s)
         by_query += xp.where(mask, 0, FORBIDDEN).astype(e.real.dtype)[:, None, None, None, :]
     e -= e.real.max(axis=-1, keepdims=True)
     xp.exp(e, out=e)
@@ -79,6 +79,7 @@ def attention_backward(do: Array, cache: tuple) -> tuple[Array, Array, Array]:
     """
     q, k, v, e, norm, o = cache
     shape = do.shape
+    check_shape("do", do, q.shape[0], None, None, q.shape[-1])
     do = do.reshape(o.shape) * norm
     dv = e.swapaxes(-1, -2) @ do
     dz = do @ v.swapaxes(-1, -2)

@@ -13,11 +13,11 @@ def on_host(x: Array) -> bool:
 
 
 def check_float(**arrays: Array) -> None:
-    """All arrays are real or complex floats of one dtype; raises TypeError naming the ones that are not."""
+    """All arrays have one dtype: float32, float64 or complex128. Raises TypeError naming the one that does not fit."""
     first = None
     for name, x in arrays.items():
         array_module(x)  # raises for what is not an array
-        if x.dtype.kind not in "fc":
+        if x.dtype.kind not in "fc" or x.real.dtype.itemsize < 4:
             raise TypeError(f"{name} has dtype {x.dtype}; expected a float array (float32 to train, float64 to prove)")
         first = first or (name, x.dtype)
         if x.dtype != first[1]:
@@ -27,7 +27,8 @@ def check_float(**arrays: Array) -> None:
 
 
 def check_shape(name: str, x: Array, *expected: int | None) -> None:
-    """`x.shape` equals `expected` (None: any size); raises ValueError otherwise."""
+    """`x.shape` equals `expected` (None: any size). Raises ValueError otherwise, TypeError for what is not an array."""
+    array_module(x)
     if len(x.shape) != len(expected) or any(e is not None and e != n for e, n in zip(expected, x.shape, strict=True)):
         wanted = ", ".join("any" if e is None else str(e) for e in expected)
         raise ValueError(f"{name} has shape {tuple(x.shape)}; expected ({wanted})")
@@ -44,6 +45,7 @@ def check_ids(name: str, ids: Array, size: int, ignore: int | None = None) -> No
 
     Only their dtype is checked on a GPU, where looking at a value means waiting for it: check ids before they go there.
     """
+    array_module(ids)
     if ids.dtype.kind not in "iu":
         raise TypeError(f"{name} has dtype {ids.dtype}; expected integers")
     if not on_host(ids):
@@ -56,3 +58,10 @@ def check_ids(name: str, ids: Array, size: int, ignore: int | None = None) -> No
         wrong &= counts
     if wrong.any():
         raise ValueError(f"{name} holds {int(ids[wrong][0])}, outside 0 … {size - 1}: is it from another tokenizer?")
+
+
+def check_mask(mask: Array, b: int, s: int) -> None:
+    """A boolean (b, s), True where a key may be seen. An additive mask (0 and −∞) would mean the opposite: TypeError."""
+    check_shape("attention_mask", mask, b, s)
+    if mask.dtype.kind != "b":
+        raise TypeError(f"attention_mask has dtype {mask.dtype}; expected booleans, True where a key may be seen")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..backend import Array, move
-from .checks import check_float
+from .checks import check_float, check_shape
 
 
 def dropout_forward(x: Array, p: float, rng: np.random.Generator | None) -> tuple[Array, Array | None]:
@@ -28,4 +28,7 @@ def dropout_forward(x: Array, p: float, rng: np.random.Generator | None) -> tupl
 
 def dropout_backward(dy: Array, mask: Array | None) -> Array:
     """dx = dy ∘ m / (1 − p): in the forward pass each number was multiplied by its mask, so now its gradient is, by the same."""
-    return dy if mask is None else dy * mask
+    if mask is None:
+        return dy
+    check_shape("dy", dy, *mask.shape)
+    return dy * mask

@@ -25,6 +25,7 @@ def embedding_backward(dy: Array, cache: tuple) -> Array:
     back: dE_i = Σ_{n: ids_n = i} dy_n. (`dE[ids] += dy` would be wrong: a repeated id would count once.)
     """
     ids, E = cache
+    check_shape("dy", dy, *ids.shape, E.shape[1])
     xp = array_module(dy)
     dE = xp.zeros_like(E)
     real = dE.real.dtype  # CuPy's add.at knows no complex numbers; as pairs of real ones they add up the same

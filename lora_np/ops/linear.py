@@ -41,6 +41,7 @@ def linear_backward(dy: Array, cache: tuple, need_dx: bool = True) -> tuple[Arra
     layer's arithmetic, and the memory of x, saved.
     """
     x, W, has_bias = cache
+    check_features("dy", dy, W.shape[0], "W (out, in)")
     dx = (rows(dy) @ W).reshape(*dy.shape[:-1], W.shape[1]) if need_dx else None
     dW = None if x is None else rows(dy).T @ rows(x)
     db = rows(dy).sum(axis=0) if has_bias else None

@@ -42,6 +42,7 @@ def lora_backward(dy: Array, cache: tuple, need_dx: bool = True) -> tuple[Array 
     LoRA sees the full gradient through its own factors, without ever building it. At the start B = 0, hence dA = 0.
     """
     x, h, A, B, scaling = cache
+    check_shape("dy", dy, *x.shape[:-1], B.shape[0])
     dy_rows = rows(dy)
     dB = dy_rows.T @ h
     dh = dy_rows @ B

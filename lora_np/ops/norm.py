@@ -18,6 +18,7 @@ def rms_norm_forward(x: Array, w: Array, eps: float = 1e-5) -> tuple[Array, tupl
     xp = array_module(x)
     mean_square = xp.einsum("...i,...i->...", x, x)[..., None] / x.shape[-1]  # one pass, no x² in memory
     rho = 1 / xp.sqrt(mean_square + eps)  # (…, 1)
+    rho = xp.where(xp.isfinite(mean_square), rho, xp.nan)  # where x² overflowed: NaN, rather than a silent y = 0
     y = x * rho
     y *= w
     return y, (x, w, rho)
@@ -34,6 +35,7 @@ def rms_norm_backward(
         dx_j = g_j ρ + Σ_i g_i x_i · ∂ρ/∂x_j = ρ g_j − x_j · ρ³ (Σ_i g_i x_i) / d
     """
     x, w, rho = cache
+    check_shape("dy", dy, *x.shape)
     xp = array_module(x)
     dw = rows(dy * x * rho).sum(axis=0) if need_dw else None
     if not need_dx:

@@ -14,7 +14,7 @@ from .. import ledger, ops
 from ..backend import Array, to_host
 from ..nn import Context, Module, Parameter
 from ..targets import select_targets
-from ..transformer import Transformer
+from ..transformer import KeyValueCache, Transformer
 from .folder import PREFIX, read_adapter, write_adapter
 from .layers import adaptable_layers, lora_layers, unwrap, wrap
 from .lora import LoraConfig, LoraLinear, first_match
@@ -85,9 +85,16 @@ class PeftModel(Module):
             suffix = ".weight" if ".lora_A." in name or ".lora_B." in name else ""
             yield PREFIX + name + suffix, p
 
-    def forward(self, tokens: Array, rng: np.random.Generator | None = None) -> tuple[Array, Any]:
-        """tokens (b, t) → logits (b, t, v), with the active adapter. `rng` turns dropout on."""
-        return self.model.forward(tokens, context=Context(rng, self.active_adapter))
+    def forward(
+        self,
+        tokens: Array,
+        rng: np.random.Generator | None = None,
+        past_key_values: KeyValueCache | None = None,
+        attention_mask: Array | None = None,
+    ) -> tuple[Array, Any]:
+        """tokens (b, t) → logits (b, t, v), with the active adapter; the arguments are those of `Transformer.forward`."""
+        context = Context(rng, self.active_adapter, attention_mask)
+        return self.model.forward(tokens, past_key_values=past_key_values, context=context)
 
     def loss(
         self,
@@ -102,9 +109,17 @@ class PeftModel(Module):
 
     def backward(self, cache: Any, dloss: float = 1.0) -> None:
         """Adds the gradients of A and B. Raises RuntimeError while merged: the bypass is then not part of the forward."""
+        self._refuse_merged()
+        self.model.backward(cache, dloss)
+
+    def backward_from_logits(self, dlogits: Array, cache: Any) -> None:
+        """From `forward`'s cache and dlogits (b, t, v), for a loss of your own. Raises as `backward` does."""
+        self._refuse_merged()
+        self.model.backward_from_logits(dlogits, cache)
+
+    def _refuse_merged(self) -> None:
         if self.merged:
             raise RuntimeError("the adapter is merged into the weights: unmerge_adapter() before training it")
-        self.model.backward(cache, dloss)
 
     def lora_layers(self) -> list[LoraLinear]:
         """Every wrapped layer, in forward order."""

@@ -33,7 +33,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     "attention": {"color": LORA, "marker": "s", "mfc": PAPER, "ls": (0, (5, 1.5))},
     "all-linear": {"color": LORA_DARK, "marker": "o", "ls": "-"},
 }
-UNITS = {"step": "training step", "seconds": "training time (seconds)"}
+UNITS = {"step": "training step", "seconds": "training time (seconds; two runs at a time share the machine)"}
 
 # --------------------------------------------------------------------------------------------------- loss as it falls
 
@@ -54,7 +54,7 @@ def loss_curves(table: Table, x: str = "step") -> Figure:
     figure = new_figure(
         9,
         4.9,
-        "LoRA against full fine-tuning, each at its own best learning rate",
+        "LoRA against full fine-tuning" + (", each at its own best learning rate" if _was_swept(table) else ""),
         f"mean over {seeds} seeds; the band is their range" if seeds > 1 else "one seed",
     )
     column = 9 / len(panels)
@@ -71,6 +71,15 @@ def loss_curves(table: Table, x: str = "step") -> Figure:
         if place == 0:
             ax.set_ylabel("held-out loss (nats a byte)")
     return figure
+
+
+def _was_swept(table: Table) -> bool:
+    """Whether each method was tried at several learning rates."""
+    tried: dict[tuple, set[float]] = {}
+    for row in table.rows:
+        if row.get("phase") == "sweep":
+            tried.setdefault((row["method"], row["r"], row["target_modules"]), set()).add(row["lr"])
+    return bool(tried) and all(len(rates) > 1 for rates in tried.values())
 
 
 def _final_rows(table: Table) -> list[dict[str, Any]]:
@@ -113,27 +122,27 @@ def _curves(ax: Axes, groups: dict[str, tuple[str, list[dict[str, Any]]]], x: st
 # ------------------------------------------------------------------------------------------------- the gain recovered
 
 
-@picture("method r target_modules seed final", settings="base_loss")
+@picture("method r target_modules seed recovered")
 def recovered_gain(table: Table, wanted: float = 0.95) -> Figure:
     """The share of full fine-tuning's held-out gain that each rank recovers, attention-only and with all linear layers.
 
     A point is the mean over seeds, its bar their range; the coral band is full fine-tuning's own range, 100 % its mean.
-    Table: the rows and settings of `loss_curves`.
+    Table: rows {method, r, target_modules, seed, recovered}, rows of the sweep apart (phase "sweep").
     """
-    rows, base = _final_rows(table), table.settings["base_loss"]
-    full = np.array([row["final"] for row in rows if row["method"] == "full"])
+    rows = _final_rows(table)
+    own = 100 * np.array([row["recovered"] for row in rows if row["method"] == "full"])
     ranks = sorted({row["r"] for row in rows if row["method"] == "lora"})
     shares: dict[str, dict[int, np.ndarray]] = {}
     for target in _panels(rows):
         runs = [row for row in rows if row["method"] == "lora" and row["target_modules"] == target]
-        finals = {r: np.array([run["final"] for run in runs if run["r"] == r]) for r in ranks}
-        shares[target] = {r: (base - f) / (base - full.mean()) for r, f in finals.items() if f.size}
+        found = {r: np.array([run["recovered"] for run in runs if run["r"] == r]) for r in ranks}
+        shares[target] = {r: share for r, share in found.items() if share.size}
 
     seeds = len({row["seed"] for row in rows})
-    subtitle = (f"mean and range of {seeds} seeds" if seeds > 1 else "one seed") + ", each method at its own best rate"
+    subtitle = f"mean and range of {seeds} seeds" if seeds > 1 else "one seed"
+    subtitle += ", each method at its own best rate" if _was_swept(table) else ""
     figure = new_figure(9, 4.5, _gain_title(shares, wanted), subtitle)
     ax = axes_at(figure, 0.85, 0.7, 6.3, 2.85)
-    own = 100 * (base - full) / (base - full.mean())
     ax.axhspan(own.min(), own.max(), color=FULL, alpha=0.18, lw=0)
     ax.axhline(100, color=FULL, lw=2.4)
     ax.axhline(100 * wanted, color=FAINT_INK, lw=1.2, ls=(0, (4, 3)))
@@ -189,7 +198,9 @@ def learning_rates(table: Table) -> Figure:
     figure = new_figure(
         9,
         4.7,
-        "Each method at many learning rates; the comparison takes its best",
+        "Each method at several learning rates; the comparison takes its best"
+        if _was_swept(table)
+        else "One rate each",
         "a ring marks the best, and the label gives it" + ("; triangles ended above the base" if off_scale else ""),
     )
     panels = _panels(rows)

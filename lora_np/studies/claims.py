@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from .convergence import recovered
 from .table import Table
 
 BEGIN, END = "<!-- claims: written by `python -m lora_np reproduce --full` -->", "<!-- end of claims -->"
@@ -122,9 +121,8 @@ def gain_kept(table: Table, r: int) -> float:
 
 def mean_recovered(table: Table, r: int, target_modules: str) -> float:
     """The share of full fine-tuning's gain that LoRA recovers, the mean over seeds."""
-    return statistics.mean(
-        row["recovered"] for row in recovered(table) if row["r"] == r and row["target_modules"] == target_modules
-    )
+    rows = table.where(phase="seeds", method="lora", r=r, target_modules=target_modules)
+    return statistics.mean(row["recovered"] for row in rows)
 
 
 def best_rates(table: Table) -> dict[tuple[str, int | None, str | None], float]:

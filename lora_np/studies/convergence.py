@@ -7,12 +7,16 @@ direction.
 
 from __future__ import annotations
 
-import time
+import hashlib
+import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .. import data
 from ..nn import Module
@@ -31,9 +35,9 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: everything that decides its outcome."""
+    """One training run: everything that decides its outcome, but the base and the text."""
 
-    method: str  # "full" or "lora"
+    method: str  # "full", "linear" (full fine-tuning of the linear layers alone), "lora", or "lora+rest"
     lr: float
     r: int | None = None
     target_modules: str | None = None  # a key of TARGETS
@@ -46,12 +50,20 @@ class Run:
     base: str = "tiny"
 
     def model(self) -> Module:
-        """The base, made ready to train: all of it, or an adapter in it."""
+        """The base, made ready to train: all of it, its linear layers, or an adapter in it.
+
+        "lora+rest" trains what an adapter leaves frozen beside it: the embedding, which is the head too, and the norms.
+        """
         model = load_model(self.base)
-        if self.method == "full":
+        if self.method in ("full", "linear"):
+            for name, p in model.named_parameters():
+                p.trainable = self.method == "full" or "_proj." in name
             return model
         config = LoraConfig(self.r, lora_alpha=self.alpha_over_r * self.r, target_modules=TARGETS[self.target_modules])
-        return get_peft_model(model, config, seed=self.seed)
+        peft_model = get_peft_model(model, config, seed=self.seed)
+        for name, p in peft_model.named_parameters():
+            p.trainable |= self.method == "lora+rest" and "_proj." not in name
+        return peft_model
 
 
 @dataclass(frozen=True)
@@ -122,8 +134,11 @@ def fine_tune(run: Run, progress: bool = False) -> tuple[Module, History]:
 
 
 def measure(run: Run) -> dict[str, Any]:
-    """Train once; the row has the held-out loss (nats a byte) over steps and over seconds of training."""
-    _, history = fine_tune(run)
+    """Train once; the row has the held-out loss (nats a byte) over steps and seconds of training. final None: it diverged."""
+    try:
+        _, history = fine_tune(run)
+    except FloatingPointError:
+        return asdict(run) | {"steps": [], "heldout": [], "seconds": [], "final": None}
     points = [row for row in history.rows if "heldout" in row]
     curve = {"steps": [p["step"] for p in points]} | {key: [p[key] for p in points] for key in ("heldout", "seconds")}
     return asdict(run) | curve | {"final": points[-1]["heldout"]}
@@ -137,56 +152,99 @@ def convergence(
 ) -> Table:
     """Sweep learning rates with the first seed, then run each method's best with the others.
 
-    The rows have phase "sweep" (first seed, every learning rate) or "seeds" (the best one, every seed);
-    settings["base_loss"] is where every run starts. `folder` keeps each finished run, so that a study that was stopped
-    goes on where it was.
+    The rows have phase "sweep" (first seed, every learning rate) or "seeds" (the best one, every seed, and `recovered`);
+    settings["base_loss"] is where every run starts. The rate is chosen on the same held-out text that the comparison reads,
+    in the same way for every method. `folder` keeps each finished run, so that a study that was stopped goes on where it
+    was.
     """
-    started = time.perf_counter()
+    given = shared(setting.base)
     first, *others = setting.seeds
     tried: dict[Run, list[dict[str, Any]]] = {method: [] for method in setting.methods()}
     untried = setting.methods()
     while any(untried.values()):
         runs = [replace(method, lr=lr, seed=first) for method, lrs in untried.items() for lr in lrs]
-        for row in run_all(measure, runs, workers, folder, "learning rates"):
+        for row in run_all(measure, runs, workers, folder, "learning rates", given):
             tried[next(m for m in tried if _is(row, m))].append(row)
         untried = {method: _beyond_the_edge(rows) if setting.bracket else [] for method, rows in tried.items()}
-    best = {method: min(rows, key=lambda row: row["final"]) for method, rows in tried.items()}
-    repeats = [replace(method, lr=row["lr"], seed=seed) for method, row in best.items() for seed in others]
-    seeds = [*best.values(), *run_all(measure, repeats, workers, folder, "seeds")]
-    sweep = [row | {"phase": "sweep"} for rows in tried.values() for row in sorted(rows, key=lambda row: row["lr"])]
+    best = {method: min(rows, key=_loss) for method, rows in tried.items()}
+    repeats = [replace(method, lr=row["lr"], seed=seed) for seed in others for method, row in best.items()]
+    seeds = [*best.values(), *run_all(measure, repeats, workers, folder, "seeds", given)]
+    sweep = [row for rows in tried.values() for row in sorted(rows, key=lambda row: row["lr"])]
+    base_loss = evaluate(load_model(setting.base), heldout_batches())
     return Table(
         study="convergence",
         question="Does LoRA reach what full fine-tuning reaches?",
         command=command,
-        settings=asdict(setting)
-        | {
-            "workers": workers,
-            "base_loss": evaluate(load_model(setting.base), heldout_batches()),
-        },
-        rows=sweep + [row | {"phase": "seeds"} for row in seeds],
-        seconds=time.perf_counter() - started,
+        settings=asdict(setting) | {"workers": workers, "base_loss": base_loss},
+        rows=[row | {"phase": "sweep"} for row in sweep]
+        + [
+            row | {"phase": "seeds", "recovered": share}
+            for row, share in zip(seeds, recovered(seeds, base_loss), strict=True)
+        ],
+        seconds=sum(row["seconds"][-1] for row in [*sweep, *seeds[len(best) :]] if row["seconds"]) / workers,
     )
 
 
-def recovered(table: Table) -> list[dict[str, Any]]:
-    """For each LoRA run of the seeds: (base − its loss) / (base − full fine-tuning's), full at the same seed."""
-    base = table.settings["base_loss"]
-    full = {row["seed"]: row["final"] for row in table.where(phase="seeds", method="full")}
-    return [
-        {key: row[key] for key in ("r", "target_modules", "seed", "lr", "final")}
-        | {"recovered": (base - row["final"]) / (base - full[row["seed"]])}
-        for row in table.where(phase="seeds", method="lora")
+def recovered(rows: Sequence[dict[str, Any]], base_loss: float) -> list[float]:
+    """For each run (base − its loss) / (base − full fine-tuning's loss), the mean over full fine-tuning's runs."""
+    full = statistics.mean(row["final"] for row in rows if row["method"] == "full")
+    return [(base_loss - row["final"]) / (base_loss - full) for row in rows]
+
+
+def shortfall(table: Table, r: int = 16, workers: int = 2, folder: str | Path | None = None) -> Table:
+    """What keeps LoRA of rank r from full fine-tuning's loss: the rank, or what it leaves frozen?
+
+    Full fine-tuning of the linear layers alone has no low rank, and "lora+rest" no frozen part. Rows {method, r, lr, final,
+    recovered}, first seed, each at the better of its relative's best learning rate and half of it.
+    """
+    setting, first = table.settings, table.settings["seeds"][0]
+    full, lora = (
+        next(row for row in table.where(phase="seeds", seed=first, **who))
+        for who in ({"method": "full"}, {"method": "lora", "r": r, "target_modules": "all-linear"})
+    )
+    known = {key: full[key] for key in ("max_steps", "batch_size", "eval_every", "base", "seed", "alpha_over_r")}
+    runs = [
+        Run(method, lr, row["r"], row["target_modules"], **known)
+        for method, row in (("linear", full), ("lora+rest", lora))
+        for lr in (row["lr"], row["lr"] / 2)
     ]
+    tried = run_all(measure, runs, workers, folder, "shortfall", shared(setting["base"]))
+    rows = [
+        full,
+        *(min((row for row in tried if row["method"] == m), key=_loss) for m in ("linear", "lora+rest")),
+        lora,
+    ]
+    kept = [{key: row[key] for key in ("method", "r", "lr", "seed", "final")} for row in rows]
+    shares = recovered([full, *rows[1:]], setting["base_loss"])
+    return Table(
+        study="shortfall",
+        question=f"What keeps LoRA of rank {r} from full fine-tuning's loss?",
+        command=table.command,
+        settings=known | {"base_loss": setting["base_loss"]},
+        rows=[row | {"recovered": share} for row, share in zip(kept, shares, strict=True)],
+        seconds=sum(row["seconds"][-1] for row in tried if row["seconds"]) / workers,
+    )
+
+
+def shared(base: str) -> str:
+    """A digest of what all runs share: the base's weights, the code to train on and the held-out windows."""
+    arrays = [data.corpus("code", "train"), *(x for batch in heldout_batches() for x in batch)]
+    arrays += load_model(base, device="numpy").state_dict().values()
+    return hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in arrays)).hexdigest()
 
 
 def _is(row: dict[str, Any], method: Run) -> bool:
     return all(row[key] == getattr(method, key) for key in ("method", "r", "target_modules"))
 
 
+def _loss(row: dict[str, Any]) -> float:
+    return math.inf if row["final"] is None else row["final"]
+
+
 def _beyond_the_edge(rows: list[dict[str, Any]]) -> list[float]:
     """The next learning rate, a factor of two on, if the best so far is the smallest or the largest tried."""
     rows = sorted(rows, key=lambda row: row["lr"])
-    best = min(rows, key=lambda row: row["final"])
+    best = min(rows, key=_loss)
     if best is rows[0]:
         return [best["lr"] / 2]
     return [best["lr"] * 2] if best is rows[-1] else []

@@ -16,17 +16,22 @@ Row = dict[str, Any]
 
 
 def run_all(
-    measure: Callable[[Any], Row], runs: Sequence[Any], workers: int, folder: str | Path | None, label: str
+    measure: Callable[[Any], Row],
+    runs: Sequence[Any],
+    workers: int,
+    folder: str | Path | None,
+    label: str,
+    given: str = "",
 ) -> list[Row]:
     """[measure(run) for run in runs], in `workers` processes of one BLAS thread each; in the order of `runs`.
 
-    `runs` are dataclasses that hold all that decides an outcome. With a `folder`, a run that is there is read, not
-    repeated.
+    With a `folder`, a run that is there is read, not repeated. It is found by what decides its outcome: the run, a dataclass,
+    and `given`, a digest of the data and weights that all runs share.
     """
     from joblib import Parallel, delayed, parallel_config
 
     rows: dict[int, Row] = {}
-    paths = [None if folder is None else Path(folder) / _name(run) for run in runs]
+    paths = [None if folder is None else Path(folder) / _name(run, given) for run in runs]
     for i, path in enumerate(paths):
         if path is not None and path.is_file():
             rows[i] = json.loads(path.read_text(encoding="utf-8"))
@@ -46,7 +51,7 @@ def _numbered(measure: Callable[[Any], Row], i: int, run: Any) -> tuple[int, Row
     return i, measure(run)
 
 
-def _name(run: Any) -> str:
+def _name(run: Any, given: str) -> str:
     """A file name from everything that decides the run's outcome."""
-    settings = json.dumps(asdict(run), sort_keys=True)
+    settings = json.dumps(asdict(run) | {"given": given}, sort_keys=True)
     return f"{type(run).__name__.lower()}-{hashlib.sha256(settings.encode()).hexdigest()[:16]}.json"
