@@ -89,9 +89,8 @@ def _params(arguments: argparse.Namespace) -> None:
 def _pretrain(arguments: argparse.Namespace) -> None:
     from .studies.pretrain import pretrain
 
-    table = pretrain(arguments.output, **({} if arguments.steps is None else {"steps": arguments.steps}))
+    pretrain(arguments.output, **({} if arguments.steps is None else {"steps": arguments.steps}))
     print((arguments.output / "README.md").read_text(encoding="utf-8"))
-    table.save(arguments.output / "pretrain.json")
 
 
 def _fetch(arguments: argparse.Namespace) -> None:

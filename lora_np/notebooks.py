@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from .progress import QUIET
+
 
 def execute(source: Path, output: Path) -> float:
     """Run the notebook `source` (.py) from top to bottom in a fresh kernel and write it with its outputs to `output` (.ipynb).
@@ -30,7 +32,8 @@ def execute(source: Path, output: Path) -> float:
     )
     try:
         client.execute(
-            env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+            env=os.environ
+            | {QUIET: "1", "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
         )
     except CellExecutionError as error:
         raise RuntimeError(f"{source} stopped: {error}") from None

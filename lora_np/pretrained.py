@@ -69,7 +69,7 @@ def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
     arrays = {name: to_host(x) for name, x in model.state_dict().items()}
     save_arrays(Path(folder) / "model.safetensors", arrays, {"format": "pt"})
     text = json.dumps(model.config.to_dict(), indent=2) + "\n"
-    write_atomically(Path(folder) / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_atomically(Path(folder) / "config.json", lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
 
 
 def load_tokenizer(name: str | os.PathLike[str]) -> Tokenizer:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
 from typing import Any, Self
 
-EVERY = 15.0  # seconds between lines where there is no terminal
+EVERY = 15.0  # seconds between lines where nobody watches a bar
+QUIET = "LORA_NP_QUIET"  # an environment variable that says: this notebook is executed, not read
+
+
+def watched() -> bool:
+    """Whether somebody may be looking: a terminal, or a notebook that a person runs."""
+    return sys.stderr.isatty() or ("ipykernel" in sys.modules and QUIET not in os.environ)
 
 
 class Progress:
@@ -19,10 +26,10 @@ class Progress:
 
     def __init__(self, total: int, label: str, unit: str = "step", enabled: bool = True, lines: bool = False) -> None:
         self.total, self.label, self.unit, self.done = total, label, unit, 0
-        self.lines = enabled and lines and not sys.stderr.isatty()
+        self.lines = enabled and lines and not watched()
         self.started = self.last = time.perf_counter()
         self.bar: Any = None
-        if enabled and sys.stderr.isatty():
+        if enabled and watched():
             from tqdm.auto import tqdm
 
             self.bar = tqdm(total=total, desc=label, unit=unit, leave=False)

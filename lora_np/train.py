@@ -7,6 +7,7 @@ to the bit, and no random state needs saving.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -81,7 +82,7 @@ def train(
         optimizer: SGD or AdamW; its lr is multiplied by `schedule(step)`, and its state starts empty.
         steps: how many updates in all, those before a resumed checkpoint included.
         max_grad_norm: clip ‖gradient‖₂ to this. None does not clip.
-        accumulate: how many batches make one update; their losses are averaged.
+        accumulate: how many batches make one update; their losses are averaged, each batch the same.
         heldout, eval_every: evaluate on these batches before the first step, every so many steps, and after the last.
         checkpoint, checkpoint_every, resume: a file to write at the start, every so many steps and at the end, and
             whether to go on from it. A killed and resumed run ends as an uninterrupted one does, to the bit.
@@ -172,6 +173,11 @@ def evaluate(model: Module, batches: Sequence[Batch]) -> float:
     return total / count
 
 
+def _digest(values: list[float]) -> str:
+    """The same for the same numbers in any process, which the name or address of a function is not."""
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:12]
+
+
 def _together(scalars: list[Array]) -> np.ndarray:
     """Scalars as one host array: on a GPU, one wait and one copy for all of them."""
     first = scalars[0]
@@ -189,7 +195,7 @@ def _settings(
     return {
         "optimizer": repr(optimizer),
         "steps": steps,
-        "schedule": getattr(schedule, "__name__", repr(schedule)),
+        "schedule": f"{schedule(0):g} … {schedule(steps - 1):g} ({_digest([schedule(step) for step in range(steps)])})",
         "max_grad_norm": max_grad_norm,
         "accumulate": accumulate,
         "seed": seed,

@@ -33,7 +33,7 @@ MUTANTS = {
     # host and device
     "np.exp for xp.exp": op(ops.activation.sigmoid, "xp.exp(e, out=e)", f"{NUMPY}.exp(e, out=e)", "silu"),
     "a constant array on the host": op(
-        ops.activation.sigmoid, "xp.maximum(x, floor)", f"xp.maximum(x, {NUMPY}.asarray(floor))", "silu"
+        ops.activation.sigmoid, "xp.where(negative, e, 1)", f"xp.where(negative, e, {NUMPY}.ones(1))", "silu"
     ),
     "an index on the host": op(
         ops.cross_entropy_backward, "dz[xp.arange(safe", f"dz[{NUMPY}.arange(safe", "cross_entropy"
@@ -62,7 +62,7 @@ MUTANTS = {
     ),
     # waits and transfers
     "if x.max() > 0": waits(
-        ops.activation.sigmoid, "xp.negative(e, out=e)", "xp.negative(e, out=e) if e.max() > -1e9 else None"
+        ops.activation.sigmoid, "xp.exp(e, out=e)", "xp.exp(e, out=e) if e.max() > -1e9 else None"
     ),
     "a loss that is looked at in the loop": waits(
         train, "losses.append(value)", "losses.append(value + 0 * float(value))"

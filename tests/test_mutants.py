@@ -43,11 +43,11 @@ def op(function: Callable, right: str, wrong: str, case: str) -> Mutant:
 
 MUTANTS = {
     # LoRA
-    "no scaling in dB": op(ops.lora_forward, "h *= scaling", "pass", "lora"),
-    "no scaling in dA": op(ops.lora_backward, "dh *= scaling", "pass", "lora"),
-    "scaling twice": op(ops.lora_backward, "dB = dy_rows.T @ h", "dB = scaling * dy_rows.T @ h", "lora"),
-    "dA from the unprojected dy": op(ops.lora_backward, "dh = dy_rows @ B", "dh = dy_rows @ B[::-1]", "lora"),
-    "dB from A's other side": op(ops.lora_backward, "dB = dy_rows.T @ h", "dB = dy_rows.T @ h[::-1]", "lora"),
+    "no scaling in the forward": op(ops.lora_forward, "h *= scaling", "pass", "lora"),
+    "no scaling in dA and dx": op(ops.lora_backward, "dh *= scaling", "pass", "lora"),
+    "scaling twice in dB": op(ops.lora_backward, "dB = dy_rows.T @ h", "dB = scaling * dy_rows.T @ h", "lora"),
+    "dA and dx through B upside down": op(ops.lora_backward, "dh = dy_rows @ B", "dh = dy_rows @ B[::-1]", "lora"),
+    "dB from the tokens in reverse": op(ops.lora_backward, "dB = dy_rows.T @ h", "dB = dy_rows.T @ h[::-1]", "lora"),
     "no dx through the bypass": op(ops.lora_linear_backward, "dx += dx_bypass", "pass", "lora_linear"),
     "no dx through the frozen path": op(ops.lora_linear_backward, "dx += dx_bypass", "dx = dx_bypass", "lora_linear"),
     "a fresh dropout mask in the backward": Mutant(
@@ -82,9 +82,7 @@ MUTANTS = {
         LoraLinear.merge, "and self.merged is None", "", test_lora.test_merging_twice_changes_nothing_more, {}
     ),
     # the layers
-    "dW transposed where it is square": op(
-        ops.linear_backward, "rows(dy).T @ rows(x)", "rows(x).T @ rows(dy)", "linear"
-    ),
+    "dW transposed": op(ops.linear_backward, "rows(dy).T @ rows(x)", "rows(x).T @ rows(dy)", "linear with a square W"),
     "dx through the transposed weight": op(ops.linear_backward, "rows(dy) @ W", "rows(dy) @ W[::-1]", "linear"),
     "the bias averaged": op(ops.linear_backward, "rows(dy).sum(axis=0)", "rows(dy).mean(axis=0)", "linear with bias"),
     "an id that repeats counts once": op(
@@ -184,5 +182,5 @@ def test_the_mutant_is_caught(name, monkeypatch, request):
     arguments = mutant.arguments | {fixture: request.getfixturevalue(fixture) for fixture in fixtures}
     mutant.caught_by(**arguments)  # passes on the right code …
     monkeypatch.setattr(mutant.function, "__code__", mutated(mutant.function, mutant.right, mutant.wrong))
-    with pytest.raises((AssertionError, ValueError, TypeError)):  # … and fails on the wrong one
+    with pytest.raises(AssertionError):  # … and fails on the wrong one
         mutant.caught_by(**mutant.arguments | {fixture: request.getfixturevalue(fixture) for fixture in fixtures})

@@ -29,6 +29,7 @@ def linear_without_bias(dy, cache):
 
 CASES = {
     "linear": (ops.linear_forward, linear_without_bias, {"x": normal(2, 3, 5), "W": normal(4, 5)}),
+    "linear with a square W": (ops.linear_forward, linear_without_bias, {"x": normal(2, 3, 5), "W": normal(5, 5)}),
     "linear with bias": (
         ops.linear_forward,
         ops.linear_backward,

@@ -116,7 +116,7 @@ def test_adam_trains_the_same_delta_w_when_a_and_b_are_scaled_by_powers_of_two()
 @pytest.mark.parametrize("optimizer", [SGD(0.1, momentum=0.9, weight_decay=0.1), AdamW(0.1)], ids=["SGD", "AdamW"])
 def test_only_a_trainable_parameter_with_a_gradient_moves(optimizer):
     frozen, unused = parameter(THETA, GRADIENTS[0], trainable=False), parameter(THETA)
-    optimizer.step([("frozen", frozen), ("unused", unused)])
+    optimizer.step([("frozen", frozen), ("unused", unused)], t=1)
     assert np.array_equal(host(frozen.value), THETA), "a frozen weight moved: decay must skip it too"
     assert np.array_equal(host(unused.value), THETA), (
         "a parameter that no loss reached has nothing to follow, decay included"
@@ -127,7 +127,7 @@ def test_only_a_trainable_parameter_with_a_gradient_moves(optimizer):
 @pytest.mark.parametrize("optimizer", [SGD(0.1, momentum=0.9), AdamW(0.1)], ids=["SGD", "AdamW"])
 def test_the_state_shares_no_memory_with_the_gradient(optimizer):
     p = parameter(THETA, GRADIENTS[0])
-    optimizer.step([("p", p)])
+    optimizer.step([("p", p)], t=1)
     shared = [name for name, x in optimizer.state["p"].items() if xp.shares_memory(x, p.grad)]
     assert not shared, f"{shared}: the next backward would add into it"
 
@@ -136,7 +136,7 @@ def test_a_float32_parameter_stays_float32():
     for optimizer in (SGD(0.1, momentum=0.9), AdamW(0.1)):
         p = Parameter(xp.asarray(THETA.astype(np.float32)))
         p.grad = xp.asarray(GRADIENTS[0].astype(np.float32))
-        optimizer.step([("p", p)])
+        optimizer.step([("p", p)], t=1)
         assert {p.value.dtype, *(x.dtype for x in optimizer.state["p"].values())} == {np.dtype(np.float32)}
 
 

@@ -40,7 +40,9 @@ def serially(measure, runs, workers, folder, label, given=""):
 def test_every_method_is_compared_at_the_best_rate_of_a_sweep_that_has_a_minimum_inside(setting, monkeypatch):
     """With a known optimum far from where the sweep starts, it must go on until the best is not at the edge."""
     monkeypatch.setattr(study, "run_all", serially)
-    monkeypatch.setattr(study, "measure", lambda run: vars(run) | {"final": abs(np.log2(run.lr / 0.08)), "seconds": [1.0]})
+    monkeypatch.setattr(
+        study, "measure", lambda run: vars(run) | {"final": abs(np.log2(run.lr / 0.08)), "seconds": [1.0]}
+    )
     table = convergence(replace(setting, bracket=True))
     for row in table.where(phase="seeds"):
         assert row["lr"] == pytest.approx(0.08, rel=0.5)

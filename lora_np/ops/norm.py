@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ..backend import Array, array_module
 from .checks import check_features, check_float, check_shape
 from .linear import rows
@@ -18,7 +20,7 @@ def rms_norm_forward(x: Array, w: Array, eps: float = 1e-5) -> tuple[Array, tupl
     xp = array_module(x)
     mean_square = xp.einsum("...i,...i->...", x, x)[..., None] / x.shape[-1]  # one pass, no x² in memory
     rho = 1 / xp.sqrt(mean_square + eps)  # (…, 1)
-    rho = xp.where(xp.isfinite(mean_square), rho, xp.nan)  # where x² overflowed: NaN, rather than a silent y = 0
+    rho = xp.where(xp.isfinite(mean_square), rho, math.nan)  # where x² overflowed: NaN, rather than a silent y = 0
     y = x * rho
     y *= w
     return y, (x, w, rho)

@@ -70,7 +70,7 @@ class LoraConfig:
             raise ValueError(f"lora_dropout = {self.lora_dropout}; expected 0 ≤ lora_dropout < 1")
         if not isinstance(self.use_rslora, bool):
             raise TypeError(f"use_rslora = {self.use_rslora!r}; expected True or False")
-        if self.init_lora_weights not in (True, False, "gaussian"):
+        if not (isinstance(self.init_lora_weights, bool) or self.init_lora_weights == "gaussian"):
             raise ValueError(f"init_lora_weights = {self.init_lora_weights!r}; expected True, False or 'gaussian'")
 
     @property

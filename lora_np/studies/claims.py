@@ -142,4 +142,4 @@ def write_into(readme: Path, tables: Mapping[str, Table]) -> None:
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise ValueError(f"{readme} has no place for the claims: expected {BEGIN!r} and {END!r}, once each")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    readme.write_text(before + markdown(tables) + after, encoding="utf-8")
+    readme.write_text(before + markdown(tables) + after, encoding="utf-8", newline="\n")

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from .. import data
+from ..files import write_atomically
 from ..optim import AdamW, WarmupCosine
 from ..pretrained import save_model
 from ..train import train
@@ -51,7 +52,6 @@ def pretrain(folder: str | Path, steps: int = SETTINGS["steps"]) -> Table:
         label="pretrain tiny",
     )
     save_model(model, folder)
-    checkpoint.unlink()
     table = Table(
         study="pretrain",
         question="How well can a million parameters learn to write English in minutes?",
@@ -71,7 +71,10 @@ def pretrain(folder: str | Path, steps: int = SETTINGS["steps"]) -> Table:
         ],
         seconds=history.rows[-1]["seconds"] if history.rows else time.perf_counter() - started,
     )
-    (Path(folder) / "README.md").write_text(card(table), encoding="utf-8")
+    text = card(table)
+    write_atomically(Path(folder) / "README.md", lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
+    table.save(Path(folder) / "pretrain.json")
+    checkpoint.unlink()  # only now is nothing left to lose
     return table
 
 

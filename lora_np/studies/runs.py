@@ -42,7 +42,9 @@ def run_all(
             rows[i] = row
             if paths[i] is not None:
                 text = json.dumps(row)
-                write_atomically(paths[i], lambda path, text=text: path.write_text(text, encoding="utf-8"))
+                write_atomically(
+                    paths[i], lambda path, text=text: path.write_text(text, encoding="utf-8", newline="\n")
+                )
             bar.update(1)
     return [rows[i] for i in range(len(runs))]
 

@@ -50,7 +50,7 @@ class Table:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the JSON under a temporary name and rename it, so that no reader ever sees half a table."""
-        write_atomically(path, lambda temporary: temporary.write_text(self.to_json(), encoding="utf-8"))
+        write_atomically(path, lambda temporary: temporary.write_text(self.to_json(), encoding="utf-8", newline="\n"))
         return Path(path)
 
     @classmethod
