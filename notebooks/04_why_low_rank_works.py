@@ -79,7 +79,7 @@ name = rank_reduction.SHOWN
 print(name, deltas[name].shape, "changed numbers:", np.count_nonzero(deltas[name]), "of", deltas[name].size)
 
 # %% [markdown]
-# Every number moved. Beside it, the best product of rank 4:
+# Beside it, the best product of rank 4:
 
 # %%
 plots.decomposition_2d(rank_reduction.decomposition(deltas, run));
@@ -94,8 +94,8 @@ plots.scene_3d(rank_reduction.decomposition(deltas, run));
 # %% [markdown]
 # ## Its singular values
 #
-# **Predict.** A random matrix of 128 × 128 keeps about a fifth of its energy (the sum of $\sigma^2$) in its top 8 directions. How much does a
-# learned $\Delta W$ keep there?
+# The dotted line in the next picture is a random matrix of the same shape and size. **Predict.** How much of its energy (the sum of
+# $\sigma^2$) does it keep in its top 8 directions, and how much does a learned $\Delta W$?
 
 # %%
 plots.singular_values(rank_reduction.singular_values(deltas, run));
@@ -116,9 +116,10 @@ mine = rank_reduction.truncated_loss(deltas, run, ranks=(1, 4, 16, 64))
 plots.truncated_loss(mine);
 
 # %% [markdown]
-# Two things to take with you. The loss recovers faster than the energy: the directions that hold most of the energy hold even more of
-# the *use*. And LoRA does better still at the same rank, because it does not cut a finished change but learns the best one that fits (notebook
-# 05).
+# Compare the two right-hand pictures: how much of the *energy* do the top 4 directions hold, and how much of the *gain*?
+#
+# LoRA differs from all this in one respect: it does not cut a finished change but trains within the rank from the start. What that reaches
+# is measured in notebook 05.
 #
 # ## Try
 #
