@@ -58,7 +58,7 @@ def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> N
 
 
 def rank_tables(setting: Setting, measured: Table) -> Tables:
-    """The four tables of the rank study, from one more full fine-tuning at the learning rate that the sweep found best."""
+    """The tables of the rank study, from one more full fine-tuning at the learning rate that the sweep found best."""
     lr = min(measured.where(phase="seeds", method="full"), key=lambda row: row["final"])["lr"]
     run = Run(
         "full", lr, max_steps=setting.steps, batch_size=setting.batch_size, eval_every=setting.steps, base=setting.base

@@ -87,7 +87,7 @@ def decomposition(deltas: Deltas, run: Run, r: int = 4, name: str = SHOWN) -> Ta
     """One row {name, r, matrix, B, A, error}: a learned ΔW beside its best product B A of rank r; error relative to ‖ΔW‖."""
     B, A = truncate(deltas[name], r)
     error = float(np.linalg.norm(deltas[name] - B @ A) / np.linalg.norm(deltas[name]))
-    row = {"name": name, "r": r, "error": error} | {
+    row = {"name": name.removeprefix("model.").removesuffix(".weight"), "r": r, "error": error} | {
         key: np.round(x.astype(float), 5).tolist() for key, x in {"matrix": deltas[name], "B": B, "A": A}.items()
     }
     return _table("decomposition", "What does B·A look like beside the ΔW that it stands for?", run, [row])
