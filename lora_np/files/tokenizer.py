@@ -150,7 +150,9 @@ class VocabularyTokenizer(Tokenizer):
             "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False),
         }
         for name, text in texts.items():
-            write_atomically(Path(folder) / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+            write_atomically(
+                Path(folder) / name, lambda path, text=text: path.write_text(text, encoding="utf-8", newline="\n")
+            )
 
     def _encode(self, text: str, add_special_tokens: bool) -> Sequence[int]:
         text.encode("utf-8")  # half a surrogate pair: UnicodeEncodeError, which says so; tokenizers says "must be str"
