@@ -67,7 +67,6 @@ def _parser() -> argparse.ArgumentParser:
     fetch.set_defaults(run=_fetch)
 
     bench = commands.add_parser("bench", help="what a training step costs: seconds and peak memory, side by side")
-    bench.add_argument("--r", type=int, default=8)
     bench.add_argument("--json", type=Path, default=None, help="write the table there too")
     bench.set_defaults(run=_bench)
     return parser
@@ -102,7 +101,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
 def _bench(arguments: argparse.Namespace) -> None:
     from .studies.step_cost import step_cost
 
-    table = step_cost(arguments.r)
+    table = step_cost()
     print(f"One training step on tiny, {table.settings['batch_size']} × {table.settings['seq_len']} tokens, AdamW")
     print(f"{'':24}{'trainable':>12}{'seconds':>10}{'peak MB':>10}{'time':>8}{'memory':>8}")
     full = table.rows[0]

@@ -16,7 +16,7 @@ from .studies import convergence as convergence_study
 from .studies import parameters, rank_reduction
 from .studies.claims import energy, gain_kept, write_into
 from .studies.convergence import Run, Setting, convergence, shortfall
-from .studies.step_cost import step_cost
+from .studies.step_cost import step_cost, timed_alike
 from .studies.table import Table
 
 Tables = dict[str, Table]
@@ -41,7 +41,7 @@ def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> N
     say(3, "rank reduction: the ΔW that full fine-tuning learns")
     tables |= rank_tables(setting, tables["convergence"])
     say(4, "what a step costs, side by side")
-    tables["step_cost"] = step_cost(repeats=7 if full else 3)
+    tables["step_cost"] = step_cost(list(setting.methods()), repeats=7 if full else 3)
     for name, table in tables.items():
         table.command = "python -m lora_np reproduce" + (" --full" if full else "")
         table.save(folder / "data" / f"{name}.json")
@@ -79,7 +79,6 @@ PICTURES: dict[str, list[tuple[str, Callable]]] = {  # table → (name of the pi
     "truncated_loss": [("truncated_loss", plots.truncated_loss)],
     "convergence": [
         ("convergence_steps", plots.loss_curves),
-        ("convergence_seconds", lambda table: plots.loss_curves(table, x="seconds")),
         ("recovered_gain", plots.recovered_gain),
         ("learning_rates", plots.learning_rates),
     ],
@@ -93,6 +92,9 @@ def draw(tables: Tables, folder: Path) -> None:
     drawings = [
         (name, lambda f=f, table=table: f(table)) for key, table in tables.items() for name, f in PICTURES.get(key, [])
     ]
+    if {"convergence", "step_cost"} <= tables.keys():
+        alike = timed_alike(tables["convergence"], tables["step_cost"])
+        drawings.append(("convergence_seconds", lambda: plots.loss_curves(alike, x="seconds")))
     drawings += [("bypass", plots.bypass_diagram), ("photograph", lambda: plots.photograph(photograph()))]
     for name, function in drawings:
         figure = function()
@@ -115,7 +117,7 @@ def findings(tables: Tables) -> str:
     eight, measured = tables["one_matrix"].where(r=8)[0], tables["convergence"]
     learned, chance = (energy(tables["singular_values"], key) for key in ("singular_values", "random_singular_values"))
     full = measured.where(phase="seeds", method="full")
-    step, lora_step = tables["step_cost"].rows[:2]
+    step, lora_step = tables["step_cost"].rows[0], tables["step_cost"].where(r=8, target_modules="all-linear")[0]
     lines = [
         (
             "LoRA r = 8 on one 4096 × 4096 matrix",

@@ -13,7 +13,7 @@ from lora_np.studies import rank_reduction
 from lora_np.studies.convergence import QUICK, Run, convergence, recovered
 from lora_np.studies.pretrain import TINY
 from lora_np.studies.runs import run_all
-from lora_np.studies.step_cost import step_cost
+from lora_np.studies.step_cost import step_cost, timed_alike
 from lora_np.studies.table import Table
 
 
@@ -143,6 +143,12 @@ def test_lora_trains_in_less_memory_than_full_fine_tuning():
     """A step on "tiny", as tracemalloc sees it: gradients, optimizer state, activations and temporaries."""
     full, everywhere, attention = step_cost(repeats=1, steps=1).rows
     assert attention["peak_bytes"] < everywhere["peak_bytes"] < full["peak_bytes"]
+
+
+def test_the_clock_of_a_comparison_is_one_for_all():
+    rows = [{"method": "full", "r": None, "target_modules": None, "steps": [0, 10], "seconds": [0, 99]}]
+    cost = Table("", "", "", rows=[{"method": "full", "r": None, "target_modules": None, "seconds": 0.5}])
+    assert timed_alike(Table("", "", "", rows=rows), cost).rows[0]["seconds"] == [0, 5]
 
 
 def test_a_table_reads_back_what_it_saved_and_refuses_what_is_none(tmp_path):

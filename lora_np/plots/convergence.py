@@ -33,7 +33,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     "attention": {"color": LORA, "marker": "s", "mfc": PAPER, "ls": (0, (5, 1.5))},
     "all-linear": {"color": LORA_DARK, "marker": "o", "ls": "-"},
 }
-UNITS = {"step": "training step", "seconds": "training time (seconds, two runs at a time)"}
+UNITS = {"step": "training step", "seconds": "training time (seconds)"}
 
 # --------------------------------------------------------------------------------------------------- loss as it falls
 

@@ -1,80 +1,68 @@
-"""What does a training step cost? Seconds and peak memory of full fine-tuning and of LoRA on "tiny", side by side in one run."""
+"""What does a training step cost? Seconds and peak memory of full fine-tuning and of LoRA on "tiny", side by side."""
 
 from __future__ import annotations
 
 import statistics
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from ..nn import Module
 from ..optim import AdamW
-from ..peft import LoraConfig, get_peft_model
-from ..pretrained import load_model
 from ..train import train
-from ..transformer import Transformer
+from .convergence import Run
 from .table import Table
 
+METHODS = (Run("full", 0.0), Run("lora", 0.0, 8, "all-linear"), Run("lora", 0.0, 8, "attention"))
 
-def step_cost(
-    r: int = 8,
-    batch_size: int = 16,
-    seq_len: int = 128,
-    repeats: int = 7,
-    steps: int = 5,
-    load: Callable[[], Transformer] = lambda: load_model("tiny"),
-) -> Table:
-    """Rows {method, r, target_modules, seconds, peak_bytes, trainable}.
 
-    seconds: the median over `repeats` of one step's time, the methods taking turns so that a noisy machine hits all
-    alike.
-    peak_bytes: what tracemalloc sees at most in training, from building what is trainable on: gradients, optimizer
-    state, activations and temporaries, but not the base's weights, which all methods hold alike.
+def step_cost(methods: Sequence[Run] = METHODS, repeats: int = 7, steps: int = 5) -> Table:
+    """Rows {method, r, target_modules, seconds, peak_bytes, trainable} for a step of `run.batch_size` × `run.seq_len` tokens.
+
+    seconds: the median over `repeats` of one step's time, the methods taking turns so that a noisy machine hits all alike.
+    peak_bytes: what tracemalloc sees at most in training, from building what is trainable on: gradients, optimizer state,
+    activations and temporaries, but not the base's weights, which all methods hold alike.
     """
-    rng = np.random.default_rng(0)
-    window = rng.integers(0, load().config.vocab_size, (batch_size, seq_len + 1))
-    batches = [(window[:, :-1], window[:, 1:])]
-    methods: dict[tuple[str, str | None], Callable[[Transformer], Module]] = {
-        ("full", None): lambda model: model,
-        ("lora", "all-linear"): lambda m: get_peft_model(m, LoraConfig(r, 2 * r, "all-linear")),
-        ("lora", "attention"): lambda m: get_peft_model(
-            m, LoraConfig(r, 2 * r, ("q_proj", "k_proj", "v_proj", "o_proj"))
-        ),
-    }
-    started = time.perf_counter()
-    rows, running, times = [], {}, {key: [] for key in methods}
-    for (method, target_modules), adapt in methods.items():
-        base = load()
+    started, rows, running = time.perf_counter(), [], []
+    for run in methods:
+        window = np.random.default_rng(0).integers(0, 256, (run.batch_size, run.seq_len + 1))
+        batches = [(window[:, :-1], window[:, 1:])]
+        model, optimizer = run.model(), AdamW(lr=1e-4)
+        adapter = sum(p.value.nbytes for name, p in model.named_parameters() if "lora_" in name)
         tracemalloc.start()
-        model, optimizer = adapt(base), AdamW(lr=1e-4)
         train(model, batches, optimizer, steps=2, progress=False)
-        peak = tracemalloc.get_traced_memory()[1]
+        peak = tracemalloc.get_traced_memory()[1] + adapter
         tracemalloc.stop()
-        running[method, target_modules] = model, optimizer
         trainable = sum(p.value.size for _, p in model.named_parameters() if p.trainable)
-        rows.append(
-            {
-                "method": method,
-                "r": None if method == "full" else r,
-                "target_modules": target_modules,
-                "peak_bytes": peak,
-                "trainable": trainable,
-            }
-        )
+        who = {"method": run.method, "r": run.r, "target_modules": run.target_modules}
+        rows.append(who | {"peak_bytes": peak, "trainable": trainable})
+        running.append((model, batches, optimizer, []))
     for _ in range(repeats):
-        for key, (model, optimizer) in running.items():
+        for model, batches, optimizer, times in running:
             history = train(model, batches, optimizer, steps=steps, progress=False)
-            times[key].append(history.rows[-1]["seconds"] / steps)
-    for row in rows:
-        row["seconds"] = statistics.median(times[row["method"], row["target_modules"]])
-    settings = {"batch_size": batch_size, "seq_len": seq_len, "repeats": repeats, "steps": steps}
+            times.append(history.rows[-1]["seconds"] / steps)
+    for row, (*_, times) in zip(rows, running, strict=True):
+        row["seconds"] = statistics.median(times)
     return Table(
         "step_cost",
         "What does a training step cost?",
         "python -m lora_np bench",
-        settings,
+        {"batch_size": methods[0].batch_size, "seq_len": methods[0].seq_len, "repeats": repeats, "steps": steps},
         rows,
         seconds=time.perf_counter() - started,
     )
+
+
+def timed_alike(measured: Table, cost: Table) -> Table:
+    """The convergence table with seconds = steps × the step's cost, timed side by side.
+
+    The runs' own clocks ran at different times of a shared machine, and would compare its moods.
+    """
+
+    def seconds(row: dict) -> list[float]:
+        step = cost.where(**{key: row[key] for key in ("method", "r", "target_modules")})[0]["seconds"]
+        return [n * step for n in row["steps"]]
+
+    return replace(measured, rows=[row | {"seconds": seconds(row)} for row in measured.rows])
