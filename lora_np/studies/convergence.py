@@ -195,7 +195,7 @@ def shortfall(table: Table, r: int = 16, workers: int = 2, folder: str | Path | 
     """What keeps LoRA of rank r from full fine-tuning's loss: the rank, or what it leaves frozen?
 
     Full fine-tuning of the linear layers alone has no low rank, and "lora+rest" no frozen part. Rows {method, r, lr, final,
-    recovered}, first seed, each at the better of its relative's best learning rate and half of it.
+    recovered}, first seed, each at its relative's best learning rate.
     """
     setting, first = table.settings, table.settings["seeds"][0]
     full, lora = (
@@ -203,17 +203,9 @@ def shortfall(table: Table, r: int = 16, workers: int = 2, folder: str | Path | 
         for who in ({"method": "full"}, {"method": "lora", "r": r, "target_modules": "all-linear"})
     )
     known = {key: full[key] for key in ("max_steps", "batch_size", "eval_every", "base", "seed", "alpha_over_r")}
-    runs = [
-        Run(method, lr, row["r"], row["target_modules"], **known)
-        for method, row in (("linear", full), ("lora+rest", lora))
-        for lr in (row["lr"], row["lr"] / 2)
-    ]
-    tried = run_all(measure, runs, workers, folder, "shortfall", shared(setting["base"]))
-    rows = [
-        full,
-        *(min((row for row in tried if row["method"] == m), key=_loss) for m in ("linear", "lora+rest")),
-        lora,
-    ]
+    relatives = {"linear": full, "lora+rest": lora}
+    runs = [Run(m, row["lr"], row["r"], row["target_modules"], **known) for m, row in relatives.items()]
+    rows = [full, *run_all(measure, runs, workers, folder, "shortfall", shared(setting["base"])), lora]
     kept = [{key: row[key] for key in ("method", "r", "lr", "seed", "final")} for row in rows]
     shares = recovered([full, *rows[1:]], setting["base_loss"])
     return Table(
@@ -222,7 +214,7 @@ def shortfall(table: Table, r: int = 16, workers: int = 2, folder: str | Path | 
         command=table.command,
         settings=known | {"base_loss": setting["base_loss"]},
         rows=[row | {"recovered": share} for row, share in zip(kept, shares, strict=True)],
-        seconds=sum(row["seconds"][-1] for row in tried if row["seconds"]) / workers,
+        seconds=sum(row["seconds"][-1] for row in rows[1:-1] if row["seconds"]) / workers,
     )
 
 
