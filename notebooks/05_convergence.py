@@ -15,9 +15,8 @@
 # # Convergence: LoRA against full fine-tuning
 #
 # "tiny" has read English; it is now specialised in Python code. Full fine-tuning trains every number. LoRA trains a few, at ranks from 1 to
-# 64, in the attention layers only or in all linear layers. Every method runs at its own best learning rate, found by a sweep, with three
-# seeds, and is judged on code that nobody trained on. (The rate is chosen with the first seed on the same held-out text, in the same way for
-# every method.)
+# 64, in the attention layers only or in all linear layers. Every method runs at its own best learning rate, found by a sweep, and is judged
+# on code that nobody trained on. (The rate is chosen with the first seed on the same held-out text, in the same way for every method.)
 
 # %%
 import statistics
@@ -29,7 +28,8 @@ from lora_np.studies.step_cost import timed_alike
 from lora_np.studies.table import Table
 
 table = Table.load("../figures/data/convergence.json")
-print(f"{len(table.rows)} runs, {table.seconds / 60:.0f} minutes, made by `{table.command}`")
+sweep, seeds = (len(table.where(phase=phase)) for phase in ("sweep", "seeds"))
+print(f"{sweep} runs of the sweep, {seeds} that are compared, over {len(table.settings['seeds'])} seed(s); `{table.command}`")
 plots.recovered_gain(table);
 
 # %% [markdown]
