@@ -74,7 +74,7 @@ for row in table.where(phase="seeds", seed=0):
     best[row["method"], row["target_modules"], row["r"]] = row["lr"]
 full_lr = best["full", None, None]
 for (method, target, r), lr in best.items():
-    print(f"{method:5} {target or '':11} r = {r!s:5} best lr {lr:<7g} {lr / full_lr:.0f}× full's")
+    print(f"{method:5} {target or '':11} r = {r!s:5} best lr {lr:<7g} {lr / full_lr:g}× full's")
 
 # %% [markdown]
 # ## Do it yourself
@@ -134,9 +134,10 @@ for target in TARGETS:
     cells = []
     for r in table.settings["ranks"]:
         values = [100 * row["recovered"] for row in shares if row["r"] == r and row["target_modules"] == target]
-        cells.append(f"{statistics.mean(values):.1f} ± {(max(values) - min(values)) / 2:.1f}")
+        spread = f" ± {(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else ""
+        cells.append(f"{statistics.mean(values):.1f}{spread}")
     print(f"{target:14}" + "".join(f"{cell:<11}" for cell in cells))
-print("share of full fine-tuning's gain in %, mean ± half the range over seeds")
+print(f"share of full fine-tuning's gain in %, {len(table.settings['seeds'])} seed(s), ± half their range")
 
 # %% [markdown]
 # ## Try

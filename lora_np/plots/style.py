@@ -88,6 +88,7 @@ def picture(columns: str = "", settings: str = "") -> Callable[[Callable[..., Fi
         def styled(*args: Any, **kwargs: Any) -> Figure:
             if columns:
                 _check(draw.__name__, args[0] if args else kwargs["table"], columns.split(), settings.split())
+            plt.draw_if_interactive()  # loads the backend: in the context it would lose "interactive", and Jupyter show nothing
             with plt.style.context(["default", STYLE]):
                 figure = draw(*args, **kwargs)
                 figure.draw_without_rendering()
