@@ -118,7 +118,9 @@ mine = rank_reduction.truncated_loss(deltas, run, ranks=(1, 4, 16, 64))
 plots.truncated_loss(mine);
 
 # %% [markdown]
-# Compare the two right-hand pictures: how much of the *energy* do the top 4 directions hold, and how much of the *gain*?
+# Compare this with the first picture of the notebook. After so short a training a lower rank carries the gain: the change that fine-tuning makes
+# starts out simple, and the more it learns, the more directions it needs. And compare the energy with the gain: do the directions that hold
+# most of the one hold most of the other?
 #
 # LoRA differs from all this in one respect: it does not cut a finished change but trains within the rank from the start. What that reaches
 # is measured in notebook 05.

@@ -28,6 +28,7 @@ REAL_ONLY = {"add.at": ".view(real)"}  # atomic additions, which know no complex
 
 # Where the core may name NumPy itself, because nothing of it meets a device array.
 TYPES = {"np.ndarray", "np.generic", "np.integer", "np.random.Generator", "np.float32"}  # asked for, not computed with
+WARNINGS = {"np.errstate"}  # says what NumPy warns of, and computes nothing
 RANDOM = {"np.random.default_rng"}  # is the host's, so that a seed means the same on every device
 ON_THE_HOST = {
     "transformer.Transformer.random": "a model is born on the host and then moved",
@@ -112,7 +113,7 @@ def complaint(use: Use) -> str | None:
     """What a GPU would stumble over in this use, or None."""
     place = use.where.partition(":")[0]
     if use.name.startswith("np."):
-        fine = use.name in TYPES | RANDOM or place in ON_THE_HOST
+        fine = use.name in TYPES | WARNINGS | RANDOM or place in ON_THE_HOST
         return None if fine else f"{use.where}: {use.text} computes on the host; write xp = array_module(x), xp.…"
 
     import cupy

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..backend import Array, array_module
 from .checks import check_float, check_shape
 
 
 def sigmoid(x: Array) -> Array:
-    """σ(x) = 1/(1 + exp(−x)), for x < 0 as exp(x)/(1 + exp(x)), so that exp never overflows."""
+    """σ(x) = 1/(1 + exp(−x)), in one buffer. Far to the left exp overflows to inf, and 1/inf is the 0 that is meant."""
+    if x.dtype.kind == "c":
+        return _complex_sigmoid(x)
+    xp = array_module(x)
+    e = xp.negative(x)
+    with np.errstate(over="ignore"):  # CuPy never warns
+        xp.exp(e, out=e)
+    e += 1
+    return xp.divide(1, e, out=e)
+
+
+def _complex_sigmoid(x: Array) -> Array:
+    """The same along the complex step, where exp must not overflow: for x < 0 as exp(x)/(1 + exp(x))."""
     xp = array_module(x)
     negative = x.real < 0
-    e = xp.where(negative, x, -x)  # −|x|, also along the complex step
-    xp.exp(e, out=e)
-    s = xp.where(negative, e, 1)
-    e += 1
-    s /= e
-    return s
+    e = xp.exp(xp.where(negative, x, -x))
+    return xp.where(negative, e, 1) / (1 + e)
 
 
 def silu_forward(x: Array) -> tuple[Array, tuple]:
