@@ -139,7 +139,7 @@ print(
 # ## It trains
 #
 # "tiny" has read English prose; now it specialises in Python code, with a fraction of its numbers trained. The loss is measured in
-# nats a byte on code that it does not train on.
+# nats a byte on code that it does not train on. (On 64 windows, for speed; notebooks 04 and 05 use more of it, so their base differs a little.)
 #
 # **Predict.** After sixty steps, will the frozen $W$ of the first layer have moved?
 

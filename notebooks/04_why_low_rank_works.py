@@ -67,8 +67,8 @@ print("error", np.linalg.norm(matrix - B @ A), " tail", np.sqrt((sigma[r:] ** 2)
 plots.photograph(photograph());
 
 # %% [markdown]
-# Rear Admiral Grace Hopper, from matplotlib's sample data. A picture needs many directions: its edges run everywhere. The question is
-# whether a *learned change* looks more like a photograph or more like something simpler.
+# Rear Admiral Grace Hopper, from matplotlib's sample data. A relative error $e$ means that $1 - e^2$ of the energy (the sum of $\sigma^2$) is kept:
+# few directions hold most of a photograph, and still the eye misses much. **Predict.** Is a *learned change* simpler than that, or less simple?
 #
 # ## A change that was really learned
 #
@@ -81,13 +81,15 @@ name = rank_reduction.SHOWN
 print(name, deltas[name].shape, "changed numbers:", np.count_nonzero(deltas[name]), "of", deltas[name].size)
 
 # %% [markdown]
-# Beside it, the best product of rank 4:
+# Beside it, the best product of rank 4. It misses most of the matrix, as the error in the subtitle says; whether the *loss* minds is another
+# question, for the end.
 
 # %%
 plots.decomposition_2d(rank_reduction.decomposition(deltas, run));
 
 # %% [markdown]
-# As a scene: on the left everything that full fine-tuning moves, on the right what LoRA moves. (With `%matplotlib widget`, from the package
+# As a scene: on the left everything that full fine-tuning moved, on the right how few numbers a product of rank 4 has (the factors of the
+# cut, not a LoRA run, and the heights of the two sides are not to be compared). (With `%matplotlib widget`, from the package
 # ipympl, it turns under the mouse.)
 
 # %%

@@ -14,7 +14,7 @@
 # %% [markdown]
 # # Convergence: LoRA against full fine-tuning
 #
-# "tiny" has read English; it is now specialised in Python code. Full fine-tuning trains every number. LoRA trains a few, at ranks from 1 to
+# "tiny" has read English; it is now specialised in Python code. Full fine-tuning trains every number. LoRA trains fewer, at ranks from 1 to
 # 64, in the attention layers only or in all linear layers. Every method runs at its own best learning rate, found by a sweep, and is judged
 # on code that nobody trained on. (The rate is chosen with the first seed on the same held-out text, in the same way for every method.)
 
@@ -37,7 +37,8 @@ plots.recovered_gain(table);
 #
 # $$\frac{L_\text{base} - L_\text{method}}{L_\text{base} - L_\text{full}}$$
 #
-# of it: 0 % has learned nothing, 100 % is as good as full fine-tuning.
+# of it: 0 % has learned nothing, 100 % is as good as full fine-tuning. Mind the highest rank: on a model only 128 wide, r = 64 trains most of the
+# numbers that full fine-tuning trains, and saves nothing any more (the last table but one has the counts).
 #
 # ## How they get there
 #
@@ -48,7 +49,8 @@ plots.loss_curves(table);
 
 # %% [markdown]
 # The same over seconds of training, because a step does not cost the same for all. The seconds are steps times each method's cost of a step,
-# all timed in turns in one run, so that a busy machine slows all alike:
+# all timed in turns in one run, so that a busy machine disturbs all about equally (a higher rank cannot really be cheaper than a lower one, so
+# their disorder shows the noise):
 
 # %%
 cost = Table.load("../figures/data/step_cost.json")
@@ -66,7 +68,7 @@ plots.learning_rates(table);
 # A comparison at one learning rate for all would have been decided by the choice of that rate. How far apart the best rates are depends on the
 # scaling $s = \alpha / r$: the bypass moves by $s$ times what $B$ moves, so a larger $s$ needs a smaller rate. [Schulman et al.
 # (2025)](https://thinkingmachines.ai/blog/lora/) fix $\alpha$ and find LoRA's best rate about ten times full fine-tuning's at every rank. Here
-# $\alpha = 8r$, the same $s$ at every rank:
+# $\alpha = 8r$, the same $s$ at every rank, and more directions add up in $BA$ as $r$ grows:
 
 # %%
 best = {}
@@ -137,7 +139,8 @@ for target in TARGETS:
         spread = f" ± {(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else ""
         cells.append(f"{statistics.mean(values):.1f}{spread}")
     print(f"{target:14}" + "".join(f"{cell:<11}" for cell in cells))
-print(f"share of full fine-tuning's gain in %, {len(table.settings['seeds'])} seed(s), ± half their range")
+n = len(table.settings["seeds"])
+print("share of full fine-tuning's gain in %," + (f" {n} seeds, ± half their range" if n > 1 else " one seed"))
 
 # %% [markdown]
 # ## Try

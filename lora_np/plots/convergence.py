@@ -171,6 +171,8 @@ def _gain_title(shares: dict[str, dict[int, np.ndarray]], wanted: float) -> str:
     place = {"all-linear": "With all linear layers", "attention": "In attention alone"}.get(target, f"On {target}")
     missing = [r for r, mean in means.items() if mean < wanted]
     enough = [r for r in means if r > max(missing, default=0)]
+    if enough == [max(means)]:
+        return f"{place} LoRA recovers {percent(means[enough[0]])} of the gain at r = {enough[0]}, the highest tried"
     if enough:
         return f"{place} LoRA recovers {percent(wanted)} of the gain from r = {enough[0]} on"
     best = max(means, key=lambda r: means[r])

@@ -27,7 +27,9 @@ def claims(tables: Mapping[str, Table]) -> list[tuple[str, str, str, str]]:
     full_lr = best.pop(("full", None, None))
     means = {r: share[r, "all-linear"] for r in measured.settings["ranks"]}
     enough = first_rank_reaching(means, 0.95)
-    reached = f"from r = {enough} on" if enough else "at no rank tried"
+    reached = (
+        "only at the highest rank tried" if enough == max(means) else f"from r = {enough} on" if enough else "nowhere"
+    )
     parts = {row["method"]: row["recovered"] for row in tables["shortfall"].rows}
     short = next(row["r"] for row in tables["shortfall"].rows if row["method"] == "lora")
     full, lora = tables["step_cost"].rows[0], tables["step_cost"].where(r=8, target_modules="all-linear")[0]
