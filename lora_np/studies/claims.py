@@ -77,7 +77,7 @@ def claims(tables: Mapping[str, Table]) -> list[tuple[str, str, str, str]]:
             study,
         ),
         (
-            "What it falls short by is the rank",
+            "What it falls short by is mostly the rank",
             "Hu et al. 2021, §7; Biderman et al. 2024",
             f"r = {short} recovers {parts['lora']:.1%}; training the embedding and norms beside it {parts['lora+rest']:.1%}; full "
             f"fine-tuning of the linear layers alone, without a low rank, {parts['linear']:.1%}",

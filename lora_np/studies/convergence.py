@@ -75,7 +75,7 @@ class Setting:
     full_lrs: Sequence[float] = (5e-4, 1e-3, 2e-3)
     lora_lrs: Sequence[float] = (2e-3, 4e-3)
     bracket: bool = True  # extend a sweep whose best is at its edge
-    alpha_over_r: float = 8  # the same for every rank, from a pilot at r = 16
+    alpha_over_r: float = 8  # the same for every rank; from a pilot at r = 16 on an earlier base
     seeds: Sequence[int] = (0, 1, 2)
     steps: int = 800
     batch_size: int = 8
