@@ -35,6 +35,8 @@ def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> N
     tables = {"one_matrix": parameters.one_matrix(), "whole_models": parameters.whole_models()}
     say(2, f"convergence: full fine-tuning and LoRA on real text, {setting.steps} steps a run")
     runs = "runs/convergence" if full else None  # where finished runs are kept, so that the study can resume
+    if full:
+        tables["convergence_short"] = convergence(convergence_study.SHORT, workers, runs)
     tables["convergence"] = convergence(setting, workers, runs)
     if full:
         tables["shortfall"] = shortfall(tables["convergence"], workers=workers, folder=runs)

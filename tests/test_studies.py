@@ -27,9 +27,8 @@ def small_base(tmp_path):
 
 @pytest.fixture
 def setting(small_base, monkeypatch):
-    monkeypatch.setattr(
-        study, "heldout_batches", lambda: [(np.arange(64).reshape(2, 32), np.arange(1, 65).reshape(2, 32))]
-    )
+    batch = np.arange(64).reshape(2, 32), np.arange(1, 65).reshape(2, 32)
+    monkeypatch.setattr(study, "_unseen", lambda: [batch, (batch[1], batch[0])])
     return replace(QUICK, base=small_base, steps=3, batch_size=2, eval_every=1, ranks=(1, 4))
 
 
@@ -41,7 +40,9 @@ def test_every_method_is_compared_at_the_best_rate_of_a_sweep_that_has_a_minimum
     """With a known optimum far from where the sweep starts, it must go on until the best is not at the edge."""
     monkeypatch.setattr(study, "run_all", serially)
     monkeypatch.setattr(
-        study, "measure", lambda run: vars(run) | {"final": abs(np.log2(run.lr / 0.08)), "seconds": [1.0]}
+        study,
+        "measure",
+        lambda run: vars(run) | {"validation": abs(np.log2(run.lr / 0.08)), "final": run.lr, "seconds": [1.0]},
     )
     table = convergence(replace(setting, bracket=True))
     for row in table.where(phase="seeds"):
@@ -66,6 +67,12 @@ def test_the_recovered_share_is_the_gain_over_full_fine_tunings_mean():
     finals = {"full": (1.0, 1.5), "lora": (1.25, 1.5)}
     rows = [{"method": method, "final": final} for method, losses in finals.items() for final in losses]
     assert recovered(rows, base_loss=2.25) == pytest.approx([1.25, 0.75, 1.0, 0.75])
+
+
+def test_the_rate_is_chosen_on_other_text_than_the_comparison_reads():
+    chosen, judged = (np.concatenate([x for x, _ in f()]) for f in (study.validation_batches, study.heldout_batches))
+    assert chosen.shape == judged.shape == (128, 128)
+    assert not {row.tobytes() for row in chosen} & {row.tobytes() for row in judged}
 
 
 def test_a_run_that_diverges_is_a_row_without_a_loss_and_never_the_best(setting, monkeypatch):
