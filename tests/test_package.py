@@ -25,7 +25,7 @@ PACKAGE = ROOT / "lora_np"
 FLOORS = [
     *("backend", "ops", "targets", "files", "gradcheck", "nn", "transformer", "llama_gguf", "progress", "fetch"),
     *("pretrained", "optim", "train", "generate", "ledger", "peft", "serve", "data", "__init__", "studies", "plots"),
-    *("exercises", "notebooks", "reproduce", "__main__"),
+    *("exercises", "notebooks", "reproduce", "commands", "__main__"),
 ]
 
 MODULES = {  # "ops.linear" → its file; a package's __init__ goes by the package's name, and ours by ""

@@ -96,7 +96,8 @@ class Setting:
 
 
 FULL = Setting()
-SHORT = replace(FULL, lora_lrs=(2e-3, 4e-3, 8e-3), steps=200, eval_every=20)  # how much of the answer is the training's length?
+# How much of the answer is the training's length?
+SHORT = replace(FULL, lora_lrs=(2e-3, 4e-3, 8e-3), steps=200, eval_every=20)
 QUICK = Setting(
     ranks=(1, 8),
     targets=("all-linear",),
