@@ -8,7 +8,7 @@
 Read it from the bottom up: backend, ops, gradcheck, nn, transformer, pretrained, optim, train, peft.
 """
 
-from . import data, ledger, ops
+from . import conversations, data, ledger, ops
 from .fetch import fetch
 from .generate import generate
 from .gradcheck import GradcheckResult, gradcheck, gradcheck_model
@@ -37,6 +37,7 @@ __all__ = [
     "TransformerConfig",
     "WarmupCosine",
     "clip_grad_norm",
+    "conversations",
     "data",
     "evaluate",
     "fetch",

@@ -25,6 +25,8 @@ def array_module(x: Array) -> ModuleType:
     Mathematics written as `xp = array_module(x); xp.exp(x)` runs on either device, without asking which.
     Raises TypeError for anything that is not an array (a list, a number, a torch tensor).
     """
+    if isinstance(x, np.ndarray):  # first, because it is asked thousands of times a step
+        return np
     xp = sys.modules[type(x).__module__.partition(".")[0]]
     if not isinstance(x, getattr(xp, "ndarray", ())):
         raise TypeError(

@@ -9,8 +9,13 @@ from typing import Any
 import numpy as np
 
 from .backend import to_host
+from .kv_cache import KeyValueCache
 from .nn import Context
-from .transformer import KeyValueCache, Transformer
+from .transformer import Transformer
+
+# Tokens of a prompt that are read at once. What the layers keep for a backward is let go piece by piece: for 2000 tokens
+# of SmolLM2 that takes 0.3 GB instead of 3.7, and no longer.
+PIECE = 128
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,8 @@ class Sampling:
 
     temperature: 0 takes the likeliest (greedy); otherwise p = softmax(z / temperature), from which it is drawn.
     top_k: only the k likeliest may be drawn. top_p: only the fewest whose probabilities reach p together (nucleus
-    sampling, Holtzman et al. 2020). Both at once: first top_k, then top_p, as Hugging Face does.
+    sampling, Holtzman et al. 2020). Both at once: first top_k, then top_p, as Hugging Face does. What is as likely as the
+    last one that stays, stays too.
 
     Raises ValueError for a setting out of range.
     """
@@ -44,9 +50,9 @@ class Sampling:
         p = np.exp(z - z.max())
         p /= p.sum()
         if self.top_p is not None:
-            order = np.argsort(-p, kind="stable")
-            before = np.cumsum(p[order]) - p[order]  # what the likelier ones reach without this one
-            p[order[before >= self.top_p]] = 0
+            falling = np.sort(p)[::-1]
+            before = np.cumsum(falling) - falling  # what the likelier ones reach without this one
+            p[p < falling[before < self.top_p][-1]] = 0  # by value, as top_k: a fifth of the time of sorting their ids
             p /= p.sum()
         return p
 
@@ -121,9 +127,12 @@ def generate(
 def _last_logits(
     model: Transformer, tokens: np.ndarray, mask: np.ndarray | None, past: KeyValueCache, adapter: str | None
 ) -> np.ndarray:
-    """Read `tokens` (b, t) after the past; the logits (b, v) of the last position only, on the host."""
-    context = Context(adapter=adapter, attention_mask=mask)
-    x, _ = model.hidden(tokens, context, past)
+    """Read `tokens` (b, t) after the past, a piece at a time; the logits (b, v) of the last position only, on the host."""
+    for start in range(0, tokens.shape[1], PIECE):
+        piece = tokens[:, start : start + PIECE]
+        seen = len(past) + piece.shape[1]
+        context = Context(adapter=adapter, attention_mask=None if mask is None else mask[:, :seen])
+        x = model.hidden(piece, context, past)[0]
     return to_host(model.logits(x[:, -1], context))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -121,6 +122,26 @@ class Module:
         for _, p in self.named_parameters():
             p.value, p.grad = move(p.value, like), None
         return self
+
+    def replica(self) -> Self:
+        """The same model with gradients of its own: its parameters hold this one's arrays, not copies of them.
+
+        Two threads can then each run a backward, a batch each (see `parallel`).
+        """
+        twins: dict[int, Parameter] = {}  # a parameter that two places share is shared in the replica too
+
+        def twin(x: Any) -> Any:
+            if isinstance(x, Parameter):
+                return twins.setdefault(id(x), Parameter(x.value, x.trainable))
+            if isinstance(x, Module):
+                new = copy(x)
+                vars(new).update({name: twin(value) for name, value in vars(x).items()})
+                return new
+            if isinstance(x, list):
+                return [twin(item) for item in x]
+            return {key: twin(item) for key, item in x.items()} if isinstance(x, dict) else x
+
+        return twin(self)
 
     def state_dict(self) -> dict[str, Array]:
         """name → array (not a copy) for every parameter."""

@@ -15,14 +15,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from .backend import Array, array_module, to_host
 from .files import load_arrays, save_arrays
 from .nn import Module
+from .ops import IGNORE_INDEX
 from .optim import Optimizer, Schedule, clip_grad_norm, constant, grad_norm
+from .parallel import loss_and_gradients
 from .progress import Progress
 
 DROPOUT = 0x64726F70  # a stream of its own: [seed, step] alone is what data.Batches draws its windows from
@@ -30,7 +32,10 @@ Batch = tuple[Array, Array]  # tokens (b, t) and the targets (b, t), shifted by 
 
 
 class Batches(Protocol):
-    """Anything that answers `batches[step]` with (tokens, targets): data.Batches, or a list, which is then cycled through."""
+    """Anything that answers `batches[step]` with (tokens, targets): data.Batches, or a list, which is then cycled through.
+
+    With an attribute `digest`, a string, a checkpoint knows its data again.
+    """
 
     def __getitem__(self, step: int, /) -> Batch: ...
 
@@ -38,7 +43,7 @@ class Batches(Protocol):
 @dataclass
 class History:
     """What happened, a row a step: step, loss (nats a token), lr, grad_norm, seconds of training (held-out evaluation not
-    counted), tokens seen, and heldout (nats a token) where it was evaluated."""
+    counted), tokens seen (padding too), and heldout (nats a token) where it was evaluated."""
 
     rows: list[dict[str, float]] = field(default_factory=list)
 
@@ -72,8 +77,9 @@ def train(
     checkpoint_every: int = 100,
     resume: bool = False,
     seed: int = 0,
+    workers: int = 1,
     label: str = "train",
-    progress: bool = True,
+    progress: bool | Literal["lines"] = True,
 ) -> History:
     """Train what is trainable in `model`: the adapter of a PeftModel, or all of a Transformer (full fine-tuning).
 
@@ -82,16 +88,20 @@ def train(
         optimizer: SGD or AdamW; its lr is multiplied by `schedule(step)`, and its state starts empty.
         steps: how many updates in all, those before a resumed checkpoint included.
         max_grad_norm: clip ‖gradient‖₂ to this. None does not clip.
-        accumulate: how many batches make one update; their losses are averaged, each batch the same.
+        accumulate: how many batches make one update, as if they were one: its loss is the mean over all their counted
+            tokens, so a batch with twice as many counts twice as much.
         heldout, eval_every: evaluate on these batches before the first step, every so many steps, and after the last.
         checkpoint, checkpoint_every, resume: a file to write at the start, every so many steps and at the end, and
             whether to go on from it. A killed and resumed run ends as an uninterrupted one does, to the bit.
         seed: draws the dropout masks.
+        workers: how many threads share the rows of each batch, a core each (see `parallel`).
+        progress: a bar where somebody watches; "lines" also prints a line now and then where nobody does.
 
     Returns the `History`. Raises FloatingPointError when a loss, a gradient or a weight is not finite; with a
     checkpoint, the model is then back at the last one, whose weights a finite loss has proven good. Raises ValueError
     where nothing is trainable, or where a checkpoint does not belong to these settings; FileExistsError where one is
-    there and `resume` was not asked for.
+    there and `resume` was not asked for. A checkpoint belongs to the settings, the frozen weights and, where
+    `batches.digest` tells, the data that it was made with.
     """
     if steps < 1 or accumulate < 1 or checkpoint_every < 1 or (eval_every is not None and eval_every < 1):
         raise ValueError("steps, accumulate, checkpoint_every and eval_every count from 1")
@@ -107,6 +117,9 @@ def train(
     history, start = History(), 0
     settings = _settings(optimizer, steps, schedule, max_grad_norm, accumulate, seed)
     settings |= {"model": repr(getattr(model, "config", "")), "adapter": repr(getattr(model, "peft_config", ""))}
+    settings["workers"] = workers
+    if checkpoint is not None:
+        settings |= _digests(model, batches)
     saved = Checkpoint(checkpoint, model, optimizer, settings)
     if checkpoint is not None and Path(checkpoint).exists():
         if not resume:
@@ -129,21 +142,20 @@ def train(
             raise saved.stopped(step, f"held-out loss {value}")
         return value
 
-    with Progress(steps - start, label, enabled=progress) as bar:
+    with Progress(steps, label, enabled=bool(progress), lines=progress == "lines", done=start) as bar:
         if heldout is not None and not history.rows:
             history.rows.append({"step": 0, "heldout": heldout_loss(0), "seconds": 0.0, "tokens": 0})
         for step in range(start, steps):
             model.zero_grad()
+            numbers = range(step * accumulate, (step + 1) * accumulate)
+            together = [batches[i % len(batches)] if isinstance(batches, Sequence) else batches[i] for i in numbers]
             losses = []
-            for micro in range(step * accumulate, (step + 1) * accumulate):
-                tokens, targets = batches[micro % len(batches)] if isinstance(batches, Sequence) else batches[micro]
-                value, cache = model.loss(tokens, targets, rng=np.random.default_rng([seed, micro, DROPOUT]))
-                model.backward(cache, dloss=1 / accumulate)
-                del cache  # the activations, before the next forward makes its own
-                losses.append(value)
+            for i, (tokens, targets), share in zip(numbers, together, _shares(together), strict=True):
+                rng = np.random.default_rng([seed, i, DROPOUT])
+                losses.append(share * loss_and_gradients(model, tokens, targets, rng, workers, share))
                 tokens_seen += tokens.size
             norm = grad_norm(trainable) if max_grad_norm is None else clip_grad_norm(trainable, max_grad_norm)
-            loss, norm = map(float, _together([sum(losses) / accumulate, norm]))
+            loss, norm = map(float, _together([sum(losses), norm]))
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise saved.stopped(step + 1, f"loss {loss}, gradient norm {norm}")
             if step % checkpoint_every == 0:
@@ -155,7 +167,7 @@ def train(
             if heldout is not None and (last or (eval_every and (step + 1) % eval_every == 0)):
                 row["heldout"] = heldout_loss(step + 1)
             history.rows.append(row)
-            bar.update(1, loss=loss)
+            bar.update(1, loss=loss, **{"tokens/s": round(tokens_seen / max(row["seconds"], 1e-9))})
         saved.save(steps, history)
     model.zero_grad()
     return history
@@ -165,12 +177,42 @@ def evaluate(model: Module, batches: Sequence[Batch]) -> float:
     """Mean negative log-likelihood in nats a token over all batches, each counted token the same; no dropout, no gradient."""
     total, count = 0.0, 0
     for tokens, targets in batches:
-        n = int((targets >= 0).sum())  # what is not IGNORE_INDEX
+        n = _counted(targets)
         total += float(model.loss(tokens, targets)[0]) * n
         count += n
     if not count:
         raise ValueError("no batch to evaluate on: the held-out list is empty")
     return total / count
+
+
+def _counted(targets: Array) -> int:
+    """How many targets count in the loss."""
+    return int((targets != IGNORE_INDEX).sum())
+
+
+def _shares(batches: list[Batch]) -> list[float]:
+    """The share of each batch in the loss of an update: its counted tokens among those of all."""
+    if len(batches) == 1:
+        return [1.0]  # without counting, which on a device would wait
+    counts = [_counted(targets) for _, targets in batches]
+    return [count / max(sum(counts), 1) for count in counts]
+
+
+def _digests(model: Module, batches: Batches) -> dict[str, str]:
+    """What a checkpoint does not hold and a resumed run must have again: the frozen weights, and the data if it can tell.
+
+    Of each weight its name, dtype, shape and a thousand numbers, evenly spaced: another base differs in nearly all.
+    """
+    found, digest, frozen = {}, hashlib.sha256(), [(n, p.value) for n, p in model.named_parameters() if not p.trainable]
+    for name, value in frozen:
+        flat = value.reshape(-1)
+        digest.update(f"{name} {value.dtype} {value.shape}".encode())
+        digest.update(to_host(flat[:: max(1, flat.size // 1000)]).tobytes())
+    if frozen:
+        found["digest of the frozen weights"] = digest.hexdigest()[:12]
+    if hasattr(batches, "digest"):
+        found["digest of the data"] = batches.digest
+    return found
 
 
 def _digest(values: list[float]) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from . import ops
 from .backend import Array, array_module, move
+from .kv_cache import KeyValueCache, LayerCache
 from .nn import Context, Embedding, Linear, Module, RMSNorm
 
 
@@ -71,46 +72,6 @@ class TransformerConfig:
             return cls(**known)
         except TypeError as error:
             raise ValueError(f"config.json describes no Llama model: {error}") from None
-
-
-class LayerCache:
-    """The keys and values that one layer has computed for the tokens read so far, (b, g, s, d) each, in room that doubles."""
-
-    def __init__(self) -> None:
-        self.room: tuple[Array, Array] | None = None
-        self.length = 0
-
-    def extend(self, k: Array, v: Array) -> tuple[Array, Array]:
-        """Append k and v (b, g, t, d); returns all keys and all values, as views (b, g, s, d)."""
-        b, g, t, d = k.shape
-        end = self.length + t
-        if self.room is None or self.room[0].shape[2] < end:
-            xp, capacity = array_module(k), max(2 * self.length, end)
-            grown = xp.empty((b, g, capacity, d), k.dtype), xp.empty((b, g, capacity, d), v.dtype)
-            for old, new in zip(self.room or (), grown, strict=False):
-                new[:, :, : self.length] = old[:, :, : self.length]
-            self.room = grown
-        for new, room in zip((k, v), self.room, strict=True):
-            room[:, :, self.length : end] = new
-        self.length = end
-        return self.room[0][:, :, :end], self.room[1][:, :, :end]
-
-
-class KeyValueCache:
-    """What generation keeps of the tokens read so far: a LayerCache a layer. An argument of `forward`, which extends it."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        self.layers = [LayerCache() for _ in range(config.num_hidden_layers)]
-
-    def __len__(self) -> int:
-        """How many tokens have been read."""
-        return self.layers[0].length
-
-    @property
-    def batch_size(self) -> int:
-        """How many rows it holds; 0 before the first call."""
-        room = self.layers[0].room
-        return 0 if room is None else room[0].shape[0]
 
 
 class Attention(Module):
@@ -348,9 +309,7 @@ class Transformer(Module):
         is extended by them. `attention_mask` (b, s), over past and present, is False where a key is padding.
         Raises ValueError where tokens are not (b, t), are too long or out of range.
         """
-        if context is not None and (rng is not None or attention_mask is not None):
-            raise ValueError("rng and attention_mask are parts of a context: give them there, or give no context")
-        context = context or Context(rng, attention_mask=attention_mask)
+        context = _one_context(context, rng, attention_mask)
         x, decoder_cache = self.hidden(tokens, context, past_key_values)
         logits, head_cache = self._head.forward(x, context)
         return logits, (decoder_cache, head_cache)
@@ -386,17 +345,30 @@ class Transformer(Module):
     ) -> tuple[Array, Any]:
         """Mean cross-entropy in nats a token of `targets` (b, t), the tokens shifted by one, after `tokens` (b, t).
 
-        A target equal to `ignore_index` does not count. Raises as `forward` and `ops.cross_entropy_forward` do.
+        A target equal to `ignore_index` does not count, and the head does not read its position: where only an answer
+        counts, that is most of the head's work. The cache is good for one backward, which builds the logits' gradient in
+        their own memory. Raises as `forward` and `ops.cross_entropy_forward` do.
         """
-        targets = self._ids("targets", targets, ignore_index)
-        logits, cache = self.forward(tokens, rng, context=context)
-        loss, loss_cache = ops.cross_entropy_forward(logits, targets, ignore_index)
-        return loss, (loss_cache, cache)
+        ops.checks.check_shape("targets", targets, *tokens.shape)
+        ids = self._ids("targets", targets, ignore_index)
+        x, decoder_cache = self.hidden(tokens, context := _one_context(context, rng))
+        rows, shape = self._counted(targets, ignore_index), x.shape
+        if rows is not None:
+            x, ids = x.reshape(-1, shape[-1])[rows], ids.reshape(-1)[rows]  # (b, t, d) → (n, d), (b, t) → (n,)
+        logits, head_cache = self._head.forward(x, context)
+        loss, loss_cache = ops.cross_entropy_forward(logits, ids, ignore_index, overwrite=True)
+        return loss, (loss_cache, head_cache, rows, shape, decoder_cache)
 
     def backward(self, cache: Any, dloss: float = 1.0) -> None:
         """From `loss`'s cache: adds dloss · ∂L/∂θ to the gradient of each trainable parameter, and of those only."""
-        loss_cache, cache = cache
-        self.backward_from_logits(ops.cross_entropy_backward(dloss, loss_cache), cache)
+        loss_cache, head_cache, rows, shape, decoder_cache = cache
+        dlogits = ops.cross_entropy_backward(dloss, loss_cache)
+        dx = self._head.backward(dlogits, head_cache, need_dx=self.model.trainable)
+        if dx is not None and rows is not None:
+            counted, dx = dx, array_module(dx).zeros(shape, dx.dtype)
+            dx.reshape(-1, shape[-1])[rows] = counted  # a position that does not count has no gradient from the head
+        if dx is not None:
+            self.model.backward(dx, decoder_cache)
 
     def backward_from_logits(self, dlogits: Array, cache: Any) -> None:
         """From `forward`'s cache and dlogits (b, t, v), for a loss of your own."""
@@ -404,6 +376,13 @@ class Transformer(Module):
         dx = self._head.backward(dlogits, head_cache, need_dx=self.model.trainable)
         if dx is not None:
             self.model.backward(dx, decoder_cache)
+
+    def _counted(self, targets: Array, ignore_index: int) -> Array | None:
+        """Which of the b·t positions count, where the weights live; None where all do, or where only the GPU could say."""
+        if not isinstance(targets, np.ndarray):
+            return None
+        rows = array_module(targets).flatnonzero(targets != ignore_index)
+        return move(rows, like=self.model.norm.weight.value) if 0 < rows.size < targets.size else None
 
     def _ids(self, name: str, ids: Array, ignore: int | None = None) -> Array:
         """Check ids, then bring them to where the weights live: the one transfer of a training step on a GPU."""
@@ -418,3 +397,12 @@ class Transformer(Module):
         head = Linear.__new__(Linear)
         head.weight = self.model.embed_tokens.weight
         return head
+
+
+def _one_context(
+    context: Context | None, rng: np.random.Generator | None, attention_mask: Array | None = None
+) -> Context:
+    """The context that was given, or one made of its parts. Raises ValueError for both."""
+    if context is not None and (rng is not None or attention_mask is not None):
+        raise ValueError("rng and attention_mask are parts of a context: give them there, or give no context")
+    return context or Context(rng, attention_mask=attention_mask)

@@ -65,12 +65,14 @@ MUTANTS = {
         ops.activation.sigmoid, "xp.exp(e, out=e)", "xp.exp(e, out=e) if e.max() > -1e9 else None"
     ),
     "a loss that is looked at in the loop": waits(
-        train, "losses.append(value)", "losses.append(value + 0 * float(value))"
+        train,
+        "losses.append(share * loss_and_gradients(model, tokens, targets, rng, workers, share))",
+        "losses.append(share * float(loss_and_gradients(model, tokens, targets, rng, workers, share)))",
     ),
     "loss and norm fetched one by one": waits(
         train,
-        "map(float, _together([sum(losses) / accumulate, norm]))",
-        "float(sum(losses) / accumulate), float(norm)",
+        "map(float, _together([sum(losses), norm]))",
+        "float(sum(losses)), float(norm)",
     ),
     "clipping that asks how long the gradient is": waits(
         clip_grad_norm, "(max_norm / (norm + 1e-6)).clip(None, 1.0)", "min(1.0, max_norm / (float(norm) + 1e-6))", 1.0

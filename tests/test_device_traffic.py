@@ -62,9 +62,9 @@ def test_a_full_fine_tuning_step_does_the_same(tiny, max_grad_norm):
 
 
 def test_three_batches_to_a_step_bring_one_answer_out_together(adapted):
-    """Within a step nobody waits; its one wait comes between its third batch and the first of the next."""
-    within = Traffic(to_device=2)
-    assert steps(adapted(), accumulate=3) == [within, within, STEP, within, within, STEP, within, within]
+    """They are asked for at once, to weigh them by their tokens; then nobody waits until the one answer of the step."""
+    none, step = Traffic(), replace(STEP, to_device=3 * STEP.to_device)
+    assert steps(adapted(), accumulate=3) == [none, none, step, none, none, step, none, none]
 
 
 def test_dropout_brings_its_masks_from_the_host(adapted):

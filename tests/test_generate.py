@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import tracemalloc
+
 import numpy as np
 import pytest
+from on_device import assert_allclose, host
 
 from lora_np import LoraConfig, generate, get_peft_model
 from lora_np.generate import Sampling
-from lora_np.transformer import KeyValueCache
+from lora_np.kv_cache import KeyValueCache
+
+module = importlib.import_module("lora_np.generate")  # `lora_np.generate` is the function in it
 
 PROMPTS = [[1, 2, 3, 4], [5], [6, 7]]
 
@@ -27,8 +33,17 @@ def test_the_cache_gives_the_logits_of_reading_everything_again(make_model, rand
     whole, _ = model.forward(tokens)
     past = KeyValueCache(model.config)
     pieces = [model.forward(tokens[:, a:b], past_key_values=past)[0] for a, b in ((0, 4), (4, 5), (5, 6), (6, 9))]
-    np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(np.concatenate(host(pieces), axis=1), host(whole), rtol=1e-11, atol=1e-12)
     assert len(past) == 9
+
+
+def test_the_cache_doubles_its_room_rather_than_copying_it_for_each_token(make_model):
+    model, rooms = make_model(), []
+    past = KeyValueCache(model.config)
+    for token in [[1]] * 32:
+        model.forward(np.array([token]), past_key_values=past)
+        rooms.append(past.layers[0].room)
+    assert len(set(map(id, rooms))) == 6, "1, 2, 4, … 32"
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -42,12 +57,33 @@ def test_a_batch_of_different_lengths_gives_each_prompt_what_it_gets_alone(make_
     assert generate(model, PROMPTS, 10) == [generate(model, [prompt], 10)[0] for prompt in PROMPTS]
 
 
+def test_a_prompt_that_is_read_in_pieces_goes_on_as_if_read_at_once(make_model, monkeypatch):
+    model, lengths = make_model(), []
+    hidden, at_once = model.hidden, generate(model, [*PROMPTS, [8] * 11], 10)
+    model.hidden = lambda tokens, *rest: lengths.append(tokens.shape[1]) or hidden(tokens, *rest)
+    monkeypatch.setattr(module, "PIECE", 4)
+    assert generate(model, [*PROMPTS, [8] * 11], 10) == at_once
+    assert lengths[:4] == [4, 4, 3, 1]
+
+
+def test_a_long_prompt_takes_the_memory_of_a_piece(make_model, monkeypatch):
+    """What the layers keep for a backward, the scores of attention above all, is let go piece by piece."""
+    model, peaks = make_model(max_position_embeddings=600), {}
+    for size in (512, 32):
+        monkeypatch.setattr(module, "PIECE", size)
+        tracemalloc.start()
+        generate(model, [[1] * 512], 1)
+        peaks[size] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peaks[32] < peaks[512] / 5, f"measured {peaks} bytes"
+
+
 def test_padding_changes_no_logit(make_model):
     model = make_model()
     alone, _ = model.forward(np.array([[5, 6]]))
     mask = np.array([[False, False, False, True, True]])
     padded, _ = model.forward(np.array([[0, 9, 3, 5, 6]]), attention_mask=mask)
-    np.testing.assert_allclose(padded[:, -2:], alone, rtol=1e-9, atol=1e-11)
+    assert_allclose(padded[:, -2:], alone, rtol=1e-9, atol=1e-11)
 
 
 def test_what_a_row_samples_does_not_depend_on_its_neighbours(make_model):
@@ -98,6 +134,13 @@ def test_top_k_keeps_the_k_likeliest_and_top_p_the_fewest_that_reach_p():
     np.testing.assert_allclose(Sampling(1.0, top_p=0.5).probabilities(z), [0, 1, 0, 0], atol=1e-12)
     np.testing.assert_allclose(Sampling(1.0, top_p=0.6).probabilities(z), [0, 2 / 3, 0, 1 / 3], atol=1e-12)
     np.testing.assert_allclose(Sampling(1.0, top_p=1.0).probabilities(z), [0.1, 0.5, 0.15, 0.25], atol=1e-12)
+
+
+def test_what_is_as_likely_as_the_last_that_stays_stays_too():
+    """So that what may be drawn depends on no order among equals."""
+    z = np.log([0.2, 0.4, 0.2, 0.2])
+    for cut in ({"top_k": 2}, {"top_p": 0.5}):
+        np.testing.assert_allclose(Sampling(1.0, **cut).probabilities(z), [0.2, 0.4, 0.2, 0.2], atol=1e-12)
 
 
 def test_samples_follow_the_probabilities():

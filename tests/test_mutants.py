@@ -93,13 +93,22 @@ MUTANTS = {
     "the rotation not turned back": op(ops.rotary_backward, "-sin", "sin", "rotary"),
     "softmax as if it were elementwise": op(ops.softmax_backward, "p * (dp - dot)", "p * dp * (1 - p)", "softmax"),
     "attention's softmax sum forgotten": op(
-        ops.attention_backward, 'dz -= array_module(o).einsum("...i,...i->...", o, do)[..., None]', "pass", "attention"
+        ops.attention_backward,
+        'dz -= xp.einsum("...i,...i->...", _stack(o[..., start:stop, :]), do_block)[..., None]',
+        "pass",
+        "attention",
     ),
-    "dq without 1/√d": op(ops.attention_backward, "dq *= 1 / math.sqrt(shape[-1])", "pass", "attention"),
+    "a block's dk overwrites the others'": op(
+        ops.attention_backward, "dk[:, :, :seen] +=", "dk[:, :, :seen] =", "attention in blocks"
+    ),
+    "a block's dv overwrites the others'": op(
+        ops.attention_backward, "dv[:, :, :seen] +=", "dv[:, :, :seen] =", "attention in blocks"
+    ),
+    "dq without 1/√d": op(ops.attention_backward, "dq *= 1 / math.sqrt(d)", "pass", "attention"),
     "a mask that ignores the past": Mutant(
         ops.attention_forward,
-        "k=s - t + 1",
-        "k=1",
+        "s - t + start :",
+        ": stop - start",
         test_ops.test_attention_with_a_past_equals_the_tail_of_attention_without,
         {},
     ),

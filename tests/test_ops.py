@@ -68,6 +68,11 @@ CASES = {
         ops.attention_backward,
         {"q": normal(2, 4, 3, 5), "k": normal(2, 2, 7, 5), "v": normal(2, 2, 7, 5)},
     ),
+    "attention in blocks": (
+        ops.attention_forward,
+        ops.attention_backward,
+        {"q": normal(1, 4, 150, 3), "k": normal(1, 2, 155, 3), "v": normal(1, 2, 155, 3)},  # three of them, and a past
+    ),
     "silu": (ops.silu_forward, ops.silu_backward, {"x": normal(3, 5)}),
     "swiglu": (ops.swiglu_forward, ops.swiglu_backward, {"gate": normal(3, 5), "up": normal(3, 5)}),
     "cross_entropy": (
@@ -186,6 +191,31 @@ def test_attention_with_a_past_equals_the_tail_of_attention_without():
     whole, _ = ops.attention_forward(q, k, v)
     tail, _ = ops.attention_forward(q[:, :, 4:], k, v)
     assert_allclose(tail, whole[:, :, 4:], rtol=1e-13)
+
+
+def test_attention_in_blocks_is_attention(monkeypatch):
+    """Blocks leave out only what does not count, with padding and a past too."""
+    q, k, v, do = normal(2, 4, 7, 6), normal(2, 2, 9, 6), normal(2, 2, 9, 6), normal(2, 4, 7, 6)
+    mask = xp.asarray(np.arange(9) > np.array([[1], [-1]]))
+
+    def all_of_it():
+        o, cache = ops.attention_forward(q, k, v, mask)
+        return [o, *ops.attention_backward(do, cache)]
+
+    whole = all_of_it()
+    monkeypatch.setattr(ops.attention, "BLOCK", 3)
+    for blocked, expected in zip(all_of_it(), whole, strict=True):
+        assert_allclose(blocked, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_cross_entropy_may_take_the_logits_memory_and_computes_the_same():
+    logits, targets = normal(4, 6), xp.asarray([2, 5, 0, 1])
+    kept, (loss, cache) = logits.copy(), ops.cross_entropy_forward(logits, targets)
+    loss_too, cache_too = ops.cross_entropy_forward(kept, targets, overwrite=True)
+    assert_array_equal(loss, loss_too)
+    assert_array_equal(ops.cross_entropy_backward(1.0, cache), ops.cross_entropy_backward(1.0, cache_too))
+    with pytest.raises(RuntimeError, match="run the forward again"):
+        ops.cross_entropy_backward(1.0, cache_too)
 
 
 def test_a_rotation_keeps_lengths_and_sees_only_relative_positions():

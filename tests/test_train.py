@@ -15,6 +15,7 @@ from on_device import assert_allclose, xp
 
 from lora_np import SGD, AdamW, LoraConfig, WarmupCosine, evaluate, get_peft_model, ops, train
 from lora_np.files import load_arrays, save_arrays
+from lora_np.progress import duration
 from lora_np.train import History
 
 METHODS = ["full", "lora"]
@@ -96,16 +97,20 @@ def test_training_leaves_no_gradient_behind(method, make, batches):
 
 @both_methods
 @pytest.mark.parametrize("k", [2, 3])
-def test_accumulating_k_batches_is_one_batch_of_k_times_the_rows(k, method, make, random_batch):
+@pytest.mark.parametrize("counted", ["all", "few"])
+def test_accumulating_k_batches_is_one_batch_of_k_times_the_rows(counted, k, method, make, random_batch):
     many, one = make(method), make(method)
     parts = [random_batch(rows=2, seed=seed) for seed in range(3 * k)]
+    if counted == "few":  # as where only answers count: 2, 3, … targets of the 12 that a batch has
+        counts = [np.arange(12).reshape(2, 6) < 2 + i for i in range(3 * k)]
+        parts = [(x, np.where(c, y, ops.IGNORE_INDEX)) for c, (x, y) in zip(counts, parts, strict=True)]
     whole = [tuple(np.concatenate(side) for side in zip(*parts[i : i + k], strict=True)) for i in range(0, 3 * k, k)]
     h_many = train(many, parts, SGD(lr=0.5, momentum=0.9), steps=3, accumulate=k, max_grad_norm=0.4)
     h_one = train(one, whole, SGD(lr=0.5, momentum=0.9), steps=3, max_grad_norm=0.4)
     for column in ("loss", "grad_norm", "tokens"):
         assert_allclose(h_many.column(column), h_one.column(column), rtol=1e-12, err_msg=column)
     for name, value in one.state_dict().items():
-        message = f"{name}: the loss is a mean, so each of the {k} parts must count 1/{k}"
+        message = f"{name}: the loss is a mean over tokens, so each of the {k} parts counts by how many it has"
         assert_allclose(many.state_dict()[name], value, rtol=1e-12, atol=1e-12, err_msg=message)
 
 
@@ -267,6 +272,29 @@ def test_the_bar_is_for_a_terminal_and_can_be_switched_off(progress, stream, mak
     train(make("lora"), batches, SGD(0.1), 2, label="a label of its own", progress=progress)
     shown = "a label of its own" in screen.getvalue()
     assert shown == (progress and stream is Terminal)
+
+
+def test_lines_say_how_far_it_is_how_fast_and_how_long_it_takes_still(make, batches, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "stderr", screen := io.StringIO())
+    monkeypatch.setattr("lora_np.progress.EVERY", -1.0)  # seconds between lines
+    with pytest.raises(Stopped):
+        train(make("lora"), StopAt(batches, at=2), SGD(0.1), 4, checkpoint=tmp_path / "run", checkpoint_every=1)
+    assert screen.getvalue() == "", "a library says nothing in a log unless it is asked to"
+    history = train(
+        make("lora"), batches, SGD(0.1), 4, checkpoint=tmp_path / "run", resume=True, label="mine", progress="lines"
+    )
+    lines = screen.getvalue().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["mine: 2/4 steps", "mine: 3/4 steps", "mine: 4/4 steps"]
+    row = history.rows[-1]
+    rate = round(row["tokens"] / row["seconds"])
+    assert lines[-1] == f"mine: 4/4 steps, 0 s left, loss {row['loss']:.4g}, tokens/s {rate}"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.4, "0 s"), (99, "99 s"), (120, "2 min"), (5900, "98 min"), (11_100, "3 h 05 min")]
+)
+def test_a_duration_is_said_as_a_person_would(seconds, said):
+    assert duration(seconds) == said
 
 
 # -------------------------------------------------------------------------------------- stopped and resumed, to the bit
@@ -442,6 +470,31 @@ def test_a_checkpoint_of_another_run_is_refused_by_what_differs(case, make, batc
     assert (tmp_path / "run").read_bytes() == before
 
 
+def test_a_checkpoint_of_another_base_is_refused(make, batches, tmp_path):
+    with pytest.raises(Stopped):
+        resumable(make("lora"), StopAt(batches, at=7), AdamW(0.05), tmp_path / "run")
+    other = make("lora")
+    other.model.model.layers[1].mlp.up_proj.base_layer.weight.value *= 1.001  # frozen, and not in the file
+    with pytest.raises(
+        ValueError, match=r"run belongs to another run: digest of the frozen weights was (\w+), is (?!\1)"
+    ):
+        resumable(other, batches, AdamW(0.05), tmp_path / "run")
+
+
+def test_batches_that_can_tell_themselves_from_others_are_known_again(make, batches, tmp_path):
+    class Told(StopAt):
+        def __init__(self, batches, digest, at=None):
+            super().__init__(batches, at)
+            self.digest = digest
+
+    with pytest.raises(Stopped):
+        resumable(make("lora"), Told(batches, "these", at=7), AdamW(0.05), tmp_path / "run")
+    for others, now in ((Told(batches, "those"), "those"), (batches, "absent")):
+        with pytest.raises(ValueError, match=f"run belongs to another run: digest of the data was these, is {now}"):
+            resumable(make("lora"), others, AdamW(0.05), tmp_path / "run")
+    resumable(make("lora"), Told(batches, "these"), AdamW(0.05), tmp_path / "run")
+
+
 def test_a_file_that_is_no_checkpoint_is_refused(make, batches, tmp_path):
     save_arrays(tmp_path / "run", {"W": np.ones(3)})
     with pytest.raises(ValueError, match="run is not a checkpoint"):
@@ -526,14 +579,19 @@ def test_a_nan_that_no_loss_sees_is_not_written_either(make, batches, tmp_path):
 
 @overflows
 def test_a_nan_in_the_frozen_weights_does_not_overwrite_a_good_checkpoint(make, batches, tmp_path):
-    with pytest.raises(Stopped):
-        resumable(make("lora"), StopAt(batches, at=7), AdamW(0.05), tmp_path / "run")
-    before = values(tmp_path / "run")
+    class Poisoned(StopAt):
+        def __getitem__(self, i):
+            if i == self.at:
+                model.model.model.norm.weight.value[0] = np.nan
+            return self.batches[i % len(self.batches)]
+
     model = make("lora")
-    model.model.model.norm.weight.value[0] = np.nan
     with pytest.raises(FloatingPointError, match="loss nan"):
-        resumable(model, batches, AdamW(0.05), tmp_path / "run")
-    assert bits(values(tmp_path / "run")) == bits(before)
+        resumable(model, Poisoned(batches, at=7), AdamW(0.05), tmp_path / "run")
+    assert load_arrays(tmp_path / "run")[1]["step"] == "2", (
+        "written every other step, and last before the NaN of step 3"
+    )
+    assert all(np.isfinite(x).all() for x in values(tmp_path / "run").values())
 
 
 @overflows

@@ -3,12 +3,13 @@
 from .arrays import StoredArrays, load_arrays, open_arrays, save_arrays, write_atomically
 from .gguf_reader import open_gguf
 from .huggingface import open_folder, read_json
-from .tokenizer import ByteTokenizer, Tokenizer, VocabularyTokenizer
+from .tokenizer import ByteTokenizer, TextStream, Tokenizer, VocabularyTokenizer
 from .tokenizer_files import tokenizer_from_folder, tokenizer_from_gguf
 
 __all__ = [
     "ByteTokenizer",
     "StoredArrays",
+    "TextStream",
     "Tokenizer",
     "VocabularyTokenizer",
     "load_arrays",

@@ -7,9 +7,10 @@ import math
 from ..backend import Array, array_module
 from .checks import check_float, check_mask, check_shape
 
-FORBIDDEN = (
-    -1e30
-)  # added to a score that must not count: exp gives exactly 0, and unlike −∞ it survives complex arithmetic
+FORBIDDEN = -1e30  # added to a score that must not count: exp gives exactly 0, and −∞ would not survive complex numbers
+BLOCK = (
+    64  # queries at a time: their scores stay in the processor's cache, and the keys after them are never multiplied
+)
 
 
 def softmax_forward(x: Array) -> tuple[Array, Array]:
@@ -38,7 +39,8 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -
     Raises ValueError on shapes that do not fit.
 
     The heads of a group are stacked as rows of one product, (h/g · t, d) (d, s), so keys are never repeated in memory
-    and the backward's dk and dv come out summed over the group by themselves.
+    and the backward's dk and dv come out summed over the group by themselves. The queries go through in blocks, each
+    over the keys that its last query sees: of the t × t scores little more than the half that counts is computed.
     """
     check_float(q=q, k=k, v=v)
     check_shape("q", q, None, None, None, None)
@@ -50,21 +52,27 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -
         raise ValueError(
             f"{h} query heads on {g} key/value heads, {t} queries on {s} keys: need h a multiple of g, s ≥ t"
         )
-    xp = array_module(q)
-    q = q.reshape(b, g, h // g * t, d) * (1 / math.sqrt(d))  # scale q (t·d numbers) rather than the scores (t·s)
-    e = q @ k.swapaxes(-1, -2)  # scores (b, g, h/g·t, s)
-    by_query = e.reshape(b, g, h // g, t, s)
-    by_query += xp.triu(xp.full((t, s), FORBIDDEN, dtype=e.real.dtype), k=s - t + 1)
     if mask is not None:
         check_mask(mask, b, s)
-        by_query += xp.where(mask, 0, FORBIDDEN).astype(e.real.dtype)[:, None, None, None, :]
-    e -= e.real.max(axis=-1, keepdims=True)
-    xp.exp(e, out=e)
-    norm = 1 / e.sum(
-        axis=-1, keepdims=True
-    )  # p = e·norm; multiplying o by norm instead saves a pass over the t·s numbers
-    o = (e @ v) * norm
-    return o.reshape(b, h, t, d), (q, k, v, e, norm, o)
+    xp = array_module(q)
+    q = q.reshape(b, g, h // g, t, d) * (1 / math.sqrt(d))  # scale q (t·d numbers) rather than the scores (t·s)
+    o = xp.empty(q.shape, q.dtype)
+    blocks = []
+    for start in range(0, t, BLOCK):
+        stop = min(start + BLOCK, t)
+        seen = s - t + stop  # the keys that the last query of the block sees
+        shape = b, g, h // g, stop - start
+        e = _stack(q[..., start:stop, :]) @ k[:, :, :seen].swapaxes(-1, -2)  # scores (b, g, h/g·rows, seen)
+        by_query = e.reshape(*shape, seen)
+        by_query[..., s - t + start :] += xp.triu(xp.full((stop - start,) * 2, FORBIDDEN, dtype=e.real.dtype), k=1)
+        if mask is not None:
+            by_query += xp.where(mask[:, :seen], 0, FORBIDDEN).astype(e.real.dtype)[:, None, None, None, :]
+        e -= e.real.max(axis=-1, keepdims=True)
+        xp.exp(e, out=e)
+        norm = 1 / e.sum(axis=-1, keepdims=True)  # p = e·norm; on o it costs d numbers a row, on p it would cost s
+        o[..., start:stop, :] = ((e @ v[:, :, :seen]) * norm).reshape(*shape, d)
+        blocks.append((start, stop, e, norm))
+    return o.reshape(b, h, t, d), (q, k, v, o, blocks)
 
 
 def attention_backward(do: Array, cache: tuple) -> tuple[Array, Array, Array]:
@@ -76,16 +84,29 @@ def attention_backward(do: Array, cache: tuple) -> tuple[Array, Array, Array]:
 
     Two savings. Σ_s p∘dp = Σ_d o∘do (insert dp = do vᵀ and o = p v): a sum over d instead of over s. And p = e·norm is
     never formed: with do' = norm·do, dv = eᵀ do' and dz = e ∘ (do' vᵀ − Σ_d o∘do').
+
+    Each block of queries gives the whole dq of its own, and a share of dk and dv for the keys that it saw.
     """
-    q, k, v, e, norm, o = cache
-    shape = do.shape
-    check_shape("do", do, q.shape[0], None, None, q.shape[-1])
-    do = do.reshape(o.shape) * norm
-    dv = e.swapaxes(-1, -2) @ do
-    dz = do @ v.swapaxes(-1, -2)
-    dz -= array_module(o).einsum("...i,...i->...", o, do)[..., None]
-    dz *= e
-    dk = dz.swapaxes(-1, -2) @ q
-    dq = dz @ k
-    dq *= 1 / math.sqrt(shape[-1])
-    return dq.reshape(shape), dk, dv
+    q, k, v, o, blocks = cache
+    b, g, n, t, d = q.shape
+    check_shape("do", do, b, g * n, t, d)
+    xp = array_module(q)
+    do = do.reshape(q.shape)
+    dq, dk, dv = xp.empty(q.shape, q.dtype), xp.zeros(k.shape, k.dtype), xp.zeros(v.shape, v.dtype)
+    for start, stop, e, norm in blocks:
+        seen = e.shape[-1]
+        do_block = _stack(do[..., start:stop, :]) * norm
+        dv[:, :, :seen] += e.swapaxes(-1, -2) @ do_block
+        dz = do_block @ v[:, :, :seen].swapaxes(-1, -2)
+        dz -= xp.einsum("...i,...i->...", _stack(o[..., start:stop, :]), do_block)[..., None]
+        dz *= e
+        dk[:, :, :seen] += dz.swapaxes(-1, -2) @ _stack(q[..., start:stop, :])
+        dq[..., start:stop, :] = (dz @ k[:, :, :seen]).reshape(b, g, n, stop - start, d)
+    dq *= 1 / math.sqrt(d)
+    return dq.reshape(b, g * n, t, d), dk, dv
+
+
+def _stack(x: Array) -> Array:
+    """(b, g, n, rows, d) → (b, g, n·rows, d): the heads of a group under one another."""
+    b, g, n, rows, d = x.shape
+    return x.reshape(b, g, n * rows, d)

@@ -12,9 +12,10 @@ import numpy as np
 
 from .. import ledger, ops
 from ..backend import Array, to_host
+from ..kv_cache import KeyValueCache
 from ..nn import Context, Module, Parameter
 from ..targets import select_targets
-from ..transformer import KeyValueCache, Transformer
+from ..transformer import Transformer
 from .folder import PREFIX, read_adapter, write_adapter
 from .layers import adaptable_layers, lora_layers, unwrap, wrap
 from .lora import LoraConfig, LoraLinear, first_match

@@ -1,0 +1,480 @@
+"""What counts in the loss is the answers and the tokens that end them, to the token; and a batch is a function of its number."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import re
+from itertools import chain
+
+import numpy as np
+import pytest
+from on_device import host
+
+import lora_np as ln
+from lora_np import conversations, ops
+from lora_np.conversations import ConversationBatches, Example, example, heldout_batches, read
+from lora_np.files import ByteTokenizer, VocabularyTokenizer
+
+SMOLLM2 = (  # SmolLM2's own template, which adds a system message of its own where there is none
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+WITH_MASK = (  # the same with the tags by which transformers knows an answer
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ '<|im_start|>assistant\n' }}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+    "{% else %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endif %}"
+    "{% endfor %}"
+)
+FORGETFUL = SMOLLM2.replace(  # as templates that leave the thoughts of earlier turns out
+    "message['content'] + '<|im_end|>'",
+    "(message['content'] if loop.last or message['role'] != 'assistant' else '…') + '<|im_end|>'",
+)
+
+
+def chat(*texts, system=None):
+    """A record in which user and assistant take turns."""
+    turns = [
+        {"role": role, "content": text} for role, text in zip(("user", "assistant") * len(texts), texts, strict=False)
+    ]
+    return {"messages": ([] if system is None else [{"role": "system", "content": system}]) + turns}
+
+
+RECORDS = {
+    "one turn": chat("Who are you?", "A lighthouse keeper."),
+    "with a system message": chat("Hi", "Good evening, friend.", system="Be polite."),
+    "three turns": chat("One?", "1.", "Two?", "That is 2.\nOr II.", "Three?", "3"),
+    "an answer with spaces around": chat("Indent it", "    return 1\n"),
+    "an answer that begins with newlines": chat("Paragraph", "\n\nHere.", "Again", "\nThere."),
+    "an answer that is not English": chat("日本?", "日本語と中文 😀"),
+    "an answer that spells the end-of-turn token": chat("How do you stop?", "With <|im_end|> at the end.", "Ah", "Yes"),
+}
+records = pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS)
+
+
+def byte_pairs(add_bos=False):
+    """A tokenizer as SmolLM2's: byte-level BPE with ChatML's special tokens."""
+    tokenizers = pytest.importorskip("tokenizers")
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=800,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator([inspect.getsource(argparse) + "\n\n" * 99], trainer)
+    if add_bos:
+        backend.post_processor = tokenizers.processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    return backend
+
+
+@pytest.fixture(scope="module")
+def smol():
+    return VocabularyTokenizer(byte_pairs(), {"bos": 1, "eos": 2, "pad": 2}, SMOLLM2)
+
+
+@pytest.fixture(scope="module", params=["bytes", "a vocabulary"])
+def tokenizer(request, smol):
+    return ByteTokenizer() if request.param == "bytes" else smol
+
+
+def counted_runs(e, tokenizer):
+    """The text of each stretch of tokens that count."""
+    edges = np.flatnonzero(np.diff(e.counts.astype(int), prepend=0, append=0)).reshape(-1, 2)
+    return [tokenizer.decode(e.tokens[first:end]) for first, end in edges]
+
+
+@pytest.fixture
+def jsonl(tmp_path):
+    """`jsonl(records…)` → the path of a file of them; a string is written as it is."""
+
+    def write(*records):
+        lines = [record if isinstance(record, str) else json.dumps(record, ensure_ascii=False) for record in records]
+        path = tmp_path / "data.jsonl"
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+        return path
+
+    return write
+
+
+# ---------------------------------------------------------------------------------------------------------- what counts
+
+
+@records
+def test_what_counts_is_the_answers_and_what_ends_them(record, tokenizer):
+    answers = [message["content"] for message in record["messages"] if message["role"] == "assistant"]
+    end = "<|im_end|>" if tokenizer.eos_token_id == 2 else "<|im_end|>\n"  # bytes have no token that ends a turn
+    assert counted_runs(example(record, tokenizer), tokenizer) == [answer + end for answer in answers]
+
+
+@records
+def test_what_is_read_is_the_whole_conversation_up_to_the_last_answers_end(record, tokenizer):
+    e = example(record, tokenizer)
+    whole = tokenizer.apply_chat_template(record["messages"], add_generation_prompt=False, tokenize=False)
+    assert tokenizer.decode(e.tokens) == (whole.removesuffix("\n") if tokenizer.eos_token_id == 2 else whole)
+    assert e.counts[-1], "what comes after the last counted token is computed for nothing"
+    assert e.tokens.dtype == np.int64 and e.counts.dtype == bool and e.tokens.shape == e.counts.shape
+
+
+@records
+def test_before_an_answer_stands_the_very_prompt_that_generating_begins_with(record, tokenizer):
+    """Also where the whole text would be cut otherwise: "assistant\\n" and "\\n\\nHere." have a token across the seam."""
+    e = example(record, tokenizer)
+    first = next(i for i, message in enumerate(record["messages"]) if message["role"] == "assistant")
+    prompt = tokenizer.apply_chat_template(record["messages"][:first])
+    assert e.tokens[: len(prompt)].tolist() == prompt.tolist()
+    assert not e.counts[: len(prompt)].any() and e.counts[len(prompt)]
+
+
+def test_a_seam_inside_a_token_is_there_to_be_met(smol):
+    """The test above needs one: here the tokens of the whole do not begin with those of the prompt."""
+    messages = RECORDS["an answer that begins with newlines"]["messages"][:2]
+    prompt, whole = smol.apply_chat_template(messages[:1]), smol.apply_chat_template(messages, False)
+    assert whole[: len(prompt)].tolist() != prompt.tolist()
+
+
+NO_SEAM = ("one turn", "with a system message", "three turns", "an answer that is not English")
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", NO_SEAM)
+def test_the_tokens_and_the_mask_are_transformers(name, smol):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=byte_pairs(), chat_template=WITH_MASK)
+    expected = theirs.apply_chat_template(
+        RECORDS[name]["messages"], return_assistant_tokens_mask=True, return_dict=True
+    )
+    e = example(RECORDS[name], smol)
+    n = len(e.tokens)
+    assert e.tokens.tolist() == expected["input_ids"][:n]
+    assert e.counts.tolist() == [bool(m) for m in expected["assistant_masks"][:n]]
+    assert not any(expected["assistant_masks"][n:]), "what was left out did count"
+
+
+@pytest.mark.smollm2
+@records
+def test_with_smollm2_the_answers_count_and_their_im_end(record):
+    tokenizer = ln.load_tokenizer("smollm2-135m")
+    answers = [message["content"] for message in record["messages"] if message["role"] == "assistant"]
+    e = example(record, tokenizer)
+    assert counted_runs(e, tokenizer) == [answer + "<|im_end|>" for answer in answers]
+    assert e.tokens[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(e.tokens).startswith("<|im_start|>system\n"), "its template puts one before all else"
+
+
+def test_of_a_prompt_and_completion_the_completion_counts_and_the_end_of_text(tokenizer):
+    e = example({"prompt": "one plus one is", "completion": " two, or\n 2"}, tokenizer)
+    end = tokenizer.decode([tokenizer.eos_token_id])
+    assert counted_runs(e, tokenizer) == [" two, or\n 2" + end]
+    assert tokenizer.decode(e.tokens) == "one plus one is two, or\n 2" + end, "plain text, without a template"
+    spelt_out = example({"prompt": "one plus one is", "completion": " two, or\n 2" + end}, tokenizer)
+    assert spelt_out.tokens.tolist() == e.tokens.tolist(), "the end is not written twice"
+
+
+def test_plain_text_begins_with_the_token_that_this_models_texts_begin_with():
+    tokenizer = VocabularyTokenizer(byte_pairs(add_bos=True), {"bos": 0}, None)
+    e = example({"prompt": "1 + 1 =", "completion": " 2"}, tokenizer)
+    assert e.tokens[0] == 0 and tokenizer.decode(e.tokens) == "<|endoftext|>1 + 1 = 2", (
+        "and without an eos ends as it ends"
+    )
+    assert counted_runs(e, tokenizer) == [" 2"]
+
+
+def test_a_completion_is_cut_as_the_text_that_it_continues():
+    """A vocabulary as Llama 2's puts a space before a text. A completion is none, so it must not get another one."""
+    tokenizers = pytest.importorskip("tokenizers")
+    vocabulary = {"<s>": 0, "</s>": 1, "▁": 2, "a": 3, "b": 4, "▁a": 5, "▁b": 6}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [("▁", "a"), ("▁", "b")]))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="always")
+    backend.post_processor = tokenizers.processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = VocabularyTokenizer(backend, {"bos": 0, "eos": 1}, None)
+    assert tokenizer.encode("b", add_special_tokens=False).tolist() == [6], "alone it does get one"
+    assert example({"prompt": "a", "completion": "b"}, tokenizer).tokens.tolist() == [0, 5, 4, 1]
+    tokenizer.eos_token_id = None
+    with pytest.raises(ValueError, match="no token for the answer"):
+        example({"prompt": "a", "completion": "é"}, tokenizer)
+
+
+# ------------------------------------------------------------------------------------------------------- what is no record
+
+WRONG = {
+    "not JSON": ('{"messages": [', r"not JSON \(Expecting value, column 15\)"),
+    "a list": ([1], r"a list; expected \{\"messages\""),
+    "a number": ("3", "a int; expected"),
+    "no keys": ({}, r"the keys are \[\]; expected"),
+    "an unknown key": (chat("a", "b") | {"id": 7}, r"the keys are \['id', 'messages'\]; .*no others"),
+    "a prompt alone": ({"prompt": "a"}, r"the keys are \['prompt'\]"),
+    "no messages": ({"messages": []}, r"messages is \[\]; expected a list"),
+    "messages as text": ({"messages": "Hi"}, r"messages is 'Hi'; expected a list"),
+    "a message of text": ({"messages": ["Hi"]}, r"messages\[0\] is 'Hi'; expected \{\"role\": \"user\""),
+    "a message with more": (
+        {"messages": [{"role": "user", "content": "a", "name": "me"}]},
+        r"messages\[0\] is \{'role': 'user', 'content': 'a', 'name': 'me'\}; expected",
+    ),
+    "a role that is misspelt": (
+        {"messages": [{"role": "user", "content": "a"}, {"role": "asistant", "content": "b"}]},
+        r"messages\[1\]: the role is 'asistant'; expected system, user, assistant",
+    ),
+    "content that is no text": (chat("a", ["b"]), r"messages\[1\]: the content is \['b'\]; expected a string"),
+    "an empty answer": (chat("a", "b", "c", " \n"), r"messages\[3\]: the answer is empty"),
+    "an answer to nothing": ({"messages": chat("a", "b")["messages"][1:]}, r"messages\[0\] is the assistant's"),
+    "no answer": (chat("a"), "the last message is the user's: the assistant's answer is missing"),
+    "no last answer": (chat("a", "b", "c"), "the last message is the user's: the assistant's answer is missing"),
+    "an empty prompt": ({"prompt": "", "completion": "b"}, "the prompt is empty"),
+    "an empty completion": ({"prompt": "a", "completion": "\n"}, "the completion is empty"),
+    "a prompt of messages": (
+        {"prompt": [{"role": "user", "content": "a"}], "completion": "b"},
+        r"the prompt is \[\{.*\}\]; expected a string, .*; for a chat, \{\"messages\"",
+    ),
+    "half a surrogate pair": (r'{"prompt": "\ud800", "completion": "b"}', "surrogates not allowed"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_no_record_is_an_error_that_names_file_and_line(case, jsonl, tokenizer):
+    record, message = WRONG[case]
+    path = jsonl(RECORDS["one turn"], "", record)  # a blank line is none, but it has a number
+    with pytest.raises(ValueError, match=rf"data\.jsonl, line 3: .*{message}") as error:
+        read(path, tokenizer)
+    assert "\n" not in str(error.value)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(jsonl, smol):
+    forgetful = VocabularyTokenizer(smol.backend, {"eos": 2}, FORGETFUL)
+    assert counted_runs(example(chat("a", "b"), forgetful), forgetful) == ["b<|im_end|>"]
+    with pytest.raises(
+        ValueError, match=r"data\.jsonl, line 1: messages\[3\]: the chat template rewrites what stands before"
+    ) as error:
+        read(jsonl(chat("a", "b", "c", "d")), forgetful)
+    assert re.search(r"assistant\\nb<.* becomes .*assistant\\n…<", str(error.value)), "shows where the two part"
+
+
+def test_a_tokenizer_without_a_template_says_so(jsonl, smol):
+    with pytest.raises(ValueError, match=r"line 1: this tokenizer has no chat template"):
+        read(jsonl(chat("a", "b")), VocabularyTokenizer(smol.backend, {"eos": 2}, None))
+
+
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_an_empty_file_is_refused(text, tmp_path, tokenizer):
+    (tmp_path / "data.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=r"data\.jsonl is empty: expected a record a line"):
+        read(tmp_path / "data.jsonl", tokenizer)
+
+
+def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path, tokenizer):
+    with pytest.raises(
+        FileNotFoundError, match=r"no data '.*none\.jsonl': there is no such file, and the package has \["
+    ):
+        read(tmp_path / "none.jsonl", tokenizer)
+    (tmp_path / "data.jsonl").write_bytes('{"prompt": "é"}'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"data\.jsonl is not UTF-8"):
+        read(tmp_path / "data.jsonl", tokenizer)
+
+
+def test_a_byte_order_mark_and_windows_newlines_are_no_part_of_a_record(tmp_path, tokenizer):
+    lines = [json.dumps(record) for record in RECORDS.values()]
+    (tmp_path / "data.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    found = read(tmp_path / "data.jsonl", tokenizer)
+    assert [e.tokens.tolist() for e in found] == [example(r, tokenizer).tokens.tolist() for r in RECORDS.values()]
+
+
+# ----------------------------------------------------------------------------------------------------- records too long
+
+
+def test_long_records_are_cut_with_one_warning_that_says_how_many(jsonl):
+    records = [chat("a", "b"), chat("a", "b" * 90), chat("a" * 90, "b"), chat("a", "b", "a" * 90, "b")]
+    whole = [example(record, ByteTokenizer()) for record in records]
+    n = len(whole[0].tokens)
+    with pytest.warns(
+        UserWarning, match=r"data\.jsonl: 3 of 4 records cut to max_length = (\d+) tokens, 1 of them left out"
+    ):
+        cut = read(jsonl(*records), ByteTokenizer(), max_length=n + 2)
+    assert [len(e.tokens) for e in cut] == [n, n + 2, n], "cut to max_length, or to the last counted token before that"
+    assert all(e.counts[-1] for e in cut)
+    for e, full in zip(cut, [whole[0], whole[1], whole[3]], strict=True):
+        assert e.tokens.tolist() == full.tokens[: len(e.tokens)].tolist()
+        assert e.counts.tolist() == full.counts[: len(e.tokens)].tolist()
+
+
+def test_records_that_fit_are_read_without_a_word(jsonl, recwarn):
+    longest = max(len(example(record, ByteTokenizer()).tokens) for record in RECORDS.values())
+    assert len(read(jsonl(*RECORDS.values()), ByteTokenizer(), max_length=longest)) == len(RECORDS)
+    assert not recwarn.list
+
+
+def test_no_record_is_left_without_a_token_that_counts(jsonl):
+    path = jsonl(chat("a" * 90, "b"))
+    with pytest.raises(
+        ValueError, match=r"1 of 1 records cut .* 1 of them left out.*: none remains. Give a larger max_length"
+    ):
+        read(path, ByteTokenizer(), max_length=60)
+    with pytest.raises(ValueError, match="max_length = 1; expected at least 2"):
+        read(path, ByteTokenizer(), max_length=1)
+
+
+# ------------------------------------------------------------------------------------------------- the data set shipped
+
+
+def test_a_shipped_data_set_goes_by_its_name(tmp_path, monkeypatch, tokenizer):
+    monkeypatch.setattr(conversations, "ASSETS", tmp_path)
+    (tmp_path / "harbour").mkdir()
+    for split, record in (("train", chat("a", "b")), ("heldout", chat("c", "d"))):
+        (tmp_path / "harbour" / f"{split}.jsonl").write_text(json.dumps(record))
+    assert conversations.shipped() == ["harbour"]
+    assert "b<|im_end|>" in tokenizer.decode(read("harbour", tokenizer)[0].tokens)
+    assert "d<|im_end|>" in tokenizer.decode(read("harbour", tokenizer, split="heldout")[0].tokens)
+    with pytest.raises(
+        FileNotFoundError, match=r"no data 'port': there is no such file, and the package has \['harbour'\]"
+    ):
+        read("port", tokenizer)
+
+
+def test_the_package_has_a_data_set_whose_splits_share_no_record():
+    assert "lighthouse" in conversations.shipped()
+    train, heldout = (
+        {e.tokens.tobytes() for e in read("lighthouse", ByteTokenizer(), split=split)} for split in ("train", "heldout")
+    )
+    assert len(train) > len(heldout) > 0 and not train & heldout
+
+
+# --------------------------------------------------------------------------------------------------------------- batches
+
+
+def toy(*lengths, vocab=11):
+    """Examples of these lengths with different tokens; of each the second half counts."""
+    rng = np.random.default_rng(0)
+    return [Example(rng.integers(0, vocab, n), np.arange(n) >= (n + 1) // 2) for n in lengths]
+
+
+def test_a_batch_is_padded_on_the_right_and_counts_the_answers_alone():
+    short, long = Example(np.array([5, 6, 7]), np.array([False, False, True])), toy(6)[0]
+    tokens, targets = heldout_batches([long, short], batch_size=2)[0]
+    assert tokens.tolist() == [[5, 6, 0, 0, 0], long.tokens[:5].tolist()]
+    skip = ops.IGNORE_INDEX
+    assert targets.tolist() == [[skip, 7, skip, skip, skip], [skip, skip, *long.tokens[3:].tolist()]]
+    assert tokens.dtype == targets.dtype == np.int64
+
+
+def test_padding_changes_neither_loss_nor_gradient(make_model):
+    """The batch against its rows one by one, which need no padding; and whatever the padding is."""
+    model, examples = make_model(np.float64), toy(5, 9, 3, 12)
+    tokens, targets = heldout_batches(examples, batch_size=4)[0]
+
+    def loss_and_gradient(*parts):
+        model.zero_grad()
+        total = sum(int((targets >= 0).sum()) for _, targets in parts)
+        loss = 0.0
+        for tokens, targets in parts:
+            share = int((targets >= 0).sum()) / total
+            value, cache = model.loss(tokens, targets)
+            model.backward(cache, dloss=share)
+            loss += share * float(value)
+        return loss, {name: host(p.grad).copy() for name, p in model.named_parameters()}
+
+    loss, gradient = loss_and_gradient((tokens, targets))
+    alone, gradient_alone = loss_and_gradient(*heldout_batches(examples, batch_size=1))
+    assert loss == pytest.approx(alone, rel=1e-12)
+    for name, g in gradient.items():
+        np.testing.assert_allclose(g, gradient_alone[name], rtol=1e-12, atol=1e-13, err_msg=name)
+    padding = (
+        np.arange(11) >= np.array([len(e.tokens) - 1 for e in sorted(examples, key=lambda e: len(e.tokens))])[:, None]
+    )
+    other_loss, other_gradient = loss_and_gradient((np.where(padding, 10, tokens), targets))
+    assert padding.any() and other_loss == loss
+    for name, g in gradient.items():
+        np.testing.assert_array_equal(g, other_gradient[name], err_msg=name)
+
+
+def rows(batches, n):
+    """The first tokens of the rows of the first n batches, one after the other: which example each is."""
+    return list(chain.from_iterable(batches[i][0][:, 0].tolist() for i in range(n)))
+
+
+def numbered(n):
+    return [Example(np.array([i, 0]), np.array([False, True])) for i in range(n)]
+
+
+def test_each_epoch_holds_every_example_once_in_a_new_order():
+    seen = rows(ConversationBatches(numbered(7), batch_size=3), n=7)  # three epochs, and the batches straddle them
+    epochs = [seen[:7], seen[7:14], seen[14:]]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(7))] * 3
+    assert len(set(map(tuple, epochs))) == 3 and list(range(7)) not in epochs
+
+
+def test_a_batch_larger_than_the_data_holds_several_epochs():
+    assert sorted(rows(ConversationBatches(numbered(2), batch_size=5), n=2)) == [0] * 5 + [1] * 5
+
+
+def test_a_batch_is_a_function_of_seed_and_step_alone():
+    examples = toy(*range(4, 16))
+    forwards, backwards = ConversationBatches(examples, 5, seed=3), ConversationBatches(examples, 5, seed=3)
+    ahead = [forwards[i] for i in range(6)]
+    for i in reversed(range(6)):
+        for side, other in zip(backwards[i], ahead[i], strict=True):
+            np.testing.assert_array_equal(side, other)
+    assert rows(ConversationBatches(numbered(9), 3, seed=1), 3) != rows(ConversationBatches(numbered(9), 3, seed=2), 3)
+
+
+def test_the_digest_is_the_datas_and_the_orders():
+    examples = toy(4, 5, 6)
+    same = ConversationBatches(toy(4, 5, 6), batch_size=2, seed=1).digest
+    assert ConversationBatches(examples, batch_size=2, seed=1).digest == same
+    fewer = [Example(e.tokens, e.counts & (np.arange(len(e.counts)) == len(e.counts) - 1)) for e in examples]
+    others = {
+        "seed": ConversationBatches(examples, batch_size=2, seed=2),
+        "batch_size": ConversationBatches(examples, batch_size=3, seed=1),
+        "order": ConversationBatches(examples[::-1], batch_size=2, seed=1),
+        "tokens": ConversationBatches(toy(4, 5, 6, vocab=12), batch_size=2, seed=1),
+        "what counts": ConversationBatches(fewer, batch_size=2, seed=1),
+    }
+    assert [name for name, batches in others.items() if batches.digest == same] == []
+
+
+def test_a_run_on_conversations_resumes_to_the_bit_and_on_no_others(make_model, tmp_path):
+    examples, settings = toy(4, 9, 5, 7, 6), {"steps": 4, "accumulate": 2, "checkpoint_every": 1}
+
+    class Stopping(ConversationBatches):
+        def __getitem__(self, i):
+            if i == 5:
+                raise KeyboardInterrupt
+            return super().__getitem__(i)
+
+    def run(batches, **more):
+        model = ln.get_peft_model(make_model(np.float32), ln.LoraConfig(r=2, target_modules="all-linear"))
+        history = ln.train(model, batches, ln.AdamW(0.05), **settings, **more)
+        return history.column("loss"), {name: host(p.value).tobytes() for name, p in model.named_parameters()}
+
+    expected = run(ConversationBatches(examples, 2, seed=1))
+    with pytest.raises(KeyboardInterrupt):
+        run(Stopping(examples, 2, seed=1), checkpoint=tmp_path / "run")
+    with pytest.raises(ValueError, match="belongs to another run: digest of the data was"):
+        run(ConversationBatches(toy(4, 9, 5, 7, 7), 2, seed=1), checkpoint=tmp_path / "run", resume=True)
+    assert run(ConversationBatches(examples, 2, seed=1), checkpoint=tmp_path / "run", resume=True) == expected
+
+
+def test_held_out_batches_hold_each_example_once_with_little_padding():
+    examples = toy(*np.random.default_rng(0).permutation(np.arange(3, 40)))
+    batches = heldout_batches(examples, batch_size=5)
+    assert sum(int((targets >= 0).sum()) for _, targets in batches) == sum(int(e.counts.sum()) for e in examples)
+    assert [len(tokens) for tokens, _ in batches] == [5] * 7 + [2]
+    area = sum(tokens.size for tokens, _ in batches)
+    assert area <= 1.15 * sum(len(e.tokens) - 1 for e in examples), "examples of a like length belong together"
+
+
+def test_batches_of_nothing_are_refused():
+    for make in (ConversationBatches, heldout_batches):
+        with pytest.raises(ValueError, match="no examples"):
+            make([])
+        with pytest.raises(ValueError, match="batch_size = 0"):
+            make(toy(4), 0)
+    with pytest.raises(IndexError, match="batch -1 of an endless sequence"):
+        ConversationBatches(toy(4))[-1]
+    with pytest.raises(TypeError, match="not iterable"):
+        iter(ConversationBatches(toy(4)))

@@ -1,0 +1,114 @@
+"""Shards of a batch in threads: the gradients of one worker, the same to the bit each time, and nothing shared but the weights."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from test_lora import adapted
+
+from lora_np import ops
+from lora_np.parallel import loss_and_gradients
+
+
+@pytest.fixture
+def batch():
+    rng = np.random.default_rng(3)
+    tokens, targets = rng.integers(0, 11, (2, 5, 6))
+    targets[1, 2:] = targets[4, 1:] = ops.IGNORE_INDEX  # the shards do not count the same number of tokens
+    return tokens, targets
+
+
+def run(model, batch, **settings):
+    model.zero_grad()
+    loss = loss_and_gradients(model, *batch, **settings)
+    return loss, {name: p.grad for name, p in model.named_parameters() if p.trainable}
+
+
+@pytest.mark.parametrize("workers", [2, 3, 5, 8])
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+def test_shards_add_up_to_the_whole_batch(make_model, batch, workers, full):
+    model = make_model(tie_word_embeddings=True) if full else adapted(make_model())
+    loss, gradients = run(model, batch)
+    shared_loss, shared = run(model, batch, workers=workers)
+    assert float(shared_loss) == pytest.approx(float(loss), rel=1e-14)
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(shared[name], gradient, rtol=1e-10, atol=1e-15, err_msg=name)
+
+
+def test_the_result_is_the_same_to_the_bit_however_the_threads_interleave(make_model, batch):
+    model = adapted(make_model(np.float32))
+    _, first = run(model, batch, workers=3)
+    for _ in range(5):
+        _, again = run(model, batch, workers=3)
+        assert all(np.array_equal(again[name], gradient) for name, gradient in first.items())
+
+
+def test_dloss_scales_the_gradient_and_what_is_there_already_stays(make_model, batch):
+    model = adapted(make_model())
+    once = {name: gradient.copy() for name, gradient in run(model, batch, workers=2)[1].items()}
+    loss_and_gradients(model, *batch, workers=2, dloss=0.5)
+    for name, p in model.named_parameters():
+        if p.trainable:
+            np.testing.assert_allclose(p.grad, 1.5 * once[name], rtol=1e-12)
+
+
+def test_each_shard_draws_its_own_dropout_masks(make_model, batch):
+    model = adapted(make_model(), lora_dropout=0.5)
+    tokens, targets = (np.repeat(a[:1], 2, axis=0) for a in batch)  # two equal rows
+    seen = []
+
+    class Spy(type(model)):
+        def loss(self, tokens, targets, rng=None):
+            seen.append(rng.random())
+            return super().loss(tokens, targets, rng=np.random.default_rng(0))
+
+    model.__class__ = Spy
+    loss_and_gradients(model, tokens, targets, rng=np.random.default_rng(1), workers=2)
+    assert len(set(seen)) == 2
+
+
+def test_the_shards_really_run_side_by_side(make_model, batch):
+    """Each waits for the other inside its forward: one after the other, they would wait for ever."""
+    model, meet = adapted(make_model()), threading.Barrier(2, timeout=10)
+
+    class Spy(type(model)):
+        def loss(self, *arguments, **settings):
+            meet.wait()
+            return super().loss(*arguments, **settings)
+
+    model.__class__ = Spy
+    loss_and_gradients(model, *batch, workers=2)
+
+
+def test_a_shard_in_which_nothing_counts_is_left_out(make_model, batch):
+    tokens, targets = batch
+    targets = targets.copy()
+    targets[3:] = ops.IGNORE_INDEX
+    model = adapted(make_model())
+    loss, gradients = run(model, (tokens, targets))
+    shared_loss, shared = run(model, (tokens, targets), workers=5)
+    assert float(shared_loss) == pytest.approx(float(loss), rel=1e-14)
+    assert all(np.allclose(shared[name], gradient) for name, gradient in gradients.items())
+    with pytest.raises(ValueError, match="every target is ignore_index"):
+        run(model, (tokens, np.full_like(targets, ops.IGNORE_INDEX)), workers=2)
+
+
+def test_a_replica_shares_the_weights_and_not_the_gradients(make_model, batch):
+    model = make_model(tie_word_embeddings=True)
+    twin = model.replica()
+    pairs = list(zip(model.named_parameters(), twin.named_parameters(), strict=True))
+    for (name, p), (twins_name, q) in pairs:
+        assert name == twins_name and p is not q and p.value is q.value and p.trainable == q.trainable
+    twin.backward(twin.loss(*batch)[1])
+    assert all(p.grad is None and q.grad is not None for (_, p), (_, q) in pairs)
+
+
+def test_an_error_in_a_shard_is_raised_and_leaves_no_gradient(make_model, batch):
+    model = adapted(make_model())
+    tokens = batch[0].copy()
+    tokens[4, 0] = 999
+    with pytest.raises(ValueError, match="holds 999"):
+        loss_and_gradients(model, tokens, batch[1], workers=2)
+    assert all(p.grad is None for _, p in model.named_parameters())
