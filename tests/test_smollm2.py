@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from test_tokenizer import CHAT, TRICKY
 
 import lora_np as ln
 from lora_np.fetch import MODELS, fetched
+from lora_np.parallel import loss_and_gradients
+from lora_np.studies.sides import copy_weights
 
 pytestmark = [pytest.mark.smollm2, pytest.mark.filterwarnings("ignore")]
 SOURCE = MODELS["smollm2-135m"]
@@ -149,3 +152,69 @@ def test_the_conversation_is_transformers(tokenizer, their_tokenizer):
         for prompt in (True, False):
             theirs = their_tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, tokenize=False)
             assert tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, tokenize=False) == theirs
+
+
+PROMPTS = [  # of different lengths
+    "The capital of France is",
+    "def fibonacci(n):\n    ",
+    "Once upon a time, in a village by the sea, there lived an old man who",
+    "Water boils at",
+    "日本の首都は",
+]
+
+
+@pytest.fixture(scope="module")
+def greedy(model, tokenizer):
+    """What each prompt gets alone: 50 tokens, also past the end of a text."""
+    return [ln.generate(model, [tokenizer.encode(prompt).tolist()], 50)[0] for prompt in PROMPTS]
+
+
+@oracle
+@pytest.mark.parametrize("row", range(len(PROMPTS)))
+def test_greedily_it_says_what_transformers_says(greedy, tokenizer, theirs, row):
+    import torch
+
+    ids = torch.from_numpy(tokenizer.encode(PROMPTS[row])[None])
+    settings = {"do_sample": False, "min_new_tokens": 50, "max_new_tokens": 50, "eos_token_id": None, "pad_token_id": 2}
+    with torch.no_grad():
+        expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), **settings)[0, ids.shape[1] :].tolist()
+    assert greedy[row] == expected
+
+
+@oracle
+def test_in_a_batch_of_other_lengths_each_prompt_gets_what_it_gets_alone(model, tokenizer, greedy):
+    ids = [tokenizer.encode(prompt).tolist() for prompt in PROMPTS]
+    assert len(set(map(len, ids))) > 3, "so that there is padding"
+    assert ln.generate(model, ids, 50) == greedy
+
+
+# ------------------------------------------------------------------------------------------------- one step of LoRA
+
+
+@oracle
+def test_a_lora_step_has_pefts_loss_and_pefts_gradients(theirs):
+    """2 × 256 tokens, r = 8, α = 16, all linear layers, B ≠ 0: the loss to 1e-5, every gradient to 1e-4 of its largest."""
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    settings = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
+    mine = ln.get_peft_model(ln.load_model("smollm2-135m"), ln.LoraConfig(**settings, init_lora_weights=False))
+    for name, p in mine.named_parameters():
+        if "lora_B" in name:
+            p.value *= 0.1  # drawn at ±1/√r it would drown the base
+    adapted = peft.get_peft_model(copy.deepcopy(theirs), peft.LoraConfig(**settings, task_type="CAUSAL_LM"))
+    copy_weights(mine, adapted)
+    tokens = np.random.default_rng(0).integers(0, mine.config.vocab_size, (2, 256))
+    targets = np.full_like(tokens, ln.ops.IGNORE_INDEX)
+    targets[:, :-1] = tokens[:, 1:]
+    expected = adapted(input_ids=torch.from_numpy(tokens), labels=torch.from_numpy(tokens), use_cache=False).loss
+    expected.backward()
+    for workers in (1, 2):
+        mine.zero_grad()
+        loss = float(loss_and_gradients(mine, tokens, targets, workers=workers))
+        assert loss == pytest.approx(expected.item(), abs=1e-5)
+        gradients = {name: p.grad for name, p in mine.named_parameters() if p.trainable}
+        assert len(gradients) == 2 * 7 * 30
+        for name, p in adapted.named_parameters():
+            if p.requires_grad:
+                error = np.abs(host(gradients.pop(name)) - p.grad.numpy()).max() / p.grad.abs().max().item()
+                assert error <= 1e-4, f"{name}: {error:.1e}"
+        assert not gradients

@@ -1,21 +1,75 @@
-"""python -m lora_np bench: what a training step costs."""
+"""python -m lora_np bench: what a training step costs, here and in PyTorch."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-HELP = "what a training step costs: seconds and peak memory, side by side"
+if TYPE_CHECKING:
+    from ..studies.table import Table
+
+HELP = "what a training step costs: seconds and peak memory, here, in PyTorch with PEFT, and at least"
+STEPS = ("tiny", "smollm2-135m", "llama-2-7b-block")
+PARTS = ("methods", *STEPS, "generation", "scaling")
+PICTURES = {"speed": "speed_chart", "speed_scaling": "scaling_chart"}  # table → its function in plots
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", type=Path, default=None, help="write the table there too")
+    tables = "speed.json, generation_speed.json and speed_scaling.json"
+    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}; default all")
+    parser.add_argument("--quick", action="store_true", help="three rounds: a look, with more noise")
+    parser.add_argument("--no-compile", action="store_true", help="without torch.compile, which takes a minute or two")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side (default: every processor)")
+    parser.add_argument("--json", type=Path, default=None, metavar="FOLDER", help=f"write {tables} there")
+    parser.add_argument("--figures", type=Path, default=None, metavar="FOLDER", help="draw their pictures there")
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from ..studies.speed import CASES, generation_speed, speed, speed_scaling
     from ..studies.step_cost import step_cost
 
-    table = step_cost()
+    if arguments.threads < 1:
+        raise ValueError(f"--threads {arguments.threads}; expected at least 1")
+    for folder in filter(None, (arguments.json, arguments.figures)):
+        folder.mkdir(parents=True, exist_ok=True)  # raises now, and not after ten minutes
+    parts = arguments.only or PARTS
+    how = {"threads": arguments.threads, "rounds": 3 if arguments.quick else 9, "say": say}
+    if "methods" in parts:
+        print_methods(step_cost())
+    if cases := [case for case in CASES if case.name in parts]:
+        keep(speed(cases, compiled=not arguments.no_compile, **how), print_speed, arguments)
+    if "generation" in parts:
+        keep(generation_speed(**how | {"rounds": 3 if arguments.quick else 5}), print_generation, arguments)
+    if "scaling" in parts:
+        keep(speed_scaling(**how), print_scaling, arguments)
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def keep(table: Table, show: Callable[[Table], None], arguments: argparse.Namespace) -> None:
+    """Print a table, and write it and its picture where that was asked for."""
+    print()
+    show(table)
+    sys.stdout.flush()
+    if arguments.json:
+        table.save(arguments.json / f"{table.study}.json")
+    if arguments.figures and table.study in PICTURES and table.rows:
+        from .. import plots
+
+        plots.save(getattr(plots, PICTURES[table.study])(table), arguments.figures, table.study)
+
+
+# ------------------------------------------------------------------------------------------------------------- printing
+
+
+def print_methods(table: Table) -> None:
+    """Full fine-tuning and LoRA here, in this process."""
     print(f"One training step on tiny, {table.settings['batch_size']} × {table.settings['seq_len']} tokens, AdamW")
     print(f"{'':24}{'trainable':>12}{'seconds':>10}{'peak MB':>10}{'time':>8}{'memory':>8}")
     full = table.rows[0]
@@ -23,5 +77,90 @@ def run(arguments: argparse.Namespace) -> None:
         name = "full fine-tuning" if row["method"] == "full" else f"LoRA r={row['r']} {row['target_modules']}"
         ratios = f"{row['seconds'] / full['seconds']:8.2f}{row['peak_bytes'] / full['peak_bytes']:8.2f}"
         print(f"{name:24}{row['trainable']:12,}{row['seconds']:10.4f}{row['peak_bytes'] / 1e6:10.1f}{ratios}")
-    if arguments.json:
-        table.save(arguments.json)
+
+
+def print_sides(table: Table) -> None:
+    """What the numbers depend on: the machine, and each side's BLAS and kernel."""
+    settings, versions = table.settings, table.versions
+    print(
+        f"--threads {settings['threads']} on {settings['processor']}; the median of {settings['rounds']} rounds in turn"
+    )
+    for name, used in settings["blas"].items():
+        print(f"  {name:18}{used['blas']}, kernel {used['kernel']}, threads {used['threads']}")
+    libraries = ("numpy", "torch", "peft", "transformers")
+    print("  " + ", ".join(f"{name} {versions[name]}" for name in libraries if name in versions))
+    for warning in settings["warnings"]:
+        print(f"  warning: {warning}")
+
+
+def print_speed(table: Table) -> None:
+    """A training step on each side of each case."""
+    print("One LoRA step (forward, backward, AdamW), all linear layers, float32")
+    print_sides(table)
+    for name, case in table.settings["cases"].items():
+        size = f"{name}, {case['batch_size']} × {case['seq_len']} tokens, r = {case['r']}, α = {case['lora_alpha']}"
+        print(
+            f"\n{size:46}{'seconds':>9}{'tokens/s':>10}{'× ours':>8}{'quartiles':>14}{'floor':>7}{'peak MB':>9}{'before':>8}"
+        )
+        rows = table.where(case=name)
+        for row in rows:
+            flops = f" ({row['flops'] / 1e9:,.0f} GFLOP)" if "flops" in row else ""
+            memory = f"{megabytes(row['peak_bytes']):>9}{megabytes(row['loaded_bytes']):>8}"
+            share = f"{row['floor_share']:>7.0%}"
+            print(
+                f"  {row['side'] + flops:44}{row['seconds']:9.4f}{row['tokens_per_second']:10,.0f}{ratio(row)}{share}{memory}"
+            )
+        losses = {row["side"]: row["losses"] for row in rows if "losses" in row}
+        first = ", ".join(f"{side} {first:.6f} then {then:.6f}" for side, (first, then) in losses.items())
+        print(f"  losses of the first two steps: {first}")
+        for row in (row for row in rows if row["side"] == "PEFT compiled"):
+            print(f"  {row['side']}: its first step, which compiles, took {row['first_step_seconds']:.0f} s")
+    print("\n  floor: the frozen matrix products alone, in NumPy's BLAS; under it, its share of a side's time")
+    which = "during the steps" if table.settings["peak_is_of_the_steps"] else "since the process began"
+    print(f"  peak MB: resident at most {which}; before: when the model was loaded. Both with the libraries themselves")
+
+
+def print_generation(table: Table) -> None:
+    """Greedy generation on both sides."""
+    settings = table.settings
+    print(
+        f"Generation, {settings['prompt_tokens']} tokens read and {settings['new_tokens']} written by each row, greedy"
+    )
+    print_sides(table)
+    print(f"{'':40}{'seconds':>9}{'tokens/s':>10}{'× ours':>8}{'quartiles':>14}{'peak MB':>9}")
+    for row in table.rows:
+        name = f"{row['case']}, batch {row['batch_size']}, {row['side'].removesuffix(', generating')}"
+        figures = f"{row['seconds']:9.4f}{row['tokens_per_second']:10,.1f}{ratio(row)}{megabytes(row['peak_bytes']):>9}"
+        print(f"  {name:38}{figures}")
+
+
+def print_scaling(table: Table) -> None:
+    """How a step's seconds grow with each thing, and the straight line through them."""
+    print(f"How the cost of a step grows: {table.settings['shape']}'s shape with random weights")
+    print_sides(table)
+    for sweep, line in table.settings["lines"].items():
+        rows = table.where(sweep=sweep)
+        one = rows[0]
+        fixed = {"rows": one["batch_size"], "tokens a row": one["seq_len"], "r": one["r"], "layers": one["layers"]}
+        fixed.pop({"tokens": "tokens a row", "batch": "rows"}.get(sweep, sweep))
+        fixed |= {"vocabulary": one["vocab_size"]}
+        print(f"\n{sweep}, at " + ", ".join(f"{key} {value:,}" for key, value in fixed.items()))
+        print("  " + "".join(f"{row['x']:>9,}" for row in rows))
+        print("  " + "".join(f"{row['seconds']:9.3f}" for row in rows) + "   seconds")
+        print("  " + "".join(f"{row['ratio']:9.2f}" for row in rows) + "   × the first")
+        print(
+            f"  a straight line: {line['slope']:.3g} s each, and {line['intercept']:.3g} s; R² = {line['r_squared']:.4f}"
+        )
+
+
+def ratio(row: dict) -> str:
+    """The columns "× ours" and "quartiles", or dashes where nothing is compared."""
+    if row.get("ratio") is None:
+        return f"{'–':>8}{'–':>14}"
+    low, high = row["ratio_range"]
+    return f"{row['ratio']:8.2f}{f'{low:.2f} – {high:.2f}':>14}"
+
+
+def megabytes(size: int | None) -> str:
+    """Bytes in MB, or a dash where the system does not say."""
+    return "–" if size is None else f"{size / 1e6:,.0f}"

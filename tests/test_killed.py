@@ -1,0 +1,214 @@
+"""Killed at any moment, a run goes on from its checkpoint and ends with the same bits; and no file is ever there by half.
+
+The run is a process of its own that stops at its moments (a batch is asked for; half of a file is written; all of it; it has
+its name) and tells of each. So a test kills it in exactly the one that it wants, in a write too; SIGKILL cannot be caught.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from lora_np.files import load_arrays
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+
+KILLED = -9  # the exit status: minus SIGKILL
+
+MOMENTS = """
+import os, sys
+import safetensors.numpy
+import lora_np as ln
+
+def moment(name, of=""):
+    print(name, os.path.basename(of).split(".")[0], flush=True)
+    sys.stdin.readline()  # killed here, or told to go on
+
+save_file, replace = safetensors.numpy.save_file, os.replace
+
+def save_file_with_moments(arrays, path, metadata):
+    save_file(arrays, path, metadata)
+    whole = open(path, "rb").read()
+    os.truncate(path, len(whole) // 2)
+    moment("half", path)
+    with open(path, "wb") as file:
+        file.write(whole)
+    moment("whole", path)
+
+def replace_with_moment(old, new):
+    replace(old, new)
+    moment("renamed", new)
+
+safetensors.numpy.save_file, os.replace = save_file_with_moments, replace_with_moment
+
+class WithMoments:
+    def __getitem__(self, i):
+        moment("batch")
+        return super().__getitem__(i)
+"""
+
+LIBRARY = """
+class Batches(WithMoments, ln.data.Batches):
+    pass
+
+method, folder = sys.argv[1:]
+model = ln.Transformer.random(ln.TransformerConfig(
+    vocab_size=11, hidden_size=12, intermediate_size=20, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=4, max_position_embeddings=32,
+))
+if method == "lora":
+    model = ln.get_peft_model(model, ln.LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.3))
+batches = Batches(np.arange(500) ** 2 % 11, batch_size=2, seq_len=6)
+history = ln.train(
+    model, batches, ln.AdamW(0.05), steps=20, schedule=ln.WarmupCosine(20, 2), max_grad_norm=1.0, accumulate=2,
+    checkpoint=folder + "/checkpoint.safetensors", checkpoint_every=1, resume=True,
+)
+"""
+
+COMMAND = """
+from lora_np import conversations
+from lora_np.__main__ import main
+
+class ConversationBatches(WithMoments, conversations.ConversationBatches):
+    pass
+
+conversations.ConversationBatches = ConversationBatches
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+class Run:
+    """A process that runs `code`, and the folder that it writes to."""
+
+    def __init__(self, code, arguments, folder):
+        folder.mkdir(exist_ok=True)
+        self.folder, self.said = folder, []
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", f"import numpy as np{MOMENTS}{code}", *arguments],
+            env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # threads that wait by spinning are slow on a busy machine
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+        )
+
+    def moments(self):
+        """Each moment as it comes, with what is in the folder found whole; then the process goes on."""
+        for line in self.process.stdout:
+            if line.startswith(("batch", "half", "whole", "renamed")):
+                self.check()
+                yield line.strip()
+                with contextlib.suppress(BrokenPipeError):  # where it was killed
+                    print(file=self.process.stdin, flush=True)
+            else:
+                self.said.append(line)
+
+    def check(self):
+        for path in self.folder.iterdir():
+            if path.suffix == ".safetensors":
+                load_arrays(path)  # raises where a byte is missing or another than was written
+            elif path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+
+    def kill_at(self, moment, count):
+        """Kill it when `moment` comes for the count-th time."""
+        for seen in self.moments():
+            count -= seen == moment
+            if count == 0:
+                self.process.kill()
+                break
+        self.end(KILLED)
+
+    def kill_after(self, seconds):
+        """Kill it this long after its first moment, wherever it is then, or let it end before that."""
+        moments = self.moments()
+        next(moments)
+        timer = threading.Timer(seconds, self.process.kill)
+        timer.start()
+        for _ in moments:
+            pass
+        timer.cancel()
+        self.end(0, KILLED)
+
+    def finish(self):
+        """Let it run to its end."""
+        for _ in self.moments():
+            pass
+        self.end(0)
+
+    def end(self, *expected):
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        status = self.process.wait()
+        self.process.stdout.close()
+        assert status in expected, f"it ended with {status} after it had said:\n{''.join(self.said)}"
+        self.check()
+
+
+def content(path):
+    """What a file holds, bit for bit, but for the seconds, which no two runs share. (The order of metadata is chance.)"""
+    if path.suffix == ".json":
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return without_seconds(found) if path.name == "history.json" else found
+    arrays, metadata = load_arrays(path)
+    if "history" in metadata:
+        metadata["history"] = without_seconds(json.loads(metadata["history"]))
+        del metadata["lora_np.sha256"]  # of the seconds too
+    return {name: (x.dtype.str, x.shape, x.tobytes()) for name, x in arrays.items()}, metadata
+
+
+def without_seconds(rows):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def contents(folder):
+    return {path.name: content(path) for path in sorted(folder.iterdir()) if path.suffix != ".tmp"}
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_run_killed_again_and_again_ends_with_the_same_bits(method, tmp_path):
+    def run(name):
+        return Run(LIBRARY, [method, str(tmp_path / name)], tmp_path / name)
+
+    run("never killed").finish()
+    draw = random.Random(method)
+    kills = [(f"{moment} checkpoint", draw.randint(1, 3)) for moment in ("half", "whole", "renamed")]
+    kills += [("batch", draw.randint(2, 7)), ("half checkpoint", 2)]
+    draw.shuffle(kills)  # together they are killed before step 20
+    for moment, count in kills:
+        run("killed").kill_at(moment, count)
+    run("killed").kill_after(draw.uniform(0, 0.05))
+    run("killed").finish()
+    killed, never = contents(tmp_path / "killed"), contents(tmp_path / "never killed")
+    assert list(never) == ["checkpoint.safetensors"] and killed == never
+
+
+def test_the_command_killed_again_and_again_ends_with_the_same_adapter(tmp_path):
+    data = tmp_path / "data.jsonl"
+    turns = [("Who?", "A keeper."), ("Where?", "At sea."), ("When?", "At dusk.")]
+    messages = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in turns]
+    data.write_text("\n".join(json.dumps({"messages": m}) for m in messages), encoding="utf-8")
+
+    def run(name):
+        options = ["--model", "tiny", "--r", "2", "--lora-dropout", "0.1", "--batch-size", "2", "--steps", "4"]
+        options += ["--checkpoint-every", "1", "--resume", "--data", str(data), "--output", str(tmp_path / name)]
+        return Run(COMMAND, ["train", *options], tmp_path / name)
+
+    run("never killed").finish()
+    kills = [("batch", 3), ("half checkpoint", 2), ("half adapter_model", 1), ("renamed adapter_model", 1)]
+    for moment, count in [*kills, ("renamed adapter_config", 1)]:
+        run("killed").kill_at(moment, count)
+    names = {path.name for path in (tmp_path / "killed").iterdir()}
+    assert {"adapter_model.safetensors", "checkpoint.safetensors"} <= names, "it was killed between the two"
+    run("killed").finish()
+    assert not list((tmp_path / "killed").glob("*.tmp")), "what was half-written is swept away in the end"
+    killed, never = contents(tmp_path / "killed"), contents(tmp_path / "never killed")
+    assert list(never) == ["adapter_config.json", "adapter_model.safetensors", "history.json"] and killed == never

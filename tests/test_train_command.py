@@ -1,0 +1,446 @@
+"""python -m lora_np train: it does what the library does, says what it does, resumes, and never loses what is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+
+import numpy as np
+import pytest
+from on_device import DEVICE, host
+from test_conversations import RECORDS, SMOLLM2, byte_pairs, chat
+
+import lora_np as ln
+from lora_np import conversations
+from lora_np.__main__ import main
+from lora_np.commands import train as command
+from lora_np.files import VocabularyTokenizer, load_arrays
+
+DATA = [chat("Who are you?", "A keeper."), chat("Hi", "Ahoy."), chat("Where?", "At sea.", "Alone?", "No.")]
+DATA += [{"prompt": "The lamp is", "completion": " lit."}, chat("Dark?", "Yes.", system="Be brief.")]
+ADAPTER = ["adapter_config.json", "adapter_model.safetensors", "history.json"]
+RUN = ["--model", "tiny", "--batch-size", "2", "--steps", "3", "--checkpoint-every", "1", "--workers", "1"]
+
+
+@pytest.fixture
+def jsonl(tmp_path):
+    """`jsonl(records, name)` → the path of a file of them, as a string."""
+
+    def write(records=DATA, name="data.jsonl"):
+        (tmp_path / name).write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+        return str(tmp_path / name)
+
+    return write
+
+
+@pytest.fixture
+def run(jsonl, tmp_path):
+    """`run(*options)` trains "tiny" on DATA for three steps into tmp_path/out, and returns the exit status."""
+
+    def run(*options, data=None):
+        return main(["train", *RUN, "--data", data or jsonl(), "--output", str(tmp_path / "out"), *map(str, options)])
+
+    return run
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def weights(folder):
+    """What was learned, bit for bit. (A file's bytes are not: the order of its metadata is chance.)"""
+    arrays = [load_arrays(path)[0] for path in sorted(folder.glob("*.safetensors"))]
+    return [{name: (x.dtype.str, x.shape, x.tobytes()) for name, x in found.items()} for found in arrays]
+
+
+class Interrupted(conversations.ConversationBatches):
+    """A person presses Ctrl-C in the second step."""
+
+    def __getitem__(self, i):
+        if i == 1:
+            raise KeyboardInterrupt
+        return super().__getitem__(i)
+
+
+# -------------------------------------------------------------------------------------------------------- what it does
+
+
+def test_it_does_what_the_same_calls_of_the_library_do(run, jsonl, tmp_path):
+    options = ["--r", 3, "--lora-alpha", 5, "--target-modules", "q_proj,v_proj", "--lora-dropout", 0.2, "--use-rslora"]
+    options += ["--lr", 0.02, "--warmup", 2, "--weight-decay", 0.1, "--max-grad-norm", 0.5, "--accumulate", 2]
+    assert run(*options, "--seed", 4) == 0
+
+    config = ln.LoraConfig(
+        r=3,
+        lora_alpha=5,
+        target_modules=["q_proj", "v_proj"],
+        lora_dropout=0.2,
+        use_rslora=True,
+        base_model_name_or_path="tiny",
+    )
+    model = ln.get_peft_model(ln.load_model("tiny"), config, seed=4)
+    examples = conversations.read(jsonl(), ln.load_tokenizer("tiny"))
+    ln.train(
+        model,
+        conversations.ConversationBatches(examples, batch_size=2, seed=4),
+        ln.AdamW(0.02, weight_decay=0.1),
+        steps=3,
+        schedule=ln.WarmupCosine(3, warmup=2),
+        max_grad_norm=0.5,
+        accumulate=2,
+        seed=4,
+    )
+    model.save_pretrained(tmp_path / "by hand")
+    assert list(files(tmp_path / "out")) == ADAPTER, "nothing else is left in the folder"
+    assert weights(tmp_path / "out") == weights(tmp_path / "by hand")
+    ours, theirs = ((tmp_path / name / "adapter_config.json").read_text() for name in ("out", "by hand"))
+    assert json.loads(ours) == json.loads(theirs)
+
+
+def test_the_adapter_is_one_for_the_library_and_knows_its_losses(run, jsonl, tmp_path, capsys):
+    assert run("--heldout", jsonl(DATA[:2], "heldout.jsonl"), "--eval-every", 2) == 0
+    rows = json.loads((tmp_path / "out" / "history.json").read_text(encoding="utf-8"))
+    assert [row["step"] for row in rows if "heldout" in row] == [0, 2, 3]
+    model = ln.PeftModel.from_pretrained(ln.load_model("tiny"), tmp_path / "out")
+    batches = conversations.heldout_batches(conversations.read(jsonl(DATA[:2]), ln.load_tokenizer("tiny")), 2)
+    with model.disable_adapter():
+        assert ln.evaluate(model, batches) == pytest.approx(rows[0]["heldout"], abs=1e-6)
+    assert ln.evaluate(model, batches) == pytest.approx(rows[-1]["heldout"], abs=1e-6)
+    assert rows[-1]["heldout"] < rows[0]["heldout"]
+    said = capsys.readouterr().out
+    assert f"held-out {rows[0]['heldout']:.4f} → {rows[-1]['heldout']:.4f} nats a token" in said
+
+
+@pytest.mark.oracle
+@pytest.mark.filterwarnings("ignore")
+def test_peft_loads_the_folder(run, tmp_path):
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    assert run("--lr", 0.05) == 0
+    base = transformers.AutoModelForCausalLM.from_pretrained(ln.pretrained.EMBEDDED / "tiny", dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "out").eval()
+    ours, plain = ln.PeftModel.from_pretrained(ln.load_model("tiny"), tmp_path / "out"), ln.load_model("tiny")
+    tokens = np.arange(40)[None] + 60
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(tokens)).logits.numpy()
+    difference = np.abs(host(ours.forward(tokens)[0]) - expected).max()
+    assert difference < 1e-4 < np.abs(host(plain.forward(tokens)[0]) - expected).max(), "measured 1e-5"
+
+
+def test_it_says_first_what_it_is_going_to_do(run, capsys):
+    assert run("--accumulate", 2) == 0
+    said = capsys.readouterr().out.splitlines()
+    examples = [conversations.example(record, ln.load_tokenizer("tiny")) for record in DATA]
+    tokens, counted = sum(len(e.tokens) for e in examples), sum(e.counts.sum() for e in examples)
+    assert said[0] == "trainable params: 97,280 || all params: 1,114,496 || trainable%: 8.7286"
+    assert said[1].endswith(f"data.jsonl: 5 records, {tokens} tokens, of which {counted} count: the answers")
+    assert said[2].startswith("3 steps of 2 records × 2, AdamW(lr=0.001,")
+    assert said[2].endswith("1 steps of warm-up, then a cosine to 0")
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"), [([], 8), (["--epochs", "0.5"], 2), (["--accumulate", "2"], 4), (["--batch-size", "16"], 1)]
+)
+def test_epochs_are_as_many_steps_as_they_need(options, steps, jsonl, tmp_path, capsys):
+    given = ["--model", "tiny", "--data", jsonl(), "--output", str(tmp_path / "out"), "--batch-size", "2", *options]
+    assert main(["train", *given]) == 0
+    assert f"\n{steps} steps of" in capsys.readouterr().out, "5 records, 3 epochs if nothing is said"
+
+
+def test_it_shows_how_far_it_is(run, monkeypatch, capsys):
+    monkeypatch.setattr("lora_np.progress.EVERY", -1.0)
+    assert run() == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "steps" in line]
+    assert len(lines) == 3
+    assert all("left, loss " in line and ", tokens/s " in line for line in lines)
+
+
+COMMANDS = {  # the first record → the command but for the folder
+    "a conversation": (DATA[0], "--model tiny --adapter {} --chat 'Who are you?'"),
+    "with a system message": (DATA[4], "--model tiny --adapter {} --system 'Be brief.' --chat 'Dark?'"),
+    "plain text": (DATA[3], "--model tiny --adapter {} --raw 'The lamp is'"),
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="its terminal quotes otherwise")
+@pytest.mark.parametrize("case", COMMANDS)
+def test_it_ends_with_the_command_that_tries_the_adapter(case, run, jsonl, tmp_path, capsys):
+    record, expected = COMMANDS[case]
+    assert run("--heldout", jsonl([record], "heldout.jsonl"), "--steps", 1) == 0
+    line = capsys.readouterr().out.splitlines()[-1].strip()
+    assert line == "python -m lora_np generate " + expected.format(shlex.quote(str(tmp_path / "out")))
+    assert main([*shlex.split(line)[3:], "--max-new-tokens", "2"]) == 0, "and it works"
+
+
+def test_a_shipped_data_set_brings_its_held_out_records(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(conversations, "ASSETS", tmp_path)
+    (tmp_path / "harbour").mkdir()
+    for split, records in (("train", DATA), ("heldout", DATA[:2])):
+        (tmp_path / "harbour" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, records)))
+    assert run(data="harbour") == 0
+    said = capsys.readouterr().out
+    assert "harbour: 5 records" in said and "held out: 2 records" in said and "held-out" in said.splitlines()[-3]
+
+
+def test_records_too_long_are_one_line_of_warning(run, capsys):
+    assert run("--max-length", 80) == 0
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and errors[0].startswith("warning: ") and "cut to max_length = 80 tokens" in errors[0]
+
+
+# --------------------------------------------------------------------------------------------------- full fine-tuning
+
+
+def test_full_saves_a_model_in_which_every_weight_was_trained(run, tmp_path, capsys):
+    assert run("--full", "--lr", 0.01) == 0
+    assert list(files(tmp_path / "out")) == ["config.json", "history.json", "model.safetensors"]
+    before, after = ln.load_model("tiny").state_dict(), ln.load_model(tmp_path / "out").state_dict()
+    assert before.keys() == after.keys()
+    assert [name for name in before if np.array_equal(host(before[name]), host(after[name]))] == []
+    said = capsys.readouterr().out
+    assert "trainable params: 1,017,216 || all params: 1,017,216 || trainable%: 100.0000" in said
+    assert f"generate --model {tmp_path / 'out'} --chat" in said
+
+
+def test_full_saves_the_tokenizer_beside_it(make_model, jsonl, tmp_path):
+    tokenizer = VocabularyTokenizer(byte_pairs(), {"bos": 1, "eos": 2, "pad": 2}, SMOLLM2)
+    ln.save_model(
+        make_model(np.float32, vocab_size=tokenizer.vocab_size, max_position_embeddings=512), tmp_path / "base"
+    )
+    tokenizer.save_pretrained(tmp_path / "base")
+    given = ["--model", str(tmp_path / "base"), "--data", jsonl(list(RECORDS.values())), "--batch-size", "2"]
+    assert main(["train", *given, "--steps", "2", "--full", "--output", str(tmp_path / "out")]) == 0
+    saved = ln.load_tokenizer(tmp_path / "out")
+    for record in RECORDS.values():
+        messages = record["messages"]
+        assert saved.apply_chat_template(messages).tolist() == tokenizer.apply_chat_template(messages).tolist()
+    assert saved.eos_token_id == 2
+
+
+def test_loras_options_say_nothing_about_full_fine_tuning(run, tmp_path, capsys):
+    for option in (
+        ["--r", 4],
+        ["--lora-alpha", 8],
+        ["--target-modules", "q_proj"],
+        ["--lora-dropout", 0],
+        ["--use-rslora"],
+    ):
+        assert run("--full", *option) == 1
+        assert (
+            capsys.readouterr().err == f"lora_np train: {option[0]} is LoRA's, and --full trains without an adapter\n"
+        )
+    assert not (tmp_path / "out").exists()
+
+
+# ----------------------------------------------------------------------------------------- stopped, resumed, overwritten
+
+
+@pytest.mark.parametrize("method", [[], ["--full"]], ids=["lora", "full"])
+def test_stopped_and_resumed_it_ends_as_if_it_had_never_stopped(method, run, jsonl, tmp_path, monkeypatch, capsys):
+    options = [*method, "--heldout", jsonl(DATA[:2], "heldout.jsonl")]
+    assert run(*options) == 0
+    expected = weights(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / "never stopped")
+    capsys.readouterr()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(conversations, "ConversationBatches", Interrupted)
+        assert run(*options) == 130
+    errors = capsys.readouterr().err
+    assert f"the same command with --resume goes on from {tmp_path / 'out' / 'checkpoint.safetensors'}" in errors
+    assert list(files(tmp_path / "out")) == ["checkpoint.safetensors"]
+
+    before = files(tmp_path / "out")
+    assert run(*options) == 1
+    assert "is of an unfinished run: --resume goes on with it, --overwrite starts again" in capsys.readouterr().err
+    assert files(tmp_path / "out") == before
+
+    assert run(*options, "--resume") == 0
+    assert weights(tmp_path / "out") == expected, "and the checkpoint is gone"
+    rows, never = (json.loads((tmp_path / name / "history.json").read_text()) for name in ("out", "never stopped"))
+    assert [row | {"seconds": 0} for row in rows] == [row | {"seconds": 0} for row in never]
+
+
+def test_an_unfinished_run_can_be_begun_again(run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(conversations, "ConversationBatches", Interrupted)
+        assert run("--lr", 0.5) == 130
+    assert run("--overwrite") == 0
+    again = weights(tmp_path / "out")
+    assert run("--overwrite") == 0
+    assert weights(tmp_path / "out") == again, "no step of the run with another lr is in it"
+
+
+def test_resume_begins_where_there_is_nothing_and_does_nothing_where_all_is_done(run, tmp_path, capsys):
+    assert run("--resume") == 0
+    before = files(tmp_path / "out")
+    assert run("--resume") == 0
+    assert capsys.readouterr().out.endswith("out is finished; --overwrite would train it again\n")
+    assert files(tmp_path / "out") == before
+
+
+def test_a_finished_adapter_is_overwritten_only_where_that_is_asked_for(run, tmp_path, capsys):
+    assert run() == 0
+    before, learned = files(tmp_path / "out"), weights(tmp_path / "out")
+    assert run("--lr", 0.01) == 1
+    assert "adapter_config.json exists: --overwrite replaces it, or give another --output" in capsys.readouterr().err
+    assert files(tmp_path / "out") == before
+    assert run("--lr", 0.01, "--overwrite") == 0
+    assert weights(tmp_path / "out") != learned
+
+
+def test_the_old_adapter_stays_until_the_new_one_is_there(run, tmp_path, monkeypatch):
+    assert run() == 0
+    before = files(tmp_path / "out")
+    monkeypatch.setattr(conversations, "ConversationBatches", Interrupted)
+    assert run("--lr", 0.01, "--overwrite") == 130
+    after = files(tmp_path / "out")
+    assert after.pop("checkpoint.safetensors") and after == before
+
+
+def test_half_an_adapter_is_no_finished_one(run, tmp_path, capsys):
+    assert run() == 0
+    (tmp_path / "out" / "adapter_config.json").unlink()
+    assert run("--resume") == 1
+    assert "adapter_model.safetensors exists: --overwrite replaces it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("first", "then"), [([], ["--full"]), (["--full"], [])], ids=["adapter", "model"])
+def test_a_folder_is_of_an_adapter_or_of_a_model(first, then, run, tmp_path, capsys):
+    """Both in one folder would be read by other libraries as the one upon the other."""
+    assert run(*first) == 0
+    before = files(tmp_path / "out")
+    assert run(*then, "--overwrite") == 1
+    assert "exists, which is something else: give another --output" in capsys.readouterr().err
+    assert files(tmp_path / "out") == before
+
+
+OTHERS = {
+    "another file": (lambda jsonl: ["--data", jsonl(DATA[:3], "other.jsonl")], "digest of the data was"),
+    "another max_length": (lambda jsonl: ["--max-length", "85"], "digest of the data was"),
+    "another seed": (lambda jsonl: ["--seed", "1"], "seed was 0, is 1"),
+    "another rank": (lambda jsonl: ["--r", "4"], "adapter was"),
+    "another lr": (lambda jsonl: ["--lr", "0.5"], "optimizer was AdamW"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*cut to max_length")
+@pytest.mark.parametrize("case", OTHERS)
+def test_another_run_is_not_resumed(case, run, jsonl, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(conversations, "ConversationBatches", Interrupted)
+        assert run() == 130
+    before = files(tmp_path / "out")
+    options, message = OTHERS[case]
+    assert run("--resume", *options(jsonl)) == 1
+    errors = capsys.readouterr().err.splitlines()[-1]
+    assert "checkpoint.safetensors belongs to another run: " in errors and message in errors
+    assert files(tmp_path / "out") == before
+
+
+def test_another_base_is_not_resumed(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(conversations, "ConversationBatches", Interrupted)
+    base = ln.load_model("tiny")
+    ln.save_model(base, tmp_path / "base")
+    assert run("--model", tmp_path / "base") == 130
+    base.model.layers[2].mlp.down_proj.weight.value *= 1.01
+    ln.save_model(base, tmp_path / "base")
+    assert run("--model", tmp_path / "base", "--resume") == 1
+    assert "belongs to another run: digest of the frozen weights was" in capsys.readouterr().err
+
+
+def test_what_a_killed_writer_left_is_swept_away_and_nothing_else(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    for name in ("checkpoint.safetensors.0123456789abcdef0123456789abcdef.tmp", "mine.tmp", "notes.txt"):
+        (tmp_path / "out" / name).write_text("half")
+    assert run() == 0
+    assert list(files(tmp_path / "out")) == [*ADAPTER, "mine.tmp", "notes.txt"]
+
+
+# ------------------------------------------------------------------------------------------------------------- bad input
+
+WRONG = {
+    "no such file": (["--data", "none.jsonl"], r"no data 'none.jsonl': there is no such file, and the package has ["),
+    "no such model": (["--model", "large"], "no model 'large'"),
+    "no held-out file": (["--heldout", "none.jsonl"], "no data 'none.jsonl'"),
+    "no steps": (["--steps", "0"], "count from 1"),
+    "batches of none": (["--batch-size", "0"], "batch_size = 0; expected at least 1"),
+    "updates of none": (["--accumulate", "0"], "--accumulate 0; expected a number above 0"),
+    "longer than the model": (["--max-length", "513"], "--max-length 513: this model takes at most 512 tokens"),
+    "no length": (["--max-length", "1"], "max_length = 1; expected at least 2"),
+    "an unknown layer": (["--target-modules", "q_prj"], "'q_prj' matches no linear layer"),
+    "a rank of none": (["--r", "0"], "r = 0; the rank must be at least 1"),
+    "dropping all": (["--lora-dropout", "1"], "lora_dropout = 1.0"),
+    "a negative rate": (["--lr", "-1"], "lr = -1.0; expected a number ≥ 0"),
+    "a longer warm-up than run": (["--warmup", "9"], "warmup 9 of 3 steps"),
+    "no clipping by 0": (["--max-grad-norm", "0"], "max_norm = 0.0"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_input_is_one_line_and_leaves_no_folder(case, run, tmp_path, capsys):
+    options, message = WRONG[case]
+    assert run(*options) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("lora_np train: ") and message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("epochs", ["0", "-1", "nan", "inf"])
+def test_epochs_are_a_number_above_0(epochs, jsonl, tmp_path, capsys):
+    given = ["--model", "tiny", "--data", jsonl(), "--output", str(tmp_path / "out")]
+    assert main(["train", *given, "--epochs", epochs]) == 1
+    assert f"--epochs {float(epochs)}; expected a number above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(1, 1), (2, 2), (64, 2)])
+def test_by_default_a_thread_a_core_shares_each_batch(cores, expected, jsonl, tmp_path, monkeypatch):
+    monkeypatch.setattr(command.os, "cpu_count", lambda: cores)
+    seen = []
+
+    def stop(model, tokens, targets, rng, workers, dloss):
+        seen.append(workers)
+        raise ValueError("seen enough")
+
+    monkeypatch.setattr(sys.modules["lora_np.train"], "loss_and_gradients", stop)
+    given = [*RUN[:-2], "--data", jsonl(), "--output", str(tmp_path / "out")]
+    assert main(["train", *given]) == 1 and seen == [expected]
+
+
+def test_an_output_that_is_a_file_is_refused(run, tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    assert run("--overwrite") == 1
+    assert "out is a file; --output takes a folder" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_options_that_exclude_each_other_are_refused(run, capsys):
+    for options in (["--epochs", "2"], ["--resume", "--overwrite"]):
+        with pytest.raises(SystemExit):
+            run(*options)
+        assert "not allowed with argument" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------------ SmolLM2
+
+
+@pytest.mark.smollm2
+@pytest.mark.skipif(DEVICE != "numpy", reason="one device's timing is enough")
+def test_two_steps_teach_smollm2_something(jsonl, tmp_path, capsys):
+    given = [
+        "--data",
+        jsonl([DATA[0]]),
+        "--heldout",
+        jsonl([DATA[0]], "heldout.jsonl"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    assert main(["train", *given, "--steps", "2", "--batch-size", "1", "--lr", "0.003"]) == 0
+    rows = json.loads((tmp_path / "out" / "history.json").read_text())
+    assert rows[-1]["heldout"] < rows[0]["heldout"] - 0.3
+    assert "generate --model smollm2-135m --adapter" in capsys.readouterr().out
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "smollm2-135m"
+    assert command.LORA["target_modules"] == "all-linear" and len(config["target_modules"]) == 7
