@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from . import gradcheck_model, plots
+from .fetch import fetched
 from .notebooks import execute_all
 from .studies import convergence as convergence_study
 from .studies import parameters, rank_reduction
 from .studies.claims import energy, gain_kept, write_into
 from .studies.convergence import Run, Setting, convergence, shortfall
+from .studies.finetuning import finetuning
 from .studies.step_cost import step_cost, timed_alike
 from .studies.table import Table
 
@@ -40,12 +42,14 @@ def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> N
     tables["convergence"] = convergence(setting, workers, runs)
     if full:
         tables["shortfall"] = shortfall(tables["convergence"], workers=workers, folder=runs)
+        tables |= real_model(figures)
     say(3, "rank reduction: the ΔW that full fine-tuning learns")
     tables |= rank_tables(setting, tables["convergence"])
     say(4, "what a step costs, side by side")
     tables["step_cost"] = step_cost(list(setting.methods()), repeats=7 if full else 3)
     for name, table in tables.items():
-        table.command = "python -m lora_np reproduce" + (" --full" if full else "")
+        if "speed" not in name:  # those are of `bench`
+            table.command = "python -m lora_np reproduce" + (" --full" if full else "")
         table.save(folder / "data" / f"{name}.json")
     say(5, f"pictures in {figures}")
     draw(tables, folder)
@@ -57,6 +61,17 @@ def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> N
     say(6, "notebooks")
     execute_all(notebooks, notebooks if full else folder / "notebooks")
     print(f"\n{time.perf_counter() - started:.0f} s in all. Pictures: {figures}, this run's own: {folder}")
+
+
+def real_model(figures: Path) -> Tables:
+    """The tables of SmolLM2-135M: fine-tuned here where it was fetched, else the committed one; and what `bench` timed."""
+    tables = {path.stem: Table.load(path) for path in sorted((figures / "data").glob("*speed*.json"))}
+    try:
+        fetched("smollm2-135m")
+    except FileNotFoundError as error:
+        say(2, f"SmolLM2-135M is left out, its committed table stays: {error}")
+        return tables | {"finetuning": Table.load(figures / "data" / "finetuning.json")}
+    return tables | {"finetuning": finetuning(folder="runs/finetuning")}
 
 
 def rank_tables(setting: Setting, measured: Table) -> Tables:
@@ -81,9 +96,11 @@ PICTURES: dict[str, list[tuple[str, Callable]]] = {  # table → (name of the pi
     "truncated_loss": [("truncated_loss", plots.truncated_loss)],
     "convergence": [
         ("convergence_steps", plots.loss_curves),
-        ("recovered_gain", plots.recovered_gain),
         ("learning_rates", plots.learning_rates),
     ],
+    "finetuning": [("before_after", plots.before_after), ("learned_and_forgotten", plots.learned_and_forgotten)],
+    "speed": [("speed", plots.speed_chart)],
+    "speed_scaling": [("speed_scaling", plots.scaling_chart)],
 }
 
 
@@ -94,6 +111,8 @@ def draw(tables: Tables, folder: Path) -> None:
     drawings = [
         (name, lambda f=f, table=table: f(table)) for key, table in tables.items() for name, f in PICTURES.get(key, [])
     ]
+    if measured := tables.get("convergence"):
+        drawings.append(("recovered_gain", lambda: plots.recovered_gain(measured, tables.get("convergence_short"))))
     if {"convergence", "step_cost"} <= tables.keys():
         alike = timed_alike(tables["convergence"], tables["step_cost"])
         drawings.append(("convergence_seconds", lambda: plots.loss_curves(alike, x="seconds")))

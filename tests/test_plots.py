@@ -113,11 +113,25 @@ def convergence(ranks=(1, 2, 4, 8, 16, 64), targets=("attention", "all-linear"),
             lr = (1e-3 if method == "full" else 1e-2) * 2.0**exponent
             final = 1.2 + worse(r or 64, target) + 0.01 * exponent**2 if exponent < 3 else float("nan")
             row = {"method": method, "r": r, "target_modules": target, "lr": lr, "seed": 0, "phase": "sweep"}
-            rows.append(row | {"final": final})
-    return table(rows, base_loss=1.5)
+            rows.append(row | {"final": final, "validation": final + 0.02})
+    return table(rows, base_loss=1.5, base_validation=1.52, steps=len(steps))
+
+
+def finetuned(seeds=3) -> Table:
+    said = "Warm air is light, friend, and the cold pushes it up like a gull on the wind; $5 says so. " * 3
+    answers = [{"question": f"Why does the {n}. balloon rise over the harbour?", "answer": said} for n in range(4)]
+    rows = []
+    for seed, (method, final) in itertools.product(range(seeds), (("full", 2.3), ("lora", 2.4))):
+        row = {"method": method, "r": 8 if method == "lora" else None, "seed": seed, "steps": [0, 20, 40, 60]}
+        row |= {"heldout": [4.1, final + 0.4, final + 0.1, final + 0.01 * seed], "final": final + 0.01 * seed}
+        rows.append(row | {"prose": 3.1 + (3 - final) / 4, "habit": 0.9, "answers": answers, "phase": "seeds"})
+    return table(rows, before={"prose": 3.1, "habit": 0.0, "answers": answers})
 
 
 PICTURES = {
+    "before_after": lambda: plots.before_after(finetuned()),
+    "learned_and_forgotten": lambda: plots.learned_and_forgotten(finetuned()),
+    "learned_and_forgotten, one seed": lambda: plots.learned_and_forgotten(finetuned(1)),
     "bypass_diagram": lambda: plots.bypass_diagram(),
     "one_matrix_chart": lambda: plots.one_matrix_chart(one_matrix()),
     "one_matrix_chart, many ranks": lambda: plots.one_matrix_chart(one_matrix((1, 2, 4, 8, 16, 32, 64, 128))),
@@ -139,6 +153,7 @@ PICTURES = {
     "loss_curves, one panel, one seed": lambda: plots.loss_curves(convergence((8,), ("all-linear",), seeds=1)),
     "recovered_gain": lambda: plots.recovered_gain(convergence()),
     "recovered_gain, all equal": lambda: plots.recovered_gain(convergence(equal=True)),
+    "recovered_gain, two lengths": lambda: plots.recovered_gain(convergence(), convergence(equal=True)),
     "learning_rates": lambda: plots.learning_rates(convergence()),
     "learning_rates, one panel": lambda: plots.learning_rates(convergence((4, 8), ("attention",))),
 }

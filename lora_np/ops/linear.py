@@ -5,7 +5,6 @@ from __future__ import annotations
 from ..backend import Array, array_module
 from .checks import check_features, check_float, check_shape
 
-
 FEW = 16  # rows up to which W xᵀ is the faster way to x Wᵀ: BLAS then packs the few numbers rather than the many
 
 

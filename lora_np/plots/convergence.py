@@ -123,36 +123,38 @@ def _curves(ax: Axes, groups: dict[str, tuple[str, list[dict[str, Any]]]], x: st
 
 
 @picture("method r target_modules seed recovered")
-def recovered_gain(table: Table, wanted: float = 0.95) -> Figure:
+def recovered_gain(table: Table, short: Table | None = None, wanted: float = 0.95) -> Figure:
     """The share of full fine-tuning's held-out gain that each rank recovers, attention-only and with all linear layers.
 
     A point is the mean over seeds, its bar their range; the coral band is full fine-tuning's own range, 100 % its mean.
-    Table: rows {method, r, target_modules, seed, recovered}, rows of the sweep apart (phase "sweep").
+    Table: rows {method, r, target_modules, seed, recovered}, rows of the sweep apart (phase "sweep"). `short` is the same
+    study with fewer steps, of which the first kind of target modules is drawn too; then settings {steps} of both.
     """
     rows = _final_rows(table)
     own = 100 * np.array([row["recovered"] for row in rows if row["method"] == "full"])
-    ranks = sorted({row["r"] for row in rows if row["method"] == "lora"})
-    shares: dict[str, dict[int, np.ndarray]] = {}
-    for target in _panels(rows):
-        runs = [row for row in rows if row["method"] == "lora" and row["target_modules"] == target]
-        found = {r: np.array([run["recovered"] for run in runs if run["r"] == r]) for r in ranks}
-        shares[target] = {r: share for r, share in found.items() if share.size}
+    shares = _shares(rows)
+    ranks = sorted({r for by_rank in shares.values() for r in by_rank})
+    lines = [(TARGETS.get(t, t), LOOKS.get(t, LOOKS["attention"]), by_rank) for t, by_rank in shares.items()]
+    if short is not None:
+        target = next(t for t in ("all-linear", *shares) if t in shares)
+        lines = [(f"{name}, {table.settings['steps']} steps", *rest) for name, *rest in lines]
+        look = LOOKS.get(target, LOOKS["attention"]) | {"mfc": PAPER, "ls": (0, (1, 1.2)), "lw": 1.6, "ms": 5.5}
+        lines.append((f"the same, {short.settings['steps']} steps", look, _shares(_final_rows(short))[target]))
 
     seeds = len({row["seed"] for row in rows})
     subtitle = f"mean and range of {seeds} seeds" if seeds > 1 else "one seed"
     subtitle += ", each method at its own best rate" if _was_swept(table) else ""
     figure = new_figure(9, 4.5, _gain_title(shares, wanted), subtitle)
-    ax = axes_at(figure, 0.85, 0.7, 6.3, 2.85)
+    ax = axes_at(figure, 0.85, 0.7, 5.9 if short else 6.3, 2.85)
     ax.axhspan(own.min(), own.max(), color=FULL, alpha=0.18, lw=0)
     ax.axhline(100, color=FULL, lw=2.4)
     ax.axhline(100 * wanted, color=FAINT_INK, lw=1.2, ls=(0, (4, 3)))
     names, ends, colours = [], [], []
-    for target, by_rank in shares.items():
-        look = LOOKS.get(target, LOOKS["attention"])
+    for name, look, by_rank in lines:
         mean = np.array([share.mean() for share in by_rank.values()])
         reach = np.array([[m - s.min(), s.max() - m] for m, s in zip(mean, by_rank.values(), strict=True)]).T
-        ax.errorbar(list(by_rank), 100 * mean, 100 * reach, lw=2, ms=7.5, capsize=3.5, mew=1.6, **look)
-        names.append(TARGETS.get(target, target))
+        ax.errorbar(list(by_rank), 100 * mean, 100 * reach, **{"lw": 2, "ms": 7.5, "capsize": 3.5, "mew": 1.6} | look)
+        names.append(name)
         ends.append((max(by_rank), 100 * mean[-1]))
         colours.append(look["color"])
     rank_axis(ax, ranks)
@@ -162,6 +164,17 @@ def recovered_gain(table: Table, wanted: float = 0.95) -> Figure:
     names += ["full fine-tuning", f"{percent(wanted)} of its gain"]
     label_lines(ax, ends, names, [*colours, FULL, FAINT_INK], align=right)
     return figure
+
+
+def _shares(rows: list[dict[str, Any]]) -> dict[str, dict[int, np.ndarray]]:
+    """target modules → rank → what each seed's run recovered."""
+    shares: dict[str, dict[int, np.ndarray]] = {}
+    for target in _panels(rows):
+        runs = [row for row in rows if row["method"] == "lora" and row["target_modules"] == target]
+        shares[target] = {
+            r: np.array([x["recovered"] for x in runs if x["r"] == r]) for r in sorted({x["r"] for x in runs})
+        }
+    return shares
 
 
 def _gain_title(shares: dict[str, dict[int, np.ndarray]], wanted: float) -> str:
@@ -182,16 +195,16 @@ def _gain_title(shares: dict[str, dict[int, np.ndarray]], wanted: float) -> str:
 # ------------------------------------------------------------------------------------------------- the rates tried
 
 
-@picture("method r target_modules lr final", settings="base_loss")
+@picture("method r target_modules lr validation", settings="base_validation")
 def learning_rates(table: Table) -> Figure:
-    """Final held-out loss against the learning rate, for each method of the sweep; a ring marks each one's best.
+    """The loss that the rates are chosen by against the learning rate, for each method; a ring marks each one's best.
 
     One panel a kind of target modules, full fine-tuning (coral) in each. A run that diverged, or that ended above the
-    base, is a triangle at the upper edge. Table: rows {method, r, target_modules, lr, final, phase: "sweep"} (all rows
-    where none has a phase); settings {base_loss}.
+    base, is a triangle at the upper edge. Table: rows {method, r, target_modules, lr, validation, phase: "sweep"} (all
+    rows where none has a phase); settings {base_validation}.
     """
     rows = [row for row in table.rows if row.get("phase", "sweep") == "sweep"]
-    base = table.settings["base_loss"]
+    base = table.settings["base_validation"]
     losses = [_loss(row) for row in rows if _loss(row) <= base]
     lowest = min(losses, default=base - 1)
     span = base - lowest
@@ -217,14 +230,14 @@ def learning_rates(table: Table) -> Figure:
         ax.set_title(TARGETS.get(target, target))
         ax.set_xlabel("learning rate")
         if place == 0:
-            ax.set_ylabel("final held-out loss (nats a byte)")
+            ax.set_ylabel("validation loss at the end (nats a byte)")
     return figure
 
 
 def _loss(row: dict[str, Any]) -> float:
-    """A run's final loss; infinite where it diverged (NaN or None)."""
-    final = row["final"]
-    return math.inf if final is None or math.isnan(final) else float(final)
+    """A run's validation loss; infinite where it diverged (NaN or None)."""
+    loss = row["validation"]
+    return math.inf if loss is None or math.isnan(loss) else float(loss)
 
 
 def _sweeps(ax: Axes, groups: dict[str, tuple[str, list[dict[str, Any]]]], ceiling: float) -> None:
@@ -237,7 +250,7 @@ def _sweeps(ax: Axes, groups: dict[str, tuple[str, list[dict[str, Any]]]], ceili
         ax.plot(rates, shown, color=colour, lw=2.6 if label == "full" else 1.5, marker="o", ms=3.5)
         ax.plot(rates[lost], shown[lost], "^", color=colour, ms=8, mec=PAPER)
         ax.plot(rates[best], shown[best], "o", mfc=PAPER, mec=colour, mew=2.2, ms=9, zorder=4)
-        ends.append((rates[-1], shown[-1]))
+        ends.append((rates[best], shown[best]))
         labels.append(f"{label} at {rates[best]:.2g}")
         colours.append(colour)
     label_lines(ax, ends, labels, colours, align=ax.get_xlim()[1])

@@ -43,7 +43,7 @@ class Run:
     target_modules: str | None = None  # a key of TARGETS
     seed: int = 0
     alpha_over_r: float = 8
-    max_steps: int = 800
+    max_steps: int = 200
     batch_size: int = 8
     seq_len: int = 128
     eval_every: int = 20
@@ -72,14 +72,14 @@ class Setting:
 
     ranks: Sequence[int] = (1, 2, 4, 8, 16, 64)
     targets: Sequence[str] = ("all-linear", "attention")
-    full_lrs: Sequence[float] = (1e-3, 2e-3, 4e-3)
-    lora_lrs: Sequence[float] = (2e-3, 4e-3)
+    full_lrs: Sequence[float] = (5e-4, 1e-3, 2e-3)
+    lora_lrs: Sequence[float] = (2e-3, 4e-3, 8e-3)
     bracket: bool = True  # extend a sweep whose best is at its edge
     alpha_over_r: float = 8  # the same for every rank; from a pilot at r = 16 on an earlier base
     seeds: Sequence[int] = (0, 1, 2)
-    steps: int = 800
+    steps: int = 200
     batch_size: int = 8
-    eval_every: int = 80
+    eval_every: int = 20
     base: str = "tiny"
 
     def methods(self) -> dict[Run, list[float]]:
@@ -97,7 +97,7 @@ class Setting:
 
 FULL = Setting()
 # How much of the answer is the training's length?
-SHORT = replace(FULL, lora_lrs=(2e-3, 4e-3, 8e-3), steps=200, eval_every=20)
+SHORT = replace(FULL, ranks=(1, 8, 16), targets=("all-linear",), steps=50, eval_every=10)
 QUICK = Setting(
     ranks=(1, 8),
     targets=("all-linear",),
@@ -168,8 +168,8 @@ def convergence(
     """Sweep learning rates with the first seed, then run each method's best with the others.
 
     The rows have phase "sweep" (first seed, every learning rate) or "seeds" (the best one, every seed, and `recovered`);
-    settings["base_loss"] is where every run starts. `folder` keeps each finished run, so that a study that was stopped goes
-    on where it was.
+    settings["base_loss"] is where every run starts, base_validation the same on the text that rates are chosen by.
+    `folder` keeps each finished run, so that a study that was stopped goes on where it was.
     """
     given = shared(setting.base)
     first, *others = setting.seeds
@@ -184,12 +184,14 @@ def convergence(
     repeats = [replace(method, lr=row["lr"], seed=seed) for seed in others for method, row in best.items()]
     seeds = [*best.values(), *run_all(measure, repeats, workers, folder, "seeds", given)]
     sweep = [row for rows in tried.values() for row in sorted(rows, key=lambda row: row["lr"])]
-    base_loss = evaluate(load_model(setting.base), heldout_batches())
+    base_loss, base_validation = (
+        evaluate(load_model(setting.base), batches) for batches in (heldout_batches(), validation_batches())
+    )
     return Table(
         study="convergence",
         question="Does LoRA reach what full fine-tuning reaches?",
         command=command,
-        settings=asdict(setting) | {"workers": workers, "base_loss": base_loss},
+        settings=asdict(setting) | {"workers": workers, "base_loss": base_loss, "base_validation": base_validation},
         rows=[row | {"phase": "sweep"} for row in sweep]
         + [
             row | {"phase": "seeds", "recovered": share}

@@ -10,8 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..nn import Module
 from ..optim import AdamW
-from ..train import train
+from ..train import Batch, train
 from .convergence import Run
 from .table import Table
 
@@ -30,11 +31,7 @@ def step_cost(methods: Sequence[Run] = METHODS, repeats: int = 7, steps: int = 5
         window = np.random.default_rng(0).integers(0, 256, (run.batch_size, run.seq_len + 1))
         batches = [(window[:, :-1], window[:, 1:])]
         model, optimizer = run.model(), AdamW(lr=1e-4)
-        adapter = sum(p.value.nbytes for name, p in model.named_parameters() if "lora_" in name)
-        tracemalloc.start()
-        train(model, batches, optimizer, steps=2, progress=False)
-        peak = tracemalloc.get_traced_memory()[1] + adapter
-        tracemalloc.stop()
+        peak = training_peak(model, batches)
         trainable = sum(p.value.size for _, p in model.named_parameters() if p.trainable)
         who = {"method": run.method, "r": run.r, "target_modules": run.target_modules}
         rows.append(who | {"peak_bytes": peak, "trainable": trainable})
@@ -53,6 +50,17 @@ def step_cost(methods: Sequence[Run] = METHODS, repeats: int = 7, steps: int = 5
         rows,
         seconds=time.perf_counter() - started,
     )
+
+
+def training_peak(model: Module, batches: Sequence[Batch], workers: int = 1) -> int:
+    """The most bytes that tracemalloc sees in two steps of AdamW, and an adapter's own: all but the base's weights."""
+    adapter = sum(p.value.nbytes for name, p in model.named_parameters() if "lora_" in name)
+    tracemalloc.start()
+    try:
+        train(model, batches, AdamW(lr=1e-4), steps=2, workers=workers, progress=False)
+        return tracemalloc.get_traced_memory()[1] + adapter
+    finally:
+        tracemalloc.stop()
 
 
 def timed_alike(measured: Table, cost: Table) -> Table:

@@ -1,0 +1,150 @@
+"""A real language model before and after: what it says, what it learned, and what it forgot."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lora_np.plots.style import (
+    FAINT_INK,
+    FROZEN,
+    FULL,
+    INK,
+    LORA,
+    axes_at,
+    for_text,
+    label_lines,
+    new_figure,
+    note,
+    percent,
+    picture,
+)
+from lora_np.studies.table import Table
+
+COLOURS = {"full": FULL, "lora": LORA}
+LINE = 0.165  # inches from one line of text to the next
+
+
+@picture("method seed answers", settings="before")
+def before_after(table: Table, questions: int = 3, longest: int = 230) -> Figure:
+    """What the model said to held-out questions, and what it says with the adapter: grey before, cyan after.
+
+    Table: rows {method, seed, answers: [{question, answer}]}, rows of the sweep apart (phase "sweep"); settings {before}
+    with its own answers. An answer of more than `longest` letters is cut, with an ellipsis.
+    """
+    before = table.settings["before"]["answers"]
+    after = next(row for row in _final_rows(table) if row["method"] == "lora")["answers"]
+    blocks = []
+    for one, other in list(zip(before, after, strict=True))[:questions]:
+        sides = [_wrapped(text["answer"], longest) for text in (one, other)]
+        blocks.append((one["question"], sides, max(len(side) for side in sides)))
+    height = 1.35 + sum(LINE * (lines + 2.6) for *_, lines in blocks)
+    figure = new_figure(
+        9,
+        height,
+        "The same questions, before and after; nobody trained on them",
+        "SmolLM2-135M-Instruct, greedy; LoRA trains the adapter alone",
+    )
+    up = height - 1.0
+    for x, title, colour in ((0.22, "before", FROZEN), (4.65, "with the adapter", LORA)):
+        figure.text(x / 9, up / height, title, color=for_text(colour), fontweight="bold", va="top")
+    up -= 2.0 * LINE
+    for question, sides, lines in blocks:
+        figure.text(0.22 / 9, up / height, question, color=INK, fontweight="bold", fontsize=9.5, va="top")
+        up -= 1.25 * LINE
+        for x, side, colour in zip((0.22, 4.65), sides, (FROZEN, LORA), strict=True):
+            text = "\n".join(side)
+            figure.text(x / 9, up / height, text, color=for_text(colour), fontsize=9, va="top", linespacing=1.25)
+        up -= LINE * (lines + 1.35)
+    return figure
+
+
+def _wrapped(text: str, longest: int) -> list[str]:
+    text = " ".join(text.split()).replace("$", r"\$")
+    return textwrap.wrap(text if len(text) <= longest else text[:longest].rsplit(" ", 1)[0] + " …", 60)
+
+
+@picture("method seed steps heldout final prose habit", settings="before")
+def learned_and_forgotten(table: Table) -> Figure:
+    """Left, the loss on held-out answers as it falls; right, the loss on prose that nobody trained on, which rises.
+
+    A line or bar is the mean over seeds, its band or whisker their range; the grey line is the model as it was. Table: rows
+    {method, seed, steps, heldout, prose, habit}, rows of the sweep apart (phase "sweep"); settings {before}.
+    """
+    groups = _groups(table)
+    seeds = max(len(rows) for _, rows in groups.values())
+    before = table.settings["before"]
+    figure = new_figure(
+        9,
+        4.6,
+        "What a real model learns, and what it forgets of the rest",
+        f"SmolLM2-135M, each method at its own best learning rate; mean and range of {seeds} seeds"
+        if seeds > 1
+        else "SmolLM2-135M, each method at its own best learning rate; one seed",
+    )
+    ax = axes_at(figure, 0.75, 0.65, 3.15, 2.75)
+    ends, labels, colours = [], [], []
+    for label, (colour, rows) in groups.items():
+        curves = np.array([row["heldout"] for row in rows], float)
+        steps = rows[0]["steps"]
+        ax.plot(steps, curves.mean(axis=0), color=colour, marker="o", ms=4)
+        ax.fill_between(steps, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.18, lw=0)
+        ends.append((steps[-1], curves.mean(axis=0)[-1]))
+        labels.append(f"{label}  {ends[-1][1]:.2f}")
+        colours.append(colour)
+    ax.set_title("held-out answers")
+    ax.set_xlabel("training step")
+    ax.set_ylabel("loss (nats a token)")
+    ax.set_xlim(0, max(end[0] for end in ends))
+    label_lines(ax, ends, labels, colours)
+
+    ax = axes_at(figure, 6.35, 0.65, 2.4, 2.75)
+    worse = {label: np.array([row["prose"] for row in rows]) - before["prose"] for label, (_, rows) in groups.items()}
+    for place, (label, (colour, rows)) in enumerate(groups.items()):
+        change = worse[label]
+        ax.bar(place, change.mean(), 0.6, color=colour)
+        ax.errorbar(
+            place,
+            change.mean(),
+            [[np.ptp([change.mean(), change.min()])], [np.ptp([change.mean(), change.max()])]],
+            color=INK,
+            lw=1.2,
+            capsize=4,
+        )
+        habit = np.mean([row["habit"] for row in rows])
+        note(
+            ax,
+            f"habit kept in\n{percent(habit)} of answers",
+            (place, max(change.max(), 0)),
+            (0, 6),
+            colour,
+            ha="center",
+            fontsize=9,
+        )
+    ax.axhline(0, color=FROZEN, lw=2)
+    lowest, highest = min(0.0, *(c.min() for c in worse.values())), max(0.0, *(c.max() for c in worse.values()))
+    span = (highest - lowest) or 1.0
+    ax.set_ylim(lowest - 0.05 * span, highest + 0.4 * span)
+    ax.set_xlim(-0.6, len(groups) - 0.4)
+    ax.set_xticks(range(len(groups)), list(groups))
+    ax.set_xlabel("method", color=FAINT_INK)
+    ax.set_title("other English prose")
+    ax.set_ylabel("loss above the untuned model's")
+    return figure
+
+
+def _groups(table: Table) -> dict[str, tuple[str, list[dict[str, Any]]]]:
+    rows = _final_rows(table)
+    ranks = sorted({row["r"] for row in rows if row["method"] == "lora"})
+    groups = {"full": (FULL, [row for row in rows if row["method"] == "full"])}
+    groups |= {
+        f"LoRA r = {r}": (LORA, [row for row in rows if row["method"] == "lora" and row["r"] == r]) for r in ranks
+    }
+    return {label: group for label, group in groups.items() if group[1]}
+
+
+def _final_rows(table: Table) -> list[dict[str, Any]]:
+    return [row for row in table.rows if row.get("phase") != "sweep"]

@@ -1,0 +1,151 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # A real language model in NumPy
+#
+# SmolLM2-135M-Instruct is a chat model of 135 million parameters: small, and real. Here it learns a voice, an old lighthouse keeper's, from 233
+# short conversations. Nothing in it is new to you: the layers, the gradients and the training loop are those of the notebooks before. Only the
+# sizes have changed.
+
+# %%
+
+import lora_np as ln
+from lora_np import plots
+from lora_np.studies.table import Table
+
+study = Table.load("../figures/data/finetuning.json")
+plots.before_after(study);
+
+# %% [markdown]
+# These questions are held out: no training record asks them. Every answer of the records ends with a line of the keeper's log, so learning the
+# voice can be counted:
+
+# %%
+before = study.settings["before"]
+print(f"{'':24}{'log line kept':>15}{'loss on answers':>17}{'loss on prose':>15}")
+print(f"{'as it was':24}{before['habit']:>15.0%}{before['final']:>17.3f}{before['prose']:>15.3f}")
+for row in study.where(phase="seeds"):
+    name = f"LoRA r = {row['r']}" if row["r"] else "full fine-tuning"
+    print(f"{name + ', seed ' + str(row['seed']):24}{row['habit']:>15.0%}{row['final']:>17.3f}{row['prose']:>15.3f}")
+print(f"\nnats a token, each method at its own best learning rate; `{study.command}`, {study.seconds / 60:.0f} minutes of training")
+
+# %% [markdown]
+# ## The model
+#
+# The file is GGUF, the format of llama.cpp, with four bits a weight. `load_model` reads one tensor at a time, turns it into float32, and undoes what
+# the format did to the rows of $W_q$ and $W_k$. `python -m lora_np fetch smollm2-135m` gets it, once; without it the live cells below say so and
+# do nothing, and the pictures, which come from committed tables, are there all the same.
+
+# %%
+try:
+    model, tokenizer = ln.load_model("smollm2-135m"), ln.load_tokenizer("smollm2-135m")
+except FileNotFoundError as error:
+    model = tokenizer = None
+    print(error)
+
+if model:
+    c = model.config
+    print(f"{ln.ledger.count(model).total:,} parameters: {c.num_hidden_layers} layers of d = {c.hidden_size}, {c.num_attention_heads} heads on "
+          f"{c.num_key_value_heads} key/value heads, {c.vocab_size:,} tokens")
+    prompt = tokenizer.encode("The capital of France is")
+    print(tokenizer.decode([*prompt, *ln.generate(model, [prompt], max_new_tokens=12)[0]]))
+
+# %% [markdown]
+# It generates a token at a time. Keys and values of the tokens before are kept, so each step multiplies one row by every matrix; what it costs is
+# reading the weights from memory.
+#
+# ## What is learned: the answers only
+#
+# A record is written as the model's chat template writes it. The loss is the mean over the tokens of the answers,
+#
+# $$L = -\frac{1}{N}\sum_{t \,\in\, \text{answers}} \log p(x_t \mid x_{<t}),$$
+#
+# up to the token that ends the turn. The question is read and not learned. **Predict:** of all tokens of these records, what share counts?
+
+# %%
+if tokenizer:
+    examples = ln.conversations.read("lighthouse", tokenizer)
+    one = examples[0]
+    print(tokenizer.decode(one.tokens[~one.counts]), "\n\n--- counts ---\n", tokenizer.decode(one.tokens[one.counts]), sep="")
+    total, counted = sum(len(e.tokens) for e in examples), sum(int(e.counts.sum()) for e in examples)
+    print(f"\n{len(examples)} records, {total:,} tokens, of which {counted:,} count: {counted / total:.0%}")
+
+# %% [markdown]
+# What does not count needs no logits: the head, the largest matrix of the model, reads the counted positions alone (`Transformer.loss`).
+#
+# ## Train it
+#
+# Four steps for real. Every gradient of $A$ and $B$ comes from the formulas of notebook 02, through thirty layers of hand-written backward passes.
+# `workers=2` gives each half of a batch to a core (`lora_np/parallel.py`).
+
+# %%
+if model:
+    config = ln.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+    peft_model = ln.get_peft_model(model, config)
+    peft_model.print_trainable_parameters()
+    batches = ln.conversations.ConversationBatches(examples, batch_size=8)
+    history = ln.train(peft_model, batches, ln.AdamW(lr=1e-3), steps=4, workers=2)
+    print("loss:", " → ".join(f"{loss:.2f}" for loss in history.column("loss")), "nats a token")
+
+# %% [markdown]
+# The whole of it is one command, which shows the time left and resumes where it was stopped:
+#
+# ```
+# python -m lora_np train --model smollm2-135m --data lighthouse --r 8 --lora-alpha 16 --output keeper/
+# python -m lora_np generate --model smollm2-135m --adapter keeper/ "Why does the moon change its shape?"
+# ```
+#
+# `keeper/` is a PEFT folder: `PeftModel.from_pretrained` of PyTorch's PEFT loads it too, and gives the same logits (`tests/test_oracles_adapters.py`).
+#
+# ## What it learned, and what it forgot
+#
+# **Predict.** Which of the two moves further from the model as it was: full fine-tuning, or LoRA with r = 8? Where do you see it?
+
+# %%
+plots.learned_and_forgotten(study);
+
+# %% [markdown]
+# The prose on the right is documentation in English, which neither saw. [Biderman et al. (2024)](https://arxiv.org/abs/2405.09673) put it as
+# "LoRA learns less and forgets less". The table above has the numbers of each seed, to see how far that is true here.
+#
+# ## What a step costs
+#
+# The *floor* is what nobody can avoid who multiplies in NumPy: the frozen matrix products, $xW^\top$ forward and $dy\,W$ backward. There is no $dW$. All
+# the rest, attention, norms, activations, the products with $A$ and $B$, the loss, is overhead above it.
+
+# %%
+speed = Table.load("../figures/data/speed.json")
+plots.speed_chart(speed);
+
+# %%
+for row in speed.rows:
+    ratio = f"{row['ratio']:.2f}× ours" if row["ratio"] and row["side"] != "ours" else ""
+    print(f"{row['case']:18}{row['side']:16}{row['seconds']:8.3f} s a step{row['peak_bytes'] / 1e9:8.2f} GB   {ratio}")
+
+# %% [markdown]
+# What makes it fast is in the code, a line each: no $dW$ for frozen weights, no $dx$ below the lowest adapter (`transformer.py`); attention in blocks of
+# queries, which never multiplies the masked half (`ops/attention.py`); the softmax in the logits' own memory (`ops/loss.py`); and a shard of the
+# batch on each core, because BLAS's threads help the large products only (`parallel.py`).
+#
+# **Predict.** Rank 64 has 64 times the numbers of rank 1. How much longer does its step take?
+
+# %%
+plots.scaling_chart(Table.load("../figures/data/speed_scaling.json"));
+
+# %% [markdown]
+# ## Try
+#
+# 1. Train with `target_modules=["q_proj", "v_proj"]`. Does the model still learn to keep the log?
+# 2. Write twenty records in a voice of your own, as `{"prompt": "…", "completion": "…"}`, one a line, and train on them.
+# 3. Set `workers=1` and compare the seconds in `history.rows`. Then watch your processor's cores while it trains.

@@ -1,0 +1,71 @@
+"""The study of a real model, run on a small random one that reads bytes: what it measures is what it says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lora_np import Transformer, save_model
+from lora_np.studies import finetuning as study
+from lora_np.studies.finetuning import HABIT, FineTuning, Setting, finetuning
+from lora_np.studies.pretrain import TINY
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    config = replace(TINY, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    save_model(Transformer.random(config), tmp_path / "model")
+    record = {"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Ho. " + HABIT + "x."}]}
+    for i, split in enumerate(("train", "heldout")):
+        folder = tmp_path / "assets" / "voice"
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(record).replace("Hi?", f"Hi {i} {k}?") for k in range(5)]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.setattr(study.conversations, "ASSETS", tmp_path / "assets")
+    monkeypatch.setattr(study, "PROSE", (4, 32))
+    return FineTuning(
+        "full", 0.0, max_steps=2, batch_size=2, eval_every=1, workers=1, model=str(tmp_path / "model"), data="voice"
+    )
+
+
+def test_rates_are_chosen_and_judged_on_different_records(run):
+    choosing, judging = study.heldout(run)
+    seen = [{row.tobytes() for tokens, _ in half for row in tokens} for half in (choosing, judging)]
+    assert sum(len(tokens) for tokens, _ in choosing) == 3 and sum(len(tokens) for tokens, _ in judging) == 2
+    assert not seen[0] & seen[1]
+
+
+def test_the_study_runs_and_a_rate_that_diverges_is_never_the_best(run, monkeypatch):
+    real = study.train
+
+    def diverge(*arguments, **settings):
+        if arguments[2].lr > 0.5:
+            raise FloatingPointError("loss nan")
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(study, "train", diverge)
+    table = finetuning(Setting(run, r=2, full_lrs=(1e-3, 1.0), lora_lrs=(1e-2, 1.0), seeds=(0, 1)))
+    final = table.where(phase="seeds")
+    assert {(row["method"], row["seed"], row["lr"]) for row in final} == {
+        *(("full", seed, 1e-3) for seed in (0, 1)),
+        *(("lora", seed, 1e-2) for seed in (0, 1)),
+    }
+    for row in final:
+        assert row["heldout"][0] == pytest.approx(table.settings["before"]["final"], rel=1e-6), "all start at the base"
+        assert row["heldout"][-1] == pytest.approx(row["final"], rel=1e-6)
+        assert len(row["answers"]) == 2 and row["answers"][0]["question"] == "Hi 1 1?"
+    assert [row["final"] for row in table.where(phase="sweep", lr=1.0)] == [None, None]
+
+
+def test_the_habit_is_counted_in_what_the_model_says(run, monkeypatch):
+    said = iter([["…", HABIT + "fog."]])
+    monkeypatch.setattr(study, "answers", lambda model, run: [{"question": "?", "answer": a} for a in next(said)])
+    assert study.judge(run.load(), run)["habit"] == 0.5
+
+
+def test_prose_is_english_in_the_models_own_tokens(run):
+    text = bytes(np.concatenate([tokens.ravel() for tokens, _ in study.prose(run)]).astype(np.uint8)).decode()
+    assert " the " in text
