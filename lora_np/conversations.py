@@ -6,9 +6,9 @@ A line is one record, of either kind:
     {"prompt": "…", "completion": "…"}
 
 The first is a conversation, written as the model's chat template writes it. Every turn of the assistant counts, up to the
-token that ends it, so that the model learns to stop; what is said to the assistant is read, and not learned. The second is
-plain text without a template, with an instruct model too, as in TRL: the completion counts, and so does the end-of-text
-token (`tokenizer.eos_token_id`, where there is one) after it.
+token that ends it, so that the model learns to stop (not so "tiny", whose bytes have none); what is said to the assistant is
+read, and not learned. The second is plain text without a template, with an instruct model too, as in TRL: the completion
+counts, and so does the end-of-text token (`tokenizer.eos_token_id`, where there is one) after it.
 
 A batch is padded on the right and needs no attention mask: a token sees only those before it, which are never padding, and
 what is predicted from padding does not count.

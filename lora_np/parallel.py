@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ import numpy as np
 from .backend import Array, array_module
 from .nn import Module
 from .ops import IGNORE_INDEX
+
+BLAS_IS_OURS = Lock()  # its number of threads is the whole process's, and must be set back
 
 
 def loss_and_gradients(
@@ -29,11 +32,14 @@ def loss_and_gradients(
     """L of a batch, and dloss · ∂L/∂θ added to the gradient of each trainable parameter: `loss` and `backward` in one call.
 
     tokens and targets (b, t) as `Transformer.loss` takes them. With `workers` > 1 the rows are split into as many shards,
-    a thread and one BLAS thread each. L is a mean over the batch's N counted tokens, so with N_k of them in shard k
+    a thread each, and BLAS's threads are shared out among them. L is a mean over the batch's N counted tokens, so with N_k
+    of them in shard k
 
         L = Σ_k (N_k/N) L_k,   and every gradient likewise, summed in the order of the shards.
 
-    The result is that of one worker up to rounding, and the same to the bit each time. Raises ValueError as `loss` does.
+    Without dropout the result is that of one worker up to rounding; with it each shard draws masks of its own. With as many
+    workers it is the same to the bit each time. Each shard holds gradients of its own until all are done: nothing to an
+    adapter, but as many copies of all weights in full fine-tuning. Raises ValueError as `loss` does.
     """
     shards = []
     if workers > 1:
@@ -54,7 +60,8 @@ def loss_and_gradients(
         replicas[k].backward(cached, dloss * n / total)
         return loss * (n / total)
 
-    with _blas().limit(limits=1, user_api="blas"), ThreadPoolExecutor(len(shards)) as pool:
+    each = max(1, workers // len(shards))  # more than one where the batch has fewer rows than there are workers
+    with BLAS_IS_OURS, _blas().limit(limits=each, user_api="blas"), ThreadPoolExecutor(len(shards)) as pool:
         losses = list(pool.map(run, range(len(shards))))
     for (_, p), *twins in zip(*(each.named_parameters() for each in [model, *replicas]), strict=True):
         for _, twin in twins:

@@ -31,6 +31,10 @@ def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> N
     pictures again from their tables. `full` (hours; it resumes) makes the committed tables and pictures themselves.
     """
     started = time.perf_counter()
+    if full and not (figures / "data" / "speed.json").is_file():
+        raise FileNotFoundError(
+            f"{figures}/data/speed.json: make it first, with python -m lora_np bench --json {figures}/data"
+        )
     folder = figures if full else figures / "quick"
     setting = convergence_study.FULL if full else convergence_study.QUICK
     say(1, "counting parameters")

@@ -94,7 +94,8 @@ def train(
         checkpoint, checkpoint_every, resume: a file to write at the start, every so many steps and at the end, and
             whether to go on from it. A killed and resumed run ends as an uninterrupted one does, to the bit.
         seed: draws the dropout masks.
-        workers: how many threads share the rows of each batch, a core each (see `parallel`).
+        workers: how many threads share the rows of each batch, a core each (see `parallel`). With dropout another number
+            of workers draws other masks.
         progress: a bar where somebody watches; "lines" also prints a line now and then where nobody does.
 
     Returns the `History`. Raises FloatingPointError when a loss, a gradient or a weight is not finite; with a
@@ -151,6 +152,8 @@ def train(
             together = [batches[i % len(batches)] if isinstance(batches, Sequence) else batches[i] for i in numbers]
             losses = []
             for i, (tokens, targets), share in zip(numbers, together, _shares(together), strict=True):
+                if not share and len(together) > 1:
+                    continue  # nothing in it counts
                 rng = np.random.default_rng([seed, i, DROPOUT])
                 losses.append(share * loss_and_gradients(model, tokens, targets, rng, workers, share))
                 tokens_seen += tokens.size

@@ -349,6 +349,7 @@ class Transformer(Module):
         counts, that is most of the head's work. The cache is good for one backward, which builds the logits' gradient in
         their own memory. Raises as `forward` and `ops.cross_entropy_forward` do.
         """
+        ops.checks.check_shape("tokens", tokens, None, None)
         ops.checks.check_shape("targets", targets, *tokens.shape)
         ids = self._ids("targets", targets, ignore_index)
         x, decoder_cache = self.hidden(tokens, context := _one_context(context, rng))
@@ -385,7 +386,7 @@ class Transformer(Module):
         return move(rows, like=self.model.norm.weight.value) if 0 < rows.size < targets.size else None
 
     def _ids(self, name: str, ids: Array, ignore: int | None = None) -> Array:
-        """Check ids, then bring them to where the weights live: the one transfer of a training step on a GPU."""
+        """Check ids, then bring them to where the weights live: with the counted rows, all that a step takes to a GPU."""
         ops.checks.check_ids(name, ids, self.config.vocab_size, ignore)
         return move(ids, like=self.model.norm.weight.value)
 

@@ -22,7 +22,7 @@ def run(tmp_path, monkeypatch):
     for i, split in enumerate(("train", "heldout")):
         folder = tmp_path / "assets" / "voice"
         folder.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(record).replace("Hi?", f"Hi {i} {k}?") for k in range(5)]
+        lines = [json.dumps(record).replace("Hi?", f"Hi {i} {k}?").replace("x.", "x" * k) for k in range(5)]
         (folder / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     monkeypatch.setattr(study.conversations, "ASSETS", tmp_path / "assets")
     monkeypatch.setattr(study, "PROSE", (4, 32))
@@ -58,6 +58,32 @@ def test_the_study_runs_and_a_rate_that_diverges_is_never_the_best(run, monkeypa
         assert row["heldout"][-1] == pytest.approx(row["final"], rel=1e-6)
         assert len(row["answers"]) == 2 and row["answers"][0]["question"] == "Hi 1 1?"
     assert [row["final"] for row in table.where(phase="sweep", lr=1.0)] == [None, None]
+
+
+def test_each_half_of_the_held_out_records_is_where_it_belongs(run):
+    model = run.load()
+    said = study.judge(model, run)
+    choosing, judging = study.heldout(run)
+    assert said["validation"] == study.evaluate(model, choosing)
+    assert said["final"] == study.evaluate(model, judging) != said["validation"]
+
+
+def test_memory_and_time_are_those_of_a_full_batch(run, monkeypatch):
+    seen = []
+    monkeypatch.setattr(study, "training_peak", lambda model, batches, workers: seen.append(batches[0][0].shape) or 1)
+    cost = study.cost([run, replace(run, method="lora", r=2)])
+    assert [rows for rows, _ in seen] == [run.batch_size] * 2, (
+        "five records in batches of two: not the one that is left"
+    )
+    assert set(cost["step_seconds"]) == set(cost["peak_bytes"]) == {"full", "lora"}
+
+
+def test_a_finished_run_is_found_again_only_with_the_same_text(run, tmp_path):
+    before = study.shared(run)
+    assert study.shared(replace(run, lr=9.0)) == before
+    path = study.conversations.dataset("voice")
+    path.write_text(path.read_text(encoding="utf-8").replace("Ho", "Hu"), encoding="utf-8")
+    assert study.shared(run) != before
 
 
 def test_the_habit_is_counted_in_what_the_model_says(run, monkeypatch):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_lora import adapted
 
-from lora_np import ops
+from lora_np import ops, parallel
 from lora_np.parallel import loss_and_gradients
 
 
@@ -43,6 +43,55 @@ def test_the_result_is_the_same_to_the_bit_however_the_threads_interleave(make_m
     for _ in range(5):
         _, again = run(model, batch, workers=3)
         assert all(np.array_equal(again[name], gradient) for name, gradient in first.items())
+
+
+def test_the_order_of_the_sum_is_the_shards_whoever_is_done_first(make_model, batch):
+    model, last_is_done = adapted(make_model(np.float32)), threading.Event()
+    _, expected = run(model, batch, workers=3)
+    counted = [int((rows != ops.IGNORE_INDEX).sum()) for rows in np.array_split(batch[1], 3)]
+    first, _, last = shares = [n / sum(counted) for n in counted]
+    assert len(set(shares)) == 3, "so that a shard is known by its share"
+
+    class Late(type(model)):
+        def backward(self, cache, dloss=1.0):
+            super().backward(cache, dloss)
+            if dloss == last:
+                last_is_done.set()
+            elif dloss == first:
+                assert last_is_done.wait(10)
+
+    model.__class__ = Late
+    _, again = run(model, batch, workers=3)
+    assert all(np.array_equal(again[name], gradient) for name, gradient in expected.items())
+
+
+@pytest.mark.parametrize(("workers", "rows", "each"), [(2, 5, 1), (8, 2, 4), (7, 3, 2)])
+def test_no_core_is_left_idle_and_blas_gets_its_threads_back(make_model, batch, monkeypatch, workers, rows, each):
+    import contextlib
+
+    seen = []
+
+    class Blas:
+        @contextlib.contextmanager
+        def limit(self, limits, user_api):
+            seen.append(limits)
+            yield
+
+    monkeypatch.setattr(parallel, "_blas", Blas)
+    run(adapted(make_model()), tuple(x[:rows] for x in batch), workers=workers)
+    assert seen == [each]
+
+
+def test_two_calls_at_once_leave_blas_as_it_was(make_model, batch):
+    pytest.importorskip("threadpoolctl")
+    before = [pool["num_threads"] for pool in parallel._blas().info()]
+    models = [adapted(make_model()) for _ in range(4)]
+    threads = [threading.Thread(target=run, args=(m, batch), kwargs={"workers": 2}) for m in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [pool["num_threads"] for pool in parallel._blas().info()] == before
 
 
 def test_dloss_scales_the_gradient_and_what_is_there_already_stays(make_model, batch):

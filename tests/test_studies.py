@@ -9,7 +9,7 @@ import pytest
 
 from lora_np import Transformer, save_model
 from lora_np.studies import convergence as study
-from lora_np.studies import rank_reduction
+from lora_np.studies import rank_reduction, runs
 from lora_np.studies.convergence import QUICK, Run, convergence, recovered
 from lora_np.studies.pretrain import TINY
 from lora_np.studies.runs import run_all
@@ -29,6 +29,8 @@ def small_base(tmp_path):
 def setting(small_base, monkeypatch):
     batch = np.arange(64).reshape(2, 32), np.arange(1, 65).reshape(2, 32)
     monkeypatch.setattr(study, "_unseen", lambda: [batch, (batch[1], batch[0])])
+    for module in (study, runs):
+        monkeypatch.setattr(module, "run_all", serially)
     return replace(QUICK, base=small_base, steps=3, batch_size=2, eval_every=1, ranks=(1, 4))
 
 
@@ -38,7 +40,6 @@ def serially(measure, runs, workers, folder, label, given=""):
 
 def test_every_method_is_compared_at_the_best_rate_of_a_sweep_that_has_a_minimum_inside(setting, monkeypatch):
     """With a known optimum far from where the sweep starts, it must go on until the best is not at the edge."""
-    monkeypatch.setattr(study, "run_all", serially)
     monkeypatch.setattr(
         study,
         "measure",
@@ -52,7 +53,6 @@ def test_every_method_is_compared_at_the_best_rate_of_a_sweep_that_has_a_minimum
 
 
 def test_every_method_has_every_seed_and_starts_from_the_base(setting, monkeypatch):
-    monkeypatch.setattr(study, "run_all", serially)
     table = convergence(setting)
     final = table.where(phase="seeds")
     assert {(r["method"], r["r"], r["seed"]) for r in final} == {
@@ -75,6 +75,35 @@ def test_the_rate_is_chosen_on_other_text_than_the_comparison_reads():
     assert not {row.tobytes() for row in chosen} & {row.tobytes() for row in judged}
 
 
+def test_the_rates_text_and_the_comparisons_text_are_each_where_they_belong(setting):
+    """The two halves are not the same text, so a row tells which of them a number was measured on."""
+    run = Run("full", 1e-3, max_steps=2, batch_size=2, eval_every=1, base=setting.base)
+    row, (model, _) = study.measure(run), study.fine_tune(run)
+    assert row["validation"] == study.evaluate(model, study.validation_batches())
+    assert row["final"] == study.evaluate(model, study.heldout_batches()) != row["validation"]
+
+
+def test_the_best_rate_is_the_one_with_the_best_validation(setting, monkeypatch):
+    losses = {1e-3: (1.0, 2.0), 2e-3: (2.0, 1.0)}  # validation, final: they disagree
+    monkeypatch.setattr(
+        study,
+        "measure",
+        lambda run: vars(run) | dict(zip(("validation", "final"), losses[run.lr], strict=True)) | {"seconds": [1]},
+    )
+    table = convergence(replace(setting, lora_lrs=(1e-3, 2e-3), full_lrs=(1e-3, 2e-3)))
+    assert {row["lr"] for row in table.where(phase="seeds")} == {1e-3}
+
+
+def test_a_repeat_that_diverges_is_named(setting, monkeypatch):
+    def diverge(run):
+        loss = None if run.seed and run.r == 4 else 1.0
+        return vars(run) | {"validation": loss, "final": loss, "seconds": [1]}
+
+    monkeypatch.setattr(study, "measure", diverge)
+    with pytest.raises(FloatingPointError, match=r"'r': 4, 'lr': 0.004, 'seed': 1\} diverged"):
+        convergence(setting)
+
+
 def test_a_run_that_diverges_is_a_row_without_a_loss_and_never_the_best(setting, monkeypatch):
     def diverge(run, progress=False):
         if run.lr > 1e-3:
@@ -83,14 +112,12 @@ def test_a_run_that_diverges_is_a_row_without_a_loss_and_never_the_best(setting,
 
     original = study.fine_tune
     monkeypatch.setattr(study, "fine_tune", diverge)
-    monkeypatch.setattr(study, "run_all", serially)
     table = convergence(replace(setting, lora_lrs=(1e-3, 2e-3), full_lrs=(1e-3, 2e-3)))
     assert {row["final"] is None for row in table.where(phase="sweep", lr=2e-3)} == {True}
     assert {row["lr"] for row in table.where(phase="seeds")} == {1e-3}
 
 
 def test_what_keeps_lora_back_is_measured_by_training_what_it_leaves_frozen(setting, monkeypatch):
-    monkeypatch.setattr(study, "run_all", serially)
     rows = study.shortfall(convergence(setting), r=4).rows
     assert [row["method"] for row in rows] == ["full", "linear", "lora+rest", "lora"]
     for method, names in {"linear": ("_proj.",), "lora+rest": ("lora_", "embed_tokens", "norm")}.items():

@@ -40,6 +40,26 @@ def test_any_single_trainable_parameter_gets_the_gradient_that_it_gets_among_all
         )
 
 
+def test_tokens_that_are_no_array_are_named(make_model):
+    with pytest.raises(TypeError, match="expected a NumPy or CuPy array, got list"):
+        make_model().loss([[1, 2]], np.array([[1, 2]]))
+
+
+def test_the_head_reads_only_what_counts(make_model, random_batch, monkeypatch):
+    tokens, targets = random_batch()
+    targets = np.where(np.arange(6) % 3 == 1, ops.IGNORE_INDEX, targets)
+    model, read = make_model(), []
+    real = ops.linear_forward
+
+    def spy(x, W, b=None):
+        read.append(x.shape) if W.shape[0] == model.config.vocab_size else None
+        return real(x, W, b)
+
+    monkeypatch.setattr(ops, "linear_forward", spy)
+    model.loss(tokens, targets)
+    assert read == [((targets != ops.IGNORE_INDEX).sum(), model.config.hidden_size)]
+
+
 def test_a_frozen_model_computes_no_gradient_at_all(make_model, random_batch, monkeypatch):
     model = make_model().freeze()
     _, cache = model.loss(*random_batch())

@@ -7,10 +7,8 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ..studies.table import Table
+from ..studies.table import Table
 
 HELP = "what a training step costs: seconds and peak memory, here, in PyTorch with PEFT, and at least"
 STEPS = ("tiny", "smollm2-135m", "llama-2-7b-block")
@@ -53,12 +51,17 @@ def say(line: str) -> None:
 
 
 def keep(table: Table, show: Callable[[Table], None], arguments: argparse.Namespace) -> None:
-    """Print a table, and write it and its picture where that was asked for."""
+    """Print a table, and write it and its picture where that was asked for; a fuller table is not replaced by a part."""
+    table.command = " ".join(["python -m lora_np", *sys.argv[1:]])
     print()
     show(table)
     sys.stdout.flush()
     if arguments.json:
-        table.save(arguments.json / f"{table.study}.json")
+        path = arguments.json / f"{table.study}.json"
+        if path.exists() and len(Table.load(path).rows) > len(table.rows):
+            path = path.with_stem(f"{table.study}_partial")
+            say(f"{table.study}.json holds more rows than this run made, which are in {path}")
+        table.save(path)
     if arguments.figures and table.study in PICTURES and table.rows:
         from .. import plots
 

@@ -84,7 +84,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="steps until the full lr, which then falls as a cosine (default a tenth)",
     )
     number("--weight-decay", type=float, default=0.0, metavar="X", help="(default 0)")
-    number("--workers", type=int, metavar="N", help="threads that share a batch (default one a core; on a GPU 1)")
+    number(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="threads that share a batch (default one a core; with --full 2; on a GPU 1)",
+    )
     number("--max-grad-norm", type=float, default=1.0, metavar="X", help="(default 1)")
     number("--seed", type=int, default=0, metavar="N", help="of A, of the records' order and of dropout (default 0)")
     number("--eval-every", type=int, metavar="N", help="also measure on the held-out records every so many steps")
@@ -205,7 +210,8 @@ def _workers(arguments: argparse.Namespace, model: Module) -> int:
             raise ValueError(f"--workers {arguments.workers}; expected at least 1")
         return arguments.workers
     on_cpu = all(isinstance(p.value, np.ndarray) for _, p in model.named_parameters())
-    return min(os.cpu_count() or 1, arguments.batch_size) if on_cpu else 1
+    cores = min(os.cpu_count() or 1, arguments.batch_size) if on_cpu else 1
+    return min(cores, 2) if arguments.full else cores  # each holds a copy of all gradients
 
 
 def _read(arguments: argparse.Namespace, tokenizer: Tokenizer, limit: int) -> tuple[list[Example], list[Example]]:

@@ -40,7 +40,7 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -
 
     The heads of a group are stacked as rows of one product, (h/g · t, d) (d, s), so keys are never repeated in memory
     and the backward's dk and dv come out summed over the group by themselves. The queries go through in blocks, each
-    over the keys that its last query sees: of the t × t scores little more than the half that counts is computed.
+    over the keys that its last query sees: with t = 256 that is 5/8 of the t × t scores, where 1/2 counts.
     """
     check_float(q=q, k=k, v=v)
     check_shape("q", q, None, None, None, None)

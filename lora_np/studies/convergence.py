@@ -8,7 +8,6 @@ direction. The rate is chosen on other held-out text than the comparison reads.
 from __future__ import annotations
 
 import hashlib
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +23,7 @@ from ..optim import AdamW, WarmupCosine
 from ..peft import LoraConfig, get_peft_model
 from ..pretrained import load_model
 from ..train import History, evaluate, train
-from .runs import run_all
+from .runs import finished, run_all, sweep, validation
 from .table import Table
 
 TARGETS = {
@@ -173,17 +172,12 @@ def convergence(
     """
     given = shared(setting.base)
     first, *others = setting.seeds
-    tried: dict[Run, list[dict[str, Any]]] = {method: [] for method in setting.methods()}
-    untried = setting.methods()
-    while any(untried.values()):
-        runs = [replace(method, lr=lr, seed=first) for method, lrs in untried.items() for lr in lrs]
-        for row in run_all(measure, runs, workers, folder, "learning rates", given):
-            tried[next(m for m in tried if _is(row, m))].append(row)
-        untried = {method: _beyond_the_edge(rows) if setting.bracket else [] for method, rows in tried.items()}
-    best = {method: min(rows, key=_validation) for method, rows in tried.items()}
+    methods = {replace(method, seed=first): lrs for method, lrs in setting.methods().items()}
+    tried = sweep(measure, methods, workers, folder, given, 2.0 if setting.bracket else None)
+    best = {method: min(rows, key=validation) for method, rows in tried.items()}
     repeats = [replace(method, lr=row["lr"], seed=seed) for seed in others for method, row in best.items()]
-    seeds = [*best.values(), *run_all(measure, repeats, workers, folder, "seeds", given)]
-    sweep = [row for rows in tried.values() for row in sorted(rows, key=lambda row: row["lr"])]
+    seeds = finished([*best.values(), *run_all(measure, repeats, workers, folder, "seeds", given)])
+    rates = [row for rows in tried.values() for row in rows]
     base_loss, base_validation = (
         evaluate(load_model(setting.base), batches) for batches in (heldout_batches(), validation_batches())
     )
@@ -192,12 +186,12 @@ def convergence(
         question="Does LoRA reach what full fine-tuning reaches?",
         command=command,
         settings=asdict(setting) | {"workers": workers, "base_loss": base_loss, "base_validation": base_validation},
-        rows=[row | {"phase": "sweep"} for row in sweep]
+        rows=[row | {"phase": "sweep"} for row in rates]
         + [
             row | {"phase": "seeds", "recovered": share}
             for row, share in zip(seeds, recovered(seeds, base_loss), strict=True)
         ],
-        seconds=sum(row["seconds"][-1] for row in [*sweep, *seeds[len(best) :]] if row["seconds"]) / workers,
+        seconds=sum(row["seconds"][-1] for row in [*rates, *seeds[len(best) :]] if row["seconds"]) / workers,
     )
 
 
@@ -239,20 +233,3 @@ def shared(base: str) -> str:
     arrays = [data.corpus("code", "train"), *(x for batch in _unseen() for x in batch)]
     arrays += load_model(base, device="numpy").state_dict().values()
     return hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in arrays)).hexdigest()
-
-
-def _is(row: dict[str, Any], method: Run) -> bool:
-    return all(row[key] == getattr(method, key) for key in ("method", "r", "target_modules"))
-
-
-def _validation(row: dict[str, Any]) -> float:
-    return math.inf if row["validation"] is None else row["validation"]
-
-
-def _beyond_the_edge(rows: list[dict[str, Any]]) -> list[float]:
-    """The next learning rate, a factor of two on, if the best so far is the smallest or the largest tried."""
-    rows = sorted(rows, key=lambda row: row["lr"])
-    best = min(rows, key=_validation)
-    if best is rows[0]:
-        return [best["lr"] / 2]
-    return [best["lr"] * 2] if best is rows[-1] else []

@@ -7,11 +7,14 @@ loss on English prose that has nothing to do with either.
 
 from __future__ import annotations
 
-import math
+import hashlib
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .. import conversations, data
 from ..generate import generate
@@ -20,12 +23,13 @@ from ..optim import AdamW, WarmupCosine
 from ..peft import LoraConfig, get_peft_model
 from ..pretrained import load_model, load_tokenizer
 from ..train import Batch, evaluate, train
-from .runs import run_all
+from .runs import finished, run_all, sweep, validation
 from .step_cost import training_peak
 from .table import Table
 
 HABIT = "Logged at dusk: "  # every answer of the data set ends with a line that begins so
 PROSE = 96, 128  # windows of so many tokens: what is forgotten
+NEW_TOKENS = 80  # of a generated answer, at most
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,12 @@ def prose(run: FineTuning) -> list[Batch]:
     return data.heldout_batches(tokens, run.batch_size, length, windows=count)
 
 
-def answers(model: Module, run: FineTuning, max_new_tokens: int = 80) -> list[dict[str, str]]:
+def answers(model: Module, run: FineTuning) -> list[dict[str, str]]:
     """What the model says to the judged questions, greedily: rows {question, answer}."""
     tokenizer = load_tokenizer(run.model)
     questions = [q for q in conversations.first_questions(run.data, "heldout")][1::2]
     prompts = [tokenizer.apply_chat_template([{"role": "user", "content": q}]) for q in questions]
-    new = generate(model, prompts, max_new_tokens, stop_tokens=[tokenizer.eos_token_id])
+    new = generate(model, prompts, NEW_TOKENS, stop_tokens=[tokenizer.eos_token_id])
     return [{"question": q, "answer": tokenizer.decode(ids).strip()} for q, ids in zip(questions, new, strict=True)]
 
 
@@ -132,34 +136,50 @@ def finetuning(
 ) -> Table:
     """Sweep each method's learning rate with the first seed, then run the best with all of them.
 
-    Rows as `measure` gives them, with phase "sweep" or "seeds"; settings["before"] is what `judge` says of the model as it
-    was, settings["peak_bytes"] each method's memory in training as `training_peak` has it. One run at a time: its threads
-    share the cores. `folder` keeps each finished run.
+    Rows as `measure` gives them, with phase "sweep" or "seeds". settings: "before", what `judge` says of the model as it was;
+    "peak_bytes" and "step_seconds" of each method, on one full batch of the longest records, timed in turns. One run at a
+    time: its threads share the cores. `folder` keeps each finished run.
     """
     setting = setting or Setting()
     first, *others = setting.seeds
-    lora = replace(setting.base, method="lora", r=setting.r)
-    methods = {setting.base: setting.full_lrs, lora: setting.lora_lrs}
-    runs = [replace(method, lr=lr, seed=first) for method, lrs in methods.items() for lr in lrs]
-    sweep = run_all(measure, runs, 1, folder, "learning rates")
-    best = [min((row for row in sweep if row["method"] == m.method), key=_validation) for m in methods]
-    repeats = [replace(m, lr=row["lr"], seed=s) for s in others for m, row in zip(methods, best, strict=True)]
-    seeds = [*best, *run_all(measure, repeats, 1, folder, "seeds")]
-    records = conversations.read(setting.base.data, load_tokenizer(setting.base.model))
-    batches = conversations.heldout_batches(records, setting.base.batch_size)[-1:]  # the longest: the most memory
-    before = {
-        "before": judge(load_model(setting.base.model), setting.base),
-        "peak_bytes": {m.method: training_peak(m.load(), batches, m.workers) for m in methods},
-    }
+    given = shared(setting.base)
+    full = replace(setting.base, seed=first)
+    lora = replace(full, method="lora", r=setting.r)
+    tried = sweep(measure, {full: setting.full_lrs, lora: setting.lora_lrs}, 1, folder, given, factor=3)
+    best = {method: min(rows, key=validation) for method, rows in tried.items()}
+    repeats = [replace(method, lr=row["lr"], seed=seed) for seed in others for method, row in best.items()]
+    seeds = finished([*best.values(), *run_all(measure, repeats, 1, folder, "seeds", given)])
+    rates = [row for rows in tried.values() for row in rows]
     return Table(
         study="finetuning",
         question="What does a real language model gain and forget, fully fine-tuned and with LoRA?",
         command=command,
-        settings=asdict(setting) | before,
-        rows=[row | {"phase": "sweep"} for row in sweep] + [row | {"phase": "seeds"} for row in seeds],
-        seconds=sum(row["seconds"][-1] for row in [*sweep, *seeds[2:]] if row["seconds"]),
+        settings=asdict(setting) | {"before": judge(load_model(setting.base.model), setting.base)} | cost([full, lora]),
+        rows=[row | {"phase": "sweep"} for row in rates] + [row | {"phase": "seeds"} for row in seeds],
+        seconds=sum(row["seconds"][-1] for row in [*rates, *seeds[len(best) :]] if row["seconds"]),
     )
 
 
-def _validation(row: dict[str, Any]) -> float:
-    return math.inf if row["validation"] is None else row["validation"]
+def cost(methods: Sequence[FineTuning], repeats: int = 3) -> dict[str, dict[str, float]]:
+    """{"peak_bytes", "step_seconds"} → method → of a training step; the methods take turns, so that noise hits all alike."""
+    run = methods[0]
+    records = conversations.read(run.data, load_tokenizer(run.model))
+    batch = max(conversations.heldout_batches(records, run.batch_size), key=lambda batch: batch[0].size)
+    peaks = {m.method: training_peak(m.load(), [batch], m.workers) for m in methods}
+    models, times = {m.method: m.load() for m in methods}, {m.method: [] for m in methods}
+    for _ in range(1 + repeats):  # the first is to warm up
+        for m in methods:
+            history = train(models[m.method], [batch], AdamW(lr=1e-6), 2, workers=m.workers, progress=False)
+            times[m.method].append(history.rows[-1]["seconds"] / 2)
+    return {"peak_bytes": peaks, "step_seconds": {m: statistics.median(seconds[1:]) for m, seconds in times.items()}}
+
+
+def shared(run: FineTuning) -> str:
+    """A digest of what all runs share and their fields do not say: the weights, the records, the prose, what is asked."""
+    digest = hashlib.sha256(repr((HABIT, PROSE, NEW_TOKENS)).encode())
+    for split in ("train", "heldout"):
+        digest.update(conversations.dataset(run.data, split).read_bytes())
+    arrays = [x for batch in prose(run) for x in batch]
+    for x in [*arrays, *load_model(run.model, device="numpy").state_dict().values()]:
+        digest.update(np.ascontiguousarray(x).tobytes())
+    return digest.hexdigest()

@@ -1,11 +1,16 @@
-"""Many runs of one study, side by side: through joblib, each finished one kept in a file, so that a study can resume."""
+"""Many runs of one study, side by side: through joblib, each finished one kept in a file, so that a study can resume.
+
+A run that is compared is a dataclass with an `lr`; its row has `validation`, the loss that learning rates are chosen by (None
+where it diverged).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +28,7 @@ def run_all(
     label: str,
     given: str = "",
 ) -> list[Row]:
-    """[measure(run) for run in runs], in `workers` processes of one BLAS thread each; in the order of `runs`.
+    """[measure(run) for run in runs], in `workers` processes of one BLAS thread each (one worker: here); in their order.
 
     With a `folder`, a run that is there is read, not repeated. It is found by what decides its outcome: the run, a dataclass,
     and `given`, a digest of the data and weights that all runs share.
@@ -47,6 +52,53 @@ def run_all(
                 )
             bar.update(1)
     return [rows[i] for i in range(len(runs))]
+
+
+def sweep(
+    measure: Callable[[Any], Row],
+    methods: Mapping[Any, Sequence[float]],
+    workers: int,
+    folder: str | Path | None,
+    given: str = "",
+    factor: float | None = 2.0,
+) -> dict[Any, list[Row]]:
+    """Each method's rows, one a learning rate, by learning rate. `methods` has the rates to try first.
+
+    A method whose best rate is the smallest or the largest tried goes on in that direction by `factor`, until the best has a
+    neighbour on each side; None stays with the rates given.
+    """
+    tried: dict[Any, list[Row]] = {method: [] for method in methods}
+    untried = {method: list(lrs) for method, lrs in methods.items()}
+    while any(untried.values()):
+        runs = [(method, replace(method, lr=lr)) for method, lrs in untried.items() for lr in lrs]
+        rows = run_all(measure, [run for _, run in runs], workers, folder, "learning rates", given)
+        for (method, _), row in zip(runs, rows, strict=True):
+            tried[method].append(row)
+        untried = {method: beyond_the_edge(rows, factor) if factor else [] for method, rows in tried.items()}
+    return {method: sorted(rows, key=lambda row: row["lr"]) for method, rows in tried.items()}
+
+
+def beyond_the_edge(rows: list[Row], factor: float) -> list[float]:
+    """The next learning rate, if the best so far is the smallest or the largest tried."""
+    rows = sorted(rows, key=lambda row: row["lr"])
+    best = min(rows, key=validation)
+    if best is rows[0]:
+        return [best["lr"] / factor]
+    return [best["lr"] * factor] if best is rows[-1] else []
+
+
+def validation(row: Row) -> float:
+    """What a row's rate is judged by: a run that diverged is the worst."""
+    return math.inf if row["validation"] is None else row["validation"]
+
+
+def finished(rows: Sequence[Row]) -> Sequence[Row]:
+    """`rows`, if none diverged. Raises FloatingPointError naming the first that did: at its best rate a method must train."""
+    for row in rows:
+        if row["validation"] is None:
+            who = {key: row[key] for key in ("method", "r", "lr", "seed")}
+            raise FloatingPointError(f"{who} diverged, at the rate that was best with another seed: try a smaller one")
+    return rows
 
 
 def _numbered(measure: Callable[[Any], Row], i: int, run: Any) -> tuple[int, Row]:

@@ -57,7 +57,7 @@ GENERATION = (
 )
 SWEEPS: Mapping[str, Sequence[Case]] = {  # what grows → the cases; random weights, which take the same time as others
     "tokens": [Case("", 2, n, shape=shape_of(SMOLLM2)) for n in (32, 64, 128, 256, 512, 768, 1024)],
-    "batch": [Case("", n, 256, shape=shape_of(SMOLLM2)) for n in (1, 2, 4, 8)],
+    "batch": [Case("", n, 256, shape=shape_of(SMOLLM2)) for n in (2, 4, 6, 8)],
     "r": [Case("", 2, 256, shape=shape_of(SMOLLM2), r=n) for n in (1, 2, 4, 8, 16, 32, 64)],
     # SmolLM2's head costs as much as eight of its layers: with a small vocabulary the layers are what is seen.
     "layers": [
