@@ -152,11 +152,11 @@ def train(
             together = [batches[i % len(batches)] if isinstance(batches, Sequence) else batches[i] for i in numbers]
             losses = []
             for i, (tokens, targets), share in zip(numbers, together, _shares(together), strict=True):
-                if not share and len(together) > 1:
+                tokens_seen += tokens.size
+                if not share:
                     continue  # nothing in it counts
                 rng = np.random.default_rng([seed, i, DROPOUT])
                 losses.append(share * loss_and_gradients(model, tokens, targets, rng, workers, share))
-                tokens_seen += tokens.size
             norm = grad_norm(trainable) if max_grad_norm is None else clip_grad_norm(trainable, max_grad_norm)
             loss, norm = map(float, _together([sum(losses), norm]))
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -198,7 +198,9 @@ def _shares(batches: list[Batch]) -> list[float]:
     if len(batches) == 1:
         return [1.0]  # without counting, which on a device would wait
     counts = [_counted(targets) for _, targets in batches]
-    return [count / max(sum(counts), 1) for count in counts]
+    return (
+        [count / sum(counts) for count in counts] if any(counts) else [1.0] * len(batches)
+    )  # the loss says what is wrong
 
 
 def _digests(model: Module, batches: Batches) -> dict[str, str]:

@@ -101,8 +101,8 @@ def test_training_leaves_no_gradient_behind(method, make, batches):
 def test_accumulating_k_batches_is_one_batch_of_k_times_the_rows(counted, k, method, make, random_batch):
     many, one = make(method), make(method)
     parts = [random_batch(rows=2, seed=seed) for seed in range(3 * k)]
-    if counted == "few":  # as where only answers count: 2, 3, … targets of the 12 that a batch has
-        counts = [np.arange(12).reshape(2, 6) < 2 + i for i in range(3 * k)]
+    if counted == "few":  # as where only answers count: 0, 1, … targets of the 12 that a batch has
+        counts = [np.arange(12).reshape(2, 6) < i for i in range(3 * k)]
         parts = [(x, np.where(c, y, ops.IGNORE_INDEX)) for c, (x, y) in zip(counts, parts, strict=True)]
     whole = [tuple(np.concatenate(side) for side in zip(*parts[i : i + k], strict=True)) for i in range(0, 3 * k, k)]
     h_many = train(many, parts, SGD(lr=0.5, momentum=0.9), steps=3, accumulate=k, max_grad_norm=0.4)
