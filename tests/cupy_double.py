@@ -350,6 +350,10 @@ def asarray(a: Any, dtype: Any = None) -> ndarray:
     return a if isinstance(a, ndarray) and dtype in (None, a.dtype) else array(a, dtype)
 
 
+def ascontiguousarray(a: ndarray, dtype: Any = None) -> ndarray:
+    return _call(np.ascontiguousarray, a, dtype=dtype)
+
+
 def empty(shape: Any, dtype: Any = float) -> ndarray:
     """Uninitialised, so here: full of what no test overlooks."""
     return _wrap(np.full(shape, 113, dtype))
