@@ -16,7 +16,7 @@
 #
 # "tiny" has read English; it is now specialised in Python code. Full fine-tuning trains every number. LoRA trains fewer, at ranks from 1 to
 # 64, in the attention layers only or in all linear layers. Every method runs at its own best learning rate, found by a sweep, and is judged
-# on code that nobody trained on. (The rate is chosen with the first seed on the same held-out text, in the same way for every method.)
+# on code that nobody trained on. (The rate is chosen with the first seed, on other held-out code than the comparison reads.)
 
 # %%
 import statistics
@@ -30,7 +30,8 @@ from lora_np.studies.table import Table
 table = Table.load("../figures/data/convergence.json")
 sweep, seeds = (len(table.where(phase=phase)) for phase in ("sweep", "seeds"))
 print(f"{sweep} runs of the sweep, {seeds} that are compared, over {len(table.settings['seeds'])} seed(s); `{table.command}`")
-plots.recovered_gain(table);
+short = Table.load("../figures/data/convergence_short.json")
+plots.recovered_gain(table, short);
 
 # %% [markdown]
 # The *gain* is how far the held-out loss falls below the base's. A method recovers
@@ -147,5 +148,5 @@ print("share of full fine-tuning's gain in %," + (f" {n} seeds, ± half their ra
 #
 # 1. Attention-only at r = 64 has about as many parameters as all-linear at which rank? Which does better, and what does that say about where to
 #    put them?
-# 2. Set `steps` to 20 or 200 in your own run. Does the order of the methods change?
+# 2. Set `steps` to 20 or 400 in your own run. Does the order of the methods change?
 # 3. Train on the *prose* again and watch the code: which method forgets faster?

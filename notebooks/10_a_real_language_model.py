@@ -43,7 +43,8 @@ print(f"\nnats a token, each method at its own best learning rate; `{study.comma
 # %% [markdown]
 # ## The model
 #
-# The file is GGUF, the format of llama.cpp, with four bits a weight. `load_model` reads one tensor at a time, turns it into float32, and undoes what
+# The file is GGUF, the format of llama.cpp: most weights are rounded to four bits, in blocks with a scale each (Q4_1), and it is these rounded
+# weights that every number here is about. `load_model` reads one tensor at a time, turns it into float32, and undoes what
 # the format did to the rows of $W_q$ and $W_k$. `python -m lora_np fetch smollm2-135m` gets it, once; without it the live cells below say so and
 # do nothing, and the pictures, which come from committed tables, are there all the same.
 
@@ -95,7 +96,7 @@ if model:
     peft_model = ln.get_peft_model(model, config)
     peft_model.print_trainable_parameters()
     batches = ln.conversations.ConversationBatches(examples, batch_size=8)
-    history = ln.train(peft_model, batches, ln.AdamW(lr=1e-3), steps=4, workers=2)
+    history = ln.train(peft_model, batches, ln.AdamW(lr=3e-3), steps=4, workers=2)
     print("loss:", " → ".join(f"{loss:.2f}" for loss in history.column("loss")), "nats a token")
 
 # %% [markdown]
@@ -130,12 +131,12 @@ plots.speed_chart(speed);
 
 # %%
 for row in speed.rows:
-    ratio = f"{row['ratio']:.2f}× ours" if row["ratio"] and row["side"] != "ours" else ""
+    ratio = f"{row['ratio']:.2f}× ours" if row.get("ratio") and row["side"] != "ours" else ""
     print(f"{row['case']:18}{row['side']:16}{row['seconds']:8.3f} s a step{row['peak_bytes'] / 1e9:8.2f} GB   {ratio}")
 
 # %% [markdown]
 # What makes it fast is in the code, a line each: no $dW$ for frozen weights, no $dx$ below the lowest adapter (`transformer.py`); attention in blocks of
-# queries, which never multiplies the masked half (`ops/attention.py`); the softmax in the logits' own memory (`ops/loss.py`); and a shard of the
+# queries, which leaves out most of the masked half (`ops/attention.py`); the softmax in the logits' own memory (`ops/loss.py`); and a shard of the
 # batch on each core, because BLAS's threads help the large products only (`parallel.py`).
 #
 # **Predict.** Rank 64 has 64 times the numbers of rank 1. How much longer does its step take?

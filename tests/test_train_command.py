@@ -136,7 +136,7 @@ def test_it_says_first_what_it_is_going_to_do(run, capsys):
     tokens, counted = sum(len(e.tokens) for e in examples), sum(e.counts.sum() for e in examples)
     assert said[0] == "trainable params: 97,280 || all params: 1,114,496 || trainable%: 8.7286"
     assert said[1].endswith(f"data.jsonl: 5 records, {tokens} tokens, of which {counted} count: the answers")
-    assert said[2].startswith("3 steps of 2 records × 2, AdamW(lr=0.001,")
+    assert said[2].startswith("3 steps of 2 records × 2, AdamW(lr=0.003,")
     assert said[2].endswith("1 steps of warm-up, then a cosine to 0")
 
 
