@@ -48,6 +48,7 @@ def before_after(table: Table, questions: int = 3, longest: int = 230) -> Figure
         "The same questions, before and after; nobody trained on them",
         "SmolLM2-135M-Instruct, greedy; LoRA trains the adapter alone",
     )
+    axes_at(figure, 0, 0, 9, height).set_axis_off()  # IPython shows no figure that has no axes
     up = height - 1.0
     for x, title, colour in ((0.22, "before", FROZEN), (4.65, "with the adapter", LORA)):
         figure.text(x / 9, up / height, title, color=for_text(colour), fontweight="bold", va="top")
