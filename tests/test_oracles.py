@@ -283,9 +283,10 @@ def train_with_torch(theirs, batches, optimizer):
     losses = []
     for step in range(STEPS):
         optimizer.zero_grad()
-        parts = [
-            their_loss(theirs, *batch) / ACCUMULATE for batch in batches[step * ACCUMULATE : (step + 1) * ACCUMULATE]
-        ]
+        together = batches[step * ACCUMULATE : (step + 1) * ACCUMULATE]
+        counts = [int((targets != ln.ops.IGNORE_INDEX).sum()) for _, targets in together]
+        # the mean over all counted tokens, as transformers weighs since 4.46
+        parts = [their_loss(theirs, *batch) * (n / sum(counts)) for batch, n in zip(together, counts, strict=True)]
         for part in parts:
             part.backward()
         torch.nn.utils.clip_grad_norm_(trainable, MAX_NORM)
