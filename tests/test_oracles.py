@@ -272,7 +272,7 @@ def test_dropout_keeps_as_many_and_scales_them_as_pytorch_does():
 # --------------------------------------------------------------------------------------------------------------------
 # Twenty steps
 
-STEPS, ACCUMULATE, MAX_NORM, LR = 20, 2, 1.5, 3e-2
+STEPS, ACCUMULATE, MAX_NORM, LR = 20, 2, 2.2, 3e-2
 SCHEDULE = ln.WarmupCosine(STEPS, warmup=4, floor=0.1)
 
 
