@@ -80,7 +80,7 @@ def claims(tables: Mapping[str, Table]) -> list[tuple[str, str, str, str]]:
             study,
         ),
         (
-            "What it falls short by is mostly the rank",
+            "What it falls short by is the rank, and what stays frozen",
             "Hu et al. 2021, §7; Biderman et al. 2024",
             f"r = {short} recovers {parts['lora']:.1%}; training the embedding and norms beside it {parts['lora+rest']:.1%}; full "
             f"fine-tuning of the linear layers alone, without a low rank, {parts['linear']:.1%}",
@@ -152,7 +152,7 @@ def on_a_real_model(tuning: Table, speed: Table) -> list[tuple[str, str, str, st
             study,
         ),
         (
-            "Gradients by hand in NumPy keep up with PyTorch and PEFT",
+            "A LoRA step by hand in NumPy, beside PyTorch with PEFT",
             "this project",
             f"a LoRA step of 2 × 256 tokens on SmolLM2-135M takes {ours['seconds']:.2f} s here, in PEFT "
             f"{peft['ratio']:.2f}× as long" + (f", compiled {compiled['ratio']:.2f}×" if compiled else "") + "; "
