@@ -1,0 +1,128 @@
+"""The arithmetic of one training step, product by product: a multiplication and an addition are two operations (FLOPs).
+
+For N tokens through W (out, in), with an adapter A (r, in), B (out, r) beside it:
+
+    forward        x Wᵀ            2·N·out·in        h = x Aᵀ, h Bᵀ       2·N·r·(in + out)
+    backward, dx   dy W            2·N·out·in        dh = dy B, dh A      2·N·r·(in + out)
+    backward, dW   dyᵀ x           2·N·out·in        dB = dyᵀ h, dA = dhᵀ x   2·N·r·(in + out)
+
+Full fine-tuning does the left column; LoRA drops its last line and adds the right column. For a square W (n, n) that is
+2n² + 6nr multiply-adds a token in place of 3n² (Schulman 2025, "LoRA Without Regret"). Norms, softmax, activations and the
+optimizer are not counted: they touch each number once, where a product uses it a thousand times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from .anatomy import Layer, anatomy
+
+
+@dataclass(frozen=True)
+class Products:
+    """FLOPs of some products of a step: forward, of the gradients that flow on (dx), and of those that train (dW, dA, dB)."""
+
+    forward: int = 0
+    dx: int = 0
+    dW: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.forward + self.dx + self.dW
+
+    def __add__(self, other: Products) -> Products:
+        return Products(self.forward + other.forward, self.dx + other.dx, self.dW + other.dW)
+
+
+@dataclass(frozen=True)
+class Flops:
+    """What one training step computes, in floating point operations."""
+
+    tokens: int
+    linear: Products = field(default_factory=Products)  # the blocks' W
+    adapter: Products = field(default_factory=Products)  # A and B, wherever they are
+    attention: Products = field(default_factory=Products)  # q kᵀ and p v
+    head: Products = field(default_factory=Products)  # hidden states → logits
+
+    @property
+    def products(self) -> Products:
+        """All of them together."""
+        return self.linear + self.adapter + self.attention + self.head
+
+    @property
+    def total(self) -> int:
+        return self.products.total
+
+    def __str__(self) -> str:
+        """A table in GFLOP (10⁹), and the sum for each token."""
+        parts = {"linear layers, W": self.linear, "adapters, A and B": self.adapter, "attention": self.attention}
+        parts |= {"output head": self.head, "sum": self.products}
+        lines = [f"{'GFLOP':<20}{'forward':>14}{'backward, dx':>14}{'backward, dW':>14}{'sum':>14}"]
+        for name, p in parts.items():
+            lines.append(f"{name:<20}" + "".join(f"{n / 1e9:>14,.3f}" for n in (p.forward, p.dx, p.dW, p.total)))
+        return "\n".join([*lines, f"{self.total / self.tokens / 1e9:,.4f} GFLOP for each of {self.tokens:,} tokens"])
+
+
+def flops(
+    model: Any,
+    tokens: int,
+    seq: int,
+    method: str | None = None,
+    r: int | None = None,
+    target_modules: str | Collection[str] | None = None,
+    attention_block: int = 1,
+) -> Flops:
+    """The floating point operations of one training step on `tokens` tokens in sequences of `seq`, all of them predicted.
+
+        flops("llama-2-7b", 4096, 2048, "lora", r=16, target_modules="all-linear")
+        flops(peft_model, 512, 256)                                     a live model, as it stands
+
+    model, method, r, target_modules: as `anatomy` takes them. What the backward does not need, because nothing below is
+    trained, is not counted; nor is recomputing, as gradient checkpointing does.
+    attention_block: how many queries go through attention together, over the keys that the last of them sees. 1 counts
+        what causality needs, seq·(seq + 1)/2 scores; `ops.attention.BLOCK` what this library computes; seq all scores.
+
+    Raises ValueError where `tokens` are not whole sequences, and as `anatomy` does.
+    """
+    if seq < 1 or tokens < 1 or tokens % seq or attention_block < 1:
+        raise ValueError(
+            f"{tokens} tokens in sequences of {seq}, {attention_block} queries together: need whole sequences"
+        )
+    body = anatomy(model, method, r, target_modules)
+    scores = body.heads * (tokens // seq) * causal_scores(seq, attention_block)
+    linear, adapter, attention = Products(), Products(), Products()
+    for i, (half, need_dx, _) in enumerate(body.walk()):
+        need_dinner = (
+            need_dx or half.reads_trainable
+        )  # the gradient between the layers that read and the one that writes
+        layers = [(layer, need_dx) for layer in half.reads] + [(half.writes, need_dinner)]
+        for layer, need in layers:
+            linear += weight_products(layer, tokens, need)
+            adapter += adapter_products(layer, tokens, need)
+        if i % 2 == 0:  # q kᵀ and p v; backward dp, dv, dq and dk
+            attention += Products(4 * body.head_dim * scores, 8 * body.head_dim * scores * need_dinner)
+    need = body.trainable_below_the_head
+    adapter += adapter_products(body.head, tokens, need)
+    return Flops(tokens, linear, adapter, attention, weight_products(body.head, tokens, need))
+
+
+def weight_products(layer: Layer, tokens: int, need_dx: bool) -> Products:
+    """x Wᵀ, dy W where it is needed, dyᵀ x where W is trained: 2·N·out·in each."""
+    one = 2 * tokens * layer.out * layer.in_
+    return Products(one, one * need_dx, one * layer.trained)
+
+
+def adapter_products(layer: Layer, tokens: int, need_dx: bool) -> Products:
+    """The bypass, 2·N·r·in for each product with A and 2·N·r·out for each with B. dA needs dh = dy B, dx or no dx."""
+    with_A, with_B = 2 * tokens * layer.r * layer.in_, 2 * tokens * layer.r * layer.out
+    if not (layer.trainable or need_dx):
+        return Products(with_A + with_B)
+    return Products(with_A + with_B, with_B + with_A * need_dx, with_A + with_B)
+
+
+def causal_scores(seq: int, block: int = 1) -> int:
+    """Scores of one head over one sequence, where `block` queries at a time see the keys up to the last of them."""
+    starts = range(0, seq, block)
+    return sum((min(start + block, seq) - start) * min(start + block, seq) for start in starts)

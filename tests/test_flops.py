@@ -1,0 +1,147 @@
+"""The ledger's FLOPs: the facts that are known on paper, and every matrix product of a live step, counted as it happens."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+import pytest
+
+from lora_np import LoraConfig, get_peft_model, ledger, ops
+from lora_np.ledger.flops import adapter_products, causal_scores, weight_products
+
+N = 64  # a square matrix
+
+
+def per_token(layer, need_dx=True):
+    products = weight_products(layer, 1, need_dx) + adapter_products(layer, 1, need_dx)
+    return products.forward // 2, products.dx // 2, products.dW // 2  # multiply-adds
+
+
+def test_full_fine_tuning_of_a_square_matrix_costs_three_passes():
+    layer = ledger.Layer("W", N, N, trained=True, trainable=True)
+    assert per_token(layer) == (N**2, N**2, N**2), "x Wᵀ, dy W and dyᵀ x: 3N² multiply-adds, 6N² operations, a token"
+
+
+@pytest.mark.parametrize("r", [1, 8, 64])
+def test_lora_on_a_square_matrix_costs_two_passes_and_6_n_r(r):
+    """ "LoRA Without Regret" (Schulman 2025): 2N² + 6Nr in place of 3N²."""
+    layer = ledger.Layer("W", N, N, trained=False, r=r, trainable=True)
+    assert sum(per_token(layer)) == 2 * N**2 + 6 * N * r
+
+
+def test_lora_at_full_rank_costs_more_than_full_fine_tuning():
+    assert 2 * N**2 + 6 * N * (N // 6 + 1) > 3 * N**2, "the saving is gone where r > N/6"
+
+
+def test_what_is_below_the_lowest_trainable_layer_gets_no_gradient():
+    one = ledger.flops("llama-2-7b", 10, 10, r=8, target_modules=["model.layers.31.self_attn.q_proj"])
+    q = 2 * 10 * 4096**2
+    assert one.linear.dx == 2 * 10 * (3 * 4096 * 11_008 + 4096**2), "only the last MLP and o_proj: below q, no dx"
+    assert one.linear.dW == 0 and one.adapter.total == 5 * q * 8 // 4096, "no dx through A"
+
+
+def test_the_frozen_products_of_smollm2_are_275_gflop():
+    model, tokens = ledger.MODELS["smollm2-135m"], 512
+    step = ledger.flops(model, tokens, 256, "lora", r=8, target_modules="all-linear")
+    frozen = step.linear.total + step.head.total
+    below_is_nothing_trained = 2 * tokens * 576 * (576 + 192 + 192)
+    assert frozen == 4 * tokens * (model.block_linear_parameters + model.head.parameters) - below_is_nothing_trained
+    assert frozen == pytest.approx(275e9, rel=2e-3)
+
+
+def test_full_fine_tuning_costs_six_operations_a_token_and_parameter():
+    """Kaplan et al. 2020: C ≈ 6ND; the embedding is looked up, and multiplies nothing."""
+    model = ledger.MODELS["llama-2-7b"]
+    step = ledger.flops(model, 4096, 2048)
+    assert step.linear.total + step.head.total == 6 * 4096 * (model.block_linear_parameters + model.head.parameters)
+
+
+@pytest.mark.parametrize(("seq", "block"), [(5, 1), (5, 5), (6, 4), (64, 64), (256, 64)])
+def test_causal_scores_are_those_that_a_loop_counts(seq, block):
+    seen = [min((query // block + 1) * block, seq) for query in range(seq)]  # by a query: its block's last
+    assert causal_scores(seq, block) == sum(seen)
+    if (seq, block) == (256, 64):
+        assert causal_scores(seq, block) == 5 / 8 * seq**2, "as attention_forward says of itself"
+
+
+# ------------------------------------------------------------------------------------------------------------ a live step
+
+CASES = {
+    "full": None,
+    "all-linear": {"target_modules": "all-linear", "r": 3},
+    "attention": {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"], "r": 2},
+    "only o_proj": {"target_modules": ["o_proj"], "r": 2},
+    "only the last MLP's down_proj": {"target_modules": ["model.layers.1.mlp.down_proj"]},
+    "only the second block's up_proj": {"target_modules": ["model.layers.1.mlp.up_proj"]},
+    "the head": {"target_modules": ["lm_head"]},
+    "ranks of their own": {
+        "target_modules": "all-linear",
+        "r": 2,
+        "rank_pattern": {"down_proj": 5, "1.mlp.up_proj": 1},
+    },
+}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_every_product_of_a_live_step_is_in_the_ledger(case, tied, make_model, random_batch, double, monkeypatch):
+    """CuPy's double sees each product that the step computes, whatever asks for it."""
+    if tied and case == "the head":
+        pytest.skip("a tied head is no module of its own")
+    model = make_model(np.float32, tie_word_embeddings=tied, max_position_embeddings=128)
+    if CASES[case] is not None:
+        model = get_peft_model(model, LoraConfig(**CASES[case]))
+    model = model.to("cupy")
+    computed, multiply = [0], double.ndarray.__matmul__
+
+    def counted(x, y):
+        z = multiply(x, y)
+        computed[-1] += 2 * prod(z.shape) * x.shape[-1]
+        return z
+
+    monkeypatch.setattr(double.ndarray, "__matmul__", counted)
+    rows, length = 3, 70  # more than one block of queries
+    tokens, targets = random_batch(rows, length)
+    _, cache = model.loss(tokens, targets)
+    computed.append(0)
+    model.backward(cache)
+    expected = ledger.flops(model, rows * length, length, attention_block=ops.attention.BLOCK)
+    assert computed[0] == expected.products.forward
+    assert computed[1] == expected.products.dx + expected.products.dW
+
+
+@pytest.mark.parametrize("case", ["full", "all-linear", "attention"])
+def test_a_live_model_costs_what_its_architecture_costs_on_paper(case, make_model):
+    model = make_model(hidden_size=16)
+    paper = ledger.llama("paper", 2, hidden=16, heads=4, kv_heads=2, ffn=20, vocabulary=11)
+    settings = CASES[case] or {}
+    live = ledger.flops(get_peft_model(model, LoraConfig(**settings)) if settings else model, 12, 6)
+    assert live == ledger.flops(paper, 12, 6, **settings)
+
+
+def test_the_table_adds_up():
+    step = ledger.flops("smollm2-135m", 512, 256, r=8, target_modules="all-linear")
+    *rows, total = [line.split()[-4:] for line in str(step).splitlines()[1:6]]
+    for column, number in enumerate(total):
+        assert sum(float(row[column]) for row in rows) == pytest.approx(float(number), abs=0.005)
+
+
+def test_what_makes_no_step_is_an_error():
+    with pytest.raises(ValueError, match="100 tokens in sequences of 64"):
+        ledger.flops("gpt-2", 100, 64)
+    with pytest.raises(ValueError, match="unknown method 'qlora'"):
+        ledger.flops("gpt-2", 64, 64, "qlora", r=8, target_modules=["c_attn"])
+    with pytest.raises(ValueError, match="needs r and target_modules"):
+        ledger.flops("gpt-2", 64, 64, "lora")
+    with pytest.raises(ValueError, match="has no r"):
+        ledger.flops("gpt-2", 64, 64, "full", r=8)
+    with pytest.raises(ValueError, match="rank r"):
+        ledger.flops("gpt-2", 64, 64, r=0, target_modules=["c_attn"])
+    with pytest.raises(TypeError, match="not int"):
+        ledger.flops(7, 64, 64)
+
+
+def test_a_live_model_takes_no_paper_settings(make_model):
+    with pytest.raises(ValueError, match="as it stands"):
+        ledger.flops(make_model(), 6, 6, r=8, target_modules="all-linear")
