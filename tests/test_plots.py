@@ -128,7 +128,32 @@ def finetuned(seeds=3) -> Table:
     return table(rows, before={"prose": 3.1, "habit": 0.0, "answers": answers})
 
 
+STEPS, EPS = np.logspace(-20, 0, 41), 2.2e-16
+STEP_ERRORS = {
+    "forward difference": np.minimum(1, STEPS + EPS / STEPS),
+    "central difference": np.minimum(1, STEPS**2 + EPS / STEPS),
+    "complex step": STEPS**2 + EPS,
+}
+VERDICTS = {name: {"derived": [1e-16], "mistake": 0.1} for name in ("LoRA", "softmax")}
+BY_LAYER = {f"{letter}_proj": {"A": [1e-15, 3e-15], "B": [0.0, 2e-16]} for letter in "qkvo"}
+RANKS = [2**n for n in range(11)]
+
+
+def gradients(out: int, in_: int, r: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """dW and its two shadows, dA and dB."""
+    rng = np.random.default_rng(0)
+    dW = rng.normal(size=(out, in_))
+    return dW, rng.normal(size=(r, out)) @ dW, dW @ rng.normal(size=(in_, r))
+
+
 PICTURES = {
+    "gradient_shadows, wide": lambda: plots.gradient_shadows(*gradients(128, 384)),
+    "gradient_shadows, tall": lambda: plots.gradient_shadows(*gradients(384, 128)),
+    "gradient_shadows, small": lambda: plots.gradient_shadows(*gradients(6, 9, 2)),
+    "step_sizes": lambda: plots.step_sizes(STEPS, STEP_ERRORS, "of a function"),
+    "relative_errors": lambda: plots.relative_errors(VERDICTS, 1e-12, "Title", "and what it is"),
+    "relative_errors, two series": lambda: plots.relative_errors(BY_LAYER, 1e-12, "Title", "and what it is"),
+    "step_flops": lambda: plots.step_flops(RANKS, {d: [2 / 3 + 2 * r / d for r in RANKS] for d in (4096, 128)}, 2 / 3),
     "before_after": lambda: plots.before_after(finetuned()),
     "learned_and_forgotten": lambda: plots.learned_and_forgotten(finetuned()),
     "learned_and_forgotten, one seed": lambda: plots.learned_and_forgotten(finetuned(1)),

@@ -7,6 +7,7 @@ picture shows twice.
 from lora_np.plots.bypass import bypass_diagram
 from lora_np.plots.convergence import learning_rates, loss_curves, recovered_gain
 from lora_np.plots.finetuning import before_after, learned_and_forgotten
+from lora_np.plots.gradients import gradient_shadows, relative_errors, step_flops, step_sizes
 from lora_np.plots.parameters import one_matrix_chart, whole_models_chart
 from lora_np.plots.rank_reduction import decomposition_2d, photograph, scene_3d, singular_values, truncated_loss
 from lora_np.plots.speed import scaling_chart, speed_chart
@@ -16,17 +17,21 @@ __all__ = [
     "before_after",
     "bypass_diagram",
     "decomposition_2d",
+    "gradient_shadows",
     "learned_and_forgotten",
     "learning_rates",
     "loss_curves",
     "one_matrix_chart",
     "photograph",
     "recovered_gain",
+    "relative_errors",
     "save",
     "scaling_chart",
     "scene_3d",
     "singular_values",
     "speed_chart",
+    "step_flops",
+    "step_sizes",
     "truncated_loss",
     "whole_models_chart",
 ]

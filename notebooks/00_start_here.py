@@ -1,0 +1,103 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Start here
+#
+# A language model is fine-tuned by changing its weight matrices. LoRA leaves them as they are and trains a narrow product of two small matrices beside each. In this
+# course you build that from nothing: the forward pass, every gradient by hand, and proofs that they are right. You then train real models with it, and
+# measure what LoRA saves and what it gives up. All of it is NumPy that one can read, without autograd; an ordinary computer is enough.
+#
+# Run the next cell first (click it, then Shift+Enter).
+
+# %%
+import sys
+
+try:
+    import matplotlib
+    import numpy as np
+
+    import lora_np as ln
+    from lora_np.backend import device_module
+except ImportError as error:
+    raise SystemExit(f"{error}. In a terminal, in the course's folder: `make lab`, or `pip install -e .` and choose that Python as the kernel.") from None
+
+print(f"Python {sys.version.split()[0]}, NumPy {np.__version__}, Matplotlib {matplotlib.__version__}: all is here.")
+gpu = device_module().__name__ == "cupy"
+print("Models are computed", "on the GPU, with CuPy." if gpu else "on the processor, with NumPy, which is all the course needs.")
+
+# %% [markdown]
+# ## In half a minute
+#
+# "tiny" is a language model of a million parameters that has read English prose and writes a byte at a time. Does it know Python code? A few beginnings for it to continue; then
+# LoRA trains a fraction of as many numbers on code; then the same beginnings again. **Predict** what will change: the grammar, the vocabulary, the sense?
+
+# %%
+base = ln.load_model("tiny")
+model = ln.get_peft_model(base, ln.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
+model.print_trainable_parameters()
+beginnings = ["def read(", "    return ", "raise ValueError("]
+
+
+def continued(model, text):
+    """One line: the likeliest byte after the other."""
+    tokens = ln.generate(model, [ln.data.encode(text)], max_new_tokens=45, stop_tokens=ln.data.encode("\n"))[0]
+    return text + ln.data.decode(tokens)
+
+
+before = [continued(model, text) for text in beginnings]
+code = ln.data.Batches(ln.data.corpus("code", "train"), batch_size=8, seq_len=64)  # Python's own library, as it is installed here
+history = ln.train(model, code, ln.AdamW(lr=1e-2, weight_decay=0.0), steps=60, schedule=ln.WarmupCosine(60, warmup=5))
+for text, was in zip(beginnings, before, strict=True):
+    print(f"\nbefore  {was}\nafter   {continued(model, text)}")
+print(f"\n{len(history.rows)} steps in {history.rows[-1]['seconds']:.0f} s")
+
+# %% [markdown]
+# Where it went on in English it now tries to write code. It makes no sense yet, of a million parameters one cannot ask that; but all that has changed is the narrow product, and one
+# line takes it out again:
+
+# %%
+with model.disable_adapter():
+    print([continued(model, text) for text in beginnings] == before)
+
+# %% [markdown]
+# ## The course
+#
+# | notebook | what you see | minutes | know before |
+# |---|---|---|---|
+# | [02 LoRA from one equation](02_lora_from_one_equation.ipynb) | the bypass in seven lines of NumPy, what it saves, a first training run, merging | 30 | matrix product |
+# | [03 Gradients by hand](03_gradients_by_hand.ipynb) | the backward pass of LoRA and of every layer, each proven by the complex step | 90 | 02, chain rule |
+# | [04 Why low rank works](04_why_low_rank_works.ipynb) | the change that full fine-tuning really learned, and how well a low rank keeps it | 30 | 02, singular value decomposition |
+# | [05 Convergence](05_convergence.ipynb) | LoRA at several ranks against full fine-tuning, each at its own best learning rate | 30 | 02 |
+# | [10 A real language model](10_a_real_language_model.ipynb) | a chat model learns a voice: before and after, and what a step costs | 30 | 02, 05 |
+#
+# The numbers are those of the whole course, of which the others follow. You need Python, the matrix product and the chain rule; no machine-learning library. Each notebook shows the result
+# first and asks you to **predict** before it shows more: do, on paper. Minutes are for reading and trying; a notebook runs in under one.
+#
+# ## Exercises
+#
+# `make exercises`, in a terminal in the course's folder, writes a copy of `notebooks/exercises` to work in, without the solutions. You write a function, and `check(your_function)`
+# says whether it is right. If it is not, it names the mistake.
+#
+# ## JupyterLab in three lines
+#
+# - Shift+Enter runs a cell and goes to the next. Change anything and run it again.
+# - *Kernel → Restart Kernel and Run All Cells* starts from nothing: the cure when the cells no longer fit together.
+# - *File → Save Notebook As…* keeps your changes under a name of your own.
+#
+# ## The code
+#
+# It is part of the course. `lora_np/ops/` has a file a layer, the forward beside its backward, with the derivation; `lora_np/gradcheck.py` is the proof; `lora_np/peft/lora.py` puts LoRA around a
+# linear layer of a model. README lists the rest, from the bottom up.
+#
+# Go on with [LoRA from one equation](02_lora_from_one_equation.ipynb).
