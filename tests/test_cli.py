@@ -33,6 +33,32 @@ def test_an_unknown_model_lists_those_that_are_known(capsys):
     assert "smollm2-135m" in capsys.readouterr().err
 
 
+def test_memory_prints_each_part_and_the_cards_that_it_fits(capsys):
+    assert main(["memory", "--model", "llama-65b", "--method", "qlora", "--r", "16", "--seq", "512"]) == 0
+    out = capsys.readouterr().out
+    assert "llama-65b, qlora, r = 16, 1 × 512 tokens, 16-bit, gradient checkpointing on" in out
+    assert "trainable params: 199,884,800 ||" in out
+    assert [line.split()[0] for line in out.splitlines() if line.endswith("fits")] == ["48", "80"]
+    assert "24 GB: does not fit" in out
+
+
+def test_memory_without_checkpointing_and_double_quantisation_takes_more(capsys):
+    def total(*options):
+        assert main(["memory", "--model", "llama-2-7b", "--method", "qlora", *options]) == 0
+        line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("sum"))
+        return float(line.split()[1])
+
+    assert total() < total("--no-double-quant") < total("--no-double-quant", "--no-checkpointing")
+
+
+def test_memory_of_full_fine_tuning_refuses_a_rank_in_one_line(capsys):
+    assert main(["memory", "--model", "llama-2-7b", "--method", "full"]) == 0
+    assert "weights               13.477" in capsys.readouterr().out
+    assert main(["memory", "--model", "llama-2-7b", "--method", "full", "--r", "8"]) == 1
+    error = capsys.readouterr().err
+    assert "has no r and no target_modules" in error and error.count("\n") == 1
+
+
 def test_pretraining_for_a_few_steps_writes_a_model_that_loads_and_its_card(tmp_path, capsys):
     from lora_np import ledger, load_model
 

@@ -20,6 +20,7 @@ GPT3 += [(64, QUERY_VALUE, 301_989_888)]
 
 # peft 0.21.2 and transformers 5.23 on torch's meta device
 TOTALS = {
+    "llama-65b": 65_285_660_672,
     "llama-2-7b": 6_738_415_616,
     "llama-2-13b": 13_015_864_320,
     "llama-2-70b": 68_976_648_192,

@@ -3,13 +3,15 @@
     Architecture   every matrix of a model as (out, in), and how often it occurs; MODELS has published ones by name
     count          parameters: all of them, and those that are trained
     flops          the arithmetic of a training step, product by product
+    memory         its bytes: weights, gradients, optimizer state, activations, temporaries
 
-Reading order: architecture, parameters, anatomy, flops.
+Reading order: architecture, parameters, anatomy, flops, precision, activations, memory.
 """
 
 from .anatomy import Anatomy, Half, Layer, anatomy
 from .architecture import MODELS, Architecture, LinearShape, architecture_of, gpt, llama
 from .flops import Flops, Products, flops
+from .memory import METHODS, Memory, memory
 from .parameters import (
     ADAPTER_MARK,
     Count,
@@ -21,10 +23,13 @@ from .parameters import (
     report,
     targeted,
 )
+from .precision import PRECISIONS, Precision, nf4_bytes
 
 __all__ = [
     "ADAPTER_MARK",
+    "METHODS",
     "MODELS",
+    "PRECISIONS",
     "Anatomy",
     "Architecture",
     "Count",
@@ -32,6 +37,8 @@ __all__ = [
     "Half",
     "Layer",
     "LinearShape",
+    "Memory",
+    "Precision",
     "Products",
     "anatomy",
     "architecture_of",
@@ -42,6 +49,8 @@ __all__ = [
     "houlsby_parameters",
     "llama",
     "lora_parameters",
+    "memory",
+    "nf4_bytes",
     "prefix_parameters",
     "report",
     "targeted",

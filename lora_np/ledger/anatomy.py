@@ -30,6 +30,7 @@ class Layer:
     r: int = 0
     trainable: bool = False  # anything here is: W, a bias, A or B
     dropout: bool = False  # on the adapter's input
+    quantized: bool = False  # W is stored in fewer bits, and decoded for each product
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Half:
     norm_trained: bool
     reads: tuple[Layer, ...]
     writes: Layer
+    is_attention: bool
 
     @property
     def reads_trainable(self) -> bool:
@@ -64,20 +66,24 @@ class Anatomy:
     norm_trained: bool
     head: Layer
 
-    def walk(self) -> list[tuple[Half, bool, bool]]:
-        """(half, whether dx is needed of its reading layers, of its norm), from the embedding up.
+    def walk(self) -> list[tuple[Half, bool]]:
+        """(half, whether its reading layers must give dx), from the embedding up.
 
         A gradient is computed down to the lowest trainable parameter: a layer's dx where something below it trains.
         """
         below, steps = self.embedding_trained, []
         for half in (half for block in self.blocks for half in block):
-            steps.append((half, below or half.norm_trained, below))
+            steps.append((half, below or half.norm_trained))
             below = below or half.trainable
         return steps
 
+    def layers(self) -> list[Layer]:
+        """Every linear layer, from below, the head last."""
+        return [layer for half, _ in self.walk() for layer in (*half.reads, half.writes)] + [self.head]
+
     @property
     def trainable_below_the_head(self) -> bool:
-        return self.embedding_trained or self.norm_trained or any(half.trainable for half, _, _ in self.walk())
+        return self.embedding_trained or self.norm_trained or any(half.trainable for half, _ in self.walk())
 
 
 def anatomy(
@@ -116,7 +122,7 @@ def anatomy(
 
     def half(i: int, shapes: list[LinearShape]) -> Half:
         *reads, writes = (layer(f"{model.block.format(i)}.{shape.name}", shape) for shape in shapes)
-        return Half(full, tuple(reads), writes)
+        return Half(full, tuple(reads), writes, is_attention=shapes is attention)
 
     mlp = [shape for shape in model.linears if shape.name.startswith("mlp.")]
     attention = [shape for shape in model.linears if shape not in mlp]
@@ -153,11 +159,12 @@ def live_anatomy(model: Any) -> Anatomy:
             r=0 if factor is None else factor.value.shape[0],
             trainable=linear.trainable,
             dropout=factor is not None and linear.configs[active].lora_dropout > 0,
+            quantized=hasattr(base, "nbytes"),
         )
 
     def half(norm: Any, module: Any, prefix: str, names: list[str]) -> Half:
         *reads, writes = (layer(f"{prefix}.{name}", getattr(module, name)) for name in names)
-        return Half(norm.weight.trainable, tuple(reads), writes)
+        return Half(norm.weight.trainable, tuple(reads), writes, is_attention="q_proj" in names)
 
     decoder, config = transformer.model, transformer.config
     blocks = []

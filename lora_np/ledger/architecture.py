@@ -133,12 +133,14 @@ def gpt(name: str, layers: int, hidden: int, heads: int, positions: int, fused: 
     )
 
 
-# Sources: each model's config.json on the Hugging Face Hub; GPT-3: Brown et al. 2020, table 2.1.
+# Sources: each model's config.json on the Hugging Face Hub; Llama 65B: Touvron et al. 2023, table 2; GPT-3: Brown et al.
+# 2020, table 2.1.
 MODELS: dict[str, Architecture] = {
     architecture.name: architecture
     for architecture in (
         gpt("gpt-2", layers=12, hidden=768, heads=12, positions=1024, fused=True),
         llama("smollm2-135m", 30, hidden=576, heads=9, kv_heads=3, ffn=1536, vocabulary=49_152, tied=True),
+        llama("llama-65b", 80, hidden=8192, heads=64, kv_heads=64, ffn=22_016, vocabulary=32_000),
         llama("llama-2-7b", 32, hidden=4096, heads=32, kv_heads=32, ffn=11_008, vocabulary=32_000),
         llama("mistral-7b", 32, hidden=4096, heads=32, kv_heads=8, ffn=14_336, vocabulary=32_000),
         llama("llama-3-8b", 32, hidden=4096, heads=32, kv_heads=8, ffn=14_336, vocabulary=128_256),

@@ -93,7 +93,7 @@ def flops(
     body = anatomy(model, method, r, target_modules)
     scores = body.heads * (tokens // seq) * causal_scores(seq, attention_block)
     linear, adapter, attention = Products(), Products(), Products()
-    for i, (half, need_dx, _) in enumerate(body.walk()):
+    for half, need_dx in body.walk():
         need_dinner = (
             need_dx or half.reads_trainable
         )  # the gradient between the layers that read and the one that writes
@@ -101,7 +101,7 @@ def flops(
         for layer, need in layers:
             linear += weight_products(layer, tokens, need)
             adapter += adapter_products(layer, tokens, need)
-        if i % 2 == 0:  # q kᵀ and p v; backward dp, dv, dq and dk
+        if half.is_attention:  # q kᵀ and p v; backward dp, dv, dq and dk
             attention += Products(4 * body.head_dim * scores, 8 * body.head_dim * scores * need_dinner)
     need = body.trainable_below_the_head
     adapter += adapter_products(body.head, tokens, need)
