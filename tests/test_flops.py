@@ -50,6 +50,12 @@ def test_the_frozen_products_of_smollm2_are_275_gflop():
     assert frozen == pytest.approx(275e9, rel=2e-3)
 
 
+def test_qlora_multiplies_what_lora_multiplies():
+    settings = {"r": 8, "target_modules": "all-linear"}
+    quantized, plain = (ledger.flops("llama-2-7b", 64, 64, method, **settings) for method in ("qlora", "lora"))
+    assert quantized == plain, "decoding is no product"
+
+
 def test_full_fine_tuning_costs_six_operations_a_token_and_parameter():
     """Kaplan et al. 2020: C ≈ 6ND; the embedding is looked up, and multiplies nothing."""
     model = ledger.MODELS["llama-2-7b"]
@@ -130,8 +136,8 @@ def test_the_table_adds_up():
 def test_what_makes_no_step_is_an_error():
     with pytest.raises(ValueError, match="100 tokens in sequences of 64"):
         ledger.flops("gpt-2", 100, 64)
-    with pytest.raises(ValueError, match="unknown method 'qlora'"):
-        ledger.flops("gpt-2", 64, 64, "qlora", r=8, target_modules=["c_attn"])
+    with pytest.raises(ValueError, match="unknown method 'qlra'"):
+        ledger.flops("gpt-2", 64, 64, "qlra", r=8, target_modules=["c_attn"])
     with pytest.raises(ValueError, match="needs r and target_modules"):
         ledger.flops("gpt-2", 64, 64, "lora")
     with pytest.raises(ValueError, match="has no r"):

@@ -5,13 +5,13 @@
     flops          the arithmetic of a training step, product by product
     memory         its bytes: weights, gradients, optimizer state, activations, temporaries
 
-Reading order: architecture, parameters, anatomy, flops, precision, activations, memory.
+Reading order: architecture, parameters, anatomy, flops, precision, activations, temporaries, memory.
 """
 
-from .anatomy import Anatomy, Half, Layer, anatomy
+from .anatomy import METHODS, Anatomy, Half, Layer, anatomy
 from .architecture import MODELS, Architecture, LinearShape, architecture_of, gpt, llama
 from .flops import Flops, Products, flops
-from .memory import METHODS, Memory, memory
+from .memory import Memory, memory
 from .parameters import (
     ADAPTER_MARK,
     Count,

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ..transformer import Transformer
 
 
+METHODS = ("full", "lora", "qlora")
+
+
 @dataclass(frozen=True)
 class Layer:
     """A linear layer in a step: W (out, in), frozen or trained, and an adapter of rank r where r > 0."""
@@ -91,8 +94,9 @@ def anatomy(
 ) -> Anatomy:
     """The anatomy of a published model (a name or an Architecture) under `method`, or of a live one as it stands.
 
-    method: "full", everything is trained, or "lora", adapters of rank r beside the layers that target_modules means (see
-    targets.py); None means lora where r is given and full otherwise. A live Transformer or PeftModel takes no settings.
+    method: "full", everything is trained; "lora", adapters of rank r beside the layers that target_modules means (see
+    targets.py); "qlora", the same over blocks whose matrices are quantised. None means lora where r is given and full
+    otherwise. A live Transformer or PeftModel takes no settings.
 
     Raises ValueError for an unknown model, method or target module, and for settings without a use; TypeError for what
     is no model.
@@ -104,12 +108,12 @@ def anatomy(
             raise ValueError("a live model is taken as it stands: call get_peft_model first, and give no settings.")
         return live_anatomy(model)
     method = method or ("full" if r is None and target_modules is None else "lora")
-    if method not in ("full", "lora"):
-        raise ValueError(f"unknown method {method!r}; the ledger knows full, lora.")
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; the ledger knows {', '.join(METHODS)}.")
     if method == "full" and (r is not None or target_modules is not None):
         raise ValueError("method 'full' trains every parameter: it has no r and no target_modules.")
-    if method == "lora" and (r is None or target_modules is None):
-        raise ValueError("method 'lora' needs r and target_modules, for example r=8, target_modules=\"all-linear\".")
+    if method != "full" and (r is None or target_modules is None):
+        raise ValueError(f'method {method!r} needs r and target_modules, for example r=8, target_modules="all-linear".')
     full = method == "full"
     chosen = set()
     if not full:
@@ -118,7 +122,8 @@ def anatomy(
 
     def layer(name: str, shape: LinearShape) -> Layer:
         rank = r if name in chosen else 0
-        return Layer(name, shape.out, shape.in_, trained=full, r=rank, trainable=full or rank > 0)
+        quantized = method == "qlora" and name != OUTPUT_HEAD
+        return Layer(name, shape.out, shape.in_, full, rank, trainable=full or rank > 0, quantized=quantized)
 
     def half(i: int, shapes: list[LinearShape]) -> Half:
         *reads, writes = (layer(f"{model.block.format(i)}.{shape.name}", shape) for shape in shapes)

@@ -18,8 +18,7 @@ from .anatomy import anatomy
 from .architecture import Architecture, architecture_of
 from .parameters import ADAPTER_MARK, count
 from .precision import BYTES, Precision, nf4_bytes, precision_of
-
-METHODS = ("full", "lora", "qlora")
+from .temporaries import moments, update_moment
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def memory(
 ) -> Memory:
     """The memory of one training step on `batch` sequences of `seq` tokens, from the second step on: the state is there.
 
-    method, r, target_modules: as `anatomy` takes them, and "qlora": lora with the blocks' linear layers in NF4.
+    method, r, target_modules: as `anatomy` takes them; "qlora" stores the matrices of the blocks in NF4.
     precision: the name of a recipe in PRECISIONS or a Precision of your own, on paper only; None means "16-bit".
     double_quant: whether NF4's absmax are quantised too.
     slots: how many numbers of state the optimizer has for each trained one: AdamW 2, SGD with momentum 1, without 0.
@@ -82,23 +81,18 @@ def memory(
         if (method, r, target_modules, precision, double_quant, checkpointing) != (None, None, None, None, True, False):
             raise ValueError("a live model is taken as it stands: call get_peft_model first, and give no settings.")
         return live_memory(model, batch, seq, slots)
-    if method not in (None, *METHODS):
-        raise ValueError(f"unknown method {method!r}; the ledger knows {', '.join(METHODS)}.")
-    quantized = method == "qlora"
-    work = Work(anatomy(model, "lora" if quantized else method, r, target_modules), batch, seq)
+    work = Work(anatomy(model, method, r, target_modules), batch, seq)
     formats = precision_of("16-bit" if precision is None else precision)
-    trainable = model.parameters if work.body.embedding_trained else count(model, r, target_modules).trainable
-    weight, float_ = BYTES[formats.weights], BYTES[formats.activations]
+    full, weight = work.body.embedding_trained, BYTES[formats.weights]
+    trained = model.parameters if full else count(model, r, target_modules).trainable
     static = {
-        "weights": paper_weights(model, weight, quantized, double_quant),
-        "adapter": 0 if work.body.embedding_trained else trainable * weight,
-        "gradients": trainable * BYTES[formats.gradients],
-        "optimizer": trainable * slots * BYTES[formats.optimizer],
-        "master": trainable * BYTES[formats.master] if formats.master else 0,
+        "weights": paper_weights(model, weight, method == "qlora", double_quant),
+        "adapter": 0 if full else trained * weight,
+        "gradients": trained * BYTES[formats.gradients],
+        "optimizer": trained * slots * BYTES[formats.optimizer],
+        "master": trained * BYTES[formats.master] if formats.master else 0,
     }
-    largest = max(linear.out * linear.in_ for linear in model.linears)
-    decoded = largest * float_ if quantized else 0
-    return step_memory(work, static, float_, BYTES[formats.gradients], decoded, checkpointing)
+    return step_memory(work, static, BYTES[formats.activations], BYTES[formats.gradients], checkpointing)
 
 
 def live_memory(model: Any, batch: int, seq: int, slots: int = 2) -> Memory:
@@ -114,24 +108,23 @@ def live_memory(model: Any, batch: int, seq: int, slots: int = 2) -> Memory:
         "optimizer": slots * gradients,
         "master": 0,
     }
-    float_ = next(iter(parameters.values())).value.itemsize
-    decoded = max((layer.out * layer.in_ * float_ for layer in work.body.layers() if layer.quantized), default=0)
-    return step_memory(work, static, float_, float_, decoded)
+    itemsize = next(iter(parameters.values())).value.itemsize
+    return step_memory(work, static, itemsize, itemsize)
 
 
 def step_memory(
-    work: Work, static: dict[str, int], float_: int, gradient: int, decoded: int, checkpointing: bool = False
+    work: Work, static: dict[str, int], activation: int, gradient: int, checkpointing: bool = False
 ) -> Memory:
-    """The largest moment of the step, of those in its backward and that of the update, and what it holds.
+    """The largest moment of the step, of those in forward and backward and that of the update, and what it holds.
 
-    float_, gradient: bytes of an activation and of a gradient; decoded: bytes of the largest matrix that is decoded from a
-    quantised one for its product.
+    static: the parts that do not depend on the batch; activation, gradient: bytes of one number.
     """
-    kept = work.kept(checkpointing) * float_ + 8 * work.tokens  # and the targets' columns, as int64
-    again = max(sum(map(work.half, block)) for block in work.body.blocks) * float_ if checkpointing else 0
-    moments = [kept + again + decoded + held * float_ + there * gradient for held, there in work.moments()]
-    update = static["gradients"] + 2 * work.largest_trained() * gradient  # two buffers, for one parameter at a time
-    return Memory(**static, activations=kept, temporaries=max(*moments, update) - static["gradients"] - kept)
+    kept = work.kept(checkpointing) * activation + 8 * work.tokens  # and the targets' columns, as int64
+    again = max(map(work.kept_by_block, work.body.blocks)) * activation if checkpointing else 0
+    decoded = max(layer.out * layer.in_ * layer.quantized for layer in work.body.layers()) * activation  # one at a time
+    largest = max(held * activation + there * gradient for held, there in moments(work)) + kept + again + decoded
+    largest = max(largest, static["gradients"] + update_moment(work) * gradient)
+    return Memory(**static, activations=kept, temporaries=largest - static["gradients"] - kept)
 
 
 def module_bytes(module: Any, seen: set[int] | None = None) -> int:
