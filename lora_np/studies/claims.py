@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .claims_on_paper import on_paper
 from .table import Table
 
 BEGIN, END = "<!-- claims: written by `python -m lora_np reproduce --full` -->", "<!-- end of claims -->"
@@ -119,6 +120,7 @@ def claims(tables: Mapping[str, Table]) -> list[tuple[str, str, str, str]]:
             "no: r = 2 has 18.9 M, and r = 4 has 37.7 M",
             "`tests/test_ledger.py`",
         ),
+        *on_paper(),
         *on_a_real_model(tables["finetuning"], tables["speed"]),
     ]
 
