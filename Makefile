@@ -9,13 +9,20 @@ PY := $(BIN)/python
 ARGS ?=
 CUDA ?= 13
 
-.PHONY: help reproduce test test-oracles test-gpu notebooks lint clean
+.PHONY: help reproduce lab exercises test test-oracles test-gpu notebooks lint clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## */: /'
 
 reproduce: .venv/installed            ## train on real text, draw every figure, run the notebooks (ARGS=--full for the committed settings)
 	$(PY) -m lora_np reproduce $(ARGS)
+
+lab: .venv/installed                  ## JupyterLab on the course's start page
+	$(BIN)/jupyter lab notebooks/00_start_here.ipynb $(ARGS)
+
+TO ?= my-exercises
+exercises: .venv/installed            ## a copy of the exercises to work in, without solutions: the folder TO=my-exercises
+	$(PY) -m lora_np exercises write $(TO) $(ARGS)
 
 test: .venv/installed                 ## the proofs: no network, no GPU, no PyTorch
 	$(PY) -m pytest -m "not oracle and not gpu" $(ARGS)
@@ -26,8 +33,9 @@ test-oracles: .venv/oracles           ## the comparisons with PyTorch, PEFT and 
 test-gpu: .venv/cuda$(CUDA)           ## the core's tests on a GPU, and what CuPy can say without one (CUDA=12 for that driver)
 	$(PY) -m pytest -m "gpu or cupy" $(ARGS)
 
-notebooks: .venv/installed            ## after editing notebooks/*.py: execute them into the .ipynb beside them
+notebooks: .venv/installed            ## after editing notebooks/*.py or an exercise: execute them into the .ipynb
 	$(PY) -m lora_np.notebooks notebooks
+	$(PY) -m lora_np.exercises.editions notebooks/exercises
 
 lint: .venv/installed                 ## ruff, as the checks run it
 	$(PY) -m pip install --quiet --editable ".[dev]"

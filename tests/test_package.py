@@ -25,12 +25,13 @@ PACKAGE = ROOT / "lora_np"
 FLOORS = [
     *("backend", "ops", "targets", "files", "gradcheck", "nn", "parallel", "kv_cache", "transformer", "llama_gguf"),
     *("progress", "fetch", "pretrained", "optim", "train", "generate", "ledger", "peft", "serve", "data"),
-    *("conversations", "__init__", "studies", "plots", "exercises", "notebooks", "reproduce", "commands", "__main__"),
+    *("conversations", "__init__", "studies", "plots", "notebooks", "exercises", "reproduce", "commands", "__main__"),
 ]
 
 MODULES = {  # "ops.linear" → its file; a package's __init__ goes by the package's name, and ours by ""
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip("."): path
     for path in sorted(PACKAGE.rglob("*.py"))
+    if path.parent.name != "sources"  # texts that notebooks are made from, and no modules
 }
 
 

@@ -63,7 +63,7 @@ class Setting:
     r: int = 8
     full_lrs: Sequence[float] = (3e-5, 1e-4, 3e-4)
     lora_lrs: Sequence[float] = (1e-3, 3e-3, 1e-2)
-    seeds: Sequence[int] = (0,)
+    seeds: Sequence[int] = (0, 1, 2)
 
 
 def heldout(run: FineTuning) -> tuple[list[Batch], list[Batch]]:

@@ -1,0 +1,223 @@
+"""Where A and B start: A uniform in ±1/√in (Kaiming with a = √5), B zero. Seen through what the numbers look like.
+
+Right answers may draw in any order and by any method, so no number is compared. What counts is said in words: "uniform",
+"between ±1/√in", "zero", "the same again from the same rng".
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..exercise import Case, Exercise, Mistake
+
+FAN, SLOPE, BOUND = "fan_in = in_features", "a = np.sqrt(5)", "bound = np.sqrt(6 / ((1 + a**2) * fan_in))"
+DRAW_A, SHAPE_A = "rng.uniform(-bound, bound, (r, in_features))", "(r, in_features)"
+ZERO_B, SHAPE_B = "np.zeros((out_features, r))", "(out_features, r)"
+NO_BOUND = (
+    f"{FAN}\n    {SLOPE}\n    {BOUND}\n    A = rng.uniform(-bound, bound, "  # all that goes where A is made otherwise
+)
+
+
+def cases() -> list[Case]:
+    def case(label: str, out: int, in_: int, r: int) -> Case:
+        return Case(label, {"out_features": out, "in_features": in_, "r": r, "rng": np.random.default_rng(5)})
+
+    return [
+        case("more features in than out", 120, 240, 64),
+        case("more features out than in", 480, 160, 96),
+    ]
+
+
+def describe(function: Callable[..., Any], out: int, in_: int, r: int, rng: np.random.Generator) -> dict[str, Any]:
+    """What counts of the A and B that `function` makes, in words."""
+    again, another = copy.deepcopy(rng), np.random.default_rng(rng.integers(1 << 32))
+    A, B = pair(function(out, in_, r, copy.deepcopy(again)))
+    same = all(map(np.array_equal, (A, B), pair(function(out, in_, r, again))))
+    other = not all(map(np.array_equal, (A, B), pair(function(out, in_, r, another))))
+    of_A = kind(A)
+    is_random = any(len(np.unique(factor)) > 1 for factor in (A, B))
+    return {
+        "shape of A": A.shape,
+        "shape of B": B.shape,
+        "A": of_A,
+        "A lies": interval(A, {"in": in_, "out": out, "r": r}) if of_A == "uniform" else "wherever",
+        "B": "zero" if not np.any(B) else "constant" if len(np.unique(B)) == 1 else "random",
+        "the same again from the same rng": same,
+        "others from another rng": other or not is_random,
+    }
+
+
+def pair(value: Any) -> tuple[np.ndarray, np.ndarray]:
+    """A and B as float64. Raises TypeError for what is no pair of arrays of real numbers."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TypeError(f"two arrays are expected, A and B, and this is {type(value).__name__}")
+    for array in value:
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.size == 0:
+            raise TypeError(f"two arrays of numbers are expected, A and B, and one of them is {type(array).__name__}")
+    return value[0].astype(np.float64), value[1].astype(np.float64)
+
+
+def kind(A: np.ndarray) -> str:
+    """Which distribution the numbers of A come from, told by how heavy its tails are."""
+    different = len(np.unique(A))
+    if different == 1:
+        return "constant" if np.any(A) else "zero"
+    if different < 0.9 * A.size:
+        return "random, with repetitions"
+    tails = np.mean(((A - A.mean()) / A.std()) ** 4)  # 1.8 for a uniform distribution, 3 for a normal one
+    return (
+        "uniform"
+        if abs(tails - 1.8) < 0.1
+        else "normal"
+        if abs(tails - 3) < 0.4
+        else "random, neither uniform nor normal"
+    )
+
+
+def interval(A: np.ndarray, sizes: dict[str, int]) -> str:
+    """Between which bounds the numbers of a uniform A lie, by name; the bounds are met within half a percent."""
+    most = np.abs(A).max()
+    bounds = {"1": 1.0, "½": 0.5}
+    for name, size in sizes.items():
+        bounds |= {
+            f"1/√{name}": 1 / np.sqrt(size),
+            f"√(6/{name})": np.sqrt(6 / size),
+            f"√(3/{name})": np.sqrt(3 / size),
+            f"√(6/((1 + √5)·{name}))": np.sqrt(6 / ((1 + np.sqrt(5)) * size)),
+            f"√(6/((1 + 5²)·{name}))": np.sqrt(6 / (26 * size)),
+            f"1/{name}": 1 / size,
+            f"6/{name}": 6 / size,
+            f"6/((1 + √5)·{name})": 6 / ((1 + np.sqrt(5)) * size),
+            f"6/((1 + 5²)·{name})": 6 / (26 * size),
+        }
+    bounds |= {f"½·{name}": bound / 2 for name, bound in bounds.items() if name not in ("1", "½")}
+    name = min(bounds, key=lambda name: abs(bounds[name] / most - 1))
+    if abs(bounds[name] / most - 1) > 5e-3:
+        name = f"{most:.2g}"
+    return f"between 0 and {name}" if A.min() >= 0 else f"between ±{name}" if A.min() < -0.99 * most else "to one side"
+
+
+EXERCISE = Exercise(
+    function="init_lora",
+    title="Where A and B start",
+    minutes=10,
+    needs="notebook 02",
+    cases=cases,
+    observe=describe,
+    mistakes=(
+        Mistake(
+            "the fan-in is taken to be r",
+            "Each hidden feature is one row of A times one x. "
+            "How many products are summed there, and does that depend on the rank?",
+            {FAN: "fan_in = r"},
+        ),
+        Mistake(
+            "the fan-in is taken to be out",
+            "A does not know how many features the layer puts out: none of its sides is that long. Over what does a row of A sum?",
+            {FAN: "fan_in = out_features"},
+        ),
+        Mistake(
+            "the slope a is left out",
+            "For 100 features in the right bound is a round number, and yours is more than twice as large. Where does a enter it?",
+            {SLOPE: "a = 0"},
+        ),
+        Mistake(
+            "the slope a is not squared",
+            "Insert a = √5 in the formula by hand: the number under the fraction line is a whole one. Is yours?",
+            {BOUND: "bound = np.sqrt(6 / ((1 + a) * fan_in))"},
+        ),
+        Mistake(
+            "the slope is squared once too often",
+            "Insert your a in the formula by hand, and look at what is under the fraction line. Which number did you square?",
+            {SLOPE: "a = 5"},
+        ),
+        Mistake(
+            "the root is missing in the bound",
+            "Four times as many features in should make the bound half as large. By what factor does yours shrink?",
+            {BOUND: "bound = 6 / ((1 + a**2) * fan_in)"},
+        ),
+        Mistake(
+            "the bound is taken for the standard deviation",
+            "Compute A.std() and abs(A).max(), and compare both with b. Which of the two is b meant to be?",
+            {BOUND: "bound = np.sqrt(3 / fan_in)"},
+        ),
+        Mistake(
+            "the interval is only half as wide",
+            "Look at the smallest and the largest number of a large A. "
+            "How far are they from each other, and how far should they be?",
+            {DRAW_A: "rng.uniform(-bound / 2, bound / 2, (r, in_features))"},
+        ),
+        Mistake(
+            "the bound is not used",
+            "Your A has numbers of the same size for every layer, however wide. What happens to x Aᵀ as the layers become wider?",
+            {NO_BOUND: "A = rng.uniform(-1, 1, "},
+        ),
+        Mistake(
+            "A has no negative numbers",
+            "Take the mean of a large A. If all its numbers have the same sign, what do its r rows have in common?",
+            {DRAW_A: "rng.uniform(0, bound, (r, in_features))"},
+        ),
+        Mistake(
+            "A is drawn from a normal distribution",
+            "Draw a histogram of A. Does it end at a bound, or does it have tails?",
+            {NO_BOUND: "A = rng.normal(0, 1 / r, "},
+        ),
+        Mistake(
+            "A is zero and B is random",
+            "ΔW is zero at the start, as it should be, by the other factor. Which one was to be random? Read the last equation.",
+            {NO_BOUND: "A = np.zeros(", ZERO_B: "rng.uniform(-1, 1, (out_features, r))"},
+        ),
+        Mistake(
+            "A and B are both random",
+            "Compute ΔW = s·B A at the start. What does the adapted model say before its first step, compared with its base?",
+            {ZERO_B: "rng.standard_normal((out_features, r))"},
+        ),
+        Mistake(
+            "A and B are both zero",
+            "Write down dA and dB at the start with B = 0, then with A = 0, then with both. What will the first step change?",
+            {NO_BOUND: "A = np.zeros("},
+        ),
+        Mistake(
+            "B is filled with a number that is not zero",
+            "Add up a row of A and multiply by your number: "
+            "that is what ΔW does to an input of ones. What should it do before training?",
+            {ZERO_B: "np.ones((out_features, r))"},
+        ),
+        Mistake(
+            "A has the same number everywhere",
+            "If all rows of A are equal, then the r hidden features are too. What is then the rank of ΔW, whatever r is?",
+            {NO_BOUND: "A = 0.1 * np.ones("},
+        ),
+        Mistake(
+            "A is transposed",
+            "The forward pass computes x Aᵀ. Try yours on an x of shape (2, in).",
+            {SHAPE_A: "(in_features, r)"},
+        ),
+        Mistake(
+            "B is transposed",
+            "The forward pass multiplies what A has left, (n, r), by Bᵀ. Try yours, with out ≠ r.",
+            {SHAPE_B: "(r, out_features)"},
+        ),
+        Mistake(
+            "in and out are swapped",
+            "Print A.shape and B.shape for out = 3 and in = 5. From which side does x come?",
+            {SHAPE_A: "(r, out_features)", SHAPE_B: "(in_features, r)"},
+            {FAN: "fan_in = out_features", SHAPE_A: "(r, out_features)", SHAPE_B: "(in_features, r)"},
+        ),
+        Mistake(
+            "B is returned before A",
+            "Unpack what you return as the docstring does, and print the two shapes.",
+            {"return A, B": "return B, A"},
+        ),
+        Mistake(
+            "the rng that it is given is ignored",
+            "Call it twice with np.random.default_rng(0), and then with default_rng(1). What should be equal, and what should not?",
+            {"rng.uniform": "np.random.uniform"},
+            {"rng.uniform": "np.random.default_rng(0).uniform"},
+        ),
+    ),
+)

@@ -1,0 +1,124 @@
+"""What is generated from the sources: the student's notebooks, the teacher's with solutions, and the page for teachers."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from ..files import write_atomically
+from ..notebooks import execute
+from .exercise import SOURCES, Exercise, exercises, with_solution, without_solution
+
+TERMINAL = "test_answers.py"  # what makes `pytest` work in a folder of answers
+TEACHERS = "TEACHERS.md"
+HEADER = """# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+"""
+
+
+def student_edition(folder: str | os.PathLike[str], as_py: bool = False) -> list[Path]:
+    """Write the exercises to work in, without solutions or outputs: notebooks, or .py files for an editor and a terminal.
+
+    A file that is there already is somebody's work and stays as it is. Returns the files that were written.
+    """
+    folder, written = Path(folder), []
+    for exercise in exercises():
+        text = _text(exercise, without_solution)
+        path = folder / f"{exercise.source.stem}{'.py' if as_py else '.ipynb'}"
+        if not path.exists():
+            write_text(path, text if as_py else notebook_text(text))
+            written.append(path)
+    if not (folder / TERMINAL).exists():
+        write_text(folder / TERMINAL, (SOURCES / TERMINAL).read_text(encoding="utf-8"))
+        written.append(folder / TERMINAL)
+    return written
+
+
+def teacher_edition(folder: str | os.PathLike[str]) -> list[Path]:
+    """Write the notebooks with their solutions, executed, each with the mistakes that students make in it.
+
+    Raises RuntimeError with the failing cell where a solution does not run.
+    """
+    written = []
+    for exercise in exercises():
+        path = Path(folder) / f"{exercise.source.stem}.ipynb"
+        with tempfile.TemporaryDirectory(prefix="lora_np_") as temporary:
+            source = Path(temporary) / f"{exercise.source.stem}.py"
+            source.write_text(HEADER + teacher_text(exercise), encoding="utf-8")
+            execute(source, path)
+        written.append(path)
+    return written
+
+
+def teachers_page() -> str:
+    """The page for teachers, with the order, the minutes, what comes before, and what students get wrong."""
+    rows = ["| | exercise | function | minutes | before it |", "|---|---|---|---|---|"]
+    wrong = []
+    for number, exercise in enumerate(exercises(), 1):
+        link = f"[{exercise.title}]({exercise.source.stem}.ipynb)"
+        rows.append(f"| {number} | {link} | `{exercise.function}` | {exercise.minutes} | {exercise.needs} |")
+        wrong += ["", f"**{number} {exercise.title}**", "", *mistake_lines(exercise)]
+    total = sum(exercise.minutes for exercise in exercises())
+    rows.append(f"| | all | | {total} | |")
+    template = (SOURCES / TEACHERS).read_text(encoding="utf-8")
+    count = sum(len(exercise.mistakes) for exercise in exercises())
+    for mark, text in {"exercises": "\n".join(rows), "mistakes": "\n".join(wrong).strip(), "count": str(count)}.items():
+        template = template.replace(f"<!-- {mark} -->", text)
+    return template
+
+
+def teacher_text(exercise: Exercise) -> str:
+    """The source with its solution, and below it what students get wrong."""
+    cell = ["", "# %% [markdown]", "# ## What students get wrong here", "#"]
+    cell += [f"# {line}" for line in mistake_lines(exercise)]
+    return "\n".join([_text(exercise, with_solution), *cell, ""])
+
+
+def mistake_lines(exercise: Exercise) -> list[str]:
+    """A line a mistake, with the hint that the student reads."""
+    return [f"- {mistake.name} – *{mistake.hint}*" for mistake in exercise.mistakes]
+
+
+def build(folder: str | os.PathLike[str]) -> None:
+    """Write all of notebooks/exercises again: both editions and the page."""
+    folder = Path(folder)
+    for path in [*folder.glob("[0-9]*.ipynb"), *folder.glob("solutions/[0-9]*.ipynb"), folder / TERMINAL]:
+        path.unlink(missing_ok=True)
+    student_edition(folder)
+    teacher_edition(folder / "solutions")
+    write_text(folder / TEACHERS, teachers_page())
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
+
+
+def _text(exercise: Exercise, edition: Callable[[str], str]) -> str:
+    """The source as one edition has it, with a line under its title that says how long it takes and what comes before."""
+    title, rest = edition(exercise.text).split("\n#\n", 1)
+    number, among = int(exercise.source.stem[:2]), len(exercises())
+    return f"{title}\n#\n# *Exercise {number} of {among} · {exercise.minutes} minutes · before it: {exercise.needs}*\n#\n{rest}"
+
+
+def notebook_text(text: str) -> str:
+    """The notebook of a jupytext file's text, without outputs, with ids that are the same each time."""
+    import jupytext
+    import nbformat
+
+    notebook = jupytext.reads(HEADER + text, fmt="py:percent")
+    for i, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{i}"
+    return nbformat.writes(notebook) + "\n"
+
+
+if __name__ == "__main__":
+    build(sys.argv[1] if len(sys.argv) > 1 else "notebooks/exercises")

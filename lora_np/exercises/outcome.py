@@ -1,0 +1,163 @@
+"""What a function did on each case, as plain values that can be written down as JSON, read back, and compared."""
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from .exercise import Case, Exercise, fresh
+
+ANSWER = "<your answer>"  # the file name that a student's program goes by in tracebacks
+RTOL, ATOL = 1e-9, 1e-12  # float64 in another order of the same operations
+MOST_BYTES = 10_000  # of an array that is kept: the right answers have some hundred
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One case: the value that was observed, or what was raised and where; and the arguments that were changed unasked."""
+
+    value: Any = None
+    raised: str | None = None  # "ValueError: matmul: …"
+    line: int | None = None  # of the program, where it was raised
+    changed: tuple[str, ...] = ()
+
+    @property
+    def blank(self) -> bool:
+        return self.raised is not None and self.raised.startswith("NotImplementedError")
+
+
+@dataclass(frozen=True)
+class Odd:
+    """A value that no right answer has: said in words, and equal to nothing."""
+
+    words: str
+
+    def __eq__(self, other: object) -> bool:
+        return False
+
+
+def run_program(text: str, exercise: Exercise) -> Iterator[Outcome]:
+    """Execute the program, then try its function on one case after the other. What it raises is an outcome, even SystemExit."""
+    cases = exercise.cases()  # made before anything of the student's runs
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of the compiler, about `x is 2`
+            exec(compile(text, ANSWER, "exec"), namespace)
+        function = namespace[exercise.function]
+    except BaseException as error:  # in the program around the function
+        yield from [_raised(error)] * len(cases)
+    else:
+        yield from (run_case(function, exercise, case) for case in cases)
+
+
+def run_case(function: Callable[..., Any], exercise: Exercise, case: Case) -> Outcome:
+    """Call `function` on copies of the case's arguments, by position, and note what came of it."""
+    arguments, before = fresh(case), fresh(case)
+    try:
+        with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
+            value = plain(exercise.observe(function, *arguments.values()))
+    except BaseException as error:
+        return _raised(error)
+    if exercise.in_place:
+        value = {"returned": value} | {name: plain(arguments[name]) for name in exercise.in_place}
+    mine = before.keys() - set(exercise.in_place)
+    changed = [name for name in before if name in mine and not same(plain(arguments[name]), plain(before[name]))]
+    return Outcome(value, changed=tuple(changed))
+
+
+def _raised(error: BaseException) -> Outcome:
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == ANSWER]
+    words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return Outcome(raised=words[:500], line=lines[-1] if lines else None)
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """`value` of None, bools, numbers, strings, NumPy arrays, and tuples, lists and dicts of them; all else is Odd."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, np.random.Generator):
+        return None  # drawing from it changes it, as it should
+    if isinstance(value, np.generic | np.ndarray):
+        if value.dtype.kind not in "biufc" or value.nbytes > MOST_BYTES:
+            return Odd(f"an array of {value.dtype} and shape {value.shape}")
+        return value.item() if value.ndim == 0 else np.array(value)
+    if isinstance(value, int | float):
+        return value if isinstance(value, float) or abs(value) < 1 << 63 else float("inf")
+    if isinstance(value, tuple | list) and len(value) < 1000 and depth < 5:
+        return tuple(plain(item, depth + 1) for item in value)
+    if isinstance(value, dict) and len(value) < 1000 and depth < 5:
+        return {str(key): plain(item, depth + 1) for key, item in value.items()}
+    return Odd(f"a {type(value).__name__}")
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two plain values are equal: numbers up to rounding, NaN equal to NaN, shapes exactly."""
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a.shape == b.shape and bool(np.allclose(a, b, RTOL, ATOL, equal_nan=True))
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, int | float) and isinstance(b, int | float):
+        return math.isclose(a, b, rel_tol=RTOL, abs_tol=ATOL) or (a != a and b != b)
+    return type(a) is type(b) and not isinstance(a, np.ndarray) and a == b  # text, None, complex numbers
+
+
+def alike(a: Outcome, b: Outcome) -> bool:
+    """Whether both came to the same: equal values, or an exception, whichever."""
+    return (a.raised is not None) == (b.raised is not None) and (a.raised is not None or same(a.value, b.value))
+
+
+# ------------------------------------------------------------------------------------------------- from process to process
+
+
+def to_json(outcome: Outcome) -> dict[str, Any]:
+    """The outcome in JSON's own types. Never pickled: reading what a stranger's process wrote must not run anything."""
+    return asdict(outcome) | {"value": _encoded(outcome.value)}
+
+
+def from_json(fields: dict[str, Any]) -> Outcome:
+    """The outcome back. Raises ValueError, KeyError or TypeError for what `to_json` never wrote."""
+    return Outcome(**fields | {"value": _decoded(fields["value"]), "changed": tuple(fields["changed"])})
+
+
+def _encoded(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        data = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
+        return {"array": [str(value.dtype), list(value.shape), data]}
+    if isinstance(value, complex):
+        return {"odd": f"the complex number {value}"}
+    if isinstance(value, Odd):
+        return {"odd": value.words}
+    if isinstance(value, tuple):
+        return [_encoded(item) for item in value]
+    if isinstance(value, dict):
+        return {"dict": {key: _encoded(item) for key, item in value.items()}}
+    return value
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_decoded(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    if "odd" in value:
+        return Odd(value["odd"])
+    if "dict" in value:
+        return {key: _decoded(item) for key, item in value["dict"].items()}
+    dtype, shape, data = value["array"]
+    return np.frombuffer(base64.b64decode(data), np.dtype(dtype)).reshape(shape)
+
+
+def echo(text: str, most: int = 200) -> str:
+    """A student's text for one line of ours: no line breaks, no control characters, not too long."""
+    shown = " ".join("".join(c if c.isprintable() else " " for c in text.replace(os.linesep, " ")).split())
+    return shown if len(shown) <= most else shown[: most - 1] + "…"

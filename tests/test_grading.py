@@ -1,0 +1,297 @@
+"""Around the diagnosis: the right program is found, whatever it does is contained, a class is graded, editions hold no answers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lora_np.__main__ import main
+from lora_np.exercises import check, contain, exercise, exercises, find_answer
+from lora_np.exercises.diagnose import verdict
+from lora_np.exercises.editions import HEADER, student_edition, teacher_text, teachers_page
+from lora_np.exercises.grade import grade_class, write_csv
+from lora_np.exercises.program import cells_of, program
+
+ROOT = Path(__file__).parents[1]
+COMMITTED = ROOT / "notebooks" / "exercises"
+ASKED = exercise("lora_forward")
+RIGHT = ASKED.solution
+HEAD = "def lora_forward(x, W, A, B, alpha):\n    "
+
+
+def notebook(path, *cells):
+    code = [{"cell_type": "code", "source": cell, "outputs": [], "metadata": {}} for cell in cells]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"cells": code, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}), encoding="utf-8")
+    return path
+
+
+# ----------------------------------------------------------------------------------------------- the program of an answer
+
+
+def test_only_what_the_function_needs_is_run():
+    cells = [
+        "import numpy as np\nimport matplotlib.pyplot as plt",
+        "%matplotlib inline\n!pip list\nrank = 2\nunused = np.loadtxt('nowhere.csv')",
+        "def helper(x):\n    return np.exp(x) * rank",
+        "def f(x):\n    return helper(x)",
+        "plt.plot(f(1))\nraise SystemExit",
+    ]
+    text = program(cells, "f")
+    assert "import numpy as np" in text and "rank = 2" in text and "def helper" in text
+    assert "plt" not in text and "unused" not in text and "SystemExit" not in text and "%" not in text
+
+
+def test_the_last_definition_counts_and_a_broken_cell_elsewhere_does_no_harm():
+    cells = ["def f():\n    return 1", "this is no Python", "def f():\n    return 2", "%%timeit\ndef f(): return 3"]
+    namespace = {}
+    exec(program(cells, "f"), namespace)
+    assert namespace["f"]() == 2
+
+
+def test_a_missing_and_an_unreadable_function_are_told_apart():
+    with pytest.raises(KeyError, match="there is no function f"):
+        program(["def g(): pass"], "f")
+    with pytest.raises(SyntaxError):
+        program(["def f(:\n    pass"], "f")
+    said = verdict(["def lora_forward(x, W, A, B, alpha):\n    return x @ W.T +"], ASKED)
+    assert said.kind == "unreadable" and "return x @ W.T +" in said.words
+
+
+def test_percent_files_notebooks_and_plain_files_are_read(tmp_path):
+    percent = tmp_path / "a.py"
+    percent.write_text("# %% [markdown]\n# def no\n\n# %%\nx = 1\n\n# %%\ny = 2\n", encoding="utf-8")
+    assert [cell.strip() for cell in cells_of(percent)] == ["x = 1", "y = 2"]
+    assert cells_of(notebook(tmp_path / "a.ipynb", "x = 1", ["y = ", "2"])) == ["x = 1", "y = 2"]
+    for text in ("no json", "[1]", '{"cells": 3}', '{"cells": [{"cell_type": "code"}]}'):
+        (tmp_path / "b.ipynb").write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"b\.ipynb is no readable notebook"):
+            cells_of(tmp_path / "b.ipynb")
+
+
+# -------------------------------------------------------------------------------------------------------------- containment
+
+
+MISDEEDS = {
+    "while True: pass": ("stopped", "a loop that never stops"),
+    "import time; time.sleep(60)": ("stopped", "did not come back"),
+    "while True: print('x' * 1000)": ("stopped", "printed more than 1 MB"),
+    "import os; os._exit(0)": ("stopped", "ended its whole process"),
+    "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)": ("stopped", "ended its whole process"),
+    "import sys; sys.exit()": ("raised", "it ends the program"),
+    "raise KeyboardInterrupt": ("raised", "KeyboardInterrupt"),
+    "return input()": ("raised", "EOFError"),
+    "return 1 / 0": ("raised", "ZeroDivisionError: division by zero at `return 1 / 0`"),
+    "import numpy as np; return np.zeros(10**12)": ("raised", "far more memory"),
+    "return lora_forward(x, W, A, B, alpha)": ("raised", "RecursionError"),
+    "pass": ("unknown", "it returns nothing"),
+    "return (x @ W.T).astype(object)": ("unknown", "not one of the"),
+    "x *= 2": ("unknown", "it returns nothing"),
+}
+
+
+@pytest.mark.parametrize("body", MISDEEDS)
+def test_whatever_a_program_does_is_reported_as_what_it_is(body, monkeypatch):
+    monkeypatch.setattr(contain, "WALL_SECONDS", 3.0)
+    kind, words = MISDEEDS[body]
+    said = verdict([HEAD + body], ASKED)
+    assert said.kind == kind and words in said.words, said
+    assert len(said.words.splitlines()) == 1
+
+
+def test_a_right_answer_that_changes_its_input_is_told_so():
+    said = verdict(
+        [RIGHT.replace("    r = A.shape[0]", "    r = A.shape[0]\n    x = x.copy(); W *= 1.5; W = W / 1.5")], ASKED
+    )
+    assert said.kind == "changed" and "changes W" in said.words
+
+
+def test_a_program_cannot_change_the_checks_it_is_judged_by():
+    """It may overwrite what it likes in its own process: the comparison is made here, with what is installed."""
+    hostile = (
+        "import lora_np.exercises.outcome as o\no.same = lambda a, b: True\no.run_case = None\n"
+        + HEAD
+        + "return o and 0"
+    )
+    assert not verdict([hostile], ASKED).passed
+
+
+def test_what_it_writes_stays_in_a_folder_that_is_gone_afterwards(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert verdict([HEAD + "open('mess.txt', 'w').write('x')\n    return 1"], ASKED).kind == "unknown"
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------------------------ check
+
+
+def test_check_reads_the_cells_that_a_notebook_has_run(capsys):
+    cells = ["import numpy as np\nscale = 1.0", HEAD + "return x @ W.T + scale * (x @ A.T) @ B.T", "raise SystemExit"]
+    namespace = {"__name__": "__main__", "In": ["", *cells]}
+    exec(compile("\n".join(cells[:2]), "<ipython-input-1>", "exec"), namespace)
+    check(namespace["lora_forward"])
+    assert capsys.readouterr().out.startswith("✗ lora_forward: the scaling is missing. ")
+
+
+def test_check_says_what_it_takes():
+    with pytest.raises(TypeError, match="the function that you wrote"):
+        check(3)
+
+    def lora_foward():
+        pass
+
+    with pytest.raises(KeyError, match=r"no exercise asks for a function 'lora_foward'; they ask for .*lora_forward"):
+        check(lora_foward)
+
+
+# ---------------------------------------------------------------------------------------------------------------- a class
+
+
+@pytest.fixture
+def submissions(tmp_path):
+    folder = tmp_path / "submissions"
+    notebook(folder / "ada" / "week 2" / "02_lora_forward.ipynb", RIGHT)
+    notebook(folder / "bob" / "homework.ipynb", "import numpy as np", HEAD + "return x @ (W + B @ A).T")
+    notebook(folder / "carl" / "02_lora_forward.ipynb", HEAD + "while True: pass")
+    notebook(folder / "dora" / "02_lora_forward.ipynb", HEAD + "import sys; sys.exit(0)")
+    (folder / "eve").mkdir()  # handed in nothing, but her own checks
+    (folder / "eve" / "lora_np" / "exercises").mkdir(parents=True)
+    (folder / "eve" / "lora_np" / "__init__.py").write_text("raise SystemExit('mine')", encoding="utf-8")
+    (folder / "eve" / "lora_np" / "exercises" / "__init__.py").write_text("check = print", encoding="utf-8")
+    notebook(folder / "eve" / "02_lora_forward.ipynb", "import lora_np", HEAD + "return 0 * (lora_np is None)")
+    (folder / "=frank()").mkdir()
+    (folder / "=frank()" / "02_lora_forward.ipynb").write_bytes(b"\xff\xfe no notebook")
+    notebook(folder / "gina" / "02_lora_forward.ipynb", RIGHT)
+    notebook(folder / "gina" / "old" / "02_lora_forward.ipynb", RIGHT)
+    (folder / "hans.py").write_text(RIGHT, encoding="utf-8")
+    (folder / "ina").mkdir()
+    (folder / ".DS_Store").write_text("", encoding="utf-8")
+    return folder
+
+
+def test_a_class_is_graded_to_its_end(submissions, tmp_path):
+    graded = grade_class(submissions, [ASKED])
+    results = {row.student: row.verdict.kind for row in graded}
+    assert results == {
+        "=frank()": "unreadable",
+        "ada": "right",
+        "bob": "known",
+        "carl": "stopped",
+        "dora": "raised",
+        "eve": "unknown",
+        "gina": "unreadable",
+        "hans": "right",
+        "ina": "missing",
+    }
+    write_csv(graded, tmp_path / "grades.csv")
+    with (tmp_path / "grades.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = {row["student"]: row for row in csv.DictReader(file)}
+    assert rows["ada"]["passed"] == "1" and rows["bob"]["passed"] == "0"
+    assert rows["bob"]["mistakes"] == "the scaling is missing"
+    assert "'=frank()" in rows, "a spreadsheet must not compute a student's name"
+    assert "more than one file" in rows["gina"]["words"]
+
+
+def test_the_command_grades_prints_and_writes(submissions, tmp_path, capsys):
+    for path in submissions.iterdir():
+        if path.name not in ("ada", "bob"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert main(["exercises", "grade", str(submissions), "--csv", str(tmp_path / "new" / "out.csv")]) == 0
+    out = capsys.readouterr().out
+    assert re.search(rf"ada +1 of {len(exercises())}", out) and "1 × lora_forward: the scaling is missing" in out
+    assert (tmp_path / "new" / "out.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["grade", "nowhere", "--csv", "out.csv"], "no folder 'nowhere'"),
+        (["grade", ".", "--csv", "out.csv"], "nobody handed in anything"),
+        (["grade", ".", "--csv", "."], "is a folder; name a file"),
+        (["grade", ".", "--csv", "out.csv", "--workers", "0"], "expected at least 1"),
+        (["check", "nothing.py"], "there is no file 'nothing.py'"),
+        (["check", "empty.txt"], "defines none of the exercises' functions: count"),
+        (["write", "x", "--py", "--solutions"], "leave --py out"),
+    ],
+)
+def test_the_command_says_what_was_wrong(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.txt").write_text("", encoding="utf-8")
+    assert main(["exercises", *arguments]) == 1
+    assert words in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------------------------------- the editions
+
+
+def solution_lines(asked):
+    """What stands between the marks, in code and in words, a line each that is long enough to be recognised."""
+    between = re.findall(r"# BEGIN SOLUTION\n(.*?)# END SOLUTION", asked.text, re.DOTALL)
+    lines = [line.strip().removeprefix("# ") for part in between for line in part.splitlines()]
+    return [line for line in lines if len(line) > 8]
+
+
+@pytest.mark.parametrize("as_py", [False, True], ids=["notebooks", "files"])
+def test_the_student_edition_holds_no_solution_and_no_output(tmp_path, as_py):
+    student_edition(tmp_path, as_py)
+    for asked in exercises():
+        path = tmp_path / f"{asked.source.stem}{'.py' if as_py else '.ipynb'}"
+        text = path.read_text(encoding="utf-8")
+        cells = [] if as_py else json.loads(text)["cells"]
+        read = text if as_py else "\n".join("".join(cell["source"]) for cell in cells)
+        lines = solution_lines(asked)
+        assert len(lines) > 3 and [line for line in lines if line in read] == []
+        assert "SOLUTION" not in text and "Your answer" in read and "raise NotImplementedError" in read
+        assert not any(cell.get("outputs") for cell in cells)
+
+
+def test_what_is_committed_is_what_is_generated(tmp_path):
+    student_edition(tmp_path)
+    for path in sorted(tmp_path.iterdir()):
+        assert (COMMITTED / path.name).read_bytes() == path.read_bytes(), f"{path.name}: run `make notebooks`"
+    assert (COMMITTED / "TEACHERS.md").read_text(encoding="utf-8") == teachers_page(), (
+        "TEACHERS.md: run `make notebooks`"
+    )
+
+
+@pytest.mark.parametrize("asked", exercises(), ids=lambda asked: asked.function)
+def test_the_teachers_notebook_is_the_solution_executed(asked):
+    jupytext = pytest.importorskip("jupytext")
+    expected = jupytext.reads(HEADER + teacher_text(asked), fmt="py:percent").cells
+    cells = json.loads((COMMITTED / "solutions" / f"{asked.source.stem}.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert ["".join(cell["source"]) for cell in cells] == [cell["source"] for cell in expected], "run `make notebooks`"
+    printed = [line for cell in cells for output in cell.get("outputs", []) for line in output["text"]]
+    assert printed[-1].startswith(f"✓ {asked.function}: right on all")
+
+
+def test_readme_shows_what_check_really_says():
+    said = verdict([HEAD + "return x @ (W + B @ A).T"], ASKED)
+    assert f">>> check(lora_forward)\n{said}\n" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_writing_again_keeps_a_students_work(tmp_path):
+    student_edition(tmp_path)
+    mine = tmp_path / "02_lora_forward.ipynb"
+    mine.write_text("my work", encoding="utf-8")
+    assert student_edition(tmp_path) == [] and mine.read_text(encoding="utf-8") == "my work"
+
+
+def test_pytest_in_a_students_folder_says_what_check_says(tmp_path):
+    student_edition(tmp_path, as_py=True)
+    (tmp_path / "02_lora_forward.py").write_text(RIGHT, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "lora_forward or count_lora"]
+    out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8").stdout
+    assert "1 failed, 1 passed" in out and "✗ count_lora: not written yet" in out, out
+
+
+def test_two_files_of_one_name_are_not_guessed_between(tmp_path):
+    paths = [notebook(tmp_path / name / "02_lora_forward.ipynb", RIGHT) for name in "ab"]
+    assert find_answer(paths, ASKED).kind == "unreadable"
+    assert find_answer(paths[:1], ASKED).passed

@@ -1,0 +1,75 @@
+"""Wrong answers to adamw_step, in other words than the solution's."""
+
+HEAD = "import numpy as np\ndef adamw_step(factors, grads, state, t, lr, beta1, beta2, eps, weight_decay):\n"
+LINES = {
+    "loop": "    for key, g in grads.items():\n",
+    "slots": "        s = state[key]\n",
+    "old": "        p = factors[key]\n",
+    "m": "        m = g + beta1 * (s['m'] - g)\n",
+    "v": "        v = np.square(g) + beta2 * (s['v'] - np.square(g))\n",
+    "keep": "        s['m'], s['v'] = m, v\n",
+    "c1": "        c1 = 1 - np.power(beta1, float(t))\n",
+    "c2": "        c2 = 1 - np.power(beta2, float(t))\n",
+    "denominator": "        below = (v / c2) ** 0.5 + eps\n",
+    "step": "        step = m / c1 / below\n",
+    "new": "        factors[key] = p - lr * (step + weight_decay * p)\n",
+}
+
+
+def answer(**changed: str) -> str:
+    lines = LINES | {name: f"        {line}\n" for name, line in changed.items()}
+    return HEAD + "".join(lines.values())
+
+
+ANSWERS = {
+    "neither average is corrected": answer(c1="c1 = 1", c2="c2 = 1"),
+    "only m is corrected": answer(c2="c2 = 1"),
+    "only v is corrected": answer(c1="c1 = 1"),
+    "the corrected averages are kept as the state": answer(
+        keep="m, v = m / (1 - beta1**t), v / (1 - beta2**t)\n        s.update(m=m, v=v)", c1="c1 = 1", c2="c2 = 1"
+    ),
+    "the correction is the same at every step": answer(c1="c1 = 1 - beta1", c2="c2 = 1 - beta2"),
+    "beta is multiplied by t in the correction": answer(c1="c1 = 1 - t * beta1", c2="c2 = 1 - t * beta2"),
+    "the correction counts one step too few": answer(
+        c1="c1 = np.float64(1 - beta1 ** (t - 1))", c2="c2 = np.float64(1 - beta2 ** (t - 1))"
+    ),
+    "the correction counts one step too many": answer(c1="c1 = 1 - beta1 * beta1**t", c2="c2 = 1 - beta2 * beta2**t"),
+    "the decay goes into the gradient": answer(
+        old="p = factors[key]\n        g = weight_decay * p + g", new="factors[key] = p - lr * step"
+    ),
+    "there is no weight decay": answer(new="factors[key] = p - lr * step"),
+    "the decay does not know the learning rate": answer(new="factors[key] = p - lr * step - weight_decay * p"),
+    "the decay acts on weights that have taken the step already": answer(
+        new="p = p - lr * step\n        factors[key] = p - lr * weight_decay * p"
+    ),
+    "both factors share one state": answer(slots="s = state['A']"),
+    "only the first factor gets a step": answer(
+        new="factors[key] = p - lr * (step + weight_decay * p)\n        return"
+    ),
+    "epsilon stands inside the root": answer(denominator="below = np.sqrt(eps + v / c2)"),
+    "epsilon is left out of the step": answer(denominator="below = np.sqrt(v / c2)"),
+    "the step divides by v without a root": answer(denominator="below = eps + v / c2"),
+    "v averages the gradient without squaring it": answer(v="v = beta2 * s['v'] + (1 - beta2) * abs(g)"),
+    "the new gradient enters an average with its full weight": answer(
+        m="m = g + beta1 * s['m']", v="v = g * g + beta2 * s['v']"
+    ),
+    "the old and the new part of an average have swapped their weights": answer(
+        m="m = s['m'] + beta1 * (g - s['m'])", v="v = s['v'] + beta2 * (g * g - s['v'])"
+    ),
+    "beta1 and beta2 are swapped": answer(
+        m="m = beta2 * s['m'] + (1 - beta2) * g",
+        v="v = beta1 * s['v'] + (1 - beta1) * g * g",
+        c1="c1 = 1 - beta2**t",
+        c2="c2 = 1 - beta1**t",
+    ),
+    "the state is overwritten, not averaged": answer(m="m = (1 - beta1) * g", v="v = (1 - beta2) * g * g"),
+    "the new averages are not kept": answer(keep=""),
+    "the new weights never get into factors": answer(new="p = p - lr * (step + weight_decay * p)"),
+    "the step goes up the gradient": answer(new="factors[key] = p + lr * (step - weight_decay * p)"),
+}
+
+UNKNOWN = [
+    answer(new="factors[key] = p - lr * (step - weight_decay * p)"),  # the weights grow
+    answer(c1="c1 = 1 + beta1**t", c2="c2 = 1 + beta2**t"),
+    answer(denominator="below = (v + eps) ** 0.5 / c2"),
+]

@@ -1,0 +1,67 @@
+"""Wrong answers to lora_backward, in other words than the solution's."""
+
+HEAD = "import numpy as np\ndef lora_backward(error, x, W, A, B, scaling, grads):\n"
+
+
+def answer(dy="error / len(x)", dA="s * B.T @ dW", dB="s * dW @ A.T", dx="dy @ (W + s * B @ A)", add=None):
+    """Through the gradient dW that full fine-tuning would use, instead of one product after the other."""
+    add = add or 'grads["A"] = grads["A"] + dA\n    grads["B"] = grads["B"] + dB\n    return dx'
+    lines = [
+        "s = scaling",
+        f"dy = {dy}",
+        'dW = np.einsum("no,ni->oi", dy, x)',
+        f"dA = {dA}",
+        f"dB = {dB}",
+        f"dx = {dx}",
+    ]
+    return HEAD + "".join(f"    {line}\n" for line in [*lines, add])
+
+
+ANSWERS = {
+    "the scaling is missing in all gradients": answer(dA="B.T @ dW", dB="dW @ A.T", dx="dy @ W + dy @ B @ A"),
+    "the scaling is missing in dA": answer(dA="B.T @ dW"),
+    "the scaling is missing in dB": answer(dB="dW @ A.T"),
+    "the scaling is missing in dx": answer(dx="dy @ (W + B @ A)"),
+    "the scaling enters all gradients twice": HEAD
+    + "    s = scaling\n    dy = error / len(x)\n    h, dh = s * x @ A.T, s * dy @ B\n    grads['A'] += s * dh.T @ x\n"
+    + "    grads['B'] += s * dy.T @ h\n    return dy @ W + s * dh @ A\n",
+    "the scaling enters dA twice": HEAD
+    + "    s = scaling\n    dy = error / len(x)\n    dh = s * dy @ B\n    grads['A'] += s * dh.T @ x\n"
+    + "    grads['B'] += dy.T @ (s * x @ A.T)\n    return dy @ W + dh @ A\n",
+    "the scaling enters dB twice": answer(dB="s * (dy.T @ (s * x @ A.T))"),
+    "the scaling enters dx twice": answer(dx="dy @ (W + (s * B) @ (s * A))"),
+    "A stands where B belongs, and B where A belongs": answer(dA="s * A @ dW", dB="s * dW @ B"),
+    "dA is added into B's gradient, and dB into A's": answer(
+        add='grads["A"] = grads["A"] + dB\n    grads["B"] = grads["B"] + dA\n    return dx'
+    ),
+    "dA is transposed": answer(dA="s * dW.T @ B"),
+    "dB is transposed": answer(dB="s * A @ dW.T"),
+    "W is transposed in dx": answer(dx="dy @ W.T + s * (dy @ B) @ A"),
+    "B is transposed on the way back": answer(dA="s * B @ dW", dx="dy @ (W + s * B.T @ A)"),
+    "A is not transposed in x Aᵀ": answer(dB="s * dW @ A"),
+    "A is transposed in dx": answer(dx="dy @ (W + s * B @ A.T)"),
+    "the gradients are overwritten": answer(add='grads["A"][:] = dA\n    grads["B"][:] = dB\n    return dx'),
+    "dA and dB are returned and not added into grads": answer(add="return dx, dA, dB"),
+    "there is a gradient for W too": answer(
+        add='grads["A"] += dA\n    grads["B"] += dB\n    grads["W"] = grads.get("W", 0) + dW\n    return dx'
+    ),
+    "dx is not returned": answer(add='grads["A"] += dA\n    grads["B"] += dB'),
+    "dx is without the frozen path": answer(dx="s * dy @ (B @ A)"),
+    "dx is without the bypass": answer(dx="np.dot(dy, W)"),
+    "the frozen path of dx is scaled too": answer(dx="s * dy @ (W + B @ A)"),
+    "the mean over the tokens is forgotten": answer(dy="1.0 * error"),
+    "the mean over the tokens is forgotten in dx": answer(dx="len(x) * dy @ (W + s * B @ A)"),
+    "the mean over the tokens is taken twice": answer(dA="s * B.T @ dW / len(x)", dB="s * dW @ A.T / len(x)"),
+    "the mean is taken over all numbers of the error": answer(dy="error * np.mean(np.ones_like(error)) / error.size"),
+    "the mean is taken over the features out": answer(dy="error / W.shape[0]"),
+    "everything is twice too large": answer(dy="(error + error) / len(error)"),
+    "everything is half as large as it should be": answer(dy="0.5 * error / len(error)"),
+    "all signs are reversed": answer(dy="(0 - error) / len(error)"),
+    "dA and dB are subtracted": answer(add='grads["A"] -= dA\n    grads["B"] -= dB\n    return dx'),
+}
+
+UNKNOWN = [
+    answer(dA="s * B.T @ dW + 0.01 * A", dB="s * dW @ A.T + 0.01 * B"),
+    answer(dA="s * B.T @ dW * np.sign(A)"),
+    answer(dB="s * dy.T @ np.maximum(x @ A.T, 0)"),
+]

@@ -1,0 +1,56 @@
+"""Wrong answers to lora_dropout, in other words than the solution's."""
+
+HEAD = "import numpy as np\ndef lora_dropout(x, W, A, B, scaling, p, rng, dy):\n"
+
+
+def answer(
+    m="rng.binomial(1, 1 - p, size=x.shape) / (1 - p)",
+    y="x @ W.T + (x * m) @ D.T",
+    dx="dy @ W + m * (dy @ D)",
+    before="pass",
+):
+    """With ΔW as one matrix D, and a mask from a binomial distribution."""
+    lines = [before, "D = scaling * np.dot(B, A)", f"m = {m}", f"y = {y}", f"dx = {dx}", "return y, dx"]
+    return HEAD + "".join(f"    {line}\n" for line in lines)
+
+
+def binomial(shape):
+    return f"rng.binomial(1, 1 - p, size={shape}) / (1 - p)"
+
+
+ANSWERS = {
+    "the frozen path drops too": answer(y="(m * x) @ (W + D).T", dx="m * (dy @ (W + D))"),
+    "the whole dx is masked": answer(dx="m * (dy @ (W + D))"),
+    "only the frozen path drops": answer(y="(x * m) @ W.T + x @ D.T", dx="m * (dy @ W) + dy @ D"),
+    "all tokens have the same mask": answer(m=binomial("(1, x.shape[1])")),
+    "a token is dropped whole or not at all": answer(m=binomial("len(x)") + "\n    m = m[:, None]"),
+    "there is one decision for the whole input": answer(m="(rng.uniform() > p) / (1 - p)"),
+    "the backward pass draws a mask of its own": answer(dx=f"dy @ W + (dy @ D) * {binomial('x.shape')}"),
+    "the backward pass has no mask": answer(dx="dy @ (W + D)"),
+    "the kept numbers are not rescaled": answer(m="np.where(rng.random(x.shape) < p, 0.0, 1.0)"),
+    "the forward pass does not rescale": answer(y="x @ W.T + np.where(m > 0, x, 0) @ D.T"),
+    "the backward pass does not rescale": answer(dx="dy @ W + np.where(m > 0, dy @ D, 0)"),
+    "it keeps with probability p": answer(m="rng.choice([0, 1], x.shape, p=[1 - p, p]) / p"),
+    "half of them are dropped, whatever p": answer(m="rng.integers(0, 2, x.shape) / (1 - p)"),
+    "the kept numbers are divided by p": answer(m="(rng.random(x.shape) > p) * p**-1"),
+    "the kept numbers are made smaller": answer(m="np.where(rng.random(x.shape) < p, 0.0, 1 - p)"),
+    "the bypass's output is dropped": answer(
+        m=binomial("(len(x), len(W))"), y="x @ W.T + m * (x @ D.T)", dx="dy @ W + (m * dy) @ D"
+    ),
+    "the hidden features are dropped": answer(
+        m=binomial("(x @ A.T).shape"),
+        y="x @ W.T + scaling * ((m * (x @ A.T)) @ B.T)",
+        dx="dy @ W + scaling * ((m * (dy @ B)) @ A)",
+    ),
+    "the layer's output is dropped": answer(m=binomial("dy.shape"), y="m * (x @ (W + D).T)", dx="(m * dy) @ (W + D)"),
+    "the mask is put on dy": answer(dx="dy @ W + (m * dy) @ D"),
+    "nothing is dropped": answer(y="x @ (W + D).T", dx="dy @ (W + D)"),
+    "the generator that it is given is not used": answer(before="rng = np.random.default_rng()"),
+    "the bypass lacks its scaling": answer(before="scaling = 1"),
+}
+
+UNKNOWN = [
+    answer(y="x @ W.T + x @ (D * rng.binomial(1, 1 - p, D.shape)).T / (1 - p)"),  # weights are dropped
+    answer(y="x @ W.T + (x * m - x) @ D.T"),
+    answer(dx="dy @ W + m * (dy @ D) + 0.5"),
+]
