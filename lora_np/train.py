@@ -26,6 +26,7 @@ from .ops import IGNORE_INDEX
 from .optim import Optimizer, Schedule, clip_grad_norm, constant, grad_norm
 from .parallel import loss_and_gradients
 from .progress import Progress
+from .quantization import Quantized4bit
 
 DROPOUT = 0x64726F70  # a stream of its own: [seed, step] alone is what data.Batches draws its windows from
 Batch = tuple[Array, Array]  # tokens (b, t) and the targets (b, t), shifted by one
@@ -210,7 +211,8 @@ def _digests(model: Module, batches: Batches) -> dict[str, str]:
     """
     found, digest, frozen = {}, hashlib.sha256(), [(n, p.value) for n, p in model.named_parameters() if not p.trainable]
     for name, value in frozen:
-        flat = value.reshape(-1)
+        stored = value.packed if isinstance(value, Quantized4bit) else value
+        flat = stored.reshape(-1)
         digest.update(f"{name} {value.dtype} {value.shape}".encode())
         digest.update(to_host(flat[:: max(1, flat.size // 1000)]).tobytes())
     if frozen:

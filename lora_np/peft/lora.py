@@ -12,8 +12,9 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from .. import ops
-from ..backend import Array, array_module
+from ..backend import Array, move
 from ..nn import EVALUATION, Context, Linear, Module, Parameter
+from ..quantization import Quantized4bit
 
 T = TypeVar("T")
 AT_THE_END = r"(.*\.)?({})$"  # how a key of rank_pattern or alpha_pattern matches a layer's name
@@ -127,9 +128,9 @@ class LoraLinear(Module):
     def put_adapter(self, name: str, config: LoraConfig, A: np.ndarray, B: np.ndarray) -> None:
         """Take the host arrays A (r, in) and B (out, r) as an adapter, where the base's weight is and in its dtype."""
         weight = self.base_layer.weight.value
-        xp = array_module(weight)
-        self.lora_A[name] = Parameter(xp.asarray(A.astype(weight.dtype)))
-        self.lora_B[name] = Parameter(xp.asarray(B.astype(weight.dtype)))
+        like = weight.packed if isinstance(weight, Quantized4bit) else weight
+        self.lora_A[name] = Parameter(move(A.astype(weight.dtype), like))
+        self.lora_B[name] = Parameter(move(B.astype(weight.dtype), like))
         self.configs[name] = config
 
     def delete_adapter(self, name: str) -> None:
@@ -174,11 +175,19 @@ class LoraLinear(Module):
         """ΔW = s·B A (out, in): what the adapter adds to the weight, the only thing about A and B that means anything."""
         return self.configs[name].scaling * (self.lora_B[name].value @ self.lora_A[name].value)
 
+    def check_mergeable(self) -> None:
+        """Raise RuntimeError where the base is quantised: its sixteen values a block cannot take ΔW in."""
+        if isinstance(self.base_layer.weight.value, Quantized4bit):
+            raise RuntimeError(
+                "the base is quantised, and ΔW would be rounded away in its codes: lora_np.dequantize_model(model) first"
+            )
+
     def merge(self, name: str) -> None:
         """W ← W + ΔW, after which the layer costs what the base costs. Merging what is merged changes nothing."""
         if self.merged not in (None, name):
             raise RuntimeError(f"adapter {self.merged!r} is merged; unmerge_adapter() before merging {name!r}")
         if name in self.lora_A and self.merged is None:
+            self.check_mergeable()
             self.base_layer.weight.value += self.delta_weight(name)
             self.merged = name
 

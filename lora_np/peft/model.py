@@ -258,12 +258,18 @@ class PeftModel(Module):
         return any(layer.merged for layer in self.lora_layers())
 
     def merge_adapter(self) -> None:
-        """W ← W + s·B A in every layer of the active adapter: from now on a forward costs what the base costs."""
+        """W ← W + s·B A in every layer of the active adapter: from now on a forward costs what the base costs.
+
+        Raises RuntimeError where the base is quantised, where no adapter is active, and inside `disable_adapter`.
+        """
         if self.disabled:
             raise RuntimeError("the adapter is disabled: leave `disable_adapter` before merging it")
         if self.active_adapter is None:
             raise RuntimeError("no adapter is active: choose the one to merge with set_adapter")
-        for layer in self.lora_layers():
+        layers = self.lora_layers()
+        for layer in layers:
+            layer.check_mergeable()
+        for layer in layers:
             layer.merge(self.active_adapter)
 
     def unmerge_adapter(self) -> None:
