@@ -41,13 +41,18 @@ class Parameter:
         self.grad: Array | None = None
         self.trainable = trainable
 
+    @property
+    def compute_dtype(self) -> np.dtype:
+        """What is computed with, gradient included: the value's own dtype, or float32 for a value stored in 16 bits."""
+        return self.value.dtype if self.value.dtype.itemsize > 2 else np.dtype("float32")
+
     def add_grad(self, grad: Array) -> None:
         """grad += …: gradients accumulate over calls, until `zero_grad`. Raises where shape or dtype are not the value's."""
         if grad.shape != self.value.shape:
             raise ValueError(f"a gradient of shape {grad.shape} for a parameter of shape {self.value.shape}")
-        if grad.dtype != self.value.dtype:
+        if grad.dtype != self.compute_dtype:
             raise TypeError(
-                f"a gradient of {grad.dtype} for a parameter of {self.value.dtype}: is dlogits of its dtype?"
+                f"a gradient of {grad.dtype} for a parameter of {self.compute_dtype}: is dlogits of its dtype?"
             )
         if self.grad is None:
             self.grad = grad

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from statistics import NormalDist
 from typing import Any
 
@@ -74,7 +75,7 @@ def dynamic_map() -> tuple[float, ...]:
     codes = [0.0, 1.0]
     for i in range(7):
         edges = _float32_steps(0.1, 1.0, 2**i + 1)
-        for low, high in zip(edges, edges[1:], strict=False):
+        for low, high in pairwise(edges):
             code = float(np.float32(10.0 ** (i - 6)) * (np.float32(low + high) / np.float32(2)))
             codes += [code, -code]
     return tuple(sorted(codes))
@@ -91,7 +92,7 @@ def _float32_steps(start: float, stop: float, n: int) -> list[float]:
 def _boundaries(codes: tuple[float, ...], xp: Any) -> tuple[Array, Array]:
     """(midpoints between neighbouring values, the codes in the order of their values), on the device of `xp`."""
     order = sorted(range(len(codes)), key=codes.__getitem__)
-    midpoints = [(codes[a] + codes[b]) / 2 for a, b in zip(order, order[1:], strict=False)]
+    midpoints = [(codes[a] + codes[b]) / 2 for a, b in pairwise(order)]
     return xp.asarray(midpoints, "float32"), xp.asarray(order, "uint8")
 
 
@@ -212,9 +213,7 @@ def check_settings(block_size: int, quant_type: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ there …
 
 
-def quantize_4bit(
-    W: Array, block_size: int = 64, quant_type: str = "nf4", double_quant: bool = False
-) -> Quantized4bit:
+def quantize_4bit(W: Array, block_size: int = 64, quant_type: str = "nf4", double_quant: bool = False) -> Quantized4bit:
     """W (any shape) → its codes and absmax, in blocks of `block_size` along the flattened W.
 
     quant_type: "nf4", "fp4" or "int4", see `code_book`. double_quant: keep absmax in 8 bits, see `QuantizedAbsmax`.

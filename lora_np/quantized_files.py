@@ -81,12 +81,14 @@ def take_quantized(stored: StoredArrays) -> tuple[StoredArrays, dict[str, Quanti
 
     Raises ValueError naming the weight where an array of it is missing, is cut short, or means another code.
     """
-    states = {key.split(STATE)[0]: key for key in stored if STATE in key}
+    states = {key.split(STATE)[0]: key for key in stored.shapes if STATE in key}
     weights, parts = {}, set()
     for name, key in states.items():
-        own = {name, key, *(f"{name}.{part}" for part in PARTS)} & stored.keys()
+        own = {name, key, *(f"{name}.{part}" for part in PARTS)} & stored.shapes.keys()
         try:
-            weights[name] = _from_arrays({k.removeprefix(name).lstrip("."): stored[k] for k in own - {key}}, stored[key])
+            weights[name] = _from_arrays(
+                {k.removeprefix(name).lstrip("."): stored[k] for k in own - {key}}, stored[key]
+            )
         except (KeyError, TypeError) as error:
             raise ValueError(f"{name}: its quantised state is incomplete or damaged: {error}") from None
         except ValueError as error:

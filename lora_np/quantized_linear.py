@@ -39,7 +39,9 @@ class QuantizedWeight(Parameter):
     def check(self, name: str, value: Quantized4bit) -> None:
         """Raise TypeError or ValueError naming the parameter unless `value` is quantised too, and of its shape."""
         if not isinstance(value, Quantized4bit):
-            raise TypeError(f"{name} is quantised here and {value.dtype} there: dequantize_model or quantize_model first")
+            raise TypeError(
+                f"{name} is quantised here and {value.dtype} there: dequantize_model or quantize_model first"
+            )
         if value.shape != self.value.shape:
             raise ValueError(f"{name} has shape {value.shape}; expected {self.value.shape}")
 
@@ -100,11 +102,14 @@ def quantize_model(
     "." + an entry: the output head, if nothing else is said. The settings are those of `quantization.quantize_4bit`.
 
     Raises ValueError where there is no Linear to quantise, an entry of `skip_modules` names none (lm_head may be tied), a
-    weight is not finite, or a setting is out of range; RuntimeError while an adapter is merged. Nothing has changed then. Source: arXiv 2305.14314, section 3.
+    weight is not finite, or a setting is out of range; RuntimeError while an adapter is merged. Nothing has changed then.
+    Source: arXiv 2305.14314, section 3.
     """
     check_settings(block_size, quant_type)
     if any(getattr(m, "merged", None) for _, m in model.named_modules()):
-        raise RuntimeError("an adapter is merged into the weights: unmerge_adapter(), or quantise what merge_and_unload() gives")
+        raise RuntimeError(
+            "an adapter is merged into the weights: unmerge_adapter(), or quantise what merge_and_unload() gives"
+        )
     layers = {name: m for name, m in model.named_modules() if name and isinstance(m, Linear)}
     entries = [skip_modules] if isinstance(skip_modules, str) else skip_modules
     for entry in entries:

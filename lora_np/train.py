@@ -120,6 +120,8 @@ def train(
     settings = _settings(optimizer, steps, schedule, max_grad_norm, accumulate, seed)
     settings |= {"model": repr(getattr(model, "config", "")), "adapter": repr(getattr(model, "peft_config", ""))}
     settings["workers"] = workers
+    if getattr(model, "adapter_dtype", None):
+        settings["adapter_dtype"] = str(model.adapter_dtype)
     if checkpoint is not None:
         settings |= _digests(model, batches)
     saved = Checkpoint(checkpoint, model, optimizer, settings)
@@ -267,7 +269,7 @@ class Checkpoint:
             raise self.stopped(step, f"{list(self.parameters)[finite.argmin()]} is not finite")
         if self.path is None:
             return
-        arrays = {f"value/{name}": p.value for name, p in self.parameters.items()}
+        arrays = {f"value/{name}": p.value.astype(p.compute_dtype, copy=False) for name, p in self.parameters.items()}
         for name, state in self.optimizer.state.items():
             arrays |= {f"optimizer/{name}/{key}": x for key, x in state.items()}
         metadata = {"step": str(step), "settings": json.dumps(self.settings), "history": json.dumps(history.rows)}
@@ -280,7 +282,7 @@ class Checkpoint:
             raise ValueError(f"{self.path} is not a checkpoint of train()")
         saved_values = {name.removeprefix("value/"): x for name, x in arrays.items() if name.startswith("value/")}
         theirs = json.loads(metadata["settings"]) | {name: f"{x.dtype} {x.shape}" for name, x in saved_values.items()}
-        ours = self.settings | {name: f"{p.value.dtype} {p.value.shape}" for name, p in self.parameters.items()}
+        ours = self.settings | {name: f"{p.compute_dtype} {p.value.shape}" for name, p in self.parameters.items()}
         changed = [
             f"{key} was {theirs.get(key, 'absent')}, is {ours.get(key, 'absent')}"
             for key in ours | theirs
@@ -296,7 +298,7 @@ class Checkpoint:
             p = self.parameters[name]
             moved = array_module(p.value).asarray(array)
             if kind == "value":
-                p.value = moved
+                p.value = moved.astype(p.value.dtype, copy=False)
             else:
                 self.optimizer.state.setdefault(name, {})[slot] = moved
         return int(metadata["step"]), History(json.loads(metadata["history"]))

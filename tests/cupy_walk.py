@@ -27,7 +27,14 @@ REFUSED = {"ndarray.astype": {"casting", "subok"}, "zeros_like": {"subok"}, "one
 REAL_ONLY = {"add.at": ".view(real)"}  # atomic additions, which know no complex numbers: only on such a view
 
 # Where the core may name NumPy itself, because nothing of it meets a device array.
-TYPES = {"np.ndarray", "np.generic", "np.integer", "np.random.Generator", "np.float32", "np.dtype"}  # asked for, not computed with
+TYPES = {
+    "np.ndarray",
+    "np.generic",
+    "np.integer",
+    "np.random.Generator",
+    "np.float32",
+    "np.dtype",
+}  # asked for, not computed with
 WARNINGS = {"np.errstate"}  # says what NumPy warns of, and computes nothing
 RANDOM = {"np.random.default_rng"}  # is the host's, so that a seed means the same on every device
 ON_THE_HOST = {

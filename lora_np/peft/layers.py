@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from ..nn import Linear, Module, replace_module
 from .lora import LoraLinear
