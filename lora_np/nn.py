@@ -112,7 +112,7 @@ class Module:
         return self
 
     def unfreeze(self) -> Self:
-        """Make every parameter trainable: full fine-tuning."""
+        """Make every parameter trainable: full fine-tuning. Raises ValueError where one is quantised."""
         for _, p in self.named_parameters():
             p.trainable = True
         return self

@@ -146,7 +146,7 @@ class Quantized4bit:
 
     packed (⌈n/2⌉, 1) uint8, two codes a byte, the first in the high nibble, blocks running through the flattened matrix.
     absmax (blocks,) float32, or a QuantizedAbsmax.
-    shape, dtype: of the matrix, as `dequantize` gives it. Like an array it has a `size`, in weights, and `astype`.
+    shape, dtype: of the matrix, as `dequantize_4bit` gives it. Like an array it has a `size`, in weights, and `astype`.
 
     Raises ValueError where packed and absmax are not as long as the shape asks, as in a file that was cut.
     """
@@ -233,7 +233,7 @@ def quantize_4bit(W: Array, block_size: int = 64, quant_type: str = "nf4", doubl
         raise ValueError("W holds NaN or infinity, which no code stands for: the weights are damaged")
     full = w.size - w.size % block_size
     blocks, rest = w[:full].reshape(full // block_size, block_size), w[full:]
-    absmax = xp.abs(blocks).max(axis=1)
+    absmax = xp.abs(blocks).max(axis=1) if full else xp.empty(0, "float32")  # CuPy knows no maximum of nothing
     scaled = xp.zeros(w.size + w.size % 2, "float32")
     # bitsandbytes multiplies full blocks by 1/absmax and divides the rest, and an absmax of 0 it lifts there alone: to the bit
     scaled[:full] = (blocks * (1 / xp.maximum(absmax, TINY))[:, None]).reshape(-1)

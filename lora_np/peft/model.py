@@ -29,9 +29,9 @@ def get_peft_model(
     The model is changed in place, as in PEFT, and shares its weights with the PeftModel. Called directly it still
     answers as the base alone; call the PeftModel for the adapter. `seed` draws the factors A.
 
-    `adapter_dtype` is what A and B are stored in: the base's dtype, or "float16" or "bfloat16". Then A and B take half the
-    memory and half the file; products and gradients are float32's all the same, and so is the copy that the optimizer
-    updates and rounds into them.
+    `adapter_dtype` is what A and B are stored in: None, the base's dtype; or "float16" or "bfloat16", in memory and on disk
+    half of float32. Computed is in float32 all the same: A and B are widened for each product, gradients are float32, and
+    while it trains the optimizer keeps a float32 copy, which it updates and rounds into them.
 
     Raises ValueError for a target module that is not there (the message lists those that are), TypeError for a model or
     config of another kind, before anything is changed.
