@@ -78,6 +78,10 @@ def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
         )
     arrays = {}
     for name, x in model.state_dict().items():
+        if ".base_layer." in name:
+            raise TypeError(
+                "this Transformer carries an adapter: save it before get_peft_model, or merge_and_unload() first"
+            )
         arrays |= quantized_files.to_arrays(name, x) if isinstance(x, Quantized4bit) else {name: to_host(x)}
     save_arrays(Path(folder) / "model.safetensors", arrays, {"format": "pt"})
     settings = model.config.to_dict()

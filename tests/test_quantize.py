@@ -362,6 +362,13 @@ def test_lora_over_a_quantised_model_agrees_with_the_complex_step_to_1e_12(
     gradcheck_model(peft_model, *random_batch(), tolerance=1e-12, dropout_seed=dropout_seed).raise_if_wrong()
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_is_not_quantised_still_has_the_gradient_of_the_complex_step(make_model, random_batch, tied):
+    model = quantized(make_model(tie_word_embeddings=tied))
+    result = gradcheck_model(model, *random_batch(), tolerance=1e-12).raise_if_wrong()
+    assert len(result.errors) == 6 + (not tied), "the embedding, five norms, and the head"
+
+
 @types
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_its_gradients_are_those_over_a_dequantised_base_to_the_bit(make_model, random_batch, quant_type, dtype):
@@ -654,6 +661,14 @@ def test_a_quantised_base_and_its_adapter_come_back_together(make_model, random_
     peft_model.save_pretrained(tmp_path / "adapter")
     back = ln.PeftModel.from_pretrained(load_model(tmp_path / "base"), tmp_path / "adapter")
     assert_array_equal(back.forward(TOKENS)[0], peft_model.forward(TOKENS)[0])
+
+
+def test_a_base_that_carries_an_adapter_is_not_saved_under_names_that_nobody_reads(make_model, tmp_path):
+    base = quantized(make_model(np.float32))
+    adapted(base)
+    with pytest.raises(TypeError, match="carries an adapter"):
+        save_model(base, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_holds_the_packed_bytes_and_little_more(tmp_path):
