@@ -8,7 +8,7 @@
 Read it from the bottom up: backend, ops, gradcheck, nn, transformer, pretrained, optim, train, peft.
 """
 
-from . import conversations, data, ledger, ops
+from . import conversations, data, ledger, ops, quantization
 from .fetch import fetch
 from .generate import generate
 from .gradcheck import GradcheckResult, gradcheck, gradcheck_model
@@ -16,6 +16,7 @@ from .nn import Context, Embedding, Linear, Module, Parameter, RMSNorm
 from .optim import SGD, AdamW, WarmupCosine, clip_grad_norm
 from .peft import LoraConfig, LoraLinear, PeftModel, get_peft_model
 from .pretrained import load_model, load_tokenizer, save_model
+from .quantized_linear import QuantizedLinear, dequantize_model, quantize_model
 from .train import History, evaluate, train
 from .transformer import Transformer, TransformerConfig
 
@@ -32,6 +33,7 @@ __all__ = [
     "Module",
     "Parameter",
     "PeftModel",
+    "QuantizedLinear",
     "RMSNorm",
     "Transformer",
     "TransformerConfig",
@@ -39,6 +41,7 @@ __all__ = [
     "clip_grad_norm",
     "conversations",
     "data",
+    "dequantize_model",
     "evaluate",
     "fetch",
     "generate",
@@ -49,6 +52,8 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "ops",
+    "quantization",
+    "quantize_model",
     "save_model",
     "train",
 ]

@@ -41,18 +41,33 @@ class Parameter:
         self.grad: Array | None = None
         self.trainable = trainable
 
+    @property
+    def compute_dtype(self) -> np.dtype:
+        """What is computed with, gradient included: the value's own dtype, or float32 for a value stored in 16 bits."""
+        return self.value.dtype if self.value.dtype.itemsize > 2 else np.dtype("float32")
+
     def add_grad(self, grad: Array) -> None:
         """grad += …: gradients accumulate over calls, until `zero_grad`. Raises where shape or dtype are not the value's."""
         if grad.shape != self.value.shape:
             raise ValueError(f"a gradient of shape {grad.shape} for a parameter of shape {self.value.shape}")
-        if grad.dtype != self.value.dtype:
+        if grad.dtype != self.compute_dtype:
             raise TypeError(
-                f"a gradient of {grad.dtype} for a parameter of {self.value.dtype}: is dlogits of its dtype?"
+                f"a gradient of {grad.dtype} for a parameter of {self.compute_dtype}: is dlogits of its dtype?"
             )
         if self.grad is None:
             self.grad = grad
         else:
             self.grad += grad
+
+    def check(self, name: str, value: Array) -> None:
+        """Raise ValueError or TypeError naming the parameter unless `value` has its shape and is floats."""
+        ops.checks.check_shape(name, value, *self.value.shape)
+        if value.dtype.kind != "f":
+            raise TypeError(f"{name} is stored as {value.dtype}; expected floats")
+
+    def move_to(self, like: Array) -> None:
+        """Move the value to where `like` lives, and drop the gradient."""
+        self.value, self.grad = move(self.value, like), None
 
 
 class Module:
@@ -97,7 +112,7 @@ class Module:
         return self
 
     def unfreeze(self) -> Self:
-        """Make every parameter trainable: full fine-tuning."""
+        """Make every parameter trainable: full fine-tuning. Raises ValueError where one is quantised."""
         for _, p in self.named_parameters():
             p.trainable = True
         return self
@@ -120,7 +135,7 @@ class Module:
         """
         like = device_module(device).empty(0)
         for _, p in self.named_parameters():
-            p.value, p.grad = move(p.value, like), None
+            p.move_to(like)
         return self
 
     def replica(self) -> Self:
@@ -132,7 +147,7 @@ class Module:
 
         def twin(x: Any) -> Any:
             if isinstance(x, Parameter):
-                return twins.setdefault(id(x), Parameter(x.value, x.trainable))
+                return twins.setdefault(id(x), type(x)(x.value, x.trainable))
             if isinstance(x, Module):
                 new = copy(x)
                 vars(new).update({name: twin(value) for name, value in vars(x).items()})
@@ -159,12 +174,20 @@ class Module:
                 f"these arrays do not fit the model: missing {missing or 'none'}; with no place {unknown or 'none'}"
             )
         for name, p in parameters.items():
-            ops.checks.check_shape(name, arrays[name], *p.value.shape)
-            if arrays[name].dtype.kind != "f":
-                raise TypeError(f"{name} is stored as {arrays[name].dtype}; expected floats")
+            p.check(name, arrays[name])
         for name, p in parameters.items():
-            p.value, p.grad = move(arrays[name].astype(p.value.dtype), p.value), None
+            like, p.value = p.value, arrays[name].astype(p.value.dtype)
+            p.move_to(like)
         return self
+
+
+def replace_module(root: Module, name: str, new: Module) -> None:
+    """Put `new` where the dotted `name` points."""
+    *path, last = name.split(".")
+    parent: Any = root
+    for step in path:
+        parent = parent[int(step)] if isinstance(parent, list) else getattr(parent, step)
+    setattr(parent, last, new)
 
 
 class Linear(Module):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from . import llama_gguf
+from . import llama_gguf, quantized_files
 from .backend import device_module, move, to_host
 from .fetch import MODELS, fetched
 from .files import (
@@ -27,7 +27,10 @@ from .files import (
     tokenizer_from_gguf,
     write_atomically,
 )
+from .nn import Linear, replace_module
 from .ops.checks import check_shape
+from .quantization import Quantized4bit
+from .quantized_linear import QuantizedLinear
 from .transformer import Transformer, TransformerConfig
 
 EMBEDDED = Path(__file__).parent / "assets"  # the models that come with the package: "tiny"
@@ -39,7 +42,8 @@ def load_model(name: str | os.PathLike[str], dtype: Any = np.float32, device: st
     path of a Hugging Face folder; or that of a GGUF file.
 
     The weights come from disk one array at a time, converted to `dtype`, so that the model is in memory once.
-    Every parameter starts trainable: `train` it as it is for full fine-tuning, or give it to `get_peft_model`.
+    Every parameter starts trainable: `train` it as it is for full fine-tuning, or give it to `get_peft_model`. Weights that
+    bitsandbytes or `save_model` has quantised to 4 bits stay so, and frozen.
     `device` is "cupy", "numpy", or "auto": the GPU when one answers, unless LORA_NP_DEVICE says otherwise.
 
     Raises FileNotFoundError naming what exists, ValueError for a damaged file or another architecture, KeyError for
@@ -53,7 +57,10 @@ def load_model(name: str | os.PathLike[str], dtype: Any = np.float32, device: st
             if config is None:
                 config = llama_gguf.config_from(stored)
                 stored = llama_gguf.as_huggingface(stored, config)
-            return _fill(config, _without_doubles(stored, config), dtype, like)
+            stored, quantized = quantized_files.take_quantized(stored)
+            if not quantized and not path.is_file() and "quantization_config" in read_json(path / "config.json"):
+                raise ValueError("its config.json has a quantization_config, and none of its weights is quantised")
+            return _fill(config, _without_doubles(stored, config), quantized, dtype, like)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         except KeyError as error:
@@ -61,14 +68,26 @@ def load_model(name: str | os.PathLike[str], dtype: Any = np.float32, device: st
 
 
 def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
-    """Write config.json and model.safetensors, each whole or not at all. Raises TypeError for a model with adapters."""
+    """Write config.json and model.safetensors, each whole or not at all; what is quantised, as bitsandbytes has it.
+
+    Raises TypeError for a model with adapters.
+    """
     if not isinstance(model, Transformer):
         raise TypeError(
             f"save_model takes a Transformer, got {type(model).__name__}; merge_and_unload() an adapter first"
         )
-    arrays = {name: to_host(x) for name, x in model.state_dict().items()}
+    arrays = {}
+    for name, x in model.state_dict().items():
+        if ".base_layer." in name:
+            raise TypeError(
+                "this Transformer carries an adapter: save it before get_peft_model, or merge_and_unload() first"
+            )
+        arrays |= quantized_files.to_arrays(name, x) if isinstance(x, Quantized4bit) else {name: to_host(x)}
     save_arrays(Path(folder) / "model.safetensors", arrays, {"format": "pt"})
-    text = json.dumps(model.config.to_dict(), indent=2) + "\n"
+    settings = model.config.to_dict()
+    if quantization := quantized_files.quantization_config(model):
+        settings["quantization_config"] = quantization
+    text = json.dumps(settings, indent=2) + "\n"
     write_atomically(Path(folder) / "config.json", lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
 
 
@@ -112,9 +131,7 @@ def _read_config(path: Path) -> TransformerConfig:
     settings = read_json(path)
     try:
         if "quantization_config" in settings:
-            raise ValueError(
-                "quantization_config: quantised folders are not read here; take the original, or a GGUF file"
-            )
+            quantized_files.check_config(settings["quantization_config"])
         for name in (f.name for f in fields(TransformerConfig) if f.type == "int"):
             if isinstance(settings.get(name), float):  # 576.0 makes no shape
                 raise ValueError(f"{name} = {settings[name]}; expected a whole number")
@@ -142,25 +159,36 @@ def _without_doubles(stored: StoredArrays, config: TransformerConfig) -> StoredA
     return StoredArrays(shapes, stored.read, stored.metadata)
 
 
-def _fill(config: TransformerConfig, stored: StoredArrays, dtype: Any, like: Any) -> Transformer:
-    """The model, with each parameter read from `stored`, converted to `dtype`, and put where `like` lives.
+def _fill(
+    config: TransformerConfig, stored: StoredArrays, quantized: dict[str, Quantized4bit], dtype: Any, like: Any
+) -> Transformer:
+    """The model, with each parameter from `quantized` or read from `stored`, converted to `dtype`, and put where `like` lives.
 
     Names and shapes are held against the file's before the model takes memory: its size is the file's, never the claim's.
     """
     if EMBEDDING in stored.shapes:
         _check(EMBEDDING, stored.shapes, config.vocab_size, config.hidden_size)
-    if config.num_hidden_layers > len(stored):
-        raise ValueError(f"num_hidden_layers = {config.num_hidden_layers}, with {len(stored)} arrays for all of them")
+    arrays = len(stored) + len(quantized)
+    if config.num_hidden_layers > arrays:
+        raise ValueError(f"num_hidden_layers = {config.num_hidden_layers}, with {arrays} arrays for all of them")
     try:
         model = Transformer.empty(config, dtype)
     except ValueError:  # NumPy's, which does not say which
         raise ValueError(f"no array can have a size of this configuration: {config}") from None
     parameters = dict(model.named_parameters())
-    missing, unknown = parameters.keys() - stored.keys(), stored.keys() - parameters.keys()
+    there = stored.keys() | quantized.keys()
+    missing, unknown = parameters.keys() - there, there - parameters.keys()
     if missing or unknown:
         raise KeyError(f"it does not fit its configuration: missing {_some(missing)}; with no place {_some(unknown)}")
+    shapes = stored.shapes | {name: weight.shape for name, weight in quantized.items()}
     for name, p in parameters.items():
-        _check(name, stored.shapes, *p.value.shape)
+        _check(name, shapes, *p.value.shape)
+    linear = {f"{name}.weight": name for name, m in model.named_modules() if isinstance(m, Linear)}
+    if others := quantized.keys() - linear.keys():
+        raise ValueError(f"{_some(others)} is quantised; only the weights of linear layers can be")
+    for name, weight in quantized.items():
+        replace_module(model, linear[name], QuantizedLinear(weight.astype(dtype).move_to(like)))
+        del parameters[name]
     for name, p in parameters.items():
         x = stored[name]
         if x.dtype not in (np.float16, np.float32, np.float64):

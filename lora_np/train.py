@@ -26,6 +26,7 @@ from .ops import IGNORE_INDEX
 from .optim import Optimizer, Schedule, clip_grad_norm, constant, grad_norm
 from .parallel import loss_and_gradients
 from .progress import Progress
+from .quantization import Quantized4bit
 
 DROPOUT = 0x64726F70  # a stream of its own: [seed, step] alone is what data.Batches draws its windows from
 Batch = tuple[Array, Array]  # tokens (b, t) and the targets (b, t), shifted by one
@@ -119,6 +120,8 @@ def train(
     settings = _settings(optimizer, steps, schedule, max_grad_norm, accumulate, seed)
     settings |= {"model": repr(getattr(model, "config", "")), "adapter": repr(getattr(model, "peft_config", ""))}
     settings["workers"] = workers
+    if getattr(model, "adapter_dtype", None):
+        settings["adapter_dtype"] = str(model.adapter_dtype)
     if checkpoint is not None:
         settings |= _digests(model, batches)
     saved = Checkpoint(checkpoint, model, optimizer, settings)
@@ -210,7 +213,8 @@ def _digests(model: Module, batches: Batches) -> dict[str, str]:
     """
     found, digest, frozen = {}, hashlib.sha256(), [(n, p.value) for n, p in model.named_parameters() if not p.trainable]
     for name, value in frozen:
-        flat = value.reshape(-1)
+        stored = value.packed if isinstance(value, Quantized4bit) else value
+        flat = stored.reshape(-1)
         digest.update(f"{name} {value.dtype} {value.shape}".encode())
         digest.update(to_host(flat[:: max(1, flat.size // 1000)]).tobytes())
     if frozen:
@@ -265,7 +269,7 @@ class Checkpoint:
             raise self.stopped(step, f"{list(self.parameters)[finite.argmin()]} is not finite")
         if self.path is None:
             return
-        arrays = {f"value/{name}": p.value for name, p in self.parameters.items()}
+        arrays = {f"value/{name}": p.value.astype(p.compute_dtype, copy=False) for name, p in self.parameters.items()}
         for name, state in self.optimizer.state.items():
             arrays |= {f"optimizer/{name}/{key}": x for key, x in state.items()}
         metadata = {"step": str(step), "settings": json.dumps(self.settings), "history": json.dumps(history.rows)}
@@ -278,7 +282,7 @@ class Checkpoint:
             raise ValueError(f"{self.path} is not a checkpoint of train()")
         saved_values = {name.removeprefix("value/"): x for name, x in arrays.items() if name.startswith("value/")}
         theirs = json.loads(metadata["settings"]) | {name: f"{x.dtype} {x.shape}" for name, x in saved_values.items()}
-        ours = self.settings | {name: f"{p.value.dtype} {p.value.shape}" for name, p in self.parameters.items()}
+        ours = self.settings | {name: f"{p.compute_dtype} {p.value.shape}" for name, p in self.parameters.items()}
         changed = [
             f"{key} was {theirs.get(key, 'absent')}, is {ours.get(key, 'absent')}"
             for key in ours | theirs
@@ -294,7 +298,7 @@ class Checkpoint:
             p = self.parameters[name]
             moved = array_module(p.value).asarray(array)
             if kind == "value":
-                p.value = moved
+                p.value = moved.astype(p.value.dtype, copy=False)
             else:
                 self.optimizer.state.setdefault(name, {})[slot] = moved
         return int(metadata["step"]), History(json.loads(metadata["history"]))

@@ -407,6 +407,10 @@ def take_along_axis(a: ndarray, indices: ndarray, axis: int | None) -> ndarray:
     return _wrap(np.take_along_axis(_bare(a), _bare(indices), axis))
 
 
+def searchsorted(a: ndarray, v: ndarray, side: str = "left") -> ndarray:
+    return _call(np.searchsorted, a, v, side)
+
+
 def stack(tup: list[ndarray], axis: int = 0) -> ndarray:
     return _call(np.stack, tup, axis=axis)
 

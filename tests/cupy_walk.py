@@ -27,13 +27,21 @@ REFUSED = {"ndarray.astype": {"casting", "subok"}, "zeros_like": {"subok"}, "one
 REAL_ONLY = {"add.at": ".view(real)"}  # atomic additions, which know no complex numbers: only on such a view
 
 # Where the core may name NumPy itself, because nothing of it meets a device array.
-TYPES = {"np.ndarray", "np.generic", "np.integer", "np.random.Generator", "np.float32"}  # asked for, not computed with
+TYPES = {
+    "np.ndarray",
+    "np.generic",
+    "np.integer",
+    "np.random.Generator",
+    "np.float32",
+    "np.dtype",
+}  # asked for, not computed with
 WARNINGS = {"np.errstate"}  # says what NumPy warns of, and computes nothing
 RANDOM = {"np.random.default_rng"}  # is the host's, so that a seed means the same on every device
 ON_THE_HOST = {
     "transformer.Transformer.random": "a model is born on the host and then moved",
     "transformer.Transformer.empty": "a model is born on the host and then moved",
     "peft.lora.LoraLinear.add_adapter": "A and B are drawn on the host and then moved",
+    "quantization._look_up": "asked of a host array alone: NumPy's take writes in place where it need not check",
     "train._together": "NumPy's scalars, which are on the host already",
     "generate.generate": "tokens, which are on the host, as a person reads them",
     "generate._pad_left": "prompts, which come from the host",

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.cupy
 PACKAGE = Path(lora_np.__file__).parent
 HOST = {  # whose arrays never leave the host; everything else is walked, a new file too
     *("__init__", "__main__", "conversations", "data", "fetch", "files", "ledger", "llama_gguf", "notebooks", "plots"),
-    *("pretrained", "progress", "reproduce", "studies", "targets"),
+    *("pretrained", "progress", "quantized_files", "reproduce", "studies", "targets"),
 }
 WALKED = {  # "ops.linear" → its file
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path

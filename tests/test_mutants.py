@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import pytest
 import test_lora
 import test_ops
+import test_quantize
 import test_transformer
 
-from lora_np import nn, ops
+from lora_np import AdamW, nn, ops, optim, quantization
 from lora_np.nn import Parameter
 from lora_np.peft import model as peft_model
 from lora_np.peft.lora import LoraLinear
@@ -162,6 +163,63 @@ MUTANTS = {
         "need_dx = True; inner = need_dx or",
         test_transformer.test_no_dx_is_computed_below_the_lowest_trainable_parameter,
         {},
+    ),
+    # four bits
+    "the second code in the high nibble": Mutant(
+        quantization.quantize_4bit,
+        "codes[::2] * 16 + codes[1::2]",
+        "codes[::2] + codes[1::2] * 16",
+        test_quantize.test_the_first_of_two_codes_is_in_the_high_nibble_and_an_odd_end_is_filled_with_zero,
+        {},
+    ),
+    "the upper code on a midpoint": Mutant(
+        quantization._nearest,
+        'side="left"',
+        'side="right"',
+        test_quantize.test_a_value_on_a_midpoint_gets_the_lower_code,
+        {},
+    ),
+    "an absmax for each row": Mutant(
+        quantization.quantize_4bit,
+        "check_settings(block_size, quant_type)",
+        "block_size = min(block_size, W.shape[-1])",
+        test_quantize.test_blocks_run_through_the_flattened_matrix_and_not_along_its_rows,
+        {},
+    ),
+    "divided where bitsandbytes multiplies": Mutant(
+        quantization.quantize_4bit,
+        "(blocks * (1 / xp.maximum(absmax, TINY))[:, None])",
+        "(blocks / xp.maximum(absmax, TINY)[:, None])",
+        test_quantize.test_full_blocks_are_multiplied_by_the_reciprocal_and_the_rest_is_divided,
+        {},
+    ),
+    "double quantisation without the mean": Mutant(
+        quantization._quantize_absmax,
+        'absmax.mean(dtype="float64").astype("float32")',
+        "0 * absmax.mean()",
+        test_quantize.test_double_quantisation_stores_absmax_about_its_mean_by_the_nearest_of_256_values,
+        {},
+    ),
+    "the mean not added again": Mutant(
+        quantization._dequantize_absmax,
+        "x += absmax.offset",
+        "pass",
+        test_quantize.test_dequantising_looks_up_the_code_and_multiplies_by_absmax,
+        {"quant_type": "nf4", "double_quant": True},
+    ),
+    "the absmax of another block": Mutant(
+        quantization.dequantize_4bit,
+        "absmax[2 * i // block_size :]",
+        "absmax[i // block_size :]",
+        test_quantize.test_dequantising_looks_up_the_code_and_multiplies_by_absmax,
+        {"quant_type": "nf4", "double_quant": False},
+    ),
+    "updates rounded to 16 bits each time": Mutant(
+        optim._full,
+        "p.value.dtype == p.compute_dtype",
+        "True",
+        test_quantize.test_updates_too_small_for_16_bits_add_up,
+        {"adapter_dtype": "float16", "optimizer": AdamW(lr=1e-6)},
     ),
     "a base that nothing froze": Mutant(
         peft_model.get_peft_model,

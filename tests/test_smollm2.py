@@ -73,6 +73,34 @@ def test_the_capital_of_france_is_paris(model, tokenizer):
     assert tokenizer.decode(ids) == "The capital of France is Paris."
 
 
+def test_in_four_bits_it_takes_an_eighth_of_the_memory_and_says_paris_still(model, tokenizer):
+    """106,168,320 weights in the linear layers of 30 blocks, in blocks of 64, each block's absmax in 8 bits; to the byte."""
+    quantised = ln.quantize_model(model.replica())
+    linear = {n: p.value for n, p in quantised.named_parameters() if n.endswith("_proj.weight")}
+    blocks = [w.size // 64 for w in linear.values()]
+    stored = sum(w.nbytes for w in linear.values())
+    assert stored == 106_168_320 // 2 + sum(b + 4 * -(-b // 256) + 4 for b in blocks)
+    assert round(8 * stored / 106_168_320, 3) == 4.127 and stored < 0.16 * 4 * 106_168_320
+    everything = sum(p.value.nbytes for _, p in quantised.named_parameters())
+    assert everything == stored + 4 * (134_515_008 - 106_168_320), "embedding and norms stay in float32"
+    assert ln.ledger.count(quantised).total == 134_515_008
+    ids = tokenizer.encode("The capital of France is")
+    assert tokenizer.decode([int(host(quantised.forward(ids[None])[0])[0, -1].argmax())]) == " Paris"
+
+
+def test_on_its_weights_nf4_is_best_and_fp4_worst(model):
+    """Mean |error| over the weights' standard deviation, measured: nf4 0.072, int4 0.093, fp4 0.097."""
+    errors = {quant_type: [] for quant_type in ln.quantization.QUANT_TYPES}
+    for name, W in model.state_dict().items():
+        if name.endswith("_proj.weight") and ".1" in name:
+            for quant_type, found in errors.items():
+                q = ln.quantization.quantize_4bit(W, 64, quant_type)
+                found.append(float(abs(ln.quantization.dequantize_4bit(q) - W).mean() / W.std()))
+    means = {quant_type: np.mean(found) for quant_type, found in errors.items()}
+    print(means)
+    assert means["nf4"] < means["int4"] < means["fp4"]
+
+
 def test_it_answers_a_question(model, tokenizer):
     ids = tokenizer.apply_chat_template([{"role": "user", "content": "What is the capital of France?"}])
     assert tokenizer.decode(ids).startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")

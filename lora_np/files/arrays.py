@@ -126,6 +126,7 @@ def _digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> st
         digest.update(f"{key} {metadata[key]!r}\n".encode())
     for name in sorted(arrays):
         x = arrays[name]
+        x = x.astype(np.float32) if x.dtype.name == "bfloat16" else x  # as it will be read
         digest.update(f"{name} {x.dtype.str} {x.shape}\n".encode())
         digest.update(x.data.cast("B") if x.size else b"")
     return digest.hexdigest()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
-from ..nn import Linear, Module
+from ..nn import Linear, Module, replace_module
 from .lora import LoraLinear
 
 
@@ -37,12 +36,3 @@ def unwrap(model: Module, names: Iterable[str]) -> None:
     layers = lora_layers(model)
     for name in names:
         replace_module(model, name, layers[name].base_layer)
-
-
-def replace_module(root: Module, name: str, new: Module) -> None:
-    """Put `new` where the dotted `name` points."""
-    *path, last = name.split(".")
-    parent: Any = root
-    for step in path:
-        parent = parent[int(step)] if isinstance(parent, list) else getattr(parent, step)
-    setattr(parent, last, new)

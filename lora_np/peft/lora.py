@@ -12,8 +12,9 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from .. import ops
-from ..backend import Array, array_module
+from ..backend import Array, move
 from ..nn import EVALUATION, Context, Linear, Module, Parameter
+from ..quantization import Quantized4bit
 
 T = TypeVar("T")
 AT_THE_END = r"(.*\.)?({})$"  # how a key of rank_pattern or alpha_pattern matches a layer's name
@@ -84,6 +85,18 @@ class LoraConfig:
         return replace(self, r=r, lora_alpha=alpha, rank_pattern={}, alpha_pattern={})
 
 
+def storage_dtype(name: Any) -> np.dtype:
+    """The dtype to store adapters in: any that NumPy has, or "bfloat16". Raises TypeError for what is no float dtype."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    dtype = np.dtype(name)  # raises TypeError for a name that it does not know
+    if dtype.kind != "f":
+        raise TypeError(f"adapter_dtype {name!r}; expected 'float16', 'bfloat16', 'float32' or 'float64'")
+    return dtype
+
+
 def first_match(pattern: Mapping[str, T], name: str, default: T) -> T:
     """What `pattern` has for the layer `name`, or `default`. Source: PEFT, `get_pattern_key` in peft/utils/other.py."""
     return next((value for key, value in pattern.items() if re.match(AT_THE_END.format(key), name)), default)
@@ -111,7 +124,7 @@ class LoraLinear(Module):
     def out_features(self) -> int:
         return self.base_layer.out_features
 
-    def add_adapter(self, name: str, config: LoraConfig, rng: np.random.Generator) -> None:
+    def add_adapter(self, name: str, config: LoraConfig, rng: np.random.Generator, dtype: Any = None) -> None:
         """Create A and B as `config` says. The numbers are drawn on the host, so a seed means the same on every device."""
         r, fan_in = config.r, self.in_features
         bound = 1 / math.sqrt(fan_in)  # the fan-in of A is `in`, never r
@@ -122,20 +135,25 @@ class LoraLinear(Module):
         B = np.zeros((self.out_features, r))
         if config.init_lora_weights is False:
             B = rng.uniform(-1 / math.sqrt(r), 1 / math.sqrt(r), B.shape)
-        self.put_adapter(name, config, A, B)
+        self.put_adapter(name, config, A, B, dtype)
 
-    def put_adapter(self, name: str, config: LoraConfig, A: np.ndarray, B: np.ndarray) -> None:
-        """Take the host arrays A (r, in) and B (out, r) as an adapter, where the base's weight is and in its dtype."""
+    def put_adapter(self, name: str, config: LoraConfig, A: np.ndarray, B: np.ndarray, dtype: Any = None) -> None:
+        """Take the host arrays A (r, in) and B (out, r) as an adapter, where the base's weight is, in its dtype or in `dtype`."""
         weight = self.base_layer.weight.value
-        xp = array_module(weight)
-        self.lora_A[name] = Parameter(xp.asarray(A.astype(weight.dtype)))
-        self.lora_B[name] = Parameter(xp.asarray(B.astype(weight.dtype)))
+        like = weight.packed if isinstance(weight, Quantized4bit) else weight
+        self.lora_A[name] = Parameter(move(A.astype(dtype or weight.dtype), like))
+        self.lora_B[name] = Parameter(move(B.astype(dtype or weight.dtype), like))
         self.configs[name] = config
 
     def delete_adapter(self, name: str) -> None:
         """Forget an adapter, if it is here."""
         for kept in (self.lora_A, self.lora_B, self.configs):
             kept.pop(name, None)
+
+    def factors(self, name: str, dtype: Any) -> tuple[Array, Array]:
+        """A and B to compute with: themselves, or copies in `dtype` where they are stored in 16 bits."""
+        stored = self.lora_A[name].value, self.lora_B[name].value
+        return tuple(x.astype(dtype) if x.dtype.itemsize == 2 else x for x in stored)
 
     def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, Any]:
         """x (…, in) → y (…, out). Raises RuntimeError for an adapter while another one is merged into the weight."""
@@ -147,7 +165,7 @@ class LoraLinear(Module):
             return y, (base_cache, None, None, None)
         config = self.configs[name]
         dropped, mask = ops.dropout_forward(x, config.lora_dropout, context.rng)
-        delta, lora_cache = ops.lora_forward(dropped, self.lora_A[name].value, self.lora_B[name].value, config.scaling)
+        delta, lora_cache = ops.lora_forward(dropped, *self.factors(name, x.dtype), config.scaling)
         y += delta
         return y, (base_cache, name, mask, lora_cache)
 
@@ -172,13 +190,22 @@ class LoraLinear(Module):
 
     def delta_weight(self, name: str) -> Array:
         """ΔW = s·B A (out, in): what the adapter adds to the weight, the only thing about A and B that means anything."""
-        return self.configs[name].scaling * (self.lora_B[name].value @ self.lora_A[name].value)
+        A, B = self.factors(name, self.base_layer.weight.value.dtype)
+        return self.configs[name].scaling * (B @ A)
+
+    def check_mergeable(self) -> None:
+        """Raise RuntimeError where the base is quantised: its sixteen values a block cannot take ΔW in."""
+        if isinstance(self.base_layer.weight.value, Quantized4bit):
+            raise RuntimeError(
+                "the base is quantised, and ΔW would be rounded away in its codes: lora_np.dequantize_model(model) first"
+            )
 
     def merge(self, name: str) -> None:
         """W ← W + ΔW, after which the layer costs what the base costs. Merging what is merged changes nothing."""
         if self.merged not in (None, name):
             raise RuntimeError(f"adapter {self.merged!r} is merged; unmerge_adapter() before merging {name!r}")
         if name in self.lora_A and self.merged is None:
+            self.check_mergeable()
             self.base_layer.weight.value += self.delta_weight(name)
             self.merged = name
 

@@ -18,19 +18,25 @@ from ..targets import select_targets
 from ..transformer import Transformer
 from .folder import PREFIX, read_adapter, write_adapter
 from .layers import adaptable_layers, lora_layers, unwrap, wrap
-from .lora import LoraConfig, LoraLinear, first_match
+from .lora import LoraConfig, LoraLinear, first_match, storage_dtype
 
 
-def get_peft_model(model: Transformer, config: LoraConfig, adapter_name: str = "default", seed: int = 0) -> PeftModel:
+def get_peft_model(
+    model: Transformer, config: LoraConfig, adapter_name: str = "default", seed: int = 0, adapter_dtype: Any = None
+) -> PeftModel:
     """Freeze `model`, put a LoraLinear in the place of each targeted Linear, and return the PeftModel that trains them.
 
     The model is changed in place, as in PEFT, and shares its weights with the PeftModel. Called directly it still
     answers as the base alone; call the PeftModel for the adapter. `seed` draws the factors A.
 
+    `adapter_dtype` is what A and B are stored in: None, the base's dtype; or "float16" or "bfloat16", in memory and on disk
+    half of float32. Computed is in float32 all the same: A and B are widened for each product, gradients are float32, and
+    while it trains the optimizer keeps a float32 copy, which it updates and rounds into them.
+
     Raises ValueError for a target module that is not there (the message lists those that are), TypeError for a model or
     config of another kind, before anything is changed.
     """
-    peft_model = PeftModel(model)
+    peft_model = PeftModel(model, adapter_dtype)
     peft_model.add_adapter(adapter_name, config, seed)
     model.freeze()
     peft_model.set_adapter(adapter_name)
@@ -42,9 +48,10 @@ class PeftModel(Module):
 
     `peft_config[name]` is an adapter's LoraConfig, `active_adapter` the name of the one that calls use, or None. Each has
     its own rank and its own layers. Made by `get_peft_model` with a new adapter, by `from_pretrained` with a saved one.
+    `adapter_dtype` is what all of them are stored in; None means the base's dtype.
     """
 
-    def __init__(self, model: Transformer) -> None:
+    def __init__(self, model: Transformer, adapter_dtype: Any = None) -> None:
         if not isinstance(model, Transformer):
             raise TypeError(f"expected a Transformer without adapters, got {type(model).__name__}")
         if lora_layers(model):
@@ -56,6 +63,7 @@ class PeftModel(Module):
         self.peft_config: dict[str, LoraConfig] = {}
         self.active_adapter: str | None = None
         self.disabled = False  # inside disable_adapter
+        self.adapter_dtype = None if adapter_dtype is None else storage_dtype(adapter_dtype)
 
     @classmethod
     def from_pretrained(
@@ -64,12 +72,13 @@ class PeftModel(Module):
         folder: str | os.PathLike[str],
         adapter_name: str = "default",
         is_trainable: bool = False,
+        adapter_dtype: Any = None,
     ) -> PeftModel:
         """`model`, frozen, with the adapter that `save_pretrained` or PEFT wrote to `folder`: active, and trainable if asked.
 
         The model is changed in place. Raises as `get_peft_model` and `load_adapter` do, before anything is changed.
         """
-        peft_model = cls(model)
+        peft_model = cls(model, adapter_dtype)
         peft_model.load_adapter(folder, adapter_name)
         model.freeze()
         peft_model.set_adapter(adapter_name, inference_mode=not is_trainable)
@@ -143,7 +152,7 @@ class PeftModel(Module):
                 raise ValueError(f"the pattern {key!r} matches no targeted layer, so it would change nothing")
         rng = np.random.default_rng(seed)
         for name, layer in wrap(self.model, layers):
-            layer.add_adapter(adapter_name, config.for_layer(name), rng)
+            layer.add_adapter(adapter_name, config.for_layer(name), rng, self.adapter_dtype)
         self.peft_config[adapter_name] = config
         self._set_trainable(adapter_name, False)
 
@@ -151,7 +160,7 @@ class PeftModel(Module):
         """Put the adapter that `save_pretrained` or PEFT wrote to `folder` beside those that are there.
 
         As in PEFT it is not active before `set_adapter(adapter_name)`, and frozen unless `is_trainable`. Its numbers,
-        float16 and bfloat16 ones among them, take the dtype of the base.
+        float16 and bfloat16 ones among them, take the `adapter_dtype`, or else the dtype of the base.
 
         Raises FileNotFoundError where no adapter is; ValueError for a name that is taken or impossible, a tensor with
         no place, a missing tensor, a wrong shape, a feature that is not here; RuntimeError while merged or disabled.
@@ -160,7 +169,7 @@ class PeftModel(Module):
         self._check_new(adapter_name)
         config, factors = read_adapter(folder, self.model)
         for name, layer in wrap(self.model, factors):
-            layer.put_adapter(adapter_name, config.for_layer(name), *factors[name])
+            layer.put_adapter(adapter_name, config.for_layer(name), *factors[name], self.adapter_dtype)
         self.peft_config[adapter_name] = config
         self._set_trainable(adapter_name, is_trainable)
 
@@ -258,12 +267,18 @@ class PeftModel(Module):
         return any(layer.merged for layer in self.lora_layers())
 
     def merge_adapter(self) -> None:
-        """W ← W + s·B A in every layer of the active adapter: from now on a forward costs what the base costs."""
+        """W ← W + s·B A in every layer of the active adapter: from now on a forward costs what the base costs.
+
+        Raises RuntimeError where the base is quantised, where no adapter is active, and inside `disable_adapter`.
+        """
         if self.disabled:
             raise RuntimeError("the adapter is disabled: leave `disable_adapter` before merging it")
         if self.active_adapter is None:
             raise RuntimeError("no adapter is active: choose the one to merge with set_adapter")
-        for layer in self.lora_layers():
+        layers = self.lora_layers()
+        for layer in layers:
+            layer.check_mergeable()
+        for layer in layers:
             layer.merge(self.active_adapter)
 
     def unmerge_adapter(self) -> None:
