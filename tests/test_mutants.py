@@ -79,7 +79,7 @@ MUTANTS = {
         {},
     ),
     "merging twice": Mutant(
-        LoraLinear.merge, "and self.merged is None", "", test_lora.test_merging_twice_changes_nothing_more, {}
+        LoraLinear.merge, "if not self.merged:", "if True:", test_lora.test_merging_twice_changes_nothing_more, {}
     ),
     # the layers
     "dW transposed": op(ops.linear_backward, "rows(dy).T @ rows(x)", "rows(x).T @ rows(dy)", "linear with a square W"),
