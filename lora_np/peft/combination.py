@@ -110,7 +110,8 @@ def mix(
 ) -> np.ndarray:
     """Σ wᵢxᵢ of what pruning leaves; with ties, at each place the mean over those whose sign won there.
 
-    A negative weight turns its tensor over before the signs are counted: −1 of x and 1 of −x are the same request.
+    A negative weight turns its tensor over before the signs are counted: −1 of x and 1 of −x are the same request. As in
+    PEFT the size of a weight does not vote.
     """
     w = np.reshape(weights, (-1, *[1] * tensors[0].ndim))
     x = np.stack([prune(tensor, how, rng) for tensor in tensors]) * np.where(w < 0, -1, 1)
