@@ -128,7 +128,38 @@ def finetuned(seeds=3) -> Table:
     return table(rows, before={"prose": 3.1, "habit": 0.0, "answers": answers})
 
 
+def drifted() -> Table:
+    """Errors of four dtypes after many merges, as measured: the same adapter each time, and another one."""
+    cycles = np.array([1, 10, 100, 1000])
+    rows = [
+        {"dtype": dtype, "adapters": which, "cycles": cycles.tolist(), "errors": (eps * cycles**growth).tolist()}
+        for dtype, eps in {"bfloat16": 1e-3, "float16": 2e-4, "float32": 2e-8, "float64": 3e-17}.items()
+        for which, growth in {"the same adapter": 0.0, "another adapter each time": 0.6}.items()
+    ]
+    return table(rows, of=8, share=0.3)
+
+
+def combined() -> Table:
+    """Losses of the base, two parents, cat between them, and every type; three draws of one."""
+    points = [
+        ("base", 0, 0, 1.5, 2.8),
+        ("adapter", 1, 0, 1.3, 2.6),
+        ("adapter", 0, 1, 2.8, 1.3),
+        ("share", 0.5, 0.5, 1.6, 1.5),
+    ]
+    kinds = ["cat", "svd", "linear", "ties", "dare_ties", "dare_linear", "magnitude_prune"]
+    kinds += ["dare_ties", "ties_svd", "dare_ties_svd", "dare_linear_svd", "magnitude_prune_svd"]
+    points += [(kind, 0.5, 0.5, 1.55 + 0.02 * i, 1.5 + 0.04 * i) for i, kind in enumerate(kinds)]
+    rows = [
+        {"kind": kind, "weights": [a, b], "code": code, "voice": voice, "error": 0.2 * i}
+        for i, (kind, a, b, code, voice) in enumerate(points)
+    ]
+    return table(rows, r=8, density=0.5)
+
+
 PICTURES = {
+    "merge_drift": lambda: plots.merge_drift(drifted()),
+    "combinations_chart": lambda: plots.combinations_chart(combined()),
     "before_after": lambda: plots.before_after(finetuned()),
     "learned_and_forgotten": lambda: plots.learned_and_forgotten(finetuned()),
     "learned_and_forgotten, one seed": lambda: plots.learned_and_forgotten(finetuned(1)),

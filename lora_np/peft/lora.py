@@ -140,7 +140,7 @@ class LoraLinear(Module):
     def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, Any]:
         """x (…, in) → y (…, out). Raises RuntimeError for an adapter while another one is merged into the weight."""
         name = context.adapter
-        if self.merged and name not in (None, *self.merged):
+        if self.merged and name is not None and name not in self.merged:
             raise RuntimeError(f"adapter {self._merged()} is merged into the weights: unmerge it before using {name!r}")
         y, base_cache = self.base_layer.forward(x, context)
         if name not in self.lora_A or self.merged:
