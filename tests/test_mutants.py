@@ -14,12 +14,14 @@ from dataclasses import dataclass
 
 import pytest
 import test_lora
+import test_merging
 import test_ops
 import test_quantize
 import test_transformer
 
 from lora_np import AdamW, nn, ops, optim, quantization
 from lora_np.nn import Parameter
+from lora_np.peft import combination, merging
 from lora_np.peft import model as peft_model
 from lora_np.peft.lora import LoraLinear
 from lora_np.transformer import Attention, Block
@@ -27,6 +29,14 @@ from lora_np.transformer import Attention, Block
 EXACT = test_ops.test_backward_agrees_with_the_complex_step_to_1e_12
 MODEL = test_transformer.test_the_whole_model_agrees_with_the_complex_step_to_1e_12
 LORA = test_lora.test_lora_on_the_whole_model_agrees_with_the_complex_step_to_1e_12
+
+SUM = test_merging.test_cat_is_the_weighted_sum_exactly
+CROSS = test_merging.test_linear_adds_factors_and_so_adds_the_cross_terms
+ALONE = test_merging.test_one_adapter_alone_and_whole_is_itself_times_its_weight
+TAIL = test_merging.test_the_error_of_svd_is_the_discarded_singular_tail
+DARE = test_merging.test_dare_keeps_the_expectation_and_draws_for_each_number
+TIES = test_merging.test_ties_takes_the_mean_of_those_that_agree_with_the_elected_sign
+REPORT = test_merging.test_the_report_is_the_error_of_the_change_that_the_layers_have
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,81 @@ MUTANTS = {
         {},
     ),
     "merging twice": Mutant(
-        LoraLinear.merge, "and self.merged is None", "", test_lora.test_merging_twice_changes_nothing_more, {}
+        LoraLinear.merge, "if not self.merged:", "if True:", test_lora.test_merging_twice_changes_nothing_more, {}
+    ),
+    # several adapters made one
+    "weights forgotten": Mutant(combination.side_by_side, "part.weight * ", "", SUM, {}),
+    "the sources' scaling forgotten": Mutant(combination.side_by_side, "part.scaling * ", "", SUM, {}),
+    "scaling forgotten in a sum of factors": Mutant(
+        combination.combine, "part.weight * part.scaling for", "part.weight for", CROSS, {}
+    ),
+    "scaling forgotten in a sum of changes": Mutant(
+        combination.combine, "part.scaling * (part.B @ part.A)", "part.B @ part.A", ALONE, {"kind": "ties_svd"}
+    ),
+    "no root of the weight": Mutant(combination.combine, "math.sqrt(abs(x)) for", "abs(x) for", CROSS, {}),
+    "the sign of a weight forgotten": Mutant(
+        combination.combine, "math.copysign(math.sqrt(abs(x)), x)", "math.sqrt(abs(x))", ALONE, {"kind": "linear"}
+    ),
+    "σ on neither side": Mutant(combination.truncate, "U[:, :r] * s[:r]", "U[:, :r]", TAIL, {"r": 2}),
+    "the smallest directions": Mutant(
+        combination.truncate, "Vt[:r], U[:, :r] * s[:r]", "Vt[-r:], U[:, -r:] * s[-r:]", TAIL, {"r": 2}
+    ),
+    "the smallest numbers kept": Mutant(
+        combination.prune, "-np.abs(x)", "np.abs(x)", test_merging.test_magnitude_pruning_keeps_the_largest, {}
+    ),
+    "the largest signed numbers kept": Mutant(
+        combination.prune, "-np.abs(x)", "-x", test_merging.test_magnitude_pruning_keeps_the_largest, {}
+    ),
+    "dare without rescaling": Mutant(combination.prune, " / how.density", "", DARE, {}),
+    "dare drops what it should keep": Mutant(combination.prune, "< how.density", "> how.density", DARE, {}),
+    "one mask for each row": Mutant(combination.prune, "rng.random(x.shape)", "rng.random(x.shape[-1:])", DARE, {}),
+    "signs elected by frequency": Mutant(combination.mix, 'how.majority_sign_method == "total"', "False", TIES, {}),
+    "signs elected by total": Mutant(combination.mix, 'how.majority_sign_method == "total"', "True", TIES, {}),
+    "the mean over all": Mutant(combination.mix, "np.maximum(agree.sum(axis=0), 1)", "len(x)", TIES, {}),
+    "the sum of those that agree": Mutant(combination.mix, "/ np.maximum(agree.sum(axis=0), 1)", "", TIES, {}),
+    "those that lost count too": Mutant(combination.mix, "x * agree", "x", TIES, {}),
+    "a tie is a minus": Mutant(combination.mix, ">= 0, 1, -1", "> 0, 1, -1", TIES, {}),
+    "weights vote": Mutant(combination.mix, "votes = x if", "votes = w * x if", TIES, {}),
+    "a negative weight votes for": Mutant(
+        combination.mix,
+        "votes = x if",
+        "votes = x * np.sign(w) if",
+        test_merging.test_in_ties_a_negative_weight_votes_against,
+        {},
+    ),
+    "elected before pruning": Mutant(
+        combination.mix,
+        "votes = x if",
+        "votes = np.stack(tensors) if",
+        test_merging.test_ties_prunes_before_it_elects,
+        {},
+    ),
+    "rsLoRA taken over, as PEFT does": Mutant(
+        merging.config_for, "r, r, union, sources[0].lora_dropout,", "r, r, union, 0.0, True,", REPORT, {"kind": "cat"}
+    ),
+    "a report on the sum without weights": Mutant(
+        merging.judge,
+        "side_by_side(parts)",
+        "side_by_side([p._replace(weight=1) for p in parts])",
+        REPORT,
+        {"kind": "svd"},
+    ),
+    "a report that sums norms": Mutant(
+        merging.judge, "math.hypot(*off.values())", "sum(off.values())", REPORT, {"kind": "svd"}
+    ),
+    "only the first of several merged": Mutant(
+        LoraLinear.merge,
+        "for name in names:",
+        "for name in names[:1]:",
+        test_merging.test_several_adapters_merge_at_once_and_come_out_again,
+        {},
+    ),
+    "a safe merge that looks too late": Mutant(
+        peft_model.PeftModel.merge_adapter,
+        "if safe_merge and not self.merged:",
+        "for layer in self.lora_layers():\n        layer.merge(*names)\n    if safe_merge:",
+        test_merging.test_a_safe_merge_refuses_what_is_not_finite_before_anything_has_changed,
+        {"bad": float("nan")},
     ),
     # the layers
     "dW transposed": op(ops.linear_backward, "rows(dy).T @ rows(x)", "rows(x).T @ rows(dy)", "linear with a square W"),

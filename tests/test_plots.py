@@ -146,6 +146,35 @@ def gradients(out: int, in_: int, r: int = 8) -> tuple[np.ndarray, np.ndarray, n
     return dW, rng.normal(size=(r, out)) @ dW, dW @ rng.normal(size=(in_, r))
 
 
+def drifted() -> Table:
+    """Errors of four dtypes after many merges, as measured: the same adapter each time, and another one."""
+    cycles = np.array([1, 10, 100, 1000])
+    rows = [
+        {"dtype": dtype, "adapters": which, "cycles": cycles.tolist(), "errors": (eps * cycles**growth).tolist()}
+        for dtype, eps in {"bfloat16": 1e-3, "float16": 2e-4, "float32": 2e-8, "float64": 3e-17}.items()
+        for which, growth in {"the same adapter": 0.0, "another adapter each time": 0.6}.items()
+    ]
+    return table(rows, of=8, share=0.3)
+
+
+def combined() -> Table:
+    """Losses of the base, two parents, cat between them, and every type; three draws of one."""
+    points = [
+        ("base", 0, 0, 1.5, 2.8),
+        ("adapter", 1, 0, 1.3, 2.6),
+        ("adapter", 0, 1, 2.8, 1.3),
+        ("share", 0.5, 0.5, 1.6, 1.5),
+    ]
+    kinds = ["cat", "svd", "linear", "ties", "dare_ties", "dare_linear", "magnitude_prune"]
+    kinds += ["dare_ties", "ties_svd", "dare_ties_svd", "dare_linear_svd", "magnitude_prune_svd"]
+    points += [(kind, 0.5, 0.5, 1.55 + 0.02 * i, 1.5 + 0.04 * i) for i, kind in enumerate(kinds)]
+    rows = [
+        {"kind": kind, "weights": [a, b], "code": code, "voice": voice, "error": 0.2 * i}
+        for i, (kind, a, b, code, voice) in enumerate(points)
+    ]
+    return table(rows, r=8, density=0.5)
+
+
 PICTURES = {
     "gradient_shadows, wide": lambda: plots.gradient_shadows(*gradients(128, 384)),
     "gradient_shadows, tall": lambda: plots.gradient_shadows(*gradients(384, 128)),
@@ -154,6 +183,8 @@ PICTURES = {
     "relative_errors": lambda: plots.relative_errors(VERDICTS, 1e-12, "Title", "and what it is"),
     "relative_errors, two series": lambda: plots.relative_errors(BY_LAYER, 1e-12, "Title", "and what it is"),
     "step_flops": lambda: plots.step_flops(RANKS, {d: [2 / 3 + 2 * r / d for r in RANKS] for d in (4096, 128)}, 2 / 3),
+    "merge_drift": lambda: plots.merge_drift(drifted()),
+    "combinations_chart": lambda: plots.combinations_chart(combined()),
     "before_after": lambda: plots.before_after(finetuned()),
     "learned_and_forgotten": lambda: plots.learned_and_forgotten(finetuned()),
     "learned_and_forgotten, one seed": lambda: plots.learned_and_forgotten(finetuned(1)),

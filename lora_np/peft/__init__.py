@@ -1,6 +1,8 @@
 """The ways to adapt a frozen model: one file a method, all behind `get_peft_model(model, config)`."""
 
+from .combination import COMBINATION_TYPES
 from .lora import LoraConfig, LoraLinear
+from .merging import MergeReport
 from .model import PeftModel, get_peft_model
 
-__all__ = ["LoraConfig", "LoraLinear", "PeftModel", "get_peft_model"]
+__all__ = ["COMBINATION_TYPES", "LoraConfig", "LoraLinear", "MergeReport", "PeftModel", "get_peft_model"]

@@ -114,7 +114,7 @@ class LoraLinear(Module):
         self.lora_A: dict[str, Parameter] = {}
         self.lora_B: dict[str, Parameter] = {}
         self.configs: dict[str, LoraConfig] = {}
-        self.merged: str | None = None  # the adapter whose ΔW the base's weight now holds
+        self.merged: tuple[str, ...] = ()  # the adapters whose ΔW the base's weight now holds, where they are here
 
     @property
     def in_features(self) -> int:
@@ -158,8 +158,8 @@ class LoraLinear(Module):
     def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, Any]:
         """x (…, in) → y (…, out). Raises RuntimeError for an adapter while another one is merged into the weight."""
         name = context.adapter
-        if self.merged and name not in (None, self.merged):
-            raise RuntimeError(f"adapter {self.merged!r} is merged into the weights: unmerge it before using {name!r}")
+        if self.merged and name is not None and name not in self.merged:
+            raise RuntimeError(f"adapter {self._merged()} is merged into the weights: unmerge it before using {name!r}")
         y, base_cache = self.base_layer.forward(x, context)
         if name not in self.lora_A or self.merged:
             return y, (base_cache, None, None, None)
@@ -200,17 +200,23 @@ class LoraLinear(Module):
                 "the base is quantised, and ΔW would be rounded away in its codes: lora_np.dequantize_model(model) first"
             )
 
-    def merge(self, name: str) -> None:
-        """W ← W + ΔW, after which the layer costs what the base costs. Merging what is merged changes nothing."""
-        if self.merged not in (None, name):
-            raise RuntimeError(f"adapter {self.merged!r} is merged; unmerge_adapter() before merging {name!r}")
-        if name in self.lora_A and self.merged is None:
+    def merge(self, *names: str) -> None:
+        """W ← W + Σ ΔW over these adapters, after which the layer costs what the base costs. Twice changes nothing more."""
+        if self.merged and set(names) != set(self.merged):
+            raise RuntimeError(f"adapter {self._merged()} is merged; unmerge_adapter() before merging {names}")
+        if not self.merged:
             self.check_mergeable()
-            self.base_layer.weight.value += self.delta_weight(name)
-            self.merged = name
+            for name in names:
+                if name in self.lora_A:
+                    self.base_layer.weight.value += self.delta_weight(name)
+            self.merged = names
 
     def unmerge(self) -> None:
-        """W ← W − ΔW, back to the base, up to rounding."""
-        if self.merged is not None:
-            self.base_layer.weight.value -= self.delta_weight(self.merged)
-            self.merged = None
+        """W ← W − Σ ΔW, back to the base, up to rounding."""
+        for name in reversed(self.merged):
+            if name in self.lora_A:
+                self.base_layer.weight.value -= self.delta_weight(name)
+        self.merged = ()
+
+    def _merged(self) -> str:
+        return " and ".join(map(repr, self.merged))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,9 +16,11 @@ from ..kv_cache import KeyValueCache
 from ..nn import Context, Module, Parameter
 from ..targets import select_targets
 from ..transformer import Transformer
-from .folder import PREFIX, read_adapter, write_adapter
+from .combination import Combination
+from .folder import PREFIX, Factors, read_adapter, write_adapter
 from .layers import adaptable_layers, lora_layers, unwrap, wrap
 from .lora import LoraConfig, LoraLinear, first_match, storage_dtype
+from .merging import MergeReport, check_finite, combine_adapters
 
 
 def get_peft_model(
@@ -167,7 +169,43 @@ class PeftModel(Module):
         The message names it, and nothing has changed then.
         """
         self._check_new(adapter_name)
-        config, factors = read_adapter(folder, self.model)
+        self._put(adapter_name, *read_adapter(folder, self.model), is_trainable)
+
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: str = "svd",
+        svd_rank: int | None = None,
+        svd_clamp: float | None = None,
+        density: float | None = None,
+        majority_sign_method: Literal["total", "frequency"] = "total",
+        seed: int = 0,
+    ) -> MergeReport:
+        """Make a new adapter of several, as near to ΔW = Σ wᵢΔWᵢ as the type comes; the report says how near.
+
+        The types and their options are in `Combination`, whose defaults these are. The new adapter has s = 1 and is frozen
+        until `set_adapter` chooses it; those it was made of stay.
+
+        Raises ValueError for a name that is not there, taken or impossible, weights that are not one finite number an
+        adapter, an option that is out of range or means nothing to this type, ranks that differ and may not; RuntimeError
+        while merged or disabled. Nothing has changed then.
+        """
+        self._check_new(adapter_name)
+        if isinstance(adapters, str) or not len(adapters) or len(adapters) != len(weights):
+            raise ValueError(f"adapters {adapters!r}, weights {weights!r}; expected lists of one length, at least 1")
+        for name, weight in zip(adapters, weights, strict=True):
+            self._check_name(name)
+            if not np.isfinite(weight):
+                raise ValueError(f"the weight of {name!r} is {weight}; expected a finite number")
+        how = Combination(combination_type, svd_rank, svd_clamp, density, majority_sign_method, seed)
+        pairs = [(name, float(weight)) for name, weight in zip(adapters, weights, strict=True)]
+        config, factors, report = combine_adapters(self.model, self.peft_config, pairs, how)
+        self._put(adapter_name, config, factors)
+        return report
+
+    def _put(self, adapter_name: str, config: LoraConfig, factors: Factors, is_trainable: bool = False) -> None:
         for name, layer in wrap(self.model, factors):
             layer.put_adapter(adapter_name, config.for_layer(name), *factors[name], self.adapter_dtype)
         self.peft_config[adapter_name] = config
@@ -250,44 +288,64 @@ class PeftModel(Module):
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """`with peft_model.disable_adapter():` runs the base alone; afterwards everything is as before, errors included."""
-        before, merged = (self.active_adapter, self.disabled), self.merged
-        if merged:
-            self.unmerge_adapter()
+        before, merged = (self.active_adapter, self.disabled), self.merged_adapters
+        self.unmerge_adapter()
         self.active_adapter, self.disabled = None, True
         try:
             yield
         finally:
             self.active_adapter, self.disabled = before
             if merged:
-                self.merge_adapter()
+                self.merge_adapter(merged)
+
+    @property
+    def merged_adapters(self) -> tuple[str, ...]:
+        """The adapters whose ΔW is added into the base's weights."""
+        return next((layer.merged for layer in self.lora_layers()), ())
 
     @property
     def merged(self) -> bool:
-        """Whether the adapter's ΔW is added into the base's weights."""
-        return any(layer.merged for layer in self.lora_layers())
+        """Whether any adapter is merged."""
+        return bool(self.merged_adapters)
 
-    def merge_adapter(self) -> None:
-        """W ← W + s·B A in every layer of the active adapter: from now on a forward costs what the base costs.
+    def merge_adapter(self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
+        """W ← W + Σ s·B A over these adapters, by default the active one: now a forward costs what the base costs.
 
-        Raises RuntimeError where the base is quantised, where no adapter is active, and inside `disable_adapter`.
+        Until `unmerge_adapter` every call answers with all of them. What is merged already stays so.
+        Raises ValueError for a name that is not there or, with `safe_merge`, a sum that is not finite, before anything has
+        changed; RuntimeError while others are merged, all are disabled or none is active, or where the base is quantised.
         """
         if self.disabled:
             raise RuntimeError("the adapter is disabled: leave `disable_adapter` before merging it")
-        if self.active_adapter is None:
+        if adapter_names is None:
+            adapter_names = self.merged_adapters or [name for name in [self.active_adapter] if name]
+        names = _each_once(adapter_names)
+        if not names:
             raise RuntimeError("no adapter is active: choose the one to merge with set_adapter")
+        for name in names:
+            self._check_name(name)
+        if safe_merge and not self.merged:
+            check_finite(self.model, names)
         layers = self.lora_layers()
         for layer in layers:
             layer.check_mergeable()
         for layer in layers:
-            layer.merge(self.active_adapter)
+            layer.merge(*names)
 
     def unmerge_adapter(self) -> None:
         """W ← W − s·B A: back to base and bypass, up to rounding (about 1e-7 of W in float32)."""
         for layer in self.lora_layers():
             layer.unmerge()
 
-    def merge_and_unload(self) -> Transformer:
-        """Merge for good and take the wrappers out: a plain Transformer of the base's shape. This PeftModel is then spent."""
-        self.merge_adapter()
+    def merge_and_unload(self, safe_merge: bool = False, adapter_names: Sequence[str] | None = None) -> Transformer:
+        """Merge for good and take the wrappers out: a plain Transformer of the base's shape. This PeftModel is then spent.
+
+        The arguments and errors are those of `merge_adapter`.
+        """
+        self.merge_adapter(adapter_names, safe_merge)
         unwrap(self.model, lora_layers(self.model))
         return self.model
+
+
+def _each_once(names: Sequence[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(dict.fromkeys(names))

@@ -1,0 +1,235 @@
+"""What merging costs: what is left in the weights after a thousand times, what two adapters keep as one, and what time it saves."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from .. import conversations, data
+from ..generate import generate
+from ..nn import Linear
+from ..optim import AdamW, WarmupCosine
+from ..peft import COMBINATION_TYPES, LoraConfig, LoraLinear, PeftModel, get_peft_model
+from ..pretrained import load_model, load_tokenizer
+from ..train import Batch, evaluate, train
+from .table import Table
+
+COMMAND = "python -m lora_np reproduce"
+SAME, OTHERS = "the same adapter", "another adapter each time"
+
+
+def drift(
+    dtypes: Sequence[str] = ("bfloat16", "float16", "float32", "float64"),
+    cycles: Sequence[int] = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000),
+    layer: str = "model.layers.2.self_attn.v_proj",
+    adapters: int = 8,
+    r: int = 8,
+    share: float = 0.3,
+    seed: int = 0,
+) -> Table:
+    """Rows {dtype, adapters, cycles, errors}: ‖W − W₀‖/‖W₀‖ of one of tiny's matrices after so many merges and unmerges.
+
+    Of the same adapter each time, or of one of `adapters`, drawn anew. They are random, ‖ΔW‖ = share·‖W₀‖.
+    """
+    started, rows = time.perf_counter(), []
+    weight = dict(load_model("tiny", device="numpy").named_parameters())[f"{layer}.weight"].value
+    for dtype in dtypes:
+        for which in (SAME, OTHERS):
+            rng = np.random.default_rng(seed)
+            base = weight.astype(_dtype(dtype))
+            wrapped = LoraLinear(Linear(base.copy()))
+            for i in range(adapters):
+                A, B = rng.standard_normal((r, weight.shape[1])), rng.standard_normal((weight.shape[0], r))
+                B *= share * np.linalg.norm(weight) / np.linalg.norm(B @ A)
+                wrapped.put_adapter(str(i), LoraConfig(r, r), A, B)
+            errors = []
+            for n in range(1, max(cycles) + 1):
+                wrapped.merge("0" if which == SAME else str(rng.integers(adapters)))
+                wrapped.unmerge()
+                if n in cycles:
+                    errors.append(_relative(wrapped.base_layer.weight.value, base))
+            rows.append({"dtype": dtype, "adapters": which, "cycles": list(cycles), "errors": errors})
+    settings = {"layer": layer, "of": adapters, "r": r, "share": share, "seed": seed}
+    question = "What is left of a weight after many merges and unmerges?"
+    return Table("merge_drift", question, COMMAND, settings, rows, seconds=time.perf_counter() - started)
+
+
+def _dtype(name: str) -> Any:
+    """NumPy has no bfloat16; ml_dtypes, which safetensors files need too, has."""
+    import ml_dtypes
+
+    return ml_dtypes.bfloat16 if name == "bfloat16" else np.dtype(name)
+
+
+def _relative(x: np.ndarray, base: np.ndarray) -> float:
+    x, base = x.astype(np.float64), base.astype(np.float64)
+    return float(np.linalg.norm(x - base) / np.linalg.norm(base))
+
+
+# --------------------------------------------------------------------------------------------------------- combinations
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Two adapters of "tiny", how they are trained and joined: for Python code, and for lighthouse's keeper, who answers."""
+
+    r: int = 8
+    lora_alpha: float = 64
+    lr: float = 4e-3
+    steps: int = 120
+    batch_size: int = 8
+    seq_len: int = 128
+    density: float = 0.5
+    scales: Sequence[float] = (0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)  # both weights alike
+    shares: Sequence[float] = (0.1, 0.25, 0.5, 0.75, 0.9)  # of the voice, by cat: from one parent to the other
+    dare_seeds: Sequence[int] = (0, 1, 2)
+    windows: int = 16  # held-out ones of each domain, to choose the scale by; twice as many others judge
+    seed: int = 0
+
+
+DOMAINS = ("code", "voice")
+
+
+@cache
+def corpus(domain: str, split: str) -> np.ndarray:
+    """The bytes of a domain: the standard library's code, or the conversations of "lighthouse"."""
+    if domain == "code":
+        return data.corpus("code", split)
+    records = conversations.read("lighthouse", load_tokenizer("tiny"), split=split)
+    return np.concatenate([record.tokens for record in records])
+
+
+def combinations(setting: Setting | None = None) -> Table:
+    """Rows {kind, weights, code, voice, error}: held-out nats a byte on both domains, and the report's error of ΔW.
+
+    kind: "base"; "adapter", the parents; "share", cat from one parent to the other; and each type at its own best scale of
+    both weights, chosen on other held-out text (dare once a seed).
+    """
+    setting = setting or Setting()
+    started = time.perf_counter()
+    model = specialists(setting)
+    choosing, judging = held_out(setting)
+    with model.disable_adapter():
+        rows = [{"kind": "base", "weights": [0, 0], "error": None} | _losses(model, judging)]
+    for name, weights in zip(DOMAINS, ([1, 0], [0, 1]), strict=True):
+        model.set_adapter(name, inference_mode=True)
+        rows.append({"kind": "adapter", "weights": weights, "error": 0.0} | _losses(model, judging))
+    for share in setting.shares:
+        rows.append(_row("share", _join(model, "cat", [1 - share, share], setting, judging)))
+    for kind in COMBINATION_TYPES:
+        tried = {s: sum(_join(model, kind, [s, s], setting, choosing)["losses"].values()) for s in setting.scales}
+        best = min(tried, key=lambda s: tried[s])
+        for seed in setting.dare_seeds if "dare" in kind else [0]:
+            rows.append(_row(kind, _join(model, kind, [best, best], setting, judging, seed)) | {"seed": seed})
+    question = "What do two adapters keep when they are made one?"
+    seconds = time.perf_counter() - started
+    return Table("combinations", question, COMMAND, asdict(setting) | {"domains": DOMAINS}, rows, seconds=seconds)
+
+
+def specialists(setting: Setting) -> PeftModel:
+    """tiny with an adapter for each domain, trained alike."""
+    config = LoraConfig(setting.r, setting.lora_alpha, "all-linear")
+    model = get_peft_model(load_model("tiny"), config, DOMAINS[0], seed=setting.seed)
+    model.add_adapter(DOMAINS[1], config, seed=setting.seed + 1)
+    for name in DOMAINS:
+        model.set_adapter(name)
+        batches = data.Batches(corpus(name, "train"), setting.batch_size, setting.seq_len, setting.seed)
+        schedule = WarmupCosine(setting.steps, warmup=setting.steps // 10)
+        train(model, batches, AdamW(lr=setting.lr), setting.steps, schedule=schedule, max_grad_norm=1.0, label=name)
+    return model
+
+
+def held_out(setting: Setting) -> tuple[dict[str, list[Batch]], dict[str, list[Batch]]]:
+    """By domain, the batches that scales are chosen by and those that are judged: every third window, and the others."""
+    choosing, judging = {}, {}
+    for name in DOMAINS:
+        windows = data.heldout_batches(corpus(name, "heldout"), 1, setting.seq_len, 3 * setting.windows)
+        for kept, part in ((choosing, windows[::3]), (judging, [w for i, w in enumerate(windows) if i % 3])):
+            kept[name] = [tuple(np.concatenate(x) for x in zip(*part, strict=True))]
+    return choosing, judging
+
+
+def _losses(model: PeftModel, batches: dict[str, list[Batch]]) -> dict[str, float]:
+    return {name: evaluate(model, batches[name]) for name in DOMAINS}
+
+
+def _join(
+    model: PeftModel, kind: str, weights: list[float], setting: Setting, batches: dict[str, list[Batch]], seed: int = 0
+) -> dict[str, Any]:
+    """Make the combination, judge it, and take it out again."""
+    density = None if kind in ("cat", "svd", "linear") else setting.density
+    report = model.add_weighted_adapter(DOMAINS, weights, "joined", kind, density=density, seed=seed)
+    before = model.active_adapter
+    model.set_adapter("joined", inference_mode=True)
+    losses = _losses(model, batches)
+    model.set_adapter(before, inference_mode=True)
+    model.delete_adapter("joined")
+    return {"weights": weights, "error": report.error, "losses": losses}
+
+
+def _row(kind: str, joined: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": kind, "weights": joined["weights"], "error": joined["error"]} | joined["losses"]
+
+
+# -------------------------------------------------------------------------------------------------------------- latency
+
+STATES = ("base", "unmerged", "merged")
+
+
+def latency(
+    models: Sequence[str] = ("tiny", "smollm2-135m"),
+    prompt: int = 128,
+    new_tokens: int = 32,
+    rounds: int = 15,
+    r: int = 8,
+    seed: int = 0,
+) -> Table:
+    """Rows {model, state, prompt_seconds, token_seconds, prompt_ratio, token_ratio}: medians; ratios to the base's same round.
+
+    All three answer one prompt in each round, in a new random order. The adapter is in every linear layer.
+    """
+    started, rows = time.perf_counter(), []
+    for name in models:
+        rng = np.random.default_rng(seed)
+        sides = dict(_sides(name, r))
+        tokens = rng.integers(0, sides["base"].config.vocab_size, prompt).tolist()
+        times = {state: [] for state in STATES}
+        for turn in range(-1, rounds):  # the first is to warm up
+            for state in rng.permutation(STATES):
+                measured = _answer(sides[state], tokens, new_tokens)
+                if turn >= 0:
+                    times[state].append(measured)
+        for state, measured in times.items():
+            row = {"model": name, "state": str(state)}
+            for i, what in enumerate(("prompt", "token")):
+                row[f"{what}_seconds"] = statistics.median(m[i] for m in measured)
+                ratios = [m[i] / b[i] for m, b in zip(measured, times["base"], strict=True)]
+                row[f"{what}_ratio"] = statistics.median(ratios)
+            rows.append(row)
+    settings = {"prompt": prompt, "new_tokens": new_tokens, "rounds": rounds, "r": r, "seed": seed}
+    question = "What does an adapter cost when the model answers, and what is left of that once it is merged?"
+    return Table("merge_latency", question, COMMAND, settings, rows, seconds=time.perf_counter() - started)
+
+
+def _sides(name: str, r: int) -> Iterator[tuple[str, Any]]:
+    """Each with weights of its own: those that two share would be in the processor's cache for the second."""
+    yield "base", load_model(name).freeze()
+    for state in ("unmerged", "merged"):
+        model = get_peft_model(load_model(name), LoraConfig(r, r, "all-linear", init_lora_weights=False))
+        if state == "merged":
+            model.merge_adapter()
+        yield state, model
+
+
+def _answer(model: Any, prompt: list[int], new_tokens: int) -> tuple[float, float]:
+    """Seconds to the first token, and the median of those from one to the next."""
+    stamps = [time.perf_counter()]
+    generate(model, [prompt], 1 + new_tokens, on_token=lambda row, token: stamps.append(time.perf_counter()))
+    first, *others = np.diff(stamps)
+    return float(first), statistics.median(map(float, others))
