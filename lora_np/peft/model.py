@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -197,7 +198,7 @@ class PeftModel(Module):
             raise ValueError(f"adapters {adapters!r}, weights {weights!r}; expected lists of one length, at least 1")
         for name, weight in zip(adapters, weights, strict=True):
             self._check_name(name)
-            if not np.isfinite(weight):
+            if not math.isfinite(weight):
                 raise ValueError(f"the weight of {name!r} is {weight}; expected a finite number")
         how = Combination(combination_type, svd_rank, svd_clamp, density, majority_sign_method, seed)
         pairs = [(name, float(weight)) for name, weight in zip(adapters, weights, strict=True)]
