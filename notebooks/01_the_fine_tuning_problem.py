@@ -49,7 +49,7 @@ for method in ("full", "lora", "qlora"):
 #
 # ## What fine-tuning is
 #
-# A training step computes the loss $L$ on a batch, its gradient with respect to every number $\theta$ of the model, and moves each a little against it. **Predict.** What share of tiny's
+# A training step computes the loss $\mathcal{L}$ on a batch, its gradient with respect to every number $\theta$ of the model, and moves each a little against it. **Predict.** What share of tiny's
 # numbers does one step change?
 
 # %%
@@ -64,7 +64,7 @@ P = sum(p.value.size for _, p in model.named_parameters())
 print(f"{changed:,} of {P:,} numbers changed: {changed / P:.2%}")
 
 # %% [markdown]
-# Practically all. So each of them needs a gradient, and a place to remember how it moved; that is the bill.
+# All of them. So each needs a gradient, and a place to remember how it moved; that is the bill.
 #
 # ## 1. The weights
 #
@@ -96,7 +96,7 @@ print(f"{seven.name}  {parameters(seven):>13,} by the formula   {seven.parameter
 # %% [markdown]
 # ## 2. The gradients, and 3. the optimizer's state
 #
-# The backward pass makes a $g = \partial L/\partial\theta$ for each $\theta$, in an array of the same shape. AdamW remembers two more numbers for each: the running mean of the gradient
+# The backward pass makes a $g = \partial\mathcal{L}/\partial\theta$ for each $\theta$, in an array of the same shape. AdamW remembers two more numbers for each: the running mean of the gradient
 # and of its square (weight decay left out here),
 #
 # $$m \leftarrow \beta_1 m + (1-\beta_1)\,g \qquad v \leftarrow \beta_2 v + (1-\beta_2)\,g^2 \qquad \theta \leftarrow \theta - \eta\,\hat m/(\sqrt{\hat v} + \varepsilon)$$
