@@ -14,6 +14,7 @@ import numpy as np
 from .. import ops
 from ..backend import Array, array_module
 from ..nn import EVALUATION, Context, Linear, Module, Parameter
+from .mixed import AdapterRows, mixed_backward, mixed_forward
 
 T = TypeVar("T")
 AT_THE_END = r"(.*\.)?({})$"  # how a key of rank_pattern or alpha_pattern matches a layer's name
@@ -140,9 +141,13 @@ class LoraLinear(Module):
     def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, Any]:
         """x (…, in) → y (…, out). Raises RuntimeError for an adapter while another one is merged into the weight."""
         name = context.adapter
-        if self.merged and name not in (None, self.merged):
-            raise RuntimeError(f"adapter {self.merged!r} is merged into the weights: unmerge it before using {name!r}")
+        mixed = isinstance(name, AdapterRows)
+        if self.merged and (mixed or name not in (None, self.merged)):
+            named = "a mixed batch" if mixed else repr(name)
+            raise RuntimeError(f"adapter {self.merged!r} is merged into the weights: unmerge it before using {named}")
         y, base_cache = self.base_layer.forward(x, context)
+        if mixed:
+            return y, (base_cache, name, None, mixed_forward(self, x, y, context))
         if name not in self.lora_A or self.merged:
             return y, (base_cache, None, None, None)
         config = self.configs[name]
@@ -159,6 +164,9 @@ class LoraLinear(Module):
         base_cache, name, mask, lora_cache = cache
         dx = self.base_layer.backward(dy, base_cache, need_dx)
         if name is None:
+            return dx
+        if isinstance(name, AdapterRows):
+            mixed_backward(self, dy, dx, lora_cache)
             return dx
         if not (self.lora_A[name].trainable or self.lora_B[name].trainable or need_dx):
             return None
