@@ -24,10 +24,13 @@ BASE = "__base__"  # PEFT's name for no adapter
 
 @dataclass
 class Group:
-    """g segments of n rows each, of adapters with one rank: `rows` (g, n), A (g, r, in), B (g, out, r), `scaling` (g,)."""
+    """g segments of n rows each, of adapters with one rank: A (g, r, in), B (g, out, r), `scaling` (g,).
+
+    rows: the g·n rows, a segment after another; a slice where they follow one another, so that nothing is gathered.
+    """
 
     names: list[str]
-    rows: Array
+    rows: Array | slice
     A: Array
     B: Array
     scaling: Array
@@ -76,7 +79,9 @@ class AdapterRows:
             names, A, B = self._stacks.setdefault(key, Stack()).hold(names, layer)
         xp = array_module(A)
         scaling = xp.array([layer.configs[name].scaling for name in names], A.real.dtype)
-        return Group(names, xp.array([self.segments[name] for name in names]), A, B, scaling)
+        rows = [row for name in names for row in self.segments[name]]
+        follow = rows == list(range(rows[0], rows[0] + len(rows)))
+        return Group(names, slice(rows[0], rows[-1] + 1) if follow else xp.array(rows), A, B, scaling)
 
 
 class Stack:
@@ -116,13 +121,13 @@ def mixed_forward(layer: LoraLinear, x: Array, y: Array, context: Context) -> li
     caches = []
     stacked = context.rng is None and x.ndim == 3 and x.shape[1] == 1
     for group in context.adapter.groups(layer, stacked):
-        mine = x[group.rows]  # (g, n, …, in)
+        mine = x[group.rows]  # (g·n, …, in)
         mask = None
         if context.rng is not None:  # a segment alone, so that each adapter drops with its own probability
             mine, mask = ops.dropout_forward(mine, layer.configs[group.names[0]].lora_dropout, context.rng)
-        g = len(group.names)
-        delta, cache = ops.grouped_lora_forward(mine.reshape(g, -1, x.shape[-1]), group.A, group.B, group.scaling)
-        y[group.rows] += delta.reshape(*mine.shape[:-1], -1)  # a row has one adapter, so no index comes twice
+        segments = mine.reshape(len(group.names), -1, x.shape[-1])  # (g, n·…, in)
+        delta, cache = ops.grouped_lora_forward(segments, group.A, group.B, group.scaling)
+        y[group.rows] += delta.reshape(-1, *y.shape[1:])  # a row has one adapter, so no index comes twice
         caches.append((group, mask, cache))
     return caches
 
@@ -136,16 +141,14 @@ def mixed_backward(layer: LoraLinear, dy: Array, dx: Array | None, caches: list[
         factors = [(layer.lora_A[name], layer.lora_B[name]) for name in group.names]
         if dx is None and not any(p.trainable for pair in factors for p in pair):
             continue
-        mine = dy[group.rows]  # (g, n, …, out)
-        bypass, dA, dB = ops.grouped_lora_backward(
-            mine.reshape(len(factors), -1, dy.shape[-1]), cache, need_dx=dx is not None
-        )
+        segments = dy[group.rows].reshape(len(factors), -1, dy.shape[-1])  # (g, n·…, out)
+        bypass, dA, dB = ops.grouped_lora_backward(segments, cache, need_dx=dx is not None)
         for i, pair in enumerate(factors):
             for parameter, gradient in zip(pair, (dA[i], dB[i]), strict=True):
                 if parameter.trainable:
                     parameter.add_grad(gradient)
         if dx is not None:
-            dx[group.rows] += ops.dropout_backward(bypass.reshape(*mine.shape[:-1], -1), mask)
+            dx[group.rows] += ops.dropout_backward(bypass.reshape(-1, *dx.shape[1:]), mask)
 
 
 def check_names(names: Any, rows: int, known: Sequence[str]) -> list[str]:
