@@ -109,7 +109,7 @@ def generate(
     past, new = KeyValueCache(transformer.config), [[] for _ in prompts]
     running = set(range(len(prompts)))
     for _ in range(max_new_tokens):
-        logits = _last_logits(transformer, tokens, mask, past, adapter)  # (b, v)
+        logits = last_logits(transformer, tokens, mask, past, adapter)  # (b, v)
         tokens = np.zeros((len(prompts), 1), np.int64)
         for row in sorted(running):
             token = sampling.choose(logits[row], rngs[row])
@@ -126,7 +126,7 @@ def generate(
     return new
 
 
-def _last_logits(
+def last_logits(
     model: Transformer, tokens: np.ndarray, mask: np.ndarray | None, past: KeyValueCache, adapter: Any
 ) -> np.ndarray:
     """Read `tokens` (b, t) after the past, a piece at a time; the logits (b, v) of the last position only, on the host."""
