@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
@@ -111,6 +111,11 @@ class LoraLinear(Module):
     @property
     def out_features(self) -> int:
         return self.base_layer.out_features
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """Itself and its base: the factors, of a thousand adapters perhaps, hold no module, and are not looked through."""
+        yield prefix, self
+        yield from self.base_layer.named_modules(f"{prefix}.base_layer" if prefix else "base_layer")
 
     def add_adapter(self, name: str, config: LoraConfig, rng: np.random.Generator) -> None:
         """Create A and B as `config` says. The numbers are drawn on the host, so a seed means the same on every device."""
