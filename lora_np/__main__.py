@@ -6,7 +6,7 @@ import argparse
 import sys
 from importlib import import_module
 
-COMMANDS = ("reproduce", "fetch", "train", "generate", "params", "pretrain", "bench")
+COMMANDS = ("reproduce", "fetch", "train", "generate", "params", "pretrain", "bench", "serve")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -143,7 +143,9 @@ def test_a_stop_token_ends_its_request_alone(make_server, alone):
 
 def test_tokens_stream_and_a_listener_may_have_enough(make_server):
     server, seen, finished = make_server(), [], []
-    request = server.submit([1], "1", 10, on_token=lambda t: seen.append(t) or len(seen) == 3, on_finish=finished.append)
+    request = server.submit(
+        [1], "1", 10, on_token=lambda t: seen.append(t) or len(seen) == 3, on_finish=finished.append
+    )
     server.step()
     assert seen == request.tokens and len(seen) == 2, "the prompt's step, and one of the batch"
     server.run()
