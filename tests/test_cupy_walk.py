@@ -20,11 +20,12 @@ PACKAGE = Path(lora_np.__file__).parent
 HOST = {  # whose arrays never leave the host; everything else is walked, a new file too
     *("__init__", "__main__", "conversations", "data", "fetch", "files", "ledger", "llama_gguf", "notebooks", "plots"),
     *("pretrained", "progress", "reproduce", "studies", "targets"),
+    *("serve.adapters", "serve.driver", "serve.http", "serve.protocol"),
 }
 WALKED = {  # "ops.linear" → its file
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    module: path
     for path in sorted(PACKAGE.rglob("*.py"))
-    if path.relative_to(PACKAGE).parts[0].removesuffix(".py") not in HOST
+    if not {module := ".".join(path.relative_to(PACKAGE).with_suffix("").parts), module.split(".")[0]} & HOST
 }
 USES = [use for module, path in WALKED.items() for use in uses(path.read_text(encoding="utf-8"), module)]
 NAMES = {use.name for use in USES}
