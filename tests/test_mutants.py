@@ -94,19 +94,26 @@ MUTANTS = {
         ops.grouped_lora_backward, "dh *= scaling[:, None, None]", "pass", "grouped_lora"
     ),
     "a bypass that takes the base's place": Mutant(
-        mixed.mixed_forward,
-        "y[group.rows] +=",
-        "y[group.rows] =",
+        mixed.Group.add,
+        "y[self.rows] +=",
+        "y[self.rows] =",
         test_mixed_batches.test_a_layer_equals_the_loop_over_rows_to_1e_4,
         {"kind": "uniform", "adapters": 16, "time": 1},
     ),
-    "a segment's dx in the place of the base's": Mutant(
-        mixed.mixed_backward, "dx[group.rows] +=", "dx[group.rows] =", MIXED, {"dropout": 0.0}
+    "a segment's dx forgotten": Mutant(
+        mixed.mixed_backward, "if dx is not None:", "if False:", MIXED, {"dropout": 0.0}
+    ),
+    "padding that is not zero": Mutant(
+        mixed.Group.take,
+        "array_module(x).zeros(",
+        "1 + array_module(x).zeros(",
+        test_mixed_batches.test_gradients_of_a_token_a_row_are_those_of_one_segment_after_another,
+        {},
     ),
     "a mixed batch without dropout": Mutant(
         mixed.mixed_backward,
-        "ops.dropout_backward(bypass.reshape(-1, *dx.shape[1:]), mask)",
-        "bypass.reshape(-1, *dx.shape[1:])",
+        "ops.dropout_backward(bypass, mask)",
+        "bypass",
         MIXED,
         {"dropout": 0.3},
     ),

@@ -3,7 +3,7 @@
     y[i] = x[i] Wᵀ + s·(x[i] A[idx[i]]ᵀ) B[idx[i]]ᵀ          for a row of the base, x[i] Wᵀ alone
 
 (Punica's SGMV: Chen et al. 2023, arXiv 2310.18547.) The rows of one adapter are a segment. Segments of many tokens go one
-after another; with a token a row, as in decoding, those of one size and one rank go through one batched product.
+after another; with a token a row, as in decoding, the small ones of one rank go through one batched product.
 """
 
 from __future__ import annotations
@@ -22,18 +22,38 @@ if TYPE_CHECKING:
 BASE = "__base__"  # PEFT's name for no adapter
 
 
+SMALL = 4  # rows of a segment up to which it shares a batched product, padded to the longest there; others go alone
+
+
 @dataclass
 class Group:
-    """g segments of n rows each, of adapters with one rank: A (g, r, in), B (g, out, r), `scaling` (g,).
+    """g segments of at most n rows, of adapters with one rank: A (g, r, in), B (g, out, r), `scaling` (g,).
 
-    rows: the g·n rows, a segment after another; a slice where they follow one another, so that nothing is gathered.
+    rows: theirs, a segment after another; a slice where they follow one another, so that nothing is gathered.
+    places: where in the g·n rows of the product they go, the others being zeros; None where all segments have n.
     """
 
     names: list[str]
     rows: Array | slice
+    places: Array | None
+    n: int
     A: Array
     B: Array
     scaling: Array
+
+    def take(self, x: Array) -> Array:
+        """x (b, …, f) → its rows by segment, (g, n·…, f)."""
+        mine = x[self.rows]
+        if self.places is not None:
+            padded = array_module(x).zeros((len(self.names) * self.n, *x.shape[1:]), x.dtype)
+            padded[self.places] = mine
+            mine = padded
+        return mine.reshape(len(self.names), -1, x.shape[-1])
+
+    def add(self, delta: Array, y: Array) -> None:
+        """The way back: y[rows] += δ. A row has one adapter, so none comes twice."""
+        delta = delta.reshape(-1, *y.shape[1:])
+        y[self.rows] += delta if self.places is None else delta[self.places]
 
 
 class AdapterRows:
@@ -43,9 +63,9 @@ class AdapterRows:
     `generate`, say. Whoever changes the adapters' numbers in between takes a new one.
     """
 
-    def __init__(self, names: Sequence[str], stacks: dict[tuple, Stack] | None = None) -> None:
+    def __init__(self, names: Sequence[str], before: dict[tuple, Stack] | None = None) -> None:
         self.names = tuple(names)
-        self._stacks = {} if stacks is None else stacks
+        self._before, self._stacks = before or {}, {}
         self._groups: dict[tuple, list[Group]] = {}
         self.segments: dict[str, list[int]] = {}  # adapter → its rows
         for row, name in enumerate(self.names):
@@ -53,35 +73,41 @@ class AdapterRows:
                 self.segments.setdefault(name, []).append(row)
 
     def then(self, names: Sequence[str]) -> AdapterRows:
-        """The rows of the next call, which takes over the stacks: an adapter that stays is not copied again."""
-        after = AdapterRows(names, self._stacks)
-        sizes = set(map(len, after.segments.values()))
-        for key in [key for key in self._stacks if key[-1] not in sizes]:
-            del self._stacks[key]
-        return after
+        """The rows of the next call. They take over the stacks, so that an adapter that stays is not copied again."""
+        return AdapterRows(names, self._stacks)
 
     def groups(self, layer: LoraLinear, stacked: bool) -> list[Group]:
-        """The rows of `layer`'s adapters in groups: one a segment, or `stacked`, one for each size and rank."""
+        """The rows of `layer`'s adapters in groups: one a segment, or `stacked`, one for all small segments of a rank."""
         key = (layer, stacked)
         if key not in self._groups:
-            together: dict[tuple, list[str]] = {}
+            together: dict[Any, list[str]] = {}
             for name, rows in self.segments.items():
                 if name in layer.lora_A:
-                    kind = (layer.configs[name].r, len(rows))
-                    together.setdefault((layer, *kind) if stacked else (name,), []).append(name)
-            self._groups[key] = [self._group(layer, *item) for item in together.items()]
+                    shared = stacked and len(rows) <= SMALL
+                    together.setdefault(layer.configs[name].r if shared else name, []).append(name)
+            self._groups[key] = [self._group(layer, names) for names in together.values()]
         return self._groups[key]
 
-    def _group(self, layer: LoraLinear, key: tuple, names: list[str]) -> Group:
+    def _group(self, layer: LoraLinear, names: list[str]) -> Group:
         if len(names) == 1:
             A, B = layer.lora_A[names[0]].value[None], layer.lora_B[names[0]].value[None]
         else:
-            names, A, B = self._stacks.setdefault(key, Stack()).hold(names, layer)
-        xp = array_module(A)
-        scaling = xp.array([layer.configs[name].scaling for name in names], A.real.dtype)
-        rows = [row for name in names for row in self.segments[name]]
+            key = (layer, layer.configs[names[0]].r)
+            stack = self._stacks[key] = self._before.pop(key, None) or Stack()
+            names, A, B = stack.hold(names, layer)
+        xp, segments = array_module(A), [self.segments[name] for name in names]
+        rows, n = [row for segment in segments for row in segment], max(map(len, segments))
+        places = [i * n + j for i, segment in enumerate(segments) for j in range(len(segment))]
         follow = rows == list(range(rows[0], rows[0] + len(rows)))
-        return Group(names, slice(rows[0], rows[-1] + 1) if follow else xp.array(rows), A, B, scaling)
+        return Group(
+            names,
+            slice(rows[0], rows[-1] + 1) if follow else xp.array(rows),
+            None if len(places) == len(names) * n else xp.array(places),
+            n,
+            A,
+            B,
+            xp.array([layer.configs[name].scaling for name in names], A.real.dtype),
+        )
 
 
 class Stack:
@@ -121,13 +147,11 @@ def mixed_forward(layer: LoraLinear, x: Array, y: Array, context: Context) -> li
     caches = []
     stacked = context.rng is None and x.ndim == 3 and x.shape[1] == 1
     for group in context.adapter.groups(layer, stacked):
-        mine = x[group.rows]  # (g·n, …, in)
-        mask = None
+        mine, mask = group.take(x), None
         if context.rng is not None:  # a segment alone, so that each adapter drops with its own probability
             mine, mask = ops.dropout_forward(mine, layer.configs[group.names[0]].lora_dropout, context.rng)
-        segments = mine.reshape(len(group.names), -1, x.shape[-1])  # (g, n·…, in)
-        delta, cache = ops.grouped_lora_forward(segments, group.A, group.B, group.scaling)
-        y[group.rows] += delta.reshape(-1, *y.shape[1:])  # a row has one adapter, so no index comes twice
+        delta, cache = ops.grouped_lora_forward(mine, group.A, group.B, group.scaling)
+        group.add(delta, y)
         caches.append((group, mask, cache))
     return caches
 
@@ -141,14 +165,13 @@ def mixed_backward(layer: LoraLinear, dy: Array, dx: Array | None, caches: list[
         factors = [(layer.lora_A[name], layer.lora_B[name]) for name in group.names]
         if dx is None and not any(p.trainable for pair in factors for p in pair):
             continue
-        segments = dy[group.rows].reshape(len(factors), -1, dy.shape[-1])  # (g, n·…, out)
-        bypass, dA, dB = ops.grouped_lora_backward(segments, cache, need_dx=dx is not None)
+        bypass, dA, dB = ops.grouped_lora_backward(group.take(dy), cache, need_dx=dx is not None)
         for i, pair in enumerate(factors):
             for parameter, gradient in zip(pair, (dA[i], dB[i]), strict=True):
                 if parameter.trainable:
                     parameter.add_grad(gradient)
         if dx is not None:
-            dx[group.rows] += ops.dropout_backward(bypass.reshape(-1, *dx.shape[1:]), mask)
+            group.add(ops.dropout_backward(bypass, mask), dx)
 
 
 def check_names(names: Any, rows: int, known: Sequence[str]) -> list[str]:
