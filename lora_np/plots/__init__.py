@@ -9,6 +9,7 @@ from lora_np.plots.convergence import learning_rates, loss_curves, recovered_gai
 from lora_np.plots.finetuning import before_after, learned_and_forgotten
 from lora_np.plots.parameters import one_matrix_chart, whole_models_chart
 from lora_np.plots.rank_reduction import decomposition_2d, photograph, scene_3d, singular_values, truncated_loss
+from lora_np.plots.serving import serving_chart
 from lora_np.plots.speed import scaling_chart, speed_chart
 from lora_np.plots.style import save
 
@@ -25,6 +26,7 @@ __all__ = [
     "save",
     "scaling_chart",
     "scene_3d",
+    "serving_chart",
     "singular_values",
     "speed_chart",
     "truncated_loss",
