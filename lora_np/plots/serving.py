@@ -49,7 +49,7 @@ def serving_chart(table: Table) -> Figure:
     )
     top = max(settings["rows"] / row[key] for row in table.rows for key in _seconds(row))
     for place, name in enumerate([*workloads, "bytes"]):
-        ax = axes_at(figure, 0.75 + 3.55 * (place % 3), tall - 1.15 - 2.45 * (place // 3 + 1) + 0.75, 1.85, 1.55)
+        ax = axes_at(figure, 0.95 + 3.45 * (place % 3), tall - 1.15 - 2.45 * (place // 3 + 1) + 0.75, 1.85, 1.55)
         if name == "bytes":
             _memory(ax, table.where(workload=workloads[0]))
         else:

@@ -186,7 +186,7 @@ class AdapterServer:
                     return
                 self.waiting.popleft()
                 read += request.prompt.size
-                past, adapter = KeyValueCache(self.config), AdapterRows([request.adapter])
+                past, adapter = KeyValueCache(self.config), None if request.adapter == BASE else request.adapter
                 logits = last_logits(self.model, request.prompt[None], None, past, adapter)
             except (OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
                 if request in self.waiting:  # its folder has changed since it was accepted
