@@ -86,10 +86,6 @@ class Door:
         )
         return ticket
 
-    def cancel(self, ticket: Ticket) -> None:
-        """Free its place; nothing where it has finished."""
-        self.driver.call(self.driver.engine.cancel, ticket.request)
-
 
 class Ticket:
     """A request's way from the engine's thread to the event loop: pieces of text, then None."""
@@ -98,6 +94,7 @@ class Ticket:
         self.writer, self.loop = writer, asyncio.get_running_loop()
         self.pieces: asyncio.Queue[str | None] = asyncio.Queue()
         self.request: Request
+        self.watch: asyncio.Task  # kept, for the loop itself holds a task but weakly
 
     def on_token(self, token: int) -> bool:
         """In the engine's thread."""
@@ -215,33 +212,25 @@ def _needed(body: dict[str, Any], field: str) -> str:
 
 async def complete(door: Door, request: starlette.requests.Request, chat: bool) -> Any:
     """An answer, whole or as server-sent events. A client who goes away frees his place."""
-    from starlette.responses import Response, StreamingResponse
+    from starlette.responses import StreamingResponse
 
     order = parse(parse_json(await request.body()), chat)
     ticket, answer = await door.submit(order, chat), Answer(order.model, chat)
+    ticket.watch = asyncio.create_task(_cancel_when_gone(door, ticket, request))
     if order.stream:
-        return StreamingResponse(_events(door, ticket, answer, order.include_usage), media_type="text/event-stream")
-    whole, gone = asyncio.create_task(_whole(ticket)), asyncio.create_task(_gone(request))
-    try:
-        await asyncio.wait((whole, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not whole.done():
-            return Response(status_code=499)  # nobody reads it
-        return answer.whole(whole.result(), ticket.request.finish_reason, ticket.usage())
-    finally:
-        door.cancel(ticket)
-        whole.cancel(), gone.cancel()
+        return StreamingResponse(_events(ticket, answer, order.include_usage), media_type="text/event-stream")
+    text = "".join([piece async for piece in ticket.text()])
+    return answer.whole(text, ticket.request.finish_reason, ticket.usage())
 
 
-async def _whole(ticket: Ticket) -> str:
-    return "".join([piece async for piece in ticket.text()])
-
-
-async def _gone(request: starlette.requests.Request) -> None:
+async def _cancel_when_gone(door: Door, ticket: Ticket, request: starlette.requests.Request) -> None:
+    """The server says "disconnect" after the answer too; the request has finished then, and stays as it is."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    door.driver.call(door.driver.engine.cancel, ticket.request)
 
 
-async def _events(door: Door, ticket: Ticket, answer: Answer, include_usage: bool) -> AsyncIterator[str]:
+async def _events(ticket: Ticket, answer: Answer, include_usage: bool) -> AsyncIterator[str]:
     def event(data: dict[str, Any]) -> str:
         return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
@@ -256,8 +245,6 @@ async def _events(door: Door, ticket: Ticket, answer: Answer, include_usage: boo
         yield "data: [DONE]\n\n"
     except ProtocolError as error:  # the status has been sent
         yield event(error.body)
-    finally:
-        door.cancel(ticket)
 
 
 # ------------------------------------------------------------------------------------------------------------ the server
