@@ -164,6 +164,15 @@ def test_a_listener_who_raises_loses_his_place_and_nobody_elses(make_server, alo
     assert good.tokens == alone([2], "1", 10)
 
 
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+def test_who_draws_from_what_are_no_probabilities_fails_alone(make_server, alone):
+    server = make_server()
+    bad, good = server.submit([1], "1", 10, temperature=1e-310), server.submit([2], "1", 10)
+    server.run()
+    assert bad.finish_reason == "error" and bad.error is not None
+    assert good.tokens == alone([2], "1", 10)
+
+
 def test_who_cancels_frees_his_place(make_server, alone):
     server = make_server(max_batch=2)
     requests = [server.submit([i + 1], "0", 10) for i in range(4)]

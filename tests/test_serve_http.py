@@ -34,6 +34,7 @@ from lora_np.serve.http import create_app, make_server  # noqa: E402
 
 CONFIG = ln.TransformerConfig(256, 12, 20, 2, 4, 2, 4, max_position_embeddings=600)
 PROMPT = "Sing, goddess"
+JSON = {"Content-Type": "application/json"}
 LONG = 550  # tokens that take the engine long enough for a test to act in between
 
 
@@ -229,7 +230,7 @@ def test_200_concurrent_requests_over_16_adapters_all_come_back_right(client, fo
 def test_a_client_who_disconnects_frees_his_place(stream, url, engine):
     body = {"model": "base", "prompt": "abc", "max_tokens": LONG, "temperature": 0, "stream": stream, "seed": 1}
     connection, seen = http.client.HTTPConnection(url.removeprefix("http://")), []
-    connection.request("POST", "/v1/completions", json.dumps(body))
+    connection.request("POST", "/v1/completions", json.dumps(body), JSON)
     if stream:
         connection.getresponse().readline()
     eventually(lambda: seen.extend(engine.running) or seen)
@@ -295,7 +296,7 @@ BAD = {
 def test_what_is_wrong_gets_the_protocols_error(what, url):
     changes, status, param = BAD[what]
     body = {"model": "base", "prompt": PROMPT, "max_tokens": 3} | changes
-    answer = httpx.post(f"{url}/v1/completions", content=json.dumps(body))
+    answer = httpx.post(f"{url}/v1/completions", content=json.dumps(body), headers=JSON)
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (status, param), error
     assert error["message"] and error["type"] in ("invalid_request_error", "not_found_error")
@@ -304,7 +305,7 @@ def test_what_is_wrong_gets_the_protocols_error(what, url):
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"text"', b"\xff\xfe", b"[" * 100_000], ids=repr)
 def test_a_malformed_body_is_a_400(body, url):
     for path in ("completions", "chat/completions", "load_lora_adapter"):
-        answer = httpx.post(f"{url}/v1/{path}", content=body)
+        answer = httpx.post(f"{url}/v1/{path}", content=body, headers=JSON)
         assert answer.status_code == 400 and answer.json()["error"]["type"] == "invalid_request_error"
 
 
@@ -319,6 +320,26 @@ def test_malformed_messages_are_a_400(messages, url):
 def test_another_path_or_method_is_a_404_or_405_in_the_same_shape(url):
     assert httpx.get(f"{url}/v1/nothing").json()["error"]["type"] == "not_found_error"
     assert httpx.get(f"{url}/v1/completions").status_code == 405
+
+
+def test_what_a_page_in_a_browser_may_send_from_elsewhere_is_not_read(url):
+    """Without asking first it may send text and forms, to this machine too."""
+    for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
+        body, headers = json.dumps({"lora_name": "a0"}), {"Content-Type": kind}
+        answer = httpx.post(f"{url}/v1/unload_lora_adapter", content=body, headers=headers)
+        assert answer.status_code == 415 and "application/json" in answer.json()["error"]["message"]
+
+
+def test_a_body_without_end_is_a_413(url):
+    chunks = (b" " * 2**20 for _ in range(20))
+    with contextlib.suppress(httpx.WriteError):  # the server may hang up before all has been sent
+        assert httpx.post(f"{url}/v1/completions", content=chunks, headers=JSON).status_code == 413
+    assert httpx.get(f"{url}/health").status_code == 200
+
+
+def test_almost_no_temperature_is_none(client, alone):
+    answer = client.completions.create(model="a1", prompt=PROMPT, max_tokens=8, temperature=1e-310)
+    assert answer.choices[0].text == text(alone(PROMPT, "a1", 8))
 
 
 def test_a_full_queue_is_a_429(folders):

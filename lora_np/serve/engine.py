@@ -203,15 +203,17 @@ class AdapterServer:
 
     def _next_token(self, request: Request, logits: np.ndarray) -> str | None:
         """Choose it and pass it on; why the request is finished, if it now is."""
-        token = request.sampling.choose(logits, request.rng)
-        if token in request.stop_tokens:
-            return "stop"
-        request.tokens.append(token)
+        reason = "error"
         try:
+            token = request.sampling.choose(logits, request.rng)
+            if token in request.stop_tokens:
+                return "stop"
+            request.tokens.append(token)
+            reason = "cancelled"
             enough = request.on_token(token) is True
-        except Exception as error:  # whatever is wrong with one listener must not reach the others
+        except Exception as error:  # whatever is wrong with one request or its listener must not reach the others
             request.error = error
-            return "cancelled"
+            return reason
         return "stop" if enough else "length" if len(request.tokens) == request.max_new_tokens else None
 
     def _leave(self, row: int) -> None:

@@ -4,7 +4,7 @@
     POST /v1/completions   /v1/chat/completions      whole, or "stream": true
     POST /v1/load_lora_adapter {lora_name, lora_path}   /v1/unload_lora_adapter {lora_name}
 
-Errors: 400 what was asked for is wrong, 404 there is no such model, 429 the queue is full, 503 the server is leaving.
+Errors: 400 (413, 415) what was asked for is wrong, 404 there is no such model, 429 the queue is full, 503 the server is leaving.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import starlette.responses
 
 HOST, PORT = "127.0.0.1", 8000
+MAX_BODY = 2**23  # bytes: more than any prompt that a model of this library takes
 
 
 class Door:
@@ -189,7 +190,7 @@ async def models(door: Door, request: starlette.requests.Request) -> dict[str, A
 
 async def load(door: Door, request: starlette.requests.Request) -> dict[str, Any]:
     """From now on serve another adapter."""
-    body = parse_json(await request.body())
+    body = await _body(request)
     name, path = (_needed(body, field) for field in ("lora_name", "lora_path"))
     if name == door.base:
         raise ProtocolError(400, f"{name!r} is the base's name", "lora_name")
@@ -199,9 +200,21 @@ async def load(door: Door, request: starlette.requests.Request) -> dict[str, Any
 
 async def unload(door: Door, request: starlette.requests.Request) -> dict[str, Any]:
     """Serve one less."""
-    name = _needed(parse_json(await request.body()), "lora_name")
+    name = _needed(await _body(request), "lora_name")
     await door.call(door.driver.engine.unload_adapter, name)
     return {"status": "ok", "lora_name": name}
+
+
+async def _body(request: starlette.requests.Request) -> dict[str, Any]:
+    """The JSON object that came. It must say that it is one: a page in a browser may then not send it from elsewhere."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise ProtocolError(415, "expected Content-Type: application/json")
+    raw = b""
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > MAX_BODY:
+            raise ProtocolError(413, f"the body is longer than {MAX_BODY} bytes")
+    return parse_json(raw)
 
 
 def _needed(body: dict[str, Any], field: str) -> str:
@@ -214,7 +227,7 @@ async def complete(door: Door, request: starlette.requests.Request, chat: bool) 
     """An answer, whole or as server-sent events. A client who goes away frees his place."""
     from starlette.responses import StreamingResponse
 
-    order = parse(parse_json(await request.body()), chat)
+    order = parse(await _body(request), chat)
     ticket, answer = await door.submit(order, chat), Answer(order.model, chat)
     ticket.watch = asyncio.create_task(_cancel_when_gone(door, ticket, request))
     if order.stream:

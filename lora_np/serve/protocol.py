@@ -16,6 +16,7 @@ from ..files.tokenizer import TextStream, Tokenizer
 
 MAX_TOKENS = 16  # OpenAI's default for a completion; a chat's is what the model has room for
 MAX_STOPS = 4
+GREEDY = 1e-5  # a lower temperature is 0, as in vLLM: logits divided by it would be no numbers
 
 # Fields of the protocol that are not here, and the values by which a client says that it does not use them.
 NOT_HERE: dict[str, tuple] = {
@@ -37,9 +38,9 @@ class ProtocolError(Exception):
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
-        kinds = {400: "invalid_request_error", 404: "not_found_error", 429: "rate_limit_error"}
+        kinds = {404: "not_found_error", 429: "rate_limit_error"}
         self.status = status
-        kind = kinds.get(status, "server_error")
+        kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
@@ -80,7 +81,7 @@ def parse(body: dict[str, Any], chat: bool) -> Order:
     limits = [integer(body, name, 1) for name in ("max_tokens", *length)]
     temperature = number(body, "temperature", 0, 2)
     sampling = {
-        "temperature": 1.0 if temperature is None else temperature,
+        "temperature": 1.0 if temperature is None else temperature if temperature >= GREEDY else 0.0,
         "top_p": number(body, "top_p", 0, 1, above=True),
         "top_k": integer(body, "top_k", 1),
         "seed": integer(body, "seed", 0, 2**63 - 1),
