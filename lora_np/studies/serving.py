@@ -5,6 +5,7 @@ python -m lora_np.studies.serving figures/data        # writes serving.json and 
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
@@ -25,6 +26,7 @@ from .table import Table, versions
 
 WORKLOADS = ("identical", "distinct", "uniform", "zipf 1.5", "skewed")
 SAME_LOGITS = 1e-3  # of the largest: further apart, two sides do not compute the same, and a ratio means nothing
+TURN = 0.1  # seconds of a turn where a ratio of two steps is the answer: one of a few milliseconds is mostly noise
 PROMPT = 64  # tokens in the key/value cache before the first step
 COMMAND = "python -m lora_np.studies.serving figures/data"
 
@@ -131,7 +133,7 @@ def serving_step(
         with limited(threads):
             first = {side: step() for side, step in sides.items()}
             same = {side: agree(logits, first[f"ours, {side.split()[-1]}"]) for side, logits in first.items()}
-            turns = take_turns(sides, rounds, threads)
+            turns = take_turns(sides, rounds, threads, TURN)
         for side, seconds in turns.items():
             library, which = side.split(", ")
             to = {"to_one": of(seconds, turns[f"{library}, one"])}
@@ -245,18 +247,24 @@ def served(peft_model: PeftModel, kind: str, adapters: int, rows: int) -> float:
 # --------------------------------------------------------------------------------------------------------------- timing
 
 
-def take_turns(sides: Mapping[str, Step], rounds: int, threads: int) -> dict[str, list[float]]:
-    """side → the seconds of its step in each round; every side once a round, so that a noisy machine hits all alike."""
+def take_turns(sides: Mapping[str, Step], rounds: int, threads: int, turn: float = 0.0) -> dict[str, list[float]]:
+    """side → the seconds of its step in each round; every side once a round, so that a noisy machine hits all alike.
+
+    A turn is as many steps, the same number for all, as the fastest side needs for `turn` seconds.
+    """
     turns: dict[str, list[float]] = {side: [] for side in sides}
-    for number in range(rounds + 2):
+    steps = 1
+    for number in range(rounds + 2):  # the first two make what the later ones use again
         for side, step in sides.items():
             if threads > 1:
                 time.sleep(PAUSE)
             started = time.perf_counter()
-            step()
-            if number >= 2:  # the first steps make what the later ones use again
-                turns[side].append(time.perf_counter() - started)
-    return turns
+            for _ in range(steps):
+                step()
+            turns[side].append((time.perf_counter() - started) / steps)
+        if number == 1:
+            steps = max(1, math.ceil(turn / min(seconds[-1] for seconds in turns.values())))
+    return {side: seconds[2:] for side, seconds in turns.items()}
 
 
 def of(seconds: list[float], other: list[float]) -> float:
