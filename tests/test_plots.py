@@ -181,6 +181,26 @@ def bills(models=memory.LLAMA_2, **settings) -> Table:
     return memory.memory_bill(models, **settings)
 
 
+def serving(peft=True) -> Table:
+    rows = []
+    for n, kind in itertools.product((1, 8, 1000), ("identical", "distinct", "zipf 1.5")):
+        row = {"workload": kind, "adapters": n, "seconds": 0.005, "merged_seconds": 0.004 if n == 1 else 0.03}
+        row |= {"bytes": 4e6 + 4e5 * n, "merged_bytes": 4e6 * n, "adapter_bytes": 4e5}
+        rows.append(row | ({"peft_seconds": 0.016 if n == 1 else 0.07} if peft else {}))
+    settings = {
+        "model": "tiny",
+        "rows": 32,
+        "r": 8,
+        "prompt": 64,
+        "rounds": 7,
+        "threads": 1,
+        "processor": "a processor",
+    }
+    made = table(rows)
+    made.settings = settings
+    return made
+
+
 PICTURES = {
     "gradient_shadows, wide": lambda: plots.gradient_shadows(*gradients(128, 384)),
     "gradient_shadows, tall": lambda: plots.gradient_shadows(*gradients(384, 128)),
@@ -205,6 +225,8 @@ PICTURES = {
     "scene_3d, sizes": lambda: plots.scene_3d(table([{"d": 4096, "k": 4096, "r": 8}])),
     "scene_3d, wide": lambda: plots.scene_3d(decomposition(24, 66, 3)),
     "scene_3d, tall": lambda: plots.scene_3d(decomposition(70, 26, 2)),
+    "serving_chart": lambda: plots.serving_chart(serving()),
+    "serving_chart, without PEFT": lambda: plots.serving_chart(serving(peft=False)),
     "singular_values": lambda: plots.singular_values(spectra()),
     "singular_values, no random": lambda: plots.singular_values(spectra(random=False)),
     "truncated_loss": lambda: plots.truncated_loss(truncated()),

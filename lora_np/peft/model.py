@@ -22,6 +22,7 @@ from .folder import PREFIX, Factors, read_adapter, write_adapter
 from .layers import adaptable_layers, lora_layers, unwrap, wrap
 from .lora import LoraConfig, LoraLinear, first_match, storage_dtype
 from .merging import MergeReport, check_finite, combine_adapters
+from .mixed import AdapterRows, check_names
 
 
 def get_peft_model(
@@ -104,9 +105,13 @@ class PeftModel(Module):
         rng: np.random.Generator | None = None,
         past_key_values: KeyValueCache | None = None,
         attention_mask: Array | None = None,
+        adapter_names: Sequence[str] | None = None,
     ) -> tuple[Array, Any]:
-        """tokens (b, t) → logits (b, t, v), with the active adapter; the arguments are those of `Transformer.forward`."""
-        context = Context(rng, self.active_adapter, attention_mask)
+        """tokens (b, t) → logits (b, t, v), with the active adapter; the arguments are those of `Transformer.forward`.
+
+        `adapter_names`, one a row, is a mixed batch: see `adapter_rows`.
+        """
+        context = Context(rng, self.adapter_rows(adapter_names, len(tokens)), attention_mask)
         return self.model.forward(tokens, past_key_values=past_key_values, context=context)
 
     def loss(
@@ -115,10 +120,23 @@ class PeftModel(Module):
         targets: Array,
         rng: np.random.Generator | None = None,
         ignore_index: int = ops.IGNORE_INDEX,
+        adapter_names: Sequence[str] | None = None,
     ) -> tuple[Array, Any]:
-        """Mean cross-entropy in nats a token, with the active adapter. `rng` turns dropout on."""
-        context = Context(rng, self.active_adapter)
+        """Mean cross-entropy in nats a token, with the active adapter or a mixed batch. `rng` turns dropout on."""
+        context = Context(rng, self.adapter_rows(adapter_names, len(tokens)))
         return self.model.loss(tokens, targets, ignore_index=ignore_index, context=context)
+
+    def adapter_rows(self, adapter_names: Sequence[str] | None, rows: int) -> str | AdapterRows | None:
+        """What a call takes as its adapter: the active one, or one for each of `rows` rows, "__base__" for none.
+
+        Raises as PEFT does, ValueError for another number of names or one that is not there; and RuntimeError while merged
+        or disabled.
+        """
+        if adapter_names is None:
+            return self.active_adapter
+        names = check_names(adapter_names, rows, list(self.peft_config))
+        self._check_idle()
+        return AdapterRows(names)
 
     def backward(self, cache: Any, dloss: float = 1.0) -> None:
         """Adds the gradients of A and B. Raises RuntimeError while merged: the bypass is then not part of the forward."""

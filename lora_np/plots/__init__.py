@@ -12,6 +12,7 @@ from lora_np.plots.memory import memory_bill
 from lora_np.plots.merging import combinations_chart, merge_drift
 from lora_np.plots.parameters import one_matrix_chart, whole_models_chart
 from lora_np.plots.rank_reduction import decomposition_2d, photograph, scene_3d, singular_values, truncated_loss
+from lora_np.plots.serving import serving_chart
 from lora_np.plots.speed import scaling_chart, speed_chart
 from lora_np.plots.style import save
 
@@ -33,6 +34,7 @@ __all__ = [
     "save",
     "scaling_chart",
     "scene_3d",
+    "serving_chart",
     "singular_values",
     "speed_chart",
     "step_flops",
