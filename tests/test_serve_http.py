@@ -32,6 +32,8 @@ openai = pytest.importorskip("openai", reason=f"openai is {WHY}")
 
 from lora_np.serve.http import create_app, make_server  # noqa: E402
 
+pytestmark = pytest.mark.serve
+
 CONFIG = ln.TransformerConfig(256, 12, 20, 2, 4, 2, 4, max_position_embeddings=600)
 PROMPT = "Sing, goddess"
 JSON = {"Content-Type": "application/json"}
