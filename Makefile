@@ -18,7 +18,7 @@ reproduce: .venv/installed            ## train on real text, draw every figure, 
 	$(PY) -m lora_np reproduce $(ARGS)
 
 lab: .venv/installed                  ## JupyterLab on the course's start page
-	$(BIN)/jupyter lab notebooks/00_start_here.ipynb $(ARGS)
+	$(BIN)/jupyter lab --ServerApp.root_dir=. notebooks/00_start_here.ipynb $(ARGS)
 
 TO ?= my-exercises
 exercises: .venv/installed            ## a copy of the exercises to work in, without solutions: the folder TO=my-exercises

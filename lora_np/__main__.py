@@ -10,13 +10,13 @@ COMMANDS = ("reproduce", "fetch", "train", "generate", "serve", "params", "memor
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0 when it worked, 1 with one line that says what was wrong."""
+    """Run one command; 0 when it worked, or what it returns; 1 with one line that says what was wrong."""
     for stream in (sys.stdout, sys.stderr):  # ΔW, → and × go out as UTF-8, also into a pipe on Windows
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8")
     arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        return arguments.run(arguments) or 0
     except (ValueError, TypeError, KeyError, OSError, RuntimeError, FloatingPointError) as error:
         print(
             f"lora_np {arguments.command}: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr
@@ -25,7 +25,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"lora_np {arguments.command}: stopped", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -18,7 +18,9 @@
 # course you build that from nothing: the forward pass, every gradient by hand, and proofs that they are right. You then train real models with it, and
 # measure what LoRA saves and what it gives up. All of it is NumPy that one can read, without autograd; an ordinary computer is enough.
 #
-# Run the next cell first (click it, then Shift+Enter).
+# The notebooks come with their outputs, so the answer to every question already stands below it. To predict honestly, choose *Edit → Clear Outputs of All Cells* first.
+#
+# Run the next cell (click it, then Shift+Enter).
 
 # %%
 import sys
@@ -30,40 +32,53 @@ try:
     import lora_np as ln
     from lora_np.backend import device_module
 except ImportError as error:
-    raise SystemExit(f"{error}. In a terminal, in the course's folder: `make lab`, or `pip install -e .` and choose that Python as the kernel.") from None
+    raise SystemExit(
+        f"{error}. In a terminal, in the course's folder: `make lab`, "
+        "or `pip install -e .` and choose that Python as the kernel."
+    ) from None
 
-print(f"Python {sys.version.split()[0]}, NumPy {np.__version__}, Matplotlib {matplotlib.__version__}: all is here.")
-gpu = device_module().__name__ == "cupy"
-print("Models are computed", "on the GPU, with CuPy." if gpu else "on the processor, with NumPy, which is all the course needs.")
+python = sys.version.split()[0]
+print(f"Python {python}, NumPy {np.__version__}, Matplotlib {matplotlib.__version__}: all is here.")
+if device_module().__name__ == "cupy":
+    print("Models are computed on the GPU, with CuPy.")
+else:
+    print("Models are computed on the processor, with NumPy, which is all the course needs.")
 
 # %% [markdown]
 # ## In half a minute
 #
-# "tiny" is a language model of a million parameters that has read English prose and writes a byte at a time. Does it know Python code? A few beginnings for it to continue; then
-# LoRA trains a fraction of as many numbers on code; then the same beginnings again. **Predict** what will change: the grammar, the vocabulary, the sense?
+# "tiny" is a language model of a million parameters. It has read English prose about Python, and it writes one byte after the other. Does it know Python code? It gets three beginnings to
+# continue; then LoRA trains a tenth as many numbers on code; then the same three again. **Predict** what will change: the grammar, the vocabulary, the sense?
 
 # %%
 base = ln.load_model("tiny")
 model = ln.get_peft_model(base, ln.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
 model.print_trainable_parameters()
-beginnings = ["def read(", "    return ", "raise ValueError("]
+beginnings = ["if name", "for line in ", "def read("]
 
 
 def continued(model, text):
     """One line: the likeliest byte after the other."""
-    tokens = ln.generate(model, [ln.data.encode(text)], max_new_tokens=45, stop_tokens=ln.data.encode("\n"))[0]
-    return text + ln.data.decode(tokens)
+    prompt, end = ln.data.encode(text), ln.data.encode("\n")
+    more = ln.generate(model, [prompt], max_new_tokens=45, stop_tokens=end)[0]
+    return text + ln.data.decode(more)
 
 
 before = [continued(model, text) for text in beginnings]
-code = ln.data.Batches(ln.data.corpus("code", "train"), batch_size=8, seq_len=64)  # Python's own library, as it is installed here
-history = ln.train(model, code, ln.AdamW(lr=1e-2, weight_decay=0.0), steps=60, schedule=ln.WarmupCosine(60, warmup=5))
+python_library = ln.data.corpus("code", "train")  # the one that is installed here
+code = ln.data.Batches(python_library, batch_size=8, seq_len=64)
+optimizer, schedule = ln.AdamW(lr=1e-2, weight_decay=0.0), ln.WarmupCosine(60, warmup=5)
+history = ln.train(model, code, optimizer, steps=60, schedule=schedule)
 for text, was in zip(beginnings, before, strict=True):
     print(f"\nbefore  {was}\nafter   {continued(model, text)}")
 print(f"\n{len(history.rows)} steps in {history.rows[-1]['seconds']:.0f} s")
 
 # %% [markdown]
-# Where it went on in English it now tries to write code. It makes no sense yet, of a million parameters one cannot ask that; but all that has changed is the narrow product, and one
+# - *Grammar:* yes. A line that begins as code now goes on as code, with its dots, brackets and colons, where it went on as an English sentence before.
+# - *Vocabulary:* yes. `self`, `None` and names with underscores in place of "the" and "of".
+# - *Sense:* no. It looks like Python and means nothing. A million parameters are too few for that; notebook 10 trains a model of 135 million.
+#
+# (LoRA trains as much as a tenth here because the model is so small. The larger the model, the smaller the share: notebook 02 says why.) All that has changed is the narrow product, and one
 # line takes it out again:
 
 # %%
@@ -82,13 +97,13 @@ with model.disable_adapter():
 # | [05 Convergence](05_convergence.ipynb) | LoRA at several ranks against full fine-tuning, each at its own best learning rate | 30 | 02 |
 # | [10 A real language model](10_a_real_language_model.ipynb) | a chat model learns a voice: before and after, and what a step costs | 30 | 02, 05 |
 #
-# The numbers are those of the whole course, of which the others follow. You need Python, the matrix product and the chain rule; no machine-learning library. Each notebook shows the result
+# The numbers have gaps: notebooks 06 to 09 are still to come. You need Python, the matrix product and the chain rule; no machine-learning library. Each notebook shows the result
 # first and asks you to **predict** before it shows more: do, on paper. Minutes are for reading and trying; a notebook runs in under one.
 #
 # ## Exercises
 #
-# `make exercises`, in a terminal in the course's folder, writes a copy of `notebooks/exercises` to work in, without the solutions. You write a function, and `check(your_function)`
-# says whether it is right. If it is not, it names the mistake.
+# `make exercises`, in a terminal in the course's folder, writes ten exercises without their solutions into a new folder `my-exercises`, beside `notebooks`. JupyterLab's file browser, on the left,
+# shows both when it was started with `make lab`. You write a function, and `check(your_function)` says whether it is right. If it is not, it names the mistake.
 #
 # ## JupyterLab in three lines
 #
@@ -98,7 +113,7 @@ with model.disable_adapter():
 #
 # ## The code
 #
-# It is part of the course. `lora_np/ops/` has a file a layer, the forward beside its backward, with the derivation; `lora_np/gradcheck.py` is the proof; `lora_np/peft/lora.py` puts LoRA around a
+# It is part of the course. `lora_np/ops/` has one file per layer, the forward beside its backward, with the derivation; `lora_np/gradcheck.py` is the proof; `lora_np/peft/lora.py` puts LoRA around a
 # linear layer of a model. README lists the rest, from the bottom up.
 #
 # Go on with [The fine-tuning problem](01_the_fine_tuning_problem.ipynb).

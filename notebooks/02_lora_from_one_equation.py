@@ -42,7 +42,8 @@ plots.bypass_diagram();
 # | $\alpha/r$ | a number | the scaling, called $s$ |
 #
 # **Predict before you go on.** $W$ is 4096 × 4096, as in a 7B model, and r = 8. How many times fewer numbers does LoRA train
-# than full fine-tuning: about 10, about 50, or about 250?
+# than full fine-tuning: about 10, about 50, or about 250? (In the picture coral is all of $W$, which full fine-tuning changes. The cyan slivers are no part of it:
+# $A$ and $B$ are new numbers beside $W$.)
 
 # %%
 one_matrix = parameters.one_matrix(4096)
@@ -89,9 +90,11 @@ print("largest difference from the library:", abs(y - y_library).max())
 # ## At the start, nothing has changed
 #
 # $B$ starts at zero, so $BA = 0$, and the adapted model computes what the base computes. Not nearly: bit for bit.
+#
+# The model is "tiny", a language model of a million parameters that has read English prose and writes one byte after the other.
 
 # %%
-base = ln.load_model("tiny")  # a language model of a million parameters that has read English
+base = ln.load_model("tiny")
 print(ln.ledger.count(base))
 tokens = ln.data.encode("The import statement combines two operations;")[None]
 logits, _ = base.forward(tokens)
@@ -103,6 +106,9 @@ print("equal bit for bit:", np.array_equal(logits, adapted))
 model.print_trainable_parameters()
 
 # %% [markdown]
+# Nearly a tenth, and not one 256th? The factor is $d / 2r$, and "tiny" is narrow: with $d = 128$ and $r = 8$ it is $128 / 16 = 8$ for a square matrix, and 12 for the
+# largest ones, 384 × 128. In a model with $d = 4096$ it is 256.
+#
 # ## The gradients, in four lines
 #
 # For a loss $L$ write $dy = \partial L / \partial y$. The chain rule gives, with $h = s \cdot x A^\top$:
@@ -119,8 +125,9 @@ dh = dy @ B  # (n, d) (d, r) → (n, r)
 dA = s * dh.T @ x  # (r, n) (n, k) → (r, k)
 dx = dy @ W + s * dh @ A  # (n, k)
 
-for name, mine, library in zip(("dx", "dA", "dB"), (dx, dA, dB), ln.ops.lora_linear_backward(dy, cache), strict=True):
-    print(f"{name}: largest difference from the library {abs(mine - library).max():.1e}")
+library = ln.ops.lora_linear_backward(dy, cache)
+for name, mine, its in zip(("dx", "dA", "dB"), (dx, dA, dB), library, strict=True):
+    print(f"{name}: largest difference from the library {abs(mine - its).max():.1e}")
 
 # %% [markdown]
 # Two pieces of code that agree may be wrong together. The proof is independent: a *complex step* differentiates the forward
@@ -138,8 +145,9 @@ print(
 # %% [markdown]
 # ## It trains
 #
-# "tiny" has read English prose; now it specialises in Python code, with a fraction of its numbers trained. The loss is measured in
-# nats a byte on code that it does not train on. (On 64 windows, for speed; notebooks 04 and 05 use more of it, so their base differs a little.)
+# Now "tiny", which knows English prose, specialises in Python code, with a fraction of its numbers trained. The loss is measured on code that it does not train on. For each byte it is
+# $-\ln p$, where $p$ is the probability that the model gave to the byte that really came next; the average over all bytes, in *nats per byte*, is what one reads. ("Nats" because the logarithm is the
+# natural one.) A model that knows nothing gives each of the 256 bytes $p = 1/256$, and its loss is $\ln 256 = 5.5$. Sure and right would be 0.
 #
 # **Predict.** After sixty steps, will the frozen $W$ of the first layer have moved?
 
@@ -154,7 +162,9 @@ history = ln.train(
     heldout=ln.data.heldout_batches(ln.data.corpus("code", "heldout"), windows=64),
 )
 heldout = history.column("heldout")
-print(f"held-out loss {heldout[0]:.3f} → {heldout[-1]:.3f} nats a byte")
+print(f"held-out loss {heldout[0]:.3f} → {heldout[-1]:.3f} nats per byte")
+p_first, p_last = np.exp(-heldout[0]), np.exp(-heldout[-1])
+print(f"p of the right byte, its geometric mean: {p_first:.2f} → {p_last:.2f}")
 W_after = base.model.layers[0].self_attn.q_proj.base_layer.weight.value
 print("the frozen weight moved:", not np.array_equal(W_before, W_after))
 
@@ -170,7 +180,8 @@ with_bypass, _ = model.forward(tokens)
 plain = model.merge_and_unload()
 merged, _ = plain.forward(tokens)
 print(type(plain).__name__, "with the same parameters as the base:", ln.ledger.count(plain).total)
-print(f"largest relative change of a logit: {abs(merged - with_bypass).max() / abs(with_bypass).max():.1e} (float32)")
+change = abs(merged - with_bypass).max() / abs(with_bypass).max()
+print(f"largest relative change of a logit: {change:.1e} (float32)")
 
 # %% [markdown]
 # ## Whole models
@@ -184,7 +195,27 @@ plots.whole_models_chart(parameters.whole_models());
 # %% [markdown]
 # ## Try
 #
-# 1. Set `lora_alpha` to 160 and train again. What happens to the loss, and which other knob would have done nearly the same?
+# For each, change the cell under "At the start, nothing has changed", and run it and then the cell under "It trains". The first loads the model anew, so nothing of the last try is left.
+#
+# 1. Set `lora_alpha=160`. What happens to the loss, and which other knob could take it back?
 # 2. `target_modules=["q_proj", "v_proj"]` was the paper's choice. How many parameters does it train here, and how much of the drop
 #    in the loss does it keep? (Notebook 05 measures all four attention matrices.)
-# 3. Initialise *both* $A$ and $B$ at zero. Which gradients are zero then, and does the model ever learn?
+# 3. Start with *both* $A$ and $B$ at zero. Which gradients are zero then, and does the model ever learn? At the end of the first cell, this reaches every factor, and its gradient:
+#
+#    ```python
+#    factors = [p for name, p in model.named_parameters() if "lora_" in name]  # all A and all B
+#    for p in factors:
+#        p.value[:] = 0
+#
+#    loss, cache = model.loss(*ln.data.Batches(ln.data.corpus("code", "train"))[0])
+#    model.backward(cache)
+#    print("largest gradient:", max(abs(p.grad).max() for p in factors))
+#    ```
+#
+# <details><summary>Hints</summary>
+#
+# 1. The loss ends *above* where it began. $\alpha$ multiplies what each step adds to $s\,BA$ by ten; with `lr=1e-3` in place of `1e-2` it ends nearly where it did at first.
+# 2. `model.print_trainable_parameters()` says how many. The share of the drop is (first − last) of the new run over (first − last) of the old one: about two thirds, with a fifth of the numbers.
+# 3. Put $A = 0$ and $B = 0$ into the four lines of the gradients: $h = s\,xA^\top = 0$, so $dB = 0$; $dh = dy\,B = 0$, so $dA = 0$. Nothing moves, and after the step it is as it was.
+#
+# </details>

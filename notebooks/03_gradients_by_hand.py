@@ -18,53 +18,44 @@
 #
 # $$dA \;=\; s\,B^\top dW \qquad\qquad dB \;=\; s\,dW A^\top$$
 #
-# Here are the three, in one layer of a real language model that reads Python code: what full fine-tuning computes in coral, what LoRA computes in cyan.
+# The next cell measures both sides in a real language model that reads Python code. One of its layers has a $W$ of 128 × 384, and LoRA has $r = 8$. **Predict**
+# the shapes of $dA$ and $dB$. (All arrays are float64 in this notebook, because it proves something. $B$ is random, as if it had trained for a while.)
 
 # %%
-from copy import deepcopy
-
 import numpy as np
 
 import lora_np as ln
 from lora_np import plots
+from lora_np.studies import layer_gradients
 
-base = ln.load_model("tiny").astype("float64")  # float64, because we are going to prove something
-config = ln.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", init_lora_weights=False)  # False: B is random, not zero
-model = ln.get_peft_model(base, config)
-batch = ln.data.Batches(ln.data.corpus("code", "train"), batch_size=4, seq_len=64)[0]  # tokens, targets
+model, tokens, targets = layer_gradients.example(r=8)  # a small model with LoRA, and text for it
+layers = layer_gradients.both_ways(model, tokens, targets)  # for each linear layer, by its name:
+name = "model.layers.3.mlp.down_proj"
+one = layers[name]  # A, B and s; dA and dB of LoRA; dW of full fine-tuning
 
-
-def backward_of(model):
-    loss, cache = model.loss(*batch)
-    model.zero_grad()
-    model.backward(cache)
-    return float(loss)
-
-
-full = deepcopy(model).merge_and_unload().unfreeze()  # the same function, as one weight W + sBA per layer, all of it trained
-print(f"loss {backward_of(model):.6f} with the bypass, {backward_of(full):.6f} merged")
-
-name = "model.layers.2.mlp.down_proj"
-layers = {name: m for name, m in model.model.named_modules() if isinstance(m, ln.LoraLinear)}
-A, B, s = layers[name].lora_A["default"], layers[name].lora_B["default"], config.scaling
-dW = dict(full.named_parameters())[f"{name}.weight"].grad
-print("dA = s Bᵀ dW:", np.allclose(A.grad, s * B.value.T @ dW), "  dB = s dW Aᵀ:", np.allclose(B.grad, s * dW @ A.value.T))
-plots.gradient_shadows(dW, A.grad, B.grad, name);
+print("dA = s Bᵀ dW:", np.allclose(one.dA, one.s * one.B.T @ one.dW))
+print("dB = s dW Aᵀ:", np.allclose(one.dB, one.s * one.dW @ one.A.T))
+plots.gradient_shadows(one.dW, one.dA, one.dB, name);
 
 # %% [markdown]
-# This notebook derives these two lines, then the backward pass of every layer of the model. Each derivation ends in a few lines of NumPy and is
+# Coral is what full fine-tuning computes, cyan what LoRA computes, all three to scale. The single entries look like noise; two things do not. The cyan strips are
+# small. And a dark column of $dW$, an input feature that is large for these tokens, comes back as a dark column of $dA$: $B^\top$ mixes the rows of $dW$ and leaves each
+# column in its place. In the same way $A^\top$ mixes the columns and leaves each row in its place in $dB$.
+#
+# This notebook derives the two lines, then the backward pass of every layer of a block. Each derivation ends in a few lines of NumPy and is
 # proven on the spot by a derivative that knows nothing of the derivation.
 #
 # ## One rule
 #
 # For a loss $L$, a number, write $dX$ for $\partial L / \partial X$: it has the shape of $X$, because it says for each entry of $X$ how fast $L$ changes
-# with it. A layer is given $dy$, from the layers above. It owes a gradient for each of its inputs.
+# with it. A layer is given $dy$, from the layers above. It must return a gradient for each of its inputs.
 #
-# Write the forward pass with all its indices. Token $n$, input feature $j$, output feature $i$:
+# Write the forward pass with all its indices. Token $n$, input feature $j$, output feature $i$. ($n$ is an index here; how many tokens there are is $N$,
+# which notebook 02 called n.)
 #
 # $$y_{ni} = \sum_j W_{ij}\, x_{nj}$$
 #
-# The chain rule adds up all the ways on which $W_{ij}$ reaches the loss. It reaches $y_{ni}$ for this one $i$ and for every token $n$, each time with
+# The chain rule adds up all the ways by which $W_{ij}$ reaches the loss. It reaches $y_{ni}$ for this one $i$ and for every token $n$, each time with
 # the factor $x_{nj}$:
 #
 # $$dW_{ij} = \sum_n dy_{ni}\, x_{nj}$$
@@ -114,7 +105,8 @@ dB = dy.T @ h  # (d, N) (N, r) → (d, r)
 dh = dy @ B  # (N, d) (d, r) → (N, r)
 dA = s * dh.T @ x  # (r, N) (N, k) → (r, k)
 
-print("dB:", np.allclose(dB, s * np.einsum("ni,pj,nj->ip", dy, A, x)))  # all indices at once, p for ρ
+# all indices at once, with p for ρ:
+print("dB:", np.allclose(dB, s * np.einsum("ni,pj,nj->ip", dy, A, x)))
 print("dA:", np.allclose(dA, s * np.einsum("ni,ip,nj->pj", dy, B, x)))
 
 # %% [markdown]
@@ -182,7 +174,8 @@ step_errors = {
     method: [abs(derivative(points, h) / silu_slope(points) - 1).max() for h in steps]
     for method, derivative in derivatives.items()
 }
-plots.step_sizes(steps, step_errors, "relative error of the derivative of x / (1 + exp(−x)) in float64, the worst of 20 points");
+what = "relative error of the derivative of x / (1 + exp(−x)), in float64, the worst of 20 points"
+plots.step_sizes(steps, step_errors, what);
 
 # %% [markdown]
 # Read the slopes. On the right, where the bend of $f$ dominates, one line falls with $h$ and two with $h^2$. On the left both differences drown in
@@ -195,29 +188,34 @@ plots.step_sizes(steps, step_errors, "relative error of the derivative of x / (1
 #
 # - *Output:* draw a random $dy$ and take $L = \sum_{ni} dy_{ni}\,y_{ni}$. Its gradient with respect to $y$ is $dy$ itself, so a backward that is given $dy$ must
 #   return the gradients of this $L$.
-# - *Input:* draw a random direction $v$ of the shape of $X$ and step along it: $\operatorname{Im} L(X + ihv)/h = \sum dX \circ v$. One forward pass
-#   tests all entries of $dX$ together. A wrong entry changes the sum, unless the mistake is orthogonal to $v$, which for a random $v$ has probability zero.
+# - *Input:* draw a random direction $v$ of the shape of $X$ and step along it: $\operatorname{Im} L(X + ihv)/h = \sum dX \circ v$, where $\circ$ multiplies entry by entry and the sum
+#   is over all of them. One forward pass tests all entries of $dX$ together. A wrong entry changes the sum, unless the mistake is orthogonal to $v$, which for a random $v$ has probability zero.
 
 # %%
-def check(forward, backward, **inputs):
-    """Each gradient, projected on a random direction, against the complex step. Prints and returns the relative errors."""
+def listed(gradients):
+    return gradients if isinstance(gradients, tuple | list) else [gradients]
+
+
+def errors_of(forward, backward, **inputs):
+    """Each gradient along a random direction, against the complex step: the relative error."""
     y, cache = forward(*inputs.values())
     dy = rng.standard_normal(y.shape)
-    gradients = backward(dy, cache)
-    gradients = gradients if isinstance(gradients, tuple) else (gradients,)
-    h, found = 1e-30, {}
-    for (name, X), dX in zip(inputs.items(), gradients, strict=True):
+    h, errors = 1e-30, {}
+    for (name, X), dX in zip(inputs.items(), listed(backward(dy, cache)), strict=True):
         v = rng.standard_normal(X.shape)
         stepped = inputs | {name: X + 1j * h * v}
         derivative = (dy * forward(*stepped.values())[0]).sum().imag / h  # Im L(X + ihv) / h
         size = max(np.linalg.norm(dX), abs(derivative)) or 1
-        found[name] = abs(derivative - (dX * v).sum()) / size
-        print(f"   d{name:7} {found[name]:.0e}   {'right' if found[name] < 1e-12 else 'WRONG'}")
-    return found
+        errors[name] = abs(derivative - (dX * v).sum()) / size
+    return errors
 
 
-print("our LoRA layer")
-proof = {"LoRA": {"derived": [*check(lora_forward, lora_backward, x=x, A=A, B=B).values()]}}
+def judge(what, errors):
+    verdicts = [f"d{x} {e:.0e} {'right' if e < 1e-12 else 'WRONG'}" for x, e in errors.items()]
+    print(f"{what:27}", "   ".join(verdicts))
+
+
+judge("our LoRA layer", errors_of(lora_forward, lora_backward, x=x, A=A, B=B))
 
 # %% [markdown]
 # Below $10^{-12}$ counts as right. In float64 a correct gradient usually lies between $10^{-15}$ and $10^{-17}$, and a wrong formula is seldom wrong by little. The
@@ -235,10 +233,8 @@ def forgot_s(dy, cache):
     return dx, dA / s, dB
 
 
-print("at the start, B = 0")
-check(lora_forward, forgot_s, x=x, A=A, B=np.zeros_like(B))
-print("later, B random")
-proof["LoRA"]["mistake"] = check(lora_forward, forgot_s, x=x, A=A, B=B)["A"]
+judge("at the start, B = 0", errors_of(lora_forward, forgot_s, x=x, A=A, B=np.zeros_like(B)))
+judge("later, B random", errors_of(lora_forward, forgot_s, x=x, A=A, B=B))
 
 # %% [markdown]
 # At the start $dA = s\,B^\top dW = 0$: the correct gradient is zero, and so is every wrong one that has $B$ as a factor. The check compared 0 with 0.
@@ -255,16 +251,17 @@ def transposed(dy, cache):
     return dy @ W.T, dy.T @ x
 
 
-for what, weight in (("4 × 6", W), ("6 × 6", rng.standard_normal((k, k))), ("6 × 6, the identity", np.eye(k))):
-    print("W", what)
-    try:
-        check(linear_forward, transposed, x=x, W=weight)
-    except ValueError as error:
-        print("  ", str(error).partition(",")[0])
+square = rng.standard_normal((k, k))
+judge("W 6 × 6", errors_of(linear_forward, transposed, x=x, W=square))
+judge("W 6 × 6, the identity", errors_of(linear_forward, transposed, x=x, W=np.eye(k)))
+try:
+    judge("W 4 × 6", errors_of(linear_forward, transposed, x=x, W=W))
+except ValueError as error:
+    print(f"{'W 4 × 6':27}", str(error).partition(",")[0])
 
 # %% [markdown]
-# On an oblong $W$ the product has no shape to take. On a square one it runs, and only the check sees it. On a symmetric one, such as the identity, the
-# wrong formula *is* right, and no check can see it. **Check at a general point: nothing zero, nothing equal, nothing square, nothing symmetric.**
+# With a $W$ that is not square the shapes do not fit, and NumPy refuses the product. With a square one it runs, and only the check sees the mistake. With a
+# symmetric one, such as the identity, the wrong formula *is* right, and no check can see it. **Check at a general point: nothing zero, nothing equal, nothing square, nothing symmetric.**
 #
 # ## What the complex step asks of the code
 #
@@ -277,66 +274,132 @@ for what, weight in (("4 × 6", W), ("6 × 6", rng.standard_normal((k, k))), ("6
 x0, h0 = 1.5, 1e-30
 z = np.array(x0 + 1j * h0)
 print(f"derivative of x² at {x0}: {2 * x0}")
-for name, value in {"x * x": z * z, "abs(x) ** 2": abs(z) ** 2, "x.conj() * x": z.conj() * z}.items():
+ways = {"x * x": z * z, "abs(x) ** 2": abs(z) ** 2, "x.conj() * x": z.conj() * z}
+for name, value in ways.items():
     print(f"{name:13} {value.imag / h0:g}")
 
 # %% [markdown]
 # For real $x$ the three are the same, and a hand-derived gradient of them is equally right. Only the judge is misled: it calls a right gradient wrong. So the library
 # writes `x * x`. (`np.linalg.norm` and `np.vdot` hide an absolute value and a conjugation.)
 #
+# ## The block
+#
+# That was one linear layer. "tiny" is a Transformer, of the kind that Llama made common: a byte becomes a vector, five blocks change the vector, and from what
+# comes out the model says which byte may follow.
+#
+# **bytes → embedding → block → block → block → block → block → RMSNorm → head → softmax: a probability for each next byte**
+#
+# Here is one block. **Predict.** In just one of its four kinds of white boxes each number that goes in reaches a single number that comes out, so that its gradient needs no sum. Which?
+
+# %%
+from lora_np.plots.gradients import block_diagram
+
+block_diagram();
+
+# %% [markdown]
+# | layer | what it is for |
+# |---|---|
+# | linear (`q_proj`, …) | mixes the features of one token; nearly all of the model's numbers are here |
+# | RMSNorm | brings the vector of each token to the same length, so that numbers neither grow nor fade from block to block |
+# | attention | lets a token fetch something from the tokens before it; everywhere else each token is alone |
+# | softmax | inside attention: turns scores into shares that are positive and add up to 1 |
+# | rotary | inside attention: tells it how far apart two tokens are |
+# | SwiGLU | the bend: without it two linear layers in a row would be one |
+# | ⊕ | a *residual*: the half adds to $x$ and does not replace it, so a gradient also passes by unchanged |
+#
+# Five of them are derived below, then the loss with which every backward pass begins. (The embedding and the head are a lookup and a linear layer: `lora_np/ops/`
+# has them too.) To the question: SwiGLU, which works entry by entry. Rotary mixes pairs of features, RMSNorm all features of a token, attention whole tokens.
+#
+# Each layer gets the same three tests. Ours against the library; ours against the complex step; and a mistake that people really make, which the complex
+# step must find. LoRA itself goes first.
+
+# %%
+proof = {}  # layer → the errors of the derived gradients, and that of a mistake
+
+
+def prove(layer, forward, backward, mistake, library, **inputs):
+    y, cache = forward(*inputs.values())
+    dy = rng.standard_normal(y.shape)
+    pairs = zip(listed(backward(dy, cache)), listed(library(dy)), strict=True)
+    print(f"{layer}: at most {max(abs(a - b).max() for a, b in pairs):.0e} from the library")
+    derived, wrong = (errors_of(forward, b, **inputs) for b in (backward, mistake))
+    judge("  as derived", derived)
+    judge("  " + mistake.__name__.replace("_", " "), wrong)
+    proof[layer] = {"derived": [*derived.values()], "mistake": max(wrong.values())}
+
+
+def library(dy):
+    _, cache = ln.ops.lora_linear_forward(x, W, A, B, s)
+    return ln.ops.lora_linear_backward(dy, cache)
+
+
+prove("LoRA", lora_forward, lora_backward, forgot_s, library, x=x, A=A, B=B)
+
+# %% [markdown]
+# **Letters.** From here on they are those of each layer, as the literature writes them, and some start afresh: $d$ is how many features the layer gets, $k$ the keys of
+# attention, and $\rho$, in RMSNorm, one over the root of the mean square. Two more signs: $a \circ b$ multiplies entry by entry, and $\delta_{ij}$ is 1 where $i = j$ and 0 elsewhere.
+#
 # ## Softmax
+#
+# From any numbers $z$, called scores or *logits*, to shares that are positive and add up to 1:
 #
 # $$p_i = \frac{e^{z_i - m}}{\sum_j e^{z_j - m}}$$
 #
 # $m$ is the largest $z$, so that $\exp$ cannot overflow. Complex numbers have no order, hence `z.real.max`: a plain number, not differentiated. May one do
 # that? Yes: $m$ cancels, $p$ does not depend on it, whatever it is.
 #
-# $z_j$ reaches $p_j$ through the numerator, and *every* $p_i$ through the denominator:
+# $z_j$ reaches $p_j$ through the numerator, and *every* $p_i$ through the denominator. Write $p_i = e_i / S$ with $e_i = e^{z_i}$ and $S = \sum_l e_l$. Then
+# $\partial e_i / \partial z_j = \delta_{ij}\,e_i$ and $\partial S / \partial z_j = e_j$, and the quotient rule says
 #
-# $$\frac{\partial p_i}{\partial z_j} = p_i\,(\delta_{ij} - p_j) \qquad\Rightarrow\qquad dz_j = \sum_i dp_i\,p_i\,(\delta_{ij} - p_j) = p_j \Big(dp_j - \sum_i dp_i\,p_i\Big)$$
+# $$\frac{\partial p_i}{\partial z_j} = \frac{\delta_{ij}\,e_i\,S - e_i\,e_j}{S^2} = p_i\,(\delta_{ij} - p_j)$$
+#
+# The chain rule adds up over all $i$. The $\delta_{ij}$ picks the term $i = j$ out of the sum:
+#
+# $$dz_j = \sum_i dp_i\,p_i\,(\delta_{ij} - p_j) = p_j \Big(dp_j - \sum_i dp_i\,p_i\Big)$$
 #
 # The mistake that everybody makes once is to stop after the first term, $dz = p \circ dp$.
 
 # %%
 def softmax_forward(z):
-    e = np.exp(z - z.real.max(axis=-1, keepdims=True))  # (N, k)
-    p = e / e.sum(axis=-1, keepdims=True)  # (N, k) / (N, 1) → (N, k)
+    e = np.exp(z - z.real.max(axis=-1, keepdims=True))  # (N, d)
+    p = e / e.sum(axis=-1, keepdims=True)  # (N, d) / (N, 1) → (N, d)
     return p, p
 
 
 def softmax_backward(dp, p):
-    dot = (dp * p).sum(axis=-1, keepdims=True)  # Σ_i dp_i p_i, a number a row: (N, 1)
-    return p * (dp - dot)  # (N, k)
+    dot = (dp * p).sum(axis=-1, keepdims=True)  # Σ_i dp_i p_i, one number per row: (N, 1)
+    return p * (dp - dot)  # (N, d)
 
 
 def first_term_only(dp, p):
     return p * dp
 
 
-def largest_difference(mine, its):
-    return f"{max(abs(a - b).max() for a, b in zip(mine, its, strict=True)):.0e} from the library at most"
+def library(dp):
+    return ln.ops.softmax_backward(dp, ln.ops.softmax_forward(z)[1])
 
 
-z, dp = rng.standard_normal((2, N, k))
-p, _ = softmax_forward(z)
-dz = softmax_backward(dp, p)
-print(largest_difference([dz], [ln.ops.softmax_backward(dp, ln.ops.softmax_forward(z)[1])]))
-proof["softmax"] = {"derived": [*check(softmax_forward, softmax_backward, z=z).values()]}
-print("the second term missing")
-proof["softmax"]["mistake"] = check(softmax_forward, first_term_only, z=z)["z"]
+N, d = 5, 6  # tokens, features
+z = rng.standard_normal((N, d))
+prove("softmax", softmax_forward, softmax_backward, first_term_only, library, z=z)
 
 # %% [markdown]
 # **Predict.** Adding one number to all $z$ of a row changes nothing. What is then the sum of a row of $dz$, and what is it for the mistake?
 
 # %%
-print("correct:", dz.sum(axis=-1).round(15) + 0.0, "\nmistake:", first_term_only(dp, p).sum(axis=-1).round(3))
+dp = rng.standard_normal((N, d))
+p, _ = softmax_forward(z)
+print("correct:", softmax_backward(dp, p).sum(axis=-1).round(15) + 0.0)
+print("mistake:", first_term_only(dp, p).sum(axis=-1).round(3))
 
 # %% [markdown]
 # Zero for the right one: along a direction in which the output does not change, the gradient has nothing. An invariance is a second, free check, and RMSNorm will have one too.
 #
 # ## Attention
 #
-# One head. Query $t$, key $u$, feature $c$:
+# Each token makes three vectors: a *query* $q$, what it looks for; a *key* $k$, what it can be found by; and a *value* $v$, what it hands over. The scores are the
+# products of a query with all keys, softmax makes shares of them, and the output is the values, mixed in these shares. A token may look back and at itself, never
+# ahead, where the answer stands: that is the causal mask, $u \le t$. One head, query $t$, key $u$, feature $c$:
 #
 # $$z_{tu} = \frac{1}{\sqrt d} \sum_c q_{tc}\,k_{uc}\;\;(u \le t), \qquad p = \operatorname{softmax}(z), \qquad o_{tc} = \sum_u p_{tu}\,v_{uc}$$
 #
@@ -350,7 +413,7 @@ print("correct:", dz.sum(axis=-1).round(15) + 0.0, "\nmistake:", first_term_only
 # %%
 def attention_forward(q, k, v):
     T, d = q.shape
-    mask = np.triu(np.full((T, T), -1e30), k=1)  # added to a forbidden score: exp makes it exactly 0
+    mask = np.triu(np.full((T, T), -1e30), k=1)  # on a forbidden score: exp makes it exactly 0
     z = q @ k.T / np.sqrt(d) + mask  # (T, d) (d, T) → (T, T)
     p, _ = softmax_forward(z)  # over the keys
     return p @ v, (q, k, v, p)  # (T, T) (T, d) → (T, d)
@@ -372,16 +435,20 @@ def dk_without_scale(do, cache):
     return dq, dk * np.sqrt(dk.shape[-1]), dv
 
 
+def library(do):
+    one_head = [a[None, None] for a in (q, key, v)]  # the library wants (batch, heads, T, d)
+    _, cache = ln.ops.attention_forward(*one_head)
+    return [g[0, 0] for g in ln.ops.attention_backward(do[None, None], cache)]
+
+
 T, head = 5, 4
 q, key, v, do = rng.standard_normal((4, T, head))
-o, attention_cache = attention_forward(q, key, v)
-_, its_cache = ln.ops.attention_forward(*(a[None, None] for a in (q, key, v)))  # it wants (batch, heads, T, head)
-print(largest_difference(attention_backward(do, attention_cache), [g[0, 0] for g in ln.ops.attention_backward(do[None, None], its_cache)]))
-proof["attention"] = {"derived": [*check(attention_forward, attention_backward, q=q, k=key, v=v).values()]}
-print("the 1/√d of dk missing")
-proof["attention"]["mistake"] = check(attention_forward, dk_without_scale, q=q, k=key, v=v)["k"]
-dscores = softmax_backward(do @ v.T, attention_cache[3])
-print("largest |dz| at a forbidden place:", abs(np.triu(dscores, k=1)).max())
+ours = attention_forward, attention_backward
+prove("attention", *ours, dk_without_scale, library, q=q, k=key, v=v)
+
+_, (*_, p) = attention_forward(q, key, v)
+dz = softmax_backward(do @ v.T, p)
+print("largest |dz| at a forbidden place:", abs(np.triu(dz, k=1)).max())
 
 # %% [markdown]
 # None of them: a forbidden $p$ is 0, and $dz$ has $p$ as a factor. (Why $-10^{30}$ and not $-\infty$? A complex product with $-\infty$ computes $\infty \cdot 0$, which is not a
@@ -391,6 +458,9 @@ print("largest |dz| at a forbidden place:", abs(np.triu(dscores, k=1)).max())
 # many keys. Insert $dp = do\,v^\top$ to see it.
 #
 # ## RMSNorm
+#
+# Each token's vector is divided by the root of the mean square of its features, here multiplied by $\rho$; then each feature gets a trained factor $w_i$. A tiny constant
+# $\varepsilon$ keeps a vector of zeros from a division by zero.
 #
 # $$y_i = w_i\, x_i\, \rho, \qquad \rho = \Big(\tfrac1d \sum_j x_j^2 + \varepsilon\Big)^{-1/2}$$
 #
@@ -422,26 +492,35 @@ def rho_taken_for_constant(dy, cache):
     return rho * dy * w, rms_norm_backward(dy, cache)[1]
 
 
-w, dn = rng.standard_normal(k), rng.standard_normal((N, k))  # dn: the gradient of what the norm returns
-_, norm_cache = rms_norm_forward(x, w)
-dx, dw = rms_norm_backward(dn, norm_cache)
-print(largest_difference((dx, dw), ln.ops.rms_norm_backward(dn, ln.ops.rms_norm_forward(x, w, eps)[1])))
-proof["RMSNorm"] = {"derived": [*check(rms_norm_forward, rms_norm_backward, x=x, w=w).values()]}
-print("ρ taken for a constant")
-proof["RMSNorm"]["mistake"] = check(rms_norm_forward, rho_taken_for_constant, x=x, w=w)["x"]
+def library(dy):
+    return ln.ops.rms_norm_backward(dy, ln.ops.rms_norm_forward(x, w, eps)[1])
+
+
+x, w = rng.standard_normal((N, d)), rng.standard_normal(d)
+prove("RMSNorm", rms_norm_forward, rms_norm_backward, rho_taken_for_constant, library, x=x, w=w)
 
 # %% [markdown]
 # **Predict.** Twice as long an $x$ gives the same $y$ (up to $\varepsilon$). In which direction can $dx$ then not point?
 
 # %%
-for what, gradient in (("correct", dx), ("mistake", rho_taken_for_constant(dn, norm_cache)[0])):
-    cosine = (gradient * x).sum(axis=-1) / (np.linalg.norm(gradient, axis=-1) * np.linalg.norm(x, axis=-1))
-    print(f"{what}: |cosine of the angle between dx and x| at most {abs(cosine).max():.0e}")
+def cosine(dx):
+    """Of the angle between dx and x, the largest of the N tokens."""
+    lengths = np.linalg.norm(dx, axis=-1) * np.linalg.norm(x, axis=-1)
+    return abs((dx * x).sum(axis=-1) / lengths).max()
+
+
+_, cache = rms_norm_forward(x, w)
+dy = rng.standard_normal((N, d))
+print(f"correct: |cosine| at most {cosine(rms_norm_backward(dy, cache)[0]):.0e}")
+print(f"mistake: |cosine| at most {cosine(rho_taken_for_constant(dy, cache)[0]):.0e}")
 
 # %% [markdown]
-# Along $x$ itself; the two are perpendicular, but for $\varepsilon$. The second term takes out of $\rho\,g$ just the part that points along $x$.
+# Along $x$ itself: the two are perpendicular (not exactly, because of $\varepsilon$). The second term takes out of $\rho\,g$ just the part that points along $x$.
 #
 # ## Rotary embedding
+#
+# So far attention cannot tell whether two tokens are neighbours: its scores know what a token is and not where it is. Rotary embedding turns queries and keys before
+# they are multiplied, each by an angle for its position. The product of two turned vectors depends on the *difference* of the angles: on how far apart the tokens are.
 #
 # Each pair $(x_c, x_{c+d/2})$ of a query or key is turned by an angle $\varphi$ that grows with its position. As a matrix, and its transpose:
 #
@@ -478,19 +557,20 @@ def turned_further(dy, cache):
     return turn(dy, *cache)
 
 
-_, rotary_cache = rotary_forward(q)
-tables = ln.ops.rotary_tables(np.arange(T), head, 10000.0, float)
-print(largest_difference([rotary_backward(do, rotary_cache)], [ln.ops.rotary_backward(do, ln.ops.rotary_forward(q, *tables)[1])]))
-proof["rotary"] = {"derived": [*check(rotary_forward, rotary_backward, q=q).values()]}
-print("turned further instead of back, a single token")
-check(rotary_forward, turned_further, q=q[:1])
-print(f"turned further instead of back, {T} tokens")
-proof["rotary"]["mistake"] = check(rotary_forward, turned_further, q=q)["q"]
+def library(dy):
+    tables = ln.ops.rotary_tables(np.arange(T), head, 10000.0, float)
+    return ln.ops.rotary_backward(dy, ln.ops.rotary_forward(q, *tables)[1])
+
+
+judge("turned further, one token", errors_of(rotary_forward, turned_further, q=q[:1]))
+prove("rotary", rotary_forward, rotary_backward, turned_further, library, q=q)
 
 # %% [markdown]
 # No. A single token stands at position 0, where nothing is turned: again a check at a special point that cannot fail.
 #
 # ## SwiGLU
+#
+# The bend of the MLP. Two linear layers read the same token: $u$ is what may pass, and $g$ opens or closes the gate for each entry of it, by way of the sigmoid $\sigma(g) = 1/(1 + e^{-g})$.
 #
 # $$y = \operatorname{silu}(g) \circ u, \qquad \operatorname{silu}(g) = g\,\sigma(g), \qquad \sigma' = \sigma\,(1 - \sigma)$$
 #
@@ -509,40 +589,46 @@ def swiglu_backward(dy, cache):
     return dy * u * sigma * (1 + g * (1 - sigma)), dy * g * sigma
 
 
-def gate_not_differentiated(dy, cache):
+def sigma_taken_for_constant(dy, cache):
     g, u, sigma = cache
-    return dy * u * sigma, dy * g * sigma  # g σ(g), as if σ did not depend on g
+    return dy * u * sigma, dy * g * sigma
 
 
-g, u = rng.standard_normal((2, N, k))
-_, swiglu_cache = swiglu_forward(g, u)
-print(largest_difference(swiglu_backward(dn, swiglu_cache), ln.ops.swiglu_backward(dn, ln.ops.swiglu_forward(g, u)[1])))
-proof["SwiGLU"] = {"derived": [*check(swiglu_forward, swiglu_backward, g=g, u=u).values()]}
-print("σ taken for a constant")
-proof["SwiGLU"]["mistake"] = check(swiglu_forward, gate_not_differentiated, g=g, u=u)["g"]
+def library(dy):
+    return ln.ops.swiglu_backward(dy, ln.ops.swiglu_forward(g, u)[1])
+
+
+g, u = rng.standard_normal((2, N, d))
+prove("SwiGLU", swiglu_forward, swiglu_backward, sigma_taken_for_constant, library, g=g, u=u)
 
 # %% [markdown]
 # ## Cross-entropy
 #
-# Where the backward pass begins. For logits $z$ and the token $c_n$ that really came next at each of $N$ places:
+# The loss, where every backward pass begins: $-\log$ of the probability that the model gave to the token that really came next. For logits $z$ and that token $c_n$ at each
+# of $N$ places, with $p = \operatorname{softmax}(z)$:
 #
-# $$L = \frac1N \sum_n \Big(\log \sum_j e^{z_{nj}} - z_{n c_n}\Big) \qquad\Rightarrow\qquad dz_{nj} = \frac1N \big(p_{nj} - [\,j = c_n\,]\big), \qquad p = \operatorname{softmax}(z)$$
+# $$L = -\frac1N \sum_n \log p_{n c_n} = \frac1N \sum_n \Big(\log \sum_j e^{z_{nj}} - z_{n c_n}\Big)$$
 #
-# The derivative of log-sum-exp is the softmax. What the model said, minus what it should have said, over $N$.
+# The derivative of the first term is the softmax once more, because $\partial \log S = \partial S / S$. The second term counts only where $j$ is the right token; write $[\,j = c_n\,]$, which is 1 there
+# and 0 elsewhere:
+#
+# $$\frac{\partial}{\partial z_j} \log \sum_l e^{z_l} = \frac{e^{z_j}}{\sum_l e^{z_l}} = p_j \qquad\Rightarrow\qquad dz_{nj} = \frac1N \big(p_{nj} - [\,j = c_n\,]\big)$$
+#
+# What the model said, minus what it should have said, over $N$.
 
 # %%
-targets = rng.integers(0, k, N)
+answers = rng.integers(0, d, N)  # the token that really came next, at each place
 
 
 def cross_entropy_forward(z):
-    m = z.real.max(axis=-1, keepdims=True)  # (N, k) → (N, 1)
-    log_sum = np.log(np.exp(z - m).sum(axis=-1)) + m[:, 0]  # log Σ_j exp z_j: (N, k) → (N,)
-    return (log_sum - z[np.arange(N), targets]).mean(), z  # a number
+    m = z.real.max(axis=-1, keepdims=True)  # (N, d) → (N, 1)
+    log_sum = np.log(np.exp(z - m).sum(axis=-1)) + m[:, 0]  # log Σ_j exp z_j: (N, d) → (N,)
+    return (log_sum - z[np.arange(N), answers]).mean(), z  # a number
 
 
 def cross_entropy_backward(dloss, z):
-    dz, _ = softmax_forward(z)  # (N, k)
-    dz[np.arange(N), targets] -= 1
+    dz, _ = softmax_forward(z)  # (N, d)
+    dz[np.arange(N), answers] -= 1
     return dloss * dz / N
 
 
@@ -550,26 +636,24 @@ def sum_instead_of_mean(dloss, z):
     return N * cross_entropy_backward(dloss, z)
 
 
-loss, _ = cross_entropy_forward(z)
-print(largest_difference([cross_entropy_backward(1.0, z)], [ln.ops.cross_entropy_backward(1.0, ln.ops.cross_entropy_forward(z, targets)[1])]))
-proof["cross-entropy"] = {"derived": [*check(cross_entropy_forward, cross_entropy_backward, z=z).values()]}
-print("the 1/N missing")
-proof["cross-entropy"]["mistake"] = check(cross_entropy_forward, sum_instead_of_mean, z=z)["z"]
+def library(dloss):
+    return ln.ops.cross_entropy_backward(dloss, ln.ops.cross_entropy_forward(z, answers)[1])
+
+
+ours = cross_entropy_forward, cross_entropy_backward
+prove("cross-entropy", *ours, sum_instead_of_mean, library, z=z)
 
 # %% [markdown]
 # ## The verdicts
 #
-# All checks of this notebook, a row a layer. **Predict.** How many powers of ten lie between the worst correct gradient and the least of the mistakes?
+# All proofs of this notebook, one row per layer. **Predict.** How many powers of ten lie between the worst of the correct gradients and the smallest of the mistakes?
 
 # %%
-right = max(max(row["derived"]) for row in proof.values())
-wrong = min(row["mistake"] for row in proof.values())
-plots.relative_errors(
-    proof,
-    1e-12,
-    f"{np.log10(wrong / right):.0f} powers of ten lie between a correct gradient and a mistake",
-    "relative error against the complex step, in float64, a point a tensor",
-);
+worst = max(max(row["derived"]) for row in proof.values())
+least = min(row["mistake"] for row in proof.values())
+title = f"{np.log10(least / worst):.0f} powers of ten lie between a correct gradient and a mistake"
+what = "relative error against the complex step, in float64, one point per gradient"
+plots.relative_errors(proof, 1e-12, title, what);
 
 # %% [markdown]
 # This gap is what the complex step is for. With a central difference the correct gradients would lie where its line above has its lowest point, and a small mistake could
@@ -578,34 +662,37 @@ plots.relative_errors(
 # ## The whole model
 #
 # The layers are right one by one; is their composition? The loss of "tiny" is one function of all its factors $A$ and $B$, so the same check
-# applies to the model as a whole, through five blocks with residuals, grouped heads and a tied embedding. And for each of its adapted layers the two identities of
-# the first picture can be measured: LoRA's gradients from one backward pass, $dW$ from that of the merged model.
+# applies to the model as a whole: through five blocks with their residuals, through attention in four *heads* side by side, of which two and two share keys and values (their
+# gradients add), and up to the loss. And for each of its adapted layers the two identities of the first picture can be measured: LoRA's gradients from one backward pass,
+# $dW$ from that of the model whose bypasses are merged into their weights.
 #
-# **Predict.** The identities are exact on paper. Two backward passes that sum in different orders: to how many digits will they agree?
+# **Predict.** The identities are exact on paper. Two backward passes that sum in different orders: to how many of float64's 16 digits will they agree?
 
 # %%
-def relative(gradient, reference):
-    return np.linalg.norm(gradient - reference) / np.linalg.norm(reference)
-
-
-short = batch[0][:1, :32], batch[1][:1, :32]  # 32 tokens are enough for a proof
+short = tokens[:1, :32], targets[:1, :32]  # 32 tokens are enough for a proof
 verdict = ln.gradcheck_model(model, *short, directions=1).raise_if_wrong()
-print(f"{len(verdict.errors)} gradients of the whole model against the complex step: the worst is off by {max(verdict.errors.values()):.0e}")
+print(f"{len(verdict.errors)} gradients of the whole model against the complex step:")
+print(f"the worst is off by {max(verdict.errors.values()):.0e}")
 
-dWs = {name.removesuffix(".weight"): p.grad for name, p in full.named_parameters()}
+
+def difference(one, other):
+    return np.linalg.norm(one - other) / np.linalg.norm(other)
+
+
 rows = {}
-for name, layer in layers.items():
-    lora_A, lora_B, scaling = layer.lora_A["default"], layer.lora_B["default"], layer.configs["default"].scaling
+for name, g in layers.items():
     row = rows.setdefault(name.rpartition(".")[2], {"dA = s Bᵀ dW": [], "dB = s dW Aᵀ": []})
-    row["dA = s Bᵀ dW"].append(relative(lora_A.grad, scaling * lora_B.value.T @ dWs[name]))
-    row["dB = s dW Aᵀ"].append(relative(lora_B.grad, scaling * dWs[name] @ lora_A.value.T))
+    row["dA = s Bᵀ dW"].append(difference(g.dA, g.s * g.B.T @ g.dW))
+    row["dB = s dW Aᵀ"].append(difference(g.dB, g.s * g.dW @ g.A.T))
+
 worst = max(max(errors) for row in rows.values() for errors in row.values())
-plots.relative_errors(
-    rows,
-    1e-12,
-    f"In all {len(layers)} layers LoRA's gradients are dW, seen through B and A",
-    f"relative difference of the two sides, in float64, a point a layer; the worst is {worst:.0e}",
-);
+print(f"the identities: even in the worst layer {-np.log10(worst):.0f} digits agree")
+title = f"In all {len(layers)} layers LoRA's gradients are dW, seen through B and A"
+what = "relative difference of the two sides, in float64, one point per layer"
+plots.relative_errors(rows, 1e-12, title, what);
+
+# %% [markdown]
+# All but the last one or two of the 16 digits agree. The two passes add the same thousands of terms in different orders, and each addition rounds; a mistake would show in the first digits.
 
 # %% [markdown]
 # ## The first step
@@ -613,19 +700,19 @@ plots.relative_errors(
 # The adapter above had a random $B$. A real one starts at zero. **Predict.** Which of $dA$ and $dB$ are zero at the start, and which after one step?
 
 # %%
-fresh = ln.get_peft_model(ln.load_model("tiny"), ln.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
-batches = ln.data.Batches(ln.data.corpus("code", "train"), batch_size=4, seq_len=64)
+config = ln.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+fresh = ln.get_peft_model(ln.load_model("tiny"), config)
 
 
-def largest_gradients(model):
-    backward_of(model)
-    named = [(name, abs(p.grad).max()) for name, p in model.named_parameters() if p.trainable]
-    return [max(value for name, value in named if f".lora_{factor}." in name) for factor in "AB"]
+def largest_gradients(when):
+    gradients = layer_gradients.both_ways(fresh, tokens, targets).values()
+    dA, dB = max(abs(g.dA).max() for g in gradients), max(abs(g.dB).max() for g in gradients)
+    print(f"{when:15} largest |dA| {dA:.1e}   largest |dB| {dB:.1e}")
 
 
-print("at the start       largest |dA| {:.1e}   largest |dB| {:.1e}".format(*largest_gradients(fresh)))
-ln.train(fresh, batches, ln.AdamW(lr=1e-2), steps=1)
-print("after one step     largest |dA| {:.1e}   largest |dB| {:.1e}".format(*largest_gradients(fresh)))
+largest_gradients("at the start")
+ln.train(fresh, [(tokens, targets)], ln.AdamW(lr=1e-2), steps=1)
+largest_gradients("after one step")
 
 # %% [markdown]
 # $dA = s\,B^\top dW$ is exactly zero while $B$ is. The first step moves $B$ alone; from the second on both learn.
@@ -633,7 +720,8 @@ print("after one step     largest |dA| {:.1e}   largest |dB| {:.1e}".format(*lar
 # %% [markdown]
 # ## What a step costs
 #
-# A product of $(a, b)$ with $(b, c)$ costs $2abc$ operations, a multiplication and an addition for each term. Of the lines above, for $N$ tokens and a layer $d \times k$:
+# A product of $(a, b)$ with $(b, c)$ costs $2abc$ operations (FLOPs), a multiplication and an addition for each term. $k$ and $d$ are again the features that go in
+# and come out. Of the lines at the beginning, for $N$ tokens and one layer:
 #
 # | product | shapes | full fine-tuning | LoRA |
 # |---|---|---|---|
@@ -643,66 +731,66 @@ print("after one step     largest |dA| {:.1e}   largest |dB| {:.1e}".format(*lar
 # | $xA^\top$, $\;dh^\top x$, $\;dh\,A$ | each of sizes N, k and r | | $6Nkr$ |
 # | $hB^\top$, $\;dy^\top h$, $\;dy\,B$ | each of sizes N, d and r | | $6Ndr$ |
 #
-# Is that what the library does? No stopwatch is needed: run its own code on arrays that count the matrix products they take part in.
+# Together $6Nkd$ against $4Nkd + 6Nr(k + d)$. Add that up over the linear layers of "tiny", and compare with the library's ledger, which goes through the live model product by product (a test counts
+# those that a step really computes, `tests/test_flops.py`).
 
 # %%
-class Counted(np.ndarray):
-    """An array like any other, which adds 2abc to `flops` for each matrix product."""
+N, r = 256, 8
+shapes = [g.dW.shape for g in layers.values()]  # (d, k) of each linear layer
+full = sum(6 * N * k * d for d, k in shapes)
+lora = sum(4 * N * k * d + 6 * N * r * (k + d) for d, k in shapes)
 
-    flops = 0
+full_step = ln.ledger.flops(ln.load_model("tiny"), N, seq=64)  # all of it trains
+lora_step = ln.ledger.flops(model, N, seq=64)
+print(f"full  by hand {full:,}   the ledger {full_step.linear.total:,}")
+print(f"LoRA  by hand {lora:,}   the ledger {(lora_step.linear + lora_step.adapter).total:,}")
 
-    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
-        plain = [np.asarray(a) for a in inputs]
-        if ufunc is np.matmul:
-            (a, b), (_, c) = plain[0].shape, plain[1].shape
-            Counted.flops += 2 * a * b * c
-        if out is not None:
-            options["out"] = tuple(np.asarray(a) for a in out)
-        return np.asarray(getattr(ufunc, method)(*plain, **options)).view(Counted)
-
-
-def counted(forward, backward, *shapes):
-    arrays = [np.ones(shape).view(Counted) for shape in shapes]
-    Counted.flops = 0
-    y, cache = forward(*arrays)
-    backward(np.ones(y.shape).view(Counted), cache)
-    return Counted.flops
-
-
-tokens, fan_in, fan_out, rank = 32, 96, 64, 8
-shapes = {"x": (tokens, fan_in), "W": (fan_out, fan_in), "A": (rank, fan_in), "B": (fan_out, rank)}
-full_step = counted(ln.ops.linear_forward, ln.ops.linear_backward, shapes["x"], shapes["W"])
-lora_step = counted(lambda *arrays: ln.ops.lora_linear_forward(*arrays, 2.0), ln.ops.lora_linear_backward, *shapes.values())
-print(f"full  counted {full_step:,}   6Nkd = {6 * tokens * fan_in * fan_out:,}")
-print(f"LoRA  counted {lora_step:,}   4Nkd + 6Nr(k + d) = {4 * tokens * fan_in * fan_out + 6 * tokens * rank * (fan_in + fan_out):,}")
+lowest = shapes[:3]  # q, k and v of the first block
+unneeded = sum(2 * N * k * d + 2 * N * k * r for d, k in lowest)  # their dy W and dh A
+print(f"the dx of the three lowest layers {unneeded:,}")
 
 # %% [markdown]
+# For full fine-tuning the same number. LoRA computes a little less than by hand, by exactly the last line: below the three lowest layers nothing is trained, so nobody needs their $dx$.
+#
+
 # For a square layer, $k = d$, a token costs $6d^2$ against $4d^2 + 12dr$ ([Schulman et al. 2025](https://thinkingmachines.ai/blog/lora/) count the same in
 # multiply-adds, $3N^2$ against $2N^2 + 6Nr$ with $N$ for the width):
 #
 # $$\frac{\text{LoRA}}{\text{full}} = \frac{4d^2 + 12dr}{6d^2} = \frac23 + 2\,\frac rd$$
 #
-# **Predict.** From which rank on is LoRA *dearer* than full fine-tuning, on a layer as wide as a 7B model's, and on one of "tiny"?
+# **Predict.** From which rank on does LoRA cost *more* than full fine-tuning, on a layer as wide as a 7B model's, and on one of "tiny"?
 
 # %%
-ranks, widths = [2**n for n in range(11)], (4096, base.config.hidden_size)
-plots.step_flops(ranks, {d: [(4 * d**2 + 12 * d * r) / (6 * d**2) for r in ranks] for d in widths}, 2 / 3);
+ranks, widths = [2**n for n in range(11)], (4096, 128)
+ratios = {d: [(4 * d**2 + 12 * d * r) / (6 * d**2) for r in ranks] for d in widths}
+plots.step_flops(ranks, ratios, 2 / 3);
 
 # %%
 for width in widths:
-    print(f"d = {width:5,}: r = 8 costs {(4 * width + 12 * 8) / (6 * width):.3f} of a full step; as much as a full step at r = d/6 = {width / 6:.0f}")
+    share = (4 * width + 12 * 8) / (6 * width)
+    print(f"d = {width:5,}: r = 8 costs {share:.3f} of a full step, r = {width / 6:.0f} all of it")
 
 # %% [markdown]
-# So a layer's step is never cheaper than two thirds (but for the lowest layer, whose $dx$ nobody needs); what LoRA saves beyond that is memory, the gradients and the
+# So a layer's step never costs less than two thirds (the lowest layers excepted, whose $dx$ nobody needs); what LoRA saves beyond that is memory, the gradients and the
 # optimizer's state of the frozen weights. Attention, norms and the loss cost the same for both and are not counted. Notebooks 05 and 10 measure seconds.
 #
 # ## Try
 #
-# 1. Add a trained bias, $y_{ni} = \dots + b_i$. Which index is summed in $db$? Write it and check it.
+# 1. Add a trained bias, $y_{ni} = \dots + b_i$. Which index is summed in $db$? Write it and let `errors_of` decide.
 # 2. Put dropout in front of the bypass. A check that draws a *new* mask in each forward pass reports a wrong gradient: why, and what has to be held fixed?
-#    (`ln.gradcheck_model` has an argument for it.)
-# 3. Compose the functions of this notebook into a block, $x + \text{attention}(\text{norm}(x))$, then $x + \text{MLP}(\text{norm}(x))$, with LoRA on one projection, and check $dA$
+# 3. Compose the functions of this notebook into a block, $x + \text{attention}(\text{norm}(x))$, then $x + \text{MLP}(\text{norm}(x))$, with LoRA on one projection, and judge $dA$
 #    and $dB$ through all of it.
 # 4. After the first step of gradient descent from $B = 0$, $\Delta W = -\eta\,s^2\,dW A^\top\!A$. Measure the angle between it and full fine-tuning's $-\eta\,dW$ at several
-#    ranks. How does it shrink with $r$, and is it zero at $r = k$?
-# 5. `notebooks/exercises` asks for the same functions with the answers taken out: $dA$ and $dB$, RMSNorm, attention. `from lora_np.exercises import check` names the mistake it finds.
+#    ranks, with a random $A$ (r, k) and the `one.dW` of the first cell. How does it shrink with $r$, and is it zero at $r = k$?
+# 5. Exercises 3, 8 and 9 ask for $dA$ and $dB$, for RMSNorm and for attention. **Close this notebook, then write them**, from the index rule and not from memory. `make exercises` in a
+#    terminal writes your copy; its `check` names the mistake that it finds.
+#
+# <details><summary>Hints</summary>
+#
+# 1. $db_i = \sum_n dy_{ni}$: the token. In NumPy `dy.sum(axis=0)`, and `errors_of(…, x=x, A=A, B=B, b=b)` says the rest.
+# 2. The complex step compares two evaluations of *one* function; a new mask makes another function. The argument is `dropout_seed` of `ln.gradcheck_model`.
+# 3. Walk the picture of the block from right to left. Where a line parts (at the dots, and behind each RMSNorm) add what comes back.
+# 4. Write $U = dW A^\top\!A$; the cosine is `(U * dW).sum()` over the product of the two norms. For random $A$ it is close to $\sqrt{r / (r + k)}$: almost a right angle at $r = 1$, and still 45° at $r = k$, since
+#    $A^\top\!A$ is not a multiple of the identity.
+#
+# </details>

@@ -205,6 +205,7 @@ PICTURES = {
     "gradient_shadows, wide": lambda: plots.gradient_shadows(*gradients(128, 384)),
     "gradient_shadows, tall": lambda: plots.gradient_shadows(*gradients(384, 128)),
     "gradient_shadows, small": lambda: plots.gradient_shadows(*gradients(6, 9, 2)),
+    "block_diagram": lambda: plots.block_diagram(),
     "step_sizes": lambda: plots.step_sizes(STEPS, STEP_ERRORS, "of a function"),
     "relative_errors": lambda: plots.relative_errors(VERDICTS, 1e-12, "Title", "and what it is"),
     "relative_errors, two series": lambda: plots.relative_errors(BY_LAYER, 1e-12, "Title", "and what it is"),

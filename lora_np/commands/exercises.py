@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
@@ -24,13 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     grade.add_argument(
         "--csv", type=Path, required=True, metavar="FILE", help="the table: a line a student and exercise"
     )
-    grade.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="answers at a time (default: processors)"
-    )
+    grade.add_argument("--workers", type=int, default=None, help="answers at a time (default: processors, 8 at most)")
 
 
-def run(arguments: argparse.Namespace) -> None:
-    {"write": write, "check": check, "grade": grade}[arguments.action](arguments)
+def run(arguments: argparse.Namespace) -> int | None:
+    return {"write": write, "check": check, "grade": grade}[arguments.action](arguments)
 
 
 def write(arguments: argparse.Namespace) -> None:
@@ -43,12 +40,21 @@ def write(arguments: argparse.Namespace) -> None:
     else:
         written = student_edition(arguments.folder, arguments.py)
     print(f"{len(written)} files written to {arguments.folder}; what was there already stays as it was")
+    if written and not arguments.solutions:
+        how = (
+            "write in an editor, and run pytest there"
+            if arguments.py
+            else "`make lab`, or `jupyter lab` here, opens it"
+        )
+        print(f"begin with {written[0]}: {how}")
 
 
-def check(arguments: argparse.Namespace) -> None:
+def check(arguments: argparse.Namespace) -> int:
+    """0 where every answer is right, else 1."""
     from ..exercises import exercises, find_answer
-    from ..exercises.grade import defines
+    from ..exercises.answers import defines
 
+    said = []
     for path in arguments.files:
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {str(path)!r}")
@@ -57,13 +63,15 @@ def check(arguments: argparse.Namespace) -> None:
             known = ", ".join(exercise.function for exercise in exercises())
             raise ValueError(f"{path} defines none of the exercises' functions: {known}")
         for exercise in asked:
-            print(find_answer([path], exercise))
+            said.append(find_answer([path], exercise))
+            print(said[-1])
+    return int(not all(verdict.passed for verdict in said))
 
 
 def grade(arguments: argparse.Namespace) -> None:
     from ..exercises.grade import grade_class, summary, write_csv
 
-    if arguments.workers < 1:
+    if arguments.workers is not None and arguments.workers < 1:
         raise ValueError(f"--workers {arguments.workers}; expected at least 1")
     if arguments.csv.is_dir():
         raise ValueError(f"--csv {arguments.csv} is a folder; name a file")

@@ -9,13 +9,9 @@ import signal
 import sys
 from pathlib import Path
 
+from .contain import CPU_SECONDS, MEMORY, PRINTED, WALL_SECONDS
 from .exercise import exercise
 from .outcome import run_program, to_json
-
-CPU_SECONDS = 1.0  # of processor time: then it is killed, as an endless loop
-MEMORY = 2 << 30  # bytes of address space: a wild allocation raises MemoryError here, and troubles nobody else
-PRINTED = 1 << 20  # bytes of any file: a flood of prints ends there
-RESULT = "outcomes.json"
 
 
 def limit() -> None:
@@ -24,24 +20,33 @@ def limit() -> None:
         import resource
     except ImportError:
         return
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
-    seconds = int(CPU_SECONDS) + 5  # for a program that ignores the timer; counted from the process's start
+    for kind, name, seconds in (
+        (signal.SIGPROF, signal.ITIMER_PROF, CPU_SECONDS),
+        (signal.SIGALRM, signal.ITIMER_REAL, WALL_SECONDS),
+    ):
+        signal.signal(kind, signal.SIG_DFL)  # which ends the process
+        signal.setitimer(name, seconds)
+    seconds = int(CPU_SECONDS) + 5  # for a program that ignores the timers; counted from the process's start
     limits = {resource.RLIMIT_CPU: seconds, resource.RLIMIT_AS: MEMORY, resource.RLIMIT_FSIZE: PRINTED}
     for kind, most in limits.items():
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(kind, (most, most))
 
 
-def main(function: str) -> None:
-    """Read the program from stdin, try it, write the outcomes beside it."""
+def main(function: str, result: Path) -> None:
+    """Read the program from stdin, try it, write the outcomes to `result`."""
     text = sys.stdin.buffer.read().decode("utf-8")
     asked = exercise(function)
+    asked.cases()  # whatever they import
+    result.touch()  # from here on, what goes wrong is the program's
     limit()
-    written = json.dumps([to_json(outcome) for outcome in run_program(text, asked)])
-    Path(RESULT).write_text(written, encoding="utf-8")
+    outcomes = [to_json(outcome) for outcome in run_program(text, asked, BaseException)]
+    result.write_text(json.dumps(outcomes), encoding="utf-8")
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(0)  # whatever threads it left behind
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], Path(sys.argv[2]))

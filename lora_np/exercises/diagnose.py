@@ -1,32 +1,35 @@
-"""From what a function did to what went wrong: which known mistake, made in the solution, does the same on every case?
-
-A mistake is known as an edit of the solution, so the grader can make it, run it, and compare: no rule of thumb decides. Two
-mistakes at once are two edits. What no edit explains is reported as unknown, with the smallest case that shows it.
-"""
+"""From what a function did to a verdict in words: right, a known mistake and its hint, or the smallest case that is wrong."""
 
 from __future__ import annotations
 
-import itertools
-import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from .contain import Stopped, contained
-from .exercise import Case, Exercise, Mistake, mutated
-from .outcome import Odd, Outcome, alike, echo, run_program, same
+from .exercise import Case, Exercise, Mistake, NoAnswer
+from .outcome import Odd, Outcome, alike, echo, is_nan, run_program, same
 from .program import program
+from .recognise import recognised
 
-AT_ONCE = 2  # mistakes that are looked for together
+KINDS = {  # what a verdict may be, as the page for teachers explains it
+    "right": "the function is right on every case, and changed nothing that it should not",
+    "known": "a mistake of the list below, or two of them",
+    "unknown": "wrong on a case, in a way that is not listed: `exercises check FILE` shows the smallest case",
+    "raised": "an exception, with the student's line that raised it",
+    "changed": "an input was changed in place, which its caller still needs",
+    "blank": "not written yet, or not to its end",
+    "stopped": "an endless loop, a flood of prints, an end of the whole process",
+    "unreadable": "no Python, no notebook, or several files that answer the same exercise differently",
+    "missing": "no file defines the function",
+}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the grader says of one answer. kind: "right", "blank", "known", "unknown", "raised", "changed", "stopped",
-    "unreadable" or "missing"; `words` is one line, `details` may be several, `mistakes` are those that were recognised."""
+    """What the grader says of one answer: one of KINDS, one line of words, and perhaps more lines of details."""
 
     function: str
     kind: str
@@ -37,6 +40,10 @@ class Verdict:
     @property
     def passed(self) -> bool:
         return self.kind == "right"
+
+    def with_details(self, more: str) -> Verdict:
+        """The same verdict with something more below it."""
+        return replace(self, details="\n".join(filter(None, [self.details, more])))
 
     def __str__(self) -> str:
         mark = "✓" if self.passed else "✗"
@@ -53,101 +60,51 @@ def verdict(cells: Sequence[str], exercise: Exercise) -> Verdict:
     except SyntaxError as error:
         where = f" (line {error.lineno}: {echo(error.text, 80)})" if error.text else ""
         return Verdict(name, "unreadable", f"Python cannot read its cell: {echo(error.msg)}{where}")
-    outcomes = contained(text, exercise)
+    outcomes, printed = contained(text, exercise)
     if isinstance(outcomes, Stopped):
-        return Verdict(name, "stopped", f"your function {outcomes.words}")
-    return diagnose(outcomes, exercise, text)
+        said = Verdict(name, "stopped", f"your function {outcomes.words}")
+    else:
+        said = diagnose(outcomes, exercise, text)
+    return said if said.passed or not printed else said.with_details(f"  It printed:\n{quoted(printed)}")
 
 
 def diagnose(outcomes: Sequence[Outcome], exercise: Exercise, text: str = "") -> Verdict:
     """What these outcomes, one a case, say of the function that had them. `text` is its program, to quote from."""
     name, cases = exercise.function, exercise.cases()
     expected = list(run_program(exercise.solution, exercise))
-    if len(outcomes) == len(expected) and all(map(alike, outcomes, expected)):
-        changed = sorted({argument for outcome in outcomes for argument in outcome.changed})
-        if changed:
-            what = " and ".join(changed)
-            return Verdict(
-                name, "changed", f"the numbers are right, but it changes {what}, which its caller still needs"
-            )
+    right = len(outcomes) == len(expected) and all(map(alike, outcomes, expected))
+    changed = sorted({argument for outcome in outcomes for argument in outcome.changed})
+    if right and not changed:
         return Verdict(name, "right", f"right on all {len(cases)} cases")
-    if all(outcome.blank for outcome in outcomes):
+    if len(outcomes) != len(expected):
+        return Verdict(name, "stopped", "your function left no outcome for some of the cases")
+    failing = [i for i, (mine, theirs) in enumerate(zip(outcomes, expected, strict=True)) if not alike(mine, theirs)]
+    if failing and all(outcomes[i].blank for i in failing):
         return Verdict(name, "blank", "not written yet: put your answer where NotImplementedError is raised")
-    found = recognised(outcomes, exercise)
-    if found:
-        words = " and ".join(mistake.name for mistake in found) + "."
-        if len(found) == 1:
-            return Verdict(name, "known", f"{words} {found[0].hint}", found)
-        hints = "\n".join(f"  – {mistake.hint}" for mistake in found)
-        return Verdict(name, "known", f"two mistakes at once: {words}", found, hints)
-    failing = [i for i, (mine, right) in enumerate(zip(outcomes, expected, strict=False)) if not alike(mine, right)]
-    i = min(failing, key=lambda i: size(cases[i]))
+    if found := recognised(outcomes, expected, exercise) if failing else ():
+        return known(name, found)
+    if changed:
+        numbers = "the numbers are right, but it" if right else "it"
+        return Verdict(name, "changed", f"{numbers} changes {' and '.join(changed)}, which its caller still needs")
+    i = min(failing, key=lambda i: (outcomes[i].raised is None, size(cases[i])))  # an exception says most
     if outcomes[i].raised is not None:
         everywhere = len({outcome.raised for outcome in outcomes}) == 1  # then the case has nothing to do with it
         return Verdict(name, "raised", raised(outcomes[i], text), details="" if everywhere else shown(cases[i]))
     words = f"wrong, and not one of the {len(exercise.mistakes)} mistakes I know."
     if outcomes[i].value is None:
         words = "it returns nothing: does every path end in a return?"
-    details = f"{shown(cases[i])}\n{comparison(outcomes[i].value, expected[i].value)}"
+    elif all(is_nan(outcome.value) for outcome in outcomes):
+        words = "it comes to NaN, which is 0/0, ∞ − ∞ or 0·∞: which line makes the first one?"
+    details = f"{shown(cases[i])}\n{comparison(outcomes[i].value, expected[i].value, exercise)}"
     return Verdict(name, "unknown", words, details=details)
 
 
-# ------------------------------------------------------------------------------------------------- the mistakes, made here
-
-
-def recognised(outcomes: Sequence[Outcome], exercise: Exercise) -> tuple[Mistake, ...]:
-    """The mistake that comes to the same on every case, or the two that together do; none where nothing known does.
-
-    Where more than one of a kind explains the outcomes, the cases cannot tell, and the first is named.
-    """
-    if all(outcome.raised for outcome in outcomes):
-        return ()  # an exception everywhere says nothing but itself
-    with ONE_AT_A_TIME:
-        for known in edited(exercise):
-            if all(map(alike, outcomes, known)):
-                return known.mistakes
-    return ()
-
-
-class Known:
-    """One mistake, or two, made in the solution: iterating gives what that comes to, a case after the other.
-
-    A case is tried when somebody asks for it, and once: most programs are dropped at their first.
-    """
-
-    def __init__(self, mistakes: tuple[Mistake, ...], text: str, exercise: Exercise) -> None:
-        self.mistakes, self.text = mistakes, text
-        self.seen: list[Outcome] = []
-        self.to_come = run_program(text, exercise)
-
-    def __iter__(self) -> Iterator[Outcome]:
-        yield from self.seen
-        for outcome in self.to_come:
-            self.seen.append(outcome)
-            yield outcome
-
-
-ONE_AT_A_TIME = (
-    threading.Lock()
-)  # a class is graded in threads, and two must not ask the same program for its next case
-
-
-@cache
-def edited(exercise: Exercise) -> tuple[Known, ...]:
-    """Every known mistake, and every two that can be made together, single ones first."""
-    solution = exercise.solution
-    single = [(mistake, variant) for mistake in exercise.mistakes for variant in mistake.variants]
-    known = []
-    for count in range(1, AT_ONCE + 1):
-        for edits in itertools.combinations(single, count):
-            mistakes = tuple(mistake for mistake, _ in edits)
-            if len(set(mistakes)) < count:
-                continue  # two ways to make the same mistake
-            texts = (mutated(solution, list(order)) for order in itertools.permutations(edits))
-            text = next((text for text in texts if text is not None), None)
-            if text is not None:
-                known.append(Known(mistakes, text, exercise))
-    return tuple(known)
+def known(name: str, found: tuple[Mistake, ...]) -> Verdict:
+    """The verdict that names these mistakes, each with its hint."""
+    if len(found) == 1:
+        return Verdict(name, "known", f"{found[0].name}. {found[0].hint}", found)
+    hints = "\n".join(f"  {i}. {mistake.name}. {mistake.hint}" for i, mistake in enumerate(found, 1))
+    return Verdict(name, "known", f"{len(found)} mistakes at once.", found, hints)
 
 
 # ------------------------------------------------------------------------------------------------------ what to show of it
@@ -161,41 +118,61 @@ def size(case: Case) -> int:
 def raised(outcome: Outcome, text: str) -> str:
     """What was raised, in one line that quotes the student's own."""
     lines = text.splitlines()
-    quoted = f" at `{echo(lines[outcome.line - 1], 90)}`" if outcome.line and outcome.line <= len(lines) else ""
-    words = echo(outcome.raised or "", 240)
-    if words.startswith("MemoryError") or "ArrayMemoryError" in words:
-        return f"it asks for far more memory than the answer needs{quoted}: {words}"
-    if words.startswith("SystemExit"):
-        return f"it ends the program (sys.exit or exit){quoted}, where it should return"
-    return f"it raises {words}{quoted}"
+    quote = f" at `{echo(lines[outcome.line - 1], 90)}`" if outcome.line and outcome.line <= len(lines) else ""
+    kind, _, message = echo(outcome.raised or "", 240).partition(": ")
+    if kind == NoAnswer.__name__:
+        return message
+    if "MemoryError" in kind:
+        return f"it asks for far more memory than the answer needs{quote}: {message}"
+    if kind == "SystemExit":
+        return f"it ends the program (sys.exit or exit){quote}, where it should return"
+    return f"it raises {kind}{message and f': {message}'}{quote}"
 
 
 def shown(case: Case) -> str:
-    """The case for a reader: each argument with its shape and, where they are few, its values."""
-    lines = [f"  {name} = {value_text(value)}" for name, value in case.arguments.items()]
+    """The case for a reader, and to be pasted into a cell: each argument, where it has few numbers with all of them."""
+    lines = [f"  {name} = {value_text(value, len(name) + 5)}" for name, value in case.arguments.items()]
     return "\n".join([f"  The smallest case that shows it ({case.label}):", *lines])
 
 
-def comparison(mine: Any, right: Any) -> str:
+def comparison(mine: Any, right: Any, exercise: Exercise) -> str:
     """What came out beside what was expected, down to the part that differs."""
-    where = ""
+    where: list[str] = []
     while isinstance(mine, tuple | dict) and isinstance(right, type(mine)) and len(mine) == len(right):
         keys = list(right) if isinstance(right, dict) else range(len(right))
         if isinstance(right, dict) and mine.keys() != right.keys():
             break
         key = next(key for key in keys if not same(mine[key], right[key]))
-        where, mine, right = f"{where}[{key!r}]", mine[key], right[key]
-    of = f" (part {where} of the answer)" if where else ""
-    return f"  expected{of}: {value_text(right)}\n  got{of}:      {value_text(mine)}"
+        where.append(exercise.returns[key] if not where and key in range(len(exercise.returns)) else str(key))
+        mine, right = mine[key], right[key]
+    of = f" for {', '.join(where)}" if where else ""
+    lines = [f"  got{of}: {value_text(mine, 8 + len(of))}"]
+    if isinstance(mine, np.ndarray) and np.shape(mine) == np.shape(right) and mine.dtype.kind in "biuf":
+        dtype = f", in {mine.dtype}" if mine.dtype != np.float64 else ""
+        lines.append(f"  largest difference {abs(mine - right).max():.2g}{dtype}")
+    if exercise.tells:
+        lines.insert(0, f"  expected{of}: {value_text(right, 13 + len(of))}")
+    return "\n".join(lines)
 
 
-def value_text(value: Any) -> str:
-    """A value as a student reads it: an array with its shape, and its numbers where there are at most 24."""
+def value_text(value: Any, indent: int = 0) -> str:
+    """A value as one writes it in Python, its further lines indented; of an array with more than 24 numbers the shape."""
     if isinstance(value, np.ndarray):
-        numbers = np.array2string(value, precision=4, suppress_small=True, separator=", ").replace("\n", "\n      ")
-        return f"array of shape {value.shape}" + (f":\n      {numbers}" if value.size <= 24 else "")
+        if value.size > 24:
+            return f"an array of shape {value.shape}"
+        text = np.array2string(value, precision=6, suppress_small=True, separator=", ", prefix=" " * (indent + 9))
+        return f"np.array({text})  # {value.shape}"
     if isinstance(value, tuple | list):
-        return f"({', '.join(value_text(item) for item in value)})"
+        inner = ", ".join(value_text(item, indent) for item in value)
+        return f"[{inner}]" if isinstance(value, list) else f"({inner}{',' * (len(value) == 1)})"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {value_text(item)}" for key, item in value.items()) + "}"
-    return value.words if isinstance(value, Odd) else echo(f"{value:.10g}" if isinstance(value, float) else str(value))
+        return "{" + ", ".join(f'"{key}": {value_text(item, indent)}' for key, item in value.items()) + "}"
+    if isinstance(value, np.random.Generator):
+        return "np.random.default_rng(…)"
+    return value.words if isinstance(value, Odd) else echo(f"{value:.10g}" if isinstance(value, float) else repr(value))
+
+
+def quoted(printed: str, most: int = 8) -> str:
+    """The first lines of what a program printed."""
+    lines = [f"    {echo(line, 110)}" for line in printed.splitlines() if line.strip()]
+    return "\n".join(lines[:most] + ["    …"] * (len(lines) > most))

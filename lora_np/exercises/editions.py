@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..files import write_atomically
 from ..notebooks import execute
+from .diagnose import KINDS
 from .exercise import SOURCES, Exercise, exercises, with_solution, without_solution
 
 TERMINAL = "test_answers.py"  # what makes `pytest` work in a folder of answers
@@ -70,8 +71,14 @@ def teachers_page() -> str:
     total = sum(exercise.minutes for exercise in exercises())
     rows.append(f"| | all | | {total} | |")
     template = (SOURCES / TEACHERS).read_text(encoding="utf-8")
+    kinds = "\n".join(f"| {kind} | {meaning} |" for kind, meaning in KINDS.items())
     count = sum(len(exercise.mistakes) for exercise in exercises())
-    for mark, text in {"exercises": "\n".join(rows), "mistakes": "\n".join(wrong).strip(), "count": str(count)}.items():
+    for mark, text in {
+        "exercises": "\n".join(rows),
+        "mistakes": "\n".join(wrong).strip(),
+        "count": str(count),
+        "kinds": kinds,
+    }.items():
         template = template.replace(f"<!-- {mark} -->", text)
     return template
 

@@ -14,6 +14,7 @@ from .program import percent_cells, program
 
 SOURCES = Path(__file__).parent / "sources"
 BEGIN, END = "# BEGIN SOLUTION", "# END SOLUTION"
+BLANK = 'raise NotImplementedError("your answer goes here")'  # where the student edition has the answer to be written
 
 Variant = Mapping[str, str]  # what is written instead of what, in the solution
 
@@ -43,6 +44,10 @@ class Mistake:
             object.__setattr__(self, field, value)
 
 
+class NoAnswer(Exception):
+    """What a function returned is of another kind than what was asked for; the message says what it returned."""
+
+
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
     """The plainest observation: what the function returns."""
     return function(*arguments)
@@ -55,8 +60,11 @@ class Exercise:
     function: the function to write. title, minutes, needs: for people (`needs`: what to have read or done before).
     cases: makes the cases, seeded, the same each time; together they tell the mistakes apart.
     in_place: the arguments that the function is to change. It may change no other.
+    returns: what the parts of its answer are called ("dx", "dw"), for messages.
     observe: (function, *arguments) → what is compared. Where random numbers or a state are the subject, it says what of
         them counts ("uniform", "the same mask"), so that every right answer looks alike, and every mistake like itself.
+        Where an answer is of another kind altogether, it raises NoAnswer with what it is.
+    tells: whether a message may show what was expected; where `observe` says it in words, that would be the answer.
     """
 
     function: str
@@ -66,7 +74,9 @@ class Exercise:
     cases: Callable[[], list[Case]]
     mistakes: tuple[Mistake, ...]
     in_place: tuple[str, ...] = ()
+    returns: tuple[str, ...] = ()
     observe: Callable[..., Any] = call
+    tells: bool = True
 
     @property
     def source(self) -> Path:
@@ -107,7 +117,7 @@ def without_solution(text: str) -> str:
 
     def blank(found: re.Match[str]) -> str:
         indent = found[1]
-        return f'{indent}raise NotImplementedError("your answer goes here")\n' if indent else "# *Your answer:*\n"
+        return f"{indent}{BLANK}\n" if indent else "# *Your answer:*\n"
 
     return SOLUTION.sub(blank, text)
 

@@ -1,90 +1,21 @@
-"""Grading: a function in a notebook, a file, and a class of submissions."""
+"""Grading a class: every answer of every student, whatever some of them do, and a table for a spreadsheet."""
 
 from __future__ import annotations
 
 import csv
-import inspect
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..files import write_atomically
 from ..progress import Progress
-from .diagnose import Verdict, verdict
-from .exercise import Exercise, exercise, exercises
+from .answers import SUFFIXES, answer_files, find_answer
+from .diagnose import Verdict
+from .exercise import Exercise, exercises
 from .outcome import echo
-from .program import cells_of
-
-SUFFIXES = (".ipynb", ".py")
-
-
-def check(function: Callable[..., Any]) -> None:
-    """Print what the grader says of the function you wrote: right, or which mistake it makes and a hint.
-
-    Its name says which exercise it answers. It runs in a process of its own, with what it uses of your notebook.
-    Raises KeyError where no exercise asks for a function of that name, TypeError for what is no function of yours.
-    """
-    if not inspect.isfunction(function):
-        raise TypeError(f"check takes the function that you wrote, as in check(lora_forward), not {function!r}")
-    asked = exercise(function.__name__)
-    print(verdict(cells_around(function), asked))
-
-
-def cells_around(function: Callable[..., Any]) -> list[str]:
-    """The cells that a notebook has run so far (IPython keeps them as `In`), or those of the file that defines `function`.
-
-    Raises TypeError where its text is nowhere, as for one typed into a plain Python prompt.
-    """
-    path = inspect.getsourcefile(function)
-    if path is not None and Path(path).is_file() and not function.__globals__.get("In"):
-        return cells_of(path)
-    if isinstance(executed := function.__globals__.get("In"), list):
-        return [cell for cell in executed if isinstance(cell, str)]
-    raise TypeError(f"the text of {function.__name__} is nowhere to be read: write it in a notebook or in a .py file")
-
-
-def grade_file(path: str | os.PathLike[str], exercise: Exercise) -> Verdict:
-    """The verdict on the answer in one notebook or .py file; a file that cannot be read has one too."""
-    try:
-        cells = cells_of(Path(path))
-    except (ValueError, OSError) as error:
-        return Verdict(exercise.function, "unreadable", echo(str(error)))
-    return verdict(cells, exercise)
-
-
-def find_answer(files: Sequence[Path], exercise: Exercise) -> Verdict:
-    """The verdict on the file that answers the exercise: the one that is named after it, or else the one that defines it."""
-    name = exercise.function
-    named = [path for path in files if path.stem.endswith(name)]
-    found = named or [path for path in files if defines(path, name)]
-    if not found:
-        return Verdict(name, "missing", f"there is no function {name} here")
-    if len(found) > 1:
-        listed = echo(", ".join(path.name for path in found))
-        return Verdict(name, "unreadable", f"more than one file answers it ({listed}): which one counts?")
-    return grade_file(found[0], exercise)
-
-
-def answer_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """The notebooks and .py files in `folder` and below, but for what Jupyter and Python keep for themselves."""
-    folder = Path(folder)
-    paths = [path for path in sorted(folder.rglob("*")) if path.suffix in SUFFIXES and path.is_file()]
-    return [path for path in paths if not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)]
-
-
-def defines(path: Path, function: str) -> bool:
-    """Whether the file says `def function`, without reading it as a program."""
-    try:
-        return f"def {function}(" in path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-
-
-# ---------------------------------------------------------------------------------------------------------------- a class
 
 
 @dataclass(frozen=True)
@@ -95,40 +26,54 @@ class Graded:
     verdict: Verdict
 
 
+def processors() -> int:
+    """Those that this process may use, 8 at most: in a container that is fewer than the machine has."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, 8)
+
+
 def grade_class(
-    submissions: str | os.PathLike[str], asked: Sequence[Exercise] | None = None, workers: int = 2
+    submissions: str | os.PathLike[str], asked: Sequence[Exercise] | None = None, workers: int | None = None
 ) -> list[Graded]:
     """Grade every submission in the folder: a folder a student, or a file a student; `workers` answers at a time.
 
     What a submission does, to itself or to the checks that came with it, changes no other's grade: each answer runs in a
-    process of its own, and is compared here with the installed catalogue.
+    process of its own, and is compared here with the installed catalogue. What is neither folder nor notebook has its rows
+    too, so that nothing that was handed in is lost from sight.
 
     Raises FileNotFoundError where the folder is not there, ValueError where it holds no submission.
     """
     folder, asked = Path(submissions), list(asked or exercises())
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {str(folder)!r}: it holds a folder for each student, with their notebooks")
-    handed_in = [path for path in sorted(folder.iterdir()) if _handed_in(path)]
-    students = {path.name if path.is_dir() else path.stem: path for path in handed_in}
-    if not students:
+    handed_in = [path for path in sorted(folder.iterdir()) if not path.name.startswith((".", "__"))]
+    if not any(path.is_dir() or path.suffix.lower() in SUFFIXES for path in handed_in):
         raise ValueError(f"nobody handed in anything: {str(folder)!r} holds neither folders nor notebooks")
-    files = {student: answer_files(path) if path.is_dir() else [path] for student, path in students.items()}
-    jobs = [(student, exercise) for student in students for exercise in asked]
+    jobs = [(path, exercise) for path in handed_in for exercise in asked]
+    names, workers = student_names(handed_in), workers or processors()
+    graded = []
     with Progress(len(jobs), "grading", unit="answer", lines=True) as bar, ThreadPoolExecutor(workers) as pool:
-        graded = []
-        for (student, _), said in zip(jobs, pool.map(lambda job: _judged(files[job[0]], job[1]), jobs), strict=True):
-            graded.append(Graded(student, said))
+        for (path, _), said in zip(jobs, pool.map(_judged, *zip(*jobs, strict=True)), strict=True):
+            graded.append(Graded(names[path], said))
             bar.update()
     return graded
 
 
-def _handed_in(path: Path) -> bool:
-    return not path.name.startswith((".", "__")) and (path.is_dir() or path.suffix in SUFFIXES)
+def student_names(handed_in: Sequence[Path]) -> dict[Path, str]:
+    """A folder's name, a file's without its ending; the whole name where two would be the same."""
+    short = {path: path.name if path.is_dir() else path.stem for path in handed_in}
+    often = Counter(short.values())
+    names = {path: name if often[name] == 1 else path.name for path, name in short.items()}
+    return {path: name.encode("utf-8", "backslashreplace").decode() for path, name in names.items()}
 
 
-def _judged(files: Sequence[Path], exercise: Exercise) -> Verdict:
+def _judged(path: Path, exercise: Exercise) -> Verdict:
+    if not path.is_dir() and path.suffix.lower() not in SUFFIXES:
+        return Verdict(
+            exercise.function, "unreadable", "this is neither a folder nor a notebook: is it to be unpacked?"
+        )
     try:
-        return find_answer(files, exercise)
+        return find_answer(answer_files(path) if path.is_dir() else [path], exercise)
     except Exception as error:  # a fault of the grader's: it is reported as one, and the class goes on
         return Verdict(exercise.function, "unreadable", f"the grader failed on it: {echo(repr(error))}")
 
@@ -137,7 +82,9 @@ def write_csv(graded: Sequence[Graded], path: str | os.PathLike[str]) -> None:
     """A line a student and exercise, passed 1 or 0. The file is whole or not there."""
 
     def write(path: Path) -> None:
-        with path.open("w", encoding="utf-8-sig", newline="") as file:  # the mark tells spreadsheets that it is UTF-8
+        with path.open(
+            "w", encoding="utf-8-sig", errors="backslashreplace", newline=""
+        ) as file:  # the mark tells spreadsheets that it is UTF-8
             rows = csv.writer(file)
             rows.writerow(["student", "exercise", "passed", "result", "mistakes", "words"])
             for row in graded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import math
 import os
@@ -17,7 +18,7 @@ from .exercise import Case, Exercise, fresh
 
 ANSWER = "<your answer>"  # the file name that a student's program goes by in tracebacks
 RTOL, ATOL = 1e-9, 1e-12  # float64 in another order of the same operations
-MOST_BYTES = 10_000  # of an array that is kept: the right answers have some hundred
+MOST_BYTES, MOST_PARTS = 10_000, 3_000  # of what is kept: the right answers have some hundred
 
 
 @dataclass(frozen=True)
@@ -44,45 +45,66 @@ class Odd:
         return False
 
 
-def run_program(text: str, exercise: Exercise) -> Iterator[Outcome]:
-    """Execute the program, then try its function on one case after the other. What it raises is an outcome, even SystemExit."""
+def run_program(text: str, exercise: Exercise, catch: type[BaseException] = Exception) -> Iterator[Outcome]:
+    """Execute the program, then try its function on one case after the other. What it raises is an outcome.
+
+    A statement beside the function that raises is passed over, unless it turns out to be missing. `catch`: BaseException
+    where SystemExit and an interrupt are the program's doing too.
+    """
     cases = exercise.cases()  # made before anything of the student's runs
     namespace: dict[str, Any] = {"__name__": "__main__"}
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of the compiler, about `x is 2`
-            exec(compile(text, ANSWER, "exec"), namespace)
-        function = namespace[exercise.function]
-    except BaseException as error:  # in the program around the function
-        yield from [_raised(error)] * len(cases)
-    else:
-        yield from (run_case(function, exercise, case) for case in cases)
+    passed_over: list[Outcome] = []
+    with warnings.catch_warnings(action="ignore"):  # of the compiler, about `x is 2`
+        statements = [compile(ast.Module([node], []), ANSWER, "exec") for node in ast.parse(text).body]
+    for statement in statements:
+        try:
+            exec(statement, namespace)
+        except catch as error:
+            passed_over.append(_raised(error))
+    function = namespace.get(exercise.function)
+    for case in cases:
+        outcome = run_case(function, exercise, case, catch) if callable(function) else Outcome(raised="NameError")
+        missing = (outcome.raised or "").startswith("NameError")
+        yield passed_over[-1] if missing and passed_over else outcome
 
 
-def run_case(function: Callable[..., Any], exercise: Exercise, case: Case) -> Outcome:
+def run_case(
+    function: Callable[..., Any], exercise: Exercise, case: Case, catch: type[BaseException] = Exception
+) -> Outcome:
     """Call `function` on copies of the case's arguments, by position, and note what came of it."""
     arguments, before = fresh(case), fresh(case)
     try:
         with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
             value = plain(exercise.observe(function, *arguments.values()))
-    except BaseException as error:
+    except catch as error:
         return _raised(error)
     if exercise.in_place:
         value = {"returned": value} | {name: plain(arguments[name]) for name in exercise.in_place}
-    mine = before.keys() - set(exercise.in_place)
-    changed = [name for name in before if name in mine and not same(plain(arguments[name]), plain(before[name]))]
+    others = [name for name in before if name not in exercise.in_place]
+    changed = [name for name in others if not same(plain(arguments[name]), plain(before[name]))]
     return Outcome(value, changed=tuple(changed))
 
 
 def _raised(error: BaseException) -> Outcome:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == ANSWER]
-    words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    try:
+        message = str(error)
+    except Exception:  # a class of the student's
+        message = ""
+    words = f"{type(error).__name__}: {message}" if message else type(error).__name__
     return Outcome(raised=words[:500], line=lines[-1] if lines else None)
 
 
-def plain(value: Any, depth: int = 0) -> Any:
+def plain(value: Any, budget: list[int] | None = None) -> Any:
     """`value` of None, bools, numbers, strings, NumPy arrays, and tuples, lists and dicts of them; all else is Odd."""
-    if value is None or isinstance(value, bool | str):
+    budget = [MOST_PARTS] if budget is None else budget
+    budget[0] -= 1
+    if budget[0] < 0:
+        return Odd("something with thousands of parts")
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return value[:1000]
     if isinstance(value, np.random.Generator):
         return None  # drawing from it changes it, as it should
     if isinstance(value, np.generic | np.ndarray):
@@ -91,11 +113,19 @@ def plain(value: Any, depth: int = 0) -> Any:
         return value.item() if value.ndim == 0 else np.array(value)
     if isinstance(value, int | float):
         return value if isinstance(value, float) or abs(value) < 1 << 63 else float("inf")
-    if isinstance(value, tuple | list) and len(value) < 1000 and depth < 5:
-        return tuple(plain(item, depth + 1) for item in value)
-    if isinstance(value, dict) and len(value) < 1000 and depth < 5:
-        return {str(key): plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(plain(item, budget) for item in value[:MOST_PARTS])
+    if isinstance(value, dict):
+        return {str(key)[:100]: plain(item, budget) for key, item in list(value.items())[:MOST_PARTS]}
     return Odd(f"a {type(value).__name__}")
+
+
+def is_nan(value: Any) -> bool:
+    """Whether a plain value is made of NaN alone."""
+    if isinstance(value, tuple | dict):
+        parts = list(value.values() if isinstance(value, dict) else value)
+        return any(part is not None for part in parts) and all(part is None or is_nan(part) for part in parts)
+    return isinstance(value, float | np.ndarray) and np.size(value) > 0 and bool(np.isnan(value).all())
 
 
 def same(a: Any, b: Any) -> bool:

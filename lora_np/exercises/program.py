@@ -1,16 +1,22 @@
 """From a notebook, a .py file or the cells that were run: the program behind one function, and nothing that it does not need.
 
-A student's notebook also draws, trains and tries things. Of all its statements only those run here that bind a name which the
-function needs, directly or through others: so a check is quick, and a broken cell elsewhere does no harm.
+A student's notebook also draws, trains and tries things. Of all its statements only those run here that give a value to a global
+name which the function reads, directly or through others: so a check is quick, and a broken cell elsewhere does no harm.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import re
+import symtable
+import tokenize
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+RUN_AS_PYTHON = re.compile(r"%%(time|capture|prun)\b")  # cell magics above a cell of Python whose names stay
+MAGIC = re.compile(r"^\s*[%!?]|^\s*[\w., ]+=\s*[%!]|\?\s*$")  # %matplotlib inline, !ls, files = !ls, np.mean?
 
 
 def cells_of(path: str | Path) -> list[str]:
@@ -19,86 +25,138 @@ def cells_of(path: str | Path) -> list[str]:
     Raises ValueError for a file that is neither, naming it.
     """
     path = Path(path)
+    is_notebook = path.suffix.lower() == ".ipynb"
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix != ".ipynb":
-            return percent_cells(text)
-        return [_joined(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
-    except (ValueError, KeyError, TypeError, AttributeError):  # not UTF-8, no JSON, or JSON that is no notebook
-        raise ValueError(f"{path.name} is no readable {'notebook' if path.suffix == '.ipynb' else 'text'}") from None
+        if not is_notebook:
+            with tokenize.open(path) as file:  # as Python reads it: a mark at its start, or a coding line
+                return percent_cells(file.read())
+        cells = json.loads(path.read_text(encoding="utf-8-sig"))["cells"]
+        return [_joined(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    except (ValueError, KeyError, TypeError, AttributeError, SyntaxError, RecursionError):
+        raise ValueError(f"{path.name} is no readable {'notebook' if is_notebook else 'text'}") from None
+
+
+def percent_cells(text: str) -> list[str]:
+    """The code cells of a jupytext file's text: `# %%` begins a cell, `# %% [markdown]` one of words, in comments."""
+    cells: list[list[str]] = [[]]
+    is_code = True
+    for line in text.replace("\r\n", "\n").split("\n"):
+        if line.startswith("# %%"):
+            is_code = "[markdown]" not in line
+            cells.append([])
+        elif is_code or not line.startswith("#"):
+            cells[-1].append(line)
+    return ["\n".join(cell) for cell in cells if any(map(str.strip, cell))]
 
 
 def program(cells: Sequence[str], function: str) -> str:
     """The statements that `function` needs, in their order, as one text.
 
-    Raises KeyError where no cell defines it, SyntaxError where the cell that should cannot be read.
+    Raises KeyError where no cell gives that name a value, SyntaxError where the cell that should cannot be read.
     """
     statements: list[Statement] = []
     broken: list[tuple[str, SyntaxError]] = []
-    for cell in map(_without_magics, cells):
+    for cell in cells:
         try:
-            statements += _statements(cell)
+            statements += read_cell(cell.replace("\r\n", "\n"))
         except (SyntaxError, ValueError, RecursionError) as error:  # ValueError: a null byte
             broken.append((cell, error if isinstance(error, SyntaxError) else SyntaxError(str(error))))
-    if not any(statement.defines == function for statement in statements):
+    if not any(function in statement.binds for statement in statements):
         for cell, error in broken:
             if f"def {function}" in cell:
                 raise error
         raise KeyError(f"there is no function {function}")
-    needed, wanted = set(), {function}
+    wanted, kept = {function}, {i for i, statement in enumerate(statements) if "*" in statement.binds}
+    seen: set[str] = set()
     while wanted:
-        needed |= wanted
-        reads = [statement.reads for statement in statements if statement.binds & wanted]
-        wanted = set().union(*reads) - needed
-    return "\n".join(s.text for s in statements if s.binds & needed or "*" in s.binds) + "\n"
+        name = wanted.pop()
+        seen.add(name)
+        for i in value_of(name, statements):
+            kept.add(i)
+            wanted |= statements[i].reads - seen
+    return "\n".join(statements[i].text for i in sorted(kept)) + "\n"
 
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement at the top of a cell: the names it gives a value to ("*": nobody knows), and those it reads."""
+    """A statement at the top of a cell.
+
+    binds: the names it gives a value to ("*": nobody knows). changes: those whose value it changes from inside, as in
+    `settings["r"] = 8` or `layers.append(x)`. reads: the global names that it or a function in it reads.
+    """
 
     text: str
-    defines: str | None
     binds: frozenset[str]
+    changes: frozenset[str]
     reads: frozenset[str]
 
 
-def _statements(cell: str) -> Iterator[Statement]:
-    lines = cell.splitlines()
-    for node in ast.parse(cell).body:
-        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
-        names = [inner for inner in ast.walk(node) if isinstance(inner, ast.Name)]
-        reads = frozenset(name.id for name in names if isinstance(name.ctx, ast.Load))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            defines, binds = node.name, {node.name}
-        else:
-            defines, binds = None, {name.id for name in names if not isinstance(name.ctx, ast.Load)}
-            for inner in ast.walk(node):
-                if isinstance(inner, ast.alias):
-                    binds.add(inner.asname or inner.name.split(".")[0])
-                elif isinstance(inner, ast.FunctionDef | ast.ClassDef):
-                    binds.add(inner.name)  # inside an if or a try
-        yield Statement("\n".join(lines[first - 1 : node.end_lineno]), defines, frozenset(binds), reads)
+def value_of(name: str, statements: Sequence[Statement]) -> list[int]:
+    """The statements that make the last value of `name`: the last that sets it without reading it, and what changes it then."""
+    touching = [i for i, s in enumerate(statements) if name in s.binds | s.changes]
+    imported = [i for i in touching if statements[i].text.startswith(("import ", "from "))]
+    if imported and touching[-1] in imported:
+        return [touching[-1]]
+    fresh = [i for i in touching if name in statements[i].binds and name not in statements[i].reads]
+    defined = [i for i in touching if name in statements[i].binds and _is_definition(statements[i])]  # may call itself
+    first = max([*fresh, *defined], default=0)
+    changed = [i for i in touching if i >= first]
+    return [i for i in changed if i not in imported or i == first]
 
 
-def _without_magics(cell: str) -> str:
-    """IPython's own lines (%matplotlib, !pip, ?help) are no Python; a cell that begins with %% is not a program at all."""
+def read_cell(cell: str) -> Iterator[Statement]:
+    """Its statements. IPython's own lines are no Python, and are left out where the cell cannot be read with them."""
     if cell.lstrip().startswith("%%"):
-        return ""
-    return "\n".join("" if line.lstrip()[:1] in ("%", "!", "?") else line for line in cell.splitlines())
+        first, _, rest = cell.lstrip().partition("\n")
+        cell = rest if RUN_AS_PYTHON.match(first) else ""
+    try:
+        body = ast.parse(cell).body
+    except SyntaxError:
+        cell = "\n".join("" if MAGIC.search(line) else line for line in cell.split("\n"))
+        body = ast.parse(cell).body
+    lines = cell.split("\n")
+    for node in body:
+        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+        yield read_statement(node, "\n".join(lines[first - 1 : node.end_lineno]))
 
 
-def percent_cells(text: str) -> list[str]:
-    """The code cells of a jupytext file's text: `# %%` begins a cell, `# %% [markdown]` one of words."""
-    cells: list[list[str]] = [[]]
-    is_code = True
-    for line in text.splitlines():
-        if line.startswith("# %%"):
-            is_code = "[markdown]" not in line
-            cells.append([])
-        elif is_code:
-            cells[-1].append(line)
-    return ["\n".join(cell) for cell in cells if cell]
+def read_statement(node: ast.stmt, text: str) -> Statement:
+    table = symtable.symtable(ast.unparse(node), "cell", "exec")
+    top = table.get_symbols()
+    binds = {s.get_name() for s in top if s.is_assigned() or s.is_imported()}
+    if any(isinstance(inner, ast.alias) and inner.name == "*" for inner in ast.walk(node)):
+        binds.add("*")
+    return Statement(text, frozenset(binds), frozenset(_changed(node)), frozenset(_global_reads(table)))
+
+
+def _is_definition(statement: Statement) -> bool:
+    return statement.text.lstrip().startswith(("def ", "async def ", "class ", "@"))
+
+
+def _global_reads(table: symtable.SymbolTable) -> Iterator[str]:
+    """What is read of the global names: at the top every name, in a function those that are not its own."""
+    for symbol in table.get_symbols():
+        if (symbol.is_referenced() or symbol.is_declared_global()) and (
+            table.get_type() == "module" or symbol.is_global()
+        ):
+            yield symbol.get_name()
+    for inner in table.get_children():
+        yield from _global_reads(inner)
+
+
+def _changed(node: ast.stmt) -> Iterator[str]:
+    """The names whose value a statement changes without setting them."""
+    targets: list[ast.expr] = []
+    if isinstance(node, ast.Assign | ast.AugAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        targets = [target for target in targets if isinstance(target, ast.Attribute | ast.Subscript)]
+    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Attribute):
+        targets = [node.value.func]
+    for target in targets:
+        while isinstance(target, ast.Attribute | ast.Subscript):
+            target = target.value
+        if isinstance(target, ast.Name):
+            yield target.id
 
 
 def _joined(source: str | Iterable[str]) -> str:

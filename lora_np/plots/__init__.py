@@ -7,7 +7,7 @@ picture shows twice.
 from lora_np.plots.bypass import bypass_diagram
 from lora_np.plots.convergence import learning_rates, loss_curves, recovered_gain
 from lora_np.plots.finetuning import before_after, learned_and_forgotten
-from lora_np.plots.gradients import gradient_shadows, relative_errors, step_flops, step_sizes
+from lora_np.plots.gradients import block_diagram, gradient_shadows, relative_errors, step_flops, step_sizes
 from lora_np.plots.memory import memory_bill
 from lora_np.plots.merging import combinations_chart, merge_drift
 from lora_np.plots.parameters import one_matrix_chart, whole_models_chart
@@ -18,6 +18,7 @@ from lora_np.plots.style import save
 
 __all__ = [
     "before_after",
+    "block_diagram",
     "bypass_diagram",
     "combinations_chart",
     "decomposition_2d",

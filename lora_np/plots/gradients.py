@@ -1,4 +1,4 @@
-"""Gradients by hand: what LoRA sees of the full gradient, how well each layer's formula is proven, and what a step costs."""
+"""Gradients by hand: a block, what LoRA sees of the full gradient, how well each formula is proven, and what a step costs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyBboxPatch
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from lora_np.plots.style import (
@@ -17,16 +19,17 @@ from lora_np.plots.style import (
     HALO,
     INK,
     LORA,
+    LORA_DARK,
     LORA_LIGHT,
     OTHERS,
     PAPER,
     axes_at,
+    blank,
     for_text,
     new_figure,
     note,
     picture,
     rank_axis,
-    signed_colours,
 )
 
 # ------------------------------------------------------------------------------- the full gradient and its two shadows
@@ -36,8 +39,8 @@ from lora_np.plots.style import (
 def gradient_shadows(dW: np.ndarray, dA: np.ndarray, dB: np.ndarray, name: str = "one layer") -> Figure:
     """Full fine-tuning's dW (d, k) in coral, and in cyan what LoRA computes instead: dA (r, k) below it, dB (d, r) beside it.
 
-    An entry is a cell; the sides are to scale, ink is negative and each matrix has a colour scale of its own. `name` is
-    the layer's, for the subtitle. Raises ValueError where the shapes do not belong together.
+    One cell per entry, the darker the larger its absolute value; the sides are to scale, and each matrix has a colour
+    scale of its own. `name` is the layer's, for the subtitle. Raises ValueError where the shapes do not belong together.
     """
     (d, k), r = dW.shape, dA.shape[0]
     if dA.shape != (r, k) or dB.shape != (d, r):
@@ -50,12 +53,12 @@ def gradient_shadows(dW: np.ndarray, dA: np.ndarray, dB: np.ndarray, name: str =
         9,
         tall,
         f"LoRA computes {r * (d + k):,} numbers of gradient where full fine-tuning computes {d * k:,}",
-        f"{name}, r = {r}; a cell is an entry, ink is negative, each matrix on a colour scale of its own",
+        f"{name}, r = {r}; one cell per entry, darker where its absolute value is larger",
     )
     top = bottom + narrow + gap
-    _matrix(axes_at(figure, left, top, wide, high), dW, FULL)
-    _matrix(axes_at(figure, left, bottom, wide, narrow), dA, LORA)
-    _matrix(axes_at(figure, left + wide + gap, top, narrow, high), dB, LORA)
+    _matrix(axes_at(figure, left, top, wide, high), dW, FULL, for_text(FULL, 9))
+    _matrix(axes_at(figure, left, bottom, wide, narrow), dA, LORA, LORA_DARK)
+    _matrix(axes_at(figure, left + wide + gap, top, narrow, high), dB, LORA, LORA_DARK)
 
     sheet = axes_at(figure, 0, 0, 9, tall, xlim=(0, 9), ylim=(0, tall))
     sheet.set_axis_off()
@@ -72,14 +75,113 @@ def gradient_shadows(dW: np.ndarray, dA: np.ndarray, dB: np.ndarray, name: str =
     return figure
 
 
-def _matrix(ax: Axes, values: np.ndarray, colour: str) -> None:
-    limit = np.percentile(abs(values), 98) or 1  # dW has a few large entries, which would leave the rest white
-    ax.imshow(values, cmap=signed_colours(colour), vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+def _matrix(ax: Axes, values: np.ndarray, colour: str, dark: str) -> None:
+    shades = LinearSegmentedColormap.from_list("absolute value", [PAPER, colour, dark])
+    limit = np.percentile(abs(values), 99) or 1  # dW has a few large entries, which would leave the rest white
+    ax.imshow(abs(values), cmap=shades, vmin=0, vmax=limit, aspect="auto", interpolation="nearest")
     ax.set_xticks([])
     ax.set_yticks([])
     ax.grid(False)
     for spine in ax.spines.values():
         spine.set(visible=True, color=colour)
+
+
+# ------------------------------------------------------------------------------------------------ a block, as boxes
+
+STREAM, BRANCH = 0.42, 1.62  # heights in a row: of the line that x runs along, and of the branch above it, in inches
+GREY_WASH = "#eceef1"  # the palette's grey, thinned with paper
+Spot = tuple[float, float]
+
+
+@picture()
+def block_diagram() -> Figure:
+    """One block of a Llama model, its attention half above its MLP half: linear layers in grey with LoRA's cyan bypass.
+
+    Takes no table: it draws which layer reads what. Ink frames are the layers without an adapter.
+    """
+    figure = new_figure(
+        9,
+        6.4,
+        "One block of the model: each half adds something to the x that runs through",
+        "attention takes from the tokens before; the MLP works on each token alone",
+    )
+    ax = blank(axes_at(figure, 0, 0, 9, 6.4, xlim=(0, 9), ylim=(0, 6.4)))
+
+    low = 3.05  # the attention half
+    x_in = _half(ax, low, "x", "x + attention(norm(x))", plus=8.0, result="y")
+    _layer(ax, (1.6, low + BRANCH), "RMSNorm")
+    ins = [_layer(ax, (3.1, low + BRANCH + up), name, lora=True) for name, up in _stack("q_proj", "k_proj", "v_proj")]
+    _layer(ax, (4.55, low + BRANCH + 0.3), "rotary", high=1.0)
+    _layer(ax, (5.85, low + BRANCH), "softmax(q kᵀ) v", wide=1.2, high=1.6)
+    _layer(ax, (7.2, low + BRANCH), "o_proj", lora=True)
+    _arrow(ax, x_in, (x_in[0], low + BRANCH), (1.15, low + BRANCH))
+    for letter, (_, height) in zip("qkv", ins, strict=True):
+        _arrow(ax, (2.05, low + BRANCH), (2.3, low + BRANCH), (2.3, height), (2.65, height))
+        stop = 5.25 if letter == "v" else 4.1
+        _arrow(ax, (3.55, height), (stop, height))
+        ax.text(3.82, height + 0.07, f"${letter}$", ha="center", fontsize=12)
+        if letter != "v":
+            _arrow(ax, (5.0, height), (5.25, height))
+    _arrow(ax, (6.45, low + BRANCH), (6.75, low + BRANCH))
+    _arrow(ax, (7.65, low + BRANCH), (8.0, low + BRANCH), (8.0, low + STREAM + 0.17))
+
+    low = 0.55  # the MLP half
+    x_in = _half(ax, low, "y", "y + MLP(norm(y))", plus=8.0, result="z")
+    _layer(ax, (1.6, low + BRANCH), "RMSNorm")
+    ins = [_layer(ax, (3.3, low + BRANCH + up), name, lora=True) for name, up in _stack("gate_proj", "up_proj")]
+    _layer(ax, (5.2, low + BRANCH), "SwiGLU", high=1.1)
+    _layer(ax, (6.8, low + BRANCH), "down_proj", lora=True)
+    _arrow(ax, x_in, (x_in[0], low + BRANCH), (1.15, low + BRANCH))
+    for letter, (_, height) in zip("gu", ins, strict=True):
+        _arrow(ax, (2.05, low + BRANCH), (2.3, low + BRANCH), (2.3, height), (2.85, height))
+        _arrow(ax, (3.75, height), (4.75, height))
+        ax.text(4.2, height + 0.07, f"${letter}$", ha="center", fontsize=12)
+    _arrow(ax, (5.65, low + BRANCH), (6.35, low + BRANCH))
+    _arrow(ax, (7.25, low + BRANCH), (8.0, low + BRANCH), (8.0, low + STREAM + 0.17))
+
+    _layer(ax, (0.62, 0.32), "", lora=True, wide=0.4, high=0.22)
+    ax.text(0.92, 0.32, "linear layer: W frozen, A and B trained", va="center", fontsize=9.5)
+    _layer(ax, (4.72, 0.32), "", wide=0.4, high=0.22)
+    ax.text(5.02, 0.32, "layer without an adapter; its backward is derived below", va="center", fontsize=9.5)
+    return figure
+
+
+def _stack(*names: str) -> list[tuple[str, float]]:
+    """(name, height above the middle) of layers side by side, the first on top."""
+    return [(name, 0.6 * ((len(names) - 1) / 2 - i)) for i, name in enumerate(names)]
+
+
+def _half(ax: Axes, low: float, name: str, formula: str, plus: float, result: str) -> Spot:
+    """The stream of one half, from `name` over the ⊕ at `plus` to `result`; returns where the branch leaves it."""
+    height = low + STREAM
+    ax.text(0.3, height, f"${name}$", ha="center", va="center", fontsize=17)
+    _arrow(ax, (0.5, height), (plus - 0.17, height))
+    ax.add_patch(Circle((0.8, height), 0.05, fc=INK, ec="none", zorder=3))
+    ax.add_patch(Circle((plus, height), 0.17, fc=PAPER, ec=INK, lw=1.6, zorder=3))
+    ax.text(plus, height, "+", ha="center", va="center_baseline", fontsize=15, zorder=4)
+    _arrow(ax, (plus + 0.17, height), (8.5, height))
+    ax.text(8.7, height, f"${result}$", ha="center", va="center", fontsize=17)
+    ax.text((0.8 + plus) / 2, height + 0.09, formula, ha="center", color=FAINT_INK, fontsize=9.5)
+    return 0.8, height
+
+
+def _layer(ax: Axes, middle: Spot, name: str, lora: bool = False, wide: float = 0.9, high: float = 0.42) -> Spot:
+    """A box with the layer's name; one with an adapter is grey and has a cyan strip at its foot. Returns `middle`."""
+    (x, y), shape = middle, "round,pad=0,rounding_size=0.05"
+    look = {"fc": GREY_WASH, "ec": FROZEN} if lora else {"fc": PAPER, "ec": INK}
+    ax.add_patch(FancyBboxPatch((x - wide / 2, y - high / 2), wide, high, boxstyle=shape, lw=1.4, zorder=2, **look))
+    if lora:
+        strip = (x - wide / 2, y - high / 2 - 0.09)
+        ax.add_patch(FancyBboxPatch(strip, wide, 0.06, boxstyle="square,pad=0", fc=LORA, ec="none", zorder=2))
+    ax.text(x, y, name, ha="center", va="center", fontsize=9.5, zorder=3)
+    return middle
+
+
+def _arrow(ax: Axes, *stops: Spot) -> None:
+    """A line through `stops`, with a head at the last."""
+    ax.plot(*zip(*stops, strict=True), color=INK, lw=1.3, solid_joinstyle="round", zorder=1)
+    head = {"arrowstyle": "-|>", "color": INK, "lw": 1.3, "shrinkA": 0, "shrinkB": 0}
+    ax.annotate("", stops[-1], stops[-2], arrowprops=head)
 
 
 # --------------------------------------------------------------------------------------- which numerical derivative
@@ -99,7 +201,7 @@ LABELS = {  # method → (h, error) beside its line, and on which side of that t
 
 @picture()
 def step_sizes(h: Sequence[float], errors: Mapping[str, Sequence[float]], subtitle: str = "") -> Figure:
-    """Relative error of a numerical derivative against its step h, both logarithmic, a line a method of `STEPS`.
+    """Relative error of a numerical derivative against its step h, both logarithmic: one line per method of `STEPS`.
 
     An error is drawn at least as large as half the spacing of float64, under which it means nothing.
     """
@@ -149,7 +251,7 @@ def relative_errors(
     title: str,
     subtitle: str = "",
 ) -> Figure:
-    """A row for each of `errors`, and in it a point for each error of each series, on a logarithmic axis.
+    """One row per entry of `errors`, and in it one point per error of each series, on a logarithmic axis.
 
     `errors` is row → series → one relative error or several. Series called "derived" and "mistake" have looks of their
     own (green, ink); others are of LoRA and cyan. Left of the line at `tolerance` an error is rounding. An error of 0 is
@@ -203,7 +305,7 @@ def _has_zero(errors: Mapping[str, Mapping[str, float | Sequence[float]]]) -> bo
 
 @picture()
 def step_flops(ranks: Sequence[int], ratios: Mapping[int, Sequence[float]], floor: float) -> Figure:
-    """A LoRA step's FLOPs over a full fine-tuning step's, for one d × d layer, against the rank r; a cyan line a width d.
+    """A LoRA step's FLOPs over a full fine-tuning step's, for one d × d layer, against the rank r; one cyan line per width d.
 
     `ratios` is d → the ratio at each of `ranks`; `floor` is the share of the frozen products, which no rank avoids.
     """

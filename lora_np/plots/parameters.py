@@ -48,7 +48,7 @@ def one_matrix_chart(table: Table, drawn_rank: int = 8) -> Figure:
     figure = new_figure(
         9,
         tall,
-        f"One {side} × {side} matrix: LoRA trains slivers of it",
+        f"In place of one {side} × {side} matrix, LoRA trains two slivers beside it",
         "bars and areas are drawn to scale; nothing is magnified",
     )
     _bars(axes_at(figure, 0.8, 0.72, 4.5, tall - 1.6), rows, full)
@@ -86,7 +86,7 @@ def _areas(ax: Axes, side: int, row: dict[str, Any]) -> None:
     cyan = for_text(LORA)
     ax.text(-gap - r - 0.03 * side, side / 2, f"B: {side} × {r}", ha="right", va="center", color=cyan, rotation=90)
     ax.text(side / 2, side + gap + r + 0.03 * side, f"A: {r} × {side}", ha="center", va="bottom", color=cyan)
-    ax.set(xlim=(-0.2 * side, side), ylim=(0, 1.2 * side))
+    ax.set(xlim=(-0.2 * side, 1.06 * side), ylim=(0, 1.2 * side))
     ax.set_anchor("E")
 
 

@@ -39,21 +39,27 @@ ANSWERS = {
     ),
     "there is no weight decay": answer(new="factors[key] = p - lr * step"),
     "the decay does not know the learning rate": answer(new="factors[key] = p - lr * step - weight_decay * p"),
-    "the decay acts on weights that have taken the step already": answer(
-        new="p = p - lr * step\n        factors[key] = p - lr * weight_decay * p"
-    ),
+    "the decay comes after the step": answer(new="p = p - lr * step\n        factors[key] = p - lr * weight_decay * p"),
     "both factors share one state": answer(slots="s = state['A']"),
     "only the first factor gets a step": answer(
         new="factors[key] = p - lr * (step + weight_decay * p)\n        return"
     ),
     "epsilon stands inside the root": answer(denominator="below = np.sqrt(eps + v / c2)"),
+    "the decay has the wrong sign": answer(new="factors[key] = p - lr * (step - weight_decay * p)"),
+    "epsilon is added before v is corrected": answer(
+        denominator="below = v**0.5 + eps", step="step = c2**0.5 / c1 * m / below"
+    ),
+    "the step is made with the old averages": answer(keep="(s['m'], m), (s['v'], v) = (m, s['m']), (v, s['v'])"),
+    "neither the weights nor the averages are stored": answer(
+        keep="", new="p = p - lr * (step + weight_decay * p)\n    return p, m, v"
+    ),
     "epsilon is left out of the step": answer(denominator="below = np.sqrt(v / c2)"),
     "the step divides by v without a root": answer(denominator="below = eps + v / c2"),
     "v averages the gradient without squaring it": answer(v="v = beta2 * s['v'] + (1 - beta2) * abs(g)"),
-    "the new gradient enters an average with its full weight": answer(
+    "the new gradient enters an average at full weight": answer(
         m="m = g + beta1 * s['m']", v="v = g * g + beta2 * s['v']"
     ),
-    "the old and the new part of an average have swapped their weights": answer(
+    "the two weights of an average are swapped": answer(
         m="m = s['m'] + beta1 * (g - s['m'])", v="v = s['v'] + beta2 * (g * g - s['v'])"
     ),
     "beta1 and beta2 are swapped": answer(
@@ -69,7 +75,7 @@ ANSWERS = {
 }
 
 UNKNOWN = [
-    answer(new="factors[key] = p - lr * (step - weight_decay * p)"),  # the weights grow
+    answer(new="factors[key] = p - lr * (step + weight_decay * np.sign(p))"),  # every weight shrinks by as much
     answer(c1="c1 = 1 + beta1**t", c2="c2 = 1 + beta2**t"),
     answer(denominator="below = (v + eps) ** 0.5 / c2"),
 ]

@@ -22,8 +22,8 @@ def answer(**changed: str) -> str:
 
 
 ANSWERS = {
-    "the softmax is differentiated without its second term": answer(dz="dz = dp * p"),
-    "the softmax is differentiated without its outer factor p": answer(dz="dz = dp - (dp * p).sum(1)[:, None]"),
+    "the softmax's derivative lacks its second term": answer(dz="dz = dp * p"),
+    "the softmax's derivative lacks its outer factor p": answer(dz="dz = dp - (dp * p).sum(1)[:, None]"),
     "a token does not see itself": answer(mask="z = np.where(np.tri(t, k=-1, dtype=bool), z, -1e30)"),
     "a token sees one token ahead": answer(mask="z = np.where(np.tri(t, k=1, dtype=bool), z, -1e30)"),
     "there is no causal mask": answer(mask=""),
@@ -48,19 +48,21 @@ ANSWERS = {
         shares="p = p / np.sum(p, axis=0)[None, :]",
     ),
     "the softmax's sum has lost its axis": answer(shares="p = p / np.sum(p, axis=1)"),
-    "the inner sum of the softmax's derivative runs over the queries": answer(
-        dz="dz = p * dp - p * np.einsum('tu,tu->u', p, dp)"
-    ),
-    "the inner sum of the softmax's derivative has lost its axis": answer(
-        dz="dz = p * dp - p * np.einsum('tu,tu->t', p, dp)"
-    ),
-    "the inner sum of the softmax's derivative runs over everything": answer(dz="dz = p * dp - p * np.vdot(p, dp)"),
+    "the derivative's inner sum runs over the queries": answer(dz="dz = p * dp - p * np.einsum('tu,tu->u', p, dp)"),
+    "the derivative's inner sum has lost its axis": answer(dz="dz = p * dp - p * np.einsum('tu,tu->t', p, dp)"),
+    "the derivative's inner sum runs over everything": answer(dz="dz = p * dp - p * np.vdot(p, dp)"),
     "dq and dk are swapped": answer(dq="dq = (q.T @ dz).T * s", dk="dk = dz @ k * s"),
+    "dv is returned first": answer(out="return dv, dq, dk"),
+    "dp is transposed": answer(dp="dp = np.einsum('tc,uc->ut', do, v)"),
+    "the maximum is taken over forbidden scores too": answer(
+        mask="", exp="p = np.tri(t) * np.exp(z - np.max(z, axis=1)[:, None])"
+    ),
+    "the mask is too weak": answer(mask="z = z - 50 * (1 - np.tri(t))"),
     "dq is made with q": answer(dq="dq = np.einsum('tu,uc->tc', dz, q) * s"),
     "dk is made with k": answer(dk="dk = np.einsum('tu,tc->uc', dz, k) * s"),
     "v is not transposed on the way to dp": answer(dp="dp = np.dot(do, v)"),
     "k is not transposed in the scores": answer(scores="z = s * np.dot(q, k)"),
-    "one number, the largest of all, is taken off every row": answer(exp="p = np.exp(z - np.amax(z))"),
+    "one maximum is taken off all rows": answer(exp="p = np.exp(z - np.amax(z))"),
     "exp overflows for large scores": answer(exp="p = np.exp(z)"),
 }
 

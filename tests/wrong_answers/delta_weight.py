@@ -32,6 +32,7 @@ ANSWERS = {
     "the root is taken of alpha and not of the rank": with_rslora("alpha**0.5 / r"),
     "the rank is squared where its root belongs": with_rslora("alpha / (r * r)"),
     "half the rank stands for its root": with_rslora("2 * alpha / r"),
+    "the power 1/2 lacks its brackets": with_rslora("s / 2"),
     "the root is rounded down": with_rslora("alpha / math.isqrt(r)"),
     "the rank is read off the wrong side": HEAD
     + "    r = len(B)\n    return alpha / (r**0.5 if use_rslora else r) * np.einsum('or,ri->oi', B, A)\n",

@@ -21,6 +21,10 @@ ANSWERS = {
     "the bound is not used": answer(A="1 - 2 * rng.random((r, k))"),
     "A has no negative numbers": answer(A="b * rng.random((r, k))"),
     "A is drawn from a normal distribution": answer(A="b * rng.standard_normal((r, k))"),
+    "the numbers of A are evenly spaced": answer(
+        A="np.empty((r, k))\n    A.flat[rng.permutation(r * k)] = b * np.arange(-1, 1, 2 / (r * k - 0.5))[: r * k]"
+    ),
+    "rows of A are not independent": answer(A="rng.uniform(-b, b, (r, k))\n    A[-1] = A[0]"),
     "A is zero and B is random": answer(A="np.zeros((r, k))", B="rng.standard_normal((d, r)) / r"),
     "A and B are both random": answer(B="rng.normal(0, 0.02, (d, r))"),
     "A and B are both zero": HEAD + "    return np.zeros([r, in_features]), np.zeros([out_features, r])\n",
@@ -36,7 +40,7 @@ ANSWERS = {
 }
 
 UNKNOWN = [
-    answer(A="np.tile(rng.uniform(-b, b, k), (r, 1))"),
+    answer(b="1 / math.sqrt(k + 1)"),
     answer(b="math.sqrt(6 / (r + k))"),
     answer(A="b * np.sign(rng.standard_normal((r, k)))"),
 ]

@@ -28,6 +28,10 @@ ANSWERS = {
     "the scaling enters dA twice": HEAD
     + "    s = scaling\n    dy = error / len(x)\n    dh = s * dy @ B\n    grads['A'] += s * dh.T @ x\n"
     + "    grads['B'] += dy.T @ (s * x @ A.T)\n    return dy @ W + dh @ A\n",
+    "the scaling enters dA and dx twice": HEAD
+    + "    s = scaling\n    dy = error / len(x)\n    dh = s * dy @ B\n    grads['A'] += s * dh.T @ x\n"
+    + "    grads['B'] += s * np.einsum('no,nr->or', dy, x @ A.T)\n    return dy @ W + s * (dh @ A)\n",
+    "the scaling is in dy already": answer(dy="s * error / len(error)"),
     "the scaling enters dB twice": answer(dB="s * (dy.T @ (s * x @ A.T))"),
     "the scaling enters dx twice": answer(dx="dy @ (W + (s * B) @ (s * A))"),
     "A stands where B belongs, and B where A belongs": answer(dA="s * A @ dW", dB="s * dW @ B"),
@@ -41,7 +45,7 @@ ANSWERS = {
     "A is not transposed in x Aᵀ": answer(dB="s * dW @ A"),
     "A is transposed in dx": answer(dx="dy @ (W + s * B @ A.T)"),
     "the gradients are overwritten": answer(add='grads["A"][:] = dA\n    grads["B"][:] = dB\n    return dx'),
-    "dA and dB are returned and not added into grads": answer(add="return dx, dA, dB"),
+    "dA and dB never reach grads": answer(add="return (dx, dA, dB)"),
     "there is a gradient for W too": answer(
         add='grads["A"] += dA\n    grads["B"] += dB\n    grads["W"] = grads.get("W", 0) + dW\n    return dx'
     ),

@@ -46,11 +46,22 @@ ANSWERS = {
     "the mask is put on dy": answer(dx="dy @ W + (m * dy) @ D"),
     "nothing is dropped": answer(y="x @ (W + D).T", dx="dy @ (W + D)"),
     "the generator that it is given is not used": answer(before="rng = np.random.default_rng()"),
-    "the bypass lacks its scaling": answer(before="scaling = 1"),
+    "another probability than p": answer(m="(abs(rng.standard_normal(x.shape)) > p) / (1 - p)"),
+    "equally many are dropped in every call": answer(
+        before="drop = rng.choice(x.size, int(p * x.size), replace=False)",
+        m="np.ones(x.shape) / (1 - p)\n    m.flat[drop] = 0",
+    ),
+    "the bypass lacks its scaling, forward and backward": answer(before="scaling = 1"),
+    "y lacks the scaling": answer(y="x @ W.T + (x * m) @ (B @ A).T"),
+    "dx lacks the scaling": answer(dx="dy @ W + m * (dy @ B @ A)"),
+    "dx lacks the frozen path": answer(dx="m * np.dot(dy, D)"),
+    "y lacks the frozen path": answer(y="(m * x) @ D.T"),
 }
 
 UNKNOWN = [
     answer(y="x @ W.T + x @ (D * rng.binomial(1, 1 - p, D.shape)).T / (1 - p)"),  # weights are dropped
     answer(y="x @ W.T + (x * m - x) @ D.T"),
     answer(dx="dy @ W + m * (dy @ D) + 0.5"),
+    answer(m="np.repeat(rng.random((len(x) // 2, x.shape[1])) >= p, 2, axis=0) / (1 - p)"),  # two tokens share a mask
+    answer(m="(rng.random(x.shape) >= 2 * p * np.arange(x.size).reshape(x.shape) / x.size) / (1 - p)"),  # p on average
 ]

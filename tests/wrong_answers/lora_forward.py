@@ -9,6 +9,12 @@ ANSWERS = {
     "the scaling grows with the rank (alpha times r)": HEAD
     + "    r, _ = A.shape\n    return x @ W.T + x @ (r * alpha * B @ A).T\n",
     "alpha alone, without the rank": HEAD + "    return x @ W.T + alpha * (x @ A.T @ B.T)\n",
+    "the scaling stands on its head": HEAD + "    return x @ (W + len(A) / alpha * B @ A).T\n",
+    "the scaling divides by the root of the rank": HEAD + "    return x @ (W + alpha * len(A) ** -0.5 * B @ A).T\n",
+    "the scaling is rounded down": HEAD + "    return x @ (W + int(alpha / len(A)) * B @ A).T\n",
+    "the rank is read off the wrong side": HEAD + "    return x @ W.T + alpha / len(B) * np.dot(x @ A.T, B.T)\n",
+    "the bypass is subtracted": HEAD + "    return x @ (W - alpha / len(A) * np.dot(B, A)).T\n",
+    "more than y is returned": HEAD + "    s = alpha / len(A)\n    return x @ (W + s * B @ A).T, (x, A, B, s)\n",
     "the frozen path is scaled too": HEAD + "    return alpha / B.shape[1] * (x @ (W + B @ A).T)\n",
     "the frozen path is missing": HEAD + "    return (x @ A.T) @ B.T * alpha / A.shape[0]\n",
     "A and B are swapped": HEAD + "    return x @ W.T + (alpha / A.shape[0]) * (x @ (B @ A))\n",
@@ -18,6 +24,6 @@ ANSWERS = {
 }
 
 UNKNOWN = [
-    HEAD + "    return x @ W.T - alpha / A.shape[0] * (x @ A.T) @ B.T\n",
+    HEAD + "    return x @ W.T + alpha / (A.shape[0] + 1) * (x @ A.T) @ B.T\n",
     HEAD + "    return np.tanh(x @ W.T + alpha / A.shape[0] * (x @ A.T) @ B.T)\n",
 ]

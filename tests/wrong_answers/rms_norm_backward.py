@@ -51,6 +51,15 @@ ANSWERS = {
     + OUT,
     "rho is made from the sum of the squares": rho("(np.einsum('...i,...i->...', x, x)[..., None] + eps) ** -0.5"),
     "rho is one over the mean square, without a root": rho("((x**2).mean(-1, keepdims=True) + eps) ** -1.0"),
+    "rho is not inverted": rho("((x**2).mean(-1, keepdims=True) + eps) ** 0.5"),
+    "epsilon stands outside the root": rho("1 / ((x**2).mean(-1, keepdims=True) ** 0.5 + eps)"),
+    "it is LayerNorm's backward pass": HEAD
+    + "    h = x - x.mean(-1, keepdims=True)\n    rho = ((h**2).mean(-1, keepdims=True) + eps) ** -0.5\n    h = h * rho\n"
+    + "    dw = (dy * h).reshape(-1, len(w)).sum(0)\n    g = dy * w\n"
+    + "    dx = rho * (g - g.mean(-1, keepdims=True) - h * (g * h).mean(-1, keepdims=True))\n"
+    + OUT,
+    "dw is a mean over the tokens": dw("np.mean(dy * x * rho, axis=tuple(range(x.ndim - 1)))"),
+    "dw is not returned": HEAD + RHO + DX + "    return dx\n",
     "the mean of the squares has lost its last axis": rho("1 / ((x**2).mean(-1) + eps) ** 0.5"),
     "the inner sum has lost its last axis": dx("w * dy * rho - x * rho**3 * np.mean(w * dy * x, axis=-1)"),
     "the inner sum is no sum": dx("w * dy * rho * (1 - x**2 * rho**2 / n)"),
@@ -61,6 +70,6 @@ ANSWERS = {
 
 UNKNOWN = [
     dx("w * dy * rho - x * rho**3 * np.mean(w**2 * dy * x, axis=-1, keepdims=True)"),
-    dw("np.sum(dy * x * rho, axis=tuple(range(x.ndim - 1))) / x[..., 0].size"),  # the mean over the tokens
-    rho("1 / (np.sqrt((x**2).mean(-1, keepdims=True)) + eps)"),  # ε outside the root
+    dw("np.sum(dy * x**2 * rho, axis=tuple(range(x.ndim - 1)))"),
+    dx("w * dy * rho - w * x * rho**3 * np.mean(w * dy * x, axis=-1, keepdims=True)"),
 ]

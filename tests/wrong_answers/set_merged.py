@@ -52,7 +52,7 @@ ANSWERS = {
     "the sum never gets into the layer": HEAD
     + FIVE
     + "    W = W + (int(merged) - int(now)) * s * B @ A\n    layer['merged'] = merged\n",
-    "the bypass of the first merging is kept and used for ever": HEAD
+    "the first merging's bypass is used for ever": HEAD
     + FIVE
     + "    if 'bypass' not in layer:\n        layer['bypass'] = s * np.matmul(B, A)\n"
     + "    W += (int(merged) - int(now)) * layer['bypass']\n"

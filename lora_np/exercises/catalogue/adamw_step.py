@@ -1,27 +1,39 @@
 """AdamW on the two factors of a bypass: decoupled weight decay, two averages an entry, both corrected for their start.
 
-A case with `steps` above 1 calls the function so often, with t counting on and the same gradients.
+A case calls the function for its t and then for those that follow, with the same gradients. Only the entries that the function
+is given are looked at: a student may keep more in the state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 
 from ..exercise import Case, Exercise, Mistake
+from ._observing import First
 
 Arrays = dict[str, np.ndarray]
 
 
 def observe(
-    function: Callable[..., Any], factors: Arrays, grads: Arrays, state: dict[str, Arrays], t: int, *settings: float
-) -> None:
+    function: Callable[..., Any], factors: Arrays, grads: Arrays, state: dict[str, Arrays], t: First, *settings: float
+) -> dict[str, Any]:
     """Take the steps. What counts is what factors and state hold then; what the function returns does not."""
-    *numbers, steps = settings
-    for step in range(int(steps)):
-        function(factors, grads, state, t + step, *numbers)
+    names, (factors, state) = tuple(factors), deepcopy((factors, state))
+    for step in (int(t), *t.rest):
+        function(factors, grads, state, step, *settings)
+    return {f'factors["{name}"]': factors[name] for name in names} | {
+        f'state["{name}"]["{slot}"]': state[name][slot] for name in names for slot in "mv"
+    }
+
+
+def counting(first: int, steps: int) -> First:
+    """t in the first of so many calls."""
+    rest = tuple(range(first + 1, first + steps))
+    return First(first, f"{first}  # and then {', '.join(map(str, rest))}" if rest else str(first), rest)
 
 
 def cases() -> list[Case]:
@@ -33,10 +45,10 @@ def cases() -> list[Case]:
         shapes = {"A": (r, in_), "B": (out, r)}
         factors = {name: rng.integers(-4, 5, shape) / 2 for name, shape in shapes.items()}
         grads = {name: rng.integers(1, 5, shape) * rng.choice([-0.5, 0.5], shape) for name, shape in shapes.items()}
-        m = {name: rng.integers(-3, 4, shape) / 4 * (t > 1) for name, shape in shapes.items()}
+        m = {name: rng.integers(-3, 4, shape) / 4 * (t > 1) + 0.0 for name, shape in shapes.items()}
         v = {name: rng.integers(1, 5, shape) / 4 * (t > 1) for name, shape in shapes.items()}
         state = {name: {"m": m[name], "v": v[name]} for name in shapes}
-        return Case(label, {"factors": factors, "grads": grads, "state": state, "t": t} | settings | {"steps": steps})
+        return Case(label, {"factors": factors, "grads": grads, "state": state, "t": counting(t, steps)} | settings)
 
     first = Case(
         "LoRA's first step: B is 0, so the gradient of A is 0 too",
@@ -44,10 +56,9 @@ def cases() -> list[Case]:
             "factors": {"A": np.array([[2.0]]), "B": np.array([[0.0]])},
             "grads": {"A": np.array([[0.0]]), "B": np.array([[-1.0]])},
             "state": {name: {slot: np.array([[0.0]]) for slot in "mv"} for name in "AB"},
-            "t": 1,
+            "t": counting(1, 1),
         }
-        | simple
-        | {"steps": 1},
+        | simple,
     )
     return [
         first,
@@ -59,13 +70,8 @@ def cases() -> list[Case]:
 
 M, V = 'slots["m"] = beta1 * slots["m"] + (1 - beta1) * g', 'slots["v"] = beta2 * slots["v"] + (1 - beta2) * g**2'
 M_HAT, V_HAT = 'm = slots["m"] / (1 - beta1**t)', 'v = slots["v"] / (1 - beta2**t)'
-G, DECAY, STEP, LOOP = (
-    "g = grads[name]",
-    "p *= 1 - lr * weight_decay",
-    "p -= lr * m / (np.sqrt(v) + eps)",
-    "in factors:",
-)
-SLOTS, ROOT = "slots = factors[name], state[name]", "np.sqrt(v) + eps"
+G, SLOTS, LOOP = "g = grads[name]", "slots = factors[name], state[name]", "in factors:"
+DECAY, STEP, ROOT = "p *= 1 - lr * weight_decay", "p -= lr * m / (np.sqrt(v) + eps)", "np.sqrt(v) + eps"
 
 EXERCISE = Exercise(
     function="adamw_step",
@@ -73,7 +79,6 @@ EXERCISE = Exercise(
     minutes=20,
     needs="notebook 02",
     cases=cases,
-    in_place=("factors", "state"),
     observe=observe,
     mistakes=(
         Mistake(
@@ -132,7 +137,12 @@ EXERCISE = Exercise(
             {DECAY: "p *= 1 - weight_decay"},
         ),
         Mistake(
-            "the decay acts on weights that have taken the step already",
+            "the decay has the wrong sign",
+            "Give a weight of 2 the gradient 0, and take ten steps. Does it come nearer to zero?",
+            {DECAY: "p *= 1 + lr * weight_decay"},
+        ),
+        Mistake(
+            "the decay comes after the step",
             "Multiply your update out. It has a term with lr twice, and the equation has none: which θ does it decay?",
             {DECAY: "pass", STEP: f"{STEP}\n        {DECAY}"},
         ),
@@ -144,13 +154,27 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "only the first factor gets a step",
-            "Print A and B before and after. Where in your loop does the function end?",
+            "Print A and B before and after. Which of the two is as it was, and how often does the body of your loop run?",
             {LOOP: "in list(factors)[:1]:"},
         ),
         Mistake(
             "epsilon stands inside the root",
             "Let v be 0. The equation divides by eps; by what do you divide, for eps = 0.25?",
             {ROOT: "np.sqrt(v + eps)"},
+        ),
+        Mistake(
+            "epsilon is added before v is corrected",
+            "In your step the correction acts on eps too. Which of the quantities in the equation's root and beside it wear a hat?",
+            {ROOT: "np.sqrt(v) + eps / np.sqrt(1 - beta2**t)"},
+        ),
+        Mistake(
+            "the step is made with the old averages",
+            "From a state of zeros, does the first gradient move anything in your first step?",
+            {
+                M: f'old_m, old_v = slots["m"], slots["v"]\n        {M}',
+                M_HAT: M_HAT.replace('slots["m"]', "old_m"),
+                V_HAT: V_HAT.replace('slots["v"]', "old_v"),
+            },
         ),
         Mistake(
             "epsilon is left out of the step",
@@ -169,14 +193,14 @@ EXERCISE = Exercise(
             {V: V.replace("g**2", "np.abs(g)")},
         ),
         Mistake(
-            "the new gradient enters an average with its full weight",
+            "the new gradient enters an average at full weight",
             "Let the gradient be 1 for ever. To what number does your average grow, for beta = 0.9?",
             {M: M.replace("(1 - beta1) * g", "g"), V: V.replace("(1 - beta2) * g", "g")},
             {M: M.replace("(1 - beta1) * g", "g")},
             {V: V.replace("(1 - beta2) * g", "g")},
         ),
         Mistake(
-            "the old and the new part of an average have swapped their weights",
+            "the two weights of an average are swapped",
             "With beta = 0.9, how many steps does your average remember: about ten, or about one?",
             {
                 M: 'slots["m"] = (1 - beta1) * slots["m"] + beta1 * g',
@@ -202,6 +226,11 @@ EXERCISE = Exercise(
             "the new averages are not kept",
             "Print the state before and after a step. What will the next step start from?",
             {SLOTS: "slots = factors[name], dict(state[name])"},
+        ),
+        Mistake(
+            "neither the weights nor the averages are stored",
+            "Call it and print factors and state, not what it returns. Where will whoever takes the next step look?",
+            {SLOTS: "slots = factors[name].copy(), dict(state[name])"},
         ),
         Mistake(
             "the new weights never get into factors",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ..exercise import Case, Exercise, Mistake
@@ -12,16 +10,24 @@ from ..exercise import Case, Exercise, Mistake
 def cases() -> list[Case]:
     rng = np.random.default_rng(9)
 
-    def case(label: str, t: int, d: int, far: float = 0.0) -> Case:
-        arrays: dict[str, Any] = {name: rng.integers(-4, 5, (t, d)) / 2 for name in ("do", "q", "k", "v")}
-        arrays["k"] += far
-        return Case(label, arrays)
+    def case(label: str, t: int, d: int) -> Case:
+        return Case(label, {name: rng.integers(-4, 5, (t, d)) / 2 for name in ("do", "q", "k", "v")})
 
+    ahead, far = (
+        case("a score that must not be seen, thousands above the others", 3, 4),
+        case("scores in the thousands", 5, 4),
+    )
+    ahead.arguments["q"] = np.abs(ahead.arguments["q"]) + 0.5
+    ahead.arguments["k"][-1] += 2048.0
+    sums = far.arguments["k"].sum(axis=1)  # made the same for all keys, so that a row's scores differ by little
+    far.arguments["k"][:, 0] += 2 - sums
+    far.arguments["q"] += 1024.0 * np.array([[1], [-1], [1], [-1], [1]])
     return [
         case("three tokens of two features", 3, 2),
         case("two tokens of four features", 2, 4),
         case("as many tokens as features", 4, 4),
-        case("scores in the thousands", 5, 4, far=1024.0),
+        ahead,
+        far,
     ]
 
 
@@ -35,14 +41,15 @@ EXERCISE = Exercise(
     minutes=25,
     needs="notebook 03",
     cases=cases,
+    returns=("dq", "dk", "dv"),
     mistakes=(
         Mistake(
-            "the softmax is differentiated without its second term",
+            "the softmax's derivative lacks its second term",
             "Add one number to all scores of a row: the shares stay. What must the sum of a row of dz be, then? Print yours.",
             {DZ: "p * dp"},
         ),
         Mistake(
-            "the softmax is differentiated without its outer factor p",
+            "the softmax's derivative lacks its outer factor p",
             "What share has a token that must not be seen? Print your dz there: does a gradient reach its score?",
             {DZ: "dp - dot"},
         ),
@@ -143,17 +150,17 @@ EXERCISE = Exercise(
             {MAX: "z.max(axis=-1)", SUM: "e.sum(axis=-1)"},
         ),
         Mistake(
-            "the inner sum of the softmax's derivative runs over the queries",
+            "the derivative's inner sum runs over the queries",
             "Each row of p is a softmax of its own. Which numbers belong to one row of dz?",
             {DOT: DOT.replace("-1", "0")},
         ),
         Mistake(
-            "the inner sum of the softmax's derivative has lost its axis",
+            "the derivative's inner sum has lost its axis",
             "Print the shapes of dp and of the sum that you subtract from it. Along which axis does NumPy repeat the sum?",
             {DOT: "(p * dp).sum(axis=-1)"},
         ),
         Mistake(
-            "the inner sum of the softmax's derivative runs over everything",
+            "the derivative's inner sum runs over everything",
             "Change one entry of do in the last row. Does your dz change in the first row? Can it?",
             {DOT: "(p * dp).sum()"},
         ),
@@ -161,6 +168,17 @@ EXERCISE = Exercise(
             "dq and dk are swapped",
             "The last key is seen by the last query alone. Count the terms in the last row of your dk.",
             {"return dq, dk, dv": "return dk, dq, dv"},
+        ),
+        Mistake(
+            "dv is returned first",
+            "The docstring says what comes in which place. Print the three for v = 0: which of them is then not zero?",
+            {"return dq, dk, dv": "return dv, dq, dk"},
+            {"return dq, dk, dv": "return dv, dk, dq"},
+        ),
+        Mistake(
+            "dp is transposed",
+            "dp is square, whichever way round. Its first index should be the token that looks. Whose index comes first in yours?",
+            {"dp = do @ v.T": "dp = v @ do.T"},
         ),
         Mistake(
             "dq is made with q",
@@ -184,11 +202,22 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "exp overflows for large scores",
-            "What is np.exp(800.0)? The shares stay the same if one number is taken off all scores of a row.",
+            "What is np.exp(800.0)? A share is a fraction: how can both its parts be made smaller while it stays the same?",
             {f"z - {MAX}": "z"},
         ),
         Mistake(
-            "one number, the largest of all, is taken off every row",
+            "the maximum is taken over forbidden scores too",
+            "Let the last token's key be a thousand times as long. What is left in the first row after exp, and what is its sum?",
+            {MASKED: "z = scale * (q @ k.T)", f"z - {MAX}": f"z - {MAX} + mask"},
+        ),
+        Mistake(
+            "the mask is too weak",
+            "Print your z for a forbidden score of 5000. How large may a score become before its token is seen after all?",
+            {"-1e30": "-100.0"},
+            {"-1e30": "-1000.0"},
+        ),
+        Mistake(
+            "one maximum is taken off all rows",
             "A whole row may lie a thousand below the largest score. What does exp make of such a row, and what is its sum?",
             {MAX: "z.max()"},
         ),

@@ -83,7 +83,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "only the first matrix is counted",
-            "Give it the same matrix three times. Where in your loop does the function return?",
+            "Give it the same matrix three times. How many of the shapes in the list does your function look at?",
             {"in shapes:": "in shapes[:1]:"},
         ),
         Mistake(

@@ -121,6 +121,11 @@ EXERCISE = Exercise(
             {ROOT: "r // 2 if use_rslora else r"},
         ),
         Mistake(
+            "the power 1/2 lacks its brackets",
+            "Type 9**1/2 into a cell. In what order does Python read it?",
+            {SCALING: "alpha / r**1 / 2 if use_rslora else alpha / r"},
+        ),
+        Mistake(
             "the root is rounded down",
             "Your rsLoRA is right for r = 1, 4, 9 and 16. "
             "What do those have in common, and what does your root do with the others?",

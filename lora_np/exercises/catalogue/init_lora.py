@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..exercise import Case, Exercise, Mistake
+from ._observing import pair
 
 FAN, SLOPE, BOUND = "fan_in = in_features", "a = np.sqrt(5)", "bound = np.sqrt(6 / ((1 + a**2) * fan_in))"
 DRAW_A, SHAPE_A = "rng.uniform(-bound, bound, (r, in_features))", "(r, in_features)"
@@ -35,9 +36,9 @@ def cases() -> list[Case]:
 def describe(function: Callable[..., Any], out: int, in_: int, r: int, rng: np.random.Generator) -> dict[str, Any]:
     """What counts of the A and B that `function` makes, in words."""
     again, another = copy.deepcopy(rng), np.random.default_rng(rng.integers(1 << 32))
-    A, B = pair(function(out, in_, r, copy.deepcopy(again)))
-    same = all(map(np.array_equal, (A, B), pair(function(out, in_, r, again))))
-    other = not all(map(np.array_equal, (A, B), pair(function(out, in_, r, another))))
+    A, B = pair(function(out, in_, r, copy.deepcopy(again)), "A and B")
+    same = all(map(np.array_equal, (A, B), pair(function(out, in_, r, again), "A and B")))
+    other = not all(map(np.array_equal, (A, B), pair(function(out, in_, r, another), "A and B")))
     of_A = kind(A)
     is_random = any(len(np.unique(factor)) > 1 for factor in (A, B))
     return {
@@ -51,35 +52,38 @@ def describe(function: Callable[..., Any], out: int, in_: int, r: int, rng: np.r
     }
 
 
-def pair(value: Any) -> tuple[np.ndarray, np.ndarray]:
-    """A and B as float64. Raises TypeError for what is no pair of arrays of real numbers."""
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        raise TypeError(f"two arrays are expected, A and B, and this is {type(value).__name__}")
-    for array in value:
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.size == 0:
-            raise TypeError(f"two arrays of numbers are expected, A and B, and one of them is {type(array).__name__}")
-    return value[0].astype(np.float64), value[1].astype(np.float64)
-
-
 def kind(A: np.ndarray) -> str:
-    """Which distribution the numbers of A come from, told by how heavy its tails are."""
-    different = len(np.unique(A))
+    """How the numbers of A were made, whatever their size: which distribution they have, and whether they are independent."""
+    different, numbers = len(np.unique(A)), np.sort(A, axis=None)
     if different == 1:
         return "constant" if np.any(A) else "zero"
+    gaps = np.diff(numbers)
+    if 0 < np.std(gaps) < 0.9 * np.mean(gaps) or np.allclose(
+        gaps, gaps[0]
+    ):  # of independent numbers: as large as the mean
+        return "evenly spaced"
+    if A.ndim == 2 and (alike(A) or alike(A.T)):
+        return "the same row, or column, more than once"
     if different < 0.9 * A.size:
         return "random, with repetitions"
-    tails = np.mean(((A - A.mean()) / A.std()) ** 4)  # 1.8 for a uniform distribution, 3 for a normal one
-    return (
-        "uniform"
-        if abs(tails - 1.8) < 0.1
-        else "normal"
-        if abs(tails - 3) < 0.4
-        else "random, neither uniform nor normal"
-    )
+    expected = np.linspace(
+        numbers[0], numbers[-1], A.size
+    )  # of a uniform distribution, up to about 1/√size of the range
+    if np.abs(numbers - expected).max() < 2.5 / np.sqrt(A.size) * np.ptp(A):
+        return "uniform"
+    tails = np.mean(((A - A.mean()) / A.std()) ** 4)  # 3 for a normal distribution
+    return "normal" if abs(tails - 3) < 0.4 else "random, neither uniform nor normal"
+
+
+def alike(rows: np.ndarray) -> bool:
+    """Whether two rows are more than chance alike: the correlation of independent ones is 0 ± 1/√(their length)."""
+    if not np.all(np.std(rows, axis=1)):
+        return True
+    return bool(np.abs(np.triu(np.corrcoef(rows), 1)).max() > min(0.99, 7 / np.sqrt(rows.shape[1])))
 
 
 def interval(A: np.ndarray, sizes: dict[str, int]) -> str:
-    """Between which bounds the numbers of a uniform A lie, by name; the bounds are met within half a percent."""
+    """Between which bounds the numbers of a uniform A lie, by name: the largest of so many comes within a tenth of a percent."""
     most = np.abs(A).max()
     bounds = {"1": 1.0, "½": 0.5}
     for name, size in sizes.items():
@@ -96,8 +100,8 @@ def interval(A: np.ndarray, sizes: dict[str, int]) -> str:
         }
     bounds |= {f"½·{name}": bound / 2 for name, bound in bounds.items() if name not in ("1", "½")}
     name = min(bounds, key=lambda name: abs(bounds[name] / most - 1))
-    if abs(bounds[name] / most - 1) > 5e-3:
-        name = f"{most:.2g}"
+    if not -1e-6 < bounds[name] / most - 1 < 1e-3:  # float32 may round it up
+        name = f"about {most:.2g}"
     return f"between 0 and {name}" if A.min() >= 0 else f"between ±{name}" if A.min() < -0.99 * most else "to one side"
 
 
@@ -108,6 +112,7 @@ EXERCISE = Exercise(
     needs="notebook 02",
     cases=cases,
     observe=describe,
+    tells=False,
     mistakes=(
         Mistake(
             "the fan-in is taken to be r",
@@ -167,6 +172,18 @@ EXERCISE = Exercise(
             {NO_BOUND: "A = rng.normal(0, 1 / r, "},
         ),
         Mistake(
+            "the numbers of A are evenly spaced",
+            "Sort the numbers of A and print their np.diff. Would they look so if each number had been drawn for itself?",
+            {DRAW_A: "rng.permutation(np.linspace(-bound, bound, r * in_features)).reshape(r, in_features)"},
+            {DRAW_A: "np.linspace(-bound, bound, r * in_features).reshape(r, in_features)"},
+        ),
+        Mistake(
+            "rows of A are not independent",
+            "Print np.corrcoef(A). What do its rows say of each other, and what does that leave of the r hidden features?",
+            {DRAW_A: "np.tile(rng.uniform(-bound, bound, (1, in_features)), (r, 1))"},
+            {DRAW_A: "np.repeat(rng.uniform(-bound, bound, (r // 2, in_features)), 2, axis=0)"},
+        ),
+        Mistake(
             "A is zero and B is random",
             "ΔW is zero at the start, as it should be, by the other factor. Which one was to be random? Read the last equation.",
             {NO_BOUND: "A = np.zeros(", ZERO_B: "rng.uniform(-1, 1, (out_features, r))"},
@@ -189,7 +206,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "A has the same number everywhere",
-            "If all rows of A are equal, then the r hidden features are too. What is then the rank of ΔW, whatever r is?",
+            "Compute x Aᵀ for some x. What do the r hidden features know of x that one of them would not?",
             {NO_BOUND: "A = 0.1 * np.ones("},
         ),
         Mistake(

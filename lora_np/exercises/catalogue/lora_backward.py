@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,14 @@ DY, HIDDEN, DHIDDEN = "dy = error / n", "hidden = x @ A.T", "dhidden = dy @ B"
 DA, DB = "scaling * (dhidden.T @ x)", "scaling * (dy.T @ hidden)"
 FROZEN, BYPASS = "frozen = dy @ W", "bypass = scaling * (dhidden @ A)"
 ADD_A, ADD_B, RETURN = 'grads["A"] += dA', 'grads["B"] += dB', "return frozen + bypass"
+
+
+def observe(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+    """What it returns, and the two gradients that it was given. What else it keeps there is its own affair, but for W's."""
+    *others, grads = arguments
+    grads = {name: gradient.copy() for name, gradient in grads.items()}
+    seen = {"dx": function(*others, grads), 'grads["A"]': grads.get("A"), 'grads["B"]': grads.get("B")}
+    return seen | ({"a gradient for W": True} if "W" in grads else {})
 
 
 def cases() -> list[Case]:
@@ -41,12 +50,11 @@ EXERCISE = Exercise(
     minutes=25,
     needs="notebook 03 up to “dx: where paths part, gradients add”",
     cases=cases,
-    in_place=("grads",),
+    observe=observe,
     mistakes=(
         Mistake(
             "the scaling is missing in all gradients",
-            "Double the scaling in the forward pass: the bypass acts twice as strongly, "
-            "and a step in A or B too. What do your gradients do?",
+            "Double the scaling: the bypass acts twice as strongly, and so does a step in A or B. What do your gradients do?",
             {DA: "dhidden.T @ x", DB: "dy.T @ hidden", BYPASS: "bypass = dhidden @ A"},
         ),
         Mistake(
@@ -56,8 +64,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the scaling is missing in dB",
-            "What exactly does B multiply in the forward pass? Compute it, "
-            "scaling and all, and compare it with what your dB is made of.",
+            "What does B multiply in the forward pass? Compute it, scaling and all, and compare it with what is in your dB.",
             {DB: "dy.T @ hidden"},
         ),
         Mistake(
@@ -81,6 +88,16 @@ EXERCISE = Exercise(
             {DA: "scaling**2 * (dhidden.T @ x)"},
         ),
         Mistake(
+            "the scaling enters dA and dx twice",
+            "dA and dx are both made of the gradient of the hidden features. What is in it already when you multiply?",
+            {DHIDDEN: "dhidden = scaling * (dy @ B)"},
+        ),
+        Mistake(
+            "the scaling is in dy already",
+            "dy is the loss's slope along y, before any path parts. Does the loss know of s, once error is given?",
+            {DY: "dy = scaling * error / n"},
+        ),
+        Mistake(
             "the scaling enters dB twice",
             "If h already carries the scaling, what is left for the product with dy to do?",
             {DB: "scaling**2 * (dy.T @ hidden)"},
@@ -102,20 +119,17 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "dA is added into B's gradient, and dB into A's",
-            "A gradient has the shape of what it is the gradient of. "
-            "Write down the shape of each of your two, and where it is put.",
+            "A gradient has the shape of what it belongs to. Write down the shape of each of your two, and where it is put.",
             {ADD_A: 'grads["A"] += dB', ADD_B: 'grads["B"] += dA'},
         ),
         Mistake(
             "dA is transposed",
-            "If r equals in, nobody complains. "
-            "What shape must dA have so that A − lr·dA makes sense, and which index must come first?",
+            "If r equals in, nobody complains. What shape must dA have so that A − lr·dA makes sense?",
             {DA: "scaling * (x.T @ dhidden)"},
         ),
         Mistake(
             "dB is transposed",
-            "If r equals out, nobody complains. Write dB for one entry of B, "
-            "in row i and column ρ, and look at where i and ρ ended up.",
+            "If r equals out, nobody complains. Write dB for the entry of B in row i and column ρ. Where do i and ρ end up?",
             {DB: "scaling * (hidden.T @ dy)"},
         ),
         Mistake(
@@ -143,14 +157,14 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the gradients are overwritten",
-            "Call your function for two halves of a batch, one after the other. What is left in grads of the first half?",
+            "Let two layers share one A and B, and call your function for each of them. What is left in grads of the first?",
             {ADD_A: 'grads["A"] = dA', ADD_B: 'grads["B"] = dB'},
             {ADD_A: 'grads["A"] = dA'},
             {ADD_B: 'grads["B"] = dB'},
         ),
         Mistake(
-            "dA and dB are returned and not added into grads",
-            "Print grads before and after the call. Whoever calls your function will look there.",
+            "dA and dB never reach grads",
+            "Print grads before and after a call. Which of your lines is meant to write into it?",
             {ADD_A: "pass", ADD_B: "pass", RETURN: "return frozen + bypass, dA, dB"},
             {ADD_A: "pass", ADD_B: "pass"},
         ),
@@ -159,7 +173,6 @@ EXERCISE = Exercise(
             "An optimizer moves whatever has a gradient, "
             "and this one costs as much memory as the weight. What does “frozen” promise?",
             {RETURN: 'grads["W"] = dy.T @ x\n    return frozen + bypass'},
-            {RETURN: 'grads["W"] = error.T @ x\n    return frozen + bypass'},
             {RETURN: "return frozen + bypass, dy.T @ x"},
             {RETURN: "return dy.T @ x, frozen + bypass"},
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,14 @@ import numpy as np
 from ..exercise import Case, Exercise, Mistake
 
 SCALING, FROZEN, BYPASS = "alpha / r", "frozen = x @ W.T", "hidden @ B.T"
+
+
+def observe(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What it returns. Of y with something beside it, that it is not y alone, whatever the rest is."""
+    value = function(*arguments)
+    if isinstance(value, tuple | list) and len(value) > 1 and isinstance(value[0], np.ndarray):
+        return {"y": value[0], "and more": True}
+    return value
 
 
 def cases() -> list[Case]:
@@ -33,6 +42,7 @@ EXERCISE = Exercise(
     minutes=10,
     needs="notebook 02",
     cases=cases,
+    observe=observe,
     mistakes=(
         Mistake(
             "the scaling is missing",
@@ -55,13 +65,44 @@ EXERCISE = Exercise(
             {SCALING: "alpha"},
         ),
         Mistake(
+            "the scaling stands on its head",
+            "With alpha = r the bypass has the scaling 1. Make alpha larger: the bypass should get louder. Does yours?",
+            {SCALING: "r / alpha"},
+        ),
+        Mistake(
+            "the scaling divides by the root of the rank",
+            "That is rsLoRA's scaling, and a later exercise. Read the denominator in this equation again.",
+            {SCALING: "alpha / r**0.5"},
+        ),
+        Mistake(
+            "the scaling is rounded down",
+            "It is right whenever r divides alpha. Print your scaling for alpha = 16 and r = 3.",
+            {SCALING: "alpha // r"},
+        ),
+        Mistake(
+            "the rank is read off the wrong side",
+            "Print your r beside the shapes of A and B. Which length do the two have in common?",
+            {"r = A.shape[0]": "r = A.shape[1]"},
+            {"r = A.shape[0]": "r = B.shape[0]"},
+        ),
+        Mistake(
+            "the bypass is subtracted",
+            "Let W be 0. What is left of the equation, and which sign has it? And in yours?",
+            {"frozen + scaling": "frozen - scaling"},
+        ),
+        Mistake(
+            "more than y is returned",
+            "A backward pass may want more; this function's caller goes on with what it gets as an array. Try .shape on it.",
+            {"return frozen + scaling * bypass": "return frozen + scaling * bypass, hidden"},
+        ),
+        Mistake(
             "the frozen path is scaled too",
             "With B = 0 the adapted layer must compute exactly what the base computes. Try B = 0.",
             {"frozen + scaling * bypass": "scaling * (frozen + bypass)"},
         ),
         Mistake(
             "the frozen path is missing",
-            "With B = 0 the adapted layer must compute exactly what the base computes. Yours returns zeros.",
+            "Which part of the equation knows what the model has learned before? Look for it in your sum.",
             {"frozen + scaling * bypass": "scaling * bypass"},
         ),
         Mistake(

@@ -33,12 +33,16 @@ def cases() -> list[Case]:
 MEAN, DW, DIRECT = "np.mean(x * x, axis=-1, keepdims=True)", "share.reshape(-1, d).sum(axis=0)", "direct = rho * g"
 DOT, SECOND = "np.sum(g * x, axis=-1, keepdims=True)", "-x * rho**3 * dot / d"
 
+CENTRED = "direct = rho * (g - np.mean(g, axis=-1, keepdims=True))"
+MOVED = "x = x - x.mean(axis=-1, keepdims=True)"
+
 EXERCISE = Exercise(
     function="rms_norm_backward",
     title="The backward pass of RMSNorm",
     minutes=20,
     needs="notebook 03",
     cases=cases,
+    returns=("dx", "dw"),
     mistakes=(
         Mistake(
             "rho is treated as a constant in dx",
@@ -60,6 +64,16 @@ EXERCISE = Exercise(
             "dw is summed over the first axis only",
             "Try x of shape (2, 3, 4), a batch of sequences. What shape is your dw, and what shape is w?",
             {DW: "share.sum(axis=0)"},
+        ),
+        Mistake(
+            "dw is a mean over the tokens",
+            "Whether the loss is a mean has been settled before dy came to you. Give it every token twice, and look at dw.",
+            {DW: "share.reshape(-1, d).mean(axis=0)"},
+        ),
+        Mistake(
+            "dw is not returned",
+            "Your dx is right, and w learns nothing. What does the docstring promise after the arrow?",
+            {"return dx, dw": "return dx"},
         ),
         Mistake(
             "dw leaves out rho",
@@ -146,6 +160,23 @@ EXERCISE = Exercise(
             "rho is one over the mean square, without a root",
             "Double x. By what factor should rho change, so that y does not, and by what factor does yours?",
             {"np.sqrt(mean_square + eps)": "(mean_square + eps)"},
+        ),
+        Mistake(
+            "rho is not inverted",
+            "Make x ten times larger, and print your rho. By the equation, does it grow or shrink?",
+            {"1 / np.sqrt(mean_square + eps)": "np.sqrt(mean_square + eps)"},
+        ),
+        Mistake(
+            "epsilon stands outside the root",
+            "Let x be 0 and ε be 0.01. What is ρ by the equation, and what is yours?",
+            {"np.sqrt(mean_square + eps)": "(np.sqrt(mean_square) + eps)"},
+        ),
+        Mistake(
+            "it is LayerNorm's backward pass",
+            "Add one number to all features of a token. Which of the two norms does not notice, and is it the one in the equation?",
+            {DIRECT: CENTRED},
+            {MEAN: f"{MEAN}\n    {MOVED}".replace("x * x", "(x - x.mean(-1, keepdims=True)) ** 2"), DIRECT: CENTRED},
+            {MEAN: f"{MEAN} - np.mean(x, axis=-1, keepdims=True) ** 2", DIRECT: CENTRED},
         ),
         Mistake(
             "the mean of the squares has lost its last axis",

@@ -1,28 +1,29 @@
 """Merging and unmerging: W + s·B A and back, once each, whatever was learned in between.
 
-A case is a script: what happens to the layer, step by step. Observed are the layer's five entries after each step, and whether
-W is still the array that others hold. What else a student keeps in the layer is not looked at.
+A case is a script: `merged` in the first call, and what happens to the layer then, step by step. Observed are the layer's five
+entries after each step, and whether W is still the array that others hold. What else a student keeps there is not looked at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
 import numpy as np
 
 from ..exercise import Case, Exercise, Mistake
+from ._observing import First
 
-MERGE, UNMERGE, W_LEARNS, FACTORS_LEARN = "merge", "unmerge", "W learns: W += 1", "A and B learn: A += 1, B -= 0.5"
+MERGE, UNMERGE, W_LEARNS, FACTORS_LEARN = "True", "False", "W += 1", "A += 1 and B -= 0.5"
 
 
-def observe(function: Callable[..., Any], layer: dict[str, Any], script: Sequence[str]) -> dict[str, Any]:
+def observe(function: Callable[..., Any], layer: dict[str, Any], merged: First) -> dict[str, Any]:
     """Each step → the layer after it."""
     layer = deepcopy(layer)
     held, entries = layer["W"], tuple(layer)
     seen: dict[str, Any] = {}
-    for number, step in enumerate(script, 1):
+    for number, step in enumerate((MERGE if merged else UNMERGE, *merged.rest), 1):
         if step == W_LEARNS:
             layer["W"] += 1
         elif step == FACTORS_LEARN:
@@ -30,7 +31,7 @@ def observe(function: Callable[..., Any], layer: dict[str, Any], script: Sequenc
             layer["B"] -= 0.5
         else:
             function(layer, step == MERGE)
-        seen[f"after step {number}, {step}"] = {entry: deepcopy(layer[entry]) for entry in entries}
+        seen[f"the layer after step {number}, {step}"] = {entry: deepcopy(layer[entry]) for entry in entries}
     seen["W is the array that the optimizer holds"] = np.shares_memory(held, layer["W"])
     return seen
 
@@ -41,7 +42,10 @@ def cases() -> list[Case]:
     def case(label: str, *script: str, in_: int, out: int, r: int, scaling: float) -> Case:
         shapes = {"W": (out, in_), "A": (r, in_), "B": (out, r)}
         layer: dict[str, Any] = {name: rng.integers(-4, 5, shape) / 2 for name, shape in shapes.items()}
-        return Case(label, {"layer": layer | {"scaling": scaling, "merged": False}, "script": script})
+        first, *rest = script
+        text = f"{first}  # and then {', '.join(rest)}" if rest else first
+        merged = First(first == MERGE, text, tuple(rest))
+        return Case(label, {"layer": layer | {"scaling": scaling, "merged": False}, "merged": merged})
 
     there_and_back = MERGE, UNMERGE
     everything = *there_and_back, FACTORS_LEARN, MERGE, MERGE, W_LEARNS, UNMERGE, UNMERGE
@@ -151,7 +155,7 @@ EXERCISE = Exercise(
             {ADD: 'W = layer["W"] + delta', SUBTRACT: 'W = layer["W"] - delta'},
         ),
         Mistake(
-            "the bypass of the first merging is kept and used for ever",
+            "the first merging's bypass is used for ever",
             "Merge, unmerge, change A, and merge again. Which A is in W?",
             {f"delta = {DELTA}": f'delta = layer.setdefault("delta", {DELTA})'},
         ),

@@ -31,6 +31,12 @@ def count_lora(shapes, r):
 
 
 # %%
+# Numbers to try it on, and to change. Take the # off the last line.
+shapes = [(2, 3), (5, 3)]
+r = 2
+# print(count_lora(shapes, r))
+
+# %%
 check(count_lora)
 
 # %% [markdown]
@@ -40,7 +46,7 @@ check(count_lora)
 # %% [markdown]
 # BEGIN SOLUTION
 # $W$ is as large as the product of its sides, the two factors as large as $r$ times their sum. For a square matrix of width $d$ the share is
-# $2dr / d^2 = 2r/d$, which falls as the model gets wider. From $r = d/2$ on there are more numbers in the factors than in $W$. They are not
+# $2dr / d^2 = 2r/d$, which falls as the model gets wider. Above $r = d/2$ there are more numbers in the factors than in $W$. They are not
 # good for much: already at $r = d$ the product can be any matrix at all, and many pairs of factors have the same product, because
 # $(B M)(M^{-1} A) = B A$ for every invertible $M$ $(r, r)$. LoRA saves where $r$ is small beside both sides, and only there.
 # END SOLUTION

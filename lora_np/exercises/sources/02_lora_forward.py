@@ -14,7 +14,7 @@ from lora_np.exercises import check
 
 
 # %% [markdown]
-# **Write this function.** Test it in a cell of your own as often as you like; then `check` says whether it is right, and if it is not, what
+# **Write this function.** Try it on the numbers below as often as you like; then `check` says whether it is right, and if it is not, what
 # went wrong.
 
 # %%
@@ -29,6 +29,15 @@ def lora_forward(x, W, A, B, alpha):
     return frozen + scaling * bypass
     # END SOLUTION
 
+
+# %%
+# Numbers to try it on, and to change. Take the # off the last line.
+x = np.array([[1.0, 2.0, -1.0], [0.5, 0.0, 3.0]])  # n = 2, in = 3
+W = np.array([[1.0, 0.0, 2.0], [-1.0, 1.0, 0.0], [0.0, 3.0, 1.0], [2.0, -1.0, 0.5]])  # out = 4
+A = np.array([[1.0, -1.0, 0.5], [0.0, 2.0, 1.0]])  # r = 2
+B = np.array([[0.5, 1.0], [-1.0, 0.0], [2.0, 1.0], [0.0, -0.5]])
+alpha = 6.0
+# print(lora_forward(x, W, A, B, alpha))
 
 # %%
 check(lora_forward)

@@ -2,8 +2,8 @@
 # # dA and dB
 #
 # Training needs to know how the loss changes with each number of $A$ and of $B$, and the chain rule says so, one product after the other, from the
-# loss back to them. The frozen $W$ gets no gradient, but the layers below do, through both paths. Gradients are added to what is there already, so
-# that a batch too large for the memory can be taken in pieces.
+# loss back to them. The frozen $W$ gets no gradient, but the layers below do, through both paths. Gradients are added to what is there already,
+# since the same $A$ and $B$ may act in several places or calls, and each has its say.
 #
 # $$y = x W^\top + s\,(x A^\top)\,B^\top \qquad\qquad L = \frac1n \sum_{t=1}^{n} \tfrac12\, \lVert y_t - target_t \rVert^2$$
 #
@@ -17,7 +17,8 @@ from lora_np.exercises import check
 
 # %% [markdown]
 # **Write this function.** The forward pass has been computed, and you get what it left, the error $y - target$ of each of the $n$ tokens. Start from
-# $\partial L / \partial y$. If you want to be sure before you ask: change one number of $A$ by $10^{-6}$, compute $L$ again, and divide.
+# $\partial L / \partial y$. If you want to be sure before you ask: change one number of $A$ by $10^{-6}$, compute $L$ again, and divide (the
+# cell below the function has numbers for that).
 
 # %%
 def lora_backward(error, x, W, A, B, scaling, grads):
@@ -39,6 +40,18 @@ def lora_backward(error, x, W, A, B, scaling, grads):
     return frozen + bypass
     # END SOLUTION
 
+
+# %%
+# Numbers to try it on, and to change. Take the # off the last line.
+error = np.array([[1.0, -2.0, 0.5, 0.0], [-1.0, 1.0, 2.0, 3.0]])
+x = np.array([[1.0, 2.0, -1.0], [0.5, 0.0, 3.0]])  # n = 2, in = 3
+W = np.array([[1.0, 0.0, 2.0], [-1.0, 1.0, 0.0], [0.0, 3.0, 1.0], [2.0, -1.0, 0.5]])  # out = 4
+A = np.array([[1.0, -1.0, 0.5], [0.0, 2.0, 1.0]])  # r = 2
+B = np.array([[0.5, 1.0], [-1.0, 0.0], [2.0, 1.0], [0.0, -0.5]])
+scaling = 1.5
+grads = {"A": np.zeros(A.shape), "B": np.zeros(B.shape)}
+# For L with another A you need y: that is your lora_forward with alpha = 3. The target, y − error, stays while A changes.
+# print(lora_backward(error, x, W, A, B, scaling, grads), grads, sep="\n")
 
 # %%
 check(lora_backward)

@@ -30,6 +30,13 @@ def delta_weight(A, B, alpha, use_rslora=False):
 
 
 # %%
+# Numbers to try it on, and to change. Take the # off the last line.
+A = np.array([[1.0, -1.0, 0.5], [0.0, 2.0, 1.0]])  # r = 2, in = 3
+B = np.array([[0.5, 1.0], [-1.0, 0.0], [2.0, 1.0], [0.0, -0.5]])  # out = 4
+alpha = 6.0
+# print(delta_weight(A, B, alpha), delta_weight(A, B, alpha, use_rslora=True), sep="\n")
+
+# %%
 check(delta_weight)
 
 # %% [markdown]

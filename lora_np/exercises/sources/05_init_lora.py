@@ -31,6 +31,12 @@ def init_lora(out_features, in_features, r, rng):
 
 
 # %%
+# Numbers to try it on, and to change. Take the # off the last line.
+out_features, in_features, r = 4, 3, 2  # make them larger to see how the numbers are spread
+rng = np.random.default_rng(0)
+# print(*init_lora(out_features, in_features, r, rng), sep="\n")
+
+# %%
 check(init_lora)
 
 # %% [markdown]

@@ -38,6 +38,17 @@ def lora_dropout(x, W, A, B, scaling, p, rng, dy):
 
 
 # %%
+# Numbers to try it on, and to change. Take the # off the last line.
+x = np.array([[1.0, 2.0, -1.0], [0.5, 0.0, 3.0]])  # n = 2, in = 3
+W = np.array([[1.0, 0.0, 2.0], [-1.0, 1.0, 0.0], [0.0, 3.0, 1.0], [2.0, -1.0, 0.5]])  # out = 4
+A = np.array([[1.0, -1.0, 0.5], [0.0, 2.0, 1.0]])  # r = 2
+B = np.array([[0.5, 1.0], [-1.0, 0.0], [2.0, 1.0], [0.0, -0.5]])
+scaling, p = 1.5, 0.25
+rng = np.random.default_rng(0)
+dy = np.array([[1.0, -2.0, 0.5, 0.0], [-1.0, 1.0, 2.0, 3.0]])
+# print(*lora_dropout(x, W, A, B, scaling, p, rng, dy), sep="\n")
+
+# %%
 check(lora_dropout)
 
 # %% [markdown]

@@ -3,8 +3,8 @@
 #
 # The bypass can be added into the weight: from then on the layer costs what the base costs, and its output is the same. It can be taken out
 # again, so that $A$ and $B$ can be trained further, or another adapter can have its turn. So a layer has a state, merged or not, and whoever
-# asks for a state must get it: when the layer has it already, when $W$ itself has learned something in between, and when $A$ and $B$ have
-# changed since the last time.
+# asks for a state must get it: when the layer has it already, when $W$ itself has learned something in between, and when $A$ and $B$ were
+# trained on between two merges.
 #
 # $$W_\text{merged} = W + s\,B A$$
 
@@ -15,7 +15,7 @@ from lora_np.exercises import check
 
 
 # %% [markdown]
-# **Write this function.** Test it in a cell of your own as often as you like; then `check` says whether it is right, and if it is not, what
+# **Write this function.** Try it on the numbers below as often as you like; then `check` says whether it is right, and if it is not, what
 # went wrong.
 
 # %%
@@ -24,7 +24,8 @@ def set_merged(layer, merged):
 
     layer is a dict of "W" (out, in), "A" (r, in), "B" (out, r), "scaling" (the number s) and "merged" (its state now, True or
     False). It is changed, and nothing is returned. The optimizer holds the array layer["W"] too, so it is that array whose
-    numbers change. "A", "B" and "scaling" stay as they are, and a layer in the state that is asked for stays as it is.
+    numbers change. "A", "B" and "scaling" stay as they are, and a layer in the state that is asked for stays as it is. Others
+    train "A" and "B" only while the layer is unmerged, and "W" at any time.
     """
     # BEGIN SOLUTION
     if layer["merged"] == merged:
@@ -38,6 +39,17 @@ def set_merged(layer, merged):
     layer["merged"] = merged
     # END SOLUTION
 
+
+# %%
+# Numbers to try it on, and to change. Take the # off the last line.
+layer = {
+    "W": np.array([[1.0, 0.0, 2.0], [-1.0, 1.0, 0.0]]),  # out = 2, in = 3
+    "A": np.array([[1.0, -1.0, 0.5]]),  # r = 1
+    "B": np.array([[0.5], [2.0]]),
+    "scaling": 3.0,
+    "merged": False,
+}
+# set_merged(layer, True); print(layer)
 
 # %%
 check(set_merged)

@@ -16,7 +16,7 @@ from lora_np.exercises import check
 
 
 # %% [markdown]
-# **Write this function.** Test it in a cell of your own as often as you like; then `check` says whether it is right, and if it is not, what
+# **Write this function.** Try it on the numbers below as often as you like; then `check` says whether it is right, and if it is not, what
 # went wrong.
 
 # %%
@@ -39,6 +39,14 @@ def rms_norm_backward(dy, x, w, eps):
     return dx, dw
     # END SOLUTION
 
+
+# %%
+# Numbers to try it on, and to change. Take the # off the last line.
+dy = np.array([[1.0, -2.0, 0.5], [-1.0, 1.0, 2.0]])  # 2 tokens, d = 3
+x = np.array([[1.0, 2.0, -1.0], [0.5, 0.0, 3.0]])
+w = np.array([2.0, 0.5, 1.0])
+eps = 0.5
+# print(*rms_norm_backward(dy, x, w, eps), sep="\n")
 
 # %%
 check(rms_norm_backward)

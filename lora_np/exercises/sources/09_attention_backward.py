@@ -18,7 +18,7 @@ from lora_np.exercises import check
 
 
 # %% [markdown]
-# **Write this function.** Test it in a cell of your own as often as you like; then `check` says whether it is right, and if it is not, what
+# **Write this function.** Try it on the numbers below as often as you like; then `check` says whether it is right, and if it is not, what
 # went wrong.
 
 # %%
@@ -43,6 +43,14 @@ def attention_backward(do, q, k, v):
     return dq, dk, dv
     # END SOLUTION
 
+
+# %%
+# Numbers to try it on, and to change. Take the # off the last line.
+do = np.array([[1.0, -2.0], [0.5, 1.0], [-1.0, 2.0]])  # t = 3, d = 2
+q = np.array([[1.0, 0.5], [-1.0, 2.0], [0.0, 1.5]])
+k = np.array([[0.5, -1.0], [2.0, 1.0], [1.0, 0.0]])
+v = np.array([[1.0, 2.0], [-0.5, 0.0], [3.0, -1.0]])
+# print(*attention_backward(do, q, k, v), sep="\n")
 
 # %%
 check(attention_backward)

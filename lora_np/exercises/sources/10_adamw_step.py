@@ -20,7 +20,7 @@ from lora_np.exercises import check
 
 
 # %% [markdown]
-# **Write this function.** Test it in a cell of your own as often as you like; then `check` says whether it is right, and if it is not, what
+# **Write this function.** Try it on the numbers below as often as you like; then `check` says whether it is right, and if it is not, what
 # went wrong.
 
 # %%
@@ -42,6 +42,14 @@ def adamw_step(factors, grads, state, t, lr, beta1, beta2, eps, weight_decay):
         p -= lr * m / (np.sqrt(v) + eps)
     # END SOLUTION
 
+
+# %%
+# Numbers to try it on, and to change. Take the # off the last line.
+factors = {"A": np.array([[1.0, -2.0, 0.5]]), "B": np.array([[0.5], [-1.0]])}  # r = 1, in = 3, out = 2
+grads = {"A": np.array([[0.5, 1.0, -2.0]]), "B": np.array([[-1.0], [3.0]])}
+state = {name: {"m": np.zeros(p.shape), "v": np.zeros(p.shape)} for name, p in factors.items()}
+t, lr, beta1, beta2, eps, weight_decay = 1, 0.1, 0.9, 0.999, 1e-8, 0.01
+# adamw_step(factors, grads, state, t, lr, beta1, beta2, eps, weight_decay); print(factors, state, sep="\n")
 
 # %%
 check(adamw_step)
