@@ -150,4 +150,4 @@ def dequantize_model(model: M) -> M:
 
 def _is_called(name: str, entry: str) -> bool:
     """Whether the layer is meant by an entry; that it may carry an adapter by now makes no difference."""
-    return has_suffix(name.removesuffix(".base_layer"), entry)
+    return has_suffix(name.replace(".base_layer", ""), entry)

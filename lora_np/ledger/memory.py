@@ -16,7 +16,7 @@ from typing import Any
 from .activations import Work
 from .anatomy import anatomy
 from .architecture import Architecture, architecture_of
-from .parameters import ADAPTER_MARK, count
+from .parameters import adapter_names, count
 from .precision import BYTES, Precision, nf4_bytes, precision_of
 from .temporaries import moments, update_moment
 
@@ -99,7 +99,7 @@ def live_memory(model: Any, batch: int, seq: int, slots: int = 2) -> Memory:
     """The same of a live model, from its arrays. A layer with an `nbytes` of its own, a quantised one, says what it takes."""
     work = Work(anatomy(model), batch, seq)
     parameters = dict(model.named_parameters())
-    adapter = sum(p.value.nbytes for name, p in parameters.items() if ADAPTER_MARK in name)
+    adapter = sum(parameters[name].value.nbytes for name in adapter_names(model))
     gradients = sum(p.value.nbytes for p in parameters.values() if p.trainable)
     static = {
         "weights": module_bytes(model) - adapter,

@@ -1,7 +1,7 @@
 """An adapter on disk, as PEFT lays it out, so that either library reads what the other wrote.
 
-    adapter/adapter_config.json          LoraConfig, and the keys by which PEFT knows what it is
-    adapter/adapter_model.safetensors    base_model.model.<layer>.lora_A.weight (r, in) and .lora_B.weight (out, r)
+    adapter/adapter_config.json          the method's configuration, and the keys by which PEFT knows what it is
+    adapter/adapter_model.safetensors    its tensors: for LoRA base_model.model.<layer>.lora_A.weight (r, in) and .lora_B.weight
 
 PEFT takes a folder that does not fit for one that does: of a tensor with no place it says nothing, and for one that is
 missing it warns; the model then answers as the base. Here each is an error that names it, and nothing has changed.
@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,13 +33,12 @@ Factors = dict[str, tuple[np.ndarray, np.ndarray]]  # layer → A (r, in), B (ou
 PREFIX = "base_model.model."  # what PEFT puts before every name of the base
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
-# What each file is, in PEFT's words; and the version whose files these are like.
+# What LoRA's file is, in PEFT's words; and the version whose files these are like.
 KIND = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "peft_version": "0.21.2"}
 WRITTEN_OFF = {"bias": "none", "fan_in_fan_out": False, "modules_to_save": None, "use_dora": False}  # and not here
 NO_MATTER = {*KIND, "revision", "auto_mapping"}  # keys of a file that say nothing about the numbers
 OFF = {"bias": "none", "megatron_core": "megatron.core", "qalora_group_size": 16}  # off, and yet not empty
-# Written into the weights' own file too: both files are renamed in place one after the other, and a kill between the two
-# must not give the new factors the old α.
+# Without these the factors mean something else.
 DECISIVE = ("target_modules", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
 RECORD = "lora_np.config"
 
@@ -49,20 +49,22 @@ BASE_UNCHANGED = ("eva", "orthogonal")
 # --------------------------------------------------------------------------------------------------------------- writing
 
 
-def write_adapter(folder: str | os.PathLike[str], model: Module, config: LoraConfig, factors: Factors) -> None:
-    """Write the folder of an adapter of `model`. Both files are complete before the first of them takes its place.
+def write_adapter(
+    folder: str | os.PathLike[str],
+    settings: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    decisive: Sequence[str] = (),
+) -> None:
+    """Write the folder of an adapter. Both files are complete before the first of them takes its place.
 
-    Raises ValueError where `folder` is a file.
+    `decisive` keys of the settings are written into the weights' own file too: both files are renamed in place one after the
+    other, and a kill between the two must not give the new factors the old α. Raises ValueError where `folder` is a file.
     """
     folder = Path(folder)
     if folder.is_file():
         raise ValueError(f"{folder} is a file; an adapter is saved as a folder")
-    settings = config_to_dict(config, model)
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-    record = json.dumps({key: settings[key] for key in DECISIVE}, sort_keys=True)
-    arrays = {}
-    for layer, pair in factors.items():
-        arrays |= {f"{PREFIX}{layer}.lora_{side}.weight": x for side, x in zip("AB", pair, strict=True)}
+    record = json.dumps({key: settings[key] for key in decisive}, sort_keys=True)
 
     def write(temporary: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
@@ -130,11 +132,10 @@ def plain(number: Any) -> Any:
 # --------------------------------------------------------------------------------------------------------------- reading
 
 
-def read_adapter(folder: str | os.PathLike[str], model: Module) -> tuple[LoraConfig, Factors]:
-    """The configuration and the factors of an adapter that fits `model`, each in the file's own dtype.
+def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The settings and the tensors of the adapter in `folder`, each in the file's own dtype; what they say is not looked at.
 
-    Raises FileNotFoundError where a file is missing; ValueError naming the file and what is wrong in it: damage, a
-    feature that is not here, tensors with no place, missing tensors, a wrong shape, numbers that are no weights.
+    Raises FileNotFoundError where a file is missing; ValueError naming the file for damage, or two files of two saves.
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
@@ -143,11 +144,10 @@ def read_adapter(folder: str | os.PathLike[str], model: Module) -> tuple[LoraCon
         pickled = (folder / "adapter_model.bin").is_file()
         hint = "; adapter_model.bin is a pickle, which is never read here: save it as safetensors" if pickled else ""
         raise FileNotFoundError(f"no adapter in {folder}: {folder / WEIGHTS} is not there{hint}")
-    try:
+    with naming(folder / CONFIG):
         settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        config = config_from_dict(settings)
-    except (TypeError, ValueError) as error:  # no text, no JSON, not LoRA, a value out of range
-        raise ValueError(f"{folder / CONFIG}: {error}") from None
+        if not isinstance(settings, dict):
+            raise ValueError("expected a JSON object")
     arrays, metadata = load_arrays(folder / WEIGHTS)
     for key, value in json.loads(metadata.get(RECORD, "{}")).items():
         if settings.get(key) != value:
@@ -155,26 +155,22 @@ def read_adapter(folder: str | os.PathLike[str], model: Module) -> tuple[LoraCon
                 f"{folder / CONFIG}: {key} is {settings.get(key)!r}, and the weights beside it were saved with {value!r}. "
                 "Either a save was stopped between the two files, or the configuration was edited: save it again."
             )
+    return settings, arrays
+
+
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """What is wrong inside this block is wrong in `file`: no text, no JSON, not this method, a value out of range."""
     try:
-        return config, place(arrays, config, model)
-    except ValueError as error:
-        raise ValueError(f"{folder / WEIGHTS}: {error}") from None
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
-def config_from_dict(settings: Any) -> LoraConfig:
+def config_from_dict(settings: Mapping[str, Any]) -> LoraConfig:
     """From an adapter_config.json's content. Raises ValueError or TypeError naming what is not here or out of range."""
-    if not isinstance(settings, dict):
-        raise ValueError("expected a JSON object")
-    if settings.get("peft_type") != KIND["peft_type"]:
-        raise ValueError(f"peft_type is {settings.get('peft_type')!r}; only 'LORA' is here")
     known = {field.name for field in fields(LoraConfig)}
-    for key in sorted(settings.keys() - known - NO_MATTER):
-        value = settings[key]
-        off = value is None or value is False or value in ("", [], {}, OFF.get(key))
-        if not off:
-            raise ValueError(
-                f"{key} is {value!r}, a feature of PEFT that is not here: without it this is another model"
-            )
+    refuse_others(settings, known)
     given = {key: settings[key] for key in known if settings.get(key) is not None}
     targets = given.get("target_modules")
     if not targets or not isinstance(targets, str | list) or not all(isinstance(entry, str) for entry in targets):
@@ -186,6 +182,17 @@ def config_from_dict(settings: Any) -> LoraConfig:
     if given.get("init_lora_weights") in BASE_UNCHANGED:
         given["init_lora_weights"] = True
     return LoraConfig(**given)
+
+
+def refuse_others(settings: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raise ValueError for a key that is not `known`, unless it is off or says nothing about the numbers."""
+    for key in sorted(settings.keys() - known - NO_MATTER):
+        value = settings[key]
+        off = value is None or value is False or value in ("", [], {}, OFF.get(key))
+        if not off:
+            raise ValueError(
+                f"{key} is {value!r}, a feature of PEFT that is not here: without it this is another model"
+            )
 
 
 def place(arrays: Mapping[str, np.ndarray], config: LoraConfig, model: Module) -> Factors:
@@ -220,8 +227,8 @@ def is_of_the_base(key: str, array: np.ndarray, model: Module) -> bool:
 
     Raises ValueError where its numbers are not this base's: the adapter was then trained on another one.
     """
-    name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
-    base = {n.replace(".base_layer.", "."): p.value for n, p in model.named_parameters() if ".lora_" not in n}
+    name = key.removeprefix(PREFIX).replace(".base_layer", "")
+    base = {n.replace(".base_layer", ""): p.value for n, p in model.named_parameters() if ".lora_" not in n}
     if name not in base:
         return False
     value = to_host(base[name])

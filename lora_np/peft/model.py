@@ -7,33 +7,35 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from .. import ledger, ops
-from ..backend import Array, to_host
+from ..backend import Array
 from ..kv_cache import KeyValueCache
 from ..nn import Context, Module, Parameter
-from ..targets import select_targets
 from ..transformer import Transformer
 from .combination import Combination
-from .folder import PREFIX, Factors, read_adapter, write_adapter
-from .layers import adaptable_layers, lora_layers, unwrap, wrap
-from .lora import LoraConfig, LoraLinear, first_match, storage_dtype
+from .folder import CONFIG, PREFIX, WEIGHTS, naming, read_adapter, write_adapter
+from .layers import is_wrapper, lora_layers, unwrap
+from .lora import LoraLinear, storage_dtype
+from .lora_method import LoraMethod
 from .merging import MergeReport, check_finite, combine_adapters
+from .methods import method_named, method_of
 
 
 def get_peft_model(
-    model: Transformer, config: LoraConfig, adapter_name: str = "default", seed: int = 0, adapter_dtype: Any = None
+    model: Transformer, config: Any, adapter_name: str = "default", seed: int = 0, adapter_dtype: Any = None
 ) -> PeftModel:
-    """Freeze `model`, put a LoraLinear in the place of each targeted Linear, and return the PeftModel that trains them.
+    """Freeze `model`, put an adapter in, and return the PeftModel that trains it. The kind of `config` says which (methods.py).
 
     The model is changed in place, as in PEFT, and shares its weights with the PeftModel. Called directly it still
-    answers as the base alone; call the PeftModel for the adapter. `seed` draws the factors A.
+    answers as the base alone; call the PeftModel for the adapter. `seed` draws its numbers.
 
-    `adapter_dtype` is what A and B are stored in: None, the base's dtype; or "float16" or "bfloat16", in memory and on disk
-    half of float32. Computed is in float32 all the same: A and B are widened for each product, gradients are float32, and
+    `adapter_dtype` is what they are stored in: None, the base's dtype; or "float16" or "bfloat16", in memory and on disk
+    half of float32. Computed is in float32 all the same: they are widened for each product, gradients are float32, and
     while it trains the optimizer keeps a float32 copy, which it updates and rounds into them.
 
     Raises ValueError for a target module that is not there (the message lists those that are), TypeError for a model or
@@ -49,21 +51,21 @@ def get_peft_model(
 class PeftModel(Module):
     """The base and its adapters as one model, with the Transformer's own calls: forward, loss, backward, named_parameters.
 
-    `peft_config[name]` is an adapter's LoraConfig, `active_adapter` the name of the one that calls use, or None. Each has
-    its own rank and its own layers. Made by `get_peft_model` with a new adapter, by `from_pretrained` with a saved one.
+    `peft_config[name]` is an adapter's configuration, `active_adapter` the name of the one that calls use, or None. Each has a
+    method, a size and layers of its own. Made by `get_peft_model` with a new adapter, by `from_pretrained` with a saved one.
     `adapter_dtype` is what all of them are stored in; None means the base's dtype.
     """
 
     def __init__(self, model: Transformer, adapter_dtype: Any = None) -> None:
         if not isinstance(model, Transformer):
             raise TypeError(f"expected a Transformer without adapters, got {type(model).__name__}")
-        if lora_layers(model):
+        if any(map(is_wrapper, (m for _, m in model.named_modules()))):
             raise ValueError(
                 "this model carries an adapter already: give its PeftModel another one with add_adapter or load_adapter, "
                 "or merge_and_unload() it first"
             )
         self.model = model
-        self.peft_config: dict[str, LoraConfig] = {}
+        self.peft_config: dict[str, Any] = {}
         self.active_adapter: str | None = None
         self.disabled = False  # inside disable_adapter
         self.adapter_dtype = None if adapter_dtype is None else storage_dtype(adapter_dtype)
@@ -121,7 +123,7 @@ class PeftModel(Module):
         return self.model.loss(tokens, targets, ignore_index=ignore_index, context=context)
 
     def backward(self, cache: Any, dloss: float = 1.0) -> None:
-        """Adds the gradients of A and B. Raises RuntimeError while merged: the bypass is then not part of the forward."""
+        """Adds the gradients of the adapter. Raises RuntimeError while merged: the bypass is then not part of the forward."""
         self._refuse_merged()
         self.model.backward(cache, dloss)
 
@@ -140,24 +142,15 @@ class PeftModel(Module):
 
     # ------------------------------------------------------------------------------------------------ several adapters
 
-    def add_adapter(self, adapter_name: str, config: LoraConfig, seed: int = 0) -> None:
-        """Put a new adapter beside those that are there, frozen until `set_adapter` chooses it. `seed` draws its A.
+    def add_adapter(self, adapter_name: str, config: Any, seed: int = 0) -> None:
+        """Put a new adapter beside those that are there, frozen until `set_adapter` chooses it. `seed` draws its numbers.
 
         Raises ValueError for a target module or a pattern that is not there, a name that is taken or impossible;
         TypeError for a config of another kind; RuntimeError while merged or disabled. Nothing has changed then.
         """
         self._check_new(adapter_name)
-        if not isinstance(config, LoraConfig):
-            raise TypeError(f"expected a LoraConfig, got {type(config).__name__}")
-        layers = select_targets(list(adaptable_layers(self.model)), config.target_modules)
-        for key in [*config.rank_pattern, *config.alpha_pattern]:
-            if not any(first_match({key: True}, name, False) for name in layers):
-                raise ValueError(f"the pattern {key!r} matches no targeted layer, so it would change nothing")
-        rng = np.random.default_rng(seed)
-        for name, layer in wrap(self.model, layers):
-            layer.add_adapter(adapter_name, config.for_layer(name), rng, self.adapter_dtype)
-        self.peft_config[adapter_name] = config
-        self._set_trainable(adapter_name, False)
+        method_of(config).add(self, adapter_name, config, seed)
+        self._put(adapter_name, config)
 
     def load_adapter(self, folder: str | os.PathLike[str], adapter_name: str, is_trainable: bool = False) -> None:
         """Put the adapter that `save_pretrained` or PEFT wrote to `folder` beside those that are there.
@@ -170,7 +163,13 @@ class PeftModel(Module):
         The message names it, and nothing has changed then.
         """
         self._check_new(adapter_name)
-        self._put(adapter_name, *read_adapter(folder, self.model), is_trainable)
+        settings, arrays = read_adapter(folder)
+        with naming(Path(folder) / CONFIG):
+            method = method_named(settings.get("peft_type"))
+            config = method.config(settings)
+        with naming(Path(folder) / WEIGHTS):
+            method.put(self, adapter_name, config, arrays)
+        self._put(adapter_name, config, is_trainable)
 
     def add_weighted_adapter(
         self,
@@ -197,18 +196,17 @@ class PeftModel(Module):
         if isinstance(adapters, str) or not len(adapters) or len(adapters) != len(weights):
             raise ValueError(f"adapters {adapters!r}, weights {weights!r}; expected lists of one length, at least 1")
         for name, weight in zip(adapters, weights, strict=True):
-            self._check_name(name)
+            self._check_mergeable(name)
             if not math.isfinite(weight):
                 raise ValueError(f"the weight of {name!r} is {weight}; expected a finite number")
         how = Combination(combination_type, svd_rank, svd_clamp, density, majority_sign_method, seed)
         pairs = [(name, float(weight)) for name, weight in zip(adapters, weights, strict=True)]
         config, factors, report = combine_adapters(self.model, self.peft_config, pairs, how)
-        self._put(adapter_name, config, factors)
+        LoraMethod().put_factors(self, adapter_name, config, factors)
+        self._put(adapter_name, config)
         return report
 
-    def _put(self, adapter_name: str, config: LoraConfig, factors: Factors, is_trainable: bool = False) -> None:
-        for name, layer in wrap(self.model, factors):
-            layer.put_adapter(adapter_name, config.for_layer(name), *factors[name], self.adapter_dtype)
+    def _put(self, adapter_name: str, config: Any, is_trainable: bool = False) -> None:
         self.peft_config[adapter_name] = config
         self._set_trainable(adapter_name, is_trainable)
 
@@ -219,12 +217,9 @@ class PeftModel(Module):
         Raises ValueError for a name that is not there or a `folder` that is a file.
         """
         self._check_name(adapter_name)
-        factors = {
-            name: (to_host(layer.lora_A[adapter_name].value), to_host(layer.lora_B[adapter_name].value))
-            for name, layer in lora_layers(self.model).items()
-            if adapter_name in layer.lora_A
-        }
-        write_adapter(folder, self.model, self.peft_config[adapter_name], factors)
+        config = self.peft_config[adapter_name]
+        method = method_of(config)
+        write_adapter(folder, method.settings(config, self.model), method.arrays(self, adapter_name), method.decisive)
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
         """From now on use this adapter. As in PEFT it becomes the only one that trains, or none does in `inference_mode`.
@@ -245,27 +240,36 @@ class PeftModel(Module):
         """
         self._check_name(adapter_name)
         self._check_idle()
+        method_of(self.peft_config[adapter_name]).delete(self, adapter_name)
         del self.peft_config[adapter_name]
-        for layer in self.lora_layers():
-            layer.delete_adapter(adapter_name)
-        unwrap(self.model, [name for name, layer in lora_layers(self.model).items() if not layer.lora_A])
         if adapter_name == self.active_adapter:
             self.active_adapter = None
             if self.peft_config:
                 self.set_adapter(min(self.peft_config))
                 warnings.warn(f"{adapter_name!r} was the active adapter; now {self.active_adapter!r} is", stacklevel=2)
 
+    def adapter_parameters(self, adapter_name: str | None = None) -> Iterator[Parameter]:
+        """The parameters of one adapter, or of all: what is here besides the base."""
+        for name in self.peft_config if adapter_name is None else [adapter_name]:
+            yield from method_of(self.peft_config[name]).parameters(self, name)
+
     def _set_trainable(self, adapter_name: str, trainable: bool) -> None:
-        for layer in self.lora_layers():
-            for factors in (layer.lora_A, layer.lora_B):
-                if adapter_name in factors:
-                    factors[adapter_name].trainable = trainable
-                    if not trainable:
-                        factors[adapter_name].grad = None
+        for p in self.adapter_parameters(adapter_name):
+            p.trainable = trainable
+            if not trainable:
+                p.grad = None
 
     def _check_name(self, adapter_name: str) -> None:
         if adapter_name not in self.peft_config:
             raise ValueError(f"there is no adapter {adapter_name!r}; this model has {list(self.peft_config) or 'none'}")
+
+    def _check_mergeable(self, adapter_name: str) -> None:
+        self._check_name(adapter_name)
+        config = self.peft_config[adapter_name]
+        if not method_of(config).mergeable:
+            raise ValueError(
+                f"{adapter_name!r} has a {type(config).__name__}: it is no change of weights, and cannot be merged"
+            )
 
     def _check_new(self, adapter_name: str) -> None:
         if adapter_name in self.peft_config:
@@ -313,8 +317,9 @@ class PeftModel(Module):
         """W ← W + Σ s·B A over these adapters, by default the active one: now a forward costs what the base costs.
 
         Until `unmerge_adapter` every call answers with all of them. What is merged already stays so.
-        Raises ValueError for a name that is not there or, with `safe_merge`, a sum that is not finite, before anything has
-        changed; RuntimeError while others are merged, all are disabled or none is active, or where the base is quantised.
+        Raises ValueError for a name that is not there or of a method that changes no weights or, with `safe_merge`, a sum that
+        is not finite, before anything has changed; RuntimeError while others are merged, all are disabled or none is active,
+        or where the base is quantised.
         """
         if self.disabled:
             raise RuntimeError("the adapter is disabled: leave `disable_adapter` before merging it")
@@ -324,7 +329,7 @@ class PeftModel(Module):
         if not names:
             raise RuntimeError("no adapter is active: choose the one to merge with set_adapter")
         for name in names:
-            self._check_name(name)
+            self._check_mergeable(name)
         if safe_merge and not self.merged:
             check_finite(self.model, names)
         layers = self.lora_layers()
@@ -339,11 +344,14 @@ class PeftModel(Module):
             layer.unmerge()
 
     def merge_and_unload(self, safe_merge: bool = False, adapter_names: Sequence[str] | None = None) -> Transformer:
-        """Merge for good and take the wrappers out: a plain Transformer of the base's shape. This PeftModel is then spent.
+        """Merge for good and take all adapters out: a plain Transformer of the base's shape. This PeftModel is then spent.
 
         The arguments and errors are those of `merge_adapter`.
         """
         self.merge_adapter(adapter_names, safe_merge)
+        for name, config in self.peft_config.items():
+            if not method_of(config).mergeable:
+                method_of(config).delete(self, name)
         unwrap(self.model, lora_layers(self.model))
         return self.model
 
