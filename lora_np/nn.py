@@ -20,11 +20,13 @@ class Context:
     rng: draws dropout masks; None means evaluation, without dropout.
     adapter: the name of the adapter that wrappers apply; None means the base model alone.
     attention_mask: (b, s), False where a key is padding; None where there is none.
+    position_ids: (b, t), each token's place in its own row; None: they follow the past, in all rows alike.
     """
 
     rng: np.random.Generator | None = None
     adapter: str | None = None
     attention_mask: Array | None = None
+    position_ids: Array | None = None
 
 
 EVALUATION = Context()

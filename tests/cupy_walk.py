@@ -41,9 +41,11 @@ ON_THE_HOST = {
     "transformer.Transformer.random": "a model is born on the host and then moved",
     "transformer.Transformer.empty": "a model is born on the host and then moved",
     "peft.lora.LoraLinear.add_adapter": "A and B are drawn on the host and then moved",
+    "peft.prefix.PrefixMethod.add": "the prefix is drawn on the host and then moved",
     "quantization._look_up": "asked of a host array alone: NumPy's take writes in place where it need not check",
     "train._together": "NumPy's scalars, which are on the host already",
     "generate.generate": "tokens, which are on the host, as a person reads them",
+    "generate._last_logits": "places, counted from the mask that _pad_left made",
     "generate._pad_left": "prompts, which come from the host",
     "generate.Sampling.probabilities": "one row of logits, brought to the host to be drawn from",
 }

@@ -4,5 +4,15 @@ from .combination import COMBINATION_TYPES
 from .lora import LoraConfig, LoraLinear
 from .merging import MergeReport
 from .model import PeftModel, get_peft_model
+from .prefix import PrefixEncoder, PrefixTuningConfig
 
-__all__ = ["COMBINATION_TYPES", "LoraConfig", "LoraLinear", "MergeReport", "PeftModel", "get_peft_model"]
+__all__ = [
+    "COMBINATION_TYPES",
+    "LoraConfig",
+    "LoraLinear",
+    "MergeReport",
+    "PeftModel",
+    "PrefixEncoder",
+    "PrefixTuningConfig",
+    "get_peft_model",
+]

@@ -36,7 +36,7 @@ class LoraMethod(Method):
         for layer_name, layer in wrap(peft_model.model, layers):
             layer.add_adapter(name, config.for_layer(layer_name), rng, peft_model.adapter_dtype)
 
-    def put(self, peft_model: PeftModel, name: str, config: LoraConfig, arrays: Mapping[str, np.ndarray]) -> None:
+    def restore(self, peft_model: PeftModel, name: str, config: LoraConfig, arrays: Mapping[str, np.ndarray]) -> None:
         """Raises as `place` does."""
         self.put_factors(peft_model, name, config, place(arrays, config, peft_model.model))
 

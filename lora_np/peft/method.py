@@ -32,7 +32,7 @@ class Method:
         """Put a new adapter in, drawn by `seed`. Raises before anything has changed."""
         raise NotImplementedError
 
-    def put(self, peft_model: PeftModel, name: str, config: Any, arrays: Mapping[str, np.ndarray]) -> None:
+    def restore(self, peft_model: PeftModel, name: str, config: Any, arrays: Mapping[str, np.ndarray]) -> None:
         """Put in what `arrays` once wrote. Raises ValueError naming what does not fit, before anything has changed."""
         raise NotImplementedError
 

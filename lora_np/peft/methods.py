@@ -7,9 +7,11 @@ from typing import Any
 from .lora import LoraConfig
 from .lora_method import LoraMethod
 from .method import Method
+from .prefix import PrefixMethod, PrefixTuningConfig
 
 METHODS: dict[type, Method] = {
     LoraConfig: LoraMethod(),
+    PrefixTuningConfig: PrefixMethod(),
 }
 
 

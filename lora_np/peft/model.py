@@ -24,6 +24,7 @@ from .lora import LoraLinear, storage_dtype
 from .lora_method import LoraMethod
 from .merging import MergeReport, check_finite, combine_adapters
 from .methods import method_named, method_of
+from .prefix import PrefixEncoder, see_the_prefix
 
 
 def get_peft_model(
@@ -65,6 +66,7 @@ class PeftModel(Module):
                 "or merge_and_unload() it first"
             )
         self.model = model
+        self.prompt_encoder: dict[str, PrefixEncoder] = {}  # what stands beside the base and not in it
         self.peft_config: dict[str, Any] = {}
         self.active_adapter: str | None = None
         self.disabled = False  # inside disable_adapter
@@ -99,6 +101,9 @@ class PeftModel(Module):
         for name, p in self.model.named_parameters():
             suffix = ".weight" if ".lora_A." in name or ".lora_B." in name else ""
             yield PREFIX + name + suffix, p
+        for adapter_name, encoder in self.prompt_encoder.items():
+            for name, p in encoder.named_parameters():
+                yield f"prompt_encoder.{adapter_name}.{name}", p
 
     def forward(
         self,
@@ -107,9 +112,16 @@ class PeftModel(Module):
         past_key_values: KeyValueCache | None = None,
         attention_mask: Array | None = None,
     ) -> tuple[Array, Any]:
-        """tokens (b, t) → logits (b, t, v), with the active adapter; the arguments are those of `Transformer.forward`."""
+        """tokens (b, t) → logits (b, t, v), with the active adapter; the arguments are those of `Transformer.forward`.
+
+        A prefix begins the past, and an `attention_mask` does not cover it.
+        """
+        past, begun = self._begin(past_key_values, len(tokens))
+        if begun is not None and attention_mask is not None:
+            attention_mask = see_the_prefix(attention_mask, len(begun[0].embedding.weight.value))
         context = Context(rng, self.active_adapter, attention_mask)
-        return self.model.forward(tokens, past_key_values=past_key_values, context=context)
+        logits, cache = self.model.forward(tokens, past_key_values=past, context=context)
+        return logits, (cache, begun)
 
     def loss(
         self,
@@ -119,18 +131,47 @@ class PeftModel(Module):
         ignore_index: int = ops.IGNORE_INDEX,
     ) -> tuple[Array, Any]:
         """Mean cross-entropy in nats a token, with the active adapter. `rng` turns dropout on."""
+        past, begun = self._begin(None, len(tokens))
         context = Context(rng, self.active_adapter)
-        return self.model.loss(tokens, targets, ignore_index=ignore_index, context=context)
+        loss, cache = self.model.loss(tokens, targets, ignore_index=ignore_index, context=context, past_key_values=past)
+        return loss, (cache, begun)
 
     def backward(self, cache: Any, dloss: float = 1.0) -> None:
         """Adds the gradients of the adapter. Raises RuntimeError while merged: the bypass is then not part of the forward."""
         self._refuse_merged()
+        cache, begun = cache
         self.model.backward(cache, dloss)
+        self._end(begun)
 
     def backward_from_logits(self, dlogits: Array, cache: Any) -> None:
         """From `forward`'s cache and dlogits (b, t, v), for a loss of your own. Raises as `backward` does."""
         self._refuse_merged()
+        cache, begun = cache
         self.model.backward_from_logits(dlogits, cache)
+        self._end(begun)
+
+    def new_cache(self, rows: int) -> KeyValueCache:
+        """What `generate` starts from: an empty cache, or one that begins with the active prefix in each of `rows` rows."""
+        past = KeyValueCache(self.config)
+        return self._begin(past, rows)[0]
+
+    def _begin(self, past: KeyValueCache | None, rows: int) -> tuple[KeyValueCache | None, Any]:
+        """The call's past, begun with the active prefix if there is one; and what `_end` needs for its gradient."""
+        encoder = self.prompt_encoder.get(self.active_adapter)
+        if encoder is None:
+            return past, None
+        past = KeyValueCache(self.config) if past is None else past
+        prefix, encoder_cache = encoder.forward(self.model.model.norm.weight.value.dtype)
+        if not len(past):
+            past.begin(prefix, rows, encoder.trainable)
+        return past, (encoder, encoder_cache, past)
+
+    def _end(self, begun: Any) -> None:
+        """The gradient of the prefix: what came back to the past, through the encoder."""
+        if begun is not None:
+            encoder, encoder_cache, past = begun
+            if encoder.trainable and past.trainable:
+                encoder.backward(past.take_grad(), encoder_cache)
 
     def _refuse_merged(self) -> None:
         if self.merged:
@@ -168,7 +209,7 @@ class PeftModel(Module):
             method = method_named(settings.get("peft_type"))
             config = method.config(settings)
         with naming(Path(folder) / WEIGHTS):
-            method.put(self, adapter_name, config, arrays)
+            method.restore(self, adapter_name, config, arrays)
         self._put(adapter_name, config, is_trainable)
 
     def add_weighted_adapter(
