@@ -41,6 +41,8 @@ ON_THE_HOST = {
     "transformer.Transformer.random": "a model is born on the host and then moved",
     "transformer.Transformer.empty": "a model is born on the host and then moved",
     "peft.lora.LoraLinear.add_adapter": "A and B are drawn on the host and then moved",
+    "peft.bottleneck.BottleneckMethod.add": "an adapter is drawn on the host and then moved",
+    "peft.bottleneck.truncated_normal": "an adapter is drawn on the host and then moved",
     "peft.prefix.PrefixMethod.add": "the prefix is drawn on the host and then moved",
     "quantization._look_up": "asked of a host array alone: NumPy's take writes in place where it need not check",
     "train._together": "NumPy's scalars, which are on the host already",

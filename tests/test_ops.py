@@ -74,6 +74,7 @@ CASES = {
         {"q": normal(1, 4, 150, 3), "k": normal(1, 2, 155, 3), "v": normal(1, 2, 155, 3)},  # three of them, and a past
     ),
     "silu": (ops.silu_forward, ops.silu_backward, {"x": normal(3, 5)}),
+    "gelu": (ops.gelu_forward, ops.gelu_backward, {"x": normal(3, 5)}),
     "swiglu": (ops.swiglu_forward, ops.swiglu_backward, {"gate": normal(3, 5), "up": normal(3, 5)}),
     "cross_entropy": (
         lambda logits: ops.cross_entropy_forward(logits, TARGETS),

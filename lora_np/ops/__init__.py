@@ -13,7 +13,15 @@ Everything runs in float32 (to train), float64 (to prove) and complex128 (for th
 NumPy or CuPy alike. Reading order: linear, lora, dropout, embedding, norm, rotary, attention, activation, loss.
 """
 
-from .activation import sigmoid, silu_backward, silu_forward, swiglu_backward, swiglu_forward
+from .activation import (
+    gelu_backward,
+    gelu_forward,
+    sigmoid,
+    silu_backward,
+    silu_forward,
+    swiglu_backward,
+    swiglu_forward,
+)
 from .attention import attention_backward, attention_forward, softmax_backward, softmax_forward
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
@@ -33,6 +41,8 @@ __all__ = [
     "dropout_forward",
     "embedding_backward",
     "embedding_forward",
+    "gelu_backward",
+    "gelu_forward",
     "linear_backward",
     "linear_forward",
     "lora_backward",

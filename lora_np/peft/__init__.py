@@ -1,5 +1,6 @@
 """The ways to adapt a frozen model: one file a method, all behind `get_peft_model(model, config)`."""
 
+from .bottleneck import BottleneckConfig, BottleneckLinear
 from .combination import COMBINATION_TYPES
 from .lora import LoraConfig, LoraLinear
 from .merging import MergeReport
@@ -8,6 +9,8 @@ from .prefix import PrefixEncoder, PrefixTuningConfig
 
 __all__ = [
     "COMBINATION_TYPES",
+    "BottleneckConfig",
+    "BottleneckLinear",
     "LoraConfig",
     "LoraLinear",
     "MergeReport",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .bottleneck import BottleneckConfig, BottleneckMethod
 from .lora import LoraConfig
 from .lora_method import LoraMethod
 from .method import Method
@@ -12,6 +13,7 @@ from .prefix import PrefixMethod, PrefixTuningConfig
 METHODS: dict[type, Method] = {
     LoraConfig: LoraMethod(),
     PrefixTuningConfig: PrefixMethod(),
+    BottleneckConfig: BottleneckMethod(),
 }
 
 
