@@ -640,7 +640,11 @@ BAD = {
     "saving what is not there": (lambda m, f: m.save_pretrained(f, "poet"), ValueError, r"no adapter 'poet'"),
     "deleting what is not there": (lambda m, _: m.delete_adapter("poet"), ValueError, r"no adapter 'poet'"),
     "saving into a file": (lambda m, f: m.save_pretrained(weights(f)), ValueError, r"safetensors is a file"),
-    "adding another kind": (lambda m, _: m.add_adapter("poet", {"r": 8}), TypeError, "expected a LoraConfig, got dict"),
+    "adding another kind": (
+        lambda m, _: m.add_adapter("poet", {"r": 8}),
+        TypeError,
+        "expected a LoraConfig, .* got dict",
+    ),
     "adding for no layer": (
         lambda m, _: m.add_adapter("poet", LoraConfig(target_modules=["query"])),
         ValueError,

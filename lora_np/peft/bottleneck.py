@@ -18,11 +18,11 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, move, to_host
-from ..nn import EVALUATION, Context, Linear, Module, Parameter, replace_module
+from ..nn import EVALUATION, Context, Linear, Module, Parameter
 from ..targets import has_suffix
 from ..transformer import Transformer
 from .folder import KIND, PREFIX, refuse_others, some
-from .layers import AdapterLinear, adaptable_layers, unwrap, wrapped_by
+from .layers import AdapterLinear, adaptable_layers, unwrap, wrap, wrapped_by
 from .lora import LoraLinear
 from .method import Method
 
@@ -101,6 +101,12 @@ class BottleneckLinear(Module):
     def out_features(self) -> int:
         return self.base_layer.out_features
 
+    def put_adapter(self, name: str, config: BottleneckConfig, factors: Any, like: Array, dtype: Any = None) -> None:
+        """Take the host arrays (W_down, b_down), (W_up, b_up) as an adapter, where `like` is, in its dtype or in `dtype`."""
+        for kept, pair in zip((self.bottleneck_down, self.bottleneck_up), factors, strict=True):
+            kept[name] = AdapterLinear(*(move(x.astype(dtype or like.dtype), like) for x in pair))
+        self.configs[name] = config
+
     def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, Any]:
         """x (…, in) → z (…, d)."""
         y, base_cache = self.base_layer.forward(x, context)
@@ -148,7 +154,7 @@ class BottleneckMethod(Method):
         model, rng = peft_model.model, np.random.default_rng(seed)
         d = model.config.hidden_size
         m = config.width(d)
-        for layer in places(model, config):
+        for _, layer in wrap(model, places(model, config), BottleneckLinear):
             factors = []
             for side, (out, in_) in zip(SIDES, ((m, d), (d, m)), strict=True):
                 bound = 1 / math.sqrt(in_)
@@ -161,19 +167,7 @@ class BottleneckMethod(Method):
                 if config.init_weights is False:
                     b = rng.uniform(-bound, bound, out)
                 factors.append((W, b))
-            self._put(peft_model, name, config, layer, factors)
-
-    def _put(self, peft_model: PeftModel, name: str, config: BottleneckConfig, layer: str, factors: Any) -> None:
-        wrapped = wrapped_by(peft_model.model, BottleneckLinear)
-        if layer not in wrapped:
-            replace_module(peft_model.model, layer, BottleneckLinear(adaptable_layers(peft_model.model)[layer]))
-            wrapped = wrapped_by(peft_model.model, BottleneckLinear)
-        _, wrapper = wrapped[layer]
-        like = peft_model.model.model.norm.weight.value
-        dtype = peft_model.adapter_dtype or like.dtype
-        for kept, pair in zip((wrapper.bottleneck_down, wrapper.bottleneck_up), factors, strict=True):
-            kept[name] = AdapterLinear(*(move(x.astype(dtype), like) for x in pair))
-        wrapper.configs[name] = config
+            layer.put_adapter(name, config, factors, model.model.norm.weight.value, peft_model.adapter_dtype)
 
     def restore(
         self, peft_model: PeftModel, name: str, config: BottleneckConfig, arrays: Mapping[str, np.ndarray]
@@ -194,9 +188,10 @@ class BottleneckMethod(Method):
         for key, shape in expected.items():
             if arrays[key].shape != shape or arrays[key].dtype.kind != "f":
                 raise ValueError(f"{key} is {arrays[key].dtype} {arrays[key].shape}; expected floats {shape}")
-        for layer in places(model, config):
-            down_W, down_b, up_W, up_b = (arrays[key] for key in keys(layer))
-            self._put(peft_model, name, config, layer, ((down_W, down_b), (up_W, up_b)))
+        for layer_name, layer in wrap(model, places(model, config), BottleneckLinear):
+            down_W, down_b, up_W, up_b = (arrays[key] for key in keys(layer_name))
+            factors = (down_W, down_b), (up_W, up_b)
+            layer.put_adapter(name, config, factors, model.model.norm.weight.value, peft_model.adapter_dtype)
 
     def delete(self, peft_model: PeftModel, name: str) -> None:
         """Forget its numbers, and unwrap the layers that have no other."""

@@ -59,16 +59,19 @@ def lora_layers(model: Module) -> dict[str, LoraLinear]:
     return {name: layer for name, (_, layer) in wrapped_by(model, LoraLinear).items()}
 
 
-def wrap(model: Module, names: Iterable[str]) -> Iterator[tuple[str, LoraLinear]]:
-    """(name, its LoraLinear) for each name; a Linear that has none yet gets one in its place, around itself."""
-    layers = adaptable_layers(model)
-    paths = {id(m): path for path, m in model.named_modules()}
+def wrap(model: Module, names: Iterable[str], kind: type[Any] = LoraLinear) -> Iterator[tuple[str, Any]]:
+    """(name, its wrapper of this kind) for each name; a layer that has none yet gets one, around all that is there.
+
+    But LoraLinear goes around the Linear itself, whose weight it may be merged into.
+    """
+    modules, layers, there = dict(model.named_modules()), adaptable_layers(model), wrapped_by(model, kind)
+    paths = {id(m): path for path, m in modules.items()}
     for name in names:
-        layer = layers[name]
-        if not isinstance(layer, LoraLinear):
-            layer = LoraLinear(linear := layer)
-            replace_module(model, paths[id(linear)], layer)
-        yield name, layer
+        if name not in there:
+            path = paths[id(layers[name])] if kind is LoraLinear else name
+            there[name] = path, kind(modules[path])
+            replace_module(model, *there[name])
+        yield name, there[name][1]
 
 
 def unwrap(model: Module, names: Iterable[str], kind: type[Module] = LoraLinear) -> None:
