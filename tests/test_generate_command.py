@@ -345,6 +345,18 @@ def test_merged_it_costs_what_the_base_costs(adapter, monkeypatch):
     assert not any(isinstance(m, ln.LoraLinear) for _, m in models[0].named_modules()), "no bypass is left in it"
 
 
+@pytest.mark.parametrize(
+    "config", [ln.PrefixTuningConfig(4), ln.BottleneckConfig(init_weights=False)], ids=["prefix", "bottleneck"]
+)
+def test_what_is_no_change_of_weights_speaks_unmerged(tmp_path, capsys, config):
+    model = ln.get_peft_model(ln.load_model("tiny"), config, seed=1)
+    model.save_pretrained(tmp_path)
+    tokenizer = ln.load_tokenizer("tiny")
+    (new,) = ln.generate(model, [tokenizer.encode("The ").tolist()], 12)
+    run("--model", "tiny", "--max-new-tokens", 12, "--adapter", tmp_path, "The ")
+    assert capsys.readouterr().out == "The " + tokenizer.decode(new, skip_special_tokens=True) + "\n"
+
+
 def test_an_adapter_of_another_model_is_refused(adapter, folder, capsys):
     said = refused(capsys, "--model", folder, "--adapter", adapter[0], "x")
     assert f"this is no adapter for {folder}: {adapter[0] / 'adapter_model.safetensors'}: no place for " in said

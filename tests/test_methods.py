@@ -144,6 +144,21 @@ def test_what_trains_is_what_is_added_and_the_base_stays(make_model, random_batc
 
 
 @methods
+def test_the_ledger_counts_a_step_of_lora_and_refuses_the_others(make_model, setting):
+    """Also where another method wraps the same layers: it is not active."""
+    peft_model = ln.get_peft_model(make_model(), CONFIGS["lora"], "lora")
+    alone = [ln.ledger.flops(peft_model, 12, 6), ln.ledger.memory(peft_model, 2, 6).activations]
+    peft_model.add_adapter("other", setting)
+    assert [ln.ledger.flops(peft_model, 12, 6), ln.ledger.memory(peft_model, 2, 6).activations] == alone
+    peft_model.set_adapter("other")
+    if isinstance(setting, LoraConfig):
+        assert ln.ledger.flops(peft_model, 12, 6) == alone[0]
+    else:
+        with pytest.raises(ValueError, match=f"the active adapter has a {type(setting).__name__}"):
+            ln.ledger.flops(peft_model, 12, 6)
+
+
+@methods
 def test_it_comes_back_from_its_folder_to_the_bit(make_model, random_batch, tmp_path, setting):
     before = ln.get_peft_model(make_model(np.float32), setting)
     before.save_pretrained(tmp_path)

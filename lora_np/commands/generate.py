@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..files import Tokenizer
+    from ..peft import PeftModel
     from ..transformer import Transformer
 
 HELP = "let a model answer, or go on with a text, with an adapter or without"
@@ -123,7 +124,7 @@ def _piped() -> list[str]:
     return [text]
 
 
-def _load(arguments: argparse.Namespace) -> Transformer:
+def _load(arguments: argparse.Namespace) -> Transformer | PeftModel:
     from ..peft import PeftModel
     from ..pretrained import load_model
 
@@ -134,9 +135,10 @@ def _load(arguments: argparse.Namespace) -> Transformer:
         peft_model = PeftModel.from_pretrained(model, arguments.adapter)
     except ValueError as error:  # it may be a good one, and for another model
         raise ValueError(f"this is no adapter for {arguments.model}: {error}") from None
-    return (
-        peft_model.merge_and_unload()
-    )  # costs about three tokens' time, and saves 8 % of each one's (r = 8, all-linear)
+    if not peft_model.mergeable:
+        return peft_model
+    # costs about three tokens' time, and saves 8 % of each one's (r = 8, all-linear)
+    return peft_model.merge_and_unload()
 
 
 def _encode(tokenizer: Tokenizer, prompt: str, before: list[Message], chat: bool) -> list[int]:
@@ -154,7 +156,7 @@ def _show(text: str) -> None:
 class Writer:
     """A model that writes text, and how fast it does: `tokens` in `seconds`, over all that it wrote."""
 
-    model: Transformer
+    model: Transformer | PeftModel
     tokenizer: Tokenizer
     max_new_tokens: int | None
     sampling: dict[str, Any]
@@ -173,7 +175,8 @@ class Writer:
             if show is not None:
                 show(text)
 
-        room = self.model.config.max_position_embeddings - max(map(len, prompts))
+        prefix = len(self.model.new_cache(1)) if hasattr(self.model, "new_cache") else 0
+        room = self.model.config.max_position_embeddings - prefix - max(map(len, prompts))
         eos = self.tokenizer.eos_token_id
         started = time.perf_counter()
         new = generate(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..targets import OUTPUT_HEAD, select_targets
 from .architecture import Architecture, LinearShape, architecture_of
-from .parameters import check_rank
+from .parameters import ADAPTER_MARK, check_rank
 
 if TYPE_CHECKING:
     from ..transformer import Transformer
@@ -146,13 +146,26 @@ def anatomy(
 
 
 def live_anatomy(model: Any) -> Anatomy:
-    """The same of a Transformer, or of a PeftModel with its active adapter. Raises TypeError for anything else."""
+    """The same of a Transformer, or of a PeftModel with its active adapter, if that is LoRA's.
+
+    Raises ValueError for an adapter of another method, TypeError for anything else.
+    """
     transformer: Transformer = model if hasattr(model, "hidden") else getattr(model, "model", None)
     if not hasattr(transformer, "hidden"):
         raise TypeError(f"expected a model's name, an Architecture or a model, not {type(model).__name__}.")
     active = getattr(model, "active_adapter", None)
+    if active is not None:
+        own = set(map(id, model.adapter_parameters(active)))
+        if any(id(p) in own and ADAPTER_MARK not in name for name, p in model.named_parameters()):
+            kind = type(model.peft_config[active]).__name__
+            raise ValueError(
+                f"a step's memory and FLOPs are counted for LoRA and for full fine-tuning; the active adapter has a {kind}. "
+                "Its parameters are counted by count(model)."
+            )
 
     def layer(name: str, linear: Any) -> Layer:
+        while hasattr(linear, "base_layer") and not hasattr(linear, "lora_A"):
+            linear = linear.base_layer  # another method's wrapper, which is not active
         base = getattr(linear, "base_layer", linear)
         factor = None if getattr(linear, "merged", None) else getattr(linear, "lora_A", {}).get(active)
         weight = getattr(base, "weight", None)  # a quantised layer may have none that trains

@@ -350,6 +350,11 @@ class PeftModel(Module):
         return next((layer.merged for layer in self.lora_layers()), ())
 
     @property
+    def mergeable(self) -> bool:
+        """Whether the active adapter is a change of weights, which `merge_adapter` can add into them."""
+        return self.active_adapter is not None and method_of(self.peft_config[self.active_adapter]).mergeable
+
+    @property
     def merged(self) -> bool:
         """Whether any adapter is merged."""
         return bool(self.merged_adapters)
