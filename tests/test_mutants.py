@@ -13,17 +13,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+import test_bottleneck
 import test_lora
 import test_merging
 import test_ops
+import test_prefix
 import test_quantize
 import test_transformer
 
 from lora_np import AdamW, nn, ops, optim, quantization
+from lora_np.generate import _last_logits
+from lora_np.kv_cache import KeyValueCache, LayerCache
 from lora_np.nn import Parameter
-from lora_np.peft import combination, merging
+from lora_np.peft import combination, merging, prefix
 from lora_np.peft import model as peft_model
+from lora_np.peft.bottleneck import BottleneckLinear, BottleneckMethod
+from lora_np.peft.layers import AdapterLinear
 from lora_np.peft.lora import LoraLinear
+from lora_np.peft.prefix import PrefixEncoder, PrefixMethod
 from lora_np.transformer import Attention, Block
 
 EXACT = test_ops.test_backward_agrees_with_the_complex_step_to_1e_12
@@ -37,6 +44,11 @@ TAIL = test_merging.test_the_error_of_svd_is_the_discarded_singular_tail
 DARE = test_merging.test_dare_keeps_the_expectation_and_draws_for_each_number
 TIES = test_merging.test_ties_takes_the_mean_of_those_that_agree_with_the_elected_sign
 REPORT = test_merging.test_the_report_is_the_error_of_the_change_that_the_layers_have
+
+PREFIX = test_prefix.test_a_prefix_agrees_with_the_complex_step_to_1e_12
+PLAIN, PROJECTED = {"settings": test_prefix.PLAIN}, {"settings": test_prefix.PROJECTED}
+NARROW = test_bottleneck.test_bottlenecks_agree_with_the_complex_step_to_1e_12
+HOUSE = {"placement": "houlsby", "non_linearity": "gelu"}
 
 
 @dataclass(frozen=True)
@@ -248,6 +260,87 @@ MUTANTS = {
         test_transformer.test_no_dx_is_computed_below_the_lowest_trainable_parameter,
         {},
     ),
+    # prefix tuning
+    "the prefix's gradient of one row alone": Mutant(LayerCache.add_grad, ".sum(axis=0)", "[0]", PREFIX, PLAIN),
+    "the prefix's keys and values exchanged": Mutant(
+        KeyValueCache.take_grad, "for x in layer.grad]", "for x in layer.grad[::-1]]", PREFIX, PLAIN
+    ),
+    "layers in reverse": Mutant(
+        KeyValueCache.take_grad, "for layer in self.layers for x", "for layer in self.layers[::-1] for x", PREFIX, PLAIN
+    ),
+    "all keys first and then all values": Mutant(
+        KeyValueCache.begin,
+        "(2 * i, 2 * i + 1)",
+        "(i, i + len(self.layers))",
+        test_prefix.test_a_prefix_that_is_what_tokens_computed_answers_as_those_tokens,
+        {},
+    ),
+    "dk of the last tokens for the prefix": Mutant(
+        LayerCache.add_grad, "x[:, :, : self.given]", "x[:, :, -self.given :]", PREFIX, PLAIN
+    ),
+    "the prefix turned back by a rotation": Mutant(
+        Attention.backward,
+        "past.add_grad(dk, dv)",
+        "past.add_grad(ops.rotary_backward(dk, tuple(ops.rotary_tables(ops.attention.array_module(dk).arange("
+        "dk.shape[2]), self.head_dim, 10000.0, dk.dtype))), dv)",
+        PREFIX,
+        PLAIN,
+    ),
+    "tanh's slope as 1 − a": Mutant(PrefixEncoder.backward, "(1 - a * a)", "(1 - a)", PREFIX, PROJECTED),
+    "no tanh in the backward": Mutant(PrefixEncoder.backward, "da * (1 - a * a)", "da", PREFIX, PROJECTED),
+    "a gradient taken twice": Mutant(
+        KeyValueCache.take_grad,
+        "layer.grad = None",
+        "pass",
+        test_prefix.test_two_backwards_of_one_past_add_up,
+        {},
+    ),
+    "a position for padding": Mutant(
+        _last_logits,
+        "None if mask is None or not count_places else",
+        "None if True else",
+        test_prefix.test_a_padded_row_has_the_logits_that_it_has_alone,
+        {},
+    ),
+    "a prefix that counts as padding": Mutant(
+        prefix.see_the_prefix,
+        "xp.ones(",
+        "xp.zeros(",
+        test_prefix.test_masked_padding_changes_no_token_to_its_left,
+        {},
+    ),
+    "the prefix drawn as a Linear is": Mutant(
+        PrefixMethod.add,
+        "else rng.standard_normal((v, width)), heads)",
+        "else rng.uniform(-1, 1, (v, width)), heads)",
+        test_prefix.test_it_starts_as_pytorch_starts_an_embedding_and_a_linear,
+        {},
+    ),
+    # bottlenecks
+    "no skip around the bottleneck": Mutant(
+        BottleneckLinear.forward,
+        "z += y",
+        "pass",
+        test_bottleneck.test_at_init_the_adapted_model_equals_the_base_bit_for_bit,
+        {},
+    ),
+    "no gradient through the skip": Mutant(BottleneckLinear.backward, "dy += dz", "pass", NARROW, HOUSE),
+    "the skip alone": Mutant(BottleneckLinear.backward, "dy += dz", "dy = dz", NARROW, HOUSE),
+    "dz taken for our own": Mutant(BottleneckLinear.backward, "dy += dz", "dy = dz.__iadd__(dy)", NARROW, HOUSE),
+    "no activation in the backward": Mutant(
+        BottleneckLinear.backward, "slope(da, activation_cache)", "da", NARROW, HOUSE
+    ),
+    "up starts as down does": Mutant(
+        BottleneckMethod.add,
+        'config.init_weights and side == "up"',
+        "False",
+        test_bottleneck.test_at_init_the_adapted_model_equals_the_base_bit_for_bit,
+        {},
+    ),
+    "a bias without a gradient": Mutant(AdapterLinear.forward, "self.bias.trainable", "False", NARROW, HOUSE),
+    "gelu's slope without the chain rule": op(ops.gelu_backward, " * du", "", "gelu"),
+    "gelu's cubic term differentiated as linear": op(ops.gelu_backward, "1 + 3 * GELU", "1 + GELU", "gelu"),
+    "gelu as if its gate were constant": op(ops.gelu_backward, " + 0.5 * x * (1 - t * t) * du", "", "gelu"),
     # four bits
     "the second code in the high nibble": Mutant(
         quantization.quantize_4bit,

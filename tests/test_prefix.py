@@ -14,6 +14,7 @@ from on_device import assert_allclose, assert_array_equal, host, xp
 import lora_np as ln
 from lora_np import AdamW, PeftModel, PrefixTuningConfig, Transformer, get_peft_model, gradcheck_model, ledger, train
 from lora_np.files import load_arrays
+from lora_np.generate import _last_logits
 from lora_np.kv_cache import KeyValueCache
 from lora_np.nn import Context
 from lora_np.parallel import loss_and_gradients
@@ -76,6 +77,18 @@ def test_in_a_past_with_tokens_the_gradient_is_the_last_calls(make_model, random
         layer.extend(*(x[:, :, 3:].astype(complex) for x in old))
     after, _ = peft_model.model.forward(tokens[:, 2:], past_key_values=step)
     assert float((after * dlogits).sum().imag) / 1e-30 == pytest.approx(float((gradient * v).sum()), rel=1e-12)
+
+
+def test_two_backwards_of_one_past_add_up(make_model, random_batch):
+    """Each brings its own gradient to the past, and takes it from there."""
+    peft_model, (tokens, _) = prefixed(make_model()), random_batch()
+    E = peft_model.prompt_encoder["default"].embedding.weight
+    dlogits = xp.asarray(np.random.default_rng(0).standard_normal((2, 6, 11)))
+    _, cache = peft_model.forward(tokens)
+    peft_model.backward_from_logits(dlogits, cache)
+    once = E.grad.copy()
+    peft_model.backward_from_logits(dlogits, cache)
+    assert_allclose(E.grad, 2 * once, rtol=1e-12)
 
 
 @both
@@ -155,6 +168,15 @@ def test_what_a_row_generates_does_not_depend_on_its_padding(make_model):
             make_model(), prompts, max_new_tokens=8
         )
     assert alone != ln.generate(make_model(), prompts, max_new_tokens=8), "the prefix says something"
+
+
+def test_a_padded_row_has_the_logits_that_it_has_alone(make_model, random_batch):
+    peft_model, (tokens, _) = prefixed(make_model()), random_batch()
+    past, mask = peft_model.new_cache(1), np.ones((1, 3 + 4), bool)
+    expected = _last_logits(peft_model.model, tokens[:1, 2:], mask, past, "default", True)
+    past, mask = peft_model.new_cache(1), np.array([[True] * 3 + [False] * 2 + [True] * 4])
+    padded = _last_logits(peft_model.model, tokens[:1], mask, past, "default", True)
+    np.testing.assert_allclose(padded, expected, rtol=1e-11, atol=1e-13)
 
 
 def test_long_prompts_are_read_in_pieces(make_model, monkeypatch):
