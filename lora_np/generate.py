@@ -73,6 +73,7 @@ def generate(
     top_p: float | None = None,
     stop_tokens: Collection[int] = (),
     seed: int = 0,
+    adapter_names: Sequence[str] | None = None,
     on_token: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
     """Continue each prompt by up to `max_new_tokens` tokens, all prompts in one batch.
@@ -84,10 +85,11 @@ def generate(
         stop_tokens: a row ends when it draws one of these, which is not part of the result.
         seed: each row draws from a generator of its own, [seed, row], so that what a row says does not depend on the rest
             of the batch.
+        adapter_names: for a PeftModel, the adapter of each row, "__base__" for none: a mixed batch.
         on_token: called as on_token(row, token) for each new token as soon as it is known: streaming.
 
-    Returns the new tokens of each row. Raises ValueError for no prompt, an empty one, ids out of range, or a length that
-    the model cannot hold.
+    Returns the new tokens of each row. Raises ValueError for no prompt, an empty one, ids out of range, a length that the
+    model cannot hold, or an adapter that is not there.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens = {max_new_tokens}; expected at least 1")
@@ -96,9 +98,9 @@ def generate(
             "prompts: expected a list with the token ids of each prompt; encode text with a tokenizer first"
         )
     sampling = Sampling(temperature, top_k, top_p)
-    transformer, adapter = _unwrap(model)
+    transformer, adapter = _unwrap(model, adapter_names, len(prompts))
     tokens, mask = _pad_left(prompts)
-    past = KeyValueCache(transformer.config) if adapter is None else model.new_cache(len(prompts))
+    past = KeyValueCache(transformer.config) if adapter is None else model.new_cache(len(prompts), adapter)
     limit, prefix = transformer.config.max_position_embeddings, len(past)
     if prefix + tokens.shape[1] + max_new_tokens > limit:
         after = f" after a prefix of {prefix}" if prefix else ""
@@ -111,7 +113,7 @@ def generate(
     new: list[list[int]] = [[] for _ in prompts]
     running = set(range(len(prompts)))
     for _ in range(max_new_tokens):
-        logits = _last_logits(transformer, tokens, mask, past, adapter, prefix > 0)  # (b, v)
+        logits = last_logits(transformer, tokens, mask, past, adapter, prefix > 0)  # (b, v)
         tokens = np.zeros((len(prompts), 1), np.int64)
         for row in sorted(running):
             token = sampling.choose(logits[row], rngs[row])
@@ -128,12 +130,12 @@ def generate(
     return new
 
 
-def _last_logits(
+def last_logits(
     model: Transformer,
     tokens: np.ndarray,
     mask: np.ndarray | None,
     past: KeyValueCache,
-    adapter: str | None,
+    adapter: Any,
     count_places: bool = False,
 ) -> np.ndarray:
     """Read `tokens` (b, t) after the past, a piece at a time; the logits (b, v) of the last position only, on the host.
@@ -156,7 +158,7 @@ def _last_logits(
 def _pad_left(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray | None]:
     """Tokens (b, t) with the prompts' ends in one column, and where they are tokens and not padding (None: everywhere).
 
-    Rotary positions are relative, so a row may start anywhere; the mask alone keeps the padding out (but see `_last_logits`).
+    Rotary positions are relative, so a row may start anywhere; the mask alone keeps the padding out (but see `last_logits`).
     """
     longest = max(len(prompt) for prompt in prompts)
     tokens, mask = np.zeros((len(prompts), longest), np.int64), np.zeros((len(prompts), longest), bool)
@@ -170,6 +172,10 @@ def _pad_left(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray 
     return tokens, None if mask.all() else mask
 
 
-def _unwrap(model: Any) -> tuple[Transformer, str | None]:
-    """The Transformer inside, and the adapter that is active on it."""
-    return (model, None) if isinstance(model, Transformer) else (model.model, model.active_adapter)
+def _unwrap(model: Any, adapter_names: Sequence[str] | None, rows: int) -> tuple[Transformer, Any]:
+    """The Transformer inside, and the adapter that is active on it or that of each row. Raises as `adapter_rows` does."""
+    if not isinstance(model, Transformer):
+        return model.model, model.adapter_rows(adapter_names, rows)
+    if adapter_names is not None:
+        raise ValueError("adapter_names for a Transformer without adapters: give its PeftModel")
+    return model, None

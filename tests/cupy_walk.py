@@ -47,8 +47,11 @@ ON_THE_HOST = {
     "quantization._look_up": "asked of a host array alone: NumPy's take writes in place where it need not check",
     "train._together": "NumPy's scalars, which are on the host already",
     "generate.generate": "tokens, which are on the host, as a person reads them",
-    "generate._last_logits": "places, counted from the mask that _pad_left made",
+    "generate.last_logits": "places, counted from the mask that _pad_left made",
     "generate._pad_left": "prompts, which come from the host",
+    "serve.cache.RowsCache.next_step": "places and masks, which follow the rows' tokens and go where the weights are",
+    "serve.engine.AdapterServer.submit": "tokens, as in generate",
+    "serve.engine.AdapterServer.step": "tokens, as in generate",
     "generate.Sampling.probabilities": "one row of logits, brought to the host to be drawn from",
 }
 

@@ -249,6 +249,31 @@ def test_merging_needs_a_change_of_weights(make_model, random_batch):
     np.testing.assert_allclose(host(plain.forward(tokens)[0]), host(expected), rtol=1e-10, atol=1e-12)
 
 
+def test_a_mixed_batch_and_the_server_take_loras_adapters_alone(make_model, random_batch, tmp_path):
+    """A prefix would be left out in silence there, and a bottleneck too."""
+    tokens, _ = random_batch()
+    peft_model = ln.get_peft_model(make_model(), CONFIGS["lora"], "lora")
+    server = ln.AdapterServer(ln.get_peft_model(make_model(), CONFIGS["lora"], "lora"), folders=[tmp_path])
+    expected, _ = peft_model.forward(tokens, adapter_names=["lora", "__base__"])
+    for name in ("prefix", "bottleneck", "gain"):
+        ln.get_peft_model(make_model(), CONFIGS[name]).save_pretrained(tmp_path / name)
+        peft_model.add_adapter(name, CONFIGS[name])
+        for call in (
+            lambda name=name: peft_model.forward(tokens, adapter_names=["lora", name]),
+            lambda name=name: ln.generate(peft_model, [[1], [2, 3]], adapter_names=["lora", name]),
+            lambda: ln.AdapterServer(peft_model),
+            lambda name=name: server.adapters.load(name, tmp_path / name),
+        ):
+            with pytest.raises(ValueError, match=f"'{name}' has a .*Config: its rows need a batch of their own"):
+                call()
+        assert server.adapters.names() == ["lora"] and list(server.adapters.model.peft_config) == ["lora"]
+        peft_model.delete_adapter(name)
+    peft_model.add_adapter("prefix", CONFIGS["prefix"])
+    peft_model.set_adapter("prefix")
+    mixed, _ = peft_model.forward(tokens, adapter_names=["lora", "__base__"])
+    assert_array_equal(mixed, expected, err_msg="the active prefix has no part in it")
+
+
 def test_while_lora_is_merged_no_other_method_answers(make_model, random_batch):
     """As LoRA beside LoRA: what is merged is part of the weights that the other would be used with."""
     peft_model = ln.get_peft_model(make_model(), CONFIGS["lora"], "lora")

@@ -14,7 +14,7 @@ from on_device import assert_allclose, assert_array_equal, host, xp
 import lora_np as ln
 from lora_np import AdamW, PeftModel, PrefixTuningConfig, Transformer, get_peft_model, gradcheck_model, ledger, train
 from lora_np.files import load_arrays
-from lora_np.generate import _last_logits
+from lora_np.generate import last_logits
 from lora_np.kv_cache import KeyValueCache
 from lora_np.nn import Context
 from lora_np.parallel import loss_and_gradients
@@ -143,7 +143,7 @@ def test_the_first_token_has_the_position_after_the_prefix(make_model, random_ba
     logits, _ = peft_model.forward(tokens)
     for first, same in ((3, True), (0, False)):
         places = np.tile(np.arange(first, first + tokens.shape[1]), (len(tokens), 1))
-        past = peft_model.new_cache(len(tokens))
+        past = peft_model.new_cache(len(tokens), "default")
         again, _ = peft_model.model.forward(tokens, past_key_values=past, context=Context(position_ids=places))
         assert np.allclose(host(again), host(logits), rtol=1e-12) == same
 
@@ -172,10 +172,10 @@ def test_what_a_row_generates_does_not_depend_on_its_padding(make_model):
 
 def test_a_padded_row_has_the_logits_that_it_has_alone(make_model, random_batch):
     peft_model, (tokens, _) = prefixed(make_model()), random_batch()
-    past, mask = peft_model.new_cache(1), np.ones((1, 3 + 4), bool)
-    expected = _last_logits(peft_model.model, tokens[:1, 2:], mask, past, "default", True)
-    past, mask = peft_model.new_cache(1), np.array([[True] * 3 + [False] * 2 + [True] * 4])
-    padded = _last_logits(peft_model.model, tokens[:1], mask, past, "default", True)
+    past, mask = peft_model.new_cache(1, "default"), np.ones((1, 3 + 4), bool)
+    expected = last_logits(peft_model.model, tokens[:1, 2:], mask, past, "default", True)
+    past, mask = peft_model.new_cache(1, "default"), np.array([[True] * 3 + [False] * 2 + [True] * 4])
+    padded = last_logits(peft_model.model, tokens[:1], mask, past, "default", True)
     np.testing.assert_allclose(padded, expected, rtol=1e-11, atol=1e-13)
 
 

@@ -175,7 +175,7 @@ class Writer:
             if show is not None:
                 show(text)
 
-        prefix = len(self.model.new_cache(1)) if hasattr(self.model, "new_cache") else 0
+        prefix = len(self.model.new_cache(1, self.model.active_adapter)) if hasattr(self.model, "new_cache") else 0
         room = self.model.config.max_position_embeddings - prefix - max(map(len, prompts))
         eos = self.tokenizer.eos_token_id
         started = time.perf_counter()

@@ -10,7 +10,7 @@ it is returned and passed on, never stored, so a layer can serve two batches at 
     r rank    v vocabulary   n tokens (b·t)
 
 Everything runs in float32 (to train), float64 (to prove) and complex128 (for the complex step, see gradcheck.py), on
-NumPy or CuPy alike. Reading order: linear, lora, dropout, embedding, norm, rotary, attention, activation, loss.
+NumPy or CuPy alike. Reading order: linear, lora, grouped_lora, dropout, embedding, norm, rotary, attention, activation, loss.
 """
 
 from .activation import (
@@ -25,6 +25,7 @@ from .activation import (
 from .attention import attention_backward, attention_forward, softmax_backward, softmax_forward
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
+from .grouped_lora import grouped_lora_backward, grouped_lora_forward
 from .linear import linear_backward, linear_forward
 from .lora import lora_backward, lora_forward, lora_linear_backward, lora_linear_forward
 from .loss import IGNORE_INDEX, cross_entropy_backward, cross_entropy_forward
@@ -43,6 +44,8 @@ __all__ = [
     "embedding_forward",
     "gelu_backward",
     "gelu_forward",
+    "grouped_lora_backward",
+    "grouped_lora_forward",
     "linear_backward",
     "linear_forward",
     "lora_backward",

@@ -25,6 +25,7 @@ class LoraMethod(Method):
     peft_type = KIND["peft_type"]
     decisive = DECISIVE
     mergeable = True
+    mixable = True
 
     def add(self, peft_model: PeftModel, name: str, config: LoraConfig, seed: int) -> None:
         """Draw A and B for each targeted layer. Raises ValueError for a target or a pattern that matches none."""

@@ -24,6 +24,7 @@ from .lora import LoraLinear, storage_dtype
 from .lora_method import LoraMethod
 from .merging import MergeReport, check_finite, combine_adapters
 from .methods import method_named, method_of
+from .mixed import AdapterRows, check_names
 from .prefix import PrefixEncoder, see_the_prefix
 
 
@@ -111,15 +112,18 @@ class PeftModel(Module):
         rng: np.random.Generator | None = None,
         past_key_values: KeyValueCache | None = None,
         attention_mask: Array | None = None,
+        adapter_names: Sequence[str] | None = None,
     ) -> tuple[Array, Any]:
         """tokens (b, t) → logits (b, t, v), with the active adapter; the arguments are those of `Transformer.forward`.
 
-        A prefix begins the past, and an `attention_mask` does not cover it.
+        A prefix begins the past, and an `attention_mask` does not cover it. `adapter_names`, one a row, is a mixed batch: see
+        `adapter_rows`.
         """
-        past, begun = self._begin(past_key_values, len(tokens))
+        adapter = self.adapter_rows(adapter_names, len(tokens))
+        past, begun = self._begin(past_key_values, len(tokens), adapter)
         if begun is not None and attention_mask is not None:
             attention_mask = see_the_prefix(attention_mask, len(begun[0].embedding.weight.value))
-        context = Context(rng, self.active_adapter, attention_mask)
+        context = Context(rng, adapter, attention_mask)
         logits, cache = self.model.forward(tokens, past_key_values=past, context=context)
         return logits, (cache, begun)
 
@@ -129,12 +133,34 @@ class PeftModel(Module):
         targets: Array,
         rng: np.random.Generator | None = None,
         ignore_index: int = ops.IGNORE_INDEX,
+        adapter_names: Sequence[str] | None = None,
     ) -> tuple[Array, Any]:
-        """Mean cross-entropy in nats a token, with the active adapter. `rng` turns dropout on."""
-        past, begun = self._begin(None, len(tokens))
-        context = Context(rng, self.active_adapter)
+        """Mean cross-entropy in nats a token, with the active adapter or a mixed batch. `rng` turns dropout on."""
+        adapter = self.adapter_rows(adapter_names, len(tokens))
+        past, begun = self._begin(None, len(tokens), adapter)
+        context = Context(rng, adapter)
         loss, cache = self.model.loss(tokens, targets, ignore_index=ignore_index, context=context, past_key_values=past)
         return loss, (cache, begun)
+
+    def adapter_rows(self, adapter_names: Sequence[str] | None, rows: int) -> str | AdapterRows | None:
+        """What a call takes as its adapter: the active one, or one for each of `rows` rows, "__base__" for none.
+
+        Raises as PEFT does, ValueError for another number of names or one that is not there; and RuntimeError while merged
+        or disabled.
+        """
+        if adapter_names is None:
+            return self.active_adapter
+        names = check_names(adapter_names, rows, list(self.peft_config))
+        self._check_idle()
+        for name in set(names):
+            self.check_mixable(name)
+        return AdapterRows(names)
+
+    def check_mixable(self, adapter_name: str) -> None:
+        """Raise ValueError for an adapter that is more than a bypass over the product that all rows of a mixed batch share."""
+        config = self.peft_config.get(adapter_name)
+        if config is not None and not method_of(config).mixable:
+            raise ValueError(f"{adapter_name!r} has a {type(config).__name__}: its rows need a batch of their own")
 
     def backward(self, cache: Any, dloss: float = 1.0) -> None:
         """Adds the gradients of the adapter. Raises RuntimeError while merged: the bypass is then not part of the forward."""
@@ -150,14 +176,15 @@ class PeftModel(Module):
         self.model.backward_from_logits(dlogits, cache)
         self._end(begun)
 
-    def new_cache(self, rows: int) -> KeyValueCache:
-        """What `generate` starts from: an empty cache, or one that begins with the active prefix in each of `rows` rows."""
-        past = KeyValueCache(self.config)
-        return self._begin(past, rows)[0]
+    def new_cache(self, rows: int, adapter: str | AdapterRows | None) -> KeyValueCache:
+        """What `generate` starts from: an empty cache, or one that begins with the adapter's prefix in each of `rows` rows."""
+        return self._begin(KeyValueCache(self.config), rows, adapter)[0]
 
-    def _begin(self, past: KeyValueCache | None, rows: int) -> tuple[KeyValueCache | None, Any]:
-        """The call's past, begun with the active prefix if there is one; and what `_end` needs for its gradient."""
-        encoder = self.prompt_encoder.get(self.active_adapter)
+    def _begin(
+        self, past: KeyValueCache | None, rows: int, adapter: str | AdapterRows | None
+    ) -> tuple[KeyValueCache | None, Any]:
+        """The call's past, begun with the adapter's prefix if it has one; and what `_end` needs for its gradient."""
+        encoder = self.prompt_encoder.get(adapter)
         if encoder is None:
             return past, None
         past = KeyValueCache(self.config) if past is None else past
