@@ -3,7 +3,7 @@
     z = y + W_up σ(W_down y + b_down) + b_up          y (…, d) what the sublayer wrote, W_down (m, d), W_up (d, m)
 
 before the block's own skip connection. As y is what o_proj or down_proj gives, the adapter is one more wrapper of a Linear. It
-is no ΔW, because of σ: it cannot be merged, and each call pays for it.
+is no ΔW, because of σ: it cannot be merged, and each call pays for it. The block's norms, which the paper trains too, stay frozen.
 """
 
 from __future__ import annotations
