@@ -120,7 +120,7 @@ def adapter(model):
 def test_each_method_is_here_and_does_all_that_is_asked():
     assert {type(config) for config in CONFIGS.values()} == set(METHODS), "add the new method to CONFIGS"
     assert len({method.peft_type for method in METHODS.values()}) == len(METHODS)
-    asked = {name for name, f in vars(Method).items() if callable(f)}
+    asked = {name for name, f in vars(Method).items() if callable(f)} - {"set_trainable"}
     assert len(asked) == 7
     for method in METHODS.values():
         assert asked <= {name for kind in type(method).__mro__[:-2] for name in vars(kind)}, type(method).__name__

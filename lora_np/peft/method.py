@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 class Method:
-    """Seven things to do with an adapter of one kind. It keeps nothing: the adapters are in the PeftModel.
+    """Seven things to do with an adapter of one kind, and an eighth that is the same for most.
+
+    A method keeps nothing: the adapters are in the PeftModel.
 
     An adapter of a method is used where a layer finds its name in `Context.adapter`, so whatever wraps a layer is off for every
     other name, and several methods can stand in one model.
@@ -43,8 +45,15 @@ class Method:
         raise NotImplementedError
 
     def parameters(self, peft_model: PeftModel, name: str) -> Iterator[Parameter]:
-        """All that trains when it trains."""
+        """All that is there for it, besides the base."""
         raise NotImplementedError
+
+    def set_trainable(self, peft_model: PeftModel, name: str, trainable: bool) -> None:
+        """Let all of it train, or none. For a method of which some stays frozen, to say which."""
+        for p in self.parameters(peft_model, name):
+            p.trainable = trainable
+            if not trainable:
+                p.grad = None
 
     def arrays(self, peft_model: PeftModel, name: str) -> dict[str, np.ndarray]:
         """The tensors of its file by their keys, on the host."""

@@ -317,15 +317,12 @@ class PeftModel(Module):
                 warnings.warn(f"{adapter_name!r} was the active adapter; now {self.active_adapter!r} is", stacklevel=2)
 
     def adapter_parameters(self, adapter_name: str | None = None) -> Iterator[Parameter]:
-        """The parameters of one adapter, or of all: what is here besides the base."""
+        """The parameters of one adapter, or of all: what is here besides the base, whether it trains or not."""
         for name in self.peft_config if adapter_name is None else [adapter_name]:
             yield from method_of(self.peft_config[name]).parameters(self, name)
 
     def _set_trainable(self, adapter_name: str, trainable: bool) -> None:
-        for p in self.adapter_parameters(adapter_name):
-            p.trainable = trainable
-            if not trainable:
-                p.grad = None
+        method_of(self.peft_config[adapter_name]).set_trainable(self, adapter_name, trainable)
 
     def _check_name(self, adapter_name: str) -> None:
         if adapter_name not in self.peft_config:
