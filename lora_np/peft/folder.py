@@ -1,7 +1,8 @@
 """An adapter on disk, as PEFT lays it out, so that either library reads what the other wrote.
 
     adapter/adapter_config.json          LoraConfig, and the keys by which PEFT knows what it is
-    adapter/adapter_model.safetensors    base_model.model.<layer>.lora_A.weight (r, in) and .lora_B.weight (out, r)
+    adapter/adapter_model.safetensors    base_model.model.<layer>.lora_A.weight (r, in) and .lora_B.weight (out, r),
+                                         with DoRA .lora_magnitude_vector (out,)
 
 PEFT takes a folder that does not fit for one that does: of a tensor with no place it says nothing, and for one that is
 missing it warns; the model then answers as the base. Here each is an error that names it, and nothing has changed.
@@ -13,7 +14,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,19 +28,25 @@ from .layers import adaptable_layers
 from .lora import LoraConfig, first_match
 
 T = TypeVar("T")
-Factors = dict[str, tuple[np.ndarray, np.ndarray]]  # layer → A (r, in), B (out, r), on the host
+Factors = dict[str, tuple[np.ndarray, ...]]  # layer → A (r, in), B (out, r), with DoRA m (out,), on the host
 
 PREFIX = "base_model.model."  # what PEFT puts before every name of the base
+TENSORS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")  # what it calls them, in the order of Factors
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 # What each file is, in PEFT's words; and the version whose files these are like.
 KIND = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "peft_version": "0.21.2"}
-WRITTEN_OFF = {"bias": "none", "fan_in_fan_out": False, "modules_to_save": None, "use_dora": False}  # and not here
+WRITTEN_OFF = {"bias": "none", "fan_in_fan_out": False, "modules_to_save": None}  # and not here
 NO_MATTER = {*KIND, "revision", "auto_mapping"}  # keys of a file that say nothing about the numbers
 OFF = {"bias": "none", "megatron_core": "megatron.core", "qalora_group_size": 16}  # off, and yet not empty
 # Written into the weights' own file too: both files are renamed in place one after the other, and a kill between the two
 # must not give the new factors the old α.
-DECISIVE = ("target_modules", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+DECISIVE = ("target_modules", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora")
+OWN = (
+    "freeze_A",
+    "dora_norm",
+)  # of no account to the numbers, and nothing that PEFT has: kept beside the weights alone
+TRAINING = "lora_np.training"
 RECORD = "lora_np.config"
 
 # PEFT takes these ways to draw A and B for True once they are trained; the others (pissa, olora, …) changed the base too.
@@ -60,13 +67,14 @@ def write_adapter(folder: str | os.PathLike[str], model: Module, config: LoraCon
     settings = config_to_dict(config, model)
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
     record = json.dumps({key: settings[key] for key in DECISIVE}, sort_keys=True)
+    training = json.dumps({key: getattr(config, key) for key in OWN})
     arrays = {}
-    for layer, pair in factors.items():
-        arrays |= {f"{PREFIX}{layer}.lora_{side}.weight": x for side, x in zip("AB", pair, strict=True)}
+    for layer, tensors in factors.items():
+        arrays |= {f"{PREFIX}{layer}.{tensor}": x for tensor, x in zip(TENSORS, tensors, strict=False)}
 
     def write(temporary: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
-        save_arrays(folder / WEIGHTS, arrays, {"format": "pt", RECORD: record})
+        save_arrays(folder / WEIGHTS, arrays, {"format": "pt", RECORD: record, TRAINING: training})
 
     write_atomically(folder / CONFIG, write)
 
@@ -84,6 +92,7 @@ def config_to_dict(config: LoraConfig, model: Module) -> dict[str, Any]:
         "lora_alpha": plain(config.lora_alpha),
         "lora_dropout": plain(config.lora_dropout),
         "use_rslora": bool(config.use_rslora),
+        "use_dora": bool(config.use_dora),
         "init_lora_weights": config.init_lora_weights,
         "rank_pattern": portable_pattern(config.rank_pattern, layers, config.r),
         "alpha_pattern": portable_pattern(config.alpha_pattern, layers, config.lora_alpha),
@@ -156,8 +165,10 @@ def read_adapter(folder: str | os.PathLike[str], model: Module) -> tuple[LoraCon
                 "Either a save was stopped between the two files, or the configuration was edited: save it again."
             )
     try:
+        training = json.loads(metadata.get(TRAINING, "{}"))
+        config = replace(config, **{key: training[key] for key in OWN if key in training})
         return config, place(arrays, config, model)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / WEIGHTS}: {error}") from None
 
 
@@ -180,6 +191,11 @@ def config_from_dict(settings: Any) -> LoraConfig:
     if not targets or not isinstance(targets, str | list) or not all(isinstance(entry, str) for entry in targets):
         raise ValueError(f"target_modules is {targets!r}; expected the names of the layers that the adapter is for")
     is_target("", targets)  # raises where it is no regular expression
+    if given.get("init_lora_weights") == "pissa":
+        raise ValueError(
+            "init_lora_weights is 'pissa': these factors belong to what PiSSA left of the base, and not to the base; PEFT "
+            "writes them for the base where save_pretrained is given path_initial_model_for_weight_conversion"
+        )
     for key in ("rank_pattern", "alpha_pattern"):
         if not isinstance(given.get(key, {}), dict):
             raise ValueError(f"{key} is {given[key]!r}; expected an object, pattern → number")
@@ -196,9 +212,9 @@ def place(arrays: Mapping[str, np.ndarray], config: LoraConfig, model: Module) -
         raise ValueError(f"{config.target_modules!r} matches no linear layer; {available(list(adaptable))}")
     expected = {}
     for name, layer in layers.items():
-        r = config.for_layer(name).r
-        expected[f"{PREFIX}{name}.lora_A.weight"] = (r, layer.in_features)
-        expected[f"{PREFIX}{name}.lora_B.weight"] = (layer.out_features, r)
+        r, out = config.for_layer(name).r, layer.out_features
+        shapes = [(r, layer.in_features), (out, r)] + [(out,)] * config.use_dora
+        expected |= {f"{PREFIX}{name}.{tensor}": shape for tensor, shape in zip(TENSORS, shapes, strict=False)}
     extra = sorted(key for key in arrays.keys() - expected.keys() if not is_of_the_base(key, arrays[key], model))
     missing = sorted(expected.keys() - arrays.keys())
     if extra:
@@ -212,7 +228,8 @@ def place(arrays: Mapping[str, np.ndarray], config: LoraConfig, model: Module) -
             raise ValueError(f"{key} has shape {arrays[key].shape}; this model and configuration have {shape} there")
         if arrays[key].dtype.kind != "f":
             raise ValueError(f"{key} has dtype {arrays[key].dtype}; expected floating-point numbers")
-    return {name: tuple(arrays[f"{PREFIX}{name}.lora_{side}.weight"] for side in "AB") for name in layers}
+    tensors = TENSORS if config.use_dora else TENSORS[:2]
+    return {name: tuple(arrays[f"{PREFIX}{name}.{tensor}"] for tensor in tensors) for name in layers}
 
 
 def is_of_the_base(key: str, array: np.ndarray, model: Module) -> bool:

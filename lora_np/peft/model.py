@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .. import ledger, ops
-from ..backend import Array, to_host
+from ..backend import Array
 from ..kv_cache import KeyValueCache
 from ..nn import Context, Module, Parameter
 from ..targets import select_targets
@@ -21,6 +21,7 @@ from .folder import PREFIX, Factors, read_adapter, write_adapter
 from .layers import adaptable_layers, lora_layers, unwrap, wrap
 from .lora import LoraConfig, LoraLinear, first_match, storage_dtype
 from .merging import MergeReport, check_finite, combine_adapters
+from .pissa import check_pissa, on_the_original
 
 
 def get_peft_model(
@@ -94,7 +95,7 @@ class PeftModel(Module):
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Under PEFT's names: base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight, …"""
         for name, p in self.model.named_parameters():
-            suffix = ".weight" if ".lora_A." in name or ".lora_B." in name else ""
+            suffix = ".weight" if ".lora_" in name else ""
             yield PREFIX + name + suffix, p
 
     def forward(
@@ -120,7 +121,7 @@ class PeftModel(Module):
         return self.model.loss(tokens, targets, ignore_index=ignore_index, context=context)
 
     def backward(self, cache: Any, dloss: float = 1.0) -> None:
-        """Adds the gradients of A and B. Raises RuntimeError while merged: the bypass is then not part of the forward."""
+        """Adds the gradients of the active adapter. Raises RuntimeError while merged: no bypass is in the forward then."""
         self._refuse_merged()
         self.model.backward(cache, dloss)
 
@@ -148,10 +149,12 @@ class PeftModel(Module):
         self._check_new(adapter_name)
         if not isinstance(config, LoraConfig):
             raise TypeError(f"expected a LoraConfig, got {type(config).__name__}")
-        layers = select_targets(list(adaptable_layers(self.model)), config.target_modules)
+        adaptable = adaptable_layers(self.model)
+        layers = select_targets(list(adaptable), config.target_modules)
         for key in [*config.rank_pattern, *config.alpha_pattern]:
             if not any(first_match({key: True}, name, False) for name in layers):
                 raise ValueError(f"the pattern {key!r} matches no targeted layer, so it would change nothing")
+        check_pissa({name: adaptable[name] for name in layers}, config, others=bool(self.peft_config))
         rng = np.random.default_rng(seed)
         for name, layer in wrap(self.model, layers):
             layer.add_adapter(adapter_name, config.for_layer(name), rng, self.adapter_dtype)
@@ -197,6 +200,8 @@ class PeftModel(Module):
             raise ValueError(f"adapters {adapters!r}, weights {weights!r}; expected lists of one length, at least 1")
         for name, weight in zip(adapters, weights, strict=True):
             self._check_name(name)
+            if self.peft_config[name].use_dora:
+                raise ValueError(f"{name!r} is DoRA: its ΔW has the rows of W in it, and is no product of two factors")
             if not np.isfinite(weight):
                 raise ValueError(f"the weight of {name!r} is {weight}; expected a finite number")
         how = Combination(combination_type, svd_rank, svd_clamp, density, majority_sign_method, seed)
@@ -207,23 +212,24 @@ class PeftModel(Module):
 
     def _put(self, adapter_name: str, config: LoraConfig, factors: Factors, is_trainable: bool = False) -> None:
         for name, layer in wrap(self.model, factors):
-            layer.put_adapter(adapter_name, config.for_layer(name), *factors[name], self.adapter_dtype)
+            layer.put_adapter(adapter_name, config.for_layer(name), *factors[name], dtype=self.adapter_dtype)
         self.peft_config[adapter_name] = config
         self._set_trainable(adapter_name, is_trainable)
 
     def save_pretrained(self, folder: str | os.PathLike[str], adapter_name: str = "default") -> None:
         """Write one adapter to `folder`, for `from_pretrained` and `load_adapter` here and in PEFT; merged or not.
 
+        One that began as PiSSA is written for the base as it was before: as a LoRA of twice the rank (see pissa.py).
+
         Each file is whole or is not there, and an adapter that was in `folder` stays until the new one is complete.
         Raises ValueError for a name that is not there or a `folder` that is a file.
         """
         self._check_name(adapter_name)
-        factors = {
-            name: (to_host(layer.lora_A[adapter_name].value), to_host(layer.lora_B[adapter_name].value))
-            for name, layer in lora_layers(self.model).items()
-            if adapter_name in layer.lora_A
-        }
-        write_adapter(folder, self.model, self.peft_config[adapter_name], factors)
+        layers = {name: layer for name, layer in lora_layers(self.model).items() if adapter_name in layer.lora_A}
+        config = self.peft_config[adapter_name]
+        if config.init_lora_weights == "pissa":
+            config = on_the_original(config)
+        write_adapter(folder, self.model, config, {name: layer.tensors(adapter_name) for name, layer in layers.items()})
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
         """From now on use this adapter. As in PEFT it becomes the only one that trains, or none does in `inference_mode`.
@@ -244,6 +250,9 @@ class PeftModel(Module):
         """
         self._check_name(adapter_name)
         self._check_idle()
+        if self._residual:
+            for layer in self.lora_layers():
+                layer.check_mergeable()
         del self.peft_config[adapter_name]
         for layer in self.lora_layers():
             layer.delete_adapter(adapter_name)
@@ -256,11 +265,7 @@ class PeftModel(Module):
 
     def _set_trainable(self, adapter_name: str, trainable: bool) -> None:
         for layer in self.lora_layers():
-            for factors in (layer.lora_A, layer.lora_B):
-                if adapter_name in factors:
-                    factors[adapter_name].trainable = trainable
-                    if not trainable:
-                        factors[adapter_name].grad = None
+            layer.set_trainable(adapter_name, trainable)
 
     def _check_name(self, adapter_name: str) -> None:
         if adapter_name not in self.peft_config:
@@ -272,6 +277,14 @@ class PeftModel(Module):
         if not isinstance(adapter_name, str) or adapter_name in ("", "__base__") or set(adapter_name) & set("./"):
             raise ValueError(f"{adapter_name!r} cannot name an adapter: a name has no . or /, and __base__ means none")
         self._check_idle()
+        if self._residual:
+            raise RuntimeError(
+                "the base is what PiSSA left of it: save_pretrained, and load that beside others on the base"
+            )
+
+    @property
+    def _residual(self) -> bool:
+        return any(layer.start is not None for layer in self.lora_layers())
 
     def _check_idle(self) -> None:
         if self.merged:

@@ -1,0 +1,90 @@
+"""DoRA in a LoraLinear: the layer's side of `ops.dora`, which has the equations (Liu et al. 2024, arXiv 2402.09353).
+
+While training with dropout, PEFT drops the inputs of all that DoRA adds to the base, and so does this:
+
+    y = x Wᵀ + bias + (DoRA(x̃) − x̃ Wᵀ)        x̃ = drop(x); without dropout y = DoRA(x) + bias
+
+A DoRA layer keeps z, N·out numbers, beside what a LoRA layer keeps.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .. import ops
+from ..backend import Array
+from ..nn import Context
+from ..quantization import Quantized4bit, dequantize_4bit
+
+if TYPE_CHECKING:
+    from .lora import LoraLinear
+
+
+def dense(layer: LoraLinear, dtype: Any) -> Array:
+    """The base's W (out, in), dequantised where it is stored in four bits."""
+    W = layer.base_layer.weight.value
+    return dequantize_4bit(W, dtype) if isinstance(W, Quantized4bit) else W
+
+
+def row_norm(layer: LoraLinear, name: str, dtype: Any) -> tuple[Array, tuple]:
+    """n (out,), the lengths of the rows of W + s·B A, and the cache of `ops.row_norm_backward`."""
+    return ops.row_norm_forward(dense(layer, dtype), *layer.factors(name, dtype), layer.configs[name].scaling)
+
+
+def forward(
+    layer: LoraLinear, name: str, x: Array, mask: Array | None, y: Array, context: Context
+) -> tuple[Array, tuple]:
+    """(y, cache) of the whole layer, from the dropped x (…, in) and the base's y (…, out) of the one that was not.
+
+    At the start m = n and B = 0, and y is the base's to the bit.
+    """
+    config, base = layer.configs[name], layer.base_layer
+    u, base_cache = (y, None) if mask is None else base.forward(x, context)
+    if hasattr(base, "bias"):
+        u = u - base.bias.value
+    n, norm_cache = row_norm(layer, name, x.dtype)
+    if config.dora_norm == "detached":
+        norm_cache = None
+    elif isinstance(base.weight.value, Quantized4bit):
+        norm_cache = (None, *norm_cache[1:])  # W dequantised is not kept: one such matrix at a time
+    m = layer.lora_magnitude_vector[name].value
+    A, B = layer.factors(name, x.dtype)
+    adapted, dora_cache = ops.dora_forward(x, u, A, B, m, n, config.scaling, layer.lora_A[name].trainable)
+    adapted -= u
+    adapted += y
+    return adapted, (base_cache, norm_cache, dora_cache)
+
+
+def backward(
+    layer: LoraLinear, name: str, dy: Array, mask: Array | None, base_cache: Any, cache: tuple, need_dx: bool
+) -> Array | None:
+    """dy (…, out) → dx (…, in) or None; adds dA, dB and dm. With `dora_norm="true"` n passes its gradient on, else not.
+
+    In the forward pass y = base(x) − u + DoRA(x̃, u) with u = base(x̃) − bias. Without dropout x̃ is x: the first two are the
+    bias, and du is all that reaches the base. With it dy goes to base(x), and du − dy to base(x̃). Raises RuntimeError
+    where the base trains.
+    """
+    if layer.base_layer.trainable:
+        raise RuntimeError("the norm in DoRA depends on W, and its dW is not derived here: freeze the base")
+    base, dropped_cache, norm_cache, dora_cache = layer.base_layer, *cache
+    dx, du, dA, dB, dm, dn = ops.dora_backward(dy, dora_cache, need_dx)
+    A, B = layer.lora_A[name], layer.lora_B[name]
+    if norm_cache is not None and (A.trainable or B.trainable):
+        W = dense(layer, dy.dtype) if A.trainable else base.weight.value  # of which only the shape is asked then
+        dA_norm, dB_norm = ops.row_norm_backward(dn, (W, *norm_cache[1:]), need_dA=A.trainable)
+        dB += dB_norm
+        if A.trainable:
+            dA += dA_norm
+    for parameter, gradient in ((A, dA), (B, dB), (layer.lora_magnitude_vector[name], dm)):
+        if parameter.trainable:
+            parameter.add_grad(gradient)
+    if not need_dx:
+        return None
+    if mask is None:
+        dx += base.backward(du, base_cache)
+        return dx
+    du -= dy
+    dx += base.backward(du, dropped_cache)
+    dx = ops.dropout_backward(dx, mask)
+    dx += base.backward(dy, base_cache)
+    return dx
