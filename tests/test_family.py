@@ -5,15 +5,18 @@ That PEFT computes the same, and reads what is saved here, is proven in test_fam
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from on_device import assert_allclose, assert_array_equal, host, xp
 from test_lora import ALL, adapted
 
 import lora_np as ln
-from lora_np import SGD, AdamW, LoraConfig, PeftModel, get_peft_model, gradcheck_model, ops, train
+from lora_np import SGD, AdamW, LoraConfig, Parameter, PeftModel, get_peft_model, gradcheck_model, ops, train
 from lora_np.nn import Context, Linear
-from lora_np.peft import dora
+from lora_np.peft import VeraConfig, VeraLinear, dora, vera
 from lora_np.peft.folder import read_adapter
 from lora_np.peft.lora import LoraLinear
 
@@ -439,3 +442,158 @@ def test_a_ratio_for_nothing_is_refused(make_model, random_batch):
         train(adapted(make_model()), [random_batch()], AdamW(lr=1, lr_ratio={"lora_C": 2}), steps=1)
     with pytest.raises(ValueError, match=r"lr_ratio\['lora_B'\] = -1; expected a number ≥ 0"):
         SGD(lr=1, lr_ratio={"lora_B": -1})
+
+
+# ----------------------------------------------------------------------------------------------------------------- VeRA
+
+VERA = VeraConfig(r=6, target_modules=ALL, init_weights=False)
+
+
+class WithAdapter(ln.Module):
+    """A model whose calls name one adapter: what a PeftModel does for its active one."""
+
+    def __init__(self, model, adapter="default"):
+        self.model, self.adapter = model, adapter
+
+    def forward(self, tokens, rng=None):
+        return self.model.forward(tokens, context=Context(rng, self.adapter))
+
+    def loss(self, tokens, targets, rng=None):
+        return self.model.loss(tokens, targets, context=Context(rng, self.adapter))
+
+    def backward(self, cache, dloss=1.0):
+        self.model.backward(cache, dloss)
+
+
+def with_vera(model, config=VERA, seed=1):
+    """`model` with a VeRA adapter of which d and b train."""
+    model.freeze()
+    vera.add(model, "default", config, seed)
+    for p in vera.parameters(model, "default"):
+        p.trainable = True
+    return WithAdapter(model)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_vera_agrees_with_the_complex_step_to_1e_12(make_model, random_batch, dropout):
+    config = replace(VERA, vera_dropout=dropout)
+    model = with_vera(make_model(), config)
+    result = gradcheck_model(model, *random_batch(), tolerance=1e-12, dropout_seed=5 if dropout else None)
+    assert len(result.raise_if_wrong().errors) == 2 * 14, "d and b of each layer, and nothing else"
+
+
+def test_vera_over_four_bits_agrees_with_the_complex_step_to_1e_12(make_model, random_batch):
+    model = with_vera(ln.quantize_model(make_model(np.float32)))
+    gradcheck_model(model, *random_batch(), tolerance=1e-12).raise_if_wrong()
+
+
+def test_vera_starts_as_the_base_bit_for_bit(make_model, random_batch):
+    tokens, _ = random_batch()
+    base, _ = make_model(np.float32).forward(tokens)
+    model = with_vera(make_model(np.float32), VeraConfig(r=6, target_modules=ALL))
+    assert_array_equal(model.forward(tokens)[0], base)
+    for layer in vera.vera_layers(model.model).values():
+        assert (layer.vera_lambda_d["default"].value == np.float32(0.1)).all()
+
+
+def test_vera_shares_its_factors_and_trains_r_plus_out_a_layer(make_model, random_batch):
+    model = with_vera(make_model())
+    layers = vera.vera_layers(model.model).values()
+    for kept in ("vera_A", "vera_B"):
+        assert len({id(getattr(layer, kept)["default"]) for layer in layers}) == 1
+    A, B = (xp.abs(getattr(next(iter(layers)), kept)["default"].value) for kept in ("vera_A", "vera_B"))
+    assert A.shape == (6, 20) and B.shape == (20, 6), "as wide as the widest input, as long as the longest output"
+    assert 0.9 * (6 / 20) ** 0.5 < float(A.max()) <= (6 / 20) ** 0.5 and 0.9 < float(B.max()) <= 1
+    trainable = sum(p.value.size for _, p in model.named_parameters() if p.trainable)
+    assert trainable == sum(6 + layer.out_features for layer in layers)
+    before = {name: p.value.copy() for name, p in model.named_parameters()}
+    train(model, [random_batch()], AdamW(lr=1e-2), steps=2, progress=False)
+    for name, p in model.named_parameters():
+        assert xp.array_equal(p.value, before[name]) == ("vera_lambda_" not in name), name
+
+
+def test_vera_is_the_change_of_weight_that_it_says(make_model, random_batch):
+    tokens, _ = random_batch()
+    model = with_vera(make_model())
+    expected, _ = model.forward(tokens)
+    for layer in vera.vera_layers(model.model).values():
+        layer.base_layer.weight.value = layer.base_layer.weight.value + layer.delta_weight("default")
+    vera.delete(model.model, "default")
+    assert not vera.vera_layers(model.model)
+    assert_allclose(model.forward(tokens)[0], expected, rtol=1e-11, atol=1e-12)
+
+
+def test_vera_keeps_n_r_numbers():
+    layer, A, B = VeraLinear(Linear(normal(300, 200)).freeze()), Parameter(normal(4, 250)), Parameter(normal(300, 4))
+    layer.put_adapter("default", VeraConfig(r=4), A, B, np.ones(4), np.ones(300))
+    _, cache = layer.forward(normal(50, 200), Context(adapter="default"))
+    assert nbytes(cache) == 8 * (50 * 4 + 300 * 200 + 4 * (200 + 300) + 300 + 4), "h; W, A, B, d and b are there anyway"
+
+
+def test_a_saved_vera_comes_back_to_the_bit(make_model, random_batch):
+    model = with_vera(make_model())
+    tensors, settings = vera.arrays(model.model, "default"), vera.settings(VERA, model.model)
+    again = make_model()
+    config = vera.config_of(json.loads(json.dumps(settings)))
+    vera.put(again, "default", config, tensors)
+    assert config == replace(VERA, target_modules=settings["target_modules"])
+    tokens, _ = random_batch()
+    assert_array_equal(WithAdapter(again).forward(tokens)[0], model.forward(tokens)[0])
+    vera.add(again, "other", VeraConfig(r=3))
+    assert_array_equal(WithAdapter(again).forward(tokens)[0], model.forward(tokens)[0])
+    vera.delete(again, "other")
+    assert sorted(vera.arrays(again, "default")) == sorted(tensors)
+
+
+def without(key):
+    return lambda tensors: {name: x for name, x in tensors.items() if key not in name}
+
+
+BAD_VERA = {
+    "no projections": (
+        without("vera_A"),
+        r"base_model\.vera_A is missing; A and B are saved with `save_projection=True`",
+    ),
+    "a missing vector": (without("1.mlp.up_proj.vera_lambda_b"), r"layers\.1\.mlp\.up_proj\.vera_lambda_b is missing"),
+    "one too many": (lambda tensors: tensors | {"x.vera_lambda_b": np.ones(3)}, r"no place for x\.vera_lambda_b"),
+    "a projection too small": (
+        lambda tensors: tensors | {"base_model.vera_A": np.ones((6, 12))},
+        r"base_model\.vera_A has shape \(6, 12\) .* floats of shape \(6, 20\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD_VERA)
+def test_vera_tensors_that_do_not_fit_are_refused_by_name(what, make_model):
+    damage, message = BAD_VERA[what]
+    tensors, model = damage(vera.arrays(with_vera(make_model()).model, "default")), make_model()
+    with pytest.raises(ValueError, match=message):
+        vera.put(model, "default", VERA, tensors)
+    assert not vera.vera_layers(model), "a refusal changes nothing"
+
+
+BAD_VERA_CONFIG = {
+    "rank 0": (lambda: VeraConfig(r=0), ValueError, "must be at least 1"),
+    "a fractional rank": (lambda: VeraConfig(r=2.5), TypeError, "whole number"),
+    "dropout 1": (lambda: VeraConfig(vera_dropout=1.0), ValueError, "expected 0 ≤ vera_dropout < 1"),
+    "an infinite d": (lambda: VeraConfig(d_initial=np.inf), ValueError, "d_initial = inf"),
+    "a switch in words": (lambda: VeraConfig(init_weights="no"), TypeError, "init_weights = 'no'"),
+    "another method": (
+        lambda: vera.config_of({"peft_type": "LORA"}),
+        ValueError,
+        "peft_type is 'LORA'; expected 'VERA'",
+    ),
+    "a bias": (
+        lambda: vera.config_of({"peft_type": "VERA", "target_modules": ["q_proj"], "bias": "all"}),
+        ValueError,
+        "bias is 'all', a feature of PEFT that is not here",
+    ),
+    "no layers": (lambda: vera.config_of({"peft_type": "VERA"}), ValueError, "target_modules is missing"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_VERA_CONFIG)
+def test_a_bad_vera_configuration_is_a_clear_error(what):
+    call, error, message = BAD_VERA_CONFIG[what]
+    with pytest.raises(error, match=message):
+        call()

@@ -22,17 +22,16 @@ from oracle_models import (
     modeling_llama,
     peft,
     random_batch,
-    share_random_numbers,
     their_loss,
     torch,
 )
+from test_family import WithAdapter
 from test_oracles_adapters import (
     ALL_LINEAR,
     BOUNDS,
     DEEP,
     assert_same_logits,
     dtypes,
-    fill,
     logits_of,
     one_thread,  # noqa: F401  a fixture
     peft_config,
@@ -41,6 +40,7 @@ from test_oracles_adapters import (
 )
 
 import lora_np as ln
+from lora_np.peft import vera
 
 optimizers = pytest.importorskip("peft.optimizers")
 pytestmark = [
@@ -265,3 +265,58 @@ def test_steps_with_lora_plus_are_those_of_pefts_optimizer(settings, precise):
         mine = {name: p.value for name, p in ours.named_parameters() if p.trainable}
         others = {name: p.detach().numpy() for name, p in theirs.named_parameters() if p.requires_grad}
         assert_close(mine, others, 1e-10, f"step {step + 1}: another learning rate")
+
+
+# ----------------------------------------------------------------------------------------------------------------- VeRA
+
+VERA = {"r": 5, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+
+
+def vera_pair(dtype=np.float64, folder=None):
+    """(ours, theirs) with the VeRA that PEFT drew, and vectors that are not at their start; their folder is read here."""
+    ours, theirs = base_pair(UNTIED, dtype)
+    theirs = peft.get_peft_model(theirs, peft.VeraConfig(task_type="CAUSAL_LM", **VERA))
+    theirs = theirs.to(torch.float64 if dtype == np.float64 else torch.float32)
+    rng = np.random.default_rng(1)
+    for name, p in theirs.named_parameters():
+        if "vera_lambda_" in name:
+            p.data.copy_(torch.from_numpy(rng.standard_normal(tuple(p.shape))))
+    theirs.save_pretrained(str(folder))
+    tensors, _ = ln.files.load_arrays(folder / "adapter_model.safetensors")
+    config = vera.config_of(json.loads((folder / "adapter_config.json").read_text()))
+    ours.freeze()
+    vera.put(ours, "default", config, tensors)
+    for p in vera.parameters(ours, "default"):
+        p.trainable = True
+    return WithAdapter(ours), theirs
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_vera_that_peft_wrote_answers_here_and_has_the_same_gradients(dtype, precise, tmp_path):
+    ours, theirs = vera_pair(dtype, tmp_path)
+    tokens, targets = random_batch(2)
+    assert_same_logits(ours, theirs, BOUNDS[dtype])
+    if dtype == np.float64:
+        ours.backward(ours.loss(tokens, targets)[1])
+        their_loss(theirs, tokens, targets).backward()
+        mine = {name.replace("model.", "base_model.model.", 1): x for name, x in gradients(ours).items()}
+        assert_close(mine, gradients(theirs), 1e-10, "a gradient is not the one that torch finds")
+
+
+def test_a_vera_written_here_answers_in_peft(tmp_path):
+    ours, theirs = base_pair(UNTIED, np.float32)
+    config = vera.VeraConfig(r=7, target_modules="all-linear", init_weights=False, d_initial=0.2)
+    vera.add(ours, "default", config, seed=3)
+    settings = vera.settings(config, ours)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    ln.files.save_arrays(tmp_path / "adapter_model.safetensors", vera.arrays(ours, "default"), {"format": "pt"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        theirs = peft.PeftModel.from_pretrained(theirs, str(tmp_path))
+    assert np.abs(logits_of(WithAdapter(ours)) - logits_of(ours)).max() > 0.1, "the adapter does nothing"
+    assert_same_logits(WithAdapter(ours), theirs, 1e-4)
+    known = theirs.peft_config["default"].to_dict()
+    assert settings.keys() <= known.keys()
+    assert {k: settings[k] for k in ("r", "d_initial", "vera_dropout")} == {
+        k: known[k] for k in ("r", "d_initial", "vera_dropout")
+    }

@@ -4,5 +4,15 @@ from .combination import COMBINATION_TYPES
 from .lora import LoraConfig, LoraLinear
 from .merging import MergeReport
 from .model import PeftModel, get_peft_model
+from .vera import VeraConfig, VeraLinear
 
-__all__ = ["COMBINATION_TYPES", "LoraConfig", "LoraLinear", "MergeReport", "PeftModel", "get_peft_model"]
+__all__ = [
+    "COMBINATION_TYPES",
+    "LoraConfig",
+    "LoraLinear",
+    "MergeReport",
+    "PeftModel",
+    "VeraConfig",
+    "VeraLinear",
+    "get_peft_model",
+]

@@ -8,11 +8,18 @@ from ..nn import Linear, Module, replace_module
 from .lora import LoraLinear
 
 
+def base_name(path: str) -> str:
+    """A layer's name in the base: its path in the adapted model, without the steps from wrapper to wrapped."""
+    return path.replace(".base_layer", "")
+
+
 def adaptable_layers(model: Module) -> dict[str, Linear | LoraLinear]:
     """name → every layer that an adapter can go into, whether one is there already or not, in the model's order."""
-    found = {name: m for name, m in model.named_modules() if isinstance(m, Linear | LoraLinear)}
-    wrapped = {f"{name}.base_layer" for name, m in found.items() if isinstance(m, LoraLinear)}
-    return {name: m for name, m in found.items() if name not in wrapped}
+    found = {}
+    for path, m in model.named_modules():
+        if isinstance(m, Linear | LoraLinear):
+            found.setdefault(base_name(path), m)  # a LoraLinear comes before the Linear inside
+    return found
 
 
 def lora_layers(model: Module) -> dict[str, LoraLinear]:
