@@ -88,3 +88,38 @@ def backward(
     dx = ops.dropout_backward(dx, mask)
     dx += base.backward(dy, base_cache)
     return dx
+
+
+# -------------------------------------------------------------------------------------------------- merged into the weight
+#
+# With g = m/n an adapter makes g ∘ (W + s·B A) of W, so several merged at once make W + Σ ΔW =
+#
+#     (1 + Σ (g − 1)) ∘ W + Σ g ∘ s·B A          g = 1 for those that are not DoRA
+#
+# g depends on W, and is kept from before the merge, in `merged_rows`, for the way back.
+
+
+def row_factor(layer: LoraLinear, name: str) -> Array:
+    """g = m/n (out, 1)."""
+    m = layer.lora_magnitude_vector[name].value
+    return (m / row_norm(layer, name, m.dtype)[0])[:, None]
+
+
+def delta_weight(layer: LoraLinear, name: str) -> Array:
+    """ΔW = g ∘ (W + s·B A) − W. Raises RuntimeError while something is merged into W."""
+    if layer.merged:
+        merged = " and ".join(map(repr, layer.merged))
+        raise RuntimeError(f"the ΔW of DoRA depends on W, into which {merged} is merged: unmerge it first")
+    W = dense(layer, layer.base_layer.weight.value.dtype)
+    return row_factor(layer, name) * (W + layer.scaled_product(name)) - W
+
+
+def stretch(layer: LoraLinear) -> Array:
+    """1 + Σ (g − 1) (out, 1) over the merged."""
+    return 1 + sum(g - 1 for g in layer.merged_rows.values())
+
+
+def offset(layer: LoraLinear, name: str) -> Array:
+    """g ∘ s·B A (out, in) of one that is merged."""
+    product = layer.scaled_product(name)
+    return layer.merged_rows[name] * product if name in layer.merged_rows else product

@@ -15,8 +15,7 @@ from .. import ops
 from ..backend import Array, move, to_host
 from ..nn import EVALUATION, Context, Linear, Module, Parameter
 from ..quantization import Quantized4bit
-from . import dora
-from .pissa import principal_factors
+from . import dora, pissa
 
 T = TypeVar("T")
 AT_THE_END = r"(.*\.)?({})$"  # how a key of rank_pattern or alpha_pattern matches a layer's name
@@ -145,21 +144,18 @@ class LoraLinear(Module):
         """Create A and B as `config` says. The numbers are drawn on the host, so a seed means the same on every device."""
         r, fan_in = config.r, self.in_features
         bound = 1 / math.sqrt(fan_in)  # the fan-in of A is `in`, never r
+        B = np.zeros((self.out_features, r))
         if config.init_lora_weights == "pissa":
-            A, B = principal_factors(to_host(self.base_layer.weight.value), r, config.scaling)
+            A, B = pissa.principal_factors(to_host(self.base_layer.weight.value), r, config.scaling)
         elif config.init_lora_weights == "gaussian":
             A = rng.standard_normal((r, fan_in)) / r
         else:
             A = rng.uniform(-bound, bound, (r, fan_in))
-        if config.init_lora_weights != "pissa":
-            B = np.zeros((self.out_features, r))
         if config.init_lora_weights is False:
             B = rng.uniform(-1 / math.sqrt(r), 1 / math.sqrt(r), B.shape)
         self.put_adapter(name, config, A, B, dtype=dtype)
         if config.init_lora_weights == "pissa":
-            stored = self.lora_A[name].value, self.lora_B[name].value  # rounded to their dtype, and so taken out
-            self.base_layer.weight.value -= self.scaled_product(name)
-            self.start = (*map(np.copy, map(to_host, stored)), config.scaling)
+            pissa.take_out(self, name)
 
     def put_adapter(
         self,
@@ -187,9 +183,7 @@ class LoraLinear(Module):
     def delete_adapter(self, name: str) -> None:
         """Forget an adapter, if it is here. What PiSSA took out of the base goes back into it."""
         if self.start is not None and name in self.lora_A:
-            A, B, scaling = self.start
-            self.base_layer.weight.value += move(scaling * (B @ A), self.base_layer.weight.value)
-            self.start = None
+            pissa.put_back(self)
         for kept in (self.lora_A, self.lora_B, self.lora_magnitude_vector, self.configs):
             kept.pop(name, None)
 
@@ -206,9 +200,7 @@ class LoraLinear(Module):
         """What a file holds of an adapter, on the host: A, B and with DoRA m; after PiSSA [A; A₀] and [B, −B₀]."""
         parameters = (self.lora_A, self.lora_B, self.lora_magnitude_vector)
         A, B, *m = (to_host(kept[name].value) for kept in parameters if name in kept)
-        if self.start is not None:
-            A, B = np.concatenate([A, self.start[0]]), np.concatenate([B, -self.start[1]], axis=1)
-        return A, B, *m
+        return (*pissa.on_the_original(A, B, self.start), *m) if self.start else (A, B, *m)
 
     def factors(self, name: str, dtype: Any) -> tuple[Array, Array]:
         """A and B to compute with: themselves, or copies in `dtype` where they are stored in 16 bits."""
@@ -266,22 +258,12 @@ class LoraLinear(Module):
         A, B = self.factors(name, self.base_layer.weight.value.dtype)
         return self.configs[name].scaling * (B @ A)
 
-    def row_factor(self, name: str) -> Array:
-        """DoRA's m/‖W + s·B A‖ (out, 1), by which it multiplies the rows of W + s·B A."""
-        m = self.lora_magnitude_vector[name].value
-        return (m / dora.row_norm(self, name, m.dtype)[0])[:, None]
-
     def delta_weight(self, name: str) -> Array:
         """ΔW (out, in): what the adapter adds to the weight, the only thing about A and B that means anything.
 
         s·B A, and with DoRA g ∘ (W + s·B A) − W. Raises RuntimeError where that is asked for while something is merged.
         """
-        if name not in self.lora_magnitude_vector:
-            return self.scaled_product(name)
-        if self.merged:
-            raise RuntimeError(f"the ΔW of DoRA depends on W, into which {self._merged()} is merged: unmerge it first")
-        W = dora.dense(self, self.base_layer.weight.value.dtype)
-        return self.row_factor(name) * (W + self.scaled_product(name)) - W
+        return dora.delta_weight(self, name) if self.configs[name].use_dora else self.scaled_product(name)
 
     def check_mergeable(self) -> None:
         """Raise RuntimeError where the base is quantised: its sixteen values a block cannot take ΔW in."""
@@ -296,33 +278,22 @@ class LoraLinear(Module):
             raise RuntimeError(f"adapter {self._merged()} is merged; unmerge_adapter() before merging {names}")
         if not self.merged:
             self.check_mergeable()
-            W = self.base_layer.weight.value
-            self.merged_rows = {name: self.row_factor(name) for name in names if name in self.lora_magnitude_vector}
+            self.merged_rows = {n: dora.row_factor(self, n) for n in names if n in self.lora_magnitude_vector}
             if self.merged_rows:
-                W *= self._stretch()
+                self.base_layer.weight.value *= dora.stretch(self)
             for name in names:
                 if name in self.lora_A:
-                    W += self._offset(name)
+                    self.base_layer.weight.value += dora.offset(self, name)
             self.merged = names
 
     def unmerge(self) -> None:
         """W ← W − Σ ΔW, back to the base, up to rounding."""
-        W = self.base_layer.weight.value
         for name in reversed(self.merged):
             if name in self.lora_A:
-                W -= self._offset(name)
+                self.base_layer.weight.value -= dora.offset(self, name)
         if self.merged_rows:
-            W /= self._stretch()
+            self.base_layer.weight.value /= dora.stretch(self)
         self.merged, self.merged_rows = (), {}
-
-    def _stretch(self) -> Array:
-        """1 + Σ (g − 1), as W + Σ ΔW = (1 + Σ (g − 1)) ∘ W + Σ g ∘ s·B A, and g = 1 without DoRA."""
-        return 1 + sum(g - 1 for g in self.merged_rows.values())
-
-    def _offset(self, name: str) -> Array:
-        """g ∘ s·B A, with g as it was when the adapter was merged: by now W is not what it depends on."""
-        product = self.scaled_product(name)
-        return self.merged_rows[name] * product if name in self.merged_rows else product
 
     def _merged(self) -> str:
         return " and ".join(map(repr, self.merged))

@@ -21,7 +21,7 @@ from .folder import PREFIX, Factors, read_adapter, write_adapter
 from .layers import adaptable_layers, lora_layers, unwrap, wrap
 from .lora import LoraConfig, LoraLinear, first_match, storage_dtype
 from .merging import MergeReport, check_finite, combine_adapters
-from .pissa import check_pissa, on_the_original
+from .pissa import check_pissa, config_on_the_original
 
 
 def get_peft_model(
@@ -228,7 +228,7 @@ class PeftModel(Module):
         layers = {name: layer for name, layer in lora_layers(self.model).items() if adapter_name in layer.lora_A}
         config = self.peft_config[adapter_name]
         if config.init_lora_weights == "pissa":
-            config = on_the_original(config)
+            config = config_on_the_original(config)
         write_adapter(folder, self.model, config, {name: layer.tensors(adapter_name) for name, layer in layers.items()})
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:

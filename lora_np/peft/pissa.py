@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..backend import move, to_host
 from ..nn import Module
 from ..quantization import Quantized4bit
 
 if TYPE_CHECKING:
-    from .lora import LoraConfig
+    from .lora import LoraConfig, LoraLinear
 
 
 def principal_factors(W: np.ndarray, r: int, scaling: float) -> tuple[np.ndarray, np.ndarray]:
@@ -46,7 +47,29 @@ def check_pissa(layers: Mapping[str, Module], config: LoraConfig, others: bool) 
             raise ValueError(f"{name} has {most} singular values; PiSSA with r = {r} needs as many as its rank")
 
 
-def on_the_original(config: LoraConfig) -> LoraConfig:
+def take_out(layer: LoraLinear, name: str) -> None:
+    """W ← W − s·B A of an adapter that is at its start, as its factors are stored: rounding included."""
+    layer.base_layer.weight.value -= layer.scaled_product(name)
+    A, B = (to_host(factors[name].value).copy() for factors in (layer.lora_A, layer.lora_B))
+    layer.start = A, B, layer.configs[name].scaling
+
+
+def put_back(layer: LoraLinear) -> None:
+    """W ← W + s·B₀A₀, the base as it was, up to rounding."""
+    W = layer.base_layer.weight.value
+    A, B, scaling = layer.start
+    W += move(scaling * (B.astype(W.dtype) @ A.astype(W.dtype)), W)
+    layer.start = None
+
+
+def on_the_original(
+    A: np.ndarray, B: np.ndarray, start: tuple[np.ndarray, np.ndarray, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """[A; A₀] (2r, in) and [B, −B₀] (out, 2r), whose product is B A − B₀A₀."""
+    return np.concatenate([A, start[0]]), np.concatenate([B, -start[1]], axis=1)
+
+
+def config_on_the_original(config: LoraConfig) -> LoraConfig:
     """The configuration of rank 2r, with α so that s stays: α/r = 2α/2r, and with rsLoRA α/√r = √2α/√2r."""
     factor = math.sqrt(2) if config.use_rslora else 2
     return replace(
