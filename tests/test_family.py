@@ -75,9 +75,10 @@ def test_detached_dora_agrees_with_the_complex_step_of_the_function_whose_norm_i
         n, cache = held[id(layer)]
         return n.astype(dtype), cache
 
-    monkeypatch.setattr(dora, "row_norm", row_norm)
-    dropout_seed = 5 if settings else None
-    gradcheck_model(peft_model, *random_batch(), tolerance=1e-12, dropout_seed=dropout_seed).raise_if_wrong()
+    with monkeypatch.context() as held_by:
+        held_by.setattr(dora, "row_norm", row_norm)
+        result = gradcheck_model(peft_model, *random_batch(), tolerance=1e-12, dropout_seed=5 if settings else None)
+    result.raise_if_wrong()
 
 
 def test_the_detached_gradient_is_not_the_gradient_of_the_loss(make_model, random_batch):
@@ -503,6 +504,11 @@ def test_vera_shares_its_factors_and_trains_r_plus_out_a_layer(make_model, rando
         assert len({id(getattr(layer, kept)["default"]) for layer in layers}) == 1
     A, B = (xp.abs(getattr(next(iter(layers)), kept)["default"].value) for kept in ("vera_A", "vera_B"))
     assert A.shape == (6, 20) and B.shape == (20, 6), "as wide as the widest input, as long as the longest output"
+    for layer in layers:
+        message = "of the shared factors a layer takes the first columns and rows"
+        mine_A, mine_B, _, _ = layer.factors("default", np.float64)
+        assert_array_equal(xp.abs(mine_A), A[:, : layer.in_features], err_msg=message)
+        assert_array_equal(xp.abs(mine_B), B[: layer.out_features], err_msg=message)
     assert 0.9 * (6 / 20) ** 0.5 < float(A.max()) <= (6 / 20) ** 0.5 and 0.9 < float(B.max()) <= 1
     trainable = sum(p.value.size for _, p in model.named_parameters() if p.trainable)
     assert trainable == sum(6 + layer.out_features for layer in layers)
