@@ -14,7 +14,7 @@ from on_device import assert_allclose, assert_array_equal, host, xp
 from test_lora import ALL, adapted
 
 import lora_np as ln
-from lora_np import SGD, AdamW, LoraConfig, Parameter, PeftModel, get_peft_model, gradcheck_model, ops, train
+from lora_np import SGD, AdamW, LoraConfig, Parameter, PeftModel, get_peft_model, gradcheck_model, ledger, ops, train
 from lora_np.nn import Context, Linear
 from lora_np.peft import VeraConfig, VeraLinear, dora, vera
 from lora_np.peft.folder import read_adapter
@@ -186,6 +186,37 @@ def test_dora_refuses_a_base_that_trains(make_model, random_batch):
     peft_model.model.model.layers[1].mlp.down_proj.base_layer.weight.trainable = True
     with pytest.raises(RuntimeError, match="the norm in DoRA depends on W"):
         peft_model.backward(peft_model.loss(*random_batch())[1])
+
+
+def test_dora_refuses_a_row_that_has_no_direction(make_model):
+    model = make_model()
+    model.model.layers[1].mlp.up_proj.weight.value[3] = 0
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj has a row of zeros"):
+        adapted(model, use_dora=True)
+    assert not any(isinstance(m, LoraLinear) for _, m in model.named_modules()), "a refusal changes nothing"
+
+
+@pytest.mark.parametrize("settings", [{"use_dora": True}, PISSA, {"freeze_A": True}], ids=str)
+def test_two_workers_find_the_gradients_of_one(make_model, random_batch, settings):
+    found = []
+    for workers in (1, 2):
+        peft_model = trained(adapted(make_model(), **settings))
+        ln.parallel.loss_and_gradients(peft_model, *random_batch(rows=4), workers=workers)
+        found.append({name: p.grad for name, p in peft_model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name, grad in found[0].items():
+        assert_allclose(found[1][name], grad, rtol=1e-11, atol=1e-13, err_msg=name)
+
+
+@pytest.mark.parametrize("figure", [ledger.flops, ledger.memory])
+def test_the_ledger_does_not_guess_at_what_it_does_not_know(make_model, figure):
+    """It counts DoRA's parameters, as PEFT does, but not yet what its norm costs."""
+    peft_model = adapted(make_model(), use_dora=True)
+    assert ledger.count(peft_model).trainable == sum(
+        p.value.size for _, p in peft_model.named_parameters() if p.trainable
+    )
+    with pytest.raises(ValueError, match="of which the ledger knows the parameters alone"):
+        figure(peft_model, 6, 6)
 
 
 def test_dora_adapters_are_not_combined(make_model):

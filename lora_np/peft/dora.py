@@ -9,26 +9,35 @@ A DoRA layer keeps z, N·out numbers, beside what a LoRA layer keeps.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .. import ops
 from ..backend import Array
-from ..nn import Context
+from ..nn import Context, Module
 from ..quantization import Quantized4bit, dequantize_4bit
 
 if TYPE_CHECKING:
-    from .lora import LoraLinear
+    from .lora import LoraConfig, LoraLinear
 
 
-def dense(layer: LoraLinear, dtype: Any) -> Array:
-    """The base's W (out, in), dequantised where it is stored in four bits."""
-    W = layer.base_layer.weight.value
-    return dequantize_4bit(W, dtype) if isinstance(W, Quantized4bit) else W
+def dense(weight: Array | Quantized4bit, dtype: Any) -> Array:
+    """W (out, in), dequantised where it is stored in four bits."""
+    return dequantize_4bit(weight, dtype) if isinstance(weight, Quantized4bit) else weight
+
+
+def check_rows(layers: Mapping[str, Module], config: LoraConfig) -> None:
+    """Raise ValueError naming a layer that DoRA cannot begin at: m/n is 0/0 where a row of W is all zeros."""
+    for name, layer in layers.items() if config.use_dora else ():
+        weight = getattr(layer, "base_layer", layer).weight.value
+        if not dense(weight, weight.dtype).any(axis=1).all():
+            raise ValueError(f"{name} has a row of zeros, which has a length, 0, but no direction for DoRA to train")
 
 
 def row_norm(layer: LoraLinear, name: str, dtype: Any) -> tuple[Array, tuple]:
     """n (out,), the lengths of the rows of W + s·B A, and the cache of `ops.row_norm_backward`."""
-    return ops.row_norm_forward(dense(layer, dtype), *layer.factors(name, dtype), layer.configs[name].scaling)
+    W = dense(layer.base_layer.weight.value, dtype)
+    return ops.row_norm_forward(W, *layer.factors(name, dtype), layer.configs[name].scaling)
 
 
 def forward(
@@ -70,7 +79,9 @@ def backward(
     dx, du, dA, dB, dm, dn = ops.dora_backward(dy, dora_cache, need_dx)
     A, B = layer.lora_A[name], layer.lora_B[name]
     if norm_cache is not None and (A.trainable or B.trainable):
-        W = dense(layer, dy.dtype) if A.trainable else base.weight.value  # of which only the shape is asked then
+        W = (
+            dense(base.weight.value, dy.dtype) if A.trainable else base.weight.value
+        )  # of which only the shape is asked then
         dA_norm, dB_norm = ops.row_norm_backward(dn, (W, *norm_cache[1:]), need_dA=A.trainable)
         dB += dB_norm
         if A.trainable:
@@ -110,7 +121,8 @@ def delta_weight(layer: LoraLinear, name: str) -> Array:
     if layer.merged:
         merged = " and ".join(map(repr, layer.merged))
         raise RuntimeError(f"the ΔW of DoRA depends on W, into which {merged} is merged: unmerge it first")
-    W = dense(layer, layer.base_layer.weight.value.dtype)
+    weight = layer.base_layer.weight.value
+    W = dense(weight, weight.dtype)
     return row_factor(layer, name) * (W + layer.scaled_product(name)) - W
 
 

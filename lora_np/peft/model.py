@@ -17,6 +17,7 @@ from ..nn import Context, Module, Parameter
 from ..targets import select_targets
 from ..transformer import Transformer
 from .combination import Combination
+from .dora import check_rows
 from .folder import PREFIX, Factors, read_adapter, write_adapter
 from .layers import adaptable_layers, lora_layers, unwrap, wrap
 from .lora import LoraConfig, LoraLinear, first_match, storage_dtype
@@ -154,7 +155,9 @@ class PeftModel(Module):
         for key in [*config.rank_pattern, *config.alpha_pattern]:
             if not any(first_match({key: True}, name, False) for name in layers):
                 raise ValueError(f"the pattern {key!r} matches no targeted layer, so it would change nothing")
-        check_pissa({name: adaptable[name] for name in layers}, config, others=bool(self.peft_config))
+        targeted = {name: adaptable[name] for name in layers}
+        check_pissa(targeted, config, others=bool(self.peft_config))
+        check_rows(targeted, config)
         rng = np.random.default_rng(seed)
         for name, layer in wrap(self.model, layers):
             layer.add_adapter(adapter_name, config.for_layer(name), rng, self.adapter_dtype)
