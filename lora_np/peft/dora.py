@@ -49,7 +49,8 @@ def forward(
     """
     config, base = layer.configs[name], layer.base_layer
     u, base_cache = (y, None) if mask is None else base.forward(x, context)
-    if hasattr(base, "bias"):
+    has_bias = hasattr(base, "bias")
+    if has_bias:
         u = u - base.bias.value
     n, norm_cache = row_norm(layer, name, x.dtype)
     if config.dora_norm == "detached":
@@ -59,8 +60,9 @@ def forward(
     m = layer.lora_magnitude_vector[name].value
     A, B = layer.factors(name, x.dtype)
     adapted, dora_cache = ops.dora_forward(x, u, A, B, m, n, config.scaling, layer.lora_A[name].trainable)
-    adapted -= u
-    adapted += y
+    if has_bias or mask is not None:  # else y is u, and two passes over N·out numbers are saved
+        adapted -= u
+        adapted += y
     return adapted, (base_cache, norm_cache, dora_cache)
 
 
