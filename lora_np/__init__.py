@@ -5,7 +5,7 @@
     model = ln.get_peft_model(ln.load_model("tiny"), ln.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
     history = ln.train(model, ln.data.Batches(ln.data.corpus("code", "train")), ln.AdamW(lr=5e-3), steps=200)
 
-Read it from the bottom up: backend, ops, gradcheck, nn, transformer, pretrained, optim, train, peft.
+Read it from the bottom up: backend, ops, gradcheck, nn, transformer, pretrained, optim, train, peft, serve.
 """
 
 from . import conversations, data, ledger, ops, quantization
@@ -17,12 +17,14 @@ from .optim import SGD, AdamW, WarmupCosine, clip_grad_norm
 from .peft import LoraConfig, LoraLinear, PeftModel, get_peft_model
 from .pretrained import load_model, load_tokenizer, save_model
 from .quantized_linear import QuantizedLinear, dequantize_model, quantize_model
+from .serve import AdapterServer
 from .train import History, evaluate, train
 from .transformer import Transformer, TransformerConfig
 
 __all__ = [
     "SGD",
     "AdamW",
+    "AdapterServer",
     "Context",
     "Embedding",
     "GradcheckResult",

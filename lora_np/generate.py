@@ -73,6 +73,7 @@ def generate(
     top_p: float | None = None,
     stop_tokens: Collection[int] = (),
     seed: int = 0,
+    adapter_names: Sequence[str] | None = None,
     on_token: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
     """Continue each prompt by up to `max_new_tokens` tokens, all prompts in one batch.
@@ -84,10 +85,11 @@ def generate(
         stop_tokens: a row ends when it draws one of these, which is not part of the result.
         seed: each row draws from a generator of its own, [seed, row], so that what a row says does not depend on the rest
             of the batch.
+        adapter_names: for a PeftModel, the adapter of each row, "__base__" for none: a mixed batch.
         on_token: called as on_token(row, token) for each new token as soon as it is known: streaming.
 
-    Returns the new tokens of each row. Raises ValueError for no prompt, an empty one, ids out of range, or a length that
-    the model cannot hold.
+    Returns the new tokens of each row. Raises ValueError for no prompt, an empty one, ids out of range, a length that the
+    model cannot hold, or an adapter that is not there.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens = {max_new_tokens}; expected at least 1")
@@ -96,7 +98,7 @@ def generate(
             "prompts: expected a list with the token ids of each prompt; encode text with a tokenizer first"
         )
     sampling = Sampling(temperature, top_k, top_p)
-    transformer, adapter = _unwrap(model)
+    transformer, adapter = _unwrap(model, adapter_names, len(prompts))
     tokens, mask = _pad_left(prompts)
     limit = transformer.config.max_position_embeddings
     if tokens.shape[1] + max_new_tokens > limit:
@@ -107,7 +109,7 @@ def generate(
     past, new = KeyValueCache(transformer.config), [[] for _ in prompts]
     running = set(range(len(prompts)))
     for _ in range(max_new_tokens):
-        logits = _last_logits(transformer, tokens, mask, past, adapter)  # (b, v)
+        logits = last_logits(transformer, tokens, mask, past, adapter)  # (b, v)
         tokens = np.zeros((len(prompts), 1), np.int64)
         for row in sorted(running):
             token = sampling.choose(logits[row], rngs[row])
@@ -124,8 +126,8 @@ def generate(
     return new
 
 
-def _last_logits(
-    model: Transformer, tokens: np.ndarray, mask: np.ndarray | None, past: KeyValueCache, adapter: str | None
+def last_logits(
+    model: Transformer, tokens: np.ndarray, mask: np.ndarray | None, past: KeyValueCache, adapter: Any
 ) -> np.ndarray:
     """Read `tokens` (b, t) after the past, a piece at a time; the logits (b, v) of the last position only, on the host."""
     for start in range(0, tokens.shape[1], PIECE):
@@ -153,6 +155,10 @@ def _pad_left(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray 
     return tokens, None if mask.all() else mask
 
 
-def _unwrap(model: Any) -> tuple[Transformer, str | None]:
-    """The Transformer inside, and the adapter that is active on it."""
-    return (model, None) if isinstance(model, Transformer) else (model.model, model.active_adapter)
+def _unwrap(model: Any, adapter_names: Sequence[str] | None, rows: int) -> tuple[Transformer, Any]:
+    """The Transformer inside, and the adapter that is active on it or that of each row. Raises as `adapter_rows` does."""
+    if not isinstance(model, Transformer):
+        return model.model, model.adapter_rows(adapter_names, rows)
+    if adapter_names is not None:
+        raise ValueError("adapter_names for a Transformer without adapters: give its PeftModel")
+    return model, None

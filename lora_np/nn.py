@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from . import ops
 from .backend import Array, array_module, device_module, move
+
+if TYPE_CHECKING:
+    from .peft.mixed import AdapterRows
 
 
 @dataclass(frozen=True)
@@ -18,13 +21,15 @@ class Context:
     """What one call carries through every layer: an argument, so that no call leaves anything behind in the model.
 
     rng: draws dropout masks; None means evaluation, without dropout.
-    adapter: the name of the adapter that wrappers apply; None means the base model alone.
+    adapter: the name of the adapter that wrappers apply, or one for each row; None means the base model alone.
     attention_mask: (b, s), False where a key is padding; None where there is none.
+    position_ids: (b, t), each token's place in its own row; None: they follow the past, in all rows alike.
     """
 
     rng: np.random.Generator | None = None
-    adapter: str | None = None
+    adapter: str | AdapterRows | None = None
     attention_mask: Array | None = None
+    position_ids: Array | None = None
 
 
 EVALUATION = Context()

@@ -18,6 +18,7 @@ from .studies import parameters, rank_reduction
 from .studies.claims import energy, gain_kept, write_into
 from .studies.convergence import Run, Setting, convergence, shortfall
 from .studies.finetuning import finetuning
+from .studies.memory import memory_bill
 from .studies.step_cost import step_cost, timed_alike
 from .studies.table import Table
 
@@ -37,8 +38,9 @@ def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> N
         )
     folder = figures if full else figures / "quick"
     setting = convergence_study.FULL if full else convergence_study.QUICK
-    say(1, "counting parameters")
+    say(1, "counting parameters and bytes")
     tables = {"one_matrix": parameters.one_matrix(), "whole_models": parameters.whole_models()}
+    tables["memory_bill"] = memory_bill()
     say(2, f"convergence: full fine-tuning and LoRA on real text, {setting.steps} steps a run")
     runs = "runs/convergence" if full else None  # where finished runs are kept, so that the study can resume
     if full:
@@ -95,6 +97,7 @@ def rank_tables(setting: Setting, measured: Table) -> Tables:
 PICTURES: dict[str, list[tuple[str, Callable]]] = {  # table → (name of the picture, function)
     "one_matrix": [("one_matrix", plots.one_matrix_chart)],
     "whole_models": [("whole_models", plots.whole_models_chart)],
+    "memory_bill": [("memory_bill", plots.memory_bill)],
     "decomposition": [("decomposition_2d", plots.decomposition_2d), ("scene_3d", plots.scene_3d)],
     "singular_values": [("singular_values", plots.singular_values)],
     "truncated_loss": [("truncated_loss", plots.truncated_loss)],

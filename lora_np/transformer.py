@@ -327,7 +327,11 @@ class Transformer(Module):
         if context.attention_mask is not None:  # before any layer extends the past, so that a refusal leaves it whole
             ops.checks.check_mask(context.attention_mask, tokens.shape[0], start + tokens.shape[1])
             context = replace(context, attention_mask=move(context.attention_mask, like=weight))
-        positions = array_module(weight).arange(start, start + tokens.shape[1])
+        if context.position_ids is None:
+            positions = array_module(weight).arange(start, start + tokens.shape[1])
+        else:
+            ops.checks.check_shape("position_ids", context.position_ids, *tokens.shape)
+            positions = move(context.position_ids, like=weight)[:, None]  # (b, 1, t): the same for all heads
         rotary = ops.rotary_tables(positions, self.config.head_dim, self.config.rope_theta, weight.real.dtype)
         return self.model.forward(self._ids("tokens", tokens), rotary, context, past)
 

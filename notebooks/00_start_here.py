@@ -75,6 +75,7 @@ with model.disable_adapter():
 #
 # | notebook | what you see | minutes | know before |
 # |---|---|---|---|
+# | [01 The fine-tuning problem](01_the_fine_tuning_problem.ipynb) | why a card that runs a model cannot train it: the memory bill, item by item, measured and on paper | 40 | matrix product |
 # | [02 LoRA from one equation](02_lora_from_one_equation.ipynb) | the bypass in seven lines of NumPy, what it saves, a first training run, merging | 30 | matrix product |
 # | [03 Gradients by hand](03_gradients_by_hand.ipynb) | the backward pass of LoRA and of every layer, each proven by the complex step | 90 | 02, chain rule |
 # | [04 Why low rank works](04_why_low_rank_works.ipynb) | the change that full fine-tuning really learned, and how well a low rank keeps it | 30 | 02, singular value decomposition |
@@ -100,4 +101,4 @@ with model.disable_adapter():
 # It is part of the course. `lora_np/ops/` has a file a layer, the forward beside its backward, with the derivation; `lora_np/gradcheck.py` is the proof; `lora_np/peft/lora.py` puts LoRA around a
 # linear layer of a model. README lists the rest, from the bottom up.
 #
-# Go on with [LoRA from one equation](02_lora_from_one_equation.ipynb).
+# Go on with [The fine-tuning problem](01_the_fine_tuning_problem.ipynb).

@@ -48,6 +48,9 @@ ON_THE_HOST = {
     "train._together": "NumPy's scalars, which are on the host already",
     "generate.generate": "tokens, which are on the host, as a person reads them",
     "generate._pad_left": "prompts, which come from the host",
+    "serve.cache.RowsCache.next_step": "places and masks, which follow the rows' tokens and go where the weights are",
+    "serve.engine.AdapterServer.submit": "tokens, as in generate",
+    "serve.engine.AdapterServer.step": "tokens, as in generate",
     "generate.Sampling.probabilities": "one row of logits, brought to the host to be drawn from",
 }
 

@@ -19,12 +19,12 @@ pytestmark = pytest.mark.cupy
 PACKAGE = Path(lora_np.__file__).parent
 HOST = {  # whose arrays never leave the host; everything else is walked, a new file too
     *("__init__", "__main__", "conversations", "data", "fetch", "files", "ledger", "llama_gguf", "notebooks", "plots"),
-    *("pretrained", "progress", "quantized_files", "reproduce", "studies", "targets"),
+    *("pretrained", "progress", "quantized_files", "reproduce", "studies", "targets", "exercises", "peft.combination"),
+    *("serve.adapters", "serve.driver", "serve.http", "serve.protocol"),
 }
+FILES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
 WALKED = {  # "ops.linear" → its file
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
-    for path in sorted(PACKAGE.rglob("*.py"))
-    if path.relative_to(PACKAGE).parts[0].removesuffix(".py") not in HOST
+    name: path for name, path in FILES.items() if not {name, name.partition(".")[0]} & HOST
 }
 USES = [use for module, path in WALKED.items() for use in uses(path.read_text(encoding="utf-8"), module)]
 NAMES = {use.name for use in USES}

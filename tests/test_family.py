@@ -19,6 +19,8 @@ from lora_np.nn import Context, Linear
 from lora_np.peft import VeraConfig, VeraLinear, dora, vera
 from lora_np.peft.folder import read_adapter
 from lora_np.peft.lora import LoraLinear
+from lora_np.peft.mixed import AdapterRows
+from lora_np.serve.adapters import AdapterStore
 
 RNG = np.random.default_rng(11)
 DORA = {"use_dora": True, "dora_norm": "true"}
@@ -217,6 +219,25 @@ def test_the_ledger_does_not_guess_at_what_it_does_not_know(make_model, figure):
     )
     with pytest.raises(ValueError, match="of which the ledger knows the parameters alone"):
         figure(peft_model, 6, 6)
+
+
+def test_what_is_more_than_a_bypass_is_not_in_a_mixed_batch(make_model, random_batch, tmp_path):
+    tokens, _ = random_batch()
+    peft_model = adapted(make_model(), use_dora=True)
+    peft_model.save_pretrained(tmp_path)
+    peft_model.add_adapter("plain", LoraConfig())
+    with pytest.raises(ValueError, match="'default' is DoRA, which stretches W itself"):
+        peft_model.forward(tokens, adapter_names=["default", "plain"])
+    peft_model.forward(tokens, adapter_names=["plain", "__base__"])
+    store = AdapterStore(adapted(make_model()), 2, [tmp_path])
+    with pytest.raises(ValueError, match="'dora' is DoRA"):
+        store.load("dora", ".")
+    assert store.names() == ["default"] == list(store.model.peft_config), "a refusal changes nothing"
+    with pytest.raises(ValueError, match="PiSSA left only a part of the base"):
+        adapted(make_model(), **PISSA).forward(tokens, adapter_names=["default", "__base__"])
+    with_vera_rows = Context(adapter=AdapterRows(["default", "__base__"]))
+    with pytest.raises(ValueError, match="VeRA has no mixed batches"):
+        with_vera(make_model()).model.forward(tokens, context=with_vera_rows)
 
 
 def test_dora_adapters_are_not_combined(make_model):

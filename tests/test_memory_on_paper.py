@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lora_np import ledger
 from lora_np.ledger import MODELS, PRECISIONS, Precision, memory, nf4_bytes
+from lora_np.studies.memory import memory_bill
+from lora_np.studies.table import Table
 
 
 @pytest.mark.parametrize(("precision", "trained"), [("float32", 16), ("mixed", 16), ("16-bit", 12)])
@@ -104,6 +107,11 @@ def test_the_table_has_every_part_and_their_sum():
     assert [*rows] == [field.name for field in fields(needed)] + ["sum"]
     assert sum(rows.values()) - rows["sum"] == pytest.approx(rows["sum"], abs=0.005)
     assert rows["sum"] == pytest.approx(needed.total / 1e9, abs=5e-4)
+
+
+def test_the_committed_memory_bill_is_what_the_study_says():
+    committed = Path(__file__).parents[1] / "figures" / "data" / "memory_bill.json"
+    assert Table.load(committed).rows == memory_bill().rows, "make it again: python -m lora_np reproduce --full"
 
 
 # ------------------------------------------------------------------------------------------------------------- bad input

@@ -16,20 +16,24 @@ import pytest
 import test_family
 import test_lora
 import test_merging
+import test_mixed_batches
 import test_ops
 import test_quantize
+import test_serve_engine
 import test_transformer
 
 from lora_np import AdamW, nn, ops, optim, quantization
 from lora_np.nn import Parameter
-from lora_np.peft import combination, dora, merging, pissa, vera
+from lora_np.peft import combination, dora, merging, mixed, pissa, vera
 from lora_np.peft import model as peft_model
 from lora_np.peft.lora import LoraLinear
 from lora_np.peft.vera import VeraLinear
+from lora_np.serve.cache import RowsCache, RowsLayer
 from lora_np.transformer import Attention, Block
 
 EXACT = test_ops.test_backward_agrees_with_the_complex_step_to_1e_12
 MODEL = test_transformer.test_the_whole_model_agrees_with_the_complex_step_to_1e_12
+MIXED = test_mixed_batches.test_gradients_through_a_mixed_batch_agree_with_the_complex_step_to_1e_12
 LORA = test_lora.test_lora_on_the_whole_model_agrees_with_the_complex_step_to_1e_12
 
 SUM = test_merging.test_cat_is_the_weighted_sum_exactly
@@ -277,6 +281,65 @@ MUTANTS = {
         "for layer in self.lora_layers():\n        layer.merge(*names)\n    if safe_merge:",
         test_merging.test_a_safe_merge_refuses_what_is_not_finite_before_anything_has_changed,
         {"bad": float("nan")},
+    ),
+    # mixed batches and serving
+    "one scaling for all groups": op(
+        ops.grouped_lora_forward, "h *= scaling[:, None, None]", "h *= scaling[0]", "grouped_lora"
+    ),
+    "no scaling in a group's dA and dx": op(
+        ops.grouped_lora_backward, "dh *= scaling[:, None, None]", "pass", "grouped_lora"
+    ),
+    "a bypass that takes the base's place": Mutant(
+        mixed.Group.add,
+        "y[self.rows] +=",
+        "y[self.rows] =",
+        test_mixed_batches.test_a_layer_equals_the_loop_over_rows_to_1e_4,
+        {"kind": "uniform", "adapters": 16, "time": 1},
+    ),
+    "a segment's dx forgotten": Mutant(
+        mixed.mixed_backward, "if dx is not None:", "if False:", MIXED, {"dropout": 0.0}
+    ),
+    "padding that is not zero": Mutant(
+        mixed.Group.take,
+        "array_module(x).zeros(",
+        "1 + array_module(x).zeros(",
+        test_mixed_batches.test_gradients_of_a_token_a_row_are_those_of_one_segment_after_another,
+        {},
+    ),
+    "a mixed batch without dropout": Mutant(
+        mixed.mixed_backward,
+        "ops.dropout_backward(bypass, mask)",
+        "bypass",
+        MIXED,
+        {"dropout": 0.3},
+    ),
+    "a stack that knows adapters by name alone": Mutant(
+        mixed.Stack.hold,
+        "if self.held[i : i + 1] != [pair]:",
+        "if i >= len(self.held):",
+        test_mixed_batches.test_a_name_that_another_adapter_took_over_means_the_new_one,
+        {},
+    ),
+    "a stack that leaves those who moved where they were": Mutant(
+        mixed.Stack.hold,
+        "if self.held[i : i + 1] != [pair]:",
+        "if i >= len(self.held):",
+        test_mixed_batches.test_what_comes_and_goes_between_steps_finds_its_own_factors,
+        {},
+    ),
+    "a mask that is one column short": Mutant(
+        RowsCache.next_step,
+        "np.arange(columns) >= columns - 1 - places",
+        "np.arange(columns) > columns - 1 - places",
+        test_serve_engine.test_rows_that_join_and_leave_read_what_they_read_alone,
+        {},
+    ),
+    "a row left behind when another takes its place": Mutant(
+        RowsLayer.leave,
+        "room[row, :, self.start : self.end] = room[self.rows, :, self.start : self.end]",
+        "pass",
+        test_serve_engine.test_rows_that_join_and_leave_read_what_they_read_alone,
+        {},
     ),
     # the layers
     "dW transposed": op(ops.linear_backward, "rows(dy).T @ rows(x)", "rows(x).T @ rows(dy)", "linear with a square W"),

@@ -68,6 +68,11 @@ CASES = {
         ops.vera_backward,
         {"x": normal(2, 3, 5), "d": normal(3), "b": normal(4)},
     ),
+    "grouped_lora": (
+        lambda x, A, B: ops.grouped_lora_forward(x, A, B, xp.asarray([7 / 2, 0.3, 2.0], dtype=x.real.dtype)),
+        ops.grouped_lora_backward,
+        {"x": normal(3, 4, 5), "A": normal(3, 2, 5), "B": normal(3, 6, 2)},
+    ),
     "dropout": (
         lambda x: ops.dropout_forward(x, 0.4, np.random.default_rng(3)),  # the same mask in every call
         ops.dropout_backward,

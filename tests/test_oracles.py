@@ -618,6 +618,12 @@ OPS = {
         lambda x, A, B: F.linear(x, torch.from_numpy(FROZEN).to(x.dtype) + 7 / 2 * B @ A),
         [normal(2, 3, 5), normal(2, 5), normal(4, 2)],
     ),
+    "grouped_lora": (
+        lambda x, A, B: ops.grouped_lora_forward(x, A, B, np.array([7 / 2, 0.3, 2.0], x.dtype)),
+        ops.grouped_lora_backward,
+        lambda x, A, B: torch.stack([F.linear(x[i], s * B[i] @ A[i]) for i, s in enumerate((7 / 2, 0.3, 2.0))]),
+        [normal(3, 4, 5), normal(3, 2, 5), normal(3, 6, 2)],
+    ),
     "embedding": (
         lambda E: ops.embedding_forward(IDS, E),
         ops.embedding_backward,

@@ -124,6 +124,7 @@ def test_no_core_module_needs_more_than_numpy():
         "peft.lora": {"ml_dtypes"},
         "fetch": {"platformdirs"},
         "progress": {"tqdm"},
+        "serve.http": {"starlette", "uvicorn"},
     }
     for module in (m for m in MODULES if height(m) < height("studies")):
         outside = {name.split(".")[0] for name in IMPORTS[module]} - sys.stdlib_module_names - {"lora_np", "numpy"}
@@ -131,7 +132,7 @@ def test_no_core_module_needs_more_than_numpy():
 
 
 HEAVY = ["matplotlib", "torch", "cupy", "IPython", "tqdm", "safetensors", "transformers", "peft"]
-HEAVY += ["gguf", "tokenizers", "jinja2", "ml_dtypes", "platformdirs"]
+HEAVY += ["gguf", "tokenizers", "jinja2", "ml_dtypes", "platformdirs", "starlette", "uvicorn"]
 
 
 def test_importing_lora_np_loads_nothing_optional():

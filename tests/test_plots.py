@@ -21,6 +21,7 @@ from mpl_toolkits.mplot3d.art3d import Text3D
 
 from lora_np import plots
 from lora_np.plots import style
+from lora_np.studies import memory
 from lora_np.studies.table import Table
 
 # --------------------------------------------------------------------------------------------------- small tables
@@ -175,6 +176,31 @@ def combined() -> Table:
     return table(rows, r=8, density=0.5)
 
 
+def bills(models=memory.LLAMA_2, **settings) -> Table:
+    """On paper, so the study itself takes no time."""
+    return memory.memory_bill(models, **settings)
+
+
+def serving(peft=True) -> Table:
+    rows = []
+    for n, kind in itertools.product((1, 8, 1000), ("identical", "distinct", "zipf 1.5")):
+        row = {"workload": kind, "adapters": n, "seconds": 0.005, "merged_seconds": 0.004 if n == 1 else 0.03}
+        row |= {"bytes": 4e6 + 4e5 * n, "merged_bytes": 4e6 * n, "adapter_bytes": 4e5}
+        rows.append(row | ({"peft_seconds": 0.016 if n == 1 else 0.07} if peft else {}))
+    settings = {
+        "model": "tiny",
+        "rows": 32,
+        "r": 8,
+        "prompt": 64,
+        "rounds": 7,
+        "threads": 1,
+        "processor": "a processor",
+    }
+    made = table(rows)
+    made.settings = settings
+    return made
+
+
 PICTURES = {
     "gradient_shadows, wide": lambda: plots.gradient_shadows(*gradients(128, 384)),
     "gradient_shadows, tall": lambda: plots.gradient_shadows(*gradients(384, 128)),
@@ -183,6 +209,8 @@ PICTURES = {
     "relative_errors": lambda: plots.relative_errors(VERDICTS, 1e-12, "Title", "and what it is"),
     "relative_errors, two series": lambda: plots.relative_errors(BY_LAYER, 1e-12, "Title", "and what it is"),
     "step_flops": lambda: plots.step_flops(RANKS, {d: [2 / 3 + 2 * r / d for r in RANKS] for d in (4096, 128)}, 2 / 3),
+    "memory_bill": lambda: plots.memory_bill(bills()),
+    "memory_bill, two models": lambda: plots.memory_bill(bills(["mistral-7b", "llama-65b"], precision="16-bit")),
     "merge_drift": lambda: plots.merge_drift(drifted()),
     "combinations_chart": lambda: plots.combinations_chart(combined()),
     "before_after": lambda: plots.before_after(finetuned()),
@@ -197,6 +225,8 @@ PICTURES = {
     "scene_3d, sizes": lambda: plots.scene_3d(table([{"d": 4096, "k": 4096, "r": 8}])),
     "scene_3d, wide": lambda: plots.scene_3d(decomposition(24, 66, 3)),
     "scene_3d, tall": lambda: plots.scene_3d(decomposition(70, 26, 2)),
+    "serving_chart": lambda: plots.serving_chart(serving()),
+    "serving_chart, without PEFT": lambda: plots.serving_chart(serving(peft=False)),
     "singular_values": lambda: plots.singular_values(spectra()),
     "singular_values, no random": lambda: plots.singular_values(spectra(random=False)),
     "truncated_loss": lambda: plots.truncated_loss(truncated()),
@@ -421,6 +451,18 @@ def test_bars_are_drawn_to_scale():
     plt.close(figure)
     lengths = sorted(bar.get_width() for bar in figure.axes[0].patches)
     assert lengths == [8192, 32768, 65536, 131072, 524288, 16777216]  # FACTS.md §1
+
+
+def test_the_bars_of_the_memory_bill_add_up_to_what_the_ledger_says():
+    bill, figure = bills(), plots.memory_bill(bills())
+    plt.close(figure)
+    whole, detail = figure.axes
+    for ax, methods in ((whole, ("full", "lora", "qlora")), (detail, ("lora", "qlora"))):
+        for place, (method, model) in zip(ax.get_yticks(), itertools.product(methods, memory.LLAMA_2), strict=True):
+            middles = {bar: bar.get_y() + bar.get_height() / 2 for bars in ax.containers for bar in bars}
+            drawn = sum(bar.get_width() for bar, middle in middles.items() if middle == pytest.approx(place))
+            wanted = bill.where(method=method, model=model, checkpointing=ax is whole)[0]["total"]
+            assert drawn == pytest.approx(wanted / 1e9), (method, model)
 
 
 def test_numbers_are_said_as_readers_say_them():

@@ -10,7 +10,8 @@ it is returned and passed on, never stored, so a layer can serve two batches at 
     r rank    v vocabulary   n tokens (b·t)
 
 Everything runs in float32 (to train), float64 (to prove) and complex128 (for the complex step, see gradcheck.py), on
-NumPy or CuPy alike. Reading order: linear, lora, dora, vera, dropout, embedding, norm, rotary, attention, activation, loss.
+NumPy or CuPy alike. Reading order: linear, lora, grouped_lora, dora, vera, dropout, embedding, norm, rotary,
+attention, activation, loss.
 """
 
 from .activation import sigmoid, silu_backward, silu_forward, swiglu_backward, swiglu_forward
@@ -18,6 +19,7 @@ from .attention import attention_backward, attention_forward, softmax_backward, 
 from .dora import dora_backward, dora_forward, row_norm_backward, row_norm_forward
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
+from .grouped_lora import grouped_lora_backward, grouped_lora_forward
 from .linear import linear_backward, linear_forward
 from .lora import lora_backward, lora_forward, lora_linear_backward, lora_linear_forward
 from .loss import IGNORE_INDEX, cross_entropy_backward, cross_entropy_forward
@@ -37,6 +39,8 @@ __all__ = [
     "dropout_forward",
     "embedding_backward",
     "embedding_forward",
+    "grouped_lora_backward",
+    "grouped_lora_forward",
     "linear_backward",
     "linear_forward",
     "lora_backward",

@@ -11,14 +11,14 @@ from .checks import check_float, check_shape
 def rotary_tables(positions: Array, head_dim: int, theta: float, dtype: Any) -> tuple[Array, Array]:
     """cos φ and sin φ of the angles φ_i = position · θ^(−2i/d) for i < d/2, each table twice side by side.
 
-    positions (t,) → two (t, d) tables where `positions` live, computed in float64 and stored as `dtype`. Raises ValueError
+    positions (…, t) → two (…, t, d) tables where `positions` live, computed in float64 and stored as `dtype`. Raises ValueError
     for an odd head_dim.
     """
     if head_dim % 2:
         raise ValueError(f"head_dim = {head_dim}; rotary embedding turns pairs of features, so it must be even")
     xp = array_module(positions)
     frequencies = theta ** (xp.arange(0, head_dim, 2) / -head_dim)  # (d/2,)
-    angles = xp.tile(positions[:, None] * frequencies, 2)  # (t, d)
+    angles = xp.tile(positions[..., None] * frequencies, 2)  # (…, t, d)
     return xp.cos(angles).astype(dtype), xp.sin(angles).astype(dtype)
 
 
@@ -30,14 +30,14 @@ def rotary_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, tuple]:
 
     which is y = x ∘ cos + rotate_half(x) ∘ sin with rotate_half(x) = (−x_{d/2 …}, x_{… d/2}).
 
-    x (…, t, d), cos and sin (t, d) → y (…, t, d), contiguous even where x is a transposed view (the rotation has to write
-    y anyway, so the transposition costs no pass of its own).
+    x (…, t, d), cos and sin (t, d), or (b, 1, t, d) for rows at places of their own → y (…, t, d), contiguous even where x
+    is a transposed view (the rotation has to write y anyway, so the transposition costs no pass of its own).
     """
     check_float(x=x)
     check_float(x=x.real, cos=cos, sin=sin)  # complex numbers are turned by real tables too
-    t, d = x.shape[-2:]
-    check_shape("cos", cos, t, d)
-    check_shape("sin", sin, t, d)
+    shape = (x.shape[0], 1, *x.shape[-2:]) if cos.ndim == 4 else x.shape[-2:]
+    check_shape("cos", cos, *shape)
+    check_shape("sin", sin, *shape)
     return _rotate(x, cos, sin), (cos, sin)
 
 

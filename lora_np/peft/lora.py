@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
@@ -16,6 +16,7 @@ from ..backend import Array, move, to_host
 from ..nn import EVALUATION, Context, Linear, Module, Parameter
 from ..quantization import Quantized4bit
 from . import dora, pissa
+from .mixed import AdapterRows, mixed_backward, mixed_forward
 
 T = TypeVar("T")
 AT_THE_END = r"(.*\.)?({})$"  # how a key of rank_pattern or alpha_pattern matches a layer's name
@@ -140,6 +141,11 @@ class LoraLinear(Module):
     def out_features(self) -> int:
         return self.base_layer.out_features
 
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """Itself and its base: the factors, of a thousand adapters perhaps, hold no module, and are not looked through."""
+        yield prefix, self
+        yield from self.base_layer.named_modules(f"{prefix}.base_layer" if prefix else "base_layer")
+
     def add_adapter(self, name: str, config: LoraConfig, rng: np.random.Generator, dtype: Any = None) -> None:
         """Create A and B as `config` says. The numbers are drawn on the host, so a seed means the same on every device."""
         r, fan_in = config.r, self.in_features
@@ -210,12 +216,15 @@ class LoraLinear(Module):
     def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, Any]:
         """x (…, in) → y (…, out). Raises RuntimeError for an adapter while another one is merged into the weight."""
         name = context.adapter
-        if self.merged and name is not None and name not in self.merged:
-            raise RuntimeError(f"adapter {self._merged()} is merged into the weights: unmerge it before using {name!r}")
+        mixed = isinstance(name, AdapterRows)
+        if self.merged and (mixed or (name is not None and name not in self.merged)):
+            named = "a mixed batch" if mixed else repr(name)
+            raise RuntimeError(f"adapter {self._merged()} is merged into the weights: unmerge it before using {named}")
         y, base_cache = self.base_layer.forward(x, context)
+        if mixed:
+            return y, (base_cache, name, None, mixed_forward(self, x, y, context))
         if self.start is not None and name not in self.lora_A and not self.merged:  # the base before PiSSA
-            A, B = (move(factor, x).astype(x.dtype) for factor in self.start[:2])
-            delta, start_cache = ops.lora_forward(x, A, B, self.start[2], keep_x=False)
+            delta, start_cache = pissa.taken_out(self, x)
             y += delta
             return y, (base_cache, None, None, start_cache)
         if name not in self.lora_A or self.merged:
@@ -236,12 +245,15 @@ class LoraLinear(Module):
         In the forward pass y was the sum of both paths, so dy goes whole into each, and their dx add up.
         """
         base_cache, name, mask, lora_cache = cache
-        if name is not None and self.configs[name].use_dora:
+        if isinstance(name, str) and self.configs[name].use_dora:
             return dora.backward(self, name, dy, mask, base_cache, lora_cache, need_dx)
         dx = self.base_layer.backward(dy, base_cache, need_dx)
         if name is None:
             if need_dx and lora_cache is not None:
                 dx += ops.lora_backward(dy, lora_cache)[0]
+            return dx
+        if isinstance(name, AdapterRows):
+            mixed_backward(self, dy, dx, lora_cache)
             return dx
         if not (self.lora_A[name].trainable or self.lora_B[name].trainable or need_dx):
             return None

@@ -98,10 +98,9 @@ def judge(layers: Mapping[str, Sequence[Part]], factors: Factors, how: Combinati
     """The report on `factors` as they are stored, rounding included."""
     off, wanted = {}, {}
     for name, parts in layers.items():
-        target_A, target_B = side_by_side(parts)
         A, B = (x.astype(float) for x in factors[name])
-        wanted[name] = product_norm(target_A, target_B)
-        off[name] = product_norm(np.concatenate([A, target_A]), np.concatenate([B, -target_B], axis=1))
+        wanted[name] = product_norm(*side_by_side(parts))
+        off[name] = product_norm(*side_by_side([*parts, Part(-1.0, 1.0, A, B)]))
     return MergeReport(
         how.combination_type,
         {name: _ratio(off[name], wanted[name]) for name in layers},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from .folder import PREFIX, Factors, read_adapter, write_adapter
 from .layers import adaptable_layers, lora_layers, unwrap, wrap
 from .lora import LoraConfig, LoraLinear, first_match, storage_dtype
 from .merging import MergeReport, check_finite, combine_adapters
+from .mixed import AdapterRows, check_names
 from .pissa import check_pissa, config_on_the_original
 
 
@@ -105,9 +107,13 @@ class PeftModel(Module):
         rng: np.random.Generator | None = None,
         past_key_values: KeyValueCache | None = None,
         attention_mask: Array | None = None,
+        adapter_names: Sequence[str] | None = None,
     ) -> tuple[Array, Any]:
-        """tokens (b, t) → logits (b, t, v), with the active adapter; the arguments are those of `Transformer.forward`."""
-        context = Context(rng, self.active_adapter, attention_mask)
+        """tokens (b, t) → logits (b, t, v), with the active adapter; the arguments are those of `Transformer.forward`.
+
+        `adapter_names`, one a row, is a mixed batch: see `adapter_rows`.
+        """
+        context = Context(rng, self.adapter_rows(adapter_names, len(tokens)), attention_mask)
         return self.model.forward(tokens, past_key_values=past_key_values, context=context)
 
     def loss(
@@ -116,10 +122,35 @@ class PeftModel(Module):
         targets: Array,
         rng: np.random.Generator | None = None,
         ignore_index: int = ops.IGNORE_INDEX,
+        adapter_names: Sequence[str] | None = None,
     ) -> tuple[Array, Any]:
-        """Mean cross-entropy in nats a token, with the active adapter. `rng` turns dropout on."""
-        context = Context(rng, self.active_adapter)
+        """Mean cross-entropy in nats a token, with the active adapter or a mixed batch. `rng` turns dropout on."""
+        context = Context(rng, self.adapter_rows(adapter_names, len(tokens)))
         return self.model.loss(tokens, targets, ignore_index=ignore_index, context=context)
+
+    def adapter_rows(self, adapter_names: Sequence[str] | None, rows: int) -> str | AdapterRows | None:
+        """What a call takes as its adapter: the active one, or one for each of `rows` rows, "__base__" for none.
+
+        Raises as PEFT does, ValueError for another number of names or one that is not there; and RuntimeError while merged
+        or disabled.
+        """
+        if adapter_names is None:
+            return self.active_adapter
+        names = check_names(adapter_names, rows, list(self.peft_config))
+        self._check_idle()
+        for name in set(names):
+            self.check_mixable(name)
+        return AdapterRows(names)
+
+    def check_mixable(self, adapter_name: str) -> None:
+        """Raise ValueError for an adapter that is more than a bypass over the product that all rows of a mixed batch share."""
+        config = self.peft_config.get(adapter_name)
+        if config is not None and config.use_dora:
+            raise ValueError(f"{adapter_name!r} is DoRA, which stretches W itself: its rows need a batch of their own")
+        if self._residual:
+            raise ValueError(
+                "PiSSA left only a part of the base here, so there is no mixed batch: save it, and load that"
+            )
 
     def backward(self, cache: Any, dloss: float = 1.0) -> None:
         """Adds the gradients of the active adapter. Raises RuntimeError while merged: no bypass is in the forward then."""
@@ -205,7 +236,7 @@ class PeftModel(Module):
             self._check_name(name)
             if self.peft_config[name].use_dora:
                 raise ValueError(f"{name!r} is DoRA: its ΔW has the rows of W in it, and is no product of two factors")
-            if not np.isfinite(weight):
+            if not math.isfinite(weight):
                 raise ValueError(f"the weight of {name!r} is {weight}; expected a finite number")
         how = Combination(combination_type, svd_rank, svd_clamp, density, majority_sign_method, seed)
         pairs = [(name, float(weight)) for name, weight in zip(adapters, weights, strict=True)]

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..backend import move, to_host
+from .. import ops
+from ..backend import Array, move, to_host
 from ..nn import Module
 from ..quantization import Quantized4bit
 
@@ -52,6 +53,12 @@ def take_out(layer: LoraLinear, name: str) -> None:
     layer.base_layer.weight.value -= layer.scaled_product(name)
     A, B = (to_host(factors[name].value).copy() for factors in (layer.lora_A, layer.lora_B))
     layer.start = A, B, layer.configs[name].scaling
+
+
+def taken_out(layer: LoraLinear, x: Array) -> tuple[Array, tuple]:
+    """s·(x A₀ᵀ) B₀ᵀ, which the base lacks where a call does not name the adapter, and its cache for dx."""
+    A, B, scaling = layer.start
+    return ops.lora_forward(x, *(move(factor, x).astype(x.dtype) for factor in (A, B)), scaling, keep_x=False)
 
 
 def put_back(layer: LoraLinear) -> None:

@@ -26,6 +26,7 @@ from ..quantization import Quantized4bit
 from ..targets import is_target, select_targets
 from .folder import KIND, NO_MATTER, PREFIX, WRITTEN_OFF, plain, portable_targets, some
 from .layers import adaptable_layers, base_name
+from .mixed import AdapterRows
 
 PEFT_TYPE = "VERA"
 PROJECTIONS = ("base_model.vera_A", "base_model.vera_B")  # what PEFT calls the shared factors in a file
@@ -117,6 +118,8 @@ class VeraLinear(Module):
         """x (…, in) → y (…, out)."""
         y, base_cache = self.base_layer.forward(x, context)
         name = context.adapter
+        if isinstance(name, AdapterRows) and name.segments.keys() & self.configs.keys():
+            raise ValueError("VeRA has no mixed batches: give its rows a batch of their own")
         if name not in self.configs:
             return y, (base_cache, None, None, None)
         dropped, mask = ops.dropout_forward(x, self.configs[name].vera_dropout, context.rng)

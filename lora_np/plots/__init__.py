@@ -8,9 +8,11 @@ from lora_np.plots.bypass import bypass_diagram
 from lora_np.plots.convergence import learning_rates, loss_curves, recovered_gain
 from lora_np.plots.finetuning import before_after, learned_and_forgotten
 from lora_np.plots.gradients import gradient_shadows, relative_errors, step_flops, step_sizes
+from lora_np.plots.memory import memory_bill
 from lora_np.plots.merging import combinations_chart, merge_drift
 from lora_np.plots.parameters import one_matrix_chart, whole_models_chart
 from lora_np.plots.rank_reduction import decomposition_2d, photograph, scene_3d, singular_values, truncated_loss
+from lora_np.plots.serving import serving_chart
 from lora_np.plots.speed import scaling_chart, speed_chart
 from lora_np.plots.style import save
 
@@ -23,6 +25,7 @@ __all__ = [
     "learned_and_forgotten",
     "learning_rates",
     "loss_curves",
+    "memory_bill",
     "merge_drift",
     "one_matrix_chart",
     "photograph",
@@ -31,6 +34,7 @@ __all__ = [
     "save",
     "scaling_chart",
     "scene_3d",
+    "serving_chart",
     "singular_values",
     "speed_chart",
     "step_flops",

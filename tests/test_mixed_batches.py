@@ -1,0 +1,235 @@
+"""Mixed batches: each row gets what it gets alone with its adapter, and a call leaves nothing behind."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+from on_device import assert_allclose, assert_array_equal, host, xp
+
+from lora_np import Linear, LoraConfig, LoraLinear, PeftModel, generate, gradcheck_model
+from lora_np.nn import Context
+from lora_np.peft.mixed import BASE, AdapterRows
+from lora_np.studies.serving import WORKLOADS, workload
+
+RANKS = (1, 2, 3, 8, 16, 64)
+
+
+def with_adapters(model, n, **changes):
+    """A PeftModel of n adapters "0", "1", … with mixed ranks; every third has q and v alone."""
+    peft_model = PeftModel(model)
+    model.freeze()
+    for i in range(n):
+        target = ["q_proj", "v_proj"] if i % 3 == 2 else "all-linear"
+        settings = {"r": RANKS[i % 6], "lora_alpha": 3 + i, "target_modules": target, "init_lora_weights": False}
+        peft_model.add_adapter(str(i), LoraConfig(**settings | changes), seed=i)
+    return peft_model
+
+
+def training(peft_model, names):
+    """The same with all its adapters trainable, and a loss of the mixed batch `names`, for gradcheck_model."""
+    for name, p in peft_model.named_parameters():
+        p.trainable = "lora_" in name
+    peft_model.loss = partial(peft_model.loss, adapter_names=names)
+    return peft_model
+
+
+def layer_with_adapters(n, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    layer = LoraLinear(Linear(xp.asarray(rng.standard_normal((7, 5)).astype(dtype))))
+    for i in range(n):
+        layer.add_adapter(str(i), LoraConfig(r=RANKS[i % 6], lora_alpha=2 + i % 5, init_lora_weights=False), rng)
+    return layer
+
+
+def the_slow_loop(layer, x, names):
+    """Semantics: y[i] = x[i] Wᵀ + s·(x[i] A[idx[i]]ᵀ) B[idx[i]]ᵀ, one row after another."""
+    y = host(x) @ host(layer.base_layer.weight.value).T
+    for i, name in enumerate(names):
+        if name != BASE:
+            A, B = host(layer.lora_A[name].value), host(layer.lora_B[name].value)
+            y[i] += layer.configs[name].scaling * (host(x)[i] @ A.T) @ B.T
+    return y
+
+
+def names_of(kind, rows, adapters):
+    """A workload's rows by name, every fifth of them the base's."""
+    return [BASE if i % 5 == 4 else str(k) for i, k in enumerate(workload(kind, rows, adapters, seed=rows))]
+
+
+def alone(peft_model, tokens, name):
+    return peft_model.model.forward(tokens, context=Context(adapter=None if name == BASE else name))[0]
+
+
+@pytest.mark.parametrize("time", [1, 3], ids=["decoding", "prompts"])
+@pytest.mark.parametrize("adapters", [1, 16, 128])
+@pytest.mark.parametrize("kind", WORKLOADS)
+def test_a_layer_equals_the_loop_over_rows_to_1e_4(kind, adapters, time):
+    layer = layer_with_adapters(adapters)
+    for rows in (1, 2, 7, 33, 64):
+        names = names_of(kind, rows, adapters)
+        x = xp.asarray(np.random.default_rng(rows).standard_normal((rows, time, 5)).astype(np.float32))
+        y, _ = layer.forward(x, Context(adapter=AdapterRows(names)))
+        assert_allclose(y, the_slow_loop(layer, x, names), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("adapters", [1, 16, 128])
+@pytest.mark.parametrize("kind", WORKLOADS)
+def test_each_row_equals_the_row_run_alone_with_its_adapter_to_1e_4(kind, adapters, make_model, random_batch):
+    peft_model = with_adapters(make_model(np.float32), adapters)
+    for rows in (1, 7, 64):
+        names, (tokens, _) = names_of(kind, rows, adapters), random_batch(rows, 4)
+        mixed = host(peft_model.forward(tokens, adapter_names=names)[0])
+        for row, name in enumerate(names):
+            expected = host(alone(peft_model, tokens[row : row + 1], name))[0]
+            np.testing.assert_allclose(mixed[row], expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
+
+
+def test_generation_gives_each_row_what_it_gets_alone(make_model):
+    peft_model = with_adapters(make_model(), 7)
+    prompts, names = [[1, 2, 3], [4], [5, 6], [1, 2, 3], [7], [4]], ["0", "1", BASE, "2", "6", "6"]
+    expected = []
+    for prompt, name in zip(prompts, names, strict=True):
+        with peft_model.disable_adapter():
+            if name == BASE:
+                expected += generate(peft_model, [prompt], 8)
+        if name != BASE:
+            peft_model.set_adapter(name)
+            expected += generate(peft_model, [prompt], 8)
+    assert generate(peft_model, prompts, 8, adapter_names=names) == expected
+    assert len({tuple(new) for new in expected}) > 3, "the adapters say different things, or this proves nothing"
+
+
+def test_the_base_product_runs_once_for_the_whole_batch(make_model, random_batch, monkeypatch):
+    peft_model, shapes = with_adapters(make_model(), 4), []
+    forward = Linear.forward
+    monkeypatch.setattr(Linear, "forward", lambda self, x, *rest: shapes.append(x.shape[:2]) or forward(self, x, *rest))
+    peft_model.forward(random_batch(6, 5)[0], adapter_names=["0", "1", "2", "3", BASE, "0"])
+    assert shapes == [(6, 5)] * 15, "seven layers in each of two blocks, and the head"
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradients_through_a_mixed_batch_agree_with_the_complex_step_to_1e_12(make_model, random_batch, dropout):
+    peft_model = training(with_adapters(make_model(), 3, r=2, lora_dropout=dropout), ["0", "2", BASE, "1", "0"])
+    seed = 5 if dropout else None
+    gradcheck_model(peft_model, *random_batch(5), tolerance=1e-12, dropout_seed=seed).raise_if_wrong()
+
+
+def test_gradients_of_a_token_a_row_are_those_of_one_segment_after_another():
+    """In this form, which decoding takes, the adapters' products are batched ones; training takes the other."""
+    names, rng, found = ["0", "6", "1", BASE, "6", "7", "12"], np.random.default_rng(2), []
+    x, dy = (xp.asarray(rng.standard_normal((7, 1, width))) for width in (5, 7))
+    for dropout in (None, rng):  # of probability 0
+        layer = layer_with_adapters(13, np.float64)
+        _, cache = layer.forward(x, Context(dropout, AdapterRows(names)))
+        found.append({"dx": layer.backward(dy, cache)} | {name: p.grad for name, p in layer.named_parameters()})
+    for name, batched in found[0].items():
+        assert (batched is None) == (found[1][name] is None), name
+        if batched is not None:
+            assert_allclose(batched, found[1][name], rtol=1e-12, atol=1e-12, err_msg=name)
+    used = {name[-1] for name, grad in found[0].items() if "lora_" in name and grad is not None}
+    assert used == {"0", "6", "1", "7", "2"}, "12 ends in a 2"
+
+
+def test_what_comes_and_goes_between_steps_finds_its_own_factors():
+    """The stacks are kept from step to step, and only what is new in them is written."""
+    layer, rng, rows = layer_with_adapters(24), np.random.default_rng(3), AdapterRows([])
+    names = ["0", "6", "12"]
+    for step in range(60):
+        if step % 3 == 0 and len(names) > 1:
+            names[int(rng.integers(len(names)))] = names.pop()
+        else:
+            names.append(str(rng.integers(24)))
+        rows = rows.then(names)
+        x = xp.asarray(rng.standard_normal((len(names), 1, 5)).astype(np.float32))
+        y, _ = layer.forward(x, Context(adapter=rows))
+        assert_allclose(y, the_slow_loop(layer, x, names), rtol=1e-4, atol=1e-4)
+
+
+def test_a_name_that_another_adapter_took_over_means_the_new_one():
+    layer, names = layer_with_adapters(13), ["0", "6", "12"]
+    x = xp.asarray(np.random.default_rng(1).standard_normal((3, 1, 5)).astype(np.float32))
+    rows = AdapterRows(names)
+    layer.forward(x, Context(adapter=rows))
+    layer.delete_adapter("6")
+    layer.add_adapter("6", LoraConfig(r=1, init_lora_weights=False), np.random.default_rng(9))
+    y, _ = layer.forward(x, Context(adapter=rows.then(names)))
+    assert_allclose(y, the_slow_loop(layer, x, names), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["0"], "1 names for a batch of 2 rows"),
+        (["0", "1", "0"], "3 names for a batch of 2 rows"),
+        (["0", "poet"], "no adapter 'poet'"),
+        (["0", None], "no adapter 'None'"),
+        ("01", "expected one a row"),
+    ],
+)
+def test_bad_names_are_a_value_error_as_in_peft(names, message, make_model, random_batch):
+    peft_model = with_adapters(make_model(), 2)
+    tokens, targets = random_batch()
+    for call in (
+        lambda: peft_model.forward(tokens, adapter_names=names),
+        lambda: peft_model.loss(tokens, targets, adapter_names=names),
+        lambda: generate(peft_model, tokens.tolist(), 2, adapter_names=names),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_a_transformer_without_adapters_takes_no_names(make_model):
+    with pytest.raises(ValueError, match="give its PeftModel"):
+        generate(make_model(), [[1]], 2, adapter_names=[BASE])
+
+
+def test_a_mixed_batch_while_merged_or_disabled_is_refused(make_model, random_batch):
+    peft_model, (tokens, _) = with_adapters(make_model(), 2), random_batch()
+    peft_model.set_adapter("0")
+    peft_model.merge_adapter()
+    with pytest.raises(RuntimeError, match="unmerge"):
+        peft_model.forward(tokens, adapter_names=["0", "1"])
+    with pytest.raises(RuntimeError, match="a mixed batch"):
+        peft_model.model.forward(tokens, context=Context(adapter=AdapterRows(["0", "1"])))
+    peft_model.unmerge_adapter()
+    with peft_model.disable_adapter(), pytest.raises(RuntimeError, match="disabled"):
+        peft_model.forward(tokens, adapter_names=["0", "1"])
+
+
+def test_a_call_that_fails_leaves_no_state(make_model, random_batch, monkeypatch):
+    """PEFT keeps the rows' adapters in hooks on the model; here they are an argument, and are gone with the call."""
+    peft_model, (tokens, _) = with_adapters(make_model(), 3), random_batch()
+    peft_model.set_adapter("2")
+    before, seen = host(peft_model.forward(tokens)[0]), dict(vars(peft_model))
+    last = peft_model.model.model.layers[1].mlp.down_proj
+    del last.lora_A["1"].value  # the last of all layers cannot go on
+    with pytest.raises(AttributeError):
+        peft_model.forward(tokens, adapter_names=["0", "1"])
+    assert dict(vars(peft_model)) == seen
+    assert_array_equal(peft_model.forward(tokens)[0], before)
+
+
+def test_rows_of_a_batch_may_stand_at_places_of_their_own(make_model, random_batch):
+    """`position_ids`: what a serving engine needs, whose rows joined at different times."""
+    model, (tokens, _) = make_model(), random_batch(2, 5)
+    places = xp.asarray(np.array([[0, 1, 2, 3, 4], [9, 10, 11, 12, 13]]))
+    expected = host(model.forward(tokens)[0])  # rotary positions are relative
+    assert_allclose(model.forward(tokens, context=Context(position_ids=places))[0], expected, rtol=1e-9, atol=1e-11)
+    with pytest.raises(ValueError, match="position_ids has shape"):
+        model.forward(tokens, context=Context(position_ids=places[:, :3]))
+
+
+@pytest.mark.parametrize("time", [1, 3], ids=["decoding", "prompts"])
+def test_adapters_stored_in_16_bits_are_computed_in_32_here_too(time, make_model, random_batch):
+    peft_model = with_adapters(make_model(np.float32), 6)
+    for layer in peft_model.lora_layers():
+        for p in [*layer.lora_A.values(), *layer.lora_B.values()]:
+            p.value = p.value.astype(np.float16)
+    tokens, _ = random_batch(rows=4, length=time)
+    names = ["4", *[BASE] * (len(tokens) - 2), "1"]
+    mixed, _ = peft_model.forward(tokens, adapter_names=names)
+    assert mixed.dtype == np.float32
+    for i, name in enumerate(names):
+        assert_allclose(mixed[i], alone(peft_model, tokens[i : i + 1], name)[0], rtol=1e-5, atol=1e-5)

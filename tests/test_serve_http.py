@@ -1,0 +1,398 @@
+"""The HTTP door: OpenAI's own client works against it unchanged, nothing is lost, and every error is the protocol's.
+
+The server runs in this process, uvicorn and all, on a free port; the model is a random one of bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import lora_np as ln
+from lora_np import AdapterServer, LoraConfig, PeftModel, generate, get_peft_model
+from lora_np.commands import serve as command
+from lora_np.files import ByteTokenizer
+from lora_np.serve.protocol import ProtocolError, Writer, parse, parse_json
+
+WHY = 'not installed: pip install -e ".[serve,dev]"'
+starlette = pytest.importorskip("starlette", reason=f"Starlette is {WHY}")
+uvicorn = pytest.importorskip("uvicorn", reason=f"uvicorn is {WHY}")
+httpx = pytest.importorskip("httpx", reason=f"httpx is {WHY}")
+openai = pytest.importorskip("openai", reason=f"openai is {WHY}")
+
+from lora_np.serve.http import create_app, make_server  # noqa: E402
+
+pytestmark = pytest.mark.serve
+
+CONFIG = ln.TransformerConfig(256, 12, 20, 2, 4, 2, 4, max_position_embeddings=600)
+PROMPT = "Sing, goddess"
+JSON = {"Content-Type": "application/json"}
+LONG = 550  # tokens that take the engine long enough for a test to act in between
+
+
+def base_model():
+    model = ln.Transformer.random(CONFIG, 0, np.float64)
+    for _, p in model.named_parameters():
+        if p.value.ndim == 2:
+            p.value *= 15
+    return model.to("numpy")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Sixteen adapters "a0" … "a15", and one that is not loaded at the start."""
+    root = tmp_path_factory.mktemp("adapters")
+    for i, name in enumerate([*(f"a{k}" for k in range(16)), "later"]):
+        config = LoraConfig(r=1 + i % 4, lora_alpha=9, target_modules="all-linear", init_lora_weights=False)
+        get_peft_model(base_model(), config, seed=i).save_pretrained(root / name)
+    return root
+
+
+@contextlib.contextmanager
+def serving(engine):
+    """The address of a server, in a thread of this process."""
+    app = create_app(engine, ByteTokenizer(), "base")
+    listening, urls = threading.Event(), []
+    server = make_server(app, port=0, on_start=lambda url: urls.append(url) or listening.set())
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    assert listening.wait(20)
+    try:
+        yield urls[0]
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive(), "the server did not end"
+
+
+@pytest.fixture(scope="module")
+def engine(folders):
+    engine = AdapterServer(base_model(), max_loras=8, folders=[folders])
+    for i in range(16):
+        engine.load_adapter(f"a{i}", f"a{i}")
+    return engine
+
+
+@pytest.fixture(scope="module")
+def url(engine):
+    with serving(engine) as address:
+        yield address
+
+
+@pytest.fixture
+def client(url):
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def alone(folders):
+    """The tokens of `generate` on one prompt with one adapter."""
+    models = {}
+
+    def run(prompt, adapter, n, **settings):
+        if adapter not in models:
+            model = base_model()
+            models[adapter] = model if adapter == "base" else PeftModel.from_pretrained(model, folders / adapter)
+        ids = ByteTokenizer().encode(prompt).tolist()
+        return generate(models[adapter], [ids], n, stop_tokens=(0,), **settings)[0]
+
+    return run
+
+
+def text(tokens):
+    """What a Writer makes of them: decoded behind a prompt, which for bytes changes nothing."""
+    return ByteTokenizer().decode(tokens, skip_special_tokens=True)
+
+
+def eventually(condition):
+    """Another thread does it: wait for it, at most 20 seconds."""
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.01)
+
+
+# ------------------------------------------------------------------------------------------------------ OpenAI's client
+
+
+def test_the_openai_client_completes(client, alone):
+    for model in ("base", "a0", "a3"):
+        answer = client.completions.create(model=model, prompt=PROMPT, max_tokens=12, temperature=0)
+        tokens = alone(PROMPT, model, 12)
+        assert answer.choices[0].text == text(tokens) and answer.model == model
+        assert answer.choices[0].finish_reason == ("length" if len(tokens) == 12 else "stop")
+        assert answer.usage.prompt_tokens == len(PROMPT) and answer.usage.completion_tokens == len(tokens)
+
+
+def test_the_openai_client_streams(client, alone):
+    options = {"include_usage": True}
+    stream = client.completions.create(
+        model="a1", prompt=PROMPT, max_tokens=20, temperature=0, stream=True, stream_options=options
+    )
+    chunks = list(stream)
+    tokens = alone(PROMPT, "a1", 20)
+    assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == text(tokens)
+    assert len(chunks) > 5 and chunks[-2].choices[0].finish_reason in ("stop", "length")
+    assert chunks[-1].usage.completion_tokens == len(tokens) and chunks[-1].choices == []
+
+
+def test_the_openai_client_chats(client, alone):
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who are you?"}]
+    prompt = ByteTokenizer().apply_chat_template(messages, tokenize=False)
+    expected = text(alone(prompt, "a2", 15))
+    settings = {"model": "a2", "messages": messages, "max_tokens": 15, "temperature": 0}
+    answer = client.chat.completions.create(**settings)
+    assert answer.choices[0].message.content == expected and answer.choices[0].message.role == "assistant"
+    chunks = list(client.chat.completions.create(**settings, stream=True))
+    assert chunks[0].choices[0].delta.role == "assistant" and chunks[-1].choices[0].finish_reason
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected
+
+
+def test_a_seed_repeats_what_generate_draws(client, alone):
+    settings = {"model": "a4", "prompt": PROMPT, "max_tokens": 12, "temperature": 1.5, "seed": 11, "top_p": 0.9}
+    answers = {client.completions.create(**settings).choices[0].text for _ in range(3)}
+    assert answers == {text(alone(PROMPT, "a4", 12, temperature=1.5, seed=11, top_p=0.9))}
+
+
+def test_a_stop_string_ends_the_answer_and_is_not_in_it(client, alone):
+    whole = text(alone(PROMPT, "base", 40))
+    stop = whole[7:10]
+    answer = client.completions.create(model="base", prompt=PROMPT, max_tokens=40, temperature=0, stop=["¬", stop])
+    assert answer.choices[0].text == whole[: whole.index(stop)] and answer.choices[0].finish_reason == "stop"
+    assert answer.usage.completion_tokens < 40
+
+
+def test_tokens_are_a_prompt_too(client, alone):
+    ids = ByteTokenizer().encode(PROMPT).tolist()
+    answer = client.completions.create(model="a0", prompt=ids, max_tokens=5, temperature=0)
+    assert answer.choices[0].text == text(alone(PROMPT, "a0", 5))
+
+
+def test_models_come_and_go_while_it_runs(client, url, alone, engine):
+    def post(path, **body):
+        return httpx.post(f"{url}/v1/{path}", json=body)
+
+    assert [m.id for m in client.models.list().data] == ["base", *(f"a{i}" for i in range(16))]
+    assert post("load_lora_adapter", lora_name="later", lora_path="later").status_code == 200
+    assert "later" in [m.id for m in client.models.list().data]
+    answer = client.completions.create(model="later", prompt=PROMPT, max_tokens=5, temperature=0)
+    assert answer.choices[0].text == text(alone(PROMPT, "later", 5))
+    assert post("load_lora_adapter", lora_name="later", lora_path="later").status_code == 400
+    assert post("unload_lora_adapter", lora_name="later").status_code == 200
+    assert post("unload_lora_adapter", lora_name="later").status_code == 404
+    with pytest.raises(openai.NotFoundError):
+        client.completions.create(model="later", prompt=PROMPT)
+    for path in ("../later", "/etc", "missing", ""):
+        answer = post("load_lora_adapter", lora_name="x", lora_path=path)
+        assert answer.status_code == 400 and answer.json()["error"]["message"], path
+
+
+def test_200_concurrent_requests_over_16_adapters_all_come_back_right(client, folders, engine):
+    """Against the engine run alone, one request after another; half of them stream."""
+    rng = np.random.default_rng(0)
+    asked = [(f"a{rng.integers(16)}", "".join(map(chr, rng.integers(97, 123, 5))), 12) for _ in range(200)]
+    other = AdapterServer(base_model(), max_batch=1, folders=[folders])
+    for i in range(16):
+        other.load_adapter(f"a{i}", f"a{i}")
+
+    def expected(name, prompt, n):
+        request = other.submit(ByteTokenizer().encode(prompt), name, n, stop_tokens=(0,))
+        other.run()
+        return text(request.tokens)
+
+    def ask(i):
+        name, prompt, n = asked[i]
+        settings = {"model": name, "prompt": prompt, "max_tokens": n, "temperature": 0}
+        if i % 2:
+            return "".join(c.choices[0].text for c in client.completions.create(**settings, stream=True))
+        return client.completions.create(**settings).choices[0].text
+
+    with ThreadPoolExecutor(200) as pool:
+        answers = list(pool.map(ask, range(200)))
+    wrong = [i for i, answer in enumerate(answers) if answer != expected(*asked[i])]
+    assert not wrong, f"{len(wrong)} of 200, first {asked[wrong[0]]}"
+    assert engine.idle
+
+
+# --------------------------------------------------------------------------------------------------------------- leaving
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streaming", "whole"])
+def test_a_client_who_disconnects_frees_his_place(stream, url, engine):
+    body = {"model": "base", "prompt": "abc", "max_tokens": LONG, "temperature": 0, "stream": stream, "seed": 1}
+    connection, seen = http.client.HTTPConnection(url.removeprefix("http://")), []
+    connection.request("POST", "/v1/completions", json.dumps(body), JSON)
+    if stream:
+        connection.getresponse().readline()
+    eventually(lambda: seen.extend(engine.running) or seen)
+    connection.close()
+    eventually(lambda: engine.idle)
+    assert seen[0].finish_reason == "cancelled" and len(seen[0].tokens) < LONG
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
+def test_sigterm_finishes_what_runs_and_refuses_what_is_new(tmp_path):
+    get_peft_model(ln.load_model("tiny"), LoraConfig(r=2)).save_pretrained(tmp_path / "poet")
+    arguments = ["serve", "--model", "tiny", "--adapter", f"poet={tmp_path / 'poet'}", "--port", "0"]
+    server = subprocess.Popen([sys.executable, "-m", "lora_np", *arguments], stdout=subprocess.PIPE, text=True)
+    try:
+        url = server.stdout.readline().strip()
+        assert url.startswith("http://127.0.0.1:"), "open to this machine alone, unless told otherwise"
+        body = {"model": "poet", "prompt": "def ", "max_tokens": 500, "temperature": 1.0, "seed": 3, "stream": True}
+        with httpx.stream("POST", f"{url}/completions", json=body, timeout=60) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            server.send_signal(signal.SIGTERM)
+            eventually(lambda: httpx.get(f"{url}/models").status_code == 503)
+            refused = httpx.post(f"{url}/completions", json=body)
+            assert refused.status_code == 503 and "shutting down" in refused.json()["error"]["message"]
+            events = [line for line in lines if line]
+        assert events[-1] == "data: [DONE]" and '"finish_reason": "' in events[-2]
+        assert server.wait(20) == 0
+    finally:
+        server.kill()
+        server.stdout.close()
+
+
+# ---------------------------------------------------------------------------------------------------------------- errors
+
+BAD = {
+    "a model that is not there": ({"model": "poet"}, 404, "model"),
+    "no model": ({"model": None}, 400, "model"),
+    "a prompt that is none": ({"prompt": 3}, 400, "prompt"),
+    "an empty prompt": ({"prompt": ""}, 400, None),
+    "several prompts": ({"prompt": ["a", "b"]}, 400, "prompt"),
+    "a token that is not there": ({"prompt": [300]}, 400, "prompt"),
+    "half a surrogate pair": ({"prompt": "\ud800"}, 400, "prompt"),
+    "a prompt too long": ({"prompt": "a" * 600}, 400, "prompt"),
+    "more than there is room for": ({"max_tokens": 600}, 400, "prompt"),
+    "no tokens": ({"max_tokens": 0}, 400, "max_tokens"),
+    "half a token": ({"max_tokens": 1.5}, 400, "max_tokens"),
+    "true tokens": ({"max_tokens": True}, 400, "max_tokens"),
+    "too hot": ({"temperature": 3}, 400, "temperature"),
+    "no number": ({"temperature": float("nan")}, 400, "temperature"),
+    "no probability": ({"top_p": 0}, 400, "top_p"),
+    "a seed below 0": ({"seed": -1}, 400, "seed"),
+    "several answers": ({"n": 2}, 400, "n"),
+    "penalties": ({"presence_penalty": 0.5}, 400, "presence_penalty"),
+    "probabilities": ({"logprobs": 3}, 400, "logprobs"),
+    "a field that nobody knows": ({"temprature": 1}, 400, "temprature"),
+    "an empty stop": ({"stop": [""]}, 400, "stop"),
+    "five stops": ({"stop": list("abcde")}, 400, "stop"),
+    "a stream that is no bool": ({"stream": "yes"}, 400, "stream"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_is_wrong_gets_the_protocols_error(what, url):
+    changes, status, param = BAD[what]
+    body = {"model": "base", "prompt": PROMPT, "max_tokens": 3} | changes
+    answer = httpx.post(f"{url}/v1/completions", content=json.dumps(body), headers=JSON)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (status, param), error
+    assert error["message"] and error["type"] in ("invalid_request_error", "not_found_error")
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"text"', b"\xff\xfe", b"[" * 100_000], ids=repr)
+def test_a_malformed_body_is_a_400(body, url):
+    for path in ("completions", "chat/completions", "load_lora_adapter"):
+        answer = httpx.post(f"{url}/v1/{path}", content=body, headers=JSON)
+        assert answer.status_code == 400 and answer.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    "messages", [[], "hi", [{"role": "user"}], [{"content": "hi"}], [3], [{"role": "user", "content": [{"image": 1}]}]]
+)
+def test_malformed_messages_are_a_400(messages, url):
+    answer = httpx.post(f"{url}/v1/chat/completions", json={"model": "base", "messages": messages})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "messages"
+
+
+def test_another_path_or_method_is_a_404_or_405_in_the_same_shape(url):
+    assert httpx.get(f"{url}/v1/nothing").json()["error"]["type"] == "not_found_error"
+    assert httpx.get(f"{url}/v1/completions").status_code == 405
+
+
+def test_what_a_page_in_a_browser_may_send_from_elsewhere_is_not_read(url):
+    """Without asking first it may send text and forms, to this machine too."""
+    for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
+        body, headers = json.dumps({"lora_name": "a0"}), {"Content-Type": kind}
+        answer = httpx.post(f"{url}/v1/unload_lora_adapter", content=body, headers=headers)
+        assert answer.status_code == 415 and "application/json" in answer.json()["error"]["message"]
+
+
+def test_a_body_without_end_is_a_413(url):
+    chunks = (b" " * 2**20 for _ in range(20))
+    with contextlib.suppress(httpx.WriteError):  # the server may hang up before all has been sent
+        assert httpx.post(f"{url}/v1/completions", content=chunks, headers=JSON).status_code == 413
+    assert httpx.get(f"{url}/health").status_code == 200
+
+
+def test_almost_no_temperature_is_none(client, alone):
+    answer = client.completions.create(model="a1", prompt=PROMPT, max_tokens=8, temperature=1e-310)
+    assert answer.choices[0].text == text(alone(PROMPT, "a1", 8))
+
+
+def test_a_full_queue_is_a_429(folders):
+    with serving(AdapterServer(base_model(), max_batch=1, max_queue=1)) as url, httpx.Client(base_url=url) as client:
+        body = {"model": "base", "prompt": "a", "max_tokens": LONG, "temperature": 0, "stream": True}
+        with (
+            client.stream("POST", "/v1/completions", json=body) as first,
+            client.stream("POST", "/v1/completions", json=body) as second,
+        ):
+            third = client.post("/v1/completions", json=body)
+            assert (first.status_code, second.status_code, third.status_code) == (200, 200, 429)
+            assert third.json()["error"]["type"] == "rate_limit_error"
+        assert client.get("/health").status_code == 200
+
+
+# -------------------------------------------------------------------------------------------------------------- the parts
+
+
+def test_what_a_client_sends_without_using_it_is_taken():
+    body = {"model": "m", "prompt": "p", "n": 1, "logprobs": None, "presence_penalty": 0, "user": "me", "echo": False}
+    assert parse(body, chat=False).max_tokens == 16
+    body = {"model": "m", "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 2}], "tools": []}
+    order = parse(body, chat=True)
+    assert order.max_tokens is None and order.prompt == [{"role": "user", "content": "aa"}]
+
+
+def test_a_json_object_is_needed():
+    with pytest.raises(ProtocolError, match="expected an object"):
+        parse_json(b"3")
+
+
+@pytest.mark.parametrize("stop", [("lo wo",), ("wo", "lo w"), ("d!",), ("xx",), ("hello",), ("!!", "!")])
+def test_a_stop_string_is_found_however_the_tokens_cut_it(stop):
+    whole = "hello world!!"
+    cut = min((whole.index(s) for s in stop if s in whole), default=len(whole))
+    writer, said = Writer(ByteTokenizer(), [], stop), ""
+    for byte in whole.encode():
+        said += writer.add(byte)
+        assert whole.startswith(said) and len(said) <= cut, "nothing of a stop string is ever shown"
+        if writer.stopped:
+            break
+    assert said + writer.end() == whole[:cut] and writer.stopped == (cut < len(whole))
+
+
+def test_the_command_refuses_an_adapter_that_takes_the_bases_name(tmp_path):
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    get_peft_model(ln.load_model("tiny"), LoraConfig(r=2)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="the base's name"):
+        command.run(parser.parse_args(["--model", "tiny", "--adapter", f"tiny={tmp_path}"]))
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--adapter", "poet"])
