@@ -217,7 +217,7 @@ def test_the_ledger_does_not_guess_at_what_it_does_not_know(make_model, figure):
     assert ledger.count(peft_model).trainable == sum(
         p.value.size for _, p in peft_model.named_parameters() if p.trainable
     )
-    with pytest.raises(ValueError, match="of which the ledger knows the parameters alone"):
+    with pytest.raises(ValueError, match="has DoRA, of which the ledger counts the parameters alone"):
         figure(peft_model, 6, 6)
 
 
@@ -593,7 +593,7 @@ def test_a_saved_vera_comes_back_to_the_bit(make_model, random_batch):
     tensors, settings = vera.arrays(model.model, "default"), vera.settings(VERA, model.model)
     again = make_model()
     config = vera.config_of(json.loads(json.dumps(settings)))
-    vera.put(again, "default", config, tensors)
+    vera.restore(again, "default", config, tensors)
     assert config == replace(VERA, target_modules=settings["target_modules"])
     tokens, _ = random_batch()
     assert_array_equal(WithAdapter(again).forward(tokens)[0], model.forward(tokens)[0])
@@ -626,7 +626,7 @@ def test_vera_tensors_that_do_not_fit_are_refused_by_name(what, make_model):
     damage, message = BAD_VERA[what]
     tensors, model = damage(vera.arrays(with_vera(make_model()).model, "default")), make_model()
     with pytest.raises(ValueError, match=message):
-        vera.put(model, "default", VERA, tensors)
+        vera.restore(model, "default", VERA, tensors)
     assert not vera.vera_layers(model), "a refusal changes nothing"
 
 

@@ -285,7 +285,7 @@ def vera_pair(dtype=np.float64, folder=None):
     tensors, _ = ln.files.load_arrays(folder / "adapter_model.safetensors")
     config = vera.config_of(json.loads((folder / "adapter_config.json").read_text()))
     ours.freeze()
-    vera.put(ours, "default", config, tensors)
+    vera.restore(ours, "default", config, tensors)
     for p in vera.parameters(ours, "default"):
         p.trainable = True
     return WithAdapter(ours), theirs

@@ -157,9 +157,8 @@ def live_anatomy(model: Any) -> Anatomy:
         base = getattr(linear, "base_layer", linear)
         factor = None if getattr(linear, "merged", None) else getattr(linear, "lora_A", {}).get(active)
         weight = getattr(base, "weight", None)  # a quantised layer may have none that trains
-        config = getattr(linear, "configs", {}).get(active)
-        if config is not None and getattr(config, "use_dora", factor is None and not getattr(linear, "merged", None)):
-            raise ValueError(f"{name} has an adapter of which the ledger knows the parameters alone: DoRA, or no LoRA")
+        if factor is not None and linear.configs[active].use_dora:
+            raise ValueError(f"{name} has DoRA, of which the ledger counts the parameters alone: count(model)")
         return Layer(
             name,
             linear.out_features,

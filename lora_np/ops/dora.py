@@ -2,6 +2,8 @@
 
     V = W + s·B A,   n_o = ‖V_o‖,   y = (m/n) ∘ (x Vᵀ)        row o of V makes output o, and m_o is the length it gets
 
+(The paper says columns; PEFT, whose files these are, takes the rows of W (out, in), a length for each output.)
+
 Two functions that meet in n. The true gradient goes back through both. The paper (section 4.3) and PEFT take n for a constant:
 the same function, and the gradient of the first alone. With g = m/n and dW = dyᵀx, the row o of ∂L/∂V is
 

@@ -5,8 +5,8 @@
 A (r, in_max) and B (out_max, r) are as large as the largest layer asks; each takes its first columns and rows. What trains is
 d (r,) and b (out,): r + out numbers a layer in place of LoRA's r·(in + out). b starts at 0, and so does ΔW.
 
-The functions below are what a PeftModel asks of a method, on the base model: add, put, delete, parameters, arrays, settings,
-config. PEFT draws A and B from `projection_prng_key` with PyTorch's generator, which is not here; so a file holds them.
+The functions below are what a PeftModel asks of a method, on the base model: add, restore, delete, parameters, arrays, settings,
+config_of. PEFT draws A and B from `projection_prng_key` with PyTorch's generator, which is not here; so a file holds them.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def add(model: Module, name: str, config: VeraConfig, seed: int = 0, dtype: Any 
     _insert(model, name, config, (A, B), vectors, dtype)
 
 
-def put(model: Module, name: str, config: VeraConfig, arrays: Mapping[str, np.ndarray], dtype: Any = None) -> None:
+def restore(model: Module, name: str, config: VeraConfig, arrays: Mapping[str, np.ndarray], dtype: Any = None) -> None:
     """Put the adapter of a file into `model`, frozen. Raises ValueError naming what does not fit, before anything has changed."""
     layers = adaptable_layers(model)
     names = [layer for layer in layers if is_target(layer, config.target_modules)]
