@@ -603,6 +603,20 @@ def test_a_saved_vera_comes_back_to_the_bit(make_model, random_batch):
     assert sorted(vera.arrays(again, "default")) == sorted(tensors)
 
 
+def test_vera_stands_around_lora_and_each_answers_to_its_own_name(make_model, random_batch):
+    tokens, _ = random_batch()
+    peft_model = adapted(make_model(), target_modules=["q_proj", "down_proj"])
+    base, lora = make_model().forward(tokens)[0], peft_model.forward(tokens)[0]
+    vera.add(peft_model.model, "vera", VERA)
+    alone = with_vera(make_model(), seed=0).forward(tokens)[0]
+    assert_array_equal(peft_model.forward(tokens)[0], lora)
+    assert_array_equal(WithAdapter(peft_model.model, "vera").forward(tokens)[0], alone)
+    assert_array_equal(peft_model.model.forward(tokens)[0], base)
+    vera.delete(peft_model.model, "vera")
+    assert_array_equal(peft_model.forward(tokens)[0], lora)
+    assert not vera.vera_layers(peft_model.model)
+
+
 def without(key):
     return lambda tensors: {name: x for name, x in tensors.items() if key not in name}
 

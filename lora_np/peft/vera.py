@@ -215,7 +215,8 @@ def _insert(
     for path, m in model.named_modules():
         if hasattr(m, "in_features"):
             outermost.setdefault(base_name(path), (path, m))
-    weight = next(iter(adaptable_layers(model).values())).weight.value
+    first = next(iter(adaptable_layers(model).values()))
+    weight = getattr(first, "base_layer", first).weight.value
     like = weight.packed if isinstance(weight, Quantized4bit) else weight
     A, B = (Parameter(move(x.astype(dtype or weight.dtype), like), trainable=False) for x in projections)
     wrapped = vera_layers(model)
