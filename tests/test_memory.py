@@ -35,6 +35,8 @@ METHODS = {
     "all-linear": {"target_modules": "all-linear"},
     "attention": {"target_modules": ATTENTION, "r": 4},
     "dropout": {"target_modules": "all-linear", "lora_dropout": 0.1},
+    "LoRA-FA": {"target_modules": "all-linear", "freeze_A": True},
+    "LoRA-FA, dropout": {"target_modules": ATTENTION, "freeze_A": True, "lora_dropout": 0.1},
     "ranks of their own": {"target_modules": "all-linear", "rank_pattern": {"down_proj": 16}},
     "one layer, high up": {"target_modules": ["model.layers.1.mlp.up_proj"]},
 }

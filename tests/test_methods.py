@@ -13,6 +13,7 @@ import lora_np as ln
 import lora_np.files
 from lora_np import AdamW, BottleneckConfig, LoraConfig, PeftModel, PrefixTuningConfig, gradcheck_model, train
 from lora_np.nn import EVALUATION, Module, Parameter
+from lora_np.peft import VeraConfig
 from lora_np.peft.folder import PREFIX
 from lora_np.peft.layers import adaptable_layers, unwrap, wrap, wrapped_by
 from lora_np.peft.method import Method
@@ -103,6 +104,7 @@ CONFIGS = {
     "prefix": PrefixTuningConfig(num_virtual_tokens=3),
     "projected prefix": PrefixTuningConfig(num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=5),
     "bottleneck": BottleneckConfig(5, init_weights=False),
+    "vera": VeraConfig(r=3, target_modules="all-linear", init_weights=False),
     "gain": GainConfig(1.5),
 }
 methods = pytest.mark.parametrize("setting", CONFIGS.values(), ids=CONFIGS.keys())
@@ -135,7 +137,8 @@ def test_its_gradients_agree_with_the_complex_step_to_1e_12(make_model, random_b
 def test_what_trains_is_what_is_added_and_the_base_stays(make_model, random_batch, setting):
     peft_model = ln.get_peft_model(make_model(np.float32), setting)
     count = ln.ledger.count(peft_model)
-    assert count.trainable == count.total - count.base > 0
+    frozen = sum(p.value.size for p in peft_model.adapter_parameters() if not p.trainable)  # VeRA's A and B
+    assert count.trainable == count.total - count.base - frozen > 0
     assert count.base == ln.ledger.count(make_model()).total
     before = {name: p.value.copy() for name, p in peft_model.named_parameters()}
     train(peft_model, [random_batch()], AdamW(lr=1e-2), steps=2, progress=False)
@@ -237,7 +240,7 @@ def test_adapters_of_all_methods_in_one_model_answer_as_each_does_alone(make_mod
 def test_merging_needs_a_change_of_weights(make_model, random_batch):
     tokens, _ = random_batch()
     peft_model = ln.get_peft_model(make_model(), CONFIGS["lora"], "lora")
-    for name in ("prefix", "bottleneck", "gain"):
+    for name in ("prefix", "bottleneck", "vera", "gain"):
         peft_model.add_adapter(name, CONFIGS[name])
         with pytest.raises(ValueError, match=f"'{name}' has a .*Config: it is no change of weights"):
             peft_model.merge_adapter([name])
@@ -255,7 +258,7 @@ def test_a_mixed_batch_and_the_server_take_loras_adapters_alone(make_model, rand
     peft_model = ln.get_peft_model(make_model(), CONFIGS["lora"], "lora")
     server = ln.AdapterServer(ln.get_peft_model(make_model(), CONFIGS["lora"], "lora"), folders=[tmp_path])
     expected, _ = peft_model.forward(tokens, adapter_names=["lora", "__base__"])
-    for name in ("prefix", "bottleneck", "gain"):
+    for name in ("prefix", "bottleneck", "vera", "gain"):
         ln.get_peft_model(make_model(), CONFIGS[name]).save_pretrained(tmp_path / name)
         peft_model.add_adapter(name, CONFIGS[name])
         for call in (
@@ -287,7 +290,7 @@ def test_while_lora_is_merged_no_other_method_answers(make_model, random_batch):
 
 
 def test_a_config_of_no_method_is_refused_by_name(make_model):
-    with pytest.raises(TypeError, match=r"expected a LoraConfig, .*BottleneckConfig or GainConfig, got dict"):
+    with pytest.raises(TypeError, match=r"expected a LoraConfig, .* or GainConfig, got dict"):
         ln.get_peft_model(make_model(), {"r": 8})
 
 

@@ -424,7 +424,6 @@ def test_an_adapter_for_the_head_of_another_base_is_refused(tmp_path):
 
 
 FEATURES = {
-    "use_dora": FIRST | {"use_dora": True},
     "modules_to_save": FIRST | {"modules_to_save": ["norm"]},
     "bias": FIRST | {"bias": "lora_only"},
     "layers_to_transform": FIRST | {"layers_to_transform": [1]},

@@ -60,7 +60,7 @@ class Work:
         """The x of layers that read the same x, once for all of them, and what each adapter keeps of its own."""
         N = self.tokens
         shared = N * width * any(map(keeps_x, layers))
-        dropped = sum(2 * N * width for layer in layers if layer.dropout)  # the mask, and x ∘ mask
+        dropped = sum((1 + layer.A_trained) * N * width for layer in layers if layer.dropout)  # the mask, and x ∘ mask
         return shared + dropped + sum(N * layer.r for layer in layers)
 
     def kept_at_the_top(self) -> int:
@@ -71,4 +71,4 @@ class Work:
 
 def keeps_x(layer: Layer) -> bool:
     """Whether a layer needs its own x in the backward: for dW, or for dA where no dropout has made another x of it."""
-    return layer.trained or (layer.r > 0 and not layer.dropout)
+    return layer.trained or (layer.r > 0 and layer.A_trained and not layer.dropout)

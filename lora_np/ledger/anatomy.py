@@ -33,6 +33,7 @@ class Layer:
     r: int = 0
     trainable: bool = False  # anything here is: W, a bias, A or B
     dropout: bool = False  # on the adapter's input
+    A_trained: bool = True  # of an adapter; LoRA-FA freezes A, and needs no x for dA
     quantized: bool = False  # W is stored in fewer bits, and decoded for each product
 
 
@@ -169,6 +170,8 @@ def live_anatomy(model: Any) -> Anatomy:
         base = getattr(linear, "base_layer", linear)
         factor = None if getattr(linear, "merged", None) else getattr(linear, "lora_A", {}).get(active)
         weight = getattr(base, "weight", None)  # a quantised layer may have none that trains
+        if factor is not None and linear.configs[active].use_dora:
+            raise ValueError(f"{name} has DoRA, of which the ledger counts the parameters alone: count(model)")
         return Layer(
             name,
             linear.out_features,
@@ -177,6 +180,7 @@ def live_anatomy(model: Any) -> Anatomy:
             r=0 if factor is None else factor.value.shape[0],
             trainable=linear.trainable,
             dropout=factor is not None and linear.configs[active].lora_dropout > 0,
+            A_trained=factor is None or factor.trainable,
             quantized=hasattr(base, "nbytes"),
         )
 

@@ -90,12 +90,13 @@ def extra_dx(layer: Layer) -> int:
 
 def gradient_numbers(layer: Layer) -> int:
     """Those of W, or of A and B."""
-    return layer.out * layer.in_ * layer.trained + layer.r * (layer.in_ + layer.out) * layer.trainable
+    numbers = layer.in_ * layer.A_trained + layer.out  # for each of the r directions
+    return layer.out * layer.in_ * layer.trained + layer.r * numbers * layer.trainable
 
 
 def update_moment(work: Work) -> int:
     """AdamW updates an array at a time, in two buffers of its size: the most for the largest that is trained."""
     body = work.body
     sizes = [layer.out * layer.in_ * layer.trained for layer in body.layers()]
-    sizes += [layer.r * max(layer.out, layer.in_) * layer.trainable for layer in body.layers()]
+    sizes += [layer.r * max(layer.out, layer.in_ * layer.A_trained) * layer.trainable for layer in body.layers()]
     return 2 * max(*sizes, body.vocabulary * body.hidden * body.embedding_trained)

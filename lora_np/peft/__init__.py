@@ -6,6 +6,7 @@ from .lora import LoraConfig, LoraLinear
 from .merging import MergeReport
 from .model import PeftModel, get_peft_model
 from .prefix import PrefixEncoder, PrefixTuningConfig
+from .vera import VeraConfig, VeraLinear
 
 __all__ = [
     "COMBINATION_TYPES",
@@ -17,5 +18,7 @@ __all__ = [
     "PeftModel",
     "PrefixEncoder",
     "PrefixTuningConfig",
+    "VeraConfig",
+    "VeraLinear",
     "get_peft_model",
 ]

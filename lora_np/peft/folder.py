@@ -28,18 +28,24 @@ from .layers import adaptable_layers
 from .lora import LoraConfig, first_match
 
 T = TypeVar("T")
-Factors = dict[str, tuple[np.ndarray, np.ndarray]]  # layer → A (r, in), B (out, r), on the host
+Factors = dict[str, tuple[np.ndarray, ...]]  # layer → A (r, in), B (out, r), with DoRA m (out,), on the host
 
 PREFIX = "base_model.model."  # what PEFT puts before every name of the base
+TENSORS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")  # what it calls them, in the order of Factors
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 # What LoRA's file is, in PEFT's words; and the version whose files these are like.
 KIND = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "peft_version": "0.21.2"}
-WRITTEN_OFF = {"bias": "none", "fan_in_fan_out": False, "modules_to_save": None, "use_dora": False}  # and not here
+WRITTEN_OFF = {"bias": "none", "fan_in_fan_out": False, "modules_to_save": None}  # and not here
 NO_MATTER = {*KIND, "revision", "auto_mapping"}  # keys of a file that say nothing about the numbers
 OFF = {"bias": "none", "megatron_core": "megatron.core", "qalora_group_size": 16}  # off, and yet not empty
 # Without these the factors mean something else.
-DECISIVE = ("target_modules", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+DECISIVE = ("target_modules", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora")
+OWN = (
+    "freeze_A",
+    "dora_norm",
+)  # of no account to the numbers, and nothing that PEFT has: kept beside the weights alone
+TRAINING = "lora_np.training"
 RECORD = "lora_np.config"
 
 # PEFT takes these ways to draw A and B for True once they are trained; the others (pissa, olora, …) changed the base too.
@@ -54,21 +60,24 @@ def write_adapter(
     settings: Mapping[str, Any],
     arrays: Mapping[str, np.ndarray],
     decisive: Sequence[str] = (),
+    training: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the folder of an adapter. Both files are complete before the first of them takes its place.
 
     `decisive` keys of the settings are written into the weights' own file too: both files are renamed in place one after the
-    other, and a kill between the two must not give the new factors the old α. Raises ValueError where `folder` is a file.
+    other, and a kill between the two must not give the new factors the old α. `training` is what PEFT has no key for. Raises
+    ValueError where `folder` is a file.
     """
     folder = Path(folder)
     if folder.is_file():
         raise ValueError(f"{folder} is a file; an adapter is saved as a folder")
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
     record = json.dumps({key: settings[key] for key in decisive}, sort_keys=True)
+    metadata = {"format": "pt", RECORD: record, **({TRAINING: json.dumps(training)} if training else {})}
 
     def write(temporary: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
-        save_arrays(folder / WEIGHTS, arrays, {"format": "pt", RECORD: record})
+        save_arrays(folder / WEIGHTS, arrays, metadata)
 
     write_atomically(folder / CONFIG, write)
 
@@ -86,6 +95,7 @@ def config_to_dict(config: LoraConfig, model: Module) -> dict[str, Any]:
         "lora_alpha": plain(config.lora_alpha),
         "lora_dropout": plain(config.lora_dropout),
         "use_rslora": bool(config.use_rslora),
+        "use_dora": bool(config.use_dora),
         "init_lora_weights": config.init_lora_weights,
         "rank_pattern": portable_pattern(config.rank_pattern, layers, config.r),
         "alpha_pattern": portable_pattern(config.alpha_pattern, layers, config.lora_alpha),
@@ -132,8 +142,10 @@ def plain(number: Any) -> Any:
 # --------------------------------------------------------------------------------------------------------------- reading
 
 
-def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The settings and the tensors of the adapter in `folder`, each in the file's own dtype; what they say is not looked at.
+def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:
+    """The settings and the tensors of the adapter in `folder`, each in the file's own dtype, and what PEFT has no key for.
+
+    What they say is not looked at.
 
     Raises FileNotFoundError where a file is missing; ValueError naming the file for damage, or two files of two saves.
     """
@@ -155,7 +167,9 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
                 f"{folder / CONFIG}: {key} is {settings.get(key)!r}, and the weights beside it were saved with {value!r}. "
                 "Either a save was stopped between the two files, or the configuration was edited: save it again."
             )
-    return settings, arrays
+    with naming(folder / WEIGHTS):
+        training = json.loads(metadata.get(TRAINING, "{}"))
+    return settings, arrays, training
 
 
 @contextmanager
@@ -176,6 +190,11 @@ def config_from_dict(settings: Mapping[str, Any]) -> LoraConfig:
     if not targets or not isinstance(targets, str | list) or not all(isinstance(entry, str) for entry in targets):
         raise ValueError(f"target_modules is {targets!r}; expected the names of the layers that the adapter is for")
     is_target("", targets)  # raises where it is no regular expression
+    if given.get("init_lora_weights") == "pissa":
+        raise ValueError(
+            "init_lora_weights is 'pissa': these factors belong to what PiSSA left of the base, and not to the base; PEFT "
+            "writes them for the base where save_pretrained is given path_initial_model_for_weight_conversion"
+        )
     for key in ("rank_pattern", "alpha_pattern"):
         if not isinstance(given.get(key, {}), dict):
             raise ValueError(f"{key} is {given[key]!r}; expected an object, pattern → number")
@@ -203,9 +222,9 @@ def place(arrays: Mapping[str, np.ndarray], config: LoraConfig, model: Module) -
         raise ValueError(f"{config.target_modules!r} matches no linear layer; {available(list(adaptable))}")
     expected = {}
     for name, layer in layers.items():
-        r = config.for_layer(name).r
-        expected[f"{PREFIX}{name}.lora_A.weight"] = (r, layer.in_features)
-        expected[f"{PREFIX}{name}.lora_B.weight"] = (layer.out_features, r)
+        r, out = config.for_layer(name).r, layer.out_features
+        shapes = [(r, layer.in_features), (out, r)] + [(out,)] * config.use_dora
+        expected |= {f"{PREFIX}{name}.{tensor}": shape for tensor, shape in zip(TENSORS, shapes, strict=False)}
     extra = sorted(key for key in arrays.keys() - expected.keys() if not is_of_the_base(key, arrays[key], model))
     missing = sorted(expected.keys() - arrays.keys())
     if extra:
@@ -219,7 +238,8 @@ def place(arrays: Mapping[str, np.ndarray], config: LoraConfig, model: Module) -
             raise ValueError(f"{key} has shape {arrays[key].shape}; this model and configuration have {shape} there")
         if arrays[key].dtype.kind != "f":
             raise ValueError(f"{key} has dtype {arrays[key].dtype}; expected floating-point numbers")
-    return {name: tuple(arrays[f"{PREFIX}{name}.lora_{side}.weight"] for side in "AB") for name in layers}
+    tensors = TENSORS if config.use_dora else TENSORS[:2]
+    return {name: tuple(arrays[f"{PREFIX}{name}.{tensor}"] for tensor in tensors) for name in layers}
 
 
 def is_of_the_base(key: str, array: np.ndarray, model: Module) -> bool:

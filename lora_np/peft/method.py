@@ -24,13 +24,15 @@ class Method:
     peft_type: what adapter_config.json calls it. decisive: the keys of that file without which the numbers mean something
     else; they are written beside the numbers too, so that two halves of two saves are not taken for one.
     mergeable: whether it is a change ΔW of weights, which LoraLinear can merge. mixable: whether it is a bypass over a product
-    that all rows of a mixed batch can share.
+    that all rows of a mixed batch can share. own: the fields of its configuration that are no key of PEFT's, and of no account to
+    the numbers: they are kept beside those.
     """
 
     peft_type: ClassVar[str]
     decisive: ClassVar[tuple[str, ...]] = ()
     mergeable: ClassVar[bool] = False
     mixable: ClassVar[bool] = False
+    own: ClassVar[tuple[str, ...]] = ()
 
     def add(self, peft_model: PeftModel, name: str, config: Any, seed: int) -> None:
         """Put a new adapter in, drawn by `seed`. Raises before anything has changed."""

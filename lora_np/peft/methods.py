@@ -9,11 +9,13 @@ from .lora import LoraConfig
 from .lora_method import LoraMethod
 from .method import Method
 from .prefix import PrefixMethod, PrefixTuningConfig
+from .vera import VeraConfig, VeraMethod
 
 METHODS: dict[type, Method] = {
     LoraConfig: LoraMethod(),
     PrefixTuningConfig: PrefixMethod(),
     BottleneckConfig: BottleneckMethod(),
+    VeraConfig: VeraMethod(),
 }
 
 

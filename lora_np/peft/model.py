@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,7 +101,7 @@ class PeftModel(Module):
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Under PEFT's names: base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight, …"""
         for name, p in self.model.named_parameters():
-            suffix = ".weight" if ".lora_A." in name or ".lora_B." in name else ""
+            suffix = ".weight" if ".lora_" in name else ""
             yield PREFIX + name + suffix, p
         for adapter_name, encoder in self.prompt_encoder.items():
             for name, p in encoder.named_parameters():
@@ -161,9 +162,15 @@ class PeftModel(Module):
         config = self.peft_config.get(adapter_name)
         if config is not None and not method_of(config).mixable:
             raise ValueError(f"{adapter_name!r} has a {type(config).__name__}: its rows need a batch of their own")
+        if config is not None and config.use_dora:
+            raise ValueError(f"{adapter_name!r} is DoRA, which stretches W itself: its rows need a batch of their own")
+        if self._residual:
+            raise ValueError(
+                "PiSSA left only a part of the base here, so there is no mixed batch: save it, and load that"
+            )
 
     def backward(self, cache: Any, dloss: float = 1.0) -> None:
-        """Adds the gradients of the adapter. Raises RuntimeError while merged: the bypass is then not part of the forward."""
+        """Adds the gradients of the active adapter. Raises RuntimeError while merged: no bypass is in the forward then."""
         self._refuse_merged()
         cache, begun = cache
         self.model.backward(cache, dloss)
@@ -231,11 +238,12 @@ class PeftModel(Module):
         The message names it, and nothing has changed then.
         """
         self._check_new(adapter_name)
-        settings, arrays = read_adapter(folder)
+        settings, arrays, training = read_adapter(folder)
         with naming(Path(folder) / CONFIG):
             method = method_named(settings.get("peft_type"))
             config = method.config(settings)
         with naming(Path(folder) / WEIGHTS):
+            config = replace(config, **{key: training[key] for key in method.own if key in training})
             method.restore(self, adapter_name, config, arrays)
         self._put(adapter_name, config, is_trainable)
 
@@ -265,6 +273,8 @@ class PeftModel(Module):
             raise ValueError(f"adapters {adapters!r}, weights {weights!r}; expected lists of one length, at least 1")
         for name, weight in zip(adapters, weights, strict=True):
             self._check_mergeable(name)
+            if self.peft_config[name].use_dora:
+                raise ValueError(f"{name!r} is DoRA: its ΔW has the rows of W in it, and is no product of two factors")
             if not math.isfinite(weight):
                 raise ValueError(f"the weight of {name!r} is {weight}; expected a finite number")
         how = Combination(combination_type, svd_rank, svd_clamp, density, majority_sign_method, seed)
@@ -281,13 +291,16 @@ class PeftModel(Module):
     def save_pretrained(self, folder: str | os.PathLike[str], adapter_name: str = "default") -> None:
         """Write one adapter to `folder`, for `from_pretrained` and `load_adapter` here and in PEFT; merged or not.
 
+        One that began as PiSSA is written for the base as it was before: as a LoRA of twice the rank (see pissa.py).
+
         Each file is whole or is not there, and an adapter that was in `folder` stays until the new one is complete.
         Raises ValueError for a name that is not there or a `folder` that is a file.
         """
         self._check_name(adapter_name)
         config = self.peft_config[adapter_name]
         method = method_of(config)
-        write_adapter(folder, method.settings(config, self.model), method.arrays(self, adapter_name), method.decisive)
+        settings, arrays = method.settings(config, self.model), method.arrays(self, adapter_name)
+        write_adapter(folder, settings, arrays, method.decisive, {key: getattr(config, key) for key in method.own})
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
         """From now on use this adapter. As in PEFT it becomes the only one that trains, or none does in `inference_mode`.
@@ -342,6 +355,14 @@ class PeftModel(Module):
         if not isinstance(adapter_name, str) or adapter_name in ("", "__base__") or set(adapter_name) & set("./"):
             raise ValueError(f"{adapter_name!r} cannot name an adapter: a name has no . or /, and __base__ means none")
         self._check_idle()
+        if self._residual:
+            raise RuntimeError(
+                "the base is what PiSSA left of it: save_pretrained, and load that beside others on the base"
+            )
+
+    @property
+    def _residual(self) -> bool:
+        return any(layer.start is not None for layer in self.lora_layers())
 
     def _check_idle(self) -> None:
         if self.merged:
