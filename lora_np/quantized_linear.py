@@ -65,6 +65,11 @@ class QuantizedLinear(Linear):
         if bias is not None:
             self.bias = Parameter(bias)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are stored: codes and absmax, and the bias."""
+        return self.weight.value.nbytes + (self.bias.value.nbytes if hasattr(self, "bias") else 0)
+
     def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, Any]:
         """x (…, in) → y (…, out)."""
         bias = self.bias.value if hasattr(self, "bias") else None

@@ -34,6 +34,7 @@ class Layer:
     trainable: bool = False  # anything here is: W, a bias, A or B
     dropout: bool = False  # on the adapter's input
     quantized: bool = False  # W is stored in fewer bits, and decoded for each product
+    widened: bool = False  # A and B are stored in 16 bits, and copied to float32 for each product
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,7 @@ def live_anatomy(model: Any) -> Anatomy:
             trainable=linear.trainable,
             dropout=factor is not None and linear.configs[active].lora_dropout > 0,
             quantized=hasattr(base, "nbytes"),
+            widened=factor is not None and factor.value.itemsize == 2,
         )
 
     def half(norm: Any, module: Any, prefix: str, names: list[str]) -> Half:

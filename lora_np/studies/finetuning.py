@@ -23,6 +23,7 @@ from ..optim import AdamW, WarmupCosine
 from ..peft import LoraConfig, get_peft_model
 from ..pretrained import load_model, load_tokenizer
 from ..train import Batch, evaluate, train
+from ..transformer import Transformer
 from .runs import finished, run_all, sweep, validation
 from .step_cost import training_peak
 from .table import Table
@@ -47,9 +48,13 @@ class FineTuning:
     model: str = "smollm2-135m"
     data: str = "lighthouse"
 
+    def base_model(self) -> Transformer:
+        """The model as it is before anything is trained."""
+        return load_model(self.model)
+
     def load(self) -> Module:
         """The model, all of it trainable, or with an adapter in every linear layer: α = 2r."""
-        model = load_model(self.model)
+        model = self.base_model()
         if self.method == "full":
             return model
         return get_peft_model(model, LoraConfig(self.r, 2 * self.r, "all-linear"), seed=self.seed)
