@@ -27,9 +27,13 @@ class QuantizedRun(convergence.Run):
 
     quant_type: str = "nf4"
 
+    def original_model(self) -> Transformer:
+        """The base, in floats."""
+        return super().base_model()
+
     def base_model(self) -> Transformer:
         """The base, its linear layers in four bits."""
-        return quantize_model(super().base_model(), self.quant_type)
+        return quantize_model(self.original_model(), self.quant_type)
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,13 @@ class QuantizedFineTuning(finetuning.FineTuning):
 
     quant_type: str = "nf4"
 
+    def original_model(self) -> Transformer:
+        """The model, in floats."""
+        return super().base_model()
+
     def base_model(self) -> Transformer:
         """The model, its linear layers in four bits."""
-        return quantize_model(super().base_model(), self.quant_type)
+        return quantize_model(self.original_model(), self.quant_type)
 
 
 def on_tiny(
