@@ -10,6 +10,14 @@ from lora_np.plots.finetuning import before_after, learned_and_forgotten
 from lora_np.plots.gradients import gradient_shadows, relative_errors, step_flops, step_sizes
 from lora_np.plots.merging import combinations_chart, merge_drift
 from lora_np.plots.parameters import one_matrix_chart, whole_models_chart
+from lora_np.plots.quantization import (
+    error_by_distance,
+    gradient_cosines,
+    merge_routes_chart,
+    nf4_codes,
+    qlora_losses,
+    quantization_error,
+)
 from lora_np.plots.rank_reduction import decomposition_2d, photograph, scene_3d, singular_values, truncated_loss
 from lora_np.plots.speed import scaling_chart, speed_chart
 from lora_np.plots.style import save
@@ -19,13 +27,19 @@ __all__ = [
     "bypass_diagram",
     "combinations_chart",
     "decomposition_2d",
+    "error_by_distance",
+    "gradient_cosines",
     "gradient_shadows",
     "learned_and_forgotten",
     "learning_rates",
     "loss_curves",
     "merge_drift",
+    "merge_routes_chart",
+    "nf4_codes",
     "one_matrix_chart",
     "photograph",
+    "qlora_losses",
+    "quantization_error",
     "recovered_gain",
     "relative_errors",
     "save",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -30,23 +30,19 @@ from .table import Table
 ROUTES = ("dequantised", "bfloat16", "original", "requantised")
 
 
-def merge_routes(
-    runs: Sequence[QuantizedRun | QuantizedFineTuning], command: str = "python -m lora_np reproduce"
-) -> Table:
-    """Rows {model, route, heldout, logits, kept}: each run's adapter is trained, and merged by each route.
+def merge_routes(run: QuantizedRun | QuantizedFineTuning, command: str = "python -m lora_np reproduce") -> Table:
+    """Rows {route, heldout, logits, kept}: the run's adapter is trained, and merged by each route.
 
     route: one of ROUTES, of which "bfloat16" is "dequantised" with every number rounded to 16 bits; "as trained", the adapter
     beside the four bits; "original base" and "quantised base", without an adapter. heldout: nats a token. logits: ‖z − z₀‖/‖z₀‖
     on a held-out batch, z₀ as trained. kept: the part of ΔW that arrives in the weights, ⟨W′ − W, ΔW⟩/‖ΔW‖² over all layers,
     where W is what it was added to.
     """
-    started, rows = time.perf_counter(), []
-    for run in runs:
-        name = run.base if isinstance(run, QuantizedRun) else run.model
-        rows += [{"model": name} | row for row in _rows(run)]
-    settings = {"runs": [asdict(run) for run in runs]}
+    started, name = time.perf_counter(), run.base if isinstance(run, QuantizedRun) else run.model
+    rows = _rows(run)
     question = "What does merging leave of an adapter that was trained over four bits?"
-    return Table("merge_routes", question, command, settings, rows, seconds=time.perf_counter() - started)
+    study = f"merge_routes_{name.split('-')[0]}"
+    return Table(study, question, command, {"model": name} | asdict(run), rows, seconds=time.perf_counter() - started)
 
 
 def _rows(run: QuantizedRun | QuantizedFineTuning) -> list[dict[str, Any]]:

@@ -65,7 +65,7 @@ def on_tiny(
     """
     lora = measured.where(phase="seeds", method="lora", r=r, target_modules="all-linear")
     runs = [
-        _repeat(QuantizedRun, row, quant_type)
+        over_four_bits(QuantizedRun, row, quant_type)
         for quant_type in quant_types
         for row in (lora if quant_type == "nf4" else lora[:1])
     ]
@@ -82,7 +82,7 @@ def on_tiny(
 def on_smollm2(measured: Table, folder: str | Path | None = None) -> Table:
     """The same of SmolLM2-135M, beside the table of `finetuning`: rows have prose and habit too. One seed's QLoRA an LoRA run."""
     lora = measured.where(phase="seeds", method="lora")
-    runs = [_repeat(QuantizedFineTuning, row, "nf4") for row in lora]
+    runs = [over_four_bits(QuantizedFineTuning, row, "nf4") for row in lora]
     rows = run_all(finetuning.measure, runs, 1, folder, "QLoRA", finetuning.shared(runs[0]))
     _, judging = finetuning.heldout(runs[0])
     losses = {"nf4": evaluate(runs[0].base_model(), judging)}
@@ -91,8 +91,8 @@ def on_smollm2(measured: Table, folder: str | Path | None = None) -> Table:
     return _table("qlora_smollm2", measured, settings, lora, rows, 1)
 
 
-def _repeat(kind: type, row: dict[str, Any], quant_type: str) -> Any:
-    """The run that made this row, over a quantised base."""
+def over_four_bits(kind: type, row: dict[str, Any], quant_type: str = "nf4") -> Any:
+    """The LoRA run that made this row, repeated over a quantised base: a QuantizedRun or a QuantizedFineTuning."""
     known = {f.name: row[f.name] for f in fields(kind) if f.name in row}
     return kind(**known | {"quant_type": quant_type})
 
@@ -116,12 +116,7 @@ def _table(
 
 
 def means(table: Table) -> dict[str | None, float]:
-    """quant_type (None for LoRA) → the mean final loss over those seeds that every type has."""
-    seeds = set.intersection(*({r["seed"] for r in table.where(quant_type=t)} for t in _types(table)))
-    return {
-        t: statistics.mean(r["final"] for r in table.where(quant_type=t) if r["seed"] in seeds) for t in _types(table)
-    }
-
-
-def _types(table: Table) -> list[str | None]:
-    return list(dict.fromkeys(row["quant_type"] for row in table.rows))
+    """None (LoRA) and "nf4" → the mean final loss over the seeds that both have."""
+    lora, qlora = ({row["seed"]: row["final"] for row in table.where(quant_type=t)} for t in (None, "nf4"))
+    seeds = lora.keys() & qlora.keys()
+    return {t: statistics.mean(finals[s] for s in seeds) for t, finals in ((None, lora), ("nf4", qlora))}
