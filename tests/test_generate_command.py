@@ -356,6 +356,7 @@ def test_over_four_bits_the_adapter_stays_beside_them(adapter, capsys):
 def test_what_is_quantised_is_not_quantised_again(adapter, tmp_path, capsys):
     ln.save_model(ln.quantize_model(ln.load_model("tiny")), tmp_path / "four bits")
     run("--model", tmp_path / "four bits", "--adapter", adapter[0], "--max-new-tokens", 1, "x")
+    capsys.readouterr()
     assert "is quantised already" in refused(capsys, "--model", tmp_path / "four bits", "--quantize", "nf4", "x")
 
 
