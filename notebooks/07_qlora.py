@@ -253,10 +253,25 @@ for table in routes:
         print(f"{table.settings['model']:14}{row['route']:18}{row['heldout']:>10.4f}{rest}")
 
 # %% [markdown]
-# Only the first is the model that was trained. The second is a *different* model, which may well be a better one: the original weights are more precise than those that
-# the adapter learned to correct. Whoever reports its loss as QLoRA's reports another model's. The third is honest in its size, and loses a part of $\Delta W$: the weights
-# it starts from lie exactly *on* the codes, and a change that is smaller than half the way to the next code is rounded away.
+# Only the first is the model that was trained. The second is a *different* model, here a better one: the original weights are more precise than those that
+# the adapter learned to correct. Whoever reports its loss as QLoRA's reports another model's.
 #
+# The third is harmless on "tiny" and ruinous on SmolLM2, where hardly anything of $\Delta W$ arrives. Why? The weights that it starts from lie exactly *on* the codes. A change of a weight that is
+# smaller than half the way to the next code is not made smaller by the rounding; it is taken away. "tiny" was trained with a large $s$ and far from where it began, SmolLM2 a little.
+# Take a matrix off the codes by a $\Delta W$ of rank 8, as large as you like, and look how much of it is left:
+
+# %%
+codes = dequantize_4bit(quantize_4bit(ln.load_model("tiny").model.layers[2].mlp.up_proj.weight.value))
+rng = np.random.default_rng(0)
+delta = rng.standard_normal((codes.shape[0], 8)) @ rng.standard_normal((8, codes.shape[1]))
+delta *= np.linalg.norm(codes) / np.linalg.norm(delta)
+for size in (0.003, 0.01, 0.03, 0.1, 0.3, 1):
+    change = (size * delta).astype("float32")
+    again = dequantize_4bit(quantize_4bit(codes + change))
+    kept = np.vdot(again - codes, change) / np.vdot(change, change)
+    print(f"ΔW of {size:>6.1%} of the weights' norm: {kept:>7.1%} of it arrives")
+
+# %% [markdown]
 # ## Try
 #
 # 1. Quantise the model with `quant_type="int4"` and with `block_size=4096`, and evaluate each without an adapter. Does the held-out loss follow the mean error?

@@ -221,7 +221,7 @@ def qlora(base="tiny", seeds=3, gap=0.005) -> Table:
 def routes(model="tiny") -> Table:
     found = {"as trained": (1.31, 0.0), "dequantised": (1.31, 2e-7), "bfloat16": (1.3102, 1e-3)}
     found |= {"original": (1.30, 0.04), "requantised": (1.32, 0.03)}
-    return table([{"route": r, "heldout": h, "logits": z} for r, (h, z) in found.items()], model=model)
+    return table([{"route": r, "heldout": h, "logits": z, "kept": 1 - z} for r, (h, z) in found.items()], model=model)
 
 
 PICTURES = {

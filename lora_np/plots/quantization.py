@@ -12,7 +12,7 @@ from statistics import NormalDist, mean
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
 from lora_np.plots.style import (
     EDGE,
@@ -36,6 +36,7 @@ from lora_np.studies.table import Table
 
 CODES = {"nf4": INK, "int4": OTHERS[1], "fp4": OTHERS[2]}
 NAMES = {"nf4": "NF4", "int4": "int4", "fp4": "FP4"}
+MODELS = {"smollm2-135m": "SmolLM2-135M"}  # as readers write them
 DASHED = (0, (4, 2))
 OUTERMOST = 1 - (1 / 30 + 1 / 32) / 2  # the probability of NF4's largest code
 
@@ -162,7 +163,7 @@ def quantization_error(table: Table) -> Figure:
                 colours.append(colour)
         rank_axis(ax, [size for size in sizes if np.log2(size) % 2 == 0] or sizes, "weights a block")
         ax.set(ylim=(0, top))
-        ax.set_title({"smollm2-135m": "SmolLM2-135M"}.get(kind, kind))
+        ax.set_title(MODELS.get(kind, kind))
         if i:
             ax.tick_params(labelleft=False)
         else:
@@ -267,18 +268,18 @@ def _losses(ax: Axes, table: Table) -> None:
         labels.append(f"{name}  {ends[-1][1]:.3f}")
     base = table.settings["base"]
     seeds = len({row["seed"] for row in table.where(quant_type="nf4")})
-    ax.set_title(f"{'SmolLM2-135M' if base == 'smollm2-135m' else base}, {seeds} seed{'s' if seeds > 1 else ''}")
+    ax.set_title(f"{MODELS.get(base, base)}, {seeds} seed{'s' if seeds > 1 else ''}")
     ax.set_xlabel("training step")
     ax.set_ylabel("loss (nats a byte)" if base == "tiny" else "loss (nats a token)")
     ax.set_xlim(0, max(x for x, _ in ends))
     label_lines(ax, ends, labels, [LORA, LORA])
 
 
-@picture("route heldout logits", settings="model")
+@picture("route heldout logits kept", settings="model")
 def merge_routes_chart(table: Table, *others: Table) -> Figure:
-    """What three ways to merge a QLoRA adapter leave: left, the held-out loss against that as trained; right, the logits' change.
+    """What three ways to merge a QLoRA adapter leave: the held-out loss, the logits, and how much of ΔW is in the weights.
 
-    A full dot a route for the first table's model, a hollow one for another's. Tables: rows {route, heldout, logits}.
+    A full dot a route for the first table's model, a hollow one for another's. Tables: rows {route, heldout, logits, kept}.
     """
     names = {
         "requantised": "quantised again",
@@ -287,36 +288,41 @@ def merge_routes_chart(table: Table, *others: Table) -> Figure:
         "dequantised": "dequantised, in float32",
     }
     tables = [table, *others]
-    models = " and ".join(
-        f"{how} {t.settings['model']}" for how, t in zip(("full dots", "hollow ones"), tables, strict=False)
+    models = ", ".join(
+        f"{how} {MODELS.get(t.settings['model'], t.settings['model'])}"
+        for how, t in zip(("full dots", "hollow ones"), tables, strict=False)
     )
     figure = new_figure(
         9,
         3.8,
         "Only one route gives the model that was trained",
-        f"a QLoRA adapter merged by each, against the adapter beside the four bits: {models}",
+        f"QLoRA adapters merged, against the same beside their four bits: {models}",
     )
-    loss = axes_at(figure, 2.3, 0.65, 2.8, 2.0)
-    logits = axes_at(figure, 5.6, 0.65, 3.1, 2.0)
+    loss, logits, arrived = (axes_at(figure, left, 0.65, 1.95, 2.0) for left in (2.2, 4.5, 6.8))
     for place, route in enumerate(names):
         for i, each in enumerate(tables):
             (trained,), (row,) = (each.where(route=r) for r in ("as trained", route))
-            look = {"mec": LORA, "mfc": "none" if i else LORA, "ms": 7 + 3 * i, "mew": 1.6, "ls": "", "marker": "o"}
+            look = {"mec": LORA, "mfc": "none" if i else LORA, "ms": 6 + 4 * i, "mew": 1.6, "ls": "", "marker": "o"}
             loss.plot(100 * (row["heldout"] / trained["heldout"] - 1), place, **look)
             logits.plot(max(row["logits"], 1e-8), place, **look)
-    loss.axvline(0, color=FROZEN, lw=1.5, zorder=1)
-    loss.set_yticks(range(len(names)), list(names.values()))
-    loss.margins(x=0.12)
-    logits.set_yticks(range(len(names)), [])
+            arrived.plot(100 * row["kept"], place, **look)
     logits.set_xscale("log")
-    loss.xaxis.set_major_formatter(lambda x, _: f"{x:+.3g} %".replace("-", "−") if x else "0")
+    logits.xaxis.set_major_locator(LogLocator(numticks=4))
+    logits.xaxis.set_minor_locator(NullLocator())
+    for ax, where in ((loss, 0), (arrived, 100)):
+        ax.axvline(where, color=FROZEN, lw=1.5, zorder=1)
     loss.xaxis.set_major_locator(MaxNLocator(4))
+    arrived.xaxis.set_major_locator(FixedLocator([0, 50, 100]))
+    arrived.set_xlim(-8, 112)
     for ax, title, label in (
-        (loss, "held-out loss", "change of the loss"),
-        (logits, "logits", "relative change of the logits"),
+        (loss, "held-out loss", "% above that as trained"),
+        (logits, "logits", "relative change"),
+        (arrived, "ΔW that arrives", "% of it"),
     ):
         ax.grid(True, axis="both")
         ax.tick_params(axis="y", length=0)
+        ax.margins(x=0.12)
+        ax.set_yticks(range(len(names)), list(names.values()) if ax is loss else [])
         ax.set(ylim=(-0.6, len(names) - 0.4), xlabel=label)
         ax.set_title(title)
     return figure
