@@ -197,7 +197,11 @@ def distances() -> Table:
         for kind in ("N(0, 1)", "tiny")
         for i, t in enumerate(("nf4", "fp4", "int4"))
     ]
-    return table(rows, block_size=64)
+    codes = {
+        "nf4": np.tanh(np.linspace(-1, 1, 16)) / np.tanh(1),
+        "fp4": [0, 0, 1 / 192, 1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 1],
+    }
+    return table(rows, block_size=64, codes=codes | {"int4": np.arange(-8, 8) / 7})
 
 
 def turned(layers=35) -> Table:

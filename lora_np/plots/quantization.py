@@ -31,7 +31,6 @@ from lora_np.plots.style import (
     picture,
     rank_axis,
 )
-from lora_np.quantization import code_book
 from lora_np.studies.table import Table
 
 CODES = {"nf4": INK, "int4": OTHERS[1], "fp4": OTHERS[2]}
@@ -48,12 +47,12 @@ def _code_name(quant_type: str) -> str:
 # ------------------------------------------------------------------------------------------------------------- the codes
 
 
-@picture("weights quant_type edges share", settings="block_size")
+@picture("weights quant_type edges share", settings="block_size codes")
 def nf4_codes(table: Table, weights: str = "tiny") -> Figure:
     """NF4's codes under the normal density that they are quantiles of: between two of them lies the same share of weights.
 
     Dashed, how the real `weights` lie; below, the same sixteen places for int4 and FP4. Table: rows {weights, quant_type,
-    edges, share}, of which one of `weights` is enough.
+    edges, share}, of which one of `weights` is enough; settings {codes}, type → its values.
     """
     figure = new_figure(
         9,
@@ -64,7 +63,7 @@ def nf4_codes(table: Table, weights: str = "tiny") -> Figure:
     )
     ax = axes_at(figure, 0.85, 1.55, 7.3, 2.15)
     normal = NormalDist(0, 1 / NormalDist().inv_cdf(OUTERMOST))
-    codes = sorted(code_book("nf4"))
+    codes = sorted(table.settings["codes"]["nf4"])
     for i, (low, high) in enumerate(pairwise(codes)):
         x = np.linspace(low, high, 40)
         ax.fill_between(x, [normal.pdf(v) for v in x], color=FROZEN if i % 2 else HAIRLINE, lw=0)
@@ -89,7 +88,7 @@ def nf4_codes(table: Table, weights: str = "tiny") -> Figure:
     note(ax, f"{percent(above)} in each", (0.98, 0.62 * top), (0, 0), FAINT_INK, ha="right")
     ax.set(xlim=(-1.1, 1.1), ylim=(0, 1.08 * top), ylabel="density")
     ax.tick_params(labelbottom=False, length=0)
-    rows = _marks(axes_at(figure, 0.85, 0.65, 7.3, 0.9), {t: code_book(t) for t in CODES})
+    rows = _marks(axes_at(figure, 0.85, 0.65, 7.3, 0.9), {t: table.settings["codes"][t] for t in CODES})
     rows.set(xlim=(-1.1, 1.1), xlabel="weight / largest magnitude of its block")
     return figure
 
@@ -105,11 +104,11 @@ def _marks(ax: Axes, codes: dict[str, Iterable[float]]) -> Axes:
     return ax
 
 
-@picture("weights quant_type edges contribution", settings="block_size")
+@picture("weights quant_type edges contribution", settings="block_size codes")
 def error_by_distance(table: Table, weights: str = "N(0, 1)") -> Figure:
     """From which weights a code's mean error comes: a step a bin of |w|/absmax, whose heights add up to the error.
 
-    Table: rows {weights, quant_type, edges, contribution}.
+    Table: rows {weights, quant_type, edges, contribution}; settings {codes}, type → its values.
     """
     rows = {row["quant_type"]: row for row in table.where(weights=weights)}
     totals = {t: sum(row["contribution"]) for t, row in rows.items()}
@@ -129,7 +128,9 @@ def error_by_distance(table: Table, weights: str = "N(0, 1)") -> Figure:
     for i, quant_type in enumerate(order):
         text = f"{_code_name(quant_type)}  {totals[quant_type]:.4f} in all"
         note(ax, text, (1, ax.get_ylim()[1]), (-4, -14 * (i + 1)), CODES[quant_type], ha="right")
-    marks = _marks(axes_at(figure, 0.95, 0.65, 6.3, 0.85), {t: np.abs(code_book(t)) for t in CODES if t in rows})
+    marks = _marks(
+        axes_at(figure, 0.95, 0.65, 6.3, 0.85), {t: np.abs(table.settings["codes"][t]) for t in CODES if t in rows}
+    )
     marks.set(xlim=(0, 1), xlabel="|weight| / largest magnitude of its block")
     return figure
 
@@ -181,9 +182,9 @@ def _verdict(table: Table) -> str:
     better = {size for w, size in places if found[w, size, "fp4"] < found[w, size, "int4"]}
     worse = {size for w, size in places if found[w, size, "fp4"] > found[w, size, "int4"]}
     first = "NF4 is nearest at every block size" if best else "NF4 is not nearest everywhere"
-    if not better:
-        return f"{first}; FP4 is furthest"
-    return f"{first}; FP4 beats int4 in large blocks only" if (worse and max(worse) >= min(better)) or worse else first
+    if better and worse and max(better) > max(worse):
+        return f"{first}; FP4 beats int4 in large blocks only"
+    return first if better else f"{first}; FP4 is furthest"
 
 
 @picture("base layer factor cosine", settings="model")

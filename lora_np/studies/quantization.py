@@ -12,7 +12,7 @@ from ..backend import to_host
 from ..optim import AdamW, WarmupCosine
 from ..peft import LoraConfig, PeftModel, get_peft_model
 from ..pretrained import load_model
-from ..quantization import QUANT_TYPES, dequantize_4bit, quantize_4bit
+from ..quantization import QUANT_TYPES, code_book, dequantize_4bit, quantize_4bit
 from ..quantized_linear import quantize_model
 from ..train import Batch, train
 from .table import Table
@@ -73,6 +73,7 @@ def where_it_arises(
     """Rows {weights, quant_type, edges, share, contribution}: from which |w|/absmax how much of the mean error comes.
 
     For each bin between two `edges`, share is how many weights fall in it, and contribution what they add to `error`'s mean.
+    settings has the values of each type in "codes".
     """
     started, rows, edges = time.perf_counter(), [], np.linspace(0, 1, DISTANCES + 1)
     for name in weights:
@@ -88,7 +89,8 @@ def where_it_arises(
                 total += w.size
             row = {"weights": name, "quant_type": quant_type, "edges": edges.tolist()}
             rows.append(row | {"share": (share / total).tolist(), "contribution": (contribution / total).tolist()})
-    settings = {"block_size": block_size, "normals": normals, "seed": seed}
+    codes = {quant_type: code_book(quant_type) for quant_type in QUANT_TYPES}
+    settings = {"block_size": block_size, "normals": normals, "seed": seed, "codes": codes}
     question = "Which weights does each code get wrong?"
     return Table("quantization_distances", question, COMMAND, settings, rows, seconds=time.perf_counter() - started)
 
