@@ -36,7 +36,7 @@ def merge_routes(run: QuantizedRun | QuantizedFineTuning, command: str = "python
     route: one of ROUTES, of which "bfloat16" is "dequantised" with every number rounded to 16 bits; "as trained", the adapter
     beside the four bits; "original base" and "quantised base", without an adapter. heldout: nats a token. logits: ‖z − z₀‖/‖z₀‖
     on a held-out batch, z₀ as trained. kept: the part of ΔW that arrives in the weights, ⟨W′ − W, ΔW⟩/‖ΔW‖² over all layers,
-    where W is what it was added to.
+    where W is what it was added to. size, of "as trained": ‖ΔW‖/‖Ŵ‖ over all layers.
     """
     started, name = time.perf_counter(), run.base if isinstance(run, QuantizedRun) else run.model
     rows = _rows(run)
@@ -55,7 +55,13 @@ def _rows(run: QuantizedRun | QuantizedFineTuning) -> list[dict[str, Any]]:
     rows = [
         {"route": "original base", "heldout": evaluate(run.original_model(), judging)},
         {"route": "quantised base", "heldout": evaluate(run.base_model(), judging)},
-        {"route": "as trained", "heldout": heldout, "logits": 0.0, "kept": 1.0},
+        {
+            "route": "as trained",
+            "heldout": heldout,
+            "logits": 0.0,
+            "kept": 1.0,
+            "size": _size(delta, _weights(run.base_model())),
+        },
     ]
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
@@ -94,6 +100,12 @@ def arrived(
     pairs = [(np.vdot(after[name] - before[name], d), np.vdot(d, d)) for name, d in delta.items()]
     there, whole = np.sum(np.array(pairs, float), axis=0)
     return float(there / whole)
+
+
+def _size(delta: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]) -> float:
+    """‖ΔW‖/‖W‖ over all layers together."""
+    changed, whole = (sum(float(np.vdot(x[name], x[name])) for name in delta) for x in (delta, weights))
+    return (changed / whole) ** 0.5
 
 
 def _weights(model: Module) -> dict[str, np.ndarray]:
