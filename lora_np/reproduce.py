@@ -114,12 +114,16 @@ def quantization_tables(measured: Table, full: bool, workers: int, runs: str | N
             models.append("smollm2-135m")
         except FileNotFoundError as error:
             say(4, f"the errors of SmolLM2-135M's weights are left out: {error}")
-    qlora = on_tiny(measured, quant_types=("nf4", "fp4", "int4") if full else ("nf4",), workers=workers, folder=runs)
     run = over_four_bits(QuantizedRun, measured.where(phase="seeds", method="lora", r=8)[0])
+    if full:
+        qlora = on_tiny(measured, workers=workers, folder=runs)
+    else:
+        qlora = on_tiny(measured, quant_types=["nf4"], seeds=[run.seed])
+        run = replace(run, max_steps=run.max_steps // 2)
     return {
         "quantization_error": quantization.error(models),
         "quantization_distances": quantization.where_it_arises(),
-        "quantization_gradients": quantization.gradients(),
+        "quantization_gradients": quantization.gradients(steps=60 if full else 20),
         "qlora_tiny": qlora,
         "merge_routes_tiny": merge_routes(replace(run, eval_every=run.max_steps)),
     }

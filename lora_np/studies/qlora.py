@@ -7,6 +7,7 @@ code (convergence.py), SmolLM2-135M learns a voice (finetuning.py). The learning
 from __future__ import annotations
 
 import statistics
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -54,16 +55,18 @@ class QuantizedFineTuning(finetuning.FineTuning):
 def on_tiny(
     measured: Table,
     r: int = 8,
-    quant_types: tuple[str, ...] = ("nf4", "fp4", "int4"),
+    quant_types: Sequence[str] = ("nf4", "fp4", "int4"),
+    seeds: Collection[int] | None = None,
     workers: int = 2,
     folder: str | Path | None = None,
 ) -> Table:
     """Rows {quant_type, seed, lr, r, steps, heldout, final}: LoRA of rank r as the table of `convergence` has it, and QLoRA.
 
-    quant_type is None for LoRA. NF4 runs with every seed, the other types with the first. settings: "base_loss", where LoRA
+    quant_type is None for LoRA. NF4 runs with every seed (of `seeds`), the other types with the first. settings: "base_loss", where LoRA
     starts, and "quantized_loss", type → where QLoRA does, in nats a byte.
     """
     lora = measured.where(phase="seeds", method="lora", r=r, target_modules="all-linear")
+    lora = [row for row in lora if seeds is None or row["seed"] in seeds]
     runs = [
         over_four_bits(QuantizedRun, row, quant_type)
         for quant_type in quant_types
