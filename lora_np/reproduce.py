@@ -114,7 +114,8 @@ def quantization_tables(measured: Table, full: bool, workers: int, runs: str | N
             models.append("smollm2-135m")
         except FileNotFoundError as error:
             say(4, f"the errors of SmolLM2-135M's weights are left out: {error}")
-    run = over_four_bits(QuantizedRun, measured.where(phase="seeds", method="lora", r=8)[0])
+    lora = measured.where(phase="seeds", method="lora", r=8, target_modules="all-linear")
+    run = over_four_bits(QuantizedRun, lora[0])
     if full:
         qlora = on_tiny(measured, workers=workers, folder=runs)
     else:

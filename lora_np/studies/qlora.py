@@ -62,8 +62,8 @@ def on_tiny(
 ) -> Table:
     """Rows {quant_type, seed, lr, r, steps, heldout, final}: LoRA of rank r as the table of `convergence` has it, and QLoRA.
 
-    quant_type is None for LoRA. NF4 runs with every seed (of `seeds`), the other types with the first. settings: "base_loss", where LoRA
-    starts, and "quantized_loss", type → where QLoRA does, in nats a byte.
+    quant_type is None for LoRA. NF4 runs with every seed (of `seeds`), the other types with the first.
+    settings: "base_loss", where LoRA starts, and "quantized_loss", type → where QLoRA does, in nats a byte.
     """
     lora = measured.where(phase="seeds", method="lora", r=r, target_modules="all-linear")
     lora = [row for row in lora if seeds is None or row["seed"] in seeds]
@@ -83,7 +83,7 @@ def on_tiny(
 
 
 def on_smollm2(measured: Table, folder: str | Path | None = None) -> Table:
-    """The same of SmolLM2-135M, beside the table of `finetuning`: rows have prose and habit too. One seed's QLoRA an LoRA run."""
+    """The same of SmolLM2-135M, beside the table of `finetuning`: rows have prose and habit too."""
     lora = measured.where(phase="seeds", method="lora")
     runs = [over_four_bits(QuantizedFineTuning, row, "nf4") for row in lora]
     rows = run_all(finetuning.measure, runs, 1, folder, "QLoRA", finetuning.shared(runs[0]))
