@@ -251,6 +251,8 @@ for table in routes:
     for row in table.rows:
         rest = f"{row['logits']:>10.1e}{row['kept']:>8.0%}" if "logits" in row else ""
         print(f"{table.settings['model']:14}{row['route']:18}{row['heldout']:>10.4f}{rest}")
+for table in routes:
+    print(f"{table.settings['model']}: ΔW is {table.where(route='as trained')[0]['size']:.1%} of the weights' norm")
 
 # %% [markdown]
 # Only the first is the model that was trained. The second is a *different* model, here a better one: the original weights are more precise than those that

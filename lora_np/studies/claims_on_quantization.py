@@ -103,4 +103,6 @@ def _matched(table: Table) -> str:
 
 def _merged(table: Table) -> str:
     losses = [table.where(route=r)[0]["heldout"] for r in ("as trained", "bfloat16", "original", "requantised")]
-    return f"{MODELS[table.settings['model']]} " + ", ".join(f"{loss:.4f}" for loss in losses)
+    trained, again = (table.where(route=r)[0] for r in ("as trained", "requantised"))
+    name, said = MODELS[table.settings["model"]], ", ".join(f"{loss:.4f}" for loss in losses)
+    return f"{name} {said} (ΔW is {trained['size']:.1%} of the weights' norm, and {again['kept']:.0%} of it arrives)"
