@@ -35,6 +35,7 @@ class Layer:
     dropout: bool = False  # on the adapter's input
     A_trained: bool = True  # of an adapter; LoRA-FA freezes A, and needs no x for dA
     quantized: bool = False  # W is stored in fewer bits, and decoded for each product
+    widened: bool = False  # A and B are stored in 16 bits, and copied to float32 for each product
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,7 @@ def live_anatomy(model: Any) -> Anatomy:
             dropout=factor is not None and linear.configs[active].lora_dropout > 0,
             A_trained=factor is None or factor.trainable,
             quantized=hasattr(base, "nbytes"),
+            widened=factor is not None and factor.value.itemsize == 2,
         )
 
     def half(norm: Any, module: Any, prefix: str, names: list[str]) -> Half:

@@ -100,13 +100,14 @@ def live_memory(model: Any, batch: int, seq: int, slots: int = 2) -> Memory:
     work = Work(anatomy(model), batch, seq)
     parameters = dict(model.named_parameters())
     adapter = sum(parameters[name].value.nbytes for name in adapter_names(model))
-    gradients = sum(p.value.nbytes for p in parameters.values() if p.trainable)
+    trained = [p for p in parameters.values() if p.trainable]
+    gradients = sum(p.value.size * p.compute_dtype.itemsize for p in trained)
     static = {
         "weights": module_bytes(model) - adapter,
         "adapter": adapter,
         "gradients": gradients,
         "optimizer": slots * gradients,
-        "master": 0,
+        "master": sum(p.value.size * p.compute_dtype.itemsize for p in trained if p.value.dtype != p.compute_dtype),
     }
     itemsize = next(iter(parameters.values())).value.itemsize
     return step_memory(work, static, itemsize, itemsize)
@@ -121,8 +122,7 @@ def step_memory(
     """
     kept = work.kept(checkpointing) * activation + 8 * work.tokens  # and the targets' columns, as int64
     again = max(map(work.kept_by_block, work.body.blocks)) * activation if checkpointing else 0
-    decoded = max(layer.out * layer.in_ * layer.quantized for layer in work.body.layers()) * activation  # one at a time
-    largest = max(held * activation + there * gradient for held, there in moments(work)) + kept + again + decoded
+    largest = max(held * activation + there * gradient for held, there in moments(work)) + kept + again
     largest = max(largest, static["gradients"] + update_moment(work) * gradient)
     return Memory(**static, activations=kept, temporaries=largest - static["gradients"] - kept)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import claims_on_quantization
 from .claims_on_paper import on_paper
 from .table import Table
 
@@ -15,6 +16,7 @@ BEGIN, END = "<!-- claims: written by `python -m lora_np reproduce --full` -->",
 NEEDED = (
     *("one_matrix", "whole_models", "singular_values", "truncated_loss"),
     *("convergence", "convergence_short", "shortfall", "step_cost", "finetuning", "speed"),
+    *claims_on_quantization.NEEDED,
 )
 
 
@@ -122,6 +124,7 @@ def claims(tables: Mapping[str, Table]) -> list[tuple[str, str, str, str]]:
         ),
         *on_paper(),
         *on_a_real_model(tables["finetuning"], tables["speed"]),
+        *claims_on_quantization.on_quantization(tables),
     ]
 
 
