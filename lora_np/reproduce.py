@@ -14,7 +14,7 @@ from . import gradcheck_model, plots
 from .fetch import fetched
 from .notebooks import execute_all
 from .studies import convergence as convergence_study
-from .studies import parameters, rank_reduction
+from .studies import merging, parameters, rank_reduction
 from .studies.claims import energy, gain_kept, write_into
 from .studies.convergence import Run, Setting, convergence, shortfall
 from .studies.finetuning import finetuning
@@ -32,10 +32,7 @@ def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> N
     pictures again from their tables. `full` (hours; it resumes) makes the committed tables and pictures themselves.
     """
     started = time.perf_counter()
-    if full and not (figures / "data" / "speed.json").is_file():
-        raise FileNotFoundError(
-            f"{figures}/data/speed.json: make it first, with python -m lora_np bench --json {figures}/data"
-        )
+    timed = committed_seconds(figures) if full else {}
     folder = figures if full else figures / "quick"
     setting = convergence_study.FULL if full else convergence_study.QUICK
     say(1, "counting parameters and bytes")
@@ -48,36 +45,50 @@ def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> N
     tables["convergence"] = convergence(setting, workers, runs)
     if full:
         tables["shortfall"] = shortfall(tables["convergence"], workers=workers, folder=runs)
-        tables |= real_model(figures)
+        tables["finetuning"] = real_model(figures)
     say(3, "rank reduction: the ΔW that full fine-tuning learns")
     tables |= rank_tables(setting, tables["convergence"])
-    say(4, "what a step costs, side by side")
+    say(4, "merging: what is left in the weights, and two adapters made one")
+    tables["merge_drift"] = merging.drift()
+    tables["combinations"] = merging.combinations(merging.FULL if full else merging.QUICK)
+    say(5, "what a step costs, side by side")
     tables["step_cost"] = step_cost(list(setting.methods()), repeats=7 if full else 3)
     for name, table in tables.items():
-        if "speed" not in name:  # those are of `bench`
-            table.command = "python -m lora_np reproduce" + (" --full" if full else "")
+        table.command = "python -m lora_np reproduce" + (" --full" if full else "")
         table.save(folder / "data" / f"{name}.json")
-    say(5, f"pictures in {figures}")
+    tables |= timed
+    say(6, f"pictures in {figures}")
     draw(tables, folder)
     if not full:
         draw({path.stem: Table.load(path) for path in sorted((figures / "data").glob("*.json"))}, figures)
     if full:
         write_into(Path("README.md"), tables)
     print(findings(tables), flush=True)
-    say(6, "notebooks")
+    say(7, "notebooks")
     execute_all(notebooks, notebooks if full else folder / "notebooks")
     print(f"\n{time.perf_counter() - started:.0f} s in all. Pictures: {figures}, this run's own: {folder}")
 
 
-def real_model(figures: Path) -> Tables:
-    """The tables of SmolLM2-135M: fine-tuned here where it was fetched, else the committed one; and what `bench` timed."""
-    tables = {path.stem: Table.load(path) for path in sorted((figures / "data").glob("*speed*.json"))}
+def committed_seconds(figures: Path) -> Tables:
+    """The tables of seconds, each made by a command of its own on a quiet machine. Raises FileNotFoundError naming it."""
+    made_by = {"speed": f"python -m lora_np bench --json {figures}/data", "serving": merging.TIMED}
+    for name, command in made_by.items():
+        if not (figures / "data" / f"{name}.json").is_file():
+            raise FileNotFoundError(f"{figures}/data/{name}.json: make it first, with {command}")
+    found = [
+        path for kind in ("*speed*", "serving*", "merge_latency*") for path in (figures / "data").glob(f"{kind}.json")
+    ]
+    return {path.stem: Table.load(path) for path in sorted(found)}
+
+
+def real_model(figures: Path) -> Table:
+    """SmolLM2-135M fine-tuned, here where it was fetched, else the committed table."""
     try:
         fetched("smollm2-135m")
     except FileNotFoundError as error:
         say(2, f"SmolLM2-135M is left out, its committed table stays: {error}")
-        return tables | {"finetuning": Table.load(figures / "data" / "finetuning.json")}
-    return tables | {"finetuning": finetuning(folder="runs/finetuning")}
+        return Table.load(figures / "data" / "finetuning.json")
+    return finetuning(folder="runs/finetuning")
 
 
 def rank_tables(setting: Setting, measured: Table) -> Tables:
@@ -106,6 +117,9 @@ PICTURES: dict[str, list[tuple[str, Callable]]] = {  # table → (name of the pi
         ("learning_rates", plots.learning_rates),
     ],
     "finetuning": [("before_after", plots.before_after), ("learned_and_forgotten", plots.learned_and_forgotten)],
+    "merge_drift": [("merge_drift", plots.merge_drift)],
+    "combinations": [("combinations", plots.combinations_chart)],
+    "serving": [("serving", plots.serving_chart)],
     "speed": [("speed", plots.speed_chart)],
     "speed_scaling": [("speed_scaling", plots.scaling_chart)],
 }
@@ -182,4 +196,4 @@ def worst_gradient_error() -> float:
 
 
 def say(number: int, what: str) -> None:
-    print(f"[{number}/6] {what}", file=sys.stderr, flush=True)
+    print(f"[{number}/7] {what}", file=sys.stderr, flush=True)
