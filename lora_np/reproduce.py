@@ -15,7 +15,7 @@ from . import gradcheck_model, plots
 from .fetch import fetched
 from .notebooks import execute_all
 from .studies import convergence as convergence_study
-from .studies import parameters, quantization, rank_reduction
+from .studies import merging, parameters, quantization, rank_reduction
 from .studies.claims import energy, gain_kept, write_into
 from .studies.convergence import Run, Setting, convergence, shortfall
 from .studies.finetuning import finetuning
@@ -35,11 +35,7 @@ def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> N
     pictures again from their tables. `full` (hours; it resumes) makes the committed tables and pictures themselves.
     """
     started = time.perf_counter()
-    for name in ("speed", "quantized_speed") if full else ():
-        if not (figures / "data" / f"{name}.json").is_file():
-            raise FileNotFoundError(
-                f"{figures}/data/{name}.json: make it first, with python -m lora_np bench --json {figures}/data"
-            )
+    timed = committed_seconds(figures) if full else {}
     folder = figures if full else figures / "quick"
     setting = convergence_study.FULL if full else convergence_study.QUICK
     say(1, "counting parameters and bytes")
@@ -57,36 +53,51 @@ def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> N
     tables |= rank_tables(setting, tables["convergence"])
     say(4, "four bits: errors, gradients, QLoRA beside LoRA, merging")
     tables |= quantization_tables(tables["convergence"], full, workers, runs)
-    say(5, "what a step costs, side by side")
+    say(5, "merging: what is left in the weights, and two adapters made one")
+    tables["merge_drift"] = merging.drift()
+    tables["combinations"] = merging.combinations(merging.FULL if full else merging.QUICK)
+    say(6, "what a step costs, side by side")
     tables["step_cost"] = step_cost(list(setting.methods()), repeats=7 if full else 3)
     for name, table in tables.items():
-        if "speed" not in name:  # those are of `bench`
-            table.command = "python -m lora_np reproduce" + (" --full" if full else "")
+        table.command = "python -m lora_np reproduce" + (" --full" if full else "")
         table.save(folder / "data" / f"{name}.json")
-    say(6, f"pictures in {figures}")
+    tables |= timed
+    say(7, f"pictures in {figures}")
     draw(tables, folder)
     if not full:
         draw({path.stem: Table.load(path) for path in sorted((figures / "data").glob("*.json"))}, figures)
     if full:
         write_into(Path("README.md"), tables)
     print(findings(tables), flush=True)
-    say(7, "notebooks")
+    say(8, "notebooks")
     execute_all(notebooks, notebooks if full else folder / "notebooks")
     print(f"\n{time.perf_counter() - started:.0f} s in all. Pictures: {figures}, this run's own: {folder}")
 
 
+def committed_seconds(figures: Path) -> Tables:
+    """The tables of seconds, each made by a command of its own on a quiet machine. Raises FileNotFoundError naming it."""
+    bench = f"python -m lora_np bench --json {figures}/data"
+    made_by = {"speed": bench, "quantized_speed": bench, "serving": merging.TIMED}
+    for name, command in made_by.items():
+        if not (figures / "data" / f"{name}.json").is_file():
+            raise FileNotFoundError(f"{figures}/data/{name}.json: make it first, with {command}")
+    found = [
+        path for kind in ("*speed*", "serving*", "merge_latency*") for path in (figures / "data").glob(f"{kind}.json")
+    ]
+    return {path.stem: Table.load(path) for path in sorted(found)}
+
+
 def real_model(figures: Path) -> Tables:
-    """The tables of SmolLM2-135M: fine-tuned here where it was fetched, else the committed one; and what `bench` timed."""
-    tables = {path.stem: Table.load(path) for path in sorted((figures / "data").glob("*speed*.json"))}
+    """SmolLM2-135M fine-tuned, also over four bits, here where it was fetched; else the committed tables."""
     try:
         fetched("smollm2-135m")
     except FileNotFoundError as error:
         say(2, f"SmolLM2-135M is left out, its committed table stays: {error}")
         committed = ("finetuning", "qlora_smollm2", "merge_routes_smollm2")
-        return tables | {name: Table.load(figures / "data" / f"{name}.json") for name in committed}
+        return {name: Table.load(figures / "data" / f"{name}.json") for name in committed}
     measured = finetuning(folder="runs/finetuning")
     row = min(measured.where(phase="seeds", method="lora"), key=lambda row: row["seed"])
-    return tables | {
+    return {
         "finetuning": measured,
         "qlora_smollm2": on_smollm2(measured, "runs/finetuning"),
         "merge_routes_smollm2": merge_routes(over_four_bits(QuantizedFineTuning, row)),
@@ -147,6 +158,9 @@ PICTURES: dict[str, list[tuple[str, Callable]]] = {  # table → (name of the pi
     "quantization_error": [("quantization_error", plots.quantization_error)],
     "quantization_distances": [("nf4_codes", plots.nf4_codes), ("error_by_distance", plots.error_by_distance)],
     "quantization_gradients": [("gradient_cosines", plots.gradient_cosines)],
+    "merge_drift": [("merge_drift", plots.merge_drift)],
+    "combinations": [("combinations", plots.combinations_chart)],
+    "serving": [("serving", plots.serving_chart)],
     "speed": [("speed", plots.speed_chart)],
     "speed_scaling": [("speed_scaling", plots.scaling_chart)],
 }
@@ -233,4 +247,4 @@ def worst_gradient_error() -> float:
 
 
 def say(number: int, what: str) -> None:
-    print(f"[{number}/7] {what}", file=sys.stderr, flush=True)
+    print(f"[{number}/8] {what}", file=sys.stderr, flush=True)
