@@ -100,16 +100,20 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p)
     transformer, adapter = _unwrap(model, adapter_names, len(prompts))
     tokens, mask = _pad_left(prompts)
-    limit = transformer.config.max_position_embeddings
-    if tokens.shape[1] + max_new_tokens > limit:
+    past = KeyValueCache(transformer.config) if adapter is None else model.new_cache(len(prompts), adapter)
+    limit, prefix = transformer.config.max_position_embeddings, len(past)
+    if prefix + tokens.shape[1] + max_new_tokens > limit:
+        after = f" after a prefix of {prefix}" if prefix else ""
         raise ValueError(
-            f"a prompt of {tokens.shape[1]} tokens and {max_new_tokens} new ones; this model takes {limit} in all"
+            f"a prompt of {tokens.shape[1]} tokens{after} and {max_new_tokens} new ones; this model takes {limit} in all"
         )
+    if mask is not None:
+        mask = np.pad(mask, ((0, 0), (prefix, 0)), constant_values=True)
     rngs = [np.random.default_rng([seed, row]) for row in range(len(prompts))]
-    past, new = KeyValueCache(transformer.config), [[] for _ in prompts]
+    new: list[list[int]] = [[] for _ in prompts]
     running = set(range(len(prompts)))
     for _ in range(max_new_tokens):
-        logits = last_logits(transformer, tokens, mask, past, adapter)  # (b, v)
+        logits = last_logits(transformer, tokens, mask, past, adapter, prefix > 0)  # (b, v)
         tokens = np.zeros((len(prompts), 1), np.int64)
         for row in sorted(running):
             token = sampling.choose(logits[row], rngs[row])
@@ -127,13 +131,26 @@ def generate(
 
 
 def last_logits(
-    model: Transformer, tokens: np.ndarray, mask: np.ndarray | None, past: KeyValueCache, adapter: Any
+    model: Transformer,
+    tokens: np.ndarray,
+    mask: np.ndarray | None,
+    past: KeyValueCache,
+    adapter: Any,
+    count_places: bool = False,
 ) -> np.ndarray:
-    """Read `tokens` (b, t) after the past, a piece at a time; the logits (b, v) of the last position only, on the host."""
+    """Read `tokens` (b, t) after the past, a piece at a time; the logits (b, v) of the last position only, on the host.
+
+    count_places: a row's padding takes no place, which makes a difference where a prefix stands before it.
+    """
+    places = None if mask is None or not count_places else np.maximum(mask.cumsum(axis=1) - 1, 0)
     for start in range(0, tokens.shape[1], PIECE):
         piece = tokens[:, start : start + PIECE]
         seen = len(past) + piece.shape[1]
-        context = Context(adapter=adapter, attention_mask=None if mask is None else mask[:, :seen])
+        context = Context(
+            adapter=adapter,
+            attention_mask=None if mask is None else mask[:, :seen],
+            position_ids=None if places is None else places[:, len(past) : seen],
+        )
         x = model.hidden(piece, context, past)[0]
     return to_host(model.logits(x[:, -1], context))
 
@@ -141,7 +158,7 @@ def last_logits(
 def _pad_left(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray | None]:
     """Tokens (b, t) with the prompts' ends in one column, and where they are tokens and not padding (None: everywhere).
 
-    Rotary positions are relative, so a row may start anywhere; the mask alone keeps the padding out.
+    Rotary positions are relative, so a row may start anywhere; the mask alone keeps the padding out (but see `last_logits`).
     """
     longest = max(len(prompt) for prompt in prompts)
     tokens, mask = np.zeros((len(prompts), longest), np.int64), np.zeros((len(prompts), longest), bool)

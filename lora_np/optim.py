@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -16,14 +16,33 @@ Schedule = Callable[[int], float]
 
 @dataclass
 class Optimizer:
-    """What every optimizer has: a learning rate, and a state, name of the parameter → name of the slot → array."""
+    """What every optimizer has: a learning rate, and a state, name of the parameter → name of the slot → array.
+
+    lr_ratio: a part of a parameter's dotted name → a factor on lr; the first that is there counts. {"lora_B": 16} is LoRA+
+        (Hayou et al. 2024, arXiv 2402.12354), where B, which starts at 0, learns faster than A.
+    """
 
     lr: float
+    lr_ratio: Mapping[str, float] = field(default_factory=dict, repr=False, kw_only=True)
     state: dict[str, dict[str, Array]] = field(default_factory=dict, repr=False, kw_only=True)
 
     def step(self, parameters: Named, lr: float | None = None, *, t: int) -> None:
         """Update every trainable parameter that has a gradient, in place. `t` counts the updates from 1."""
         raise NotImplementedError
+
+    def lr_of(self, name: str, lr: float) -> float:
+        """The learning rate of one parameter, where that of the step is `lr`."""
+        return lr * next((ratio for part, ratio in self.lr_ratio.items() if f".{part}." in f".{name}."), 1.0)
+
+    def _ratios(self) -> dict[str, float]:
+        return {f"lr_ratio[{part!r}]": ratio for part, ratio in self.lr_ratio.items()}
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raise ValueError where a part in `lr_ratio` is in none of the names: it would change nothing."""
+        names = list(names)
+        for part in self.lr_ratio:
+            if not any(f".{part}." in f".{name}." for name in names):
+                raise ValueError(f"lr_ratio: nothing that trains has {part!r} in its name, as {names[0]} has its parts")
 
     def to(self, device: str) -> Self:
         """Move the state to "cupy", "numpy" or "auto", beside a model that was moved. Raises as `Module.to` does."""
@@ -65,7 +84,7 @@ class SGD(Optimizer):
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        _not_negative(lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        _not_negative(lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, **self._ratios())
 
     def step(self, parameters: Named, lr: float | None = None, *, t: int) -> None:
         """Update every trainable parameter that has a gradient, in place."""
@@ -74,6 +93,7 @@ class SGD(Optimizer):
             if not p.trainable or p.grad is None:
                 continue
             value = _full(p, name, self.state)
+            eta = self.lr_of(name, lr)
             g = p.grad + self.weight_decay * value if self.weight_decay else p.grad
             if self.momentum:
                 slots = self.state.setdefault(name, {})
@@ -83,7 +103,7 @@ class SGD(Optimizer):
                     slots["u"] *= self.momentum
                     slots["u"] += g
                 g = slots["u"]
-            value -= lr * g
+            value -= eta * g
             _store(p, value)
 
 
@@ -102,7 +122,7 @@ class AdamW(Optimizer):
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
-        _not_negative(lr=self.lr, eps=self.eps, weight_decay=self.weight_decay)
+        _not_negative(lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, **self._ratios())
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas = {self.betas}; expected two numbers in [0, 1)")
 
@@ -114,7 +134,7 @@ class AdamW(Optimizer):
         for name, p in parameters:
             if not p.trainable or p.grad is None:
                 continue
-            xp, g = array_module(p.value), p.grad
+            xp, g, eta = array_module(p.value), p.grad, self.lr_of(name, lr)
             slots = self.state.setdefault(name, {})
             if not slots:
                 slots |= {"m": xp.zeros_like(g), "v": xp.zeros_like(g)}
@@ -127,9 +147,9 @@ class AdamW(Optimizer):
             update *= 1 / math.sqrt(correction2)
             update += self.eps
             xp.divide(m, update, out=update)
-            update *= lr / correction1
+            update *= eta / correction1
             if self.weight_decay:
-                value *= 1 - lr * self.weight_decay
+                value *= 1 - eta * self.weight_decay
             value -= update
             _store(p, value)
 

@@ -65,6 +65,11 @@ class QuantizedLinear(Linear):
         if bias is not None:
             self.bias = Parameter(bias)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are stored: codes and absmax, and the bias."""
+        return self.weight.value.nbytes + (self.bias.value.nbytes if hasattr(self, "bias") else 0)
+
     def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, Any]:
         """x (…, in) → y (…, out)."""
         bias = self.bias.value if hasattr(self, "bias") else None
@@ -139,8 +144,10 @@ def quantize_model(
 def dequantize_model(model: M) -> M:
     """Put a Linear of the dequantised weights in the place of every QuantizedLinear, in `model` itself, and return it.
 
-    The model computes the same as before, and its adapters can now be merged. Its weights are not those from before they were
-    quantised: what rounding took is gone. They come back frozen.
+    The model computes the same as before, and its adapters can now be merged: `dequantize_model(peft_model).merge_and_unload()`
+    is the model that was trained. Its weights are not those from before they were quantised: what rounding took is gone. They
+    come back frozen. To `quantize_model` it again after merging rounds ΔW too, and takes most of a small one away
+    (`studies/merge_routes.py`).
     """
     for name, layer in list(model.named_modules()):
         if isinstance(layer, QuantizedLinear):
@@ -150,4 +157,4 @@ def dequantize_model(model: M) -> M:
 
 def _is_called(name: str, entry: str) -> bool:
     """Whether the layer is meant by an entry; that it may carry an adapter by now makes no difference."""
-    return has_suffix(name.removesuffix(".base_layer"), entry)
+    return has_suffix(name.replace(".base_layer", ""), entry)

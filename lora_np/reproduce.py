@@ -6,6 +6,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,13 @@ from . import gradcheck_model, plots
 from .fetch import fetched
 from .notebooks import execute_all
 from .studies import convergence as convergence_study
-from .studies import parameters, rank_reduction
+from .studies import merging, parameters, quantization, rank_reduction
 from .studies.claims import energy, gain_kept, write_into
 from .studies.convergence import Run, Setting, convergence, shortfall
 from .studies.finetuning import finetuning
 from .studies.memory import memory_bill
+from .studies.merge_routes import merge_routes
+from .studies.qlora import QuantizedFineTuning, QuantizedRun, means, on_smollm2, on_tiny, over_four_bits
 from .studies.step_cost import step_cost, timed_alike
 from .studies.table import Table
 
@@ -32,10 +35,7 @@ def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> N
     pictures again from their tables. `full` (hours; it resumes) makes the committed tables and pictures themselves.
     """
     started = time.perf_counter()
-    if full and not (figures / "data" / "speed.json").is_file():
-        raise FileNotFoundError(
-            f"{figures}/data/speed.json: make it first, with python -m lora_np bench --json {figures}/data"
-        )
+    timed = committed_seconds(figures) if full else {}
     folder = figures if full else figures / "quick"
     setting = convergence_study.FULL if full else convergence_study.QUICK
     say(1, "counting parameters and bytes")
@@ -51,33 +51,57 @@ def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> N
         tables |= real_model(figures)
     say(3, "rank reduction: the ΔW that full fine-tuning learns")
     tables |= rank_tables(setting, tables["convergence"])
-    say(4, "what a step costs, side by side")
+    say(4, "four bits: errors, gradients, QLoRA beside LoRA, merging")
+    tables |= quantization_tables(tables["convergence"], full, workers, runs)
+    say(5, "merging: what is left in the weights, and two adapters made one")
+    tables["merge_drift"] = merging.drift()
+    tables["combinations"] = merging.combinations(merging.FULL if full else merging.QUICK)
+    say(6, "what a step costs, side by side")
     tables["step_cost"] = step_cost(list(setting.methods()), repeats=7 if full else 3)
     for name, table in tables.items():
-        if "speed" not in name:  # those are of `bench`
-            table.command = "python -m lora_np reproduce" + (" --full" if full else "")
+        table.command = "python -m lora_np reproduce" + (" --full" if full else "")
         table.save(folder / "data" / f"{name}.json")
-    say(5, f"pictures in {figures}")
+    tables |= timed
+    say(7, f"pictures in {figures}")
     draw(tables, folder)
     if not full:
         draw({path.stem: Table.load(path) for path in sorted((figures / "data").glob("*.json"))}, figures)
     if full:
         write_into(Path("README.md"), tables)
     print(findings(tables), flush=True)
-    say(6, "notebooks")
+    say(8, "notebooks")
     execute_all(notebooks, notebooks if full else folder / "notebooks")
     print(f"\n{time.perf_counter() - started:.0f} s in all. Pictures: {figures}, this run's own: {folder}")
 
 
+def committed_seconds(figures: Path) -> Tables:
+    """The tables of seconds, each made by a command of its own on a quiet machine. Raises FileNotFoundError naming it."""
+    bench = f"python -m lora_np bench --json {figures}/data"
+    made_by = {"speed": bench, "quantized_speed": bench, "serving": merging.TIMED}
+    for name, command in made_by.items():
+        if not (figures / "data" / f"{name}.json").is_file():
+            raise FileNotFoundError(f"{figures}/data/{name}.json: make it first, with {command}")
+    found = [
+        path for kind in ("*speed*", "serving*", "merge_latency*") for path in (figures / "data").glob(f"{kind}.json")
+    ]
+    return {path.stem: Table.load(path) for path in sorted(found)}
+
+
 def real_model(figures: Path) -> Tables:
-    """The tables of SmolLM2-135M: fine-tuned here where it was fetched, else the committed one; and what `bench` timed."""
-    tables = {path.stem: Table.load(path) for path in sorted((figures / "data").glob("*speed*.json"))}
+    """SmolLM2-135M fine-tuned, also over four bits, here where it was fetched; else the committed tables."""
     try:
         fetched("smollm2-135m")
     except FileNotFoundError as error:
         say(2, f"SmolLM2-135M is left out, its committed table stays: {error}")
-        return tables | {"finetuning": Table.load(figures / "data" / "finetuning.json")}
-    return tables | {"finetuning": finetuning(folder="runs/finetuning")}
+        committed = ("finetuning", "qlora_smollm2", "merge_routes_smollm2")
+        return {name: Table.load(figures / "data" / f"{name}.json") for name in committed}
+    measured = finetuning(folder="runs/finetuning")
+    row = min(measured.where(phase="seeds", method="lora"), key=lambda row: row["seed"])
+    return {
+        "finetuning": measured,
+        "qlora_smollm2": on_smollm2(measured, "runs/finetuning"),
+        "merge_routes_smollm2": merge_routes(over_four_bits(QuantizedFineTuning, row)),
+    }
 
 
 def rank_tables(setting: Setting, measured: Table) -> Tables:
@@ -94,6 +118,31 @@ def rank_tables(setting: Setting, measured: Table) -> Tables:
     }
 
 
+def quantization_tables(measured: Table, full: bool, workers: int, runs: str | None) -> Tables:
+    """The tables of four bits on "tiny", whose LoRA runs are `measured`; SmolLM2's weights too where `full` and fetched."""
+    models = ["tiny"]
+    if full:
+        try:
+            fetched("smollm2-135m")
+            models.append("smollm2-135m")
+        except FileNotFoundError as error:
+            say(4, f"the errors of SmolLM2-135M's weights are left out: {error}")
+    lora = measured.where(phase="seeds", method="lora", r=8, target_modules="all-linear")
+    run = over_four_bits(QuantizedRun, lora[0])
+    if full:
+        qlora = on_tiny(measured, workers=workers, folder=runs)
+    else:
+        qlora = on_tiny(measured, quant_types=["nf4"], seeds=[run.seed])
+        run = replace(run, max_steps=run.max_steps // 2)
+    return {
+        "quantization_error": quantization.error(models),
+        "quantization_distances": quantization.where_it_arises(),
+        "quantization_gradients": quantization.gradients(steps=60 if full else 20),
+        "qlora_tiny": qlora,
+        "merge_routes_tiny": merge_routes(replace(run, eval_every=run.max_steps)),
+    }
+
+
 PICTURES: dict[str, list[tuple[str, Callable]]] = {  # table → (name of the picture, function)
     "one_matrix": [("one_matrix", plots.one_matrix_chart)],
     "whole_models": [("whole_models", plots.whole_models_chart)],
@@ -106,6 +155,12 @@ PICTURES: dict[str, list[tuple[str, Callable]]] = {  # table → (name of the pi
         ("learning_rates", plots.learning_rates),
     ],
     "finetuning": [("before_after", plots.before_after), ("learned_and_forgotten", plots.learned_and_forgotten)],
+    "quantization_error": [("quantization_error", plots.quantization_error)],
+    "quantization_distances": [("nf4_codes", plots.nf4_codes), ("error_by_distance", plots.error_by_distance)],
+    "quantization_gradients": [("gradient_cosines", plots.gradient_cosines)],
+    "merge_drift": [("merge_drift", plots.merge_drift)],
+    "combinations": [("combinations", plots.combinations_chart)],
+    "serving": [("serving", plots.serving_chart)],
     "speed": [("speed", plots.speed_chart)],
     "speed_scaling": [("speed_scaling", plots.scaling_chart)],
 }
@@ -120,6 +175,10 @@ def draw(tables: Tables, folder: Path) -> None:
     ]
     if measured := tables.get("convergence"):
         drawings.append(("recovered_gain", lambda: plots.recovered_gain(measured, tables.get("convergence_short"))))
+    for name, f in (("qlora", plots.qlora_losses), ("merge_routes", plots.merge_routes_chart)):
+        found = [tables[key] for key in (f"{name}_tiny", f"{name}_smollm2") if key in tables]
+        if found:
+            drawings.append((name, lambda f=f, found=found: f(*found)))
     if {"convergence", "step_cost"} <= tables.keys():
         alike = timed_alike(tables["convergence"], tables["step_cost"])
         drawings.append(("convergence_seconds", lambda: plots.loss_curves(alike, x="seconds")))
@@ -163,6 +222,12 @@ def findings(tables: Tables) -> str:
         lines.append(
             (f"LoRA r = {r}, {target}, lr {rows[0]['lr']:g}", f"{loss:.3f} nats a byte, {share:.0%} of full's gain")
         )
+    found, error = means(tables["qlora_tiny"]), tables["quantization_error"].where(weights="tiny", block_size=64)
+    errors = ", ".join(f"{row['quant_type']} {row['mean']:.4f}" for row in error)
+    lines += [
+        ("the same over a base in NF4, r = 8", f"{found['nf4']:.3f} nats a byte, beside LoRA's {found[None]:.3f}"),
+        ("error of four bits, mean, in blocks of 64", f"{errors} of a weight's rms"),
+    ]
     time_ratio, memory_ratio = (lora_step[key] / step[key] for key in ("seconds", "peak_bytes"))
     cost = f"{time_ratio:.2f}× the time, {memory_ratio:.2f}× the memory of a full one"
     exact = f"{worst_gradient_error():.0e} against the complex step, in float64"
@@ -182,4 +247,4 @@ def worst_gradient_error() -> float:
 
 
 def say(number: int, what: str) -> None:
-    print(f"[{number}/6] {what}", file=sys.stderr, flush=True)
+    print(f"[{number}/8] {what}", file=sys.stderr, flush=True)

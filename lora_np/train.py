@@ -116,12 +116,15 @@ def train(
     trainable = [(name, p) for name, p in model.named_parameters() if p.trainable]
     if not trainable:
         raise ValueError("nothing is trainable: unfreeze() the model, or put an adapter in with get_peft_model")
+    optimizer.check(name for name, _ in trainable)
     history, start = History(), 0
     settings = _settings(optimizer, steps, schedule, max_grad_norm, accumulate, seed)
     settings |= {"model": repr(getattr(model, "config", "")), "adapter": repr(getattr(model, "peft_config", ""))}
     settings["workers"] = workers
     if getattr(model, "adapter_dtype", None):
         settings["adapter_dtype"] = str(model.adapter_dtype)
+    if optimizer.lr_ratio:
+        settings["lr_ratio"] = dict(optimizer.lr_ratio)
     if checkpoint is not None:
         settings |= _digests(model, batches)
     saved = Checkpoint(checkpoint, model, optimizer, settings)

@@ -95,16 +95,20 @@ class Attention(Module):
         o, attention_cache = ops.attention_forward(q, k, v, context.attention_mask)
         o = o.transpose(0, 2, 1, 3).reshape(b, t, -1)  # (b, h, t, d) → (b, t, h·d)
         y, o_cache = self.o_proj.forward(o, context)
-        return y, (q_cache, k_cache, v_cache, rotary_cache, attention_cache, o_cache)
+        return y, (q_cache, k_cache, v_cache, rotary_cache, attention_cache, o_cache, _trained(past))
 
     def backward(self, dy: Array, cache: Any, need_dx: bool = True) -> Array | None:
         """dy (b, t, d) → dx (b, t, d), or None where nothing below needs it."""
-        q_cache, k_cache, v_cache, rotary_cache, attention_cache, o_cache = cache
+        q_cache, k_cache, v_cache, rotary_cache, attention_cache, o_cache, past = cache
         inner = need_dx or self.q_proj.trainable or self.k_proj.trainable or self.v_proj.trainable
-        do = self.o_proj.backward(dy, o_cache, need_dx=inner)
-        if not inner:
+        do = self.o_proj.backward(dy, o_cache, need_dx=inner or past is not None)
+        if do is None:
             return None
         dq, dk, dv = ops.attention_backward(self._heads(do), attention_cache)
+        if past is not None:
+            past.add_grad(dk, dv)  # never turned by a rotation, so not turned back
+        if not inner:
+            return None
         t = dy.shape[1]
         dk, dv = dk[:, :, -t:], dv[:, :, -t:]  # a past is given: its keys and values came from no layer here
         dq, dk = ops.rotary_backward(dq, rotary_cache), ops.rotary_backward(dk, rotary_cache)
@@ -178,12 +182,13 @@ class Block(Module):
         normed, norm2_cache = self.post_attention_layernorm.forward(y)
         z, mlp_cache = self.mlp.forward(normed, context)
         z += y
-        return z, (norm1_cache, attention_cache, norm2_cache, mlp_cache)
+        return z, (norm1_cache, attention_cache, norm2_cache, mlp_cache, _trained(past))
 
     def backward(self, dz: Array, cache: Any, need_dx: bool = True) -> Array | None:
         """dz (b, t, d) → dx (b, t, d), or None where nothing below needs it. dz itself is consumed."""
-        norm1_cache, attention_cache, norm2_cache, mlp_cache = cache
+        norm1_cache, attention_cache, norm2_cache, mlp_cache, past = cache
         below_mlp = need_dx or self.self_attn.trainable or self.input_layernorm.trainable
+        below_mlp = below_mlp or past is not None
         below_norm2 = below_mlp or self.post_attention_layernorm.trainable
         # in the forward pass z = y + mlp(norm(y)): dz goes to both terms, so dy = dz + what comes back through the MLP
         dy = dz
@@ -223,14 +228,18 @@ class Decoder(Module):
             x, cache = block.forward(x, rotary, context, None if past is None else past.layers[i])
             block_caches.append(cache)
         x, norm_cache = self.norm.forward(x)
-        return x, (embed_cache, block_caches, norm_cache)
+        return x, (embed_cache, block_caches, norm_cache, _trained(past))
+
+    def reaches(self, cache: Any) -> bool:
+        """Whether a backward has anything to do here: for a trainable parameter, or for a past that is trained."""
+        return self.trainable or cache[-1] is not None
 
     def backward(self, dx: Array, cache: Any) -> None:
         """dx (b, t, d) → gradients, down to the lowest trainable layer and no further."""
-        embed_cache, block_caches, norm_cache = cache
+        embed_cache, block_caches, norm_cache, past = cache
         below = [self.embed_tokens.trainable]  # below[i]: is anything under block i trainable?
         for block in self.layers:
-            below.append(below[-1] or block.trainable)
+            below.append(below[-1] or block.trainable or past is not None)
         dx = self.norm.backward(dx, norm_cache, need_dx=below[-1])
         for i in reversed(range(len(self.layers))):
             if not below[i + 1]:
@@ -305,8 +314,8 @@ class Transformer(Module):
     ) -> tuple[Array, Any]:
         """tokens (b, t) integers → logits (b, t, v).
 
-        `rng` turns dropout on and draws its masks. With `past_key_values` the tokens follow those that it has read, and it
-        is extended by them. `attention_mask` (b, s), over past and present, is False where a key is padding.
+        `rng` turns dropout on and draws its masks. With `past_key_values` the tokens follow what it holds, and it is extended by
+        them. `attention_mask` (b, s), over past and present, is False where a key is padding.
         Raises ValueError where tokens are not (b, t), are too long or out of range.
         """
         context = _one_context(context, rng, attention_mask)
@@ -346,9 +355,11 @@ class Transformer(Module):
         rng: np.random.Generator | None = None,
         ignore_index: int = ops.IGNORE_INDEX,
         context: Context | None = None,
+        past_key_values: KeyValueCache | None = None,
     ) -> tuple[Array, Any]:
         """Mean cross-entropy in nats a token of `targets` (b, t), the tokens shifted by one, after `tokens` (b, t).
 
+        `past_key_values` is as in `forward`; one that is trained has its gradient after the backward (see kv_cache.py).
         A target equal to `ignore_index` does not count, and the head does not read its position: where only an answer
         counts, that is most of the head's work. The cache is good for one backward, which builds the logits' gradient in
         their own memory. Raises as `forward` and `ops.cross_entropy_forward` do.
@@ -356,7 +367,7 @@ class Transformer(Module):
         ops.checks.check_shape("tokens", tokens, None, None)
         ops.checks.check_shape("targets", targets, *tokens.shape)
         ids = self._ids("targets", targets, ignore_index)
-        x, decoder_cache = self.hidden(tokens, context := _one_context(context, rng))
+        x, decoder_cache = self.hidden(tokens, context := _one_context(context, rng), past_key_values)
         rows, shape = self._counted(targets, ignore_index), x.shape
         if rows is not None:
             x, ids = x.reshape(-1, shape[-1])[rows], ids.reshape(-1)[rows]  # (b, t, d) → (n, d), (b, t) → (n,)
@@ -368,7 +379,7 @@ class Transformer(Module):
         """From `loss`'s cache: adds dloss · ∂L/∂θ to the gradient of each trainable parameter, and of those only."""
         loss_cache, head_cache, rows, shape, decoder_cache = cache
         dlogits = ops.cross_entropy_backward(dloss, loss_cache)
-        dx = self._head.backward(dlogits, head_cache, need_dx=self.model.trainable)
+        dx = self._head.backward(dlogits, head_cache, need_dx=self.model.reaches(decoder_cache))
         if dx is not None and rows is not None:
             counted, dx = dx, array_module(dx).zeros(shape, dx.dtype)
             dx.reshape(-1, shape[-1])[rows] = counted  # a position that does not count has no gradient from the head
@@ -378,7 +389,7 @@ class Transformer(Module):
     def backward_from_logits(self, dlogits: Array, cache: Any) -> None:
         """From `forward`'s cache and dlogits (b, t, v), for a loss of your own."""
         decoder_cache, head_cache = cache
-        dx = self._head.backward(dlogits, head_cache, need_dx=self.model.trainable)
+        dx = self._head.backward(dlogits, head_cache, need_dx=self.model.reaches(decoder_cache))
         if dx is not None:
             self.model.backward(dx, decoder_cache)
 
@@ -402,6 +413,11 @@ class Transformer(Module):
         head = Linear.__new__(Linear)
         head.weight = self.model.embed_tokens.weight
         return head
+
+
+def _trained(past: LayerCache | KeyValueCache | None) -> Any:
+    """The past, if it is one that a backward owes a gradient."""
+    return past if past is not None and past.trainable else None
 
 
 def _one_context(

@@ -95,6 +95,8 @@ with model.disable_adapter():
 # | [03 Gradients by hand](03_gradients_by_hand.ipynb) | the backward pass of LoRA and of every layer, each proven by the complex step | 90 | 02, chain rule |
 # | [04 Why low rank works](04_why_low_rank_works.ipynb) | the change that full fine-tuning really learned, and how well a low rank keeps it | 30 | 02, singular value decomposition |
 # | [05 Convergence](05_convergence.ipynb) | LoRA at several ranks against full fine-tuning, each at its own best learning rate | 30 | 02 |
+# | [07 QLoRA](07_qlora.ipynb) | the frozen weights in four bits: the code, its error, the gradients, merging | 45 | 03, 05 |
+# | [08 Merging and multi-LoRA serving](08_merging_and_serving.ipynb) | many adapters on one base, a batch with another in each row, a server; and five ways in which merging lies | 60 | 02 |
 # | [10 A real language model](10_a_real_language_model.ipynb) | a chat model learns a voice: before and after, and what a step costs | 30 | 02, 05 |
 #
 # The numbers have gaps: notebooks 06 to 09 are still to come. You need Python, the matrix product and the chain rule; no machine-learning library. Each notebook shows the result

@@ -334,7 +334,7 @@ class ufunc:
 absolute = abs = ufunc(np.absolute)
 add, subtract, multiply, divide, power = map(ufunc, (np.add, np.subtract, np.multiply, np.divide, np.power))
 negative, maximum, minimum = map(ufunc, (np.negative, np.maximum, np.minimum))
-exp, log, sqrt, cos, sin = map(ufunc, (np.exp, np.log, np.sqrt, np.cos, np.sin))
+exp, log, sqrt, cos, sin, tanh = map(ufunc, (np.exp, np.log, np.sqrt, np.cos, np.sin, np.tanh))
 isfinite = ufunc(np.isfinite)
 
 

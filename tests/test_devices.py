@@ -16,7 +16,19 @@ from lora_np import SGD, AdamW, LoraConfig, clip_grad_norm, get_peft_model, ops,
 from lora_np.backend import to_host
 
 TESTS = Path(__file__).parent
-SUITE = ["ops", "gradcheck", "transformer", "lora", "optim", "train", "pretrained", "quantize"]
+SUITE = [
+    "ops",
+    "gradcheck",
+    "transformer",
+    "lora",
+    "prefix",
+    "bottleneck",
+    "methods",
+    "optim",
+    "train",
+    "pretrained",
+    "quantize",
+]
 
 
 def run_on(device: str, file: str) -> None:

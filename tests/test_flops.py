@@ -77,6 +77,7 @@ CASES = {
     "full": None,
     "all-linear": {"target_modules": "all-linear", "r": 3},
     "attention": {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"], "r": 2},
+    "LoRA-FA": {"target_modules": "all-linear", "r": 3, "freeze_A": True},
     "only o_proj": {"target_modules": ["o_proj"], "r": 2},
     "only the last MLP's down_proj": {"target_modules": ["model.layers.1.mlp.down_proj"]},
     "only the second block's up_proj": {"target_modules": ["model.layers.1.mlp.up_proj"]},

@@ -345,6 +345,33 @@ def test_merged_it_costs_what_the_base_costs(adapter, monkeypatch):
     assert not any(isinstance(m, ln.LoraLinear) for _, m in models[0].named_modules()), "no bypass is left in it"
 
 
+@pytest.mark.parametrize(
+    "config", [ln.PrefixTuningConfig(4), ln.BottleneckConfig(init_weights=False)], ids=["prefix", "bottleneck"]
+)
+def test_what_is_no_change_of_weights_speaks_unmerged(tmp_path, capsys, config):
+    model = ln.get_peft_model(ln.load_model("tiny"), config, seed=1)
+    model.save_pretrained(tmp_path)
+    tokenizer = ln.load_tokenizer("tiny")
+    (new,) = ln.generate(model, [tokenizer.encode("The ").tolist()], 12)
+    run("--model", "tiny", "--max-new-tokens", 12, "--adapter", tmp_path, "The ")
+    assert capsys.readouterr().out == "The " + tokenizer.decode(new, skip_special_tokens=True) + "\n"
+
+
+def test_over_four_bits_the_adapter_stays_beside_them(adapter, capsys):
+    quantised = ln.quantize_model(ln.load_model("tiny"), "nf4")
+    model, tokenizer = ln.PeftModel.from_pretrained(quantised, adapter[0]), ln.load_tokenizer("tiny")
+    (new,) = ln.generate(model, [tokenizer.encode("The ").tolist()], 12)
+    run("--model", "tiny", "--adapter", adapter[0], "--quantize", "nf4", "--max-new-tokens", 12, "The ")
+    assert capsys.readouterr().out == "The " + tokenizer.decode(new, skip_special_tokens=True) + "\n"
+
+
+def test_what_is_quantised_is_not_quantised_again(adapter, tmp_path, capsys):
+    ln.save_model(ln.quantize_model(ln.load_model("tiny")), tmp_path / "four bits")
+    run("--model", tmp_path / "four bits", "--adapter", adapter[0], "--max-new-tokens", 1, "x")
+    capsys.readouterr()
+    assert "is quantised already" in refused(capsys, "--model", tmp_path / "four bits", "--quantize", "nf4", "x")
+
+
 def test_an_adapter_of_another_model_is_refused(adapter, folder, capsys):
     said = refused(capsys, "--model", folder, "--adapter", adapter[0], "x")
     assert f"this is no adapter for {folder}: {adapter[0] / 'adapter_model.safetensors'}: no place for " in said

@@ -193,7 +193,7 @@ BAD = {
     "a fractional rank": (lambda m: LoraConfig(r=2.5), TypeError, "whole number"),
     "alpha 0": (lambda m: LoraConfig(lora_alpha=0), ValueError, "lora_alpha = 0"),
     "dropout 1": (lambda m: LoraConfig(lora_dropout=1.0), ValueError, "expected 0 ≤ lora_dropout < 1"),
-    "an unknown init": (lambda m: LoraConfig(init_lora_weights="pissa"), ValueError, "'pissa'"),
+    "an unknown init": (lambda m: LoraConfig(init_lora_weights="eva"), ValueError, "'eva'"),
     "an unknown target": (
         lambda m: adapted(m, target_modules=["q_proj", "query"]),
         ValueError,
@@ -202,7 +202,7 @@ BAD = {
     "no target": (lambda m: adapted(m, target_modules=[]), ValueError, "empty"),
     "an adapter on an adapter": (lambda m: adapted(adapted(m)), TypeError, "without adapters"),
     "the base of one again": (lambda m: adapted(adapted(m).model), ValueError, "carries an adapter already"),
-    "a config of another kind": (lambda m: get_peft_model(m, {"r": 8}), TypeError, "expected a LoraConfig, got dict"),
+    "a config of another kind": (lambda m: get_peft_model(m, {"r": 8}), TypeError, "expected a LoraConfig.* got dict"),
     "merging while disabled": (lambda m: merge_while_disabled(adapted(m)), RuntimeError, "disabled"),
 }
 

@@ -13,19 +13,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+import test_bottleneck
+import test_family
 import test_lora
 import test_merging
 import test_mixed_batches
 import test_ops
+import test_prefix
 import test_quantize
 import test_serve_engine
 import test_transformer
 
 from lora_np import AdamW, nn, ops, optim, quantization
+from lora_np.generate import last_logits
+from lora_np.kv_cache import KeyValueCache, LayerCache
 from lora_np.nn import Parameter
-from lora_np.peft import combination, merging, mixed
+from lora_np.peft import combination, dora, merging, mixed, pissa, prefix, vera
 from lora_np.peft import model as peft_model
+from lora_np.peft.bottleneck import BottleneckLinear, BottleneckMethod
+from lora_np.peft.layers import AdapterLinear
 from lora_np.peft.lora import LoraLinear
+from lora_np.peft.prefix import PrefixEncoder, PrefixMethod
+from lora_np.peft.vera import VeraLinear
 from lora_np.serve.cache import RowsCache, RowsLayer
 from lora_np.transformer import Attention, Block
 
@@ -40,7 +49,19 @@ ALONE = test_merging.test_one_adapter_alone_and_whole_is_itself_times_its_weight
 TAIL = test_merging.test_the_error_of_svd_is_the_discarded_singular_tail
 DARE = test_merging.test_dare_keeps_the_expectation_and_draws_for_each_number
 TIES = test_merging.test_ties_takes_the_mean_of_those_that_agree_with_the_elected_sign
+DORA = test_family.test_dora_with_its_true_norm_agrees_with_the_complex_step_to_1e_12
+NORM = test_family.test_the_norm_of_v_is_found_without_v
+MERGED_DORA = test_family.test_merged_dora_is_unmerged_dora_and_comes_back
+LEFT = test_family.test_what_pissa_leaves_has_the_tail_of_the_singular_values
+SAVED_PISSA = test_family.test_a_saved_pissa_is_a_lora_of_twice_the_rank_on_the_base_as_it_was
+VERA_SHARED = test_family.test_vera_shares_its_factors_and_trains_r_plus_out_a_layer
+
 REPORT = test_merging.test_the_report_is_the_error_of_the_change_that_the_layers_have
+
+PREFIX = test_prefix.test_a_prefix_agrees_with_the_complex_step_to_1e_12
+PLAIN, PROJECTED = {"settings": test_prefix.PLAIN}, {"settings": test_prefix.PROJECTED}
+NARROW = test_bottleneck.test_bottlenecks_agree_with_the_complex_step_to_1e_12
+HOUSE = {"placement": "houlsby", "non_linearity": "gelu"}
 
 
 @dataclass(frozen=True)
@@ -95,6 +116,109 @@ MUTANTS = {
     ),
     "merging twice": Mutant(
         LoraLinear.merge, "if not self.merged:", "if True:", test_lora.test_merging_twice_changes_nothing_more, {}
+    ),
+    # DoRA
+    "the cross term of the norm forgotten": Mutant(ops.row_norm_forward, "P += C", "pass", NORM, {}),
+    "the scaling forgotten in the norm": Mutant(ops.row_norm_forward, "P *= scaling", "pass", NORM, {}),
+    "one length for all of W": Mutant(ops.row_norm_forward, '"oi,oi->o"', '"oi,oi->"', NORM, {}),
+    "the norm of W alone": Mutant(ops.row_norm_forward, "+ scaling *", "+ 0 *", NORM, {}),
+    "the scaling forgotten in the norm's gradient": op(
+        ops.row_norm_backward, "(scaling * (dn / n))", "(dn / n)", "row_norm"
+    ),
+    "the norm's dA without W": op(ops.row_norm_backward, "dA = eB.T @ W", "dA = 0 * eB.T @ W", "row_norm"),
+    "the norm's dA of W alone": op(ops.row_norm_backward, "dA += scaling *", "scaling *", "row_norm"),
+    "dn with the other sign": op(ops.dora_backward, "-dm * g", "dm * g", "dora"),
+    "dm without its norm": op(ops.dora_backward, "dm /= n", "pass", "dora"),
+    "the bypass's dy not stretched": op(ops.dora_backward, "lora_backward(du,", "lora_backward(dy,", "dora"),
+    "a true norm that is detached": Mutant(
+        dora.forward, 'if config.dora_norm == "detached":', "if True:", DORA, {"settings": {}}
+    ),
+    "the norm's gradient for A alone": Mutant(dora.backward, "dB += dB_norm", "pass", DORA, {"settings": {}}),
+    "a detached norm that is not": Mutant(
+        dora.forward,
+        'if config.dora_norm == "detached":',
+        "if False:",
+        test_family.test_detached_dora_agrees_with_the_complex_step_of_the_function_whose_norm_is_held,
+        {"settings": {}},
+    ),
+    "the frozen path dropped as well": Mutant(
+        dora.backward, "du -= dy", "pass", DORA, {"settings": {"lora_dropout": 0.3}}
+    ),
+    "the base stretched by the bypass alone": Mutant(
+        LoraLinear.merge, "*= dora.stretch(self)", "*= 1", MERGED_DORA, {"settings": {}}
+    ),
+    "the magnitude beside W rather than V": Mutant(
+        dora.offset, "layer.merged_rows[name] * product", "product", MERGED_DORA, {"settings": {}}
+    ),
+    "unmerged by the norm of the merged weight": Mutant(
+        LoraLinear.unmerge,
+        "if self.merged_rows:",
+        "self.merged_rows = {n: dora.row_factor(self, n) for n in self.merged_rows}\n    if self.merged_rows:",
+        MERGED_DORA,
+        {"settings": {}},
+    ),
+    # PiSSA, LoRA-FA, LoRA+
+    "a base that PiSSA did not reduce": Mutant(
+        pissa.take_out,
+        "layer.base_layer.weight.value -= layer.scaled_product(name)",
+        "pass",
+        test_family.test_pissa_at_the_start_is_the_base_to_1e_12,
+        {"rslora": False},
+    ),
+    "singular values without the scaling": Mutant(
+        pissa.principal_factors, "sigma[:r] / scaling", "sigma[:r]", LEFT, {}
+    ),
+    "the smallest singular vectors": Mutant(
+        pissa.principal_factors, "Vt[:r], U[:, :r] * root", "Vt[-r:], U[:, -r:] * root", LEFT, {}
+    ),
+    "PiSSA saved as if it stood on the base": Mutant(
+        pissa.on_the_original, "-start[1]", "0 * start[1]", SAVED_PISSA, {"settings": {}}
+    ),
+    "half the scaling at twice the rank": Mutant(
+        pissa.config_on_the_original, "factor * config.lora_alpha", "config.lora_alpha", SAVED_PISSA, {"settings": {}}
+    ),
+    "LoRA-FA that keeps x": Mutant(
+        LoraLinear.forward,
+        "keep_x = self.lora_A[name].trainable",
+        "keep_x = True",
+        test_family.test_lora_fa_keeps_n_r_numbers_in_place_of_n_in,
+        {},
+    ),
+    "LoRA-FA that trains A": Mutant(
+        LoraLinear.set_trainable,
+        " and not (parameters is self.lora_A and self.configs[name].freeze_A)",
+        "",
+        test_family.test_lora_fa_trains_b_alone_and_agrees_with_the_complex_step_to_1e_12,
+        {},
+    ),
+    "the fast rate for A too": Mutant(
+        AdamW.lr_of,
+        'if f".{part}." in f".{name}."',
+        'if "lora_" in name',
+        test_family.test_lora_plus_is_a_learning_rate_of_its_own_for_b,
+        {"make": AdamW},
+    ),
+    "weight decay at the slow rate": Mutant(
+        AdamW.step,
+        "1 - eta * self.weight_decay",
+        "1 - lr * self.weight_decay",
+        test_family.test_lora_plus_is_a_learning_rate_of_its_own_for_b,
+        {"make": AdamW},
+    ),
+    # VeRA
+    "d forgotten in dx": op(ops.vera_backward, "dk *= d", "pass", "vera"),
+    "b forgotten on the way back": op(ops.vera_backward, "(dy_rows * b) @ B", "dy_rows @ B", "vera"),
+    "db without d": op(ops.vera_backward, "(h * d)) * B", "h) * B", "vera"),
+    "dd with d": op(ops.vera_backward, "(dk * h)", "(dk * h * d)", "vera"),
+    "the last columns of the shared A": Mutant(
+        VeraLinear.factors, "[:, : self.in_features]", "[:, -self.in_features :]", VERA_SHARED, {}
+    ),
+    "factors of its own for each layer": Mutant(
+        vera._insert,
+        "put_adapter(name, config, A, B, d, b)",
+        "put_adapter(name, config, Parameter(A.value, False), B, d, b)",
+        VERA_SHARED,
+        {},
     ),
     # several adapters made one
     "weights forgotten": Mutant(combination.side_by_side, "part.weight * ", "", SUM, {}),
@@ -311,6 +435,87 @@ MUTANTS = {
         test_transformer.test_no_dx_is_computed_below_the_lowest_trainable_parameter,
         {},
     ),
+    # prefix tuning
+    "the prefix's gradient of one row alone": Mutant(LayerCache.add_grad, ".sum(axis=0)", "[0]", PREFIX, PLAIN),
+    "the prefix's keys and values exchanged": Mutant(
+        KeyValueCache.take_grad, "for x in layer.grad]", "for x in layer.grad[::-1]]", PREFIX, PLAIN
+    ),
+    "layers in reverse": Mutant(
+        KeyValueCache.take_grad, "for layer in self.layers for x", "for layer in self.layers[::-1] for x", PREFIX, PLAIN
+    ),
+    "all keys first and then all values": Mutant(
+        KeyValueCache.begin,
+        "(2 * i, 2 * i + 1)",
+        "(i, i + len(self.layers))",
+        test_prefix.test_a_prefix_that_is_what_tokens_computed_answers_as_those_tokens,
+        {},
+    ),
+    "dk of the last tokens for the prefix": Mutant(
+        LayerCache.add_grad, "x[:, :, : self.given]", "x[:, :, -self.given :]", PREFIX, PLAIN
+    ),
+    "the prefix turned back by a rotation": Mutant(
+        Attention.backward,
+        "past.add_grad(dk, dv)",
+        "past.add_grad(ops.rotary_backward(dk, tuple(ops.rotary_tables(ops.attention.array_module(dk).arange("
+        "dk.shape[2]), self.head_dim, 10000.0, dk.dtype))), dv)",
+        PREFIX,
+        PLAIN,
+    ),
+    "tanh's slope as 1 − a": Mutant(PrefixEncoder.backward, "(1 - a * a)", "(1 - a)", PREFIX, PROJECTED),
+    "no tanh in the backward": Mutant(PrefixEncoder.backward, "da * (1 - a * a)", "da", PREFIX, PROJECTED),
+    "a gradient taken twice": Mutant(
+        KeyValueCache.take_grad,
+        "layer.grad = None",
+        "pass",
+        test_prefix.test_two_backwards_of_one_past_add_up,
+        {},
+    ),
+    "a position for padding": Mutant(
+        last_logits,
+        "None if mask is None or not count_places else",
+        "None if True else",
+        test_prefix.test_a_padded_row_has_the_logits_that_it_has_alone,
+        {},
+    ),
+    "a prefix that counts as padding": Mutant(
+        prefix.see_the_prefix,
+        "xp.ones(",
+        "xp.zeros(",
+        test_prefix.test_masked_padding_changes_no_token_to_its_left,
+        {},
+    ),
+    "the prefix drawn as a Linear is": Mutant(
+        PrefixMethod.add,
+        "else rng.standard_normal((v, width)), heads)",
+        "else rng.uniform(-1, 1, (v, width)), heads)",
+        test_prefix.test_it_starts_as_pytorch_starts_an_embedding_and_a_linear,
+        {},
+    ),
+    # bottlenecks
+    "no skip around the bottleneck": Mutant(
+        BottleneckLinear.forward,
+        "z += y",
+        "pass",
+        test_bottleneck.test_at_init_the_adapted_model_equals_the_base_bit_for_bit,
+        {},
+    ),
+    "no gradient through the skip": Mutant(BottleneckLinear.backward, "dy += dz", "pass", NARROW, HOUSE),
+    "the skip alone": Mutant(BottleneckLinear.backward, "dy += dz", "dy = dz", NARROW, HOUSE),
+    "dz taken for our own": Mutant(BottleneckLinear.backward, "dy += dz", "dy = dz.__iadd__(dy)", NARROW, HOUSE),
+    "no activation in the backward": Mutant(
+        BottleneckLinear.backward, "slope(da, activation_cache)", "da", NARROW, HOUSE
+    ),
+    "up starts as down does": Mutant(
+        BottleneckMethod.add,
+        'config.init_weights and side == "up"',
+        "False",
+        test_bottleneck.test_at_init_the_adapted_model_equals_the_base_bit_for_bit,
+        {},
+    ),
+    "a bias without a gradient": Mutant(AdapterLinear.forward, "self.bias.trainable", "False", NARROW, HOUSE),
+    "gelu's slope without the chain rule": op(ops.gelu_backward, " * du", "", "gelu"),
+    "gelu's cubic term differentiated as linear": op(ops.gelu_backward, "1 + 3 * GELU", "1 + GELU", "gelu"),
+    "gelu as if its gate were constant": op(ops.gelu_backward, " + 0.5 * x * (1 - t * t) * du", "", "gelu"),
     # four bits
     "the second code in the high nibble": Mutant(
         quantization.quantize_4bit,

@@ -45,6 +45,29 @@ CASES = {
         ops.lora_linear_backward,
         {"x": normal(2, 3, 5), "A": normal(2, 5), "B": normal(4, 2)},
     ),
+    "lora over a frozen A": (
+        lambda x, B: ops.lora_forward(x, FROZEN[:2].astype(x.dtype), B, 7 / 2, keep_x=False),
+        lambda dy, cache: ops.lora_backward(dy, cache)[::2],
+        {"x": normal(2, 3, 5), "B": normal(4, 2)},
+    ),
+    "row_norm": (
+        lambda A, B: ops.row_norm_forward(FROZEN.astype(A.dtype), A, B, scaling=7 / 2),
+        ops.row_norm_backward,
+        {"A": normal(2, 5), "B": normal(4, 2)},
+    ),
+    "dora": (
+        lambda x, u, A, B, m, n: ops.dora_forward(x, u, A, B, m, n, scaling=7 / 2),
+        ops.dora_backward,
+        {
+            **{"x": normal(2, 3, 5), "u": normal(2, 3, 4), "A": normal(2, 5), "B": normal(4, 2)},
+            **{"m": normal(4), "n": normal(4) ** 2 + 1},
+        },
+    ),
+    "vera": (
+        lambda x, d, b: ops.vera_forward(x, FROZEN[:3].astype(x.dtype), FROZEN[:, :3].astype(x.dtype), d, b),
+        ops.vera_backward,
+        {"x": normal(2, 3, 5), "d": normal(3), "b": normal(4)},
+    ),
     "grouped_lora": (
         lambda x, A, B: ops.grouped_lora_forward(x, A, B, xp.asarray([7 / 2, 0.3, 2.0], dtype=x.real.dtype)),
         ops.grouped_lora_backward,
@@ -79,6 +102,7 @@ CASES = {
         {"q": normal(1, 4, 150, 3), "k": normal(1, 2, 155, 3), "v": normal(1, 2, 155, 3)},  # three of them, and a past
     ),
     "silu": (ops.silu_forward, ops.silu_backward, {"x": normal(3, 5)}),
+    "gelu": (ops.gelu_forward, ops.gelu_backward, {"x": normal(3, 5)}),
     "swiglu": (ops.swiglu_forward, ops.swiglu_backward, {"gate": normal(3, 5), "up": normal(3, 5)}),
     "cross_entropy": (
         lambda logits: ops.cross_entropy_forward(logits, TARGETS),

@@ -652,6 +652,7 @@ OPS = {
     ),
     "silu": (ops.silu_forward, ops.silu_backward, F.silu, [normal(3, 5)]),
     "silu far out": (ops.silu_forward, ops.silu_backward, F.silu, [np.array([-900.0, -90, -20, 0, 20, 90, 900])]),
+    "gelu": (ops.gelu_forward, ops.gelu_backward, lambda x: F.gelu(x, approximate="tanh"), [normal(3, 5)]),
     "swiglu": (ops.swiglu_forward, ops.swiglu_backward, lambda g, u: F.silu(g) * u, [normal(3, 5), normal(3, 5)]),
     "cross_entropy": (
         lambda z: ops.cross_entropy_forward(z, LABELS),

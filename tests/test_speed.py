@@ -279,6 +279,12 @@ def test_bench_prints_and_keeps_what_was_asked_for(alone, monkeypatch, tmp_path,
     assert Table.load(tmp_path / "data" / "speed.json").study == "speed"
     assert main(["bench", "--only", "generation", *arguments]) == 0
     assert "5 written by each row" in capsys.readouterr().out
+    monkeypatch.setattr(study.quantized_speed, "__defaults__", ((SMALL,), 1, 1, silence))
+    assert main(["bench", "--only", "quantized", *arguments]) == 0
+    assert "tiny, ours, NF4 base" in capsys.readouterr().out
+    rows = Table.load(tmp_path / "data" / "quantized_speed.json").rows
+    assert [row["side"] for row in rows] == ["ours", "ours, NF4 base", "dequantising"] and rows[0]["ratio"] == 1
+    assert abs(rows[0]["losses"][0] - rows[1]["losses"][0]) < 0.5, "nearly the same model"
 
 
 def test_bench_refuses_no_threads_and_names_the_parts(capsys):

@@ -99,6 +99,25 @@ def test_it_does_what_the_same_calls_of_the_library_do(run, jsonl, tmp_path):
     assert json.loads(ours) == json.loads(theirs)
 
 
+def test_over_a_quantised_base_it_does_what_the_same_calls_of_the_library_do(run, jsonl, tmp_path, capsys):
+    assert run("--quantize", "nf4", "--lr", 0.02) == 0
+    assert "--quantize nf4" in capsys.readouterr().out, "the command to try it with"
+    config = ln.LoraConfig(**command.LORA, base_model_name_or_path="tiny")
+    model = ln.get_peft_model(ln.quantize_model(ln.load_model("tiny"), "nf4"), config)
+    examples = conversations.read(jsonl(), ln.load_tokenizer("tiny"))
+    batches = conversations.ConversationBatches(examples, batch_size=2, seed=0)
+    ln.train(model, batches, ln.AdamW(0.02, weight_decay=0), 3, schedule=ln.WarmupCosine(3, 1), max_grad_norm=1.0)
+    model.save_pretrained(tmp_path / "by hand")
+    assert weights(tmp_path / "out") == weights(tmp_path / "by hand")
+    ln.PeftModel.from_pretrained(ln.load_model("tiny"), tmp_path / "out"), "and over the base in floats"
+
+
+def test_full_fine_tuning_of_four_bits_is_refused(run, tmp_path, capsys):
+    assert run("--full", "--quantize", "nf4") == 1
+    assert "--quantize freezes the base in four bits, and --full trains it" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_adapter_is_one_for_the_library_and_knows_its_losses(run, jsonl, tmp_path, capsys):
     assert run("--heldout", jsonl(DATA[:2], "heldout.jsonl"), "--eval-every", 2) == 0
     rows = json.loads((tmp_path / "out" / "history.json").read_text(encoding="utf-8"))

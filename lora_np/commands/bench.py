@@ -12,12 +12,12 @@ from ..studies.table import Table
 
 HELP = "what a training step costs: seconds and peak memory, here, in PyTorch with PEFT, and at least"
 STEPS = ("tiny", "smollm2-135m", "llama-2-7b-block")
-PARTS = ("methods", *STEPS, "generation", "scaling")
+PARTS = ("methods", *STEPS, "quantized", "generation", "scaling")
 PICTURES = {"speed": "speed_chart", "speed_scaling": "scaling_chart"}  # table → its function in plots
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    tables = "speed.json, generation_speed.json and speed_scaling.json"
+    tables = "speed.json, quantized_speed.json, generation_speed.json and speed_scaling.json"
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}; default all")
     parser.add_argument("--quick", action="store_true", help="three rounds: a look, with more noise")
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile, which takes a minute or two")
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from ..studies.speed import CASES, generation_speed, speed, speed_scaling
+    from ..studies.speed import CASES, generation_speed, quantized_speed, speed, speed_scaling
     from ..studies.step_cost import step_cost
 
     if arguments.threads < 1:
@@ -40,6 +40,8 @@ def run(arguments: argparse.Namespace) -> None:
         print_methods(step_cost())
     if cases := [case for case in CASES if case.name in parts]:
         keep(speed(cases, compiled=not arguments.no_compile, **how), print_speed, arguments)
+    if "quantized" in parts:
+        keep(quantized_speed(**how), print_quantized, arguments)
     if "generation" in parts:
         keep(generation_speed(**how | {"rounds": 3 if arguments.quick else 5}), print_generation, arguments)
     if "scaling" in parts:
@@ -121,6 +123,18 @@ def print_speed(table: Table) -> None:
     print("\n  floor: the frozen matrix products alone, in NumPy's BLAS; under it, its share of a side's time")
     which = "during the steps" if table.settings["peak_is_of_the_steps"] else "since the process began"
     print(f"  peak MB: resident at most {which}; before: when the model was loaded. Both with the libraries themselves")
+
+
+def print_quantized(table: Table) -> None:
+    """A step over a base of four bits, beside one over float32."""
+    print(
+        "One LoRA step (forward, backward, AdamW), all linear layers, over float32 and over NF4 with double quantisation"
+    )
+    print_sides(table)
+    print(f"{'':40}{'seconds':>9}{'× ours':>8}{'quartiles':>14}{'peak MB':>9}")
+    for row in table.rows:
+        name = f"{row['case']}, {row['side']}"
+        print(f"  {name:38}{row['seconds']:9.4f}{ratio(row)}{megabytes(row['peak_bytes']):>9}")
 
 
 def print_generation(table: Table) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..quantization import QUANT_TYPES
 from .params import target_modules
 
 if TYPE_CHECKING:
@@ -65,6 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target-modules", type=target_modules, metavar="NAMES", help="as in params (default all-linear)"
     )
     lora.add_argument("--lora-dropout", type=float, metavar="P", help="(default 0)")
+    lora.add_argument(
+        "--quantize",
+        choices=QUANT_TYPES,
+        help="keep the frozen base in four bits (QLoRA); the adapter then loads on either base",
+    )
     lora.add_argument("--use-rslora", action="store_true", default=None, help="scale by α/√r instead of α/r")
     training = parser.add_argument_group("training")
     length = training.add_mutually_exclusive_group()
@@ -105,6 +111,7 @@ def run(arguments: argparse.Namespace) -> None:
     from .. import conversations, ledger
     from ..optim import AdamW, WarmupCosine
     from ..pretrained import load_model, load_tokenizer
+    from ..quantized_linear import quantize_model
     from ..train import train
 
     if _is_finished(arguments):
@@ -120,6 +127,8 @@ def run(arguments: argparse.Namespace) -> None:
     optimizer = AdamW(lr, weight_decay=arguments.weight_decay)
     schedule = WarmupCosine(steps, warmup)
     if not arguments.full:
+        if arguments.quantize:
+            quantize_model(model, arguments.quantize)
         model = _with_adapter(model, arguments, settings)
 
     print(ledger.count(model))
@@ -189,6 +198,8 @@ def _is_finished(arguments: argparse.Namespace) -> bool:
 def _lora_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """LoraConfig's arguments. Raises ValueError where they say nothing, because there is no adapter."""
     given = {name: getattr(arguments, name) for name in LORA if getattr(arguments, name) is not None}
+    if arguments.full and arguments.quantize:
+        raise ValueError("--quantize freezes the base in four bits, and --full trains it: leave one of them")
     if arguments.full and given:
         raise ValueError(f"--{next(iter(given)).replace('_', '-')} is LoRA's, and --full trains without an adapter")
     return LORA | given
@@ -287,6 +298,7 @@ def _command(arguments: argparse.Namespace, tokenizer: Tokenizer) -> str:
     with path.open(encoding="utf-8-sig") as file:
         record = json.loads(next(line for line in file if line.strip()))
     model = [str(arguments.output)] if arguments.full else [arguments.model, "--adapter", str(arguments.output)]
+    model += ["--quantize", arguments.quantize] if arguments.quantize else []
     words = ["python", "-m", "lora_np", "generate", "--model", *model]
     if "prompt" in record:
         words += ["--raw", record["prompt"]]

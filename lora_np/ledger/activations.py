@@ -6,7 +6,7 @@ keys, an MLP of width f, and v tokens in the vocabulary:
     each half block      x and ρ of its norm             N·(d + 1)
                          what its reading layers made    N·(q + 2·kv), or N·2f
                          x of a layer with dW or dA      N·d for all that read the norm, N·q or N·f for the one that writes
-                         h = x Aᵀ of an adapter          N·r
+                         h = x Aᵀ of an adapter          N·r, and of one in 16 bits A and B in float32, r·(in + out)
     attention besides    o, the scores e, and 1/Σe       N·q + heads·(5/8 of seq² a sequence, at 256 tokens) + N·heads
     the top              x and ρ of the last norm, the logits, two numbers a token of the loss
                                                          N·(d + 1) + N·v + 2·N
@@ -60,8 +60,9 @@ class Work:
         """The x of layers that read the same x, once for all of them, and what each adapter keeps of its own."""
         N = self.tokens
         shared = N * width * any(map(keeps_x, layers))
-        dropped = sum(2 * N * width for layer in layers if layer.dropout)  # the mask, and x ∘ mask
-        return shared + dropped + sum(N * layer.r for layer in layers)
+        dropped = sum((1 + layer.A_trained) * N * width for layer in layers if layer.dropout)  # the mask, and x ∘ mask
+        copies = sum(layer.r * (layer.in_ + layer.out) * layer.widened for layer in layers)
+        return shared + dropped + copies + sum(N * layer.r for layer in layers)
 
     def kept_at_the_top(self) -> int:
         """The last norm, the head and the loss, in whose cache the logits are."""
@@ -71,4 +72,4 @@ class Work:
 
 def keeps_x(layer: Layer) -> bool:
     """Whether a layer needs its own x in the backward: for dW, or for dA where no dropout has made another x of it."""
-    return layer.trained or (layer.r > 0 and not layer.dropout)
+    return layer.trained or (layer.r > 0 and layer.A_trained and not layer.dropout)

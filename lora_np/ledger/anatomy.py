@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..targets import OUTPUT_HEAD, select_targets
 from .architecture import Architecture, LinearShape, architecture_of
-from .parameters import check_rank
+from .parameters import ADAPTER_MARK, check_rank
 
 if TYPE_CHECKING:
     from ..transformer import Transformer
@@ -33,7 +33,9 @@ class Layer:
     r: int = 0
     trainable: bool = False  # anything here is: W, a bias, A or B
     dropout: bool = False  # on the adapter's input
+    A_trained: bool = True  # of an adapter; LoRA-FA freezes A, and needs no x for dA
     quantized: bool = False  # W is stored in fewer bits, and decoded for each product
+    widened: bool = False  # A and B are stored in 16 bits, and copied to float32 for each product
 
 
 @dataclass(frozen=True)
@@ -146,16 +148,31 @@ def anatomy(
 
 
 def live_anatomy(model: Any) -> Anatomy:
-    """The same of a Transformer, or of a PeftModel with its active adapter. Raises TypeError for anything else."""
+    """The same of a Transformer, or of a PeftModel with its active adapter, if that is LoRA's.
+
+    Raises ValueError for an adapter of another method, TypeError for anything else.
+    """
     transformer: Transformer = model if hasattr(model, "hidden") else getattr(model, "model", None)
     if not hasattr(transformer, "hidden"):
         raise TypeError(f"expected a model's name, an Architecture or a model, not {type(model).__name__}.")
     active = getattr(model, "active_adapter", None)
+    if active is not None:
+        own = set(map(id, model.adapter_parameters(active)))
+        if any(id(p) in own and ADAPTER_MARK not in name for name, p in model.named_parameters()):
+            kind = type(model.peft_config[active]).__name__
+            raise ValueError(
+                f"a step's memory and FLOPs are counted for LoRA and for full fine-tuning; the active adapter has a {kind}. "
+                "Its parameters are counted by count(model)."
+            )
 
     def layer(name: str, linear: Any) -> Layer:
+        while hasattr(linear, "base_layer") and not hasattr(linear, "lora_A"):
+            linear = linear.base_layer  # another method's wrapper, which is not active
         base = getattr(linear, "base_layer", linear)
         factor = None if getattr(linear, "merged", None) else getattr(linear, "lora_A", {}).get(active)
         weight = getattr(base, "weight", None)  # a quantised layer may have none that trains
+        if factor is not None and linear.configs[active].use_dora:
+            raise ValueError(f"{name} has DoRA, of which the ledger counts the parameters alone: count(model)")
         return Layer(
             name,
             linear.out_features,
@@ -164,7 +181,9 @@ def live_anatomy(model: Any) -> Anatomy:
             r=0 if factor is None else factor.value.shape[0],
             trainable=linear.trainable,
             dropout=factor is not None and linear.configs[active].lora_dropout > 0,
+            A_trained=factor is None or factor.trainable,
             quantized=hasattr(base, "nbytes"),
+            widened=factor is not None and factor.value.itemsize == 2,
         )
 
     def half(norm: Any, module: Any, prefix: str, names: list[str]) -> Half:

@@ -115,11 +115,15 @@ def weight_products(layer: Layer, tokens: int, need_dx: bool) -> Products:
 
 
 def adapter_products(layer: Layer, tokens: int, need_dx: bool) -> Products:
-    """The bypass, 2·N·r·in for each product with A and 2·N·r·out for each with B. dA needs dh = dy B, dx or no dx."""
+    """The bypass, 2·N·r·in for each product with A and 2·N·r·out for each with B. dA needs dh = dy B, dx or no dx.
+
+    A frozen A has no dA; dB is computed with dx even where B is frozen too.
+    """
     with_A, with_B = 2 * tokens * layer.r * layer.in_, 2 * tokens * layer.r * layer.out
     if not (layer.trainable or need_dx):
         return Products(with_A + with_B)
-    return Products(with_A + with_B, with_B + with_A * need_dx, with_A + with_B)
+    dA = layer.A_trained
+    return Products(with_A + with_B, with_B * (dA or need_dx) + with_A * need_dx, with_A * dA + with_B)
 
 
 def causal_scores(seq: int, block: int = 1) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 from .activations import Work
 from .anatomy import anatomy
 from .architecture import Architecture, architecture_of
-from .parameters import ADAPTER_MARK, count
+from .parameters import adapter_names, count
 from .precision import BYTES, Precision, nf4_bytes, precision_of
 from .temporaries import moments, update_moment
 
@@ -99,14 +99,15 @@ def live_memory(model: Any, batch: int, seq: int, slots: int = 2) -> Memory:
     """The same of a live model, from its arrays. A layer with an `nbytes` of its own, a quantised one, says what it takes."""
     work = Work(anatomy(model), batch, seq)
     parameters = dict(model.named_parameters())
-    adapter = sum(p.value.nbytes for name, p in parameters.items() if ADAPTER_MARK in name)
-    gradients = sum(p.value.nbytes for p in parameters.values() if p.trainable)
+    adapter = sum(parameters[name].value.nbytes for name in adapter_names(model))
+    trained = [p for p in parameters.values() if p.trainable]
+    gradients = sum(p.value.size * p.compute_dtype.itemsize for p in trained)
     static = {
         "weights": module_bytes(model) - adapter,
         "adapter": adapter,
         "gradients": gradients,
         "optimizer": slots * gradients,
-        "master": 0,
+        "master": sum(p.value.size * p.compute_dtype.itemsize for p in trained if p.value.dtype != p.compute_dtype),
     }
     itemsize = next(iter(parameters.values())).value.itemsize
     return step_memory(work, static, itemsize, itemsize)
@@ -121,8 +122,7 @@ def step_memory(
     """
     kept = work.kept(checkpointing) * activation + 8 * work.tokens  # and the targets' columns, as int64
     again = max(map(work.kept_by_block, work.body.blocks)) * activation if checkpointing else 0
-    decoded = max(layer.out * layer.in_ * layer.quantized for layer in work.body.layers()) * activation  # one at a time
-    largest = max(held * activation + there * gradient for held, there in moments(work)) + kept + again + decoded
+    largest = max(held * activation + there * gradient for held, there in moments(work)) + kept + again
     largest = max(largest, static["gradients"] + update_moment(work) * gradient)
     return Memory(**static, activations=kept, temporaries=largest - static["gradients"] - kept)
 

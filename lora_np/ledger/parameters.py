@@ -125,9 +125,10 @@ def count_live(model: Any) -> Count:
     if not hasattr(model, "named_parameters"):
         raise TypeError(f"count expects a model's name, an Architecture or a model, not {type(model).__name__}.")
     base = added = trainable = 0
+    adapters = adapter_names(model)
     for name, parameter in model.named_parameters():
         size = parameter.value.size
-        if ADAPTER_MARK in name:
+        if name in adapters:
             added += size
         else:
             base += size
@@ -136,6 +137,14 @@ def count_live(model: Any) -> Count:
     if base + added == 0:
         raise ValueError(f"this {type(model).__name__} has no parameters, so there is nothing to count.")
     return Count(base=base, total=base + added, trainable=trainable)
+
+
+def adapter_names(model: Any) -> set[str]:
+    """Which of a live model's parameters are its adapters'. A PeftModel knows; a base by itself has LoRA's marked ones."""
+    if not hasattr(model, "adapter_parameters"):
+        return {name for name, _ in model.named_parameters() if ADAPTER_MARK in name}
+    added = set(map(id, model.adapter_parameters()))
+    return {name for name, p in model.named_parameters() if id(p) in added}
 
 
 def targeted(architecture: Architecture, target_modules: str | Collection[str]) -> list[LinearShape]:

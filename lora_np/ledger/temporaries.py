@@ -6,6 +6,7 @@ All along, the caller holds the head's dx and a block its dz, which becomes its 
     attention          dx of the MLP and of its norm, 2·N·d; do, dq, dk, dv; then whichever is most of
                        a block of scores and its gradients, the rotation back, three dx of N·d
     an adapter         one more dx, until it is added to the frozen path's; with dropout that times the mask
+    a quantised W      all of it, decoded, beside the dx that is computed with it, and gone before the adapter's
 
 The letters are those of activations.py.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..ops.attention import BLOCK
+from ..quantization import CHUNK
 from .activations import Work, keeps_x
 from .anatomy import Half, Layer
 
@@ -42,7 +44,7 @@ def last_forward(work: Work) -> int:
     """The last MLP's input, its f features and its output, where they are not kept: the most if only the head trains."""
     N, d, mlp = work.tokens, work.body.hidden, work.body.blocks[-1][-1]
     normed = N * d * (not any(map(keeps_x, mlp.reads)))
-    return normed + N * mlp.writes.in_ * (not keeps_x(mlp.writes)) + (1 + (mlp.writes.r > 0)) * N * d
+    return normed + N * mlp.writes.in_ * (not keeps_x(mlp.writes)) + through(mlp.writes, N * d, mlp.writes.r > 0)
 
 
 def mlp_moment(work: Work, half: Half, need_dx: bool) -> int:
@@ -50,9 +52,9 @@ def mlp_moment(work: Work, half: Half, need_dx: bool) -> int:
     N, d, f = work.tokens, work.body.hidden, half.writes.in_
     if not (need_dx or half.reads_trainable):
         return N * half.writes.r
-    writes = N * f * (1 + extra_dx(half.writes))
+    writes = through(half.writes, N * f, extra_dx(half.writes))
     inner = N * f + sum(N * layer.out for layer in half.reads)  # dh, dgate, dup
-    reads = max(need_dx * N * d * (i + 1 + extra_dx(layer)) for i, layer in enumerate(half.reads))
+    reads = need_dx * max(i * N * d + through(layer, N * d, extra_dx(layer)) for i, layer in enumerate(half.reads))
     return max(writes, inner + reads, need_dx * 3 * N * d)
 
 
@@ -63,10 +65,13 @@ def attention_moment(work: Work, half: Half, need_dx: bool) -> int:
     if not (need_dx or half.reads_trainable):
         return before + N * half.writes.r
     kv = body.kv_heads * body.head_dim
-    writes = N * q * (1 + extra_dx(half.writes))
+    writes = through(half.writes, N * q, extra_dx(half.writes))
     inner = N * (2 * q + 2 * kv)  # do, dq, dk, dv
     rotation = max(2 * N * q, N * (q + 2 * kv))  # dq turned, in two buffers; then dk beside it
-    reads = [N * layer.out + need_dx * N * d * (i + 1 + extra_dx(layer)) for i, layer in enumerate(half.reads)]
+    reads = [
+        N * layer.out + need_dx * (i * N * d + through(layer, N * d, extra_dx(layer)))
+        for i, layer in enumerate(half.reads)
+    ]
     return before + max(writes, inner + max(scores_moment(work), rotation, *reads), need_dx * 2 * N * d)
 
 
@@ -83,6 +88,16 @@ def scores_moment(work: Work) -> int:
     return largest
 
 
+def through(layer: Layer, product: int, extra: int) -> int:
+    """While a product of so many floats is made with W, and as many again by the adapter, `extra` times.
+
+    A quantised W is decoded first, a piece at a time through the piece's indices of 8 bytes.
+    """
+    W = layer.out * layer.in_ * layer.quantized
+    decoding = W + 2 * min(CHUNK, (W + 1) // 2)
+    return max(decoding, W + product, (1 + extra) * product)
+
+
 def extra_dx(layer: Layer) -> int:
     """How many dx an adapter makes beside the frozen path's: none without one, its own, and with dropout that ∘ mask."""
     return (layer.r > 0) + layer.dropout
@@ -90,12 +105,13 @@ def extra_dx(layer: Layer) -> int:
 
 def gradient_numbers(layer: Layer) -> int:
     """Those of W, or of A and B."""
-    return layer.out * layer.in_ * layer.trained + layer.r * (layer.in_ + layer.out) * layer.trainable
+    numbers = layer.in_ * layer.A_trained + layer.out  # for each of the r directions
+    return layer.out * layer.in_ * layer.trained + layer.r * numbers * layer.trainable
 
 
 def update_moment(work: Work) -> int:
     """AdamW updates an array at a time, in two buffers of its size: the most for the largest that is trained."""
     body = work.body
     sizes = [layer.out * layer.in_ * layer.trained for layer in body.layers()]
-    sizes += [layer.r * max(layer.out, layer.in_) * layer.trainable for layer in body.layers()]
+    sizes += [layer.r * max(layer.out, layer.in_ * layer.A_trained) * layer.trainable for layer in body.layers()]
     return 2 * max(*sizes, body.vocabulary * body.hidden * body.embedding_trained)

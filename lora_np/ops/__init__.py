@@ -10,11 +10,21 @@ it is returned and passed on, never stored, so a layer can serve two batches at 
     r rank    v vocabulary   n tokens (b·t)
 
 Everything runs in float32 (to train), float64 (to prove) and complex128 (for the complex step, see gradcheck.py), on
-NumPy or CuPy alike. Reading order: linear, lora, grouped_lora, dropout, embedding, norm, rotary, attention, activation, loss.
+NumPy or CuPy alike. Reading order: linear, lora, grouped_lora, dora, vera, dropout, embedding, norm, rotary,
+attention, activation, loss.
 """
 
-from .activation import sigmoid, silu_backward, silu_forward, swiglu_backward, swiglu_forward
+from .activation import (
+    gelu_backward,
+    gelu_forward,
+    sigmoid,
+    silu_backward,
+    silu_forward,
+    swiglu_backward,
+    swiglu_forward,
+)
 from .attention import attention_backward, attention_forward, softmax_backward, softmax_forward
+from .dora import dora_backward, dora_forward, row_norm_backward, row_norm_forward
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
 from .grouped_lora import grouped_lora_backward, grouped_lora_forward
@@ -23,6 +33,7 @@ from .lora import lora_backward, lora_forward, lora_linear_backward, lora_linear
 from .loss import IGNORE_INDEX, cross_entropy_backward, cross_entropy_forward
 from .norm import rms_norm_backward, rms_norm_forward
 from .rotary import rotary_backward, rotary_forward, rotary_tables
+from .vera import vera_backward, vera_forward
 
 __all__ = [
     "IGNORE_INDEX",
@@ -30,10 +41,14 @@ __all__ = [
     "attention_forward",
     "cross_entropy_backward",
     "cross_entropy_forward",
+    "dora_backward",
+    "dora_forward",
     "dropout_backward",
     "dropout_forward",
     "embedding_backward",
     "embedding_forward",
+    "gelu_backward",
+    "gelu_forward",
     "grouped_lora_backward",
     "grouped_lora_forward",
     "linear_backward",
@@ -47,6 +62,8 @@ __all__ = [
     "rotary_backward",
     "rotary_forward",
     "rotary_tables",
+    "row_norm_backward",
+    "row_norm_forward",
     "sigmoid",
     "silu_backward",
     "silu_forward",
@@ -54,4 +71,6 @@ __all__ = [
     "softmax_forward",
     "swiglu_backward",
     "swiglu_forward",
+    "vera_backward",
+    "vera_forward",
 ]

@@ -1,6 +1,8 @@
-"""SiLU and the gated SwiGLU (Shazeer 2020, arXiv 2002.05202)."""
+"""SiLU, the gated SwiGLU (Shazeer 2020, arXiv 2002.05202), and GELU (Hendrycks and Gimpel 2016, arXiv 1606.08415)."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -26,6 +28,10 @@ def _complex_sigmoid(x: Array) -> Array:
     negative = x.real < 0
     e = xp.exp(xp.where(negative, x, -x))
     return xp.where(negative, e, 1) / (1 + e)
+
+
+GELU_SCALE = math.sqrt(2 / math.pi)
+GELU_CUBIC = 0.044715
 
 
 def silu_forward(x: Array) -> tuple[Array, tuple]:
@@ -79,3 +85,24 @@ def _silu_slope(x: Array, s: Array) -> Array:
     slope += 1
     slope *= s
     return slope
+
+
+def gelu_forward(x: Array) -> tuple[Array, tuple]:
+    """y = ½x·(1 + tanh u) with u = √(2/π)·(x + 0.044715 x³). x any shape.
+
+    This is GPT-2's GELU, within 5e-4 of the exact x·Φ(x): NumPy has no erf, and tanh has a complex step.
+    """
+    check_float(x=x)
+    t = array_module(x).tanh(GELU_SCALE * x * (1 + GELU_CUBIC * x * x))
+    return 0.5 * x * (1 + t), (x, t)
+
+
+def gelu_backward(dy: Array, cache: tuple) -> Array:
+    """dx = dy·(½(1 + t) + ½x·(1 − t²)·u′) with t = tanh u and u′ = √(2/π)·(1 + 3·0.044715 x²).
+
+    The product rule on ½x·(1 + t), with tanh′ = 1 − tanh².
+    """
+    x, t = cache
+    check_shape("dy", dy, *x.shape)
+    du = GELU_SCALE * (1 + 3 * GELU_CUBIC * x * x)
+    return dy * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * du)

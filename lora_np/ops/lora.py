@@ -7,10 +7,11 @@ from .checks import check_features, check_float, check_shape
 from .linear import linear_backward, linear_forward, rows
 
 
-def lora_forward(x: Array, A: Array, B: Array, scaling: float) -> tuple[Array, tuple]:
+def lora_forward(x: Array, A: Array, B: Array, scaling: float, keep_x: bool = True) -> tuple[Array, tuple]:
     """The bypass alone, δ = s·(x Aᵀ) Bᵀ.
 
-    x (…, in), A (r, in), B (out, r), scaling s = α/r (rsLoRA: α/√r) → δ (…, out).
+    x (…, in), A (r, in), B (out, r), scaling s = α/r (rsLoRA: α/√r) → δ (…, out). Where A is frozen there is no dA, and x need
+    not be kept: `keep_x` False keeps N·r numbers in place of N·(in + r) (LoRA-FA, arXiv 2308.03303).
 
     The order of the products matters: x Aᵀ first costs N·r·(in + out) multiplications and never builds the out × in
     matrix B A. Raises ValueError or TypeError on shapes or dtypes that do not fit.
@@ -22,11 +23,11 @@ def lora_forward(x: Array, A: Array, B: Array, scaling: float) -> tuple[Array, t
     h = rows(x) @ A.T  # (N, in) (in, r) → (N, r)
     h *= scaling  # on N·r numbers rather than on the N·out of δ
     delta = h @ B.T  # (N, r) (r, out) → (N, out)
-    return delta.reshape(*x.shape[:-1], B.shape[0]), (x, h, A, B, scaling)
+    return delta.reshape(*x.shape[:-1], B.shape[0]), (x if keep_x else None, h, A, B, scaling)
 
 
-def lora_backward(dy: Array, cache: tuple, need_dx: bool = True) -> tuple[Array | None, Array, Array]:
-    """dx, dA, dB for dy (…, out).
+def lora_backward(dy: Array, cache: tuple, need_dx: bool = True) -> tuple[Array | None, Array | None, Array]:
+    """dx, dA, dB for dy (…, out); dx None where it is not needed, dA where the forward kept no x.
 
     Walk the forward in reverse. With h = s·x Aᵀ, in the forward pass this was δ = h Bᵀ, a linear layer of weight B:
 
@@ -42,13 +43,15 @@ def lora_backward(dy: Array, cache: tuple, need_dx: bool = True) -> tuple[Array 
     LoRA sees the full gradient through its own factors, without ever building it. At the start B = 0, hence dA = 0.
     """
     x, h, A, B, scaling = cache
-    check_shape("dy", dy, *x.shape[:-1], B.shape[0])
+    check_features("dy", dy, B.shape[0], "B (out, r)")
     dy_rows = rows(dy)
     dB = dy_rows.T @ h
+    if x is None and not need_dx:
+        return None, None, dB
     dh = dy_rows @ B
     dh *= scaling
-    dA = dh.T @ rows(x)
-    dx = (dh @ A).reshape(x.shape) if need_dx else None
+    dA = None if x is None else dh.T @ rows(x)
+    dx = (dh @ A).reshape(*dy.shape[:-1], A.shape[1]) if need_dx else None
     return dx, dA, dB
 
 

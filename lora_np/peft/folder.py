@@ -1,7 +1,7 @@
 """An adapter on disk, as PEFT lays it out, so that either library reads what the other wrote.
 
-    adapter/adapter_config.json          LoraConfig, and the keys by which PEFT knows what it is
-    adapter/adapter_model.safetensors    base_model.model.<layer>.lora_A.weight (r, in) and .lora_B.weight (out, r)
+    adapter/adapter_config.json          the method's configuration, and the keys by which PEFT knows what it is
+    adapter/adapter_model.safetensors    its tensors: for LoRA base_model.model.<layer>.lora_A.weight (r, in) and .lora_B.weight
 
 PEFT takes a folder that does not fit for one that does: of a tensor with no place it says nothing, and for one that is
 missing it warns; the model then answers as the base. Here each is an error that names it, and nothing has changed.
@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,19 +28,24 @@ from .layers import adaptable_layers
 from .lora import LoraConfig, first_match
 
 T = TypeVar("T")
-Factors = dict[str, tuple[np.ndarray, np.ndarray]]  # layer → A (r, in), B (out, r), on the host
+Factors = dict[str, tuple[np.ndarray, ...]]  # layer → A (r, in), B (out, r), with DoRA m (out,), on the host
 
 PREFIX = "base_model.model."  # what PEFT puts before every name of the base
+TENSORS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")  # what it calls them, in the order of Factors
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
-# What each file is, in PEFT's words; and the version whose files these are like.
+# What LoRA's file is, in PEFT's words; and the version whose files these are like.
 KIND = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "peft_version": "0.21.2"}
-WRITTEN_OFF = {"bias": "none", "fan_in_fan_out": False, "modules_to_save": None, "use_dora": False}  # and not here
+WRITTEN_OFF = {"bias": "none", "fan_in_fan_out": False, "modules_to_save": None}  # and not here
 NO_MATTER = {*KIND, "revision", "auto_mapping"}  # keys of a file that say nothing about the numbers
 OFF = {"bias": "none", "megatron_core": "megatron.core", "qalora_group_size": 16}  # off, and yet not empty
-# Written into the weights' own file too: both files are renamed in place one after the other, and a kill between the two
-# must not give the new factors the old α.
-DECISIVE = ("target_modules", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+# Without these the factors mean something else.
+DECISIVE = ("target_modules", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora")
+OWN = (
+    "freeze_A",
+    "dora_norm",
+)  # of no account to the numbers, and nothing that PEFT has: kept beside the weights alone
+TRAINING = "lora_np.training"
 RECORD = "lora_np.config"
 
 # PEFT takes these ways to draw A and B for True once they are trained; the others (pissa, olora, …) changed the base too.
@@ -49,24 +55,29 @@ BASE_UNCHANGED = ("eva", "orthogonal")
 # --------------------------------------------------------------------------------------------------------------- writing
 
 
-def write_adapter(folder: str | os.PathLike[str], model: Module, config: LoraConfig, factors: Factors) -> None:
-    """Write the folder of an adapter of `model`. Both files are complete before the first of them takes its place.
+def write_adapter(
+    folder: str | os.PathLike[str],
+    settings: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    decisive: Sequence[str] = (),
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the folder of an adapter. Both files are complete before the first of them takes its place.
 
-    Raises ValueError where `folder` is a file.
+    `decisive` keys of the settings are written into the weights' own file too: both files are renamed in place one after the
+    other, and a kill between the two must not give the new factors the old α. `training` is what PEFT has no key for. Raises
+    ValueError where `folder` is a file.
     """
     folder = Path(folder)
     if folder.is_file():
         raise ValueError(f"{folder} is a file; an adapter is saved as a folder")
-    settings = config_to_dict(config, model)
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-    record = json.dumps({key: settings[key] for key in DECISIVE}, sort_keys=True)
-    arrays = {}
-    for layer, pair in factors.items():
-        arrays |= {f"{PREFIX}{layer}.lora_{side}.weight": x for side, x in zip("AB", pair, strict=True)}
+    record = json.dumps({key: settings[key] for key in decisive}, sort_keys=True)
+    metadata = {"format": "pt", RECORD: record, **({TRAINING: json.dumps(training)} if training else {})}
 
     def write(temporary: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
-        save_arrays(folder / WEIGHTS, arrays, {"format": "pt", RECORD: record})
+        save_arrays(folder / WEIGHTS, arrays, metadata)
 
     write_atomically(folder / CONFIG, write)
 
@@ -84,6 +95,7 @@ def config_to_dict(config: LoraConfig, model: Module) -> dict[str, Any]:
         "lora_alpha": plain(config.lora_alpha),
         "lora_dropout": plain(config.lora_dropout),
         "use_rslora": bool(config.use_rslora),
+        "use_dora": bool(config.use_dora),
         "init_lora_weights": config.init_lora_weights,
         "rank_pattern": portable_pattern(config.rank_pattern, layers, config.r),
         "alpha_pattern": portable_pattern(config.alpha_pattern, layers, config.lora_alpha),
@@ -130,11 +142,12 @@ def plain(number: Any) -> Any:
 # --------------------------------------------------------------------------------------------------------------- reading
 
 
-def read_adapter(folder: str | os.PathLike[str], model: Module) -> tuple[LoraConfig, Factors]:
-    """The configuration and the factors of an adapter that fits `model`, each in the file's own dtype.
+def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:
+    """The settings and the tensors of the adapter in `folder`, each in the file's own dtype, and what PEFT has no key for.
 
-    Raises FileNotFoundError where a file is missing; ValueError naming the file and what is wrong in it: damage, a
-    feature that is not here, tensors with no place, missing tensors, a wrong shape, numbers that are no weights.
+    What they say is not looked at.
+
+    Raises FileNotFoundError where a file is missing; ValueError naming the file for damage, or two files of two saves.
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
@@ -143,11 +156,10 @@ def read_adapter(folder: str | os.PathLike[str], model: Module) -> tuple[LoraCon
         pickled = (folder / "adapter_model.bin").is_file()
         hint = "; adapter_model.bin is a pickle, which is never read here: save it as safetensors" if pickled else ""
         raise FileNotFoundError(f"no adapter in {folder}: {folder / WEIGHTS} is not there{hint}")
-    try:
+    with naming(folder / CONFIG):
         settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        config = config_from_dict(settings)
-    except (TypeError, ValueError) as error:  # no text, no JSON, not LoRA, a value out of range
-        raise ValueError(f"{folder / CONFIG}: {error}") from None
+        if not isinstance(settings, dict):
+            raise ValueError("expected a JSON object")
     arrays, metadata = load_arrays(folder / WEIGHTS)
     for key, value in json.loads(metadata.get(RECORD, "{}")).items():
         if settings.get(key) != value:
@@ -155,19 +167,44 @@ def read_adapter(folder: str | os.PathLike[str], model: Module) -> tuple[LoraCon
                 f"{folder / CONFIG}: {key} is {settings.get(key)!r}, and the weights beside it were saved with {value!r}. "
                 "Either a save was stopped between the two files, or the configuration was edited: save it again."
             )
+    with naming(folder / WEIGHTS):
+        training = json.loads(metadata.get(TRAINING, "{}"))
+    return settings, arrays, training
+
+
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """What is wrong inside this block is wrong in `file`: no text, no JSON, not this method, a value out of range."""
     try:
-        return config, place(arrays, config, model)
-    except ValueError as error:
-        raise ValueError(f"{folder / WEIGHTS}: {error}") from None
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
-def config_from_dict(settings: Any) -> LoraConfig:
+def config_from_dict(settings: Mapping[str, Any]) -> LoraConfig:
     """From an adapter_config.json's content. Raises ValueError or TypeError naming what is not here or out of range."""
-    if not isinstance(settings, dict):
-        raise ValueError("expected a JSON object")
-    if settings.get("peft_type") != KIND["peft_type"]:
-        raise ValueError(f"peft_type is {settings.get('peft_type')!r}; only 'LORA' is here")
     known = {field.name for field in fields(LoraConfig)}
+    refuse_others(settings, known)
+    given = {key: settings[key] for key in known if settings.get(key) is not None}
+    targets = given.get("target_modules")
+    if not targets or not isinstance(targets, str | list) or not all(isinstance(entry, str) for entry in targets):
+        raise ValueError(f"target_modules is {targets!r}; expected the names of the layers that the adapter is for")
+    is_target("", targets)  # raises where it is no regular expression
+    if given.get("init_lora_weights") == "pissa":
+        raise ValueError(
+            "init_lora_weights is 'pissa': these factors belong to what PiSSA left of the base, and not to the base; PEFT "
+            "writes them for the base where save_pretrained is given path_initial_model_for_weight_conversion"
+        )
+    for key in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(given.get(key, {}), dict):
+            raise ValueError(f"{key} is {given[key]!r}; expected an object, pattern → number")
+    if given.get("init_lora_weights") in BASE_UNCHANGED:
+        given["init_lora_weights"] = True
+    return LoraConfig(**given)
+
+
+def refuse_others(settings: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raise ValueError for a key that is not `known`, unless it is off or says nothing about the numbers."""
     for key in sorted(settings.keys() - known - NO_MATTER):
         value = settings[key]
         off = value is None or value is False or value in ("", [], {}, OFF.get(key))
@@ -175,17 +212,6 @@ def config_from_dict(settings: Any) -> LoraConfig:
             raise ValueError(
                 f"{key} is {value!r}, a feature of PEFT that is not here: without it this is another model"
             )
-    given = {key: settings[key] for key in known if settings.get(key) is not None}
-    targets = given.get("target_modules")
-    if not targets or not isinstance(targets, str | list) or not all(isinstance(entry, str) for entry in targets):
-        raise ValueError(f"target_modules is {targets!r}; expected the names of the layers that the adapter is for")
-    is_target("", targets)  # raises where it is no regular expression
-    for key in ("rank_pattern", "alpha_pattern"):
-        if not isinstance(given.get(key, {}), dict):
-            raise ValueError(f"{key} is {given[key]!r}; expected an object, pattern → number")
-    if given.get("init_lora_weights") in BASE_UNCHANGED:
-        given["init_lora_weights"] = True
-    return LoraConfig(**given)
 
 
 def place(arrays: Mapping[str, np.ndarray], config: LoraConfig, model: Module) -> Factors:
@@ -196,9 +222,9 @@ def place(arrays: Mapping[str, np.ndarray], config: LoraConfig, model: Module) -
         raise ValueError(f"{config.target_modules!r} matches no linear layer; {available(list(adaptable))}")
     expected = {}
     for name, layer in layers.items():
-        r = config.for_layer(name).r
-        expected[f"{PREFIX}{name}.lora_A.weight"] = (r, layer.in_features)
-        expected[f"{PREFIX}{name}.lora_B.weight"] = (layer.out_features, r)
+        r, out = config.for_layer(name).r, layer.out_features
+        shapes = [(r, layer.in_features), (out, r)] + [(out,)] * config.use_dora
+        expected |= {f"{PREFIX}{name}.{tensor}": shape for tensor, shape in zip(TENSORS, shapes, strict=False)}
     extra = sorted(key for key in arrays.keys() - expected.keys() if not is_of_the_base(key, arrays[key], model))
     missing = sorted(expected.keys() - arrays.keys())
     if extra:
@@ -212,7 +238,8 @@ def place(arrays: Mapping[str, np.ndarray], config: LoraConfig, model: Module) -
             raise ValueError(f"{key} has shape {arrays[key].shape}; this model and configuration have {shape} there")
         if arrays[key].dtype.kind != "f":
             raise ValueError(f"{key} has dtype {arrays[key].dtype}; expected floating-point numbers")
-    return {name: tuple(arrays[f"{PREFIX}{name}.lora_{side}.weight"] for side in "AB") for name in layers}
+    tensors = TENSORS if config.use_dora else TENSORS[:2]
+    return {name: tuple(arrays[f"{PREFIX}{name}.{tensor}"] for tensor in tensors) for name in layers}
 
 
 def is_of_the_base(key: str, array: np.ndarray, model: Module) -> bool:
@@ -220,8 +247,8 @@ def is_of_the_base(key: str, array: np.ndarray, model: Module) -> bool:
 
     Raises ValueError where its numbers are not this base's: the adapter was then trained on another one.
     """
-    name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
-    base = {n.replace(".base_layer.", "."): p.value for n, p in model.named_parameters() if ".lora_" not in n}
+    name = key.removeprefix(PREFIX).replace(".base_layer", "")
+    base = {n.replace(".base_layer", ""): p.value for n, p in model.named_parameters() if ".lora_" not in n}
     if name not in base:
         return False
     value = to_host(base[name])

@@ -12,9 +12,10 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from .. import ops
-from ..backend import Array, move
+from ..backend import Array, move, to_host
 from ..nn import EVALUATION, Context, Linear, Module, Parameter
 from ..quantization import Quantized4bit
+from . import dora, pissa
 from .mixed import AdapterRows, mixed_backward, mixed_forward
 
 T = TypeVar("T")
@@ -33,11 +34,16 @@ class LoraConfig:
         (every linear layer but lm_head).
     lora_dropout: the probability of dropping an input of the bypass while training; the frozen path never drops.
     init_lora_weights: True, A uniform in ±1/√in (Kaiming with a = √5) and B = 0; "gaussian", A normal with std 1/r and
-        B = 0; False, B uniform in ±1/√r too, so that the adapter is not the identity at the start (for tests).
+        B = 0; "pissa", the principal part of W, which leaves the base (see pissa.py); False, B uniform in ±1/√r too, so
+        that the adapter is not the identity at the start (for tests).
+    use_dora: train the length of each row of W + ΔW apart, as DoRA does (see dora.py).
+    dora_norm: what DoRA's gradient takes the rows' lengths for: "detached", constants, as the paper and PEFT do, so that
+        a run here is a run there; "true", what they are, so that it is the gradient of the loss.
+    freeze_A: train B alone and keep no input for dA: LoRA-FA (Zhang et al. 2023, arXiv 2308.03303).
     base_model_name_or_path: what the adapter was made for; saved with it, and otherwise unused.
 
     Raises ValueError for a value out of range or a pattern that is no regular expression, TypeError for an r that is
-    not an integer or a use_rslora that is no bool.
+    not an integer or a switch that is no bool.
     """
 
     r: int = 8
@@ -45,10 +51,13 @@ class LoraConfig:
     target_modules: str | Sequence[str] = ("q_proj", "v_proj")
     lora_dropout: float = 0.0
     use_rslora: bool = False
-    init_lora_weights: bool | Literal["gaussian"] = True
+    init_lora_weights: bool | Literal["gaussian", "pissa"] = True
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     base_model_name_or_path: str | os.PathLike[str] | None = None
+    use_dora: bool = False
+    dora_norm: Literal["detached", "true"] = "detached"
+    freeze_A: bool = False
 
     def __post_init__(self) -> None:
         for name in ("rank_pattern", "alpha_pattern"):
@@ -70,10 +79,14 @@ class LoraConfig:
                 raise ValueError(f"the pattern {key!r} is no valid regular expression: {error}.") from None
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout = {self.lora_dropout}; expected 0 ≤ lora_dropout < 1")
-        if not isinstance(self.use_rslora, bool):
-            raise TypeError(f"use_rslora = {self.use_rslora!r}; expected True or False")
-        if not (isinstance(self.init_lora_weights, bool) or self.init_lora_weights == "gaussian"):
-            raise ValueError(f"init_lora_weights = {self.init_lora_weights!r}; expected True, False or 'gaussian'")
+        for name in ("use_rslora", "use_dora", "freeze_A"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} = {getattr(self, name)!r}; expected True or False")
+        if self.dora_norm not in ("detached", "true"):
+            raise ValueError(f"dora_norm = {self.dora_norm!r}; expected 'detached' or 'true'")
+        init = self.init_lora_weights
+        if not (isinstance(init, bool) or init in ("gaussian", "pissa")):
+            raise ValueError(f"init_lora_weights = {init!r}; expected True, False, 'gaussian' or 'pissa'")
 
     @property
     def scaling(self) -> float:
@@ -107,15 +120,18 @@ class LoraLinear(Module):
     """y = base(x) + s·(drop(x) Aᵀ) Bᵀ for the adapter that the call names; the base alone when it names none.
 
     `base_layer` is any module with Linear's contract. `lora_A[name]` (r, in) and `lora_B[name]` (out, r) are an
-    adapter's trained factors, `configs[name]` its settings.
+    adapter's trained factors, with DoRA `lora_magnitude_vector[name]` (out,) too, `configs[name]` its settings.
     """
 
     def __init__(self, base_layer: Linear) -> None:
         self.base_layer = base_layer
         self.lora_A: dict[str, Parameter] = {}
         self.lora_B: dict[str, Parameter] = {}
+        self.lora_magnitude_vector: dict[str, Parameter] = {}
         self.configs: dict[str, LoraConfig] = {}
         self.merged: tuple[str, ...] = ()  # the adapters whose ΔW the base's weight now holds, where they are here
+        self.merged_rows: dict[str, Array] = {}  # of each of them with DoRA, what it multiplied W's rows by
+        self.start: tuple[np.ndarray, np.ndarray, float] | None = None  # A₀, B₀ and s that PiSSA took out of the base
 
     @property
     def in_features(self) -> int:
@@ -134,27 +150,63 @@ class LoraLinear(Module):
         """Create A and B as `config` says. The numbers are drawn on the host, so a seed means the same on every device."""
         r, fan_in = config.r, self.in_features
         bound = 1 / math.sqrt(fan_in)  # the fan-in of A is `in`, never r
-        if config.init_lora_weights == "gaussian":
+        B = np.zeros((self.out_features, r))
+        if config.init_lora_weights == "pissa":
+            A, B = pissa.principal_factors(to_host(self.base_layer.weight.value), r, config.scaling)
+        elif config.init_lora_weights == "gaussian":
             A = rng.standard_normal((r, fan_in)) / r
         else:
             A = rng.uniform(-bound, bound, (r, fan_in))
-        B = np.zeros((self.out_features, r))
         if config.init_lora_weights is False:
             B = rng.uniform(-1 / math.sqrt(r), 1 / math.sqrt(r), B.shape)
-        self.put_adapter(name, config, A, B, dtype)
+        self.put_adapter(name, config, A, B, dtype=dtype)
+        if config.init_lora_weights == "pissa":
+            pissa.take_out(self, name)
 
-    def put_adapter(self, name: str, config: LoraConfig, A: np.ndarray, B: np.ndarray, dtype: Any = None) -> None:
-        """Take the host arrays A (r, in) and B (out, r) as an adapter, where the base's weight is, in its dtype or in `dtype`."""
+    def put_adapter(
+        self,
+        name: str,
+        config: LoraConfig,
+        A: np.ndarray,
+        B: np.ndarray,
+        m: np.ndarray | None = None,
+        dtype: Any = None,
+    ) -> None:
+        """Take the host arrays A (r, in) and B (out, r) as an adapter, where the base's weight is, in its dtype or in `dtype`.
+
+        m (out,) is DoRA's, by default the lengths that the rows have. It keeps the base's dtype: in 16 bits each row of W
+        would be stretched by its rounding.
+        """
         weight = self.base_layer.weight.value
         like = weight.packed if isinstance(weight, Quantized4bit) else weight
         self.lora_A[name] = Parameter(move(A.astype(dtype or weight.dtype), like))
         self.lora_B[name] = Parameter(move(B.astype(dtype or weight.dtype), like))
         self.configs[name] = config
+        if config.use_dora:
+            lengths = dora.row_norm(self, name, weight.dtype)[0] if m is None else move(m.astype(weight.dtype), like)
+            self.lora_magnitude_vector[name] = Parameter(lengths)
 
     def delete_adapter(self, name: str) -> None:
-        """Forget an adapter, if it is here."""
-        for kept in (self.lora_A, self.lora_B, self.configs):
+        """Forget an adapter, if it is here. What PiSSA took out of the base goes back into it."""
+        if self.start is not None and name in self.lora_A:
+            pissa.put_back(self)
+        for kept in (self.lora_A, self.lora_B, self.lora_magnitude_vector, self.configs):
             kept.pop(name, None)
+
+    def set_trainable(self, name: str, trainable: bool) -> None:
+        """Let an adapter train, if it is here, all but an A that LoRA-FA freezes; or freeze it and drop its gradients."""
+        for parameters in (self.lora_A, self.lora_B, self.lora_magnitude_vector):
+            if name in parameters:
+                p = parameters[name]
+                p.trainable = trainable and not (parameters is self.lora_A and self.configs[name].freeze_A)
+                if not p.trainable:
+                    p.grad = None
+
+    def tensors(self, name: str) -> tuple[np.ndarray, ...]:
+        """What a file holds of an adapter, on the host: A, B and with DoRA m; after PiSSA [A; A₀] and [B, −B₀]."""
+        parameters = (self.lora_A, self.lora_B, self.lora_magnitude_vector)
+        A, B, *m = (to_host(kept[name].value) for kept in parameters if name in kept)
+        return (*pissa.on_the_original(A, B, self.start), *m) if self.start else (A, B, *m)
 
     def factors(self, name: str, dtype: Any) -> tuple[Array, Array]:
         """A and B to compute with: themselves, or copies in `dtype` where they are stored in 16 bits."""
@@ -171,11 +223,19 @@ class LoraLinear(Module):
         y, base_cache = self.base_layer.forward(x, context)
         if mixed:
             return y, (base_cache, name, None, mixed_forward(self, x, y, context))
+        if self.start is not None and name not in self.lora_A and not self.merged:  # the base before PiSSA
+            delta, start_cache = pissa.taken_out(self, x)
+            y += delta
+            return y, (base_cache, None, None, start_cache)
         if name not in self.lora_A or self.merged:
             return y, (base_cache, None, None, None)
         config = self.configs[name]
         dropped, mask = ops.dropout_forward(x, config.lora_dropout, context.rng)
-        delta, lora_cache = ops.lora_forward(dropped, *self.factors(name, x.dtype), config.scaling)
+        if config.use_dora:
+            y, lora_cache = dora.forward(self, name, dropped, mask, y, context)
+            return y, (base_cache, name, mask, lora_cache)
+        keep_x = self.lora_A[name].trainable  # only dA needs it
+        delta, lora_cache = ops.lora_forward(dropped, *self.factors(name, x.dtype), config.scaling, keep_x)
         y += delta
         return y, (base_cache, name, mask, lora_cache)
 
@@ -185,8 +245,12 @@ class LoraLinear(Module):
         In the forward pass y was the sum of both paths, so dy goes whole into each, and their dx add up.
         """
         base_cache, name, mask, lora_cache = cache
+        if isinstance(name, str) and self.configs[name].use_dora:
+            return dora.backward(self, name, dy, mask, base_cache, lora_cache, need_dx)
         dx = self.base_layer.backward(dy, base_cache, need_dx)
         if name is None:
+            if need_dx and lora_cache is not None:
+                dx += ops.lora_backward(dy, lora_cache)[0]
             return dx
         if isinstance(name, AdapterRows):
             mixed_backward(self, dy, dx, lora_cache)
@@ -201,10 +265,17 @@ class LoraLinear(Module):
             dx += ops.dropout_backward(dx_bypass, mask)
         return dx
 
-    def delta_weight(self, name: str) -> Array:
-        """ΔW = s·B A (out, in): what the adapter adds to the weight, the only thing about A and B that means anything."""
+    def scaled_product(self, name: str) -> Array:
+        """s·B A (out, in)."""
         A, B = self.factors(name, self.base_layer.weight.value.dtype)
         return self.configs[name].scaling * (B @ A)
+
+    def delta_weight(self, name: str) -> Array:
+        """ΔW (out, in): what the adapter adds to the weight, the only thing about A and B that means anything.
+
+        s·B A, and with DoRA g ∘ (W + s·B A) − W. Raises RuntimeError where that is asked for while something is merged.
+        """
+        return dora.delta_weight(self, name) if self.configs[name].use_dora else self.scaled_product(name)
 
     def check_mergeable(self) -> None:
         """Raise RuntimeError where the base is quantised: its sixteen values a block cannot take ΔW in."""
@@ -219,17 +290,22 @@ class LoraLinear(Module):
             raise RuntimeError(f"adapter {self._merged()} is merged; unmerge_adapter() before merging {names}")
         if not self.merged:
             self.check_mergeable()
+            self.merged_rows = {n: dora.row_factor(self, n) for n in names if n in self.lora_magnitude_vector}
+            if self.merged_rows:
+                self.base_layer.weight.value *= dora.stretch(self)
             for name in names:
                 if name in self.lora_A:
-                    self.base_layer.weight.value += self.delta_weight(name)
+                    self.base_layer.weight.value += dora.offset(self, name)
             self.merged = names
 
     def unmerge(self) -> None:
         """W ← W − Σ ΔW, back to the base, up to rounding."""
         for name in reversed(self.merged):
             if name in self.lora_A:
-                self.base_layer.weight.value -= self.delta_weight(name)
-        self.merged = ()
+                self.base_layer.weight.value -= dora.offset(self, name)
+        if self.merged_rows:
+            self.base_layer.weight.value /= dora.stretch(self)
+        self.merged, self.merged_rows = (), {}
 
     def _merged(self) -> str:
         return " and ".join(map(repr, self.merged))

@@ -7,34 +7,38 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from .. import ledger, ops
-from ..backend import Array, to_host
+from ..backend import Array
 from ..kv_cache import KeyValueCache
 from ..nn import Context, Module, Parameter
-from ..targets import select_targets
 from ..transformer import Transformer
 from .combination import Combination
-from .folder import PREFIX, Factors, read_adapter, write_adapter
-from .layers import adaptable_layers, lora_layers, unwrap, wrap
-from .lora import LoraConfig, LoraLinear, first_match, storage_dtype
+from .folder import CONFIG, PREFIX, WEIGHTS, naming, read_adapter, write_adapter
+from .layers import is_wrapper, lora_layers, unwrap
+from .lora import LoraLinear, storage_dtype
+from .lora_method import LoraMethod
 from .merging import MergeReport, check_finite, combine_adapters
+from .methods import method_named, method_of
 from .mixed import AdapterRows, check_names
+from .prefix import PrefixEncoder, see_the_prefix
 
 
 def get_peft_model(
-    model: Transformer, config: LoraConfig, adapter_name: str = "default", seed: int = 0, adapter_dtype: Any = None
+    model: Transformer, config: Any, adapter_name: str = "default", seed: int = 0, adapter_dtype: Any = None
 ) -> PeftModel:
-    """Freeze `model`, put a LoraLinear in the place of each targeted Linear, and return the PeftModel that trains them.
+    """Freeze `model`, put an adapter in, and return the PeftModel that trains it. The kind of `config` says which (methods.py).
 
     The model is changed in place, as in PEFT, and shares its weights with the PeftModel. Called directly it still
-    answers as the base alone; call the PeftModel for the adapter. `seed` draws the factors A.
+    answers as the base alone; call the PeftModel for the adapter. `seed` draws its numbers.
 
-    `adapter_dtype` is what A and B are stored in: None, the base's dtype; or "float16" or "bfloat16", in memory and on disk
-    half of float32. Computed is in float32 all the same: A and B are widened for each product, gradients are float32, and
+    `adapter_dtype` is what they are stored in: None, the base's dtype; or "float16" or "bfloat16", in memory and on disk
+    half of float32. Computed is in float32 all the same: they are widened for each product, gradients are float32, and
     while it trains the optimizer keeps a float32 copy, which it updates and rounds into them.
 
     Raises ValueError for a target module that is not there (the message lists those that are), TypeError for a model or
@@ -50,21 +54,22 @@ def get_peft_model(
 class PeftModel(Module):
     """The base and its adapters as one model, with the Transformer's own calls: forward, loss, backward, named_parameters.
 
-    `peft_config[name]` is an adapter's LoraConfig, `active_adapter` the name of the one that calls use, or None. Each has
-    its own rank and its own layers. Made by `get_peft_model` with a new adapter, by `from_pretrained` with a saved one.
+    `peft_config[name]` is an adapter's configuration, `active_adapter` the name of the one that calls use, or None. Each has a
+    method, a size and layers of its own. Made by `get_peft_model` with a new adapter, by `from_pretrained` with a saved one.
     `adapter_dtype` is what all of them are stored in; None means the base's dtype.
     """
 
     def __init__(self, model: Transformer, adapter_dtype: Any = None) -> None:
         if not isinstance(model, Transformer):
             raise TypeError(f"expected a Transformer without adapters, got {type(model).__name__}")
-        if lora_layers(model):
+        if any(map(is_wrapper, (m for _, m in model.named_modules()))):
             raise ValueError(
                 "this model carries an adapter already: give its PeftModel another one with add_adapter or load_adapter, "
                 "or merge_and_unload() it first"
             )
         self.model = model
-        self.peft_config: dict[str, LoraConfig] = {}
+        self.prompt_encoder: dict[str, PrefixEncoder] = {}  # what stands beside the base and not in it
+        self.peft_config: dict[str, Any] = {}
         self.active_adapter: str | None = None
         self.disabled = False  # inside disable_adapter
         self.adapter_dtype = None if adapter_dtype is None else storage_dtype(adapter_dtype)
@@ -96,8 +101,11 @@ class PeftModel(Module):
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Under PEFT's names: base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight, …"""
         for name, p in self.model.named_parameters():
-            suffix = ".weight" if ".lora_A." in name or ".lora_B." in name else ""
+            suffix = ".weight" if ".lora_" in name else ""
             yield PREFIX + name + suffix, p
+        for adapter_name, encoder in self.prompt_encoder.items():
+            for name, p in encoder.named_parameters():
+                yield f"prompt_encoder.{adapter_name}.{name}", p
 
     def forward(
         self,
@@ -109,10 +117,16 @@ class PeftModel(Module):
     ) -> tuple[Array, Any]:
         """tokens (b, t) → logits (b, t, v), with the active adapter; the arguments are those of `Transformer.forward`.
 
-        `adapter_names`, one a row, is a mixed batch: see `adapter_rows`.
+        A prefix begins the past, and an `attention_mask` does not cover it. `adapter_names`, one a row, is a mixed batch: see
+        `adapter_rows`.
         """
-        context = Context(rng, self.adapter_rows(adapter_names, len(tokens)), attention_mask)
-        return self.model.forward(tokens, past_key_values=past_key_values, context=context)
+        adapter = self.adapter_rows(adapter_names, len(tokens))
+        past, begun = self._begin(past_key_values, len(tokens), adapter)
+        if begun is not None and attention_mask is not None:
+            attention_mask = see_the_prefix(attention_mask, len(begun[0].embedding.weight.value))
+        context = Context(rng, adapter, attention_mask)
+        logits, cache = self.model.forward(tokens, past_key_values=past, context=context)
+        return logits, (cache, begun)
 
     def loss(
         self,
@@ -123,8 +137,11 @@ class PeftModel(Module):
         adapter_names: Sequence[str] | None = None,
     ) -> tuple[Array, Any]:
         """Mean cross-entropy in nats a token, with the active adapter or a mixed batch. `rng` turns dropout on."""
-        context = Context(rng, self.adapter_rows(adapter_names, len(tokens)))
-        return self.model.loss(tokens, targets, ignore_index=ignore_index, context=context)
+        adapter = self.adapter_rows(adapter_names, len(tokens))
+        past, begun = self._begin(None, len(tokens), adapter)
+        context = Context(rng, adapter)
+        loss, cache = self.model.loss(tokens, targets, ignore_index=ignore_index, context=context, past_key_values=past)
+        return loss, (cache, begun)
 
     def adapter_rows(self, adapter_names: Sequence[str] | None, rows: int) -> str | AdapterRows | None:
         """What a call takes as its adapter: the active one, or one for each of `rows` rows, "__base__" for none.
@@ -136,17 +153,59 @@ class PeftModel(Module):
             return self.active_adapter
         names = check_names(adapter_names, rows, list(self.peft_config))
         self._check_idle()
+        for name in set(names):
+            self.check_mixable(name)
         return AdapterRows(names)
 
+    def check_mixable(self, adapter_name: str) -> None:
+        """Raise ValueError for an adapter that is more than a bypass over the product that all rows of a mixed batch share."""
+        config = self.peft_config.get(adapter_name)
+        if config is not None and not method_of(config).mixable:
+            raise ValueError(f"{adapter_name!r} has a {type(config).__name__}: its rows need a batch of their own")
+        if config is not None and config.use_dora:
+            raise ValueError(f"{adapter_name!r} is DoRA, which stretches W itself: its rows need a batch of their own")
+        if self._residual:
+            raise ValueError(
+                "PiSSA left only a part of the base here, so there is no mixed batch: save it, and load that"
+            )
+
     def backward(self, cache: Any, dloss: float = 1.0) -> None:
-        """Adds the gradients of A and B. Raises RuntimeError while merged: the bypass is then not part of the forward."""
+        """Adds the gradients of the active adapter. Raises RuntimeError while merged: no bypass is in the forward then."""
         self._refuse_merged()
+        cache, begun = cache
         self.model.backward(cache, dloss)
+        self._end(begun)
 
     def backward_from_logits(self, dlogits: Array, cache: Any) -> None:
         """From `forward`'s cache and dlogits (b, t, v), for a loss of your own. Raises as `backward` does."""
         self._refuse_merged()
+        cache, begun = cache
         self.model.backward_from_logits(dlogits, cache)
+        self._end(begun)
+
+    def new_cache(self, rows: int, adapter: str | AdapterRows | None) -> KeyValueCache:
+        """What `generate` starts from: an empty cache, or one that begins with the adapter's prefix in each of `rows` rows."""
+        return self._begin(KeyValueCache(self.config), rows, adapter)[0]
+
+    def _begin(
+        self, past: KeyValueCache | None, rows: int, adapter: str | AdapterRows | None
+    ) -> tuple[KeyValueCache | None, Any]:
+        """The call's past, begun with the adapter's prefix if it has one; and what `_end` needs for its gradient."""
+        encoder = self.prompt_encoder.get(adapter)
+        if encoder is None:
+            return past, None
+        past = KeyValueCache(self.config) if past is None else past
+        prefix, encoder_cache = encoder.forward(self.model.model.norm.weight.value.dtype)
+        if not len(past):
+            past.begin(prefix, rows, encoder.trainable)
+        return past, (encoder, encoder_cache, past)
+
+    def _end(self, begun: Any) -> None:
+        """The gradient of the prefix: what came back to the past, through the encoder."""
+        if begun is not None:
+            encoder, encoder_cache, past = begun
+            if encoder.trainable and past.trainable:
+                encoder.backward(past.take_grad(), encoder_cache)
 
     def _refuse_merged(self) -> None:
         if self.merged:
@@ -158,24 +217,15 @@ class PeftModel(Module):
 
     # ------------------------------------------------------------------------------------------------ several adapters
 
-    def add_adapter(self, adapter_name: str, config: LoraConfig, seed: int = 0) -> None:
-        """Put a new adapter beside those that are there, frozen until `set_adapter` chooses it. `seed` draws its A.
+    def add_adapter(self, adapter_name: str, config: Any, seed: int = 0) -> None:
+        """Put a new adapter beside those that are there, frozen until `set_adapter` chooses it. `seed` draws its numbers.
 
         Raises ValueError for a target module or a pattern that is not there, a name that is taken or impossible;
         TypeError for a config of another kind; RuntimeError while merged or disabled. Nothing has changed then.
         """
         self._check_new(adapter_name)
-        if not isinstance(config, LoraConfig):
-            raise TypeError(f"expected a LoraConfig, got {type(config).__name__}")
-        layers = select_targets(list(adaptable_layers(self.model)), config.target_modules)
-        for key in [*config.rank_pattern, *config.alpha_pattern]:
-            if not any(first_match({key: True}, name, False) for name in layers):
-                raise ValueError(f"the pattern {key!r} matches no targeted layer, so it would change nothing")
-        rng = np.random.default_rng(seed)
-        for name, layer in wrap(self.model, layers):
-            layer.add_adapter(adapter_name, config.for_layer(name), rng, self.adapter_dtype)
-        self.peft_config[adapter_name] = config
-        self._set_trainable(adapter_name, False)
+        method_of(config).add(self, adapter_name, config, seed)
+        self._put(adapter_name, config)
 
     def load_adapter(self, folder: str | os.PathLike[str], adapter_name: str, is_trainable: bool = False) -> None:
         """Put the adapter that `save_pretrained` or PEFT wrote to `folder` beside those that are there.
@@ -188,7 +238,14 @@ class PeftModel(Module):
         The message names it, and nothing has changed then.
         """
         self._check_new(adapter_name)
-        self._put(adapter_name, *read_adapter(folder, self.model), is_trainable)
+        settings, arrays, training = read_adapter(folder)
+        with naming(Path(folder) / CONFIG):
+            method = method_named(settings.get("peft_type"))
+            config = method.config(settings)
+        with naming(Path(folder) / WEIGHTS):
+            config = replace(config, **{key: training[key] for key in method.own if key in training})
+            method.restore(self, adapter_name, config, arrays)
+        self._put(adapter_name, config, is_trainable)
 
     def add_weighted_adapter(
         self,
@@ -215,34 +272,35 @@ class PeftModel(Module):
         if isinstance(adapters, str) or not len(adapters) or len(adapters) != len(weights):
             raise ValueError(f"adapters {adapters!r}, weights {weights!r}; expected lists of one length, at least 1")
         for name, weight in zip(adapters, weights, strict=True):
-            self._check_name(name)
+            self._check_mergeable(name)
+            if self.peft_config[name].use_dora:
+                raise ValueError(f"{name!r} is DoRA: its ΔW has the rows of W in it, and is no product of two factors")
             if not math.isfinite(weight):
                 raise ValueError(f"the weight of {name!r} is {weight}; expected a finite number")
         how = Combination(combination_type, svd_rank, svd_clamp, density, majority_sign_method, seed)
         pairs = [(name, float(weight)) for name, weight in zip(adapters, weights, strict=True)]
         config, factors, report = combine_adapters(self.model, self.peft_config, pairs, how)
-        self._put(adapter_name, config, factors)
+        LoraMethod().put_factors(self, adapter_name, config, factors)
+        self._put(adapter_name, config)
         return report
 
-    def _put(self, adapter_name: str, config: LoraConfig, factors: Factors, is_trainable: bool = False) -> None:
-        for name, layer in wrap(self.model, factors):
-            layer.put_adapter(adapter_name, config.for_layer(name), *factors[name], self.adapter_dtype)
+    def _put(self, adapter_name: str, config: Any, is_trainable: bool = False) -> None:
         self.peft_config[adapter_name] = config
         self._set_trainable(adapter_name, is_trainable)
 
     def save_pretrained(self, folder: str | os.PathLike[str], adapter_name: str = "default") -> None:
         """Write one adapter to `folder`, for `from_pretrained` and `load_adapter` here and in PEFT; merged or not.
 
+        One that began as PiSSA is written for the base as it was before: as a LoRA of twice the rank (see pissa.py).
+
         Each file is whole or is not there, and an adapter that was in `folder` stays until the new one is complete.
         Raises ValueError for a name that is not there or a `folder` that is a file.
         """
         self._check_name(adapter_name)
-        factors = {
-            name: (to_host(layer.lora_A[adapter_name].value), to_host(layer.lora_B[adapter_name].value))
-            for name, layer in lora_layers(self.model).items()
-            if adapter_name in layer.lora_A
-        }
-        write_adapter(folder, self.model, self.peft_config[adapter_name], factors)
+        config = self.peft_config[adapter_name]
+        method = method_of(config)
+        settings, arrays = method.settings(config, self.model), method.arrays(self, adapter_name)
+        write_adapter(folder, settings, arrays, method.decisive, {key: getattr(config, key) for key in method.own})
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
         """From now on use this adapter. As in PEFT it becomes the only one that trains, or none does in `inference_mode`.
@@ -263,27 +321,33 @@ class PeftModel(Module):
         """
         self._check_name(adapter_name)
         self._check_idle()
+        method_of(self.peft_config[adapter_name]).delete(self, adapter_name)
         del self.peft_config[adapter_name]
-        for layer in self.lora_layers():
-            layer.delete_adapter(adapter_name)
-        unwrap(self.model, [name for name, layer in lora_layers(self.model).items() if not layer.lora_A])
         if adapter_name == self.active_adapter:
             self.active_adapter = None
             if self.peft_config:
                 self.set_adapter(min(self.peft_config))
                 warnings.warn(f"{adapter_name!r} was the active adapter; now {self.active_adapter!r} is", stacklevel=2)
 
+    def adapter_parameters(self, adapter_name: str | None = None) -> Iterator[Parameter]:
+        """The parameters of one adapter, or of all: what is here besides the base, whether it trains or not."""
+        for name in self.peft_config if adapter_name is None else [adapter_name]:
+            yield from method_of(self.peft_config[name]).parameters(self, name)
+
     def _set_trainable(self, adapter_name: str, trainable: bool) -> None:
-        for layer in self.lora_layers():
-            for factors in (layer.lora_A, layer.lora_B):
-                if adapter_name in factors:
-                    factors[adapter_name].trainable = trainable
-                    if not trainable:
-                        factors[adapter_name].grad = None
+        method_of(self.peft_config[adapter_name]).set_trainable(self, adapter_name, trainable)
 
     def _check_name(self, adapter_name: str) -> None:
         if adapter_name not in self.peft_config:
             raise ValueError(f"there is no adapter {adapter_name!r}; this model has {list(self.peft_config) or 'none'}")
+
+    def _check_mergeable(self, adapter_name: str) -> None:
+        self._check_name(adapter_name)
+        config = self.peft_config[adapter_name]
+        if not method_of(config).mergeable:
+            raise ValueError(
+                f"{adapter_name!r} has a {type(config).__name__}: it is no change of weights, and cannot be merged"
+            )
 
     def _check_new(self, adapter_name: str) -> None:
         if adapter_name in self.peft_config:
@@ -291,6 +355,14 @@ class PeftModel(Module):
         if not isinstance(adapter_name, str) or adapter_name in ("", "__base__") or set(adapter_name) & set("./"):
             raise ValueError(f"{adapter_name!r} cannot name an adapter: a name has no . or /, and __base__ means none")
         self._check_idle()
+        if self._residual:
+            raise RuntimeError(
+                "the base is what PiSSA left of it: save_pretrained, and load that beside others on the base"
+            )
+
+    @property
+    def _residual(self) -> bool:
+        return any(layer.start is not None for layer in self.lora_layers())
 
     def _check_idle(self) -> None:
         if self.merged:
@@ -323,6 +395,11 @@ class PeftModel(Module):
         return next((layer.merged for layer in self.lora_layers()), ())
 
     @property
+    def mergeable(self) -> bool:
+        """Whether the active adapter is a change of weights, which `merge_adapter` can add into them."""
+        return self.active_adapter is not None and method_of(self.peft_config[self.active_adapter]).mergeable
+
+    @property
     def merged(self) -> bool:
         """Whether any adapter is merged."""
         return bool(self.merged_adapters)
@@ -331,8 +408,9 @@ class PeftModel(Module):
         """W ← W + Σ s·B A over these adapters, by default the active one: now a forward costs what the base costs.
 
         Until `unmerge_adapter` every call answers with all of them. What is merged already stays so.
-        Raises ValueError for a name that is not there or, with `safe_merge`, a sum that is not finite, before anything has
-        changed; RuntimeError while others are merged, all are disabled or none is active, or where the base is quantised.
+        Raises ValueError for a name that is not there or of a method that changes no weights or, with `safe_merge`, a sum that
+        is not finite, before anything has changed; RuntimeError while others are merged, all are disabled or none is active,
+        or where the base is quantised.
         """
         if self.disabled:
             raise RuntimeError("the adapter is disabled: leave `disable_adapter` before merging it")
@@ -342,7 +420,7 @@ class PeftModel(Module):
         if not names:
             raise RuntimeError("no adapter is active: choose the one to merge with set_adapter")
         for name in names:
-            self._check_name(name)
+            self._check_mergeable(name)
         if safe_merge and not self.merged:
             check_finite(self.model, names)
         layers = self.lora_layers()
@@ -357,11 +435,14 @@ class PeftModel(Module):
             layer.unmerge()
 
     def merge_and_unload(self, safe_merge: bool = False, adapter_names: Sequence[str] | None = None) -> Transformer:
-        """Merge for good and take the wrappers out: a plain Transformer of the base's shape. This PeftModel is then spent.
+        """Merge for good and take all adapters out: a plain Transformer of the base's shape. This PeftModel is then spent.
 
         The arguments and errors are those of `merge_adapter`.
         """
         self.merge_adapter(adapter_names, safe_merge)
+        for name, config in self.peft_config.items():
+            if not method_of(config).mergeable:
+                method_of(config).delete(self, name)
         unwrap(self.model, lora_layers(self.model))
         return self.model
 

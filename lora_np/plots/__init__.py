@@ -11,6 +11,14 @@ from lora_np.plots.gradients import block_diagram, gradient_shadows, relative_er
 from lora_np.plots.memory import memory_bill
 from lora_np.plots.merging import combinations_chart, merge_drift
 from lora_np.plots.parameters import one_matrix_chart, whole_models_chart
+from lora_np.plots.quantization import (
+    error_by_distance,
+    gradient_cosines,
+    merge_routes_chart,
+    nf4_codes,
+    qlora_losses,
+    quantization_error,
+)
 from lora_np.plots.rank_reduction import decomposition_2d, photograph, scene_3d, singular_values, truncated_loss
 from lora_np.plots.serving import serving_chart
 from lora_np.plots.speed import scaling_chart, speed_chart
@@ -22,14 +30,20 @@ __all__ = [
     "bypass_diagram",
     "combinations_chart",
     "decomposition_2d",
+    "error_by_distance",
+    "gradient_cosines",
     "gradient_shadows",
     "learned_and_forgotten",
     "learning_rates",
     "loss_curves",
     "memory_bill",
     "merge_drift",
+    "merge_routes_chart",
+    "nf4_codes",
     "one_matrix_chart",
     "photograph",
+    "qlora_losses",
+    "quantization_error",
     "recovered_gain",
     "relative_errors",
     "save",

@@ -32,6 +32,8 @@ class AdapterStore:
         self.model, self.max_loras = model, max_loras
         self.allowed = [Path(folder).resolve(strict=True) for folder in folders]
         self.resident = list(model.peft_config)
+        for name in self.resident:
+            model.check_mixable(name)
         self.known: dict[str, Path] = {}  # name → folder
         self.leaving: dict[str, Path] = {}  # the same, unloaded while requests that were accepted still need them
         self.loaded: OrderedDict[str, None] = OrderedDict()  # the one used last is last
@@ -48,8 +50,8 @@ class AdapterStore:
     def load(self, name: str, folder: str | os.PathLike[str], in_use: Collection[str] = ()) -> None:
         """Make an adapter known, and read it if one in memory can make room, so that a damaged one is refused now.
 
-        Raises ValueError for a name that is taken or impossible, a folder outside those allowed, or one that does not fit
-        the base, FileNotFoundError where no adapter is; nothing has changed then.
+        Raises ValueError for a name that is taken or impossible, a folder outside those allowed, one that does not fit the
+        base or cannot share its product, FileNotFoundError where no adapter is; nothing has changed then.
         """
         if name in self.leaving:
             raise ValueError(f"the adapter {name!r} was unloaded, and requests still use it: wait for them to finish")
@@ -95,6 +97,11 @@ class AdapterStore:
             folder = self.known[name] if name in self.known else self.leaving[name]
             self.model.load_adapter(self.inside(folder), name)
             self.loaded[name] = None
+            try:
+                self.model.check_mixable(name)
+            except ValueError:
+                self._evict(name)
+                raise
         self.loaded.move_to_end(name)
         return True
 

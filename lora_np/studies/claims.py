@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from . import claims_on_quantization
+from .claims_on_adapters import NEEDED as OF_ADAPTERS
+from .claims_on_adapters import merged, on_adapters
 from .claims_on_paper import on_paper
 from .table import Table
 
@@ -15,6 +18,8 @@ BEGIN, END = "<!-- claims: written by `python -m lora_np reproduce --full` -->",
 NEEDED = (
     *("one_matrix", "whole_models", "singular_values", "truncated_loss"),
     *("convergence", "convergence_short", "shortfall", "step_cost", "finetuning", "speed"),
+    *claims_on_quantization.NEEDED,
+    *OF_ADAPTERS,
 )
 
 
@@ -51,12 +56,7 @@ def claims(tables: Mapping[str, Table]) -> list[tuple[str, str, str, str]]:
             "bit for bit, in float32 and float64",
             "`test_at_init_the_adapted_model_equals_the_base_bit_for_bit`",
         ),
-        (
-            "Merged, it computes the same at the base's cost",
-            "Hu et al. 2021, §4.1",
-            "the same to 1e-5 in float32, as a plain Transformer of the base's shape",
-            "`test_merged_equals_unmerged_to_1e_5_in_float32`",
-        ),
+        merged(tables["merge_latency"]),
         (
             "The hand-derived gradients are right",
             "this project",
@@ -122,6 +122,8 @@ def claims(tables: Mapping[str, Table]) -> list[tuple[str, str, str, str]]:
         ),
         *on_paper(),
         *on_a_real_model(tables["finetuning"], tables["speed"]),
+        *claims_on_quantization.on_quantization(tables),
+        *on_adapters(tables),
     ]
 
 

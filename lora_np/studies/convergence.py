@@ -23,6 +23,7 @@ from ..optim import AdamW, WarmupCosine
 from ..peft import LoraConfig, get_peft_model
 from ..pretrained import load_model
 from ..train import History, evaluate, train
+from ..transformer import Transformer
 from .runs import finished, run_all, sweep, validation
 from .table import Table
 
@@ -48,12 +49,16 @@ class Run:
     eval_every: int = 20
     base: str = "tiny"
 
+    def base_model(self) -> Transformer:
+        """The base as it is before anything is trained."""
+        return load_model(self.base)
+
     def model(self) -> Module:
         """The base, made ready to train: all of it, its linear layers, or an adapter in it.
 
         "lora+rest" trains what an adapter leaves frozen beside it: the embedding, which is the head too, and the norms.
         """
-        model = load_model(self.base)
+        model = self.base_model()
         if self.method in ("full", "linear"):
             for name, p in model.named_parameters():
                 p.trainable = self.method == "full" or "_proj." in name

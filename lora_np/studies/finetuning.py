@@ -22,7 +22,8 @@ from ..nn import Module
 from ..optim import AdamW, WarmupCosine
 from ..peft import LoraConfig, get_peft_model
 from ..pretrained import load_model, load_tokenizer
-from ..train import Batch, evaluate, train
+from ..train import Batch, History, evaluate, train
+from ..transformer import Transformer
 from .runs import finished, run_all, sweep, validation
 from .step_cost import training_peak
 from .table import Table
@@ -47,9 +48,13 @@ class FineTuning:
     model: str = "smollm2-135m"
     data: str = "lighthouse"
 
+    def base_model(self) -> Transformer:
+        """The model as it is before anything is trained."""
+        return load_model(self.model)
+
     def load(self) -> Module:
         """The model, all of it trainable, or with an adapter in every linear layer: α = 2r."""
-        model = load_model(self.model)
+        model = self.base_model()
         if self.method == "full":
             return model
         return get_peft_model(model, LoraConfig(self.r, 2 * self.r, "all-linear"), seed=self.seed)
@@ -102,25 +107,31 @@ def judge(model: Module, run: FineTuning) -> dict[str, Any]:
     }
 
 
-def measure(run: FineTuning) -> dict[str, Any]:
-    """Train once. The row has the held-out loss over steps and seconds, and what `judge` says; None where it diverged."""
+def fine_tune(run: FineTuning) -> tuple[Module, History]:
+    """Train as `run` says: AdamW without decay, a short warm-up and a cosine, gradients clipped to norm 1."""
     model = run.load()
     records = conversations.read(run.data, load_tokenizer(run.model))
+    history = train(
+        model,
+        conversations.ConversationBatches(records, run.batch_size, run.seed),
+        AdamW(lr=run.lr, weight_decay=0.0),
+        run.max_steps,
+        schedule=WarmupCosine(run.max_steps, warmup=run.max_steps // 10),
+        max_grad_norm=1.0,
+        heldout=heldout(run)[1],
+        eval_every=run.eval_every,
+        seed=run.seed,
+        workers=run.workers,
+        label=f"{run.method} {run.lr:g}",
+        progress=False,
+    )
+    return model, history
+
+
+def measure(run: FineTuning) -> dict[str, Any]:
+    """Train once. The row has the held-out loss over steps and seconds, and what `judge` says; None where it diverged."""
     try:
-        history = train(
-            model,
-            conversations.ConversationBatches(records, run.batch_size, run.seed),
-            AdamW(lr=run.lr, weight_decay=0.0),
-            run.max_steps,
-            schedule=WarmupCosine(run.max_steps, warmup=run.max_steps // 10),
-            max_grad_norm=1.0,
-            heldout=heldout(run)[1],
-            eval_every=run.eval_every,
-            seed=run.seed,
-            workers=run.workers,
-            label=f"{run.method} {run.lr:g}",
-            progress=False,
-        )
+        model, history = fine_tune(run)
     except FloatingPointError:
         lost = dict.fromkeys(("validation", "final", "prose", "habit"))
         return asdict(run) | lost | {"steps": [], "heldout": [], "seconds": [], "answers": []}

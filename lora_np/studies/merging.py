@@ -20,7 +20,8 @@ from ..pretrained import load_model, load_tokenizer
 from ..train import Batch, evaluate, train
 from .table import Table
 
-COMMAND = "python -m lora_np reproduce"
+COMMAND = "python -m lora_np reproduce --full"
+TIMED = "python -m lora_np.studies.serving figures/data"  # with the other tables of seconds, for a quiet machine
 SAME, OTHERS = "the same adapter", "another adapter each time"
 
 
@@ -93,6 +94,8 @@ class Setting:
     seed: int = 0
 
 
+FULL = Setting()
+QUICK = Setting(steps=40, seq_len=64, scales=(0.25, 0.5, 1.0), dare_seeds=(0,))
 DOMAINS = ("code", "voice")
 
 
@@ -105,13 +108,12 @@ def corpus(domain: str, split: str) -> np.ndarray:
     return np.concatenate([record.tokens for record in records])
 
 
-def combinations(setting: Setting | None = None) -> Table:
+def combinations(setting: Setting = FULL) -> Table:
     """Rows {kind, weights, code, voice, error}: held-out nats a byte on both domains, and the report's error of ΔW.
 
     kind: "base"; "adapter", the parents; "share", cat from one parent to the other; and each type at its own best scale of
     both weights, chosen on other held-out text (dare once a seed).
     """
-    setting = setting or Setting()
     started = time.perf_counter()
     model = specialists(setting)
     choosing, judging = held_out(setting)
@@ -214,7 +216,7 @@ def latency(
             rows.append(row)
     settings = {"prompt": prompt, "new_tokens": new_tokens, "rounds": rounds, "r": r, "seed": seed}
     question = "What does an adapter cost when the model answers, and what is left of that once it is merged?"
-    return Table("merge_latency", question, COMMAND, settings, rows, seconds=time.perf_counter() - started)
+    return Table("merge_latency", question, TIMED, settings, rows, seconds=time.perf_counter() - started)
 
 
 def _sides(name: str, r: int) -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,6 @@
 """What do many adapters on one base cost, against a merged model for each, and against PEFT's mixed batch?
 
-python -m lora_np.studies.serving figures/data        # writes serving.json and serving_step.json there
+python -m lora_np.studies.serving figures/data        # writes serving.json, serving_step.json and merge_latency.json there
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from .. import AdapterServer, Context, LoraConfig, PeftModel, Transformer, load_
 from ..kv_cache import KeyValueCache
 from ..peft.mixed import AdapterRows
 from . import machine
+from .merging import TIMED as COMMAND
+from .merging import latency
 from .race import PAUSE
 from .sides import copy_weights
 from .speed import Say, oracles_installed
@@ -28,7 +30,6 @@ WORKLOADS = ("identical", "distinct", "uniform", "zipf 1.5", "skewed")
 SAME_LOGITS = 1e-3  # of the largest: further apart, two sides do not compute the same, and a ratio means nothing
 TURN = 0.1  # seconds of a turn where a ratio of two steps is the answer: one of a few milliseconds is mostly noise
 PROMPT = 64  # tokens in the key/value cache before the first step
-COMMAND = "python -m lora_np.studies.serving figures/data"
 
 Step = Callable[[], np.ndarray]  # one token for each row: the logits (b, v)
 
@@ -287,8 +288,9 @@ def limited(threads: int) -> Any:
 
 
 def main(folder: str) -> None:
-    """Make both tables."""
-    for table in (serving_step(), serving()):
+    """Make these tables and that of `merging.latency`, each saved as soon as it is there."""
+    for make in (serving_step, serving, latency):
+        table = make()
         print(table.save(Path(folder) / f"{table.study}.json"))
 
 

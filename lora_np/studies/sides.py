@@ -24,15 +24,18 @@ from .. import (
     AdamW,
     LoraConfig,
     PeftModel,
+    QuantizedLinear,
     Transformer,
     TransformerConfig,
     generate,
     get_peft_model,
     load_model,
     load_tokenizer,
+    quantize_model,
 )
 from ..ops import IGNORE_INDEX
 from ..parallel import loss_and_gradients
+from ..quantization import dequantize_4bit
 from . import machine
 
 WARM_UP = 2  # steps whose results must agree: the second comes after a backward and an update
@@ -70,10 +73,10 @@ class Case:
             return Transformer.random(TransformerConfig(**self.shape))
         return load_model(self.model, device="numpy")
 
-    def lora(self) -> PeftModel:
-        """The same with its adapter: A drawn, B = 0."""
+    def lora(self, quantized: bool = False) -> PeftModel:
+        """The same with its adapter: A drawn, B = 0. `quantized`: over NF4 with double quantisation."""
         config = LoraConfig(r=self.r, lora_alpha=self.lora_alpha, target_modules="all-linear")
-        return get_peft_model(self.base(), config)
+        return get_peft_model(quantize_model(self.base()) if quantized else self.base(), config)
 
 
 # -------------------------------------------------------------------------------------------------------- a training step
@@ -89,9 +92,9 @@ def threads() -> int:
     return int(os.environ.get("OMP_NUM_THREADS", "1"))
 
 
-def ours(case: Case, workers: int = 1) -> Step:
+def ours(case: Case, workers: int = 1, quantized: bool = False) -> Step:
     """Forward, backward and AdamW of this library, as `train` puts them together; with one worker the BLAS has the threads."""
-    model, optimizer, t = case.lora(), AdamW(lr=LEARNING_RATE), 0
+    model, optimizer, t = case.lora(quantized), AdamW(lr=LEARNING_RATE), 0
     trainable = [(name, p) for name, p in model.named_parameters() if p.trainable]
     tokens = random_tokens(case, model.config.vocab_size)
     targets = np.full_like(tokens, IGNORE_INDEX)
@@ -104,6 +107,23 @@ def ours(case: Case, workers: int = 1) -> Step:
         loss = loss_and_gradients(model, tokens, targets, workers=workers)
         optimizer.step(trainable, t=t)
         return float(loss)
+
+    return step
+
+
+def dequantising(case: Case) -> Step:
+    """What a step over four bits does besides: each worker decodes every matrix for y, and again for dx where there is one."""
+    layers = [m for _, m in quantize_model(case.base()).named_modules() if isinstance(m, QuantizedLinear)]
+    decoded = [*layers, *reversed(layers[3:])]  # below the first block's q, k and v nothing needs dx
+
+    def run(_: int) -> None:
+        for layer in decoded:
+            dequantize_4bit(layer.weight.value)
+
+    def step() -> int:
+        with ThreadPoolExecutor(threads()) as pool:
+            list(pool.map(run, range(threads())))
+        return 0
 
     return step
 
@@ -252,6 +272,8 @@ def transformers_generating(case: Case) -> Step:
 SIDES: dict[str, Callable[[Case], Step]] = {
     "ours": lambda case: ours(case, workers=threads()),
     "ours, one worker": ours,
+    "ours, NF4 base": lambda case: ours(case, workers=threads(), quantized=True),
+    "dequantising": dequantising,
     "PEFT": peft_step,
     "PEFT compiled": lambda case: peft_step(case, compiled=True),
     "floor": floor,

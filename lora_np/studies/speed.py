@@ -116,6 +116,27 @@ def generation_speed(
     return _table("generation_speed", question, settings | about(sides, threads, rounds), rows, sides, started)
 
 
+def quantized_speed(
+    cases: Sequence[Case] = CASES[:2], threads: int = CORES, rounds: int = 9, say: Say = print
+) -> Table:
+    """Rows {case, side, seconds, ratio, peak_bytes, losses, rounds, …}: a step of LoRA, of QLoRA, and dequantising alone.
+
+    "ours" is over a base in float32, "ours, NF4 base" over one of four bits, and "dequantising" decodes as much as the second
+    does, and nothing else. ratio: to "ours" of the same round. The losses differ, as the bases do.
+    """
+    started, rows, sides = time.perf_counter(), [], []
+    names = ["ours", "ours, NF4 base", "dequantising"]
+    cases = available(cases, say)
+    for case in cases:
+        ran = race([(name, case) for name in names], threads, rounds, say, f"QLoRA on {case.name}")
+        sides += ran
+        rows += [side.row() | ratios(side, ran[0]) | {"losses": side.about["results"]} for side in ran]
+    settings = {"target_modules": "all-linear", "learning_rate": LEARNING_RATE}
+    settings |= {"cases": {case.name: asdict(case) for case in cases}}
+    question = "What does a step cost over a base of four bits?"
+    return _table("quantized_speed", question, settings | about(sides, threads, rounds), rows, sides, started)
+
+
 def speed_scaling(
     sweeps: Mapping[str, Sequence[Case]] = SWEEPS, threads: int = CORES, rounds: int = 9, say: Say = print
 ) -> Table:

@@ -1,0 +1,131 @@
+"""A mixed batch: y[i] = x[i] Wᵀ + s·(x[i] Aᵀ) Bᵀ, with the A, B and s of row i's own adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..exercise import Case, Exercise, Mistake
+
+BASE = "__base__"
+
+
+def cases() -> list[Case]:
+    rng = np.random.default_rng(12)
+
+    def case(label: str, *names: str, t: int, in_: int, out: int, ranks: Sequence[int]) -> Case:
+        """The adapters "a", "b", … of these ranks, with the scalings 2, 3, …"""
+
+        def halves(*shape: int) -> np.ndarray:
+            return rng.integers(-4, 5, shape) / 2
+
+        adapters = {"abcd"[i]: (halves(r, in_), halves(out, r), 2.0 + i) for i, r in enumerate(ranks)}
+        arguments: dict[str, Any] = {"x": halves(len(names), t, in_), "W": halves(out, in_)}
+        return Case(label, arguments | {"adapters": adapters, "names": list(names)})
+
+    return [
+        case("two rows, an adapter each", "a", "b", t=1, in_=2, out=2, ranks=(2, 2)),
+        case("the other way round", "b", "a", t=1, in_=2, out=3, ranks=(1, 1)),
+        case("a row of the base", BASE, "b", t=1, in_=3, out=2, ranks=(1, 2)),
+        case("two rows share one", "b", "a", "b", t=2, in_=3, out=2, ranks=(2, 1)),
+        case(
+            "all of it, and one adapter that nobody asks for",
+            *("c", BASE, "a", "c", "d", BASE, "a"),
+            t=3,
+            in_=4,
+            out=3,
+            ranks=(2, 1, 3, 1),
+        ),
+    ]
+
+
+FROZEN, WANTED, SCALED, ADDED = "y = x @ W.T", "wanted == name", "s * bypass", "y[rows] += s * bypass"
+ROWS = f"[i for i, wanted in enumerate(names) if {WANTED}]"
+FIRST = "next(iter(adapters))"
+ORDER = "order = [i for name in {} for i, wanted in enumerate(names) if wanted == name]\n    return y[order]"
+
+EXERCISE = Exercise(
+    function="mixed_lora",
+    title="A mixed batch",
+    minutes=15,
+    needs="notebook 08",
+    cases=cases,
+    mistakes=(
+        Mistake(
+            "all rows go through the adapter of the first row",
+            "Give two rows the same x and two adapters. Are the two outputs different?",
+            {WANTED: "names[0] == name"},
+        ),
+        Mistake(
+            "every row gets every adapter",
+            "Take an adapter that no row asks for, and make its B larger. Who notices?",
+            {WANTED: "True"},
+        ),
+        Mistake(
+            "a row of the base gets an adapter",
+            'With names = ["__base__"] the layer computes x Wᵀ. What does yours add, and whose is it?',
+            {WANTED: f'{WANTED} or wanted == "__base__"'},
+            {WANTED: f'{WANTED} or (wanted == "__base__" and name == {FIRST})'},
+            {WANTED: f'{WANTED} or (wanted == "__base__" and name == list(adapters)[-1])'},
+        ),
+        Mistake(
+            "rows of the base stay zero",
+            'Print y for names = ["__base__"]. Which of your lines ever writes into that row?',
+            {FROZEN: f"{FROZEN}\n    y[[name not in adapters for name in names]] = 0"},
+        ),
+        Mistake(
+            "rows with an adapter lose the frozen path",
+            "Set every B to zero: what is left should be the base's output. What is left of yours?",
+            {ADDED: "y[rows] = s * bypass"},
+        ),
+        Mistake(
+            "rows with an adapter get the frozen path twice",
+            "Set every B to zero and divide your output by x Wᵀ. Which rows do not say 1?",
+            {ADDED: "y[rows] += x[rows] @ W.T + s * bypass"},
+        ),
+        Mistake(
+            "adapters go by the row's number and not by its name",
+            "Exchange two entries of names. Which rows of your output change?",
+            {WANTED: "list(adapters)[i % len(adapters)] == name"},
+        ),
+        Mistake(
+            "of the rows that share an adapter only one gets it",
+            "Let all rows ask for the same adapter. How many of them differ from x Wᵀ?",
+            {ROWS: f"{ROWS}[:1]"},
+            {ROWS: f"{ROWS}[-1:]"},
+        ),
+        Mistake(
+            "the rows come out in the order of the adapters",
+            "Ask for an adapter, another one, and the first again. Follow row 1 of x: where in y is it now?",
+            {"return y": ORDER.format('[*adapters, "__base__"]')},
+            {"return y": ORDER.format('["__base__", *adapters]')},
+            {"return y": ORDER.format("dict.fromkeys(names)")},
+            {"return y": ORDER.format("sorted(set(names))")},
+        ),
+        Mistake(
+            "the scaling is missing",
+            "Double every s and call your function again: does the output change?",
+            {SCALED: "bypass"},
+        ),
+        Mistake(
+            "one adapter's scaling for all",
+            "Double the s of one adapter, then that of another. Which rows of your output move each time?",
+            {SCALED: f"adapters[{FIRST}][2] * bypass"},
+            {SCALED: "list(adapters.values())[-1][2] * bypass"},
+            {SCALED: "adapters.get(names[0], (0, 0, 1.0))[2] * bypass"},
+        ),
+        Mistake(
+            "only one token of a row gets the bypass",
+            "Make a row of three tokens that are all the same. Are its three outputs?",
+            {ADDED: "y[rows, -1] += s * bypass[:, -1]"},
+            {ADDED: "y[rows, 0] += s * bypass[:, 0]"},
+        ),
+        Mistake(
+            "the bypass is added for each row that shares the adapter",
+            "Put the same row into the batch twice, with the same adapter. Did its output change when it got company?",
+            {SCALED: "len(rows) * s * bypass"},
+        ),
+    ),
+)

@@ -1,0 +1,233 @@
+"""Prefix tuning: keys and values that no token has, trained, before those of each layer (Li and Liang 2021, arXiv 2101.00190).
+
+    softmax(q [K_prefix, K]ᵀ / √d) [V_prefix, V]          in each layer and key/value head, the base being frozen
+
+They enter by `past_key_values` (kv_cache.py), as if tokens had been read before the first. As in PEFT the v prefix keys are not
+turned by a rotation, and the first token has position v. With a prefix, positions are therefore no longer relative: a row that
+is padded on its left needs positions of its own, which `generate` gives it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ..backend import Array, array_module, move, to_host
+from ..nn import Embedding, Module, Parameter
+from ..transformer import Transformer
+from .folder import KIND, refuse_others
+from .layers import AdapterLinear
+from .method import Method
+
+if TYPE_CHECKING:
+    from .model import PeftModel
+
+TENSOR = (
+    "prompt_embeddings"  # all that a file holds: (v, 2L·kv), the keys and values themselves, with or without an MLP
+)
+
+SIZES = ("num_layers", "num_attention_heads", "token_dim")  # what PEFT's file says of the base
+
+
+@dataclass(frozen=True)
+class PrefixTuningConfig:
+    """How long a prefix, and how it is trained, with PEFT's names and meanings.
+
+    num_virtual_tokens: v, how many keys and values each layer gets.
+    prefix_projection: train them through an MLP, E → Linear → tanh → Linear, that is thrown away when they are saved. The
+        paper trains so because the plain ones are sensitive to the learning rate (section 4.3).
+    encoder_hidden_size: the width of that MLP; None takes that of a key, kv_heads·head_dim.
+    init_weights: None draws the numbers as PyTorch draws an Embedding's and a Linear's, E normal with std 1; "zero" begins with
+        keys and values of zero. PEFT calls that a no-op. It is none: softmax gives a key of zero its share.
+    num_layers, num_attention_heads, token_dim: of the base: its layers, its key/value heads, and kv_heads·head_dim. None takes
+        them from there; what is given must be so there.
+    base_model_name_or_path: what the prefix was made for; saved with it, and otherwise unused.
+
+    Raises ValueError for a value out of range, TypeError for a number that is not whole.
+    """
+
+    num_virtual_tokens: int = 20
+    prefix_projection: bool = False
+    encoder_hidden_size: int | None = None
+    init_weights: Literal["zero"] | None = None
+    num_layers: int | None = None
+    num_attention_heads: int | None = None
+    token_dim: int | None = None
+    base_model_name_or_path: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_virtual_tokens", "encoder_hidden_size", *SIZES):
+            value = getattr(self, name)
+            if value is None and name != "num_virtual_tokens":
+                continue
+            if not isinstance(value, int | np.integer) or isinstance(value, bool):
+                raise TypeError(f"{name} = {value!r}; expected a whole number")
+            if value < 1:
+                raise ValueError(f"{name} = {value}; expected at least 1")
+        if not isinstance(self.prefix_projection, bool):
+            raise TypeError(f"prefix_projection = {self.prefix_projection!r}; expected True or False")
+        if self.init_weights not in (None, "zero"):
+            raise ValueError(f"init_weights = {self.init_weights!r}; expected None or 'zero'")
+
+
+class PrefixEncoder(Module):
+    """The keys and values of all layers, (v, 2L, g, d): a table of them, or an MLP over a smaller table.
+
+        P = E                                   E (v, 2L·kv)
+        P = tanh(E W₀ᵀ + b₀) W₂ᵀ + b₂           E (v, kv), W₀ (m, kv), W₂ (2L·kv, m)
+
+    with kv = g·d of g key/value heads. Row by row P holds layer 0's keys, layer 0's values, layer 1's keys, … The names, and
+    that order, are those of PEFT's PrefixEncoder.
+    """
+
+    def __init__(
+        self, embedding: Array, heads: tuple[int, int, int], transform: list[AdapterLinear] | None = None
+    ) -> None:
+        self.embedding = Embedding(embedding)
+        self.transform = {str(2 * i): linear for i, linear in enumerate(transform or [])}  # PyTorch counts the tanh too
+        self.heads = heads  # 2L, g, d
+
+    def forward(self, dtype: Any) -> tuple[Array, Any]:
+        """P (v, 2L, g, d), in `dtype` where it is stored in 16 bits."""
+        table = self.embedding.weight.value
+        E = table.astype(dtype) if table.itemsize == 2 else table
+        if not self.transform:
+            return E.reshape(-1, *self.heads), None
+        h, cache_0 = self.transform["0"].forward(E)  # (v, kv) → (v, m)
+        a = array_module(h).tanh(h)
+        P, cache_2 = self.transform["2"].forward(a)  # (v, m) → (v, 2L·kv)
+        return P.reshape(-1, *self.heads), (cache_0, a, cache_2)
+
+    def backward(self, dP: Array, cache: Any) -> None:
+        """Adds the gradients for dP (v, 2L, g, d).
+
+        In the forward pass a = tanh(h), so now dh = da ∘ (1 − a²); the two products are undone by `ops.linear_backward`. No
+        table is looked up in: each of its rows is one virtual token, so dE is what comes out below.
+        """
+        dP = dP.reshape(dP.shape[0], -1)
+        if cache is not None:
+            cache_0, a, cache_2 = cache
+            da = self.transform["2"].backward(dP, cache_2)
+            dP = self.transform["0"].backward(da * (1 - a * a), cache_0)
+        if self.embedding.weight.trainable:
+            self.embedding.weight.add_grad(dP)
+
+
+class PrefixMethod(Method):
+    """A PrefixEncoder beside the base, in `PeftModel.prompt_encoder`, which begins each past."""
+
+    peft_type = "PREFIX_TUNING"
+
+    def add(self, peft_model: PeftModel, name: str, config: PrefixTuningConfig, seed: int) -> None:
+        """Draw E, and W and b of the MLP uniform in ±1/√in, on the host, so that a seed means the same on every device."""
+        check_sizes(config, peft_model.model)
+        rng, v, zero = np.random.default_rng(seed), config.num_virtual_tokens, config.init_weights == "zero"
+        heads, (kv, width) = heads_of(peft_model.model), widths(peft_model.model)
+        if not config.prefix_projection:
+            self._put(peft_model, name, np.zeros((v, width)) if zero else rng.standard_normal((v, width)), heads)
+            return
+        m = config.encoder_hidden_size or kv
+        embedding, transform = rng.standard_normal((v, kv)), []
+        for out, in_ in ((m, kv), (width, m)):
+            bound = 0 if zero and out == width else 1 / math.sqrt(in_)
+            transform.append((rng.uniform(-bound, bound, (out, in_)), rng.uniform(-bound, bound, out)))
+        self._put(peft_model, name, embedding, heads, transform)
+
+    def _put(self, peft_model: PeftModel, name: str, embedding: Array, heads: tuple, transform: Any = ()) -> None:
+        like = peft_model.model.model.norm.weight.value
+        dtype = peft_model.adapter_dtype or like.dtype
+
+        def moved(x: np.ndarray) -> Array:
+            return move(x.astype(dtype), like)
+
+        linears = [AdapterLinear(moved(W), moved(b)) for W, b in transform]
+        peft_model.prompt_encoder[name] = PrefixEncoder(moved(embedding), heads, linears)
+
+    def restore(
+        self, peft_model: PeftModel, name: str, config: PrefixTuningConfig, arrays: Mapping[str, np.ndarray]
+    ) -> None:
+        """The keys and values themselves, which then train without an MLP, whatever they were trained with before."""
+        check_sizes(config, peft_model.model)
+        if set(arrays) != {TENSOR}:
+            raise ValueError(f"holds {', '.join(sorted(arrays)) or 'nothing'}; expected {TENSOR} alone")
+        shape = config.num_virtual_tokens, widths(peft_model.model)[1]
+        x = arrays[TENSOR]
+        if x.shape != shape:
+            raise ValueError(f"{TENSOR} has shape {x.shape}; this model and configuration have {shape} there")
+        if x.dtype.kind != "f":
+            raise ValueError(f"{TENSOR} has dtype {x.dtype}; expected floating-point numbers")
+        self._put(peft_model, name, x, heads_of(peft_model.model))
+
+    def delete(self, peft_model: PeftModel, name: str) -> None:
+        """Forget the encoder."""
+        del peft_model.prompt_encoder[name]
+
+    def parameters(self, peft_model: PeftModel, name: str) -> Iterator[Parameter]:
+        """E, and W and b of the MLP."""
+        for _, p in peft_model.prompt_encoder[name].named_parameters():
+            yield p
+
+    def arrays(self, peft_model: PeftModel, name: str) -> dict[str, np.ndarray]:
+        """P as one table, in the dtype that it is stored in: the MLP has done its work and is not saved."""
+        encoder = peft_model.prompt_encoder[name]
+        P, _ = encoder.forward(peft_model.model.model.norm.weight.value.dtype)
+        return {TENSOR: to_host(P.reshape(P.shape[0], -1).astype(encoder.embedding.weight.value.dtype))}
+
+    def settings(self, config: PrefixTuningConfig, model: Module) -> dict[str, Any]:
+        """With the sizes of the base, as PEFT writes them."""
+        base, kv = config.base_model_name_or_path, widths(model)[0]
+        return {
+            **KIND,
+            **asdict(config),
+            **{"peft_type": self.peft_type, "base_model_name_or_path": base and os.fspath(base)},
+            **sizes_of(model),
+            **{"num_transformer_submodules": 1, "modules_to_save": None},
+            "encoder_hidden_size": config.encoder_hidden_size or kv,
+        }
+
+    def config(self, settings: Mapping[str, Any]) -> PrefixTuningConfig:
+        """From PEFT's file."""
+        known = {field.name for field in fields(PrefixTuningConfig)}
+        refuse_others(settings, known | {"num_transformer_submodules"})
+        if settings.get("num_transformer_submodules") not in (None, 1):
+            raise ValueError(
+                f"num_transformer_submodules is {settings['num_transformer_submodules']}; a decoder is one"
+            )
+        if settings.get("num_virtual_tokens") is None:
+            raise ValueError("num_virtual_tokens is not there")
+        return PrefixTuningConfig(**{key: settings[key] for key in known if settings.get(key) is not None})
+
+
+def heads_of(model: Transformer) -> tuple[int, int, int]:
+    """2L, g, d: the keys and the values of each layer, its key/value heads, and a head's size."""
+    return 2 * model.config.num_hidden_layers, model.config.num_key_value_heads, model.config.head_dim
+
+
+def widths(model: Transformer) -> tuple[int, int]:
+    """kv = g·d, and 2L·kv: the numbers that a virtual token has in one key, and in all."""
+    both, g, d = heads_of(model)
+    return g * d, both * g * d
+
+
+def sizes_of(model: Transformer) -> dict[str, int]:
+    """What PEFT says of a base."""
+    both, g, d = heads_of(model)
+    return dict(zip(SIZES, (both // 2, g, g * d), strict=True))
+
+
+def check_sizes(config: PrefixTuningConfig, model: Transformer) -> None:
+    """Raise ValueError where the configuration is for a base of other sizes: equal shapes may hide other heads."""
+    for name, size in sizes_of(model).items():
+        if getattr(config, name) not in (None, size):
+            raise ValueError(f"{name} is {getattr(config, name)}, and {size} in this base: made for another one")
+
+
+def see_the_prefix(attention_mask: Array, v: int) -> Array:
+    """The mask (b, s) of the tokens → (b, v + s): no row's prefix is padding."""
+    xp = array_module(attention_mask)
+    return xp.concatenate([xp.ones((attention_mask.shape[0], v), bool), attention_mask.astype(bool)], axis=1)

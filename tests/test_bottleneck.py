@@ -1,0 +1,280 @@
+"""Bottleneck adapters: exact gradients, the base at the start, two a block or one, beside LoRA on the same layer.
+
+That PyTorch's autograd says the same is proven in test_methods_oracles.py.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from on_device import assert_allclose, assert_array_equal, host, xp
+
+import lora_np as ln
+from lora_np import AdamW, BottleneckConfig, LoraConfig, PeftModel, get_peft_model, gradcheck_model, ledger, train
+from lora_np.files import load_arrays, save_arrays
+from lora_np.parallel import loss_and_gradients
+from lora_np.peft import BottleneckLinear
+
+
+def narrowed(model, seed=1, **changes):
+    """A PeftModel in which nothing is zero, so that no gradient is by accident."""
+    settings = {"bottleneck_size": 5, "init_weights": False} | changes
+    return get_peft_model(model, BottleneckConfig(**settings), seed=seed)
+
+
+def wrappers(peft_model):
+    return {name: m for name, m in peft_model.model.named_modules() if isinstance(m, BottleneckLinear)}
+
+
+# ------------------------------------------------------------------------------------------------------------ gradients
+
+
+@pytest.mark.parametrize("placement", ["houlsby", "pfeiffer"])
+@pytest.mark.parametrize("non_linearity", ["gelu", "silu"])
+def test_bottlenecks_agree_with_the_complex_step_to_1e_12(make_model, random_batch, placement, non_linearity):
+    peft_model = narrowed(make_model(), placement=placement, non_linearity=non_linearity)
+    result = gradcheck_model(peft_model, *random_batch(), tolerance=1e-12).raise_if_wrong()
+    assert len(result.errors) == (16 if placement == "houlsby" else 8)
+
+
+def test_any_part_alone_gets_the_gradient_that_it_gets_among_all(make_model, random_batch):
+    peft_model, batch = narrowed(make_model()), random_batch()
+    parameters = dict(peft_model.named_parameters())
+    peft_model.backward(peft_model.loss(*batch)[1])
+    expected = {name: p.grad.copy() for name, p in parameters.items() if p.trainable}
+    for name, gradient in expected.items():
+        peft_model.model.freeze()
+        parameters[name].trainable = True
+        peft_model.backward(peft_model.loss(*batch)[1])
+        assert_allclose(parameters[name].grad, gradient, rtol=1e-12, err_msg=name)
+        assert sum(p.grad is not None for p in parameters.values()) == 1
+
+
+def test_shards_add_up_to_the_whole_batch(make_model, random_batch):
+    peft_model, batch = narrowed(make_model()), random_batch(5)
+    runs = []
+    for workers in (1, 3):
+        peft_model.zero_grad()
+        loss_and_gradients(peft_model, *batch, workers=workers)
+        runs.append({name: p.grad for name, p in peft_model.named_parameters() if p.trainable})
+    for name, gradient in runs[0].items():
+        assert_allclose(runs[1][name], gradient, rtol=1e-10, atol=1e-15, err_msg=name)
+
+
+@pytest.mark.parametrize("adapter_dtype", ["float16", "bfloat16"])
+def test_stored_in_16_bits_it_computes_in_32(make_model, random_batch, adapter_dtype):
+    config = BottleneckConfig(5, init_weights=False)
+    peft_model = get_peft_model(make_model(np.float32), config, adapter_dtype=adapter_dtype)
+    peft_model.backward(peft_model.loss(*random_batch())[1])
+    for _, p in peft_model.named_parameters():
+        if p.trainable:
+            assert p.value.dtype.itemsize == 2 and p.grad.dtype == np.float32
+
+
+def test_over_a_quantised_base_it_trains_and_is_not_quantised_itself(make_model, random_batch):
+    peft_model = narrowed(make_model())
+    ln.quantize_model(peft_model, block_size=4)
+    gradcheck_model(peft_model, *random_batch(), tolerance=1e-12).raise_if_wrong()
+
+
+# ------------------------------------------------------------------------------------------------------ what it computes
+
+
+def test_at_init_the_adapted_model_equals_the_base_bit_for_bit(make_model, random_batch):
+    tokens, _ = random_batch()
+    for dtype in (np.float32, np.float64):
+        base, _ = make_model(dtype).forward(tokens)
+        assert_array_equal(get_peft_model(make_model(dtype), BottleneckConfig(5)).forward(tokens)[0], base)
+
+
+def test_as_in_the_paper_it_starts_near_the_base(make_model, random_batch):
+    tokens, _ = random_batch()
+    base, _ = make_model().forward(tokens)
+    peft_model = narrowed(make_model(), bottleneck_size=12, init_weights="houlsby")
+    change = float(xp.abs(peft_model.forward(tokens)[0] - base).max() / xp.abs(base).max())
+    assert 0 < change < 5e-3
+    for layer in wrappers(peft_model).values():
+        for side in (layer.bottleneck_down, layer.bottleneck_up):
+            W, b = host(side["default"].weight.value), host(side["default"].bias.value)
+            assert np.abs(W).max() <= 0.02 and not b.any()
+            assert W.std() == pytest.approx(0.0088, rel=0.2), "a normal of std 0.01, cut off at two of them, has 0.0088"
+
+
+def test_a_block_adds_the_bottleneck_to_what_the_sublayer_wrote(make_model):
+    peft_model = narrowed(make_model())
+    x = xp.asarray(np.random.default_rng(0).standard_normal((2, 3, 20)))
+    layer = peft_model.model.model.layers[1].mlp.down_proj
+    y = x @ layer.base_layer.weight.value.T
+    down, up = layer.bottleneck_down["default"], layer.bottleneck_up["default"]
+    a, _ = ln.ops.gelu_forward(y @ down.weight.value.T + down.bias.value)
+    expected = y + a @ up.weight.value.T + up.bias.value
+    z, _ = layer.forward(x, ln.Context(adapter="default"))
+    assert_allclose(z, expected, rtol=1e-12)
+    assert_array_equal(layer.forward(x)[0], y)
+
+
+def test_houlsby_is_after_both_sublayers_and_pfeiffer_after_the_mlp(make_model):
+    both, one = ("self_attn.o_proj", "mlp.down_proj"), ("mlp.down_proj",)
+    for placement, layers in (("houlsby", both), ("pfeiffer", one)):
+        expected = [f"model.layers.{i}.{layer}" for i in range(2) for layer in layers]
+        assert list(wrappers(narrowed(make_model(), placement=placement))) == expected
+
+
+def test_a_disabled_or_deleted_adapter_is_the_base(make_model, random_batch):
+    tokens, _ = random_batch()
+    base, _ = make_model().forward(tokens)
+    peft_model = narrowed(make_model())
+    adapted, _ = peft_model.forward(tokens)
+    assert not np.allclose(host(adapted), host(base))
+    assert_array_equal(peft_model.model.forward(tokens)[0], base)
+    with peft_model.disable_adapter():
+        assert_array_equal(peft_model.forward(tokens)[0], base)
+    assert_array_equal(peft_model.forward(tokens)[0], adapted)
+    peft_model.delete_adapter("default")
+    assert not wrappers(peft_model)
+    assert_array_equal(peft_model.forward(tokens)[0], base)
+
+
+def test_generating_a_token_at_a_time_takes_the_likeliest_of_all_at_once(make_model):
+    peft_model = narrowed(make_model())
+    new = ln.generate(peft_model, [[1, 2, 3]], max_new_tokens=6)[0]
+    logits, _ = peft_model.forward(np.array([[1, 2, 3, *new[:-1]]]))
+    assert new == host(logits[0, 2:].argmax(axis=-1)).tolist()
+
+
+def test_training_moves_the_adapter_and_not_the_base(make_model, random_batch):
+    peft_model = narrowed(make_model(np.float32), init_weights=True)
+    before = {name: p.value.copy() for name, p in peft_model.named_parameters()}
+    history = train(peft_model, [random_batch()], AdamW(lr=1e-2), steps=10, progress=False)
+    assert history.column("loss")[-1] < history.column("loss")[0]
+    for name, p in peft_model.named_parameters():
+        assert xp.array_equal(p.value, before[name]) != (".bottleneck_" in name)
+
+
+# ------------------------------------------------------------------------------------------------------ count and files
+
+
+def test_the_live_count_is_that_on_paper(make_model):
+    count = ledger.count(narrowed(make_model()))
+    assert ledger.houlsby_parameters(12, 5) == 2 * 5 * 12 + 12 + 5
+    assert count.trainable == count.total - count.base == 2 * 2 * ledger.houlsby_parameters(12, 5)
+    assert ledger.count(narrowed(make_model(), placement="pfeiffer")).trainable == 2 * ledger.houlsby_parameters(12, 5)
+
+
+def test_the_bottleneck_is_d_over_the_reduction_factor():
+    assert BottleneckConfig().width(4096) == 256
+    assert BottleneckConfig(reduction_factor=5).width(12) == 2
+    assert BottleneckConfig(reduction_factor=16).width(12) == 1
+    assert BottleneckConfig(bottleneck_size=7, reduction_factor=2).width(12) == 7
+
+
+@pytest.mark.parametrize("changes", [{}, {"placement": "pfeiffer", "non_linearity": "silu"}, {"bottleneck_size": None}])
+def test_what_is_saved_comes_back_to_the_bit(make_model, random_batch, tmp_path, changes):
+    before = narrowed(make_model(np.float32), **changes)
+    before.save_pretrained(tmp_path)
+    after = PeftModel.from_pretrained(make_model(np.float32), tmp_path, is_trainable=True)
+    tokens, _ = random_batch()
+    assert_array_equal(after.forward(tokens)[0], before.forward(tokens)[0])
+    assert [n for n, p in after.named_parameters() if p.trainable] == [
+        n for n, p in before.named_parameters() if p.trainable
+    ]
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "BOTTLENECK"
+
+
+def changed(key, change):
+    """A folder whose tensor `key` is another, or gone."""
+
+    def spoil(folder):
+        arrays, metadata = load_arrays(folder / "adapter_model.safetensors")
+        new = change(arrays.pop(key))
+        save_arrays(folder / "adapter_model.safetensors", arrays | ({} if new is None else {key: new}), metadata)
+
+    return spoil
+
+
+def edited(**changes):
+    def spoil(folder):
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return spoil
+
+
+UP = "base_model.model.model.layers.0.mlp.down_proj.bottleneck_up.weight"
+SPOILT = {
+    "a missing tensor": (changed(UP, lambda x: None), "missing: .*bottleneck_up.weight"),
+    "a wrong shape": (changed(UP, lambda x: x[:, :4]), r"\(12, 4\); expected floats \(12, 5\)"),
+    "integers": (changed(UP, lambda x: x.astype(np.int64)), "is int64"),
+    "another activation": (edited(non_linearity="silu"), "non_linearity is 'silu', .* saved with 'gelu'"),
+    "an unknown key": (edited(adapter_dropout=0.1), "adapter_dropout is 0.1, a feature"),
+    "another method": (edited(peft_type="PREFIX_TUNING"), "adapter_config.json: "),
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_a_folder_that_does_not_fit_is_refused_and_nothing_changes(what, make_model, tmp_path):
+    spoil, message = SPOILT[what]
+    narrowed(make_model()).save_pretrained(tmp_path)
+    spoil(tmp_path)
+    model = make_model()
+    with pytest.raises(ValueError, match=message):
+        PeftModel.from_pretrained(model, tmp_path)
+    assert model.trainable and not any(isinstance(m, BottleneckLinear) for _, m in model.named_modules())
+
+
+# ------------------------------------------------------------------------------------------------ with LoRA on one layer
+
+
+@pytest.mark.parametrize("order", [("lora", "narrow"), ("narrow", "lora")])
+def test_beside_lora_on_the_same_layers_each_answers_as_it_does_alone(make_model, random_batch, tmp_path, order):
+    tokens, _ = random_batch()
+    configs = {
+        "lora": LoraConfig(r=3, target_modules="all-linear", init_lora_weights=False),
+        "narrow": BottleneckConfig(5, init_weights=False),
+    }
+    alone = {name: get_peft_model(make_model(), config, name).forward(tokens)[0] for name, config in configs.items()}
+    peft_model = get_peft_model(make_model(), configs[order[0]], order[0])
+    peft_model.add_adapter(order[1], configs[order[1]])
+    assert len(peft_model.lora_layers()) == 14 and len(wrappers(peft_model)) == 4
+    for name in configs:
+        peft_model.set_adapter(name)
+        assert_array_equal(peft_model.forward(tokens)[0], alone[name])
+        gradcheck_model(peft_model, *random_batch(), tolerance=1e-12).raise_if_wrong()
+        peft_model.save_pretrained(tmp_path / name, name)
+        again = PeftModel.from_pretrained(make_model(), tmp_path / name)
+        assert_array_equal(again.forward(tokens)[0], alone[name])
+    peft_model.delete_adapter("lora" if peft_model.active_adapter == "narrow" else "narrow")
+    peft_model.delete_adapter(peft_model.active_adapter)
+    assert [n for n, _ in peft_model.model.named_modules()] == [n for n, _ in make_model().named_modules()]
+
+
+def test_merging_lora_works_under_a_bottleneck(make_model, random_batch):
+    tokens, _ = random_batch()
+    peft_model = get_peft_model(make_model(), LoraConfig(r=3, target_modules="all-linear", init_lora_weights=False))
+    expected, _ = peft_model.forward(tokens)
+    peft_model.add_adapter("narrow", BottleneckConfig(5, init_weights=False))
+    plain = peft_model.merge_and_unload()
+    assert [n for n, _ in plain.named_modules()] == [n for n, _ in make_model().named_modules()]
+    assert_allclose(plain.forward(tokens)[0], expected, rtol=1e-10, atol=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+BAD = {
+    "size 0": (lambda m: BottleneckConfig(0), ValueError, "bottleneck_size = 0"),
+    "half a feature": (lambda m: BottleneckConfig(2.5), TypeError, "whole number"),
+    "a factor of 0": (lambda m: BottleneckConfig(reduction_factor=0), ValueError, "reduction_factor = 0"),
+    "relu": (lambda m: BottleneckConfig(non_linearity="relu"), ValueError, "'relu'; expected 'gelu' or 'silu'"),
+    "nowhere": (lambda m: BottleneckConfig(placement="lora"), ValueError, "expected 'houlsby' or 'pfeiffer'"),
+    "an unknown init": (lambda m: BottleneckConfig(init_weights="bert"), ValueError, "init_weights = 'bert'"),
+    "merging": (lambda m: narrowed(m).merge_adapter(), ValueError, "'default' has a BottleneckConfig.*merged"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_a_clear_error(what, make_model):
+    call, error, message = BAD[what]
+    with pytest.raises(error, match=message):
+        call(make_model())

@@ -1,0 +1,313 @@
+"""One call, one configuration class a method: what holds for each, and that a new one is a file and a line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pytest
+from on_device import assert_array_equal, host, xp
+
+import lora_np as ln
+import lora_np.files
+from lora_np import AdamW, BottleneckConfig, LoraConfig, PeftModel, PrefixTuningConfig, gradcheck_model, train
+from lora_np.nn import EVALUATION, Module, Parameter
+from lora_np.peft import VeraConfig
+from lora_np.peft.folder import PREFIX
+from lora_np.peft.layers import adaptable_layers, unwrap, wrap, wrapped_by
+from lora_np.peft.method import Method
+from lora_np.peft.methods import METHODS
+
+# ----------------------------------------------------------------------- a new method: all of it, but for its line below
+
+
+@dataclass(frozen=True)
+class GainConfig:
+    """y = base(x) ∘ l, with l (out,) trained, at every down_proj: a corner of IA³ (Liu et al. 2022, arXiv 2205.05638)."""
+
+    start: float = 1.0
+
+
+class GainLinear(Module):
+    """The wrapper, with Linear's contract."""
+
+    def __init__(self, base_layer):
+        self.base_layer, self.gain = base_layer, {}
+
+    in_features = property(lambda self: self.base_layer.in_features)
+    out_features = property(lambda self: self.base_layer.out_features)
+
+    def forward(self, x, context=EVALUATION):
+        y, cache = self.base_layer.forward(x, context)
+        name = context.adapter if context.adapter in self.gain else None
+        return (y, (cache, None, None)) if name is None else (y * self.gain[name].value, (cache, name, y))
+
+    def backward(self, dz, cache, need_dx=True):
+        base_cache, name, y = cache
+        if name is not None:
+            if self.gain[name].trainable:
+                self.gain[name].add_grad((dz * y).reshape(-1, y.shape[-1]).sum(axis=0))
+            dz = dz * self.gain[name].value
+        return self.base_layer.backward(dz, base_cache, need_dx)
+
+
+class GainMethod(Method):
+    peft_type = "GAIN"
+
+    def add(self, peft_model, name, config, seed):
+        d = peft_model.model.config.hidden_size
+        self._put(peft_model, name, {layer: np.full(d, config.start) for layer in self._places(peft_model)})
+
+    def restore(self, peft_model, name, config, arrays):
+        self._put(peft_model, name, {key.removeprefix(PREFIX).removesuffix(".gain"): x for key, x in arrays.items()})
+
+    def _places(self, peft_model):
+        return [layer for layer in adaptable_layers(peft_model.model) if layer.endswith("down_proj")]
+
+    def _put(self, peft_model, name, gains):
+        dtype = peft_model.model.model.norm.weight.value.dtype
+        for layer_name, layer in wrap(peft_model.model, gains, GainLinear):
+            layer.gain[name] = Parameter(xp.asarray(gains[layer_name].astype(dtype)))
+
+    def delete(self, peft_model, name):
+        for layer, (_, wrapper) in wrapped_by(peft_model.model, GainLinear).items():
+            wrapper.gain.pop(name, None)
+            if not wrapper.gain:
+                unwrap(peft_model.model, [layer], GainLinear)
+
+    def parameters(self, peft_model, name):
+        return (w.gain[name] for _, w in wrapped_by(peft_model.model, GainLinear).values() if name in w.gain)
+
+    def arrays(self, peft_model, name):
+        wrappers = wrapped_by(peft_model.model, GainLinear)
+        return {
+            f"{PREFIX}{layer}.gain": host(w.gain[name].value) for layer, (_, w) in wrappers.items() if name in w.gain
+        }
+
+    def settings(self, config, model):
+        return {"peft_type": self.peft_type, **asdict(config)}
+
+    def config(self, settings):
+        return GainConfig(settings["start"])
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    monkeypatch.setitem(METHODS, GainConfig, GainMethod())  # the line
+
+
+# ------------------------------------------------------------------------------------------- what holds for each method
+
+CONFIGS = {
+    "lora": LoraConfig(r=3, lora_alpha=7, target_modules="all-linear", init_lora_weights=False),
+    "prefix": PrefixTuningConfig(num_virtual_tokens=3),
+    "projected prefix": PrefixTuningConfig(num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=5),
+    "bottleneck": BottleneckConfig(5, init_weights=False),
+    "vera": VeraConfig(r=3, target_modules="all-linear", init_weights=False),
+    "gain": GainConfig(1.5),
+}
+methods = pytest.mark.parametrize("setting", CONFIGS.values(), ids=CONFIGS.keys())
+
+
+def content(folder):
+    arrays, _ = ln.files.load_arrays(folder / "adapter_model.safetensors")
+    return (folder / "adapter_config.json").read_text(), {name: x.tobytes() for name, x in arrays.items()}
+
+
+def adapter(model):
+    return {name: host(p.value) for name, p in model.named_parameters() if p.trainable}
+
+
+def test_each_method_is_here_and_does_all_that_is_asked():
+    assert {type(config) for config in CONFIGS.values()} == set(METHODS), "add the new method to CONFIGS"
+    assert len({method.peft_type for method in METHODS.values()}) == len(METHODS)
+    asked = {name for name, f in vars(Method).items() if callable(f)} - {"set_trainable"}
+    assert len(asked) == 7
+    for method in METHODS.values():
+        assert asked <= {name for kind in type(method).__mro__[:-2] for name in vars(kind)}, type(method).__name__
+
+
+@methods
+def test_its_gradients_agree_with_the_complex_step_to_1e_12(make_model, random_batch, setting):
+    gradcheck_model(ln.get_peft_model(make_model(), setting), *random_batch(), tolerance=1e-12).raise_if_wrong()
+
+
+@methods
+def test_what_trains_is_what_is_added_and_the_base_stays(make_model, random_batch, setting):
+    peft_model = ln.get_peft_model(make_model(np.float32), setting)
+    count = ln.ledger.count(peft_model)
+    frozen = sum(p.value.size for p in peft_model.adapter_parameters() if not p.trainable)  # VeRA's A and B
+    assert count.trainable == count.total - count.base - frozen > 0
+    assert count.base == ln.ledger.count(make_model()).total
+    before = {name: p.value.copy() for name, p in peft_model.named_parameters()}
+    train(peft_model, [random_batch()], AdamW(lr=1e-2), steps=2, progress=False)
+    for name, p in peft_model.named_parameters():
+        assert xp.array_equal(p.value, before[name]) != p.trainable, name
+
+
+@methods
+def test_the_ledger_counts_a_step_of_lora_and_refuses_the_others(make_model, setting):
+    """Also where another method wraps the same layers: it is not active."""
+    peft_model = ln.get_peft_model(make_model(), CONFIGS["lora"], "lora")
+    alone = [ln.ledger.flops(peft_model, 12, 6), ln.ledger.memory(peft_model, 2, 6).activations]
+    peft_model.add_adapter("other", setting)
+    assert [ln.ledger.flops(peft_model, 12, 6), ln.ledger.memory(peft_model, 2, 6).activations] == alone
+    peft_model.set_adapter("other")
+    if isinstance(setting, LoraConfig):
+        assert ln.ledger.flops(peft_model, 12, 6) == alone[0]
+    else:
+        with pytest.raises(ValueError, match=f"the active adapter has a {type(setting).__name__}"):
+            ln.ledger.flops(peft_model, 12, 6)
+
+
+@methods
+def test_it_comes_back_from_its_folder_to_the_bit(make_model, random_batch, tmp_path, setting):
+    before = ln.get_peft_model(make_model(np.float32), setting)
+    before.save_pretrained(tmp_path)
+    after = PeftModel.from_pretrained(make_model(np.float32), tmp_path)
+    tokens, _ = random_batch()
+    assert_array_equal(after.forward(tokens)[0], before.forward(tokens)[0])
+    assert type(after.peft_config["default"]) is type(setting) and not after.trainable
+
+
+@methods
+def test_disabled_is_the_base_and_so_is_a_model_it_was_taken_out_of(make_model, random_batch, setting):
+    tokens, _ = random_batch()
+    base, _ = make_model().forward(tokens)
+    peft_model = ln.get_peft_model(make_model(), setting)
+    with_it, _ = peft_model.forward(tokens)
+    assert not np.allclose(host(with_it), host(base))
+    with peft_model.disable_adapter():
+        assert_array_equal(peft_model.forward(tokens)[0], base)
+    assert_array_equal(peft_model.forward(tokens)[0], with_it)
+    peft_model.delete_adapter("default")
+    assert [n for n, _ in peft_model.model.named_modules()] == [n for n, _ in make_model().named_modules()]
+    assert_array_equal(peft_model.forward(tokens)[0], base)
+    assert ln.ledger.count(peft_model).base == ln.ledger.count(peft_model).total
+
+
+@methods
+def test_a_replica_has_its_own_gradients_and_the_same_arrays(make_model, random_batch, setting):
+    peft_model = ln.get_peft_model(make_model(), setting)
+    twin = peft_model.replica()
+    twin.backward(twin.loss(*random_batch())[1])
+    pairs = zip(peft_model.named_parameters(), twin.named_parameters(), strict=True)
+    assert all(
+        p.value is q.value and p.grad is None and (q.grad is not None) == q.trainable for (_, p), (_, q) in pairs
+    )
+
+
+def test_adapters_of_all_methods_in_one_model_answer_as_each_does_alone(make_model, random_batch, tmp_path):
+    """Added one after the other, chosen, trained, saved and taken out: none knows of the others."""
+    tokens, _ = batch = random_batch()
+    expected = {}
+    for name, config in CONFIGS.items():
+        peft_model = ln.get_peft_model(make_model(), config, name)
+        train(peft_model, [batch], AdamW(lr=1e-2), steps=2, progress=False)
+        expected[name] = peft_model.forward(tokens)[0], adapter(peft_model)
+        peft_model.save_pretrained(tmp_path / name, name)
+    together = None
+    for name, config in CONFIGS.items():
+        if together is None:
+            together = ln.get_peft_model(make_model(), config, name)
+        else:
+            together.add_adapter(name, config)
+    for name in reversed(CONFIGS):
+        together.set_adapter(name)
+        train(together, [batch], AdamW(lr=1e-2), steps=2, progress=False)
+    for name, (logits, values) in expected.items():
+        together.set_adapter(name)
+        assert_array_equal(together.forward(tokens)[0], logits, err_msg=name)
+        assert [x.tobytes() for x in adapter(together).values()] == [x.tobytes() for x in values.values()]
+        together.save_pretrained(tmp_path / "again" / name, name)
+        assert content(tmp_path / "again" / name) == content(tmp_path / name)
+    loaded = PeftModel.from_pretrained(make_model(), tmp_path / "gain", "gain")
+    for name in list(CONFIGS)[:-1]:
+        loaded.load_adapter(tmp_path / name, name)
+    for name, (logits, _) in expected.items():
+        loaded.set_adapter(name)
+        assert_array_equal(loaded.forward(tokens)[0], logits, err_msg=name)
+    base, _ = make_model().forward(tokens)
+    with loaded.disable_adapter():
+        assert_array_equal(loaded.forward(tokens)[0], base)
+    loaded.set_adapter("lora")
+    for name in [name for name in CONFIGS if name != "lora"]:
+        loaded.delete_adapter(name)
+        assert_array_equal(loaded.forward(tokens)[0], expected["lora"][0], err_msg=f"without {name}")
+
+
+def test_merging_needs_a_change_of_weights(make_model, random_batch):
+    tokens, _ = random_batch()
+    peft_model = ln.get_peft_model(make_model(), CONFIGS["lora"], "lora")
+    for name in ("prefix", "bottleneck", "vera", "gain"):
+        peft_model.add_adapter(name, CONFIGS[name])
+        with pytest.raises(ValueError, match=f"'{name}' has a .*Config: it is no change of weights"):
+            peft_model.merge_adapter([name])
+        with pytest.raises(ValueError, match="no change of weights"):
+            peft_model.add_weighted_adapter(["lora", name], [1.0, 1.0], "both")
+    expected, _ = peft_model.forward(tokens)
+    plain = peft_model.merge_and_unload()
+    assert [n for n, _ in plain.named_modules()] == [n for n, _ in make_model().named_modules()]
+    np.testing.assert_allclose(host(plain.forward(tokens)[0]), host(expected), rtol=1e-10, atol=1e-12)
+
+
+def test_a_mixed_batch_and_the_server_take_loras_adapters_alone(make_model, random_batch, tmp_path):
+    """A prefix would be left out in silence there, and a bottleneck too."""
+    tokens, _ = random_batch()
+    peft_model = ln.get_peft_model(make_model(), CONFIGS["lora"], "lora")
+    server = ln.AdapterServer(ln.get_peft_model(make_model(), CONFIGS["lora"], "lora"), folders=[tmp_path])
+    expected, _ = peft_model.forward(tokens, adapter_names=["lora", "__base__"])
+    for name in ("prefix", "bottleneck", "vera", "gain"):
+        ln.get_peft_model(make_model(), CONFIGS[name]).save_pretrained(tmp_path / name)
+        peft_model.add_adapter(name, CONFIGS[name])
+        for call in (
+            lambda name=name: peft_model.forward(tokens, adapter_names=["lora", name]),
+            lambda name=name: ln.generate(peft_model, [[1], [2, 3]], adapter_names=["lora", name]),
+            lambda: ln.AdapterServer(peft_model),
+            lambda name=name: server.adapters.load(name, tmp_path / name),
+        ):
+            with pytest.raises(ValueError, match=f"'{name}' has a .*Config: its rows need a batch of their own"):
+                call()
+        assert server.adapters.names() == ["lora"] and list(server.adapters.model.peft_config) == ["lora"]
+        peft_model.delete_adapter(name)
+    peft_model.add_adapter("prefix", CONFIGS["prefix"])
+    peft_model.set_adapter("prefix")
+    mixed, _ = peft_model.forward(tokens, adapter_names=["lora", "__base__"])
+    assert_array_equal(mixed, expected, err_msg="the active prefix has no part in it")
+
+
+def test_while_lora_is_merged_no_other_method_answers(make_model, random_batch):
+    """As LoRA beside LoRA: what is merged is part of the weights that the other would be used with."""
+    peft_model = ln.get_peft_model(make_model(), CONFIGS["lora"], "lora")
+    peft_model.add_adapter("prefix", CONFIGS["prefix"])
+    peft_model.merge_adapter()
+    with pytest.raises(RuntimeError, match="unmerge"):
+        peft_model.set_adapter("prefix")
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+def test_a_config_of_no_method_is_refused_by_name(make_model):
+    with pytest.raises(TypeError, match=r"expected a LoraConfig, .* or GainConfig, got dict"):
+        ln.get_peft_model(make_model(), {"r": 8})
+
+
+def test_an_unknown_peft_type_is_refused_by_name(make_model, tmp_path):
+    ln.get_peft_model(make_model(), CONFIGS["lora"]).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"peft_type": "LOHA"}))
+    with pytest.raises(ValueError, match=r"adapter_config.json: peft_type is 'LOHA'; 'LORA', .* and 'GAIN' are here"):
+        PeftModel.from_pretrained(make_model(), tmp_path)
+
+
+@methods
+def test_a_base_that_carries_an_adapter_is_not_adapted_again(make_model, setting):
+    """But for a prefix, which is not in the base."""
+    model = ln.get_peft_model(make_model(), setting).model
+    if isinstance(setting, PrefixTuningConfig):
+        assert ln.get_peft_model(model, setting).model is model
+    else:
+        with pytest.raises(ValueError, match="carries an adapter already"):
+            ln.get_peft_model(model, setting)

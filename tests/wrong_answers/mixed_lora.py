@@ -1,0 +1,64 @@
+"""Wrong answers to mixed_lora, in other words than the solution's."""
+
+HEAD = "import numpy as np\ndef mixed_lora(x, W, adapters, names):\n"
+ONE = "    def through(row, A, B, s):\n        return s * np.einsum('ti,ri,or->to', row, A, B)\n"
+EACH = (
+    HEAD
+    + ONE
+    + "    out = []\n    for i, (row, name) in enumerate(zip(x, names)):\n        y = row @ W.T\n"
+    + "{}        out.append(y)\n    return np.array(out)\n"
+)
+
+ANSWERS = {
+    "all rows go through the adapter of the first row": HEAD
+    + "    y = np.einsum('bti,oi->bto', x, W)\n    if names[0] in adapters:\n        A, B, s = adapters[names[0]]\n"
+    + "        y = y + s * x @ A.T @ B.T\n    return y\n",
+    "every row gets every adapter": HEAD
+    + "    return x @ W.T + sum(s * (x @ A.T) @ B.T for A, B, s in adapters.values())\n",
+    "a row of the base gets an adapter": EACH.format(
+        "        y = y + through(row, *adapters.get(name, list(adapters.values())[0]))\n"
+    ),
+    "rows of the base stay zero": HEAD
+    + ONE
+    + "    y = np.zeros((*x.shape[:2], len(W)))\n    for i, name in enumerate(names):\n"
+    + "        if name != '__base__':\n            y[i] = x[i] @ W.T + through(x[i], *adapters[name])\n    return y\n",
+    "rows with an adapter lose the frozen path": EACH.format(
+        "        if name in adapters:\n            y = through(row, *adapters[name])\n"
+    ),
+    "rows with an adapter get the frozen path twice": EACH.format(
+        "        if name in adapters:\n            A, B, s = adapters[name]\n            y += row @ (W + s * B @ A).T\n"
+    ),
+    "adapters go by the row's number and not by its name": EACH.format(
+        "        keys = list(adapters)\n        y = y + through(row, *adapters[keys[i % len(keys)]])\n"
+    ),
+    "of the rows that share an adapter only one gets it": HEAD
+    + "    y = x @ W.T\n    for name in set(names) - {'__base__'}:\n        A, B, s = adapters[name]\n"
+    + "        i = names.index(name)\n"
+    + "        y[i] += s * x[i] @ A.T @ B.T\n    return y\n",
+    "the rows come out in the order of the adapters": HEAD
+    + ONE
+    + "    parts = []\n    for name in [*adapters, '__base__']:\n        for i in range(len(names)):\n"
+    + "            if names[i] == name:\n                y = x[i] @ W.T\n"
+    + "                parts.append(y if name == '__base__' else y + through(x[i], *adapters[name]))\n"
+    + "    return np.stack(parts)\n",
+    "the scaling is missing": EACH.format(
+        "        if name in adapters:\n            A, B, _ = adapters[name]\n            y += row @ (B @ A).T\n"
+    ),
+    "one adapter's scaling for all": EACH.format(
+        "        if i == 0:\n            scaling = list(adapters.values())[0][2]\n"
+        "        if name in adapters:\n            y += scaling * through(row, *adapters[name][:2], 1)\n"
+    ),
+    "only one token of a row gets the bypass": EACH.format(
+        "        if name != '__base__':\n            y[-1:] += through(row[-1:], *adapters[name])\n"
+    ),
+    "the bypass is added for each row that shares the adapter": HEAD
+    + "    y = x @ W.T\n    for name in names:\n        if name in adapters:\n            A, B, s = adapters[name]\n"
+    + "            mine = np.array(names) == name\n            y[mine] += s * x[mine] @ A.T @ B.T\n    return y\n",
+}
+
+UNKNOWN = [
+    EACH.format(
+        "        if name in adapters:\n            A, B, s = adapters[name]\n            y += through(row, A, B, s / len(A))\n"
+    ),
+    EACH.format("        if name in adapters:\n            y += through(np.abs(row), *adapters[name])\n"),
+]
