@@ -43,7 +43,7 @@ plots.qlora_losses(runs["tiny"], runs["smollm2"]);
 # the rounded model, and not all. (SmolLM2's file rounds most of its weights to four bits already, in another way; NF4 rounds the rounded ones again.)
 
 # %%
-for name, table in runs.items():
+for table in runs.values():
     found, settings = means(table), table.settings
     base, rounded = settings["base_loss"], settings["quantized_loss"]["nf4"]
     print(f"{settings['base']:13} base {base:.3f}, in NF4 {rounded:.3f} ({rounded - base:+.3f})   "

@@ -155,21 +155,24 @@ def comparison(mine: Any, right: Any, exercise: Exercise) -> str:
     return "\n".join(lines)
 
 
-def value_text(value: Any, indent: int = 0) -> str:
-    """A value as one writes it in Python, its further lines indented; of an array with more than 24 numbers the shape."""
+def value_text(value: Any, indent: int = 0, shape: bool = True) -> str:
+    """A value as one writes it in Python, its further lines indented; of an array with more than 24 numbers the shape.
+
+    `shape`: with the shape of an array in a comment behind it, which inside a list would swallow the rest.
+    """
     if isinstance(value, np.ndarray):
         if value.size > 24:
             return f"an array of shape {value.shape}"
         text = np.array2string(value, precision=6, suppress_small=True, separator=", ", prefix=" " * (indent + 9))
-        return f"np.array({text})  # {value.shape}"
+        return f"np.array({text})" + (f"  # {value.shape}" if shape else "")
     if isinstance(value, tuple | list):
-        inner = ", ".join(value_text(item, indent) for item in value)
+        inner = ", ".join(value_text(item, indent, False) for item in value)
         return f"[{inner}]" if isinstance(value, list) else f"({inner}{',' * (len(value) == 1)})"
     if isinstance(value, dict):
-        return "{" + ", ".join(f'"{key}": {value_text(item, indent)}' for key, item in value.items()) + "}"
+        return "{" + ", ".join(f'"{key}": {value_text(item, indent, False)}' for key, item in value.items()) + "}"
     if isinstance(value, np.random.Generator):
         return "np.random.default_rng(…)"
-    return value.words if isinstance(value, Odd) else echo(f"{value:.10g}" if isinstance(value, float) else repr(value))
+    return value.words if isinstance(value, Odd) else echo(f"{value:.10g}" if type(value) is float else repr(value))
 
 
 def quoted(printed: str, most: int = 8) -> str:

@@ -59,10 +59,10 @@ class Exercise:
 
     function: the function to write. title, minutes, needs: for people (`needs`: what to have read or done before).
     cases: makes the cases, seeded, the same each time; together they tell the mistakes apart.
-    in_place: the arguments that the function is to change. It may change no other.
     returns: what the parts of its answer are called ("dx", "dw"), for messages.
     observe: (function, *arguments) → what is compared. Where random numbers or a state are the subject, it says what of
         them counts ("uniform", "the same mask"), so that every right answer looks alike, and every mistake like itself.
+        What the function is to change it hands over as copies: an argument that is changed is reported.
         Where an answer is of another kind altogether, it raises NoAnswer with what it is.
     tells: whether a message may show what was expected; where `observe` says it in words, that would be the answer.
     """
@@ -73,7 +73,6 @@ class Exercise:
     needs: str
     cases: Callable[[], list[Case]]
     mistakes: tuple[Mistake, ...]
-    in_place: tuple[str, ...] = ()
     returns: tuple[str, ...] = ()
     observe: Callable[..., Any] = call
     tells: bool = True

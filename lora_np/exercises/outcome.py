@@ -78,10 +78,7 @@ def run_case(
             value = plain(exercise.observe(function, *arguments.values()))
     except catch as error:
         return _raised(error)
-    if exercise.in_place:
-        value = {"returned": value} | {name: plain(arguments[name]) for name in exercise.in_place}
-    others = [name for name in before if name not in exercise.in_place]
-    changed = [name for name in others if not same(plain(arguments[name]), plain(before[name]))]
+    changed = [name for name in before if not same(plain(arguments[name]), plain(before[name]))]
     return Outcome(value, changed=tuple(changed))
 
 
