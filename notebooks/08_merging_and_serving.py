@@ -131,8 +131,8 @@ plots.merge_drift(merging.drift(cycles=(1, 2, 3, 5, 10, 20, 30, 50, 100)));
 
 # %% [markdown]
 # The same one does its harm in the first round. After that $W$ is a number from which $+\,\Delta$ and $-\,\Delta$ lead back to itself (a theorem about rounding to even:
-# Knuth, *The Art of Computer Programming*, 4.2.2). Another adapter rounds elsewhere, so the errors add up like steps in random directions. In float32 that
-# is harmless for a long time. In 16 bits, keep the base and never merge in turns.
+# Knuth, *The Art of Computer Programming*, 4.2.2). Another adapter rounds elsewhere, so the errors add up, like steps in random directions. Between the dtypes lies nothing but the
+# fineness of their numbers, from float16 to float32 13 bits, a factor of $2^{13}$. In float32 the drift is harmless for a long time. In 16 bits, keep the base and never merge in turns.
 #
 # ## Many adapters on one base
 #
@@ -316,7 +316,7 @@ for row in (cat, svd, linear):
     print(f"{row['kind']:8}error of ΔW {row['error']:.2f}; gain over the base, on both together, {gain:.2f} nats: {gain / whole:.0%} of cat's")
 
 # %% [markdown]
-# Much of the norm of ΔW lies in directions that matter little. The error of ΔW is a warning, and a fair one between the types (those in cyan, which work on ΔW, come out ahead of those in green, on $A$ and $B$ apart), but it is no loss.
+# Much of the norm of ΔW lies in directions that matter little. Even `linear`, at the scale that suits it best, keeps most of the gain. The error of ΔW is a warning, and a fair one between the types (those in cyan, which work on ΔW, come out ahead of those in green, on $A$ and $B$ apart), but it is no loss.
 #
 # ### 4. Merged, and rounded
 #
@@ -436,7 +436,7 @@ while not server.idle:
 # ## Try
 #
 # 1. In experiment 1 let $M$ be a rotation: `M, _ = np.linalg.qr(rng.standard_normal((8, 8)))`, $A_2 = M^\top A$, $B_2 = BM$. How large is the error of `linear` now, and why does it not depend on the weights as long as both are alike?
-# 2. Find the weights at which the two adapters together are better than the base on both domains. Do they sum to one?
+# 2. From which share of code on are the two adapters together better than the base on both domains? Then find the two weights with the least sum of both losses. Do they sum to one?
 # 3. At how many rows a segment does `grouped` overtake `batched` on your machine? The library's answer is `SMALL` in `lora_np/peft/mixed.py`.
 # 4. "average, cat" of experiment 1 has rank 16 and the voice's ΔW. Join it with the code adapter by `linear`, then by `svd`. Why must the first refuse?
 # 5. Train the adapter of experiment 5 for five steps instead of twenty. Which of the four ways suffers, and why?

@@ -90,15 +90,14 @@ def _losses(ax: Axes, table: Table, types: list[str]) -> None:
     for kind in types:
         rows = table.where(kind=kind)
         ax.plot([r["code"] for r in rows], [r["voice"] for r in rows], "o", ms=6, color=_colour(kind), alpha=0.85)
-    named = [
-        (base, "base", FROZEN, "left"),
-        (parents[0], "code alone", INK, "left"),
-        (parents[1], "voice alone", INK, "right"),
+    named = [  # the base lies above the code adapter or beside it, hence one label over its dot and the other below
+        (base, "base", FROZEN, "left", (7, 6)),
+        (parents[0], "code alone", INK, "left", (7, -15)),
+        (parents[1], "voice alone", INK, "right", (4, 6)),
     ]
-    for row, text, colour, side in named:
+    for row, text, colour, side, offset in named:
         ax.plot(row["code"], row["voice"], "s", ms=7, color=colour)
-        across = 7 if side == "left" else 4
-        note(ax, text, (row["code"], row["voice"]), (across, 6), colour, ha=side, path_effects=HALO)
+        note(ax, text, (row["code"], row["voice"]), offset, colour, ha=side, path_effects=HALO)
     cat = table.where(kind="cat")[0]
     note(ax, "cat", (cat["code"], cat["voice"]), (-8, -12), LORA, ha="right", path_effects=HALO)
     ax.grid(True, axis="both")

@@ -32,7 +32,7 @@ SIDES = {"ours": ("lora_np", LORA), "merged": ("merged", FROZEN), "peft": ("PEFT
 def serving_chart(table: Table) -> Figure:
     """Tokens a second against the number of adapters, a panel a workload: ours cyan, PEFT green, merged models grey; then bytes.
 
-    Table: rows {workload, adapters, seconds, merged_seconds, peft_seconds, bytes, merged_bytes, adapter_bytes}.
+    Table: rows {workload, adapters, seconds, merged_seconds, peft_seconds, peft_ratio, bytes, merged_bytes, adapter_bytes}.
     """
     settings, workloads = table.settings, list(dict.fromkeys(row["workload"] for row in table.rows))
     panels = len(workloads) + 1
@@ -65,7 +65,7 @@ def _title(table: Table) -> str:
     """What the picture says about the most adapters that were measured."""
     rows = table.where(adapters=max(row["adapters"] for row in table.rows))
     saved = f"{rows[0]['merged_bytes'] / rows[0]['bytes']:.0f}× less memory than merged models"
-    ratios = [row["peft_seconds"] / row["seconds"] for row in rows if row.get("peft_seconds")]
+    ratios = [row["peft_ratio"] for row in rows if row.get("peft_ratio")]  # of the same rounds
     faster = f", {min(ratios):.1f} to {max(ratios):.0f}× PEFT's tokens a second" if ratios else ""
     return f"{rows[0]['adapters']} adapters on one base: {saved}{faster}"
 
