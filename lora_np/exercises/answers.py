@@ -14,6 +14,7 @@ from .exercise import BLANK, Exercise, exercise, exercises
 from .outcome import echo
 from .program import cells_of, program
 
+PATIENCE = 1.0  # seconds that `check` looks for two mistakes at once: somebody waits
 SUFFIXES = (".ipynb", ".py")
 NOT_ANSWERS = ("solutions", "site-packages", "node_modules")  # folders that a student may hand in with the rest
 
@@ -30,7 +31,7 @@ def check(function: Callable[..., Any]) -> None:
     names = [name for name, value in function.__globals__.items() if value is function and name in known]
     name = names[0] if names else function.__name__  # a lambda has no name of its own
     try:
-        _print(str(verdict(cells_around(function), exercise(name))))
+        _print(str(verdict(cells_around(function), exercise(name), PATIENCE)))
     except KeyError as error:
         _print(f"✗ {name}: {error.args[0]}")
 

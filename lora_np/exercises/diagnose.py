@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -50,8 +51,8 @@ class Verdict:
         return "\n".join(filter(None, [f"{mark} {self.function}: {self.words}", self.details]))
 
 
-def verdict(cells: Sequence[str], exercise: Exercise) -> Verdict:
-    """Run the answer among `cells` in a process of its own, and say what it is."""
+def verdict(cells: Sequence[str], exercise: Exercise, patience: float = math.inf) -> Verdict:
+    """Run the answer among `cells` in a process of its own, and say what it is. `patience`: see `recognised`."""
     name = exercise.function
     try:
         text = program(cells, name)
@@ -64,11 +65,11 @@ def verdict(cells: Sequence[str], exercise: Exercise) -> Verdict:
     if isinstance(outcomes, Stopped):
         said = Verdict(name, "stopped", f"your function {outcomes.words}")
     else:
-        said = diagnose(outcomes, exercise, text)
+        said = diagnose(outcomes, exercise, text, patience)
     return said if said.passed or not printed else said.with_details(f"  It printed:\n{quoted(printed)}")
 
 
-def diagnose(outcomes: Sequence[Outcome], exercise: Exercise, text: str = "") -> Verdict:
+def diagnose(outcomes: Sequence[Outcome], exercise: Exercise, text: str = "", patience: float = math.inf) -> Verdict:
     """What these outcomes, one a case, say of the function that had them. `text` is its program, to quote from."""
     name, cases = exercise.function, exercise.cases()
     expected = list(run_program(exercise.solution, exercise))
@@ -81,7 +82,7 @@ def diagnose(outcomes: Sequence[Outcome], exercise: Exercise, text: str = "") ->
     failing = [i for i, (mine, theirs) in enumerate(zip(outcomes, expected, strict=True)) if not alike(mine, theirs)]
     if failing and all(outcomes[i].blank for i in failing):
         return Verdict(name, "blank", "not written yet: put your answer where NotImplementedError is raised")
-    if found := recognised(outcomes, expected, exercise) if failing else ():
+    if found := recognised(outcomes, expected, exercise, patience) if failing else ():
         return known(name, found)
     if changed:
         numbers = "the numbers are right, but it" if right else "it"

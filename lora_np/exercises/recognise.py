@@ -7,7 +7,9 @@ once are two edits.
 from __future__ import annotations
 
 import itertools
+import math
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -21,19 +23,24 @@ AT_ONCE = 2  # mistakes that are looked for together
 ONE_AT_A_TIME = threading.Lock()  # a class is graded in threads, and two must not ask one program for its next case
 
 
-def recognised(outcomes: Sequence[Outcome], expected: Sequence[Outcome], exercise: Exercise) -> tuple[Mistake, ...]:
+def recognised(
+    outcomes: Sequence[Outcome], expected: Sequence[Outcome], exercise: Exercise, patience: float = math.inf
+) -> tuple[Mistake, ...]:
     """The mistake that explains the outcomes, or the two that together do; none where nothing known does.
 
     It has to come to the same on every case, exceptions of the same kind included, and on one that fails to the same
     numbers: exceptions and NaN alone are alike whatever made them. Where more than one of a kind explains the outcomes, the
-    cases cannot tell, and the first is named.
+    cases cannot tell, and the first is named. Pairs are looked for at most `patience` seconds, where somebody waits.
     """
+    until = time.monotonic() + patience
     failing = [not alike(mine, right) for mine, right in zip(outcomes, expected, strict=True)]
     if not any(f and mine.raised is None and not is_nan(mine.value) for f, mine in zip(failing, outcomes, strict=True)):
         return ()
     with ONE_AT_A_TIME, same_random_numbers():
         try:
             for known in edited(exercise):
+                if len(known.mistakes) > 1 and time.monotonic() > until:
+                    return ()
                 if all(map(explains, known, outcomes)):
                     return known.mistakes
         except BaseException:  # interrupted in a case: nobody may go on with half of one
