@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import pytest
 from oracle_models import (
@@ -113,21 +111,22 @@ def test_with_a_mask_the_logits_are_those_of_peft(settings, precise):
 
 
 @ways
-def test_it_generates_what_peft_generates(settings, precise):
-    """Greedy, prompts of several lengths, padded on the left: each row counts its own positions, in both."""
+def test_it_generates_what_peft_says_token_by_token(settings, precise):
+    """Greedy, prompts of several lengths in one batch here; each alone, and read again for every token, in PEFT.
+
+    Not against PEFT's own generate: with transformers 5.24 PEFT 0.21.2 loses the prefix there (two prefixes continue alike, and
+    not as its forward does); with 5.23 it agreed.
+    """
     ours, theirs = prefixed_pair(UNTIED, settings)
     prompts = [row[mask == 1].tolist() for row, mask in zip(TOKENS, MASK, strict=True)]
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        expected = theirs.eval().generate(
-            input_ids=torch.from_numpy(TOKENS * MASK),
-            attention_mask=torch.from_numpy(MASK),
-            max_new_tokens=12,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-    assert ln.generate(ours, prompts, max_new_tokens=12) == expected[:, TOKENS.shape[1] :].tolist()
+    expected = []
+    for prompt in prompts:
+        tokens = list(prompt)
+        for _ in range(12):
+            with torch.no_grad():
+                tokens.append(int(theirs.eval()(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()))
+        expected.append(tokens[len(prompt) :])
+    assert ln.generate(ours, prompts, max_new_tokens=12) == expected
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(np.float32, 1e-4), (np.float64, 1e-10)], ids=["float32", "float64"])
