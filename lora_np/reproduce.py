@@ -5,15 +5,14 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from . import gradcheck_model, plots
+from . import gradcheck_model
 from .fetch import fetched
 from .notebooks import execute_all
+from .pictures import Tables, draw
+from .pictures import photograph as photograph  # notebook 04 takes it from here
 from .studies import convergence as convergence_study
 from .studies import merging, parameters, quantization, rank_reduction
 from .studies.claims import energy, gain_kept, write_into
@@ -22,10 +21,8 @@ from .studies.finetuning import finetuning
 from .studies.memory import memory_bill
 from .studies.merge_routes import merge_routes
 from .studies.qlora import QuantizedFineTuning, QuantizedRun, means, on_smollm2, on_tiny, over_four_bits
-from .studies.step_cost import step_cost, timed_alike
+from .studies.step_cost import step_cost
 from .studies.table import Table
-
-Tables = dict[str, Table]
 
 
 def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> None:
@@ -141,62 +138,6 @@ def quantization_tables(measured: Table, full: bool, workers: int, runs: str | N
         "qlora_tiny": qlora,
         "merge_routes_tiny": merge_routes(replace(run, eval_every=run.max_steps)),
     }
-
-
-PICTURES: dict[str, list[tuple[str, Callable]]] = {  # table → (name of the picture, function)
-    "one_matrix": [("one_matrix", plots.one_matrix_chart)],
-    "whole_models": [("whole_models", plots.whole_models_chart)],
-    "memory_bill": [("memory_bill", plots.memory_bill)],
-    "decomposition": [("decomposition_2d", plots.decomposition_2d), ("scene_3d", plots.scene_3d)],
-    "singular_values": [("singular_values", plots.singular_values)],
-    "truncated_loss": [("truncated_loss", plots.truncated_loss)],
-    "convergence": [
-        ("convergence_steps", plots.loss_curves),
-        ("learning_rates", plots.learning_rates),
-    ],
-    "finetuning": [("before_after", plots.before_after), ("learned_and_forgotten", plots.learned_and_forgotten)],
-    "quantization_error": [("quantization_error", plots.quantization_error)],
-    "quantization_distances": [("nf4_codes", plots.nf4_codes), ("error_by_distance", plots.error_by_distance)],
-    "quantization_gradients": [("gradient_cosines", plots.gradient_cosines)],
-    "merge_drift": [("merge_drift", plots.merge_drift)],
-    "combinations": [("combinations", plots.combinations_chart)],
-    "serving": [("serving", plots.serving_chart)],
-    "speed": [("speed", plots.speed_chart)],
-    "speed_scaling": [("speed_scaling", plots.scaling_chart)],
-}
-
-
-def draw(tables: Tables, folder: Path) -> None:
-    """Every picture of these tables, as .png and .svg, and the two that need none."""
-    import matplotlib.pyplot as plt
-
-    drawings = [
-        (name, lambda f=f, table=table: f(table)) for key, table in tables.items() for name, f in PICTURES.get(key, [])
-    ]
-    if measured := tables.get("convergence"):
-        drawings.append(("recovered_gain", lambda: plots.recovered_gain(measured, tables.get("convergence_short"))))
-    for name, f in (("qlora", plots.qlora_losses), ("merge_routes", plots.merge_routes_chart)):
-        found = [tables[key] for key in (f"{name}_tiny", f"{name}_smollm2") if key in tables]
-        if found:
-            drawings.append((name, lambda f=f, found=found: f(*found)))
-    if {"convergence", "step_cost"} <= tables.keys():
-        alike = timed_alike(tables["convergence"], tables["step_cost"])
-        drawings.append(("convergence_seconds", lambda: plots.loss_curves(alike, x="seconds")))
-    drawings += [("bypass", plots.bypass_diagram), ("photograph", lambda: plots.photograph(photograph()))]
-    for name, function in drawings:
-        figure = function()
-        plots.save(figure, folder, name)
-        plt.close(figure)
-
-
-def photograph() -> Table:
-    """Low rank on the photograph that comes with matplotlib, in grey values, every second pixel."""
-    from matplotlib.cbook import get_sample_data
-    from matplotlib.image import imread
-
-    with get_sample_data("grace_hopper.jpg") as file:
-        colour = imread(file, format="jpg")[::2, ::2]
-    return rank_reduction.photograph(colour.astype(float) @ np.array([0.299, 0.587, 0.114]))  # ITU-R BT.601 luma
 
 
 def findings(tables: Tables) -> str:

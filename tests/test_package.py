@@ -26,7 +26,7 @@ FLOORS = [
     *("backend", "ops", "targets", "quantization", "files", "gradcheck", "nn", "quantized_linear", "parallel"),
     *("kv_cache", "transformer", "llama_gguf", "progress", "fetch", "quantized_files", "pretrained", "optim", "train"),
     *("generate", "ledger", "peft", "serve", "data", "conversations", "__init__", "studies", "plots", "notebooks"),
-    *("exercises", "reproduce", "commands", "__main__"),
+    *("pictures", "exercises", "reproduce", "commands", "__main__"),
 ]
 
 MODULES = {  # "ops.linear" → its file; a package's __init__ goes by the package's name, and ours by ""
