@@ -15,14 +15,16 @@ from .pictures import Tables, draw
 from .pictures import photograph as photograph  # notebook 04 takes it from here
 from .studies import convergence as convergence_study
 from .studies import merging, parameters, quantization, rank_reduction
+from .studies.catalogue import STUDIES, make
 from .studies.claims import energy, gain_kept, write_into
-from .studies.convergence import Run, Setting, convergence, shortfall
-from .studies.finetuning import finetuning
+from .studies.convergence import Run, Setting
 from .studies.memory import memory_bill
 from .studies.merge_routes import merge_routes
-from .studies.qlora import QuantizedFineTuning, QuantizedRun, means, on_smollm2, on_tiny, over_four_bits
+from .studies.qlora import QuantizedFineTuning, QuantizedRun, means, over_four_bits
 from .studies.step_cost import step_cost
 from .studies.table import Table
+
+QUICK = ("convergence", "qlora_tiny")  # of the catalogue, in their quick setting: what minutes have time for
 
 
 def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> None:
@@ -38,25 +40,21 @@ def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> N
     say(1, "counting parameters and bytes")
     tables = {"one_matrix": parameters.one_matrix(), "whole_models": parameters.whole_models()}
     tables["memory_bill"] = memory_bill()
-    say(2, f"convergence: full fine-tuning and LoRA on real text, {setting.steps} steps a run")
-    runs = "runs/convergence" if full else None  # where finished runs are kept, so that the study can resume
-    if full:
-        tables["convergence_short"] = convergence(convergence_study.SHORT, workers, runs)
-    tables["convergence"] = convergence(setting, workers, runs)
-    if full:
-        tables["shortfall"] = shortfall(tables["convergence"], workers=workers, folder=runs)
-        tables |= real_model(figures)
+    say(2, f"studies of many runs on real text: {setting.steps} steps a run in the first")
+    sweeps = swept(full, figures, workers)
+    tables |= sweeps
     say(3, "rank reduction: the ΔW that full fine-tuning learns")
     tables |= rank_tables(setting, tables["convergence"])
-    say(4, "four bits: errors, gradients, QLoRA beside LoRA, merging")
-    tables |= quantization_tables(tables["convergence"], full, workers, runs)
+    say(4, "four bits: errors, gradients, routes of merging")
+    tables |= quantization_tables(tables, full, figures)
     say(5, "merging: what is left in the weights, and two adapters made one")
     tables["merge_drift"] = merging.drift()
     tables["combinations"] = merging.combinations(merging.FULL if full else merging.QUICK)
     say(6, "what a step costs, side by side")
     tables["step_cost"] = step_cost(list(setting.methods()), repeats=7 if full else 3)
     for name, table in tables.items():
-        table.command = "python -m lora_np reproduce" + (" --full" if full else "")
+        if name not in sweeps:  # which have a command of their own
+            table.command = "python -m lora_np reproduce" + (" --full" if full else "")
         table.save(folder / "data" / f"{name}.json")
     tables |= timed
     say(7, f"pictures in {figures}")
@@ -84,21 +82,21 @@ def committed_seconds(figures: Path) -> Tables:
     return {path.stem: Table.load(path) for path in sorted(found)}
 
 
-def real_model(figures: Path) -> Tables:
-    """SmolLM2-135M fine-tuned, also over four bits, here where it was fetched; else the committed tables."""
-    try:
-        fetched("smollm2-135m")
-    except FileNotFoundError as error:
-        say(2, f"SmolLM2-135M is left out, its committed table stays: {error}")
-        committed = ("finetuning", "qlora_smollm2", "merge_routes_smollm2")
-        return {name: Table.load(figures / "data" / f"{name}.json") for name in committed}
-    measured = finetuning(folder="runs/finetuning")
-    row = min(measured.where(phase="seeds", method="lora"), key=lambda row: row["seed"])
-    return {
-        "finetuning": measured,
-        "qlora_smollm2": on_smollm2(measured, "runs/finetuning"),
-        "merge_routes_smollm2": merge_routes(over_four_bits(QuantizedFineTuning, row)),
-    }
+def swept(full: bool, figures: Path, workers: int) -> Tables:
+    """The tables of the studies of many runs: all of the catalogue, or the `QUICK` ones in their quick setting.
+
+    Without the model that it needs, a study's committed table stays.
+    """
+    tables: Tables = {}
+    for name in STUDIES if full else QUICK:
+        try:
+            tables[name] = make(name, tables, workers, folder="runs" if full else None, quick=not full)
+        except FileNotFoundError as error:
+            if STUDIES[name].model is None:
+                raise
+            say(2, f"{name} is left out, its committed table stays: {error}")
+            tables[name] = Table.load(figures / "data" / f"{name}.json")
+    return tables
 
 
 def rank_tables(setting: Setting, measured: Table) -> Tables:
@@ -115,29 +113,27 @@ def rank_tables(setting: Setting, measured: Table) -> Tables:
     }
 
 
-def quantization_tables(measured: Table, full: bool, workers: int, runs: str | None) -> Tables:
-    """The tables of four bits on "tiny", whose LoRA runs are `measured`; SmolLM2's weights too where `full` and fetched."""
+def quantization_tables(tables: Tables, full: bool, figures: Path) -> Tables:
+    """The tables of four bits that are no sweep; SmolLM2's too where `full` and fetched, else its committed one stays."""
     models = ["tiny"]
+    lora = tables["convergence"].where(phase="seeds", method="lora", r=8, target_modules="all-linear")
+    run = over_four_bits(QuantizedRun, lora[0])
+    run = replace(run, max_steps=run.max_steps if full else run.max_steps // 2)
+    routes = {"merge_routes_tiny": merge_routes(replace(run, eval_every=run.max_steps))}
     if full:
         try:
             fetched("smollm2-135m")
             models.append("smollm2-135m")
+            row = min(tables["finetuning"].where(phase="seeds", method="lora"), key=lambda row: row["seed"])
+            routes["merge_routes_smollm2"] = merge_routes(over_four_bits(QuantizedFineTuning, row))
         except FileNotFoundError as error:
-            say(4, f"the errors of SmolLM2-135M's weights are left out: {error}")
-    lora = measured.where(phase="seeds", method="lora", r=8, target_modules="all-linear")
-    run = over_four_bits(QuantizedRun, lora[0])
-    if full:
-        qlora = on_tiny(measured, workers=workers, folder=runs)
-    else:
-        qlora = on_tiny(measured, quant_types=["nf4"], seeds=[run.seed])
-        run = replace(run, max_steps=run.max_steps // 2)
+            say(4, f"the weights of SmolLM2-135M are left out: {error}")
+            routes["merge_routes_smollm2"] = Table.load(figures / "data" / "merge_routes_smollm2.json")
     return {
         "quantization_error": quantization.error(models),
         "quantization_distances": quantization.where_it_arises(),
         "quantization_gradients": quantization.gradients(steps=60 if full else 20),
-        "qlora_tiny": qlora,
-        "merge_routes_tiny": merge_routes(replace(run, eval_every=run.max_steps)),
-    }
+    } | routes
 
 
 def findings(tables: Tables) -> str:
