@@ -132,7 +132,7 @@ def test_no_core_module_needs_more_than_numpy():
 
 
 HEAVY = ["matplotlib", "torch", "cupy", "IPython", "tqdm", "safetensors", "transformers", "peft"]
-HEAVY += ["gguf", "tokenizers", "jinja2", "ml_dtypes", "platformdirs", "starlette", "uvicorn"]
+HEAVY += ["gguf", "tokenizers", "jinja2", "ml_dtypes", "platformdirs", "starlette", "uvicorn", "joblib", "distributed"]
 
 
 def test_importing_lora_np_loads_nothing_optional():
