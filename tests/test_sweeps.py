@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from lora_np import Transformer, progress, save_model
 from lora_np.__main__ import main
+from lora_np.commands.study import summary
 from lora_np.pictures import PICTURES, TOGETHER
 from lora_np.progress import Progress
 from lora_np.studies import convergence, finetuning, qlora, runs
@@ -211,6 +212,15 @@ def test_the_command_saves_the_table_and_says_what_it_found(told, tmp_path, caps
     assert json.loads((tmp_path / "data" / "after.json").read_text())["command"] == "python -m lora_np study after"
     assert main(["study", "after", "--quick", *where]) == 1
     assert "the study after has no quick setting" in capsys.readouterr().err
+
+
+def test_a_summary_names_the_rows_without_a_value_and_stands_a_table_without_rows():
+    rows = [{"quant_type": None, "final": 1.0}, {"quant_type": "nf4", "final": 2.0}]
+    assert summary(Table("s", "q?", "", rows=rows)).endswith(
+        "final:\n  no quant_type   1.0000\n  quant_type nf4  2.0000"
+    )
+    assert summary(Table("s", "q?", "", rows=rows[:1])).endswith("final:\n    1.0000")
+    assert summary(Table("s", "q?", "", rows=[{"x": 1.0}])) == "q?\n1 rows, 0 s of one core"
 
 
 def test_a_study_without_the_table_that_it_needs_says_which(told):

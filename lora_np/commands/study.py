@@ -80,7 +80,8 @@ def summary(table: Table) -> str:
             keys.append(key)
     groups: dict[str, list[float]] = {}
     for row in rows:
-        who = ", ".join(f"{key} {row[key]}" for key in keys if row.get(key) is not None)
+        told = [f"{key} {row[key]}" for key in keys if row.get(key) is not None] or [f"no {key}" for key in keys]
+        who = ", ".join(told)
         groups.setdefault(who, []).append(row["final"])
     width = max(map(len, groups), default=0)
     lines = [

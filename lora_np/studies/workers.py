@@ -93,12 +93,10 @@ def _here(measure: Callable[[Any], Row], runs: Sequence[Any], processes: int) ->
                 yield i, row
         except TerminatedWorkerError:
             if left == started:
+                why = "its process was ended, or that of a run beside it: was there enough memory?"
                 for i in started[:processes]:
                     left.remove(i)
-                    yield (
-                        i,
-                        Failure(runs[i], "its process was ended, or that of a run beside it: was there enough memory?"),
-                    )
+                    yield i, Failure(runs[i], why)
 
 
 def _numbered(measure: Callable[[Any], Row], i: int, run: Any) -> tuple[int, Row | Failure]:
