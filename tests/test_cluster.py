@@ -38,6 +38,14 @@ ENVIRONMENT = os.environ | {
 NO_KILL = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 
 
+def written(card: Path) -> bool:
+    """Whether the scheduler's file is there as a whole."""
+    try:
+        return bool(json.loads(card.read_text()))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+
+
 @contextlib.contextmanager
 def dask_cluster(folder: Path, workers: int = 2):
     """(address, scheduler's process) of a scheduler with so many workers of one thread; every process is ended at the end."""
@@ -56,7 +64,7 @@ def dask_cluster(folder: Path, workers: int = 2):
             stack.callback(process.wait)
             stack.callback(process.kill)
             started.append(process)
-            until(card.exists)
+            until(lambda: written(card))
         yield json.loads(card.read_text())["address"], started[0]
 
 
