@@ -19,7 +19,8 @@ from .pretrained import load_model, load_tokenizer, save_model
 from .quantized_linear import QuantizedLinear, dequantize_model, quantize_model
 from .serve import AdapterServer
 from .train import History, evaluate, train
-from .transformer import Transformer, TransformerConfig
+from .transformer import Transformer
+from .transformer_config import TransformerConfig
 
 __all__ = [
     "SGD",
