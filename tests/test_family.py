@@ -14,7 +14,7 @@ from on_device import assert_allclose, assert_array_equal, host, xp
 from test_lora import ALL, adapted
 
 import lora_np as ln
-from lora_np import SGD, AdamW, LoraConfig, Parameter, PeftModel, get_peft_model, gradcheck_model, ledger, ops, train
+from lora_np import SGD, AdamW, LoraConfig, Parameter, PeftModel, get_peft_model, gradcheck_model, ops, train
 from lora_np.nn import Context, Linear
 from lora_np.peft import VeraConfig, VeraLinear, dora, vera
 from lora_np.peft.folder import read_adapter
@@ -208,17 +208,6 @@ def test_two_workers_find_the_gradients_of_one(make_model, random_batch, setting
     assert found[0].keys() == found[1].keys()
     for name, grad in found[0].items():
         assert_allclose(found[1][name], grad, rtol=1e-11, atol=1e-13, err_msg=name)
-
-
-@pytest.mark.parametrize("figure", [ledger.flops, ledger.memory])
-def test_the_ledger_does_not_guess_at_what_it_does_not_know(make_model, figure):
-    """It counts DoRA's parameters, as PEFT does, but not yet what its norm costs."""
-    peft_model = adapted(make_model(), use_dora=True)
-    assert ledger.count(peft_model).trainable == sum(
-        p.value.size for _, p in peft_model.named_parameters() if p.trainable
-    )
-    with pytest.raises(ValueError, match="has DoRA, of which the ledger counts the parameters alone"):
-        figure(peft_model, 6, 6)
 
 
 def test_what_is_more_than_a_bypass_is_not_in_a_mixed_batch(make_model, random_batch, tmp_path):

@@ -207,8 +207,8 @@ def test_a_rank_below_one_or_not_whole_is_an_error(r):
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(ValueError, match=r"'llama-9'; the ledger knows gpt-2, .*gpt-3-175b"):
         ledger.count("llama-9", 8, QUERY_VALUE)
-    with pytest.raises(ValueError, match=r"'qlora'; the ledger knows full, lora"):
-        ledger.count("gpt-2", 8, ["c_attn"], method="qlora")
+    with pytest.raises(ValueError, match=r"'qlra'; the ledger knows full, lora"):
+        ledger.count("gpt-2", 8, ["c_attn"], method="qlra")
     with pytest.raises(ValueError, match=r"'q_proj' matches no linear layer; .* c_attn, c_proj, c_fc, lm_head"):
         ledger.count("gpt-2", 8, QUERY_VALUE)
 

@@ -208,7 +208,7 @@ MUTANTS = {
     # VeRA
     "d forgotten in dx": op(ops.vera_backward, "dk *= d", "pass", "vera"),
     "b forgotten on the way back": op(ops.vera_backward, "(dy_rows * b) @ B", "dy_rows @ B", "vera"),
-    "db without d": op(ops.vera_backward, "(h * d)) * B", "h) * B", "vera"),
+    "db without d": op(ops.vera_backward, "(h * d), B)", "h, B)", "vera"),
     "dd with d": op(ops.vera_backward, "(dk * h)", "(dk * h * d)", "vera"),
     "the last columns of the shared A": Mutant(
         VeraLinear.factors, "[:, : self.in_features]", "[:, -self.in_features :]", VERA_SHARED, {}
