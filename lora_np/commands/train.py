@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..quantization import QUANT_TYPES
-from .params import target_modules
+from .on_paper import target_modules
 
 if TYPE_CHECKING:
     from ..conversations import Example

@@ -5,8 +5,8 @@
     flops          the arithmetic of a training step, product by product
     memory         its bytes: weights, gradients, optimizer state, activations, temporaries
 
-Reading order: architecture, products, adapters, prefix, adaptation, parameters, body, anatomy, flops, precision, activations,
-temporaries, memory.
+Reading order: architecture, products, adapters, prefix, adaptation, parameters, report, body, anatomy, flops, precision,
+activations, temporaries, memory.
 """
 
 from .adaptation import METHODS, Adaptation
@@ -25,12 +25,12 @@ from .parameters import (
     is_adapters,
     lora_parameters,
     prefix_parameters,
-    report,
     targeted,
 )
 from .precision import PRECISIONS, Precision, nf4_bytes
 from .prefix import Prefix
 from .products import Products
+from .report import report
 
 __all__ = [
     "ADAPTER_MARKS",

@@ -1,7 +1,6 @@
 """Parameters, counted exactly: all of them, and those that are trained.
 
     count      for a live model as it stands, and on paper for a published one
-    report     the same as a table to read: python -m lora_np params --model llama-2-7b --r 16
 
 An adapter of rank r beside W (out, in) has A (r, in) and B (out, r), so it trains r·(in + out) parameters where full
 fine-tuning trains out·in. Everything below adds up such products.
@@ -10,7 +9,6 @@ fine-tuning trains out·in. Everything below adds up such products.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -149,33 +147,3 @@ def targeted(architecture: Architecture, target_modules: str | Collection[str]) 
     """The linear layers that get an adapter, one entry for each layer of each block."""
     layers = architecture.linear_layers()
     return [layers[name] for name in select_targets(list(layers), target_modules)]
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Reading
-
-
-def report(name: str, r: int, target_modules: str | Collection[str]) -> str:
-    """The adapter of a published model as a table: each kind of layer, the sum, and the adapter file's size.
-
-    The file's size is that of its tensors, in megabytes of 10⁶ bytes; its header adds some kilobytes.
-    """
-    architecture = architecture_of(name)
-    result = count(architecture, r, target_modules)
-    lines = [f"{'module':<18}{'W (out, in)':>18}{'layers':>8}{'LoRA, each':>14}{'LoRA, all':>16}"]
-    for linear, times in Counter(targeted(architecture, target_modules)).items():
-        shape = f"{linear.out:,} × {linear.in_:,}"
-        each = lora_parameters(linear.out, linear.in_, r)
-        lines.append(f"{linear.name:<18}{shape:>18}{times:>8}{each:>14,}{times * each:>16,}")
-    return "\n".join(
-        [
-            f"{name}: {architecture.parameters:,} parameters, LoRA of rank {r}",
-            "",
-            *lines,
-            "",
-            str(result),
-            f"{result.reduction:,.1f} times fewer than full fine-tuning trains",
-            f"adapter file: {4 * result.trainable / 1e6:,.1f} MB in float32, "
-            f"{2 * result.trainable / 1e6:,.1f} MB in 16 bit",
-        ]
-    )
