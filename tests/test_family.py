@@ -229,6 +229,22 @@ def test_what_is_more_than_a_bypass_is_not_in_a_mixed_batch(make_model, random_b
         with_vera(make_model()).model.forward(tokens, context=with_vera_rows)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-4), (np.float64, 1e-12)])
+def test_a_saved_pissa_is_served_beside_others(make_model, random_batch, tmp_path, dtype, tolerance):
+    """As the LoRA of twice the rank that its folder holds."""
+    tokens, _ = random_batch(rows=3)
+    alone = trained(adapted(make_model(dtype), **PISSA))
+    alone.save_pretrained(tmp_path)
+    peft_model = ln.get_peft_model(make_model(dtype), LoraConfig(init_lora_weights=False), "other")
+    store = AdapterStore(peft_model, 2, [tmp_path])
+    store.load("pissa", ".")
+    names = ["pissa", "__base__", "other"]
+    mixed, _ = peft_model.forward(tokens, adapter_names=names)
+    assert_allclose(mixed[:1], alone.forward(tokens[:1])[0], rtol=tolerance, atol=tolerance)
+    for row, name in enumerate(names[:2]):
+        assert not np.allclose(host(mixed[row]), host(mixed[row + 1])), f"{name} makes no difference"
+
+
 def test_dora_adapters_are_not_combined(make_model):
     peft_model = adapted(make_model(), use_dora=True)
     with pytest.raises(ValueError, match="'default' is DoRA"):
