@@ -28,7 +28,7 @@ from lora_np import AdamW, nn, ops, optim, quantization
 from lora_np.generate import last_logits
 from lora_np.kv_cache import KeyValueCache, LayerCache
 from lora_np.nn import Parameter
-from lora_np.peft import combination, dora, merging, mixed, pissa, prefix, vera
+from lora_np.peft import combination, dora, merge_calls, merging, mixed, pissa, prefix, vera
 from lora_np.peft import model as peft_model
 from lora_np.peft.bottleneck import BottleneckLinear, BottleneckMethod
 from lora_np.peft.layers import AdapterLinear
@@ -208,7 +208,7 @@ MUTANTS = {
     # VeRA
     "d forgotten in dx": op(ops.vera_backward, "dk *= d", "pass", "vera"),
     "b forgotten on the way back": op(ops.vera_backward, "(dy_rows * b) @ B", "dy_rows @ B", "vera"),
-    "db without d": op(ops.vera_backward, "(h * d)) * B", "h) * B", "vera"),
+    "db without d": op(ops.vera_backward, "(h * d), B)", "h, B)", "vera"),
     "dd with d": op(ops.vera_backward, "(dk * h)", "(dk * h * d)", "vera"),
     "the last columns of the shared A": Mutant(
         VeraLinear.factors, "[:, : self.in_features]", "[:, -self.in_features :]", VERA_SHARED, {}
@@ -288,7 +288,7 @@ MUTANTS = {
         {},
     ),
     "a safe merge that looks too late": Mutant(
-        peft_model.PeftModel.merge_adapter,
+        merge_calls.MergeCalls.merge_adapter,
         "if safe_merge and not self.merged:",
         "for layer in self.lora_layers():\n        layer.merge(*names)\n    if safe_merge:",
         test_merging.test_a_safe_merge_refuses_what_is_not_finite_before_anything_has_changed,
