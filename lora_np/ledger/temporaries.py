@@ -38,7 +38,7 @@ def moments(work: Work) -> Iterator[tuple[int, int]]:
         gradients += 2 * prefix.v * prefix.kv if half.past_trained else 0
         held = attention_moment if half.is_attention else mlp_moment
         yield 2 * N * d + held(work, half, need_dx), gradients
-    if prefix:  # what has come back to the layers, in one array; then with their keys and values in order, or an MLP's
+    if prefix and prefix.trained:  # what has come back to the layers, in one array and then in order, or an MLP's
         yield max(prefix.v * prefix.width, prefix.gradients), gradients
     if body.embedding_trained:  # dE becomes a gradient, or is added to the tied head's
         yield 2 * N * d + body.vocabulary * d, gradients
