@@ -163,6 +163,12 @@ PICTURES: dict[str, list[tuple[str, Callable]]] = {  # table → (name of the pi
     "serving": [("serving", plots.serving_chart)],
     "speed": [("speed", plots.speed_chart)],
     "speed_scaling": [("speed_scaling", plots.scaling_chart)],
+    "alpha": [("alpha", plots.alpha_chart)],
+    "scaling": [("scaling", plots.rank_scaling_chart)],
+    "target_modules": [("target_modules", plots.target_modules_chart)],
+    "equal_parameters": [("equal_parameters", plots.equal_parameters_chart)],
+    "dropout": [("dropout", plots.dropout_chart)],
+    "batch_size": [("batch_size", plots.batch_size_chart)],
 }
 
 
@@ -175,6 +181,8 @@ def draw(tables: Tables, folder: Path) -> None:
     ]
     if measured := tables.get("convergence"):
         drawings.append(("recovered_gain", lambda: plots.recovered_gain(measured, tables.get("convergence_short"))))
+    if by_rank := tables.get("learning_rates_by_rank"):
+        drawings.append(("learning_rates_by_rank", lambda: plots.rates_by_rank(by_rank, measured)))
     for name, f in (("qlora", plots.qlora_losses), ("merge_routes", plots.merge_routes_chart)):
         found = [tables[key] for key in (f"{name}_tiny", f"{name}_smollm2") if key in tables]
         if found:

@@ -7,7 +7,7 @@ Python code.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -180,7 +180,8 @@ class Bench:
     def tune(self, *runs: KnobRun, neighbours: bool = False) -> list[Row]:
         """Each of `runs` at several learning rates with its first seed (phase "sweep"), at its best with every seed ("seeds").
 
-        With `neighbours` every seed has the best rate's neighbours too ("near"), so that each seed has a best of its own.
+        With `neighbours` every seed has the best rate's neighbours too ("near"). own_best: whether a row has the best rate of
+        its run and seed, by the validation loss.
         """
         tried = sweep(
             measure,
@@ -197,7 +198,7 @@ class Bench:
             rates = {run: [row["lr"] for row in found] for run, found in tried.items()}
             beside = {run: beside_in(rates[run], lr) for run, lr in best.items()}
             rows += self.repeat(*(replace(run, lr=lr) for run, lrs in beside.items() for lr in lrs), phase="near")
-        return rows
+        return with_own_bests(rows)
 
     def repeat(self, *runs: KnobRun, phase: str = "seeds") -> list[Row]:
         """Each of `runs`, whose rate is set, with every seed. Raises FloatingPointError where one of the "seeds" diverged."""
@@ -233,6 +234,16 @@ class Bench:
         """Count the run once; of its gradients' norms the first beside the list."""
         run = KnobRun(**{f.name: row[f.name] for f in fields(KnobRun)})
         return self.done.setdefault(run, row | {"grad_norm": row["grad_norms"][0] if row["grad_norms"] else None})
+
+
+def with_own_bests(rows: Sequence[Row]) -> list[Row]:
+    """The rows with a column own_best, true for one of each run and seed: that with the lowest validation loss."""
+    of = [KnobRun(**{f.name: row[f.name] for f in fields(KnobRun) if f.name != "lr"}) for row in rows]
+    best: dict[KnobRun, int] = {}
+    for i, row in enumerate(rows):
+        if of[i] not in best or validation(row) < validation(rows[best[of[i]]]):
+            best[of[i]] = i
+    return [row | {"own_best": best[of[i]] == i} for i, row in enumerate(rows)]
 
 
 def beside_in(rates: Sequence[float], lr: float) -> list[float]:
