@@ -125,8 +125,8 @@ def rank_stabilised(scaling: Table) -> Claim:
         "α/r makes gradients vanish as the rank grows; α/√r (rsLoRA) keeps them, and trains better",
         "Kalajdzievski 2023",
         f"the first gradient's norm at r = {top} is {shrinks:.2f}× that at r = {low} under α/r (√({low}/{top}) = "
-        f"{(low / top) ** 0.5:.2f}), {keeps:.2f}× under α/√r. But Adam divides by it: at the rate "
-        f"{settings['fixed_lr']:g} r = {top} ends at {mean(stable[1]):.3f} under α/√r, at {mean(plain[1]):.3f} under α/r ({lower}); r = {low} at "
+        f"{(low / top) ** 0.5:.2f}), {keeps:.2f}× under α/√r. But Adam divides by it: at the rate {settings['fixed_lr']:g} "
+        f"r = {top} ends at {mean(stable[1]):.3f} under α/√r, at {mean(plain[1]):.3f} under α/r ({lower}); r = {low} ends at "
         f"{mean(plain[0]):.3f}",
         STUDY,
     )
