@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,12 +51,20 @@ def finals(rows: Rows, key: str) -> dict[Any, np.ndarray]:
     return {value: np.array(found[value]) for value in sorted(found)}
 
 
-def with_range(ax: Axes, values: Mapping[Any, np.ndarray], **look: Any) -> tuple[float, float]:
+def with_range(
+    ax: Axes, values: Mapping[Any, np.ndarray], middle: Callable[[np.ndarray], float] = np.mean, **look: Any
+) -> tuple[float, float]:
     """Draw the mean over seeds against what `values` maps from, a bar from least to most; returns the last point."""
-    means = np.array([v.mean() for v in values.values()])
-    reach = np.array([[max(0, v.mean() - v.min()), max(0, v.max() - v.mean())] for v in values.values()]).T
-    ax.errorbar(list(values), means, reach, **{"lw": 1.9, "ms": 6.5, "capsize": 3, "mec": PAPER, "mew": 1.0} | look)
+    means = np.array([middle(v) for v in values.values()])
+    reach = [[max(0, m - v.min()), max(0, v.max() - m)] for m, v in zip(means, values.values(), strict=True)]
+    look = {"lw": 1.9, "ms": 6.5, "capsize": 3, "mec": PAPER, "mew": 1.0} | look
+    ax.errorbar(list(values), means, np.transpose(reach), **look)
     return max(values), float(means[-1])
+
+
+def geometric_mean(values: np.ndarray) -> float:
+    """The mean on a logarithmic axis."""
+    return float(np.exp(np.log(values).mean()))
 
 
 def log_axis(axis: Any, places: Sequence[float], base: float = 2) -> None:

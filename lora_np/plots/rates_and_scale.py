@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
-from lora_np.plots.hyperparameters import KEPT, LOSS, OWN, finals, log_axis, octaves, took, with_range
+from lora_np.plots.hyperparameters import KEPT, LOSS, OWN, finals, geometric_mean, log_axis, octaves, took, with_range
 from lora_np.plots.style import (
     FAINT_INK,
     FULL,
@@ -77,6 +77,7 @@ def rates_by_rank(table: Table, other: Table | None = None) -> Figure:
 
 def _best_rates(ax: Axes, table: Table, other: Table | None) -> None:
     full = np.array(own_bests(table, None, "α/r"))
+    middle = geometric_mean(full)
     alpha = table.settings["lora_alpha"]
     lines = {
         f"α = {alpha:g}": (RULES["α/r"], _best_by_rank(table, "α/r")),
@@ -87,7 +88,7 @@ def _best_rates(ax: Axes, table: Table, other: Table | None) -> None:
         look = {"color": FAINT_INK, "marker": "D", "ls": (0, (5, 1.5)), "ms": 4.5}
         name = f"α = {other.settings['alpha_over_r']:g}r, {other.settings['steps']} steps"
         lines[name] = (look, {row["r"]: np.array([row["lr"]]) for row in rows})
-    ends = [with_range(ax, rates, **look) for look, rates in lines.values()]
+    ends = [with_range(ax, rates, geometric_mean, **look) for look, rates in lines.values()]
     colours = [look["color"] for look, _ in lines.values()]
     everything = np.concatenate([full, 10 * full, *(v for _, rates in lines.values() for v in rates.values())])
     log_axis(ax.yaxis, octaves(everything.min(), everything.max()))
@@ -95,10 +96,10 @@ def _best_rates(ax: Axes, table: Table, other: Table | None) -> None:
     ax.xaxis.set_major_locator(FixedLocator(list(table.settings["ranks"])[::2]))
     low, high = ax.get_xlim()
     ax.axhspan(full.min(), full.max(), color=FULL, alpha=0.18, lw=0)
-    ax.axhline(full.mean(), color=FULL, lw=2.2)
-    ax.axhline(10 * full.mean(), color=FULL, lw=1.2, ls=(0, (4, 3)))
+    ax.axhline(middle, color=FULL, lw=2.2)
+    ax.axhline(10 * middle, color=FULL, lw=1.2, ls=(0, (4, 3)))
     ax.set(xlim=(low, high), ylabel="best learning rate", title="the best of each rank")
-    ends += [(high, float(full.mean())), (high, 10 * float(full.mean()))]
+    ends += [(high, middle), (high, 10 * middle)]
     label_lines(ax, ends, [*lines, "full", "10 × full"], [*colours, FULL, FULL], align=high, reach=8)
 
 
@@ -113,8 +114,8 @@ def _best_by_rank(table: Table, rule: str) -> dict[int, np.ndarray]:
 
 
 def _rate_title(table: Table) -> str:
-    full = np.mean(own_bests(table, None, "α/r"))
-    ratios = sorted(rates.mean() / full for rates in _best_by_rank(table, "α/r").values())
+    full = geometric_mean(own_bests(table, None, "α/r"))
+    ratios = sorted(geometric_mean(rates) / full for rates in _best_by_rank(table, "α/r").values())
     said = " to ".join(dict.fromkeys(f"{ratio:.2g}" for ratio in (ratios[0], ratios[-1])))
     return f"With α fixed, LoRA's best rate is {said} times full fine-tuning's"
 
@@ -139,7 +140,7 @@ def alpha_chart(table: Table) -> Figure:
     alphas = np.array(sorted(best))
     rates = np.array([best[a] for a in alphas])
     right.plot(alphas, rates, color=LORA, marker="o", ms=6.5)
-    centre, middle = np.exp(np.log(alphas).mean()), np.exp(np.log(rates).mean())
+    centre, middle = geometric_mean(alphas), geometric_mean(rates)
     guides = {"lr·α kept": (1.0, OTHERS[0]), "lr²·α kept": (0.5, FAINT_INK)}
     for power, colour in guides.values():
         right.plot(alphas, middle * (centre / alphas) ** power, color=colour, lw=1.2, ls=(0, (4, 3)))
