@@ -69,7 +69,7 @@ tokens, targets = ln.data.Batches(ln.data.corpus("code", "train"), batch_size=4)
 
 def first_gradient(r, **config):
     model = ln.get_peft_model(ln.load_model("tiny"), ln.LoraConfig(r=r, target_modules="all-linear", **config))
-    loss, cache = model.loss(tokens, targets)
+    _, cache = model.loss(tokens, targets)
     model.backward(cache)
     dB = np.concatenate([p.grad.ravel() for name, p in model.named_parameters() if "lora_B" in name])
     return np.linalg.norm(dB), abs(dB).sum()

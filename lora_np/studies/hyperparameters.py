@@ -116,7 +116,7 @@ def dropout(setting: Setting = FULL, workers: int = 2, folder: Folder = None) ->
     lr = bench.best_rate(recipe)
     much = [replace(recipe, lora_dropout=p) for p in setting.dropouts]
     steps = setting.small_steps
-    small = {"train_bytes": setting.small_bytes, "max_steps": steps, "eval_every": max(1, steps // 10)}
+    small = {"train_bytes": setting.small_bytes, "max_steps": steps, "eval_every": max(1, steps // 4)}
     little = [replace(run, **small) for run in much]
     rows = bench.repeat(*(replace(run, lr=lr) for run in [*little, *much]), phase="fixed")
     rows += bench.tune(*little)

@@ -115,15 +115,15 @@ class Setting:
     r: int = 16  # the common recipe: r = 16, α = 32, all linear layers, no dropout
     lora_alpha: float = 32
     ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
-    doubled_ranks: Sequence[int] = (1, 4, 16, 64)  # where α = 2r is tried too
-    alphas: Sequence[float] = (4, 16, 32, 64, 256)
-    scaled_ranks: Sequence[int] = (1, 4, 16, 64, 128)
+    doubled_ranks: Sequence[int] = (1, 16, 64)  # where α = 2r is tried too
+    alphas: Sequence[float] = (4, 32, 256)
+    scaled_ranks: Sequence[int] = (1, 16, 64, 128)
     modules: Sequence[str] = (*ATTENTION, *MLP, *GROUPS)
     module_r: int = 8
     matched_r: Sequence[int] = (7, 28)  # of the MLP's layers, where others have as many parameters
-    dropouts: Sequence[float] = (0.0, 0.05, 0.1, 0.2)
-    small_bytes: int = 16384
-    small_steps: int = 200
+    dropouts: Sequence[float] = (0.0, 0.1, 0.2)
+    small_bytes: int = 8192
+    small_steps: int = 100
     batch_sizes: Sequence[int] = (2, 8, 32)
     full_lrs: Sequence[float] = (1e-3, 2e-3)  # where a sweep starts
     lora_lrs: Sequence[float] = (4e-3, 8e-3)
