@@ -40,7 +40,7 @@ def took(table: Table) -> str:
     """How much was run: for the second line of a picture."""
     seeds = len(table.settings["seeds"])
     many = f"mean and range of {seeds} seeds; " if seeds > 1 else ""
-    return f"{many}{table.settings['runs']} runs, {table.seconds:,.0f} s of one core"
+    return f"{many}{table.settings['runs']} runs, {table.seconds:,.0f} s of one worker"
 
 
 def finals(rows: Rows, key: str) -> dict[Any, np.ndarray]:

@@ -217,7 +217,7 @@ class Bench:
         """The table of these rows, without the curves but those in `keep`.
 
         settings: the setting, base_loss (where each run starts, nats a byte), how many runs there are, and `settings`.
-        seconds: all runs' together, of one core.
+        seconds: all runs' together, each in one worker of one BLAS thread.
         """
         dropped = set(CURVES) - set(keep)
         base_loss = evaluate(load_model(self.setting.base), convergence.heldout_batches())
