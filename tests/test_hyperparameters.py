@@ -214,6 +214,14 @@ def test_gradient_norms_are_told_against_the_square_root():
     assert "is 0.35× that at r = 16 under α/r (√(16/128) = 0.35), 1.00× under α/√r" in said
 
 
+def test_two_r_is_told_for_each_rank_apart():
+    table = tables.by_rank()
+    for row in table.where(r=1, rule="α = 2r", phase="seeds"):
+        row["final"] += 0.1
+    said = claims.two_r(table, tables.scaled())[2]
+    assert "r = 1 1.470 against 1.370, r = 64 1.321 against 1.321." in said and "r = 128: 1.394 against 1.331" in said
+
+
 def test_lower_higher_or_no_difference_is_told_by_the_seeds():
     rows = {loss: [{"final": loss + d} for d in (-0.003, 0, 0.003)] for loss in (1.0, 1.004, 1.1)}
     for (a, one), (b, other) in itertools.permutations(rows.items(), 2):

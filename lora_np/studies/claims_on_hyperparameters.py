@@ -101,7 +101,7 @@ def two_r(by_rank: Table, scaling: Table) -> Claim:
     """α = 2r against a fixed α: at own best rates, and at a rate that stays while the rank changes."""
     settings = by_rank.settings
     ranks = sorted(set(settings["doubled_ranks"]) & set(settings["ranks"]) - {settings["r"]})
-    pairs = [(mean(seeds(by_rank, r=r, rule=rule)) for rule in ("α = 2r", "α/r")) for r in ranks]
+    pairs = [[mean(seeds(by_rank, r=r, rule=rule)) for rule in ("α = 2r", "α/r")] for r in ranks]
     apart = ", ".join(f"r = {r} {two:.3f} against {one:.3f}" for r, (two, one) in zip(ranks, pairs, strict=True))
     top = max(row["r"] for row in scaling.rows)
     kept = [mean(scaling.where(rule=rule, r=top)) for rule in ("α = 2r", "α/r")]
