@@ -8,6 +8,12 @@ from lora_np.plots.bypass import bypass_diagram
 from lora_np.plots.convergence import learning_rates, loss_curves, recovered_gain
 from lora_np.plots.finetuning import before_after, learned_and_forgotten
 from lora_np.plots.gradients import block_diagram, gradient_shadows, relative_errors, step_flops, step_sizes
+from lora_np.plots.hyperparameters import (
+    batch_size_chart,
+    dropout_chart,
+    equal_parameters_chart,
+    target_modules_chart,
+)
 from lora_np.plots.memory import memory_bill
 from lora_np.plots.merging import combinations_chart, merge_drift
 from lora_np.plots.parameters import one_matrix_chart, whole_models_chart
@@ -20,16 +26,21 @@ from lora_np.plots.quantization import (
     quantization_error,
 )
 from lora_np.plots.rank_reduction import decomposition_2d, photograph, scene_3d, singular_values, truncated_loss
+from lora_np.plots.rates_and_scale import alpha_chart, rank_scaling_chart, rates_by_rank
 from lora_np.plots.serving import serving_chart
 from lora_np.plots.speed import scaling_chart, speed_chart
 from lora_np.plots.style import save
 
 __all__ = [
+    "alpha_chart",
+    "batch_size_chart",
     "before_after",
     "block_diagram",
     "bypass_diagram",
     "combinations_chart",
     "decomposition_2d",
+    "dropout_chart",
+    "equal_parameters_chart",
     "error_by_distance",
     "gradient_cosines",
     "gradient_shadows",
@@ -44,6 +55,8 @@ __all__ = [
     "photograph",
     "qlora_losses",
     "quantization_error",
+    "rank_scaling_chart",
+    "rates_by_rank",
     "recovered_gain",
     "relative_errors",
     "save",
@@ -54,6 +67,7 @@ __all__ = [
     "speed_chart",
     "step_flops",
     "step_sizes",
+    "target_modules_chart",
     "truncated_loss",
     "whole_models_chart",
 ]

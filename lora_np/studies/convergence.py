@@ -54,6 +54,10 @@ class Run:
         """The base as it is before anything is trained."""
         return load_model(self.base)
 
+    def text(self) -> np.ndarray:
+        """The bytes to train on: (size,) uint8."""
+        return data.corpus("code", "train")
+
     def model(self) -> Module:
         """The base, made ready to train: all of it, its linear layers, or an adapter in it.
 
@@ -135,7 +139,7 @@ def fine_tune(run: Run, progress: bool = False) -> tuple[Module, History]:
     model = run.model()
     history = train(
         model,
-        data.Batches(data.corpus("code", "train"), run.batch_size, run.seq_len, run.seed),
+        data.Batches(run.text(), run.batch_size, run.seq_len, run.seed),
         AdamW(lr=run.lr, weight_decay=0.0),
         run.max_steps,
         schedule=WarmupCosine(run.max_steps, warmup=run.max_steps // 20),

@@ -1,0 +1,209 @@
+"""What each knob does, one picture a study: target modules, dropout, batch size; the seeds' range and what the runs took."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from lora_np.plots.style import (
+    EDGE,
+    FAINT_INK,
+    FULL,
+    LORA,
+    LORA_DARK,
+    LORA_LIGHT,
+    OTHERS,
+    PAPER,
+    axes_at,
+    label_lines,
+    new_figure,
+    note,
+    picture,
+    short_count,
+)
+from lora_np.studies.table import Table
+
+Rows = Sequence[dict[str, Any]]
+LOSS = "held-out loss at the end (nats a byte)"
+KEPT = {"color": OTHERS[1], "marker": "^", "ls": (0, (1, 1.2))}  # all settings at one learning rate
+OWN = {"color": LORA, "marker": "o"}  # each at its own best
+GROUP_COLOURS = {"attention": LORA_LIGHT, "MLP": LORA, "all-linear": LORA_DARK}
+
+
+def took(table: Table) -> str:
+    """How much was run: for the second line of a picture."""
+    seeds = len(table.settings["seeds"])
+    many = f"mean and range of {seeds} seeds; " if seeds > 1 else ""
+    return f"{many}{table.settings['runs']} runs, {table.seconds:,.0f} s of one worker"
+
+
+def finals(rows: Rows, key: str) -> dict[Any, np.ndarray]:
+    """The value of the column `key` → the final losses of the seeds; a run that diverged counts as infinite."""
+    found: dict[Any, list[float]] = {}
+    for row in rows:
+        found.setdefault(row[key], []).append(math.inf if row["final"] is None else row["final"])
+    return {value: np.array(found[value]) for value in sorted(found)}
+
+
+def with_range(
+    ax: Axes, values: Mapping[Any, np.ndarray], middle: Callable[[np.ndarray], float] = np.mean, **look: Any
+) -> tuple[float, float]:
+    """Draw the mean over seeds against what `values` maps from, a bar from least to most; returns the last point."""
+    means = np.array([middle(v) for v in values.values()])
+    reach = [[max(0, m - v.min()), max(0, v.max() - m)] for m, v in zip(means, values.values(), strict=True)]
+    look = {"lw": 1.9, "ms": 6.5, "capsize": 3, "mec": PAPER, "mew": 1.0} | look
+    ax.errorbar(list(values), means, np.transpose(reach), **look)
+    return max(values), float(means[-1])
+
+
+def geometric_mean(values: np.ndarray) -> float:
+    """The mean on a logarithmic axis."""
+    return float(np.exp(np.log(values).mean()))
+
+
+def log_axis(axis: Any, places: Sequence[float], base: float = 2) -> None:
+    """A logarithmic axis with a tick at each of `places`, as short as it can be said."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(FixedLocator(list(places)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda x, _: f"{x:g}")
+
+
+def octaves(low: float, high: float, step: int = 1) -> list[float]:
+    """0.001 · 2ⁿ from `low` to `high`: the ticks of a learning rate."""
+    first, last = math.floor(math.log2(low / 1e-3) + 1e-9), math.ceil(math.log2(high / 1e-3) - 1e-9)
+    return [1e-3 * 2.0**n for n in range(first, last + 1, step)]
+
+
+# ------------------------------------------------------------------------------------------------------------- where
+
+
+@picture("target_modules trainable seed phase final", settings="runs seeds module_r base_loss")
+def target_modules_chart(table: Table) -> Figure:
+    """The loss of each kind of matrix alone and of groups, the lowest on top; each seed a dot, at its own best rate."""
+    rows = table.where(phase="seeds")
+    count = {row["target_modules"]: row["trainable"] for row in rows}
+    by_target = finals(rows, "target_modules")
+    order = sorted(by_target, key=lambda name: -by_target[name].mean())
+    alone = [name for name in order if name.endswith("_proj")]
+    title = f"Of single matrices, {alone[-1]} does most and {alone[0]} least" if alone else "Groups of matrices"
+    figure = new_figure(9, 1.6 + 0.29 * len(order), title, f"r = {table.settings['module_r']}; {took(table)}")
+    ax = axes_at(figure, 1.25, 0.65, 5.6, 0.29 * len(order))
+    base = table.settings["base_loss"]
+    for place, name in enumerate(order):
+        colour = OTHERS[1] if name in alone else LORA
+        mean = by_target[name].mean()
+        ax.plot([base, mean], [place, place], color=colour, lw=2.5, alpha=0.45)
+        ax.plot(by_target[name], [place] * len(by_target[name]), "o", color=colour, ms=5, mec=PAPER, mew=0.7)
+        note(ax, f"{mean:.3f}, {short_count(count[name])} parameters", (1, place), (10, -3.5), colour, xycoords=EDGE)
+    ax.axvline(base, color=FAINT_INK, lw=1.2)
+    ax.set_yticks(range(len(order)), [name.replace("_proj", "") for name in order])
+    ax.set(
+        ylim=(-0.6, len(order) - 0.4),
+        xlabel="held-out loss at the end (nats a byte); the line on the right is the base",
+    )
+    ax.grid(False)
+    return figure
+
+
+@picture("target_modules r trainable matched_r seed phase final", settings="runs seeds")
+def equal_parameters_chart(table: Table) -> Figure:
+    """Attention, MLP and all layers with as many parameters, each seed a dot: where should they go?"""
+    rows = table.where(phase="seeds")
+    budgets = sorted({row["matched_r"] for row in rows})
+    means = {
+        key: np.mean([x["final"] for x in rows if (x["matched_r"], x["target_modules"]) == key])
+        for key in {(row["matched_r"], row["target_modules"]) for row in rows}
+    }
+    ahead = sum(means[b, "MLP"] < means[b, "attention"] for b in budgets)
+    title = f"At equal parameters the MLP alone beats attention alone at {ahead} of {len(budgets)} sizes"
+    groups = [(b, name) for b in budgets[::-1] for name in ("all-linear", "MLP", "attention") if (b, name) in means]
+    places = {key: i + 0.6 * (len(budgets) - 1 - budgets.index(key[0])) for i, key in enumerate(groups)}
+    height = 0.32 * (max(places.values()) + 1.4)
+    figure = new_figure(9, 1.6 + height, title, f"each at its own best rate; {took(table)}")
+    ax = axes_at(figure, 2.2, 0.65, 4.6, height)
+    for (budget, name), place in places.items():
+        found = [x for x in rows if (x["matched_r"], x["target_modules"]) == (budget, name)]
+        losses, colour = [x["final"] for x in found], GROUP_COLOURS[name]
+        ax.plot([min(losses), max(losses)], [place] * 2, color=colour, lw=3, alpha=0.5)
+        ax.plot(losses, [place] * len(losses), "o", color=colour, ms=6.5, mec=PAPER, mew=0.8)
+        said = f"{np.mean(losses):.3f}, {short_count(found[0]['trainable'])} parameters"
+        note(ax, said, (1, place), (10, -3.5), colour, xycoords=EDGE)
+    ax.set_yticks(list(places.values()), [f"{name}, r = {_rank(rows, b, name)}" for b, name in places])
+    ax.set(ylim=(-0.7, max(places.values()) + 0.7), xlabel=LOSS)
+    ax.grid(False)
+    return figure
+
+
+def _rank(rows: Rows, budget: int, name: str) -> int:
+    return next(x["r"] for x in rows if (x["matched_r"], x["target_modules"]) == (budget, name))
+
+
+# --------------------------------------------------------------------------------------------- dropout, and batches
+
+
+@picture("lora_dropout train_bytes lr seed phase final", settings="runs seeds fixed_lr small_steps steps")
+def dropout_chart(table: Table) -> Figure:
+    """The loss by dropout, after little text read many times and after much text; panels of one scale, one height."""
+    settings = table.settings
+    little = [row for row in table.rows if row["train_bytes"] is not None]
+    much = [row for row in table.rows if row["train_bytes"] is None and row["phase"] == "fixed"]
+    kept = finals([row for row in little if row["phase"] == "fixed"], "lora_dropout")
+    own = finals([row for row in little if row["phase"] == "seeds"], "lora_dropout")
+    whole = finals(much, "lora_dropout")
+    passes = settings["small_steps"] * settings["batch_size"] * settings["seq_len"] / settings["small_bytes"]
+    figure = new_figure(9, 4.4, _dropout_title(own, whole), took(table))
+    left, right = axes_at(figure, 0.85, 0.7, 2.5, 2.6), axes_at(figure, 5.75, 0.7, 2.5, 2.6)
+    ends = [with_range(left, kept, **KEPT), with_range(left, own, **OWN)]
+    with_range(right, whole, **KEPT)
+    span = max(np.ptp(np.concatenate(list(v.values()))) for v in (kept | own, whole)) * 1.25
+    span = max(span, np.ptp(np.concatenate([*kept.values(), *own.values()])) * 1.25)
+    for ax, shown in ((left, [*kept.values(), *own.values()]), (right, list(whole.values()))):
+        middle = (np.concatenate(shown).min() + np.concatenate(shown).max()) / 2
+        ax.set(ylim=(middle - span / 2, middle + span / 2), xlabel="dropout", ylabel=LOSS, xticks=list(whole))
+    left.set_title(f"{settings['small_bytes'] // 1024} kB of text, read {passes:.0f} times")
+    right.set_title(f"all of it, read in part, at {settings['fixed_lr']:g}")
+    labels, colours = [f"all at {settings['fixed_lr']:g}", "own best rate"], [OTHERS[1], LORA]
+    label_lines(left, ends, labels, colours, align=left.get_xlim()[1], reach=8)
+    return figure
+
+
+def _dropout_title(own: Mapping[float, np.ndarray], whole: Mapping[float, np.ndarray]) -> str:
+    gains = [by_p[0.0].mean() - min(v.mean() for v in by_p.values()) for by_p in (own, whole)]
+    return f"The best dropout gains {gains[0]:.3f} nats a byte on little text, {gains[1]:.3f} on much"
+
+
+@picture("method batch_size max_steps lr seed phase final", settings="runs seeds")
+def batch_size_chart(table: Table) -> Figure:
+    """The loss by batch size with as many tokens in all, full fine-tuning and LoRA, each at its own best rate."""
+    rows = table.where(phase="seeds")
+    lines = {name: [row for row in rows if row["method"] == name] for name in ("full", "lora")}
+    losses = {name: finals(found, "batch_size") for name, found in lines.items()}
+    sizes = list(losses["full"])
+    gaps = [losses["lora"][b].mean() - losses["full"][b].mean() for b in sizes]
+    said = [f"{gap:+.3f} in batches of {b}".replace("-", "−") for gap, b in zip(gaps, sizes, strict=True)]
+    title = f"LoRA's loss less full fine-tuning's: {said[0]}, {said[-1]}"
+    figure = new_figure(9, 4.2, title, f"as many tokens for each; {took(table)}")
+    ax = axes_at(figure, 0.85, 0.7, 5.6, 2.65)
+    looks = {"full": {"color": FULL, "marker": "s"}, "lora": {"color": LORA, "marker": "o"}}
+    ends = [with_range(ax, losses[name], **looks[name]) for name in lines]
+    for name, found in lines.items():
+        rates = {row["batch_size"]: row["lr"] for row in found}
+        for b in sizes:
+            shift = (0, -16) if name == "full" else (0, 10)
+            edge = losses[name][b].min() if name == "full" else losses[name][b].max()
+            note(ax, f"lr {rates[b]:g}", (b, edge), shift, looks[name]["color"], ha="center", fontsize=9)
+    steps = {row["batch_size"]: row["max_steps"] for row in rows}
+    log_axis(ax.xaxis, sizes)
+    ax.xaxis.set_major_formatter(lambda b, _: f"{b:g}\n{steps.get(round(b), 0)} steps")
+    ax.margins(x=0.1, y=0.22)
+    ax.set(xlabel="sequences a batch", ylabel=LOSS)
+    names = ["full fine-tuning", f"LoRA r = {lines['lora'][0]['r']}"]
+    label_lines(ax, ends, names, [FULL, LORA], align=ax.get_xlim()[1], reach=8)
+    return figure
