@@ -154,6 +154,7 @@ PICTURES: dict[str, list[tuple[str, Callable]]] = {  # table → (name of the pi
         ("convergence_steps", plots.loss_curves),
         ("learning_rates", plots.learning_rates),
     ],
+    "capacity": [("capacity", plots.capacity_chart), ("memory_knee", plots.memory_knee)],
     "finetuning": [("before_after", plots.before_after), ("learned_and_forgotten", plots.learned_and_forgotten)],
     "quantization_error": [("quantization_error", plots.quantization_error)],
     "quantization_distances": [("nf4_codes", plots.nf4_codes), ("error_by_distance", plots.error_by_distance)],
