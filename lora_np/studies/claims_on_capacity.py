@@ -21,11 +21,8 @@ def on_capacity(tables: Mapping[str, Table]) -> list[tuple[str, str, str, str]]:
         (
             "A model stores 2 bits of knowledge a parameter (3.6 of random strings)",
             "Allen-Zhu and Li 2024 (Morris et al. 2025)",
-            f"fewer, and at least these, for half the steps gave {gain(table):.0%} less: LoRA {min(ranks.values()):.2f} to "
-            f"{max(ranks.values()):.2f} bits of random strings a trained number, by rank, full fine-tuning {full:.2f}"
-            if max([*ranks.values(), full]) < 2
-            else f"LoRA {min(ranks.values()):.2f} to {max(ranks.values()):.2f} bits of random strings a trained number, by rank, full "
-            f"fine-tuning {full:.2f}, at least: half the steps gave {gain(table):.0%} less",
+            f"here at least {min(ranks.values()):.2f} to {max(ranks.values()):.2f} bits of random strings a trained number with "
+            f"LoRA, by rank, {full:.2f} with full fine-tuning; not at its end, for half the steps gave {gain(table):.0%} less",
             study,
         ),
         (
@@ -59,10 +56,7 @@ def exponent(table: Table) -> float:
 def gain(table: Table) -> float:
     """How much less the same runs held after half the steps, all methods together: 0 where the training was at its end."""
     half = table.where(phase="half")
-    ends = [
-        next(end for end in table.where(phase="seeds", method=row["method"], r=row["r"], seed=row["seed"]))
-        for row in half
-    ]
+    ends = [table.where(phase="seeds", **{key: row[key] for key in ("method", "r", "seed")})[0] for row in half]
     return 1 - statistics.mean(row["memorised"] / end["memorised"] for row, end in zip(half, ends, strict=True))
 
 
