@@ -191,6 +191,6 @@ def test_the_exponent_is_one_where_twice_the_rank_holds_twice_as_much():
 
 def test_what_the_claims_say_is_read_from_the_table():
     bits, learns = claims_on_capacity.on_capacity({"capacity": table()})
-    assert "1.00 to 1.00 bits" in bits[2] and "full fine-tuning 0.62" in bits[2] and "20% less" in bits[2]
+    assert "1.00 to 1.00 bits" in bits[2] and "0.62 with full fine-tuning" in bits[2] and "20% less" in bits[2]
     assert "power of 1.00" in learns[2] and "100% of 500 bits by heart and 40% of 10,000" in learns[2]
     assert "holds 80% of full fine-tuning's bits with 50% of its numbers" in learns[2]
