@@ -113,7 +113,7 @@ def memory_knee(table: Table) -> Figure:
     whole = [offered for offered, bits in means.items() if bits > 0.95 * offered]
     title = f"A LoRA of rank {r} held no more than {means[most]:,.0f} bits, however many it was offered"
     if whole:
-        title = f"Of {max(whole):,.0f} bits a LoRA of rank {r} learns nearly all, of any number no more than {means[most]:,.0f}"
+        title = f"Rank {r} recites nearly all of {max(whole):,.0f} bits, and never holds more than {means[most]:,.0f}"
     figure = new_figure(9, 4.7, title, f"random strings of 6 bits a symbol; a dot is a seed\n{_measured(table)}")
     ax = axes_at(figure, 0.95, 0.7, 5.6, 2.9)
     right, trained = 1.04 * max(means), rows[0]["trained"]
