@@ -130,6 +130,27 @@ def finetuned(seeds=3) -> Table:
     return table(rows, before={"prose": 3.1, "habit": 0.0, "answers": answers})
 
 
+def remembered(ranks=(1, 2, 4, 8, 16), held=1.35, seeds=3) -> Table:
+    """What a rank holds: the more steps the more, until no more fit."""
+    rows = []
+
+    def run(phase, r, seed, strings, share=1.0):
+        trained = 1216 * r if r else 26_784
+        bits = min(96.0 * strings, share * (held + 0.02 * seed) * trained)
+        row = {"phase": phase, "method": "lora" if r else "full", "r": r, "seed": seed, "strings": strings}
+        rows.append(row | {"trained": trained, "offered": 96.0 * strings, "memorised": bits})
+
+    for r in (*ranks, None):
+        run("half", r, 0, 32 * (r or 20), share=0.85)
+        for seed in range(seeds):
+            run("seeds", r, seed, 32 * (r or 20))
+    for strings, seed in itertools.product((16, 48, 96, 192), range(seeds)):
+        run("offered", 4, seed, strings)
+    made = table(rows, runs=len(rows), knee=4, run={"max_steps": 2000})
+    made.seconds = 1300
+    return made
+
+
 STEPS, EPS = np.logspace(-20, 0, 41), 2.2e-16
 STEP_ERRORS = {
     "forward difference": np.minimum(1, STEPS + EPS / STEPS),
@@ -280,6 +301,10 @@ PICTURES = {
     "memory_bill, two models": lambda: plots.memory_bill(bills(["mistral-7b", "llama-65b"], precision="16-bit")),
     "merge_drift": lambda: plots.merge_drift(drifted()),
     "combinations_chart": lambda: plots.combinations_chart(combined()),
+    "capacity_chart": lambda: plots.capacity_chart(remembered()),
+    "capacity_chart, two ranks": lambda: plots.capacity_chart(remembered((1, 4), 0.4, 2)),
+    "memory_knee": lambda: plots.memory_knee(remembered()),
+    "memory_knee, never all": lambda: plots.memory_knee(remembered(held=0.2)),
     "before_after": lambda: plots.before_after(finetuned()),
     "learned_and_forgotten": lambda: plots.learned_and_forgotten(finetuned()),
     "learned_and_forgotten, one seed": lambda: plots.learned_and_forgotten(finetuned(1)),

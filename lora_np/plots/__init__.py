@@ -5,6 +5,7 @@ picture shows twice.
 """
 
 from lora_np.plots.bypass import bypass_diagram
+from lora_np.plots.capacity import capacity_chart, memory_knee
 from lora_np.plots.convergence import learning_rates, loss_curves, recovered_gain
 from lora_np.plots.finetuning import before_after, learned_and_forgotten
 from lora_np.plots.gradients import block_diagram, gradient_shadows, relative_errors, step_flops, step_sizes
@@ -37,6 +38,7 @@ __all__ = [
     "before_after",
     "block_diagram",
     "bypass_diagram",
+    "capacity_chart",
     "combinations_chart",
     "decomposition_2d",
     "dropout_chart",
@@ -48,6 +50,7 @@ __all__ = [
     "learning_rates",
     "loss_curves",
     "memory_bill",
+    "memory_knee",
     "merge_drift",
     "merge_routes_chart",
     "nf4_codes",
