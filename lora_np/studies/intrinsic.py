@@ -108,9 +108,10 @@ QUICK = Setting(("tiny",), (1024, 16384), (("tiny", (2e-3,)),), 0.5, 4, None, Fa
 
 
 class Learner:
-    """The runs from one start in one kind of subspace: each d a sweep of rates with the first seed, then all seeds at the best.
+    """The runs from one start in one kind of subspace: for each d a sweep of rates with the first seed; where asked, all seeds at
+    the best.
 
-    done: d → a row a seed, at d's best rate (D: full training). tried: the rows of the sweeps. seconds: of all runs.
+    done: d → a row a seed, at d's best rate (D: full training). tried: the rows of the sweeps, repeats: those of the other seeds.
     """
 
     def __init__(
@@ -124,22 +125,32 @@ class Learner:
         self.repeats: list[Row] = []
 
     def learn(self, dimensions: Sequence[int], rates: Sequence[float], bracket: bool = False) -> None:
-        """Run these d at full training's `rates` times √(D/d)."""
+        """The sweeps of these d, at full training's `rates` times √(D/d)."""
         methods = {}
         for d in dimensions:
             run = self.setting.run(self.base, None if d == self.D else d, self.projection)
             methods[run] = [float(f"{lr * math.sqrt(self.D / d):.3g}") for lr in rates]
         tried = sweep(measure, methods, self.workers, self.folder, self.given, 2.0 if bracket else None)
-        best = {run: min(rows, key=validation) for run, rows in tried.items()}
-        runs = [replace(run, lr=row["lr"], seed=seed) for run, row in best.items() for seed in self.setting.seeds[1:]]
+        for run, rows in tried.items():
+            self.done[run.d or self.D] = [min(rows, key=validation)]
+            self.tried += rows
+
+    def repeat(self, *dimensions: int) -> None:
+        """The other seeds of these d, where they are missing."""
+        new = [d for d in dimensions if len(self.done[d]) < len(self.setting.seeds)]
+        runs = [
+            replace(self.setting.run(self.base, row["d"], self.projection), lr=row["lr"], seed=seed)
+            for row in (self.done[d][0] for d in new)
+            for seed in self.setting.seeds[1:]
+        ]
         repeats = finished(run_all(measure, runs, self.workers, self.folder, "seeds", self.given))
-        for run, row in best.items():
-            self.done[run.d or self.D] = [row, *(each for each in repeats if each["d"] == run.d)]
-        self.tried += [row for rows in tried.values() for row in rows]
+        for row in repeats:
+            self.done[row["d"] or self.D].append(row)
         self.repeats += repeats
 
     def gain(self, d: int) -> float:
-        """What d dimensions gain, in nats a byte, the mean over seeds."""
+        """What d dimensions gain, in nats a byte, the mean over all seeds."""
+        self.repeat(d)
         return statistics.mean(row["heldout"][0] - row["final"] for row in self.done[d])
 
     def reaches(self, d: int) -> bool:
@@ -188,6 +199,7 @@ def intrinsic_dimension(
         for projection in PROJECTIONS:
             control = Learner(setting, setting.bases[0], workers, folder, projection)
             control.learn([setting.control], setting.rates(setting.bases[0]), setting.bracket)
+            control.repeat(setting.control)
             rows += control.rows(learners[0].gain(learners[0].D))
             learners.append(control)
     runs = [run for learner in learners for run in [*learner.tried, *learner.repeats]]
