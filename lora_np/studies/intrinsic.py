@@ -43,7 +43,7 @@ def smallest(
             return None
         low, high = high, min(most, math.ceil(high * factor))
     while high - low > 1 and high > resolution * low:
-        middle = min(max(round(math.sqrt(low * high)), low + 1), high - 1)
+        middle = min(max(round(math.sqrt(max(low, 1) * high)), low + 1), high - 1)
         low, high = (low, middle) if reaches(middle) else (middle, high)
     return high
 
@@ -156,8 +156,8 @@ class Learner:
     def reaches(self, d: int) -> bool:
         """Whether d dimensions reach the share asked for; a d that is new is run at the best rates of those beside it."""
         if d not in self.done:
-            below, above = max(k for k in self.done if k < d), min(k for k in self.done if k > d)
-            rates = {float(f"{self.done[k][0]['lr'] / math.sqrt(self.D / k):.2g}") for k in (below, above)}
+            beside = [*sorted(k for k in self.done if k < d)[-1:], *sorted(k for k in self.done if k > d)[:1]]
+            rates = {float(f"{self.done[k][0]['lr'] / math.sqrt(self.D / k):.2g}") for k in beside}
             self.learn([d], sorted(rates))
         return self.gain(d) >= self.setting.share * self.gain(self.D)
 
