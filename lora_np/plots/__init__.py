@@ -8,6 +8,7 @@ from lora_np.plots.bypass import bypass_diagram
 from lora_np.plots.convergence import learning_rates, loss_curves, recovered_gain
 from lora_np.plots.finetuning import before_after, learned_and_forgotten
 from lora_np.plots.gradients import block_diagram, gradient_shadows, relative_errors, step_flops, step_sizes
+from lora_np.plots.intrinsic import intrinsic_dimension
 from lora_np.plots.memory import memory_bill
 from lora_np.plots.merging import combinations_chart, merge_drift
 from lora_np.plots.parameters import one_matrix_chart, whole_models_chart
@@ -21,10 +22,13 @@ from lora_np.plots.quantization import (
 )
 from lora_np.plots.rank_reduction import decomposition_2d, photograph, scene_3d, singular_values, truncated_loss
 from lora_np.plots.serving import serving_chart
+from lora_np.plots.spectra import rank_by_layer
 from lora_np.plots.speed import scaling_chart, speed_chart
 from lora_np.plots.style import save
+from lora_np.plots.subspaces import amplification_chart, similarity_maps
 
 __all__ = [
+    "amplification_chart",
     "before_after",
     "block_diagram",
     "bypass_diagram",
@@ -33,6 +37,7 @@ __all__ = [
     "error_by_distance",
     "gradient_cosines",
     "gradient_shadows",
+    "intrinsic_dimension",
     "learned_and_forgotten",
     "learning_rates",
     "loss_curves",
@@ -44,12 +49,14 @@ __all__ = [
     "photograph",
     "qlora_losses",
     "quantization_error",
+    "rank_by_layer",
     "recovered_gain",
     "relative_errors",
     "save",
     "scaling_chart",
     "scene_3d",
     "serving_chart",
+    "similarity_maps",
     "singular_values",
     "speed_chart",
     "step_flops",

@@ -81,10 +81,16 @@ class Setting:
     """
 
     bases: Sequence[str] = ("tiny", "random")
-    dimensions: Sequence[int] = (1024, 4096, 16384, 65536, 262144)  # each 4 times the last
+    dimensions: Sequence[int] = (
+        1024,
+        4096,
+        16384,
+        65536,
+    )  # each 4 times the last; the search goes on so where none reaches
     lrs: tuple[tuple[str, tuple[float, ...]], ...] = (("tiny", (1e-3, 2e-3, 4e-3)), ("random", (2e-3, 4e-3, 8e-3)))
     share: float = 0.9
-    resolution: float = 2**0.25  # of d90
+    resolution: float = 2**0.5  # of d90
+    margin: float = 0.05  # a d whose first seed is further than this from `share` is judged by it alone
     control: int | None = (
         128  # a d at which the sparse subspace is compared with a dense one, fine-tuning the first base
     )
@@ -149,8 +155,7 @@ class Learner:
         self.repeats += repeats
 
     def gain(self, d: int) -> float:
-        """What d dimensions gain, in nats a byte, the mean over all seeds."""
-        self.repeat(d)
+        """What d dimensions gain, in nats a byte, the mean over the seeds that were run."""
         return statistics.mean(row["heldout"][0] - row["final"] for row in self.done[d])
 
     def reaches(self, d: int) -> bool:
@@ -159,6 +164,8 @@ class Learner:
             beside = [*sorted(k for k in self.done if k < d)[-1:], *sorted(k for k in self.done if k > d)[:1]]
             rates = {float(f"{self.done[k][0]['lr'] / math.sqrt(self.D / k):.2g}") for k in beside}
             self.learn([d], sorted(rates))
+        if abs(self.gain(d) / self.gain(self.D) - self.setting.share) <= self.setting.margin:
+            self.repeat(d)
         return self.gain(d) >= self.setting.share * self.gain(self.D)
 
     def rows(self, full_gain: float) -> list[Row]:
@@ -191,6 +198,7 @@ def intrinsic_dimension(
     for base in setting.bases:
         learner = Learner(setting, base, workers, folder)
         learner.learn([*setting.dimensions, learner.D], setting.rates(base), setting.bracket)
+        learner.repeat(learner.D)
         first, factor = setting.dimensions[0], setting.dimensions[1] / setting.dimensions[0]
         d90[base] = smallest(learner.reaches, first, learner.D, factor, setting.resolution)
         rows += learner.rows(learner.gain(learner.D))
