@@ -150,6 +150,8 @@ PICTURES: dict[str, list[tuple[str, Callable]]] = {  # table → (name of the pi
     "decomposition": [("decomposition_2d", plots.decomposition_2d), ("scene_3d", plots.scene_3d)],
     "singular_values": [("singular_values", plots.singular_values)],
     "truncated_loss": [("truncated_loss", plots.truncated_loss)],
+    "spectra": [("rank_by_layer", plots.rank_by_layer)],
+    "subspaces": [("similarity_maps", plots.similarity_maps), ("amplification", plots.amplification_chart)],
     "convergence": [
         ("convergence_steps", plots.loss_curves),
         ("learning_rates", plots.learning_rates),
@@ -175,6 +177,8 @@ def draw(tables: Tables, folder: Path) -> None:
     ]
     if measured := tables.get("convergence"):
         drawings.append(("recovered_gain", lambda: plots.recovered_gain(measured, tables.get("convergence_short"))))
+        if dimension := tables.get("intrinsic_dimension"):
+            drawings.append(("intrinsic_dimension", lambda: plots.intrinsic_dimension(dimension, measured)))
     for name, f in (("qlora", plots.qlora_losses), ("merge_routes", plots.merge_routes_chart)):
         found = [tables[key] for key in (f"{name}_tiny", f"{name}_smollm2") if key in tables]
         if found:

@@ -140,8 +140,8 @@ def test_a_cache_keeps_the_weights_that_it_was_made_with(model, random_batch):
     np.testing.assert_array_equal(subspace.z.grad, expected)
 
 
-def test_two_workers_give_the_gradient_of_one(model, random_batch):
-    both = []
+def test_two_workers_give_the_gradient_of_one(make_model, random_batch):
+    model, both = make_model(np.float64).to("numpy"), []
     for workers in (1, 2):
         subspace = SubspaceModel(model, SparseProjection(size(model), 30))
         train(subspace, [random_batch(4)], SGD(lr=0.1), 2, workers=workers, progress=False)
