@@ -82,7 +82,7 @@ def _curve(ax: Axes, table: Table, base: str) -> tuple[float, float]:
     _, colour, marker = LOOKS[base]
     by_d: dict[int, list[float]] = {}
     for row in table.where(phase="seeds", base=base):
-        if row["projection"] == "sparse" and row["d"] != table.settings.get("control"):
+        if row["projection"] == "sparse":
             by_d.setdefault(row["d"], []).append(100 * row["share"])
     dimensions = sorted(by_d)
     means = [statistics.mean(by_d[d]) for d in dimensions]

@@ -76,24 +76,21 @@ def size(model: Module) -> int:
 class Setting:
     """How much of the study to run.
 
+    dimensions: the d to try first, each a constant factor above the last; the search for d90 goes on so where none reaches it.
     lrs: base → the learning rates of full training to try first. In a subspace they are times √(D/d): AdamW moves each zⱼ by
-    its rate, hence each weight by √(d/D) of that, and so the weights move as far as with full training's.
+        its rate, hence each weight by √(d/D) of that, and so the weights move as far as with full training's.
+    share, resolution: what d90 is to reach, and the factor within which it is found.
+    margin: a d whose first seed is further than this from `share` is judged by it alone, a nearer one by all seeds.
+    control: a d at which a dense subspace is compared with the sparse one, fine-tuning the first base.
     """
 
     bases: Sequence[str] = ("tiny", "random")
-    dimensions: Sequence[int] = (
-        1024,
-        4096,
-        16384,
-        65536,
-    )  # each 4 times the last; the search goes on so where none reaches
+    dimensions: Sequence[int] = (1024, 4096, 16384, 65536)
     lrs: tuple[tuple[str, tuple[float, ...]], ...] = (("tiny", (1e-3, 2e-3, 4e-3)), ("random", (2e-3, 4e-3, 8e-3)))
     share: float = 0.9
-    resolution: float = 2**0.5  # of d90
-    margin: float = 0.05  # a d whose first seed is further than this from `share` is judged by it alone
-    control: int | None = (
-        128  # a d at which the sparse subspace is compared with a dense one, fine-tuning the first base
-    )
+    resolution: float = 2**0.5
+    margin: float = 0.05
+    control: int | None = 128
     bracket: bool = True  # extend a sweep whose best is at its edge
     seeds: Sequence[int] = (0, 1, 2)
     steps: int = 200
@@ -114,15 +111,15 @@ QUICK = Setting(("tiny",), (1024, 16384), (("tiny", (2e-3,)),), 0.5, 4, None, Fa
 
 
 class Learner:
-    """The runs from one start in one kind of subspace: for each d a sweep of rates with the first seed; where asked, all seeds at
-    the best.
+    """The runs from one start in one kind of subspace: for each d a sweep of rates with the first seed, and where it matters the
+    other seeds at the best.
 
     done: d → a row a seed, at d's best rate (D: full training). tried: the rows of the sweeps, repeats: those of the other seeds.
     """
 
     def __init__(
         self, setting: Setting, base: str, workers: int, folder: str | Path | None, projection: str = "sparse"
-    ):
+    ) -> None:
         self.setting, self.base, self.workers, self.folder, self.projection = setting, base, workers, folder, projection
         self.D = size(setting.run(base, None).base_model())
         self.given = shared("tiny" if base == "random" else base)
@@ -190,9 +187,10 @@ def intrinsic_dimension(
     """d90 of each start, and the curve that it is read from.
 
     Rows {phase, base, d, projection, seed, lr, start, final, validation}: phase "sweep" (first seed, every rate; lr is z's) or
-    "seeds" (the best rate, every seed, and `share`, of full training's mean gain); d = D is full training; losses in
-    nats a byte, start before and final after training. settings carry D, "d90": base → d90 (None: not reached), runs, "unigram",
-    what byte frequencies alone reach, and "lora": rank → the parameters of LoRA in all linear layers. `folder` keeps each run.
+    "seeds" (the best rate, and `share`, of full training's mean gain; every seed near d90 and at D, elsewhere the first). d = D
+    is full training; losses in nats a byte, start before and final after training. settings carry D, "d90": base → d90 (None: not
+    reached), runs, "unigram", what byte frequencies alone reach, and "lora": rank → LoRA's parameters in all linear layers.
+    `folder` keeps each run.
     """
     d90, learners, rows = {}, [], []
     for base in setting.bases:
