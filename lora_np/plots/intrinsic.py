@@ -110,4 +110,4 @@ def _lora(ax: Axes, parameters: dict[str, int], measured: Table) -> None:
     ax.plot(*zip(*points.values(), strict=True), "D", color=LORA, ms=5.5, mec="white", mew=0.6, zorder=4)
     for i, (r, point) in enumerate(points.items()):
         text = f"LoRA r = {r}" if i == 0 else r
-        ax.annotate(text, point, (-5, 4), textcoords="offset points", color=for_text(LORA), fontsize=9, ha="right")
+        ax.annotate(text, point, (4, -5), textcoords="offset points", color=for_text(LORA), fontsize=9, va="top")

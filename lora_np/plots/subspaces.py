@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from lora_np.plots.style import (
-    FAINT_INK,
     FROZEN,
     HALO,
     INK,
@@ -80,20 +80,15 @@ def _map(ax: Axes, phi: np.ndarray, r: tuple[int, int], first: bool, last: bool)
         ax.set_xlabel(f"j, of r = {r[1]}")
 
 
-DOT = {"ms": 8, "mec": "white", "mew": 0.5}
-WHOSE: dict[str, tuple[str, str, dict[str, Any]]] = {  # column of the table → (what it says, colour, marker)
-    "in_random": ("random", INK, {"marker": "|", "ms": 13, "mew": 2}),
-    "in_delta": ("ΔW's", LORA, {"marker": "o"} | DOT),
-    "in_W": ("W's own", FROZEN, {"marker": "s"} | DOT),
-}
+WHOSE = {"in_delta": ("ΔW's", LORA, "o"), "in_W": ("W's own", FROZEN, "s")}  # column → name, colour, marker
 
 
 @picture("kind r module in_delta in_W in_random factor")
 def amplification_chart(table: Table) -> Figure:
     """What the frozen W has in the directions of ΔW, beside its own top ones and random ones, a panel a rank, a row a module.
 
-    Points are the mean over layers and seeds, hairlines the least and the most. Table: rows {kind: "amplification", r, seed, layer,
-    module, norm_W, in_delta, in_W, in_random, factor}; drawn are shares of ‖W‖_F.
+    Points are the mean over layers and seeds, hairlines the least and the most, all in units of what random directions hold. Table:
+    rows {kind: "amplification", r, seed, layer, module, in_delta, in_W, in_random, factor}.
     """
     rows = table.where(kind="amplification")
     ranks = sorted({row["r"] for row in rows})
@@ -104,7 +99,7 @@ def amplification_chart(table: Table) -> Figure:
         9,
         4.4,
         "ΔW is " + " and ".join(f"{factors[r]:.2g}× (r = {r})" for r in ranks) + " what W had in its directions",
-        "‖Uᵀ W V‖ with U, V the top r directions of a matrix, as a share of ‖W‖; hairlines: all layers and seeds\n"
+        "‖Uᵀ W V‖ with U, V the top r directions of ΔW or of W itself; hairlines: all layers and seeds\n"
         "in the title: the amplification ‖ΔW‖ / ‖Uᵀ W V‖, the median over all matrices",
     )
     for i, r in enumerate(ranks):
@@ -115,19 +110,22 @@ def amplification_chart(table: Table) -> Figure:
 
 
 def _inside(ax: Axes, rows: list[dict[str, Any]], modules: list[str], labelled: bool) -> None:
+    ax.axvline(1, color=INK, lw=2)
     for band, module in enumerate(modules):
         mine = [row for row in rows if row["module"] == module]
-        for key, (name, colour, look) in WHOSE.items():
-            shares = [100 * row[key] / row["norm_W"] for row in mine]
-            ax.hlines(band, min(shares), max(shares), color=colour, lw=1.2)
-            ax.plot(statistics.mean(shares), band, color=colour, **look)
-            if band == 0:
-                bold = {"ha": "center", "fontweight": "bold", "path_effects": HALO}
-                note(ax, name, (statistics.mean(shares), -0.35), (0, 3), colour, **bold)
+        for key, (name, colour, marker) in WHOSE.items():
+            ratios = [row[key] / row["in_random"] for row in mine]
+            ax.hlines(band, min(ratios), max(ratios), color=colour, lw=1.2)
+            ax.plot(statistics.mean(ratios), band, marker, color=colour, ms=8, mec="white", mew=0.5)
+            if band == 0 and labelled:
+                look = {"ha": "left" if key == "in_delta" else "center", "fontweight": "bold", "path_effects": HALO}
+                note(ax, name, (1.08 if key == "in_delta" else statistics.mean(ratios), -0.35), (0, 3), colour, **look)
+    if labelled:
+        note(ax, "random", (1, len(modules) - 0.6), (-4, 2), INK, ha="right", fontweight="bold", path_effects=HALO)
     ax.set_xscale("log")
-    ax.set_xlabel("in these directions of W (% of ‖W‖)")
+    ax.xaxis.set_major_locator(FixedLocator([0.5, 1, 2, 5, 10, 20, 50]))
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-    ax.set(ylim=(len(modules) - 0.5, -1.1))
+    ax.set(xlim=(0.3, 45), xlabel="what W has there (× random)", ylim=(len(modules) - 0.5, -1.1))
     ax.set_yticks(range(len(modules)), modules if labelled else [""] * len(modules))
     ax.tick_params(axis="y", length=0)
-    ax.tick_params(axis="x", which="minor", length=2, color=FAINT_INK)

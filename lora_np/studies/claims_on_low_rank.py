@@ -101,7 +101,8 @@ def on_directions(table: Table) -> list[tuple[str, str, str, str]]:
         (
             f"Runs of r = {low} and r = {high} share their top direction (φ > 0.5), and little else",
             "Hu et al. 2021, §7.2 and figure 3",
-            f"{shared('A', low)}; {shared('ΔW', low)}; by chance {1 / d:.3f} and {low / d:.2f} (medians over q and v of all "
+            ("" if phi(table, "A", [low, high], 1, 1) > 0.5 else "not here: ")
+            + f"{shared('A', low)}; {shared('ΔW', low)}; by chance {1 / d:.3f} and {low / d:.2f} (medians over q and v of all "
             "layers, two seeds a pair)",
             study,
         ),
