@@ -103,7 +103,7 @@ print(f"byte frequencies alone reach {s['unigram']:.3f}; d90 is known within a f
 # Three things to read here.
 #
 # - Aghajanyan et al. (2020) found some 200 dimensions enough for RoBERTa to learn a classification. Here the task is another *language*, the
-#   model is small, and $d_{90}$ is hundreds of times larger. A small intrinsic dimension is no law; it belongs to a model and a task.
+#   model is small, and $d_{90}$ is far larger. A small intrinsic dimension is no law; it belongs to a model and a task.
 # - The shares of the two starts are not to be compared without a look at the losses. From random weights most of the gain is cheap (the last line
 #   above), so that 90 % of it says little about how good the model is.
 # - LoRA's diamonds lie near the coral line. At an equal count of trained numbers, directions that are merely random do about as well here
@@ -163,14 +163,15 @@ plots.scene_3d(rank_reduction.decomposition(deltas, run));
 # Two counts of one list of singular values: the directions that hold 90 % of the energy, and the *effective rank* $e^{H(p)}$, with
 # $p_i = \sigma_i / \sum_j \sigma_j$ and $H = -\sum_i p_i \ln p_i$ (Roy and Vetterli 2007), which is $n$ for $n$ equal singular values.
 #
-# **Predict.** A random matrix of 128 × 128 needs about half its directions for 90 %. How many does a learned $\Delta W$ of that shape need?
+# **Predict.** A random matrix needs most of its directions for 90 %. How many of as many does the learned $\Delta W$ above need?
 
 # %%
 sigma = np.linalg.svd(deltas[rank_reduction.SHOWN], compute_uv=False)
 p = sigma / sigma.sum()
 energy = np.cumsum(sigma**2) / (sigma**2).sum()
-print("90 % of the energy:", np.searchsorted(energy, 0.9) + 1, "=", spectra.rank_for_energy(sigma), "directions")
-print("effective rank:", np.exp(-(p * np.log(p)).sum()), "=", spectra.effective_rank(sigma))
+chance = spectra.random_spectrum(deltas[rank_reduction.SHOWN].shape)
+print(f"{len(sigma)} directions; 90 % of the energy: {np.searchsorted(energy, 0.9) + 1}, random {spectra.rank_for_energy(chance)}")
+print(f"effective rank: {np.exp(-(p * np.log(p)).sum()):.1f}, random {spectra.effective_rank(chance):.1f}")
 plots.singular_values(rank_reduction.singular_values(deltas, run));
 
 # %% [markdown]
