@@ -21,6 +21,7 @@ from mpl_toolkits.mplot3d import proj3d
 from mpl_toolkits.mplot3d.art3d import Text3D
 
 from lora_np import plots
+from lora_np.plots import spectra as plots_spectra
 from lora_np.plots import style
 from lora_np.studies import memory
 from lora_np.studies.table import Table
@@ -70,6 +71,56 @@ def spectra(random=True) -> Table:
         chance *= np.linalg.norm(values) / np.linalg.norm(chance)
         row = {"layer": layer, "module": module, "singular_values": values.tolist()}
         rows.append(row | ({"random_singular_values": chance.tolist()} if random else {}))
+    return table(rows)
+
+
+def intrinsic(d90=(80_000, 3000), lora=True) -> Table:
+    """What random subspaces gain: rising with log d, from two starts."""
+    rng, rows, D = np.random.default_rng(4), [], 1_017_216
+    for base, half in zip(("tiny", "random"), d90, strict=True):
+        for d in (1024, 4096, 16384, 65536, 262144, D):
+            share = 1.0 if d == D else min(0.99, 0.9 + 0.14 * np.log(d / (half or 1e6)) / np.log(4))
+            for seed in range(3):
+                row = {"phase": "seeds", "base": base, "d": d, "projection": "sparse", "seed": seed}
+                rows.append(row | {"share": share + 0.01 * rng.normal()})
+    counts = {str(r): 12160 * r for r in ((1, 2, 4, 8, 16, 64) if lora else ())}
+    found = dict(zip(("tiny", "random"), d90, strict=True))
+    return table(rows, D=D, d90=found, share=0.9, runs=60, steps=200, lora=counts)
+
+
+def with_lora() -> Table:
+    """LoRA as the study "convergence" has it: phase "seeds" at the best rates."""
+    rows = [row | {"phase": "seeds"} for row in convergence().rows if row["phase"] == "final"]
+    return table(rows, base_loss=1.5)
+
+
+def ranks_by_layer(models=(("tiny", 5, 128), ("smollm2-135m", 30, 576)), seeds=3) -> Table:
+    rng, rows = np.random.default_rng(5), []
+    for (model, layers, d), module in itertools.product(models, plots_spectra.MODULES):
+        for layer, seed, method in itertools.product(range(layers), range(seeds), ("full", "lora")):
+            shape = [d, 3 * d] if module == "down_proj" else [3 * d if module in ("gate_proj", "up_proj") else d, d]
+            rank = 5 if method == "lora" else int(d * rng.uniform(0.15, 0.35))
+            row = {"model": model, "method": method, "r": 8 if method == "lora" else None, "seed": seed}
+            rows.append(
+                row | {"layer": layer, "module": module, "shape": shape, "rank90": rank, "random_rank90": int(0.6 * d)}
+            )
+    return table(rows, runs=8)
+
+
+def compared_subspaces() -> Table:
+    """φ that starts at `first` and ends at chance, and what W has in the directions of ΔW."""
+    rng, rows, d = np.random.default_rng(6), [], 128
+    for (of, first), r, module in itertools.product(
+        (("A at the start", 0.01), ("A", 0.3), ("ΔW", 0.8)), ([8, 64], [64, 64]), ("q_proj", "v_proj")
+    ):
+        chance = np.maximum(np.arange(1, r[0] + 1)[:, None], np.arange(1, r[1] + 1)) / d
+        phi = np.minimum(1, chance + first / np.sqrt(np.maximum(*np.indices(chance.shape)) + 1))
+        row = {"kind": "similarity", "of": of, "r": r, "seeds": [0, 1], "layer": 2, "module": module, "d": d}
+        rows.append(row | {"phi": phi[:4, :4].tolist(), "map": phi.tolist()})
+    for r, module, layer in itertools.product((4, 64), plots_spectra.MODULES, range(5)):
+        inside = rng.uniform(0.5, 1) * r / 16
+        row = {"kind": "amplification", "r": r, "seed": 0, "layer": layer, "module": module, "norm_W": 20.0}
+        rows.append(row | {"in_delta": inside, "in_W": 3 * r**0.5, "in_random": r * 20 / 128, "factor": 2 / inside})
     return table(rows)
 
 
@@ -319,6 +370,13 @@ PICTURES = {
     "scene_3d, tall": lambda: plots.scene_3d(decomposition(70, 26, 2)),
     "serving_chart": lambda: plots.serving_chart(serving()),
     "serving_chart, without PEFT": lambda: plots.serving_chart(serving(peft=False)),
+    "intrinsic_dimension": lambda: plots.intrinsic_dimension(intrinsic(), with_lora()),
+    "intrinsic_dimension, close": lambda: plots.intrinsic_dimension(intrinsic((80_000, 60_000), lora=False)),
+    "intrinsic_dimension, not reached": lambda: plots.intrinsic_dimension(intrinsic((None, None))),
+    "rank_by_layer": lambda: plots.rank_by_layer(ranks_by_layer()),
+    "rank_by_layer, one model": lambda: plots.rank_by_layer(ranks_by_layer((("tiny", 5, 128),), seeds=1)),
+    "similarity_maps": lambda: plots.similarity_maps(compared_subspaces()),
+    "amplification_chart": lambda: plots.amplification_chart(compared_subspaces()),
     "singular_values": lambda: plots.singular_values(spectra()),
     "singular_values, no random": lambda: plots.singular_values(spectra(random=False)),
     "truncated_loss": lambda: plots.truncated_loss(truncated()),

@@ -15,6 +15,7 @@ from lora_np.plots.hyperparameters import (
     equal_parameters_chart,
     target_modules_chart,
 )
+from lora_np.plots.intrinsic import intrinsic_dimension
 from lora_np.plots.memory import memory_bill
 from lora_np.plots.merging import combinations_chart, merge_drift
 from lora_np.plots.parameters import one_matrix_chart, whole_models_chart
@@ -29,11 +30,14 @@ from lora_np.plots.quantization import (
 from lora_np.plots.rank_reduction import decomposition_2d, photograph, scene_3d, singular_values, truncated_loss
 from lora_np.plots.rates_and_scale import alpha_chart, rank_scaling_chart, rates_by_rank
 from lora_np.plots.serving import serving_chart
+from lora_np.plots.spectra import rank_by_layer
 from lora_np.plots.speed import scaling_chart, speed_chart
 from lora_np.plots.style import save
+from lora_np.plots.subspaces import amplification_chart, similarity_maps
 
 __all__ = [
     "alpha_chart",
+    "amplification_chart",
     "batch_size_chart",
     "before_after",
     "block_diagram",
@@ -46,6 +50,7 @@ __all__ = [
     "error_by_distance",
     "gradient_cosines",
     "gradient_shadows",
+    "intrinsic_dimension",
     "learned_and_forgotten",
     "learning_rates",
     "loss_curves",
@@ -58,6 +63,7 @@ __all__ = [
     "photograph",
     "qlora_losses",
     "quantization_error",
+    "rank_by_layer",
     "rank_scaling_chart",
     "rates_by_rank",
     "recovered_gain",
@@ -66,6 +72,7 @@ __all__ = [
     "scaling_chart",
     "scene_3d",
     "serving_chart",
+    "similarity_maps",
     "singular_values",
     "speed_chart",
     "step_flops",
