@@ -154,6 +154,10 @@ PICTURES: dict[str, list[tuple[str, Callable]]] = {  # table → (name of the pi
         ("convergence_steps", plots.loss_curves),
         ("learning_rates", plots.learning_rates),
     ],
+    "comparison": [
+        ("quality_against_parameters", plots.quality_against_parameters),
+        ("methods_learned_and_forgotten", plots.methods_learned_and_forgotten),
+    ],
     "finetuning": [("before_after", plots.before_after), ("learned_and_forgotten", plots.learned_and_forgotten)],
     "quantization_error": [("quantization_error", plots.quantization_error)],
     "quantization_distances": [("nf4_codes", plots.nf4_codes), ("error_by_distance", plots.error_by_distance)],
@@ -182,7 +186,8 @@ def draw(tables: Tables, folder: Path) -> None:
     if {"convergence", "step_cost"} <= tables.keys():
         alike = timed_alike(tables["convergence"], tables["step_cost"])
         drawings.append(("convergence_seconds", lambda: plots.loss_curves(alike, x="seconds")))
-    drawings += [("bypass", plots.bypass_diagram), ("photograph", lambda: plots.photograph(photograph()))]
+    drawings += [("bypass", plots.bypass_diagram), ("method_diagrams", plots.method_diagrams)]
+    drawings += [("photograph", lambda: plots.photograph(photograph()))]
     for name, function in drawings:
         figure = function()
         plots.save(figure, folder, name)

@@ -1,4 +1,4 @@
-"""The methods on a real language model: SmolLM2-135M learns a voice by DoRA, a prefix and adapters, beside full fine-tuning and LoRA.
+"""The methods on a real language model: SmolLM2-135M learns a voice by DoRA, a prefix and adapters, beside full and LoRA.
 
 The runs of finetuning.py and qlora.py are read from their tables; the others are trained here on the same records, steps and
 schedule, each at its own best rate of a sweep by factors of three.
@@ -52,7 +52,7 @@ class Setting:
     )
     seeds: Sequence[int] = (0, 1, 2)
     factor: float = 3.0  # by which a sweep whose best is at its edge goes on, once
-    base: FineTuning = FineTuning("full", 0.0)
+    base: FineTuning = field(default_factory=lambda: FineTuning("full", 0.0))
     tables: str = "figures/data"
 
 
