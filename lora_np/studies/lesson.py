@@ -1,8 +1,8 @@
 """The lesson's comparison of methods, its numbers beside ours: what each says, as an interval, and whether ours lies in it.
 
-The rule is one for all. A number of the lesson stands for an interval (`LESSON`): "< 1 %" for what is below it, "about" for half
-to twice a share and for ± 2 points of quality, "zero" for a token that takes at most 1.05 times the base's, "slight" for at most 1.10,
-"added" for more than 1.05. Ours agrees where it lies inside, and is "less" or "more" where it does not.
+The rule is one for all. What the lesson says stands for an interval (`LESSON`): "< 1 %" for what is below it, "about" for half to
+twice a share and for ± 2 points of quality, "zero" for a token that takes at most 1.05 times the base's, "slight" for at most
+1.10, "added" for at least 1.05. Ours agrees where it lies inside, and is "less" or "more" where it does not.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def method_costs(
     steps: int = 3,
     seed: int = 0,
 ) -> Table:
-    """Rows {method, step_seconds, step_ratio, peak_bytes, state, prompt_ratio, token_ratio, merged_prompt_ratio, merged_token_ratio}.
+    """Rows {method, step_seconds, step_ratio, peak_bytes, prompt_ratio, token_ratio, merged_prompt_ratio, merged_token_ratio}.
 
     step_ratio is to full fine-tuning's step of the same round, the other ratios to the base's answer of the same round: medians.
     peak_bytes: what tracemalloc sees at most in a step, and the adapter, but not the base's weights. The merged ones are None
