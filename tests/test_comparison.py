@@ -170,7 +170,14 @@ def small_tables() -> tuple[Table, Table]:
     ]
     compared = Table("c", "?", "", {"labels": {m: METHODS[m].label for m in shares}}, rows)
     costs = [
-        {"method": m, "step_ratio": 1.5, "peak_bytes": 1e6, "prompt_ratio": 1.2, "token_ratio": 1.3, "merged_prompt_ratio": None}
+        {
+            "method": m,
+            "step_ratio": 1.5,
+            "peak_bytes": 1e6,
+            "prompt_ratio": 1.2,
+            "token_ratio": 1.3,
+            "merged_prompt_ratio": None,
+        }
         | {"merged_token_ratio": 1.01 if m == "lora" else None}
         for m in shares
     ]

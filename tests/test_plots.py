@@ -282,6 +282,7 @@ PICTURES = {
     "methods_learned_and_forgotten": lambda: plots.methods_learned_and_forgotten(compared()),
     "methods_learned_and_forgotten, two": lambda: plots.methods_learned_and_forgotten(compared(("full", "lora"), 1)),
     "method_diagrams": lambda: plots.method_diagrams(),
+    "method_diagrams, three": lambda: plots.method_diagrams(("prefix", "houlsby", "pfeiffer")),
     **{
         f"method_diagram, {name}": lambda name=name: plots.method_diagram(name)
         for name in ("full", "dora", "prefix", "houlsby")
@@ -523,6 +524,8 @@ def test_a_table_that_lacks_something_is_named_with_what_it_lacks():
         plots.loss_curves(table([{"method": "full", "r": 0, "target_modules": "full", "seed": 0}]))
     with pytest.raises(ValueError, match="one_matrix_chart needs"):
         plots.one_matrix_chart(table([]))
+    with pytest.raises(ValueError, match="no drawing of 'soft prompt'; there are full, lora"):
+        plots.method_diagram("soft prompt")
     with pytest.raises(ValueError, match="'step' or 'seconds'"):
         plots.loss_curves(convergence((8,), ("attention",), seeds=1), x="steps")
 

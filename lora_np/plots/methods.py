@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
@@ -71,40 +72,38 @@ DRAWINGS = {
 
 
 @picture()
-def method_diagrams() -> Figure:
-    """Every method of DRAWINGS on the same block: grey is frozen, what is trained has the method's colour.
+def method_diagrams(methods: Sequence[str] = tuple(DRAWINGS)) -> Figure:
+    """These methods on the same block, four in a row: grey is frozen, what is trained has the method's colour.
 
-    Takes no table: it draws where a method acts, not numbers.
+    Takes no table: it draws where a method acts, not numbers. Raises ValueError for a method that has no drawing.
     """
-    high = HIGH + HEAD
+    high, rows = HIGH + HEAD, -(-len(methods) // 4)
     figure = new_figure(
         9,
-        2 * high + 1.05,
+        rows * high + 1.05,
         "Where each method touches a Transformer block",
         "grey is frozen, colour is trained; x runs upward, and each half of the block adds to it",
     )
-    for i, method in enumerate(DRAWINGS):
+    for i, method in enumerate(methods):
         row, column = divmod(i, 4)
-        ax = axes_at(figure, 0.1 + 2.22 * column, 0.1 + high * (1 - row), WIDE, high, xlim=(0, WIDE), ylim=(0, high))
-        _draw(blank(ax), method)
+        spot = 0.1 + 2.22 * column, 0.1 + high * (rows - 1 - row)
+        _draw(blank(axes_at(figure, *spot, WIDE, high, xlim=(0, WIDE), ylim=(0, high))), method)
     return figure
 
 
 @picture()
 def method_diagram(method: str) -> Figure:
-    """One of them alone, at one and a half times the size. Raises ValueError for a method that has no drawing."""
-    if method not in DRAWINGS:
-        raise ValueError(f"no drawing of {method!r}; there are {', '.join(DRAWINGS)}")
-    from matplotlib.pyplot import figure as empty
-
+    """One of them alone, a quarter larger. Raises ValueError for a method that has no drawing."""
     high, size = HIGH + HEAD, 1.25
-    figure = empty(figsize=(size * WIDE, size * high))
+    figure = new_figure(size * WIDE, size * high)
     _draw(blank(axes_at(figure, 0, 0, size * WIDE, size * high, xlim=(0, WIDE), ylim=(0, high))), method)
     return figure
 
 
 def _draw(ax: Axes, method: str) -> None:
     """The block, with what the method does to it, and its name and formula above."""
+    if method not in DRAWINGS:
+        raise ValueError(f"no drawing of {method!r}; there are {', '.join(DRAWINGS)}")
     what, colour = DRAWINGS[method], COLOURS[method]
     ink = for_text(colour)
     ax.text(WIDE / 2, HIGH + 0.66, what.title, ha="center", va="center", fontweight="bold", fontsize=11, color=ink)

@@ -55,9 +55,8 @@ def beside_ours(
 ) -> list[dict[str, Any]]:
     """Rows {method, label, quantity, lesson, ours, verdict} of a `comparison`, or of `comparison_smollm2`.
 
-    Quality is the mean share of full fine-tuning's gain. The latency is a token's seconds to the base's, of a `method_costs`:
-    merged where the lesson says so and it can be, else as trained; of LoRA also from a `merge_latency` of the model. A quantity
-    that was not measured has no row.
+    Quality is the mean share of full fine-tuning's gain. The latency is a token's seconds to the base's, of a `method_costs` of
+    the same base: merged where the lesson says so and it can be, else as trained. A quantity that was not measured has no row.
     """
     rows = []
     for method, said in LESSON.items():
@@ -66,9 +65,6 @@ def beside_ours(
             continue
         ours: dict[str, float | None] = {"share": runs[0]["share"], "quality": mean(runs, "recovered")}
         ours["latency"] = token_ratio(costs, method, merged="merged" in said["latency"].words)
-        if merge_latency is not None and method == "lora":
-            (row,) = merge_latency.where(model="smollm2-135m", state="merged")
-            ours["latency"] = row["token_ratio"]
         rows += [
             {"method": method, "label": compared.settings["labels"][method], "quantity": quantity}
             | {"lesson": what.words, "ours": ours[quantity], "verdict": what.verdict(ours[quantity])}
