@@ -82,7 +82,9 @@ def committed_seconds(figures: Path) -> Tables:
         if not (figures / "data" / f"{name}.json").is_file():
             raise FileNotFoundError(f"{figures}/data/{name}.json: make it first, with {command}")
     found = [
-        path for kind in ("*speed*", "serving*", "merge_latency*") for path in (figures / "data").glob(f"{kind}.json")
+        path
+        for kind in ("*speed*", "serving*", "merge_latency*", "method_costs*")
+        for path in (figures / "data").glob(f"{kind}.json")
     ]
     return {path.stem: Table.load(path) for path in sorted(found)}
 

@@ -9,10 +9,10 @@ import pytest
 
 from lora_np import Transformer, save_model
 from lora_np.peft import LoraConfig
+from lora_np.studies import claims_on_methods, convergence, lesson, method_costs, methods, step_cost
 from lora_np.studies import comparison as study
-from lora_np.studies import convergence, lesson, method_costs, methods, step_cost
 from lora_np.studies.comparison import Run, Setting, comparison, state_bytes, trained
-from lora_np.studies.methods import METHODS, R, VIRTUAL_TOKENS, bottleneck_size
+from lora_np.studies.methods import METHODS, VIRTUAL_TOKENS, R, bottleneck_size
 from lora_np.studies.pretrain import TINY
 from lora_np.studies.table import Table
 from lora_np.train import evaluate, train
@@ -103,7 +103,7 @@ def test_the_study_trains_and_resumes_to_the_same_table(base, tmp_path, monkeypa
         assert row["final"] == row["heldout"][-1] != row["validation"]
     starts = {row["method"]: row["heldout"][0] for row in table.where(phase="seeds", seed=0)}
     assert starts["full"] == starts["lora"] == table.settings["base_loss"] != starts["prefix"]
-    model, optimizer, _ = study.fine_tune(Run("prefix", 1e-2, max_steps=2, batch_size=2, eval_every=1, base=base))
+    model, _, _ = study.fine_tune(Run("prefix", 1e-2, max_steps=2, batch_size=2, eval_every=1, base=base))
     (row,) = table.where(phase="seeds", method="prefix", seed=0)
     assert row["prose"][-1] == evaluate(model, study.prose_batches()), "the prose is evaluated with what was trained"
 
@@ -203,3 +203,36 @@ def test_the_comparison_reads_as_a_table():
     assert "token" not in alone[0] and "token, merged" in beside[0]
     assert "| LoRA | 500 |" in beside[3] and "1.01×" in beside[3] and "45 % (40 % to 50 %)" in beside[3]
     assert "–" in beside[4], "QLoRA is not merged"
+
+
+def path(method: str, heldout: list[float], prose: list[float]) -> dict:
+    return {
+        "method": method,
+        "phase": "seeds",
+        "heldout": heldout,
+        "prose": prose,
+        "steps": [0, 50, 100],
+        "final": heldout[-1],
+    }
+
+
+def test_forgetting_is_compared_where_as_much_was_learned():
+    """Full passes 0.25, LoRA's end, halfway between its points, and has forgotten (0.1 + 0.3)/2 there."""
+    rows = [path("full", [2.0, 1.9, 1.6], [1.0, 1.1, 1.3]), path("lora", [2.0, 1.8, 1.75], [1.0, 1.02, 1.05])]
+    table = Table("c", "?", "", {"base_loss": 2.0, "base_prose": 1.0}, rows)
+    said = claims_on_methods.forgetting(table)
+    assert "LoRA r = 8 learns 0.250 of code and forgets 0.050" in said and said.endswith("it has forgotten 0.200")
+
+
+def test_a_paper_is_answered_by_the_losses_the_spread_and_the_step():
+    rows = [path("lora", [2.0, 1.5, 1.0 + x], [1, 1, 1]) for x in (0.0, 0.02)]
+    rows += [path("dora", [2.0, 1.02, 0.9], [1, 1, 1]), path("vera", [2.0, 1.9, 1.8], [1, 1, 1])]
+    rows += [path("pissa", [2.0, 1.5, 1.0], [1, 1, 1])]
+    table = Table("c", "?", "", {"labels": {"dora": "DoRA", "vera": "VeRA", "pissa": "PiSSA"}}, rows)
+    said = {method: claims_on_methods.against_lora(table, method) for method in table.settings["labels"]}
+    assert (
+        ", better (seeds spread 0.020)" in said["dora"] and "after 54 of 100 steps" in said["dora"]
+    )  # 1.02 → 0.9 at 1.01
+    assert ", worse" in said["vera"] and said["vera"].endswith("nowhere")
+    assert "no clear difference" in said["pissa"]
+    assert claims_on_methods.first_at([0, 10], [1.0, 0.5], 1.0) == 0
