@@ -34,6 +34,19 @@ PICTURES: dict[str, list[tuple[str, Callable]]] = {  # table → (name of the pi
     "serving": [("serving", plots.serving_chart)],
     "speed": [("speed", plots.speed_chart)],
     "speed_scaling": [("speed_scaling", plots.scaling_chart)],
+    "comparison": [
+        ("quality_against_parameters", plots.quality_against_parameters),
+        ("methods_learned_and_forgotten", plots.methods_learned_and_forgotten),
+    ],
+    "spectra": [("rank_by_layer", plots.rank_by_layer)],
+    "subspaces": [("similarity_maps", plots.similarity_maps), ("amplification", plots.amplification_chart)],
+    "alpha": [("alpha", plots.alpha_chart)],
+    "scaling": [("scaling", plots.rank_scaling_chart)],
+    "target_modules": [("target_modules", plots.target_modules_chart)],
+    "equal_parameters": [("equal_parameters", plots.equal_parameters_chart)],
+    "dropout": [("dropout", plots.dropout_chart)],
+    "batch_size": [("batch_size", plots.batch_size_chart)],
+    "capacity": [("capacity", plots.capacity_chart), ("memory_knee", plots.memory_knee)],
 }
 # Pictures of several tables: name → (tables that it needs, tables that it shows too where they are there, function).
 TOGETHER: dict[str, tuple[tuple[str, ...], tuple[str, ...], Callable]] = {
@@ -43,11 +56,14 @@ TOGETHER: dict[str, tuple[tuple[str, ...], tuple[str, ...], Callable]] = {
         (),
         lambda measured, cost: plots.loss_curves(timed_alike(measured, cost), x="seconds"),
     ),
+    "intrinsic_dimension": (("intrinsic_dimension", "convergence"), (), plots.intrinsic_dimension),
+    "learning_rates_by_rank": (("learning_rates_by_rank", "convergence"), (), plots.rates_by_rank),
     "qlora": (("qlora_tiny",), ("qlora_smollm2",), plots.qlora_losses),
     "merge_routes": (("merge_routes_tiny",), ("merge_routes_smollm2",), plots.merge_routes_chart),
 }
 ALONE: dict[str, Callable] = {  # pictures that need no study's table
     "bypass": plots.bypass_diagram,
+    "method_diagrams": plots.method_diagrams,
     "photograph": lambda: plots.photograph(photograph()),
 }
 

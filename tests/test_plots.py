@@ -329,7 +329,37 @@ def routes(model="tiny") -> Table:
     return table([{"route": r, "heldout": h, "logits": z, "kept": 1 - z} for r, (h, z) in found.items()], model=model)
 
 
+COMPARED = {  # method → the parameters it trains, the share it recovers, the prose it forgets
+    **{"full": (1_017_216, 1.0, 0.2), "lora": (97_280, 0.9, 0.1), "qlora": (97_280, 0.89, 0.1)},
+    **{"rslora": (97_280, 0.905, 0.1), "dora": (103_680, 0.91, 0.11), "pissa": (97_280, 0.92, 0.13)},
+    **{"lora-fa": (51_200, 0.8, 0.06), "lora+": (97_280, 0.93, 0.14), "vera": (15_360, 0.6, 0.05)},
+    **{"prefix": (12_800, 0.3, 0.02), "prefix-mlp": (47_040, 0.35, 0.02)},
+    **{"houlsby": (29_550, 0.7, 0.08), "pfeiffer": (14_775, 0.6, 0.05)},
+}
+
+
+def compared(methods=tuple(COMPARED), seeds=3) -> Table:
+    along, rows = np.linspace(0, 1, 9), []
+    for method, seed in itertools.product(methods, range(seeds)):
+        trainable, share, forgotten = COMPARED[method]
+        share += 0.01 * seed
+        row = {"method": method, "seed": seed, "trainable": trainable, "recovered": share, "phase": "seeds"}
+        row |= {"steps": list(range(0, 201, 25)), "heldout": (1.55 - 0.26 * share * along).tolist()}
+        rows.append(row | {"prose": (1.31 + forgotten * along**2 + 0.003 * seed * along).tolist()})
+    return table(rows, base_loss=1.55, base_prose=1.31, labels={"lora": "LoRA", "full": "full fine-tuning"}, runs=80)
+
+
 PICTURES = {
+    "quality_against_parameters": lambda: plots.quality_against_parameters(compared()),
+    "quality_against_parameters, two": lambda: plots.quality_against_parameters(compared(("full", "lora"), 1)),
+    "methods_learned_and_forgotten": lambda: plots.methods_learned_and_forgotten(compared()),
+    "methods_learned_and_forgotten, two": lambda: plots.methods_learned_and_forgotten(compared(("full", "lora"), 1)),
+    "method_diagrams": lambda: plots.method_diagrams(),
+    "method_diagrams, three": lambda: plots.method_diagrams(("prefix", "houlsby", "pfeiffer")),
+    **{
+        f"method_diagram, {name}": lambda name=name: plots.method_diagram(name)
+        for name in ("full", "dora", "prefix", "houlsby")
+    },
     "nf4_codes": lambda: plots.nf4_codes(distances()),
     "error_by_distance": lambda: plots.error_by_distance(distances()),
     "quantization_error": lambda: plots.quantization_error(quantized_errors()),
@@ -590,6 +620,8 @@ def test_a_table_that_lacks_something_is_named_with_what_it_lacks():
         plots.loss_curves(table([{"method": "full", "r": 0, "target_modules": "full", "seed": 0}]))
     with pytest.raises(ValueError, match="one_matrix_chart needs"):
         plots.one_matrix_chart(table([]))
+    with pytest.raises(ValueError, match="no drawing of 'soft prompt'; there are full, lora"):
+        plots.method_diagram("soft prompt")
     with pytest.raises(ValueError, match="'step' or 'seconds'"):
         plots.loss_curves(convergence((8,), ("attention",), seeds=1), x="steps")
 

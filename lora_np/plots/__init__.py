@@ -6,6 +6,7 @@ picture shows twice.
 
 from lora_np.plots.bypass import bypass_diagram
 from lora_np.plots.capacity import capacity_chart, memory_knee
+from lora_np.plots.comparison import methods_learned_and_forgotten, quality_against_parameters
 from lora_np.plots.convergence import learning_rates, loss_curves, recovered_gain
 from lora_np.plots.finetuning import before_after, learned_and_forgotten
 from lora_np.plots.gradients import block_diagram, gradient_shadows, relative_errors, step_flops, step_sizes
@@ -18,6 +19,7 @@ from lora_np.plots.hyperparameters import (
 from lora_np.plots.intrinsic import intrinsic_dimension
 from lora_np.plots.memory import memory_bill
 from lora_np.plots.merging import combinations_chart, merge_drift
+from lora_np.plots.methods import method_diagram, method_diagrams
 from lora_np.plots.parameters import one_matrix_chart, whole_models_chart
 from lora_np.plots.quantization import (
     error_by_distance,
@@ -58,10 +60,14 @@ __all__ = [
     "memory_knee",
     "merge_drift",
     "merge_routes_chart",
+    "method_diagram",
+    "method_diagrams",
+    "methods_learned_and_forgotten",
     "nf4_codes",
     "one_matrix_chart",
     "photograph",
     "qlora_losses",
+    "quality_against_parameters",
     "quantization_error",
     "rank_by_layer",
     "rank_scaling_chart",

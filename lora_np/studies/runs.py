@@ -133,7 +133,7 @@ def finished(rows: Sequence[Row]) -> Sequence[Row]:
     """`rows`, if none diverged. Raises FloatingPointError naming the first that did: at its best rate a method must train."""
     for row in rows:
         if row["validation"] is None:
-            who = {key: row[key] for key in ("method", "r", "lr", "seed")}
+            who = {key: row[key] for key in ("method", "r", "lr", "seed") if key in row}
             raise FloatingPointError(f"{who} diverged, at the rate that was best with another seed: try a smaller one")
     return rows
 
