@@ -14,7 +14,7 @@ from .notebooks import execute_all
 from .pictures import Tables, draw
 from .pictures import photograph as photograph  # notebook 04 takes it from here
 from .studies import convergence as convergence_study
-from .studies import merging, parameters, quantization, rank_reduction
+from .studies import merging, method_costs, parameters, quantization, rank_reduction
 from .studies.catalogue import STUDIES, make
 from .studies.claims import energy, gain_kept, write_into
 from .studies.convergence import Run, Setting
@@ -72,13 +72,12 @@ def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> N
 def committed_seconds(figures: Path) -> Tables:
     """The tables of seconds, each made by a command of its own on a quiet machine. Raises FileNotFoundError naming it."""
     bench = f"python -m lora_np bench --json {figures}/data"
-    made_by = {"speed": bench, "quantized_speed": bench, "serving": merging.TIMED}
+    made_by = {"speed": bench, "quantized_speed": bench, "serving": merging.TIMED, "method_costs": method_costs.COMMAND}
     for name, command in made_by.items():
         if not (figures / "data" / f"{name}.json").is_file():
             raise FileNotFoundError(f"{figures}/data/{name}.json: make it first, with {command}")
-    found = [
-        path for kind in ("*speed*", "serving*", "merge_latency*") for path in (figures / "data").glob(f"{kind}.json")
-    ]
+    kinds = ("*speed*", "serving*", "merge_latency*", "method_costs*")
+    found = [path for kind in kinds for path in (figures / "data").glob(f"{kind}.json")]
     return {path.stem: Table.load(path) for path in sorted(found)}
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..fetch import fetched
-from . import convergence, finetuning, qlora
+from . import capacity, comparison, convergence, finetuning, intrinsic, knobs, qlora, spectra, subspaces
+from . import hyperparameters as of
 from .table import Table
 from .workers import Workers
 
@@ -36,6 +37,8 @@ class Study:
 
 
 _LIKE_FULL = "Does LoRA reach what full fine-tuning reaches?"
+_RATES = "Is LoRA's best learning rate ten times full fine-tuning's, and independent of the rank?"
+_KNOB: dict[str, Any] = {"quick": {"setting": knobs.QUICK}, "runs": "hyperparameters"}
 _ON_SMOLLM2: dict[str, Any] = {"model": "smollm2-135m", "runs": "finetuning", "alone": True}
 
 STUDIES: dict[str, Study] = {
@@ -62,6 +65,35 @@ STUDIES: dict[str, Study] = {
         **_ON_SMOLLM2,
     ),
     "qlora_smollm2": Study(qlora.QUESTION, qlora.on_smollm2, needs=("finetuning",), **_ON_SMOLLM2),
+    "comparison": Study(
+        "What does each method learn, what does it forget, and what does it train for that?",
+        comparison.comparison,
+        quick={"setting": comparison.QUICK},
+    ),
+    "intrinsic_dimension": Study(
+        "How many numbers must train, in fine-tuning and from scratch?",
+        intrinsic.intrinsic_dimension,
+        quick={"setting": intrinsic.QUICK},
+    ),
+    "spectra": Study(
+        "Which rank has the ΔW of each layer, learned by full fine-tuning and by LoRA?",
+        spectra.spectra,
+        quick={"setting": spectra.QUICK},
+        model="smollm2-135m",
+    ),
+    "subspaces": Study(
+        "Do two LoRA runs find the same directions, and what does W have in them?",
+        subspaces.subspaces,
+        quick={"setting": subspaces.QUICK},
+    ),
+    "learning_rates_by_rank": Study(_RATES, of.learning_rates_by_rank, **_KNOB),
+    "alpha": Study("Is α more than another learning rate?", of.alpha, **_KNOB),
+    "scaling": Study("Which scaling lets the rank grow while the learning rate stays?", of.scaling, **_KNOB),
+    "target_modules": Study("Which matrices need an adapter most?", of.target_modules, **_KNOB),
+    "equal_parameters": Study("Where should a given number of parameters go?", of.equal_parameters, **_KNOB),
+    "dropout": Study("Does dropout help?", of.dropout, **_KNOB),
+    "batch_size": Study("Does LoRA suffer more from large batches?", of.batch_size, **_KNOB),
+    "capacity": Study("How much fits into a rank?", capacity.capacity, quick={"setting": capacity.QUICK}),
 }
 OTHER_NAMES = {"ranks": "convergence"}  # the sweep over ranks is the comparison's
 
