@@ -206,14 +206,8 @@ def test_the_comparison_reads_as_a_table():
 
 
 def path(method: str, heldout: list[float], prose: list[float]) -> dict:
-    return {
-        "method": method,
-        "phase": "seeds",
-        "heldout": heldout,
-        "prose": prose,
-        "steps": [0, 50, 100],
-        "final": heldout[-1],
-    }
+    row = {"method": method, "phase": "seeds", "heldout": heldout, "prose": prose}
+    return row | {"steps": [0, 50, 100], "final": heldout[-1], "lr": 0.4}
 
 
 def test_forgetting_is_compared_where_as_much_was_learned():
@@ -221,7 +215,14 @@ def test_forgetting_is_compared_where_as_much_was_learned():
     rows = [path("full", [2.0, 1.9, 1.6], [1.0, 1.1, 1.3]), path("lora", [2.0, 1.8, 1.75], [1.0, 1.02, 1.05])]
     table = Table("c", "?", "", {"base_loss": 2.0, "base_prose": 1.0}, rows)
     said = claims_on_methods.forgetting(table)
-    assert "LoRA r = 8 learns 0.250 of code and forgets 0.050" in said and said.endswith("it has forgotten 0.200")
+    assert said.startswith("yes: ") and "LoRA r = 8 learns 0.250 of code and forgets 0.050" in said
+    assert said.endswith("it has forgotten 0.200"), "no smaller rate was tried"
+    table.rows += [
+        rows[1] | {"phase": "sweep", "lr": lr, "final": 2.0 - lr, "prose": [1.0, 1.0 + lr]} for lr in (0.1, 0.2)
+    ]
+    rows[1]["prose"][-1] = 1.25
+    said = claims_on_methods.forgetting(table)
+    assert said.startswith("no: ") and said.endswith("At 0.5 of its best rate LoRA learns 0.200 and forgets 0.200")
 
 
 def test_a_paper_is_answered_by_the_losses_the_spread_and_the_step():
@@ -233,6 +234,7 @@ def test_a_paper_is_answered_by_the_losses_the_spread_and_the_step():
     assert (
         ", better (seeds spread 0.020)" in said["dora"] and "after 54 of 100 steps" in said["dora"]
     )  # 1.02 → 0.9 at 1.01
+    assert "after 50 steps 1.020 against 1.500" in said["dora"]
     assert ", worse" in said["vera"] and said["vera"].endswith("nowhere")
     assert "no clear difference" in said["pissa"]
     assert claims_on_methods.first_at([0, 10], [1.0, 0.5], 1.0) == 0

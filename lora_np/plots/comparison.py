@@ -77,7 +77,7 @@ def _label_points(ax: Axes, points: dict[str, tuple[float, float]], labels: dict
 
 @picture("method seed steps heldout prose", settings="base_loss base_prose labels")
 def methods_learned_and_forgotten(table: Table) -> Figure:
-    """Training as a path: nats a byte of code learned to the right, nats a byte of prose forgotten upward; all start at 0, 0.
+    """Training as a path: nats a byte of code learned to the right, nats a byte of prose forgotten upward, from the base at 0, 0.
 
     A line is the mean over seeds, its last point has the seeds' range in both. Left, full fine-tuning, LoRA and what is no ΔW;
     right, LoRA's family. Table: rows {method, seed, steps, heldout, prose}, rows of the sweep apart (phase "sweep"); settings
@@ -134,10 +134,13 @@ def _by_method(table: Table) -> dict[str, list[dict[str, Any]]]:
 
 
 def _title(runs: dict[str, list[dict[str, Any]]], labels: dict[str, str]) -> str:
-    """Which method comes nearest to full fine-tuning, and how near."""
+    """How near the methods come to full fine-tuning."""
     means = {m: float(np.mean([row["recovered"] for row in rows])) for m, rows in runs.items() if m != "full"}
-    best = max(means, key=lambda m: means[m])
-    return f"{labels.get(best, best)} recovers {percent(means[best])} of full fine-tuning's gain, the most of {len(means)} methods"
+    best, last = max(means.values()), min(means.values())
+    if len(means) == 1:
+        (only,) = means
+        return f"{labels.get(only, only)} recovers {percent(best)} of full fine-tuning's gain"
+    return f"The best of {len(means)} methods recovers {percent(best)} of full fine-tuning's gain, the last {percent(last)}"
 
 
 def _subtitle(table: Table, runs: dict[str, list[dict[str, Any]]]) -> str:

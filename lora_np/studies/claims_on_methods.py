@@ -92,7 +92,7 @@ def of_the_lesson(tables: Mapping[str, Table]) -> list[Row]:
 
 
 def forgetting(compared: Table) -> str:
-    """LoRA's end, and full fine-tuning's path where it had learned as much."""
+    """LoRA's end, full fine-tuning's path where it had learned as much, and LoRA at the next smaller rate that was tried."""
     learned, forgotten = {}, {}
     for method in ("full", "lora"):
         runs = compared.where(phase="seeds", method=method)
@@ -100,15 +100,29 @@ def forgetting(compared: Table) -> str:
         forgotten[method] = curve(runs, "prose") - compared.settings["base_prose"]
     reached = learned["lora"][-1]
     alike = np.interp(reached, learned["full"], forgotten["full"])  # on its way full passes what LoRA reaches
+    word = "yes" if forgotten["lora"][-1] < alike else "no"
     return (
-        f"on tiny, in nats a byte: LoRA r = 8 learns {reached:.3f} of code and forgets {forgotten['lora'][-1]:.3f} of prose, full "
-        f"fine-tuning {learned['full'][-1]:.3f} and {forgotten['full'][-1]:.3f}; where full fine-tuning has learned as much as "
-        f"LoRA it has forgotten {alike:.3f}"
+        f"{word}: on tiny, in nats a byte, LoRA r = 8 learns {reached:.3f} of code and forgets {forgotten['lora'][-1]:.3f} of "
+        f"prose, full fine-tuning {learned['full'][-1]:.3f} and {forgotten['full'][-1]:.3f}; where full fine-tuning has learned "
+        f"as much as LoRA it has forgotten {alike:.3f}{at_a_smaller_rate(compared)}"
     )
 
 
+def at_a_smaller_rate(compared: Table) -> str:
+    """What LoRA's sweep shows just below its best rate, if it went there: the rate was chosen by what is learned alone."""
+    best = compared.where(phase="seeds", method="lora")[0]["lr"]
+    below = [row for row in compared.where(phase="sweep", method="lora") if row["lr"] < best and row["prose"]]
+    if not below:
+        return ""
+    row = max(below, key=lambda row: row["lr"])
+    learned = compared.settings["base_loss"] - row["final"]
+    forgotten = row["prose"][-1] - compared.settings["base_prose"]
+    return f". At {row['lr'] / best:g} of its best rate LoRA learns {learned:.3f} and forgets {forgotten:.3f}"
+
+
 def against_lora(compared: Table, method: str) -> str:
-    """The final losses, the difference against the seeds' spread, and the step at which LoRA's final loss is reached."""
+    """The losses at the end and at the first evaluation, the difference against the seeds' spread, and when LoRA's last loss is
+    reached."""
     ours, lora = (compared.where(phase="seeds", method=name) for name in (method, "lora"))
     better = mean(lora, "final") - mean(ours, "final")
     noise = max(spread(ours), spread(lora))
@@ -118,7 +132,8 @@ def against_lora(compared: Table, method: str) -> str:
     when = f"after {reached:.0f} of {steps[-1]} steps" if reached is not None else "nowhere"
     return (
         f"held-out {mean(ours, 'final'):.3f} against LoRA's {mean(lora, 'final'):.3f} nats a byte, {word} "
-        f"(seeds spread {noise:.3f}); {label} reaches LoRA's last loss {when}"
+        f"(seeds spread {noise:.3f}); after {steps[1]} steps {curve(ours, 'heldout')[1]:.3f} against "
+        f"{curve(lora, 'heldout')[1]:.3f}; {label} reaches LoRA's last loss {when}"
     )
 
 
