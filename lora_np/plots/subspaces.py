@@ -48,7 +48,8 @@ def similarity_maps(table: Table, module: str = "q_proj") -> Figure:
         f"Two runs share {percent(medians['B'])} of what they write, {percent(medians['A'])} of what they read; by chance "
         f"{percent(least / rows[0]['d'])}",
         f"φ(i, j) of the top i and the top j directions of two runs with different seeds: {module}, layer {rows[0]['layer']}, "
-        f"d = {rows[0]['d']}\n(in the title φ({least}, {least}) of {module}, the median over {len(top['A'])} pairs of layers and runs)",
+        f"d = {rows[0]['d']}\n"
+        f"(in the title φ({least}, {least}) of {module}, the median over {len(top['A'])} pairs of layers and runs)",
     )
     wide, high = 2.35, (0.75, 2.35)
     for column, of in enumerate(OF):
