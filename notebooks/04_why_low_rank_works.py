@@ -216,7 +216,8 @@ plots.truncated_loss(rank_reduction.truncated_loss(deltas, run, ranks=(1, 4, 16,
 # ## Do two runs find the same directions?
 #
 # If a task has its few directions, LoRA runs of another rank or seed should find them too. Hu et al. (2021, §7.2) compare the span of the top $i$ right
-# singular vectors of one run with that of the top $j$ of another:
+# singular vectors of $A$ in one run with that of the top $j$ in another. (Of $B$ the left ones: $A$ says what is read from the
+# input, $B$ what is written to the output.)
 #
 # $$\varphi(i, j) = \frac{\lVert U_i^\top V_j \rVert_F^2}{\min(i, j)}, \qquad 0 \le \varphi \le 1, \qquad
 # \text{for random spans of } \mathbb{R}^d: \; \mathbb{E}\,\varphi = \frac{\max(i, j)}{d}$$
@@ -238,10 +239,14 @@ compared = Table.load("../figures/data/subspaces.json")
 plots.similarity_maps(compared);
 
 # %% [markdown]
-# The left column is chance. $A$ starts at random and moves little, so its own directions are mostly those it was born with; what the layer
-# *does* is $\Delta W = sBA$, in which training chose by its $B$. That is why the right column is the clearer one. All pairs have two
-# different seeds: with one seed the first layer's $A$ of $r = 8$ would be born with the first rows of that of $r = 64$, and $\varphi$ would
-# find them again.
+# The left column is chance, and the middle one looks the same: $A$ starts at random and the directions it *reads* stay about as random as they
+# began. What a run *writes* is another matter: the columns of $B$ start at nothing, training alone has put them there, and two runs agree on them
+# several times as much as chance would. The paper found a top direction of $A$ shared by more than a half in GPT-3; here none is. So the
+# picture of a task with its one small subspace, which every run must find, is too simple for this model: what it reads with can be
+# random, as long as what it writes is learned. (LoRA-FA freezes $A$ for that reason.)
+#
+# All pairs have two different seeds: with one seed the first layer's $A$ of $r = 8$ would be born with the first rows of that of
+# $r = 64$, and $\varphi$ would find them again.
 #
 # ## What the frozen weight had there
 #
@@ -256,9 +261,10 @@ print({key: round(value, 3) for key, value in subspaces.amplification(W, deltas[
 plots.amplification_chart(compared);
 
 # %% [markdown]
-# Three groups of dots answer: what $W$ has in the directions of $\Delta W$ lies near what it has in random ones, far from what it has in its own
-# top ones. LoRA does not repeat the weight; it brings forward what was hardly there. How much it amplifies depends on the rank, as in the paper,
-# and much on how far one trains.
+# What $W$ has in the directions of $\Delta W$ lies near what it has in random ones, and far from what it has in its own top ones: LoRA does not
+# repeat the weight, it brings forward what was hardly there, as in the paper. How *much* it amplifies is another thing. The factor falls with
+# the rank, as the paper's does, because more directions of $W$ are counted in; at $r = 64$ they are half of all that this small
+# $W$ has, and $\Delta W$ is smaller than what lies there.
 #
 # LoRA differs from all these cuts in one respect: it does not cut a finished change but trains within the rank from the start. What that reaches
 # is measured in notebook 05.

@@ -111,12 +111,14 @@ def compared_subspaces() -> Table:
     """φ that starts at `first` and ends at chance, and what W has in the directions of ΔW."""
     rng, rows, d = np.random.default_rng(6), [], 128
     for (of, first), r, module in itertools.product(
-        (("A at the start", 0.01), ("A", 0.3), ("ΔW", 0.8)), ([8, 64], [64, 64]), ("q_proj", "v_proj")
+        (("A at the start", 0.01), ("A", 0.3), ("B", 0.8)), ([8, 64], [64, 64]), ("q_proj", "v_proj")
     ):
         chance = np.maximum(np.arange(1, r[0] + 1)[:, None], np.arange(1, r[1] + 1)) / d
         phi = np.minimum(1, chance + first / np.sqrt(np.maximum(*np.indices(chance.shape)) + 1))
         row = {"kind": "similarity", "of": of, "r": r, "seeds": [0, 1], "layer": 2, "module": module, "d": d}
-        rows.append(row | {"phi": phi[:4, :4].tolist(), "map": phi.tolist()})
+        grid = [2**k for k in range(r[0].bit_length())], [2**k for k in range(r[1].bit_length())]
+        at = phi[np.ix_(*(np.array(n) - 1 for n in grid))].tolist()
+        rows.append(row | {"i": grid[0], "j": grid[1], "phi": at, "map": phi.tolist()})
     for r, module, layer in itertools.product((4, 64), plots_spectra.MODULES, range(5)):
         inside = rng.uniform(0.5, 1) * r / 16
         row = {"kind": "amplification", "r": r, "seed": 0, "layer": layer, "module": module, "norm_W": 20.0}

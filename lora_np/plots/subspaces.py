@@ -21,32 +21,35 @@ from lora_np.plots.style import (
     axes_at,
     new_figure,
     note,
+    percent,
     picture,
 )
 from lora_np.studies.table import Table
 
-OF = {"A at the start": "A before training", "A": "A, trained", "ΔW": "ΔW = s·BA"}
+OF = {"A at the start": "A before training", "A": "A: what is read", "B": "B: what is written"}
 SHARED = LinearSegmentedColormap.from_list("shared", [PAPER, LORA, LORA_DARK])
 
 
-@picture("kind of module r seeds d phi")
+@picture("kind of module r seeds d i j phi map")
 def similarity_maps(table: Table, module: str = "q_proj") -> Figure:
     """φ(i, j) of two runs, for every i and j: r = 8 against r = 64 above, r = 64 of two seeds below.
 
     Before training A is random, so the first column is chance, max(i, j)/d. Table: rows {kind: "similarity", of, r, seeds, layer,
-    module, d, map}; those with a map are drawn.
+    module, d, i, j, phi, map}; those with a map are drawn.
     """
     rows = [row for row in table.where(kind="similarity", module=module) if "map" in row]
     pairs = list(dict.fromkeys(tuple(row["r"]) for row in rows))
-    top = {of: [row["phi"][0][0] for row in table.where(kind="similarity", of=of)] for of in OF}
+    least = min(pairs[0])
+    top = {of: [_at(row, least) for row in table.where(kind="similarity", of=of, module=module)] for of in OF}
     medians = {of: statistics.median(values) for of, values in top.items()}
     figure = new_figure(
         9,
         5.15,
-        f"The first direction of ΔW is shared to {medians['ΔW']:.2f}, of A to {medians['A']:.2f}; by chance "
-        f"{1 / rows[0]['d']:.3f}",
+        f"Two runs share {percent(medians['B'])} of what they write, {percent(medians['A'])} of what they read; by chance "
+        f"{percent(least / rows[0]['d'])}",
         f"φ(i, j) of the top i and the top j directions of two runs with different seeds: {module}, layer {rows[0]['layer']}, "
-        f"d = {rows[0]['d']}\n(in the title: φ(1, 1), the median over {len(top['A'])} pairs of matrices)",
+        f"d = {rows[0]['d']}\n"
+        f"(in the title φ({least}, {least}) of {module}, the median over {len(top['A'])} pairs of layers and runs)",
     )
     wide, high = 2.35, (0.75, 2.35)
     for column, of in enumerate(OF):
@@ -64,6 +67,11 @@ def similarity_maps(table: Table, module: str = "q_proj") -> Figure:
     bar.set_title("φ")
     bar.grid(False)
     return figure
+
+
+def _at(row: dict[str, Any], n: int) -> float:
+    """φ(n, n)."""
+    return row["phi"][row["i"].index(n)][row["j"].index(n)]
 
 
 def _map(ax: Axes, phi: np.ndarray, r: tuple[int, int], first: bool, last: bool) -> None:

@@ -102,14 +102,14 @@ def on_directions(table: Table) -> list[tuple[str, str, str, str]]:
             f"Runs of r = {low} and r = {high} share their top direction (φ > 0.5), and little else",
             "Hu et al. 2021, §7.2 and figure 3",
             ("" if phi(table, "A", [low, high], 1, 1) > 0.5 else "not here: ")
-            + f"{shared('A', low)}; {shared('ΔW', low)}; by chance {1 / d:.3f} and {low / d:.2f} (medians over q and v of all "
-            "layers, two seeds a pair)",
+            + f"{shared('A', low)}; {shared('B', low)}; by chance {1 / d:.3f} and {low / d:.2f} (q_proj, medians over layers, "
+            "two seeds a pair): what is read stays as random as it began, what is written is shared in part",
             study,
         ),
         (
             f"Two seeds at r = {high} share more directions than chance, random matrices none",
             "Hu et al. 2021, §7.2 and figure 4",
-            f"{shared('A', high)}; {shared('ΔW', high)}; before training φ({low}, {low}) = "
+            f"{shared('A', high)}; {shared('B', high)}; before training φ({low}, {low}) = "
             f"{phi(table, 'A at the start', [high, high], low, low):.2f}, as max(i, j)/d says",
             f"{study}; `test_phi_of_random_subspaces_has_the_mean_max_i_j_over_d`",
         ),
@@ -142,8 +142,8 @@ def as_lora(settings: Mapping, d: int | None) -> str:
 
 
 def phi(table: Table, of: str, r: list[int], i: int, j: int) -> float:
-    """φ(i, j), the median over layers, modules and pairs of seeds."""
-    rows = table.where(kind="similarity", of=of, r=r)
+    """φ(i, j) of q_proj, the median over layers and pairs of seeds."""
+    rows = table.where(kind="similarity", of=of, r=r, module="q_proj")
     return statistics.median(row["phi"][row["i"].index(i)][row["j"].index(j)] for row in rows)
 
 

@@ -136,9 +136,10 @@ def subspaces(
     """φ of pairs of runs, and the amplification of each.
 
     Rows {kind: "similarity", of, layer, module, r, seeds, d, i, j, phi}: phi[k][l] is φ(i[k], j[l]), and `map`, in layer MAPPED for
-    the first pair of seeds, all of φ up to i = r[0], j = r[1]. `of` says of what the directions are: "A", as in the paper,
-    "ΔW", or "A at the start", which is random. Pairs are `low` with `high` and
-    `high` with itself, always of two seeds: with one seed the first layer's A would start with the same rows.
+    the first pair of seeds, all of φ up to i = r[0], j = r[1]. `of` says of which directions: "A", those in R^in that the adapter
+    reads (A's right singular vectors, as in the paper), "B", those in R^out that it writes (B's left ones), or "A at the
+    start", which are random. Pairs are `low` with `high` and `high` with itself, always of two seeds: with one seed the first
+    layer's A would start with the same rows.
     Rows {kind: "amplification", r, seed, layer, module} and the columns of `amplification`.
     """
     runs = [setting.run(r, seed) for seed in setting.seeds for r, _ in setting.rates]
@@ -174,11 +175,11 @@ def subspaces(
 def _compared(one: list, other: list, whole: bool) -> list[tuple[str, Row]]:
     """(of, {d, i, j, phi} and where asked the whole map) of two layers, each [A before, A, B]."""
     (start1, A1, B1), (start2, A2, B2) = ([np.array(M) for M in three] for three in (one, other))
-    pairs = {"A": (A1, A2), "ΔW": (B1 @ A1, B2 @ A2), "A at the start": (start1, start2)}
+    pairs = {"A at the start": (start1, start2), "A": (A1, A2), "B": (B1.T, B2.T)}
     i, j = powers_of_two(len(A1)), powers_of_two(len(A2))
     found = []
     for of, (M1, M2) in pairs.items():
-        V1, V2 = directions(M1)[:, : len(A1)], directions(M2)[:, : len(A2)]
+        V1, V2 = directions(M1), directions(M2)
         phi = np.round(similarity(V1, V2), 3)
         row = {"d": len(V1), "i": i, "j": j, "phi": phi[np.ix_(np.array(i) - 1, np.array(j) - 1)].tolist()}
         found.append((of, row | ({"map": phi.tolist()} if whole else {})))
