@@ -92,7 +92,12 @@ def target_modules_chart(table: Table) -> Figure:
     by_target = finals(rows, "target_modules")
     order = sorted(by_target, key=lambda name: -by_target[name].mean())
     alone = [name for name in order if name.endswith("_proj")]
-    title = f"Of single matrices, {alone[-1]} does most and {alone[0]} least" if alone else "Groups of matrices"
+    least = [name.removesuffix("_proj") for name in alone if by_target[name].max() >= by_target[alone[0]].min()]
+    title = (
+        f"Of single matrices {alone[-1].removesuffix('_proj')} does most, {' and '.join(least)} least"
+        if alone
+        else "Groups"
+    )
     figure = new_figure(9, 1.6 + 0.29 * len(order), title, f"r = {table.settings['module_r']}; {took(table)}")
     ax = axes_at(figure, 1.25, 0.65, 5.6, 0.29 * len(order))
     base = table.settings["base_loss"]
