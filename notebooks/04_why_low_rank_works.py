@@ -88,7 +88,8 @@ print("⟨Pz, θ⟩ − ⟨z, Pᵀθ⟩ =", Pz @ theta - z @ PTtheta, "   ‖Pz�
 # %%
 s = dimension.settings
 print(f"{'start':14}{'d':>10}{'of D':>9}{'rate of z':>11}{'share of the gain':>19}   seeds")
-for base, name in (("tiny", "fine-tuning"), ("random", "from scratch")):
+for base in s["d90"]:
+    name = {"tiny": "fine-tuning", "random": "from scratch"}[base]
     for d in sorted({row["d"] for row in dimension.where(phase="seeds", base=base, projection="sparse")}):
         rows = dimension.where(phase="seeds", base=base, projection="sparse", d=d)
         share = np.mean([row["share"] for row in rows])
@@ -191,9 +192,11 @@ for model in ("tiny", "smollm2-135m"):
         print(f"{model:14}{method:8}{ninety:20g}{effective:16.1f}{chance:20g}")
 
 # %% [markdown]
-# Biderman et al. (2024) measured so on Llama-2-7B and found ranks 10 to 100 times LoRA's usual one. Divide the two columns yourself: is it so here?
-# A matrix of width $d$ has no more than $d$ directions, so a small model cannot show a factor of 100 however it learns. The coral dots are
-# well below the ink line all the same: a learned change has structure.
+# Biderman et al. (2024) measured so on Llama-2-7B and found ranks 10 to 100 times LoRA's usual one. Divide by $r = 8$: is it so here? A matrix
+# of width $d$ has no more than $d$ directions, so a small model cannot show a factor of 100 however it learns. Full fine-tuning's change is
+# not of low rank at all, then; it is of *lower* rank than chance, and lowest in the keys and values and in the first layers. And LoRA, which
+# learned the voice about as well (notebook 10), did not even use the eight directions it had. A low rank suffices, but not because full
+# fine-tuning would have found one.
 #
 # ## From energy to loss
 #

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from lora_np import LoraConfig, Transformer, get_peft_model, save_model
+from lora_np.studies import claims_on_low_rank, finetuning, spectra, subspaces
 from lora_np.studies import convergence as convergence_study
-from lora_np.studies import finetuning, spectra, subspaces
 from lora_np.studies.convergence import Run
 from lora_np.studies.pretrain import TINY
 from lora_np.studies.spectra import deltas, effective_rank, rank_for_energy
@@ -186,3 +186,20 @@ def test_the_rates_are_those_that_the_other_studies_found_best():
         row["method"]: row["lr"] for row in tuned.where(phase="seeds")
     }
     assert isinstance(spectra.FULL.smollm2[0], finetuning.FineTuning)
+
+
+# -------------------------------------------------------------------------------------------------------------- claims
+
+
+def test_the_claims_say_what_the_committed_tables_say():
+    tables = {name: Table.load(DATA / f"{name}.json") for name in claims_on_low_rank.NEEDED}
+    rows = claims_on_low_rank.on_low_rank(tables)
+    assert all(len(row) == 4 and all(row) for row in rows)
+    said = " ".join(row[2] for row in rows)
+    d90 = tables["intrinsic_dimension"].settings["d90"]["tiny"]
+    ranks = [row["rank90"] for row in tables["spectra"].where(model="tiny", method="full")]
+    assert f"{d90:,}" in said and f"tiny {np.median(ranks):g} directions" in said
+    factors = [row["factor"] for row in tables["subspaces"].where(kind="amplification", r=4)]
+    assert f"r = 4 {np.median(factors):.2g}×" in said
+    high = tables["subspaces"].where(kind="similarity", of="B", r=[64, 64], module="q_proj")
+    assert f"φ(8, 8) = {np.median([row['phi'][3][3] for row in high]):.2f}" in said

@@ -40,6 +40,19 @@ def rank_by_layer(table: Table) -> Figure:
     for i, model in enumerate(models):
         ax = axes_at(figure, 1.05 + i * (wide + 0.3), 0.7, wide, 3.25)
         _panel(ax, table.where(model=model), labelled=i == 0)
+        if i == len(models) - 1:
+            chance = table.where(model=model, module=MODULES[0])[0]["random_rank90"]
+            note(
+                ax,
+                "random",
+                (chance, -0.5),
+                (0, 3),
+                INK,
+                ha="center",
+                fontsize=9.5,
+                fontweight="bold",
+                path_effects=HALO,
+            )
         ax.set_title(TITLES.get(model, model))
     return figure
 
@@ -64,11 +77,9 @@ def _panel(ax: Axes, rows: list[dict[str, Any]], labelled: bool) -> None:
                 text = {"full": "full fine-tuning", "lora": "LoRA"}[method]
                 look = {"ha": "center", "fontweight": "bold", "path_effects": HALO}
                 note(ax, text, (float(np.median(means)), -0.5), (0, 3), colour, fontsize=9.5, **look)
-    if labelled:
-        note(ax, "random", (chance, 6.5), (-4, -1), INK, ha="right", va="bottom", fontsize=9.5, path_effects=HALO)
     most = max(max(row["shape"]) for row in rows)
     rank_axis(ax, [2**k for k in range(most.bit_length()) if 2**k <= most], "directions that hold 90 % of ‖ΔW‖²")
-    ax.set(ylim=(6.6, -0.95), xlim=(1, 1.25 * max(row["random_rank90"] for row in rows)))
+    ax.set(ylim=(6.6, -0.95), xlim=(0.85, 1.25 * max(row["random_rank90"] for row in rows)))
     ax.set_yticks(range(7), MODULES if labelled else [""] * 7)
     ax.tick_params(axis="y", length=0)
     ax.grid(False)
