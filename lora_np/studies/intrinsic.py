@@ -90,7 +90,7 @@ class Setting:
     share: float = 0.9
     resolution: float = 2**0.5
     margin: float = 0.05
-    control: int | None = 128
+    control: int | None = None
     bracket: bool = True  # extend a sweep whose best is at its edge
     seeds: Sequence[int] = (0, 1, 2)
     steps: int = 200
