@@ -107,7 +107,9 @@ class Setting:
 
 
 FULL = Setting()
-QUICK = Setting(("tiny",), (1024, 16384), (("tiny", (2e-3,)),), 0.5, 4, None, False, (0, 1), 40)
+QUICK = Setting(
+    ("tiny",), (1024, 16384), (("tiny", (2e-3,)),), share=0.5, resolution=4, bracket=False, seeds=(0, 1), steps=40
+)
 
 
 class Learner:
