@@ -190,7 +190,7 @@ for line in found.dropping(tables["dropout"])[2].split("; "):
     print(line)
 
 # %% [markdown]
-# Look at the two lines on the left as well. Whoever overfits has another knob than dropout: a smaller learning rate, or fewer steps.
+# Compare the two lines on the left. Whoever overfits has another knob than dropout: a smaller learning rate, or fewer steps.
 #
 # ## Batch size
 #
@@ -203,7 +203,7 @@ plots.batch_size_chart(tables["batch_size"]);
 print(found.large_batches(tables["batch_size"])[2])
 
 # %% [markdown]
-# The rates at the points tell half of the story: fewer steps want larger ones.
+# Look at the rates at the points as well. Whose moves with the batch, and whose stays?
 #
 # ## What I would set, and why
 #

@@ -103,7 +103,7 @@ def batches(extra: float = 0.02) -> Table:
     for i, b in enumerate(FULL.batch_sizes):
         known = {"batch_size": b, "max_steps": 800 // b}
         rows += swept(1.32 + 0.02 * i, 1e-3, width=1, method="full", **known)
-        rows += swept(1.33 + (0.02 + extra) * i, 4e-3, width=1, r=16, **known)
+        rows += swept(1.33 + (0.02 + extra) * i, 4e-3, width=1, spread=0.006, r=16, **known)
     return table("batch_size", rows)
 
 

@@ -232,7 +232,7 @@ def test_lower_higher_or_no_difference_is_told_by_the_seeds():
 
 
 @pytest.mark.parametrize(
-    "extra, said", [(0.02, "yes"), (-0.04, "the other way round"), (-0.002, "no more than the seeds")]
+    "extra, said", [(0.02, "yes"), (-0.04, "no, the other way round"), (-0.002, "no more than the seeds")]
 )
 def test_large_batches_are_judged_against_the_seeds(extra, said):
     assert claims.large_batches(tables.batches(extra))[2].startswith(said)
