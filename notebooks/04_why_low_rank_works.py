@@ -15,7 +15,7 @@
 # # Why low rank works
 #
 # Full fine-tuning changes every number of a model. LoRA insists that each change, $\Delta W = BA$, has a low rank. Why does that cost so little?
-# One answer is that fine-tuning never needed all those numbers. So take most of them away, at random, and see what is lost.
+# One answer is that a change which is learned has fewer directions than one made of as many random numbers. Here is how many it has.
 
 # %%
 import numpy as np
@@ -27,14 +27,13 @@ from lora_np.studies.convergence import Run
 from lora_np.studies.table import Table
 from lora_np.subspace import DenseProjection, SparseProjection
 
-dimension = Table.load("../figures/data/intrinsic_dimension.json")
-plots.intrinsic_dimension(dimension, Table.load("../figures/data/convergence.json"));
+ranks = Table.load("../figures/data/spectra.json")
+plots.rank_by_layer(ranks);
 
 # %% [markdown]
-# Of "tiny"'s million numbers only $d$ train, in directions that were drawn before training and know nothing of the task (coral: from English to
-# Python; green: Python from random weights). A small part of the numbers does most of the work. This notebook shows where the picture comes
-# from, and then asks the same of *rank*: how many directions of each matrix a change needs, whether two runs find the same ones, and
-# what the frozen weight already had in them.
+# For each matrix of "tiny" and of a real language model, how many directions hold 90 % of the change that it learned. This notebook shows where
+# the picture comes from. It begins with a blunter question (how many *numbers* does a task need, wherever they act?), and then asks of *rank*: how many
+# directions of each matrix a change needs, whether two runs find the same ones, and what the frozen weight already had in them.
 #
 # ## Training in a random subspace
 #
@@ -80,37 +79,6 @@ PTtheta = np.bincount(sparse.group, sparse.entry * theta, d)  # (d,): its transp
 print("⟨Pz, θ⟩ − ⟨z, Pᵀθ⟩ =", Pz @ theta - z @ PTtheta, "   ‖Pz‖/‖z‖ =", np.linalg.norm(Pz) / np.linalg.norm(z))
 
 # %% [markdown]
-# ## d90 of a language model
-#
-# For a loss that never reaches 0 the usual question is $d_{90}$: the smallest $d$ that gains 90 % of what full training gains in as many steps. The
-# search doubles (here: quadruples) $d$ until it reaches the line, and then bisects; each $d$ has its own best learning rate.
-
-# %%
-s = dimension.settings
-print(f"{'start':14}{'d':>10}{'of D':>9}{'rate of z':>11}{'share of the gain':>19}   seeds")
-for base in s["d90"]:
-    name = {"tiny": "fine-tuning", "random": "from scratch"}[base]
-    for d in sorted({row["d"] for row in dimension.where(phase="seeds", base=base, projection="sparse")}):
-        rows = dimension.where(phase="seeds", base=base, projection="sparse", d=d)
-        share = np.mean([row["share"] for row in rows])
-        mark = "   ← d90" if d == s["d90"][base] else ""
-        print(f"{name:14}{d:10,}{d / s['D']:9.2%}{rows[0]['lr']:11.3g}{share:19.1%}   {len(rows)}{mark}")
-    full = dimension.where(phase="seeds", base=base, d=s["D"])
-    start, end = (np.mean([row[key] for row in full]) for key in ("start", "final"))
-    print(f"{name:14}with all: {start:.3f} → {end:.3f} nats a byte\n")
-print(f"byte frequencies alone reach {s['unigram']:.3f}; d90 is known within a factor of {s['resolution']:.2g}")
-
-# %% [markdown]
-# Three things to read here.
-#
-# - Aghajanyan et al. (2020) found some 200 dimensions enough for RoBERTa to learn a classification. Here the task is another *language*, the
-#   model is small, and $d_{90}$ is far larger. A small intrinsic dimension is no law; it belongs to a model and a task.
-# - The shares of the two starts are not to be compared without a look at the losses. From random weights most of the gain is cheap (the last line
-#   above), so that 90 % of it says little about how good the model is.
-# - LoRA's diamonds lie near the coral line. At an equal count of trained numbers, directions that are merely random do about as well here
-#   as directions with the structure of $BA$. What LoRA's structure buys is something else: it can be computed without ever touching $D$
-#   numbers, and merged.
-#
 # ## What a rank is
 #
 # A product $BA$, with $B$ (d, r) and $A$ (r, k), is a sum of $r$ columns times rows: whatever the numbers, its rank is at most $r$. The *best*
@@ -176,11 +144,7 @@ print(f"effective rank: {np.exp(-(p * np.log(p)).sum()):.1f}, random {spectra.ef
 plots.singular_values(rank_reduction.singular_values(deltas, run));
 
 # %% [markdown]
-# After the full setting, layer by layer, and on a real language model (committed table):
-
-# %%
-ranks = Table.load("../figures/data/spectra.json")
-plots.rank_by_layer(ranks);
+# After the full setting, and on a real language model, over all the matrices of the first picture:
 
 # %%
 print(f"{'median over matrices':22}{'90 % of the energy':>20}{'effective rank':>16}{'of a random matrix':>20}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..fetch import fetched
-from . import capacity, comparison, convergence, finetuning, intrinsic, knobs, qlora, spectra, subspaces
+from . import capacity, comparison, convergence, finetuning, knobs, qlora, spectra, subspaces
 from . import hyperparameters as of
 from .table import Table
 from .workers import Workers
@@ -69,11 +69,6 @@ STUDIES: dict[str, Study] = {
         "What does each method learn, what does it forget, and what does it train for that?",
         comparison.comparison,
         quick={"setting": comparison.QUICK},
-    ),
-    "intrinsic_dimension": Study(
-        "How many numbers must train, in fine-tuning and from scratch?",
-        intrinsic.intrinsic_dimension,
-        quick={"setting": intrinsic.QUICK},
     ),
     "spectra": Study(
         "Which rank has the ΔW of each layer, learned by full fine-tuning and by LoRA?",
