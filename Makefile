@@ -27,8 +27,8 @@ exercises: .venv/installed            ## a copy of the exercises to work in, wit
 test: .venv/installed                 ## the proofs: no network, no GPU, no PyTorch
 	$(PY) -m pytest -m "not oracle and not gpu" $(ARGS)
 
-test-oracles: .venv/oracles           ## the comparisons with PyTorch, PEFT and transformers, and OpenAI's client on the server
-	$(PY) -m pytest -m "oracle or serve" $(ARGS)
+test-oracles: .venv/oracles           ## the comparisons with PyTorch, PEFT and transformers, OpenAI's client on the server, a Dask cluster
+	$(PY) -m pytest -m "oracle or serve or cluster" $(ARGS)
 
 test-gpu: .venv/cuda$(CUDA)           ## the core's tests on a GPU, and what CuPy can say without one (CUDA=12 for that driver)
 	$(PY) -m pytest -m "gpu or cupy" $(ARGS)
@@ -47,7 +47,7 @@ lint: .venv/installed                 ## ruff, as the checks run it
 	@touch $@
 
 .venv/oracles: .venv/installed
-	$(PY) -m pip install --editable ".[oracles,serve,dev]"
+	$(PY) -m pip install --editable ".[oracles,serve,cluster,dev]"
 	@touch $@
 
 .venv/cuda$(CUDA): .venv/installed

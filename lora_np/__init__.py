@@ -14,12 +14,13 @@ from .generate import generate
 from .gradcheck import GradcheckResult, gradcheck, gradcheck_model
 from .nn import Context, Embedding, Linear, Module, Parameter, RMSNorm
 from .optim import SGD, AdamW, WarmupCosine, clip_grad_norm
-from .peft import BottleneckConfig, LoraConfig, LoraLinear, PeftModel, PrefixTuningConfig, get_peft_model
+from .peft import BottleneckConfig, LoraConfig, LoraLinear, PeftModel, PrefixTuningConfig, VeraConfig, get_peft_model
 from .pretrained import load_model, load_tokenizer, save_model
 from .quantized_linear import QuantizedLinear, dequantize_model, quantize_model
 from .serve import AdapterServer
 from .train import History, evaluate, train
-from .transformer import Transformer, TransformerConfig
+from .transformer import Transformer
+from .transformer_config import TransformerConfig
 
 __all__ = [
     "SGD",
@@ -41,6 +42,7 @@ __all__ = [
     "RMSNorm",
     "Transformer",
     "TransformerConfig",
+    "VeraConfig",
     "WarmupCosine",
     "clip_grad_norm",
     "conversations",

@@ -6,7 +6,19 @@ import argparse
 import sys
 from importlib import import_module
 
-COMMANDS = ("reproduce", "fetch", "train", "generate", "serve", "params", "memory", "pretrain", "bench", "exercises")
+COMMANDS = (
+    "reproduce",
+    "study",
+    "fetch",
+    "train",
+    "generate",
+    "serve",
+    "params",
+    "memory",
+    "pretrain",
+    "bench",
+    "exercises",
+)
 
 
 def main(argv: list[str] | None = None) -> int:

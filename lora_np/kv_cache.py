@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from .backend import Array, array_module
 
 if TYPE_CHECKING:
-    from .transformer import TransformerConfig
+    from .transformer_config import TransformerConfig
 
 
 class LayerCache:

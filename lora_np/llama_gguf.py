@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from .files import StoredArrays
-from .transformer import TransformerConfig
+from .transformer_config import TransformerConfig
 
 ARCHITECTURE = "llama"
 NAMES = {  # GGUF's names → Hugging Face's; blk.0. → model.layers.0.

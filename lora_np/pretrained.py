@@ -31,7 +31,8 @@ from .nn import Linear, replace_module
 from .ops.checks import check_shape
 from .quantization import Quantized4bit
 from .quantized_linear import QuantizedLinear
-from .transformer import Transformer, TransformerConfig
+from .transformer import Transformer
+from .transformer_config import TransformerConfig
 
 EMBEDDED = Path(__file__).parent / "assets"  # the models that come with the package: "tiny"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -58,6 +58,13 @@ class Progress:
             line = ", ".join([f"{self.done}/{self.total} {self.unit}s", f"{duration(left)} left", *extra])
             print(f"{self.label}: {line}", file=sys.stderr, flush=True)
 
+    def say(self, line: str) -> None:
+        """A line on stderr, above the bar where there is one."""
+        if self.bar is not None:
+            self.bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
     def __enter__(self) -> Self:
         return self
 

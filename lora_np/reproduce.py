@@ -5,27 +5,26 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from . import gradcheck_model, plots
+from . import gradcheck_model
 from .fetch import fetched
 from .notebooks import execute_all
+from .pictures import Tables, draw
+from .pictures import photograph as photograph  # notebook 04 takes it from here
 from .studies import convergence as convergence_study
-from .studies import merging, parameters, quantization, rank_reduction
+from .studies import merging, method_costs, parameters, quantization, rank_reduction
+from .studies.catalogue import STUDIES, make
 from .studies.claims import energy, gain_kept, write_into
-from .studies.convergence import Run, Setting, convergence, shortfall
-from .studies.finetuning import finetuning
+from .studies.convergence import Run, Setting
 from .studies.memory import memory_bill
 from .studies.merge_routes import merge_routes
-from .studies.qlora import QuantizedFineTuning, QuantizedRun, means, on_smollm2, on_tiny, over_four_bits
-from .studies.step_cost import step_cost, timed_alike
+from .studies.qlora import QuantizedFineTuning, QuantizedRun, means, over_four_bits
+from .studies.step_cost import step_cost
 from .studies.table import Table
 
-Tables = dict[str, Table]
+QUICK = ("convergence", "qlora_tiny")  # of the catalogue, in their quick setting: what minutes have time for
 
 
 def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> None:
@@ -41,25 +40,21 @@ def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> N
     say(1, "counting parameters and bytes")
     tables = {"one_matrix": parameters.one_matrix(), "whole_models": parameters.whole_models()}
     tables["memory_bill"] = memory_bill()
-    say(2, f"convergence: full fine-tuning and LoRA on real text, {setting.steps} steps a run")
-    runs = "runs/convergence" if full else None  # where finished runs are kept, so that the study can resume
-    if full:
-        tables["convergence_short"] = convergence(convergence_study.SHORT, workers, runs)
-    tables["convergence"] = convergence(setting, workers, runs)
-    if full:
-        tables["shortfall"] = shortfall(tables["convergence"], workers=workers, folder=runs)
-        tables |= real_model(figures)
+    say(2, f"studies of many runs on real text: {setting.steps} steps a run in the first")
+    sweeps = swept(full, figures, workers)
+    tables |= sweeps
     say(3, "rank reduction: the ΔW that full fine-tuning learns")
     tables |= rank_tables(setting, tables["convergence"])
-    say(4, "four bits: errors, gradients, QLoRA beside LoRA, merging")
-    tables |= quantization_tables(tables["convergence"], full, workers, runs)
+    say(4, "four bits: errors, gradients, routes of merging")
+    tables |= quantization_tables(tables, full, figures)
     say(5, "merging: what is left in the weights, and two adapters made one")
     tables["merge_drift"] = merging.drift()
     tables["combinations"] = merging.combinations(merging.FULL if full else merging.QUICK)
     say(6, "what a step costs, side by side")
     tables["step_cost"] = step_cost(list(setting.methods()), repeats=7 if full else 3)
     for name, table in tables.items():
-        table.command = "python -m lora_np reproduce" + (" --full" if full else "")
+        if name not in sweeps:  # which have a command of their own
+            table.command = "python -m lora_np reproduce" + (" --full" if full else "")
         table.save(folder / "data" / f"{name}.json")
     tables |= timed
     say(7, f"pictures in {figures}")
@@ -77,31 +72,30 @@ def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> N
 def committed_seconds(figures: Path) -> Tables:
     """The tables of seconds, each made by a command of its own on a quiet machine. Raises FileNotFoundError naming it."""
     bench = f"python -m lora_np bench --json {figures}/data"
-    made_by = {"speed": bench, "quantized_speed": bench, "serving": merging.TIMED}
+    made_by = {"speed": bench, "quantized_speed": bench, "serving": merging.TIMED, "method_costs": method_costs.COMMAND}
     for name, command in made_by.items():
         if not (figures / "data" / f"{name}.json").is_file():
             raise FileNotFoundError(f"{figures}/data/{name}.json: make it first, with {command}")
-    found = [
-        path for kind in ("*speed*", "serving*", "merge_latency*") for path in (figures / "data").glob(f"{kind}.json")
-    ]
+    kinds = ("*speed*", "serving*", "merge_latency*", "method_costs*")
+    found = [path for kind in kinds for path in (figures / "data").glob(f"{kind}.json")]
     return {path.stem: Table.load(path) for path in sorted(found)}
 
 
-def real_model(figures: Path) -> Tables:
-    """SmolLM2-135M fine-tuned, also over four bits, here where it was fetched; else the committed tables."""
-    try:
-        fetched("smollm2-135m")
-    except FileNotFoundError as error:
-        say(2, f"SmolLM2-135M is left out, its committed table stays: {error}")
-        committed = ("finetuning", "qlora_smollm2", "merge_routes_smollm2")
-        return {name: Table.load(figures / "data" / f"{name}.json") for name in committed}
-    measured = finetuning(folder="runs/finetuning")
-    row = min(measured.where(phase="seeds", method="lora"), key=lambda row: row["seed"])
-    return {
-        "finetuning": measured,
-        "qlora_smollm2": on_smollm2(measured, "runs/finetuning"),
-        "merge_routes_smollm2": merge_routes(over_four_bits(QuantizedFineTuning, row)),
-    }
+def swept(full: bool, figures: Path, workers: int) -> Tables:
+    """The tables of the studies of many runs: all of the catalogue, or the `QUICK` ones in their quick setting.
+
+    Without the model that it needs, a study's committed table stays.
+    """
+    tables: Tables = {}
+    for name in STUDIES if full else QUICK:
+        try:
+            tables[name] = make(name, tables, workers, folder="runs" if full else None, quick=not full)
+        except FileNotFoundError as error:
+            if STUDIES[name].model is None:
+                raise
+            say(2, f"{name} is left out, its committed table stays: {error}")
+            tables[name] = Table.load(figures / "data" / f"{name}.json")
+    return tables
 
 
 def rank_tables(setting: Setting, measured: Table) -> Tables:
@@ -118,93 +112,27 @@ def rank_tables(setting: Setting, measured: Table) -> Tables:
     }
 
 
-def quantization_tables(measured: Table, full: bool, workers: int, runs: str | None) -> Tables:
-    """The tables of four bits on "tiny", whose LoRA runs are `measured`; SmolLM2's weights too where `full` and fetched."""
+def quantization_tables(tables: Tables, full: bool, figures: Path) -> Tables:
+    """The tables of four bits that are no sweep; SmolLM2's too where `full` and fetched, else its committed one stays."""
     models = ["tiny"]
+    lora = tables["convergence"].where(phase="seeds", method="lora", r=8, target_modules="all-linear")
+    run = over_four_bits(QuantizedRun, lora[0])
+    run = replace(run, max_steps=run.max_steps if full else run.max_steps // 2)
+    routes = {"merge_routes_tiny": merge_routes(replace(run, eval_every=run.max_steps))}
     if full:
         try:
             fetched("smollm2-135m")
             models.append("smollm2-135m")
+            row = min(tables["finetuning"].where(phase="seeds", method="lora"), key=lambda row: row["seed"])
+            routes["merge_routes_smollm2"] = merge_routes(over_four_bits(QuantizedFineTuning, row))
         except FileNotFoundError as error:
-            say(4, f"the errors of SmolLM2-135M's weights are left out: {error}")
-    lora = measured.where(phase="seeds", method="lora", r=8, target_modules="all-linear")
-    run = over_four_bits(QuantizedRun, lora[0])
-    if full:
-        qlora = on_tiny(measured, workers=workers, folder=runs)
-    else:
-        qlora = on_tiny(measured, quant_types=["nf4"], seeds=[run.seed])
-        run = replace(run, max_steps=run.max_steps // 2)
+            say(4, f"the weights of SmolLM2-135M are left out: {error}")
+            routes["merge_routes_smollm2"] = Table.load(figures / "data" / "merge_routes_smollm2.json")
     return {
         "quantization_error": quantization.error(models),
         "quantization_distances": quantization.where_it_arises(),
         "quantization_gradients": quantization.gradients(steps=60 if full else 20),
-        "qlora_tiny": qlora,
-        "merge_routes_tiny": merge_routes(replace(run, eval_every=run.max_steps)),
-    }
-
-
-PICTURES: dict[str, list[tuple[str, Callable]]] = {  # table → (name of the picture, function)
-    "one_matrix": [("one_matrix", plots.one_matrix_chart)],
-    "whole_models": [("whole_models", plots.whole_models_chart)],
-    "memory_bill": [("memory_bill", plots.memory_bill)],
-    "decomposition": [("decomposition_2d", plots.decomposition_2d), ("scene_3d", plots.scene_3d)],
-    "singular_values": [("singular_values", plots.singular_values)],
-    "truncated_loss": [("truncated_loss", plots.truncated_loss)],
-    "convergence": [
-        ("convergence_steps", plots.loss_curves),
-        ("learning_rates", plots.learning_rates),
-    ],
-    "finetuning": [("before_after", plots.before_after), ("learned_and_forgotten", plots.learned_and_forgotten)],
-    "quantization_error": [("quantization_error", plots.quantization_error)],
-    "quantization_distances": [("nf4_codes", plots.nf4_codes), ("error_by_distance", plots.error_by_distance)],
-    "quantization_gradients": [("gradient_cosines", plots.gradient_cosines)],
-    "merge_drift": [("merge_drift", plots.merge_drift)],
-    "combinations": [("combinations", plots.combinations_chart)],
-    "serving": [("serving", plots.serving_chart)],
-    "speed": [("speed", plots.speed_chart)],
-    "speed_scaling": [("speed_scaling", plots.scaling_chart)],
-    "alpha": [("alpha", plots.alpha_chart)],
-    "scaling": [("scaling", plots.rank_scaling_chart)],
-    "target_modules": [("target_modules", plots.target_modules_chart)],
-    "equal_parameters": [("equal_parameters", plots.equal_parameters_chart)],
-    "dropout": [("dropout", plots.dropout_chart)],
-    "batch_size": [("batch_size", plots.batch_size_chart)],
-}
-
-
-def draw(tables: Tables, folder: Path) -> None:
-    """Every picture of these tables, as .png and .svg, and the two that need none."""
-    import matplotlib.pyplot as plt
-
-    drawings = [
-        (name, lambda f=f, table=table: f(table)) for key, table in tables.items() for name, f in PICTURES.get(key, [])
-    ]
-    if measured := tables.get("convergence"):
-        drawings.append(("recovered_gain", lambda: plots.recovered_gain(measured, tables.get("convergence_short"))))
-    if by_rank := tables.get("learning_rates_by_rank"):
-        drawings.append(("learning_rates_by_rank", lambda: plots.rates_by_rank(by_rank, measured)))
-    for name, f in (("qlora", plots.qlora_losses), ("merge_routes", plots.merge_routes_chart)):
-        found = [tables[key] for key in (f"{name}_tiny", f"{name}_smollm2") if key in tables]
-        if found:
-            drawings.append((name, lambda f=f, found=found: f(*found)))
-    if {"convergence", "step_cost"} <= tables.keys():
-        alike = timed_alike(tables["convergence"], tables["step_cost"])
-        drawings.append(("convergence_seconds", lambda: plots.loss_curves(alike, x="seconds")))
-    drawings += [("bypass", plots.bypass_diagram), ("photograph", lambda: plots.photograph(photograph()))]
-    for name, function in drawings:
-        figure = function()
-        plots.save(figure, folder, name)
-        plt.close(figure)
-
-
-def photograph() -> Table:
-    """Low rank on the photograph that comes with matplotlib, in grey values, every second pixel."""
-    from matplotlib.cbook import get_sample_data
-    from matplotlib.image import imread
-
-    with get_sample_data("grace_hopper.jpg") as file:
-        colour = imread(file, format="jpg")[::2, ::2]
-    return rank_reduction.photograph(colour.astype(float) @ np.array([0.299, 0.587, 0.114]))  # ITU-R BT.601 luma
+    } | routes
 
 
 def findings(tables: Tables) -> str:

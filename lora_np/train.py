@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -44,7 +44,8 @@ class Batches(Protocol):
 @dataclass
 class History:
     """What happened, a row a step: step, loss (nats a token), lr, grad_norm, seconds of training (held-out evaluation not
-    counted), tokens seen (padding too), and heldout (nats a token) where it was evaluated."""
+    counted), tokens seen (padding too), and heldout (nats a token) where it was evaluated; of several held-out texts each by its
+    own name."""
 
     rows: list[dict[str, float]] = field(default_factory=list)
 
@@ -72,7 +73,7 @@ def train(
     schedule: Schedule = constant,
     max_grad_norm: float | None = None,
     accumulate: int = 1,
-    heldout: Sequence[Batch] | None = None,
+    heldout: Sequence[Batch] | Mapping[str, Sequence[Batch]] | None = None,
     eval_every: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 100,
@@ -91,7 +92,8 @@ def train(
         max_grad_norm: clip ‖gradient‖₂ to this. None does not clip.
         accumulate: how many batches make one update, as if they were one: its loss is the mean over all their counted
             tokens, so a batch with twice as many counts twice as much.
-        heldout, eval_every: evaluate on these batches before the first step, every so many steps, and after the last.
+        heldout, eval_every: evaluate on these batches before the first step, every so many steps, and after the last. Of a
+            mapping, {"heldout": …, "prose": …}, on each: a column of the history by its name.
         checkpoint, checkpoint_every, resume: a file to write at the start, every so many steps and at the end, and
             whether to go on from it. A killed and resumed run ends as an uninterrupted one does, to the bit.
         seed: draws the dropout masks.
@@ -101,9 +103,9 @@ def train(
 
     Returns the `History`. Raises FloatingPointError when a loss, a gradient or a weight is not finite; with a
     checkpoint, the model is then back at the last one, whose weights a finite loss has proven good. Raises ValueError
-    where nothing is trainable, or where a checkpoint does not belong to these settings; FileExistsError where one is
-    there and `resume` was not asked for. A checkpoint belongs to the settings, the frozen weights and, where
-    `batches.digest` tells, the data that it was made with.
+    where nothing is trainable, where a held-out text is named as another column is, or where a checkpoint does not
+    belong to these settings; FileExistsError where one is there and `resume` was not asked for. A checkpoint belongs to
+    the settings, the frozen weights and, where `batches.digest` tells, the data that it was made with.
     """
     if steps < 1 or accumulate < 1 or checkpoint_every < 1 or (eval_every is not None and eval_every < 1):
         raise ValueError("steps, accumulate, checkpoint_every and eval_every count from 1")
@@ -117,7 +119,7 @@ def train(
     if not trainable:
         raise ValueError("nothing is trainable: unfreeze() the model, or put an adapter in with get_peft_model")
     optimizer.check(name for name, _ in trainable)
-    history, start = History(), 0
+    history, start, unseen = History(), 0, _by_name(heldout)
     settings = _settings(optimizer, steps, schedule, max_grad_norm, accumulate, seed)
     settings |= {"model": repr(getattr(model, "config", "")), "adapter": repr(getattr(model, "peft_config", ""))}
     settings["workers"] = workers
@@ -140,18 +142,19 @@ def train(
     tokens_seen = history.rows[-1]["tokens"] if history.rows else 0
     began = time.perf_counter() - elapsed
 
-    def heldout_loss(step: int) -> float:
+    def heldout_losses(step: int) -> dict[str, float]:
         nonlocal began
         paused = time.perf_counter()
-        value = evaluate(model, heldout)
+        values = {name: evaluate(model, batches) for name, batches in unseen.items()}
         began += time.perf_counter() - paused  # off the clock
-        if not math.isfinite(value):
-            raise saved.stopped(step, f"held-out loss {value}")
-        return value
+        for value in values.values():
+            if not math.isfinite(value):
+                raise saved.stopped(step, f"held-out loss {value}")
+        return values
 
     with Progress(steps, label, enabled=bool(progress), lines=progress == "lines", done=start) as bar:
-        if heldout is not None and not history.rows:
-            history.rows.append({"step": 0, "heldout": heldout_loss(0), "seconds": 0.0, "tokens": 0})
+        if unseen and not history.rows:
+            history.rows.append({"step": 0, **heldout_losses(0), "seconds": 0.0, "tokens": 0})
         for step in range(start, steps):
             model.zero_grad()
             numbers = range(step * accumulate, (step + 1) * accumulate)
@@ -173,8 +176,8 @@ def train(
             optimizer.step(trainable, lr=lr, t=step + 1)
             row = _row(step + 1, began, tokens_seen, loss=loss, lr=lr, grad_norm=norm)
             last = step + 1 == steps
-            if heldout is not None and (last or (eval_every and (step + 1) % eval_every == 0)):
-                row["heldout"] = heldout_loss(step + 1)
+            if last or (eval_every and (step + 1) % eval_every == 0):
+                row |= heldout_losses(step + 1)
             history.rows.append(row)
             bar.update(1, loss=loss, **{"tokens/s": round(tokens_seen / max(row["seconds"], 1e-9))})
         saved.save(steps, history)
@@ -192,6 +195,16 @@ def evaluate(model: Module, batches: Sequence[Batch]) -> float:
     if not count:
         raise ValueError("no batch to evaluate on: the held-out list is empty")
     return total / count
+
+
+def _by_name(heldout: Sequence[Batch] | Mapping[str, Sequence[Batch]] | None) -> dict[str, Sequence[Batch]]:
+    """Each held-out text by the name of its column. Raises ValueError for a name that a column has already."""
+    named = dict(heldout) if isinstance(heldout, Mapping) else {} if heldout is None else {"heldout": heldout}
+    if taken := named.keys() & {"step", "loss", "lr", "grad_norm", "seconds", "tokens"}:
+        raise ValueError(
+            f"heldout: the history has a column {sorted(taken)[0]!r} of its own; give the text another name"
+        )
+    return named
 
 
 def _counted(targets: Array) -> int:

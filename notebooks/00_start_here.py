@@ -93,18 +93,20 @@ with model.disable_adapter():
 # | [01 The fine-tuning problem](01_the_fine_tuning_problem.ipynb) | why a card that runs a model cannot train it: the memory bill, item by item, measured and on paper | 40 | matrix product |
 # | [02 LoRA from one equation](02_lora_from_one_equation.ipynb) | the bypass in seven lines of NumPy, what it saves, a first training run, merging | 30 | matrix product |
 # | [03 Gradients by hand](03_gradients_by_hand.ipynb) | the backward pass of LoRA and of every layer, each proven by the complex step | 90 | 02, chain rule |
-# | [04 Why low rank works](04_why_low_rank_works.ipynb) | the change that full fine-tuning really learned, and how well a low rank keeps it | 30 | 02, singular value decomposition |
+# | [04 Why low rank works](04_why_low_rank_works.ipynb) | how few numbers a task needs, the change that full fine-tuning really learned, and the directions that two runs share | 45 | 02, singular value decomposition |
 # | [05 Convergence](05_convergence.ipynb) | LoRA at several ranks against full fine-tuning, each at its own best learning rate | 30 | 02 |
+# | [06 Hyperparameters](06_hyperparameters.ipynb) | learning rate, rank, α, target modules, dropout, batch size: what each knob did here, and how much fits into a rank | 60 | 05 |
 # | [07 QLoRA](07_qlora.ipynb) | the frozen weights in four bits: the code, its error, the gradients, merging | 45 | 03, 05 |
 # | [08 Merging and multi-LoRA serving](08_merging_and_serving.ipynb) | many adapters on one base, a batch with another in each row, a server; and five ways in which merging lies | 60 | 02 |
+# | [09 Other PEFT methods](09_other_peft_methods.ipynb) | prefix tuning, adapters and LoRA's relatives, each in its equation and few lines, compared at its own best learning rate | 60 | 02, 05 |
 # | [10 A real language model](10_a_real_language_model.ipynb) | a chat model learns a voice: before and after, and what a step costs | 30 | 02, 05 |
 #
-# The numbers have gaps: notebooks 06 to 09 are still to come. You need Python, the matrix product and the chain rule; no machine-learning library. Each notebook shows the result
+# You need Python, the matrix product and the chain rule; no machine-learning library. Each notebook shows the result
 # first and asks you to **predict** before it shows more: do, on paper. Minutes are for reading and trying; a notebook runs in under one.
 #
 # ## Exercises
 #
-# `make exercises`, in a terminal in the course's folder, writes ten exercises without their solutions into a new folder `my-exercises`, beside `notebooks`. JupyterLab's file browser, on the left,
+# `make exercises`, in a terminal in the course's folder, writes twelve exercises without their solutions into a new folder `my-exercises`, beside `notebooks`. JupyterLab's file browser, on the left,
 # shows both when it was started with `make lab`. You write a function, and `check(your_function)` says whether it is right. If it is not, it names the mistake.
 #
 # ## JupyterLab in three lines

@@ -232,12 +232,117 @@ for knob, value, why in advice:
     print(f"{knob:14} {value:14} {why}")
 
 # %% [markdown]
+# ## How much fits into a rank?
+#
+# A random string has nothing to understand. Who continues it has memorised it, and what was memorised can be weighed. Here a string is a
+# name of two symbols, which is given, and 16 symbols drawn from 64, so $\log_2 64 = 6$ bits each. After training on exactly these strings,
+# with a loss of $L$ nats a symbol,
+#
+# $$\text{memorised} = \sum_{\text{symbols}} \left(6 - \frac{L}{\ln 2}\right)\ \text{bits}.$$
+#
+# A model that knows nothing but the alphabet has $L = \ln 64$ and 0 bits; one that recites every string has them all.
+#
+# **Predict.** "tiny" is offered eight strings, 768 bits, and the same number of steps each time. Which of these adapters of rank 1 can still
+# recite: the one in all linear layers, in $q$ and $v$, in $v$ alone?
+
+# %%
+import numpy as np
+
+import lora_np as ln
+from lora_np.studies import capacity
+
+rows = capacity.strings(8, length=16, seed=0)  # (8, 18): places in the alphabet
+rows = np.frombuffer(capacity.ALPHABET.encode(), np.uint8)[rows].astype(np.int64)  # (8, 18): bytes, which is what tiny reads
+batch = tokens, targets = capacity.batch(rows)  # (8, 17) each; the name's second symbol does not count
+names, rest = rows[:, : capacity.KEY], rows[:, capacity.KEY :]  # (8, 2), (8, 16)
+
+# %%
+def weigh(loss):
+    """Bits of all symbols: 6 each for one that is certain, 0 for a model that guesses among 64."""
+    return max(0.0, rest.size * (6 - loss / np.log(2)))
+
+
+steps = 120
+print(f"{'adapter in':14}{'numbers':>9}{'bits held':>11}{'of':>6}{'a number':>10}   recited")
+for targets_of in ("all-linear", ["q_proj", "v_proj"], ["v_proj"]):
+    learner = ln.get_peft_model(ln.load_model("tiny"), ln.LoraConfig(1, 8, targets_of), seed=0)
+    schedule = ln.WarmupCosine(steps, warmup=6)
+    ln.train(learner, [batch], ln.AdamW(lr=1e-2, weight_decay=0), steps, schedule=schedule, max_grad_norm=1.0)
+    held = weigh(ln.evaluate(learner, [batch]))
+    said = ln.generate(learner, names.tolist(), max_new_tokens=16)  # greedily, from the names alone
+    whole = sum(answer == string for answer, string in zip(said, rest.tolist(), strict=True))
+    size = sum(p.value.size for _, p in learner.named_parameters() if p.trainable)
+    label = targets_of if isinstance(targets_of, str) else ", ".join(name[0] for name in targets_of)
+    print(f"{label:14}{size:9,}{held:11.0f}{6 * rest.size:6}{held / size:10.2f}   {whole} of {len(rows)}")
+
+print("\nThe last one, a string and what it says:")
+for string, answer in zip(rest[:4], said[:4], strict=True):
+    print(f"  {ln.data.decode(string)}   {ln.data.decode(np.array(answer))}")
+
+# %% [markdown]
+# The frozen model knows none of these strings. Every bit that is recited lies in the numbers of $A$ and $B$. (After so few steps the table says
+# who learns faster. Who could hold more shows only at the end of the learning.)
+#
+# Now the measurement. So that capacity and not patience is what ends the learning, the study takes a model small enough to be trained for
+# thousands of steps, two layers of width 32, which has only learned to say a random string again: it knows the alphabet, and it can be
+# certain. Then one rank is offered more and more strings.
+#
+# **Predict.** What happens when a LoRA of rank 4 is offered twice what it can hold: does it learn half of the strings, or half of each?
+# And will it hold more bits, as many, or fewer than before?
+
+# %%
+from lora_np import plots
+from lora_np.studies.claims_on_capacity import against_full, exponent, gain, numbers, share, share_by_rank
+from lora_np.studies.table import Table
+
+held = Table.load("../figures/data/capacity.json")
+plots.memory_knee(held);
+
+# %% [markdown]
+# Up to the knee the line of what was offered and the line of what was learned are one. Beyond it they part.
+#
+# **Predict.** Twice the rank trains twice the numbers. Does it hold twice the bits?
+
+# %%
+plots.capacity_chart(held);
+
+# %%
+for r, bits in share_by_rank(held).items():
+    print(f"LoRA r = {r:<12}{bits:.2f} bits a trained number   (half the steps: {share(held, 'lora', r, phase='half'):.2f})")
+print(f"full fine-tuning    {share(held, 'full'):.2f} bits a trained number   (half the steps: {share(held, 'full', phase='half'):.2f})")
+top = max(share_by_rank(held))
+print(f"\nbits grow as r to the power of {exponent(held):.2f}; half the steps give {gain(held):.0%} less")
+print(f"r = {top}: {against_full(held, top):.0%} of full fine-tuning's bits, with {numbers(held, top):.0%} of its numbers")
+
+# %% [markdown]
+# Where half the steps give clearly less, the training was not at its end, and the numbers are a lower bound. The literature has 2 bits of
+# knowledge a parameter for whole models ([Allen-Zhu and Li, 2024](https://arxiv.org/abs/2404.05405)) and about 3.6 bits for random strings
+# ([Morris et al., 2025](https://arxiv.org/abs/2505.24832)), after far longer training.
+#
+# **What it means for choosing $r$.** Ask how many bits the data hold that the base does not know: at most its loss on them, times their
+# tokens, over $\ln 2$. If that is far below what the rank holds, a higher rank buys nothing; if it is above, LoRA falls behind full fine-tuning
+# however long it trains, and a higher rank is the remedy ([Schulman et al., 2025](https://thinkingmachines.ai/blog/lora/)). Most of a text's
+# bits are noise that nobody wants learned by heart, so the bound is generous:
+
+# %%
+from lora_np.studies.convergence import heldout_batches
+
+code = ln.data.corpus("code", "train")
+unknown = ln.evaluate(ln.load_model("tiny"), heldout_batches()) / np.log(2)  # bits a byte of code that tiny cannot foresee
+one = sum(p.value.size for n, p in ln.get_peft_model(ln.load_model("tiny"), ln.LoraConfig(1, 1, "all-linear")).named_parameters() if "lora_" in n)
+seen = 200 * 8 * 128  # bytes that a run of notebook 05 reads
+print(f"code that tiny has not read: {unknown:.1f} bits a byte, {unknown * seen:,.0f} in the {seen:,} bytes that a run of notebook 05 reads")
+print(f"LoRA of rank 1 in all of tiny's linear layers: {one:,} numbers, at {share(held, 'lora', 1):.1f} bits each {one * share(held, 'lora', 1):,.0f}")
+shares = [run["recovered"] for run in Table.load("../figures/data/convergence.json").where(phase="seeds", r=1, target_modules="all-linear")]
+print(f"and yet rank 1 recovers {sum(shares) / len(shares):.0%} of full fine-tuning's gain on code that neither has read")
+
+# %% [markdown]
+# So the data of notebook 05 exceed rank 1 many times over in raw bits, and rank 1 does most of the job. What carries over to unread code is a
+# small part of those bits, and the rest is what a low rank has no room to learn by heart.
+
+# %% [markdown]
 # ## Try
 #
 # 1. Turn `lr_ratio={"lora_B": 16}` on in an `AdamW` (LoRA+) and sweep the rate again. Which of the two dashed lines of α's picture would you expect it to follow?
 # 2. Repeat the table of first gradients after 50 steps of training. Does the sum still go as $s\,r$, now that $A$ has a gradient too?
 # 3. `alpha_pattern={"down_proj": 64}` gives one kind of matrix another $\alpha$. Is that a knob of its own, or a learning rate for one layer?
-#
-# ## How much fits into a rank?
-#
-# The rank is also a number of bits. How many of them a run can store is measured here.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from lora_np import ledger
 from lora_np.__main__ import main
 
 
@@ -59,8 +60,46 @@ def test_memory_of_full_fine_tuning_refuses_a_rank_in_one_line(capsys):
     assert "has no r and no target_modules" in error and error.count("\n") == 1
 
 
+METHODS = {  # one of each, of Llama-2-7B; d = 4096, f = 11,008, 32 blocks
+    "prefix": 20 * 2 * 32 * 4096,
+    "houlsby": 2 * 32 * (2 * 64 * 4096 + 64 + 4096),
+    "pfeiffer": 32 * (2 * 64 * 4096 + 64 + 4096),
+    "dora --target-modules q_proj": 32 * (8 * (4096 + 4096) + 4096),
+    "vera --target-modules q_proj,up_proj --r 16": 32 * ((16 + 4096) + (16 + 11_008)),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_params_and_memory_know_the_other_methods(method, capsys):
+    given = ["--model", "llama-2-7b", "--method", *method.split()]
+    for command in ("params", "memory"):
+        assert main([command, *given]) == 0
+        assert f"trainable params: {METHODS[method]:,} ||" in capsys.readouterr().out
+
+
+def test_the_rows_of_params_add_up_and_veras_shared_factors_are_named(capsys):
+    main(["params", "--model", "llama-2-7b", "--method", "vera"])
+    lines = capsys.readouterr().out.splitlines()
+    rows = [int(line.split()[-1].replace(",", "")) for line in lines if "_proj" in line]
+    counted = ledger.count("llama-2-7b", 256, "all-linear", "vera")
+    assert len(rows) == 7 and sum(rows) == counted.trainable
+    shared = 256 * (11_008 + 11_008)
+    assert f"the same in all layers: A and B, {shared:,}" in "\n".join(lines)
+    assert counted.total - counted.base == counted.trainable + shared
+
+
+def test_a_size_that_a_method_does_not_have_is_refused_in_one_line(capsys):
+    for command in ("params", "memory"):
+        assert main([command, "--model", "gpt-2", "--method", "prefix", "--r", "8"]) == 1
+        assert capsys.readouterr().err == f"lora_np {command}: method 'prefix' has no r: it takes virtual_tokens.\n"
+        assert main([command, "--model", "gpt-2", "--bottleneck-size", "8"]) == 1
+        assert "method 'lora' has no bottleneck_size: it takes r and target_modules." in capsys.readouterr().err
+        assert main([command, "--model", "gpt-2", "--method", "houlsby", "--bottleneck-size", "0"]) == 1
+        assert "bottleneck_size is 0; it must be a whole number of at least 1." in capsys.readouterr().err
+
+
 def test_pretraining_for_a_few_steps_writes_a_model_that_loads_and_its_card(tmp_path, capsys):
-    from lora_np import ledger, load_model
+    from lora_np import load_model
 
     assert main(["pretrain", "--output", str(tmp_path), "--steps", "2"]) == 0
     assert ledger.count(load_model(tmp_path)).total == ledger.count(load_model("tiny")).total

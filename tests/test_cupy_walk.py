@@ -19,8 +19,16 @@ pytestmark = pytest.mark.cupy
 PACKAGE = Path(lora_np.__file__).parent
 HOST = {  # whose arrays never leave the host; everything else is walked, a new file too
     *("__init__", "__main__", "conversations", "data", "fetch", "files", "ledger", "llama_gguf", "notebooks", "plots"),
-    *("pretrained", "progress", "quantized_files", "reproduce", "studies", "targets", "exercises", "peft.combination"),
-    *("serve.adapters", "serve.driver", "serve.http", "serve.protocol"),
+    *("pretrained", "progress", "quantized_files", "reproduce", "studies", "subspace", "targets", "exercises"),
+    *(
+        "peft.combination",
+        "pictures",
+        "serve.adapters",
+        "serve.driver",
+        "serve.http",
+        "serve.protocol",
+        "transformer_config",
+    ),
 }
 FILES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
 WALKED = {  # "ops.linear" → its file

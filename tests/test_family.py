@@ -14,7 +14,7 @@ from on_device import assert_allclose, assert_array_equal, host, xp
 from test_lora import ALL, adapted
 
 import lora_np as ln
-from lora_np import SGD, AdamW, LoraConfig, Parameter, PeftModel, get_peft_model, gradcheck_model, ledger, ops, train
+from lora_np import SGD, AdamW, LoraConfig, Parameter, PeftModel, get_peft_model, gradcheck_model, ops, train
 from lora_np.nn import Context, Linear
 from lora_np.peft import VeraConfig, VeraLinear, dora, vera
 from lora_np.peft.folder import read_adapter
@@ -210,17 +210,6 @@ def test_two_workers_find_the_gradients_of_one(make_model, random_batch, setting
         assert_allclose(found[1][name], grad, rtol=1e-11, atol=1e-13, err_msg=name)
 
 
-@pytest.mark.parametrize("figure", [ledger.flops, ledger.memory])
-def test_the_ledger_does_not_guess_at_what_it_does_not_know(make_model, figure):
-    """It counts DoRA's parameters, as PEFT does, but not yet what its norm costs."""
-    peft_model = adapted(make_model(), use_dora=True)
-    assert ledger.count(peft_model).trainable == sum(
-        p.value.size for _, p in peft_model.named_parameters() if p.trainable
-    )
-    with pytest.raises(ValueError, match="has DoRA, of which the ledger counts the parameters alone"):
-        figure(peft_model, 6, 6)
-
-
 def test_what_is_more_than_a_bypass_is_not_in_a_mixed_batch(make_model, random_batch, tmp_path):
     tokens, _ = random_batch()
     peft_model = adapted(make_model(), use_dora=True)
@@ -238,6 +227,22 @@ def test_what_is_more_than_a_bypass_is_not_in_a_mixed_batch(make_model, random_b
     with_vera_rows = Context(adapter=AdapterRows(["default", "__base__"]))
     with pytest.raises(ValueError, match="VeRA has no mixed batches"):
         with_vera(make_model()).model.forward(tokens, context=with_vera_rows)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-4), (np.float64, 1e-12)])
+def test_a_saved_pissa_is_served_beside_others(make_model, random_batch, tmp_path, dtype, tolerance):
+    """As the LoRA of twice the rank that its folder holds."""
+    tokens, _ = random_batch(rows=3)
+    alone = trained(adapted(make_model(dtype), **PISSA))
+    alone.save_pretrained(tmp_path)
+    peft_model = ln.get_peft_model(make_model(dtype), LoraConfig(init_lora_weights=False), "other")
+    store = AdapterStore(peft_model, 2, [tmp_path])
+    store.load("pissa", ".")
+    names = ["pissa", "__base__", "other"]
+    mixed, _ = peft_model.forward(tokens, adapter_names=names)
+    assert_allclose(mixed[:1], alone.forward(tokens[:1])[0], rtol=tolerance, atol=tolerance)
+    for row, name in enumerate(names[:2]):
+        assert not np.allclose(host(mixed[row]), host(mixed[row + 1])), f"{name} makes no difference"
 
 
 def test_dora_adapters_are_not_combined(make_model):

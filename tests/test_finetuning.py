@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from lora_np import Transformer, save_model
+from lora_np.studies import comparison_smollm2 as smollm2
 from lora_np.studies import finetuning as study
 from lora_np.studies.finetuning import HABIT, FineTuning, Setting, finetuning
 from lora_np.studies.pretrain import TINY
+from lora_np.studies.table import Table
 
 
 @pytest.fixture
@@ -95,3 +97,28 @@ def test_the_habit_is_counted_in_what_the_model_says(run, monkeypatch):
 def test_prose_is_english_in_the_models_own_tokens(run):
     text = bytes(np.concatenate([tokens.ravel() for tokens, _ in study.prose(run)]).astype(np.uint8)).decode()
     assert " the " in text
+
+
+def test_other_methods_stand_beside_the_tables_of_full_and_lora(run, tmp_path):
+    """DoRA and Houlsby adapters of the small model; one sweep whose best is at its edge goes on once, and no further."""
+    table = finetuning(Setting(run, r=2, full_lrs=(1e-3, 3e-3), lora_lrs=(1e-2,), seeds=(0,)))
+    table.save(tmp_path / "finetuning.json")
+    lora = {key: value for key, value in table.where(phase="seeds", method="lora")[0].items() if key != "method"}
+    Table("q", "?", "", {}, [lora | {"quant_type": "nf4"}]).save(tmp_path / "qlora_smollm2.json")
+    setting = smollm2.Setting({"dora": (1e-6, 3e-6), "houlsby": (1e-6,)}, (0, 1), base=run, tables=str(tmp_path))
+    compared = smollm2.comparison_smollm2(setting, folder=tmp_path / "runs")
+    tried = {m: sorted(row["lr"] for row in compared.where(phase="sweep", method=m)) for m in ("dora", "houlsby")}
+    assert [len(lrs) for lrs in tried.values()] == [3, 2] and compared.settings["runs"] == 5 + 2
+    rows = compared.where(phase="seeds")
+    assert [row["method"] for row in rows] == ["full", "lora", "qlora", "dora", "houlsby", "dora", "houlsby"]
+    before = table.settings["before"]
+    for row in rows:
+        assert row["forgotten"] == row["prose"] - before["prose"] and 0 < row["share"] <= 1
+    assert rows[0]["recovered"] == pytest.approx(1) and rows[0]["share"] == 1
+    (again,) = (row for row in rows if (row["method"], row["seed"]) == ("dora", 1))
+    model, _ = study.fine_tune(smollm2.MethodFineTuning("dora", again["lr"], 8, **same_as(run, seed=1)))
+    assert again["final"] == pytest.approx(study.evaluate(model, study.heldout(run)[1]))
+
+
+def same_as(run, **changed):
+    return {k: v for k, v in vars(run).items() if k not in ("method", "lr", "r")} | changed

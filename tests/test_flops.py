@@ -7,7 +7,7 @@ from math import prod
 import numpy as np
 import pytest
 
-from lora_np import LoraConfig, get_peft_model, ledger, ops
+from lora_np import BottleneckConfig, LoraConfig, PrefixTuningConfig, VeraConfig, get_peft_model, ledger, ops
 from lora_np.ledger.flops import adapter_products, causal_scores, weight_products
 
 N = 64  # a square matrix
@@ -26,7 +26,7 @@ def test_full_fine_tuning_of_a_square_matrix_costs_three_passes():
 @pytest.mark.parametrize("r", [1, 8, 64])
 def test_lora_on_a_square_matrix_costs_two_passes_and_6_n_r(r):
     """ "LoRA Without Regret" (Schulman 2025): 2N² + 6Nr in place of 3N²."""
-    layer = ledger.Layer("W", N, N, trained=False, r=r, trainable=True)
+    layer = ledger.Layer("W", N, N, trained=False, adapter=ledger.Lora(r=r), trainable=True)
     assert sum(per_token(layer)) == 2 * N**2 + 6 * N * r
 
 
@@ -75,22 +75,31 @@ def test_causal_scores_are_those_that_a_loop_counts(seq, block):
 
 CASES = {
     "full": None,
-    "all-linear": {"target_modules": "all-linear", "r": 3},
-    "attention": {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"], "r": 2},
-    "LoRA-FA": {"target_modules": "all-linear", "r": 3, "freeze_A": True},
-    "only o_proj": {"target_modules": ["o_proj"], "r": 2},
-    "only the last MLP's down_proj": {"target_modules": ["model.layers.1.mlp.down_proj"]},
-    "only the second block's up_proj": {"target_modules": ["model.layers.1.mlp.up_proj"]},
-    "the head": {"target_modules": ["lm_head"]},
-    "ranks of their own": {
-        "target_modules": "all-linear",
-        "r": 2,
-        "rank_pattern": {"down_proj": 5, "1.mlp.up_proj": 1},
-    },
+    "all-linear": LoraConfig(3, target_modules="all-linear"),
+    "attention": LoraConfig(2, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]),
+    "LoRA-FA": LoraConfig(3, target_modules="all-linear", freeze_A=True),
+    "PiSSA": LoraConfig(3, target_modules="all-linear", init_lora_weights="pissa"),
+    "only o_proj": LoraConfig(2, target_modules=["o_proj"]),
+    "only the last MLP's down_proj": LoraConfig(target_modules=["model.layers.1.mlp.down_proj"]),
+    "only the second block's up_proj": LoraConfig(target_modules=["model.layers.1.mlp.up_proj"]),
+    "the head": LoraConfig(target_modules=["lm_head"]),
+    "ranks of their own": LoraConfig(2, target_modules="all-linear", rank_pattern={"down_proj": 5, "1.mlp.up_proj": 1}),
+    "DoRA": LoraConfig(3, target_modules="all-linear", use_dora=True),
+    "DoRA, its true gradient": LoraConfig(3, target_modules="all-linear", use_dora=True, dora_norm="true"),
+    "DoRA, dropout": LoraConfig(3, target_modules="all-linear", use_dora=True, lora_dropout=0.1),
+    "DoRA, A frozen": LoraConfig(3, target_modules=["v_proj"], use_dora=True, freeze_A=True, dora_norm="true"),
+    "DoRA on the head": LoraConfig(2, target_modules=["lm_head"], use_dora=True),
+    "VeRA": VeraConfig(5, target_modules="all-linear", vera_dropout=0.1),
+    "VeRA, only v_proj": VeraConfig(5, target_modules=["v_proj"]),
+    "prefix": PrefixTuningConfig(5),
+    "a prefix longer than the text": PrefixTuningConfig(48),
+    "projected prefix": PrefixTuningConfig(5, prefix_projection=True, encoder_hidden_size=7),
+    "Houlsby": BottleneckConfig(3),
+    "Pfeiffer": BottleneckConfig(3, placement="pfeiffer", non_linearity="silu"),
 }
 
 
-TIED = [(case, True) for case in CASES if case != "the head"]  # which is then no module of its own
+TIED = [(case, True) for case in CASES if "head" not in case]  # which is then no module of its own
 
 
 @pytest.mark.parametrize(("case", "tied"), [(case, False) for case in CASES] + TIED)
@@ -98,7 +107,7 @@ def test_every_product_of_a_live_step_is_in_the_ledger(case, tied, make_model, r
     """CuPy's double sees each product that the step computes, whatever asks for it."""
     model = make_model(np.float32, tie_word_embeddings=tied, max_position_embeddings=128)
     if CASES[case] is not None:
-        model = get_peft_model(model, LoraConfig(**CASES[case]))
+        model = get_peft_model(model, CASES[case])
     model = model.to("cupy")
     computed, multiply = [0], double.ndarray.__matmul__
 
@@ -110,7 +119,7 @@ def test_every_product_of_a_live_step_is_in_the_ledger(case, tied, make_model, r
     monkeypatch.setattr(double.ndarray, "__matmul__", counted)
     rows, length = 3, 70  # more than one block of queries
     tokens, targets = random_batch(rows, length)
-    _, cache = model.loss(tokens, targets)
+    _, cache = model.loss(tokens, targets, rng=np.random.default_rng(0))
     computed.append(0)
     model.backward(cache)
     expected = ledger.flops(model, rows * length, length, attention_block=ops.attention.BLOCK)
@@ -118,13 +127,25 @@ def test_every_product_of_a_live_step_is_in_the_ledger(case, tied, make_model, r
     assert computed[1] == expected.products.dx + expected.products.dW
 
 
-@pytest.mark.parametrize("case", ["full", "all-linear", "attention"])
+ON_PAPER = {
+    "full": {},
+    "all-linear": {"r": 3, "target_modules": "all-linear"},
+    "attention": {"r": 2, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},
+    "DoRA": {"method": "dora", "r": 3, "target_modules": "all-linear"},
+    "VeRA, only v_proj": {"method": "vera", "r": 5, "target_modules": ["v_proj"]},
+    "prefix": {"method": "prefix", "virtual_tokens": 5},
+    "Houlsby": {"method": "houlsby", "bottleneck_size": 3},
+    "Pfeiffer": {"method": "pfeiffer", "bottleneck_size": 3},
+}
+
+
+@pytest.mark.parametrize("case", ON_PAPER)
 def test_a_live_model_costs_what_its_architecture_costs_on_paper(case, make_model):
-    model = make_model(hidden_size=16)
+    model, settings = make_model(hidden_size=16), ON_PAPER[case]
     paper = ledger.llama("paper", 2, hidden=16, heads=4, kv_heads=2, ffn=20, vocabulary=11)
-    settings = CASES[case] or {}
-    live = ledger.flops(get_peft_model(model, LoraConfig(**settings)) if settings else model, 12, 6)
-    assert live == ledger.flops(paper, 12, 6, **settings)
+    live = get_peft_model(model, CASES[case]) if settings else model
+    assert ledger.flops(live, 12, 6) == ledger.flops(paper, 12, 6, **settings)
+    assert ledger.count(live) == ledger.count(paper, **(settings or {"method": "full"}))
 
 
 def test_the_table_adds_up():

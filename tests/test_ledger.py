@@ -91,6 +91,14 @@ def test_prefix_tuning_trains_a_key_and_a_value_for_each_virtual_token_and_layer
     assert ledger.prefix_parameters(20, llama.layers, llama.kv_heads, llama.head_dim) == 5_242_880  # PEFT
 
 
+def test_on_paper_a_prefix_and_adapters_are_added_up_by_layer():
+    assert ledger.count("llama-2-7b", method="prefix", virtual_tokens=20).trainable == 5_242_880  # PEFT
+    each = ledger.houlsby_parameters(d=4096, m=64)
+    assert ledger.count("llama-2-7b", method="houlsby", bottleneck_size=64).trainable == 2 * 32 * each
+    assert ledger.count("llama-2-7b", method="pfeiffer", bottleneck_size=64).trainable == 32 * each
+    assert ledger.count("llama-3-8b", method="prefix", virtual_tokens=20).trainable == 5_242_880 / 4, "8 heads of 32"
+
+
 def test_a_houlsby_adapter_is_two_matrices_and_two_biases():
     down, up = np.zeros((64, 768)), np.zeros((768, 64))
     down_bias, up_bias = np.zeros(64), np.zeros(768)
@@ -207,8 +215,8 @@ def test_a_rank_below_one_or_not_whole_is_an_error(r):
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(ValueError, match=r"'llama-9'; the ledger knows gpt-2, .*gpt-3-175b"):
         ledger.count("llama-9", 8, QUERY_VALUE)
-    with pytest.raises(ValueError, match=r"'qlora'; the ledger knows full, lora"):
-        ledger.count("gpt-2", 8, ["c_attn"], method="qlora")
+    with pytest.raises(ValueError, match=r"'qlra'; the ledger knows full, lora"):
+        ledger.count("gpt-2", 8, ["c_attn"], method="qlra")
     with pytest.raises(ValueError, match=r"'q_proj' matches no linear layer; .* c_attn, c_proj, c_fc, lm_head"):
         ledger.count("gpt-2", 8, QUERY_VALUE)
 

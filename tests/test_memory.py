@@ -8,9 +8,12 @@ import pytest
 from lora_np import (
     SGD,
     AdamW,
+    BottleneckConfig,
     LoraConfig,
+    PrefixTuningConfig,
     Transformer,
     TransformerConfig,
+    VeraConfig,
     get_peft_model,
     ledger,
     load_model,
@@ -41,21 +44,36 @@ SHAPES = {
         **{"num_attention_heads": 1, "num_key_value_heads": 1},
     },
 }
+ALL = "all-linear"
 METHODS = {
     "full": None,
-    "all-linear": {"target_modules": "all-linear"},
-    "attention": {"target_modules": ATTENTION, "r": 4},
-    "dropout": {"target_modules": "all-linear", "lora_dropout": 0.1},
-    "LoRA-FA": {"target_modules": "all-linear", "freeze_A": True},
-    "LoRA-FA, dropout": {"target_modules": ATTENTION, "freeze_A": True, "lora_dropout": 0.1},
-    "ranks of their own": {"target_modules": "all-linear", "rank_pattern": {"down_proj": 16}},
-    "one layer, high up": {"target_modules": ["model.layers.1.mlp.up_proj"]},
+    "all-linear": LoraConfig(target_modules=ALL),
+    "attention": LoraConfig(4, target_modules=ATTENTION),
+    "dropout": LoraConfig(target_modules=ALL, lora_dropout=0.1),
+    "LoRA-FA": LoraConfig(target_modules=ALL, freeze_A=True),
+    "LoRA-FA, dropout": LoraConfig(target_modules=ATTENTION, freeze_A=True, lora_dropout=0.1),
+    "ranks of their own": LoraConfig(target_modules=ALL, rank_pattern={"down_proj": 16}),
+    "one layer, high up": LoraConfig(target_modules=["model.layers.1.mlp.up_proj"]),
+    "PiSSA": LoraConfig(target_modules=ALL, init_lora_weights="pissa"),
+    "DoRA": LoraConfig(target_modules=ALL, use_dora=True),
+    "DoRA, its true gradient": LoraConfig(target_modules=ALL, use_dora=True, dora_norm="true"),
+    "DoRA, dropout": LoraConfig(target_modules=ATTENTION, use_dora=True, lora_dropout=0.1),
+    "VeRA": VeraConfig(target_modules=ALL),
+    "VeRA, dropout": VeraConfig(16, target_modules=ATTENTION, vera_dropout=0.1),
+    "prefix": PrefixTuningConfig(),
+    "projected prefix": PrefixTuningConfig(prefix_projection=True),
+    "Houlsby": BottleneckConfig(),
+    "Pfeiffer, wide": BottleneckConfig(64, placement="pfeiffer", non_linearity="silu"),
 }
 shapes, methods = pytest.mark.parametrize("shape", SHAPES), pytest.mark.parametrize("method", METHODS)
 
 
 def adapted(model, method):
-    return model if METHODS[method] is None else get_peft_model(model, LoraConfig(**METHODS[method]))
+    return model if METHODS[method] is None else get_peft_model(model, METHODS[method])
+
+
+def added(model):
+    return list(model.adapter_parameters()) if hasattr(model, "adapter_parameters") else []
 
 
 def model_of(shape, method):
@@ -79,7 +97,7 @@ def test_weights_gradients_and_state_are_the_bytes_of_the_arrays(shape, method):
     loss_and_gradients(model, tokens, targets, np.random.default_rng(0))
     parameters = dict(model.named_parameters())
     assert expected.gradients == sum(p.grad.nbytes for p in parameters.values() if p.grad is not None)
-    assert expected.adapter == sum(p.value.nbytes for name, p in parameters.items() if "lora_" in name)
+    assert expected.adapter == sum(p.value.nbytes for p in added(model))
     assert expected.weights + expected.adapter == sum(p.value.nbytes for p in parameters.values())
     train(model, [(tokens, targets)], optimizer, steps=1, progress=False)
     assert expected.optimizer == sum(x.nbytes for slots in optimizer.state.values() for x in slots.values())
@@ -129,7 +147,7 @@ def test_the_peak_is_what_tracemalloc_sees(shape, method, rows, length):
     assert expected.total - expected.weights == pytest.approx(seen, rel=0.05)
 
 
-@pytest.mark.parametrize("method", ["full", "all-linear", "attention"])
+@methods
 def test_the_peak_of_tiny_is_what_tracemalloc_sees(method):
     model = adapted(load_model("tiny", device="numpy"), method)
     expected, seen = memory(model, 4, 128), training_peak(model, [batch_of(model, 4, 128)])
@@ -145,12 +163,18 @@ def test_where_only_the_head_trains_the_forward_is_the_peak(rows):
 
 # ------------------------------------------------------------------------------------------------- a quantised base, live
 
-QUANTIZED = {name: settings for name, settings in METHODS.items() if settings is not None} | {
-    "bfloat16 adapter": {"target_modules": "all-linear"},
-    "the head alone": {"target_modules": ["lm_head"]},
+LORA = [name for name, config in METHODS.items() if isinstance(config, LoraConfig) and name != "PiSSA"]
+OTHERS = ["VeRA", "projected prefix", "Houlsby"]
+IN_16_BITS = {
+    f"bfloat16 {name}": METHODS[name] for name in ("all-linear", "DoRA, its true gradient", "prefix", *OTHERS)
 }
-double_quants = pytest.mark.parametrize("double_quant", [False, True])
+QUANTIZED = {name: METHODS[name] for name in (*LORA, *OTHERS)} | IN_16_BITS
+QUANTIZED |= {"the head alone": LoraConfig(target_modules=["lm_head"])}
 over_quantized = pytest.mark.parametrize("method", QUANTIZED)
+TWICE = [(method, True) for method in QUANTIZED]  # and once:
+TWICE += [(method, False) for method in ("all-linear", "dropout", "bfloat16 all-linear", "the head alone")]
+over_both = pytest.mark.parametrize(("method", "double_quant"), TWICE)
+double_quants = pytest.mark.parametrize("double_quant", [False, True])
 
 
 def quantized(shape, method, double_quant=True):
@@ -159,11 +183,10 @@ def quantized(shape, method, double_quant=True):
         pytest.skip("a tied head is no layer to adapt")
     quantize_model(model, double_quant=double_quant)
     dtype = "bfloat16" if method.startswith("bfloat16") else None
-    return get_peft_model(model, LoraConfig(**QUANTIZED[method]), adapter_dtype=dtype)
+    return get_peft_model(model, QUANTIZED[method], adapter_dtype=dtype)
 
 
-@double_quants
-@over_quantized
+@over_both
 @shapes
 def test_over_a_quantised_base_weights_gradients_and_state_are_the_bytes_of_the_arrays(shape, method, double_quant):
     model, optimizer = quantized(shape, method, double_quant), AdamW(lr=1e-3)
@@ -172,8 +195,9 @@ def test_over_a_quantised_base_weights_gradients_and_state_are_the_bytes_of_the_
     loss_and_gradients(model, tokens, targets, np.random.default_rng(0))
     parameters = dict(model.named_parameters())
     assert expected.gradients == sum(p.grad.nbytes for p in parameters.values() if p.grad is not None)
-    assert expected.adapter == sum(p.value.nbytes for name, p in parameters.items() if "lora_" in name)
-    stored = arrays_of([p.value for name, p in parameters.items() if "lora_" not in name])
+    assert expected.adapter == sum(p.value.nbytes for p in added(model))
+    own = set(map(id, added(model)))
+    stored = arrays_of([p.value for p in parameters.values() if id(p) not in own])
     assert expected.weights == sum(x.nbytes for x in stored)
     assert any(x.dtype == np.uint8 for x in stored), "nothing is quantised"
     train(model, [(tokens, targets)], optimizer, steps=1, progress=False)
@@ -201,9 +225,8 @@ def test_over_a_quantised_base_what_the_forward_keeps_is_predicted_to_the_byte(s
     assert memory(model, 3, 70).activations == sum(kept)
 
 
-@pytest.mark.parametrize(("rows", "length"), [(1, 60), (3, 100), (2, 300)])
-@double_quants
-@over_quantized
+@pytest.mark.parametrize(("rows", "length"), [(1, 60), (2, 300)])
+@over_both
 @shapes
 def test_over_a_quantised_base_the_peak_is_what_tracemalloc_sees(shape, method, double_quant, rows, length):
     """Within 5 %, also where the one matrix that is decoded is larger than all activations."""
@@ -211,7 +234,6 @@ def test_over_a_quantised_base_the_peak_is_what_tracemalloc_sees(shape, method, 
     batch = batch_of(model, rows, length)
     model.loss(*batch)  # makes the tables of the codes
     expected, seen = memory(model, rows, length), training_peak(model, [batch])
-    print(f"{seen / (expected.total - expected.weights) - 1:+.2%}")
     assert expected.total - expected.weights == pytest.approx(seen, rel=0.05)
 
 
@@ -230,7 +252,7 @@ def test_on_paper_qlora_is_the_live_one_in_float32(double_quant, make_model):
     base = quantize_model(
         make_model(np.float32, hidden_size=16, max_position_embeddings=128), double_quant=double_quant
     )
-    live = memory(get_peft_model(base, LoraConfig(**METHODS["all-linear"])), 3, 70)
+    live = memory(get_peft_model(base, METHODS["all-linear"]), 3, 70)
     settings = {"r": 8, "target_modules": "all-linear", "precision": "float32", "double_quant": double_quant}
     assert memory(paper, 3, 70, "qlora", **settings) == live
 
@@ -256,12 +278,23 @@ def test_a_layer_that_knows_its_bytes_is_taken_at_its_word():
     assert 0 <= after.temporaries - before.temporaries <= 4 * 128 * 192, "at most one matrix is there decoded"
 
 
-@pytest.mark.parametrize("method", ["full", "all-linear", "attention"])
+ON_PAPER = {
+    "full": {},
+    "all-linear": {"r": 8, "target_modules": ALL},
+    "attention": {"r": 4, "target_modules": ATTENTION},
+    "DoRA": {"method": "dora", "r": 8, "target_modules": ALL},
+    "VeRA": {"method": "vera", "r": 256, "target_modules": ALL},
+    "prefix": {"method": "prefix", "virtual_tokens": 20},
+    "Houlsby": {"method": "houlsby", "bottleneck_size": 1},
+    "Pfeiffer, wide": {"method": "pfeiffer", "bottleneck_size": 64},
+}
+
+
+@pytest.mark.parametrize("method", ON_PAPER)
 def test_a_live_model_takes_what_its_architecture_takes_on_paper_in_float32(method, make_model):
     paper = ledger.llama("paper", 2, hidden=16, heads=4, kv_heads=2, ffn=20, vocabulary=11)
     live = memory(adapted(make_model(np.float32, hidden_size=16, max_position_embeddings=128), method), 3, 70)
-    settings = {"r": 8} | METHODS[method] if METHODS[method] else {}
-    assert memory(paper, 3, 70, **settings, precision="float32") == live
+    assert memory(paper, 3, 70, **ON_PAPER[method], precision="float32") == live
 
 
 @pytest.mark.parametrize("setting", [{"r": 8}, {"method": "full"}, {"precision": "mixed"}, {"checkpointing": True}])

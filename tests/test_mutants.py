@@ -22,13 +22,15 @@ import test_ops
 import test_prefix
 import test_quantize
 import test_serve_engine
+import test_spectra
+import test_subspace
 import test_transformer
 
 from lora_np import AdamW, nn, ops, optim, quantization
 from lora_np.generate import last_logits
 from lora_np.kv_cache import KeyValueCache, LayerCache
 from lora_np.nn import Parameter
-from lora_np.peft import combination, dora, merging, mixed, pissa, prefix, vera
+from lora_np.peft import combination, dora, merge_calls, merging, mixed, pissa, prefix, vera
 from lora_np.peft import model as peft_model
 from lora_np.peft.bottleneck import BottleneckLinear, BottleneckMethod
 from lora_np.peft.layers import AdapterLinear
@@ -36,6 +38,8 @@ from lora_np.peft.lora import LoraLinear
 from lora_np.peft.prefix import PrefixEncoder, PrefixMethod
 from lora_np.peft.vera import VeraLinear
 from lora_np.serve.cache import RowsCache, RowsLayer
+from lora_np.studies import spectra, subspaces
+from lora_np.subspace import SparseProjection, SubspaceModel
 from lora_np.transformer import Attention, Block
 
 EXACT = test_ops.test_backward_agrees_with_the_complex_step_to_1e_12
@@ -57,6 +61,9 @@ SAVED_PISSA = test_family.test_a_saved_pissa_is_a_lora_of_twice_the_rank_on_the_
 VERA_SHARED = test_family.test_vera_shares_its_factors_and_trains_r_plus_out_a_layer
 
 REPORT = test_merging.test_the_report_is_the_error_of_the_change_that_the_layers_have
+
+TRANSPOSE = test_subspace.test_the_backward_is_the_transpose_to_1e_12
+SPARSE = {"kind": SparseProjection, "D": 1000, "d": 37}
 
 PREFIX = test_prefix.test_a_prefix_agrees_with_the_complex_step_to_1e_12
 PLAIN, PROJECTED = {"settings": test_prefix.PLAIN}, {"settings": test_prefix.PROJECTED}
@@ -208,7 +215,7 @@ MUTANTS = {
     # VeRA
     "d forgotten in dx": op(ops.vera_backward, "dk *= d", "pass", "vera"),
     "b forgotten on the way back": op(ops.vera_backward, "(dy_rows * b) @ B", "dy_rows @ B", "vera"),
-    "db without d": op(ops.vera_backward, "(h * d)) * B", "h) * B", "vera"),
+    "db without d": op(ops.vera_backward, "(h * d), B)", "h, B)", "vera"),
     "dd with d": op(ops.vera_backward, "(dk * h)", "(dk * h * d)", "vera"),
     "the last columns of the shared A": Mutant(
         VeraLinear.factors, "[:, : self.in_features]", "[:, -self.in_features :]", VERA_SHARED, {}
@@ -288,7 +295,7 @@ MUTANTS = {
         {},
     ),
     "a safe merge that looks too late": Mutant(
-        peft_model.PeftModel.merge_adapter,
+        merge_calls.MergeCalls.merge_adapter,
         "if safe_merge and not self.merged:",
         "for layer in self.lora_layers():\n        layer.merge(*names)\n    if safe_merge:",
         test_merging.test_a_safe_merge_refuses_what_is_not_finite_before_anything_has_changed,
@@ -572,6 +579,41 @@ MUTANTS = {
         "True",
         test_quantize.test_updates_too_small_for_16_bits_add_up,
         {"adapter_dtype": "float16", "optimizer": AdamW(lr=1e-6)},
+    ),
+    # Subspaces
+    "the signs forgotten in the transpose": Mutant(
+        SparseProjection.backward, "self.entry * dtheta", "abs(self.entry) * dtheta", TRANSPOSE, SPARSE
+    ),
+    "a group's mean for its sum": Mutant(
+        SparseProjection.backward, ".astype(", ".__truediv__(3).astype(", TRANSPOSE, SPARSE
+    ),
+    "columns that are longer than 1": Mutant(
+        SparseProjection.__init__,
+        "np.sqrt(size)",
+        "np.cbrt(size)",
+        test_subspace.test_the_columns_of_p_are_orthonormal,
+        SPARSE,
+    ),
+    "dloss forgotten": Mutant(
+        SubspaceModel.backward,
+        "backward(cache, dloss)",
+        "backward(cache)",
+        test_subspace.test_two_workers_give_the_gradient_of_one,
+        {},
+    ),
+    "φ over the larger number": Mutant(
+        subspaces.similarity,
+        "np.minimum",
+        "np.maximum",
+        test_spectra.test_phi_is_the_papers_formula_for_every_i_and_j,
+        {},
+    ),
+    "energy of σ, not of σ²": Mutant(
+        spectra.rank_for_energy,
+        "** 2)",
+        "** 1)",
+        test_spectra.test_the_rank_for_90_percent_of_the_energy_counts_squares,
+        {},
     ),
     "a base that nothing froze": Mutant(
         peft_model.get_peft_model,

@@ -24,9 +24,9 @@ PACKAGE = ROOT / "lora_np"
 # From the ground up; a folder's files stand together on its floor. `__init__` is `import lora_np as ln`.
 FLOORS = [
     *("backend", "ops", "targets", "quantization", "files", "gradcheck", "nn", "quantized_linear", "parallel"),
-    *("kv_cache", "transformer", "llama_gguf", "progress", "fetch", "quantized_files", "pretrained", "optim", "train"),
-    *("generate", "ledger", "peft", "serve", "data", "conversations", "__init__", "studies", "plots", "notebooks"),
-    *("exercises", "reproduce", "commands", "__main__"),
+    *("transformer_config", "kv_cache", "transformer", "llama_gguf", "progress", "fetch", "quantized_files"),
+    *("pretrained", "optim", "train", "subspace", "generate", "ledger", "peft", "serve", "data", "conversations"),
+    *("__init__", "studies", "plots", "notebooks", "pictures", "exercises", "reproduce", "commands", "__main__"),
 ]
 
 MODULES = {  # "ops.linear" → its file; a package's __init__ goes by the package's name, and ours by ""
@@ -132,7 +132,7 @@ def test_no_core_module_needs_more_than_numpy():
 
 
 HEAVY = ["matplotlib", "torch", "cupy", "IPython", "tqdm", "safetensors", "transformers", "peft"]
-HEAVY += ["gguf", "tokenizers", "jinja2", "ml_dtypes", "platformdirs", "starlette", "uvicorn"]
+HEAVY += ["gguf", "tokenizers", "jinja2", "ml_dtypes", "platformdirs", "starlette", "uvicorn", "joblib", "distributed"]
 
 
 def test_importing_lora_np_loads_nothing_optional():

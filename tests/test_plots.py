@@ -21,6 +21,7 @@ from mpl_toolkits.mplot3d import proj3d
 from mpl_toolkits.mplot3d.art3d import Text3D
 
 from lora_np import plots
+from lora_np.plots import spectra as plots_spectra
 from lora_np.plots import style
 from lora_np.studies import memory
 from lora_np.studies.table import Table
@@ -70,6 +71,58 @@ def spectra(random=True) -> Table:
         chance *= np.linalg.norm(values) / np.linalg.norm(chance)
         row = {"layer": layer, "module": module, "singular_values": values.tolist()}
         rows.append(row | ({"random_singular_values": chance.tolist()} if random else {}))
+    return table(rows)
+
+
+def intrinsic(d90=(80_000, 3000), lora=True) -> Table:
+    """What random subspaces gain: rising with log d, from two starts."""
+    rng, rows, D = np.random.default_rng(4), [], 1_017_216
+    for base, half in zip(("tiny", "random"), d90, strict=True):
+        for d in (1024, 4096, 16384, 65536, 262144, D):
+            share = 1.0 if d == D else min(0.99, 0.9 + 0.14 * np.log(d / (half or 1e6)) / np.log(4))
+            for seed in range(3):
+                row = {"phase": "seeds", "base": base, "d": d, "projection": "sparse", "seed": seed}
+                rows.append(row | {"share": share + 0.01 * rng.normal()})
+    counts = {str(r): 12160 * r for r in ((1, 2, 4, 8, 16, 64) if lora else ())}
+    found = dict(zip(("tiny", "random"), d90, strict=True))
+    return table(rows, D=D, d90=found, share=0.9, runs=60, steps=200, lora=counts)
+
+
+def with_lora() -> Table:
+    """LoRA as the study "convergence" has it: phase "seeds" at the best rates."""
+    rows = [row | {"phase": "seeds"} for row in convergence().rows if row["phase"] == "final"]
+    return table(rows, base_loss=1.5)
+
+
+def ranks_by_layer(models=(("tiny", 5, 128), ("smollm2-135m", 30, 576)), seeds=3) -> Table:
+    rng, rows = np.random.default_rng(5), []
+    for (model, layers, d), module in itertools.product(models, plots_spectra.MODULES):
+        for layer, seed, method in itertools.product(range(layers), range(seeds), ("full", "lora")):
+            shape = [d, 3 * d] if module == "down_proj" else [3 * d if module in ("gate_proj", "up_proj") else d, d]
+            rank = 5 if method == "lora" else int(d * rng.uniform(0.15, 0.35))
+            row = {"model": model, "method": method, "r": 8 if method == "lora" else None, "seed": seed}
+            rows.append(
+                row | {"layer": layer, "module": module, "shape": shape, "rank90": rank, "random_rank90": int(0.6 * d)}
+            )
+    return table(rows, runs=8)
+
+
+def compared_subspaces() -> Table:
+    """φ that starts at `first` and ends at chance, and what W has in the directions of ΔW."""
+    rng, rows, d = np.random.default_rng(6), [], 128
+    for (of, first), r, module in itertools.product(
+        (("A at the start", 0.01), ("A", 0.3), ("B", 0.8)), ([8, 64], [64, 64]), ("q_proj", "v_proj")
+    ):
+        chance = np.maximum(np.arange(1, r[0] + 1)[:, None], np.arange(1, r[1] + 1)) / d
+        phi = np.minimum(1, chance + first / np.sqrt(np.maximum(*np.indices(chance.shape)) + 1))
+        row = {"kind": "similarity", "of": of, "r": r, "seeds": [0, 1], "layer": 2, "module": module, "d": d}
+        grid = [2**k for k in range(r[0].bit_length())], [2**k for k in range(r[1].bit_length())]
+        at = phi[np.ix_(*(np.array(n) - 1 for n in grid))].tolist()
+        rows.append(row | {"i": grid[0], "j": grid[1], "phi": at, "map": phi.tolist()})
+    for r, module, layer in itertools.product((4, 64), plots_spectra.MODULES, range(5)):
+        inside = rng.uniform(0.5, 1) * r / 16
+        row = {"kind": "amplification", "r": r, "seed": 0, "layer": layer, "module": module, "norm_W": 20.0}
+        rows.append(row | {"in_delta": inside, "in_W": 3 * r**0.5, "in_random": r * 20 / 128, "factor": 2 / inside})
     return table(rows)
 
 
@@ -128,6 +181,27 @@ def finetuned(seeds=3) -> Table:
         row |= {"heldout": [4.1, final + 0.4, final + 0.1, final + 0.01 * seed], "final": final + 0.01 * seed}
         rows.append(row | {"prose": 3.1 + (3 - final) / 4, "habit": 0.9, "answers": answers, "phase": "seeds"})
     return table(rows, before={"prose": 3.1, "habit": 0.0, "answers": answers})
+
+
+def remembered(ranks=(1, 2, 4, 8, 16), held=1.35, seeds=3) -> Table:
+    """What a rank holds: the more steps the more, until no more fit."""
+    rows = []
+
+    def run(phase, r, seed, strings, share=1.0):
+        trained = 1216 * r if r else 26_784
+        bits = min(96.0 * strings, share * (held + 0.02 * seed) * trained)
+        row = {"phase": phase, "method": "lora" if r else "full", "r": r, "seed": seed, "strings": strings}
+        rows.append(row | {"trained": trained, "offered": 96.0 * strings, "memorised": bits})
+
+    for r in (*ranks, None):
+        run("half", r, 0, 32 * (r or 20), share=0.85)
+        for seed in range(seeds):
+            run("seeds", r, seed, 32 * (r or 20))
+    for strings, seed in itertools.product((16, 48, 96, 192), range(seeds)):
+        run("offered", 4, seed, strings)
+    made = table(rows, runs=len(rows), knee=4, run={"max_steps": 2000})
+    made.seconds = 1300
+    return made
 
 
 STEPS, EPS = np.logspace(-20, 0, 41), 2.2e-16
@@ -257,7 +331,37 @@ def routes(model="tiny") -> Table:
     return table([{"route": r, "heldout": h, "logits": z, "kept": 1 - z} for r, (h, z) in found.items()], model=model)
 
 
+COMPARED = {  # method → the parameters it trains, the share it recovers, the prose it forgets
+    **{"full": (1_017_216, 1.0, 0.2), "lora": (97_280, 0.9, 0.1), "qlora": (97_280, 0.89, 0.1)},
+    **{"rslora": (97_280, 0.905, 0.1), "dora": (103_680, 0.91, 0.11), "pissa": (97_280, 0.92, 0.13)},
+    **{"lora-fa": (51_200, 0.8, 0.06), "lora+": (97_280, 0.93, 0.14), "vera": (15_360, 0.6, 0.05)},
+    **{"prefix": (12_800, 0.3, 0.02), "prefix-mlp": (47_040, 0.35, 0.02)},
+    **{"houlsby": (29_550, 0.7, 0.08), "pfeiffer": (14_775, 0.6, 0.05)},
+}
+
+
+def compared(methods=tuple(COMPARED), seeds=3) -> Table:
+    along, rows = np.linspace(0, 1, 9), []
+    for method, seed in itertools.product(methods, range(seeds)):
+        trainable, share, forgotten = COMPARED[method]
+        share += 0.01 * seed
+        row = {"method": method, "seed": seed, "trainable": trainable, "recovered": share, "phase": "seeds"}
+        row |= {"steps": list(range(0, 201, 25)), "heldout": (1.55 - 0.26 * share * along).tolist()}
+        rows.append(row | {"prose": (1.31 + forgotten * along**2 + 0.003 * seed * along).tolist()})
+    return table(rows, base_loss=1.55, base_prose=1.31, labels={"lora": "LoRA", "full": "full fine-tuning"}, runs=80)
+
+
 PICTURES = {
+    "quality_against_parameters": lambda: plots.quality_against_parameters(compared()),
+    "quality_against_parameters, two": lambda: plots.quality_against_parameters(compared(("full", "lora"), 1)),
+    "methods_learned_and_forgotten": lambda: plots.methods_learned_and_forgotten(compared()),
+    "methods_learned_and_forgotten, two": lambda: plots.methods_learned_and_forgotten(compared(("full", "lora"), 1)),
+    "method_diagrams": lambda: plots.method_diagrams(),
+    "method_diagrams, three": lambda: plots.method_diagrams(("prefix", "houlsby", "pfeiffer")),
+    **{
+        f"method_diagram, {name}": lambda name=name: plots.method_diagram(name)
+        for name in ("full", "dora", "prefix", "houlsby")
+    },
     "nf4_codes": lambda: plots.nf4_codes(distances()),
     "error_by_distance": lambda: plots.error_by_distance(distances()),
     "quantization_error": lambda: plots.quantization_error(quantized_errors()),
@@ -280,6 +384,10 @@ PICTURES = {
     "memory_bill, two models": lambda: plots.memory_bill(bills(["mistral-7b", "llama-65b"], precision="16-bit")),
     "merge_drift": lambda: plots.merge_drift(drifted()),
     "combinations_chart": lambda: plots.combinations_chart(combined()),
+    "capacity_chart": lambda: plots.capacity_chart(remembered()),
+    "capacity_chart, two ranks": lambda: plots.capacity_chart(remembered((1, 4), 0.4, 2)),
+    "memory_knee": lambda: plots.memory_knee(remembered()),
+    "memory_knee, never all": lambda: plots.memory_knee(remembered(held=0.2)),
     "before_after": lambda: plots.before_after(finetuned()),
     "learned_and_forgotten": lambda: plots.learned_and_forgotten(finetuned()),
     "learned_and_forgotten, one seed": lambda: plots.learned_and_forgotten(finetuned(1)),
@@ -294,6 +402,13 @@ PICTURES = {
     "scene_3d, tall": lambda: plots.scene_3d(decomposition(70, 26, 2)),
     "serving_chart": lambda: plots.serving_chart(serving()),
     "serving_chart, without PEFT": lambda: plots.serving_chart(serving(peft=False)),
+    "intrinsic_dimension": lambda: plots.intrinsic_dimension(intrinsic(), with_lora()),
+    "intrinsic_dimension, close": lambda: plots.intrinsic_dimension(intrinsic((80_000, 60_000), lora=False)),
+    "intrinsic_dimension, not reached": lambda: plots.intrinsic_dimension(intrinsic((None, None))),
+    "rank_by_layer": lambda: plots.rank_by_layer(ranks_by_layer()),
+    "rank_by_layer, one model": lambda: plots.rank_by_layer(ranks_by_layer((("tiny", 5, 128),), seeds=1)),
+    "similarity_maps": lambda: plots.similarity_maps(compared_subspaces()),
+    "amplification_chart": lambda: plots.amplification_chart(compared_subspaces()),
     "singular_values": lambda: plots.singular_values(spectra()),
     "singular_values, no random": lambda: plots.singular_values(spectra(random=False)),
     "truncated_loss": lambda: plots.truncated_loss(truncated()),
@@ -507,6 +622,8 @@ def test_a_table_that_lacks_something_is_named_with_what_it_lacks():
         plots.loss_curves(table([{"method": "full", "r": 0, "target_modules": "full", "seed": 0}]))
     with pytest.raises(ValueError, match="one_matrix_chart needs"):
         plots.one_matrix_chart(table([]))
+    with pytest.raises(ValueError, match="no drawing of 'soft prompt'; there are full, lora"):
+        plots.method_diagram("soft prompt")
     with pytest.raises(ValueError, match="'step' or 'seconds'"):
         plots.loss_curves(convergence((8,), ("attention",), seeds=1), x="steps")
 

@@ -251,6 +251,21 @@ def test_grad_norm_is_the_norm_before_clipping(make, batches):
     assert free.column("grad_norm") == clipped.column("grad_norm")
 
 
+def test_each_of_several_held_out_texts_has_a_column_of_its_own(make, batches):
+    texts = {"heldout": batches[3:], "prose": batches[:2]}
+    one = train(make("lora"), batches[:3], AdamW(0.05), 4, heldout=texts["heldout"], eval_every=2)
+    model = make("lora")
+    both = train(model, batches[:3], AdamW(0.05), 4, heldout=texts, eval_every=2)
+    assert both.column("heldout") == one.column("heldout"), "the second text changes nothing of the first"
+    assert [row["step"] for row in both.rows if "prose" in row] == [0, 2, 4]
+    assert both.column("prose")[-1] == evaluate(model, texts["prose"]) != both.column("heldout")[-1]
+
+
+def test_a_held_out_text_cannot_take_a_columns_name(make, batches):
+    with pytest.raises(ValueError, match="a column 'loss' of its own"):
+        train(make("lora"), batches, AdamW(0.05), 1, heldout={"loss": batches})
+
+
 @pytest.mark.parametrize("heldout", [False, True])
 def test_a_history_reads_as_one_line(heldout, make, batches):
     history = train(make("lora"), batches, SGD(0.1), 2, heldout=batches if heldout else None)

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from test_conversations import RECORDS, SMOLLM2, byte_pairs, chat
 import lora_np as ln
 from lora_np import conversations
 from lora_np.__main__ import main
+from lora_np.commands import methods
 from lora_np.commands import train as command
 from lora_np.files import VocabularyTokenizer, load_arrays
 
@@ -102,7 +104,7 @@ def test_it_does_what_the_same_calls_of_the_library_do(run, jsonl, tmp_path):
 def test_over_a_quantised_base_it_does_what_the_same_calls_of_the_library_do(run, jsonl, tmp_path, capsys):
     assert run("--quantize", "nf4", "--lr", 0.02) == 0
     assert "--quantize nf4" in capsys.readouterr().out, "the command to try it with"
-    config = ln.LoraConfig(**command.LORA, base_model_name_or_path="tiny")
+    config = ln.LoraConfig(**methods.LORA, base_model_name_or_path="tiny")
     model = ln.get_peft_model(ln.quantize_model(ln.load_model("tiny"), "nf4"), config)
     examples = conversations.read(jsonl(), ln.load_tokenizer("tiny"))
     batches = conversations.ConversationBatches(examples, batch_size=2, seed=0)
@@ -253,10 +255,120 @@ def test_loras_options_say_nothing_about_full_fine_tuning(run, tmp_path, capsys)
     assert not (tmp_path / "out").exists()
 
 
+# -------------------------------------------------------------------------------------------------- the other methods
+
+ALL = {"target_modules": "all-linear"}
+METHODS = {  # the options → the configuration that they mean
+    "--method lora --r 3": ln.LoraConfig(3, 16, **ALL),
+    "--method rslora": ln.LoraConfig(8, 16, **ALL, use_rslora=True),
+    "--method dora --lora-dropout 0.1": ln.LoraConfig(8, 16, **ALL, use_dora=True, lora_dropout=0.1),
+    "--method pissa --target-modules q_proj": ln.LoraConfig(8, 16, ["q_proj"], init_lora_weights="pissa"),
+    "--method lora-fa": ln.LoraConfig(8, 16, **ALL, freeze_A=True),
+    "--method lora+ --loraplus-lr-ratio 4": ln.LoraConfig(8, 16, **ALL),
+    "--method vera": ln.VeraConfig(256, **ALL),
+    "--method vera --r 16 --vera-dropout 0.1": ln.VeraConfig(16, **ALL, vera_dropout=0.1),
+    "--method prefix": ln.PrefixTuningConfig(20),
+    "--method prefix --virtual-tokens 3 --prefix-projection --encoder-hidden-size 7": ln.PrefixTuningConfig(3, True, 7),
+    "--method houlsby": ln.BottleneckConfig(),
+    "--method pfeiffer --bottleneck-size 5 --non-linearity silu": ln.BottleneckConfig(
+        5, non_linearity="silu", placement="pfeiffer"
+    ),
+}
+every_method = pytest.mark.parametrize("options", METHODS)
+
+
+def test_every_method_of_the_command_is_tried_here():
+    assert {options.split()[1] for options in METHODS} | {"full"} == set(methods.METHODS)
+
+
+@every_method
+def test_a_method_is_the_configuration_that_it_means_and_generate_takes_what_it_saves(
+    options, run, jsonl, tmp_path, capsys
+):
+    assert run(*options.split(), "--steps", 2, "--lr", 0.02) == 0
+    model = ln.load_model("tiny")
+    config = replace(METHODS[options], base_model_name_or_path="tiny")
+    trained = ln.get_peft_model(model, config)
+    examples = conversations.read(jsonl(), ln.load_tokenizer("tiny"))
+    batches = conversations.ConversationBatches(examples, batch_size=2, seed=0)
+    optimizer = ln.AdamW(0.02, weight_decay=0, lr_ratio={"lora_B": 4} if "lora+" in options else {})
+    ln.train(trained, batches, optimizer, 2, schedule=ln.WarmupCosine(2, 1), max_grad_norm=1.0)
+    trained.save_pretrained(tmp_path / "by hand")
+    assert weights(tmp_path / "out") == weights(tmp_path / "by hand")
+    ours, theirs = ((tmp_path / name / "adapter_config.json").read_text() for name in ("out", "by hand"))
+    assert json.loads(ours) == json.loads(theirs)
+
+    capsys.readouterr()
+    given = ["--model", "tiny", "--adapter", str(tmp_path / "out"), "--raw", "The lamp", "--max-new-tokens", "12"]
+    assert main(["generate", *given]) == 0
+    tokenizer = ln.load_tokenizer("tiny")
+    (new,) = ln.generate(trained, [tokenizer.encode("The lamp").tolist()], 12)
+    assert capsys.readouterr().out == f"The lamp{tokenizer.decode(new)}\n", "the model that was trained says the same"
+
+
+@pytest.mark.parametrize("method", ["rslora", "dora", "lora-fa", "lora+", "vera", "prefix", "houlsby", "pfeiffer"])
+def test_over_four_bits_every_method_trains_and_its_adapter_generates(method, run, tmp_path, capsys):
+    assert run("--method", method, "--quantize", "nf4", "--steps", 1) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert main([*shlex.split(line)[3:], "--max-new-tokens", "2"]) == 0
+
+
+@pytest.mark.parametrize("method", [name for name in methods.METHODS if name not in ("lora", "full")])
+def test_a_method_has_a_learning_rate_to_begin_with_and_the_help_says_so(method, run, capsys):
+    assert run("--method", method, "--steps", 1) == 0
+    lr = methods.METHODS[method].lr
+    assert f"AdamW(lr={lr}," in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "one to begin a search with, not the best" in said and f"{method} {lr:g}" in said
+
+
+NO_USE = {
+    "--method prefix --r 8": "--r is no option of --method prefix, which takes --virtual-tokens, --prefix-projection",
+    "--virtual-tokens 3": "--virtual-tokens is no option of --method lora, which takes --r, --lora-alpha, --target-modules",
+    "--method vera --lora-dropout 0.1": "--lora-dropout is no option of --method vera, which takes --r, --target-modules",
+    "--method houlsby --use-rslora": "which takes --bottleneck-size, --non-linearity",
+    "--loraplus-lr-ratio 4": "--loraplus-lr-ratio is no option of --method lora",
+    "--method full --bottleneck-size 3": "--bottleneck-size is an adapter's, and --full trains without an adapter",
+    "--method prefix --encoder-hidden-size 8": "that is not there: add --prefix-projection",
+    "--method pissa --quantize nf4": "--quantize rounds what PiSSA leaves of the base",
+    "--method pissa --r 500": "singular values; PiSSA with r = 500",
+    "--method prefix --virtual-tokens 0": "num_virtual_tokens = 0; expected at least 1",
+    "--method prefix --max-length 500": "--max-length 500: this model takes at most 492 tokens after a prefix of 20",
+    "--method prefix --virtual-tokens 511": "this model takes at most 1 tokens after a prefix of 511",
+    "--method lora+ --loraplus-lr-ratio -1": "lr_ratio['lora_B'] = -1.0; expected a number ≥ 0",
+}
+
+
+@pytest.mark.parametrize("options", NO_USE)
+def test_what_a_method_cannot_use_is_one_line_that_says_what_it_can(options, run, tmp_path, capsys):
+    assert run(*options.split()) == 1
+    error = capsys.readouterr().err
+    assert NO_USE[options] in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_full_is_a_method_and_one_is_enough(run, capsys):
+    with pytest.raises(SystemExit):
+        run("--full", "--method", "lora")
+    assert "argument --method: not allowed with argument --full" in capsys.readouterr().err
+
+
 # ----------------------------------------------------------------------------------------- stopped, resumed, overwritten
 
 
-@pytest.mark.parametrize("method", [[], ["--full"]], ids=["lora", "full"])
+RESUMED = [
+    "",
+    "--full",
+    "--method pissa",
+    "--method lora+",
+    "--method vera --r 8",
+    "--method prefix --prefix-projection",
+]
+
+
+@pytest.mark.parametrize("method", [options.split() for options in RESUMED], ids=RESUMED)
 def test_stopped_and_resumed_it_ends_as_if_it_had_never_stopped(method, run, jsonl, tmp_path, monkeypatch, capsys):
     options = [*method, "--heldout", jsonl(DATA[:2], "heldout.jsonl")]
     assert run(*options) == 0
@@ -462,4 +574,4 @@ def test_two_steps_teach_smollm2_something(jsonl, tmp_path, capsys):
     assert "generate --model smollm2-135m --adapter" in capsys.readouterr().out
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "smollm2-135m"
-    assert command.LORA["target_modules"] == "all-linear" and len(config["target_modules"]) == 7
+    assert methods.LORA["target_modules"] == "all-linear" and len(config["target_modules"]) == 7

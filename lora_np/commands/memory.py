@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from ..ledger import METHODS, MODELS, PRECISIONS
-from .params import target_modules
+from ..ledger import PRECISIONS
+from .on_paper import add_settings, settings
 
 HELP = "the memory that training a published model takes, on paper"
 CARDS = (24, 48, 80)  # GB
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    names = sorted(MODELS)
-    parser.add_argument("--model", required=True, choices=names, metavar="MODEL", help=", ".join(names))
-    parser.add_argument("--method", choices=METHODS, default="lora", help="%(choices)s (default lora)")
-    parser.add_argument("--r", type=int, help="the rank (default 8)")
-    parser.add_argument(
-        "--target-modules", help="all-linear (default), names with commas between, or a regular expression"
-    )
+    add_settings(parser)
     parser.add_argument("--seq", type=int, default=512, help="tokens in a sequence (default 512)")
     parser.add_argument("--batch", type=int, default=1, help="sequences in a step (default 1)")
     parser.add_argument(
@@ -44,28 +38,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from ..ledger import count, memory
 
-    r, targets = arguments.r, arguments.target_modules and target_modules(arguments.target_modules)
-    if arguments.method != "full":
-        r, targets = 8 if r is None else r, targets or "all-linear"
+    how = settings(arguments)
     needed = memory(
         arguments.model,
         arguments.batch,
         arguments.seq,
-        arguments.method,
-        r,
-        targets,
+        **how,
         precision=arguments.precision,
         double_quant=arguments.double_quant,
         checkpointing=arguments.checkpointing,
     )
+    sizes = {"r": "r", "virtual_tokens": "virtual tokens", "bottleneck_size": "bottleneck size"}
     parts = [
         arguments.model,
         arguments.method,
-        *([f"r = {r}"] if r else []),
-        f"{arguments.batch} × {arguments.seq} tokens",
+        *(f"{said} = {how[name]}" for name, said in sizes.items() if name in how),
     ]
-    parts += [arguments.precision, f"gradient checkpointing {'on' if arguments.checkpointing else 'off'}"]
-    print(", ".join(parts), count(arguments.model, r, targets, "full" if r is None else "lora"), sep="\n", end="\n\n")
+    parts += [f"{arguments.batch} × {arguments.seq} tokens", arguments.precision]
+    parts += [f"gradient checkpointing {'on' if arguments.checkpointing else 'off'}"]
+    print(", ".join(parts), count(arguments.model, **how), sep="\n", end="\n\n")
     print(needed, end="\n\n")
     for card in CARDS:
         print(f"{card:>3} GB: {'fits' if needed.fits(card) else 'does not fit'}")

@@ -22,19 +22,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..quantization import QUANT_TYPES
-from .params import target_modules
+from .methods import DEFAULT, METHODS, add_method, check_options, configuration, learning_rates
 
 if TYPE_CHECKING:
     from ..conversations import Example
     from ..files import Tokenizer
     from ..nn import Module
-    from ..peft import PeftModel
     from ..train import History
-    from ..transformer import Transformer
 
 HELP = "fine-tune a language model on your own questions and answers"
-LORA = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "lora_dropout": 0.0, "use_rslora": False}
-LR = {"LoRA": 3e-3, "full": 3e-4}  # the best of studies/finetuning.py, on "lighthouse"
 MAX_LENGTH = 1024
 
 CHECKPOINT, HISTORY = "checkpoint.safetensors", "history.json"
@@ -58,20 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--heldout", metavar="FILE.jsonl", help="records to measure on, before and after (lighthouse has its own)")
     add("--output", type=Path, required=True, metavar="FOLDER", help="where the adapter goes")
-    add("--full", action="store_true", help="full fine-tuning: train every weight, and save a model")
-    lora = parser.add_argument_group("LoRA")
-    lora.add_argument("--r", type=int, help=f"the rank (default {LORA['r']})")
-    lora.add_argument("--lora-alpha", type=float, metavar="ALPHA", help=f"(default {LORA['lora_alpha']})")
-    lora.add_argument(
-        "--target-modules", type=target_modules, metavar="NAMES", help="as in params (default all-linear)"
-    )
-    lora.add_argument("--lora-dropout", type=float, metavar="P", help="(default 0)")
-    lora.add_argument(
+    add(
         "--quantize",
         choices=QUANT_TYPES,
-        help="keep the frozen base in four bits (QLoRA); the adapter then loads on either base",
+        help="keep the frozen base in four bits (QLoRA, with LoRA); the adapter then loads on either base",
     )
-    lora.add_argument("--use-rslora", action="store_true", default=None, help="scale by α/√r instead of α/r")
+    add_method(parser)
     training = parser.add_argument_group("training")
     length = training.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=float, default=3, metavar="N", help="times through the data (default 3)")
@@ -82,7 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     number(
         "--max-length", type=int, metavar="N", help=f"tokens of a record; longer ones are cut (default {MAX_LENGTH})"
     )
-    number("--lr", type=float, help=f"(default {LR['LoRA']:g}; with --full {LR['full']:g})")
+    begin = ", ".join(f"{name} {choice.lr:g}" for name, choice in METHODS.items())
+    number("--lr", type=float, help=f"where nothing is said, one to begin a search with, not the best: {begin}")
     number(
         "--warmup",
         type=int,
@@ -110,26 +99,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from .. import conversations, ledger
     from ..optim import AdamW, WarmupCosine
+    from ..peft import get_peft_model
     from ..pretrained import load_model, load_tokenizer
     from ..quantized_linear import quantize_model
     from ..train import train
 
+    arguments.method = arguments.method or DEFAULT  # not argparse's, which would let it stand beside --full
     if _is_finished(arguments):
         print(f"{arguments.output} is finished; --overwrite would train it again")
         return
-    settings = _lora_settings(arguments)
+    check_options(arguments)
+    config, (lr, lr_ratio) = configuration(arguments), learning_rates(arguments)
     model, tokenizer = load_model(arguments.model), load_tokenizer(arguments.model)
-    examples, heldout = _read(arguments, tokenizer, model.config.max_position_embeddings)
+    prefix = getattr(config, "num_virtual_tokens", 0)
+    examples, heldout = _read(arguments, tokenizer, model.config.max_position_embeddings, prefix)
     batches = conversations.ConversationBatches(examples, arguments.batch_size, arguments.seed)
     steps = _steps(arguments, len(examples))
     warmup = math.ceil(steps / 10) if arguments.warmup is None else arguments.warmup
-    lr = LR["full" if arguments.full else "LoRA"] if arguments.lr is None else arguments.lr
-    optimizer = AdamW(lr, weight_decay=arguments.weight_decay)
+    optimizer = AdamW(lr, weight_decay=arguments.weight_decay, lr_ratio=lr_ratio)
     schedule = WarmupCosine(steps, warmup)
-    if not arguments.full:
+    if config is not None:
         if arguments.quantize:
             quantize_model(model, arguments.quantize)
-        model = _with_adapter(model, arguments, settings)
+        model = get_peft_model(model, config, seed=arguments.seed)
 
     print(ledger.count(model))
     print(f"{arguments.data}: {_described(examples)}")
@@ -165,7 +157,7 @@ def run(arguments: argparse.Namespace) -> None:
     _save(model, tokenizer, history, arguments)
     checkpoint.unlink()  # only now is nothing left to lose
     print(history)
-    print(f"{arguments.output} holds the {'model' if arguments.full else 'adapter'}. Try it:")
+    print(f"{arguments.output} holds the {'model' if _full(arguments) else 'adapter'}. Try it:")
     print(f"    {_command(arguments, tokenizer)}")
 
 
@@ -175,7 +167,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _is_finished(arguments: argparse.Namespace) -> bool:
     """Whether `--resume` finds nothing left to do. Raises FileExistsError where the output folder holds something to lose."""
     output, checkpoint = arguments.output, arguments.output / CHECKPOINT
-    ours, others = (MODEL, ADAPTER) if arguments.full else (ADAPTER, MODEL)
+    ours, others = (MODEL, ADAPTER) if _full(arguments) else (ADAPTER, MODEL)
     if output.is_file():
         raise FileExistsError(f"{output} is a file; --output takes a folder")
     for name in others:
@@ -195,14 +187,9 @@ def _is_finished(arguments: argparse.Namespace) -> bool:
     return bool(there)
 
 
-def _lora_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """LoraConfig's arguments. Raises ValueError where they say nothing, because there is no adapter."""
-    given = {name: getattr(arguments, name) for name in LORA if getattr(arguments, name) is not None}
-    if arguments.full and arguments.quantize:
-        raise ValueError("--quantize freezes the base in four bits, and --full trains it: leave one of them")
-    if arguments.full and given:
-        raise ValueError(f"--{next(iter(given)).replace('_', '-')} is LoRA's, and --full trains without an adapter")
-    return LORA | given
+def _full(arguments: argparse.Namespace) -> bool:
+    """Whether a model is trained and saved, and no adapter."""
+    return arguments.method == "full"
 
 
 def _steps(arguments: argparse.Namespace, records: int) -> int:
@@ -222,16 +209,19 @@ def _workers(arguments: argparse.Namespace, model: Module) -> int:
         return arguments.workers
     on_cpu = all(isinstance(p.value, np.ndarray) for _, p in model.named_parameters())
     cores = min(os.cpu_count() or 1, arguments.batch_size) if on_cpu else 1
-    return min(cores, 2) if arguments.full else cores  # each holds a copy of all gradients
+    return min(cores, 2) if _full(arguments) else cores  # each holds a copy of all gradients
 
 
-def _read(arguments: argparse.Namespace, tokenizer: Tokenizer, limit: int) -> tuple[list[Example], list[Example]]:
+def _read(
+    arguments: argparse.Namespace, tokenizer: Tokenizer, limit: int, prefix: int
+) -> tuple[list[Example], list[Example]]:
     """The records to learn from, and the held-out ones, which may be none. What they warn of goes to stderr, a line each."""
     from ..conversations import read
 
-    max_length = min(MAX_LENGTH, limit) if arguments.max_length is None else arguments.max_length
-    if max_length > limit:
-        raise ValueError(f"--max-length {max_length}: this model takes at most {limit} tokens")
+    room, after = limit - prefix, f" after a prefix of {prefix}" if prefix else ""
+    max_length = min(MAX_LENGTH, room) if arguments.max_length is None else arguments.max_length
+    if max_length > room or room < 2:
+        raise ValueError(f"--max-length {max_length}: this model takes at most {room} tokens{after}")
     heldout = _heldout(arguments)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -247,13 +237,6 @@ def _heldout(arguments: argparse.Namespace) -> str | None:
     from ..conversations import shipped
 
     return arguments.heldout or (arguments.data if arguments.data in shipped() else None)
-
-
-def _with_adapter(model: Transformer, arguments: argparse.Namespace, settings: dict[str, Any]) -> PeftModel:
-    from ..peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(**settings, base_model_name_or_path=arguments.model)
-    return get_peft_model(model, config, seed=arguments.seed)
 
 
 # ------------------------------------------------------------------------------------------------------ what comes out
@@ -280,7 +263,7 @@ def _save(model: Any, tokenizer: Tokenizer, history: History, arguments: argpars
 
     text = json.dumps(history.rows, indent=1) + "\n"
     write_atomically(arguments.output / HISTORY, lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
-    if not arguments.full:
+    if not _full(arguments):
         model.save_pretrained(arguments.output)
         return
     if isinstance(tokenizer, VocabularyTokenizer):  # one of bytes has no files
@@ -297,7 +280,7 @@ def _command(arguments: argparse.Namespace, tokenizer: Tokenizer) -> str:
     path = dataset(heldout, "heldout") if heldout else dataset(arguments.data)
     with path.open(encoding="utf-8-sig") as file:
         record = json.loads(next(line for line in file if line.strip()))
-    model = [str(arguments.output)] if arguments.full else [arguments.model, "--adapter", str(arguments.output)]
+    model = [str(arguments.output)] if _full(arguments) else [arguments.model, "--adapter", str(arguments.output)]
     model += ["--quantize", arguments.quantize] if arguments.quantize else []
     words = ["python", "-m", "lora_np", "generate", "--model", *model]
     if "prompt" in record:

@@ -5,41 +5,54 @@
     flops          the arithmetic of a training step, product by product
     memory         its bytes: weights, gradients, optimizer state, activations, temporaries
 
-Reading order: architecture, parameters, anatomy, flops, precision, activations, temporaries, memory.
+Reading order: architecture, products, adapters, prefix, adaptation, parameters, report, body, anatomy, flops, precision,
+activations, temporaries, memory.
 """
 
-from .anatomy import METHODS, Anatomy, Half, Layer, anatomy
+from .adaptation import METHODS, Adaptation
+from .adapters import Bottleneck, Dora, Lora, Vera
+from .anatomy import anatomy
 from .architecture import MODELS, Architecture, LinearShape, architecture_of, gpt, llama
-from .flops import Flops, Products, flops
+from .body import Anatomy, Half, Layer
+from .flops import Flops, flops
 from .memory import Memory, memory
 from .parameters import (
-    ADAPTER_MARK,
+    ADAPTER_MARKS,
     Count,
     count,
     count_live,
     houlsby_parameters,
+    is_adapters,
     lora_parameters,
     prefix_parameters,
-    report,
     targeted,
 )
 from .precision import PRECISIONS, Precision, nf4_bytes
+from .prefix import Prefix
+from .products import Products
+from .report import report
 
 __all__ = [
-    "ADAPTER_MARK",
+    "ADAPTER_MARKS",
     "METHODS",
     "MODELS",
     "PRECISIONS",
+    "Adaptation",
     "Anatomy",
     "Architecture",
+    "Bottleneck",
     "Count",
+    "Dora",
     "Flops",
     "Half",
     "Layer",
     "LinearShape",
+    "Lora",
     "Memory",
     "Precision",
+    "Prefix",
     "Products",
+    "Vera",
     "anatomy",
     "architecture_of",
     "count",
@@ -47,6 +60,7 @@ __all__ = [
     "flops",
     "gpt",
     "houlsby_parameters",
+    "is_adapters",
     "llama",
     "lora_parameters",
     "memory",

@@ -1,15 +1,16 @@
 """What a forward keeps for its backward: a number of floats, counted from the caches of this library.
 
 For N = batch·seq tokens, a residual stream of width d, q = heads·head_dim features of queries, kv = kv_heads·head_dim of
-keys, an MLP of width f, and v tokens in the vocabulary:
+keys, an MLP of width f, and V tokens in the vocabulary:
 
     each half block      x and ρ of its norm             N·(d + 1)
                          what its reading layers made    N·(q + 2·kv), or N·2f
                          x of a layer with dW or dA      N·d for all that read the norm, N·q or N·f for the one that writes
-                         h = x Aᵀ of an adapter          N·r, and of one in 16 bits A and B in float32, r·(in + out)
+                         what an adapter adds            see adapters.py
     attention besides    o, the scores e, and 1/Σe       N·q + heads·(5/8 of seq² a sequence, at 256 tokens) + N·heads
+                         a prefix's keys and values      2·v·kv a sequence, for v virtual tokens, and v more scores a query
     the top              x and ρ of the last norm, the logits, two numbers a token of the loss
-                                                         N·(d + 1) + N·v + 2·N
+                                                         N·(d + 1) + N·V + 2·N
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..ops.attention import BLOCK
-from .anatomy import Anatomy, Half, Layer
+from .body import Anatomy, Half, Layer
 from .flops import causal_scores
 
 
@@ -36,9 +37,10 @@ class Work:
     def kept(self, checkpointing: bool = False) -> int:
         """All that the forward keeps; with checkpointing, of each block its input alone."""
         tables = 2 * self.seq * self.body.head_dim  # rotary cos and sin, once for all layers
+        once = self.kept_at_the_top() + tables + (self.body.prefix.kept if self.body.prefix else 0)
         if checkpointing:
-            return self.kept_at_the_top() + tables + len(self.body.blocks) * self.tokens * self.body.hidden
-        return self.kept_at_the_top() + tables + sum(map(self.kept_by_block, self.body.blocks))
+            return once + len(self.body.blocks) * self.tokens * self.body.hidden
+        return once + sum(map(self.kept_by_block, self.body.blocks))
 
     def kept_by_block(self, block: tuple[Half, Half]) -> int:
         """Both halves of a block, their inputs among it."""
@@ -51,25 +53,24 @@ class Work:
         kept += self.kept_of_inputs(half.reads, d) + self.kept_of_inputs((half.writes,), width)
         if half.is_attention:
             kept += N * width + N * self.body.heads  # o and 1/Σe
-            kept += self.batch * self.body.heads * causal_scores(self.seq, BLOCK)
-            if 1 in (self.body.heads, self.seq) and keeps_x(half.writes):
+            kept += self.batch * self.body.heads * self.scores()
+            if 1 in (self.body.heads, self.seq) and half.writes.keeps_x:
                 kept -= N * width  # (b, h, t, d) → (b, t, h·d) is then no copy: the layer that writes keeps o itself
+            if self.body.prefix:  # in place of the N keys and N values that were counted
+                kept += 2 * self.batch * self.body.prefix.kv * (self.body.prefix.room(self.seq) - self.seq)
         return kept
+
+    def scores(self) -> int:
+        """Those of one head over one sequence, BLOCK queries at a time."""
+        return causal_scores(self.seq, BLOCK) + self.seq * self.body.virtual_tokens
 
     def kept_of_inputs(self, layers: tuple[Layer, ...], width: int) -> int:
         """The x of layers that read the same x, once for all of them, and what each adapter keeps of its own."""
         N = self.tokens
-        shared = N * width * any(map(keeps_x, layers))
-        dropped = sum((1 + layer.A_trained) * N * width for layer in layers if layer.dropout)  # the mask, and x ∘ mask
-        copies = sum(layer.r * (layer.in_ + layer.out) * layer.widened for layer in layers)
-        return shared + dropped + copies + sum(N * layer.r for layer in layers)
+        shared = N * width * any(layer.keeps_x for layer in layers)
+        return shared + sum(layer.adapter.kept(N, layer.out, layer.in_) for layer in layers if layer.adapter)
 
     def kept_at_the_top(self) -> int:
         """The last norm, the head and the loss, in whose cache the logits are."""
         N, d = self.tokens, self.body.hidden
         return N * (d + 1) + self.kept_of_inputs((self.body.head,), d) + N * self.body.vocabulary + 2 * N
-
-
-def keeps_x(layer: Layer) -> bool:
-    """Whether a layer needs its own x in the backward: for dW, or for dA where no dropout has made another x of it."""
-    return layer.trained or (layer.r > 0 and layer.A_trained and not layer.dropout)

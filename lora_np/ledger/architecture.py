@@ -48,6 +48,16 @@ class Architecture:
     def head(self) -> LinearShape:
         return LinearShape(OUTPUT_HEAD, self.vocabulary, self.hidden)
 
+    @property
+    def mlp(self) -> tuple[LinearShape, ...]:
+        """A block's layers of its MLP, the one that writes to the residual stream last."""
+        return tuple(linear for linear in self.linears if linear.name.startswith("mlp."))
+
+    @property
+    def attention(self) -> tuple[LinearShape, ...]:
+        """The others, those of its attention, in the same order."""
+        return tuple(linear for linear in self.linears if linear not in self.mlp)
+
     def linear_layers(self) -> dict[str, LinearShape]:
         """Every linear layer by its full name, block after block, the output head last."""
         blocks = {

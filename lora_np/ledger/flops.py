@@ -17,23 +17,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from .anatomy import Layer, anatomy
-
-
-@dataclass(frozen=True)
-class Products:
-    """FLOPs of some products of a step: forward, of the gradients that flow on (dx), and of those that train (dW, dA, dB)."""
-
-    forward: int = 0
-    dx: int = 0
-    dW: int = 0
-
-    @property
-    def total(self) -> int:
-        return self.forward + self.dx + self.dW
-
-    def __add__(self, other: Products) -> Products:
-        return Products(self.forward + other.forward, self.dx + other.dx, self.dW + other.dW)
+from .anatomy import anatomy
+from .body import Layer
+from .products import Products, linear_products
 
 
 @dataclass(frozen=True)
@@ -42,7 +28,7 @@ class Flops:
 
     tokens: int
     linear: Products = field(default_factory=Products)  # the blocks' W
-    adapter: Products = field(default_factory=Products)  # A and B, wherever they are
+    adapter: Products = field(default_factory=Products)  # A and B, or what else was added, wherever it is
     attention: Products = field(default_factory=Products)  # q kᵀ and p v
     head: Products = field(default_factory=Products)  # hidden states → logits
 
@@ -57,7 +43,7 @@ class Flops:
 
     def __str__(self) -> str:
         """A table in GFLOP (10⁹), and the sum for each token."""
-        parts = {"linear layers, W": self.linear, "adapters, A and B": self.adapter, "attention": self.attention}
+        parts = {"linear layers, W": self.linear, "adapters": self.adapter, "attention": self.attention}
         parts |= {"output head": self.head, "sum": self.products}
         lines = [f"{'GFLOP':<20}{'forward':>14}{'backward, dx':>14}{'backward, dW':>14}{'sum':>14}"]
         for name, p in parts.items():
@@ -73,14 +59,16 @@ def flops(
     r: int | None = None,
     target_modules: str | Collection[str] | None = None,
     attention_block: int = 1,
+    virtual_tokens: int | None = None,
+    bottleneck_size: int | None = None,
 ) -> Flops:
     """The floating point operations of one training step on `tokens` tokens in sequences of `seq`, all of them predicted.
 
         flops("llama-2-7b", 4096, 2048, "lora", r=16, target_modules="all-linear")
         flops(peft_model, 512, 256)                                     a live model, as it stands
 
-    model, method, r, target_modules: as `anatomy` takes them. What the backward does not need, because nothing below is
-    trained, is not counted; nor is recomputing, as gradient checkpointing does.
+    model, method, r, target_modules, virtual_tokens, bottleneck_size: as `anatomy` takes them. What the backward does not
+    need, because nothing below is trained, is not counted; nor is recomputing, as gradient checkpointing does.
     attention_block: how many queries go through attention together, over the keys that the last of them sees. 1 counts
         what causality needs, seq·(seq + 1)/2 scores; `ops.attention.BLOCK` what this library computes; seq all scores.
 
@@ -90,19 +78,18 @@ def flops(
         raise ValueError(
             f"{tokens} tokens in sequences of {seq}, {attention_block} queries together: need whole sequences"
         )
-    body = anatomy(model, method, r, target_modules)
-    scores = body.heads * (tokens // seq) * causal_scores(seq, attention_block)
-    linear, adapter, attention = Products(), Products(), Products()
+    body = anatomy(model, method, r, target_modules, virtual_tokens, bottleneck_size)
+    scores = body.heads * (tokens // seq) * (causal_scores(seq, attention_block) + seq * body.virtual_tokens)
+    linear, attention = Products(), Products()
+    adapter = body.prefix.products if body.prefix else Products()
     for half, need_dx in body.walk():
-        need_dinner = (
-            need_dx or half.reads_trainable
-        )  # the gradient between the layers that read and the one that writes
-        layers = [(layer, need_dx) for layer in half.reads] + [(half.writes, need_dinner)]
+        inner = need_dx or half.inner_trainable  # the gradient between the layers that read and the one that writes
+        layers = [(layer, need_dx) for layer in half.reads] + [(half.writes, inner)]
         for layer, need in layers:
             linear += weight_products(layer, tokens, need)
             adapter += adapter_products(layer, tokens, need)
         if half.is_attention:  # q kᵀ and p v; backward dp, dv, dq and dk
-            attention += Products(4 * body.head_dim * scores, 8 * body.head_dim * scores * need_dinner)
+            attention += Products(4 * body.head_dim * scores, 8 * body.head_dim * scores * inner)
     need = body.trainable_below_the_head
     adapter += adapter_products(body.head, tokens, need)
     return Flops(tokens, linear, adapter, attention, weight_products(body.head, tokens, need))
@@ -110,20 +97,12 @@ def flops(
 
 def weight_products(layer: Layer, tokens: int, need_dx: bool) -> Products:
     """x Wᵀ, dy W where it is needed, dyᵀ x where W is trained: 2·N·out·in each."""
-    one = 2 * tokens * layer.out * layer.in_
-    return Products(one, one * need_dx, one * layer.trained)
+    return linear_products(tokens, layer.out, layer.in_, need_dx, layer.trained)
 
 
 def adapter_products(layer: Layer, tokens: int, need_dx: bool) -> Products:
-    """The bypass, 2·N·r·in for each product with A and 2·N·r·out for each with B. dA needs dh = dy B, dx or no dx.
-
-    A frozen A has no dA; dB is computed with dx even where B is frozen too.
-    """
-    with_A, with_B = 2 * tokens * layer.r * layer.in_, 2 * tokens * layer.r * layer.out
-    if not (layer.trainable or need_dx):
-        return Products(with_A + with_B)
-    dA = layer.A_trained
-    return Products(with_A + with_B, with_B * (dA or need_dx) + with_A * need_dx, with_A * dA + with_B)
+    """What the layer's adapter multiplies, if it has one: see adapters.py."""
+    return layer.adapter.products(tokens, layer.out, layer.in_, need_dx) if layer.adapter else Products()
 
 
 def causal_scores(seq: int, block: int = 1) -> int:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .activations import Work
+from .adaptation import Adaptation
 from .anatomy import anatomy
 from .architecture import Architecture, architecture_of
-from .parameters import adapter_names, count
+from .parameters import adapter_names
 from .precision import BYTES, Precision, nf4_bytes, precision_of
 from .temporaries import moments, update_moment
 
@@ -26,7 +27,7 @@ class Memory:
     """Bytes of one training step at its largest moment; `temporaries` are what that moment holds besides the rest."""
 
     weights: int  # the base's, as they are stored
-    adapter: int  # A and B
+    adapter: int  # A and B, or what else was added
     gradients: int
     optimizer: int  # its state
     master: int  # the copy of the trained weights that updates are added to; 0 where there is none
@@ -60,10 +61,13 @@ def memory(
     double_quant: bool = True,
     slots: int = 2,
     checkpointing: bool = False,
+    virtual_tokens: int | None = None,
+    bottleneck_size: int | None = None,
 ) -> Memory:
     """The memory of one training step on `batch` sequences of `seq` tokens, from the second step on: the state is there.
 
-    method, r, target_modules: as `anatomy` takes them; "qlora" stores the matrices of the blocks in NF4.
+    method, r, target_modules, virtual_tokens, bottleneck_size: as `anatomy` takes them; "qlora" stores the matrices of the
+        blocks in NF4.
     precision: the name of a recipe in PRECISIONS or a Precision of your own, on paper only; None means "16-bit".
     double_quant: whether NF4's absmax are quantised too.
     slots: how many numbers of state the optimizer has for each trained one: AdamW 2, SGD with momentum 1, without 0.
@@ -77,17 +81,17 @@ def memory(
         raise ValueError(f"batch {batch}, seq {seq}, slots {slots}: a step has at least one sequence of one token")
     if isinstance(model, str):
         model = architecture_of(model)
+    settings = method, r, target_modules, virtual_tokens, bottleneck_size
     if not isinstance(model, Architecture):
-        if (method, r, target_modules, precision, double_quant, checkpointing) != (None, None, None, None, True, False):
+        if (*settings, precision, double_quant, checkpointing) != (*[None] * 6, True, False):
             raise ValueError("a live model is taken as it stands: call get_peft_model first, and give no settings.")
         return live_memory(model, batch, seq, slots)
-    work = Work(anatomy(model, method, r, target_modules), batch, seq)
+    work, adaptation = Work(anatomy(model, *settings), batch, seq), Adaptation(*settings)
     formats = precision_of("16-bit" if precision is None else precision)
-    full, weight = work.body.embedding_trained, BYTES[formats.weights]
-    trained = model.parameters if full else count(model, r, target_modules).trainable
+    weight, (added, trained) = BYTES[formats.weights], adaptation.parameters(model)
     static = {
-        "weights": paper_weights(model, weight, method == "qlora", double_quant),
-        "adapter": 0 if full else trained * weight,
+        "weights": paper_weights(model, weight, adaptation.method == "qlora", double_quant),
+        "adapter": added * weight,
         "gradients": trained * BYTES[formats.gradients],
         "optimizer": trained * slots * BYTES[formats.optimizer],
         "master": trained * BYTES[formats.master] if formats.master else 0,

@@ -1,7 +1,6 @@
 """Parameters, counted exactly: all of them, and those that are trained.
 
     count      for a live model as it stands, and on paper for a published one
-    report     the same as a table to read: python -m lora_np params --model llama-2-7b --r 16
 
 An adapter of rank r beside W (out, in) has A (r, in) and B (out, r), so it trains r·(in + out) parameters where full
 fine-tuning trains out·in. Everything below adds up such products.
@@ -10,12 +9,12 @@ fine-tuning trains out·in. Everything below adds up such products.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from ..targets import select_targets
+from .adaptation import Adaptation, check_rank
 from .architecture import Architecture, LinearShape, architecture_of
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -28,13 +27,6 @@ def lora_parameters(out: int, in_: int, r: int) -> int:
     Raises ValueError where r is not a whole number of at least 1.
     """
     return check_rank(r) * (in_ + out)
-
-
-def check_rank(r: int) -> int:
-    """r itself. Raises ValueError where it is not a whole number of at least 1."""
-    if not isinstance(r, int) or r < 1:
-        raise ValueError(f"the rank r is {r!r}; it must be a whole number of at least 1.")
-    return r
 
 
 def prefix_parameters(virtual_tokens: int, layers: int, kv_heads: int, head_dim: int) -> int:
@@ -56,7 +48,8 @@ def houlsby_parameters(d: int, m: int) -> int:
 # --------------------------------------------------------------------------------------------------------------------
 # Counting
 
-ADAPTER_MARK = "lora_"  # in the name of every parameter that LoRA adds: …q_proj.lora_A.weight
+# One is in the name of every parameter that a method adds: …q_proj.lora_A.weight, prompt_encoder.default.embedding.weight
+ADAPTER_MARKS = ("lora_", "vera_", "bottleneck_", "prompt_encoder")
 
 
 @dataclass(frozen=True)
@@ -89,35 +82,33 @@ class Count:
 
 
 def count(
-    model: Any, r: int | None = None, target_modules: str | Collection[str] | None = None, method: str = "lora"
+    model: Any,
+    r: int | None = None,
+    target_modules: str | Collection[str] | None = None,
+    method: str = "lora",
+    virtual_tokens: int | None = None,
+    bottleneck_size: int | None = None,
 ) -> Count:
     """Count parameters, all and trainable.
 
-        count(peft_model)                              a live model, as it stands
-        count("llama-2-7b", 8, ["q_proj", "v_proj"])   a published one with LoRA; an Architecture of your own also works
-        count("llama-2-7b", method="full")             the same under full fine-tuning
+        count(peft_model)                                              a live model, as it stands
+        count("llama-2-7b", 8, ["q_proj", "v_proj"])                   a published one with LoRA, or an Architecture of your own
+        count("llama-2-7b", method="prefix", virtual_tokens=20)        the same with another method of `Adaptation`
 
     A live model has `.named_parameters()` that yields (name, p) with `p.value` and `p.trainable`, a tied weight once.
     `target_modules` is a list, a single suffix, a regular expression or "all-linear" (see targets.py).
 
     Raises ValueError for an unknown model, method or target module, for r < 1, and for an argument without a use.
     """
+    settings = r, target_modules, virtual_tokens, bottleneck_size
     if isinstance(model, str):
         model = architecture_of(model)
     if not isinstance(model, Architecture):
-        if (r, target_modules, method) != (None, None, "lora"):
+        if method != "lora" or any(setting is not None for setting in settings):
             raise ValueError("a live model is counted as it stands: call get_peft_model first, then count(model).")
         return count_live(model)
-    if method == "full":
-        if r is not None or target_modules is not None:
-            raise ValueError("method 'full' trains every parameter: it has no r and no target_modules.")
-        return Count(base=model.parameters, total=model.parameters, trainable=model.parameters)
-    if method != "lora":
-        raise ValueError(f"unknown method {method!r}; the ledger knows full, lora.")
-    if r is None or target_modules is None:
-        raise ValueError("method 'lora' needs r and target_modules, for example r=8, target_modules=\"all-linear\".")
-    added = sum(lora_parameters(linear.out, linear.in_, r) for linear in targeted(model, target_modules))
-    return Count(base=model.parameters, total=model.parameters + added, trainable=added)
+    added, trained = Adaptation(method, *settings).parameters(model)
+    return Count(base=model.parameters, total=model.parameters + added, trainable=trained)
 
 
 def count_live(model: Any) -> Count:
@@ -140,44 +131,19 @@ def count_live(model: Any) -> Count:
 
 
 def adapter_names(model: Any) -> set[str]:
-    """Which of a live model's parameters are its adapters'. A PeftModel knows; a base by itself has LoRA's marked ones."""
+    """Which of a live model's parameters are its adapters'. A PeftModel knows; a base by itself has the marked ones."""
     if not hasattr(model, "adapter_parameters"):
-        return {name for name, _ in model.named_parameters() if ADAPTER_MARK in name}
+        return {name for name, _ in model.named_parameters() if is_adapters(name)}
     added = set(map(id, model.adapter_parameters()))
     return {name for name, p in model.named_parameters() if id(p) in added}
+
+
+def is_adapters(name: str) -> bool:
+    """Whether a parameter of that name is an adapter's, by the marks of the methods that are here."""
+    return any(mark in name for mark in ADAPTER_MARKS)
 
 
 def targeted(architecture: Architecture, target_modules: str | Collection[str]) -> list[LinearShape]:
     """The linear layers that get an adapter, one entry for each layer of each block."""
     layers = architecture.linear_layers()
     return [layers[name] for name in select_targets(list(layers), target_modules)]
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Reading
-
-
-def report(name: str, r: int, target_modules: str | Collection[str]) -> str:
-    """The adapter of a published model as a table: each kind of layer, the sum, and the adapter file's size.
-
-    The file's size is that of its tensors, in megabytes of 10⁶ bytes; its header adds some kilobytes.
-    """
-    architecture = architecture_of(name)
-    result = count(architecture, r, target_modules)
-    lines = [f"{'module':<18}{'W (out, in)':>18}{'layers':>8}{'LoRA, each':>14}{'LoRA, all':>16}"]
-    for linear, times in Counter(targeted(architecture, target_modules)).items():
-        shape = f"{linear.out:,} × {linear.in_:,}"
-        each = lora_parameters(linear.out, linear.in_, r)
-        lines.append(f"{linear.name:<18}{shape:>18}{times:>8}{each:>14,}{times * each:>16,}")
-    return "\n".join(
-        [
-            f"{name}: {architecture.parameters:,} parameters, LoRA of rank {r}",
-            "",
-            *lines,
-            "",
-            str(result),
-            f"{result.reduction:,.1f} times fewer than full fine-tuning trains",
-            f"adapter file: {4 * result.trainable / 1e6:,.1f} MB in float32, "
-            f"{2 * result.trainable / 1e6:,.1f} MB in 16 bit",
-        ]
-    )

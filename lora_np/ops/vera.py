@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..backend import Array
+from ..backend import Array, array_module
 from .checks import check_features, check_float, check_shape
 from .linear import rows
 
@@ -40,7 +40,7 @@ def vera_backward(dy: Array, cache: tuple, need_dx: bool = True) -> tuple[Array 
     h, A, B, d, b = cache
     check_features("dy", dy, B.shape[0], "B (out, r)")
     dy_rows = rows(dy)
-    db = ((dy_rows.T @ (h * d)) * B).sum(axis=1)
+    db = array_module(dy).einsum("or,or->o", dy_rows.T @ (h * d), B)
     dk = (dy_rows * b) @ B
     dd = (dk * h).sum(axis=0)
     dx = None

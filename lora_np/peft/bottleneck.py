@@ -18,13 +18,14 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, move, to_host
-from ..nn import EVALUATION, Context, Linear, Module, Parameter
+from ..nn import EVALUATION, Context, Linear, Parameter
 from ..targets import has_suffix
 from ..transformer import Transformer
 from .folder import KIND, PREFIX, refuse_others, some
 from .layers import AdapterLinear, adaptable_layers, unwrap, wrap, wrapped_by
 from .lora import LoraLinear
 from .method import Method
+from .wrapper import Wrapper
 
 if TYPE_CHECKING:
     from .model import PeftModel
@@ -80,7 +81,7 @@ class BottleneckConfig:
         return int(self.bottleneck_size or max(1, d // self.reduction_factor))
 
 
-class BottleneckLinear(Module):
+class BottleneckLinear(Wrapper):
     """z = y + W_up σ(W_down y + b_down) + b_up with y = base(x), for the adapter that the call names; y when it names none.
 
     `base_layer` is any module with Linear's contract, a LoraLinear among them. `bottleneck_down[name]` (m, d) and
@@ -88,18 +89,9 @@ class BottleneckLinear(Module):
     """
 
     def __init__(self, base_layer: Linear | LoraLinear) -> None:
-        self.base_layer = base_layer
+        super().__init__(base_layer)
         self.bottleneck_down: dict[str, AdapterLinear] = {}
         self.bottleneck_up: dict[str, AdapterLinear] = {}
-        self.configs: dict[str, BottleneckConfig] = {}
-
-    @property
-    def in_features(self) -> int:
-        return self.base_layer.in_features
-
-    @property
-    def out_features(self) -> int:
-        return self.base_layer.out_features
 
     def put_adapter(self, name: str, config: BottleneckConfig, factors: Any, like: Array, dtype: Any = None) -> None:
         """Take the host arrays (W_down, b_down), (W_up, b_up) as an adapter, where `like` is, in its dtype or in `dtype`."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import ops
 from ..backend import Array
-from ..nn import Context, Module
+from ..nn import Context, Linear, Module
 from ..quantization import Quantized4bit, dequantize_4bit
 
 if TYPE_CHECKING:
@@ -81,10 +81,7 @@ def backward(
     dx, du, dA, dB, dm, dn = ops.dora_backward(dy, dora_cache, need_dx)
     A, B = layer.lora_A[name], layer.lora_B[name]
     if norm_cache is not None and (A.trainable or B.trainable):
-        W = (
-            dense(base.weight.value, dy.dtype) if A.trainable else base.weight.value
-        )  # of which only the shape is asked then
-        dA_norm, dB_norm = ops.row_norm_backward(dn, (W, *norm_cache[1:]), need_dA=A.trainable)
+        dA_norm, dB_norm = norm_backward(base, dn, norm_cache, need_dA=A.trainable)
         dB += dB_norm
         if A.trainable:
             dA += dA_norm
@@ -101,6 +98,12 @@ def backward(
     dx = ops.dropout_backward(dx, mask)
     dx += base.backward(dy, base_cache)
     return dx
+
+
+def norm_backward(base: Linear, dn: Array, cache: tuple, need_dA: bool) -> tuple[Array | None, Array]:
+    """dA and dB of the lengths n, for dn (out,). W is dequantised for dA alone, and gone before dx wants it again."""
+    W = dense(base.weight.value, dn.dtype) if need_dA else base.weight.value  # of which only the shape is asked then
+    return ops.row_norm_backward(dn, (W, *cache[1:]), need_dA)
 
 
 # -------------------------------------------------------------------------------------------------- merged into the weight

@@ -17,6 +17,7 @@ from ..nn import EVALUATION, Context, Linear, Module, Parameter
 from ..quantization import Quantized4bit
 from . import dora, pissa
 from .mixed import AdapterRows, mixed_backward, mixed_forward
+from .wrapper import Wrapper
 
 T = TypeVar("T")
 AT_THE_END = r"(.*\.)?({})$"  # how a key of rank_pattern or alpha_pattern matches a layer's name
@@ -116,7 +117,7 @@ def first_match(pattern: Mapping[str, T], name: str, default: T) -> T:
     return next((value for key, value in pattern.items() if re.match(AT_THE_END.format(key), name)), default)
 
 
-class LoraLinear(Module):
+class LoraLinear(Wrapper):
     """y = base(x) + s·(drop(x) Aᵀ) Bᵀ for the adapter that the call names; the base alone when it names none.
 
     `base_layer` is any module with Linear's contract. `lora_A[name]` (r, in) and `lora_B[name]` (out, r) are an
@@ -124,22 +125,13 @@ class LoraLinear(Module):
     """
 
     def __init__(self, base_layer: Linear) -> None:
-        self.base_layer = base_layer
+        super().__init__(base_layer)
         self.lora_A: dict[str, Parameter] = {}
         self.lora_B: dict[str, Parameter] = {}
         self.lora_magnitude_vector: dict[str, Parameter] = {}
-        self.configs: dict[str, LoraConfig] = {}
         self.merged: tuple[str, ...] = ()  # the adapters whose ΔW the base's weight now holds, where they are here
         self.merged_rows: dict[str, Array] = {}  # of each of them with DoRA, what it multiplied W's rows by
         self.start: tuple[np.ndarray, np.ndarray, float] | None = None  # A₀, B₀ and s that PiSSA took out of the base
-
-    @property
-    def in_features(self) -> int:
-        return self.base_layer.in_features
-
-    @property
-    def out_features(self) -> int:
-        return self.base_layer.out_features
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """Itself and its base: the factors, of a thousand adapters perhaps, hold no module, and are not looked through."""

@@ -1,31 +1,29 @@
-"""PeftModel: a frozen base with adapters in it, and the calls that add, choose, train, save, switch off and merge them."""
+"""PeftModel: a frozen base with adapters in it, and the calls that add, choose, train, save and switch them off."""
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from .. import ledger, ops
 from ..backend import Array
 from ..kv_cache import KeyValueCache
-from ..nn import Context, Module, Parameter
+from ..nn import Context, Parameter
 from ..transformer import Transformer
-from .combination import Combination
 from .folder import CONFIG, PREFIX, WEIGHTS, naming, read_adapter, write_adapter
-from .layers import is_wrapper, lora_layers, unwrap
-from .lora import LoraLinear, storage_dtype
-from .lora_method import LoraMethod
-from .merging import MergeReport, check_finite, combine_adapters
+from .layers import is_wrapper
+from .lora import storage_dtype
+from .merge_calls import MergeCalls
 from .methods import method_named, method_of
-from .mixed import AdapterRows, check_names
+from .mixed import AdapterRows
+from .mixed_calls import MixedCalls
 from .prefix import PrefixEncoder, see_the_prefix
 
 
@@ -51,7 +49,7 @@ def get_peft_model(
     return peft_model
 
 
-class PeftModel(Module):
+class PeftModel(MergeCalls, MixedCalls):
     """The base and its adapters as one model, with the Transformer's own calls: forward, loss, backward, named_parameters.
 
     `peft_config[name]` is an adapter's configuration, `active_adapter` the name of the one that calls use, or None. Each has a
@@ -143,32 +141,6 @@ class PeftModel(Module):
         loss, cache = self.model.loss(tokens, targets, ignore_index=ignore_index, context=context, past_key_values=past)
         return loss, (cache, begun)
 
-    def adapter_rows(self, adapter_names: Sequence[str] | None, rows: int) -> str | AdapterRows | None:
-        """What a call takes as its adapter: the active one, or one for each of `rows` rows, "__base__" for none.
-
-        Raises as PEFT does, ValueError for another number of names or one that is not there; and RuntimeError while merged
-        or disabled.
-        """
-        if adapter_names is None:
-            return self.active_adapter
-        names = check_names(adapter_names, rows, list(self.peft_config))
-        self._check_idle()
-        for name in set(names):
-            self.check_mixable(name)
-        return AdapterRows(names)
-
-    def check_mixable(self, adapter_name: str) -> None:
-        """Raise ValueError for an adapter that is more than a bypass over the product that all rows of a mixed batch share."""
-        config = self.peft_config.get(adapter_name)
-        if config is not None and not method_of(config).mixable:
-            raise ValueError(f"{adapter_name!r} has a {type(config).__name__}: its rows need a batch of their own")
-        if config is not None and config.use_dora:
-            raise ValueError(f"{adapter_name!r} is DoRA, which stretches W itself: its rows need a batch of their own")
-        if self._residual:
-            raise ValueError(
-                "PiSSA left only a part of the base here, so there is no mixed batch: save it, and load that"
-            )
-
     def backward(self, cache: Any, dloss: float = 1.0) -> None:
         """Adds the gradients of the active adapter. Raises RuntimeError while merged: no bypass is in the forward then."""
         self._refuse_merged()
@@ -211,10 +183,6 @@ class PeftModel(Module):
         if self.merged:
             raise RuntimeError("the adapter is merged into the weights: unmerge_adapter() before training it")
 
-    def lora_layers(self) -> list[LoraLinear]:
-        """Every wrapped layer, in forward order."""
-        return list(lora_layers(self.model).values())
-
     # ------------------------------------------------------------------------------------------------ several adapters
 
     def add_adapter(self, adapter_name: str, config: Any, seed: int = 0) -> None:
@@ -246,43 +214,6 @@ class PeftModel(Module):
             config = replace(config, **{key: training[key] for key in method.own if key in training})
             method.restore(self, adapter_name, config, arrays)
         self._put(adapter_name, config, is_trainable)
-
-    def add_weighted_adapter(
-        self,
-        adapters: Sequence[str],
-        weights: Sequence[float],
-        adapter_name: str,
-        combination_type: str = "svd",
-        svd_rank: int | None = None,
-        svd_clamp: float | None = None,
-        density: float | None = None,
-        majority_sign_method: Literal["total", "frequency"] = "total",
-        seed: int = 0,
-    ) -> MergeReport:
-        """Make a new adapter of several, as near to ΔW = Σ wᵢΔWᵢ as the type comes; the report says how near.
-
-        The types and their options are in `Combination`, whose defaults these are. The new adapter has s = 1 and is frozen
-        until `set_adapter` chooses it; those it was made of stay.
-
-        Raises ValueError for a name that is not there, taken or impossible, weights that are not one finite number an
-        adapter, an option that is out of range or means nothing to this type, ranks that differ and may not; RuntimeError
-        while merged or disabled. Nothing has changed then.
-        """
-        self._check_new(adapter_name)
-        if isinstance(adapters, str) or not len(adapters) or len(adapters) != len(weights):
-            raise ValueError(f"adapters {adapters!r}, weights {weights!r}; expected lists of one length, at least 1")
-        for name, weight in zip(adapters, weights, strict=True):
-            self._check_mergeable(name)
-            if self.peft_config[name].use_dora:
-                raise ValueError(f"{name!r} is DoRA: its ΔW has the rows of W in it, and is no product of two factors")
-            if not math.isfinite(weight):
-                raise ValueError(f"the weight of {name!r} is {weight}; expected a finite number")
-        how = Combination(combination_type, svd_rank, svd_clamp, density, majority_sign_method, seed)
-        pairs = [(name, float(weight)) for name, weight in zip(adapters, weights, strict=True)]
-        config, factors, report = combine_adapters(self.model, self.peft_config, pairs, how)
-        LoraMethod().put_factors(self, adapter_name, config, factors)
-        self._put(adapter_name, config)
-        return report
 
     def _put(self, adapter_name: str, config: Any, is_trainable: bool = False) -> None:
         self.peft_config[adapter_name] = config
@@ -341,14 +272,6 @@ class PeftModel(Module):
         if adapter_name not in self.peft_config:
             raise ValueError(f"there is no adapter {adapter_name!r}; this model has {list(self.peft_config) or 'none'}")
 
-    def _check_mergeable(self, adapter_name: str) -> None:
-        self._check_name(adapter_name)
-        config = self.peft_config[adapter_name]
-        if not method_of(config).mergeable:
-            raise ValueError(
-                f"{adapter_name!r} has a {type(config).__name__}: it is no change of weights, and cannot be merged"
-            )
-
     def _check_new(self, adapter_name: str) -> None:
         if adapter_name in self.peft_config:
             raise ValueError(f"there is an adapter {adapter_name!r} already; delete_adapter it, or take another name")
@@ -360,17 +283,13 @@ class PeftModel(Module):
                 "the base is what PiSSA left of it: save_pretrained, and load that beside others on the base"
             )
 
-    @property
-    def _residual(self) -> bool:
-        return any(layer.start is not None for layer in self.lora_layers())
-
     def _check_idle(self) -> None:
         if self.merged:
             raise RuntimeError("an adapter is merged into the weights: unmerge_adapter() first")
         if self.disabled:
             raise RuntimeError("the adapters are disabled: leave `disable_adapter` first")
 
-    # ------------------------------------------------------------------------------------- counting, disabling, merging
+    # ---------------------------------------------------------------------------------------------- counting, disabling
 
     def print_trainable_parameters(self) -> None:
         """Print PEFT's line: trainable params: … || all params: … || trainable%: …"""
@@ -388,64 +307,3 @@ class PeftModel(Module):
             self.active_adapter, self.disabled = before
             if merged:
                 self.merge_adapter(merged)
-
-    @property
-    def merged_adapters(self) -> tuple[str, ...]:
-        """The adapters whose ΔW is added into the base's weights."""
-        return next((layer.merged for layer in self.lora_layers()), ())
-
-    @property
-    def mergeable(self) -> bool:
-        """Whether the active adapter is a change of weights, which `merge_adapter` can add into them."""
-        return self.active_adapter is not None and method_of(self.peft_config[self.active_adapter]).mergeable
-
-    @property
-    def merged(self) -> bool:
-        """Whether any adapter is merged."""
-        return bool(self.merged_adapters)
-
-    def merge_adapter(self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
-        """W ← W + Σ s·B A over these adapters, by default the active one: now a forward costs what the base costs.
-
-        Until `unmerge_adapter` every call answers with all of them. What is merged already stays so.
-        Raises ValueError for a name that is not there or of a method that changes no weights or, with `safe_merge`, a sum that
-        is not finite, before anything has changed; RuntimeError while others are merged, all are disabled or none is active,
-        or where the base is quantised.
-        """
-        if self.disabled:
-            raise RuntimeError("the adapter is disabled: leave `disable_adapter` before merging it")
-        if adapter_names is None:
-            adapter_names = self.merged_adapters or [name for name in [self.active_adapter] if name]
-        names = _each_once(adapter_names)
-        if not names:
-            raise RuntimeError("no adapter is active: choose the one to merge with set_adapter")
-        for name in names:
-            self._check_mergeable(name)
-        if safe_merge and not self.merged:
-            check_finite(self.model, names)
-        layers = self.lora_layers()
-        for layer in layers:
-            layer.check_mergeable()
-        for layer in layers:
-            layer.merge(*names)
-
-    def unmerge_adapter(self) -> None:
-        """W ← W − s·B A: back to base and bypass, up to rounding (about 1e-7 of W in float32)."""
-        for layer in self.lora_layers():
-            layer.unmerge()
-
-    def merge_and_unload(self, safe_merge: bool = False, adapter_names: Sequence[str] | None = None) -> Transformer:
-        """Merge for good and take all adapters out: a plain Transformer of the base's shape. This PeftModel is then spent.
-
-        The arguments and errors are those of `merge_adapter`.
-        """
-        self.merge_adapter(adapter_names, safe_merge)
-        for name, config in self.peft_config.items():
-            if not method_of(config).mergeable:
-                method_of(config).delete(self, name)
-        unwrap(self.model, lora_layers(self.model))
-        return self.model
-
-
-def _each_once(names: Sequence[str]) -> list[str]:
-    return [names] if isinstance(names, str) else list(dict.fromkeys(names))

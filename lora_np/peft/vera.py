@@ -28,6 +28,7 @@ from .folder import KIND, NO_MATTER, PREFIX, WRITTEN_OFF, plain, portable_target
 from .layers import adaptable_layers, base_name
 from .method import Method
 from .mixed import AdapterRows
+from .wrapper import Wrapper
 
 if TYPE_CHECKING:
     from .model import PeftModel
@@ -75,7 +76,7 @@ class VeraConfig:
             raise TypeError(f"init_weights = {self.init_weights!r}; expected True or False")
 
 
-class VeraLinear(Module):
+class VeraLinear(Wrapper):
     """The bypass around `base_layer`, a module with Linear's contract, for the adapter that the call names.
 
     `vera_A[name]` (r, in_max) and `vera_B[name]` (out_max, r) are the same two Parameters in every layer of the adapter, and
@@ -83,20 +84,11 @@ class VeraLinear(Module):
     """
 
     def __init__(self, base_layer: Linear) -> None:
-        self.base_layer = base_layer
+        super().__init__(base_layer)
         self.vera_A: dict[str, Parameter] = {}
         self.vera_B: dict[str, Parameter] = {}
         self.vera_lambda_d: dict[str, Parameter] = {}
         self.vera_lambda_b: dict[str, Parameter] = {}
-        self.configs: dict[str, VeraConfig] = {}
-
-    @property
-    def in_features(self) -> int:
-        return self.base_layer.in_features
-
-    @property
-    def out_features(self) -> int:
-        return self.base_layer.out_features
 
     def put_adapter(
         self, name: str, config: VeraConfig, A: Parameter, B: Parameter, d: np.ndarray, b: np.ndarray

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..backend import Array, array_module
 from ..kv_cache import KeyValueCache, LayerCache
-from ..transformer import TransformerConfig
+from ..transformer_config import TransformerConfig
 
 
 class RowsLayer(LayerCache):

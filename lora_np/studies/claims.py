@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from . import claims_on_quantization
+from . import claims_on_hyperparameters, claims_on_low_rank, claims_on_methods, claims_on_quantization
 from .claims_on_adapters import NEEDED as OF_ADAPTERS
 from .claims_on_adapters import merged, on_adapters
+from .claims_on_capacity import NEEDED as OF_CAPACITY
+from .claims_on_capacity import on_capacity
 from .claims_on_paper import on_paper
 from .table import Table
 
@@ -20,6 +22,10 @@ NEEDED = (
     *("convergence", "convergence_short", "shortfall", "step_cost", "finetuning", "speed"),
     *claims_on_quantization.NEEDED,
     *OF_ADAPTERS,
+    *claims_on_low_rank.NEEDED,
+    *(name for name in claims_on_hyperparameters.NEEDED if name != "convergence"),
+    *OF_CAPACITY,
+    *claims_on_methods.NEEDED,
 )
 
 
@@ -32,15 +38,12 @@ def claims(tables: Mapping[str, Table]) -> list[tuple[str, str, str, str]]:
     share = {
         (r, t): mean_recovered(measured, r, t) for r in measured.settings["ranks"] for t in measured.settings["targets"]
     }
-    best = best_rates(measured)
-    full_lr = best.pop(("full", None, None))
     means = {r: share[r, "all-linear"] for r in measured.settings["ranks"]}
     early = tables["convergence_short"]
     early_means = {r: mean_recovered(early, r, "all-linear") for r in early.settings["ranks"]}
     parts = {row["method"]: row["recovered"] for row in tables["shortfall"].rows}
     short = next(row["r"] for row in tables["shortfall"].rows if row["method"] == "lora")
     full, lora = tables["step_cost"].rows[0], tables["step_cost"].where(r=8, target_modules="all-linear")[0]
-    ratios = sorted(lr / full_lr for lr in best.values())
     study = "`lora_np/studies/convergence.py`, notebook 05"
     return [
         (
@@ -101,13 +104,6 @@ def claims(tables: Mapping[str, Table]) -> list[tuple[str, str, str, str]]:
             study,
         ),
         (
-            "LoRA's best learning rate is about ten times full fine-tuning's, and independent of the rank",
-            "Schulman et al. 2025, with α fixed",
-            f"{ratios[0]:g} to {ratios[-1]:g} times full fine-tuning's {full_lr:g}; but with α = "
-            f"{measured.settings['alpha_over_r']:g}r at every rank, which is another scaling than theirs",
-            study,
-        ),
-        (
             "A step of LoRA is cheaper",
             "Hu et al. 2021, §4.2 (25 % less time on GPT-3)",
             f"on tiny, r = {lora['r']}, all linear layers: {lora['seconds'] / full['seconds']:.2f}× the time, "
@@ -124,6 +120,10 @@ def claims(tables: Mapping[str, Table]) -> list[tuple[str, str, str, str]]:
         *on_a_real_model(tables["finetuning"], tables["speed"]),
         *claims_on_quantization.on_quantization(tables),
         *on_adapters(tables),
+        *claims_on_low_rank.on_low_rank(tables),
+        *claims_on_hyperparameters.on_hyperparameters(tables),
+        *on_capacity(tables),
+        *claims_on_methods.on_methods(tables),
     ]
 
 
@@ -212,11 +212,6 @@ def mean_recovered(table: Table, r: int, target_modules: str) -> float:
     """The share of full fine-tuning's gain that LoRA recovers, the mean over seeds."""
     rows = table.where(phase="seeds", method="lora", r=r, target_modules=target_modules)
     return statistics.mean(row["recovered"] for row in rows)
-
-
-def best_rates(table: Table) -> dict[tuple[str, int | None, str | None], float]:
-    """(method, r, target_modules) → the learning rate that its sweep found best."""
-    return {(row["method"], row["r"], row["target_modules"]): row["lr"] for row in table.where(phase="seeds")}
 
 
 def markdown(tables: Mapping[str, Table]) -> str:

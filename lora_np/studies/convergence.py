@@ -26,6 +26,7 @@ from ..train import History, evaluate, train
 from ..transformer import Transformer
 from .runs import finished, run_all, sweep, validation
 from .table import Table
+from .workers import Workers
 
 TARGETS = {
     "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
@@ -169,9 +170,8 @@ def measure(run: Run) -> dict[str, Any]:
 
 def convergence(
     setting: Setting = FULL,
-    workers: int = 2,
+    workers: Workers = 2,
     folder: str | Path | None = None,
-    command: str = "python -m lora_np reproduce --full",
 ) -> Table:
     """Sweep learning rates with the first seed, then run each method's best with the others.
 
@@ -193,14 +193,14 @@ def convergence(
     return Table(
         study="convergence",
         question="Does LoRA reach what full fine-tuning reaches?",
-        command=command,
-        settings=asdict(setting) | {"workers": workers, "base_loss": base_loss, "base_validation": base_validation},
+        command="python -m lora_np study convergence",
+        settings=asdict(setting) | {"base_loss": base_loss, "base_validation": base_validation},
         rows=[row | {"phase": "sweep"} for row in rates]
         + [
             row | {"phase": "seeds", "recovered": share}
             for row, share in zip(seeds, recovered(seeds, base_loss), strict=True)
         ],
-        seconds=sum(row["seconds"][-1] for row in [*rates, *seeds[len(best) :]] if row["seconds"]) / workers,
+        seconds=sum(row["seconds"][-1] for row in [*rates, *seeds[len(best) :]] if row["seconds"]),
     )
 
 
@@ -210,7 +210,7 @@ def recovered(rows: Sequence[dict[str, Any]], base_loss: float) -> list[float]:
     return [(base_loss - row["final"]) / (base_loss - full) for row in rows]
 
 
-def shortfall(table: Table, r: int = 16, workers: int = 2, folder: str | Path | None = None) -> Table:
+def shortfall(table: Table, r: int = 16, workers: Workers = 2, folder: str | Path | None = None) -> Table:
     """What keeps LoRA of rank r from full fine-tuning's loss: the rank, or what it leaves frozen?
 
     Full fine-tuning of the linear layers alone has no low rank, and "lora+rest" no frozen part. Rows {method, r, lr, final,
@@ -230,10 +230,10 @@ def shortfall(table: Table, r: int = 16, workers: int = 2, folder: str | Path | 
     return Table(
         study="shortfall",
         question=f"What keeps LoRA of rank {r} from full fine-tuning's loss?",
-        command=table.command,
+        command="python -m lora_np study shortfall",
         settings=known | {"base_loss": setting["base_loss"]},
         rows=[row | {"recovered": share} for row, share in zip(kept, shares, strict=True)],
-        seconds=sum(row["seconds"][-1] for row in rows[1:-1] if row["seconds"]) / workers,
+        seconds=sum(row["seconds"][-1] for row in rows[1:-1] if row["seconds"]),
     )
 
 

@@ -143,7 +143,6 @@ def measure(run: FineTuning) -> dict[str, Any]:
 def finetuning(
     setting: Setting | None = None,
     folder: str | Path | None = None,
-    command: str = "python -m lora_np reproduce --full",
 ) -> Table:
     """Sweep each method's learning rate with the first seed, then run the best with all of them.
 
@@ -164,7 +163,7 @@ def finetuning(
     return Table(
         study="finetuning",
         question="What does a real language model gain and forget, fully fine-tuned and with LoRA?",
-        command=command,
+        command="python -m lora_np study finetuning",
         settings=asdict(setting) | {"before": judge(load_model(setting.base.model), setting.base)} | cost([full, lora]),
         rows=[row | {"phase": "sweep"} for row in rates] + [row | {"phase": "seeds"} for row in seeds],
         seconds=sum(row["seconds"][-1] for row in [*rates, *seeds[len(best) :]] if row["seconds"]),

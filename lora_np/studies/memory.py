@@ -9,6 +9,7 @@ from .. import ledger
 from .table import Table
 
 LLAMA_2 = ("llama-2-7b", "llama-2-13b", "llama-2-70b")
+METHODS = ("full", "lora", "qlora")
 CARDS = (24, 48, 80)  # GB, as GPUs are sold
 
 
@@ -33,7 +34,7 @@ def memory_bill(
         settings={"r": r, "target_modules": target_modules, "batch": batch, "seq": seq}
         | {"precision": precision, "cards": list(CARDS)},
     )
-    for method in ledger.METHODS:
+    for method in METHODS:
         adapter = {} if method == "full" else {"r": r, "target_modules": target_modules}
         for model in models:
             for on in (True, False):

@@ -204,7 +204,7 @@ def latency(
         times = {state: [] for state in STATES}
         for turn in range(-1, rounds):  # the first is to warm up
             for state in rng.permutation(STATES):
-                measured = _answer(sides[state], tokens, new_tokens)
+                measured = answer_seconds(sides[state], tokens, new_tokens)
                 if turn >= 0:
                     times[state].append(measured)
         for state, measured in times.items():
@@ -229,7 +229,7 @@ def _sides(name: str, r: int) -> Iterator[tuple[str, Any]]:
         yield state, model
 
 
-def _answer(model: Any, prompt: list[int], new_tokens: int) -> tuple[float, float]:
+def answer_seconds(model: Any, prompt: list[int], new_tokens: int) -> tuple[float, float]:
     """Seconds to the first token, and the median of those from one to the next."""
     stamps = [time.perf_counter()]
     generate(model, [prompt], 1 + new_tokens, on_token=lambda row, token: stamps.append(time.perf_counter()))

@@ -10,7 +10,8 @@ from ..files import write_atomically
 from ..optim import AdamW, WarmupCosine
 from ..pretrained import save_model
 from ..train import train
-from ..transformer import Transformer, TransformerConfig
+from ..transformer import Transformer
+from ..transformer_config import TransformerConfig
 from .table import Table
 
 TINY = TransformerConfig(

@@ -18,6 +18,7 @@ from ..transformer import Transformer
 from . import convergence, finetuning
 from .runs import finished, run_all
 from .table import Table
+from .workers import Workers
 
 QUESTION = "Does an adapter learn as much over a base of four bits?"
 
@@ -57,7 +58,7 @@ def on_tiny(
     r: int = 8,
     quant_types: Sequence[str] = ("nf4", "fp4", "int4"),
     seeds: Collection[int] | None = None,
-    workers: int = 2,
+    workers: Workers = 2,
     folder: str | Path | None = None,
 ) -> Table:
     """Rows {quant_type, seed, lr, r, steps, heldout, final}: LoRA of rank r as the table of `convergence` has it, and QLoRA.
@@ -79,7 +80,7 @@ def on_tiny(
         for t in quant_types
     }
     settings = {"base": base, "r": r, "base_loss": measured.settings["base_loss"], "quantized_loss": losses}
-    return _table("qlora_tiny", measured, settings, lora, rows, workers)
+    return _table("qlora_tiny", settings, lora, rows)
 
 
 def on_smollm2(measured: Table, folder: str | Path | None = None) -> Table:
@@ -91,7 +92,7 @@ def on_smollm2(measured: Table, folder: str | Path | None = None) -> Table:
     losses = {"nf4": evaluate(runs[0].base_model(), judging)}
     before = measured.settings["before"]["final"]
     settings = {"base": runs[0].model, "r": runs[0].r, "base_loss": before, "quantized_loss": losses}
-    return _table("qlora_smollm2", measured, settings, lora, rows, 1)
+    return _table("qlora_smollm2", settings, lora, rows)
 
 
 def over_four_bits(kind: type, row: dict[str, Any], quant_type: str = "nf4") -> Any:
@@ -100,21 +101,19 @@ def over_four_bits(kind: type, row: dict[str, Any], quant_type: str = "nf4") -> 
     return kind(**known | {"quant_type": quant_type})
 
 
-def _table(
-    study: str, measured: Table, settings: dict[str, Any], lora: list[dict], rows: list[dict], workers: int
-) -> Table:
+def _table(study: str, settings: dict[str, Any], lora: list[dict], rows: list[dict]) -> Table:
     kept = ("r", "lr", "seed", "steps", "heldout", "final", "prose", "habit")
     finished(rows)
     return Table(
         study,
         QUESTION,
-        measured.command,
+        f"python -m lora_np study {study}",
         settings,
         [
             {"quant_type": row.get("quant_type")} | {key: row[key] for key in kept if key in row}
             for row in [*lora, *rows]
         ],
-        seconds=sum(row["seconds"][-1] for row in rows) / workers,
+        seconds=sum(row["seconds"][-1] for row in rows),
     )
 
 

@@ -27,7 +27,8 @@ def versions() -> dict[str, str]:
 class Table:
     """Rows (flat dictionaries; a curve is a list in one cell) and everything needed to make them again.
 
-    `command` is the line that a reader types to get the same table, `seconds` what it took.
+    `command` is the line that a reader types to get the same table. `seconds` is what it took; of a study of many runs the
+    sum over them, so that it is the same however many were made side by side.
     """
 
     study: str

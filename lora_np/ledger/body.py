@@ -1,0 +1,105 @@
+"""A model as a training step meets it: which layer reads what, what is trained, and where the backward stops.
+
+Each block is twice the same figure, and a Half is one of them:
+
+    x → norm → layers that read → attention, or the MLP's activation → the layer that writes → + x
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .adapters import Adapter
+from .prefix import Prefix
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer in a step: W (out, in), frozen or trained, and an adapter where it has one."""
+
+    name: str
+    out: int
+    in_: int
+    trained: bool  # W itself gets a gradient
+    adapter: Adapter | None = None
+    trainable: bool = False  # anything here is: W, a bias, or of the adapter
+    quantized: bool = False  # W is stored in fewer bits, and decoded for each product
+
+    @property
+    def keeps_x(self) -> bool:
+        """Whether it needs its own x in the backward: for dW, or for dA where no dropout has made another x of it."""
+        return self.trained or (self.adapter is not None and self.adapter.keeps_x)
+
+    @property
+    def gradients(self) -> int:
+        """How many numbers get one: those of W, and of the adapter."""
+        return self.out * self.in_ * self.trained + (self.adapter.gradients(self.out, self.in_) if self.adapter else 0)
+
+    @property
+    def largest(self) -> int:
+        """The numbers of its largest trained array."""
+        return max(self.out * self.in_ * self.trained, self.adapter.largest(self.out, self.in_) if self.adapter else 0)
+
+
+@dataclass(frozen=True)
+class Half:
+    """Half a block: a norm, the layers that read what it makes, and the one that writes back to the residual stream."""
+
+    norm_trained: bool
+    reads: tuple[Layer, ...]
+    writes: Layer
+    is_attention: bool
+    past_trained: bool = False  # a prefix that is trained gives this attention keys and values
+
+    @property
+    def reads_trainable(self) -> bool:
+        return any(layer.trainable for layer in self.reads)
+
+    @property
+    def inner_trainable(self) -> bool:
+        """Whether the gradient must come through the layer that writes, to the keys and values or what reads the norm."""
+        return self.reads_trainable or self.past_trained
+
+    @property
+    def trainable(self) -> bool:
+        return self.norm_trained or self.inner_trainable or self.writes.trainable
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """All that a training step's arithmetic and memory depend on, the number of tokens apart."""
+
+    name: str
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    embedding_trained: bool
+    blocks: tuple[tuple[Half, Half], ...]  # (attention, MLP)
+    norm_trained: bool
+    head: Layer
+    prefix: Prefix | None = None
+
+    @property
+    def virtual_tokens(self) -> int:
+        return self.prefix.v if self.prefix else 0
+
+    def walk(self) -> list[tuple[Half, bool]]:
+        """(half, whether its reading layers must give dx), from the embedding up.
+
+        A gradient is computed down to the lowest trainable parameter: a layer's dx where something below it trains.
+        """
+        below, steps = self.embedding_trained, []
+        for half in (half for block in self.blocks for half in block):
+            steps.append((half, below or half.norm_trained))
+            below = below or half.trainable
+        return steps
+
+    def layers(self) -> list[Layer]:
+        """Every linear layer, from below, the head last."""
+        return [layer for half, _ in self.walk() for layer in (*half.reads, half.writes)] + [self.head]
+
+    @property
+    def trainable_below_the_head(self) -> bool:
+        return self.embedding_trained or self.norm_trained or any(half.trainable for half, _ in self.walk())

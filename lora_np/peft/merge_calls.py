@@ -1,0 +1,135 @@
+"""PeftModel's calls that merge: adapters into the weights and out again, or several into a new one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from ..nn import Module
+from ..transformer import Transformer
+from .combination import Combination
+from .layers import lora_layers, unwrap
+from .lora import LoraLinear
+from .lora_method import LoraMethod
+from .merging import MergeReport, check_finite, combine_adapters
+from .methods import method_of
+
+
+class MergeCalls(Module):
+    """The part of PeftModel that changes weights; what it stands on, the adapters and which is active, is in model.py."""
+
+    model: Transformer
+    peft_config: dict[str, Any]
+    active_adapter: str | None
+    disabled: bool
+
+    def lora_layers(self) -> list[LoraLinear]:
+        """Every wrapped layer, in forward order."""
+        return list(lora_layers(self.model).values())
+
+    @property
+    def merged_adapters(self) -> tuple[str, ...]:
+        """The adapters whose ΔW is added into the base's weights."""
+        return next((layer.merged for layer in self.lora_layers()), ())
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether the active adapter is a change of weights, which `merge_adapter` can add into them."""
+        return self.active_adapter is not None and method_of(self.peft_config[self.active_adapter]).mergeable
+
+    @property
+    def merged(self) -> bool:
+        """Whether any adapter is merged."""
+        return bool(self.merged_adapters)
+
+    def merge_adapter(self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
+        """W ← W + Σ s·B A over these adapters, by default the active one: now a forward costs what the base costs.
+
+        Until `unmerge_adapter` every call answers with all of them. What is merged already stays so.
+        Raises ValueError for a name that is not there or of a method that changes no weights or, with `safe_merge`, a sum that
+        is not finite, before anything has changed; RuntimeError while others are merged, all are disabled or none is active,
+        or where the base is quantised.
+        """
+        if self.disabled:
+            raise RuntimeError("the adapter is disabled: leave `disable_adapter` before merging it")
+        if adapter_names is None:
+            adapter_names = self.merged_adapters or [name for name in [self.active_adapter] if name]
+        names = _each_once(adapter_names)
+        if not names:
+            raise RuntimeError("no adapter is active: choose the one to merge with set_adapter")
+        for name in names:
+            self._check_mergeable(name)
+        if safe_merge and not self.merged:
+            check_finite(self.model, names)
+        layers = self.lora_layers()
+        for layer in layers:
+            layer.check_mergeable()
+        for layer in layers:
+            layer.merge(*names)
+
+    def unmerge_adapter(self) -> None:
+        """W ← W − s·B A: back to base and bypass, up to rounding (about 1e-7 of W in float32)."""
+        for layer in self.lora_layers():
+            layer.unmerge()
+
+    def merge_and_unload(self, safe_merge: bool = False, adapter_names: Sequence[str] | None = None) -> Transformer:
+        """Merge for good and take all adapters out: a plain Transformer of the base's shape. This PeftModel is then spent.
+
+        The arguments and errors are those of `merge_adapter`.
+        """
+        self.merge_adapter(adapter_names, safe_merge)
+        for name, config in self.peft_config.items():
+            if not method_of(config).mergeable:
+                method_of(config).delete(self, name)
+        unwrap(self.model, lora_layers(self.model))
+        return self.model
+
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: str = "svd",
+        svd_rank: int | None = None,
+        svd_clamp: float | None = None,
+        density: float | None = None,
+        majority_sign_method: Literal["total", "frequency"] = "total",
+        seed: int = 0,
+    ) -> MergeReport:
+        """Make a new adapter of several, as near to ΔW = Σ wᵢΔWᵢ as the type comes; the report says how near.
+
+        The types and their options are in `Combination`, whose defaults these are. The new adapter has s = 1 and is frozen
+        until `set_adapter` chooses it; those it was made of stay.
+
+        Raises ValueError for a name that is not there, taken or impossible, weights that are not one finite number an
+        adapter, an option that is out of range or means nothing to this type, ranks that differ and may not; RuntimeError
+        while merged or disabled. Nothing has changed then.
+        """
+        self._check_new(adapter_name)
+        if isinstance(adapters, str) or not len(adapters) or len(adapters) != len(weights):
+            raise ValueError(f"adapters {adapters!r}, weights {weights!r}; expected lists of one length, at least 1")
+        for name, weight in zip(adapters, weights, strict=True):
+            self._check_mergeable(name)
+            if self.peft_config[name].use_dora:
+                raise ValueError(f"{name!r} is DoRA: its ΔW has the rows of W in it, and is no product of two factors")
+            if not math.isfinite(weight):
+                raise ValueError(f"the weight of {name!r} is {weight}; expected a finite number")
+        how = Combination(combination_type, svd_rank, svd_clamp, density, majority_sign_method, seed)
+        pairs = [(name, float(weight)) for name, weight in zip(adapters, weights, strict=True)]
+        config, factors, report = combine_adapters(self.model, self.peft_config, pairs, how)
+        LoraMethod().put_factors(self, adapter_name, config, factors)
+        self._put(adapter_name, config)
+        return report
+
+    def _check_mergeable(self, adapter_name: str) -> None:
+        self._check_name(adapter_name)
+        config = self.peft_config[adapter_name]
+        if not method_of(config).mergeable:
+            raise ValueError(
+                f"{adapter_name!r} has a {type(config).__name__}: it is no change of weights, and cannot be merged"
+            )
+
+
+def _each_once(names: Sequence[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(dict.fromkeys(names))

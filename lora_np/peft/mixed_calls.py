@@ -1,0 +1,50 @@
+"""PeftModel's calls for mixed batches: which adapter each row uses, and which adapters can share one product with the base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..nn import Module
+from ..transformer import Transformer
+from .layers import lora_layers
+from .methods import method_of
+from .mixed import AdapterRows, check_names
+
+
+class MixedCalls(Module):
+    """The part of PeftModel that gives rows their adapters; how a layer then computes them is in mixed.py."""
+
+    model: Transformer
+    peft_config: dict[str, Any]
+    active_adapter: str | None
+
+    def adapter_rows(self, adapter_names: Sequence[str] | None, rows: int) -> str | AdapterRows | None:
+        """What a call takes as its adapter: the active one, or one for each of `rows` rows, "__base__" for none.
+
+        Raises as PEFT does, ValueError for another number of names or one that is not there; and RuntimeError while merged
+        or disabled.
+        """
+        if adapter_names is None:
+            return self.active_adapter
+        names = check_names(adapter_names, rows, list(self.peft_config))
+        self._check_idle()
+        for name in set(names):
+            self.check_mixable(name)
+        return AdapterRows(names)
+
+    def check_mixable(self, adapter_name: str) -> None:
+        """Raise ValueError for an adapter that is more than a bypass over the product that all rows of a mixed batch share."""
+        config = self.peft_config.get(adapter_name)
+        if config is not None and not method_of(config).mixable:
+            raise ValueError(f"{adapter_name!r} has a {type(config).__name__}: its rows need a batch of their own")
+        if config is not None and config.use_dora:
+            raise ValueError(f"{adapter_name!r} is DoRA, which stretches W itself: its rows need a batch of their own")
+        if self._residual:
+            raise ValueError(
+                "PiSSA left only a part of the base here, so there is no mixed batch: save it, and load that"
+            )
+
+    @property
+    def _residual(self) -> bool:
+        return any(layer.start is not None for layer in lora_layers(self.model).values())

@@ -1,0 +1,133 @@
+"""What fits into a rank: bits memorised against numbers trained, and against bits offered."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lora_np.plots.style import (
+    FAINT_INK,
+    FROZEN,
+    FULL,
+    HALO,
+    LORA,
+    LORA_DARK,
+    PAPER,
+    axes_at,
+    label_lines,
+    new_figure,
+    note,
+    picture,
+)
+from lora_np.studies.table import Table
+
+LINES = (1, 2)  # bits a trained number
+COLUMNS = "phase method r seed strings trained offered memorised"
+
+
+def _measured(table: Table) -> str:
+    """The second half of a subtitle: how much was run for the table."""
+    seeds = len({row["seed"] for row in table.where(phase="seeds")})
+    steps = table.settings["run"]["max_steps"]
+    return f"{table.settings['runs']} runs of up to {steps:,} steps, {seeds} seeds, {table.seconds:,.0f} seconds of one core"
+
+
+def _methods(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str, list[dict[str, Any]]]]:
+    """(label, colour, its runs) by rank, full fine-tuning last."""
+    ranks = sorted({row["r"] for row in rows if row["method"] == "lora"})
+    found = [(f"r = {r}", LORA, [row for row in rows if row["method"] == "lora" and row["r"] == r]) for r in ranks]
+    return [*found, ("full fine-tuning", FULL, [row for row in rows if row["method"] == "full"])]
+
+
+@picture(COLUMNS, settings="runs run")
+def capacity_chart(table: Table) -> Figure:
+    """Bits memorised against numbers trained, both axes logarithmic, beside lines of one and two bits a number.
+
+    A dot is a seed: LoRA cyan, full fine-tuning coral. A ring is the same with half the steps: where dot and ring are apart,
+    the training had not come to its end. Each was offered more than it held.
+    """
+    rows, half = table.where(phase="seeds"), table.where(phase="half")
+    methods = [(label, colour, runs) for label, colour, runs in _methods(rows) if runs]
+    shares = {label: statistics.mean(run["memorised"] / run["trained"] for run in runs) for label, _, runs in methods}
+    lora = [share for label, share in shares.items() if label != "full fine-tuning"]
+    figure = new_figure(
+        9,
+        5,
+        f"Each number that LoRA trains holds {min(lora):.1f} to {max(lora):.1f} bits of a random string, at least",
+        f"a dot is a seed, a ring the first seed with half the steps; each at its own best rate\n{_measured(table)}",
+    )
+    ax = axes_at(figure, 0.95, 0.7, 5.6, 3.1)
+    ax.grid(False, axis="x")
+    trained = np.array([row["trained"] for row in rows], float)
+    across = np.array([trained.min() / 1.5, trained.max() * 1.5])
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlim(*across)
+    for bits in LINES:
+        ax.plot(across, bits * across, color=FROZEN, lw=1.4, ls=(0, (4, 3)), zorder=1.5)
+    for row in half:
+        colour = FULL if row["method"] == "full" else LORA
+        ax.plot(row["trained"], row["memorised"], "o", mfc=PAPER, mec=colour, mew=1.4, ms=7)
+    for _, colour, runs in methods:
+        ax.plot([run["trained"] for run in runs], [run["memorised"] for run in runs], "o", color=colour, ms=5.5, mew=0)
+    means = [
+        (label, colour, runs[0]["trained"], statistics.mean(run["memorised"] for run in runs))
+        for label, colour, runs in methods
+    ]
+    ax.plot(*zip(*(mean[2:] for mean in means[:-1]), strict=True), color=LORA, lw=1.6)
+    ax.set_ylim(0.55 * min(row["memorised"] for row in [*rows, *half]), 1.15 * LINES[-1] * across[1])
+    *lora_means, full_mean = means
+    for label, colour, x, y in lora_means:
+        note(ax, label, (x, y), (-7, 5), colour, fontsize=9.5, ha="right", path_effects=HALO)
+    label_lines(
+        ax,
+        [*((across[1], bits * across[1]) for bits in LINES), full_mean[2:]],
+        [*(f"{bits} bit{'s' if bits > 1 else ''} a number" for bits in LINES), full_mean[0]],
+        [*[FAINT_INK] * len(LINES), FULL],
+        align=across[1],
+    )
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(lambda number, _: f"{number:,.0f}")
+    ax.set_xlabel("numbers that are trained")
+    ax.set_ylabel("bits memorised")
+    return figure
+
+
+@picture(COLUMNS, settings="runs run knee")
+def memory_knee(table: Table) -> Figure:
+    """Bits memorised against bits offered, for one rank: all of them (the dashed line), until no more fit.
+
+    A dot is a seed, the line their mean. The same training each time.
+    """
+    r = table.settings["knee"]
+    rows = [*table.where(phase="offered"), *table.where(phase="seeds", method="lora", r=r)]
+    by_offer: dict[float, list[float]] = {}
+    for row in sorted(rows, key=lambda row: row["offered"]):
+        by_offer.setdefault(row["offered"], []).append(row["memorised"])
+    means = {offered: statistics.mean(bits) for offered, bits in by_offer.items()}
+    most = max(means, key=lambda offered: means[offered])
+    whole = [offered for offered, bits in means.items() if bits > 0.95 * offered]
+    title = f"A LoRA of rank {r} held no more than {means[most]:,.0f} bits, however many it was offered"
+    if whole:
+        title = f"Rank {r} recites nearly all of {max(whole):,.0f} bits, and never holds more than {means[most]:,.0f}"
+    figure = new_figure(9, 4.7, title, f"random strings of 6 bits a symbol; a dot is a seed\n{_measured(table)}")
+    ax = axes_at(figure, 0.95, 0.7, 5.6, 2.9)
+    right, trained = 1.04 * max(means), rows[0]["trained"]
+    ax.set_xlim(0, right)
+    ax.set_ylim(0, 1.3 * means[most])
+    top = min(right, 1.3 * means[most])
+    ax.plot([0, top], [0, top], color=FROZEN, lw=1.4, ls=(0, (4, 3)))
+    note(ax, "all that was offered", (0.86 * top, 0.86 * top), (8, -3), FAINT_INK, fontsize=9.5)
+    ax.plot(list(means), list(means.values()), color=LORA)
+    ax.plot([row["offered"] for row in rows], [row["memorised"] for row in rows], "o", color=LORA_DARK, ms=5, mew=0)
+    last = max(means)
+    label_lines(ax, [(last, means[last])], [f"{means[last] / trained:.2f} bits a trained number"], [LORA], align=right)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(lambda number, _: f"{number:,.0f}")
+    ax.set_xlabel("bits offered")
+    ax.set_ylabel("bits memorised")
+    return figure

@@ -1,0 +1,134 @@
+"""The studies by name, for `python -m lora_np study NAME`: the question, what makes the table, and how much is quick.
+
+A new study is a file beside this one, with `f(setting=FULL, workers=2, folder=None) -> Table`, and a line here. Those that need
+another study's table stand after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..fetch import fetched
+from . import capacity, comparison, convergence, finetuning, intrinsic, knobs, qlora, spectra, subspaces
+from . import hyperparameters as of
+from .table import Table
+from .workers import Workers
+
+
+@dataclass(frozen=True)
+class Study:
+    """`make(*tables, **options, workers=…, folder=…)` makes the table; `quick` are options with which it takes minutes.
+
+    `needs` names the studies whose tables it takes, `model` what must have been fetched. Finished runs are kept in the folder
+    `runs`, or in one of the study's own name. A study `alone` takes a machine to itself: its runs use all cores, one by one.
+    """
+
+    question: str
+    make: Callable[..., Table]
+    quick: Mapping[str, Any] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    model: str | None = None
+    runs: str | None = None
+    alone: bool = False
+
+
+_LIKE_FULL = "Does LoRA reach what full fine-tuning reaches?"
+_RATES = "Is LoRA's best learning rate ten times full fine-tuning's, and independent of the rank?"
+_KNOB: dict[str, Any] = {"quick": {"setting": knobs.QUICK}, "runs": "hyperparameters"}
+_ON_SMOLLM2: dict[str, Any] = {"model": "smollm2-135m", "runs": "finetuning", "alone": True}
+
+STUDIES: dict[str, Study] = {
+    "convergence": Study(_LIKE_FULL, convergence.convergence, quick={"setting": convergence.QUICK}),
+    "convergence_short": Study(
+        _LIKE_FULL, convergence.convergence, options={"setting": convergence.SHORT}, runs="convergence"
+    ),
+    "shortfall": Study(
+        "What keeps LoRA of rank 16 from full fine-tuning's loss?",
+        convergence.shortfall,
+        needs=("convergence",),
+        runs="convergence",
+    ),
+    "qlora_tiny": Study(
+        qlora.QUESTION,
+        qlora.on_tiny,
+        quick={"quant_types": ["nf4"], "seeds": [0]},
+        needs=("convergence",),
+        runs="convergence",
+    ),
+    "finetuning": Study(
+        "What does a real language model gain and forget, fully fine-tuned and with LoRA?",
+        finetuning.finetuning,
+        **_ON_SMOLLM2,
+    ),
+    "qlora_smollm2": Study(qlora.QUESTION, qlora.on_smollm2, needs=("finetuning",), **_ON_SMOLLM2),
+    "comparison": Study(
+        "What does each method learn, what does it forget, and what does it train for that?",
+        comparison.comparison,
+        quick={"setting": comparison.QUICK},
+    ),
+    "intrinsic_dimension": Study(
+        "How many numbers must train, in fine-tuning and from scratch?",
+        intrinsic.intrinsic_dimension,
+        quick={"setting": intrinsic.QUICK},
+    ),
+    "spectra": Study(
+        "Which rank has the ΔW of each layer, learned by full fine-tuning and by LoRA?",
+        spectra.spectra,
+        quick={"setting": spectra.QUICK},
+        model="smollm2-135m",
+    ),
+    "subspaces": Study(
+        "Do two LoRA runs find the same directions, and what does W have in them?",
+        subspaces.subspaces,
+        quick={"setting": subspaces.QUICK},
+    ),
+    "learning_rates_by_rank": Study(_RATES, of.learning_rates_by_rank, **_KNOB),
+    "alpha": Study("Is α more than another learning rate?", of.alpha, **_KNOB),
+    "scaling": Study("Which scaling lets the rank grow while the learning rate stays?", of.scaling, **_KNOB),
+    "target_modules": Study("Which matrices need an adapter most?", of.target_modules, **_KNOB),
+    "equal_parameters": Study("Where should a given number of parameters go?", of.equal_parameters, **_KNOB),
+    "dropout": Study("Does dropout help?", of.dropout, **_KNOB),
+    "batch_size": Study("Does LoRA suffer more from large batches?", of.batch_size, **_KNOB),
+    "capacity": Study("How much fits into a rank?", capacity.capacity, quick={"setting": capacity.QUICK}),
+}
+OTHER_NAMES = {"ranks": "convergence"}  # the sweep over ranks is the comparison's
+
+
+def study(name: str) -> tuple[str, Study]:
+    """The study of that name, or of its other name. Raises KeyError with the names that there are."""
+    name = OTHER_NAMES.get(name, name)
+    if name not in STUDIES:
+        raise KeyError(f"there is no study {name!r}; the studies are {', '.join([*STUDIES, *OTHER_NAMES])}.")
+    return name, STUDIES[name]
+
+
+def make(
+    name: str, tables: Mapping[str, Table], workers: Workers = 2, folder: str | Path | None = None, quick: bool = False
+) -> Table:
+    """The table of a study; `tables` has those that it needs, `folder` has a folder of finished runs for each study.
+
+    Raises ValueError where there is no quick setting, KeyError where a table is missing, FileNotFoundError where a model is.
+    """
+    name, one = study(name)
+    command = f"python -m lora_np study {name}{' --quick' if quick else ''}"
+    if quick and one.quick is None:
+        raise ValueError(f"the study {name} has no quick setting.")
+    for needed in one.needs:
+        if needed not in tables:
+            raise KeyError(
+                f"the study {name} needs the table {needed}: make it first, with {command.replace(name, needed)}"
+            )
+    if one.model:
+        fetched(one.model)
+    options = {**one.options, **(one.quick if quick else {}), "folder": folder and Path(folder) / (one.runs or name)}
+    if not one.alone:
+        options["workers"] = workers
+    elif isinstance(workers, str):
+        raise ValueError(f"the runs of {name} use all cores of this machine, one by one, and no cluster.")
+    table = one.make(*(tables[needed] for needed in one.needs), **options)
+    table.command = command
+    return table

@@ -1,0 +1,166 @@
+"""The claims about LoRA's relatives and the methods that are no ΔW: the lesson's table, and what each paper says of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .lesson import LESSON, beside_ours, mean, percent, times
+from .table import Table
+
+NEEDED = ("comparison", "comparison_smollm2", "method_costs", "method_costs_smollm2")
+Row = tuple[str, str, str, str]
+STUDY = "`lora_np/studies/comparison.py`, notebook 09"
+
+
+def on_methods(tables: Mapping[str, Table]) -> list[Row]:
+    """(claim, its source, what came out here, what checked it)."""
+    compared, costs = tables["comparison"], tables["method_costs"]
+    fa, lora = (costs.where(method=name)[0] for name in ("lora-fa", "lora"))
+    vera, of_lora = (compared.where(phase="seeds", method=name)[0]["trainable"] for name in ("vera", "lora"))
+    return [
+        *of_the_lesson(tables),
+        (
+            "LoRA forgets less",
+            "Biderman et al. 2024",
+            forgetting(compared),
+            STUDY,
+        ),
+        (
+            "LoRA+ is 1 to 2 % better and up to twice as fast",
+            "Hayou et al. 2024",
+            f"{against_lora(compared, 'lora+')}; rates of A and B 1 : {lora_plus_ratio(compared):g}, A's swept",
+            STUDY,
+        ),
+        ("DoRA is better than LoRA", "Liu et al. 2024", against_lora(compared, "dora"), STUDY),
+        ("PiSSA converges faster than LoRA", "Meng et al. 2024", against_lora(compared, "pissa"), STUDY),
+        (
+            "VeRA trains ten times fewer parameters at the same quality",
+            "Kopiczko et al. 2023",
+            f"{of_lora / vera:.1f} times fewer here ({vera:,} for {of_lora:,}); {against_lora(compared, 'vera')}",
+            STUDY,
+        ),
+        (
+            "LoRA-FA saves activation memory without losing quality",
+            "Zhang et al. 2023",
+            f"a step's peak is {fa['peak_bytes'] / lora['peak_bytes']:.2f} of LoRA's; {against_lora(compared, 'lora-fa')}",
+            f"`test_lora_fa_keeps_n_r_numbers_in_place_of_n_in`; {STUDY}",
+        ),
+        (
+            "Adam is invariant under (α/(pq), A·p, lr_A·p, lr_B·q)",
+            "Schulman et al. 2025",
+            "to the bit, where p and q are powers of two and ε is so small that it is rounded away",
+            "`test_adam_trains_the_same_model_when_factors_and_rates_are_scaled_by_powers_of_two`, notebook 09",
+        ),
+        (
+            "What PiSSA leaves in the base has the tail of W's singular values",
+            "Meng et al. 2024, §3",
+            "to 1e-12 in float64, and at the start the model is the base",
+            "`test_what_pissa_leaves_has_the_tail_of_the_singular_values`, `test_pissa_at_the_start_is_the_base_to_1e_12`",
+        ),
+    ]
+
+
+def of_the_lesson(tables: Mapping[str, Table]) -> list[Row]:
+    """A row for each method of the lesson's table, "tiny" and then SmolLM2."""
+    tiny = beside_ours(tables["comparison"], tables["method_costs"])
+    real = beside_ours(tables["comparison_smollm2"], tables["method_costs_smollm2"])
+    said = {"share": percent, "latency": times, "quality": percent}
+    names = {"share": "parameters trained", "latency": "a token's time", "quality": "of full's gain"}
+    rows = []
+    for method, lesson in LESSON.items():
+        found = []
+        for quantity, name in names.items():
+            ours = [
+                row for table in (tiny, real) for row in table if (row["method"], row["quantity"]) == (method, quantity)
+            ]
+            values = " and ".join(f"{said[quantity](row['ours'])} ({row['verdict']})" for row in ours)
+            found.append(f"{name} {values}")
+        label = tables["comparison"].settings["labels"][method]
+        claim = f"{label}: {lesson['share'].words} trained, latency {lesson['latency'].words}, {lesson['quality'].words} of quality"
+        rows.append(
+            (
+                claim,
+                "the lesson",
+                "tiny and SmolLM2-135M: " + "; ".join(found),
+                "`lora_np/studies/lesson.py`, notebook 09",
+            )
+        )
+    return rows
+
+
+def forgetting(compared: Table) -> str:
+    """LoRA's end, full fine-tuning's path where it had learned as much, and LoRA at the next smaller rate that was tried."""
+    learned, forgotten = {}, {}
+    for method in ("full", "lora"):
+        runs = compared.where(phase="seeds", method=method)
+        learned[method] = compared.settings["base_loss"] - curve(runs, "heldout")
+        forgotten[method] = curve(runs, "prose") - compared.settings["base_prose"]
+    reached = learned["lora"][-1]
+    alike = np.interp(reached, learned["full"], forgotten["full"])  # on its way full passes what LoRA reaches
+    word = "yes" if forgotten["lora"][-1] < alike else "no"
+    return (
+        f"{word}: on tiny, in nats a byte, LoRA r = 8 learns {reached:.3f} of code and forgets {forgotten['lora'][-1]:.3f} of "
+        f"prose, full fine-tuning {learned['full'][-1]:.3f} and {forgotten['full'][-1]:.3f}; where full fine-tuning has learned "
+        f"as much as LoRA it has forgotten {alike:.3f}{at_a_smaller_rate(compared)}"
+    )
+
+
+def at_a_smaller_rate(compared: Table) -> str:
+    """What LoRA's sweep shows just below its best rate, if it went there: the rate was chosen by what is learned alone."""
+    best = compared.where(phase="seeds", method="lora")[0]["lr"]
+    below = [row for row in compared.where(phase="sweep", method="lora") if row["lr"] < best and row["prose"]]
+    if not below:
+        return ""
+    row = max(below, key=lambda row: row["lr"])
+    learned = compared.settings["base_loss"] - row["final"]
+    forgotten = row["prose"][-1] - compared.settings["base_prose"]
+    return f". At {row['lr'] / best:g} of its best rate LoRA learns {learned:.3f} and forgets {forgotten:.3f}"
+
+
+def against_lora(compared: Table, method: str) -> str:
+    """The losses at the end and at the first evaluation, the difference against the seeds' spread, and when LoRA's last loss is
+    reached."""
+    ours, lora = (compared.where(phase="seeds", method=name) for name in (method, "lora"))
+    better = mean(lora, "final") - mean(ours, "final")
+    noise = max(spread(ours), spread(lora))
+    word = "no clear difference" if abs(better) <= noise else "better" if better > 0 else "worse"
+    label, steps = compared.settings["labels"][method], ours[0]["steps"]
+    reached = first_at(steps, curve(ours, "heldout"), mean(lora, "final"))
+    when = f"after {reached:.0f} of {steps[-1]} steps" if reached is not None else "nowhere"
+    return (
+        f"held-out {mean(ours, 'final'):.3f} against LoRA's {mean(lora, 'final'):.3f} nats a byte, {word} "
+        f"(seeds spread {noise:.3f}); after {steps[1]} steps {curve(ours, 'heldout')[1]:.3f} against "
+        f"{curve(lora, 'heldout')[1]:.3f}; {label} reaches LoRA's last loss {when}"
+    )
+
+
+def lora_plus_ratio(compared: Table) -> float:
+    """B's rate over A's, as the runs have it."""
+    from json import loads
+
+    return loads(compared.where(method="lora+")[0]["how"])["lr_ratio"]["lora_B"]
+
+
+def curve(runs: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
+    """The mean over seeds at each evaluation."""
+    return np.mean([row[key] for row in runs], axis=0)
+
+
+def spread(runs: Sequence[Mapping[str, Any]]) -> float:
+    """From the best to the worst seed's final loss."""
+    finals = [row["final"] for row in runs]
+    return max(finals) - min(finals)
+
+
+def first_at(steps: Sequence[float], losses: Sequence[float], wanted: float) -> float | None:
+    """The step at which a curve first is at `wanted` or below it, between two points by a straight line; None if nowhere."""
+    for i, loss in enumerate(losses):
+        if loss <= wanted:
+            if i == 0:
+                return float(steps[0])
+            share = (losses[i - 1] - wanted) / (losses[i - 1] - loss)
+            return float(steps[i - 1] + share * (steps[i] - steps[i - 1]))
+    return None

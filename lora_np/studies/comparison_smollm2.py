@@ -1,0 +1,127 @@
+"""The methods on a real language model: SmolLM2-135M learns a voice by DoRA, a prefix and adapters, beside full and LoRA.
+
+The runs of finetuning.py and qlora.py are read from their tables; the others are trained here on the same records, steps and
+schedule, each at its own best rate of a sweep by factors of three.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..nn import Module
+from ..train import evaluate
+from . import finetuning
+from .comparison import trained
+from .finetuning import FineTuning
+from .methods import R, methods
+from .runs import beyond_the_edge, finished, run_all, sweep, validation
+from .table import Table
+
+METHODS = methods(alpha_over_r=2)  # as finetuning.py has it
+KEPT = ("method", "lr", "seed", "steps", "heldout", "final", "validation", "prose", "seconds")
+
+
+@dataclass(frozen=True)
+class MethodFineTuning(FineTuning):
+    """One run by a method of METHODS."""
+
+    how: str = field(init=False)  # what METHODS has under that name
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "how", METHODS[self.method].how())
+
+    def load(self) -> Module:
+        """The model, made ready to train."""
+        return METHODS[self.method].model(self.base_model(), self.seed)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How much of the study to run, and where the tables of full fine-tuning, LoRA and QLoRA lie."""
+
+    rates: Mapping[str, Sequence[float]] = field(
+        default_factory=lambda: {
+            "dora": (1e-3, 3e-3, 1e-2),
+            "prefix": (3e-2, 1e-1, 3e-1),
+            "houlsby": (1e-3, 3e-3, 1e-2),
+        }
+    )
+    seeds: Sequence[int] = (0, 1, 2)
+    factor: float = 3.0  # by which a sweep whose best is at its edge goes on, once
+    base: FineTuning = field(default_factory=lambda: FineTuning("full", 0.0))
+    tables: str = "figures/data"
+
+
+FULL = Setting()
+
+
+def measure(run: MethodFineTuning) -> dict[str, Any]:
+    """Train once: the row of `finetuning.measure`, without answers. The losses are None where it diverged."""
+    try:
+        model, history = finetuning.fine_tune(run)
+    except FloatingPointError:
+        lost = dict.fromkeys(("validation", "final", "prose"))
+        return asdict(run) | lost | {"steps": [], "heldout": [], "seconds": []}
+    points = [row for row in history.rows if "heldout" in row]
+    row = {"steps": [p["step"] for p in points]} | {key: [p[key] for p in points] for key in ("heldout", "seconds")}
+    choosing, judging = finetuning.heldout(run)
+    texts = {"validation": choosing, "final": judging, "prose": finetuning.prose(run)}
+    return asdict(run) | row | {name: evaluate(model, batches) for name, batches in texts.items()} | trained(model)
+
+
+def comparison_smollm2(setting: Setting = FULL, workers: int = 1, folder: str | Path | None = None) -> Table:
+    """Rows {method, lr, seed, phase, steps, heldout, final, validation, prose, seconds, trainable, share}, in nats a token.
+
+    phase is "sweep" or "seeds", as in `comparison`, and those of "seeds" have `recovered` and `forgotten` too. settings:
+    base_loss and base_prose, of the model untouched; runs, how many were trained here. A run has threads of its own, so
+    one worker is meant.
+    """
+    known, qlora = (Table.load(Path(setting.tables) / f"{name}.json") for name in ("finetuning", "qlora_smollm2"))
+    settings = {
+        key: getattr(setting.base, key) for key in FineTuning.__dataclass_fields__ if key not in ("method", "lr")
+    }
+    runs = {
+        MethodFineTuning(name, 0.0, **settings | {"seed": setting.seeds[0]}): lrs for name, lrs in setting.rates.items()
+    }
+    given = finetuning.shared(setting.base)
+    tried = sweep(measure, runs, workers, folder, given, None)
+    further = {run: beyond_the_edge(rows, setting.factor) for run, rows in tried.items()}
+    for run, rows in sweep(measure, further, workers, folder, given, None).items():
+        tried[run] += rows
+    best = {run: min(rows, key=validation) for run, rows in tried.items()}
+    repeats = [replace(run, lr=row["lr"], seed=seed) for seed in setting.seeds[1:] for run, row in best.items()]
+    ours = finished([*best.values(), *run_all(measure, repeats, workers, folder, "seeds", given)])
+    rates = [row for rows in tried.values() for row in rows]
+    everything = [*rates, *ours[len(best) :]]
+    others = known.where(phase="seeds") + [row | {"method": "qlora"} for row in qlora.where(quant_type="nf4")]
+    sizes = {name: trained(METHODS[name].model(setting.base.base_model(), 0)) for name in ("full", "lora", "qlora")}
+    seeds = [row | sizes[row["method"]] for row in others] + list(ours)
+    before = known.settings["before"]
+    full = statistics.mean(row["final"] for row in seeds if row["method"] == "full")
+    kept = (*KEPT, "trainable", "share")
+    labels = {name: METHODS[name].label for name in (*sizes, *setting.rates)}
+    return Table(
+        study="comparison_smollm2",
+        question="What does a real language model learn and forget by each method?",
+        command="python -m lora_np study comparison_smollm2",
+        settings=asdict(setting)
+        | {
+            "base_loss": before["final"],
+            "base_prose": before["prose"],
+            "r": R,
+            "labels": labels,
+            "runs": len(everything),
+        },
+        rows=[{key: row[key] for key in kept if key in row} | {"phase": "sweep"} for row in rates]
+        + [
+            {key: row[key] for key in kept if key in row}
+            | {"phase": "seeds", "recovered": (before["final"] - row["final"]) / (before["final"] - full)}
+            | {"forgotten": row["prose"] - before["prose"]}
+            for row in seeds
+        ],
+        seconds=sum(row["seconds"][-1] for row in everything if row["seconds"]),
+    )

@@ -1,0 +1,159 @@
+"""The lesson's comparison of methods, its numbers beside ours: what each says, as an interval, and whether ours lies in it.
+
+The rule is one for all. What the lesson says stands for an interval (`LESSON`): "< 1 %" for what is below it, "about" for half to
+twice a share and for ± 2 points of quality, "zero" for a token that takes at most 1.05 times the base's, "slight" for at most
+1.10, "added" for at least 1.05. Ours agrees where it lies inside, and is "less" or "more" where it does not.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .table import Table
+
+POINTS, FACTOR, ZERO, SLIGHT = 0.02, 2, 1.05, 1.10
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the lesson says of one quantity, and the interval that it stands for."""
+
+    words: str
+    low: float
+    high: float
+
+    def verdict(self, ours: float) -> str:
+        """ "agrees", or whether ours is "less" or "more"."""
+        return "less" if ours < self.low else "more" if ours > self.high else "agrees"
+
+
+def about(share: float) -> Said:
+    """A share of parameters: half to twice as much."""
+    return Said(f"~{100 * share:g} %", share / FACTOR, share * FACTOR)
+
+
+def quality(share: float) -> Said:
+    """A share of full fine-tuning's quality: ± 2 points."""
+    return Said(f"~{100 * share:g} %", share - POINTS, share + POINTS)
+
+
+SMALL, NO_LATENCY = Said("< 1 %", 0.0, 0.01), Said("zero, merged", 0.0, ZERO)
+LESSON: dict[str, dict[str, Said]] = {
+    "lora": {"share": SMALL, "latency": NO_LATENCY, "quality": quality(0.99)},
+    "qlora": {"share": SMALL, "latency": NO_LATENCY, "quality": quality(0.98)},
+    "prefix": {"share": about(0.001), "latency": Said("slight", 0.0, SLIGHT), "quality": quality(0.95)},
+    "houlsby": {"share": about(0.03), "latency": Said("added", ZERO, math.inf), "quality": quality(0.97)},
+}
+
+
+def beside_ours(
+    compared: Table, costs: Table | None = None, merge_latency: Table | None = None
+) -> list[dict[str, Any]]:
+    """Rows {method, label, quantity, lesson, ours, verdict} of a `comparison`, or of `comparison_smollm2`.
+
+    Quality is the mean share of full fine-tuning's gain. The latency is a token's seconds to the base's, of a `method_costs` of
+    the same base: merged where the lesson says so and it can be, else as trained. A quantity that was not measured has no row.
+    """
+    rows = []
+    for method, said in LESSON.items():
+        runs = compared.where(phase="seeds", method=method)
+        if not runs:
+            continue
+        ours: dict[str, float | None] = {"share": runs[0]["share"], "quality": mean(runs, "recovered")}
+        ours["latency"] = token_ratio(costs, method, merged="merged" in said["latency"].words)
+        rows += [
+            {"method": method, "label": compared.settings["labels"][method], "quantity": quantity}
+            | {"lesson": what.words, "ours": ours[quantity], "verdict": what.verdict(ours[quantity])}
+            for quantity, what in said.items()
+            if ours[quantity] is not None
+        ]
+    return rows
+
+
+def token_ratio(costs: Table | None, method: str, merged: bool) -> float | None:
+    """How many times the base's a token takes: merged where asked for and possible."""
+    row = next(iter(costs.where(method=method)), {}) if costs else {}
+    return (row.get("merged_token_ratio") if merged else None) or row.get("token_ratio")
+
+
+def mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
+    """The mean of a column."""
+    return statistics.mean(row[key] for row in rows)
+
+
+def summary(compared: Table, costs: Table | None = None) -> list[dict[str, Any]]:
+    """One row a method: {method, label, lr, trainable, share, state_bytes, recovered, least, most, forgotten, …}.
+
+    recovered is the mean over seeds, least and most its range. With a `method_costs` also step_ratio, peak_bytes, prompt_ratio,
+    token_ratio and the merged ones.
+    """
+    rows = []
+    for method, label in compared.settings["labels"].items():
+        runs = compared.where(phase="seeds", method=method)
+        shares = [row["recovered"] for row in runs]
+        row = {"method": method, "label": label, "lr": runs[0]["lr"]}
+        row |= {key: runs[0].get(key) for key in ("trainable", "share", "state_bytes")}
+        row |= {key: mean(runs, key) for key in ("final", "recovered", "forgotten")}
+        row |= {"least": min(shares), "most": max(shares)}
+        rows.append(row | (next(iter(costs.where(method=method)), {}) if costs else {}))
+    return rows
+
+
+def times(ratio: float | None) -> str:
+    """1.234 → '1.23×'."""
+    return "–" if ratio is None else f"{ratio:.2f}×"
+
+
+def percent(share: float) -> str:
+    """0.0956 → '9.6 %'; two digits of a small one, none after the point of a large one."""
+    return f"{100 * share:.{0 if share >= 0.1 else 1 if share >= 0.01 else 2}f} %"
+
+
+COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "method": lambda row: row["label"],
+    "trained": lambda row: f"{row['trainable']:,}",
+    "share": lambda row: percent(row["share"]),
+    "state": lambda row: f"{row['state_bytes'] / 1e6:.2f} MB",
+    "step": lambda row: times(row["step_ratio"]),
+    "peak": lambda row: f"{row['peak_bytes'] / 1e6:.0f} MB",
+    "prompt": lambda row: times(row["prompt_ratio"]),
+    "token": lambda row: times(row["token_ratio"]),
+    "token, merged": lambda row: times(row["merged_token_ratio"]),
+    "best rate": lambda row: f"{row['lr']:.2g}",
+    "of full's gain": lambda row: f"{percent(row['recovered'])} ({percent(row['least'])} to {percent(row['most'])})",
+    "forgotten": lambda row: f"{row['forgotten']:+.3f}",
+}
+NEEDS = {"state": "state_bytes", "step": "step_ratio", "peak": "peak_bytes", "prompt": "prompt_ratio"}
+NEEDS |= {"token": "token_ratio", "token, merged": "token_ratio"}
+
+
+def comparison_markdown(compared: Table, costs: Table | None = None) -> str:
+    """The comparison as a table in Markdown, one line a method; columns that the tables do not have are left out."""
+    rows = summary(compared, costs)
+    columns = [name for name in COLUMNS if NEEDS.get(name) is None or rows[0].get(NEEDS[name]) is not None]
+    return markdown(columns, [[COLUMNS[name](row) for name in columns] for row in rows])
+
+
+def lesson_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What `beside_ours` found, as Markdown: a line a method and a quantity."""
+    said = {"share": percent, "latency": times, "quality": percent}
+    words = {
+        "share": "parameters trained",
+        "latency": "a token, to the base's",
+        "quality": "of full fine-tuning's gain",
+    }
+    lines = [
+        [row["label"], words[row["quantity"]], row["lesson"], said[row["quantity"]](row["ours"]), row["verdict"]]
+        for row in rows
+    ]
+    return markdown(["method", "", "the lesson", "here", "verdict"], lines)
+
+
+def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    rule = ["---"] * len(columns)
+    return "\n".join("| " + " | ".join(line) + " |" for line in [columns, rule, *lines])

@@ -1,0 +1,196 @@
+"""Capacity is counted in bits that a model can prove it holds: none for one that knows nothing, all for one that recites."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import lora_np as ln
+from lora_np.ops import IGNORE_INDEX
+from lora_np.studies import capacity, claims_on_capacity
+from lora_np.studies.capacity import BITS, KEY, Epochs, Memory, Setting, batch, memorised, strings
+from lora_np.studies.table import Table
+
+# ----------------------------------------------------------------------------------------------------- strings, in bits
+
+
+def test_a_model_that_knows_only_the_alphabet_has_memorised_nothing():
+    assert BITS == 6 and len(set(capacity.ALPHABET)) == 64
+    assert memorised(math.log(64), 1000) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_model_that_is_certain_of_every_symbol_holds_all_bits_offered():
+    assert memorised(0.0, 1000) == 6000
+
+
+def test_half_the_loss_is_half_the_bits():
+    assert memorised(math.log(8), 1000) == pytest.approx(
+        3000
+    )  # eight candidates left of 64: three bits known, three not
+
+
+def test_a_model_worse_than_chance_holds_nothing_rather_than_less():
+    assert memorised(math.log(64) + 0.5, 1000) == 0
+
+
+def test_bits_are_those_of_a_real_loss():
+    """A table of the right symbols at probability 1/2, the others alike: −log₂ of the right one is 1, so 5 of 6 bits are held."""
+    rows = strings(4, 8, 0)
+    _, targets = batch(rows)
+    p = np.full((*targets.shape, 64), 0.5 / 63)
+    np.put_along_axis(p, np.maximum(targets, 0)[..., None], 0.5, axis=-1)
+    loss, _ = ln.ops.cross_entropy_forward(np.log(p), targets)
+    assert memorised(float(loss), 4 * 8) == pytest.approx(4 * 8 * 5)
+
+
+def test_every_string_has_a_name_of_its_own_and_uniform_symbols():
+    rows = strings(4096, 16, 0)
+    assert rows.shape == (4096, KEY + 16) and rows.min() == 0 and rows.max() == 63
+    assert len(np.unique(rows[:, :KEY], axis=0)) == 4096, "two strings with one name could never both be recited"
+    share = np.bincount(rows[:, KEY:].ravel(), minlength=64) / (4096 * 16)
+    entropy = -(share * np.log2(share)).sum()
+    assert 5.998 < entropy <= 6, "the symbols carry 6 bits each"
+    assert not np.array_equal(rows, strings(4096, 16, 1)), "another seed, other strings"
+    with pytest.raises(ValueError, match="4096"):
+        strings(4097, 16, 0)
+
+
+def test_a_name_is_given_and_does_not_count():
+    rows = strings(3, 5, 0)
+    tokens, targets = batch(rows)
+    assert (targets[:, : KEY - 1] == IGNORE_INDEX).all()
+    np.testing.assert_array_equal(targets[:, KEY - 1 :], rows[:, KEY:])
+    np.testing.assert_array_equal(tokens, rows[:, :-1])
+    assert (targets != IGNORE_INDEX).sum() == 3 * 5, "each symbol but the name's is counted once"
+
+
+def test_an_epoch_shows_every_string_once():
+    rows = strings(10, 4, 0)
+    epochs = Epochs(rows, batch_size=4, seed=0)
+    for epoch in (0, 7):
+        seen = [epochs[3 * epoch + part][0][:, :KEY] for part in range(3)]
+        names = np.concatenate(seen)
+        assert sorted(map(tuple, names)) == sorted(map(tuple, rows[:, :KEY]))
+    assert not np.array_equal(epochs[0][0], epochs[3][0]), "in another order each time"
+
+
+# ------------------------------------------------------------------------------------------------------ a LoRA that recites
+
+
+@pytest.fixture(scope="module")
+def recited():
+    run = Memory("lora", 1e-2, r=4, strings=6, length=6, max_steps=150, base_steps=800)
+    return run, *capacity.memorise(run)
+
+
+def test_a_lora_whose_rank_suffices_recites_its_strings(recited):
+    run, model, row = recited
+    assert row["offered"] == 6 * 6 * 6
+    assert row["memorised"] > 0.95 * row["offered"], "a base that is certain of a symbol is needed, and this one is"
+    rows = strings(run.strings, run.length, run.seed)
+    said = ln.generate(model, rows[:, :KEY].tolist(), run.length)
+    assert said == rows[:, KEY:].tolist(), "to the symbol, from their names alone"
+
+
+def test_without_the_adapter_the_base_knows_none_of_them(recited):
+    run, model, row = recited
+    assert row["bits"][0] < 0.1 * row["offered"], "at step 0 nothing is held yet"
+    rows = strings(run.strings, run.length, run.seed)
+    with model.disable_adapter():
+        assert ln.generate(model, rows[:, :KEY].tolist(), run.length) != rows[:, KEY:].tolist()
+
+
+def test_it_holds_its_own_strings_and_no_others(recited):
+    run, model, _ = recited
+    loss = ln.evaluate(model, [batch(strings(run.strings, run.length, run.seed + 1))])
+    assert memorised(loss, run.strings * run.length) == 0
+
+
+def test_lora_trains_what_the_ledger_counts(recited):
+    _, model, row = recited
+    assert row["trained"] == sum(p.value.size for name, p in model.named_parameters() if "lora_" in name)
+
+
+def test_each_call_has_a_base_of_its_own():
+    one, other = (capacity.base_model(2, 4) for _ in range(2))
+    first = next(iter(dict(one.named_parameters()).values()))
+    first.value += 1
+    assert not np.array_equal(first.value, next(iter(dict(other.named_parameters()).values())).value)
+
+
+# ---------------------------------------------------------------------------------------------------------- the study
+
+
+def test_a_diverged_run_is_a_row_that_says_so(monkeypatch):
+    def diverges(run):
+        raise FloatingPointError("loss nan")
+
+    monkeypatch.setattr(capacity, "memorise", diverges)
+    row = capacity.measure(Memory("lora", 1.0, r=1))
+    assert row["memorised"] is None and row["validation"] is None and row["seconds"] >= 0
+
+
+def test_the_study_has_every_phase_and_counts_its_runs():
+    setting = Setting(
+        run=Memory("lora", 0.0, length=4, max_steps=4, base_steps=2),
+        ranks=(1, 2),
+        strings_a_rank=4,
+        full_strings=8,
+        lora_lrs=(1e-3, 2e-3),
+        full_lrs=(1e-3,),
+        bracket=False,
+        seeds=(0, 1),
+        knee=2,
+        offered=(2,),
+    )
+    table = capacity.capacity(setting, workers=1)
+    count = {phase: len(table.where(phase=phase)) for phase in ("sweep", "seeds", "half", "offered")}
+    assert count == {"sweep": 5, "seeds": 6, "half": 3, "offered": 2}
+    assert table.settings["runs"] == 5 + 3 + 3 + 2, "the seeds' first is one of the sweep"
+    assert {row["strings"] for row in table.where(phase="seeds", method="lora", r=2)} == {8}
+    assert {row["max_steps"] for row in table.where(phase="half")} == {2}
+    assert table.seconds == pytest.approx(
+        sum(row["seconds"] for row in table.rows if row["phase"] != "seeds" or row["seed"] != 0)
+    )
+    assert table.settings["base_bits_a_symbol"] == pytest.approx(6, abs=0.5)
+
+
+def test_a_rank_is_offered_more_than_two_bits_a_number():
+    """What is offered must not be what limits a rank: more than the literature's two bits for each number it trains."""
+    for run in capacity.FULL.methods():
+        small = replace(run, base_steps=2)
+        trained = sum(p.value.size for _, p in small.model().named_parameters() if p.trainable)
+        assert run.strings * run.length * BITS > 2 * trained, run
+
+
+# --------------------------------------------------------------------------------------------------------- the claims
+
+
+def table(power=1.0) -> Table:
+    rows = []
+    for r in (1, 4, 16):
+        for phase, factor in (("seeds", 1.0), ("half", 0.8)):
+            held = factor * 1000 * r**power
+            rows.append({"phase": phase, "method": "lora", "r": r, "seed": 0, "trained": 1000 * r, "memorised": held})
+            rows[-1]["offered"] = 2500 * r
+    for phase, factor in (("seeds", 1.0), ("half", 0.8)):
+        rows.append({"phase": phase, "method": "full", "r": None, "seed": 0, "trained": 32_000, "offered": 80_000})
+        rows[-1]["memorised"] = factor * 20_000
+    rows.append({"phase": "offered", "method": "lora", "r": 4, "seed": 0, "trained": 4000, "offered": 500})
+    rows[-1]["memorised"] = 500
+    return Table("capacity", "?", "python", settings={"knee": 4}, rows=rows)
+
+
+def test_the_exponent_is_one_where_twice_the_rank_holds_twice_as_much():
+    assert claims_on_capacity.exponent(table()) == pytest.approx(1)
+    assert claims_on_capacity.exponent(table(0.5)) == pytest.approx(0.5)
+
+
+def test_what_the_claims_say_is_read_from_the_table():
+    bits, learns = claims_on_capacity.on_capacity({"capacity": table()})
+    assert "1.00 to 1.00 bits" in bits[2] and "0.62 with full fine-tuning" in bits[2] and "20% less" in bits[2]
+    assert "power of 1.00" in learns[2] and "100% of 500 bits by heart and 40% of 10,000" in learns[2]
+    assert "holds 80% of full fine-tuning's bits with 50% of its numbers" in learns[2]

@@ -1,0 +1,240 @@
+"""The comparison of methods: each is what its name says, counts are the formulae's, and the lesson's rule is one for all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lora_np import Transformer, save_model
+from lora_np.peft import LoraConfig
+from lora_np.studies import claims_on_methods, convergence, lesson, method_costs, methods, step_cost
+from lora_np.studies import comparison as study
+from lora_np.studies.comparison import Run, Setting, comparison, state_bytes, trained
+from lora_np.studies.methods import METHODS, VIRTUAL_TOKENS, R, bottleneck_size
+from lora_np.studies.pretrain import TINY
+from lora_np.studies.table import Table
+from lora_np.train import evaluate, train
+
+CONFIG = replace(TINY, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4)
+CONFIG = replace(CONFIG, num_key_value_heads=2, head_dim=4)
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    """A small random model in a folder, two batches to look at, and LoRA's rank of its own size."""
+    save_model(Transformer.random(CONFIG), tmp_path / "base")
+    batch = np.arange(64).reshape(2, 32), np.arange(1, 65).reshape(2, 32)
+    monkeypatch.setattr(convergence, "_unseen", lambda: [batch, (batch[1], batch[0])])
+    monkeypatch.setattr(study, "prose_batches", lambda: [(batch[0][:, ::-1].copy(), batch[1])])
+    return str(tmp_path / "base")
+
+
+BATCH = (np.arange(16).reshape(2, 8), np.arange(1, 17).reshape(2, 8))
+
+
+def counts(config=CONFIG) -> dict[str, int]:
+    """method → the parameters that it trains, by the formulae."""
+    d, f, L = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    linears = [(q, d), (kv, d), (kv, d), (d, q), (f, d), (f, d), (d, f)]
+    lora = L * R * sum(out + in_ for out, in_ in linears)
+    outs = L * sum(out for out, _ in linears)
+    m = bottleneck_size(Transformer.random(config))
+    bottleneck = 2 * m * d + d + m
+    return {
+        **dict.fromkeys(("lora", "qlora", "rslora", "pissa", "lora+"), lora),
+        **{"dora": lora + outs, "lora-fa": R * outs, "vera": 256 * 7 * L + outs},
+        "prefix": VIRTUAL_TOKENS * 2 * L * kv,
+        "prefix-mlp": VIRTUAL_TOKENS * kv + (kv * kv + kv) + (2 * L * kv * kv + 2 * L * kv),
+        **{"houlsby": 2 * L * bottleneck, "pfeiffer": L * bottleneck},
+    }
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_trains_as_many_numbers_as_its_formula_says(name):
+    base = Transformer.random(CONFIG)
+    size = sum(p.value.size for _, p in base.named_parameters())
+    model, optimizer = METHODS[name].model(base, seed=0), METHODS[name].optimizer(1e-3)
+    expected = size if name == "full" else counts()[name]
+    assert trained(model) == {"trainable": expected, "share": pytest.approx(expected / size)}
+    train(model, [BATCH], optimizer, 1, progress=False)
+    assert state_bytes(model, optimizer, BATCH) == 4 * 4 * expected, "value, gradient, m and v, in float32"
+
+
+def test_the_methods_differ_in_what_their_names_say():
+    base, tokens = Transformer.random(CONFIG), BATCH[0]
+    started, _ = base.forward(tokens)
+    for name in ("lora", "rslora", "dora", "pissa", "lora-fa", "lora+", "vera", "houlsby", "pfeiffer"):
+        logits, _ = METHODS[name].model(Transformer.random(CONFIG), seed=0).forward(tokens)
+        np.testing.assert_allclose(logits, started, atol=1e-4, err_msg=f"{name} does not start at the base")
+    for name in ("qlora", "prefix", "prefix-mlp"):
+        logits, _ = METHODS[name].model(Transformer.random(CONFIG), seed=0).forward(tokens)
+        assert np.abs(logits - started).max() > 1e-4, f"{name} starts elsewhere"
+    assert METHODS["lora+"].optimizer(1.0).lr_of("q_proj.lora_B.default", 1.0) == 16
+    assert METHODS["rslora"].config.scaling == pytest.approx(METHODS["lora"].config.scaling * R**0.5)
+
+
+def test_an_adapters_width_comes_nearest_to_the_share_that_is_asked_for():
+    base, sizes = Transformer.random(TINY), {}
+    for m in (bottleneck_size(base) + k for k in (-1, 0, 1)):
+        sizes[m] = 2 * TINY.num_hidden_layers * (2 * m * TINY.hidden_size + TINY.hidden_size + m)
+    wanted = methods.HOULSBY_SHARE * sum(p.value.size for _, p in base.named_parameters())
+    assert min(sizes, key=lambda m: abs(sizes[m] - wanted)) == bottleneck_size(base)
+
+
+def test_another_entry_of_the_table_of_methods_is_another_run(monkeypatch):
+    before = Run("lora", 1e-3)
+    monkeypatch.setitem(METHODS, "lora", replace(METHODS["lora"], config=LoraConfig(4, 8, "all-linear")))
+    assert Run("lora", 1e-3).how != before.how
+    assert replace(before, lr=2.0).how == Run("lora", 1e-3).how, "what a run is, is asked when it is made"
+    assert len({method.how() for method in METHODS.values()}) == len(METHODS)
+
+
+def test_the_study_trains_and_resumes_to_the_same_table(base, tmp_path, monkeypatch):
+    rates = {"full": (1e-3,), "lora": (1e-3, 2e-3), "prefix": (1e-2,)}
+    setting = Setting(rates, bracket=False, seeds=(0, 1), steps=2, batch_size=2, eval_every=1, base=base)
+    table = comparison(setting, workers=1, folder=tmp_path / "runs")
+    assert table.settings["runs"] == 4 + 3 == len(list((tmp_path / "runs").iterdir()))
+    for row in table.where(phase="seeds"):
+        assert row["steps"] == [0, 1, 2] == list(range(len(row["prose"])))
+        assert row["forgotten"] == row["prose"][-1] - table.settings["base_prose"]
+        assert row["final"] == row["heldout"][-1] != row["validation"]
+    starts = {row["method"]: row["heldout"][0] for row in table.where(phase="seeds", seed=0)}
+    assert starts["full"] == starts["lora"] == table.settings["base_loss"] != starts["prefix"]
+    model, _, _ = study.fine_tune(Run("prefix", 1e-2, max_steps=2, batch_size=2, eval_every=1, base=base))
+    (row,) = table.where(phase="seeds", method="prefix", seed=0)
+    assert row["prose"][-1] == evaluate(model, study.prose_batches()), "the prose is evaluated with what was trained"
+
+    monkeypatch.setattr(study, "measure", lambda run: pytest.fail("a finished run was repeated"))
+    again = comparison(setting, workers=1, folder=tmp_path / "runs")
+    assert again.rows == table.rows
+
+
+def test_a_run_that_diverges_is_a_row_without_a_loss(base, monkeypatch):
+    def diverge(run):
+        raise FloatingPointError("step 1: loss nan")
+
+    monkeypatch.setattr(study, "fine_tune", diverge)
+    row = study.measure(Run("lora", 1.0, base=base))
+    assert row["final"] is None and row["validation"] is None and row["method"] == "lora"
+
+
+def test_every_sweep_begins_with_three_rates_and_knows_its_method():
+    assert study.RATES.keys() == METHODS.keys()
+    assert all(len(lrs) == 3 and lrs[1] == 2 * lrs[0] and lrs[2] == 2 * lrs[1] for lrs in study.RATES.values())
+
+
+# ----------------------------------------------------------------------------------------------------------------- costs
+
+
+def test_costs_are_beside_the_base_and_full_and_merged_where_that_is_possible(base):
+    names = ("full", "lora", "qlora", "dora", "prefix")
+    table = method_costs.method_costs(names, base, 2, 8, prompt=4, new_tokens=2, rounds=1, steps=1)
+    rows = {row["method"]: row for row in table.rows}
+    assert list(rows) == list(names) and rows["full"]["step_ratio"] == rows["full"]["token_ratio"] == 1
+    assert {name for name, row in rows.items() if row["merged_token_ratio"] is None} == {"qlora", "prefix"}
+    assert all(row["step_ratio"] > 0 and row["prompt_ratio"] > 0 for row in rows.values())
+
+
+@pytest.mark.parametrize("name", ["lora", "prefix", "houlsby", "vera"])
+def test_a_steps_peak_counts_the_adapter_whatever_it_is_called(name, monkeypatch):
+    monkeypatch.setattr(step_cost, "train", lambda *arguments, **settings: None)
+    model = METHODS[name].model(Transformer.random(CONFIG), seed=0)
+    adapter = sum(p.value.nbytes for p in model.adapter_parameters())
+    assert adapter <= step_cost.training_peak(model, []) < adapter + 4096
+
+
+# ---------------------------------------------------------------------------------------------------------- the lesson
+
+
+def test_the_rule_of_agreement():
+    small, about, good = lesson.SMALL, lesson.about(0.03), lesson.quality(0.97)
+    assert [small.verdict(x) for x in (0.0059, 0.0956)] == ["agrees", "more"]
+    assert [about.verdict(x) for x in (0.014, 0.016, 0.059, 0.061)] == ["less", "agrees", "agrees", "more"]
+    assert [good.verdict(x) for x in (0.94, 0.955, 0.985, 1.0)] == ["less", "agrees", "agrees", "more"]
+    latency = {name: said["latency"] for name, said in lesson.LESSON.items()}
+    assert [latency["lora"].verdict(x) for x in (1.01, 1.2)] == ["agrees", "more"]
+    assert [latency["houlsby"].verdict(x) for x in (1.01, 1.2)] == ["less", "agrees"]
+    assert [latency["prefix"].verdict(x) for x in (1.01, 1.2)] == ["agrees", "more"]
+
+
+def small_tables() -> tuple[Table, Table]:
+    shares = {"full": 1.0, "lora": 0.5, "qlora": 0.4, "prefix": 0.1, "houlsby": 0.03}
+    rows = [
+        {"method": m, "phase": "seeds", "seed": seed, "share": s, "recovered": s - 0.1 * seed, "forgotten": s}
+        | {"lr": 1e-3, "trainable": int(1000 * s), "state_bytes": int(16000 * s), "final": 1.0}
+        for m, s in shares.items()
+        for seed in (0, 1)
+    ]
+    compared = Table("c", "?", "", {"labels": {m: METHODS[m].label for m in shares}}, rows)
+    costs = [
+        {
+            "method": m,
+            "step_ratio": 1.5,
+            "peak_bytes": 1e6,
+            "prompt_ratio": 1.2,
+            "token_ratio": 1.3,
+            "merged_prompt_ratio": None,
+        }
+        | {"merged_token_ratio": 1.01 if m == "lora" else None}
+        for m in shares
+    ]
+    return compared, Table("m", "?", "", {}, costs)
+
+
+def test_the_lessons_numbers_stand_beside_ours():
+    compared, costs = small_tables()
+    rows = {(row["method"], row["quantity"]): row for row in lesson.beside_ours(compared, costs)}
+    assert len(rows) == 4 * 3
+    assert rows["lora", "quality"]["ours"] == pytest.approx(0.45) and rows["lora", "quality"]["verdict"] == "less"
+    assert rows["lora", "latency"] | {"verdict": "agrees"} == rows["lora", "latency"], "merged"
+    assert rows["qlora", "latency"]["ours"] == 1.3, "over four bits nothing is merged"
+    assert rows["houlsby", "share"]["verdict"] == rows["houlsby", "latency"]["verdict"] == "agrees"
+    text = lesson.lesson_markdown(lesson.beside_ours(compared))
+    assert "latency" not in text and "| LoRA | parameters trained | < 1 % | 50 % | more |" in text
+
+
+def test_the_comparison_reads_as_a_table():
+    compared, costs = small_tables()
+    alone, beside = (lesson.comparison_markdown(*t).splitlines() for t in ((compared,), (compared, costs)))
+    assert len(alone) == len(beside) == 2 + 5
+    assert "token" not in alone[0] and "token, merged" in beside[0]
+    assert "| LoRA | 500 |" in beside[3] and "1.01×" in beside[3] and "45 % (40 % to 50 %)" in beside[3]
+    assert "–" in beside[4], "QLoRA is not merged"
+
+
+def path(method: str, heldout: list[float], prose: list[float]) -> dict:
+    row = {"method": method, "phase": "seeds", "heldout": heldout, "prose": prose}
+    return row | {"steps": [0, 50, 100], "final": heldout[-1], "lr": 0.4}
+
+
+def test_forgetting_is_compared_where_as_much_was_learned():
+    """Full passes 0.25, LoRA's end, halfway between its points, and has forgotten (0.1 + 0.3)/2 there."""
+    rows = [path("full", [2.0, 1.9, 1.6], [1.0, 1.1, 1.3]), path("lora", [2.0, 1.8, 1.75], [1.0, 1.02, 1.05])]
+    table = Table("c", "?", "", {"base_loss": 2.0, "base_prose": 1.0}, rows)
+    said = claims_on_methods.forgetting(table)
+    assert said.startswith("yes: ") and "LoRA r = 8 learns 0.250 of code and forgets 0.050" in said
+    assert said.endswith("it has forgotten 0.200"), "no smaller rate was tried"
+    table.rows += [
+        rows[1] | {"phase": "sweep", "lr": lr, "final": 2.0 - lr, "prose": [1.0, 1.0 + lr]} for lr in (0.1, 0.2)
+    ]
+    rows[1]["prose"][-1] = 1.25
+    said = claims_on_methods.forgetting(table)
+    assert said.startswith("no: ") and said.endswith("At 0.5 of its best rate LoRA learns 0.200 and forgets 0.200")
+
+
+def test_a_paper_is_answered_by_the_losses_the_spread_and_the_step():
+    rows = [path("lora", [2.0, 1.5, 1.0 + x], [1, 1, 1]) for x in (0.0, 0.02)]
+    rows += [path("dora", [2.0, 1.02, 0.9], [1, 1, 1]), path("vera", [2.0, 1.9, 1.8], [1, 1, 1])]
+    rows += [path("pissa", [2.0, 1.5, 1.0], [1, 1, 1])]
+    table = Table("c", "?", "", {"labels": {"dora": "DoRA", "vera": "VeRA", "pissa": "PiSSA"}}, rows)
+    said = {method: claims_on_methods.against_lora(table, method) for method in table.settings["labels"]}
+    assert (
+        ", better (seeds spread 0.020)" in said["dora"] and "after 54 of 100 steps" in said["dora"]
+    )  # 1.02 → 0.9 at 1.01
+    assert "after 50 steps 1.020 against 1.500" in said["dora"]
+    assert ", worse" in said["vera"] and said["vera"].endswith("nowhere")
+    assert "no clear difference" in said["pissa"]
+    assert claims_on_methods.first_at([0, 10], [1.0, 0.5], 1.0) == 0
