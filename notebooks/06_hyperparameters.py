@@ -107,7 +107,7 @@ for rule in ("α/r", "α/√r", "α = 2r"):
 # %% [markdown]
 # ## α
 #
-# Now $r$ = 16 stays and $\alpha$ goes through two powers of eight. **Predict** two lines: the loss if all run at the rate that suits $\alpha$ = 32, and the loss if each has a rate of its own.
+# Now $r$ = 16 stays and $\alpha$ alone changes, by large factors. **Predict** two lines: the loss if all run at the rate that suits $\alpha$ = 32, and the loss if each has a rate of its own.
 
 # %%
 plots.alpha_chart(tables["alpha"]);

@@ -649,7 +649,7 @@ def test_titles_say_what_the_table_says():
 def test_titles_of_the_knobs_say_what_their_tables_say():
     assert title(plots.rates_by_rank(knobs.by_rank())) == "With α fixed, LoRA's best rate is 4 times full fine-tuning's"
     assert "at 0 of 2 sizes" in title(plots.equal_parameters_chart(knobs.equal(-0.01)))
-    assert "gains 0.010 nats a byte on little text, 0.000 on much" in title(plots.dropout_chart(knobs.dropouts()))
+    assert "gains 0.020 at one rate, 0.010 at its best; on much 0.000" in title(plots.dropout_chart(knobs.dropouts()))
     assert title(plots.batch_size_chart(knobs.batches())).endswith(": +0.010 in batches of 2, +0.050 in batches of 32")
     assert title(plots.rank_scaling_chart(knobs.scaled())).endswith("grown to r = 128, α/r ends lowest")
     assert "0.000 at its own best" in title(plots.alpha_chart(knobs.alphas()))
