@@ -147,15 +147,25 @@ def test_the_study_has_every_phase_and_counts_its_runs():
         offered=(2,),
     )
     table = capacity.capacity(setting, workers=1)
-    count = {phase: len(table.where(phase=phase)) for phase in ("sweep", "seeds", "half", "offered")}
-    assert count == {"sweep": 5, "seeds": 6, "half": 3, "offered": 2}
-    assert table.settings["runs"] == 5 + 3 + 3 + 2, "the seeds' first is one of the sweep"
+    count = {phase: len(table.where(phase=phase)) for phase in ("sweep", "seeds", "half", "offered", "tried")}
+    assert count == {"sweep": 5, "seeds": 6, "half": 3, "offered": 2, "tried": 11}
+    runs = {tuple(row[key] for key in ("method", "r", "lr", "seed", "max_steps", "strings")): row for row in table.rows}
+    assert table.settings["runs"] == len(runs) < len(table.rows), "a run that stands in two phases was made once"
+    assert table.seconds == pytest.approx(sum(row["seconds"] for row in runs.values()))
     assert {row["strings"] for row in table.where(phase="seeds", method="lora", r=2)} == {8}
     assert {row["max_steps"] for row in table.where(phase="half")} == {2}
-    assert table.seconds == pytest.approx(
-        sum(row["seconds"] for row in table.rows if row["phase"] != "seeds" or row["seed"] != 0)
-    )
     assert table.settings["base_bits_a_symbol"] == pytest.approx(6, abs=0.5)
+
+
+def test_a_rate_that_another_seed_falls_over_at_is_not_the_best(monkeypatch):
+    def measured(run):
+        loss = 1.0 if run.lr < 2e-3 else 4.0 if run.seed else 0.9  # better with the first seed alone
+        return {"method": "lora", "r": 1, "lr": run.lr, "seed": run.seed, "validation": loss}
+
+    monkeypatch.setattr(capacity, "measure", measured)
+    kept, lost = capacity.steady([Memory("lora", 2e-3, r=1)], (0, 1), workers=1, folder=None)
+    assert {row["lr"] for row in kept} == {1e-3} and {row["lr"] for row in lost} == {2e-3}
+    assert [row["seed"] for row in kept] == [0, 1]
 
 
 def test_a_rank_is_offered_more_than_two_bits_a_number():

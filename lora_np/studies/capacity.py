@@ -30,7 +30,7 @@ from ..optim import AdamW, WarmupCosine
 from ..peft import LoraConfig, get_peft_model
 from ..train import Batch, evaluate, train
 from ..transformer import Transformer, TransformerConfig
-from .runs import finished, run_all, sweep, validation
+from .runs import Row, finished, run_all, sweep, validation
 from .table import Table
 
 ALPHABET = string.ascii_letters + string.digits + "+/"  # a token is a place in it
@@ -229,25 +229,42 @@ def measure(run: Memory) -> dict[str, Any]:
     return row | {"seconds": time.process_time() - started}
 
 
+def steady(
+    runs: Sequence[Memory], seeds: Sequence[int], workers: int, folder: str | Path | None
+) -> tuple[list[Row], list[Row]]:
+    """Each run with every seed, at its rate and at half of it: the rows of the rate with the lower mean loss, and the others.
+
+    The best rate of one seed may lie at the edge of where training collapses, and another seed, or other data, fall over it.
+    """
+    rates = [[replace(run, lr=lr, seed=seed) for seed in seeds] for run in runs for lr in (run.lr, run.lr / 2)]
+    rows = iter(run_all(measure, [run for same in rates for run in same], workers, folder, "capacity"))
+    measured = [[next(rows) for _ in same] for same in rates]
+    kept, lost = [], []
+    for two in zip(measured[::2], measured[1::2], strict=True):
+        better, worse = sorted(two, key=lambda same: sum(map(validation, same)))
+        kept += finished(better)
+        lost += worse
+    return kept, lost
+
+
 def capacity(setting: Setting = FULL, workers: int = 2, folder: str | Path | None = None) -> Table:
     """What each rank holds, and full fine-tuning, at its own best learning rate.
 
     Rows by phase. "sweep": the first seed at every rate; "seeds": the best one, every seed, offered more than fits; "half":
     the same with half the steps, first seed, which shows how far from its end the training is; "offered": rank `knee`,
-    offered less, every seed.
+    offered less or more, every seed. "tried": the rates that lost in `steady`.
     """
-    tried = sweep(measure, setting.methods(), workers, folder, factor=2.0 if setting.bracket else None)
-    best = {method: min(rows, key=validation) for method, rows in tried.items()}
-    at_best = [replace(method, lr=row["lr"]) for method, row in best.items()]
-    repeats = [replace(run, seed=seed) for seed in setting.seeds[1:] for run in at_best]
-    halves = [replace(run, max_steps=run.max_steps // 2) for run in at_best]
-    knee = next(run for run in at_best if run.r == setting.knee)
-    fewer = [replace(knee, strings=n, seed=seed) for n in setting.offered for seed in setting.seeds]
-    more = finished(run_all(measure, [*repeats, *halves, *fewer], workers, folder, "capacity"))
-    rates = [row for rows in tried.values() for row in rows]
-    seeds = [*finished(list(best.values())), *more[: len(repeats)]]
-    half, offered = more[len(repeats) :][: len(halves)], more[len(repeats) + len(halves) :]
-    phases = {"sweep": rates, "seeds": seeds, "half": half, "offered": offered}
+    first, seeds = setting.seeds[:1], setting.seeds
+    sweeps = sweep(measure, setting.methods(), workers, folder, factor=2.0 if setting.bracket else None)
+    best = [replace(method, lr=min(rows, key=validation)["lr"]) for method, rows in sweeps.items()]
+    halves = [replace(run, max_steps=run.max_steps // 2) for run in best]
+    knee = next(run for run in best if run.r == setting.knee)
+    offers = [replace(knee, strings=n) for n in setting.offered]
+    phases: dict[str, list] = {"sweep": [row for rows in sweeps.values() for row in rows], "tried": []}
+    for phase, runs, of in (("seeds", best, seeds), ("half", halves, first), ("offered", offers, seeds)):
+        phases[phase], lost = steady(runs, of, workers, folder)
+        phases["tried"] += lost
+    different = {tuple((key, row[key]) for key in asdict(setting.run)): row for rows in phases.values() for row in rows}
     base, fresh = base_model(setting.run.base_steps, KEY + setting.run.length), strings(256, setting.run.length, 99)
     return Table(
         study="capacity",
@@ -257,8 +274,8 @@ def capacity(setting: Setting = FULL, workers: int = 2, folder: str | Path | Non
         | {
             "bits_a_symbol": BITS,
             "base_bits_a_symbol": evaluate(base, [batch(fresh)]) / math.log(2),  # on strings that nobody has shown it
-            "runs": len(rates) + len(more),
+            "runs": len(different),
         },
         rows=[row | {"phase": phase} for phase, rows in phases.items() for row in rows],
-        seconds=sum(row["seconds"] for row in [*rates, *more]),
+        seconds=sum(row["seconds"] for row in different.values()),
     )
