@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..fetch import fetched
-from . import capacity, comparison, convergence, finetuning, knobs, qlora, spectra, subspaces
+from . import capacity, comparison, comparison_smollm2, convergence, finetuning, knobs, qlora, spectra, subspaces
 from . import hyperparameters as of
 from .table import Table
 from .workers import Workers
@@ -69,6 +69,12 @@ STUDIES: dict[str, Study] = {
         "What does each method learn, what does it forget, and what does it train for that?",
         comparison.comparison,
         quick={"setting": comparison.QUICK},
+    ),
+    "comparison_smollm2": Study(
+        "What does a real language model learn and forget by each method?",
+        comparison_smollm2.comparison_smollm2,
+        model="smollm2-135m",
+        alone=True,
     ),
     "spectra": Study(
         "Which rank has the ΔW of each layer, learned by full fine-tuning and by LoRA?",
