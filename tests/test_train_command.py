@@ -483,9 +483,12 @@ def test_another_base_is_not_resumed(run, tmp_path, monkeypatch, capsys):
 
 
 def test_what_a_killed_writer_left_is_swept_away_and_nothing_else(run, tmp_path):
-    (tmp_path / "out").mkdir()
-    for name in ("checkpoint.safetensors.0123456789abcdef0123456789abcdef.tmp", "mine.tmp", "notes.txt"):
-        (tmp_path / "out" / name).write_text("half")
+    left = tmp_path / "out" / "checkpoint.safetensors.0123456789abcdef0123456789abcdef.tmp"
+    left.mkdir(parents=True)
+    (left / "checkpoint.safetensors").write_text("half")
+    (left / ".tmp1a2B3c").write_text("half of what safetensors writes")
+    for name in ("mine.tmp", "notes.txt"):
+        (tmp_path / "out" / name).write_text("of the user")
     assert run() == 0
     assert list(files(tmp_path / "out")) == [*ADAPTER, "mine.tmp", "notes.txt"]
 

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import warnings
@@ -251,7 +252,7 @@ def _clear(arguments: argparse.Namespace) -> None:
     """Take away what a killed process left half-written under another name and, to start again, the old checkpoint."""
     for path in arguments.output.glob("*.tmp"):
         if UNFINISHED.fullmatch(path.name):
-            path.unlink()
+            shutil.rmtree(path)
     if arguments.overwrite:
         (arguments.output / CHECKPOINT).unlink(missing_ok=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -38,10 +39,11 @@ class StoredArrays(Mapping[str, np.ndarray]):
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
-    """Call `write(temporary)`, then rename the temporary file to `path`: a reader sees the old file or the new, never half."""
+    """Call `write(temporary)`, then rename what it wrote to `path`: a reader sees the old file or the new, never half."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # a folder: safetensors adds a file of its own
+    unfinished.mkdir(parents=True)
+    temporary = unfinished / path.name
     try:
         temporary.touch()
         mode = temporary.stat().st_mode  # an ordinary new file's; safetensors makes one that only its owner may read
@@ -49,7 +51,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
         temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(unfinished)
 
 
 def save_arrays(
