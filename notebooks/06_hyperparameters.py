@@ -292,7 +292,7 @@ for string, answer in zip(rest[:4], said[:4], strict=True):
 
 # %%
 from lora_np import plots
-from lora_np.studies.claims_on_capacity import against_full, exponent, gain, numbers, share, share_by_rank
+from lora_np.studies.claims_on_capacity import against_full, exponent, free_share, gain, numbers, share, share_by_rank
 from lora_np.studies.table import Table
 
 held = Table.load("../figures/data/capacity.json")
@@ -307,14 +307,19 @@ plots.memory_knee(held);
 plots.capacity_chart(held);
 
 # %%
+print(f"{'bits':18}{'a trained number':>18}{'a free number':>16}{'half the steps':>17}")
 for r, bits in share_by_rank(held).items():
-    print(f"LoRA r = {r:<12}{bits:.2f} bits a trained number   (half the steps: {share(held, 'lora', r, phase='half'):.2f})")
-print(f"full fine-tuning    {share(held, 'full'):.2f} bits a trained number   (half the steps: {share(held, 'full', phase='half'):.2f})")
+    print(f"{f'LoRA r = {r}':18}{bits:18.2f}{free_share(held, r):16.2f}{share(held, 'lora', r, phase='half'):17.2f}")
+full = share(held, "full")
+print(f"{'full fine-tuning':18}{full:18.2f}{full:16.2f}{share(held, 'full', phase='half'):17.2f}")
 top = max(share_by_rank(held))
 print(f"\nbits grow as r to the power of {exponent(held):.2f}; half the steps give {gain(held):.0%} less")
 print(f"r = {top}: {against_full(held, top):.0%} of full fine-tuning's bits, with {numbers(held, top):.0%} of its numbers")
 
 # %% [markdown]
+# A free number? $BA$ is the same as $(BR)(R^{-1}A)$ for every invertible $R$ of $r \times r$, so of the $r(d_{in} + d_{out})$ numbers in $A$ and
+# $B$ only $r(d_{in} + d_{out} - r)$ are free; at $r = \min(d_{in}, d_{out})$ that is the whole matrix.
+#
 # Where half the steps give clearly less, the training was not at its end, and the numbers are a lower bound. The literature has 2 bits of
 # knowledge a parameter for whole models ([Allen-Zhu and Li, 2024](https://arxiv.org/abs/2404.05405)) and about 3.6 bits for random strings
 # ([Morris et al., 2025](https://arxiv.org/abs/2505.24832)), after far longer training.

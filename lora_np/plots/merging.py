@@ -38,7 +38,7 @@ def merge_drift(table: Table) -> Figure:
     figure = new_figure(
         9,
         4.7,
-        "One adapter merged over and over harms once; several in turns add up",
+        _drift_title(table),
         f"relative error of one weight of tiny; ΔW of {table.settings['of']} random adapters, "
         f"each {table.settings['share']:g} of its norm",
     )
@@ -57,6 +57,17 @@ def merge_drift(table: Table) -> Figure:
     return figure
 
 
+def _drift_title(table: Table) -> str:
+    """The error after the last merge, of one adapter and of several in turns, in the first dtype."""
+    dtype, of = table.rows[0]["dtype"], table.settings["of"]
+    rows = table.where(dtype=dtype)
+    one, turns = (
+        next(row["errors"][-1] for row in rows if row["adapters"].startswith("the same") is same)
+        for same in (True, False)
+    )
+    return f"{rows[0]['cycles'][-1]:,} merges in {dtype}: one adapter leaves an error of {one:.1%}, {of} in turns {turns:.1%}"
+
+
 @picture("kind weights code voice error", settings="r density")
 def combinations_chart(table: Table) -> Figure:
     """Left, the held-out loss on one domain against the other, a dot a combination type; right, each one's error of ΔW.
@@ -64,19 +75,34 @@ def combinations_chart(table: Table) -> Figure:
     Grey, the base; ink, the parents, and between them the line of cat as its weights pass from one to the other. Cyan works
     on ΔW, green on A and B apart. Types that draw at random have a dot a seed. Table: rows {kind, weights, code, voice, error}.
     """
-    figure = new_figure(
-        9,
-        5.2,
-        "Two adapters made one: working on ΔW loses less than on A and B apart",
-        f"tiny, rank {table.settings['r']}, density {table.settings['density']:g}; each type at its own best scale of "
-        "both weights (in brackets),\nchosen on other held-out text",
-    )
     types = [
         kind for kind in dict.fromkeys(row["kind"] for row in table.rows) if kind not in ("base", "adapter", "share")
     ]
+    figure = new_figure(
+        9,
+        5.2,
+        _combinations_title(table, types),
+        f"tiny, rank {table.settings['r']}, density {table.settings['density']:g}; each type at its own best scale of "
+        "both weights (in brackets),\nchosen on other held-out text",
+    )
     _losses(axes_at(figure, 0.75, 0.65, 3.65, 3.35), table, types)
     _errors(axes_at(figure, 6.85, 0.65, 1.9, 3.35), table, types)
     return figure
+
+
+def _combinations_title(table: Table, types: list[str]) -> str:
+    """The best type on ΔW and the best on the factors, by the sum of both losses."""
+    best = {
+        colour: min((_loss(table, kind), kind) for kind in types if _colour(kind) == colour)
+        for colour in (ON_THE_CHANGE, ON_THE_FACTORS)
+    }
+    (loss, kind), (other_loss, other) = best[ON_THE_CHANGE], best[ON_THE_FACTORS]
+    return f"Two adapters made one: {kind}, on ΔW, ends at {loss:.2f}, {other}, on A and B apart, at {other_loss:.2f}"
+
+
+def _loss(table: Table, kind: str) -> float:
+    """Both held-out losses together, the mean over draws."""
+    return float(np.mean([row["code"] + row["voice"] for row in table.where(kind=kind)]))
 
 
 def _colour(kind: str) -> str:
@@ -108,7 +134,7 @@ def _losses(ax: Axes, table: Table, types: list[str]) -> None:
 def _errors(ax: Axes, table: Table, types: list[str]) -> None:
     """A dot a type and seed, sorted by the sum of both losses, which stands beside the name."""
     found = {kind: table.where(kind=kind) for kind in types}
-    loss = {kind: float(np.mean([row["code"] + row["voice"] for row in rows])) for kind, rows in found.items()}
+    loss = {kind: _loss(table, kind) for kind in types}
     order = sorted(types, key=lambda kind: -loss[kind])
     for place, kind in enumerate(order):
         errors = [row["error"] for row in found[kind]]

@@ -179,6 +179,12 @@ def base_model(steps: int, length: int) -> Transformer:
     return model
 
 
+def matrices() -> int:
+    """How many matrices of SMALL an adapter changes."""
+    adapted = get_peft_model(Transformer.empty(SMALL), LoraConfig(1, target_modules="all-linear"))
+    return sum(name.endswith(".weight") and "lora_A" in name for name, _ in adapted.named_parameters())
+
+
 @cache
 def _base(steps: int, length: int) -> dict[str, np.ndarray]:
     model = Transformer.random(SMALL, seed=0)

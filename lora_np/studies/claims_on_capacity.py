@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping
 
+from .capacity import matrices
 from .table import Table
 
 NEEDED = ("capacity",)
@@ -16,13 +17,15 @@ def on_capacity(tables: Mapping[str, Table]) -> list[tuple[str, str, str, str]]:
     table = tables["capacity"]
     ranks, full = share_by_rank(table), share(table, "full")
     low, high = min(ranks), max(ranks)
+    free = {r: free_share(table, r) for r in ranks}
     study = "`lora_np/studies/capacity.py`, notebook 06"
     return [
         (
             "A model stores 2 bits of knowledge a parameter (3.6 of random strings)",
             "Allen-Zhu and Li 2024 (Morris et al. 2025)",
             f"here at least {min(ranks.values()):.2f} to {max(ranks.values()):.2f} bits of random strings a trained number with "
-            f"LoRA, by rank, {full:.2f} with full fine-tuning; not at its end, for half the steps gave {gain(table):.0%} less",
+            f"LoRA, by rank ({min(free.values()):.2f} to {max(free.values()):.2f} a number that is free: BA has r(in + out − r)), "
+            f"{full:.2f} with full fine-tuning; not at its end, for half the steps gave {gain(table):.0%} less",
             study,
         ),
         (
@@ -44,6 +47,17 @@ def share(table: Table, method: str, r: int | None = None, phase: str = "seeds")
 def share_by_rank(table: Table) -> dict[int, float]:
     """The same of LoRA, for each rank."""
     return {r: share(table, "lora", r) for r in sorted({row["r"] for row in table.where(phase="seeds", method="lora")})}
+
+
+def free_share(table: Table, r: int) -> float:
+    """Bits a free number: the BA of rank r have r(in + out − r) dimensions, for (BR)(R⁻¹A) = BA with every R of r × r."""
+    numbers = trained(table, r)
+    return share(table, "lora", r) * numbers / (numbers - matrices() * r**2)
+
+
+def trained(table: Table, r: int) -> int:
+    """How many numbers rank r trains, Σ r(in + out)."""
+    return table.where(phase="seeds", method="lora", r=r)[0]["trained"]
 
 
 def exponent(table: Table) -> float:
@@ -83,7 +97,4 @@ def against_full(table: Table, r: int) -> float:
 
 def numbers(table: Table, r: int) -> float:
     """Numbers that rank r trains, of full fine-tuning's."""
-    return (
-        table.where(phase="seeds", method="lora", r=r)[0]["trained"]
-        / table.where(phase="seeds", method="full")[0]["trained"]
-    )
+    return trained(table, r) / table.where(phase="seeds", method="full")[0]["trained"]
