@@ -135,7 +135,7 @@ for row in speed.rows:
     print(f"{row['case']:18}{row['side']:16}{row['seconds']:8.3f} s a step{row['peak_bytes'] / 1e9:8.2f} GB   {ratio}")
 
 # %% [markdown]
-# What makes it fast is in the code, a line each: no $dW$ for frozen weights, no $dx$ below the lowest adapter (`transformer.py`); attention in blocks of
+# What makes it fast is in the code, a line each: no $dW$ for frozen weights, no $dx$ below the lowest adapter (`decoder.py`); attention in blocks of
 # queries, which leaves out most of the masked half (`ops/attention.py`); the softmax in the logits' own memory (`ops/loss.py`); and a shard of the
 # batch on each core, because BLAS's threads help the large products only (`parallel.py`).
 #

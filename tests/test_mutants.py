@@ -27,6 +27,7 @@ import test_subspace
 import test_transformer
 
 from lora_np import AdamW, nn, ops, optim, quantization
+from lora_np.decoder import Attention, Block
 from lora_np.generate import last_logits
 from lora_np.kv_cache import KeyValueCache, LayerCache
 from lora_np.nn import Parameter
@@ -40,7 +41,6 @@ from lora_np.peft.vera import VeraLinear
 from lora_np.serve.cache import RowsCache, RowsLayer
 from lora_np.studies import spectra, subspaces
 from lora_np.subspace import SparseProjection, SubspaceModel
-from lora_np.transformer import Attention, Block
 
 EXACT = test_ops.test_backward_agrees_with_the_complex_step_to_1e_12
 MODEL = test_transformer.test_the_whole_model_agrees_with_the_complex_step_to_1e_12

@@ -24,7 +24,7 @@ PACKAGE = ROOT / "lora_np"
 # From the ground up; a folder's files stand together on its floor. `__init__` is `import lora_np as ln`.
 FLOORS = [
     *("backend", "ops", "targets", "quantization", "files", "gradcheck", "nn", "quantized_linear", "parallel"),
-    *("transformer_config", "kv_cache", "transformer", "llama_gguf", "progress", "fetch", "quantized_files"),
+    *("transformer_config", "kv_cache", "decoder", "transformer", "llama_gguf", "progress", "fetch", "quantized_files"),
     *("pretrained", "optim", "train", "subspace", "generate", "ledger", "peft", "serve", "data", "conversations"),
     *("__init__", "studies", "plots", "notebooks", "pictures", "exercises", "reproduce", "commands", "__main__"),
 ]
