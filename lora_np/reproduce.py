@@ -88,13 +88,14 @@ def swept(full: bool, figures: Path, workers: int) -> Tables:
     """
     tables: Tables = {}
     for name in STUDIES if full else QUICK:
-        try:
-            tables[name] = make(name, tables, workers, folder="runs" if full else None, quick=not full)
-        except FileNotFoundError as error:
-            if STUDIES[name].model is None:
-                raise
-            say(2, f"{name} is left out, its committed table stays: {error}")
-            tables[name] = Table.load(figures / "data" / f"{name}.json")
+        if full and (model := STUDIES[name].model):
+            try:
+                fetched(model)
+            except FileNotFoundError as error:
+                say(2, f"{name} is left out, its committed table stays: {error}")
+                tables[name] = Table.load(figures / "data" / f"{name}.json")
+                continue
+        tables[name] = make(name, tables, workers, folder="runs" if full else None, quick=not full)
     return tables
 
 

@@ -13,6 +13,7 @@ these strings. (Measured as in Morris et al. 2025, arXiv 2505.24832, but for the
 
 from __future__ import annotations
 
+import hashlib
 import math
 import string
 import time
@@ -235,6 +236,12 @@ def measure(run: Memory) -> dict[str, Any]:
     return row | {"seconds": time.process_time() - started}
 
 
+def shared(run: Memory) -> str:
+    """A digest of what all runs share beside their settings: the base's shape and weights."""
+    weights = _base(run.base_steps, KEY + run.length)
+    return hashlib.sha256(b"".join([repr(SMALL).encode(), *(w.tobytes() for w in weights.values())])).hexdigest()
+
+
 def steady(
     runs: Sequence[Memory], seeds: Sequence[int], workers: int, folder: str | Path | None
 ) -> tuple[list[Row], list[Row]]:
@@ -243,7 +250,7 @@ def steady(
     The best rate of one seed may lie at the edge of where training collapses, and another seed, or other data, fall over it.
     """
     rates = [[replace(run, lr=lr, seed=seed) for seed in seeds] for run in runs for lr in (run.lr, run.lr / 2)]
-    rows = iter(run_all(measure, [run for same in rates for run in same], workers, folder, "capacity"))
+    rows = iter(run_all(measure, [run for same in rates for run in same], workers, folder, "capacity", shared(runs[0])))
     measured = [[next(rows) for _ in same] for same in rates]
     kept, lost = [], []
     for two in zip(measured[::2], measured[1::2], strict=True):
@@ -261,7 +268,8 @@ def capacity(setting: Setting = FULL, workers: int = 2, folder: str | Path | Non
     offered less or more, every seed. "tried": the rates that lost in `steady`.
     """
     first, seeds = setting.seeds[:1], setting.seeds
-    sweeps = sweep(measure, setting.methods(), workers, folder, factor=2.0 if setting.bracket else None)
+    given, factor = shared(setting.run), 2.0 if setting.bracket else None
+    sweeps = sweep(measure, setting.methods(), workers, folder, given, factor)
     best = [replace(method, lr=min(rows, key=validation)["lr"]) for method, rows in sweeps.items()]
     halves = [replace(run, max_steps=run.max_steps // 2) for run in best]
     knee = next(run for run in best if run.r == setting.knee)

@@ -73,6 +73,7 @@ STUDIES: dict[str, Study] = {
     "comparison_smollm2": Study(
         "What does a real language model learn and forget by each method?",
         comparison_smollm2.comparison_smollm2,
+        needs=("finetuning", "qlora_smollm2"),
         model="smollm2-135m",
         alone=True,
     ),
@@ -123,7 +124,7 @@ def make(
             raise KeyError(
                 f"the study {name} needs the table {needed}: make it first, with {command.replace(name, needed)}"
             )
-    if one.model:
+    if one.model and not quick:
         fetched(one.model)
     options = {**one.options, **(one.quick if quick else {}), "folder": folder and Path(folder) / (one.runs or name)}
     if not one.alone:

@@ -18,7 +18,7 @@ from . import finetuning
 from .comparison import trained
 from .finetuning import FineTuning
 from .methods import R, methods
-from .runs import beyond_the_edge, finished, run_all, sweep, validation
+from .runs import finished, run_all, sweep, validation
 from .table import Table
 
 METHODS = methods(alpha_over_r=2)  # as finetuning.py has it
@@ -41,7 +41,7 @@ class MethodFineTuning(FineTuning):
 
 @dataclass(frozen=True)
 class Setting:
-    """How much of the study to run, and where the tables of full fine-tuning, LoRA and QLoRA lie."""
+    """How much of the study to run."""
 
     rates: Mapping[str, Sequence[float]] = field(
         default_factory=lambda: {
@@ -51,9 +51,8 @@ class Setting:
         }
     )
     seeds: Sequence[int] = (0, 1, 2)
-    factor: float = 3.0  # by which a sweep whose best is at its edge goes on, once
+    factor: float = 3.0  # by which a sweep whose best is at its edge goes on
     base: FineTuning = field(default_factory=lambda: FineTuning("full", 0.0))
-    tables: str = "figures/data"
 
 
 FULL = Setting()
@@ -73,14 +72,16 @@ def measure(run: MethodFineTuning) -> dict[str, Any]:
     return asdict(run) | row | {name: evaluate(model, batches) for name, batches in texts.items()} | trained(model)
 
 
-def comparison_smollm2(setting: Setting = FULL, workers: int = 1, folder: str | Path | None = None) -> Table:
+def comparison_smollm2(
+    known: Table, qlora: Table, setting: Setting = FULL, workers: int = 1, folder: str | Path | None = None
+) -> Table:
     """Rows {method, lr, seed, phase, steps, heldout, final, validation, prose, seconds, trainable, share}, in nats a token.
 
+    known and qlora are the tables of `finetuning` and `qlora.on_smollm2`, which have the runs of full fine-tuning, LoRA and QLoRA.
     phase is "sweep" or "seeds", as in `comparison`, and those of "seeds" have `recovered` and `forgotten` too. settings:
     base_loss and base_prose, of the model untouched; runs, how many were trained here. A run has threads of its own, so
     one worker is meant.
     """
-    known, qlora = (Table.load(Path(setting.tables) / f"{name}.json") for name in ("finetuning", "qlora_smollm2"))
     settings = {
         key: getattr(setting.base, key) for key in FineTuning.__dataclass_fields__ if key not in ("method", "lr")
     }
@@ -88,10 +89,7 @@ def comparison_smollm2(setting: Setting = FULL, workers: int = 1, folder: str | 
         MethodFineTuning(name, 0.0, **settings | {"seed": setting.seeds[0]}): lrs for name, lrs in setting.rates.items()
     }
     given = finetuning.shared(setting.base)
-    tried = sweep(measure, runs, workers, folder, given, None)
-    further = {run: beyond_the_edge(rows, setting.factor) for run, rows in tried.items()}
-    for run, rows in sweep(measure, further, workers, folder, given, None).items():
-        tried[run] += rows
+    tried = sweep(measure, runs, workers, folder, given, setting.factor)
     best = {run: min(rows, key=validation) for run, rows in tried.items()}
     repeats = [replace(run, lr=row["lr"], seed=seed) for seed in setting.seeds[1:] for run, row in best.items()]
     ours = finished([*best.values(), *run_all(measure, repeats, workers, folder, "seeds", given)])

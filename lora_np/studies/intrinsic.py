@@ -137,7 +137,7 @@ class Learner:
             methods[run] = [float(f"{lr * math.sqrt(self.D / d):.3g}") for lr in rates]
         tried = sweep(measure, methods, self.workers, self.folder, self.given, 2.0 if bracket else None)
         for run, rows in tried.items():
-            self.done[run.d or self.D] = [min(rows, key=validation)]
+            self.done[run.d or self.D] = finished([min(rows, key=validation)])
             self.tried += rows
 
     def repeat(self, *dimensions: int) -> None:
@@ -158,11 +158,11 @@ class Learner:
         return statistics.mean(row["heldout"][0] - row["final"] for row in self.done[d])
 
     def reaches(self, d: int) -> bool:
-        """Whether d dimensions reach the share asked for; a d that is new is run at the best rates of those beside it."""
+        """Whether d dimensions reach the share asked for; a d that is new is tried first at the best rates of those beside it."""
         if d not in self.done:
             beside = [*sorted(k for k in self.done if k < d)[-1:], *sorted(k for k in self.done if k > d)[:1]]
             rates = {float(f"{self.done[k][0]['lr'] / math.sqrt(self.D / k):.2g}") for k in beside}
-            self.learn([d], sorted(rates))
+            self.learn([d], sorted(rates), self.setting.bracket)
         if abs(self.gain(d) / self.gain(self.D) - self.setting.share) <= self.setting.margin:
             self.repeat(d)
         return self.gain(d) >= self.setting.share * self.gain(self.D)

@@ -1,7 +1,7 @@
 """Who does a study's runs: processes on this machine, through joblib, or the workers of a Dask cluster.
 
 Both hand over each result as it comes, and both outlive a run that fails and a process that is killed. A study does not see
-which of them worked: the runs are the same, with one BLAS thread each.
+which of them worked: the runs are the same. Each worker has one BLAS thread; one worker alone, which is this process, has all.
 """
 
 from __future__ import annotations
