@@ -46,7 +46,7 @@ ON_THE_HOST = {
     "peft.prefix.PrefixMethod.add": "the prefix is drawn on the host and then moved",
     "peft.pissa.principal_factors": "singular vectors are found on the host and then moved",
     "peft.pissa.on_the_original": "what a file holds is on the host",
-    "peft.vera.add": "A, B, d and b are drawn on the host and then moved",
+    "peft.vera.VeraMethod.add": "A, B, d and b are drawn on the host and then moved",
     "quantization._look_up": "asked of a host array alone: NumPy's take writes in place where it need not check",
     "train._together": "NumPy's scalars, which are on the host already",
     "generate.generate": "tokens, which are on the host, as a person reads them",

@@ -157,7 +157,7 @@ def test_merged_dora_is_unmerged_dora_and_comes_back(make_model, random_batch, s
         assert_allclose(layer.base_layer.weight.value, W + delta, rtol=1e-11, atol=1e-12)
     peft_model.unmerge_adapter()
     for layer, W in zip(peft_model.lora_layers(), before, strict=True):
-        assert_allclose(layer.base_layer.weight.value, W, rtol=1e-11, atol=1e-12)
+        assert_array_equal(layer.base_layer.weight.value, W)
     assert_allclose(peft_model.merge_and_unload().forward(tokens)[0], bypass, rtol=1e-10, atol=1e-11)
 
 
@@ -180,7 +180,24 @@ def test_dora_and_lora_merge_together_and_come_out_again(make_model):
         layers[0].delta_weight("default")
     peft_model.unmerge_adapter()
     for layer, W in zip(layers, before, strict=True):
-        assert_allclose(layer.base_layer.weight.value, W, rtol=1e-10, atol=1e-11)
+        assert_array_equal(layer.base_layer.weight.value, W)
+
+
+def test_a_row_that_dora_shrinks_to_nothing_comes_back_from_a_merge(make_model, random_batch):
+    """m = 0 in one row, and rows that two adapters halve each: what was multiplied by 0 cannot be divided out again."""
+    tokens, _ = random_batch()
+    peft_model = adapted(make_model(), use_dora=True)
+    peft_model.add_adapter("other", LoraConfig(r=2, target_modules=ALL, use_dora=True))
+    for layer in peft_model.lora_layers():
+        for name in ("default", "other"):
+            layer.lora_magnitude_vector[name].value *= 0.5
+            layer.lora_magnitude_vector[name].value[0] = 0
+    with peft_model.disable_adapter():
+        base, _ = peft_model.forward(tokens)
+    peft_model.merge_adapter(["default", "other"])
+    peft_model.unmerge_adapter()
+    with peft_model.disable_adapter():
+        assert_array_equal(peft_model.forward(tokens)[0], base)
 
 
 def test_dora_refuses_a_base_that_trains(make_model, random_batch):
@@ -505,31 +522,12 @@ def test_a_ratio_for_nothing_is_refused(make_model, random_batch):
 # ----------------------------------------------------------------------------------------------------------------- VeRA
 
 VERA = VeraConfig(r=6, target_modules=ALL, init_weights=False)
-
-
-class WithAdapter(ln.Module):
-    """A model whose calls name one adapter: what a PeftModel does for its active one."""
-
-    def __init__(self, model, adapter="default"):
-        self.model, self.adapter = model, adapter
-
-    def forward(self, tokens, rng=None):
-        return self.model.forward(tokens, context=Context(rng, self.adapter))
-
-    def loss(self, tokens, targets, rng=None):
-        return self.model.loss(tokens, targets, context=Context(rng, self.adapter))
-
-    def backward(self, cache, dloss=1.0):
-        self.model.backward(cache, dloss)
+METHOD = vera.VeraMethod()
 
 
 def with_vera(model, config=VERA, seed=1):
-    """`model` with a VeRA adapter of which d and b train."""
-    model.freeze()
-    vera.add(model, "default", config, seed)
-    for p in vera.parameters(model, "default"):
-        p.trainable = True
-    return WithAdapter(model)
+    """`model` with a VeRA adapter, of which d and b train."""
+    return get_peft_model(model, config, seed=seed)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -550,13 +548,13 @@ def test_vera_starts_as_the_base_bit_for_bit(make_model, random_batch):
     base, _ = make_model(np.float32).forward(tokens)
     model = with_vera(make_model(np.float32), VeraConfig(r=6, target_modules=ALL))
     assert_array_equal(model.forward(tokens)[0], base)
-    for layer in vera.vera_layers(model.model).values():
+    for layer in vera.vera_layers(model).values():
         assert (layer.vera_lambda_d["default"].value == np.float32(0.1)).all()
 
 
 def test_vera_shares_its_factors_and_trains_r_plus_out_a_layer(make_model, random_batch):
     model = with_vera(make_model())
-    layers = vera.vera_layers(model.model).values()
+    layers = vera.vera_layers(model).values()
     for kept in ("vera_A", "vera_B"):
         assert len({id(getattr(layer, kept)["default"]) for layer in layers}) == 1
     A, B = (xp.abs(getattr(next(iter(layers)), kept)["default"].value) for kept in ("vera_A", "vera_B"))
@@ -575,15 +573,62 @@ def test_vera_shares_its_factors_and_trains_r_plus_out_a_layer(make_model, rando
         assert xp.array_equal(p.value, before[name]) == ("vera_lambda_" not in name), name
 
 
-def test_vera_is_the_change_of_weight_that_it_says(make_model, random_batch):
+def test_merged_vera_is_unmerged_vera_and_comes_back(make_model, random_batch):
     tokens, _ = random_batch()
     model = with_vera(make_model())
     expected, _ = model.forward(tokens)
-    for layer in vera.vera_layers(model.model).values():
-        layer.base_layer.weight.value = layer.base_layer.weight.value + layer.delta_weight("default")
-    vera.delete(model.model, "default")
-    assert not vera.vera_layers(model.model)
+    layers = vera.vera_layers(model).values()
+    before = [layer.linear.weight.value.copy() for layer in layers]
+    assert model.mergeable
+    model.merge_adapter(safe_merge=True)
+    for layer, W in zip(layers, before, strict=True):
+        assert_allclose(layer.linear.weight.value, W + layer.delta_weight("default"), rtol=1e-12, atol=1e-13)
     assert_allclose(model.forward(tokens)[0], expected, rtol=1e-11, atol=1e-12)
+    with pytest.raises(RuntimeError, match="unmerge_adapter"):
+        model.backward(model.loss(*random_batch())[1])
+    model.unmerge_adapter()
+    for layer, W in zip(layers, before, strict=True):
+        assert_allclose(layer.linear.weight.value, W, rtol=1e-11, atol=1e-12)
+    plain = model.merge_and_unload()
+    assert [name for name, _ in plain.named_modules()] == [name for name, _ in make_model().named_modules()]
+    assert_allclose(plain.forward(tokens)[0], expected, rtol=1e-11, atol=1e-12)
+
+
+def test_vera_merges_around_dora_into_the_same_weight(make_model, random_batch):
+    """DoRA's ΔW is made of W as it was: the inner one merges first and unmerges last."""
+    tokens, _ = random_batch()
+    model = trained(adapted(make_model(), use_dora=True))
+    model.add_adapter("vera", VERA)
+    wrapped, before = vera.vera_layers(model).values(), []
+    expected = []
+    for outer in wrapped:
+        W, dora_layer = outer.linear.weight.value, outer.base_layer
+        before.append(W.copy())
+        expected.append(W + dora_layer.delta_weight("default") + outer.delta_weight("vera"))
+    model.merge_adapter(["vera", "default"])
+    for outer, W in zip(wrapped, expected, strict=True):
+        assert_allclose(outer.linear.weight.value, W, rtol=1e-11, atol=1e-12)
+    merged, _ = model.forward(tokens)
+    with model.disable_adapter():
+        assert_array_equal(model.forward(tokens)[0], make_model().forward(tokens)[0])
+    assert_allclose(model.forward(tokens)[0], merged, rtol=1e-12, atol=1e-13)
+    model.unmerge_adapter()
+    for outer, W in zip(wrapped, before, strict=True):
+        assert_array_equal(outer.linear.weight.value, W)
+    model.merge_adapter(["default", "vera"])
+    plain = model.merge_and_unload()
+    assert [name for name, _ in plain.named_modules()] == [name for name, _ in make_model().named_modules()]
+    assert_allclose(plain.forward(tokens)[0], merged, rtol=1e-12, atol=1e-13)
+
+
+def test_vera_over_four_bits_is_not_merged_and_never_combined(make_model):
+    quantized = with_vera(ln.quantize_model(make_model(np.float32)))
+    with pytest.raises(RuntimeError, match="the base is quantised"):
+        quantized.merge_adapter()
+    model = adapted(make_model())
+    model.add_adapter("vera", VERA)
+    with pytest.raises(ValueError, match="'vera' has a VeraConfig; LoRA's adapters alone are combined"):
+        model.add_weighted_adapter(["default", "vera"], [1.0, 1.0], "both")
 
 
 def test_vera_keeps_n_r_numbers():
@@ -593,33 +638,33 @@ def test_vera_keeps_n_r_numbers():
     assert nbytes(cache) == 8 * (50 * 4 + 300 * 200 + 4 * (200 + 300) + 300 + 4), "h; W, A, B, d and b are there anyway"
 
 
-def test_a_saved_vera_comes_back_to_the_bit(make_model, random_batch):
-    model = with_vera(make_model())
-    tensors, settings = vera.arrays(model.model, "default"), vera.settings(VERA, model.model)
-    again = make_model()
-    config = vera.config_of(json.loads(json.dumps(settings)))
-    vera.restore(again, "default", config, tensors)
-    assert config == replace(VERA, target_modules=settings["target_modules"])
+def test_a_saved_vera_comes_back_to_the_bit(make_model, random_batch, tmp_path):
     tokens, _ = random_batch()
-    assert_array_equal(WithAdapter(again).forward(tokens)[0], model.forward(tokens)[0])
-    vera.add(again, "other", VeraConfig(r=3))
-    assert_array_equal(WithAdapter(again).forward(tokens)[0], model.forward(tokens)[0])
-    vera.delete(again, "other")
-    assert sorted(vera.arrays(again, "default")) == sorted(tensors)
+    model = with_vera(make_model())
+    model.save_pretrained(tmp_path)
+    again = ln.PeftModel.from_pretrained(make_model(), tmp_path)
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert again.peft_config["default"] == replace(VERA, target_modules=settings["target_modules"])
+    assert_array_equal(again.forward(tokens)[0], model.forward(tokens)[0])
+    again.add_adapter("other", VeraConfig(r=3))
+    assert_array_equal(again.forward(tokens)[0], model.forward(tokens)[0])
+    again.delete_adapter("other")
+    assert sorted(METHOD.arrays(again, "default")) == sorted(METHOD.arrays(model, "default"))
 
 
 def test_vera_stands_around_lora_and_each_answers_to_its_own_name(make_model, random_batch):
     tokens, _ = random_batch()
     peft_model = adapted(make_model(), target_modules=["q_proj", "down_proj"])
     base, lora = make_model().forward(tokens)[0], peft_model.forward(tokens)[0]
-    vera.add(peft_model.model, "vera", VERA)
-    alone = with_vera(make_model(), seed=0).forward(tokens)[0]
+    peft_model.add_adapter("vera", VERA, seed=1)
     assert_array_equal(peft_model.forward(tokens)[0], lora)
-    assert_array_equal(WithAdapter(peft_model.model, "vera").forward(tokens)[0], alone)
+    peft_model.set_adapter("vera")
+    assert_array_equal(peft_model.forward(tokens)[0], with_vera(make_model()).forward(tokens)[0])
     assert_array_equal(peft_model.model.forward(tokens)[0], base)
-    vera.delete(peft_model.model, "vera")
+    peft_model.set_adapter("default")
+    peft_model.delete_adapter("vera")
     assert_array_equal(peft_model.forward(tokens)[0], lora)
-    assert not vera.vera_layers(peft_model.model)
+    assert not vera.vera_layers(peft_model)
 
 
 def without(key):
@@ -643,9 +688,9 @@ BAD_VERA = {
 @pytest.mark.parametrize("what", BAD_VERA)
 def test_vera_tensors_that_do_not_fit_are_refused_by_name(what, make_model):
     damage, message = BAD_VERA[what]
-    tensors, model = damage(vera.arrays(with_vera(make_model()).model, "default")), make_model()
+    tensors, model = damage(METHOD.arrays(with_vera(make_model()), "default")), adapted(make_model())
     with pytest.raises(ValueError, match=message):
-        vera.restore(model, "default", VERA, tensors)
+        METHOD.restore(model, "other", VERA, tensors)
     assert not vera.vera_layers(model), "a refusal changes nothing"
 
 
@@ -655,17 +700,26 @@ BAD_VERA_CONFIG = {
     "dropout 1": (lambda: VeraConfig(vera_dropout=1.0), ValueError, "expected 0 ≤ vera_dropout < 1"),
     "an infinite d": (lambda: VeraConfig(d_initial=np.inf), ValueError, "d_initial = inf"),
     "a switch in words": (lambda: VeraConfig(init_weights="no"), TypeError, "init_weights = 'no'"),
-    "another method": (
-        lambda: vera.config_of({"peft_type": "LORA"}),
+    "a target that is no name": (
+        lambda: METHOD.config({"peft_type": "VERA", "target_modules": ["q_proj", 3]}),
         ValueError,
-        "peft_type is 'LORA'; expected 'VERA'",
+        r"target_modules is \['q_proj', 3\]; expected the names",
+    ),
+    "a target that is no expression": (
+        lambda: METHOD.config({"peft_type": "VERA", "target_modules": "q_proj("}),
+        ValueError,
+        "regular expression",
     ),
     "a bias": (
-        lambda: vera.config_of({"peft_type": "VERA", "target_modules": ["q_proj"], "bias": "all"}),
+        lambda: METHOD.config({"peft_type": "VERA", "target_modules": ["q_proj"], "bias": "all"}),
         ValueError,
         "bias is 'all', a feature of PEFT that is not here",
     ),
-    "no layers": (lambda: vera.config_of({"peft_type": "VERA"}), ValueError, "target_modules is missing"),
+    "no layers": (
+        lambda: METHOD.config({"peft_type": "VERA"}),
+        ValueError,
+        "target_modules is None; expected the names",
+    ),
 }
 
 

@@ -25,7 +25,6 @@ from oracle_models import (
     their_loss,
     torch,
 )
-from test_family import WithAdapter
 from test_oracles_adapters import (
     ALL_LINEAR,
     BOUNDS,
@@ -282,13 +281,7 @@ def vera_pair(dtype=np.float64, folder=None):
         if "vera_lambda_" in name:
             p.data.copy_(torch.from_numpy(rng.standard_normal(tuple(p.shape))))
     theirs.save_pretrained(str(folder))
-    tensors, _ = ln.files.load_arrays(folder / "adapter_model.safetensors")
-    config = vera.config_of(json.loads((folder / "adapter_config.json").read_text()))
-    ours.freeze()
-    vera.restore(ours, "default", config, tensors)
-    for p in vera.parameters(ours, "default"):
-        p.trainable = True
-    return WithAdapter(ours), theirs
+    return ln.PeftModel.from_pretrained(ours, folder, is_trainable=True), theirs
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -299,22 +292,23 @@ def test_a_vera_that_peft_wrote_answers_here_and_has_the_same_gradients(dtype, p
     if dtype == np.float64:
         ours.backward(ours.loss(tokens, targets)[1])
         their_loss(theirs, tokens, targets).backward()
-        mine = {name.replace("model.", "base_model.model.", 1): x for name, x in gradients(ours).items()}
-        assert_close(mine, gradients(theirs), 1e-10, "a gradient is not the one that torch finds")
+        assert_close(gradients(ours), gradients(theirs), 1e-10, "a gradient is not the one that torch finds")
+    merged = theirs.merge_and_unload()
+    assert_same_logits(ours.merge_and_unload(), merged, BOUNDS[dtype])
 
 
 def test_a_vera_written_here_answers_in_peft(tmp_path):
     ours, theirs = base_pair(UNTIED, np.float32)
     config = vera.VeraConfig(r=7, target_modules="all-linear", init_weights=False, d_initial=0.2)
-    vera.add(ours, "default", config, seed=3)
-    settings = vera.settings(config, ours)
-    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
-    ln.files.save_arrays(tmp_path / "adapter_model.safetensors", vera.arrays(ours, "default"), {"format": "pt"})
+    before = logits_of(ours)
+    ours = ln.get_peft_model(ours, config, seed=3)
+    ours.save_pretrained(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         theirs = peft.PeftModel.from_pretrained(theirs, str(tmp_path))
-    assert np.abs(logits_of(WithAdapter(ours)) - logits_of(ours)).max() > 0.1, "the adapter does nothing"
-    assert_same_logits(WithAdapter(ours), theirs, 1e-4)
+    assert np.abs(logits_of(ours) - before).max() > 0.1, "the adapter does nothing"
+    assert_same_logits(ours, theirs, 1e-4)
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
     known = theirs.peft_config["default"].to_dict()
     assert settings.keys() <= known.keys()
     assert {k: settings[k] for k in ("r", "d_initial", "vera_dropout")} == {

@@ -12,12 +12,13 @@ from on_device import assert_array_equal, host, xp
 import lora_np as ln
 import lora_np.files
 from lora_np import AdamW, BottleneckConfig, LoraConfig, PeftModel, PrefixTuningConfig, gradcheck_model, train
-from lora_np.nn import EVALUATION, Module, Parameter
+from lora_np.nn import EVALUATION, Parameter
 from lora_np.peft import VeraConfig
 from lora_np.peft.folder import PREFIX
 from lora_np.peft.layers import adaptable_layers, unwrap, wrap, wrapped_by
 from lora_np.peft.method import Method
 from lora_np.peft.methods import METHODS
+from lora_np.peft.wrapper import Wrapper
 
 # ----------------------------------------------------------------------- a new method: all of it, but for its line below
 
@@ -29,14 +30,12 @@ class GainConfig:
     start: float = 1.0
 
 
-class GainLinear(Module):
+class GainLinear(Wrapper):
     """The wrapper, with Linear's contract."""
 
     def __init__(self, base_layer):
-        self.base_layer, self.gain = base_layer, {}
-
-    in_features = property(lambda self: self.base_layer.in_features)
-    out_features = property(lambda self: self.base_layer.out_features)
+        super().__init__(base_layer)
+        self.gain = {}
 
     def forward(self, x, context=EVALUATION):
         y, cache = self.base_layer.forward(x, context)
@@ -246,7 +245,7 @@ def test_adapters_of_all_methods_in_one_model_answer_as_each_does_alone(make_mod
 def test_merging_needs_a_change_of_weights(make_model, random_batch):
     tokens, _ = random_batch()
     peft_model = ln.get_peft_model(make_model(), CONFIGS["lora"], "lora")
-    for name in ("prefix", "bottleneck", "vera", "gain"):
+    for name in ("prefix", "bottleneck", "gain"):
         peft_model.add_adapter(name, CONFIGS[name])
         with pytest.raises(ValueError, match=f"'{name}' has a .*Config: it is no change of weights"):
             peft_model.merge_adapter([name])

@@ -38,6 +38,7 @@ from lora_np.peft.layers import AdapterLinear
 from lora_np.peft.lora import LoraLinear
 from lora_np.peft.prefix import PrefixEncoder, PrefixMethod
 from lora_np.peft.vera import VeraLinear
+from lora_np.peft.wrapper import WeightWrapper
 from lora_np.serve.cache import RowsCache, RowsLayer
 from lora_np.studies import spectra, subspaces
 from lora_np.subspace import SparseProjection, SubspaceModel
@@ -122,7 +123,7 @@ MUTANTS = {
         {},
     ),
     "merging twice": Mutant(
-        LoraLinear.merge, "if not self.merged:", "if True:", test_lora.test_merging_twice_changes_nothing_more, {}
+        WeightWrapper.merge, "if self.merged:", "if False:", test_lora.test_merging_twice_changes_nothing_more, {}
     ),
     # DoRA
     "the cross term of the norm forgotten": Mutant(ops.row_norm_forward, "P += C", "pass", NORM, {}),
@@ -151,18 +152,33 @@ MUTANTS = {
     "the frozen path dropped as well": Mutant(
         dora.backward, "du -= dy", "pass", DORA, {"settings": {"lora_dropout": 0.3}}
     ),
-    "the base stretched by the bypass alone": Mutant(
-        LoraLinear.merge, "*= dora.stretch(self)", "*= 1", MERGED_DORA, {"settings": {}}
-    ),
-    "the magnitude beside W rather than V": Mutant(
-        dora.offset, "layer.merged_rows[name] * product", "product", MERGED_DORA, {"settings": {}}
-    ),
-    "unmerged by the norm of the merged weight": Mutant(
-        LoraLinear.unmerge,
-        "if self.merged_rows:",
-        "self.merged_rows = {n: dora.row_factor(self, n) for n in self.merged_rows}\n    if self.merged_rows:",
+    "the base not stretched": Mutant(
+        dora.delta_weight,
+        "* (W + layer.scaled_product(name)) - W",
+        "* layer.scaled_product(name)",
         MERGED_DORA,
         {"settings": {}},
+    ),
+    "the magnitude beside W rather than V": Mutant(
+        dora.delta_weight,
+        "(W + layer.scaled_product(name))",
+        "W + layer.scaled_product(name)",
+        MERGED_DORA,
+        {"settings": {}},
+    ),
+    "subtracted where W was kept": Mutant(
+        WeightWrapper.unmerge,
+        "W[...] = self.unchanged",
+        "W[...] = W - (W - self.unchanged)",
+        MERGED_DORA,
+        {"settings": {}},
+    ),
+    "merged from the outside inwards": Mutant(
+        merge_calls.MergeCalls.merge_adapter,
+        "in reversed(layers):",
+        "in layers:",
+        test_family.test_vera_merges_around_dora_into_the_same_weight,
+        {},
     ),
     # PiSSA, LoRA-FA, LoRA+
     "a base that PiSSA did not reduce": Mutant(
@@ -221,9 +237,9 @@ MUTANTS = {
         VeraLinear.factors, "[:, : self.in_features]", "[:, -self.in_features :]", VERA_SHARED, {}
     ),
     "factors of its own for each layer": Mutant(
-        vera._insert,
-        "put_adapter(name, config, A, B, d, b)",
-        "put_adapter(name, config, Parameter(A.value, False), B, d, b)",
+        vera.put,
+        "put_adapter(name, config, A, B,",
+        "put_adapter(name, config, Parameter(A.value, False), B,",
         VERA_SHARED,
         {},
     ),
@@ -288,9 +304,9 @@ MUTANTS = {
         merging.judge, "math.hypot(*off.values())", "sum(off.values())", REPORT, {"kind": "svd"}
     ),
     "only the first of several merged": Mutant(
-        LoraLinear.merge,
-        "for name in names:",
-        "for name in names[:1]:",
+        WeightWrapper._sum,
+        "for name in names[1:]:",
+        "for name in []:",
         test_merging.test_several_adapters_merge_at_once_and_come_out_again,
         {},
     ),

@@ -106,15 +106,6 @@ def norm_backward(base: Linear, dn: Array, cache: tuple, need_dA: bool) -> tuple
     return ops.row_norm_backward(dn, (W, *cache[1:]), need_dA)
 
 
-# -------------------------------------------------------------------------------------------------- merged into the weight
-#
-# With g = m/n an adapter makes g ∘ (W + s·B A) of W, so several merged at once make W + Σ ΔW =
-#
-#     (1 + Σ (g − 1)) ∘ W + Σ g ∘ s·B A          g = 1 for those that are not DoRA
-#
-# g depends on W, and is kept from before the merge, in `merged_rows`, for the way back.
-
-
 def row_factor(layer: LoraLinear, name: str) -> Array:
     """g = m/n (out, 1)."""
     m = layer.lora_magnitude_vector[name].value
@@ -129,14 +120,3 @@ def delta_weight(layer: LoraLinear, name: str) -> Array:
     weight = layer.base_layer.weight.value
     W = dense(weight, weight.dtype)
     return row_factor(layer, name) * (W + layer.scaled_product(name)) - W
-
-
-def stretch(layer: LoraLinear) -> Array:
-    """1 + Σ (g − 1) (out, 1) over the merged."""
-    return 1 + sum(g - 1 for g in layer.merged_rows.values())
-
-
-def offset(layer: LoraLinear, name: str) -> Array:
-    """g ∘ s·B A (out, in) of one that is merged."""
-    product = layer.scaled_product(name)
-    return layer.merged_rows[name] * product if name in layer.merged_rows else product

@@ -186,10 +186,7 @@ def config_from_dict(settings: Mapping[str, Any]) -> LoraConfig:
     known = {field.name for field in fields(LoraConfig)}
     refuse_others(settings, known)
     given = {key: settings[key] for key in known if settings.get(key) is not None}
-    targets = given.get("target_modules")
-    if not targets or not isinstance(targets, str | list) or not all(isinstance(entry, str) for entry in targets):
-        raise ValueError(f"target_modules is {targets!r}; expected the names of the layers that the adapter is for")
-    is_target("", targets)  # raises where it is no regular expression
+    check_targets(given.get("target_modules"))
     if given.get("init_lora_weights") == "pissa":
         raise ValueError(
             "init_lora_weights is 'pissa': these factors belong to what PiSSA left of the base, and not to the base; PEFT "
@@ -201,6 +198,13 @@ def config_from_dict(settings: Mapping[str, Any]) -> LoraConfig:
     if given.get("init_lora_weights") in BASE_UNCHANGED:
         given["init_lora_weights"] = True
     return LoraConfig(**given)
+
+
+def check_targets(targets: Any) -> None:
+    """Raise ValueError for a file's `target_modules` that name no layers, or are no regular expression."""
+    if not targets or not isinstance(targets, str | list) or not all(isinstance(entry, str) for entry in targets):
+        raise ValueError(f"target_modules is {targets!r}; expected the names of the layers that the adapter is for")
+    is_target("", targets)
 
 
 def refuse_others(settings: Mapping[str, Any], known: Collection[str]) -> None:

@@ -17,11 +17,6 @@ from .lora import LoraLinear
 W = TypeVar("W", bound=Module)
 
 
-def is_wrapper(module: Module) -> bool:
-    """Whether it stands in the place of another module, its `base_layer`."""
-    return hasattr(module, "base_layer")
-
-
 def base_name(path: str) -> str:
     """A layer's name in the base: its path in the adapted model, without the steps from wrapper to wrapped."""
     return path.replace(".base_layer", "")

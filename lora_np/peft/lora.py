@@ -17,7 +17,7 @@ from ..nn import EVALUATION, Context, Linear, Module, Parameter
 from ..quantization import Quantized4bit
 from . import dora, pissa
 from .mixed import AdapterRows, mixed_backward, mixed_forward
-from .wrapper import Wrapper
+from .wrapper import WeightWrapper
 
 T = TypeVar("T")
 AT_THE_END = r"(.*\.)?({})$"  # how a key of rank_pattern or alpha_pattern matches a layer's name
@@ -117,7 +117,7 @@ def first_match(pattern: Mapping[str, T], name: str, default: T) -> T:
     return next((value for key, value in pattern.items() if re.match(AT_THE_END.format(key), name)), default)
 
 
-class LoraLinear(Wrapper):
+class LoraLinear(WeightWrapper):
     """y = base(x) + s·(drop(x) Aᵀ) Bᵀ for the adapter that the call names; the base alone when it names none.
 
     `base_layer` is any module with Linear's contract. `lora_A[name]` (r, in) and `lora_B[name]` (out, r) are an
@@ -129,8 +129,6 @@ class LoraLinear(Wrapper):
         self.lora_A: dict[str, Parameter] = {}
         self.lora_B: dict[str, Parameter] = {}
         self.lora_magnitude_vector: dict[str, Parameter] = {}
-        self.merged: tuple[str, ...] = ()  # the adapters whose ΔW the base's weight now holds, where they are here
-        self.merged_rows: dict[str, Array] = {}  # of each of them with DoRA, what it multiplied W's rows by
         self.start: tuple[np.ndarray, np.ndarray, float] | None = None  # A₀, B₀ and s that PiSSA took out of the base
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
@@ -209,13 +207,12 @@ class LoraLinear(Wrapper):
         """x (…, in) → y (…, out). Raises RuntimeError for an adapter while another one is merged into the weight."""
         name = context.adapter
         mixed = isinstance(name, AdapterRows)
-        if self.merged and (mixed or (name is not None and name not in self.merged)):
-            named = "a mixed batch" if mixed else repr(name)
-            raise RuntimeError(f"adapter {self._merged()} is merged into the weights: unmerge it before using {named}")
+        self.check_call(name, mixed)
         y, base_cache = self.base_layer.forward(x, context)
         if mixed:
             return y, (base_cache, name, None, mixed_forward(self, x, y, context))
-        if self.start is not None and name not in self.lora_A and not self.merged:  # the base before PiSSA
+        here = {name, *self.merged} & self.configs.keys()
+        if self.start is not None and not here:  # the base before PiSSA
             delta, start_cache = pissa.taken_out(self, x)
             y += delta
             return y, (base_cache, None, None, start_cache)
@@ -269,35 +266,6 @@ class LoraLinear(Wrapper):
         """
         return dora.delta_weight(self, name) if self.configs[name].use_dora else self.scaled_product(name)
 
-    def check_mergeable(self) -> None:
-        """Raise RuntimeError where the base is quantised: its sixteen values a block cannot take ΔW in."""
-        if isinstance(self.base_layer.weight.value, Quantized4bit):
-            raise RuntimeError(
-                "the base is quantised, and ΔW would be rounded away in its codes: lora_np.dequantize_model(model) first"
-            )
-
-    def merge(self, *names: str) -> None:
-        """W ← W + Σ ΔW over these adapters, after which the layer costs what the base costs. Twice changes nothing more."""
-        if self.merged and set(names) != set(self.merged):
-            raise RuntimeError(f"adapter {self._merged()} is merged; unmerge_adapter() before merging {names}")
-        if not self.merged:
-            self.check_mergeable()
-            self.merged_rows = {n: dora.row_factor(self, n) for n in names if n in self.lora_magnitude_vector}
-            if self.merged_rows:
-                self.base_layer.weight.value *= dora.stretch(self)
-            for name in names:
-                if name in self.lora_A:
-                    self.base_layer.weight.value += dora.offset(self, name)
-            self.merged = names
-
-    def unmerge(self) -> None:
-        """W ← W − Σ ΔW, back to the base, up to rounding."""
-        for name in reversed(self.merged):
-            if name in self.lora_A:
-                self.base_layer.weight.value -= dora.offset(self, name)
-        if self.merged_rows:
-            self.base_layer.weight.value /= dora.stretch(self)
-        self.merged, self.merged_rows = (), {}
-
-    def _merged(self) -> str:
-        return " and ".join(map(repr, self.merged))
+    def depends_on_weight(self, name: str) -> bool:
+        """DoRA's does: g ∘ (W + s·B A) − W."""
+        return self.configs[name].use_dora

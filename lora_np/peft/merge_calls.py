@@ -9,11 +9,12 @@ from typing import Any, Literal
 from ..nn import Module
 from ..transformer import Transformer
 from .combination import Combination
-from .layers import lora_layers, unwrap
-from .lora import LoraLinear
+from .layers import lora_layers, unwrap, wrapped_by
+from .lora import LoraConfig, LoraLinear
 from .lora_method import LoraMethod
-from .merging import MergeReport, check_finite, combine_adapters
+from .merging import MergeReport, check_finite, combine_adapters, weight_wrappers
 from .methods import method_of
+from .wrapper import WeightWrapper
 
 
 class MergeCalls(Module):
@@ -31,7 +32,7 @@ class MergeCalls(Module):
     @property
     def merged_adapters(self) -> tuple[str, ...]:
         """The adapters whose ΔW is added into the base's weights."""
-        return next((layer.merged for layer in self.lora_layers()), ())
+        return next((layer.merged for layer in self._weight_wrappers()), ())
 
     @property
     def mergeable(self) -> bool:
@@ -44,7 +45,7 @@ class MergeCalls(Module):
         return bool(self.merged_adapters)
 
     def merge_adapter(self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
-        """W ← W + Σ s·B A over these adapters, by default the active one: now a forward costs what the base costs.
+        """W ← W + Σ ΔW over these adapters, by default the active one: now a forward costs what the base costs.
 
         Until `unmerge_adapter` every call answers with all of them. What is merged already stays so.
         Raises ValueError for a name that is not there or of a method that changes no weights or, with `safe_merge`, a sum that
@@ -62,15 +63,15 @@ class MergeCalls(Module):
             self._check_mergeable(name)
         if safe_merge and not self.merged:
             check_finite(self.model, names)
-        layers = self.lora_layers()
+        layers = self._weight_wrappers()
         for layer in layers:
             layer.check_mergeable()
-        for layer in layers:
+        for layer in reversed(layers):  # from the inside outwards
             layer.merge(*names)
 
     def unmerge_adapter(self) -> None:
-        """W ← W − s·B A: back to base and bypass, up to rounding (about 1e-7 of W in float32)."""
-        for layer in self.lora_layers():
+        """W ← W − Σ ΔW: back to base and bypass, up to rounding (about 1e-7 of W in float32); after DoRA to the bit."""
+        for layer in self._weight_wrappers():
             layer.unmerge()
 
     def merge_and_unload(self, safe_merge: bool = False, adapter_names: Sequence[str] | None = None) -> Transformer:
@@ -82,7 +83,8 @@ class MergeCalls(Module):
         for name, config in self.peft_config.items():
             if not method_of(config).mergeable:
                 method_of(config).delete(self, name)
-        unwrap(self.model, lora_layers(self.model))
+        while layers := wrapped_by(self.model, WeightWrapper):
+            unwrap(self.model, layers, WeightWrapper)
         return self.model
 
     def add_weighted_adapter(
@@ -111,7 +113,10 @@ class MergeCalls(Module):
             raise ValueError(f"adapters {adapters!r}, weights {weights!r}; expected lists of one length, at least 1")
         for name, weight in zip(adapters, weights, strict=True):
             self._check_mergeable(name)
-            if self.peft_config[name].use_dora:
+            config = self.peft_config[name]
+            if not isinstance(config, LoraConfig):
+                raise ValueError(f"{name!r} has a {type(config).__name__}; LoRA's adapters alone are combined")
+            if config.use_dora:
                 raise ValueError(f"{name!r} is DoRA: its ΔW has the rows of W in it, and is no product of two factors")
             if not math.isfinite(weight):
                 raise ValueError(f"the weight of {name!r} is {weight}; expected a finite number")
@@ -121,6 +126,10 @@ class MergeCalls(Module):
         LoraMethod().put_factors(self, adapter_name, config, factors)
         self._put(adapter_name, config)
         return report
+
+    def _weight_wrappers(self) -> list[WeightWrapper]:
+        """All that can be merged, of each weight the outermost first."""
+        return [layer for layers in weight_wrappers(self.model).values() for layer in layers]
 
     def _check_mergeable(self, adapter_name: str) -> None:
         self._check_name(adapter_name)

@@ -13,8 +13,9 @@ from ..backend import array_module, to_host
 from ..nn import Module
 from .combination import Combination, Part, combine, product_norm, side_by_side
 from .folder import Factors, portable_targets
-from .layers import lora_layers
+from .layers import base_name, lora_layers
 from .lora import LoraConfig
+from .wrapper import WeightWrapper
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,21 @@ class MergeReport:
         )
 
 
+def weight_wrappers(model: Module) -> dict[str, list[WeightWrapper]]:
+    """name → the wrappers around its weight that can be merged into it, from the outermost to the innermost."""
+    found: dict[str, list[WeightWrapper]] = {}
+    for path, m in model.named_modules():
+        if isinstance(m, WeightWrapper):
+            found.setdefault(base_name(path), []).append(m)
+    return found
+
+
 def check_finite(model: Module, adapter_names: Sequence[str]) -> None:
     """Raise ValueError naming the first layer whose weight these adapters would make infinite or NaN. `model` stays."""
-    for name, layer in lora_layers(model).items():
-        weight = layer.base_layer.weight.value
+    for name, layers in weight_wrappers(model).items():
+        weight = layers[0].linear.weight.value
         with np.errstate(over="ignore", invalid="ignore"):
-            merged = sum((layer.delta_weight(a) for a in adapter_names if a in layer.lora_A), start=weight)
+            merged = sum((m.delta_weight(a) for m in layers for a in adapter_names if a in m.configs), start=weight)
         if not array_module(weight).isfinite(merged).all():
             raise ValueError(f"{name}: with {', '.join(adapter_names)} its weight is not finite; nothing was merged")
 

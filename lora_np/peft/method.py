@@ -23,9 +23,9 @@ class Method:
 
     peft_type: what adapter_config.json calls it. decisive: the keys of that file without which the numbers mean something
     else; they are written beside the numbers too, so that two halves of two saves are not taken for one.
-    mergeable: whether it is a change ΔW of weights, which LoraLinear can merge. mixable: whether it is a bypass over a product
-    that all rows of a mixed batch can share. own: the fields of its configuration that are no key of PEFT's, and of no account to
-    the numbers: they are kept beside those.
+    mergeable: whether it is a change ΔW of weights, and its layers are WeightWrappers. mixable: whether it is a bypass over a
+    product that all rows of a mixed batch can share. own: the fields of its configuration that are no key of PEFT's, and of no
+    account to the numbers: they are kept beside those.
     """
 
     peft_type: ClassVar[str]

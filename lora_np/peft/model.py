@@ -18,13 +18,13 @@ from ..kv_cache import KeyValueCache
 from ..nn import Context, Parameter
 from ..transformer import Transformer
 from .folder import CONFIG, PREFIX, WEIGHTS, naming, read_adapter, write_adapter
-from .layers import is_wrapper
 from .lora import storage_dtype
 from .merge_calls import MergeCalls
 from .methods import method_named, method_of
 from .mixed import AdapterRows
 from .mixed_calls import MixedCalls
 from .prefix import PrefixEncoder, see_the_prefix
+from .wrapper import Wrapper
 
 
 def get_peft_model(
@@ -60,7 +60,7 @@ class PeftModel(MergeCalls, MixedCalls):
     def __init__(self, model: Transformer, adapter_dtype: Any = None) -> None:
         if not isinstance(model, Transformer):
             raise TypeError(f"expected a Transformer without adapters, got {type(model).__name__}")
-        if any(map(is_wrapper, (m for _, m in model.named_modules()))):
+        if any(isinstance(m, Wrapper) for _, m in model.named_modules()):
             raise ValueError(
                 "this model carries an adapter already: give its PeftModel another one with add_adapter or load_adapter, "
                 "or merge_and_unload() it first"

@@ -5,8 +5,7 @@
 A (r, in_max) and B (out_max, r) are as large as the largest layer asks; each takes its first columns and rows. What trains is
 d (r,) and b (out,): r + out numbers a layer in place of LoRA's r·(in + out). b starts at 0, and so does ΔW.
 
-The functions below are what a PeftModel asks of a method, on the base model: add, restore, delete, parameters, arrays, settings,
-config_of. PEFT draws A and B from `projection_prng_key` with PyTorch's generator, which is not here; so a file holds them.
+PEFT draws A and B from `projection_prng_key` with PyTorch's generator, which is not here; so a file holds them.
 """
 
 from __future__ import annotations
@@ -21,22 +20,19 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, move, to_host
-from ..nn import EVALUATION, Context, Linear, Module, Parameter, replace_module
-from ..quantization import Quantized4bit
-from ..targets import is_target, select_targets
-from .folder import KIND, NO_MATTER, PREFIX, WRITTEN_OFF, plain, portable_targets, some
-from .layers import adaptable_layers, base_name
+from ..nn import EVALUATION, Context, Linear, Module, Parameter
+from ..targets import available, is_target, select_targets
+from .folder import KIND, PREFIX, WRITTEN_OFF, check_targets, plain, portable_targets, refuse_others, some
+from .layers import adaptable_layers, unwrap, wrap, wrapped_by
 from .method import Method
 from .mixed import AdapterRows
-from .wrapper import Wrapper
+from .wrapper import WeightWrapper
 
 if TYPE_CHECKING:
     from .model import PeftModel
 
-PEFT_TYPE = "VERA"
 PROJECTIONS = ("base_model.vera_A", "base_model.vera_B")  # what PEFT calls the shared factors in a file
 VECTORS = ("vera_lambda_d", "vera_lambda_b")
-DECISIVE = ("target_modules", "r")  # without which the numbers of a file mean something else
 OFF = {"layers_to_transform": None, "layers_pattern": None}
 
 
@@ -76,7 +72,7 @@ class VeraConfig:
             raise TypeError(f"init_weights = {self.init_weights!r}; expected True or False")
 
 
-class VeraLinear(Wrapper):
+class VeraLinear(WeightWrapper):
     """The bypass around `base_layer`, a module with Linear's contract, for the adapter that the call names.
 
     `vera_A[name]` (r, in_max) and `vera_B[name]` (out_max, r) are the same two Parameters in every layer of the adapter, and
@@ -111,12 +107,14 @@ class VeraLinear(Wrapper):
         return tuple(x.astype(dtype) if x.dtype.itemsize == 2 else x for x in stored)
 
     def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, Any]:
-        """x (…, in) → y (…, out)."""
-        y, base_cache = self.base_layer.forward(x, context)
+        """x (…, in) → y (…, out). Raises RuntimeError for an adapter while another one is merged into the weight."""
         name = context.adapter
-        if isinstance(name, AdapterRows) and name.segments.keys() & self.configs.keys():
+        mixed = isinstance(name, AdapterRows)
+        self.check_call(name, mixed)
+        if mixed and name.segments.keys() & self.configs.keys():
             raise ValueError("VeRA has no mixed batches: give its rows a batch of their own")
-        if name not in self.configs:
+        y, base_cache = self.base_layer.forward(x, context)
+        if name not in self.configs or self.merged:
             return y, (base_cache, None, None, None)
         dropped, mask = ops.dropout_forward(x, self.configs[name].vera_dropout, context.rng)
         delta, vera_cache = ops.vera_forward(dropped, *self.factors(name, x.dtype))
@@ -142,88 +140,124 @@ class VeraLinear(Wrapper):
 
     def delta_weight(self, name: str) -> Array:
         """ΔW = Λ_b B Λ_d A (out, in)."""
-        A, B, d, b = self.factors(name, self.base_layer.weight.value.dtype)
+        A, B, d, b = self.factors(name, self.linear.weight.value.dtype)
         return (b[:, None] * B) @ (d[:, None] * A)
 
 
-# ------------------------------------------------------------------------------------------------------------- the method
+class VeraMethod(Method):
+    """A VeraLinear around each targeted layer, while it has an adapter."""
+
+    peft_type = "VERA"
+    decisive = ("target_modules", "r")
+    mergeable = True
+
+    def add(self, peft_model: PeftModel, name: str, config: VeraConfig, seed: int) -> None:
+        """A and B are drawn by the configuration's key, on the host; d and b by `seed`, where they are drawn at all.
+
+        A is uniform in ±√(6/in_max) and B in ±√(6/r), Kaiming's bounds for a ReLU, as in PEFT. Raises ValueError for a target
+        module that is not there.
+        """
+        layers = adaptable_layers(peft_model.model)
+        names = select_targets(list(layers), config.target_modules)
+        out_max, in_max = largest(layers, names)
+        rng, r = np.random.default_rng(config.projection_prng_key), config.r
+        A, B = (rng.uniform(-1, 1, shape) * math.sqrt(6 / shape[1]) for shape in ((r, in_max), (out_max, r)))
+        rng, vectors = np.random.default_rng(seed), {}
+        for layer in names:
+            d, b = np.full(r, config.d_initial), np.zeros(layers[layer].out_features)
+            if not config.init_weights:
+                d, b = rng.standard_normal(r), np.ones_like(b)
+            vectors[layer] = d, b
+        put(peft_model, name, config, (A, B), vectors)
+
+    def restore(self, peft_model: PeftModel, name: str, config: VeraConfig, arrays: Mapping[str, np.ndarray]) -> None:
+        """Every array must have its place, and every place its array, of the right shape."""
+        layers = adaptable_layers(peft_model.model)
+        names = [layer for layer in layers if is_target(layer, config.target_modules)]
+        if not names:
+            raise ValueError(f"{config.target_modules!r} matches no linear layer; {available(list(layers))}")
+        out_max, in_max = largest(layers, names)
+        shapes = dict(zip(PROJECTIONS, [(config.r, in_max), (out_max, config.r)], strict=True))
+        for layer in names:
+            shapes |= dict(zip(keys(layer), [(config.r,), (layers[layer].out_features,)], strict=True))
+        if missing := sorted(shapes.keys() - arrays.keys()):
+            hint = "; A and B are saved with `save_projection=True`" if PROJECTIONS[0] in missing else ""
+            raise ValueError(f"{some(missing)} is missing{hint}")
+        if extra := sorted(arrays.keys() - shapes.keys()):
+            raise ValueError(f"no place for {some(extra)} in this model with target_modules {config.target_modules!r}")
+        for key, shape in shapes.items():
+            if arrays[key].shape != shape or arrays[key].dtype.kind != "f":
+                found = f"shape {arrays[key].shape} and dtype {arrays[key].dtype}"
+                raise ValueError(f"{key} has {found}; this model and configuration have floats of shape {shape} there")
+        vectors = {layer: tuple(arrays[key] for key in keys(layer)) for layer in names}
+        put(peft_model, name, config, tuple(arrays[key] for key in PROJECTIONS), vectors)
+
+    def delete(self, peft_model: PeftModel, name: str) -> None:
+        """Forget its numbers, and unwrap the layers that have no other."""
+        layers = vera_layers(peft_model.model)
+        for layer in layers.values():
+            layer.delete_adapter(name)
+        unwrap(peft_model.model, [path for path, layer in layers.items() if not layer.configs], VeraLinear)
+
+    def parameters(self, peft_model: PeftModel, name: str) -> Iterator[Parameter]:
+        """A and B once, and each layer's d and b."""
+        layers = [layer for layer in vera_layers(peft_model.model).values() if name in layer.configs]
+        for layer in layers[:1]:
+            yield from (layer.vera_A[name], layer.vera_B[name])
+        for layer in layers:
+            yield from (layer.vera_lambda_d[name], layer.vera_lambda_b[name])
+
+    def set_trainable(self, peft_model: PeftModel, name: str, trainable: bool) -> None:
+        """d and b: A and B stay as they were drawn."""
+        A, B, *vectors = self.parameters(peft_model, name)
+        for p in (A, B, *vectors):
+            p.trainable = trainable and p is not A and p is not B
+            if not p.trainable:
+                p.grad = None
+
+    def arrays(self, peft_model: PeftModel, name: str) -> dict[str, np.ndarray]:
+        """A (r, in_max) and B (out_max, r) once, and each layer's d (r,) and b (out,), by PEFT's keys."""
+        found = {}
+        for layer_name, layer in vera_layers(peft_model.model).items():
+            if name in layer.configs:
+                kept = layer.vera_A, layer.vera_B, layer.vera_lambda_d, layer.vera_lambda_b
+                names = *PROJECTIONS, *keys(layer_name)
+                found |= {key: to_host(numbers[name].value) for key, numbers in zip(names, kept, strict=True)}
+        return found
+
+    def settings(self, config: VeraConfig, model: Module) -> dict[str, Any]:
+        """As PEFT's adapter_config.json has it."""
+        path = config.base_model_name_or_path
+        own = {field.name: plain(getattr(config, field.name)) for field in fields(config)}
+        own |= {"target_modules": portable_targets(config, model), "base_model_name_or_path": path and os.fspath(path)}
+        return {**KIND, **WRITTEN_OFF, **OFF, "peft_type": self.peft_type, "save_projection": True, **own}
+
+    def config(self, settings: Mapping[str, Any]) -> VeraConfig:
+        """The way back."""
+        known = {field.name for field in fields(VeraConfig)}
+        refuse_others(settings, {*known, "save_projection"})
+        check_targets(settings.get("target_modules"))
+        return VeraConfig(**{key: settings[key] for key in known if settings.get(key) is not None})
 
 
-def vera_layers(model: Module) -> dict[str, VeraLinear]:
-    """name → every layer wrapped by VeRA."""
-    return {base_name(path): m for path, m in model.named_modules() if isinstance(m, VeraLinear)}
-
-
-def add(model: Module, name: str, config: VeraConfig, seed: int = 0, dtype: Any = None) -> None:
-    """Put a new adapter into `model`, frozen: A and B drawn by the config's key, each layer's d and b by `seed` where they are.
-
-    A is uniform in ±√(6/in_max) and B in ±√(6/r), Kaiming's bounds for a ReLU, as in PEFT. Raises ValueError for a target
-    module that is not there, before anything has changed.
-    """
-    layers = adaptable_layers(model)
-    names = select_targets(list(layers), config.target_modules)
-    out_max, in_max = largest(layers, names)
-    rng, r = np.random.default_rng(config.projection_prng_key), config.r
-    A, B = (rng.uniform(-1, 1, shape) * math.sqrt(6 / shape[1]) for shape in ((r, in_max), (out_max, r)))
-    rng, vectors = np.random.default_rng(seed), {}
-    for layer in names:
-        d, b = np.full(r, config.d_initial), np.zeros(layers[layer].out_features)
-        if not config.init_weights:
-            d, b = rng.standard_normal(r), np.ones_like(b)
-        vectors[layer] = d, b
-    _insert(model, name, config, (A, B), vectors, dtype)
-
-
-def restore(model: Module, name: str, config: VeraConfig, arrays: Mapping[str, np.ndarray], dtype: Any = None) -> None:
-    """Put the adapter of a file into `model`, frozen. Raises ValueError naming what does not fit, before anything has changed."""
-    layers = adaptable_layers(model)
-    names = [layer for layer in layers if is_target(layer, config.target_modules)]
-    if not names:
-        raise ValueError(f"{config.target_modules!r} matches no linear layer")
-    out_max, in_max = largest(layers, names)
-    shapes = dict(zip(PROJECTIONS, [(config.r, in_max), (out_max, config.r)], strict=True))
-    for layer in names:
-        sizes = [(config.r,), (layers[layer].out_features,)]
-        shapes |= {f"{PREFIX}{layer}.{vector}": size for vector, size in zip(VECTORS, sizes, strict=True)}
-    if missing := sorted(shapes.keys() - arrays.keys()):
-        hint = "; A and B are saved with `save_projection=True`" if PROJECTIONS[0] in missing else ""
-        raise ValueError(f"{some(missing)} is missing{hint}")
-    if extra := sorted(arrays.keys() - shapes.keys()):
-        raise ValueError(f"no place for {some(extra)} in this model with target_modules {config.target_modules!r}")
-    for key, shape in shapes.items():
-        if arrays[key].shape != shape or arrays[key].dtype.kind != "f":
-            found = f"shape {arrays[key].shape} and dtype {arrays[key].dtype}"
-            raise ValueError(f"{key} has {found}; this model and configuration have floats of shape {shape} there")
-    vectors = {layer: tuple(arrays[f"{PREFIX}{layer}.{vector}"] for vector in VECTORS) for layer in names}
-    _insert(model, name, config, tuple(arrays[key] for key in PROJECTIONS), vectors, dtype)
-
-
-def _insert(
-    model: Module,
+def put(
+    peft_model: PeftModel,
     name: str,
     config: VeraConfig,
     projections: tuple[np.ndarray, np.ndarray],
     vectors: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    dtype: Any,
 ) -> None:
-    """Wrap the layers that are not yet, and give each the shared factors and its own vectors."""
-    outermost: dict[str, tuple[str, Module]] = {}
-    for path, m in model.named_modules():
-        if hasattr(m, "in_features"):
-            outermost.setdefault(base_name(path), (path, m))
-    first = next(iter(adaptable_layers(model).values()))
-    weight = getattr(first, "base_layer", first).weight.value
-    like = weight.packed if isinstance(weight, Quantized4bit) else weight
-    A, B = (Parameter(move(x.astype(dtype or weight.dtype), like), trainable=False) for x in projections)
-    wrapped = vera_layers(model)
-    for layer, (d, b) in vectors.items():
-        if layer not in wrapped:
-            path, inner = outermost[layer]
-            wrapped[layer] = VeraLinear(inner)
-            replace_module(model, path, wrapped[layer])
-        wrapped[layer].put_adapter(name, config, A, B, d, b)
-    for p in parameters(model, name):
-        p.trainable = False
+    """Give each layer the shared factors and its own vectors, from the host."""
+    like = peft_model.model.model.norm.weight.value
+    dtype = peft_model.adapter_dtype or like.dtype
+    A, B = (Parameter(move(x.astype(dtype), like), trainable=False) for x in projections)
+    for layer_name, layer in wrap(peft_model.model, vectors, VeraLinear):
+        layer.put_adapter(name, config, A, B, *vectors[layer_name])
+
+
+def vera_layers(model: Module) -> dict[str, VeraLinear]:
+    """name → every layer wrapped by VeRA."""
+    return {name: layer for name, (_, layer) in wrapped_by(model, VeraLinear).items()}
 
 
 def largest(layers: Mapping[str, Any], names: Sequence[str]) -> tuple[int, int]:
@@ -231,96 +265,6 @@ def largest(layers: Mapping[str, Any], names: Sequence[str]) -> tuple[int, int]:
     return max(layers[name].out_features for name in names), max(layers[name].in_features for name in names)
 
 
-def delete(model: Module, name: str) -> None:
-    """Forget an adapter, and unwrap the layers that have no other."""
-    for path, layer in [(path, m) for path, m in model.named_modules() if isinstance(m, VeraLinear)]:
-        layer.delete_adapter(name)
-        if not layer.configs:
-            replace_module(model, path, layer.base_layer)
-
-
-def parameters(model: Module, name: str) -> Iterator[Parameter]:
-    """All that trains when the adapter trains: d and b of each layer."""
-    for layer in vera_layers(model).values():
-        if name in layer.configs:
-            yield layer.vera_lambda_d[name]
-            yield layer.vera_lambda_b[name]
-
-
-def arrays(model: Module, name: str) -> dict[str, np.ndarray]:
-    """The tensors of an adapter's file by PEFT's keys, on the host: A and B once, and each layer's d and b."""
-    found = {}
-    for layer_name, layer in vera_layers(model).items():
-        if name in layer.configs:
-            for key, shared in zip(PROJECTIONS, (layer.vera_A, layer.vera_B), strict=True):
-                found[key] = to_host(shared[name].value)
-            for vector in VECTORS:
-                found[f"{PREFIX}{layer_name}.{vector}"] = to_host(getattr(layer, vector)[name].value)
-    return found
-
-
-def settings(config: VeraConfig, model: Module) -> dict[str, Any]:
-    """As PEFT's adapter_config.json has it."""
-    path = config.base_model_name_or_path
-    own = {field.name: plain(getattr(config, field.name)) for field in fields(config)}
-    own |= {"target_modules": portable_targets(config, model), "base_model_name_or_path": path and os.fspath(path)}
-    return {**KIND, **WRITTEN_OFF, **OFF, "peft_type": PEFT_TYPE, "save_projection": True, **own}
-
-
-def config_of(settings: Mapping[str, Any]) -> VeraConfig:
-    """The way back. Raises ValueError or TypeError naming what is not here or out of range."""
-    if settings.get("peft_type") != PEFT_TYPE:
-        raise ValueError(f"peft_type is {settings.get('peft_type')!r}; expected {PEFT_TYPE!r}")
-    known = {field.name for field in fields(VeraConfig)}
-    for key in sorted(settings.keys() - known - NO_MATTER - {"save_projection"}):
-        if settings[key] not in (None, False, "", [], {}, WRITTEN_OFF.get(key)):
-            raise ValueError(f"{key} is {settings[key]!r}, a feature of PEFT that is not here")
-    given = {key: settings[key] for key in known if settings.get(key) is not None}
-    if not given.get("target_modules"):
-        raise ValueError("target_modules is missing; expected the names of the layers that the adapter is for")
-    return VeraConfig(**given)
-
-
-class VeraMethod(Method):
-    """The functions above, for a PeftModel."""
-
-    peft_type = PEFT_TYPE
-    decisive = DECISIVE
-
-    def add(self, peft_model: PeftModel, name: str, config: VeraConfig, seed: int) -> None:
-        """See `add`."""
-        add(peft_model.model, name, config, seed, peft_model.adapter_dtype)
-
-    def restore(self, peft_model: PeftModel, name: str, config: VeraConfig, arrays: Mapping[str, np.ndarray]) -> None:
-        """See `restore`."""
-        restore(peft_model.model, name, config, arrays, peft_model.adapter_dtype)
-
-    def delete(self, peft_model: PeftModel, name: str) -> None:
-        """See `delete`."""
-        delete(peft_model.model, name)
-
-    def parameters(self, peft_model: PeftModel, name: str) -> Iterator[Parameter]:
-        """A and B once, and each layer's d and b."""
-        layers = [layer for layer in vera_layers(peft_model.model).values() if name in layer.configs]
-        if layers:
-            yield from (layers[0].vera_A[name], layers[0].vera_B[name])
-        yield from parameters(peft_model.model, name)
-
-    def set_trainable(self, peft_model: PeftModel, name: str, trainable: bool) -> None:
-        """d and b: A and B stay as they were drawn."""
-        for p in parameters(peft_model.model, name):
-            p.trainable = trainable
-            if not trainable:
-                p.grad = None
-
-    def arrays(self, peft_model: PeftModel, name: str) -> dict[str, np.ndarray]:
-        """See `arrays`."""
-        return arrays(peft_model.model, name)
-
-    def settings(self, config: VeraConfig, model: Module) -> dict[str, Any]:
-        """See `settings`."""
-        return settings(config, model)
-
-    def config(self, settings: Mapping[str, Any]) -> VeraConfig:
-        """See `config_of`."""
-        return config_of(settings)
+def keys(layer: str) -> list[str]:
+    """The names of a layer's two vectors in a file."""
+    return [f"{PREFIX}{layer}.{vector}" for vector in VECTORS]

@@ -17,6 +17,7 @@ import numpy as np
 from ..fetch import fetched
 from ..nn import Module
 from ..pretrained import load_model
+from ..quantized_linear import dequantize_model
 from ..train import Batch, train
 from .merging import answer_seconds
 from .methods import METHODS
@@ -51,7 +52,7 @@ def method_costs(
 
     step_ratio is to full fine-tuning's step of the same round, the other ratios to the base's answer of the same round: medians.
     peak_bytes: what tracemalloc sees at most in a step, and the adapter, but not the base's weights. The merged ones are None
-    where ΔW cannot be added into the weights. One BLAS thread; all sides in each round, in a new random order. With `steps` = 0
+    where there is no ΔW; a quantised base is dequantised to be merged into. One BLAS thread; all sides in each round, in a new random order. With `steps` = 0
     no step is taken, and the answers alone are timed.
     """
     started = time.perf_counter()
@@ -68,8 +69,10 @@ def method_costs(
     peaks = {name: training_peak(ready(name), batches) for name in stepping}
     answering = {"base": load_model(base).freeze()} | {name: ready(name) for name in methods if name != "full"}
     for name, model in list(answering.items()):
-        if name != "base" and model.mergeable and not METHODS[name].quant_type:
+        if name != "base" and model.mergeable:
             answering[f"{name}, merged"] = merged = ready(name)
+            if METHODS[name].quant_type:  # four bits take no ΔW in
+                dequantize_model(merged.model)
             merged.merge_adapter()
     sides: dict[str, Side] = {
         f"{name}, a step": _stepping(ready(name), METHODS[name].optimizer(1e-5), batches, steps) for name in stepping
