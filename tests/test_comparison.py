@@ -130,11 +130,11 @@ def test_every_sweep_begins_with_three_rates_and_knows_its_method():
 
 
 def test_costs_are_beside_the_base_and_full_and_merged_where_that_is_possible(base):
-    names = ("full", "lora", "qlora", "dora", "prefix")
+    names = ("full", "lora", "qlora", "vera", "prefix")
     table = method_costs.method_costs(names, base, 2, 8, prompt=4, new_tokens=2, rounds=1, steps=1)
     rows = {row["method"]: row for row in table.rows}
     assert list(rows) == list(names) and rows["full"]["step_ratio"] == rows["full"]["token_ratio"] == 1
-    assert {name for name, row in rows.items() if row["merged_token_ratio"] is None} == {"qlora", "prefix"}
+    assert {name for name, row in rows.items() if row["merged_token_ratio"] is None} == {"prefix"}
     assert all(row["step_ratio"] > 0 and row["prompt_ratio"] > 0 for row in rows.values())
 
 

@@ -52,8 +52,8 @@ def method_costs(
 
     step_ratio is to full fine-tuning's step of the same round, the other ratios to the base's answer of the same round: medians.
     peak_bytes: what tracemalloc sees at most in a step, and the adapter, but not the base's weights. The merged ones are None
-    where there is no ΔW; a quantised base is dequantised to be merged into. One BLAS thread; all sides in each round, in a new random order. With `steps` = 0
-    no step is taken, and the answers alone are timed.
+    where there is no ΔW; a quantised base is dequantised to be merged into. One BLAS thread; all sides in each round, in a new
+    random order. With `steps` = 0 no step is taken, and the answers alone are timed.
     """
     started = time.perf_counter()
     rng = np.random.default_rng(seed)
