@@ -191,18 +191,30 @@ def test_the_lessons_numbers_stand_beside_ours():
     assert rows["lora", "quality"]["ours"] == pytest.approx(0.45) and rows["lora", "quality"]["verdict"] == "less"
     assert rows["lora", "latency"] | {"verdict": "agrees"} == rows["lora", "latency"], "merged"
     assert rows["qlora", "latency"]["ours"] == 1.3, "over four bits nothing is merged"
-    assert rows["houlsby", "share"]["verdict"] == rows["houlsby", "latency"]["verdict"] == "agrees"
+    assert rows["houlsby", "share"]["verdict"] == "chosen so" and rows["houlsby", "latency"]["verdict"] == "agrees"
     text = lesson.lesson_markdown(lesson.beside_ours(compared))
     assert "latency" not in text and "| LoRA | parameters trained | < 1 % | 50 % | more |" in text
 
 
-def test_the_comparison_reads_as_a_table():
+def test_the_comparison_reads_as_two_tables():
     compared, costs = small_tables()
-    alone, beside = (lesson.comparison_markdown(*t).splitlines() for t in ((compared,), (compared, costs)))
-    assert len(alone) == len(beside) == 2 + 5
-    assert "token" not in alone[0] and "token, merged" in beside[0]
-    assert "| LoRA | 500 |" in beside[3] and "1.01×" in beside[3] and "45 % (40 % to 50 %)" in beside[3]
-    assert "–" in beside[4], "QLoRA is not merged"
+    for row in compared.where(method="prefix"):
+        row["how"] = '{"lr_ratio": {"lora_B": 16.0}}'
+    paid, reached = (text.splitlines() for text in (lesson.costs_markdown(compared, costs), lesson.results_markdown(compared)))
+    assert len(paid) == len(reached) == 2 + 5
+    assert "token, merged" in paid[0] and "gain" not in paid[0] and "token" not in reached[0]
+    assert "| LoRA | 500 |" in paid[3] and "1.01×" in paid[3] and "45 % (40 % to 50 %)" in reached[3]
+    assert "–" in paid[4], "what was not measured"
+    assert "| 0.001 |" in reached[3] and "| A 0.001, B 0.016 |" in reached[5]
+    without = costs.where()
+    for row in without:
+        del row["step_ratio"]
+    assert "step" not in lesson.costs_markdown(compared, costs).splitlines()[0]
+
+
+def test_the_rule_in_words_has_the_rules_own_numbers():
+    assert "± 2 points" in lesson.RULE and "1/2 of it to 2 times" in lesson.RULE and "LESSON" not in lesson.RULE
+    assert all(f"{bound:.2f}" in lesson.RULE for bound in (lesson.ZERO, lesson.SLIGHT))
 
 
 def path(method: str, heldout: list[float], prose: list[float]) -> dict:
