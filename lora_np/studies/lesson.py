@@ -1,7 +1,7 @@
 """The lesson's comparison of methods, its numbers beside ours: what each says, as an interval, and whether ours lies in it.
 
-"The lesson" is a table as many LoRA tutorials print it (`LESSON`); `RULE` says in words when ours agrees. Where ours was set to what
-the lesson says (`CHOSEN`) there is nothing to agree: the verdict is "chosen so".
+"The lesson" is a table as many LoRA tutorials print it (`LESSON`); `RULE` says in words when ours agrees. Where ours was set to
+what the lesson says (`CHOSEN`) there is nothing to agree: the verdict is "chosen so".
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ LESSON: dict[str, dict[str, Said]] = {
     "prefix": {"share": about(0.001), "latency": Said("slight", 0.0, SLIGHT), "quality": quality(0.95)},
     "houlsby": {"share": about(0.03), "latency": Said("added", ZERO, math.inf), "quality": quality(0.97)},
 }
-CHOSEN = {("houlsby", "share")}  # an adapter's width is the one that comes nearest to the lesson's share: methods.HOULSBY_SHARE
+CHOSEN = {
+    ("houlsby", "share")
+}  # an adapter's width is the one that comes nearest to the lesson's share: methods.HOULSBY_SHARE
 
 
 def beside_ours(
@@ -103,8 +105,8 @@ def mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
 def summary(compared: Table, costs: Table | None = None) -> list[dict[str, Any]]:
     """One row a method: {method, label, lr, lr_of_B, trainable, share, state_bytes, recovered, least, most, forgotten, …}.
 
-    lr is the best rate, and lr_of_B that of B: another one by LoRA+. recovered is the mean over seeds, least and most its range. With a `method_costs` also step_ratio, peak_bytes, prompt_ratio,
-    token_ratio and the merged ones.
+    lr is the best rate, and lr_of_B that of B: another one by LoRA+. recovered is the mean over seeds, least and most its range.
+    With a `method_costs` also step_ratio, peak_bytes, prompt_ratio, token_ratio and the merged ones.
     """
     rows = []
     for method, label in compared.settings["labels"].items():
