@@ -535,6 +535,18 @@ def test_the_titles_of_the_methods_are_their_findings():
     assert said == "LoRA learns 0.337 and forgets 0.103; full fine-tuning 0.263 and 0.203"
 
 
+def test_the_title_of_a_fine_tuning_says_what_was_learned_and_what_forgotten():
+    assert (
+        title(plots.learned_and_forgotten(finetuned()))
+        == "LoRA learns less than full fine-tuning, and forgets less with each seed"
+    )
+    mixed = finetuned()
+    for row in mixed.where(method="lora"):
+        row["final"], row["prose"] = 2.31, 3.2 + 0.1 * row["seed"]
+    said = title(plots.learned_and_forgotten(mixed))
+    assert said == "LoRA learns as much as full fine-tuning, and forgets more with 2 of 3 seeds"
+
+
 def test_markers_of_equal_counts_stand_side_by_side():
     figure = plots.quality_against_parameters(compared())
     plt.close(figure)
