@@ -56,8 +56,8 @@ def speed_chart(table: Table) -> Figure:
         9,
         tall,
         _title(table, cases),
-        f"forward, backward and AdamW; grey is the floor, the frozen products alone in {_floor(settings)}\n"
-        f"{_machine(table)}; median and middle half of {settings['rounds']} rounds; memory with weights and libraries",
+        f"a step with AdamW; grey is the floor, the frozen products alone in {_floor(settings)}; memory with weights, libraries\n"
+        f"{_machine(table)}; median and middle half of {settings['rounds']} rounds",
     )
     bottom = tall - 0.9
     for case, rows, height in zip(cases, sides, heights, strict=True):
