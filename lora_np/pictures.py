@@ -9,6 +9,7 @@ import numpy as np
 
 from . import plots
 from .studies import rank_reduction
+from .studies.comparison import lora_by_rank
 from .studies.step_cost import timed_alike
 from .studies.table import Table
 
@@ -35,7 +36,6 @@ PICTURES: dict[str, list[tuple[str, Callable]]] = {  # table → (name of the pi
     "speed": [("speed", plots.speed_chart)],
     "speed_scaling": [("speed_scaling", plots.scaling_chart)],
     "comparison": [
-        ("quality_against_parameters", plots.quality_against_parameters),
         ("methods_learned_and_forgotten", plots.methods_learned_and_forgotten),
     ],
     "spectra": [("rank_by_layer", plots.rank_by_layer)],
@@ -55,6 +55,13 @@ TOGETHER: dict[str, tuple[tuple[str, ...], tuple[str, ...], Callable]] = {
         ("convergence", "step_cost"),
         (),
         lambda measured, cost: plots.loss_curves(timed_alike(measured, cost), x="seconds"),
+    ),
+    "quality_against_parameters": (
+        ("comparison",),
+        ("convergence",),
+        lambda compared, *ranks: plots.quality_against_parameters(
+            compared, *(lora_by_rank(compared, t) for t in ranks)
+        ),
     ),
     "learning_rates_by_rank": (("learning_rates_by_rank", "convergence"), (), plots.rates_by_rank),
     "qlora": (("qlora_tiny",), ("qlora_smollm2",), plots.qlora_losses),

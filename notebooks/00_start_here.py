@@ -74,9 +74,18 @@ for text, was in zip(beginnings, before, strict=True):
 print(f"\n{len(history.rows)} steps in {history.rows[-1]['seconds']:.0f} s")
 
 # %% [markdown]
+# And longer, with some chance in the choice of each byte:
+
+# %%
+beginning = "def read(self, name):\n    return "
+sample = ln.generate(model, [ln.data.encode(beginning)], max_new_tokens=200, temperature=0.7, top_k=8, seed=1)[0]
+print(beginning + ln.data.decode(sample))
+
+# %% [markdown]
 # - *Grammar:* yes. A line that begins as code now goes on as code, with its dots, brackets and colons, where it went on as an English sentence before.
 # - *Vocabulary:* yes. `self`, `None` and names with underscores in place of "the" and "of".
-# - *Sense:* no. It looks like Python and means nothing. A million parameters are too few for that; notebook 10 trains a model of 135 million.
+# - *Sense:* a little, and not for long. A short line may well be one that a programmer would write. In the longer sample the names mean nothing, and one line has nothing to do with the next. A million
+#   parameters are too few for that; notebook 10 trains a model of 135 million.
 #
 # (LoRA trains as much as a tenth here because the model is so small. The larger the model, the smaller the share: notebook 02 says why.) All that has changed is the narrow product, and one
 # line takes it out again:

@@ -40,7 +40,18 @@ for row in study.where(phase="seeds"):
     print(f"{name + ', seed ' + str(row['seed']):24}{row['habit']:>15.0%}{row['final']:>17.3f}{row['prose']:>15.3f}")
 print(f"\nnats a token, each method at its own best learning rate; `{study.command}`, {study.seconds / 60:.0f} minutes of training")
 
+# %%
+after = study.where(phase="seeds")
+asked, kept = (sum(f(row) for row in after) for f in (lambda row: len(row["answers"]), lambda row: row["habit"] * len(row["answers"])))
+print(f"the log line: before in {before['habit'] * len(before['answers']):.0f} of {len(before['answers'])} answers, after in {kept:.0f} of {asked}, which are those of {len(after)} runs")
+(lora,) = study.where(phase="seeds", method="lora", seed=0)
+for one, other in list(zip(before["answers"], lora["answers"], strict=True))[3:7]:
+    print(f"\n{one['question']}\n  before  {one['answer'][:150]!r}\n  after   {other['answer'][:150]!r}")
+
 # %% [markdown]
+# Read these as a test of the voice, and of nothing else. Many answers are false, before as after: a model of this size knows little, and two hundred short records teach it a manner and no
+# facts. Do not follow its advice about a nosebleed, in either voice.
+#
 # ## The model
 #
 # The file is GGUF, the format of llama.cpp: most weights are rounded to four bits, in blocks with a scale each (Q4_1), and it is these rounded
@@ -87,7 +98,7 @@ if tokenizer:
 #
 # ## Train it
 #
-# Four steps for real. Every gradient of $A$ and $B$ comes from the formulas of notebook 02, through thirty layers of hand-written backward passes.
+# Four steps for real, of the forty that a run of the study has. Every gradient of $A$ and $B$ comes from the formulas of notebook 02, through thirty layers of hand-written backward passes.
 # `workers=2` gives each half of a batch to a core (`lora_np/parallel.py`).
 
 # %%
@@ -97,9 +108,13 @@ if model:
     peft_model.print_trainable_parameters()
     batches = ln.conversations.ConversationBatches(examples, batch_size=8)
     history = ln.train(peft_model, batches, ln.AdamW(lr=3e-3), steps=4, workers=2)
-    print("loss:", " → ".join(f"{loss:.2f}" for loss in history.column("loss")), "nats a token")
+    print("loss:", " → ".join(f"{loss:.2f}" for loss in history.column("loss")), f"nats a token; a whole run has {study.settings['base']['max_steps']} steps")
+    print(f"the model as it was, on the held-out records: {before['final']:.2f} on the half that is judged, {before['validation']:.2f} on the half that chooses the rate")
 
 # %% [markdown]
+# Training begins at another loss than "as it was" in the table above, because these are other records: the first eight to train on. From one handful of records to another the loss
+# differs by as much as that; the two held-out halves do too. Only losses on the same records can be compared.
+#
 # The whole of it is one command, which shows the time left and resumes where it was stopped:
 #
 # ```
@@ -118,12 +133,42 @@ plots.learned_and_forgotten(study);
 
 # %% [markdown]
 # The prose on the right is documentation in English, which neither saw. [Biderman et al. (2024)](https://arxiv.org/abs/2405.09673) put it as
-# "LoRA learns less and forgets less". The table above has the numbers of each seed, to see how far that is true here.
+# "LoRA learns less and forgets less". Is it so here? A seed draws the same batches for both, so they can be compared seed by seed:
+
+# %%
+print(f"{'LoRA less full':18}{'loss on answers':>17}{'loss on prose':>15}")
+for row in study.where(phase="seeds", method="lora"):
+    (full,) = study.where(phase="seeds", method="full", seed=row["seed"])
+    print(f"{'seed ' + str(row['seed']):18}{row['final'] - full['final']:>+17.3f}{row['prose'] - full['prose']:>+15.3f}")
+
+# %% [markdown]
+# No, on neither count. LoRA learns as much: the difference on the answers has no constant sign and is small beside what both learned. And it forgets a little *more*, with each of the seeds.
+# A change of low rank need not be a small one. But look at the rates that were tried (one seed), where "forgotten" is the loss on prose above the untuned model's:
+
+# %%
+print(f"{'':20}{'rate':>8}{'loss on answers':>17}{'loss on prose':>15}{'forgotten':>11}")
+for row in study.where(phase="sweep"):
+    name = f"LoRA r = {row['r']}" if row["r"] else "full fine-tuning"
+    print(f"{name:20}{row['lr']:>8.0e}{row['final']:>17.3f}{row['prose']:>15.3f}{row['prose'] - before['prose']:>+11.3f}")
+
+# %% [markdown]
+# The rate decides more than the method. Full fine-tuning at a third of its best rate answers almost as well and forgets next to nothing; LoRA at a third of its own answers less well and still forgets.
+# Between the two methods, each at its best, the difference is far smaller than between two rates of one. The rate was chosen by the answers alone: who wants to keep the rest must look at the rest when choosing it.
 #
 # ## What a step costs
 #
-# The *floor* is what nobody can avoid who multiplies in NumPy: the frozen matrix products, $xW^\top$ forward and $dy\,W$ backward. There is no $dW$. All
-# the rest, attention, norms, activations, the products with $A$ and $B$, the loss, is overhead above it.
+# First LoRA against full fine-tuning: a step on one batch of the longest records, in turns.
+
+# %%
+for what, unit, name in (("step_seconds", 1, "s a step"), ("peak_bytes", 1e9, "GB at most, beside the base's weights")):
+    full, lora = (study.settings[what][method] for method in ("full", "lora"))
+    print(f"full fine-tuning {full / unit:.2f}, LoRA {lora / unit:.2f} {name}: {lora / full:.2f}×")
+
+# %% [markdown]
+# Now against what is possible.
+#
+# The *floor* is what nobody can avoid who multiplies in NumPy: the frozen matrix products, $xW^\top$ forward and $dy\,W$ backward. There is no $dW$. It is
+# NumPy's floor, with OpenBLAS: PyTorch multiplies with MKL, which may be faster. All the rest, attention, norms, activations, the products with $A$ and $B$, the loss, is overhead above it.
 
 # %%
 speed = Table.load("../figures/data/speed.json")
@@ -133,6 +178,18 @@ plots.speed_chart(speed);
 for row in speed.rows:
     ratio = f"{row['ratio']:.2f}× ours" if row.get("ratio") and row["side"] != "ours" else ""
     print(f"{row['case']:18}{row['side']:16}{row['seconds']:8.3f} s a step{row['peak_bytes'] / 1e9:8.2f} GB   {ratio}")
+
+# %% [markdown]
+# Where does PyTorch win? Compiled, wherever the ratio below is less than 1; and it first has to compile:
+
+# %%
+for case in speed.settings["cases"]:
+    ours, compiled, eager = (next(iter(speed.where(case=case, side=side)), None) for side in ("ours", "PEFT compiled", "PEFT"))
+    if compiled:
+        spared = ours["seconds"] - compiled["seconds"]
+        when = f"made good after {compiled['first_step_seconds'] / spared:.0f} steps" if spared > 0 else "never made good"
+        print(f"{case:18}PEFT {eager['ratio']:.2f}×, compiled {compiled['ratio']:.2f}×; its first step {compiled['first_step_seconds']:.0f} s, {when}")
+print(f"(a whole run of the study has {study.settings['base']['max_steps']} steps)")
 
 # %% [markdown]
 # What makes it fast is in the code, a line each: no $dW$ for frozen weights, no $dx$ below the lowest adapter (`decoder.py`); attention in blocks of
@@ -145,8 +202,24 @@ for row in speed.rows:
 plots.scaling_chart(Table.load("../figures/data/speed_scaling.json"));
 
 # %% [markdown]
+# It takes a little longer, nothing like 64 times. $A$ and $B$ are thin beside the frozen matrices, which cost the same at every rank. The operations of a step, counted:
+
+# %%
+steps = {r: ln.ledger.flops("smollm2-135m", 512, 256, "lora", r=r, target_modules="all-linear") for r in (1, 64)}
+for r, step in steps.items():
+    print(f"r = {r:2}: {step.total / 1e9:.0f} GFLOP, A and B {step.adapter.total / step.total:.1%} of them")
+print(f"{steps[64].total / steps[1].total:.2f} times as many operations")
+for length in (32, 512, 8192):
+    step = ln.ledger.flops("smollm2-135m", 2 * length, length, "lora", r=8, target_modules="all-linear")
+    print(f"rows of {length:5,} tokens: attention is {step.attention.total / step.total:.0%} of a step")
+
+# %% [markdown]
+# And attention, whose work grows with the *square* of a row's length? It is a small part of a step up to the 512 tokens a row of this picture, so the line looks straight. In long rows it would bend.
+#
 # ## Try
 #
 # 1. Train with `target_modules=["q_proj", "v_proj"]`. Does the model still learn to keep the log?
 # 2. Write twenty records in a voice of your own, as `{"prompt": "…", "completion": "…"}`, one a line, and train on them.
 # 3. Set `workers=1` and compare the seconds in `history.rows`. Then watch your processor's cores while it trains.
+# 4. Give the *base* a system prompt that demands the log line (`tokenizer.apply_chat_template([{"role": "system", "content": "…"}, {"role": "user", "content": question}])`) and ask the held-out questions. In how many answers is
+#    the line kept? What does a prompt cost at each question, and what an adapter?

@@ -191,18 +191,32 @@ def test_the_lessons_numbers_stand_beside_ours():
     assert rows["lora", "quality"]["ours"] == pytest.approx(0.45) and rows["lora", "quality"]["verdict"] == "less"
     assert rows["lora", "latency"] | {"verdict": "agrees"} == rows["lora", "latency"], "merged"
     assert rows["qlora", "latency"]["ours"] == 1.3, "over four bits nothing is merged"
-    assert rows["houlsby", "share"]["verdict"] == rows["houlsby", "latency"]["verdict"] == "agrees"
+    assert rows["houlsby", "share"]["verdict"] == "chosen so" and rows["houlsby", "latency"]["verdict"] == "agrees"
     text = lesson.lesson_markdown(lesson.beside_ours(compared))
     assert "latency" not in text and "| LoRA | parameters trained | < 1 % | 50 % | more |" in text
 
 
-def test_the_comparison_reads_as_a_table():
+def test_the_comparison_reads_as_two_tables():
     compared, costs = small_tables()
-    alone, beside = (lesson.comparison_markdown(*t).splitlines() for t in ((compared,), (compared, costs)))
-    assert len(alone) == len(beside) == 2 + 5
-    assert "token" not in alone[0] and "token, merged" in beside[0]
-    assert "| LoRA | 500 |" in beside[3] and "1.01×" in beside[3] and "45 % (40 % to 50 %)" in beside[3]
-    assert "–" in beside[4], "QLoRA is not merged"
+    for row in compared.where(method="prefix"):
+        row["how"] = '{"lr_ratio": {"lora_B": 16.0}}'
+    paid, reached = (
+        text.splitlines() for text in (lesson.costs_markdown(compared, costs), lesson.results_markdown(compared))
+    )
+    assert len(paid) == len(reached) == 2 + 5
+    assert "token, merged" in paid[0] and "gain" not in paid[0] and "token" not in reached[0]
+    assert "| LoRA | 500 |" in paid[3] and "1.01×" in paid[3] and "45 % (40 % to 50 %)" in reached[3]
+    assert "–" in paid[4], "what was not measured"
+    assert "| 0.001 |" in reached[3] and "| A 0.001, B 0.016 |" in reached[5]
+    without = costs.where()
+    for row in without:
+        del row["step_ratio"]
+    assert "step" not in lesson.costs_markdown(compared, costs).splitlines()[0]
+
+
+def test_the_rule_in_words_has_the_rules_own_numbers():
+    assert "± 2 points" in lesson.RULE and "1/2 of it to 2 times" in lesson.RULE and "LESSON" not in lesson.RULE
+    assert all(f"{bound:.2f}" in lesson.RULE for bound in (lesson.ZERO, lesson.SLIGHT))
 
 
 def path(method: str, heldout: list[float], prose: list[float]) -> dict:
@@ -222,7 +236,14 @@ def test_forgetting_is_compared_where_as_much_was_learned():
     ]
     rows[1]["prose"][-1] = 1.25
     said = claims_on_methods.forgetting(table)
-    assert said.startswith("no: ") and said.endswith("At 0.5 of its best rate LoRA learns 0.200 and forgets 0.200")
+    assert said.startswith("no: ") and said.endswith("it has forgotten 0.200"), (
+        "of full fine-tuning none was tried: not of one alone"
+    )
+    table.rows.append(rows[0] | {"phase": "sweep", "lr": 0.1, "final": 1.7, "prose": [1.0, 1.15]})
+    assert claims_on_methods.forgetting(table).endswith(
+        ". At the next smaller rates that were tried, one seed: LoRA at 0.5 of its best rate learns 0.200 and forgets 0.200, "
+        "full fine-tuning at 0.25 of its best rate learns 0.300 and forgets 0.150"
+    )
 
 
 def test_a_paper_is_answered_by_the_losses_the_spread_and_the_step():
@@ -231,10 +252,55 @@ def test_a_paper_is_answered_by_the_losses_the_spread_and_the_step():
     rows += [path("pissa", [2.0, 1.5, 1.0], [1, 1, 1])]
     table = Table("c", "?", "", {"labels": {"dora": "DoRA", "vera": "VeRA", "pissa": "PiSSA"}}, rows)
     said = {method: claims_on_methods.against_lora(table, method) for method in table.settings["labels"]}
-    assert (
-        ", better (seeds spread 0.020)" in said["dora"] and "after 54 of 100 steps" in said["dora"]
-    )  # 1.02 → 0.9 at 1.01
+    assert ", better (−0.110; the seeds spread by 0.020)" in said["dora"]
+    assert "after 54 of 100 steps" in said["dora"]  # 1.02 → 0.9 at 1.01
     assert "after 50 steps 1.020 against 1.500" in said["dora"]
-    assert ", worse" in said["vera"] and said["vera"].endswith("nowhere")
+    assert ", worse (+0.790; " in said["vera"] and said["vera"].endswith("1.900 against 1.500"), (
+        "LoRA's last loss is not reached"
+    )
     assert "no clear difference" in said["pissa"]
     assert claims_on_methods.first_at([0, 10], [1.0, 0.5], 1.0) == 0
+
+
+def test_the_promises_stand_beside_the_differences():
+    finals = {"lora": 1.0, "lora+": 1.05, "dora": 0.9, "pissa": 1.01, "vera": 1.8, "lora-fa": 1.0}
+    rows = [
+        path(m, [2.0, 1.4 if m == "dora" else 1.5, last + x], [1, 1, 1])
+        for m, last in finals.items()
+        for x in (0.0, 0.02)
+    ]
+    table = Table("c", "?", "", {"labels": {m: m for m in finals}}, rows)
+    head, _, *lines = claims_on_methods.promises_markdown(table).splitlines()
+    assert "after 50 steps" in head and len(lines) == len(claims_on_methods.PROMISES) == 5
+    assert lines[1].startswith("| DoRA is better") and lines[1].endswith("| −0.100 | −0.100 | 0.020 | better |")
+    assert lines[2].endswith("| +0.000 | +0.010 | 0.020 | no clear difference |")
+    assert claims_on_methods.ahead_early(table) == ["dora"]
+
+
+def test_lora_at_every_rank_stands_beside_the_methods_where_both_trained_alike():
+    rows = [
+        {"method": m, "phase": "seeds", "seed": 0, "final": last, "trainable": 800}
+        for m, last in (("full", 1.0), ("lora", 1.1))
+    ]
+    ranks = [{"method": "full", "phase": "seeds", "seed": 0, "final": 1.0}]
+    ranks += [
+        {
+            "method": "lora",
+            "phase": "seeds",
+            "seed": 0,
+            "r": r,
+            "final": 1.1,
+            "recovered": 0.8,
+            "target_modules": modules,
+        }
+        for r in (R, 2)
+        for modules in ("all-linear", "attention")
+    ]
+    compared, other = Table("c", "?", "", {}, rows), Table("r", "?", "", {}, ranks)
+    found = study.lora_by_rank(compared, other)
+    assert [(row["r"], row["trainable"]) for row in found.rows] == [(2, 200), (R, 800)]
+    assert found.settings["r"] == R
+    ranks[0]["final"] = 1.01
+    assert study.lora_by_rank(compared, other) is None, (
+        "full fine-tuning ended elsewhere: another task or another length"
+    )

@@ -333,7 +333,7 @@ def routes(model="tiny") -> Table:
 
 COMPARED = {  # method → the parameters it trains, the share it recovers, the prose it forgets
     **{"full": (1_017_216, 1.0, 0.2), "lora": (97_280, 0.9, 0.1), "qlora": (97_280, 0.89, 0.1)},
-    **{"rslora": (97_280, 0.905, 0.1), "dora": (103_680, 0.91, 0.11), "pissa": (97_280, 0.92, 0.13)},
+    **{"rslora": (97_280, 0.905, 0.1), "dora": (103_680, 0.908, 0.11), "pissa": (97_280, 0.92, 0.13)},
     **{"lora-fa": (51_200, 0.8, 0.06), "lora+": (97_280, 0.93, 0.14), "vera": (15_360, 0.6, 0.05)},
     **{"prefix": (12_800, 0.3, 0.02), "prefix-mlp": (47_040, 0.35, 0.02)},
     **{"houlsby": (29_550, 0.7, 0.08), "pfeiffer": (14_775, 0.6, 0.05)},
@@ -351,8 +351,14 @@ def compared(methods=tuple(COMPARED), seeds=3) -> Table:
     return table(rows, base_loss=1.55, base_prose=1.31, labels={"lora": "LoRA", "full": "full fine-tuning"}, runs=80)
 
 
+def by_rank(ranks=(1, 2, 4, 8, 16, 64)) -> Table:
+    sizes = {r: {"r": r, "trainable": 12_160 * r, "recovered": 1 - 0.28 * r**-0.5} for r in ranks}
+    return table([row | {"seed": seed} for row in sizes.values() for seed in range(3)], r=8)
+
+
 PICTURES = {
     "quality_against_parameters": lambda: plots.quality_against_parameters(compared()),
+    "quality_against_parameters, by rank": lambda: plots.quality_against_parameters(compared(), by_rank()),
     "quality_against_parameters, two": lambda: plots.quality_against_parameters(compared(("full", "lora"), 1)),
     "methods_learned_and_forgotten": lambda: plots.methods_learned_and_forgotten(compared()),
     "methods_learned_and_forgotten, two": lambda: plots.methods_learned_and_forgotten(compared(("full", "lora"), 1)),
@@ -513,6 +519,42 @@ def test_every_axis_that_shows_numbers_says_what_they_are(figures, name):
         )
         named = ax.get_ylabel() or ax.get_title(loc="left") or shares_its_label
         assert named or not has_numbers, f"{name}: a y axis with numbers and no label"
+
+
+def test_the_titles_of_the_methods_are_their_findings():
+    """lora+ is ahead, and pissa 1 point behind, where the seeds spread by 2."""
+    alone, all_ = title(PICTURES["quality_against_parameters, two"]()), title(PICTURES["quality_against_parameters"]())
+    assert alone == "LoRA recovers 90 % of full fine-tuning's gain"
+    assert all_ == "2 of 12 methods tie within the seeds' spread, at 93 to 94 % of full's gain"
+    behind = title(PICTURES["methods_learned_and_forgotten, two"]())
+    assert behind == "Having learned as much, LoRA has forgotten 0.100, full fine-tuning 0.162"
+    ahead = compared(("full", "lora"))
+    for row in ahead.where(method="lora"):
+        row["heldout"] = [loss - 0.1 for loss in row["heldout"]]
+    said = title(plots.methods_learned_and_forgotten(ahead))
+    assert said == "LoRA learns 0.337 and forgets 0.103; full fine-tuning 0.263 and 0.203"
+
+
+def test_the_title_of_a_fine_tuning_says_what_was_learned_and_what_forgotten():
+    assert (
+        title(plots.learned_and_forgotten(finetuned()))
+        == "LoRA learns less than full fine-tuning, and forgets less with each seed"
+    )
+    mixed = finetuned()
+    for row in mixed.where(method="lora"):
+        row["final"], row["prose"] = 2.31, 3.2 + 0.1 * row["seed"]
+    said = title(plots.learned_and_forgotten(mixed))
+    assert said == "LoRA learns as much as full fine-tuning, and forgets more with 2 of 3 seeds"
+
+
+def test_markers_of_equal_counts_stand_side_by_side():
+    figure = plots.quality_against_parameters(compared())
+    plt.close(figure)
+    across = sorted(
+        figure.axes[0].transData.transform((c.lines[0].get_xdata()[0], 1))[0] for c in figure.axes[0].containers
+    )
+    assert len(across) == len(COMPARED) and np.diff(across).min() * 72 / figure.dpi > 9.9
+    assert figure.axes[0].get_xlabel().endswith("stand side by side")
 
 
 def test_spread_keeps_order_and_distance_and_moves_as_little_as_it_can():

@@ -14,12 +14,11 @@ from lora_np.plots.style import (
     FULL,
     INK,
     LORA,
+    PAPER,
     axes_at,
     for_text,
     label_lines,
     new_figure,
-    note,
-    percent,
     picture,
 )
 from lora_np.studies.table import Table
@@ -70,23 +69,19 @@ def _wrapped(text: str, longest: int) -> list[str]:
 
 @picture("method seed steps heldout final prose habit", settings="before")
 def learned_and_forgotten(table: Table) -> Figure:
-    """Left, the loss on held-out answers as it falls; right, the loss on prose that nobody trained on, which rises.
+    """Left, the loss on held-out answers as it falls; right, how far the loss on prose that nobody trained on has risen.
 
-    A line or bar is the mean over seeds, its band or whisker their range; the grey line is the model as it was. Table: rows
-    {method, seed, steps, heldout, prose, habit}, rows of the sweep apart (phase "sweep"); settings {before}.
+    Left a line is the mean over seeds, its band their range; right a point is a seed, a grey line joins a seed's runs, a short
+    bar is the mean; the grey line at 0 is the model as it was. Table: rows {method, seed, steps, heldout, final, prose, habit,
+    answers}, rows of the sweep apart (phase "sweep"); settings {before}.
     """
     groups = _groups(table)
     seeds = max(len(rows) for _, rows in groups.values())
     before = table.settings["before"]
-    figure = new_figure(
-        9,
-        4.6,
-        "What a real model learns, and what it forgets of the rest",
-        f"SmolLM2-135M, each method at its own best learning rate; mean and range of {seeds} seeds"
-        if seeds > 1
-        else "SmolLM2-135M, each method at its own best learning rate; one seed",
-    )
-    ax = axes_at(figure, 0.75, 0.65, 3.15, 2.75)
+    how = f"mean and range of {seeds} seeds, right each seed" if seeds > 1 else "one seed"
+    subtitle = f"SmolLM2-135M, each method at its own best learning rate; {how}"
+    figure = new_figure(9, 4.8, _finding(table), subtitle)
+    ax = axes_at(figure, 0.75, 0.85, 3.15, 2.75)
     ends, labels, colours = [], [], []
     for label, (colour, rows) in groups.items():
         curves = np.array([row["heldout"] for row in rows], float)
@@ -102,39 +97,49 @@ def learned_and_forgotten(table: Table) -> Figure:
     ax.set_xlim(0, max(end[0] for end in ends))
     label_lines(ax, ends, labels, colours)
 
-    ax = axes_at(figure, 6.35, 0.65, 2.4, 2.75)
-    worse = {label: np.array([row["prose"] for row in rows]) - before["prose"] for label, (_, rows) in groups.items()}
-    for place, (label, (colour, rows)) in enumerate(groups.items()):
-        change = worse[label]
-        ax.bar(place, change.mean(), 0.6, color=colour)
-        ax.errorbar(
-            place,
-            change.mean(),
-            [[np.ptp([change.mean(), change.min()])], [np.ptp([change.mean(), change.max()])]],
-            color=INK,
-            lw=1.2,
-            capsize=4,
-        )
-        habit = np.mean([row["habit"] for row in rows])
-        note(
-            ax,
-            f"habit kept in\n{percent(habit)} of answers",
-            (place, max(change.max(), 0)),
-            (0, 6),
-            colour,
-            ha="center",
-            fontsize=9,
-        )
+    ax = axes_at(figure, 6.25, 0.85, 2.55, 2.75)
+    worse = {
+        label: {row["seed"]: row["prose"] - before["prose"] for row in rows} for label, (_, rows) in groups.items()
+    }
+    for seed in {seed for changes in worse.values() for seed in changes}:
+        joined = [(place, changes[seed]) for place, changes in enumerate(worse.values()) if seed in changes]
+        ax.plot(*zip(*joined, strict=True), color=FROZEN, lw=1.4, zorder=2)
+    for place, (label, (colour, _)) in enumerate(groups.items()):
+        changes = list(worse[label].values())
+        ax.plot([place] * len(changes), changes, color=colour, marker="o", ms=7, mec=PAPER, mew=0.6, ls="", zorder=3)
+        if len(changes) > 1:
+            ax.plot([place - 0.22, place + 0.22], [np.mean(changes)] * 2, color=colour, lw=2.4, zorder=2.5)
     ax.axhline(0, color=FROZEN, lw=2)
-    lowest, highest = min(0.0, *(c.min() for c in worse.values())), max(0.0, *(c.max() for c in worse.values()))
-    span = (highest - lowest) or 1.0
-    ax.set_ylim(lowest - 0.05 * span, highest + 0.4 * span)
+    all_ = [0.0, *(change for changes in worse.values() for change in changes.values())]
+    span = (max(all_) - min(all_)) or 1.0
+    ax.set_ylim(min(all_) - 0.05 * span, max(all_) + 0.12 * span)
     ax.set_xlim(-0.6, len(groups) - 0.4)
-    ax.set_xticks(range(len(groups)), list(groups))
-    ax.set_xlabel("method", color=FAINT_INK)
+    ax.set_xticks(range(len(groups)), [f"{label}\n{_kept(rows)}" for label, (_, rows) in groups.items()])
+    ax.set_xlabel("method, and answers with the log line", color=FAINT_INK)
     ax.set_title("other English prose")
     ax.set_ylabel("loss above the untuned model's")
     return figure
+
+
+def _kept(rows: list[dict[str, Any]]) -> str:
+    """In how many of the answers of all seeds the log line is kept."""
+    asked = [len(row["answers"]) for row in rows]
+    return f"{round(sum(row['habit'] * n for row, n in zip(rows, asked, strict=True)))} of {sum(asked)}"
+
+
+def _finding(table: Table) -> str:
+    """Whether LoRA learns as much as full fine-tuning, by the seeds' spread, and whether it forgets more, seed by seed."""
+    full, *others = (rows for _, rows in _groups(table).values())
+    if len(others) != 1 or full[0]["method"] != "full":
+        return "What a real model learns, and what it forgets of the rest"
+    finals = [[row["final"] for row in rows] for rows in (full, others[0])]
+    above, spread = np.mean(finals[1]) - np.mean(finals[0]), max(np.ptp(each) for each in finals)
+    learns = "as much as" if abs(above) <= spread else "less than" if above > 0 else "more than"
+    prose = {row["seed"]: row["prose"] for row in full}
+    more = [row["prose"] > prose[row["seed"]] for row in others[0]]
+    word = "more" if all(more) else "less" if not any(more) else f"more with {sum(more)} of {len(more)} seeds"
+    each = " with each seed" if len(more) > 1 and word in ("more", "less") else ""
+    return f"LoRA learns {learns} full fine-tuning, and forgets {word}{each}"
 
 
 def _groups(table: Table) -> dict[str, tuple[str, list[dict[str, Any]]]]:

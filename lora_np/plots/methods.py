@@ -59,8 +59,8 @@ DRAWINGS = {
     "full": Drawing("full fine-tuning", r"$W + \Delta W$", "every weight", "trained"),
     "lora": Drawing("LoRA", rf"$W + {BA}$", "A and B", "lora"),
     "qlora": Drawing("QLoRA", rf"$\mathrm{{NF4}}(W) + {BA}$", "A and B; W in 4 bits", "lora", four_bits=True),
-    "dora": Drawing("DoRA", rf"$m \circ \frac{{W + {BA}}}{{\Vert W + {BA} \Vert}}$", "A, B and lengths m", "dora"),
-    "vera": Drawing("VeRA", r"$W + \Lambda_b B\, \Lambda_d A$", "b and d; A, B shared", "vera"),
+    "dora": Drawing("DoRA", rf"$\ell \circ \frac{{W + {BA}}}{{\Vert W + {BA} \Vert}}$", "A, B and lengths ℓ", "dora"),
+    "vera": Drawing("VeRA", r"$W + \Lambda_b B\, \Lambda_d A$", "two vectors λ; A, B shared", "vera"),
     "prefix": Drawing("prefix tuning", r"$[P_K, K],\; [P_V, V]$", "keys and values P", prefix=True),
     "houlsby": Drawing(
         "Houlsby adapters", r"$y + W_\uparrow\, \sigma(W_\downarrow y)$", "two bottlenecks a block", bottlenecks=2
@@ -168,7 +168,7 @@ def _linear(ax: Axes, middle: Spot, name: str, wide: float, what: Drawing, colou
             (left + waist - 0.015, y),
         ]
         ax.add_patch(Polygon(corners, closed=True, **look))
-    if vera:  # d at the waist, b at the top
+    if vera:  # λ_d at the waist, λ_b at the top
         ax.add_patch(Rectangle((left + 0.02, y - 0.016), 0.06, 0.032, fc=colour, ec="none", zorder=4))
         ax.add_patch(Rectangle((left - 0.005, y + half), 0.11, 0.032, fc=colour, ec="none", zorder=4))
     if what.linears == "dora":

@@ -43,8 +43,9 @@ MODELS = {"smollm2-135m": "SmolLM2-135M", "llama-2-7b-block": "one block of Llam
 def speed_chart(table: Table) -> Figure:
     """Seconds and peak memory of a LoRA step, a bar a side: ours cyan, PyTorch with PEFT green, the floor in each bar grey.
 
-    A bar's grey part is as long as the frozen matrix products alone take; the whisker is the middle half of the rounds.
-    Table: rows {case, side, seconds, ratio, peak_bytes, rounds}; settings {cases, threads, rounds, processor}.
+    A bar's grey part is as long as the frozen matrix products alone take in NumPy's BLAS; the whisker is the middle half of the
+    rounds. Table: rows {case, side, seconds, ratio, peak_bytes, rounds}; settings {cases, threads, rounds, processor}, and blas,
+    of each side, where the floor's is to be named.
     """
     cases = [case for case in table.settings["cases"] if table.where(case=case)]
     sides = [[row for row in table.where(case=case) if row["side"] in COLOURS] for case in cases]
@@ -55,7 +56,7 @@ def speed_chart(table: Table) -> Figure:
         9,
         tall,
         _title(table, cases),
-        "forward, backward and AdamW; grey is the floor, the frozen products alone; memory with weights and libraries\n"
+        f"a step with AdamW; grey is the floor, the frozen products alone in {_floor(settings)}; memory with weights, libraries\n"
         f"{_machine(table)}; median and middle half of {settings['rounds']} rounds",
     )
     bottom = tall - 0.9
@@ -73,6 +74,12 @@ def speed_chart(table: Table) -> Figure:
 def _machine(table: Table) -> str:
     threads = table.settings["threads"]
     return f"{threads} thread{'s' * (threads > 1)} of {table.settings['processor']}"
+
+
+def _floor(settings: dict[str, Any]) -> str:
+    """Whose products the floor's are: another BLAS may be faster."""
+    blas = settings.get("blas", {}).get("floor", {}).get("blas", "")
+    return f"NumPy ({blas.split()[0]})" if blas else "NumPy"
 
 
 def _title(table: Table, cases: list[str]) -> str:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from .lesson import LESSON, beside_ours, mean, percent, times
+from .lesson import LESSON, beside_ours, markdown, mean, percent, times
 from .table import Table
 
 NEEDED = ("comparison", "comparison_smollm2", "method_costs", "method_costs_smollm2")
 Row = tuple[str, str, str, str]
 STUDY = "`lora_np/studies/comparison.py`, notebook 09"
+PROMISES = {  # method → (what its paper says of it, the paper)
+    "lora+": ("LoRA+ is 1 to 2 % better and up to twice as fast", "Hayou et al. 2024"),
+    "dora": ("DoRA is better than LoRA", "Liu et al. 2024"),
+    "pissa": ("PiSSA converges faster than LoRA", "Meng et al. 2024"),
+    "vera": ("VeRA trains ten times fewer parameters at the same quality", "Kopiczko et al. 2023"),
+    "lora-fa": ("LoRA-FA saves activation memory without losing quality", "Zhang et al. 2023"),
+}
 
 
 def on_methods(tables: Mapping[str, Table]) -> list[Row]:
@@ -29,22 +37,19 @@ def on_methods(tables: Mapping[str, Table]) -> list[Row]:
             STUDY,
         ),
         (
-            "LoRA+ is 1 to 2 % better and up to twice as fast",
-            "Hayou et al. 2024",
+            *PROMISES["lora+"],
             f"{against_lora(compared, 'lora+')}; rates of A and B 1 : {lora_plus_ratio(compared):g}, A's swept",
             STUDY,
         ),
-        ("DoRA is better than LoRA", "Liu et al. 2024", against_lora(compared, "dora"), STUDY),
-        ("PiSSA converges faster than LoRA", "Meng et al. 2024", against_lora(compared, "pissa"), STUDY),
+        (*PROMISES["dora"], against_lora(compared, "dora"), STUDY),
+        (*PROMISES["pissa"], against_lora(compared, "pissa"), STUDY),
         (
-            "VeRA trains ten times fewer parameters at the same quality",
-            "Kopiczko et al. 2023",
+            *PROMISES["vera"],
             f"{of_lora / vera:.1f} times fewer here ({vera:,} for {of_lora:,}); {against_lora(compared, 'vera')}",
             STUDY,
         ),
         (
-            "LoRA-FA saves activation memory without losing quality",
-            "Zhang et al. 2023",
+            *PROMISES["lora-fa"],
             f"a step's peak is {fa['peak_bytes'] / lora['peak_bytes']:.2f} of LoRA's; {against_lora(compared, 'lora-fa')}",
             f"`test_lora_fa_keeps_n_r_numbers_in_place_of_n_in`; {STUDY}",
         ),
@@ -92,7 +97,7 @@ def of_the_lesson(tables: Mapping[str, Table]) -> list[Row]:
 
 
 def forgetting(compared: Table) -> str:
-    """LoRA's end, full fine-tuning's path where it had learned as much, and LoRA at the next smaller rate that was tried."""
+    """LoRA's end, full fine-tuning's path where it had learned as much, and both at the next smaller rate that was tried."""
     learned, forgotten = {}, {}
     for method in ("full", "lora"):
         runs = compared.where(phase="seeds", method=method)
@@ -109,39 +114,67 @@ def forgetting(compared: Table) -> str:
 
 
 def at_a_smaller_rate(compared: Table) -> str:
-    """What LoRA's sweep shows just below its best rate, if it went there: the rate was chosen by what is learned alone."""
-    best = compared.where(phase="seeds", method="lora")[0]["lr"]
-    below = [row for row in compared.where(phase="sweep", method="lora") if row["lr"] < best and row["prose"]]
-    if not below:
-        return ""
-    row = max(below, key=lambda row: row["lr"])
-    learned = compared.settings["base_loss"] - row["final"]
-    forgotten = row["prose"][-1] - compared.settings["base_prose"]
-    return f". At {row['lr'] / best:g} of its best rate LoRA learns {learned:.3f} and forgets {forgotten:.3f}"
+    """What the sweeps show just below each one's best rate, if both went there: the rate was chosen by what is learned alone."""
+    said = []
+    for method, name in (("lora", "LoRA"), ("full", "full fine-tuning")):
+        best = compared.where(phase="seeds", method=method)[0]["lr"]
+        below = [row for row in compared.where(phase="sweep", method=method) if row["lr"] < best and row["prose"]]
+        if not below:
+            return ""
+        row = max(below, key=lambda row: row["lr"])
+        learned = compared.settings["base_loss"] - row["final"]
+        forgotten = row["prose"][-1] - compared.settings["base_prose"]
+        said.append(f"{name} at {row['lr'] / best:g} of its best rate learns {learned:.3f} and forgets {forgotten:.3f}")
+    return f". At the next smaller rates that were tried, one seed: {', '.join(said)}"
 
 
 def against_lora(compared: Table, method: str) -> str:
     """The losses at the end and at the first evaluation, the difference against the seeds' spread, and when LoRA's last loss is
-    reached."""
+    reached, if it is."""
     ours, lora = (compared.where(phase="seeds", method=name) for name in (method, "lora"))
-    better = mean(lora, "final") - mean(ours, "final")
-    noise = max(spread(ours), spread(lora))
-    word = "no clear difference" if abs(better) <= noise else "better" if better > 0 else "worse"
+    above, noise, word = at_the_end(compared, method)
     label, steps = compared.settings["labels"][method], ours[0]["steps"]
     reached = first_at(steps, curve(ours, "heldout"), mean(lora, "final"))
-    when = f"after {reached:.0f} of {steps[-1]} steps" if reached is not None else "nowhere"
+    when = "" if reached is None else f"; {label} reaches LoRA's last loss after {reached:.0f} of {steps[-1]} steps"
     return (
         f"held-out {mean(ours, 'final'):.3f} against LoRA's {mean(lora, 'final'):.3f} nats a byte, {word} "
-        f"(seeds spread {noise:.3f}); after {steps[1]} steps {curve(ours, 'heldout')[1]:.3f} against "
-        f"{curve(lora, 'heldout')[1]:.3f}; {label} reaches LoRA's last loss {when}"
+        f"({above:+.3f}; the seeds spread by {noise:.3f}); after {steps[1]} steps {curve(ours, 'heldout')[1]:.3f} against "
+        f"{curve(lora, 'heldout')[1]:.3f}{when}"
+    ).replace("(-", "(−")
+
+
+def at_the_end(compared: Table, method: str) -> tuple[float, float, str]:
+    """How far the mean of the last held-out losses lies above LoRA's, the wider of the two seeds' spreads, and what that says."""
+    ours, lora = (compared.where(phase="seeds", method=name) for name in (method, "lora"))
+    above, noise = mean(ours, "final") - mean(lora, "final"), max(spread(ours), spread(lora))
+    return above, noise, "no clear difference" if abs(above) <= noise else "worse" if above > 0 else "better"
+
+
+def promises_markdown(compared: Table) -> str:
+    """Each promise beside what came out: held-out losses less LoRA's, at the first evaluation and at the end, as Markdown."""
+    first, lora = (
+        compared.where(phase="seeds", method="lora")[0]["steps"][1],
+        compared.where(phase="seeds", method="lora"),
     )
+    lines = []
+    for method, (promised, paper) in PROMISES.items():
+        above, noise, word = at_the_end(compared, method)
+        early = curve(compared.where(phase="seeds", method=method), "heldout")[1] - curve(lora, "heldout")[1]
+        numbers = [f"{early:+.3f}".replace("-", "−"), f"{above:+.3f}".replace("-", "−"), f"{noise:.3f}"]
+        lines.append([f"{promised} ({paper})", *numbers, word])
+    return markdown(["promised", f"after {first} steps", "at the end", "seeds' spread", "at the end it is"], lines)
+
+
+def ahead_early(compared: Table) -> list[str]:
+    """The labels of the methods with a promise whose held-out loss is below LoRA's at the first evaluation, mean over seeds."""
+    lora = curve(compared.where(phase="seeds", method="lora"), "heldout")[1]
+    runs = {method: compared.where(phase="seeds", method=method) for method in PROMISES}
+    return [compared.settings["labels"][m] for m, rows in runs.items() if curve(rows, "heldout")[1] < lora]
 
 
 def lora_plus_ratio(compared: Table) -> float:
     """B's rate over A's, as the runs have it."""
-    from json import loads
-
-    return loads(compared.where(method="lora+")[0]["how"])["lr_ratio"]["lora_B"]
+    return json.loads(compared.where(method="lora+")[0]["how"])["lr_ratio"]["lora_B"]
 
 
 def curve(runs: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:

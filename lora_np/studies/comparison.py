@@ -19,7 +19,7 @@ from ..optim import Optimizer, WarmupCosine
 from ..pretrained import load_model
 from ..train import Batch, History, evaluate, train
 from .convergence import heldout_batches, recovered, shared, validation_batches
-from .methods import METHODS
+from .methods import METHODS, R
 from .runs import finished, run_all, sweep, validation
 from .table import Table
 
@@ -140,6 +140,24 @@ def measure(run: Run) -> dict[str, Any]:
         | trained(model)
         | {"state_bytes": state_bytes(model, optimizer, heldout_batches()[0])}
     )
+
+
+def lora_by_rank(compared: Table, ranks: Table) -> Table | None:
+    """LoRA in all linear layers at every rank of a `convergence`, as rows {r, seed, trainable, recovered}, beside a `comparison`.
+
+    None where the two did not train alike: where full fine-tuning, or LoRA of the rank that both have, ended elsewhere.
+    """
+    runs = [row for row in ranks.where(phase="seeds", method="lora", target_modules="all-linear")]
+    alike = {"full": ranks.where(phase="seeds", method="full"), "lora": [row for row in runs if row["r"] == R]}
+    for method, theirs in alike.items():
+        ours = compared.where(phase="seeds", method=method)
+        if not ours or {row["seed"]: row["final"] for row in ours} != {row["seed"]: row["final"] for row in theirs}:
+            return None
+    each = compared.where(phase="seeds", method="lora")[0]["trainable"] / R  # numbers that one more rank trains
+    kept = [
+        {key: row[key] for key in ("r", "seed", "recovered")} | {"trainable": round(each * row["r"])} for row in runs
+    ]
+    return Table("lora_by_rank", ranks.question, ranks.command, {"r": R}, sorted(kept, key=lambda row: row["r"]))
 
 
 def trained(model: Module) -> dict[str, Any]:

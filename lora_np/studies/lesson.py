@@ -1,12 +1,12 @@
 """The lesson's comparison of methods, its numbers beside ours: what each says, as an interval, and whether ours lies in it.
 
-The rule is one for all. What the lesson says stands for an interval (`LESSON`): "< 1 %" for what is below it, "about" for half to
-twice a share and for ± 2 points of quality, "zero" for a token that takes at most 1.05 times the base's, "slight" for at most
-1.10, "added" for at least 1.05. Ours agrees where it lies inside, and is "less" or "more" where it does not.
+"The lesson" is a table as many LoRA tutorials print it (`LESSON`); `RULE` says in words when ours agrees. Where ours was set to
+what the lesson says (`CHOSEN`) there is nothing to agree: the verdict is "chosen so".
 """
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +16,15 @@ from typing import Any
 from .table import Table
 
 POINTS, FACTOR, ZERO, SLIGHT = 0.02, 2, 1.05, 1.10
+RULE = f"""The rule is one for all. Each entry stands for an interval:
+
+- "< 1 %": what is below it;
+- "about" (~) a share of parameters: from 1/{FACTOR} of it to {FACTOR} times it;
+- "about" a share of full fine-tuning's quality: ± {100 * POINTS:g} points;
+- "zero" latency: a token takes at most {ZERO:.2f} times the base's; "slight": at most {SLIGHT:.2f}; "added": at least {ZERO:.2f}.
+
+Ours *agrees* where it lies inside, and is *less* or *more* where it does not. It is *chosen so* where it was set to that value
+before anything was measured."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,9 @@ LESSON: dict[str, dict[str, Said]] = {
     "prefix": {"share": about(0.001), "latency": Said("slight", 0.0, SLIGHT), "quality": quality(0.95)},
     "houlsby": {"share": about(0.03), "latency": Said("added", ZERO, math.inf), "quality": quality(0.97)},
 }
+CHOSEN = {
+    ("houlsby", "share")
+}  # an adapter's width is the one that comes nearest to the lesson's share: methods.HOULSBY_SHARE
 
 
 def beside_ours(
@@ -67,11 +79,16 @@ def beside_ours(
         ours["latency"] = token_ratio(costs, method, merged="merged" in said["latency"].words)
         rows += [
             {"method": method, "label": compared.settings["labels"][method], "quantity": quantity}
-            | {"lesson": what.words, "ours": ours[quantity], "verdict": what.verdict(ours[quantity])}
+            | {"lesson": what.words, "ours": ours[quantity], "verdict": verdict(method, quantity, ours[quantity])}
             for quantity, what in said.items()
             if ours[quantity] is not None
         ]
     return rows
+
+
+def verdict(method: str, quantity: str, ours: float) -> str:
+    """ "agrees", "less" or "more"; "chosen so" where ours was set to what the lesson says."""
+    return "chosen so" if (method, quantity) in CHOSEN else LESSON[method][quantity].verdict(ours)
 
 
 def token_ratio(costs: Table | None, method: str, merged: bool) -> float | None:
@@ -86,16 +103,17 @@ def mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
 
 
 def summary(compared: Table, costs: Table | None = None) -> list[dict[str, Any]]:
-    """One row a method: {method, label, lr, trainable, share, state_bytes, recovered, least, most, forgotten, …}.
+    """One row a method: {method, label, lr, lr_of_B, trainable, share, state_bytes, recovered, least, most, forgotten, …}.
 
-    recovered is the mean over seeds, least and most its range. With a `method_costs` also step_ratio, peak_bytes, prompt_ratio,
-    token_ratio and the merged ones.
+    lr is the best rate, and lr_of_B that of B: another one by LoRA+. recovered is the mean over seeds, least and most its range.
+    With a `method_costs` also step_ratio, peak_bytes, prompt_ratio, token_ratio and the merged ones.
     """
     rows = []
     for method, label in compared.settings["labels"].items():
         runs = compared.where(phase="seeds", method=method)
         shares = [row["recovered"] for row in runs]
-        row = {"method": method, "label": label, "lr": runs[0]["lr"]}
+        ratio = json.loads(runs[0].get("how", "{}")).get("lr_ratio", {}).get("lora_B", 1)
+        row = {"method": method, "label": label, "lr": runs[0]["lr"], "lr_of_B": runs[0]["lr"] * ratio}
         row |= {key: runs[0].get(key) for key in ("trainable", "share", "state_bytes")}
         row |= {key: mean(runs, key) for key in ("final", "recovered", "forgotten")}
         row |= {"least": min(shares), "most": max(shares)}
@@ -113,7 +131,15 @@ def percent(share: float) -> str:
     return f"{100 * share:.{0 if share >= 0.1 else 1 if share >= 0.01 else 2}f} %"
 
 
-COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+def best_rate(row: Mapping[str, Any]) -> str:
+    """The best rate; both, where B has another than A."""
+    if row["lr_of_B"] == row["lr"]:
+        return f"{row['lr']:.2g}"
+    return f"A {row['lr']:.2g}, B {row['lr_of_B']:.2g}"
+
+
+Columns = dict[str, Callable[[Mapping[str, Any]], str]]
+COSTS: Columns = {
     "method": lambda row: row["label"],
     "trained": lambda row: f"{row['trainable']:,}",
     "share": lambda row: percent(row["share"]),
@@ -123,7 +149,11 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "prompt": lambda row: times(row["prompt_ratio"]),
     "token": lambda row: times(row["token_ratio"]),
     "token, merged": lambda row: times(row["merged_token_ratio"]),
-    "best rate": lambda row: f"{row['lr']:.2g}",
+}
+RESULTS: Columns = {
+    "method": lambda row: row["label"],
+    "share": lambda row: percent(row["share"]),
+    "best rate": best_rate,
     "of full's gain": lambda row: f"{percent(row['recovered'])} ({percent(row['least'])} to {percent(row['most'])})",
     "forgotten": lambda row: f"{row['forgotten']:+.3f}",
 }
@@ -131,11 +161,19 @@ NEEDS = {"state": "state_bytes", "step": "step_ratio", "peak": "peak_bytes", "pr
 NEEDS |= {"token": "token_ratio", "token, merged": "token_ratio"}
 
 
-def comparison_markdown(compared: Table, costs: Table | None = None) -> str:
-    """The comparison as a table in Markdown, one line a method; columns that the tables do not have are left out."""
-    rows = summary(compared, costs)
-    columns = [name for name in COLUMNS if NEEDS.get(name) is None or rows[0].get(NEEDS[name]) is not None]
-    return markdown(columns, [[COLUMNS[name](row) for name in columns] for row in rows])
+def costs_markdown(compared: Table, costs: Table) -> str:
+    """What each method trains, keeps and takes, as a table in Markdown; columns that the tables do not have are left out."""
+    return _methods_markdown(summary(compared, costs), COSTS)
+
+
+def results_markdown(compared: Table) -> str:
+    """The best rate of each method, and what it learned and forgot with it, as a table in Markdown."""
+    return _methods_markdown(summary(compared), RESULTS)
+
+
+def _methods_markdown(rows: Sequence[Mapping[str, Any]], columns: Columns) -> str:
+    names = [name for name in columns if NEEDS.get(name) is None or rows[0].get(NEEDS[name]) is not None]
+    return markdown(names, [[columns[name](row) for name in names] for row in rows])
 
 
 def lesson_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -150,7 +188,7 @@ def lesson_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         [row["label"], words[row["quantity"]], row["lesson"], said[row["quantity"]](row["ours"]), row["verdict"]]
         for row in rows
     ]
-    return markdown(["method", "", "the lesson", "here", "verdict"], lines)
+    return markdown(["method", "", "the tutorials' table", "here", "verdict"], lines)
 
 
 def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
