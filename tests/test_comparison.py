@@ -216,7 +216,7 @@ def test_the_comparison_reads_as_two_tables():
 
 def test_the_rule_in_words_has_the_rules_own_numbers():
     assert "± 2 points" in lesson.RULE and "1/2 of it to 2 times" in lesson.RULE and "LESSON" not in lesson.RULE
-    assert all(f"{bound:.2f}" in lesson.RULE for bound in (lesson.ZERO, lesson.SLIGHT))
+    assert all(f"{bound:.2f}" in lesson.RULE for bound in (lesson.NOISE, lesson.SLIGHT))
 
 
 def path(method: str, heldout: list[float], prose: list[float]) -> dict:

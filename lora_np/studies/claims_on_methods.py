@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .lesson import LESSON, beside_ours, markdown, mean, percent, times
+from .methods import R
 from .table import Table
 
 NEEDED = ("comparison", "comparison_smollm2", "method_costs", "method_costs_smollm2")
@@ -70,26 +71,31 @@ def on_methods(tables: Mapping[str, Table]) -> list[Row]:
 
 def of_the_lesson(tables: Mapping[str, Table]) -> list[Row]:
     """A row for each method of the lesson's table, "tiny" and then SmolLM2."""
-    tiny = beside_ours(tables["comparison"], tables["method_costs"])
-    real = beside_ours(tables["comparison_smollm2"], tables["method_costs_smollm2"])
+    models = {
+        "tiny": beside_ours(tables["comparison"], tables["method_costs"]),
+        "SmolLM2-135M": beside_ours(tables["comparison_smollm2"], tables["method_costs_smollm2"]),
+    }
     said = {"share": percent, "latency": times, "quality": percent}
     names = {"share": "parameters trained", "latency": "a token's time", "quality": "of full's gain"}
     rows = []
     for method, lesson in LESSON.items():
         found = []
-        for quantity, name in names.items():
-            ours = [
-                row for table in (tiny, real) for row in table if (row["method"], row["quantity"]) == (method, quantity)
-            ]
-            values = " and ".join(f"{said[quantity](row['ours'])} ({row['verdict']})" for row in ours)
-            found.append(f"{name} {values}")
+        for model, rows_of in models.items():
+            ours = {row["quantity"]: row for row in rows_of if row["method"] == method}
+            values = (
+                f"{name} {said[quantity](ours[quantity]['ours'])} ({ours[quantity]['verdict']})"
+                if quantity in ours
+                else f"{name} not measured"
+                for quantity, name in names.items()
+            )
+            found.append(f"{model}: {', '.join(values)}")
         label = tables["comparison"].settings["labels"][method]
         claim = f"{label}: {lesson['share'].words} trained, latency {lesson['latency'].words}, {lesson['quality'].words} of quality"
         rows.append(
             (
                 claim,
                 "the lesson",
-                "tiny and SmolLM2-135M: " + "; ".join(found),
+                "; ".join(found),
                 "`lora_np/studies/lesson.py`, notebook 09",
             )
         )
@@ -107,7 +113,7 @@ def forgetting(compared: Table) -> str:
     alike = np.interp(reached, learned["full"], forgotten["full"])  # on its way full passes what LoRA reaches
     word = "yes" if forgotten["lora"][-1] < alike else "no"
     return (
-        f"{word}: on tiny, in nats a byte, LoRA r = 8 learns {reached:.3f} of code and forgets {forgotten['lora'][-1]:.3f} of "
+        f"{word}: on tiny, in nats a byte, LoRA r = {R} learns {reached:.3f} of code and forgets {forgotten['lora'][-1]:.3f} of "
         f"prose, full fine-tuning {learned['full'][-1]:.3f} and {forgotten['full'][-1]:.3f}; where full fine-tuning has learned "
         f"as much as LoRA it has forgotten {alike:.3f}{at_a_smaller_rate(compared)}"
     )

@@ -1,7 +1,7 @@
-"""The methods on a real language model: SmolLM2-135M learns a voice by DoRA, a prefix and adapters, beside full and LoRA.
+"""The methods on a real language model: SmolLM2-135M learns a voice by QLoRA, DoRA, a prefix and adapters, beside full and LoRA.
 
-The runs of finetuning.py and qlora.py are read from their tables; the others are trained here on the same records, steps and
-schedule, each at its own best rate of a sweep by factors of three.
+The runs of finetuning.py are read from its table; the others are trained here on the same records, steps and schedule, each at
+its own best rate of a sweep by factors of three.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Setting:
 
     rates: Mapping[str, Sequence[float]] = field(
         default_factory=lambda: {
+            "qlora": (1e-3, 3e-3, 1e-2),
             "dora": (1e-3, 3e-3, 1e-2),
             "prefix": (3e-2, 1e-1, 3e-1),
             "houlsby": (1e-3, 3e-3, 1e-2),
@@ -73,11 +74,11 @@ def measure(run: MethodFineTuning) -> dict[str, Any]:
 
 
 def comparison_smollm2(
-    known: Table, qlora: Table, setting: Setting = FULL, workers: int = 1, folder: str | Path | None = None
+    known: Table, setting: Setting = FULL, workers: int = 1, folder: str | Path | None = None
 ) -> Table:
     """Rows {method, lr, seed, phase, steps, heldout, final, validation, prose, seconds, trainable, share}, in nats a token.
 
-    known and qlora are the tables of `finetuning` and `qlora.on_smollm2`, which have the runs of full fine-tuning, LoRA and QLoRA.
+    known is the table of `finetuning`, which has the runs of full fine-tuning and LoRA.
     phase is "sweep" or "seeds", as in `comparison`, and those of "seeds" have `recovered` and `forgotten` too. settings:
     base_loss and base_prose, of the model untouched; runs, how many were trained here. A run has threads of its own, so
     one worker is meant.
@@ -95,9 +96,8 @@ def comparison_smollm2(
     ours = finished([*best.values(), *run_all(measure, repeats, workers, folder, "seeds", given)])
     rates = [row for rows in tried.values() for row in rows]
     everything = [*rates, *ours[len(best) :]]
-    others = known.where(phase="seeds") + [row | {"method": "qlora"} for row in qlora.where(quant_type="nf4")]
-    sizes = {name: trained(METHODS[name].model(setting.base.base_model(), 0)) for name in ("full", "lora", "qlora")}
-    seeds = [row | sizes[row["method"]] for row in others] + list(ours)
+    sizes = {name: trained(METHODS[name].model(setting.base.base_model(), 0)) for name in ("full", "lora")}
+    seeds = [row | sizes[row["method"]] for row in known.where(phase="seeds")] + list(ours)
     before = known.settings["before"]
     full = statistics.mean(row["final"] for row in seeds if row["method"] == "full")
     kept = (*KEPT, "trainable", "share")

@@ -15,13 +15,16 @@ from typing import Any
 
 from .table import Table
 
-POINTS, FACTOR, ZERO, SLIGHT = 0.02, 2, 1.05, 1.10
+POINTS, FACTOR, NOISE, SLIGHT = 0.02, 2, 1.05, 1.10
 RULE = f"""The rule is one for all. Each entry stands for an interval:
 
 - "< 1 %": what is below it;
 - "about" (~) a share of parameters: from 1/{FACTOR} of it to {FACTOR} times it;
 - "about" a share of full fine-tuning's quality: ± {100 * POINTS:g} points;
-- "zero" latency: a token takes at most {ZERO:.2f} times the base's; "slight": at most {SLIGHT:.2f}; "added": at least {ZERO:.2f}.
+- "zero" latency: a token takes 1/{NOISE:.2f} to {NOISE:.2f} times the base's; "slight": up to {SLIGHT:.2f}; "added": {NOISE:.2f}
+  or more.
+
+Quality is here the share of full fine-tuning's *gain*, which asks more than a share of its score.
 
 Ours *agrees* where it lies inside, and is *less* or *more* where it does not. It is *chosen so* where it was set to that value
 before anything was measured."""
@@ -50,16 +53,14 @@ def quality(share: float) -> Said:
     return Said(f"~{100 * share:g} %", share - POINTS, share + POINTS)
 
 
-SMALL, NO_LATENCY = Said("< 1 %", 0.0, 0.01), Said("zero, merged", 0.0, ZERO)
+SMALL, NO_LATENCY = Said("< 1 %", 0.0, 0.01), Said("zero, merged", 1 / NOISE, NOISE)
 LESSON: dict[str, dict[str, Said]] = {
     "lora": {"share": SMALL, "latency": NO_LATENCY, "quality": quality(0.99)},
     "qlora": {"share": SMALL, "latency": NO_LATENCY, "quality": quality(0.98)},
-    "prefix": {"share": about(0.001), "latency": Said("slight", 0.0, SLIGHT), "quality": quality(0.95)},
-    "houlsby": {"share": about(0.03), "latency": Said("added", ZERO, math.inf), "quality": quality(0.97)},
+    "prefix": {"share": about(0.001), "latency": Said("slight", 1 / NOISE, SLIGHT), "quality": quality(0.95)},
+    "houlsby": {"share": about(0.03), "latency": Said("added", NOISE, math.inf), "quality": quality(0.97)},
 }
-CHOSEN = {
-    ("houlsby", "share")
-}  # an adapter's width is the one that comes nearest to the lesson's share: methods.HOULSBY_SHARE
+CHOSEN = {("houlsby", "share")}  # an adapter is as wide as comes nearest to the lesson's share: methods.HOULSBY_SHARE
 
 
 def beside_ours(
@@ -72,16 +73,17 @@ def beside_ours(
     """
     rows = []
     for method, said in LESSON.items():
-        runs = compared.where(phase="seeds", method=method)
-        if not runs:
-            continue
-        ours: dict[str, float | None] = {"share": runs[0]["share"], "quality": mean(runs, "recovered")}
-        ours["latency"] = token_ratio(costs, method, merged="merged" in said["latency"].words)
+        ours: dict[str, float | None] = {
+            "latency": token_ratio(costs, method, merged="merged" in said["latency"].words)
+        }
+        if runs := compared.where(phase="seeds", method=method):
+            ours |= {"share": runs[0]["share"], "quality": mean(runs, "recovered")}
+        labels = (costs.settings.get("labels", {}) if costs else {}) | compared.settings["labels"]
         rows += [
-            {"method": method, "label": compared.settings["labels"][method], "quantity": quantity}
+            {"method": method, "label": labels[method], "quantity": quantity}
             | {"lesson": what.words, "ours": ours[quantity], "verdict": verdict(method, quantity, ours[quantity])}
             for quantity, what in said.items()
-            if ours[quantity] is not None
+            if ours.get(quantity) is not None
         ]
     return rows
 
