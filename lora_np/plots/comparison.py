@@ -90,9 +90,8 @@ def _rank_line(ax: Axes, ranks: Table) -> None:
     ax.plot(*xy.T, color=LORA, lw=1.6, marker=".", ms=7, zorder=2)
     for r, point in means.items():
         if r != ranks.settings.get("r"):  # that one is LoRA's own point
-            said = {min(means): "r = ", max(means): "LoRA, r = "}.get(r, "")
-            below = r == max(means)  # above it is full fine-tuning's line
-            note(ax, f"{said}{r}", point, (8, -14) if below else (-4, 5), LORA, ha="right", fontsize=9)
+            said = f"r = {r}" if r == min(means) else f"{r}"
+            note(ax, said, point, (-4, 2 if r == max(means) else 5), LORA, ha="right", fontsize=9)
 
 
 def _label_points(ax: Axes, points: dict[str, tuple[float, float]], labels: dict[str, str]) -> None:
