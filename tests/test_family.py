@@ -274,11 +274,11 @@ def test_what_is_saved_comes_back_to_the_bit_with_what_trains(make_model, random
 # ---------------------------------------------------------------------------------------------------------------- PiSSA
 
 
-@pytest.mark.parametrize("rslora", [False, True])
-def test_pissa_at_the_start_is_the_base_to_1e_12(make_model, random_batch, rslora):
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"use_dora": True}], ids=str)
+def test_pissa_at_the_start_is_the_base_to_1e_12(make_model, random_batch, settings):
     tokens, _ = random_batch()
     base, _ = make_model().forward(tokens)
-    start, _ = adapted(make_model(), **PISSA, use_rslora=rslora).forward(tokens)
+    start, _ = adapted(make_model(), **PISSA, **settings).forward(tokens)
     assert_allclose(start, base, rtol=1e-12, atol=1e-12)
 
 
