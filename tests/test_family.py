@@ -329,6 +329,16 @@ def test_pissa_disabled_or_taken_out_is_the_base(make_model, random_batch):
     assert_allclose(peft_model.forward(tokens)[0], base, rtol=1e-11, atol=1e-11)
 
 
+def test_a_weight_that_is_not_finite_is_found_before_pissa_takes_anything_out(make_model):
+    model = make_model()
+    model.model.layers[1].self_attn.v_proj.weight.value[0, 0] = np.nan
+    before = {name: host(value).copy() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"model\.layers\.1\.self_attn\.v_proj has a weight that is not finite"):
+        adapted(model, **PISSA)
+    after = model.state_dict()
+    assert after.keys() == before.keys() and all(np.array_equal(host(after[n]), before[n], True) for n in before)
+
+
 def test_the_gradient_passes_through_what_pissa_took_out_of_a_layer():
     """A call without the adapter goes through all of W, and so does its dx."""
     layer = LoraLinear(Linear(normal(4, 5)).freeze())
