@@ -24,7 +24,7 @@ from .merge_calls import MergeCalls
 from .methods import method_named, method_of
 from .mixed import AdapterRows
 from .mixed_calls import MixedCalls
-from .prefix import PrefixEncoder, see_the_prefix
+from .prefix import PrefixEncoder, check_begun, see_the_prefix
 
 
 def get_peft_model(
@@ -116,7 +116,7 @@ class PeftModel(MergeCalls, MixedCalls):
         """tokens (b, t) → logits (b, t, v), with the active adapter; the arguments are those of `Transformer.forward`.
 
         A prefix begins the past, and an `attention_mask` does not cover it. `adapter_names`, one a row, is a mixed batch: see
-        `adapter_rows`.
+        `adapter_rows`. Raises ValueError for a past that was begun with another prefix, or with none.
         """
         adapter = self.adapter_rows(adapter_names, len(tokens))
         past, begun = self._begin(past_key_values, len(tokens), adapter)
@@ -162,14 +162,19 @@ class PeftModel(MergeCalls, MixedCalls):
     def _begin(
         self, past: KeyValueCache | None, rows: int, adapter: str | AdapterRows | None
     ) -> tuple[KeyValueCache | None, Any]:
-        """The call's past, begun with the adapter's prefix if it has one; and what `_end` needs for its gradient."""
+        """The call's past, begun with the adapter's prefix if it has one; and what `_end` needs for its gradient.
+
+        Raises as `check_begun` does.
+        """
         encoder = self.prompt_encoder.get(adapter)
+        named = None if encoder is None else (adapter, encoder)
+        check_begun(past, named)
         if encoder is None:
             return past, None
         past = KeyValueCache(self.config) if past is None else past
         prefix, encoder_cache = encoder.forward(self.model.model.norm.weight.value.dtype)
         if not len(past):
-            past.begin(prefix, rows, encoder.trainable)
+            past.begin(prefix, rows, encoder.trainable, named)
         return past, (encoder, encoder_cache, past)
 
     def _end(self, begun: Any) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..backend import Array, array_module, move, to_host
+from ..kv_cache import KeyValueCache
 from ..nn import Embedding, Module, Parameter
 from ..transformer import Transformer
 from .folder import KIND, refuse_others
@@ -225,6 +226,13 @@ def check_sizes(config: PrefixTuningConfig, model: Transformer) -> None:
     for name, size in sizes_of(model).items():
         if getattr(config, name) not in (None, size):
             raise ValueError(f"{name} is {getattr(config, name)}, and {size} in this base: made for another one")
+
+
+def check_begun(past: KeyValueCache | None, named: tuple[str, PrefixEncoder] | None) -> None:
+    """Raise ValueError where a past with tokens was not begun by the prefix of this call: it would answer as neither does."""
+    if past is not None and len(past) and past.begun != named:
+        was, now = (f"the prefix of {each[0]!r}" if each else "no prefix" for each in (past.begun, named))
+        raise ValueError(f"past_key_values began with {was}, and this call has {now}: give it a past of its own")
 
 
 def see_the_prefix(attention_mask: Array, v: int) -> Array:
