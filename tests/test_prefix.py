@@ -201,6 +201,16 @@ def test_masked_padding_changes_no_token_to_its_left(make_model, random_batch):
     assert_allclose(peft_model.forward(tokens, attention_mask=mask)[0][:, :4], expected, rtol=1e-11)
 
 
+def test_a_mask_is_asked_for_what_it_is_without_a_prefix(make_model):
+    """0 and −∞ as PyTorch adds them, or 0 and 1, would be taken for what they are not; and the width is the tokens'."""
+    tokens = np.zeros((1, 5), int)
+    for model in (make_model(), prefixed(make_model())):
+        with pytest.raises(TypeError, match="attention_mask has dtype int64; expected booleans"):
+            model.forward(tokens, attention_mask=np.ones((1, 5), np.int64))
+        with pytest.raises(ValueError, match=r"attention_mask has shape \(1, 3\); expected \(1, 5\)"):
+            model.forward(tokens, attention_mask=np.ones((1, 3), bool))
+
+
 def test_the_base_called_directly_or_with_the_adapter_disabled_is_the_base(make_model, random_batch):
     tokens, _ = random_batch()
     model = make_model()

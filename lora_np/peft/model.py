@@ -113,7 +113,7 @@ class PeftModel(MergeCalls, MixedCalls):
         attention_mask: Array | None = None,
         adapter_names: Sequence[str] | None = None,
     ) -> tuple[Array, Any]:
-        """tokens (b, t) → logits (b, t, v), with the active adapter; the arguments are those of `Transformer.forward`.
+        """tokens (b, t) → logits (b, t, v), with the active adapter; arguments and gradients are those of `Transformer.forward`.
 
         A prefix begins the past, and an `attention_mask` does not cover it. `adapter_names`, one a row, is a mixed batch: see
         `adapter_rows`. Raises ValueError for a past that was begun with another prefix, or with none.
@@ -121,7 +121,8 @@ class PeftModel(MergeCalls, MixedCalls):
         adapter = self.adapter_rows(adapter_names, len(tokens))
         past, begun = self._begin(past_key_values, len(tokens), adapter)
         if begun is not None and attention_mask is not None:
-            attention_mask = see_the_prefix(attention_mask, len(begun[0].embedding.weight.value))
+            v = len(begun[0].embedding.weight.value)
+            attention_mask = see_the_prefix(attention_mask, v, len(tokens), len(past) - v + tokens.shape[-1])
         context = Context(rng, adapter, attention_mask)
         logits, cache = self.model.forward(tokens, past_key_values=past, context=context)
         return logits, (cache, begun)

@@ -20,6 +20,7 @@ import numpy as np
 from ..backend import Array, array_module, move, to_host
 from ..kv_cache import KeyValueCache
 from ..nn import Embedding, Module, Parameter
+from ..ops.checks import check_mask
 from ..transformer import Transformer
 from .folder import KIND, refuse_others
 from .layers import AdapterLinear
@@ -235,7 +236,8 @@ def check_begun(past: KeyValueCache | None, named: tuple[str, PrefixEncoder] | N
         raise ValueError(f"past_key_values began with {was}, and this call has {now}: give it a past of its own")
 
 
-def see_the_prefix(attention_mask: Array, v: int) -> Array:
-    """The mask (b, s) of the tokens → (b, v + s): no row's prefix is padding."""
+def see_the_prefix(attention_mask: Array, v: int, b: int, s: int) -> Array:
+    """The mask (b, s) of the tokens → (b, v + s): no row's prefix is padding. Raises as `check_mask` does."""
+    check_mask(attention_mask, b, s)
     xp = array_module(attention_mask)
-    return xp.concatenate([xp.ones((attention_mask.shape[0], v), bool), attention_mask.astype(bool)], axis=1)
+    return xp.concatenate([xp.ones((b, v), bool), attention_mask], axis=1)
