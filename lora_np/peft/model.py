@@ -298,7 +298,10 @@ class PeftModel(MergeCalls, MixedCalls):
     # ---------------------------------------------------------------------------------------------- counting, disabling
 
     def print_trainable_parameters(self) -> None:
-        """Print PEFT's line: trainable params: … || all params: … || trainable%: …"""
+        """Print PEFT's line: trainable params: … || all params: … || trainable%: …
+
+        But VeRA's frozen A and B are among all params here. In PEFT they are buffers, which it does not count.
+        """
         print(ledger.count(self))
 
     @contextmanager
