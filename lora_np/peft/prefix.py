@@ -22,7 +22,7 @@ from ..kv_cache import KeyValueCache
 from ..nn import Embedding, Module, Parameter
 from ..ops.checks import check_mask
 from ..transformer import Transformer
-from .folder import KIND, refuse_others
+from .folder import KIND, plain, refuse_others
 from .layers import AdapterLinear
 from .method import Method
 
@@ -185,11 +185,11 @@ class PrefixMethod(Method):
         base, kv = config.base_model_name_or_path, widths(model)[0]
         return {
             **KIND,
-            **asdict(config),
+            **{key: plain(value) for key, value in asdict(config).items()},
             **{"peft_type": self.peft_type, "base_model_name_or_path": base and os.fspath(base)},
             **sizes_of(model),
             **{"num_transformer_submodules": 1, "modules_to_save": None},
-            "encoder_hidden_size": config.encoder_hidden_size or kv,
+            "encoder_hidden_size": plain(config.encoder_hidden_size) or kv,
         }
 
     def config(self, settings: Mapping[str, Any]) -> PrefixTuningConfig:
