@@ -508,8 +508,9 @@ class Interrupted:
 def test_a_ratio_for_nothing_is_refused(make_model, random_batch):
     with pytest.raises(ValueError, match="nothing that trains has 'lora_C' in its name"):
         train(adapted(make_model()), [random_batch()], AdamW(lr=1, lr_ratio={"lora_C": 2}), steps=1)
-    with pytest.raises(ValueError, match=r"lr_ratio\['lora_B'\] = -1; expected a number ≥ 0"):
-        SGD(lr=1, lr_ratio={"lora_B": -1})
+    for ratio in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match=rf"lr_ratio\['lora_B'\] = {ratio}; expected a number > 0"):
+            SGD(lr=1, lr_ratio={"lora_B": ratio})
 
 
 # ----------------------------------------------------------------------------------------------------------------- VeRA

@@ -337,7 +337,7 @@ NO_USE = {
     "--method prefix --virtual-tokens 0": "num_virtual_tokens = 0; expected at least 1",
     "--method prefix --max-length 500": "--max-length 500: this model takes at most 492 tokens after a prefix of 20",
     "--method prefix --virtual-tokens 511": "this model takes at most 1 tokens after a prefix of 511",
-    "--method lora+ --loraplus-lr-ratio -1": "lr_ratio['lora_B'] = -1.0; expected a number ≥ 0",
+    "--method lora+ --loraplus-lr-ratio 0": "lr_ratio['lora_B'] = 0.0; expected a number > 0",
 }
 
 
@@ -487,6 +487,7 @@ def test_what_a_killed_writer_left_is_swept_away_and_nothing_else(run, tmp_path)
     left.mkdir(parents=True)
     (left / "checkpoint.safetensors").write_text("half")
     (left / ".tmp1a2B3c").write_text("half of what safetensors writes")
+    (tmp_path / "out" / f"history.json.{'0' * 32}.tmp").write_text("half, as a file: so older versions wrote")
     for name in ("mine.tmp", "notes.txt"):
         (tmp_path / "out" / name).write_text("of the user")
     assert run() == 0
