@@ -103,9 +103,10 @@ def train(
 
     Returns the `History`. Raises FloatingPointError when a loss, a gradient or a weight is not finite; with a
     checkpoint, the model is then back at the last one, whose weights a finite loss has proven good. Raises ValueError
-    where nothing is trainable, where a held-out text is named as another column is, or where a checkpoint does not
-    belong to these settings; FileExistsError where one is there and `resume` was not asked for. A checkpoint belongs to
-    the settings, the frozen weights and, where `batches.digest` tells, the data that it was made with.
+    where nothing is trainable, where `eval_every` has nothing to evaluate on, where a held-out text is named as another
+    column is, or where a checkpoint does not belong to these settings; FileExistsError where one is there and `resume`
+    was not asked for. A checkpoint belongs to the settings, the frozen weights and, where `batches.digest` tells, the
+    data that it was made with.
     """
     if steps < 1 or accumulate < 1 or checkpoint_every < 1 or (eval_every is not None and eval_every < 1):
         raise ValueError("steps, accumulate, checkpoint_every and eval_every count from 1")
@@ -120,6 +121,8 @@ def train(
         raise ValueError("nothing is trainable: unfreeze() the model, or put an adapter in with get_peft_model")
     optimizer.check(name for name, _ in trainable)
     history, start, unseen = History(), 0, _by_name(heldout)
+    if eval_every is not None and not unseen:
+        raise ValueError(f"eval_every = {eval_every}, and no heldout to evaluate on: give both or neither")
     settings = _settings(optimizer, steps, schedule, max_grad_norm, accumulate, seed)
     settings |= {"model": repr(getattr(model, "config", "")), "adapter": repr(getattr(model, "peft_config", ""))}
     settings["workers"] = workers

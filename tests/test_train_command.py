@@ -501,6 +501,7 @@ WRONG = {
     "no such model": (["--model", "large"], "no model 'large'"),
     "no held-out file": (["--heldout", "none.jsonl"], "no data 'none.jsonl'"),
     "no steps": (["--steps", "0"], "count from 1"),
+    "no records to evaluate on": (["--eval-every", "2"], "eval_every = 2, and no heldout to evaluate on"),
     "batches of none": (["--batch-size", "0"], "batch_size = 0; expected at least 1"),
     "updates of none": (["--accumulate", "0"], "--accumulate 0; expected a number above 0"),
     "longer than the model": (["--max-length", "513"], "--max-length 513: this model takes at most 512 tokens"),
