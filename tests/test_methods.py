@@ -149,6 +149,18 @@ def test_what_trains_is_what_is_added_and_the_base_stays(make_model, random_batc
 
 
 @methods
+def test_frozen_it_trains_again_by_its_name_alone(make_model, setting):
+    """`unfreeze` would mark parameters that never get a gradient: VeRA's A and B."""
+    peft_model = ln.get_peft_model(make_model(), setting)
+    trained = adapter(peft_model).keys()
+    with pytest.raises(RuntimeError, match=r"trains by set_adapter\(name\).*merge_and_unload\(\) first"):
+        peft_model.freeze().unfreeze()
+    assert not adapter(peft_model)
+    peft_model.set_adapter("default")
+    assert adapter(peft_model).keys() == trained
+
+
+@methods
 def test_the_ledger_counts_the_active_adapter_alone_and_refuses_a_method_that_it_does_not_know(make_model, setting):
     """Also where another method wraps the same layers: it is not active."""
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -104,6 +104,12 @@ class PeftModel(MergeCalls, MixedCalls):
         for adapter_name, encoder in self.prompt_encoder.items():
             for name, p in encoder.named_parameters():
                 yield f"prompt_encoder.{adapter_name}.{name}", p
+
+    def unfreeze(self) -> Self:
+        """Raise RuntimeError: it would let what its method froze train too, VeRA's A or LoRA-FA's, which has no gradient."""
+        raise RuntimeError(
+            "an adapter trains by set_adapter(name), over a frozen base; for full fine-tuning merge_and_unload() first"
+        )
 
     def forward(
         self,
