@@ -668,6 +668,11 @@ BAD = {
         "'v1.2' cannot name an adapter",
     ),
     "a name with a slash": (lambda m, folder: m.add_adapter("a/b", LoraConfig()), ValueError, "'a/b' cannot name"),
+    "a factor's name": (
+        lambda m, folder: m.load_adapter(folder, "lora_B"),
+        ValueError,
+        "'lora_B' cannot .*no tensor's",
+    ),
     "no name": (lambda m, folder: m.load_adapter(folder, ""), ValueError, "'' cannot name"),
     "the base's name": (lambda m, folder: m.load_adapter(folder, "__base__"), ValueError, "__base__ means none"),
     "setting what is not there": (lambda m, _: m.set_adapter("poet"), ValueError, r"no adapter 'poet'.*\['default'\]"),

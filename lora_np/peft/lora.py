@@ -20,6 +20,7 @@ from .mixed import AdapterRows, mixed_backward, mixed_forward
 from .wrapper import Wrapper
 
 T = TypeVar("T")
+FACTORS = ("lora_A", "lora_B", "lora_magnitude_vector")  # the part of a parameter's name that says what it is
 AT_THE_END = r"(.*\.)?({})$"  # how a key of rank_pattern or alpha_pattern matches a layer's name
 
 

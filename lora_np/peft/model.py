@@ -19,7 +19,7 @@ from ..nn import Context, Parameter
 from ..transformer import Transformer
 from .folder import CONFIG, PREFIX, WEIGHTS, naming, read_adapter, write_adapter
 from .layers import is_wrapper
-from .lora import storage_dtype
+from .lora import FACTORS, storage_dtype
 from .merge_calls import MergeCalls
 from .methods import method_named, method_of
 from .mixed import AdapterRows
@@ -99,7 +99,7 @@ class PeftModel(MergeCalls, MixedCalls):
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Under PEFT's names: base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight, …"""
         for name, p in self.model.named_parameters():
-            suffix = ".weight" if ".lora_" in name else ""
+            suffix = ".weight" if name.split(".")[-2] in FACTORS else ""
             yield PREFIX + name + suffix, p
         for adapter_name, encoder in self.prompt_encoder.items():
             for name, p in encoder.named_parameters():
@@ -287,8 +287,14 @@ class PeftModel(MergeCalls, MixedCalls):
     def _check_new(self, adapter_name: str) -> None:
         if adapter_name in self.peft_config:
             raise ValueError(f"there is an adapter {adapter_name!r} already; delete_adapter it, or take another name")
-        if not isinstance(adapter_name, str) or adapter_name in ("", "__base__") or set(adapter_name) & set("./"):
-            raise ValueError(f"{adapter_name!r} cannot name an adapter: a name has no . or /, and __base__ means none")
+        if (
+            not isinstance(adapter_name, str)
+            or adapter_name in ("", "__base__", *FACTORS)
+            or set(adapter_name) & set("./")
+        ):
+            raise ValueError(
+                f"{adapter_name!r} cannot name an adapter: a name has no . or /, is no tensor's, and __base__ means none"
+            )
         self._check_idle()
         if self._residual:
             raise RuntimeError(
