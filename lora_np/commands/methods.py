@@ -90,9 +90,9 @@ def add_method(parser: argparse.ArgumentParser) -> None:
 
 
 def configuration(arguments: argparse.Namespace) -> Any:
-    """The configuration that was asked for; None for full fine-tuning.
+    """The configuration that was asked for; None for full fine-tuning. Raises as the configuration itself does.
 
-    Raises ValueError for an option that the method does not take, and as the configuration itself does.
+    An option that the method does not take has no part in it: `check_options` refuses one.
     """
     choice = METHODS[arguments.method]
     if choice.config is None:

@@ -200,6 +200,8 @@ class PeftModel(MergeCalls, MixedCalls):
     def add_adapter(self, adapter_name: str, config: Any, seed: int = 0) -> None:
         """Put a new adapter beside those that are there, frozen until `set_adapter` chooses it. `seed` draws its numbers.
 
+        Two adapters of one seed and one configuration start with the same A: give each a seed of its own.
+
         Raises ValueError for a target module or a pattern that is not there, a name that is taken or impossible;
         TypeError for a config of another kind; RuntimeError while merged or disabled. Nothing has changed then.
         """
