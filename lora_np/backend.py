@@ -82,3 +82,9 @@ def move(x: Array, like: Array) -> Array:
     """`x` where `like` lives: itself if it is there, otherwise a copy. Dtypes stay."""
     xp = array_module(like)
     return x if isinstance(x, xp.ndarray) else xp.asarray(to_host(x))
+
+
+def scalars_to_host(scalars: list[Array]) -> np.ndarray:
+    """Scalars as one host array: on a GPU, one wait and one copy for all of them."""
+    first = scalars[0]
+    return np.array(scalars) if isinstance(first, np.generic) else to_host(array_module(first).stack(scalars))

@@ -51,7 +51,7 @@ class Attention(Module):
         if not inner:
             return None
         t = dy.shape[1]
-        dk, dv = dk[:, :, -t:], dv[:, :, -t:]  # a past is given: its keys and values came from no layer here
+        dk, dv = dk[:, :, -t:], dv[:, :, -t:]  # of this call's tokens: earlier ones are constants
         dq, dk = ops.rotary_backward(dq, rotary_cache), ops.rotary_backward(dk, rotary_cache)
         # x went into three projections, so its gradient is the sum of what comes back from them.
         dx = self.q_proj.backward(self._rows(dq), q_cache, need_dx)

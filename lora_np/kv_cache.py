@@ -8,7 +8,7 @@ the door that they went in by.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .backend import Array, array_module
 
@@ -58,6 +58,8 @@ class LayerCache:
 class KeyValueCache:
     """What generation keeps of the tokens read so far: a LayerCache a layer. An argument of `forward`, which extends it."""
 
+    begun: tuple[str, Any] | None = None  # the name and the encoder of the prefix that it begins with
+
     def __init__(self, config: TransformerConfig) -> None:
         self.layers = [LayerCache() for _ in range(config.num_hidden_layers)]
 
@@ -76,13 +78,15 @@ class KeyValueCache:
         """Whether a backward owes this past a gradient."""
         return self.layers[0].trainable
 
-    def begin(self, prefix: Array, rows: int, trainable: bool = False) -> None:
+    def begin(self, prefix: Array, rows: int, trainable: bool = False, begun: tuple[str, Any] | None = None) -> None:
         """Let each of `rows` rows begin with prefix (v, 2L, g, d): layer i's keys are prefix[:, 2i], its values prefix[:, 2i + 1].
 
-        Its gradient is then there after a backward if it is `trainable`. Raises ValueError where tokens have been read.
+        Its gradient is then there after a backward if it is `trainable`; whose it is, `begun` says. Raises ValueError where
+        tokens have been read.
         """
         if len(self):
             raise ValueError(f"a prefix stands before all tokens, and {len(self)} have been read")
+        self.begun = begun
         for i, layer in enumerate(self.layers):
             k, v = (prefix[:, j].swapaxes(0, 1) for j in (2 * i, 2 * i + 1))  # (v, g, d) → (g, v, d)
             layer.extend(*(array_module(x).broadcast_to(x, (rows, *x.shape)) for x in (k, v)))

@@ -18,7 +18,7 @@ Schedule = Callable[[int], float]
 class Optimizer:
     """What every optimizer has: a learning rate, and a state, name of the parameter → name of the slot → array.
 
-    lr_ratio: a part of a parameter's dotted name → a factor on lr; the first that is there counts. {"lora_B": 16} is LoRA+
+    lr_ratio: a part of a parameter's dotted name → a factor > 0 on lr; the first that is there counts. {"lora_B": 16} is LoRA+
         (Hayou et al. 2024, arXiv 2402.12354), where B, which starts at 0, learns faster than A.
     """
 
@@ -34,8 +34,13 @@ class Optimizer:
         """The learning rate of one parameter, where that of the step is `lr`."""
         return lr * next((ratio for part, ratio in self.lr_ratio.items() if f".{part}." in f".{name}."), 1.0)
 
-    def _ratios(self) -> dict[str, float]:
-        return {f"lr_ratio[{part!r}]": ratio for part, ratio in self.lr_ratio.items()}
+    def _check_settings(self, **not_negative: float) -> None:
+        for name, value in not_negative.items():
+            if not value >= 0:
+                raise ValueError(f"{name} = {value}; expected a number ≥ 0")
+        for part, ratio in self.lr_ratio.items():
+            if not ratio > 0:
+                raise ValueError(f"lr_ratio[{part!r}] = {ratio}; expected a number > 0: at 0 it would not train")
 
     def check(self, names: Iterable[str]) -> None:
         """Raise ValueError where a part in `lr_ratio` is in none of the names: it would change nothing."""
@@ -84,7 +89,7 @@ class SGD(Optimizer):
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        _not_negative(lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, **self._ratios())
+        self._check_settings(lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
     def step(self, parameters: Named, lr: float | None = None, *, t: int) -> None:
         """Update every trainable parameter that has a gradient, in place."""
@@ -122,7 +127,7 @@ class AdamW(Optimizer):
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
-        _not_negative(lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, **self._ratios())
+        self._check_settings(lr=self.lr, eps=self.eps, weight_decay=self.weight_decay)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas = {self.betas}; expected two numbers in [0, 1)")
 
@@ -208,9 +213,3 @@ def clip_grad_norm(parameters: Named, max_norm: float) -> Array:
         if p.grad is not None:
             p.grad *= factor
     return norm
-
-
-def _not_negative(**settings: float) -> None:
-    for name, value in settings.items():
-        if not value >= 0:
-            raise ValueError(f"{name} = {value}; expected a number ≥ 0")

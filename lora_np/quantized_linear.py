@@ -115,11 +115,14 @@ def quantize_model(
         raise RuntimeError(
             "an adapter is merged into the weights: unmerge_adapter(), or quantise what merge_and_unload() gives"
         )
-    layers = {name: m for name, m in model.named_modules() if name and isinstance(m, Linear)}
+    kinds = Linear, QuantizedLinear  # and no subclass that is part of an adapter
+    layers = {name: m for name, m in model.named_modules() if name and type(m) in kinds}
     entries = [skip_modules] if isinstance(skip_modules, str) else skip_modules
     for entry in entries:
         if entry != OUTPUT_HEAD and not any(_is_called(name, entry) for name in layers):
-            raise ValueError(f"skip_modules: {entry!r} matches no linear layer; {available(list(layers))}")
+            raise ValueError(
+                f"skip_modules: {entry!r} matches no linear layer; {available(list(map(_in_the_base, layers)))}"
+            )
     chosen = {
         name: layer
         for name, layer in layers.items()
@@ -157,4 +160,8 @@ def dequantize_model(model: M) -> M:
 
 def _is_called(name: str, entry: str) -> bool:
     """Whether the layer is meant by an entry; that it may carry an adapter by now makes no difference."""
-    return has_suffix(name.replace(".base_layer", ""), entry)
+    return has_suffix(_in_the_base(name), entry)
+
+
+def _in_the_base(name: str) -> str:
+    return name.replace(".base_layer", "")

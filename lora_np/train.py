@@ -7,26 +7,23 @@ to the bit, and no random state needs saving.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
-from .backend import Array, array_module, to_host
-from .files import load_arrays, save_arrays
+from .backend import Array, scalars_to_host
+from .checkpoint import Checkpoint, digests, run_settings
 from .nn import Module
 from .ops import IGNORE_INDEX
 from .optim import Optimizer, Schedule, clip_grad_norm, constant, grad_norm
 from .parallel import loss_and_gradients
 from .progress import Progress
-from .quantization import Quantized4bit
 
 DROPOUT = 0x64726F70  # a stream of its own: [seed, step] alone is what data.Batches draws its windows from
 Batch = tuple[Array, Array]  # tokens (b, t) and the targets (b, t), shifted by one
@@ -103,9 +100,10 @@ def train(
 
     Returns the `History`. Raises FloatingPointError when a loss, a gradient or a weight is not finite; with a
     checkpoint, the model is then back at the last one, whose weights a finite loss has proven good. Raises ValueError
-    where nothing is trainable, where a held-out text is named as another column is, or where a checkpoint does not
-    belong to these settings; FileExistsError where one is there and `resume` was not asked for. A checkpoint belongs to
-    the settings, the frozen weights and, where `batches.digest` tells, the data that it was made with.
+    where nothing is trainable, where `eval_every` has nothing to evaluate on, where a held-out text is named as another
+    column is, or where a checkpoint does not belong to these settings; FileExistsError where one is there and `resume`
+    was not asked for. A checkpoint belongs to the settings, the frozen weights and, where `batches.digest` tells, the
+    data that it was made with.
     """
     if steps < 1 or accumulate < 1 or checkpoint_every < 1 or (eval_every is not None and eval_every < 1):
         raise ValueError("steps, accumulate, checkpoint_every and eval_every count from 1")
@@ -120,22 +118,18 @@ def train(
         raise ValueError("nothing is trainable: unfreeze() the model, or put an adapter in with get_peft_model")
     optimizer.check(name for name, _ in trainable)
     history, start, unseen = History(), 0, _by_name(heldout)
-    settings = _settings(optimizer, steps, schedule, max_grad_norm, accumulate, seed)
-    settings |= {"model": repr(getattr(model, "config", "")), "adapter": repr(getattr(model, "peft_config", ""))}
-    settings["workers"] = workers
-    if getattr(model, "adapter_dtype", None):
-        settings["adapter_dtype"] = str(model.adapter_dtype)
-    if optimizer.lr_ratio:
-        settings["lr_ratio"] = dict(optimizer.lr_ratio)
+    if eval_every is not None and not unseen:
+        raise ValueError(f"eval_every = {eval_every}, and no heldout to evaluate on: give both or neither")
+    settings = run_settings(model, optimizer, steps, schedule, max_grad_norm, accumulate, seed, workers)
     if checkpoint is not None:
-        settings |= _digests(model, batches)
+        settings |= digests(model, batches)
     saved = Checkpoint(checkpoint, model, optimizer, settings)
     if checkpoint is not None and Path(checkpoint).exists():
         if not resume:
             raise FileExistsError(
                 f"{checkpoint} exists: pass resume=True to go on from it, or remove it to start again"
             )
-        start, history = saved.load()
+        start, history.rows = saved.load()
     else:
         optimizer.state.clear()
     elapsed = history.rows[-1]["seconds"] if history.rows else 0.0
@@ -167,11 +161,13 @@ def train(
                 rng = np.random.default_rng([seed, i, DROPOUT])
                 losses.append(share * loss_and_gradients(model, tokens, targets, rng, workers, share))
             norm = grad_norm(trainable) if max_grad_norm is None else clip_grad_norm(trainable, max_grad_norm)
-            loss, norm = map(float, _together([sum(losses), norm]))
+            loss, norm = map(float, scalars_to_host([sum(losses), norm]))
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise saved.stopped(step + 1, f"loss {loss}, gradient norm {norm}")
             if step % checkpoint_every == 0:
-                saved.save(step, history)  # only now: this finite loss is the proof that the update before was good
+                saved.save(
+                    step, history.rows
+                )  # only now: this finite loss is the proof that the update before was good
             lr = optimizer.lr * schedule(step)
             optimizer.step(trainable, lr=lr, t=step + 1)
             row = _row(step + 1, began, tokens_seen, loss=loss, lr=lr, grad_norm=norm)
@@ -180,7 +176,7 @@ def train(
                 row |= heldout_losses(step + 1)
             history.rows.append(row)
             bar.update(1, loss=loss, **{"tokens/s": round(tokens_seen / max(row["seconds"], 1e-9))})
-        saved.save(steps, history)
+        saved.save(steps, history.rows)
     model.zero_grad()
     return history
 
@@ -222,107 +218,5 @@ def _shares(batches: list[Batch]) -> list[float]:
     )  # the loss says what is wrong
 
 
-def _digests(model: Module, batches: Batches) -> dict[str, str]:
-    """What a checkpoint does not hold and a resumed run must have again: the frozen weights, and the data if it can tell.
-
-    Of each weight its name, dtype, shape and a thousand numbers, evenly spaced: another base differs in nearly all.
-    """
-    found, digest, frozen = {}, hashlib.sha256(), [(n, p.value) for n, p in model.named_parameters() if not p.trainable]
-    for name, value in frozen:
-        stored = value.packed if isinstance(value, Quantized4bit) else value
-        flat = stored.reshape(-1)
-        digest.update(f"{name} {value.dtype} {value.shape}".encode())
-        digest.update(to_host(flat[:: max(1, flat.size // 1000)]).tobytes())
-    if frozen:
-        found["digest of the frozen weights"] = digest.hexdigest()[:12]
-    if hasattr(batches, "digest"):
-        found["digest of the data"] = batches.digest
-    return found
-
-
-def _digest(values: list[float]) -> str:
-    """The same for the same numbers in any process, which the name or address of a function is not."""
-    return hashlib.sha256(repr(values).encode()).hexdigest()[:12]
-
-
-def _together(scalars: list[Array]) -> np.ndarray:
-    """Scalars as one host array: on a GPU, one wait and one copy for all of them."""
-    first = scalars[0]
-    return np.array(scalars) if isinstance(first, np.generic) else to_host(array_module(first).stack(scalars))
-
-
 def _row(step: int, began: float, tokens: int, **measured: float) -> dict[str, float]:
     return {"step": step, **measured, "seconds": time.perf_counter() - began, "tokens": tokens}
-
-
-def _settings(
-    optimizer: Optimizer, steps: int, schedule: Schedule, max_grad_norm: float | None, accumulate: int, seed: int
-) -> dict[str, Any]:
-    """What a resumed run must share with the one that wrote the checkpoint."""
-    return {
-        "optimizer": repr(optimizer),
-        "steps": steps,
-        "schedule": f"{schedule(0):g} … {schedule(steps - 1):g} ({_digest([schedule(step) for step in range(steps)])})",
-        "max_grad_norm": max_grad_norm,
-        "accumulate": accumulate,
-        "seed": seed,
-    }
-
-
-class Checkpoint:
-    """Trainable values, optimizer state, step and history in one safetensors file. Frozen weights are not written."""
-
-    def __init__(
-        self, path: str | os.PathLike[str] | None, model: Module, optimizer: Optimizer, settings: dict[str, Any]
-    ) -> None:
-        self.path, self.optimizer, self.settings = path, optimizer, settings
-        self.parameters = {name: p for name, p in model.named_parameters() if p.trainable}
-
-    def save(self, step: int, history: History) -> None:
-        """Write the file, if one was asked for. Weights that are not finite raise FloatingPointError, and it stays."""
-        finite = _together([array_module(p.value).isfinite(p.value).all() for p in self.parameters.values()])
-        if not finite.all():
-            raise self.stopped(step, f"{list(self.parameters)[finite.argmin()]} is not finite")
-        if self.path is None:
-            return
-        arrays = {f"value/{name}": p.value.astype(p.compute_dtype, copy=False) for name, p in self.parameters.items()}
-        for name, state in self.optimizer.state.items():
-            arrays |= {f"optimizer/{name}/{key}": x for key, x in state.items()}
-        metadata = {"step": str(step), "settings": json.dumps(self.settings), "history": json.dumps(history.rows)}
-        save_arrays(self.path, {name: to_host(x) for name, x in arrays.items()}, metadata)
-
-    def load(self) -> tuple[int, History]:
-        """Put the file's values and optimizer state in place; returns the step to go on from and the history so far."""
-        arrays, metadata = load_arrays(self.path)
-        if "settings" not in metadata:
-            raise ValueError(f"{self.path} is not a checkpoint of train()")
-        saved_values = {name.removeprefix("value/"): x for name, x in arrays.items() if name.startswith("value/")}
-        theirs = json.loads(metadata["settings"]) | {name: f"{x.dtype} {x.shape}" for name, x in saved_values.items()}
-        ours = self.settings | {name: f"{p.compute_dtype} {p.value.shape}" for name, p in self.parameters.items()}
-        changed = [
-            f"{key} was {theirs.get(key, 'absent')}, is {ours.get(key, 'absent')}"
-            for key in ours | theirs
-            if theirs.get(key, "absent") != ours.get(key, "absent")
-        ]
-        if changed:
-            more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
-            raise ValueError(f"{self.path} belongs to another run: {'; '.join(changed[:3])}{more}")
-        self.optimizer.state.clear()
-        for key, array in arrays.items():
-            kind, rest = key.split("/", 1)
-            name, _, slot = rest.partition("/")
-            p = self.parameters[name]
-            moved = array_module(p.value).asarray(array)
-            if kind == "value":
-                p.value = moved.astype(p.value.dtype, copy=False)
-            else:
-                self.optimizer.state.setdefault(name, {})[slot] = moved
-        return int(metadata["step"]), History(json.loads(metadata["history"]))
-
-    def stopped(self, step: int, found: str) -> FloatingPointError:
-        """The error for a number that is not finite, after going back to the file's state, if there is a file."""
-        if self.path is not None and Path(self.path).exists():
-            kept = f"the model is back at step {self.load()[0]}, the last good state, which {self.path} holds"
-        else:
-            kept = "there is no checkpoint to go back to"
-        return FloatingPointError(f"step {step}: {found}; {kept}. Try a smaller lr, a warm-up, or max_grad_norm.")

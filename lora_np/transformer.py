@@ -87,7 +87,8 @@ class Transformer(Module):
         """tokens (b, t) integers → logits (b, t, v).
 
         `rng` turns dropout on and draws its masks. With `past_key_values` the tokens follow what it holds, and it is extended by
-        them. `attention_mask` (b, s), over past and present, is False where a key is padding.
+        them; to a backward earlier tokens are constants, so that it gives the gradient of the last call's part alone.
+        `attention_mask` (b, s), over past and present, is False where a key is padding.
         Raises ValueError where tokens are not (b, t), are too long or out of range.
         """
         context = _one_context(context, rng, attention_mask)

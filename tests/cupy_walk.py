@@ -48,7 +48,7 @@ ON_THE_HOST = {
     "peft.pissa.on_the_original": "what a file holds is on the host",
     "peft.vera.VeraMethod.add": "A, B, d and b are drawn on the host and then moved",
     "quantization._look_up": "asked of a host array alone: NumPy's take writes in place where it need not check",
-    "train._together": "NumPy's scalars, which are on the host already",
+    "backend.scalars_to_host": "NumPy's scalars, which are on the host already",
     "generate.generate": "tokens, which are on the host, as a person reads them",
     "generate.last_logits": "places, counted from the mask that _pad_left made",
     "generate._pad_left": "prompts, which come from the host",

@@ -59,6 +59,12 @@ def content(folder):
     )
 
 
+def rewrite(folder, arrays=None, **metadata):
+    """The file of the weights once more, with other arrays or other metadata, and a digest that is right."""
+    theirs, known = load_arrays(weights(folder))
+    save_arrays(weights(folder), theirs | (arrays or {}), known | metadata)
+
+
 def saved(make_model, folder, name="default", dtype=np.float64, seed=1, **changes):
     """A new adapter on the one base of these tests, saved."""
     peft_model = adapted(make_model(dtype), seed=seed, **changes)
@@ -584,7 +590,34 @@ DAMAGE = {
         ),
         "lora_alpha is 8, and the weights beside it were saved with 7.*configuration was edited",
     ),
+    "a record that is a list": (
+        lambda folder: rewrite(folder, **{"lora_np.config": "[1]"}),
+        r"adapter_model\.safetensors: expected a JSON object, got \[1\]",
+    ),
+    "a record that is half": (
+        lambda folder: rewrite(folder, **{"lora_np.config": "{x"}),
+        r"adapter_model\.safetensors: Expecting property name",
+    ),
+    "training that is a number": (
+        lambda folder: rewrite(folder, **{"lora_np.training": "3"}),
+        r"adapter_model\.safetensors: expected a JSON object, got 3",
+    ),
 }
+
+
+def test_a_weight_of_the_base_in_the_file_is_looked_for_in_four_bits_too(make_model, tmp_path):
+    """PEFT saves the head's weight beside an adapter for the head. Of a quantised one the codes are there to compare."""
+    saved(make_model, tmp_path, dtype=np.float32, target_modules=["lm_head"])
+    head = host(make_model(np.float32).lm_head.weight.value)
+    rewrite(tmp_path, {"base_model.model.lm_head.base_layer.weight": head})
+
+    def in_four_bits(seed):
+        return ln.quantize_model(make_model(np.float32, seed), skip_modules=())
+
+    assert PeftModel.from_pretrained(in_four_bits(0), tmp_path).active_adapter == "default"
+    for other in (in_four_bits(5), make_model(np.float32, 5)):
+        with pytest.raises(ValueError, match=r"is not the weight that this base has there.*another base"):
+            PeftModel.from_pretrained(other, tmp_path)
 
 
 @pytest.mark.parametrize("what", DAMAGE)
@@ -635,6 +668,11 @@ BAD = {
         "'v1.2' cannot name an adapter",
     ),
     "a name with a slash": (lambda m, folder: m.add_adapter("a/b", LoraConfig()), ValueError, "'a/b' cannot name"),
+    "a factor's name": (
+        lambda m, folder: m.load_adapter(folder, "lora_B"),
+        ValueError,
+        "'lora_B' cannot .*no tensor's",
+    ),
     "no name": (lambda m, folder: m.load_adapter(folder, ""), ValueError, "'' cannot name"),
     "the base's name": (lambda m, folder: m.load_adapter(folder, "__base__"), ValueError, "__base__ means none"),
     "setting what is not there": (lambda m, _: m.set_adapter("poet"), ValueError, r"no adapter 'poet'.*\['default'\]"),

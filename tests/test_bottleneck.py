@@ -79,6 +79,17 @@ def test_over_a_quantised_base_it_trains_and_is_not_quantised_itself(make_model,
     gradcheck_model(peft_model, *random_batch(), tolerance=1e-12).raise_if_wrong()
 
 
+def test_an_adapter_called_like_a_lora_keeps_its_parameters_names(make_model):
+    peft_model = get_peft_model(make_model(), BottleneckConfig(5), "lora_x")
+    names = {name.rpartition("bottleneck_")[2] for name, p in peft_model.named_parameters() if p.trainable}
+    assert names == {f"{side}.lora_x.{part}" for side in ("down", "up") for part in ("weight", "bias")}
+
+
+def test_its_parts_are_no_layers_to_skip(make_model):
+    with pytest.raises(ValueError, match=r"'default' matches no linear layer; .* q_proj, k_proj, v_proj, o_proj, gate"):
+        ln.quantize_model(narrowed(make_model()), block_size=4, skip_modules=["default"])
+
+
 # ------------------------------------------------------------------------------------------------------ what it computes
 
 
@@ -112,7 +123,7 @@ def test_a_block_adds_the_bottleneck_to_what_the_sublayer_wrote(make_model):
     expected = y + a @ up.weight.value.T + up.bias.value
     z, _ = layer.forward(x, ln.Context(adapter="default"))
     assert_allclose(z, expected, rtol=1e-12)
-    assert_array_equal(layer.forward(x)[0], y)
+    assert_array_equal(layer.forward(x)[0], layer.base_layer.forward(x)[0])
 
 
 def test_houlsby_is_after_both_sublayers_and_pfeiffer_after_the_mlp(make_model):

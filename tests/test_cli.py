@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from lora_np import ledger
+from lora_np import Transformer, TransformerConfig, get_peft_model, ledger
 from lora_np.__main__ import main
+from lora_np.commands import methods
+from lora_np.ledger import MODELS
 
 
 def test_params_prints_the_counts_that_peft_prints(capsys):
@@ -62,8 +64,9 @@ def test_memory_of_full_fine_tuning_refuses_a_rank_in_one_line(capsys):
 
 METHODS = {  # one of each, of Llama-2-7B; d = 4096, f = 11,008, 32 blocks
     "prefix": 20 * 2 * 32 * 4096,
-    "houlsby": 2 * 32 * (2 * 64 * 4096 + 64 + 4096),
-    "pfeiffer": 32 * (2 * 64 * 4096 + 64 + 4096),
+    "houlsby": 2 * 32 * (2 * 256 * 4096 + 256 + 4096),
+    "pfeiffer --bottleneck-size 64": 32 * (2 * 64 * 4096 + 64 + 4096),
+    "lora-fa --target-modules q_proj,down_proj": 32 * 8 * (4096 + 4096),
     "dora --target-modules q_proj": 32 * (8 * (4096 + 4096) + 4096),
     "vera --target-modules q_proj,up_proj --r 16": 32 * ((16 + 4096) + (16 + 11_008)),
 }
@@ -84,8 +87,21 @@ def test_the_rows_of_params_add_up_and_veras_shared_factors_are_named(capsys):
     counted = ledger.count("llama-2-7b", 256, "all-linear", "vera")
     assert len(rows) == 7 and sum(rows) == counted.trainable
     shared = 256 * (11_008 + 11_008)
-    assert f"the same in all layers: A and B, {shared:,}" in "\n".join(lines)
+    assert f"frozen, A and B, the same in all layers: {shared:,}" in "\n".join(lines)
     assert counted.total - counted.base == counted.trainable + shared
+
+
+@pytest.mark.parametrize("method", ["lora", "lora-fa", "vera", "prefix", "houlsby", "pfeiffer"])
+def test_on_paper_a_method_has_the_sizes_that_train_gives_it(method, capsys):
+    """Where nothing is said: the count of the model that `train --method` would train."""
+    choice = methods.METHODS[method]
+    sizes = MODELS["smollm2-135m"]
+    config = TransformerConfig(
+        *(sizes.vocabulary, sizes.hidden, 1536, sizes.layers, sizes.heads, sizes.kv_heads), tie_word_embeddings=True
+    )
+    live = get_peft_model(Transformer.empty(config), choice.config(**{**choice.takes, **choice.means}))
+    assert main(["params", "--model", "smollm2-135m", "--method", method]) == 0
+    assert f"\n{ledger.count(live)}\n" in capsys.readouterr().out
 
 
 def test_a_size_that_a_method_does_not_have_is_refused_in_one_line(capsys):

@@ -17,8 +17,10 @@ from test_device_traffic import adapted  # noqa: F401, a fixture
 from test_mutants import Mutant, mutated, op
 
 from lora_np import ops
+from lora_np.backend import scalars_to_host
+from lora_np.checkpoint import Checkpoint
 from lora_np.optim import clip_grad_norm
-from lora_np.train import Checkpoint, _together, train
+from lora_np.train import train
 
 DTYPE = test_ops.test_the_dtype_that_goes_in_comes_out
 NUMPY = '__import__("numpy")'
@@ -43,7 +45,7 @@ MUTANTS = {
     ),
     "a loop over rows": op(ops.lora_forward, "h *= scaling", "for row in h: row *= scaling", "lora"),
     "reductions taken for NumPy's scalars": waits(
-        _together, "np.array(scalars) if isinstance(first, np.generic) else", "np.array(scalars) if True else"
+        scalars_to_host, "np.array(scalars) if isinstance(first, np.generic) else", "np.array(scalars) if True else"
     ),
     # what CuPy has not
     "a sum with where": op(ops.softmax_forward, "keepdims=True)\n    return", "keepdims=True, where=True)\n    return", "softmax"),
@@ -71,7 +73,7 @@ MUTANTS = {
     ),
     "loss and norm fetched one by one": waits(
         train,
-        "map(float, _together([sum(losses), norm]))",
+        "map(float, scalars_to_host([sum(losses), norm]))",
         "float(sum(losses)), float(norm)",
     ),
     "clipping that asks how long the gradient is": waits(

@@ -291,11 +291,11 @@ def test_what_is_saved_comes_back_to_the_bit_with_what_trains(make_model, random
 # ---------------------------------------------------------------------------------------------------------------- PiSSA
 
 
-@pytest.mark.parametrize("rslora", [False, True])
-def test_pissa_at_the_start_is_the_base_to_1e_12(make_model, random_batch, rslora):
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"use_dora": True}], ids=str)
+def test_pissa_at_the_start_is_the_base_to_1e_12(make_model, random_batch, settings):
     tokens, _ = random_batch()
     base, _ = make_model().forward(tokens)
-    start, _ = adapted(make_model(), **PISSA, use_rslora=rslora).forward(tokens)
+    start, _ = adapted(make_model(), **PISSA, **settings).forward(tokens)
     assert_allclose(start, base, rtol=1e-12, atol=1e-12)
 
 
@@ -344,6 +344,16 @@ def test_pissa_disabled_or_taken_out_is_the_base(make_model, random_batch):
     peft_model.unmerge_adapter()
     peft_model.delete_adapter("default")
     assert_allclose(peft_model.forward(tokens)[0], base, rtol=1e-11, atol=1e-11)
+
+
+def test_a_weight_that_is_not_finite_is_found_before_pissa_takes_anything_out(make_model):
+    model = make_model()
+    model.model.layers[1].self_attn.v_proj.weight.value[0, 0] = np.nan
+    before = {name: host(value).copy() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"model\.layers\.1\.self_attn\.v_proj has a weight that is not finite"):
+        adapted(model, **PISSA)
+    after = model.state_dict()
+    assert after.keys() == before.keys() and all(np.array_equal(host(after[n]), before[n], True) for n in before)
 
 
 def test_the_gradient_passes_through_what_pissa_took_out_of_a_layer():
@@ -515,8 +525,9 @@ class Interrupted:
 def test_a_ratio_for_nothing_is_refused(make_model, random_batch):
     with pytest.raises(ValueError, match="nothing that trains has 'lora_C' in its name"):
         train(adapted(make_model()), [random_batch()], AdamW(lr=1, lr_ratio={"lora_C": 2}), steps=1)
-    with pytest.raises(ValueError, match=r"lr_ratio\['lora_B'\] = -1; expected a number ≥ 0"):
-        SGD(lr=1, lr_ratio={"lora_B": -1})
+    for ratio in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match=rf"lr_ratio\['lora_B'\] = {ratio}; expected a number > 0"):
+            SGD(lr=1, lr_ratio={"lora_B": ratio})
 
 
 # ----------------------------------------------------------------------------------------------------------------- VeRA

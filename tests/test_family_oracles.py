@@ -314,3 +314,12 @@ def test_a_vera_written_here_answers_in_peft(tmp_path):
     assert {k: settings[k] for k in ("r", "d_initial", "vera_dropout")} == {
         k: known[k] for k in ("r", "d_initial", "vera_dropout")
     }
+
+
+def test_peft_counts_what_is_counted_here_but_for_veras_frozen_factors():
+    ours, theirs = base_pair(UNTIED)
+    ours = ln.get_peft_model(ours, ln.VeraConfig(**VERA))
+    theirs = peft.get_peft_model(theirs, peft.VeraConfig(task_type="CAUSAL_LM", **VERA))
+    count = ln.ledger.count(ours)
+    frozen = sum(p.value.size for p in ours.adapter_parameters() if not p.trainable)
+    assert (count.trainable, count.total - frozen) == theirs.get_nb_trainable_parameters() and frozen > 0

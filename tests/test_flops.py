@@ -131,6 +131,7 @@ ON_PAPER = {
     "full": {},
     "all-linear": {"r": 3, "target_modules": "all-linear"},
     "attention": {"r": 2, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},
+    "LoRA-FA": {"method": "lora-fa", "r": 3, "target_modules": "all-linear"},
     "DoRA": {"method": "dora", "r": 3, "target_modules": "all-linear"},
     "VeRA, only v_proj": {"method": "vera", "r": 5, "target_modules": ["v_proj"]},
     "prefix": {"method": "prefix", "virtual_tokens": 5},

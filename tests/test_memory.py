@@ -282,6 +282,7 @@ ON_PAPER = {
     "full": {},
     "all-linear": {"r": 8, "target_modules": ALL},
     "attention": {"r": 4, "target_modules": ATTENTION},
+    "LoRA-FA": {"method": "lora-fa", "r": 8, "target_modules": ALL},
     "DoRA": {"method": "dora", "r": 8, "target_modules": ALL},
     "VeRA": {"method": "vera", "r": 256, "target_modules": ALL},
     "prefix": {"method": "prefix", "virtual_tokens": 20},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ import lora_np.files
 from lora_np import AdamW, BottleneckConfig, LoraConfig, PeftModel, PrefixTuningConfig, gradcheck_model, train
 from lora_np.nn import EVALUATION, Parameter
 from lora_np.peft import VeraConfig
-from lora_np.peft.folder import PREFIX
+from lora_np.peft.folder import PREFIX, plain
 from lora_np.peft.layers import adaptable_layers, unwrap, wrap, wrapped_by
 from lora_np.peft.method import Method
 from lora_np.peft.methods import METHODS
@@ -85,7 +85,7 @@ class GainMethod(Method):
         }
 
     def settings(self, config, model):
-        return {"peft_type": self.peft_type, **asdict(config)}
+        return {"peft_type": self.peft_type, "start": plain(config.start)}
 
     def config(self, settings):
         return GainConfig(settings["start"])
@@ -102,8 +102,8 @@ CONFIGS = {
     "lora": LoraConfig(r=3, lora_alpha=7, target_modules="all-linear", init_lora_weights=False),
     "prefix": PrefixTuningConfig(num_virtual_tokens=3),
     "projected prefix": PrefixTuningConfig(num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=5),
-    "bottleneck": BottleneckConfig(5, init_weights=False),
-    "vera": VeraConfig(r=3, target_modules="all-linear", init_weights=False),
+    "bottleneck": BottleneckConfig(5, 16.0, init_weights=False),
+    "vera": VeraConfig(r=3, target_modules="all-linear", d_initial=0.125, init_weights=False),
     "gain": GainConfig(1.5),
 }
 methods = pytest.mark.parametrize("setting", CONFIGS.values(), ids=CONFIGS.keys())
@@ -148,6 +148,18 @@ def test_what_trains_is_what_is_added_and_the_base_stays(make_model, random_batc
 
 
 @methods
+def test_frozen_it_trains_again_by_its_name_alone(make_model, setting):
+    """`unfreeze` would mark parameters that never get a gradient: VeRA's A and B."""
+    peft_model = ln.get_peft_model(make_model(), setting)
+    trained = adapter(peft_model).keys()
+    with pytest.raises(RuntimeError, match=r"trains by set_adapter\(name\).*merge_and_unload\(\) first"):
+        peft_model.freeze().unfreeze()
+    assert not adapter(peft_model)
+    peft_model.set_adapter("default")
+    assert adapter(peft_model).keys() == trained
+
+
+@methods
 def test_the_ledger_counts_the_active_adapter_alone_and_refuses_a_method_that_it_does_not_know(make_model, setting):
     """Also where another method wraps the same layers: it is not active."""
 
@@ -174,6 +186,17 @@ def test_it_comes_back_from_its_folder_to_the_bit(make_model, random_batch, tmp_
     tokens, _ = random_batch()
     assert_array_equal(after.forward(tokens)[0], before.forward(tokens)[0])
     assert type(after.peft_config["default"]) is type(setting) and not after.trainable
+
+
+@methods
+def test_numbers_of_numpy_are_saved_as_numbers(make_model, tmp_path, setting):
+    """As a sweep gives them: every number that the configuration takes."""
+    kinds = {int: np.int64, float: np.float32}
+    numbers = {key: kinds[type(x)](x) for key, x in asdict(setting).items() if type(x) in kinds}
+    assert numbers
+    for config, folder in ((setting, "python"), (replace(setting, **numbers), "numpy")):
+        ln.get_peft_model(make_model(np.float32), config).save_pretrained(tmp_path / folder)
+    assert content(tmp_path / "numpy") == content(tmp_path / "python")
 
 
 @methods

@@ -10,6 +10,7 @@ from on_device import assert_allclose, assert_array_equal, host, xp
 
 from lora_np import Linear, LoraConfig, LoraLinear, PeftModel, generate, gradcheck_model
 from lora_np.nn import Context
+from lora_np.peft import mixed_calls
 from lora_np.peft.mixed import BASE, AdapterRows
 from lora_np.studies.serving import WORKLOADS, workload
 
@@ -107,6 +108,17 @@ def test_the_base_product_runs_once_for_the_whole_batch(make_model, random_batch
     monkeypatch.setattr(Linear, "forward", lambda self, x, *rest: shapes.append(x.shape[:2]) or forward(self, x, *rest))
     peft_model.forward(random_batch(6, 5)[0], adapter_names=["0", "1", "2", "3", BASE, "0"])
     assert shapes == [(6, 5)] * 15, "seven layers in each of two blocks, and the head"
+
+
+def test_as_many_adapters_as_rows_are_checked_by_one_walk_through_the_model(make_model, monkeypatch):
+    peft_model = PeftModel(make_model())
+    names = [f"a{i}" for i in range(9)]
+    for i, name in enumerate(names):
+        peft_model.add_adapter(name, LoraConfig(r=2), seed=i)
+    walks, walk = [], mixed_calls.lora_layers
+    monkeypatch.setattr(mixed_calls, "lora_layers", lambda model: walks.append(model) or walk(model))
+    peft_model.adapter_rows(names, 9)
+    assert len(walks) == 1
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

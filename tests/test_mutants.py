@@ -186,7 +186,14 @@ MUTANTS = {
         "layer.base_layer.weight.value -= layer.scaled_product(name)",
         "pass",
         test_family.test_pissa_at_the_start_is_the_base_to_1e_12,
-        {"rslora": False},
+        {"settings": {}},
+    ),
+    "rows as long as the sum of the whole and its principal part": Mutant(
+        LoraLinear.add_adapter,
+        "A, B, m, dtype)",
+        "A, B, None, dtype)",
+        test_family.test_pissa_at_the_start_is_the_base_to_1e_12,
+        {"settings": {"use_dora": True}},
     ),
     "singular values without the scaling": Mutant(
         pissa.principal_factors, "sigma[:r] / scaling", "sigma[:r]", LEFT, {}

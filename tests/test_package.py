@@ -25,7 +25,19 @@ PACKAGE = ROOT / "lora_np"
 FLOORS = [
     *("backend", "ops", "targets", "quantization", "files", "gradcheck", "nn", "quantized_linear", "parallel"),
     *("transformer_config", "kv_cache", "decoder", "transformer", "llama_gguf", "progress", "fetch", "quantized_files"),
-    *("pretrained", "optim", "train", "subspace", "generate", "ledger", "peft", "serve", "data", "conversations"),
+    *(
+        "pretrained",
+        "optim",
+        "checkpoint",
+        "train",
+        "subspace",
+        "generate",
+        "ledger",
+        "peft",
+        "serve",
+        "data",
+        "conversations",
+    ),
     *("__init__", "studies", "plots", "notebooks", "pictures", "exercises", "reproduce", "commands", "__main__"),
 ]
 

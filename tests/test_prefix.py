@@ -201,6 +201,16 @@ def test_masked_padding_changes_no_token_to_its_left(make_model, random_batch):
     assert_allclose(peft_model.forward(tokens, attention_mask=mask)[0][:, :4], expected, rtol=1e-11)
 
 
+def test_a_mask_is_asked_for_what_it_is_without_a_prefix(make_model):
+    """0 and −∞ as PyTorch adds them, or 0 and 1, would be taken for what they are not; and the width is the tokens'."""
+    tokens = np.zeros((1, 5), int)
+    for model in (make_model(), prefixed(make_model())):
+        with pytest.raises(TypeError, match="attention_mask has dtype int64; expected booleans"):
+            model.forward(tokens, attention_mask=np.ones((1, 5), np.int64))
+        with pytest.raises(ValueError, match=r"attention_mask has shape \(1, 3\); expected \(1, 5\)"):
+            model.forward(tokens, attention_mask=np.ones((1, 3), bool))
+
+
 def test_the_base_called_directly_or_with_the_adapter_disabled_is_the_base(make_model, random_batch):
     tokens, _ = random_batch()
     model = make_model()
@@ -374,3 +384,28 @@ def test_a_prefix_does_not_begin_a_past_that_has_been_read(make_model, random_ba
     model.forward(random_batch()[0], past_key_values=past)
     with pytest.raises(ValueError, match="stands before all tokens, and 6 have been read"):
         past.begin(xp.zeros((3, 4, 2, 4)), 2)
+
+
+def test_a_past_goes_on_with_the_prefix_that_it_began_with_and_with_no_other(make_model, random_batch):
+    """Else it would answer as neither model does, and say nothing of it."""
+    tokens, _ = random_batch()
+    peft_model = prefixed(make_model())
+    peft_model.add_adapter("q", PrefixTuningConfig(num_virtual_tokens=4))
+    none, first = KeyValueCache(peft_model.config), KeyValueCache(peft_model.config)
+    peft_model.forward(tokens, past_key_values=first)
+    with peft_model.disable_adapter():
+        expected, _ = peft_model.forward(tokens, past_key_values=none)
+        with pytest.raises(ValueError, match="began with the prefix of 'default', and this call has no prefix"):
+            peft_model.forward(tokens, past_key_values=first)
+    with pytest.raises(ValueError, match="began with no prefix, and this call has the prefix of 'default'"):
+        peft_model.forward(tokens, past_key_values=none)
+    peft_model.set_adapter("q")
+    with pytest.raises(ValueError, match="began with the prefix of 'default', and this call has the prefix of 'q'"):
+        peft_model.forward(tokens, past_key_values=first)
+    assert (len(none), len(first)) == (6, 3 + 6), "a refusal leaves the past as it was"
+    with peft_model.disable_adapter():
+        assert_array_equal(expected, make_model().forward(tokens)[0])
+        peft_model.forward(tokens, past_key_values=none)
+    peft_model.set_adapter("default")
+    peft_model.forward(tokens, past_key_values=first)
+    assert (len(none), len(first)) == (12, 3 + 12), "and with its own it goes on"

@@ -656,6 +656,12 @@ def test_a_model_with_nothing_trainable_is_refused(make, batches):
         train(make("full").freeze(), batches, AdamW(0.05), 3)
 
 
+@pytest.mark.parametrize("heldout", [None, {}])
+def test_to_evaluate_on_nothing_is_refused(heldout, make, batches):
+    with pytest.raises(ValueError, match="eval_every = 2, and no heldout to evaluate on"):
+        train(make("lora"), batches, AdamW(0.05), 3, heldout=heldout, eval_every=2)
+
+
 @pytest.mark.parametrize("setting", ["steps", "accumulate", "checkpoint_every", "eval_every"])
 def test_a_count_below_one_is_refused(setting, make, batches):
     with pytest.raises(ValueError, match=f"{setting}.* count.? from 1"):

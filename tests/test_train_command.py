@@ -285,13 +285,13 @@ def test_every_method_of_the_command_is_tried_here():
 def test_a_method_is_the_configuration_that_it_means_and_generate_takes_what_it_saves(
     options, run, jsonl, tmp_path, capsys
 ):
-    assert run(*options.split(), "--steps", 2, "--lr", 0.02) == 0
+    assert run(*options.split(), "--steps", 2, "--lr", 0.1) == 0
     model = ln.load_model("tiny")
     config = replace(METHODS[options], base_model_name_or_path="tiny")
     trained = ln.get_peft_model(model, config)
     examples = conversations.read(jsonl(), ln.load_tokenizer("tiny"))
     batches = conversations.ConversationBatches(examples, batch_size=2, seed=0)
-    optimizer = ln.AdamW(0.02, weight_decay=0, lr_ratio={"lora_B": 4} if "lora+" in options else {})
+    optimizer = ln.AdamW(0.1, weight_decay=0, lr_ratio={"lora_B": 4} if "lora+" in options else {})
     ln.train(trained, batches, optimizer, 2, schedule=ln.WarmupCosine(2, 1), max_grad_norm=1.0)
     trained.save_pretrained(tmp_path / "by hand")
     assert weights(tmp_path / "out") == weights(tmp_path / "by hand")
@@ -302,7 +302,10 @@ def test_a_method_is_the_configuration_that_it_means_and_generate_takes_what_it_
     given = ["--model", "tiny", "--adapter", str(tmp_path / "out"), "--raw", "The lamp", "--max-new-tokens", "12"]
     assert main(["generate", *given]) == 0
     tokenizer = ln.load_tokenizer("tiny")
-    (new,) = ln.generate(trained, [tokenizer.encode("The lamp").tolist()], 12)
+    old, new = (
+        ln.generate(each, [tokenizer.encode("The lamp").tolist()], 12)[0] for each in (ln.load_model("tiny"), trained)
+    )
+    assert old != new, "the base says the same: this could not fail"
     assert capsys.readouterr().out == f"The lamp{tokenizer.decode(new)}\n", "the model that was trained says the same"
 
 
@@ -311,6 +314,15 @@ def test_over_four_bits_every_method_trains_and_its_adapter_generates(method, ru
     assert run("--method", method, "--quantize", "nf4", "--steps", 1) == 0
     line = capsys.readouterr().out.splitlines()[-1]
     assert main([*shlex.split(line)[3:], "--max-new-tokens", "2"]) == 0
+
+    def over_four_bits():
+        return ln.quantize_model(ln.load_model("tiny"), "nf4")
+
+    choice, tokens = methods.METHODS[method], np.arange(40)[None] + 60
+    start = ln.get_peft_model(over_four_bits(), choice.config(**{**choice.takes, **choice.means}), seed=0)
+    trained = ln.PeftModel.from_pretrained(over_four_bits(), tmp_path / "out")
+    moved = np.abs(host(trained.forward(tokens)[0]) - host(start.forward(tokens)[0])).max()
+    assert moved > 1e-3, "one step changed nothing, or what it changed is not used"
 
 
 @pytest.mark.parametrize("method", [name for name in methods.METHODS if name not in ("lora", "full")])
@@ -337,7 +349,7 @@ NO_USE = {
     "--method prefix --virtual-tokens 0": "num_virtual_tokens = 0; expected at least 1",
     "--method prefix --max-length 500": "--max-length 500: this model takes at most 492 tokens after a prefix of 20",
     "--method prefix --virtual-tokens 511": "this model takes at most 1 tokens after a prefix of 511",
-    "--method lora+ --loraplus-lr-ratio -1": "lr_ratio['lora_B'] = -1.0; expected a number ≥ 0",
+    "--method lora+ --loraplus-lr-ratio 0": "lr_ratio['lora_B'] = 0.0; expected a number > 0",
 }
 
 
@@ -363,8 +375,12 @@ RESUMED = [
     "--full",
     "--method pissa",
     "--method lora+",
+    "--method lora-fa",
+    "--method dora",
     "--method vera --r 8",
     "--method prefix --prefix-projection",
+    "--method houlsby",
+    "--method pfeiffer",
 ]
 
 
@@ -487,6 +503,7 @@ def test_what_a_killed_writer_left_is_swept_away_and_nothing_else(run, tmp_path)
     left.mkdir(parents=True)
     (left / "checkpoint.safetensors").write_text("half")
     (left / ".tmp1a2B3c").write_text("half of what safetensors writes")
+    (tmp_path / "out" / f"history.json.{'0' * 32}.tmp").write_text("half, as a file: so older versions wrote")
     for name in ("mine.tmp", "notes.txt"):
         (tmp_path / "out" / name).write_text("of the user")
     assert run() == 0
@@ -500,6 +517,7 @@ WRONG = {
     "no such model": (["--model", "large"], "no model 'large'"),
     "no held-out file": (["--heldout", "none.jsonl"], "no data 'none.jsonl'"),
     "no steps": (["--steps", "0"], "count from 1"),
+    "no records to evaluate on": (["--eval-every", "2"], "eval_every = 2, and no heldout to evaluate on"),
     "batches of none": (["--batch-size", "0"], "batch_size = 0; expected at least 1"),
     "updates of none": (["--accumulate", "0"], "--accumulate 0; expected a number above 0"),
     "longer than the model": (["--max-length", "513"], "--max-length 513: this model takes at most 512 tokens"),

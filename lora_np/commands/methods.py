@@ -13,7 +13,12 @@ from typing import Any
 
 from ..peft import BottleneckConfig, LoraConfig, PrefixTuningConfig, VeraConfig
 from ..peft.bottleneck import ACTIVATIONS
-from .on_paper import target_modules
+
+
+def target_modules(text: str) -> str | list[str]:
+    """What a terminal says for LoraConfig's target_modules: a list has commas between its names."""
+    return text.split(",") if "," in text else text
+
 
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "lora_dropout": 0.0, "use_rslora": False}
 VERA = {"r": VeraConfig.r, "target_modules": "all-linear", "vera_dropout": VeraConfig.vera_dropout}
@@ -50,6 +55,11 @@ METHODS: dict[str, Choice] = {
     "full": Choice(3e-4),
 }
 DEFAULT = "lora"
+SAID = {  # of the sizes that the commands on paper ask for too
+    "r": f"the rank (default {LORA['r']}; of vera {VERA['r']})",
+    "virtual_tokens": f"trained keys and values in each layer (default {PREFIX['num_virtual_tokens']})",
+    "bottleneck_size": f"(default the model's width / {BottleneckConfig.reduction_factor})",
+}
 RATIO = "loraplus_lr_ratio"  # PEFT's name; no field of a configuration, but of the optimizer
 
 
@@ -65,7 +75,7 @@ def add_method(parser: argparse.ArgumentParser) -> None:
         help="--method full, full fine-tuning: train every weight, and save a model",
     )
     add = parser.add_argument_group("LoRA, its family, and VeRA").add_argument
-    add("--r", type=int, help=f"the rank (default {LORA['r']}; of vera {VERA['r']})")
+    add("--r", type=int, help=SAID["r"])
     add("--lora-alpha", type=float, metavar="ALPHA", help=f"(default {LORA['lora_alpha']})")
     add("--target-modules", type=target_modules, metavar="NAMES", help="as in params (default all-linear)")
     add("--lora-dropout", type=float, metavar="P", help="(default 0)")
@@ -79,20 +89,18 @@ def add_method(parser: argparse.ArgumentParser) -> None:
         help=f"of lora+: B's lr over A's, which is --lr (default {ratio})",
     )
     add = parser.add_argument_group("prefix tuning").add_argument
-    default = PREFIX["num_virtual_tokens"]
-    add("--virtual-tokens", type=int, metavar="N", help=f"trained keys and values in each layer (default {default})")
+    add("--virtual-tokens", type=int, metavar="N", help=SAID["virtual_tokens"])
     add("--prefix-projection", action="store_true", default=None, help="train them through an MLP")
     add("--encoder-hidden-size", type=int, metavar="M", help="the MLP's width (default that of a key)")
     add = parser.add_argument_group("bottleneck adapters, houlsby and pfeiffer").add_argument
-    reduction = BottleneckConfig.reduction_factor
-    add("--bottleneck-size", type=int, metavar="M", help=f"(default the model's width / {reduction})")
+    add("--bottleneck-size", type=int, metavar="M", help=SAID["bottleneck_size"])
     add("--non-linearity", choices=ACTIVATIONS, help=f"(default {BottleneckConfig.non_linearity})")
 
 
 def configuration(arguments: argparse.Namespace) -> Any:
-    """The configuration that was asked for; None for full fine-tuning.
+    """The configuration that was asked for; None for full fine-tuning. Raises as the configuration itself does.
 
-    Raises ValueError for an option that the method does not take, and as the configuration itself does.
+    An option that the method does not take has no part in it: `check_options` refuses one.
     """
     choice = METHODS[arguments.method]
     if choice.config is None:

@@ -252,7 +252,8 @@ def _clear(arguments: argparse.Namespace) -> None:
     """Take away what a killed process left half-written under another name and, to start again, the old checkpoint."""
     for path in arguments.output.glob("*.tmp"):
         if UNFINISHED.fullmatch(path.name):
-            shutil.rmtree(path)
+            real = path.is_dir() and not path.is_symlink()  # older versions left a file
+            shutil.rmtree(path) if real else path.unlink()
     if arguments.overwrite:
         (arguments.output / CHECKPOINT).unlink(missing_ok=True)
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 
 from ..targets import select_targets
 from .adapters import Adapter, Bottleneck, Dora, Lora, Vera
 from .architecture import Architecture
 from .prefix import Prefix
 
-BESIDE = {
-    "lora": Lora,
-    "qlora": Lora,
-    "dora": Dora,
-    "vera": Vera,
-}  # adapters of rank r beside the layers that are targeted
+# Adapters of rank r beside the layers that are targeted.
+BESIDE = {"lora": Lora, "qlora": Lora, "lora-fa": partial(Lora, A_trained=False), "dora": Dora, "vera": Vera}
 AFTER = {"houlsby": 2, "pfeiffer": 1}  # bottlenecks in a block: after attention and MLP, or after the MLP alone
 METHODS = ("full", *BESIDE, "prefix", *AFTER)
 
@@ -24,7 +21,7 @@ METHODS = ("full", *BESIDE, "prefix", *AFTER)
 class Adaptation:
     """A method and the sizes that it has.
 
-    method: "full", everything is trained; "lora", "dora" and "vera", adapters of rank `r` beside the layers that
+    method: "full", everything is trained; "lora", "lora-fa", "dora" and "vera", adapters of rank `r` beside the layers that
     `target_modules` means (see targets.py); "qlora", LoRA over blocks whose matrices are quantised; "prefix",
     `virtual_tokens` keys and values in each layer; "houlsby" and "pfeiffer", bottlenecks of `bottleneck_size`. None means
     lora where r or target_modules are given, and full otherwise.
@@ -86,16 +83,18 @@ class Adaptation:
         return Prefix(self.virtual_tokens, model.layers, model.kv_heads * model.head_dim)
 
     def parameters(self, model: Architecture) -> tuple[int, int]:
-        """(how many numbers are added to the model, how many are trained); VeRA's shared A and B are added, and frozen."""
+        """(how many numbers are added to the model, how many are trained): LoRA-FA's A, VeRA's shared A and B are frozen."""
         if self.method == "full":
             return 0, model.parameters
         layers, found, prefix = model.linear_layers(), self.adapters(model), self.prefix(model)
         trained = sum(adapter.gradients(layers[name].out, layers[name].in_) for name, adapter in found.items())
         trained += prefix.gradients if prefix else 0
-        if self.method != "vera":
-            return trained, trained
-        out_max, in_max = (max(getattr(layers[name], side) for name in found) for side in ("out", "in_"))
-        return trained + self.r * (out_max + in_max), trained
+        frozen = 0
+        if self.method == "lora-fa":
+            frozen = self.r * sum(layers[name].in_ for name in found)
+        if self.method == "vera":
+            frozen = self.r * sum(max(getattr(layers[name], side) for name in found) for side in ("out", "in_"))
+        return trained + frozen, trained
 
 
 def check_rank(r: int) -> int:

@@ -9,7 +9,8 @@ from .adaptation import Adaptation
 from .architecture import Architecture, architecture_of
 from .parameters import count
 
-BESIDE = {"lora": "LoRA", "qlora": "QLoRA", "dora": "DoRA", "vera": "VeRA"}
+BESIDE = {"lora": "LoRA", "qlora": "QLoRA", "lora-fa": "LoRA-FA", "dora": "DoRA", "vera": "VeRA"}
+FROZEN = {"lora-fa": "A", "vera": "A and B, the same in all layers"}
 
 
 def report(
@@ -35,13 +36,13 @@ def report(
     lines = [f"{'module':<18}{shape:>18}{'layers':>8}{kind + ', each':>14}{kind + ', all':>16}"]
     for (module, shape, each), times in _rows(model, adaptation).items():
         lines.append(f"{module:<18}{shape:>18}{times:>8}{each:>14,}{times * each:>16,}")
-    added, shared = result.total - result.base, result.total - result.base - result.trainable
+    added, frozen = result.total - result.base, result.total - result.base - result.trainable
     return "\n".join(
         [
             f"{name}: {model.parameters:,} parameters, {said}",
             "",
             *lines,
-            *([f"besides them, frozen and the same in all layers: A and B, {shared:,}"] if shared else []),
+            *([f"besides them, frozen, {FROZEN[method]}: {frozen:,}"] if frozen else []),
             "",
             str(result),
             f"{result.reduction:,.1f} times fewer than full fine-tuning trains",

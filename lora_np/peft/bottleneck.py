@@ -21,7 +21,7 @@ from ..backend import Array, move, to_host
 from ..nn import EVALUATION, Context, Linear, Parameter
 from ..targets import has_suffix
 from ..transformer import Transformer
-from .folder import KIND, PREFIX, refuse_others, some
+from .folder import KIND, PREFIX, plain, refuse_others, some
 from .layers import AdapterLinear, adaptable_layers, unwrap, wrap, wrapped_by
 from .lora import LoraLinear
 from .method import Method
@@ -215,7 +215,7 @@ class BottleneckMethod(Method):
         base = config.base_model_name_or_path
         return {
             **KIND,
-            **asdict(config),
+            **{key: plain(value) for key, value in asdict(config).items()},
             **{"peft_type": self.peft_type, "base_model_name_or_path": base and os.fspath(base)},
             "bottleneck_size": config.width(model.config.hidden_size),
         }

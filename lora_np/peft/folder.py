@@ -23,6 +23,7 @@ import numpy as np
 from ..backend import to_host
 from ..files import load_arrays, save_arrays, write_atomically
 from ..nn import Module
+from ..quantization import Quantized4bit, quantize_4bit
 from ..targets import available, is_target
 from .layers import adaptable_layers
 from .lora import LoraConfig, first_match
@@ -157,19 +158,25 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
         hint = "; adapter_model.bin is a pickle, which is never read here: save it as safetensors" if pickled else ""
         raise FileNotFoundError(f"no adapter in {folder}: {folder / WEIGHTS} is not there{hint}")
     with naming(folder / CONFIG):
-        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if not isinstance(settings, dict):
-            raise ValueError("expected a JSON object")
+        settings = json_object((folder / CONFIG).read_text(encoding="utf-8"))
     arrays, metadata = load_arrays(folder / WEIGHTS)
-    for key, value in json.loads(metadata.get(RECORD, "{}")).items():
+    with naming(folder / WEIGHTS):
+        record, training = (json_object(metadata.get(key, "{}")) for key in (RECORD, TRAINING))
+    for key, value in record.items():
         if settings.get(key) != value:
             raise ValueError(
                 f"{folder / CONFIG}: {key} is {settings.get(key)!r}, and the weights beside it were saved with {value!r}. "
                 "Either a save was stopped between the two files, or the configuration was edited: save it again."
             )
-    with naming(folder / WEIGHTS):
-        training = json.loads(metadata.get(TRAINING, "{}"))
     return settings, arrays, training
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """What the text says. Raises ValueError where that is no object."""
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"expected a JSON object, got {text:.40}")
+    return found
 
 
 @contextmanager
@@ -255,8 +262,11 @@ def is_of_the_base(key: str, array: np.ndarray, model: Module) -> bool:
     base = {n.replace(".base_layer", ""): p.value for n, p in model.named_parameters() if ".lora_" not in n}
     if name not in base:
         return False
-    value = to_host(base[name])
-    if value.shape != array.shape or (value.astype(array.dtype) != array).any():
+    value = base[name]
+    fits = value.shape == array.shape
+    if fits and isinstance(value, Quantized4bit):  # the same weights have the same codes
+        value, array = value.packed, quantize_4bit(array, value.block_size, value.quant_type).packed
+    if not fits or (to_host(value).astype(array.dtype) != array).any():
         raise ValueError(f"{key} is not the weight that this base has there: the adapter was made for another base")
     return True
 

@@ -20,6 +20,7 @@ from .mixed import AdapterRows, mixed_backward, mixed_forward
 from .wrapper import WeightWrapper
 
 T = TypeVar("T")
+FACTORS = ("lora_A", "lora_B", "lora_magnitude_vector")  # the part of a parameter's name that says what it is
 AT_THE_END = r"(.*\.)?({})$"  # how a key of rank_pattern or alpha_pattern matches a layer's name
 
 
@@ -140,16 +141,18 @@ class LoraLinear(WeightWrapper):
         """Create A and B as `config` says. The numbers are drawn on the host, so a seed means the same on every device."""
         r, fan_in = config.r, self.in_features
         bound = 1 / math.sqrt(fan_in)  # the fan-in of A is `in`, never r
-        B = np.zeros((self.out_features, r))
+        B, m = np.zeros((self.out_features, r)), None
         if config.init_lora_weights == "pissa":
-            A, B = pissa.principal_factors(to_host(self.base_layer.weight.value), r, config.scaling)
+            W = to_host(self.base_layer.weight.value)
+            A, B = pissa.principal_factors(W, r, config.scaling)
+            m = np.linalg.norm(W, axis=1)  # of what take_out leaves of W, and s·B A
         elif config.init_lora_weights == "gaussian":
             A = rng.standard_normal((r, fan_in)) / r
         else:
             A = rng.uniform(-bound, bound, (r, fan_in))
         if config.init_lora_weights is False:
             B = rng.uniform(-1 / math.sqrt(r), 1 / math.sqrt(r), B.shape)
-        self.put_adapter(name, config, A, B, dtype=dtype)
+        self.put_adapter(name, config, A, B, m, dtype)
         if config.init_lora_weights == "pissa":
             pissa.take_out(self, name)
 

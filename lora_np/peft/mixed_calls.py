@@ -29,18 +29,18 @@ class MixedCalls(Module):
             return self.active_adapter
         names = check_names(adapter_names, rows, list(self.peft_config))
         self._check_idle()
-        for name in set(names):
-            self.check_mixable(name)
+        self.check_mixable(*set(names))
         return AdapterRows(names)
 
-    def check_mixable(self, adapter_name: str) -> None:
+    def check_mixable(self, *adapter_names: str) -> None:
         """Raise ValueError for an adapter that is more than a bypass over the product that all rows of a mixed batch share."""
-        config = self.peft_config.get(adapter_name)
-        if config is not None and not method_of(config).mixable:
-            raise ValueError(f"{adapter_name!r} has a {type(config).__name__}: its rows need a batch of their own")
-        if config is not None and config.use_dora:
-            raise ValueError(f"{adapter_name!r} is DoRA, which stretches W itself: its rows need a batch of their own")
-        if self._residual:
+        for name in adapter_names:
+            config = self.peft_config.get(name)
+            if config is not None and not method_of(config).mixable:
+                raise ValueError(f"{name!r} has a {type(config).__name__}: its rows need a batch of their own")
+            if config is not None and config.use_dora:
+                raise ValueError(f"{name!r} is DoRA, which stretches W itself: its rows need a batch of their own")
+        if self._residual:  # found by a walk through the model, which is done once
             raise ValueError(
                 "PiSSA left only a part of the base here, so there is no mixed batch: save it, and load that"
             )

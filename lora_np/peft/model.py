@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -18,12 +18,12 @@ from ..kv_cache import KeyValueCache
 from ..nn import Context, Parameter
 from ..transformer import Transformer
 from .folder import CONFIG, PREFIX, WEIGHTS, naming, read_adapter, write_adapter
-from .lora import storage_dtype
+from .lora import FACTORS, storage_dtype
 from .merge_calls import MergeCalls
 from .methods import method_named, method_of
 from .mixed import AdapterRows
 from .mixed_calls import MixedCalls
-from .prefix import PrefixEncoder, see_the_prefix
+from .prefix import PrefixEncoder, check_begun, see_the_prefix
 from .wrapper import Wrapper
 
 
@@ -99,11 +99,17 @@ class PeftModel(MergeCalls, MixedCalls):
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Under PEFT's names: base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight, …"""
         for name, p in self.model.named_parameters():
-            suffix = ".weight" if ".lora_" in name else ""
+            suffix = ".weight" if name.split(".")[-2] in FACTORS else ""
             yield PREFIX + name + suffix, p
         for adapter_name, encoder in self.prompt_encoder.items():
             for name, p in encoder.named_parameters():
                 yield f"prompt_encoder.{adapter_name}.{name}", p
+
+    def unfreeze(self) -> Self:
+        """Raise RuntimeError: it would let what its method froze train too, VeRA's A or LoRA-FA's, which has no gradient."""
+        raise RuntimeError(
+            "an adapter trains by set_adapter(name), over a frozen base; for full fine-tuning merge_and_unload() first"
+        )
 
     def forward(
         self,
@@ -113,15 +119,16 @@ class PeftModel(MergeCalls, MixedCalls):
         attention_mask: Array | None = None,
         adapter_names: Sequence[str] | None = None,
     ) -> tuple[Array, Any]:
-        """tokens (b, t) → logits (b, t, v), with the active adapter; the arguments are those of `Transformer.forward`.
+        """tokens (b, t) → logits (b, t, v), with the active adapter; arguments and gradients are those of `Transformer.forward`.
 
         A prefix begins the past, and an `attention_mask` does not cover it. `adapter_names`, one a row, is a mixed batch: see
-        `adapter_rows`.
+        `adapter_rows`. Raises ValueError for a past that was begun with another prefix, or with none.
         """
         adapter = self.adapter_rows(adapter_names, len(tokens))
         past, begun = self._begin(past_key_values, len(tokens), adapter)
         if begun is not None and attention_mask is not None:
-            attention_mask = see_the_prefix(attention_mask, len(begun[0].embedding.weight.value))
+            v = len(begun[0].embedding.weight.value)
+            attention_mask = see_the_prefix(attention_mask, v, len(tokens), len(past) - v + tokens.shape[-1])
         context = Context(rng, adapter, attention_mask)
         logits, cache = self.model.forward(tokens, past_key_values=past, context=context)
         return logits, (cache, begun)
@@ -162,14 +169,19 @@ class PeftModel(MergeCalls, MixedCalls):
     def _begin(
         self, past: KeyValueCache | None, rows: int, adapter: str | AdapterRows | None
     ) -> tuple[KeyValueCache | None, Any]:
-        """The call's past, begun with the adapter's prefix if it has one; and what `_end` needs for its gradient."""
+        """The call's past, begun with the adapter's prefix if it has one; and what `_end` needs for its gradient.
+
+        Raises as `check_begun` does.
+        """
         encoder = self.prompt_encoder.get(adapter)
+        named = None if encoder is None else (adapter, encoder)
+        check_begun(past, named)
         if encoder is None:
             return past, None
         past = KeyValueCache(self.config) if past is None else past
         prefix, encoder_cache = encoder.forward(self.model.model.norm.weight.value.dtype)
         if not len(past):
-            past.begin(prefix, rows, encoder.trainable)
+            past.begin(prefix, rows, encoder.trainable, named)
         return past, (encoder, encoder_cache, past)
 
     def _end(self, begun: Any) -> None:
@@ -187,6 +199,8 @@ class PeftModel(MergeCalls, MixedCalls):
 
     def add_adapter(self, adapter_name: str, config: Any, seed: int = 0) -> None:
         """Put a new adapter beside those that are there, frozen until `set_adapter` chooses it. `seed` draws its numbers.
+
+        Two adapters of one seed and one configuration start with the same A: give each a seed of its own.
 
         Raises ValueError for a target module or a pattern that is not there, a name that is taken or impossible;
         TypeError for a config of another kind; RuntimeError while merged or disabled. Nothing has changed then.
@@ -275,8 +289,14 @@ class PeftModel(MergeCalls, MixedCalls):
     def _check_new(self, adapter_name: str) -> None:
         if adapter_name in self.peft_config:
             raise ValueError(f"there is an adapter {adapter_name!r} already; delete_adapter it, or take another name")
-        if not isinstance(adapter_name, str) or adapter_name in ("", "__base__") or set(adapter_name) & set("./"):
-            raise ValueError(f"{adapter_name!r} cannot name an adapter: a name has no . or /, and __base__ means none")
+        if (
+            not isinstance(adapter_name, str)
+            or adapter_name in ("", "__base__", *FACTORS)
+            or set(adapter_name) & set("./")
+        ):
+            raise ValueError(
+                f"{adapter_name!r} cannot name an adapter: a name has no . or /, is no tensor's, and __base__ means none"
+            )
         self._check_idle()
         if self._residual:
             raise RuntimeError(
@@ -292,7 +312,10 @@ class PeftModel(MergeCalls, MixedCalls):
     # ---------------------------------------------------------------------------------------------- counting, disabling
 
     def print_trainable_parameters(self) -> None:
-        """Print PEFT's line: trainable params: … || all params: … || trainable%: …"""
+        """Print PEFT's line: trainable params: … || all params: … || trainable%: …
+
+        But VeRA's frozen A and B are among all params here. In PEFT they are buffers, which it does not count.
+        """
         print(ledger.count(self))
 
     @contextmanager

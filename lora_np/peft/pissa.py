@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import ops
-from ..backend import Array, move, to_host
+from ..backend import Array, array_module, move, to_host
 from ..nn import Module
 from ..quantization import Quantized4bit
 
@@ -46,6 +46,8 @@ def check_pissa(layers: Mapping[str, Module], config: LoraConfig, others: bool) 
         r, most = config.for_layer(name).r, min(layer.out_features, layer.in_features)
         if r > most:
             raise ValueError(f"{name} has {most} singular values; PiSSA with r = {r} needs as many as its rank")
+        if not array_module(layer.weight.value).isfinite(layer.weight.value).all():
+            raise ValueError(f"{name} has a weight that is not finite, so it has no singular values for PiSSA")
 
 
 def take_out(layer: LoraLinear, name: str) -> None:

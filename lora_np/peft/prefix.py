@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..backend import Array, array_module, move, to_host
+from ..kv_cache import KeyValueCache
 from ..nn import Embedding, Module, Parameter
+from ..ops.checks import check_mask
 from ..transformer import Transformer
-from .folder import KIND, refuse_others
+from .folder import KIND, plain, refuse_others
 from .layers import AdapterLinear
 from .method import Method
 
@@ -183,11 +185,11 @@ class PrefixMethod(Method):
         base, kv = config.base_model_name_or_path, widths(model)[0]
         return {
             **KIND,
-            **asdict(config),
+            **{key: plain(value) for key, value in asdict(config).items()},
             **{"peft_type": self.peft_type, "base_model_name_or_path": base and os.fspath(base)},
             **sizes_of(model),
             **{"num_transformer_submodules": 1, "modules_to_save": None},
-            "encoder_hidden_size": config.encoder_hidden_size or kv,
+            "encoder_hidden_size": plain(config.encoder_hidden_size) or kv,
         }
 
     def config(self, settings: Mapping[str, Any]) -> PrefixTuningConfig:
@@ -227,7 +229,15 @@ def check_sizes(config: PrefixTuningConfig, model: Transformer) -> None:
             raise ValueError(f"{name} is {getattr(config, name)}, and {size} in this base: made for another one")
 
 
-def see_the_prefix(attention_mask: Array, v: int) -> Array:
-    """The mask (b, s) of the tokens → (b, v + s): no row's prefix is padding."""
+def check_begun(past: KeyValueCache | None, named: tuple[str, PrefixEncoder] | None) -> None:
+    """Raise ValueError where a past with tokens was not begun by the prefix of this call: it would answer as neither does."""
+    if past is not None and len(past) and past.begun != named:
+        was, now = (f"the prefix of {each[0]!r}" if each else "no prefix" for each in (past.begun, named))
+        raise ValueError(f"past_key_values began with {was}, and this call has {now}: give it a past of its own")
+
+
+def see_the_prefix(attention_mask: Array, v: int, b: int, s: int) -> Array:
+    """The mask (b, s) of the tokens → (b, v + s): no row's prefix is padding. Raises as `check_mask` does."""
+    check_mask(attention_mask, b, s)
     xp = array_module(attention_mask)
-    return xp.concatenate([xp.ones((attention_mask.shape[0], v), bool), attention_mask.astype(bool)], axis=1)
+    return xp.concatenate([xp.ones((b, v), bool), attention_mask], axis=1)

@@ -32,8 +32,7 @@ class AdapterStore:
         self.model, self.max_loras = model, max_loras
         self.allowed = [Path(folder).resolve(strict=True) for folder in folders]
         self.resident = list(model.peft_config)
-        for name in self.resident:
-            model.check_mixable(name)
+        model.check_mixable(*self.resident)
         self.known: dict[str, Path] = {}  # name → folder
         self.leaving: dict[str, Path] = {}  # the same, unloaded while requests that were accepted still need them
         self.loaded: OrderedDict[str, None] = OrderedDict()  # the one used last is last
