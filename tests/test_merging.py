@@ -392,7 +392,8 @@ def test_merging_a_name_that_is_not_there_changes_nothing(three):
 
 @pytest.mark.smollm2
 def test_merged_logits_equal_unmerged_on_a_real_model():
-    """To 1e-4 absolute and relative, as PEFT asks of itself, and to 1e-5 of the largest; measured 1.1e-4 of 32, or 3e-6."""
+    """In float64 to 1e-13 of the largest. In float32 each is off by its rounding, and the merged model by no more than the bypass:
+    where single logits near 0 then differ by more than 1e-4, as on some processors, it is the bypass that is further off."""
     peft_model = adapted(ln.load_model("smollm2-135m", device="numpy"), r=8, lora_alpha=0.25)
     tokens = RNG(0).integers(0, peft_model.config.vocab_size, (1, 32))
     with peft_model.disable_adapter():
@@ -400,7 +401,13 @@ def test_merged_logits_equal_unmerged_on_a_real_model():
     bypass, _ = peft_model.forward(tokens)
     peft_model.merge_adapter(safe_merge=True)
     merged, _ = peft_model.forward(tokens)
-    off, moved, largest = np.abs(merged - bypass).max(), np.abs(bypass - base).max(), np.abs(base).max()
-    print(f"measured {off:.1e} on logits up to {largest:.3g}, which the adapter moved by up to {moved:.2g}")
-    assert off <= 1e-5 * largest < 1e-3 * moved
-    assert_allclose(merged, bypass, rtol=1e-4, atol=1e-4)
+    peft_model.unmerge_adapter()
+    for _, p in peft_model.named_parameters():
+        p.value = p.value.astype(np.float64)
+    exact, _ = peft_model.forward(tokens)
+    peft_model.merge_adapter()
+    largest, moved = np.abs(base).max(), np.abs(bypass - base).max()
+    assert np.abs(peft_model.forward(tokens)[0] - exact).max() <= 1e-13 * largest
+    off = {name: np.abs(logits - exact).max() for name, logits in (("bypass", bypass), ("merged", merged))}
+    print(f"measured {off} on logits up to {largest:.3g}, which the adapter moved by up to {moved:.2g}")
+    assert off["merged"] <= 2 * off["bypass"] <= 2e-5 * largest < 1e-3 * moved
