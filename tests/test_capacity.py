@@ -211,5 +211,8 @@ def test_what_the_claims_say_is_read_from_the_table():
     assert "1.00 to 1.00 bits" in bits[2] and "0.62 with full fine-tuning" in bits[2] and "20% less" in bits[2]
     assert "held 25% of all that it was offered" in bits[2]
     assert "seen 2,000 times at r = 1, 250 at r = 16, 200 in full" in bits[2]
-    assert "power of 1.00 from r = 1 to 4, and of 1.00 to r = 16" in learns[2] and "100% of 500 bits by heart and 40% of 10,000" in learns[2]
+    assert (
+        "power of 1.00 from r = 1 to 4, and of 1.00 to r = 16" in learns[2]
+        and "100% of 500 bits by heart and 40% of 10,000" in learns[2]
+    )
     assert "holds 80% of full fine-tuning's bits with 50% of its numbers" in learns[2]

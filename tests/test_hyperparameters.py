@@ -233,7 +233,9 @@ def test_two_r_is_told_for_each_rank_apart():
 
 def test_lower_higher_or_no_difference_is_told_by_the_seeds():
     """Seed against the same seed: two settings whose ranges overlap may still differ with every one."""
-    rows = {loss: [{"final": loss + d, "seed": i} for i, d in enumerate((-3e-3, 0, 3e-3))] for loss in (1.0, 1.004, 1.1)}
+    rows = {
+        loss: [{"final": loss + d, "seed": i} for i, d in enumerate((-3e-3, 0, 3e-3))] for loss in (1.0, 1.004, 1.1)
+    }
     for (a, one), (b, other) in itertools.permutations(rows.items(), 2):
         wanted = f"{'lower' if a < b else 'higher'} with every seed, by {abs(a - b):.4f} to {abs(a - b):.4f}"
         assert claims.verdict(one, other) == wanted == claims.verdict(one[::-1], other)

@@ -27,8 +27,8 @@ def on_capacity(tables: Mapping[str, Table]) -> list[tuple[str, str, str, str]]:
             f"here at least {min(ranks.values()):.2f} to {max(ranks.values()):.2f} bits of random strings a trained number with "
             f"LoRA, by rank ({min(free.values()):.2f} to {max(free.values()):.2f} a number that is free: BA has r(in + out − r)), "
             f"{most:.2f} at r = {table.settings['knee']} where it was offered the most; {full:.2f} with full fine-tuning, which "
-            f"held {of_offered(table, 'full'):.0%} of all that it was offered. Lower bounds of unequal tightness, no comparison: in "
-            f"as many steps a string was seen {times_seen(table, 'lora', low):,} times at r = {low}, "
+            f"held {of_offered(table, 'full'):.0%} of all that it was offered. Lower bounds of unequal tightness, no comparison: "
+            f"in as many steps a string was seen {times_seen(table, 'lora', low):,} times at r = {low}, "
             f"{times_seen(table, 'lora', high):,} at r = {high}, {times_seen(table, 'full'):,} in full fine-tuning, and half the "
             f"steps gave {less(table, 'lora', middle):.0%} less at r = {middle}, {less(table, 'lora', high):.0%} at r = {high}, "
             f"{less(table, 'full'):.0%} in full",

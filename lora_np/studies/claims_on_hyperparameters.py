@@ -55,7 +55,9 @@ def ten_times(by_rank: Table, alpha: Table | None = None) -> Claim:
     low, high = min(ratios.values()), max(ratios.values())
     full = best_rate(by_rank, None)
     others = strays(by_rank, "α/r")
-    of_alpha = {} if alpha is None else {a: rows[0]["lr"] / full for a, rows in groups(seeds(alpha), "lora_alpha").items()}
+    of_alpha = (
+        {} if alpha is None else {a: rows[0]["lr"] / full for a, rows in groups(seeds(alpha), "lora_alpha").items()}
+    )
     near = low <= 10 * GRID**0.5 and high >= 10 / GRID**0.5  # ten is within half a step of the grid
     return (
         "LoRA's best learning rate is about ten times full fine-tuning's",
@@ -150,7 +152,8 @@ def where(equal: Table, alone: Table) -> Claim:
             f"{mlp[0]['trainable']:,} parameters: MLP r = {mlp[0]['r']} {mean(mlp):.3f}, attention r = {attention[0]['r']} "
             f"{mean(attention):.3f} (MLP {verdict(mlp, attention)})"
             + "".join(
-                f", all r = {rows[0]['r']}, {rows[0]['trainable']:,} parameters, {mean(rows):.3f} (than the MLP {verdict(rows, mlp)})"
+                f", all r = {rows[0]['r']}, {rows[0]['trainable']:,} parameters, {mean(rows):.3f} "
+                f"(than the MLP {verdict(rows, mlp)})"
                 for g, rows in by_group.items()
                 if g == "all-linear"
             )
