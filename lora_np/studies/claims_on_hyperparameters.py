@@ -153,7 +153,7 @@ def where(equal: Table, alone: Table) -> Claim:
             f"{mean(attention):.3f} (MLP {verdict(mlp, attention)})"
             + "".join(
                 f", all r = {rows[0]['r']}, {rows[0]['trainable']:,} parameters, {mean(rows):.3f} "
-                f"(than the MLP {verdict(rows, mlp)})"
+                f"(against the MLP {verdict(rows, mlp)})"
                 for g, rows in by_group.items()
                 if g == "all-linear"
             )
