@@ -641,6 +641,14 @@ def title(figure: Figure) -> str:
     return figure.texts[0].get_text()
 
 
+def test_a_notebook_that_trims_its_pictures_shows_the_whole_scene():
+    figure = plots.scene_3d(decomposition())
+    plt.close(figure)
+    FigureCanvasAgg(figure)
+    box = figure.get_tightbbox().get_points()
+    assert np.allclose(box, [[0, 0], figure.get_size_inches()])
+
+
 def test_titles_say_what_the_table_says():
     assert title(plots.recovered_gain(convergence(equal=True))) == (
         "With all linear layers LoRA recovers 95 % of the gain from r = 1 on"
