@@ -22,6 +22,7 @@ import numpy as np
 
 from lora_np import load_model, plots
 from lora_np.reproduce import photograph
+from lora_np.studies import claims_on_low_rank as low_rank
 from lora_np.studies import intrinsic_toy, rank_reduction, spectra, subspaces
 from lora_np.studies.convergence import Run
 from lora_np.studies.table import Table
@@ -31,8 +32,8 @@ ranks = Table.load("../figures/data/spectra.json")
 plots.rank_by_layer(ranks);
 
 # %% [markdown]
-# For each matrix of "tiny" and of a real language model, how many directions hold 90 % of the change that it learned. This notebook shows where
-# the picture comes from. It begins with a blunter question (how many *numbers* does a task need, wherever they act?), and then asks of *rank*: how many
+# For each matrix of "tiny" and of a real language model, how many directions hold 90 % of the change that it learned; in ink a random matrix of the
+# same shape, and what share of its count full fine-tuning's change has. This notebook shows where the picture comes from. It begins with a blunter question (how many *numbers* does a task need, wherever they act?), and then asks of *rank*: how many
 # directions of each matrix a change needs, whether two runs find the same ones, and what the frozen weight already had in them.
 #
 # ## Training in a random subspace
@@ -62,7 +63,15 @@ for kind in (DenseProjection, SparseProjection):
     print("  loss by d: " + ", ".join(f"{row['d']}: {row['loss']:.0e}" for row in table.rows[7:12]))
 
 # %% [markdown]
-# Exactly as many as there are sums, whatever $D$ is. With one dimension less a little loss remains, and often very little: that is why "90 % of
+# Exactly as many as there are sums. Is that so whatever $D$ is?
+
+# %%
+for D in (100, 1000, 10_000):
+    found = [intrinsic_toy.toy(kind, seed, D).settings["intrinsic_dimension"] for kind in (DenseProjection, SparseProjection)]
+    print(f"D = {D:6,}: the intrinsic dimension is {found[0]} with a dense P, {found[1]} with a sparse one")
+
+# %% [markdown]
+# It counts what the task asks, not what the model has. With one dimension less a little loss remains, and often very little: that is why "90 % of
 # the performance" is a softer question than "all of it".
 #
 # A dense $P$ for "tiny" and $d = 50{,}000$ would hold fifty billion numbers. The second kind of $P$ has one entry in each row: the weights are dealt
@@ -106,7 +115,8 @@ plots.photograph(photograph());
 
 # %% [markdown]
 # Rear Admiral Grace Hopper, from matplotlib's sample data. A relative error $e$ means that $1 - e^2$ of the energy (the sum of $\sigma^2$) is kept:
-# few directions hold most of a photograph, and still the eye misses much. **Predict.** Is a *learned change* simpler than that, or less simple?
+# few directions hold most of a photograph, and still the eye misses much. **Predict.** Is a *learned change* simpler than that, or less simple: with
+# as large a share of its numbers, does its best product keep more of the energy?
 #
 # ## A change that was really learned
 #
@@ -116,15 +126,33 @@ plots.photograph(photograph());
 # %%
 run = Run("full", lr=2e-3, max_steps=60, eval_every=60)
 deltas = rank_reduction.learned_deltas(run)  # name → ΔW
-plots.decomposition_2d(rank_reduction.decomposition(deltas, run));
-
-# %% [markdown]
-# As a scene: on the left everything that full fine-tuning moved, on the right how few numbers a product of rank 4 has (the factors of the
-# cut, not a LoRA run, and the heights of the two sides are not to be compared). (With `%matplotlib widget`, from the package
-# ipympl, it turns under the mouse.)
+decomposition = rank_reduction.decomposition(deltas, run)
+plots.decomposition_2d(decomposition);
 
 # %%
-plots.scene_3d(rank_reduction.decomposition(deltas, run));
+def kept(matrix, r):
+    """(share of the numbers that a product of rank r has, share of the energy that the best one keeps)."""
+    sigma = np.linalg.svd(matrix, compute_uv=False)
+    return r * sum(matrix.shape) / matrix.size, (sigma[:r] ** 2).sum() / (sigma**2).sum()
+
+
+image = np.array(photograph().rows[-1]["image"])
+shown = decomposition.rows[0]
+grey = image - image.mean()  # without the average brightness, which is one direction and most of the energy
+for what, matrix, r in (("photograph", image, 8), ("… less its mean", grey, 8), ("learned ΔW", deltas[rank_reduction.SHOWN], shown["r"])):
+    numbers, energy = kept(matrix, r)
+    print(f"{what:17} rank {r}: {numbers:5.1%} of the numbers, relative error {np.sqrt(1 - energy):.0%}, {energy:.0%} of the energy")
+
+# %% [markdown]
+# Far less simple. What is drawn on the right is not the change but the third of its energy that four directions hold, and whether the model misses the
+# rest is a question for its loss, below.
+#
+# As a scene: on the left everything that full fine-tuning moved, on the right how few numbers a product of rank 4 has. B and A are the factors of the
+# cut, not of a LoRA run, and each group of columns has a scale of its own: no height of one side is to be compared with one of the other. (With
+# `%matplotlib widget`, from the package ipympl, it turns under the mouse.)
+
+# %%
+plots.scene_3d(decomposition);
 
 # %% [markdown]
 # ## How many directions a learned change has
@@ -139,12 +167,14 @@ sigma = np.linalg.svd(deltas[rank_reduction.SHOWN], compute_uv=False)
 p = sigma / sigma.sum()
 energy = np.cumsum(sigma**2) / (sigma**2).sum()
 chance = spectra.random_spectrum(deltas[rank_reduction.SHOWN].shape)
+print(f"{shown['name']}, {' × '.join(map(str, deltas[rank_reduction.SHOWN].shape))}")
 print(f"{len(sigma)} directions; 90 % of the energy: {np.searchsorted(energy, 0.9) + 1}, random {spectra.rank_for_energy(chance)}")
 print(f"effective rank: {np.exp(-(p * np.log(p)).sum()):.1f}, random {spectra.effective_rank(chance):.1f}")
 plots.singular_values(rank_reduction.singular_values(deltas, run));
 
 # %% [markdown]
-# After the full setting, and on a real language model, over all the matrices of the first picture:
+# About half as many, and attention's changes are simpler than the MLP's. After the full setting, and on a real language model, over all the matrices
+# of the first picture:
 
 # %%
 print(f"{'median over matrices':22}{'90 % of the energy':>20}{'effective rank':>16}{'of a random matrix':>20}")
@@ -156,29 +186,55 @@ for model in ("tiny", "smollm2-135m"):
         print(f"{model:14}{method:8}{ninety:20g}{effective:16.1f}{chance:20g}")
 
 # %% [markdown]
-# Biderman et al. (2024) measured so on Llama-2-7B and found ranks 10 to 100 times LoRA's usual one. Divide by $r = 8$: is it so here? A matrix
-# of width $d$ has no more than $d$ directions, so a small model cannot show a factor of 100 however it learns. Full fine-tuning's change is
-# not of low rank at all, then; it is of *lower* rank than chance, and lowest in the keys and values and in the first layers. And LoRA, which
-# learned the voice about as well (notebook 10), did not even use the eight directions it had. A low rank suffices, but not because full
-# fine-tuning would have found one.
+# Biderman et al. (2024) measured so on Llama-2-7B and found ranks 10 to 100 times LoRA's usual one. **Predict** from the table: how many times $r = 8$
+# is it here? And where is the change simplest, next to a random matrix of its shape?
+
+# %%
+for model in ("tiny", "smollm2-135m"):
+    rows = ranks.where(model=model, method="full")
+    modules = dict.fromkeys(row["module"] for row in rows)
+    print(f"{model}: {np.median([row['rank90'] for row in rows]) / 8:.1f} × r = 8. The count as a share of a random matrix's, medians:")
+    for name, of in (("first layer", {0}), ("other layers", range(1, 1 + max(row["layer"] for row in rows)))):
+        here = [row for row in rows if row["layer"] in of]
+        by_module = {m: np.median([row["rank90"] / row["random_rank90"] for row in here if row["module"] == m]) for m in modules}
+        print(f"  {name:13}" + "  ".join(f"{m.removesuffix('_proj')} {share:.2f}" for m, share in by_module.items()))
+
+# %% [markdown]
+# A matrix of width $d$ has no more than $d$ directions, so a small model cannot show a factor of 100 however it learns. The keys and values have
+# the lowest counts because they have the fewest rows; as a share of chance they stand with the rest of attention, and attention stands below the
+# MLP. In the first layer some changes are simpler still: in "tiny" those of queries, keys, gate and up, in SmolLM2 those of all of attention.
+#
+# Full fine-tuning's change is not of low rank, then; it is of *lower* rank than chance. And LoRA, which learned the voice about as well (notebook 10),
+# has most of its change in fewer directions than the eight it was given, on SmolLM2. (On "tiny" it uses nearly all of them evenly: its
+# effective rank is close to 8.) A low rank suffices, but not because full fine-tuning would have found one.
 #
 # ## From energy to loss
 #
 # Energy is not what we train for. So cut every $\Delta W$ of the fully fine-tuned model to its top $r$ directions, and test it on code it has not
-# seen. **Predict** from the last picture: at which rank is 95 % of the gain kept?
+# seen. **Predict** from the last picture, where the top eight directions hold less than a third of the MLP's energy: at which rank is 95 % of the
+# gain kept?
 
 # %%
 plots.truncated_loss(Table.load("../figures/data/truncated_loss.json"));
 
 # %% [markdown]
-# And the model that you just trained, for a shorter while:
+# The loss asks for fewer directions than the energy does. Below are the shares that some ranks keep, of this model and of the one that you just
+# trained, for a shorter while:
 
 # %%
-plots.truncated_loss(rank_reduction.truncated_loss(deltas, run, ranks=(1, 4, 16, 64)));
+cut = Table.load("../figures/data/truncated_loss.json")
+now = rank_reduction.truncated_loss(deltas, run, ranks=(1, 4, 8, 16, 64))
+for table in (cut, now):
+    s = table.settings
+    gains = {row["r"]: (s["base_loss"] - row["heldout_loss"]) / (s["base_loss"] - s["full_loss"]) for row in table.rows}
+    said = ", ".join(f"r = {r} {gain:.0%}" for r, gain in gains.items())
+    print(f"{s['max_steps']} steps at {s['lr']:g} gain {s['base_loss'] - s['full_loss']:.3f} nats a byte; kept: {said}")
+plots.truncated_loss(now);
 
 # %% [markdown]
-# After so short a training a lower rank carries the gain: the change that fine-tuning makes starts out simple, and the more it learns, the more
-# directions it needs.
+# Here fewer directions carry the gain. Two things differ from the picture before, the number of steps and the learning rate, so that it cannot be said
+# which of them does it (Try 4). Where a cut keeps more than 100 %, it ends *better* than all of $\Delta W$: on text that nobody has read, some of
+# what the last directions hold is noise, and leaving it out helps.
 #
 # ## Do two runs find the same directions?
 #
@@ -199,18 +255,47 @@ print(f"φ of random spans: {np.mean(drawn):.4f} ± {np.std(drawn) / np.sqrt(len
 
 # %% [markdown]
 # Mind the baseline: on "tiny" 64 directions are half of all there are, and by chance alone $\varphi$ is a half there. (In the paper $d$ is 12,288.)
-# **Predict.** Which corner of the map can tell anything, then?
+# **Predict.** Which corner of the map can tell anything, then: the one of small $i$ and $j$, or the one of large?
 
 # %%
 compared = Table.load("../figures/data/subspaces.json")
 plots.similarity_maps(compared);
 
+# %%
+def phi(of, r, n):
+    """φ(n, n) of q_proj, every pair of layers and runs, and its chance."""
+    rows = compared.where(kind="similarity", of=of, r=r, module="q_proj")
+    return [row["phi"][row["i"].index(n)][row["j"].index(n)] for row in rows], n / rows[0]["d"]
+
+
+for r in ([8, 64], [64, 64]):
+    for of in ("A", "B"):
+        print(f"r = {r[0]:2} and r = {r[1]}, {of}", end="")
+        for n in (1, 8):
+            found, by_chance = phi(of, r, n)
+            print(f"   φ({n}, {n}) {np.median(found):.3f} ({min(found):.2f} to {max(found):.2f}), {np.median(found) / by_chance:4.1f} × chance", end="")
+        print()
+
 # %% [markdown]
-# The left column is chance, and the middle one looks the same: $A$ starts at random and the directions it *reads* stay about as random as they
-# began. What a run *writes* is another matter: the columns of $B$ start at nothing, training alone has put them there, and two runs agree on them
-# several times as much as chance would. The paper found a top direction of $A$ shared by more than a half in GPT-3; here none is. So the
-# picture of a task with its one small subspace, which every run must find, is too simple for this model: what it reads with can be
-# random, as long as what it writes is learned. (LoRA-FA freezes $A$ for that reason.)
+# The upper left corner, of small $i$ and $j$: there chance is near 0. The left column is chance, and the middle one looks the same: what two runs
+# *read* with $A$ is as different at the end as at the start. (That does not say that $A$ stays where it began. Each run's $A$ may have moved
+# far, to a place of its own.) What a run *writes* is another matter: the columns of $B$ start at nothing, training alone has put them there, and two
+# runs agree on them more than chance would, most of all on the first one. But the pairs of layers and runs differ much, and in the median less than
+# a half of the top direction is shared. The paper found a top direction of $A$ shared by more than a half in GPT-3; here none is.
+#
+# So the picture of a task with its one small subspace, which every run must find, is too simple for this model. If two runs can read so
+# differently and do as well, could one leave $A$ at its random start? LoRA-FA (Zhang et al. 2023) does, for another reason: where $A$ has no
+# gradient its input $x$ need not be kept, which saves memory. Here is what it costs, over all linear layers, each at its own best rate (notebook 09):
+
+# %%
+by_method = Table.load("../figures/data/comparison.json")
+ends = {method: {row["seed"]: row["final"] for row in by_method.where(phase="seeds", method=method)} for method in ("lora", "lora-fa")}
+costs = [ends["lora-fa"][seed] - loss for seed, loss in ends["lora"].items()]
+means = {method: np.mean(list(of.values())) for method, of in ends.items()}
+print(f"LoRA ends at {means['lora']:.3f}, LoRA-FA at {means['lora-fa']:.3f} nats a byte; seed by seed {min(costs):+.3f} to {max(costs):+.3f}")
+
+# %% [markdown]
+# Less memory, and with every seed a somewhat higher loss: what $A$ learns is worth something.
 #
 # All pairs have two different seeds: with one seed the first layer's $A$ of $r = 8$ would be born with the first rows of that of
 # $r = 64$, and $\varphi$ would find them again.
@@ -224,14 +309,33 @@ plots.similarity_maps(compared);
 
 # %%
 W = load_model("tiny").state_dict()[rank_reduction.SHOWN]
-print({key: round(value, 3) for key, value in subspaces.amplification(W, deltas[rank_reduction.SHOWN], r=4).items()})
+one = subspaces.amplification(W, deltas[rank_reduction.SHOWN], r=4)
+print(f"full fine-tuning's ΔW of {shown['name']}, r = 4: " + ", ".join(f"{key} {value:.3g}" for key, value in one.items()))
 plots.amplification_chart(compared);
 
 # %% [markdown]
-# What $W$ has in the directions of $\Delta W$ lies near what it has in random ones, and far from what it has in its own top ones: LoRA does not
-# repeat the weight, it brings forward what was hardly there, as in the paper. How *much* it amplifies is another thing. The factor falls with
-# the rank, as the paper's does, because more directions of $W$ are counted in; at $r = 64$ they are half of all that this small
-# $W$ has, and $\Delta W$ is smaller than what lies there.
+# The line above is one matrix, and full fine-tuning's change. The picture has LoRA's, of all matrices. Beside the paper's, of one matrix of GPT-3:
+
+# %%
+print(f"{'':8}{'W in ΔW over W in random directions':>38}{'GPT-3':>8}{'amplification':>16}{'GPT-3':>8}")
+for r in (4, 64):
+    inside, factor = low_rank.median_inside(compared, r), low_rank.median_factor(compared, r)
+    print(f"r = {r:<4}{inside:38.2f}{low_rank.PAPER_INSIDE[r]:8.1f}{factor:16.2f}{low_rank.PAPER_AMPLIFICATION[r]:8.1f}")
+
+# %% [markdown]
+# What $W$ has in the directions of $\Delta W$ lies far from what it has in its own top ones: LoRA does not repeat the weight, and that is as in the
+# paper. But there these directions were not just any: $W$ had many times as much in them as in random ones, and LoRA amplified "features that
+# were learned but not emphasised". Here it has hardly more than by chance.
+#
+# The amplification falls with the rank, as the paper's does, because more directions of $W$ are counted in; at $r = 64$ they are half
+# of all that this small $W$ has, and $\Delta W$ is smaller than what lies there.
+#
+# ## Why low rank works: what was seen
+#
+# - A change that full fine-tuning learns has fewer directions than chance, and many more than LoRA's rank. It is no matrix of low rank.
+# - The loss needs fewer of them than the energy does: most of the gain lies in the first few, and that is what a low rank keeps.
+# - There is no one subspace that each run must find. What two runs read differs as much as at their start, what they write agrees in part.
+# - LoRA's change is neither a copy of what $W$ is strong in nor, on this model, what it had already and did not use.
 #
 # LoRA differs from all these cuts in one respect: it does not cut a finished change but trains within the rank from the start. What that reaches
 # is measured in notebook 05.
@@ -242,3 +346,4 @@ plots.amplification_chart(compared);
 # 2. Compute $\Delta W$ for 10, 60 and 200 steps. Does its effective rank grow or shrink with training?
 # 3. Which module's $\Delta W$ has the flattest spectrum? Would you give it a higher rank? (`rank_pattern` in PEFT does this.)
 # 4. Train with a learning rate ten times smaller. Is the rank of $\Delta W$ a property of the task, or of how one trains?
+# 5. The cut of rank 4 has a relative error of some 80 %. Why is that still more than a third of the energy? What error leaves a half?

@@ -185,22 +185,34 @@ def table(power=1.0) -> Table:
         for phase, factor in (("seeds", 1.0), ("half", 0.8)):
             held = factor * 1000 * r**power
             rows.append({"phase": phase, "method": "lora", "r": r, "seed": 0, "trained": 1000 * r, "memorised": held})
-            rows[-1]["offered"] = 2500 * r
+            rows[-1] |= {"offered": 2500 * r, "strings": 32 * r, "max_steps": 2000, "batch_size": 64}
     for phase, factor in (("seeds", 1.0), ("half", 0.8)):
         rows.append({"phase": phase, "method": "full", "r": None, "seed": 0, "trained": 32_000, "offered": 80_000})
-        rows[-1]["memorised"] = factor * 20_000
+        rows[-1] |= {"memorised": factor * 20_000, "strings": 640, "max_steps": 2000, "batch_size": 64}
     rows.append({"phase": "offered", "method": "lora", "r": 4, "seed": 0, "trained": 4000, "offered": 500})
     rows[-1]["memorised"] = 500
     return Table("capacity", "?", "python", settings={"knee": 4}, rows=rows)
 
 
 def test_the_exponent_is_one_where_twice_the_rank_holds_twice_as_much():
-    assert claims_on_capacity.exponent(table()) == pytest.approx(1)
-    assert claims_on_capacity.exponent(table(0.5)) == pytest.approx(0.5)
+    assert claims_on_capacity.exponent(table(), 1, 16) == pytest.approx(1)
+    assert claims_on_capacity.exponent(table(0.5), 4, 16) == pytest.approx(0.5)
+
+
+def test_the_most_that_was_held_may_lie_where_more_was_offered():
+    made = table()
+    assert claims_on_capacity.highest(made) == pytest.approx(1.0)
+    made.rows.append(made.where(phase="offered")[0] | {"offered": 20_000, "memorised": 6000})
+    assert claims_on_capacity.highest(made) == pytest.approx(1.5)
 
 
 def test_what_the_claims_say_is_read_from_the_table():
     bits, learns = claims_on_capacity.on_capacity({"capacity": table()})
     assert "1.00 to 1.00 bits" in bits[2] and "0.62 with full fine-tuning" in bits[2] and "20% less" in bits[2]
-    assert "power of 1.00" in learns[2] and "100% of 500 bits by heart and 40% of 10,000" in learns[2]
+    assert "held 25% of all that it was offered" in bits[2]
+    assert "seen 2,000 times at r = 1, 250 at r = 16, 200 in full" in bits[2]
+    assert (
+        "power of 1.00 from r = 1 to 4, and of 1.00 to r = 16" in learns[2]
+        and "100% of 500 bits by heart and 40% of 10,000" in learns[2]
+    )
     assert "holds 80% of full fine-tuning's bits with 50% of its numbers" in learns[2]

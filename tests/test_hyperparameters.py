@@ -185,6 +185,15 @@ def test_every_claim_is_said_from_the_tables():
         assert len(row) == 4 and all(row) and not any("|" in cell for cell in row), "README's table would break"
 
 
+def test_the_ratio_is_told_for_each_alpha_and_a_seed_that_strays_is_named():
+    table = tables.by_rank(4)
+    said = claims.ten_times(table, tables.alphas(1.0))[2]
+    assert "32, 4 and 0.5 times at α = 4, 32 and 256" in said and "one seed" not in said
+    for row in table.where(r=1, rule="α/r", seed=1):
+        row["own_best"] = row["phase"] == "near" and row["lr"] == 8e-3
+    assert "100 steps, one seed of r = 1 8;" in claims.ten_times(table)[2]
+
+
 @pytest.mark.parametrize("ratio, said", [(4, "no, less: 4 times"), (10, "yes, 10 times"), (30, "no, more: 30 times")])
 def test_ten_times_is_said_where_it_is_near_ten(ratio, said):
     assert claims.ten_times(tables.by_rank(ratio))[2].startswith(said)
@@ -223,16 +232,22 @@ def test_two_r_is_told_for_each_rank_apart():
 
 
 def test_lower_higher_or_no_difference_is_told_by_the_seeds():
-    rows = {loss: [{"final": loss + d} for d in (-0.003, 0, 0.003)] for loss in (1.0, 1.004, 1.1)}
+    """Seed against the same seed: two settings whose ranges overlap may still differ with every one."""
+    rows = {
+        loss: [{"final": loss + d, "seed": i} for i, d in enumerate((-3e-3, 0, 3e-3))] for loss in (1.0, 1.004, 1.1)
+    }
     for (a, one), (b, other) in itertools.permutations(rows.items(), 2):
-        wanted = "the seeds overlap" if 1.1 not in (a, b) else "lower" if a < b else "higher"
-        assert claims.verdict(one, other) == wanted
-    assert "(lower)" in claims.where(tables.equal(0.02), tables.targets())[2]
-    assert "(higher)" in claims.where(tables.equal(-0.02), tables.targets())[2]
+        wanted = f"{'lower' if a < b else 'higher'} with every seed, by {abs(a - b):.4f} to {abs(a - b):.4f}"
+        assert claims.verdict(one, other) == wanted == claims.verdict(one[::-1], other)
+    mixed = [row | {"final": 1.0} for row in rows[1.0]]
+    assert claims.verdict(rows[1.0], mixed) == "differently by seed, −0.0030 to +0.0030"
+    assert "(MLP lower with every seed" in claims.where(tables.equal(0.02), tables.targets())[2]
+    assert "(MLP higher with every seed" in claims.where(tables.equal(-0.02), tables.targets())[2]
 
 
 @pytest.mark.parametrize(
-    "extra, said", [(0.02, "yes"), (-0.04, "no, the other way round"), (-0.002, "no more than the seeds")]
+    "extra, said",
+    [(0.02, "yes:"), (-0.04, "not seen here, in batches of up to 32"), (0.0, "not seen here")],
 )
 def test_large_batches_are_judged_against_the_seeds(extra, said):
     assert claims.large_batches(tables.batches(extra))[2].startswith(said)
@@ -240,5 +255,8 @@ def test_large_batches_are_judged_against_the_seeds(extra, said):
 
 def test_dropout_is_told_for_little_and_for_much():
     little, own, much = claims.dropping(tables.dropouts())[2].split("; ")
-    assert "p = 0.1 ends at 1.520, none at 1.540 (lower)" in little and "(lower)" in own
-    assert "p = 0.1 ends at 1.350, none at 1.340 (higher)" in much
+    assert "p = 0.1 ends at 1.520, none at 1.540 (lower with every seed, by 0.0200" in little and "(lower" in own
+    assert "p = 0.1 ends at 1.350, none at 1.340 (higher with every seed" in much and "base" not in little
+    table = tables.dropouts()
+    table.settings["base_loss"] = 1.5
+    assert "all worse than the frozen base's 1.500)" in claims.dropping(table)[2].split("; ")[0]

@@ -204,6 +204,13 @@ def remembered(ranks=(1, 2, 4, 8, 16), held=1.35, seeds=3) -> Table:
     return made
 
 
+def overfitted() -> Table:
+    """Where every run at the kept rate ends above the frozen base."""
+    made = knobs.dropouts()
+    made.settings["base_loss"] = 1.5
+    return made
+
+
 STEPS, EPS = np.logspace(-20, 0, 41), 2.2e-16
 STEP_ERRORS = {
     "forward difference": np.minimum(1, STEPS + EPS / STEPS),
@@ -437,6 +444,7 @@ PICTURES = {
     "equal_parameters_chart": lambda: plots.equal_parameters_chart(knobs.equal()),
     "equal_parameters_chart, attention ahead": lambda: plots.equal_parameters_chart(knobs.equal(-0.01)),
     "dropout_chart": lambda: plots.dropout_chart(knobs.dropouts()),
+    "dropout_chart, above the base": lambda: plots.dropout_chart(overfitted()),
     "dropout_chart, no help": lambda: plots.dropout_chart(knobs.dropouts(0.0)),
     "batch_size_chart": lambda: plots.batch_size_chart(knobs.batches()),
     "batch_size_chart, alike": lambda: plots.batch_size_chart(knobs.batches(-0.02)),
@@ -675,6 +683,14 @@ def title(figure: Figure) -> str:
     return figure.texts[0].get_text()
 
 
+def test_a_notebook_that_trims_its_pictures_shows_the_whole_scene():
+    figure = plots.scene_3d(decomposition())
+    plt.close(figure)
+    FigureCanvasAgg(figure)
+    box = figure.get_tightbbox().get_points()
+    assert np.allclose(box, [[0, 0], figure.get_size_inches()])
+
+
 def test_titles_say_what_the_table_says():
     assert title(plots.recovered_gain(convergence(equal=True))) == (
         "With all linear layers LoRA recovers 95 % of the gain from r = 1 on"
@@ -689,9 +705,12 @@ def test_titles_say_what_the_table_says():
 
 
 def test_titles_of_the_knobs_say_what_their_tables_say():
-    assert title(plots.rates_by_rank(knobs.by_rank())) == "With α fixed, LoRA's best rate is 4 times full fine-tuning's"
+    assert title(plots.rates_by_rank(knobs.by_rank())) == "With α = 32, LoRA's best rate is 4 times full fine-tuning's"
     assert "at 0 of 2 sizes" in title(plots.equal_parameters_chart(knobs.equal(-0.01)))
-    assert "gains 0.020 at one rate, 0.010 at its best; on much 0.000" in title(plots.dropout_chart(knobs.dropouts()))
+    assert "gains 0.020 at η = 0.004, 0.010 at the best η" in title(plots.dropout_chart(knobs.dropouts()))
+    assert "all end above the base; dropout gains 0.020, at the best η 0.010" in title(
+        plots.dropout_chart(overfitted())
+    )
     assert title(plots.batch_size_chart(knobs.batches())).endswith(": +0.010 in batches of 2, +0.050 in batches of 32")
     assert title(plots.rank_scaling_chart(knobs.scaled())).endswith("grown to r = 128, α/r ends lowest")
     assert "0.000 at its own best" in title(plots.alpha_chart(knobs.alphas()))

@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from lora_np.plots.style import (
     EDGE,
     FAINT_INK,
+    FROZEN,
     FULL,
     LORA,
     LORA_DARK,
@@ -67,6 +68,11 @@ def geometric_mean(values: np.ndarray) -> float:
     return float(np.exp(np.log(values).mean()))
 
 
+def not_above(values: np.ndarray, others: np.ndarray) -> bool:
+    """Whether `values` are not higher with every seed than `others`, the same seed in each place."""
+    return not (values > others).all()
+
+
 def log_axis(axis: Any, places: Sequence[float], base: float = 2) -> None:
     """A logarithmic axis with a tick at each of `places`, as short as it can be said."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
@@ -86,19 +92,20 @@ def octaves(low: float, high: float, step: int = 1) -> list[float]:
 
 @picture("target_modules trainable seed phase final", settings="runs seeds module_r base_loss")
 def target_modules_chart(table: Table) -> Figure:
-    """The loss of each kind of matrix alone and of groups, the lowest on top; each seed a dot, at its own best rate."""
+    """The loss of each kind of matrix alone (green) and of groups (blue), the lowest on top; a seed a dot, at its own best rate."""
     rows = table.where(phase="seeds")
     count = {row["target_modules"]: row["trainable"] for row in rows}
     by_target = finals(rows, "target_modules")
     order = sorted(by_target, key=lambda name: -by_target[name].mean())
     alone = [name for name in order if name.endswith("_proj")]
-    least = [name.removesuffix("_proj") for name in alone if by_target[name].max() >= by_target[alone[0]].min()]
+    least = [name.removesuffix("_proj") for name in alone if not_above(by_target[alone[0]], by_target[name])]
     title = (
         f"Of single matrices {alone[-1].removesuffix('_proj')} does most, {' and '.join(least)} least"
         if alone
         else "Groups"
     )
-    figure = new_figure(9, 1.6 + 0.29 * len(order), title, f"r = {table.settings['module_r']}; {took(table)}")
+    subtitle = f"green: one kind of matrix, blue: a group; r = {table.settings['module_r']}; {took(table)}"
+    figure = new_figure(9, 1.6 + 0.29 * len(order), title, subtitle)
     ax = axes_at(figure, 1.25, 0.65, 5.6, 0.29 * len(order))
     base = table.settings["base_loss"]
     for place, name in enumerate(order):
@@ -122,13 +129,10 @@ def equal_parameters_chart(table: Table) -> Figure:
     """Attention, MLP and all layers with as many parameters, each seed a dot: where should they go?"""
     rows = table.where(phase="seeds")
     budgets = sorted({row["matched_r"] for row in rows})
-    means = {
-        key: np.mean([x["final"] for x in rows if (x["matched_r"], x["target_modules"]) == key])
-        for key in {(row["matched_r"], row["target_modules"]) for row in rows}
-    }
-    ahead = sum(means[b, "MLP"] < means[b, "attention"] for b in budgets)
-    title = f"At equal parameters the MLP alone beats attention alone at {ahead} of {len(budgets)} sizes"
-    groups = [(b, name) for b in budgets[::-1] for name in ("all-linear", "MLP", "attention") if (b, name) in means]
+    by_size = {b: finals([row for row in rows if row["matched_r"] == b], "target_modules") for b in budgets}
+    ahead = sum((by_name["MLP"] < by_name["attention"]).all() for by_name in by_size.values())
+    title = f"At equal parameters the MLP beats attention with every seed at {ahead} of {len(budgets)} sizes"
+    groups = [(b, name) for b in budgets[::-1] for name in ("all-linear", "MLP", "attention") if name in by_size[b]]
     places = {key: i + 0.6 * (len(budgets) - 1 - budgets.index(key[0])) for i, key in enumerate(groups)}
     height = 0.32 * (max(places.values()) + 1.4)
     figure = new_figure(9, 1.6 + height, title, f"each at its own best rate; {took(table)}")
@@ -138,7 +142,7 @@ def equal_parameters_chart(table: Table) -> Figure:
         losses, colour = [x["final"] for x in found], GROUP_COLOURS[name]
         ax.plot([min(losses), max(losses)], [place] * 2, color=colour, lw=3, alpha=0.5)
         ax.plot(losses, [place] * len(losses), "o", color=colour, ms=6.5, mec=PAPER, mew=0.8)
-        said = f"{np.mean(losses):.3f}, {short_count(found[0]['trainable'])} parameters"
+        said = f"{np.mean(losses):.3f}, {found[0]['trainable']:,} parameters"
         note(ax, said, (1, place), (10, -3.5), colour, xycoords=EDGE)
     ax.set_yticks(list(places.values()), [f"{name}, r = {_rank(rows, b, name)}" for b, name in places])
     ax.set(ylim=(-0.7, max(places.values()) + 0.7), xlabel=LOSS)
@@ -153,9 +157,12 @@ def _rank(rows: Rows, budget: int, name: str) -> int:
 # --------------------------------------------------------------------------------------------- dropout, and batches
 
 
-@picture("lora_dropout train_bytes lr seed phase final", settings="runs seeds fixed_lr small_steps steps")
+@picture("lora_dropout train_bytes lr seed phase final", settings="runs seeds fixed_lr small_steps steps base_loss")
 def dropout_chart(table: Table) -> Figure:
-    """The loss by dropout, after little text read many times and after much text; panels of one scale, one height."""
+    """The loss by dropout, after little text read many times and after much text; panels of one scale, one height.
+
+    The grey line is the frozen base: what ends above it had better not been trained.
+    """
     settings = table.settings
     little = [row for row in table.rows if row["train_bytes"] is not None]
     much = [row for row in table.rows if row["train_bytes"] is None and row["phase"] == "fixed"]
@@ -163,28 +170,40 @@ def dropout_chart(table: Table) -> Figure:
     own = finals([row for row in little if row["phase"] == "seeds"], "lora_dropout")
     whole = finals(much, "lora_dropout")
     passes = settings["small_steps"] * settings["batch_size"] * settings["seq_len"] / settings["small_bytes"]
-    figure = new_figure(9, 4.4, _dropout_title(kept, own, whole), took(table))
+    base = settings["base_loss"]
+    figure = new_figure(9, 4.4, _dropout_title(settings, kept, own), took(table))
     left, right = axes_at(figure, 0.85, 0.7, 2.5, 2.6), axes_at(figure, 6.0, 0.7, 2.5, 2.6)
     ends = [with_range(left, kept, **KEPT), with_range(left, own, **OWN)]
     with_range(right, whole, **KEPT)
-    span = max(np.ptp(np.concatenate(list(v.values()))) for v in (kept | own, whole)) * 1.25
-    span = max(span, np.ptp(np.concatenate([*kept.values(), *own.values()])) * 1.25)
-    for ax, shown in ((left, [*kept.values(), *own.values()]), (right, list(whole.values()))):
-        middle = (np.concatenate(shown).min() + np.concatenate(shown).max()) / 2
+    panels = {left: np.concatenate([[base], *kept.values(), *own.values()]), right: np.array([base, *whole[0.0]])}
+    panels[right] = np.concatenate([panels[right], *whole.values()])
+    span = 1.25 * max(map(np.ptp, panels.values()))
+    for ax, shown in panels.items():
+        middle = (shown.min() + shown.max()) / 2
+        ax.axhline(base, color=FROZEN, lw=2)
         ax.set(ylim=(middle - span / 2, middle + span / 2), xlabel="dropout", ylabel=LOSS, xticks=list(whole))
     left.set_title(f"{settings['small_bytes'] // 1024} kB of text, read {passes:.0f} times")
-    right.set_title(f"all of it, read in part, at {settings['fixed_lr']:g}")
+    right.set_title(f"all of it, read in part, η = {settings['fixed_lr']:g}")
     rates = sorted({row["lr"] for row in little if row["phase"] == "seeds"})
-    own_best = f"each at its best, {rates[0]:g}" + f" to {rates[-1]:g}" * (len(rates) > 1)
-    labels, colours = [f"all at {settings['fixed_lr']:g}", own_best], [OTHERS[1], LORA]
-    label_lines(left, ends, labels, colours, align=left.get_xlim()[1], reach=8)
+    own_best = f"best η, {rates[0]:g}" + f" to {rates[-1]:g}" * (len(rates) > 1)
+    labels, colours = (
+        [f"all at η = {settings['fixed_lr']:g}", own_best, f"frozen base {base:.3f}"],
+        [OTHERS[1], LORA, FROZEN],
+    )
+    edge = left.get_xlim()[1]
+    label_lines(left, [*ends, (edge, base)], labels, colours, align=edge, reach=8)
     return figure
 
 
-def _dropout_title(*settings: Mapping[float, np.ndarray]) -> str:
-    """What the best dropout gains over none: on little text at one rate, at its own best rate, and on much."""
-    gains = [by_p[0.0].mean() - min(v.mean() for v in by_p.values()) for by_p in settings]
-    return "On little text dropout gains {:.3f} at one rate, {:.3f} at its best; on much {:.3f}".format(*gains)
+def _dropout_title(
+    settings: Mapping[str, Any], kept: Mapping[float, np.ndarray], own: Mapping[float, np.ndarray]
+) -> str:
+    """What the best dropout gains over none on little text, at one rate and at its own best; or that all end above the base."""
+    at_one, at_best = (by_p[0.0].mean() - min(v.mean() for v in by_p.values()) for by_p in (kept, own))
+    rate = settings["fixed_lr"]
+    if min(v.min() for v in kept.values()) > settings["base_loss"]:
+        return f"At η = {rate:g} all end above the base; dropout gains {at_one:.3f}, at the best η {at_best:.3f}"
+    return f"On little text dropout gains {at_one:.3f} at η = {rate:g}, {at_best:.3f} at the best η"
 
 
 @picture("method batch_size max_steps lr seed phase final", settings="runs seeds")
@@ -196,8 +215,8 @@ def batch_size_chart(table: Table) -> Figure:
     sizes = list(losses["full"])
     gaps = [losses["lora"][b].mean() - losses["full"][b].mean() for b in sizes]
     said = [f"{gap:+.3f} in batches of {b}".replace("-", "−") for gap, b in zip(gaps, sizes, strict=True)]
-    title = f"LoRA's loss less full fine-tuning's: {said[0]}, {said[-1]}"
-    figure = new_figure(9, 4.2, title, f"as many tokens for each; {took(table)}")
+    title = f"LoRA minus full fine-tuning: {said[0]}, {said[-1]}"
+    figure = new_figure(9, 4.2, title, f"as many tokens for each, η: its best learning rate; {took(table)}")
     ax = axes_at(figure, 0.85, 0.7, 5.6, 2.65)
     looks = {"full": {"color": FULL, "marker": "s"}, "lora": {"color": LORA, "marker": "o"}}
     ends = [with_range(ax, losses[name], **looks[name]) for name in lines]
@@ -206,7 +225,7 @@ def batch_size_chart(table: Table) -> Figure:
         for b in sizes:
             shift = (0, -16) if name == "full" else (0, 10)
             edge = losses[name][b].min() if name == "full" else losses[name][b].max()
-            note(ax, f"lr {rates[b]:g}", (b, edge), shift, looks[name]["color"], ha="center", fontsize=9)
+            note(ax, f"η = {rates[b]:g}", (b, edge), shift, looks[name]["color"], ha="center", fontsize=9)
     steps = {row["batch_size"]: row["max_steps"] for row in rows}
     log_axis(ax.xaxis, sizes)
     ax.xaxis.set_major_formatter(lambda b, _: f"{b:g}\n{steps.get(round(b), 0)} steps")

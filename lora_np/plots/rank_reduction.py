@@ -31,12 +31,14 @@ from lora_np.plots.style import (
 )
 from lora_np.studies.table import Table
 
+MLP = ("gate_proj", "up_proj", "down_proj")
+
 # ---------------------------------------------------------------------------------------------- ΔW = B·A, in the plane
 
 
 @picture("name r matrix B A")
 def decomposition_2d(table: Table) -> Figure:
-    """A learned ΔW (coral) beside the product B·A (cyan) that stands for it, every number a cell, all to one scale.
+    """A learned ΔW (coral) beside the best product B·A of its rank (cyan), every number a cell, all to one scale.
 
     B stands left of the product and A lies above it, so that each cell of the product is its row of B times its column
     of A. Table: row 0 holds {name, r, matrix (d lists of k), B (d of r), A (r of k)}.
@@ -53,8 +55,9 @@ def decomposition_2d(table: Table) -> Figure:
     figure = new_figure(
         9,
         tall,
-        f"{d * k:,} numbers, rebuilt from {r * (d + k):,}",
-        f"{row['name']}: the ΔW that full fine-tuning learned, and B·A of rank {r} (relative error {percent(error)})",
+        f"The best product of rank {r} keeps {percent(1 - error**2)} of this change's energy",
+        f"{row['name']}: the ΔW that full fine-tuning learned, {d * k:,} numbers, and its cut B·A, {r * (d + k):,} "
+        f"(relative error {percent(error)})",
     )
     top = float(np.quantile(np.abs(matrix), 0.995)) or 1.0
     ax = _heat(figure, (left, base, wide, high), matrix, FULL, top)
@@ -66,7 +69,7 @@ def decomposition_2d(table: Table) -> Figure:
     strip = _heat(figure, (right, base + high + gap, wide, thin), a, LORA, np.abs(a).max())
     strip.set_title(f"A: {r} × {k}", color=for_text(LORA))
     middle = (left + wide + right - gap - thin) / 2
-    figure.text((middle - 0.08) / 9, (base + high / 2) / tall, "≈", fontsize=26, ha="center", va="center")
+    figure.text((middle - 0.08) / 9, (base + high / 2) / tall, "→", fontsize=26, ha="center", va="center")
     _two_ramps(axes_at(figure, right + wide + 0.25, base + high / 4, 0.26, high / 2), top)
     return figure
 
@@ -98,20 +101,24 @@ MOST_COLUMNS = 32  # along one side; a larger matrix shows one column for a bloc
 
 @picture("r")
 def scene_3d(table: Table, elevation: float = 36, azimuth: float = -76) -> Figure:
-    """A scene to be turned: every cell of W a coral column (full fine-tuning) against the thin cyan slices of LoRA.
+    """A scene to be turned: every cell of W a coral column (full fine-tuning) against the thin cyan slices of B and A.
 
     Left, all d·k numbers change. Right, W is a flat grey floor and only the r·(d + k) numbers of B (at its left edge)
     and A (along its back) stand. Under `%matplotlib widget` (ipympl) the mouse turns it.
-    Table: row 0 holds {d, k, r}, and all columns are equally high; or it is the table of `decomposition_2d`, {matrix,
-    B, A, r}, and a column is as high as the size of its change.
+    Table: row 0 holds {d, k, r}, B and A are LoRA's, and all columns are equally high; or it is the table of
+    `decomposition_2d`, {matrix, B, A, r}, B and A are the factors of the cut ΔW, and a column is as high as the size of its
+    number.
     """
     row = table.rows[0]
     (d, k), r = np.shape(row["matrix"]) if "matrix" in row else (row["d"], row["k"]), row["r"]
     block = math.ceil(max(d, k) / MOST_COLUMNS)
     title = f"Full fine-tuning moves all {d * k:,} numbers; LoRA at r = {r} moves {r * (d + k):,}"
+    cut = "matrix" in row
+    if cut:
+        title = f"Full fine-tuning moved {d * k:,} numbers; the best B·A of rank {r} has {r * (d + k):,}"
     subtitle = f"W is {d} × {k}; a column stands for " + (f"{block} × {block} numbers" if block > 1 else "one number")
-    if "matrix" in row:
-        subtitle += " and is as high as the mean size of their change"
+    if cut:
+        subtitle += ", as high as their mean size; ΔW, B and A each to a scale of its own"
     figure = new_figure(9, 4.9, title, subtitle)
     ax = axes_at(figure, 0, 0, 4, 4, projection="3d")
     deep, wide, thin = d / block, k / block, r / block
@@ -127,9 +134,11 @@ def scene_3d(table: Table, elevation: float = 36, azimuth: float = -76) -> Figur
         lift=lift,
     )
     front, coral, cyan = -0.1 * deep, for_text(FULL), for_text(LORA)
-    trained = f"LoRA: W frozen, trained\nB ({d} × {r}) and A ({r} × {k})"
+    trained = f"the cut ΔW as a product:\nB ({d} × {r}) and A ({r} × {k})" if cut else None
+    trained = trained or f"LoRA: W frozen, trained\nB ({d} × {r}) and A ({r} × {k})"
+    whole = "full fine-tuning:\n" + ("all of ΔW" if cut else "all of W trained")
     under = {"ha": "center", "va": "top", "path_effects": HALO}
-    ax.text(wide / 2, front, 0, "full fine-tuning:\nall of W trained", color=coral, **under)
+    ax.text(wide / 2, front, 0, whole, color=coral, **under)
     ax.text(floor + wide / 2, front, 0, trained, color=cyan, **under)
     ax.text(floor - gap - thin / 2, 0.3 * front, 0, "B", color=cyan, fontsize=12, **under)
     ax.text(floor + wide / 2, deep + gap + thin, 1.8 * lift, "A", color=cyan, fontsize=12, **under)
@@ -139,6 +148,7 @@ def scene_3d(table: Table, elevation: float = 36, azimuth: float = -76) -> Figur
     ax.set_proj_type("ortho")
     ax.view_init(elevation, azimuth)
     ax.set_axis_off()
+    ax.get_tightbbox = lambda *_, **__: figure.bbox  # a notebook trims to this: the square axes reach beyond the figure
     corners = [(x, y, z) for x in (0, reach[0]) for y in (0, reach[1]) for z in (0, lift)]
     _fill(ax, np.array(corners), (0.35, 0.62, 8.3, 3.3))
     return figure
@@ -203,46 +213,59 @@ def _draw_columns(ax: Any, *groups: tuple[np.ndarray, np.ndarray], lift: float) 
 def singular_values(table: Table, marked_rank: int = 8) -> Figure:
     """The singular values of every ΔW that full fine-tuning learned, and how much of its energy the top r hold.
 
-    Thin coral lines are single matrices, the thick one is their median; ink dots are random matrices of the same shape
-    and norm. Energy is Σσ², the squared Frobenius norm. Table: rows {layer, module, singular_values and, where it was
-    drawn, random_singular_values}.
+    A panel for attention and one for the MLP, whose matrices differ in shape and in rank. Thin coral lines are single
+    matrices, the thick one is their median; ink dots are random matrices of the same shape and norm. Energy is Σσ², the
+    squared Frobenius norm. Table: rows {layer, module, singular_values and, where it was drawn, random_singular_values}.
     """
-    learned = [np.asarray(row["singular_values"], float) for row in table.rows]
+    groups = {"attention": [], "MLP": []}
+    for row in table.rows:
+        groups["MLP" if row["module"] in MLP else "attention"].append(row)
+    groups = {name: rows for name, rows in groups.items() if rows}
+    marked_rank = min(marked_rank, *(len(row["singular_values"]) for row in table.rows))
+    held = {
+        name: float(np.median([_energy(row["singular_values"])[marked_rank - 1] for row in rows]))
+        for name, rows in groups.items()
+    }
     drawn = [row for row in table.rows if row.get("random_singular_values") is not None]
-    random = [np.asarray(row["random_singular_values"], float) for row in drawn]
-    shares, random_shares = [_energy(s) for s in learned], [_energy(s) for s in random]
-    most = min(len(s) for s in learned)
-    marked_rank = min(marked_rank, most)
-    held = float(np.median([share[marked_rank - 1] for share in shares]))
     figure = new_figure(
         9,
-        4.5,
-        f"The top {marked_rank} directions hold {percent(held)} of the energy of a learned ΔW",
-        f"{len(learned)} matrices of full fine-tuning (thick: their median)"
-        + ("; dotted: random matrices of the same shape and norm" if random else ""),
+        6.6,
+        f"The top {marked_rank} directions hold "
+        + ", ".join(f"{percent(share)} of ΔW's energy in {_the(name)}" for name, share in held.items()).replace(
+            " of ΔW's energy in the", " in the"
+        ),
+        f"{len(table.rows)} matrices of full fine-tuning (thick: their median)"
+        + ("; dotted: random ones of the same shape and norm" if drawn else ""),
     )
-    left, right = axes_at(figure, 0.75, 0.65, 3.55, 2.95), axes_at(figure, 5.2, 0.65, 3.55, 2.95)
-    _family(left, [s / np.linalg.norm(s) for s in learned], most, FULL)
-    _family(right, [100 * share for share in shares], most, FULL)
-    if random:
-        _family(left, [s / np.linalg.norm(s) for s in random], most, INK)
-        _family(right, [100 * share for share in random_shares], most, INK)
-    ticks = [2**i for i in range(int(math.log2(most)) + 1)]
-    rank_axis(left, ticks, "index i, largest first")
-    rank_axis(right, ticks, "rank r that is kept")
-    left.set(ylabel="singular value σᵢ (share of ‖ΔW‖)", ylim=(0, None))
-    right.set(ylabel="energy in the top r (%)", ylim=(0, 103))
-    _mark_energy(right, marked_rank, held, random_shares)
-    start = float(np.median([s[min(1, most - 1)] / np.linalg.norm(s) for s in learned]))
-    note(left, "learned", (min(2, most), start), (12, 6), FULL, fontweight="bold", path_effects=HALO)
-    if random:
-        start = float(np.median([s[0] / np.linalg.norm(s) for s in random]))
-        note(left, "random", (1, start), (0, -9), INK, va="top", fontweight="bold", path_effects=HALO)
+    for i, (name, rows) in enumerate(groups.items()):
+        upper, lower = (
+            axes_at(figure, 0.85 + 4.3 * i, 3.75, 3.55, 1.95),
+            axes_at(figure, 0.85 + 4.3 * i, 0.65, 3.55, 2.4),
+        )
+        learned = [np.asarray(row["singular_values"], float) for row in rows]
+        chance = [np.asarray(row["random_singular_values"], float) for row in rows if row in drawn]
+        most = min(map(len, learned))
+        for curves, colour in ((learned, FULL), (chance, INK)):
+            if curves:
+                _family(upper, [s / np.linalg.norm(s) for s in curves], most, colour)
+                _family(lower, [100 * _energy(s) for s in curves], most, colour)
+        ticks = [2**i for i in range(int(math.log2(most)) + 1)]
+        rank_axis(upper, ticks, "index i, largest first")
+        rank_axis(lower, ticks, "rank r that is kept")
+        upper.set(ylabel="σᵢ (share of ‖ΔW‖)", ylim=(0, None), title=name)
+        lower.set(ylabel="energy in the top r (%)", ylim=(0, 103))
+        _mark_energy(lower, marked_rank, held[name], [_energy(s) for s in chance])
     return figure
 
 
-def _energy(values: np.ndarray) -> np.ndarray:
-    return np.cumsum(values**2) / np.sum(values**2)
+def _the(name: str) -> str:
+    return "the MLP" if name == "MLP" else name
+
+
+def _energy(values: Any) -> np.ndarray:
+    """The share of Σσ² in the top r, for each r."""
+    squares = np.square(np.asarray(values, float))
+    return np.cumsum(squares) / squares.sum()
 
 
 def _family(ax: Axes, curves: list[np.ndarray], most: int, colour: str) -> None:

@@ -11,7 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
-from lora_np.plots.hyperparameters import KEPT, LOSS, OWN, finals, geometric_mean, log_axis, octaves, took, with_range
+from lora_np.plots.hyperparameters import (
+    KEPT,
+    LOSS,
+    OWN,
+    finals,
+    geometric_mean,
+    log_axis,
+    not_above,
+    octaves,
+    took,
+    with_range,
+)
 from lora_np.plots.style import (
     FAINT_INK,
     FULL,
@@ -41,12 +52,17 @@ RULES: dict[str, dict[str, Any]] = {
 def rates_by_rank(table: Table, other: Table | None = None) -> Figure:
     """Validation loss against the learning rate by rank, α fixed; and each rank's best rate, beside full fine-tuning's.
 
-    Table of `learning_rates_by_rank`. Each point of the right panel is the mean of the seeds' own best rates where seeds
+    Table of `learning_rates_by_rank`. Each point of the right panel is the median of the seeds' own best rates where seeds
     tried several, its bar their range. `other`: the table of `convergence`, with α in proportion to r and longer runs.
     """
     alpha = table.settings["lora_alpha"]
-    subtitle = f"left: first seed, a ring marks the best. Right: {took(table)}"
-    figure = new_figure(9, 4.9, _rate_title(table), subtitle)
+    subtitle = (
+        f"left: first seed, a ring marks the best; right: median and range of seeds; {table.settings['runs']} runs, "
+    )
+    subtitle += f"{table.seconds:,.0f} s of one worker"
+    if other is not None:
+        subtitle += "\ngrey: longer runs, those of another study (notebook 05)"
+    figure = new_figure(9, 5.1, _rate_title(table), subtitle)
     left = axes_at(figure, 0.8, 0.7, 3.0, 3.1)
     right = axes_at(figure, 5.75, 0.7, 1.75, 3.1)
     swept = [row for row in table.where(rule="α/r", phase="sweep") if row["validation"] is not None]
@@ -65,7 +81,7 @@ def rates_by_rank(table: Table, other: Table | None = None) -> Figure:
     rates = octaves(min(row["lr"] for row in swept), max(row["lr"] for row in swept))
     log_axis(left.xaxis, rates[:: 2 if len(rates) > 5 else 1])
     left.set(
-        xlabel="learning rate",
+        xlabel="learning rate η",
         ylabel="validation loss at the end (nats a byte)",
         xlim=(rates[0] / 1.3, rates[-1] * 1.3),
         title=f"α = {alpha:g} for every rank",
@@ -77,7 +93,7 @@ def rates_by_rank(table: Table, other: Table | None = None) -> Figure:
 
 def _best_rates(ax: Axes, table: Table, other: Table | None) -> None:
     full = np.array(own_bests(table, None, "α/r"))
-    middle = geometric_mean(full)
+    middle = np.median(full)
     alpha = table.settings["lora_alpha"]
     lines = {
         f"α = {alpha:g}": (RULES["α/r"], _best_by_rank(table, "α/r")),
@@ -88,7 +104,7 @@ def _best_rates(ax: Axes, table: Table, other: Table | None) -> None:
         look = {"color": FAINT_INK, "marker": "D", "ls": (0, (5, 1.5)), "ms": 4.5}
         name = f"α = {other.settings['alpha_over_r']:g}r, {other.settings['steps']} steps"
         lines[name] = (look, {row["r"]: np.array([row["lr"]]) for row in rows})
-    ends = [with_range(ax, rates, geometric_mean, **look) for look, rates in lines.values()]
+    ends = [with_range(ax, rates, np.median, **look) for look, rates in lines.values()]
     colours = [look["color"] for look, _ in lines.values()]
     everything = np.concatenate([full, 10 * full, *(v for _, rates in lines.values() for v in rates.values())])
     log_axis(ax.yaxis, octaves(everything.min(), everything.max()))
@@ -98,7 +114,7 @@ def _best_rates(ax: Axes, table: Table, other: Table | None) -> None:
     ax.axhspan(full.min(), full.max(), color=FULL, alpha=0.18, lw=0)
     ax.axhline(middle, color=FULL, lw=2.2)
     ax.axhline(10 * middle, color=FULL, lw=1.2, ls=(0, (4, 3)))
-    ax.set(xlim=(low, high), ylabel="best learning rate", title="the best of each rank")
+    ax.set(xlim=(low, high), ylabel="best learning rate η", title="the best of each rank")
     ends += [(high, middle), (high, 10 * middle)]
     label_lines(ax, ends, [*lines, "full", "10 × full"], [*colours, FULL, FULL], align=high, reach=8)
 
@@ -114,10 +130,14 @@ def _best_by_rank(table: Table, rule: str) -> dict[int, np.ndarray]:
 
 
 def _rate_title(table: Table) -> str:
-    full = geometric_mean(own_bests(table, None, "α/r"))
-    ratios = sorted(geometric_mean(rates) / full for rates in _best_by_rank(table, "α/r").values())
+    """Of every rank the median, and the seeds that differ from it."""
+    full = np.median(own_bests(table, None, "α/r"))
+    rates = _best_by_rank(table, "α/r").values()
+    ratios = sorted(np.median(found) / full for found in rates)
     said = " to ".join(dict.fromkeys(f"{ratio:.2g}" for ratio in (ratios[0], ratios[-1])))
-    return f"With α fixed, LoRA's best rate is {said} times full fine-tuning's"
+    strays = [f"{rate / full:.2g}" for found in rates for rate in found if rate != np.median(found)]
+    but = f" (one seed: {strays[0]})" if len(strays) == 1 else f" ({len(strays)} seeds differ)" * bool(strays)
+    return f"With α = {table.settings['lora_alpha']:g}, LoRA's best rate is {said} times full fine-tuning's{but}"
 
 
 # ------------------------------------------------------------------------------------------------------- α, and α/√r
@@ -125,7 +145,7 @@ def _rate_title(table: Table) -> str:
 
 @picture("lora_alpha lr seed phase final", settings="runs seeds r fixed_lr")
 def alpha_chart(table: Table) -> Figure:
-    """The loss by α, at one rate and at each α's own best; and that best rate, beside what would keep lr·α or lr²·α."""
+    """The loss by α, at one rate and at each α's own best; and that best rate η, beside what would keep η·α or η²·α."""
     rate, r = table.settings["fixed_lr"], table.settings["r"]
     kept, own = finals(table.where(phase="fixed"), "lora_alpha"), finals(table.where(phase="seeds"), "lora_alpha")
     widest = [max(v.mean() for v in d.values()) - min(v.mean() for v in d.values()) for d in (kept, own)]
@@ -135,19 +155,19 @@ def alpha_chart(table: Table) -> Figure:
     ends = [with_range(left, kept, **KEPT), with_range(left, own, **OWN)]
     log_axis(left.xaxis, list(kept))
     left.set(xlabel="α", ylabel=LOSS)
-    label_lines(left, ends, [f"all at {rate:g}", "own best rate"], [OTHERS[1], LORA], align=left.get_xlim()[1])
+    label_lines(left, ends, [f"all at η = {rate:g}", "own best η"], [OTHERS[1], LORA], align=left.get_xlim()[1])
     best = {row["lora_alpha"]: row["lr"] for row in table.where(phase="seeds")}
     alphas = np.array(sorted(best))
     rates = np.array([best[a] for a in alphas])
     right.plot(alphas, rates, color=LORA, marker="o", ms=6.5)
     centre, middle = geometric_mean(alphas), geometric_mean(rates)
-    guides = {"lr·α kept": (1.0, OTHERS[0]), "lr²·α kept": (0.5, FAINT_INK)}
+    guides = {"η·α kept": (1.0, OTHERS[0]), "η²·α kept": (0.5, FAINT_INK)}
     for power, colour in guides.values():
         right.plot(alphas, middle * (centre / alphas) ** power, color=colour, lw=1.2, ls=(0, (4, 3)))
     low = min(rates.min(), middle * (centre / alphas[-1]))
     log_axis(right.yaxis, octaves(low, max(rates.max(), middle * centre / alphas[0]), 2))
     log_axis(right.xaxis, alphas)
-    right.set(xlabel="α", ylabel="best learning rate")
+    right.set(xlabel="α", ylabel="best learning rate η")
     ends = [(alphas[-1], rates[-1]), *((alphas[-1], middle * (centre / alphas[-1]) ** p) for p, _ in guides.values())]
     colours = [LORA, *(colour for _, colour in guides.values())]
     label_lines(right, ends, ["best rate", *guides], colours, align=right.get_xlim()[1], reach=8)
@@ -184,10 +204,10 @@ def rank_scaling_chart(table: Table) -> Figure:
 
 
 def _scaling_title(losses: Mapping[str, Mapping[int, np.ndarray]], r: int) -> str:
-    """Which rules end lowest at the largest rank, as far as the seeds can tell."""
+    """Which rules end lowest at the largest rank: the one with the lowest mean, and those not above it with every seed."""
     top = {rule: by_rank[max(by_rank)] for rule, by_rank in losses.items()}
     best = min(top.values(), key=np.mean)
-    lowest = [rule for rule, found in top.items() if found.min() <= best.max()]
+    lowest = [rule for rule, found in top.items() if not_above(found, best)]
     highest = max(next(iter(losses.values())))
     return (
         f"Tuned at r = {r} and then grown to r = {highest}, {' and '.join(lowest)} end{'s' * (len(lowest) == 1)} lowest"

@@ -20,20 +20,23 @@ TITLES = {"tiny": "tiny learns code", "smollm2-135m": "SmolLM2-135M learns a voi
 def rank_by_layer(table: Table) -> Figure:
     """How many directions hold 90 % of a ΔW's energy, a dot a layer (the first at the top of its band), a panel a model.
 
-    Coral: full fine-tuning; cyan: LoRA; the ink line: a random matrix of the shape. Of several seeds the dots are means, and a
-    hairline goes from the least to the most. Table: rows {model, method, r, seed, layer, module, shape, rank90, random_rank90}.
+    Coral: full fine-tuning; cyan: LoRA; the ink line: a random matrix of the shape, beside it what share of its count full
+    fine-tuning's has. Of several seeds the dots are means, and a hairline goes from the least to the most.
+    Table: rows {model, method, r, seed, layer, module, shape, rank90, random_rank90}.
     """
     models = list(dict.fromkeys(row["model"] for row in table.rows))
-    full = {m: statistics.median(row["rank90"] for row in table.where(model=m, method="full")) for m in models}
-    lora = [row for row in table.rows if row["method"] == "lora"]
-    title = " and ".join(f"{n:g}" for n in full.values()) + " directions hold 90 % of what full fine-tuning changed"
-    if lora:
-        title += f"; LoRA has {lora[0]['r']}"
+    counts = {}
+    for method in ("full", "lora"):
+        of = [[row["rank90"] for row in table.where(model=m, method=method)] for m in models]
+        counts[method] = " and ".join(f"{statistics.median(found):g}" for found in of if found)
+    title = f"{counts['full']} directions hold 90 % of full fine-tuning's change"
+    if counts["lora"]:
+        title += f", {counts['lora']} of LoRA's"
     figure = new_figure(
         9,
         5.2,
         title,
-        "a dot a layer, the first at the top of its band; ink: a random matrix of the same shape\n"
+        "a dot a layer, the first at the top; ink: a random matrix of the shape, and full's count as a share of its\n"
         f"{table.settings['runs']} runs, {table.seconds / 60:.0f} minutes; medians of the matrices in the title",
     )
     wide = 3.6 if len(models) > 1 else 7.7
@@ -66,6 +69,8 @@ def _panel(ax: Axes, rows: list[dict[str, Any]], labelled: bool) -> None:
         places = band - 0.36 + 0.72 * (np.arange(layers) + 0.5) / layers
         chance = mine[0]["random_rank90"]
         ax.plot([chance, chance], [band - 0.4, band + 0.4], color=INK, lw=2.2, solid_capstyle="butt")
+        ratio = statistics.median(r["rank90"] / chance for r in mine if r["method"] == "full")
+        note(ax, f"{ratio:.2f}", (chance, band), (5, 0), INK, fontsize=9.5, va="center_baseline")
         for method, colour in (("full", FULL), ("lora", LORA)):
             by_layer = [[r["rank90"] for r in mine if r["method"] == method and r["layer"] == i] for i in range(layers)]
             if not by_layer[0]:
@@ -79,7 +84,7 @@ def _panel(ax: Axes, rows: list[dict[str, Any]], labelled: bool) -> None:
                 note(ax, text, (float(np.median(means)), -0.5), (0, 3), colour, fontsize=9.5, **look)
     most = max(max(row["shape"]) for row in rows)
     rank_axis(ax, [2**k for k in range(most.bit_length()) if 2**k <= most], "directions that hold 90 % of ‖ΔW‖²")
-    ax.set(ylim=(6.6, -0.95), xlim=(0.85, 1.25 * max(row["random_rank90"] for row in rows)))
+    ax.set(ylim=(6.6, -0.95), xlim=(0.85, 2.1 * max(row["random_rank90"] for row in rows)))
     ax.set_yticks(range(7), MODULES if labelled else [""] * 7)
     ax.tick_params(axis="y", length=0)
     ax.grid(False)

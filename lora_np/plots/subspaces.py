@@ -40,16 +40,19 @@ def similarity_maps(table: Table, module: str = "q_proj") -> Figure:
     rows = [row for row in table.where(kind="similarity", module=module) if "map" in row]
     pairs = list(dict.fromkeys(tuple(row["r"]) for row in rows))
     least = min(pairs[0])
-    top = {of: [_at(row, least) for row in table.where(kind="similarity", of=of, module=module)] for of in OF}
-    medians = {of: statistics.median(values) for of, values in top.items()}
+    of_pairs = {of: [table.where(kind="similarity", of=of, module=module, r=list(pair)) for pair in pairs] for of in OF}
+    shared = {
+        of: " and ".join(percent(statistics.median(_at(row, least) for row in found)) for found in both)
+        for of, both in of_pairs.items()
+    }
     figure = new_figure(
         9,
         5.15,
-        f"Two runs share {percent(medians['B'])} of what they write, {percent(medians['A'])} of what they read; by chance "
-        f"{percent(least / rows[0]['d'])}",
+        f"Two runs share {shared['B']} of what they write, {shared['A']} of what they read",
         f"φ(i, j) of the top i and the top j directions of two runs with different seeds: {module}, layer {rows[0]['layer']}, "
         f"d = {rows[0]['d']}\n"
-        f"(in the title φ({least}, {least}) of {module}, the median over {len(top['A'])} pairs of layers and runs)",
+        f"in the title φ({least}, {least}), upper and lower row, medians over {len(of_pairs['A'][0])} pairs of layers and runs; by "
+        f"chance {percent(least / rows[0]['d'])}",
     )
     wide, high = 2.35, (0.75, 2.35)
     for column, of in enumerate(OF):
@@ -101,14 +104,15 @@ def amplification_chart(table: Table) -> Figure:
     rows = table.where(kind="amplification")
     ranks = sorted({row["r"] for row in rows})
     ranks = [ranks[0], ranks[-1]]
-    factors = {r: statistics.median(row["factor"] for row in rows if row["r"] == r) for r in ranks}
+    inside = {r: statistics.median(row["in_delta"] / row["in_random"] for row in rows if row["r"] == r) for r in ranks}
+    held = " and ".join(f"{inside[r]:.2g}× (r = {r})" for r in ranks)
     modules = list(dict.fromkeys(row["module"] for row in rows))
     figure = new_figure(
         9,
         4.4,
-        "ΔW is " + " and ".join(f"{factors[r]:.2g}× (r = {r})" for r in ranks) + " what W had in its directions",
-        "‖Uᵀ W V‖ with U, V the top r directions of ΔW or of W itself; hairlines: all layers and seeds\n"
-        "in the title: the amplification ‖ΔW‖ / ‖Uᵀ W V‖, the median over all matrices",
+        f"W has in ΔW's directions {held} what random ones hold",
+        "‖Uᵀ W V‖ with U, V the top r directions of LoRA's ΔW or of W itself\n"
+        "a point: the mean over layers and seeds, hairlines: all of them; in the title: the median over all matrices",
     )
     for i, r in enumerate(ranks):
         ax = axes_at(figure, 1.05 + i * 3.95, 0.7, 3.65, 2.5)

@@ -80,7 +80,7 @@ class Setting:
 
     run: Memory = Memory("lora", 0.0)
     ranks: Sequence[int] = (1, 2, 4, 8, 16)
-    strings_a_rank: int = 32  # offered to rank r: r times as many, more than it holds
+    strings_a_rank: int = 32  # offered to rank r: r times as many, more than 2 bits a trained number
     full_strings: int = 640
     lora_lrs: Sequence[float] = (4e-3, 8e-3)
     full_lrs: Sequence[float] = (2e-3, 4e-3)
@@ -263,8 +263,9 @@ def steady(
 def capacity(setting: Setting = FULL, workers: int = 2, folder: str | Path | None = None) -> Table:
     """What each rank holds, and full fine-tuning, at its own best learning rate.
 
-    Rows by phase. "sweep": the first seed at every rate; "seeds": the best one, every seed, offered more than fits; "half":
-    the same with half the steps, first seed, which shows how far from its end the training is; "offered": rank `knee`,
+    Rows by phase. "sweep": the first seed at every rate; "seeds": the best one, every seed, offered more than 2 bits a number;
+    "half": the same with half the steps, first seed, which shows how far from its end the training is (the steps are as many
+    for all, so that a string of many is seen less often); "offered": rank `knee`,
     offered less or more, every seed. "tried": the rates that lost in `steady`.
     """
     first, seeds = setting.seeds[:1], setting.seeds

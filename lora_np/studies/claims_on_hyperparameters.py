@@ -23,7 +23,7 @@ def on_hyperparameters(tables: Mapping[str, Table]) -> list[Claim]:
     by_rank = tables["learning_rates_by_rank"]
     return [
         recipe(by_rank),
-        ten_times(by_rank),
+        ten_times(by_rank, tables["alpha"]),
         independent_of_rank(by_rank, tables["convergence"]),
         alpha_and_rate(tables["alpha"]),
         two_r(by_rank, tables["scaling"]),
@@ -49,17 +49,25 @@ def recipe(by_rank: Table) -> Claim:
     )
 
 
-def ten_times(by_rank: Table) -> Claim:
-    """The best rate of each rank with α fixed, over full fine-tuning's."""
+def ten_times(by_rank: Table, alpha: Table | None = None) -> Claim:
+    """The best rate of each rank with α fixed, over full fine-tuning's; and of each α, with its table."""
     ratios = {r: rate / best_rate(by_rank, None) for r, rate in best_rates(by_rank, "α/r").items()}
     low, high = min(ratios.values()), max(ratios.values())
+    full = best_rate(by_rank, None)
+    others = strays(by_rank, "α/r")
+    of_alpha = (
+        {} if alpha is None else {a: rows[0]["lr"] / full for a, rows in groups(seeds(alpha), "lora_alpha").items()}
+    )
     near = low <= 10 * GRID**0.5 and high >= 10 / GRID**0.5  # ten is within half a step of the grid
     return (
         "LoRA's best learning rate is about ten times full fine-tuning's",
         "Schulman et al. 2025",
         f"{'yes, ' if near else 'no, less: ' if high < 10 else 'no, more: '}{span(low, high)} times full fine-tuning's "
-        f"{best_rate(by_rank, None):.2g}, r = {min(ratios)} to {max(ratios)}, α = {by_rank.settings['lora_alpha']:g}, "
-        f"{by_rank.settings['steps']} steps; the grid's step is {GRID:g}",
+        f"{full:.2g}, r = {min(ratios)} to {max(ratios)}, α = {by_rank.settings['lora_alpha']:g}, "
+        f"{by_rank.settings['steps']} steps"
+        + "".join(f", one seed of r = {r} {lr / full:g}" for r, lr in others)
+        + (f". The ratio is α's: {amounts(of_alpha.values())} times at α = {amounts(of_alpha)}" if of_alpha else "")
+        + f"; the grid's step is {GRID:g}",
         STUDY,
     )
 
@@ -87,12 +95,14 @@ def alpha_and_rate(alpha: Table) -> Claim:
     rates = {a: rows[0]["lr"] for a, rows in own.items()}
     low, high = min(rates), max(rates)
     power = statistics.linear_regression(*([log2(x) for x in xs] for xs in (rates, rates.values()))).slope
+    recipes = alpha.settings["lora_alpha"]
+    against = "; ".join(f"α = {a:g} ends {verdict(rows, own[recipes])}" for a, rows in own.items() if a != recipes)
     return (
         "α is another learning rate: with Adam, tune one of them",
         "Hu et al. 2021, §4.1 (tuning α is roughly tuning the rate)",
         f"at r = {alpha.settings['r']}, α = {low:g} to {high:g}: the losses spread over {width(kept):.3f} nats a byte at one rate, "
         f"{width(own):.3f} at each one's own best, which falls from {rates[low]:g} to {rates[high]:g}, as α to the power "
-        f"{power:.2f}".replace("-", "−"),
+        f"{power:.2f}, by {len(rates)} α's. At its own best rate, against α = {recipes:g}: {against}".replace("-", "−"),
         STUDY,
     )
 
@@ -140,8 +150,13 @@ def where(equal: Table, alone: Table) -> Claim:
         mlp, attention = by_group["MLP"], by_group["attention"]
         said.append(
             f"{mlp[0]['trainable']:,} parameters: MLP r = {mlp[0]['r']} {mean(mlp):.3f}, attention r = {attention[0]['r']} "
-            f"{mean(attention):.3f} ({verdict(mlp, attention)})"
-            + "".join(f", all r = {rows[0]['r']} {mean(rows):.3f}" for g, rows in by_group.items() if g == "all-linear")
+            f"{mean(attention):.3f} (MLP {verdict(mlp, attention)})"
+            + "".join(
+                f", all r = {rows[0]['r']}, {rows[0]['trainable']:,} parameters, {mean(rows):.3f} "
+                f"(against the MLP {verdict(rows, mlp)})"
+                for g, rows in by_group.items()
+                if g == "all-linear"
+            )
         )
     single = {
         name: mean(rows)
@@ -160,6 +175,7 @@ def where(equal: Table, alone: Table) -> Claim:
 def dropping(dropout: Table) -> Claim:
     """The best probability against none, on little text and on much."""
     settings = dropout.settings
+    base = settings["base_loss"]
     little = [row for row in dropout.rows if row["train_bytes"] is not None]
     sets = {
         f"on {settings['small_bytes'] // 1024} kB read again and again, at one rate": [
@@ -172,9 +188,10 @@ def dropping(dropout: Table) -> Claim:
     for name, rows in sets.items():
         by_p = groups(rows, "lora_dropout")
         best = min((p for p in by_p if p), key=lambda p: mean(by_p[p]))
+        worse = all(row["final"] > base for row in rows)
         said.append(
             f"{name} p = {best:g} ends at {mean(by_p[best]):.3f}, none at {mean(by_p[0.0]):.3f} "
-            f"({verdict(by_p[best], by_p[0.0])})"
+            f"({verdict(by_p[best], by_p[0.0])}" + (f", all worse than the frozen base's {base:.3f})" if worse else ")")
         )
     return (
         "Dropout helps where the data are few",
@@ -190,22 +207,17 @@ def large_batches(batch_size: Table) -> Claim:
     gaps: dict[int, list[float]] = {}
     for b, seed in sorted({key[1:] for key in by_seed}):
         gaps.setdefault(b, []).append(by_seed["lora", b, seed] - by_seed["full", b, seed])
-    few, many = gaps[min(gaps)], gaps[max(gaps)]
-    found = (
-        "yes"
-        if min(many) > max(few)
-        else "no, the other way round"
-        if max(many) < min(few)
-        else "no more than the seeds differ"
-    )
+    few, many = min(gaps), max(gaps)
+    wider = [a - b for a, b in zip(gaps[many], gaps[few], strict=True)]  # with the same seed
+    found = "yes" if min(wider) > 0 else f"not seen here, in batches of up to {many} sequences"
     said = ", ".join(
         f"{statistics.mean(gap):+.3f} ({min(gap):+.3f} to {max(gap):+.3f}) in batches of {b}" for b, gap in gaps.items()
     ).replace("-", "−")
     return (
         "LoRA suffers more than full fine-tuning from large batches",
         "Schulman et al. 2025",
-        f"{found}: with as many tokens for each, LoRA (r = {batch_size.settings['r']}) ends {said} nats a byte from full "
-        "fine-tuning with the same seed",
+        f"{found}: with as many tokens for each, LoRA (r = {batch_size.settings['r']}) minus full fine-tuning with the same seed "
+        f"is {said} nats a byte; from {few} to {many} the gap ends {differs(wider, 'wider', 'narrower')}",
         STUDY,
     )
 
@@ -249,8 +261,14 @@ def recovered(by_rank: Table, r: int) -> float:
 
 
 def best_rate(by_rank: Table, r: int | None, rule: str = "α/r") -> float:
-    """The geometric mean of the seeds' own best rates."""
-    return statistics.geometric_mean(row["lr"] for row in by_rank.where(r=r, rule=rule, own_best=True))
+    """The median of the seeds' own best rates: one of the grid."""
+    return statistics.median_low(row["lr"] for row in by_rank.where(r=r, rule=rule, own_best=True))
+
+
+def strays(by_rank: Table, rule: str) -> list[tuple[int, float]]:
+    """(rank, rate) of each seed whose own best rate is not its rank's median."""
+    rows = [row for row in by_rank.where(rule=rule, own_best=True) if row["r"]]
+    return [(row["r"], row["lr"]) for row in rows if row["lr"] != best_rate(by_rank, row["r"], rule)]
 
 
 def best_rates(by_rank: Table, rule: str) -> dict[int, float]:
@@ -269,7 +287,26 @@ def span(low: float, high: float) -> str:
     return " to ".join(dict.fromkeys(f"{x:.2g}" for x in (low, high)))
 
 
-def verdict(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> str:
-    """Whether `rows` ended lower, as far as the seeds can tell."""
-    one, other = ([row["final"] for row in each] for each in (rows, others))
-    return "lower" if max(one) < min(other) else "higher" if min(one) > max(other) else "the seeds overlap"
+def amounts(numbers: Iterable[float]) -> str:
+    """ "16, 4 and 1"."""
+    *most, last = (f"{x:g}" for x in numbers)
+    return f"{', '.join(most)} and {last}"
+
+
+def paired(rows: Iterable[Mapping[str, Any]], others: Iterable[Mapping[str, Any]]) -> list[float]:
+    """How much higher `rows` ended than `others`, seed by seed: a seed draws the same order of the text on both sides."""
+    one, other = ({row["seed"]: row["final"] for row in each} for each in (rows, others))
+    return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
+
+
+def verdict(rows: Iterable[Mapping[str, Any]], others: Iterable[Mapping[str, Any]]) -> str:
+    """Whether `rows` ended lower with every seed, and by how much."""
+    return differs(paired(rows, others))
+
+
+def differs(differences: Sequence[float], more: str = "higher", less: str = "lower") -> str:
+    """ "lower with every seed, by 0.003 to 0.011", or what the differences of the seeds are where their signs differ."""
+    low, high = min(differences), max(differences)
+    if low <= 0 <= high:
+        return f"differently by seed, {low:+.4f} to {high:+.4f}".replace("-", "−")
+    return f"{more if low > 0 else less} with every seed, by {min(abs(low), abs(high)):.4f} to {max(abs(low), abs(high)):.4f}"

@@ -14,6 +14,7 @@ PAPER_AMPLIFICATION = {
     4: 6.91 / 0.32,
     64: 3.57 / 1.90,
 }  # ‖ΔW‖/‖UᵀWVᵀ‖ of GPT-3's W_q, layer 48: Hu et al. 2021, table 7
+PAPER_INSIDE = {4: 0.32 / 0.02, 64: 1.90 / 0.33}  # ‖UᵀWVᵀ‖ in ΔW's directions over that in random ones, the same table
 
 
 def on_low_rank(tables: Mapping[str, Table]) -> list[tuple[str, str, str, str]]:
@@ -96,14 +97,15 @@ def on_directions(table: Table) -> list[tuple[str, str, str, str]]:
 
     found = {r: median_factor(table, r) for r in sorted({row["r"] for row in table.where(kind="amplification")})}
     wanted = {r: factor for r, factor in found.items() if r in PAPER_AMPLIFICATION}
-    ratio = statistics.median(row["in_delta"] / row["in_random"] for row in table.where(kind="amplification"))
+    inside = {r: median_inside(table, r) for r in wanted}
+    alike = all(ratio < 2 < PAPER_INSIDE[r] for r, ratio in inside.items())
     return [
         (
             f"Runs of r = {low} and r = {high} share their top direction (φ > 0.5), and little else",
             "Hu et al. 2021, §7.2 and figure 3",
             ("" if phi(table, "A", [low, high], 1, 1) > 0.5 else "not here: ")
             + f"{shared('A', low)}; {shared('B', low)}; by chance {1 / d:.3f} and {low / d:.2f} (q_proj, medians over layers, "
-            "two seeds a pair): what is read stays as random as it began, what is written is shared in part",
+            "two seeds a pair): what two runs read is as different as at their start, what they write is shared in part",
             study,
         ),
         (
@@ -117,7 +119,12 @@ def on_directions(table: Table) -> list[tuple[str, str, str, str]]:
             "ΔW amplifies directions that W has but does not emphasise, some 20 times at r = 4 and 2 times at r = 64",
             "Hu et al. 2021, table 7",
             "; ".join(f"r = {r} {factor:.2g}× (GPT-3 {PAPER_AMPLIFICATION[r]:.2g}×)" for r, factor in wanted.items())
-            + f", medians over all layers; W has in ΔW's directions {ratio:.2g}× what it has in random ones",
+            + ", medians over all layers; W has in ΔW's directions "
+            + ", ".join(
+                f"{ratio:.2g}× what it has in random ones at r = {r} (GPT-3 {PAPER_INSIDE[r]:.2g}×)"
+                for r, ratio in inside.items()
+            )
+            + (": unlike the paper's, hardly more than by chance" if alike else ""),
             study,
         ),
     ]
@@ -150,3 +157,8 @@ def phi(table: Table, of: str, r: list[int], i: int, j: int) -> float:
 def median_factor(table: Table, r: int) -> float:
     """The amplification at one rank, the median over layers, modules and seeds."""
     return statistics.median(row["factor"] for row in table.where(kind="amplification", r=r))
+
+
+def median_inside(table: Table, r: int) -> float:
+    """What W has in ΔW's directions over what it has in random ones, the same median."""
+    return statistics.median(row["in_delta"] / row["in_random"] for row in table.where(kind="amplification", r=r))
