@@ -30,7 +30,7 @@ from lora_np import plots
 from lora_np.ledger import houlsby_parameters, prefix_parameters
 from lora_np.peft import VeraConfig
 from lora_np.studies import lesson
-from lora_np.studies.claims_on_methods import ahead_early, forgetting, promises_markdown
+from lora_np.studies.claims_on_methods import forgetting, promises_markdown
 from lora_np.studies.comparison import lora_by_rank
 from lora_np.studies.table import Table
 
@@ -393,17 +393,15 @@ for method in ("lora", "lora+", "lora-fa"):
 # A comparison of all at one rate would have been a comparison of nothing. And LoRA+: the rate of $B$ that is best for it is LoRA's own. So here it is LoRA with an $A$ that moves sixteen times
 # slower, and it ends near LoRA-FA, whose $A$ does not move at all. Its promise is about models far wider than this one.
 #
-# What the papers promise of LoRA's relatives, and what came out here: the held-out loss less LoRA's, in nats a byte, so that below zero is better; and how far apart the seeds of one method
-# lie. (rsLoRA promises something for high ranks; at one rank it is LoRA with another α.)
+# What the papers promise of LoRA's relatives, and what came out here. Runs of one seed read the text in the same order, so each is compared with LoRA's of its own seed. (rsLoRA promises something
+# for high ranks; at one rank it is LoRA with another α.)
 
 # %%
 Markdown(promises_markdown(compared))
 
-# %%
-print("ahead of LoRA at the first evaluation:", ", ".join(ahead_early(compared)))
-
 # %% [markdown]
-# So three of them do learn faster at first: DoRA, PiSSA and VeRA. At the end none is ahead. DoRA and PiSSA cannot be told from LoRA, and VeRA, with far fewer numbers, is behind.
+# So there are leads, and they are early ones: DoRA and PiSSA are ahead for half of the training and more, VeRA and LoRA+ for less. At the end none is ahead. DoRA and PiSSA end beside LoRA, and VeRA, with far fewer
+# numbers, behind.
 #
 # ## What is forgotten
 #

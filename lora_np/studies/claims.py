@@ -15,6 +15,7 @@ from .claims_on_adapters import merged, on_adapters
 from .claims_on_capacity import NEEDED as OF_CAPACITY
 from .claims_on_capacity import on_capacity
 from .claims_on_paper import on_paper
+from .paired import verdict
 from .table import Table
 
 BEGIN, END = "<!-- claims: written by `python -m lora_np reproduce --full` -->", "<!-- end of claims -->"
@@ -138,10 +139,11 @@ def on_a_real_model(tuning: Table, speed: Table) -> list[tuple[str, str, str, st
         (
             "LoRA learns less and forgets less",
             "Biderman et al. 2024",
-            "SmolLM2-135M learning a voice, nats a token, LoRA less full fine-tuning seed by seed: on held-out answers it learns "
-            f"{lora_less_full(tuning, 'final')} ({was['final']:.3f} → {lora['final']:.3f}, full {full['final']:.3f}); on other "
-            f"prose, r = {lora['r']}, it forgets {lora_less_full(tuning, 'prose')} ({was['prose']:.3f} → {lora['prose']:.3f}, "
-            f"full {full['prose']:.3f}). The rate decides more: {at_a_lower_rate(tuning)}",
+            f"SmolLM2-135M learning a voice, nats a token, LoRA r = {lora['r']} beside full fine-tuning: on held-out answers it "
+            f"learns {lora_less_full(tuning, 'final', 'less', 'more')} ({was['final']:.3f} → {lora['final']:.3f}, full "
+            f"{full['final']:.3f}); on other prose it forgets {lora_less_full(tuning, 'prose', 'more', 'less')} "
+            f"({was['prose']:.3f} → {lora['prose']:.3f}, full {full['prose']:.3f}). The rate decides more: "
+            f"{at_a_lower_rate(tuning)}",
             study,
         ),
         (
@@ -181,19 +183,10 @@ def finetuned(table: Table) -> dict[str, dict[str, float]]:
     return found
 
 
-def lora_less_full(table: Table, key: str) -> str:
-    """Whether LoRA learns ("final") or forgets ("prose") less or more than full fine-tuning does, with every seed."""
-    full, lora = ({row["seed"]: row[key] for row in table.where(phase="seeds", method=m)} for m in ("full", "lora"))
-    gaps = [lora[seed] - full[seed] for seed in full]
-    higher = "less" if key == "final" else "more"  # a higher loss on what is learned, or on what may be forgotten
-    word = (
-        "as much"
-        if min(gaps) <= 0 <= max(gaps)
-        else higher
-        if min(gaps) > 0
-        else {"less": "more", "more": "less"}[higher]
-    )
-    return f"{word}, by {min(gaps):+.3f} to {max(gaps):+.3f}".replace("-", "−").replace("as much, by", "as much,")
+def lora_less_full(table: Table, key: str, more: str, less: str) -> str:
+    """LoRA beside full fine-tuning, seed by seed."""
+    lora, full = (table.where(phase="seeds", method=method) for method in ("lora", "full"))
+    return verdict(lora, full, key, more, less)
 
 
 def at_a_lower_rate(table: Table) -> str:

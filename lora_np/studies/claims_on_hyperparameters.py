@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import log2
 from typing import Any
 
+from .paired import differs, verdict
 from .table import Table
 
 NEEDED = (
@@ -291,22 +292,3 @@ def amounts(numbers: Iterable[float]) -> str:
     """ "16, 4 and 1"."""
     *most, last = (f"{x:g}" for x in numbers)
     return f"{', '.join(most)} and {last}"
-
-
-def paired(rows: Iterable[Mapping[str, Any]], others: Iterable[Mapping[str, Any]]) -> list[float]:
-    """How much higher `rows` ended than `others`, seed by seed: a seed draws the same order of the text on both sides."""
-    one, other = ({row["seed"]: row["final"] for row in each} for each in (rows, others))
-    return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
-
-
-def verdict(rows: Iterable[Mapping[str, Any]], others: Iterable[Mapping[str, Any]]) -> str:
-    """Whether `rows` ended lower with every seed, and by how much."""
-    return differs(paired(rows, others))
-
-
-def differs(differences: Sequence[float], more: str = "higher", less: str = "lower") -> str:
-    """ "lower with every seed, by 0.003 to 0.011", or what the differences of the seeds are where their signs differ."""
-    low, high = min(differences), max(differences)
-    if low <= 0 <= high:
-        return f"differently by seed, {low:+.4f} to {high:+.4f}".replace("-", "−")
-    return f"{more if low > 0 else less} with every seed, by {min(abs(low), abs(high)):.4f} to {max(abs(low), abs(high)):.4f}"

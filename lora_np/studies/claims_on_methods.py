@@ -10,6 +10,7 @@ import numpy as np
 
 from .lesson import LESSON, beside_ours, markdown, mean, percent, times
 from .methods import R
+from .paired import paired, verdict
 from .table import Table
 
 NEEDED = ("comparison", "comparison_smollm2", "method_costs", "method_costs_smollm2")
@@ -135,47 +136,36 @@ def at_a_smaller_rate(compared: Table) -> str:
 
 
 def against_lora(compared: Table, method: str) -> str:
-    """The losses at the end and at the first evaluation, the difference against the seeds' spread, and when LoRA's last loss is
-    reached, if it is."""
+    """The losses at the end, seed by seed, and when the method was ahead."""
     ours, lora = (compared.where(phase="seeds", method=name) for name in (method, "lora"))
-    above, noise, word = at_the_end(compared, method)
-    label, steps = compared.settings["labels"][method], ours[0]["steps"]
-    reached = first_at(steps, curve(ours, "heldout"), mean(lora, "final"))
-    when = "" if reached is None else f"; {label} reaches LoRA's last loss after {reached:.0f} of {steps[-1]} steps"
     return (
-        f"held-out {mean(ours, 'final'):.3f} against LoRA's {mean(lora, 'final'):.3f} nats a byte, {word} "
-        f"({above:+.3f}; the seeds spread by {noise:.3f}); after {steps[1]} steps {curve(ours, 'heldout')[1]:.3f} against "
-        f"{curve(lora, 'heldout')[1]:.3f}{when}"
-    ).replace("(-", "(−")
+        f"held-out {mean(ours, 'final'):.3f} at the end against LoRA's {mean(lora, 'final'):.3f} nats a byte, "
+        f"{verdict(ours, lora, more='worse', less='better')}; ahead of it with every seed {ahead(compared, method)}"
+    )
 
 
-def at_the_end(compared: Table, method: str) -> tuple[float, float, str]:
-    """How far the mean of the last held-out losses lies above LoRA's, the wider of the two seeds' spreads, and what that says."""
+def ahead(compared: Table, method: str) -> str:
+    """The steps after which the held-out loss lay below LoRA's with every seed, in words."""
     ours, lora = (compared.where(phase="seeds", method=name) for name in (method, "lora"))
-    above, noise = mean(ours, "final") - mean(lora, "final"), max(spread(ours), spread(lora))
-    return above, noise, "no clear difference" if abs(above) <= noise else "worse" if above > 0 else "better"
+    steps = ours[0]["steps"]
+    found = [f"{step}" for i, step in enumerate(steps) if step and max(_apart(ours, lora, i)) < 0]
+    return f"after {', '.join(found)} of {steps[-1]} steps" if found else "nowhere"
+
+
+def _apart(ours: Sequence[Mapping[str, Any]], lora: Sequence[Mapping[str, Any]], i: int) -> list[float]:
+    """The differences of the i-th evaluation, seed by seed."""
+    one, other = ([{"seed": row["seed"], "loss": row["heldout"][i]} for row in rows] for rows in (ours, lora))
+    return paired(one, other, "loss")
 
 
 def promises_markdown(compared: Table) -> str:
-    """Each promise beside what came out: held-out losses less LoRA's, at the first evaluation and at the end, as Markdown."""
-    first, lora = (
-        compared.where(phase="seeds", method="lora")[0]["steps"][1],
-        compared.where(phase="seeds", method="lora"),
-    )
+    """Each promise beside what came out, as Markdown: when the held-out loss was below LoRA's, and how it ended."""
+    lora = compared.where(phase="seeds", method="lora")
     lines = []
     for method, (promised, paper) in PROMISES.items():
-        above, noise, word = at_the_end(compared, method)
-        early = curve(compared.where(phase="seeds", method=method), "heldout")[1] - curve(lora, "heldout")[1]
-        numbers = [f"{early:+.3f}".replace("-", "−"), f"{above:+.3f}".replace("-", "−"), f"{noise:.3f}"]
-        lines.append([f"{promised} ({paper})", *numbers, word])
-    return markdown(["promised", f"after {first} steps", "at the end", "seeds' spread", "at the end it is"], lines)
-
-
-def ahead_early(compared: Table) -> list[str]:
-    """The labels of the methods with a promise whose held-out loss is below LoRA's at the first evaluation, mean over seeds."""
-    lora = curve(compared.where(phase="seeds", method="lora"), "heldout")[1]
-    runs = {method: compared.where(phase="seeds", method=method) for method in PROMISES}
-    return [compared.settings["labels"][m] for m, rows in runs.items() if curve(rows, "heldout")[1] < lora]
+        end = verdict(compared.where(phase="seeds", method=method), lora, more="worse", less="better")
+        lines.append([f"{promised} ({paper})", ahead(compared, method), end])
+    return markdown(["promised", "ahead of LoRA with every seed", "at the end, seed by seed (nats a byte)"], lines)
 
 
 def lora_plus_ratio(compared: Table) -> float:
@@ -186,20 +176,3 @@ def lora_plus_ratio(compared: Table) -> float:
 def curve(runs: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
     """The mean over seeds at each evaluation."""
     return np.mean([row[key] for row in runs], axis=0)
-
-
-def spread(runs: Sequence[Mapping[str, Any]]) -> float:
-    """From the best to the worst seed's final loss."""
-    finals = [row["final"] for row in runs]
-    return max(finals) - min(finals)
-
-
-def first_at(steps: Sequence[float], losses: Sequence[float], wanted: float) -> float | None:
-    """The step at which a curve first is at `wanted` or below it, between two points by a straight line; None if nowhere."""
-    for i, loss in enumerate(losses):
-        if loss <= wanted:
-            if i == 0:
-                return float(steps[0])
-            share = (losses[i - 1] - wanted) / (losses[i - 1] - loss)
-            return float(steps[i - 1] + share * (steps[i] - steps[i - 1]))
-    return None
