@@ -136,7 +136,7 @@ def equal_parameters_chart(table: Table) -> Figure:
     places = {key: i + 0.6 * (len(budgets) - 1 - budgets.index(key[0])) for i, key in enumerate(groups)}
     height = 0.32 * (max(places.values()) + 1.4)
     figure = new_figure(9, 1.6 + height, title, f"each at its own best rate; {took(table)}")
-    ax = axes_at(figure, 2.2, 0.65, 4.6, height)
+    ax = axes_at(figure, 2.0, 0.65, 4.6, height)
     for (budget, name), place in places.items():
         found = [x for x in rows if (x["matched_r"], x["target_modules"]) == (budget, name)]
         losses, colour = [x["final"] for x in found], GROUP_COLOURS[name]

@@ -229,7 +229,7 @@ def singular_values(table: Table, marked_rank: int = 8) -> Figure:
     drawn = [row for row in table.rows if row.get("random_singular_values") is not None]
     figure = new_figure(
         9,
-        6.6,
+        6.75,
         f"The top {marked_rank} directions hold "
         + ", ".join(f"{percent(share)} of ΔW's energy in {_the(name)}" for name, share in held.items()).replace(
             " of ΔW's energy in the", " in the"

@@ -48,7 +48,7 @@ def similarity_maps(table: Table, module: str = "q_proj") -> Figure:
     figure = new_figure(
         9,
         5.15,
-        f"Two runs share {shared['B']} of what they write, {shared['A']} of what they read",
+        f"Two runs share {shared['B']} of B's directions, {shared['A']} of A's",
         f"φ(i, j) of the top i and the top j directions of two runs with different seeds: {module}, layer {rows[0]['layer']}, "
         f"d = {rows[0]['d']}\n"
         f"in the title φ({least}, {least}), upper and lower row, medians over {len(of_pairs['A'][0])} pairs of layers and runs; by "
