@@ -216,3 +216,17 @@ def test_what_the_claims_say_is_read_from_the_table():
         and "100% of 500 bits by heart and 40% of 10,000" in learns[2]
     )
     assert "holds 80% of full fine-tuning's bits with 50% of its numbers" in learns[2]
+
+
+@pytest.mark.parametrize("r", [1, 2, 3])
+def test_the_products_of_a_rank_have_as_many_dimensions_as_there_are_free_numbers(r):
+    """The rank of ∂(BA)/∂(A, B) at a point drawn at random, and what `free_share` divides by."""
+    (out, in_), rng = (5, 4), np.random.default_rng(0)
+    A, B = rng.standard_normal((r, in_)), rng.standard_normal((out, r))
+    by_A, by_B = np.kron(B, np.eye(in_)), np.kron(np.eye(out), A.T)  # of BA read row by row
+    assert np.linalg.matrix_rank(np.hstack([by_A, by_B])) == r * (out + in_ - r)
+    adapted = ln.get_peft_model(ln.Transformer.empty(capacity.SMALL), ln.LoraConfig(r, target_modules="all-linear"))
+    sizes = [layer.in_features + layer.out_features for layer in adapted.lora_layers()]
+    row = {"phase": "seeds", "method": "lora", "r": r, "trained": sum(r * size for size in sizes), "memorised": 900.0}
+    free = claims_on_capacity.free_share(Table("c", "?", "", {}, [row]), r)
+    assert free == pytest.approx(900 / sum(r * (size - r) for size in sizes))
