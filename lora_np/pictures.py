@@ -35,9 +35,8 @@ PICTURES: dict[str, list[tuple[str, Callable]]] = {  # table → (name of the pi
     "serving": [("serving", plots.serving_chart)],
     "speed": [("speed", plots.speed_chart)],
     "speed_scaling": [("speed_scaling", plots.scaling_chart)],
-    "comparison": [
-        ("methods_learned_and_forgotten", plots.methods_learned_and_forgotten),
-    ],
+    "comparison": [("methods_learned_and_forgotten", plots.methods_learned_and_forgotten)],
+    "comparison_smollm2": [("quality_on_smollm2", plots.quality_against_parameters)],
     "spectra": [("rank_by_layer", plots.rank_by_layer)],
     "subspaces": [("similarity_maps", plots.similarity_maps), ("amplification", plots.amplification_chart)],
     "alpha": [("alpha", plots.alpha_chart)],

@@ -454,6 +454,9 @@ for name, method, n in (
 # (An adapter's $m$ is free, and with it its share.) And here they are on SmolLM2-135M, which learns a voice (notebook 10):
 
 # %%
+plots.quality_against_parameters(real);
+
+# %%
 Markdown(lesson.results_markdown(real))
 
 # %%

@@ -224,4 +224,4 @@ def _subtitle(table: Table, runs: dict[str, list[dict[str, Any]]]) -> str:
     seeds = len(next(iter(runs.values())))
     said = f"each at its own best learning rate; mean and range of {seeds} seeds" if seeds > 1 else "one seed"
     count = table.settings.get("runs")
-    return said + (f"; {count} runs, {table.seconds / 60:.0f} minutes of one core" if count else "")
+    return said + (f"; {count} runs, {table.seconds / 60:.0f} minutes" if count else "")
