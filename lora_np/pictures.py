@@ -63,6 +63,7 @@ TOGETHER: dict[str, tuple[tuple[str, ...], tuple[str, ...], Callable]] = {
         ),
     ),
     "learning_rates_by_rank": (("learning_rates_by_rank", "convergence"), (), plots.rates_by_rank),
+    "intrinsic_dimension": (("intrinsic_dimension", "convergence"), (), plots.intrinsic_dimension),
     "qlora": (("qlora_tiny",), ("qlora_smollm2",), plots.qlora_losses),
     "merge_routes": (("merge_routes_tiny",), ("merge_routes_smollm2",), plots.merge_routes_chart),
 }

@@ -200,5 +200,13 @@ def test_the_claims_say_what_the_committed_tables_say():
     assert f"tiny {np.median(ranks):g} directions" in said
     factors = [row["factor"] for row in tables["subspaces"].where(kind="amplification", r=4)]
     assert f"r = 4 {np.median(factors):.2g}×" in said
+    inside = [row["in_delta"] / row["in_random"] for row in tables["subspaces"].where(kind="amplification", r=4)]
+    assert f"{np.median(inside):.2g}× what it has in random ones at r = 4 (GPT-3 16×)" in said
+    measured = tables["intrinsic_dimension"].settings
+    assert [row[0].startswith(("A task's intrinsic", "Fine-tuning needs few", "… fewer than")) for row in rows[:3]] == [
+        True
+    ] * 3
+    for d90 in measured["d90"].values():
+        assert ("not reached" if d90 is None else f"{d90:,} ({d90 / measured['D']:.1%})") in said
     high = tables["subspaces"].where(kind="similarity", of="B", r=[64, 64], module="q_proj")
     assert f"φ(8, 8) = {np.median([row['phi'][3][3] for row in high]):.2f}" in said

@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from ..fetch import fetched
-from . import capacity, comparison, comparison_smollm2, convergence, finetuning, knobs, qlora, spectra, subspaces
+from . import (
+    capacity,
+    comparison,
+    comparison_smollm2,
+    convergence,
+    finetuning,
+    intrinsic,
+    knobs,
+    qlora,
+    spectra,
+    subspaces,
+)
 from . import hyperparameters as of
 from .table import Table
 from .workers import Workers
@@ -76,6 +87,11 @@ STUDIES: dict[str, Study] = {
         needs=("finetuning",),
         model="smollm2-135m",
         alone=True,
+    ),
+    "intrinsic_dimension": Study(
+        "How many numbers must train, in fine-tuning and from scratch?",
+        intrinsic.intrinsic_dimension,
+        quick={"setting": intrinsic.QUICK},
     ),
     "spectra": Study(
         "Which rank has the ΔW of each layer, learned by full fine-tuning and by LoRA?",

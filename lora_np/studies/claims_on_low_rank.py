@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from .intrinsic_toy import toy
 from .table import Table
 
-NEEDED = ("spectra", "subspaces")  # and "intrinsic_dimension", where it has been made
+NEEDED = ("intrinsic_dimension", "spectra", "subspaces")
 MODELS = {"tiny": "tiny", "smollm2-135m": "SmolLM2-135M"}
 PAPER_AMPLIFICATION = {
     4: 6.91 / 0.32,
@@ -20,7 +20,7 @@ PAPER_INSIDE = {4: 0.32 / 0.02, 64: 1.90 / 0.33}  # ‖UᵀWVᵀ‖ in ΔW's dir
 def on_low_rank(tables: Mapping[str, Table]) -> list[tuple[str, str, str, str]]:
     """(claim, its source, what came out here, what checked it)."""
     return [
-        *(on_dimension(tables["intrinsic_dimension"]) if "intrinsic_dimension" in tables else []),
+        *on_dimension(tables["intrinsic_dimension"]),
         *on_rank(tables["spectra"]),
         *on_directions(tables["subspaces"]),
     ]
@@ -33,6 +33,7 @@ def on_dimension(table: Table) -> list[tuple[str, str, str, str]]:
     study = "`lora_np/studies/intrinsic.py`, notebook 04"
     starts = {base: statistics.mean(seeds(table, base, s["D"], "start")) for base in ("tiny", "random")}
     ends = {base: statistics.mean(seeds(table, base, s["D"], "final")) for base in ("tiny", "random")}
+    dips = falls(table, "random")
     return [
         (
             "A task's intrinsic dimension can be measured by training in random subspaces",
@@ -54,6 +55,11 @@ def on_dimension(table: Table) -> list[tuple[str, str, str, str]]:
             f"by the share of each one's own gain it is the other way round: from scratch d90 = {said(scratch, s['D'])}; but "
             f"most of that gain is cheap (loss {starts['random']:.2f} → {ends['random']:.2f} nats a byte after {s['steps']} steps; "
             f"byte frequencies alone reach {s['unigram']:.2f}, fine-tuning goes {starts['tiny']:.2f} → {ends['tiny']:.2f})"
+            + (
+                f"; and of d = {', '.join(f'{d:,}' for d in dips)} less was gained than of a smaller one: rough"
+                if dips
+                else ""
+            )
             if scratch and fine and scratch < fine
             else f"d90 = {said(fine, s['D'])} against {said(scratch, s['D'])} from scratch, each of its own gain after "
             f"{s['steps']} steps",
@@ -133,6 +139,13 @@ def on_directions(table: Table) -> list[tuple[str, str, str, str]]:
 def seeds(table: Table, base: str, d: int, key: str) -> list[float]:
     """One number of every seed of a d."""
     return [row[key] for row in table.where(phase="seeds", base=base, d=d)]
+
+
+def falls(table: Table, base: str, least: float = 0.02) -> list[int]:
+    """The d whose share is `least` or more below that of a smaller d. The search for d90 takes for granted that there is none."""
+    dimensions = sorted({row["d"] for row in table.where(phase="seeds", base=base, projection="sparse")})
+    shares = [statistics.mean(seeds(table, base, d, "share")) for d in dimensions]
+    return [d for i, d in enumerate(dimensions) if i and shares[i] <= max(shares[:i]) - least]
 
 
 def said(d: int | None, D: int) -> str:
