@@ -45,10 +45,10 @@ class Setting:
 
     rates: Mapping[str, Sequence[float]] = field(
         default_factory=lambda: {
-            "qlora": (1e-3, 3e-3, 1e-2),
             "dora": (1e-3, 3e-3, 1e-2),
             "prefix": (3e-2, 1e-1, 3e-1),
             "houlsby": (1e-3, 3e-3, 1e-2),
+            "qlora": (1e-3, 3e-3, 1e-2),
         }
     )
     seeds: Sequence[int] = (0, 1, 2)
