@@ -197,11 +197,11 @@ def test_the_claims_say_what_the_committed_tables_say():
     assert all(len(row) == 4 and all(row) for row in rows)
     said = " ".join(row[2] for row in rows)
     ranks = [row["rank90"] for row in tables["spectra"].where(model="tiny", method="full")]
-    assert f"tiny {np.median(ranks):g} directions" in said
-    factors = [row["factor"] for row in tables["subspaces"].where(kind="amplification", r=4)]
-    assert f"r = 4 {np.median(factors):.2g}×" in said
-    inside = [row["in_delta"] / row["in_random"] for row in tables["subspaces"].where(kind="amplification", r=4)]
-    assert f"{np.median(inside):.2g}× what it has in random ones at r = 4 (GPT-3 16×)" in said
+    assert f"tiny: it cannot be, {np.median(ranks):g} directions" in said and "SmolLM2-135M: yes, " in said
+    of_q = tables["subspaces"].where(kind="amplification", r=4, module="q_proj")
+    assert f"r = 4 yes, {np.median([row['factor'] for row in of_q]):.2g}× (GPT-3 22×)" in said and "r = 64 no, " in said
+    inside = np.median([row["in_delta"] / row["in_random"] for row in of_q])
+    assert f"{inside:.2g}× what it has in random ones (GPT-3 16×)" in said
     measured = tables["intrinsic_dimension"].settings
     assert [row[0].startswith(("A task's intrinsic", "Fine-tuning needs few", "… fewer than")) for row in rows[:3]] == [
         True
@@ -210,3 +210,32 @@ def test_the_claims_say_what_the_committed_tables_say():
         assert ("not reached" if d90 is None else f"{d90:,} ({d90 / measured['D']:.1%})") in said
     high = tables["subspaces"].where(kind="similarity", of="B", r=[64, 64], module="q_proj")
     assert f"φ(8, 8) = {np.median([row['phi'][3][3] for row in high]):.2f}" in said
+
+
+def dimensions(fine, scratch, D=10_000, dip=0.0):
+    """A table of `intrinsic_dimension` with these d90, and two d from scratch of which the larger gains `dip` less."""
+    rows = [{"base": base, "d": D, "start": 5.0, "final": 2.0, "share": 1.0} for base in ("tiny", "random")]
+    rows += [
+        {"base": "random", "d": d, "share": 0.8 - x, "start": 5.0, "final": 3.0} for d, x in ((10, 0.0), (20, dip))
+    ]
+    settings = {"D": D, "d90": {"tiny": fine, "random": scratch}, "resolution": 1.4, "steps": 9, "unigram": 3.0}
+    rows = [row | {"phase": "seeds", "projection": "sparse"} for row in rows]
+    return Table("i", "?", "", settings | {"lora": {"1": 100, "2": 200}}, rows)
+
+
+@pytest.mark.parametrize(
+    "fine, scratch, few, fewer",
+    [
+        (200, 900, "yes: on a model", "yes: d90 = 200 (2.0%) against 900 (9.0%)"),
+        (5000, 900, "no: on a model", "no, by the share of each one's own gain it is the other way round: d90 = 5,000"),
+        (None, 900, "no: on a model", "no, by the share"),
+        (200, None, "yes: on a model", "yes: d90 = 200 (2.0%) against not reached"),
+        (None, None, "no: on a model", "d90 = not reached against not reached"),
+    ],
+)
+def test_what_is_said_of_d90_is_what_the_table_says(fine, scratch, few, fewer):
+    _, one, two = claims_on_low_rank.on_dimension(dimensions(fine, scratch))
+    assert one[2].startswith(few) and two[2].startswith(fewer) and "rough" not in two[2]
+    assert claims_on_low_rank.on_dimension(dimensions(fine, scratch, dip=0.1))[2][2].endswith(
+        "from scratch d = 20 gained less than a smaller one: its d90 is a rough one"
+    )

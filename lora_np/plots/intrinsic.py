@@ -51,7 +51,9 @@ def intrinsic_dimension(table: Table, lora: Table | None = None) -> Figure:
     for base, (d, share) in starts.items():
         name, colour, _ = LOOKS[base]
         upper = share == max(start for _, start in starts.values())
-        crossed = upper and share < 100 * s["share"] < share + 20  # the line to be reached would run through a label above
+        crossed = (
+            upper and share < 100 * s["share"] < share + 20
+        )  # the line to be reached would run through a label above
         where = {"shift": (0, 9)} if upper and not crossed else {"shift": (9, -5), "va": "top"}
         note(ax, name, (d, share), colour=colour, fontweight="bold", path_effects=HALO, **where)
     if lora is not None:

@@ -59,11 +59,24 @@ def ten_times(by_rank: Table, alpha: Table | None = None) -> Claim:
     of_alpha = (
         {} if alpha is None else {a: rows[0]["lr"] / full for a, rows in groups(seeds(alpha), "lora_alpha").items()}
     )
-    near = low <= 10 * GRID**0.5 and high >= 10 / GRID**0.5  # ten is within half a step of the grid
+    near = [
+        10 / GRID**0.5 <= ratio <= 10 * GRID**0.5 for ratio in ratios.values()
+    ]  # ten within half a step of the grid
+    word = (
+        "yes"
+        if all(near)
+        else "at some ranks"
+        if any(near)
+        else "no, less"
+        if high < 10
+        else "no, more"
+        if low > 10
+        else "no"
+    )
     return (
         "LoRA's best learning rate is about ten times full fine-tuning's",
         "Schulman et al. 2025",
-        f"{'yes, ' if near else 'no, less: ' if high < 10 else 'no, more: '}{span(low, high)} times full fine-tuning's "
+        f"{word}: {span(low, high)} times full fine-tuning's "
         f"{full:.2g}, r = {min(ratios)} to {max(ratios)}, α = {by_rank.settings['lora_alpha']:g}, "
         f"{by_rank.settings['steps']} steps"
         + "".join(f", one seed of r = {r} {lr / full:g}" for r, lr in others)

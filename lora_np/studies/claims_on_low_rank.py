@@ -9,6 +9,8 @@ from .intrinsic_toy import toy
 from .table import Table
 
 NEEDED = ("intrinsic_dimension", "spectra", "subspaces")
+FEW = 1000  # some 200, or a few times as many
+TIMES = 10  # LoRA's rank, at least: what the claim says of full fine-tuning's
 MODELS = {"tiny": "tiny", "smollm2-135m": "SmolLM2-135M"}
 PAPER_AMPLIFICATION = {
     4: 6.91 / 0.32,
@@ -34,6 +36,16 @@ def on_dimension(table: Table) -> list[tuple[str, str, str, str]]:
     starts = {base: statistics.mean(seeds(table, base, s["D"], "start")) for base in ("tiny", "random")}
     ends = {base: statistics.mean(seeds(table, base, s["D"], "final")) for base in ("tiny", "random")}
     dips = falls(table, "random")
+    few = "yes" if fine and fine <= FEW else "no"
+    both = f"d90 = {said(fine, s['D'])} against {said(scratch, s['D'])} from scratch, each of its own gain after {s['steps']} steps"
+    if scratch and (not fine or scratch < fine):
+        both = f"no, by the share of each one's own gain it is the other way round: {both}. But most of the gain from scratch is "
+        both += f"cheap (loss {starts['random']:.2f} → {ends['random']:.2f} nats a byte; byte frequencies alone reach "
+        both += f"{s['unigram']:.2f}, fine-tuning goes {starts['tiny']:.2f} → {ends['tiny']:.2f})"
+    elif fine and (not scratch or fine < scratch):
+        both = f"yes: {both}"
+    if dips:
+        both += f"; from scratch d = {', '.join(f'{d:,}' for d in dips)} gained less than a smaller one: its d90 is a rough one"
     return [
         (
             "A task's intrinsic dimension can be measured by training in random subspaces",
@@ -45,24 +57,14 @@ def on_dimension(table: Table) -> list[tuple[str, str, str, str]]:
         (
             "Fine-tuning needs few dimensions: d90 is some 200 for RoBERTa on MRPC, and falls as models grow",
             "Aghajanyan et al. 2020, §4",
-            f"not on a model of {s['D']:,} numbers that learns another language: d90 = {said(fine, s['D'])} within a factor of "
-            f"{s['resolution']:.2g}" + as_lora(s, fine),
+            f"{few}: on a model of {s['D']:,} numbers that learns another language d90 = {said(fine, s['D'])} within a factor of "
+            f"{s['resolution']:.2g}{as_lora(s, fine)}",
             study,
         ),
         (
             "… fewer than learning the same from nothing",
             "Aghajanyan et al. 2020, §3",
-            f"by the share of each one's own gain it is the other way round: from scratch d90 = {said(scratch, s['D'])}; but "
-            f"most of that gain is cheap (loss {starts['random']:.2f} → {ends['random']:.2f} nats a byte after {s['steps']} steps; "
-            f"byte frequencies alone reach {s['unigram']:.2f}, fine-tuning goes {starts['tiny']:.2f} → {ends['tiny']:.2f})"
-            + (
-                f"; and of d = {', '.join(f'{d:,}' for d in dips)} less was gained than of a smaller one: rough"
-                if dips
-                else ""
-            )
-            if scratch and fine and scratch < fine
-            else f"d90 = {said(fine, s['D'])} against {said(scratch, s['D'])} from scratch, each of its own gain after "
-            f"{s['steps']} steps",
+            both,
             study,
         ),
     ]
@@ -77,8 +79,9 @@ def on_rank(table: Table) -> list[tuple[str, str, str, str]]:
             statistics.median(row[key] for row in full) for key in ("rank90", "random_rank90", "effective_rank")
         )
         r = lora[0]["r"]
+        word = "yes" if rank >= TIMES * r else "no" if random >= TIMES * r else "it cannot be"
         parts.append(
-            f"{MODELS.get(model, model)} {rank:g} directions ({rank / r:.1f}× r = {r}; a random matrix has {random:g}), "
+            f"{MODELS.get(model, model)}: {word}, {rank:g} directions ({rank / r:.1f}× r = {r}; a random matrix has {random:g}), "
             f"effective rank {effective:.0f}, of LoRA's ΔW {statistics.median(row['rank90'] for row in lora):g}"
         )
     return [
@@ -101,36 +104,38 @@ def on_directions(table: Table) -> list[tuple[str, str, str, str]]:
         one, all_low = (phi(table, of, [r, high], i, i) for i in (1, low))
         return f"of {of} φ(1, 1) = {one:.2f} and φ({low}, {low}) = {all_low:.2f}"
 
-    found = {r: median_factor(table, r) for r in sorted({row["r"] for row in table.where(kind="amplification")})}
-    wanted = {r: factor for r, factor in found.items() if r in PAPER_AMPLIFICATION}
-    inside = {r: median_inside(table, r) for r in wanted}
-    alike = all(ratio < 2 < PAPER_INSIDE[r] for r, ratio in inside.items())
+    def more_than_at_the_start(of: str) -> bool:
+        return phi(table, of, [high, high], low, low) > 1.5 * phi(table, "A at the start", [high, high], low, low)
+
+    ranks = sorted({row["r"] for row in table.where(kind="amplification")} & PAPER_AMPLIFICATION.keys())
+    amplified, inside = ({r: median(table, r, "q_proj") for r in ranks} for median in (median_factor, median_inside))
     return [
         (
             f"Runs of r = {low} and r = {high} share their top direction (φ > 0.5), and little else",
             "Hu et al. 2021, §7.2 and figure 3",
             ("" if phi(table, "A", [low, high], 1, 1) > 0.5 else "not here: ")
             + f"{shared('A', low)}; {shared('B', low)}; by chance {1 / d:.3f} and {low / d:.2f} (q_proj, medians over layers, "
-            "two seeds a pair): what two runs read is as different as at their start, what they write is shared in part",
+            "two seeds a pair)",
             study,
         ),
         (
             f"Two seeds at r = {high} share more directions than chance, random matrices none",
             "Hu et al. 2021, §7.2 and figure 4",
-            f"{shared('A', high)}; {shared('B', high)}; before training φ({low}, {low}) = "
+            "; ".join(f"{'yes' if more_than_at_the_start(of) else 'no'}, {shared(of, high)}" for of in ("A", "B"))
+            + f"; before training φ({low}, {low}) = "
             f"{phi(table, 'A at the start', [high, high], low, low):.2f}, as max(i, j)/d says",
             f"{study}; `test_phi_of_random_subspaces_has_the_mean_max_i_j_over_d`",
         ),
         (
             "ΔW amplifies directions that W has but does not emphasise, some 20 times at r = 4 and 2 times at r = 64",
             "Hu et al. 2021, table 7",
-            "; ".join(f"r = {r} {factor:.2g}× (GPT-3 {PAPER_AMPLIFICATION[r]:.2g}×)" for r, factor in wanted.items())
-            + ", medians over all layers; W has in ΔW's directions "
-            + ", ".join(
-                f"{ratio:.2g}× what it has in random ones at r = {r} (GPT-3 {PAPER_INSIDE[r]:.2g}×)"
-                for r, ratio in inside.items()
+            "; ".join(
+                f"r = {r} {'yes' if factor > 1 else 'no'}, {factor:.2g}× (GPT-3 {PAPER_AMPLIFICATION[r]:.2g}×); W has in ΔW's "
+                f"directions {inside[r]:.2g}× what it has in random ones (GPT-3 {PAPER_INSIDE[r]:.2g}×)"
+                for r, factor in amplified.items()
             )
-            + (": unlike the paper's, hardly more than by chance" if alike else ""),
+            + ". q_proj, as in the paper, the median over layers and seeds; over all matrices "
+            + " and ".join(f"{median_factor(table, r):.2g}×" for r in ranks),
             study,
         ),
     ]
@@ -167,11 +172,16 @@ def phi(table: Table, of: str, r: list[int], i: int, j: int) -> float:
     return statistics.median(row["phi"][row["i"].index(i)][row["j"].index(j)] for row in rows)
 
 
-def median_factor(table: Table, r: int) -> float:
-    """The amplification at one rank, the median over layers, modules and seeds."""
-    return statistics.median(row["factor"] for row in table.where(kind="amplification", r=r))
+def median_factor(table: Table, r: int, module: str | None = None) -> float:
+    """The amplification at one rank, the median over layers and seeds, of one kind of matrix or of all."""
+    return statistics.median(row["factor"] for row in amplification(table, r, module))
 
 
-def median_inside(table: Table, r: int) -> float:
+def median_inside(table: Table, r: int, module: str | None = None) -> float:
     """What W has in ΔW's directions over what it has in random ones, the same median."""
-    return statistics.median(row["in_delta"] / row["in_random"] for row in table.where(kind="amplification", r=r))
+    return statistics.median(row["in_delta"] / row["in_random"] for row in amplification(table, r, module))
+
+
+def amplification(table: Table, r: int, module: str | None) -> list[dict]:
+    """The rows of one rank."""
+    return table.where(kind="amplification", r=r, **({"module": module} if module else {}))
