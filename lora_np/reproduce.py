@@ -12,7 +12,6 @@ from . import gradcheck_model
 from .fetch import fetched
 from .notebooks import execute_all
 from .pictures import Tables, draw
-from .pictures import photograph as photograph  # notebook 04 takes it from here
 from .studies import convergence as convergence_study
 from .studies import merging, method_costs, parameters, quantization, rank_reduction
 from .studies.catalogue import STUDIES, make
@@ -72,7 +71,9 @@ def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> N
 def committed_seconds(figures: Path) -> Tables:
     """The tables of seconds, each made by a command of its own on a quiet machine. Raises FileNotFoundError naming it."""
     bench = f"python -m lora_np bench --json {figures}/data"
-    made_by = {"speed": bench, "quantized_speed": bench, "serving": merging.TIMED, "method_costs": method_costs.COMMAND}
+    made_by = dict.fromkeys(("speed", "quantized_speed"), bench)
+    made_by |= dict.fromkeys(("serving", "serving_step", "merge_latency"), merging.TIMED)
+    made_by |= dict.fromkeys(("method_costs", "method_costs_smollm2"), method_costs.COMMAND)
     for name, command in made_by.items():
         if not (figures / "data" / f"{name}.json").is_file():
             raise FileNotFoundError(f"{figures}/data/{name}.json: make it first, with {command}")

@@ -21,7 +21,7 @@
 import numpy as np
 
 from lora_np import load_model, plots
-from lora_np.reproduce import photograph
+from lora_np.pictures import photograph
 from lora_np.studies import claims_on_low_rank as low_rank
 from lora_np.studies import intrinsic_toy, rank_reduction, spectra, subspaces
 from lora_np.studies.convergence import Run

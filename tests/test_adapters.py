@@ -614,10 +614,15 @@ def test_a_weight_of_the_base_in_the_file_is_looked_for_in_four_bits_too(make_mo
     def in_four_bits(seed):
         return ln.quantize_model(make_model(np.float32, seed), skip_modules=())
 
-    assert PeftModel.from_pretrained(in_four_bits(0), tmp_path).active_adapter == "default"
+    for same in (head, head.astype(np.float16)):  # as it is, and in the 16 bits that a file may have
+        rewrite(tmp_path, {"base_model.model.lm_head.base_layer.weight": same})
+        assert PeftModel.from_pretrained(in_four_bits(0), tmp_path).active_adapter == "default"
     for other in (in_four_bits(5), make_model(np.float32, 5)):
         with pytest.raises(ValueError, match=r"is not the weight that this base has there.*another base"):
             PeftModel.from_pretrained(other, tmp_path)
+    rewrite(tmp_path, {"base_model.model.lm_head.base_layer.weight": 3 * head})  # the same codes, and another scale
+    with pytest.raises(ValueError, match=r"is not the weight that this base has there"):
+        PeftModel.from_pretrained(in_four_bits(0), tmp_path)
 
 
 @pytest.mark.parametrize("what", DAMAGE)

@@ -13,7 +13,7 @@ from lora_np.studies import claims_on_methods, convergence, lesson, method_costs
 from lora_np.studies import comparison as study
 from lora_np.studies.comparison import Run, Setting, comparison, state_bytes, trained
 from lora_np.studies.methods import METHODS, VIRTUAL_TOKENS, R, bottleneck_size
-from lora_np.studies.paired import differs, paired, verdict
+from lora_np.studies.paired import differs, forgotten_when, paired, verdict
 from lora_np.studies.pretrain import TINY
 from lora_np.studies.table import Table
 from lora_np.train import evaluate, train
@@ -188,10 +188,10 @@ def small_tables() -> tuple[Table, Table]:
 def test_the_lessons_numbers_stand_beside_ours():
     compared, costs = small_tables()
     rows = {(row["method"], row["quantity"]): row for row in lesson.beside_ours(compared, costs)}
-    assert len(rows) == 4 * 3
+    assert len(rows) == 4 * 3 - 1
     assert rows["lora", "quality"]["ours"] == pytest.approx(0.45) and rows["lora", "quality"]["verdict"] == "less"
     assert rows["lora", "latency"] | {"verdict": "agrees"} == rows["lora", "latency"], "merged"
-    assert rows["qlora", "latency"]["ours"] == 1.3, "over four bits nothing is merged"
+    assert ("qlora", "latency") not in rows, "what was not merged is no answer to what merging costs"
     assert rows["houlsby", "share"]["verdict"] == "chosen so" and rows["houlsby", "latency"]["verdict"] == "agrees"
     text = lesson.lesson_markdown(lesson.beside_ours(compared))
     assert "latency" not in text and "| LoRA | parameters trained | < 1 % | 50 % | more |" in text
@@ -285,6 +285,16 @@ def test_runs_are_compared_with_those_of_their_own_seed():
     assert verdict(ours, others) == "lower with every seed, by 0.2500 to 0.5000"
     assert verdict(others, ours, less="worse", more="better") == "better with every seed, by 0.2500 to 0.5000"
     assert differs([0.0, 0.1]) == "differently by seed, +0.0000 to +0.1000", "no difference is none"
+    assert differs([0.0, 0.0]) == "the same with every seed"
+    assert differs([-0.25]) == "lower with the one seed, by 0.2500"
+    assert differs([1e-5, 3e-5]) == "higher with every seed, by 1.0e-05 to 3.0e-05", "a size is never 0.0000"
+
+
+def test_what_a_path_had_forgotten_is_asked_where_it_had_learned_as_much():
+    learned, forgotten = np.array([0.0, 0.3, 0.2, 0.4]), np.array([0.0, 0.6, 0.5, 0.7])
+    assert forgotten_when(learned, forgotten, 0.15) == pytest.approx(0.3)
+    assert forgotten_when(learned, forgotten, 0.35) == pytest.approx(0.6), "after it had fallen back, on its way again"
+    assert forgotten_when(learned, forgotten, 0.41) is None, "it never learned as much"
 
 
 def test_lora_at_every_rank_stands_beside_the_methods_where_both_trained_alike():

@@ -634,8 +634,9 @@ def test_vera_merges_around_dora_into_the_same_weight(make_model, random_batch):
 
 def test_vera_over_four_bits_is_not_merged_and_never_combined(make_model):
     quantized = with_vera(ln.quantize_model(make_model(np.float32)))
-    with pytest.raises(RuntimeError, match="the base is quantised"):
-        quantized.merge_adapter()
+    for safe_merge in (False, True):
+        with pytest.raises(RuntimeError, match="the base is quantised"):
+            quantized.merge_adapter(safe_merge=safe_merge)
     model = adapted(make_model())
     model.add_adapter("vera", VERA)
     with pytest.raises(ValueError, match="'vera' has a VeraConfig; LoRA's adapters alone are combined"):

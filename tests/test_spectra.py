@@ -230,7 +230,8 @@ def dimensions(fine, scratch, D=10_000, dip=0.0):
         (5000, 900, "no: on a model", "no, by the share of each one's own gain it is the other way round: d90 = 5,000"),
         (None, 900, "no: on a model", "no, by the share"),
         (200, None, "yes: on a model", "yes: d90 = 200 (2.0%) against not reached"),
-        (None, None, "no: on a model", "d90 = not reached against not reached"),
+        (None, None, "no: on a model", "they cannot be told apart: d90 = not reached against not reached"),
+        (1000, 999, "yes: on a model", "they cannot be told apart: "),
     ],
 )
 def test_what_is_said_of_d90_is_what_the_table_says(fine, scratch, few, fewer):

@@ -47,7 +47,8 @@ class MergeCalls(Module):
     def merge_adapter(self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
         """W ← W + Σ ΔW over these adapters, by default the active one: now a forward costs what the base costs.
 
-        Until `unmerge_adapter` every call answers with all of them. What is merged already stays so.
+        Until `unmerge_adapter` a call with one of them answers with all, and a call with another is refused. What is merged
+        already stays so. With DoRA among them each weight is kept as it was, until then: as much memory again.
         Raises ValueError for a name that is not there or of a method that changes no weights or, with `safe_merge`, a sum that
         is not finite, before anything has changed; RuntimeError while others are merged, all are disabled or none is active,
         or where the base is quantised.
@@ -61,11 +62,11 @@ class MergeCalls(Module):
             raise RuntimeError("no adapter is active: choose the one to merge with set_adapter")
         for name in names:
             self._check_mergeable(name)
-        if safe_merge and not self.merged:
-            check_finite(self.model, names)
         layers = self._weight_wrappers()
         for layer in layers:
             layer.check_mergeable()
+        if safe_merge and not self.merged:
+            check_finite(self.model, names)
         for layer in reversed(layers):  # from the inside outwards
             layer.merge(*names)
 

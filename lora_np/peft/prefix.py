@@ -233,6 +233,7 @@ def check_begun(past: KeyValueCache | None, named: tuple[str, PrefixEncoder] | N
     """Raise ValueError where a past with tokens was not begun by the prefix of this call: it would answer as neither does."""
     if past is not None and len(past) and past.begun != named:
         was, now = (f"the prefix of {each[0]!r}" if each else "no prefix" for each in (past.begun, named))
+        now = f"another one called {named[0]!r}" if was == now else now
         raise ValueError(f"past_key_values began with {was}, and this call has {now}: give it a past of its own")
 
 

@@ -11,6 +11,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from lora_np.plots.methods import COLOURS
 from lora_np.plots.style import FROZEN, LORA, PAPER, axes_at, for_text, new_figure, note, percent, picture, spread
+from lora_np.studies.paired import forgotten_when, paired
 from lora_np.studies.table import Table
 
 MARKERS = {  # one a method, since a family shares its colour
@@ -177,9 +178,9 @@ def _forgetting(paths: dict[str, np.ndarray]) -> str:
     if not {"full", "lora"} <= paths.keys():
         return "What each method learns of the new, and forgets of the old"
     (learned, forgotten), (reached, lost) = paths["full"].mean(axis=0).T, paths["lora"].mean(axis=0)[-1]
-    if reached > learned.max():
+    alike = forgotten_when(learned, forgotten, reached)
+    if alike is None:
         return f"LoRA learns {reached:.3f} and forgets {lost:.3f}; full fine-tuning {learned[-1]:.3f} and {forgotten[-1]:.3f}"
-    alike = np.interp(reached, np.maximum.accumulate(learned), forgotten)
     return f"Having learned as much, LoRA has forgotten {lost:.3f}, full fine-tuning {alike:.3f}"
 
 
@@ -207,7 +208,8 @@ def _title(runs: dict[str, list[dict[str, Any]]], labels: dict[str, str]) -> str
     best, last = means[first], min(means.values())
     if len(means) == 1:
         return f"{labels.get(first, first)} recovers {percent(best)} of full fine-tuning's gain"
-    level = [m for m in means if best - means[m] <= max(np.ptp(shares[m]), np.ptp(shares[first]))]
+    apart = {m: paired(runs[m], runs[first], "recovered") for m in means}
+    level = [m for m, differences in apart.items() if min(differences) <= 0 <= max(differences)]
     if len(level) == 1:
         return f"The best of {len(means)} methods recovers {percent(best)} of full fine-tuning's gain, the last {percent(last)}"
     lowest = min(means[m] for m in level)
@@ -216,7 +218,7 @@ def _title(runs: dict[str, list[dict[str, Any]]], labels: dict[str, str]) -> str
         if percent(lowest) == percent(best)
         else f"{percent(lowest).removesuffix(' %')} to {percent(best)}"
     )
-    return f"{len(level)} of {len(means)} methods tie within the seeds' spread, at {reach} of full's gain"
+    return f"{len(level)} of {len(means)} methods tie, seed against seed, at {reach} of full's gain"
 
 
 def _subtitle(table: Table, runs: dict[str, list[dict[str, Any]]]) -> str:

@@ -21,6 +21,7 @@ from lora_np.plots.style import (
     new_figure,
     picture,
 )
+from lora_np.studies.paired import paired
 from lora_np.studies.table import Table
 
 COLOURS = {"full": FULL, "lora": LORA}
@@ -128,15 +129,13 @@ def _kept(rows: list[dict[str, Any]]) -> str:
 
 
 def _finding(table: Table) -> str:
-    """Whether LoRA learns as much as full fine-tuning, by the seeds' spread, and whether it forgets more, seed by seed."""
+    """Whether LoRA learns less than full fine-tuning and forgets more, with every seed."""
     full, *others = (rows for _, rows in _groups(table).values())
     if len(others) != 1 or full[0]["method"] != "full":
         return "What a real model learns, and what it forgets of the rest"
-    finals = [[row["final"] for row in rows] for rows in (full, others[0])]
-    above, spread = np.mean(finals[1]) - np.mean(finals[0]), max(np.ptp(each) for each in finals)
-    learns = "as much as" if abs(above) <= spread else "less than" if above > 0 else "more than"
-    prose = {row["seed"]: row["prose"] for row in full}
-    more = [row["prose"] > prose[row["seed"]] for row in others[0]]
+    above = paired(others[0], full)
+    learns = "less than" if min(above) > 0 else "more than" if max(above) < 0 else "as much as"
+    more = [x > 0 for x in paired(others[0], full, "prose")]
     word = "more" if all(more) else "less" if not any(more) else f"more with {sum(more)} of {len(more)} seeds"
     each = " with each seed" if len(more) > 1 and word in ("more", "less") else ""
     return f"LoRA learns {learns} full fine-tuning, and forgets {word}{each}"

@@ -125,8 +125,10 @@ def two_r(by_rank: Table, scaling: Table) -> Claim:
     """α = 2r against a fixed α: at own best rates, and at a rate that stays while the rank changes."""
     settings = by_rank.settings
     ranks = sorted(set(settings["doubled_ranks"]) & set(settings["ranks"]) - {settings["r"]})
-    pairs = [[mean(seeds(by_rank, r=r, rule=rule)) for rule in ("α = 2r", "α/r")] for r in ranks]
-    apart = ", ".join(f"r = {r} {two:.3f} against {one:.3f}" for r, (two, one) in zip(ranks, pairs, strict=True))
+    pairs = {r: [seeds(by_rank, r=r, rule=rule) for rule in ("α = 2r", "α/r")] for r in ranks}
+    apart = ", ".join(
+        f"r = {r} {mean(two):.3f} against {mean(one):.3f} ({verdict(two, one)})" for r, (two, one) in pairs.items()
+    )
     top = max(row["r"] for row in scaling.rows)
     kept = [mean(scaling.where(rule=rule, r=top)) for rule in ("α = 2r", "α/r")]
     return (
@@ -201,7 +203,7 @@ def dropping(dropout: Table) -> Claim:
     said = []
     for name, rows in sets.items():
         by_p = groups(rows, "lora_dropout")
-        best = min((p for p in by_p if p), key=lambda p: mean(by_p[p]))
+        best = min((p for p in by_p if p), key=lambda p: mean(by_p[p], "validation"))  # not on the text that judges
         worse = all(row["final"] > base for row in rows)
         said.append(
             f"{name} p = {best:g} ends at {mean(by_p[best]):.3f}, none at {mean(by_p[0.0]):.3f} "
@@ -244,9 +246,9 @@ def seeds(table: Table, **conditions: Any) -> list[dict[str, Any]]:
     return table.where(phase="seeds", **conditions)
 
 
-def mean(rows: Iterable[Mapping[str, Any]]) -> float:
-    """The mean final loss."""
-    return statistics.mean(row["final"] for row in rows)
+def mean(rows: Iterable[Mapping[str, Any]], key: str = "final") -> float:
+    """The mean final loss, or validation loss."""
+    return statistics.mean(row[key] for row in rows)
 
 
 def norm(rows: Iterable[Mapping[str, Any]]) -> float:

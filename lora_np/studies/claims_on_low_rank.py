@@ -38,12 +38,14 @@ def on_dimension(table: Table) -> list[tuple[str, str, str, str]]:
     dips = falls(table, "random")
     few = "yes" if fine and fine <= FEW else "no"
     both = f"d90 = {said(fine, s['D'])} against {said(scratch, s['D'])} from scratch, each of its own gain after {s['steps']} steps"
-    if scratch and (not fine or scratch < fine):
+    if scratch and (not fine or scratch * s["resolution"] < fine):
         both = f"no, by the share of each one's own gain it is the other way round: {both}. But most of the gain from scratch is "
         both += f"cheap (loss {starts['random']:.2f} → {ends['random']:.2f} nats a byte; byte frequencies alone reach "
         both += f"{s['unigram']:.2f}, fine-tuning goes {starts['tiny']:.2f} → {ends['tiny']:.2f})"
-    elif fine and (not scratch or fine < scratch):
+    elif fine and (not scratch or fine * s["resolution"] < scratch):
         both = f"yes: {both}"
+    else:
+        both = f"they cannot be told apart: {both}"
     if dips:
         both += f"; from scratch d = {', '.join(f'{d:,}' for d in dips)} gained less than a smaller one: its d90 is a rough one"
     return [

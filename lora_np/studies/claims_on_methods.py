@@ -10,7 +10,7 @@ import numpy as np
 
 from .lesson import LESSON, beside_ours, markdown, mean, percent, times
 from .methods import R
-from .paired import paired, verdict
+from .paired import forgotten_when, paired, verdict
 from .table import Table
 
 NEEDED = ("comparison", "comparison_smollm2", "method_costs", "method_costs_smollm2")
@@ -111,12 +111,17 @@ def forgetting(compared: Table) -> str:
         learned[method] = compared.settings["base_loss"] - curve(runs, "heldout")
         forgotten[method] = curve(runs, "prose") - compared.settings["base_prose"]
     reached = learned["lora"][-1]
-    alike = np.interp(reached, learned["full"], forgotten["full"])  # on its way full passes what LoRA reaches
-    word = "yes" if forgotten["lora"][-1] < alike else "no"
+    alike = forgotten_when(learned["full"], forgotten["full"], reached)
+    word = "no" if alike is not None and forgotten["lora"][-1] >= alike else "yes"
+    on_the_way = (
+        "full fine-tuning never learns as much as LoRA"
+        if alike is None
+        else f"where full fine-tuning has learned as much as LoRA it has forgotten {alike:.3f}"
+    )
     return (
         f"{word}: on tiny, in nats a byte, LoRA r = {R} learns {reached:.3f} of code and forgets {forgotten['lora'][-1]:.3f} of "
-        f"prose, full fine-tuning {learned['full'][-1]:.3f} and {forgotten['full'][-1]:.3f}; where full fine-tuning has learned "
-        f"as much as LoRA it has forgotten {alike:.3f}{at_a_smaller_rate(compared)}"
+        f"prose, full fine-tuning {learned['full'][-1]:.3f} and {forgotten['full'][-1]:.3f}; "
+        f"{on_the_way}{at_a_smaller_rate(compared)}"
     )
 
 

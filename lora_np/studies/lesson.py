@@ -63,13 +63,11 @@ LESSON: dict[str, dict[str, Said]] = {
 CHOSEN = {("houlsby", "share")}  # an adapter is as wide as comes nearest to the lesson's share: methods.HOULSBY_SHARE
 
 
-def beside_ours(
-    compared: Table, costs: Table | None = None, merge_latency: Table | None = None
-) -> list[dict[str, Any]]:
+def beside_ours(compared: Table, costs: Table | None = None) -> list[dict[str, Any]]:
     """Rows {method, label, quantity, lesson, ours, verdict} of a `comparison`, or of `comparison_smollm2`.
 
     Quality is the mean share of full fine-tuning's gain. The latency is a token's seconds to the base's, of a `method_costs` of
-    the same base: merged where the lesson says so and it can be, else as trained. A quantity that was not measured has no row.
+    the same base: merged where the lesson says so, else as trained. A quantity that was not measured has no row.
     """
     rows = []
     for method, said in LESSON.items():
@@ -94,9 +92,9 @@ def verdict(method: str, quantity: str, ours: float) -> str:
 
 
 def token_ratio(costs: Table | None, method: str, merged: bool) -> float | None:
-    """How many times the base's a token takes: merged where asked for and possible."""
+    """How many times the base's a token takes, merged or as trained; None where that was not measured."""
     row = next(iter(costs.where(method=method)), {}) if costs else {}
-    return (row.get("merged_token_ratio") if merged else None) or row.get("token_ratio")
+    return row.get("merged_token_ratio" if merged else "token_ratio")
 
 
 def mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:

@@ -1,4 +1,4 @@
-"""Two groups of runs with the same seeds, compared seed by seed: a seed draws the same order of the text on both sides.
+"""Two groups of runs compared: seed by seed, for a seed draws the same order of the text on both sides, and on their way.
 
 With three seeds one sign in all of them is weak evidence (a fair coin gives it one time in four), and mixed signs are none.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 Rows = Iterable[Mapping[str, Any]]
 
@@ -18,13 +20,30 @@ def paired(rows: Rows, others: Rows, key: str = "final") -> list[float]:
 
 
 def verdict(rows: Rows, others: Rows, key: str = "final", more: str = "higher", less: str = "lower") -> str:
-    """Whether `key` is lower in `rows` with every seed, and by how much."""
+    """Whether `key` is higher in `rows` with every seed, or lower, or neither, and by how much."""
     return differs(paired(rows, others, key), more, less)
 
 
 def differs(differences: Sequence[float], more: str = "higher", less: str = "lower") -> str:
     """ "lower with every seed, by 0.003 to 0.011", or what the differences of the seeds are where their signs differ."""
     low, high = min(differences), max(differences)
+    if low == high == 0:
+        return "the same with every seed"
     if low <= 0 <= high:
         return f"differently by seed, {low:+.4f} to {high:+.4f}".replace("-", "−")
-    return f"{more if low > 0 else less} with every seed, by {min(abs(low), abs(high)):.4f} to {max(abs(low), abs(high)):.4f}"
+    word, (least, most) = more if low > 0 else less, sorted((abs(low), abs(high)))
+    if len(differences) == 1:
+        return f"{word} with the one seed, by {_size(least)}"
+    return f"{word} with every seed, by {_size(least)} to {_size(most)}"
+
+
+def _size(x: float) -> str:
+    """Four decimals, or two digits of what has none there."""
+    return f"{x:.4f}" if x >= 5e-5 else f"{x:.1e}"
+
+
+def forgotten_when(learned: np.ndarray, forgotten: np.ndarray, reached: float) -> float | None:
+    """What a path, evaluation by evaluation, had forgotten when it had first learned `reached`; None where it never did."""
+    if reached > learned.max():
+        return None
+    return float(np.interp(reached, np.maximum.accumulate(learned), forgotten))
