@@ -1,7 +1,8 @@
-"""The methods on a real language model: SmolLM2-135M learns a voice by QLoRA, DoRA, a prefix and adapters, beside full and LoRA.
+"""The methods on a real language model: SmolLM2-135M learns a voice by a prefix and by adapters, beside full, LoRA and QLoRA.
 
-The runs of finetuning.py are read from its table; the others are trained here on the same records, steps and schedule, each at
-its own best rate of a sweep by factors of three.
+The runs of finetuning.py and qlora.py are read from their tables; the others are trained here on the same records, steps and
+schedule, each at its own best rate of a sweep by factors of three. QLoRA alone is at LoRA's best rate. What else is in METHODS
+can be put into `Setting.rates`; DoRA is not, whose five runs take as long as the ten of these.
 """
 
 from __future__ import annotations
@@ -45,10 +46,8 @@ class Setting:
 
     rates: Mapping[str, Sequence[float]] = field(
         default_factory=lambda: {
-            "dora": (1e-3, 3e-3, 1e-2),
-            "prefix": (3e-2, 1e-1, 3e-1),
             "houlsby": (1e-3, 3e-3, 1e-2),
-            "qlora": (1e-3, 3e-3, 1e-2),
+            "prefix": (3e-2, 1e-1, 3e-1),
         }
     )
     seeds: Sequence[int] = (0, 1, 2)
@@ -74,14 +73,14 @@ def measure(run: MethodFineTuning) -> dict[str, Any]:
 
 
 def comparison_smollm2(
-    known: Table, setting: Setting = FULL, workers: int = 1, folder: str | Path | None = None
+    known: Table, qlora: Table, setting: Setting = FULL, workers: int = 1, folder: str | Path | None = None
 ) -> Table:
     """Rows {method, lr, seed, phase, steps, heldout, final, validation, prose, seconds, trainable, share}, in nats a token.
 
-    known is the table of `finetuning`, which has the runs of full fine-tuning and LoRA.
+    known and qlora are the tables of `finetuning` and `qlora.on_smollm2`, with the runs of full fine-tuning, LoRA and QLoRA.
     phase is "sweep" or "seeds", as in `comparison`, and those of "seeds" have `recovered` and `forgotten` too. settings:
-    base_loss and base_prose, of the model untouched; runs, how many were trained here. A run has threads of its own, so
-    one worker is meant.
+    base_loss and base_prose, of the model untouched; runs, how many were trained here; borrowed, whose rate was not its own:
+    method → the method that it was tuned for. A run has threads of its own, so one worker is meant.
     """
     settings = {
         key: getattr(setting.base, key) for key in FineTuning.__dataclass_fields__ if key not in ("method", "lr")
@@ -96,8 +95,9 @@ def comparison_smollm2(
     ours = finished([*best.values(), *run_all(measure, repeats, workers, folder, "seeds", given)])
     rates = [row for rows in tried.values() for row in rows]
     everything = [*rates, *ours[len(best) :]]
-    sizes = {name: trained(METHODS[name].model(setting.base.base_model(), 0)) for name in ("full", "lora")}
-    seeds = [row | sizes[row["method"]] for row in known.where(phase="seeds")] + list(ours)
+    others = known.where(phase="seeds") + [row | {"method": "qlora"} for row in qlora.where(quant_type="nf4")]
+    sizes = {name: trained(METHODS[name].model(setting.base.base_model(), 0)) for name in ("full", "lora", "qlora")}
+    seeds = [row | sizes[row["method"]] for row in others] + list(ours)
     before = known.settings["before"]
     full = statistics.mean(row["final"] for row in seeds if row["method"] == "full")
     kept = (*KEPT, "trainable", "share")
@@ -113,6 +113,7 @@ def comparison_smollm2(
             "r": R,
             "labels": labels,
             "runs": len(everything),
+            "borrowed": {"qlora": "lora"},
         },
         rows=[{key: row[key] for key in kept if key in row} | {"phase": "sweep"} for row in rates]
         + [
