@@ -26,6 +26,7 @@ from lora_np.studies import capacity
 from lora_np.studies import claims_on_capacity as fits
 from lora_np.studies import claims_on_hyperparameters as found
 from lora_np.studies.convergence import heldout_batches
+from lora_np.studies.paired import paired, verdict
 from lora_np.studies.table import Table
 
 tables = {name: Table.load(f"../figures/data/{name}.json") for name in found.NEEDED}
@@ -120,7 +121,7 @@ for rule, by_r in of_dB.items():
     short = next(name for name in ("α/√r", "α = 2r", "α/r") if name in rule or rule.endswith(name))
     for r in (1, 64) if short != "α/r" else ():
         first = by_r[r][1] / of_dB["α/r, α = 32"][r][1]
-        print(f"  {short:7} r = {r:<3} Σ|dB| {first:4.2f} ×   loss {found.verdict(scaling.where(rule=short, r=r), scaling.where(rule='α/r', r=r))}")
+        print(f"  {short:7} r = {r:<3} Σ|dB| {first:4.2f} ×   loss {verdict(scaling.where(rule=short, r=r), scaling.where(rule='α/r', r=r))}")
 
 # %% [markdown]
 # The argument from the first step predicts more than happens. Under $\alpha/\sqrt r$ the sum $\sum |dB|$ grows eightfold from $r = 1$ to 64, so the first step should be far too small at one end
@@ -367,7 +368,7 @@ print(f"and yet rank 1 recovers {np.mean(gains):.0%} of full fine-tuning's gain 
 # %%
 def better(rows, simpler):
     """Lower with every seed, and by enough to be a reason."""
-    differences = found.paired(rows, simpler)
+    differences = paired(rows, simpler)
     return max(differences) < 0 and np.mean(differences) <= -0.001
 
 
@@ -386,12 +387,12 @@ own = found.groups(found.seeds(tables["alpha"]), "lora_alpha")
 kept = settings["lora_alpha"]
 advice = [
     ("rank", f"r = {enough}", f"the lowest with 95 % of the most that any rank recovers ({max(recovered.values()):.0%}); a higher one still ends lower"),
-    ("α", f"{kept:g}, kept", "at their own rates " + ", ".join(f"α = {a:g} ends {found.verdict(own[a], own[kept])}" for a in own if a != kept)),
+    ("α", f"{kept:g}, kept", "at their own rates " + ", ".join(f"α = {a:g} ends {verdict(own[a], own[kept])}" for a in own if a != kept)),
     ("targets", place, f"{places[place][0]['trainable']:,} numbers against {places[second][0]['trainable']:,} in {second}: "
-     f"{found.verdict(places[place], places[second])}"),
-    ("dropout", f"{p if better(by_p[p], by_p[0.0]) else 0:g}", f"on text that is not read twice p = {p:g} ends {found.verdict(by_p[p], by_p[0.0])}"
+     f"{verdict(places[place], places[second])}"),
+    ("dropout", f"{p if better(by_p[p], by_p[0.0]) else 0:g}", f"on text that is not read twice p = {p:g} ends {verdict(by_p[p], by_p[0.0])}"
      + ("" if better(by_p[p], by_p[0.0]) else ": too little for a knob")),
-    ("batch", f"{size}", f"against {usual}, for the same tokens: {found.verdict(lora_sizes[size], lora_sizes[usual])}; where time is no matter"),
+    ("batch", f"{size}", f"against {usual}, for the same tokens: {verdict(lora_sizes[size], lora_sizes[usual])}; where time is no matter"),
     ("learning rate", f"{rate_of[size]:g} × full's", "at that batch; " + ", ".join(f"{x:g} × in batches of {b}" for b, x in rate_of.items()) + "; then try half and twice"),
 ]
 for knob, value, why in advice:

@@ -57,7 +57,7 @@ def listing(figures: Path) -> str:
         made = "no table yet"
         if path.is_file():
             table = Table.load(path)
-            made = f"{len(table.rows)} rows, {duration(table.seconds)} of one core"
+            made = f"{len(table.rows)} rows, {duration(table.seconds)} of {'all cores' if one.alone else 'one core'}"
         known_as = "".join(f", also {other}" for other, meant in OTHER_NAMES.items() if meant == name)
         hints = [made, *(["--quick"] if one.quick else []), *(f"needs {needed}" for needed in one.needs)]
         lines.append(f"{name}{known_as}\n    {one.question}\n    {'; '.join(hints)}")
@@ -70,6 +70,7 @@ def summary(table: Table) -> str:
     A row's settings are the cells before its first list or its `final`. Of rows with a phase, those of phase "seeds" are read.
     """
     from ..progress import duration
+    from ..studies.catalogue import STUDIES
 
     rows = [row for row in table.where(phase="seeds") or table.rows if row.get("final") is not None]
     keys = []
@@ -89,5 +90,7 @@ def summary(table: Table) -> str:
         + (f" ({min(finals):.4f} to {max(finals):.4f}, {len(finals)} seeds)" if len(finals) > 1 else "")
         for who, finals in groups.items()
     ]
-    head = f"{table.question}\n{len(table.rows)} rows, {duration(table.seconds)} of one core"
+    alone = table.study in STUDIES and STUDIES[table.study].alone
+    cores = "all cores" if alone else "one core"
+    head = f"{table.question}\n{len(table.rows)} rows, {duration(table.seconds)} of {cores}"
     return "\n".join([head, *(["final:", *lines] if lines else [])])
