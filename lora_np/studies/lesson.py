@@ -21,8 +21,8 @@ RULE = f"""The rule is one for all. Each entry stands for an interval:
 - "< 1 %": what is below it;
 - "about" (~) a share of parameters: from 1/{FACTOR} of it to {FACTOR} times it;
 - "about" a share of full fine-tuning's quality: ± {100 * POINTS:g} points;
-- "zero" latency: a token takes 1/{NOISE:.2f} to {NOISE:.2f} times the base's; "slight": up to {SLIGHT:.2f}; "added": {NOISE:.2f}
-  or more.
+- "zero" latency: a token takes at most {NOISE:.2f} times the base's; "slight": at most {SLIGHT:.2f} (what is faster adds nothing either);
+  "added": {NOISE:.2f} or more.
 
 Quality is here the share of full fine-tuning's *gain*, which asks more than a share of its score.
 
@@ -53,11 +53,11 @@ def quality(share: float) -> Said:
     return Said(f"~{100 * share:g} %", share - POINTS, share + POINTS)
 
 
-SMALL, NO_LATENCY = Said("< 1 %", 0.0, 0.01), Said("zero, merged", 1 / NOISE, NOISE)
+SMALL, NO_LATENCY = Said("< 1 %", 0.0, 0.01), Said("zero, merged", 0.0, NOISE)
 LESSON: dict[str, dict[str, Said]] = {
     "lora": {"share": SMALL, "latency": NO_LATENCY, "quality": quality(0.99)},
     "qlora": {"share": SMALL, "latency": NO_LATENCY, "quality": quality(0.98)},
-    "prefix": {"share": about(0.001), "latency": Said("slight", 1 / NOISE, SLIGHT), "quality": quality(0.95)},
+    "prefix": {"share": about(0.001), "latency": Said("slight", 0.0, SLIGHT), "quality": quality(0.95)},
     "houlsby": {"share": about(0.03), "latency": Said("added", NOISE, math.inf), "quality": quality(0.97)},
 }
 CHOSEN = {("houlsby", "share")}  # an adapter is as wide as comes nearest to the lesson's share: methods.HOULSBY_SHARE
