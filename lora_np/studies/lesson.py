@@ -21,8 +21,8 @@ RULE = f"""The rule is one for all. Each entry stands for an interval:
 - "< 1 %": what is below it;
 - "about" (~) a share of parameters: from 1/{FACTOR} of it to {FACTOR} times it;
 - "about" a share of full fine-tuning's quality: ± {100 * POINTS:g} points;
-- "zero" latency: a token takes at most {NOISE:.2f} times the base's; "slight": at most {SLIGHT:.2f} (what is faster adds nothing either);
-  "added": {NOISE:.2f} or more.
+- "zero" latency: a token takes at most {NOISE:.2f} times the base's; "slight": at most {SLIGHT:.2f}; "added": {NOISE:.2f}
+  or more. What is faster adds nothing.
 
 Quality is here the share of full fine-tuning's *gain*, which asks more than a share of its score.
 
