@@ -64,7 +64,7 @@ def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> N
         write_into(Path("README.md"), tables)
     print(findings(tables), flush=True)
     say(8, "notebooks")
-    execute_all(notebooks, notebooks if full else folder / "notebooks")
+    execute_all(notebooks, notebooks if full else folder / "notebooks", at_once=1 if full else workers)
     print(f"\n{time.perf_counter() - started:.0f} s in all. Pictures: {figures}, this run's own: {folder}")
 
 

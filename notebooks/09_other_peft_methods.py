@@ -370,7 +370,7 @@ for name, table in (("tiny", costs), ("SmolLM2-135M", real_costs)):
                 print(f"    {table.settings['labels'][row['method']]:18}{row['token_ratio']:5.2f}×, the prompt {row['prompt_ratio']:.2f}×")
 
 # %% [markdown]
-# A prefix costs something where a prompt is read, on "tiny". A token's time shows nothing of it that is larger than the noise. An adapter's token is slower, most of all on the small model.
+# A prefix costs something where a prompt is read. A token's time shows nothing of it that is larger than the noise. Houlsby adapters make a token slower on "tiny"; on SmolLM2 that is lost in the noise too.
 #
 # ## What they are worth
 #
@@ -469,7 +469,7 @@ Markdown(lesson.lesson_markdown(lesson.beside_ours(real, real_costs)))
 # ## To take with you
 #
 # - One call, one configuration class a method. What trains is counted by a formula that fits in a line.
-# - A change of the weights can be merged, and then costs nothing. An adapter cannot, and is paid for with every token. Nor can a prefix; what its token costs was less here than the noise.
+# - A change of the weights can be merged, and then costs nothing. An adapter cannot, and on a small model each token pays for it. Nor can a prefix; what its token costs was less here than the noise.
 # - Few numbers are not the point of a method unless LoRA of a smaller rank does worse with as many.
 # - Compare at each method's own learning rate, or not at all.
 # - How little is trained says how much is kept in a file. It does not say how much memory or time a step takes, nor how well it learns.
