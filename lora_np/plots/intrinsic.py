@@ -62,12 +62,10 @@ def intrinsic_dimension(table: Table, lora: Table | None = None) -> Figure:
     note(
         ax,
         f"{percent(s['share'])} of the gain",
-        (1, 100 * s["share"]),
-        (-2, -4),
+        (0, 100 * s["share"]),
+        (4, 3),
         INK,
         xycoords=EDGE,
-        ha="right",
-        va="top",
     )
     least = min(row["d"] for row in table.where(phase="seeds", projection="sparse"))
     ax.axvline(s["D"], color=FAINT_INK, lw=1, ls=":")
