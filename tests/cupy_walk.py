@@ -44,6 +44,7 @@ ON_THE_HOST = {
     "peft.bottleneck.BottleneckMethod.add": "an adapter is drawn on the host and then moved",
     "peft.bottleneck.truncated_normal": "an adapter is drawn on the host and then moved",
     "peft.prefix.PrefixMethod.add": "the prefix is drawn on the host and then moved",
+    "peft.folder.is_of_the_base": "what a file holds is on the host, and what it is compared with is brought there",
     "peft.pissa.principal_factors": "singular vectors are found on the host and then moved",
     "peft.pissa.on_the_original": "what a file holds is on the host",
     "peft.vera.VeraMethod.add": "A, B, d and b are drawn on the host and then moved",

@@ -530,10 +530,15 @@ def test_every_axis_that_shows_numbers_says_what_they_are(figures, name):
 
 
 def test_the_titles_of_the_methods_are_their_findings():
-    """lora+ is ahead, and pissa 1 point behind, where the seeds spread by 2."""
+    """lora+ is ahead; pissa is a point behind it with every seed, or, where its best seed is another one, with some."""
     alone, all_ = title(PICTURES["quality_against_parameters, two"]()), title(PICTURES["quality_against_parameters"]())
     assert alone == "LoRA recovers 90 % of full fine-tuning's gain"
-    assert all_ == "2 of 12 methods tie within the seeds' spread, at 93 to 94 % of full's gain"
+    assert all_ == "The best of 12 methods recovers 94 % of full fine-tuning's gain, the last 31 %"
+    mixed = compared()
+    seeds = mixed.where(method="pissa")
+    seeds[0]["recovered"], seeds[-1]["recovered"] = seeds[-1]["recovered"], seeds[0]["recovered"]
+    said = title(plots.quality_against_parameters(mixed))
+    assert said == "2 of 12 methods tie, seed against seed, at 93 to 94 % of full's gain"
     behind = title(PICTURES["methods_learned_and_forgotten, two"]())
     assert behind == "Having learned as much, LoRA has forgotten 0.100, full fine-tuning 0.162"
     ahead = compared(("full", "lora"))
