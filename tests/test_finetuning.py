@@ -13,7 +13,6 @@ from lora_np.studies import comparison_smollm2 as smollm2
 from lora_np.studies import finetuning as study
 from lora_np.studies.finetuning import HABIT, FineTuning, Setting, finetuning
 from lora_np.studies.pretrain import TINY
-from lora_np.studies.table import Table
 
 
 @pytest.fixture
@@ -102,16 +101,14 @@ def test_prose_is_english_in_the_models_own_tokens(run):
 def test_other_methods_stand_beside_the_tables_of_full_and_lora(run, tmp_path):
     """DoRA and Houlsby adapters of the small model; a sweep whose best is at its edge goes on until it is not."""
     table = finetuning(Setting(run, r=2, full_lrs=(1e-3, 3e-3), lora_lrs=(1e-2,), seeds=(0,)))
-    lora = {key: value for key, value in table.where(phase="seeds", method="lora")[0].items() if key != "method"}
-    qlora = Table("q", "?", "", {}, [lora | {"quant_type": "nf4"}, lora | {"quant_type": None}])
     setting = smollm2.Setting({"dora": (1e-4, 1e-3), "houlsby": (1e-3,)}, (0, 1), factor=30, base=run)
-    compared = smollm2.comparison_smollm2(table, qlora, setting, folder=tmp_path / "runs")
+    compared = smollm2.comparison_smollm2(table, setting, folder=tmp_path / "runs")
     for method in ("dora", "houlsby"):
         tried = [row["lr"] for row in compared.where(phase="sweep", method=method)]
         assert min(tried) < compared.where(phase="seeds", method=method)[0]["lr"] < max(tried)
     assert compared.settings["runs"] == len(compared.where(phase="sweep")) + 2
     rows = compared.where(phase="seeds")
-    assert [row["method"] for row in rows] == ["full", "lora", "qlora", "dora", "houlsby", "dora", "houlsby"]
+    assert [row["method"] for row in rows] == ["full", "lora", "dora", "houlsby", "dora", "houlsby"]
     before = table.settings["before"]
     for row in rows:
         assert row["forgotten"] == row["prose"] - before["prose"] and 0 < row["share"] <= 1

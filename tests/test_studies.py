@@ -29,8 +29,7 @@ def small_base(tmp_path):
 def setting(small_base, monkeypatch):
     batch = np.arange(64).reshape(2, 32), np.arange(1, 65).reshape(2, 32)
     monkeypatch.setattr(study, "_unseen", lambda: [batch, (batch[1], batch[0])])
-    for module in (study, runs):
-        monkeypatch.setattr(module, "run_all", serially)
+    monkeypatch.setattr(runs, "run_all", serially)
     return replace(QUICK, base=small_base, steps=3, batch_size=2, eval_every=1, ranks=(1, 4))
 
 
@@ -118,8 +117,10 @@ def test_a_run_that_diverges_is_a_row_without_a_loss_and_never_the_best(setting,
 
 
 def test_what_keeps_lora_back_is_measured_by_training_what_it_leaves_frozen(setting, monkeypatch):
-    rows = study.shortfall(convergence(setting), r=4).rows
-    assert [row["method"] for row in rows] == ["full", "linear", "lora+rest", "lora"]
+    table = study.shortfall(convergence(setting), r=4)
+    assert [row["method"] for row in table.rows] == ["full", "linear", "lora+rest", "lora"] * len(setting.seeds)
+    assert [row["seed"] for row in table.where(method="linear")] == list(setting.seeds)
+    assert table.settings["runs"] >= 2 * (3 + len(setting.seeds) - 1), "each has three rates of its own at least"
     for method, names in {"linear": ("_proj.",), "lora+rest": ("lora_", "embed_tokens", "norm")}.items():
         model = Run(method, 1e-3, 4, "all-linear", base=setting.base).model()
         trained = [name for name, p in model.named_parameters() if p.trainable]

@@ -225,6 +225,5 @@ def _subtitle(table: Table, runs: dict[str, list[dict[str, Any]]]) -> str:
     """Seeds, rates, and what it took."""
     seeds = len(next(iter(runs.values())))
     said = f"each at its own best learning rate; mean and range of {seeds} seeds" if seeds > 1 else "one seed"
-    count, labels = table.settings.get("runs"), table.settings["labels"]
-    said += "".join(f"; {labels[m]} at {labels[other]}'s" for m, other in table.settings.get("borrowed", {}).items())
+    count = table.settings.get("runs")
     return said + (f"; {count} runs, {table.seconds / 60:.0f} minutes" if count else "")

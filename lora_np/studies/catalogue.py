@@ -84,7 +84,7 @@ STUDIES: dict[str, Study] = {
     "comparison_smollm2": Study(
         "What does a real language model learn and forget by each method?",
         comparison_smollm2.comparison_smollm2,
-        needs=("finetuning", "qlora_smollm2"),
+        needs=("finetuning",),
         model="smollm2-135m",
         alone=True,
     ),

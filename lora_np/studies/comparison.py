@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ..pretrained import load_model
 from ..train import Batch, History, evaluate, train
 from .convergence import heldout_batches, recovered, shared, validation_batches
 from .methods import METHODS, R
-from .runs import finished, run_all, sweep, validation
+from .runs import at_their_best
 from .table import Table
 
 # Where each sweep begins, from pilots of 40 steps.
@@ -188,12 +188,8 @@ def comparison(setting: Setting = FULL, workers: int = 2, folder: str | Path | N
     keeps each finished run, so that a study that was stopped goes on.
     """
     given = shared_with_prose(setting.base)
-    tried = sweep(measure, setting.runs(), workers, folder, given, 2.0 if setting.bracket else None)
-    best = {run: min(rows, key=validation) for run, rows in tried.items()}
-    repeats = [replace(run, lr=row["lr"], seed=seed) for seed in setting.seeds[1:] for run, row in best.items()]
-    seeds = finished([*best.values(), *run_all(measure, repeats, workers, folder, "seeds", given)])
-    rates = [row for rows in tried.values() for row in rows]
-    everything = [*rates, *seeds[len(best) :]]
+    factor = 2.0 if setting.bracket else None
+    found = at_their_best(measure, setting.runs(), setting.seeds, workers, folder, given, factor)
     texts = {"base_loss": heldout_batches(), "base_validation": validation_batches(), "base_prose": prose_batches()}
     start = {name: evaluate(load_model(setting.base), batches) for name, batches in texts.items()}
     labels = {name: METHODS[name].label for name in setting.rates}
@@ -201,11 +197,11 @@ def comparison(setting: Setting = FULL, workers: int = 2, folder: str | Path | N
         study="comparison",
         question="What does each method learn, what does it forget, and what does it train for that?",
         command="python -m lora_np study comparison",
-        settings=asdict(setting) | start | {"labels": labels, "runs": len(everything)},
-        rows=[row | {"phase": "sweep"} for row in rates]
+        settings=asdict(setting) | start | {"labels": labels, "runs": len(found.runs)},
+        rows=[row | {"phase": "sweep"} for row in found.rates]
         + [
             row | {"phase": "seeds", "recovered": share, "forgotten": row["prose"][-1] - start["base_prose"]}
-            for row, share in zip(seeds, recovered(seeds, start["base_loss"]), strict=True)
+            for row, share in zip(found.seeds, recovered(found.seeds, start["base_loss"]), strict=True)
         ],
-        seconds=sum(row["seconds"][-1] for row in everything if row["seconds"]),
+        seconds=found.seconds(),
     )

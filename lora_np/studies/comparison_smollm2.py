@@ -1,15 +1,15 @@
-"""The methods on a real language model: SmolLM2-135M learns a voice by a prefix and by adapters, beside full, LoRA and QLoRA.
+"""The methods on a real language model: SmolLM2-135M learns a voice by each of them, beside full fine-tuning and LoRA.
 
-The runs of finetuning.py and qlora.py are read from their tables; the others are trained here on the same records, steps and
-schedule, each at its own best rate of a sweep by factors of three. QLoRA alone is at LoRA's best rate. What else is in METHODS
-can be put into `Setting.rates`: {"dora": (1e-3, 3e-3, 1e-2)}, say.
+The runs of finetuning.py are read from its table; the others are trained here on the same records, steps and schedule. Each is
+at its own best rate of a sweep by factors of three. What else is in METHODS can be put into `Setting.rates`:
+{"pissa": (1e-3, 3e-3, 1e-2)}, say.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from . import finetuning
 from .comparison import trained
 from .finetuning import FineTuning
 from .methods import R, methods
-from .runs import finished, run_all, sweep, validation
+from .runs import at_their_best
 from .table import Table
 
 METHODS = methods(alpha_over_r=2)  # as finetuning.py has it
@@ -46,8 +46,10 @@ class Setting:
 
     rates: Mapping[str, Sequence[float]] = field(
         default_factory=lambda: {
-            "houlsby": (1e-3, 3e-3, 1e-2),
+            "qlora": (1e-3, 3e-3, 1e-2),
+            "dora": (1e-3, 3e-3, 1e-2),
             "prefix": (3e-2, 1e-1, 3e-1),
+            "houlsby": (1e-3, 3e-3, 1e-2),
         }
     )
     seeds: Sequence[int] = (0, 1, 2)
@@ -73,31 +75,22 @@ def measure(run: MethodFineTuning) -> dict[str, Any]:
 
 
 def comparison_smollm2(
-    known: Table, qlora: Table, setting: Setting = FULL, workers: int = 1, folder: str | Path | None = None
+    known: Table, setting: Setting = FULL, workers: int = 1, folder: str | Path | None = None
 ) -> Table:
     """Rows {method, lr, seed, phase, steps, heldout, final, validation, prose, seconds, trainable, share}, in nats a token.
 
-    known and qlora are the tables of `finetuning` and `qlora.on_smollm2`, with the runs of full fine-tuning, LoRA and QLoRA.
-    phase is "sweep" or "seeds", as in `comparison`, and those of "seeds" have `recovered` and `forgotten` too. settings:
-    base_loss and base_prose, of the model untouched; runs, how many were trained here; borrowed, whose rate was not its own:
-    method → the method that it was tuned for. A run has threads of its own, so one worker is meant.
+    known is the table of `finetuning`, with the runs of full fine-tuning and LoRA. phase is "sweep" or "seeds", as in
+    `comparison`, and those of "seeds" have `recovered` and `forgotten` too. settings: base_loss and base_prose, of the model
+    untouched; runs, how many were trained here. A run has threads of its own, so one worker is meant.
     """
     settings = {
         key: getattr(setting.base, key) for key in FineTuning.__dataclass_fields__ if key not in ("method", "lr")
     }
-    runs = {
-        MethodFineTuning(name, 0.0, **settings | {"seed": setting.seeds[0]}): lrs for name, lrs in setting.rates.items()
-    }
+    runs = {MethodFineTuning(name, 0.0, **settings): lrs for name, lrs in setting.rates.items()}
     given = finetuning.shared(setting.base)
-    tried = sweep(measure, runs, workers, folder, given, setting.factor)
-    best = {run: min(rows, key=validation) for run, rows in tried.items()}
-    repeats = [replace(run, lr=row["lr"], seed=seed) for seed in setting.seeds[1:] for run, row in best.items()]
-    ours = finished([*best.values(), *run_all(measure, repeats, workers, folder, "seeds", given)])
-    rates = [row for rows in tried.values() for row in rows]
-    everything = [*rates, *ours[len(best) :]]
-    others = known.where(phase="seeds") + [row | {"method": "qlora"} for row in qlora.where(quant_type="nf4")]
-    sizes = {name: trained(METHODS[name].model(setting.base.base_model(), 0)) for name in ("full", "lora", "qlora")}
-    seeds = [row | sizes[row["method"]] for row in others] + list(ours)
+    ours = at_their_best(measure, runs, setting.seeds, workers, folder, given, setting.factor)
+    sizes = {name: trained(METHODS[name].model(setting.base.base_model(), 0)) for name in ("full", "lora")}
+    seeds = [row | sizes[row["method"]] for row in known.where(phase="seeds")] + ours.seeds
     before = known.settings["before"]
     full = statistics.mean(row["final"] for row in seeds if row["method"] == "full")
     kept = (*KEPT, "trainable", "share")
@@ -112,15 +105,14 @@ def comparison_smollm2(
             "base_prose": before["prose"],
             "r": R,
             "labels": labels,
-            "runs": len(everything),
-            "borrowed": {"qlora": "lora"},
+            "runs": len(ours.runs),
         },
-        rows=[{key: row[key] for key in kept if key in row} | {"phase": "sweep"} for row in rates]
+        rows=[{key: row[key] for key in kept if key in row} | {"phase": "sweep"} for row in ours.rates]
         + [
             {key: row[key] for key in kept if key in row}
             | {"phase": "seeds", "recovered": (before["final"] - row["final"]) / (before["final"] - full)}
             | {"forgotten": row["prose"] - before["prose"]}
             for row in seeds
         ],
-        seconds=sum(row["seconds"][-1] for row in everything if row["seconds"]),
+        seconds=ours.seconds(),
     )

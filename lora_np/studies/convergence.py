@@ -24,7 +24,7 @@ from ..peft import LoraConfig, get_peft_model
 from ..pretrained import load_model
 from ..train import History, evaluate, train
 from ..transformer import Transformer
-from .runs import finished, run_all, sweep, validation
+from .runs import at_their_best
 from .table import Table
 from .workers import Workers
 
@@ -179,14 +179,8 @@ def convergence(
     settings["base_loss"] is where every run starts, base_validation the same on the text that rates are chosen by.
     `folder` keeps each finished run, so that a study that was stopped goes on where it was.
     """
-    given = shared(setting.base)
-    first, *others = setting.seeds
-    methods = {replace(method, seed=first): lrs for method, lrs in setting.methods().items()}
-    tried = sweep(measure, methods, workers, folder, given, 2.0 if setting.bracket else None)
-    best = {method: min(rows, key=validation) for method, rows in tried.items()}
-    repeats = [replace(method, lr=row["lr"], seed=seed) for seed in others for method, row in best.items()]
-    seeds = finished([*best.values(), *run_all(measure, repeats, workers, folder, "seeds", given)])
-    rates = [row for rows in tried.values() for row in rows]
+    given, factor = shared(setting.base), 2.0 if setting.bracket else None
+    found = at_their_best(measure, setting.methods(), setting.seeds, workers, folder, given, factor)
     base_loss, base_validation = (
         evaluate(load_model(setting.base), batches) for batches in (heldout_batches(), validation_batches())
     )
@@ -195,12 +189,12 @@ def convergence(
         question="Does LoRA reach what full fine-tuning reaches?",
         command="python -m lora_np study convergence",
         settings=asdict(setting) | {"base_loss": base_loss, "base_validation": base_validation},
-        rows=[row | {"phase": "sweep"} for row in rates]
+        rows=[row | {"phase": "sweep"} for row in found.rates]
         + [
             row | {"phase": "seeds", "recovered": share}
-            for row, share in zip(seeds, recovered(seeds, base_loss), strict=True)
+            for row, share in zip(found.seeds, recovered(found.seeds, base_loss), strict=True)
         ],
-        seconds=sum(row["seconds"][-1] for row in [*rates, *seeds[len(best) :]] if row["seconds"]),
+        seconds=found.seconds(),
     )
 
 
@@ -213,27 +207,30 @@ def recovered(rows: Sequence[dict[str, Any]], base_loss: float) -> list[float]:
 def shortfall(table: Table, r: int = 16, workers: Workers = 2, folder: str | Path | None = None) -> Table:
     """What keeps LoRA of rank r from full fine-tuning's loss: the rank, or what it leaves frozen?
 
-    Full fine-tuning of the linear layers alone has no low rank, and "lora+rest" no frozen part. Rows {method, r, lr, final,
-    recovered}, first seed, each at its relative's best learning rate.
+    Full fine-tuning of the linear layers alone has no low rank; "lora+rest" trains beside LoRA what it leaves frozen. `table`
+    is that of `convergence`. Rows {method, r, lr, seed, final, recovered}, every seed, each at its own best learning rate.
     """
-    setting, first = table.settings, table.settings["seeds"][0]
-    full, lora = (
-        next(row for row in table.where(phase="seeds", seed=first, **who))
-        for who in ({"method": "full"}, {"method": "lora", "r": r, "target_modules": "all-linear"})
-    )
-    known = {key: full[key] for key in ("max_steps", "batch_size", "eval_every", "base", "seed", "alpha_over_r")}
-    relatives = {"linear": full, "lora+rest": lora}
-    runs = [Run(m, row["lr"], row["r"], row["target_modules"], **known) for m, row in relatives.items()]
-    rows = [full, *run_all(measure, runs, workers, folder, "shortfall", shared(setting["base"])), lora]
-    kept = [{key: row[key] for key in ("method", "r", "lr", "seed", "final")} for row in rows]
-    shares = recovered([full, *rows[1:]], setting["base_loss"])
+    full = table.where(phase="seeds", method="full")
+    lora = table.where(phase="seeds", method="lora", r=r, target_modules="all-linear")
+    seeds = [row["seed"] for row in full]
+    known = {key: full[0][key] for key in ("max_steps", "batch_size", "eval_every", "base", "alpha_over_r")}
+    runs = {
+        Run(name, 0.0, of["r"], of["target_modules"], **known): [of["lr"] / 2, of["lr"], 2 * of["lr"]]
+        for name, of in {"linear": full[0], "lora+rest": lora[0]}.items()
+    }
+    found = at_their_best(measure, runs, seeds, workers, folder, shared(known["base"]))
+    rows = sorted([*full, *found.seeds, *lora], key=lambda row: seeds.index(row["seed"]))
+    kept = ("method", "r", "lr", "seed", "final")
     return Table(
         study="shortfall",
         question=f"What keeps LoRA of rank {r} from full fine-tuning's loss?",
         command="python -m lora_np study shortfall",
-        settings=known | {"base_loss": setting["base_loss"]},
-        rows=[row | {"recovered": share} for row, share in zip(kept, shares, strict=True)],
-        seconds=sum(row["seconds"][-1] for row in rows[1:-1] if row["seconds"]),
+        settings=known | {"base_loss": table.settings["base_loss"], "runs": len(found.runs)},
+        rows=[
+            {key: row[key] for key in kept} | {"recovered": share}
+            for row, share in zip(rows, recovered(rows, table.settings["base_loss"]), strict=True)
+        ],
+        seconds=found.seconds(),
     )
 
 

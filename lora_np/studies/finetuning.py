@@ -24,7 +24,7 @@ from ..peft import LoraConfig, get_peft_model
 from ..pretrained import load_model, load_tokenizer
 from ..train import Batch, History, evaluate, train
 from ..transformer import Transformer
-from .runs import finished, run_all, sweep, validation
+from .runs import at_their_best
 from .step_cost import training_peak
 from .table import Table
 
@@ -151,22 +151,17 @@ def finetuning(
     time: its threads share the cores. `folder` keeps each finished run.
     """
     setting = setting or Setting()
-    first, *others = setting.seeds
-    given = shared(setting.base)
-    full = replace(setting.base, seed=first)
+    full = replace(setting.base, seed=setting.seeds[0])
     lora = replace(full, method="lora", r=setting.r)
-    tried = sweep(measure, {full: setting.full_lrs, lora: setting.lora_lrs}, 1, folder, given, factor=3)
-    best = {method: min(rows, key=validation) for method, rows in tried.items()}
-    repeats = [replace(method, lr=row["lr"], seed=seed) for seed in others for method, row in best.items()]
-    seeds = finished([*best.values(), *run_all(measure, repeats, 1, folder, "seeds", given)])
-    rates = [row for rows in tried.values() for row in rows]
+    lrs = {full: setting.full_lrs, lora: setting.lora_lrs}
+    found = at_their_best(measure, lrs, setting.seeds, 1, folder, shared(setting.base), factor=3)
     return Table(
         study="finetuning",
         question="What does a real language model gain and forget, fully fine-tuned and with LoRA?",
         command="python -m lora_np study finetuning",
         settings=asdict(setting) | {"before": judge(load_model(setting.base.model), setting.base)} | cost([full, lora]),
-        rows=[row | {"phase": "sweep"} for row in rates] + [row | {"phase": "seeds"} for row in seeds],
-        seconds=sum(row["seconds"][-1] for row in [*rates, *seeds[len(best) :]] if row["seconds"]),
+        rows=[row | {"phase": "sweep"} for row in found.rates] + [row | {"phase": "seeds"} for row in found.seeds],
+        seconds=found.seconds(),
     )
 
 

@@ -85,11 +85,11 @@ class Setting:
     """
 
     bases: Sequence[str] = ("tiny", "random")
-    dimensions: Sequence[int] = (1024, 4096, 16384, 65536)
+    dimensions: Sequence[int] = (1024, 4096, 16384, 65536, 262144)
     lrs: tuple[tuple[str, tuple[float, ...]], ...] = (
         ("tiny", (1e-3, 2e-3, 4e-3)),
         # a wide net: from scratch the loss may fall, rise and fall again as the rate grows
-        ("random", (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)),
+        ("random", (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)),
     )
     share: float = 0.9
     resolution: float = 2**0.5

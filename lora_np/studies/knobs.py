@@ -116,8 +116,8 @@ class Setting:
     lora_alpha: float = 32
     ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
     doubled_ranks: Sequence[int] = (1, 16, 64)  # where α = 2r is tried too
-    alphas: Sequence[float] = (4, 32, 256)
-    scaled_ranks: Sequence[int] = (1, 16, 64, 128)
+    alphas: Sequence[float] = (4, 16, 32, 64, 256)
+    scaled_ranks: Sequence[int] = (1, 4, 16, 64, 128)
     modules: Sequence[str] = (*ATTENTION, *MLP, *GROUPS)
     module_r: int = 8
     matched_r: Sequence[int] = (7, 28)  # of the MLP's layers, where others have as many parameters

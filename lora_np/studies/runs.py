@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,41 @@ def sweep(
     if failures:
         raise StudyFailed(label, failures, [row for rows in tried.values() for row in rows], folder)
     return {method: sorted(rows, key=lambda row: row["lr"]) for method, rows in tried.items()}
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What `at_their_best` found. rates: each method at every rate tried, with the first seed; seeds: at its best, with all."""
+
+    rates: list[Row]
+    seeds: list[Row]
+    runs: list[Row]  # each once
+
+    def seconds(self) -> float:
+        """Of training, of all runs together."""
+        return sum(row["seconds"][-1] for row in self.runs if row["seconds"])
+
+
+def at_their_best(
+    measure: Callable[[Any], Row],
+    methods: Mapping[Any, Sequence[float]],
+    seeds: Sequence[int],
+    workers: Workers,
+    folder: str | Path | None,
+    given: str = "",
+    factor: float | None = 2.0,
+) -> Tuned:
+    """`sweep` with the first of `seeds`, then each method's best rate with the others: seed by seed, methods in their order.
+
+    Raises FloatingPointError where a run at a best rate diverged.
+    """
+    first, *others = seeds
+    tried = sweep(measure, {replace(m, seed=first): lrs for m, lrs in methods.items()}, workers, folder, given, factor)
+    best = {method: min(rows, key=validation) for method, rows in tried.items()}
+    repeats = [replace(method, lr=row["lr"], seed=seed) for seed in others for method, row in best.items()]
+    repeated = run_all(measure, repeats, workers, folder, "seeds", given)
+    rates = [row for rows in tried.values() for row in rows]
+    return Tuned(rates, [*finished([*best.values(), *repeated])], [*rates, *repeated])
 
 
 def beyond_the_edge(rows: list[Row], factor: float) -> list[float]:
