@@ -41,6 +41,9 @@ plots.bypass_diagram();
 # | $B$ | (d, r) | takes r up to d features |
 # | $\alpha/r$ | a number | the scaling, called $s$ |
 #
+# Put together it is $x\,(W + \Delta W)^\top$ with $\Delta W = s\,BA$: a change of $W$, as large as $W$, made of few numbers. $BA$ has $d \times k$ entries, but its rank is at most $r$, because every row of it is a mixture of the $r$ rows of $A$.
+# Hence the name, *Lo*w-*R*ank *A*daptation. Why a change of low rank is enough is notebook 04; what $\alpha$ does and why it is divided by $r$ is notebook 06 (in short: $\alpha$ acts like a part of the learning rate, and the division keeps it from growing with the rank).
+#
 # **Predict before you go on.** $W$ is 4096 × 4096, as in a 7B model, and r = 8. How many times fewer numbers does LoRA train
 # than full fine-tuning: about 10, about 50, or about 250? (In the picture coral is all of $W$, which full fine-tuning changes. The cyan slivers are no part of it:
 # $A$ and $B$ are new numbers beside $W$.)
@@ -72,7 +75,7 @@ rng = np.random.default_rng(7)
 n, k, d, r, alpha = 5, 6, 4, 2, 8
 x = rng.standard_normal((n, k))
 W = rng.standard_normal((d, k))
-A = rng.uniform(-1 / np.sqrt(k), 1 / np.sqrt(k), (r, k))  # Kaiming: the fan-in of A is k
+A = rng.uniform(-1 / np.sqrt(k), 1 / np.sqrt(k), (r, k))  # so that xAᵀ is about as large as x, whatever k is (Kaiming He's rule)
 B = rng.standard_normal((d, r))  # it starts at zero; here it has trained for a while
 s = alpha / r
 
@@ -82,6 +85,7 @@ y = frozen + bypass
 
 y_library, cache = ln.ops.lora_linear_forward(x, W, A, B, s)
 print("largest difference from the library:", abs(y - y_library).max())
+print(f"BA is {d} × {k} and of rank {np.linalg.matrix_rank(B @ A)}")
 
 # %% [markdown]
 # The brackets matter. $(xA^\top)B^\top$ costs $n\,r\,(k + d)$ multiplications; $x\,(BA)^\top$ would first build the $d \times k$
@@ -89,7 +93,7 @@ print("largest difference from the library:", abs(y - y_library).max())
 #
 # ## At the start, nothing has changed
 #
-# $B$ starts at zero, so $BA = 0$, and the adapted model computes what the base computes. Not nearly: bit for bit.
+# $B$ starts at zero, so $BA = 0$, and the adapted model computes what the base computes. Not nearly: bit for bit. ($A$ starts random: were it zero too, nothing would ever move. That is Try 3.)
 #
 # The model is "tiny", a language model of a million parameters that has read English prose and writes one byte after the other.
 
@@ -99,7 +103,7 @@ print(ln.ledger.count(base))
 tokens = ln.data.encode("The import statement combines two operations;")[None]
 logits, _ = base.forward(tokens)
 
-config = ln.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+config = ln.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")  # the names that PEFT, the usual library, has; all linear layers but the head
 model = ln.get_peft_model(base, config)
 adapted, _ = model.forward(tokens)
 print("equal bit for bit:", np.array_equal(logits, adapted))
@@ -109,9 +113,9 @@ model.print_trainable_parameters()
 # Nearly a tenth, and not one 256th? The factor is $d / 2r$, and "tiny" is narrow: with $d = 128$ and $r = 8$ it is $128 / 16 = 8$ for a square matrix, and 12 for the
 # largest ones, 384 × 128. In a model with $d = 4096$ it is 256.
 #
-# ## The gradients, in four lines
+# ## The gradients
 #
-# For a loss $L$ write $dy = \partial L / \partial y$. The chain rule gives, with $h = s \cdot x A^\top$:
+# For a loss $L$ write $dy = \partial L / \partial y$. The chain rule gives the following, with $h = s \cdot x A^\top$; notebook 03 derives each, index by index:
 #
 # $$dB = dy^\top h \qquad dh = dy\, B \qquad dA = s \cdot dh^\top x \qquad dx = dy\,W + s \cdot dh\, A$$
 #
@@ -131,7 +135,7 @@ for name, mine, its in zip(("dx", "dA", "dB"), (dx, dA, dB), library, strict=Tru
 
 # %% [markdown]
 # Two pieces of code that agree may be wrong together. The proof is independent: a *complex step* differentiates the forward
-# pass numerically, exact to rounding. All three must agree with it to 1e-12 (how it works: `lora_np/gradcheck.py`).
+# pass numerically, exact to rounding. All three must agree with it to 1e-12 (how it works: notebook 03).
 
 # %%
 print(
@@ -149,7 +153,7 @@ print(
 # $-\ln p$, where $p$ is the probability that the model gave to the byte that really came next; the average over all bytes, in *nats per byte*, is what one reads. ("Nats" because the logarithm is the
 # natural one.) A model that knows nothing gives each of the 256 bytes $p = 1/256$, and its loss is $\ln 256 = 5.5$. Sure and right would be 0.
 #
-# **Predict.** After sixty steps, will the frozen $W$ of the first layer have moved?
+# **Predict.** At the start the adapted model is the base: what is then its loss on code, nearer to 5.5 or to 1, for a model that has read English? And how far will sixty steps bring it?
 
 # %%
 W_before = base.model.layers[0].self_attn.q_proj.base_layer.weight.value.copy()
@@ -187,7 +191,8 @@ print(f"largest relative change of a logit: {change:.1e} (float32)")
 # ## Whole models
 #
 # The same arithmetic over every layer of published models. Each row counts $r\,(d + k)$ for the targeted matrices, exactly as PEFT
-# does (the tests compare).
+# does (the tests compare), as a share of all numbers, the new ones included. Each model has two counts, the two ends of what people choose: $r = 8$ in two matrices of the attention, as in the paper
+# (GPT-2 keeps its three projections in one matrix, `c_attn`), and $r = 16$ in all linear layers.
 
 # %%
 plots.whole_models_chart(parameters.whole_models());
@@ -216,6 +221,6 @@ plots.whole_models_chart(parameters.whole_models());
 #
 # 1. The loss ends *above* where it began. $\alpha$ multiplies what each step adds to $s\,BA$ by ten; with `lr=1e-3` in place of `1e-2` it ends nearly where it did at first.
 # 2. `model.print_trainable_parameters()` says how many. The share of the drop is (first − last) of the new run over (first − last) of the old one: about two thirds, with a fifth of the numbers.
-# 3. Put $A = 0$ and $B = 0$ into the four lines of the gradients: $h = s\,xA^\top = 0$, so $dB = 0$; $dh = dy\,B = 0$, so $dA = 0$. Nothing moves, and after the step it is as it was.
+# 3. Put $A = 0$ and $B = 0$ into the gradients: $h = s\,xA^\top = 0$, so $dB = 0$; $dh = dy\,B = 0$, so $dA = 0$. Nothing moves, and after the step it is as it was.
 #
 # </details>

@@ -14,7 +14,7 @@
 # %% [markdown]
 # # Gradients by hand
 #
-# LoRA never computes the gradient $dW$ of the frozen weight. Its own two gradients are $dW$ all the same, multiplied by its factors:
+# LoRA never computes the gradient $dW$ of the weight that the model computes with, $W + s\,BA$. Its own two gradients are this $dW$ all the same, multiplied by its factors:
 #
 # $$dA \;=\; s\,B^\top dW \qquad\qquad dB \;=\; s\,dW A^\top$$
 #
@@ -31,16 +31,18 @@ from lora_np.studies import layer_gradients
 model, tokens, targets = layer_gradients.example(r=8)  # a small model with LoRA, and text for it
 layers = layer_gradients.both_ways(model, tokens, targets)  # for each linear layer, by its name:
 name = "model.layers.3.mlp.down_proj"
-one = layers[name]  # A, B and s; dA and dB of LoRA; dW of full fine-tuning
+one = layers[name]  # A, B and s; dA and dB of LoRA; dW of full fine-tuning that goes on from the merged weight W + sBA
 
 print("dA = s Bᵀ dW:", np.allclose(one.dA, one.s * one.B.T @ one.dW))
 print("dB = s dW Aᵀ:", np.allclose(one.dB, one.s * one.dW @ one.A.T))
+columns, rows = (np.corrcoef(*(np.linalg.norm(X, axis=axis) for X in pair))[0, 1] for pair, axis in (((one.dW, one.dA), 0), ((one.dW, one.dB), 1)))
+print(f"the columns' lengths in dW and dA correlate by {columns:.2f}, the rows' in dW and dB by {rows:.2f}")
 plots.gradient_shadows(one.dW, one.dA, one.dB, name);
 
 # %% [markdown]
 # Coral is what full fine-tuning computes, cyan what LoRA computes, all three to scale. The single entries look like noise; two things do not. The cyan strips are
-# small. And a dark column of $dW$, an input feature that is large for these tokens, comes back as a dark column of $dA$: $B^\top$ mixes the rows of $dW$ and leaves each
-# column in its place. In the same way $A^\top$ mixes the columns and leaves each row in its place in $dB$.
+# small. And a dark column of $dW$, an input feature that is large for these tokens, comes back as a dark column of $dA$ (the eye finds only the darkest ones, the first correlation has them all): $B^\top$ mixes the
+# rows of $dW$ and leaves each column in its place. In the same way $A^\top$ mixes the columns and leaves each row in its place in $dB$.
 #
 # This notebook derives the two lines, then the backward pass of every layer of a block. Each derivation ends in a few lines of NumPy and is
 # proven on the spot by a derivative that knows nothing of the derivation.
@@ -146,9 +148,9 @@ for name, mine, its in zip(("dx", "dA", "dB"), lora_backward(dy, cache), library
 # bend of $f$ shrinks with the step $h$ (a number, not the bypass's $h$), but it subtracts two numbers that agree in ever more digits, and what is left of them is divided by $h$. There is a better one
 # ([Squire and Trapp 1998](https://doi.org/10.1137/S003614459631241X)). Step off the real axis:
 #
-# $$f(x + ih) = f(x) + ih\,f'(x) - \tfrac{h^2}{2} f''(x) - \dots \qquad\Rightarrow\qquad f'(x) = \frac{\operatorname{Im} f(x + ih)}{h} + O(h^2)$$
+# $$f(x + ih) = f(x) + ih\,f'(x) - \tfrac{h^2}{2} f''(x) - \tfrac{ih^3}{6} f'''(x) + \dots \qquad\Rightarrow\qquad f'(x) = \frac{\operatorname{Im} f(x + ih)}{h} + O(h^2)$$
 #
-# The imaginary part holds the derivative alone. Nothing is subtracted, so $h$ may be as small as one likes.
+# The $h^2$ term is real, so the imaginary part knows nothing of it; what is left in there after the derivative is the $h^3$ term, and over $h$ that is $h^2$. Nothing is subtracted, so $h$ may be as small as one likes.
 #
 # **Predict.** On $f(x) = x / (1 + e^{-x})$, whose derivative everybody can work out: float64 carries about 16 digits. How many of them does the best forward
 # difference get right, and how many the best central difference, $(f(x+h) - f(x-h))/2h$?
@@ -178,9 +180,9 @@ what = "relative error of the derivative of x / (1 + exp(−x)), in float64, the
 plots.step_sizes(steps, step_errors, what);
 
 # %% [markdown]
-# Read the slopes. On the right, where the bend of $f$ dominates, one line falls with $h$ and two with $h^2$. On the left both differences drown in
-# rounding, about $\epsilon/h$ with $\epsilon$ the spacing of float64, until $x + h = x$ and nothing is left (an error of 1). Where the two effects balance, the forward difference gets half of the digits
-# right and the central one two thirds. The complex step never turns up again: from some $h$ on it is exact to rounding. We take $h = 10^{-30}$.
+# Read the slopes. On the right, where the series was cut off, one line falls with $h$ and two, which lie on each other, with $h^2$. On the left both differences drown in
+# rounding, about $\epsilon/h$ with $\epsilon$ the spacing of float64, until $x + h = x$ and nothing is left (an error of 1). The two effects balance for the forward difference where
+# $\epsilon/h = h$, at $h = \sqrt\epsilon \approx 10^{-8}$, which is also the error: half of the digits. For the central one $\epsilon/h = h^2$, so $h = \epsilon^{1/3}$, and the error $\epsilon^{2/3}$ leaves two thirds of them. The complex step never turns up again: from some $h$ on it is exact to rounding. We take $h = 10^{-30}$.
 #
 # ## From one number to a matrix
 #
@@ -197,16 +199,18 @@ def listed(gradients):
 
 
 def errors_of(forward, backward, **inputs):
-    """Each gradient along a random direction, against the complex step: the relative error."""
+    """Each gradient along five random directions, against the complex step: the largest error, to the gradient's length."""
     y, cache = forward(*inputs.values())
     dy = rng.standard_normal(y.shape)
     h, errors = 1e-30, {}
     for (name, X), dX in zip(inputs.items(), listed(backward(dy, cache)), strict=True):
-        v = rng.standard_normal(X.shape)
-        stepped = inputs | {name: X + 1j * h * v}
-        derivative = (dy * forward(*stepped.values())[0]).sum().imag / h  # Im L(X + ihv) / h
-        size = max(np.linalg.norm(dX), abs(derivative)) or 1
-        errors[name] = abs(derivative - (dX * v).sum()) / size
+        errors[name] = 0.0
+        for _ in range(5):
+            v = rng.standard_normal(X.shape)
+            stepped = inputs | {name: X + 1j * h * v}
+            derivative = (dy * forward(*stepped.values())[0]).sum().imag / h  # Im L(X + ihv) / h
+            size = max(np.linalg.norm(dX), abs(derivative)) or 1  # 1 where both are zero, and there is nothing to divide by
+            errors[name] = max(errors[name], abs(derivative - (dX * v).sum()) / size)
     return errors
 
 
@@ -219,7 +223,8 @@ judge("our LoRA layer", errors_of(lora_forward, lora_backward, x=x, A=A, B=B))
 
 # %% [markdown]
 # Below $10^{-12}$ counts as right. In float64 a correct gradient usually lies between $10^{-15}$ and $10^{-17}$, and a wrong formula is seldom wrong by little. The
-# library's `ln.gradcheck` is this function, with its inputs checked and several directions.
+# library's `ln.gradcheck` is this function with its inputs checked. (Why five directions? A $v$ that happens to stand nearly upright on the mistake makes a large mistake look small. An error of 1 means: as
+# large as the gradient itself.)
 #
 # ## A check that cannot fail
 #
@@ -337,7 +342,8 @@ prove("LoRA", lora_forward, lora_backward, forgot_s, library, x=x, A=A, B=B)
 
 # %% [markdown]
 # **Letters.** From here on they are those of each layer, as the literature writes them, and some start afresh: $d$ is how many features the layer gets, $k$ the keys of
-# attention, and $\rho$, in RMSNorm, one over the root of the mean square. Two more signs: $a \circ b$ multiplies entry by entry, and $\delta_{ij}$ is 1 where $i = j$ and 0 elsewhere.
+# attention, and $\rho$, in RMSNorm, one over the root of the mean square. $u$ is a key's index in attention and an input of SwiGLU later; $g$ is $dy \circ w$ in RMSNorm and the gate in SwiGLU; $p$ is a probability,
+# $z$ what softmax is given (in the picture above, what leaves the block), and $do$ the gradient of an output $o$. Two more signs: $a \circ b$ multiplies entry by entry, and $\delta_{ij}$ is 1 where $i = j$ and 0 elsewhere.
 #
 # ## Softmax
 #
@@ -393,12 +399,12 @@ print("correct:", softmax_backward(dp, p).sum(axis=-1).round(15) + 0.0)
 print("mistake:", first_term_only(dp, p).sum(axis=-1).round(3))
 
 # %% [markdown]
-# Zero for the right one: along a direction in which the output does not change, the gradient has nothing. An invariance is a second, free check, and RMSNorm will have one too.
+# Zero for the right one; for the mistake it is $\sum_i dp_i\,p_i$, just the number that was forgotten. Along a direction in which the output does not change, the gradient has nothing. An invariance is a second, free check, and RMSNorm will have one too.
 #
 # ## Attention
 #
 # Each token makes three vectors: a *query* $q$, what it looks for; a *key* $k$, what it can be found by; and a *value* $v$, what it hands over. The scores are the
-# products of a query with all keys, softmax makes shares of them, and the output is the values, mixed in these shares. A token may look back and at itself, never
+# products of a query with all keys, over $\sqrt d$ (a sum of $d$ products of independent numbers grows like $\sqrt d$, and softmax of large scores is all or nothing); softmax makes shares of them, and the output is the values, mixed in these shares. A token may look back and at itself, never
 # ahead, where the answer stands: that is the causal mask, $u \le t$. One head, query $t$, key $u$, feature $c$:
 #
 # $$z_{tu} = \frac{1}{\sqrt d} \sum_c q_{tc}\,k_{uc}\;\;(u \le t), \qquad p = \operatorname{softmax}(z), \qquad o_{tc} = \sum_u p_{tu}\,v_{uc}$$
@@ -520,9 +526,11 @@ print(f"mistake: |cosine| at most {cosine(rho_taken_for_constant(dy, cache)[0]):
 # ## Rotary embedding
 #
 # So far attention cannot tell whether two tokens are neighbours: its scores know what a token is and not where it is. Rotary embedding turns queries and keys before
-# they are multiplied, each by an angle for its position. The product of two turned vectors depends on the *difference* of the angles: on how far apart the tokens are.
+# they are multiplied, each by an angle for its position. Turned by $a$ and by $b$ they have the product $(R_a q) \cdot (R_b k) = q \cdot R_a^\top R_b k = q \cdot R_{b-a} k$, which depends on the *difference* of the angles alone: on how
+# far apart the tokens are.
 #
-# Each pair $(x_c, x_{c+d/2})$ of a query or key is turned by an angle $\varphi$ that grows with its position. As a matrix, and its transpose:
+# Each pair $(x_c, x_{c+d/2})$ of a query or key is turned by an angle $\varphi$ that is its position times a speed of its own, $\theta^{-2c/d}$: from a whole radian a token, for neighbours, down to nearly $1/\theta$, for
+# tokens far apart ($\theta = 10000$ by custom). As a matrix, and its transpose:
 #
 # $$\begin{pmatrix} y_1 \\ y_2 \end{pmatrix} = \begin{pmatrix} \cos\varphi & -\sin\varphi \\ \sin\varphi & \cos\varphi \end{pmatrix} \begin{pmatrix} x_1 \\ x_2 \end{pmatrix}
 # \qquad\qquad
@@ -564,6 +572,10 @@ def library(dy):
 
 judge("turned further, one token", errors_of(rotary_forward, turned_further, q=q[:1]))
 prove("rotary", rotary_forward, rotary_backward, turned_further, library, q=q)
+
+one_q, one_k = np.tile(q[0], (T, 1)), np.tile(key[0], (T, 1))  # the same query and key at every position
+scores = rotary_forward(one_q)[0] @ rotary_forward(one_k)[0].T
+print("the score depends on the distance alone:", all(np.allclose(np.diag(scores, t), scores[0, t]) for t in range(T)))
 
 # %% [markdown]
 # No. A single token stands at position 0, where nothing is turned: again a check at a special point that cannot fail.
@@ -711,7 +723,7 @@ def largest_gradients(when):
 
 
 largest_gradients("at the start")
-ln.train(fresh, [(tokens, targets)], ln.AdamW(lr=1e-2), steps=1)
+ln.train(fresh, [(tokens, targets)], ln.AdamW(lr=1e-2, weight_decay=0.0), steps=1)
 largest_gradients("after one step")
 
 # %% [markdown]

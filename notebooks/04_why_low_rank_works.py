@@ -135,7 +135,8 @@ for r, count in s["lora"].items():
 #   training's were the best, and over the rates the loss has two valleys.) The search takes for granted that more is never less, so that
 #   this $d_{90}$ is a rough one.
 # - At an equal count of trained numbers, directions that are merely random do about as well here as directions with the structure of $BA$
-#   (the last lines). What LoRA's structure buys is something else: it can be computed without ever touching $D$ numbers, and merged.
+#   (the last lines). Mind that the random ones have an advantage: they move the embedding and the norms too, which LoRA leaves frozen (notebook 05 measures what those are worth).
+#   What LoRA's structure buys is something else: it can be computed without ever touching $D$ numbers, and merged.
 #
 # ## What a rank is
 #
@@ -363,18 +364,19 @@ print(f"full fine-tuning's ΔW of {shown['name']}, r = 4: " + ", ".join(f"{key} 
 plots.amplification_chart(compared);
 
 # %% [markdown]
-# The line above is one matrix, and full fine-tuning's change. The picture has LoRA's, of all matrices. Beside the paper's, of one matrix of GPT-3:
+# The line above is one matrix, and full fine-tuning's change. The picture has LoRA's, of all matrices. The paper's numbers are those of a query matrix of GPT-3; ours beside them are the
+# median over the query matrices of all layers and over the seeds:
 
 # %%
 print(f"{'':8}{'W in ΔW over W in random directions':>38}{'GPT-3':>8}{'amplification':>16}{'GPT-3':>8}")
 for r in (4, 64):
-    inside, factor = low_rank.median_inside(compared, r), low_rank.median_factor(compared, r)
+    inside, factor = low_rank.median_inside(compared, r, "q_proj"), low_rank.median_factor(compared, r, "q_proj")
     print(f"r = {r:<4}{inside:38.2f}{low_rank.PAPER_INSIDE[r]:8.1f}{factor:16.2f}{low_rank.PAPER_AMPLIFICATION[r]:8.1f}")
 
 # %% [markdown]
 # What $W$ has in the directions of $\Delta W$ lies far from what it has in its own top ones: LoRA does not repeat the weight, and that is as in the
 # paper. But there these directions were not just any: $W$ had many times as much in them as in random ones, and LoRA amplified "features that
-# were learned but not emphasised". Here it has hardly more than by chance.
+# were learned but not emphasised". Here it has little more than by chance, and the amplification at $r = 4$ is a quarter of theirs.
 #
 # The amplification falls with the rank, as the paper's does, because more directions of $W$ are counted in; at $r = 64$ they are half
 # of all that this small $W$ has, and $\Delta W$ is smaller than what lies there.

@@ -16,7 +16,8 @@
 #
 # "tiny" has read English; it is now specialised in Python code. Full fine-tuning trains every number. LoRA trains fewer, at ranks from 1 to
 # 64, in the attention layers only or in all linear layers. Every method runs at its own best learning rate, found by a sweep, and is judged
-# on code that nobody trained on. (The rate is chosen with the first seed, on other held-out code than the comparison reads.)
+# on code that nobody trained on. (The rate is chosen with the first seed, on other held-out code than the comparison reads.) All else is the same for all: 200 steps of 8 × 128 bytes,
+# AdamW, a rate that warms up over ten steps and then falls to zero along a cosine, and $\alpha = 8r$.
 
 # %%
 import statistics
@@ -24,6 +25,7 @@ import statistics
 import lora_np as ln
 from lora_np import plots
 from lora_np.studies.convergence import TARGETS, Run, measure
+from lora_np.studies.paired import verdict
 from lora_np.studies.step_cost import timed_alike
 from lora_np.studies.table import Table
 
@@ -39,7 +41,10 @@ plots.recovered_gain(table, short);
 # $$\frac{L_\text{base} - L_\text{method}}{L_\text{base} - L_\text{full}}$$
 #
 # of it: 0 % has learned nothing, 100 % is as good as full fine-tuning. Mind the highest rank: on a model only 128 wide, r = 64 trains most of the
-# numbers that full fine-tuning trains, and saves nothing any more (the last table but one has the counts).
+# numbers that full fine-tuning trains, and saves nothing any more (the counts stand under "What a step costs").
+#
+# The dotted line is the whole study once more with a quarter of the steps, at ranks 1, 8 and 16 only, each share taken of what full fine-tuning gains in as few. It says whether the answer
+# depends on how long one trains: it hardly does here.
 #
 # ## How they get there
 #
@@ -49,6 +54,9 @@ plots.recovered_gain(table, short);
 plots.loss_curves(table);
 
 # %% [markdown]
+# Lower ranks are slower from the start and stay so; r = 64 in all linear layers keeps up with full fine-tuning. So it is not the zero $B$: that costs $A$ its gradient for one step (notebook 03), and all
+# ranks the same. It is how much the rank can follow. And do not read the flat ends as "nothing more to learn": the curves flatten because the rate goes to zero.
+#
 # The same over seconds of training, because a step does not cost the same for all. The seconds are steps times each method's cost of a step,
 # all timed in turns in one run, so that a busy machine disturbs all about equally (a higher rank cannot really be cheaper than a lower one, so
 # their disorder shows the noise):
@@ -69,7 +77,7 @@ plots.learning_rates(table);
 # A comparison at one learning rate for all would have been decided by the choice of that rate. How far apart the best rates are depends on the
 # scaling $s = \alpha / r$: the bypass moves by $s$ times what $B$ moves, so a larger $s$ needs a smaller rate. [Schulman et al.
 # (2025)](https://thinkingmachines.ai/blog/lora/) fix $\alpha$ and find LoRA's best rate about ten times full fine-tuning's at every rank. Here
-# $\alpha = 8r$, the same $s$ at every rank, and more directions add up in $BA$ as $r$ grows:
+# $\alpha = 8r$, the same $s$ at every rank, and one step changes an entry of $s\,BA$ by a sum of $r$ terms. The more terms, the smaller the rate:
 
 # %%
 best = {}
@@ -80,9 +88,12 @@ for (method, target, r), lr in best.items():
     print(f"{method:5} {target or '':11} r = {r!s:5} best lr {lr:<7g} {lr / full_lr:g}× full's")
 
 # %% [markdown]
+# Read these as octaves and not as numbers: the rates tried are a factor of two apart, with one seed, and some valleys are flat (attention at r = 2 in the picture: its three best rates end within 0.003
+# of each other). Such a choice can also look odd elsewhere: chosen by its end alone, the highest of the three makes the slow start of that rank's curve above.
+#
 # ## Do it yourself
 #
-# A short run of each, the settings as in the study but sixty steps: full fine-tuning, then LoRA at r = 8.
+# A short run of each, the settings as in the study but sixty steps: full fine-tuning, then LoRA at r = 8. **Predict.** Where will the sixty steps end: where the 200 above are at step 60, above, or below?
 
 # %%
 steps, rows = 60, []
@@ -91,17 +102,23 @@ for run in (Run("full", lr=full_lr), Run("lora", lr=best["lora", "all-linear", 8
     rows.append(measure(short))
     trainable = ln.ledger.count(short.model()).trainable
     losses = " → ".join(f"{loss:.3f}" for loss in rows[-1]["heldout"])
-    print(f"{short.method:5} {trainable:9,} trained   {losses}   {rows[-1]['seconds'][-1] / steps:.3f} s a step")
+    (longer,) = table.where(phase="seeds", method=run.method, seed=0, r=run.r, target_modules=run.target_modules)
+    at_60 = longer["heldout"][longer["steps"].index(60)]
+    print(f"{short.method:5} {trainable:9,} trained   {losses}   (of the 200 steps, after 60: {at_60:.3f}, at the end {longer['final']:.3f})")
 
 # %%
 mine = Table("mine", "A short run of each", "this notebook", {"base_loss": rows[0]["heldout"][0]}, rows)
 plots.loss_curves(mine);
 
 # %% [markdown]
+# Sixty steps whose rate falls to zero end no higher than 200 are at step 60, when their rate is still high, and far above where those end. A curve that has gone flat says that its schedule is over, not
+# that the model has converged.
+#
 # ## What keeps LoRA back?
 #
 # Two suspects: the rank, and what LoRA leaves frozen (the embedding, which is the head too, and the norms). Full fine-tuning of the linear
-# layers alone has no low rank; LoRA with the rest trained beside it has nothing frozen. **Predict** which of the two comes closer.
+# layers alone has no low rank. LoRA with the rest trained beside it leaves nothing without training: $W$ moves by $BA$, all else directly. **Predict** which of the two comes closer. Each has its own best rate
+# and three seeds again, and is compared with the run above it seed by seed.
 
 # %%
 shortfall = Table.load("../figures/data/shortfall.json")
@@ -111,9 +128,12 @@ names = {
     "lora+rest": "LoRA, embedding and norms trained too",
     "lora": "LoRA",
 }
-for row in shortfall.rows:
-    rank = f", r = {row['r']}" if row["r"] else ""
-    print(f"{names[row['method']] + rank:46} held-out {row['final']:.4f}   {100 * row['recovered']:5.1f} % of the gain")
+print(f"{shortfall.settings['runs']} runs, `{shortfall.command}`")
+for above, method in zip([None, *names], names):
+    rows = shortfall.where(method=method)
+    rank, shares = f", r = {rows[0]['r']}" if rows[0]["r"] else "", [100 * row["recovered"] for row in rows]
+    found = f"{statistics.mean(shares):5.1f} % of the gain ({min(shares):.1f} to {max(shares):.1f})"
+    print(f"{names[method] + rank:46} best lr {rows[0]['lr']:<7g}{found}" + (f"   {verdict(rows, shortfall.where(method=above))}" if above else ""))
 
 # %% [markdown]
 # ## What a step costs
@@ -121,6 +141,8 @@ for row in shortfall.rows:
 # `python -m lora_np bench` times a step of each side by side and measures the peak of its memory. LoRA computes no $dW$ and keeps no
 # optimizer state for the frozen weights; in exchange it multiplies by $A$ and $B$. On a model this small the activations are most of the memory,
 # and $r$ is not small beside $d$ = 128.
+#
+# **Predict.** Notebook 03 counted: at r = 8 LoRA's products in the linear layers are three quarters of full fine-tuning's. Is its step three quarters as long?
 
 # %%
 for row in cost.rows:
@@ -128,6 +150,9 @@ for row in cost.rows:
     print(f"{name:24} {row['trainable']:9,} trained   {row['seconds']:.3f} s a step   peak {row['peak_bytes'] / 1e6:.0f} MB")
 
 # %% [markdown]
+# No. The products are half of a step's time or less on so narrow a model; softmax, norms and activations cost both the same, and thin products with $A$ and $B$ run at a fraction of the speed of
+# wide ones. On SmolLM2 (notebook 10) the step is far shorter than full fine-tuning's. Differences of a few percent between ranks are the noise.
+#
 # ## The numbers
 
 # %%
@@ -144,9 +169,24 @@ n = len(table.settings["seeds"])
 print("share of full fine-tuning's gain in %," + (f" {n} seeds, ± half their range" if n > 1 else " one seed"))
 
 # %% [markdown]
+# ## To take with you
+#
+# - LoRA with all linear layers comes near full fine-tuning and, here, not all the way; the rank decides how near. The same rank in the attention layers alone stays far behind.
+# - Two things hold it back, the rank and what stays frozen, and both can be measured apart.
+# - Each method needs its own learning rate. A comparison at one rate compares the choice of the rate.
+# - A flat end is the schedule's, not the model's.
+#
 # ## Try
 #
-# 1. Attention-only at r = 64 has about as many parameters as all-linear at which rank? Which does better, and what does that say about where to
-#    put them?
+# 1. Attention-only at r = 64 trains 286,720 numbers. From which rank on do *all linear layers* do as well, and with how many numbers? What does that say about where to put them?
 # 2. Set `steps` to 20 or 400 in your own run. Does the order of the methods change?
-# 3. Train on the *prose* again and watch the code: which method forgets faster?
+# 3. What has your LoRA run forgotten? `fine_tune(short)` of `lora_np.studies.convergence` returns the model, and `evaluate` of `lora_np.train` its loss on the prose of `lora_np.studies.comparison.prose_batches()`.
+#    Compare it with full fine-tuning's, and both with the base's.
+#
+# <details><summary>Hints</summary>
+#
+# 1. Read it off the last table: the first rank of the lower row that reaches 84.6 %. Its count stands under "What a step costs".
+# 2. With 20 steps the rate has hardly warmed up when it must fall. Choose a rate for each length, or you compare schedules.
+# 3. `model, _ = fine_tune(short)` and `evaluate(model, prose_batches())`, once for each `Run`. Notebook 09 has the answer for all methods, as paths.
+#
+# </details>

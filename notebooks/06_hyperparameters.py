@@ -144,8 +144,8 @@ for a, runs in found.groups(found.seeds(tables["alpha"]), "lora_alpha").items():
 # So "how many times full fine-tuning's" is a property of $\alpha$, and without the $\alpha$ the question has no answer.
 #
 # The left panel says whether $\alpha$ is more than another learning rate. The right one says which: if only $B$ moved, $\Delta W = s\,B A$ would go as $\alpha \cdot \eta$; if both factors
-# move far from where they began, as $\alpha \cdot \eta^2$. (Dashed: the best rate if one of the two products stayed the same. The power between them rests on three $\alpha$'s and rates a
-# factor of two apart.)
+# move far from where they began, as $\alpha \cdot \eta^2$. (Dashed: the best rate if one of the two products stayed the same. The power between them rests on rates a factor of
+# two apart, chosen with one seed.)
 #
 # There is an exact law behind it. Adam's step does not depend on the gradient's scale. So
 #

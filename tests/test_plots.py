@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 import warnings
+from pathlib import Path
 
 import matplotlib
 
@@ -20,10 +22,11 @@ from matplotlib.text import Text
 from mpl_toolkits.mplot3d import proj3d
 from mpl_toolkits.mplot3d.art3d import Text3D
 
-from lora_np import plots
+from lora_np import pictures, plots
 from lora_np.plots import spectra as plots_spectra
 from lora_np.plots import style
 from lora_np.studies import memory
+from lora_np.studies.catalogue import STUDIES
 from lora_np.studies.table import Table
 
 # --------------------------------------------------------------------------------------------------- small tables
@@ -527,6 +530,21 @@ def test_every_axis_that_shows_numbers_says_what_they_are(figures, name):
         )
         named = ax.get_ylabel() or ax.get_title(loc="left") or shares_its_label
         assert named or not has_numbers, f"{name}: a y axis with numbers and no label"
+
+
+def test_every_picture_of_a_study_says_how_many_runs_it_shows_and_what_they_took(monkeypatch):
+    """The committed ones. Seconds of one core, or of the machine where a study is alone on it."""
+    data = Path(__file__).parents[1] / "figures" / "data"
+    tables = {name: Table.load(data / f"{name}.json") for name in (*STUDIES, "step_cost") if name != "shortfall"}
+    second_lines = {}
+    monkeypatch.setattr(
+        plots, "save", lambda figure, folder, name: second_lines.update({name: figure.texts[1].get_text()})
+    )
+    drawn = pictures.draw(tables, Path("nowhere"), changed=STUDIES)
+    assert len(drawn) > 20
+    silent = {"before_after"}  # what a model says, and no curve
+    said = {name: re.search(r"\d+ runs?, [\d,]+ (minutes|s)\b", line) for name, line in second_lines.items()}
+    assert {name for name, found in said.items() if not found} == silent
 
 
 def test_the_titles_of_the_methods_are_their_findings():

@@ -199,7 +199,7 @@ def test_the_claims_say_what_the_committed_tables_say():
     ranks = [row["rank90"] for row in tables["spectra"].where(model="tiny", method="full")]
     assert f"tiny: it cannot be, {np.median(ranks):g} directions" in said and "SmolLM2-135M: yes, " in said
     of_q = tables["subspaces"].where(kind="amplification", r=4, module="q_proj")
-    assert f"r = 4 yes, {np.median([row['factor'] for row in of_q]):.2g}× (GPT-3 22×)" in said and "r = 64 no, " in said
+    assert f"r = 4 no, {np.median([row['factor'] for row in of_q]):.2g}× (GPT-3 22×)" in said and "r = 64 no, " in said
     inside = np.median([row["in_delta"] / row["in_random"] for row in of_q])
     assert f"{inside:.2g}× what it has in random ones (GPT-3 16×)" in said
     measured = tables["intrinsic_dimension"].settings
@@ -240,3 +240,10 @@ def test_what_is_said_of_d90_is_what_the_table_says(fine, scratch, few, fewer):
     assert claims_on_low_rank.on_dimension(dimensions(fine, scratch, dip=0.1))[2][2].endswith(
         "from scratch d = 20 gained less than a smaller one: its d90 is a rough one"
     )
+
+
+def test_an_amplification_is_as_the_papers_within_a_factor_of_two_where_w_has_more_than_chance():
+    """Of GPT-3: 22× at r = 4 in directions in which W has 16 times what it has in random ones."""
+    assert claims_on_low_rank.as_in_the_paper(4, 15.0, 10.0)
+    assert not claims_on_low_rank.as_in_the_paper(4, 5.6, 10.0), "a quarter of it"
+    assert not claims_on_low_rank.as_in_the_paper(4, 15.0, 1.5), "no more of W than in random directions"

@@ -23,6 +23,8 @@ from lora_np.plots.style import (
     note,
     percent,
     picture,
+    runs_and_time,
+    semicolons,
 )
 from lora_np.studies.table import Table
 
@@ -33,8 +35,7 @@ COLUMNS = "phase method r seed strings trained offered memorised"
 def _measured(table: Table) -> str:
     """The second half of a subtitle: how much was run for the table."""
     seeds = len({row["seed"] for row in table.where(phase="seeds")})
-    steps = table.settings["run"]["max_steps"]
-    return f"{table.settings['runs']} runs of up to {steps:,} steps, {seeds} seeds, {table.seconds:,.0f} seconds of one core"
+    return semicolons(f"{seeds} seeds, up to {table.settings['run']['max_steps']:,} steps", runs_and_time(table))
 
 
 def _methods(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str, list[dict[str, Any]]]]:

@@ -10,7 +10,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from lora_np.plots.methods import COLOURS
-from lora_np.plots.style import FROZEN, LORA, PAPER, axes_at, for_text, new_figure, note, percent, picture, spread
+from lora_np.plots.style import (
+    FROZEN,
+    LORA,
+    PAPER,
+    axes_at,
+    for_text,
+    new_figure,
+    note,
+    percent,
+    picture,
+    runs_and_time,
+    semicolons,
+    spread,
+)
 from lora_np.studies.paired import forgotten_when, paired
 from lora_np.studies.table import Table
 
@@ -224,6 +237,5 @@ def _title(runs: dict[str, list[dict[str, Any]]], labels: dict[str, str]) -> str
 def _subtitle(table: Table, runs: dict[str, list[dict[str, Any]]]) -> str:
     """Seeds, rates, and what it took."""
     seeds = len(next(iter(runs.values())))
-    said = f"each at its own best learning rate; mean and range of {seeds} seeds" if seeds > 1 else "one seed"
-    count = table.settings.get("runs")
-    return said + (f"; {count} runs, {table.seconds / 60:.0f} minutes" if count else "")
+    rates = f"each at its own best learning rate; mean and range of {seeds} seeds" if seeds > 1 else "one seed"
+    return semicolons(rates, runs_and_time(table))

@@ -25,6 +25,8 @@ from lora_np.plots.style import (
     picture,
     rank_axis,
     rank_shades,
+    runs_and_time,
+    semicolons,
 )
 from lora_np.studies.table import Table
 
@@ -55,7 +57,9 @@ def loss_curves(table: Table, x: str = "step") -> Figure:
         9,
         4.9,
         "LoRA against full fine-tuning" + (", each at its own best learning rate" if _was_swept(table) else ""),
-        f"mean over {seeds} seeds; the band is their range" if seeds > 1 else "one seed",
+        semicolons(
+            f"mean over {seeds} seeds, the band is their range" if seeds > 1 else "one seed", runs_and_time(table)
+        ),
     )
     column = 9 / len(panels)
     lowest = min(min(row["heldout"]) for row in rows)
@@ -144,7 +148,7 @@ def recovered_gain(table: Table, short: Table | None = None, wanted: float = 0.9
     seeds = len({row["seed"] for row in rows})
     subtitle = f"mean and range of {seeds} seeds" if seeds > 1 else "one seed"
     subtitle += ", each method at its own best rate" if _was_swept(table) else ""
-    figure = new_figure(9, 4.5, _gain_title(shares, wanted), subtitle)
+    figure = new_figure(9, 4.5, _gain_title(shares, wanted), semicolons(subtitle, runs_and_time(table)))
     ax = axes_at(figure, 0.85, 0.7, 5.9 if short else 6.3, 2.85)
     ax.axhspan(own.min(), own.max(), color=FULL, alpha=0.18, lw=0)
     ax.axhline(100, color=FULL, lw=2.4)
@@ -195,20 +199,21 @@ def _gain_title(shares: dict[str, dict[int, np.ndarray]], wanted: float) -> str:
 # ------------------------------------------------------------------------------------------------- the rates tried
 
 
-@picture("method r target_modules lr validation", settings="base_validation")
+@picture("method r target_modules lr validation")
 def learning_rates(table: Table) -> Figure:
     """The loss that the rates are chosen by against the learning rate, for each method; a ring marks each one's best.
 
-    One panel a kind of target modules, full fine-tuning (coral) in each. A run that diverged, or that ended above the
-    base, is a triangle at the upper edge. Table: rows {method, r, target_modules, lr, validation, phase: "sweep"} (all
-    rows where none has a phase); settings {base_validation}.
+    One panel a kind of target modules, full fine-tuning (coral) in each. A run that diverged, or that ended far above the others'
+    best, is a triangle at the upper edge. Table: rows {method, r, target_modules, lr, validation, phase: "sweep"} (all rows where
+    none has a phase).
     """
     rows = [row for row in table.rows if row.get("phase", "sweep") == "sweep"]
-    base = table.settings["base_validation"]
-    losses = [_loss(row) for row in rows if _loss(row) <= base]
-    lowest = min(losses, default=base - 1)
-    span = base - lowest
-    ceiling = base + 0.06 * span
+    panels = _panels(rows)
+    groups = {target: _groups(rows, target) for target in panels}
+    bests = [min(map(_loss, runs)) for each in groups.values() for _, runs in each.values()]
+    lowest, highest = min(bests), max(filter(math.isfinite, map(_loss, rows)), default=1.0)
+    ceiling = min(highest, max(bests) + 0.4 * (max(bests) - lowest)) if max(bests) > lowest else highest
+    span = max(ceiling - lowest, 1e-3)
     off_scale = any(_loss(row) > ceiling for row in rows)
     figure = new_figure(
         9,
@@ -216,17 +221,19 @@ def learning_rates(table: Table) -> Figure:
         "Each method at several learning rates; the comparison takes its best"
         if _was_swept(table)
         else "One rate each",
-        "a ring marks the best, and the label gives it" + ("; triangles ended above the base" if off_scale else ""),
+        semicolons(
+            "one seed; a ring marks the best, and the label gives it",
+            "triangles ended above the frame" if off_scale else "",
+            runs_and_time(table),
+        ),
     )
-    panels = _panels(rows)
     column = 9 / len(panels)
     for place, target in enumerate(panels):
         ax = axes_at(figure, 0.75 + place * column * 0.97, 0.65, column - 2.0, 3.0)
         ax.set_xscale("log")
         ax.set_xlim(min(row["lr"] for row in rows) / 1.4, max(row["lr"] for row in rows) * 1.4)
-        ax.set_ylim(lowest - 0.07 * span, base + 0.13 * span)
-        ax.axhline(base, color=FROZEN, lw=2, zorder=1.5)
-        _sweeps(ax, _groups(rows, target), ceiling)
+        ax.set_ylim(lowest - 0.07 * span, ceiling + 0.07 * span)
+        _sweeps(ax, groups[target], ceiling)
         ax.set_title(TARGETS.get(target, target))
         ax.set_xlabel("learning rate")
         if place == 0:

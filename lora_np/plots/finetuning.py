@@ -20,6 +20,8 @@ from lora_np.plots.style import (
     label_lines,
     new_figure,
     picture,
+    runs_and_time,
+    semicolons,
 )
 from lora_np.studies.paired import paired
 from lora_np.studies.table import Table
@@ -80,8 +82,8 @@ def learned_and_forgotten(table: Table) -> Figure:
     seeds = max(len(rows) for _, rows in groups.values())
     before = table.settings["before"]
     how = f"mean and range of {seeds} seeds, right each seed" if seeds > 1 else "one seed"
-    subtitle = f"SmolLM2-135M, each method at its own best learning rate; {how}"
-    figure = new_figure(9, 4.8, _finding(table), subtitle)
+    subtitle = f"SmolLM2-135M, each at its own best rate; {how}"
+    figure = new_figure(9, 4.8, _finding(table), semicolons(subtitle, runs_and_time(table)))
     ax = axes_at(figure, 0.75, 0.85, 3.15, 2.75)
     ends, labels, colours = [], [], []
     for label, (colour, rows) in groups.items():

@@ -216,7 +216,7 @@ def step_sizes(h: Sequence[float], errors: Mapping[str, Sequence[float]], subtit
         best = int(np.argmin(shown))
         least = f"at best {values[best]:.0e}, at h = {h[best]:.0e}"
         if values[best] <= 2 * spacing:
-            least = f"to rounding, for all h below {h[np.flatnonzero(shown > 20 * spacing)[0]]:.0e}"
+            least = f"to rounding, for all h below {h[np.flatnonzero(shown > 4 * spacing)[0]]:.0e}"
         place, align = LABELS[method]
         note(ax, method, place, (0, 1), STEPS[method]["color"], ha=align, fontweight="bold", path_effects=HALO)
         note(ax, least, place, (0, -3), STEPS[method]["color"], ha=align, va="top", fontsize=9, path_effects=HALO)

@@ -26,6 +26,8 @@ from lora_np.plots.style import (
     new_figure,
     note,
     picture,
+    runs_and_time,
+    semicolons,
     short_count,
 )
 from lora_np.studies.table import Table
@@ -40,8 +42,7 @@ GROUP_COLOURS = {"attention": LORA_LIGHT, "MLP": LORA, "all-linear": LORA_DARK}
 def took(table: Table) -> str:
     """How much was run: for the second line of a picture."""
     seeds = len(table.settings["seeds"])
-    many = f"mean and range of {seeds} seeds; " if seeds > 1 else ""
-    return f"{many}{table.settings['runs']} runs, {table.seconds:,.0f} s of one worker"
+    return semicolons(f"mean and range of {seeds} seeds" if seeds > 1 else "", runs_and_time(table))
 
 
 def finals(rows: Rows, key: str) -> dict[Any, np.ndarray]:

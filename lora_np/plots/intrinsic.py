@@ -22,6 +22,8 @@ from lora_np.plots.style import (
     note,
     percent,
     picture,
+    runs_and_time,
+    semicolons,
 )
 from lora_np.studies.table import Table
 
@@ -42,8 +44,8 @@ def intrinsic_dimension(table: Table, lora: Table | None = None) -> Figure:
         9,
         4.7,
         f"For {wanted} of the gain: {', '.join(said)} of the numbers" if said else f"Nothing tried reaches {wanted}",
-        f"only d numbers z train, θ = θ₀ + P z with P random; every d at its own best rate, points are seeds\n"
-        f"{s['runs']} runs of {s['steps']} steps, {table.seconds / 60:.0f} minutes of one core",
+        "only d numbers z train, θ = θ₀ + P z with P random; every d at its own best rate, points are seeds\n"
+        + semicolons(f"{s['steps']} steps a run", runs_and_time(table)),
     )
     ax = axes_at(figure, 0.85, 0.7, 7.9, 2.9)
     ax.set_xscale("log")

@@ -30,6 +30,7 @@ from lora_np.plots.style import (
     percent,
     picture,
     rank_axis,
+    runs_and_time,
 )
 from lora_np.studies.table import Table
 
@@ -236,9 +237,11 @@ def qlora_losses(table: Table, *others: Table) -> Figure:
     said = " and ".join(f"{100 * gap:.1f} %".replace("-", "−") for gap in gaps)
     figure = new_figure(
         9,
-        4.3,
+        4.5,
         f"Over four bits LoRA's loss ends {said} above that over float32",
-        "held-out loss; full, LoRA over float32; dashed, over NF4 with double quantisation (QLoRA); grey, the base untrained",
+        "held-out loss; full, LoRA over float32; dashed, over NF4 with double quantisation (QLoRA); grey, the base untrained\n"
+        "the runs of QLoRA, left and right: "
+        + " and ".join(runs_and_time(t, [row for row in t.rows if row["quant_type"]]) for t in tables),
     )
     wide = 5.4 if len(tables) == 1 else 2.4
     for i, one in enumerate(tables):

@@ -9,7 +9,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lora_np.plots.style import FULL, HALO, INK, LORA, axes_at, for_text, new_figure, note, picture, rank_axis
+from lora_np.plots.style import (
+    FULL,
+    HALO,
+    INK,
+    LORA,
+    axes_at,
+    for_text,
+    new_figure,
+    note,
+    picture,
+    rank_axis,
+    runs_and_time,
+    semicolons,
+)
 from lora_np.studies.table import Table
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -37,7 +50,7 @@ def rank_by_layer(table: Table) -> Figure:
         5.2,
         title,
         "a dot a layer, the first at the top; ink: a random matrix of the shape, and full's count as a share of its\n"
-        f"{table.settings['runs']} runs, {table.seconds / 60:.0f} minutes; medians of the matrices in the title",
+        + semicolons("medians of the matrices in the title", runs_and_time(table)),
     )
     wide = 3.6 if len(models) > 1 else 7.7
     for i, model in enumerate(models):

@@ -25,6 +25,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from lora_np.studies.table import Table
 
+RUN = ("method", "quant_type", "r", "target_modules", "lr", "seed")  # what tells one training run from another
 FROZEN = "#9ca4ad"
 LORA = "#00809c"
 FULL = "#f4694f"
@@ -209,6 +210,24 @@ def percent(share: float) -> str:
     value = 100 * share
     digits = 0 if value == 0 else min(3, max(0, 1 - math.floor(math.log10(abs(value)))))
     return f"{value:.{digits}f} %".replace("-", "−")
+
+
+def semicolons(*parts: str) -> str:
+    """The parts of a picture's second line that are not empty, a semicolon between two."""
+    return "; ".join(part for part in parts if part)
+
+
+def runs_and_time(table: Table, rows: Sequence[dict[str, Any]] | None = None) -> str:
+    """What a table took: "90 runs, 37 minutes", which would be those of one core or machine; "" where it does not say.
+
+    The runs are settings["runs"], or else the different ones among its rows (or among `rows`, where others are not its own).
+    """
+    if not table.seconds:
+        return ""
+    different = {tuple(str(row.get(key)) for key in RUN) for row in (table.rows if rows is None else rows)}
+    count = table.settings.get("runs", len(different))
+    time = f"{table.seconds / 60:,.0f} minutes" if table.seconds >= 90 else f"{table.seconds:.0f} s"
+    return f"{count} run{'s' if count > 1 else ''}, {time}"
 
 
 def short_count(number: float) -> str:

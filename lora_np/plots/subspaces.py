@@ -23,6 +23,8 @@ from lora_np.plots.style import (
     note,
     percent,
     picture,
+    runs_and_time,
+    semicolons,
 )
 from lora_np.studies.table import Table
 
@@ -50,7 +52,8 @@ def similarity_maps(table: Table, module: str = "q_proj") -> Figure:
         5.15,
         f"Two runs share {shared['B']} of B's directions, {shared['A']} of A's",
         f"φ(i, j) of the top i and the top j directions of two runs with different seeds: {module}, layer {rows[0]['layer']}, "
-        f"d = {rows[0]['d']}\n"
+        + semicolons(f"d = {rows[0]['d']}", runs_and_time(table))
+        + "\n"
         f"in the title φ({least}, {least}), upper and lower row, medians over {len(of_pairs['A'][0])} pairs of layers and runs; by "
         f"chance {percent(least / rows[0]['d'])}",
     )
@@ -111,7 +114,7 @@ def amplification_chart(table: Table) -> Figure:
         9,
         4.4,
         f"W has in ΔW's directions {held} what random ones hold",
-        "‖Uᵀ W V‖ with U, V the top r directions of LoRA's ΔW or of W itself\n"
+        semicolons("‖Uᵀ W V‖ with U, V the top r directions of LoRA's ΔW or of W itself", runs_and_time(table)) + "\n"
         "a point: the mean over layers and seeds, hairlines: all of them; in the title: the median over all matrices",
     )
     for i, r in enumerate(ranks):

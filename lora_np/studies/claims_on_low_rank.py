@@ -132,8 +132,9 @@ def on_directions(table: Table) -> list[tuple[str, str, str, str]]:
             "ΔW amplifies directions that W has but does not emphasise, some 20 times at r = 4 and 2 times at r = 64",
             "Hu et al. 2021, table 7",
             "; ".join(
-                f"r = {r} {'yes' if factor > 1 else 'no'}, {factor:.2g}× (GPT-3 {PAPER_AMPLIFICATION[r]:.2g}×); W has in ΔW's "
-                f"directions {inside[r]:.2g}× what it has in random ones (GPT-3 {PAPER_INSIDE[r]:.2g}×)"
+                f"r = {r} {'yes' if as_in_the_paper(r, factor, inside[r]) else 'no'}, {factor:.2g}× (GPT-3 "
+                f"{PAPER_AMPLIFICATION[r]:.2g}×); W has in ΔW's directions {inside[r]:.2g}× what it has in random ones (GPT-3 "
+                f"{PAPER_INSIDE[r]:.2g}×)"
                 for r, factor in amplified.items()
             )
             + ". q_proj, as in the paper, the median over layers and seeds; over all matrices "
@@ -182,6 +183,11 @@ def median_factor(table: Table, r: int, module: str | None = None) -> float:
 def median_inside(table: Table, r: int, module: str | None = None) -> float:
     """What W has in ΔW's directions over what it has in random ones, the same median."""
     return statistics.median(row["in_delta"] / row["in_random"] for row in amplification(table, r, module))
+
+
+def as_in_the_paper(r: int, factor: float, inside: float) -> bool:
+    """An amplification within a factor of two of the paper's, of directions in which W has at least twice what chance gives."""
+    return 0.5 <= factor / PAPER_AMPLIFICATION[r] <= 2 and inside >= 2
 
 
 def amplification(table: Table, r: int, module: str | None) -> list[dict]:

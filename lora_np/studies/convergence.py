@@ -218,7 +218,8 @@ def shortfall(table: Table, r: int = 16, workers: Workers = 2, folder: str | Pat
         Run(name, 0.0, of["r"], of["target_modules"], **known): [of["lr"] / 2, of["lr"], 2 * of["lr"]]
         for name, of in {"linear": full[0], "lora+rest": lora[0]}.items()
     }
-    found = at_their_best(measure, runs, seeds, workers, folder, shared(known["base"]))
+    factor = 2.0 if table.settings["bracket"] else None
+    found = at_their_best(measure, runs, seeds, workers, folder, shared(known["base"]), factor)
     rows = sorted([*full, *found.seeds, *lora], key=lambda row: seeds.index(row["seed"]))
     kept = ("method", "r", "lr", "seed", "final")
     return Table(

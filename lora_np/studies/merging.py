@@ -224,9 +224,7 @@ def _sides(name: str, r: int) -> Iterator[tuple[str, Any]]:
     yield "base", load_model(name).freeze()
     for state in ("unmerged", "merged"):
         model = get_peft_model(load_model(name), LoraConfig(r, r, "all-linear", init_lora_weights=False))
-        if state == "merged":
-            model.merge_adapter()
-        yield state, model
+        yield state, model.merge_and_unload() if state == "merged" else model
 
 
 def answer_seconds(model: Any, prompt: list[int], new_tokens: int) -> tuple[float, float]:

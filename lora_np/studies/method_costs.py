@@ -19,6 +19,7 @@ from ..nn import Module
 from ..pretrained import load_model
 from ..quantized_linear import dequantize_model
 from ..train import Batch, train
+from .comparison import state_bytes
 from .merging import answer_seconds
 from .methods import METHODS
 from .serving import limited
@@ -29,8 +30,8 @@ COMMAND = "python -m lora_np.studies.method_costs figures/data"
 SMOLLM2 = {
     "methods": ("full", "lora", "qlora", "dora", "prefix", "houlsby"),
     "base": "smollm2-135m",
-    "steps": 0,
-    "rounds": 9,
+    "steps": 1,
+    "rounds": 7,
 }
 SMOLLM2 |= {"study": "method_costs_smollm2"}
 Side = Callable[[], Sequence[float]]  # does its work once and says what it took
@@ -48,12 +49,13 @@ def method_costs(
     seed: int = 0,
     study: str = "method_costs",
 ) -> Table:
-    """Rows {method, step_seconds, step_ratio, peak_bytes, prompt_ratio, token_ratio, merged_prompt_ratio, merged_token_ratio}.
+    """Rows {method, step_seconds, step_ratio, peak_bytes, state_bytes, prompt_ratio, token_ratio, merged_prompt_ratio, …}.
 
     step_ratio is to full fine-tuning's step of the same round, the other ratios to the base's answer of the same round: medians.
-    peak_bytes: what tracemalloc sees at most in a step, and the adapter, but not the base's weights. The merged ones are None
-    where there is no ΔW; a quantised base is dequantised to be merged into. One BLAS thread; all sides in each round, in a new
-    random order. With `steps` = 0 no step is taken, and the answers alone are timed.
+    peak_bytes: what tracemalloc sees at most in a step, and the adapter, but not the base's weights. state_bytes: that function's
+    of `comparison`. The merged ones are of the plain Transformer that is left, None where there is no ΔW; a quantised base is
+    dequantised to be merged into. One BLAS thread; all sides in each round, in a new random order. With `steps` = 0 no step is
+    taken, and the answers alone are timed.
     """
     started = time.perf_counter()
     rng = np.random.default_rng(seed)
@@ -70,13 +72,12 @@ def method_costs(
     answering = {"base": load_model(base).freeze()} | {name: ready(name) for name in methods if name != "full"}
     for name, model in list(answering.items()):
         if name != "base" and model.mergeable:
-            answering[f"{name}, merged"] = merged = ready(name)
+            merged = ready(name)
             if METHODS[name].quant_type:  # four bits take no ΔW in
                 dequantize_model(merged.model)
-            merged.merge_adapter()
-    sides: dict[str, Side] = {
-        f"{name}, a step": _stepping(ready(name), METHODS[name].optimizer(1e-5), batches, steps) for name in stepping
-    }
+            answering[f"{name}, merged"] = merged.merge_and_unload()
+    training = {name: (ready(name), METHODS[name].optimizer(1e-5)) for name in stepping}
+    sides: dict[str, Side] = {f"{name}, a step": _stepping(*each, batches, steps) for name, each in training.items()}
     sides |= {name: lambda model=model: answer_seconds(model, tokens, new_tokens) for name, model in answering.items()}
     with limited(1):
         times = in_turns(sides, rounds, rng)
@@ -89,6 +90,7 @@ def method_costs(
                 "step_seconds": float(np.median(step)),
                 "step_ratio": _ratio(step, of_full),
                 "peak_bytes": peaks[name],
+                "state_bytes": state_bytes(*training[name], batches[0]),
             }
         trained = "base" if name == "full" else name  # full fine-tuning leaves the base's shape
         for prefix, side in (("", trained), ("merged_", "base" if name == "full" else f"{name}, merged")):
