@@ -73,7 +73,7 @@ print(f"LoRA of rank 1, an eighth of the numbers of rank 8, has {one / of_lora:.
 # would think: an eighth of LoRA's numbers buys most of LoRA's gain, and a prefix with MLP trains three times as many numbers as VeRA and gains a third less. Nothing lies above the line. Those
 # *below* it with every seed are here a worse way to spend their numbers than LoRA of a suitable rank.
 #
-# (The picture's title counts those that tie with the *best* one, seed against seed. A method with a higher mean can be missing among them: it lost to the best by a little, but with every seed.)
+# (The picture's title names those that tie with the *best* one, seed against seed. A method with a higher mean can be missing among them: it lost to the best by a little, but with every seed.)
 
 # %% [markdown]
 # ## One call for all of them

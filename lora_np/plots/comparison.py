@@ -12,6 +12,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from lora_np.plots.methods import COLOURS
 from lora_np.plots.style import (
     FROZEN,
+    INK,
     LORA,
     PAPER,
     axes_at,
@@ -67,9 +68,12 @@ def quality_against_parameters(table: Table, ranks: Table | None = None) -> Figu
     ax.xaxis.set_major_locator(FixedLocator(ticks))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda n, _: f"{n:,.0f}")
+    aside = _moved(counts, across)
+    if aside:
+        true = sorted(set(counts.values()))
+        ax.plot(true, [0.012] * len(true), "|", ms=9, mew=1.6, color=INK, transform=ax.get_xaxis_transform(), zorder=3)
     ax.set_xlabel(
-        "trained parameters"
-        + ("; points that would hide one another stand side by side" if _moved(counts, across) else "")
+        "trained parameters" + ("; points that would hide one another stand beside their tick" if aside else "")
     )
     ax.set_ylabel("share of full fine-tuning's gain (%)")
     _label_points(ax, points, {m: f"{table.settings['labels'].get(m, m)}  {y:.0f} %" for m, (_, y) in points.items()})
@@ -231,7 +235,11 @@ def _title(runs: dict[str, list[dict[str, Any]]], labels: dict[str, str]) -> str
         if percent(lowest) == percent(best)
         else f"{percent(lowest).removesuffix(' %')} to {percent(best)}"
     )
-    return f"{len(level)} of {len(means)} methods tie, seed against seed, at {reach} of full's gain"
+    names = [labels.get(m, m) for m in level]
+    who = (
+        " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) < 4 else f"{len(names)} of {len(means)} methods"
+    )
+    return f"{who} tie, seed against seed, at {reach} of full's gain"
 
 
 def _subtitle(table: Table, runs: dict[str, list[dict[str, Any]]]) -> str:
