@@ -111,7 +111,7 @@ def portable_targets(config: LoraConfig, model: Module) -> str | list[str]:
     """
     targets, layers = config.target_modules, list(adaptable_layers(model))
     if not isinstance(targets, str):
-        return sorted(targets) if isinstance(targets, set | frozenset) else list(targets)
+        return list(targets)
     meant = [name for name in layers if is_target(name, targets)]
     if [name for name in peft_modules(model) if re.fullmatch(targets, name)] == meant:
         return targets

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
@@ -15,6 +15,7 @@ from .. import ops
 from ..backend import Array, move, to_host
 from ..nn import EVALUATION, Context, Linear, Module, Parameter
 from ..quantization import Quantized4bit
+from ..targets import plain_targets
 from . import dora, pissa
 from .mixed import AdapterRows, mixed_backward, mixed_forward
 from .wrapper import WeightWrapper
@@ -33,7 +34,7 @@ class LoraConfig:
     rank_pattern, alpha_pattern: another r or α for some layers, {"down_proj": 16}. A key is a regular expression for
         the end of a layer's name, from a dot on; the first key that matches counts.
     target_modules: a list of names or suffixes, one suffix, a regular expression for the whole name, or "all-linear"
-        (every linear layer but lm_head).
+        (every linear layer but lm_head). A list is kept as a tuple, which nobody can change later.
     lora_dropout: the probability of dropping an input of the bypass while training; the frozen path never drops.
     init_lora_weights: True, A uniform in ±1/√in (Kaiming with a = √5) and B = 0; "gaussian", A normal with std 1/r and
         B = 0; "pissa", the principal part of W, which leaves the base (see pissa.py); False, B uniform in ±1/√r too, so
@@ -45,12 +46,12 @@ class LoraConfig:
     base_model_name_or_path: what the adapter was made for; saved with it, and otherwise unused.
 
     Raises ValueError for a value out of range or a pattern that is no regular expression, TypeError for an r that is
-    not an integer or a switch that is no bool.
+    not an integer, a switch that is no bool or targets that are no names.
     """
 
     r: int = 8
     lora_alpha: float = 8
-    target_modules: str | Sequence[str] = ("q_proj", "v_proj")
+    target_modules: str | Collection[str] = ("q_proj", "v_proj")
     lora_dropout: float = 0.0
     use_rslora: bool = False
     init_lora_weights: bool | Literal["gaussian", "pissa"] = True
@@ -62,6 +63,7 @@ class LoraConfig:
     freeze_A: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "target_modules", plain_targets(self.target_modules))
         for name in ("rank_pattern", "alpha_pattern"):
             object.__setattr__(self, name, dict(getattr(self, name)))  # a copy, that stays as it is
         ranks = {"r": self.r} | {f"rank_pattern[{key!r}]": r for key, r in self.rank_pattern.items()}

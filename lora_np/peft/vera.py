@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ import numpy as np
 from .. import ops
 from ..backend import Array, move, to_host
 from ..nn import EVALUATION, Context, Linear, Module, Parameter
-from ..targets import available, is_target, select_targets
+from ..targets import available, is_target, plain_targets, select_targets
 from .folder import KIND, PREFIX, WRITTEN_OFF, check_targets, plain, portable_targets, refuse_others, some
 from .layers import adaptable_layers, unwrap, wrap, wrapped_by
 from .method import Method
@@ -48,11 +48,12 @@ class VeraConfig:
     projection_prng_key: the seed of A and B.
     base_model_name_or_path: what the adapter was made for; saved with it, and otherwise unused.
 
-    Raises ValueError for a value out of range, TypeError for an r that is not an integer or an init_weights that is no bool.
+    Raises ValueError for a value out of range, TypeError for an r that is not an integer, an init_weights that is no bool or
+    targets that are no names.
     """
 
     r: int = 256
-    target_modules: str | Sequence[str] = ("q_proj", "v_proj")
+    target_modules: str | Collection[str] = ("q_proj", "v_proj")
     vera_dropout: float = 0.0
     d_initial: float = 0.1
     init_weights: bool = True
@@ -60,6 +61,7 @@ class VeraConfig:
     base_model_name_or_path: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "target_modules", plain_targets(self.target_modules))
         if not isinstance(self.r, int | np.integer) or isinstance(self.r, bool):
             raise TypeError(f"r = {self.r!r}; the rank is a whole number")
         if self.r < 1:
