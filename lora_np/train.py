@@ -105,8 +105,7 @@ def train(
     was not asked for. A checkpoint belongs to the settings, the frozen weights and, where `batches.digest` tells, the
     data that it was made with.
     """
-    if steps < 1 or accumulate < 1 or checkpoint_every < 1 or (eval_every is not None and eval_every < 1):
-        raise ValueError("steps, accumulate, checkpoint_every and eval_every count from 1")
+    check_run(steps, max_grad_norm, accumulate, heldout, eval_every, checkpoint_every)
     if not hasattr(batches, "__getitem__"):
         raise TypeError(
             f"batches must answer batches[step], so that a run can resume; a {type(batches).__name__} cannot"
@@ -118,8 +117,6 @@ def train(
         raise ValueError("nothing is trainable: unfreeze() the model, or put an adapter in with get_peft_model")
     optimizer.check(name for name, _ in trainable)
     history, start, unseen = History(), 0, _by_name(heldout)
-    if eval_every is not None and not unseen:
-        raise ValueError(f"eval_every = {eval_every}, and no heldout to evaluate on: give both or neither")
     settings = run_settings(model, optimizer, steps, schedule, max_grad_norm, accumulate, seed, workers)
     if checkpoint is not None:
         settings |= digests(model, batches)
@@ -179,6 +176,23 @@ def train(
         saved.save(steps, history.rows)
     model.zero_grad()
     return history
+
+
+def check_run(
+    steps: int,
+    max_grad_norm: float | None = None,
+    accumulate: int = 1,
+    heldout: Sequence[Batch] | Mapping[str, Sequence[Batch]] | None = None,
+    eval_every: int | None = None,
+    checkpoint_every: int = 100,
+) -> None:
+    """Raise ValueError for what `train` would refuse of these, for whoever clears something away before it begins."""
+    if steps < 1 or accumulate < 1 or checkpoint_every < 1 or (eval_every is not None and eval_every < 1):
+        raise ValueError("steps, accumulate, checkpoint_every and eval_every count from 1")
+    if max_grad_norm is not None and not max_grad_norm > 0:
+        raise ValueError(f"max_grad_norm = {max_grad_norm}; expected a number > 0, or None for no clipping")
+    if not _by_name(heldout) and eval_every is not None:
+        raise ValueError(f"eval_every = {eval_every}, and no heldout to evaluate on: give both or neither")
 
 
 def evaluate(model: Module, batches: Sequence[Batch]) -> float:
