@@ -84,6 +84,21 @@ def test_merge_and_unload_gives_a_plain_transformer_that_computes_the_same(make_
     assert_allclose(plain.forward(tokens)[0], before, rtol=1e-11, atol=1e-12)
 
 
+def test_after_merge_and_unload_there_is_no_adapter_to_save_or_merge(make_model, tmp_path):
+    """A PeftModel that still named one would write a folder without tensors over a good one."""
+    peft_model = adapted(make_model())
+    peft_model.save_pretrained(tmp_path)
+    before = (tmp_path / "adapter_model.safetensors").read_bytes()
+    peft_model.merge_and_unload()
+    for call in (lambda: peft_model.save_pretrained(tmp_path), lambda: peft_model.set_adapter("default")):
+        with pytest.raises(ValueError, match="there is no adapter 'default'; this model has none"):
+            call()
+    for call in (peft_model.merge_adapter, peft_model.merge_and_unload):
+        with pytest.raises(RuntimeError, match="no adapter is active"):
+            call()
+    assert (tmp_path / "adapter_model.safetensors").read_bytes() == before
+
+
 def test_the_change_of_a_merged_weight_is_the_scaled_product(make_model):
     peft_model = adapted(make_model(), use_rslora=True)
     layer = peft_model.lora_layers()[0]

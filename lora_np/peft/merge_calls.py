@@ -76,7 +76,7 @@ class MergeCalls(Module):
             layer.unmerge()
 
     def merge_and_unload(self, safe_merge: bool = False, adapter_names: Sequence[str] | None = None) -> Transformer:
-        """Merge for good and take all adapters out: a plain Transformer of the base's shape. This PeftModel is then spent.
+        """Merge for good and take all adapters out: a plain Transformer of the base's shape. This PeftModel then has none.
 
         The arguments and errors are those of `merge_adapter`.
         """
@@ -86,6 +86,8 @@ class MergeCalls(Module):
                 method_of(config).delete(self, name)
         while layers := wrapped_by(self.model, WeightWrapper):
             unwrap(self.model, layers, WeightWrapper)
+        self.peft_config.clear()
+        self.active_adapter = None
         return self.model
 
     def add_weighted_adapter(
