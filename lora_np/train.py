@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -90,7 +90,7 @@ def train(
         accumulate: how many batches make one update, as if they were one: its loss is the mean over all their counted
             tokens, so a batch with twice as many counts twice as much.
         heldout, eval_every: evaluate on these batches before the first step, every so many steps, and after the last. Of a
-            mapping, {"heldout": …, "prose": …}, on each: a column of the history by its name.
+            mapping, {"heldout": …, "prose": …}, on each: a column of the history by its name. A generator is kept as a list.
         checkpoint, checkpoint_every, resume: a file to write at the start, every so many steps and at the end, and
             whether to go on from it. A killed and resumed run ends as an uninterrupted one does, to the bit.
         seed: draws the dropout masks.
@@ -116,7 +116,8 @@ def train(
     if not trainable:
         raise ValueError("nothing is trainable: unfreeze() the model, or put an adapter in with get_peft_model")
     optimizer.check(name for name, _ in trainable)
-    history, start, unseen = History(), 0, _by_name(heldout)
+    history, start = History(), 0
+    unseen = {name: list(text) if isinstance(text, Iterator) else text for name, text in _by_name(heldout).items()}
     settings = run_settings(model, optimizer, steps, schedule, max_grad_norm, accumulate, seed, workers)
     if checkpoint is not None:
         settings |= digests(model, batches)
@@ -196,14 +197,17 @@ def check_run(
 
 
 def evaluate(model: Module, batches: Sequence[Batch]) -> float:
-    """Mean negative log-likelihood in nats a token over all batches, each counted token the same; no dropout, no gradient."""
+    """Mean negative log-likelihood in nats a token over all batches, each counted token the same; no dropout, no gradient.
+
+    Raises ValueError where nothing counts in any of them.
+    """
     total, count = 0.0, 0
     for tokens, targets in batches:
-        n = _counted(targets)
-        total += float(model.loss(tokens, targets)[0]) * n
-        count += n
+        if n := _counted(targets):
+            total += float(model.loss(tokens, targets)[0]) * n
+            count += n
     if not count:
-        raise ValueError("no batch to evaluate on: the held-out list is empty")
+        raise ValueError("nothing to evaluate on: the held-out list is empty, or no target in it counts")
     return total / count
 
 

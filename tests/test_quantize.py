@@ -14,6 +14,7 @@ from test_lora import adapted
 
 import lora_np as ln
 from lora_np import Linear, LoraConfig, QuantizedLinear, get_peft_model, gradcheck_model, load_model, save_model
+from lora_np.checkpoint import digests
 from lora_np.parallel import loss_and_gradients
 from lora_np.quantization import (
     QUANT_TYPES,
@@ -507,6 +508,22 @@ def test_training_over_a_quantised_base_moves_the_adapter_alone_and_resumes_to_t
     with pytest.raises(ValueError, match="digest of the frozen weights was"):
         other = adapted(quantized(make_model(np.float32, seed=9)))
         ln.train(other, [random_batch()], ln.AdamW(lr=1e-2), steps=8, checkpoint=tmp_path / "a", resume=True)
+
+
+@double_quants
+def test_the_digest_of_a_quantised_base_tells_what_its_codes_alone_do_not(double_quant, make_model):
+    """Weights of twice the size have the same codes: what differs is their absmax."""
+
+    def digest(factor=1, **settings):
+        model = make_model(np.float32)
+        for name, p in model.named_parameters():
+            p.value *= factor if "proj" in name else 1
+        return digests(ln.quantize_model(model, **{"double_quant": double_quant} | settings).freeze(), [])
+
+    assert digest() == digest()
+    others = {"factor": 2}, {"block_size": 128}, {"quant_type": "int4"}, {"double_quant": not double_quant}
+    for other in others:
+        assert digest(**other) != digest(), other
 
 
 def test_on_a_device_the_codes_live_there_and_a_step_moves_only_ids(make_model, random_batch, double):
