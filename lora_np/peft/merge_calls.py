@@ -24,6 +24,7 @@ class MergeCalls(Module):
     peft_config: dict[str, Any]
     active_adapter: str | None
     disabled: bool
+    adapter_dtype: Any
 
     def lora_layers(self) -> list[LoraLinear]:
         """Every wrapped layer, in forward order."""
@@ -125,7 +126,7 @@ class MergeCalls(Module):
                 raise ValueError(f"the weight of {name!r} is {weight}; expected a finite number")
         how = Combination(combination_type, svd_rank, svd_clamp, density, majority_sign_method, seed)
         pairs = [(name, float(weight)) for name, weight in zip(adapters, weights, strict=True)]
-        config, factors, report = combine_adapters(self.model, self.peft_config, pairs, how)
+        config, factors, report = combine_adapters(self.model, self.peft_config, pairs, how, self.adapter_dtype)
         LoraMethod().put_factors(self, adapter_name, config, factors)
         self._put(adapter_name, config)
         return report
