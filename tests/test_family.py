@@ -383,6 +383,19 @@ def test_qpissa_is_nearer_to_the_base_than_a_quantised_base(make_model):
     assert peft_model.peft_config, "a refusal changes nothing"
 
 
+def test_qpissa_is_saved_as_a_model_for_no_adapter_on_the_base_is_that_model(make_model, random_batch, tmp_path):
+    tokens, _ = random_batch()
+    peft_model = ln.quantize_model(adapted(make_model(np.float32), **PISSA))
+    trained = host(peft_model.forward(tokens)[0])
+    with pytest.raises(
+        RuntimeError, match=r"q_proj: quantize_model rounded what PiSSA left.*save_model\(dequantize_model"
+    ):
+        peft_model.save_pretrained(tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+    ln.save_model(ln.dequantize_model(peft_model).merge_and_unload(), tmp_path / "model")
+    assert_allclose(ln.load_model(tmp_path / "model").forward(tokens)[0], trained, rtol=1e-4, atol=1e-4)
+
+
 BAD_PISSA = {
     "a second adapter": (lambda m: adapted(m, **PISSA).add_adapter("b", LoraConfig()), RuntimeError, "what PiSSA left"),
     "PiSSA beside others": (

@@ -14,7 +14,7 @@ from .folder import DECISIVE, KIND, OWN, PREFIX, TENSORS, Factors, config_from_d
 from .layers import adaptable_layers, lora_layers, unwrap, wrap
 from .lora import LoraConfig, first_match
 from .method import Method
-from .pissa import check_pissa, config_on_the_original
+from .pissa import check_pissa, check_unrounded, config_on_the_original
 
 if TYPE_CHECKING:
     from .model import PeftModel
@@ -75,10 +75,14 @@ class LoraMethod(Method):
             layer.set_trainable(name, trainable)
 
     def arrays(self, peft_model: PeftModel, name: str) -> dict[str, np.ndarray]:
-        """base_model.model.<layer>.lora_A.weight (r, in), .lora_B.weight (out, r), with DoRA .lora_magnitude_vector (out,)."""
+        """base_model.model.<layer>.lora_A.weight (r, in), .lora_B.weight (out, r), with DoRA .lora_magnitude_vector (out,).
+
+        Raises RuntimeError where it began as PiSSA and the base was quantised since.
+        """
         found = {}
         for layer_name, layer in lora_layers(peft_model.model).items():
             if name in layer.lora_A:
+                check_unrounded(layer_name, layer)
                 keys = (f"{PREFIX}{layer_name}.{tensor}" for tensor in TENSORS)
                 found |= dict(zip(keys, layer.tensors(name), strict=False))
         return found

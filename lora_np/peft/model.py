@@ -239,7 +239,8 @@ class PeftModel(MergeCalls, MixedCalls):
         One that began as PiSSA is written for the base as it was before: as a LoRA of twice the rank (see pissa.py).
 
         Each file is whole or is not there, and an adapter that was in `folder` stays until the new one is complete.
-        Raises ValueError for a name that is not there or a `folder` that is a file.
+        Raises ValueError for a name that is not there or a `folder` that is a file; RuntimeError for one that began as PiSSA
+        where the base was quantised since.
         """
         self._check_name(adapter_name)
         config = self.peft_config[adapter_name]
