@@ -103,15 +103,15 @@ class LoraConfig:
         return replace(self, r=r, lora_alpha=alpha, rank_pattern={}, alpha_pattern={})
 
 
-def storage_dtype(name: Any) -> np.dtype:
-    """The dtype to store adapters in: any that NumPy has, or "bfloat16". Raises TypeError for what is no float dtype."""
+def storage_dtype(name: Any, base: np.dtype) -> np.dtype:
+    """The dtype to store adapters in: "float16", "bfloat16", or that of the `base`. Raises TypeError for another."""
     if name == "bfloat16":
         import ml_dtypes
 
         return np.dtype(ml_dtypes.bfloat16)
     dtype = np.dtype(name)  # raises TypeError for a name that it does not know
-    if dtype.kind != "f":
-        raise TypeError(f"adapter_dtype {name!r}; expected 'float16', 'bfloat16', 'float32' or 'float64'")
+    if dtype.kind != "f" or (dtype.itemsize > 2 and dtype != base):
+        raise TypeError(f"adapter_dtype {name!r} over a base of {base}; expected 'float16', 'bfloat16' or '{base}'")
     return dtype
 
 

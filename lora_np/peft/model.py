@@ -40,7 +40,7 @@ def get_peft_model(
     while it trains the optimizer keeps a float32 copy, which it updates and rounds into them.
 
     Raises ValueError for a target module that is not there (the message lists those that are), TypeError for a model or
-    config of another kind, before anything is changed.
+    config of another kind or an `adapter_dtype` that does not go with the base's, before anything is changed.
     """
     peft_model = PeftModel(model, adapter_dtype)
     peft_model.add_adapter(adapter_name, config, seed)
@@ -70,7 +70,8 @@ class PeftModel(MergeCalls, MixedCalls):
         self.peft_config: dict[str, Any] = {}
         self.active_adapter: str | None = None
         self.disabled = False  # inside disable_adapter
-        self.adapter_dtype = None if adapter_dtype is None else storage_dtype(adapter_dtype)
+        base = model.model.norm.weight.value.dtype
+        self.adapter_dtype = None if adapter_dtype is None else storage_dtype(adapter_dtype, base)
 
     @classmethod
     def from_pretrained(
