@@ -215,6 +215,16 @@ def test_dora_refuses_a_row_that_has_no_direction(make_model):
     assert not any(isinstance(m, LoraLinear) for _, m in model.named_modules()), "a refusal changes nothing"
 
 
+def test_a_loaded_dora_refuses_a_row_that_has_no_direction_too(make_model, tmp_path):
+    """Else m/n would be 0/0 or m/0, and the loss NaN."""
+    adapted(make_model(), use_dora=True).save_pretrained(tmp_path)
+    model = make_model()
+    model.model.layers[1].mlp.up_proj.weight.value[3] = 0
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors: .*layers\.1\.mlp\.up_proj has a row of zeros"):
+        PeftModel.from_pretrained(model, tmp_path)
+    assert not any(isinstance(m, LoraLinear) for _, m in model.named_modules()), "a refusal changes nothing"
+
+
 @pytest.mark.parametrize("settings", [{"use_dora": True}, PISSA, {"freeze_A": True}], ids=str)
 def test_two_workers_find_the_gradients_of_one(make_model, random_batch, settings):
     found = []

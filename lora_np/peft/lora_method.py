@@ -48,7 +48,9 @@ class LoraMethod(Method):
         self.put_factors(peft_model, name, config, place(arrays, config, peft_model.model))
 
     def put_factors(self, peft_model: PeftModel, name: str, config: LoraConfig, factors: Factors) -> None:
-        """Put A and B in by layer, as `place` and `combine_adapters` give them."""
+        """Put A and B in by layer, as `place` and `combine_adapters` give them. Raises as `check_rows` does."""
+        adaptable = adaptable_layers(peft_model.model)
+        check_rows({layer: adaptable[layer] for layer in factors}, config)
         for layer_name, layer in wrap(peft_model.model, factors):
             layer.put_adapter(name, config.for_layer(layer_name), *factors[layer_name], dtype=peft_model.adapter_dtype)
 
