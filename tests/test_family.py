@@ -735,6 +735,9 @@ BAD_VERA_CONFIG = {
     "dropout 1": (lambda: VeraConfig(vera_dropout=1.0), ValueError, "expected 0 ≤ vera_dropout < 1"),
     "an infinite d": (lambda: VeraConfig(d_initial=np.inf), ValueError, "d_initial = inf"),
     "a switch in words": (lambda: VeraConfig(init_weights="no"), TypeError, "init_weights = 'no'"),
+    "dropout in words": (lambda: VeraConfig(vera_dropout="0"), TypeError, "vera_dropout = '0'; expected a number"),
+    "a d in words": (lambda: VeraConfig(d_initial="1"), TypeError, "d_initial = '1'; expected a number"),
+    "no key": (lambda: VeraConfig(projection_prng_key=None), TypeError, "projection_prng_key = None; expected a whole"),
     "a target that is no name": (
         lambda: METHOD.config({"peft_type": "VERA", "target_modules": ["q_proj", 3]}),
         ValueError,

@@ -199,9 +199,6 @@ def config_from_dict(settings: Mapping[str, Any]) -> LoraConfig:
             "init_lora_weights is 'pissa': these factors belong to what PiSSA left of the base, and not to the base; PEFT "
             "writes them for the base where save_pretrained is given path_initial_model_for_weight_conversion"
         )
-    for key in ("rank_pattern", "alpha_pattern"):
-        if not isinstance(given.get(key, {}), dict):
-            raise ValueError(f"{key} is {given[key]!r}; expected an object, pattern → number")
     if given.get("init_lora_weights") in BASE_UNCHANGED:
         given["init_lora_weights"] = True
     return LoraConfig(**given)

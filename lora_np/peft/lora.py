@@ -17,6 +17,7 @@ from ..nn import EVALUATION, Context, Linear, Module, Parameter
 from ..quantization import Quantized4bit
 from ..targets import plain_targets
 from . import dora, pissa
+from .checks import check_number, check_whole
 from .mixed import AdapterRows, mixed_backward, mixed_forward
 from .wrapper import WeightWrapper
 
@@ -46,7 +47,7 @@ class LoraConfig:
     base_model_name_or_path: what the adapter was made for; saved with it, and otherwise unused.
 
     Raises ValueError for a value out of range or a pattern that is no regular expression, TypeError for an r that is
-    not an integer, a switch that is no bool or targets that are no names.
+    not an integer, a number or a mapping that is none, a switch that is no bool or targets that are no names.
     """
 
     r: int = 8
@@ -65,15 +66,17 @@ class LoraConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "target_modules", plain_targets(self.target_modules))
         for name in ("rank_pattern", "alpha_pattern"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise TypeError(f"{name} = {getattr(self, name)!r}; expected a mapping, pattern → number")
             object.__setattr__(self, name, dict(getattr(self, name)))  # a copy, that stays as it is
         ranks = {"r": self.r} | {f"rank_pattern[{key!r}]": r for key, r in self.rank_pattern.items()}
         for what, r in ranks.items():
-            if not isinstance(r, int | np.integer) or isinstance(r, bool):
-                raise TypeError(f"{what} = {r!r}; the rank is a whole number")
+            check_whole(what, r, "the rank is a whole number")
             if r < 1:
                 raise ValueError(f"{what} = {r}; the rank must be at least 1")
         alphas = {"lora_alpha": self.lora_alpha} | {f"alpha_pattern[{k!r}]": a for k, a in self.alpha_pattern.items()}
         for what, alpha in alphas.items():
+            check_number(what, alpha)
             if not 0 < alpha < math.inf:
                 raise ValueError(f"{what} = {alpha}; expected a positive number")
         for key in [*self.rank_pattern, *self.alpha_pattern]:
@@ -81,6 +84,7 @@ class LoraConfig:
                 re.compile(AT_THE_END.format(key))
             except re.error as error:
                 raise ValueError(f"the pattern {key!r} is no valid regular expression: {error}.") from None
+        check_number("lora_dropout", self.lora_dropout)
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout = {self.lora_dropout}; expected 0 ≤ lora_dropout < 1")
         for name in ("use_rslora", "use_dora", "freeze_A"):
