@@ -449,8 +449,10 @@ def test_astype_leaves_the_codes_and_says_what_they_become(make_model):
 
 
 def test_a_quantised_model_cannot_be_unfrozen(make_model):
+    model = quantized(make_model()).freeze()
     with pytest.raises(ValueError, match=r"a quantised weight has no gradient: .*get_peft_model"):
-        quantized(make_model()).unfreeze()
+        model.unfreeze()
+    assert not model.trainable, "a refusal changes nothing"
 
 
 def test_a_state_dict_goes_back_in_and_no_other_kind_does(make_model):

@@ -15,7 +15,7 @@ import numpy as np
 from .. import ledger, ops
 from ..backend import Array
 from ..kv_cache import KeyValueCache
-from ..nn import Context, Parameter
+from ..nn import RAN_FROZEN, Context, Parameter
 from ..transformer import Transformer
 from .folder import CONFIG, PREFIX, WEIGHTS, naming, read_adapter, write_adapter
 from .lora import FACTORS, storage_dtype
@@ -189,7 +189,9 @@ class PeftModel(MergeCalls, MixedCalls):
         """The gradient of the prefix: what came back to the past, through the encoder."""
         if begun is not None:
             encoder, encoder_cache, past = begun
-            if encoder.trainable and past.trainable:
+            if encoder.trainable:
+                if not past.trainable:
+                    raise RuntimeError(RAN_FROZEN)
                 encoder.backward(past.take_grad(), encoder_cache)
 
     def _refuse_merged(self) -> None:
