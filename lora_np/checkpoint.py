@@ -51,14 +51,17 @@ def run_settings(
 def digests(model: Module, batches: Any) -> dict[str, str]:
     """What a checkpoint does not hold and a resumed run must have again: the frozen weights, and the data if it can tell.
 
-    Of each weight its name, dtype, shape and a thousand numbers, evenly spaced: another base differs in nearly all.
+    Of each weight its name, dtype, shape and a thousand numbers, evenly spaced: another base differs in nearly all. Of a
+    quantised one the numbers are its codes and their absmax, and how they are to be read is said too.
     """
     found, digest, frozen = {}, hashlib.sha256(), [(n, p.value) for n, p in model.named_parameters() if not p.trainable]
     for name, value in frozen:
-        stored = value.packed if isinstance(value, Quantized4bit) else value
-        flat = stored.reshape(-1)
-        digest.update(f"{name} {value.dtype} {value.shape}".encode())
-        digest.update(to_host(flat[:: max(1, flat.size // 1000)]).tobytes())
+        quantized = isinstance(value, Quantized4bit)
+        form = f" {value.quant_type} {value.block_size}" if quantized else ""
+        digest.update(f"{name} {value.dtype} {value.shape}{form}".encode())
+        for stored in value.arrays if quantized else [value]:
+            flat = stored.reshape(-1)
+            digest.update(to_host(flat[:: max(1, flat.size // 1000)]).tobytes())
     if frozen:
         found["digest of the frozen weights"] = digest.hexdigest()[:12]
     if hasattr(batches, "digest"):

@@ -35,6 +35,9 @@ class Context:
 EVALUATION = Context()
 
 
+RAN_FROZEN = "the forward ran while this was frozen, and kept nothing for its gradient: run it again, then the backward"
+
+
 class Parameter:
     """An array with its gradient. `grad` is None until a backward adds to it, and always None while it is frozen."""
 
@@ -51,8 +54,17 @@ class Parameter:
         """What is computed with, gradient included: the value's own dtype, or float32 for a value stored in 16 bits."""
         return self.value.dtype if self.value.dtype.itemsize > 2 else np.dtype("float32")
 
-    def add_grad(self, grad: Array) -> None:
-        """grad += …: gradients accumulate over calls, until `zero_grad`. Raises where shape or dtype are not the value's."""
+    def check_trainable(self) -> None:
+        """Raise ValueError where it is of a kind that cannot train."""
+
+    def add_grad(self, grad: Array | None) -> None:
+        """grad += …: gradients accumulate over calls, until `zero_grad`.
+
+        Raises ValueError or TypeError where shape or dtype are not the value's, RuntimeError for None: a forward that ran while
+        it was frozen kept nothing to make a gradient of.
+        """
+        if grad is None:
+            raise RuntimeError(RAN_FROZEN)
         if grad.shape != self.value.shape:
             raise ValueError(f"a gradient of shape {grad.shape} for a parameter of shape {self.value.shape}")
         if grad.dtype != self.compute_dtype:
@@ -117,8 +129,11 @@ class Module:
         return self
 
     def unfreeze(self) -> Self:
-        """Make every parameter trainable: full fine-tuning. Raises ValueError where one is quantised."""
-        for _, p in self.named_parameters():
+        """Make every parameter trainable: full fine-tuning. Raises ValueError where one is quantised, and changes nothing then."""
+        parameters = [p for _, p in self.named_parameters()]
+        for p in parameters:
+            p.check_trainable()
+        for p in parameters:
             p.trainable = True
         return self
 
@@ -219,11 +234,11 @@ class Linear(Module):
         return y, (x if self.weight.trainable else None, W, has_bias)
 
     def backward(self, dy: Array, cache: Any, need_dx: bool = True) -> Array | None:
-        """dy (…, out) → dx (…, in), or None where nothing below needs it."""
+        """dy (…, out) → dx (…, in), or None where nothing below needs it. Raises RuntimeError after a forward that ran frozen."""
         dx, dW, db = ops.linear_backward(dy, cache, need_dx)
-        if dW is not None:
+        if self.weight.trainable:
             self.weight.add_grad(dW)
-        if db is not None:
+        if hasattr(self, "bias") and self.bias.trainable:
             self.bias.add_grad(db)
         return dx
 

@@ -184,6 +184,14 @@ class Quantized4bit:
         return len(self.shape)
 
     @property
+    def arrays(self) -> tuple[Array, ...]:
+        """All that is stored: packed, and absmax or what it is made from."""
+        absmax = self.absmax
+        if isinstance(absmax, QuantizedAbsmax):
+            return self.packed, absmax.codes, absmax.absmax, absmax.offset
+        return self.packed, absmax
+
+    @property
     def nbytes(self) -> int:
         """Bytes that are stored: codes, absmax and what absmax is made from."""
         return self.packed.nbytes + self.absmax.nbytes

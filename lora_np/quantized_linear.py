@@ -32,9 +32,13 @@ class QuantizedWeight(Parameter):
     @trainable.setter
     def trainable(self, wanted: bool) -> None:
         if wanted:
-            raise ValueError(
-                "a quantised weight has no gradient: put an adapter over it with get_peft_model, or dequantize_model first"
-            )
+            self.check_trainable()
+
+    def check_trainable(self) -> None:
+        """Raise ValueError: this kind never trains."""
+        raise ValueError(
+            "a quantised weight has no gradient: put an adapter over it with get_peft_model, or dequantize_model first"
+        )
 
     def check(self, name: str, value: Quantized4bit) -> None:
         """Raise TypeError or ValueError naming the parameter unless `value` is quantised too, and of its shape."""
@@ -81,7 +85,7 @@ class QuantizedLinear(Linear):
         weight, has_bias = cache
         W = dequantize_4bit(weight, dy.dtype) if need_dx else weight  # of which only the shape is asked then
         dx, _, db = ops.linear_backward(dy, (None, W, has_bias), need_dx)
-        if db is not None:
+        if hasattr(self, "bias") and self.bias.trainable:
             self.bias.add_grad(db)
         return dx
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -90,7 +90,7 @@ def train(
         accumulate: how many batches make one update, as if they were one: its loss is the mean over all their counted
             tokens, so a batch with twice as many counts twice as much.
         heldout, eval_every: evaluate on these batches before the first step, every so many steps, and after the last. Of a
-            mapping, {"heldout": …, "prose": …}, on each: a column of the history by its name.
+            mapping, {"heldout": …, "prose": …}, on each: a column of the history by its name. A generator is kept as a list.
         checkpoint, checkpoint_every, resume: a file to write at the start, every so many steps and at the end, and
             whether to go on from it. A killed and resumed run ends as an uninterrupted one does, to the bit.
         seed: draws the dropout masks.
@@ -105,8 +105,7 @@ def train(
     was not asked for. A checkpoint belongs to the settings, the frozen weights and, where `batches.digest` tells, the
     data that it was made with.
     """
-    if steps < 1 or accumulate < 1 or checkpoint_every < 1 or (eval_every is not None and eval_every < 1):
-        raise ValueError("steps, accumulate, checkpoint_every and eval_every count from 1")
+    check_run(steps, max_grad_norm, accumulate, heldout, eval_every, checkpoint_every)
     if not hasattr(batches, "__getitem__"):
         raise TypeError(
             f"batches must answer batches[step], so that a run can resume; a {type(batches).__name__} cannot"
@@ -117,9 +116,8 @@ def train(
     if not trainable:
         raise ValueError("nothing is trainable: unfreeze() the model, or put an adapter in with get_peft_model")
     optimizer.check(name for name, _ in trainable)
-    history, start, unseen = History(), 0, _by_name(heldout)
-    if eval_every is not None and not unseen:
-        raise ValueError(f"eval_every = {eval_every}, and no heldout to evaluate on: give both or neither")
+    history, start = History(), 0
+    unseen = {name: list(text) if isinstance(text, Iterator) else text for name, text in _by_name(heldout).items()}
     settings = run_settings(model, optimizer, steps, schedule, max_grad_norm, accumulate, seed, workers)
     if checkpoint is not None:
         settings |= digests(model, batches)
@@ -181,15 +179,35 @@ def train(
     return history
 
 
+def check_run(
+    steps: int,
+    max_grad_norm: float | None = None,
+    accumulate: int = 1,
+    heldout: Sequence[Batch] | Mapping[str, Sequence[Batch]] | None = None,
+    eval_every: int | None = None,
+    checkpoint_every: int = 100,
+) -> None:
+    """Raise ValueError for what `train` would refuse of these, for whoever clears something away before it begins."""
+    if steps < 1 or accumulate < 1 or checkpoint_every < 1 or (eval_every is not None and eval_every < 1):
+        raise ValueError("steps, accumulate, checkpoint_every and eval_every count from 1")
+    if max_grad_norm is not None and not max_grad_norm > 0:
+        raise ValueError(f"max_grad_norm = {max_grad_norm}; expected a number > 0, or None for no clipping")
+    if not _by_name(heldout) and eval_every is not None:
+        raise ValueError(f"eval_every = {eval_every}, and no heldout to evaluate on: give both or neither")
+
+
 def evaluate(model: Module, batches: Sequence[Batch]) -> float:
-    """Mean negative log-likelihood in nats a token over all batches, each counted token the same; no dropout, no gradient."""
+    """Mean negative log-likelihood in nats a token over all batches, each counted token the same; no dropout, no gradient.
+
+    Raises ValueError where nothing counts in any of them.
+    """
     total, count = 0.0, 0
     for tokens, targets in batches:
-        n = _counted(targets)
-        total += float(model.loss(tokens, targets)[0]) * n
-        count += n
+        if n := _counted(targets):
+            total += float(model.loss(tokens, targets)[0]) * n
+            count += n
     if not count:
-        raise ValueError("no batch to evaluate on: the held-out list is empty")
+        raise ValueError("nothing to evaluate on: the held-out list is empty, or no target in it counts")
     return total / count
 
 

@@ -134,14 +134,16 @@ class Transformer(Module):
 
         `past_key_values` is as in `forward`; one that is trained has its gradient after the backward (see kv_cache.py).
         A target equal to `ignore_index` does not count, and the head does not read its position: where only an answer
-        counts, that is most of the head's work. The cache is good for one backward, which builds the logits' gradient in
-        their own memory. Raises as `forward` and `ops.cross_entropy_forward` do.
+        counts, that is most of the head's work. (In a mixed batch it reads all of them: an adapter of its own finds its rows
+        by their place in the batch.) The cache is good for one backward, which builds the logits' gradient in their own
+        memory. Raises as `forward` and `ops.cross_entropy_forward` do.
         """
         ops.checks.check_shape("tokens", tokens, None, None)
         ops.checks.check_shape("targets", targets, *tokens.shape)
         ids = self._ids("targets", targets, ignore_index)
         x, decoder_cache = self.hidden(tokens, context := _one_context(context, rng), past_key_values)
-        rows, shape = self._counted(targets, ignore_index), x.shape
+        mixed = not isinstance(context.adapter, str | None)  # an adapter a row
+        rows, shape = None if mixed else self._counted(targets, ignore_index), x.shape
         if rows is not None:
             x, ids = x.reshape(-1, shape[-1])[rows], ids.reshape(-1)[rows]  # (b, t, d) → (n, d), (b, t) → (n,)
         logits, head_cache = self._head.forward(x, context)

@@ -30,7 +30,6 @@ REAL_ONLY = {"add.at": ".view(real)"}  # atomic additions, which know no complex
 TYPES = {
     "np.ndarray",
     "np.generic",
-    "np.integer",
     "np.random.Generator",
     "np.float32",
     "np.dtype",

@@ -568,12 +568,12 @@ DAMAGE = {
     "a rank of 0": (configured(r=0), r"adapter_config\.json: r = 0; the rank must be at least 1"),
     "a rank in words": (configured(r="8"), r"adapter_config\.json: r = '8'; the rank is a whole number"),
     "a pattern of rank 0": (configured(rank_pattern={"q_proj": 0}), r"rank_pattern\['q_proj'\] = 0"),
-    "patterns that are a list": (configured(alpha_pattern=[1]), r"alpha_pattern is \[1\]; expected an object"),
+    "patterns that are a list": (configured(alpha_pattern=[1]), r"alpha_pattern = \[1\]; expected a mapping"),
     "rsLoRA in words": (
         configured(use_rslora="false"),
         r"adapter_config\.json: use_rslora = 'false'; expected True or",
     ),
-    "an alpha in words": (configured(lora_alpha="8"), r"adapter_config\.json: "),
+    "an alpha in words": (configured(lora_alpha="8"), r"adapter_config\.json: lora_alpha = '8'; expected a number"),
     "no object": (lambda folder: settings(folder).write_text("[1]"), r"adapter_config\.json: expected a JSON object"),
     "no JSON": (
         lambda folder: settings(folder).write_text("{'r': 8}"),
@@ -732,6 +732,11 @@ def test_a_bad_call_is_a_clear_error_and_changes_nothing(what, make_model, tmp_p
         ({"alpha_pattern": {"q_proj": -1}}, ValueError, r"alpha_pattern\['q_proj'\] = -1; expected a positive"),
         ({"alpha_pattern": {"(q": 1}}, ValueError, r"'\(q' is no valid regular expression"),
         ({"lora_alpha": float("inf")}, ValueError, "lora_alpha = inf"),
+        ({"lora_alpha": "16"}, TypeError, "lora_alpha = '16'; expected a number"),
+        ({"lora_alpha": True}, TypeError, "lora_alpha = True; expected a number"),
+        ({"lora_dropout": "0.1"}, TypeError, r"lora_dropout = '0\.1'; expected a number"),
+        ({"alpha_pattern": {"q_proj": "16"}}, TypeError, r"alpha_pattern\['q_proj'\] = '16'; expected a number"),
+        ({"rank_pattern": None}, TypeError, "rank_pattern = None; expected a mapping"),
     ],
 )
 def test_a_pattern_out_of_range_is_a_clear_error(bad, error, message):

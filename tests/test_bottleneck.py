@@ -277,6 +277,7 @@ BAD = {
     "size 0": (lambda m: BottleneckConfig(0), ValueError, "bottleneck_size = 0"),
     "half a feature": (lambda m: BottleneckConfig(2.5), TypeError, "whole number"),
     "a factor of 0": (lambda m: BottleneckConfig(reduction_factor=0), ValueError, "reduction_factor = 0"),
+    "a factor in words": (lambda m: BottleneckConfig(reduction_factor="8"), TypeError, "= '8'; expected a number"),
     "relu": (lambda m: BottleneckConfig(non_linearity="relu"), ValueError, "'relu'; expected 'gelu' or 'silu'"),
     "nowhere": (lambda m: BottleneckConfig(placement="lora"), ValueError, "expected 'houlsby' or 'pfeiffer'"),
     "an unknown init": (lambda m: BottleneckConfig(init_weights="bert"), ValueError, "init_weights = 'bert'"),

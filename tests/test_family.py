@@ -215,6 +215,16 @@ def test_dora_refuses_a_row_that_has_no_direction(make_model):
     assert not any(isinstance(m, LoraLinear) for _, m in model.named_modules()), "a refusal changes nothing"
 
 
+def test_a_loaded_dora_refuses_a_row_that_has_no_direction_too(make_model, tmp_path):
+    """Else m/n would be 0/0 or m/0, and the loss NaN."""
+    adapted(make_model(), use_dora=True).save_pretrained(tmp_path)
+    model = make_model()
+    model.model.layers[1].mlp.up_proj.weight.value[3] = 0
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors: .*layers\.1\.mlp\.up_proj has a row of zeros"):
+        PeftModel.from_pretrained(model, tmp_path)
+    assert not any(isinstance(m, LoraLinear) for _, m in model.named_modules()), "a refusal changes nothing"
+
+
 @pytest.mark.parametrize("settings", [{"use_dora": True}, PISSA, {"freeze_A": True}], ids=str)
 def test_two_workers_find_the_gradients_of_one(make_model, random_batch, settings):
     found = []
@@ -381,6 +391,19 @@ def test_qpissa_is_nearer_to_the_base_than_a_quantised_base(make_model):
     with pytest.raises(RuntimeError, match="the base is quantised"):
         peft_model.delete_adapter("default")
     assert peft_model.peft_config, "a refusal changes nothing"
+
+
+def test_qpissa_is_saved_as_a_model_for_no_adapter_on_the_base_is_that_model(make_model, random_batch, tmp_path):
+    tokens, _ = random_batch()
+    peft_model = ln.quantize_model(adapted(make_model(np.float32), **PISSA))
+    trained = host(peft_model.forward(tokens)[0])
+    with pytest.raises(
+        RuntimeError, match=r"q_proj: quantize_model rounded what PiSSA left.*save_model\(dequantize_model"
+    ):
+        peft_model.save_pretrained(tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+    ln.save_model(ln.dequantize_model(peft_model).merge_and_unload(), tmp_path / "model")
+    assert_allclose(ln.load_model(tmp_path / "model").forward(tokens)[0], trained, rtol=1e-4, atol=1e-4)
 
 
 BAD_PISSA = {
@@ -712,6 +735,9 @@ BAD_VERA_CONFIG = {
     "dropout 1": (lambda: VeraConfig(vera_dropout=1.0), ValueError, "expected 0 ≤ vera_dropout < 1"),
     "an infinite d": (lambda: VeraConfig(d_initial=np.inf), ValueError, "d_initial = inf"),
     "a switch in words": (lambda: VeraConfig(init_weights="no"), TypeError, "init_weights = 'no'"),
+    "dropout in words": (lambda: VeraConfig(vera_dropout="0"), TypeError, "vera_dropout = '0'; expected a number"),
+    "a d in words": (lambda: VeraConfig(d_initial="1"), TypeError, "d_initial = '1'; expected a number"),
+    "no key": (lambda: VeraConfig(projection_prng_key=None), TypeError, "projection_prng_key = None; expected a whole"),
     "a target that is no name": (
         lambda: METHOD.config({"peft_type": "VERA", "target_modules": ["q_proj", 3]}),
         ValueError,

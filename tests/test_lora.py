@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from on_device import assert_allclose, assert_array_equal, xp
 
-from lora_np import AdamW, LoraConfig, Transformer, get_peft_model, gradcheck_model, train
+from lora_np import AdamW, LoraConfig, Transformer, VeraConfig, get_peft_model, gradcheck_model, train
 
 ALL = "all-linear"
 
@@ -82,6 +82,21 @@ def test_merge_and_unload_gives_a_plain_transformer_that_computes_the_same(make_
     assert type(plain) is Transformer
     assert [n for n, _ in plain.named_parameters()] == [n for n, _ in make_model().named_parameters()]
     assert_allclose(plain.forward(tokens)[0], before, rtol=1e-11, atol=1e-12)
+
+
+def test_after_merge_and_unload_there_is_no_adapter_to_save_or_merge(make_model, tmp_path):
+    """A PeftModel that still named one would write a folder without tensors over a good one."""
+    peft_model = adapted(make_model())
+    peft_model.save_pretrained(tmp_path)
+    before = (tmp_path / "adapter_model.safetensors").read_bytes()
+    peft_model.merge_and_unload()
+    for call in (lambda: peft_model.save_pretrained(tmp_path), lambda: peft_model.set_adapter("default")):
+        with pytest.raises(ValueError, match="there is no adapter 'default'; this model has none"):
+            call()
+    for call in (peft_model.merge_adapter, peft_model.merge_and_unload):
+        with pytest.raises(RuntimeError, match="no adapter is active"):
+            call()
+    assert (tmp_path / "adapter_model.safetensors").read_bytes() == before
 
 
 def test_the_change_of_a_merged_weight_is_the_scaled_product(make_model):
@@ -175,6 +190,22 @@ def test_the_same_seed_draws_the_same_adapter(make_model):
 )
 def test_target_modules_as_list_suffix_expression_or_all_linear(make_model, targets, expected):
     assert len(adapted(make_model(), target_modules=targets).lora_layers()) == expected
+
+
+@pytest.mark.parametrize("kind", [LoraConfig, VeraConfig])
+def test_a_configuration_keeps_target_modules_of_its_own(kind):
+    """A list that somebody appends to later would name layers without an adapter, and the saved folder would not load."""
+    names = ["v_proj", "q_proj"]
+    config = kind(target_modules=names)
+    names.append("up_proj")
+    assert config.target_modules == ("v_proj", "q_proj")
+    assert kind(target_modules=(name for name in ["v_proj", "q_proj"])) == config
+    assert repr(kind(target_modules={"v_proj", "q_proj"})) == repr(kind(target_modules=("q_proj", "v_proj"))), (
+        "a set has another order in each process, and a checkpoint knows its run by this text"
+    )
+    for wrong in (None, 3, [1], ["q_proj", None]):
+        with pytest.raises(TypeError, match=r"target_modules = .*expected a list of layers' names"):
+            kind(target_modules=wrong)
 
 
 def test_scaling_is_alpha_over_r_and_over_its_root_with_rslora():

@@ -50,9 +50,9 @@ def three(make_model):
     return three_adapters(make_model)
 
 
-def three_adapters(make_model):
+def three_adapters(make_model, dtype=np.float64, adapter_dtype=None):
     """x, y and z: of other ranks, scalings and layers; x is active."""
-    peft_model = PeftModel(make_model())
+    peft_model = PeftModel(make_model(dtype), adapter_dtype)
     for i, (name, settings) in enumerate(
         {
             "x": {"r": 3, "lora_alpha": 7, "target_modules": ["q_proj", "v_proj"]},
@@ -267,6 +267,16 @@ def test_the_same_seed_drops_the_same(three):
     for name in first:
         assert_array_equal(first[name], again[name])
         assert not np.array_equal(first[name], other[name])
+
+
+@pytest.mark.parametrize("kind", ["cat", "svd"])
+def test_the_report_on_an_adapter_in_16_bits_counts_their_rounding(kind, make_model):
+    three, weights = three_adapters(make_model, np.float32, "float16"), {"x": 0.7, "y": 0.3}
+    svd_rank = {"svd_rank": 5} if kind == "svd" else {}
+    report = three.add_weighted_adapter([*weights], [*weights.values()], "new", kind, **svd_rank)
+    expected, found = wanted(three, weights), deltas(three, "new")
+    stacked = [np.concatenate([x[name].ravel() for name in expected]) for x in (found, expected)]
+    assert 1e-5 < relative(*stacked) == pytest.approx(report.error, rel=1e-2)
 
 
 def test_a_report_says_what_was_made_and_how_good_it_is(three):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -157,6 +158,27 @@ def test_frozen_it_trains_again_by_its_name_alone(make_model, setting):
     assert not adapter(peft_model)
     peft_model.set_adapter("default")
     assert adapter(peft_model).keys() == trained
+
+
+DORA = LoraConfig(r=3, init_lora_weights=False, use_dora=True, dora_norm="true")
+
+
+@pytest.mark.parametrize("setting", [*CONFIGS.values(), DORA], ids=[*CONFIGS, "dora"])
+def test_after_a_forward_that_ran_frozen_there_is_the_whole_gradient_or_an_error(make_model, random_batch, setting):
+    """VeRA keeps enough for it in any case, the others do not: half a gradient would be worse than none."""
+    peft_model, gradients = ln.get_peft_model(make_model(), setting), []
+    whole = isinstance(setting, VeraConfig | GainConfig)
+    for frozen in (False, True):
+        peft_model.zero_grad()
+        peft_model.set_adapter("default", inference_mode=frozen)
+        _, cache = peft_model.loss(*random_batch())
+        peft_model.set_adapter("default")
+        refused = pytest.raises(RuntimeError, match=r"the forward ran while this was frozen.*run it again")
+        with refused if frozen and not whole else nullcontext():
+            peft_model.backward(cache)
+        gradients.append({name: host(p.grad) for name, p in peft_model.named_parameters() if p.trainable and whole})
+    for name, gradient in gradients[0].items():
+        assert_array_equal(gradients[1][name], gradient, err_msg=name)
 
 
 @methods

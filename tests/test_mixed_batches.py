@@ -10,6 +10,7 @@ from on_device import assert_allclose, assert_array_equal, host, xp
 
 from lora_np import Linear, LoraConfig, LoraLinear, PeftModel, generate, gradcheck_model
 from lora_np.nn import Context
+from lora_np.ops import IGNORE_INDEX
 from lora_np.peft import mixed_calls
 from lora_np.peft.mixed import BASE, AdapterRows
 from lora_np.studies.serving import WORKLOADS, workload
@@ -126,6 +127,30 @@ def test_gradients_through_a_mixed_batch_agree_with_the_complex_step_to_1e_12(ma
     peft_model = training(with_adapters(make_model(), 3, r=2, lora_dropout=dropout), ["0", "2", BASE, "1", "0"])
     seed = 5 if dropout else None
     gradcheck_model(peft_model, *random_batch(5), tolerance=1e-12, dropout_seed=seed).raise_if_wrong()
+
+
+def test_an_adapter_of_the_head_finds_its_rows_where_some_targets_do_not_count(make_model, random_batch):
+    """The head of an unmixed batch is given the counted positions alone, among which no row has its place."""
+    model, (tokens, targets) = make_model(tie_word_embeddings=False), random_batch()
+    peft_model = with_adapters(model, 2, target_modules=["lm_head"])
+    targets = targets.copy()
+    targets[0, :4] = IGNORE_INDEX
+    counted, expected = [2, 6], 0.0
+    for i, name in enumerate("01"):
+        peft_model.set_adapter(name)
+        loss, _ = peft_model.loss(tokens[i : i + 1], targets[i : i + 1])
+        expected += float(loss) * counted[i] / sum(counted)
+    mixed, _ = peft_model.loss(tokens, targets, adapter_names=["0", "1"])
+    assert float(mixed) == pytest.approx(expected, rel=1e-12)
+    checked = gradcheck_model(training(peft_model, ["0", "1"]), tokens, targets, tolerance=1e-12)
+    checked.raise_if_wrong()
+
+
+def test_a_layer_refuses_another_number_of_rows_than_of_names():
+    layer = layer_with_adapters(2)
+    x = xp.asarray(np.ones((3, 4, 5), np.float32))
+    with pytest.raises(ValueError, match="3 rows for 2 adapter names"):
+        layer.forward(x, Context(adapter=AdapterRows(["0", "1"])))
 
 
 def test_gradients_of_a_token_a_row_are_those_of_one_segment_after_another():

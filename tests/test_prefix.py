@@ -374,7 +374,8 @@ def test_bad_input_is_a_clear_error(what, make_model):
 
 
 def test_a_past_of_another_dtype_is_refused(make_model, random_batch):
-    peft_model = get_peft_model(make_model(), PrefixTuningConfig(**PLAIN), adapter_dtype="float32")
+    peft_model = get_peft_model(make_model(), PrefixTuningConfig(**PLAIN))
+    peft_model.prompt_encoder["default"].astype(np.float32)
     with pytest.raises(TypeError, match="keys of float64 after a past of float32"):
         peft_model.forward(random_batch()[0])
 

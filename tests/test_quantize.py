@@ -14,6 +14,7 @@ from test_lora import adapted
 
 import lora_np as ln
 from lora_np import Linear, LoraConfig, QuantizedLinear, get_peft_model, gradcheck_model, load_model, save_model
+from lora_np.checkpoint import digests
 from lora_np.parallel import loss_and_gradients
 from lora_np.quantization import (
     QUANT_TYPES,
@@ -448,8 +449,10 @@ def test_astype_leaves_the_codes_and_says_what_they_become(make_model):
 
 
 def test_a_quantised_model_cannot_be_unfrozen(make_model):
+    model = quantized(make_model()).freeze()
     with pytest.raises(ValueError, match=r"a quantised weight has no gradient: .*get_peft_model"):
-        quantized(make_model()).unfreeze()
+        model.unfreeze()
+    assert not model.trainable, "a refusal changes nothing"
 
 
 def test_a_state_dict_goes_back_in_and_no_other_kind_does(make_model):
@@ -509,6 +512,22 @@ def test_training_over_a_quantised_base_moves_the_adapter_alone_and_resumes_to_t
         ln.train(other, [random_batch()], ln.AdamW(lr=1e-2), steps=8, checkpoint=tmp_path / "a", resume=True)
 
 
+@double_quants
+def test_the_digest_of_a_quantised_base_tells_what_its_codes_alone_do_not(double_quant, make_model):
+    """Weights of twice the size have the same codes: what differs is their absmax."""
+
+    def digest(factor=1, **settings):
+        model = make_model(np.float32)
+        for name, p in model.named_parameters():
+            p.value *= factor if "proj" in name else 1
+        return digests(ln.quantize_model(model, **{"double_quant": double_quant} | settings).freeze(), [])
+
+    assert digest() == digest()
+    others = {"factor": 2}, {"block_size": 128}, {"quant_type": "int4"}, {"double_quant": not double_quant}
+    for other in others:
+        assert digest(**other) != digest(), other
+
+
 def test_on_a_device_the_codes_live_there_and_a_step_moves_only_ids(make_model, random_batch, double):
     if DEVICE != "numpy":
         pytest.skip("the tests are on a device already")
@@ -565,6 +584,14 @@ def test_an_adapter_in_16_bits_is_stored_in_16_and_computed_in_32(make_model, ra
     for name, p in factors_of(peft_model).items():
         assert p.value.nbytes == 2 * p.value.size and p.grad.dtype == np.float32
         assert_array_equal(p.grad, results[1][1][name], err_msg=name)
+
+
+@pytest.mark.parametrize(("base", "other"), [("float32", "float64"), ("float64", "float32"), ("float32", "int8")])
+def test_an_adapter_of_a_dtype_that_does_not_go_with_the_base_is_refused(base, other, make_model):
+    """Else the first forward would say it, of arrays that nobody named."""
+    with pytest.raises(TypeError, match=f"'{other}' over a base of {base}; expected 'float16', 'bfloat16' or '{base}'"):
+        adapted_in_16_bits(make_model(np.dtype(base)), other)
+    assert len(factors_of(adapted_in_16_bits(make_model(np.dtype(base)), base))) == 28
 
 
 @DTYPES

@@ -200,6 +200,23 @@ def test_evaluate_weighs_each_counted_token_the_same(make, random_batch):
     )
 
 
+def test_a_batch_in_which_nothing_counts_is_skipped_as_training_skips_it(make, batches):
+    model, (tokens, targets) = make("lora"), batches[0]
+    nothing = tokens, np.full_like(targets, ops.IGNORE_INDEX)
+    assert evaluate(model, [nothing, batches[1], nothing]) == evaluate(model, [batches[1]])
+    with pytest.raises(ValueError, match=r"nothing to evaluate on: .* no target in it counts"):
+        evaluate(model, [nothing])
+
+
+def test_held_out_batches_from_a_generator_are_measured_each_time(make, batches):
+    """It can be gone through once: at the end of the run it would be empty, and the run lost."""
+    expected, found = (
+        train(make("lora"), batches[:3], AdamW(0.05), 4, heldout=heldout, eval_every=2)
+        for heldout in (batches[3:], (batch for batch in batches[3:]))
+    )
+    assert found.column("heldout") == expected.column("heldout") and len(found.column("heldout")) == 3
+
+
 def test_evaluate_uses_no_dropout_and_leaves_no_gradient(make, batches):
     model = make("lora", dropout=0.9)
     assert evaluate(model, batches) == evaluate(model, batches) == evaluate(make("lora"), batches)

@@ -66,6 +66,10 @@ class Interrupted(conversations.ConversationBatches):
         return super().__getitem__(i)
 
 
+def interrupt(batches, i):
+    raise KeyboardInterrupt
+
+
 # -------------------------------------------------------------------------------------------------------- what it does
 
 
@@ -444,7 +448,36 @@ def test_the_old_adapter_stays_until_the_new_one_is_there(run, tmp_path, monkeyp
     monkeypatch.setattr(conversations, "ConversationBatches", Interrupted)
     assert run("--lr", 0.01, "--overwrite") == 130
     after = files(tmp_path / "out")
-    assert after.pop("checkpoint.safetensors") and after == before
+    assert after.pop("checkpoint.safetensors") and after.pop("overwriting") == b"" and after == before
+
+
+def test_resume_takes_no_old_adapter_for_that_of_a_run_stopped_before_its_first_checkpoint(
+    run, tmp_path, monkeypatch, capsys
+):
+    assert run() == 0
+    old = weights(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(conversations.ConversationBatches, "__getitem__", interrupt)
+        assert run("--lr", 0.01, "--overwrite") == 130
+    assert weights(tmp_path / "out") == old
+    assert run("--lr", 0.01) == 1, "without --resume it would be replaced unasked"
+    assert run("--lr", 0.01, "--resume") == 0
+    assert "is finished" not in capsys.readouterr().out
+    assert weights(tmp_path / "out") != old and list(files(tmp_path / "out")) == ADAPTER
+    assert run("--lr", 0.01, "--resume") == 0
+    assert "is finished" in capsys.readouterr().out
+
+
+REFUSED = ["--checkpoint-every 0", "--steps 0", "--eval-every 2", "--max-grad-norm 0", "--workers 0", "--accumulate 0"]
+
+
+@pytest.mark.parametrize("options", REFUSED)
+def test_a_run_that_is_refused_overwrites_nothing(options, run, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "checkpoint.safetensors").write_text("hours of work")
+    before = files(tmp_path / "out")
+    assert run("--overwrite", *options.split()) == 1
+    assert files(tmp_path / "out") == before
 
 
 def test_half_an_adapter_is_no_finished_one(run, tmp_path, capsys):
@@ -527,7 +560,7 @@ WRONG = {
     "dropping all": (["--lora-dropout", "1"], "lora_dropout = 1.0"),
     "a negative rate": (["--lr", "-1"], "lr = -1.0; expected a number ≥ 0"),
     "a longer warm-up than run": (["--warmup", "9"], "warmup 9 of 3 steps"),
-    "no clipping by 0": (["--max-grad-norm", "0"], "max_norm = 0.0"),
+    "no clipping by 0": (["--max-grad-norm", "0"], "max_grad_norm = 0.0; expected a number > 0"),
 }
 
 

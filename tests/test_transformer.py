@@ -105,6 +105,25 @@ def test_a_frozen_linear_keeps_no_activations():
     assert layer.forward(x)[1][0] is None
 
 
+def test_a_backward_through_a_forward_that_ran_frozen_is_refused(make_model, random_batch):
+    """The norms and the embedding would get gradients, and no projection."""
+    model = make_model().freeze()
+    _, cache = model.loss(*random_batch())
+    model.unfreeze()
+    with pytest.raises(RuntimeError, match="the forward ran while this was frozen"):
+        model.backward(cache)
+    assert all(p.grad is None for _, p in model.named_parameters())
+
+
+def test_what_is_frozen_between_forward_and_backward_gets_no_gradient(make_model, random_batch):
+    model = make_model()
+    _, cache = model.loss(*random_batch())
+    frozen = model.model.layers[1].mlp.up_proj.weight
+    frozen.trainable = False
+    model.backward(cache)
+    assert frozen.grad is None and model.model.layers[0].mlp.up_proj.weight.grad is not None
+
+
 def test_gradients_accumulate_until_zero_grad(make_model, random_batch):
     model = make_model()
     batches = [random_batch(seed=1), random_batch(seed=2)]

@@ -1,8 +1,8 @@
 """python -m lora_np train: an adapter for a real language model, or all of its weights, from a file of conversations.
 
 What lies in the output folder while it trains is checkpoint.safetensors, by which `--resume` goes on after whatever stopped
-it. When the adapter (or, with `--full`, the model) is there and whole, the checkpoint is removed, and history.json keeps
-the losses.
+it; and with `--overwrite` an empty file, "overwriting", as long as what was there before is not replaced. When the adapter
+(or, with `--full`, the model) is there and whole, both are removed, and history.json keeps the losses.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 HELP = "fine-tune a language model on your own questions and answers"
 MAX_LENGTH = 1024
 
-CHECKPOINT, HISTORY = "checkpoint.safetensors", "history.json"
+CHECKPOINT, HISTORY, OVERWRITING = "checkpoint.safetensors", "history.json", "overwriting"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 MODEL = ("config.json", "model.safetensors")
 UNFINISHED = re.compile(r".+\.[0-9a-f]{32}\.tmp")  # what a process that was killed while writing leaves behind
@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> None:
     from ..peft import get_peft_model
     from ..pretrained import load_model, load_tokenizer
     from ..quantized_linear import quantize_model
-    from ..train import train
+    from ..train import check_run, train
 
     arguments.method = arguments.method or DEFAULT  # not argparse's, which would let it stand beside --full
     if _is_finished(arguments):
@@ -131,7 +131,15 @@ def run(arguments: argparse.Namespace) -> None:
     each = f"{arguments.batch_size} records" + (f" × {arguments.accumulate}" if arguments.accumulate > 1 else "")
     print(f"{steps} steps of {each}, {optimizer}, {warmup} steps of warm-up, then a cosine to 0", flush=True)
 
-    checkpoint = arguments.output / CHECKPOINT
+    checkpoint, workers = arguments.output / CHECKPOINT, _workers(arguments, model)
+    checked = {
+        "max_grad_norm": arguments.max_grad_norm,
+        "accumulate": arguments.accumulate,
+        "heldout": conversations.heldout_batches(heldout, arguments.batch_size) if heldout else None,
+        "eval_every": arguments.eval_every,
+        "checkpoint_every": arguments.checkpoint_every,
+    }
+    check_run(steps, **checked)  # a run that is refused takes nothing away
     _clear(arguments)
     try:
         history = train(
@@ -140,22 +148,19 @@ def run(arguments: argparse.Namespace) -> None:
             optimizer,
             steps,
             schedule=schedule,
-            max_grad_norm=arguments.max_grad_norm,
-            accumulate=arguments.accumulate,
-            heldout=conversations.heldout_batches(heldout, arguments.batch_size) if heldout else None,
-            eval_every=arguments.eval_every,
             checkpoint=checkpoint,
-            checkpoint_every=arguments.checkpoint_every,
             resume=arguments.resume,
             seed=arguments.seed,
-            workers=_workers(arguments, model),
+            workers=workers,
             progress="lines",
+            **checked,
         )
     except KeyboardInterrupt:
         if checkpoint.exists():
             print(f"the same command with --resume goes on from {checkpoint}", file=sys.stderr)
         raise
     _save(model, tokenizer, history, arguments)
+    (arguments.output / OVERWRITING).unlink(missing_ok=True)
     checkpoint.unlink()  # only now is nothing left to lose
     print(history)
     print(f"{arguments.output} holds the {'model' if _full(arguments) else 'adapter'}. Try it:")
@@ -183,9 +188,10 @@ def _is_finished(arguments: argparse.Namespace) -> bool:
             f"{checkpoint} is of an unfinished run: --resume goes on with it, --overwrite starts again"
         )
     there = [name for name in ours if (output / name).exists()]
-    if there and not (arguments.resume and len(there) == len(ours)):
+    old = (output / OVERWRITING).exists()  # --overwrite was stopped before its first checkpoint
+    if there and not (arguments.resume and (old or len(there) == len(ours))):
         raise FileExistsError(f"{output / there[0]} exists: --overwrite replaces it, or give another --output")
-    return bool(there)
+    return bool(there) and not old
 
 
 def _full(arguments: argparse.Namespace) -> bool:
@@ -249,12 +255,16 @@ def _described(examples: list[Example]) -> str:
 
 
 def _clear(arguments: argparse.Namespace) -> None:
-    """Take away what a killed process left half-written under another name and, to start again, the old checkpoint."""
+    """Take away what a killed process left half-written under another name and, to start again, the old checkpoint.
+
+    What else is there stays until it is replaced; that it is to be replaced is noted in the folder.
+    """
     for path in arguments.output.glob("*.tmp"):
         if UNFINISHED.fullmatch(path.name):
             real = path.is_dir() and not path.is_symlink()  # older versions left a file
             shutil.rmtree(path) if real else path.unlink()
-    if arguments.overwrite:
+    if arguments.overwrite and arguments.output.exists():
+        (arguments.output / OVERWRITING).touch()
         (arguments.output / CHECKPOINT).unlink(missing_ok=True)
 
 

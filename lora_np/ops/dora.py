@@ -29,8 +29,9 @@ def row_norm_forward(W: Array, A: Array, B: Array, scaling: float) -> tuple[Arra
         n_o² = ‖W_o‖² + 2s B_o·C_o + s² B_o·(B G)_o        C = W Aᵀ (out, r),   G = A Aᵀ (r, r)
              = ‖W_o‖² + s B_o·(C + P)_o                    P = C + s·B G = V Aᵀ
 
-    Exact but for what cancels: where ‖V_o‖ ≪ ‖W_o‖, n_o is off by a rounding error of ‖W_o‖²/n_o. Raises ValueError or
-    TypeError on shapes or dtypes that do not fit.
+    Exact but for what cancels: where ‖V_o‖ ≪ ‖W_o‖, n_o is off by a rounding error of ‖W_o‖²/n_o. Where s·B_o A takes all of
+    W_o away, what is left of n_o² is that error, which may be negative, and n_o NaN: V_o has no direction there, and m_o/n_o no
+    value. Raises ValueError or TypeError on shapes or dtypes that do not fit.
     """
     check_float(W=W, A=A, B=B)
     check_shape("W", W, None, None)

@@ -21,6 +21,7 @@ from ..backend import Array, move, to_host
 from ..nn import EVALUATION, Context, Linear, Parameter
 from ..targets import has_suffix
 from ..transformer import Transformer
+from .checks import check_number, check_whole
 from .folder import KIND, PREFIX, plain, refuse_others, some
 from .layers import AdapterLinear, adaptable_layers, unwrap, wrap, wrapped_by
 from .lora import LoraLinear
@@ -52,7 +53,7 @@ class BottleneckConfig:
         in the paper (section 3.6): only near the base; False, all of it uniform in ±1/√in (for tests).
     base_model_name_or_path: what the adapter was made for; saved with it, and otherwise unused.
 
-    Raises ValueError for a value out of range, TypeError for a size that is not whole.
+    Raises ValueError for a value out of range, TypeError for a size that is not whole or a factor that is no number.
     """
 
     bottleneck_size: int | None = None
@@ -64,10 +65,11 @@ class BottleneckConfig:
 
     def __post_init__(self) -> None:
         m = self.bottleneck_size
-        if m is not None and (not isinstance(m, int | np.integer) or isinstance(m, bool)):
-            raise TypeError(f"bottleneck_size = {m!r}; expected a whole number")
-        if m is not None and m < 1:
-            raise ValueError(f"bottleneck_size = {m}; expected at least 1")
+        if m is not None:
+            check_whole("bottleneck_size", m)
+            if m < 1:
+                raise ValueError(f"bottleneck_size = {m}; expected at least 1")
+        check_number("reduction_factor", self.reduction_factor)
         if not 0 < self.reduction_factor < math.inf:
             raise ValueError(f"reduction_factor = {self.reduction_factor}; expected a positive number")
         for name, choices in (("non_linearity", ACTIVATIONS), ("placement", PLACES)):

@@ -81,9 +81,9 @@ def backward(
     dx, du, dA, dB, dm, dn = ops.dora_backward(dy, dora_cache, need_dx)
     A, B = layer.lora_A[name], layer.lora_B[name]
     if norm_cache is not None and (A.trainable or B.trainable):
-        dA_norm, dB_norm = norm_backward(base, dn, norm_cache, need_dA=A.trainable)
+        dA_norm, dB_norm = norm_backward(base, dn, norm_cache, need_dA=dA is not None)
         dB += dB_norm
-        if A.trainable:
+        if dA is not None:
             dA += dA_norm
     for parameter, gradient in ((A, dA), (B, dB), (layer.lora_magnitude_vector[name], dm)):
         if parameter.trainable:

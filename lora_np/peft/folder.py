@@ -111,7 +111,7 @@ def portable_targets(config: LoraConfig, model: Module) -> str | list[str]:
     """
     targets, layers = config.target_modules, list(adaptable_layers(model))
     if not isinstance(targets, str):
-        return sorted(targets) if isinstance(targets, set | frozenset) else list(targets)
+        return list(targets)
     meant = [name for name in layers if is_target(name, targets)]
     if [name for name in peft_modules(model) if re.fullmatch(targets, name)] == meant:
         return targets
@@ -199,9 +199,6 @@ def config_from_dict(settings: Mapping[str, Any]) -> LoraConfig:
             "init_lora_weights is 'pissa': these factors belong to what PiSSA left of the base, and not to the base; PEFT "
             "writes them for the base where save_pretrained is given path_initial_model_for_weight_conversion"
         )
-    for key in ("rank_pattern", "alpha_pattern"):
-        if not isinstance(given.get(key, {}), dict):
-            raise ValueError(f"{key} is {given[key]!r}; expected an object, pattern → number")
     if given.get("init_lora_weights") in BASE_UNCHANGED:
         given["init_lora_weights"] = True
     return LoraConfig(**given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
@@ -15,7 +15,9 @@ from .. import ops
 from ..backend import Array, move, to_host
 from ..nn import EVALUATION, Context, Linear, Module, Parameter
 from ..quantization import Quantized4bit
+from ..targets import plain_targets
 from . import dora, pissa
+from .checks import check_number, check_whole
 from .mixed import AdapterRows, mixed_backward, mixed_forward
 from .wrapper import WeightWrapper
 
@@ -33,7 +35,7 @@ class LoraConfig:
     rank_pattern, alpha_pattern: another r or α for some layers, {"down_proj": 16}. A key is a regular expression for
         the end of a layer's name, from a dot on; the first key that matches counts.
     target_modules: a list of names or suffixes, one suffix, a regular expression for the whole name, or "all-linear"
-        (every linear layer but lm_head).
+        (every linear layer but lm_head). A list is kept as a tuple, which nobody can change later.
     lora_dropout: the probability of dropping an input of the bypass while training; the frozen path never drops.
     init_lora_weights: True, A uniform in ±1/√in (Kaiming with a = √5) and B = 0; "gaussian", A normal with std 1/r and
         B = 0; "pissa", the principal part of W, which leaves the base (see pissa.py); False, B uniform in ±1/√r too, so
@@ -45,12 +47,12 @@ class LoraConfig:
     base_model_name_or_path: what the adapter was made for; saved with it, and otherwise unused.
 
     Raises ValueError for a value out of range or a pattern that is no regular expression, TypeError for an r that is
-    not an integer or a switch that is no bool.
+    not an integer, a number or a mapping that is none, a switch that is no bool or targets that are no names.
     """
 
     r: int = 8
     lora_alpha: float = 8
-    target_modules: str | Sequence[str] = ("q_proj", "v_proj")
+    target_modules: str | Collection[str] = ("q_proj", "v_proj")
     lora_dropout: float = 0.0
     use_rslora: bool = False
     init_lora_weights: bool | Literal["gaussian", "pissa"] = True
@@ -62,16 +64,19 @@ class LoraConfig:
     freeze_A: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "target_modules", plain_targets(self.target_modules))
         for name in ("rank_pattern", "alpha_pattern"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise TypeError(f"{name} = {getattr(self, name)!r}; expected a mapping, pattern → number")
             object.__setattr__(self, name, dict(getattr(self, name)))  # a copy, that stays as it is
         ranks = {"r": self.r} | {f"rank_pattern[{key!r}]": r for key, r in self.rank_pattern.items()}
         for what, r in ranks.items():
-            if not isinstance(r, int | np.integer) or isinstance(r, bool):
-                raise TypeError(f"{what} = {r!r}; the rank is a whole number")
+            check_whole(what, r, "the rank is a whole number")
             if r < 1:
                 raise ValueError(f"{what} = {r}; the rank must be at least 1")
         alphas = {"lora_alpha": self.lora_alpha} | {f"alpha_pattern[{k!r}]": a for k, a in self.alpha_pattern.items()}
         for what, alpha in alphas.items():
+            check_number(what, alpha)
             if not 0 < alpha < math.inf:
                 raise ValueError(f"{what} = {alpha}; expected a positive number")
         for key in [*self.rank_pattern, *self.alpha_pattern]:
@@ -79,6 +84,7 @@ class LoraConfig:
                 re.compile(AT_THE_END.format(key))
             except re.error as error:
                 raise ValueError(f"the pattern {key!r} is no valid regular expression: {error}.") from None
+        check_number("lora_dropout", self.lora_dropout)
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout = {self.lora_dropout}; expected 0 ≤ lora_dropout < 1")
         for name in ("use_rslora", "use_dora", "freeze_A"):
@@ -101,15 +107,15 @@ class LoraConfig:
         return replace(self, r=r, lora_alpha=alpha, rank_pattern={}, alpha_pattern={})
 
 
-def storage_dtype(name: Any) -> np.dtype:
-    """The dtype to store adapters in: any that NumPy has, or "bfloat16". Raises TypeError for what is no float dtype."""
+def storage_dtype(name: Any, base: np.dtype) -> np.dtype:
+    """The dtype to store adapters in: "float16", "bfloat16", or that of the `base`. Raises TypeError for another."""
     if name == "bfloat16":
         import ml_dtypes
 
         return np.dtype(ml_dtypes.bfloat16)
     dtype = np.dtype(name)  # raises TypeError for a name that it does not know
-    if dtype.kind != "f":
-        raise TypeError(f"adapter_dtype {name!r}; expected 'float16', 'bfloat16', 'float32' or 'float64'")
+    if dtype.kind != "f" or (dtype.itemsize > 2 and dtype != base):
+        raise TypeError(f"adapter_dtype {name!r} over a base of {base}; expected 'float16', 'bfloat16' or '{base}'")
     return dtype
 
 

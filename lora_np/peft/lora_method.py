@@ -14,7 +14,7 @@ from .folder import DECISIVE, KIND, OWN, PREFIX, TENSORS, Factors, config_from_d
 from .layers import adaptable_layers, lora_layers, unwrap, wrap
 from .lora import LoraConfig, first_match
 from .method import Method
-from .pissa import check_pissa, config_on_the_original
+from .pissa import check_pissa, check_unrounded, config_on_the_original
 
 if TYPE_CHECKING:
     from .model import PeftModel
@@ -48,7 +48,9 @@ class LoraMethod(Method):
         self.put_factors(peft_model, name, config, place(arrays, config, peft_model.model))
 
     def put_factors(self, peft_model: PeftModel, name: str, config: LoraConfig, factors: Factors) -> None:
-        """Put A and B in by layer, as `place` and `combine_adapters` give them."""
+        """Put A and B in by layer, as `place` and `combine_adapters` give them. Raises as `check_rows` does."""
+        adaptable = adaptable_layers(peft_model.model)
+        check_rows({layer: adaptable[layer] for layer in factors}, config)
         for layer_name, layer in wrap(peft_model.model, factors):
             layer.put_adapter(name, config.for_layer(layer_name), *factors[layer_name], dtype=peft_model.adapter_dtype)
 
@@ -75,10 +77,14 @@ class LoraMethod(Method):
             layer.set_trainable(name, trainable)
 
     def arrays(self, peft_model: PeftModel, name: str) -> dict[str, np.ndarray]:
-        """base_model.model.<layer>.lora_A.weight (r, in), .lora_B.weight (out, r), with DoRA .lora_magnitude_vector (out,)."""
+        """base_model.model.<layer>.lora_A.weight (r, in), .lora_B.weight (out, r), with DoRA .lora_magnitude_vector (out,).
+
+        Raises RuntimeError where it began as PiSSA and the base was quantised since.
+        """
         found = {}
         for layer_name, layer in lora_layers(peft_model.model).items():
             if name in layer.lora_A:
+                check_unrounded(layer_name, layer)
                 keys = (f"{PREFIX}{layer_name}.{tensor}" for tensor in TENSORS)
                 found |= dict(zip(keys, layer.tensors(name), strict=False))
         return found

@@ -24,6 +24,7 @@ class MergeCalls(Module):
     peft_config: dict[str, Any]
     active_adapter: str | None
     disabled: bool
+    adapter_dtype: Any
 
     def lora_layers(self) -> list[LoraLinear]:
         """Every wrapped layer, in forward order."""
@@ -76,7 +77,7 @@ class MergeCalls(Module):
             layer.unmerge()
 
     def merge_and_unload(self, safe_merge: bool = False, adapter_names: Sequence[str] | None = None) -> Transformer:
-        """Merge for good and take all adapters out: a plain Transformer of the base's shape. This PeftModel is then spent.
+        """Merge for good and take all adapters out: a plain Transformer of the base's shape. This PeftModel then has none.
 
         The arguments and errors are those of `merge_adapter`.
         """
@@ -86,6 +87,8 @@ class MergeCalls(Module):
                 method_of(config).delete(self, name)
         while layers := wrapped_by(self.model, WeightWrapper):
             unwrap(self.model, layers, WeightWrapper)
+        self.peft_config.clear()
+        self.active_adapter = None
         return self.model
 
     def add_weighted_adapter(
@@ -123,7 +126,7 @@ class MergeCalls(Module):
                 raise ValueError(f"the weight of {name!r} is {weight}; expected a finite number")
         how = Combination(combination_type, svd_rank, svd_clamp, density, majority_sign_method, seed)
         pairs = [(name, float(weight)) for name, weight in zip(adapters, weights, strict=True)]
-        config, factors, report = combine_adapters(self.model, self.peft_config, pairs, how)
+        config, factors, report = combine_adapters(self.model, self.peft_config, pairs, how, self.adapter_dtype)
         LoraMethod().put_factors(self, adapter_name, config, factors)
         self._put(adapter_name, config)
         return report

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -59,12 +60,16 @@ def check_finite(model: Module, adapter_names: Sequence[str]) -> None:
 
 
 def combine_adapters(
-    model: Module, configs: Mapping[str, LoraConfig], weights: Sequence[tuple[str, float]], how: Combination
+    model: Module,
+    configs: Mapping[str, LoraConfig],
+    weights: Sequence[tuple[str, float]],
+    how: Combination,
+    dtype: Any = None,
 ) -> tuple[LoraConfig, Factors, MergeReport]:
     """The configuration, the factors and the report of Σ w·ΔW over (adapter, w), in each layer over those that it has.
 
-    Computed on the host in float64, stored in the base's dtype. Raises ValueError naming the layer where ranks differ and
-    may not. `model` stays as it is.
+    Computed on the host in float64, stored in the base's dtype or in `dtype`. Raises ValueError naming the layer where ranks
+    differ and may not. `model` stays as it is.
     """
     wrapped, layers, factors = lora_layers(model), {}, {}
     for name, layer in wrapped.items():
@@ -80,9 +85,9 @@ def combine_adapters(
     rng = np.random.default_rng(how.seed)
     r = how.svd_rank or max(part.A.shape[0] for parts in layers.values() for part in parts)
     for name, parts in layers.items():
-        dtype = wrapped[name].base_layer.weight.value.dtype
+        stored = dtype or wrapped[name].base_layer.weight.value.dtype
         try:
-            factors[name] = tuple(x.astype(dtype) for x in combine(parts, how, r, rng))
+            factors[name] = tuple(x.astype(stored) for x in combine(parts, how, r, rng))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     config = config_for(model, [configs[a] for a, _ in weights], {name: len(A) for name, (A, _) in factors.items()})

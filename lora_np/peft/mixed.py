@@ -143,7 +143,14 @@ class Stack:
 
 
 def mixed_forward(layer: LoraLinear, x: Array, y: Array, context: Context) -> list[tuple]:
-    """Add each row's bypass to y (b, …, out), the base's product of x (b, …, in); returns the cache of `mixed_backward`."""
+    """Add each row's bypass to y (b, …, out), the base's product of x (b, …, in); returns the cache of `mixed_backward`.
+
+    Raises ValueError where x has another number of rows than there are names: one row would get another one's adapter.
+    """
+    if len(x) != len(context.adapter.names):
+        raise ValueError(
+            f"x {x.shape} has {len(x)} rows for {len(context.adapter.names)} adapter names; expected one a row"
+        )
     caches = []
     stacked = context.rng is None and x.ndim == 3 and x.shape[1] == 1
     for group in context.adapter.groups(layer, stacked):

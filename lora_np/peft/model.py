@@ -15,7 +15,7 @@ import numpy as np
 from .. import ledger, ops
 from ..backend import Array
 from ..kv_cache import KeyValueCache
-from ..nn import Context, Parameter
+from ..nn import RAN_FROZEN, Context, Parameter
 from ..transformer import Transformer
 from .folder import CONFIG, PREFIX, WEIGHTS, naming, read_adapter, write_adapter
 from .lora import FACTORS, storage_dtype
@@ -40,7 +40,7 @@ def get_peft_model(
     while it trains the optimizer keeps a float32 copy, which it updates and rounds into them.
 
     Raises ValueError for a target module that is not there (the message lists those that are), TypeError for a model or
-    config of another kind, before anything is changed.
+    config of another kind or an `adapter_dtype` that does not go with the base's, before anything is changed.
     """
     peft_model = PeftModel(model, adapter_dtype)
     peft_model.add_adapter(adapter_name, config, seed)
@@ -70,7 +70,8 @@ class PeftModel(MergeCalls, MixedCalls):
         self.peft_config: dict[str, Any] = {}
         self.active_adapter: str | None = None
         self.disabled = False  # inside disable_adapter
-        self.adapter_dtype = None if adapter_dtype is None else storage_dtype(adapter_dtype)
+        base = model.model.norm.weight.value.dtype
+        self.adapter_dtype = None if adapter_dtype is None else storage_dtype(adapter_dtype, base)
 
     @classmethod
     def from_pretrained(
@@ -188,7 +189,9 @@ class PeftModel(MergeCalls, MixedCalls):
         """The gradient of the prefix: what came back to the past, through the encoder."""
         if begun is not None:
             encoder, encoder_cache, past = begun
-            if encoder.trainable and past.trainable:
+            if encoder.trainable:
+                if not past.trainable:
+                    raise RuntimeError(RAN_FROZEN)
                 encoder.backward(past.take_grad(), encoder_cache)
 
     def _refuse_merged(self) -> None:
@@ -239,7 +242,8 @@ class PeftModel(MergeCalls, MixedCalls):
         One that began as PiSSA is written for the base as it was before: as a LoRA of twice the rank (see pissa.py).
 
         Each file is whole or is not there, and an adapter that was in `folder` stays until the new one is complete.
-        Raises ValueError for a name that is not there or a `folder` that is a file.
+        Raises ValueError for a name that is not there or a `folder` that is a file; RuntimeError for one that began as PiSSA
+        where the base was quantised since.
         """
         self._check_name(adapter_name)
         config = self.peft_config[adapter_name]

@@ -4,7 +4,8 @@
 
 The sum is W, so at the start the model answers as before; but what trains is where W is large, and what is frozen (or
 quantised: QPiSSA) is small. The base changes. So a saved adapter is written as the LoRA of rank 2r that it is on the
-base as it was, ΔW = s·(B A − B₀A₀) = s·[B, −B₀][A; A₀], and loads there, here and in PEFT.
+base as it was, ΔW = s·(B A − B₀A₀) = s·[B, −B₀][A; A₀], and loads there, here and in PEFT. Over a quantised rest, which is
+rounded, that would be another model, and is refused.
 """
 
 from __future__ import annotations
@@ -55,6 +56,15 @@ def take_out(layer: LoraLinear, name: str) -> None:
     layer.base_layer.weight.value -= layer.scaled_product(name)
     A, B = (to_host(factors[name].value).copy() for factors in (layer.lora_A, layer.lora_B))
     layer.start = A, B, layer.configs[name].scaling
+
+
+def check_unrounded(name: str, layer: LoraLinear) -> None:
+    """Raise RuntimeError where what PiSSA left of the base was quantised: no adapter on the base as it was is this model."""
+    if layer.start is not None and isinstance(layer.linear.weight.value, Quantized4bit):
+        raise RuntimeError(
+            f"{name}: quantize_model rounded what PiSSA left of the base, and a saved adapter is for the base as it was; "
+            "save what was trained as a model: save_model(dequantize_model(peft_model).merge_and_unload(), folder)"
+        )
 
 
 def taken_out(layer: LoraLinear, x: Array) -> tuple[Array, tuple]:

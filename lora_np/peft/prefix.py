@@ -22,6 +22,7 @@ from ..kv_cache import KeyValueCache
 from ..nn import Embedding, Module, Parameter
 from ..ops.checks import check_mask
 from ..transformer import Transformer
+from .checks import check_whole
 from .folder import KIND, plain, refuse_others
 from .layers import AdapterLinear
 from .method import Method
@@ -67,8 +68,7 @@ class PrefixTuningConfig:
             value = getattr(self, name)
             if value is None and name != "num_virtual_tokens":
                 continue
-            if not isinstance(value, int | np.integer) or isinstance(value, bool):
-                raise TypeError(f"{name} = {value!r}; expected a whole number")
+            check_whole(name, value)
             if value < 1:
                 raise ValueError(f"{name} = {value}; expected at least 1")
         if not isinstance(self.prefix_projection, bool):

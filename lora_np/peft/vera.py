@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,8 @@ import numpy as np
 from .. import ops
 from ..backend import Array, move, to_host
 from ..nn import EVALUATION, Context, Linear, Module, Parameter
-from ..targets import available, is_target, select_targets
+from ..targets import available, is_target, plain_targets, select_targets
+from .checks import check_number, check_whole
 from .folder import KIND, PREFIX, WRITTEN_OFF, check_targets, plain, portable_targets, refuse_others, some
 from .layers import adaptable_layers, unwrap, wrap, wrapped_by
 from .method import Method
@@ -48,11 +49,12 @@ class VeraConfig:
     projection_prng_key: the seed of A and B.
     base_model_name_or_path: what the adapter was made for; saved with it, and otherwise unused.
 
-    Raises ValueError for a value out of range, TypeError for an r that is not an integer or an init_weights that is no bool.
+    Raises ValueError for a value out of range, TypeError for an r or a key that is not an integer, a number that is none, an
+    init_weights that is no bool or targets that are no names.
     """
 
     r: int = 256
-    target_modules: str | Sequence[str] = ("q_proj", "v_proj")
+    target_modules: str | Collection[str] = ("q_proj", "v_proj")
     vera_dropout: float = 0.0
     d_initial: float = 0.1
     init_weights: bool = True
@@ -60,8 +62,11 @@ class VeraConfig:
     base_model_name_or_path: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.r, int | np.integer) or isinstance(self.r, bool):
-            raise TypeError(f"r = {self.r!r}; the rank is a whole number")
+        object.__setattr__(self, "target_modules", plain_targets(self.target_modules))
+        check_whole("r", self.r, "the rank is a whole number")
+        check_whole("projection_prng_key", self.projection_prng_key)
+        for name in ("vera_dropout", "d_initial"):
+            check_number(name, getattr(self, name))
         if self.r < 1:
             raise ValueError(f"r = {self.r}; the rank must be at least 1")
         if not 0 <= self.vera_dropout < 1:
