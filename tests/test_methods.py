@@ -18,6 +18,7 @@ from lora_np.peft.folder import PREFIX, plain
 from lora_np.peft.layers import adaptable_layers, unwrap, wrap, wrapped_by
 from lora_np.peft.method import Method
 from lora_np.peft.methods import METHODS
+from lora_np.peft.mixed import AdapterRows
 from lora_np.peft.wrapper import Wrapper
 
 # ----------------------------------------------------------------------- a new method: all of it, but for its line below
@@ -39,16 +40,21 @@ class GainLinear(Wrapper):
 
     def forward(self, x, context=EVALUATION):
         y, cache = self.base_layer.forward(x, context)
-        name = context.adapter if context.adapter in self.gain else None
-        return (y, (cache, None, None)) if name is None else (y * self.gain[name].value, (cache, name, y))
+        mixed = isinstance(context.adapter, AdapterRows)
+        segments = context.adapter.segments if mixed else {context.adapter: slice(None)}
+        mine, z = {name: rows for name, rows in segments.items() if name in self.gain}, y.copy()
+        for name, rows in mine.items():
+            z[rows] *= self.gain[name].value
+        return z, (cache, mine, y)
 
     def backward(self, dz, cache, need_dx=True):
-        base_cache, name, y = cache
-        if name is not None:
+        base_cache, mine, y = cache
+        dy = dz.copy()
+        for name, rows in mine.items():
             if self.gain[name].trainable:
-                self.gain[name].add_grad((dz * y).reshape(-1, y.shape[-1]).sum(axis=0))
-            dz = dz * self.gain[name].value
-        return self.base_layer.backward(dz, base_cache, need_dx)
+                self.gain[name].add_grad((dz[rows] * y[rows]).reshape(-1, y.shape[-1]).sum(axis=0))
+            dy[rows] *= self.gain[name].value
+        return self.base_layer.backward(dy, base_cache, need_dx)
 
 
 class GainMethod(Method):
@@ -83,6 +89,9 @@ class GainMethod(Method):
         return {
             f"{PREFIX}{layer}.gain": host(w.gain[name].value) for layer, (_, w) in wrappers.items() if name in w.gain
         }
+
+    def check_mixable(self, name, config):
+        """A gain is a row's own."""
 
     def settings(self, config, model):
         return {"peft_type": self.peft_type, "start": plain(config.start)}
@@ -121,7 +130,7 @@ def adapter(model):
 def test_each_method_is_here_and_does_all_that_is_asked():
     assert {type(config) for config in CONFIGS.values()} == set(METHODS), "add the new method to CONFIGS"
     assert len({method.peft_type for method in METHODS.values()}) == len(METHODS)
-    asked = {name for name, f in vars(Method).items() if callable(f)} - {"set_trainable"}
+    asked = {name for name, f in vars(Method).items() if callable(f)} - {"set_trainable", "check_mixable"}
     assert len(asked) == 7
     for method in METHODS.values():
         assert asked <= {name for kind in type(method).__mro__[:-2] for name in vars(kind)}, type(method).__name__
@@ -280,13 +289,31 @@ def test_merging_needs_a_change_of_weights(make_model, random_batch):
     np.testing.assert_allclose(host(plain.forward(tokens)[0]), host(expected), rtol=1e-10, atol=1e-12)
 
 
-def test_a_mixed_batch_and_the_server_take_loras_adapters_alone(make_model, random_batch, tmp_path):
+def test_a_mixed_batch_and_the_server_take_a_method_that_says_so(make_model, random_batch, tmp_path):
+    """Each row is what its adapter makes of it alone."""
+    tokens, _ = random_batch(rows=3)
+    peft_model = ln.get_peft_model(make_model(), CONFIGS["lora"], "lora")
+    peft_model.add_adapter("gain", CONFIGS["gain"])
+    peft_model.set_adapter("gain")
+    mixed, _ = peft_model.forward(tokens, adapter_names=["lora", "gain", "__base__"])
+    alone, _ = peft_model.forward(tokens)
+    np.testing.assert_allclose(host(mixed[1]), host(alone[1]), rtol=1e-12)
+    base, _ = make_model().forward(tokens)
+    np.testing.assert_allclose(host(mixed[2]), host(base[2]), rtol=1e-12)
+    assert not np.allclose(host(mixed[1]), host(base[1]))
+    peft_model.save_pretrained(tmp_path / "gain", "gain")
+    server = ln.AdapterServer(ln.get_peft_model(make_model(), CONFIGS["lora"], "lora"), folders=[tmp_path])
+    server.adapters.load("gain", tmp_path / "gain")
+    assert server.adapters.names() == ["lora", "gain"]
+
+
+def test_a_mixed_batch_and_the_server_refuse_a_method_that_does_not(make_model, random_batch, tmp_path):
     """A prefix would be left out in silence there, and a bottleneck too."""
     tokens, _ = random_batch()
     peft_model = ln.get_peft_model(make_model(), CONFIGS["lora"], "lora")
     server = ln.AdapterServer(ln.get_peft_model(make_model(), CONFIGS["lora"], "lora"), folders=[tmp_path])
     expected, _ = peft_model.forward(tokens, adapter_names=["lora", "__base__"])
-    for name in ("prefix", "bottleneck", "vera", "gain"):
+    for name in ("prefix", "bottleneck", "vera"):
         ln.get_peft_model(make_model(), CONFIGS[name]).save_pretrained(tmp_path / name)
         peft_model.add_adapter(name, CONFIGS[name])
         for call in (
