@@ -62,22 +62,25 @@ class GainMethod(Method):
 
     def add(self, peft_model, name, config, seed):
         d = peft_model.model.config.hidden_size
-        self._put(peft_model, name, {layer: np.full(d, config.start) for layer in self._places(peft_model)})
+        self._put(peft_model, name, config, {layer: np.full(d, config.start) for layer in self._places(peft_model)})
 
     def restore(self, peft_model, name, config, arrays):
-        self._put(peft_model, name, {key.removeprefix(PREFIX).removesuffix(".gain"): x for key, x in arrays.items()})
+        gains = {key.removeprefix(PREFIX).removesuffix(".gain"): x for key, x in arrays.items()}
+        self._put(peft_model, name, config, gains)
 
     def _places(self, peft_model):
         return [layer for layer in adaptable_layers(peft_model.model) if layer.endswith("down_proj")]
 
-    def _put(self, peft_model, name, gains):
+    def _put(self, peft_model, name, config, gains):
         dtype = peft_model.model.model.norm.weight.value.dtype
         for layer_name, layer in wrap(peft_model.model, gains, GainLinear):
+            layer.configs[name] = config
             layer.gain[name] = Parameter(xp.asarray(gains[layer_name].astype(dtype)))
 
     def delete(self, peft_model, name):
         for layer, (_, wrapper) in wrapped_by(peft_model.model, GainLinear).items():
-            wrapper.gain.pop(name, None)
+            for kept in (wrapper.gain, wrapper.configs):
+                kept.pop(name, None)
             if not wrapper.gain:
                 unwrap(peft_model.model, [layer], GainLinear)
 
@@ -148,8 +151,7 @@ def test_what_trains_is_what_is_added_and_the_base_stays(make_model, random_batc
     frozen = sum(p.value.size for p in peft_model.adapter_parameters() if not p.trainable)  # VeRA's A and B
     assert count.trainable == count.total - count.base - frozen > 0
     assert count.base == ln.ledger.count(make_model()).total
-    if not isinstance(setting, GainConfig):  # whose names the ledger does not know
-        assert ln.ledger.count(peft_model.model).base == count.base, "the base by itself, with what is in it"
+    assert ln.ledger.count(peft_model.model).base == count.base, "the base by itself, with what is in it"
     before = {name: p.value.copy() for name, p in peft_model.named_parameters()}
     train(peft_model, [random_batch()], AdamW(lr=1e-2), steps=2, progress=False)
     for name, p in peft_model.named_parameters():
@@ -185,6 +187,39 @@ def test_the_ledger_counts_the_active_adapter_alone_and_refuses_a_method_that_it
             step(peft_model)
     else:
         assert step(peft_model) == step(ln.get_peft_model(make_model(), setting))
+
+
+class Gain(ln.ledger.Adapter):
+    """l (out,), no product; y is kept for dl."""
+
+    def gradients(self, out, in_):
+        return self.trained * out
+
+    largest = gradients
+
+    def products(self, N, out, in_, need_dx):
+        return ln.ledger.Products()
+
+    def kept(self, N, out, in_):
+        return N * out
+
+    def forward_held(self, N, out):
+        return N * out
+
+    def backward_held(self, N, out, in_, need_dx, frozen):
+        return N * out + frozen
+
+
+def test_a_method_that_says_what_it_is_on_paper_is_in_the_ledger(make_model, monkeypatch):
+    peft_model = ln.get_peft_model(make_model(np.float32), CONFIGS["gain"])
+    monkeypatch.setattr(GainLinear, "on_paper", lambda layer, name: Gain(layer.gain[name].trainable), raising=False)
+    config, trained = peft_model.model.config, ln.ledger.count(peft_model).trainable
+    assert trained == config.num_hidden_layers * config.hidden_size
+    memory = ln.ledger.memory(peft_model, 2, 6)
+    assert (memory.adapter, memory.gradients, memory.optimizer) == (4 * trained, 4 * trained, 8 * trained)
+    base = ln.ledger.memory(make_model(np.float32).freeze(), 2, 6)
+    assert memory.activations - base.activations == config.num_hidden_layers * 4 * 2 * 6 * config.hidden_size
+    assert ln.ledger.flops(peft_model, 12, 6).adapter.total == 0
 
 
 @methods
