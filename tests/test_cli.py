@@ -62,6 +62,11 @@ def test_memory_of_full_fine_tuning_refuses_a_rank_in_one_line(capsys):
     assert "has no r and no target_modules" in error and error.count("\n") == 1
 
 
+def test_memory_refuses_double_quantisation_where_nothing_is_quantised(capsys):
+    assert main(["memory", "--model", "gpt-2", "--method", "lora", "--no-double-quant"]) == 1
+    assert "method 'lora' has no double_quant" in capsys.readouterr().err
+
+
 METHODS = {  # one of each, of Llama-2-7B; d = 4096, f = 11,008, 32 blocks
     "prefix": 20 * 2 * 32 * 4096,
     "houlsby": 2 * 32 * (2 * 256 * 4096 + 256 + 4096),
