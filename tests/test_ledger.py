@@ -204,10 +204,21 @@ def test_an_empty_target_list_and_a_broken_pattern_are_errors():
 # Bad input, the report, the study
 
 
-@pytest.mark.parametrize("r", [0, -1, 1.5, "8"])
+@pytest.mark.parametrize("r", [0, -1, 1.5, "8", True])
 def test_a_rank_below_one_or_not_whole_is_an_error(r):
-    with pytest.raises(ValueError, match="rank r"):
+    with pytest.raises(ValueError, match=r"r is .*; it must be a whole number of at least 1"):
         ledger.count("llama-2-7b", r, QUERY_VALUE)
+
+
+def test_a_size_of_numpy_counts_as_pythons_to_a_number_that_json_takes():
+    for settings in (
+        {"r": np.int64(8), "target_modules": QUERY_VALUE},
+        {"method": "prefix", "virtual_tokens": np.int32(20)},
+        {"method": "houlsby", "bottleneck_size": np.int64(64)},
+    ):
+        plain = {name: int(x) if isinstance(x, np.integer) else x for name, x in settings.items()}
+        assert ledger.count("llama-2-7b", **settings) == ledger.count("llama-2-7b", **plain)
+        assert type(ledger.count("llama-2-7b", **settings).trainable) is int
 
 
 def test_unknown_names_list_the_known_ones():

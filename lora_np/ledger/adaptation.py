@@ -6,6 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 from ..targets import select_targets
 from .adapters import Adapter, Bottleneck, Dora, Lora, Vera
 from .architecture import Architecture
@@ -51,11 +53,9 @@ class Adaptation:
             raise ValueError(f"method {method!r} has no {others[0]}: it takes {' and '.join(needs)}.")
         if len(given) < len(needs):
             raise ValueError(f"method {method!r} needs {' and '.join(needs)}, for example {example}.")
-        if self.r is not None:
-            check_rank(self.r)
-        for name in ("virtual_tokens", "bottleneck_size"):
-            if getattr(self, name) is not None:
-                check_whole(name, getattr(self, name))
+        for name in ("r", "virtual_tokens", "bottleneck_size"):
+            if name in given:
+                object.__setattr__(self, name, check_whole(name, getattr(self, name)))
 
     @property
     def _needs(self) -> tuple[tuple[str, ...], str]:
@@ -97,13 +97,8 @@ class Adaptation:
         return trained + frozen, trained
 
 
-def check_rank(r: int) -> int:
-    """r itself. Raises ValueError where it is not a whole number of at least 1."""
-    return check_whole("the rank r", r)
-
-
 def check_whole(name: str, value: int) -> int:
-    """The value itself. Raises ValueError where it is not a whole number of at least 1."""
-    if not isinstance(value, int) or value < 1:
+    """The value as an int, NumPy's too. Raises ValueError where it is not a whole number of at least 1, or a bool."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")
-    return value
+    return int(value)

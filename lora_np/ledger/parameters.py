@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..targets import select_targets
-from .adaptation import Adaptation, check_rank
+from .adaptation import Adaptation, check_whole
 from .architecture import Architecture, LinearShape, architecture_of
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -26,7 +26,7 @@ def lora_parameters(out: int, in_: int, r: int) -> int:
 
     Raises ValueError where r is not a whole number of at least 1.
     """
-    return check_rank(r) * (in_ + out)
+    return check_whole("r", r) * (in_ + out)
 
 
 def prefix_parameters(virtual_tokens: int, layers: int, kv_heads: int, head_dim: int) -> int:
