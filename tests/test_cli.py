@@ -104,7 +104,7 @@ def test_on_paper_a_method_has_the_sizes_that_train_gives_it(method, capsys):
     config = TransformerConfig(
         *(sizes.vocabulary, sizes.hidden, 1536, sizes.layers, sizes.heads, sizes.kv_heads), tie_word_embeddings=True
     )
-    live = get_peft_model(Transformer.empty(config), choice.config(**{**choice.takes, **choice.means}))
+    live = get_peft_model(Transformer.empty(config), choice.configuration())
     assert main(["params", "--model", "smollm2-135m", "--method", method]) == 0
     assert f"\n{ledger.count(live)}\n" in capsys.readouterr().out
 

@@ -8,7 +8,7 @@ from typing import Any
 from ..ledger import METHODS, MODELS
 from ..ledger.adaptation import AFTER, BESIDE
 from ..peft import BottleneckConfig
-from .methods import DEFAULT, LORA, PREFIX, SAID, VERA, target_modules
+from .methods import BOTTLENECK, DEFAULT, LORA, PREFIX, VERA
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -16,15 +16,10 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add, names = parser.add_argument, sorted(MODELS)
     add("--model", required=True, choices=names, metavar="MODEL", help=", ".join(names))
     add("--method", choices=METHODS, default=DEFAULT, help="%(choices)s (default %(default)s)")
-    add("--r", type=int, help=SAID["r"])
-    add(
-        "--target-modules",
-        type=target_modules,
-        metavar="NAMES",
-        help="all-linear (default), names with commas between, or a regular expression",
-    )
-    add("--virtual-tokens", type=int, metavar="N", help=f"of prefix: {SAID['virtual_tokens']}")
-    add("--bottleneck-size", type=int, metavar="M", help=f"of houlsby and pfeiffer {SAID['bottleneck_size']}")
+    for name in ("r", "target_modules"):
+        LORA[name].add(parser, name)
+    PREFIX["num_virtual_tokens"].add(parser, "num_virtual_tokens")
+    BOTTLENECK["bottleneck_size"].add(parser, "bottleneck_size")
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -37,7 +32,7 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
 def sizes(method: str, model: str) -> dict[str, Any]:
     """What `train` gives the method where nothing is said."""
     if method in BESIDE:
-        return {name: (VERA if method == "vera" else LORA)[name] for name in ("r", "target_modules")}
+        return {name: (VERA if method == "vera" else LORA)[name].default for name in ("r", "target_modules")}
     if method in AFTER:
         return {"bottleneck_size": BottleneckConfig().width(MODELS[model].hidden)}
-    return {"virtual_tokens": PREFIX["num_virtual_tokens"]} if method == "prefix" else {}
+    return {"virtual_tokens": PREFIX["num_virtual_tokens"].default} if method == "prefix" else {}
