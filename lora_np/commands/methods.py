@@ -35,7 +35,7 @@ class Option:
 
     def add(self, parser: Any, name: str) -> None:
         """Let a parser, or a group of one, take the field `name`. Where it is not given, it is None."""
-        flag, said = _flag(_option(name)), self.help.format(self.default)
+        flag, said = _flag(option_name(name)), self.help.format(self.default)
         if self.default is False:
             parser.add_argument(flag, action="store_true", default=None, help=said)
         else:
@@ -44,7 +44,7 @@ class Option:
 
 TARGETS = "{} (default), names with commas between, or a regular expression"
 LORA = {
-    "r": Option(8, f"the rank (default {{}}; of vera {VeraConfig.r})", type=int),
+    "r": Option(LoraConfig.r, f"the rank (default {LoraConfig.r}; of vera {VeraConfig.r})", type=int),
     "lora_alpha": Option(16, "α (default {})", "ALPHA", float),
     "target_modules": Option("all-linear", TARGETS, "NAMES", target_modules),
     "lora_dropout": Option(0.0, "(default {:g})", "P", float),
@@ -57,9 +57,9 @@ VERA = {
     "target_modules": LORA["target_modules"],
     "vera_dropout": Option(VeraConfig.vera_dropout, "(default {:g})", "P", float),
 }
-VIRTUAL_TOKENS = PrefixTuningConfig.num_virtual_tokens
+KEYS = "a prefix's keys and values in each layer (default {})"
 PREFIX = {
-    "num_virtual_tokens": Option(VIRTUAL_TOKENS, "a prefix's keys and values in each layer (default {})", "N", int),
+    "num_virtual_tokens": Option(PrefixTuningConfig.num_virtual_tokens, KEYS, "N", int),
     "prefix_projection": Option(PrefixTuningConfig.prefix_projection, "train them through an MLP"),
     "encoder_hidden_size": Option(None, "the MLP's width (default that of a key)", "M", int),
 }
@@ -74,13 +74,14 @@ BOTTLENECK = {
 class Choice:
     """config: the class of its configuration. takes: the fields of it that are options, and RATIO.
 
-    means: the fields that choosing it decides.
+    means: the fields that choosing it decides. on_paper: what the ledger calls it, where not by the same name.
     """
 
     lr: float
     config: type | None = None
     takes: Mapping[str, Option] = field(default_factory=dict)
     means: Mapping[str, Any] = field(default_factory=dict)
+    on_paper: str | None = None
 
     def configuration(self, **given: Any) -> Any:
         """The configuration that it means, with what is given; None for full fine-tuning. Raises as the configuration does."""
@@ -91,11 +92,11 @@ class Choice:
 
 METHODS: dict[str, Choice] = {
     "lora": Choice(3e-3, LoraConfig, LORA),
-    "rslora": Choice(1e-3, LoraConfig, LORA, {"use_rslora": True}),
+    "rslora": Choice(1e-3, LoraConfig, LORA, {"use_rslora": True}, on_paper="lora"),
     "dora": Choice(3e-3, LoraConfig, LORA, {"use_dora": True}),
-    "pissa": Choice(1e-3, LoraConfig, LORA, {"init_lora_weights": "pissa"}),
+    "pissa": Choice(1e-3, LoraConfig, LORA, {"init_lora_weights": "pissa"}, on_paper="lora"),
     "lora-fa": Choice(3e-3, LoraConfig, LORA, {"freeze_A": True}),
-    "lora+": Choice(1e-3, LoraConfig, LORAPLUS),
+    "lora+": Choice(1e-3, LoraConfig, LORAPLUS, on_paper="lora"),
     "vera": Choice(3e-2, VeraConfig, VERA),
     "prefix": Choice(3e-2, PrefixTuningConfig, PREFIX),
     "houlsby": Choice(3e-3, BottleneckConfig, BOTTLENECK, {"placement": "houlsby"}),
@@ -103,6 +104,11 @@ METHODS: dict[str, Choice] = {
     "full": Choice(3e-4),
 }
 DEFAULT = "lora"
+
+
+def every_option() -> dict[str, Option]:
+    """Each field that is an option of a method, once."""
+    return {name: option for choice in METHODS.values() for name, option in choice.takes.items()}
 
 
 def add_method(parser: argparse.ArgumentParser) -> None:
@@ -117,11 +123,10 @@ def add_method(parser: argparse.ArgumentParser) -> None:
         help="--method full, full fine-tuning: train every weight, and save a model",
     )
     groups: dict[str, Any] = {}
-    for name in dict.fromkeys(name for choice in METHODS.values() for name in choice.takes):
-        takers = [method for method, choice in METHODS.items() if name in choice.takes]
-        title = ", ".join(takers)
+    for name, option in every_option().items():
+        title = ", ".join(method for method, choice in METHODS.items() if name in choice.takes)
         groups[title] = groups.get(title) or parser.add_argument_group(title)
-        METHODS[takers[0]].takes[name].add(groups[title], name)
+        option.add(groups[title], name)
 
 
 def configuration(arguments: argparse.Namespace) -> Any:
@@ -130,7 +135,7 @@ def configuration(arguments: argparse.Namespace) -> Any:
     An option that the method does not take has no part in it: `check_options` refuses one.
     """
     choice = METHODS[arguments.method]
-    given = {name: value for name in choice.takes if (value := getattr(arguments, _option(name))) is not None}
+    given = {name: value for name in choice.takes if (value := getattr(arguments, option_name(name))) is not None}
     return choice.configuration(**given, base_model_name_or_path=arguments.model)
 
 
@@ -146,8 +151,8 @@ def learning_rates(arguments: argparse.Namespace) -> tuple[float, dict[str, floa
 def check_options(arguments: argparse.Namespace) -> None:
     """Raise ValueError for an option that says nothing about the method that was chosen, naming those that do."""
     method, choice = arguments.method, METHODS[arguments.method]
-    everybodys = {_option(name) for each in METHODS.values() for name in each.takes}
-    takes = [_option(name) for name in choice.takes]
+    everybodys = set(map(option_name, every_option()))
+    takes = [option_name(name) for name in choice.takes]
     given = [name for name in vars(arguments) if name in everybodys and getattr(arguments, name) is not None]
     other = next((name for name in given if name not in takes), None)
     if method == "full" and other:
@@ -167,7 +172,7 @@ def check_options(arguments: argparse.Namespace) -> None:
         )
 
 
-def _option(name: str) -> str:
+def option_name(name: str) -> str:
     """What argparse calls the option of a configuration's field."""
     return name.removeprefix("num_")
 

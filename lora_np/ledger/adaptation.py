@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,8 +13,23 @@ from .adapters import Adapter, Bottleneck, Dora, Lora, Vera
 from .architecture import Architecture
 from .prefix import Prefix
 
-# Adapters of rank r beside the layers that are targeted.
-BESIDE = {"lora": Lora, "qlora": Lora, "lora-fa": partial(Lora, A_trained=False), "dora": Dora, "vera": Vera}
+
+@dataclass(frozen=True)
+class Kind:
+    """A method with adapters of rank r beside the targeted layers: its title, their sizes, and what of them is frozen."""
+
+    title: str
+    adapter: Callable[..., Adapter]
+    frozen: str = ""
+
+
+BESIDE = {
+    "lora": Kind("LoRA", Lora),
+    "qlora": Kind("QLoRA", Lora),
+    "lora-fa": Kind("LoRA-FA", partial(Lora, A_trained=False), "A"),
+    "dora": Kind("DoRA", Dora),
+    "vera": Kind("VeRA", Vera, "A and B, the same in all layers"),
+}
 AFTER = {"houlsby": 2, "pfeiffer": 1}  # bottlenecks in a block: after attention and MLP, or after the MLP alone
 METHODS = ("full", *BESIDE, "prefix", *AFTER)
 
@@ -68,7 +83,7 @@ class Adaptation:
     def adapters(self, model: Architecture) -> dict[str, Adapter]:
         """The full name of each layer that gets an adapter → what it gets. Raises ValueError for a target that is not there."""
         if self.method in BESIDE:
-            one = BESIDE[self.method](r=self.r)
+            one = BESIDE[self.method].adapter(r=self.r)
             return dict.fromkeys(select_targets(list(model.linear_layers()), self.target_modules), one)
         if self.method in AFTER:
             writes = [shapes[-1].name for shapes in (model.attention, model.mlp)][-AFTER[self.method] :]
@@ -83,18 +98,15 @@ class Adaptation:
         return Prefix(self.virtual_tokens, model.layers, model.kv_heads * model.head_dim)
 
     def parameters(self, model: Architecture) -> tuple[int, int]:
-        """(how many numbers are added to the model, how many are trained): LoRA-FA's A, VeRA's shared A and B are frozen."""
+        """(how many numbers are added to the model, how many are trained)."""
         if self.method == "full":
             return 0, model.parameters
-        layers, found, prefix = model.linear_layers(), self.adapters(model), self.prefix(model)
-        trained = sum(adapter.gradients(layers[name].out, layers[name].in_) for name, adapter in found.items())
-        trained += prefix.gradients if prefix else 0
-        frozen = 0
-        if self.method == "lora-fa":
-            frozen = self.r * sum(layers[name].in_ for name in found)
-        if self.method == "vera":
-            frozen = self.r * sum(max(getattr(layers[name], side) for name in found) for side in ("out", "in_"))
-        return trained + frozen, trained
+        if prefix := self.prefix(model):
+            return prefix.gradients, prefix.gradients
+        layers, found = model.linear_layers(), self.adapters(model)
+        shapes, adapter = [(layers[name].out, layers[name].in_) for name in found], next(iter(found.values()))
+        trained = sum(adapter.gradients(*shape) for shape in shapes)
+        return trained + adapter.frozen(shapes), trained
 
 
 def check_whole(name: str, value: int) -> int:
