@@ -6,7 +6,7 @@ import pytest
 
 from lora_np import Transformer, TransformerConfig, get_peft_model, ledger
 from lora_np.__main__ import main
-from lora_np.commands import methods
+from lora_np.commands import methods, on_paper
 from lora_np.ledger import MODELS
 
 
@@ -62,6 +62,11 @@ def test_memory_of_full_fine_tuning_refuses_a_rank_in_one_line(capsys):
     assert "has no r and no target_modules" in error and error.count("\n") == 1
 
 
+def test_memory_refuses_double_quantisation_where_nothing_is_quantised(capsys):
+    assert main(["memory", "--model", "gpt-2", "--method", "lora", "--no-double-quant"]) == 1
+    assert "method 'lora' has no double_quant" in capsys.readouterr().err
+
+
 METHODS = {  # one of each, of Llama-2-7B; d = 4096, f = 11,008, 32 blocks
     "prefix": 20 * 2 * 32 * 4096,
     "houlsby": 2 * 32 * (2 * 256 * 4096 + 256 + 4096),
@@ -91,7 +96,21 @@ def test_the_rows_of_params_add_up_and_veras_shared_factors_are_named(capsys):
     assert counted.total - counted.base == counted.trainable + shared
 
 
-@pytest.mark.parametrize("method", ["lora", "lora-fa", "vera", "prefix", "houlsby", "pfeiffer"])
+@pytest.mark.parametrize("method", ["rslora", "pissa", "lora+"])
+def test_on_paper_what_is_lora_to_the_ledger_is_asked_for_by_its_own_name(method, capsys):
+    for command in ("params", "memory"):
+        assert main([command, "--model", "gpt-2", "--method", method]) == 0
+        said = capsys.readouterr().out
+        assert main([command, "--model", "gpt-2"]) == 0
+        assert said.replace(f"gpt-2, {method},", "gpt-2, lora,") == capsys.readouterr().out
+
+
+def test_every_method_of_train_and_of_the_ledger_is_on_paper():
+    assert on_paper.NAMES.keys() == methods.METHODS.keys() | set(ledger.METHODS)
+    assert set(on_paper.NAMES.values()) == set(ledger.METHODS)
+
+
+@pytest.mark.parametrize("method", ["lora", "rslora", "lora-fa", "vera", "prefix", "houlsby", "pfeiffer"])
 def test_on_paper_a_method_has_the_sizes_that_train_gives_it(method, capsys):
     """Where nothing is said: the count of the model that `train --method` would train."""
     choice = methods.METHODS[method]
@@ -99,7 +118,7 @@ def test_on_paper_a_method_has_the_sizes_that_train_gives_it(method, capsys):
     config = TransformerConfig(
         *(sizes.vocabulary, sizes.hidden, 1536, sizes.layers, sizes.heads, sizes.kv_heads), tie_word_embeddings=True
     )
-    live = get_peft_model(Transformer.empty(config), choice.config(**{**choice.takes, **choice.means}))
+    live = get_peft_model(Transformer.empty(config), choice.configuration())
     assert main(["params", "--model", "smollm2-135m", "--method", method]) == 0
     assert f"\n{ledger.count(live)}\n" in capsys.readouterr().out
 

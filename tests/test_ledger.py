@@ -1,11 +1,11 @@
 """Parameter counts: every number here was published, or computed by PEFT (shared/FACTS.md, sections 1 and 2)."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
-from lora_np import ledger
+from lora_np import LoraConfig, ledger
+from lora_np.nn import Linear, Module
+from lora_np.peft.lora import LoraLinear
 from lora_np.studies import parameters
 from lora_np.targets import is_target, select_targets
 
@@ -119,21 +119,19 @@ def test_a_count_reads_like_peft():
 # A live model
 
 
-def live_model(**shapes):
-    """A stand-in: adapters named as LoRA's are trainable, everything else is frozen."""
-    named = [
-        (name, SimpleNamespace(value=np.zeros(shape), trainable="lora_" in name)) for name, shape in shapes.items()
-    ]
-    return SimpleNamespace(named_parameters=lambda: iter(named))
+def live_model():
+    """One frozen matrix."""
+    return Linear(np.zeros((5, 3))).freeze()
 
 
 def test_a_live_model_is_counted_array_by_array():
-    model = live_model(**{"q_proj.weight": (5, 3), "q_proj.lora_A.weight": (2, 3), "q_proj.lora_B.weight": (5, 2)})
+    model = LoraLinear(live_model())
+    model.add_adapter("default", LoraConfig(r=2), np.random.default_rng(0))
     assert ledger.count(model) == ledger.Count(base=15, total=31, trainable=16)
 
 
 def test_a_model_that_trains_nothing_has_share_zero_and_no_finite_reduction():
-    counted = ledger.count(live_model(weight=(5, 3)))
+    counted = ledger.count(live_model())
     assert counted.share == 0
     assert counted.reduction == float("inf")
 
@@ -141,14 +139,14 @@ def test_a_model_that_trains_nothing_has_share_zero_and_no_finite_reduction():
 @pytest.mark.parametrize("arguments", [{"r": 8}, {"target_modules": "all-linear"}, {"method": "full"}])
 def test_a_live_model_takes_no_paper_settings(arguments):
     with pytest.raises(ValueError, match="as it stands"):
-        ledger.count(live_model(weight=(5, 3)), **arguments)
+        ledger.count(live_model(), **arguments)
 
 
 def test_what_is_no_model_cannot_be_counted():
     with pytest.raises(TypeError, match="not int"):
         ledger.count(7)
     with pytest.raises(ValueError, match="no parameters"):
-        ledger.count(live_model())
+        ledger.count(Module())
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -206,10 +204,21 @@ def test_an_empty_target_list_and_a_broken_pattern_are_errors():
 # Bad input, the report, the study
 
 
-@pytest.mark.parametrize("r", [0, -1, 1.5, "8"])
+@pytest.mark.parametrize("r", [0, -1, 1.5, "8", True])
 def test_a_rank_below_one_or_not_whole_is_an_error(r):
-    with pytest.raises(ValueError, match="rank r"):
+    with pytest.raises(ValueError, match=r"r is .*; it must be a whole number of at least 1"):
         ledger.count("llama-2-7b", r, QUERY_VALUE)
+
+
+def test_a_size_of_numpy_counts_as_pythons_to_a_number_that_json_takes():
+    for settings in (
+        {"r": np.int64(8), "target_modules": QUERY_VALUE},
+        {"method": "prefix", "virtual_tokens": np.int32(20)},
+        {"method": "houlsby", "bottleneck_size": np.int64(64)},
+    ):
+        plain = {name: int(x) if isinstance(x, np.integer) else x for name, x in settings.items()}
+        assert ledger.count("llama-2-7b", **settings) == ledger.count("llama-2-7b", **plain)
+        assert type(ledger.count("llama-2-7b", **settings).trainable) is int
 
 
 def test_unknown_names_list_the_known_ones():

@@ -298,7 +298,9 @@ def test_a_live_model_takes_what_its_architecture_takes_on_paper_in_float32(meth
     assert memory(paper, 3, 70, **ON_PAPER[method], precision="float32") == live
 
 
-@pytest.mark.parametrize("setting", [{"r": 8}, {"method": "full"}, {"precision": "mixed"}, {"checkpointing": True}])
+@pytest.mark.parametrize(
+    "setting", [{"r": 8}, {"method": "full"}, {"precision": "mixed"}, {"checkpointing": True}, {"double_quant": True}]
+)
 def test_a_live_model_takes_no_paper_settings(setting, make_model):
     with pytest.raises(ValueError, match="as it stands"):
         memory(make_model(), 1, 8, **setting)

@@ -123,6 +123,7 @@ WRONG = {
     "needs r and target_modules": ("gpt-2", {"method": "qlora"}),
     "has no r": ("gpt-2", {"method": "full", "r": 8}),
     "'q_proj' matches no linear layer": ("gpt-2", {"r": 8, "target_modules": ["q_proj"]}),
+    "method 'lora' has no double_quant": ("gpt-2", {"r": 8, "target_modules": "c_attn", "double_quant": False}),
     "batch 0": ("gpt-2", {"batch": 0}),
     "seq -1": ("gpt-2", {"seq": -1}),
 }

@@ -19,6 +19,7 @@ from lora_np.peft.folder import PREFIX, plain
 from lora_np.peft.layers import adaptable_layers, unwrap, wrap, wrapped_by
 from lora_np.peft.method import Method
 from lora_np.peft.methods import METHODS
+from lora_np.peft.mixed import AdapterRows
 from lora_np.peft.wrapper import Wrapper
 
 # ----------------------------------------------------------------------- a new method: all of it, but for its line below
@@ -40,16 +41,21 @@ class GainLinear(Wrapper):
 
     def forward(self, x, context=EVALUATION):
         y, cache = self.base_layer.forward(x, context)
-        name = context.adapter if context.adapter in self.gain else None
-        return (y, (cache, None, None)) if name is None else (y * self.gain[name].value, (cache, name, y))
+        mixed = isinstance(context.adapter, AdapterRows)
+        segments = context.adapter.segments if mixed else {context.adapter: slice(None)}
+        mine, z = {name: rows for name, rows in segments.items() if name in self.gain}, y.copy()
+        for name, rows in mine.items():
+            z[rows] *= self.gain[name].value
+        return z, (cache, mine, y)
 
     def backward(self, dz, cache, need_dx=True):
-        base_cache, name, y = cache
-        if name is not None:
+        base_cache, mine, y = cache
+        dy = dz.copy()
+        for name, rows in mine.items():
             if self.gain[name].trainable:
-                self.gain[name].add_grad((dz * y).reshape(-1, y.shape[-1]).sum(axis=0))
-            dz = dz * self.gain[name].value
-        return self.base_layer.backward(dz, base_cache, need_dx)
+                self.gain[name].add_grad((dz[rows] * y[rows]).reshape(-1, y.shape[-1]).sum(axis=0))
+            dy[rows] *= self.gain[name].value
+        return self.base_layer.backward(dy, base_cache, need_dx)
 
 
 class GainMethod(Method):
@@ -57,22 +63,25 @@ class GainMethod(Method):
 
     def add(self, peft_model, name, config, seed):
         d = peft_model.model.config.hidden_size
-        self._put(peft_model, name, {layer: np.full(d, config.start) for layer in self._places(peft_model)})
+        self._put(peft_model, name, config, {layer: np.full(d, config.start) for layer in self._places(peft_model)})
 
     def restore(self, peft_model, name, config, arrays):
-        self._put(peft_model, name, {key.removeprefix(PREFIX).removesuffix(".gain"): x for key, x in arrays.items()})
+        gains = {key.removeprefix(PREFIX).removesuffix(".gain"): x for key, x in arrays.items()}
+        self._put(peft_model, name, config, gains)
 
     def _places(self, peft_model):
         return [layer for layer in adaptable_layers(peft_model.model) if layer.endswith("down_proj")]
 
-    def _put(self, peft_model, name, gains):
+    def _put(self, peft_model, name, config, gains):
         dtype = peft_model.model.model.norm.weight.value.dtype
         for layer_name, layer in wrap(peft_model.model, gains, GainLinear):
+            layer.configs[name] = config
             layer.gain[name] = Parameter(xp.asarray(gains[layer_name].astype(dtype)))
 
     def delete(self, peft_model, name):
         for layer, (_, wrapper) in wrapped_by(peft_model.model, GainLinear).items():
-            wrapper.gain.pop(name, None)
+            for kept in (wrapper.gain, wrapper.configs):
+                kept.pop(name, None)
             if not wrapper.gain:
                 unwrap(peft_model.model, [layer], GainLinear)
 
@@ -84,6 +93,9 @@ class GainMethod(Method):
         return {
             f"{PREFIX}{layer}.gain": host(w.gain[name].value) for layer, (_, w) in wrappers.items() if name in w.gain
         }
+
+    def check_mixable(self, name, config):
+        """A gain is a row's own."""
 
     def settings(self, config, model):
         return {"peft_type": self.peft_type, "start": plain(config.start)}
@@ -122,7 +134,7 @@ def adapter(model):
 def test_each_method_is_here_and_does_all_that_is_asked():
     assert {type(config) for config in CONFIGS.values()} == set(METHODS), "add the new method to CONFIGS"
     assert len({method.peft_type for method in METHODS.values()}) == len(METHODS)
-    asked = {name for name, f in vars(Method).items() if callable(f)} - {"set_trainable"}
+    asked = {name for name, f in vars(Method).items() if callable(f)} - {"set_trainable", "check_mixable"}
     assert len(asked) == 7
     for method in METHODS.values():
         assert asked <= {name for kind in type(method).__mro__[:-2] for name in vars(kind)}, type(method).__name__
@@ -140,8 +152,7 @@ def test_what_trains_is_what_is_added_and_the_base_stays(make_model, random_batc
     frozen = sum(p.value.size for p in peft_model.adapter_parameters() if not p.trainable)  # VeRA's A and B
     assert count.trainable == count.total - count.base - frozen > 0
     assert count.base == ln.ledger.count(make_model()).total
-    if not isinstance(setting, GainConfig):  # whose names the ledger does not know
-        assert ln.ledger.count(peft_model.model).base == count.base, "the base by itself, with what is in it"
+    assert ln.ledger.count(peft_model.model).base == count.base, "the base by itself, with what is in it"
     before = {name: p.value.copy() for name, p in peft_model.named_parameters()}
     train(peft_model, [random_batch()], AdamW(lr=1e-2), steps=2, progress=False)
     for name, p in peft_model.named_parameters():
@@ -198,6 +209,39 @@ def test_the_ledger_counts_the_active_adapter_alone_and_refuses_a_method_that_it
             step(peft_model)
     else:
         assert step(peft_model) == step(ln.get_peft_model(make_model(), setting))
+
+
+class Gain(ln.ledger.Adapter):
+    """l (out,), no product; y is kept for dl."""
+
+    def gradients(self, out, in_):
+        return self.trained * out
+
+    largest = gradients
+
+    def products(self, N, out, in_, need_dx):
+        return ln.ledger.Products()
+
+    def kept(self, N, out, in_):
+        return N * out
+
+    def forward_held(self, N, out):
+        return N * out
+
+    def backward_held(self, N, out, in_, need_dx, frozen):
+        return N * out + frozen
+
+
+def test_a_method_that_says_what_it_is_on_paper_is_in_the_ledger(make_model, monkeypatch):
+    peft_model = ln.get_peft_model(make_model(np.float32), CONFIGS["gain"])
+    monkeypatch.setattr(GainLinear, "on_paper", lambda layer, name: Gain(layer.gain[name].trainable), raising=False)
+    config, trained = peft_model.model.config, ln.ledger.count(peft_model).trainable
+    assert trained == config.num_hidden_layers * config.hidden_size
+    memory = ln.ledger.memory(peft_model, 2, 6)
+    assert (memory.adapter, memory.gradients, memory.optimizer) == (4 * trained, 4 * trained, 8 * trained)
+    base = ln.ledger.memory(make_model(np.float32).freeze(), 2, 6)
+    assert memory.activations - base.activations == config.num_hidden_layers * 4 * 2 * 6 * config.hidden_size
+    assert ln.ledger.flops(peft_model, 12, 6).adapter.total == 0
 
 
 @methods
@@ -302,13 +346,31 @@ def test_merging_needs_a_change_of_weights(make_model, random_batch):
     np.testing.assert_allclose(host(plain.forward(tokens)[0]), host(expected), rtol=1e-10, atol=1e-12)
 
 
-def test_a_mixed_batch_and_the_server_take_loras_adapters_alone(make_model, random_batch, tmp_path):
+def test_a_mixed_batch_and_the_server_take_a_method_that_says_so(make_model, random_batch, tmp_path):
+    """Each row is what its adapter makes of it alone."""
+    tokens, _ = random_batch(rows=3)
+    peft_model = ln.get_peft_model(make_model(), CONFIGS["lora"], "lora")
+    peft_model.add_adapter("gain", CONFIGS["gain"])
+    peft_model.set_adapter("gain")
+    mixed, _ = peft_model.forward(tokens, adapter_names=["lora", "gain", "__base__"])
+    alone, _ = peft_model.forward(tokens)
+    np.testing.assert_allclose(host(mixed[1]), host(alone[1]), rtol=1e-12)
+    base, _ = make_model().forward(tokens)
+    np.testing.assert_allclose(host(mixed[2]), host(base[2]), rtol=1e-12)
+    assert not np.allclose(host(mixed[1]), host(base[1]))
+    peft_model.save_pretrained(tmp_path / "gain", "gain")
+    server = ln.AdapterServer(ln.get_peft_model(make_model(), CONFIGS["lora"], "lora"), folders=[tmp_path])
+    server.adapters.load("gain", tmp_path / "gain")
+    assert server.adapters.names() == ["lora", "gain"]
+
+
+def test_a_mixed_batch_and_the_server_refuse_a_method_that_does_not(make_model, random_batch, tmp_path):
     """A prefix would be left out in silence there, and a bottleneck too."""
     tokens, _ = random_batch()
     peft_model = ln.get_peft_model(make_model(), CONFIGS["lora"], "lora")
     server = ln.AdapterServer(ln.get_peft_model(make_model(), CONFIGS["lora"], "lora"), folders=[tmp_path])
     expected, _ = peft_model.forward(tokens, adapter_names=["lora", "__base__"])
-    for name in ("prefix", "bottleneck", "vera", "gain"):
+    for name in ("prefix", "bottleneck", "vera"):
         ln.get_peft_model(make_model(), CONFIGS[name]).save_pretrained(tmp_path / name)
         peft_model.add_adapter(name, CONFIGS[name])
         for call in (

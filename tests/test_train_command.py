@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -108,7 +109,7 @@ def test_it_does_what_the_same_calls_of_the_library_do(run, jsonl, tmp_path):
 def test_over_a_quantised_base_it_does_what_the_same_calls_of_the_library_do(run, jsonl, tmp_path, capsys):
     assert run("--quantize", "nf4", "--lr", 0.02) == 0
     assert "--quantize nf4" in capsys.readouterr().out, "the command to try it with"
-    config = ln.LoraConfig(**methods.LORA, base_model_name_or_path="tiny")
+    config = methods.METHODS["lora"].configuration(base_model_name_or_path="tiny")
     model = ln.get_peft_model(ln.quantize_model(ln.load_model("tiny"), "nf4"), config)
     examples = conversations.read(jsonl(), ln.load_tokenizer("tiny"))
     batches = conversations.ConversationBatches(examples, batch_size=2, seed=0)
@@ -323,7 +324,7 @@ def test_over_four_bits_every_method_trains_and_its_adapter_generates(method, ru
         return ln.quantize_model(ln.load_model("tiny"), "nf4")
 
     choice, tokens = methods.METHODS[method], np.arange(40)[None] + 60
-    start = ln.get_peft_model(over_four_bits(), choice.config(**{**choice.takes, **choice.means}), seed=0)
+    start = ln.get_peft_model(over_four_bits(), choice.configuration(), seed=0)
     trained = ln.PeftModel.from_pretrained(over_four_bits(), tmp_path / "out")
     moved = np.abs(host(trained.forward(tokens)[0]) - host(start.forward(tokens)[0])).max()
     assert moved > 1e-3, "one step changed nothing, or what it changed is not used"
@@ -338,6 +339,35 @@ def test_a_method_has_a_learning_rate_to_begin_with_and_the_help_says_so(method,
         main(["train", "--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert "one to begin a search with, not the best" in said and f"{method} {lr:g}" in said
+
+
+@dataclass(frozen=True)
+class LeakConfig:
+    """A method of tomorrow."""
+
+    leak: float = 0.5
+    deep: bool = False
+    base_model_name_or_path: str | None = None
+
+
+def test_a_new_method_is_one_entry_with_its_options(monkeypatch, capsys):
+    options = {"leak": methods.Option(0.25, "how much (default {})", "X", float), "deep": methods.Option(False, "all")}
+    monkeypatch.setitem(methods.METHODS, "leak", methods.Choice(1e-3, LeakConfig, options))
+    parser = argparse.ArgumentParser()
+    methods.add_method(parser)
+    assert "leak:\n  --leak X " in parser.format_help() and "how much (default 0.25)" in parser.format_help()
+    for said, config in (
+        ("", LeakConfig(0.25, False, "tiny")),
+        ("--leak 0.75 --deep", LeakConfig(0.75, True, "tiny")),
+    ):
+        arguments = parser.parse_args(["--method", "leak", *said.split()])
+        arguments.model, arguments.lr, arguments.quantize = "tiny", None, None
+        methods.check_options(arguments)
+        assert methods.configuration(arguments) == config
+        assert methods.learning_rates(arguments) == (1e-3, {})
+    arguments.method = "lora"
+    with pytest.raises(ValueError, match=r"--leak is no option of --method lora, which takes --r, --lora-alpha"):
+        methods.check_options(arguments)
 
 
 NO_USE = {
@@ -628,4 +658,4 @@ def test_two_steps_teach_smollm2_something(jsonl, tmp_path, capsys):
     assert "generate --model smollm2-135m --adapter" in capsys.readouterr().out
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "smollm2-135m"
-    assert methods.LORA["target_modules"] == "all-linear" and len(config["target_modules"]) == 7
+    assert methods.LORA["target_modules"].default == "all-linear" and len(config["target_modules"]) == 7

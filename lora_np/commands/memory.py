@@ -30,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--double-quant",
         action=argparse.BooleanOptionalAction,
-        default=True,
         help="quantise the scales of NF4 too, for qlora (the default)",
     )
 

@@ -7,8 +7,8 @@ studies/finetuning.py on "lighthouse", the others were only seen to learn.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..peft import BottleneckConfig, LoraConfig, PrefixTuningConfig, VeraConfig
@@ -20,34 +20,83 @@ def target_modules(text: str) -> str | list[str]:
     return text.split(",") if "," in text else text
 
 
-LORA = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "lora_dropout": 0.0, "use_rslora": False}
-VERA = {"r": VeraConfig.r, "target_modules": "all-linear", "vera_dropout": VeraConfig.vera_dropout}
-PREFIX = {name: getattr(PrefixTuningConfig, name) for name in ("prefix_projection", "encoder_hidden_size")}
-PREFIX = {"num_virtual_tokens": PrefixTuningConfig.num_virtual_tokens} | PREFIX
-BOTTLENECK = {name: getattr(BottleneckConfig, name) for name in ("bottleneck_size", "non_linearity")}
+@dataclass(frozen=True)
+class Option:
+    """A field of a configuration on the command line: its default, and argparse's settings, with the default for {} in `help`.
+
+    Where the default is False it is a switch.
+    """
+
+    default: Any
+    help: str
+    metavar: str | None = None
+    type: Callable[[str], Any] | None = None
+    choices: Collection[str] | None = None
+
+    def add(self, parser: Any, name: str) -> None:
+        """Let a parser, or a group of one, take the field `name`. Where it is not given, it is None."""
+        flag, said = _flag(option_name(name)), self.help.format(self.default)
+        if self.default is False:
+            parser.add_argument(flag, action="store_true", default=None, help=said)
+        else:
+            parser.add_argument(flag, metavar=self.metavar, type=self.type, choices=self.choices, help=said)
+
+
+TARGETS = "{} (default), names with commas between, or a regular expression"
+LORA = {
+    "r": Option(LoraConfig.r, f"the rank (default {LoraConfig.r}; of vera {VeraConfig.r})", type=int),
+    "lora_alpha": Option(16, "α (default {})", "ALPHA", float),
+    "target_modules": Option("all-linear", TARGETS, "NAMES", target_modules),
+    "lora_dropout": Option(0.0, "(default {:g})", "P", float),
+    "use_rslora": Option(False, "scale by α/√r instead of α/r, as --method rslora does"),
+}
+RATIO = "loraplus_lr_ratio"  # PEFT's name; no field of a configuration, but of the optimizer
+LORAPLUS = LORA | {RATIO: Option(16, "B's lr over A's, which is --lr (default {})", "X", float)}
+VERA = {
+    "r": replace(LORA["r"], default=VeraConfig.r),
+    "target_modules": LORA["target_modules"],
+    "vera_dropout": Option(VeraConfig.vera_dropout, "(default {:g})", "P", float),
+}
+KEYS = "a prefix's keys and values in each layer (default {})"
+PREFIX = {
+    "num_virtual_tokens": Option(PrefixTuningConfig.num_virtual_tokens, KEYS, "N", int),
+    "prefix_projection": Option(PrefixTuningConfig.prefix_projection, "train them through an MLP"),
+    "encoder_hidden_size": Option(None, "the MLP's width (default that of a key)", "M", int),
+}
+WIDTH = f"a bottleneck's width (default the model's / {BottleneckConfig.reduction_factor})"
+BOTTLENECK = {
+    "bottleneck_size": Option(None, WIDTH, "M", int),
+    "non_linearity": Option(BottleneckConfig.non_linearity, "(default {})", choices=ACTIVATIONS),
+}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """config: the class of its configuration. takes: the fields of it that are options → what they are where nothing is said.
+    """config: the class of its configuration. takes: the fields of it that are options, and RATIO.
 
-    means: the fields that choosing it decides. ratio: of B's learning rate to that of A.
+    means: the fields that choosing it decides. on_paper: what the ledger calls it, where not by the same name.
     """
 
     lr: float
     config: type | None = None
-    takes: Mapping[str, Any] = field(default_factory=dict)
+    takes: Mapping[str, Option] = field(default_factory=dict)
     means: Mapping[str, Any] = field(default_factory=dict)
-    ratio: float | None = None
+    on_paper: str | None = None
+
+    def configuration(self, **given: Any) -> Any:
+        """The configuration that it means, with what is given; None for full fine-tuning. Raises as the configuration does."""
+        fields = {name: option.default for name, option in self.takes.items()} | given | {**self.means}
+        fields.pop(RATIO, None)
+        return self.config(**fields) if self.config else None
 
 
 METHODS: dict[str, Choice] = {
     "lora": Choice(3e-3, LoraConfig, LORA),
-    "rslora": Choice(1e-3, LoraConfig, LORA, {"use_rslora": True}),
+    "rslora": Choice(1e-3, LoraConfig, LORA, {"use_rslora": True}, on_paper="lora"),
     "dora": Choice(3e-3, LoraConfig, LORA, {"use_dora": True}),
-    "pissa": Choice(1e-3, LoraConfig, LORA, {"init_lora_weights": "pissa"}),
+    "pissa": Choice(1e-3, LoraConfig, LORA, {"init_lora_weights": "pissa"}, on_paper="lora"),
     "lora-fa": Choice(3e-3, LoraConfig, LORA, {"freeze_A": True}),
-    "lora+": Choice(1e-3, LoraConfig, LORA, ratio=16),
+    "lora+": Choice(1e-3, LoraConfig, LORAPLUS, on_paper="lora"),
     "vera": Choice(3e-2, VeraConfig, VERA),
     "prefix": Choice(3e-2, PrefixTuningConfig, PREFIX),
     "houlsby": Choice(3e-3, BottleneckConfig, BOTTLENECK, {"placement": "houlsby"}),
@@ -55,16 +104,15 @@ METHODS: dict[str, Choice] = {
     "full": Choice(3e-4),
 }
 DEFAULT = "lora"
-SAID = {  # of the sizes that the commands on paper ask for too
-    "r": f"the rank (default {LORA['r']}; of vera {VERA['r']})",
-    "virtual_tokens": f"trained keys and values in each layer (default {PREFIX['num_virtual_tokens']})",
-    "bottleneck_size": f"(default the model's width / {BottleneckConfig.reduction_factor})",
-}
-RATIO = "loraplus_lr_ratio"  # PEFT's name; no field of a configuration, but of the optimizer
+
+
+def every_option() -> dict[str, Option]:
+    """Each field that is an option of a method, once."""
+    return {name: option for choice in METHODS.values() for name, option in choice.takes.items()}
 
 
 def add_method(parser: argparse.ArgumentParser) -> None:
-    """--method, and below it each method's own options. An option that was not given is None."""
+    """--method, and below it the options, in groups by the methods that take them. An option that was not given is None."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--method", choices=METHODS, help=f"%(choices)s (default {DEFAULT})")
     which.add_argument(
@@ -74,27 +122,11 @@ def add_method(parser: argparse.ArgumentParser) -> None:
         const="full",
         help="--method full, full fine-tuning: train every weight, and save a model",
     )
-    add = parser.add_argument_group("LoRA, its family, and VeRA").add_argument
-    add("--r", type=int, help=SAID["r"])
-    add("--lora-alpha", type=float, metavar="ALPHA", help=f"(default {LORA['lora_alpha']})")
-    add("--target-modules", type=target_modules, metavar="NAMES", help="as in params (default all-linear)")
-    add("--lora-dropout", type=float, metavar="P", help="(default 0)")
-    add("--vera-dropout", type=float, metavar="P", help="the same of vera (default 0)")
-    add("--use-rslora", action="store_true", default=None, help="scale by α/√r instead of α/r, as --method rslora does")
-    ratio = METHODS["lora+"].ratio
-    add(
-        "--loraplus-lr-ratio",
-        type=float,
-        metavar="X",
-        help=f"of lora+: B's lr over A's, which is --lr (default {ratio})",
-    )
-    add = parser.add_argument_group("prefix tuning").add_argument
-    add("--virtual-tokens", type=int, metavar="N", help=SAID["virtual_tokens"])
-    add("--prefix-projection", action="store_true", default=None, help="train them through an MLP")
-    add("--encoder-hidden-size", type=int, metavar="M", help="the MLP's width (default that of a key)")
-    add = parser.add_argument_group("bottleneck adapters, houlsby and pfeiffer").add_argument
-    add("--bottleneck-size", type=int, metavar="M", help=SAID["bottleneck_size"])
-    add("--non-linearity", choices=ACTIVATIONS, help=f"(default {BottleneckConfig.non_linearity})")
+    groups: dict[str, Any] = {}
+    for name, option in every_option().items():
+        title = ", ".join(method for method, choice in METHODS.items() if name in choice.takes)
+        groups[title] = groups.get(title) or parser.add_argument_group(title)
+        option.add(groups[title], name)
 
 
 def configuration(arguments: argparse.Namespace) -> Any:
@@ -103,24 +135,24 @@ def configuration(arguments: argparse.Namespace) -> Any:
     An option that the method does not take has no part in it: `check_options` refuses one.
     """
     choice = METHODS[arguments.method]
-    if choice.config is None:
-        return None
-    settings = {name: value for name in choice.takes if (value := getattr(arguments, _option(name))) is not None}
-    return choice.config(**{**choice.takes, **settings, **choice.means}, base_model_name_or_path=arguments.model)
+    given = {name: value for name in choice.takes if (value := getattr(arguments, option_name(name))) is not None}
+    return choice.configuration(**given, base_model_name_or_path=arguments.model)
 
 
 def learning_rates(arguments: argparse.Namespace) -> tuple[float, dict[str, float]]:
     """The learning rate, and the factors on it that AdamW takes as `lr_ratio`."""
     choice = METHODS[arguments.method]
-    ratio = choice.ratio if arguments.loraplus_lr_ratio is None else arguments.loraplus_lr_ratio
+    ratio = arguments.loraplus_lr_ratio
+    if ratio is None and RATIO in choice.takes:
+        ratio = choice.takes[RATIO].default
     return choice.lr if arguments.lr is None else arguments.lr, {} if ratio is None else {"lora_B": ratio}
 
 
 def check_options(arguments: argparse.Namespace) -> None:
     """Raise ValueError for an option that says nothing about the method that was chosen, naming those that do."""
     method, choice = arguments.method, METHODS[arguments.method]
-    everybodys = {_option(name) for each in METHODS.values() for name in each.takes} | {RATIO}
-    takes = [_option(name) for name in choice.takes] + [RATIO] * (choice.ratio is not None)
+    everybodys = set(map(option_name, every_option()))
+    takes = [option_name(name) for name in choice.takes]
     given = [name for name in vars(arguments) if name in everybodys and getattr(arguments, name) is not None]
     other = next((name for name in given if name not in takes), None)
     if method == "full" and other:
@@ -140,7 +172,7 @@ def check_options(arguments: argparse.Namespace) -> None:
         )
 
 
-def _option(name: str) -> str:
+def option_name(name: str) -> str:
     """What argparse calls the option of a configuration's field."""
     return name.removeprefix("num_")
 

@@ -10,19 +10,18 @@ activations, temporaries, memory.
 """
 
 from .adaptation import METHODS, Adaptation
-from .adapters import Bottleneck, Dora, Lora, Vera
+from .adapters import Adapter, Bottleneck, Dora, Lora, Vera
 from .anatomy import anatomy
 from .architecture import MODELS, Architecture, LinearShape, architecture_of, gpt, llama
 from .body import Anatomy, Half, Layer
 from .flops import Flops, flops
 from .memory import Memory, memory
 from .parameters import (
-    ADAPTER_MARKS,
     Count,
+    adapter_names,
     count,
     count_live,
     houlsby_parameters,
-    is_adapters,
     lora_parameters,
     prefix_parameters,
     targeted,
@@ -33,11 +32,11 @@ from .products import Products
 from .report import report
 
 __all__ = [
-    "ADAPTER_MARKS",
     "METHODS",
     "MODELS",
     "PRECISIONS",
     "Adaptation",
+    "Adapter",
     "Anatomy",
     "Architecture",
     "Bottleneck",
@@ -53,6 +52,7 @@ __all__ = [
     "Prefix",
     "Products",
     "Vera",
+    "adapter_names",
     "anatomy",
     "architecture_of",
     "count",
@@ -60,7 +60,6 @@ __all__ = [
     "flops",
     "gpt",
     "houlsby_parameters",
-    "is_adapters",
     "llama",
     "lora_parameters",
     "memory",

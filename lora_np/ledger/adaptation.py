@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
+
+import numpy as np
 
 from ..targets import select_targets
 from .adapters import Adapter, Bottleneck, Dora, Lora, Vera
 from .architecture import Architecture
 from .prefix import Prefix
 
-# Adapters of rank r beside the layers that are targeted.
-BESIDE = {"lora": Lora, "qlora": Lora, "lora-fa": partial(Lora, A_trained=False), "dora": Dora, "vera": Vera}
+
+@dataclass(frozen=True)
+class Kind:
+    """A method with adapters of rank r beside the targeted layers: its title, their sizes, and what of them is frozen."""
+
+    title: str
+    adapter: Callable[..., Adapter]
+    frozen: str = ""
+
+
+BESIDE = {
+    "lora": Kind("LoRA", Lora),
+    "qlora": Kind("QLoRA", Lora),
+    "lora-fa": Kind("LoRA-FA", partial(Lora, A_trained=False), "A"),
+    "dora": Kind("DoRA", Dora),
+    "vera": Kind("VeRA", Vera, "A and B, the same in all layers"),
+}
 AFTER = {"houlsby": 2, "pfeiffer": 1}  # bottlenecks in a block: after attention and MLP, or after the MLP alone
 METHODS = ("full", *BESIDE, "prefix", *AFTER)
 
@@ -51,11 +68,9 @@ class Adaptation:
             raise ValueError(f"method {method!r} has no {others[0]}: it takes {' and '.join(needs)}.")
         if len(given) < len(needs):
             raise ValueError(f"method {method!r} needs {' and '.join(needs)}, for example {example}.")
-        if self.r is not None:
-            check_rank(self.r)
-        for name in ("virtual_tokens", "bottleneck_size"):
-            if getattr(self, name) is not None:
-                check_whole(name, getattr(self, name))
+        for name in ("r", "virtual_tokens", "bottleneck_size"):
+            if name in given:
+                object.__setattr__(self, name, check_whole(name, getattr(self, name)))
 
     @property
     def _needs(self) -> tuple[tuple[str, ...], str]:
@@ -68,7 +83,7 @@ class Adaptation:
     def adapters(self, model: Architecture) -> dict[str, Adapter]:
         """The full name of each layer that gets an adapter → what it gets. Raises ValueError for a target that is not there."""
         if self.method in BESIDE:
-            one = BESIDE[self.method](r=self.r)
+            one = BESIDE[self.method].adapter(r=self.r)
             return dict.fromkeys(select_targets(list(model.linear_layers()), self.target_modules), one)
         if self.method in AFTER:
             writes = [shapes[-1].name for shapes in (model.attention, model.mlp)][-AFTER[self.method] :]
@@ -83,27 +98,19 @@ class Adaptation:
         return Prefix(self.virtual_tokens, model.layers, model.kv_heads * model.head_dim)
 
     def parameters(self, model: Architecture) -> tuple[int, int]:
-        """(how many numbers are added to the model, how many are trained): LoRA-FA's A, VeRA's shared A and B are frozen."""
+        """(how many numbers are added to the model, how many are trained)."""
         if self.method == "full":
             return 0, model.parameters
-        layers, found, prefix = model.linear_layers(), self.adapters(model), self.prefix(model)
-        trained = sum(adapter.gradients(layers[name].out, layers[name].in_) for name, adapter in found.items())
-        trained += prefix.gradients if prefix else 0
-        frozen = 0
-        if self.method == "lora-fa":
-            frozen = self.r * sum(layers[name].in_ for name in found)
-        if self.method == "vera":
-            frozen = self.r * sum(max(getattr(layers[name], side) for name in found) for side in ("out", "in_"))
-        return trained + frozen, trained
-
-
-def check_rank(r: int) -> int:
-    """r itself. Raises ValueError where it is not a whole number of at least 1."""
-    return check_whole("the rank r", r)
+        if prefix := self.prefix(model):
+            return prefix.gradients, prefix.gradients
+        layers, found = model.linear_layers(), self.adapters(model)
+        shapes, adapter = [(layers[name].out, layers[name].in_) for name in found], next(iter(found.values()))
+        trained = sum(adapter.gradients(*shape) for shape in shapes)
+        return trained + adapter.frozen(shapes), trained
 
 
 def check_whole(name: str, value: int) -> int:
-    """The value itself. Raises ValueError where it is not a whole number of at least 1."""
-    if not isinstance(value, int) or value < 1:
+    """The value as an int, NumPy's too. Raises ValueError where it is not a whole number of at least 1, or a bool."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")
-    return value
+    return int(value)

@@ -14,6 +14,7 @@ The gradients' equations are in ops/lora.py, ops/dora.py, ops/vera.py and peft/b
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from .products import Products, linear_products
@@ -34,6 +35,10 @@ class Adapter:
     def gradients(self, out: int, in_: int) -> int:
         """How many numbers are trained."""
         raise NotImplementedError
+
+    def frozen(self, shapes: Collection[tuple[int, int]]) -> int:
+        """How many numbers the method adds and never trains, in layers of these (out, in) together."""
+        return 0
 
     def largest(self, out: int, in_: int) -> int:
         """The numbers of its largest trained array, which the optimizer updates at once."""
@@ -71,6 +76,10 @@ class Lora(Adapter):
     def gradients(self, out: int, in_: int) -> int:
         """B and, where it trains, A."""
         return self.trained * self.r * (in_ * self.A_trained + out)
+
+    def frozen(self, shapes: Collection[tuple[int, int]]) -> int:
+        """LoRA-FA's A."""
+        return (not self.A_trained) * self.r * sum(in_ for _, in_ in shapes)
 
     def largest(self, out: int, in_: int) -> int:
         """B or A."""
@@ -143,6 +152,10 @@ class Vera(Adapter):
     def gradients(self, out: int, in_: int) -> int:
         """d and b."""
         return self.trained * (self.r + out)
+
+    def frozen(self, shapes: Collection[tuple[int, int]]) -> int:
+        """A and B once, as large as the largest layer asks."""
+        return self.r * sum(map(max, zip(*shapes, strict=True)))
 
     def largest(self, out: int, in_: int) -> int:
         """The longer of the two."""

@@ -7,11 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..targets import OUTPUT_HEAD
 from .adaptation import Adaptation
-from .adapters import Adapter, Bottleneck, Dora, Lora, Vera
 from .architecture import Architecture, LinearShape, architecture_of
 from .body import Anatomy, Half, Layer
-from .parameters import is_adapters
-from .prefix import Prefix
 
 if TYPE_CHECKING:
     from ..transformer import Transformer
@@ -75,26 +72,28 @@ def paper_anatomy(model: Architecture, adaptation: Adaptation) -> Anatomy:
 def live_anatomy(model: Any) -> Anatomy:
     """Of a Transformer, or of a PeftModel with its active adapter.
 
-    Raises ValueError for an adapter of a method that is not in adapters.py or prefix.py, TypeError for what is no model.
+    Wrappers and a prefix say `on_paper` what they are. Raises ValueError where they do not, TypeError for what is no model.
     """
     transformer: Transformer = model if hasattr(model, "hidden") else getattr(model, "model", None)
     if not hasattr(transformer, "hidden"):
         raise TypeError(f"expected a model's name, an Architecture or a model, not {type(model).__name__}.")
     active = getattr(model, "active_adapter", None)
-    if active is not None:
-        own = set(map(id, model.adapter_parameters(active)))
-        if any(id(p) in own and not is_adapters(name) for name, p in model.named_parameters()):
-            kind = type(model.peft_config[active]).__name__
-            raise ValueError(
-                f"the ledger does not know what a step of a {kind} computes and holds, which the active adapter has. "
-                "Its parameters are counted by count(model)."
-            )
-    prefix = live_prefix(model, active)
+    encoder = getattr(model, "prompt_encoder", {}).get(active)
+    prefix = encoder.on_paper() if encoder else None
+    said = [prefix] if prefix else []
+    said += [m.on_paper(active) for _, m in transformer.named_modules() if active in getattr(m, "configs", ())]
+    if active is not None and (not said or None in said):
+        kind = type(model.peft_config[active]).__name__
+        raise ValueError(
+            f"the ledger does not know what a step of a {kind} computes and holds, which the active adapter has. "
+            "Its parameters are counted by count(model)."
+        )
 
     def layer(name: str, module: Any) -> Layer:
         base, adapter = module, None
         while hasattr(base, "base_layer"):  # wrapper around wrapper; at most one is active
-            adapter = adapter or live_adapter(base, active)
+            if active in base.configs and not getattr(base, "merged", None):  # merged into W it costs nothing
+                adapter = base.on_paper(active)
             base = base.base_layer
         weight = getattr(base, "weight", None)  # a quantised layer may have none that trains
         return Layer(
@@ -137,29 +136,3 @@ def live_anatomy(model: Any) -> Anatomy:
         layer(OUTPUT_HEAD, transformer._head),
         prefix,
     )
-
-
-def live_adapter(wrapper: Any, name: str | None) -> Adapter | None:
-    """What the adapter `name` is in one wrapper, known by what it keeps; None where it is not there, or merged into W."""
-    if name not in getattr(wrapper, "configs", ()) or getattr(wrapper, "merged", None):
-        return None
-    config = wrapper.configs[name]
-    if hasattr(wrapper, "lora_A"):
-        A, B = wrapper.lora_A[name], wrapper.lora_B[name]
-        lora = B.trainable, A.value.itemsize == 2, A.value.shape[0], A.trainable, config.lora_dropout > 0
-        return Dora(*lora, true_norm=config.dora_norm == "true") if config.use_dora else Lora(*lora)
-    if hasattr(wrapper, "vera_A"):
-        d = wrapper.vera_lambda_d[name]
-        return Vera(d.trainable, d.value.itemsize == 2, config.r, config.vera_dropout > 0)
-    down = wrapper.bottleneck_down[name].weight
-    return Bottleneck(down.trainable, down.value.itemsize == 2, down.value.shape[0])
-
-
-def live_prefix(model: Any, name: str | None) -> Prefix | None:
-    """The prefix of the adapter `name`, if it has one."""
-    encoder = getattr(model, "prompt_encoder", {}).get(name)
-    if encoder is None:
-        return None
-    table, (both, g, d) = encoder.embedding.weight, encoder.heads
-    hidden = encoder.transform["0"].out_features if encoder.transform else 0
-    return Prefix(table.value.shape[0], both // 2, g * d, hidden, table.trainable, table.value.itemsize == 2)

@@ -58,7 +58,7 @@ def memory(
     r: int | None = None,
     target_modules: str | Collection[str] | None = None,
     precision: str | Precision | None = None,
-    double_quant: bool = True,
+    double_quant: bool | None = None,
     slots: int = 2,
     checkpointing: bool = False,
     virtual_tokens: int | None = None,
@@ -69,7 +69,7 @@ def memory(
     method, r, target_modules, virtual_tokens, bottleneck_size: as `anatomy` takes them; "qlora" stores the matrices of the
         blocks in NF4.
     precision: the name of a recipe in PRECISIONS or a Precision of your own, on paper only; None means "16-bit".
-    double_quant: whether NF4's absmax are quantised too.
+    double_quant: whether NF4's absmax are quantised too, with "qlora" only; None means True.
     slots: how many numbers of state the optimizer has for each trained one: AdamW 2, SGD with momentum 1, without 0.
     checkpointing: the forward keeps of each block its input alone, and the backward runs each block again.
 
@@ -83,14 +83,17 @@ def memory(
         model = architecture_of(model)
     settings = method, r, target_modules, virtual_tokens, bottleneck_size
     if not isinstance(model, Architecture):
-        if (*settings, precision, double_quant, checkpointing) != (*[None] * 6, True, False):
+        if (*settings, precision, double_quant, checkpointing) != (*[None] * 7, False):
             raise ValueError("a live model is taken as it stands: call get_peft_model first, and give no settings.")
         return live_memory(model, batch, seq, slots)
     work, adaptation = Work(anatomy(model, *settings), batch, seq), Adaptation(*settings)
+    quantized = adaptation.method == "qlora"
+    if double_quant is not None and not quantized:
+        raise ValueError(f"method {adaptation.method!r} has no double_quant: only qlora quantises, and has absmax.")
     formats = precision_of("16-bit" if precision is None else precision)
     weight, (added, trained) = BYTES[formats.weights], adaptation.parameters(model)
     static = {
-        "weights": paper_weights(model, weight, adaptation.method == "qlora", double_quant),
+        "weights": paper_weights(model, weight, quantized, double_quant is not False),
         "adapter": added * weight,
         "gradients": trained * BYTES[formats.gradients],
         "optimizer": trained * slots * BYTES[formats.optimizer],

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..targets import select_targets
-from .adaptation import Adaptation, check_rank
+from .adaptation import Adaptation, check_whole
 from .architecture import Architecture, LinearShape, architecture_of
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -26,7 +26,7 @@ def lora_parameters(out: int, in_: int, r: int) -> int:
 
     Raises ValueError where r is not a whole number of at least 1.
     """
-    return check_rank(r) * (in_ + out)
+    return check_whole("r", r) * (in_ + out)
 
 
 def prefix_parameters(virtual_tokens: int, layers: int, kv_heads: int, head_dim: int) -> int:
@@ -47,9 +47,6 @@ def houlsby_parameters(d: int, m: int) -> int:
 
 # --------------------------------------------------------------------------------------------------------------------
 # Counting
-
-# One is in the name of every parameter that a method adds: …q_proj.lora_A.weight, prompt_encoder.default.embedding.weight
-ADAPTER_MARKS = ("lora_", "vera_", "bottleneck_", "prompt_encoder")
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ def count(
         count("llama-2-7b", 8, ["q_proj", "v_proj"])                   a published one with LoRA, or an Architecture of your own
         count("llama-2-7b", method="prefix", virtual_tokens=20)        the same with another method of `Adaptation`
 
-    A live model has `.named_parameters()` that yields (name, p) with `p.value` and `p.trainable`, a tied weight once.
+    A live model is a Module or a PeftModel; a tied weight counts once.
     `target_modules` is a list, a single suffix, a regular expression or "all-linear" (see targets.py).
 
     Raises ValueError for an unknown model, method or target module, for r < 1, and for an argument without a use.
@@ -131,16 +128,18 @@ def count_live(model: Any) -> Count:
 
 
 def adapter_names(model: Any) -> set[str]:
-    """Which of a live model's parameters are its adapters'. A PeftModel knows; a base by itself has the marked ones."""
-    if not hasattr(model, "adapter_parameters"):
-        return {name for name, _ in model.named_parameters() if is_adapters(name)}
-    added = set(map(id, model.adapter_parameters()))
+    """Which of a live model's parameters are its adapters'. A PeftModel knows; in a base, what wrappers add to their layer."""
+    if hasattr(model, "adapter_parameters"):
+        added = set(map(id, model.adapter_parameters()))
+    else:
+        wrappers = [module for _, module in model.named_modules() if hasattr(module, "base_layer")]
+        added = set().union(*(ids(wrapper) - ids(wrapper.base_layer) for wrapper in wrappers))
     return {name for name, p in model.named_parameters() if id(p) in added}
 
 
-def is_adapters(name: str) -> bool:
-    """Whether a parameter of that name is an adapter's, by the marks of the methods that are here."""
-    return any(mark in name for mark in ADAPTER_MARKS)
+def ids(module: Any) -> set[int]:
+    """Of the parameters at and below a module."""
+    return {id(p) for _, p in module.named_parameters()}
 
 
 def targeted(architecture: Architecture, target_modules: str | Collection[str]) -> list[LinearShape]:

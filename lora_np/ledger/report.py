@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 
-from .adaptation import Adaptation
+from .adaptation import BESIDE, Adaptation
 from .architecture import Architecture, architecture_of
 from .parameters import count
-
-BESIDE = {"lora": "LoRA", "qlora": "QLoRA", "lora-fa": "LoRA-FA", "dora": "DoRA", "vera": "VeRA"}
-FROZEN = {"lora-fa": "A", "vera": "A and B, the same in all layers"}
 
 
 def report(
@@ -42,7 +39,7 @@ def report(
             f"{name}: {model.parameters:,} parameters, {said}",
             "",
             *lines,
-            *([f"besides them, frozen, {FROZEN[method]}: {frozen:,}"] if frozen else []),
+            *([f"besides them, frozen, {BESIDE[method].frozen}: {frozen:,}"] if frozen else []),
             "",
             str(result),
             f"{result.reduction:,.1f} times fewer than full fine-tuning trains",
@@ -57,7 +54,7 @@ def _described(adaptation: Adaptation) -> tuple[str, str]:
         return "prefix", f"a prefix of {adaptation.virtual_tokens} virtual tokens"
     if adaptation.bottleneck_size is not None:
         return "adapter", f"{adaptation.method.capitalize()} adapters of size {adaptation.bottleneck_size}"
-    kind = BESIDE[adaptation.method]
+    kind = BESIDE[adaptation.method].title
     return kind, f"{kind} of rank {adaptation.r}"
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, move, to_host
+from ..ledger import Bottleneck
 from ..nn import EVALUATION, Context, Linear, Parameter
 from ..targets import has_suffix
 from ..transformer import Transformer
@@ -100,6 +101,11 @@ class BottleneckLinear(Wrapper):
         for kept, pair in zip((self.bottleneck_down, self.bottleneck_up), factors, strict=True):
             kept[name] = AdapterLinear(*(move(x.astype(dtype or like.dtype), like) for x in pair))
         self.configs[name] = config
+
+    def on_paper(self, name: str) -> Bottleneck:
+        """As the ledger has it."""
+        down = self.bottleneck_down[name].weight
+        return Bottleneck(down.trainable, down.value.itemsize == 2, down.value.shape[0])
 
     def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, Any]:
         """x (…, in) → z (…, d)."""

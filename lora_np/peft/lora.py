@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, move, to_host
+from ..ledger import Dora, Lora
 from ..nn import EVALUATION, Context, Linear, Module, Parameter
 from ..quantization import Quantized4bit
 from ..targets import plain_targets
@@ -206,6 +207,12 @@ class LoraLinear(WeightWrapper):
         parameters = (self.lora_A, self.lora_B, self.lora_magnitude_vector)
         A, B, *m = (to_host(kept[name].value) for kept in parameters if name in kept)
         return (*pissa.on_the_original(A, B, self.start), *m) if self.start else (A, B, *m)
+
+    def on_paper(self, name: str) -> Lora:
+        """As the ledger has it; DoRA's is a LoRA with more."""
+        A, B, config = self.lora_A[name], self.lora_B[name], self.configs[name]
+        lora = B.trainable, A.value.itemsize == 2, A.value.shape[0], A.trainable, config.lora_dropout > 0
+        return Dora(*lora, true_norm=config.dora_norm == "true") if config.use_dora else Lora(*lora)
 
     def factors(self, name: str, dtype: Any) -> tuple[Array, Array]:
         """A and B to compute with: themselves, or copies in `dtype` where they are stored in 16 bits."""

@@ -26,7 +26,6 @@ class LoraMethod(Method):
     peft_type = KIND["peft_type"]
     decisive = DECISIVE
     mergeable = True
-    mixable = True
     own = OWN
 
     def add(self, peft_model: PeftModel, name: str, config: LoraConfig, seed: int) -> None:
@@ -75,6 +74,11 @@ class LoraMethod(Method):
         """All but an A that LoRA-FA freezes."""
         for layer in lora_layers(peft_model.model).values():
             layer.set_trainable(name, trainable)
+
+    def check_mixable(self, name: str, config: LoraConfig) -> None:
+        """Raise ValueError for DoRA: LoRA alone is a bypass over the product that all rows of a mixed batch share."""
+        if config.use_dora:
+            raise ValueError(f"{name!r} is DoRA, which stretches W itself: its rows need a batch of their own")
 
     def arrays(self, peft_model: PeftModel, name: str) -> dict[str, np.ndarray]:
         """base_model.model.<layer>.lora_A.weight (r, in), .lora_B.weight (out, r), with DoRA .lora_magnitude_vector (out,).

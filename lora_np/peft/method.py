@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Method:
-    """Seven things to do with an adapter of one kind, and an eighth that is the same for most.
+    """Seven things to do with an adapter of one kind, and two that are the same for most.
 
     A method keeps nothing: the adapters are in the PeftModel.
 
@@ -23,15 +23,13 @@ class Method:
 
     peft_type: what adapter_config.json calls it. decisive: the keys of that file without which the numbers mean something
     else; they are written beside the numbers too, so that two halves of two saves are not taken for one.
-    mergeable: whether it is a change ΔW of weights, and its layers are WeightWrappers. mixable: whether it is a bypass over a
-    product that all rows of a mixed batch can share. own: the fields of its configuration that are no key of PEFT's, and of no
-    account to the numbers: they are kept beside those.
+    mergeable: whether it is a change ΔW of weights, and its layers are WeightWrappers. own: the fields of its configuration that
+    are no key of PEFT's, and of no account to the numbers: they are kept beside those.
     """
 
     peft_type: ClassVar[str]
     decisive: ClassVar[tuple[str, ...]] = ()
     mergeable: ClassVar[bool] = False
-    mixable: ClassVar[bool] = False
     own: ClassVar[tuple[str, ...]] = ()
 
     def add(self, peft_model: PeftModel, name: str, config: Any, seed: int) -> None:
@@ -56,6 +54,10 @@ class Method:
             p.trainable = trainable
             if not trainable:
                 p.grad = None
+
+    def check_mixable(self, name: str, config: Any) -> None:
+        """Raise ValueError, unless its layers take an `AdapterRows`, and leave the rows of other adapters alone."""
+        raise ValueError(f"{name!r} has a {type(config).__name__}: its rows need a batch of their own")
 
     def arrays(self, peft_model: PeftModel, name: str) -> dict[str, np.ndarray]:
         """The tensors of its file by their keys, on the host."""

@@ -33,13 +33,10 @@ class MixedCalls(Module):
         return AdapterRows(names)
 
     def check_mixable(self, *adapter_names: str) -> None:
-        """Raise ValueError for an adapter that is more than a bypass over the product that all rows of a mixed batch share."""
+        """Raise ValueError for an adapter whose rows cannot share a batch with those of others."""
         for name in adapter_names:
-            config = self.peft_config.get(name)
-            if config is not None and not method_of(config).mixable:
-                raise ValueError(f"{name!r} has a {type(config).__name__}: its rows need a batch of their own")
-            if config is not None and config.use_dora:
-                raise ValueError(f"{name!r} is DoRA, which stretches W itself: its rows need a batch of their own")
+            if (config := self.peft_config.get(name)) is not None:
+                method_of(config).check_mixable(name, config)
         if self._residual:  # found by a walk through the model, which is done once
             raise ValueError(
                 "PiSSA left only a part of the base here, so there is no mixed batch: save it, and load that"

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..backend import Array, array_module, move, to_host
 from ..kv_cache import KeyValueCache
+from ..ledger import Prefix
 from ..nn import Embedding, Module, Parameter
 from ..ops.checks import check_mask
 from ..transformer import Transformer
@@ -93,6 +94,12 @@ class PrefixEncoder(Module):
         self.embedding = Embedding(embedding)
         self.transform = {str(2 * i): linear for i, linear in enumerate(transform or [])}  # PyTorch counts the tanh too
         self.heads = heads  # 2L, g, d
+
+    def on_paper(self) -> Prefix:
+        """As the ledger has it."""
+        table, (both, g, d) = self.embedding.weight, self.heads
+        hidden = self.transform["0"].out_features if self.transform else 0
+        return Prefix(table.value.shape[0], both // 2, g * d, hidden, table.trainable, table.value.itemsize == 2)
 
     def forward(self, dtype: Any) -> tuple[Array, Any]:
         """P (v, 2L, g, d), in `dtype` where it is stored in 16 bits."""

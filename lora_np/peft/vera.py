@@ -20,6 +20,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, move, to_host
+from ..ledger import Vera
 from ..nn import EVALUATION, Context, Linear, Module, Parameter
 from ..targets import available, is_target, plain_targets, select_targets
 from .checks import check_number, check_whole
@@ -104,6 +105,11 @@ class VeraLinear(WeightWrapper):
         """Forget an adapter, if it is here."""
         for kept in (self.vera_A, self.vera_B, self.vera_lambda_d, self.vera_lambda_b, self.configs):
             kept.pop(name, None)
+
+    def on_paper(self, name: str) -> Vera:
+        """As the ledger has it."""
+        d, config = self.vera_lambda_d[name], self.configs[name]
+        return Vera(d.trainable, d.value.itemsize == 2, config.r, config.vera_dropout > 0)
 
     def factors(self, name: str, dtype: Any) -> tuple[Array, Array, Array, Array]:
         """A (r, in), B (out, r), d and b to compute with: those of 16 bits as copies in `dtype`."""

@@ -55,7 +55,8 @@ def step_cost(methods: Sequence[Run] = METHODS, repeats: int = 7, steps: int = 5
 
 def training_peak(model: Module, batches: Sequence[Batch], workers: int = 1) -> int:
     """The most bytes that tracemalloc sees in two steps of AdamW, and an adapter's own: all but the base's weights."""
-    adapter = sum(p.value.nbytes for name, p in model.named_parameters() if ledger.is_adapters(name))
+    parameters = dict(model.named_parameters())
+    adapter = sum(parameters[name].value.nbytes for name in ledger.adapter_names(model))
     tracemalloc.start()
     try:
         train(model, batches, AdamW(lr=1e-4), steps=2, workers=workers, progress=False)
