@@ -129,7 +129,7 @@ names = {
     "lora": "LoRA",
 }
 print(f"{shortfall.settings['runs']} runs, `{shortfall.command}`")
-for above, method in zip([None, *names], names):
+for above, method in zip([None, *list(names)[:-1]], names, strict=True):
     rows = shortfall.where(method=method)
     rank, shares = f", r = {rows[0]['r']}" if rows[0]["r"] else "", [100 * row["recovered"] for row in rows]
     found = f"{statistics.mean(shares):5.1f} % of the gain ({min(shares):.1f} to {max(shares):.1f})"
