@@ -131,9 +131,8 @@ for r, count in s["lora"].items():
 #   model is small, and fine-tuning's $d_{90}$ is hundreds of times that. A small intrinsic dimension is no law; it belongs to a model and a task.
 # - From scratch fewer numbers reach 90 %, where the papers found more. But the two shares are of different gains. From random weights most of
 #   the gain is cheap (the line on byte frequencies), and 90 % of it ends far above the loss at which fine-tuning *starts*.
-# - The curve from scratch is rough: somewhere more numbers gain *less*, at any of the rates that were tried. (With few numbers rates far above full
-#   training's were the best, and over the rates the loss has two valleys.) The search takes for granted that more is never less, so that
-#   this $d_{90}$ is a rough one.
+# - The curve from scratch is rough: somewhere more numbers gain *less*, at any of the eight rates that were tried. Over the rates the loss has two valleys, one near full training's own rate (times $\sqrt{D/d}$) and
+#   one far above it. Few numbers do best in the upper one, many in the lower, and where it falls both are shallow. The search takes for granted that more is never less, so that this $d_{90}$ is a rough one.
 # - At an equal count of trained numbers, directions that are merely random do about as well here as directions with the structure of $BA$
 #   (the last lines). Mind that the random ones have an advantage: they move the embedding and the norms too, which LoRA leaves frozen (notebook 05 measures what those are worth).
 #   What LoRA's structure buys is something else: it can be computed without ever touching $D$ numbers, and merged.
