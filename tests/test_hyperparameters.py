@@ -195,7 +195,7 @@ def test_every_claim_is_said_from_the_tables():
 def test_the_ratio_is_told_for_each_alpha_and_a_seed_that_strays_is_named():
     table = tables.by_rank(4)
     said = claims.ten_times(table, tables.alphas(1.0))[2]
-    assert "32, 4 and 0.5 times at α = 4, 32 and 256" in said and "one seed" not in said
+    assert "32, 8, 4, 2 and 0.5 times at α = 4, 16, 32, 64 and 256" in said and "one seed" not in said
     for row in table.where(r=1, rule="α/r", seed=1):
         row["own_best"] = row["phase"] == "near" and row["lr"] == 8e-3
     assert "100 steps, one seed of r = 1 8;" in claims.ten_times(table)[2]

@@ -116,7 +116,7 @@ class Setting:
     lora_alpha: float = 32
     ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
     doubled_ranks: Sequence[int] = (1, 16, 64)  # where α = 2r is tried too
-    alphas: Sequence[float] = (4, 32, 256)
+    alphas: Sequence[float] = (4, 16, 32, 64, 256)
     scaled_ranks: Sequence[int] = (1, 4, 16, 64, 128)
     modules: Sequence[str] = (*ATTENTION, *MLP, *GROUPS)
     module_r: int = 8
