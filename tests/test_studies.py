@@ -127,6 +127,14 @@ def test_what_keeps_lora_back_is_measured_by_training_what_it_leaves_frozen(sett
         assert trained and all(any(part in name for part in names) for name in trained)
 
 
+def test_a_sweep_ends_where_a_smaller_rate_changes_nothing(setting, monkeypatch):
+    monkeypatch.setattr(
+        study, "measure", lambda run: vars(run) | {"validation": max(run.lr, 1e-4), "final": 1.0, "seconds": [1.0]}
+    )
+    table = convergence(replace(setting, bracket=True))
+    assert min(row["lr"] for row in table.where(phase="sweep")) > 1e-5
+
+
 def test_a_study_that_was_stopped_reads_what_it_has(tmp_path):
     runs = [Run("full", lr) for lr in (1.0, 2.0)]
     first = run_all(_echo, runs, 1, tmp_path, "test")
