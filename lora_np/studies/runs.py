@@ -154,9 +154,8 @@ def beyond_the_edge(rows: list[Row], factor: float) -> list[float]:
     """The next learning rate, if the best so far is the smallest or the largest tried; none where its neighbour is as good."""
     rows = sorted(rows, key=lambda row: row["lr"])
     best = min(rows, key=validation)
-    if (
-        sum(validation(row) == validation(best) for row in rows) > 1
-    ):  # where the rate does nothing more, that has no end
+    alike = [row for row in rows if validation(row) == validation(best) < math.inf]
+    if len(alike) > 1:  # where the rate does nothing more, going on has no end
         return []
     if best is rows[0]:
         return [best["lr"] / factor]
