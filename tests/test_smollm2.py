@@ -267,7 +267,7 @@ def prose(tokenizer):
 
 @oracle
 def test_a_lora_step_has_pefts_loss_and_pefts_gradients(monkeypatch):
-    """2 × 128 tokens through all 30 layers in float64, by one worker and by two: the loss and every gradient to 1e-10."""
+    """2 × 128 tokens through all 30 layers in float64, by one worker and by two: the loss to 1e-12, every gradient to 1e-11."""
     import oracle_models
     from oracle_models import peft, torch, transformers
 
@@ -287,13 +287,13 @@ def test_a_lora_step_has_pefts_loss_and_pefts_gradients(monkeypatch):
         loss, gradients = step_of_ours(mine, batch, workers)
         error = furthest(gradients, theirs)
         print(f"measured {abs(loss - expected):.1e} in the loss and {error:.1e} in the gradients")
-        assert loss == pytest.approx(expected, abs=1e-10)
-        assert error <= 1e-10
+        assert loss == pytest.approx(expected, abs=1e-12)
+        assert error <= 1e-11
 
 
 @oracle
 def test_in_float32_a_lora_step_is_nearer_to_the_exact_one_than_pefts(theirs, prose):
-    """On prose: the loss within 1e-5 and every gradient within 1e-3 of float64's, ten times nearer than PEFT's.
+    """On prose: the loss within 1e-5 and every gradient within 3e-4 of float64's, ten times nearer than PEFT's.
 
     transformers multiplies positions and frequencies in float32, which at position 255 is an angle wrong by up to 1e-5.
     """
@@ -310,5 +310,5 @@ def test_in_float32_a_lora_step_is_nearer_to_the_exact_one_than_pefts(theirs, pr
     error, their_error = furthest(gradients, expected), furthest(their_gradients, expected)
     print(f"measured {error:.1e}, PEFT's {their_error:.1e}; losses {loss - exact:.1e} and {their_loss - exact:.1e}")
     assert loss == pytest.approx(exact, abs=1e-5)
-    assert error <= 1e-3
+    assert error <= 3e-4
     assert 10 * error < their_error and 10 * abs(loss - exact) < abs(their_loss - exact)

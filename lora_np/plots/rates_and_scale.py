@@ -36,6 +36,8 @@ from lora_np.plots.style import (
     picture,
     rank_axis,
     rank_shades,
+    runs_and_time,
+    semicolons,
 )
 from lora_np.studies.table import Table
 
@@ -56,10 +58,8 @@ def rates_by_rank(table: Table, other: Table | None = None) -> Figure:
     tried several, its bar their range. `other`: the table of `convergence`, with α in proportion to r and longer runs.
     """
     alpha = table.settings["lora_alpha"]
-    subtitle = (
-        f"left: first seed, a ring marks the best; right: median and range of seeds; {table.settings['runs']} runs, "
-    )
-    subtitle += f"{table.seconds:,.0f} s of one worker"
+    panels = "left: first seed, a ring marks the best; right: median and range of seeds"
+    subtitle = semicolons(panels, runs_and_time(table))
     if other is not None:
         subtitle += "\ngrey: longer runs, those of another study (notebook 05)"
     figure = new_figure(9, 5.1, _rate_title(table), subtitle)

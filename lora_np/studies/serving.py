@@ -288,9 +288,10 @@ def limited(threads: int) -> Any:
 
 
 def main(folder: str) -> None:
-    """Make these tables and that of `merging.latency`, each saved as soon as it is there."""
+    """Make these tables and that of `merging.latency`, each saved as soon as it is there; latency on one thread."""
     for make in (serving_step, serving, latency):
-        table = make()
+        with limited(1):
+            table = make()
         print(table.save(Path(folder) / f"{table.study}.json"))
 
 
