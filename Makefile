@@ -34,7 +34,7 @@ test-gpu: .venv/cuda$(CUDA)           ## the core's tests on a GPU, and what CuP
 	$(PY) -m pytest -m "gpu or cupy" $(ARGS)
 
 notebooks: .venv/installed            ## after editing notebooks/*.py or an exercise: execute them into the .ipynb
-	$(PY) -m lora_np.notebooks notebooks
+	$(PY) -m lora_np.report.notebooks notebooks
 	$(PY) -m lora_np.exercises.editions notebooks/exercises
 
 lint: .venv/installed                 ## ruff, as the checks run it

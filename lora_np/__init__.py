@@ -8,19 +8,16 @@
 Read it from the bottom up: backend, ops, gradcheck, nn, transformer, pretrained, optim, train, peft, serve.
 """
 
-from . import conversations, data, ledger, ops, quantization
-from .fetch import fetch
-from .generate import generate
-from .gradcheck import GradcheckResult, gradcheck, gradcheck_model
+from . import costs, data, ops, quantization
+from .data import conversations
+from .gradient_check import GradcheckResult, gradcheck, gradcheck_model
 from .nn import Context, Embedding, Linear, Module, Parameter, RMSNorm
-from .optim import SGD, AdamW, WarmupCosine, clip_grad_norm
 from .peft import BottleneckConfig, LoraConfig, LoraLinear, PeftModel, PrefixTuningConfig, VeraConfig, get_peft_model
-from .pretrained import load_model, load_tokenizer, save_model
-from .quantized_linear import QuantizedLinear, dequantize_model, quantize_model
+from .pretrained import fetch, load_model, load_tokenizer, save_model
+from .quantization import QuantizedLinear, dequantize_model, quantize_model
 from .serve import AdapterServer
-from .train import History, evaluate, train
-from .transformer import Transformer
-from .transformer_config import TransformerConfig
+from .training import SGD, AdamW, History, WarmupCosine, clip_grad_norm, evaluate, train
+from .transformer import Transformer, TransformerConfig, generate
 
 __all__ = [
     "SGD",
@@ -46,6 +43,7 @@ __all__ = [
     "WarmupCosine",
     "clip_grad_norm",
     "conversations",
+    "costs",
     "data",
     "dequantize_model",
     "evaluate",
@@ -54,7 +52,6 @@ __all__ = [
     "get_peft_model",
     "gradcheck",
     "gradcheck_model",
-    "ledger",
     "load_model",
     "load_tokenizer",
     "ops",

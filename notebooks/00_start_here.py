@@ -126,7 +126,7 @@ with model.disable_adapter():
 #
 # ## The code
 #
-# It is part of the course. `lora_np/ops/` has one file per layer, the forward beside its backward, with the derivation; `lora_np/gradcheck.py` is the proof; `lora_np/peft/lora.py` puts LoRA around a
+# It is part of the course. `lora_np/ops/` has one file per layer, the forward beside its backward, with the derivation; `lora_np/gradient_check.py` is the proof; `lora_np/peft/lora/layer.py` puts LoRA around a
 # linear layer of a model. README lists the rest, from the bottom up.
 #
 # Go on with [The fine-tuning problem](01_the_fine_tuning_problem.ipynb).

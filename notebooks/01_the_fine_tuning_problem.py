@@ -22,10 +22,10 @@ import numpy as np
 
 import lora_np as ln
 from lora_np import plots
-from lora_np.studies import memory
+from lora_np.studies.counting import memory
 
 GB, MB = 1e9, 1e6
-seven = ln.ledger.MODELS["llama-2-7b"]
+seven = ln.costs.MODELS["llama-2-7b"]
 print(f"{seven.name}: {seven.parameters:,} numbers, in 16 bits {2 * seven.parameters / GB:.1f} GB")
 
 # %% [markdown]
@@ -89,7 +89,7 @@ def parameters(a):
 
 
 c = model.config
-tiny = ln.ledger.llama("tiny", c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.intermediate_size, c.vocab_size, c.tie_word_embeddings)
+tiny = ln.costs.llama("tiny", c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.intermediate_size, c.vocab_size, c.tie_word_embeddings)
 print(f"tiny        {parameters(tiny):>13,} by the formula   {P:>13,} in its arrays")
 print(f"{seven.name}  {parameters(seven):>13,} by the formula   {seven.parameters:>13,} by the library's ledger")
 
@@ -147,9 +147,9 @@ for format in (np.float32, np.float16, bfloat16):
 # %%
 names = ("llama-2-7b", "llama-2-13b", "llama-65b", "llama-2-70b")
 print(f"{'recipe':10}{'bytes a number':>16}" + "".join(f"{name:>14}" for name in names))
-for name, recipe in ln.ledger.PRECISIONS.items():
+for name, recipe in ln.costs.PRECISIONS.items():
     per_number = recipe.bytes_per_trained()
-    print(f"{name:10}{per_number:>16}" + "".join(f"{per_number * ln.ledger.MODELS[m].parameters / GB:>11,.0f} GB" for m in names))
+    print(f"{name:10}{per_number:>16}" + "".join(f"{per_number * ln.costs.MODELS[m].parameters / GB:>11,.0f} GB" for m in names))
 
 # %% [markdown]
 # [Dettmers et al. (2023)](https://arxiv.org/abs/2305.14314), the QLoRA paper, write that fine-tuning 65B in 16 bits takes "more than 780 GB": the last row.
@@ -174,7 +174,7 @@ for name, recipe in ln.ledger.PRECISIONS.items():
 # On top of the blocks come the last norm, the head's $x$, the logits ($NV$), two numbers a token of the loss, and a small table of rotary angles.
 
 # %%
-from lora_np.ledger.flops import causal_scores
+from lora_np.costs.flops import causal_scores
 from lora_np.ops.attention import BLOCK  # queries go through attention in blocks, each with the keys it can see
 
 
@@ -211,7 +211,7 @@ print(f"16 bytes a number: {16 * P / MB:.1f} MB")
 for n in (1, 2, 4):
     by_formula = 4 * activations(tiny, n, length) + 8 * n * length  # and the targets, as 64-bit integers
     print(f"{n} × {length} tokens: {by_formula / MB:5.1f} MB from shapes, {kept(model, batch[0][:n], batch[1][:n]) / MB:5.1f} MB measured")
-print("the last by the library's ledger, the same to the byte:", by_formula == ln.ledger.memory(model, n, length).activations)
+print("the last by the library's costs, the same to the byte:", by_formula == ln.costs.memory(model, n, length).activations)
 
 # %% [markdown]
 # More, and twice the batch keeps twice as much. A small model is mostly activations; a large one on few tokens is mostly its sixteen bytes, because $P$ grows with $d^2$ and activations with $d$.
@@ -219,12 +219,12 @@ print("the last by the library's ledger, the same to the byte:", by_formula == l
 # ## 6. The temporaries, and the peak
 #
 # What remains is working memory: gradients on their way down, products before they are added. It is reused all the time, and what counts is the worst moment of the step. Which moment that is
-# takes some bookkeeping, and `lora_np/ledger/temporaries.py` does it. The whole bill, for tiny as it stands, against the largest sum that `tracemalloc` saw in two real steps of training:
+# takes some bookkeeping, and `lora_np/costs/temporaries.py` does it. The whole bill, for tiny as it stands, against the largest sum that `tracemalloc` saw in two real steps of training:
 
 # %%
-from lora_np.studies.step_cost import training_peak
+from lora_np.studies.timing.step_cost import training_peak
 
-full = ln.ledger.memory(model, rows, length)
+full = ln.costs.memory(model, rows, length)
 full_peak = training_peak(model, [batch]) + full.weights  # the weights were there before it looked
 for item, size in vars(full).items():
     if size:
@@ -244,7 +244,7 @@ def adapted(target_modules):
 
 
 models = {"full": model, "LoRA, all linear": adapted("all-linear"), "LoRA, q and v": adapted(["q_proj", "v_proj"])}
-bills = {name: ln.ledger.memory(m, rows, length) for name, m in models.items()}
+bills = {name: ln.costs.memory(m, rows, length) for name, m in models.items()}
 print(f"{'MB':16}" + "".join(f"{name:>18}" for name in bills))
 for item in vars(full):
     if item != "master":
@@ -265,7 +265,7 @@ print(f"{'of full':16}" + "".join(f"{b.total / full.total:18.0%}" for b in bills
 print(f"{seven.name:22}{'full':>10}{'LoRA':>10}{'of full':>10}{'activations of LoRA':>22}")
 for n in (1, 4, 16, 64):
     on_paper = {"full": {}, "lora": {"r": 16, "target_modules": "all-linear"}}
-    f, l = (ln.ledger.memory(seven, n, 512, method, precision="mixed", **adapter) for method, adapter in on_paper.items())
+    f, l = (ln.costs.memory(seven, n, 512, method, precision="mixed", **adapter) for method, adapter in on_paper.items())
     print(f"{f'{n} × 512 tokens':22}{f.total / GB:>7.0f} GB{l.total / GB:>7.0f} GB{l.total / f.total:>10.0%}{l.activations / GB:>19.1f} GB")
 
 # %% [markdown]
@@ -278,8 +278,8 @@ for n in (1, 4, 16, 64):
 
 # %%
 for method, adapter in on_paper.items():
-    without, saved = (ln.ledger.memory(seven, 16, 512, method, precision="mixed", checkpointing=on, **adapter) for on in (False, True))
-    work = ln.ledger.flops(seven, 16 * 512, 512, method, **adapter)
+    without, saved = (ln.costs.memory(seven, 16, 512, method, precision="mixed", checkpointing=on, **adapter) for on in (False, True))
+    work = ln.costs.flops(seven, 16 * 512, 512, method, **adapter)
     again = (work.products.forward - work.head.forward) / work.total  # the head is not in a block
     print(f"{method:6}activations {without.activations / GB:5.1f} → {saved.activations / GB:4.1f} GB,  temporaries {without.temporaries / GB:4.2f} → {saved.temporaries / GB:4.2f} GB,  {again:.0%} more operations")
 
@@ -293,11 +293,11 @@ for method, adapter in on_paper.items():
 
 # %%
 matrix = 4096 * 4096
-print(f"NF4: {8 * ln.ledger.nf4_bytes(matrix) / matrix:.3f} bits a number, scales included\n")
+print(f"NF4: {8 * ln.costs.nf4_bytes(matrix) / matrix:.3f} bits a number, scales included\n")
 print(f"{'llama-65b, GB':16}{'frozen weights':>16}{'all the rest':>14}{'sum':>8}   on a card of 48 GB")
 for method, adapter in {"full": {}, "lora": on_paper["lora"], "qlora": on_paper["lora"]}.items():
     for name in ("mixed", "16-bit"):
-        b = ln.ledger.memory("llama-65b", 1, 512, method, precision=name, checkpointing=True, **adapter)
+        b = ln.costs.memory("llama-65b", 1, 512, method, precision=name, checkpointing=True, **adapter)
         frozen = 0 if method == "full" else b.weights
         print(f"{method + ', ' + name:16}{frozen / GB:16.1f}{(b.total - frozen) / GB:14.1f}{b.total / GB:8.1f}   {'fits' if b.fits(48) else 'does not fit'}")
 
@@ -311,7 +311,7 @@ for method, adapter in {"full": {}, "lora": on_paper["lora"], "qlora": on_paper[
 # A fully fine-tuned model is a new model, all of it. An adapter is a small file beside a base that all tasks share. **Predict.** A thousand tasks on a 7B base: how many gigabytes in the one way, how many in the other?
 
 # %%
-adapter = ln.ledger.count(seven, 16, "all-linear").trainable
+adapter = ln.costs.count(seven, 16, "all-linear").trainable
 base_size, adapter_size = 2 * seven.parameters, 2 * adapter  # 16 bits
 print(f"one model {base_size / GB:.1f} GB, one adapter {adapter_size / MB:.0f} MB\n")
 print(f"{'tasks':>6}{'models':>14}{'a base and adapters':>22}")
@@ -340,7 +340,7 @@ with TemporaryDirectory() as folder:
 # Every number changed, so whatever the model knew before may have changed with them. Notebook 10 measures it on SmolLM2-135M: the loss on prose that nobody trained on, before and after learning a voice.
 
 # %%
-from lora_np.studies.table import Table
+from lora_np.studies.harness.table import Table
 
 study = Table.load("../figures/data/finetuning.json")
 prose = {row["method"]: row["prose"] for row in study.where(phase="seeds")}
@@ -368,7 +368,7 @@ print(f"loss on other prose, nats a token: {study.settings['before']['prose']:.2
 # 1. `python -m lora_np memory --model llama-2-7b --method full --precision mixed` is the longest bar of 7B. Does leaving out the master copy, `--precision 16-bit`, bring it into 80 GB?
 #    Which one option brings it into 24?
 # 2. `python -m lora_np memory --model llama-2-7b --method qlora --seq 512`: raise `--seq` until 24 GB are full. Then again with `--no-checkpointing`. Which part of the bill fills the card in each case?
-# 3. Momentum SGD remembers one number for each parameter, plain SGD none (`slots=1` and `slots=0` in `ln.ledger.memory`). What is full fine-tuning of 7B then, in bytes a number and in GB? Why do
+# 3. Momentum SGD remembers one number for each parameter, plain SGD none (`slots=1` and `slots=0` in `ln.costs.memory`). What is full fine-tuning of 7B then, in bytes a number and in GB? Why do
 #    people pay for AdamW all the same?
 # 4. Above, change `rows` to 1 and to 16 and run all cells again. How does LoRA's sum, of full fine-tuning's, change on tiny, and why?
 # 5. From which rank on does LoRA on all linear layers of Llama-2-7B take *more* than full fine-tuning does? Guess from the bytes first: sixteen for each number trained, two for each number frozen.

@@ -26,7 +26,7 @@ import numpy as np
 
 import lora_np as ln
 from lora_np import plots
-from lora_np.studies import parameters
+from lora_np.studies.counting import parameters
 
 plots.bypass_diagram();
 
@@ -99,7 +99,7 @@ print(f"BA is {d} × {k} and of rank {np.linalg.matrix_rank(B @ A)}")
 
 # %%
 base = ln.load_model("tiny")
-print(ln.ledger.count(base))
+print(ln.costs.count(base))
 tokens = ln.data.encode("The import statement combines two operations;")[None]
 logits, _ = base.forward(tokens)
 
@@ -183,7 +183,7 @@ tokens, _ = ln.data.Batches(ln.data.corpus("code", "heldout"), batch_size=2)[0]
 with_bypass, _ = model.forward(tokens)
 plain = model.merge_and_unload()
 merged, _ = plain.forward(tokens)
-print(type(plain).__name__, "with the same parameters as the base:", ln.ledger.count(plain).total)
+print(type(plain).__name__, "with the same parameters as the base:", ln.costs.count(plain).total)
 change = abs(merged - with_bypass).max() / abs(with_bypass).max()
 print(f"largest relative change of a logit: {change:.1e} (float32)")
 

@@ -26,7 +26,7 @@ import numpy as np
 
 import lora_np as ln
 from lora_np import plots
-from lora_np.studies import layer_gradients
+from lora_np.studies.gradients import study as layer_gradients
 
 model, tokens, targets = layer_gradients.example(r=8)  # a small model with LoRA, and text for it
 layers = layer_gradients.both_ways(model, tokens, targets)  # for each linear layer, by its name:
@@ -297,7 +297,7 @@ for name, value in ways.items():
 # Here is one block. **Predict.** In just one of its four kinds of white boxes each number that goes in reaches a single number that comes out, so that its gradient needs no sum. Which?
 
 # %%
-from lora_np.plots.gradients import block_diagram
+from lora_np.studies.gradients.pictures import block_diagram
 
 block_diagram();
 
@@ -743,7 +743,7 @@ largest_gradients("after one step")
 # | $xA^\top$, $\;dh^\top x$, $\;dh\,A$ | each of sizes N, k and r | | $6Nkr$ |
 # | $hB^\top$, $\;dy^\top h$, $\;dy\,B$ | each of sizes N, d and r | | $6Ndr$ |
 #
-# Together $6Nkd$ against $4Nkd + 6Nr(k + d)$. Add that up over the linear layers of "tiny", and compare with the library's ledger, which goes through the live model product by product (a test counts
+# Together $6Nkd$ against $4Nkd + 6Nr(k + d)$. Add that up over the linear layers of "tiny", and compare with the library's costs, which goes through the live model product by product (a test counts
 # those that a step really computes, `tests/test_flops.py`).
 
 # %%
@@ -752,8 +752,8 @@ shapes = [g.dW.shape for g in layers.values()]  # (d, k) of each linear layer
 full = sum(6 * N * k * d for d, k in shapes)
 lora = sum(4 * N * k * d + 6 * N * r * (k + d) for d, k in shapes)
 
-full_step = ln.ledger.flops(ln.load_model("tiny"), N, seq=64)  # all of it trains
-lora_step = ln.ledger.flops(model, N, seq=64)
+full_step = ln.costs.flops(ln.load_model("tiny"), N, seq=64)  # all of it trains
+lora_step = ln.costs.flops(model, N, seq=64)
 print(f"full  by hand {full:,}   the ledger {full_step.linear.total:,}")
 print(f"LoRA  by hand {lora:,}   the ledger {(lora_step.linear + lora_step.adapter).total:,}")
 

@@ -21,12 +21,12 @@
 import numpy as np
 
 from lora_np import load_model, plots
-from lora_np.pictures import photograph
-from lora_np.studies import claims_on_low_rank as low_rank
-from lora_np.studies import intrinsic_toy, rank_reduction, spectra, subspaces
-from lora_np.studies.convergence import Run
-from lora_np.studies.table import Table
-from lora_np.subspace import DenseProjection, SparseProjection
+from lora_np.report.pictures import photograph
+from lora_np.studies.harness.table import Table
+from lora_np.studies.harness.tiny_task import Run
+from lora_np.studies.low_rank import claims as low_rank
+from lora_np.studies.low_rank import intrinsic_toy, rank_reduction, spectra, subspaces
+from lora_np.training.subspace import DenseProjection, SparseProjection
 
 ranks = Table.load("../figures/data/spectra.json")
 plots.rank_by_layer(ranks);

@@ -24,10 +24,10 @@ import statistics
 
 import lora_np as ln
 from lora_np import plots
-from lora_np.studies.convergence import TARGETS, Run, measure
-from lora_np.studies.paired import verdict
-from lora_np.studies.step_cost import timed_alike
-from lora_np.studies.table import Table
+from lora_np.studies.harness.paired import verdict
+from lora_np.studies.harness.table import Table
+from lora_np.studies.harness.tiny_task import TARGETS, Run, measure
+from lora_np.studies.timing.step_cost import timed_alike
 
 table = Table.load("../figures/data/convergence.json")
 sweep, seeds = (len(table.where(phase=phase)) for phase in ("sweep", "seeds"))
@@ -100,7 +100,7 @@ steps, rows = 60, []
 for run in (Run("full", lr=full_lr), Run("lora", lr=best["lora", "all-linear", 8], r=8, target_modules="all-linear")):
     short = Run(**vars(run) | {"max_steps": steps, "eval_every": steps // 4})
     rows.append(measure(short))
-    trainable = ln.ledger.count(short.model()).trainable
+    trainable = ln.costs.count(short.model()).trainable
     losses = " → ".join(f"{loss:.3f}" for loss in rows[-1]["heldout"])
     (longer,) = table.where(phase="seeds", method=run.method, seed=0, r=run.r, target_modules=run.target_modules)
     at_60 = longer["heldout"][longer["steps"].index(60)]
@@ -182,7 +182,7 @@ print("share of full fine-tuning's gain in %," + (f" {n} seeds, ± half their ra
 #
 # 1. Attention-only at r = 64 trains 286,720 numbers. From which rank on do *all linear layers* do as well, and with how many numbers? What does that say about where to put them?
 # 2. Set `steps` to 20 or 400 in your own run. Does the order of the methods change?
-# 3. What has your LoRA run forgotten? `fine_tune(short)` of `lora_np.studies.convergence` returns the model, and `evaluate` of `lora_np.train` its loss on the prose of `lora_np.studies.comparison.prose_batches()`.
+# 3. What has your LoRA run forgotten? `fine_tune(short)` of `lora_np.studies.convergence.study` returns the model, and `evaluate` of `lora_np.training.loop` its loss on the prose of `lora_np.studies.methods.comparison.prose_batches()`.
 #    Compare it with full fine-tuning's, and both with the base's.
 #
 # <details><summary>Hints</summary>

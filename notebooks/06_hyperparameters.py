@@ -22,12 +22,12 @@ import numpy as np
 
 import lora_np as ln
 from lora_np import plots
-from lora_np.studies import capacity
-from lora_np.studies import claims_on_capacity as fits
-from lora_np.studies import claims_on_hyperparameters as found
-from lora_np.studies.convergence import heldout_batches
-from lora_np.studies.paired import paired, verdict
-from lora_np.studies.table import Table
+from lora_np.studies.capacity import claims as fits
+from lora_np.studies.capacity import study as capacity
+from lora_np.studies.harness.paired import paired, verdict
+from lora_np.studies.harness.table import Table
+from lora_np.studies.harness.tiny_task import heldout_batches
+from lora_np.studies.hyperparameters import claims as found
 
 tables = {name: Table.load(f"../figures/data/{name}.json") for name in found.NEEDED}
 by_rank = tables["learning_rates_by_rank"]

@@ -29,10 +29,10 @@ import numpy as np
 
 import lora_np as ln
 from lora_np import plots
-from lora_np.quantization import code_book, dequantize_4bit, quantize_4bit
-from lora_np.studies import quantization as study
-from lora_np.studies.qlora import means
-from lora_np.studies.table import Table
+from lora_np.quantization.four_bits import code_book, dequantize_4bit, quantize_4bit
+from lora_np.studies.four_bits import quantization as study
+from lora_np.studies.four_bits.qlora import means
+from lora_np.studies.harness.table import Table
 
 runs = {name: Table.load(f"../figures/data/qlora_{name}.json") for name in ("tiny", "smollm2")}
 plots.qlora_losses(runs["tiny"], runs["smollm2"]);
@@ -177,7 +177,7 @@ config = ln.LoraConfig(r=8, lora_alpha=64, target_modules="all-linear")
 lora = ln.get_peft_model(ln.load_model("tiny"), config)
 qlora = ln.get_peft_model(ln.quantize_model(ln.load_model("tiny")), config)
 for name, model in {"LoRA": lora, "QLoRA": qlora}.items():
-    memory = ln.ledger.memory(model, batch=8, seq=128)
+    memory = ln.costs.memory(model, batch=8, seq=128)
     linear = sum(p.value.nbytes for key, p in model.named_parameters() if "base_layer" in key)
     print(f"{name:6} linear weights {linear / 1e6:.2f} MB, a whole training step {memory.total / 1e6:.0f} MB")
 
@@ -188,7 +188,7 @@ for name, model in {"LoRA": lora, "QLoRA": qlora}.items():
 step = {"model": "llama-65b", "batch": 1, "seq": 512, "checkpointing": True}
 paper = {"r": 16, "target_modules": "all-linear"}
 for name, method in {"full fine-tuning": {}, "LoRA": paper, "QLoRA": paper | {"method": "qlora"}}.items():
-    memory = ln.ledger.memory(**step, **method)
+    memory = ln.costs.memory(**step, **method)
     print(f"Llama-65B, {name:17} weights {memory.weights / 1e9:6.1f} GB, all {memory.total / 1e9:6.1f} GB   "
           f"{'fits' if memory.fits(48) else 'does not fit'} a card of 48 GB")
 

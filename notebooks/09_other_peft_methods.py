@@ -27,13 +27,13 @@ from IPython.display import Markdown
 
 import lora_np as ln
 from lora_np import plots
-from lora_np.ledger import houlsby_parameters, prefix_parameters
+from lora_np.costs import houlsby_parameters, prefix_parameters
 from lora_np.peft import VeraConfig
-from lora_np.studies import lesson
-from lora_np.studies.claims_on_methods import forgetting, promises_markdown
-from lora_np.studies.comparison import lora_by_rank
-from lora_np.studies.paired import paired
-from lora_np.studies.table import Table
+from lora_np.studies.harness.paired import paired
+from lora_np.studies.harness.table import Table
+from lora_np.studies.methods import lesson
+from lora_np.studies.methods.claims import forgetting, promises_markdown
+from lora_np.studies.methods.comparison import lora_by_rank
 
 compared, costs, convergence = (Table.load(f"../figures/data/{name}.json") for name in ("comparison", "method_costs", "convergence"))
 ranks = lora_by_rank(compared, convergence)  # notebook 05's runs: the same base, text, steps, batch and α/r
@@ -102,7 +102,7 @@ configs = {
     "Pfeiffer": ln.BottleneckConfig(bottleneck_size=m, placement="pfeiffer"),
 }
 models = {name: ln.get_peft_model(ln.load_model("tiny"), config) for name, config in configs.items()}
-trained = {name: ln.ledger.count(model).trainable for name, model in models.items()}
+trained = {name: ln.costs.count(model).trainable for name, model in models.items()}
 
 c = ln.load_model("tiny").config
 d, L, kv = c.hidden_size, c.num_hidden_layers, c.num_key_value_heads * c.head_dim
@@ -118,7 +118,7 @@ expected = {
     "Pfeiffer": L * (2 * m * d + d + m),
 }
 for name, n in trained.items():
-    print(f"{name:10}{n:>9,}  {n / ln.ledger.count(ln.load_model('tiny')).total:6.2%} of tiny")
+    print(f"{name:10}{n:>9,}  {n / ln.costs.count(ln.load_model('tiny')).total:6.2%} of tiny")
 assert trained == expected
 assert prefix_parameters(20, layers=32, kv_heads=32, head_dim=128) == 5_242_880  # Llama-2-7B
 assert houlsby_parameters(d, m) == 2 * m * d + d + m
@@ -473,9 +473,9 @@ Markdown(f"{lesson.RULE}\n\n{lesson.lesson_markdown(lesson.beside_ours(compared,
 # such tables speak of, by the same rule,
 
 # %%
-llama = ln.ledger.architecture_of("llama-2-7b")
+llama = ln.costs.architecture_of("llama-2-7b")
 for name, method, n in (
-    ("LoRA r = 8, all linear", "lora", ln.ledger.count("llama-2-7b", 8, "all-linear").trainable),
+    ("LoRA r = 8, all linear", "lora", ln.costs.count("llama-2-7b", 8, "all-linear").trainable),
     ("prefix, 20 tokens", "prefix", prefix_parameters(20, 32, 32, 128)),
     ("Houlsby adapters, m = 128", "houlsby", 2 * 32 * houlsby_parameters(4096, 128)),
 ):

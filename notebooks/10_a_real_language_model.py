@@ -22,7 +22,7 @@
 
 import lora_np as ln
 from lora_np import plots
-from lora_np.studies.table import Table
+from lora_np.studies.harness.table import Table
 
 study = Table.load("../figures/data/finetuning.json")
 plots.before_after(study);
@@ -68,7 +68,7 @@ except FileNotFoundError as error:
 
 if model:
     c = model.config
-    print(f"{ln.ledger.count(model).total:,} parameters: {c.num_hidden_layers} layers of d = {c.hidden_size}, {c.num_attention_heads} heads on "
+    print(f"{ln.costs.count(model).total:,} parameters: {c.num_hidden_layers} layers of d = {c.hidden_size}, {c.num_attention_heads} heads on "
           f"{c.num_key_value_heads} key/value heads, {c.vocab_size:,} tokens")
     prompt = tokenizer.encode("The capital of France is")
     print(tokenizer.decode([*prompt, *ln.generate(model, [prompt], max_new_tokens=12)[0]]))
@@ -99,7 +99,7 @@ if tokenizer:
 # ## Train it
 #
 # Four steps for real, of the forty that a run of the study has. Every gradient of $A$ and $B$ comes from the formulas of notebook 02, through thirty layers of hand-written backward passes.
-# `workers=2` gives each half of a batch to a core (`lora_np/parallel.py`).
+# `workers=2` gives each half of a batch to a core (`lora_np/training/parallel.py`).
 
 # %%
 if model:
@@ -205,12 +205,12 @@ plots.scaling_chart(Table.load("../figures/data/speed_scaling.json"));
 # It takes a little longer, nothing like 64 times. $A$ and $B$ are thin beside the frozen matrices, which cost the same at every rank. The operations of a step, counted:
 
 # %%
-steps = {r: ln.ledger.flops("smollm2-135m", 512, 256, "lora", r=r, target_modules="all-linear") for r in (1, 64)}
+steps = {r: ln.costs.flops("smollm2-135m", 512, 256, "lora", r=r, target_modules="all-linear") for r in (1, 64)}
 for r, step in steps.items():
     print(f"r = {r:2}: {step.total / 1e9:.0f} GFLOP, A and B {step.adapter.total / step.total:.1%} of them")
 print(f"{steps[64].total / steps[1].total:.2f} times as many operations")
 for length in (32, 512, 8192):
-    step = ln.ledger.flops("smollm2-135m", 2 * length, length, "lora", r=8, target_modules="all-linear")
+    step = ln.costs.flops("smollm2-135m", 2 * length, length, "lora", r=8, target_modules="all-linear")
     print(f"rows of {length:5,} tokens: attention is {step.attention.total / step.total:.0%} of a step")
 
 # %% [markdown]

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from lora_np.studies.runs import run_all
-from lora_np.studies.table import Table
+from lora_np.studies.harness.runs import run_all
+from lora_np.studies.harness.table import Table
 
 PATIENCE = 60.0  # seconds after which a wait is an error; no test is decided by it
 

@@ -14,7 +14,7 @@ import pytest
 
 from lora_np import Transformer, TransformerConfig
 from lora_np.backend import why_no_gpu
-from lora_np.fetch import fetched
+from lora_np.pretrained.models import fetched
 
 
 def pytest_report_header() -> str:

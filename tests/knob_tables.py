@@ -6,9 +6,9 @@ import itertools
 from dataclasses import asdict
 from typing import Any
 
-from lora_np.studies.hyperparameters import RULES
-from lora_np.studies.knobs import FULL, KnobRun, with_own_bests
-from lora_np.studies.table import Table
+from lora_np.studies.harness.table import Table
+from lora_np.studies.hyperparameters.study import RULES
+from lora_np.studies.hyperparameters.sweep import FULL, KnobRun, with_own_bests
 
 SEEDS = (0, 1, 2)
 

@@ -12,10 +12,10 @@ import pytest
 from on_device import assert_allclose, assert_array_equal, host, xp
 
 import lora_np as ln
-from lora_np import AdamW, BottleneckConfig, LoraConfig, PeftModel, get_peft_model, gradcheck_model, ledger, train
+from lora_np import AdamW, BottleneckConfig, LoraConfig, PeftModel, costs, get_peft_model, gradcheck_model, train
 from lora_np.files import load_arrays, save_arrays
-from lora_np.parallel import loss_and_gradients
 from lora_np.peft import BottleneckLinear
+from lora_np.training.parallel import loss_and_gradients
 
 
 def narrowed(model, seed=1, **changes):
@@ -168,10 +168,10 @@ def test_training_moves_the_adapter_and_not_the_base(make_model, random_batch):
 
 
 def test_the_live_count_is_that_on_paper(make_model):
-    count = ledger.count(narrowed(make_model()))
-    assert ledger.houlsby_parameters(12, 5) == 2 * 5 * 12 + 12 + 5
-    assert count.trainable == count.total - count.base == 2 * 2 * ledger.houlsby_parameters(12, 5)
-    assert ledger.count(narrowed(make_model(), placement="pfeiffer")).trainable == 2 * ledger.houlsby_parameters(12, 5)
+    count = costs.count(narrowed(make_model()))
+    assert costs.houlsby_parameters(12, 5) == 2 * 5 * 12 + 12 + 5
+    assert count.trainable == count.total - count.base == 2 * 2 * costs.houlsby_parameters(12, 5)
+    assert costs.count(narrowed(make_model(), placement="pfeiffer")).trainable == 2 * costs.houlsby_parameters(12, 5)
 
 
 def test_the_bottleneck_is_d_over_the_reduction_factor():

@@ -10,9 +10,10 @@ import pytest
 
 import lora_np as ln
 from lora_np.ops import IGNORE_INDEX
-from lora_np.studies import capacity, claims_on_capacity
-from lora_np.studies.capacity import BITS, KEY, Epochs, Memory, Setting, batch, memorised, strings
-from lora_np.studies.table import Table
+from lora_np.studies.capacity import claims as claims_on_capacity
+from lora_np.studies.capacity import study as capacity
+from lora_np.studies.capacity.study import BITS, KEY, Epochs, Memory, Setting, batch, memorised, strings
+from lora_np.studies.harness.table import Table
 
 # ----------------------------------------------------------------------------------------------------- strings, in bits
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from lora_np import Transformer, TransformerConfig, get_peft_model, ledger
+from lora_np import Transformer, TransformerConfig, costs, get_peft_model
 from lora_np.__main__ import main
 from lora_np.commands import methods, on_paper
-from lora_np.ledger import MODELS
+from lora_np.costs import MODELS
 
 
 def test_params_prints_the_counts_that_peft_prints(capsys):
@@ -89,7 +89,7 @@ def test_the_rows_of_params_add_up_and_veras_shared_factors_are_named(capsys):
     main(["params", "--model", "llama-2-7b", "--method", "vera"])
     lines = capsys.readouterr().out.splitlines()
     rows = [int(line.split()[-1].replace(",", "")) for line in lines if "_proj" in line]
-    counted = ledger.count("llama-2-7b", 256, "all-linear", "vera")
+    counted = costs.count("llama-2-7b", 256, "all-linear", "vera")
     assert len(rows) == 7 and sum(rows) == counted.trainable
     shared = 256 * (11_008 + 11_008)
     assert f"frozen, A and B, the same in all layers: {shared:,}" in "\n".join(lines)
@@ -106,8 +106,8 @@ def test_on_paper_what_is_lora_to_the_ledger_is_asked_for_by_its_own_name(method
 
 
 def test_every_method_of_train_and_of_the_ledger_is_on_paper():
-    assert on_paper.NAMES.keys() == methods.METHODS.keys() | set(ledger.METHODS)
-    assert set(on_paper.NAMES.values()) == set(ledger.METHODS)
+    assert on_paper.NAMES.keys() == methods.METHODS.keys() | set(costs.METHODS)
+    assert set(on_paper.NAMES.values()) == set(costs.METHODS)
 
 
 @pytest.mark.parametrize("method", ["lora", "rslora", "lora-fa", "vera", "prefix", "houlsby", "pfeiffer"])
@@ -120,7 +120,7 @@ def test_on_paper_a_method_has_the_sizes_that_train_gives_it(method, capsys):
     )
     live = get_peft_model(Transformer.empty(config), choice.configuration())
     assert main(["params", "--model", "smollm2-135m", "--method", method]) == 0
-    assert f"\n{ledger.count(live)}\n" in capsys.readouterr().out
+    assert f"\n{costs.count(live)}\n" in capsys.readouterr().out
 
 
 def test_a_size_that_a_method_does_not_have_is_refused_in_one_line(capsys):
@@ -137,6 +137,6 @@ def test_pretraining_for_a_few_steps_writes_a_model_that_loads_and_its_card(tmp_
     from lora_np import load_model
 
     assert main(["pretrain", "--output", str(tmp_path), "--steps", "2"]) == 0
-    assert ledger.count(load_model(tmp_path)).total == ledger.count(load_model("tiny")).total
+    assert costs.count(load_model(tmp_path)).total == costs.count(load_model("tiny")).total
     assert "| unigram (byte frequencies) |" in capsys.readouterr().out
     assert not list(tmp_path.glob("*.tmp"))

@@ -22,10 +22,10 @@ from cluster_runs import Told, until
 from threadpoolctl import threadpool_limits
 
 from lora_np import Transformer, save_model
-from lora_np.studies import workers
-from lora_np.studies.convergence import QUICK, convergence
-from lora_np.studies.pretrain import TINY
-from lora_np.studies.runs import StudyFailed, run_all
+from lora_np.studies.convergence.study import QUICK, convergence
+from lora_np.studies.harness import workers
+from lora_np.studies.harness.runs import StudyFailed, run_all
+from lora_np.studies.pretraining.study import TINY
 
 pytest.importorskip("distributed", reason='Dask is not installed: pip install -e ".[cluster,dev]"')
 pytestmark = pytest.mark.cluster

@@ -9,14 +9,18 @@ import pytest
 
 from lora_np import Transformer, save_model
 from lora_np.peft import LoraConfig
-from lora_np.studies import claims_on_methods, convergence, lesson, method_costs, methods, step_cost
-from lora_np.studies import comparison as study
-from lora_np.studies.comparison import Run, Setting, comparison, state_bytes, trained
-from lora_np.studies.methods import METHODS, VIRTUAL_TOKENS, R, bottleneck_size
-from lora_np.studies.paired import differs, forgotten_when, paired, verdict
-from lora_np.studies.pretrain import TINY
-from lora_np.studies.table import Table
-from lora_np.train import evaluate, train
+from lora_np.studies.harness import tiny_task
+from lora_np.studies.harness.paired import differs, forgotten_when, paired, verdict
+from lora_np.studies.harness.table import Table
+from lora_np.studies.methods import claims as claims_on_methods
+from lora_np.studies.methods import comparison as study
+from lora_np.studies.methods import lesson, method_costs
+from lora_np.studies.methods import settings as methods
+from lora_np.studies.methods.comparison import Run, Setting, comparison, state_bytes, trained
+from lora_np.studies.methods.settings import METHODS, VIRTUAL_TOKENS, R, bottleneck_size
+from lora_np.studies.pretraining.study import TINY
+from lora_np.studies.timing import step_cost
+from lora_np.training import evaluate, train
 
 CONFIG = replace(TINY, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4)
 CONFIG = replace(CONFIG, num_key_value_heads=2, head_dim=4)
@@ -27,7 +31,7 @@ def base(tmp_path, monkeypatch):
     """A small random model in a folder, two batches to look at, and LoRA's rank of its own size."""
     save_model(Transformer.random(CONFIG), tmp_path / "base")
     batch = np.arange(64).reshape(2, 32), np.arange(1, 65).reshape(2, 32)
-    monkeypatch.setattr(convergence, "_unseen", lambda: [batch, (batch[1], batch[0])])
+    monkeypatch.setattr(tiny_task, "_unseen", lambda: [batch, (batch[1], batch[0])])
     monkeypatch.setattr(study, "prose_batches", lambda: [(batch[0][:, ::-1].copy(), batch[1])])
     return str(tmp_path / "base")
 

@@ -13,8 +13,9 @@ import pytest
 from on_device import host
 
 import lora_np as ln
-from lora_np import conversations, ops
-from lora_np.conversations import ConversationBatches, Example, example, heldout_batches, read
+from lora_np import ops
+from lora_np.data import conversations
+from lora_np.data.conversations import ConversationBatches, Example, example, heldout_batches, read
 from lora_np.files import ByteTokenizer, VocabularyTokenizer
 
 SMOLLM2 = (  # SmolLM2's own template, which adds a system message of its own where there is none

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.cupy
 
 PACKAGE = Path(lora_np.__file__).parent
 HOST = {  # whose arrays never leave the host; everything else is walked, a new file too
-    *("__init__", "__main__", "conversations", "data", "fetch", "files", "ledger", "llama_gguf", "notebooks", "plots"),
+    *("__init__", "__main__", "conversations", "data", "fetch", "files", "costs", "llama_gguf", "notebooks", "plots"),
     *("pretrained", "progress", "quantized_files", "reproduce", "studies", "subspace", "targets", "exercises"),
     *(
         "peft.combination",

@@ -18,9 +18,8 @@ from test_mutants import Mutant, mutated, op
 
 from lora_np import ops
 from lora_np.backend import scalars_to_host
-from lora_np.checkpoint import Checkpoint
-from lora_np.optim import clip_grad_norm
-from lora_np.train import train
+from lora_np.training import clip_grad_norm, train
+from lora_np.training.checkpoint import Checkpoint
 
 DTYPE = test_ops.test_the_dtype_that_goes_in_comes_out
 NUMPY = '__import__("numpy")'

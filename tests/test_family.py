@@ -16,10 +16,11 @@ from test_lora import ALL, adapted
 import lora_np as ln
 from lora_np import SGD, AdamW, LoraConfig, Parameter, PeftModel, get_peft_model, gradcheck_model, ops, train
 from lora_np.nn import Context, Linear
-from lora_np.peft import VeraConfig, VeraLinear, dora, vera
-from lora_np.peft.folder import read_adapter
-from lora_np.peft.lora import LoraLinear
-from lora_np.peft.mixed import AdapterRows
+from lora_np.peft import VeraConfig, VeraLinear, vera
+from lora_np.peft.files import read_adapter
+from lora_np.peft.lora import dora
+from lora_np.peft.lora.layer import LoraLinear
+from lora_np.peft.lora.mixed import AdapterRows
 from lora_np.serve.adapters import AdapterStore
 
 RNG = np.random.default_rng(11)
@@ -230,7 +231,7 @@ def test_two_workers_find_the_gradients_of_one(make_model, random_batch, setting
     found = []
     for workers in (1, 2):
         peft_model = trained(adapted(make_model(), **settings))
-        ln.parallel.loss_and_gradients(peft_model, *random_batch(rows=4), workers=workers)
+        ln.training.parallel.loss_and_gradients(peft_model, *random_batch(rows=4), workers=workers)
         found.append({name: p.grad for name, p in peft_model.named_parameters() if p.grad is not None})
     assert found[0].keys() == found[1].keys()
     for name, grad in found[0].items():

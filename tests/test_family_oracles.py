@@ -320,6 +320,6 @@ def test_peft_counts_what_is_counted_here_but_for_veras_frozen_factors():
     ours, theirs = base_pair(UNTIED)
     ours = ln.get_peft_model(ours, ln.VeraConfig(**VERA))
     theirs = peft.get_peft_model(theirs, peft.VeraConfig(task_type="CAUSAL_LM", **VERA))
-    count = ln.ledger.count(ours)
+    count = ln.costs.count(ours)
     frozen = sum(p.value.size for p in ours.adapter_parameters() if not p.trainable)
     assert (count.trainable, count.total - frozen) == theirs.get_nb_trainable_parameters() and frozen > 0

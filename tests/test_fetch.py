@@ -16,7 +16,7 @@ import lora_np as ln
 from lora_np import fetch
 from lora_np.__main__ import main
 
-module = sys.modules["lora_np.fetch"]  # lora_np.fetch is the function
+module = sys.modules["lora_np.pretrained.download"]  # lora_np.pretrained.download is the function
 CONTENT = b"GGUF" + bytes(range(256)) * 5000
 SOURCE = replace(
     module.MODELS["smollm2-135m"], size=len(CONTENT), sha256=hashlib.sha256(CONTENT).hexdigest(), download=1000

@@ -7,8 +7,8 @@ from math import prod
 import numpy as np
 import pytest
 
-from lora_np import BottleneckConfig, LoraConfig, PrefixTuningConfig, VeraConfig, get_peft_model, ledger, ops
-from lora_np.ledger.flops import adapter_products, causal_scores, weight_products
+from lora_np import BottleneckConfig, LoraConfig, PrefixTuningConfig, VeraConfig, costs, get_peft_model, ops
+from lora_np.costs.flops import adapter_products, causal_scores, weight_products
 
 N = 64  # a square matrix
 
@@ -19,14 +19,14 @@ def per_token(layer, need_dx=True):
 
 
 def test_full_fine_tuning_of_a_square_matrix_costs_three_passes():
-    layer = ledger.Layer("W", N, N, trained=True, trainable=True)
+    layer = costs.Layer("W", N, N, trained=True, trainable=True)
     assert per_token(layer) == (N**2, N**2, N**2), "x Wᵀ, dy W and dyᵀ x: 3N² multiply-adds, 6N² operations, a token"
 
 
 @pytest.mark.parametrize("r", [1, 8, 64])
 def test_lora_on_a_square_matrix_costs_two_passes_and_6_n_r(r):
     """ "LoRA Without Regret" (Schulman 2025): 2N² + 6Nr in place of 3N²."""
-    layer = ledger.Layer("W", N, N, trained=False, adapter=ledger.Lora(r=r), trainable=True)
+    layer = costs.Layer("W", N, N, trained=False, adapter=costs.Lora(r=r), trainable=True)
     assert sum(per_token(layer)) == 2 * N**2 + 6 * N * r
 
 
@@ -35,15 +35,15 @@ def test_lora_at_full_rank_costs_more_than_full_fine_tuning():
 
 
 def test_what_is_below_the_lowest_trainable_layer_gets_no_gradient():
-    one = ledger.flops("llama-2-7b", 10, 10, r=8, target_modules=["model.layers.31.self_attn.q_proj"])
+    one = costs.flops("llama-2-7b", 10, 10, r=8, target_modules=["model.layers.31.self_attn.q_proj"])
     q = 2 * 10 * 4096**2
     assert one.linear.dx == 2 * 10 * (3 * 4096 * 11_008 + 4096**2), "only the last MLP and o_proj: below q, no dx"
     assert one.linear.dW == 0 and one.adapter.total == 5 * q * 8 // 4096, "no dx through A"
 
 
 def test_the_frozen_products_of_smollm2_are_275_gflop():
-    model, tokens = ledger.MODELS["smollm2-135m"], 512
-    step = ledger.flops(model, tokens, 256, "lora", r=8, target_modules="all-linear")
+    model, tokens = costs.MODELS["smollm2-135m"], 512
+    step = costs.flops(model, tokens, 256, "lora", r=8, target_modules="all-linear")
     frozen = step.linear.total + step.head.total
     below_is_nothing_trained = 2 * tokens * 576 * (576 + 192 + 192)
     assert frozen == 4 * tokens * (model.block_linear_parameters + model.head.parameters) - below_is_nothing_trained
@@ -52,14 +52,14 @@ def test_the_frozen_products_of_smollm2_are_275_gflop():
 
 def test_qlora_multiplies_what_lora_multiplies():
     settings = {"r": 8, "target_modules": "all-linear"}
-    quantized, plain = (ledger.flops("llama-2-7b", 64, 64, method, **settings) for method in ("qlora", "lora"))
+    quantized, plain = (costs.flops("llama-2-7b", 64, 64, method, **settings) for method in ("qlora", "lora"))
     assert quantized == plain, "decoding is no product"
 
 
 def test_full_fine_tuning_costs_six_operations_a_token_and_parameter():
     """Kaplan et al. 2020: C ≈ 6ND; the embedding is looked up, and multiplies nothing."""
-    model = ledger.MODELS["llama-2-7b"]
-    step = ledger.flops(model, 4096, 2048)
+    model = costs.MODELS["llama-2-7b"]
+    step = costs.flops(model, 4096, 2048)
     assert step.linear.total + step.head.total == 6 * 4096 * (model.block_linear_parameters + model.head.parameters)
 
 
@@ -122,7 +122,7 @@ def test_every_product_of_a_live_step_is_in_the_ledger(case, tied, make_model, r
     _, cache = model.loss(tokens, targets, rng=np.random.default_rng(0))
     computed.append(0)
     model.backward(cache)
-    expected = ledger.flops(model, rows * length, length, attention_block=ops.attention.BLOCK)
+    expected = costs.flops(model, rows * length, length, attention_block=ops.attention.BLOCK)
     assert computed[0] == expected.products.forward
     assert computed[1] == expected.products.dx + expected.products.dW
 
@@ -143,14 +143,14 @@ ON_PAPER = {
 @pytest.mark.parametrize("case", ON_PAPER)
 def test_a_live_model_costs_what_its_architecture_costs_on_paper(case, make_model):
     model, settings = make_model(hidden_size=16), ON_PAPER[case]
-    paper = ledger.llama("paper", 2, hidden=16, heads=4, kv_heads=2, ffn=20, vocabulary=11)
+    paper = costs.llama("paper", 2, hidden=16, heads=4, kv_heads=2, ffn=20, vocabulary=11)
     live = get_peft_model(model, CASES[case]) if settings else model
-    assert ledger.flops(live, 12, 6) == ledger.flops(paper, 12, 6, **settings)
-    assert ledger.count(live) == ledger.count(paper, **(settings or {"method": "full"}))
+    assert costs.flops(live, 12, 6) == costs.flops(paper, 12, 6, **settings)
+    assert costs.count(live) == costs.count(paper, **(settings or {"method": "full"}))
 
 
 def test_the_table_adds_up():
-    step = ledger.flops("smollm2-135m", 512, 256, r=8, target_modules="all-linear")
+    step = costs.flops("smollm2-135m", 512, 256, r=8, target_modules="all-linear")
     *rows, total = [line.split()[-4:] for line in str(step).splitlines()[1:6]]
     for column, number in enumerate(total):
         assert sum(float(row[column]) for row in rows) == pytest.approx(float(number), abs=0.005)
@@ -158,19 +158,19 @@ def test_the_table_adds_up():
 
 def test_what_makes_no_step_is_an_error():
     with pytest.raises(ValueError, match="100 tokens in sequences of 64"):
-        ledger.flops("gpt-2", 100, 64)
+        costs.flops("gpt-2", 100, 64)
     with pytest.raises(ValueError, match="unknown method 'qlra'"):
-        ledger.flops("gpt-2", 64, 64, "qlra", r=8, target_modules=["c_attn"])
+        costs.flops("gpt-2", 64, 64, "qlra", r=8, target_modules=["c_attn"])
     with pytest.raises(ValueError, match="needs r and target_modules"):
-        ledger.flops("gpt-2", 64, 64, "lora")
+        costs.flops("gpt-2", 64, 64, "lora")
     with pytest.raises(ValueError, match="has no r"):
-        ledger.flops("gpt-2", 64, 64, "full", r=8)
+        costs.flops("gpt-2", 64, 64, "full", r=8)
     with pytest.raises(ValueError, match="r is 0"):
-        ledger.flops("gpt-2", 64, 64, r=0, target_modules=["c_attn"])
+        costs.flops("gpt-2", 64, 64, r=0, target_modules=["c_attn"])
     with pytest.raises(TypeError, match="not int"):
-        ledger.flops(7, 64, 64)
+        costs.flops(7, 64, 64)
 
 
 def test_a_live_model_takes_no_paper_settings(make_model):
     with pytest.raises(ValueError, match="as it stands"):
-        ledger.flops(make_model(), 6, 6, r=8, target_modules="all-linear")
+        costs.flops(make_model(), 6, 6, r=8, target_modules="all-linear")

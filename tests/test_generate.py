@@ -10,10 +10,12 @@ import pytest
 from on_device import assert_allclose, host
 
 from lora_np import LoraConfig, generate, get_peft_model
-from lora_np.generate import Sampling
-from lora_np.kv_cache import KeyValueCache
+from lora_np.transformer.generation import Sampling
+from lora_np.transformer.model import KeyValueCache
 
-module = importlib.import_module("lora_np.generate")  # `lora_np.generate` is the function in it
+module = importlib.import_module(
+    "lora_np.transformer.generation"
+)  # `lora_np.transformer.generation` is the function in it
 
 PROMPTS = [[1, 2, 3, 4], [5], [6, 7]]
 

@@ -5,7 +5,6 @@ The model here is one whose words are known: after each token of a chain it says
 
 from __future__ import annotations
 
-import importlib
 import io
 import itertools
 import re
@@ -20,9 +19,9 @@ from lora_np.__main__ import main
 from lora_np.commands import generate as command
 from lora_np.files import ByteTokenizer, VocabularyTokenizer
 from lora_np.files.tokenizer import CHATML, TextStream
+from lora_np.transformer.generation import Sampling
 
 tokenizers = pytest.importorskip("tokenizers")
-library = importlib.import_module("lora_np.generate")  # the module; `lora_np.generate` is the function in it
 
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 ANSWER = "Hi😀"
@@ -144,13 +143,13 @@ def save_parrot(folder, chain, size):
 @pytest.fixture
 def asked(monkeypatch):
     """The prompts that the model was given, call by call, as text."""
-    prompts, generate, tokenizer = [], library.generate, a_byte_a_token()
+    prompts, generate, tokenizer = [], ln.transformer.generate, a_byte_a_token()
 
     def record(model, ids, *args, **settings):
         prompts.append([tokenizer.decode(row) for row in ids])
         return generate(model, ids, *args, **settings)
 
-    monkeypatch.setattr(library, "generate", record)
+    monkeypatch.setattr(ln.transformer, "generate", record)
     return prompts
 
 
@@ -200,13 +199,13 @@ def test_tiny_can_be_talked_to_when_asked(capsys):
 
 
 def test_each_piece_is_shown_before_the_next_token_is_computed(folder, monkeypatch):
-    events, choose = [], library.Sampling.choose
+    events, choose = [], Sampling.choose
 
     def chosen(*arguments):
         events.append("token")
         return choose(*arguments)
 
-    monkeypatch.setattr(library.Sampling, "choose", chosen)
+    monkeypatch.setattr(Sampling, "choose", chosen)
     monkeypatch.setattr(command, "_show", lambda text: events.append(text) if text else None)
     run("--model", folder, "Who?")
     assert events == ["token", "H", "token", "i", *["token"] * 4, "😀", "token"], "the last one ends the turn"
@@ -338,8 +337,10 @@ def test_with_an_adapter_the_adapted_model_speaks(adapter, capsys):
 
 
 def test_merged_it_costs_what_the_base_costs(adapter, monkeypatch):
-    models, generate = [], library.generate
-    monkeypatch.setattr(library, "generate", lambda model, *a, **k: models.append(model) or generate(model, *a, **k))
+    models, generate = [], ln.transformer.generate
+    monkeypatch.setattr(
+        ln.transformer, "generate", lambda model, *a, **k: models.append(model) or generate(model, *a, **k)
+    )
     run("--model", "tiny", "--adapter", adapter[0], "--max-new-tokens", 1, "x")
     assert isinstance(models[0], ln.Transformer)
     assert not any(isinstance(m, ln.LoraLinear) for _, m in models[0].named_modules()), "no bypass is left in it"

@@ -11,10 +11,12 @@ import pytest
 from test_studies import serially, small_base  # noqa: F401  (a fixture)
 
 import lora_np as ln
-from lora_np.studies import claims_on_hyperparameters as claims
-from lora_np.studies import convergence, hyperparameters, knobs, runs
-from lora_np.studies.hyperparameters import RULES, alike, by_rule, trainable, with_batch
-from lora_np.studies.knobs import FULL, GROUPS, QUICK, Bench, KnobRun, beside_in, with_own_bests
+from lora_np.studies.harness import runs, tiny_task
+from lora_np.studies.hyperparameters import claims
+from lora_np.studies.hyperparameters import study as hyperparameters
+from lora_np.studies.hyperparameters import sweep as knobs
+from lora_np.studies.hyperparameters.study import RULES, alike, by_rule, trainable, with_batch
+from lora_np.studies.hyperparameters.sweep import FULL, GROUPS, QUICK, Bench, KnobRun, beside_in, with_own_bests
 
 # ---------------------------------------------------------------------------------------------------------- the runs
 
@@ -37,7 +39,7 @@ def test_a_run_adapts_the_modules_that_it_names(name):
 def test_a_run_on_little_text_reads_its_beginning_alone():
     text = ln.data.corpus("code", "train")
     assert np.array_equal(KnobRun("full", train_bytes=100).text(), text[:100])
-    assert KnobRun("full").text().size == text.size == convergence.Run("full", 1e-3).text().size
+    assert KnobRun("full").text().size == text.size == tiny_task.Run("full", 1e-3).text().size
 
 
 def test_attention_and_mlp_are_compared_at_equal_parameters_within_2_percent():
@@ -72,7 +74,7 @@ def test_another_batch_reads_as_many_tokens():
 @pytest.fixture
 def setting(small_base, monkeypatch):  # noqa: F811
     batch = np.arange(64).reshape(2, 32), np.arange(1, 65).reshape(2, 32)
-    monkeypatch.setattr(convergence, "_unseen", lambda: [batch, (batch[1], batch[0])])
+    monkeypatch.setattr(tiny_task, "_unseen", lambda: [batch, (batch[1], batch[0])])
     for module in (knobs, runs):
         monkeypatch.setattr(module, "run_all", serially)
     small = {"steps": 2, "small_steps": 2, "batch_size": 2, "seq_len": 16, "batch_sizes": (1, 2), "r": 4}
@@ -147,7 +149,7 @@ def test_a_run_that_diverged_is_nobodys_best_and_has_no_losses(monkeypatch):
     def diverge(run):
         raise FloatingPointError("step 1: loss nan")
 
-    monkeypatch.setattr(convergence, "fine_tune", diverge)
+    monkeypatch.setattr(tiny_task, "fine_tune", diverge)
     row = knobs.measure(KnobRun("full", 1.0))
     assert row["final"] is row["validation"] is row["train"] is None and row["grad_norms"] == []
     good = row | {"lr": 0.1, "validation": 1.0}

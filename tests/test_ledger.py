@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from lora_np import LoraConfig, ledger
+from lora_np import LoraConfig, costs
 from lora_np.nn import Linear, Module
-from lora_np.peft.lora import LoraLinear
-from lora_np.studies import parameters
-from lora_np.targets import is_target, select_targets
+from lora_np.nn.targets import is_target, select_targets
+from lora_np.peft.lora.layer import LoraLinear
+from lora_np.studies.counting import parameters
 
 QUERY_VALUE = ["q_proj", "v_proj"]
 
@@ -44,72 +44,72 @@ LORA = [
 
 @pytest.mark.parametrize(("r", "trainable", "factor"), ONE_MATRIX)
 def test_lora_on_one_matrix_trains_r_times_in_plus_out(r, trainable, factor):
-    assert ledger.lora_parameters(4096, 4096, r) == trainable
+    assert costs.lora_parameters(4096, 4096, r) == trainable
     assert 4096 * 4096 == 16_777_216 == factor * trainable
 
 
 def test_rank_16_is_less_than_one_percent_of_a_4096_matrix():
-    share = ledger.lora_parameters(4096, 4096, 16) / 4096**2
+    share = costs.lora_parameters(4096, 4096, 16) / 4096**2
     assert f"{100 * share:.2f} %" == "0.78 %"
 
 
 def test_a_wide_matrix_counts_both_its_sides():
     message = "A is (r, in) and B is (out, r): a square matrix would hide a count of 2·r·in"
-    assert ledger.lora_parameters(out=7, in_=3, r=2) == 2 * 3 + 7 * 2, message
+    assert costs.lora_parameters(out=7, in_=3, r=2) == 2 * 3 + 7 * 2, message
 
 
 @pytest.mark.parametrize(("r", "target_modules", "trainable"), GPT3)
 def test_gpt3_counts_are_those_of_the_lora_paper(r, target_modules, trainable):
-    assert ledger.count("gpt-3-175b", r, target_modules).trainable == trainable
+    assert costs.count("gpt-3-175b", r, target_modules).trainable == trainable
 
 
 def test_adapting_all_four_attention_matrices_of_gpt3_costs_37_7_million_at_rank_4():
     # Section D.4 of the LoRA paper prints 37.7M beside r = 2, but its table 5 has 18M there, as counted here.
     attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    assert ledger.count("gpt-3-175b", 2, attention).trainable == 18_874_368
-    assert ledger.count("gpt-3-175b", 4, attention).trainable == 37_748_736
+    assert costs.count("gpt-3-175b", 2, attention).trainable == 18_874_368
+    assert costs.count("gpt-3-175b", 4, attention).trainable == 37_748_736
 
 
 def test_gpt3_has_175_billion_parameters():
     # Brown et al. 2020, table 2.1; we count 174,604,259,328
-    assert round(ledger.MODELS["gpt-3-175b"].parameters / 1e9) == 175
+    assert round(costs.MODELS["gpt-3-175b"].parameters / 1e9) == 175
 
 
 @pytest.mark.parametrize(("model", "total"), TOTALS.items())
 def test_model_totals_are_exact(model, total):
-    assert ledger.MODELS[model].parameters == total
-    assert ledger.count(model, method="full") == ledger.Count(base=total, total=total, trainable=total)
+    assert costs.MODELS[model].parameters == total
+    assert costs.count(model, method="full") == costs.Count(base=total, total=total, trainable=total)
 
 
 @pytest.mark.parametrize(("model", "r", "target_modules", "trainable"), LORA)
 def test_lora_counts_are_exact(model, r, target_modules, trainable):
-    assert ledger.count(model, r, target_modules).trainable == trainable
+    assert costs.count(model, r, target_modules).trainable == trainable
 
 
 def test_prefix_tuning_trains_a_key_and_a_value_for_each_virtual_token_and_layer():
-    llama = ledger.MODELS["llama-2-7b"]
-    assert ledger.prefix_parameters(20, llama.layers, llama.kv_heads, llama.head_dim) == 5_242_880  # PEFT
+    llama = costs.MODELS["llama-2-7b"]
+    assert costs.prefix_parameters(20, llama.layers, llama.kv_heads, llama.head_dim) == 5_242_880  # PEFT
 
 
 def test_on_paper_a_prefix_and_adapters_are_added_up_by_layer():
-    assert ledger.count("llama-2-7b", method="prefix", virtual_tokens=20).trainable == 5_242_880  # PEFT
-    each = ledger.houlsby_parameters(d=4096, m=64)
-    assert ledger.count("llama-2-7b", method="houlsby", bottleneck_size=64).trainable == 2 * 32 * each
-    assert ledger.count("llama-2-7b", method="pfeiffer", bottleneck_size=64).trainable == 32 * each
-    assert ledger.count("llama-3-8b", method="prefix", virtual_tokens=20).trainable == 5_242_880 / 4, "8 heads of 32"
+    assert costs.count("llama-2-7b", method="prefix", virtual_tokens=20).trainable == 5_242_880  # PEFT
+    each = costs.houlsby_parameters(d=4096, m=64)
+    assert costs.count("llama-2-7b", method="houlsby", bottleneck_size=64).trainable == 2 * 32 * each
+    assert costs.count("llama-2-7b", method="pfeiffer", bottleneck_size=64).trainable == 32 * each
+    assert costs.count("llama-3-8b", method="prefix", virtual_tokens=20).trainable == 5_242_880 / 4, "8 heads of 32"
 
 
 def test_a_houlsby_adapter_is_two_matrices_and_two_biases():
     down, up = np.zeros((64, 768)), np.zeros((768, 64))
     down_bias, up_bias = np.zeros(64), np.zeros(768)
     expected = down.size + up.size + down_bias.size + up_bias.size
-    assert ledger.houlsby_parameters(d=768, m=64) == expected == 2 * 64 * 768 + 768 + 64
+    assert costs.houlsby_parameters(d=768, m=64) == expected == 2 * 64 * 768 + 768 + 64
 
 
 def test_a_count_reads_like_peft():
     # peft 0.21.2, print_trainable_parameters, Llama-2-7B
     line = "trainable params: 4,194,304 || all params: 6,742,609,920 || trainable%: 0.0622"
-    counted = ledger.count("llama-2-7b", 8, QUERY_VALUE)
+    counted = costs.count("llama-2-7b", 8, QUERY_VALUE)
     assert str(counted) == line
     assert counted.frozen == counted.base == TOTALS["llama-2-7b"]
     assert counted.reduction == pytest.approx(6_738_415_616 / 4_194_304)
@@ -127,11 +127,11 @@ def live_model():
 def test_a_live_model_is_counted_array_by_array():
     model = LoraLinear(live_model())
     model.add_adapter("default", LoraConfig(r=2), np.random.default_rng(0))
-    assert ledger.count(model) == ledger.Count(base=15, total=31, trainable=16)
+    assert costs.count(model) == costs.Count(base=15, total=31, trainable=16)
 
 
 def test_a_model_that_trains_nothing_has_share_zero_and_no_finite_reduction():
-    counted = ledger.count(live_model())
+    counted = costs.count(live_model())
     assert counted.share == 0
     assert counted.reduction == float("inf")
 
@@ -139,14 +139,14 @@ def test_a_model_that_trains_nothing_has_share_zero_and_no_finite_reduction():
 @pytest.mark.parametrize("arguments", [{"r": 8}, {"target_modules": "all-linear"}, {"method": "full"}])
 def test_a_live_model_takes_no_paper_settings(arguments):
     with pytest.raises(ValueError, match="as it stands"):
-        ledger.count(live_model(), **arguments)
+        costs.count(live_model(), **arguments)
 
 
 def test_what_is_no_model_cannot_be_counted():
     with pytest.raises(TypeError, match="not int"):
-        ledger.count(7)
+        costs.count(7)
     with pytest.raises(ValueError, match="no parameters"):
-        ledger.count(Module())
+        costs.count(Module())
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def test_an_empty_target_list_and_a_broken_pattern_are_errors():
 @pytest.mark.parametrize("r", [0, -1, 1.5, "8", True])
 def test_a_rank_below_one_or_not_whole_is_an_error(r):
     with pytest.raises(ValueError, match=r"r is .*; it must be a whole number of at least 1"):
-        ledger.count("llama-2-7b", r, QUERY_VALUE)
+        costs.count("llama-2-7b", r, QUERY_VALUE)
 
 
 def test_a_size_of_numpy_counts_as_pythons_to_a_number_that_json_takes():
@@ -217,28 +217,28 @@ def test_a_size_of_numpy_counts_as_pythons_to_a_number_that_json_takes():
         {"method": "houlsby", "bottleneck_size": np.int64(64)},
     ):
         plain = {name: int(x) if isinstance(x, np.integer) else x for name, x in settings.items()}
-        assert ledger.count("llama-2-7b", **settings) == ledger.count("llama-2-7b", **plain)
-        assert type(ledger.count("llama-2-7b", **settings).trainable) is int
+        assert costs.count("llama-2-7b", **settings) == costs.count("llama-2-7b", **plain)
+        assert type(costs.count("llama-2-7b", **settings).trainable) is int
 
 
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(ValueError, match=r"'llama-9'; the ledger knows gpt-2, .*gpt-3-175b"):
-        ledger.count("llama-9", 8, QUERY_VALUE)
+        costs.count("llama-9", 8, QUERY_VALUE)
     with pytest.raises(ValueError, match=r"'qlra'; the ledger knows full, lora"):
-        ledger.count("gpt-2", 8, ["c_attn"], method="qlra")
+        costs.count("gpt-2", 8, ["c_attn"], method="qlra")
     with pytest.raises(ValueError, match=r"'q_proj' matches no linear layer; .* c_attn, c_proj, c_fc, lm_head"):
-        ledger.count("gpt-2", 8, QUERY_VALUE)
+        costs.count("gpt-2", 8, QUERY_VALUE)
 
 
 def test_settings_that_are_missing_or_have_no_use_are_errors():
     with pytest.raises(ValueError, match="needs r and target_modules"):
-        ledger.count("gpt-2", r=8)
+        costs.count("gpt-2", r=8)
     with pytest.raises(ValueError, match="has no r"):
-        ledger.count("gpt-2", r=8, method="full")
+        costs.count("gpt-2", r=8, method="full")
 
 
 def test_the_report_adds_up():
-    text = ledger.report("llama-2-7b", 16, "all-linear")
+    text = costs.report("llama-2-7b", 16, "all-linear")
     each_kind = [int(line.split()[-1].replace(",", "")) for line in text.splitlines() if "_proj" in line]
     assert len(each_kind) == 7
     assert sum(each_kind) == 39_976_960
@@ -246,7 +246,7 @@ def test_the_report_adds_up():
 
 
 def test_the_report_counts_only_the_layers_that_a_pattern_selects():
-    row = next(line for line in ledger.report("llama-2-7b", 8, r".*\.[0-3]\..*q_proj").splitlines() if "q_proj" in line)
+    row = next(line for line in costs.report("llama-2-7b", 8, r".*\.[0-3]\..*q_proj").splitlines() if "q_proj" in line)
     assert row.split()[-3:] == ["4", "65,536", "262,144"]
 
 
@@ -258,8 +258,8 @@ def test_the_study_of_one_matrix_halves_its_factor_when_the_rank_doubles():
 
 def test_the_study_of_whole_models_holds_each_model_twice_and_trains_under_four_percent():
     table = parameters.whole_models()
-    assert [row["model"] for row in table.where(targets="all-linear")] == list(ledger.MODELS)
-    assert len(table.rows) == 2 * len(ledger.MODELS)
+    assert [row["model"] for row in table.where(targets="all-linear")] == list(costs.MODELS)
+    assert len(table.rows) == 2 * len(costs.MODELS)
     assert max(row["share"] for row in table.rows) < 0.04
 
 
@@ -290,12 +290,12 @@ def peer_model(architecture):
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("target_modules", ["all-linear", r".*\.(q_proj|v_proj|c_attn)"])
-@pytest.mark.parametrize("name", [name for name in ledger.MODELS if name != "gpt-3-175b"])
+@pytest.mark.parametrize("name", [name for name in costs.MODELS if name != "gpt-3-175b"])
 def test_lora_counts_are_those_of_peft(name, target_modules):
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=8, target_modules=target_modules, task_type="CAUSAL_LM", fan_in_fan_out=name == "gpt-2")
-    model = peft.get_peft_model(peer_model(ledger.MODELS[name]), config)
-    counted = ledger.count(name, 8, target_modules)
+    model = peft.get_peft_model(peer_model(costs.MODELS[name]), config)
+    counted = costs.count(name, 8, target_modules)
     assert (counted.trainable, counted.total) == model.get_nb_trainable_parameters()
 
 
@@ -303,7 +303,7 @@ def test_lora_counts_are_those_of_peft(name, target_modules):
 @pytest.mark.parametrize("name", ["llama-2-7b", "llama-3-8b"])
 def test_prefix_counts_are_those_of_peft(name):
     peft = pytest.importorskip("peft")
-    architecture = ledger.MODELS[name]
+    architecture = costs.MODELS[name]
     config = peft.PrefixTuningConfig(num_virtual_tokens=20, task_type="CAUSAL_LM")
     trainable, _ = peft.get_peft_model(peer_model(architecture), config).get_nb_trainable_parameters()
-    assert trainable == ledger.prefix_parameters(20, architecture.layers, architecture.kv_heads, architecture.head_dim)
+    assert trainable == costs.prefix_parameters(20, architecture.layers, architecture.kv_heads, architecture.head_dim)

@@ -14,16 +14,16 @@ from lora_np import (
     Transformer,
     TransformerConfig,
     VeraConfig,
+    costs,
     get_peft_model,
-    ledger,
     load_model,
     quantize_model,
     train,
 )
-from lora_np.ledger import memory, nf4_bytes
+from lora_np.costs import memory, nf4_bytes
 from lora_np.nn import Module
-from lora_np.parallel import loss_and_gradients
-from lora_np.studies.step_cost import training_peak
+from lora_np.studies.timing.step_cost import training_peak
+from lora_np.training.parallel import loss_and_gradients
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 SHAPES = {
@@ -248,7 +248,7 @@ def test_the_peak_of_a_quantised_tiny_is_what_tracemalloc_sees(double_quant):
 
 @double_quants
 def test_on_paper_qlora_is_the_live_one_in_float32(double_quant, make_model):
-    paper = ledger.llama("paper", 2, hidden=16, heads=4, kv_heads=2, ffn=20, vocabulary=11)
+    paper = costs.llama("paper", 2, hidden=16, heads=4, kv_heads=2, ffn=20, vocabulary=11)
     base = quantize_model(
         make_model(np.float32, hidden_size=16, max_position_embeddings=128), double_quant=double_quant
     )
@@ -293,7 +293,7 @@ ON_PAPER = {
 
 @pytest.mark.parametrize("method", ON_PAPER)
 def test_a_live_model_takes_what_its_architecture_takes_on_paper_in_float32(method, make_model):
-    paper = ledger.llama("paper", 2, hidden=16, heads=4, kv_heads=2, ffn=20, vocabulary=11)
+    paper = costs.llama("paper", 2, hidden=16, heads=4, kv_heads=2, ffn=20, vocabulary=11)
     live = memory(adapted(make_model(np.float32, hidden_size=16, max_position_embeddings=128), method), 3, 70)
     assert memory(paper, 3, 70, **ON_PAPER[method], precision="float32") == live
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_np import ledger
-from lora_np.ledger import MODELS, PRECISIONS, Precision, memory, nf4_bytes
-from lora_np.studies.memory import memory_bill
-from lora_np.studies.table import Table
+from lora_np import costs
+from lora_np.costs import MODELS, PRECISIONS, Precision, memory, nf4_bytes
+from lora_np.studies.counting.memory import memory_bill
+from lora_np.studies.harness.table import Table
 
 
 @pytest.mark.parametrize(("precision", "trained"), [("float32", 16), ("mixed", 16), ("16-bit", 12)])
@@ -96,7 +96,7 @@ def test_lora_on_gpt3_takes_the_papers_350_gb():
 
 def test_checkpointing_keeps_of_a_block_its_input_alone():
     """With twice the layers, what is kept grows by an input, N·d in 16 bits, for each."""
-    small, large = (ledger.llama("", n, 64, 4, 4, 128, 100) for n in (10, 20))
+    small, large = (costs.llama("", n, 64, 4, 4, 128, 100) for n in (10, 20))
     grown = memory(large, 2, 8, checkpointing=True).activations - memory(small, 2, 8, checkpointing=True).activations
     assert grown == 10 * 2 * (2 * 8) * 64
 

@@ -14,7 +14,7 @@ from test_lora import adapted
 import lora_np as ln
 from lora_np import LoraConfig, PeftModel
 from lora_np.peft import COMBINATION_TYPES
-from lora_np.peft.combination import Combination, Part, combine, mix, product_norm, prune, svd_of_product
+from lora_np.peft.lora.combination import Combination, Part, combine, mix, product_norm, prune, svd_of_product
 
 RNG = np.random.default_rng
 X = np.array([3.0, -1.0, 0.5, -4.0, 2.0, 0.0])

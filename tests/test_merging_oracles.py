@@ -20,7 +20,7 @@ from oracle_models import (
 
 import lora_np as ln
 from lora_np.peft import COMBINATION_TYPES
-from lora_np.peft.combination import Combination, prune
+from lora_np.peft.lora.combination import Combination, prune
 
 merge_utils = pytest.importorskip("peft.utils.merge_utils")
 pytestmark = [

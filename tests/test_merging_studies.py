@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from lora_np.peft import COMBINATION_TYPES
-from lora_np.studies import merging
-from lora_np.studies.merging import OTHERS, SAME, STATES, Setting
+from lora_np.studies.serving import merging
+from lora_np.studies.serving.merging import OTHERS, SAME, Setting
+from lora_np.studies.timing import latency
+from lora_np.studies.timing.latency import STATES
 
 
 def test_one_adapter_harms_a_weight_once_and_several_in_turns_add_up():
@@ -38,7 +40,7 @@ def test_what_is_chosen_by_and_what_is_judged_share_no_window():
 
 
 def test_latency_compares_three_states_in_the_same_rounds():
-    table = merging.latency(["tiny"], prompt=8, new_tokens=3, rounds=2)
+    table = latency.latency(["tiny"], prompt=8, new_tokens=3, rounds=2)
     assert [row["state"] for row in table.rows] == list(STATES)
     assert table.rows[0]["prompt_ratio"] == table.rows[0]["token_ratio"] == 1
     assert all(row["prompt_seconds"] > 0 and row["token_seconds"] > 0 for row in table.rows)
@@ -46,7 +48,7 @@ def test_latency_compares_three_states_in_the_same_rounds():
 
 @pytest.mark.parametrize("state", STATES)
 def test_the_three_states_are_what_they_are_called(state):
-    sides = dict(merging._sides("tiny", 2))
+    sides = dict(latency._sides("tiny", 2))
     logits = {name: side.forward(np.arange(9)[None])[0] for name, side in sides.items()}
     size = np.abs(logits["unmerged"]).max()
     assert np.abs(logits["merged"] - logits["unmerged"]).max() < 1e-5 * size

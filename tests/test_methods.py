@@ -15,11 +15,11 @@ import lora_np.files
 from lora_np import AdamW, BottleneckConfig, LoraConfig, PeftModel, PrefixTuningConfig, gradcheck_model, train
 from lora_np.nn import EVALUATION, Parameter
 from lora_np.peft import VeraConfig
-from lora_np.peft.folder import PREFIX, plain
-from lora_np.peft.layers import adaptable_layers, unwrap, wrap, wrapped_by
+from lora_np.peft.files import PREFIX, plain
+from lora_np.peft.lora.mixed import AdapterRows
 from lora_np.peft.method import Method
-from lora_np.peft.methods import METHODS
-from lora_np.peft.mixed import AdapterRows
+from lora_np.peft.placement import adaptable_layers, unwrap, wrap, wrapped_by
+from lora_np.peft.registry import METHODS
 from lora_np.peft.wrapper import Wrapper
 
 # ----------------------------------------------------------------------- a new method: all of it, but for its line below
@@ -148,11 +148,11 @@ def test_its_gradients_agree_with_the_complex_step_to_1e_12(make_model, random_b
 @methods
 def test_what_trains_is_what_is_added_and_the_base_stays(make_model, random_batch, setting):
     peft_model = ln.get_peft_model(make_model(np.float32), setting)
-    count = ln.ledger.count(peft_model)
+    count = ln.costs.count(peft_model)
     frozen = sum(p.value.size for p in peft_model.adapter_parameters() if not p.trainable)  # VeRA's A and B
     assert count.trainable == count.total - count.base - frozen > 0
-    assert count.base == ln.ledger.count(make_model()).total
-    assert ln.ledger.count(peft_model.model).base == count.base, "the base by itself, with what is in it"
+    assert count.base == ln.costs.count(make_model()).total
+    assert ln.costs.count(peft_model.model).base == count.base, "the base by itself, with what is in it"
     before = {name: p.value.copy() for name, p in peft_model.named_parameters()}
     train(peft_model, [random_batch()], AdamW(lr=1e-2), steps=2, progress=False)
     for name, p in peft_model.named_parameters():
@@ -197,7 +197,7 @@ def test_the_ledger_counts_the_active_adapter_alone_and_refuses_a_method_that_it
     """Also where another method wraps the same layers: it is not active."""
 
     def step(model):
-        return ln.ledger.flops(model, 12, 6), ln.ledger.memory(model, 2, 6).activations
+        return ln.costs.flops(model, 12, 6), ln.costs.memory(model, 2, 6).activations
 
     peft_model = ln.get_peft_model(make_model(), CONFIGS["lora"], "lora")
     alone = step(peft_model)
@@ -211,7 +211,7 @@ def test_the_ledger_counts_the_active_adapter_alone_and_refuses_a_method_that_it
         assert step(peft_model) == step(ln.get_peft_model(make_model(), setting))
 
 
-class Gain(ln.ledger.Adapter):
+class Gain(ln.costs.Adapter):
     """l (out,), no product; y is kept for dl."""
 
     def gradients(self, out, in_):
@@ -220,7 +220,7 @@ class Gain(ln.ledger.Adapter):
     largest = gradients
 
     def products(self, N, out, in_, need_dx):
-        return ln.ledger.Products()
+        return ln.costs.Products()
 
     def kept(self, N, out, in_):
         return N * out
@@ -235,13 +235,13 @@ class Gain(ln.ledger.Adapter):
 def test_a_method_that_says_what_it_is_on_paper_is_in_the_ledger(make_model, monkeypatch):
     peft_model = ln.get_peft_model(make_model(np.float32), CONFIGS["gain"])
     monkeypatch.setattr(GainLinear, "on_paper", lambda layer, name: Gain(layer.gain[name].trainable), raising=False)
-    config, trained = peft_model.model.config, ln.ledger.count(peft_model).trainable
+    config, trained = peft_model.model.config, ln.costs.count(peft_model).trainable
     assert trained == config.num_hidden_layers * config.hidden_size
-    memory = ln.ledger.memory(peft_model, 2, 6)
+    memory = ln.costs.memory(peft_model, 2, 6)
     assert (memory.adapter, memory.gradients, memory.optimizer) == (4 * trained, 4 * trained, 8 * trained)
-    base = ln.ledger.memory(make_model(np.float32).freeze(), 2, 6)
+    base = ln.costs.memory(make_model(np.float32).freeze(), 2, 6)
     assert memory.activations - base.activations == config.num_hidden_layers * 4 * 2 * 6 * config.hidden_size
-    assert ln.ledger.flops(peft_model, 12, 6).adapter.total == 0
+    assert ln.costs.flops(peft_model, 12, 6).adapter.total == 0
 
 
 @methods
@@ -278,7 +278,7 @@ def test_disabled_is_the_base_and_so_is_a_model_it_was_taken_out_of(make_model, 
     peft_model.delete_adapter("default")
     assert [n for n, _ in peft_model.model.named_modules()] == [n for n, _ in make_model().named_modules()]
     assert_array_equal(peft_model.forward(tokens)[0], base)
-    assert ln.ledger.count(peft_model).base == ln.ledger.count(peft_model).total
+    assert ln.costs.count(peft_model).base == ln.costs.count(peft_model).total
 
 
 @methods

@@ -167,7 +167,7 @@ def test_the_configuration_is_pefts_key_for_key(tmp_path):
     ours, theirs = prefixed_pair(UNTIED, WAYS["projected"], np.float32)
     ours.save_pretrained(tmp_path / "ours")
     theirs.save_pretrained(str(tmp_path / "theirs"))
-    mine, others = (ln.peft.folder.read_adapter(tmp_path / who)[0] for who in ("ours", "theirs"))
+    mine, others = (ln.peft.files.read_adapter(tmp_path / who)[0] for who in ("ours", "theirs"))
     assert {k: v for k, v in others.items() if mine.get(k) != v} == {}
 
 
@@ -185,7 +185,7 @@ def test_llama_2_7b_has_the_parameters_that_peft_counts():
         with torch.device("meta"):
             base = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, vocab_size=8, intermediate_size=8))
             theirs = peft.get_peft_model(base, peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=20))
-        assert theirs.get_nb_trainable_parameters()[0] == expected == ln.ledger.prefix_parameters(20, 32, kv_heads, 128)
+        assert theirs.get_nb_trainable_parameters()[0] == expected == ln.costs.prefix_parameters(20, 32, kv_heads, 128)
 
 
 # ----------------------------------------------------------------------------------------------------------- bottleneck

@@ -12,8 +12,8 @@ from lora_np import Linear, LoraConfig, LoraLinear, PeftModel, generate, gradche
 from lora_np.nn import Context
 from lora_np.ops import IGNORE_INDEX
 from lora_np.peft import mixed_calls
-from lora_np.peft.mixed import BASE, AdapterRows
-from lora_np.studies.serving import WORKLOADS, workload
+from lora_np.peft.lora.mixed import BASE, AdapterRows
+from lora_np.studies.serving.serving import WORKLOADS, workload
 
 RANKS = (1, 2, 3, 8, 16, 64)
 

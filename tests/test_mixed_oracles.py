@@ -10,8 +10,8 @@ import pytest
 from oracle_models import SHAPES, DoubleTorch, base_pair, largest_difference, modeling_llama, peft, random_batch, torch
 
 import lora_np as ln
-from lora_np.peft.mixed import BASE
-from lora_np.studies.serving import WORKLOADS, workload
+from lora_np.peft.lora.mixed import BASE
+from lora_np.studies.serving.serving import WORKLOADS, workload
 
 pytestmark = [
     pytest.mark.oracle,

@@ -15,7 +15,7 @@ from on_device import DEVICE, assert_allclose, host
 from safetensors.numpy import save_file
 
 from lora_np import Transformer, TransformerConfig, load_model, ops, save_model
-from lora_np.llama_gguf import half_split, huggingface_name
+from lora_np.pretrained.llama_gguf import half_split, huggingface_name
 
 TOKENS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, 7))
 
@@ -318,7 +318,7 @@ def test_an_array_that_is_missing_or_unknown_is_named(model, tmp_path):
 
 def test_the_configuration_holds_the_decimals_that_were_meant():
     """A GGUF file has float32: 1e-5 is 9.999999747378752e-06 there, and another function in float64."""
-    from lora_np.llama_gguf import _shortest
+    from lora_np.pretrained.llama_gguf import _shortest
 
     for meant in (1e-5, 1e-6, 10000.0, 1e5, 0.1, 5e5):
         assert _shortest(float(np.float32(meant))) == meant

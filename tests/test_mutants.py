@@ -26,21 +26,26 @@ import test_spectra
 import test_subspace
 import test_transformer
 
-from lora_np import AdamW, nn, ops, optim, quantization
-from lora_np.decoder import Attention, Block
-from lora_np.generate import last_logits
-from lora_np.kv_cache import KeyValueCache, LayerCache
+from lora_np import AdamW, ops
 from lora_np.nn import Parameter
-from lora_np.peft import combination, dora, merge_calls, merging, mixed, pissa, prefix, vera
+from lora_np.nn import layers as nn
+from lora_np.peft import merge_calls, prefix, vera
 from lora_np.peft import model as peft_model
 from lora_np.peft.bottleneck import BottleneckLinear, BottleneckMethod
-from lora_np.peft.lora import LoraLinear
+from lora_np.peft.lora import combination, dora, mixed, pissa
+from lora_np.peft.lora.layer import LoraLinear
 from lora_np.peft.prefix import PrefixEncoder, PrefixMethod
 from lora_np.peft.vera import VeraLinear
 from lora_np.peft.wrapper import WeightWrapper
+from lora_np.quantization import four_bits as quantization
 from lora_np.serve.cache import RowsCache, RowsLayer
-from lora_np.studies import spectra, subspaces
-from lora_np.subspace import SparseProjection, SubspaceModel
+from lora_np.studies.low_rank import spectra, subspaces
+from lora_np.training import optim
+from lora_np.training.subspace import SparseProjection, SubspaceModel
+from lora_np.transformer.cache import LayerCache
+from lora_np.transformer.decoder import Attention, Block
+from lora_np.transformer.generation import last_logits
+from lora_np.transformer.model import KeyValueCache
 
 EXACT = test_ops.test_backward_agrees_with_the_complex_step_to_1e_12
 MODEL = test_transformer.test_the_whole_model_agrees_with_the_complex_step_to_1e_12
@@ -297,17 +302,21 @@ MUTANTS = {
         {},
     ),
     "rsLoRA taken over, as PEFT does": Mutant(
-        merging.config_for, "r, r, union, sources[0].lora_dropout,", "r, r, union, 0.0, True,", REPORT, {"kind": "cat"}
+        combination.config_for,
+        "r, r, union, sources[0].lora_dropout,",
+        "r, r, union, 0.0, True,",
+        REPORT,
+        {"kind": "cat"},
     ),
     "a report on the sum without weights": Mutant(
-        merging.judge,
+        combination.judge,
         "side_by_side(parts)",
         "side_by_side([p._replace(weight=1) for p in parts])",
         REPORT,
         {"kind": "svd"},
     ),
     "a report that sums norms": Mutant(
-        merging.judge, "math.hypot(*off.values())", "sum(off.values())", REPORT, {"kind": "svd"}
+        combination.judge, "math.hypot(*off.values())", "sum(off.values())", REPORT, {"kind": "svd"}
     ),
     "only the first of several merged": Mutant(
         WeightWrapper._sum,

@@ -30,7 +30,7 @@ from oracle_models import (
 
 import lora_np as ln
 from lora_np import ops
-from lora_np.targets import select_targets
+from lora_np.nn.targets import select_targets
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore::FutureWarning:transformers")]
 F = torch.nn.functional
@@ -498,7 +498,7 @@ def test_print_trainable_parameters_prints_pefts_line(shape, settings, capsys):
     assert capsys.readouterr().out == expected
 
 
-LLAMAS = [name for name, architecture in ln.ledger.MODELS.items() if architecture.block == "model.layers.{}"]
+LLAMAS = [name for name, architecture in ln.costs.MODELS.items() if architecture.block == "model.layers.{}"]
 
 
 def on_paper(architecture):
@@ -521,11 +521,11 @@ def on_paper(architecture):
 def test_the_ledger_counts_a_published_model_as_peft_does(name, capsys):
     with torch.device("meta"):
         theirs = peft.get_peft_model(
-            on_paper(ln.ledger.MODELS[name]), peft.LoraConfig(r=16, target_modules="all-linear")
+            on_paper(ln.costs.MODELS[name]), peft.LoraConfig(r=16, target_modules="all-linear")
         )
     capsys.readouterr()
     theirs.print_trainable_parameters()
-    assert f"{ln.ledger.count(name, r=16, target_modules='all-linear')}\n" == capsys.readouterr().out
+    assert f"{ln.costs.count(name, r=16, target_modules='all-linear')}\n" == capsys.readouterr().out
 
 
 def test_the_ledger_counts_gpt_2_as_peft_does(capsys):
@@ -534,7 +534,7 @@ def test_the_ledger_counts_gpt_2_as_peft_does(capsys):
         theirs = peft.get_peft_model(base, peft.LoraConfig(r=8, target_modules=["c_attn"], fan_in_fan_out=True))
     capsys.readouterr()
     theirs.print_trainable_parameters()
-    assert f"{ln.ledger.count('gpt-2', r=8, target_modules=['c_attn'])}\n" == capsys.readouterr().out
+    assert f"{ln.costs.count('gpt-2', r=8, target_modules=['c_attn'])}\n" == capsys.readouterr().out
 
 
 # --------------------------------------------------------------------------------------------------------------------

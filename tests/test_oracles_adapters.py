@@ -26,7 +26,8 @@ from oracle_models import (
 )
 
 import lora_np as ln
-from lora_np.peft.folder import config_from_dict, peft_modules
+from lora_np.peft.files import peft_modules
+from lora_np.peft.lora.file import config_from_dict
 
 safetensors_torch = pytest.importorskip("safetensors.torch")
 pytestmark = [

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from test_lora import adapted
 
-from lora_np import ops, parallel
-from lora_np.parallel import loss_and_gradients
+from lora_np import ops
+from lora_np.training import parallel
+from lora_np.training.parallel import loss_and_gradients
 
 
 @pytest.fixture

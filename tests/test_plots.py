@@ -22,12 +22,13 @@ from matplotlib.text import Text
 from mpl_toolkits.mplot3d import proj3d
 from mpl_toolkits.mplot3d.art3d import Text3D
 
-from lora_np import pictures, plots
-from lora_np.plots import spectra as plots_spectra
-from lora_np.plots import style
-from lora_np.studies import memory
+from lora_np import plots
+from lora_np.report import pictures
 from lora_np.studies.catalogue import STUDIES
-from lora_np.studies.table import Table
+from lora_np.studies.counting import memory
+from lora_np.studies.harness import style
+from lora_np.studies.harness.table import Table
+from lora_np.studies.low_rank import spectra_pictures as plots_spectra
 
 # --------------------------------------------------------------------------------------------------- small tables
 

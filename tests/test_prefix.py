@@ -12,12 +12,12 @@ import pytest
 from on_device import assert_allclose, assert_array_equal, host, xp
 
 import lora_np as ln
-from lora_np import AdamW, PeftModel, PrefixTuningConfig, Transformer, get_peft_model, gradcheck_model, ledger, train
+from lora_np import AdamW, PeftModel, PrefixTuningConfig, Transformer, costs, get_peft_model, gradcheck_model, train
 from lora_np.files import load_arrays
-from lora_np.generate import last_logits
-from lora_np.kv_cache import KeyValueCache
 from lora_np.nn import Context
-from lora_np.parallel import loss_and_gradients
+from lora_np.training.parallel import loss_and_gradients
+from lora_np.transformer.generation import last_logits
+from lora_np.transformer.model import KeyValueCache
 
 PLAIN = {"num_virtual_tokens": 3}
 PROJECTED = {"num_virtual_tokens": 3, "prefix_projection": True, "encoder_hidden_size": 5}
@@ -180,7 +180,7 @@ def test_a_padded_row_has_the_logits_that_it_has_alone(make_model, random_batch)
 
 
 def test_long_prompts_are_read_in_pieces(make_model, monkeypatch):
-    monkeypatch.setattr(sys.modules["lora_np.generate"], "PIECE", 2)
+    monkeypatch.setattr(sys.modules["lora_np.transformer.generation"], "PIECE", 2)
     test_what_a_row_generates_does_not_depend_on_its_padding(make_model)
 
 
@@ -253,20 +253,20 @@ def test_a_prefix_stored_in_16_bits_computes_in_32(make_model, random_batch, set
 
 
 def test_llama_2_7b_with_20_virtual_tokens_trains_5_242_880():
-    assert ledger.prefix_parameters(20, 32, 32, 128) == 5_242_880
+    assert costs.prefix_parameters(20, 32, 32, 128) == 5_242_880
     config = ln.TransformerConfig(
         8, 4096, 8, 32, 32, 32
     )  # its attention; the vocabulary and the MLP have no part in it
     peft_model = get_peft_model(Transformer.empty(config, np.float16), PrefixTuningConfig(num_virtual_tokens=20))
-    assert ledger.count(peft_model).trainable == 5_242_880
+    assert costs.count(peft_model).trainable == 5_242_880
 
 
 def test_the_live_count_is_that_on_paper(make_model, config):
-    count = ledger.count(prefixed(make_model()))
-    on_paper = ledger.prefix_parameters(3, config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
+    count = costs.count(prefixed(make_model()))
+    on_paper = costs.prefix_parameters(3, config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
     assert count.trainable == count.total - count.base == on_paper
     kv, m, width = 8, 5, 32
-    projected = ledger.count(prefixed(make_model(), **PROJECTED))
+    projected = costs.count(prefixed(make_model(), **PROJECTED))
     assert projected.trainable == 3 * kv + (kv + 1) * m + (m + 1) * width
 
 

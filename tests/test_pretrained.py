@@ -13,7 +13,7 @@ from on_device import assert_allclose, assert_array_equal
 
 from lora_np import LoraConfig, data, evaluate, get_peft_model, load_model, save_model
 from lora_np.files import load_arrays, save_arrays
-from lora_np.pretrained import EMBEDDED
+from lora_np.pretrained.models import EMBEDDED
 
 TINY = EMBEDDED / "tiny"
 needs_tiny = pytest.mark.skipif(

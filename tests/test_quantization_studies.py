@@ -9,12 +9,14 @@ import pytest
 from test_studies import serially, setting, small_base  # noqa: F401  (fixtures)
 
 import lora_np as ln
-from lora_np.quantization import QUANT_TYPES, dequantize_4bit, quantize_4bit
-from lora_np.studies import convergence as convergence_study
-from lora_np.studies import finetuning, merge_routes, qlora, quantization, sides
-from lora_np.studies.convergence import Run, convergence
-from lora_np.studies.merge_routes import arrived
-from lora_np.studies.qlora import QuantizedFineTuning, QuantizedRun, means, on_tiny, over_four_bits
+from lora_np.quantization.four_bits import QUANT_TYPES, dequantize_4bit, quantize_4bit
+from lora_np.studies.convergence.study import convergence
+from lora_np.studies.four_bits import merge_routes, qlora, quantization
+from lora_np.studies.four_bits.merge_routes import arrived
+from lora_np.studies.four_bits.qlora import QuantizedFineTuning, QuantizedRun, means, on_tiny, over_four_bits
+from lora_np.studies.harness import voice_task
+from lora_np.studies.harness.tiny_task import Run
+from lora_np.studies.timing import sides
 
 
 def test_the_error_is_in_units_of_the_weights_and_each_matrix_counts_by_its_size(monkeypatch):
@@ -94,7 +96,7 @@ def test_the_routes_are_what_they_are_called(lora, monkeypatch):
     assert route["original"]["logits"] > 1e-3 and route["requantised"]["logits"] > 1e-3
     for name in ("dequantised", "original"):
         assert route[name]["kept"] == pytest.approx(1, abs=1e-3)
-    judging = convergence_study.heldout_batches()
+    judging = tiny_task.heldout_batches()
     assert route["quantised base"]["heldout"] == ln.evaluate(run.base_model(), judging)
     assert route["original base"]["heldout"] == ln.evaluate(run.original_model(), judging)
 
@@ -108,7 +110,7 @@ def test_what_arrives_is_the_part_along_delta():
 
 
 def test_a_fine_tuning_of_smollm2_is_repeated_over_four_bits(monkeypatch):
-    monkeypatch.setattr(finetuning, "load_model", lambda name: ln.load_model("tiny"))
+    monkeypatch.setattr(voice_task, "load_model", lambda name: ln.load_model("tiny"))
     run = QuantizedFineTuning("lora", 1e-3, 2)
     model, original = run.load(), run.original_model()
     assert all(isinstance(layer.base_layer, ln.QuantizedLinear) for layer in model.lora_layers())
@@ -118,7 +120,7 @@ def test_a_fine_tuning_of_smollm2_is_repeated_over_four_bits(monkeypatch):
 @pytest.mark.parametrize("side", ["ours, NF4 base", "dequantising"])
 def test_the_sides_of_a_quantised_step_run(side, monkeypatch):
     decoded = []
-    for module in ("lora_np.quantized_linear", "lora_np.studies.sides"):
+    for module in ("lora_np.quantization.linear", "lora_np.studies.timing.sides"):
         monkeypatch.setattr(
             f"{module}.dequantize_4bit", lambda q, *a: decoded.append(q.shape) or dequantize_4bit(q, *a)
         )

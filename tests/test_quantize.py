@@ -14,9 +14,7 @@ from test_lora import adapted
 
 import lora_np as ln
 from lora_np import Linear, LoraConfig, QuantizedLinear, get_peft_model, gradcheck_model, load_model, save_model
-from lora_np.checkpoint import digests
-from lora_np.parallel import loss_and_gradients
-from lora_np.quantization import (
+from lora_np.quantization.four_bits import (
     QUANT_TYPES,
     Quantized4bit,
     code_book,
@@ -24,6 +22,8 @@ from lora_np.quantization import (
     dynamic_map,
     quantize_4bit,
 )
+from lora_np.training.checkpoint import digests
+from lora_np.training.parallel import loss_and_gradients
 
 types = pytest.mark.parametrize("quant_type", QUANT_TYPES)
 double_quants = pytest.mark.parametrize("double_quant", [False, True], ids=["absmax in float32", "double quantisation"])
@@ -327,7 +327,7 @@ def test_what_nobody_needs_is_not_dequantised(pair, monkeypatch):
     quantised, _ = pair
     x, dy = normal(3, 13, dtype=np.float64), normal(3, 7, dtype=np.float64)
     _, cache = quantised.forward(x)
-    monkeypatch.setattr("lora_np.quantized_linear.dequantize_4bit", None)
+    monkeypatch.setattr("lora_np.quantization.linear.dequantize_4bit", None)
     assert quantised.backward(dy, cache, need_dx=False) is None
 
 
@@ -424,7 +424,7 @@ def test_every_linear_is_quantised_but_the_head_and_what_is_named(make_model):
 
 def test_a_quantised_weight_counts_as_the_weights_it_stands_for(make_model):
     plain, model = make_model(), quantized(make_model())
-    assert ln.ledger.count(model).total == ln.ledger.count(plain).total
+    assert ln.costs.count(model).total == ln.costs.count(plain).total
     assert [n for n, _ in model.named_parameters()] == [n for n, _ in plain.named_parameters()]
     assert {n: p.value.shape for n, p in model.named_parameters()} == {
         n: p.value.shape for n, p in plain.named_parameters()
@@ -436,7 +436,7 @@ def test_adapters_find_quantised_layers_by_all_the_ways_to_name_them(make_model)
         config = LoraConfig(r=2, target_modules=targets)
         mine, plain = get_peft_model(quantized(make_model()), config), get_peft_model(make_model(), config)
         assert [n for n, _ in mine.named_parameters()] == [n for n, _ in plain.named_parameters()]
-        assert ln.ledger.count(mine) == ln.ledger.count(plain)
+        assert ln.costs.count(mine) == ln.costs.count(plain)
 
 
 def test_astype_leaves_the_codes_and_says_what_they_become(make_model):

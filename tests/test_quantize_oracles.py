@@ -15,7 +15,7 @@ from oracle_models import UNTIED, assert_close, largest_difference, peft, torch,
 from safetensors.torch import save_file
 
 import lora_np as ln
-from lora_np.quantization import QuantizedAbsmax, code_book, dequantize_4bit, dynamic_map, quantize_4bit
+from lora_np.quantization.four_bits import QuantizedAbsmax, code_book, dequantize_4bit, dynamic_map, quantize_4bit
 
 bnb = pytest.importorskip("bitsandbytes", reason="the oracles are not installed: run `make test-oracles`")
 functional = bnb.functional
@@ -172,7 +172,7 @@ def test_qlora_here_is_qlora_in_peft(tmp_path):
     config = {"r": 3, "lora_alpha": 8, "target_modules": "all-linear"}
     ours = ln.get_peft_model(ln.load_model(tmp_path, device="numpy"), ln.LoraConfig(**config))
     theirs = peft.get_peft_model(loaded_there(tmp_path), peft.LoraConfig(**config))
-    assert theirs.get_nb_trainable_parameters() == (ln.ledger.count(ours).trainable, ln.ledger.count(ours).total)
+    assert theirs.get_nb_trainable_parameters() == (ln.costs.count(ours).trainable, ln.costs.count(ours).total)
     trained = {n: p for n, p in ours.named_parameters() if p.trainable}
     rng = np.random.default_rng(1)
     for name, p in trained.items():

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_np.studies.claims import BEGIN, END, NEEDED, markdown
-from lora_np.studies.table import Table
+from lora_np.report.claims import BEGIN, END, NEEDED, markdown
+from lora_np.studies.harness.table import Table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

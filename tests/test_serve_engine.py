@@ -10,11 +10,11 @@ from on_device import assert_allclose
 
 import lora_np as ln
 from lora_np import AdapterServer, LoraConfig, PeftModel, generate, get_peft_model
-from lora_np.kv_cache import KeyValueCache
 from lora_np.nn import Context
-from lora_np.peft.mixed import BASE
+from lora_np.peft.lora.mixed import BASE
 from lora_np.serve import QueueFull, UnknownAdapter
 from lora_np.serve.cache import RowsCache
+from lora_np.transformer.model import KeyValueCache
 
 RANKS = (1, 2, 3, 5)
 

@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 
 from lora_np import plots
-from lora_np.studies import serving as study
-from lora_np.studies.serving import WORKLOADS, workload
+from lora_np.studies.serving import serving as study
+from lora_np.studies.serving.serving import WORKLOADS, workload
 
 
 def test_the_workloads_are_what_they_are_called():

@@ -13,9 +13,10 @@ from on_device import DEVICE, host
 from test_tokenizer import CHAT, TRICKY
 
 import lora_np as ln
-from lora_np.fetch import MODELS, fetched
-from lora_np.parallel import loss_and_gradients
-from lora_np.studies.sides import copy_weights
+from lora_np.pretrained.download import MODELS
+from lora_np.pretrained.models import fetched
+from lora_np.studies.timing.sides import copy_weights
+from lora_np.training.parallel import loss_and_gradients
 
 pytestmark = [pytest.mark.smollm2, pytest.mark.filterwarnings("ignore")]
 SOURCE = MODELS["smollm2-135m"]
@@ -83,7 +84,7 @@ def test_in_four_bits_it_takes_an_eighth_of_the_memory_and_says_paris_still(mode
     assert round(8 * stored / 106_168_320, 3) == 4.127 and stored < 0.16 * 4 * 106_168_320
     everything = sum(p.value.nbytes for _, p in quantised.named_parameters())
     assert everything == stored + 4 * (134_515_008 - 106_168_320), "embedding and norms stay in float32"
-    assert ln.ledger.count(quantised).total == 134_515_008
+    assert ln.costs.count(quantised).total == 134_515_008
     ids = tokenizer.encode("The capital of France is")
     assert tokenizer.decode([int(host(quantised.forward(ids[None])[0])[0, -1].argmax())]) == " Paris"
 

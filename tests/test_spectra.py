@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from lora_np import LoraConfig, Transformer, get_peft_model, save_model
-from lora_np.studies import claims_on_low_rank, finetuning, spectra, subspaces
-from lora_np.studies import convergence as convergence_study
-from lora_np.studies.convergence import Run
-from lora_np.studies.pretrain import TINY
-from lora_np.studies.spectra import deltas, effective_rank, rank_for_energy
-from lora_np.studies.subspaces import amplification, chance, directions, similarity
-from lora_np.studies.table import Table
+from lora_np.studies.harness import tiny_task, voice_task
+from lora_np.studies.harness.table import Table
+from lora_np.studies.harness.tiny_task import Run
+from lora_np.studies.low_rank import claims as claims_on_low_rank
+from lora_np.studies.low_rank import spectra, subspaces
+from lora_np.studies.low_rank.spectra import deltas, effective_rank, rank_for_energy
+from lora_np.studies.low_rank.subspaces import amplification, chance, directions, similarity
+from lora_np.studies.pretraining.study import TINY
 
 DATA = Path(__file__).parents[1] / "figures" / "data"
 
@@ -140,7 +141,7 @@ def small(base, tmp_path, monkeypatch):
     """A small base in a folder, and no processes: its path."""
     save_model(base(), tmp_path / "base")
     batch = np.arange(64).reshape(2, 32), np.arange(1, 65).reshape(2, 32)
-    monkeypatch.setattr(convergence_study, "_unseen", lambda: [batch, batch])
+    monkeypatch.setattr(tiny_task, "_unseen", lambda: [batch, batch])
     for module in (spectra, subspaces):
         monkeypatch.setattr(module, "run_all", lambda measure, runs, *rest: [measure(run) for run in runs])
     return str(tmp_path / "base")
@@ -185,7 +186,7 @@ def test_the_rates_are_those_that_the_other_studies_found_best():
     assert {run.method: run.lr for run in spectra.FULL.smollm2} == {
         row["method"]: row["lr"] for row in tuned.where(phase="seeds")
     }
-    assert isinstance(spectra.FULL.smollm2[0], finetuning.FineTuning)
+    assert isinstance(spectra.FULL.smollm2[0], voice_task.FineTuning)
 
 
 # -------------------------------------------------------------------------------------------------------------- claims

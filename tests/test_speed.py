@@ -17,14 +17,14 @@ from test_plots import texts
 
 from lora_np import Transformer, TransformerConfig, plots
 from lora_np.__main__ import main
-from lora_np.ledger import MODELS
+from lora_np.costs import MODELS
 from lora_np.nn import Linear
-from lora_np.studies import machine, sides
-from lora_np.studies import speed as study
-from lora_np.studies.race import Side, SideFailed, race
-from lora_np.studies.sides import SIDES, Case, floor_flops, frozen_products
-from lora_np.studies.speed import CASES, SWEEPS, compared, different_losses, shape_of
-from lora_np.studies.table import Table
+from lora_np.studies.harness.table import Table
+from lora_np.studies.timing import machine, sides
+from lora_np.studies.timing import speed as study
+from lora_np.studies.timing.race import Side, SideFailed, race
+from lora_np.studies.timing.sides import SIDES, Case, floor_flops, frozen_products
+from lora_np.studies.timing.speed import CASES, SWEEPS, compared, different_losses, shape_of
 
 SHAPE = {
     "vocab_size": 37,
@@ -192,7 +192,7 @@ def test_a_side_that_dies_says_its_last_words():
 
 
 def test_a_peer_that_dies_is_left_out(monkeypatch):
-    monkeypatch.setattr("lora_np.studies.race.IN_TORCH", {"no such side"})
+    monkeypatch.setattr("lora_np.studies.timing.race.IN_TORCH", {"no such side"})
     said = []
     ran = race([("ours", SMALL), ("no such side", SMALL)], 1, 1, said.append, "test")
     assert [side.name for side in ran] == ["ours"]

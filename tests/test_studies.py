@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from lora_np import Transformer, save_model
-from lora_np.studies import convergence as study
-from lora_np.studies import rank_reduction, runs
-from lora_np.studies.convergence import QUICK, Run, convergence, recovered
-from lora_np.studies.pretrain import TINY
-from lora_np.studies.runs import run_all
-from lora_np.studies.step_cost import step_cost, timed_alike
-from lora_np.studies.table import Table
+from lora_np.studies.convergence import study
+from lora_np.studies.convergence.study import QUICK, convergence
+from lora_np.studies.harness import runs, tiny_task
+from lora_np.studies.harness.runs import run_all
+from lora_np.studies.harness.table import Table
+from lora_np.studies.harness.tiny_task import Run, recovered
+from lora_np.studies.low_rank import rank_reduction
+from lora_np.studies.pretraining.study import TINY
+from lora_np.studies.timing.step_cost import step_cost, timed_alike
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def small_base(tmp_path):
 @pytest.fixture
 def setting(small_base, monkeypatch):
     batch = np.arange(64).reshape(2, 32), np.arange(1, 65).reshape(2, 32)
-    monkeypatch.setattr(study, "_unseen", lambda: [batch, (batch[1], batch[0])])
+    monkeypatch.setattr(tiny_task, "_unseen", lambda: [batch, (batch[1], batch[0])])
     monkeypatch.setattr(runs, "run_all", serially)
     return replace(QUICK, base=small_base, steps=3, batch_size=2, eval_every=1, ranks=(1, 4))
 
@@ -69,7 +71,9 @@ def test_the_recovered_share_is_the_gain_over_full_fine_tunings_mean():
 
 
 def test_the_rate_is_chosen_on_other_text_than_the_comparison_reads():
-    chosen, judged = (np.concatenate([x for x, _ in f()]) for f in (study.validation_batches, study.heldout_batches))
+    chosen, judged = (
+        np.concatenate([x for x, _ in f()]) for f in (tiny_task.validation_batches, tiny_task.heldout_batches)
+    )
     assert chosen.shape == judged.shape == (128, 128)
     assert not {row.tobytes() for row in chosen} & {row.tobytes() for row in judged}
 
@@ -77,9 +81,9 @@ def test_the_rate_is_chosen_on_other_text_than_the_comparison_reads():
 def test_the_rates_text_and_the_comparisons_text_are_each_where_they_belong(setting):
     """The two halves are not the same text, so a row tells which of them a number was measured on."""
     run = Run("full", 1e-3, max_steps=2, batch_size=2, eval_every=1, base=setting.base)
-    row, (model, _) = study.measure(run), study.fine_tune(run)
-    assert row["validation"] == study.evaluate(model, study.validation_batches())
-    assert row["final"] == study.evaluate(model, study.heldout_batches()) != row["validation"]
+    row, (model, _) = tiny_task.measure(run), tiny_task.fine_tune(run)
+    assert row["validation"] == tiny_task.evaluate(model, tiny_task.validation_batches())
+    assert row["final"] == tiny_task.evaluate(model, tiny_task.heldout_batches()) != row["validation"]
 
 
 def test_the_best_rate_is_the_one_with_the_best_validation(setting, monkeypatch):
@@ -109,8 +113,8 @@ def test_a_run_that_diverges_is_a_row_without_a_loss_and_never_the_best(setting,
             raise FloatingPointError("step 1: loss nan")
         return original(run)
 
-    original = study.fine_tune
-    monkeypatch.setattr(study, "fine_tune", diverge)
+    original = tiny_task.fine_tune
+    monkeypatch.setattr(tiny_task, "fine_tune", diverge)
     table = convergence(replace(setting, lora_lrs=(1e-3, 2e-3), full_lrs=(1e-3, 2e-3)))
     assert {row["final"] is None for row in table.where(phase="sweep", lr=2e-3)} == {True}
     assert {row["lr"] for row in table.where(phase="seeds")} == {1e-3}
@@ -159,7 +163,7 @@ def test_a_truncated_matrix_is_the_best_of_its_rank_and_its_error_the_tail():
 
 
 def test_the_rank_study_runs_from_the_base_to_all_of_the_change(setting, monkeypatch):
-    monkeypatch.setattr(rank_reduction, "heldout_batches", study.heldout_batches)
+    monkeypatch.setattr(rank_reduction, "heldout_batches", tiny_task.heldout_batches)
     run = Run("full", 1e-2, max_steps=3, batch_size=2, eval_every=3, base=setting.base)
     deltas = rank_reduction.learned_deltas(run)
     table = rank_reduction.truncated_loss(deltas, run, ranks=(1, 8, 16))

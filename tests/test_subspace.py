@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from lora_np import SGD, AdamW, Transformer, gradcheck_model, save_model, train
-from lora_np.studies import convergence as convergence_study
-from lora_np.studies import intrinsic, runs
-from lora_np.studies.intrinsic import Setting, intrinsic_dimension, size, smallest
-from lora_np.studies.intrinsic_toy import ZERO, best_loss, constraints, toy
-from lora_np.studies.pretrain import TINY
-from lora_np.subspace import DenseProjection, SparseProjection, SubspaceModel
+from lora_np.studies.harness import runs, tiny_task
+from lora_np.studies.low_rank import intrinsic
+from lora_np.studies.low_rank.intrinsic import Setting, intrinsic_dimension, size, smallest
+from lora_np.studies.low_rank.intrinsic_toy import ZERO, best_loss, constraints, toy
+from lora_np.studies.pretraining.study import TINY
+from lora_np.training.subspace import DenseProjection, SparseProjection, SubspaceModel
 
 KINDS = (DenseProjection, SparseProjection)
 SHAPES = [(1, 1), (7, 3), (1000, 37), (300, 300), (513, 128)]  # D, d: even groups, uneven ones, and all of the space
@@ -212,7 +212,7 @@ def setting(tmp_path, monkeypatch):
     config = replace(TINY, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
     save_model(Transformer.random(config), tmp_path / "base")
     batch = np.arange(64).reshape(2, 32), np.arange(1, 65).reshape(2, 32)
-    monkeypatch.setattr(convergence_study, "_unseen", lambda: [batch, (batch[1], batch[0])])
+    monkeypatch.setattr(tiny_task, "_unseen", lambda: [batch, (batch[1], batch[0])])
     monkeypatch.setattr(intrinsic, "TINY", config)
     for module in (intrinsic, runs):
         monkeypatch.setattr(module, "run_all", lambda measure, runs, *rest: [measure(run) for run in runs])

@@ -16,14 +16,15 @@ from threadpoolctl import threadpool_limits
 from lora_np import Transformer, progress, save_model
 from lora_np.__main__ import main
 from lora_np.commands.study import summary
-from lora_np.pictures import PICTURES, TOGETHER
 from lora_np.progress import Progress
-from lora_np.studies import convergence, finetuning, qlora, runs
+from lora_np.report.pictures import PICTURES, TOGETHER
 from lora_np.studies.catalogue import OTHER_NAMES, STUDIES, Study, make
-from lora_np.studies.pretrain import TINY
-from lora_np.studies.runs import StudyFailed, run_all, sweep
-from lora_np.studies.table import Table
-from lora_np.studies.workers import describe
+from lora_np.studies.four_bits import qlora
+from lora_np.studies.harness import runs, tiny_task, voice_task
+from lora_np.studies.harness.runs import StudyFailed, run_all, sweep
+from lora_np.studies.harness.table import Table
+from lora_np.studies.harness.workers import describe
+from lora_np.studies.pretraining.study import TINY
 
 DATA = Path(__file__).parents[1] / "figures" / "data"
 
@@ -110,12 +111,11 @@ def test_the_rows_of_two_processes_are_those_of_one_to_the_bit(tmp_path):
     config = replace(TINY, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
     save_model(Transformer.random(config), tmp_path)
     told = [
-        convergence.Run(m, 1e-2, 4, "all-linear", max_steps=2, eval_every=2, base=str(tmp_path))
-        for m in ("full", "lora")
+        tiny_task.Run(m, 1e-2, 4, "all-linear", max_steps=2, eval_every=2, base=str(tmp_path)) for m in ("full", "lora")
     ]
     with threadpool_limits(1):
-        one = run_all(convergence.measure, told, 1, None, "one")
-    two = run_all(convergence.measure, told, 2, None, "two")
+        one = run_all(tiny_task.measure, told, 1, None, "one")
+    two = run_all(tiny_task.measure, told, 2, None, "two")
     for row in [*one, *two]:
         del row["seconds"]
     assert one == two and one[0]["final"] != one[1]["final"]
@@ -127,17 +127,17 @@ def test_the_rows_of_two_processes_are_those_of_one_to_the_bit(tmp_path):
 def test_the_names_of_kept_runs_are_what_they_were():
     """Hours of runs are found by these names: a new field of a run, or another digest, would lose them."""
     known = {
-        convergence.Run("full", 1e-3): "run-d0b7d728ac973161.json",
-        convergence.Run("lora", 4e-3, 8, "all-linear", seed=2): "run-ab5cc4f8ff39d3e5.json",
+        tiny_task.Run("full", 1e-3): "run-d0b7d728ac973161.json",
+        tiny_task.Run("lora", 4e-3, 8, "all-linear", seed=2): "run-ab5cc4f8ff39d3e5.json",
         qlora.QuantizedRun("lora", 4e-3, 8, "all-linear"): "quantizedrun-fc9ac5c43f9311bc.json",
-        finetuning.FineTuning("lora", 1e-3, 8): "finetuning-8a34c9fb327b4c58.json",
+        voice_task.FineTuning("lora", 1e-3, 8): "finetuning-8a34c9fb327b4c58.json",
     }
     for run, name in known.items():
         assert runs._name(run, "given") == name
 
 
 def test_a_run_is_described_by_what_is_not_its_default():
-    assert describe(convergence.Run("lora", 4e-3, 8, seed=1)) == "Run(method='lora', lr=0.004, r=8, seed=1)"
+    assert describe(tiny_task.Run("lora", 4e-3, 8, seed=1)) == "Run(method='lora', lr=0.004, r=8, seed=1)"
 
 
 def test_the_time_left_counts_only_what_this_command_did(monkeypatch, capsys):

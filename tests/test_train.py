@@ -16,7 +16,7 @@ from on_device import assert_allclose, xp
 from lora_np import SGD, AdamW, LoraConfig, WarmupCosine, evaluate, get_peft_model, ops, train
 from lora_np.files import load_arrays, save_arrays
 from lora_np.progress import duration
-from lora_np.train import History
+from lora_np.training import History
 
 METHODS = ["full", "lora"]
 both_methods = pytest.mark.parametrize("method", METHODS)

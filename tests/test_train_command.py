@@ -15,10 +15,10 @@ from on_device import DEVICE, host
 from test_conversations import RECORDS, SMOLLM2, byte_pairs, chat
 
 import lora_np as ln
-from lora_np import conversations
 from lora_np.__main__ import main
 from lora_np.commands import methods
 from lora_np.commands import train as command
+from lora_np.data import conversations
 from lora_np.files import VocabularyTokenizer, load_arrays
 
 DATA = [chat("Who are you?", "A keeper."), chat("Hi", "Ahoy."), chat("Where?", "At sea.", "Alone?", "No.")]
@@ -145,7 +145,9 @@ def test_peft_loads_the_folder(run, tmp_path):
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
     assert run("--lr", 0.05) == 0
-    base = transformers.AutoModelForCausalLM.from_pretrained(ln.pretrained.EMBEDDED / "tiny", dtype=torch.float32)
+    base = transformers.AutoModelForCausalLM.from_pretrained(
+        ln.pretrained.models.EMBEDDED / "tiny", dtype=torch.float32
+    )
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "out").eval()
     ours, plain = ln.PeftModel.from_pretrained(ln.load_model("tiny"), tmp_path / "out"), ln.load_model("tiny")
     tokens = np.arange(40)[None] + 60
@@ -619,7 +621,7 @@ def test_by_default_a_thread_a_core_shares_each_batch(cores, expected, jsonl, tm
         seen.append(workers)
         raise ValueError("seen enough")
 
-    monkeypatch.setattr(sys.modules["lora_np.train"], "loss_and_gradients", stop)
+    monkeypatch.setattr(sys.modules["lora_np.training.loop"], "loss_and_gradients", stop)
     given = [*RUN[:-2], "--data", jsonl(), "--output", str(tmp_path / "out")]
     assert main(["train", *given]) == 1 and seen == [expected]
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ..studies.table import Table
+from ..studies.harness.table import Table
 
 HELP = "what a training step costs: seconds and peak memory, here, in PyTorch with PEFT, and at least"
 STEPS = ("tiny", "smollm2-135m", "llama-2-7b-block")
@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from ..studies.speed import CASES, generation_speed, quantized_speed, speed, speed_scaling
-    from ..studies.step_cost import step_cost
+    from ..studies.timing.speed import CASES, generation_speed, quantized_speed, speed, speed_scaling
+    from ..studies.timing.step_cost import step_cost
 
     if arguments.threads < 1:
         raise ValueError(f"--threads {arguments.threads}; expected at least 1")

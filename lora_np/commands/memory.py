@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..ledger import PRECISIONS
+from ..costs import PRECISIONS
 from .on_paper import add_settings, settings
 
 HELP = "the memory that training a published model takes, on paper"
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from ..ledger import count, memory
+    from ..costs import count, memory
 
     how = settings(arguments)
     needed = memory(

@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .. import ledger
+from .. import costs
 from .methods import DEFAULT, METHODS, every_option, option_name
 
 # --method → what the ledger calls it: what `train` takes, as far as the ledger knows it, and what `train` calls --quantize
 NAMES = {name: choice.on_paper or name for name, choice in METHODS.items()} | {"qlora": "qlora"}
-NAMES = {name: paper for name, paper in NAMES.items() if paper in ledger.METHODS}
+NAMES = {name: paper for name, paper in NAMES.items() if paper in costs.METHODS}
 # a field of a configuration → what the ledger calls it
 SIZES = {name: option_name(name) for name in ("r", "target_modules", "num_virtual_tokens", "bottleneck_size")}
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """--model, --method, and each method's sizes."""
-    add, names = parser.add_argument, sorted(ledger.MODELS)
+    add, names = parser.add_argument, sorted(costs.MODELS)
     add("--model", required=True, choices=names, metavar="MODEL", help=", ".join(names))
     add("--method", choices=NAMES, default=DEFAULT, help="%(choices)s (default %(default)s)")
     for name in SIZES:
@@ -35,5 +35,5 @@ def sizes(method: str, model: str) -> dict[str, Any]:
     choice = METHODS.get(method, METHODS[DEFAULT])  # qlora is LoRA, over another base
     found = {SIZES[name]: option.default for name, option in choice.takes.items() if name in SIZES}
     if "bottleneck_size" in found:
-        found["bottleneck_size"] = choice.configuration().width(ledger.MODELS[model].hidden)
+        found["bottleneck_size"] = choice.configuration().width(costs.MODELS[model].hidden)
     return found

@@ -14,6 +14,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from ..ledger import report
+    from ..costs import report
 
     print(report(arguments.model, **settings(arguments)))

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from ..studies.pretrain import pretrain
+    from ..studies.pretraining.study import pretrain
 
     pretrain(arguments.output, **({} if arguments.steps is None else {"steps": arguments.steps}))
     print((arguments.output / "README.md").read_text(encoding="utf-8"))

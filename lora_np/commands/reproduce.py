@@ -16,6 +16,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from ..reproduce import reproduce
+    from ..report.reproduce import reproduce
 
     reproduce(arguments.full, arguments.figures, arguments.notebooks, arguments.workers)

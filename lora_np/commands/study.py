@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..studies.table import Table
+    from ..studies.harness.table import Table
 
 HELP = "make a study's table and pictures, here or on a Dask cluster; without a name: list the studies"
 
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from ..studies.catalogue import make, study
-    from ..studies.table import Table
+    from ..studies.harness.table import Table
 
     if arguments.name is None:
         print(listing(arguments.figures))
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     saved = tables[name].save(figures / "data" / f"{name}.json")
     print(summary(tables[name]))
     print(f"Table: {saved}", flush=True)
-    from ..pictures import draw
+    from ..report.pictures import draw
 
     pictures = draw(tables, figures, changed=[name])
     print(f"Pictures in {figures}: {', '.join(pictures) or 'none'}")
@@ -49,7 +49,7 @@ def listing(figures: Path) -> str:
     """Every study with its question and, where its table is there, how many rows it has and what it took."""
     from ..progress import duration
     from ..studies.catalogue import OTHER_NAMES, STUDIES
-    from ..studies.table import Table
+    from ..studies.harness.table import Table
 
     lines = []
     for name, one in STUDIES.items():

@@ -26,10 +26,10 @@ from ..quantization import QUANT_TYPES
 from .methods import DEFAULT, METHODS, add_method, check_options, configuration, learning_rates
 
 if TYPE_CHECKING:
-    from ..conversations import Example
+    from ..data.conversations import Example
     from ..files import Tokenizer
     from ..nn import Module
-    from ..train import History
+    from ..training import History
 
 HELP = "fine-tune a language model on your own questions and answers"
 MAX_LENGTH = 1024
@@ -98,12 +98,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from .. import conversations, ledger
-    from ..optim import AdamW, WarmupCosine
+    from .. import costs
+    from ..data import conversations
     from ..peft import get_peft_model
     from ..pretrained import load_model, load_tokenizer
-    from ..quantized_linear import quantize_model
-    from ..train import check_run, train
+    from ..quantization import quantize_model
+    from ..training import AdamW, WarmupCosine, train
+    from ..training.loop import check_run
 
     arguments.method = arguments.method or DEFAULT  # not argparse's, which would let it stand beside --full
     if _is_finished(arguments):
@@ -124,7 +125,7 @@ def run(arguments: argparse.Namespace) -> None:
             quantize_model(model, arguments.quantize)
         model = get_peft_model(model, config, seed=arguments.seed)
 
-    print(ledger.count(model))
+    print(costs.count(model))
     print(f"{arguments.data}: {_described(examples)}")
     if heldout:
         print(f"held out: {_described(heldout)}")
@@ -223,7 +224,7 @@ def _read(
     arguments: argparse.Namespace, tokenizer: Tokenizer, limit: int, prefix: int
 ) -> tuple[list[Example], list[Example]]:
     """The records to learn from, and the held-out ones, which may be none. What they warn of goes to stderr, a line each."""
-    from ..conversations import read
+    from ..data.conversations import read
 
     room, after = limit - prefix, f" after a prefix of {prefix}" if prefix else ""
     max_length = min(MAX_LENGTH, room) if arguments.max_length is None else arguments.max_length
@@ -241,7 +242,7 @@ def _read(
 
 def _heldout(arguments: argparse.Namespace) -> str | None:
     """The held-out records' file or name: what was given, or that of a data set which has its own."""
-    from ..conversations import shipped
+    from ..data.conversations import shipped
 
     return arguments.heldout or (arguments.data if arguments.data in shipped() else None)
 
@@ -285,7 +286,7 @@ def _save(model: Any, tokenizer: Tokenizer, history: History, arguments: argpars
 
 def _command(arguments: argparse.Namespace, tokenizer: Tokenizer) -> str:
     """What to type to ask the new model a question of the held-out records, or of the data where there are none."""
-    from ..conversations import dataset
+    from ..data.conversations import dataset
     from ..files import ByteTokenizer
 
     heldout = _heldout(arguments)

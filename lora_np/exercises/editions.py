@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..files import write_atomically
-from ..notebooks import execute
+from ..report.notebooks import execute
 from .diagnose import KINDS
 from .exercise import SOURCES, Exercise, exercises, with_solution, without_solution
 

@@ -105,7 +105,7 @@ class Tokenizer:
 
 
 class ByteTokenizer(Tokenizer):
-    """A token is a byte of UTF-8, as in `lora_np.data`; byte 0, which no text contains, ends a text and begins the next."""
+    """A token is a byte of UTF-8, as in `lora_np.data.stdlib`; byte 0, which no text contains, ends a text and begins the next."""
 
     vocab_size = 256
     bos_token_id = eos_token_id = pad_token_id = 0

@@ -1,9 +1,9 @@
 """The ways to adapt a frozen model: one file a method, all behind `get_peft_model(model, config)`."""
 
 from .bottleneck import BottleneckConfig, BottleneckLinear
-from .combination import COMBINATION_TYPES
-from .lora import LoraConfig, LoraLinear
-from .merging import MergeReport
+from .lora.combination import COMBINATION_TYPES, MergeReport
+from .lora.config import LoraConfig
+from .lora.layer import LoraLinear
 from .model import PeftModel, get_peft_model
 from .prefix import PrefixEncoder, PrefixTuningConfig
 from .vera import VeraConfig, VeraLinear

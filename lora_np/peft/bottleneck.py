@@ -18,15 +18,15 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, move, to_host
-from ..ledger import Bottleneck
+from ..costs import Bottleneck
 from ..nn import EVALUATION, Context, Linear, Parameter
-from ..targets import has_suffix
+from ..nn.targets import has_suffix
 from ..transformer import Transformer
 from .checks import check_number, check_whole
-from .folder import KIND, PREFIX, plain, refuse_others, some
-from .layers import AdapterLinear, adaptable_layers, unwrap, wrap, wrapped_by
-from .lora import LoraLinear
+from .files import KIND, PREFIX, plain, refuse_others, some
+from .lora.layer import LoraLinear
 from .method import Method
+from .placement import AdapterLinear, adaptable_layers, unwrap, wrap, wrapped_by
 from .wrapper import Wrapper
 
 if TYPE_CHECKING:

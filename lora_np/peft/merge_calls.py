@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 from ..nn import Module
 from ..transformer import Transformer
-from .combination import Combination
-from .layers import lora_layers, unwrap, wrapped_by
-from .lora import LoraConfig, LoraLinear
-from .lora_method import LoraMethod
-from .merging import MergeReport, check_finite, combine_adapters, weight_wrappers
-from .methods import method_of
+from .lora.combination import Combination, MergeReport, combine_adapters
+from .lora.config import LoraConfig
+from .lora.layer import LoraLinear
+from .lora.method import LoraMethod
+from .merging import check_finite, weight_wrappers
+from .placement import lora_layers, unwrap, wrapped_by
+from .registry import method_of
 from .wrapper import WeightWrapper
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from ..nn import Module
 from ..transformer import Transformer
-from .layers import lora_layers
-from .methods import method_of
-from .mixed import AdapterRows, check_names
+from .lora.mixed import AdapterRows, check_names
+from .placement import lora_layers
+from .registry import method_of
 
 
 class MixedCalls(Module):

@@ -12,18 +12,18 @@ from typing import Any, Self
 
 import numpy as np
 
-from .. import ledger, ops
+from .. import costs, ops
 from ..backend import Array
-from ..kv_cache import KeyValueCache
 from ..nn import RAN_FROZEN, Context, Parameter
-from ..transformer import Transformer
-from .folder import CONFIG, PREFIX, WEIGHTS, naming, read_adapter, write_adapter
-from .lora import FACTORS, storage_dtype
+from ..transformer import KeyValueCache, Transformer
+from .checks import storage_dtype
+from .files import CONFIG, PREFIX, WEIGHTS, naming, read_adapter, write_adapter
+from .lora.layer import FACTORS
+from .lora.mixed import AdapterRows
 from .merge_calls import MergeCalls
-from .methods import method_named, method_of
-from .mixed import AdapterRows
 from .mixed_calls import MixedCalls
 from .prefix import PrefixEncoder, check_begun, see_the_prefix
+from .registry import method_named, method_of
 from .wrapper import Wrapper
 
 
@@ -320,7 +320,7 @@ class PeftModel(MergeCalls, MixedCalls):
 
         But VeRA's frozen A and B are among all params here. In PEFT they are buffers, which it does not count.
         """
-        print(ledger.count(self))
+        print(costs.count(self))
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:

@@ -18,15 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..backend import Array, array_module, move, to_host
-from ..kv_cache import KeyValueCache
-from ..ledger import Prefix
+from ..costs import Prefix
 from ..nn import Embedding, Module, Parameter
 from ..ops.checks import check_mask
-from ..transformer import Transformer
+from ..transformer import KeyValueCache, Transformer
 from .checks import check_whole
-from .folder import KIND, plain, refuse_others
-from .layers import AdapterLinear
+from .files import KIND, plain, refuse_others
 from .method import Method
+from .placement import AdapterLinear
 
 if TYPE_CHECKING:
     from .model import PeftModel

@@ -20,14 +20,14 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, move, to_host
-from ..ledger import Vera
+from ..costs import Vera
 from ..nn import EVALUATION, Context, Linear, Module, Parameter
-from ..targets import available, is_target, plain_targets, select_targets
+from ..nn.targets import available, is_target, plain_targets, select_targets
 from .checks import check_number, check_whole
-from .folder import KIND, PREFIX, WRITTEN_OFF, check_targets, plain, portable_targets, refuse_others, some
-from .layers import adaptable_layers, unwrap, wrap, wrapped_by
+from .files import KIND, PREFIX, WRITTEN_OFF, check_targets, plain, portable_targets, refuse_others, some
+from .lora.mixed import AdapterRows
 from .method import Method
-from .mixed import AdapterRows
+from .placement import adaptable_layers, unwrap, wrap, wrapped_by
 from .wrapper import WeightWrapper
 
 if TYPE_CHECKING:

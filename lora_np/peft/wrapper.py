@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import Array
-from ..ledger import Adapter
+from ..costs import Adapter
 from ..nn import Linear, Module
 from ..quantization import Quantized4bit
 

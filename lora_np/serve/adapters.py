@@ -11,9 +11,9 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from ..nn import BASE
 from ..peft import PeftModel
-from ..peft.folder import CONFIG, WEIGHTS
-from ..peft.mixed import BASE
+from ..peft.files import CONFIG, WEIGHTS
 
 
 class UnknownAdapter(KeyError):

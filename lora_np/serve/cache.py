@@ -13,8 +13,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..backend import Array, array_module
-from ..kv_cache import KeyValueCache, LayerCache
-from ..transformer_config import TransformerConfig
+from ..transformer import KeyValueCache, TransformerConfig
+from ..transformer.cache import LayerCache
 
 
 class RowsLayer(LayerCache):

@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 
 from ..backend import to_host
-from ..generate import Sampling, last_logits
-from ..kv_cache import KeyValueCache
-from ..nn import Context
+from ..nn import BASE, Context
 from ..ops.checks import check_ids
 from ..peft import PeftModel
-from ..peft.mixed import BASE, AdapterRows
-from ..transformer import Transformer
+from ..peft.lora.mixed import AdapterRows
+from ..transformer import KeyValueCache, Transformer
+from ..transformer.generation import Sampling, last_logits
 from .adapters import AdapterStore
 from .cache import RowsCache
 

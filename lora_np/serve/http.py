@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..files import Tokenizer
-from ..peft.mixed import BASE
+from ..nn import BASE
 from .adapters import UnknownAdapter
 from .driver import Driver
 from .engine import AdapterServer, QueueFull, Request

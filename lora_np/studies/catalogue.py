@@ -11,22 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..fetch import fetched
-from . import (
-    capacity,
-    comparison,
-    comparison_smollm2,
-    convergence,
-    finetuning,
-    intrinsic,
-    knobs,
-    qlora,
-    spectra,
-    subspaces,
-)
-from . import hyperparameters as of
-from .table import Table
-from .workers import Workers
+from ..pretrained import fetched
+from .capacity import study as capacity
+from .convergence import study as convergence
+from .finetuning import study as finetuning
+from .four_bits import qlora
+from .harness.table import Table
+from .harness.workers import Workers
+from .hyperparameters import study as of
+from .hyperparameters import sweep as knobs
+from .low_rank import intrinsic, spectra, subspaces
+from .methods import comparison, comparison_smollm2
 
 
 @dataclass(frozen=True)

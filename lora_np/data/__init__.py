@@ -1,0 +1,26 @@
+"""Text as batches: Python's own standard library as a corpus, windows of bytes, and conversations.
+
+Reading order: stdlib, batches, baselines, conversations.
+"""
+
+from .baselines import bigram_loss, unigram_loss
+from .batches import VOCAB_SIZE, Batch, Batches, decode, encode, heldout_batches
+from .stdlib import END, Domain, Split, corpus, documents, family_of, split_of
+
+__all__ = [
+    "END",
+    "VOCAB_SIZE",
+    "Batch",
+    "Batches",
+    "Domain",
+    "Split",
+    "bigram_loss",
+    "corpus",
+    "decode",
+    "documents",
+    "encode",
+    "family_of",
+    "heldout_batches",
+    "split_of",
+    "unigram_loss",
+]

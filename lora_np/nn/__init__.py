@@ -1,0 +1,22 @@
+"""Layers: a Parameter is an array with its gradient, a Module a tree of them, and each layer wraps a pair of `ops`.
+
+Reading order: module, context, layers, targets.
+"""
+
+from .context import BASE, EVALUATION, Context, Rows
+from .layers import Embedding, Linear, RMSNorm
+from .module import RAN_FROZEN, Module, Parameter, replace_module
+
+__all__ = [
+    "BASE",
+    "EVALUATION",
+    "RAN_FROZEN",
+    "Context",
+    "Embedding",
+    "Linear",
+    "Module",
+    "Parameter",
+    "RMSNorm",
+    "Rows",
+    "replace_module",
+]

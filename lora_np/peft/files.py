@@ -1,0 +1,168 @@
+"""An adapter on disk, as PEFT lays it out, so that either library reads what the other wrote.
+
+    adapter/adapter_config.json          the method's configuration, and the keys by which PEFT knows what it is
+    adapter/adapter_model.safetensors    its tensors: for LoRA base_model.model.<layer>.lora_A.weight (r, in) and .lora_B.weight
+
+PEFT takes a folder that does not fit for one that does: of a tensor with no place it says nothing, and for one that is
+missing it warns; the model then answers as the base. Here each is an error that names it, and nothing has changed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..files import load_arrays, save_arrays, write_atomically
+from ..nn import Module
+from ..nn.targets import is_target
+from .lora.config import LoraConfig
+from .placement import adaptable_layers
+
+T = TypeVar("T")
+
+PREFIX = "base_model.model."  # what PEFT puts before every name of the base
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+# What LoRA's file is, in PEFT's words; and the version whose files these are like.
+KIND = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "peft_version": "0.21.2"}
+WRITTEN_OFF = {"bias": "none", "fan_in_fan_out": False, "modules_to_save": None}  # and not here
+NO_MATTER = {*KIND, "revision", "auto_mapping"}  # keys of a file that say nothing about the numbers
+OFF = {"bias": "none", "megatron_core": "megatron.core", "qalora_group_size": 16}  # off, and yet not empty
+TRAINING = "lora_np.training"
+RECORD = "lora_np.config"
+
+
+# --------------------------------------------------------------------------------------------------------------- writing
+
+
+def write_adapter(
+    folder: str | os.PathLike[str],
+    settings: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    decisive: Sequence[str] = (),
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the folder of an adapter. Both files are complete before the first of them takes its place.
+
+    `decisive` keys of the settings are written into the weights' own file too: both files are renamed in place one after the
+    other, and a kill between the two must not give the new factors the old α. `training` is what PEFT has no key for. Raises
+    ValueError where `folder` is a file.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; an adapter is saved as a folder")
+    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+    record = json.dumps({key: settings[key] for key in decisive}, sort_keys=True)
+    metadata = {"format": "pt", RECORD: record, **({TRAINING: json.dumps(training)} if training else {})}
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+        save_arrays(folder / WEIGHTS, arrays, metadata)
+
+    write_atomically(folder / CONFIG, write)
+
+
+def portable_targets(config: LoraConfig, model: Module) -> str | list[str]:
+    """`target_modules` in a form that means the same layers in PEFT.
+
+    There a string is always a regular expression, "q_proj" being one that matches nothing, and it is held against every
+    module, not the linear ones alone. Such a string becomes a list: of suffixes, or of full names where those say too much.
+    """
+    targets, layers = config.target_modules, list(adaptable_layers(model))
+    if not isinstance(targets, str):
+        return list(targets)
+    meant = [name for name in layers if is_target(name, targets)]
+    if [name for name in peft_modules(model) if re.fullmatch(targets, name)] == meant:
+        return targets
+    suffixes = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in meant))
+    return suffixes if [name for name in layers if is_target(name, suffixes)] == meant else meant
+
+
+def peft_modules(model: Module) -> list[str]:
+    """The names of the modules that PEFT sees where transformers built the model, those first that are modules here too."""
+    names = dict.fromkeys(name.removesuffix(".base_layer") for name, _ in model.named_modules())
+    activations = [f"{name}.act_fn" for name in names if name.endswith(".mlp")]
+    return list(names | dict.fromkeys(["lm_head", "model.layers", "model.rotary_emb", *activations]))
+
+
+def plain(number: Any) -> Any:
+    """A number as JSON has it: NumPy's become Python's."""
+    return number.item() if isinstance(number, np.generic) else number
+
+
+# --------------------------------------------------------------------------------------------------------------- reading
+
+
+def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:
+    """The settings and the tensors of the adapter in `folder`, each in the file's own dtype, and what PEFT has no key for.
+
+    What they say is not looked at.
+
+    Raises FileNotFoundError where a file is missing; ValueError naming the file for damage, or two files of two saves.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"no adapter in {folder}: {folder / CONFIG} is not there")
+    if not (folder / WEIGHTS).is_file():
+        pickled = (folder / "adapter_model.bin").is_file()
+        hint = "; adapter_model.bin is a pickle, which is never read here: save it as safetensors" if pickled else ""
+        raise FileNotFoundError(f"no adapter in {folder}: {folder / WEIGHTS} is not there{hint}")
+    with naming(folder / CONFIG):
+        settings = json_object((folder / CONFIG).read_text(encoding="utf-8"))
+    arrays, metadata = load_arrays(folder / WEIGHTS)
+    with naming(folder / WEIGHTS):
+        record, training = (json_object(metadata.get(key, "{}")) for key in (RECORD, TRAINING))
+    for key, value in record.items():
+        if settings.get(key) != value:
+            raise ValueError(
+                f"{folder / CONFIG}: {key} is {settings.get(key)!r}, and the weights beside it were saved with {value!r}. "
+                "Either a save was stopped between the two files, or the configuration was edited: save it again."
+            )
+    return settings, arrays, training
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """What the text says. Raises ValueError where that is no object."""
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"expected a JSON object, got {text:.40}")
+    return found
+
+
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """What is wrong inside this block is wrong in `file`: no text, no JSON, not this method, a value out of range."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def check_targets(targets: Any) -> None:
+    """Raise ValueError for a file's `target_modules` that name no layers, or are no regular expression."""
+    if not targets or not isinstance(targets, str | list) or not all(isinstance(entry, str) for entry in targets):
+        raise ValueError(f"target_modules is {targets!r}; expected the names of the layers that the adapter is for")
+    is_target("", targets)
+
+
+def refuse_others(settings: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raise ValueError for a key that is not `known`, unless it is off or says nothing about the numbers."""
+    for key in sorted(settings.keys() - known - NO_MATTER):
+        value = settings[key]
+        off = value is None or value is False or value in ("", [], {}, OFF.get(key))
+        if not off:
+            raise ValueError(
+                f"{key} is {value!r}, a feature of PEFT that is not here: without it this is another model"
+            )
+
+
+def some(keys: list[str]) -> str:
+    """The first few of many names."""
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

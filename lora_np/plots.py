@@ -1,0 +1,102 @@
+"""One picture a function: each takes a `Table`, returns a matplotlib `Figure`, and knows nothing of training.
+
+`save(figure, folder, name)` writes the .png and the .svg. In a notebook a line ends with `;`, or its
+picture shows twice.
+"""
+
+from lora_np.studies.capacity.pictures import capacity_chart, memory_knee
+from lora_np.studies.convergence.pictures import learning_rates, loss_curves, recovered_gain
+from lora_np.studies.counting.bypass_picture import bypass_diagram
+from lora_np.studies.counting.memory_pictures import memory_bill
+from lora_np.studies.counting.parameters_pictures import one_matrix_chart, whole_models_chart
+from lora_np.studies.finetuning.pictures import before_after, learned_and_forgotten
+from lora_np.studies.four_bits.pictures import (
+    error_by_distance,
+    gradient_cosines,
+    merge_routes_chart,
+    nf4_codes,
+    qlora_losses,
+    quantization_error,
+)
+from lora_np.studies.gradients.pictures import block_diagram, gradient_shadows, relative_errors, step_flops, step_sizes
+from lora_np.studies.harness.style import save
+from lora_np.studies.hyperparameters.pictures import (
+    batch_size_chart,
+    dropout_chart,
+    equal_parameters_chart,
+    target_modules_chart,
+)
+from lora_np.studies.hyperparameters.rates_and_scale_pictures import (
+    alpha_chart,
+    rank_scaling_chart,
+    rates_by_rank,
+)
+from lora_np.studies.low_rank.intrinsic_pictures import intrinsic_dimension
+from lora_np.studies.low_rank.rank_reduction_pictures import (
+    decomposition_2d,
+    photograph,
+    scene_3d,
+    singular_values,
+    truncated_loss,
+)
+from lora_np.studies.low_rank.spectra_pictures import rank_by_layer
+from lora_np.studies.low_rank.subspaces_pictures import amplification_chart, similarity_maps
+from lora_np.studies.methods.comparison_pictures import (
+    methods_learned_and_forgotten,
+    quality_against_parameters,
+)
+from lora_np.studies.methods.diagrams import method_diagram, method_diagrams
+from lora_np.studies.serving.merging_pictures import combinations_chart, merge_drift
+from lora_np.studies.serving.serving_pictures import serving_chart
+from lora_np.studies.timing.pictures import scaling_chart, speed_chart
+
+__all__ = [
+    "alpha_chart",
+    "amplification_chart",
+    "batch_size_chart",
+    "before_after",
+    "block_diagram",
+    "bypass_diagram",
+    "capacity_chart",
+    "combinations_chart",
+    "decomposition_2d",
+    "dropout_chart",
+    "equal_parameters_chart",
+    "error_by_distance",
+    "gradient_cosines",
+    "gradient_shadows",
+    "intrinsic_dimension",
+    "learned_and_forgotten",
+    "learning_rates",
+    "loss_curves",
+    "memory_bill",
+    "memory_knee",
+    "merge_drift",
+    "merge_routes_chart",
+    "method_diagram",
+    "method_diagrams",
+    "methods_learned_and_forgotten",
+    "nf4_codes",
+    "one_matrix_chart",
+    "photograph",
+    "qlora_losses",
+    "quality_against_parameters",
+    "quantization_error",
+    "rank_by_layer",
+    "rank_scaling_chart",
+    "rates_by_rank",
+    "recovered_gain",
+    "relative_errors",
+    "save",
+    "scaling_chart",
+    "scene_3d",
+    "serving_chart",
+    "similarity_maps",
+    "singular_values",
+    "speed_chart",
+    "step_flops",
+    "step_sizes",
+    "target_modules_chart",
+    "truncated_loss",
+    "whole_models_chart",
+]

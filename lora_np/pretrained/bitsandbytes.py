@@ -1,0 +1,124 @@
+"""Quantised weights in a model's folder, under bitsandbytes' names, so that transformers reads what is written here and back.
+
+    config.json                   "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": true, …}
+    model.safetensors
+        ….weight                  (⌈n/2⌉, 1) uint8, two codes a byte
+        ….weight.absmax           (blocks,) float32; with double quantisation uint8, and then also
+        ….weight.nested_absmax    (⌈blocks/256⌉,) float32
+        ….weight.quant_map, ….weight.nested_quant_map            what the codes stand for: (16,) and (256,) float32
+        ….weight.quant_state.bitsandbytes__nf4                   the rest, as JSON in bytes
+
+Source: bitsandbytes 0.50.2, `QuantState.as_dict`; transformers 5.23, `BitsAndBytesConfig`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from ..backend import to_host
+from ..files import StoredArrays
+from ..nn import Linear, Module
+from ..quantization import Quantized4bit, QuantizedAbsmax, QuantizedLinear, code_book, dynamic_map
+from ..quantization.four_bits import ABSMAX_BLOCK
+
+STATE = ".quant_state.bitsandbytes__"
+PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
+
+
+def quantization_config(model: Module) -> dict[str, Any] | None:
+    """What config.json says of a model with QuantizedLinears, None for one without. Each weight has its own settings beside it.
+
+    transformers knows "nf4" and "fp4"; a model with "int4" is read here alone.
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, Linear)}
+    weights = [layer.weight.value for layer in layers.values() if isinstance(layer, QuantizedLinear)]
+    if not weights:
+        return None
+    plain = {name for name, layer in layers.items() if not isinstance(layer, QuantizedLinear)}
+    head = set() if "lm_head" in layers else {"lm_head"}  # tied, it is no layer here, and one in transformers
+    return {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "load_in_8bit": False,
+        "bnb_4bit_quant_type": weights[0].quant_type,
+        "bnb_4bit_use_double_quant": isinstance(weights[0].absmax, QuantizedAbsmax),
+        "bnb_4bit_compute_dtype": "float32",
+        "bnb_4bit_quant_storage": "uint8",
+        "llm_int8_skip_modules": sorted(plain | head),
+    }
+
+
+def check_config(settings: Any) -> None:
+    """Raise ValueError unless a config.json's quantization_config describes what is read here."""
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings
+    if method != "bitsandbytes" or settings.get("load_in_4bit") is not True:
+        raise ValueError(
+            f"quantization_config: quantised folders are not read here but for bitsandbytes' 4 bits, and this is "
+            f"{method!r}; take the original, or a GGUF file"
+        )
+
+
+def to_arrays(name: str, weight: Quantized4bit) -> dict[str, np.ndarray]:
+    """The arrays that stand for the weight `name` in a file."""
+    state = {"quant_type": weight.quant_type, "blocksize": weight.block_size, "dtype": "float32", "shape": weight.shape}
+    arrays = {"": weight.packed, ".quant_map": np.array(code_book(weight.quant_type), np.float32)}
+    if isinstance(weight.absmax, QuantizedAbsmax):
+        arrays |= {".absmax": weight.absmax.codes, ".nested_absmax": weight.absmax.absmax}
+        arrays[".nested_quant_map"] = np.array(dynamic_map(), np.float32)
+        offset = float(to_host(weight.absmax.offset))
+        state |= {"nested_blocksize": ABSMAX_BLOCK, "nested_dtype": "float32", "nested_offset": offset}
+    else:
+        arrays[".absmax"] = weight.absmax
+    arrays[STATE + weight.quant_type] = np.frombuffer(json.dumps(state).encode(), np.uint8)
+    return {name + suffix: to_host(x) for suffix, x in arrays.items()}
+
+
+def take_quantized(stored: StoredArrays) -> tuple[StoredArrays, dict[str, Quantized4bit]]:
+    """A file's arrays without those of quantised weights, and these weights by name.
+
+    Raises ValueError naming the weight where an array of it is missing, is cut short, or means another code.
+    """
+    states = {key.split(STATE)[0]: key for key in stored.shapes if STATE in key}
+    weights, parts = {}, set()
+    for name, key in states.items():
+        own = {name, key, *(f"{name}.{part}" for part in PARTS)} & stored.shapes.keys()
+        try:
+            weights[name] = _from_arrays(
+                {k.removeprefix(name).lstrip("."): stored[k] for k in own - {key}}, stored[key]
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{name}: its quantised state is incomplete or damaged: {error}") from None
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        parts |= own
+    shapes = {name: shape for name, shape in stored.shapes.items() if name not in parts}
+    return StoredArrays(shapes, stored.read, stored.metadata), weights
+
+
+def _from_arrays(arrays: dict[str, np.ndarray], packed_state: np.ndarray) -> Quantized4bit:
+    state = json.loads(packed_state.tobytes())
+    quant_type, shape = state["quant_type"], tuple(state["shape"])
+    if not all(isinstance(n, int) and n > 0 for n in shape):
+        raise ValueError(f"its shape is {shape}; expected positive whole numbers")
+    _check_map("quant_map", arrays["quant_map"], code_book(quant_type))
+    absmax = arrays["absmax"]
+    if "nested_absmax" in arrays:
+        _check_map("nested_quant_map", arrays["nested_quant_map"], dynamic_map())
+        if state["nested_blocksize"] != ABSMAX_BLOCK:
+            raise ValueError(f"nested_blocksize = {state['nested_blocksize']}; expected {ABSMAX_BLOCK}")
+        offset = np.array(state["nested_offset"], np.float32)
+        absmax = QuantizedAbsmax(absmax, arrays["nested_absmax"], offset)
+    weight = Quantized4bit(arrays[""], absmax, shape, state["blocksize"], quant_type, np.dtype(np.float32))
+    scales = (absmax.absmax, absmax.offset) if isinstance(absmax, QuantizedAbsmax) else (absmax,)
+    if not all(np.isfinite(x).all() for x in scales):
+        raise ValueError("its absmax holds NaN or infinity: the file is damaged")
+    return weight
+
+
+def _check_map(name: str, stored: np.ndarray, ours: tuple[float, ...]) -> None:
+    """The file's table is ours, up to a last bit in which machines may differ. Raises ValueError otherwise."""
+    if stored.shape != (len(ours),) or not np.allclose(stored, ours, rtol=1e-6, atol=1e-7):
+        raise ValueError(f"its {name} is not the table of this type: it was quantised to another code")

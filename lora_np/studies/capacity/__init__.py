@@ -1,0 +1,1 @@
+"""How much fits into a rank?"""

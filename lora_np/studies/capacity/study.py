@@ -1,0 +1,296 @@
+"""How much fits into a rank? Bits of random strings that LoRA holds, against the numbers that it trains.
+
+A random string has nothing to understand: who continues it has memorised it. Each is a name of KEY symbols, which is given
+and not counted, and `length` symbols drawn uniformly from 64, which carry log₂ 64 = 6 bits each. After training on exactly
+these strings, with a mean loss of L nats a symbol,
+
+    memorised = Σ over counted symbols (6 − L / ln 2) bits, and never below 0.
+
+A model that knows nothing of the strings but their alphabet has 0 and one that recites them all has what was offered. The
+base has read random strings that are said twice: it knows the alphabet, it can be certain of a symbol, and it knows none of
+these strings. (Measured as in Morris et al. 2025, arXiv 2505.24832, but for the names.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import string
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...nn import Module
+from ...ops import IGNORE_INDEX
+from ...peft import LoraConfig, get_peft_model
+from ...training import AdamW, Batch, WarmupCosine, evaluate, train
+from ...transformer import Transformer, TransformerConfig
+from ..harness.runs import finished, run_all, sweep, validation
+from ..harness.table import Table
+from ..harness.workers import Row
+
+ALPHABET = string.ascii_letters + string.digits + "+/"  # a token is a place in it
+BITS = math.log2(len(ALPHABET))  # a symbol
+KEY = 2  # symbols of a string's name: 4,096 names
+SMALL = TransformerConfig(
+    vocab_size=len(ALPHABET),
+    hidden_size=32,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    rms_norm_eps=1e-5,
+    max_position_embeddings=64,
+    tie_word_embeddings=True,
+)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """One run: everything that decides its outcome."""
+
+    method: str  # "full" or "lora"
+    lr: float
+    r: int | None = None
+    strings: int = 128
+    length: int = 16
+    seed: int = 0  # draws the strings, A, and the order of the batches
+    alpha_over_r: float = 8
+    max_steps: int = 2000
+    batch_size: int = 64
+    base_steps: int = 800
+
+    def model(self) -> Module:
+        """The base, all of it trainable or with an adapter in every linear layer."""
+        model = base_model(self.base_steps, KEY + self.length)
+        if self.method == "full":
+            return model
+        config = LoraConfig(self.r, lora_alpha=self.alpha_over_r * self.r, target_modules="all-linear")
+        return get_peft_model(model, config, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How much of the study to run."""
+
+    run: Memory = Memory("lora", 0.0)
+    ranks: Sequence[int] = (1, 2, 4, 8, 16)
+    strings_a_rank: int = 32  # offered to rank r: r times as many, more than 2 bits a trained number
+    full_strings: int = 640
+    lora_lrs: Sequence[float] = (4e-3, 8e-3)
+    full_lrs: Sequence[float] = (2e-3, 4e-3)
+    bracket: bool = True  # extend a sweep whose best is at its edge
+    seeds: Sequence[int] = (0, 1, 2)
+    knee: int = 4  # the rank that is offered less and less
+    offered: Sequence[int] = (16, 48, 96, 192)  # strings, beside the 128 of the first comparison
+
+    def methods(self) -> dict[Memory, list[float]]:
+        """Each method once, offered more than it holds, with the learning rates to try first."""
+        first = replace(self.run, seed=self.seeds[0])
+        lora = [replace(first, r=r, strings=r * self.strings_a_rank) for r in self.ranks]
+        full = replace(first, method="full", strings=self.full_strings)
+        return {each: list(self.lora_lrs) for each in lora} | {full: list(self.full_lrs)}
+
+
+FULL = Setting()
+QUICK = Setting(
+    run=Memory("lora", 0.0, length=8, max_steps=300, base_steps=200),
+    ranks=(1, 4),
+    full_strings=128,
+    lora_lrs=(8e-3,),
+    full_lrs=(4e-3,),
+    bracket=False,
+    seeds=(0, 1),
+    offered=(16,),
+)
+
+# -------------------------------------------------------------------------------------------- strings, and what they weigh
+
+
+def strings(count: int, length: int, seed: int) -> np.ndarray:
+    """(count, KEY + length) tokens, 0 to 63: in each row a name that no other row has, then `length` uniform symbols.
+
+    Raises ValueError for more strings than there are names.
+    """
+    n = len(ALPHABET)
+    if not 1 <= count <= n**KEY:
+        raise ValueError(f"{count} strings: expected 1 to {n**KEY}, the number of names of {KEY} symbols")
+    rng = np.random.default_rng([seed, count, length])
+    names = rng.choice(n**KEY, count, replace=False)
+    digits = np.stack([names // n**i % n for i in reversed(range(KEY))], axis=1)  # (count, KEY)
+    return np.concatenate([digits, rng.integers(0, n, (count, length))], axis=1)
+
+
+def text(tokens: Sequence[int]) -> str:
+    """What a reader sees of tokens."""
+    return "".join(ALPHABET[token] for token in tokens)
+
+
+def batch(rows: np.ndarray) -> Batch:
+    """Strings (b, KEY + length) → tokens and targets (b, KEY + length − 1); of a name no symbol counts."""
+    targets = rows[:, 1:].copy()
+    targets[:, : KEY - 1] = IGNORE_INDEX
+    return rows[:, :-1], targets
+
+
+def memorised(loss: float, symbols: int) -> float:
+    """Bits that a model with a mean loss (nats) on `symbols` symbols holds of them: symbols · (6 − loss / ln 2), at least 0."""
+    return max(0.0, symbols * (BITS - loss / math.log(2)))
+
+
+class Epochs:
+    """batches[i] → (tokens, targets): each epoch passes once over all strings, in a new order, in batches of nearly one size."""
+
+    def __init__(self, rows: np.ndarray, batch_size: int, seed: int) -> None:
+        self.rows, self.seed = rows, seed
+        self.parts = math.ceil(len(rows) / batch_size)
+
+    def __getitem__(self, i: int) -> Batch:
+        epoch, part = divmod(i, self.parts)
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
+        return batch(self.rows[np.array_split(order, self.parts)[part]])
+
+
+# ------------------------------------------------------------------------------------------------------------ the base
+
+
+class Twice:
+    """batches[i] → 32 fresh random strings, each said twice: the first time nobody can know it, the second time anybody can."""
+
+    def __init__(self, length: int, seed: int = 0) -> None:
+        self.length, self.seed = length, seed
+
+    def __getitem__(self, i: int) -> Batch:
+        said = np.random.default_rng([self.seed, i]).integers(0, len(ALPHABET), (32, self.length))
+        rows = np.concatenate([said, said], axis=1)
+        return rows[:, :-1], rows[:, 1:]
+
+
+def base_model(steps: int, length: int) -> Transformer:
+    """SMALL, trained to say a random string of `length` symbols again; trained once a process, and each call has its own."""
+    model = Transformer.empty(SMALL)
+    weights = _base(steps, length)
+    for name, p in model.named_parameters():
+        p.value = weights[name].copy()
+    return model
+
+
+def matrices() -> int:
+    """How many matrices of SMALL an adapter changes."""
+    adapted = get_peft_model(Transformer.empty(SMALL), LoraConfig(1, target_modules="all-linear"))
+    return sum(name.endswith(".weight") and "lora_A" in name for name, _ in adapted.named_parameters())
+
+
+@cache
+def _base(steps: int, length: int) -> dict[str, np.ndarray]:
+    model = Transformer.random(SMALL, seed=0)
+    schedule = WarmupCosine(steps, warmup=steps // 20, floor=0.05)
+    train(model, Twice(length), AdamW(lr=5e-3), steps, schedule=schedule, max_grad_norm=1.0, progress=False)
+    return {name: p.value for name, p in model.named_parameters()}
+
+
+# ----------------------------------------------------------------------------------------------------------- the study
+
+
+def memorise(run: Memory) -> tuple[Module, dict[str, Any]]:
+    """Train on the run's strings; the model, and its row.
+
+    trained: numbers; offered, memorised: bits; steps, bits: what it held on the way; validation: the last loss (nats a symbol).
+    """
+    rows, model = strings(run.strings, run.length, run.seed), run.model()
+    symbols = run.strings * run.length
+    all_of_them = [batch(rows[i : i + 256]) for i in range(0, len(rows), 256)]
+    row = asdict(run) | {"trained": sum(p.value.size for _, p in model.named_parameters() if p.trainable)}
+    row["offered"] = symbols * BITS
+    history = train(
+        model,
+        Epochs(rows, run.batch_size, run.seed),
+        AdamW(lr=run.lr, weight_decay=0.0),
+        run.max_steps,
+        schedule=WarmupCosine(run.max_steps, warmup=run.max_steps // 20),
+        max_grad_norm=1.0,
+        heldout=all_of_them,  # not held out: the very strings, all at once
+        eval_every=max(1, run.max_steps // 10),
+        seed=run.seed,
+        progress=False,
+    )
+    points = [point for point in history.rows if "heldout" in point]
+    row["steps"] = [point["step"] for point in points]
+    row["bits"] = [memorised(point["heldout"], symbols) for point in points]
+    return model, row | {"memorised": row["bits"][-1], "validation": points[-1]["heldout"]}
+
+
+def measure(run: Memory) -> dict[str, Any]:
+    """The row of one run and its seconds of one core. Where it diverged, nothing was memorised and validation is None."""
+    started = time.process_time()
+    try:
+        row = memorise(run)[1]
+    except FloatingPointError:
+        row = asdict(run) | {"trained": None, "offered": None, "steps": [], "bits": [], "memorised": None}
+        row["validation"] = None
+    return row | {"seconds": time.process_time() - started}
+
+
+def shared(run: Memory) -> str:
+    """A digest of what all runs share beside their settings: the base's shape and weights."""
+    weights = _base(run.base_steps, KEY + run.length)
+    return hashlib.sha256(b"".join([repr(SMALL).encode(), *(w.tobytes() for w in weights.values())])).hexdigest()
+
+
+def steady(
+    runs: Sequence[Memory], seeds: Sequence[int], workers: int, folder: str | Path | None
+) -> tuple[list[Row], list[Row]]:
+    """Each run with every seed, at its rate and at half of it: the rows of the rate with the lower mean loss, and the others.
+
+    The best rate of one seed may lie at the edge of where training collapses, and another seed, or other data, fall over it.
+    """
+    rates = [[replace(run, lr=lr, seed=seed) for seed in seeds] for run in runs for lr in (run.lr, run.lr / 2)]
+    rows = iter(run_all(measure, [run for same in rates for run in same], workers, folder, "capacity", shared(runs[0])))
+    measured = [[next(rows) for _ in same] for same in rates]
+    kept, lost = [], []
+    for two in zip(measured[::2], measured[1::2], strict=True):
+        better, worse = sorted(two, key=lambda same: sum(map(validation, same)))
+        kept += finished(better)
+        lost += worse
+    return kept, lost
+
+
+def capacity(setting: Setting = FULL, workers: int = 2, folder: str | Path | None = None) -> Table:
+    """What each rank holds, and full fine-tuning, at its own best learning rate.
+
+    Rows by phase. "sweep": the first seed at every rate; "seeds": the best one, every seed, offered more than 2 bits a number;
+    "half": the same with half the steps, first seed, which shows how far from its end the training is (the steps are as many
+    for all, so that a string of many is seen less often); "offered": rank `knee`,
+    offered less or more, every seed. "tried": the rates that lost in `steady`.
+    """
+    first, seeds = setting.seeds[:1], setting.seeds
+    given, factor = shared(setting.run), 2.0 if setting.bracket else None
+    sweeps = sweep(measure, setting.methods(), workers, folder, given, factor)
+    best = [replace(method, lr=min(rows, key=validation)["lr"]) for method, rows in sweeps.items()]
+    halves = [replace(run, max_steps=run.max_steps // 2) for run in best]
+    knee = next(run for run in best if run.r == setting.knee)
+    offers = [replace(knee, strings=n) for n in setting.offered]
+    phases: dict[str, list] = {"sweep": [row for rows in sweeps.values() for row in rows], "tried": []}
+    for phase, runs, of in (("seeds", best, seeds), ("half", halves, first), ("offered", offers, seeds)):
+        phases[phase], lost = steady(runs, of, workers, folder)
+        phases["tried"] += lost
+    different = {tuple((key, row[key]) for key in asdict(setting.run)): row for rows in phases.values() for row in rows}
+    base, fresh = base_model(setting.run.base_steps, KEY + setting.run.length), strings(256, setting.run.length, 99)
+    return Table(
+        study="capacity",
+        question="How much fits into a rank?",
+        command="python -m lora_np study capacity",
+        settings=asdict(setting)
+        | {
+            "bits_a_symbol": BITS,
+            "base_bits_a_symbol": evaluate(base, [batch(fresh)]) / math.log(2),  # on strings that nobody has shown it
+            "runs": len(different),
+        },
+        rows=[row | {"phase": phase} for phase, rows in phases.items() for row in rows],
+        seconds=sum(row["seconds"] for row in different.values()),
+    )

@@ -1,0 +1,1 @@
+"""Does LoRA reach what full fine-tuning reaches?"""

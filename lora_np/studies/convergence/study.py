@@ -1,0 +1,124 @@
+"""Does LoRA reach what full fine-tuning reaches? Held-out loss by rank and targets, each method at its own best learning rate.
+
+Specialise "tiny", which has read English, to Python code. First a sweep of learning rates with one seed; then, at each
+method's best, the other seeds. A sweep whose best learning rate is the smallest or largest tried goes on in that
+direction. The rate is chosen on other held-out text than the comparison reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from ...pretrained import load_model
+from ...training import evaluate
+from ..harness.runs import at_their_best
+from ..harness.table import Table
+from ..harness.tiny_task import Run, heldout_batches, measure, recovered, shared, validation_batches
+from ..harness.workers import Workers
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How much of the study to run: the committed one, or the quick one that `make reproduce` has time for."""
+
+    ranks: Sequence[int] = (1, 2, 4, 8, 16, 64)
+    targets: Sequence[str] = ("all-linear", "attention")
+    full_lrs: Sequence[float] = (5e-4, 1e-3, 2e-3)
+    lora_lrs: Sequence[float] = (2e-3, 4e-3, 8e-3)
+    bracket: bool = True  # extend a sweep whose best is at its edge
+    alpha_over_r: float = 8  # the same for every rank; from a pilot at r = 16 on an earlier base
+    seeds: Sequence[int] = (0, 1, 2)
+    steps: int = 200
+    batch_size: int = 8
+    eval_every: int = 20
+    base: str = "tiny"
+
+    def methods(self) -> dict[Run, list[float]]:
+        """Each method once, with the learning rates to try first."""
+        same = {
+            "max_steps": self.steps,
+            "batch_size": self.batch_size,
+            "eval_every": self.eval_every,
+            "base": self.base,
+        }
+        run = Run("full", 0.0, alpha_over_r=self.alpha_over_r, **same)
+        lora = [replace(run, method="lora", r=r, target_modules=t) for t in self.targets for r in self.ranks]
+        return {run: list(self.full_lrs)} | {each: list(self.lora_lrs) for each in lora}
+
+
+FULL = Setting()
+# How much of the answer is the training's length?
+SHORT = replace(FULL, ranks=(1, 8, 16), targets=("all-linear",), steps=50, eval_every=10)
+QUICK = Setting(
+    ranks=(1, 8),
+    targets=("all-linear",),
+    full_lrs=(2e-3,),
+    lora_lrs=(4e-3,),
+    bracket=False,
+    seeds=(0, 1),
+    steps=80,
+    eval_every=10,
+)
+
+
+def convergence(
+    setting: Setting = FULL,
+    workers: Workers = 2,
+    folder: str | Path | None = None,
+) -> Table:
+    """Sweep learning rates with the first seed, then run each method's best with the others.
+
+    The rows have phase "sweep" (first seed, every learning rate) or "seeds" (the best one, every seed, and `recovered`);
+    settings["base_loss"] is where every run starts, base_validation the same on the text that rates are chosen by.
+    `folder` keeps each finished run, so that a study that was stopped goes on where it was.
+    """
+    given, factor = shared(setting.base), 2.0 if setting.bracket else None
+    found = at_their_best(measure, setting.methods(), setting.seeds, workers, folder, given, factor)
+    base_loss, base_validation = (
+        evaluate(load_model(setting.base), batches) for batches in (heldout_batches(), validation_batches())
+    )
+    return Table(
+        study="convergence",
+        question="Does LoRA reach what full fine-tuning reaches?",
+        command="python -m lora_np study convergence",
+        settings=asdict(setting) | {"base_loss": base_loss, "base_validation": base_validation},
+        rows=[row | {"phase": "sweep"} for row in found.rates]
+        + [
+            row | {"phase": "seeds", "recovered": share}
+            for row, share in zip(found.seeds, recovered(found.seeds, base_loss), strict=True)
+        ],
+        seconds=found.seconds(),
+    )
+
+
+def shortfall(table: Table, r: int = 16, workers: Workers = 2, folder: str | Path | None = None) -> Table:
+    """What keeps LoRA of rank r from full fine-tuning's loss: the rank, or what it leaves frozen?
+
+    Full fine-tuning of the linear layers alone has no low rank; "lora+rest" trains beside LoRA what it leaves frozen. `table`
+    is that of `convergence`. Rows {method, r, lr, seed, final, recovered}, every seed, each at its own best learning rate.
+    """
+    full = table.where(phase="seeds", method="full")
+    lora = table.where(phase="seeds", method="lora", r=r, target_modules="all-linear")
+    seeds = [row["seed"] for row in full]
+    known = {key: full[0][key] for key in ("max_steps", "batch_size", "eval_every", "base", "alpha_over_r")}
+    runs = {
+        Run(name, 0.0, of["r"], of["target_modules"], **known): [of["lr"] / 2, of["lr"], 2 * of["lr"]]
+        for name, of in {"linear": full[0], "lora+rest": lora[0]}.items()
+    }
+    factor = 2.0 if table.settings["bracket"] else None
+    found = at_their_best(measure, runs, seeds, workers, folder, shared(known["base"]), factor)
+    rows = sorted([*full, *found.seeds, *lora], key=lambda row: seeds.index(row["seed"]))
+    kept = ("method", "r", "lr", "seed", "final")
+    return Table(
+        study="shortfall",
+        question=f"What keeps LoRA of rank {r} from full fine-tuning's loss?",
+        command="python -m lora_np study shortfall",
+        settings=known | {"base_loss": table.settings["base_loss"], "runs": len(found.runs)},
+        rows=[
+            {key: row[key] for key in kept} | {"recovered": share}
+            for row, share in zip(rows, recovered(rows, table.settings["base_loss"]), strict=True)
+        ],
+        seconds=found.seconds(),
+    )

@@ -1,0 +1,1 @@
+"""How many parameters, how many bytes, how many operations?"""

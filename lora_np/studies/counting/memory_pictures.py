@@ -1,0 +1,204 @@
+"""The memory of a training step: what takes it, and which card holds it."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import ConnectionPatch, Rectangle
+from matplotlib.text import Annotation
+
+from lora_np.studies.harness.style import (
+    FAINT_INK,
+    FROZEN,
+    FULL,
+    HALO,
+    INK,
+    LORA,
+    OTHERS,
+    PAPER,
+    axes_at,
+    for_text,
+    new_figure,
+    picture,
+)
+from lora_np.studies.harness.table import Table
+
+METHODS = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
+PARTS = {"gradients": "gradients", "optimizer": "AdamW's m and v", "master": "master copy"}  # of what is trained
+GB, BAR, HEAD = 1e9, 0.74, 0.95  # bytes; of a row, the share that is bar; rows that a method's name takes
+LEFT, WIDE, BOTTOM, BETWEEN = 1.1, 7.6, 0.62, 1.15  # inches
+LOOK: dict[str, Any] = {"textcoords": "offset points", "fontsize": 9, "va": "center_baseline", "path_effects": HALO}
+Groups = dict[str, list[dict[str, Any]]]  # method → its rows, the smallest model first
+
+
+@picture("model method checkpointing weights total", "cards precision batch seq r")
+def memory_bill(table: Table) -> Figure:
+    """A bar for each method and model, its parts one after the other: all on one scale, and the small ones enlarged.
+
+    Coral is trained by full fine-tuning, grey is frozen, cyan is the adapter with all that training it takes, green is what a
+    step makes and drops again; hollow is what the activations take besides where they are not checkpointed. Vertical
+    lines are cards. Table: rows {model, method, checkpointing, the parts in bytes, total} and settings as
+    `studies.memory.memory_bill` makes them, for two or more models of billions of parameters.
+    """
+    groups = {m: sorted(table.where(method=m, checkpointing=True), key=lambda row: row["total"]) for m in METHODS}
+    groups = {method: rows for method, rows in groups.items() if rows}
+    small = {method: rows for method, rows in groups.items() if method != "full"}
+    above, below = 0.235 * _rows(groups), 0.3 * _rows(small)
+    tall = BOTTOM + below + BETWEEN + above + 1.12
+    batch, seq, precision, r = (table.settings[key] for key in ("batch", "seq", "precision", "r"))
+    figure = new_figure(
+        9,
+        tall,
+        _message(groups),
+        f"a step on {batch} × {seq} tokens, {precision} precision, activations checkpointed; adapters of r = {r}",
+    )
+    whole = axes_at(figure, LEFT, BOTTOM + below + BETWEEN, WIDE, above)
+    detail = axes_at(figure, LEFT, BOTTOM, WIDE, below)
+    _panel(whole, groups, 1.12 * groups["full"][-1]["total"] / GB)
+    unsaved = {key: table.where(method=key[0], model=key[1], checkpointing=False)[0]["total"] for key in _keys(small)}
+    _panel(detail, small, 1.2 * max(unsaved.values()) / GB)
+    for row in groups["full"]:
+        _total(whole, row, row["total"] / GB)
+    _parts_of_full(whole, groups["full"][-1])
+    _detail(detail, small, unsaved)
+    _cards(whole, [max(table.settings["cards"])])
+    _cards(detail, table.settings["cards"])
+    _enlarged(whole, detail, _rows({"full": groups["full"]}))
+    return figure
+
+
+def _message(groups: Groups) -> str:
+    """The title: what full fine-tuning of the smallest model takes, and the best adapter of the largest."""
+    least, most = groups["full"][0], next(reversed(groups.values()))[-1]
+    return (
+        f"Fine-tuning all of a {_size(least)} model takes {_gb(least['total'])} GB, "
+        f"{METHODS[most['method']]} of a {_size(most)} model {_gb(most['total'])}"
+    )
+
+
+def _size(row: dict[str, Any]) -> str:
+    """The last word of a model's name: llama-2-7b → 7B."""
+    return row["model"].rpartition("-")[2].upper()
+
+
+def _gb(size: float) -> str:
+    return f"{size / GB:,.0f}" if size >= 100 * GB else f"{size / GB:.1f}"
+
+
+def _rows(groups: Groups) -> float:
+    return sum(len(rows) + HEAD for rows in groups.values())
+
+
+def _keys(groups: Groups) -> list[tuple[str, str]]:
+    return [(method, row["model"]) for method, rows in groups.items() for row in rows]
+
+
+def _panel(ax: Axes, groups: Groups, limit: float) -> None:
+    """Bars with their models at the left, and over each group its method; a row is one unit down."""
+    place, ticks = 0.0, []
+    for method, rows in groups.items():
+        ax.text(
+            0,
+            place + 0.66 * HEAD,
+            METHODS[method],
+            fontweight="bold",
+            fontsize=9.5,
+            va="center_baseline",
+            path_effects=HALO,
+        )
+        place += HEAD
+        for row in rows:
+            row["place"] = place + 0.5
+            _bar(ax, row)
+            ticks.append((row["place"], row["model"]))
+            place += 1
+    ax.set_yticks(*zip(*ticks, strict=True))
+    ax.set(xlim=(0, limit), ylim=(place, 0))
+    ax.set_xlabel("GB (10⁹ bytes)", loc="right")
+    ax.xaxis.set_major_formatter(lambda size, _: f"{size:,.0f}")
+    ax.tick_params(axis="y", length=0)
+    ax.grid(False)
+    ax.spines["left"].set_visible(False)
+
+
+def _bar(ax: Axes, row: dict[str, Any]) -> None:
+    """One bar; hair's breadths of paper part what full fine-tuning trains."""
+    full = row["method"] == "full"
+    trained = [row[part] for part in PARTS]
+    pieces = [(row["weights"], FULL if full else FROZEN)]
+    pieces += [(size, FULL) for size in trained if size] if full else [(row["adapter"] + sum(trained), LORA)]
+    ends = list(accumulate(size / GB for size, _ in pieces))
+    pieces.append((row["activations"] + row["temporaries"], OTHERS[1]))
+    for (size, colour), start in zip(pieces, [0, *ends], strict=True):
+        ax.barh(row["place"], size / GB, BAR, start, color=colour, snap=False)
+    if full:
+        low, high = row["place"] - BAR / 2, row["place"] + BAR / 2
+        ax.vlines(ends[:-1], low, high, color=PAPER, lw=0.9)
+
+
+def _total(ax: Axes, row: dict[str, Any], after: float) -> Annotation:
+    return ax.annotate(f"{_gb(row['total'])} GB", (after, row["place"]), (5, 0), fontweight="bold", **LOOK)
+
+
+def _parts_of_full(ax: Axes, row: dict[str, Any]) -> None:
+    """The names of the parts, in the largest bar."""
+    start = 0.0
+    for part, name in {"weights": "weights", **PARTS}.items():
+        size = row[part] / GB
+        if size:
+            ax.text(start + size / 2, row["place"], name, ha="center", va="center_baseline", fontsize=8.5)
+        start += size
+
+
+def _detail(ax: Axes, groups: Groups, unsaved: dict[tuple[str, str], int]) -> None:
+    """Totals with what is not checkpointed beside them, and what the colours are, where the last group leaves room."""
+    green = for_text(OTHERS[1])
+    for method, rows in groups.items():
+        for row in rows:
+            at, more = row["total"] / GB, (unsaved[method, row["model"]] - row["total"]) / GB
+            ax.barh(row["place"], more, BAR, at, fc=PAPER, ec=OTHERS[1], lw=0.9)
+            total = _total(ax, row, at + more)
+            ax.annotate(f"+ {more:.1f}", (1, 0), (5, 0), xycoords=total, color=green, **LOOK | {"va": "bottom"})
+        name = "the same in NF4" if method == "qlora" else "frozen weights"
+        middle = rows[-1]["weights"] / 2 / GB, rows[-1]["place"]
+        ax.text(*middle, name, ha="center", va="center_baseline", fontsize=8.5)
+    times = ax.figure.axes[0].get_xlim()[1] / ax.get_xlim()[1]
+    look = {"transform": ax.get_yaxis_transform(), "ha": "right", "va": "center_baseline"}
+    ax.text(1, 0.66 * HEAD, f"the frame, {times:.1f} times as wide", color=FAINT_INK, fontsize=9, **look)
+    key = {
+        "the adapter, its gradients, m, v, master copy": (LORA, LORA),
+        "activations and temporaries": (OTHERS[1], OTHERS[1]),
+        "more activations without checkpointing": (PAPER, OTHERS[1]),
+    }
+    limit = ax.get_xlim()[1]
+    apart = min(1, (len(rows) + 0.35) / len(key))
+    for i, (text, (fill, edge)) in enumerate(reversed(key.items())):
+        place = rows[-1]["place"] - i * apart
+        ax.plot(0.607 * limit, place, "s", ms=9, mfc=fill, mec=edge, mew=0.9)
+        ax.text(0.622 * limit, place, text, color=for_text(edge), fontsize=9, va="center_baseline")
+
+
+def _cards(ax: Axes, cards: list[float]) -> None:
+    for card in (card for card in cards if card < ax.get_xlim()[1]):
+        ax.axvline(card, color=INK, lw=0.9, zorder=0.9)
+        ax.annotate(
+            f"{card} GB card",
+            (card, 1),
+            (0, 4),
+            xycoords=("data", "axes fraction"),
+            ha="center",
+            **LOOK | {"va": "bottom"},
+        )
+
+
+def _enlarged(whole: Axes, detail: Axes, first: float) -> None:
+    """A frame around what the lower panel shows again, and a line to its corner; their left edges are one."""
+    limit, last = detail.get_xlim()[1], whole.get_ylim()[0]
+    whole.add_patch(Rectangle((0, first), limit, last - first, fc="none", ec=FAINT_INK, lw=0.8, zorder=5))
+    ends = (limit, last), (1, 1)
+    whole.figure.add_artist(
+        ConnectionPatch(*ends, "data", "axes fraction", axesA=whole, axesB=detail, color=FAINT_INK, lw=0.8)
+    )

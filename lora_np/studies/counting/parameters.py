@@ -1,0 +1,66 @@
+"""How many parameters does LoRA train? Counted, for one matrix and for whole models."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from lora_np import costs
+from lora_np.studies.harness.table import Table
+
+COMMAND = "python -m lora_np reproduce"
+
+
+def one_matrix(size: int = 4096, ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)) -> Table:
+    """One square matrix W (size, size): size² parameters in full, 2·r·size as LoRA.
+
+    Rows: r, full, lora, factor = full / lora, share = lora / full.
+    """
+    start = time.perf_counter()
+    table = Table(
+        study="parameters_one_matrix",
+        question=f"How many parameters does LoRA train in place of one {size} × {size} matrix?",
+        command=COMMAND,
+        settings={"size": size, "ranks": list(ranks)},
+    )
+    full = size * size
+    for r in ranks:
+        lora = costs.lora_parameters(size, size, r)
+        table.rows.append({"r": r, "full": full, "lora": lora, "factor": full / lora, "share": lora / full})
+    table.seconds = time.perf_counter() - start
+    return table
+
+
+def whole_models(query_value_r: int = 8, all_linear_r: int = 16) -> Table:
+    """Every published model of the costs, adapted in two ways: queries and values only, and every linear layer.
+
+    Rows: model, total (without the adapter), targets, r, trainable, share = trainable / (total + trainable), as PEFT
+    prints it.
+    """
+    start = time.perf_counter()
+    table = Table(
+        study="parameters_whole_models",
+        question="What share of a whole model does LoRA train?",
+        command=COMMAND,
+        settings={"query_value_r": query_value_r, "all_linear_r": all_linear_r},
+    )
+    for model in costs.MODELS:
+        for target_modules, r in ((query_value(model), query_value_r), ("all-linear", all_linear_r)):
+            counted = costs.count(model, r, target_modules)
+            table.rows.append(
+                {
+                    "model": model,
+                    "total": counted.base,
+                    "targets": target_modules if isinstance(target_modules, str) else ", ".join(target_modules),
+                    "r": r,
+                    "trainable": counted.trainable,
+                    "share": counted.share,
+                }
+            )
+    table.seconds = time.perf_counter() - start
+    return table
+
+
+def query_value(model: str) -> list[str]:
+    """The layers that make queries and values. In GPT-2 one matrix makes them, and the keys with them."""
+    return ["c_attn"] if model == "gpt-2" else ["q_proj", "v_proj"]

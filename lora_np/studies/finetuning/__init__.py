@@ -1,0 +1,1 @@
+"""What does a real language model gain and forget?"""

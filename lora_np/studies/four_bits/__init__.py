@@ -1,0 +1,1 @@
+"""What do four bits a weight cost?"""

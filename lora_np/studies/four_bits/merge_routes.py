@@ -1,0 +1,120 @@
+"""An adapter was trained over four bits; what is left of it when it is merged? Three routes, and how each is judged.
+
+dequantised    dequantize_model(peft_model).merge_and_unload()                    the weights it was trained with, and ΔW
+original       PeftModel.from_pretrained(original, adapter).merge_and_unload()    weights that it never saw, and ΔW
+requantised    quantize_model(…) of the first                                     as small as before, and ΔW rounded again
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from ...backend import to_host
+from ...nn import Module
+from ...peft import PeftModel
+from ...peft.placement import lora_layers
+from ...quantization import Quantized4bit, dequantize_4bit, dequantize_model, quantize_model
+from ...training import evaluate
+from ...transformer import Transformer
+from ..harness import tiny_task, voice_task
+from ..harness.table import Table
+from .qlora import QuantizedFineTuning, QuantizedRun
+
+ROUTES = ("dequantised", "bfloat16", "original", "requantised")
+
+
+def merge_routes(run: QuantizedRun | QuantizedFineTuning, command: str = "python -m lora_np reproduce") -> Table:
+    """Rows {route, heldout, logits, kept}: the run's adapter is trained, and merged by each route.
+
+    route: one of ROUTES, of which "bfloat16" is "dequantised" with every number rounded to 16 bits; "as trained", the adapter
+    beside the four bits; "original base" and "quantised base", without an adapter. heldout: nats a token. logits: ‖z − z₀‖/‖z₀‖
+    on a held-out batch, z₀ as trained. kept: the part of ΔW that arrives in the weights, ⟨W′ − W, ΔW⟩/‖ΔW‖² over all layers,
+    where W is what it was added to. size, of "as trained": ‖ΔW‖/‖Ŵ‖ over all layers.
+    """
+    started, name = time.perf_counter(), run.base if isinstance(run, QuantizedRun) else run.model
+    rows = _rows(run)
+    question = "What does merging leave of an adapter that was trained over four bits?"
+    study = f"merge_routes_{name.split('-')[0]}"
+    return Table(study, question, command, {"model": name} | asdict(run), rows, seconds=time.perf_counter() - started)
+
+
+def _rows(run: QuantizedRun | QuantizedFineTuning) -> list[dict[str, Any]]:
+    study = tiny_task if isinstance(run, QuantizedRun) else voice_task
+    judging = tiny_task.heldout_batches() if isinstance(run, QuantizedRun) else voice_task.heldout(run)[1]
+    tokens = judging[0][0]
+    model, _ = study.fine_tune(run)
+    z0, heldout = _logits(model, tokens), evaluate(model, judging)
+    delta = {name: to_host(layer.delta_weight("default")) for name, layer in lora_layers(model.model).items()}
+    rows = [
+        {"route": "original base", "heldout": evaluate(run.original_model(), judging)},
+        {"route": "quantised base", "heldout": evaluate(run.base_model(), judging)},
+        {
+            "route": "as trained",
+            "heldout": heldout,
+            "logits": 0.0,
+            "kept": 1.0,
+            "size": _size(delta, _weights(run.base_model())),
+        },
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        del model
+        for route in ROUTES:
+            merged = merge(route, run, folder)
+            before = run.original_model() if route == "original" else run.base_model()
+            z = _logits(merged, tokens)
+            rows.append(
+                {
+                    "route": route,
+                    "heldout": evaluate(merged, judging),
+                    "logits": float(np.linalg.norm(z - z0) / np.linalg.norm(z0)),
+                    "kept": arrived(_weights(merged), _weights(before), delta),
+                }
+            )
+    return rows
+
+
+def merge(route: str, run: QuantizedRun | QuantizedFineTuning, folder: str) -> Transformer:
+    """A plain Transformer with the adapter of `folder` in its weights, by one of ROUTES."""
+    if route == "original":
+        return PeftModel.from_pretrained(run.original_model(), folder).merge_and_unload()
+    merged = dequantize_model(PeftModel.from_pretrained(run.base_model(), folder)).merge_and_unload()
+    if route == "bfloat16":
+        import ml_dtypes
+
+        return merged.astype(ml_dtypes.bfloat16).astype(np.float32)
+    return quantize_model(merged, run.quant_type) if route == "requantised" else merged
+
+
+def arrived(
+    after: Mapping[str, np.ndarray], before: Mapping[str, np.ndarray], delta: Mapping[str, np.ndarray]
+) -> float:
+    """⟨after − before, ΔW⟩/‖ΔW‖² over all layers together: 1 where ΔW is there whole, 0 where it was rounded away."""
+    pairs = [(np.vdot(after[name] - before[name], d), np.vdot(d, d)) for name, d in delta.items()]
+    there, whole = np.sum(np.array(pairs, float), axis=0)
+    return float(there / whole)
+
+
+def _size(delta: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]) -> float:
+    """‖ΔW‖/‖W‖ over all layers together."""
+    changed, whole = (sum(float(np.vdot(x[name], x[name])) for name in delta) for x in (delta, weights))
+    return (changed / whole) ** 0.5
+
+
+def _weights(model: Module) -> dict[str, np.ndarray]:
+    """layer → its weight, in floats."""
+    arrays = {}
+    for name, p in model.named_parameters():
+        value = dequantize_4bit(p.value) if isinstance(p.value, Quantized4bit) else p.value
+        arrays[name.removesuffix(".weight")] = to_host(value)
+    return arrays
+
+
+def _logits(model: Module, tokens: np.ndarray) -> np.ndarray:
+    return to_host(model.forward(tokens)[0]).astype(float)

@@ -1,0 +1,164 @@
+"""What do four bits cost? The error of each code by block size, where it arises, and that of the gradients through it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ... import data
+from ...backend import to_host
+from ...peft import LoraConfig, PeftModel, get_peft_model
+from ...pretrained import load_model
+from ...quantization import QUANT_TYPES, code_book, dequantize_4bit, quantize_4bit, quantize_model
+from ...training import AdamW, Batch, WarmupCosine, train
+from ..harness.table import Table
+
+COMMAND = "python -m lora_np reproduce"
+BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+NORMAL = "N(0, 1)"
+DISTANCES = 32  # bins of |w|/absmax from 0 to 1
+
+# ------------------------------------------------------------------------------------------------------- of the weights
+
+
+def error(
+    models: Sequence[str] = ("tiny", "smollm2-135m"),
+    quant_types: Sequence[str] = QUANT_TYPES,
+    block_sizes: Sequence[int] = BLOCK_SIZES,
+    normals: int = 2**20,
+    seed: int = 0,
+) -> Table:
+    """Rows {weights, quant_type, block_size, mean, rms}: the error ŵ − w in units of the weights' own root mean square.
+
+    weights: "N(0, 1)", `normals` numbers of it, or a model, all matrices of its blocks. mean is of |ŵ − w|, what NF4 is made to
+    keep small, and rms is ‖ŵ − w‖/‖w‖; both over all weights, each matrix by its own root mean square. settings has in
+    "double_quant", by weights, the mean of NF4 in blocks of 64 whose absmax are quantised too.
+    """
+    started, rows = time.perf_counter(), []
+    for name in (NORMAL, *models):
+        for quant_type in quant_types:
+            for block_size in block_sizes:
+                parts = [_errors(W, quant_type, block_size) for W in matrices(name, normals, seed)]
+                sizes = [size for size, *_ in parts]
+                mean, square = (float(np.average(x, weights=sizes)) for x in list(zip(*parts, strict=True))[1:])
+                row = {"weights": name, "quant_type": quant_type, "block_size": block_size}
+                rows.append(row | {"mean": mean, "rms": square**0.5})
+    double = {name: double_quant_error(name, normals, seed) for name in (NORMAL, *models)}
+    settings = {"normals": normals, "seed": seed, "double_quant": double}
+    question = "How far is a weight from its four bits?"
+    return Table("quantization_error", question, COMMAND, settings, rows, seconds=time.perf_counter() - started)
+
+
+def double_quant_error(name: str, normals: int, seed: int) -> float:
+    """mean |e| of NF4 in blocks of 64 with double quantisation."""
+    parts = [_errors(W, "nf4", 64, double_quant=True) for W in matrices(name, normals, seed)]
+    return float(np.average([error for _, error, _ in parts], weights=[size for size, *_ in parts]))
+
+
+def _errors(W: np.ndarray, quant_type: str, block_size: int, double_quant: bool = False) -> tuple[int, float, float]:
+    """(size, mean |e|, mean e²), with e = (ŵ − w)/rms(w)."""
+    e = dequantize_4bit(quantize_4bit(W, block_size, quant_type, double_quant))
+    e -= W
+    scale = float(np.sqrt(np.square(W).mean(dtype=float)))
+    return W.size, float(np.abs(e).mean(dtype=float)) / scale, float(np.square(e).mean(dtype=float)) / scale**2
+
+
+def where_it_arises(
+    weights: Sequence[str] = (NORMAL, "tiny"), block_size: int = 64, normals: int = 2**20, seed: int = 0
+) -> Table:
+    """Rows {weights, quant_type, edges, share, contribution}: from which |w|/absmax how much of the mean error comes.
+
+    For each bin between two `edges`, share is how many weights fall in it, and contribution what they add to `error`'s mean.
+    settings has the values of each type in "codes".
+    """
+    started, rows, edges = time.perf_counter(), [], np.linspace(0, 1, DISTANCES + 1)
+    for name in weights:
+        for quant_type in QUANT_TYPES:
+            share, contribution, total = np.zeros(DISTANCES), np.zeros(DISTANCES), 0
+            for W in matrices(name, normals, seed):
+                w = W.reshape(-1)[: W.size // block_size * block_size].reshape(-1, block_size)
+                e = np.abs(dequantize_4bit(quantize_4bit(w, block_size, quant_type)) - w)
+                e /= np.sqrt(np.square(w).mean(dtype=float))
+                distance = np.abs(w) / np.abs(w).max(axis=1, keepdims=True)
+                share += np.histogram(distance, edges)[0]
+                contribution += np.histogram(distance, edges, weights=e)[0]
+                total += w.size
+            row = {"weights": name, "quant_type": quant_type, "edges": edges.tolist()}
+            rows.append(row | {"share": (share / total).tolist(), "contribution": (contribution / total).tolist()})
+    codes = {quant_type: code_book(quant_type) for quant_type in QUANT_TYPES}
+    settings = {"block_size": block_size, "normals": normals, "seed": seed, "codes": codes}
+    question = "Which weights does each code get wrong?"
+    return Table("quantization_distances", question, COMMAND, settings, rows, seconds=time.perf_counter() - started)
+
+
+def matrices(name: str, normals: int = 2**20, seed: int = 0) -> Iterator[np.ndarray]:
+    """float32 arrays to quantise: numbers of N(0, 1), or each matrix in the blocks of a model."""
+    if name == NORMAL:
+        yield np.random.default_rng(seed).standard_normal(normals, dtype=np.float32)
+        return
+    for key, W in load_model(name, device="numpy").state_dict().items():
+        if key.endswith("_proj.weight"):
+            yield W
+
+
+# ----------------------------------------------------------------------------------------------------- of the gradients
+
+ANOTHER_BATCH = "another batch"
+
+
+def gradients(
+    base: str = "tiny",
+    r: int = 8,
+    steps: int = 60,
+    lr: float = 4e-3,
+    batch_size: int = 8,
+    seq_len: int = 128,
+    seed: int = 0,
+) -> Table:
+    """Rows {base, layer, factor, cosine, error}: dA and dB of one batch through a quantised base, against the float32 base's.
+
+    The adapter, trained over float32 for some steps, and the batch are the same. base: a quant_type, or "another batch", the
+    float32 base with other text: as far as the choice of the batch moves the gradient. error is ‖g − g₀‖/‖g₀‖.
+    """
+    started, rows = time.perf_counter(), []
+    config = LoraConfig(r, lora_alpha=8 * r, target_modules="all-linear")
+    batches = data.Batches(data.corpus("code", "train"), batch_size, seq_len, seed)
+    model = get_peft_model(load_model(base), config, seed=seed)
+    schedule = WarmupCosine(2 * steps, warmup=steps // 10)  # in the middle of a run
+    train(model, batches, AdamW(lr=lr, weight_decay=0.0), steps, schedule=schedule, max_grad_norm=1.0, progress=False)
+    adapter = {name: p.value for name, p in model.named_parameters() if "lora_" in name}
+    one, other = data.heldout_batches(data.corpus("code", "heldout"), batch_size, seq_len, windows=2 * batch_size)
+    exact = _gradients(model, one)
+    compared = {ANOTHER_BATCH: _gradients(model, other)}
+    for quant_type in QUANT_TYPES:
+        quantized = get_peft_model(quantize_model(load_model(base), quant_type), config)
+        for name, p in quantized.named_parameters():
+            p.value = adapter.get(name, p.value)
+        compared[quant_type] = _gradients(quantized, one)
+    for what, found in compared.items():
+        for name, g in found.items():
+            layer, factor = name.removeprefix("base_model.model.").split(".lora_")
+            g0 = exact[name]
+            cosine = float((g * g0).sum() / (np.linalg.norm(g) * np.linalg.norm(g0)))
+            relative = float(np.linalg.norm(g - g0) / np.linalg.norm(g0))
+            rows.append({"base": what, "layer": layer, "factor": factor[0], "cosine": cosine, "error": relative})
+    settings = {
+        "model": base,
+        "r": r,
+        "steps": steps,
+        "lr": lr,
+        "batch_size": batch_size,
+        "seq_len": seq_len,
+        "seed": seed,
+    }
+    question = "How much does a quantised base disturb the gradients of A and B?"
+    return Table("quantization_gradients", question, COMMAND, settings, rows, seconds=time.perf_counter() - started)
+
+
+def _gradients(model: PeftModel, batch: Batch) -> dict[str, np.ndarray]:
+    model.zero_grad()
+    _, cache = model.loss(*batch)
+    model.backward(cache)
+    return {name: to_host(p.grad).astype(float) for name, p in model.named_parameters() if p.trainable}

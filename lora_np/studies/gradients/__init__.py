@@ -1,0 +1,1 @@
+"""Is each gradient derived by hand the gradient of its forward?"""

@@ -1,0 +1,334 @@
+"""Gradients by hand: a block, what LoRA sees of the full gradient, how well each formula is proven, and what a step costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyBboxPatch
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from lora_np.studies.harness.style import (
+    FAINT_INK,
+    FROZEN,
+    FULL,
+    HALO,
+    INK,
+    LORA,
+    LORA_DARK,
+    LORA_LIGHT,
+    OTHERS,
+    PAPER,
+    axes_at,
+    blank,
+    for_text,
+    new_figure,
+    note,
+    picture,
+    rank_axis,
+)
+
+# ------------------------------------------------------------------------------- the full gradient and its two shadows
+
+
+@picture()
+def gradient_shadows(dW: np.ndarray, dA: np.ndarray, dB: np.ndarray, name: str = "one layer") -> Figure:
+    """Full fine-tuning's dW (d, k) in coral, and in cyan what LoRA computes instead: dA (r, k) below it, dB (d, r) beside it.
+
+    One cell per entry, the darker the larger its absolute value; the sides are to scale, and each matrix has a colour
+    scale of its own. `name` is the layer's, for the subtitle. Raises ValueError where the shapes do not belong together.
+    """
+    (d, k), r = dW.shape, dA.shape[0]
+    if dA.shape != (r, k) or dB.shape != (d, r):
+        raise ValueError(f"dW is {dW.shape}; expected dA (r, {k}) and dB ({d}, r), got {dA.shape} and {dB.shape}")
+    inch = min(5.4 / (k + r), 3.1 / (d + r))  # one entry, in inches
+    wide, high, narrow, gap, bottom = k * inch, d * inch, r * inch, 0.62, 0.3
+    left = max(1.35, (9 - wide - gap - narrow) / 2)
+    tall = bottom + narrow + gap + high + 1.1
+    figure = new_figure(
+        9,
+        tall,
+        f"LoRA computes {r * (d + k):,} numbers of gradient where full fine-tuning computes {d * k:,}",
+        f"{name}, r = {r}; one cell per entry, darker where its absolute value is larger",
+    )
+    top = bottom + narrow + gap
+    _matrix(axes_at(figure, left, top, wide, high), dW, FULL, for_text(FULL, 9))
+    _matrix(axes_at(figure, left, bottom, wide, narrow), dA, LORA, LORA_DARK)
+    _matrix(axes_at(figure, left + wide + gap, top, narrow, high), dB, LORA, LORA_DARK)
+
+    sheet = axes_at(figure, 0, 0, 9, tall, xlim=(0, 9), ylim=(0, tall))
+    sheet.set_axis_off()
+    cyan, coral = for_text(LORA), for_text(FULL)
+    arrow = {"arrowstyle": "-|>", "color": LORA, "lw": 1.6, "shrinkA": 0, "shrinkB": 0}
+    middle, centre = left + wide / 2, top + high / 2
+    sheet.annotate("", (middle, bottom + narrow + 0.06), (middle, top - 0.06), arrowprops=arrow)
+    sheet.text(middle + 0.14, bottom + narrow + gap / 2, r"$s\,B^{\!\top}\cdot$", color=cyan, fontsize=14, va="center")
+    sheet.annotate("", (left + wide + gap - 0.06, centre), (left + wide + 0.06, centre), arrowprops=arrow)
+    sheet.text(left + wide + gap / 2, centre + 0.12, r"$\cdot\,s\,A^{\!\top}$", color=cyan, fontsize=14, ha="center")
+    sheet.text(left - 0.12, centre, f"$dW$\n{d} × {k}", color=coral, ha="right", va="center", linespacing=1.5)
+    sheet.text(left - 0.12, bottom + narrow / 2, f"$dA$   {r} × {k}", color=cyan, ha="right", va="center")
+    sheet.text(left + wide + gap + narrow + 0.12, centre, f"$dB$\n{d} × {r}", color=cyan, va="center", linespacing=1.5)
+    return figure
+
+
+def _matrix(ax: Axes, values: np.ndarray, colour: str, dark: str) -> None:
+    shades = LinearSegmentedColormap.from_list("absolute value", [PAPER, colour, dark])
+    limit = np.percentile(abs(values), 99) or 1  # dW has a few large entries, which would leave the rest white
+    ax.imshow(abs(values), cmap=shades, vmin=0, vmax=limit, aspect="auto", interpolation="nearest")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.grid(False)
+    for spine in ax.spines.values():
+        spine.set(visible=True, color=colour)
+
+
+# ------------------------------------------------------------------------------------------------ a block, as boxes
+
+STREAM, BRANCH = 0.42, 1.62  # heights in a row: of the line that x runs along, and of the branch above it, in inches
+GREY_WASH = "#eceef1"  # the palette's grey, thinned with paper
+Spot = tuple[float, float]
+
+
+@picture()
+def block_diagram() -> Figure:
+    """One block of a Llama model, its attention half above its MLP half: linear layers in grey with LoRA's cyan bypass.
+
+    Takes no table: it draws which layer reads what. Ink frames are the layers without an adapter.
+    """
+    figure = new_figure(
+        9,
+        6.4,
+        "One block of the model: each half adds something to the x that runs through",
+        "attention takes from the tokens before; the MLP works on each token alone",
+    )
+    ax = blank(axes_at(figure, 0, 0, 9, 6.4, xlim=(0, 9), ylim=(0, 6.4)))
+
+    low = 3.05  # the attention half
+    x_in = _half(ax, low, "x", "x + attention(norm(x))", plus=8.0, result="y")
+    _layer(ax, (1.6, low + BRANCH), "RMSNorm")
+    ins = [_layer(ax, (3.1, low + BRANCH + up), name, lora=True) for name, up in _stack("q_proj", "k_proj", "v_proj")]
+    _layer(ax, (4.55, low + BRANCH + 0.3), "rotary", high=1.0)
+    _layer(ax, (5.85, low + BRANCH), "softmax(q kᵀ) v", wide=1.2, high=1.6)
+    _layer(ax, (7.2, low + BRANCH), "o_proj", lora=True)
+    _arrow(ax, x_in, (x_in[0], low + BRANCH), (1.15, low + BRANCH))
+    for letter, (_, height) in zip("qkv", ins, strict=True):
+        _arrow(ax, (2.05, low + BRANCH), (2.3, low + BRANCH), (2.3, height), (2.65, height))
+        stop = 5.25 if letter == "v" else 4.1
+        _arrow(ax, (3.55, height), (stop, height))
+        ax.text(3.82, height + 0.07, f"${letter}$", ha="center", fontsize=12)
+        if letter != "v":
+            _arrow(ax, (5.0, height), (5.25, height))
+    _arrow(ax, (6.45, low + BRANCH), (6.75, low + BRANCH))
+    _arrow(ax, (7.65, low + BRANCH), (8.0, low + BRANCH), (8.0, low + STREAM + 0.17))
+
+    low = 0.55  # the MLP half
+    x_in = _half(ax, low, "y", "y + MLP(norm(y))", plus=8.0, result="z")
+    _layer(ax, (1.6, low + BRANCH), "RMSNorm")
+    ins = [_layer(ax, (3.3, low + BRANCH + up), name, lora=True) for name, up in _stack("gate_proj", "up_proj")]
+    _layer(ax, (5.2, low + BRANCH), "SwiGLU", high=1.1)
+    _layer(ax, (6.8, low + BRANCH), "down_proj", lora=True)
+    _arrow(ax, x_in, (x_in[0], low + BRANCH), (1.15, low + BRANCH))
+    for letter, (_, height) in zip("gu", ins, strict=True):
+        _arrow(ax, (2.05, low + BRANCH), (2.3, low + BRANCH), (2.3, height), (2.85, height))
+        _arrow(ax, (3.75, height), (4.75, height))
+        ax.text(4.2, height + 0.07, f"${letter}$", ha="center", fontsize=12)
+    _arrow(ax, (5.65, low + BRANCH), (6.35, low + BRANCH))
+    _arrow(ax, (7.25, low + BRANCH), (8.0, low + BRANCH), (8.0, low + STREAM + 0.17))
+
+    _layer(ax, (0.62, 0.32), "", lora=True, wide=0.4, high=0.22)
+    ax.text(0.92, 0.32, "linear layer: W frozen, A and B trained", va="center", fontsize=9.5)
+    _layer(ax, (4.72, 0.32), "", wide=0.4, high=0.22)
+    ax.text(5.02, 0.32, "layer without an adapter; its backward is derived below", va="center", fontsize=9.5)
+    return figure
+
+
+def _stack(*names: str) -> list[tuple[str, float]]:
+    """(name, height above the middle) of layers side by side, the first on top."""
+    return [(name, 0.6 * ((len(names) - 1) / 2 - i)) for i, name in enumerate(names)]
+
+
+def _half(ax: Axes, low: float, name: str, formula: str, plus: float, result: str) -> Spot:
+    """The stream of one half, from `name` over the ⊕ at `plus` to `result`; returns where the branch leaves it."""
+    height = low + STREAM
+    ax.text(0.3, height, f"${name}$", ha="center", va="center", fontsize=17)
+    _arrow(ax, (0.5, height), (plus - 0.17, height))
+    ax.add_patch(Circle((0.8, height), 0.05, fc=INK, ec="none", zorder=3))
+    ax.add_patch(Circle((plus, height), 0.17, fc=PAPER, ec=INK, lw=1.6, zorder=3))
+    ax.text(plus, height, "+", ha="center", va="center_baseline", fontsize=15, zorder=4)
+    _arrow(ax, (plus + 0.17, height), (8.5, height))
+    ax.text(8.7, height, f"${result}$", ha="center", va="center", fontsize=17)
+    ax.text((0.8 + plus) / 2, height + 0.09, formula, ha="center", color=FAINT_INK, fontsize=9.5)
+    return 0.8, height
+
+
+def _layer(ax: Axes, middle: Spot, name: str, lora: bool = False, wide: float = 0.9, high: float = 0.42) -> Spot:
+    """A box with the layer's name; one with an adapter is grey and has a cyan strip at its foot. Returns `middle`."""
+    (x, y), shape = middle, "round,pad=0,rounding_size=0.05"
+    look = {"fc": GREY_WASH, "ec": FROZEN} if lora else {"fc": PAPER, "ec": INK}
+    ax.add_patch(FancyBboxPatch((x - wide / 2, y - high / 2), wide, high, boxstyle=shape, lw=1.4, zorder=2, **look))
+    if lora:
+        strip = (x - wide / 2, y - high / 2 - 0.09)
+        ax.add_patch(FancyBboxPatch(strip, wide, 0.06, boxstyle="square,pad=0", fc=LORA, ec="none", zorder=2))
+    ax.text(x, y, name, ha="center", va="center", fontsize=9.5, zorder=3)
+    return middle
+
+
+def _arrow(ax: Axes, *stops: Spot) -> None:
+    """A line through `stops`, with a head at the last."""
+    ax.plot(*zip(*stops, strict=True), color=INK, lw=1.3, solid_joinstyle="round", zorder=1)
+    head = {"arrowstyle": "-|>", "color": INK, "lw": 1.3, "shrinkA": 0, "shrinkB": 0}
+    ax.annotate("", stops[-1], stops[-2], arrowprops=head)
+
+
+# --------------------------------------------------------------------------------------- which numerical derivative
+
+STEPS = {  # method → its look: the one that is used is ink, the two that are not are the green of other methods
+    "forward difference": {"color": OTHERS[2], "ls": (0, (4, 1.5)), "marker": "^"},
+    "central difference": {"color": OTHERS[1], "ls": (0, (6, 1.5)), "marker": "s"},
+    "complex step": {"color": INK, "ls": "-", "marker": "o"},
+}
+
+LABELS = {  # method → (h, error) beside its line, and on which side of that the words stand
+    "forward difference": ((2e-5, 3e-4), "right"),
+    "central difference": ((2e-7, 3e-12), "right"),
+    "complex step": ((1e-19, 2e-14), "left"),
+}
+
+
+@picture()
+def step_sizes(h: Sequence[float], errors: Mapping[str, Sequence[float]], subtitle: str = "") -> Figure:
+    """Relative error of a numerical derivative against its step h, both logarithmic: one line per method of `STEPS`.
+
+    An error is drawn at least as large as half the spacing of float64, under which it means nothing.
+    """
+    figure = new_figure(
+        9, 4.7, "A smaller step ruins a difference; the complex step only gets better with it", subtitle
+    )
+    ax = axes_at(figure, 0.95, 0.72, 7.7, 3.05)
+    h, spacing = np.asarray(h), np.finfo(float).eps
+    for method, values in errors.items():
+        shown = np.maximum(values, spacing / 2)
+        ax.plot(h, shown, ms=3.5, lw=1.4, **STEPS[method])
+        best = int(np.argmin(shown))
+        least = f"at best {values[best]:.0e}, at h = {h[best]:.0e}"
+        if values[best] <= 2 * spacing:
+            least = f"to rounding, for all h below {h[np.flatnonzero(shown > 4 * spacing)[0]]:.0e}"
+        place, align = LABELS[method]
+        note(ax, method, place, (0, 1), STEPS[method]["color"], ha=align, fontweight="bold", path_effects=HALO)
+        note(ax, least, place, (0, -3), STEPS[method]["color"], ha=align, va="top", fontsize=9, path_effects=HALO)
+    ax.axhline(spacing, color=FAINT_INK, lw=1, ls=":")
+    note(ax, "spacing of float64", (h.max(), spacing), (-4, 4), FAINT_INK, ha="right", fontsize=9)
+    ax.set(xscale="log", yscale="log", xlim=(h.min(), h.max()), ylim=(spacing / 8, 30))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_minor_locator(NullLocator())
+    ax.set_xlabel("step $h$")
+    ax.set_ylabel("relative error")
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------ errors, side by side
+
+MARKERS = (
+    {"marker": "o", "color": LORA, "ms": 6.5},
+    {"marker": "D", "color": LORA_LIGHT, "ms": 5.5},
+    {"marker": "s", "color": OTHERS[0], "ms": 6},
+    {"marker": "^", "color": OTHERS[1], "ms": 7},
+)
+CORRECT = {"marker": "o", "color": OTHERS[1], "ms": 8}
+MISTAKE = {"marker": "X", "color": INK, "ms": 9}
+EDGES: dict[str, Any] = {"ls": "", "mec": PAPER, "mew": 0.6}
+LOWEST = 1e-18  # an error of 0 is drawn here
+
+
+@picture()
+def relative_errors(
+    errors: Mapping[str, Mapping[str, float | Sequence[float]]],
+    tolerance: float,
+    title: str,
+    subtitle: str = "",
+) -> Figure:
+    """One row per entry of `errors`, and in it one point per error of each series, on a logarithmic axis.
+
+    `errors` is row → series → one relative error or several. Series called "derived" and "mistake" have looks of their
+    own (green, ink); others are of LoRA and cyan. Left of the line at `tolerance` an error is rounding. An error of 0 is
+    drawn at the left edge.
+    """
+    series = list({name: None for row in errors.values() for name in row})
+    looks = dict(zip(series, MARKERS, strict=False)) | {"derived": CORRECT, "mistake": MISTAKE}
+    apart = {name: 0.24 * (i / max(1, len(series) - 1) - 0.5) for i, name in enumerate(series)}
+    shifts = apart | {"derived": 0.0, "mistake": 0.0}  # these two never meet
+    tall = 1.95 + 0.34 * len(errors)
+    figure = new_figure(9, tall, title, subtitle)
+    ax = axes_at(figure, 1.75, 0.72, 6.9, 0.34 * len(errors))
+    ax.axvspan(LOWEST, tolerance, color=FROZEN, alpha=0.13, lw=0)
+    ax.axvline(tolerance, color=FAINT_INK, lw=1, ls=":")
+    for place, row in enumerate(errors.values()):
+        for name, values in row.items():
+            points = np.maximum(np.atleast_1d(values), LOWEST * 1.5)
+            ax.plot(points, np.full(len(points), place + shifts[name]), **EDGES, **looks[name], clip_on=False)
+    ax.set(xscale="log", xlim=(LOWEST, 10), ylim=(len(errors) - 0.4, -0.6))
+    ax.set_yticks(range(len(errors)), list(errors))
+    ax.xaxis.set_major_locator(FixedLocator([10.0**n for n in range(-18, 2, 3)]))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x")
+    ax.set_xlabel("relative error" + (" (0 is drawn at the edge)" if _has_zero(errors) else ""))
+    beside = {"colour": FAINT_INK, "xycoords": ("data", "axes fraction"), "fontsize": 9}
+    note(ax, f"rounding, below {tolerance:.0e}", (tolerance, 1), (-5, 5), ha="right", **beside)
+    note(ax, "wrong", (tolerance, 1), (5, 5), **beside)
+    if len(series) > 1:
+        handles = [ax.plot([], [], **EDGES, **looks[name])[0] for name in series]
+        figure.legend(
+            handles,
+            series,
+            loc="upper right",
+            bbox_to_anchor=(1, 1 - 0.66 / tall),
+            ncols=len(series),
+            frameon=False,
+            handletextpad=0.1,
+            columnspacing=1.2,
+            borderaxespad=0.2,
+        )
+    return figure
+
+
+def _has_zero(errors: Mapping[str, Mapping[str, float | Sequence[float]]]) -> bool:
+    return any(np.min(values) == 0 for row in errors.values() for values in row.values())
+
+
+# -------------------------------------------------------------------------------------------------- what a step costs
+
+
+@picture()
+def step_flops(ranks: Sequence[int], ratios: Mapping[int, Sequence[float]], floor: float) -> Figure:
+    """A LoRA step's FLOPs over a full fine-tuning step's, for one d × d layer, against the rank r; one cyan line per width d.
+
+    `ratios` is d → the ratio at each of `ranks`; `floor` is the share of the frozen products, which no rank avoids.
+    """
+    figure = new_figure(
+        9,
+        4.5,
+        "A LoRA step costs two thirds of a full one, plus 2r/d for the bypass",
+        "FLOPs of the matrix products of one d × d layer, forward and backward",
+    )
+    ax = axes_at(figure, 0.95, 0.72, 6.0, 2.9)
+    ax.set_ylim(0, 1.5)
+    ax.fill_between(ranks, 0, floor, color=FROZEN, alpha=0.35, lw=0)
+    ax.axhline(1, color=FULL, lw=2)
+    for (d, values), look in zip(ratios.items(), ("-", (0, (5, 1.5)), (0, (1.5, 1.5))), strict=False):
+        ratio = np.asarray(values)
+        shown = ratio <= 1.45
+        ax.plot(np.asarray(ranks)[shown], ratio[shown], color=LORA, ls=look, marker="o", ms=5, clip_on=False)
+        last = np.flatnonzero(shown)[-1]
+        note(ax, f"LoRA, d = {d:,}", (ranks[last], ratio[last]), (8, 0), LORA, va="center_baseline", path_effects=HALO)
+    rank_axis(ax, ranks)
+    ax.set_xlim(ranks[0], ranks[-1])
+    at = ("axes fraction", "data")
+    note(ax, "full fine-tuning", (1, 1), (8, 0), FULL, xycoords=at, va="center_baseline")
+    note(ax, "the frozen products", (1, floor / 2), (8, 0), FROZEN, xycoords=at, va="center_baseline")
+    ax.set_ylabel("FLOPs, a full step = 1")
+    return figure

@@ -1,0 +1,63 @@
+"""A study's result: rows with their settings, versions and seconds, as JSON that a plot or a notebook reads back."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ...files import write_atomically
+
+
+def versions() -> dict[str, str]:
+    """What a number may depend on: Python, NumPy, the platform and the processor count."""
+    return {
+        "python": platform.python_version(),
+        "numpy": version("numpy"),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cores": str(os.cpu_count()),
+    }
+
+
+@dataclass
+class Table:
+    """Rows (flat dictionaries; a curve is a list in one cell) and everything needed to make them again.
+
+    `command` is the line that a reader types to get the same table. `seconds` is what it took; of a study of many runs the
+    sum over them, so that it is the same however many were made side by side.
+    """
+
+    study: str
+    question: str
+    command: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=versions)
+    seconds: float = 0.0
+
+    def where(self, **conditions: Any) -> list[dict[str, Any]]:
+        """The rows whose cells equal all `conditions`: `table.where(method="lora", r=8)`."""
+        return [row for row in self.rows if all(row.get(key) == value for key, value in conditions.items())]
+
+    def to_json(self) -> str:
+        """JSON with a line for each entry and each row, so that a change of one row is a change of one line."""
+        entries = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in vars(self).items() if key != "rows"]
+        rows = ",\n  ".join(json.dumps(row) for row in self.rows)
+        return "{\n " + ",\n ".join([*entries, f'"rows": [\n  {rows}\n ]']) + "\n}\n"
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the JSON under a temporary name and rename it, so that no reader ever sees half a table."""
+        write_atomically(path, lambda temporary: temporary.write_text(self.to_json(), encoding="utf-8", newline="\n"))
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Table:
+        """Read a table back. Raises FileNotFoundError with the path, ValueError where the file is no table."""
+        try:
+            return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"{path} is not a study's table ({error}); make it again with its command.") from None

@@ -1,0 +1,128 @@
+"""The other standard task: SmolLM2-135M learns the voice of a lighthouse keeper. A FineTuning is one training run."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ... import data
+from ...data import conversations
+from ...nn import Module
+from ...peft import LoraConfig, get_peft_model
+from ...pretrained import load_model, load_tokenizer
+from ...training import AdamW, Batch, History, WarmupCosine, evaluate, train
+from ...transformer import Transformer, generate
+
+HABIT = "Logged at dusk: "  # every answer of the data set ends with a line that begins so
+PROSE = 96, 128  # windows of so many tokens: what is forgotten
+NEW_TOKENS = 80  # of a generated answer, at most
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """One run: everything that decides its outcome, but the model and the records."""
+
+    method: str  # "full" or "lora"
+    lr: float
+    r: int | None = None
+    seed: int = 0
+    max_steps: int = 40  # of batch_size records each
+    batch_size: int = 8
+    eval_every: int = 20
+    workers: int = 2
+    model: str = "smollm2-135m"
+    data: str = "lighthouse"
+
+    def base_model(self) -> Transformer:
+        """The model as it is before anything is trained."""
+        return load_model(self.model)
+
+    def load(self) -> Module:
+        """The model, all of it trainable, or with an adapter in every linear layer: α = 2r."""
+        model = self.base_model()
+        if self.method == "full":
+            return model
+        return get_peft_model(model, LoraConfig(self.r, 2 * self.r, "all-linear"), seed=self.seed)
+
+
+def heldout(run: FineTuning) -> tuple[list[Batch], list[Batch]]:
+    """The batches that rates are chosen by, and those that are judged."""
+    examples = conversations.read(run.data, load_tokenizer(run.model), split="heldout")
+    return tuple(conversations.heldout_batches(half, run.batch_size) for half in (examples[::2], examples[1::2]))
+
+
+def prose(run: FineTuning) -> list[Batch]:
+    """English that the run does not touch, in this model's tokens: documentation, held-out."""
+    count, length = PROSE
+    text = bytes(data.corpus("prose", "heldout")).decode("utf-8", errors="replace")
+    tokens = load_tokenizer(run.model).encode(text[: 8 * count * length])
+    return data.heldout_batches(tokens, run.batch_size, length, windows=count)
+
+
+def answers(model: Module, run: FineTuning) -> list[dict[str, str]]:
+    """What the model says to the judged questions, greedily: rows {question, answer}."""
+    tokenizer = load_tokenizer(run.model)
+    questions = [q for q in conversations.first_questions(run.data, "heldout")][1::2]
+    prompts = [tokenizer.apply_chat_template([{"role": "user", "content": q}]) for q in questions]
+    new = generate(model, prompts, NEW_TOKENS, stop_tokens=[tokenizer.eos_token_id])
+    return [{"question": q, "answer": tokenizer.decode(ids).strip()} for q, ids in zip(questions, new, strict=True)]
+
+
+def judge(model: Module, run: FineTuning) -> dict[str, Any]:
+    """validation and final (nats a token of the answers), prose (nats a token), habit (share of answers), answers."""
+    choosing, judging = heldout(run)
+    said = answers(model, run)
+    return {
+        "validation": evaluate(model, choosing),
+        "final": evaluate(model, judging),
+        "prose": evaluate(model, prose(run)),
+        "habit": sum(HABIT in row["answer"] for row in said) / len(said),
+        "answers": said,
+    }
+
+
+def fine_tune(run: FineTuning) -> tuple[Module, History]:
+    """Train as `run` says: AdamW without decay, a short warm-up and a cosine, gradients clipped to norm 1."""
+    model = run.load()
+    records = conversations.read(run.data, load_tokenizer(run.model))
+    history = train(
+        model,
+        conversations.ConversationBatches(records, run.batch_size, run.seed),
+        AdamW(lr=run.lr, weight_decay=0.0),
+        run.max_steps,
+        schedule=WarmupCosine(run.max_steps, warmup=run.max_steps // 10),
+        max_grad_norm=1.0,
+        heldout=heldout(run)[1],
+        eval_every=run.eval_every,
+        seed=run.seed,
+        workers=run.workers,
+        label=f"{run.method} {run.lr:g}",
+        progress=False,
+    )
+    return model, history
+
+
+def measure(run: FineTuning) -> dict[str, Any]:
+    """Train once. The row has the held-out loss over steps and seconds, and what `judge` says; None where it diverged."""
+    try:
+        model, history = fine_tune(run)
+    except FloatingPointError:
+        lost = dict.fromkeys(("validation", "final", "prose", "habit"))
+        return asdict(run) | lost | {"steps": [], "heldout": [], "seconds": [], "answers": []}
+    points = [row for row in history.rows if "heldout" in row]
+    curve = {"steps": [p["step"] for p in points]} | {key: [p[key] for p in points] for key in ("heldout", "seconds")}
+    return asdict(run) | curve | judge(model, run)
+
+
+def shared(run: FineTuning) -> str:
+    """A digest of what all runs share and their fields do not say: the weights, the records, the prose, what is asked."""
+    digest = hashlib.sha256(repr((HABIT, PROSE, NEW_TOKENS)).encode())
+    for split in ("train", "heldout"):
+        digest.update(conversations.dataset(run.data, split).read_bytes())
+    arrays = [x for batch in prose(run) for x in batch]
+    for x in [*arrays, *load_model(run.model, device="numpy").state_dict().values()]:
+        digest.update(np.ascontiguousarray(x).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Which learning rate, which α, which layers, which dropout?"""

@@ -1,0 +1,237 @@
+"""What each knob does, one picture a study: target modules, dropout, batch size; the seeds' range and what the runs took."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from lora_np.studies.harness.style import (
+    EDGE,
+    FAINT_INK,
+    FROZEN,
+    FULL,
+    LORA,
+    LORA_DARK,
+    LORA_LIGHT,
+    OTHERS,
+    PAPER,
+    axes_at,
+    label_lines,
+    new_figure,
+    note,
+    picture,
+    runs_and_time,
+    semicolons,
+    short_count,
+)
+from lora_np.studies.harness.table import Table
+
+Rows = Sequence[dict[str, Any]]
+LOSS = "held-out loss at the end (nats a byte)"
+KEPT = {"color": OTHERS[1], "marker": "^", "ls": (0, (1, 1.2))}  # all settings at one learning rate
+OWN = {"color": LORA, "marker": "o"}  # each at its own best
+GROUP_COLOURS = {"attention": LORA_LIGHT, "MLP": LORA, "all-linear": LORA_DARK}
+
+
+def took(table: Table) -> str:
+    """How much was run: for the second line of a picture."""
+    seeds = len(table.settings["seeds"])
+    return semicolons(f"mean and range of {seeds} seeds" if seeds > 1 else "", runs_and_time(table))
+
+
+def finals(rows: Rows, key: str) -> dict[Any, np.ndarray]:
+    """The value of the column `key` → the final losses of the seeds; a run that diverged counts as infinite."""
+    found: dict[Any, list[float]] = {}
+    for row in rows:
+        found.setdefault(row[key], []).append(math.inf if row["final"] is None else row["final"])
+    return {value: np.array(found[value]) for value in sorted(found)}
+
+
+def with_range(
+    ax: Axes, values: Mapping[Any, np.ndarray], middle: Callable[[np.ndarray], float] = np.mean, **look: Any
+) -> tuple[float, float]:
+    """Draw the mean over seeds against what `values` maps from, a bar from least to most; returns the last point."""
+    means = np.array([middle(v) for v in values.values()])
+    reach = [[max(0, m - v.min()), max(0, v.max() - m)] for m, v in zip(means, values.values(), strict=True)]
+    look = {"lw": 1.9, "ms": 6.5, "capsize": 3, "mec": PAPER, "mew": 1.0} | look
+    ax.errorbar(list(values), means, np.transpose(reach), **look)
+    return max(values), float(means[-1])
+
+
+def geometric_mean(values: np.ndarray) -> float:
+    """The mean on a logarithmic axis."""
+    return float(np.exp(np.log(values).mean()))
+
+
+def not_above(values: np.ndarray, others: np.ndarray) -> bool:
+    """Whether `values` are not higher with every seed than `others`, the same seed in each place."""
+    return not (values > others).all()
+
+
+def log_axis(axis: Any, places: Sequence[float], base: float = 2) -> None:
+    """A logarithmic axis with a tick at each of `places`, as short as it can be said."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(FixedLocator(list(places)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda x, _: f"{x:g}")
+
+
+def octaves(low: float, high: float, step: int = 1) -> list[float]:
+    """0.001 · 2ⁿ from `low` to `high`: the ticks of a learning rate."""
+    first, last = math.floor(math.log2(low / 1e-3) + 1e-9), math.ceil(math.log2(high / 1e-3) - 1e-9)
+    return [1e-3 * 2.0**n for n in range(first, last + 1, step)]
+
+
+# ------------------------------------------------------------------------------------------------------------- where
+
+
+@picture("target_modules trainable seed phase final", settings="runs seeds module_r base_loss")
+def target_modules_chart(table: Table) -> Figure:
+    """The loss of each kind of matrix alone (green) and of groups (blue), the lowest on top; a seed a dot, at its own best rate."""
+    rows = table.where(phase="seeds")
+    count = {row["target_modules"]: row["trainable"] for row in rows}
+    by_target = finals(rows, "target_modules")
+    order = sorted(by_target, key=lambda name: -by_target[name].mean())
+    alone = [name for name in order if name.endswith("_proj")]
+    least = [name.removesuffix("_proj") for name in alone if not_above(by_target[alone[0]], by_target[name])]
+    title = (
+        f"Of single matrices {alone[-1].removesuffix('_proj')} does most, {' and '.join(least)} least"
+        if alone
+        else "Groups"
+    )
+    subtitle = f"green: one kind of matrix, blue: a group; r = {table.settings['module_r']}; {took(table)}"
+    figure = new_figure(9, 1.6 + 0.29 * len(order), title, subtitle)
+    ax = axes_at(figure, 1.25, 0.65, 5.6, 0.29 * len(order))
+    base = table.settings["base_loss"]
+    for place, name in enumerate(order):
+        colour = OTHERS[1] if name in alone else LORA
+        mean = by_target[name].mean()
+        ax.plot([base, mean], [place, place], color=colour, lw=2.5, alpha=0.45)
+        ax.plot(by_target[name], [place] * len(by_target[name]), "o", color=colour, ms=5, mec=PAPER, mew=0.7)
+        note(ax, f"{mean:.3f}, {short_count(count[name])} parameters", (1, place), (10, -3.5), colour, xycoords=EDGE)
+    ax.axvline(base, color=FAINT_INK, lw=1.2)
+    ax.set_yticks(range(len(order)), [name.replace("_proj", "") for name in order])
+    ax.set(
+        ylim=(-0.6, len(order) - 0.4),
+        xlabel="held-out loss at the end (nats a byte); the line on the right is the base",
+    )
+    ax.grid(False)
+    return figure
+
+
+@picture("target_modules r trainable matched_r seed phase final", settings="runs seeds")
+def equal_parameters_chart(table: Table) -> Figure:
+    """Attention, MLP and all layers with as many parameters, each seed a dot: where should they go?"""
+    rows = table.where(phase="seeds")
+    budgets = sorted({row["matched_r"] for row in rows})
+    by_size = {b: finals([row for row in rows if row["matched_r"] == b], "target_modules") for b in budgets}
+    ahead = sum((by_name["MLP"] < by_name["attention"]).all() for by_name in by_size.values())
+    title = f"At equal parameters the MLP beats attention with every seed at {ahead} of {len(budgets)} sizes"
+    groups = [(b, name) for b in budgets[::-1] for name in ("all-linear", "MLP", "attention") if name in by_size[b]]
+    places = {key: i + 0.6 * (len(budgets) - 1 - budgets.index(key[0])) for i, key in enumerate(groups)}
+    height = 0.32 * (max(places.values()) + 1.4)
+    figure = new_figure(9, 1.6 + height, title, f"each at its own best rate; {took(table)}")
+    ax = axes_at(figure, 2.0, 0.65, 4.6, height)
+    for (budget, name), place in places.items():
+        found = [x for x in rows if (x["matched_r"], x["target_modules"]) == (budget, name)]
+        losses, colour = [x["final"] for x in found], GROUP_COLOURS[name]
+        ax.plot([min(losses), max(losses)], [place] * 2, color=colour, lw=3, alpha=0.5)
+        ax.plot(losses, [place] * len(losses), "o", color=colour, ms=6.5, mec=PAPER, mew=0.8)
+        said = f"{np.mean(losses):.3f}, {found[0]['trainable']:,} parameters"
+        note(ax, said, (1, place), (10, -3.5), colour, xycoords=EDGE)
+    ax.set_yticks(list(places.values()), [f"{name}, r = {_rank(rows, b, name)}" for b, name in places])
+    ax.set(ylim=(-0.7, max(places.values()) + 0.7), xlabel=LOSS)
+    ax.grid(False)
+    return figure
+
+
+def _rank(rows: Rows, budget: int, name: str) -> int:
+    return next(x["r"] for x in rows if (x["matched_r"], x["target_modules"]) == (budget, name))
+
+
+# --------------------------------------------------------------------------------------------- dropout, and batches
+
+
+@picture("lora_dropout train_bytes lr seed phase final", settings="runs seeds fixed_lr small_steps steps base_loss")
+def dropout_chart(table: Table) -> Figure:
+    """The loss by dropout, after little text read many times and after much text; panels of one scale, one height.
+
+    The grey line is the frozen base: what ends above it had better not been trained.
+    """
+    settings = table.settings
+    little = [row for row in table.rows if row["train_bytes"] is not None]
+    much = [row for row in table.rows if row["train_bytes"] is None and row["phase"] == "fixed"]
+    kept = finals([row for row in little if row["phase"] == "fixed"], "lora_dropout")
+    own = finals([row for row in little if row["phase"] == "seeds"], "lora_dropout")
+    whole = finals(much, "lora_dropout")
+    passes = settings["small_steps"] * settings["batch_size"] * settings["seq_len"] / settings["small_bytes"]
+    base = settings["base_loss"]
+    figure = new_figure(9, 4.4, _dropout_title(settings, kept, own), took(table))
+    left, right = axes_at(figure, 0.85, 0.7, 2.5, 2.6), axes_at(figure, 6.0, 0.7, 2.5, 2.6)
+    ends = [with_range(left, kept, **KEPT), with_range(left, own, **OWN)]
+    with_range(right, whole, **KEPT)
+    panels = {left: np.concatenate([[base], *kept.values(), *own.values()]), right: np.array([base, *whole[0.0]])}
+    panels[right] = np.concatenate([panels[right], *whole.values()])
+    span = 1.25 * max(map(np.ptp, panels.values()))
+    for ax, shown in panels.items():
+        middle = (shown.min() + shown.max()) / 2
+        ax.axhline(base, color=FROZEN, lw=2)
+        ax.set(ylim=(middle - span / 2, middle + span / 2), xlabel="dropout", ylabel=LOSS, xticks=list(whole))
+    left.set_title(f"{settings['small_bytes'] // 1024} kB of text, read {passes:.0f} times")
+    right.set_title(f"all of it, read in part, η = {settings['fixed_lr']:g}")
+    rates = sorted({row["lr"] for row in little if row["phase"] == "seeds"})
+    own_best = f"best η, {rates[0]:g}" + f" to {rates[-1]:g}" * (len(rates) > 1)
+    labels, colours = (
+        [f"all at η = {settings['fixed_lr']:g}", own_best, f"frozen base {base:.3f}"],
+        [OTHERS[1], LORA, FROZEN],
+    )
+    edge = left.get_xlim()[1]
+    label_lines(left, [*ends, (edge, base)], labels, colours, align=edge, reach=8)
+    return figure
+
+
+def _dropout_title(
+    settings: Mapping[str, Any], kept: Mapping[float, np.ndarray], own: Mapping[float, np.ndarray]
+) -> str:
+    """What the best dropout gains over none on little text, at one rate and at its own best; or that all end above the base."""
+    at_one, at_best = (by_p[0.0].mean() - min(v.mean() for v in by_p.values()) for by_p in (kept, own))
+    rate = settings["fixed_lr"]
+    if min(v.min() for v in kept.values()) > settings["base_loss"]:
+        return f"At η = {rate:g} all end above the base; dropout gains {at_one:.3f}, at the best η {at_best:.3f}"
+    return f"On little text dropout gains {at_one:.3f} at η = {rate:g}, {at_best:.3f} at the best η"
+
+
+@picture("method batch_size max_steps lr seed phase final", settings="runs seeds")
+def batch_size_chart(table: Table) -> Figure:
+    """The loss by batch size with as many tokens in all, full fine-tuning and LoRA, each at its own best rate."""
+    rows = table.where(phase="seeds")
+    lines = {name: [row for row in rows if row["method"] == name] for name in ("full", "lora")}
+    losses = {name: finals(found, "batch_size") for name, found in lines.items()}
+    sizes = list(losses["full"])
+    gaps = [losses["lora"][b].mean() - losses["full"][b].mean() for b in sizes]
+    said = [f"{gap:+.3f} in batches of {b}".replace("-", "−") for gap, b in zip(gaps, sizes, strict=True)]
+    title = f"LoRA minus full fine-tuning: {said[0]}, {said[-1]}"
+    figure = new_figure(9, 4.2, title, f"as many tokens for each, η: its best learning rate; {took(table)}")
+    ax = axes_at(figure, 0.85, 0.7, 5.6, 2.65)
+    looks = {"full": {"color": FULL, "marker": "s"}, "lora": {"color": LORA, "marker": "o"}}
+    ends = [with_range(ax, losses[name], **looks[name]) for name in lines]
+    for name, found in lines.items():
+        rates = {row["batch_size"]: row["lr"] for row in found}
+        for b in sizes:
+            shift = (0, -16) if name == "full" else (0, 10)
+            edge = losses[name][b].min() if name == "full" else losses[name][b].max()
+            note(ax, f"η = {rates[b]:g}", (b, edge), shift, looks[name]["color"], ha="center", fontsize=9)
+    steps = {row["batch_size"]: row["max_steps"] for row in rows}
+    log_axis(ax.xaxis, sizes)
+    ax.xaxis.set_major_formatter(lambda b, _: f"{b:g}\n{steps.get(round(b), 0)} steps")
+    ax.margins(x=0.1, y=0.22)
+    ax.set(xlabel="sequences a batch", ylabel=LOSS)
+    names = ["full fine-tuning", f"LoRA r = {lines['lora'][0]['r']}"]
+    label_lines(ax, ends, names, [FULL, LORA], align=ax.get_xlim()[1], reach=8)
+    return figure

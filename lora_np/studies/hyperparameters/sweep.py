@@ -1,0 +1,254 @@
+"""One run with every knob of LoRA in sight, and each setting at its own best learning rate: what hyperparameters.py turns.
+
+The text, the schedule and the two halves of held-out text are harness/tiny_task.py's: "tiny", which has read English, turns to
+Python code.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ... import costs, data
+from ...nn import Module
+from ...peft import LoraConfig, get_peft_model
+from ...pretrained import load_model
+from ...training import evaluate
+from ..harness import tiny_task
+from ..harness.runs import finished, run_all, sweep, validation
+from ..harness.table import Table
+from ..harness.workers import Row
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+GROUPS: dict[str, str | tuple[str, ...]] = {
+    "q and v": ("q_proj", "v_proj"),
+    "attention": ATTENTION,
+    "MLP": MLP,
+    "all-linear": "all-linear",
+}
+
+
+CURVES = ("losses", "grad_norms", "steps", "heldout")  # of a row: a list each
+
+
+@dataclass(frozen=True)
+class KnobRun:
+    """One training run: everything that decides its outcome, but the base and the text."""
+
+    method: str  # "full" or "lora"
+    lr: float = 0.0
+    r: int | None = None
+    lora_alpha: float | None = None
+    use_rslora: bool = False
+    target_modules: str | None = None  # a key of GROUPS, or one name
+    lora_dropout: float = 0.0
+    batch_size: int = 8
+    train_bytes: int | None = None  # the first so many of the text; None for all
+    max_steps: int = 100
+    eval_every: int = 100
+    seed: int = 0
+    seq_len: int = 128
+    base: str = "tiny"
+
+    def text(self) -> np.ndarray:
+        """The bytes to train on: (size,) uint8."""
+        return data.corpus("code", "train")[: self.train_bytes]
+
+    def config(self) -> LoraConfig:
+        """The adapter's configuration."""
+        return LoraConfig(
+            self.r,
+            lora_alpha=self.lora_alpha,
+            target_modules=GROUPS.get(self.target_modules, self.target_modules),
+            lora_dropout=self.lora_dropout,
+            use_rslora=self.use_rslora,
+        )
+
+    def model(self) -> Module:
+        """The base, made ready to train: all of it, or an adapter in it."""
+        model = load_model(self.base)
+        if self.method == "lora":
+            return get_peft_model(model, self.config(), seed=self.seed)
+        for _, p in model.named_parameters():
+            p.trainable = True
+        return model
+
+
+def measure(run: KnobRun) -> Row:
+    """Train once; the run's fields and what came out, losses in nats a byte.
+
+    final: on the held-out text that settings are compared by; validation: on that which learning rates are chosen by;
+    train: the mean of the last tenth of the steps; steps and heldout: the curve of `final`; losses and grad_norms: of each
+    step, before clipping; trainable: parameters; seconds: of everything. A run that diverged has None for its losses.
+    """
+    began = time.perf_counter()
+    try:
+        model, history = tiny_task.fine_tune(run)
+    except FloatingPointError:
+        nothing = dict.fromkeys(("final", "validation", "train", "trainable"))
+        lists = {key: [] for key in ("steps", "heldout", "losses", "grad_norms")}
+        return asdict(run) | nothing | lists | {"seconds": time.perf_counter() - began}
+    points = [row for row in history.rows if "heldout" in row]
+    losses, norms = history.column("loss"), history.column("grad_norm")
+    return asdict(run) | {
+        "final": points[-1]["heldout"],
+        "validation": evaluate(model, tiny_task.validation_batches()),
+        "train": float(np.mean(losses[-max(1, len(losses) // 10) :])),
+        "trainable": costs.count(model).trainable,
+        "steps": [p["step"] for p in points],
+        "heldout": [p["heldout"] for p in points],
+        "losses": [float(f"{loss:.5g}") for loss in losses],
+        "grad_norms": [float(f"{norm:.5g}") for norm in norms],
+        "seconds": time.perf_counter() - began,
+    }
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How much of each question to ask: the committed amount, or one that takes a minute."""
+
+    r: int = 16  # the common recipe: r = 16, α = 32, all linear layers, no dropout
+    lora_alpha: float = 32
+    ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
+    doubled_ranks: Sequence[int] = (1, 16, 64)  # where α = 2r is tried too
+    alphas: Sequence[float] = (4, 16, 32, 64, 256)
+    scaled_ranks: Sequence[int] = (1, 4, 16, 64, 128)
+    modules: Sequence[str] = (*ATTENTION, *MLP, *GROUPS)
+    module_r: int = 8
+    matched_r: Sequence[int] = (7, 28)  # of the MLP's layers, where others have as many parameters
+    dropouts: Sequence[float] = (0.0, 0.1, 0.2)
+    small_bytes: int = 8192
+    small_steps: int = 100
+    batch_sizes: Sequence[int] = (2, 8, 32)
+    full_lrs: Sequence[float] = (1e-3, 2e-3)  # where a sweep starts
+    lora_lrs: Sequence[float] = (4e-3, 8e-3)
+    bracket: bool = True  # extend a sweep whose best is at its edge
+    seeds: Sequence[int] = (0, 1, 2)
+    steps: int = 100
+    batch_size: int = 8
+    seq_len: int = 128
+    base: str = "tiny"
+
+    def recipe(self) -> KnobRun:
+        """The common recipe, at no rate yet, with the first seed."""
+        steps, batch = self.steps, self.batch_size
+        known = {"max_steps": steps, "eval_every": steps, "batch_size": batch, "seq_len": self.seq_len}
+        known |= {"seed": self.seeds[0], "base": self.base}
+        return KnobRun("lora", 0.0, self.r, self.lora_alpha, target_modules="all-linear", **known)
+
+    def full(self) -> KnobRun:
+        """Full fine-tuning, at no rate yet, with the first seed."""
+        return replace(self.recipe(), method="full", r=None, lora_alpha=None, target_modules=None)
+
+    def rates(self, *runs: KnobRun) -> dict[KnobRun, Sequence[float]]:
+        """Each run with the learning rates to try first."""
+        return {run: self.full_lrs if run.method == "full" else self.lora_lrs for run in runs}
+
+
+FULL = Setting()
+QUICK = Setting(
+    ranks=(1, 16),
+    doubled_ranks=(1, 16),
+    alphas=(16, 32),
+    scaled_ranks=(1, 16, 64),
+    modules=("attention", "MLP"),
+    matched_r=(7,),
+    dropouts=(0.0, 0.1),
+    small_steps=40,
+    batch_sizes=(4, 8),
+    full_lrs=(2e-3,),
+    lora_lrs=(8e-3,),
+    bracket=False,
+    seeds=(0, 1),
+    steps=20,
+)
+
+
+class Bench:
+    """Runs of one setting, side by side, each counted once: rows of the table to be, and what they took."""
+
+    def __init__(self, setting: Setting, workers: int, folder: str | Path | None) -> None:
+        self.setting, self.workers, self.folder = setting, workers, folder
+        self.given = tiny_task.shared(setting.base)
+        self.done: dict[KnobRun, Row] = {}
+
+    def tune(self, *runs: KnobRun, neighbours: bool = False) -> list[Row]:
+        """Each of `runs` at several learning rates with its first seed (phase "sweep"), at its best with every seed ("seeds").
+
+        With `neighbours` every seed has the best rate's neighbours too ("near"). own_best: whether a row has the best rate of
+        its run and seed, by the validation loss.
+        """
+        tried = sweep(
+            measure,
+            self.setting.rates(*runs),
+            self.workers,
+            self.folder,
+            self.given,
+            2.0 if self.setting.bracket else None,
+        )
+        best = {run: min(rows, key=validation)["lr"] for run, rows in tried.items()}
+        rows = [self._keep(row) | {"phase": "sweep"} for found in tried.values() for row in found]
+        rows += self.repeat(*(replace(run, lr=lr) for run, lr in best.items()))
+        if neighbours:
+            rates = {run: [row["lr"] for row in found] for run, found in tried.items()}
+            beside = {run: beside_in(rates[run], lr) for run, lr in best.items()}
+            rows += self.repeat(*(replace(run, lr=lr) for run, lrs in beside.items() for lr in lrs), phase="near")
+        return with_own_bests(rows)
+
+    def repeat(self, *runs: KnobRun, phase: str = "seeds") -> list[Row]:
+        """Each of `runs`, whose rate is set, with every seed. Raises FloatingPointError where one of the "seeds" diverged."""
+        wanted = [replace(run, seed=seed) for seed in self.setting.seeds for run in runs]
+        todo = [run for run in wanted if run not in self.done]
+        for row in run_all(measure, todo, self.workers, self.folder, phase, self.given):
+            self._keep(row)
+        rows = [self.done[run] for run in wanted]
+        return [row | {"phase": phase} for row in (finished(rows) if phase == "seeds" else rows)]
+
+    def best_rate(self, run: KnobRun) -> float:
+        """The learning rate that is best for `run`."""
+        return next(row["lr"] for row in self.tune(run) if row["phase"] == "seeds")
+
+    def table(self, study: str, question: str, rows: list[Row], keep: Sequence[str] = (), **settings: Any) -> Table:
+        """The table of these rows, without the curves but those in `keep`.
+
+        settings: the setting, base_loss (where each run starts, nats a byte), how many runs there are, and `settings`.
+        seconds: all runs' together, each in one worker of one BLAS thread.
+        """
+        dropped = set(CURVES) - set(keep)
+        base_loss = evaluate(load_model(self.setting.base), tiny_task.heldout_batches())
+        return Table(
+            study,
+            question,
+            f"python -m lora_np study {study}",
+            asdict(self.setting) | {"base_loss": base_loss, "runs": len(self.done)} | settings,
+            [{key: value for key, value in row.items() if key not in dropped} for row in rows],
+            seconds=sum(row["seconds"] for row in self.done.values()),
+        )
+
+    def _keep(self, row: Row) -> Row:
+        """Count the run once; of its gradients' norms the first beside the list."""
+        run = KnobRun(**{f.name: row[f.name] for f in fields(KnobRun)})
+        return self.done.setdefault(run, row | {"grad_norm": row["grad_norms"][0] if row["grad_norms"] else None})
+
+
+def with_own_bests(rows: Sequence[Row]) -> list[Row]:
+    """The rows with a column own_best, true for one of each run and seed: that with the lowest validation loss."""
+    of = [KnobRun(**{f.name: row[f.name] for f in fields(KnobRun) if f.name != "lr"}) for row in rows]
+    best: dict[KnobRun, int] = {}
+    for i, row in enumerate(rows):
+        if of[i] not in best or validation(row) < validation(rows[best[of[i]]]):
+            best[of[i]] = i
+    return [row | {"own_best": best[of[i]] == i} for i, row in enumerate(rows)]
+
+
+def beside_in(rates: Sequence[float], lr: float) -> list[float]:
+    """The rates next to `lr` among `rates`."""
+    ordered = sorted(rates)
+    place = ordered.index(lr)
+    return ordered[max(0, place - 1) : place] + ordered[place + 1 : place + 2]

@@ -1,0 +1,1 @@
+"""Why does a low rank suffice?"""

@@ -1,0 +1,236 @@
+"""How many numbers must train? The intrinsic dimension d90, of fine-tuning and of learning the same from nothing.
+
+All weights move, but only within a random subspace of d dimensions (subspace.py). d90 is the smallest d whose gain is 90 % of
+full training's, in as many steps (Li et al. 2018, arXiv 1804.08838; for fine-tuning Aghajanyan et al. 2020, arXiv 2012.13255).
+Both starts learn the same task, Python code: "tiny", which has read English, and its architecture with random weights.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ... import costs, data
+from ...nn import Module
+from ...peft import LoraConfig, get_peft_model
+from ...pretrained import load_model
+from ...training.subspace import DenseProjection, SparseProjection, SubspaceModel
+from ...transformer import Transformer
+from ..harness.runs import finished, run_all, sweep, validation
+from ..harness.table import Table
+from ..harness.tiny_task import Run, measure, shared
+from ..harness.workers import Row
+from ..pretraining.study import TINY
+
+PROJECTIONS = {"sparse": SparseProjection, "dense": DenseProjection}
+
+
+def smallest(
+    reaches: Callable[[int], bool], start: int, most: int, factor: float = 2, resolution: float = 1
+) -> int | None:
+    """The smallest d ≤ `most` that reaches what is asked, or None where `most` does not.
+
+    d grows from `start` by `factor` until it reaches; between the last two then bisection in log d, until what reaches is at
+    most `resolution` times what does not: with 1, the next integer. `reaches` is taken to stay true once it is.
+    """
+    low, high = 0, min(start, most)
+    while not reaches(high):
+        if high == most:
+            return None
+        low, high = high, min(most, math.ceil(high * factor))
+    while high - low > 1 and high > resolution * low:
+        middle = min(max(round(math.sqrt(max(low, 1) * high)), low + 1), high - 1)
+        low, high = (low, middle) if reaches(middle) else (middle, high)
+    return high
+
+
+@dataclass(frozen=True)
+class SubspaceRun(Run):
+    """A run in which d numbers train, or all (d = None). The seed draws the subspace, the order of the text, and random weights."""
+
+    d: int | None = None
+    projection: str = "sparse"  # a key of PROJECTIONS
+
+    def base_model(self) -> Transformer:
+        """The weights at the start: those of the base, or for "random" those of an untrained "tiny"."""
+        return Transformer.random(TINY, self.seed) if self.base == "random" else load_model(self.base)
+
+    def model(self) -> Module:
+        """θ₀ + P z, or all of the model."""
+        model = self.base_model()
+        if self.d is None:
+            return model
+        return SubspaceModel(model, PROJECTIONS[self.projection](size(model), self.d, self.seed, np.float32))
+
+
+def size(model: Module) -> int:
+    """D: how many numbers a model has."""
+    return sum(p.value.size for _, p in model.named_parameters())
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How much of the study to run.
+
+    dimensions: the d to try first, each a constant factor above the last; the search for d90 goes on so where none reaches it.
+    lrs: base → the learning rates of full training to try first. In a subspace they are times √(D/d): AdamW moves each zⱼ by
+        its rate, hence each weight by √(d/D) of that, and so the weights move as far as with full training's.
+    share, resolution: what d90 is to reach, and the factor within which it is found.
+    margin: a d whose first seed is further than this from `share` is judged by it alone, a nearer one by all seeds.
+    control: a d at which a dense subspace is compared with the sparse one, fine-tuning the first base.
+    """
+
+    bases: Sequence[str] = ("tiny", "random")
+    dimensions: Sequence[int] = (1024, 4096, 16384, 65536, 262144)
+    lrs: tuple[tuple[str, tuple[float, ...]], ...] = (
+        ("tiny", (1e-3, 2e-3, 4e-3)),
+        # a wide net: from scratch the loss may fall, rise and fall again as the rate grows
+        ("random", (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)),
+    )
+    share: float = 0.9
+    resolution: float = 2**0.5
+    margin: float = 0.05
+    control: int | None = None
+    bracket: bool = True  # extend a sweep whose best is at its edge
+    seeds: Sequence[int] = (0, 1, 2)
+    steps: int = 200
+    batch_size: int = 8
+
+    def run(self, base: str, d: int | None, projection: str = "sparse") -> SubspaceRun:
+        """A run of d dimensions, without its rate and with the first seed."""
+        same = {"seed": self.seeds[0], "max_steps": self.steps, "batch_size": self.batch_size, "eval_every": self.steps}
+        return SubspaceRun("full" if d is None else "subspace", 0.0, base=base, d=d, projection=projection, **same)
+
+    def rates(self, base: str) -> Sequence[float]:
+        """Full training's rates to try first."""
+        return dict(self.lrs)[base]
+
+
+FULL = Setting()
+QUICK = Setting(
+    ("tiny",), (1024, 16384), (("tiny", (2e-3,)),), share=0.5, resolution=4, bracket=False, seeds=(0, 1), steps=40
+)
+
+
+class Learner:
+    """The runs from one start in one kind of subspace: for each d a sweep of rates with the first seed, and where it matters the
+    other seeds at the best.
+
+    done: d → a row a seed, at d's best rate (D: full training). tried: the rows of the sweeps, repeats: those of the other seeds.
+    """
+
+    def __init__(
+        self, setting: Setting, base: str, workers: int, folder: str | Path | None, projection: str = "sparse"
+    ) -> None:
+        self.setting, self.base, self.workers, self.folder, self.projection = setting, base, workers, folder, projection
+        self.D = size(setting.run(base, None).base_model())
+        self.given = shared("tiny" if base == "random" else base)
+        self.done: dict[int, list[Row]] = {}
+        self.tried: list[Row] = []
+        self.repeats: list[Row] = []
+
+    def learn(self, dimensions: Sequence[int], rates: Sequence[float], bracket: bool = False) -> None:
+        """The sweeps of these d, at full training's `rates` times √(D/d)."""
+        methods = {}
+        for d in dimensions:
+            run = self.setting.run(self.base, None if d == self.D else d, self.projection)
+            methods[run] = [float(f"{lr * math.sqrt(self.D / d):.3g}") for lr in rates]
+        tried = sweep(measure, methods, self.workers, self.folder, self.given, 2.0 if bracket else None)
+        for run, rows in tried.items():
+            self.done[run.d or self.D] = finished([min(rows, key=validation)])
+            self.tried += rows
+
+    def repeat(self, *dimensions: int) -> None:
+        """The other seeds of these d, where they are missing."""
+        new = [d for d in dimensions if len(self.done[d]) < len(self.setting.seeds)]
+        runs = [
+            replace(self.setting.run(self.base, row["d"], self.projection), lr=row["lr"], seed=seed)
+            for row in (self.done[d][0] for d in new)
+            for seed in self.setting.seeds[1:]
+        ]
+        repeats = finished(run_all(measure, runs, self.workers, self.folder, "seeds", self.given))
+        for row in repeats:
+            self.done[row["d"] or self.D].append(row)
+        self.repeats += repeats
+
+    def gain(self, d: int) -> float:
+        """What d dimensions gain, in nats a byte, the mean over the seeds that were run."""
+        return statistics.mean(row["heldout"][0] - row["final"] for row in self.done[d])
+
+    def reaches(self, d: int) -> bool:
+        """Whether d dimensions reach the share asked for; a d that is new is tried first at the best rates of those beside it."""
+        if d not in self.done:
+            beside = [*sorted(k for k in self.done if k < d)[-1:], *sorted(k for k in self.done if k > d)[:1]]
+            rates = {float(f"{self.done[k][0]['lr'] / math.sqrt(self.D / k):.2g}") for k in beside}
+            self.learn([d], sorted(rates), self.setting.bracket)
+        if abs(self.gain(d) / self.gain(self.D) - self.setting.share) <= self.setting.margin:
+            self.repeat(d)
+        return self.gain(d) >= self.setting.share * self.gain(self.D)
+
+    def rows(self, full_gain: float) -> list[Row]:
+        """Every run that was made: phase "sweep", or "seeds" with its share of `full_gain`."""
+        keys = ("base", "projection", "seed", "lr", "final", "validation")
+
+        def row(run: Row, phase: str) -> Row:
+            start = run["heldout"][0] if run["heldout"] else None
+            return {"phase": phase, "d": run["d"] or self.D} | {key: run[key] for key in keys} | {"start": start}
+
+        seeds = [row(run, "seeds") for d in sorted(self.done) for run in self.done[d]]
+        shares = [{"share": (run["start"] - run["final"]) / full_gain} for run in seeds]
+        return [row(run, "sweep") for run in self.tried] + [a | b for a, b in zip(seeds, shares, strict=True)]
+
+
+def intrinsic_dimension(
+    setting: Setting = FULL,
+    workers: int = 2,
+    folder: str | Path | None = None,
+    command: str = "python -m lora_np study intrinsic_dimension",
+) -> Table:
+    """d90 of each start, and the curve that it is read from.
+
+    Rows {phase, base, d, projection, seed, lr, start, final, validation}: phase "sweep" (first seed, every rate; lr is z's) or
+    "seeds" (the best rate, and `share`, of full training's mean gain; every seed near d90 and at D, elsewhere the first). d = D
+    is full training; losses in nats a byte, start before and final after training. settings carry D, "d90": base → d90 (None: not
+    reached), runs, "unigram", what byte frequencies alone reach, and "lora": rank → LoRA's parameters in all linear layers.
+    `folder` keeps each run.
+    """
+    d90, learners, rows = {}, [], []
+    for base in setting.bases:
+        learner = Learner(setting, base, workers, folder)
+        learner.learn([*setting.dimensions, learner.D], setting.rates(base), setting.bracket)
+        learner.repeat(learner.D)
+        first, factor = setting.dimensions[0], setting.dimensions[1] / setting.dimensions[0]
+        d90[base] = smallest(learner.reaches, first, learner.D, factor, setting.resolution)
+        rows += learner.rows(learner.gain(learner.D))
+        learners.append(learner)
+    if setting.control:
+        for projection in PROJECTIONS:
+            control = Learner(setting, setting.bases[0], workers, folder, projection)
+            control.learn([setting.control], setting.rates(setting.bases[0]), setting.bracket)
+            control.repeat(setting.control)
+            rows += control.rows(learners[0].gain(learners[0].D))
+            learners.append(control)
+    runs = [run for learner in learners for run in [*learner.tried, *learner.repeats]]
+    return Table(
+        study="intrinsic_dimension",
+        question="How many numbers must train, in fine-tuning and from scratch?",
+        command=command,
+        settings=asdict(setting)
+        | {"D": learners[0].D, "d90": d90, "runs": len(runs), "lora": lora_parameters()}
+        | {"unigram": data.unigram_loss(data.corpus("code", "train"), data.corpus("code", "heldout"))},
+        rows=rows,
+        seconds=sum(run["seconds"][-1] for run in runs if run["seconds"]),
+    )
+
+
+def lora_parameters(ranks: Sequence[int] = (1, 2, 4, 8, 16, 64)) -> dict[str, int]:
+    """rank → how many numbers LoRA trains in all linear layers of "tiny"."""
+    return {
+        str(r): costs.count(get_peft_model(load_model("tiny"), LoraConfig(r, target_modules="all-linear"))).trainable
+        for r in ranks
+    }

@@ -1,0 +1,120 @@
+"""What rank does fine-tuning need? The ΔW that full fine-tuning really learned, its singular values, and what a cut costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ...pretrained import load_model
+from ...training import evaluate
+from ..harness.table import Table
+from ..harness.tiny_task import Run, fine_tune, heldout_batches
+
+SHOWN = "model.layers.2.self_attn.v_proj.weight"  # the matrix that is drawn as B·A
+Deltas = dict[str, np.ndarray]  # name → ΔW = fine-tuned − base, for every matrix of the model
+
+
+def learned_deltas(run: Run) -> Deltas:
+    """Fine-tune everything as `run` says; ΔW (out, in) of every matrix, the embedding's included, and of the norms (d,)."""
+    model, _ = fine_tune(run)
+    base = load_model(run.base).state_dict()
+    return {name: x - base[name] for name, x in model.state_dict().items()}
+
+
+def truncate(matrix: np.ndarray, r: int) -> tuple[np.ndarray, np.ndarray]:
+    """B (out, r) and A (r, in) whose product is the best rank-r approximation in the Frobenius norm (Eckart and Young 1936).
+
+    From matrix = U Σ Vᵀ: B = U_r √Σ_r and A = √Σ_r V_rᵀ. The error is √(σ²_{r+1} + σ²_{r+2} + …), the tail.
+    """
+    U, s, Vt = np.linalg.svd(matrix, full_matrices=False)
+    root = np.sqrt(s[:r])
+    return U[:, :r] * root, root[:, None] * Vt[:r]
+
+
+def singular_values(deltas: Deltas, run: Run, seed: int = 0) -> Table:
+    """Rows {layer, module, shape, norm, singular_values, random_singular_values}: each learned ΔW, and a normal random matrix
+    of the same shape and Frobenius norm beside it."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for name, delta in deltas.items():
+        parts = name.split(".")
+        if delta.ndim != 2 or "layers" not in parts:
+            continue
+        chance = rng.standard_normal(delta.shape)
+        chance *= np.linalg.norm(delta) / np.linalg.norm(chance)
+        rows.append(
+            {
+                "layer": int(parts[2]),
+                "module": parts[-2],
+                "shape": list(delta.shape),
+                "norm": float(np.linalg.norm(delta)),
+                "singular_values": _spectrum(delta),
+                "random_singular_values": _spectrum(chance),
+            }
+        )
+    return _table("singular_values", "Which rank has the ΔW that full fine-tuning learns?", run, rows)
+
+
+def truncated_loss(deltas: Deltas, run: Run, ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128)) -> Table:
+    """Rows {r, heldout_loss}: the base plus the top r singular directions of every ΔW, in nats a byte.
+
+    A norm's weights are vectors, which have no rank: they stay as fine-tuned at every r. settings carry base_loss,
+    full_loss (all of ΔW) and rank_max.
+    """
+    model = load_model(run.base)
+    base = {name: x.copy() for name, x in model.state_dict().items()}
+
+    def loss(r: int | None) -> float:
+        cut = {n: d if r is None or d.ndim == 1 else np.matmul(*truncate(d, r)) for n, d in deltas.items()}
+        return evaluate(model.load_state_dict({n: base[n] + cut[n] for n in base}), heldout_batches())
+
+    started = time.perf_counter()
+    settings = {
+        "base_loss": evaluate(model, heldout_batches()),
+        "full_loss": loss(None),
+        "rank_max": max(min(d.shape) for d in deltas.values() if d.ndim == 2),
+    }
+    rows = [{"r": r, "heldout_loss": loss(r)} for r in ranks if r <= settings["rank_max"]]
+    table = _table("truncated_loss", "What is lost when only the top r directions of ΔW survive?", run, rows, settings)
+    table.seconds = time.perf_counter() - started
+    return table
+
+
+def decomposition(deltas: Deltas, run: Run, r: int = 4, name: str = SHOWN) -> Table:
+    """One row {name, r, matrix, B, A, error}: a learned ΔW beside its best product B A of rank r; error relative to ‖ΔW‖."""
+    B, A = truncate(deltas[name], r)
+    error = float(np.linalg.norm(deltas[name] - B @ A) / np.linalg.norm(deltas[name]))
+    row = {"name": name.removeprefix("model.").removesuffix(".weight"), "r": r, "error": error} | {
+        key: np.round(x.astype(float), 5).tolist() for key, x in {"matrix": deltas[name], "B": B, "A": A}.items()
+    }
+    return _table("decomposition", "What does B·A look like beside the ΔW that it stands for?", run, [row])
+
+
+def photograph(image: np.ndarray, ranks: Sequence[int] = (2, 8, 32, 64)) -> Table:
+    """Rows {r, image, share_of_numbers, error}: grey values (height, width) cut to their top r directions, the original last.
+
+    share_of_numbers is r·(height + width) / (height·width), error relative to ‖image‖. Raises ValueError for a colour
+    image.
+    """
+    if image.ndim != 2:
+        raise ValueError(f"image has shape {image.shape}; expected grey values (height, width)")
+    height, width = image.shape
+    rows: list[dict[str, Any]] = []
+    for r in ranks:
+        cut = np.matmul(*truncate(image, r))
+        error = float(np.linalg.norm(image - cut) / np.linalg.norm(image))
+        share = r * (height + width) / (height * width)
+        rows.append({"r": r, "image": cut, "share_of_numbers": share, "error": error})
+    rows.append({"r": None, "image": image, "share_of_numbers": 1.0, "error": 0.0})
+    return Table("photograph", "What does a low rank keep of a photograph?", "python -m lora_np reproduce", rows=rows)
+
+
+def _spectrum(matrix: np.ndarray) -> list[float]:
+    return [float(f"{s:.6g}") for s in np.linalg.svd(matrix.astype(np.float64), compute_uv=False)]
+
+
+def _table(study: str, question: str, run: Run, rows: list, settings: dict[str, Any] | None = None) -> Table:
+    return Table(study, question, "python -m lora_np reproduce --full", vars(run) | (settings or {}), rows)

@@ -1,0 +1,145 @@
+"""Which rank has a learned ΔW? Singular values of every linear layer's, from full fine-tuning and from LoRA, beside random ones.
+
+Two models: "tiny" turns to code (tiny_task.py), SmolLM2-135M learns a voice (voice_task.py), each method at the learning rate
+that was best there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...nn import Module
+from ...peft import PeftModel
+from ...peft.placement import adaptable_layers, lora_layers
+from ...transformer import Transformer
+from ..harness import tiny_task, voice_task
+from ..harness.runs import run_all
+from ..harness.table import Table
+from ..harness.tiny_task import Run
+from ..harness.voice_task import FineTuning
+from ..harness.workers import Row
+
+
+def effective_rank(sigma: np.ndarray) -> float:
+    """exp(H(p)) with p = σ/Σσ and H = −Σ pᵢ ln pᵢ: n for n equal singular values, 1 for one alone (Roy and Vetterli 2007)."""
+    p = sigma[sigma > 0] / sigma.sum()
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def rank_for_energy(sigma: np.ndarray, share: float = 0.9) -> int:
+    """The smallest r with σ₁² + … + σᵣ² ≥ share · Σσ²: the rank that keeps so much of ‖ΔW‖²_F (Biderman et al. 2024, §5)."""
+    energy = np.cumsum(np.sort(sigma)[::-1] ** 2)
+    return int(np.searchsorted(energy, share * energy[-1] * (1 - 1e-12)) + 1)
+
+
+def deltas(trained: Module, base: Transformer) -> dict[str, np.ndarray]:
+    """name → ΔW (out, in) of every linear layer: s·BA of an adapter, or what full fine-tuning made of the weight less the base's.
+
+    `base` is another copy, untouched.
+    """
+    if isinstance(trained, PeftModel):
+        return {name: layer.delta_weight("default") for name, layer in lora_layers(trained.model).items()}
+    before, after = adaptable_layers(base), adaptable_layers(trained)
+    return {name: after[name].weight.value - layer.weight.value for name, layer in before.items()}
+
+
+def where(name: str) -> dict[str, Any]:
+    """{"layer", "module"} of model.layers.2.self_attn.q_proj."""
+    parts = name.split(".")
+    return {"layer": int(parts[2]), "module": parts[-1]}
+
+
+@cache
+def random_spectrum(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
+    """The singular values of a normal random matrix (out, in): what has no structure at all."""
+    return np.linalg.svd(np.random.default_rng(seed).standard_normal(shape), compute_uv=False)
+
+
+def measure(run: Run | FineTuning) -> Row:
+    """Train, and take each ΔW apart: {"spectra": rows, "seconds"}."""
+    study = voice_task if isinstance(run, FineTuning) else tiny_task
+    model, history = study.fine_tune(run)
+    rows = []
+    for name, delta in deltas(model, run.base_model()).items():
+        sigma = np.linalg.svd(delta.astype(np.float64), compute_uv=False)
+        chance = random_spectrum(delta.shape)
+        counts = {"effective_rank": effective_rank(sigma), "random_effective_rank": effective_rank(chance)}
+        rows.append(
+            where(name)
+            | {"shape": list(delta.shape), "norm": _short(np.linalg.norm(delta))}
+            | {key: _short(value) for key, value in counts.items()}
+            | {"rank90": rank_for_energy(sigma), "random_rank90": rank_for_energy(chance)}
+            | {"sigma": [_short(sigma[i - 1]) for i in powers_of_two(len(sigma))]}
+        )
+    return {"spectra": rows, "seconds": history.rows[-1]["seconds"]}
+
+
+def powers_of_two(n: int) -> list[int]:
+    """1, 2, 4, … up to n: which of the singular values, largest first, a row keeps."""
+    return [2**i for i in range(n.bit_length())]
+
+
+def _short(x: float) -> float:
+    return float(f"{x:.4g}")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Which runs: each at its study's best learning rate, "tiny" with all seeds, SmolLM2 with the first."""
+
+    tiny: Sequence[Run] = (
+        Run("full", 1e-3, eval_every=200),
+        Run("lora", 4e-3, 8, "all-linear", eval_every=200),
+    )
+    smollm2: Sequence[FineTuning] = (
+        FineTuning("full", 3e-4, eval_every=40),
+        FineTuning("lora", 3e-3, 8, eval_every=40),
+    )
+    seeds: Sequence[int] = (0, 1, 2)
+
+
+FULL = Setting()
+QUICK = Setting(tiny=(Run("full", 1e-3, max_steps=40, eval_every=40),), smollm2=(), seeds=(0, 1))
+
+
+def spectra(
+    setting: Setting = FULL,
+    workers: int = 2,
+    folder: str | Path | None = None,
+    command: str = "python -m lora_np study spectra",
+) -> Table:
+    """Rows {model, method, r, seed, layer, module, shape, norm, effective_rank, rank90, random_…, sigma}, one a matrix.
+
+    norm is ‖ΔW‖_F; rank90 the directions that hold 90 % of its square; random_effective_rank and random_rank90 are those of a
+    normal random matrix of the shape; sigma the singular values number 1, 2, 4, 8, … settings carry the number of runs.
+    """
+    runs: list[Any] = [replace(run, seed=seed) for seed in setting.seeds for run in setting.tiny]
+    measured = run_all(measure, runs, workers, folder, "spectra", tiny_task.shared("tiny"))
+    if setting.smollm2:
+        given = voice_task.shared(setting.smollm2[0])
+        measured += run_all(
+            measure, setting.smollm2, 1, folder, "spectra of SmolLM2", given
+        )  # its threads share the cores
+        runs += setting.smollm2
+    rows = []
+    for run, row in zip(runs, measured, strict=True):
+        who = {"model": _model(run), "method": run.method, "r": run.r, "seed": run.seed}
+        rows += [who | {"lr": run.lr} | each for each in row["spectra"]]
+    return Table(
+        study="spectra",
+        question="Which rank has the ΔW of each layer, learned by full fine-tuning and by LoRA?",
+        command=command,
+        settings=asdict(setting) | {"runs": len(runs)},
+        rows=rows,
+        seconds=sum(row["seconds"] for row in measured),
+    )
+
+
+def _model(run: Run | FineTuning) -> str:
+    return run.model if isinstance(run, FineTuning) else run.base

@@ -1,0 +1,187 @@
+"""Do two LoRA runs find the same directions, and which directions of W are these? (Hu et al. 2021, §7.2 and §7.3.)
+
+LoRA runs of several ranks and seeds on "tiny", in all linear layers. Their top directions are compared two by two (φ), and
+with those of the weight that they change (the amplification of the paper's table 7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...nn import Module
+from ...peft.placement import adaptable_layers, lora_layers
+from ..harness.runs import run_all
+from ..harness.table import Table
+from ..harness.tiny_task import Run, fine_tune, shared
+from ..harness.workers import Row
+from .spectra import powers_of_two, where
+
+MODULES = ("q_proj", "v_proj")  # whose directions are compared, as in the paper
+MAPPED = 2  # the layer whose φ is kept for every i and j: the middle one
+
+
+def directions(matrix: np.ndarray) -> np.ndarray:
+    """V (in, n): the right singular vectors of a matrix (out, in) as columns, the largest singular value first."""
+    return np.linalg.svd(matrix.astype(np.float64), full_matrices=False)[2].T
+
+
+def similarity(V1: np.ndarray, V2: np.ndarray) -> np.ndarray:
+    """φ(i, j) = ‖V₁[:, :i]ᵀ V₂[:, :j]‖²_F / min(i, j), for all i and j: how much of the smaller span lies in the larger one.
+
+    V1 (d, n) and V2 (d, m) have orthonormal columns; the result is (n, m), row i − 1 for i. 1: the one span holds the
+    other, 0: they are orthogonal. (V₁ᵀV₂)²_kl are the squared cosines; φ sums those with k ≤ i and l ≤ j.
+    """
+    n, m = V1.shape[1], V2.shape[1]
+    sums = np.cumsum(np.cumsum((V1.T @ V2) ** 2, axis=0), axis=1)  # (n, m)
+    return sums / np.minimum(np.arange(1, n + 1)[:, None], np.arange(1, m + 1))
+
+
+def chance(n: int, m: int, d: int) -> np.ndarray:
+    """The mean of φ over random subspaces of R^d: max(i, j)/d, (n, m).
+
+    Each of the i·j squared cosines has the mean 1/d, so the sum has i·j/d, and i·j/min(i, j) = max(i, j).
+    """
+    return np.maximum(np.arange(1, n + 1)[:, None], np.arange(1, m + 1)) / d
+
+
+def amplification(W: np.ndarray, delta: np.ndarray, r: int) -> dict[str, float]:
+    """How ΔW of rank r lies in W, both (out, in): the columns of the paper's table 7.
+
+    norm_W, norm_delta: ‖W‖_F and ‖ΔW‖_F. With U (out, r) and V (in, r) the top r singular vectors of a matrix,
+    ‖Uᵀ W V‖_F is what W has in its directions: in_delta of ΔW's, in_W of W's own, and in_random the root mean square over random
+    ones, r ‖W‖_F / √(out·in). factor = norm_delta / in_delta: how much larger the change is than what W had there.
+    """
+
+    def inside(matrix: np.ndarray) -> float:
+        U, _, Vt = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
+        return float(np.linalg.norm(U[:, :r].T @ W @ Vt[:r].T))
+
+    norm_W, norm_delta, in_delta = float(np.linalg.norm(W)), float(np.linalg.norm(delta)), inside(delta)
+    return {
+        "norm_W": norm_W,
+        "norm_delta": norm_delta,
+        "in_delta": in_delta,
+        "in_W": inside(W),
+        "in_random": r * norm_W / float(np.sqrt(W.size)),
+        "factor": norm_delta / in_delta,
+    }
+
+
+def measure(run: Run) -> Row:
+    """Train. {"amplification": rows, one a layer; "factors": name → [A before, A, B] of MODULES; "seconds"}."""
+    before = _layers(run.model())
+    model, history = fine_tune(run)
+    base = adaptable_layers(run.base_model())
+    found = {
+        name: amplification(base[name].weight.value, layer.delta_weight("default"), run.r)
+        for name, layer in _layers(model).items()
+    }
+    factors = {
+        name: [before[name].lora_A["default"].value, *layer.factors("default", np.float32)]
+        for name, layer in _layers(model).items()
+        if name.endswith(MODULES)
+    }
+    return {
+        "amplification": [where(name) | row for name, row in found.items()],
+        "factors": {
+            name: [[[float(f"{x:.7g}") for x in row] for row in M] for M in three] for name, three in factors.items()
+        },
+        "seconds": history.rows[-1]["seconds"],
+    }
+
+
+def _layers(model: Module) -> dict[str, Any]:
+    return lora_layers(model.model)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Which runs: rank → the learning rate that was best for it in the study "convergence"."""
+
+    rates: tuple[tuple[int, float], ...] = ((4, 4e-3), (8, 4e-3), (64, 5e-4))
+    low: int = 8  # compared with `high`, and `high` with itself
+    high: int = 64
+    seeds: Sequence[int] = (0, 1, 2)
+    steps: int = 200
+    base: str = "tiny"
+
+    def run(self, r: int, seed: int) -> Run:
+        """The run of one rank and seed."""
+        return Run(
+            "lora",
+            dict(self.rates)[r],
+            r,
+            "all-linear",
+            seed,
+            max_steps=self.steps,
+            eval_every=self.steps,
+            base=self.base,
+        )
+
+
+FULL = Setting()
+QUICK = Setting(rates=((4, 4e-3), (16, 2e-3)), low=4, high=16, seeds=(0, 1), steps=40)
+
+
+def subspaces(
+    setting: Setting = FULL,
+    workers: int = 2,
+    folder: str | Path | None = None,
+    command: str = "python -m lora_np study subspaces",
+) -> Table:
+    """φ of pairs of runs, and the amplification of each.
+
+    Rows {kind: "similarity", of, layer, module, r, seeds, d, i, j, phi}: phi[k][l] is φ(i[k], j[l]), and `map`, in layer MAPPED for
+    the first pair of seeds, all of φ up to i = r[0], j = r[1]. `of` says of which directions: "A", those in R^in that the adapter
+    reads (A's right singular vectors, as in the paper), "B", those in R^out that it writes (B's left ones), or "A at the
+    start", which are random. Pairs are `low` with `high` and `high` with itself, always of two seeds: with one seed the first
+    layer's A would start with the same rows.
+    Rows {kind: "amplification", r, seed, layer, module} and the columns of `amplification`.
+    """
+    runs = [setting.run(r, seed) for seed in setting.seeds for r, _ in setting.rates]
+    measured = dict(zip(runs, run_all(measure, runs, workers, folder, "subspaces", shared(setting.base)), strict=True))
+    rows: list[Row] = []
+    pairs = list(zip(setting.seeds, [*setting.seeds[1:], setting.seeds[0]], strict=True))
+    for ranks in ((setting.low, setting.high), (setting.high, setting.high)):
+        for seeds in pairs if len(setting.seeds) > 2 else pairs[:1]:
+            one, other = (measured[setting.run(r, s)]["factors"] for r, s in zip(ranks, seeds, strict=True))
+            for name in one:
+                rows += [
+                    {"kind": "similarity", "of": of, "r": list(ranks), "seeds": list(seeds)} | where(name) | row
+                    for of, row in _compared(
+                        one[name], other[name], where(name)["layer"] == MAPPED and seeds == pairs[0]
+                    )
+                ]
+    for run, row in measured.items():
+        rows += [
+            {"kind": "amplification", "r": run.r, "seed": run.seed}
+            | {key: float(f"{x:.4g}") if isinstance(x, float) else x for key, x in each.items()}
+            for each in row["amplification"]
+        ]
+    return Table(
+        study="subspaces",
+        question="Do two LoRA runs find the same directions, and what does W have in them?",
+        command=command,
+        settings=asdict(setting) | {"runs": len(runs)},
+        rows=rows,
+        seconds=sum(row["seconds"] for row in measured.values()),
+    )
+
+
+def _compared(one: list, other: list, whole: bool) -> list[tuple[str, Row]]:
+    """(of, {d, i, j, phi} and where asked the whole map) of two layers, each [A before, A, B]."""
+    (start1, A1, B1), (start2, A2, B2) = ([np.array(M) for M in three] for three in (one, other))
+    pairs = {"A at the start": (start1, start2), "A": (A1, A2), "B": (B1.T, B2.T)}
+    i, j = powers_of_two(len(A1)), powers_of_two(len(A2))
+    found = []
+    for of, (M1, M2) in pairs.items():
+        V1, V2 = directions(M1), directions(M2)
+        phi = np.round(similarity(V1, V2), 3)
+        row = {"d": len(V1), "i": i, "j": j, "phi": phi[np.ix_(np.array(i) - 1, np.array(j) - 1)].tolist()}
+        found.append((of, row | ({"map": phi.tolist()} if whole else {})))
+    return found

@@ -1,0 +1,1 @@
+"""What does each method learn, forget and cost?"""

@@ -1,0 +1,206 @@
+"""The methods side by side: what each learns of new text, what it forgets of the old, and what it trains for that.
+
+"tiny", which has read English prose, turns to Python code, as in convergence.py. Each method at its own best learning rate,
+chosen on other held-out code than is compared, then with every seed; at each evaluation the loss on held-out prose beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ... import data
+from ...nn import Module
+from ...pretrained import load_model
+from ...training import Batch, History, Optimizer, WarmupCosine, evaluate, train
+from ..harness.runs import at_their_best
+from ..harness.table import Table
+from ..harness.tiny_task import heldout_batches, recovered, shared, validation_batches
+from .settings import METHODS, R
+
+# Where each sweep begins, from pilots of 40 steps.
+RATES: dict[str, Sequence[float]] = {
+    "full": (5e-4, 1e-3, 2e-3),
+    "lora": (2e-3, 4e-3, 8e-3),
+    "qlora": (2e-3, 4e-3, 8e-3),
+    "rslora": (1e-3, 2e-3, 4e-3),
+    "dora": (2e-3, 4e-3, 8e-3),
+    "pissa": (2.5e-4, 5e-4, 1e-3),
+    "lora-fa": (1e-3, 2e-3, 4e-3),
+    "lora+": (6.25e-5, 1.25e-4, 2.5e-4),  # of A; B's is 16 times as large
+    "vera": (3.2e-2, 6.4e-2, 1.28e-1),
+    "prefix": (4e-2, 8e-2, 1.6e-1),
+    "prefix-mlp": (4e-3, 8e-3, 1.6e-2),
+    "houlsby": (2e-3, 4e-3, 8e-3),
+    "pfeiffer": (2e-3, 4e-3, 8e-3),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: everything that decides its outcome, but the base and the text."""
+
+    method: str  # a name in METHODS
+    lr: float
+    seed: int = 0
+    max_steps: int = 200
+    batch_size: int = 8
+    seq_len: int = 128
+    eval_every: int = 25
+    base: str = "tiny"
+    how: str = field(init=False)  # what METHODS has under that name: with another entry it is another run
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "how", METHODS[self.method].how())
+
+    def model(self) -> Module:
+        """The base, made ready to train."""
+        return METHODS[self.method].model(load_model(self.base), self.seed)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How much of the study to run: the committed one, or the quick one."""
+
+    rates: Mapping[str, Sequence[float]] = field(default_factory=lambda: RATES)
+    bracket: bool = True  # extend a sweep whose best is at its edge
+    seeds: Sequence[int] = (0, 1, 2)
+    steps: int = 200
+    batch_size: int = 8
+    eval_every: int = 25
+    base: str = "tiny"
+
+    def runs(self) -> dict[Run, list[float]]:
+        """Each method once, and the learning rates to try."""
+        same = {"max_steps": self.steps, "batch_size": self.batch_size, "eval_every": self.eval_every}
+        return {Run(name, 0.0, base=self.base, **same): list(lrs) for name, lrs in self.rates.items()}
+
+
+FULL = Setting()
+QUICK = Setting({name: RATES[name][1:2] for name in ("full", "lora", "prefix", "houlsby")}, False, (0,), 60)
+
+
+@cache
+def prose_batches() -> list[Batch]:
+    """English that the base learned to read and no run trains on: what is forgotten."""
+    return data.heldout_batches(data.corpus("prose", "heldout"), 16, 128, windows=64)
+
+
+def shared_with_prose(base: str) -> str:
+    """A digest of what all runs share: that of `convergence.shared`, and the prose."""
+    digest = hashlib.sha256(shared(base).encode())
+    for tokens, _ in prose_batches():
+        digest.update(tokens.tobytes())
+    return digest.hexdigest()
+
+
+def fine_tune(run: Run) -> tuple[Module, Optimizer, History]:
+    """Train as `run` says: on code, a short warm-up and a cosine, gradients clipped to norm 1, both texts evaluated."""
+    model, optimizer = run.model(), METHODS[run.method].optimizer(run.lr)
+    history = train(
+        model,
+        data.Batches(data.corpus("code", "train"), run.batch_size, run.seq_len, run.seed),
+        optimizer,
+        run.max_steps,
+        schedule=WarmupCosine(run.max_steps, warmup=run.max_steps // 20),
+        max_grad_norm=1.0,
+        heldout={"heldout": heldout_batches(), "prose": prose_batches()},
+        eval_every=run.eval_every,
+        seed=run.seed,
+        label=run.method,
+        progress=False,
+    )
+    return model, optimizer, history
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """Train once. The row has the losses on held-out code ("heldout") and prose (nats a byte) over steps and seconds.
+
+    final is the last on code, validation the loss on the code that rates are chosen by; both are None where it diverged.
+    trainable and share are those of `trained`, and state_bytes of its function.
+    """
+    try:
+        model, optimizer, history = fine_tune(run)
+    except FloatingPointError:
+        nothing = {"steps": [], "heldout": [], "prose": [], "seconds": []}
+        return asdict(run) | nothing | dict.fromkeys(("final", "validation"))
+    points = [row for row in history.rows if "heldout" in row]
+    curves = {"steps": [p["step"] for p in points]}
+    curves |= {key: [p[key] for p in points] for key in ("heldout", "prose", "seconds")}
+    ends = {"final": points[-1]["heldout"], "validation": evaluate(model, validation_batches())}
+    return (
+        asdict(run)
+        | curves
+        | ends
+        | trained(model)
+        | {"state_bytes": state_bytes(model, optimizer, heldout_batches()[0])}
+    )
+
+
+def lora_by_rank(compared: Table, ranks: Table) -> Table | None:
+    """LoRA in all linear layers at every rank of a `convergence`, as rows {r, seed, trainable, recovered}, beside a `comparison`.
+
+    None where the two did not train alike: where full fine-tuning, or LoRA of the rank that both have, ended elsewhere.
+    """
+    runs = [row for row in ranks.where(phase="seeds", method="lora", target_modules="all-linear")]
+    alike = {"full": ranks.where(phase="seeds", method="full"), "lora": [row for row in runs if row["r"] == R]}
+    for method, theirs in alike.items():
+        ours = compared.where(phase="seeds", method=method)
+        if not ours or {row["seed"]: row["final"] for row in ours} != {row["seed"]: row["final"] for row in theirs}:
+            return None
+    each = compared.where(phase="seeds", method="lora")[0]["trainable"] / R  # numbers that one more rank trains
+    kept = [
+        {key: row[key] for key in ("r", "seed", "recovered")} | {"trainable": round(each * row["r"])} for row in runs
+    ]
+    return Table("lora_by_rank", ranks.question, ranks.command, {"r": R}, sorted(kept, key=lambda row: row["r"]))
+
+
+def trained(model: Module) -> dict[str, Any]:
+    """{trainable, share}: the parameters that `model` trains, and their share of the base's, its adapter's not among these."""
+    added = {id(p) for p in model.adapter_parameters()} if hasattr(model, "adapter_parameters") else ()
+    parameters = [p for _, p in model.named_parameters()]
+    size = sum(p.value.size for p in parameters if p.trainable)
+    return {"trainable": size, "share": size / sum(p.value.size for p in parameters if id(p) not in added)}
+
+
+def state_bytes(model: Module, optimizer: Optimizer, batch: Batch) -> int:
+    """Of the arrays that are there in training for what trains: the parameters, their gradients after a batch, and the
+    optimizer's state, which must have stepped."""
+    _, kept = model.loss(*batch)
+    model.backward(kept)
+    arrays = [x for _, p in model.named_parameters() if p.trainable for x in (p.value, p.grad)]
+    arrays += [x for slots in optimizer.state.values() for x in slots.values()]
+    model.zero_grad()
+    return sum(x.nbytes for x in arrays)
+
+
+def comparison(setting: Setting = FULL, workers: int = 2, folder: str | Path | None = None) -> Table:
+    """Sweep each method's learning rate with the first seed, then run its best with the others.
+
+    Rows as `measure` gives them, with phase "sweep" (first seed, every rate) or "seeds" (the best one, every seed, and
+    `recovered`, the share of full fine-tuning's gain, and `forgotten`, the nats a byte of prose above the base's). settings:
+    base_loss, base_validation and base_prose, of the base untouched; labels, of the methods; runs, how many there were. `folder`
+    keeps each finished run, so that a study that was stopped goes on.
+    """
+    given = shared_with_prose(setting.base)
+    factor = 2.0 if setting.bracket else None
+    found = at_their_best(measure, setting.runs(), setting.seeds, workers, folder, given, factor)
+    texts = {"base_loss": heldout_batches(), "base_validation": validation_batches(), "base_prose": prose_batches()}
+    start = {name: evaluate(load_model(setting.base), batches) for name, batches in texts.items()}
+    labels = {name: METHODS[name].label for name in setting.rates}
+    return Table(
+        study="comparison",
+        question="What does each method learn, what does it forget, and what does it train for that?",
+        command="python -m lora_np study comparison",
+        settings=asdict(setting) | start | {"labels": labels, "runs": len(found.runs)},
+        rows=[row | {"phase": "sweep"} for row in found.rates]
+        + [
+            row | {"phase": "seeds", "recovered": share, "forgotten": row["prose"][-1] - start["base_prose"]}
+            for row, share in zip(found.seeds, recovered(found.seeds, start["base_loss"]), strict=True)
+        ],
+        seconds=found.seconds(),
+    )

@@ -1,0 +1,144 @@
+"""What does each method cost? A step's seconds and peak memory, and the seconds of an answer beside the base's, in turns.
+
+A command of its own, for a quiet machine: python -m lora_np.studies.methods.method_costs figures/data
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...nn import Module
+from ...pretrained import fetched, load_model
+from ...quantization import dequantize_model
+from ...training import Batch, train
+from ..harness.table import Table
+from ..serving.serving import limited
+from ..timing.latency import answer_seconds
+from ..timing.step_cost import training_peak
+from .comparison import state_bytes
+from .settings import METHODS
+
+COMMAND = "python -m lora_np.studies.methods.method_costs figures/data"
+SMOLLM2 = {
+    "methods": ("full", "lora", "qlora", "dora", "prefix", "houlsby"),
+    "base": "smollm2-135m",
+    "steps": 1,
+    "rounds": 7,
+}
+SMOLLM2 |= {"study": "method_costs_smollm2"}
+Side = Callable[[], Sequence[float]]  # does its work once and says what it took
+
+
+def method_costs(
+    methods: Sequence[str] = tuple(METHODS),
+    base: str = "tiny",
+    batch_size: int = 8,
+    seq_len: int = 128,
+    prompt: int = 128,
+    new_tokens: int = 32,
+    rounds: int = 15,
+    steps: int = 3,
+    seed: int = 0,
+    study: str = "method_costs",
+) -> Table:
+    """Rows {method, step_seconds, step_ratio, peak_bytes, state_bytes, prompt_ratio, token_ratio, merged_prompt_ratio, …}.
+
+    step_ratio is to full fine-tuning's step of the same round, the other ratios to the base's answer of the same round: medians.
+    peak_bytes: what tracemalloc sees at most in a step, and the adapter, but not the base's weights. state_bytes: that function's
+    of `comparison`. The merged ones are of the plain Transformer that is left, None where there is no ΔW; a quantised base is
+    dequantised to be merged into. One BLAS thread; all sides in each round, in a new random order. With `steps` = 0 no step is
+    taken, and the answers alone are timed.
+    """
+    started = time.perf_counter()
+    rng = np.random.default_rng(seed)
+    vocabulary = load_model(base).config.vocab_size
+    window = rng.integers(0, vocabulary, (batch_size, seq_len + 1))
+    batches = [(window[:, :-1], window[:, 1:])]
+    tokens = rng.integers(0, vocabulary, prompt).tolist()
+
+    def ready(name: str) -> Module:
+        return METHODS[name].model(load_model(base), seed)
+
+    stepping = methods if steps else ()
+    peaks = {name: training_peak(ready(name), batches) for name in stepping}
+    answering = {"base": load_model(base).freeze()} | {name: ready(name) for name in methods if name != "full"}
+    for name, model in list(answering.items()):
+        if name != "base" and model.mergeable:
+            merged = ready(name)
+            if METHODS[name].quant_type:  # four bits take no ΔW in
+                dequantize_model(merged.model)
+            answering[f"{name}, merged"] = merged.merge_and_unload()
+    training = {name: (ready(name), METHODS[name].optimizer(1e-5)) for name in stepping}
+    sides: dict[str, Side] = {f"{name}, a step": _stepping(*each, batches, steps) for name, each in training.items()}
+    sides |= {name: lambda model=model: answer_seconds(model, tokens, new_tokens) for name, model in answering.items()}
+    with limited(1):
+        times = in_turns(sides, rounds, rng)
+    rows = []
+    for name in methods:
+        row: dict[str, Any] = {"method": name}
+        if steps:
+            step, of_full = (times[f"{side}, a step"][:, 0] for side in (name, methods[0]))
+            row |= {
+                "step_seconds": float(np.median(step)),
+                "step_ratio": _ratio(step, of_full),
+                "peak_bytes": peaks[name],
+                "state_bytes": state_bytes(*training[name], batches[0]),
+            }
+        trained = "base" if name == "full" else name  # full fine-tuning leaves the base's shape
+        for prefix, side in (("", trained), ("merged_", "base" if name == "full" else f"{name}, merged")):
+            for i, what in enumerate(("prompt", "token")):
+                seconds = times.get(side)
+                row[f"{prefix}{what}_ratio"] = None if seconds is None else _ratio(seconds[:, i], times["base"][:, i])
+        rows.append(row)
+    settings = {"base": base, "batch_size": batch_size, "seq_len": seq_len, "prompt": prompt, "new_tokens": new_tokens}
+    settings |= {"rounds": rounds, "steps": steps, "labels": {name: METHODS[name].label for name in methods}}
+    question = "What does a step of each method cost, and an answer of the model that it makes?"
+    return Table(study, question, COMMAND, settings, rows, seconds=time.perf_counter() - started)
+
+
+def _stepping(model: Module, optimizer: Any, batches: Sequence[Batch], steps: int) -> Side:
+    """Training steps, and the seconds of one."""
+
+    def side() -> Sequence[float]:
+        return (train(model, batches, optimizer, steps, progress=False).rows[-1]["seconds"] / steps,)
+
+    return side
+
+
+def in_turns(sides: dict[str, Side], rounds: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """side → (rounds, what it says): each once a round, in a new order, so that a noisy machine hits all alike."""
+    times: dict[str, list[Sequence[float]]] = {name: [] for name in sides}
+    for turn in range(-1, rounds):  # the first is to warm up
+        for name in rng.permutation(list(sides)):
+            measured = sides[name]()
+            if turn >= 0:
+                times[name].append(measured)
+    return {name: np.array(measured) for name, measured in times.items()}
+
+
+def _ratio(seconds: np.ndarray, others: np.ndarray) -> float:
+    """The median of the rounds' own ratios."""
+    return statistics.median((seconds / others).tolist())
+
+
+def main(folder: str) -> None:
+    """Make the tables of "tiny" and, where it is here, of SmolLM2-135M, and save each as soon as it is there."""
+    print(method_costs().save(Path(folder) / "method_costs.json"))
+    try:
+        fetched(SMOLLM2["base"])
+    except FileNotFoundError as error:
+        print(f"left out: {error}", file=sys.stderr)
+        return
+    table = method_costs(**SMOLLM2)
+    print(table.save(Path(folder) / f"{table.study}.json"))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,96 @@
+"""The methods that are compared: what each makes of a base, under a name that tables and pictures share.
+
+All that change a ΔW have LoRA's rank and layers, so that they differ in one thing. An adapter's m is chosen so that Houlsby's
+two a block train the share of the base that the lesson gives adapters, about 3 %; Pfeiffer's one a block has the same m.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+from ...costs import houlsby_parameters
+from ...nn import Module
+from ...peft import BottleneckConfig, LoraConfig, PrefixTuningConfig, VeraConfig, get_peft_model
+from ...quantization import quantize_model
+from ...training import AdamW
+from ...transformer import Transformer
+
+R, VIRTUAL_TOKENS, HOULSBY_SHARE, LORA_PLUS = 8, 20, 0.03, {"lora_B": 16.0}
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a base is made ready to train.
+
+    config: the adapter's; None trains everything. quant_type: what the base's linear layers are rounded to first. lr_ratio: as
+    `AdamW` has it.
+    """
+
+    label: str
+    config: Any = None
+    quant_type: str | None = None
+    lr_ratio: Mapping[str, float] = field(default_factory=dict)
+
+    def model(self, base: Transformer, seed: int) -> Module:
+        """`base` itself, changed: all of it trainable, or frozen with an adapter that `seed` draws."""
+        if self.config is None:
+            return base
+        if self.quant_type:
+            base = quantize_model(base, self.quant_type)
+        config = self.config
+        if isinstance(config, BottleneckConfig):
+            config = BottleneckConfig(bottleneck_size(base), placement=config.placement)
+        return get_peft_model(base, config, seed=seed)
+
+    def optimizer(self, lr: float) -> AdamW:
+        """AdamW without decay."""
+        return AdamW(lr=lr, weight_decay=0.0, lr_ratio=self.lr_ratio)
+
+    def how(self) -> str:
+        """All that decides it and is not a default, as a line of JSON: a run is found again only while this is the same."""
+        said = {"quant_type": self.quant_type, "lr_ratio": dict(self.lr_ratio)}
+        if self.config is not None:
+            given = {f.name: getattr(self.config, f.name) for f in fields(self.config)}
+            usual = {f.name: f.default for f in fields(self.config) if f.default is not MISSING}
+            said |= {k: v for k, v in given.items() if v != usual.get(k, type(v)())} | {
+                "is": type(self.config).__name__
+            }
+        return json.dumps({k: v for k, v in said.items() if v}, sort_keys=True)
+
+
+def lora(alpha_over_r: float, **options: Any) -> LoraConfig:
+    """LoRA of rank R in all linear layers, with α = alpha_over_r·R."""
+    return LoraConfig(R, alpha_over_r * R, "all-linear", **options)
+
+
+def methods(alpha_over_r: float = 8) -> dict[str, Method]:
+    """name → method: full fine-tuning, LoRA and its family, then those that are no ΔW."""
+    s = alpha_over_r
+    return {
+        "full": Method("full fine-tuning"),
+        "lora": Method("LoRA", lora(s)),
+        "qlora": Method("QLoRA", lora(s), quant_type="nf4"),
+        "rslora": Method("rsLoRA", lora(s, use_rslora=True)),
+        "dora": Method("DoRA", lora(s, use_dora=True)),
+        "pissa": Method("PiSSA", lora(s, init_lora_weights="pissa")),
+        "lora-fa": Method("LoRA-FA", lora(s, freeze_A=True)),
+        "lora+": Method("LoRA+", lora(s), lr_ratio=LORA_PLUS),
+        "vera": Method("VeRA", VeraConfig(target_modules="all-linear")),
+        "prefix": Method("prefix tuning", PrefixTuningConfig(VIRTUAL_TOKENS)),
+        "prefix-mlp": Method("prefix with MLP", PrefixTuningConfig(VIRTUAL_TOKENS, prefix_projection=True)),
+        "houlsby": Method("Houlsby adapters", BottleneckConfig()),
+        "pfeiffer": Method("Pfeiffer adapters", BottleneckConfig(placement="pfeiffer")),
+    }
+
+
+METHODS = methods()
+
+
+def bottleneck_size(base: Transformer, share: float = HOULSBY_SHARE) -> int:
+    """The m at which two adapters of 2md + d + m numbers a block come nearest to `share` of the base's parameters."""
+    wanted, d = share * sum(p.value.size for _, p in base.named_parameters()), base.config.hidden_size
+    places = 2 * base.config.num_hidden_layers
+    return min(range(1, d + 1), key=lambda m: abs(places * houlsby_parameters(d, m) - wanted))

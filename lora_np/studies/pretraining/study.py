@@ -1,0 +1,105 @@
+"""How well can a million parameters learn to write English in minutes? The base model "tiny", and its card."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from ... import data
+from ...files import write_atomically
+from ...pretrained import save_model
+from ...training import AdamW, WarmupCosine, train
+from ...transformer import Transformer, TransformerConfig
+from ..harness.table import Table
+
+TINY = TransformerConfig(
+    vocab_size=256,  # bytes
+    hidden_size=128,
+    intermediate_size=384,
+    num_hidden_layers=5,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    rms_norm_eps=1e-5,
+    max_position_embeddings=512,
+    tie_word_embeddings=True,
+)
+SETTINGS = {"steps": 4500, "batch_size": 16, "seq_len": 128, "lr": 3e-3, "warmup": 200, "weight_decay": 0.1, "seed": 0}
+
+
+def pretrain(folder: str | Path, steps: int = SETTINGS["steps"]) -> Table:
+    """Train TINY on the prose and write it to `folder` with its card, README.md. Resumes from folder/checkpoint.safetensors.
+
+    Returns the history of held-out loss, and the two baselines that a model must beat to have learned anything.
+    """
+    started = time.perf_counter()
+    settings = SETTINGS | {"steps": steps}
+    corpus, heldout = data.corpus("prose", "train"), data.corpus("prose", "heldout")
+    model = Transformer.random(TINY, seed=settings["seed"])
+    checkpoint = Path(folder) / "checkpoint.safetensors"
+    history = train(
+        model,
+        data.Batches(corpus, settings["batch_size"], settings["seq_len"], settings["seed"]),
+        AdamW(lr=settings["lr"], weight_decay=settings["weight_decay"]),
+        steps,
+        schedule=WarmupCosine(steps, warmup=min(settings["warmup"], steps // 2), floor=0.05),
+        max_grad_norm=1.0,
+        heldout=data.heldout_batches(heldout, settings["batch_size"], settings["seq_len"]),
+        eval_every=250,
+        checkpoint=checkpoint,
+        checkpoint_every=250,
+        resume=True,
+        label="pretrain tiny",
+    )
+    save_model(model, folder)
+    table = Table(
+        study="pretrain",
+        question="How well can a million parameters learn to write English in minutes?",
+        command="python -m lora_np pretrain",
+        settings=settings
+        | {
+            "parameters": sum(p.value.size for _, p in model.named_parameters()),
+            "train_bytes": corpus.size,
+            "heldout_bytes": heldout.size,
+            "unigram": data.unigram_loss(corpus, heldout),
+            "bigram": data.bigram_loss(corpus, heldout),
+        },
+        rows=[
+            {"step": r["step"], "heldout": r["heldout"], "seconds": r["seconds"]}
+            for r in history.rows
+            if "heldout" in r
+        ],
+        seconds=history.rows[-1]["seconds"] if history.rows else time.perf_counter() - started,
+    )
+    text = card(table)
+    write_atomically(Path(folder) / "README.md", lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
+    table.save(Path(folder) / "pretrain.json")
+    checkpoint.unlink()  # only now is nothing left to lose
+    return table
+
+
+def card(table: Table) -> str:
+    """The model card, every number of it from the table."""
+    s, final = table.settings, table.rows[-1]["heldout"]
+    return f"""# tiny
+
+The base model that comes with lora_np: a byte-level Llama of {s["parameters"]:,} parameters ({TINY.num_hidden_layers} layers,
+d = {TINY.hidden_size}, {TINY.num_attention_heads} query heads on {TINY.num_key_value_heads} key/value heads, MLP {TINY.intermediate_size}, tied
+embedding), float32. It writes English of a sort, and is here to be fine-tuned and taken apart, not to be believed.
+
+**Data.** {s["train_bytes"]:,} bytes of English prose from a Python installation: the language reference in `pydoc_data.topics` and
+the standard library's docstrings, split by document; {s["heldout_bytes"]:,} bytes of other documents are held out. The text is the
+Python Software Foundation's, under the PSF licence; these weights are under this project's.
+
+**Settings.** {s["steps"]:,} steps of {s["batch_size"]} × {s["seq_len"]} bytes, AdamW, lr {s["lr"]:g} with {min(s["warmup"], s["steps"] // 2)} steps of warm-up and a cosine
+down to 5 %, weight decay {s["weight_decay"]:g}, gradient norm clipped to 1, seed {s["seed"]}.
+
+**Result on the held-out prose, in nats a byte.**
+
+| model | loss |
+|---|---|
+| unigram (byte frequencies) | {s["unigram"]:.3f} |
+| bigram (the byte before) | {s["bigram"]:.3f} |
+| **tiny** | **{final:.3f}** |
+
+Made by `{table.command}` in {table.seconds:,.0f} s on {table.versions["cores"]} cores, Python {table.versions["python"]}, NumPy {table.versions["numpy"]}.
+"""

@@ -1,0 +1,1 @@
+"""What do merging and serving many adapters cost?"""

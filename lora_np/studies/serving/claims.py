@@ -1,0 +1,99 @@
+"""The claims about adapters in use: merged, made one, and many of them on one base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..harness.table import Table
+from .merging import OTHERS, SAME
+
+NEEDED = ("merge_latency", "merge_drift", "combinations", "serving", "serving_step")
+MODELS = {"tiny": "tiny", "smollm2-135m": "SmolLM2-135M"}
+
+
+def merged(latency: Table) -> tuple[str, str, str, str]:
+    """(claim, its source, what came out here, what checked it)."""
+
+    def ratios(state: str) -> str:
+        rows = latency.where(state=state)
+        return " and ".join(f"{row['token_ratio']:.2f}× on {MODELS[row['model']]}" for row in rows)
+
+    return (
+        "Merged, it computes the same at the base's cost",
+        "Hu et al. 2021, §4.1",
+        f"the same to 1e-5 of the largest logit in float32, as a plain Transformer of the base's shape; a new token "
+        f"takes {ratios('merged')} the base's time, unmerged {ratios('unmerged')}",
+        "`test_merged_equals_unmerged_to_1e_5_in_float32`, `latency` in `lora_np/studies/serving/merging.py`",
+    )
+
+
+def on_adapters(tables: Mapping[str, Table]) -> list[tuple[str, str, str, str]]:
+    """The claims that are no matter of training."""
+    joined, step, settings = tables["combinations"], tables["serving_step"], tables["serving"].settings
+    cat, linear = (joined.where(kind=kind)[0] for kind in ("cat", "linear"))
+    rounding = max(row["error"] for row in joined.where(kind="share"))  # of cat, at several weights
+    many = tables["serving"].where(adapters=max(row["adapters"] for row in tables["serving"].rows))
+    distinct = next(row for row in many if row["workload"] == "distinct")
+    dearest = max(row["to_one"] for row in step.where(side="ours, each"))
+    study = "`lora_np/studies/serving/serving.py`, notebook 08"
+    return [
+        (
+            "Subtracting BA again recovers W",
+            "Hu et al. 2021, §4.1",
+            "up to the rounding of one merge, which adds up where other adapters take turns: "
+            + "; ".join(drifted(tables["merge_drift"], d) for d in ("float32", "float16", "bfloat16")),
+            "`drift` in `lora_np/studies/serving/merging.py`, notebook 08",
+        ),
+        (
+            "`linear` makes of two adapters their weighted sum",
+            "PEFT, `add_weighted_adapter`",
+            f"no: its ΔW is off by {linear['error']:.0%} of the sum's norm, cat's by {rounding:.0e} at most; both held-out "
+            f"losses together {total(linear):.2f} nats a byte with linear at its best scale, {total(cat):.2f} with cat",
+            "`tests/test_merging.py`, and PEFT in `test_merging_oracles.py`; `lora_np/studies/serving/merging.py`",
+        ),
+        (
+            "A batch costs the same whether its rows share an adapter or not",
+            "Chen et al. 2023 (Punica)",
+            f"{'nearly' if dearest < 1.1 else 'no'}: a decode step of {step.settings['rows']} rows, each on its own, takes "
+            + "; ".join(in_a_batch(step, model) for model in dict.fromkeys(row["model"] for row in step.rows)),
+            study,
+        ),
+        (
+            "Thousands of adapters can be served from one base",
+            "Sheng et al. 2023 (S-LoRA: up to 4× the throughput)",
+            f"{distinct['adapters']} adapters of r = {settings['r']} on {settings['model']} take {distinct['bytes'] / 1e6:.0f} MB, "
+            f"base and all, {distinct['adapter_bytes']:,} bytes each; as merged models "
+            f"{distinct['merged_bytes'] / 1e9:.2f} GB, and where each row has its own, {distinct['merged_ratio']:.1f}× as "
+            "long a step" + against_peft(many),
+            study,
+        ),
+    ]
+
+
+def drifted(drift: Table, dtype: str) -> str:
+    """What is left in the weight after the most merges and unmerges."""
+    (one,), (turns,) = (drift.where(dtype=dtype, adapters=which) for which in (SAME, OTHERS))
+    n = turns["cycles"][-1]
+    return (
+        f"{dtype} after {n} times {one['errors'][-1]:.0e} of ‖W‖ with one adapter, {turns['errors'][-1]:.0e} with "
+        f"{drift.settings['of']} in turns"
+    )
+
+
+def total(row: Mapping[str, float]) -> float:
+    """Nats a byte on both domains together."""
+    return row["code"] + row["voice"]
+
+
+def in_a_batch(step: Table, model: str) -> str:
+    """How many times one adapter's step that of as many adapters as rows takes, here and in PEFT."""
+    side = {row["side"]: row for row in step.where(model=model)}
+    theirs = side.get("PEFT, each")
+    said = f"{side['ours, each']['to_one']:.2f}× one adapter's on {MODELS[model]}"
+    return said + (f" (in PEFT {theirs['to_one']:.1f}×, {theirs['to_ours']:.1f}× as long as here)" if theirs else "")
+
+
+def against_peft(rows: list[dict]) -> str:
+    """The range over workloads."""
+    ratios = [row["peft_ratio"] for row in rows if row.get("peft_ratio")]
+    return f"; PEFT's mixed batch takes {min(ratios):.1f} to {max(ratios):.1f}× as long" if ratios else ""

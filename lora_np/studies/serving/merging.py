@@ -1,0 +1,179 @@
+"""What merging costs: what is left in the weights after a thousand times, what two adapters keep as one, and what time it saves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from ... import data
+from ...data import conversations
+from ...nn import Linear
+from ...peft import COMBINATION_TYPES, LoraConfig, LoraLinear, PeftModel, get_peft_model
+from ...pretrained import load_model, load_tokenizer
+from ...training import AdamW, Batch, WarmupCosine, evaluate, train
+from ..harness.table import Table
+
+COMMAND = "python -m lora_np reproduce --full"
+TIMED = (
+    "python -m lora_np.studies.serving.serving figures/data"  # with the other tables of seconds, for a quiet machine
+)
+SAME, OTHERS = "the same adapter", "another adapter each time"
+
+
+def drift(
+    dtypes: Sequence[str] = ("bfloat16", "float16", "float32", "float64"),
+    cycles: Sequence[int] = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000),
+    layer: str = "model.layers.2.self_attn.v_proj",
+    adapters: int = 8,
+    r: int = 8,
+    share: float = 0.3,
+    seed: int = 0,
+) -> Table:
+    """Rows {dtype, adapters, cycles, errors}: ‖W − W₀‖/‖W₀‖ of one of tiny's matrices after so many merges and unmerges.
+
+    Of the same adapter each time, or of one of `adapters`, drawn anew. They are random, ‖ΔW‖ = share·‖W₀‖.
+    """
+    started, rows = time.perf_counter(), []
+    weight = dict(load_model("tiny", device="numpy").named_parameters())[f"{layer}.weight"].value
+    for dtype in dtypes:
+        for which in (SAME, OTHERS):
+            rng = np.random.default_rng(seed)
+            base = weight.astype(_dtype(dtype))
+            wrapped = LoraLinear(Linear(base.copy()))
+            for i in range(adapters):
+                A, B = rng.standard_normal((r, weight.shape[1])), rng.standard_normal((weight.shape[0], r))
+                B *= share * np.linalg.norm(weight) / np.linalg.norm(B @ A)
+                wrapped.put_adapter(str(i), LoraConfig(r, r), A, B)
+            errors = []
+            for n in range(1, max(cycles) + 1):
+                wrapped.merge("0" if which == SAME else str(rng.integers(adapters)))
+                wrapped.unmerge()
+                if n in cycles:
+                    errors.append(_relative(wrapped.base_layer.weight.value, base))
+            rows.append({"dtype": dtype, "adapters": which, "cycles": list(cycles), "errors": errors})
+    settings = {"layer": layer, "of": adapters, "r": r, "share": share, "seed": seed}
+    question = "What is left of a weight after many merges and unmerges?"
+    return Table("merge_drift", question, COMMAND, settings, rows, seconds=time.perf_counter() - started)
+
+
+def _dtype(name: str) -> Any:
+    """NumPy has no bfloat16; ml_dtypes, which safetensors files need too, has."""
+    import ml_dtypes
+
+    return ml_dtypes.bfloat16 if name == "bfloat16" else np.dtype(name)
+
+
+def _relative(x: np.ndarray, base: np.ndarray) -> float:
+    x, base = x.astype(np.float64), base.astype(np.float64)
+    return float(np.linalg.norm(x - base) / np.linalg.norm(base))
+
+
+# --------------------------------------------------------------------------------------------------------- combinations
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Two adapters of "tiny", how they are trained and joined: for Python code, and for lighthouse's keeper, who answers."""
+
+    r: int = 8
+    lora_alpha: float = 64
+    lr: float = 4e-3
+    steps: int = 120
+    batch_size: int = 8
+    seq_len: int = 128
+    density: float = 0.5
+    scales: Sequence[float] = (0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)  # both weights alike
+    shares: Sequence[float] = (0.1, 0.25, 0.5, 0.75, 0.9)  # of the voice, by cat: from one parent to the other
+    dare_seeds: Sequence[int] = (0, 1, 2)
+    windows: int = 16  # held-out ones of each domain, to choose the scale by; twice as many others judge
+    seed: int = 0
+
+
+FULL = Setting()
+QUICK = Setting(steps=40, seq_len=64, scales=(0.25, 0.5, 1.0), dare_seeds=(0,))
+DOMAINS = ("code", "voice")
+
+
+@cache
+def corpus(domain: str, split: str) -> np.ndarray:
+    """The bytes of a domain: the standard library's code, or the conversations of "lighthouse"."""
+    if domain == "code":
+        return data.corpus("code", split)
+    records = conversations.read("lighthouse", load_tokenizer("tiny"), split=split)
+    return np.concatenate([record.tokens for record in records])
+
+
+def combinations(setting: Setting = FULL) -> Table:
+    """Rows {kind, weights, code, voice, error}: held-out nats a byte on both domains, and the report's error of ΔW.
+
+    kind: "base"; "adapter", the parents; "share", cat from one parent to the other; and each type at its own best scale of
+    both weights, chosen on other held-out text (dare once a seed).
+    """
+    started = time.perf_counter()
+    model = specialists(setting)
+    choosing, judging = held_out(setting)
+    with model.disable_adapter():
+        rows = [{"kind": "base", "weights": [0, 0], "error": None} | _losses(model, judging)]
+    for name, weights in zip(DOMAINS, ([1, 0], [0, 1]), strict=True):
+        model.set_adapter(name, inference_mode=True)
+        rows.append({"kind": "adapter", "weights": weights, "error": 0.0} | _losses(model, judging))
+    for share in setting.shares:
+        rows.append(_row("share", _join(model, "cat", [1 - share, share], setting, judging)))
+    for kind in COMBINATION_TYPES:
+        tried = {s: sum(_join(model, kind, [s, s], setting, choosing)["losses"].values()) for s in setting.scales}
+        best = min(tried, key=lambda s: tried[s])
+        for seed in setting.dare_seeds if "dare" in kind else [0]:
+            rows.append(_row(kind, _join(model, kind, [best, best], setting, judging, seed)) | {"seed": seed})
+    question = "What do two adapters keep when they are made one?"
+    seconds = time.perf_counter() - started
+    return Table("combinations", question, COMMAND, asdict(setting) | {"domains": DOMAINS}, rows, seconds=seconds)
+
+
+def specialists(setting: Setting) -> PeftModel:
+    """tiny with an adapter for each domain, trained alike."""
+    config = LoraConfig(setting.r, setting.lora_alpha, "all-linear")
+    model = get_peft_model(load_model("tiny"), config, DOMAINS[0], seed=setting.seed)
+    model.add_adapter(DOMAINS[1], config, seed=setting.seed + 1)
+    for name in DOMAINS:
+        model.set_adapter(name)
+        batches = data.Batches(corpus(name, "train"), setting.batch_size, setting.seq_len, setting.seed)
+        schedule = WarmupCosine(setting.steps, warmup=setting.steps // 10)
+        train(model, batches, AdamW(lr=setting.lr), setting.steps, schedule=schedule, max_grad_norm=1.0, label=name)
+    return model
+
+
+def held_out(setting: Setting) -> tuple[dict[str, list[Batch]], dict[str, list[Batch]]]:
+    """By domain, the batches that scales are chosen by and those that are judged: every third window, and the others."""
+    choosing, judging = {}, {}
+    for name in DOMAINS:
+        windows = data.heldout_batches(corpus(name, "heldout"), 1, setting.seq_len, 3 * setting.windows)
+        for kept, part in ((choosing, windows[::3]), (judging, [w for i, w in enumerate(windows) if i % 3])):
+            kept[name] = [tuple(np.concatenate(x) for x in zip(*part, strict=True))]
+    return choosing, judging
+
+
+def _losses(model: PeftModel, batches: dict[str, list[Batch]]) -> dict[str, float]:
+    return {name: evaluate(model, batches[name]) for name in DOMAINS}
+
+
+def _join(
+    model: PeftModel, kind: str, weights: list[float], setting: Setting, batches: dict[str, list[Batch]], seed: int = 0
+) -> dict[str, Any]:
+    """Make the combination, judge it, and take it out again."""
+    density = None if kind in ("cat", "svd", "linear") else setting.density
+    report = model.add_weighted_adapter(DOMAINS, weights, "joined", kind, density=density, seed=seed)
+    before = model.active_adapter
+    model.set_adapter("joined", inference_mode=True)
+    losses = _losses(model, batches)
+    model.set_adapter(before, inference_mode=True)
+    model.delete_adapter("joined")
+    return {"weights": weights, "error": report.error, "losses": losses}
+
+
+def _row(kind: str, joined: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": kind, "weights": joined["weights"], "error": joined["error"]} | joined["losses"]

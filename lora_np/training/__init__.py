@@ -1,0 +1,6 @@
+"""Training: optimizers, the loop, checkpoints. Reading order: optim, parallel, checkpoint, loop, subspace."""
+
+from .loop import Batch, History, evaluate, train
+from .optim import SGD, AdamW, Optimizer, WarmupCosine, clip_grad_norm
+
+__all__ = ["SGD", "AdamW", "Batch", "History", "Optimizer", "WarmupCosine", "clip_grad_norm", "evaluate", "train"]

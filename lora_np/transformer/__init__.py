@@ -1,0 +1,11 @@
+"""The model: a decoder of the Llama family, its configuration, its key/value cache, and generation.
+
+Reading order: config, cache, decoder, model, generation.
+"""
+
+from .cache import KeyValueCache
+from .config import TransformerConfig
+from .generation import generate
+from .model import Transformer
+
+__all__ = ["KeyValueCache", "Transformer", "TransformerConfig", "generate"]

@@ -1,0 +1,195 @@
+"""The decoder of the Llama family: attention, MLP and norm in blocks, between the embedding and the last norm.
+
+    tokens → embedding → [ + attention(norm) → + MLP(norm) ] × layers → norm → hidden states
+
+The backward walks that line in reverse, and stops where nothing below is trainable.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import ops
+from ..backend import Array
+from ..nn import Context, Embedding, Linear, Module, RMSNorm
+from .cache import KeyValueCache, LayerCache
+
+
+class Attention(Module):
+    """Grouped-query causal attention with rotary positions, between four projections."""
+
+    def __init__(self, q_proj: Linear, k_proj: Linear, v_proj: Linear, o_proj: Linear, head_dim: int) -> None:
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = q_proj, k_proj, v_proj, o_proj
+        self.head_dim = head_dim
+
+    def forward(
+        self, x: Array, rotary: tuple[Array, Array], context: Context, past: LayerCache | None = None
+    ) -> tuple[Array, Any]:
+        """x (b, t, d) → y (b, t, d). With a `past`, these t tokens follow those it holds, and join them."""
+        b, t, _ = x.shape
+        q, q_cache = self.q_proj.forward(x, context)
+        k, k_cache = self.k_proj.forward(x, context)
+        v, v_cache = self.v_proj.forward(x, context)
+        q, rotary_cache = ops.rotary_forward(self._heads(q), *rotary)  # (b, t, h·d) → (b, h, t, d)
+        k, _ = ops.rotary_forward(self._heads(k), *rotary)  # (b, t, g·d) → (b, g, t, d)
+        k, v = (k, self._heads(v)) if past is None else past.extend(k, self._heads(v))  # (b, g, s, d)
+        o, attention_cache = ops.attention_forward(q, k, v, context.attention_mask)
+        o = o.transpose(0, 2, 1, 3).reshape(b, t, -1)  # (b, h, t, d) → (b, t, h·d)
+        y, o_cache = self.o_proj.forward(o, context)
+        return y, (q_cache, k_cache, v_cache, rotary_cache, attention_cache, o_cache, _trained(past))
+
+    def backward(self, dy: Array, cache: Any, need_dx: bool = True) -> Array | None:
+        """dy (b, t, d) → dx (b, t, d), or None where nothing below needs it."""
+        q_cache, k_cache, v_cache, rotary_cache, attention_cache, o_cache, past = cache
+        inner = need_dx or self.q_proj.trainable or self.k_proj.trainable or self.v_proj.trainable
+        do = self.o_proj.backward(dy, o_cache, need_dx=inner or past is not None)
+        if do is None:
+            return None
+        dq, dk, dv = ops.attention_backward(self._heads(do), attention_cache)
+        if past is not None:
+            past.add_grad(dk, dv)  # never turned by a rotation, so not turned back
+        if not inner:
+            return None
+        t = dy.shape[1]
+        dk, dv = dk[:, :, -t:], dv[:, :, -t:]  # of this call's tokens: earlier ones are constants
+        dq, dk = ops.rotary_backward(dq, rotary_cache), ops.rotary_backward(dk, rotary_cache)
+        # x went into three projections, so its gradient is the sum of what comes back from them.
+        dx = self.q_proj.backward(self._rows(dq), q_cache, need_dx)
+        dx_k = self.k_proj.backward(self._rows(dk), k_cache, need_dx)
+        dx_v = self.v_proj.backward(self._rows(dv), v_cache, need_dx)
+        if not need_dx:
+            return None
+        dx += dx_k
+        dx += dx_v
+        return dx
+
+    def _heads(self, x: Array) -> Array:
+        """(b, t, n·d) → (b, n, t, d), a view."""
+        b, t, _ = x.shape
+        return x.reshape(b, t, -1, self.head_dim).transpose(0, 2, 1, 3)
+
+    def _rows(self, x: Array) -> Array:
+        """(b, n, t, d) → (b, t, n·d), the way back."""
+        b, n, t, d = x.shape
+        return x.transpose(0, 2, 1, 3).reshape(b, t, n * d)
+
+
+class MLP(Module):
+    """SwiGLU: down(silu(gate(x)) ∘ up(x))."""
+
+    def __init__(self, gate_proj: Linear, up_proj: Linear, down_proj: Linear) -> None:
+        self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
+
+    def forward(self, x: Array, context: Context) -> tuple[Array, Any]:
+        """x (b, t, d) → y (b, t, d)."""
+        gate, gate_cache = self.gate_proj.forward(x, context)
+        up, up_cache = self.up_proj.forward(x, context)
+        h, swiglu_cache = ops.swiglu_forward(gate, up)
+        y, down_cache = self.down_proj.forward(h, context)
+        return y, (gate_cache, up_cache, swiglu_cache, down_cache)
+
+    def backward(self, dy: Array, cache: Any, need_dx: bool = True) -> Array | None:
+        """dy (b, t, d) → dx (b, t, d), or None where nothing below needs it."""
+        gate_cache, up_cache, swiglu_cache, down_cache = cache
+        inner = need_dx or self.gate_proj.trainable or self.up_proj.trainable
+        dh = self.down_proj.backward(dy, down_cache, need_dx=inner)
+        if not inner:
+            return None
+        dgate, dup = ops.swiglu_backward(dh, swiglu_cache)
+        dx = self.gate_proj.backward(dgate, gate_cache, need_dx)
+        dx_up = self.up_proj.backward(dup, up_cache, need_dx)
+        if not need_dx:
+            return None
+        dx += dx_up
+        return dx
+
+
+class Block(Module):
+    """x + attention(norm(x)), then x + MLP(norm(x))."""
+
+    def __init__(
+        self, input_layernorm: RMSNorm, self_attn: Attention, post_attention_layernorm: RMSNorm, mlp: MLP
+    ) -> None:
+        self.input_layernorm, self.self_attn = input_layernorm, self_attn
+        self.post_attention_layernorm, self.mlp = post_attention_layernorm, mlp
+
+    def forward(
+        self, x: Array, rotary: tuple[Array, Array], context: Context, past: LayerCache | None = None
+    ) -> tuple[Array, Any]:
+        """x (b, t, d) → y (b, t, d)."""
+        normed, norm1_cache = self.input_layernorm.forward(x)
+        y, attention_cache = self.self_attn.forward(normed, rotary, context, past)
+        y += x  # the residual; y is ours, x is still needed by the norm's cache
+        normed, norm2_cache = self.post_attention_layernorm.forward(y)
+        z, mlp_cache = self.mlp.forward(normed, context)
+        z += y
+        return z, (norm1_cache, attention_cache, norm2_cache, mlp_cache, _trained(past))
+
+    def backward(self, dz: Array, cache: Any, need_dx: bool = True) -> Array | None:
+        """dz (b, t, d) → dx (b, t, d), or None where nothing below needs it. dz itself is consumed."""
+        norm1_cache, attention_cache, norm2_cache, mlp_cache, past = cache
+        below_mlp = need_dx or self.self_attn.trainable or self.input_layernorm.trainable
+        below_mlp = below_mlp or past is not None
+        below_norm2 = below_mlp or self.post_attention_layernorm.trainable
+        # in the forward pass z = y + mlp(norm(y)): dz goes to both terms, so dy = dz + what comes back through the MLP
+        dy = dz
+        dnormed = self.mlp.backward(dz, mlp_cache, need_dx=below_norm2)
+        if not below_norm2:
+            return None
+        dy_mlp = self.post_attention_layernorm.backward(dnormed, norm2_cache, need_dx=below_mlp)
+        if not below_mlp:
+            return None
+        dy += dy_mlp
+        # … and before that y = x + attention(norm(x))
+        dx = dy
+        below_norm1 = need_dx or self.input_layernorm.trainable
+        dnormed = self.self_attn.backward(dy, attention_cache, need_dx=below_norm1)
+        if not below_norm1:
+            return None
+        dx_attention = self.input_layernorm.backward(dnormed, norm1_cache, need_dx)
+        if not need_dx:
+            return None
+        dx += dx_attention
+        return dx
+
+
+class Decoder(Module):
+    """Embedding, blocks and the last norm: tokens → hidden states. Called `model` in Hugging Face's names."""
+
+    def __init__(self, embed_tokens: Embedding, layers: list[Block], norm: RMSNorm) -> None:
+        self.embed_tokens, self.layers, self.norm = embed_tokens, layers, norm
+
+    def forward(
+        self, tokens: Array, rotary: tuple[Array, Array], context: Context, past: KeyValueCache | None = None
+    ) -> tuple[Array, Any]:
+        """tokens (b, t) → x (b, t, d)."""
+        x, embed_cache = self.embed_tokens.forward(tokens)
+        block_caches = []
+        for i, block in enumerate(self.layers):
+            x, cache = block.forward(x, rotary, context, None if past is None else past.layers[i])
+            block_caches.append(cache)
+        x, norm_cache = self.norm.forward(x)
+        return x, (embed_cache, block_caches, norm_cache, _trained(past))
+
+    def reaches(self, cache: Any) -> bool:
+        """Whether a backward has anything to do here: for a trainable parameter, or for a past that is trained."""
+        return self.trainable or cache[-1] is not None
+
+    def backward(self, dx: Array, cache: Any) -> None:
+        """dx (b, t, d) → gradients, down to the lowest trainable layer and no further."""
+        embed_cache, block_caches, norm_cache, past = cache
+        below = [self.embed_tokens.trainable]  # below[i]: is anything under block i trainable?
+        for block in self.layers:
+            below.append(below[-1] or block.trainable or past is not None)
+        dx = self.norm.backward(dx, norm_cache, need_dx=below[-1])
+        for i in reversed(range(len(self.layers))):
+            if not below[i + 1]:
+                return
+            dx = self.layers[i].backward(dx, block_caches[i], need_dx=below[i])
+        if below[0]:
+            self.embed_tokens.backward(dx, embed_cache)
+
+
+def _trained(past: LayerCache | KeyValueCache | None) -> Any:
+    """The past, if it is one that a backward owes a gradient."""
+    return past if past is not None and past.trainable else None
