@@ -744,7 +744,7 @@ largest_gradients("after one step")
 # | $hB^\top$, $\;dy^\top h$, $\;dy\,B$ | each of sizes N, d and r | | $6Ndr$ |
 #
 # Together $6Nkd$ against $4Nkd + 6Nr(k + d)$. Add that up over the linear layers of "tiny", and compare with the library's costs, which goes through the live model product by product (a test counts
-# those that a step really computes, `tests/test_flops.py`).
+# those that a step really computes, `tests/costs/test_flops.py`).
 
 # %%
 N, r = 256, 8

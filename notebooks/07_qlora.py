@@ -170,7 +170,7 @@ plots.gradient_cosines(Table.load("../figures/data/quantization_gradients.json")
 # %% [markdown]
 # ## The memory
 #
-# The ledger counts a model as it stands: codes, scales, and all that a training step holds. What it predicts for "tiny" is what its arrays take, to the byte (`tests/test_memory.py`).
+# The ledger counts a model as it stands: codes, scales, and all that a training step holds. What it predicts for "tiny" is what its arrays take, to the byte (`tests/costs/test_memory.py`).
 
 # %%
 config = ln.LoraConfig(r=8, lora_alpha=64, target_modules="all-linear")

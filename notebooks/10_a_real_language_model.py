@@ -122,7 +122,7 @@ if model:
 # python -m lora_np generate --model smollm2-135m --adapter keeper/ "Why does the moon change its shape?"
 # ```
 #
-# `keeper/` is a PEFT folder: `PeftModel.from_pretrained` of PyTorch's PEFT loads it too, and gives the same logits (`tests/test_oracles_adapters.py`).
+# `keeper/` is a PEFT folder: `PeftModel.from_pretrained` of PyTorch's PEFT loads it too, and gives the same logits (`tests/oracles/test_adapters_oracles.py`).
 #
 # ## What it learned, and what it forgot
 #

@@ -58,7 +58,7 @@ def claims(tables: Mapping[str, Table]) -> list[tuple[str, str, str, str]]:
             "Hu et al. 2021",
             f"{eight['lora']:,} of {eight['full']:,} for one 4096 × 4096 matrix at r = 8 ({eight['factor']:g}× fewer); "
             f"{llama['trainable']:,} ({llama['share']:.2%}) for Llama-2-7B, r = {llama['r']}, all linear layers",
-            "`tests/test_ledger.py`, and PEFT itself in `tests/test_oracles.py`",
+            "`tests/costs/test_counting.py`, and PEFT itself in `tests/oracles/test_ops_oracles.py`",
         ),
         (
             "At the start the adapted model is the base",
@@ -71,7 +71,7 @@ def claims(tables: Mapping[str, Table]) -> list[tuple[str, str, str, str]]:
             "The hand-derived gradients are right",
             "this project",
             "every op and the whole model to 1e-12 against the complex step; PEFT's to 1e-10; mutants of them are caught",
-            "`tests/test_ops.py`, `test_transformer.py`, `test_oracles.py`, `test_mutants.py`",
+            "`tests/proofs/test_ops.py`, `test_transformer.py`, `test_oracles.py`, `test_mutants.py`",
         ),
         (
             "The change that fine-tuning makes has a low rank",
@@ -122,7 +122,7 @@ def claims(tables: Mapping[str, Table]) -> list[tuple[str, str, str, str]]:
             "GPT-3 with r = 2 on q, k, v, o has 37.7 M parameters",
             "Hu et al. 2021, §D.4",
             "no: r = 2 has 18.9 M, and r = 4 has 37.7 M",
-            "`tests/test_ledger.py`",
+            "`tests/costs/test_counting.py`",
         ),
         *on_paper(),
         *on_a_real_model(tables["finetuning"], tables["speed"]),

@@ -17,13 +17,13 @@ def on_paper() -> list[tuple[str, str, str, str]]:
     gpt3_full = memory("gpt-3-175b", 1, 512, checkpointing=True)
     smol = {"model": "smollm2-135m", "tokens": 512, "seq": 256}
     lora = flops(**smol, r=8, target_modules="all-linear").total / flops(**smol).total
-    matrix, test = 4096 * 4096, "`tests/test_memory_on_paper.py`"
+    matrix, test = 4096 * 4096, "`tests/costs/test_memory_on_paper.py`"
     return [
         (
             "A LoRA step costs 2N² + 6Nr for a matrix and a token, a full one 3N²",
             "Schulman et al. 2025",
             f"exactly; SmolLM2-135M whole, with attention and head, r = 8: {lora:.2f}× the operations of a full step",
-            "`tests/test_flops.py`, which counts each product of live steps",
+            "`tests/costs/test_flops.py`, which counts each product of live steps",
         ),
         (
             "Fine-tuning 65B in 16 bits takes more than 780 GB",

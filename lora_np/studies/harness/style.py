@@ -1,7 +1,7 @@
 """One palette with a meaning, one type size, one way to save: what every picture of this package shares.
 
 Frozen weights are grey, LoRA is cyan, full fine-tuning is coral, other methods come from one muted green family. The
-colours keep apart in grey print and for red- and green-blind readers (tests/test_plots.py measures it), and every
+colours keep apart in grey print and for red- and green-blind readers (tests/studies/test_plots.py measures it), and every
 picture has a paper of its own, so that a dark page shows it as a card and a light page shows no border at all.
 """
 

@@ -49,7 +49,7 @@ def on_adapters(tables: Mapping[str, Table]) -> list[tuple[str, str, str, str]]:
             "PEFT, `add_weighted_adapter`",
             f"no: its ΔW is off by {linear['error']:.0%} of the sum's norm, cat's by {rounding:.0e} at most; both held-out "
             f"losses together {total(linear):.2f} nats a byte with linear at its best scale, {total(cat):.2f} with cat",
-            "`tests/test_merging.py`, and PEFT in `test_merging_oracles.py`; `lora_np/studies/serving/merging.py`",
+            "`tests/peft/test_merging.py`, and PEFT in `test_merging_oracles.py`; `lora_np/studies/serving/merging.py`",
         ),
         (
             "A batch costs the same whether its rows share an adapter or not",

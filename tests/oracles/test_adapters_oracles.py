@@ -1,7 +1,7 @@
 """An adapter goes from PEFT to here and from here to PEFT, and the model answers the same.
 
 "measured" beside a bound is the worst seen when this was written (torch 2.13, transformers 5.23, peft 0.21.2);
-`pytest tests/test_oracles_adapters.py -rP` shows it again.
+`pytest tests/oracles/test_adapters_oracles.py -rP` shows it again.
 """
 
 from __future__ import annotations

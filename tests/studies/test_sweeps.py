@@ -26,7 +26,7 @@ from lora_np.studies.harness.table import Table
 from lora_np.studies.harness.workers import describe
 from lora_np.studies.pretraining.study import TINY
 
-DATA = Path(__file__).parents[1] / "figures" / "data"
+DATA = Path(__file__).parents[2] / "figures" / "data"
 
 
 # -------------------------------------------------------------------------------------------------- runs that fail or end

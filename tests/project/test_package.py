@@ -18,7 +18,7 @@ import pytest
 
 import lora_np as ln
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "lora_np"
 
 # From the ground up; a folder's files stand together on its floor. `__init__` is `import lora_np as ln`.

@@ -19,7 +19,7 @@ from lora_np.exercises.editions import HEADER, student_edition, teacher_text, te
 from lora_np.exercises.grade import grade_class, write_csv
 from lora_np.exercises.program import cells_of, program
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "notebooks" / "exercises"
 ASKED = exercise("lora_forward")
 RIGHT = ASKED.solution

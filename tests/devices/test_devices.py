@@ -15,7 +15,7 @@ import pytest
 from lora_np import SGD, AdamW, LoraConfig, clip_grad_norm, get_peft_model, ops, train
 from lora_np.backend import to_host
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 SUITE = [
     "ops",
     "gradcheck",
@@ -33,7 +33,7 @@ SUITE = [
 
 def run_on(device: str, file: str) -> None:
     """Run a file of tests with its arrays on `device`, in a process of its own: on_device.py reads the variable."""
-    command = [sys.executable, "-m", "pytest", "--tb=short", "-p", "no:cacheprovider", TESTS / file]
+    command = [sys.executable, "-m", "pytest", "--tb=short", "-p", "no:cacheprovider", next(TESTS.rglob(file))]
     environment = os.environ | {"LORA_NP_TESTS_ON": device}
     run = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True)
     assert run.returncode == 0, f"{file} on {device}:\n{run.stdout[-5000:]}{run.stderr[-1000:]}"

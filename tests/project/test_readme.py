@@ -10,7 +10,7 @@ import pytest
 from lora_np.report.claims import BEGIN, END, NEEDED, markdown
 from lora_np.studies.harness.table import Table
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -25,14 +25,14 @@ def test_every_link_and_picture_is_there(target):
     assert "://" in target or (ROOT / target).exists(), f"README points to {target}, which is not there"
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(tests/\w+\.py|lora_np/[\w/]+\.py)`", README))))
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(tests/[\w/]+\.py|lora_np/[\w/]+\.py)`", README))))
 def test_every_file_that_is_named_is_there(name):
     assert (ROOT / name).exists(), f"README names {name}, which is not there"
 
 
 @pytest.mark.parametrize("test", sorted(set(re.findall(r"`(test_\w+)`", README))))
 def test_every_test_that_is_named_is_there(test):
-    assert any(f"def {test}(" in path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")), test
+    assert any(f"def {test}(" in path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")), test
 
 
 def test_the_first_look_runs_line_by_line(capsys):

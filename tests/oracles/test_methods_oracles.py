@@ -1,7 +1,7 @@
 """Prefix tuning against PEFT, and bottlenecks against PyTorch's autograd: the same numbers in, the same gradients out.
 
 "measured" beside a bound is the worst seen when this was written (torch 2.13, transformers 5.23, peft 0.21.2);
-`pytest tests/test_methods_oracles.py -rP` shows it again.
+`pytest tests/oracles/test_methods_oracles.py -rP` shows it again.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from lora_np.studies.pretraining.study import TINY
 pytest.importorskip("distributed", reason='Dask is not installed: pip install -e ".[cluster,dev]"')
 pytestmark = pytest.mark.cluster
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
     "OPENBLAS_NUM_THREADS": "1",

@@ -1,7 +1,7 @@
 """LoRA's relatives against PEFT: the same gradients, the same logits from one folder, both ways, and the same first step.
 
 "measured" beside a bound is the worst seen when this was written (torch 2.13, transformers 5.23, peft 0.21.2);
-`pytest tests/test_family_oracles.py -rP` shows it again.
+`pytest tests/oracles/test_family_oracles.py -rP` shows it again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from oracle_models import (
     their_loss,
     torch,
 )
-from test_oracles_adapters import (
+from test_adapters_oracles import (
     ALL_LINEAR,
     BOUNDS,
     DEEP,

@@ -1,6 +1,6 @@
 """Adapters on disk and side by side: what is saved comes back to the bit, and what does not fit is refused by name.
 
-That PEFT reads these folders, and these tests its own, is proven in test_oracles_adapters.py.
+That PEFT reads these folders, and these tests its own, is proven in test_adapters_oracles.py.
 """
 
 from __future__ import annotations

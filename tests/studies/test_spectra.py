@@ -18,7 +18,7 @@ from lora_np.studies.low_rank.spectra import deltas, effective_rank, rank_for_en
 from lora_np.studies.low_rank.subspaces import amplification, chance, directions, similarity
 from lora_np.studies.pretraining.study import TINY
 
-DATA = Path(__file__).parents[1] / "figures" / "data"
+DATA = Path(__file__).parents[2] / "figures" / "data"
 
 
 def orthonormal(d: int, n: int, rng: np.random.Generator) -> np.ndarray:

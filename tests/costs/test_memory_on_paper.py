@@ -110,7 +110,7 @@ def test_the_table_has_every_part_and_their_sum():
 
 
 def test_the_committed_memory_bill_is_what_the_study_says():
-    committed = Path(__file__).parents[1] / "figures" / "data" / "memory_bill.json"
+    committed = Path(__file__).parents[2] / "figures" / "data" / "memory_bill.json"
     assert Table.load(committed).rows == memory_bill().rows, "make it again: python -m lora_np reproduce --full"
 
 

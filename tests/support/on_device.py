@@ -1,6 +1,6 @@
 """Where the core's tests compute. The environment variable LORA_NP_TESTS_ON says: numpy (the default), double or cupy.
 
-    LORA_NP_TESTS_ON=double pytest tests/test_ops.py
+    LORA_NP_TESTS_ON=double pytest tests/proofs/test_ops.py
 
 `xp` is the array module, and what the tests make with it lies there; `host` brings a result back to be compared. The double
 (cupy_double.py) takes the place of CuPy itself, so the library runs as it would on a GPU, with no hook for it.

@@ -1,7 +1,7 @@
 """lora_np is what PyTorch, transformers and PEFT are: same names, same numbers, same gradients, same training.
 
 "measured" beside a bound is the worst error seen when this was written (torch 2.13, transformers 5.23, peft 0.21.2);
-`pytest tests/test_oracles.py -rP` shows it again. The float64 bounds leave room for other machines' order of summation.
+`pytest tests/oracles/test_ops_oracles.py -rP` shows it again. The float64 bounds leave room for other machines' order of summation.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from lora_np.studies.convergence.study import convergence
 from lora_np.studies.four_bits import merge_routes, qlora, quantization
 from lora_np.studies.four_bits.merge_routes import arrived
 from lora_np.studies.four_bits.qlora import QuantizedFineTuning, QuantizedRun, means, on_tiny, over_four_bits
-from lora_np.studies.harness import voice_task
+from lora_np.studies.harness import tiny_task, voice_task
 from lora_np.studies.harness.tiny_task import Run
 from lora_np.studies.timing import sides
 

@@ -1,6 +1,6 @@
 """Mixed batches: PEFT's own, with the same adapters in the same rows, say the same.
 
-"measured" beside a bound is the worst seen when this was written; `pytest tests/test_mixed_oracles.py -rP` shows it again.
+"measured" beside a bound is the worst seen when this was written; `pytest tests/oracles/test_mixed_oracles.py -rP` shows it again.
 """
 
 from __future__ import annotations

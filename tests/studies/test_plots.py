@@ -34,7 +34,9 @@ from lora_np.studies.low_rank import spectra_pictures as plots_spectra
 
 
 def table(rows, **settings) -> Table:
-    return Table("a test", "does it draw?", "python -m pytest tests/test_plots.py", settings=settings, rows=rows)
+    return Table(
+        "a test", "does it draw?", "python -m pytest tests/studies/test_plots.py", settings=settings, rows=rows
+    )
 
 
 def one_matrix(ranks=(1, 4, 8, 16, 64), side=4096) -> Table:
@@ -535,7 +537,7 @@ def test_every_axis_that_shows_numbers_says_what_they_are(figures, name):
 
 def test_every_picture_of_a_study_says_how_many_runs_it_shows_and_what_they_took(monkeypatch):
     """The committed ones. Seconds of one core, or of the machine where a study is alone on it."""
-    data = Path(__file__).parents[1] / "figures" / "data"
+    data = Path(__file__).parents[2] / "figures" / "data"
     tables = {name: Table.load(data / f"{name}.json") for name in (*STUDIES, "step_cost") if name != "shortfall"}
     second_lines = {}
     monkeypatch.setattr(
