@@ -12,7 +12,7 @@ from . import costs, data, ops, quantization
 from .data import conversations
 from .gradient_check import GradcheckResult, gradcheck, gradcheck_model
 from .nn import Context, Embedding, Linear, Module, Parameter, RMSNorm
-from .peft import BottleneckConfig, LoraConfig, LoraLinear, PeftModel, PrefixTuningConfig, VeraConfig, get_peft_model
+from .peft import AdaptedLinear, BottleneckConfig, LoraConfig, PeftModel, PrefixTuningConfig, VeraConfig, get_peft_model
 from .pretrained import fetch, load_model, load_tokenizer, save_model
 from .quantization import QuantizedLinear, dequantize_model, quantize_model
 from .serve import AdapterServer
@@ -22,6 +22,7 @@ from .transformer import Transformer, TransformerConfig, generate
 __all__ = [
     "SGD",
     "AdamW",
+    "AdaptedLinear",
     "AdapterServer",
     "BottleneckConfig",
     "Context",
@@ -30,7 +31,6 @@ __all__ = [
     "History",
     "Linear",
     "LoraConfig",
-    "LoraLinear",
     "Module",
     "Parameter",
     "PeftModel",

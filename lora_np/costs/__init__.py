@@ -9,8 +9,8 @@ Reading order: architecture, products, adapters, prefix, adaptation, parameters,
 activations, temporaries, memory.
 """
 
+from ..peft.cost import Products
 from .adaptation import METHODS, Adaptation
-from .adapters import Adapter, Bottleneck, Dora, Lora, Vera
 from .anatomy import anatomy
 from .architecture import MODELS, Architecture, LinearShape, architecture_of, gpt, llama
 from .body import Anatomy, Half, Layer
@@ -27,8 +27,6 @@ from .parameters import (
     targeted,
 )
 from .precision import PRECISIONS, Precision, nf4_bytes
-from .prefix import Prefix
-from .products import Products
 from .report import report
 
 __all__ = [

@@ -9,9 +9,7 @@ from functools import partial
 import numpy as np
 
 from ..nn.targets import select_targets
-from .adapters import Adapter, Bottleneck, Dora, Lora, Vera
 from .architecture import Architecture
-from .prefix import Prefix
 
 
 @dataclass(frozen=True)

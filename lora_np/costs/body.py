@@ -9,9 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .adapters import Adapter
-from .prefix import Prefix
-
 
 @dataclass(frozen=True)
 class Layer:

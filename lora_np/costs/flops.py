@@ -17,9 +17,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..peft.cost import Products, linear_products
 from .anatomy import anatomy
 from .body import Layer
-from .products import Products, linear_products
 
 
 @dataclass(frozen=True)

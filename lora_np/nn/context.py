@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,10 @@ class Rows:
         for row, name in enumerate(self.names):
             if name != BASE:
                 self.segments.setdefault(name, []).append(row)
+
+    def adapter_of(self, layer: Any) -> Any:
+        """What computes these rows' adapters in one layer; None where no row has one there."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -10,38 +10,34 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from .. import ops
-from ..backend import Array, move, to_host
-from ..costs import Bottleneck
-from ..nn import EVALUATION, Context, Linear, Parameter
-from ..nn.targets import has_suffix
+from ..backend import Array
+from ..nn import Context, Linear
 from ..transformer import Transformer
-from .checks import check_number, check_whole
-from .files import KIND, PREFIX, plain, refuse_others, some
-from .lora.layer import LoraLinear
-from .method import Method
-from .placement import AdapterLinear, adaptable_layers, unwrap, wrap, wrapped_by
-from .wrapper import Wrapper
-
-if TYPE_CHECKING:
-    from .model import PeftModel
+from .adapter import Adapter, AdapterLinear, beside
+from .config import PeftConfig, check_choice, check_positive, check_whole
+from .cost import AdapterCost, Products, linear_products
+from .files import KIND
+from .method import LayerMethod
 
 ACTIVATIONS = {
     "gelu": (ops.gelu_forward, ops.gelu_backward),
     "silu": (ops.silu_forward, ops.silu_backward),
 }
-PLACES = {"houlsby": ("self_attn.o_proj", "mlp.down_proj"), "pfeiffer": ("mlp.down_proj",)}
-SIDES = ("down", "up")
+AFTER_ATTENTION, AFTER_MLP = (
+    ("self_attn.o_proj", "attn.c_proj", "attn.o_proj"),
+    ("mlp.down_proj", "mlp.c_proj"),
+)  # Llama's, GPT's
+PLACES = {"houlsby": AFTER_ATTENTION + AFTER_MLP, "pfeiffer": AFTER_MLP}
 
 
-@dataclass(frozen=True)
-class BottleneckConfig:
+@dataclass(frozen=True, kw_only=True)
+class BottleneckConfig(PeftConfig):
     """How narrow, where, and from where to start.
 
     bottleneck_size: m. None takes d / reduction_factor, rounded down, and at least 1.
@@ -64,185 +60,133 @@ class BottleneckConfig:
     init_weights: bool | Literal["houlsby"] = True
     base_model_name_or_path: str | os.PathLike[str] | None = None
 
-    def __post_init__(self) -> None:
-        m = self.bottleneck_size
-        if m is not None:
-            check_whole("bottleneck_size", m)
-            if m < 1:
-                raise ValueError(f"bottleneck_size = {m}; expected at least 1")
-        check_number("reduction_factor", self.reduction_factor)
-        if not 0 < self.reduction_factor < math.inf:
-            raise ValueError(f"reduction_factor = {self.reduction_factor}; expected a positive number")
-        for name, choices in (("non_linearity", ACTIVATIONS), ("placement", PLACES)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} = {getattr(self, name)!r}; expected {' or '.join(map(repr, choices))}")
-        if not (isinstance(self.init_weights, bool) or self.init_weights == "houlsby"):
-            raise ValueError(f"init_weights = {self.init_weights!r}; expected True, False or 'houlsby'")
+    def check(self) -> None:
+        """Raise ValueError or TypeError for a field out of range, naming it."""
+        if self.bottleneck_size is not None:
+            check_whole("bottleneck_size", self.bottleneck_size, 1)
+        check_positive("reduction_factor", self.reduction_factor)
+        check_choice("non_linearity", self.non_linearity, *ACTIVATIONS)
+        check_choice("placement", self.placement, *PLACES)
+        check_choice("init_weights", self.init_weights, True, False, "houlsby")
+
+    @property
+    def target_modules(self) -> tuple[str, ...]:
+        """The layers that write to the residual stream, by the ends of their names."""
+        return PLACES[self.placement]
 
     def width(self, d: int) -> int:
         """m for a residual stream of width d."""
         return int(self.bottleneck_size or max(1, d // self.reduction_factor))
 
 
-class BottleneckLinear(Wrapper):
-    """z = y + W_up σ(W_down y + b_down) + b_up with y = base(x), for the adapter that the call names; y when it names none.
+class BottleneckAdapter(Adapter):
+    """z = y + W_up σ(W_down y + b_down) + b_up, with W_down (m, d) and W_up (d, m)."""
 
-    `base_layer` is any module with Linear's contract, a LoraLinear among them. `bottleneck_down[name]` (m, d) and
-    `bottleneck_up[name]` (d, m) are an adapter's, with their biases, `configs[name]` its settings.
-    """
+    def __init__(self, config: BottleneckConfig, down: AdapterLinear, up: AdapterLinear) -> None:
+        self.config = config
+        self.bottleneck_down, self.bottleneck_up = down, up
 
-    def __init__(self, base_layer: Linear | LoraLinear) -> None:
-        super().__init__(base_layer)
-        self.bottleneck_down: dict[str, AdapterLinear] = {}
-        self.bottleneck_up: dict[str, AdapterLinear] = {}
-
-    def put_adapter(self, name: str, config: BottleneckConfig, factors: Any, like: Array, dtype: Any = None) -> None:
-        """Take the host arrays (W_down, b_down), (W_up, b_up) as an adapter, where `like` is, in its dtype or in `dtype`."""
-        for kept, pair in zip((self.bottleneck_down, self.bottleneck_up), factors, strict=True):
-            kept[name] = AdapterLinear(*(move(x.astype(dtype or like.dtype), like) for x in pair))
-        self.configs[name] = config
-
-    def on_paper(self, name: str) -> Bottleneck:
-        """As the ledger has it."""
-        down = self.bottleneck_down[name].weight
-        return Bottleneck(down.trainable, down.value.itemsize == 2, down.value.shape[0])
-
-    def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, Any]:
-        """x (…, in) → z (…, d)."""
-        y, base_cache = self.base_layer.forward(x, context)
-        name = context.adapter
-        if name not in self.configs:
-            return y, (base_cache, None, None)
-        activate, _ = ACTIVATIONS[self.configs[name].non_linearity]
-        h, down_cache = self.bottleneck_down[name].forward(y)  # (…, d) → (…, m)
+    def forward(self, x: Array, y: Array, base: Linear, context: Context) -> tuple[Array, Any]:
+        """y (…, d) → z (…, d)."""
+        activate, _ = ACTIVATIONS[self.config.non_linearity]
+        h, down_cache = self.bottleneck_down.forward(y)  # (…, d) → (…, m)
         a, activation_cache = activate(h)
-        z, up_cache = self.bottleneck_up[name].forward(a)  # (…, m) → (…, d)
+        z, up_cache = self.bottleneck_up.forward(a)  # (…, m) → (…, d)
         z += y
-        return z, (base_cache, name, (down_cache, activation_cache, up_cache))
+        return z, (down_cache, activation_cache, up_cache)
 
-    def backward(self, dz: Array, cache: Any, need_dx: bool = True) -> Array | None:
+    def backward(self, dz: Array, cache: Any, base: Linear, base_cache: Any, need_dx: bool) -> Array | None:
         """dz (…, d) → dx (…, in), or None where nothing below needs it.
 
         In the forward pass z = y + up(σ(down(y))): dz goes whole into both terms, so dy is dz plus what comes back through
         the bottleneck.
         """
-        base_cache, name, inner = cache
-        if name is None:
-            return self.base_layer.backward(dz, base_cache, need_dx)
-        down_cache, activation_cache, up_cache = inner
-        below = need_dx or self.base_layer.trainable
-        down, up = self.bottleneck_down[name], self.bottleneck_up[name]
+        down_cache, activation_cache, up_cache = cache
+        below, down, up = need_dx or base.trainable, self.bottleneck_down, self.bottleneck_up
         da = up.backward(dz, up_cache, need_dx=below or down.trainable)
         if da is None:
             return None
-        _, slope = ACTIVATIONS[self.configs[name].non_linearity]
+        _, slope = ACTIVATIONS[self.config.non_linearity]
         dy = down.backward(slope(da, activation_cache), down_cache, need_dx=below)
         if not below:
             return None
         dy += dz
-        return self.base_layer.backward(dy, base_cache, need_dx)
+        return base.backward(dy, base_cache, need_dx)
 
 
-class BottleneckMethod(Method):
-    """A BottleneckLinear around the layers that write to the residual stream, while it has an adapter."""
+@dataclass(frozen=True)
+class BottleneckCost(AdapterCost):
+    """Of y + W_up σ(W_down y + b_down) + b_up, with W_down (m, out), W_up (out, m): after the layer, not beside it."""
 
+    config: BottleneckConfig = BottleneckConfig()
+
+    def arrays(self, out: int, in_: int) -> list[int]:
+        """Both matrices and both biases."""
+        m = self.config.width(out)
+        return [m * out, m * out, m, out]
+
+    def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
+        """Two linear layers: dW of the lower one needs what flows through the upper one, dx or no dx."""
+        m = self.config.width(out)
+        up = linear_products(N, out, m, need_dx or self.trained, self.trained)
+        return up + linear_products(N, m, out, need_dx, self.trained)
+
+    def kept(self, N: int, out: int, in_: int) -> int:
+        """y and σ(W_down y) for the two dW, W_down y and one more for σ′ (N, m each); of 16 bits both matrices in float32."""
+        m = self.config.width(out)
+        return self.trained * N * (out + m) + 2 * N * m + self.widened * 2 * m * out
+
+    def backward_held(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
+        """What σ's derivative is made of, some five of (N, m); then dy beside the frozen path's dx."""
+        m = self.config.width(out)
+        return max(5 * N * m, need_dx * (N * m + N * out + max(N * m, frozen)))
+
+
+class BottleneckMethod(LayerMethod):
+    """A BottleneckAdapter in the layers that write to the residual stream."""
+
+    config_type = BottleneckConfig
     peft_type = "BOTTLENECK"  # ours: PEFT has no such method, and no file of it
     decisive = ("bottleneck_size", "non_linearity", "placement")
+    written = KIND
 
-    def add(self, peft_model: PeftModel, name: str, config: BottleneckConfig, seed: int) -> None:
-        """Draw the numbers on the host, so that a seed means the same on every device."""
-        model, rng = peft_model.model, np.random.default_rng(seed)
-        d = model.config.hidden_size
+    def targets(self, config: BottleneckConfig, names: list[str], strict: bool = True) -> list[str]:
+        """A model has the names of one family."""
+        return super().targets(config, names, strict=False)
+
+    def draw(self, config: BottleneckConfig, base: Linear, rng: np.random.Generator, dtype: Any) -> BottleneckAdapter:
+        """Drawn as `init_weights` says."""
+        d, tensors = base.out_features, []
         m = config.width(d)
-        for _, layer in wrap(model, places(model, config), BottleneckLinear):
-            factors = []
-            for side, (out, in_) in zip(SIDES, ((m, d), (d, m)), strict=True):
-                bound = 1 / math.sqrt(in_)
-                if config.init_weights == "houlsby":
-                    W, b = 0.01 * truncated_normal(rng, (out, in_)), np.zeros(out)
-                elif config.init_weights and side == "up":
-                    W, b = np.zeros((out, in_)), np.zeros(out)
-                else:
-                    W, b = rng.uniform(-bound, bound, (out, in_)), np.zeros(out)
-                if config.init_weights is False:
-                    b = rng.uniform(-bound, bound, out)
-                factors.append((W, b))
-            layer.put_adapter(name, config, factors, model.model.norm.weight.value, peft_model.adapter_dtype)
+        for side, (out, in_) in (("down", (m, d)), ("up", (d, m))):
+            bound, W, b = 1 / math.sqrt(in_), np.zeros((out, in_)), np.zeros(out)
+            if config.init_weights == "houlsby":
+                W = 0.01 * truncated_normal(rng, (out, in_))
+            elif not config.init_weights or side == "down":
+                W = rng.uniform(-bound, bound, (out, in_))
+            if config.init_weights is False:
+                b = rng.uniform(-bound, bound, out)
+            tensors += [W, b]
+        return self.build(config, base, tensors, dtype)
 
-    def restore(
-        self, peft_model: PeftModel, name: str, config: BottleneckConfig, arrays: Mapping[str, np.ndarray]
-    ) -> None:
-        """Every array must have its place, and every place its array, of the right shape."""
-        model = peft_model.model
-        d = model.config.hidden_size
-        m, expected = config.width(d), {}
-        for layer in places(model, config):
-            shapes = (m, d), (m,), (d, m), (d,)
-            expected |= dict(zip(keys(layer), shapes, strict=True))
-        for found, what in (
-            (arrays.keys() - expected.keys(), "no place for"),
-            (expected.keys() - arrays.keys(), "missing:"),
-        ):
-            if found:
-                raise ValueError(f"{what} {some(sorted(found))}, with placement {config.placement!r} in this model")
-        for key, shape in expected.items():
-            if arrays[key].shape != shape or arrays[key].dtype.kind != "f":
-                raise ValueError(f"{key} is {arrays[key].dtype} {arrays[key].shape}; expected floats {shape}")
-        for layer_name, layer in wrap(model, places(model, config), BottleneckLinear):
-            down_W, down_b, up_W, up_b = (arrays[key] for key in keys(layer_name))
-            factors = (down_W, down_b), (up_W, up_b)
-            layer.put_adapter(name, config, factors, model.model.norm.weight.value, peft_model.adapter_dtype)
+    def shapes(self, config: BottleneckConfig, out: int, in_: int) -> dict[str, tuple[int, ...]]:
+        """W_down (m, d), b_down (m,), W_up (d, m), b_up (d,)."""
+        m = config.width(out)
+        down = {"bottleneck_down.weight": (m, out), "bottleneck_down.bias": (m,)}
+        return {**down, "bottleneck_up.weight": (out, m), "bottleneck_up.bias": (out,)}
 
-    def delete(self, peft_model: PeftModel, name: str) -> None:
-        """Forget its numbers, and unwrap the layers that have no other."""
-        layers = {layer: wrapper for layer, (_, wrapper) in wrapped_by(peft_model.model, BottleneckLinear).items()}
-        for wrapper in layers.values():
-            for kept in (wrapper.bottleneck_down, wrapper.bottleneck_up, wrapper.configs):
-                kept.pop(name, None)
-        empty = [layer for layer, wrapper in layers.items() if not wrapper.configs]
-        unwrap(peft_model.model, empty, BottleneckLinear)
+    def build(self, config: BottleneckConfig, base: Linear, tensors: list[np.ndarray], dtype: Any) -> BottleneckAdapter:
+        """From W_down, b_down, W_up, b_up."""
+        down_W, down_b, up_W, up_b = (beside(base, x, dtype).value for x in tensors)
+        return BottleneckAdapter(config, AdapterLinear(down_W, down_b), AdapterLinear(up_W, up_b))
 
-    def parameters(self, peft_model: PeftModel, name: str) -> Iterator[Parameter]:
-        """W and b, down and up, of each place."""
-        yield from self._by_key(peft_model, name).values()
-
-    def arrays(self, peft_model: PeftModel, name: str) -> dict[str, np.ndarray]:
-        """base_model.model.<layer>.bottleneck_down.weight (m, d), .bias (m,), and .bottleneck_up.weight (d, m), .bias (d,)."""
-        return {key: to_host(p.value) for key, p in self._by_key(peft_model, name).items()}
-
-    def _by_key(self, peft_model: PeftModel, name: str) -> dict[str, Parameter]:
-        found = {}
-        for layer, (_, wrapper) in wrapped_by(peft_model.model, BottleneckLinear).items():
-            if name in wrapper.configs:
-                down, up = wrapper.bottleneck_down[name], wrapper.bottleneck_up[name]
-                found |= dict(zip(keys(layer), (down.weight, down.bias, up.weight, up.bias), strict=True))
-        return found
+    def cost(self, config: BottleneckConfig, trained: bool = True, widened: bool = False) -> AdapterCost:
+        """Of one place."""
+        return BottleneckCost(trained, widened, config)
 
     def settings(self, config: BottleneckConfig, model: Transformer) -> dict[str, Any]:
         """With the size that it has in this model."""
-        base = config.base_model_name_or_path
-        return {
-            **KIND,
-            **{key: plain(value) for key, value in asdict(config).items()},
-            **{"peft_type": self.peft_type, "base_model_name_or_path": base and os.fspath(base)},
-            "bottleneck_size": config.width(model.config.hidden_size),
-        }
-
-    def config(self, settings: Mapping[str, Any]) -> BottleneckConfig:
-        """The way back."""
-        known = {field.name for field in fields(BottleneckConfig)}
-        refuse_others(settings, known)
-        return BottleneckConfig(**{key: settings[key] for key in known if settings.get(key) is not None})
-
-
-def places(model: Transformer, config: BottleneckConfig) -> list[str]:
-    """The layers whose output goes through a bottleneck, in the model's order."""
-    return [name for name in adaptable_layers(model) if any(has_suffix(name, p) for p in PLACES[config.placement])]
-
-
-def keys(layer: str) -> list[str]:
-    """The names of a place's four tensors in a file."""
-    return [f"{PREFIX}{layer}.bottleneck_{side}.{part}" for side in SIDES for part in ("weight", "bias")]
+        return super().settings(config, model) | {"bottleneck_size": config.width(model.config.hidden_size)}
 
 
 def truncated_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

@@ -15,25 +15,22 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from ..files import load_arrays, save_arrays, write_atomically
 from ..nn import Module
 from ..nn.targets import is_target
-from .lora.config import LoraConfig
 from .placement import adaptable_layers
-
-T = TypeVar("T")
 
 PREFIX = "base_model.model."  # what PEFT puts before every name of the base
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
-# What LoRA's file is, in PEFT's words; and the version whose files these are like.
-KIND = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "peft_version": "0.21.2"}
+# What each file says, in PEFT's words; and the version whose files these are like.
+KIND = {"task_type": "CAUSAL_LM", "inference_mode": True, "peft_version": "0.21.2"}
 WRITTEN_OFF = {"bias": "none", "fan_in_fan_out": False, "modules_to_save": None}  # and not here
-NO_MATTER = {*KIND, "revision", "auto_mapping"}  # keys of a file that say nothing about the numbers
+NO_MATTER = {*KIND, "peft_type", "revision", "auto_mapping"}  # keys of a file that say nothing about the numbers
 OFF = {"bias": "none", "megatron_core": "megatron.core", "qalora_group_size": 16}  # off, and yet not empty
 TRAINING = "lora_np.training"
 RECORD = "lora_np.config"
@@ -69,7 +66,7 @@ def write_adapter(
     write_atomically(folder / CONFIG, write)
 
 
-def portable_targets(config: LoraConfig, model: Module) -> str | list[str]:
+def portable_targets(config: Any, model: Module) -> str | list[str]:
     """`target_modules` in a form that means the same layers in PEFT.
 
     There a string is always a regular expression, "q_proj" being one that matches nothing, and it is held against every
@@ -161,6 +158,22 @@ def refuse_others(settings: Mapping[str, Any], known: Collection[str]) -> None:
             raise ValueError(
                 f"{key} is {value!r}, a feature of PEFT that is not here: without it this is another model"
             )
+
+
+def check_arrays(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], hint: str = "") -> None:
+    """Raise ValueError naming what is missing, unexpected, of a wrong shape or dtype, or not finite."""
+    if extra := sorted(arrays.keys() - shapes.keys()):
+        raise ValueError(f"no place for {some(extra)} in this model with this configuration; PEFT would ignore it")
+    if missing := sorted(shapes.keys() - arrays.keys()):
+        raise ValueError(f"{some(missing)} is missing{hint}; PEFT would only warn, and go on without")
+    for key, shape in shapes.items():
+        x = arrays[key]
+        if x.shape != shape:
+            raise ValueError(f"{key} has shape {x.shape}; this model and configuration have {shape} there")
+        if x.dtype.kind != "f":
+            raise ValueError(f"{key} has dtype {x.dtype}; expected floating-point numbers")
+        if not np.isfinite(x).all():
+            raise ValueError(f"{key} holds NaN or infinity; expected finite numbers")
 
 
 def some(keys: list[str]) -> str:

@@ -1,31 +1,34 @@
-"""Adapters merged: into the weights, or several into a new one, which is judged on its ΔW. A and B alone mean nothing."""
+"""Adapters merged into the weights that they stand beside: W ← W + Σ ΔW, and back."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
 from ..backend import array_module
 from ..nn import Module
-from .placement import base_name
-from .wrapper import WeightWrapper
+from .adapter import AdaptedLinear
+from .placement import adapted_layers
 
 
-def weight_wrappers(model: Module) -> dict[str, list[WeightWrapper]]:
-    """name → the wrappers around its weight that can be merged into it, from the outermost to the innermost."""
-    found: dict[str, list[WeightWrapper]] = {}
-    for path, m in model.named_modules():
-        if isinstance(m, WeightWrapper):
-            found.setdefault(base_name(path), []).append(m)
-    return found
+def merge(model: Module, names: Iterable[str], safe: bool = False) -> None:
+    """Merge these adapters in every layer. Raises before anything has changed: RuntimeError where the base is quantised,
+    ValueError, if `safe`, where a weight would not be finite."""
+    names, layers = tuple(names), adapted_layers(model)
+    for layer in layers.values():
+        layer.check_mergeable()
+    for name, layer in layers.items() if safe else ():
+        check_finite(name, layer, names)
+    for layer in layers.values():
+        layer.merge(*names)
 
 
-def check_finite(model: Module, adapter_names: Sequence[str]) -> None:
-    """Raise ValueError naming the first layer whose weight these adapters would make infinite or NaN. `model` stays."""
-    for name, layers in weight_wrappers(model).items():
-        weight = layers[0].linear.weight.value
-        with np.errstate(over="ignore", invalid="ignore"):
-            merged = sum((m.delta_weight(a) for m in layers for a in adapter_names if a in m.configs), start=weight)
-        if not array_module(weight).isfinite(merged).all():
-            raise ValueError(f"{name}: with {', '.join(adapter_names)} its weight is not finite; nothing was merged")
+def check_finite(name: str, layer: AdaptedLinear, adapter_names: tuple[str, ...]) -> None:
+    """Raise ValueError naming the layer if these adapters would make a number of its weight infinite or NaN."""
+    W = layer.base_layer.weight.value
+    with np.errstate(over="ignore", invalid="ignore"):
+        delta = layer.summed(adapter_names)
+        finite = array_module(W).isfinite(W if delta is None else W + delta).all()
+    if not finite:
+        raise ValueError(f"{name}: with {', '.join(adapter_names)} its weight is not finite; nothing was merged")

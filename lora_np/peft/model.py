@@ -2,54 +2,61 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
-from .. import costs, ops
+from .. import ops
 from ..backend import Array
-from ..nn import RAN_FROZEN, Context, Parameter
+from ..nn import BASE, RAN_FROZEN, Context, Parameter
 from ..transformer import KeyValueCache, Transformer
-from .checks import storage_dtype
+from . import merging
+from .adapter import AdaptedLinear
+from .combination import Combination, MergeReport, combine_adapters
+from .config import storage_dtype
 from .files import CONFIG, PREFIX, WEIGHTS, naming, read_adapter, write_adapter
-from .lora.layer import FACTORS
-from .lora.mixed import AdapterRows
-from .merge_calls import MergeCalls
-from .mixed_calls import MixedCalls
-from .prefix import PrefixEncoder, check_begun, see_the_prefix
+from .lora.layer import LoraAdapter
+from .lora.method import LoraMethod
+from .lora.mixed import AdapterRows, check_names
+from .method import Host
+from .placement import adapted_layers, remove
+from .prefix import check_begun, see_the_prefix
 from .registry import method_named, method_of
-from .wrapper import Wrapper
+
+FACTORS = ("lora_A", "lora_B", "lora_magnitude_vector")  # parameters that PEFT calls ….<adapter>.weight
+Folder = str | os.PathLike[str]
 
 
 def get_peft_model(
-    model: Transformer, config: Any, adapter_name: str = "default", seed: int = 0, adapter_dtype: Any = None
+    model: Transformer, peft_config: Any, adapter_name: str = "default", seed: int = 0, adapter_dtype: Any = None
 ) -> PeftModel:
-    """Freeze `model`, put an adapter in, and return the PeftModel that trains it. The kind of `config` says which (methods.py).
+    """Freeze `model`, add an adapter, and return the PeftModel that trains it. The class of `peft_config` chooses the method.
 
     The model is changed in place, as in PEFT, and shares its weights with the PeftModel. Called directly it still
-    answers as the base alone; call the PeftModel for the adapter. `seed` draws its numbers.
+    answers as the base alone; call the PeftModel for the adapter. `seed` draws the adapter's numbers.
 
-    `adapter_dtype` is what they are stored in: None, the base's dtype; or "float16" or "bfloat16", in memory and on disk
-    half of float32. Computed is in float32 all the same: they are widened for each product, gradients are float32, and
-    while it trains the optimizer keeps a float32 copy, which it updates and rounds into them.
+    `adapter_dtype` is what adapters are stored in: None, the base's dtype; or "float16" or "bfloat16", half of float32 in
+    memory and on disk. They are then widened to float32 for each product, gradients are float32, and while the adapter
+    trains the optimizer keeps a float32 copy, which it updates and rounds into it.
 
     Raises ValueError for a target module that is not there (the message lists those that are), TypeError for a model or
     config of another kind or an `adapter_dtype` that does not go with the base's, before anything is changed.
     """
     peft_model = PeftModel(model, adapter_dtype)
-    peft_model.add_adapter(adapter_name, config, seed)
+    peft_model.add_adapter(adapter_name, peft_config, seed)
     model.freeze()
     peft_model.set_adapter(adapter_name)
     return peft_model
 
 
-class PeftModel(MergeCalls, MixedCalls):
+class PeftModel(Host):
     """The base and its adapters as one model, with the Transformer's own calls: forward, loss, backward, named_parameters.
 
     `peft_config[name]` is an adapter's configuration, `active_adapter` the name of the one that calls use, or None. Each has a
@@ -60,34 +67,31 @@ class PeftModel(MergeCalls, MixedCalls):
     def __init__(self, model: Transformer, adapter_dtype: Any = None) -> None:
         if not isinstance(model, Transformer):
             raise TypeError(f"expected a Transformer without adapters, got {type(model).__name__}")
-        if any(isinstance(m, Wrapper) for _, m in model.named_modules()):
+        if adapted_layers(model):
             raise ValueError(
                 "this model carries an adapter already: give its PeftModel another one with add_adapter or load_adapter, "
                 "or merge_and_unload() it first"
             )
-        self.model = model
-        self.prompt_encoder: dict[str, PrefixEncoder] = {}  # what stands beside the base and not in it
-        self.peft_config: dict[str, Any] = {}
+        base = model.model.norm.weight.value.dtype
+        super().__init__(model, None if adapter_dtype is None else storage_dtype(adapter_dtype, base))
         self.active_adapter: str | None = None
         self.disabled = False  # inside disable_adapter
-        base = model.model.norm.weight.value.dtype
-        self.adapter_dtype = None if adapter_dtype is None else storage_dtype(adapter_dtype, base)
 
     @classmethod
     def from_pretrained(
         cls,
         model: Transformer,
-        folder: str | os.PathLike[str],
+        model_id: Folder,
         adapter_name: str = "default",
         is_trainable: bool = False,
         adapter_dtype: Any = None,
     ) -> PeftModel:
-        """`model`, frozen, with the adapter that `save_pretrained` or PEFT wrote to `folder`: active, and trainable if asked.
+        """`model`, frozen, with the adapter in the folder `model_id`, written here or by PEFT: active, and trainable if asked.
 
         The model is changed in place. Raises as `get_peft_model` and `load_adapter` do, before anything is changed.
         """
         peft_model = cls(model, adapter_dtype)
-        peft_model.load_adapter(folder, adapter_name)
+        peft_model.load_adapter(model_id, adapter_name)
         model.freeze()
         peft_model.set_adapter(adapter_name, inference_mode=not is_trainable)
         return peft_model
@@ -212,8 +216,8 @@ class PeftModel(MergeCalls, MixedCalls):
         method_of(config).add(self, adapter_name, config, seed)
         self._put(adapter_name, config)
 
-    def load_adapter(self, folder: str | os.PathLike[str], adapter_name: str, is_trainable: bool = False) -> None:
-        """Put the adapter that `save_pretrained` or PEFT wrote to `folder` beside those that are there.
+    def load_adapter(self, model_id: Folder, adapter_name: str, is_trainable: bool = False) -> None:
+        """Add the adapter in the folder `model_id`, written by `save_pretrained` or by PEFT, to those that are there.
 
         As in PEFT it is not active before `set_adapter(adapter_name)`, and frozen unless `is_trainable`. Its numbers,
         float16 and bfloat16 ones among them, take the `adapter_dtype`, or else the dtype of the base.
@@ -223,11 +227,11 @@ class PeftModel(MergeCalls, MixedCalls):
         The message names it, and nothing has changed then.
         """
         self._check_new(adapter_name)
-        settings, arrays, training = read_adapter(folder)
-        with naming(Path(folder) / CONFIG):
+        settings, arrays, training = read_adapter(model_id)
+        with naming(Path(model_id) / CONFIG):
             method = method_named(settings.get("peft_type"))
             config = method.config(settings)
-        with naming(Path(folder) / WEIGHTS):
+        with naming(Path(model_id) / WEIGHTS):
             config = replace(config, **{key: training[key] for key in method.own if key in training})
             method.restore(self, adapter_name, config, arrays)
         self._put(adapter_name, config, is_trainable)
@@ -236,26 +240,48 @@ class PeftModel(MergeCalls, MixedCalls):
         self.peft_config[adapter_name] = config
         self._set_trainable(adapter_name, is_trainable)
 
-    def save_pretrained(self, folder: str | os.PathLike[str], adapter_name: str = "default") -> None:
-        """Write one adapter to `folder`, for `from_pretrained` and `load_adapter` here and in PEFT; merged or not.
+    def save_pretrained(
+        self,
+        save_directory: Folder,
+        adapter_name: str | None = None,
+        *,
+        selected_adapters: Sequence[str] | None = None,
+    ) -> None:
+        """Write adapters for `from_pretrained` and `load_adapter` here and in PEFT; merged or not.
 
-        One that began as PiSSA is written for the base as it was before: as a LoRA of twice the rank (see pissa.py).
+        All of them, or the `selected_adapters`: "default" goes into `save_directory` itself, each other one into a subfolder
+        of its name, as in PEFT. With `adapter_name` this one goes into `save_directory` itself. An adapter that began as
+        PiSSA is written for the base as it was before: as a LoRA of twice the rank (see lora/pissa.py).
 
-        Each file is whole or is not there, and an adapter that was in `folder` stays until the new one is complete.
-        Raises ValueError for a name that is not there or a `folder` that is a file; RuntimeError for one that began as PiSSA
+        Each file is whole or is not there, and an adapter that was in a folder stays until the new one is complete.
+        Raises ValueError for a name that is not there, or a folder that is a file; RuntimeError for one that began as PiSSA
         where the base was quantised since.
         """
-        self._check_name(adapter_name)
-        config = self.peft_config[adapter_name]
-        method = method_of(config)
-        settings, arrays = method.settings(config, self.model), method.arrays(self, adapter_name)
-        write_adapter(folder, settings, arrays, method.decisive, {key: getattr(config, key) for key in method.own})
+        if adapter_name is not None:
+            folders = {adapter_name: Path(save_directory)}
+        else:
+            names = list(self.peft_config) if selected_adapters is None else _each_once(selected_adapters)
+            folders = {name: Path(save_directory) / ("" if name == "default" else name) for name in names}
+        if not folders:
+            raise ValueError("there is no adapter to save: this model has none")
+        for name in folders:
+            self._check_name(name)
+        for name, folder in folders.items():
+            config = self.peft_config[name]
+            method = method_of(config)
+            settings, arrays = method.settings(config, self.model), method.arrays(self, name)
+            write_adapter(folder, settings, arrays, method.decisive, {key: getattr(config, key) for key in method.own})
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
         """From now on use this adapter. As in PEFT it becomes the only one that trains, or none does in `inference_mode`.
 
-        Raises ValueError for a name that is not there, RuntimeError while another one is merged or all are disabled.
+        Raises ValueError for a name that is not there or several, RuntimeError while another one is merged or all are disabled.
         """
+        if not isinstance(adapter_name, str):
+            raise ValueError(
+                f"set_adapter({adapter_name!r}): one adapter is active at a time; add_weighted_adapter makes one of several, "
+                "merge_adapter([…]) merges several, and adapter_names gives each row of a batch its own"
+            )
         self._check_name(adapter_name)
         if adapter_name != self.active_adapter:
             self._check_idle()
@@ -293,16 +319,12 @@ class PeftModel(MergeCalls, MixedCalls):
     def _check_new(self, adapter_name: str) -> None:
         if adapter_name in self.peft_config:
             raise ValueError(f"there is an adapter {adapter_name!r} already; delete_adapter it, or take another name")
-        if (
-            not isinstance(adapter_name, str)
-            or adapter_name in ("", "__base__", *FACTORS)
-            or set(adapter_name) & set("./")
-        ):
+        if not isinstance(adapter_name, str) or adapter_name in ("", BASE, *FACTORS) or set(adapter_name) & set("./"):
             raise ValueError(
                 f"{adapter_name!r} cannot name an adapter: a name has no . or /, is no tensor's, and __base__ means none"
             )
         self._check_idle()
-        if self._residual:
+        if self._pissa_started:
             raise RuntimeError(
                 "the base is what PiSSA left of it: save_pretrained, and load that beside others on the base"
             )
@@ -315,12 +337,24 @@ class PeftModel(MergeCalls, MixedCalls):
 
     # ---------------------------------------------------------------------------------------------- counting, disabling
 
-    def print_trainable_parameters(self) -> None:
-        """Print PEFT's line: trainable params: … || all params: … || trainable%: …
+    @property
+    def active_adapters(self) -> list[str]:
+        """The active adapter in a list, as PEFT has it; empty where none is."""
+        return [] if self.active_adapter is None else [self.active_adapter]
 
-        But VeRA's frozen A and B are among all params here. In PEFT they are buffers, which it does not count.
-        """
-        print(costs.count(self))
+    def get_base_model(self) -> Transformer:
+        """The Transformer inside, with the adapters in its layers; called directly it answers as the base alone."""
+        return self.model
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """(how many parameters are trainable, how many there are). VeRA's frozen A and B are counted; in PEFT they are buffers."""
+        sizes = [(p.value.size, p.trainable) for _, p in self.named_parameters()]
+        return sum(size for size, trainable in sizes if trainable), sum(size for size, _ in sizes)
+
+    def print_trainable_parameters(self) -> None:
+        """Print PEFT's line: trainable params: … || all params: … || trainable%: …"""
+        trainable, total = self.get_nb_trainable_parameters()
+        print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -334,3 +368,147 @@ class PeftModel(MergeCalls, MixedCalls):
             self.active_adapter, self.disabled = before
             if merged:
                 self.merge_adapter(merged)
+
+    # --------------------------------------------------------------------------------------------------- mixed batches
+
+    def adapter_rows(self, adapter_names: Sequence[str] | None, rows: int) -> str | AdapterRows | None:
+        """What a call takes as its adapter: the active one, or one for each of `rows` rows, "__base__" for none.
+
+        Raises as PEFT does, ValueError for another number of names or one that is not there; and RuntimeError while merged
+        or disabled.
+        """
+        if adapter_names is None:
+            return self.active_adapter
+        names = check_names(adapter_names, rows, list(self.peft_config))
+        self._check_idle()
+        self.check_mixable(*set(names))
+        return AdapterRows(names)
+
+    def check_mixable(self, *adapter_names: str) -> None:
+        """Raise ValueError for an adapter whose rows cannot share a batch with those of others."""
+        for name in adapter_names:
+            if (config := self.peft_config.get(name)) is not None:
+                method_of(config).check_mixable(name, config)
+        if self._pissa_started:
+            raise ValueError(
+                "PiSSA left only a part of the base here, so there is no mixed batch: save it, and load that"
+            )
+
+    @property
+    def _pissa_started(self) -> bool:
+        """Whether an adapter began as PiSSA here. It is then the only adapter."""
+        return any(getattr(config, "init_lora_weights", None) == "pissa" for config in self.peft_config.values())
+
+    # --------------------------------------------------------------------------------------------------------- merging
+
+    def lora_layers(self) -> list[AdaptedLinear]:
+        """Every layer that has a LoRA adapter, in forward order."""
+        layers = adapted_layers(self.model).values()
+        return [layer for layer in layers if any(isinstance(a, LoraAdapter) for a in layer.adapters.values())]
+
+    @property
+    def merged_adapters(self) -> tuple[str, ...]:
+        """The adapters whose ΔW is added into the base's weights."""
+        return next((layer.merged for layer in adapted_layers(self.model).values()), ())
+
+    @property
+    def merged(self) -> bool:
+        """Whether any adapter is merged."""
+        return bool(self.merged_adapters)
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether the active adapter is a change of weights, which `merge_adapter` can add into them."""
+        return self.active_adapter is not None and method_of(self.peft_config[self.active_adapter]).mergeable
+
+    def merge_adapter(self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
+        """W ← W + Σ ΔW over these adapters, by default the active one: now a forward costs what the base costs.
+
+        Until `unmerge_adapter` a call with one of them answers with all, and a call with another is refused. Adapters already
+        merged stay merged. With DoRA among them each weight is kept as it was, until then: as much memory again.
+        Raises ValueError for a name that is not there or of a method that changes no weights or, with `safe_merge`, a sum that
+        is not finite, before anything has changed; RuntimeError while others are merged, all are disabled or none is active,
+        or where the base is quantised.
+        """
+        if self.disabled:
+            raise RuntimeError("the adapter is disabled: leave `disable_adapter` before merging it")
+        names = _each_once(adapter_names or self.merged_adapters or self.active_adapters)
+        if not names:
+            raise RuntimeError("no adapter is active: choose the one to merge with set_adapter")
+        for name in names:
+            self._check_name(name)
+            if not method_of(self.peft_config[name]).mergeable:
+                kind = type(self.peft_config[name]).__name__
+                raise ValueError(f"{name!r} has a {kind}: it is no change of weights, and cannot be merged")
+        merging.merge(self.model, names, safe=safe_merge and not self.merged)
+
+    def unmerge_adapter(self) -> None:
+        """W ← W − Σ ΔW: back to base and bypass, up to rounding (about 1e-7 of W in float32); after DoRA to the bit."""
+        for layer in adapted_layers(self.model).values():
+            layer.unmerge()
+
+    def merge_and_unload(self, safe_merge: bool = False, adapter_names: Sequence[str] | None = None) -> Transformer:
+        """Merge for good and take all adapters out: a plain Transformer of the base's shape. This PeftModel then has none.
+
+        The arguments and errors are those of `merge_adapter`.
+        """
+        self.merge_adapter(adapter_names, safe_merge)
+        return self._empty()
+
+    def unload(self) -> Transformer:
+        """Take all adapters out without merging them: the base as it was. This PeftModel then has none.
+
+        Raises RuntimeError while adapters are disabled, or where the base was quantised after PiSSA took a part out of it.
+        """
+        self.unmerge_adapter()
+        self._check_idle()
+        for name, config in self.peft_config.items():
+            method_of(config).delete(self, name)
+        return self._empty()
+
+    def _empty(self) -> Transformer:
+        remove(self.model)
+        self.prompt_encoder.clear()
+        self.peft_config.clear()
+        self.active_adapter = None
+        return self.model
+
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: str = "svd",
+        svd_rank: int | None = None,
+        svd_clamp: float | None = None,
+        density: float | None = None,
+        majority_sign_method: Literal["total", "frequency"] = "total",
+        seed: int = 0,
+    ) -> MergeReport:
+        """Make a new adapter of several, as near to ΔW = Σ wᵢΔWᵢ as the type comes; the report says how near.
+
+        The types and their options are in `Combination`, whose defaults these are. The new adapter has s = 1 and is frozen
+        until `set_adapter` chooses it; those it was made of stay.
+
+        Raises ValueError for a name that is not there, taken or impossible, weights that are not one finite number an
+        adapter, an option that is out of range or means nothing to this type, ranks that differ and may not; RuntimeError
+        while merged or disabled. Nothing has changed then.
+        """
+        self._check_new(adapter_name)
+        if isinstance(adapters, str) or not len(adapters) or len(adapters) != len(weights):
+            raise ValueError(f"adapters {adapters!r}, weights {weights!r}; expected lists of one length, at least 1")
+        for name, weight in zip(adapters, weights, strict=True):
+            self._check_name(name)
+            method_of(self.peft_config[name]).check_combinable(name, self.peft_config[name])
+            if not math.isfinite(weight):
+                raise ValueError(f"the weight of {name!r} is {weight}; expected a finite number")
+        how = Combination(combination_type, svd_rank, svd_clamp, density, majority_sign_method, seed)
+        pairs = [(name, float(weight)) for name, weight in zip(adapters, weights, strict=True)]
+        config, made, report = combine_adapters(self.model, self.peft_config, pairs, how, self.adapter_dtype)
+        LoraMethod().put(self, adapter_name, made.items())
+        self._put(adapter_name, config)
+        return report
+
+
+def _each_once(names: str | Iterable[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(dict.fromkeys(names))

@@ -1,77 +1,44 @@
-"""Where adapters go: the linear layers of a model by name, wrapped when the first adapter comes and unwrapped after the last.
-
-Where wrappers of two methods meet, LoraLinear is the inner one, beside the weight that it merges into. A layer goes by its name
-in the base, however often it is wrapped.
-"""
+"""Where adapters go: the linear layers of a model by name, adapted when the first adapter comes, and plain after the last."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
 
-from ..backend import Array
-from ..nn import EVALUATION, Context, Linear, Module, replace_module
-from ..ops import linear_forward
-from .lora.layer import LoraLinear
-
-W = TypeVar("W", bound=Module)
+from ..nn import Linear, Module, replace_module
+from .adapter import AdaptedLinear
 
 
-def base_name(path: str) -> str:
-    """A layer's name in the base: its path in the adapted model, without the steps from wrapper to wrapped."""
-    return path.replace(".base_layer", "")
-
-
-class AdapterLinear(Linear):
-    """y = x Wᵀ + b, as part of an adapter: no other adapter goes into it, and it is never quantised.
-
-    What is stored in 16 bits is widened to compute with. Frozen, it keeps no x.
-    """
-
-    def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, Any]:
-        """x (…, in) → y (…, out)."""
-        W, b = (p.value.astype(x.dtype) if p.value.itemsize == 2 else p.value for p in (self.weight, self.bias))
-        y, _ = linear_forward(x, W, b)
-        return y, (x if self.weight.trainable else None, W, self.bias.trainable)
-
-
-def adaptable_layers(model: Module) -> dict[str, Linear | LoraLinear]:
-    """name → every layer that an adapter can go into, whether one is there already or not, in the model's order."""
+def adaptable_layers(model: Module) -> dict[str, Linear]:
+    """name → every Linear that an adapter can go into, in the model's order; of an adapted one, the Linear inside."""
     found = {}
-    for path, m in model.named_modules():
-        if isinstance(m, Linear | LoraLinear) and not isinstance(m, AdapterLinear):
-            found.setdefault(base_name(path), m)  # a LoraLinear comes before the Linear inside
+    for path, module in model.named_modules():
+        if isinstance(module, Linear):
+            found[path.removesuffix(".base_layer")] = module
     return found
 
 
-def wrapped_by(model: Module, kind: type[W]) -> dict[str, tuple[str, W]]:
-    """name → (path, wrapper) of every layer that a wrapper of this kind is around."""
-    return {base_name(path): (path, m) for path, m in model.named_modules() if isinstance(m, kind)}
+def adapted_layers(model: Module, adapter_name: str | None = None) -> dict[str, AdaptedLinear]:
+    """name → every layer that has adapters, or this one, in the model's order."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, AdaptedLinear)}
+    return {n: layer for n, layer in found.items() if adapter_name is None or adapter_name in layer.adapters}
 
 
-def lora_layers(model: Module) -> dict[str, LoraLinear]:
-    """name → every layer wrapped by LoRA."""
-    return {name: layer for name, (_, layer) in wrapped_by(model, LoraLinear).items()}
-
-
-def wrap(model: Module, names: Iterable[str], kind: type[Any] = LoraLinear) -> Iterator[tuple[str, Any]]:
-    """(name, its wrapper of this kind) for each name; a layer that has none yet gets one, around all that is there.
-
-    But LoraLinear goes around the Linear itself, whose weight it may be merged into.
-    """
-    modules, layers, there = dict(model.named_modules()), adaptable_layers(model), wrapped_by(model, kind)
-    paths = {id(m): path for path, m in modules.items()}
+def adapt(model: Module, names: Iterable[str]) -> Iterator[tuple[str, AdaptedLinear]]:
+    """(name, AdaptedLinear) for each name; a Linear that has no adapter yet gets an AdaptedLinear around it."""
+    modules = dict(model.named_modules())
     for name in names:
-        if name not in there:
-            path = paths[id(layers[name])] if kind is LoraLinear else name
-            there[name] = path, kind(modules[path])
-            replace_module(model, *there[name])
-        yield name, there[name][1]
+        layer = modules[name]
+        if not isinstance(layer, AdaptedLinear):
+            layer = AdaptedLinear(layer)
+            replace_module(model, name, layer)
+        yield name, layer
 
 
-def unwrap(model: Module, names: Iterable[str], kind: type[Module] = LoraLinear) -> None:
-    """Put the base layer of each named wrapper back in its place."""
-    layers = wrapped_by(model, kind)
-    for name in names:
-        path, layer = layers[name]
-        replace_module(model, path, layer.base_layer)
+def remove(model: Module, adapter_name: str | None = None) -> None:
+    """Take one adapter out of every layer, or all; a layer that has none left is the plain Linear again."""
+    for name, layer in adapted_layers(model).items():
+        if adapter_name is None:
+            layer.adapters.clear()
+        layer.adapters.pop(adapter_name, None)
+        if not layer.adapters:
+            replace_module(model, name, layer.base_layer)

@@ -2,8 +2,8 @@
 
     softmax(q [K_prefix, K]ᵀ / √d) [V_prefix, V]          in each layer and key/value head, the base being frozen
 
-They enter by `past_key_values` (kv_cache.py), as if tokens had been read before the first. As in PEFT the v prefix keys are not
-turned by a rotation, and the first token has position v. With a prefix, positions are therefore no longer relative: a row that
+They enter by `past_key_values` (transformer/cache.py), as if tokens had been read before the first. As in PEFT the v prefix
+keys are not turned by a rotation, and the first token has position v. With a prefix, positions are therefore no longer relative: a row that
 is padded on its left needs positions of its own, which `generate` gives it.
 """
 
@@ -12,23 +12,20 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from ..backend import Array, array_module, move, to_host
-from ..costs import Prefix
 from ..nn import Embedding, Module, Parameter
 from ..ops.checks import check_mask
 from ..transformer import KeyValueCache, Transformer
-from .checks import check_whole
-from .files import KIND, plain, refuse_others
-from .method import Method
-from .placement import AdapterLinear
-
-if TYPE_CHECKING:
-    from .model import PeftModel
+from .adapter import AdapterLinear
+from .config import PeftConfig, check_choice, check_whole
+from .cost import PrefixCost
+from .files import KIND, check_arrays, plain
+from .method import Host, Method
 
 TENSOR = (
     "prompt_embeddings"  # all that a file holds: (v, 2L·kv), the keys and values themselves, with or without an MLP
@@ -37,8 +34,8 @@ TENSOR = (
 SIZES = ("num_layers", "num_attention_heads", "token_dim")  # what PEFT's file says of the base
 
 
-@dataclass(frozen=True)
-class PrefixTuningConfig:
+@dataclass(frozen=True, kw_only=True)
+class PrefixTuningConfig(PeftConfig):
     """How long a prefix, and how it is trained, with PEFT's names and meanings.
 
     num_virtual_tokens: v, how many keys and values each layer gets.
@@ -63,18 +60,15 @@ class PrefixTuningConfig:
     token_dim: int | None = None
     base_model_name_or_path: str | os.PathLike[str] | None = None
 
-    def __post_init__(self) -> None:
-        for name in ("num_virtual_tokens", "encoder_hidden_size", *SIZES):
-            value = getattr(self, name)
-            if value is None and name != "num_virtual_tokens":
-                continue
-            check_whole(name, value)
-            if value < 1:
-                raise ValueError(f"{name} = {value}; expected at least 1")
-        if not isinstance(self.prefix_projection, bool):
-            raise TypeError(f"prefix_projection = {self.prefix_projection!r}; expected True or False")
-        if self.init_weights not in (None, "zero"):
-            raise ValueError(f"init_weights = {self.init_weights!r}; expected None or 'zero'")
+    switches = ("prefix_projection",)
+
+    def check(self) -> None:
+        """Raise ValueError or TypeError for a field out of range, naming it."""
+        check_whole("num_virtual_tokens", self.num_virtual_tokens, 1)
+        for name in ("encoder_hidden_size", *SIZES):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), 1)
+        check_choice("init_weights", self.init_weights, None, "zero")
 
 
 class PrefixEncoder(Module):
@@ -94,11 +88,11 @@ class PrefixEncoder(Module):
         self.transform = {str(2 * i): linear for i, linear in enumerate(transform or [])}  # PyTorch counts the tanh too
         self.heads = heads  # 2L, g, d
 
-    def on_paper(self) -> Prefix:
-        """As the ledger has it."""
+    def cost(self) -> PrefixCost:
+        """What it adds to a step."""
         table, (both, g, d) = self.embedding.weight, self.heads
         hidden = self.transform["0"].out_features if self.transform else 0
-        return Prefix(table.value.shape[0], both // 2, g * d, hidden, table.trainable, table.value.itemsize == 2)
+        return PrefixCost(table.value.shape[0], both // 2, g * d, hidden, table.trainable, table.value.itemsize == 2)
 
     def forward(self, dtype: Any) -> tuple[Array, Any]:
         """P (v, 2L, g, d), in `dtype` where it is stored in 16 bits."""
@@ -129,86 +123,76 @@ class PrefixEncoder(Module):
 class PrefixMethod(Method):
     """A PrefixEncoder beside the base, in `PeftModel.prompt_encoder`, which begins each past."""
 
+    config_type = PrefixTuningConfig
     peft_type = "PREFIX_TUNING"
+    written: ClassVar = {**KIND, "num_transformer_submodules": 1, "modules_to_save": None}
+    known = ("num_transformer_submodules",)
 
-    def add(self, peft_model: PeftModel, name: str, config: PrefixTuningConfig, seed: int) -> None:
+    def add(self, host: Host, name: str, config: PrefixTuningConfig, seed: int) -> None:
         """Draw E, and W and b of the MLP uniform in ±1/√in, on the host, so that a seed means the same on every device."""
-        check_sizes(config, peft_model.model)
+        check_sizes(config, host.model)
         rng, v, zero = np.random.default_rng(seed), config.num_virtual_tokens, config.init_weights == "zero"
-        heads, (kv, width) = heads_of(peft_model.model), widths(peft_model.model)
+        heads, (kv, width) = heads_of(host.model), widths(host.model)
         if not config.prefix_projection:
-            self._put(peft_model, name, np.zeros((v, width)) if zero else rng.standard_normal((v, width)), heads)
+            self._put(host, name, np.zeros((v, width)) if zero else rng.standard_normal((v, width)), heads)
             return
         m = config.encoder_hidden_size or kv
         embedding, transform = rng.standard_normal((v, kv)), []
         for out, in_ in ((m, kv), (width, m)):
             bound = 0 if zero and out == width else 1 / math.sqrt(in_)
             transform.append((rng.uniform(-bound, bound, (out, in_)), rng.uniform(-bound, bound, out)))
-        self._put(peft_model, name, embedding, heads, transform)
+        self._put(host, name, embedding, heads, transform)
 
-    def _put(self, peft_model: PeftModel, name: str, embedding: Array, heads: tuple, transform: Any = ()) -> None:
-        like = peft_model.model.model.norm.weight.value
-        dtype = peft_model.adapter_dtype or like.dtype
+    def _put(self, host: Host, name: str, embedding: Array, heads: tuple, transform: Any = ()) -> None:
+        like = host.model.model.norm.weight.value
+        dtype = host.adapter_dtype or like.dtype
 
         def moved(x: np.ndarray) -> Array:
             return move(x.astype(dtype), like)
 
         linears = [AdapterLinear(moved(W), moved(b)) for W, b in transform]
-        peft_model.prompt_encoder[name] = PrefixEncoder(moved(embedding), heads, linears)
+        host.prompt_encoder[name] = PrefixEncoder(moved(embedding), heads, linears)
 
-    def restore(
-        self, peft_model: PeftModel, name: str, config: PrefixTuningConfig, arrays: Mapping[str, np.ndarray]
-    ) -> None:
+    def restore(self, host: Host, name: str, config: PrefixTuningConfig, arrays: Mapping[str, np.ndarray]) -> None:
         """The keys and values themselves, which then train without an MLP, whatever they were trained with before."""
-        check_sizes(config, peft_model.model)
-        if set(arrays) != {TENSOR}:
-            raise ValueError(f"holds {', '.join(sorted(arrays)) or 'nothing'}; expected {TENSOR} alone")
-        shape = config.num_virtual_tokens, widths(peft_model.model)[1]
-        x = arrays[TENSOR]
-        if x.shape != shape:
-            raise ValueError(f"{TENSOR} has shape {x.shape}; this model and configuration have {shape} there")
-        if x.dtype.kind != "f":
-            raise ValueError(f"{TENSOR} has dtype {x.dtype}; expected floating-point numbers")
-        self._put(peft_model, name, x, heads_of(peft_model.model))
+        check_sizes(config, host.model)
+        check_arrays(arrays, {TENSOR: (config.num_virtual_tokens, widths(host.model)[1])})
+        self._put(host, name, arrays[TENSOR], heads_of(host.model))
 
-    def delete(self, peft_model: PeftModel, name: str) -> None:
+    def delete(self, host: Host, name: str) -> None:
         """Forget the encoder."""
-        del peft_model.prompt_encoder[name]
+        del host.prompt_encoder[name]
 
-    def parameters(self, peft_model: PeftModel, name: str) -> Iterator[Parameter]:
+    def parameters(self, host: Host, name: str) -> Iterator[Parameter]:
         """E, and W and b of the MLP."""
-        for _, p in peft_model.prompt_encoder[name].named_parameters():
+        for _, p in host.prompt_encoder[name].named_parameters():
             yield p
 
-    def arrays(self, peft_model: PeftModel, name: str) -> dict[str, np.ndarray]:
+    def arrays(self, host: Host, name: str) -> dict[str, np.ndarray]:
         """P as one table, in the dtype that it is stored in: the MLP has done its work and is not saved."""
-        encoder = peft_model.prompt_encoder[name]
-        P, _ = encoder.forward(peft_model.model.model.norm.weight.value.dtype)
+        encoder = host.prompt_encoder[name]
+        P, _ = encoder.forward(host.model.model.norm.weight.value.dtype)
         return {TENSOR: to_host(P.reshape(P.shape[0], -1).astype(encoder.embedding.weight.value.dtype))}
 
-    def settings(self, config: PrefixTuningConfig, model: Module) -> dict[str, Any]:
+    def settings(self, config: PrefixTuningConfig, model: Transformer) -> dict[str, Any]:
         """With the sizes of the base, as PEFT writes them."""
-        base, kv = config.base_model_name_or_path, widths(model)[0]
-        return {
-            **KIND,
-            **{key: plain(value) for key, value in asdict(config).items()},
-            **{"peft_type": self.peft_type, "base_model_name_or_path": base and os.fspath(base)},
-            **sizes_of(model),
-            **{"num_transformer_submodules": 1, "modules_to_save": None},
-            "encoder_hidden_size": plain(config.encoder_hidden_size) or kv,
-        }
+        hidden = plain(config.encoder_hidden_size) or widths(model)[0]
+        return super().settings(config, model) | sizes_of(model) | {"encoder_hidden_size": hidden}
 
     def config(self, settings: Mapping[str, Any]) -> PrefixTuningConfig:
         """From PEFT's file."""
-        known = {field.name for field in fields(PrefixTuningConfig)}
-        refuse_others(settings, known | {"num_transformer_submodules"})
         if settings.get("num_transformer_submodules") not in (None, 1):
             raise ValueError(
                 f"num_transformer_submodules is {settings['num_transformer_submodules']}; a decoder is one"
             )
         if settings.get("num_virtual_tokens") is None:
             raise ValueError("num_virtual_tokens is not there")
-        return PrefixTuningConfig(**{key: settings[key] for key in known if settings.get(key) is not None})
+        return super().config(settings)
+
+    def prefix_cost(self, config: PrefixTuningConfig, layers: int, kv: int) -> PrefixCost:
+        """With the MLP, if it trains through one."""
+        hidden = (config.encoder_hidden_size or kv) if config.prefix_projection else 0
+        return PrefixCost(config.num_virtual_tokens, layers, kv, hidden)
 
 
 def heads_of(model: Transformer) -> tuple[int, int, int]:

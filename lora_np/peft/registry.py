@@ -1,39 +1,38 @@
-"""The methods that are here, a line each: which configuration is whose, and what its files are called."""
+"""The methods that are here, one line each."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from .bottleneck import BottleneckConfig, BottleneckMethod
-from .lora.config import LoraConfig
+from .bottleneck import BottleneckMethod
 from .lora.method import LoraMethod
 from .method import Method
-from .prefix import PrefixMethod, PrefixTuningConfig
-from .vera import VeraConfig, VeraMethod
+from .prefix import PrefixMethod
+from .vera import VeraMethod
 
-METHODS: dict[type, Method] = {
-    LoraConfig: LoraMethod(),
-    PrefixTuningConfig: PrefixMethod(),
-    BottleneckConfig: BottleneckMethod(),
-    VeraConfig: VeraMethod(),
-}
+METHODS: tuple[Method, ...] = (
+    LoraMethod(),
+    PrefixMethod(),
+    BottleneckMethod(),
+    VeraMethod(),
+)
 
 
 def method_of(config: Any) -> Method:
-    """The method that a configuration is for. Raises TypeError where it is none's."""
-    for kind, method in METHODS.items():
-        if isinstance(config, kind):
+    """The method that a configuration is for. Raises TypeError where it is not a method's configuration."""
+    for method in METHODS:
+        if isinstance(config, method.config_type):
             return method
-    *others, last = [kind.__name__ for kind in METHODS]
+    *others, last = [method.config_type.__name__ for method in METHODS]
     expected = f"{', '.join(others)} or {last}" if others else last
     raise TypeError(f"expected a {expected}, got {type(config).__name__}")
 
 
 def method_named(peft_type: Any) -> Method:
     """The method of an adapter_config.json. Raises ValueError where it is not here."""
-    for method in METHODS.values():
+    for method in METHODS:
         if method.peft_type == peft_type:
             return method
-    *others, last = [repr(method.peft_type) for method in METHODS.values()]
+    *others, last = [repr(method.peft_type) for method in METHODS]
     known = f"{', '.join(others)} and {last} are" if others else f"only {last} is"
     raise ValueError(f"peft_type is {peft_type!r}; {known} here")

@@ -9,15 +9,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
-from ...nn.targets import plain_targets
-from ..checks import check_number, check_whole
+from ..config import TargetedConfig, check_choice, check_positive, check_probability, check_rank
 
 T = TypeVar("T")
 AT_THE_END = r"(.*\.)?({})$"  # how a key of rank_pattern or alpha_pattern matches a layer's name
 
 
-@dataclass(frozen=True)
-class LoraConfig:
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig(TargetedConfig):
     """What to adapt and how, with PEFT's names and meanings.
 
     r: the rank of ΔW, at least 1.
@@ -53,38 +52,28 @@ class LoraConfig:
     dora_norm: Literal["detached", "true"] = "detached"
     freeze_A: bool = False
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "target_modules", plain_targets(self.target_modules))
+    switches = ("use_rslora", "use_dora", "freeze_A")
+
+    def check(self) -> None:
+        """Raise ValueError or TypeError for a field out of range, naming it."""
         for name in ("rank_pattern", "alpha_pattern"):
             if not isinstance(getattr(self, name), Mapping):
                 raise TypeError(f"{name} = {getattr(self, name)!r}; expected a mapping, pattern → number")
-            object.__setattr__(self, name, dict(getattr(self, name)))  # a copy, that stays as it is
-        ranks = {"r": self.r} | {f"rank_pattern[{key!r}]": r for key, r in self.rank_pattern.items()}
-        for what, r in ranks.items():
-            check_whole(what, r, "the rank is a whole number")
-            if r < 1:
-                raise ValueError(f"{what} = {r}; the rank must be at least 1")
-        alphas = {"lora_alpha": self.lora_alpha} | {f"alpha_pattern[{k!r}]": a for k, a in self.alpha_pattern.items()}
-        for what, alpha in alphas.items():
-            check_number(what, alpha)
-            if not 0 < alpha < math.inf:
-                raise ValueError(f"{what} = {alpha}; expected a positive number")
+            object.__setattr__(self, name, dict(getattr(self, name)))  # a copy, which stays as it is
+        check_rank("r", self.r)
+        check_positive("lora_alpha", self.lora_alpha)
+        for key, r in self.rank_pattern.items():
+            check_rank(f"rank_pattern[{key!r}]", r)
+        for key, alpha in self.alpha_pattern.items():
+            check_positive(f"alpha_pattern[{key!r}]", alpha)
         for key in [*self.rank_pattern, *self.alpha_pattern]:
             try:
                 re.compile(AT_THE_END.format(key))
             except re.error as error:
                 raise ValueError(f"the pattern {key!r} is no valid regular expression: {error}.") from None
-        check_number("lora_dropout", self.lora_dropout)
-        if not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"lora_dropout = {self.lora_dropout}; expected 0 ≤ lora_dropout < 1")
-        for name in ("use_rslora", "use_dora", "freeze_A"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} = {getattr(self, name)!r}; expected True or False")
-        if self.dora_norm not in ("detached", "true"):
-            raise ValueError(f"dora_norm = {self.dora_norm!r}; expected 'detached' or 'true'")
-        init = self.init_lora_weights
-        if not (isinstance(init, bool) or init in ("gaussian", "pissa")):
-            raise ValueError(f"init_lora_weights = {init!r}; expected True, False, 'gaussian' or 'pissa'")
+        check_probability("lora_dropout", self.lora_dropout)
+        check_choice("dora_norm", self.dora_norm, "detached", "true")
+        check_choice("init_lora_weights", self.init_lora_weights, True, False, "gaussian", "pissa")
 
     @property
     def scaling(self) -> float:

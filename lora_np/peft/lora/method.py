@@ -1,103 +1,136 @@
-"""LoRA in a PeftModel: its LoraLinears, put in and taken out, and its folder."""
+"""LoRA as a method, with its relatives that are settings of LoraConfig: rsLoRA, LoRA-FA, DoRA and PiSSA."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
-from ...nn import Module, Parameter
-from ...nn.targets import select_targets
-from ..files import KIND, PREFIX
-from ..method import Method
-from ..placement import adaptable_layers, lora_layers, unwrap, wrap
+from ...backend import to_host
+from ...nn import Linear, Module
+from ...transformer import Transformer
+from ..adapter import Adapter
+from ..cost import AdapterCost
+from ..method import Host, LayerMethod
+from . import pissa
 from .config import LoraConfig, first_match
-from .dora import check_rows
-from .file import DECISIVE, OWN, TENSORS, Factors, config_from_dict, config_to_dict, place
-from .pissa import check_pissa, check_unrounded, config_on_the_original
+from .dora import DoraAdapter, DoraCost, check_rows
+from .file import is_of_the_base, portable_patterns, readable_init
+from .layer import LoraAdapter, LoraCost, draw_factors
 
-if TYPE_CHECKING:
-    from ..model import PeftModel
+TENSORS = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}  # parameter → PEFT's key, where they differ
 
 
-class LoraMethod(Method):
-    """A LoraLinear in the place of each targeted Linear, while it has an adapter."""
+class LoraMethod(LayerMethod):
+    """A LoraAdapter, or with `use_dora` a DoraAdapter, in each targeted layer."""
 
-    peft_type = KIND["peft_type"]
-    decisive = DECISIVE
+    config_type = LoraConfig
+    peft_type = "LORA"
+    decisive = ("target_modules", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora")
+    own = ("freeze_A", "dora_norm")
     mergeable = True
-    own = OWN
 
-    def add(self, peft_model: PeftModel, name: str, config: LoraConfig, seed: int) -> None:
-        """Draw A and B for each targeted layer. Raises ValueError for a target or a pattern that matches none."""
-        adaptable = adaptable_layers(peft_model.model)
-        layers = select_targets(list(adaptable), config.target_modules)
-        for key in [*config.rank_pattern, *config.alpha_pattern]:
+    def targets(self, config: LoraConfig, names: list[str], strict: bool = True) -> list[str]:
+        """Raises ValueError for a target or a pattern that matches no layer, unless it is read from a file."""
+        layers = super().targets(config, names, strict)
+        for key in [*config.rank_pattern, *config.alpha_pattern] if strict else ():
             if not any(first_match({key: True}, layer, False) for layer in layers):
                 raise ValueError(f"the pattern {key!r} matches no targeted layer, so it would change nothing")
-        targeted = {layer: adaptable[layer] for layer in layers}
-        check_pissa(targeted, config, others=bool(peft_model.peft_config))
-        check_rows(targeted, config)
-        rng = np.random.default_rng(seed)
-        for layer_name, layer in wrap(peft_model.model, layers):
-            layer.add_adapter(name, config.for_layer(layer_name), rng, peft_model.adapter_dtype)
+        return layers
 
-    def restore(self, peft_model: PeftModel, name: str, config: LoraConfig, arrays: Mapping[str, np.ndarray]) -> None:
-        """Raises as `place` does."""
-        self.put_factors(peft_model, name, config, place(arrays, config, peft_model.model))
+    def for_layer(self, config: LoraConfig, layer: str) -> LoraConfig:
+        """With this layer's own r and α."""
+        return config.for_layer(layer)
 
-    def put_factors(self, peft_model: PeftModel, name: str, config: LoraConfig, factors: Factors) -> None:
-        """Put A and B in by layer, as `place` and `combine_adapters` give them. Raises as `check_rows` does."""
-        adaptable = adaptable_layers(peft_model.model)
-        check_rows({layer: adaptable[layer] for layer in factors}, config)
-        for layer_name, layer in wrap(peft_model.model, factors):
-            layer.put_adapter(name, config.for_layer(layer_name), *factors[layer_name], dtype=peft_model.adapter_dtype)
+    def check(self, host: Host, config: LoraConfig, layers: Mapping[str, Linear]) -> None:
+        """Raise ValueError for a layer that PiSSA or DoRA cannot begin at, RuntimeError for PiSSA beside other adapters."""
+        if config.init_lora_weights == "pissa" and host.peft_config:
+            raise RuntimeError(
+                "PiSSA changes the base, and there are adapters on it: start from a model without adapters"
+            )
+        for name, base in layers.items():
+            if config.init_lora_weights == "pissa":
+                pissa.check_layer(name, base, config.for_layer(name).r)
+            if config.use_dora:
+                check_rows(name, base)
 
-    def delete(self, peft_model: PeftModel, name: str) -> None:
-        """Forget A and B, and unwrap the layers that have no other."""
-        layers = lora_layers(peft_model.model)
-        if any(layer.start is not None for layer in layers.values()):  # PiSSA's part goes back into the base
-            for layer in layers.values():
-                layer.check_mergeable()
-        for layer in layers.values():
-            layer.delete_adapter(name)
-        unwrap(peft_model.model, [layer_name for layer_name, layer in layers.items() if not layer.lora_A])
+    def draw(self, config: LoraConfig, base: Linear, rng: np.random.Generator, dtype: Any) -> Adapter:
+        """A and B as `init_lora_weights` says; with DoRA m, the lengths of the rows of W."""
+        if config.init_lora_weights != "pissa":
+            return self.build(config, base, [*draw_factors(config, base, rng)], dtype)
+        W = to_host(base.weight.value)
+        tensors = [*pissa.principal_factors(W, config.r, config.scaling)]
+        tensors += [np.linalg.norm(W, axis=1)] * config.use_dora  # of what take_out leaves of W, and s·B A
+        return self.build(config, base, tensors, dtype)
 
-    def parameters(self, peft_model: PeftModel, name: str) -> Iterator[Parameter]:
-        """A, B and with DoRA m of each layer."""
-        for layer in lora_layers(peft_model.model).values():
-            for kept in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector):
-                if name in kept:
-                    yield kept[name]
+    def shapes(self, config: LoraConfig, out: int, in_: int) -> dict[str, tuple[int, ...]]:
+        """A (r, in), B (out, r), with DoRA m (out,)."""
+        factors = {"lora_A.weight": (config.r, in_), "lora_B.weight": (out, config.r)}
+        return factors | ({"lora_magnitude_vector": (out,)} if config.use_dora else {})
 
-    def set_trainable(self, peft_model: PeftModel, name: str, trainable: bool) -> None:
-        """All but an A that LoRA-FA freezes."""
-        for layer in lora_layers(peft_model.model).values():
-            layer.set_trainable(name, trainable)
+    def build(self, config: LoraConfig, base: Linear, tensors: list[np.ndarray], dtype: Any) -> Adapter:
+        """From A, B and with DoRA m."""
+        return (DoraAdapter if config.use_dora else LoraAdapter).build(config, base, tensors, dtype)
+
+    def unexplained(
+        self, arrays: Mapping[str, np.ndarray], expected: Iterable[str], model: Module
+    ) -> Mapping[str, np.ndarray]:
+        """All but weights of the base, which PEFT saves beside an adapter for the head."""
+        return {key: x for key, x in arrays.items() if key in expected or not is_of_the_base(key, x, model)}
+
+    def cost(self, config: LoraConfig, trained: bool = True, widened: bool = False) -> AdapterCost:
+        """rsLoRA and PiSSA cost what LoRA costs."""
+        lora = trained, widened, config.r, not config.freeze_A, config.lora_dropout > 0
+        return DoraCost(*lora, true_norm=config.dora_norm == "true") if config.use_dora else LoraCost(*lora)
+
+    def add(self, host: Host, name: str, config: LoraConfig, seed: int) -> None:
+        """Draw an adapter for each targeted layer; PiSSA then takes its start out of the base."""
+        super().add(host, name, config, seed)
+        if config.init_lora_weights == "pissa":
+            for layer in self.layers(host, name).values():
+                pissa.take_out(layer, layer.adapters[name])
+
+    def delete(self, host: Host, name: str) -> None:
+        """Take it out of every layer. What PiSSA took out of the base goes back into it, unless the base is quantised."""
+        started = [layer for layer in self.layers(host, name).values() if layer.resting is not None]
+        for layer in started:
+            layer.check_mergeable()
+        for layer in started:
+            layer.resting.put_back(layer.base_layer)
+            layer.resting = None
+        super().delete(host, name)
 
     def check_mixable(self, name: str, config: LoraConfig) -> None:
         """Raise ValueError for DoRA: LoRA alone is a bypass over the product that all rows of a mixed batch share."""
         if config.use_dora:
             raise ValueError(f"{name!r} is DoRA, which stretches W itself: its rows need a batch of their own")
 
-    def arrays(self, peft_model: PeftModel, name: str) -> dict[str, np.ndarray]:
+    def check_combinable(self, name: str, config: LoraConfig) -> None:
+        """Raise ValueError for DoRA."""
+        if config.use_dora:
+            raise ValueError(f"{name!r} is DoRA: its ΔW has the rows of W in it, and is no product of two factors")
+
+    def arrays(self, host: Host, name: str) -> dict[str, np.ndarray]:
         """base_model.model.<layer>.lora_A.weight (r, in), .lora_B.weight (out, r), with DoRA .lora_magnitude_vector (out,).
 
         Raises RuntimeError where it began as PiSSA and the base was quantised since.
         """
         found = {}
-        for layer_name, layer in lora_layers(peft_model.model).items():
-            if name in layer.lora_A:
-                check_unrounded(layer_name, layer)
-                keys = (f"{PREFIX}{layer_name}.{tensor}" for tensor in TENSORS)
-                found |= dict(zip(keys, layer.tensors(name), strict=False))
+        for layer_name, layer in self.layers(host, name).items():
+            pissa.check_unrounded(layer_name, layer)
+            tensors = {TENSORS.get(key, key): x for key, x in layer.adapters[name].tensors().items()}
+            if layer.resting is not None:
+                tensors = layer.resting.on_the_original(tensors)
+            found |= self.keyed(layer_name, tensors)
         return found
 
-    def settings(self, config: LoraConfig, model: Module) -> dict[str, Any]:
-        """As PEFT has them: see `config_to_dict`. What began as PiSSA is written for the base as it was."""
-        return config_to_dict(config_on_the_original(config) if config.init_lora_weights == "pissa" else config, model)
+    def settings(self, config: LoraConfig, model: Transformer) -> dict[str, Any]:
+        """What began as PiSSA is written for the base as it was. `own` fields are not PEFT's, and not in its file."""
+        config = pissa.config_on_the_original(config) if config.init_lora_weights == "pissa" else config
+        found = super().settings(config, model) | portable_patterns(config, model)
+        return {key: value for key, value in found.items() if key not in self.own}
 
     def config(self, settings: Mapping[str, Any]) -> LoraConfig:
-        """See `config_from_dict`."""
-        return config_from_dict(settings)
+        """From PEFT's file."""
+        return super().config(readable_init(settings))

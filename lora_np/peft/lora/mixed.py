@@ -10,15 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ... import ops
 from ...backend import Array, array_module
-from ...nn import BASE, Context, Parameter, Rows
-
-if TYPE_CHECKING:
-    from .layer import LoraLinear
-
+from ...nn import BASE, Context, Linear, Rows
+from ..adapter import AdaptedLinear, Adapter, add_gradients
+from .layer import LoraAdapter
 
 SMALL = 4  # rows of a segment up to which it shares a batched product, padded to the longest there; others go alone
 
@@ -31,7 +29,7 @@ class Group:
     places: where in the g·n rows of the product they go, the others being zeros; None where all segments have n.
     """
 
-    names: list[str]
+    adapters: list[LoraAdapter]
     rows: Array | slice
     places: Array | None
     n: int
@@ -43,10 +41,10 @@ class Group:
         """x (b, …, f) → its rows by segment, (g, n·…, f)."""
         mine = x[self.rows]
         if self.places is not None:
-            padded = array_module(x).zeros((len(self.names) * self.n, *x.shape[1:]), x.dtype)
+            padded = array_module(x).zeros((len(self.adapters) * self.n, *x.shape[1:]), x.dtype)
             padded[self.places] = mine
             mine = padded
-        return mine.reshape(len(self.names), -1, x.shape[-1])
+        return mine.reshape(len(self.adapters), -1, x.shape[-1])
 
     def add(self, delta: Array, y: Array) -> None:
         """The way back: y[rows] += δ. A row has one adapter, so none comes twice."""
@@ -58,50 +56,108 @@ class AdapterRows(Rows):
     """The adapter that each row of a batch uses: an argument of the call, in `Context.adapter`.
 
     It keeps how each layer groups the rows, and the stacked factors, for the calls that it is given to: all steps of one
-    `generate`, say. Whoever changes the adapters' numbers in between takes a new one.
+    `generate`, say. If the adapters' numbers change in between, make a new one.
     """
 
     def __init__(self, names: Sequence[str], before: dict[tuple, Stack] | None = None) -> None:
         super().__init__(names)
         self._before, self._stacks = before or {}, {}
-        self._groups: dict[tuple, list[Group]] = {}
+        self._layers: dict[AdaptedLinear, MixedRows] = {}
 
     def then(self, names: Sequence[str]) -> AdapterRows:
         """The rows of the next call. They take over the stacks, so that an adapter that stays is not copied again."""
         return AdapterRows(names, self._stacks)
 
-    def groups(self, layer: LoraLinear, stacked: bool) -> list[Group]:
-        """The rows of `layer`'s adapters in groups: one a segment, or `stacked`, one for all small segments of a rank."""
-        key = (layer, stacked)
-        if key not in self._groups:
-            together: dict[Any, list[str]] = {}
-            for name, rows in self.segments.items():
-                if name in layer.lora_A:
-                    shared = stacked and len(rows) <= SMALL
-                    together.setdefault(layer.configs[name].r if shared else name, []).append(name)
-            self._groups[key] = [self._group(layer, names) for names in together.values()]
-        return self._groups[key]
+    def adapter_of(self, layer: AdaptedLinear) -> MixedRows:
+        """The bypasses of all rows in one layer. Raises ValueError for an adapter that does not mix."""
+        if layer not in self._layers:
+            here = {name: layer.adapters[name] for name in self.segments if name in layer.adapters}
+            if alone := [name for name, adapter in here.items() if not adapter.mixable]:
+                kind = type(here[alone[0]]).__name__.removesuffix("Adapter")
+                raise ValueError(
+                    f"{alone[0]!r} is {kind}, which has no mixed batches: its rows need a batch of their own"
+                )
+            self._layers[layer] = MixedRows(self, layer, here)
+        return self._layers[layer]
 
-    def _group(self, layer: LoraLinear, names: list[str]) -> Group:
+    def stacked(self, layer: AdaptedLinear, adapters: dict[str, LoraAdapter]) -> tuple[list[str], Array, Array]:
+        """(names, A (g, r, in), B (g, out, r)) of several adapters of one rank, in the order of their stack."""
+        key = layer, next(iter(adapters.values())).config.r
+        stack = self._stacks[key] = self._before.pop(key, None) or Stack()
+        return stack.hold(adapters, layer.base_layer.weight.value.dtype)
+
+
+class MixedRows(Adapter):
+    """The bypasses of all rows of a mixed batch in one layer."""
+
+    def __init__(self, rows: AdapterRows, layer: AdaptedLinear, adapters: dict[str, Any]) -> None:
+        self.rows, self.layer, self.here = rows, layer, adapters
+        self._groups: dict[bool, list[Group]] = {}
+
+    def groups(self, stacked: bool) -> list[Group]:
+        """The rows in groups: one a segment, or `stacked`, one for all small segments of a rank."""
+        if stacked not in self._groups:
+            together: dict[Any, list[str]] = {}
+            for name, adapter in self.here.items():
+                shared = stacked and len(self.rows.segments[name]) <= SMALL
+                together.setdefault(adapter.config.r if shared else name, []).append(name)
+            self._groups[stacked] = [self._group(names) for names in together.values()]
+        return self._groups[stacked]
+
+    def _group(self, names: list[str]) -> Group:
         if len(names) == 1:
-            A, B = (factor[None] for factor in layer.factors(names[0], layer.base_layer.weight.value.dtype))
+            A, B = (X[None] for X in self.here[names[0]].factors(self.layer.base_layer.weight.value.dtype))
         else:
-            key = (layer, layer.configs[names[0]].r)
-            stack = self._stacks[key] = self._before.pop(key, None) or Stack()
-            names, A, B = stack.hold(names, layer)
-        xp, segments = array_module(A), [self.segments[name] for name in names]
+            names, A, B = self.rows.stacked(self.layer, {name: self.here[name] for name in names})
+        xp, segments = array_module(A), [self.rows.segments[name] for name in names]
         rows, n = [row for segment in segments for row in segment], max(map(len, segments))
         places = [i * n + j for i, segment in enumerate(segments) for j in range(len(segment))]
         follow = rows == list(range(rows[0], rows[0] + len(rows)))
         return Group(
-            names,
+            [self.here[name] for name in names],
             slice(rows[0], rows[-1] + 1) if follow else xp.array(rows),
             None if len(places) == len(names) * n else xp.array(places),
             n,
             A,
             B,
-            xp.array([layer.configs[name].scaling for name in names], A.real.dtype),
+            xp.array([self.here[name].config.scaling for name in names], A.real.dtype),
         )
+
+    def forward(self, x: Array, y: Array, base: Linear, context: Context) -> tuple[Array, list[tuple]]:
+        """Add each row's bypass to y (b, …, out), the base's product of x (b, …, in).
+
+        Raises ValueError where x has another number of rows than there are names: one row would get another one's adapter.
+        """
+        if len(x) != len(self.rows.names):
+            raise ValueError(
+                f"x {x.shape} has {len(x)} rows for {len(self.rows.names)} adapter names; expected one a row"
+            )
+        caches = []
+        stacked = context.rng is None and x.ndim == 3 and x.shape[1] == 1
+        for group in self.groups(stacked):
+            mine, mask = group.take(x), None
+            if context.rng is not None:  # a segment alone, so that each adapter drops with its own probability
+                mine, mask = ops.dropout_forward(mine, group.adapters[0].dropout, context.rng)
+            delta, cache = ops.grouped_lora_forward(mine, group.A, group.B, group.scaling)
+            group.add(delta, y)
+            caches.append((group, mask, cache))
+        return y, caches
+
+    def backward(self, dy: Array, cache: list[tuple], base: Linear, base_cache: Any, need_dx: bool) -> Array | None:
+        """dy (b, …, out) → dx (b, …, in) or None; adds dA and dB to the gradients of each row's adapter.
+
+        In the forward pass y[rows] += δ, so a segment's dδ is dy[rows], and its dx goes back to where its x came from.
+        """
+        dx = base.backward(dy, base_cache, need_dx)
+        for group, mask, group_cache in cache:
+            if not (need_dx or any(p.trainable for adapter in group.adapters for p in adapter.learned)):
+                continue
+            bypass, dA, dB = ops.grouped_lora_backward(group.take(dy), group_cache, need_dx=need_dx)
+            for i, adapter in enumerate(group.adapters):
+                add_gradients(adapter.learned, (dA[i], dB[i]))
+            if need_dx:
+                group.add(ops.dropout_backward(bypass, mask), dx)
+        return dx
 
 
 class Stack:
@@ -113,66 +169,30 @@ class Stack:
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self.held: list[tuple[Parameter, Parameter]] = []  # not by name alone: one may be unloaded, and another take it
-        self.A = self.B = None
+        self.held: list[LoraAdapter] = []  # not by name alone: one may be unloaded, and another take it
+        self.A: Any = None
+        self.B: Any = None
 
-    def hold(self, names: list[str], layer: LoraLinear) -> tuple[list[str], Array, Array]:
+    def hold(self, adapters: dict[str, LoraAdapter], dtype: Any) -> tuple[list[str], Array, Array]:
         """(the names in the order of the stack, A (g, r, in), B (g, out, r)), those that were there in their place."""
-        g = len(names)
+        g = len(adapters)
         if self.A is None or not g <= len(self.A) <= 2 * g:
-            A, B = layer.factors(names[0], layer.base_layer.weight.value.dtype)
-            xp = array_module(A)
-            room = g + g // 2  # for those that join
+            A, B = next(iter(adapters.values())).factors(dtype)
+            xp, room = array_module(A), g + g // 2  # room for those that join
             self.A, self.B = xp.empty((room, *A.shape), A.dtype), xp.empty((room, *B.T.shape), B.dtype)
             self.names, self.held = [], []
-        stay = [name if name in names else None for name in self.names[:g]]
-        new = iter([name for name in names if name not in stay])
+        stay = [name if name in adapters else None for name in self.names[:g]]
+        new = iter([name for name in adapters if name not in stay])
         self.names = [name or next(new) for name in stay] + list(new)
-        held = [(layer.lora_A[name], layer.lora_B[name]) for name in self.names]
-        for i, pair in enumerate(held):
-            if self.held[i : i + 1] != [pair]:
-                self.A[i], self.B[i] = pair[0].value, pair[1].value.T  # Bᵀ: r long rows, not out short ones
+        held = [adapters[name] for name in self.names]
+        for i, adapter in enumerate(held):
+            if self.held[i : i + 1] != [adapter]:
+                self.A[i], self.B[i] = (
+                    adapter.lora_A.value,
+                    adapter.lora_B.value.T,
+                )  # Bᵀ: r long rows, not out short ones
         self.held = held
         return self.names, self.A[:g], self.B[:g].swapaxes(-1, -2)
-
-
-def mixed_forward(layer: LoraLinear, x: Array, y: Array, context: Context) -> list[tuple]:
-    """Add each row's bypass to y (b, …, out), the base's product of x (b, …, in); returns the cache of `mixed_backward`.
-
-    Raises ValueError where x has another number of rows than there are names: one row would get another one's adapter.
-    """
-    if len(x) != len(context.adapter.names):
-        raise ValueError(
-            f"x {x.shape} has {len(x)} rows for {len(context.adapter.names)} adapter names; expected one a row"
-        )
-    caches = []
-    stacked = context.rng is None and x.ndim == 3 and x.shape[1] == 1
-    for group in context.adapter.groups(layer, stacked):
-        mine, mask = group.take(x), None
-        if context.rng is not None:  # a segment alone, so that each adapter drops with its own probability
-            mine, mask = ops.dropout_forward(mine, layer.configs[group.names[0]].lora_dropout, context.rng)
-        delta, cache = ops.grouped_lora_forward(mine, group.A, group.B, group.scaling)
-        group.add(delta, y)
-        caches.append((group, mask, cache))
-    return caches
-
-
-def mixed_backward(layer: LoraLinear, dy: Array, dx: Array | None, caches: list[tuple]) -> None:
-    """dy (b, …, out): adds each bypass's dx to its rows of `dx`, where that is wanted, and dA and dB to its adapter's gradients.
-
-    In the forward pass y[rows] += δ, so a segment's dδ is dy[rows], and its dx goes back to where its x came from.
-    """
-    for group, mask, cache in caches:
-        factors = [(layer.lora_A[name], layer.lora_B[name]) for name in group.names]
-        if dx is None and not any(p.trainable for pair in factors for p in pair):
-            continue
-        bypass, dA, dB = ops.grouped_lora_backward(group.take(dy), cache, need_dx=dx is not None)
-        for i, pair in enumerate(factors):
-            for parameter, gradient in zip(pair, (dA[i], dB[i]), strict=True):
-                if parameter.trainable:
-                    parameter.add_grad(gradient)
-        if dx is not None:
-            group.add(ops.dropout_backward(bypass, mask), dx)
 
 
 def check_names(names: Any, rows: int, known: Sequence[str]) -> list[str]:

@@ -13,18 +13,44 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from ... import ops
 from ...backend import Array, array_module, move, to_host
-from ...nn import Module
+from ...nn import Linear
 from ...quantization import Quantized4bit
+from ..adapter import AdaptedLinear, Bypass
+from .config import LoraConfig
+from .layer import LoraAdapter
 
-if TYPE_CHECKING:
-    from .config import LoraConfig
-    from .layer import LoraLinear
+
+class TakenOut(Bypass):
+    """s·(x A₀ᵀ) B₀ᵀ, which the base lacks where a call does not name the adapter. A₀ (r, in) and B₀ (out, r), on the host."""
+
+    def __init__(self, adapter: LoraAdapter) -> None:
+        self.A, self.B = (to_host(p.value).copy() for p in adapter.learned)
+        self.scaling = adapter.config.scaling
+
+    def delta_forward(self, x: Array) -> tuple[Array, Any]:
+        """x (…, in) → δ (…, out)."""
+        return ops.lora_forward(x, *(move(X, x).astype(x.dtype) for X in (self.A, self.B)), self.scaling, keep_x=False)
+
+    def delta_backward(self, dy: Array, cache: Any, need_dx: bool) -> tuple[Array | None, ...]:
+        """dδ (…, out) → dx; nothing here trains."""
+        return ops.lora_backward(dy, cache)[:1]
+
+    def put_back(self, base: Linear) -> None:
+        """W ← W + s·B₀A₀, the base as it was, up to rounding."""
+        W = base.weight.value
+        W += move(self.scaling * (self.B.astype(W.dtype) @ self.A.astype(W.dtype)), W)
+
+    def on_the_original(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """[A; A₀] (2r, in) and [B, −B₀] (out, 2r), whose product is B A − B₀A₀."""
+        A, B = tensors["lora_A.weight"], tensors["lora_B.weight"]
+        joined = np.concatenate([A, self.A]), np.concatenate([B, -self.B], axis=1)
+        return {**tensors, **dict(zip(("lora_A.weight", "lora_B.weight"), joined, strict=True))}
 
 
 def principal_factors(W: np.ndarray, r: int, scaling: float) -> tuple[np.ndarray, np.ndarray]:
@@ -34,59 +60,33 @@ def principal_factors(W: np.ndarray, r: int, scaling: float) -> tuple[np.ndarray
     return root[:, None] * Vt[:r], U[:, :r] * root
 
 
-def check_pissa(layers: Mapping[str, Module], config: LoraConfig, others: bool) -> None:
-    """Raise ValueError naming the layer that PiSSA cannot take apart, RuntimeError where others stand on the same base."""
-    if config.init_lora_weights != "pissa":
-        return
-    if others:
-        raise RuntimeError("PiSSA changes the base, and there are adapters on it: start from a model without adapters")
-    for name, layer in layers.items():
-        if isinstance(layer.weight.value, Quantized4bit):
-            raise ValueError(
-                f"{name} is quantised, and PiSSA needs its singular values: get_peft_model first, then quantize_model"
-            )
-        r, most = config.for_layer(name).r, min(layer.out_features, layer.in_features)
-        if r > most:
-            raise ValueError(f"{name} has {most} singular values; PiSSA with r = {r} needs as many as its rank")
-        if not array_module(layer.weight.value).isfinite(layer.weight.value).all():
-            raise ValueError(f"{name} has a weight that is not finite, so it has no singular values for PiSSA")
+def check_layer(name: str, base: Linear, r: int) -> None:
+    """Raise ValueError for a layer that PiSSA cannot take apart."""
+    W, most = base.weight.value, min(base.out_features, base.in_features)
+    if isinstance(W, Quantized4bit):
+        raise ValueError(
+            f"{name} is quantised, and PiSSA needs its singular values: get_peft_model first, then quantize_model"
+        )
+    if r > most:
+        raise ValueError(f"{name} has {most} singular values; PiSSA with r = {r} needs as many as its rank")
+    if not array_module(W).isfinite(W).all():
+        raise ValueError(f"{name} has a weight that is not finite, so it has no singular values for PiSSA")
 
 
-def take_out(layer: LoraLinear, name: str) -> None:
+def take_out(layer: AdaptedLinear, adapter: LoraAdapter) -> None:
     """W ← W − s·B A of an adapter that is at its start, as its factors are stored: rounding included."""
-    layer.base_layer.weight.value -= layer.scaled_product(name)
-    A, B = (to_host(factors[name].value).copy() for factors in (layer.lora_A, layer.lora_B))
-    layer.start = A, B, layer.configs[name].scaling
+    W = layer.base_layer.weight.value
+    W -= adapter.scaled_product(W.dtype)
+    layer.resting = TakenOut(adapter)
 
 
-def check_unrounded(name: str, layer: LoraLinear) -> None:
+def check_unrounded(name: str, layer: AdaptedLinear) -> None:
     """Raise RuntimeError where what PiSSA left of the base was quantised: no adapter on the base as it was is this model."""
-    if layer.start is not None and isinstance(layer.linear.weight.value, Quantized4bit):
+    if layer.resting is not None and isinstance(layer.base_layer.weight.value, Quantized4bit):
         raise RuntimeError(
             f"{name}: quantize_model rounded what PiSSA left of the base, and a saved adapter is for the base as it was; "
             "save what was trained as a model: save_model(dequantize_model(peft_model).merge_and_unload(), folder)"
         )
-
-
-def taken_out(layer: LoraLinear, x: Array) -> tuple[Array, tuple]:
-    """s·(x A₀ᵀ) B₀ᵀ, which the base lacks where a call does not name the adapter, and its cache for dx."""
-    A, B, scaling = layer.start
-    return ops.lora_forward(x, *(move(factor, x).astype(x.dtype) for factor in (A, B)), scaling, keep_x=False)
-
-
-def put_back(layer: LoraLinear) -> None:
-    """W ← W + s·B₀A₀, the base as it was, up to rounding."""
-    W = layer.base_layer.weight.value
-    A, B, scaling = layer.start
-    W += move(scaling * (B.astype(W.dtype) @ A.astype(W.dtype)), W)
-    layer.start = None
-
-
-def on_the_original(
-    A: np.ndarray, B: np.ndarray, start: tuple[np.ndarray, np.ndarray, float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """[A; A₀] (2r, in) and [B, −B₀] (out, 2r), whose product is B A − B₀A₀."""
-    return np.concatenate([A, start[0]]), np.concatenate([B, -start[1]], axis=1)
 
 
 def config_on_the_original(config: LoraConfig) -> LoraConfig:

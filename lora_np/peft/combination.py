@@ -24,12 +24,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ...backend import to_host
-from ...nn import Module
-from ..files import portable_targets
-from ..placement import lora_layers
-from .config import LoraConfig
-from .file import Factors
+from ..backend import to_host
+from ..nn import Module
+from .files import portable_targets
+from .lora.config import LoraConfig
+from .lora.layer import LoraAdapter
+from .placement import adapted_layers
 
 PRUNED = ("ties", "dare_ties", "dare_linear", "magnitude_prune")
 COMBINATION_TYPES = ("cat", "svd", "linear", *PRUNED, *(f"{name}_svd" for name in PRUNED))
@@ -195,23 +195,19 @@ def combine_adapters(
     weights: Sequence[tuple[str, float]],
     how: Combination,
     dtype: Any = None,
-) -> tuple[LoraConfig, Factors, MergeReport]:
-    """The configuration, the factors and the report of Σ w·ΔW over (adapter, w), in each layer over those that it has.
+) -> tuple[LoraConfig, dict[str, LoraAdapter], MergeReport]:
+    """The configuration, the adapter of each layer and the report of Σ w·ΔW, in each layer over the adapters that it has.
 
     Computed on the host in float64, stored in the base's dtype or in `dtype`. Raises ValueError naming the layer where ranks
     differ and may not. `model` stays as it is.
     """
-    wrapped, layers, factors = lora_layers(model), {}, {}
+    wrapped, layers, factors = adapted_layers(model), {}, {}
     for name, layer in wrapped.items():
-        parts = [
-            Part(
-                w, layer.configs[a].scaling, *(to_host(x[a].value).astype(float) for x in (layer.lora_A, layer.lora_B))
-            )
-            for a, w in weights
-            if a in layer.lora_A
-        ]
-        if parts:
-            layers[name] = parts
+        here = [(w, layer.adapters[adapter]) for adapter, w in weights if adapter in layer.adapters]
+        if here:
+            layers[name] = [
+                Part(w, one.config.scaling, *(to_host(p.value).astype(float) for p in one.learned)) for w, one in here
+            ]
     rng = np.random.default_rng(how.seed)
     r = how.svd_rank or max(part.A.shape[0] for parts in layers.values() for part in parts)
     for name, parts in layers.items():
@@ -220,8 +216,14 @@ def combine_adapters(
             factors[name] = tuple(x.astype(stored) for x in combine(parts, how, r, rng))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-    config = config_for(model, [configs[a] for a, _ in weights], {name: len(A) for name, (A, _) in factors.items()})
-    return config, factors, judge(layers, factors, how)
+    config = config_for(
+        model, [configs[name] for name, _ in weights], {name: len(A) for name, (A, _) in factors.items()}
+    )
+    adapters = {
+        name: LoraAdapter.build(config.for_layer(name), wrapped[name].base_layer, pair, dtype)
+        for name, pair in factors.items()
+    }
+    return config, adapters, judge(layers, factors, how)
 
 
 def config_for(model: Module, sources: Sequence[LoraConfig], ranks: Mapping[str, int]) -> LoraConfig:
@@ -235,11 +237,19 @@ def config_for(model: Module, sources: Sequence[LoraConfig], ranks: Mapping[str,
     others = {re.escape(name): rank for name, rank in ranks.items() if rank != r}
     base = sources[0].base_model_name_or_path
     return LoraConfig(
-        r, r, union, sources[0].lora_dropout, rank_pattern=others, alpha_pattern=others, base_model_name_or_path=base
+        r=r,
+        lora_alpha=r,
+        target_modules=union,
+        lora_dropout=sources[0].lora_dropout,
+        rank_pattern=others,
+        alpha_pattern=others,
+        base_model_name_or_path=base,
     )
 
 
-def judge(layers: Mapping[str, Sequence[Part]], factors: Factors, how: Combination) -> MergeReport:
+def judge(
+    layers: Mapping[str, Sequence[Part]], factors: Mapping[str, tuple[np.ndarray, ...]], how: Combination
+) -> MergeReport:
     """The report on `factors` as they are stored, rounding included."""
     off, wanted = {}, {}
     for name, parts in layers.items():

@@ -1,0 +1,242 @@
+"""Adapters as objects: what one layer holds of one adapter, and the AdaptedLinear that takes a Linear's place to hold them.
+
+    y, cache = adapter.forward(x, base(x), base, context)          what the adapter makes of the base layer's output
+    dx       = adapter.backward(dy, cache, base, base_cache, need_dx)
+
+A method subclasses Adapter, or Bypass where it adds a term to the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .. import ops
+from ..backend import Array, move, to_host
+from ..nn import EVALUATION, Context, Linear, Module, Parameter, Rows
+from ..quantization import Quantized4bit
+
+
+class Adapter(Module):
+    """One adapter in one layer. Its parameters are attributes with PEFT's names; `config` has its settings for this layer."""
+
+    config: Any
+    depends_on_weight: ClassVar[bool] = False  # whether ΔW is made of W too, and cannot be computed once it is merged
+    mixable: ClassVar[bool] = False  # whether its rows can share a batch with those of other adapters
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The parameters that never train."""
+        return ()
+
+    def set_trainable(self, trainable: bool) -> None:
+        """Train its parameters, all but the `frozen` ones, or freeze all and drop their gradients."""
+        for name, p in self.named_parameters():
+            p.trainable = trainable and name not in self.frozen
+            if not p.trainable:
+                p.grad = None
+
+    def forward(self, x: Array, y: Array, base: Linear, context: Context) -> tuple[Array, Any]:
+        """x (…, in) and the base layer's y (…, out), which may be changed → the adapted y (…, out)."""
+        raise NotImplementedError
+
+    def backward(self, dy: Array, cache: Any, base: Linear, base_cache: Any, need_dx: bool) -> Array | None:
+        """dy (…, out) → dx (…, in), or None where nothing below needs it; adds the gradients of what trains."""
+        raise NotImplementedError
+
+    def delta_weight(self, base: Linear) -> Array:
+        """ΔW (out, in): what the adapter adds to the weight, for adapters that can be merged."""
+        raise NotImplementedError
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """What a file holds of it, on the host: its parameters, by name."""
+        return {name: to_host(p.value) for name, p in self.named_parameters()}
+
+
+class Bypass(Adapter):
+    """y + δ(x̃) with x̃ = drop(x): an adapter that adds a term to the output. Only the bypass drops, never the base."""
+
+    @property
+    def dropout(self) -> float:
+        """The probability of dropping an input of the bypass."""
+        return 0.0
+
+    @property
+    def learned(self) -> tuple[Parameter, ...]:
+        """The parameters in the order of the gradients that `delta_backward` returns."""
+        return ()
+
+    def delta_forward(self, x: Array) -> tuple[Array, Any]:
+        """x (…, in) → δ (…, out)."""
+        raise NotImplementedError
+
+    def delta_backward(self, dy: Array, cache: Any, need_dx: bool) -> tuple[Array | None, ...]:
+        """dδ (…, out) → dx (…, in) or None, then the gradients of `learned`."""
+        raise NotImplementedError
+
+    def forward(self, x: Array, y: Array, base: Linear, context: Context) -> tuple[Array, Any]:
+        """x (…, in), y (…, out) → y + δ(drop(x))."""
+        x, mask = ops.dropout_forward(x, self.dropout, context.rng)
+        delta, cache = self.delta_forward(x)
+        y += delta
+        return y, (mask, cache)
+
+    def backward(self, dy: Array, cache: Any, base: Linear, base_cache: Any, need_dx: bool) -> Array | None:
+        """In the forward pass y was the sum of both paths, so dy goes whole into each, and their dx add up."""
+        dx = base.backward(dy, base_cache, need_dx)
+        if not (need_dx or any(p.trainable for p in self.learned)):
+            return None
+        mask, cache = cache
+        dx_bypass, *gradients = self.delta_backward(dy, cache, need_dx)
+        add_gradients(self.learned, gradients)
+        if need_dx:
+            dx += ops.dropout_backward(dx_bypass, mask)
+        return dx
+
+
+class AdapterLinear(Linear):
+    """y = x Wᵀ + b as a part of an adapter. What is stored in 16 bits is widened to compute with. Frozen, it keeps no x."""
+
+    def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, Any]:
+        """x (…, in) → y (…, out)."""
+        W, b = widened(x.dtype, self.weight.value, self.bias.value)
+        y, _ = ops.linear_forward(x, W, b)
+        return y, (x if self.weight.trainable else None, W, self.bias.trainable)
+
+
+class AdaptedLinear(Module):
+    """A Linear with adapters: the base layer alone, or with the one adapter that the call names in `Context.adapter`.
+
+    `base_layer` is any module with Linear's contract, `adapters[name]` each adapter that is here. An adapter that is a change
+    ΔW of the weight can be merged into it; `merged` names those that are, and then the layer costs what the base costs.
+    """
+
+    def __init__(self, base_layer: Linear) -> None:
+        self.base_layer = base_layer
+        self.adapters: dict[str, Adapter] = {}
+        self.resting: Bypass | None = None  # applied where no adapter is: what PiSSA took out of the base
+        self.merged: tuple[str, ...] = ()
+        self.unchanged: Array | None = None  # W from before the merge, where subtracting would not bring it back
+
+    @property
+    def in_features(self) -> int:
+        return self.base_layer.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.base_layer.out_features
+
+    def children(self) -> Iterator[tuple[str, Parameter | Module]]:
+        """The base layer, then the adapters' parameters under PEFT's names: lora_A.default, …, lora_B.default, …"""
+        yield "base_layer", self.base_layer
+        by_kind: dict[str, list[tuple[str, Parameter]]] = {}
+        for name, adapter in self.adapters.items():
+            for path, p in adapter.named_parameters():
+                kind, *rest = path.split(".")
+                by_kind.setdefault(path, []).append((".".join([kind, name, *rest]), p))
+        for parameters in by_kind.values():
+            yield from parameters
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """Itself and its base. The adapters, a thousand perhaps, are not looked through: they hold parameters alone."""
+        yield prefix, self
+        yield from self.base_layer.named_modules(f"{prefix}.base_layer" if prefix else "base_layer")
+
+    def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, Any]:
+        """x (…, in) → y (…, out). Raises RuntimeError for an adapter while another one is merged into the weight."""
+        adapter = self.adapter_of(context.adapter)
+        y, base_cache = self.base_layer.forward(x, context)
+        if adapter is None:
+            return y, (base_cache, None, None)
+        y, cache = adapter.forward(x, y, self.base_layer, context)
+        return y, (base_cache, adapter, cache)
+
+    def backward(self, dy: Array, cache: Any, need_dx: bool = True) -> Array | None:
+        """dy (…, out) → dx (…, in), or None where nothing below needs it."""
+        base_cache, adapter, cache = cache
+        if adapter is None:
+            return self.base_layer.backward(dy, base_cache, need_dx)
+        return adapter.backward(dy, cache, self.base_layer, base_cache, need_dx)
+
+    def adapter_of(self, called: str | Rows | None) -> Adapter | None:
+        """The adapter that a call applies here. Raises RuntimeError where others are merged."""
+        if self.merged:
+            if isinstance(called, Rows) or (called is not None and called not in self.merged):
+                other = "a mixed batch" if isinstance(called, Rows) else repr(called)
+                raise RuntimeError(
+                    f"adapter {self._merged()} is merged into the weights: unmerge it before using {other}"
+                )
+            if any(name in self.adapters for name in self.merged):
+                return None
+        return called.adapter_of(self) if isinstance(called, Rows) else self.adapters.get(called, self.resting)
+
+    def delta_weight(self, name: str) -> Array:
+        """ΔW (out, in) of an adapter. Raises RuntimeError where it is made of W, and something is merged into W."""
+        adapter = self.adapters[name]
+        if self.merged and adapter.depends_on_weight:
+            raise RuntimeError(
+                f"the ΔW of {name!r} depends on W, into which {self._merged()} is merged: unmerge it first"
+            )
+        return adapter.delta_weight(self.base_layer)
+
+    def check_mergeable(self) -> None:
+        """Raise RuntimeError where the base is quantised: its sixteen values a block cannot take ΔW in."""
+        if isinstance(self.base_layer.weight.value, Quantized4bit):
+            raise RuntimeError(
+                "the base is quantised, and ΔW would be rounded away in its codes: lora_np.dequantize_model(model) first"
+            )
+
+    def merge(self, *names: str) -> None:
+        """W ← W + Σ ΔW over these adapters. A second call changes nothing more."""
+        if self.merged and set(names) != set(self.merged):
+            raise RuntimeError(f"adapter {self._merged()} is merged; unmerge_adapter() before merging {names}")
+        if self.merged:
+            return
+        self.check_mergeable()
+        W = self.base_layer.weight.value
+        if any(self.adapters[name].depends_on_weight for name in names if name in self.adapters):
+            self.unchanged = W.copy()
+        if (delta := self.summed(names)) is not None:
+            W += delta
+        self.merged = names
+
+    def unmerge(self) -> None:
+        """W ← W − Σ ΔW, back to the base up to rounding, or to the bit where W was kept."""
+        W = self.base_layer.weight.value
+        if self.unchanged is not None:
+            W[...] = self.unchanged
+        elif (delta := self.summed(self.merged)) is not None:
+            W -= delta
+        self.merged, self.unchanged = (), None
+
+    def summed(self, names: tuple[str, ...]) -> Array | None:
+        """Σ ΔW over those of the adapters that are here; None where none is."""
+        deltas = (self.adapters[name].delta_weight(self.base_layer) for name in names if name in self.adapters)
+        total = next(deltas, None)
+        for delta in deltas:
+            total += delta
+        return total
+
+    def _merged(self) -> str:
+        return " and ".join(map(repr, self.merged))
+
+
+def beside(base: Linear, x: np.ndarray, dtype: Any = None) -> Parameter:
+    """A host array as a Parameter where the base layer's weight is, in its dtype or in `dtype`."""
+    weight = base.weight.value
+    like = weight.packed if isinstance(weight, Quantized4bit) else weight
+    return Parameter(move(x.astype(dtype or weight.dtype), like))
+
+
+def widened(dtype: Any, *arrays: Array) -> tuple[Array, ...]:
+    """The arrays to compute with: themselves, or copies in `dtype` where they are stored in 16 bits."""
+    return tuple(x.astype(dtype) if x.itemsize == 2 else x for x in arrays)
+
+
+def add_gradients(parameters: tuple[Parameter, ...], gradients: Any) -> None:
+    """Add to each parameter that trains its gradient."""
+    for p, gradient in zip(parameters, gradients, strict=True):
+        if p.trainable:
+            p.add_grad(gradient)

@@ -1,0 +1,121 @@
+"""What the configurations of all methods share: PEFT's arguments that only take their neutral value, and checks of ranges."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import InitVar, dataclass
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..nn.targets import plain_targets
+
+# PEFT's arguments that change nothing at these values, and what to do where another is wanted.
+NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
+    "task_type": ((None, "CAUSAL_LM"), "the models here are causal language models: task_type='CAUSAL_LM'"),
+    "inference_mode": ((None, False), "get_peft_model, then set_adapter(name, inference_mode=True)"),
+    "bias": ((None, "none"), "biases stay frozen here: bias='none'"),
+    "fan_in_fan_out": ((None, False), "weights are (out, in) here: fan_in_fan_out=False"),
+    "modules_to_save": ((None, [], ()), "only adapters train and are saved here: modules_to_save=None"),
+    "exclude_modules": ((None, [], ()), "write target_modules as a regular expression that leaves them out"),
+    "layers_to_transform": ((None, [], ()), r"write target_modules as a regular expression: r'.*\.[0-3]\..*_proj'"),
+    "layers_pattern": ((None, [], ()), "write target_modules as a regular expression"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeftConfig:
+    """The arguments of every configuration of PEFT that are accepted at their neutral value, and are no fields here."""
+
+    switches: ClassVar[tuple[str, ...]] = ()  # fields that are True or False
+
+    task_type: InitVar[str | None] = None
+    inference_mode: InitVar[bool] = False
+
+    def __post_init__(self, *neutral: Any) -> None:
+        names = [name for name in type(self).__dataclass_fields__ if name in NEUTRAL]
+        for name, value in zip(names, neutral, strict=True):
+            values, instead = NEUTRAL[name]
+            if value not in values:
+                raise ValueError(f"{name} = {value!r} is not supported; {instead}")
+        for name in self.switches:
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} = {getattr(self, name)!r}; expected True or False")
+        self.check()
+
+    def check(self) -> None:
+        """Raise ValueError or TypeError for a field out of range, naming it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetedConfig(PeftConfig):
+    """The same for methods that adapt linear layers by name; `target_modules` is kept as a string or a tuple."""
+
+    bias: InitVar[str | None] = "none"
+    fan_in_fan_out: InitVar[bool] = False
+    modules_to_save: InitVar[Collection[str] | None] = None
+    exclude_modules: InitVar[Collection[str] | None] = None
+    layers_to_transform: InitVar[Collection[int] | None] = None
+    layers_pattern: InitVar[Collection[str] | None] = None
+
+    def __post_init__(self, *neutral: Any) -> None:
+        given = getattr(self, "target_modules", None)  # None: the default, as in PEFT for a model of the Llama family
+        targets = plain_targets(type(self).target_modules if given is None else given)
+        object.__setattr__(self, "target_modules", targets)
+        super().__post_init__(*neutral)
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raise TypeError where `value` is not a real number: neither "16" nor True is one."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} = {value!r}; expected a number")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raise TypeError or ValueError where `value` is not a positive finite number."""
+    check_number(name, value)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} = {value}; expected a positive number")
+
+
+def check_whole(name: str, value: Any, least: int | None = None, what: str = "expected a whole number") -> None:
+    """Raise TypeError where `value` is not an integer (2.0 and True are not), ValueError where it is below `least`."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} = {value!r}; {what}")
+    if least is not None and value < least:
+        raise ValueError(f"{name} = {value}; expected at least {least}")
+
+
+def check_rank(name: str, r: Any) -> None:
+    """Raise TypeError or ValueError where r is not a whole number of at least 1."""
+    check_whole(name, r, what="the rank is a whole number")
+    if r < 1:
+        raise ValueError(f"{name} = {r}; the rank must be at least 1")
+
+
+def check_probability(name: str, value: Any) -> None:
+    """Raise TypeError or ValueError where `value` is not a probability of dropping, 0 ≤ p < 1."""
+    check_number(name, value)
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} = {value}; expected 0 ≤ {name} < 1")
+
+
+def check_choice(name: str, value: Any, *choices: Any) -> None:
+    """Raise ValueError where `value` is not one of the choices."""
+    if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
+        *others, last = map(repr, choices)
+        raise ValueError(f"{name} = {value!r}; expected {', '.join(others)} or {last}")
+
+
+def storage_dtype(name: Any, base: np.dtype) -> np.dtype:
+    """The dtype to store adapters in: "float16", "bfloat16", or that of the `base`. Raises TypeError for another."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    dtype = np.dtype(name)  # raises TypeError for a name that it does not know
+    if dtype.kind != "f" or (dtype.itemsize > 2 and dtype != base):
+        raise TypeError(f"adapter_dtype {name!r} over a base of {base}; expected 'float16', 'bfloat16' or '{base}'")
+    return dtype
