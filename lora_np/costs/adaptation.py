@@ -10,6 +10,11 @@ import numpy as np
 
 from ..nn.targets import select_targets
 from .architecture import Architecture
+from ..peft.cost import AdapterCost as Adapter, PrefixCost as Prefix
+from ..peft.lora.layer import LoraCost as Lora
+from ..peft.lora.dora import DoraCost as Dora
+from ..peft.vera import VeraCost as Vera
+from ..peft.bottleneck import BottleneckCost as Bottleneck
 
 
 @dataclass(frozen=True)
