@@ -9,6 +9,11 @@ from functools import partial
 import numpy as np
 
 from ..nn.targets import select_targets
+from ..peft.bottleneck import BottleneckConfig, BottleneckCost
+from ..peft.cost import AdapterCost, PrefixCost
+from ..peft.lora.dora import DoraCost
+from ..peft.lora.layer import LoraCost
+from ..peft.vera import VeraCost
 from .architecture import Architecture
 from ..peft.cost import AdapterCost as Adapter, PrefixCost as Prefix
 from ..peft.lora.layer import LoraCost as Lora
@@ -22,16 +27,16 @@ class Kind:
     """A method with adapters of rank r beside the targeted layers: its title, their sizes, and what of them is frozen."""
 
     title: str
-    adapter: Callable[..., Adapter]
+    adapter: Callable[..., AdapterCost]
     frozen: str = ""
 
 
 BESIDE = {
-    "lora": Kind("LoRA", Lora),
-    "qlora": Kind("QLoRA", Lora),
-    "lora-fa": Kind("LoRA-FA", partial(Lora, A_trained=False), "A"),
-    "dora": Kind("DoRA", Dora),
-    "vera": Kind("VeRA", Vera, "A and B, the same in all layers"),
+    "lora": Kind("LoRA", LoraCost),
+    "qlora": Kind("QLoRA", LoraCost),
+    "lora-fa": Kind("LoRA-FA", partial(LoraCost, A_trained=False), "A"),
+    "dora": Kind("DoRA", DoraCost),
+    "vera": Kind("VeRA", VeraCost, "A and B, the same in all layers"),
 }
 AFTER = {"houlsby": 2, "pfeiffer": 1}  # bottlenecks in a block: after attention and MLP, or after the MLP alone
 METHODS = ("full", *BESIDE, "prefix", *AFTER)
@@ -83,7 +88,7 @@ class Adaptation:
             return ("bottleneck_size",), "bottleneck_size=64"
         return (("virtual_tokens",), "virtual_tokens=20") if self.method == "prefix" else ((), "")
 
-    def adapters(self, model: Architecture) -> dict[str, Adapter]:
+    def adapters(self, model: Architecture) -> dict[str, AdapterCost]:
         """The full name of each layer that gets an adapter → what it gets. Raises ValueError for a target that is not there."""
         if self.method in BESIDE:
             one = BESIDE[self.method].adapter(r=self.r)
@@ -91,14 +96,14 @@ class Adaptation:
         if self.method in AFTER:
             writes = [shapes[-1].name for shapes in (model.attention, model.mlp)][-AFTER[self.method] :]
             names = (f"{model.block.format(i)}.{name}" for i in range(model.layers) for name in writes)
-            return dict.fromkeys(names, Bottleneck(m=self.bottleneck_size))
+            return dict.fromkeys(names, BottleneckCost(config=BottleneckConfig(bottleneck_size=self.bottleneck_size)))
         return {}
 
-    def prefix(self, model: Architecture) -> Prefix | None:
+    def prefix(self, model: Architecture) -> PrefixCost | None:
         """The prefix, if that is the method."""
         if self.method != "prefix":
             return None
-        return Prefix(self.virtual_tokens, model.layers, model.kv_heads * model.head_dim)
+        return PrefixCost(self.virtual_tokens, model.layers, model.kv_heads * model.head_dim)
 
     def parameters(self, model: Architecture) -> tuple[int, int]:
         """(how many numbers are added to the model, how many are trained)."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ..peft.cost import AdapterCost as Adapter, PrefixCost as Prefix
 
+from ..peft.cost import AdapterCost, PrefixCost
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -19,7 +21,7 @@ class Layer:
     out: int
     in_: int
     trained: bool  # W itself gets a gradient
-    adapter: Adapter | None = None
+    adapter: AdapterCost | None = None
     trainable: bool = False  # anything here is: W, a bias, or of the adapter
     quantized: bool = False  # W is stored in fewer bits, and decoded for each product
 
@@ -77,7 +79,7 @@ class Anatomy:
     blocks: tuple[tuple[Half, Half], ...]  # (attention, MLP)
     norm_trained: bool
     head: Layer
-    prefix: Prefix | None = None
+    prefix: PrefixCost | None = None
 
     @property
     def virtual_tokens(self) -> int:
