@@ -9,14 +9,15 @@ Reading order: architecture, products, adapters, prefix, adaptation, parameters,
 activations, temporaries, memory.
 """
 
+from ..peft.bottleneck import BottleneckCost as Bottleneck
+from ..peft.cost import AdapterCost as Adapter
+from ..peft.cost import PrefixCost as Prefix
 from ..peft.cost import Products
+from ..peft.lora.dora import DoraCost as Dora
+from ..peft.lora.layer import LoraCost as Lora
+from ..peft.vera import VeraCost as Vera
 from .adaptation import METHODS, Adaptation
 from .anatomy import anatomy
-from ..peft.cost import AdapterCost as Adapter, PrefixCost as Prefix
-from ..peft.lora.layer import LoraCost as Lora
-from ..peft.lora.dora import DoraCost as Dora
-from ..peft.vera import VeraCost as Vera
-from ..peft.bottleneck import BottleneckCost as Bottleneck
 from .architecture import MODELS, Architecture, LinearShape, architecture_of, gpt, llama
 from .body import Anatomy, Half, Layer
 from .flops import Flops, flops

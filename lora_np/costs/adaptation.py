@@ -15,11 +15,6 @@ from ..peft.lora.dora import DoraCost
 from ..peft.lora.layer import LoraCost
 from ..peft.vera import VeraCost
 from .architecture import Architecture
-from ..peft.cost import AdapterCost as Adapter, PrefixCost as Prefix
-from ..peft.lora.layer import LoraCost as Lora
-from ..peft.lora.dora import DoraCost as Dora
-from ..peft.vera import VeraCost as Vera
-from ..peft.bottleneck import BottleneckCost as Bottleneck
 
 
 @dataclass(frozen=True)

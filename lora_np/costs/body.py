@@ -8,7 +8,6 @@ Each block is twice the same figure, and a Half is one of them:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ..peft.cost import AdapterCost as Adapter, PrefixCost as Prefix
 
 from ..peft.cost import AdapterCost, PrefixCost
 
