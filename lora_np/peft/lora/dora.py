@@ -130,6 +130,8 @@ class DoraCost(LoraCost):
 
     true_norm: bool = False  # whether n passes its gradient on; PEFT detaches it
 
+    name = "DoRA"
+
     def arrays(self, out: int, in_: int) -> list[int]:
         """LoRA's, and m."""
         return [*super().arrays(out, in_), out]
