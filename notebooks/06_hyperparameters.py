@@ -275,7 +275,7 @@ def weigh(loss, symbols=rest.size):
 steps = 120
 print(f"{'adapter in':14}{'numbers':>9}{'bits held':>11}{'of':>6}{'a number':>10}   recited")
 for targets_of in ("all-linear", ["q_proj", "v_proj"], ["v_proj"]):
-    learner = ln.get_peft_model(ln.load_model("tiny"), ln.LoraConfig(1, 8, targets_of), seed=0)
+    learner = ln.get_peft_model(ln.load_model("tiny"), ln.LoraConfig(r=1, lora_alpha=8, target_modules=targets_of), seed=0)
     schedule = ln.WarmupCosine(steps, warmup=6)
     ln.train(learner, [all_eight], ln.AdamW(lr=1e-2, weight_decay=0), steps, schedule=schedule, max_grad_norm=1.0)
     bits = weigh(ln.evaluate(learner, [all_eight]))
@@ -348,7 +348,7 @@ print(f"r = {top}: {fits.against_full(held, top):.0%} of full fine-tuning's bits
 
 # %%
 unknown = ln.evaluate(ln.load_model("tiny"), heldout_batches()) / np.log(2)  # bits a byte of code that tiny cannot foresee
-one = sum(p.value.size for n, p in ln.get_peft_model(ln.load_model("tiny"), ln.LoraConfig(1, 1, "all-linear")).named_parameters() if "lora_" in n)
+one = sum(p.value.size for n, p in ln.get_peft_model(ln.load_model("tiny"), ln.LoraConfig(r=1, lora_alpha=1, target_modules="all-linear")).named_parameters() if "lora_" in n)
 seen = 200 * 8 * 128  # bytes that a run of notebook 05 reads
 print(f"code that tiny has not read: {unknown:.1f} bits a byte, {unknown * seen:,.0f} in the {seen:,} bytes that a run of notebook 05 reads")
 print(f"LoRA of rank 1 in all of tiny's linear layers: {one:,} numbers, at {fits.share(held, 'lora', 1):.1f} bits each {one * fits.share(held, 'lora', 1):,.0f}")

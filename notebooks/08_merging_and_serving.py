@@ -32,6 +32,7 @@ import numpy as np
 
 import lora_np as ln
 from lora_np import plots
+from lora_np.peft.lora.layer import LoraAdapter
 from lora_np.peft.lora.mixed import AdapterRows
 from lora_np.quantization.four_bits import dequantize_4bit, quantize_4bit
 from lora_np.studies.harness.table import Table
@@ -102,7 +103,7 @@ tokens = heldout["voice"][0][0][:4]
 model.set_adapter("voice", inference_mode=True)
 unmerged, _ = model.forward(tokens)
 layer = model.lora_layers()[0]
-W, A, B = layer.base_layer.weight.value, layer.lora_A["voice"].value, layer.lora_B["voice"].value  # (out, in), (r, in), (out, r)
+W, A, B = layer.base_layer.weight.value, layer.adapters["voice"].lora_A.value, layer.adapters["voice"].lora_B.value  # (out, in), (r, in), (out, r)
 by_hand = W + config.scaling * B @ A  # (out, in)
 
 model.merge_adapter()
@@ -205,12 +206,14 @@ def batched(x, W, A, B, s, idx):
 # %%
 rng = np.random.default_rng(0)
 rows, width, out, r = 32, 576, 1536, 8
-library = ln.LoraLinear(ln.Linear(rng.standard_normal((out, width), dtype="float32")))
+library = ln.AdaptedLinear(ln.Linear(rng.standard_normal((out, width), dtype="float32")))
 for k in range(rows):
-    library.put_adapter(str(k), ln.LoraConfig(r, 16), rng.standard_normal((r, width)), rng.standard_normal((out, r)))
+    factors = rng.standard_normal((r, width)), rng.standard_normal((out, r))
+    library.adapters[str(k)] = LoraAdapter.build(ln.LoraConfig(r=r, lora_alpha=16), library.base_layer, factors)
 x = rng.standard_normal((rows, width), dtype="float32")
 W, s = library.base_layer.weight.value, 16 / r
-A, B = (np.stack([factor[str(k)].value for k in range(rows)]) for factor in (library.lora_A, library.lora_B))
+adapters = [library.adapters[str(k)] for k in range(rows)]
+A, B = (np.stack([getattr(adapter, name).value for adapter in adapters]) for name in ("lora_A", "lora_B"))
 
 for title, idx in {"32 rows, 32 adapters": np.arange(rows), "32 rows, 3 adapters and the base": rng.integers(-1, 3, rows)}.items():
     who = AdapterRows(["__base__" if k < 0 else str(k) for k in idx])
@@ -266,12 +269,12 @@ for row in step.rows:
 model.add_adapter("twin", config)
 layers = model.lora_layers()
 for layer in layers:
-    layer.lora_A["twin"].value[...] = -layer.lora_A["voice"].value  # (B M)(M⁻¹ A) = B A for every invertible M; here M = −1
-    layer.lora_B["twin"].value[...] = -layer.lora_B["voice"].value
+    layer.adapters["twin"].lora_A.value[...] = -layer.adapters["voice"].lora_A.value  # (B M)(M⁻¹ A) = B A for every invertible M; here M = −1
+    layer.adapters["twin"].lora_B.value[...] = -layer.adapters["voice"].lora_B.value
 
 for kind in ("linear", "cat"):
     print(model.add_weighted_adapter(["voice", "twin"], [0.5, 0.5], f"average, {kind}", kind))
-A1, A2, A_average = (layer.lora_A[name].value for name in ("voice", "twin", "average, linear"))
+A1, A2, A_average = (layer.adapters[name].lora_A.value for name in ("voice", "twin", "average, linear"))
 print("each number of A is the mean of the two:", np.allclose(A_average, (A1 + A2) / 2), "\n")
 show(None, "voice", "twin", "average, linear", "average, cat")
 

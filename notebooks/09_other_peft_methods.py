@@ -159,7 +159,7 @@ batches = ln.data.Batches(ln.data.corpus("code", "train"), batch_size=4, seq_len
 
 
 def losses(p, q):
-    config = ln.LoraConfig(r, s * r / (p * q), "all-linear")
+    config = ln.LoraConfig(r=r, lora_alpha=s * r / (p * q), target_modules="all-linear")
     model = ln.get_peft_model(ln.load_model("tiny"), config)
     for name, parameter in model.named_parameters():
         parameter.value *= p if ".lora_A." in name else q if ".lora_B." in name else 1
@@ -190,8 +190,8 @@ def dora(x, W, A, B, lengths):
 
 rng = np.random.default_rng(0)
 layer = models["DoRA"].lora_layers()[0]
-layer.lora_B["default"].value[...] = rng.normal(size=layer.lora_B["default"].value.shape) / 10
-W, A, B, lengths = (p.value for p in (layer.base_layer.weight, layer.lora_A["default"], layer.lora_B["default"], layer.lora_magnitude_vector["default"]))
+layer.adapters["default"].lora_B.value[...] = rng.normal(size=layer.adapters["default"].lora_B.value.shape) / 10
+W, A, B, lengths = (p.value for p in (layer.base_layer.weight, layer.adapters["default"].lora_A, layer.adapters["default"].lora_B, layer.adapters["default"].lora_magnitude_vector))
 x = rng.normal(size=(5, d)).astype(np.float32)
 y, _ = layer.forward(x, ln.Context(adapter="default"))
 print(f"differs from the library by {abs(y - dora(x, W, A, B, lengths)).max() / abs(y).max():.0e}")
@@ -322,7 +322,7 @@ for start in ("zero", None):
 
 # %%
 layer = dict(models["Houlsby"].model.named_modules())["model.layers.0.mlp.down_proj"]
-down, up = layer.bottleneck_down["default"], layer.bottleneck_up["default"]
+down, up = layer.adapters["default"].bottleneck_down, layer.adapters["default"].bottleneck_up
 up.weight.value[...] = rng.normal(size=up.weight.value.shape) / 10
 
 

@@ -1,9 +1,10 @@
 """Adapters as objects: what one layer holds of one adapter, and the AdaptedLinear that takes a Linear's place to hold them.
 
-    y, cache = adapter.forward(x, base(x), base, context)          what the adapter makes of the base layer's output
-    dx       = adapter.backward(dy, cache, base, base_cache, need_dx)
+    y, cache = adapter.forward(x, base, context)          the adapted layer: the adapter calls the base layer itself
+    dx       = adapter.backward(dy, cache, base, need_dx)
 
-A method subclasses Adapter, or Bypass where it adds a term to the output.
+A method subclasses Bypass where its adapter adds a term to the output, y + δ(x), OutputAdapter where it maps the output, f(y),
+and Adapter where it does something else.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ class Adapter(Module):
             if not p.trainable:
                 p.grad = None
 
-    def forward(self, x: Array, y: Array, base: Linear, context: Context) -> tuple[Array, Any]:
-        """x (…, in) and the base layer's y (…, out), which may be changed → the adapted y (…, out)."""
+    def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, Any]:
+        """x (…, in) → y (…, out) of the adapted layer."""
         raise NotImplementedError
 
-    def backward(self, dy: Array, cache: Any, base: Linear, base_cache: Any, need_dx: bool) -> Array | None:
+    def backward(self, dy: Array, cache: Any, base: Linear, need_dx: bool) -> Array | None:
         """dy (…, out) → dx (…, in), or None where nothing below needs it; adds the gradients of what trains."""
         raise NotImplementedError
 
@@ -76,24 +77,49 @@ class Bypass(Adapter):
         """dδ (…, out) → dx (…, in) or None, then the gradients of `learned`."""
         raise NotImplementedError
 
-    def forward(self, x: Array, y: Array, base: Linear, context: Context) -> tuple[Array, Any]:
-        """x (…, in), y (…, out) → y + δ(drop(x))."""
+    def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, Any]:
+        """x (…, in) → base(x) + δ(drop(x))."""
+        y, base_cache = base.forward(x, context)
         x, mask = ops.dropout_forward(x, self.dropout, context.rng)
         delta, cache = self.delta_forward(x)
         y += delta
-        return y, (mask, cache)
+        return y, (base_cache, mask, cache)
 
-    def backward(self, dy: Array, cache: Any, base: Linear, base_cache: Any, need_dx: bool) -> Array | None:
+    def backward(self, dy: Array, cache: Any, base: Linear, need_dx: bool) -> Array | None:
         """In the forward pass y was the sum of both paths, so dy goes whole into each, and their dx add up."""
+        base_cache, mask, cache = cache
         dx = base.backward(dy, base_cache, need_dx)
         if not (need_dx or any(p.trainable for p in self.learned)):
             return None
-        mask, cache = cache
         dx_bypass, *gradients = self.delta_backward(dy, cache, need_dx)
         add_gradients(self.learned, gradients)
         if need_dx:
             dx += ops.dropout_backward(dx_bypass, mask)
         return dx
+
+
+class OutputAdapter(Adapter):
+    """f(y) with y = base(x): an adapter that maps the output."""
+
+    def output_forward(self, y: Array) -> tuple[Array, Any]:
+        """y (…, out) → f(y) (…, out), a new array."""
+        raise NotImplementedError
+
+    def output_backward(self, dz: Array, cache: Any, need_dy: bool) -> Array | None:
+        """dz (…, out) → dy (…, out), or None where it is not needed; adds the gradients of what trains."""
+        raise NotImplementedError
+
+    def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, Any]:
+        """x (…, in) → f(base(x))."""
+        y, base_cache = base.forward(x, context)
+        z, cache = self.output_forward(y)
+        return z, (base_cache, cache)
+
+    def backward(self, dz: Array, cache: Any, base: Linear, need_dx: bool) -> Array | None:
+        """The chain rule: dz through f, then through the base layer, where anything there or below needs it."""
+        base_cache, cache = cache
+        dy = self.output_backward(dz, cache, need_dx or base.trainable)
+        return None if dy is None else base.backward(dy, base_cache, need_dx)
 
 
 class AdapterLinear(Linear):
@@ -147,18 +173,18 @@ class AdaptedLinear(Module):
     def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, Any]:
         """x (…, in) → y (…, out). Raises RuntimeError for an adapter while another one is merged into the weight."""
         adapter = self.adapter_of(context.adapter)
-        y, base_cache = self.base_layer.forward(x, context)
         if adapter is None:
-            return y, (base_cache, None, None)
-        y, cache = adapter.forward(x, y, self.base_layer, context)
-        return y, (base_cache, adapter, cache)
+            y, cache = self.base_layer.forward(x, context)
+        else:
+            y, cache = adapter.forward(x, self.base_layer, context)
+        return y, (adapter, cache)
 
     def backward(self, dy: Array, cache: Any, need_dx: bool = True) -> Array | None:
         """dy (…, out) → dx (…, in), or None where nothing below needs it."""
-        base_cache, adapter, cache = cache
+        adapter, cache = cache
         if adapter is None:
-            return self.base_layer.backward(dy, base_cache, need_dx)
-        return adapter.backward(dy, cache, self.base_layer, base_cache, need_dx)
+            return self.base_layer.backward(dy, cache, need_dx)
+        return adapter.backward(dy, cache, self.base_layer, need_dx)
 
     def adapter_of(self, called: str | Rows | None) -> Adapter | None:
         """The adapter that a call applies here. Raises RuntimeError where others are merged."""

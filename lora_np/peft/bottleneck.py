@@ -17,9 +17,9 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array
-from ..nn import Context, Linear
+from ..nn import Linear
 from ..transformer import Transformer
-from .adapter import Adapter, AdapterLinear, beside
+from .adapter import AdapterLinear, OutputAdapter, beside
 from .config import PeftConfig, check_choice, check_positive, check_whole
 from .cost import AdapterCost, Products, linear_products
 from .files import KIND
@@ -79,14 +79,14 @@ class BottleneckConfig(PeftConfig):
         return int(self.bottleneck_size or max(1, d // self.reduction_factor))
 
 
-class BottleneckAdapter(Adapter):
+class BottleneckAdapter(OutputAdapter):
     """z = y + W_up σ(W_down y + b_down) + b_up, with W_down (m, d) and W_up (d, m)."""
 
     def __init__(self, config: BottleneckConfig, down: AdapterLinear, up: AdapterLinear) -> None:
         self.config = config
         self.bottleneck_down, self.bottleneck_up = down, up
 
-    def forward(self, x: Array, y: Array, base: Linear, context: Context) -> tuple[Array, Any]:
+    def output_forward(self, y: Array) -> tuple[Array, Any]:
         """y (…, d) → z (…, d)."""
         activate, _ = ACTIVATIONS[self.config.non_linearity]
         h, down_cache = self.bottleneck_down.forward(y)  # (…, d) → (…, m)
@@ -95,23 +95,22 @@ class BottleneckAdapter(Adapter):
         z += y
         return z, (down_cache, activation_cache, up_cache)
 
-    def backward(self, dz: Array, cache: Any, base: Linear, base_cache: Any, need_dx: bool) -> Array | None:
-        """dz (…, d) → dx (…, in), or None where nothing below needs it.
+    def output_backward(self, dz: Array, cache: Any, need_dy: bool) -> Array | None:
+        """dz (…, d) → dy (…, d), or None where it is not needed.
 
         In the forward pass z = y + up(σ(down(y))): dz goes whole into both terms, so dy is dz plus what comes back through
         the bottleneck.
         """
         down_cache, activation_cache, up_cache = cache
-        below, down, up = need_dx or base.trainable, self.bottleneck_down, self.bottleneck_up
-        da = up.backward(dz, up_cache, need_dx=below or down.trainable)
+        down, up = self.bottleneck_down, self.bottleneck_up
+        da = up.backward(dz, up_cache, need_dx=need_dy or down.trainable)
         if da is None:
             return None
         _, slope = ACTIVATIONS[self.config.non_linearity]
-        dy = down.backward(slope(da, activation_cache), down_cache, need_dx=below)
-        if not below:
-            return None
-        dy += dz
-        return base.backward(dy, base_cache, need_dx)
+        dy = down.backward(slope(da, activation_cache), down_cache, need_dx=need_dy)
+        if need_dy:
+            dy += dz
+        return dy
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
     softmax(q [K_prefix, K]ᵀ / √d) [V_prefix, V]          in each layer and key/value head, the base being frozen
 
 They enter by `past_key_values` (transformer/cache.py), as if tokens had been read before the first. As in PEFT the v prefix
-keys are not turned by a rotation, and the first token has position v. With a prefix, positions are therefore no longer relative: a row that
-is padded on its left needs positions of its own, which `generate` gives it.
+keys are not turned by a rotation, and the first token has position v. With a prefix, positions are therefore no longer
+relative: a row that is padded on its left needs positions of its own, which `generate` gives it.
 """
 
 from __future__ import annotations

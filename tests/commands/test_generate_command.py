@@ -343,11 +343,13 @@ def test_merged_it_costs_what_the_base_costs(adapter, monkeypatch):
     )
     run("--model", "tiny", "--adapter", adapter[0], "--max-new-tokens", 1, "x")
     assert isinstance(models[0], ln.Transformer)
-    assert not any(isinstance(m, ln.LoraLinear) for _, m in models[0].named_modules()), "no bypass is left in it"
+    assert not any(isinstance(m, ln.AdaptedLinear) for _, m in models[0].named_modules()), "no bypass is left in it"
 
 
 @pytest.mark.parametrize(
-    "config", [ln.PrefixTuningConfig(4), ln.BottleneckConfig(init_weights=False)], ids=["prefix", "bottleneck"]
+    "config",
+    [ln.PrefixTuningConfig(num_virtual_tokens=4), ln.BottleneckConfig(init_weights=False)],
+    ids=["prefix", "bottleneck"],
 )
 def test_what_is_no_change_of_weights_speaks_unmerged(tmp_path, capsys, config):
     model = ln.get_peft_model(ln.load_model("tiny"), config, seed=1)

@@ -6,7 +6,8 @@ import pytest
 from lora_np import LoraConfig, costs
 from lora_np.nn import Linear, Module
 from lora_np.nn.targets import is_target, select_targets
-from lora_np.peft.lora.layer import LoraLinear
+from lora_np.peft import AdaptedLinear
+from lora_np.peft.lora.method import LoraMethod
 from lora_np.studies.counting import parameters
 
 QUERY_VALUE = ["q_proj", "v_proj"]
@@ -125,8 +126,8 @@ def live_model():
 
 
 def test_a_live_model_is_counted_array_by_array():
-    model = LoraLinear(live_model())
-    model.add_adapter("default", LoraConfig(r=2), np.random.default_rng(0))
+    model = AdaptedLinear(live_model())
+    model.adapters["default"] = LoraMethod().draw(LoraConfig(r=2), model.base_layer, np.random.default_rng(0), None)
     assert costs.count(model) == costs.Count(base=15, total=31, trainable=16)
 
 

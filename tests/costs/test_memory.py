@@ -48,7 +48,7 @@ ALL = "all-linear"
 METHODS = {
     "full": None,
     "all-linear": LoraConfig(target_modules=ALL),
-    "attention": LoraConfig(4, target_modules=ATTENTION),
+    "attention": LoraConfig(r=4, target_modules=ATTENTION),
     "dropout": LoraConfig(target_modules=ALL, lora_dropout=0.1),
     "LoRA-FA": LoraConfig(target_modules=ALL, freeze_A=True),
     "LoRA-FA, dropout": LoraConfig(target_modules=ATTENTION, freeze_A=True, lora_dropout=0.1),
@@ -59,11 +59,11 @@ METHODS = {
     "DoRA, its true gradient": LoraConfig(target_modules=ALL, use_dora=True, dora_norm="true"),
     "DoRA, dropout": LoraConfig(target_modules=ATTENTION, use_dora=True, lora_dropout=0.1),
     "VeRA": VeraConfig(target_modules=ALL),
-    "VeRA, dropout": VeraConfig(16, target_modules=ATTENTION, vera_dropout=0.1),
+    "VeRA, dropout": VeraConfig(r=16, target_modules=ATTENTION, vera_dropout=0.1),
     "prefix": PrefixTuningConfig(),
     "projected prefix": PrefixTuningConfig(prefix_projection=True),
     "Houlsby": BottleneckConfig(),
-    "Pfeiffer, wide": BottleneckConfig(64, placement="pfeiffer", non_linearity="silu"),
+    "Pfeiffer, wide": BottleneckConfig(bottleneck_size=64, placement="pfeiffer", non_linearity="silu"),
 }
 shapes, methods = pytest.mark.parametrize("shape", SHAPES), pytest.mark.parametrize("method", METHODS)
 

@@ -40,6 +40,7 @@ from test_adapters_oracles import (
 
 import lora_np as ln
 from lora_np.peft import vera
+from lora_np.peft.lora.dora import DoraAdapter
 
 optimizers = pytest.importorskip("peft.optimizers")
 pytestmark = [
@@ -94,10 +95,10 @@ def test_a_dora_layer_is_its_transcription_in_torch_to_1e_10(detached, bias):
     """W' = m ∘ V/‖V‖ as the paper writes it, V built whole and torch's autograd through all of it, or with ‖V‖ held."""
     rng = np.random.default_rng(0)
     x, W, b, dy = (rng.standard_normal(shape) for shape in ((2, 3, 5), (4, 5), (4,), (2, 3, 4)))
-    layer = ln.LoraLinear(ln.Linear(W.copy(), b.copy() if bias else None).freeze())
+    layer = ln.AdaptedLinear(ln.Linear(W.copy(), b.copy() if bias else None).freeze())
     config = ln.LoraConfig(r=2, lora_alpha=7, use_dora=True, dora_norm="detached" if detached else "true")
     A, B, m = (rng.standard_normal(shape) for shape in ((2, 5), (4, 2), (4,)))
-    layer.put_adapter("default", config, A, B, m)
+    layer.adapters["default"] = DoraAdapter.build(config, layer.base_layer, (A, B, m))
     y, cache = layer.forward(x, ln.Context(adapter="default"))
     dx = layer.backward(dy, cache)
     tx, tA, tB, tm = (torch.tensor(value, requires_grad=True) for value in (x, A, B, m))
@@ -105,8 +106,8 @@ def test_a_dora_layer_is_its_transcription_in_torch_to_1e_10(detached, bias):
     norm = V.norm(dim=1, keepdim=True)
     ty = tx @ (tm[:, None] * V / (norm.detach() if detached else norm)).T + (torch.tensor(b) if bias else 0)
     ty.backward(torch.tensor(dy))
-    mine = {"y": y, "dx": dx, "dA": layer.lora_A["default"].grad, "dB": layer.lora_B["default"].grad}
-    mine["dm"] = layer.lora_magnitude_vector["default"].grad
+    mine = {"y": y, "dx": dx, "dA": layer.adapters["default"].lora_A.grad, "dB": layer.adapters["default"].lora_B.grad}
+    mine["dm"] = layer.adapters["default"].lora_magnitude_vector.grad
     others = {"y": ty.detach(), "dx": tx.grad, "dA": tA.grad, "dB": tB.grad, "dm": tm.grad}
     assert_close(mine, {name: np.asarray(value) for name, value in others.items()}, 1e-10, "another derivative")
 
@@ -121,11 +122,11 @@ def test_dropout_in_a_dora_layer_is_where_peft_has_it(bias, monkeypatch):
     theirs = peft.get_peft_model(torch.nn.Sequential(linear), theirs).double().train()
     inner = theirs.base_model.model[0]
     weight, b = (None if p is None else p.detach().numpy().copy() for p in (linear.weight, linear.bias))
-    layer = ln.LoraLinear(ln.Linear(weight, b).freeze())
+    layer = ln.AdaptedLinear(ln.Linear(weight, b).freeze())
     numbers = {"lora_A": rng.standard_normal((2, 5)), "lora_B": rng.standard_normal((4, 2))}
     numbers["lora_magnitude_vector"] = rng.standard_normal(4)
     config = ln.LoraConfig(r=2, lora_alpha=7, use_dora=True, lora_dropout=0.3)
-    layer.put_adapter("default", config, *numbers.values())
+    layer.adapters["default"] = DoraAdapter.build(config, layer.base_layer, numbers.values())
     for kept, value in numbers.items():
         getattr(inner, kept)["default"].weight.data = torch.tensor(value)
     y, cache = layer.forward(x, ln.Context(rng=np.random.default_rng(5), adapter="default"))
@@ -184,7 +185,7 @@ def test_over_a_frozen_a_the_gradient_of_b_is_what_torch_finds(precise):
     """LoRA-FA. PEFT has it as an optimizer, which freezes A and then does more; what is compared is the frozen A."""
     ours, theirs = adapted_pair(UNTIED, ALL_LINEAR)
     for layer in ours.lora_layers():
-        layer.configs["default"] = replace(layer.configs["default"], freeze_A=True)
+        layer.adapters["default"].config = replace(layer.adapters["default"].config, freeze_A=True)
     ours.set_adapter("default")
     for name, p in theirs.named_parameters():
         p.requires_grad_(".lora_B." in name)
@@ -203,10 +204,10 @@ def test_pissa_starts_where_pefts_does(tmp_path):
     theirs = peft.get_peft_model(theirs, peft_config(settings))
     others = {name: module for name, module in theirs.base_model.model.named_modules() if hasattr(module, "lora_A")}
     for name, layer in ours.model.named_modules():
-        if isinstance(layer, ln.LoraLinear):
+        if isinstance(layer, ln.AdaptedLinear):
             other = others[name]
-            mine = {"s·BA": layer.scaled_product("default"), "left": layer.base_layer.weight.value}
-            mine["|A|"] = np.abs(layer.lora_A["default"].value)
+            mine = {"s·BA": layer.adapters["default"].scaled_product(np.float64), "left": layer.base_layer.weight.value}
+            mine["|A|"] = np.abs(layer.adapters["default"].lora_A.value)
             theirs_ = {"s·BA": other.get_delta_weight("default"), "left": other.base_layer.weight}
             theirs_["|A|"] = other.lora_A["default"].weight.abs()
             assert_close(mine, {n: x.detach().numpy() for n, x in theirs_.items()}, 1e-3, name)

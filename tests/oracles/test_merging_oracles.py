@@ -20,7 +20,7 @@ from oracle_models import (
 
 import lora_np as ln
 from lora_np.peft import COMBINATION_TYPES
-from lora_np.peft.lora.combination import Combination, prune
+from lora_np.peft.combination import Combination, prune
 
 merge_utils = pytest.importorskip("peft.utils.merge_utils")
 pytestmark = [
@@ -52,7 +52,7 @@ def pair(*settings, dtype=np.float64):
 
 
 def our_deltas(model, name):
-    layers = {n: m for n, m in model.model.named_modules() if isinstance(m, ln.LoraLinear) and name in m.lora_A}
+    layers = {n: m for n, m in model.model.named_modules() if isinstance(m, ln.AdaptedLinear) and name in m.adapters}
     return {n: m.delta_weight(name) for n, m in layers.items()}
 
 
@@ -126,7 +126,7 @@ def test_several_adapters_merge_into_the_weights_alike():
         model.merge_adapter(adapter_names=["x", "y"], safe_merge=True)
     weights = {n: m.get_base_layer().weight for n, m in theirs.named_modules() if hasattr(m, "lora_A")}
     for name, layer in ours.model.named_modules():
-        if isinstance(layer, ln.LoraLinear):
+        if isinstance(layer, ln.AdaptedLinear):
             expected = weights[f"base_model.model.{name}"].detach().numpy()
             assert largest_difference(layer.base_layer.weight.value, expected) <= 1e-12
     assert largest_difference(ours.forward(tokens)[0], theirs(torch.from_numpy(tokens)).logits.detach().numpy()) <= 1e-5

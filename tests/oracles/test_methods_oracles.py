@@ -224,7 +224,13 @@ def transcribed(theirs, ours, non_linearity):
 def test_loss_and_gradients_of_bottlenecks_are_those_of_autograd(shape, placement, non_linearity, precise):
     """In float64 to 1e-10, measured 3e-15."""
     ours, theirs = base_pair(shape)
-    ours = ln.get_peft_model(ours, ln.BottleneckConfig(7, 16, non_linearity, placement, init_weights=False), seed=2)
+    ours = ln.get_peft_model(
+        ours,
+        ln.BottleneckConfig(
+            bottleneck_size=7, reduction_factor=16, non_linearity=non_linearity, placement=placement, init_weights=False
+        ),
+        seed=2,
+    )
     tensors = transcribed(theirs, ours, non_linearity)
     loss, cache = ours.loss(TOKENS, TARGETS)
     ours.backward(cache)

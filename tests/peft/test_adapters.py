@@ -162,7 +162,7 @@ def test_a_loaded_adapter_takes_the_dtype_of_the_base(make_model, tmp_path):
     before = saved(make_model, tmp_path, dtype=np.float64)
     after = PeftModel.from_pretrained(make_model(np.float32), tmp_path)
     for a, b in zip(after.lora_layers(), before.lora_layers(), strict=True):
-        assert_array_equal(a.lora_A["default"].value, b.lora_A["default"].value.astype(np.float32))
+        assert_array_equal(a.adapters["default"].lora_A.value, b.adapters["default"].lora_A.value.astype(np.float32))
 
 
 def test_training_goes_on_after_loading_as_if_it_had_not_stopped(make_model, random_batch, tmp_path):
@@ -205,8 +205,8 @@ def test_patterns_give_each_layer_its_rank_and_its_scaling(make_model):
     peft_model = adapted(make_model(), rank_pattern=RANKS, alpha_pattern=ALPHAS, use_rslora=True)
     found = {}
     for name, layer in peft_model.model.named_modules():
-        if hasattr(layer, "lora_A"):
-            found[name] = (layer.lora_A["default"].value.shape[0], layer.configs["default"].scaling)
+        if isinstance(layer, ln.AdaptedLinear):
+            found[name] = (layer.adapters["default"].lora_A.value.shape[0], layer.adapters["default"].config.scaling)
     assert found["model.layers.0.self_attn.q_proj"] == (2, 7 / 2**0.5)
     assert found["model.layers.0.self_attn.v_proj"] == (3, 3 / 3**0.5)
     assert found["model.layers.1.mlp.up_proj"] == (3, 20 / 3**0.5)
@@ -250,11 +250,11 @@ def test_a_loaded_adapter_waits_until_it_is_chosen(two, random_batch):
 
 
 def test_only_layers_that_an_adapter_is_for_are_wrapped(two):
-    kinds = {name: hasattr(layer, "lora_A") for name, layer in two.model.named_modules()}
+    kinds = {name: isinstance(layer, ln.AdaptedLinear) for name, layer in two.model.named_modules()}
     assert kinds["model.layers.0.self_attn.q_proj"] and kinds["model.layers.0.mlp.down_proj"]
     assert not kinds["model.layers.0.self_attn.k_proj"] and not kinds["model.layers.0.mlp.up_proj"]
     v_proj = two.model.model.layers[0].self_attn.v_proj
-    assert {name: A.value.shape[0] for name, A in v_proj.lora_A.items()} == {"poet": 3, "pirate": 5}
+    assert {name: a.lora_A.value.shape[0] for name, a in v_proj.adapters.items()} == {"poet": 3, "pirate": 5}
 
 
 def test_loading_freezes_unless_told_otherwise(two, make_model, tmp_path):

@@ -14,7 +14,8 @@ from on_device import assert_allclose, assert_array_equal, host, xp
 import lora_np as ln
 from lora_np import AdamW, BottleneckConfig, LoraConfig, PeftModel, costs, get_peft_model, gradcheck_model, train
 from lora_np.files import load_arrays, save_arrays
-from lora_np.peft import BottleneckLinear
+from lora_np.peft.bottleneck import BottleneckAdapter
+from lora_np.peft.placement import adapted_layers
 from lora_np.training.parallel import loss_and_gradients
 
 
@@ -25,7 +26,9 @@ def narrowed(model, seed=1, **changes):
 
 
 def wrappers(peft_model):
-    return {name: m for name, m in peft_model.model.named_modules() if isinstance(m, BottleneckLinear)}
+    layers = adapted_layers(peft_model.model).items()
+    kinds = {name: [type(adapter) for adapter in layer.adapters.values()] for name, layer in layers}
+    return {name: layer for name, layer in layers if BottleneckAdapter in kinds[name]}
 
 
 # ------------------------------------------------------------------------------------------------------------ gradients
@@ -65,7 +68,7 @@ def test_shards_add_up_to_the_whole_batch(make_model, random_batch):
 
 @pytest.mark.parametrize("adapter_dtype", ["float16", "bfloat16"])
 def test_stored_in_16_bits_it_computes_in_32(make_model, random_batch, adapter_dtype):
-    config = BottleneckConfig(5, init_weights=False)
+    config = BottleneckConfig(bottleneck_size=5, init_weights=False)
     peft_model = get_peft_model(make_model(np.float32), config, adapter_dtype=adapter_dtype)
     peft_model.backward(peft_model.loss(*random_batch())[1])
     for _, p in peft_model.named_parameters():
@@ -80,7 +83,7 @@ def test_over_a_quantised_base_it_trains_and_is_not_quantised_itself(make_model,
 
 
 def test_an_adapter_called_like_a_lora_keeps_its_parameters_names(make_model):
-    peft_model = get_peft_model(make_model(), BottleneckConfig(5), "lora_x")
+    peft_model = get_peft_model(make_model(), BottleneckConfig(bottleneck_size=5), "lora_x")
     names = {name.rpartition("bottleneck_")[2] for name, p in peft_model.named_parameters() if p.trainable}
     assert names == {f"{side}.lora_x.{part}" for side in ("down", "up") for part in ("weight", "bias")}
 
@@ -97,7 +100,9 @@ def test_at_init_the_adapted_model_equals_the_base_bit_for_bit(make_model, rando
     tokens, _ = random_batch()
     for dtype in (np.float32, np.float64):
         base, _ = make_model(dtype).forward(tokens)
-        assert_array_equal(get_peft_model(make_model(dtype), BottleneckConfig(5)).forward(tokens)[0], base)
+        assert_array_equal(
+            get_peft_model(make_model(dtype), BottleneckConfig(bottleneck_size=5)).forward(tokens)[0], base
+        )
 
 
 def test_as_in_the_paper_it_starts_near_the_base(make_model, random_batch):
@@ -107,8 +112,8 @@ def test_as_in_the_paper_it_starts_near_the_base(make_model, random_batch):
     change = float(xp.abs(peft_model.forward(tokens)[0] - base).max() / xp.abs(base).max())
     assert 0 < change < 5e-3
     for layer in wrappers(peft_model).values():
-        for side in (layer.bottleneck_down, layer.bottleneck_up):
-            W, b = host(side["default"].weight.value), host(side["default"].bias.value)
+        for side in (layer.adapters["default"].bottleneck_down, layer.adapters["default"].bottleneck_up):
+            W, b = host(side.weight.value), host(side.bias.value)
             assert np.abs(W).max() <= 0.02 and not b.any()
             assert W.std() == pytest.approx(0.0088, rel=0.2), "a normal of std 0.01, cut off at two of them, has 0.0088"
 
@@ -118,7 +123,7 @@ def test_a_block_adds_the_bottleneck_to_what_the_sublayer_wrote(make_model):
     x = xp.asarray(np.random.default_rng(0).standard_normal((2, 3, 20)))
     layer = peft_model.model.model.layers[1].mlp.down_proj
     y = x @ layer.base_layer.weight.value.T
-    down, up = layer.bottleneck_down["default"], layer.bottleneck_up["default"]
+    down, up = layer.adapters["default"].bottleneck_down, layer.adapters["default"].bottleneck_up
     a, _ = ln.ops.gelu_forward(y @ down.weight.value.T + down.bias.value)
     expected = y + a @ up.weight.value.T + up.bias.value
     z, _ = layer.forward(x, ln.Context(adapter="default"))
@@ -232,7 +237,7 @@ def test_a_folder_that_does_not_fit_is_refused_and_nothing_changes(what, make_mo
     model = make_model()
     with pytest.raises(ValueError, match=message):
         PeftModel.from_pretrained(model, tmp_path)
-    assert model.trainable and not any(isinstance(m, BottleneckLinear) for _, m in model.named_modules())
+    assert model.trainable and not adapted_layers(model)
 
 
 # ------------------------------------------------------------------------------------------------ with LoRA on one layer
@@ -243,7 +248,7 @@ def test_beside_lora_on_the_same_layers_each_answers_as_it_does_alone(make_model
     tokens, _ = random_batch()
     configs = {
         "lora": LoraConfig(r=3, target_modules="all-linear", init_lora_weights=False),
-        "narrow": BottleneckConfig(5, init_weights=False),
+        "narrow": BottleneckConfig(bottleneck_size=5, init_weights=False),
     }
     alone = {name: get_peft_model(make_model(), config, name).forward(tokens)[0] for name, config in configs.items()}
     peft_model = get_peft_model(make_model(), configs[order[0]], order[0])
@@ -265,7 +270,7 @@ def test_merging_lora_works_under_a_bottleneck(make_model, random_batch):
     tokens, _ = random_batch()
     peft_model = get_peft_model(make_model(), LoraConfig(r=3, target_modules="all-linear", init_lora_weights=False))
     expected, _ = peft_model.forward(tokens)
-    peft_model.add_adapter("narrow", BottleneckConfig(5, init_weights=False))
+    peft_model.add_adapter("narrow", BottleneckConfig(bottleneck_size=5, init_weights=False))
     plain = peft_model.merge_and_unload()
     assert [n for n, _ in plain.named_modules()] == [n for n, _ in make_model().named_modules()]
     assert_allclose(plain.forward(tokens)[0], expected, rtol=1e-10, atol=1e-12)
@@ -274,8 +279,8 @@ def test_merging_lora_works_under_a_bottleneck(make_model, random_batch):
 # ------------------------------------------------------------------------------------------------------------ bad input
 
 BAD = {
-    "size 0": (lambda m: BottleneckConfig(0), ValueError, "bottleneck_size = 0"),
-    "half a feature": (lambda m: BottleneckConfig(2.5), TypeError, "whole number"),
+    "size 0": (lambda m: BottleneckConfig(bottleneck_size=0), ValueError, "bottleneck_size = 0"),
+    "half a feature": (lambda m: BottleneckConfig(bottleneck_size=2.5), TypeError, "whole number"),
     "a factor of 0": (lambda m: BottleneckConfig(reduction_factor=0), ValueError, "reduction_factor = 0"),
     "a factor in words": (lambda m: BottleneckConfig(reduction_factor="8"), TypeError, "= '8'; expected a number"),
     "relu": (lambda m: BottleneckConfig(non_linearity="relu"), ValueError, "'relu'; expected 'gelu' or 'silu'"),

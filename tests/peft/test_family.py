@@ -16,16 +16,23 @@ from test_lora import ALL, adapted
 import lora_np as ln
 from lora_np import SGD, AdamW, LoraConfig, Parameter, PeftModel, get_peft_model, gradcheck_model, ops, train
 from lora_np.nn import Context, Linear
-from lora_np.peft import VeraConfig, VeraLinear, vera
+from lora_np.peft import AdaptedLinear, VeraConfig
 from lora_np.peft.files import read_adapter
-from lora_np.peft.lora import dora
-from lora_np.peft.lora.layer import LoraLinear
+from lora_np.peft.lora import dora, pissa
+from lora_np.peft.lora.method import LoraMethod
 from lora_np.peft.lora.mixed import AdapterRows
+from lora_np.peft.placement import adapted_layers
+from lora_np.peft.vera import VeraAdapter
 from lora_np.serve.adapters import AdapterStore
 
 RNG = np.random.default_rng(11)
 DORA = {"use_dora": True, "dora_norm": "true"}
 PISSA = {"init_lora_weights": "pissa"}
+
+
+def drawn(layer, config):
+    """An adapter for one layer, as `get_peft_model` draws it."""
+    return LoraMethod().draw(config, layer.base_layer, np.random.default_rng(0), None)
 
 
 def normal(*shape):
@@ -72,11 +79,15 @@ def test_detached_dora_agrees_with_the_complex_step_of_the_function_whose_norm_i
 ):
     """Each layer's n as it was at these weights, whatever the step does to A and B: then the gradient is exact."""
     peft_model = trained(adapted(make_model(), use_dora=True, **settings))
-    held = {id(layer): dora.row_norm(layer, "default", np.float64) for layer in peft_model.lora_layers()}
+    held = {}
+    for layer in peft_model.lora_layers():
+        adapter = layer.adapters["default"]
+        norm = dora.row_norm(layer.base_layer, *adapter.factors(np.float64), adapter.config.scaling)
+        held[id(layer.base_layer)] = norm
 
-    def row_norm(layer, name, dtype):
-        n, cache = held[id(layer)]
-        return n.astype(dtype), cache
+    def row_norm(base, A, B, scaling):
+        n, cache = held[id(base)]
+        return n.astype(A.dtype), cache
 
     with monkeypatch.context() as held_by:
         held_by.setattr(dora, "row_norm", row_norm)
@@ -191,8 +202,8 @@ def test_a_row_that_dora_shrinks_to_nothing_comes_back_from_a_merge(make_model, 
     peft_model.add_adapter("other", LoraConfig(r=2, target_modules=ALL, use_dora=True))
     for layer in peft_model.lora_layers():
         for name in ("default", "other"):
-            layer.lora_magnitude_vector[name].value *= 0.5
-            layer.lora_magnitude_vector[name].value[0] = 0
+            layer.adapters[name].lora_magnitude_vector.value *= 0.5
+            layer.adapters[name].lora_magnitude_vector.value[0] = 0
     with peft_model.disable_adapter():
         base, _ = peft_model.forward(tokens)
     peft_model.merge_adapter(["default", "other"])
@@ -213,7 +224,7 @@ def test_dora_refuses_a_row_that_has_no_direction(make_model):
     model.model.layers[1].mlp.up_proj.weight.value[3] = 0
     with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj has a row of zeros"):
         adapted(model, use_dora=True)
-    assert not any(isinstance(m, LoraLinear) for _, m in model.named_modules()), "a refusal changes nothing"
+    assert not any(isinstance(m, AdaptedLinear) for _, m in model.named_modules()), "a refusal changes nothing"
 
 
 def test_a_loaded_dora_refuses_a_row_that_has_no_direction_too(make_model, tmp_path):
@@ -223,7 +234,7 @@ def test_a_loaded_dora_refuses_a_row_that_has_no_direction_too(make_model, tmp_p
     model.model.layers[1].mlp.up_proj.weight.value[3] = 0
     with pytest.raises(ValueError, match=r"adapter_model\.safetensors: .*layers\.1\.mlp\.up_proj has a row of zeros"):
         PeftModel.from_pretrained(model, tmp_path)
-    assert not any(isinstance(m, LoraLinear) for _, m in model.named_modules()), "a refusal changes nothing"
+    assert not any(isinstance(m, AdaptedLinear) for _, m in model.named_modules()), "a refusal changes nothing"
 
 
 @pytest.mark.parametrize("settings", [{"use_dora": True}, PISSA, {"freeze_A": True}], ids=str)
@@ -253,7 +264,7 @@ def test_what_is_more_than_a_bypass_is_not_in_a_mixed_batch(make_model, random_b
     with pytest.raises(ValueError, match="PiSSA left only a part of the base"):
         adapted(make_model(), **PISSA).forward(tokens, adapter_names=["default", "__base__"])
     with_vera_rows = Context(adapter=AdapterRows(["default", "__base__"]))
-    with pytest.raises(ValueError, match="VeRA has no mixed batches"):
+    with pytest.raises(ValueError, match="'default' is Vera, which has no mixed batches"):
         with_vera(make_model()).model.forward(tokens, context=with_vera_rows)
 
 
@@ -314,11 +325,11 @@ def test_what_pissa_leaves_has_the_tail_of_the_singular_values(make_model):
     W = {name: host(p.value) for name, p in make_model().named_parameters()}
     peft_model = adapted(make_model(), **PISSA)
     for name, layer in peft_model.model.named_modules():
-        if isinstance(layer, LoraLinear):
+        if isinstance(layer, AdaptedLinear):
             sigma = np.linalg.svd(W[f"{name}.weight"], compute_uv=False)
             left = np.linalg.svd(host(layer.base_layer.weight.value), compute_uv=False)
             assert_allclose(left, np.concatenate([sigma[3:], np.zeros(3)]), rtol=1e-12, atol=1e-12, err_msg=name)
-            A, B = host(layer.lora_A["default"].value), host(layer.lora_B["default"].value)
+            A, B = host(layer.adapters["default"].lora_A.value), host(layer.adapters["default"].lora_B.value)
             assert_allclose(7 / 3 * np.linalg.norm(A, axis=1) ** 2, sigma[:3], rtol=1e-12)
             assert_allclose(7 / 3 * np.linalg.norm(B, axis=0) ** 2, sigma[:3], rtol=1e-12)
 
@@ -369,9 +380,10 @@ def test_a_weight_that_is_not_finite_is_found_before_pissa_takes_anything_out(ma
 
 def test_the_gradient_passes_through_what_pissa_took_out_of_a_layer():
     """A call without the adapter goes through all of W, and so does its dx."""
-    layer = LoraLinear(Linear(normal(4, 5)).freeze())
+    layer = AdaptedLinear(Linear(normal(4, 5)).freeze())
     W = layer.base_layer.weight.value.copy()
-    layer.add_adapter("default", LoraConfig(r=2, **PISSA), np.random.default_rng(0))
+    adapter = layer.adapters["default"] = drawn(layer, LoraConfig(r=2, **PISSA))
+    pissa.take_out(layer, adapter)
     dy = normal(6, 4)
     _, cache = layer.forward(normal(6, 5))
     assert_allclose(layer.backward(dy, cache), dy @ W, rtol=1e-11, atol=1e-12)
@@ -385,7 +397,7 @@ def test_qpissa_is_nearer_to_the_base_than_a_quantised_base(make_model):
     plain = ln.quantize_model(make_model(np.float32, hidden_size=64, intermediate_size=96))
     weights = {name: p.value for name, p in ln.dequantize_model(plain).named_parameters()}
     for name, layer in peft_model.model.named_modules():
-        if isinstance(layer, LoraLinear):
+        if isinstance(layer, AdaptedLinear):
             with_pissa = layer.base_layer.dequantized().weight.value + layer.delta_weight("default")
             lost = [np.linalg.norm(host(x) - W[f"{name}.weight"]) for x in (with_pissa, weights[f"{name}.weight"])]
             assert lost[0] < lost[1], name
@@ -458,9 +470,9 @@ def test_lora_fa_keeps_n_r_numbers_in_place_of_n_in():
     """LoRA keeps x and h, N·(in + r) numbers; over a frozen A only h, N·r. The factors and W are there anyway."""
     kept = {}
     for freeze_A in (False, True):
-        layer = LoraLinear(Linear(normal(300, 200)).freeze())
-        layer.add_adapter("default", LoraConfig(r=4, freeze_A=freeze_A), np.random.default_rng(0))
-        layer.set_trainable("default", True)
+        layer = AdaptedLinear(Linear(normal(300, 200)).freeze())
+        layer.adapters["default"] = drawn(layer, LoraConfig(r=4, freeze_A=freeze_A))
+        layer.adapters["default"].set_trainable(True)
         _, cache = layer.forward(normal(50, 200), Context(adapter="default"))
         kept[freeze_A] = nbytes(cache) - 8 * (300 * 200 + 4 * (200 + 300))
     assert kept == {False: 8 * 50 * (200 + 4), True: 8 * 50 * 4}
@@ -583,20 +595,20 @@ def test_vera_starts_as_the_base_bit_for_bit(make_model, random_batch):
     base, _ = make_model(np.float32).forward(tokens)
     model = with_vera(make_model(np.float32), VeraConfig(r=6, target_modules=ALL))
     assert_array_equal(model.forward(tokens)[0], base)
-    for layer in vera.vera_layers(model).values():
-        assert (layer.vera_lambda_d["default"].value == np.float32(0.1)).all()
+    for layer in adapted_layers(model.model).values():
+        assert (layer.adapters["default"].vera_lambda_d.value == np.float32(0.1)).all()
 
 
 def test_vera_shares_its_factors_and_trains_r_plus_out_a_layer(make_model, random_batch):
     model = with_vera(make_model())
-    layers = vera.vera_layers(model).values()
+    layers = adapted_layers(model.model).values()
     for kept in ("vera_A", "vera_B"):
-        assert len({id(getattr(layer, kept)["default"]) for layer in layers}) == 1
-    A, B = (xp.abs(getattr(next(iter(layers)), kept)["default"].value) for kept in ("vera_A", "vera_B"))
+        assert len({id(getattr(layer.adapters["default"], kept)) for layer in layers}) == 1
+    A, B = (xp.abs(getattr(next(iter(layers)).adapters["default"], kept).value) for kept in ("vera_A", "vera_B"))
     assert A.shape == (6, 20) and B.shape == (20, 6), "as wide as the widest input, as long as the longest output"
     for layer in layers:
         message = "of the shared factors a layer takes the first columns and rows"
-        mine_A, mine_B, _, _ = layer.factors("default", np.float64)
+        mine_A, mine_B, _, _ = layer.adapters["default"].factors(np.float64)
         assert_array_equal(xp.abs(mine_A), A[:, : layer.in_features], err_msg=message)
         assert_array_equal(xp.abs(mine_B), B[: layer.out_features], err_msg=message)
     assert 0.9 * (6 / 20) ** 0.5 < float(A.max()) <= (6 / 20) ** 0.5 and 0.9 < float(B.max()) <= 1
@@ -612,44 +624,44 @@ def test_merged_vera_is_unmerged_vera_and_comes_back(make_model, random_batch):
     tokens, _ = random_batch()
     model = with_vera(make_model())
     expected, _ = model.forward(tokens)
-    layers = vera.vera_layers(model).values()
-    before = [layer.linear.weight.value.copy() for layer in layers]
+    layers = adapted_layers(model.model).values()
+    before = [layer.base_layer.weight.value.copy() for layer in layers]
     assert model.mergeable
     model.merge_adapter(safe_merge=True)
     for layer, W in zip(layers, before, strict=True):
-        assert_allclose(layer.linear.weight.value, W + layer.delta_weight("default"), rtol=1e-12, atol=1e-13)
+        assert_allclose(layer.base_layer.weight.value, W + layer.delta_weight("default"), rtol=1e-12, atol=1e-13)
     assert_allclose(model.forward(tokens)[0], expected, rtol=1e-11, atol=1e-12)
     with pytest.raises(RuntimeError, match="unmerge_adapter"):
         model.backward(model.loss(*random_batch())[1])
     model.unmerge_adapter()
     for layer, W in zip(layers, before, strict=True):
-        assert_allclose(layer.linear.weight.value, W, rtol=1e-11, atol=1e-12)
+        assert_allclose(layer.base_layer.weight.value, W, rtol=1e-11, atol=1e-12)
     plain = model.merge_and_unload()
     assert [name for name, _ in plain.named_modules()] == [name for name, _ in make_model().named_modules()]
     assert_allclose(plain.forward(tokens)[0], expected, rtol=1e-11, atol=1e-12)
 
 
-def test_vera_merges_around_dora_into_the_same_weight(make_model, random_batch):
-    """DoRA's ΔW is made of W as it was: the inner one merges first and unmerges last."""
+def test_vera_and_dora_merge_into_the_same_weight(make_model, random_batch):
+    """DoRA's ΔW is made of W as it was, and both are computed before W changes."""
     tokens, _ = random_batch()
     model = trained(adapted(make_model(), use_dora=True))
     model.add_adapter("vera", VERA)
-    wrapped, before = vera.vera_layers(model).values(), []
+    wrapped, before = adapted_layers(model.model).values(), []
     expected = []
     for outer in wrapped:
-        W, dora_layer = outer.linear.weight.value, outer.base_layer
+        W = outer.base_layer.weight.value
         before.append(W.copy())
-        expected.append(W + dora_layer.delta_weight("default") + outer.delta_weight("vera"))
+        expected.append(W + outer.delta_weight("default") + outer.delta_weight("vera"))
     model.merge_adapter(["vera", "default"])
     for outer, W in zip(wrapped, expected, strict=True):
-        assert_allclose(outer.linear.weight.value, W, rtol=1e-11, atol=1e-12)
+        assert_allclose(outer.base_layer.weight.value, W, rtol=1e-11, atol=1e-12)
     merged, _ = model.forward(tokens)
     with model.disable_adapter():
         assert_array_equal(model.forward(tokens)[0], make_model().forward(tokens)[0])
     assert_allclose(model.forward(tokens)[0], merged, rtol=1e-12, atol=1e-13)
     model.unmerge_adapter()
     for outer, W in zip(wrapped, before, strict=True):
-        assert_array_equal(outer.linear.weight.value, W)
+        assert_array_equal(outer.base_layer.weight.value, W)
     model.merge_adapter(["default", "vera"])
     plain = model.merge_and_unload()
     assert [name for name, _ in plain.named_modules()] == [name for name, _ in make_model().named_modules()]
@@ -668,8 +680,11 @@ def test_vera_over_four_bits_is_not_merged_and_never_combined(make_model):
 
 
 def test_vera_keeps_n_r_numbers():
-    layer, A, B = VeraLinear(Linear(normal(300, 200)).freeze()), Parameter(normal(4, 250)), Parameter(normal(300, 4))
-    layer.put_adapter("default", VeraConfig(r=4), A, B, np.ones(4), np.ones(300))
+    layer = AdaptedLinear(Linear(normal(300, 200)).freeze())
+    factors = normal(4, 250), normal(300, 4), np.ones(4), np.ones(300)
+    layer.adapters["default"] = VeraAdapter(
+        VeraConfig(r=4), layer.base_layer, *map(Parameter, map(xp.asarray, factors))
+    )
     _, cache = layer.forward(normal(50, 200), Context(adapter="default"))
     assert nbytes(cache) == 8 * (50 * 4 + 300 * 200 + 4 * (200 + 300) + 300 + 4), "h; W, A, B, d and b are there anyway"
 

@@ -103,7 +103,7 @@ def test_the_change_of_a_merged_weight_is_the_scaled_product(make_model):
     peft_model = adapted(make_model(), use_rslora=True)
     layer = peft_model.lora_layers()[0]
     before = layer.base_layer.weight.value.copy()
-    A, B = layer.lora_A["default"].value, layer.lora_B["default"].value
+    A, B = layer.adapters["default"].lora_A.value, layer.adapters["default"].lora_B.value
     peft_model.merge_adapter()
     assert_allclose(layer.base_layer.weight.value - before, 7 / 3**0.5 * B @ A, rtol=1e-10, atol=1e-12)
 
@@ -159,20 +159,20 @@ def test_A_starts_uniform_with_the_fan_in_of_its_input_and_B_at_zero(make_model)
     """Kaiming-uniform with a = √5 is U(±1/√in); the wrong fan-in, r, would be U(±1/√r)."""
     peft_model = get_peft_model(make_model(), LoraConfig(r=64, target_modules=ALL), seed=0)
     for layer in peft_model.lora_layers():
-        A, bound = layer.lora_A["default"].value, 1 / np.sqrt(layer.in_features)
+        A, bound = layer.adapters["default"].lora_A.value, 1 / np.sqrt(layer.in_features)
         assert 0.97 * bound < float(xp.abs(A).max()) <= bound
-        assert not layer.lora_B["default"].value.any()
+        assert not layer.adapters["default"].lora_B.value.any()
 
 
 def test_gaussian_init_has_std_one_over_r(make_model):
     peft_model = get_peft_model(make_model(), LoraConfig(r=50, target_modules=ALL, init_lora_weights="gaussian"))
-    A = xp.concatenate([layer.lora_A["default"].value.ravel() for layer in peft_model.lora_layers()])
+    A = xp.concatenate([layer.adapters["default"].lora_A.value.ravel() for layer in peft_model.lora_layers()])
     assert float(A.std()) == pytest.approx(1 / 50, rel=0.05)
 
 
 def test_the_same_seed_draws_the_same_adapter(make_model):
     def first(seed):
-        return adapted(make_model(), seed=seed).lora_layers()[0].lora_A["default"].value
+        return adapted(make_model(), seed=seed).lora_layers()[0].adapters["default"].lora_A.value
 
     assert xp.array_equal(first(3), first(3)) and not xp.array_equal(first(3), first(4))
 

@@ -14,7 +14,7 @@ from test_lora import adapted
 import lora_np as ln
 from lora_np import LoraConfig, PeftModel
 from lora_np.peft import COMBINATION_TYPES
-from lora_np.peft.lora.combination import Combination, Part, combine, mix, product_norm, prune, svd_of_product
+from lora_np.peft.combination import Combination, Part, combine, mix, product_norm, prune, svd_of_product
 
 RNG = np.random.default_rng
 X = np.array([3.0, -1.0, 0.5, -4.0, 2.0, 0.0])
@@ -214,7 +214,7 @@ def test_the_report_is_the_error_of_the_change_that_the_layers_have(kind, make_m
         assert error == pytest.approx(relative(found[name], expected[name]), rel=1e-6, abs=1e-12)
     stacked = [np.concatenate([x[name].ravel() for name in expected]) for x in (found, expected)]
     assert report.error == pytest.approx(relative(*stacked), rel=1e-6, abs=1e-12)
-    assert all(layer.configs["new"].scaling == 1 for layer in three.lora_layers() if "new" in layer.configs)
+    assert all(layer.adapters["new"].config.scaling == 1 for layer in three.lora_layers() if "new" in layer.adapters)
 
 
 def test_cat_answers_as_the_weighted_sum_does(three, random_batch):
@@ -254,7 +254,7 @@ def test_a_combination_waits_frozen_and_its_sources_stay(three):
 def test_sources_that_mean_layers_in_different_ways_combine(make_model):
     peft_model = PeftModel(make_model())
     for name, targets in {"x": r".*layers\.1\..*q_proj", "y": ["v_proj"], "z": "all-linear"}.items():
-        peft_model.add_adapter(name, LoraConfig(2, target_modules=targets, init_lora_weights=False))
+        peft_model.add_adapter(name, LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
     for names, layers in {"xy": 3, "yz": 14}.items():
         assert peft_model.add_weighted_adapter(list(names), [1, 1], names, "cat").error <= 1e-12
         assert len(deltas(peft_model, names)) == layers
@@ -384,8 +384,8 @@ def test_merge_and_unload_takes_the_adapters_that_are_named(three, random_batch)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_safe_merge_refuses_what_is_not_finite_before_anything_has_changed(bad, make_model):
     three = three_adapters(make_model)
-    last = [layer for layer in three.lora_layers() if "x" in layer.lora_B][-1]
-    last.lora_B["x"].value[0, 0] = bad
+    last = [layer for layer in three.lora_layers() if "x" in layer.adapters][-1]
+    last.adapters["x"].lora_B.value[0, 0] = bad
     before = state(three)
     with pytest.raises(ValueError, match=r"layers\.1\.self_attn\.v_proj: with x its weight is not finite"):
         three.merge_adapter(safe_merge=True)

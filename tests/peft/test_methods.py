@@ -13,100 +13,60 @@ from on_device import assert_array_equal, host, xp
 import lora_np as ln
 import lora_np.files
 from lora_np import AdamW, BottleneckConfig, LoraConfig, PeftModel, PrefixTuningConfig, gradcheck_model, train
-from lora_np.nn import EVALUATION, Parameter
-from lora_np.peft import VeraConfig
-from lora_np.peft.files import PREFIX, plain
-from lora_np.peft.lora.mixed import AdapterRows
-from lora_np.peft.method import Method
-from lora_np.peft.placement import adaptable_layers, unwrap, wrap, wrapped_by
-from lora_np.peft.registry import METHODS
-from lora_np.peft.wrapper import Wrapper
+from lora_np.peft import VeraConfig, registry
+from lora_np.peft.adapter import OutputAdapter, beside
+from lora_np.peft.config import PeftConfig
+from lora_np.peft.cost import AdapterCost
+from lora_np.peft.method import LayerMethod
 
 # ----------------------------------------------------------------------- a new method: all of it, but for its line below
 
 
-@dataclass(frozen=True)
-class GainConfig:
+@dataclass(frozen=True, kw_only=True)
+class GainConfig(PeftConfig):
     """y = base(x) ∘ l, with l (out,) trained, at every down_proj: a corner of IA³ (Liu et al. 2022, arXiv 2205.05638)."""
 
     start: float = 1.0
+    base_model_name_or_path: str | None = None
+
+    target_modules = ("down_proj",)
 
 
-class GainLinear(Wrapper):
-    """The wrapper, with Linear's contract."""
+class GainAdapter(OutputAdapter):
+    mixable = True
 
-    def __init__(self, base_layer):
-        super().__init__(base_layer)
-        self.gain = {}
+    def __init__(self, config, gain):
+        self.config, self.gain = config, gain
 
-    def forward(self, x, context=EVALUATION):
-        y, cache = self.base_layer.forward(x, context)
-        mixed = isinstance(context.adapter, AdapterRows)
-        segments = context.adapter.segments if mixed else {context.adapter: slice(None)}
-        mine, z = {name: rows for name, rows in segments.items() if name in self.gain}, y.copy()
-        for name, rows in mine.items():
-            z[rows] *= self.gain[name].value
-        return z, (cache, mine, y)
+    def output_forward(self, y):
+        return y * self.gain.value, y
 
-    def backward(self, dz, cache, need_dx=True):
-        base_cache, mine, y = cache
-        dy = dz.copy()
-        for name, rows in mine.items():
-            if self.gain[name].trainable:
-                self.gain[name].add_grad((dz[rows] * y[rows]).reshape(-1, y.shape[-1]).sum(axis=0))
-            dy[rows] *= self.gain[name].value
-        return self.base_layer.backward(dy, base_cache, need_dx)
+    def output_backward(self, dz, y, need_dy):
+        if self.gain.trainable:
+            self.gain.add_grad((dz * y).reshape(-1, y.shape[-1]).sum(axis=0))
+        return dz * self.gain.value if need_dy else None
 
 
-class GainMethod(Method):
+class GainMethod(LayerMethod):
+    config_type = GainConfig
     peft_type = "GAIN"
 
-    def add(self, peft_model, name, config, seed):
-        d = peft_model.model.config.hidden_size
-        self._put(peft_model, name, config, {layer: np.full(d, config.start) for layer in self._places(peft_model)})
+    def draw(self, config, base, rng, dtype):
+        return self.build(config, base, [np.full(base.out_features, config.start)], dtype)
 
-    def restore(self, peft_model, name, config, arrays):
-        gains = {key.removeprefix(PREFIX).removesuffix(".gain"): x for key, x in arrays.items()}
-        self._put(peft_model, name, config, gains)
+    def shapes(self, config, out, in_):
+        return {"gain": (out,)}
 
-    def _places(self, peft_model):
-        return [layer for layer in adaptable_layers(peft_model.model) if layer.endswith("down_proj")]
-
-    def _put(self, peft_model, name, config, gains):
-        dtype = peft_model.model.model.norm.weight.value.dtype
-        for layer_name, layer in wrap(peft_model.model, gains, GainLinear):
-            layer.configs[name] = config
-            layer.gain[name] = Parameter(xp.asarray(gains[layer_name].astype(dtype)))
-
-    def delete(self, peft_model, name):
-        for layer, (_, wrapper) in wrapped_by(peft_model.model, GainLinear).items():
-            for kept in (wrapper.gain, wrapper.configs):
-                kept.pop(name, None)
-            if not wrapper.gain:
-                unwrap(peft_model.model, [layer], GainLinear)
-
-    def parameters(self, peft_model, name):
-        return (w.gain[name] for _, w in wrapped_by(peft_model.model, GainLinear).values() if name in w.gain)
-
-    def arrays(self, peft_model, name):
-        wrappers = wrapped_by(peft_model.model, GainLinear)
-        return {
-            f"{PREFIX}{layer}.gain": host(w.gain[name].value) for layer, (_, w) in wrappers.items() if name in w.gain
-        }
+    def build(self, config, base, tensors, dtype):
+        return GainAdapter(config, beside(base, tensors[0], dtype))
 
     def check_mixable(self, name, config):
         """A gain is a row's own."""
 
-    def settings(self, config, model):
-        return {"peft_type": self.peft_type, "start": plain(config.start)}
-
-    def config(self, settings):
-        return GainConfig(settings["start"])
-
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    monkeypatch.setitem(METHODS, GainConfig, GainMethod())  # the line
+    monkeypatch.setattr(registry, "METHODS", (*registry.METHODS, GainMethod()))  # the line
 
 
 # ------------------------------------------------------------------------------------------- what holds for each method
@@ -115,9 +75,9 @@ CONFIGS = {
     "lora": LoraConfig(r=3, lora_alpha=7, target_modules="all-linear", init_lora_weights=False),
     "prefix": PrefixTuningConfig(num_virtual_tokens=3),
     "projected prefix": PrefixTuningConfig(num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=5),
-    "bottleneck": BottleneckConfig(5, 16.0, init_weights=False),
+    "bottleneck": BottleneckConfig(bottleneck_size=5, reduction_factor=16.0, init_weights=False),
     "vera": VeraConfig(r=3, target_modules="all-linear", d_initial=0.125, init_weights=False),
-    "gain": GainConfig(1.5),
+    "gain": GainConfig(start=1.5),
 }
 methods = pytest.mark.parametrize("setting", CONFIGS.values(), ids=CONFIGS.keys())
 
@@ -211,16 +171,11 @@ def test_the_ledger_counts_the_active_adapter_alone_and_refuses_a_method_that_it
         assert step(peft_model) == step(ln.get_peft_model(make_model(), setting))
 
 
-class Gain(ln.costs.Adapter):
+class GainCost(AdapterCost):
     """l (out,), no product; y is kept for dl."""
 
-    def gradients(self, out, in_):
-        return self.trained * out
-
-    largest = gradients
-
-    def products(self, N, out, in_, need_dx):
-        return ln.costs.Products()
+    def arrays(self, out, in_):
+        return [out]
 
     def kept(self, N, out, in_):
         return N * out
@@ -234,7 +189,7 @@ class Gain(ln.costs.Adapter):
 
 def test_a_method_that_says_what_it_is_on_paper_is_in_the_ledger(make_model, monkeypatch):
     peft_model = ln.get_peft_model(make_model(np.float32), CONFIGS["gain"])
-    monkeypatch.setattr(GainLinear, "on_paper", lambda layer, name: Gain(layer.gain[name].trainable), raising=False)
+    monkeypatch.setattr(GainMethod, "cost", lambda self, config, *live: GainCost(*live))
     config, trained = peft_model.model.config, ln.costs.count(peft_model).trainable
     assert trained == config.num_hidden_layers * config.hidden_size
     memory = ln.costs.memory(peft_model, 2, 6)

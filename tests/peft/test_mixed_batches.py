@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from on_device import assert_allclose, assert_array_equal, host, xp
 
-from lora_np import Linear, LoraConfig, LoraLinear, PeftModel, generate, gradcheck_model
-from lora_np.nn import Context
+from lora_np import AdaptedLinear, Linear, LoraConfig, PeftModel, generate, gradcheck_model
+from lora_np.nn import BASE, Context
 from lora_np.ops import IGNORE_INDEX
-from lora_np.peft import mixed_calls
-from lora_np.peft.lora.mixed import BASE, AdapterRows
+from lora_np.peft.lora.method import LoraMethod
+from lora_np.peft.lora.mixed import AdapterRows
 from lora_np.studies.serving.serving import WORKLOADS, workload
 
 RANKS = (1, 2, 3, 8, 16, 64)
@@ -39,9 +39,10 @@ def training(peft_model, names):
 
 def layer_with_adapters(n, dtype=np.float32):
     rng = np.random.default_rng(0)
-    layer = LoraLinear(Linear(xp.asarray(rng.standard_normal((7, 5)).astype(dtype))))
+    layer = AdaptedLinear(Linear(xp.asarray(rng.standard_normal((7, 5)).astype(dtype))))
     for i in range(n):
-        layer.add_adapter(str(i), LoraConfig(r=RANKS[i % 6], lora_alpha=2 + i % 5, init_lora_weights=False), rng)
+        config = LoraConfig(r=RANKS[i % 6], lora_alpha=2 + i % 5, init_lora_weights=False)
+        layer.adapters[str(i)] = LoraMethod().draw(config, layer.base_layer, rng, None)
     return layer
 
 
@@ -50,8 +51,8 @@ def the_slow_loop(layer, x, names):
     y = host(x) @ host(layer.base_layer.weight.value).T
     for i, name in enumerate(names):
         if name != BASE:
-            A, B = host(layer.lora_A[name].value), host(layer.lora_B[name].value)
-            y[i] += layer.configs[name].scaling * (host(x)[i] @ A.T) @ B.T
+            A, B = host(layer.adapters[name].lora_A.value), host(layer.adapters[name].lora_B.value)
+            y[i] += layer.adapters[name].config.scaling * (host(x)[i] @ A.T) @ B.T
     return y
 
 
@@ -116,10 +117,10 @@ def test_as_many_adapters_as_rows_are_checked_by_one_walk_through_the_model(make
     names = [f"a{i}" for i in range(9)]
     for i, name in enumerate(names):
         peft_model.add_adapter(name, LoraConfig(r=2), seed=i)
-    walks, walk = [], mixed_calls.lora_layers
-    monkeypatch.setattr(mixed_calls, "lora_layers", lambda model: walks.append(model) or walk(model))
+    walks, walk = [], model.adapted_layers
+    monkeypatch.setattr(model, "adapted_layers", lambda model, *name: walks.append(model) or walk(model, *name))
     peft_model.adapter_rows(names, 9)
-    assert len(walks) == 1
+    assert len(walks) == 1, "to see whether one is merged"
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -189,8 +190,8 @@ def test_a_name_that_another_adapter_took_over_means_the_new_one():
     x = xp.asarray(np.random.default_rng(1).standard_normal((3, 1, 5)).astype(np.float32))
     rows = AdapterRows(names)
     layer.forward(x, Context(adapter=rows))
-    layer.delete_adapter("6")
-    layer.add_adapter("6", LoraConfig(r=1, init_lora_weights=False), np.random.default_rng(9))
+    config, rng = LoraConfig(r=1, init_lora_weights=False), np.random.default_rng(9)
+    layer.adapters["6"] = LoraMethod().draw(config, layer.base_layer, rng, None)
     y, _ = layer.forward(x, Context(adapter=rows.then(names)))
     assert_allclose(y, the_slow_loop(layer, x, names), rtol=1e-4, atol=1e-4)
 
@@ -241,7 +242,7 @@ def test_a_call_that_fails_leaves_no_state(make_model, random_batch, monkeypatch
     peft_model.set_adapter("2")
     before, seen = host(peft_model.forward(tokens)[0]), dict(vars(peft_model))
     last = peft_model.model.model.layers[1].mlp.down_proj
-    del last.lora_A["1"].value  # the last of all layers cannot go on
+    del last.adapters["1"].lora_A.value  # the last of all layers cannot go on
     with pytest.raises(AttributeError):
         peft_model.forward(tokens, adapter_names=["0", "1"])
     assert dict(vars(peft_model)) == seen
@@ -262,7 +263,7 @@ def test_rows_of_a_batch_may_stand_at_places_of_their_own(make_model, random_bat
 def test_adapters_stored_in_16_bits_are_computed_in_32_here_too(time, make_model, random_batch):
     peft_model = with_adapters(make_model(np.float32), 6)
     for layer in peft_model.lora_layers():
-        for p in [*layer.lora_A.values(), *layer.lora_B.values()]:
+        for p in [p for adapter in layer.adapters.values() for p in adapter.learned]:
             p.value = p.value.astype(np.float16)
     tokens, _ = random_batch(rows=4, length=time)
     names = ["4", *[BASE] * (len(tokens) - 2), "1"]

@@ -25,18 +25,16 @@ import test_serve_engine
 import test_spectra
 import test_subspace
 import test_transformer
+from lora_np.peft.wrapper import WeightWrapper
 
 from lora_np import AdamW, ops
 from lora_np.nn import Parameter
 from lora_np.nn import layers as nn
-from lora_np.peft import merge_calls, prefix, vera
+from lora_np.peft import combination, dora, merge_calls, mixed, pissa, prefix, vera
 from lora_np.peft import model as peft_model
 from lora_np.peft.bottleneck import BottleneckLinear, BottleneckMethod
-from lora_np.peft.lora import combination, dora, mixed, pissa
-from lora_np.peft.lora.layer import LoraLinear
 from lora_np.peft.prefix import PrefixEncoder, PrefixMethod
 from lora_np.peft.vera import VeraLinear
-from lora_np.peft.wrapper import WeightWrapper
 from lora_np.quantization import four_bits as quantization
 from lora_np.serve.cache import RowsCache, RowsLayer
 from lora_np.studies.low_rank import spectra, subspaces
@@ -213,14 +211,14 @@ MUTANTS = {
     ),
     "LoRA-FA that keeps x": Mutant(
         LoraLinear.forward,
-        "keep_x = self.lora_A[name].trainable",
+        "keep_x = self.adapters[name].lora_A.trainable",
         "keep_x = True",
         test_family.test_lora_fa_keeps_n_r_numbers_in_place_of_n_in,
         {},
     ),
     "LoRA-FA that trains A": Mutant(
         LoraLinear.set_trainable,
-        " and not (parameters is self.lora_A and self.configs[name].freeze_A)",
+        " and not (parameters is self.lora_A and self.adapters[name].config.freeze_A)",
         "",
         test_family.test_lora_fa_trains_b_alone_and_agrees_with_the_complex_step_to_1e_12,
         {},

@@ -226,7 +226,7 @@ def test_the_products_of_a_rank_have_as_many_dimensions_as_there_are_free_number
     A, B = rng.standard_normal((r, in_)), rng.standard_normal((out, r))
     by_A, by_B = np.kron(B, np.eye(in_)), np.kron(np.eye(out), A.T)  # of BA read row by row
     assert np.linalg.matrix_rank(np.hstack([by_A, by_B])) == r * (out + in_ - r)
-    adapted = ln.get_peft_model(ln.Transformer.empty(capacity.SMALL), ln.LoraConfig(r, target_modules="all-linear"))
+    adapted = ln.get_peft_model(ln.Transformer.empty(capacity.SMALL), ln.LoraConfig(r=r, target_modules="all-linear"))
     sizes = [layer.in_features + layer.out_features for layer in adapted.lora_layers()]
     row = {"phase": "seeds", "method": "lora", "r": r, "trained": sum(r * size for size in sizes), "memorised": 900.0}
     free = claims_on_capacity.free_share(Table("c", "?", "", {}, [row]), r)

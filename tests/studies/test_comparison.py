@@ -91,7 +91,9 @@ def test_an_adapters_width_comes_nearest_to_the_share_that_is_asked_for():
 
 def test_another_entry_of_the_table_of_methods_is_another_run(monkeypatch):
     before = Run("lora", 1e-3)
-    monkeypatch.setitem(METHODS, "lora", replace(METHODS["lora"], config=LoraConfig(4, 8, "all-linear")))
+    monkeypatch.setitem(
+        METHODS, "lora", replace(METHODS["lora"], config=LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    )
     assert Run("lora", 1e-3).how != before.how
     assert replace(before, lr=2.0).how == Run("lora", 1e-3).how, "what a run is, is asked when it is made"
     assert len({method.how() for method in METHODS.values()}) == len(METHODS)

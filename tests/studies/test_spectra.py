@@ -64,7 +64,9 @@ def base():
 
 
 def test_the_delta_of_an_adapter_has_its_rank_and_that_of_full_fine_tuning_is_the_difference(base):
-    adapted = get_peft_model(base(), LoraConfig(3, 5, "all-linear", init_lora_weights=False))
+    adapted = get_peft_model(
+        base(), LoraConfig(r=3, lora_alpha=5, target_modules="all-linear", init_lora_weights=False)
+    )
     found = deltas(adapted, base())
     assert len(found) == 14 and {np.linalg.matrix_rank(x, tol=1e-6) for x in found.values()} == {3}
     trained = base()

@@ -39,7 +39,7 @@ RANDOM = {"np.random.default_rng"}  # is the host's, so that a seed means the sa
 ON_THE_HOST = {
     "transformer.Transformer.random": "a model is born on the host and then moved",
     "transformer.Transformer.empty": "a model is born on the host and then moved",
-    "peft.lora.LoraLinear.add_adapter": "A and B are drawn on the host and then moved",
+    "peft.lora.layer.draw_factors": "A and B are drawn on the host and then moved",
     "peft.bottleneck.BottleneckMethod.add": "an adapter is drawn on the host and then moved",
     "peft.bottleneck.truncated_normal": "an adapter is drawn on the host and then moved",
     "peft.prefix.PrefixMethod.add": "the prefix is drawn on the host and then moved",

@@ -30,7 +30,7 @@ def make(make_model):
         model = make_model(dtype, **changes)
         if method == "full":
             return model
-        return get_peft_model(model, LoraConfig(r, lora_alpha=5, target_modules="all-linear", lora_dropout=dropout))
+        return get_peft_model(model, LoraConfig(r=r, lora_alpha=5, target_modules="all-linear", lora_dropout=dropout))
 
     return make
 
@@ -135,7 +135,7 @@ def test_every_batch_of_every_step_has_a_mask_of_its_own(make, random_batch):
     def losses(accumulate):
         model = make("lora", dropout=0.5)
         for layer in model.lora_layers():
-            layer.lora_B["default"].value += 1.0  # at B = 0 the bypass, and with it the mask, has no effect
+            layer.adapters["default"].lora_B.value += 1.0  # at B = 0 the bypass, and with it the mask, has no effect
         return train(model, [random_batch()], SGD(lr=0), steps=4, accumulate=accumulate).column("loss")
 
     assert len(set(losses(1))) == 4, "with lr = 0 and one batch, only the masks can make the losses differ"

@@ -45,8 +45,9 @@ class DoraAdapter(LoraAdapter):
         norm, _ = row_norm(base, *plain.factors(base.weight.value.dtype), config.scaling)
         return cls(config, plain.lora_A, plain.lora_B, Parameter(norm))
 
-    def forward(self, x: Array, y: Array, base: Linear, context: Context) -> tuple[Array, Any]:
-        """x (…, in), y = base(x) → y (…, out). At the start m = n and B = 0, and y is the base's to the bit."""
+    def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, Any]:
+        """x (…, in) → y (…, out). At the start m = n and B = 0, and y is the base's to the bit."""
+        y, base_cache = base.forward(x, context)
         dropped, mask = ops.dropout_forward(x, self.dropout, context.rng)
         u, dropped_cache = (y, None) if mask is None else base.forward(dropped, context)
         has_bias = hasattr(base, "bias")
@@ -63,9 +64,9 @@ class DoraAdapter(LoraAdapter):
         if has_bias or mask is not None:  # else y is u, and two passes over N·out numbers are saved
             adapted -= u
             adapted += y
-        return adapted, (mask, dropped_cache, norm_cache, cache)
+        return adapted, (base_cache, mask, dropped_cache, norm_cache, cache)
 
-    def backward(self, dy: Array, cache: Any, base: Linear, base_cache: Any, need_dx: bool) -> Array | None:
+    def backward(self, dy: Array, cache: Any, base: Linear, need_dx: bool) -> Array | None:
         """dy (…, out) → dx (…, in) or None; adds dA, dB and dm. With `dora_norm="true"` n passes its gradient on, else not.
 
         In the forward pass y = base(x) − u + DoRA(x̃, u) with u = base(x̃) − bias. Without dropout x̃ is x: the first two are
@@ -74,7 +75,7 @@ class DoraAdapter(LoraAdapter):
         """
         if base.trainable:
             raise RuntimeError("the norm in DoRA depends on W, and its dW is not derived here: freeze the base")
-        mask, dropped_cache, norm_cache, cache = cache
+        base_cache, mask, dropped_cache, norm_cache, cache = cache
         dx, du, dA, dB, dm, dn = ops.dora_backward(dy, cache, need_dx)
         if norm_cache is not None and (self.lora_A.trainable or self.lora_B.trainable):
             dA_norm, dB_norm = row_norm_backward(base, dn, norm_cache, need_dA=dA is not None)

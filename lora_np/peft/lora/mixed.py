@@ -15,7 +15,7 @@ from typing import Any
 from ... import ops
 from ...backend import Array, array_module
 from ...nn import BASE, Context, Linear, Rows
-from ..adapter import AdaptedLinear, Adapter, add_gradients
+from ..adapter import AdaptedLinear, Adapter, OutputAdapter, add_gradients
 from .layer import LoraAdapter
 
 SMALL = 4  # rows of a segment up to which it shares a batched product, padded to the longest there; others go alone
@@ -88,10 +88,12 @@ class AdapterRows(Rows):
 
 
 class MixedRows(Adapter):
-    """The bypasses of all rows of a mixed batch in one layer."""
+    """The adapters of all rows of a mixed batch in one layer: LoRA's in groups, others that map the output a segment each."""
 
     def __init__(self, rows: AdapterRows, layer: AdaptedLinear, adapters: dict[str, Any]) -> None:
-        self.rows, self.layer, self.here = rows, layer, adapters
+        self.rows, self.layer = rows, layer
+        self.here = {name: adapter for name, adapter in adapters.items() if isinstance(adapter, LoraAdapter)}
+        self.outputs = [(a, rows.segments[name]) for name, a in adapters.items() if isinstance(a, OutputAdapter)]
         self._groups: dict[bool, list[Group]] = {}
 
     def groups(self, stacked: bool) -> list[Group]:
@@ -123,8 +125,8 @@ class MixedRows(Adapter):
             xp.array([self.here[name].config.scaling for name in names], A.real.dtype),
         )
 
-    def forward(self, x: Array, y: Array, base: Linear, context: Context) -> tuple[Array, list[tuple]]:
-        """Add each row's bypass to y (b, …, out), the base's product of x (b, …, in).
+    def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, Any]:
+        """x (b, …, in) → y (b, …, out), the base's product of all rows with each row's adapter.
 
         Raises ValueError where x has another number of rows than there are names: one row would get another one's adapter.
         """
@@ -132,7 +134,8 @@ class MixedRows(Adapter):
             raise ValueError(
                 f"x {x.shape} has {len(x)} rows for {len(self.rows.names)} adapter names; expected one a row"
             )
-        caches = []
+        y, base_cache = base.forward(x, context)
+        caches, mapped = [], []
         stacked = context.rng is None and x.ndim == 3 and x.shape[1] == 1
         for group in self.groups(stacked):
             mine, mask = group.take(x), None
@@ -141,15 +144,23 @@ class MixedRows(Adapter):
             delta, cache = ops.grouped_lora_forward(mine, group.A, group.B, group.scaling)
             group.add(delta, y)
             caches.append((group, mask, cache))
-        return y, caches
+        for adapter, rows in self.outputs:
+            y[rows], cache = adapter.output_forward(y[rows])
+            mapped.append(cache)
+        return y, (base_cache, caches, mapped)
 
-    def backward(self, dy: Array, cache: list[tuple], base: Linear, base_cache: Any, need_dx: bool) -> Array | None:
-        """dy (b, …, out) → dx (b, …, in) or None; adds dA and dB to the gradients of each row's adapter.
+    def backward(self, dy: Array, cache: Any, base: Linear, need_dx: bool) -> Array | None:
+        """dy (b, …, out) → dx (b, …, in) or None; adds to the gradients of each row's adapter.
 
         In the forward pass y[rows] += δ, so a segment's dδ is dy[rows], and its dx goes back to where its x came from.
         """
+        base_cache, caches, mapped = cache
+        if self.outputs:
+            dy = dy.copy()
+        for (adapter, rows), output_cache in zip(self.outputs, mapped, strict=True):
+            dy[rows] = adapter.output_backward(dy[rows], output_cache, need_dy=True)
         dx = base.backward(dy, base_cache, need_dx)
-        for group, mask, group_cache in cache:
+        for group, mask, group_cache in caches:
             if not (need_dx or any(p.trainable for adapter in group.adapters for p in adapter.learned)):
                 continue
             bypass, dA, dB = ops.grouped_lora_backward(group.take(dy), group_cache, need_dx=need_dx)

@@ -70,7 +70,7 @@ class Memory:
         model = base_model(self.base_steps, KEY + self.length)
         if self.method == "full":
             return model
-        config = LoraConfig(self.r, lora_alpha=self.alpha_over_r * self.r, target_modules="all-linear")
+        config = LoraConfig(r=self.r, lora_alpha=self.alpha_over_r * self.r, target_modules="all-linear")
         return get_peft_model(model, config, seed=self.seed)
 
 
@@ -182,7 +182,7 @@ def base_model(steps: int, length: int) -> Transformer:
 
 def matrices() -> int:
     """How many matrices of SMALL an adapter changes."""
-    adapted = get_peft_model(Transformer.empty(SMALL), LoraConfig(1, target_modules="all-linear"))
+    adapted = get_peft_model(Transformer.empty(SMALL), LoraConfig(r=1, target_modules="all-linear"))
     return sum(name.endswith(".weight") and "lora_A" in name for name, _ in adapted.named_parameters())
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from ...backend import to_host
 from ...nn import Module
 from ...peft import PeftModel
-from ...peft.placement import lora_layers
+from ...peft.placement import adapted_layers
 from ...quantization import Quantized4bit, dequantize_4bit, dequantize_model, quantize_model
 from ...training import evaluate
 from ...transformer import Transformer
@@ -50,7 +50,7 @@ def _rows(run: QuantizedRun | QuantizedFineTuning) -> list[dict[str, Any]]:
     tokens = judging[0][0]
     model, _ = study.fine_tune(run)
     z0, heldout = _logits(model, tokens), evaluate(model, judging)
-    delta = {name: to_host(layer.delta_weight("default")) for name, layer in lora_layers(model.model).items()}
+    delta = {name: to_host(layer.delta_weight("default")) for name, layer in adapted_layers(model.model).items()}
     rows = [
         {"route": "original base", "heldout": evaluate(run.original_model(), judging)},
         {"route": "quantised base", "heldout": evaluate(run.base_model(), judging)},

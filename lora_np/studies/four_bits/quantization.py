@@ -123,7 +123,7 @@ def gradients(
     float32 base with other text: as far as the choice of the batch moves the gradient. error is ‖g − g₀‖/‖g₀‖.
     """
     started, rows = time.perf_counter(), []
-    config = LoraConfig(r, lora_alpha=8 * r, target_modules="all-linear")
+    config = LoraConfig(r=r, lora_alpha=8 * r, target_modules="all-linear")
     batches = data.Batches(data.corpus("code", "train"), batch_size, seq_len, seed)
     model = get_peft_model(load_model(base), config, seed=seed)
     schedule = WarmupCosine(2 * steps, warmup=steps // 10)  # in the middle of a run

@@ -9,7 +9,7 @@ import numpy as np
 
 from ... import data
 from ...peft import LoraConfig, PeftModel, get_peft_model
-from ...peft.placement import lora_layers
+from ...peft.placement import adapted_layers
 from ...pretrained import load_model
 
 
@@ -53,7 +53,7 @@ def both_ways(
         one.backward(cache)
     weights = dict(merged.named_parameters())
     found = {}
-    for name, layer in lora_layers(adapted.model).items():
-        A, B, s = layer.lora_A[adapter], layer.lora_B[adapter], layer.configs[adapter].scaling
+    for name, layer in adapted_layers(adapted.model).items():
+        A, B, s = layer.adapters[adapter].lora_A, layer.adapters[adapter].lora_B, layer.adapters[adapter].config.scaling
         found[name] = LayerGradients(A.value, B.value, s, A.grad, B.grad, weights[f"{name}.weight"].grad)
     return found

@@ -58,7 +58,9 @@ class Run:
             for name, p in model.named_parameters():
                 p.trainable = self.method == "full" or "_proj." in name
             return model
-        config = LoraConfig(self.r, lora_alpha=self.alpha_over_r * self.r, target_modules=TARGETS[self.target_modules])
+        config = LoraConfig(
+            r=self.r, lora_alpha=self.alpha_over_r * self.r, target_modules=TARGETS[self.target_modules]
+        )
         peft_model = get_peft_model(model, config, seed=self.seed)
         for name, p in peft_model.named_parameters():
             p.trainable |= self.method == "lora+rest" and "_proj." not in name

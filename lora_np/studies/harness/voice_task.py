@@ -45,7 +45,9 @@ class FineTuning:
         model = self.base_model()
         if self.method == "full":
             return model
-        return get_peft_model(model, LoraConfig(self.r, 2 * self.r, "all-linear"), seed=self.seed)
+        return get_peft_model(
+            model, LoraConfig(r=self.r, lora_alpha=2 * self.r, target_modules="all-linear"), seed=self.seed
+        )
 
 
 def heldout(run: FineTuning) -> tuple[list[Batch], list[Batch]]:

@@ -63,7 +63,7 @@ class KnobRun:
     def config(self) -> LoraConfig:
         """The adapter's configuration."""
         return LoraConfig(
-            self.r,
+            r=self.r,
             lora_alpha=self.lora_alpha,
             target_modules=GROUPS.get(self.target_modules, self.target_modules),
             lora_dropout=self.lora_dropout,

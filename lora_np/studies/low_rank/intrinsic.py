@@ -231,6 +231,6 @@ def intrinsic_dimension(
 def lora_parameters(ranks: Sequence[int] = (1, 2, 4, 8, 16, 64)) -> dict[str, int]:
     """rank → how many numbers LoRA trains in all linear layers of "tiny"."""
     return {
-        str(r): costs.count(get_peft_model(load_model("tiny"), LoraConfig(r, target_modules="all-linear"))).trainable
+        str(r): costs.count(get_peft_model(load_model("tiny"), LoraConfig(r=r, target_modules="all-linear"))).trainable
         for r in ranks
     }

@@ -16,7 +16,7 @@ import numpy as np
 
 from ...nn import Module
 from ...peft import PeftModel
-from ...peft.placement import adaptable_layers, lora_layers
+from ...peft.placement import adaptable_layers, adapted_layers
 from ...transformer import Transformer
 from ..harness import tiny_task, voice_task
 from ..harness.runs import run_all
@@ -44,7 +44,7 @@ def deltas(trained: Module, base: Transformer) -> dict[str, np.ndarray]:
     `base` is another copy, untouched.
     """
     if isinstance(trained, PeftModel):
-        return {name: layer.delta_weight("default") for name, layer in lora_layers(trained.model).items()}
+        return {name: layer.delta_weight("default") for name, layer in adapted_layers(trained.model).items()}
     before, after = adaptable_layers(base), adaptable_layers(trained)
     return {name: after[name].weight.value - layer.weight.value for name, layer in before.items()}
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...nn import Module
-from ...peft.placement import adaptable_layers, lora_layers
+from ...peft.placement import adaptable_layers, adapted_layers
 from ..harness.runs import run_all
 from ..harness.table import Table
 from ..harness.tiny_task import Run, fine_tune, shared
@@ -82,7 +82,7 @@ def measure(run: Run) -> Row:
         for name, layer in _layers(model).items()
     }
     factors = {
-        name: [before[name].lora_A["default"].value, *layer.factors("default", np.float32)]
+        name: [before[name].adapters["default"].lora_A.value, *layer.adapters["default"].factors(np.float32)]
         for name, layer in _layers(model).items()
         if name.endswith(MODULES)
     }
@@ -96,7 +96,7 @@ def measure(run: Run) -> Row:
 
 
 def _layers(model: Module) -> dict[str, Any]:
-    return lora_layers(model.model)
+    return adapted_layers(model.model)
 
 
 @dataclass(frozen=True)

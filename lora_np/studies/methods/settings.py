@@ -42,7 +42,7 @@ class Method:
             base = quantize_model(base, self.quant_type)
         config = self.config
         if isinstance(config, BottleneckConfig):
-            config = BottleneckConfig(bottleneck_size(base), placement=config.placement)
+            config = BottleneckConfig(bottleneck_size=bottleneck_size(base), placement=config.placement)
         return get_peft_model(base, config, seed=seed)
 
     def optimizer(self, lr: float) -> AdamW:
@@ -63,7 +63,7 @@ class Method:
 
 def lora(alpha_over_r: float, **options: Any) -> LoraConfig:
     """LoRA of rank R in all linear layers, with α = alpha_over_r·R."""
-    return LoraConfig(R, alpha_over_r * R, "all-linear", **options)
+    return LoraConfig(r=R, lora_alpha=alpha_over_r * R, target_modules="all-linear", **options)
 
 
 def methods(alpha_over_r: float = 8) -> dict[str, Method]:
@@ -79,8 +79,10 @@ def methods(alpha_over_r: float = 8) -> dict[str, Method]:
         "lora-fa": Method("LoRA-FA", lora(s, freeze_A=True)),
         "lora+": Method("LoRA+", lora(s), lr_ratio=LORA_PLUS),
         "vera": Method("VeRA", VeraConfig(target_modules="all-linear")),
-        "prefix": Method("prefix tuning", PrefixTuningConfig(VIRTUAL_TOKENS)),
-        "prefix-mlp": Method("prefix with MLP", PrefixTuningConfig(VIRTUAL_TOKENS, prefix_projection=True)),
+        "prefix": Method("prefix tuning", PrefixTuningConfig(num_virtual_tokens=VIRTUAL_TOKENS)),
+        "prefix-mlp": Method(
+            "prefix with MLP", PrefixTuningConfig(num_virtual_tokens=VIRTUAL_TOKENS, prefix_projection=True)
+        ),
         "houlsby": Method("Houlsby adapters", BottleneckConfig()),
         "pfeiffer": Method("Pfeiffer adapters", BottleneckConfig(placement="pfeiffer")),
     }

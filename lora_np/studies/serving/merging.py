@@ -13,7 +13,8 @@ import numpy as np
 from ... import data
 from ...data import conversations
 from ...nn import Linear
-from ...peft import COMBINATION_TYPES, LoraConfig, LoraLinear, PeftModel, get_peft_model
+from ...peft import COMBINATION_TYPES, AdaptedLinear, LoraConfig, PeftModel, get_peft_model
+from ...peft.lora.layer import LoraAdapter
 from ...pretrained import load_model, load_tokenizer
 from ...training import AdamW, Batch, WarmupCosine, evaluate, train
 from ..harness.table import Table
@@ -44,11 +45,11 @@ def drift(
         for which in (SAME, OTHERS):
             rng = np.random.default_rng(seed)
             base = weight.astype(_dtype(dtype))
-            wrapped = LoraLinear(Linear(base.copy()))
+            wrapped = AdaptedLinear(Linear(base.copy()))
             for i in range(adapters):
                 A, B = rng.standard_normal((r, weight.shape[1])), rng.standard_normal((weight.shape[0], r))
                 B *= share * np.linalg.norm(weight) / np.linalg.norm(B @ A)
-                wrapped.put_adapter(str(i), LoraConfig(r, r), A, B)
+                wrapped.adapters[str(i)] = LoraAdapter.build(LoraConfig(r=r, lora_alpha=r), wrapped.base_layer, (A, B))
             errors = []
             for n in range(1, max(cycles) + 1):
                 wrapped.merge("0" if which == SAME else str(rng.integers(adapters)))
@@ -136,7 +137,7 @@ def combinations(setting: Setting = FULL) -> Table:
 
 def specialists(setting: Setting) -> PeftModel:
     """tiny with an adapter for each domain, trained alike."""
-    config = LoraConfig(setting.r, setting.lora_alpha, "all-linear")
+    config = LoraConfig(r=setting.r, lora_alpha=setting.lora_alpha, target_modules="all-linear")
     model = get_peft_model(load_model("tiny"), config, DOMAINS[0], seed=setting.seed)
     model.add_adapter(DOMAINS[1], config, seed=setting.seed + 1)
     for name in DOMAINS:

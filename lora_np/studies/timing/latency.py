@@ -59,7 +59,9 @@ def _sides(name: str, r: int) -> Iterator[tuple[str, Any]]:
     """Each with weights of its own: those that two share would be in the processor's cache for the second."""
     yield "base", load_model(name).freeze()
     for state in ("unmerged", "merged"):
-        model = get_peft_model(load_model(name), LoraConfig(r, r, "all-linear", init_lora_weights=False))
+        model = get_peft_model(
+            load_model(name), LoraConfig(r=r, lora_alpha=r, target_modules="all-linear", init_lora_weights=False)
+        )
         yield state, model.merge_and_unload() if state == "merged" else model
 
 
