@@ -61,9 +61,7 @@ class TargetedConfig(PeftConfig):
     layers_pattern: InitVar[Collection[str] | None] = None
 
     def __post_init__(self, *neutral: Any) -> None:
-        given = getattr(self, "target_modules", None)  # None: the default, as in PEFT for a model of the Llama family
-        targets = plain_targets(type(self).target_modules if given is None else given)
-        object.__setattr__(self, "target_modules", targets)
+        object.__setattr__(self, "target_modules", plain_targets(getattr(self, "target_modules", None)))
         super().__post_init__(*neutral)
 
 

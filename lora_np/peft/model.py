@@ -262,9 +262,7 @@ class PeftModel(Host):
         else:
             names = list(self.peft_config) if selected_adapters is None else _each_once(selected_adapters)
             folders = {name: Path(save_directory) / ("" if name == "default" else name) for name in names}
-        if not folders:
-            raise ValueError("there is no adapter to save: this model has none")
-        for name in folders:
+        for name in folders or ["default"]:
             self._check_name(name)
         for name, folder in folders.items():
             config = self.peft_config[name]
@@ -436,10 +434,7 @@ class PeftModel(Host):
         if not names:
             raise RuntimeError("no adapter is active: choose the one to merge with set_adapter")
         for name in names:
-            self._check_name(name)
-            if not method_of(self.peft_config[name]).mergeable:
-                kind = type(self.peft_config[name]).__name__
-                raise ValueError(f"{name!r} has a {kind}: it is no change of weights, and cannot be merged")
+            self._check_mergeable(name)
         merging.merge(self.model, names, safe=safe_merge and not self.merged)
 
     def unmerge_adapter(self) -> None:
@@ -498,7 +493,7 @@ class PeftModel(Host):
         if isinstance(adapters, str) or not len(adapters) or len(adapters) != len(weights):
             raise ValueError(f"adapters {adapters!r}, weights {weights!r}; expected lists of one length, at least 1")
         for name, weight in zip(adapters, weights, strict=True):
-            self._check_name(name)
+            self._check_mergeable(name)
             method_of(self.peft_config[name]).check_combinable(name, self.peft_config[name])
             if not math.isfinite(weight):
                 raise ValueError(f"the weight of {name!r} is {weight}; expected a finite number")
@@ -508,6 +503,15 @@ class PeftModel(Host):
         LoraMethod().put(self, adapter_name, made.items())
         self._put(adapter_name, config)
         return report
+
+
+    def _check_mergeable(self, adapter_name: str) -> None:
+        self._check_name(adapter_name)
+        config = self.peft_config[adapter_name]
+        if not method_of(config).mergeable:
+            raise ValueError(
+                f"{adapter_name!r} has a {type(config).__name__}: it is no change of weights, and cannot be merged"
+            )
 
 
 def _each_once(names: str | Iterable[str]) -> list[str]:

@@ -269,13 +269,17 @@ METHODS = {  # the options → the configuration that they mean
     "--method lora --r 3": ln.LoraConfig(r=3, lora_alpha=16, **ALL),
     "--method rslora": ln.LoraConfig(r=8, lora_alpha=16, **ALL, use_rslora=True),
     "--method dora --lora-dropout 0.1": ln.LoraConfig(r=8, lora_alpha=16, **ALL, use_dora=True, lora_dropout=0.1),
-    "--method pissa --target-modules q_proj": ln.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj"], init_lora_weights="pissa"),
+    "--method pissa --target-modules q_proj": ln.LoraConfig(
+        r=8, lora_alpha=16, target_modules=["q_proj"], init_lora_weights="pissa"
+    ),
     "--method lora-fa": ln.LoraConfig(r=8, lora_alpha=16, **ALL, freeze_A=True),
     "--method lora+ --loraplus-lr-ratio 4": ln.LoraConfig(r=8, lora_alpha=16, **ALL),
     "--method vera": ln.VeraConfig(r=256, **ALL),
     "--method vera --r 16 --vera-dropout 0.1": ln.VeraConfig(r=16, **ALL, vera_dropout=0.1),
     "--method prefix": ln.PrefixTuningConfig(num_virtual_tokens=20),
-    "--method prefix --virtual-tokens 3 --prefix-projection --encoder-hidden-size 7": ln.PrefixTuningConfig(num_virtual_tokens=3, prefix_projection=True, 7),
+    "--method prefix --virtual-tokens 3 --prefix-projection --encoder-hidden-size 7": ln.PrefixTuningConfig(
+        num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=7
+    ),
     "--method houlsby": ln.BottleneckConfig(),
     "--method pfeiffer --bottleneck-size 5 --non-linearity silu": ln.BottleneckConfig(
         bottleneck_size=5, non_linearity="silu", placement="pfeiffer"

@@ -242,6 +242,12 @@ def test_unknown_names_list_the_known_ones():
         costs.count("gpt-2", lora(8, QUERY_VALUE))
 
 
+def test_a_method_that_adds_nothing_to_an_architecture_is_an_error_and_no_count():
+    from_elsewhere = replace(costs.MODELS["gpt-2"], linears=(costs.LinearShape("mixer.out", 768, 768),))
+    with pytest.raises(ValueError, match="does not say what its step computes and holds, or has no layer here"):
+        costs.count(from_elsewhere, BottleneckConfig())
+
+
 CALLS = {  # not a configuration, or the call of earlier versions
     "a rank": (8,),
     "a rank and targets": (8, QUERY_VALUE),

@@ -21,7 +21,7 @@ from lora_np import AdamW, LoraConfig, PeftModel, get_peft_model, gradcheck_mode
 from lora_np.files import load_arrays, save_arrays
 from lora_np.nn import Context, Linear
 from lora_np.peft.lora.config import first_match
-from lora_np.peft.lora.file import config_to_dict
+from lora_np.peft.lora.method import LoraMethod
 
 Q_V = {"target_modules": ["q_proj", "v_proj"]}
 POET = Q_V
@@ -130,22 +130,22 @@ def test_a_configuration_whose_targets_are_a_list_comes_back_equal(make_model, t
 def test_targets_are_written_so_that_peft_means_the_same_layers(targets, written, make_model):
     """A string is to PEFT an expression for any module: "q_proj" matches none, and .*mlp.* the MLP itself, an error there."""
     model = make_model()
-    assert config_to_dict(LoraConfig(target_modules=targets), model)["target_modules"] == written
+    assert LoraMethod().settings(LoraConfig(target_modules=targets), model)["target_modules"] == written
     get_peft_model(model, LoraConfig(target_modules=targets))
-    assert config_to_dict(LoraConfig(target_modules=targets), model)["target_modules"] == written
+    assert LoraMethod().settings(LoraConfig(target_modules=targets), model)["target_modules"] == written
 
 
 def test_an_expression_that_would_reach_a_tied_head_in_peft_is_written_as_names(make_model):
     """Here a tied head is the embedding's table and no layer; in PEFT it is a layer that an expression can match."""
     config = LoraConfig(target_modules=r".*(o_proj|head)")
-    assert config_to_dict(config, make_model())["target_modules"] == r".*(o_proj|head)"
-    assert config_to_dict(config, make_model(tie_word_embeddings=True))["target_modules"] == ["o_proj"]
+    assert LoraMethod().settings(config, make_model())["target_modules"] == r".*(o_proj|head)"
+    assert LoraMethod().settings(config, make_model(tie_word_embeddings=True))["target_modules"] == ["o_proj"]
 
 
 def test_patterns_whose_order_decides_are_written_one_a_layer(make_model):
     """The file's keys are sorted, and the first that matches counts: as they stand, .*attn.* would then win over q_proj."""
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"], rank_pattern={"q_proj": 2, ".*attn.*": 5})
-    written = config_to_dict(config, make_model())["rank_pattern"]
+    written = LoraMethod().settings(config, make_model())["rank_pattern"]
     for name in (f"model.layers.{i}.{layer}" for i in range(2) for layer in ("self_attn.q_proj", "self_attn.v_proj")):
         assert first_match(dict(sorted(written.items())), name, 4) == config.for_layer(name).r
     assert len(written) == 4

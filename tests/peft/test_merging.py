@@ -67,7 +67,7 @@ def three_adapters(make_model, dtype=np.float64, adapter_dtype=None):
 
 
 def deltas(peft_model, name):
-    layers = {n: m for n, m in peft_model.model.named_modules() if name in getattr(m, "lora_A", {})}
+    layers = {n: m for n, m in peft_model.model.named_modules() if name in getattr(m, "adapters", {})}
     return {n: host(m.delta_weight(name)) for n, m in layers.items()}
 
 

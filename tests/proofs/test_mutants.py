@@ -25,16 +25,21 @@ import test_serve_engine
 import test_spectra
 import test_subspace
 import test_transformer
-from lora_np.peft.wrapper import WeightWrapper
 
 from lora_np import AdamW, ops
 from lora_np.nn import Parameter
 from lora_np.nn import layers as nn
-from lora_np.peft import combination, dora, merge_calls, mixed, pissa, prefix, vera
+from lora_np.peft import combination, merging, prefix
 from lora_np.peft import model as peft_model
-from lora_np.peft.bottleneck import BottleneckLinear, BottleneckMethod
+from lora_np.peft.adapter import AdaptedLinear, Bypass
+from lora_np.peft.bottleneck import BottleneckAdapter, BottleneckMethod
+from lora_np.peft.lora import layer as lora_layer
+from lora_np.peft.lora import mixed, pissa
+from lora_np.peft.lora.dora import DoraAdapter
+from lora_np.peft.lora.layer import LoraAdapter
+from lora_np.peft.lora.method import LoraMethod
 from lora_np.peft.prefix import PrefixEncoder, PrefixMethod
-from lora_np.peft.vera import VeraLinear
+from lora_np.peft.vera import VeraAdapter, VeraMethod
 from lora_np.quantization import four_bits as quantization
 from lora_np.serve.cache import RowsCache, RowsLayer
 from lora_np.studies.low_rank import spectra, subspaces
@@ -97,7 +102,7 @@ MUTANTS = {
     "no dx through the bypass": op(ops.lora_linear_backward, "dx += dx_bypass", "pass", "lora_linear"),
     "no dx through the frozen path": op(ops.lora_linear_backward, "dx += dx_bypass", "dx = dx_bypass", "lora_linear"),
     "a fresh dropout mask in the backward": Mutant(
-        LoraLinear.backward,
+        Bypass.backward,
         "ops.dropout_backward(dx_bypass, mask)",
         "ops.dropout_backward(dx_bypass, mask[::-1])",
         LORA,
@@ -118,14 +123,14 @@ MUTANTS = {
         {},
     ),
     "A's fan-in taken as r": Mutant(
-        LoraLinear.add_adapter,
+        lora_layer.draw_factors,
         "1 / math.sqrt(fan_in)",
         "1 / math.sqrt(r)",
         test_lora.test_A_starts_uniform_with_the_fan_in_of_its_input_and_B_at_zero,
         {},
     ),
     "merging twice": Mutant(
-        WeightWrapper.merge, "if self.merged:", "if False:", test_lora.test_merging_twice_changes_nothing_more, {}
+        AdaptedLinear.merge, "if self.merged:", "if False:", test_lora.test_merging_twice_changes_nothing_more, {}
     ),
     # DoRA
     "the cross term of the norm forgotten": Mutant(ops.row_norm_forward, "P += C", "pass", NORM, {}),
@@ -141,59 +146,59 @@ MUTANTS = {
     "dm without its norm": op(ops.dora_backward, "dm /= n", "pass", "dora"),
     "the bypass's dy not stretched": op(ops.dora_backward, "lora_backward(du,", "lora_backward(dy,", "dora"),
     "a true norm that is detached": Mutant(
-        dora.forward, 'if config.dora_norm == "detached":', "if True:", DORA, {"settings": {}}
+        DoraAdapter.forward, 'if self.config.dora_norm == "detached":', "if True:", DORA, {"settings": {}}
     ),
-    "the norm's gradient for A alone": Mutant(dora.backward, "dB += dB_norm", "pass", DORA, {"settings": {}}),
+    "the norm's gradient for A alone": Mutant(DoraAdapter.backward, "dB += dB_norm", "pass", DORA, {"settings": {}}),
     "a detached norm that is not": Mutant(
-        dora.forward,
-        'if config.dora_norm == "detached":',
+        DoraAdapter.forward,
+        'if self.config.dora_norm == "detached":',
         "if False:",
         test_family.test_detached_dora_agrees_with_the_complex_step_of_the_function_whose_norm_is_held,
         {"settings": {}},
     ),
     "the frozen path dropped as well": Mutant(
-        dora.backward, "du -= dy", "pass", DORA, {"settings": {"lora_dropout": 0.3}}
+        DoraAdapter.backward, "du -= dy", "pass", DORA, {"settings": {"lora_dropout": 0.3}}
     ),
     "the base not stretched": Mutant(
-        dora.delta_weight,
-        "* (W + layer.scaled_product(name)) - W",
-        "* layer.scaled_product(name)",
+        DoraAdapter.delta_weight,
+        "* (W + self.scaled_product(m.dtype)) - W",
+        "* self.scaled_product(m.dtype)",
         MERGED_DORA,
         {"settings": {}},
     ),
     "the magnitude beside W rather than V": Mutant(
-        dora.delta_weight,
-        "(W + layer.scaled_product(name))",
-        "W + layer.scaled_product(name)",
+        DoraAdapter.delta_weight,
+        "(W + self.scaled_product(m.dtype))",
+        "W + self.scaled_product(m.dtype)",
         MERGED_DORA,
         {"settings": {}},
     ),
     "subtracted where W was kept": Mutant(
-        WeightWrapper.unmerge,
+        AdaptedLinear.unmerge,
         "W[...] = self.unchanged",
         "W[...] = W - (W - self.unchanged)",
         MERGED_DORA,
         {"settings": {}},
     ),
-    "merged from the outside inwards": Mutant(
-        merge_calls.MergeCalls.merge_adapter,
-        "in reversed(layers):",
-        "in layers:",
-        test_family.test_vera_merges_around_dora_into_the_same_weight,
+    "merged one after the other": Mutant(
+        AdaptedLinear.merge,
+        "W += delta",
+        "W += self.delta_weight(names[0])\n        for name in names[1:]:\n            W += self.delta_weight(name)",
+        test_family.test_vera_and_dora_merge_into_the_same_weight,
         {},
     ),
     # PiSSA, LoRA-FA, LoRA+
     "a base that PiSSA did not reduce": Mutant(
         pissa.take_out,
-        "layer.base_layer.weight.value -= layer.scaled_product(name)",
+        "W -= adapter.scaled_product(W.dtype)",
         "pass",
         test_family.test_pissa_at_the_start_is_the_base_to_1e_12,
         {"settings": {}},
     ),
     "rows as long as the sum of the whole and its principal part": Mutant(
-        LoraLinear.add_adapter,
-        "A, B, m, dtype)",
-        "A, B, None, dtype)",
+        LoraMethod.draw,
+        "* config.use_dora",
+        "* 0",
         test_family.test_pissa_at_the_start_is_the_base_to_1e_12,
         {"settings": {"use_dora": True}},
     ),
@@ -204,21 +209,21 @@ MUTANTS = {
         pissa.principal_factors, "Vt[:r], U[:, :r] * root", "Vt[-r:], U[:, -r:] * root", LEFT, {}
     ),
     "PiSSA saved as if it stood on the base": Mutant(
-        pissa.on_the_original, "-start[1]", "0 * start[1]", SAVED_PISSA, {"settings": {}}
+        pissa.TakenOut.on_the_original, "-self.B", "0 * self.B", SAVED_PISSA, {"settings": {}}
     ),
     "half the scaling at twice the rank": Mutant(
         pissa.config_on_the_original, "factor * config.lora_alpha", "config.lora_alpha", SAVED_PISSA, {"settings": {}}
     ),
     "LoRA-FA that keeps x": Mutant(
-        LoraLinear.forward,
-        "keep_x = self.adapters[name].lora_A.trainable",
-        "keep_x = True",
+        LoraAdapter.delta_forward,
+        "self.lora_A.trainable",
+        "True",
         test_family.test_lora_fa_keeps_n_r_numbers_in_place_of_n_in,
         {},
     ),
     "LoRA-FA that trains A": Mutant(
-        LoraLinear.set_trainable,
-        " and not (parameters is self.lora_A and self.adapters[name].config.freeze_A)",
+        LoraAdapter.set_trainable,
+        " and name not in self.frozen",
         "",
         test_family.test_lora_fa_trains_b_alone_and_agrees_with_the_complex_step_to_1e_12,
         {},
@@ -243,12 +248,12 @@ MUTANTS = {
     "db without d": op(ops.vera_backward, "(h * d), B)", "h, B)", "vera"),
     "dd with d": op(ops.vera_backward, "(dk * h)", "(dk * h * d)", "vera"),
     "the last columns of the shared A": Mutant(
-        VeraLinear.factors, "[:, : self.in_features]", "[:, -self.in_features :]", VERA_SHARED, {}
+        VeraAdapter.factors, "[:, : self.in_features]", "[:, -self.in_features :]", VERA_SHARED, {}
     ),
     "factors of its own for each layer": Mutant(
-        vera.put,
-        "put_adapter(name, config, A, B,",
-        "put_adapter(name, config, Parameter(A.value, False), B,",
+        VeraMethod.assembled,
+        "VeraAdapter(config, base, A, B,",
+        "VeraAdapter(config, base, Parameter(A.value, False), B,",
         VERA_SHARED,
         {},
     ),
@@ -301,8 +306,8 @@ MUTANTS = {
     ),
     "rsLoRA taken over, as PEFT does": Mutant(
         combination.config_for,
-        "r, r, union, sources[0].lora_dropout,",
-        "r, r, union, 0.0, True,",
+        "lora_alpha=r,",
+        "lora_alpha=r, use_rslora=True,",
         REPORT,
         {"kind": "cat"},
     ),
@@ -317,16 +322,16 @@ MUTANTS = {
         combination.judge, "math.hypot(*off.values())", "sum(off.values())", REPORT, {"kind": "svd"}
     ),
     "only the first of several merged": Mutant(
-        WeightWrapper._sum,
-        "for name in names[1:]:",
-        "for name in []:",
+        AdaptedLinear.summed,
+        "for delta in deltas:",
+        "for delta in []:",
         test_merging.test_several_adapters_merge_at_once_and_come_out_again,
         {},
     ),
     "a safe merge that looks too late": Mutant(
-        merge_calls.MergeCalls.merge_adapter,
-        "if safe_merge and not self.merged:",
-        "for layer in self.lora_layers():\n        layer.merge(*names)\n    if safe_merge:",
+        merging.merge,
+        "for name, layer in layers.items() if safe else ():",
+        "for layer in layers.values():\n        layer.merge(*names)\n    for name, layer in layers.items():",
         test_merging.test_a_safe_merge_refuses_what_is_not_finite_before_anything_has_changed,
         {"bad": float("nan")},
     ),
@@ -344,9 +349,7 @@ MUTANTS = {
         test_mixed_batches.test_a_layer_equals_the_loop_over_rows_to_1e_4,
         {"kind": "uniform", "adapters": 16, "time": 1},
     ),
-    "a segment's dx forgotten": Mutant(
-        mixed.mixed_backward, "if dx is not None:", "if False:", MIXED, {"dropout": 0.0}
-    ),
+    "a segment's dx forgotten": Mutant(mixed.MixedRows.backward, "if need_dx:", "if False:", MIXED, {"dropout": 0.0}),
     "padding that is not zero": Mutant(
         mixed.Group.take,
         "array_module(x).zeros(",
@@ -355,7 +358,7 @@ MUTANTS = {
         {},
     ),
     "a mixed batch without dropout": Mutant(
-        mixed.mixed_backward,
+        mixed.MixedRows.backward,
         "ops.dropout_backward(bypass, mask)",
         "bypass",
         MIXED,
@@ -363,14 +366,14 @@ MUTANTS = {
     ),
     "a stack that knows adapters by name alone": Mutant(
         mixed.Stack.hold,
-        "if self.held[i : i + 1] != [pair]:",
+        "if self.held[i : i + 1] != [adapter]:",
         "if i >= len(self.held):",
         test_mixed_batches.test_a_name_that_another_adapter_took_over_means_the_new_one,
         {},
     ),
     "a stack that leaves those who moved where they were": Mutant(
         mixed.Stack.hold,
-        "if self.held[i : i + 1] != [pair]:",
+        "if self.held[i : i + 1] != [adapter]:",
         "if i >= len(self.held):",
         test_mixed_batches.test_what_comes_and_goes_between_steps_finds_its_own_factors,
         {},
@@ -529,22 +532,24 @@ MUTANTS = {
     ),
     # bottlenecks
     "no skip around the bottleneck": Mutant(
-        BottleneckLinear.forward,
+        BottleneckAdapter.output_forward,
         "z += y",
         "pass",
         test_bottleneck.test_at_init_the_adapted_model_equals_the_base_bit_for_bit,
         {},
     ),
-    "no gradient through the skip": Mutant(BottleneckLinear.backward, "dy += dz", "pass", NARROW, HOUSE),
-    "the skip alone": Mutant(BottleneckLinear.backward, "dy += dz", "dy = dz", NARROW, HOUSE),
-    "dz taken for our own": Mutant(BottleneckLinear.backward, "dy += dz", "dy = dz.__iadd__(dy)", NARROW, HOUSE),
+    "no gradient through the skip": Mutant(BottleneckAdapter.output_backward, "dy += dz", "pass", NARROW, HOUSE),
+    "the skip alone": Mutant(BottleneckAdapter.output_backward, "dy += dz", "dy = dz", NARROW, HOUSE),
+    "dz taken for our own": Mutant(
+        BottleneckAdapter.output_backward, "dy += dz", "dy = dz.__iadd__(dy)", NARROW, HOUSE
+    ),
     "no activation in the backward": Mutant(
-        BottleneckLinear.backward, "slope(da, activation_cache)", "da", NARROW, HOUSE
+        BottleneckAdapter.output_backward, "slope(da, activation_cache)", "da", NARROW, HOUSE
     ),
     "up starts as down does": Mutant(
-        BottleneckMethod.add,
-        'config.init_weights and side == "up"',
-        "False",
+        BottleneckMethod.draw,
+        'not config.init_weights or side == "down"',
+        "True",
         test_bottleneck.test_at_init_the_adapted_model_equals_the_base_bit_for_bit,
         {},
     ),
