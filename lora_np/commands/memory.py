@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..costs import PRECISIONS
-from .on_paper import add_settings, settings
+from .on_paper import add_settings, settings, sizes
 
 HELP = "the memory that training a published model takes, on paper"
 CARDS = (24, 48, 80)  # GB
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--double-quant",
         action=argparse.BooleanOptionalAction,
-        help="quantise the scales of NF4 too, for qlora (the default)",
+        help="quantise the scales of a quantised base too (the default)",
     )
 
 
@@ -40,22 +40,17 @@ def run(arguments: argparse.Namespace) -> None:
     how = settings(arguments)
     needed = memory(
         arguments.model,
-        arguments.batch,
-        arguments.seq,
         **how,
+        batch=arguments.batch,
+        seq=arguments.seq,
         precision=arguments.precision,
         double_quant=arguments.double_quant,
         checkpointing=arguments.checkpointing,
     )
-    sizes = {"r": "r", "virtual_tokens": "virtual tokens", "bottleneck_size": "bottleneck size"}
-    parts = [
-        arguments.model,
-        arguments.method,
-        *(f"{said} = {how[name]}" for name, said in sizes.items() if name in how),
-    ]
+    parts = [arguments.model, *sizes(arguments, how["config"])]
     parts += [f"{arguments.batch} × {arguments.seq} tokens", arguments.precision]
     parts += [f"gradient checkpointing {'on' if arguments.checkpointing else 'off'}"]
-    print(", ".join(parts), count(arguments.model, **how), sep="\n", end="\n\n")
+    print(", ".join(parts), count(arguments.model, how["config"]), sep="\n", end="\n\n")
     print(needed, end="\n\n")
     for card in CARDS:
         print(f"{card:>3} GB: {'fits' if needed.fits(card) else 'does not fit'}")

@@ -74,14 +74,13 @@ BOTTLENECK = {
 class Choice:
     """config: the class of its configuration. takes: the fields of it that are options, and RATIO.
 
-    means: the fields that choosing it decides. on_paper: what the ledger calls it, where not by the same name.
+    means: the fields that choosing it decides.
     """
 
     lr: float
     config: type | None = None
     takes: Mapping[str, Option] = field(default_factory=dict)
     means: Mapping[str, Any] = field(default_factory=dict)
-    on_paper: str | None = None
 
     def configuration(self, **given: Any) -> Any:
         """The configuration that it means, with what is given; None for full fine-tuning. Raises as the configuration does."""
@@ -92,11 +91,11 @@ class Choice:
 
 METHODS: dict[str, Choice] = {
     "lora": Choice(3e-3, LoraConfig, LORA),
-    "rslora": Choice(1e-3, LoraConfig, LORA, {"use_rslora": True}, on_paper="lora"),
+    "rslora": Choice(1e-3, LoraConfig, LORA, {"use_rslora": True}),
     "dora": Choice(3e-3, LoraConfig, LORA, {"use_dora": True}),
-    "pissa": Choice(1e-3, LoraConfig, LORA, {"init_lora_weights": "pissa"}, on_paper="lora"),
+    "pissa": Choice(1e-3, LoraConfig, LORA, {"init_lora_weights": "pissa"}),
     "lora-fa": Choice(3e-3, LoraConfig, LORA, {"freeze_A": True}),
-    "lora+": Choice(1e-3, LoraConfig, LORAPLUS, on_paper="lora"),
+    "lora+": Choice(1e-3, LoraConfig, LORAPLUS),
     "vera": Choice(3e-2, VeraConfig, VERA),
     "prefix": Choice(3e-2, PrefixTuningConfig, PREFIX),
     "houlsby": Choice(3e-3, BottleneckConfig, BOTTLENECK, {"placement": "houlsby"}),
@@ -112,7 +111,7 @@ def every_option() -> dict[str, Option]:
 
 
 def add_method(parser: argparse.ArgumentParser) -> None:
-    """--method, and below it the options, in groups by the methods that take them. An option that was not given is None."""
+    """--method, or --full for short, and below it each method's options."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--method", choices=METHODS, help=f"%(choices)s (default {DEFAULT})")
     which.add_argument(
@@ -122,6 +121,11 @@ def add_method(parser: argparse.ArgumentParser) -> None:
         const="full",
         help="--method full, full fine-tuning: train every weight, and save a model",
     )
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options, in groups by the methods that take them. An option that was not given is None."""
     groups: dict[str, Any] = {}
     for name, option in every_option().items():
         title = ", ".join(method for method, choice in METHODS.items() if name in choice.takes)

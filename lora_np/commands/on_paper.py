@@ -1,39 +1,42 @@
-"""What the commands on paper ask alike: a published model, a method, and the sizes that it has; where none is given, train's."""
+"""What the commands on paper take: a published model, and a method with its options as `train` takes them."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-from .. import costs
-from .methods import DEFAULT, METHODS, every_option, option_name
+from ..costs import MODELS
+from ..quantization import QUANT_TYPES
+from .methods import DEFAULT, METHODS, add_options, check_options, configuration, option_name
 
-# --method → what the ledger calls it: what `train` takes, as far as the ledger knows it, and what `train` calls --quantize
-NAMES = {name: choice.on_paper or name for name, choice in METHODS.items()} | {"qlora": "qlora"}
-NAMES = {name: paper for name, paper in NAMES.items() if paper in costs.METHODS}
-# a field of a configuration → what the ledger calls it
-SIZES = {name: option_name(name) for name in ("r", "target_modules", "num_virtual_tokens", "bottleneck_size")}
+QLORA = {"qlora": (DEFAULT, "nf4")}  # a name of its own for `--method lora --quantize nf4`
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """--model, --method, and each method's sizes."""
-    add, names = parser.add_argument, sorted(costs.MODELS)
+    """--model, --method, --quantize, and each method's options."""
+    add, names = parser.add_argument, sorted(MODELS)
     add("--model", required=True, choices=names, metavar="MODEL", help=", ".join(names))
-    add("--method", choices=NAMES, default=DEFAULT, help="%(choices)s (default %(default)s)")
-    for name in SIZES:
-        every_option()[name].add(parser, name)
+    add("--method", choices=[*METHODS, *QLORA], default=DEFAULT, help="%(choices)s (default %(default)s)")
+    add("--quantize", choices=QUANT_TYPES, help="the frozen matrices in four bits, as --method qlora has them")
+    add_options(parser)
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was asked for, as the ledger takes it: the method, its sizes, and what was given besides, which it may refuse."""
-    given = {name: value for name in SIZES.values() if (value := getattr(arguments, name)) is not None}
-    return {"method": NAMES[arguments.method]} | sizes(arguments.method, arguments.model) | given
+    """The configuration that `train` would make of the arguments, and what the base is quantised to. Raises as `train` does."""
+    method, quantize = QLORA.get(arguments.method, (arguments.method, None))
+    asked = argparse.Namespace(**vars(arguments) | {"method": method, "quantize": arguments.quantize or quantize})
+    check_options(asked)
+    return {"config": configuration(asked), "quantize": asked.quantize}
 
 
-def sizes(method: str, model: str) -> dict[str, Any]:
-    """What `train` gives the method where nothing is said."""
-    choice = METHODS.get(method, METHODS[DEFAULT])  # qlora is LoRA, over another base
-    found = {SIZES[name]: option.default for name, option in choice.takes.items() if name in SIZES}
-    if "bottleneck_size" in found:
-        found["bottleneck_size"] = choice.configuration().width(costs.MODELS[model].hidden)
-    return found
+def sizes(arguments: argparse.Namespace, config: Any) -> list[str]:
+    """What was asked for, in words: the method, and the sizes that its configuration has."""
+    words = [arguments.method, *([arguments.quantize] if arguments.quantize else [])]
+    method, _ = QLORA.get(arguments.method, (arguments.method, None))
+    for name, option in METHODS[method].takes.items():
+        value = getattr(config, name, None)
+        if name == "bottleneck_size":
+            value = config.width(MODELS[arguments.model].hidden)
+        if option.type is int and value is not None:
+            words.append(f"{option_name(name).replace('_', ' ')} = {value}")
+    return words

@@ -1,45 +1,31 @@
-"""What adapting a model costs, counted exactly: for a live model, and on paper for published ones.
+"""What adapting a model costs, counted before it is run: parameters, bytes and operations, of a live model or on paper.
 
-    Architecture   every matrix of a model as (out, in), and how often it occurs; MODELS has published ones by name
-    count          parameters: all of them, and those that are trained
-    flops          the arithmetic of a training step, product by product
-    memory         its bytes: weights, gradients, optimizer state, activations, temporaries
+    count(model, config)                       parameters: all of them, and those that are trained
+    flops(model, config, batch=…, seq=…)       the arithmetic of a training step, product by product
+    memory(model, config, batch=…, seq=…)      its bytes: weights, gradients, optimizer state, activations, temporaries
 
-Reading order: architecture, products, adapters, prefix, adaptation, parameters, report, body, anatomy, flops, precision,
-activations, temporaries, memory.
+The model is a name in MODELS, an Architecture or a live model; the configuration is that of `get_peft_model`, and without one
+all of the model is trained. What an adapter adds is in its method's file (see peft/cost.py).
+
+Reading order: architecture, anatomy, precision, paper, live, subject, parameters, report, flops, activations, temporaries,
+memory.
 """
 
-from ..peft.bottleneck import BottleneckCost as Bottleneck
-from ..peft.cost import AdapterCost as Adapter
-from ..peft.cost import PrefixCost as Prefix
-from ..peft.cost import Products
-from ..peft.lora.dora import DoraCost as Dora
-from ..peft.lora.layer import LoraCost as Lora
-from ..peft.vera import VeraCost as Vera
-from .adaptation import METHODS, Adaptation
-from .anatomy import anatomy
+from ..peft.cost import AdapterCost, PrefixCost, Products
+from .anatomy import Anatomy, Half, Layer
 from .architecture import MODELS, Architecture, LinearShape, architecture_of, gpt, llama
-from .body import Anatomy, Half, Layer
 from .flops import Flops, flops
+from .live import adapter_parameters, stored_bytes
 from .memory import Memory, memory
-from .parameters import (
-    Count,
-    adapter_names,
-    count,
-    count_live,
-    houlsby_parameters,
-    lora_parameters,
-    prefix_parameters,
-    targeted,
-)
+from .parameters import Count, count, houlsby_parameters, lora_parameters, prefix_parameters
 from .precision import PRECISIONS, Precision, nf4_bytes
 from .report import report
+from .subject import anatomy
 
 __all__ = [
-    "METHODS",
     "MODELS",
     "PRECISIONS",
-    "Adaptation",
+    "AdapterCost",
     "Anatomy",
     "Architecture",
     "Count",
@@ -49,12 +35,12 @@ __all__ = [
     "LinearShape",
     "Memory",
     "Precision",
+    "PrefixCost",
     "Products",
-    "adapter_names",
+    "adapter_parameters",
     "anatomy",
     "architecture_of",
     "count",
-    "count_live",
     "flops",
     "gpt",
     "houlsby_parameters",
@@ -64,5 +50,5 @@ __all__ = [
     "nf4_bytes",
     "prefix_parameters",
     "report",
-    "targeted",
+    "stored_bytes",
 ]

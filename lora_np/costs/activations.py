@@ -6,7 +6,7 @@ keys, an MLP of width f, and V tokens in the vocabulary:
     each half block      x and ρ of its norm             N·(d + 1)
                          what its reading layers made    N·(q + 2·kv), or N·2f
                          x of a layer with dW or dA      N·d for all that read the norm, N·q or N·f for the one that writes
-                         what an adapter adds            see adapters.py
+                         what an adapter adds            AdapterCost.kept
     attention besides    o, the scores e, and 1/Σe       N·q + heads·(5/8 of seq² a sequence, at 256 tokens) + N·heads
                          a prefix's keys and values      2·v·kv a sequence, for v virtual tokens, and v more scores a query
     the top              x and ρ of the last norm, the logits, two numbers a token of the loss
@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..ops.attention import BLOCK
-from .body import Anatomy, Half, Layer
+from .anatomy import Anatomy, Half, Layer
 from .flops import causal_scores
 
 

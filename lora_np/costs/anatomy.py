@@ -1,138 +1,114 @@
-"""The anatomy of a published model under a method, on paper, and of a live model as it stands."""
+"""A model as a training step meets it: which layer reads what, what is trained, and where the backward stops.
+
+Each block is twice the same figure, and a Half is one of them:
+
+    x → norm → layers that read → attention, or the MLP's activation → the layer that writes → + x
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
-from ..nn.targets import OUTPUT_HEAD
-from .adaptation import Adaptation
-from .architecture import Architecture, LinearShape, architecture_of
-from .body import Anatomy, Half, Layer
-
-if TYPE_CHECKING:
-    from ..transformer import Transformer
+from ..peft.config import PeftConfig
+from ..peft.cost import AdapterCost, PrefixCost
 
 
-def anatomy(
-    model: Any,
-    method: str | None = None,
-    r: int | None = None,
-    target_modules: str | Collection[str] | None = None,
-    virtual_tokens: int | None = None,
-    bottleneck_size: int | None = None,
-) -> Anatomy:
-    """The anatomy of a published model (a name or an Architecture) under a method, or of a live one as it stands.
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer in a step: W (out, in), frozen or trained, and an adapter where it has one."""
 
-    The settings are those of `Adaptation`; a live Transformer or PeftModel takes none.
+    name: str
+    out: int
+    in_: int
+    trained: bool  # W itself gets a gradient
+    adapter: AdapterCost | None = None
+    trainable: bool = False  # anything here is: W, a bias, or of the adapter
+    quantized: bool = False  # W is stored in fewer bits, and decoded for each product
 
-    Raises ValueError for an unknown model, method or target module, and for settings without a use; TypeError for what
-    is no model.
-    """
-    settings = method, r, target_modules, virtual_tokens, bottleneck_size
-    if isinstance(model, str):
-        model = architecture_of(model)
-    if isinstance(model, Architecture):
-        return paper_anatomy(model, Adaptation(*settings))
-    if any(setting is not None for setting in settings):
-        raise ValueError("a live model is taken as it stands: call get_peft_model first, and give no settings.")
-    return live_anatomy(model)
+    @property
+    def keeps_x(self) -> bool:
+        """Whether it needs its own x in the backward: for dW, or for dA where no dropout has made another x of it."""
+        return self.trained or (self.adapter is not None and self.adapter.keeps_x)
 
+    @property
+    def gradients(self) -> int:
+        """How many numbers get one: those of W, and of the adapter."""
+        return self.out * self.in_ * self.trained + (self.adapter.gradients(self.out, self.in_) if self.adapter else 0)
 
-def paper_anatomy(model: Architecture, adaptation: Adaptation) -> Anatomy:
-    """Of a published model."""
-    full, adapters, prefix = adaptation.method == "full", adaptation.adapters(model), adaptation.prefix(model)
-
-    def layer(name: str, shape: LinearShape) -> Layer:
-        quantized = adaptation.method == "qlora" and name != OUTPUT_HEAD
-        adapter = adapters.get(name)
-        return Layer(
-            name, shape.out, shape.in_, full, adapter, trainable=full or adapter is not None, quantized=quantized
-        )
-
-    def half(i: int, shapes: tuple[LinearShape, ...], is_attention: bool) -> Half:
-        *reads, writes = (layer(f"{model.block.format(i)}.{shape.name}", shape) for shape in shapes)
-        return Half(full, tuple(reads), writes, is_attention, past_trained=is_attention and prefix is not None)
-
-    return Anatomy(
-        model.name,
-        model.hidden,
-        model.heads,
-        model.kv_heads,
-        model.head_dim,
-        model.vocabulary,
-        embedding_trained=full,
-        blocks=tuple((half(i, model.attention, True), half(i, model.mlp, False)) for i in range(model.layers)),
-        norm_trained=full,
-        head=layer(OUTPUT_HEAD, model.head),
-        prefix=prefix,
-    )
+    @property
+    def largest(self) -> int:
+        """The numbers of its largest trained array."""
+        return max(self.out * self.in_ * self.trained, self.adapter.largest(self.out, self.in_) if self.adapter else 0)
 
 
-def live_anatomy(model: Any) -> Anatomy:
-    """Of a Transformer, or of a PeftModel with its active adapter.
+@dataclass(frozen=True)
+class Half:
+    """Half a block: a norm, the layers that read what it makes, and the one that writes back to the residual stream."""
 
-    Wrappers and a prefix say `on_paper` what they are. Raises ValueError where they do not, TypeError for what is no model.
-    """
-    transformer: Transformer = model if hasattr(model, "hidden") else getattr(model, "model", None)
-    if not hasattr(transformer, "hidden"):
-        raise TypeError(f"expected a model's name, an Architecture or a model, not {type(model).__name__}.")
-    active = getattr(model, "active_adapter", None)
-    encoder = getattr(model, "prompt_encoder", {}).get(active)
-    prefix = encoder.on_paper() if encoder else None
-    said = [prefix] if prefix else []
-    said += [m.on_paper(active) for _, m in transformer.named_modules() if active in getattr(m, "configs", ())]
-    if active is not None and (not said or None in said):
-        kind = type(model.peft_config[active]).__name__
+    norm_trained: bool
+    reads: tuple[Layer, ...]
+    writes: Layer
+    is_attention: bool
+    past_trained: bool = False  # a prefix that is trained gives this attention keys and values
+
+    @property
+    def reads_trainable(self) -> bool:
+        return any(layer.trainable for layer in self.reads)
+
+    @property
+    def inner_trainable(self) -> bool:
+        """Whether the gradient must come through the layer that writes, to the keys and values or what reads the norm."""
+        return self.reads_trainable or self.past_trained
+
+    @property
+    def trainable(self) -> bool:
+        return self.norm_trained or self.inner_trainable or self.writes.trainable
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """All that a training step's arithmetic and memory depend on, the number of tokens apart."""
+
+    name: str
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    embedding_trained: bool
+    blocks: tuple[tuple[Half, Half], ...]  # (attention, MLP)
+    norm_trained: bool
+    head: Layer
+    prefix: PrefixCost | None = None
+
+    @property
+    def virtual_tokens(self) -> int:
+        return self.prefix.v if self.prefix else 0
+
+    def walk(self) -> list[tuple[Half, bool]]:
+        """(half, whether its reading layers must give dx), from the embedding up.
+
+        A gradient is computed down to the lowest trainable parameter: a layer's dx where something below it trains.
+        """
+        below, steps = self.embedding_trained, []
+        for half in (half for block in self.blocks for half in block):
+            steps.append((half, below or half.norm_trained))
+            below = below or half.trainable
+        return steps
+
+    def layers(self) -> list[Layer]:
+        """Every linear layer, from below, the head last."""
+        return [layer for half, _ in self.walk() for layer in (*half.reads, half.writes)] + [self.head]
+
+    @property
+    def trainable_below_the_head(self) -> bool:
+        return self.embedding_trained or self.norm_trained or any(half.trainable for half, _ in self.walk())
+
+
+def check_known(config: PeftConfig, adapters: dict[str, AdapterCost], prefix: PrefixCost | None) -> None:
+    """Raise ValueError where the configuration's method says of no layer and of no prefix what it costs."""
+    if not adapters and prefix is None:
         raise ValueError(
-            f"the ledger does not know what a step of a {kind} computes and holds, which the active adapter has. "
-            "Its parameters are counted by count(model)."
+            f"the method of a {type(config).__name__} does not say what its step computes and holds, or has no layer here; "
+            "the parameters of a live model are counted by costs.count(model)"
         )
-
-    def layer(name: str, module: Any) -> Layer:
-        base, adapter = module, None
-        while hasattr(base, "base_layer"):  # wrapper around wrapper; at most one is active
-            if active in base.configs and not getattr(base, "merged", None):  # merged into W it costs nothing
-                adapter = base.on_paper(active)
-            base = base.base_layer
-        weight = getattr(base, "weight", None)  # a quantised layer may have none that trains
-        return Layer(
-            name,
-            module.out_features,
-            module.in_features,
-            weight is not None and getattr(weight, "trainable", False),
-            adapter,
-            trainable=module.trainable,
-            quantized=hasattr(base, "nbytes"),
-        )
-
-    def half(norm: Any, module: Any, prefix_: str, names: list[str]) -> Half:
-        *reads, writes = (layer(f"{prefix_}.{name}", getattr(module, name)) for name in names)
-        is_attention = "q_proj" in names
-        past_trained = is_attention and prefix is not None and prefix.trained
-        return Half(norm.weight.trainable, tuple(reads), writes, is_attention, past_trained)
-
-    decoder, config = transformer.model, transformer.config
-    blocks = []
-    for i, block in enumerate(decoder.layers):
-        path, attention = f"model.layers.{i}", ["q_proj", "k_proj", "v_proj", "o_proj"]
-        mlp = ["gate_proj", "up_proj", "down_proj"]
-        blocks.append(
-            (
-                half(block.input_layernorm, block.self_attn, f"{path}.self_attn", attention),
-                half(block.post_attention_layernorm, block.mlp, f"{path}.mlp", mlp),
-            )
-        )
-    return Anatomy(
-        type(model).__name__,
-        config.hidden_size,
-        config.num_attention_heads,
-        config.num_key_value_heads,
-        config.head_dim,
-        config.vocab_size,
-        decoder.embed_tokens.weight.trainable,
-        tuple(blocks),
-        decoder.norm.weight.trainable,
-        layer(OUTPUT_HEAD, transformer._head),
-        prefix,
-    )

@@ -1,4 +1,4 @@
-"""A model on paper: every matrix as (out, in), and how often it occurs. All else in the ledger is derived from it."""
+"""A model on paper: every matrix as (out, in), and how often it occurs. All else on paper is derived from it."""
 
 from __future__ import annotations
 
@@ -165,5 +165,5 @@ MODELS: dict[str, Architecture] = {
 def architecture_of(name: str) -> Architecture:
     """The published configuration called `name`. Raises ValueError with the known names."""
     if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; the ledger knows {', '.join(MODELS)}.")
+        raise ValueError(f"unknown model {name!r}; costs.MODELS has {', '.join(MODELS)}")
     return MODELS[name]

@@ -13,13 +13,12 @@ optimizer are not counted: they touch each number once, where a product uses it 
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
 
+from ..peft.config import PeftConfig
 from ..peft.cost import Products, linear_products
-from .anatomy import anatomy
-from .body import Layer
+from .anatomy import Layer
+from .subject import Model, shows_its_call, subject_of
 
 
 @dataclass(frozen=True)
@@ -51,35 +50,32 @@ class Flops:
         return "\n".join([*lines, f"{self.total / self.tokens / 1e9:,.4f} GFLOP for each of {self.tokens:,} tokens"])
 
 
+@shows_its_call
 def flops(
-    model: Any,
-    tokens: int,
+    model: Model,
+    config: PeftConfig | None = None,
+    *,
+    batch: int,
     seq: int,
-    method: str | None = None,
-    r: int | None = None,
-    target_modules: str | Collection[str] | None = None,
+    quantize: str | None = None,
     attention_block: int = 1,
-    virtual_tokens: int | None = None,
-    bottleneck_size: int | None = None,
 ) -> Flops:
-    """The floating point operations of one training step on `tokens` tokens in sequences of `seq`, all of them predicted.
+    """The floating point operations of one training step on `batch` sequences of `seq` tokens, all of them predicted.
 
-        flops("llama-2-7b", 4096, 2048, "lora", r=16, target_modules="all-linear")
-        flops(peft_model, 512, 256)                                     a live model, as it stands
+        flops("llama-2-7b", LoraConfig(r=16, target_modules="all-linear"), batch=2, seq=2048)
+        flops(peft_model, batch=2, seq=256)                             a live model as it is
 
-    model, method, r, target_modules, virtual_tokens, bottleneck_size: as `anatomy` takes them. What the backward does not
-    need, because nothing below is trained, is not counted; nor is recomputing, as gradient checkpointing does.
+    model, config, quantize: as in `memory`; decoding a quantised matrix is no product. What the backward does not need,
+    because nothing below is trained, is not counted; nor is recomputing, as gradient checkpointing does.
     attention_block: how many queries go through attention together, over the keys that the last of them sees. 1 counts
         what causality needs, seq·(seq + 1)/2 scores; `ops.attention.BLOCK` what this library computes; seq all scores.
 
-    Raises ValueError where `tokens` are not whole sequences, and as `anatomy` does.
+    Raises ValueError for a number below 1, and as `memory` does.
     """
-    if seq < 1 or tokens < 1 or tokens % seq or attention_block < 1:
-        raise ValueError(
-            f"{tokens} tokens in sequences of {seq}, {attention_block} queries together: need whole sequences"
-        )
-    body = anatomy(model, method, r, target_modules, virtual_tokens, bottleneck_size)
-    scores = body.heads * (tokens // seq) * (causal_scores(seq, attention_block) + seq * body.virtual_tokens)
+    if min(batch, seq, attention_block) < 1:
+        raise ValueError(f"batch {batch}, seq {seq}, attention_block {attention_block}: expected at least 1 of each")
+    body, tokens = subject_of(model, config, quantize).anatomy(), batch * seq
+    scores = body.heads * batch * (causal_scores(seq, attention_block) + seq * body.virtual_tokens)
     linear, attention = Products(), Products()
     adapter = body.prefix.products if body.prefix else Products()
     for half, need_dx in body.walk():
@@ -101,7 +97,7 @@ def weight_products(layer: Layer, tokens: int, need_dx: bool) -> Products:
 
 
 def adapter_products(layer: Layer, tokens: int, need_dx: bool) -> Products:
-    """What the layer's adapter multiplies, if it has one: see adapters.py."""
+    """What the layer's adapter multiplies, if it has one."""
     return layer.adapter.products(tokens, layer.out, layer.in_, need_dx) if layer.adapter else Products()
 
 

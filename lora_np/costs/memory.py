@@ -1,7 +1,7 @@
 """The bytes of a training step: weights, gradients, optimizer state, activations and temporaries.
 
-    memory(peft_model, batch=2, seq=256)                            a live model: the bytes of its arrays
-    memory("llama-65b", 1, 512, "qlora", r=16, target_modules="all-linear", checkpointing=True)        on paper
+    memory(peft_model, batch=2, seq=256)                                          a live model: the bytes of its arrays
+    memory("llama-65b", LoraConfig(r=16), batch=1, seq=512, quantize="nf4")       on paper
 
 A trained number costs its weight, its gradient and two numbers of AdamW's state, 16 bytes in float32; a frozen one costs
 its weight. LoRA makes nearly all frozen, and QLoRA stores the frozen ones in about four bits.
@@ -9,16 +9,13 @@ its weight. LoRA makes nearly all frozen, and QLoRA stores the frozen ones in ab
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
+from ..peft.config import PeftConfig
 from .activations import Work
-from .adaptation import Adaptation
-from .anatomy import anatomy
-from .architecture import Architecture, architecture_of
-from .parameters import adapter_names
-from .precision import BYTES, Precision, nf4_bytes, precision_of
+from .live import Live
+from .precision import BYTES, Precision, precision_of
+from .subject import AS_IT_IS, Model, shows_its_call, subject_of
 from .temporaries import moments, update_moment
 
 
@@ -50,74 +47,50 @@ class Memory:
         return "\n".join(lines)
 
 
+@shows_its_call
 def memory(
-    model: Any,
+    model: Model,
+    config: PeftConfig | None = None,
+    *,
     batch: int,
     seq: int,
-    method: str | None = None,
-    r: int | None = None,
-    target_modules: str | Collection[str] | None = None,
-    precision: str | Precision | None = None,
+    quantize: str | None = None,
     double_quant: bool | None = None,
+    precision: str | Precision | None = None,
     slots: int = 2,
     checkpointing: bool = False,
-    virtual_tokens: int | None = None,
-    bottleneck_size: int | None = None,
 ) -> Memory:
     """The memory of one training step on `batch` sequences of `seq` tokens, from the second step on: the state is there.
 
-    method, r, target_modules, virtual_tokens, bottleneck_size: as `anatomy` takes them; "qlora" stores the matrices of the
-        blocks in NF4.
-    precision: the name of a recipe in PRECISIONS or a Precision of your own, on paper only; None means "16-bit".
-    double_quant: whether NF4's absmax are quantised too, with "qlora" only; None means True.
+    model: a name in MODELS, an Architecture, or a live Transformer or PeftModel, which is taken as it is.
+    config: on paper how the model is adapted, as `get_peft_model` takes it; None means full fine-tuning.
+    quantize: on paper the four-bit type of the blocks' matrices, "nf4", "fp4" or "int4", which take the same bytes.
+    double_quant: whether their absmax are quantised too; None means True.
+    precision: on paper the name of a recipe in PRECISIONS, or a Precision of your own; None means "16-bit".
     slots: how many numbers of state the optimizer has for each trained one: AdamW 2, SGD with momentum 1, without 0.
-    checkpointing: the forward keeps of each block its input alone, and the backward runs each block again.
+    checkpointing: on paper the forward keeps of each block its input alone, and the backward runs each block again.
 
     Of a live model weights, gradients and optimizer state are the bytes of its arrays, an inactive adapter's too, for one
     worker. On paper the activations are those that this library would keep, in the recipe's format: a fused attention keeps
-    no scores, and a framework may keep more. Raises ValueError as `anatomy` does, and for settings without a use.
+    no scores, and a framework may keep more.
+
+    Raises ValueError for an unknown model, for a target module that matches no layer, for a method that does not say its
+    cost, and for a setting without a use; TypeError for what is not a model or not a configuration.
     """
     if batch < 1 or seq < 1 or slots < 0:
         raise ValueError(f"batch {batch}, seq {seq}, slots {slots}: a step has at least one sequence of one token")
-    if isinstance(model, str):
-        model = architecture_of(model)
-    settings = method, r, target_modules, virtual_tokens, bottleneck_size
-    if not isinstance(model, Architecture):
-        if (*settings, precision, double_quant, checkpointing) != (*[None] * 7, False):
-            raise ValueError("a live model is taken as it stands: call get_peft_model first, and give no settings.")
-        return live_memory(model, batch, seq, slots)
-    work, adaptation = Work(anatomy(model, *settings), batch, seq), Adaptation(*settings)
-    quantized = adaptation.method == "qlora"
-    if double_quant is not None and not quantized:
-        raise ValueError(f"method {adaptation.method!r} has no double_quant: only qlora quantises, and has absmax.")
-    formats = precision_of("16-bit" if precision is None else precision)
-    weight, (added, trained) = BYTES[formats.weights], adaptation.parameters(model)
-    static = {
-        "weights": paper_weights(model, weight, quantized, double_quant is not False),
-        "adapter": added * weight,
-        "gradients": trained * BYTES[formats.gradients],
-        "optimizer": trained * slots * BYTES[formats.optimizer],
-        "master": trained * BYTES[formats.master] if formats.master else 0,
-    }
-    return step_memory(work, static, BYTES[formats.activations], BYTES[formats.gradients], checkpointing)
-
-
-def live_memory(model: Any, batch: int, seq: int, slots: int = 2) -> Memory:
-    """The same of a live model, from its arrays. A layer with an `nbytes` of its own, a quantised one, says what it takes."""
-    work = Work(anatomy(model), batch, seq)
-    parameters = dict(model.named_parameters())
-    adapter = sum(parameters[name].value.nbytes for name in adapter_names(model))
-    trained = [p for p in parameters.values() if p.trainable]
-    gradients = sum(p.value.size * p.compute_dtype.itemsize for p in trained)
-    static = {
-        "weights": module_bytes(model) - adapter,
-        "adapter": adapter,
-        "gradients": gradients,
-        "optimizer": slots * gradients,
-        "master": sum(p.value.size * p.compute_dtype.itemsize for p in trained if p.value.dtype != p.compute_dtype),
-    }
-    itemsize = next(iter(parameters.values())).value.itemsize
-    return step_memory(work, static, itemsize, itemsize)
+    subject = subject_of(model, config, quantize)
+    if isinstance(subject, Live):
+        if precision is not None or double_quant is not None or checkpointing:
+            raise ValueError(AS_IT_IS)
+        static, activation, gradient = subject.stored(slots), subject.itemsize, subject.itemsize
+    else:
+        if double_quant is not None and quantize is None:
+            raise ValueError(f"double_quant={double_quant} is a setting of a quantised base: give quantize='nf4' too")
+        formats = precision_of("16-bit" if precision is None else precision)
+        static = subject.stored(formats, double_quant is not False, slots)
+        activation, gradient = BYTES[formats.activations], BYTES[formats.gradients]
+    return step_memory(Work(subject.anatomy(), batch, seq), static, activation, gradient, checkpointing)
 
 
 def step_memory(
@@ -132,27 +105,3 @@ def step_memory(
     largest = max(held * activation + there * gradient for held, there in moments(work)) + kept + again
     largest = max(largest, static["gradients"] + update_moment(work) * gradient)
     return Memory(**static, activations=kept, temporaries=largest - static["gradients"] - kept)
-
-
-def module_bytes(module: Any, seen: set[int] | None = None) -> int:
-    """All parameters at and below `module`, a shared one once; a module with an `nbytes` of its own is taken at its word."""
-    seen = set() if seen is None else seen
-    if hasattr(module, "nbytes"):
-        return module.nbytes
-    total = 0
-    for _, child in module.children():
-        if not hasattr(child, "value"):
-            total += module_bytes(child, seen)
-        elif id(child) not in seen:
-            seen.add(id(child))
-            total += child.value.nbytes
-    return total
-
-
-def paper_weights(model: Architecture, weight: int, quantized: bool, double_quant: bool = True) -> int:
-    """A model's weights at `weight` bytes a number; quantized: the matrices in its blocks in NF4, a matrix at a time."""
-    if not quantized:
-        return model.parameters * weight
-    matrices = model.layers * sum(linear.out * linear.in_ for linear in model.linears)
-    nf4 = model.layers * sum(nf4_bytes(linear.out * linear.in_, double_quant) for linear in model.linears)
-    return (model.parameters - matrices) * weight + nf4

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..quantization.four_bits import ABSMAX_BLOCK
+
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-NF4_BLOCK, ABSMAX_BLOCK = 64, 256  # weights that share an absmax; absmax that share one of theirs
+NF4_BLOCK = 64  # weights that share an absmax
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Precision:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value not in BYTES and not (name == "master" and value is None):
-                raise ValueError(f"{name} = {value!r}; the ledger knows {', '.join(BYTES)}.")
+                raise ValueError(f"{name} = {value!r}; expected one of {', '.join(BYTES)}")
 
     def bytes_per_trained(self, slots: int = 2) -> int:
         """Weight, gradient, `slots` of optimizer state and master copy of one trained parameter."""
@@ -46,7 +48,7 @@ PRECISIONS: dict[str, Precision] = {
 
 
 def nf4_bytes(numbers: int, double_quant: bool = True) -> int:
-    """One matrix of so many numbers in NF4: two codes a byte, a float32 absmax for each block of 64.
+    """One matrix of so many numbers in NF4, or another four-bit type: two codes a byte, a float32 absmax for each block of 64.
 
     With `double_quant` an absmax takes one byte, and 256 of them share a float32; the mean that was subtracted from them is
     one more. So 4 + 32/64 = 4.5 bits a weight, and 4 + 8/64 + 32/(64·256) = 4.127. Blocks are rounded up; the tables of 16
@@ -62,5 +64,5 @@ def precision_of(name: str | Precision) -> Precision:
     if isinstance(name, Precision):
         return name
     if name not in PRECISIONS:
-        raise ValueError(f"unknown precision {name!r}; the ledger knows {', '.join(PRECISIONS)}.")
+        raise ValueError(f"unknown precision {name!r}; costs.PRECISIONS has {', '.join(PRECISIONS)}")
     return PRECISIONS[name]

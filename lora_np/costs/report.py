@@ -3,43 +3,40 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
 
-from .adaptation import BESIDE, Adaptation
-from .architecture import Architecture, architecture_of
+from ..peft.config import PeftConfig
+from .architecture import Architecture
+from .paper import OnPaper
 from .parameters import count
+from .subject import shows_its_call, subject_of
 
 
-def report(
-    name: str,
-    r: int | None = None,
-    target_modules: str | Collection[str] | None = None,
-    method: str = "lora",
-    virtual_tokens: int | None = None,
-    bottleneck_size: int | None = None,
-) -> str:
-    """Each kind of layer and what it trains, the sum, and the adapter file's size, for one of MODELS.
+@shows_its_call
+def report(model: str | Architecture, config: PeftConfig | None = None, *, quantize: str | None = None) -> str:
+    """Each kind of layer and what it trains, the sum, and the adapter file's size, of a model on paper.
 
-    The settings are those of `Adaptation`, and it raises as that does. The file's size is that of its tensors, in megabytes
-    of 10⁶ bytes; its header adds some kilobytes.
+    The arguments and errors are those of `memory`. The file's size is that of its tensors, in megabytes of 10⁶ bytes; its
+    header adds some kilobytes.
     """
-    model = architecture_of(name)
-    adaptation = Adaptation(method, r, target_modules, virtual_tokens, bottleneck_size)
-    result = count(model, r, target_modules, method, virtual_tokens, bottleneck_size)
-    if method == "full":
-        return f"{name}: {model.parameters:,} parameters, all of them trained\n\n{result}"
-    kind, said = _described(adaptation)
-    shape = "(tokens, features)" if kind == "prefix" else "W (out, in)"
+    paper = subject_of(model, config, quantize)
+    if not isinstance(paper, OnPaper):
+        raise TypeError("a report is of a model on paper; print(costs.count(model)) counts a live one")
+    model, result = paper.architecture, count(paper.architecture, config)
+    if config is None:
+        return f"{model.name}: {model.parameters:,} parameters, all of them trained\n\n{result}"
+    kind, title = _titles(paper)
+    shape = "(tokens, features)" if paper.prefix else "W (out, in)"
     lines = [f"{'module':<18}{shape:>18}{'layers':>8}{kind + ', each':>14}{kind + ', all':>16}"]
-    for (module, shape, each), times in _rows(model, adaptation).items():
+    for (module, shape, each), times in _rows(paper).items():
         lines.append(f"{module:<18}{shape:>18}{times:>8}{each:>14,}{times * each:>16,}")
     added, frozen = result.total - result.base, result.total - result.base - result.trainable
+    what = "; ".join(dict.fromkeys(cost.frozen_are for cost in paper.adapters.values()))
     return "\n".join(
         [
-            f"{name}: {model.parameters:,} parameters, {said}",
+            f"{model.name}: {model.parameters:,} parameters, {title}",
             "",
             *lines,
-            *([f"besides them, frozen, {BESIDE[method].frozen}: {frozen:,}"] if frozen else []),
+            *([f"besides them, frozen, {what}: {frozen:,}"] if frozen else []),
             "",
             str(result),
             f"{result.reduction:,.1f} times fewer than full fine-tuning trains",
@@ -48,21 +45,22 @@ def report(
     )
 
 
-def _described(adaptation: Adaptation) -> tuple[str, str]:
-    """What the columns call it, and the title."""
-    if adaptation.method == "prefix":
-        return "prefix", f"a prefix of {adaptation.virtual_tokens} virtual tokens"
-    if adaptation.bottleneck_size is not None:
-        return "adapter", f"{adaptation.method.capitalize()} adapters of size {adaptation.bottleneck_size}"
-    kind = BESIDE[adaptation.method].title
-    return kind, f"{kind} of rank {adaptation.r}"
+def _titles(paper: OnPaper) -> tuple[str, str]:
+    """What the columns call the adapter, and the title: LoRA over a quantised base is QLoRA."""
+    if paper.prefix:
+        return "prefix", f"a prefix of {paper.prefix.v} virtual tokens"
+    costs = [(cost, paper.shapes[layer][0]) for layer, cost in paper.adapters.items()]
+    kind, title = costs[0][0].name, " and ".join(dict.fromkeys(cost.title(out) for cost, out in costs))
+    if paper.quantize and kind == "LoRA":
+        return f"Q{kind}", f"Q{title}"
+    return kind, f"{title}, over {paper.quantize}" if paper.quantize else title
 
 
-def _rows(model: Architecture, adaptation: Adaptation) -> Counter[tuple[str, str, int]]:
+def _rows(paper: OnPaper) -> Counter[tuple[str, str, int]]:
     """(module, shape, numbers that it trains) → in how many layers."""
-    if prefix := adaptation.prefix(model):
+    if prefix := paper.prefix:
         shape = f"{prefix.v:,} × {prefix.kv:,}"
-        return Counter({(part, shape, prefix.v * prefix.kv): model.layers for part in ("keys", "values")})
-    layers = model.linear_layers()
-    found = [(layers[name], adapter) for name, adapter in adaptation.adapters(model).items()]
-    return Counter((w.name, f"{w.out:,} × {w.in_:,}", adapter.gradients(w.out, w.in_)) for w, adapter in found)
+        return Counter({(part, shape, prefix.v * prefix.kv): prefix.layers for part in ("keys", "values")})
+    layers = paper.architecture.linear_layers()
+    found = [(layers[name], cost) for name, cost in paper.adapters.items()]
+    return Counter((w.name, f"{w.out:,} × {w.in_:,}", cost.gradients(w.out, w.in_)) for w, cost in found)

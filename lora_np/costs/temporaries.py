@@ -5,7 +5,7 @@ All along, the caller holds the head's dx and a block its dz, which becomes its 
     the MLP            dh, dgate and dup, N·f each, while two dx of N·d are computed and added up
     attention          dx of the MLP and of its norm, 2·N·d; do, dq, dk, dv; then whichever is most of
                        a block of scores and its gradients, the rotation back, three dx of N·d
-    an adapter         one more dx, until it is added to the frozen path's, and what adapters.py says
+    an adapter         one more dx, until it is added to the frozen path's, and what AdapterCost.backward_held says
     a prefix           its gradient, layer by layer, and then in one piece, twice
     a quantised W      all of it, decoded, beside the dx that is computed with it, and gone before the adapter's
 
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from ..ops.attention import BLOCK
 from ..quantization.four_bits import CHUNK
 from .activations import Work
-from .body import Half, Layer
+from .anatomy import Half, Layer
 
 
 def moments(work: Work) -> Iterator[tuple[int, int]]:

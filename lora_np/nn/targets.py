@@ -1,4 +1,4 @@
-"""Which layers `target_modules` means: the one rule for the live model and for the ledger.
+"""Which layers `target_modules` means: the one rule for live models and on paper.
 
     target_modules          a layer is a target when …
     ["q_proj", "v_proj"]    its full name is an entry, or ends in "." + an entry

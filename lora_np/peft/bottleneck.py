@@ -119,6 +119,11 @@ class BottleneckCost(AdapterCost):
 
     config: BottleneckConfig = BottleneckConfig()
 
+    name = "adapter"
+
+    def title(self, out: int) -> str:
+        return f"{self.config.placement.capitalize()} adapters of size {self.config.width(out)}"
+
     def arrays(self, out: int, in_: int) -> list[int]:
         """Both matrices and both biases."""
         m = self.config.width(out)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,16 @@ class AdapterCost:
     widened: bool = False
 
     keeps_x = False  # whether the backward needs the x that the layer itself was given
+    frozen_are: ClassVar[str] = ""  # what `frozen` counts
+
+    @property
+    def name(self) -> str:
+        """What a table calls the adapter."""
+        return type(self).__name__.removesuffix("Cost")
+
+    def title(self, out: int) -> str:
+        """The same with its size."""
+        return self.name
 
     def arrays(self, out: int, in_: int) -> list[int]:
         """The size of each array that trains."""

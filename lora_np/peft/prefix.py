@@ -191,8 +191,8 @@ class PrefixMethod(Method):
 
     def prefix_cost(self, config: PrefixTuningConfig, layers: int, kv: int) -> PrefixCost:
         """With the MLP, if it trains through one."""
-        hidden = (config.encoder_hidden_size or kv) if config.prefix_projection else 0
-        return PrefixCost(config.num_virtual_tokens, layers, kv, hidden)
+        hidden = int(config.encoder_hidden_size or kv) if config.prefix_projection else 0
+        return PrefixCost(int(config.num_virtual_tokens), layers, kv, hidden)
 
 
 def heads_of(model: Transformer) -> tuple[int, int, int]:

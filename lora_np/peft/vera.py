@@ -111,6 +111,12 @@ class VeraCost(AdapterCost):
     r: int = 256
     dropout: bool = False
 
+    frozen_are = "A and B, the same in all layers"
+    name = "VeRA"
+
+    def title(self, out: int) -> str:
+        return f"VeRA of rank {self.r}"
+
     def arrays(self, out: int, in_: int) -> list[int]:
         """d and b."""
         return [self.r, out]
@@ -227,7 +233,7 @@ class VeraMethod(LayerMethod):
 
     def cost(self, config: VeraConfig, trained: bool = True, widened: bool = False) -> AdapterCost:
         """Of one layer."""
-        return VeraCost(trained, widened, config.r, config.vera_dropout > 0)
+        return VeraCost(trained, widened, int(config.r), config.vera_dropout > 0)
 
 
 def projections(config: VeraConfig, layers: Mapping[str, Linear]) -> dict[str, tuple[int, int]]:

@@ -93,7 +93,7 @@ class Transformer(Module):
         """
         context = _one_context(context, rng, attention_mask)
         x, decoder_cache = self.hidden(tokens, context, past_key_values)
-        logits, head_cache = self._head.forward(x, context)
+        logits, head_cache = self.output_head.forward(x, context)
         return logits, (decoder_cache, head_cache)
 
     def hidden(self, tokens: Array, context: Context, past: KeyValueCache | None = None) -> tuple[Array, Any]:
@@ -119,7 +119,7 @@ class Transformer(Module):
 
     def logits(self, x: Array, context: Context) -> Array:
         """The head alone: hidden states (…, d) → logits (…, v)."""
-        return self._head.forward(x, context)[0]
+        return self.output_head.forward(x, context)[0]
 
     def loss(
         self,
@@ -146,7 +146,7 @@ class Transformer(Module):
         rows, shape = None if mixed else self._counted(targets, ignore_index), x.shape
         if rows is not None:
             x, ids = x.reshape(-1, shape[-1])[rows], ids.reshape(-1)[rows]  # (b, t, d) → (n, d), (b, t) → (n,)
-        logits, head_cache = self._head.forward(x, context)
+        logits, head_cache = self.output_head.forward(x, context)
         loss, loss_cache = ops.cross_entropy_forward(logits, ids, ignore_index, overwrite=True)
         return loss, (loss_cache, head_cache, rows, shape, decoder_cache)
 
@@ -154,7 +154,7 @@ class Transformer(Module):
         """From `loss`'s cache: adds dloss · ∂L/∂θ to the gradient of each trainable parameter, and of those only."""
         loss_cache, head_cache, rows, shape, decoder_cache = cache
         dlogits = ops.cross_entropy_backward(dloss, loss_cache)
-        dx = self._head.backward(dlogits, head_cache, need_dx=self.model.reaches(decoder_cache))
+        dx = self.output_head.backward(dlogits, head_cache, need_dx=self.model.reaches(decoder_cache))
         if dx is not None and rows is not None:
             counted, dx = dx, array_module(dx).zeros(shape, dx.dtype)
             dx.reshape(-1, shape[-1])[rows] = counted  # a position that does not count has no gradient from the head
@@ -164,7 +164,7 @@ class Transformer(Module):
     def backward_from_logits(self, dlogits: Array, cache: Any) -> None:
         """From `forward`'s cache and dlogits (b, t, v), for a loss of your own."""
         decoder_cache, head_cache = cache
-        dx = self._head.backward(dlogits, head_cache, need_dx=self.model.reaches(decoder_cache))
+        dx = self.output_head.backward(dlogits, head_cache, need_dx=self.model.reaches(decoder_cache))
         if dx is not None:
             self.model.backward(dx, decoder_cache)
 
@@ -181,7 +181,7 @@ class Transformer(Module):
         return move(ids, like=self.model.norm.weight.value)
 
     @property
-    def _head(self) -> Linear:
+    def output_head(self) -> Linear:
         """The language-model head; tied, it is a view of the embedding's own parameter, which so gets both gradients."""
         if hasattr(self, "lm_head"):
             return self.lm_head

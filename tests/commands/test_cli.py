@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 
-from lora_np import Transformer, TransformerConfig, costs, get_peft_model
+from lora_np import Transformer, TransformerConfig, VeraConfig, costs, get_peft_model
 from lora_np.__main__ import main
 from lora_np.commands import methods, on_paper
 from lora_np.costs import MODELS
@@ -59,12 +61,12 @@ def test_memory_of_full_fine_tuning_refuses_a_rank_in_one_line(capsys):
     assert "weights               13.477" in capsys.readouterr().out
     assert main(["memory", "--model", "llama-2-7b", "--method", "full", "--r", "8"]) == 1
     error = capsys.readouterr().err
-    assert "has no r and no target_modules" in error and error.count("\n") == 1
+    assert "--r is LoRA's, and --full trains without an adapter" in error and error.count("\n") == 1
 
 
 def test_memory_refuses_double_quantisation_where_nothing_is_quantised(capsys):
     assert main(["memory", "--model", "gpt-2", "--method", "lora", "--no-double-quant"]) == 1
-    assert "method 'lora' has no double_quant" in capsys.readouterr().err
+    assert "double_quant=False is a setting of a quantised base" in capsys.readouterr().err
 
 
 METHODS = {  # one of each, of Llama-2-7B; d = 4096, f = 11,008, 32 blocks
@@ -89,7 +91,7 @@ def test_the_rows_of_params_add_up_and_veras_shared_factors_are_named(capsys):
     main(["params", "--model", "llama-2-7b", "--method", "vera"])
     lines = capsys.readouterr().out.splitlines()
     rows = [int(line.split()[-1].replace(",", "")) for line in lines if "_proj" in line]
-    counted = costs.count("llama-2-7b", 256, "all-linear", "vera")
+    counted = costs.count("llama-2-7b", VeraConfig(r=256, target_modules="all-linear"))
     assert len(rows) == 7 and sum(rows) == counted.trainable
     shared = 256 * (11_008 + 11_008)
     assert f"frozen, A and B, the same in all layers: {shared:,}" in "\n".join(lines)
@@ -97,7 +99,7 @@ def test_the_rows_of_params_add_up_and_veras_shared_factors_are_named(capsys):
 
 
 @pytest.mark.parametrize("method", ["rslora", "pissa", "lora+"])
-def test_on_paper_what_is_lora_to_the_ledger_is_asked_for_by_its_own_name(method, capsys):
+def test_on_paper_what_costs_as_lora_does_is_asked_for_by_its_own_name(method, capsys):
     for command in ("params", "memory"):
         assert main([command, "--model", "gpt-2", "--method", method]) == 0
         said = capsys.readouterr().out
@@ -105,12 +107,38 @@ def test_on_paper_what_is_lora_to_the_ledger_is_asked_for_by_its_own_name(method
         assert said.replace(f"gpt-2, {method},", "gpt-2, lora,") == capsys.readouterr().out
 
 
-def test_every_method_of_train_and_of_the_ledger_is_on_paper():
-    assert on_paper.NAMES.keys() == methods.METHODS.keys() | set(costs.METHODS)
-    assert set(on_paper.NAMES.values()) == set(costs.METHODS)
+@pytest.mark.parametrize("options", ["--lora-dropout 0.1", "--method dora --r 4", "--method prefix --prefix-projection"])
+@pytest.mark.parametrize("model", ["gpt-2", "llama-3-8b"])
+def test_on_paper_a_configuration_is_the_one_that_train_makes_of_the_same_options(model, options):
+    train, paper = argparse.ArgumentParser(), argparse.ArgumentParser()
+    train.add_argument("--model")
+    methods.add_method(train)
+    on_paper.add_settings(paper)
+    given = ["--model", model, *options.split()]
+    asked = train.parse_args(given)
+    asked.method = asked.method or methods.DEFAULT
+    assert on_paper.settings(paper.parse_args(given))["config"] == methods.configuration(asked)
 
 
-@pytest.mark.parametrize("method", ["lora", "rslora", "lora-fa", "vera", "prefix", "houlsby", "pfeiffer"])
+@pytest.mark.parametrize("command", ["params", "memory"])
+def test_qlora_is_lora_over_a_quantised_base_and_another_method_can_be_too(command, capsys):
+    def said(*options):
+        assert main([command, "--model", "llama-2-7b", *options]) == 0
+        return capsys.readouterr().out
+
+    assert said("--method", "qlora") == said("--quantize", "nf4").replace("lora, nf4,", "qlora,")
+    assert said("--method", "qlora", "--quantize", "int4").replace("qlora, int4,", "qlora,") == said("--method", "qlora")
+    assert "DoRA of rank 8, over nf4" in said("--method", "dora", "--quantize", "nf4") or command == "memory"
+
+
+def test_on_paper_is_every_method_that_train_has():
+    parser = argparse.ArgumentParser()
+    on_paper.add_settings(parser)
+    (choices,) = (action.choices for action in parser._actions if action.dest == "method")
+    assert set(choices) == methods.METHODS.keys() | {"qlora"}
+
+
+@pytest.mark.parametrize("method", [method for method in methods.METHODS if method != "full"])
 def test_on_paper_a_method_has_the_sizes_that_train_gives_it(method, capsys):
     """Where nothing is said: the count of the model that `train --method` would train."""
     choice = methods.METHODS[method]
@@ -126,11 +154,13 @@ def test_on_paper_a_method_has_the_sizes_that_train_gives_it(method, capsys):
 def test_a_size_that_a_method_does_not_have_is_refused_in_one_line(capsys):
     for command in ("params", "memory"):
         assert main([command, "--model", "gpt-2", "--method", "prefix", "--r", "8"]) == 1
-        assert capsys.readouterr().err == f"lora_np {command}: method 'prefix' has no r: it takes virtual_tokens.\n"
+        takes = "--virtual-tokens, --prefix-projection, --encoder-hidden-size"
+        refused = f"lora_np {command}: --r is no option of --method prefix, which takes {takes}\n"
+        assert capsys.readouterr().err == refused
         assert main([command, "--model", "gpt-2", "--bottleneck-size", "8"]) == 1
-        assert "method 'lora' has no bottleneck_size: it takes r and target_modules." in capsys.readouterr().err
+        assert "--bottleneck-size is no option of --method lora, which takes --r, --lora-alpha" in capsys.readouterr().err
         assert main([command, "--model", "gpt-2", "--method", "houlsby", "--bottleneck-size", "0"]) == 1
-        assert "bottleneck_size is 0; it must be a whole number of at least 1." in capsys.readouterr().err
+        assert "bottleneck_size = 0; expected at least 1" in capsys.readouterr().err
 
 
 def test_pretraining_for_a_few_steps_writes_a_model_that_loads_and_its_card(tmp_path, capsys):

@@ -1,9 +1,11 @@
 """Parameter counts: every number here was published, or computed by PEFT (shared/FACTS.md, sections 1 and 2)."""
 
+from dataclasses import fields, replace
+
 import numpy as np
 import pytest
 
-from lora_np import LoraConfig, costs
+from lora_np import BottleneckConfig, LoraConfig, PrefixTuningConfig, VeraConfig, costs
 from lora_np.nn import Linear, Module
 from lora_np.nn.targets import is_target, select_targets
 from lora_np.peft import AdaptedLinear
@@ -11,6 +13,11 @@ from lora_np.peft.lora.method import LoraMethod
 from lora_np.studies.counting import parameters
 
 QUERY_VALUE = ["q_proj", "v_proj"]
+
+
+def lora(r, target_modules):
+    return LoraConfig(r=r, target_modules=target_modules)
+
 
 # Hu et al. 2021, and plain arithmetic: one 4096 × 4096 matrix
 ONE_MATRIX = [(4, 32_768, 512), (8, 65_536, 256), (16, 131_072, 128)]
@@ -61,14 +68,14 @@ def test_a_wide_matrix_counts_both_its_sides():
 
 @pytest.mark.parametrize(("r", "target_modules", "trainable"), GPT3)
 def test_gpt3_counts_are_those_of_the_lora_paper(r, target_modules, trainable):
-    assert costs.count("gpt-3-175b", r, target_modules).trainable == trainable
+    assert costs.count("gpt-3-175b", lora(r, target_modules)).trainable == trainable
 
 
 def test_adapting_all_four_attention_matrices_of_gpt3_costs_37_7_million_at_rank_4():
     # Section D.4 of the LoRA paper prints 37.7M beside r = 2, but its table 5 has 18M there, as counted here.
     attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    assert costs.count("gpt-3-175b", 2, attention).trainable == 18_874_368
-    assert costs.count("gpt-3-175b", 4, attention).trainable == 37_748_736
+    assert costs.count("gpt-3-175b", lora(2, attention)).trainable == 18_874_368
+    assert costs.count("gpt-3-175b", lora(4, attention)).trainable == 37_748_736
 
 
 def test_gpt3_has_175_billion_parameters():
@@ -79,12 +86,12 @@ def test_gpt3_has_175_billion_parameters():
 @pytest.mark.parametrize(("model", "total"), TOTALS.items())
 def test_model_totals_are_exact(model, total):
     assert costs.MODELS[model].parameters == total
-    assert costs.count(model, method="full") == costs.Count(base=total, total=total, trainable=total)
+    assert costs.count(model) == costs.Count(base=total, total=total, trainable=total)
 
 
 @pytest.mark.parametrize(("model", "r", "target_modules", "trainable"), LORA)
 def test_lora_counts_are_exact(model, r, target_modules, trainable):
-    assert costs.count(model, r, target_modules).trainable == trainable
+    assert costs.count(model, lora(r, target_modules)).trainable == trainable
 
 
 def test_prefix_tuning_trains_a_key_and_a_value_for_each_virtual_token_and_layer():
@@ -93,11 +100,11 @@ def test_prefix_tuning_trains_a_key_and_a_value_for_each_virtual_token_and_layer
 
 
 def test_on_paper_a_prefix_and_adapters_are_added_up_by_layer():
-    assert costs.count("llama-2-7b", method="prefix", virtual_tokens=20).trainable == 5_242_880  # PEFT
+    assert costs.count("llama-2-7b", PrefixTuningConfig(num_virtual_tokens=20)).trainable == 5_242_880  # PEFT
     each = costs.houlsby_parameters(d=4096, m=64)
-    assert costs.count("llama-2-7b", method="houlsby", bottleneck_size=64).trainable == 2 * 32 * each
-    assert costs.count("llama-2-7b", method="pfeiffer", bottleneck_size=64).trainable == 32 * each
-    assert costs.count("llama-3-8b", method="prefix", virtual_tokens=20).trainable == 5_242_880 / 4, "8 heads of 32"
+    assert costs.count("llama-2-7b", BottleneckConfig(bottleneck_size=64)).trainable == 2 * 32 * each
+    assert costs.count("llama-2-7b", BottleneckConfig(bottleneck_size=64, placement="pfeiffer")).trainable == 32 * each
+    assert costs.count("llama-3-8b", PrefixTuningConfig(num_virtual_tokens=20)).trainable == 5_242_880 / 4, "8 heads of 32"
 
 
 def test_a_houlsby_adapter_is_two_matrices_and_two_biases():
@@ -110,7 +117,7 @@ def test_a_houlsby_adapter_is_two_matrices_and_two_biases():
 def test_a_count_reads_like_peft():
     # peft 0.21.2, print_trainable_parameters, Llama-2-7B
     line = "trainable params: 4,194,304 || all params: 6,742,609,920 || trainable%: 0.0622"
-    counted = costs.count("llama-2-7b", 8, QUERY_VALUE)
+    counted = costs.count("llama-2-7b", lora(8, QUERY_VALUE))
     assert str(counted) == line
     assert counted.frozen == counted.base == TOTALS["llama-2-7b"]
     assert counted.reduction == pytest.approx(6_738_415_616 / 4_194_304)
@@ -137,14 +144,14 @@ def test_a_model_that_trains_nothing_has_share_zero_and_no_finite_reduction():
     assert counted.reduction == float("inf")
 
 
-@pytest.mark.parametrize("arguments", [{"r": 8}, {"target_modules": "all-linear"}, {"method": "full"}])
-def test_a_live_model_takes_no_paper_settings(arguments):
-    with pytest.raises(ValueError, match="as it stands"):
-        costs.count(live_model(), **arguments)
+@pytest.mark.parametrize("config", [LoraConfig(r=8), LoraConfig(target_modules="all-linear"), PrefixTuningConfig()])
+def test_a_live_model_takes_no_configuration(config):
+    with pytest.raises(ValueError, match=r"counted as it is: call get_peft_model\(model, config\)"):
+        costs.count(live_model(), config)
 
 
 def test_what_is_no_model_cannot_be_counted():
-    with pytest.raises(TypeError, match="not int"):
+    with pytest.raises(TypeError, match="got int"):
         costs.count(7)
     with pytest.raises(ValueError, match="no parameters"):
         costs.count(Module())
@@ -207,39 +214,73 @@ def test_an_empty_target_list_and_a_broken_pattern_are_errors():
 
 @pytest.mark.parametrize("r", [0, -1, 1.5, "8", True])
 def test_a_rank_below_one_or_not_whole_is_an_error(r):
-    with pytest.raises(ValueError, match=r"r is .*; it must be a whole number of at least 1"):
-        costs.count("llama-2-7b", r, QUERY_VALUE)
+    with pytest.raises((ValueError, TypeError), match=r"r = .*; the rank (must be at least 1|is a whole number)"):
+        costs.lora_parameters(4096, 4096, r)
+    with pytest.raises((ValueError, TypeError), match=r"r = .*; the rank (must be at least 1|is a whole number)"):
+        costs.count("llama-2-7b", lora(r, QUERY_VALUE))
 
 
 def test_a_size_of_numpy_counts_as_pythons_to_a_number_that_json_takes():
-    for settings in (
-        {"r": np.int64(8), "target_modules": QUERY_VALUE},
-        {"method": "prefix", "virtual_tokens": np.int32(20)},
-        {"method": "houlsby", "bottleneck_size": np.int64(64)},
+    for config in (
+        LoraConfig(r=np.int64(8)),
+        LoraConfig(rank_pattern={"q_proj": np.int64(4)}),
+        VeraConfig(r=np.int32(16)),
+        PrefixTuningConfig(num_virtual_tokens=np.int32(20)),
+        PrefixTuningConfig(prefix_projection=True, encoder_hidden_size=np.int64(512)),
+        BottleneckConfig(bottleneck_size=np.int64(64)),
     ):
-        plain = {name: int(x) if isinstance(x, np.integer) else x for name, x in settings.items()}
-        assert costs.count("llama-2-7b", **settings) == costs.count("llama-2-7b", **plain)
-        assert type(costs.count("llama-2-7b", **settings).trainable) is int
+        sizes = {f.name: int(x) for f in fields(config) if isinstance(x := getattr(config, f.name), np.integer)}
+        assert costs.count("llama-2-7b", config) == costs.count("llama-2-7b", replace(config, **sizes))
+        assert type(costs.count("llama-2-7b", config).trainable) is int
+        assert type(costs.count("llama-2-7b", config).total) is int
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(ValueError, match=r"'llama-9'; the ledger knows gpt-2, .*gpt-3-175b"):
-        costs.count("llama-9", 8, QUERY_VALUE)
-    with pytest.raises(ValueError, match=r"'qlra'; the ledger knows full, lora"):
-        costs.count("gpt-2", 8, ["c_attn"], method="qlra")
+    with pytest.raises(ValueError, match=r"'llama-9'; costs.MODELS has gpt-2, .*gpt-3-175b"):
+        costs.count("llama-9", lora(8, QUERY_VALUE))
     with pytest.raises(ValueError, match=r"'q_proj' matches no linear layer; .* c_attn, c_proj, c_fc, lm_head"):
-        costs.count("gpt-2", 8, QUERY_VALUE)
+        costs.count("gpt-2", lora(8, QUERY_VALUE))
 
 
-def test_settings_that_are_missing_or_have_no_use_are_errors():
-    with pytest.raises(ValueError, match="needs r and target_modules"):
-        costs.count("gpt-2", r=8)
-    with pytest.raises(ValueError, match="has no r"):
-        costs.count("gpt-2", r=8, method="full")
+def test_a_method_that_adds_nothing_to_an_architecture_is_an_error_and_no_count():
+    from_elsewhere = replace(costs.MODELS["gpt-2"], linears=(costs.LinearShape("mixer.out", 768, 768),))
+    with pytest.raises(ValueError, match="does not say what its step computes and holds, or has no layer here"):
+        costs.count(from_elsewhere, BottleneckConfig())
+
+
+CALLS = {  # not a configuration, or the call of earlier versions
+    "a rank": (8,),
+    "a rank and targets": (8, QUERY_VALUE),
+    "a method": ("lora",),
+    "a dict": ({"r": 8},),
+    "a class": (LoraConfig,),
+}
+
+
+@pytest.mark.parametrize("function", ["count", "flops", "memory", "anatomy", "report"])
+@pytest.mark.parametrize("arguments", CALLS.values(), ids=CALLS.keys())
+def test_a_call_without_a_configuration_is_shown_how_to_call(function, arguments):
+    step = {"batch": 1, "seq": 8} if function in ("flops", "memory") else {}
+    named = ", batch=…, seq=…" if step else ""
+    with pytest.raises(TypeError) as error:
+        getattr(costs, function)("llama-2-7b", *arguments, **step)
+    assert str(error.value).endswith(f'for example costs.{function}("llama-2-7b", ln.LoraConfig(r=8){named})')
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'target_modules'; for example"):
+        getattr(costs, function)("llama-2-7b", target_modules="all-linear", **step)
+
+
+def test_a_number_that_two_layers_share_is_counted_once_and_one_that_they_do_not_twice():
+    """VeRA's A and B are one for all layers; LoRA-FA's frozen A is each layer's own, and of its own rank."""
+    llama, layers = "llama-2-7b", 32
+    vera = costs.count(llama, VeraConfig(r=16, target_modules=QUERY_VALUE))
+    assert vera.total - vera.base - vera.trainable == 16 * (4096 + 4096)
+    frozen_A = costs.count(llama, LoraConfig(r=8, freeze_A=True, rank_pattern={"v_proj": 2}))
+    assert frozen_A.total - frozen_A.base - frozen_A.trainable == layers * (8 + 2) * 4096
+    assert frozen_A.trainable == layers * (8 + 2) * 4096, "B"
 
 
 def test_the_report_adds_up():
-    text = costs.report("llama-2-7b", 16, "all-linear")
+    text = costs.report("llama-2-7b", lora(16, "all-linear"))
     each_kind = [int(line.split()[-1].replace(",", "")) for line in text.splitlines() if "_proj" in line]
     assert len(each_kind) == 7
     assert sum(each_kind) == 39_976_960
@@ -247,7 +288,8 @@ def test_the_report_adds_up():
 
 
 def test_the_report_counts_only_the_layers_that_a_pattern_selects():
-    row = next(line for line in costs.report("llama-2-7b", 8, r".*\.[0-3]\..*q_proj").splitlines() if "q_proj" in line)
+    text = costs.report("llama-2-7b", lora(8, r".*\.[0-3]\..*q_proj"))
+    row = next(line for line in text.splitlines() if "q_proj" in line)
     assert row.split()[-3:] == ["4", "65,536", "262,144"]
 
 
@@ -296,7 +338,7 @@ def test_lora_counts_are_those_of_peft(name, target_modules):
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=8, target_modules=target_modules, task_type="CAUSAL_LM", fan_in_fan_out=name == "gpt-2")
     model = peft.get_peft_model(peer_model(costs.MODELS[name]), config)
-    counted = costs.count(name, 8, target_modules)
+    counted = costs.count(name, lora(8, target_modules))
     assert (counted.trainable, counted.total) == model.get_nb_trainable_parameters()
 
 

@@ -1,4 +1,4 @@
-"""The ledger's bytes on paper, against what was published and what bitsandbytes stores."""
+"""The bytes of a step on paper, against what was published and what bitsandbytes stores."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_np import costs
+from lora_np import LoraConfig, costs
 from lora_np.costs import MODELS, PRECISIONS, Precision, memory, nf4_bytes
 from lora_np.studies.counting.memory import memory_bill
 from lora_np.studies.harness.table import Table
+
+ALL_16 = LoraConfig(r=16, target_modules="all-linear")
 
 
 @pytest.mark.parametrize(("precision", "trained"), [("float32", 16), ("mixed", 16), ("16-bit", 12)])
 def test_a_trained_parameter_takes_16_bytes_or_12(precision, trained):
     assert PRECISIONS[precision].bytes_per_trained() == trained
-    llama = memory("llama-2-7b", 1, 1, "full", precision=precision)
+    llama = memory("llama-2-7b", batch=1, seq=1, precision=precision)
     static = llama.weights + llama.gradients + llama.optimizer + llama.master
     assert static == trained * MODELS["llama-2-7b"].parameters
 
@@ -25,7 +27,7 @@ def test_a_trained_parameter_takes_16_bytes_or_12(precision, trained):
 def test_a_precision_of_your_own_is_taken():
     own = Precision("float16", "float32", "float32", "float32", "float16")
     assert own.bytes_per_trained() == 2 + 4 + 8 + 4 == own.bytes_per_trained(slots=1) + 4
-    assert memory("gpt-2", 1, 8, precision=own).gradients == 4 * MODELS["gpt-2"].parameters
+    assert memory("gpt-2", batch=1, seq=8, precision=own).gradients == 4 * MODELS["gpt-2"].parameters
 
 
 def nf4_by_hand(numbers, double_quant):
@@ -66,22 +68,22 @@ def test_nf4_takes_what_bitsandbytes_takes(shape, double_quant):
 
 def test_16_bit_fine_tuning_of_65b_takes_more_than_780_gb():
     """Dettmers et al. 2023, section 1: weights, gradients and AdamW's state at 12 bytes, without a master copy."""
-    needed = memory("llama-65b", 1, 512, "full", checkpointing=True)
+    needed = memory("llama-65b", batch=1, seq=512, checkpointing=True)
     assert 780e9 < needed.total < 790e9
     assert needed.weights + needed.gradients + needed.optimizer == 12 * 65_285_660_672
 
 
 def test_qlora_of_65b_fits_48_gb_if_activations_are_checkpointed():
     """Dettmers et al. 2023: "a 65B parameter model on a single 48GB GPU"."""
-    settings = {"method": "qlora", "r": 16, "target_modules": "all-linear"}
-    needed, without = (memory("llama-65b", 1, 512, **settings, checkpointing=on) for on in (True, False))
+    step = {"batch": 1, "seq": 512}
+    needed, without = (memory("llama-65b", ALL_16, **step, quantize="nf4", checkpointing=on) for on in (True, False))
     assert needed.fits(48) and not needed.fits(24)
     assert not without.fits(48), "what all 80 blocks keep takes 13 GB"
-    assert not memory("llama-65b", 1, 512, **settings | {"method": "lora"}, checkpointing=True).fits(80)
+    assert not memory("llama-65b", ALL_16, **step, checkpointing=True).fits(80)
 
 
 def test_qlora_leaves_the_embedding_the_head_and_the_norms_in_16_bits():
-    model, one = MODELS["llama-2-7b"], memory("llama-2-7b", 1, 8, "qlora", 8, "all-linear")
+    model, one = MODELS["llama-2-7b"], memory("llama-2-7b", ALL_16, batch=1, seq=8, quantize="nf4")
     outside = model.parameters - model.block_linear_parameters
     matrices = 32 * (4 * nf4_bytes(4096 * 4096) + 3 * nf4_bytes(4096 * 11_008))
     assert one.weights == 2 * outside + matrices
@@ -90,19 +92,19 @@ def test_qlora_leaves_the_embedding_the_head_and_the_norms_in_16_bits():
 
 def test_lora_on_gpt3_takes_the_papers_350_gb():
     """Hu et al. 2021, section 4.2, with q and v at r = 4: nearly all of it is the frozen weights in 16 bits."""
-    needed = memory("gpt-3-175b", 1, 512, "lora", 4, ["q_proj", "v_proj"], checkpointing=True)
+    needed = memory("gpt-3-175b", LoraConfig(r=4), batch=1, seq=512, checkpointing=True)
     assert needed.total == pytest.approx(350e9, rel=0.01)
 
 
 def test_checkpointing_keeps_of_a_block_its_input_alone():
     """With twice the layers, what is kept grows by an input, N·d in 16 bits, for each."""
     small, large = (costs.llama("", n, 64, 4, 4, 128, 100) for n in (10, 20))
-    grown = memory(large, 2, 8, checkpointing=True).activations - memory(small, 2, 8, checkpointing=True).activations
-    assert grown == 10 * 2 * (2 * 8) * 64
+    kept = [memory(model, batch=2, seq=8, checkpointing=True).activations for model in (small, large)]
+    assert kept[1] - kept[0] == 10 * 2 * (2 * 8) * 64
 
 
 def test_the_table_has_every_part_and_their_sum():
-    needed = memory("llama-2-7b", 1, 512, "qlora", 16, "all-linear", checkpointing=True)
+    needed = memory("llama-2-7b", ALL_16, batch=1, seq=512, quantize="nf4", checkpointing=True)
     rows = {line.split()[0]: float(line.split()[1].replace(",", "")) for line in str(needed).splitlines()[1:]}
     assert [*rows] == [field.name for field in fields(needed)] + ["sum"]
     assert sum(rows.values()) - rows["sum"] == pytest.approx(rows["sum"], abs=0.005)
@@ -118,12 +120,11 @@ def test_the_committed_memory_bill_is_what_the_study_says():
 
 WRONG = {
     "unknown model 'llama-9'": ("llama-9", {}),
-    "unknown method 'qlra'; the ledger knows full, lora, qlora": ("gpt-2", {"method": "qlra"}),
-    "unknown precision '8-bit'; the ledger knows float32, mixed, 16-bit": ("gpt-2", {"precision": "8-bit"}),
-    "needs r and target_modules": ("gpt-2", {"method": "qlora"}),
-    "has no r": ("gpt-2", {"method": "full", "r": 8}),
-    "'q_proj' matches no linear layer": ("gpt-2", {"r": 8, "target_modules": ["q_proj"]}),
-    "method 'lora' has no double_quant": ("gpt-2", {"r": 8, "target_modules": "c_attn", "double_quant": False}),
+    "unknown quant_type 'nf5'; expected one of nf4, fp4, int4": ("gpt-2", {"config": ALL_16, "quantize": "nf5"}),
+    "unknown precision '8-bit'; costs.PRECISIONS has float32, mixed, 16-bit": ("gpt-2", {"precision": "8-bit"}),
+    "quantize='nf4' freezes the weights.*give a configuration": ("gpt-2", {"quantize": "nf4"}),
+    "'q_proj' matches no linear layer": ("gpt-2", {"config": LoraConfig(target_modules=["q_proj"])}),
+    "double_quant=False is a setting of a quantised base": ("gpt-2", {"config": ALL_16, "double_quant": False}),
     "batch 0": ("gpt-2", {"batch": 0}),
     "seq -1": ("gpt-2", {"seq": -1}),
 }
@@ -137,7 +138,7 @@ def test_a_setting_that_is_none_is_named(message):
 
 
 def test_what_is_no_model_and_no_format_is_an_error():
-    with pytest.raises(TypeError, match="not int"):
-        memory(7, 1, 8)
-    with pytest.raises(ValueError, match="gradients = 'int8'; the ledger knows float64, float32"):
+    with pytest.raises(TypeError, match="got int"):
+        memory(7, batch=1, seq=8)
+    with pytest.raises(ValueError, match="gradients = 'int8'; expected one of float64, float32"):
         Precision(gradients="int8")

@@ -155,11 +155,11 @@ def test_after_a_forward_that_ran_frozen_there_is_the_whole_gradient_or_an_error
 
 
 @methods
-def test_the_ledger_counts_the_active_adapter_alone_and_refuses_a_method_that_it_does_not_know(make_model, setting):
+def test_a_step_is_counted_with_the_active_adapter_alone_and_refused_for_a_method_that_does_not_say_its_cost(make_model, setting):
     """Also where another method wraps the same layers: it is not active."""
 
     def step(model):
-        return ln.costs.flops(model, 12, 6), ln.costs.memory(model, 2, 6).activations
+        return ln.costs.flops(model, batch=2, seq=6), ln.costs.memory(model, batch=2, seq=6).activations
 
     peft_model = ln.get_peft_model(make_model(), CONFIGS["lora"], "lora")
     alone = step(peft_model)
@@ -167,7 +167,7 @@ def test_the_ledger_counts_the_active_adapter_alone_and_refuses_a_method_that_it
     assert step(peft_model) == alone
     peft_model.set_adapter("other")
     if isinstance(setting, GainConfig):
-        with pytest.raises(ValueError, match="does not know what a step of a GainConfig computes"):
+        with pytest.raises(ValueError, match="GainMethod does not say what a step of a GainConfig computes"):
             step(peft_model)
     else:
         assert step(peft_model) == step(ln.get_peft_model(make_model(), setting))
@@ -189,16 +189,19 @@ class GainCost(AdapterCost):
         return N * out + frozen
 
 
-def test_a_method_that_says_what_it_is_on_paper_is_in_the_ledger(make_model, monkeypatch):
+def test_a_method_that_says_its_cost_is_counted(make_model, monkeypatch):
     peft_model = ln.get_peft_model(make_model(np.float32), CONFIGS["gain"])
     monkeypatch.setattr(GainMethod, "cost", lambda self, config, *live: GainCost(*live))
     config, trained = peft_model.model.config, ln.costs.count(peft_model).trainable
     assert trained == config.num_hidden_layers * config.hidden_size
-    memory = ln.costs.memory(peft_model, 2, 6)
+    memory = ln.costs.memory(peft_model, batch=2, seq=6)
     assert (memory.adapter, memory.gradients, memory.optimizer) == (4 * trained, 4 * trained, 8 * trained)
-    base = ln.costs.memory(make_model(np.float32).freeze(), 2, 6)
+    base = ln.costs.memory(make_model(np.float32).freeze(), batch=2, seq=6)
     assert memory.activations - base.activations == config.num_hidden_layers * 4 * 2 * 6 * config.hidden_size
-    assert ln.costs.flops(peft_model, 12, 6).adapter.total == 0
+    assert ln.costs.flops(peft_model, batch=2, seq=6).adapter.total == 0
+    paper = ln.costs.llama("paper", config.num_hidden_layers, config.hidden_size, 4, 2, config.intermediate_size, 11)
+    assert ln.costs.count(paper, CONFIGS["gain"]).trainable == trained
+    assert f"{trained:,}" in ln.costs.report(paper, CONFIGS["gain"]), "and no name of its own is needed"
 
 
 @methods

@@ -110,7 +110,7 @@ def test_it_holds_its_own_strings_and_no_others(recited):
     assert memorised(loss, run.strings * run.length) == 0
 
 
-def test_lora_trains_what_the_ledger_counts(recited):
+def test_lora_trains_what_costs_count(recited):
     _, model, row = recited
     assert row["trained"] == sum(p.value.size for name, p in model.named_parameters() if "lora_" in name)
 

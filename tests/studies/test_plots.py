@@ -750,7 +750,7 @@ def test_bars_are_drawn_to_scale():
     assert lengths == [8192, 32768, 65536, 131072, 524288, 16777216]  # FACTS.md §1
 
 
-def test_the_bars_of_the_memory_bill_add_up_to_what_the_ledger_says():
+def test_the_bars_of_the_memory_bill_add_up_to_what_costs_say():
     bill, figure = bills(), plots.memory_bill(bills())
     plt.close(figure)
     whole, detail = figure.axes

@@ -61,7 +61,7 @@ def test_the_floor_has_each_matrix_of_the_model_and_its_head(tied):
     assert sorted((out, in_) for out, in_, _ in frozen_products(config)) == sorted(linears + head)
 
 
-def test_the_floor_of_smollm2_is_the_ledgers_matrices_in_both_directions():
+def test_the_floor_of_smollm2_is_its_matrices_on_paper_in_both_directions():
     case, model = next(case for case in CASES if case.name == "smollm2-135m"), MODELS["smollm2-135m"]
     N, qkv = 512, 576 * (576 + 192 + 192)
     both_ways = 2 * 2 * N * (model.block_linear_parameters + model.head.parameters)

@@ -131,6 +131,8 @@ class DoraCost(LoraCost):
 
     true_norm: bool = False  # whether n passes its gradient on; PEFT detaches it
 
+    name = "DoRA"
+
     def arrays(self, out: int, in_: int) -> list[int]:
         """LoRA's, and m."""
         return [*super().arrays(out, in_), out]
@@ -145,9 +147,8 @@ class DoraCost(LoraCost):
         return found + linear_products(N, out, in_, need_dx, False) if self.dropout else found
 
     def kept(self, N: int, out: int, in_: int) -> int:
-        """LoRA's; z (N, out) and n; where n has a gradient P = (W + s·B A) Aᵀ (out, r), and A and B once more if widened."""
-        norm = self.true_norm * (out * self.r + self.widened * self.r * (in_ + out))
-        return super().kept(N, out, in_) + N * out + out + norm
+        """LoRA's; z (N, out) and n; where n has a gradient P = (W + s·B A) Aᵀ (out, r)."""
+        return super().kept(N, out, in_) + N * out + out + self.true_norm * out * self.r
 
     def forward_held(self, N: int, out: int) -> int:
         """The stretched z, beside x Wᵀ; with dropout x̃ Wᵀ too."""

@@ -93,6 +93,15 @@ class LoraCost(AdapterCost):
     A_trained: bool = True  # LoRA-FA freezes A, and needs no x for dA
     dropout: bool = False  # on its own x, which the layer then keeps instead
 
+    frozen_are = "A"
+
+    @property
+    def name(self) -> str:
+        return "LoRA" if self.A_trained else "LoRA-FA"
+
+    def title(self, out: int) -> str:
+        return f"{self.name} of rank {self.r}"
+
     @property
     def keeps_x(self) -> bool:
         return self.A_trained and not self.dropout

@@ -1,22 +1,23 @@
-"""The claims that the ledger answers by adding up, without a run: operations, and bytes."""
+"""The claims that costs answers by adding up, without a run: operations, and bytes."""
 
 from __future__ import annotations
 
 from ...costs import flops, memory, nf4_bytes
+from ...peft import LoraConfig
 
 
 def on_paper() -> list[tuple[str, str, str, str]]:
     """(claim, its source, what came out here, what checked it), for README's table."""
-    step = {"model": "llama-65b", "batch": 1, "seq": 512}
-    qlora = step | {"method": "qlora", "r": 16, "target_modules": "all-linear"}
+    step = {"batch": 1, "seq": 512}
+    qlora = {"config": LoraConfig(r=16, target_modules="all-linear"), "quantize": "nf4"}
     full, kept, all_kept = (
-        memory(**settings).total / 1e9
-        for settings in (step | {"checkpointing": True}, qlora | {"checkpointing": True}, qlora)
+        memory("llama-65b", **how, **step).total / 1e9
+        for how in ({"checkpointing": True}, qlora | {"checkpointing": True}, qlora)
     )
-    gpt3 = memory("gpt-3-175b", 1, 512, "lora", 4, ["q_proj", "v_proj"], checkpointing=True)
-    gpt3_full = memory("gpt-3-175b", 1, 512, checkpointing=True)
-    smol = {"model": "smollm2-135m", "tokens": 512, "seq": 256}
-    lora = flops(**smol, r=8, target_modules="all-linear").total / flops(**smol).total
+    gpt3 = memory("gpt-3-175b", LoraConfig(r=4, target_modules=["q_proj", "v_proj"]), **step, checkpointing=True)
+    gpt3_full = memory("gpt-3-175b", **step, checkpointing=True)
+    config, smol = LoraConfig(r=8, target_modules="all-linear"), {"batch": 2, "seq": 256}
+    lora = flops("smollm2-135m", config, **smol).total / flops("smollm2-135m", **smol).total
     matrix, test = 4096 * 4096, "`tests/costs/test_memory_on_paper.py`"
     return [
         (

@@ -6,10 +6,11 @@ import time
 from collections.abc import Sequence
 
 from ... import costs
+from ...peft import LoraConfig
 from ..harness.table import Table
 
 LLAMA_2 = ("llama-2-7b", "llama-2-13b", "llama-2-70b")
-METHODS = ("full", "lora", "qlora")
+METHODS = {"full": (False, None), "lora": (True, None), "qlora": (True, "nf4")}  # has an adapter; the base in four bits
 CARDS = (24, 48, 80)  # GB, as GPUs are sold
 
 
@@ -34,11 +35,12 @@ def memory_bill(
         settings={"r": r, "target_modules": target_modules, "batch": batch, "seq": seq}
         | {"precision": precision, "cards": list(CARDS)},
     )
-    for method in METHODS:
-        adapter = {} if method == "full" else {"r": r, "target_modules": target_modules}
+    for method, (adapted, quantize) in METHODS.items():
+        config = LoraConfig(r=r, target_modules=target_modules) if adapted else None
+        how = {"config": config, "quantize": quantize, "batch": batch, "seq": seq, "precision": precision}
         for model in models:
             for on in (True, False):
-                bill = costs.memory(model, batch, seq, method, precision=precision, checkpointing=on, **adapter)
+                bill = costs.memory(model, **how, checkpointing=on)
                 row = {"model": model, "method": method, "checkpointing": on}
                 table.rows.append(row | vars(bill) | {"total": bill.total})
     table.seconds = time.perf_counter() - start

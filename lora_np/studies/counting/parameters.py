@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from lora_np import costs
+from lora_np import LoraConfig, costs
 from lora_np.studies.harness.table import Table
 
 COMMAND = "python -m lora_np reproduce"
@@ -46,7 +46,7 @@ def whole_models(query_value_r: int = 8, all_linear_r: int = 16) -> Table:
     )
     for model in costs.MODELS:
         for target_modules, r in ((query_value(model), query_value_r), ("all-linear", all_linear_r)):
-            counted = costs.count(model, r, target_modules)
+            counted = costs.count(model, LoraConfig(r=r, target_modules=target_modules))
             table.rows.append(
                 {
                     "model": model,

@@ -54,8 +54,7 @@ def step_cost(methods: Sequence[Run] = METHODS, repeats: int = 7, steps: int = 5
 
 def training_peak(model: Module, batches: Sequence[Batch], workers: int = 1) -> int:
     """The most bytes that tracemalloc sees in two steps of AdamW, and an adapter's own: all but the base's weights."""
-    parameters = dict(model.named_parameters())
-    adapter = sum(parameters[name].value.nbytes for name in costs.adapter_names(model))
+    adapter = sum(p.value.nbytes for p in costs.adapter_parameters(model))
     tracemalloc.start()
     try:
         train(model, batches, AdamW(lr=1e-4), steps=2, workers=workers, progress=False)

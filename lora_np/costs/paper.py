@@ -1,0 +1,116 @@
+"""A published model on paper: its shapes, and what a configuration adds to them. No array is made."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..nn.targets import OUTPUT_HEAD
+from ..peft.config import PeftConfig
+from ..peft.cost import AdapterCost, PrefixCost
+from ..peft.registry import method_of
+from ..quantization.four_bits import check_settings
+from .anatomy import Anatomy, Half, Layer, check_known
+from .architecture import Architecture, LinearShape
+from .precision import BYTES, NF4_BLOCK, Precision, nf4_bytes
+
+
+@dataclass(frozen=True)
+class OnPaper:
+    """An architecture under a configuration; None is full fine-tuning. quantize: what the blocks' matrices are stored in.
+
+    Raises ValueError for a target that matches no layer, for a method that does not say its cost, for an unknown `quantize`,
+    and for a quantised base without a configuration.
+    """
+
+    architecture: Architecture
+    config: PeftConfig | None = None
+    quantize: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.quantize is not None:
+            check_settings(NF4_BLOCK, self.quantize)
+            if self.config is None:
+                raise ValueError(
+                    f"quantize={self.quantize!r} freezes the weights, and full fine-tuning trains them: give a configuration"
+                )
+        if self.config is not None:
+            check_known(self.config, self.adapters, self.prefix)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """layer → (out, in)."""
+        return {name: (linear.out, linear.in_) for name, linear in self.architecture.linear_layers().items()}
+
+    @cached_property
+    def adapters(self) -> dict[str, AdapterCost]:
+        """layer → what its adapter adds."""
+        return {} if self.config is None else method_of(self.config).costs(self.config, self.shapes)
+
+    @cached_property
+    def prefix(self) -> PrefixCost | None:
+        """What a prefix adds, if that is the method."""
+        model, kv = self.architecture, self.architecture.kv_heads * self.architecture.head_dim
+        return None if self.config is None else method_of(self.config).prefix_cost(self.config, model.layers, kv)
+
+    def parameters(self) -> tuple[int, int, int]:
+        """(numbers of the base, numbers added to it, numbers trained)."""
+        base = self.architecture.parameters
+        if self.config is None:
+            return base, 0, base
+        alike = defaultdict(list)  # what layers of one cost share is counted once
+        for name, cost in self.adapters.items():
+            alike[cost].append(self.shapes[name])
+        frozen = sum(cost.frozen(shapes) for cost, shapes in alike.items())
+        trained = sum(cost.gradients(*shape) for cost, shapes in alike.items() for shape in shapes)
+        trained += self.prefix.gradients if self.prefix else 0
+        return base, frozen + trained, trained
+
+    def anatomy(self) -> Anatomy:
+        """What a step's arithmetic and memory depend on."""
+        model, full = self.architecture, self.config is None
+        past_trained = self.prefix is not None and self.prefix.trained
+
+        def layer(name: str, shape: LinearShape) -> Layer:
+            adapter = self.adapters.get(name)
+            quantized = self.quantize is not None and name != OUTPUT_HEAD
+            return Layer(name, shape.out, shape.in_, full, adapter, full or adapter is not None, quantized)
+
+        def half(i: int, shapes: tuple[LinearShape, ...], is_attention: bool) -> Half:
+            *reads, writes = (layer(f"{model.block.format(i)}.{shape.name}", shape) for shape in shapes)
+            return Half(full, tuple(reads), writes, is_attention, past_trained=is_attention and past_trained)
+
+        return Anatomy(
+            model.name,
+            model.hidden,
+            model.heads,
+            model.kv_heads,
+            model.head_dim,
+            model.vocabulary,
+            embedding_trained=full,
+            blocks=tuple((half(i, model.attention, True), half(i, model.mlp, False)) for i in range(model.layers)),
+            norm_trained=full,
+            head=layer(OUTPUT_HEAD, model.head),
+            prefix=self.prefix,
+        )
+
+    def stored(self, formats: Precision, double_quant: bool, slots: int) -> dict[str, int]:
+        """The bytes of `Memory` that do not depend on the batch."""
+        _, added, trained = self.parameters()
+        return {
+            "weights": self.weights(BYTES[formats.weights], double_quant),
+            "adapter": added * BYTES[formats.weights],
+            "gradients": trained * BYTES[formats.gradients],
+            "optimizer": trained * slots * BYTES[formats.optimizer],
+            "master": trained * BYTES[formats.master] if formats.master else 0,
+        }
+
+    def weights(self, each: int, double_quant: bool = True) -> int:
+        """The base's weights at `each` bytes a number; a quantised base's blocks matrix by matrix."""
+        model = self.architecture
+        if self.quantize is None:
+            return model.parameters * each
+        matrices = [linear.out * linear.in_ for linear in model.linears]
+        in_four_bits = sum(nf4_bytes(size, double_quant) for size in matrices)
+        return (model.parameters - model.layers * sum(matrices)) * each + model.layers * in_four_bits
