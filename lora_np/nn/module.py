@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from copy import copy
-from html import escape
 from itertools import groupby
 from textwrap import indent
 from typing import Any, Self
@@ -90,17 +89,22 @@ class Module:
 
     def __repr__(self) -> str:
         """The tree of modules, as PyTorch prints it. Equal neighbours in a list are one entry: (layers.0-29): 30 x Block(…)."""
-        lines = [self.extra_repr()] if self.extra_repr() else []
+        lines = [self.extra_repr()]
         modules = [(name, repr(child)) for name, child in self.children() if isinstance(child, Module)]
         for (stem, text), group in groupby(modules, lambda item: (re.sub(r"\.\d+$", ".", item[0]), item[1])):
-            first, *others = (name for name, _ in group)
-            many = f"-{others[-1].removeprefix(stem)}): {len(others) + 1} x " if others else "): "
-            lines.append(f"({first}{many}{text}")
-        inside = "\n".join(lines)
-        return f"{type(self).__name__}(" + (f"\n{indent(inside, '  ')}\n)" if modules else f"{inside})")
+            name, *others = (name for name, _ in group)
+            if others:
+                name, text = f"{name}-{others[-1].removeprefix(stem)}", f"{len(others) + 1} x {text}"
+            lines.append(f"({name}): {text}")
+        inside = "\n".join(filter(None, lines))
+        if modules:
+            inside = f"\n{indent(inside, '  ')}\n"
+        return f"{type(self).__name__}({inside})"
 
     def _repr_html_(self) -> str:
         """The same in a notebook, which can fold it: plain text, in the page's own colours."""
+        from html import escape  # here, so that importing the package does not wait for its tables
+
         sizes = [(p.value.size, p.trainable) for _, p in self.named_parameters()]
         trainable = sum(size for size, trains in sizes if trains)
         summary = f"{type(self).__name__}: {sum(size for size, _ in sizes):,} parameters, {trainable:,} trainable"
