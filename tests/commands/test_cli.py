@@ -107,7 +107,9 @@ def test_on_paper_what_costs_as_lora_does_is_asked_for_by_its_own_name(method, c
         assert said.replace(f"gpt-2, {method},", "gpt-2, lora,") == capsys.readouterr().out
 
 
-@pytest.mark.parametrize("options", ["--lora-dropout 0.1", "--method dora --r 4", "--method prefix --prefix-projection"])
+@pytest.mark.parametrize(
+    "options", ["--lora-dropout 0.1", "--method dora --r 4", "--method prefix --prefix-projection"]
+)
 @pytest.mark.parametrize("model", ["gpt-2", "llama-3-8b"])
 def test_on_paper_a_configuration_is_the_one_that_train_makes_of_the_same_options(model, options):
     train, paper = argparse.ArgumentParser(), argparse.ArgumentParser()
@@ -127,7 +129,9 @@ def test_qlora_is_lora_over_a_quantised_base_and_another_method_can_be_too(comma
         return capsys.readouterr().out
 
     assert said("--method", "qlora") == said("--quantize", "nf4").replace("lora, nf4,", "qlora,")
-    assert said("--method", "qlora", "--quantize", "int4").replace("qlora, int4,", "qlora,") == said("--method", "qlora")
+    assert said("--method", "qlora", "--quantize", "int4").replace("qlora, int4,", "qlora,") == said(
+        "--method", "qlora"
+    )
     assert "DoRA of rank 8, over nf4" in said("--method", "dora", "--quantize", "nf4") or command == "memory"
 
 
@@ -158,7 +162,9 @@ def test_a_size_that_a_method_does_not_have_is_refused_in_one_line(capsys):
         refused = f"lora_np {command}: --r is no option of --method prefix, which takes {takes}\n"
         assert capsys.readouterr().err == refused
         assert main([command, "--model", "gpt-2", "--bottleneck-size", "8"]) == 1
-        assert "--bottleneck-size is no option of --method lora, which takes --r, --lora-alpha" in capsys.readouterr().err
+        assert (
+            "--bottleneck-size is no option of --method lora, which takes --r, --lora-alpha" in capsys.readouterr().err
+        )
         assert main([command, "--model", "gpt-2", "--method", "houlsby", "--bottleneck-size", "0"]) == 1
         assert "bottleneck_size = 0; expected at least 1" in capsys.readouterr().err
 

@@ -104,7 +104,9 @@ def test_on_paper_a_prefix_and_adapters_are_added_up_by_layer():
     each = costs.houlsby_parameters(d=4096, m=64)
     assert costs.count("llama-2-7b", BottleneckConfig(bottleneck_size=64)).trainable == 2 * 32 * each
     assert costs.count("llama-2-7b", BottleneckConfig(bottleneck_size=64, placement="pfeiffer")).trainable == 32 * each
-    assert costs.count("llama-3-8b", PrefixTuningConfig(num_virtual_tokens=20)).trainable == 5_242_880 / 4, "8 heads of 32"
+    assert costs.count("llama-3-8b", PrefixTuningConfig(num_virtual_tokens=20)).trainable == 5_242_880 / 4, (
+        "8 heads of 32"
+    )
 
 
 def test_a_houlsby_adapter_is_two_matrices_and_two_biases():

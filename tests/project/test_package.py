@@ -24,7 +24,7 @@ PACKAGE = ROOT / "lora_np"
 # From the ground up; a folder's files stand together on its floor. `__init__` is `import lora_np as ln`.
 FLOORS = [
     *("backend", "ops", "nn", "gradient_check", "files", "progress", "transformer", "quantization", "data"),
-    *("pretrained", "training", "costs", "peft", "serve", "__init__"),
+    *("pretrained", "training", "peft", "costs", "serve", "__init__"),
     *("studies", "plots", "report", "exercises", "commands", "__main__"),
 ]
 
