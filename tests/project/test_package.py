@@ -127,7 +127,7 @@ def test_no_core_module_needs_more_than_numpy():
         "files.tokenizer": {"jinja2"},
         "files.tokenizer_files": {"tokenizers"},
         "training.parallel": {"threadpoolctl"},
-        "peft.checks": {"ml_dtypes"},
+        "peft.config": {"ml_dtypes"},
         "pretrained.download": {"platformdirs"},
         "progress": {"tqdm"},
         "serve.http": {"starlette", "uvicorn"},
