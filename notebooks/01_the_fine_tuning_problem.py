@@ -91,7 +91,7 @@ def parameters(a):
 c = model.config
 tiny = ln.costs.llama("tiny", c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.intermediate_size, c.vocab_size, c.tie_word_embeddings)
 print(f"tiny        {parameters(tiny):>13,} by the formula   {P:>13,} in its arrays")
-print(f"{seven.name}  {parameters(seven):>13,} by the formula   {seven.parameters:>13,} by the library's ledger")
+print(f"{seven.name}  {parameters(seven):>13,} by the formula   {seven.parameters:>13,} by the library's costs")
 
 # %% [markdown]
 # ## 2. The gradients, and 3. the optimizer's state
