@@ -91,7 +91,7 @@ def parameters(a):
 c = model.config
 tiny = ln.costs.llama("tiny", c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.intermediate_size, c.vocab_size, c.tie_word_embeddings)
 print(f"tiny        {parameters(tiny):>13,} by the formula   {P:>13,} in its arrays")
-print(f"{seven.name}  {parameters(seven):>13,} by the formula   {seven.parameters:>13,} by the library's ledger")
+print(f"{seven.name}  {parameters(seven):>13,} by the formula   {seven.parameters:>13,} by the library's costs")
 
 # %% [markdown]
 # ## 2. The gradients, and 3. the optimizer's state
@@ -211,7 +211,7 @@ print(f"16 bytes a number: {16 * P / MB:.1f} MB")
 for n in (1, 2, 4):
     by_formula = 4 * activations(tiny, n, length) + 8 * n * length  # and the targets, as 64-bit integers
     print(f"{n} × {length} tokens: {by_formula / MB:5.1f} MB from shapes, {kept(model, batch[0][:n], batch[1][:n]) / MB:5.1f} MB measured")
-print("the last by the library's costs, the same to the byte:", by_formula == ln.costs.memory(model, n, length).activations)
+print("the last by the library's costs, the same to the byte:", by_formula == ln.costs.memory(model, batch=n, seq=length).activations)
 
 # %% [markdown]
 # More, and twice the batch keeps twice as much. A small model is mostly activations; a large one on few tokens is mostly its sixteen bytes, because $P$ grows with $d^2$ and activations with $d$.
@@ -224,7 +224,7 @@ print("the last by the library's costs, the same to the byte:", by_formula == ln
 # %%
 from lora_np.studies.timing.step_cost import training_peak
 
-full = ln.costs.memory(model, rows, length)
+full = ln.costs.memory(model, batch=rows, seq=length)
 full_peak = training_peak(model, [batch]) + full.weights  # the weights were there before it looked
 for item, size in vars(full).items():
     if size:
@@ -244,7 +244,7 @@ def adapted(target_modules):
 
 
 models = {"full": model, "LoRA, all linear": adapted("all-linear"), "LoRA, q and v": adapted(["q_proj", "v_proj"])}
-bills = {name: ln.costs.memory(m, rows, length) for name, m in models.items()}
+bills = {name: ln.costs.memory(m, batch=rows, seq=length) for name, m in models.items()}
 print(f"{'MB':16}" + "".join(f"{name:>18}" for name in bills))
 for item in vars(full):
     if item != "master":
@@ -264,8 +264,8 @@ print(f"{'of full':16}" + "".join(f"{b.total / full.total:18.0%}" for b in bills
 # %%
 print(f"{seven.name:22}{'full':>10}{'LoRA':>10}{'of full':>10}{'activations of LoRA':>22}")
 for n in (1, 4, 16, 64):
-    on_paper = {"full": {}, "lora": {"r": 16, "target_modules": "all-linear"}}
-    f, l = (ln.costs.memory(seven, n, 512, method, precision="mixed", **adapter) for method, adapter in on_paper.items())
+    on_paper = {"full": None, "lora": ln.LoraConfig(r=16, target_modules="all-linear")}
+    f, l = (ln.costs.memory(seven, config, batch=n, seq=512, precision="mixed") for config in on_paper.values())
     print(f"{f'{n} × 512 tokens':22}{f.total / GB:>7.0f} GB{l.total / GB:>7.0f} GB{l.total / f.total:>10.0%}{l.activations / GB:>19.1f} GB")
 
 # %% [markdown]
@@ -277,9 +277,9 @@ for n in (1, 4, 16, 64):
 # pass. **Predict.** For full fine-tuning, which multiplies three times a layer ($xW^\top$, $dy\,W$, $dy^\top x$), that is about a third more work. What is it for LoRA?
 
 # %%
-for method, adapter in on_paper.items():
-    without, saved = (ln.costs.memory(seven, 16, 512, method, precision="mixed", checkpointing=on, **adapter) for on in (False, True))
-    work = ln.costs.flops(seven, 16 * 512, 512, method, **adapter)
+for method, config in on_paper.items():
+    without, saved = (ln.costs.memory(seven, config, batch=16, seq=512, precision="mixed", checkpointing=on) for on in (False, True))
+    work = ln.costs.flops(seven, config, batch=16, seq=512)
     again = (work.products.forward - work.head.forward) / work.total  # the head is not in a block
     print(f"{method:6}activations {without.activations / GB:5.1f} → {saved.activations / GB:4.1f} GB,  temporaries {without.temporaries / GB:4.2f} → {saved.temporaries / GB:4.2f} GB,  {again:.0%} more operations")
 
@@ -295,9 +295,10 @@ for method, adapter in on_paper.items():
 matrix = 4096 * 4096
 print(f"NF4: {8 * ln.costs.nf4_bytes(matrix) / matrix:.3f} bits a number, scales included\n")
 print(f"{'llama-65b, GB':16}{'frozen weights':>16}{'all the rest':>14}{'sum':>8}   on a card of 48 GB")
-for method, adapter in {"full": {}, "lora": on_paper["lora"], "qlora": on_paper["lora"]}.items():
+lora = on_paper["lora"]
+for method, (config, quantize) in {"full": (None, None), "lora": (lora, None), "qlora": (lora, "nf4")}.items():
     for name in ("mixed", "16-bit"):
-        b = ln.costs.memory("llama-65b", 1, 512, method, precision=name, checkpointing=True, **adapter)
+        b = ln.costs.memory("llama-65b", config, batch=1, seq=512, quantize=quantize, precision=name, checkpointing=True)
         frozen = 0 if method == "full" else b.weights
         print(f"{method + ', ' + name:16}{frozen / GB:16.1f}{(b.total - frozen) / GB:14.1f}{b.total / GB:8.1f}   {'fits' if b.fits(48) else 'does not fit'}")
 
@@ -311,7 +312,7 @@ for method, adapter in {"full": {}, "lora": on_paper["lora"], "qlora": on_paper[
 # A fully fine-tuned model is a new model, all of it. An adapter is a small file beside a base that all tasks share. **Predict.** A thousand tasks on a 7B base: how many gigabytes in the one way, how many in the other?
 
 # %%
-adapter = ln.costs.count(seven, 16, "all-linear").trainable
+adapter = ln.costs.count(seven, lora).trainable
 base_size, adapter_size = 2 * seven.parameters, 2 * adapter  # 16 bits
 print(f"one model {base_size / GB:.1f} GB, one adapter {adapter_size / MB:.0f} MB\n")
 print(f"{'tasks':>6}{'models':>14}{'a base and adapters':>22}")
@@ -363,7 +364,7 @@ print(f"loss on other prose, nats a token: {study.settings['before']['prose']:.2
 #
 # ## Try
 #
-# In a terminal, `python -m lora_np memory --help` shows the same ledger as a command.
+# In a terminal, `python -m lora_np memory --help` shows the same sums as a command.
 #
 # 1. `python -m lora_np memory --model llama-2-7b --method full --precision mixed` is the longest bar of 7B. Does leaving out the master copy, `--precision 16-bit`, bring it into 80 GB?
 #    Which one option brings it into 24?

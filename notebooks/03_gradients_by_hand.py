@@ -752,10 +752,10 @@ shapes = [g.dW.shape for g in layers.values()]  # (d, k) of each linear layer
 full = sum(6 * N * k * d for d, k in shapes)
 lora = sum(4 * N * k * d + 6 * N * r * (k + d) for d, k in shapes)
 
-full_step = ln.costs.flops(ln.load_model("tiny"), N, seq=64)  # all of it trains
-lora_step = ln.costs.flops(model, N, seq=64)
-print(f"full  by hand {full:,}   the ledger {full_step.linear.total:,}")
-print(f"LoRA  by hand {lora:,}   the ledger {(lora_step.linear + lora_step.adapter).total:,}")
+full_step = ln.costs.flops(ln.load_model("tiny"), batch=N // 64, seq=64)  # all of it trains
+lora_step = ln.costs.flops(model, batch=N // 64, seq=64)
+print(f"full  by hand {full:,}   ln.costs   {full_step.linear.total:,}")
+print(f"LoRA  by hand {lora:,}   ln.costs   {(lora_step.linear + lora_step.adapter).total:,}")
 
 lowest = shapes[:3]  # q, k and v of the first block
 unneeded = sum(2 * N * k * d + 2 * N * k * r for d, k in lowest)  # their dy W and dh A

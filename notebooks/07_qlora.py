@@ -170,7 +170,7 @@ plots.gradient_cosines(Table.load("../figures/data/quantization_gradients.json")
 # %% [markdown]
 # ## The memory
 #
-# The ledger counts a model as it stands: codes, scales, and all that a training step holds. What it predicts for "tiny" is what its arrays take, to the byte (`tests/costs/test_memory.py`).
+# `ln.costs` counts a model as it is: codes, scales, and all that a training step holds. What it predicts for "tiny" is what its arrays take, to the byte (`tests/costs/test_memory.py`).
 
 # %%
 config = ln.LoraConfig(r=8, lora_alpha=64, target_modules="all-linear")
@@ -185,10 +185,9 @@ for name, model in {"LoRA": lora, "QLoRA": qlora}.items():
 # Of a model this small the activations are nearly everything. Of a large one the weights are:
 
 # %%
-step = {"model": "llama-65b", "batch": 1, "seq": 512, "checkpointing": True}
-paper = {"r": 16, "target_modules": "all-linear"}
-for name, method in {"full fine-tuning": {}, "LoRA": paper, "QLoRA": paper | {"method": "qlora"}}.items():
-    memory = ln.costs.memory(**step, **method)
+paper = {"config": ln.LoraConfig(r=16, target_modules="all-linear")}
+for name, method in {"full fine-tuning": {}, "LoRA": paper, "QLoRA": paper | {"quantize": "nf4"}}.items():
+    memory = ln.costs.memory("llama-65b", **method, batch=1, seq=512, checkpointing=True)
     print(f"Llama-65B, {name:17} weights {memory.weights / 1e9:6.1f} GB, all {memory.total / 1e9:6.1f} GB   "
           f"{'fits' if memory.fits(48) else 'does not fit'} a card of 48 GB")
 

@@ -475,7 +475,7 @@ Markdown(f"{lesson.RULE}\n\n{lesson.lesson_markdown(lesson.beside_ours(compared,
 # %%
 llama = ln.costs.architecture_of("llama-2-7b")
 for name, method, n in (
-    ("LoRA r = 8, all linear", "lora", ln.costs.count("llama-2-7b", 8, "all-linear").trainable),
+    ("LoRA r = 8, all linear", "lora", ln.costs.count("llama-2-7b", ln.LoraConfig(r=8, target_modules="all-linear")).trainable),
     ("prefix, 20 tokens", "prefix", prefix_parameters(20, 32, 32, 128)),
     ("Houlsby adapters, m = 128", "houlsby", 2 * 32 * houlsby_parameters(4096, 128)),
 ):

@@ -205,12 +205,13 @@ plots.scaling_chart(Table.load("../figures/data/speed_scaling.json"));
 # It takes a little longer, nothing like 64 times. $A$ and $B$ are thin beside the frozen matrices, which cost the same at every rank. The operations of a step, counted:
 
 # %%
-steps = {r: ln.costs.flops("smollm2-135m", 512, 256, "lora", r=r, target_modules="all-linear") for r in (1, 64)}
+configs = {r: ln.LoraConfig(r=r, target_modules="all-linear") for r in (1, 8, 64)}
+steps = {r: ln.costs.flops("smollm2-135m", configs[r], batch=2, seq=256) for r in (1, 64)}
 for r, step in steps.items():
     print(f"r = {r:2}: {step.total / 1e9:.0f} GFLOP, A and B {step.adapter.total / step.total:.1%} of them")
 print(f"{steps[64].total / steps[1].total:.2f} times as many operations")
 for length in (32, 512, 8192):
-    step = ln.costs.flops("smollm2-135m", 2 * length, length, "lora", r=8, target_modules="all-linear")
+    step = ln.costs.flops("smollm2-135m", configs[8], batch=2, seq=length)
     print(f"rows of {length:5,} tokens: attention is {step.attention.total / step.total:.0%} of a step")
 
 # %% [markdown]

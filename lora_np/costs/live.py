@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import singledispatch
+from typing import Any
 
 from ..nn import Linear, Module, Parameter, RMSNorm
 from ..nn.targets import OUTPUT_HEAD
@@ -14,6 +15,7 @@ from ..peft.placement import adapted_layers
 from ..peft.registry import method_of
 from ..quantization import Quantized4bit
 from ..transformer import Transformer
+from ..transformer.decoder import MLP, Attention, Block
 from .anatomy import Anatomy, Half, Layer, check_known
 
 
@@ -80,8 +82,9 @@ class Live:
         """What a step's arithmetic and memory depend on."""
         transformer, (adapters, prefix) = self.transformer, self.added()
         decoder, config = transformer.model, transformer.config
+        past_trained = prefix is not None and prefix.trained
 
-        def layer(name: str, module: Linear | AdaptedLinear) -> Layer:
+        def layer(name: str, module: Any) -> Layer:
             base = module.base_layer if isinstance(module, AdaptedLinear) else module
             weight = base.weight if isinstance(base, Linear) else None
             trained = weight is not None and weight.trainable
@@ -89,30 +92,15 @@ class Live:
             out, in_ = module.out_features, module.in_features
             return Layer(name, out, in_, trained, adapters.get(name), module.trainable, quantized)
 
-        def half(norm: RMSNorm, path: str, past_trained: bool = False, **modules: Linear | AdaptedLinear) -> Half:
-            *reads, writes = (layer(f"{path}.{name}", module) for name, module in modules.items())
-            return Half(norm.weight.trainable, tuple(reads), writes, "q_proj" in modules, past_trained)
+        def half(path: str, norm: RMSNorm, module: Attention | MLP) -> Half:
+            *reads, writes = (layer(f"{path}.{name}", child) for name, child in module.children())
+            is_attention = isinstance(module, Attention)
+            return Half(norm.weight.trainable, tuple(reads), writes, is_attention, is_attention and past_trained)
 
-        blocks = []
-        for i, block in enumerate(decoder.layers):
-            attention, mlp, path = block.self_attn, block.mlp, f"model.layers.{i}"
-            first = half(
-                block.input_layernorm,
-                f"{path}.self_attn",
-                prefix is not None and prefix.trained,
-                q_proj=attention.q_proj,
-                k_proj=attention.k_proj,
-                v_proj=attention.v_proj,
-                o_proj=attention.o_proj,
-            )
-            second = half(
-                block.post_attention_layernorm,
-                f"{path}.mlp",
-                gate_proj=mlp.gate_proj,
-                up_proj=mlp.up_proj,
-                down_proj=mlp.down_proj,
-            )
-            blocks.append((first, second))
+        def halves(path: str, block: Block) -> tuple[Half, Half]:
+            first = half(f"{path}.self_attn", block.input_layernorm, block.self_attn)
+            return first, half(f"{path}.mlp", block.post_attention_layernorm, block.mlp)
+
         return Anatomy(
             type(self.model).__name__,
             config.hidden_size,
@@ -121,7 +109,7 @@ class Live:
             config.head_dim,
             config.vocab_size,
             decoder.embed_tokens.weight.trainable,
-            tuple(blocks),
+            tuple(halves(f"model.layers.{i}", block) for i, block in enumerate(decoder.layers)),
             decoder.norm.weight.trainable,
             layer(OUTPUT_HEAD, transformer.output_head),
             prefix,

@@ -16,7 +16,8 @@ from .live import Live
 from .paper import OnPaper
 
 Model: TypeAlias = str | Architecture | Module  # a name in MODELS, an architecture of your own, a live model
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def shows_its_call(function: Callable[P, T]) -> Callable[P, T]:

@@ -42,8 +42,12 @@ class AdapterCost:
     trained: bool = True
     widened: bool = False
 
-    keeps_x = False  # whether the backward needs the x that the layer itself was given
     frozen_are: ClassVar[str] = ""  # what `frozen` counts
+
+    @property
+    def keeps_x(self) -> bool:
+        """Whether the backward needs the x that the layer itself was given."""
+        return False
 
     @property
     def name(self) -> str:

@@ -124,16 +124,27 @@ def memories(cache, found=None):
     return found
 
 
+def kept_by_the_forward(model, rows, length):
+    """The bytes of a loss's cache, the batch and the model's own arrays apart."""
+    tokens, targets = batch_of(model, rows, length)
+    _, cache = model.loss(tokens, targets, rng=np.random.default_rng(0))
+    there_anyway = memories([tokens, targets, *arrays_of(model.state_dict().values())])
+    return sum(x.nbytes for key, x in memories(cache).items() if key not in there_anyway)
+
+
 @pytest.mark.parametrize(("rows", "length"), [(3, 70), (2, 64), (1, 1)])
 @methods
 @shapes
 def test_what_the_forward_keeps_is_predicted_to_the_byte(shape, method, rows, length):
     model = model_of(shape, method)
-    tokens, targets = batch_of(model, rows, length)
-    _, cache = model.loss(tokens, targets, rng=np.random.default_rng(0))
-    there_anyway = memories([tokens, targets, *model.state_dict().values()])
-    kept = [x.nbytes for key, x in memories(cache).items() if key not in there_anyway]
-    assert memory(model, batch=rows, seq=length).activations == sum(kept)
+    assert memory(model, batch=rows, seq=length).activations == kept_by_the_forward(model, rows, length)
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "full"])
+def test_what_the_forward_of_a_frozen_adapter_keeps_is_predicted_to_the_byte(method):
+    model = model_of("three queries on a key", method)
+    model.set_adapter("default", inference_mode=True)
+    assert memory(model, batch=2, seq=70).activations == kept_by_the_forward(model, 2, 70)
 
 
 @pytest.mark.parametrize(("rows", "length"), [(3, 100), (2, 300)])
@@ -218,11 +229,7 @@ def arrays_of(things):
 @shapes
 def test_over_a_quantised_base_what_the_forward_keeps_is_predicted_to_the_byte(shape, method):
     model = quantized(shape, method)
-    tokens, targets = batch_of(model, 3, 70)
-    _, cache = model.loss(tokens, targets, rng=np.random.default_rng(0))
-    there_anyway = memories([tokens, targets, *arrays_of(model.state_dict().values())])
-    kept = [x.nbytes for key, x in memories(cache).items() if key not in there_anyway]
-    assert memory(model, batch=3, seq=70).activations == sum(kept)
+    assert memory(model, batch=3, seq=70).activations == kept_by_the_forward(model, 3, 70)
 
 
 @pytest.mark.parametrize(("rows", "length"), [(1, 60), (2, 300)])

@@ -81,7 +81,7 @@ class LoraMethod(LayerMethod):
 
     def cost(self, config: LoraConfig, trained: bool = True, widened: bool = False) -> AdapterCost:
         """rsLoRA and PiSSA cost what LoRA costs."""
-        lora = trained, widened, int(config.r), not config.freeze_A, config.lora_dropout > 0
+        lora = trained, widened, int(config.r), trained and not config.freeze_A, config.lora_dropout > 0
         return DoraCost(*lora, true_norm=config.dora_norm == "true") if config.use_dora else LoraCost(*lora)
 
     def add(self, host: Host, name: str, config: LoraConfig, seed: int) -> None:

@@ -37,10 +37,17 @@ def memory_bill(
     )
     for method, (adapted, quantize) in METHODS.items():
         config = LoraConfig(r=r, target_modules=target_modules) if adapted else None
-        how = {"config": config, "quantize": quantize, "batch": batch, "seq": seq, "precision": precision}
         for model in models:
             for on in (True, False):
-                bill = costs.memory(model, **how, checkpointing=on)
+                bill = costs.memory(
+                    model,
+                    config,
+                    batch=batch,
+                    seq=seq,
+                    quantize=quantize,
+                    precision=precision,
+                    checkpointing=on,
+                )
                 row = {"model": model, "method": method, "checkpointing": on}
                 table.rows.append(row | vars(bill) | {"total": bill.total})
     table.seconds = time.perf_counter() - start
