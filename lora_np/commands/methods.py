@@ -7,107 +7,25 @@ studies/finetuning.py on "lighthouse", the others were only seen to learn.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..peft import BottleneckConfig, LoraConfig, PrefixTuningConfig, VeraConfig
-from ..peft.bottleneck import ACTIVATIONS
+from ..peft.choices import Choice, Option
+from ..peft.registry import METHODS as ADAPTERS
 
-
-def target_modules(text: str) -> str | list[str]:
-    """What a terminal says for LoraConfig's target_modules: a list has commas between its names."""
-    return text.split(",") if "," in text else text
-
-
-@dataclass(frozen=True)
-class Option:
-    """A field of a configuration on the command line: its default, and argparse's settings, with the default for {} in `help`.
-
-    Where the default is False it is a switch.
-    """
-
-    default: Any
-    help: str
-    metavar: str | None = None
-    type: Callable[[str], Any] | None = None
-    choices: Collection[str] | None = None
-
-    def add(self, parser: Any, name: str) -> None:
-        """Let a parser, or a group of one, take the field `name`. Where it is not given, it is None."""
-        flag, said = _flag(option_name(name)), self.help.format(self.default)
-        if self.default is False:
-            parser.add_argument(flag, action="store_true", default=None, help=said)
-        else:
-            parser.add_argument(flag, metavar=self.metavar, type=self.type, choices=self.choices, help=said)
-
-
-TARGETS = "{} (default), names with commas between, or a regular expression"
-LORA = {
-    "r": Option(LoraConfig.r, f"the rank (default {LoraConfig.r}; of vera {VeraConfig.r})", type=int),
-    "lora_alpha": Option(16, "α (default {})", "ALPHA", float),
-    "target_modules": Option("all-linear", TARGETS, "NAMES", target_modules),
-    "lora_dropout": Option(0.0, "(default {:g})", "P", float),
-    "use_rslora": Option(False, "scale by α/√r instead of α/r, as --method rslora does"),
-}
 RATIO = "loraplus_lr_ratio"  # PEFT's name; no field of a configuration, but of the optimizer
-LORAPLUS = LORA | {RATIO: Option(16, "B's lr over A's, which is --lr (default {})", "X", float)}
-VERA = {
-    "r": replace(LORA["r"], default=VeraConfig.r),
-    "target_modules": LORA["target_modules"],
-    "vera_dropout": Option(VeraConfig.vera_dropout, "(default {:g})", "P", float),
-}
-KEYS = "a prefix's keys and values in each layer (default {})"
-PREFIX = {
-    "num_virtual_tokens": Option(PrefixTuningConfig.num_virtual_tokens, KEYS, "N", int),
-    "prefix_projection": Option(PrefixTuningConfig.prefix_projection, "train them through an MLP"),
-    "encoder_hidden_size": Option(None, "the MLP's width (default that of a key)", "M", int),
-}
-WIDTH = f"a bottleneck's width (default the model's / {BottleneckConfig.reduction_factor})"
-BOTTLENECK = {
-    "bottleneck_size": Option(None, WIDTH, "M", int),
-    "non_linearity": Option(BottleneckConfig.non_linearity, "(default {})", choices=ACTIVATIONS),
-}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """config: the class of its configuration. takes: the fields of it that are options, and RATIO.
-
-    means: the fields that choosing it decides.
-    """
-
-    lr: float
-    config: type | None = None
-    takes: Mapping[str, Option] = field(default_factory=dict)
-    means: Mapping[str, Any] = field(default_factory=dict)
-
-    def configuration(self, **given: Any) -> Any:
-        """The configuration that it means, with what is given; None for full fine-tuning. Raises as the configuration does."""
-        fields = {name: option.default for name, option in self.takes.items()} | given | {**self.means}
-        fields.pop(RATIO, None)
-        return self.config(**fields) if self.config else None
-
-
-METHODS: dict[str, Choice] = {
-    "lora": Choice(3e-3, LoraConfig, LORA),
-    "rslora": Choice(1e-3, LoraConfig, LORA, {"use_rslora": True}),
-    "dora": Choice(3e-3, LoraConfig, LORA, {"use_dora": True}),
-    "pissa": Choice(1e-3, LoraConfig, LORA, {"init_lora_weights": "pissa"}),
-    "lora-fa": Choice(3e-3, LoraConfig, LORA, {"freeze_A": True}),
-    "lora+": Choice(1e-3, LoraConfig, LORAPLUS),
-    "vera": Choice(3e-2, VeraConfig, VERA),
-    "prefix": Choice(3e-2, PrefixTuningConfig, PREFIX),
-    "houlsby": Choice(3e-3, BottleneckConfig, BOTTLENECK, {"placement": "houlsby"}),
-    "pfeiffer": Choice(3e-3, BottleneckConfig, BOTTLENECK, {"placement": "pfeiffer"}),
-    "full": Choice(3e-4),
-}
+METHODS: dict[str, Choice] = {name: one for method in ADAPTERS for name, one in method.choices.items()}
+METHODS["full"] = Choice(3e-4)
 DEFAULT = "lora"
 
 
+def options(choice: Choice) -> dict[str, Option]:
+    """All options of a choice, those of the optimizer too."""
+    return {**choice.takes, **choice.optimizer}
+
+
 def every_option() -> dict[str, Option]:
-    """Each field that is an option of a method, once."""
-    return {name: option for choice in METHODS.values() for name, option in choice.takes.items()}
+    """Each option of a method, once, as the first method has it."""
+    return {name: option for choice in reversed(METHODS.values()) for name, option in options(choice).items()}
 
 
 def add_method(parser: argparse.ArgumentParser) -> None:
@@ -127,10 +45,19 @@ def add_method(parser: argparse.ArgumentParser) -> None:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options, in groups by the methods that take them. An option that was not given is None."""
     groups: dict[str, Any] = {}
-    for name, option in every_option().items():
-        title = ", ".join(method for method, choice in METHODS.items() if name in choice.takes)
+    taken = {method: options(choice) for method, choice in METHODS.items()}
+    for name in dict.fromkeys(name for found in taken.values() for name in found):
+        users = {method: found[name] for method, found in taken.items() if name in found}
+        title, (first, *_) = ", ".join(users), users.values()
         groups[title] = groups.get(title) or parser.add_argument_group(title)
-        option.add(groups[title], name)
+        defaults = {option.default: method for method, option in reversed(users.items())}
+        others = [f"of {method} {default}" for default, method in defaults.items() if default != first.default]
+        said = first.help.format("; ".join([str(first.default), *others]) if others else first.default)
+        if first.default is False:
+            groups[title].add_argument(_flag(option_name(name)), action="store_true", default=None, help=said)
+        else:
+            settings = {"metavar": first.metavar, "type": first.type, "choices": first.choices, "help": said}
+            groups[title].add_argument(_flag(option_name(name)), **settings)
 
 
 def configuration(arguments: argparse.Namespace) -> Any:
@@ -147,8 +74,8 @@ def learning_rates(arguments: argparse.Namespace) -> tuple[float, dict[str, floa
     """The learning rate, and the factors on it that AdamW takes as `lr_ratio`."""
     choice = METHODS[arguments.method]
     ratio = arguments.loraplus_lr_ratio
-    if ratio is None and RATIO in choice.takes:
-        ratio = choice.takes[RATIO].default
+    if ratio is None and RATIO in choice.optimizer:
+        ratio = choice.optimizer[RATIO].default
     return choice.lr if arguments.lr is None else arguments.lr, {} if ratio is None else {"lora_B": ratio}
 
 
@@ -156,11 +83,11 @@ def check_options(arguments: argparse.Namespace) -> None:
     """Raise ValueError for an option that says nothing about the method that was chosen, naming those that do."""
     method, choice = arguments.method, METHODS[arguments.method]
     everybodys = set(map(option_name, every_option()))
-    takes = [option_name(name) for name in choice.takes]
+    takes = [option_name(name) for name in options(choice)]
     given = [name for name in vars(arguments) if name in everybodys and getattr(arguments, name) is not None]
     other = next((name for name in given if name not in takes), None)
     if method == "full" and other:
-        whose = "LoRA" if other in LORA else "an adapter"
+        whose = "LoRA" if other in METHODS[DEFAULT].takes else "an adapter"
         raise ValueError(f"{_flag(other)} is {whose}'s, and --full trains without an adapter")
     if other:
         raise ValueError(

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from ..backend import Array
 from ..nn import Linear
 from ..transformer import Transformer
 from .adapter import AdapterLinear, OutputAdapter, beside
+from .choices import Choice, Option
 from .config import PeftConfig, check_choice, check_positive, check_whole
 from .cost import AdapterCost, Products, linear_products
 from .files import KIND
@@ -146,6 +148,13 @@ class BottleneckCost(AdapterCost):
         return max(5 * N * m, need_dx * (N * m + N * out + max(N * m, frozen)))
 
 
+WIDTH = f"a bottleneck's width (default the model's / {BottleneckConfig.reduction_factor})"
+OPTIONS = {
+    "bottleneck_size": Option(None, WIDTH, "M", int),
+    "non_linearity": Option(BottleneckConfig.non_linearity, "(default {})", choices=ACTIVATIONS),
+}
+
+
 class BottleneckMethod(LayerMethod):
     """A BottleneckAdapter in the layers that write to the residual stream."""
 
@@ -153,6 +162,11 @@ class BottleneckMethod(LayerMethod):
     peft_type = "BOTTLENECK"  # ours: PEFT has no such method, and no file of it
     decisive = ("bottleneck_size", "non_linearity", "placement")
     written = KIND
+    choices: ClassVar[Mapping[str, Choice]] = {
+        "houlsby": Choice(3e-3, BottleneckConfig, OPTIONS, {"placement": "houlsby"}),
+        "pfeiffer": Choice(3e-3, BottleneckConfig, OPTIONS, {"placement": "pfeiffer"}),
+    }
+    example = BottleneckConfig(bottleneck_size=5, reduction_factor=16.0, init_weights=False)
 
     def targets(self, config: BottleneckConfig, names: list[str], strict: bool = True) -> list[str]:
         """A model has the names of one family."""

@@ -17,6 +17,7 @@ from ..nn import Linear, Module, Parameter
 from ..nn.targets import available, is_target, select_targets
 from ..transformer import Transformer
 from .adapter import AdaptedLinear, Adapter
+from .choices import Choice
 from .cost import AdapterCost, PrefixCost
 from .files import KIND, PREFIX, WRITTEN_OFF, check_arrays, check_targets, plain, portable_targets, refuse_others
 from .placement import adapt, adaptable_layers, adapted_layers, remove
@@ -50,6 +51,8 @@ class Method:
     own: ClassVar[tuple[str, ...]] = ()
     written: ClassVar[Mapping[str, Any]] = KIND  # what the file says besides the configuration
     known: ClassVar[tuple[str, ...]] = ()  # keys that a file may have besides the configuration's
+    choices: ClassVar[Mapping[str, Choice]] = {}  # its names for `train --method`
+    example: ClassVar[Any] = None  # a configuration whose adapter is not the identity: the tests of all methods take it
 
     def add(self, host: Host, name: str, config: Any, seed: int) -> None:
         """Add a new adapter, drawn by `seed`. Raises before anything has changed."""

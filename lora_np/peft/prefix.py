@@ -22,6 +22,7 @@ from ..nn import Embedding, Module, Parameter
 from ..ops.checks import check_mask
 from ..transformer import KeyValueCache, Transformer
 from .adapter import AdapterLinear
+from .choices import Choice, Option
 from .config import PeftConfig, check_choice, check_whole
 from .cost import PrefixCost
 from .files import KIND, check_arrays, plain
@@ -120,6 +121,14 @@ class PrefixEncoder(Module):
             self.embedding.weight.add_grad(dP)
 
 
+KEYS = "a prefix's keys and values in each layer (default {})"
+OPTIONS = {
+    "num_virtual_tokens": Option(PrefixTuningConfig.num_virtual_tokens, KEYS, "N", int),
+    "prefix_projection": Option(PrefixTuningConfig.prefix_projection, "train them through an MLP"),
+    "encoder_hidden_size": Option(None, "the MLP's width (default that of a key)", "M", int),
+}
+
+
 class PrefixMethod(Method):
     """A PrefixEncoder beside the base, in `PeftModel.prompt_encoder`, which begins each past."""
 
@@ -127,6 +136,8 @@ class PrefixMethod(Method):
     peft_type = "PREFIX_TUNING"
     written: ClassVar = {**KIND, "num_transformer_submodules": 1, "modules_to_save": None}
     known = ("num_transformer_submodules",)
+    choices: ClassVar[Mapping[str, Choice]] = {"prefix": Choice(3e-2, PrefixTuningConfig, OPTIONS)}
+    example = PrefixTuningConfig(num_virtual_tokens=3)
 
     def add(self, host: Host, name: str, config: PrefixTuningConfig, seed: int) -> None:
         """Draw E, and W and b of the MLP uniform in ±1/√in, on the host, so that a seed means the same on every device."""

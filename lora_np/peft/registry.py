@@ -12,9 +12,9 @@ from .vera import VeraMethod
 
 METHODS: tuple[Method, ...] = (
     LoraMethod(),
+    VeraMethod(),
     PrefixMethod(),
     BottleneckMethod(),
-    VeraMethod(),
 )
 
 

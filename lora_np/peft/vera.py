@@ -22,6 +22,7 @@ from .. import ops
 from ..backend import Array, to_host
 from ..nn import Linear, Parameter
 from .adapter import Bypass, beside, widened
+from .choices import TARGETS, Choice, Option
 from .config import TargetedConfig, check_number, check_probability, check_rank, check_whole
 from .cost import AdapterCost, Products
 from .files import check_arrays
@@ -146,6 +147,13 @@ class VeraCost(AdapterCost):
         return max(frozen, dx + max(h + out * self.r, N * out + h, 2 * h, h + dx, dx + self.dropout * dx))
 
 
+OPTIONS = {
+    "r": Option(VeraConfig.r, "the rank (default {})", type=int),
+    "target_modules": TARGETS,
+    "vera_dropout": Option(VeraConfig.vera_dropout, "(default {:g})", "P", float),
+}
+
+
 class VeraMethod(LayerMethod):
     """A VeraAdapter in each targeted layer, with one A and one B for all of them."""
 
@@ -160,6 +168,8 @@ class VeraMethod(LayerMethod):
         "save_projection": True,
     }
     known = ("save_projection",)
+    choices: ClassVar[Mapping[str, Choice]] = {"vera": Choice(3e-2, VeraConfig, OPTIONS)}
+    example = VeraConfig(r=3, target_modules="all-linear", d_initial=0.125, init_weights=False)
 
     def drawn(
         self, config: VeraConfig, layers: Mapping[str, Linear], rng: np.random.Generator, dtype: Any

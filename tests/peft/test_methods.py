@@ -12,7 +12,7 @@ from on_device import assert_array_equal, host, xp
 
 import lora_np as ln
 import lora_np.files
-from lora_np import AdamW, BottleneckConfig, LoraConfig, PeftModel, PrefixTuningConfig, gradcheck_model, train
+from lora_np import AdamW, LoraConfig, PeftModel, PrefixTuningConfig, gradcheck_model, train
 from lora_np.peft import VeraConfig, registry
 from lora_np.peft.adapter import OutputAdapter, beside
 from lora_np.peft.config import PeftConfig
@@ -71,14 +71,9 @@ def registered(monkeypatch):
 
 # ------------------------------------------------------------------------------------------- what holds for each method
 
-CONFIGS = {
-    "lora": LoraConfig(r=3, lora_alpha=7, target_modules="all-linear", init_lora_weights=False),
-    "prefix": PrefixTuningConfig(num_virtual_tokens=3),
-    "projected prefix": PrefixTuningConfig(num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=5),
-    "bottleneck": BottleneckConfig(bottleneck_size=5, reduction_factor=16.0, init_weights=False),
-    "vera": VeraConfig(r=3, target_modules="all-linear", d_initial=0.125, init_weights=False),
-    "gain": GainConfig(start=1.5),
-}
+CONFIGS = {method.peft_type.lower().removesuffix("_tuning"): method.example for method in registry.METHODS}
+CONFIGS["projected prefix"] = PrefixTuningConfig(num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=5)
+CONFIGS["gain"] = GainConfig(start=1.5)
 methods = pytest.mark.parametrize("setting", CONFIGS.values(), ids=CONFIGS.keys())
 
 
@@ -296,7 +291,7 @@ def test_adapters_of_all_methods_in_one_model_answer_as_each_does_alone(make_mod
 def test_merging_needs_a_change_of_weights(make_model, random_batch):
     tokens, _ = random_batch()
     peft_model = ln.get_peft_model(make_model(), CONFIGS["lora"], "lora")
-    for name in ("prefix", "bottleneck", "gain"):
+    for name in [name for name, config in CONFIGS.items() if not registry.method_of(config).mergeable]:
         peft_model.add_adapter(name, CONFIGS[name])
         with pytest.raises(ValueError, match=f"'{name}' has a .*Config: it is no change of weights"):
             peft_model.merge_adapter([name])
@@ -332,7 +327,7 @@ def test_a_mixed_batch_and_the_server_refuse_a_method_that_does_not(make_model, 
     peft_model = ln.get_peft_model(make_model(), CONFIGS["lora"], "lora")
     server = ln.AdapterServer(ln.get_peft_model(make_model(), CONFIGS["lora"], "lora"), folders=[tmp_path])
     expected, _ = peft_model.forward(tokens, adapter_names=["lora", "__base__"])
-    for name in ("prefix", "bottleneck", "vera"):
+    for name in [name for name in CONFIGS if name not in ("lora", "gain")]:
         ln.get_peft_model(make_model(), CONFIGS[name]).save_pretrained(tmp_path / name)
         peft_model.add_adapter(name, CONFIGS[name])
         for call in (

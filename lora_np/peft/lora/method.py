@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from ...backend import to_host
 from ...nn import Linear, Module
 from ...transformer import Transformer
 from ..adapter import Adapter
+from ..choices import TARGETS, Choice, Option
 from ..cost import AdapterCost
 from ..method import Host, LayerMethod
 from . import pissa
@@ -19,6 +20,14 @@ from .dora import DoraAdapter, DoraCost, check_rows
 from .file import is_of_the_base, portable_patterns, readable_init
 from .layer import LoraAdapter, LoraCost, draw_factors
 
+OPTIONS = {
+    "r": Option(LoraConfig.r, "the rank (default {})", type=int),
+    "lora_alpha": Option(16, "α (default {})", "ALPHA", float),
+    "target_modules": TARGETS,
+    "lora_dropout": Option(0.0, "(default {:g})", "P", float),
+    "use_rslora": Option(False, "scale by α/√r instead of α/r, as --method rslora does"),
+}
+LORAPLUS = {"loraplus_lr_ratio": Option(16, "B's lr over A's, which is --lr (default {})", "X", float)}
 TENSORS = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}  # parameter → PEFT's key, where they differ
 
 
@@ -30,6 +39,16 @@ class LoraMethod(LayerMethod):
     decisive = ("target_modules", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora")
     own = ("freeze_A", "dora_norm")
     mergeable = True
+    # Full fine-tuning's rate and LoRA's are the best of the study "finetuning"; the others were only seen to learn.
+    choices: ClassVar[Mapping[str, Choice]] = {
+        "lora": Choice(3e-3, LoraConfig, OPTIONS),
+        "rslora": Choice(1e-3, LoraConfig, OPTIONS, {"use_rslora": True}),
+        "dora": Choice(3e-3, LoraConfig, OPTIONS, {"use_dora": True}),
+        "pissa": Choice(1e-3, LoraConfig, OPTIONS, {"init_lora_weights": "pissa"}),
+        "lora-fa": Choice(3e-3, LoraConfig, OPTIONS, {"freeze_A": True}),
+        "lora+": Choice(1e-3, LoraConfig, OPTIONS, optimizer=LORAPLUS),
+    }
+    example = LoraConfig(r=3, lora_alpha=7, target_modules="all-linear", init_lora_weights=False)
 
     def targets(self, config: LoraConfig, names: list[str], strict: bool = True) -> list[str]:
         """Raises ValueError for a target or a pattern that matches no layer, unless it is read from a file."""
