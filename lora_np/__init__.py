@@ -13,6 +13,7 @@ from .data import conversations
 from .gradient_check import GradcheckResult, gradcheck, gradcheck_model
 from .nn import Context, Embedding, Linear, Module, Parameter, RMSNorm
 from .peft import AdaptedLinear, BottleneckConfig, LoraConfig, PeftModel, PrefixTuningConfig, VeraConfig, get_peft_model
+from .peft.registry import METHODS
 from .pretrained import fetch, load_model, load_tokenizer, save_model
 from .quantization import QuantizedLinear, dequantize_model, quantize_model
 from .serve import AdapterServer
@@ -75,7 +76,7 @@ INSTEAD = {  # a name of PEFT, transformers or an earlier version → what does 
 
 
 def __getattr__(name: str) -> object:
-    """`__version__`; for other names the error, which says what to use instead."""
+    """`__version__`, and the configuration of every method in the registry; else the error, which says what to use instead."""
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version
 
@@ -83,4 +84,7 @@ def __getattr__(name: str) -> object:
             return version("lora-np")
         except PackageNotFoundError:  # the sources alone
             return "0+unknown"
+    for method in METHODS:
+        if method.config_type.__name__ == name:
+            return method.config_type
     raise AttributeError(f"lora_np has no {name}" + (f"; use {INSTEAD[name]}" if name in INSTEAD else ""))

@@ -103,7 +103,7 @@ def through(layer: Layer, product: int) -> int:
 
 def forward_held(layer: Layer, N: int) -> int:
     """Beside y, while the layer's adapter does its part."""
-    return layer.adapter.forward_held(N, layer.out) if layer.adapter else 0
+    return layer.adapter.forward_held(N, layer.out, layer.in_) if layer.adapter else 0
 
 
 def backward_held(layer: Layer, N: int, need_dx: bool) -> int:

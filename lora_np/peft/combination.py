@@ -228,7 +228,7 @@ def combine_adapters(
 
 def config_for(model: Module, sources: Sequence[LoraConfig], ranks: Mapping[str, int]) -> LoraConfig:
     """α = r in each layer, so s = 1: not rsLoRA, whatever the sources were, for there s would be √r."""
-    targets = [portable_targets(config, model) for config in sources]
+    targets = [portable_targets(config.target_modules, model) for config in sources]
     if all(isinstance(entries, list) for entries in targets):
         union = list(dict.fromkeys(entry for entries in targets for entry in entries))
     else:

@@ -82,7 +82,7 @@ class AdapterCost:
         """Floats that the forward keeps, x itself apart."""
         raise NotImplementedError
 
-    def forward_held(self, N: int, out: int) -> int:
+    def forward_held(self, N: int, out: int, in_: int) -> int:
         """Floats beside y and what is kept, until y has all of its terms."""
         return 0
 

@@ -66,13 +66,13 @@ def write_adapter(
     write_atomically(folder / CONFIG, write)
 
 
-def portable_targets(config: Any, model: Module) -> str | list[str]:
+def portable_targets(targets: str | Collection[str], model: Module) -> str | list[str]:
     """`target_modules` in a form that means the same layers in PEFT.
 
     There a string is always a regular expression, "q_proj" being one that matches nothing, and it is held against every
     module, not the linear ones alone. Such a string becomes a list: of suffixes, or of full names where those say too much.
     """
-    targets, layers = config.target_modules, list(adaptable_layers(model))
+    layers = list(adaptable_layers(model))
     if not isinstance(targets, str):
         return list(targets)
     meant = [name for name in layers if is_target(name, targets)]

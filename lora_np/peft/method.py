@@ -119,6 +119,7 @@ class LayerMethod(Method):
     """A method whose adapters are Adapter objects in linear layers: it says where they go, what they are, and their shapes."""
 
     written: ClassVar[Mapping[str, Any]] = {**KIND, **WRITTEN_OFF}
+    named: ClassVar[tuple[str, ...]] = ("target_modules",)  # fields of its configuration that name layers
 
     def targets(self, config: Any, names: list[str], strict: bool = True) -> list[str]:
         """The layers among `names` that get an adapter, in their order. `strict`: ValueError for a target that matches none."""
@@ -249,7 +250,8 @@ class LayerMethod(Method):
     def settings(self, config: Any, model: Transformer) -> dict[str, Any]:
         """As PEFT's adapter_config.json has it, with `target_modules` that mean the same layers there."""
         found = super().settings(config, model)
-        return found | ({"target_modules": portable_targets(config, model)} if "target_modules" in found else {})
+        named = {key: portable_targets(found[key], model) for key in self.named if key in found}
+        return found | named
 
     def config(self, settings: Mapping[str, Any]) -> Any:
         """The way back."""

@@ -137,7 +137,7 @@ class VeraCost(AdapterCost):
         """h (N, r); with dropout the mask; of 16 bits this layer's A, B, d and b in float32."""
         return N * self.r + self.dropout * N * in_ + self.widened * (self.r * (in_ + out) + self.r + out)
 
-    def forward_held(self, N: int, out: int) -> int:
+    def forward_held(self, N: int, out: int, in_: int) -> int:
         """d ∘ h, and the bypass that comes of it."""
         return N * self.r + N * out
 

@@ -12,6 +12,7 @@ from lora_np import BottleneckConfig, LoraConfig, PrefixTuningConfig, VeraConfig
 from lora_np.costs.flops import adapter_products, causal_scores, weight_products
 from lora_np.nn import Linear
 from lora_np.peft.lora.layer import LoraCost
+from lora_np.peft.registry import METHODS
 
 N = 64  # a square matrix
 
@@ -105,6 +106,7 @@ CASES = {
     "Houlsby": BottleneckConfig(bottleneck_size=3),
     "Pfeiffer": BottleneckConfig(bottleneck_size=3, placement="pfeiffer", non_linearity="silu"),
 }
+CASES |= {method.peft_type: method.example for method in METHODS}
 
 
 TIED = [(case, True) for case in CASES if "head" not in case]  # which is then no module of its own

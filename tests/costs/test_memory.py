@@ -22,6 +22,7 @@ from lora_np import (
 )
 from lora_np.costs import memory, nf4_bytes
 from lora_np.nn import Module
+from lora_np.peft import registry
 from lora_np.studies.timing.step_cost import training_peak
 from lora_np.training.parallel import loss_and_gradients
 
@@ -65,6 +66,7 @@ METHODS = {
     "Houlsby": BottleneckConfig(),
     "Pfeiffer, wide": BottleneckConfig(bottleneck_size=64, placement="pfeiffer", non_linearity="silu"),
 }
+METHODS |= {f"{method.peft_type}, as its tests have it": method.example for method in registry.METHODS}
 shapes, methods = pytest.mark.parametrize("shape", SHAPES), pytest.mark.parametrize("method", METHODS)
 
 

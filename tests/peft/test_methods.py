@@ -179,7 +179,7 @@ class GainCost(AdapterCost):
     def kept(self, N, out, in_):
         return N * out
 
-    def forward_held(self, N, out):
+    def forward_held(self, N, out, in_):
         return N * out
 
     def backward_held(self, N, out, in_, need_dx, frozen):

@@ -150,7 +150,7 @@ class DoraCost(LoraCost):
         """LoRA's; z (N, out) and n; where n has a gradient P = (W + s·B A) Aᵀ (out, r)."""
         return super().kept(N, out, in_) + N * out + out + self.true_norm * out * self.r
 
-    def forward_held(self, N: int, out: int) -> int:
+    def forward_held(self, N: int, out: int, in_: int) -> int:
         """The stretched z, beside x Wᵀ; with dropout x̃ Wᵀ too."""
         return (1 + self.dropout) * N * out
 

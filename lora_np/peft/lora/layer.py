@@ -129,7 +129,7 @@ class LoraCost(AdapterCost):
         dropped = self.dropout * (1 + self.A_trained) * N * in_
         return N * self.r + dropped + self.widened * self.r * (in_ + out)
 
-    def forward_held(self, N: int, out: int) -> int:
+    def forward_held(self, N: int, out: int, in_: int) -> int:
         """The bypass, before it is added."""
         return N * out
 
