@@ -51,6 +51,11 @@ class Adapter(Module):
         """ΔW (out, in): what the adapter adds to the weight, for adapters that can be merged."""
         raise NotImplementedError
 
+    def __repr__(self) -> str:
+        rank = [f"r={self.config.r}"] if "r" in vars(self.config) else []
+        shapes = [f"{name}={p.value.shape}" for name, p in self.named_parameters()]
+        return f"{type(self).__name__}({', '.join(rank + shapes)})"
+
     def tensors(self) -> dict[str, np.ndarray]:
         """What a file holds of it, on the host: its parameters, by name."""
         return {name: to_host(p.value) for name, p in self.named_parameters()}
@@ -164,6 +169,10 @@ class AdaptedLinear(Module):
                 by_kind.setdefault(path, []).append((".".join([kind, name, *rest]), p))
         for parameters in by_kind.values():
             yield from parameters
+
+    def extra_repr(self) -> str:
+        """One line per adapter: its name, kind, rank and shapes."""
+        return "\n".join(f"{name}: {adapter!r}" for name, adapter in self.adapters.items())
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """Itself and its base. The adapters, a thousand perhaps, are not looked through: they hold parameters alone."""

@@ -204,7 +204,7 @@ class PeftModel(Host):
 
     # ------------------------------------------------------------------------------------------------ several adapters
 
-    def add_adapter(self, adapter_name: str, config: Any, seed: int = 0) -> None:
+    def add_adapter(self, adapter_name: str, peft_config: Any, seed: int = 0) -> None:
         """Put a new adapter beside those that are there, frozen until `set_adapter` chooses it. `seed` draws its numbers.
 
         Two adapters of one seed and one configuration start with the same A: give each a seed of its own.
@@ -213,8 +213,8 @@ class PeftModel(Host):
         TypeError for a config of another kind; RuntimeError while merged or disabled. Nothing has changed then.
         """
         self._check_new(adapter_name)
-        method_of(config).add(self, adapter_name, config, seed)
-        self._put(adapter_name, config)
+        method_of(peft_config).add(self, adapter_name, peft_config, seed)
+        self._put(adapter_name, peft_config)
 
     def load_adapter(self, model_id: Folder, adapter_name: str, is_trainable: bool = False) -> None:
         """Add the adapter in the folder `model_id`, written by `save_pretrained` or by PEFT, to those that are there.
@@ -503,7 +503,6 @@ class PeftModel(Host):
         LoraMethod().put(self, adapter_name, made.items())
         self._put(adapter_name, config)
         return report
-
 
     def _check_mergeable(self, adapter_name: str) -> None:
         self._check_name(adapter_name)

@@ -130,12 +130,15 @@ def test_dropout_in_a_dora_layer_is_where_peft_has_it(bias, monkeypatch):
     for kept, value in numbers.items():
         getattr(inner, kept)["default"].weight.data = torch.tensor(value)
     y, cache = layer.forward(x, ln.Context(rng=np.random.default_rng(5), adapter="default"))
-    mask = torch.tensor(cache[2])
+    _, (_, mask, *_) = cache
+    mask = torch.tensor(mask)
     monkeypatch.setattr(inner.lora_dropout["default"], "forward", lambda x: x * mask)
     tx = torch.tensor(x, requires_grad=True)
     ty = theirs(tx)
     ty.backward(torch.tensor(dy))
-    mine = {"y": y, "dx": layer.backward(dy, cache)} | {kept: getattr(layer, kept)["default"].grad for kept in numbers}
+    mine = {"y": y, "dx": layer.backward(dy, cache)} | {
+        kept: getattr(layer.adapters["default"], kept).grad for kept in numbers
+    }
     others = {"y": ty.detach(), "dx": tx.grad} | {kept: getattr(inner, kept)["default"].weight.grad for kept in numbers}
     assert_close(mine, {name: np.asarray(value) for name, value in others.items()}, 1e-10, "dropout is elsewhere")
 

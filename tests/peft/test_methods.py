@@ -155,7 +155,9 @@ def test_after_a_forward_that_ran_frozen_there_is_the_whole_gradient_or_an_error
 
 
 @methods
-def test_a_step_is_counted_with_the_active_adapter_alone_and_refused_for_a_method_that_does_not_say_its_cost(make_model, setting):
+def test_a_step_is_counted_with_the_active_adapter_alone_and_refused_for_a_method_that_does_not_say_its_cost(
+    make_model, setting
+):
     """Also where another method wraps the same layers: it is not active."""
 
     def step(model):
