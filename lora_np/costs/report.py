@@ -29,7 +29,8 @@ def report(model: str | Architecture, config: PeftConfig | None = None, *, quant
     lines = [f"{'module':<18}{shape:>18}{'layers':>8}{kind + ', each':>14}{kind + ', all':>16}"]
     for (module, shape, each), times in _rows(paper).items():
         lines.append(f"{module:<18}{shape:>18}{times:>8}{each:>14,}{times * each:>16,}")
-    added, frozen = result.total - result.base, result.total - result.base - result.trainable
+    frozen = result.total - result.base - result.trainable
+    saved = paper.prefix.v * paper.prefix.width if paper.prefix else result.total - result.base  # no file has the MLP
     what = "; ".join(dict.fromkeys(cost.frozen_are for cost in paper.adapters.values()))
     return "\n".join(
         [
@@ -40,7 +41,7 @@ def report(model: str | Architecture, config: PeftConfig | None = None, *, quant
             "",
             str(result),
             f"{result.reduction:,.1f} times fewer than full fine-tuning trains",
-            f"adapter file: {4 * added / 1e6:,.1f} MB in float32, {2 * added / 1e6:,.1f} MB in 16 bit",
+            f"adapter file: {4 * saved / 1e6:,.1f} MB in float32, {2 * saved / 1e6:,.1f} MB in 16 bit",
         ]
     )
 
@@ -48,7 +49,8 @@ def report(model: str | Architecture, config: PeftConfig | None = None, *, quant
 def _titles(paper: OnPaper) -> tuple[str, str]:
     """What the columns call the adapter, and the title: LoRA over a quantised base is QLoRA."""
     if paper.prefix:
-        return "prefix", f"a prefix of {paper.prefix.v} virtual tokens"
+        mlp = f", trained through an MLP of width {paper.prefix.hidden}" if paper.prefix.hidden else ""
+        return "prefix", f"a prefix of {paper.prefix.v} virtual tokens{mlp}"
     costs = [(cost, paper.shapes[layer][0]) for layer, cost in paper.adapters.items()]
     kind, title = costs[0][0].name, " and ".join(dict.fromkeys(cost.title(out) for cost, out in costs))
     if paper.quantize and kind == "LoRA":
@@ -59,8 +61,11 @@ def _titles(paper: OnPaper) -> tuple[str, str]:
 def _rows(paper: OnPaper) -> Counter[tuple[str, str, int]]:
     """(module, shape, numbers that it trains) → in how many layers."""
     if prefix := paper.prefix:
-        shape = f"{prefix.v:,} × {prefix.kv:,}"
-        return Counter({(part, shape, prefix.v * prefix.kv): prefix.layers for part in ("keys", "values")})
+        v, kv, m = prefix.v, prefix.kv, prefix.hidden
+        if not m:
+            return Counter({(part, f"{v:,} × {kv:,}", v * kv): prefix.layers for part in ("keys", "values")})
+        mlp = {"embedding": (v, kv, 0), "transform.0": (m, kv, m), "transform.2": (prefix.width, m, prefix.width)}
+        return Counter((name, f"{out:,} × {in_:,}", out * in_ + bias) for name, (out, in_, bias) in mlp.items())
     layers = paper.architecture.linear_layers()
     found = [(layers[name], cost) for name, cost in paper.adapters.items()]
     return Counter((w.name, f"{w.out:,} × {w.in_:,}", cost.gradients(w.out, w.in_)) for w, cost in found)

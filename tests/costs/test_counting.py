@@ -289,6 +289,29 @@ def test_the_report_adds_up():
     assert "adapter file: 159.9 MB in float32, 80.0 MB in 16 bit" in text
 
 
+REPORTED = {
+    "LoRA of rank 8 and LoRA of rank 2": LoraConfig(r=8, rank_pattern={"v_proj": 2}),
+    "LoRA-FA of rank 8": LoraConfig(r=8, freeze_A=True),
+    "DoRA of rank 4": LoraConfig(r=4, target_modules="all-linear", use_dora=True),
+    "VeRA of rank 256": VeraConfig(),
+    "Pfeiffer adapters of size 256": BottleneckConfig(placement="pfeiffer"),
+    "a prefix of 20 virtual tokens": PrefixTuningConfig(),
+    "a prefix of 20 virtual tokens, trained through an MLP of width 512": PrefixTuningConfig(
+        prefix_projection=True, encoder_hidden_size=512
+    ),
+}
+
+
+@pytest.mark.parametrize("title", REPORTED)
+def test_the_report_of_each_method_names_it_and_its_rows_add_up(title):
+    first, _, head, *lines = costs.report("llama-2-7b", REPORTED[title]).splitlines()
+    assert first == f"llama-2-7b: 6,738,415,616 parameters, {title}"
+    rows = lines[: next(i for i, line in enumerate(lines) if not line or line.startswith("besides"))]
+    assert head.split()[0] == "module" and len(rows) > 0
+    trained = sum(int(row.split()[-1].replace(",", "")) for row in rows)
+    assert trained == costs.count("llama-2-7b", REPORTED[title]).trainable
+
+
 def test_the_report_counts_only_the_layers_that_a_pattern_selects():
     text = costs.report("llama-2-7b", lora(8, r".*\.[0-3]\..*q_proj"))
     row = next(line for line in text.splitlines() if "q_proj" in line)
