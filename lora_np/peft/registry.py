@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .bottleneck import BottleneckMethod
+from .ia3 import IA3Method
 from .lora.method import LoraMethod
 from .method import Method
 from .prefix import PrefixMethod
@@ -15,6 +16,7 @@ METHODS: tuple[Method, ...] = (
     VeraMethod(),
     PrefixMethod(),
     BottleneckMethod(),
+    IA3Method(),
 )
 
 

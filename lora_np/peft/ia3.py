@@ -1,0 +1,175 @@
+"""IA³: one trained vector per layer rescales keys, values and the MLP's inner activations (Liu et al. 2022, arXiv 2205.05638).
+
+    y = l ∘ (x Wᵀ),   ΔW = Λ_l W − W        l (out, 1): the layers of the attention
+    y = (l ∘ x) Wᵀ,   ΔW = W Λ_l − W        l (1, in): feed-forward layers, whose input are the inner activations
+
+l starts at 1, and so ΔW at 0. Names, shapes and files are PEFT's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..backend import Array
+from ..nn import Context, Linear, Parameter
+from ..nn.targets import is_target, plain_targets
+from .adapter import Adapter, beside, widened
+from .choices import Choice
+from .config import TargetedConfig
+from .cost import AdapterCost, Products, linear_products
+from .method import Host, LayerMethod
+
+
+@dataclass(frozen=True, kw_only=True)
+class IA3Config(TargetedConfig):
+    """What to rescale, with PEFT's names and meanings.
+
+    target_modules: as `LoraConfig` has it.
+    feedforward_modules: the targets whose input is rescaled in place of their output.
+    init_ia3_weights: False, l is normal, so that the adapter is not the identity at the start (for tests).
+    base_model_name_or_path: what the adapter was made for; saved with it, and otherwise unused.
+
+    Raises ValueError or TypeError as `LoraConfig` does.
+    """
+
+    target_modules: str | Collection[str] = ("k_proj", "v_proj", "down_proj")
+    feedforward_modules: str | Collection[str] = ("down_proj",)
+    init_ia3_weights: bool = True
+    base_model_name_or_path: str | os.PathLike[str] | None = None
+
+    switches = ("init_ia3_weights",)
+
+    def check(self) -> None:
+        """Keep `feedforward_modules` as `target_modules` are kept."""
+        object.__setattr__(self, "feedforward_modules", plain_targets(self.feedforward_modules))
+
+
+class IA3Adapter(Adapter):
+    """l of one layer: (1, in) where the input is rescaled, (out, 1) where the output is."""
+
+    depends_on_weight = True
+
+    def __init__(self, config: IA3Config, ia3_l: Parameter) -> None:
+        self.config, self.ia3_l = config, ia3_l
+
+    @property
+    def of_the_input(self) -> bool:
+        return bool(self.config.feedforward_modules)  # those of this layer: itself, or none
+
+    def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, Any]:
+        """x (…, in) → y (…, out). Kept for dl: what l was multiplied with."""
+        l = widened(x.dtype, self.ia3_l.value)[0].reshape(-1)
+        if self.of_the_input:
+            y, base_cache = base.forward(x * l, context)
+            return y, (base_cache, l, x if self.ia3_l.trainable else None)
+        y, base_cache = base.forward(x, context)
+        return y * l, (base_cache, l, y if self.ia3_l.trainable else None)
+
+    def backward(self, dy: Array, cache: Any, base: Linear, need_dx: bool) -> Array | None:
+        """dy (…, out) → dx (…, in) or None; adds dl.
+
+        In the forward pass z = l ∘ u, with u = x before the base layer or u = base(x) after it: so dl = Σ dz ∘ u over all
+        tokens, and du = l ∘ dz.
+        """
+        base_cache, l, u = cache
+        if not self.of_the_input:
+            self._add_grad(dy, u)
+            return base.backward(dy * l, base_cache, need_dx)
+        dz = base.backward(dy, base_cache, need_dx or self.ia3_l.trainable)
+        if dz is None:
+            return None
+        self._add_grad(dz, u)
+        return dz * l if need_dx else None
+
+    def _add_grad(self, dz: Array, u: Array | None) -> None:
+        if self.ia3_l.trainable:
+            dl = None if u is None else (dz * u).reshape(-1, u.shape[-1]).sum(axis=0).reshape(self.ia3_l.value.shape)
+            self.ia3_l.add_grad(dl)
+
+    def delta_weight(self, base: Linear) -> Array:
+        """ΔW = (l − 1) ∘ W (out, in)."""
+        W = base.weight.value
+        return (widened(W.dtype, self.ia3_l.value)[0] - 1) * W
+
+
+@dataclass(frozen=True)
+class IA3Cost(AdapterCost):
+    """Of l ∘ (x Wᵀ) or (l ∘ x) Wᵀ: no product of its own. Kept for the backward: what l was multiplied with."""
+
+    of_the_input: bool = False
+
+    name: ClassVar[str] = "IA³"
+
+    @property
+    def keeps_x(self) -> bool:
+        return self.trained and self.of_the_input
+
+    def arrays(self, out: int, in_: int) -> list[int]:
+        """l."""
+        return [in_ if self.of_the_input else out]
+
+    def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
+        """dl of an input needs the dx of W, whether or not something below needs it."""
+        needed = self.trained and self.of_the_input and not need_dx
+        return Products(0, linear_products(N, out, in_, True, False).dx * needed, 0)
+
+    def kept(self, N: int, out: int, in_: int) -> int:
+        """y = base(x), where the output is rescaled; of 16 bits l in float32."""
+        return self.trained * (not self.of_the_input) * N * out + self.widened * sum(self.arrays(out, in_))
+
+    def forward_held(self, N: int, out: int, in_: int) -> int:
+        """l ∘ x, or the y before l where it is not kept."""
+        return N * in_ if self.of_the_input else (not self.trained) * N * out
+
+    def backward_held(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
+        """dz ∘ u; then l ∘ dz, beside the frozen path's dx."""
+        if self.of_the_input:
+            return max(frozen, 2 * N * in_ * (need_dx or self.trained))
+        return N * out + frozen
+
+
+class IA3Method(LayerMethod):
+    """An IA3Adapter in each targeted layer."""
+
+    config_type = IA3Config
+    peft_type = "IA3"
+    decisive = ("target_modules", "feedforward_modules")
+    named = ("target_modules", "feedforward_modules")
+    mergeable = True
+    choices: ClassVar[Mapping[str, Choice]] = {"ia3": Choice(1e-2, IA3Config)}
+    example = IA3Config(init_ia3_weights=False)
+
+    def for_layer(self, config: IA3Config, layer: str) -> IA3Config:
+        """With this layer alone as `feedforward_modules`, or none."""
+        inputs = [layer] if is_target(layer, config.feedforward_modules) else []
+        return replace(config, feedforward_modules=inputs)
+
+    def check(self, host: Host, config: IA3Config, layers: Mapping[str, Linear]) -> None:
+        """Raise ValueError for a layer with a bias whose output would be rescaled: a merge would have to change it."""
+        for name, base in layers.items():
+            if hasattr(base, "bias") and not is_target(name, config.feedforward_modules):
+                raise ValueError(f"{name} has a bias; IA³ rescales the outputs of layers without one here")
+
+    def draw(self, config: IA3Config, base: Linear, rng: np.random.Generator, dtype: Any) -> IA3Adapter:
+        """l = 1."""
+        (shape,) = self.shapes(config, base.out_features, base.in_features).values()
+        return self.build(
+            config, base, [np.ones(shape) if config.init_ia3_weights else rng.standard_normal(shape)], dtype
+        )
+
+    def shapes(self, config: IA3Config, out: int, in_: int) -> dict[str, tuple[int, ...]]:
+        """l (1, in) or (out, 1)."""
+        return {"ia3_l": (1, in_) if config.feedforward_modules else (out, 1)}
+
+    def build(self, config: IA3Config, base: Linear, tensors: list[np.ndarray], dtype: Any) -> IA3Adapter:
+        """From l."""
+        return IA3Adapter(config, beside(base, tensors[0], dtype))
+
+    def cost(self, config: IA3Config, trained: bool = True, widened: bool = False) -> AdapterCost:
+        """Of one layer."""
+        return IA3Cost(trained, widened, bool(config.feedforward_modules))
