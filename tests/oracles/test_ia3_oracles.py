@@ -46,7 +46,7 @@ def test_logits_and_gradients_are_pefts(pair):
     ours, theirs = pair
     tokens, targets = random_batch(0, ignored=0)
     assert largest_difference(ours(tokens), host(theirs(torch.tensor(tokens)).logits)) < 1e-12
-    loss, cache = ours.loss(tokens, targets)
+    _, cache = ours.loss(tokens, targets)
     ours.backward(cache)
     logits = theirs(torch.tensor(tokens)).logits
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(targets).flatten()).backward()
@@ -58,7 +58,7 @@ def test_logits_and_gradients_are_pefts(pair):
 
 
 def test_what_is_saved_here_answers_in_peft(pair, tmp_path):
-    ours, theirs = pair
+    ours, _ = pair
     tokens, _ = random_batch(0, ignored=0)
     for _, p in ours.named_parameters():
         if p.trainable:
