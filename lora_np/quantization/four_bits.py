@@ -161,11 +161,12 @@ class Quantized4bit:
     def __post_init__(self) -> None:
         check_settings(self.block_size, self.quant_type)
         blocks = -(-self.size // self.block_size)
-        double = isinstance(self.absmax, QuantizedAbsmax)
         expected = {"packed": (self.packed, "uint8", -(-self.size // 2))}
-        expected["absmax"] = (self.absmax.codes, "uint8", blocks) if double else (self.absmax, "float32", blocks)
-        if double:
+        if isinstance(self.absmax, QuantizedAbsmax):
+            expected["absmax"] = (self.absmax.codes, "uint8", blocks)
             expected["the absmax of absmax"] = (self.absmax.absmax, "float32", -(-blocks // ABSMAX_BLOCK))
+        else:
+            expected["absmax"] = (self.absmax, "float32", blocks)
         for what, (x, dtype, size) in expected.items():
             if x.dtype != dtype:
                 raise ValueError(f"{what} has dtype {x.dtype}; expected {dtype}")
