@@ -75,7 +75,7 @@ def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
         raise TypeError(
             f"save_model takes a Transformer, got {type(model).__name__}; merge_and_unload() an adapter first"
         )
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, x in model.state_dict().items():
         if ".base_layer." in name:
             raise TypeError(
@@ -206,5 +206,4 @@ def _check(name: str, shapes: Mapping[str, tuple[int, ...]], *expected: int) -> 
 
 def _some(names: set[str]) -> str:
     """The first few of them, for a reader."""
-    names = sorted(names)
-    return f"{names[:4]}{f' and {len(names) - 4} more' if len(names) > 4 else ''}" if names else "none"
+    return f"{sorted(names)[:4]}{f' and {len(names) - 4} more' if len(names) > 4 else ''}" if names else "none"
