@@ -65,7 +65,7 @@ class Sampling:
 
 def generate(
     model: Any,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int] | np.ndarray] | np.ndarray,
     max_new_tokens: int = 40,
     *,
     temperature: float = 0.0,
@@ -155,7 +155,7 @@ def last_logits(
     return to_host(model.logits(x[:, -1], context))
 
 
-def _pad_left(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray | None]:
+def _pad_left(prompts: Sequence[Sequence[int] | np.ndarray] | np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Tokens (b, t) with the prompts' ends in one column, and where they are tokens and not padding (None: everywhere).
 
     Rotary positions are relative, so a row may start anywhere; the mask alone keeps the padding out (but see `last_logits`).
