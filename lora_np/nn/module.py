@@ -7,6 +7,7 @@ from copy import copy
 from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from .. import ops
 from ..backend import Array, array_module, device_module, move
@@ -121,7 +122,7 @@ class Module:
         for _, p in self.named_parameters():
             p.grad = None
 
-    def astype(self, dtype: Any) -> Self:
+    def astype(self, dtype: DTypeLike) -> Self:
         """Convert every parameter in place: float32 to train, float64 to prove. Gradients are dropped."""
         for _, p in self.named_parameters():
             p.value, p.grad = p.value.astype(dtype), None

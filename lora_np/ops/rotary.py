@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import TypeAlias
+
+from numpy.typing import DTypeLike
 
 from ..backend import Array, array_module
 from .checks import check_float, check_shape
@@ -10,7 +12,7 @@ from .checks import check_float, check_shape
 RotaryCache: TypeAlias = tuple[Array, Array]  # cos and sin, (t, d) or (b, 1, t, d)
 
 
-def rotary_tables(positions: Array, head_dim: int, theta: float, dtype: Any) -> tuple[Array, Array]:
+def rotary_tables(positions: Array, head_dim: int, theta: float, dtype: DTypeLike) -> tuple[Array, Array]:
     """cos φ and sin φ of the angles φ_i = position · θ^(−2i/d) for i < d/2, each table twice side by side.
 
     positions (…, t) → two (…, t, d) tables where `positions` live, computed in float64 and stored as `dtype`. Raises ValueError

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from ..backend import device_module, move, to_host
+from ..backend import Array, device_module, move, to_host
 from ..files import (
     ByteTokenizer,
     StoredArrays,
@@ -36,7 +36,7 @@ EMBEDDED = Path(__file__).parents[1] / "assets"  # the models that come with the
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-def load_model(name: str | os.PathLike[str], dtype: Any = np.float32, device: str = "auto") -> Transformer:
+def load_model(name: str | os.PathLike[str], dtype: DTypeLike = np.float32, device: str = "auto") -> Transformer:
     """The model `name`: "tiny", the base that comes with the package; "smollm2-135m", after `python -m lora_np fetch`; the
     path of a Hugging Face folder; or that of a GGUF file.
 
@@ -159,7 +159,7 @@ def _without_doubles(stored: StoredArrays, config: TransformerConfig) -> StoredA
 
 
 def _fill(
-    config: TransformerConfig, stored: StoredArrays, quantized: dict[str, Quantized4bit], dtype: Any, like: Any
+    config: TransformerConfig, stored: StoredArrays, quantized: dict[str, Quantized4bit], dtype: DTypeLike, like: Array
 ) -> Transformer:
     """The model, with each parameter from `quantized` or read from `stored`, converted to `dtype`, and put where `like` lives.
 

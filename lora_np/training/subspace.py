@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ..backend import Array
 from ..nn import Cache, Module, Parameter, Trainable
@@ -24,7 +25,7 @@ class DenseProjection:
     It holds D·d numbers and a product costs as many multiplications: for small D. Raises ValueError unless 1 ≤ d ≤ D.
     """
 
-    def __init__(self, D: int, d: int, seed: int = 0, dtype: Any = np.float64) -> None:
+    def __init__(self, D: int, d: int, seed: int = 0, dtype: DTypeLike = np.float64) -> None:
         _check(D, d)
         self.D, self.d = D, d
         self.P = np.linalg.qr(np.random.default_rng(seed).standard_normal((D, d)))[0].astype(dtype)  # (D, d)
@@ -53,7 +54,7 @@ class SparseProjection:
     Raises ValueError unless 1 ≤ d ≤ D.
     """
 
-    def __init__(self, D: int, d: int, seed: int = 0, dtype: Any = np.float64) -> None:
+    def __init__(self, D: int, d: int, seed: int = 0, dtype: DTypeLike = np.float64) -> None:
         _check(D, d)
         self.D, self.d = D, d
         rng = np.random.default_rng(seed)

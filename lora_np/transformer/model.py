@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from .. import ops
 from ..backend import Array, array_module, move
@@ -40,7 +41,7 @@ class Transformer(Module):
             self.lm_head = lm_head
 
     @classmethod
-    def random(cls, config: TransformerConfig, seed: int = 0, dtype: Any = np.float32) -> Transformer:
+    def random(cls, config: TransformerConfig, seed: int = 0, dtype: DTypeLike = np.float32) -> Transformer:
         """Normal weights, std 0.02 (GPT-2's), and 0.02/√(2·layers) where they write to the residual stream."""
         rng = np.random.default_rng(seed)
         residual = 0.02 / np.sqrt(2 * config.num_hidden_layers)
@@ -51,7 +52,7 @@ class Transformer(Module):
         return cls._build(config, normal, np.ones(config.hidden_size, dtype))
 
     @classmethod
-    def empty(cls, config: TransformerConfig, dtype: Any = np.float32) -> Transformer:
+    def empty(cls, config: TransformerConfig, dtype: DTypeLike = np.float32) -> Transformer:
         """Every parameter's shape, and none of its numbers: one zero that is read again and again, and takes no memory.
 
         For `load_model`, which puts the weights in its place.
