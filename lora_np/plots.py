@@ -4,6 +4,11 @@
 picture shows twice.
 """
 
+from lora_np.optional import extra
+
+with extra("course", "a picture"):
+    import matplotlib  # noqa: F401, here so that its absence is reported in one line
+
 from lora_np.studies.capacity.pictures import capacity_chart, memory_knee
 from lora_np.studies.convergence.pictures import learning_rates, loss_curves, recovered_gain
 from lora_np.studies.counting.bypass_picture import bypass_diagram

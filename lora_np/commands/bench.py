@@ -34,6 +34,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--threads {arguments.threads}; expected at least 1")
     for folder in filter(None, (arguments.json, arguments.figures)):
         folder.mkdir(parents=True, exist_ok=True)  # raises now, and not after ten minutes
+    if arguments.figures:
+        from .. import plots  # noqa: F401, the same
     parts = arguments.only or PARTS
     how = {"threads": arguments.threads, "rounds": 3 if arguments.quick else 9, "say": say}
     if "methods" in parts:

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from ..optional import extra
 from ..progress import QUIET
 
 
@@ -16,10 +17,11 @@ def execute(source: Path, output: Path) -> float:
     It runs in the folder of `source`, one BLAS thread, without timing metadata or widget state, so that two runs on one
     machine differ only where the notebook prints times. Returns the seconds. Raises RuntimeError with the failing cell.
     """
-    import jupytext
-    import nbformat
-    from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError
+    with extra("course", "running a notebook"):
+        import jupytext
+        import nbformat
+        from nbclient import NotebookClient
+        from nbclient.exceptions import CellExecutionError
 
     began = time.perf_counter()
     notebook = jupytext.read(source)
@@ -50,7 +52,8 @@ def execute_all(folder: Path, output: Path, at_once: int = 1) -> None:
 
     `at_once` > 1 is for those whose printed times nobody keeps: they are measured side by side.
     """
-    from joblib import Parallel, delayed
+    with extra("studies", "running notebooks side by side"):
+        from joblib import Parallel, delayed
 
     sources = sorted(folder.glob("[0-9]*.py"))
     if not sources:

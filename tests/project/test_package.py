@@ -23,7 +23,7 @@ PACKAGE = ROOT / "lora_np"
 
 # From the ground up; a folder's files stand together on its floor. `__init__` is `import lora_np as ln`.
 FLOORS = [
-    *("backend", "ops", "nn", "gradient_check", "files", "progress", "transformer", "quantization", "data"),
+    *("optional", "backend", "ops", "nn", "gradient_check", "files", "progress", "transformer", "quantization", "data"),
     *("pretrained", "training", "costs", "peft", "serve", "__init__"),
     *("studies", "plots", "report", "exercises", "commands", "__main__"),
 ]
@@ -257,14 +257,6 @@ def test_types_and_the_embedded_models_are_shipped():
     )
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert {"py.typed", "assets/*/*"} <= set(pyproject["tool"]["setuptools"]["package-data"]["lora_np"])
-
-
-def test_the_requirements_are_written_once_and_hold_no_pytorch():
-    required = re.findall(r"^[\w-]+", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
-    assert "numpy" in required
-    assert not {"torch", "transformers", "peft", "cupy"} & set(required)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert "dependencies" in project["dynamic"], "pyproject.toml reads requirements.txt, it does not repeat it"
 
 
 MACHINE = re.compile(r"(?<![\w.:/])/(?:home|Users|root|work|scratch|mnt)/\w|\b[A-Z]:\\+Users\b")
