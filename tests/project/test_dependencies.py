@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -242,8 +243,12 @@ def test_tiny_trains_in_an_environment_with_the_cores_dependencies_alone(tmp_pat
     """The same without a blocker: a virtual environment in which pip installed lora_np and what it requires."""
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    installed = subprocess.run([*pip, "install", str(ROOT)], capture_output=True, text=True, check=False)
+    source = tmp_path / "source"  # a build leaves files beside the sources
+    shutil.copytree(PACKAGE, source / "lora_np", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
+    installed = subprocess.run([*pip, "install", str(source)], capture_output=True, text=True, check=False)
     if installed.returncode and "onnection" in installed.stderr:
         pytest.skip("no package index answers here")
     assert installed.returncode == 0, installed.stderr
