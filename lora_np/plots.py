@@ -1,7 +1,7 @@
 """One picture a function: each takes a `Table`, returns a matplotlib `Figure`, and knows nothing of training.
 
-`save(figure, folder, name)` writes the .png and the .svg. In a notebook a line ends with `;`, or its
-picture shows twice.
+`save(figure, folder, name)` writes the picture as a .png. In a notebook a line ends with `;`, or its picture
+shows twice.
 """
 
 from lora_np.optional import extra

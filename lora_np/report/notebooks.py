@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..optional import extra
 from ..progress import QUIET
+from ..studies.harness.png import with_palette
 
 
 def execute(source: Path, output: Path) -> float:
@@ -41,10 +45,20 @@ def execute(source: Path, output: Path) -> float:
         raise RuntimeError(f"{source} stopped: {error}") from None
     for i, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{i}"
+    make_pictures_smaller(notebook)
     notebook.metadata.pop("widgets", None)
     output.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, output)
     return time.perf_counter() - began
+
+
+def make_pictures_smaller(notebook: Mapping[str, Any]) -> None:
+    """Replace each PNG in the outputs by one with a palette, in place."""
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "image/png" in data:
+                data["image/png"] = base64.b64encode(with_palette(base64.b64decode(data["image/png"]))).decode()
 
 
 def execute_all(folder: Path, output: Path, at_once: int = 1) -> None:

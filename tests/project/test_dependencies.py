@@ -23,7 +23,11 @@ CORE = ["numpy", "safetensors", "ml_dtypes"]
 STUDENT = ["models", "course", "studies", "test"]  # the extras in requirements.txt
 EXTRAS = PROJECT["optional-dependencies"]
 
-COMES_WITH = {"nbclient": "jupyter", "nbformat": "jupyter"}  # what is imported → the package that is installed for it
+COMES_WITH = {
+    "nbclient": "jupyter",
+    "nbformat": "jupyter",
+    "PIL": "matplotlib",
+}  # what is imported → the package that is installed for it
 
 
 def names(requirements: list[str]) -> list[str]:
