@@ -25,7 +25,9 @@ folder.mkdir(parents=True)
 for exercise in exercises():
     Path(folder, f"{exercise.source.stem}.py").write_text(with_solution(exercise.text), encoding="utf-8")
 """
-ANSWERS = [f"submissions/anna/{i:02}_{name}.py" for i, name in ((1, "count_lora"), (3, "lora_backward"), (12, "mixed_lora"))]
+ANSWERS = [
+    f"submissions/anna/{i:02}_{name}.py" for i, name in ((1, "count_lora"), (3, "lora_backward"), (12, "mixed_lora"))
+]
 BARE = [  # with the core's dependencies alone: a command, its exit status, and a piece of what it prints
     ("params --model llama-2-7b --r 16 --target-modules all-linear", 0, "trainable params: 39,976,960"),
     ("memory --model llama-65b --method qlora --r 16 --seq 512", 0, "48 GB: fits"),

@@ -88,13 +88,11 @@ IMPORTS = {
     for path in sorted(PACKAGE.rglob("*.py"))
     if path.parent.name != "sources"
 }
-PICTURES = re.compile(r"studies/\w+/(\w*pictures?|diagrams|style)\.py|report/pictures\.py")  # plots.py imports them
-ORACLES = {"torch", "peft", "transformers"}  # a study asks oracles_installed first, which says what is missing
-ELSEWHERE = {  # imports without an extra around them
+WITHOUT = {  # folder or file → packages that it may import without an extra around them, and why
     "progress.py": {"tqdm"},  # without it progress is printed as lines
-    "studies/timing/sides.py": ORACLES,
-    "studies/timing/machine.py": ORACLES,
-    "studies/serving/serving.py": ORACLES,
+    "report/pictures.py": {"matplotlib"},  # it imports plots first, which has the extra around it
+    "studies/": {"matplotlib", "mpl_toolkits"}  # plots imports the pictures
+    | {"torch", "peft", "transformers"},  # a study asks oracles_installed first, which says what is missing
 }
 
 
@@ -106,16 +104,12 @@ def test_the_walk_over_the_imports_finds_them():
 
 @pytest.mark.parametrize("file", [file for file in IMPORTS if IMPORTS[file]])
 def test_every_optional_import_is_inside_its_extra(file):
-    guarded = {package for package, extra in IMPORTS[file] if extra}
+    known = {package for package, extra in IMPORTS[file] if extra}
+    known |= {package for start, packages in WITHOUT.items() if file.startswith(start) for package in packages}
     for package, extra in IMPORTS[file]:
-        if extra:
-            installed = COMES_WITH.get(package, package)
-            assert installed in names(EXTRAS[extra]), f"{file}: the extra {extra} does not contain {package}"
-        elif package in ("matplotlib", "mpl_toolkits") and PICTURES.fullmatch(file):
-            continue
-        else:
-            known = guarded | ELSEWHERE.get(file, set())
-            assert package in known, f"{file} imports {package} outside of `with extra(…)`"
+        assert package in known, f"{file} imports {package} outside of `with extra(…)`"
+        installed = COMES_WITH.get(package, package)
+        assert not extra or installed in names(EXTRAS[extra]), f"{file}: the extra {extra} does not contain {package}"
 
 
 # ------------------------------------------------------------------------------------------- an environment with the core
