@@ -25,6 +25,14 @@ folder.mkdir(parents=True)
 for exercise in exercises():
     Path(folder, f"{exercise.source.stem}.py").write_text(with_solution(exercise.text), encoding="utf-8")
 """
+TRAIN = """
+import lora_np as ln
+model = ln.get_peft_model(ln.load_model("tiny"), ln.LoraConfig(r=2, target_modules="all-linear"))
+batches = ln.data.Batches(ln.data.corpus("code", "train"), batch_size=2, seq_len=16)
+assert len(ln.train(model, batches, ln.AdamW(lr=1e-2), steps=2).rows) == 2
+model.save_pretrained("adapter")
+model.load_adapter("adapter", "again")
+"""
 ANSWERS = [
     f"submissions/anna/{i:02}_{name}.py" for i, name in ((1, "count_lora"), (3, "lora_backward"), (12, "mixed_lora"))
 ]
@@ -67,8 +75,7 @@ def main() -> None:
         for name, what, commands in (("bare", str(wheel), BARE), ("full", f"{wheel}[{EXTRAS}]", FULL)):
             python, work = environment(folder / name, [what]), folder / f"{name}-work"
             work.mkdir()
-            if name == "full":
-                run([python, "-c", SOLVE], work)
+            run([python, "-c", TRAIN if name == "bare" else SOLVE], work)
             for line, status, shown in commands:
                 command([python, "-m", "lora_np", *line.split()], work, status, shown)
         serve(python, work)

@@ -268,7 +268,7 @@ def test_no_file_names_a_place_on_one_persons_machine():
         "the pattern finds nothing"
     )
     assert not MACHINE.search("https://example.org/home/page")
-    folders = [ROOT / name for name in ("lora_np", "tests", "notebooks", "figures", ".github", ".ci")]
+    folders = [ROOT / name for name in ("lora_np", "tests", "notebooks", "figures", "docs", ".github", ".ci")]
     files = [path for folder in folders for path in folder.rglob("*") if ".ipynb_checkpoints" not in path.parts]
     for path in [*files, *ROOT.glob("*")]:
         if path.is_file() and path.suffix in TEXT:
