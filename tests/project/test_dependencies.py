@@ -102,14 +102,16 @@ def test_the_walk_over_the_imports_finds_them():
     assert ("tqdm", None) in IMPORTS["progress.py"]
 
 
-@pytest.mark.parametrize("file", [file for file in IMPORTS if IMPORTS[file]])
-def test_every_optional_import_is_inside_its_extra(file):
-    known = {package for package, extra in IMPORTS[file] if extra}
-    known |= {package for start, packages in WITHOUT.items() if file.startswith(start) for package in packages}
-    for package, extra in IMPORTS[file]:
-        assert package in known, f"{file} imports {package} outside of `with extra(…)`"
-        installed = COMES_WITH.get(package, package)
-        assert not extra or installed in names(EXTRAS[extra]), f"{file}: the extra {extra} does not contain {package}"
+def test_every_optional_import_is_inside_its_extra():
+    wrong = []
+    for file, imports in IMPORTS.items():
+        known = {package for package, extra in imports if extra}
+        known |= {package for start, packages in WITHOUT.items() if file.startswith(start) for package in packages}
+        wrong += [f"{file}: {package} outside of `with extra(…)`" for package, _ in imports if package not in known]
+        for package, extra in imports:
+            if extra and COMES_WITH.get(package, package) not in names(EXTRAS[extra]):
+                wrong.append(f"{file}: the extra {extra} does not contain {package}")
+    assert not wrong, "\n".join(wrong)
 
 
 # ------------------------------------------------------------------------------------------- an environment with the core

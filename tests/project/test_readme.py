@@ -43,33 +43,39 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize(("page", "target"), found(r"\]\(([^)\s]+)\)"))
-def test_every_link_and_picture_is_there(page, target):
-    if "://" in target:
-        return
-    name, _, anchor = target.partition("#")
-    path = (ROOT / page).parent / name if name else ROOT / page
-    assert path.exists(), f"{page} points to {name}, which does not exist"
-    if anchor:
-        assert anchor in anchors(path.read_text(encoding="utf-8")), f"{page} points to the heading #{anchor} of {name}"
+LINK = r"\]\(([^)\s]+)\)"
+FILE = r"`((?:tests|lora_np|figures|notebooks|docs)/[\w/.]+)`"
+TEST = r"`(test_\w+)`"
 
 
-@pytest.mark.parametrize(("page", "name"), found(r"`((?:tests|lora_np|figures|notebooks|docs)/[\w/.]+)`"))
-def test_every_file_that_is_named_is_there(page, name):
-    made_by_commands = ("figures/quick/",)
-    assert (ROOT / name).exists() or name in made_by_commands, f"{page} names {name}, which does not exist"
+def test_every_link_and_picture_is_there():
+    missing = []
+    for page, target in found(LINK):
+        name, _, anchor = target.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        if "://" not in target and not path.exists():
+            missing.append(f"{page} points to {name}")
+        elif "://" not in target and anchor and anchor not in anchors(path.read_text(encoding="utf-8")):
+            missing.append(f"{page} points to the heading #{anchor} of {name}")
+    assert not missing, "\n".join(["not there:", *missing])
 
 
-@pytest.mark.parametrize(("page", "test"), found(r"`(test_\w+)`"))
-def test_every_test_that_is_named_is_there(page, test):
-    tests = (path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
-    assert any(f"def {test}(" in text for text in tests), f"{page} names {test}, which does not exist"
+def test_every_file_that_is_named_is_there():
+    made_by_commands = {"figures/quick/"}
+    missing = [each for each in found(FILE) if not (ROOT / each[1]).exists() and each[1] not in made_by_commands]
+    assert not missing, f"(page, the file that it names and that does not exist): {missing}"
+
+
+def test_every_test_that_is_named_is_there():
+    suite = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    missing = [each for each in found(TEST) if f"def {each[1]}(" not in suite]
+    assert not missing, f"(page, the test that it names and that does not exist): {missing}"
 
 
 def test_the_searches_find_something():
-    assert ("README.md", "docs/qlora.md") in found(r"\]\(([^)\s]+)\)")
-    assert ("README.md", "lora_np/ops/lora.py") in found(r"`((?:tests|lora_np|figures|notebooks|docs)/[\w/.]+)`")
-    assert any(page == "docs/results.md" for page, _ in found(r"`(test_\w+)`"))
+    assert ("README.md", "docs/qlora.md") in found(LINK)
+    assert ("README.md", "lora_np/ops/lora.py") in found(FILE)
+    assert any(page == "docs/results.md" for page, _ in found(TEST))
 
 
 def snippets(page: str) -> list[str]:
