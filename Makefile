@@ -9,7 +9,7 @@ PY := $(BIN)/python
 ARGS ?=
 CUDA ?= 13
 
-.PHONY: help reproduce lab exercises test test-oracles test-gpu notebooks lint clean
+.PHONY: help reproduce lab exercises test test-oracles test-gpu notebooks lint wheel clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## */: /'
@@ -41,9 +41,12 @@ lint: .venv/installed                 ## ruff and mypy, as the checks run them
 	$(PY) -m pip install --quiet --editable ".[dev]"
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+wheel:                                ## build the wheel, install it in clean environments, run every command there
+	$(PYTHON) .ci/wheel.py
+
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv --clear .venv
-	$(PY) -m pip install --editable .
+	$(PY) -m pip install --requirement requirements.txt
 	@touch $@
 
 .venv/oracles: .venv/installed
@@ -55,4 +58,4 @@ lint: .venv/installed                 ## ruff and mypy, as the checks run them
 	@touch $@
 
 clean:           ## remove the environment and what was built
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build dist *.egg-info

@@ -6,6 +6,8 @@ import argparse
 import sys
 from importlib import import_module
 
+from .optional import MissingExtra
+
 COMMANDS = (
     "reproduce",
     "study",
@@ -29,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments) or 0
-    except (ValueError, TypeError, KeyError, OSError, RuntimeError, FloatingPointError) as error:
+    except (ValueError, TypeError, KeyError, OSError, RuntimeError, FloatingPointError, MissingExtra) as error:
         print(
             f"lora_np {arguments.command}: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr
         )

@@ -1,8 +1,13 @@
 """One picture a function: each takes a `Table`, returns a matplotlib `Figure`, and knows nothing of training.
 
-`save(figure, folder, name)` writes the .png and the .svg. In a notebook a line ends with `;`, or its
-picture shows twice.
+`save(figure, folder, name)` writes the picture as a .png. In a notebook a line ends with `;`, or its picture
+shows twice.
 """
+
+from lora_np.optional import extra
+
+with extra("course", "a picture"):
+    import matplotlib  # noqa: F401, here so that its absence is reported in one line
 
 from lora_np.studies.capacity.pictures import capacity_chart, memory_knee
 from lora_np.studies.convergence.pictures import learning_rates, loss_curves, recovered_gain

@@ -28,9 +28,9 @@ def duration(seconds: float) -> str:
 class Progress:
     """`with Progress(total, "convergence", unit="step") as bar: bar.update(1, loss=2.3)`.
 
-    In a terminal or a notebook that a person runs: tqdm.auto's bar. Elsewhere, where a bar would fill a log or freeze in a
-    committed notebook: nothing, or with `lines` a line at most every 15 seconds. `enabled=False` is silent everywhere.
-    Of `total`, `done` were done before, by a run that this one goes on from.
+    In a terminal or a notebook that a person runs: tqdm.auto's bar, or lines if tqdm is not installed. Elsewhere a bar would
+    fill a log or freeze in a committed notebook: nothing is printed, or with `lines` a line at most every 15 seconds.
+    `enabled=False` is silent everywhere. Of `total`, `done` were done before, by a run that this one continues.
     """
 
     def __init__(
@@ -41,9 +41,12 @@ class Progress:
         self.started = self.last = time.perf_counter()
         self.bar: Any = None
         if enabled and watched():
-            from tqdm.auto import tqdm
-
-            self.bar = tqdm(total=total, initial=done, desc=label, unit=unit, leave=False)
+            try:
+                from tqdm.auto import tqdm
+            except ModuleNotFoundError:
+                self.lines = True
+            else:
+                self.bar = tqdm(total=total, initial=done, desc=label, unit=unit, leave=False)
 
     def update(self, n: int = 1, **shown: Any) -> None:
         """`n` more are done; `shown` is printed beside (a float to four digits)."""

@@ -34,7 +34,7 @@ try:
 except ImportError as error:
     raise SystemExit(
         f"{error}. In a terminal, in the course's folder: `make lab`, "
-        "or `pip install -e .` and choose that Python as the kernel."
+        "or `pip install -r requirements.txt` and choose that Python as the kernel."
     ) from None
 
 python = sys.version.split()[0]

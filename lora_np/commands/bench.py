@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from ..optional import extra
 from ..studies.harness.table import Table
 
 HELP = "what a training step costs: seconds and peak memory, here, in PyTorch with PEFT, and at least"
@@ -34,6 +35,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--threads {arguments.threads}; expected at least 1")
     for folder in filter(None, (arguments.json, arguments.figures)):
         folder.mkdir(parents=True, exist_ok=True)  # raises now, and not after ten minutes
+    with extra("studies", "a timing"):
+        import threadpoolctl  # noqa: F401, the same
+    if arguments.figures:
+        from .. import plots  # noqa: F401, the same
     parts = arguments.only or PARTS
     how = {"threads": arguments.threads, "rounds": 3 if arguments.quick else 9, "say": say}
     if "methods" in parts:

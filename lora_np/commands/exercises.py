@@ -41,11 +41,7 @@ def write(arguments: argparse.Namespace) -> None:
         written = student_edition(arguments.folder, arguments.py)
     print(f"{len(written)} files written to {arguments.folder}; what was there already stays as it was")
     if written and not arguments.solutions:
-        how = (
-            "write in an editor, and run pytest there"
-            if arguments.py
-            else "`make lab`, or `jupyter lab` here, opens it"
-        )
+        how = "write in an editor, and run pytest there" if arguments.py else "`jupyter lab` opens it"
         print(f"begin with {written[0]}: {how}")
 
 

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -216,6 +217,9 @@ def _workers(arguments: argparse.Namespace, model: Module) -> int:
         return arguments.workers
     on_cpu = all(isinstance(p.value, np.ndarray) for _, p in model.named_parameters())
     cores = min(os.cpu_count() or 1, arguments.batch_size) if on_cpu else 1
+    if cores > 1 and find_spec("threadpoolctl") is None:
+        print("one thread: several need threadpoolctl; pip install 'lora-np[studies]'", file=sys.stderr)
+        return 1
     return min(cores, 2) if _full(arguments) else cores  # each holds a copy of all gradients
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..files import write_atomically
+from ..optional import extra
 from ..report.notebooks import execute
 from .diagnose import KINDS
 from .exercise import SOURCES, Exercise, exercises, with_solution, without_solution
@@ -118,8 +119,9 @@ def _text(exercise: Exercise, edition: Callable[[str], str]) -> str:
 
 def notebook_text(text: str) -> str:
     """The notebook of a jupytext file's text, without outputs, with ids that are the same each time."""
-    import jupytext
-    import nbformat
+    with extra("course", "writing a notebook"):
+        import jupytext
+        import nbformat
 
     notebook = jupytext.reads(HEADER + text, fmt="py:percent")
     for i, cell in enumerate(notebook.cells):

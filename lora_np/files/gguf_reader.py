@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from ..optional import extra
 from .arrays import StoredArrays
 
 MAGIC = b"GGUF"
@@ -175,8 +176,9 @@ def _read_header(path: Path) -> tuple[np.ndarray, int, dict[str, Any], dict[str,
 
 
 def _read_info(name: str, cursor: _Cursor) -> _Info:
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-    from gguf.quants import dequantize
+    with extra("models", "a .gguf file"):
+        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+        from gguf.quants import dequantize
 
     dimensions = cursor.number("I")
     if not 1 <= dimensions <= MAX_DIMENSIONS:

@@ -12,6 +12,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
+from ..optional import extra
 from .arrays import write_atomically
 
 # What a conversation looks like to a model that has no format of its own; SmolLM2 and many others were trained on it.
@@ -90,7 +91,8 @@ class Tokenizer:
 
     def _render(self, template: str, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
         """Run a template as transformers does: in Jinja's sandbox, for it came with a file from somewhere."""
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        with extra("models", "a chat template"):
+            from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         def raise_exception(message: str) -> None:
             raise ValueError(message)

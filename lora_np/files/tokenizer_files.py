@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..optional import extra
 from .huggingface import read_json
 from .tokenizer import VocabularyTokenizer
 
@@ -20,7 +21,8 @@ def tokenizer_from_folder(folder: Path) -> VocabularyTokenizer:
 
     Raises FileNotFoundError where there is no tokenizer.json, ValueError naming the file that is damaged.
     """
-    from tokenizers import Tokenizer as Backend
+    with extra("models", "a tokenizer"):
+        from tokenizers import Tokenizer as Backend
 
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -74,8 +76,9 @@ def _byte_level_bpe(tokens: list[str], metadata: Mapping[str, Any]) -> Any:
     transformers does not read tokenizer.ggml.pre from a Llama's file, and so cuts "  1" into " " and " 1" for SmolLM2, whose
     vocabulary was trained without a token for a space and a digit. llama.cpp does as we do (unicode_regex_split, "\\p{N}").
     """
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, pre_tokenizers
+    with extra("models", "a tokenizer"):
+        from tokenizers import Tokenizer as Backend
+        from tokenizers import decoders, models, pre_tokenizers
 
     if (model := _entry(metadata, "tokenizer.ggml.model", str)) != "gpt2":
         raise ValueError(f"tokenizer.ggml.model {model!r}; only byte-level BPE, 'gpt2', is rebuilt here")

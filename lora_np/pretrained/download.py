@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..files import write_atomically
+from ..optional import extra
 from ..progress import Progress
 
 VARIABLE = "LORA_NP_CACHE"  # an environment variable that names another cache folder
@@ -56,7 +57,8 @@ def cache_folder() -> Path:
     """The folder in LORA_NP_CACHE, or the one where this system keeps an application's cache."""
     if folder := os.environ.get(VARIABLE):
         return Path(folder)
-    import platformdirs
+    with extra("models", f"the cache folder of this system (or set {VARIABLE})"):
+        import platformdirs
 
     return Path(platformdirs.user_cache_dir("lora_np", appauthor=False))
 

@@ -1,4 +1,4 @@
-"""What the lesson says, and what came out here: README's table "Claims, checked", every number of it read from a table."""
+"""What the lesson says, and what came out here: the table of docs/results.md, every number of it read from a table."""
 
 from __future__ import annotations
 
@@ -250,15 +250,15 @@ def mean_recovered(table: Table, r: int, target_modules: str) -> float:
 
 
 def markdown(tables: Mapping[str, Table]) -> str:
-    """The table as README carries it, between its two marks."""
+    """The table of docs/results.md, between its two marks."""
     rows = "\n".join("| " + " | ".join(row) + " |" for row in claims(tables))
     return f"{BEGIN}\n| claim | source | what came out here | checked by |\n|---|---|---|---|\n{rows}\n{END}"
 
 
-def write_into(readme: Path, tables: Mapping[str, Table]) -> None:
-    """Replace what stands between the marks. Raises ValueError where they are missing."""
-    text = readme.read_text(encoding="utf-8")
+def write_into(page: Path, tables: Mapping[str, Table]) -> None:
+    """Replace the text between the marks. Raises ValueError if a mark is missing."""
+    text = page.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{readme} has no place for the claims: expected {BEGIN!r} and {END!r}, once each")
+        raise ValueError(f"{page} has no place for the claims: expected {BEGIN!r} and {END!r}, once each")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    readme.write_text(before + markdown(tables) + after, encoding="utf-8", newline="\n")
+    page.write_text(before + markdown(tables) + after, encoding="utf-8", newline="\n")

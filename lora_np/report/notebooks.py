@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from ..optional import extra
 from ..progress import QUIET
+from ..studies.harness.png import with_palette
 
 
 def execute(source: Path, output: Path) -> float:
@@ -16,10 +21,11 @@ def execute(source: Path, output: Path) -> float:
     It runs in the folder of `source`, one BLAS thread, without timing metadata or widget state, so that two runs on one
     machine differ only where the notebook prints times. Returns the seconds. Raises RuntimeError with the failing cell.
     """
-    import jupytext
-    import nbformat
-    from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError
+    with extra("course", "running a notebook"):
+        import jupytext
+        import nbformat
+        from nbclient import NotebookClient
+        from nbclient.exceptions import CellExecutionError
 
     began = time.perf_counter()
     notebook = jupytext.read(source)
@@ -39,10 +45,20 @@ def execute(source: Path, output: Path) -> float:
         raise RuntimeError(f"{source} stopped: {error}") from None
     for i, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{i}"
+    make_pictures_smaller(notebook)
     notebook.metadata.pop("widgets", None)
     output.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, output)
     return time.perf_counter() - began
+
+
+def make_pictures_smaller(notebook: Mapping[str, Any]) -> None:
+    """Replace each PNG in the outputs by one with a palette, in place."""
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "image/png" in data:
+                data["image/png"] = base64.b64encode(with_palette(base64.b64decode(data["image/png"]))).decode()
 
 
 def execute_all(folder: Path, output: Path, at_once: int = 1) -> None:
@@ -50,7 +66,8 @@ def execute_all(folder: Path, output: Path, at_once: int = 1) -> None:
 
     `at_once` > 1 is for those whose printed times nobody keeps: they are measured side by side.
     """
-    from joblib import Parallel, delayed
+    with extra("studies", "running notebooks side by side"):
+        from joblib import Parallel, delayed
 
     sources = sorted(folder.glob("[0-9]*.py"))
     if not sources:

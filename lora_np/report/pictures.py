@@ -75,7 +75,7 @@ ALONE: dict[str, Callable] = {  # pictures that need no study's table
 
 
 def draw(tables: Tables, folder: Path, changed: Collection[str] | None = None) -> list[str]:
-    """Every picture of these tables, as .png and .svg in `folder`; of the `changed` ones alone, where they are named.
+    """Every picture of these tables, as a .png in `folder`; of the `changed` ones alone, where they are named.
 
     Returns the pictures' names.
     """

@@ -28,6 +28,7 @@ from .claims import energy, gain_kept, write_into
 from .notebooks import execute_all
 from .pictures import Tables, draw
 
+RESULTS = Path("docs/results.md")  # has the table of claims
 QUICK = ("convergence", "qlora_tiny")  # of the catalogue, in their quick setting: what minutes have time for
 
 
@@ -38,6 +39,8 @@ def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> N
     pictures again from their tables. `full` (hours; it resumes) makes the committed tables and pictures themselves.
     """
     started = time.perf_counter()
+    if full and not RESULTS.is_file():
+        raise FileNotFoundError(f"there is no file {RESULTS}: run reproduce --full in a clone of the repository")
     timed = committed_seconds(figures) if full else {}
     folder = figures if full else figures / "quick"
     setting = convergence_study.FULL if full else convergence_study.QUICK
@@ -66,7 +69,7 @@ def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> N
     if not full:
         draw({path.stem: Table.load(path) for path in sorted((figures / "data").glob("*.json"))}, figures)
     if full:
-        write_into(Path("README.md"), tables)
+        write_into(RESULTS, tables)
     print(findings(tables), flush=True)
     say(8, "notebooks")
     execute_all(notebooks, notebooks if full else folder / "notebooks", at_once=1 if full else workers)

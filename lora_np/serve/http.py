@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import Tokenizer
 from ..nn import BASE
+from ..optional import extra
 from .adapters import UnknownAdapter
 from .driver import Driver
 from .engine import AdapterServer, QueueFull, Request
@@ -125,7 +126,7 @@ class Ticket:
 
 
 def create_app(engine: AdapterServer, tokenizer: Tokenizer, base: str) -> starlette.applications.Starlette:
-    """The door as an ASGI application; `app.state.door` is its Door. Raises ImportError where Starlette is not installed."""
+    """The door as an ASGI application; `app.state.door` is its Door. Raises MissingExtra if Starlette is not installed."""
     Starlette, JSONResponse, Route = _starlette()
     door = Door(engine, tokenizer, base)
 
@@ -165,12 +166,10 @@ def create_app(engine: AdapterServer, tokenizer: Tokenizer, base: str) -> starle
 
 
 def _starlette() -> tuple[Any, Any, Any]:
-    try:
+    with extra("serve", "the HTTP server"):
         from starlette.applications import Starlette
         from starlette.responses import JSONResponse
         from starlette.routing import Route
-    except ImportError:
-        raise ImportError('the HTTP server needs Starlette and uvicorn: pip install "lora-np[serve]"') from None
     return Starlette, JSONResponse, Route
 
 
@@ -272,12 +271,10 @@ def make_server(
     """A uvicorn.Server that leaves well: the first SIGTERM or SIGINT finishes what runs, the second one does not wait.
 
     Until all is finished new requests are answered, with 503. `on_start` gets the address once it listens. Raises
-    ImportError where uvicorn is not installed.
+    MissingExtra if uvicorn is not installed.
     """
-    try:
+    with extra("serve", "the HTTP server"):
         import uvicorn
-    except ImportError:
-        raise ImportError('the HTTP server needs Starlette and uvicorn: pip install "lora-np[serve]"') from None
     door = app.state.door
 
     class Server(uvicorn.Server):

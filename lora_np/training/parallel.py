@@ -17,6 +17,7 @@ import numpy as np
 from ..backend import Array, array_module
 from ..nn import Trainable
 from ..ops import IGNORE_INDEX
+from ..optional import extra
 
 BLAS_IS_OURS = Lock()  # its number of threads is the whole process's, and must be set back
 
@@ -73,6 +74,7 @@ def loss_and_gradients(
 @cache
 def _blas() -> Any:
     """What sets BLAS's number of threads while this process runs: finding the libraries takes longer than setting it."""
-    from threadpoolctl import ThreadpoolController
+    with extra("studies", "training with workers > 1"):
+        from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from lora_np.studies.harness.png import with_palette
 from lora_np.studies.harness.table import Table
 
 RUN = ("method", "quant_type", "r", "target_modules", "lr", "seed")  # what tells one training run from another
@@ -71,8 +72,6 @@ STYLE: dict[str, Any] = {
     "figure.dpi": 110,
     "savefig.facecolor": PAPER,
     "savefig.dpi": 200,
-    "svg.hashsalt": "lora_np",  # ids inside the SVG that do not change from run to run
-    "svg.fonttype": "path",
 }
 
 
@@ -113,24 +112,19 @@ def _check(name: str, table: Table, columns: list[str], settings: list[str]) -> 
         )
 
 
-def save(figure: Figure, folder: str | os.PathLike[str], name: str) -> tuple[Path, Path]:
-    """Write `folder/name.png` (200 dots an inch) and `folder/name.svg`; the same figure always gives the same bytes.
+def save(figure: Figure, folder: str | os.PathLike[str], name: str) -> Path:
+    """Write `folder/name.png`, 200 dots an inch and 256 colours. The same figure always gives the same bytes.
 
-    Each file is written under a temporary name and renamed. Returns the two paths.
+    The file is written under a temporary name and renamed. Returns its path.
     """
-    folder = Path(folder)
+    folder, buffer = Path(folder), io.BytesIO()
     folder.mkdir(parents=True, exist_ok=True)
-    unstamped = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
-    paths = []
     with plt.style.context(["default", STYLE]):
-        for suffix, metadata in unstamped.items():
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix, metadata=metadata)
-            paths.append(folder / f"{name}.{suffix}")
-            unfinished = folder / f".{name}.{suffix}.tmp"
-            unfinished.write_bytes(buffer.getvalue())
-            os.replace(unfinished, paths[-1])
-    return paths[0], paths[1]
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+    path, unfinished = folder / f"{name}.png", folder / f".{name}.png.tmp"
+    unfinished.write_bytes(with_palette(buffer.getvalue()))
+    os.replace(unfinished, path)
+    return path
 
 
 # ---------------------------------------------------------------------------------------------- layout, in inches

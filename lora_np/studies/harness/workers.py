@@ -19,6 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ...optional import extra
+
 Row = dict[str, Any]
 Workers = int | str  # so many processes here, or a Dask scheduler's address, "tcp://host:port"
 
@@ -79,8 +81,9 @@ def _here(measure: Callable[[Any], Row], runs: Sequence[Any], processes: int) ->
     Which run ended it is not known, so each may try again; but if nothing was finished since the last start, it is one of
     those that began first, and these are failures.
     """
-    from joblib import Parallel, delayed, parallel_config
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
+    with extra("studies", "a study of several runs"):
+        from joblib import Parallel, delayed, parallel_config
+        from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     left = list(range(len(runs)))
     while left:
@@ -130,7 +133,8 @@ def _attempt_there(measure: Callable[[Any], Row], run: Any, expected: dict[str, 
 
     The thread's limit stays, as Dask's own does: to set it back would give a run in another thread of the worker many.
     """
-    from threadpoolctl import threadpool_limits
+    with extra("studies", "a study's run"):
+        from threadpoolctl import threadpool_limits
 
     if wrong := _differences(expected, fingerprint()):
         return Failure(run, f"this worker has {wrong}")
@@ -161,11 +165,9 @@ def _differences(expected: dict[str, str], found: dict[str, str]) -> str:
 @contextmanager
 def _connected(address: str) -> Iterator[Any]:
     """A client of the scheduler at `address`, which and whose workers have what is here. Every error is one line."""
-    try:
+    with extra("cluster", "a Dask cluster"):
         from distributed import Client
         from distributed.comm.addressing import get_address_host_port
-    except ImportError:
-        raise RuntimeError('a Dask cluster needs the package distributed: pip install -e ".[cluster]"') from None
     get_address_host_port(address)  # ValueError where it is none
     start = f"Start one with `dask scheduler`, and workers with `dask worker {address}`."
     with ThreadPoolExecutor(1) as thread:  # a notebook's own thread has an event loop already

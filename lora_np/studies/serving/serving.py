@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ... import AdapterServer, Context, LoraConfig, PeftModel, Transformer, load_model
+from ...optional import extra
 from ...peft.lora.mixed import AdapterRows
 from ...transformer import KeyValueCache
 from ..harness.table import Table, versions
@@ -280,7 +281,8 @@ def agree(a: np.ndarray, b: np.ndarray) -> bool:
 
 def limited(threads: int) -> Any:
     """A context in which every BLAS of this process has so many threads."""
-    from threadpoolctl import threadpool_limits
+    with extra("studies", "timing on a number of threads"):
+        from threadpoolctl import threadpool_limits
 
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)

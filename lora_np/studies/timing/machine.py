@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from ...optional import extra
+
 # Where the number of threads is told to a BLAS before it starts: OpenBLAS, OpenMP (PyTorch), MKL, Apple's Accelerate, BLIS.
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "BLIS_NUM_THREADS")
 
@@ -64,7 +66,8 @@ def in_environment(threads: int, environment: Mapping[str, str] = os.environ) ->
 
 def numpy_blas() -> dict[str, str | int]:
     """{blas, kernel, threads} of this process's NumPy, as threadpoolctl finds them in the loaded libraries."""
-    from threadpoolctl import threadpool_info
+    with extra("studies", "the name of NumPy's BLAS"):
+        from threadpoolctl import threadpool_info
 
     numpys = [pool for pool in threadpool_info() if pool["user_api"] == "blas" and "torch" not in pool["filepath"]]
     if not numpys:  # Apple's Accelerate, which threadpoolctl does not know

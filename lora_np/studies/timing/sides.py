@@ -18,7 +18,6 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from ... import (
     AdamW,
@@ -33,6 +32,7 @@ from ... import (
     quantize_model,
 )
 from ...ops import IGNORE_INDEX
+from ...optional import extra
 from ...quantization import dequantize_4bit
 from ...training.parallel import loss_and_gradients
 from ...transformer import generate
@@ -205,6 +205,8 @@ def floor(case: Case) -> Step:
 
 def products(case: Case, config: TransformerConfig, W: list[np.ndarray], workers: int) -> Step:
     """The floor's products with `case.tokens` rows in all, shared among `workers`. A step returns its FLOPs."""
+    with extra("studies", "timing on a number of threads"):
+        from threadpoolctl import ThreadpoolController
     needed, blas = frozen_products(config), ThreadpoolController()
     widths = {out for out, _, _ in needed} | {in_ for _, in_, _ in needed}
     tokens = [len(rows) for rows in np.array_split(np.empty(case.tokens), workers)]

@@ -1,0 +1,39 @@
+"""Packages that only some uses need: the core imports them where they are used, and an error names the extra to install.
+
+    with extra("models", "a tokenizer"):
+        from tokenizers import Tokenizer
+
+The extras and their packages are in pyproject.toml.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class MissingExtra(ImportError):
+    """A package that belongs to one of lora_np's extras is not installed."""
+
+
+@contextmanager
+def extra(name: str, what: str) -> Iterator[None]:
+    """Import optional packages inside this context.
+
+    Parameters
+    ----------
+    name
+        The extra of pyproject.toml that contains the packages: "models", "course", "studies", …
+    what
+        What needs them, as the subject of the error message: "a tokenizer".
+
+    Raises
+    ------
+    MissingExtra
+        If a package is not installed. The message is one line with the command that installs it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "a package").partition(".")[0]
+        raise MissingExtra(f"{what} needs {package}; pip install 'lora-np[{name}]'", name=error.name) from None
