@@ -11,32 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
 from matplotlib.ticker import LogFormatterSciNotation, NullLocator
 
-from ..harness.colours import (
-    FAINT_INK,
-    FROZEN,
-    FULL,
-    GREY_WASH,
-    INK,
-    LORA,
-    LORA_DARK,
-    LORA_LIGHT,
-    OTHERS,
-    PAPER,
-    for_text,
-    shades,
-)
-from ..harness.style import (
-    EDGE,
-    HALO,
-    axes_at,
-    blank,
-    log_axis,
-    name_axis,
-    new_figure,
-    note,
-    picture,
-    rank_axis,
-)
+from ..harness import colours
+from ..harness.colours import FAINT_INK, FROZEN, FULL, GREY_WASH, INK, LORA, LORA_DARK, LORA_LIGHT, OTHERS, PAPER
+from ..harness.style import EDGE, HALO, axes_at, blank, log_axis, name_axis, new_figure, note, picture, rank_axis
 
 # ------------------------------------------------------------------------------- the full gradient and its two shadows
 
@@ -59,13 +36,13 @@ def gradient_shadows(dW: np.ndarray, dA: np.ndarray, dB: np.ndarray, name: str =
     subtitle = f"{name}, r = {r}; one cell per entry, darker where its absolute value is larger"
     figure = new_figure(9, tall, title, subtitle)
     top = bottom + narrow + gap
-    _matrix(axes_at(figure, left, top, wide, high), dW, FULL, for_text(FULL, 9))
+    _matrix(axes_at(figure, left, top, wide, high), dW, FULL, colours.for_text(FULL, 9))
     _matrix(axes_at(figure, left, bottom, wide, narrow), dA, LORA, LORA_DARK)
     _matrix(axes_at(figure, left + wide + gap, top, narrow, high), dB, LORA, LORA_DARK)
 
     sheet = axes_at(figure, 0, 0, 9, tall, xlim=(0, 9), ylim=(0, tall))
     sheet.set_axis_off()
-    cyan, coral = for_text(LORA), for_text(FULL)
+    cyan, coral = colours.for_text(LORA), colours.for_text(FULL)
     arrow = {"arrowstyle": "-|>", "color": LORA, "lw": 1.6, "shrinkA": 0, "shrinkB": 0}
     middle, centre = left + wide / 2, top + high / 2
     sheet.annotate("", (middle, bottom + narrow + 0.06), (middle, top - 0.06), arrowprops=arrow)
@@ -80,7 +57,14 @@ def gradient_shadows(dW: np.ndarray, dA: np.ndarray, dB: np.ndarray, name: str =
 
 def _matrix(ax: Axes, values: np.ndarray, colour: str, dark: str) -> None:
     limit = np.percentile(abs(values), 99) or 1  # dW has a few large entries, which would leave the rest white
-    ax.imshow(abs(values), cmap=shades(PAPER, colour, dark), vmin=0, vmax=limit, aspect="auto", interpolation="nearest")
+    ax.imshow(
+        abs(values),
+        cmap=colours.shades(PAPER, colour, dark),
+        vmin=0,
+        vmax=limit,
+        aspect="auto",
+        interpolation="nearest",
+    )
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set(visible=True, color=colour)
 
