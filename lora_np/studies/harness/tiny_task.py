@@ -81,22 +81,17 @@ def _unseen() -> list:
 
 
 def fine_tune(run: Run, progress: bool = False) -> tuple[Module, History]:
-    """Train as `run` says: on code, AdamW without decay, a short warm-up and a cosine, gradients clipped to norm 1."""
-    model = run.model()
-    history = train(
-        model,
-        data.Batches(run.text(), run.batch_size, run.seq_len, run.seed),
-        AdamW(lr=run.lr, weight_decay=0.0),
-        run.max_steps,
-        schedule=WarmupCosine(run.max_steps, warmup=run.max_steps // 20),
-        max_grad_norm=1.0,
-        heldout=heldout_batches(),
-        eval_every=run.eval_every,
-        seed=run.seed,
-        label=run.method,
-        progress=progress,
-    )
-    return model, history
+    """Train as `run` says: on code, in the way of `train_by`."""
+    model, batches = run.model(), data.Batches(run.text(), run.batch_size, run.seq_len, run.seed)
+    said = {"eval_every": run.eval_every, "label": run.method, "progress": progress}
+    return model, train_by(run, model, batches, heldout_batches(), **said)
+
+
+def train_by(run: Any, model: Module, batches: Any, heldout: list, **options: Any) -> History:
+    """AdamW without decay, a short warm-up and a cosine, gradients clipped to norm 1; lr, max_steps and seed are the run's."""
+    schedule = WarmupCosine(run.max_steps, warmup=run.max_steps // 20)
+    options |= {"schedule": schedule, "max_grad_norm": 1.0, "heldout": heldout, "seed": run.seed}
+    return train(model, batches, AdamW(lr=run.lr, weight_decay=0.0), run.max_steps, **options)
 
 
 def measure(run: Run) -> dict[str, Any]:
@@ -108,10 +103,14 @@ def measure(run: Run) -> dict[str, Any]:
         model, history = fine_tune(run)
     except FloatingPointError:
         return asdict(run) | {"steps": [], "heldout": [], "seconds": [], "final": None, "validation": None}
+    row = asdict(run) | curve(history, "heldout", "seconds")
+    return row | {"final": row["heldout"][-1], "validation": evaluate(model, validation_batches())}
+
+
+def curve(history: History, *columns: str) -> dict[str, list[Any]]:
+    """The evaluations on the way: their steps, and `columns`."""
     points = [row for row in history.rows if "heldout" in row]
-    curve = {"steps": [p["step"] for p in points]} | {key: [p[key] for p in points] for key in ("heldout", "seconds")}
-    ends = {"final": points[-1]["heldout"], "validation": evaluate(model, validation_batches())}
-    return asdict(run) | curve | ends
+    return {"steps": [point["step"] for point in points]} | {key: [point[key] for point in points] for key in columns}
 
 
 def recovered(rows: Sequence[dict[str, Any]], base_loss: float) -> list[float]:
