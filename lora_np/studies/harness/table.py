@@ -82,3 +82,8 @@ def mean(rows: Iterable[Mapping[str, Any]], column: str = "final") -> float:
 def median(rows: Iterable[Mapping[str, Any]], column: str) -> float:
     """The median of a column."""
     return statistics.median(row[column] for row in rows)
+
+
+def rounded(x: float, digits: int = 4) -> float:
+    """A number to so many significant digits, as a table keeps it."""
+    return float(f"{x:.{digits}g}")
