@@ -23,6 +23,7 @@ from ..studies.harness.tiny_task import Run
 from ..studies.low_rank import rank_reduction
 from ..studies.methods import method_costs
 from ..studies.serving import merging
+from ..studies.timing import latency
 from ..studies.timing.step_cost import step_cost
 from .claims import energy, gain_kept, write_into
 from .notebooks import execute_all
@@ -77,7 +78,7 @@ def committed_seconds(figures: Path) -> Tables:
     """The tables of seconds, each made by a command of its own on a quiet machine. Raises FileNotFoundError naming it."""
     bench = f"python -m lora_np bench --json {figures}/data"
     made_by = dict.fromkeys(("speed", "quantized_speed"), bench)
-    made_by |= dict.fromkeys(("serving", "serving_step", "merge_latency"), merging.TIMED)
+    made_by |= dict.fromkeys(("serving", "serving_step", "merge_latency"), latency.COMMAND)
     made_by |= dict.fromkeys(("method_costs", "method_costs_smollm2"), method_costs.COMMAND)
     for name, command in made_by.items():
         if not (figures / "data" / f"{name}.json").is_file():

@@ -19,9 +19,6 @@ from ...training import AdamW, Batch, WarmupCosine, evaluate, train
 from ..harness.table import Table
 
 COMMAND = "python -m lora_np reproduce --full"
-TIMED = (
-    "python -m lora_np.studies.serving.serving figures/data"  # with the other tables of seconds, for a quiet machine
-)
 SAME, OTHERS = "the same adapter", "another adapter each time"
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 # Where the number of threads is told to a BLAS before it starts: OpenBLAS, OpenMP (PyTorch), MKL, Apple's Accelerate, BLIS.
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "BLIS_NUM_THREADS")
@@ -57,6 +58,15 @@ def in_environment(threads: int, environment: Mapping[str, str] = os.environ) ->
     """The environment of a process with that many threads in every BLAS, and without network."""
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     return dict(environment) | dict.fromkeys(THREADS, str(threads)) | quiet
+
+
+def limited(threads: int) -> Any:
+    """A context in which every BLAS of this process has so many threads."""
+    from threadpoolctl import threadpool_limits
+
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+    return threadpool_limits(threads)
 
 
 # ----------------------------------------------------------------------------------------------------- BLAS and kernel

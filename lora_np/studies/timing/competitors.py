@@ -1,8 +1,8 @@
 """The sides of the speed study: LoRA here, LoRA in PyTorch with PEFT, and the floor; generation here and in transformers.
 
-Each runs in a process of its own, `python -m lora_np.studies.timing.sides`, so that its memory is its own and no library sees the
-other's threads. The process reads a line {"side", "case"}, builds that side and warms it up; after that each line is a
-number of steps to take, and each answer the seconds they took. So the study can let the sides take turns.
+Each runs in a process of its own, `python -m lora_np.studies.timing.competitors`, so that its memory is its own and no library
+sees the other's threads. The process reads a line {"side", "case"}, builds that side and warms it up; after that each line is
+a number of steps to take, and each answer the seconds they took. So the study can let the sides take turns.
 """
 
 from __future__ import annotations
@@ -20,22 +20,13 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from ... import (
-    AdamW,
-    LoraConfig,
-    PeftModel,
-    QuantizedLinear,
-    Transformer,
-    TransformerConfig,
-    get_peft_model,
-    load_model,
-    load_tokenizer,
-    quantize_model,
-)
 from ...ops import IGNORE_INDEX
-from ...quantization import dequantize_4bit
+from ...peft import LoraConfig, PeftModel, get_peft_model
+from ...pretrained import load_model, load_tokenizer
+from ...quantization import QuantizedLinear, dequantize_4bit, quantize_model
+from ...training import AdamW
 from ...training.parallel import loss_and_gradients
-from ...transformer import generate
+from ...transformer import Transformer, TransformerConfig, generate
 from . import machine
 
 WARM_UP = 2  # steps whose results must agree: the second comes after a backward and an update
@@ -130,18 +121,11 @@ def dequantising(case: Case) -> Step:
 
 def peft_step(case: Case, compiled: bool = False) -> Step:
     """The same in PyTorch with PEFT, in the loop that people write; `compiled` by torch.compile."""
-    import peft
     import torch
-    import transformers
 
     torch.set_num_threads(threads())
     mine = case.lora()
-    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**mine.config.to_dict()))
-    config = peft.LoraConfig(
-        r=case.r, lora_alpha=case.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.0
-    )
-    model = peft.get_peft_model(theirs, config)
-    copy_weights(mine, model)
+    model = in_peft(mine)
     tokens = torch.from_numpy(random_tokens(case, mine.config.vocab_size))
     del mine
     model.train()
@@ -157,6 +141,29 @@ def peft_step(case: Case, compiled: bool = False) -> Step:
         return loss.item()
 
     return step
+
+
+def in_peft(mine: PeftModel) -> Any:
+    """The same model and its adapters, which are LoRA in every linear layer, in PyTorch with PEFT."""
+    import peft
+
+    model = in_transformers(mine.config)
+    for i, (name, one) in enumerate(mine.peft_config.items()):
+        shape = {"r": one.r, "lora_alpha": one.lora_alpha, "target_modules": "all-linear"}
+        config = peft.LoraConfig(**shape, task_type="CAUSAL_LM", lora_dropout=0.0)
+        if i == 0:
+            model = peft.get_peft_model(model, config, adapter_name=name)
+        else:
+            model.add_adapter(name, config)
+    copy_weights(mine, model)
+    return model
+
+
+def in_transformers(config: TransformerConfig) -> Any:
+    """A random model of this configuration in PyTorch with transformers."""
+    import transformers
+
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**config.to_dict()))
 
 
 def copy_weights(mine: Any, theirs: Any) -> None:
@@ -249,11 +256,10 @@ def ours_generating(case: Case) -> Step:
 def transformers_generating(case: Case) -> Step:
     """The same in transformers."""
     import torch
-    import transformers
 
     torch.set_num_threads(threads())
     mine = case.base()
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**mine.config.to_dict())).eval()
+    model = in_transformers(mine.config).eval()
     copy_weights(mine, model)
     del mine
     model.generation_config.eos_token_id = None  # as many new tokens as here, whatever they are

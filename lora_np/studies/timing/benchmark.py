@@ -19,7 +19,7 @@ import numpy as np
 
 from ...progress import Progress
 from . import machine
-from .sides import IN_TORCH, Case
+from .competitors import IN_TORCH, Case
 
 PAUSE = 0.1  # seconds between turns: a BLAS lets its idle threads spin for a while before they sleep
 TURN = 0.3  # seconds that a turn lasts at least
@@ -30,7 +30,7 @@ class SideFailed(RuntimeError):
 
 
 class Side:
-    """A process of `sides.py`, what it said about itself (`about`), and the seconds a step took in each `turn`."""
+    """A process of `competitors.py`, what it said about itself (`about`), and the seconds a step took in each `turn`."""
 
     def __init__(self, name: str, case: Case, threads: int, folder: Path) -> None:
         self.name, self.case = name, case
@@ -41,7 +41,7 @@ class Side:
         self.log = (folder / "log").open("w+", encoding="utf-8", errors="replace")
         compiled_afresh = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}  # so that compiling takes what it takes
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "lora_np.studies.timing.sides"],
+            [sys.executable, "-m", "lora_np.studies.timing.competitors"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
