@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 
@@ -37,30 +36,17 @@ def merge_routes(run: QuantizedRun | QuantizedFineTuning, command: str = "python
     on a held-out batch, z₀ as trained. kept: the part of ΔW that arrives in the weights, ⟨W′ − W, ΔW⟩/‖ΔW‖² over all layers,
     where W is what it was added to. size, of "as trained": ‖ΔW‖/‖Ŵ‖ over all layers.
     """
-    started, name = time.perf_counter(), run.base if isinstance(run, QuantizedRun) else run.model
-    rows = _rows(run)
-    question = "What does merging leave of an adapter that was trained over four bits?"
-    study = f"merge_routes_{name.split('-')[0]}"
-    return Table(study, question, command, {"model": name} | asdict(run), rows, seconds=time.perf_counter() - started)
-
-
-def _rows(run: QuantizedRun | QuantizedFineTuning) -> list[dict[str, Any]]:
-    study = tiny_task if isinstance(run, QuantizedRun) else voice_task
-    judging = tiny_task.heldout_batches() if isinstance(run, QuantizedRun) else voice_task.heldout(run)[1]
+    started, on_tiny = time.perf_counter(), isinstance(run, QuantizedRun)
+    name, task = (run.base, tiny_task) if on_tiny else (run.model, voice_task)
+    judging = tiny_task.heldout_batches() if on_tiny else voice_task.heldout(run)[1]
     tokens = judging[0][0]
-    model, _ = study.fine_tune(run)
-    z0, heldout = _logits(model, tokens), evaluate(model, judging)
-    delta = {name: to_host(layer.delta_weight("default")) for name, layer in lora_layers(model.model).items()}
+    model, _ = task.fine_tune(run)
+    delta = {key: to_host(layer.delta_weight("default")) for key, layer in lora_layers(model.model).items()}
+    z0, trained = _logits(model, tokens), {"heldout": evaluate(model, judging), "logits": 0.0, "kept": 1.0}
     rows = [
         {"route": "original base", "heldout": evaluate(run.original_model(), judging)},
         {"route": "quantised base", "heldout": evaluate(run.base_model(), judging)},
-        {
-            "route": "as trained",
-            "heldout": heldout,
-            "logits": 0.0,
-            "kept": 1.0,
-            "size": _size(delta, _weights(run.base_model())),
-        },
+        {"route": "as trained"} | trained | {"size": _size(delta, _weights(run.base_model()))},
     ]
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
@@ -69,15 +55,12 @@ def _rows(run: QuantizedRun | QuantizedFineTuning) -> list[dict[str, Any]]:
             merged = merge(route, run, folder)
             before = run.original_model() if route == "original" else run.base_model()
             z = _logits(merged, tokens)
-            rows.append(
-                {
-                    "route": route,
-                    "heldout": evaluate(merged, judging),
-                    "logits": float(np.linalg.norm(z - z0) / np.linalg.norm(z0)),
-                    "kept": arrived(_weights(merged), _weights(before), delta),
-                }
-            )
-    return rows
+            row = {"route": route, "heldout": evaluate(merged, judging)}
+            row |= {"logits": float(np.linalg.norm(z - z0) / np.linalg.norm(z0))}
+            rows.append(row | {"kept": arrived(_weights(merged), _weights(before), delta)})
+    question = "What does merging leave of an adapter that was trained over four bits?"
+    study, settings = f"merge_routes_{name.split('-')[0]}", {"model": name} | asdict(run)
+    return Table(study, question, command, settings, rows, seconds=time.perf_counter() - started)
 
 
 def merge(route: str, run: QuantizedRun | QuantizedFineTuning, folder: str) -> Transformer:

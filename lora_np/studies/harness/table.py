@@ -12,6 +12,13 @@ from typing import Any
 
 from ...files import write_atomically
 
+MODELS = {"smollm2-135m": "SmolLM2-135M", "llama-2-7b-block": "one block of Llama-2-7B"}
+
+
+def model_name(model: str) -> str:
+    """A model's name as readers write it."""
+    return MODELS.get(model, model)
+
 
 def versions() -> dict[str, str]:
     """What a number may depend on: Python, NumPy, the platform and the processor count."""

@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from ..harness import style
 from ..harness.style import FAINT_INK, FROZEN, INK, LORA, OTHERS, PAPER, axes_at, new_figure, note, picture
-from ..harness.table import Table
+from ..harness.table import Table, model_name
 
 SIDES = {  # side → (its name, its colour)
     "ours": ("lora_np", LORA),
@@ -19,7 +19,6 @@ SIDES = {  # side → (its name, its colour)
     "PEFT": ("PyTorch + PEFT", OTHERS[1]),
     "PEFT compiled": ("PEFT, compiled", OTHERS[0]),
 }
-MODELS = {"smollm2-135m": "SmolLM2-135M", "llama-2-7b-block": "one block of Llama-2-7B"}
 
 # ------------------------------------------------------------------------------------------------- seconds and memory
 
@@ -48,7 +47,7 @@ def speed_chart(table: Table) -> Figure:
         bottom -= height + 0.6
         floor = next((row["seconds"] for row in table.where(case=case, side="floor")), 0.0)
         batch = settings["cases"][case]
-        size = f"{MODELS.get(case, case)}, {batch['batch_size']} × {batch['seq_len']} tokens"
+        size = f"{model_name(case)}, {batch['batch_size']} × {batch['seq_len']} tokens"
         _seconds(axes_at(figure, 1.5, bottom, 3.6, height, title=size), rows, floor)
         ax = axes_at(figure, 6.75, bottom, 1.35, height)
         _memory(ax, rows)
@@ -69,9 +68,9 @@ def _title(table: Table, cases: list[str]) -> str:
     ratios = {row["side"]: row["ratio"] for row in table.where(case=case) if row["side"] != "floor"}
     eager, compiled = ratios.get("PEFT"), ratios.get("PEFT compiled")
     if eager is None:
-        return f"What a step of LoRA costs on {MODELS.get(case, case)}"
+        return f"What a step of LoRA costs on {model_name(case)}"
     also = "" if compiled is None else f", {compiled:.2f}× compiled"
-    return f"On {MODELS.get(case, case)} PyTorch with PEFT takes {eager:.2f}× as long{also}"
+    return f"On {model_name(case)} PyTorch with PEFT takes {eager:.2f}× as long{also}"
 
 
 def _bars(ax: Axes, rows: list[dict[str, Any]], names: list[str], longest: float) -> None:
@@ -131,7 +130,7 @@ def scaling_chart(table: Table) -> Figure:
     settings = table.settings
     sweeps = {sweep: table.where(sweep=sweep) for sweep in SWEEPS if table.where(sweep=sweep)}
     tall = 1.05 + 2.75 * ((len(sweeps) + 1) // 2)
-    shape = MODELS.get(settings["shape"], settings["shape"])
+    shape = model_name(settings["shape"])
     subtitle = f"{shape}'s shape with random weights; forward, backward and AdamW\n{_machine(settings)}"
     figure = new_figure(9, tall, _growth({name: rows for name, rows in sweeps.items() if name != "r"}), subtitle)
     for place, (sweep, rows) in enumerate(sweeps.items()):
