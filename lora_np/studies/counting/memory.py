@@ -27,13 +27,9 @@ def memory_bill(
     activations, temporaries), and their total.
     """
     start = time.perf_counter()
-    table = Table(
-        study="memory_bill",
-        question="What takes the memory of a training step, and which card does it fit into?",
-        command="python -m lora_np reproduce",
-        settings={"r": r, "target_modules": target_modules, "batch": batch, "seq": seq}
-        | {"precision": precision, "cards": list(CARDS)},
-    )
+    question = "What takes the memory of a training step, and which card does it fit into?"
+    settings = {"r": r, "target_modules": target_modules, "batch": batch, "seq": seq, "precision": precision}
+    table = Table("memory_bill", question, "python -m lora_np reproduce", settings | {"cards": list(CARDS)})
     for method in METHODS:
         adapter = {} if method == "full" else {"r": r, "target_modules": target_modules}
         for model in models:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import statistics
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -68,3 +70,22 @@ class Table:
             return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
         except (json.JSONDecodeError, TypeError) as error:
             raise ValueError(f"{path} is not a study's table ({error}); make it again with its command.") from None
+
+
+def groups(rows: Iterable[dict[str, Any]], *columns: str) -> dict[Any, list[dict[str, Any]]]:
+    """The value of a column (of several: a tuple of their values) → its rows, in the order of the values."""
+    found: dict[Any, list[dict[str, Any]]] = {}
+    for row in rows:
+        values = tuple(row[column] for column in columns)
+        found.setdefault(values if len(columns) > 1 else values[0], []).append(row)
+    return dict(sorted(found.items(), key=lambda item: item[0]))
+
+
+def mean(rows: Iterable[Mapping[str, Any]], column: str = "final") -> float:
+    """The mean of a column; `final` is the loss at the end of a run."""
+    return statistics.mean(row[column] for row in rows)
+
+
+def median(rows: Iterable[Mapping[str, Any]], column: str) -> float:
+    """The median of a column."""
+    return statistics.median(row[column] for row in rows)
