@@ -21,11 +21,12 @@ from ..studies.four_bits.qlora import QuantizedFineTuning, QuantizedRun, means, 
 from ..studies.harness.table import Table
 from ..studies.harness.tiny_task import Run
 from ..studies.low_rank import rank_reduction
+from ..studies.low_rank.claims import energy, gain_kept
 from ..studies.methods import method_costs
 from ..studies.serving import merging
 from ..studies.timing import latency
 from ..studies.timing.step_cost import step_cost
-from .claims import energy, gain_kept, write_into
+from .claims import write_into
 from .notebooks import execute_all
 from .pictures import Tables, draw
 

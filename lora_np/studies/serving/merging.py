@@ -120,15 +120,14 @@ def combinations(setting: Setting = FULL) -> Table:
         model.set_adapter(name, inference_mode=True)
         rows.append({"kind": "adapter", "weights": weights, "error": 0.0} | _losses(model, judging))
     for share in setting.shares:
-        rows.append(_row("share", _join(model, "cat", [1 - share, share], setting, judging)))
+        rows.append(_joined(model, "cat", [1 - share, share], setting, judging) | {"kind": "share"})
     for kind in COMBINATION_TYPES:
-        tried = {s: sum(_join(model, kind, [s, s], setting, choosing)["losses"].values()) for s in setting.scales}
-        best = min(tried, key=lambda s: tried[s])
+        tried = {scale: _joined(model, kind, [scale, scale], setting, choosing) for scale in setting.scales}
+        best = min(tried, key=lambda scale: sum(tried[scale][name] for name in DOMAINS))
         for seed in setting.dare_seeds if "dare" in kind else [0]:
-            rows.append(_row(kind, _join(model, kind, [best, best], setting, judging, seed)) | {"seed": seed})
-    question = "What do two adapters keep when they are made one?"
-    seconds = time.perf_counter() - started
-    return Table("combinations", question, COMMAND, asdict(setting) | {"domains": DOMAINS}, rows, seconds=seconds)
+            rows.append(_joined(model, kind, [best, best], setting, judging, seed) | {"seed": seed})
+    question, settings = "What do two adapters keep when they are made one?", asdict(setting) | {"domains": DOMAINS}
+    return Table("combinations", question, COMMAND, settings, rows, seconds=time.perf_counter() - started)
 
 
 def specialists(setting: Setting) -> PeftModel:
@@ -158,10 +157,10 @@ def _losses(model: PeftModel, batches: dict[str, list[Batch]]) -> dict[str, floa
     return {name: evaluate(model, batches[name]) for name in DOMAINS}
 
 
-def _join(
+def _joined(
     model: PeftModel, kind: str, weights: list[float], setting: Setting, batches: dict[str, list[Batch]], seed: int = 0
 ) -> dict[str, Any]:
-    """Make the combination, judge it, and take it out again."""
+    """Make the combination, judge it, and take it out again: its row."""
     density = None if kind in ("cat", "svd", "linear") else setting.density
     report = model.add_weighted_adapter(DOMAINS, weights, "joined", kind, density=density, seed=seed)
     before = model.active_adapter
@@ -169,8 +168,4 @@ def _join(
     losses = _losses(model, batches)
     model.set_adapter(before, inference_mode=True)
     model.delete_adapter("joined")
-    return {"weights": weights, "error": report.error, "losses": losses}
-
-
-def _row(kind: str, joined: dict[str, Any]) -> dict[str, Any]:
-    return {"kind": kind, "weights": joined["weights"], "error": joined["error"]} | joined["losses"]
+    return {"kind": kind, "weights": weights, "error": report.error} | losses

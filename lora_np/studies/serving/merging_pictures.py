@@ -6,23 +6,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lora_np.studies.harness.style import (
-    FAINT_INK,
-    FROZEN,
-    HALO,
-    INK,
-    LORA,
-    LORA_DARK,
-    LORA_LIGHT,
-    OTHERS,
-    axes_at,
-    for_text,
-    label_lines,
-    new_figure,
-    note,
-    picture,
-)
-from lora_np.studies.harness.table import Table
+from ..harness.colours import FAINT_INK, FROZEN, INK, LORA, LORA_DARK, LORA_LIGHT, OTHERS, for_text
+from ..harness.style import HALO, axes_at, label_lines, name_axis, new_figure, note, picture
+from ..harness.table import Table
 
 ON_THE_CHANGE, ON_THE_FACTORS = LORA, OTHERS[1]
 
@@ -31,41 +17,33 @@ ON_THE_CHANGE, ON_THE_FACTORS = LORA, OTHERS[1]
 def merge_drift(table: Table) -> Figure:
     """The relative error of a weight after n merges and unmerges, both axes logarithmic, one colour a dtype.
 
-    Dashed, the same adapter each time; full, another one each time. Table: rows {dtype, adapters, cycles, errors}.
+    Dashed, the same adapter each time; full, another one each time.
     """
     dtypes = list(dict.fromkeys(row["dtype"] for row in table.rows))
     shades = dict(zip(dtypes, [LORA_LIGHT, LORA, LORA_DARK, INK], strict=False))
-    figure = new_figure(
-        9,
-        4.7,
-        _drift_title(table),
-        f"relative error of one weight of tiny; ΔW of {table.settings['of']} random adapters, "
-        f"each {table.settings['share']:g} of its norm",
-    )
+    of, share = table.settings["of"], table.settings["share"]
+    subtitle = f"relative error of one weight of tiny; ΔW of {of} random adapters, each {share:g} of its norm"
+    figure = new_figure(9, 4.7, _drift_title(table), subtitle)
     ax = axes_at(figure, 0.85, 0.65, 5.6, 3.1)
-    ends, labels, colours = [], [], []
+    ends = []
     for row in table.rows:
-        same = row["adapters"].startswith("the same")
-        ax.loglog(row["cycles"], row["errors"], color=shades[row["dtype"]], ls=(0, (2, 2)) if same else "-")
-        ends.append((row["cycles"][-1], row["errors"][-1]))
-        labels.append(f"{row['dtype']}, {'one' if same else 'in turns'}  {row['errors'][-1]:.0e}")
-        colours.append(shades[row["dtype"]])
-    ax.set_xlabel("merges and unmerges")
-    ax.set_ylabel(r"$\|W - W_0\|\; /\; \|W_0\|$")
-    ax.set_xlim(1, max(x for x, _ in ends))
-    label_lines(ax, ends, labels, colours)
+        same, colour, last = row["adapters"].startswith("the same"), shades[row["dtype"]], row["errors"][-1]
+        ax.loglog(row["cycles"], row["errors"], color=colour, ls=(0, (2, 2)) if same else "-")
+        label = f"{row['dtype']}, {'one' if same else 'in turns'}  {last:.0e}"
+        ends.append(((row["cycles"][-1], last), label, colour))
+    ax.set(xlabel="merges and unmerges", ylabel=r"$\|W - W_0\|\; /\; \|W_0\|$", xlim=(1, max(x for (x, _), *_ in ends)))
+    label_lines(ax, *zip(*ends, strict=True))
     return figure
 
 
 def _drift_title(table: Table) -> str:
     """The error after the last merge, of one adapter and of several in turns, in the first dtype."""
-    dtype, of = table.rows[0]["dtype"], table.settings["of"]
-    rows = table.where(dtype=dtype)
-    one, turns = (
-        next(row["errors"][-1] for row in rows if row["adapters"].startswith("the same") is same)
-        for same in (True, False)
+    rows = table.where(dtype=table.rows[0]["dtype"])
+    last = {row["adapters"].startswith("the same"): row["errors"][-1] for row in reversed(rows)}
+    times = f"{rows[0]['cycles'][-1]:,} merges in {rows[0]['dtype']}"
+    return (
+        f"{times}: one adapter leaves an error of {last[True]:.1%}, {table.settings['of']} in turns {last[False]:.1%}"
     )
-    return f"{rows[0]['cycles'][-1]:,} merges in {dtype}: one adapter leaves an error of {one:.1%}, {of} in turns {turns:.1%}"
 
 
 @picture("kind weights code voice error", settings="r density")
@@ -73,36 +51,21 @@ def combinations_chart(table: Table) -> Figure:
     """Left, the held-out loss on one domain against the other, a dot a combination type; right, each one's error of ΔW.
 
     Grey, the base; ink, the parents, and between them the line of cat as its weights pass from one to the other. Cyan works
-    on ΔW, green on A and B apart. Types that draw at random have a dot a seed. Table: rows {kind, weights, code, voice, error}.
+    on ΔW, green on A and B apart. Types that draw at random have a dot a seed.
     """
-    types = [
-        kind for kind in dict.fromkeys(row["kind"] for row in table.rows) if kind not in ("base", "adapter", "share")
-    ]
-    figure = new_figure(
-        9,
-        5.2,
-        _combinations_title(table, types),
+    kinds = dict.fromkeys(row["kind"] for row in table.rows if row["kind"] not in ("base", "adapter", "share"))
+    losses = {kind: float(np.mean([row["code"] + row["voice"] for row in table.where(kind=kind)])) for kind in kinds}
+    subtitle = (
         f"tiny, rank {table.settings['r']}, density {table.settings['density']:g}; each type at its own best scale of "
-        "both weights (in brackets),\nchosen on other held-out text",
+        "both weights (in brackets),\nchosen on other held-out text"
     )
-    _losses(axes_at(figure, 0.75, 0.65, 3.65, 3.35), table, types)
-    _errors(axes_at(figure, 6.85, 0.65, 1.9, 3.35), table, types)
+    order, colours = sorted(losses, key=lambda kind: losses[kind]), (ON_THE_CHANGE, ON_THE_FACTORS)
+    one, other = (next(kind for kind in order if _colour(kind) == colour) for colour in colours)
+    ends = f"{one}, on ΔW, ends at {losses[one]:.2f}, {other}, on A and B apart, at {losses[other]:.2f}"
+    figure = new_figure(9, 5.2, f"Two adapters made one: {ends}", subtitle)
+    _losses(axes_at(figure, 0.75, 0.65, 3.65, 3.35), table, list(kinds))
+    _errors(axes_at(figure, 6.85, 0.65, 1.9, 3.35), table, losses)
     return figure
-
-
-def _combinations_title(table: Table, types: list[str]) -> str:
-    """The best type on ΔW and the best on the factors, by the sum of both losses."""
-    best = {
-        colour: min((_loss(table, kind), kind) for kind in types if _colour(kind) == colour)
-        for colour in (ON_THE_CHANGE, ON_THE_FACTORS)
-    }
-    (loss, kind), (other_loss, other) = best[ON_THE_CHANGE], best[ON_THE_FACTORS]
-    return f"Two adapters made one: {kind}, on ΔW, ends at {loss:.2f}, {other}, on A and B apart, at {other_loss:.2f}"
-
-
-def _loss(table: Table, kind: str) -> float:
-    """Both held-out losses together, the mean over draws."""
-    return float(np.mean([row["code"] + row["voice"] for row in table.where(kind=kind)]))
 
 
 def _colour(kind: str) -> str:
@@ -127,24 +90,20 @@ def _losses(ax: Axes, table: Table, types: list[str]) -> None:
     cat = table.where(kind="cat")[0]
     note(ax, "cat", (cat["code"], cat["voice"]), (-8, -12), LORA, ha="right", path_effects=HALO)
     ax.grid(True, axis="both")
-    ax.set_xlabel("held-out loss on code (nats a byte)")
-    ax.set_ylabel("held-out loss on the voice (nats a byte)")
+    ax.set(xlabel="held-out loss on code (nats a byte)", ylabel="held-out loss on the voice (nats a byte)")
 
 
-def _errors(ax: Axes, table: Table, types: list[str]) -> None:
+def _errors(ax: Axes, table: Table, losses: dict[str, float]) -> None:
     """A dot a type and seed, sorted by the sum of both losses, which stands beside the name."""
-    found = {kind: table.where(kind=kind) for kind in types}
-    loss = {kind: _loss(table, kind) for kind in types}
-    order = sorted(types, key=lambda kind: -loss[kind])
+    order, names = sorted(losses, key=lambda kind: -losses[kind]), []
     for place, kind in enumerate(order):
-        errors = [row["error"] for row in found[kind]]
-        ax.plot(errors, [place] * len(errors), "o", ms=6, color=_colour(kind), alpha=0.85)
-    labels = [f"{kind} ({found[kind][0]['weights'][0]:g})  {loss[kind]:.2f}" for kind in order]
-    ax.set_yticks(range(len(order)), labels)
+        rows = table.where(kind=kind)
+        ax.plot([row["error"] for row in rows], [place] * len(rows), "o", ms=6, color=_colour(kind), alpha=0.85)
+        names.append(f"{kind} ({rows[0]['weights'][0]:g})  {losses[kind]:.2f}")
+    name_axis(ax, names)
     for tick, kind in zip(ax.get_yticklabels(), order, strict=True):
         tick.set_color(for_text(_colour(kind)))
     ax.grid(True, axis="both")
-    ax.tick_params(axis="y", length=0)
     ax.set_xlim(left=-0.05)
     ax.set_title("sum of both losses", loc="right", x=-0.04, fontsize=9.5, fontweight="normal", color=FAINT_INK)
     ax.set_xlabel("error of ΔW")
