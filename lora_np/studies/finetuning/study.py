@@ -34,10 +34,7 @@ class Setting:
     seeds: Sequence[int] = (0, 1, 2)
 
 
-def finetuning(
-    setting: Setting | None = None,
-    folder: str | Path | None = None,
-) -> Table:
+def finetuning(setting: Setting | None = None, folder: str | Path | None = None) -> Table:
     """Sweep each method's learning rate with the first seed, then run the best with all of them.
 
     Rows as `measure` gives them, with phase "sweep" or "seeds". settings: "before", what `judge` says of the model as it was;

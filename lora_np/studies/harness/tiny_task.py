@@ -15,13 +15,11 @@ from ... import data
 from ...nn import Module
 from ...peft import LoraConfig, get_peft_model
 from ...pretrained import load_model
-from ...training import AdamW, History, WarmupCosine, evaluate, train
+from ...training import AdamW, Batch, History, Optimizer, WarmupCosine, evaluate, train
 from ...transformer import Transformer
+from .runs import curves
 
-TARGETS = {
-    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "all-linear": "all-linear",
-}
+TARGETS = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj"), "all-linear": "all-linear"}
 
 
 @dataclass(frozen=True)
@@ -65,38 +63,49 @@ class Run:
         return peft_model
 
 
-def heldout_batches() -> list:
+def heldout_batches() -> list[Batch]:
     """The code that no run trains on and no choice is made by: what the comparison reads."""
     return _unseen()[1::2]
 
 
-def validation_batches() -> list:
+def validation_batches() -> list[Batch]:
     """The code that no run trains on and that the learning rates are chosen by."""
     return _unseen()[::2]
 
 
 @cache
-def _unseen() -> list:
+def _unseen() -> list[Batch]:
     return data.heldout_batches(data.corpus("code", "heldout"), 16, 128, windows=256)
 
 
 def fine_tune(run: Run, progress: bool = False) -> tuple[Module, History]:
-    """Train as `run` says: on code, AdamW without decay, a short warm-up and a cosine, gradients clipped to norm 1."""
-    model = run.model()
-    history = train(
+    """Train as `run` says: on code, with AdamW without decay, as `on_code` does."""
+    model, optimizer = run.model(), AdamW(lr=run.lr, weight_decay=0.0)
+    return model, on_code(run, model, optimizer, run.text(), heldout_batches(), progress)
+
+
+def on_code(
+    run: Any,
+    model: Module,
+    optimizer: Optimizer,
+    text: np.ndarray,
+    heldout: list[Batch] | dict[str, list[Batch]],
+    progress: bool = False,
+) -> History:
+    """Train `model` on `text` as the fields of `run` say: a short warm-up and a cosine, gradients clipped to norm 1."""
+    return train(
         model,
-        data.Batches(run.text(), run.batch_size, run.seq_len, run.seed),
-        AdamW(lr=run.lr, weight_decay=0.0),
+        data.Batches(text, run.batch_size, run.seq_len, run.seed),
+        optimizer,
         run.max_steps,
         schedule=WarmupCosine(run.max_steps, warmup=run.max_steps // 20),
         max_grad_norm=1.0,
-        heldout=heldout_batches(),
+        heldout=heldout,
         eval_every=run.eval_every,
         seed=run.seed,
         label=run.method,
         progress=progress,
     )
-    return model, history
 
 
 def measure(run: Run) -> dict[str, Any]:
@@ -107,11 +116,9 @@ def measure(run: Run) -> dict[str, Any]:
     try:
         model, history = fine_tune(run)
     except FloatingPointError:
-        return asdict(run) | {"steps": [], "heldout": [], "seconds": [], "final": None, "validation": None}
-    points = [row for row in history.rows if "heldout" in row]
-    curve = {"steps": [p["step"] for p in points]} | {key: [p[key] for p in points] for key in ("heldout", "seconds")}
-    ends = {"final": points[-1]["heldout"], "validation": evaluate(model, validation_batches())}
-    return asdict(run) | curve | ends
+        return asdict(run) | curves((), "heldout", "seconds") | dict.fromkeys(("final", "validation"))
+    row = asdict(run) | curves(history.rows, "heldout", "seconds")
+    return row | {"final": row["heldout"][-1], "validation": evaluate(model, validation_batches())}
 
 
 def recovered(rows: Sequence[dict[str, Any]], base_loss: float) -> list[float]:

@@ -147,11 +147,7 @@ def fingerprint() -> dict[str, str]:
         digest.update(
             path.relative_to(package).as_posix().encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest()
         )
-    return {
-        "lora_np": digest.hexdigest()[:12],
-        "numpy": version("numpy"),
-        "python": platform.python_version(),
-    }
+    return {"lora_np": digest.hexdigest()[:12], "numpy": version("numpy"), "python": platform.python_version()}
 
 
 def _differences(expected: dict[str, str], found: dict[str, str]) -> str:

@@ -32,12 +32,7 @@ def on_methods(tables: Mapping[str, Table]) -> list[Row]:
     vera, of_lora = (compared.where(phase="seeds", method=name)[0]["trainable"] for name in ("vera", "lora"))
     return [
         *of_the_lesson(tables),
-        (
-            "LoRA forgets less",
-            "Biderman et al. 2024",
-            forgetting(compared),
-            STUDY,
-        ),
+        ("LoRA forgets less", "Biderman et al. 2024", forgetting(compared), STUDY),
         (
             *PROMISES["lora+"],
             f"{against_lora(compared, 'lora+')}; rates of A and B 1 : {lora_plus_ratio(compared):g}, A's swept",
@@ -92,14 +87,7 @@ def of_the_lesson(tables: Mapping[str, Table]) -> list[Row]:
             found.append(f"{model}: {', '.join(values)}")
         label = tables["comparison"].settings["labels"][method]
         claim = f"{label}: {lesson['share'].words} trained, latency {lesson['latency'].words}, {lesson['quality'].words} of quality"
-        rows.append(
-            (
-                claim,
-                "the lesson",
-                "; ".join(found),
-                "`lora_np/studies/methods/lesson.py`, notebook 09",
-            )
-        )
+        rows.append((claim, "the lesson", "; ".join(found), "`lora_np/studies/methods/lesson.py`, notebook 09"))
     return rows
 
 

@@ -16,12 +16,14 @@ from typing import Any
 from ... import data
 from ...nn import Module
 from ...pretrained import load_model
-from ...training import Batch, History, Optimizer, WarmupCosine, evaluate, train
-from ..harness.runs import at_their_best
+from ...training import Batch, History, Optimizer, evaluate
+from ..harness.runs import at_their_best, curves
 from ..harness.table import Table
-from ..harness.tiny_task import heldout_batches, recovered, shared, validation_batches
+from ..harness.tiny_task import heldout_batches, on_code, recovered, shared, validation_batches
+from ..harness.workers import Row
 from .settings import METHODS, R
 
+QUESTION = "What does each method learn, what does it forget, and what does it train for that?"
 # Where each sweep begins, from pilots of 40 steps.
 RATES: dict[str, Sequence[float]] = {
     "full": (5e-4, 1e-3, 2e-3),
@@ -99,22 +101,10 @@ def shared_with_prose(base: str) -> str:
 
 
 def fine_tune(run: Run) -> tuple[Module, Optimizer, History]:
-    """Train as `run` says: on code, a short warm-up and a cosine, gradients clipped to norm 1, both texts evaluated."""
+    """Train as `run` says, as the standard task does, and evaluate both texts."""
     model, optimizer = run.model(), METHODS[run.method].optimizer(run.lr)
-    history = train(
-        model,
-        data.Batches(data.corpus("code", "train"), run.batch_size, run.seq_len, run.seed),
-        optimizer,
-        run.max_steps,
-        schedule=WarmupCosine(run.max_steps, warmup=run.max_steps // 20),
-        max_grad_norm=1.0,
-        heldout={"heldout": heldout_batches(), "prose": prose_batches()},
-        eval_every=run.eval_every,
-        seed=run.seed,
-        label=run.method,
-        progress=False,
-    )
-    return model, optimizer, history
+    heldout = {"heldout": heldout_batches(), "prose": prose_batches()}
+    return model, optimizer, on_code(run, model, optimizer, data.corpus("code", "train"), heldout)
 
 
 def measure(run: Run) -> dict[str, Any]:
@@ -123,22 +113,14 @@ def measure(run: Run) -> dict[str, Any]:
     final is the last on code, validation the loss on the code that rates are chosen by; both are None where it diverged.
     trainable and share are those of `trained`, and state_bytes of its function.
     """
+    columns = ("heldout", "prose", "seconds")
     try:
         model, optimizer, history = fine_tune(run)
     except FloatingPointError:
-        nothing = {"steps": [], "heldout": [], "prose": [], "seconds": []}
-        return asdict(run) | nothing | dict.fromkeys(("final", "validation"))
-    points = [row for row in history.rows if "heldout" in row]
-    curves = {"steps": [p["step"] for p in points]}
-    curves |= {key: [p[key] for p in points] for key in ("heldout", "prose", "seconds")}
-    ends = {"final": points[-1]["heldout"], "validation": evaluate(model, validation_batches())}
-    return (
-        asdict(run)
-        | curves
-        | ends
-        | trained(model)
-        | {"state_bytes": state_bytes(model, optimizer, heldout_batches()[0])}
-    )
+        return asdict(run) | curves((), *columns) | dict.fromkeys(("final", "validation"))
+    row = asdict(run) | curves(history.rows, *columns)
+    row |= {"final": row["heldout"][-1], "validation": evaluate(model, validation_batches())}
+    return row | trained(model) | {"state_bytes": state_bytes(model, optimizer, heldout_batches()[0])}
 
 
 def lora_by_rank(compared: Table, ranks: Table) -> Table | None:
@@ -146,17 +128,16 @@ def lora_by_rank(compared: Table, ranks: Table) -> Table | None:
 
     None where the two did not train alike: where full fine-tuning, or LoRA of the rank that both have, ended elsewhere.
     """
-    runs = [row for row in ranks.where(phase="seeds", method="lora", target_modules="all-linear")]
+    runs = ranks.where(phase="seeds", method="lora", target_modules="all-linear")
     alike = {"full": ranks.where(phase="seeds", method="full"), "lora": [row for row in runs if row["r"] == R]}
     for method, theirs in alike.items():
         ours = compared.where(phase="seeds", method=method)
         if not ours or {row["seed"]: row["final"] for row in ours} != {row["seed"]: row["final"] for row in theirs}:
             return None
     each = compared.where(phase="seeds", method="lora")[0]["trainable"] / R  # numbers that one more rank trains
-    kept = [
-        {key: row[key] for key in ("r", "seed", "recovered")} | {"trainable": round(each * row["r"])} for row in runs
-    ]
-    return Table("lora_by_rank", ranks.question, ranks.command, {"r": R}, sorted(kept, key=lambda row: row["r"]))
+    rows = [{key: row[key] for key in ("r", "seed", "recovered")} for row in sorted(runs, key=lambda row: row["r"])]
+    rows = [row | {"trainable": round(each * row["r"])} for row in rows]
+    return Table("lora_by_rank", ranks.question, ranks.command, {"r": R}, rows)
 
 
 def trained(model: Module) -> dict[str, Any]:
@@ -186,21 +167,21 @@ def comparison(setting: Setting = FULL, workers: int = 2, folder: str | Path | N
     base_loss, base_validation and base_prose, of the base untouched; labels, of the methods; runs, how many there were. `folder`
     keeps each finished run, so that a study that was stopped goes on.
     """
-    given = shared_with_prose(setting.base)
-    factor = 2.0 if setting.bracket else None
+    given, factor = shared_with_prose(setting.base), 2.0 if setting.bracket else None
     found = at_their_best(measure, setting.runs(), setting.seeds, workers, folder, given, factor)
     texts = {"base_loss": heldout_batches(), "base_validation": validation_batches(), "base_prose": prose_batches()}
     start = {name: evaluate(load_model(setting.base), batches) for name, batches in texts.items()}
     labels = {name: METHODS[name].label for name in setting.rates}
-    return Table(
-        study="comparison",
-        question="What does each method learn, what does it forget, and what does it train for that?",
-        command="python -m lora_np study comparison",
-        settings=asdict(setting) | start | {"labels": labels, "runs": len(found.runs)},
-        rows=[row | {"phase": "sweep"} for row in found.rates]
-        + [
-            row | {"phase": "seeds", "recovered": share, "forgotten": row["prose"][-1] - start["base_prose"]}
-            for row, share in zip(found.seeds, recovered(found.seeds, start["base_loss"]), strict=True)
-        ],
-        seconds=found.seconds(),
-    )
+    rows = with_gains(found.rates, found.seeds, start["base_loss"], start["base_prose"])
+    settings = asdict(setting) | start | {"labels": labels, "runs": len(found.runs)}
+    command = "python -m lora_np study comparison"
+    return Table("comparison", QUESTION, command, settings, rows, seconds=found.seconds())
+
+
+def with_gains(rates: Sequence[Row], seeds: Sequence[Row], base_loss: float, base_prose: float) -> list[Row]:
+    """The rows of a comparison: those of the sweep, and those of the seeds with `recovered` and `forgotten`."""
+    rows = [row | {"phase": "sweep"} for row in rates]
+    for row, share in zip(seeds, recovered(seeds, base_loss), strict=True):
+        prose = row["prose"][-1] if isinstance(row["prose"], list) else row["prose"]  # a curve, or its end
+        rows.append(row | {"phase": "seeds", "recovered": share, "forgotten": prose - base_prose})
+    return rows
