@@ -14,13 +14,10 @@ from dataclasses import asdict
 
 import numpy as np
 
+from ... import Module, PeftModel, Transformer, evaluate
 from ...backend import to_host
-from ...nn import Module
-from ...peft import PeftModel
 from ...peft.placement import lora_layers
 from ...quantization import Quantized4bit, dequantize_4bit, dequantize_model, quantize_model
-from ...training import evaluate
-from ...transformer import Transformer
 from ..harness import tiny_task, voice_task
 from ..harness.table import Table
 from .qlora import QuantizedFineTuning, QuantizedRun

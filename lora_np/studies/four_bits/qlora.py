@@ -12,9 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ...quantization import quantize_model
-from ...training import evaluate
-from ...transformer import Transformer
+from ... import Transformer, evaluate, quantize_model
 from ..harness import tiny_task, voice_task
 from ..harness.paired import of_both
 from ..harness.runs import finished, run_all

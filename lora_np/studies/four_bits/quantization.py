@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ... import data
+from ... import LoraConfig, PeftModel, data, get_peft_model, load_model
 from ...backend import to_host
-from ...peft import LoraConfig, PeftModel, get_peft_model
-from ...pretrained import load_model
 from ...quantization import QUANT_TYPES, code_book, dequantize_4bit, quantize_4bit, quantize_model
 from ...training import AdamW, Batch, WarmupCosine, train
 from ..harness.table import Table

@@ -11,12 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ... import data
-from ...nn import Module
-from ...peft import LoraConfig, get_peft_model
-from ...pretrained import load_model
+from ... import LoraConfig, Module, Transformer, data, get_peft_model, load_model
 from ...training import AdamW, Batch, History, Optimizer, WarmupCosine, evaluate, train
-from ...transformer import Transformer
 from .runs import curves
 
 TARGETS = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj"), "all-linear": "all-linear"}

@@ -13,9 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ... import data
-from ...nn import Module
-from ...pretrained import load_model
+from ... import Module, data, load_model
 from ...training import Batch, History, Optimizer, evaluate
 from ..harness.runs import at_their_best, curves
 from ..harness.table import Table

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ...nn import Module
+from ... import Module, dequantize_model
 from ...pretrained import fetched, load_model
-from ...quantization import dequantize_model
 from ..harness.table import Table
 from ..harness.turns import in_turns, ratio
 from ..timing.latency import PARTS, answer_ratios, answer_seconds

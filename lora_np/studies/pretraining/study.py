@@ -5,11 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from ... import data
+from ... import AdamW, Transformer, TransformerConfig, WarmupCosine, data, save_model, train
 from ...files import write_atomically
-from ...pretrained import save_model
-from ...training import AdamW, WarmupCosine, train
-from ...transformer import Transformer, TransformerConfig
 from ..harness.table import Table
 
 TINY = TransformerConfig(

@@ -10,11 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ... import data
-from ...data import conversations
-from ...nn import Linear
+from ... import Linear, conversations, data, load_model, load_tokenizer
 from ...peft import COMBINATION_TYPES, LoraConfig, LoraLinear, PeftModel, get_peft_model
-from ...pretrained import load_model, load_tokenizer
 from ...training import AdamW, Batch, WarmupCosine, evaluate, train
 from ..harness.table import Table
 

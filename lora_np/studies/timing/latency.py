@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...peft import LoraConfig, get_peft_model
-from ...pretrained import load_model
-from ...transformer import generate
+from ... import LoraConfig, generate, get_peft_model, load_model
 from ..harness.table import Table
 from ..harness.turns import in_turns, ratio
 

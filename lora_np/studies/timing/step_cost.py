@@ -11,8 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from ... import costs
-from ...nn import Module
+from ... import Module, costs
 from ...training import AdamW, Batch, train
 from ..harness.table import Table
 from ..harness.tiny_task import Run
