@@ -24,9 +24,6 @@ DASHED = (0, (4, 2))
 OUTERMOST = 1 - (1 / 30 + 1 / 32) / 2  # the probability of NF4's largest code
 
 
-# ------------------------------------------------------------------------------------------------------------- the codes
-
-
 @picture("weights quant_type edges share", settings="block_size codes")
 def nf4_codes(table: Table, weights: str = "tiny") -> Figure:
     """NF4's codes under the normal density that they are quantiles of: between two of them lies the same share of weights.
@@ -103,9 +100,6 @@ def error_by_distance(table: Table, weights: str = "N(0, 1)") -> Figure:
     return figure
 
 
-# ---------------------------------------------------------------------------------------------------------------- errors
-
-
 @picture("weights quant_type block_size mean")
 def quantization_error(table: Table) -> Figure:
     """The mean |error| by block size, a panel for each kind of weights, a line a type."""
@@ -174,9 +168,6 @@ def gradient_cosines(table: Table) -> Figure:
     ax.set(xlim=(min(-0.25, min(r["cosine"] for r in table.rows) - 0.05), 1.02), ylim=(-0.5, len(bases) - 0.5))
     ax.set_xlabel("cosine to the gradient through float32 (1: the same direction); full dA, hollow dB")
     return figure
-
-
-# -------------------------------------------------------------------------------------------------- training and merging
 
 
 @picture("quant_type seed steps heldout final", settings="base base_loss quantized_loss")

@@ -20,8 +20,6 @@ BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 NORMAL = "N(0, 1)"
 DISTANCES = 32  # bins of |w|/absmax from 0 to 1
 
-# ------------------------------------------------------------------------------------------------------- of the weights
-
 
 def error(
     models: Sequence[str] = ("tiny", "smollm2-135m"),
@@ -98,8 +96,6 @@ def matrices(name: str, normals: int = 2**20, seed: int = 0) -> Iterator[np.ndar
         if key.endswith("_proj.weight"):
             yield W
 
-
-# ----------------------------------------------------------------------------------------------------- of the gradients
 
 ANOTHER_BATCH = "another batch"
 

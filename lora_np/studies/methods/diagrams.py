@@ -150,7 +150,7 @@ def _bottleneck(ax: Axes, middle: Spot, colour: str) -> None:
 
 
 def _funnels(ax: Axes, middle: Spot, reach: Spot, wide: Spot, fill: str, edge: str) -> None:
-    """What narrows from below and widens above: from reach[1] and half as wide as 2·wide[1] to reach[0] and wide[0]."""
+    """A trapezoid below `middle` and one above: at the distance reach[0] 2·wide[0] wide, at reach[1] 2·wide[1]."""
     x, y = middle
     for side in (-1, 1):
         (near, far), (waist, mouth) = (y + side * reach[0], y + side * reach[1]), wide

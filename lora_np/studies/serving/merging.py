@@ -67,9 +67,6 @@ def _relative(x: np.ndarray, base: np.ndarray) -> float:
     return float(np.linalg.norm(x - base) / np.linalg.norm(base))
 
 
-# --------------------------------------------------------------------------------------------------------- combinations
-
-
 @dataclass(frozen=True)
 class Setting:
     """Two adapters of "tiny", how they are trained and joined: for Python code, and for lighthouse's keeper, who answers."""

@@ -56,9 +56,6 @@ def workload(kind: str, rows: int, adapters: int, seed: int = 0) -> list[int]:
     return drawn[kind].tolist()
 
 
-# -------------------------------------------------------------------------------------------------------- the questions
-
-
 def serving(
     adapters: Sequence[int] = (1, 8, 32, 128, 1000),
     model: str = "tiny",
@@ -119,22 +116,20 @@ def serving_step(
         except FileNotFoundError as error:
             say(f"left out: {error}")
             continue
-        tokens, each = prompts(peft_model, rows), list(range(rows))
-        sides = {"ours, one": ours(peft_model, 0, tokens), "ours, each": ours(peft_model, each, tokens)}
+        tokens, drawn = prompts(peft_model, rows), {"one": 0, "each": list(range(rows))}
+        sides = {f"ours, {which}": ours(peft_model, ids, tokens) for which, ids in drawn.items()}
         if oracles_installed(say):
             theirs = frozen_in_peft(peft_model)
-            sides |= {
-                f"PEFT, {which}": peft_decoding(theirs, ids, tokens) for which, ids in (("one", 0), ("each", each))
-            }
+            sides |= {f"PEFT, {which}": peft_decoding(theirs, ids, tokens) for which, ids in drawn.items()}
         with machine.limited(threads):
             first = {side: step() for side, step in sides.items()}
-            same = {side: agree(logits, first[f"ours, {side.split()[-1]}"]) for side, logits in first.items()}
             turns = take_turns(sides, rounds, threads, TURN)
         for side, seconds in turns.items():
             library, which = side.split(", ")
             row = {"model": model, "side": side, "seconds": statistics.median(seconds), "rounds": seconds}
-            row["to_one"] = ratio(seconds, turns[f"{library}, one"])
-            found.append(row | {"to_ours": ratio(seconds, turns[f"ours, {which}"]) if same[side] else None})
+            same = agree(first[side], first[f"ours, {which}"])
+            row |= {"to_one": ratio(seconds, turns[f"{library}, one"])}
+            found.append(row | {"to_ours": ratio(seconds, turns[f"ours, {which}"]) if same else None})
     settings = {"rows": rows, "r": 8, "target_modules": "all-linear", "prompt": PROMPT}
     question = "How much longer does a step take when each row has an adapter of its own?"
     return _table("serving_step", question, settings, found, rounds, threads, started)
@@ -143,9 +138,6 @@ def serving_step(
 def _table(study: str, question: str, settings: dict, rows: list, rounds: int, threads: int, started: float) -> Table:
     settings |= {"rounds": rounds, "threads": threads, "processor": machine.processor()}
     return Table(study, question, COMMAND, settings, rows, seconds=time.perf_counter() - started)
-
-
-# ------------------------------------------------------------------------------------------------------------ the sides
 
 
 def with_adapters(model: str, n: int) -> PeftModel:
@@ -221,9 +213,6 @@ def served(peft_model: PeftModel, kind: str, adapters: int, rows: int) -> float:
     return 4 * rows * 16 / (time.perf_counter() - started)
 
 
-# --------------------------------------------------------------------------------------------------------------- timing
-
-
 def take_turns(sides: Mapping[str, Step], rounds: int, threads: int, turn: float = 0.0) -> dict[str, list[float]]:
     """side → the seconds of its step in each round; every side once a round, so that a noisy machine hits all alike.
 
@@ -240,7 +229,7 @@ def take_turns(sides: Mapping[str, Step], rounds: int, threads: int, turn: float
 
     first = in_turns(
         {side: partial(seconds, step) for side, step in sides.items()}, 1
-    )  # make what later steps use again
+    )  # make what later ones use again
     steps = max(1, math.ceil(turn / min(one for (one,) in first.values())))
     return in_turns({side: partial(seconds, step, steps) for side, step in sides.items()}, rounds, warm_up=0)
 
@@ -251,7 +240,7 @@ def agree(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def main(folder: str) -> None:
-    """Make these tables and that of `merging.latency`, each saved as soon as it is there; latency on one thread."""
+    """Make these tables and that of `latency`, each saved as soon as it is there; latency on one thread."""
     for make in (serving_step, serving, latency):
         with machine.limited(1):
             table = make()

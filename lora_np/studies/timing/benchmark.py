@@ -88,18 +88,11 @@ class Side:
 
     def row(self) -> dict[str, Any]:
         """What was measured. seconds: of one step, the median over rounds; `rounds` has each one's."""
-        seconds = statistics.median(self.turns)
-        return {
-            "case": self.case.name,
-            "side": self.name,
-            "seconds": seconds,
-            "tokens_per_second": self.case.tokens / seconds,
-            "peak_bytes": self.peak_bytes,
-            "loaded_bytes": self.about["loaded_bytes"],
-            "building_seconds": self.about["building"],
-            "first_step_seconds": self.about["seconds"][0],
-            "rounds": self.turns,
-        }
+        seconds, about = statistics.median(self.turns), self.about
+        row = {"case": self.case.name, "side": self.name, "seconds": seconds}
+        row |= {"tokens_per_second": self.case.tokens / seconds, "peak_bytes": self.peak_bytes}
+        row |= {"loaded_bytes": about["loaded_bytes"], "building_seconds": about["building"]}
+        return row | {"first_step_seconds": about["seconds"][0], "rounds": self.turns}
 
 
 def race(

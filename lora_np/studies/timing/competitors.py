@@ -58,6 +58,10 @@ class Case:
         """How many tokens a step reads, or writes in generation."""
         return self.batch_size * (self.new_tokens or self.seq_len)
 
+    def random_tokens(self, vocab_size: int) -> np.ndarray:
+        """(b, t) int64, the same on every side."""
+        return np.random.default_rng(0).integers(0, vocab_size, (self.batch_size, self.seq_len))
+
     def base(self) -> Transformer:
         """The model, in float32 on the host."""
         if self.model is None:
@@ -73,11 +77,6 @@ class Case:
 # -------------------------------------------------------------------------------------------------------- a training step
 
 
-def random_tokens(case: Case, vocab_size: int) -> np.ndarray:
-    """(b, t) int64, the same on every side."""
-    return np.random.default_rng(0).integers(0, vocab_size, (case.batch_size, case.seq_len))
-
-
 def threads() -> int:
     """How many threads this process was given."""
     return int(os.environ.get("OMP_NUM_THREADS", "1"))
@@ -87,7 +86,7 @@ def ours(case: Case, workers: int = 1, quantized: bool = False) -> Step:
     """Forward, backward and AdamW of this library, as `train` puts them together; with one worker the BLAS has the threads."""
     model, optimizer, t = case.lora(quantized), AdamW(lr=LEARNING_RATE), 0
     trainable = [(name, p) for name, p in model.named_parameters() if p.trainable]
-    tokens = random_tokens(case, model.config.vocab_size)
+    tokens = case.random_tokens(model.config.vocab_size)
     targets = np.full_like(tokens, IGNORE_INDEX)
     targets[:, :-1] = tokens[:, 1:]  # transformers' `labels=tokens`: each token predicts the next, the last one nothing
 
@@ -126,7 +125,7 @@ def peft_step(case: Case, compiled: bool = False) -> Step:
     torch.set_num_threads(threads())
     mine = case.lora()
     model = in_peft(mine)
-    tokens = torch.from_numpy(random_tokens(case, mine.config.vocab_size))
+    tokens = torch.from_numpy(case.random_tokens(mine.config.vocab_size))
     del mine
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
@@ -300,17 +299,11 @@ def serve(side: str, case: Case, answer: Callable[[dict[str, Any]], None], asked
     """Build a side, warm it up and say so; then for each number in `asked` take so many steps and say their seconds."""
     step, building = timed(lambda: SIDES[side](case))
     machine.give_back_memory()  # what only the building needed
-    loaded = machine.resident_memory().get("now")
-    warm_up = [timed(step) for _ in range(WARM_UP)]
-    in_torch = side in IN_TORCH
-    said = {
-        "results": [result for result, _ in warm_up],
-        "seconds": [seconds for _, seconds in warm_up],
-        "building": building,
-        "loaded_bytes": loaded,
-        "blas": machine.torch_blas() if in_torch else machine.numpy_blas(),
-        "versions": {name: version(name) for name in ("torch", "peft", "transformers") if in_torch},
-    }
+    loaded, in_torch = machine.resident_memory().get("now"), side in IN_TORCH
+    results, seconds = zip(*(timed(step) for _ in range(WARM_UP)), strict=True)
+    said = {"results": results, "seconds": seconds, "building": building, "loaded_bytes": loaded}
+    said["blas"] = machine.torch_blas() if in_torch else machine.numpy_blas()
+    said["versions"] = {name: version(name) for name in ("torch", "peft", "transformers") if in_torch}
     answer(said | {"peak_is_of_the_steps": machine.forget_peak()})  # neither loading nor compiling is in the peak
     for line in asked:
         seconds = [timed(step)[1] for _ in range(int(line))]

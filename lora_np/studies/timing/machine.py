@@ -31,9 +31,6 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-# --------------------------------------------------------------------------------------------- variables that hold back
-
-
 def warnings_for(threads: int, environment: Mapping[str, str] = os.environ) -> list[str]:
     """A sentence for each variable that holds one side back, and for more threads than this process has processors.
 
@@ -69,9 +66,6 @@ def limited(threads: int) -> Any:
     return threadpool_limits(threads)
 
 
-# ----------------------------------------------------------------------------------------------------- BLAS and kernel
-
-
 def numpy_blas() -> dict[str, str | int]:
     """{blas, kernel, threads} of this process's NumPy, as threadpoolctl finds them in the loaded libraries."""
     from threadpoolctl import threadpool_info
@@ -101,9 +95,6 @@ def torch_blas() -> dict[str, str | int]:
         used = re.search(r"\(Intel\(R\) ([^)]+)\)", said.stdout)
         blas, kernel = f"MKL {version[1] if version else ''}".strip(), used[1] if used else kernel
     return {"blas": blas, "kernel": kernel, "threads": torch.get_num_threads()}
-
-
-# -------------------------------------------------------------------------------------------------------------- memory
 
 
 def resident_memory() -> dict[str, int]:

@@ -20,8 +20,6 @@ SIDES = {  # side → (its name, its colour)
     "PEFT compiled": ("PEFT, compiled", OTHERS[0]),
 }
 
-# ------------------------------------------------------------------------------------------------- seconds and memory
-
 
 @picture("case side seconds ratio peak_bytes rounds", settings="cases threads rounds processor")
 def speed_chart(table: Table) -> Figure:
@@ -109,8 +107,6 @@ def _memory(ax: Axes, rows: list[dict[str, Any]]) -> None:
 def _seconds_said(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.0f} ms"
 
-
-# -------------------------------------------------------------------------------------------------- how the cost grows
 
 SWEEPS = {  # sweep → (its axis, what one more of it is called)
     "tokens": ("tokens, in {batch_size} rows", "token"),

@@ -64,9 +64,6 @@ SWEEPS: Mapping[str, Sequence[Case]] = {  # what grows → the cases; random wei
 }
 
 
-# -------------------------------------------------------------------------------------------------------- the questions
-
-
 def speed(
     cases: Sequence[Case] = CASES, threads: int = CORES, rounds: int = 9, compiled: bool = True, say: Say = print
 ) -> Table:
@@ -151,9 +148,6 @@ def speed_scaling(
         lines[sweep] = dict(zip(("slope", "intercept", "r_squared"), line, strict=True))
     settings = {"shape": "smollm2-135m", "weights": "random", "target_modules": "all-linear", "dtype": "float32"}
     return races.table("speed_scaling", "How does the cost of a step grow?", settings | {"lines": lines}, rows)
-
-
-# ------------------------------------------------------------------------------------------------------------ comparing
 
 
 def available(cases: Sequence[Case], say: Say) -> list[Case]:
