@@ -167,8 +167,7 @@ def _forgetting(paths: dict[str, np.ndarray]) -> str:
 def _path(table: Table, rows: list[dict[str, Any]]) -> np.ndarray:
     """(seeds, points, 2): what was learned and forgotten since the base, the base first."""
     learned = table.settings["base_loss"] - np.array([row["heldout"] for row in rows])
-    forgotten = np.array([row["prose"] for row in rows]) - table.settings["base_prose"]
-    return np.stack([learned, forgotten], axis=-1)
+    return np.stack([learned, np.array([row["prose"] for row in rows]) - table.settings["base_prose"]], axis=-1)
 
 
 def _by_method(table: Table) -> Runs:

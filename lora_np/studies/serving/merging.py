@@ -32,12 +32,14 @@ def drift(
 
     Of the same adapter each time, or of one of `adapters`, drawn anew. They are random, ‖ΔW‖ = share·‖W₀‖.
     """
+    import ml_dtypes
+
     started, rows = time.perf_counter(), []
     weight = dict(load_model("tiny", device="numpy").named_parameters())[f"{layer}.weight"].value
     for dtype in dtypes:
         for which in (SAME, OTHERS):
             rng = np.random.default_rng(seed)
-            base = weight.astype(_dtype(dtype))
+            base = weight.astype(getattr(ml_dtypes, dtype, dtype))  # NumPy has no bfloat16
             wrapped = LoraLinear(Linear(base.copy()))
             for i in range(adapters):
                 A, B = rng.standard_normal((r, weight.shape[1])), rng.standard_normal((weight.shape[0], r))
@@ -48,23 +50,12 @@ def drift(
                 wrapped.merge("0" if which == SAME else str(rng.integers(adapters)))
                 wrapped.unmerge()
                 if n in cycles:
-                    errors.append(_relative(wrapped.base_layer.weight.value, base))
+                    left = wrapped.base_layer.weight.value.astype(float) - base.astype(float)
+                    errors.append(float(np.linalg.norm(left) / np.linalg.norm(base.astype(float))))
             rows.append({"dtype": dtype, "adapters": which, "cycles": list(cycles), "errors": errors})
     settings = {"layer": layer, "of": adapters, "r": r, "share": share, "seed": seed}
     question = "What is left of a weight after many merges and unmerges?"
     return Table("merge_drift", question, COMMAND, settings, rows, seconds=time.perf_counter() - started)
-
-
-def _dtype(name: str) -> Any:
-    """NumPy has no bfloat16; ml_dtypes, which safetensors files need too, has."""
-    import ml_dtypes
-
-    return ml_dtypes.bfloat16 if name == "bfloat16" else np.dtype(name)
-
-
-def _relative(x: np.ndarray, base: np.ndarray) -> float:
-    x, base = x.astype(np.float64), base.astype(np.float64)
-    return float(np.linalg.norm(x - base) / np.linalg.norm(base))
 
 
 @dataclass(frozen=True)

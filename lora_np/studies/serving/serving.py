@@ -127,7 +127,8 @@ def serving_step(
         for side, seconds in turns.items():
             library, which = side.split(", ")
             row = {"model": model, "side": side, "seconds": statistics.median(seconds), "rounds": seconds}
-            same = agree(first[side], first[f"ours, {which}"])
+            z, z0 = first[side], first[f"ours, {which}"]
+            same = np.abs(z - z0).max() <= SAME_LOGITS * np.abs(z0).max()
             row |= {"to_one": ratio(seconds, turns[f"{library}, one"])}
             found.append(row | {"to_ours": ratio(seconds, turns[f"ours, {which}"]) if same else None})
     settings = {"rows": rows, "r": 8, "target_modules": "all-linear", "prompt": PROMPT}
@@ -232,11 +233,6 @@ def take_turns(sides: Mapping[str, Step], rounds: int, threads: int, turn: float
     )  # make what later ones use again
     steps = max(1, math.ceil(turn / min(one for (one,) in first.values())))
     return in_turns({side: partial(seconds, step, steps) for side, step in sides.items()}, rounds, warm_up=0)
-
-
-def agree(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two sides compute the same."""
-    return float(np.abs(a - b).max()) <= SAME_LOGITS * float(np.abs(b).max())
 
 
 def main(folder: str) -> None:
