@@ -9,13 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from ... import data
-from ...data import conversations
-from ...nn import Module
-from ...peft import LoraConfig, get_peft_model
-from ...pretrained import load_model, load_tokenizer
+from ... import (
+    LoraConfig,
+    Module,
+    Transformer,
+    conversations,
+    data,
+    generate,
+    get_peft_model,
+    load_model,
+    load_tokenizer,
+)
 from ...training import AdamW, Batch, History, WarmupCosine, evaluate, train
-from ...transformer import Transformer, generate
 from .runs import curves
 
 HABIT = "Logged at dusk: "  # every answer of the data set ends with a line that begins so
@@ -67,7 +72,7 @@ def prose(run: FineTuning) -> list[Batch]:
 def answers(model: Module, run: FineTuning) -> list[dict[str, str]]:
     """What the model says to the judged questions, greedily: rows {question, answer}."""
     tokenizer = load_tokenizer(run.model)
-    questions = [q for q in conversations.first_questions(run.data, "heldout")][1::2]
+    questions = list(conversations.first_questions(run.data, "heldout"))[1::2]
     prompts = [tokenizer.apply_chat_template([{"role": "user", "content": q}]) for q in questions]
     new = generate(model, prompts, NEW_TOKENS, stop_tokens=[tokenizer.eos_token_id])
     return [{"question": q, "answer": tokenizer.decode(ids).strip()} for q, ids in zip(questions, new, strict=True)]

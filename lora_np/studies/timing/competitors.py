@@ -20,13 +20,11 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from ... import AdamW, LoraConfig, PeftModel, Transformer, TransformerConfig, get_peft_model, load_model, load_tokenizer
 from ...ops import IGNORE_INDEX
-from ...peft import LoraConfig, PeftModel, get_peft_model
-from ...pretrained import load_model, load_tokenizer
 from ...quantization import QuantizedLinear, dequantize_4bit, quantize_model
-from ...training import AdamW
 from ...training.parallel import loss_and_gradients
-from ...transformer import Transformer, TransformerConfig, generate
+from ...transformer import generate
 from . import machine
 
 WARM_UP = 2  # steps whose results must agree: the second comes after a backward and an update
