@@ -161,12 +161,6 @@ def validation(row: Row) -> float:
     return math.inf if row["validation"] is None else row["validation"]
 
 
-def curves(history: Sequence[Row], *columns: str) -> Row:
-    """{"steps": […], "heldout": […], …}: a value for each evaluation of a training's history; of none where it diverged."""
-    evaluations = [row for row in history if "heldout" in row]
-    return {"steps": [row["step"] for row in evaluations]} | {c: [row[c] for row in evaluations] for c in columns}
-
-
 def finished(rows: Sequence[Row]) -> Sequence[Row]:
     """`rows`, if none diverged. Raises FloatingPointError naming the first that did: at its best rate a method must train."""
     for row in rows:

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -90,3 +90,27 @@ def mean(rows: Iterable[Mapping[str, Any]], column: str = "final") -> float:
 def median(rows: Iterable[Mapping[str, Any]], column: str) -> float:
     """The median of a column."""
     return statistics.median(row[column] for row in rows)
+
+
+def rounded(x: float, digits: int = 4) -> float:
+    """A number to so many significant digits, as a table keeps it."""
+    return float(f"{x:.{digits}g}")
+
+
+def show(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str] | Sequence[str]) -> None:
+    """Print rows in aligned columns, a line a row: `show(table.rows, {"r": "", "final": ".3f"})`.
+
+    `columns` are names of cells, with the format of each ("" as `print` writes it) where they are a mapping. The first column
+    and words start at the left, numbers end at the right. A cell that a row does not have, or that is None, stays empty.
+    """
+    formats = dict(columns) if isinstance(columns, Mapping) else dict.fromkeys(columns, "")
+    cells = [[row.get(name) for name in formats] for row in rows]
+    lines = [list(formats)]
+    lines += [
+        ["" if x is None else format(x, form) for x, form in zip(row, formats.values(), strict=True)] for row in cells
+    ]
+    for i, column in enumerate(zip(*lines, strict=True)):
+        wide, word = max(map(len, column)), i == 0 or any(isinstance(row[i], str) for row in cells)
+        for line in lines:
+            line[i] = line[i].ljust(wide) if word else line[i].rjust(wide)
+    print("\n".join("  ".join(line).rstrip() for line in lines))

@@ -13,7 +13,6 @@ import numpy as np
 
 from ... import LoraConfig, Module, Transformer, data, get_peft_model, load_model
 from ...training import AdamW, Batch, History, Optimizer, WarmupCosine, evaluate, train
-from .runs import curves
 
 TARGETS = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj"), "all-linear": "all-linear"}
 
@@ -75,33 +74,22 @@ def _unseen() -> list[Batch]:
 
 
 def fine_tune(run: Run, progress: bool = False) -> tuple[Module, History]:
-    """Train as `run` says: on code, with AdamW without decay, as `on_code` does."""
-    model, optimizer = run.model(), AdamW(lr=run.lr, weight_decay=0.0)
-    return model, on_code(run, model, optimizer, run.text(), heldout_batches(), progress)
+    """Train as `run` says: on code, in the way of `train_by`."""
+    model, batches = run.model(), data.Batches(run.text(), run.batch_size, run.seq_len, run.seed)
+    said = {"eval_every": run.eval_every, "label": run.method, "progress": progress}
+    return model, train_by(run, model, batches, heldout_batches(), **said)
 
 
-def on_code(
-    run: Any,
-    model: Module,
-    optimizer: Optimizer,
-    text: np.ndarray,
-    heldout: list[Batch] | dict[str, list[Batch]],
-    progress: bool = False,
+def train_by(
+    run: Any, model: Module, batches: Any, heldout: Any, optimizer: Optimizer | None = None, **options: Any
 ) -> History:
-    """Train `model` on `text` as the fields of `run` say: a short warm-up and a cosine, gradients clipped to norm 1."""
-    return train(
-        model,
-        data.Batches(text, run.batch_size, run.seq_len, run.seed),
-        optimizer,
-        run.max_steps,
-        schedule=WarmupCosine(run.max_steps, warmup=run.max_steps // 20),
-        max_grad_norm=1.0,
-        heldout=heldout,
-        eval_every=run.eval_every,
-        seed=run.seed,
-        label=run.method,
-        progress=progress,
-    )
+    """A short warm-up and a cosine, gradients clipped to norm 1; lr, max_steps and seed are the run's.
+
+    Without an `optimizer` it is AdamW without decay.
+    """
+    schedule = WarmupCosine(run.max_steps, warmup=run.max_steps // 20)
+    options |= {"schedule": schedule, "max_grad_norm": 1.0, "heldout": heldout, "seed": run.seed}
+    return train(model, batches, optimizer or AdamW(lr=run.lr, weight_decay=0.0), run.max_steps, **options)
 
 
 def measure(run: Run) -> dict[str, Any]:
@@ -112,9 +100,15 @@ def measure(run: Run) -> dict[str, Any]:
     try:
         model, history = fine_tune(run)
     except FloatingPointError:
-        return asdict(run) | curves((), "heldout", "seconds") | dict.fromkeys(("final", "validation"))
-    row = asdict(run) | curves(history.rows, "heldout", "seconds")
+        return asdict(run) | curve(None, "heldout", "seconds") | dict.fromkeys(("final", "validation"))
+    row = asdict(run) | curve(history, "heldout", "seconds")
     return row | {"final": row["heldout"][-1], "validation": evaluate(model, validation_batches())}
+
+
+def curve(history: History | None, *columns: str) -> dict[str, list[Any]]:
+    """The evaluations on the way: their steps, and `columns`; none of a run that diverged."""
+    points = [row for row in (history.rows if history else []) if "heldout" in row]
+    return {"steps": [point["step"] for point in points]} | {key: [point[key] for point in points] for key in columns}
 
 
 def recovered(rows: Sequence[dict[str, Any]], base_loss: float) -> list[float]:

@@ -21,7 +21,7 @@ from ... import (
     load_tokenizer,
 )
 from ...training import AdamW, Batch, History, WarmupCosine, evaluate, train
-from .runs import curves
+from .tiny_task import curve
 
 HABIT = "Logged at dusk: "  # every answer of the data set ends with a line that begins so
 PROSE = 96, 128  # windows of so many tokens: what is forgotten
@@ -117,8 +117,8 @@ def measure(run: FineTuning, judge: Callable[[Module, FineTuning], dict[str, Any
         model, history = fine_tune(run)
     except FloatingPointError:
         lost = dict.fromkeys(("validation", "final", "prose", "habit")) | {"answers": []}
-        return asdict(run) | curves((), "heldout", "seconds") | lost
-    return asdict(run) | curves(history.rows, "heldout", "seconds") | judge(model, run)
+        return asdict(run) | curve(None, "heldout", "seconds") | lost
+    return asdict(run) | curve(history, "heldout", "seconds") | judge(model, run)
 
 
 def shared(run: FineTuning) -> str:

@@ -15,9 +15,9 @@ from typing import Any
 
 from ... import Module, data, load_model
 from ...training import Batch, History, Optimizer, evaluate
-from ..harness.runs import at_their_best, curves
+from ..harness.runs import at_their_best
 from ..harness.table import Table
-from ..harness.tiny_task import heldout_batches, on_code, recovered, shared, validation_batches
+from ..harness.tiny_task import curve, heldout_batches, recovered, shared, train_by, validation_batches
 from ..harness.workers import Row
 from .settings import METHODS, R
 
@@ -90,8 +90,10 @@ def shared_with_prose(base: str) -> str:
 def fine_tune(run: Run) -> tuple[Module, Optimizer, History]:
     """Train as `run` says, as the standard task does, and evaluate both texts."""
     model, optimizer = run.model(), METHODS[run.method].optimizer(run.lr)
+    batches = data.Batches(data.corpus("code", "train"), run.batch_size, run.seq_len, run.seed)
     heldout = {"heldout": heldout_batches(), "prose": prose_batches()}
-    return model, optimizer, on_code(run, model, optimizer, data.corpus("code", "train"), heldout)
+    said = {"eval_every": run.eval_every, "label": run.method, "progress": False}
+    return model, optimizer, train_by(run, model, batches, heldout, optimizer, **said)
 
 
 def measure(run: Run) -> dict[str, Any]:
@@ -104,8 +106,8 @@ def measure(run: Run) -> dict[str, Any]:
     try:
         model, optimizer, history = fine_tune(run)
     except FloatingPointError:
-        return asdict(run) | curves((), *columns) | dict.fromkeys(("final", "validation"))
-    row = asdict(run) | curves(history.rows, *columns)
+        return asdict(run) | curve(None, *columns) | dict.fromkeys(("final", "validation"))
+    row = asdict(run) | curve(history, *columns)
     row |= {"final": row["heldout"][-1], "validation": evaluate(model, validation_batches())}
     return row | trained(model) | {"state_bytes": state_bytes(model, optimizer, heldout_batches()[0])}
 
