@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 from ..harness.paired import verdict
 from ..harness.table import Claim, Table, mean
@@ -20,6 +21,10 @@ def on_a_real_model(tables: Mapping[str, Table]) -> list[Claim]:
     learned, forgotten = (
         f"({was[key]:.3f} → {mean(lora_runs, key):.3f}, full {mean(full_runs, key):.3f})" for key in ("final", "prose")
     )
+    lower = [row for row in table.where(phase="sweep", method="full") if row["lr"] < full["lr"]]
+    below = max(lower, key=lambda row: row["lr"])
+    swept = [sorted({row["lr"] for row in table.where(phase="sweep", method=m)}) for m in ("full", "lora")]
+    grid_step = max(high / low for rates in swept for low, high in itertools.pairwise(rates))
     time, memory = (table.settings[key]["lora"] / table.settings[key]["full"] for key in ("step_seconds", "peak_bytes"))
     return [
         (
@@ -28,14 +33,14 @@ def on_a_real_model(tables: Mapping[str, Table]) -> list[Claim]:
             f"SmolLM2-135M learning a voice, nats a token, LoRA r = {lora['r']} beside full fine-tuning: on held-out answers it "
             f"learns {verdict(lora_runs, full_runs, 'final', 'less', 'more')} {learned}; on other prose it forgets "
             f"{verdict(lora_runs, full_runs, 'prose', 'more', 'less')} {forgotten}. The rate decides more: "
-            f"{at_a_lower_rate(table)}",
+            f"full ends at {ends(below)}, at {ends(full)} (seed {full['seed']})",
             study,
         ),
         (
             "… and its learning rate is ten times as large",
             "Schulman et al. 2025",
             f"{lora['lr'] / full['lr']:.3g} times full fine-tuning's {full['lr']:g}, with r = {lora['r']} and α = 2r; one seed, on "
-            f"grids with steps of up to {grid_step(table):.2g}, so no finer than that",
+            f"grids with steps of up to {grid_step:.2g}, so no finer than that",
             study,
         ),
         (
@@ -47,18 +52,6 @@ def on_a_real_model(tables: Mapping[str, Table]) -> list[Claim]:
     ]
 
 
-def at_a_lower_rate(table: Table) -> str:
-    """Both losses of full fine-tuning at the rate below its best, of the first seed, beside those at the best."""
-    best = table.where(phase="seeds", method="full")[0]
-    lower = [row for row in table.where(phase="sweep", method="full") if row["lr"] < best["lr"]]
-    below, best_said = max(lower, key=lambda row: row["lr"]), f"{best['final']:.3f} and {best['prose']:.3f}"
-    return (
-        f"full ends at {below['final']:.3f} and {below['prose']:.3f} with {below['lr']:g}, at {best_said} with {best['lr']:g} "
-        f"(seed {best['seed']})"
-    )
-
-
-def grid_step(table: Table) -> float:
-    """The largest ratio of two neighbouring learning rates in the sweeps."""
-    swept = [sorted({row["lr"] for row in table.where(phase="sweep", method=m)}) for m in ("full", "lora")]
-    return max(high / low for rates in swept for low, high in itertools.pairwise(rates))
+def ends(run: Mapping[str, Any]) -> str:
+    """Both losses of a run, and its rate."""
+    return f"{run['final']:.3f} and {run['prose']:.3f} with {run['lr']:g}"

@@ -39,11 +39,13 @@ def merge_routes(run: QuantizedRun | QuantizedFineTuning, command: str = "python
     tokens = judging[0][0]
     model, _ = task.fine_tune(run)
     delta = {key: to_host(layer.delta_weight("default")) for key, layer in lora_layers(model.model).items()}
-    z0, trained = _logits(model, tokens), {"heldout": evaluate(model, judging), "logits": 0.0, "kept": 1.0}
+    z0, trained, weights = _logits(model, tokens), evaluate(model, judging), _weights(run.base_model())
+    changed, whole = (sum(float(np.vdot(x[key], x[key])) for key in delta) for x in (delta, weights))
+    del weights
     rows = [
         {"route": "original base", "heldout": evaluate(run.original_model(), judging)},
         {"route": "quantised base", "heldout": evaluate(run.base_model(), judging)},
-        {"route": "as trained"} | trained | {"size": _size(delta, _weights(run.base_model()))},
+        {"route": "as trained", "heldout": trained, "logits": 0.0, "kept": 1.0, "size": (changed / whole) ** 0.5},
     ]
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
@@ -79,12 +81,6 @@ def arrived(
     pairs = [(np.vdot(after[name] - before[name], d), np.vdot(d, d)) for name, d in delta.items()]
     there, whole = np.sum(np.array(pairs, float), axis=0)
     return float(there / whole)
-
-
-def _size(delta: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]) -> float:
-    """‖ΔW‖/‖W‖ over all layers together."""
-    changed, whole = (sum(float(np.vdot(x[name], x[name])) for name in delta) for x in (delta, weights))
-    return (changed / whole) ** 0.5
 
 
 def _weights(model: Module) -> dict[str, np.ndarray]:

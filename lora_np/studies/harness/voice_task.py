@@ -9,17 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ... import (
-    LoraConfig,
-    Module,
-    Transformer,
-    conversations,
-    data,
-    generate,
-    get_peft_model,
-    load_model,
-    load_tokenizer,
-)
+from ... import LoraConfig, Transformer, conversations, data, generate, get_peft_model, load_model, load_tokenizer
+from ...nn import Module
 from ...training import AdamW, Batch, History, WarmupCosine, evaluate, train
 from .tiny_task import curve
 

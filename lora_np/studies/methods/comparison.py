@@ -79,14 +79,6 @@ def prose_batches() -> list[Batch]:
     return data.heldout_batches(data.corpus("prose", "heldout"), 16, 128, windows=64)
 
 
-def shared_with_prose(base: str) -> str:
-    """A digest of what all runs share: that of `convergence.shared`, and the prose."""
-    digest = hashlib.sha256(shared(base).encode())
-    for tokens, _ in prose_batches():
-        digest.update(tokens.tobytes())
-    return digest.hexdigest()
-
-
 def fine_tune(run: Run) -> tuple[Module, Optimizer, History]:
     """Train as `run` says, as the standard task does, and evaluate both texts."""
     model, optimizer = run.model(), METHODS[run.method].optimizer(run.lr)
@@ -156,8 +148,11 @@ def comparison(setting: Setting = FULL, workers: int = 2, folder: str | Path | N
     base_loss, base_validation and base_prose, of the base untouched; labels, of the methods; runs, how many there were. `folder`
     keeps each finished run, so that a study that was stopped goes on.
     """
-    given, factor = shared_with_prose(setting.base), 2.0 if setting.bracket else None
-    found = at_their_best(measure, setting.runs(), setting.seeds, workers, folder, given, factor)
+    given = hashlib.sha256(shared(setting.base).encode())  # a digest of what all runs share
+    for tokens, _ in prose_batches():
+        given.update(tokens.tobytes())
+    factor = 2.0 if setting.bracket else None
+    found = at_their_best(measure, setting.runs(), setting.seeds, workers, folder, given.hexdigest(), factor)
     texts = {"base_loss": heldout_batches(), "base_validation": validation_batches(), "base_prose": prose_batches()}
     start = {name: evaluate(load_model(setting.base), batches) for name, batches in texts.items()}
     labels = {name: METHODS[name].label for name in setting.rates}

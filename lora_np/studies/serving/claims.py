@@ -32,6 +32,7 @@ def on_adapters(tables: Mapping[str, Table]) -> list[Claim]:
     rounding = max(row["error"] for row in joined.where(kind="share"))  # of cat, at several weights
     many = tables["serving"].where(adapters=max(row["adapters"] for row in tables["serving"].rows))
     distinct = next(row for row in many if row["workload"] == "distinct")
+    peft = [row["peft_ratio"] for row in many if row.get("peft_ratio")]
     dearest = max(row["to_one"] for row in step.where(side="ours, each"))
     study = "`lora_np/studies/serving/serving.py`, notebook 08"
     both = {kind: f"{row['code'] + row['voice']:.2f}" for kind, row in (("cat", cat), ("linear", linear))}
@@ -64,7 +65,7 @@ def on_adapters(tables: Mapping[str, Table]) -> list[Claim]:
             f"{distinct['adapters']} adapters of r = {settings['r']} on {settings['model']} take {distinct['bytes'] / 1e6:.0f} MB, "
             f"base and all, {distinct['adapter_bytes']:,} bytes each; as merged models "
             f"{distinct['merged_bytes'] / 1e9:.2f} GB, and where each row has its own, {distinct['merged_ratio']:.1f}× as "
-            "long a step" + against_peft(many),
+            "long a step" + (f"; PEFT's mixed batch takes {min(peft):.1f} to {max(peft):.1f}× as long" if peft else ""),
             study,
         ),
     ]
@@ -86,9 +87,3 @@ def in_a_batch(step: Table, model: str) -> str:
     theirs = side.get("PEFT, each")
     said = f"{side['ours, each']['to_one']:.2f}× one adapter's on {model_name(model)}"
     return said + (f" (in PEFT {theirs['to_one']:.1f}×, {theirs['to_ours']:.1f}× as long as here)" if theirs else "")
-
-
-def against_peft(rows: list[dict]) -> str:
-    """The range over workloads."""
-    ratios = [row["peft_ratio"] for row in rows if row.get("peft_ratio")]
-    return f"; PEFT's mixed batch takes {min(ratios):.1f} to {max(ratios):.1f}× as long" if ratios else ""

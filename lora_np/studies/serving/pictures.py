@@ -27,7 +27,10 @@ def merge_drift(table: Table) -> Figure:
     shades = dict(zip(dtypes, [LORA_LIGHT, LORA, LORA_DARK, INK], strict=False))
     of, share = table.settings["of"], table.settings["share"]
     subtitle = f"relative error of one weight of tiny; ΔW of {of} random adapters, each {share:g} of its norm"
-    figure = new_figure(9, 4.7, _drift_title(table), subtitle)
+    rows = table.where(dtype=dtypes[0])
+    last = {row["adapters"].startswith("the same"): row["errors"][-1] for row in reversed(rows)}
+    title = f"{rows[0]['cycles'][-1]:,} merges in {dtypes[0]}: one adapter leaves an error of {last[True]:.1%}, "
+    figure = new_figure(9, 4.7, f"{title}{of} in turns {last[False]:.1%}", subtitle)
     ax = axes_at(figure, 0.85, 0.65, 5.6, 3.1)
     ends = []
     for row in table.rows:
@@ -38,16 +41,6 @@ def merge_drift(table: Table) -> Figure:
     ax.set(xlabel="merges and unmerges", ylabel=r"$\|W - W_0\|\; /\; \|W_0\|$", xlim=(1, max(x for (x, _), *_ in ends)))
     label_lines(ax, *zip(*ends, strict=True))
     return figure
-
-
-def _drift_title(table: Table) -> str:
-    """The error after the last merge, of one adapter and of several in turns, in the first dtype."""
-    rows = table.where(dtype=table.rows[0]["dtype"])
-    last = {row["adapters"].startswith("the same"): row["errors"][-1] for row in reversed(rows)}
-    times = f"{rows[0]['cycles'][-1]:,} merges in {rows[0]['dtype']}"
-    return (
-        f"{times}: one adapter leaves an error of {last[True]:.1%}, {table.settings['of']} in turns {last[False]:.1%}"
-    )
 
 
 @picture("kind weights code voice error", settings="r density")
