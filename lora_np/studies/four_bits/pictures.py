@@ -14,10 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
-from ..harness import style
+from ..harness.colours import FAINT_INK, FROZEN, HAIRLINE, INK, LORA, OTHERS, for_text
 from ..harness.paired import of_both
-from ..harness.style import FAINT_INK, FROZEN, INK, LORA, OTHERS, axes_at, new_figure, note, percent, picture
+from ..harness.style import EDGE, axes_at, label_lines, name_axis, new_figure, note, picture, rank_axis
 from ..harness.table import Table, model_name
+from ..harness.words import percent, runs_and_time
 
 CODES = {"nf4": ("NF4", INK), "int4": ("int4", OTHERS[1]), "fp4": ("FP4", OTHERS[2])}  # type → (its name, its colour)
 DASHED = (0, (4, 2))
@@ -41,7 +42,7 @@ def nf4_codes(table: Table, weights: str = "tiny") -> Figure:
     codes = sorted(table.settings["codes"]["nf4"])
     for i, (low, high) in enumerate(pairwise(codes)):
         x = np.linspace(low, high, 40)
-        ax.fill_between(x, [normal.pdf(v) for v in x], color=FROZEN if i % 2 else style.HAIRLINE, lw=0)
+        ax.fill_between(x, [normal.pdf(v) for v in x], color=FROZEN if i % 2 else HAIRLINE, lw=0)
     x = np.linspace(-1.08, 1.08, 300)
     density = [normal.pdf(v) for v in x]
     ax.plot(x, density, color=INK, lw=1.4)
@@ -67,7 +68,7 @@ def _marks(ax: Axes, codes: dict[str, Iterable[float]]) -> Axes:
     for place, (quant_type, values) in enumerate(reversed(codes.items())):
         (name, colour), values = CODES[quant_type], [c for c in values if abs(c) <= 1]
         ax.plot(values, [place] * len(values), "|", ms=13, mew=2, color=colour)
-        note(ax, name, (1, place), (6, -4), colour, fontweight="bold", xycoords=style.EDGE)
+        note(ax, name, (1, place), (6, -4), colour, fontweight="bold", xycoords=EDGE)
     ax.set(ylim=(-0.6, len(codes) - 0.4), yticks=[])
     ax.grid(False)
     return ax
@@ -119,11 +120,11 @@ def quantization_error(table: Table) -> Figure:
             if rows:
                 ax.plot([r["block_size"] for r in rows], [r["mean"] for r in rows], color=colour, marker="o", ms=4)
                 ends.append(((rows[-1]["block_size"], rows[-1]["mean"]), name, colour))
-        style.rank_axis(ax, [size for size in sizes if np.log2(size) % 2 == 0] or sizes, "weights a block")
+        rank_axis(ax, [size for size in sizes if np.log2(size) % 2 == 0] or sizes, "weights a block")
         ax.set(ylim=(0, top), ylabel="" if i else "mean |error|")
         ax.tick_params(labelleft=i == 0)
         if i == len(kinds) - 1:
-            style.label_lines(ax, *zip(*ends, strict=True), reach=10)
+            label_lines(ax, *zip(*ends, strict=True), reach=10)
     return figure
 
 
@@ -160,11 +161,10 @@ def gradient_cosines(table: Table) -> Figure:
         for factor, shift, fill in (("A", 0.14, colour), ("B", -0.14, "none")):
             x = [r["cosine"] for r in table.where(base=base, factor=factor)]
             ax.plot(x, [place + shift] * len(x), "o", ms=5, mec=colour, mfc=fill, alpha=0.75)
-    ax.set_yticks(range(len(bases)), [name for name, _ in looks.values()])
+    name_axis(ax, [name for name, _ in looks.values()])
     for tick, (_, colour) in zip(ax.get_yticklabels(), looks.values(), strict=True):
-        tick.set_color(style.for_text(colour))
+        tick.set_color(for_text(colour))
     ax.grid(True, axis="both")
-    ax.tick_params(axis="y", length=0)
     ax.set(xlim=(min(-0.25, min(r["cosine"] for r in table.rows) - 0.05), 1.02), ylim=(-0.5, len(bases) - 0.5))
     ax.set_xlabel("cosine to the gradient through float32 (1: the same direction); full dA, hollow dB")
     return figure
@@ -184,7 +184,7 @@ def qlora_losses(table: Table, *others: Table) -> Figure:
     subtitle = (
         "held-out loss; full, LoRA over float32; dashed, over NF4 with double quantisation (QLoRA); grey, the base untrained\n"
         "the runs of QLoRA, left and right: "
-        + " and ".join(style.runs_and_time(t, [row for row in t.rows if row["quant_type"]]) for t in tables)
+        + " and ".join(runs_and_time(t, [row for row in t.rows if row["quant_type"]]) for t in tables)
     )
     title = f"Over four bits LoRA's loss ends {' and '.join(said)} above that over float32"
     figure = new_figure(9, 4.5, title, subtitle)
@@ -208,7 +208,7 @@ def _losses(ax: Axes, table: Table) -> None:
     ax.set_title(f"{model_name(base)}, {seeds} seed{'s' if seeds > 1 else ''}")
     ax.set(xlabel="training step", ylabel="loss (nats a byte)" if base == "tiny" else "loss (nats a token)")
     ax.set_xlim(0, max(x for (x, _), *_ in ends))
-    style.label_lines(ax, *zip(*ends, strict=True))
+    label_lines(ax, *zip(*ends, strict=True))
 
 
 ROUTES = {  # from below
@@ -249,8 +249,7 @@ def merge_routes_chart(table: Table, *others: Table) -> Figure:
     said = (("held-out loss", "% above that as trained"), ("logits", "relative change"), ("ΔW that arrives", "% of it"))
     for ax, (title, label) in zip(panels, said, strict=True):
         ax.grid(True, axis="both")
-        ax.tick_params(axis="y", length=0)
         ax.margins(x=0.12)
-        ax.set_yticks(range(len(ROUTES)), list(ROUTES.values()) if ax is loss else [])
+        name_axis(ax, list(ROUTES.values()), labelled=ax is loss)
         ax.set(ylim=(-0.6, len(ROUTES) - 0.4), xlabel=label, title=title)
     return figure

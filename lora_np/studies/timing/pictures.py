@@ -9,13 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from ..harness import style
-from ..harness.style import FAINT_INK, FROZEN, INK, LORA, OTHERS, PAPER, axes_at, new_figure, note, picture
+from ..harness.colours import FAINT_INK, FROZEN, INK, LORA, LORA_LIGHT, OTHERS, PAPER, for_text
+from ..harness.style import DASHED, HALO, axes_at, name_axis, new_figure, note, picture, rank_axis
 from ..harness.table import Table, model_name
 
 SIDES = {  # side → (its name, its colour)
     "ours": ("lora_np", LORA),
-    "ours, one worker": ("lora_np, workers=1", style.LORA_LIGHT),
+    "ours, one worker": ("lora_np, workers=1", LORA_LIGHT),
     "PEFT": ("PyTorch + PEFT", OTHERS[1]),
     "PEFT compiled": ("PEFT, compiled", OTHERS[0]),
 }
@@ -74,8 +74,7 @@ def _title(table: Table, cases: list[str]) -> str:
 def _bars(ax: Axes, rows: list[dict[str, Any]], names: list[str], longest: float) -> None:
     """The axes of one bar for each row, which says its number with its unit."""
     ax.set(ylim=(len(rows) - 0.5, -0.5), xticks=[], xlim=(0, longest))
-    ax.set_yticks(range(len(rows)), names)
-    ax.tick_params(axis="y", length=0)
+    name_axis(ax, names)
     ax.grid(False)
     ax.spines[["left", "bottom"]].set_visible(False)
 
@@ -86,7 +85,7 @@ def _seconds(ax: Axes, rows: list[dict[str, Any]], floor: float) -> None:
         low, high = np.percentile(row["rounds"], [25, 75])
         ax.barh(place, seconds, height=0.7, color=colour)
         ax.barh(place, min(floor, seconds), height=0.7, color=FROZEN)
-        ax.plot([low, high], [place, place], color=INK, lw=1.6, solid_capstyle="butt", path_effects=style.HALO)
+        ax.plot([low, high], [place, place], color=INK, lw=1.6, solid_capstyle="butt", path_effects=HALO)
         ratio = "" if row["ratio"] is None or row["side"] == "ours" else f"   {row['ratio']:.2f}×"
         note(ax, f"{_seconds_said(seconds)}{ratio}", (max(seconds, high), place), (6, 0), colour, va="center_baseline")
     if floor:
@@ -155,19 +154,19 @@ def _sweep(ax: Axes, sweep: str, rows: list[dict[str, Any]], line: dict[str, flo
     seconds = np.array([row["seconds"] for row in rows])
     low, high = np.percentile([row["rounds"] for row in rows], [25, 75], axis=1)
     along = np.linspace(x.min() if sweep == "r" else 0, x.max(), 100)
-    ax.plot(along, line["slope"] * along + line["intercept"], color=FAINT_INK, lw=1.2, ls=(0, (4, 3)), zorder=1.5)
+    ax.plot(along, line["slope"] * along + line["intercept"], color=FAINT_INK, lw=1.2, ls=DASHED, zorder=1.5)
     bars = np.maximum(0, [seconds - low, high - seconds])
     ax.errorbar(x, seconds, bars, color=LORA, ls="", marker="o", ms=6.5, mec=PAPER, mew=0.8, capsize=3)
     ax.set_ylim(0, 1.3 * max(seconds.max(), high.max()))
     ax.yaxis.set_major_locator(MaxNLocator(4))
     if sweep == "r":
-        style.rank_axis(ax, x.tolist())
+        rank_axis(ax, x.tolist())
         said = f"r = {x[-1]} takes {rows[-1]['ratio']:.2f}× as long as r = {x[0]}"
     else:
         ax.set_xlim(0, 1.04 * x.max())
         ax.xaxis.set_major_locator(FixedLocator(_apart(x)))
         said = f"{1000 * line['slope']:.3g} ms a {one}, R² = {line['r_squared']:.4f}"
-    ax.text(0.02, 0.97, said, transform=ax.transAxes, va="top", color=style.for_text(LORA))
+    ax.text(0.02, 0.97, said, transform=ax.transAxes, va="top", color=for_text(LORA))
     ax.set(xlabel=label.format(**rows[0]), ylabel="seconds a step")
 
 
