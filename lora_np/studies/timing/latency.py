@@ -38,9 +38,11 @@ def latency(
         answering = {state: partial(answer_seconds, model, tokens, new_tokens) for state, model in sides.items()}
         times = in_turns(answering, rounds, rng=rng)
         for state, measured in times.items():
-            row = {"model": name, "state": state}
-            row |= {f"{what}_seconds": statistics.median(t[i] for t in measured) for i, what in enumerate(PARTS)}
-            rows.append(row | answer_ratios(measured, times["base"]))
+            row, ratios = {"model": name, "state": state}, answer_ratios(measured, times["base"])
+            for i, what in enumerate(PARTS):
+                row[f"{what}_seconds"] = statistics.median(t[i] for t in measured)
+                row[f"{what}_ratio"] = ratios[f"{what}_ratio"]
+            rows.append(row)
     settings = {"prompt": prompt, "new_tokens": new_tokens, "rounds": rounds, "r": r, "seed": seed}
     question = "What does an adapter cost when the model answers, and what is left of that once it is merged?"
     return Table("merge_latency", question, COMMAND, settings, rows, seconds=time.perf_counter() - started)
