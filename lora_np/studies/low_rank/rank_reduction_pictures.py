@@ -19,6 +19,7 @@ from ..harness.words import percent
 
 CYAN, CORAL = for_text(LORA), for_text(FULL)
 MLP = ("gate_proj", "up_proj", "down_proj")
+KINDS = {"attention": False, "the MLP": True}  # kind of layers → whether they are those of the MLP
 
 # ---------------------------------------------------------------------------------------------- ΔW = B·A, in the plane
 
@@ -40,10 +41,8 @@ def decomposition_2d(table: Table) -> Figure:
     right = left + wide + 1.15 + thin + gap
     tall = base + high + gap + thin + 1.25
     title = f"The best product of rank {r} keeps {percent(1 - error**2)} of this change's energy"
-    subtitle = (
-        f"{row['name']}: the ΔW that full fine-tuning learned, {d * k:,} numbers, and its cut B·A, {r * (d + k):,} "
-    )
-    figure = new_figure(9, tall, title, f"{subtitle}(relative error {percent(error)})")
+    numbers = f"{d * k:,} numbers, and its cut B·A, {r * (d + k):,} (relative error {percent(error)})"
+    figure = new_figure(9, tall, title, f"{row['name']}: the ΔW that full fine-tuning learned, {numbers}")
     top = float(np.quantile(np.abs(matrix), 0.995)) or 1.0
     ax = _heat(figure, (left, base, wide, high), matrix, FULL, top)
     ax.set(xlabel=f"k = {k} columns", ylabel=f"d = {d} rows")
@@ -112,14 +111,22 @@ def scene_3d(table: Table, elevation: float = 36, azimuth: float = -76) -> Figur
     rows, columns, slices = math.ceil(deep), math.ceil(wide), max(1, round(thin))
     gap, lift = 0.06 * wide, 0.17 * max(deep, wide)
     floor = 1.32 * wide + gap + thin  # x where the frozen W begins
-    _draw_columns(
-        ax,
+    boxes = [
         _columns((0, 0), (wide, deep), _heights(row.get("matrix"), rows, columns), FULL),
         _columns((floor, 0), (wide, deep), np.zeros((rows, columns)), FROZEN),
         _columns((floor - gap - thin, 0), (thin, deep), _heights(row.get("B"), rows, slices), LORA),
         _columns((floor, deep + gap), (wide, thin), _heights(row.get("A"), slices, columns), LORA),
-        lift=lift,
-    )
+    ]
+    faces, colours = (np.concatenate(parts) for parts in zip(*boxes, strict=True))
+    look = {
+        "facecolors": colours,
+        "edgecolors": colours,
+        "linewidths": 0.2,
+        "rasterized": True,
+    }  # in an SVG it is one image
+    scene = Poly3DCollection(faces * (1, 1, lift), **look)  # all in one: matplotlib sorts by depth only within one
+    scene.set_clip_on(False)
+    ax.add_collection3d(scene)
     front, under = -0.1 * deep, {"ha": "center", "va": "top", "path_effects": HALO}
     ax.text(wide / 2, front, 0, f"full fine-tuning:\n{whole}", color=CORAL, **under)
     ax.text(floor + wide / 2, front, 0, f"{trained}\nB ({d} × {r}) and A ({r} × {k})", color=CYAN, **under)
@@ -180,15 +187,6 @@ def _columns(
     return np.concatenate([f for groups in faces.values() for f in groups]), light[:, None] * np.array(to_rgb(colour))
 
 
-def _draw_columns(ax: Any, *groups: tuple[np.ndarray, np.ndarray], lift: float) -> None:
-    """All boxes as one collection, because matplotlib sorts by depth only within one. In an SVG it is one image."""
-    faces = np.concatenate([group[0] for group in groups]) * (1, 1, lift)
-    colours = np.concatenate([group[1] for group in groups])
-    boxes = Poly3DCollection(faces, facecolors=colours, edgecolors=colours, linewidths=0.2, rasterized=True)
-    boxes.set_clip_on(False)
-    ax.add_collection3d(boxes)
-
-
 # ------------------------------------------------------------------------------------------ the spectrum of a real ΔW
 
 
@@ -200,22 +198,17 @@ def singular_values(table: Table, marked_rank: int = 8) -> Figure:
     matrices, the thick one is their median; ink dots are random matrices of the same shape and norm, where they were drawn
     (`random_singular_values`). Energy is Σσ², the squared Frobenius norm.
     """
-    groups = {"attention": [], "MLP": []}
-    for row in table.rows:
-        groups["MLP" if row["module"] in MLP else "attention"].append(row)
-    groups = {name: rows for name, rows in groups.items() if rows}
+    found = {kind: [row for row in table.rows if (row["module"] in MLP) == of] for kind, of in KINDS.items()}
+    kinds = {kind: rows for kind, rows in found.items() if rows}
     marked_rank = min(marked_rank, *(len(row["singular_values"]) for row in table.rows))
-    energies = {
-        name: [_energy(row["singular_values"])[marked_rank - 1] for row in rows] for name, rows in groups.items()
-    }
-    held = {name: float(np.median(shares)) for name, shares in energies.items()}
+    held = {kind: _held([row["singular_values"] for row in rows], marked_rank) for kind, rows in kinds.items()}
     (first, share), *others = held.items()
-    title = f"The top {marked_rank} directions hold {percent(share)} of ΔW's energy in {_the(first)}"
-    title += "".join(f", {percent(share)} in {_the(name)}" for name, share in others)
+    title = f"The top {marked_rank} directions hold {percent(share)} of ΔW's energy in {first}"
+    title += "".join(f", {percent(share)} in {kind}" for kind, share in others)
     drawn = [row for row in table.rows if row.get("random_singular_values") is not None]
     subtitle = f"{len(table.rows)} matrices of full fine-tuning (thick: their median)"
     figure = new_figure(9, 6.75, title, subtitle + "; dotted: random ones of the same shape and norm" * bool(drawn))
-    for i, (name, rows) in enumerate(groups.items()):
+    for i, (kind, rows) in enumerate(kinds.items()):
         left = 0.85 + 4.3 * i
         upper, lower = axes_at(figure, left, 3.75, 3.55, 1.95), axes_at(figure, left, 0.65, 3.55, 2.4)
         learned = [np.asarray(row["singular_values"], float) for row in rows]
@@ -228,20 +221,21 @@ def singular_values(table: Table, marked_rank: int = 8) -> Figure:
         ticks = [2**i for i in range(int(math.log2(most)) + 1)]
         rank_axis(upper, ticks, "index i, largest first")
         rank_axis(lower, ticks, "rank r that is kept")
-        upper.set(ylabel="σᵢ (share of ‖ΔW‖)", ylim=(0, None), title=name)
+        upper.set(ylabel="σᵢ (share of ‖ΔW‖)", ylim=(0, None), title=kind.removeprefix("the "))
         lower.set(ylabel="energy in the top r (%)", ylim=(0, 103))
-        _mark_energy(lower, marked_rank, held[name], [_energy(s) for s in chance])
+        _mark_energy(lower, marked_rank, learned, chance)
     return figure
-
-
-def _the(name: str) -> str:
-    return "the MLP" if name == "MLP" else name
 
 
 def _energy(values: Any) -> np.ndarray:
     """The share of Σσ² in the top r, for each r."""
     squares = np.square(np.asarray(values, float))
     return np.cumsum(squares) / squares.sum()
+
+
+def _held(spectra: list[Any], r: int) -> float:
+    """The share in the top r, the median over matrices."""
+    return float(np.median([_energy(values)[r - 1] for values in spectra]))
 
 
 def _family(ax: Axes, curves: list[np.ndarray], most: int, colour: str) -> None:
@@ -254,14 +248,14 @@ def _family(ax: Axes, curves: list[np.ndarray], most: int, colour: str) -> None:
     ax.plot(index, median, color=colour, lw=2.6, ls="-" if colour == FULL else (0, (0.2, 1.7)), dash_capstyle="round")
 
 
-def _mark_energy(ax: Axes, r: int, held: float, random_shares: list[np.ndarray]) -> None:
+def _mark_energy(ax: Axes, r: int, learned: list[np.ndarray], chance: list[np.ndarray]) -> None:
     """Name both medians where rank r is kept, the learned above its line and the random below."""
-    ax.plot(r, 100 * held, "o", color=FULL, ms=7, mec="white")
-    note(ax, f"learned: {percent(held)}", (r, 100 * held), (-10, 8), FULL, ha="right", **BOLD)
-    if random_shares:
-        chance = float(np.median([share[r - 1] for share in random_shares]))
-        ax.plot(r, 100 * chance, "o", color=INK, ms=7, mec="white")
-        note(ax, f"random: {percent(chance)}", (r, 100 * chance), (9, -7), INK, va="top", **BOLD)
+    above, below = {"shift": (-10, 8), "ha": "right"}, {"shift": (9, -7), "va": "top"}
+    for name, spectra, colour, side in (("learned", learned, FULL, above), ("random", chance, INK, below)):
+        if spectra:
+            share = _held(spectra, r)
+            ax.plot(r, 100 * share, "o", color=colour, ms=7, mec="white")
+            note(ax, f"{name}: {percent(share)}", (r, 100 * share), colour=colour, **side, **BOLD)
 
 
 @picture("r heldout_loss", settings="base_loss full_loss rank_max")
