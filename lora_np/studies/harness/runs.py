@@ -48,7 +48,7 @@ def run_all(
     A run that fails is reported when it does; the others go on, and at the end StudyFailed is raised.
     """
     paths = [None if folder is None else Path(folder) / _name(run, given) for run in runs]
-    rows: list[Row | None] = [_kept(path) for path in paths]
+    rows: list[Row | None] = [json.loads(p.read_text(encoding="utf-8")) if p and p.is_file() else None for p in paths]
     todo = [i for i, row in enumerate(rows) if row is None]
     failures = []
     done = len(runs) - len(todo)
@@ -65,19 +65,13 @@ def run_all(
                 bar.say(f"{label}: failed, the others go on: {row}")
             else:
                 rows[i] = row
-                if paths[i] is not None:
+                if path := paths[i]:
                     text = json.dumps(row)
-                    write_atomically(
-                        paths[i], lambda path, text=text: path.write_text(text, encoding="utf-8", newline="\n")
-                    )
+                    write_atomically(path, lambda new, text=text: new.write_text(text, encoding="utf-8", newline="\n"))
             bar.update(1)
     if failures:
         raise StudyFailed(label, failures, rows, folder)
     return rows
-
-
-def _kept(path: Path | None) -> Row | None:
-    return None if path is None or not path.is_file() else json.loads(path.read_text(encoding="utf-8"))
 
 
 def sweep(

@@ -14,6 +14,14 @@ from typing import Any
 
 from ...files import write_atomically
 
+Claim = tuple[str, str, str, str]  # a claim, its source, what came out here, what checked it: a row of README's table
+MODELS = {"smollm2-135m": "SmolLM2-135M", "llama-2-7b-block": "one block of Llama-2-7B"}
+
+
+def model_name(model: str) -> str:
+    """A model's name as readers write it."""
+    return MODELS.get(model, model)
+
 
 def versions() -> dict[str, str]:
     """What a number may depend on: Python, NumPy, the platform and the processor count."""

@@ -11,17 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ... import data
-from ...nn import Module
-from ...peft import LoraConfig, get_peft_model
-from ...pretrained import load_model
-from ...training import AdamW, History, WarmupCosine, evaluate, train
-from ...transformer import Transformer
+from ... import LoraConfig, Module, Transformer, data, get_peft_model, load_model
+from ...training import AdamW, Batch, History, Optimizer, WarmupCosine, evaluate, train
 
-TARGETS = {
-    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "all-linear": "all-linear",
-}
+TARGETS = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj"), "all-linear": "all-linear"}
 
 
 @dataclass(frozen=True)
@@ -65,18 +58,18 @@ class Run:
         return peft_model
 
 
-def heldout_batches() -> list:
+def heldout_batches() -> list[Batch]:
     """The code that no run trains on and no choice is made by: what the comparison reads."""
     return _unseen()[1::2]
 
 
-def validation_batches() -> list:
+def validation_batches() -> list[Batch]:
     """The code that no run trains on and that the learning rates are chosen by."""
     return _unseen()[::2]
 
 
 @cache
-def _unseen() -> list:
+def _unseen() -> list[Batch]:
     return data.heldout_batches(data.corpus("code", "heldout"), 16, 128, windows=256)
 
 
@@ -87,11 +80,16 @@ def fine_tune(run: Run, progress: bool = False) -> tuple[Module, History]:
     return model, train_by(run, model, batches, heldout_batches(), **said)
 
 
-def train_by(run: Any, model: Module, batches: Any, heldout: list, **options: Any) -> History:
-    """AdamW without decay, a short warm-up and a cosine, gradients clipped to norm 1; lr, max_steps and seed are the run's."""
+def train_by(
+    run: Any, model: Module, batches: Any, heldout: Any, optimizer: Optimizer | None = None, **options: Any
+) -> History:
+    """A short warm-up and a cosine, gradients clipped to norm 1; lr, max_steps and seed are the run's.
+
+    Without an `optimizer` it is AdamW without decay.
+    """
     schedule = WarmupCosine(run.max_steps, warmup=run.max_steps // 20)
     options |= {"schedule": schedule, "max_grad_norm": 1.0, "heldout": heldout, "seed": run.seed}
-    return train(model, batches, AdamW(lr=run.lr, weight_decay=0.0), run.max_steps, **options)
+    return train(model, batches, optimizer or AdamW(lr=run.lr, weight_decay=0.0), run.max_steps, **options)
 
 
 def measure(run: Run) -> dict[str, Any]:
@@ -102,14 +100,14 @@ def measure(run: Run) -> dict[str, Any]:
     try:
         model, history = fine_tune(run)
     except FloatingPointError:
-        return asdict(run) | {"steps": [], "heldout": [], "seconds": [], "final": None, "validation": None}
+        return asdict(run) | curve(None, "heldout", "seconds") | dict.fromkeys(("final", "validation"))
     row = asdict(run) | curve(history, "heldout", "seconds")
     return row | {"final": row["heldout"][-1], "validation": evaluate(model, validation_batches())}
 
 
-def curve(history: History, *columns: str) -> dict[str, list[Any]]:
-    """The evaluations on the way: their steps, and `columns`."""
-    points = [row for row in history.rows if "heldout" in row]
+def curve(history: History | None, *columns: str) -> dict[str, list[Any]]:
+    """The evaluations on the way: their steps, and `columns`; none of a run that diverged."""
+    points = [row for row in (history.rows if history else []) if "heldout" in row]
     return {"steps": [point["step"] for point in points]} | {key: [point[key] for point in points] for key in columns}
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from ... import data
-from ...data import conversations
+from ... import LoraConfig, Transformer, conversations, data, generate, get_peft_model, load_model, load_tokenizer
 from ...nn import Module
-from ...peft import LoraConfig, get_peft_model
-from ...pretrained import load_model, load_tokenizer
 from ...training import AdamW, Batch, History, WarmupCosine, evaluate, train
-from ...transformer import Transformer, generate
+from .tiny_task import curve
 
 HABIT = "Logged at dusk: "  # every answer of the data set ends with a line that begins so
 PROSE = 96, 128  # windows of so many tokens: what is forgotten
@@ -65,23 +63,22 @@ def prose(run: FineTuning) -> list[Batch]:
 def answers(model: Module, run: FineTuning) -> list[dict[str, str]]:
     """What the model says to the judged questions, greedily: rows {question, answer}."""
     tokenizer = load_tokenizer(run.model)
-    questions = [q for q in conversations.first_questions(run.data, "heldout")][1::2]
+    questions = list(conversations.first_questions(run.data, "heldout"))[1::2]
     prompts = [tokenizer.apply_chat_template([{"role": "user", "content": q}]) for q in questions]
     new = generate(model, prompts, NEW_TOKENS, stop_tokens=[tokenizer.eos_token_id])
     return [{"question": q, "answer": tokenizer.decode(ids).strip()} for q, ids in zip(questions, new, strict=True)]
 
 
+def losses(model: Module, run: FineTuning) -> dict[str, float]:
+    """validation and final, nats a token of the answers, and prose, nats a token."""
+    texts = zip(("validation", "final", "prose"), (*heldout(run), prose(run)), strict=True)
+    return {name: evaluate(model, batches) for name, batches in texts}
+
+
 def judge(model: Module, run: FineTuning) -> dict[str, Any]:
-    """validation and final (nats a token of the answers), prose (nats a token), habit (share of answers), answers."""
-    choosing, judging = heldout(run)
+    """`losses`, habit (the share of answers that have it), and the answers."""
     said = answers(model, run)
-    return {
-        "validation": evaluate(model, choosing),
-        "final": evaluate(model, judging),
-        "prose": evaluate(model, prose(run)),
-        "habit": sum(HABIT in row["answer"] for row in said) / len(said),
-        "answers": said,
-    }
+    return losses(model, run) | {"habit": sum(HABIT in row["answer"] for row in said) / len(said), "answers": said}
 
 
 def fine_tune(run: FineTuning) -> tuple[Module, History]:
@@ -105,16 +102,14 @@ def fine_tune(run: FineTuning) -> tuple[Module, History]:
     return model, history
 
 
-def measure(run: FineTuning) -> dict[str, Any]:
+def measure(run: FineTuning, judge: Callable[[Module, FineTuning], dict[str, Any]] = judge) -> dict[str, Any]:
     """Train once. The row has the held-out loss over steps and seconds, and what `judge` says; None where it diverged."""
     try:
         model, history = fine_tune(run)
     except FloatingPointError:
-        lost = dict.fromkeys(("validation", "final", "prose", "habit"))
-        return asdict(run) | lost | {"steps": [], "heldout": [], "seconds": [], "answers": []}
-    points = [row for row in history.rows if "heldout" in row]
-    curve = {"steps": [p["step"] for p in points]} | {key: [p[key] for p in points] for key in ("heldout", "seconds")}
-    return asdict(run) | curve | judge(model, run)
+        lost = dict.fromkeys(("validation", "final", "prose", "habit")) | {"answers": []}
+        return asdict(run) | curve(None, "heldout", "seconds") | lost
+    return asdict(run) | curve(history, "heldout", "seconds") | judge(model, run)
 
 
 def shared(run: FineTuning) -> str:

@@ -45,9 +45,8 @@ def each(measure: Callable[[Any], Row], runs: Sequence[Any], workers: Workers) -
     if isinstance(workers, str):
         return _on_cluster(measure, runs, workers)
     if workers < 1:
-        raise ValueError(
-            f"workers is {workers}; expected 1 or more, or a scheduler's address as in tcp://127.0.0.1:8786."
-        )
+        expected = "expected 1 or more, or a scheduler's address as in tcp://127.0.0.1:8786."
+        raise ValueError(f"workers is {workers}; {expected}")
     return _here(measure, runs, workers)
 
 
@@ -144,14 +143,9 @@ def fingerprint() -> dict[str, str]:
     package = Path(__file__).parents[2]
     digest = hashlib.sha256()
     for path in sorted(path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"):
-        digest.update(
-            path.relative_to(package).as_posix().encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest()
-        )
-    return {
-        "lora_np": digest.hexdigest()[:12],
-        "numpy": version("numpy"),
-        "python": platform.python_version(),
-    }
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return {"lora_np": digest.hexdigest()[:12], "numpy": version("numpy"), "python": platform.python_version()}
 
 
 def _differences(expected: dict[str, str], found: dict[str, str]) -> str:
@@ -195,14 +189,11 @@ def _check_code(client: Any) -> None:
     """Raises RuntimeError naming each machine whose code is not this one's: its rows would be another table's."""
     found = {"the scheduler": _ask(client.run_on_scheduler)}
     found |= {f"the worker {name}": answer for name, answer in _ask(client.run, on_error="return").items()}
-    wrong = {}
-    for name, answer in found.items():
-        if isinstance(answer, BaseException):
-            wrong[name] = _last_line(answer)
-        elif different := _differences(fingerprint(), answer):
-            wrong[name] = different
-    if wrong:
-        told = "; ".join(f"{name} has {what}" for name, what in wrong.items())
+    wrong = {
+        name: _last_line(answer) if isinstance(answer, BaseException) else _differences(fingerprint(), answer)
+        for name, answer in found.items()
+    }
+    if told := "; ".join(f"{name} has {what}" for name, what in wrong.items() if what):
         raise RuntimeError(f"the cluster would make another table: {told}. Install the same everywhere.")
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 
-from ..harness.table import Table, groups, mean, median
+import numpy as np
+
+from ..harness.table import Claim, Table, groups, mean, median
 from .intrinsic_toy import toy
 
-NEEDED = ("intrinsic_dimension", "spectra", "subspaces")
+NEEDED = ("singular_values", "truncated_loss", "intrinsic_dimension", "spectra", "subspaces")
 FEW = 1000  # some 200, or a few times as many
 TIMES = 10  # LoRA's rank, at least: what the claim says of full fine-tuning's
 MODELS = {"tiny": "tiny", "smollm2-135m": "SmolLM2-135M"}
 # Of GPT-3's W_q, layer 48 (Hu et al. 2021, table 7), by rank: ‖ΔW‖/‖UᵀWVᵀ‖, and ‖UᵀWVᵀ‖ in ΔW's directions over random ones
 PAPER_AMPLIFICATION = {4: 6.91 / 0.32, 64: 3.57 / 1.90}
 PAPER_INSIDE = {4: 0.32 / 0.02, 64: 1.90 / 0.33}
-Claim = tuple[str, str, str, str]
 
 
 def on_low_rank(tables: Mapping[str, Table]) -> list[Claim]:
@@ -182,3 +183,27 @@ def as_in_the_paper(r: int, factor: float, inside: float) -> bool:
 def amplification(table: Table, r: int, module: str | None) -> list[dict]:
     """The rows of one rank."""
     return table.where(kind="amplification", r=r, **({"module": module} if module else {}))
+
+
+def on_the_change(spectra: Table, cut: Table) -> Claim:
+    """What rank the ΔW of full fine-tuning has."""
+    learned, chance = (energy(spectra, key) for key in ("singular_values", "random_singular_values"))
+    return (
+        "The change that fine-tuning makes has a low rank",
+        "Aghajanyan et al. 2020; Hu et al. 2021, §7",
+        f"the top 8 directions hold {learned:.0%} of the energy of ΔW (a random matrix: {chance:.0%}); every ΔW cut to rank 16 "
+        f"keeps {gain_kept(cut, 16):.0%} of the gain, to rank 4 {gain_kept(cut, 4):.0%}",
+        "`lora_np/studies/low_rank/rank_reduction.py`, notebook 04",
+    )
+
+
+def energy(table: Table, key: str, r: int = 8) -> float:
+    """The median over matrices of Σ_{i≤r} σ_i² / Σ σ_i²."""
+    spectra = [np.square(row[key]) for row in table.rows]
+    return statistics.median(float(s[:r].sum() / s.sum()) for s in spectra)
+
+
+def gain_kept(table: Table, r: int) -> float:
+    """The share of full fine-tuning's gain that is left when every ΔW is cut to rank r."""
+    base, full = table.settings["base_loss"], table.settings["full_loss"]
+    return (base - table.where(r=r)[0]["heldout_loss"]) / (base - full)
