@@ -19,6 +19,7 @@ from .serve import AdapterServer
 from .training import SGD, AdamW, History, WarmupCosine, clip_grad_norm, evaluate, train
 from .transformer import Transformer, TransformerConfig, generate
 
+__version__: str  # read when it is asked for
 __all__ = [
     "SGD",
     "AdamW",
@@ -60,3 +61,26 @@ __all__ = [
     "save_model",
     "train",
 ]
+
+INSTEAD = {  # a name of PEFT, transformers or an earlier version → what does the same here
+    "AutoModelForCausalLM": "load_model(name) or Transformer.from_pretrained(name)",
+    "AutoTokenizer": "load_tokenizer(name)",
+    "BitsAndBytesConfig": "quantize_model(model)",
+    "PeftConfig": "LoraConfig(…)",
+    "TaskType": 'LoraConfig(…, task_type="CAUSAL_LM")',
+    "Trainer": "train(model, batches, AdamW(lr=…), steps=…)",
+    "TrainingArguments": "train(model, batches, AdamW(lr=…), steps=…)",
+    "ledger": "costs",
+}
+
+
+def __getattr__(name: str) -> object:
+    """`__version__`; for other names the error, which says what to use instead."""
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("lora-np")
+        except PackageNotFoundError:  # the sources alone
+            return "0+unknown"
+    raise AttributeError(f"lora_np has no {name}" + (f"; use {INSTEAD[name]}" if name in INSTEAD else ""))

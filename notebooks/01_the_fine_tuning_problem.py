@@ -108,7 +108,7 @@ optimizer = ln.AdamW(lr=1e-3)
 loss, cache = model.loss(*batch)
 model.zero_grad()
 model.backward(cache)
-optimizer.step(model.named_parameters(), t=1)
+optimizer.step(model.named_parameters())
 
 held = {
     "weights": sum(p.value.nbytes for _, p in model.named_parameters()),

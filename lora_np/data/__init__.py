@@ -24,3 +24,7 @@ __all__ = [
     "split_of",
     "unigram_loss",
 ]
+
+
+def __getattr__(name: str) -> object:
+    raise AttributeError(f"lora_np.data has no {name}; it has {', '.join(__all__)}, and conversations")

@@ -1,5 +1,7 @@
 """Text as tokens: a byte is a token, and a batch is windows of a corpus."""
 
+from typing import NoReturn
+
 import numpy as np
 
 Batch = tuple[np.ndarray, np.ndarray]  # tokens, targets
@@ -31,11 +33,18 @@ class Batches:
     Raises ValueError for a shorter corpus or sizes below 1, TypeError for what is no tokens, IndexError for i < 0.
     """
 
-    __iter__ = None  # else Python would iterate through __getitem__, forever
-
     def __init__(self, corpus: np.ndarray, batch_size: int = 16, seq_len: int = 128, seed: int = 0) -> None:
         self.corpus = _long_enough(corpus, batch_size, seq_len)
         self.batch_size, self.seq_len, self.seed = batch_size, seq_len, seed
+
+    def __repr__(self) -> str:
+        sizes = f"batch_size={self.batch_size}, seq_len={self.seq_len}, seed={self.seed}"
+        return f"Batches({len(self.corpus):,} tokens, {sizes})"
+
+    def __iter__(self) -> NoReturn:  # without it Python would iterate through __getitem__, forever
+        raise TypeError(
+            f"{self} is endless and so not iterable: index it with a step, or use data.heldout_batches(corpus, windows=256)"
+        )
 
     def __getitem__(self, i: int) -> Batch:
         if i < 0:

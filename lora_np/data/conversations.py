@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
@@ -242,10 +242,16 @@ class ConversationBatches:
     Raises ValueError for no examples or a batch_size below 1, IndexError for i < 0.
     """
 
-    __iter__ = None  # else Python would iterate through __getitem__, forever
-
     def __init__(self, examples: Sequence[Example], batch_size: int = 8, seed: int = 0) -> None:
         self.examples, self.batch_size, self.seed = _some(examples, batch_size), batch_size, seed
+
+    def __repr__(self) -> str:
+        return f"ConversationBatches({len(self.examples):,} examples, batch_size={self.batch_size}, seed={self.seed})"
+
+    def __iter__(self) -> NoReturn:  # without it Python would iterate through __getitem__, forever
+        raise TypeError(
+            f"{self} is endless and so not iterable: index it with a step, or use conversations.heldout_batches(examples)"
+        )
 
     def __getitem__(self, i: int) -> Batch:
         if i < 0:

@@ -29,6 +29,11 @@ class Tokenizer:
     pad_token_id: int | None = None
     chat_template: str | None = None  # a Jinja template: messages → text
 
+    def __repr__(self) -> str:
+        ids = ", ".join(f"{which}_token_id={getattr(self, f'{which}_token_id')}" for which in ("bos", "eos", "pad"))
+        template = "a" if self.chat_template else "no"
+        return f"{type(self).__name__}(vocab_size={self.vocab_size}, {ids}, {template} chat template)"
+
     def encode(self, text: str, add_special_tokens: bool = True) -> np.ndarray:
         """The tokens of `text`, (size,) int64. A special token that is spelt out in it is that token.
 

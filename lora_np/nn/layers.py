@@ -18,6 +18,10 @@ class Linear(Module):
         if bias is not None:
             self.bias = Parameter(bias)
 
+    def extra_repr(self) -> str:
+        """The sizes, and whether there is a bias."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={hasattr(self, 'bias')}"
+
     @property
     def out_features(self) -> int:
         return self.weight.value.shape[0]
@@ -49,6 +53,10 @@ class Embedding(Module):
     def __init__(self, weight: Array) -> None:
         self.weight = Parameter(weight)
 
+    def extra_repr(self) -> str:
+        """The vocabulary's size, and d."""
+        return "{}, {}".format(*self.weight.value.shape)
+
     def forward(self, ids: Array) -> tuple[Array, Any]:
         """ids (…) → y (…, d)."""
         return ops.embedding_forward(ids, self.weight.value)
@@ -65,6 +73,10 @@ class RMSNorm(Module):
     def __init__(self, weight: Array, eps: float = 1e-5) -> None:
         self.weight = Parameter(weight)
         self.eps = eps
+
+    def extra_repr(self) -> str:
+        """d, and ε."""
+        return f"{self.weight.value.size}, eps={self.eps}"
 
     def forward(self, x: Array) -> tuple[Array, Any]:
         """x (…, d) → y (…, d)."""

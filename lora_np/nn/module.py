@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from copy import copy
+from itertools import groupby
+from textwrap import indent
 from typing import Any, Self
 
 import numpy as np
@@ -24,6 +27,11 @@ class Parameter:
         self.value = value
         self.grad: Array | None = None
         self.trainable = trainable
+
+    def __repr__(self) -> str:
+        state = "trainable" if self.trainable else "frozen"
+        grad = "no gradient" if self.grad is None else "has a gradient"
+        return f"{type(self).__name__}(shape={self.value.shape}, dtype={self.value.dtype}, {state}, {grad})"
 
     @property
     def compute_dtype(self) -> np.dtype:
@@ -64,7 +72,43 @@ class Parameter:
 
 
 class Module:
-    """A tree of parameters. Children are found in attributes: a Parameter, a Module, or a list or dict of either."""
+    """A tree of parameters. Children are found in attributes: a Parameter, a Module, or a list or dict of either.
+
+    `print(module)` shows the tree, and a notebook folds it. `module(…)` is `forward(…)` without its cache.
+    """
+
+    forward: Callable[..., tuple[Any, Any]]  # (…) → (y, what the backward needs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What `forward` computes from these arguments, without its cache: y of a layer, the logits of a model."""
+        return self.forward(*args, **kwargs)[0]
+
+    def extra_repr(self) -> str:
+        """The sizes and settings that `print(module)` shows: here the shapes of its own parameters. A subclass may say more."""
+        return ", ".join(f"{name}={p.value.shape}" for name, p in self.children() if isinstance(p, Parameter))
+
+    def __repr__(self) -> str:
+        """The tree of modules, as PyTorch prints it. Equal neighbours in a list are one entry: (layers.0-29): 30 x Block(…)."""
+        lines = [self.extra_repr()]
+        modules = [(name, repr(child)) for name, child in self.children() if isinstance(child, Module)]
+        for (stem, text), group in groupby(modules, lambda item: (re.sub(r"\.\d+$", ".", item[0]), item[1])):
+            name, *others = (name for name, _ in group)
+            if others:
+                name, text = f"{name}-{others[-1].removeprefix(stem)}", f"{len(others) + 1} x {text}"
+            lines.append(f"({name}): {text}")
+        inside = "\n".join(filter(None, lines))
+        if modules:
+            inside = f"\n{indent(inside, '  ')}\n"
+        return f"{type(self).__name__}({inside})"
+
+    def _repr_html_(self) -> str:
+        """The same in a notebook, which can fold it: plain text, in the page's own colours."""
+        from html import escape  # here, so that importing the package does not wait for its tables
+
+        sizes = [(p.value.size, p.trainable) for _, p in self.named_parameters()]
+        trainable = sum(size for size, trains in sizes if trains)
+        summary = f"{type(self).__name__}: {sum(size for size, _ in sizes):,} parameters, {trainable:,} trainable"
+        return f"<details open><summary>{summary}</summary><pre>{escape(repr(self))}</pre></details>"
 
     def children(self) -> Iterator[tuple[str, Parameter | Module]]:
         """(name, child) in the order of the attributes; an item of a list or dict is called `attribute.key`."""

@@ -90,6 +90,11 @@ def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
     write_atomically(Path(folder) / "config.json", lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
 
 
+# Set from here, because transformer/ knows nothing of files and imports nothing above it.
+Transformer.from_pretrained = staticmethod(load_model)
+Transformer.save_pretrained = save_model  # a method, as its first argument is the model
+
+
 def load_tokenizer(name: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer of the model `name`, which is as in `load_model`.
 

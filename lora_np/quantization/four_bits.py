@@ -16,7 +16,7 @@ Codes, absmax and bytes are those of bitsandbytes, whose names these are too.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise
 from statistics import NormalDist
@@ -151,8 +151,8 @@ class Quantized4bit:
     Raises ValueError where packed and absmax are not as long as the shape asks, as in a file that was cut.
     """
 
-    packed: Array
-    absmax: Array | QuantizedAbsmax
+    packed: Array = field(repr=False)
+    absmax: Array | QuantizedAbsmax = field(repr=False)
     shape: tuple[int, ...]
     block_size: int
     quant_type: str

@@ -9,7 +9,7 @@ from .. import ops
 from ..backend import Array
 from ..nn import EVALUATION, Context, Linear, Module, Parameter, replace_module
 from ..nn.targets import OUTPUT_HEAD, available, has_suffix
-from .four_bits import Quantized4bit, check_settings, dequantize_4bit, quantize_4bit
+from .four_bits import Quantized4bit, QuantizedAbsmax, check_settings, dequantize_4bit, quantize_4bit
 
 M = TypeVar("M", bound=Module)
 
@@ -24,6 +24,9 @@ class QuantizedWeight(Parameter):
 
     def __init__(self, value: Quantized4bit, trainable: bool = False) -> None:
         self.value, self.grad, self.trainable = value, None, trainable
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.value}, frozen)"
 
     @property
     def trainable(self) -> bool:
@@ -68,6 +71,12 @@ class QuantizedLinear(Linear):
         self.weight = QuantizedWeight(weight)
         if bias is not None:
             self.bias = Parameter(bias)
+
+    def extra_repr(self) -> str:
+        """A Linear's, and how it is quantised."""
+        weight = self.weight.value
+        double = isinstance(weight.absmax, QuantizedAbsmax)
+        return f"{super().extra_repr()}, {weight.quant_type}, block_size={weight.block_size}, double_quant={double}"
 
     @property
     def nbytes(self) -> int:

@@ -113,6 +113,7 @@ class Checkpoint:
             more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise ValueError(f"{self.path} belongs to another run: {'; '.join(changed[:3])}{more}")
         self.optimizer.state.clear()
+        self.optimizer.t = int(metadata["step"])
         for key, array in arrays.items():
             kind, rest = key.split("/", 1)
             name, _, slot = rest.partition("/")
@@ -122,7 +123,7 @@ class Checkpoint:
                 p.value = moved.astype(p.value.dtype, copy=False)
             else:
                 self.optimizer.state.setdefault(name, {})[slot] = moved
-        return int(metadata["step"]), json.loads(metadata["history"])
+        return self.optimizer.t, json.loads(metadata["history"])
 
     def stopped(self, step: int, found: str) -> FloatingPointError:
         """The error for a number that is not finite, after going back to the file's state, if there is a file."""

@@ -53,6 +53,9 @@ class History:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __repr__(self) -> str:
+        return f"History({self})"
+
     def __str__(self) -> str:
         if not self.column("loss"):
             return "no step taken"
@@ -84,7 +87,7 @@ def train(
 
     Args:
         batches: `batches[i]` → (tokens, targets), each (b, t). A list is cycled through.
-        optimizer: SGD or AdamW; its lr is multiplied by `schedule(step)`, and its state starts empty.
+        optimizer: SGD or AdamW; its lr is multiplied by `schedule(step)`, and its state starts empty, its count at 0.
         steps: how many updates in all, those before a resumed checkpoint included.
         max_grad_norm: clip ‖gradient‖₂ to this. None does not clip.
         accumulate: how many batches make one update, as if they were one: its loss is the mean over all their counted
@@ -130,6 +133,7 @@ def train(
         start, history.rows = saved.load()
     else:
         optimizer.state.clear()
+        optimizer.t = 0
     elapsed = history.rows[-1]["seconds"] if history.rows else 0.0
     tokens_seen = history.rows[-1]["tokens"] if history.rows else 0
     began = time.perf_counter() - elapsed
@@ -163,12 +167,11 @@ def train(
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise saved.stopped(step + 1, f"loss {loss}, gradient norm {norm}")
             if step % checkpoint_every == 0:
-                saved.save(
-                    step, history.rows
-                )  # only now: this finite loss is the proof that the update before was good
+                saved.save(step, history.rows)  # only now: this finite loss proves the update before good
             lr = optimizer.lr * schedule(step)
-            optimizer.step(trainable, lr=lr, t=step + 1)
-            row = _row(step + 1, began, tokens_seen, loss=loss, lr=lr, grad_norm=norm)
+            optimizer.step(trainable, lr=lr)
+            row = {"step": step + 1, "loss": loss, "lr": lr, "grad_norm": norm}
+            row |= {"seconds": time.perf_counter() - began, "tokens": tokens_seen}
             last = step + 1 == steps
             if last or (eval_every and (step + 1) % eval_every == 0):
                 row |= heldout_losses(step + 1)
@@ -230,11 +233,5 @@ def _shares(batches: list[Batch]) -> list[float]:
     """The share of each batch in the loss of an update: its counted tokens among those of all."""
     if len(batches) == 1:
         return [1.0]  # without counting, which on a device would wait
-    counts = [_counted(targets) for _, targets in batches]
-    return (
-        [count / sum(counts) for count in counts] if any(counts) else [1.0] * len(batches)
-    )  # the loss says what is wrong
-
-
-def _row(step: int, began: float, tokens: int, **measured: float) -> dict[str, float]:
-    return {"step": step, **measured, "seconds": time.perf_counter() - began, "tokens": tokens}
+    counts = [_counted(targets) for _, targets in batches]  # if nothing counts, the loss says so
+    return [count / sum(counts) for count in counts] if any(counts) else [1.0] * len(batches)

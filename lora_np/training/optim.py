@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Self
 
 from ..backend import Array, array_module, device_module, move
@@ -16,19 +17,43 @@ Schedule = Callable[[int], float]
 
 @dataclass
 class Optimizer:
-    """What every optimizer has: a learning rate, and a state, name of the parameter → name of the slot → array.
+    """What every optimizer has: a learning rate, a count of updates, and a state, name → slot → array.
+
+        loss, cache = model.loss(tokens, targets)
+        model.backward(cache)
+        optimizer.step(model.named_parameters())
+        optimizer.zero_grad(model.named_parameters())
 
     lr_ratio: a part of a parameter's dotted name → a factor > 0 on lr; the first that is there counts. {"lora_B": 16} is LoRA+
         (Hayou et al. 2024, arXiv 2402.12354), where B, which starts at 0, learns faster than A.
     """
 
-    lr: float
+    lr: float = 1e-3
     lr_ratio: Mapping[str, float] = field(default_factory=dict, repr=False, kw_only=True)
     state: dict[str, dict[str, Array]] = field(default_factory=dict, repr=False, kw_only=True)
+    t: int = field(default=0, init=False, repr=False)  # how many updates have been made
 
-    def step(self, parameters: Named, lr: float | None = None, *, t: int) -> None:
-        """Update every trainable parameter that has a gradient, in place. `t` counts the updates from 1."""
+    def step(self, parameters: Named, lr: float | None = None, *, t: int | None = None) -> None:
+        """Update every trainable parameter that has a gradient, in place.
+
+        lr: for this update; None: the optimizer's own. t: its number, from 1, if one update takes several calls; None counts on.
+        """
+        lr, self.t = self.lr if lr is None else lr, self.t + 1 if t is None else t
+        for name, p in parameters:
+            if p.trainable and p.grad is not None:
+                value = _full(p, name, self.state)
+                self._update(name, value, p.grad, self.lr_of(name, lr))
+                if value is not p.value:
+                    p.value[...] = value.astype(p.value.dtype)  # rounded
+
+    def _update(self, name: str, value: Array, g: Array, eta: float) -> None:
+        """Update one parameter's value in place by its gradient g, at the learning rate η."""
         raise NotImplementedError
+
+    def zero_grad(self, parameters: Named) -> None:
+        """Drop the gradients: `backward` adds to those that are there."""
+        for _, p in parameters:
+            p.grad = None
 
     def lr_of(self, name: str, lr: float) -> float:
         """The learning rate of one parameter, where that of the step is `lr`."""
@@ -36,6 +61,10 @@ class Optimizer:
 
     def _check_settings(self, **not_negative: float) -> None:
         for name, value in not_negative.items():
+            if not isinstance(value, Real):
+                raise TypeError(
+                    f"{name} is a {type(value).__name__}; expected a number: parameters are given to step(), not kept"
+                )
             if not value >= 0:
                 raise ValueError(f"{name} = {value}; expected a number ≥ 0")
         for part, ratio in self.lr_ratio.items():
@@ -70,12 +99,6 @@ def _full(p: Parameter, name: str, state: dict[str, dict[str, Array]]) -> Array:
     return slots["full"]
 
 
-def _store(p: Parameter, value: Array) -> None:
-    """Round what was updated into p, if it is not p's own array."""
-    if value is not p.value:
-        p.value[...] = value.astype(p.value.dtype)
-
-
 @dataclass
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum and L2 weight decay, as PyTorch writes it.
@@ -91,25 +114,17 @@ class SGD(Optimizer):
     def __post_init__(self) -> None:
         self._check_settings(lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
-    def step(self, parameters: Named, lr: float | None = None, *, t: int) -> None:
-        """Update every trainable parameter that has a gradient, in place."""
-        lr = self.lr if lr is None else lr
-        for name, p in parameters:
-            if not p.trainable or p.grad is None:
-                continue
-            value = _full(p, name, self.state)
-            eta = self.lr_of(name, lr)
-            g = p.grad + self.weight_decay * value if self.weight_decay else p.grad
-            if self.momentum:
-                slots = self.state.setdefault(name, {})
-                if "u" not in slots:
-                    slots["u"] = g.copy()
-                else:
-                    slots["u"] *= self.momentum
-                    slots["u"] += g
-                g = slots["u"]
-            value -= eta * g
-            _store(p, value)
+    def _update(self, name: str, value: Array, g: Array, eta: float) -> None:
+        g = g + self.weight_decay * value if self.weight_decay else g
+        if self.momentum:
+            slots = self.state.setdefault(name, {})
+            if "u" not in slots:
+                slots["u"] = g.copy()
+            else:
+                slots["u"] *= self.momentum
+                slots["u"] += g
+            g = slots["u"]
+        value -= eta * g
 
 
 @dataclass
@@ -131,32 +146,24 @@ class AdamW(Optimizer):
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas = {self.betas}; expected two numbers in [0, 1)")
 
-    def step(self, parameters: Named, lr: float | None = None, *, t: int) -> None:
-        """Update every trainable parameter that has a gradient, in place. `t` counts the updates from 1."""
-        lr = self.lr if lr is None else lr
+    def _update(self, name: str, value: Array, g: Array, eta: float) -> None:
+        xp, slots = array_module(value), self.state.setdefault(name, {})
         beta1, beta2 = self.betas
-        correction1, correction2 = 1 - beta1**t, 1 - beta2**t
-        for name, p in parameters:
-            if not p.trainable or p.grad is None:
-                continue
-            xp, g, eta = array_module(p.value), p.grad, self.lr_of(name, lr)
-            slots = self.state.setdefault(name, {})
-            if not slots:
-                slots |= {"m": xp.zeros_like(g), "v": xp.zeros_like(g)}
-            m, v, value = slots["m"], slots["v"], _full(p, name, self.state)
-            m *= beta1
-            m += (1 - beta1) * g
-            v *= beta2
-            v += (1 - beta2) * g * g
-            update = xp.sqrt(v)
-            update *= 1 / math.sqrt(correction2)
-            update += self.eps
-            xp.divide(m, update, out=update)
-            update *= eta / correction1
-            if self.weight_decay:
-                value *= 1 - eta * self.weight_decay
-            value -= update
-            _store(p, value)
+        if "m" not in slots:
+            slots |= {"m": xp.zeros_like(g), "v": xp.zeros_like(g)}
+        m, v = slots["m"], slots["v"]
+        m *= beta1
+        m += (1 - beta1) * g
+        v *= beta2
+        v += (1 - beta2) * g * g
+        update = xp.sqrt(v)
+        update *= 1 / math.sqrt(1 - beta2**self.t)
+        update += self.eps
+        xp.divide(m, update, out=update)
+        update *= eta / (1 - beta1**self.t)
+        if self.weight_decay:
+            value *= 1 - eta * self.weight_decay
+        value -= update
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,9 @@ class KeyValueCache:
     def __init__(self, config: TransformerConfig) -> None:
         self.layers = [LayerCache() for _ in range(config.num_hidden_layers)]
 
+    def __repr__(self) -> str:
+        return f"KeyValueCache({len(self.layers)} layers, {self.batch_size} rows of {len(self)} tokens)"
+
     def __len__(self) -> int:
         """How many tokens have been read."""
         return self.layers[0].length

@@ -93,9 +93,10 @@ def generate(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens = {max_new_tokens}; expected at least 1")
-    if isinstance(prompts, str) or not len(prompts) or any(isinstance(prompt, str) for prompt in prompts):
+    if isinstance(prompts, str) or not len(prompts) or not all(np.ndim(prompt) for prompt in prompts):
         raise ValueError(
-            "prompts: expected a list with the token ids of each prompt; encode text with a tokenizer first"
+            f"prompts is {prompts!r:.60}; expected a list with the token ids of each prompt: encode text with a tokenizer "
+            "first, and write [prompt] for a single one"
         )
     sampling = Sampling(temperature, top_k, top_p)
     transformer, adapter = _unwrap(model, adapter_names, len(prompts))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from os import PathLike
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -28,11 +29,19 @@ class Transformer(Module):
     trainable; `freeze()` stops that.
     """
 
+    # Hugging Face's names for load_model and save_model. pretrained/models.py sets both: this module may not import it.
+    from_pretrained: ClassVar[Callable[..., Transformer]]
+    save_pretrained: ClassVar[Callable[[Transformer, str | PathLike[str]], None]]
+
     def __init__(self, config: TransformerConfig, model: Decoder, lm_head: Linear | None) -> None:
         self.config = config
         self.model = model
         if lm_head is not None:  # otherwise tied: the embedding's table is the head's weight too
             self.lm_head = lm_head
+
+    def extra_repr(self) -> str:
+        """Where the head is, if it is no module of its own."""
+        return "" if hasattr(self, "lm_head") else "lm_head is tied to model.embed_tokens"
 
     @classmethod
     def random(cls, config: TransformerConfig, seed: int = 0, dtype: Any = np.float32) -> Transformer:

@@ -339,6 +339,12 @@ def test_batches_reach_both_ends_of_the_corpus_and_the_shortest_corpus_has_one_w
     np.testing.assert_array_equal(data.Batches(corpus[:8], batch_size=1, seq_len=7)[0][1], [corpus[1:8]])
 
 
+def test_a_name_that_is_not_there_says_what_is():
+    with pytest.raises(AttributeError, match=r"lora_np.data has no TextBatches; it has .*Batches.*heldout_batches"):
+        _ = data.TextBatches
+    assert not hasattr(data, "__wrapped__")
+
+
 def test_batches_have_no_end_so_no_length_and_no_iterator():
     batches = data.Batches(np.arange(200))
     with pytest.raises(TypeError, match="not iterable"):

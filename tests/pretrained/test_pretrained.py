@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from on_device import assert_allclose, assert_array_equal
 
-from lora_np import LoraConfig, data, evaluate, get_peft_model, load_model, save_model
+from lora_np import LoraConfig, Transformer, data, evaluate, get_peft_model, load_model, save_model
 from lora_np.files import load_arrays, save_arrays
 from lora_np.pretrained.models import EMBEDDED
 
@@ -51,6 +51,18 @@ def test_a_saved_model_comes_back_to_the_bit(dtype, tied, make_model, random_bat
     tokens, _ = random_batch()
     assert back.forward(tokens)[0].tobytes() == model.forward(tokens)[0].tobytes()
     assert all(p.trainable for _, p in back.named_parameters())
+
+
+def test_the_model_has_hugging_faces_calls_too(folder, make_model, tmp_path):
+    model = Transformer.from_pretrained(folder, dtype=np.float64, device="numpy")
+    assert {x.dtype for x in model.state_dict().values()} == {np.dtype(np.float64)}
+    model.save_pretrained(tmp_path / "again")
+    again, before = (load_model(path).state_dict() for path in (tmp_path / "again", folder))
+    assert again.keys() == before.keys()
+    for name, value in before.items():
+        assert_array_equal(again[name], value, err_msg=name)
+    with pytest.raises(TypeError, match="adapter"):
+        get_peft_model(model, LoraConfig(r=2, target_modules="all-linear")).model.save_pretrained(tmp_path / "adapted")
 
 
 def test_the_folder_is_laid_out_as_hugging_faces(folder):

@@ -233,9 +233,9 @@ MUTANTS = {
         {"make": AdamW},
     ),
     "weight decay at the slow rate": Mutant(
-        AdamW.step,
+        AdamW._update,
         "1 - eta * self.weight_decay",
-        "1 - lr * self.weight_decay",
+        "1 - self.lr * self.weight_decay",
         test_family.test_lora_plus_is_a_learning_rate_of_its_own_for_b,
         {"make": AdamW},
     ),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from on_device import assert_allclose, assert_array_equal, host, xp
 
-from lora_np import SGD, AdamW, Parameter, WarmupCosine, clip_grad_norm, ops
+from lora_np import SGD, AdamW, Parameter, WarmupCosine, clip_grad_norm, ops, train
 from lora_np.training.optim import constant, grad_norm
 
 RNG = np.random.default_rng(3)
@@ -108,6 +108,47 @@ def test_adam_trains_the_same_delta_w_when_a_and_b_are_scaled_by_powers_of_two()
         return seen
 
     assert_array_equal(deltas(p=8, q=0.25), deltas(p=1, q=1))
+
+
+# -------------------------------------------------------------------------------------------------------------- counting
+
+
+def test_the_optimizer_counts_its_updates():
+    """AdamW's bias correction needs t. By itself it counts 1, 2, 3, as when each is given."""
+    optimizer, p, seen = AdamW(lr=0.03), parameter(THETA), []
+    for g in GRADIENTS:
+        p.grad = xp.array(g)
+        optimizer.step([("p", p)])
+        seen.append(host(p.value.copy()))
+    assert_array_equal(seen, run(AdamW(lr=0.03), THETA, GRADIENTS))
+    assert optimizer.t == 3
+    p.grad = xp.array(GRADIENTS[0])
+    optimizer.step([("p", p)], t=1)
+    assert optimizer.t == 1, "the one that is given is counted on from"
+
+
+def test_the_loop_of_a_tutorial_is_train_to_the_bit(make_model, random_batch):
+    batches = [random_batch(seed=i) for i in range(3)]
+    by_hand, trained = make_model(), make_model()
+    optimizer = AdamW()
+    for tokens, targets in batches:
+        _, cache = by_hand.loss(tokens, targets)
+        by_hand.backward(cache)
+        optimizer.step(by_hand.named_parameters())
+        optimizer.zero_grad(by_hand.named_parameters())
+    assert not any(p.grad is not None for _, p in by_hand.named_parameters())
+    train(trained, batches, other := AdamW(lr=1e-3), steps=3, progress=False)
+    for name, value in trained.state_dict().items():
+        assert_array_equal(by_hand.state_dict()[name], value, err_msg=name)
+    assert optimizer.t == other.t == 3
+    train(trained, batches, other, steps=2, progress=False)
+    assert other.t == 2, "train begins again: its state starts empty, and so does the count"
+
+
+def test_parameters_in_the_place_of_the_learning_rate_are_refused_in_words(make_model):
+    for kind in (SGD, AdamW):
+        with pytest.raises(TypeError, match=r"lr is a generator; expected a number: .* step\(\)"):
+            kind(make_model().named_parameters())
 
 
 # -------------------------------------------------------------------------------------------------------- what may move

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from on_device import assert_allclose, xp
 
-from lora_np import SGD, AdamW, LoraConfig, WarmupCosine, evaluate, get_peft_model, ops, train
+from lora_np import SGD, AdamW, LoraConfig, WarmupCosine, data, evaluate, get_peft_model, ops, train
 from lora_np.files import load_arrays, save_arrays
 from lora_np.progress import duration
 from lora_np.training import History
@@ -56,7 +56,7 @@ def remembered(history):
 def everything(model, optimizer, history):
     """All that a resumed run must share with one that never stopped."""
     moments = {f"{name}/{key}": x for name, slots in optimizer.state.items() for key, x in slots.items()}
-    return bits(model.state_dict()), bits(moments), remembered(history)
+    return bits(model.state_dict()), bits(moments), optimizer.t, remembered(history)
 
 
 # ------------------------------------------------------------------------------------------------------------- learning
@@ -290,6 +290,13 @@ def test_a_history_reads_as_one_line(heldout, make, batches):
     assert f"2 steps in {history.rows[-1]['seconds']:.1f} s, loss {losses[0]:.4f} → {losses[1]:.4f}" in str(history)
     assert ("held-out" in str(history)) == heldout
     assert str(History()) == "no step taken"
+
+
+def test_endless_batches_are_no_text_to_evaluate_on(make):
+    endless = data.Batches(np.arange(200) % 11, batch_size=2, seq_len=6)
+    for call in (lambda m: evaluate(m, endless), lambda m: train(m, endless, SGD(0.1), 1, heldout=endless)):
+        with pytest.raises(TypeError, match=r"is endless and .*heldout_batches\(corpus, windows=256\)"):
+            call(make("lora"))
 
 
 class Terminal(io.StringIO):

@@ -156,6 +156,8 @@ def test_samples_follow_the_probabilities():
     [
         ({"prompts": []}, "expected a list"),
         ({"prompts": ["text"]}, "encode text with a tokenizer"),
+        ({"prompts": [1, 2, 3]}, r"prompts is \[1, 2, 3\]; .*write \[prompt\] for a single one"),
+        ({"prompts": np.arange(3)}, r"write \[prompt\]"),
         ({"prompts": [[1], []]}, "prompt 1 is empty"),
         ({"prompts": [[99]]}, "holds 99"),
         ({"prompts": [[1] * 30]}, "takes 32 in all"),

@@ -82,18 +82,16 @@ def threads() -> int:
 
 def ours(case: Case, workers: int = 1, quantized: bool = False) -> Step:
     """Forward, backward and AdamW of this library, as `train` puts them together; with one worker the BLAS has the threads."""
-    model, optimizer, t = case.lora(quantized), AdamW(lr=LEARNING_RATE), 0
+    model, optimizer = case.lora(quantized), AdamW(lr=LEARNING_RATE)
     trainable = [(name, p) for name, p in model.named_parameters() if p.trainable]
     tokens = case.random_tokens(model.config.vocab_size)
     targets = np.full_like(tokens, IGNORE_INDEX)
     targets[:, :-1] = tokens[:, 1:]  # transformers' `labels=tokens`: each token predicts the next, the last one nothing
 
     def step() -> float:
-        nonlocal t
-        t += 1
         model.zero_grad()
         loss = loss_and_gradients(model, tokens, targets, workers=workers)
-        optimizer.step(trainable, t=t)
+        optimizer.step(trainable)
         return float(loss)
 
     return step
