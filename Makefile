@@ -37,9 +37,9 @@ notebooks: .venv/installed            ## after editing notebooks/*.py or an exer
 	$(PY) -m lora_np.report.notebooks notebooks
 	$(PY) -m lora_np.exercises.editions notebooks/exercises
 
-lint: .venv/installed                 ## ruff, as the checks run it
+lint: .venv/installed                 ## ruff and mypy, as the checks run them
 	$(PY) -m pip install --quiet --editable ".[dev]"
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv --clear .venv

@@ -10,11 +10,12 @@ import importlib
 import os
 import sys
 from types import ModuleType
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 
-Array = Any  # numpy.ndarray or cupy.ndarray: whatever `array_module` answers for
+# numpy.ndarray or cupy.ndarray. A type checker sees NumPy's: CuPy's has the same interface, and may not be installed.
+Array: TypeAlias = np.ndarray
 
 VARIABLE = "LORA_NP_DEVICE"  # an environment variable that decides what "auto" means: numpy or cupy
 

@@ -15,14 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from .backend import Array, array_module
-
-if TYPE_CHECKING:
-    from .nn import Module
+from .nn import Trainable
 
 Method = Literal["complex-step", "central"]
 STEP = {"complex-step": 1e-30, "central": 1e-5}
@@ -112,7 +110,7 @@ def gradcheck(
 
 
 def gradcheck_model(
-    model: Module,
+    model: Trainable,
     tokens: Array,
     targets: Array,
     *,

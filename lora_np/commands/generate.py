@@ -178,6 +178,7 @@ class Writer:
     def write(self, prompts: Sequence[list[int]], show: Callable[[str], None] | None = None) -> list[str]:
         """The text that follows each prompt (token ids), up to the token that ends it. `show` gets a single one's as it comes."""
         from ..files.tokenizer import TextStream
+        from ..peft import PeftModel
         from ..transformer import generate
 
         streams, texts = [TextStream(self.tokenizer, ids) for ids in prompts], ["" for _ in prompts]
@@ -187,7 +188,7 @@ class Writer:
             if show is not None:
                 show(text)
 
-        prefix = len(self.model.new_cache(1, self.model.active_adapter)) if hasattr(self.model, "new_cache") else 0
+        prefix = len(self.model.new_cache(1, self.model.active_adapter)) if isinstance(self.model, PeftModel) else 0
         room = self.model.config.max_position_embeddings - prefix - max(map(len, prompts))
         eos = self.tokenizer.eos_token_id
         started = time.perf_counter()

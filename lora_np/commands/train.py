@@ -112,18 +112,17 @@ def run(arguments: argparse.Namespace) -> None:
         return
     check_options(arguments)
     config, (lr, lr_ratio) = configuration(arguments), learning_rates(arguments)
-    model, tokenizer = load_model(arguments.model), load_tokenizer(arguments.model)
+    base, tokenizer = load_model(arguments.model), load_tokenizer(arguments.model)
     prefix = getattr(config, "num_virtual_tokens", 0)
-    examples, heldout = _read(arguments, tokenizer, model.config.max_position_embeddings, prefix)
+    examples, heldout = _read(arguments, tokenizer, base.config.max_position_embeddings, prefix)
     batches = conversations.ConversationBatches(examples, arguments.batch_size, arguments.seed)
     steps = _steps(arguments, len(examples))
     warmup = math.ceil(steps / 10) if arguments.warmup is None else arguments.warmup
     optimizer = AdamW(lr, weight_decay=arguments.weight_decay, lr_ratio=lr_ratio)
     schedule = WarmupCosine(steps, warmup)
-    if config is not None:
-        if arguments.quantize:
-            quantize_model(model, arguments.quantize)
-        model = get_peft_model(model, config, seed=arguments.seed)
+    if config is not None and arguments.quantize:
+        quantize_model(base, arguments.quantize)
+    model = base if config is None else get_peft_model(base, config, seed=arguments.seed)
 
     print(costs.count(model))
     print(f"{arguments.data}: {_described(examples)}")

@@ -30,7 +30,10 @@ class Adapter:
     trained: bool = True
     widened: bool = False
 
-    keeps_x = False  # whether the backward needs the x that the layer itself was given
+    @property
+    def keeps_x(self) -> bool:
+        """Whether the backward needs the x that the layer itself was given."""
+        return False
 
     def gradients(self, out: int, in_: int) -> int:
         """How many numbers are trained."""

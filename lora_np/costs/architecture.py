@@ -117,6 +117,7 @@ def gpt(name: str, layers: int, hidden: int, heads: int, positions: int, fused: 
     has no public code: with fused=False its attention gets q_proj, k_proj, v_proj and o_proj of (d, d), the four
     matrices W_q, W_k, W_v, W_o whose adapters the LoRA paper counts.
     """
+    attention: tuple[LinearShape, ...]
     if fused:
         attention = (
             LinearShape("attn.c_attn", 3 * hidden, hidden, bias=True),

@@ -35,7 +35,7 @@ def moments(work: Work) -> Iterator[tuple[int, int]]:
         if not (need_dx or half.trainable):
             break
         gradients += sum(layer.gradients for layer in (*half.reads, half.writes)) + d * half.norm_trained
-        gradients += 2 * prefix.v * prefix.kv if half.past_trained else 0
+        gradients += 2 * prefix.v * prefix.kv if prefix and half.past_trained else 0
         held = attention_moment if half.is_attention else mlp_moment
         yield 2 * N * d + held(work, half, need_dx), gradients
     if prefix and prefix.trained:  # what has come back to the layers, in one array and then in order, or an MLP's

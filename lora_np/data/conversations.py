@@ -149,7 +149,9 @@ def _chat(messages: Any, tokenizer: Tokenizer) -> Example:
     After the end-of-turn token a template may write more, such as a newline. That is read, and not learned.
     """
     _check_messages(messages)
-    ids, counts, text = [], [], ""
+    ids: list[int] = []
+    counts: list[bool] = []
+    text = ""
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
@@ -222,10 +224,9 @@ def _continued(tokenizer: Tokenizer, ids: list[int], before: str, after: str, sp
     return tokenizer.encode(after[len(before) :], add_special_tokens=False).tolist()
 
 
-def _to_the_last_counted(tokens: Sequence[int], counts: Sequence[bool]) -> Example:
-    tokens, counts = np.asarray(tokens, np.int64), np.asarray(counts, bool)
-    n = counts.nonzero()[0].max(initial=-1) + 1
-    return Example(tokens[:n], counts[:n])
+def _to_the_last_counted(tokens: Sequence[int] | np.ndarray, counts: Sequence[bool] | np.ndarray) -> Example:
+    n = np.flatnonzero(counts).max(initial=-1) + 1
+    return Example(np.asarray(tokens, np.int64)[:n], np.asarray(counts, bool)[:n])
 
 
 # ------------------------------------------------------------------------------------------------------------- batches

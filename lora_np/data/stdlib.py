@@ -154,6 +154,7 @@ def _library(folder: str) -> dict[tuple[Domain, Split], dict[str, str]]:
             seen.add(code)
             found[f"code/{name}"] = code
 
+    library: dict[tuple[Domain, Split], dict[str, str]]
     library = {(domain, split): {} for domain in get_args(Domain) for split in get_args(Split)}
     for name in sorted(found):
         library["code" if name.startswith("code/") else "prose", split_of(name)][name] = found[name]
@@ -210,11 +211,10 @@ def _parted(path: Path) -> tuple[list[str], str]:
     """Return a module's docstrings, and its source without them and without its copyright notice."""
     source, tree = _parse(path)
     lines = source.encode("utf-8").split(b"\n")  # in bytes, as ast counts columns
-    docstrings = []
-    for body in sorted(_bodies_with_docstring(tree), key=lambda body: -body[0].lineno):  # from the last line up
-        node = body[0]
-        docstrings.insert(0, cleandoc(node.value.value))
-        first, last = node.lineno - 1, node.end_lineno
+    docstrings: list[str] = []
+    for body, node, text in sorted(_docstrings(tree), key=lambda found: -found[1].lineno):  # from the last line up
+        docstrings.insert(0, cleandoc(text))
+        first, last = node.lineno - 1, node.end_lineno or node.lineno
         before, after = lines[first][: node.col_offset], lines[last - 1][node.end_col_offset :]
         removable = len(body) > 1 and not before.strip() and not after.split(b"#")[0].strip()
         lines[first:last] = [] if removable else [before + b"pass" + after]
@@ -223,13 +223,13 @@ def _parted(path: Path) -> tuple[list[str], str]:
     return docstrings, code + "\n" if code else ""
 
 
-def _bodies_with_docstring(tree: ast.Module) -> Iterator[list[ast.stmt]]:
+def _docstrings(tree: ast.Module) -> Iterator[tuple[list[ast.stmt], ast.Expr, str]]:
+    """Yield each docstring: the body that it begins, its statement, and its text."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
-            first = node.body[0]
-            value = first.value if isinstance(first, ast.Expr) else None
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                yield node.body
+            match node.body[0]:
+                case ast.Expr(ast.Constant(str(text))) as statement:
+                    yield node.body, statement, text
 
 
 def _without_notice(comment: re.Match[str]) -> str:

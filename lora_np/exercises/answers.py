@@ -64,7 +64,8 @@ def find_answer(files: Sequence[Path], exercise: Exercise) -> Verdict:
     Where several answer differently, the one named after the exercise counts, if there is just one.
     """
     name = exercise.function
-    programs, unreadable = {}, []
+    programs: dict[str, list[Path]] = {}
+    unreadable = []
     for path in files:
         if defines(path, name):
             try:

@@ -28,9 +28,9 @@ def limit() -> None:
         signal.setitimer(name, seconds)
     seconds = int(CPU_SECONDS) + 5  # for a program that ignores the timers; counted from the process's start
     limits = {resource.RLIMIT_CPU: seconds, resource.RLIMIT_AS: MEMORY, resource.RLIMIT_FSIZE: PRINTED}
-    for kind, most in limits.items():
+    for which, most in limits.items():
         with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(kind, (most, most))
+            resource.setrlimit(which, (most, most))
 
 
 def main(function: str, result: Path) -> None:

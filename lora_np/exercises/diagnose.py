@@ -141,7 +141,7 @@ def comparison(mine: Any, right: Any, exercise: Exercise) -> str:
     where: list[str] = []
     while isinstance(mine, tuple | dict) and isinstance(right, type(mine)) and len(mine) == len(right):
         keys = list(right) if isinstance(right, dict) else range(len(right))
-        if isinstance(right, dict) and mine.keys() != right.keys():
+        if isinstance(mine, dict) and isinstance(right, dict) and mine.keys() != right.keys():
             break
         key = next(key for key in keys if not same(mine[key], right[key]))
         where.append(exercise.returns[key] if not where and key in range(len(exercise.returns)) else str(key))

@@ -90,7 +90,8 @@ def write_csv(graded: Sequence[Graded], path: str | os.PathLike[str]) -> None:
             for row in graded:
                 said = row.verdict
                 mistakes = "; ".join(mistake.name for mistake in said.mistakes)
-                fields = [row.student, said.function, int(said.passed), said.kind, mistakes, said.words]
+                fields: list[str | int] = [row.student, said.function, int(said.passed), said.kind, mistakes]
+                fields.append(said.words)
                 rows.writerow([_harmless(field) for field in fields])
 
     write_atomically(Path(path), write)

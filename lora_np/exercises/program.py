@@ -62,9 +62,9 @@ def program(cells: Sequence[str], function: str) -> str:
         except (SyntaxError, ValueError, RecursionError) as error:  # ValueError: a null byte
             broken.append((cell, error if isinstance(error, SyntaxError) else SyntaxError(str(error))))
     if not any(function in statement.binds for statement in statements):
-        for cell, error in broken:
+        for cell, reason in broken:
             if f"def {function}" in cell:
-                raise error
+                raise reason
         raise KeyError(f"there is no function {function}")
     wanted, kept = {function}, {i for i, statement in enumerate(statements) if "*" in statement.binds}
     seen: set[str] = set()

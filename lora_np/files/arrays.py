@@ -38,7 +38,7 @@ class StoredArrays(Mapping[str, np.ndarray]):
         return len(self.shapes)
 
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
     """Call `write(temporary)`, then rename what it wrote to `path`: a reader sees the old file or the new, never half."""
     path = Path(path)
     unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # a folder: safetensors adds a file of its own

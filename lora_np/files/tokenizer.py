@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -56,6 +57,16 @@ class Tokenizer:
         """How the vocabulary spells the token `i`: a byte that is no ASCII letter stands in it as another character."""
         raise NotImplementedError
 
+    @overload
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True, tokenize: Literal[True] = True
+    ) -> np.ndarray: ...
+
+    @overload
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True, *, tokenize: Literal[False]
+    ) -> str: ...
+
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True, tokenize: bool = True
     ) -> np.ndarray | str:
@@ -74,11 +85,11 @@ class Tokenizer:
                 raise ValueError(f'message {i} is {message!r}; expected {{"role": "user", "content": "…"}}')
         if not messages:
             raise ValueError("a conversation without messages")
-        text = self._render(messages, add_generation_prompt)
+        text = self._render(self.chat_template, messages, add_generation_prompt)
         return self.encode(text, add_special_tokens=False) if tokenize else text
 
-    def _render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
-        """Run the template as transformers does: in Jinja's sandbox, for it came with a file from somewhere."""
+    def _render(self, template: str, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
+        """Run a template as transformers does: in Jinja's sandbox, for it came with a file from somewhere."""
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         def raise_exception(message: str) -> None:
@@ -93,7 +104,7 @@ class Tokenizer:
             f"{which}_token": self._spelling(getattr(self, f"{which}_token_id")) for which in ("bos", "eos", "pad")
         }
         try:
-            return environment.from_string(self.chat_template).render(
+            return environment.from_string(template).render(
                 messages=messages, add_generation_prompt=add_generation_prompt, tools=None, documents=None, **tokens
             )
         except Exception as error:  # a template is a program that came with the model: it may raise anything
@@ -155,9 +166,7 @@ class VocabularyTokenizer(Tokenizer):
             "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False),
         }
         for name, text in texts.items():
-            write_atomically(
-                Path(folder) / name, lambda path, text=text: path.write_text(text, encoding="utf-8", newline="\n")
-            )
+            write_atomically(Path(folder) / name, partial(Path.write_text, data=text, encoding="utf-8", newline="\n"))
 
     def _encode(self, text: str, add_special_tokens: bool) -> Sequence[int]:
         text.encode("utf-8")  # half a surrogate pair: UnicodeEncodeError, which says so; tokenizers says "must be str"

@@ -109,12 +109,13 @@ def _add_special_tokens(
         raise ValueError(f"tokenizer.ggml.token_type has {len(kinds)} entries for {len(tokens)} tokens")
     for kind, add in {CONTROL: backend.add_special_tokens, USER_DEFINED: backend.add_tokens}.items():
         add([AddedToken(tokens[i], normalized=False) for i in np.flatnonzero(kinds == kind)])
-    around = [which for which in ("bos", "eos") if _entry(metadata, f"tokenizer.ggml.add_{which}_token", bool, False)]
-    around = {which: tokens[special[which]] for which in around if special[which] is not None}
+    added = [which for which in ("bos", "eos") if _entry(metadata, f"tokenizer.ggml.add_{which}_token", bool, False)]
+    ids = {which: i for which in added if (i := special[which]) is not None}
+    around = {which: tokens[i] for which, i in ids.items()}
     single = [around.get("bos"), "$A", around.get("eos")]
     backend.post_processor = processors.TemplateProcessing(
         single=[each for each in single if each],
-        special_tokens=[(token, special[which]) for which, token in around.items()],
+        special_tokens=[(token, ids[which]) for which, token in around.items()],
     )
 
 

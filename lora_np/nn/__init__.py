@@ -5,12 +5,13 @@ Reading order: module, context, layers, targets.
 
 from .context import BASE, EVALUATION, Context, Rows
 from .layers import Embedding, Linear, RMSNorm
-from .module import RAN_FROZEN, Module, Parameter, replace_module
+from .module import RAN_FROZEN, Cache, Module, Parameter, Trainable, replace_module
 
 __all__ = [
     "BASE",
     "EVALUATION",
     "RAN_FROZEN",
+    "Cache",
     "Context",
     "Embedding",
     "Linear",
@@ -18,5 +19,6 @@ __all__ = [
     "Parameter",
     "RMSNorm",
     "Rows",
+    "Trainable",
     "replace_module",
 ]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from .. import ops
 from ..backend import Array
+from ..ops.embedding import EmbeddingCache
+from ..ops.norm import RMSNormCache
 from .context import EVALUATION, Context
-from .module import Module, Parameter
+from .module import Cache, Module, Parameter
 
 
 class Linear(Module):
@@ -30,14 +30,14 @@ class Linear(Module):
     def in_features(self) -> int:
         return self.weight.value.shape[1]
 
-    def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, Any]:
-        """x (…, in) → y (…, out)."""
+    def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, Cache]:
+        """x (…, in) → y (…, out). The cache is a LinearCache of `ops`; a subclass has its own."""
         bias = self.bias.value if hasattr(self, "bias") else None
-        y, (x, W, has_bias) = ops.linear_forward(x, self.weight.value, bias)
+        y, (kept, W, has_bias) = ops.linear_forward(x, self.weight.value, bias)
         has_bias = has_bias and self.bias.trainable
-        return y, (x if self.weight.trainable else None, W, has_bias)
+        return y, (kept if self.weight.trainable else None, W, has_bias)
 
-    def backward(self, dy: Array, cache: Any, need_dx: bool = True) -> Array | None:
+    def backward(self, dy: Array, cache: Cache, need_dx: bool = True) -> Array | None:
         """dy (…, out) → dx (…, in), or None where nothing below needs it. Raises RuntimeError after a forward that ran frozen."""
         dx, dW, db = ops.linear_backward(dy, cache, need_dx)
         if self.weight.trainable:
@@ -57,11 +57,11 @@ class Embedding(Module):
         """The vocabulary's size, and d."""
         return "{}, {}".format(*self.weight.value.shape)
 
-    def forward(self, ids: Array) -> tuple[Array, Any]:
+    def forward(self, ids: Array) -> tuple[Array, EmbeddingCache]:
         """ids (…) → y (…, d)."""
         return ops.embedding_forward(ids, self.weight.value)
 
-    def backward(self, dy: Array, cache: Any) -> None:
+    def backward(self, dy: Array, cache: EmbeddingCache) -> None:
         """Adds to the table's gradient if it is trainable. There is no dx: an id has no derivative."""
         if self.weight.trainable:
             self.weight.add_grad(ops.embedding_backward(dy, cache))
@@ -78,11 +78,11 @@ class RMSNorm(Module):
         """d, and ε."""
         return f"{self.weight.value.size}, eps={self.eps}"
 
-    def forward(self, x: Array) -> tuple[Array, Any]:
+    def forward(self, x: Array) -> tuple[Array, RMSNormCache]:
         """x (…, d) → y (…, d)."""
         return ops.rms_norm_forward(x, self.weight.value, self.eps)
 
-    def backward(self, dy: Array, cache: Any, need_dx: bool = True) -> Array | None:
+    def backward(self, dy: Array, cache: RMSNormCache, need_dx: bool = True) -> Array | None:
         """dy (…, d) → dx (…, d), or None where nothing below needs it."""
         dx, dw = ops.rms_norm_backward(dy, cache, need_dx, need_dw=self.weight.trainable)
         if dw is not None:

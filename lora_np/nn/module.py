@@ -7,14 +7,18 @@ from collections.abc import Callable, Iterator
 from copy import copy
 from itertools import groupby
 from textwrap import indent
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from .. import ops
 from ..backend import Array, array_module, device_module, move
 
 RAN_FROZEN = "the forward ran while this was frozen, and kept nothing for its gradient: run it again, then the backward"
+
+# What a layer's forward returns for its own backward. Only that layer opens it: a layer that takes its place has another one.
+Cache: TypeAlias = Any
 
 
 class Parameter:
@@ -162,7 +166,7 @@ class Module:
         for _, p in self.named_parameters():
             p.grad = None
 
-    def astype(self, dtype: Any) -> Self:
+    def astype(self, dtype: DTypeLike) -> Self:
         """Convert every parameter in place: float32 to train, float64 to prove. Gradients are dropped."""
         for _, p in self.named_parameters():
             p.value, p.grad = p.value.astype(dtype), None
@@ -219,6 +223,20 @@ class Module:
             like, p.value = p.value, arrays[name].astype(p.value.dtype)
             p.move_to(like)
         return self
+
+
+class Trainable(Protocol):
+    """What `train`, `evaluate` and `gradcheck_model` require of a model: a Transformer, a PeftModel and a SubspaceModel have it."""
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]: ...
+
+    def zero_grad(self) -> None: ...
+
+    def replica(self) -> Self: ...
+
+    def loss(self, tokens: Array, targets: Array, *, rng: np.random.Generator | None = None) -> tuple[Array, Cache]: ...
+
+    def backward(self, cache: Cache, dloss: float = 1.0) -> None: ...
 
 
 def replace_module(root: Module, name: str, new: Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import numpy as np
 
@@ -33,22 +34,26 @@ def _complex_sigmoid(x: Array) -> Array:
 GELU_SCALE = math.sqrt(2 / math.pi)
 GELU_CUBIC = 0.044715
 
+SiluCache: TypeAlias = tuple[Array, Array]  # x, σ(x)
+SwigluCache: TypeAlias = tuple[Array, Array]  # gate, up
+GeluCache: TypeAlias = tuple[Array, Array]  # x, tanh u
 
-def silu_forward(x: Array) -> tuple[Array, tuple]:
+
+def silu_forward(x: Array) -> tuple[Array, SiluCache]:
     """y = x·σ(x). x any shape."""
     check_float(x=x)
     s = sigmoid(x)
     return x * s, (x, s)
 
 
-def silu_backward(dy: Array, cache: tuple) -> Array:
+def silu_backward(dy: Array, cache: SiluCache) -> Array:
     """dx = dy·σ(x)·(1 + x·(1 − σ(x))): the product rule on x·σ(x), with σ′ = σ(1 − σ)."""
     x, s = cache
     check_shape("dy", dy, *x.shape)
     return dy * _silu_slope(x, s)
 
 
-def swiglu_forward(gate: Array, up: Array) -> tuple[Array, tuple]:
+def swiglu_forward(gate: Array, up: Array) -> tuple[Array, SwigluCache]:
     """y = silu(gate) ∘ up. gate and up (…, f) → y (…, f).
 
     The cache has no σ(gate): of all that a block keeps, (…, f) is the widest, and the backward's own exp costs little.
@@ -61,7 +66,7 @@ def swiglu_forward(gate: Array, up: Array) -> tuple[Array, tuple]:
     return y, (gate, up)
 
 
-def swiglu_backward(dy: Array, cache: tuple) -> tuple[Array, Array]:
+def swiglu_backward(dy: Array, cache: SwigluCache) -> tuple[Array, Array]:
     """dgate, dup for dy (…, f).
 
     In the forward pass y = silu(gate) ∘ up, a product, so dup = dy ∘ silu(gate) and dgate = dy ∘ up ∘ silu′(gate).
@@ -87,7 +92,7 @@ def _silu_slope(x: Array, s: Array) -> Array:
     return slope
 
 
-def gelu_forward(x: Array) -> tuple[Array, tuple]:
+def gelu_forward(x: Array) -> tuple[Array, GeluCache]:
     """y = ½x·(1 + tanh u) with u = √(2/π)·(x + 0.044715 x³). x any shape.
 
     This is GPT-2's GELU, within 5e-4 of the exact x·Φ(x): NumPy has no erf, and tanh has a complex step.
@@ -97,7 +102,7 @@ def gelu_forward(x: Array) -> tuple[Array, tuple]:
     return 0.5 * x * (1 + t), (x, t)
 
 
-def gelu_backward(dy: Array, cache: tuple) -> Array:
+def gelu_backward(dy: Array, cache: GeluCache) -> Array:
     """dx = dy·(½(1 + t) + ½x·(1 − t²)·u′) with t = tanh u and u′ = √(2/π)·(1 + 3·0.044715 x²).
 
     The product rule on ½x·(1 + t), with tanh′ = 1 − tanh².

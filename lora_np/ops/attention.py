@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 from ..backend import Array, array_module
 from .checks import check_float, check_mask, check_shape
@@ -11,6 +12,10 @@ FORBIDDEN = -1e30  # added to a score that must not count: exp gives exactly 0, 
 BLOCK = (
     64  # queries at a time: their scores stay in the processor's cache, and the keys after them are never multiplied
 )
+
+# q/√d (b, g, h/g, t, d); k, v (b, g, s, d); o as q; of each block its first query, the one after its last, e (b, g, h/g·rows, seen)
+# and 1/Σ e (b, g, h/g·rows, 1)
+AttentionCache: TypeAlias = tuple[Array, Array, Array, Array, list[tuple[int, int, Array, Array]]]
 
 
 def softmax_forward(x: Array) -> tuple[Array, Array]:
@@ -31,7 +36,7 @@ def softmax_backward(dp: Array, p: Array) -> Array:
     return p * (dp - dot)
 
 
-def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -> tuple[Array, tuple]:
+def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -> tuple[Array, AttentionCache]:
     """o = softmax(q kᵀ / √d + causal mask) v for each head, h/g query heads sharing one key/value head.
 
     q (b, h, t, d), k and v (b, g, s, d) with h a multiple of g and s ≥ t → o (b, h, t, d). Keys beyond t are a past:
@@ -75,7 +80,7 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -
     return o.reshape(b, h, t, d), (q, k, v, o, blocks)
 
 
-def attention_backward(do: Array, cache: tuple) -> tuple[Array, Array, Array]:
+def attention_backward(do: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
     """dq, dk, dv for do (b, h, t, d).
 
     In the forward pass o = p v with p = softmax(z), z = q̂ kᵀ and q̂ = q/√d, so in reverse

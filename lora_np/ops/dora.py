@@ -15,13 +15,19 @@ so the detached gradient also stretches V's rows, which changes nothing in y.
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from ..backend import Array, array_module
 from .checks import check_features, check_float, check_shape
 from .linear import rows
-from .lora import lora_backward, lora_forward
+from .lora import LoraCache, lora_backward, lora_forward
+
+# W (out, in), A (r, in), B (out, r), P (out, r), n (out,), scaling
+RowNormCache: TypeAlias = tuple[Array, Array, Array, Array, Array, float]
+DoraCache: TypeAlias = tuple[Array, Array, Array, LoraCache]  # z (…, out), m (out,), n (out,), the bypass's
 
 
-def row_norm_forward(W: Array, A: Array, B: Array, scaling: float) -> tuple[Array, tuple]:
+def row_norm_forward(W: Array, A: Array, B: Array, scaling: float) -> tuple[Array, RowNormCache]:
     """n_o = ‖W_o + s·B_o A‖, the length of each row of V = W + s·B A.
 
     W (out, in) frozen, A (r, in), B (out, r) → n (out,). V is never built:
@@ -47,7 +53,7 @@ def row_norm_forward(W: Array, A: Array, B: Array, scaling: float) -> tuple[Arra
     return n, (W, A, B, P, n, scaling)
 
 
-def row_norm_backward(dn: Array, cache: tuple, need_dA: bool = True) -> tuple[Array | None, Array]:
+def row_norm_backward(dn: Array, cache: RowNormCache, need_dA: bool = True) -> tuple[Array | None, Array]:
     """dA, dB for dn (out,); dA None where it is not needed.
 
     In the forward pass n_o = ‖V_o‖, so ∂n_o/∂V_o = V_o/n_o: with e = dn/n, dV = e ∘ V, a row at a time. And V = W + s·B A, so
@@ -69,7 +75,7 @@ def row_norm_backward(dn: Array, cache: tuple, need_dA: bool = True) -> tuple[Ar
 
 def dora_forward(
     x: Array, u: Array, A: Array, B: Array, m: Array, n: Array, scaling: float, keep_x: bool = True
-) -> tuple[Array, tuple]:
+) -> tuple[Array, DoraCache]:
     """y = (m/n) ∘ (u + s·(x Aᵀ) Bᵀ), the adapted layer over the frozen product u = x Wᵀ.
 
     x (…, in), u (…, out), A (r, in), B (out, r), m and n (out,) → y (…, out). `keep_x` as in `lora_forward`. Raises ValueError
@@ -85,7 +91,7 @@ def dora_forward(
 
 
 def dora_backward(
-    dy: Array, cache: tuple, need_dx: bool = True
+    dy: Array, cache: DoraCache, need_dx: bool = True
 ) -> tuple[Array | None, Array, Array | None, Array, Array, Array]:
     """dx, du, dA, dB, dm, dn for dy (…, out). dx is that of the bypass alone; the frozen path's follows from du.
 

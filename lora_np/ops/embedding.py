@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from ..backend import Array, array_module
 from .checks import check_float, check_ids, check_shape
 
+EmbeddingCache: TypeAlias = tuple[Array, Array]  # ids (…), E (v, d)
 
-def embedding_forward(ids: Array, E: Array) -> tuple[Array, tuple]:
+
+def embedding_forward(ids: Array, E: Array) -> tuple[Array, EmbeddingCache]:
     """y_n = E[ids_n]: row lookup, the same as multiplying a one-hot row by E.
 
     ids (…) integers in [0, v), E (v, d) → y (…, d). Raises ValueError for an id outside the table, negative ones
@@ -18,7 +22,7 @@ def embedding_forward(ids: Array, E: Array) -> tuple[Array, tuple]:
     return E[ids], (ids, E)
 
 
-def embedding_backward(dy: Array, cache: tuple) -> Array:
+def embedding_backward(dy: Array, cache: EmbeddingCache) -> Array:
     """dE for dy (…, d).
 
     In the forward pass row i of E was copied to each place n with ids_n = i, so now every such place sends its gradient

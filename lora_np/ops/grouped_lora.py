@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from ..backend import Array
 from .checks import check_float, check_shape
 
+# x (g, n, in), h (g, n, r), A (g, r, in), B (g, out, r), scaling (g,)
+GroupedLoraCache: TypeAlias = tuple[Array, Array, Array, Array, Array]
 
-def grouped_lora_forward(x: Array, A: Array, B: Array, scaling: Array) -> tuple[Array, tuple]:
+
+def grouped_lora_forward(x: Array, A: Array, B: Array, scaling: Array) -> tuple[Array, GroupedLoraCache]:
     """δ_i = s_i·(x_i A_iᵀ) B_iᵀ for each group i: `lora_forward` g times, in two calls.
 
     x (g, n, in), A (g, r, in), B (g, out, r), scaling (g,) → δ (g, n, out). Raises ValueError or TypeError on shapes or
@@ -26,7 +31,9 @@ def grouped_lora_forward(x: Array, A: Array, B: Array, scaling: Array) -> tuple[
     return h @ B.swapaxes(-1, -2), (x, h, A, B, scaling)  # (g, n, r) (g, r, out) → (g, n, out)
 
 
-def grouped_lora_backward(dy: Array, cache: tuple, need_dx: bool = True) -> tuple[Array | None, Array, Array]:
+def grouped_lora_backward(
+    dy: Array, cache: GroupedLoraCache, need_dx: bool = True
+) -> tuple[Array | None, Array, Array]:
     """dx, dA, dB for dy (g, n, out): in each group what `lora_backward` derives.
 
     In the forward pass δ_i = h_i B_iᵀ with h_i = s_i·x_i A_iᵀ, and the groups never met, so now

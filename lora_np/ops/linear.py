@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from ..backend import Array, array_module
 from .checks import check_features, check_float, check_shape
 
 FEW = 16  # rows up to which W xᵀ is the faster way to x Wᵀ: BLAS then packs the few numbers rather than the many
+
+# x (…, in), None where W is frozen; W (out, in); whether there is a b
+LinearCache: TypeAlias = tuple[Array | None, Array, bool]
 
 
 def rows(x: Array) -> Array:
@@ -13,7 +18,7 @@ def rows(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
 
 
-def linear_forward(x: Array, W: Array, b: Array | None = None) -> tuple[Array, tuple]:
+def linear_forward(x: Array, W: Array, b: Array | None = None) -> tuple[Array, LinearCache]:
     """y = x Wᵀ + b.
 
     x (…, in), W (out, in), b (out,) or None → y (…, out). Raises ValueError or TypeError on shapes or dtypes that do
@@ -35,7 +40,9 @@ def _times_transposed(x: Array, W: Array) -> Array:
     return array_module(x).ascontiguousarray((W @ x.T).T) if 1 < x.shape[0] <= FEW else x @ W.T
 
 
-def linear_backward(dy: Array, cache: tuple, need_dx: bool = True) -> tuple[Array | None, Array | None, Array | None]:
+def linear_backward(
+    dy: Array, cache: LinearCache, need_dx: bool = True
+) -> tuple[Array | None, Array | None, Array | None]:
     """dx, dW, db for dy (…, out); each None where it is not needed.
 
     In the forward pass, y_no = Σ_i x_ni W_oi + b_o. So for a loss L with dy = ∂L/∂y,

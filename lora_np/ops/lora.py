@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from ..backend import Array
 from .checks import check_features, check_float, check_shape
-from .linear import linear_backward, linear_forward, rows
+from .linear import LinearCache, linear_backward, linear_forward, rows
+
+# x (…, in), None where A is frozen; h (N, r); A (r, in); B (out, r); scaling
+LoraCache: TypeAlias = tuple[Array | None, Array, Array, Array, float]
+LoraLinearCache: TypeAlias = tuple[LinearCache, LoraCache]
 
 
-def lora_forward(x: Array, A: Array, B: Array, scaling: float, keep_x: bool = True) -> tuple[Array, tuple]:
+def lora_forward(x: Array, A: Array, B: Array, scaling: float, keep_x: bool = True) -> tuple[Array, LoraCache]:
     """The bypass alone, δ = s·(x Aᵀ) Bᵀ.
 
     x (…, in), A (r, in), B (out, r), scaling s = α/r (rsLoRA: α/√r) → δ (…, out). Where A is frozen there is no dA, and x need
@@ -26,7 +32,7 @@ def lora_forward(x: Array, A: Array, B: Array, scaling: float, keep_x: bool = Tr
     return delta.reshape(*x.shape[:-1], B.shape[0]), (x if keep_x else None, h, A, B, scaling)
 
 
-def lora_backward(dy: Array, cache: tuple, need_dx: bool = True) -> tuple[Array | None, Array | None, Array]:
+def lora_backward(dy: Array, cache: LoraCache, need_dx: bool = True) -> tuple[Array | None, Array | None, Array]:
     """dx, dA, dB for dy (…, out); dx None where it is not needed, dA where the forward kept no x.
 
     Walk the forward in reverse. With h = s·x Aᵀ, in the forward pass this was δ = h Bᵀ, a linear layer of weight B:
@@ -55,7 +61,7 @@ def lora_backward(dy: Array, cache: tuple, need_dx: bool = True) -> tuple[Array 
     return dx, dA, dB
 
 
-def lora_linear_forward(x: Array, W: Array, A: Array, B: Array, scaling: float) -> tuple[Array, tuple]:
+def lora_linear_forward(x: Array, W: Array, A: Array, B: Array, scaling: float) -> tuple[Array, LoraLinearCache]:
     """y = x Wᵀ + s·(x Aᵀ) Bᵀ, the frozen layer and its bypass.
 
     x (…, in), W (out, in) frozen, A (r, in), B (out, r) → y (…, out). Raises as `linear_forward` and `lora_forward` do.
@@ -68,7 +74,7 @@ def lora_linear_forward(x: Array, W: Array, A: Array, B: Array, scaling: float) 
     return y, ((None, W, has_bias), lora_cache)  # the frozen W needs no x; the bypass keeps it for dA
 
 
-def lora_linear_backward(dy: Array, cache: tuple) -> tuple[Array, Array, Array]:
+def lora_linear_backward(dy: Array, cache: LoraLinearCache) -> tuple[Array, Array, Array]:
     """dx, dA, dB for dy (…, out): the two paths met in a sum, so each gets the whole dy, and their dx add up.
 
     dx = dy W + s·(dy B) A. There is no dW: W is frozen.
@@ -76,5 +82,6 @@ def lora_linear_backward(dy: Array, cache: tuple) -> tuple[Array, Array, Array]:
     linear_cache, lora_cache = cache
     dx, _, _ = linear_backward(dy, linear_cache)
     dx_bypass, dA, dB = lora_backward(dy, lora_cache)
+    assert dx is not None and dx_bypass is not None and dA is not None  # all were needed, and x was kept
     dx += dx_bypass
     return dx, dA, dB

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from ..backend import Array, array_module
 from .checks import check_float, check_ids, check_shape
 
 IGNORE_INDEX = -100  # a target that does not count, as in PyTorch and Hugging Face
 
+# the logits' shape; exp z (n, v), none once a backward has used its memory; Σ exp z (n,); targets (n,); share (n,); overwrite
+CrossEntropyCache: TypeAlias = tuple[tuple[int, ...], list[Array], Array, Array, Array, bool]
+
 
 def cross_entropy_forward(
     logits: Array, targets: Array, ignore_index: int = IGNORE_INDEX, overwrite: bool = False
-) -> tuple[Array, tuple]:
+) -> tuple[Array, CrossEntropyCache]:
     """L = mean over the N counted tokens of (log Σ_j exp z_j − z_target).
 
     logits (…, v), targets (…) integers in [0, v) or `ignore_index` → L, a scalar in nats a token. The log-sum-exp takes
@@ -37,7 +42,7 @@ def cross_entropy_forward(
     return loss, (logits.shape, [e], total, safe, share, overwrite)
 
 
-def cross_entropy_backward(dloss: float | Array, cache: tuple) -> Array:
+def cross_entropy_backward(dloss: float | Array, cache: CrossEntropyCache) -> Array:
     """dlogits (…, v) for the scalar dloss (1 where the loss is the end of the line).
 
     For a counted token ∂L/∂z_j = (softmax(z)_j − [j = target]) / N: what the model said, minus what it should have

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 from ..backend import Array, array_module
 from .checks import check_features, check_float, check_shape
 from .linear import rows
 
+RMSNormCache: TypeAlias = tuple[Array, Array, Array]  # x (…, d), w (d,), ρ (…, 1)
 
-def rms_norm_forward(x: Array, w: Array, eps: float = 1e-5) -> tuple[Array, tuple]:
+
+def rms_norm_forward(x: Array, w: Array, eps: float = 1e-5) -> tuple[Array, RMSNormCache]:
     """y_i = w_i · x_i · ρ, with ρ = 1/√(mean_j x_j² + ε).
 
     x (…, d), w (d,) → y (…, d). Raises ValueError or TypeError on shapes or dtypes that do not fit.
@@ -27,7 +30,7 @@ def rms_norm_forward(x: Array, w: Array, eps: float = 1e-5) -> tuple[Array, tupl
 
 
 def rms_norm_backward(
-    dy: Array, cache: tuple, need_dx: bool = True, need_dw: bool = True
+    dy: Array, cache: RMSNormCache, need_dx: bool = True, need_dw: bool = True
 ) -> tuple[Array | None, Array | None]:
     """dx, dw for dy (…, d); each None where it is not needed.
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeAlias
+
+from numpy.typing import DTypeLike
 
 from ..backend import Array, array_module
 from .checks import check_float, check_shape
 
+RotaryCache: TypeAlias = tuple[Array, Array]  # cos and sin, (t, d) or (b, 1, t, d)
 
-def rotary_tables(positions: Array, head_dim: int, theta: float, dtype: Any) -> tuple[Array, Array]:
+
+def rotary_tables(positions: Array, head_dim: int, theta: float, dtype: DTypeLike) -> tuple[Array, Array]:
     """cos φ and sin φ of the angles φ_i = position · θ^(−2i/d) for i < d/2, each table twice side by side.
 
     positions (…, t) → two (…, t, d) tables where `positions` live, computed in float64 and stored as `dtype`. Raises ValueError
@@ -22,7 +26,7 @@ def rotary_tables(positions: Array, head_dim: int, theta: float, dtype: Any) -> 
     return xp.cos(angles).astype(dtype), xp.sin(angles).astype(dtype)
 
 
-def rotary_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, tuple]:
+def rotary_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, RotaryCache]:
     """Turn each pair (x_i, x_{i+d/2}) by its angle φ_i, in the half-split layout of Hugging Face's Llama:
 
         y_i       = x_i cos φ_i − x_{i+d/2} sin φ_i
@@ -41,7 +45,7 @@ def rotary_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, tuple]:
     return _rotate(x, cos, sin), (cos, sin)
 
 
-def rotary_backward(dy: Array, cache: tuple) -> Array:
+def rotary_backward(dy: Array, cache: RotaryCache) -> Array:
     """dx for dy (…, t, d).
 
     In the forward pass each pair was multiplied by a rotation R(φ), so now dx = R(φ)ᵀ dy = R(−φ) dy: turn back. A rotation

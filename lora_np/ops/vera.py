@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from ..backend import Array, array_module
 from .checks import check_features, check_float, check_shape
 from .linear import rows
 
+# h (N, r), A (r, in), B (out, r), d (r,), b (out,)
+VeraCache: TypeAlias = tuple[Array, Array, Array, Array, Array]
 
-def vera_forward(x: Array, A: Array, B: Array, d: Array, b: Array) -> tuple[Array, tuple]:
+
+def vera_forward(x: Array, A: Array, B: Array, d: Array, b: Array) -> tuple[Array, VeraCache]:
     """The bypass alone, δ = b ∘ ((d ∘ (x Aᵀ)) Bᵀ), which is x ΔWᵀ for ΔW = Λ_b B Λ_d A.
 
     x (…, in), A (r, in) and B (out, r) frozen, d (r,), b (out,) → δ (…, out). Raises ValueError or TypeError on shapes or
@@ -25,7 +30,7 @@ def vera_forward(x: Array, A: Array, B: Array, d: Array, b: Array) -> tuple[Arra
     return delta.reshape(*x.shape[:-1], B.shape[0]), (h, A, B, d, b)
 
 
-def vera_backward(dy: Array, cache: tuple, need_dx: bool = True) -> tuple[Array | None, Array, Array]:
+def vera_backward(dy: Array, cache: VeraCache, need_dx: bool = True) -> tuple[Array | None, Array, Array]:
     """dx, dd, db for dy (…, out); dx None where it is not needed. A and B have none: they are frozen.
 
     In the forward pass, with h = x Aᵀ and k = d ∘ h, δ_no = b_o Σ_r k_nr B_or. So

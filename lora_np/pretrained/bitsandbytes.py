@@ -104,13 +104,13 @@ def _from_arrays(arrays: dict[str, np.ndarray], packed_state: np.ndarray) -> Qua
     if not all(isinstance(n, int) and n > 0 for n in shape):
         raise ValueError(f"its shape is {shape}; expected positive whole numbers")
     _check_map("quant_map", arrays["quant_map"], code_book(quant_type))
-    absmax = arrays["absmax"]
+    absmax: np.ndarray | QuantizedAbsmax = arrays["absmax"]
     if "nested_absmax" in arrays:
         _check_map("nested_quant_map", arrays["nested_quant_map"], dynamic_map())
         if state["nested_blocksize"] != ABSMAX_BLOCK:
             raise ValueError(f"nested_blocksize = {state['nested_blocksize']}; expected {ABSMAX_BLOCK}")
         offset = np.array(state["nested_offset"], np.float32)
-        absmax = QuantizedAbsmax(absmax, arrays["nested_absmax"], offset)
+        absmax = QuantizedAbsmax(arrays["absmax"], arrays["nested_absmax"], offset)
     weight = Quantized4bit(arrays[""], absmax, shape, state["blocksize"], quant_type, np.dtype(np.float32))
     scales = (absmax.absmax, absmax.offset) if isinstance(absmax, QuantizedAbsmax) else (absmax,)
     if not all(np.isfinite(x).all() for x in scales):

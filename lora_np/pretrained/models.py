@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from ..backend import device_module, move, to_host
+from ..backend import Array, device_module, move, to_host
 from ..files import (
     ByteTokenizer,
     StoredArrays,
@@ -36,7 +36,7 @@ EMBEDDED = Path(__file__).parents[1] / "assets"  # the models that come with the
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-def load_model(name: str | os.PathLike[str], dtype: Any = np.float32, device: str = "auto") -> Transformer:
+def load_model(name: str | os.PathLike[str], dtype: DTypeLike = np.float32, device: str = "auto") -> Transformer:
     """The model `name`: "tiny", the base that comes with the package; "smollm2-135m", after `python -m lora_np fetch`; the
     path of a Hugging Face folder; or that of a GGUF file.
 
@@ -75,7 +75,7 @@ def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
         raise TypeError(
             f"save_model takes a Transformer, got {type(model).__name__}; merge_and_unload() an adapter first"
         )
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, x in model.state_dict().items():
         if ".base_layer." in name:
             raise TypeError(
@@ -164,7 +164,7 @@ def _without_doubles(stored: StoredArrays, config: TransformerConfig) -> StoredA
 
 
 def _fill(
-    config: TransformerConfig, stored: StoredArrays, quantized: dict[str, Quantized4bit], dtype: Any, like: Any
+    config: TransformerConfig, stored: StoredArrays, quantized: dict[str, Quantized4bit], dtype: DTypeLike, like: Array
 ) -> Transformer:
     """The model, with each parameter from `quantized` or read from `stored`, converted to `dtype`, and put where `like` lives.
 
@@ -211,5 +211,4 @@ def _check(name: str, shapes: Mapping[str, tuple[int, ...]], *expected: int) -> 
 
 def _some(names: set[str]) -> str:
     """The first few of them, for a reader."""
-    names = sorted(names)
-    return f"{names[:4]}{f' and {len(names) - 4} more' if len(names) > 4 else ''}" if names else "none"
+    return f"{sorted(names)[:4]}{f' and {len(names) - 4} more' if len(names) > 4 else ''}" if names else "none"

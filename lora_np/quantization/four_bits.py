@@ -23,6 +23,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ..backend import Array, array_module, move
 from ..ops.checks import on_host
@@ -156,16 +157,17 @@ class Quantized4bit:
     shape: tuple[int, ...]
     block_size: int
     quant_type: str
-    dtype: Any
+    dtype: np.dtype
 
     def __post_init__(self) -> None:
         check_settings(self.block_size, self.quant_type)
         blocks = -(-self.size // self.block_size)
-        double = isinstance(self.absmax, QuantizedAbsmax)
         expected = {"packed": (self.packed, "uint8", -(-self.size // 2))}
-        expected["absmax"] = (self.absmax.codes, "uint8", blocks) if double else (self.absmax, "float32", blocks)
-        if double:
+        if isinstance(self.absmax, QuantizedAbsmax):
+            expected["absmax"] = (self.absmax.codes, "uint8", blocks)
             expected["the absmax of absmax"] = (self.absmax.absmax, "float32", -(-blocks // ABSMAX_BLOCK))
+        else:
+            expected["absmax"] = (self.absmax, "float32", blocks)
         for what, (x, dtype, size) in expected.items():
             if x.dtype != dtype:
                 raise ValueError(f"{what} has dtype {x.dtype}; expected {dtype}")
@@ -196,7 +198,7 @@ class Quantized4bit:
         """Bytes that are stored: codes, absmax and what absmax is made from."""
         return self.packed.nbytes + self.absmax.nbytes
 
-    def astype(self, dtype: Any) -> Quantized4bit:
+    def astype(self, dtype: DTypeLike) -> Quantized4bit:
         """The same codes, to be dequantised to another dtype: the numbers that were stored stay as they are."""
         return replace(self, dtype=np.dtype(dtype))
 
@@ -272,7 +274,7 @@ def _quantize_absmax(absmax: Array) -> QuantizedAbsmax:
 # ------------------------------------------------------------------------------------------------------- … and back
 
 
-def dequantize_4bit(quantized: Quantized4bit, dtype: Any = None) -> Array:
+def dequantize_4bit(quantized: Quantized4bit, dtype: DTypeLike | None = None) -> Array:
     """ŵ = c_q · absmax, an array of `quantized.shape` and of `dtype`, if it is given, or `quantized.dtype`.
 
     The product is float32's whatever the dtype, so that ŵ is the same number in each.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from .. import ops
 from ..backend import Array
@@ -12,6 +12,7 @@ from ..nn.targets import OUTPUT_HEAD, available, has_suffix
 from .four_bits import Quantized4bit, QuantizedAbsmax, check_settings, dequantize_4bit, quantize_4bit
 
 M = TypeVar("M", bound=Module)
+QuantizedLinearCache: TypeAlias = tuple[Quantized4bit, bool]  # the weight (out, in); whether there is a trainable bias
 
 
 class QuantizedWeight(Parameter):
@@ -21,6 +22,7 @@ class QuantizedWeight(Parameter):
     """
 
     __slots__ = ()
+    value: Quantized4bit  # type: ignore[assignment]  # no array, but with the attributes of one that a model asks for
 
     def __init__(self, value: Quantized4bit, trainable: bool = False) -> None:
         self.value, self.grad, self.trainable = value, None, trainable
@@ -43,7 +45,7 @@ class QuantizedWeight(Parameter):
             "a quantised weight has no gradient: put an adapter over it with get_peft_model, or dequantize_model first"
         )
 
-    def check(self, name: str, value: Quantized4bit) -> None:
+    def check(self, name: str, value: Array | Quantized4bit) -> None:
         """Raise TypeError or ValueError naming the parameter unless `value` is quantised too, and of its shape."""
         if not isinstance(value, Quantized4bit):
             raise TypeError(
@@ -65,6 +67,8 @@ class QuantizedLinear(Linear):
     that computes). The product is done in x's own dtype: float32, or float64 and complex128 to prove.
     """
 
+    weight: QuantizedWeight
+
     def __init__(self, weight: Quantized4bit, bias: Array | None = None) -> None:
         if not isinstance(weight, Quantized4bit) or weight.ndim != 2:
             raise TypeError(f"expected a Quantized4bit of shape (out, in), got {weight!r:.80}")
@@ -83,16 +87,16 @@ class QuantizedLinear(Linear):
         """Bytes that are stored: codes and absmax, and the bias."""
         return self.weight.value.nbytes + (self.bias.value.nbytes if hasattr(self, "bias") else 0)
 
-    def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, Any]:
+    def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, QuantizedLinearCache]:
         """x (…, in) → y (…, out)."""
         bias = self.bias.value if hasattr(self, "bias") else None
         y, _ = ops.linear_forward(x, dequantize_4bit(self.weight.value, x.dtype), bias)
         return y, (self.weight.value, bias is not None and self.bias.trainable)  # neither x nor Ŵ is kept
 
-    def backward(self, dy: Array, cache: Any, need_dx: bool = True) -> Array | None:
+    def backward(self, dy: Array, cache: QuantizedLinearCache, need_dx: bool = True) -> Array | None:
         """dy (…, out) → dx = dy Ŵ (…, in), or None where nothing below needs it; then nothing is dequantised."""
         weight, has_bias = cache
-        W = dequantize_4bit(weight, dy.dtype) if need_dx else weight  # of which only the shape is asked then
+        W: Any = dequantize_4bit(weight, dy.dtype) if need_dx else weight  # of which only the shape is asked then
         dx, _, db = ops.linear_backward(dy, (None, W, has_bias), need_dx)
         if hasattr(self, "bias") and self.bias.trainable:
             self.bias.add_grad(db)

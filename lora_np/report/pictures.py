@@ -78,6 +78,7 @@ def draw(tables: Tables, folder: Path, changed: Collection[str] | None = None) -
     """
     import matplotlib.pyplot as plt
 
+    drawings: list[tuple[tuple[str, ...], str, Callable]]
     drawings = [((key,), name, f) for key, table in tables.items() for name, f in PICTURES.get(key, [])]
     for name, (needed, also, f) in TOGETHER.items():
         if tables.keys() >= set(needed):
@@ -98,6 +99,5 @@ def photograph() -> Table:
     from matplotlib.cbook import get_sample_data
     from matplotlib.image import imread
 
-    with get_sample_data("grace_hopper.jpg") as file:
-        colour = imread(file, format="jpg")[::2, ::2]
+    colour = imread(get_sample_data("grace_hopper.jpg", asfileobj=False))[::2, ::2]
     return rank_reduction.photograph(colour.astype(float) @ np.array([0.299, 0.587, 0.114]))  # ITU-R BT.601 luma

@@ -26,18 +26,18 @@ class RowsLayer(LayerCache):
 
     def extend(self, k: Array, v: Array) -> tuple[Array, Array]:
         """As LayerCache's, for all rows at once."""
-        self.make_room(k, v, 0, k.shape[2])
-        for room, new in zip(self.room, (k, v), strict=True):
+        rooms = self.make_room(k, v, 0, k.shape[2])
+        for room, new in zip(rooms, (k, v), strict=True):
             room[: self.rows, :, self.end : self.end + k.shape[2]] = new
         self.end += k.shape[2]
         self.length = self.end - self.start
-        return tuple(room[: self.rows, :, self.start : self.end] for room in self.room)
+        keys, values = (room[: self.rows, :, self.start : self.end] for room in rooms)
+        return keys, values
 
     def join(self, k: Array, v: Array) -> None:
         """k and v (1, g, s, d) become the last row."""
         s = k.shape[2]
-        self.make_room(k, v, s, 0)
-        for room, new in zip(self.room, (k, v), strict=True):
+        for room, new in zip(self.make_room(k, v, s, 0), (k, v), strict=True):
             room[self.rows, :, self.end - s : self.end] = new[0]
         self.rows += 1
         self.start = min(self.start, self.end - s)
@@ -46,18 +46,18 @@ class RowsLayer(LayerCache):
     def leave(self, row: int, longest: int) -> None:
         """The last row takes the place of `row`; the longest that stays has `longest` columns."""
         self.rows -= 1
-        for room in self.room:
+        for room in self.room or ():
             room[row, :, self.start : self.end] = room[self.rows, :, self.start : self.end]
         self.start = self.end - longest
         self.length = longest
 
-    def make_room(self, k: Array, v: Array, before: int, after: int) -> None:
+    def make_room(self, k: Array, v: Array, before: int, after: int) -> tuple[Array, Array]:
         """Room for `before` columns up to `end`, and for `after` from there on; where it is short, for twice as much.
 
         Zeros, not whatever was there: a masked score must be a number, and so must a value that counts 0 times.
         """
         if self.room is not None and self.end >= before and self.end + after <= self.room[0].shape[2]:
-            return
+            return self.room
         width = self.end - self.start
         end = max(width, before)
         rooms = []
@@ -66,11 +66,14 @@ class RowsLayer(LayerCache):
             if old is not None:
                 new[: self.rows, :, end - width : end] = old[: self.rows, :, self.start : self.end]
             rooms.append(new)
-        self.room, self.start, self.end = tuple(rooms), end - width, end
+        self.room, self.start, self.end = (rooms[0], rooms[1]), end - width, end
+        return self.room
 
 
 class RowsCache(KeyValueCache):
     """A KeyValueCache that rows join and leave between two calls of `forward`. `lengths` are the rows' own."""
+
+    layers: list[RowsLayer]
 
     def __init__(self, config: TransformerConfig, max_rows: int) -> None:
         self.layers = [RowsLayer(max_rows) for _ in range(config.num_hidden_layers)]
@@ -83,7 +86,7 @@ class RowsCache(KeyValueCache):
     def join(self, past: KeyValueCache) -> None:
         """What one sequence, read alone, has left in `past` becomes the last row."""
         for layer, read in zip(self.layers, past.layers, strict=True):
-            layer.join(*(room[:, :, : read.length] for room in read.room))
+            layer.join(*(room[:, :, : read.length] for room in read.room or ()))
         self.lengths.append(len(past))
 
     def leave(self, row: int) -> None:

@@ -85,7 +85,7 @@ class AdapterServer:
 
     def submit(
         self,
-        prompt: Sequence[int],
+        prompt: Sequence[int] | np.ndarray,
         adapter: str = BASE,
         max_new_tokens: int = 40,
         *,

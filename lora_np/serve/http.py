@@ -55,10 +55,10 @@ class Door:
     def encode(self, order: Order, chat: bool) -> tuple[list[int], Writer]:
         """The tokens of a prompt or a conversation, and what writes behind them. Raises ProtocolError where they are none."""
         try:
-            if chat:
-                ids = self.tokenizer.apply_chat_template(order.prompt).tolist()
+            if isinstance(order.prompt, str):
+                ids = self.tokenizer.encode(order.prompt).tolist()
             else:
-                ids = self.tokenizer.encode(order.prompt).tolist() if isinstance(order.prompt, str) else order.prompt
+                ids = self.tokenizer.apply_chat_template(order.prompt).tolist() if chat else order.prompt
             return ids, Writer(self.tokenizer, ids, order.stop)
         except ValueError as error:
             raise ProtocolError(400, str(error), "messages" if chat else "prompt") from None

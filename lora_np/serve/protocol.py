@@ -208,7 +208,7 @@ class Answer:
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, text: str, finish_reason: str, usage: dict[str, int]) -> dict[str, Any]:
+    def whole(self, text: str, finish_reason: str | None, usage: dict[str, int]) -> dict[str, Any]:
         """Not streamed."""
         said = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
         return self._object("", [self._choice(said, finish_reason)]) | {"usage": usage}

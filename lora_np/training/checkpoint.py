@@ -13,13 +13,13 @@ from typing import Any
 
 from ..backend import array_module, scalars_to_host, to_host
 from ..files import load_arrays, save_arrays
-from ..nn import Module
+from ..nn import Trainable
 from ..quantization import Quantized4bit
 from .optim import Optimizer, Schedule
 
 
 def run_settings(
-    model: Module,
+    model: Trainable,
     optimizer: Optimizer,
     steps: int,
     schedule: Schedule,
@@ -41,14 +41,14 @@ def run_settings(
         "adapter": repr(getattr(model, "peft_config", "")),
         "workers": workers,
     }
-    if getattr(model, "adapter_dtype", None):
-        found["adapter_dtype"] = str(model.adapter_dtype)
+    if adapter_dtype := getattr(model, "adapter_dtype", None):
+        found["adapter_dtype"] = str(adapter_dtype)
     if optimizer.lr_ratio:
         found["lr_ratio"] = dict(optimizer.lr_ratio)
     return found
 
 
-def digests(model: Module, batches: Any) -> dict[str, str]:
+def digests(model: Trainable, batches: Any) -> dict[str, str]:
     """What a checkpoint does not hold and a resumed run must have again: the frozen weights, and the data if it can tell.
 
     Of each weight its name, dtype, shape and a thousand numbers, evenly spaced: another base differs in nearly all. Of a
@@ -56,10 +56,9 @@ def digests(model: Module, batches: Any) -> dict[str, str]:
     """
     found, digest, frozen = {}, hashlib.sha256(), [(n, p.value) for n, p in model.named_parameters() if not p.trainable]
     for name, value in frozen:
-        quantized = isinstance(value, Quantized4bit)
-        form = f" {value.quant_type} {value.block_size}" if quantized else ""
+        form = f" {value.quant_type} {value.block_size}" if isinstance(value, Quantized4bit) else ""
         digest.update(f"{name} {value.dtype} {value.shape}{form}".encode())
-        for stored in value.arrays if quantized else [value]:
+        for stored in value.arrays if isinstance(value, Quantized4bit) else [value]:
             flat = stored.reshape(-1)
             digest.update(to_host(flat[:: max(1, flat.size // 1000)]).tobytes())
     if frozen:
@@ -78,7 +77,7 @@ class Checkpoint:
     """Trainable values, optimizer state, step and the history's rows in one safetensors file. Frozen weights are not written."""
 
     def __init__(
-        self, path: str | os.PathLike[str] | None, model: Module, optimizer: Optimizer, settings: dict[str, Any]
+        self, path: str | os.PathLike[str] | None, model: Trainable, optimizer: Optimizer, settings: dict[str, Any]
     ) -> None:
         self.path, self.optimizer, self.settings = path, optimizer, settings
         self.parameters = {name: p for name, p in model.named_parameters() if p.trainable}
@@ -98,6 +97,7 @@ class Checkpoint:
 
     def load(self) -> tuple[int, list[dict[str, float]]]:
         """Put the file's values and optimizer state in place; returns the step to go on from and the history's rows so far."""
+        assert self.path is not None  # there is a file
         arrays, metadata = load_arrays(self.path)
         if "settings" not in metadata:
             raise ValueError(f"{self.path} is not a checkpoint of train()")

@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from ..backend import Array, scalars_to_host
-from ..nn import Module
+from ..nn import Trainable
 from ..ops import IGNORE_INDEX
 from ..progress import Progress
 from .checkpoint import Checkpoint, digests, run_settings
@@ -65,7 +65,7 @@ class History:
 
 
 def train(
-    model: Module,
+    model: Trainable,
     batches: Batches,
     optimizer: Optimizer,
     steps: int,
@@ -135,7 +135,7 @@ def train(
         optimizer.state.clear()
         optimizer.t = 0
     elapsed = history.rows[-1]["seconds"] if history.rows else 0.0
-    tokens_seen = history.rows[-1]["tokens"] if history.rows else 0
+    tokens_seen = int(history.rows[-1]["tokens"]) if history.rows else 0
     began = time.perf_counter() - elapsed
 
     def heldout_losses(step: int) -> dict[str, float]:
@@ -162,8 +162,8 @@ def train(
                     continue  # nothing in it counts
                 rng = np.random.default_rng([seed, i, DROPOUT])
                 losses.append(share * loss_and_gradients(model, tokens, targets, rng, workers, share))
-            norm = grad_norm(trainable) if max_grad_norm is None else clip_grad_norm(trainable, max_grad_norm)
-            loss, norm = map(float, scalars_to_host([sum(losses), norm]))
+            size = grad_norm(trainable) if max_grad_norm is None else clip_grad_norm(trainable, max_grad_norm)
+            loss, norm = map(float, scalars_to_host([sum(losses[1:], losses[0]), size]))
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise saved.stopped(step + 1, f"loss {loss}, gradient norm {norm}")
             if step % checkpoint_every == 0:
@@ -199,7 +199,7 @@ def check_run(
         raise ValueError(f"eval_every = {eval_every}, and no heldout to evaluate on: give both or neither")
 
 
-def evaluate(model: Module, batches: Sequence[Batch]) -> float:
+def evaluate(model: Trainable, batches: Sequence[Batch]) -> float:
     """Mean negative log-likelihood in nats a token over all batches, each counted token the same; no dropout, no gradient.
 
     Raises ValueError where nothing counts in any of them.

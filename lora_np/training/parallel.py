@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, array_module
-from ..nn import Module
+from ..nn import Trainable
 from ..ops import IGNORE_INDEX
 
 BLAS_IS_OURS = Lock()  # its number of threads is the whole process's, and must be set back
 
 
 def loss_and_gradients(
-    model: Module,
+    model: Trainable,
     tokens: Array,
     targets: Array,
     rng: np.random.Generator | None = None,
@@ -67,7 +67,7 @@ def loss_and_gradients(
         for _, twin in twins:
             if twin.grad is not None:
                 p.add_grad(twin.grad)
-    return sum(losses)
+    return sum(losses[1:], losses[0])
 
 
 @cache

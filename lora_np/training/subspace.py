@@ -9,11 +9,14 @@ a step of length ε in θ, whatever d is. P has the model's dtype. It runs on th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from ..nn import Module, Parameter
+from ..backend import Array
+from ..nn import Cache, Module, Parameter, Trainable
 
 
 class DenseProjection:
@@ -22,7 +25,7 @@ class DenseProjection:
     It holds D·d numbers and a product costs as many multiplications: for small D. Raises ValueError unless 1 ≤ d ≤ D.
     """
 
-    def __init__(self, D: int, d: int, seed: int = 0, dtype: Any = np.float64) -> None:
+    def __init__(self, D: int, d: int, seed: int = 0, dtype: DTypeLike = np.float64) -> None:
         _check(D, d)
         self.D, self.d = D, d
         self.P = np.linalg.qr(np.random.default_rng(seed).standard_normal((D, d)))[0].astype(dtype)  # (D, d)
@@ -51,7 +54,7 @@ class SparseProjection:
     Raises ValueError unless 1 ≤ d ≤ D.
     """
 
-    def __init__(self, D: int, d: int, seed: int = 0, dtype: Any = np.float64) -> None:
+    def __init__(self, D: int, d: int, seed: int = 0, dtype: DTypeLike = np.float64) -> None:
         _check(D, d)
         self.D, self.d = D, d
         rng = np.random.default_rng(seed)
@@ -91,7 +94,7 @@ class SubspaceModel(Module):
     Raises ValueError where D does not fit.
     """
 
-    def __init__(self, model: Module, projection: Projection) -> None:
+    def __init__(self, model: Trainable, projection: Projection) -> None:
         self.model, self.projection = model, projection
         trained = self._trained()
         self.theta0 = np.concatenate([p.value.ravel() for p in trained])  # (D,)
@@ -99,14 +102,14 @@ class SubspaceModel(Module):
             raise ValueError(f"P has {projection.D} rows; the model has {self.theta0.size} trainable numbers")
         self.z = Parameter(np.zeros(projection.d, self.theta0.dtype))
 
-    def children(self) -> Any:
+    def children(self) -> Iterator[tuple[str, Parameter]]:
         """z alone: the weights inside are no parameters of this model but functions of z."""
         yield "z", self.z
 
     def _trained(self) -> list[Parameter]:
         return [p for _, p in self.model.named_parameters() if p.trainable]
 
-    def place(self) -> Module:
+    def place(self) -> Trainable:
         """Write θ = θ₀ + P z into the model, and return it."""
         theta, start = self.theta0 + self.projection.forward(self.z.value), 0
         for p in self._trained():
@@ -115,11 +118,11 @@ class SubspaceModel(Module):
             start += size
         return self.model
 
-    def loss(self, tokens: np.ndarray, targets: np.ndarray, **options: Any) -> tuple[Any, Any]:
+    def loss(self, tokens: np.ndarray, targets: np.ndarray, **options: Any) -> tuple[Array, Cache]:
         """The model's loss at θ₀ + P z, and what its backward needs."""
         return self.place().loss(tokens, targets, **options)
 
-    def backward(self, cache: Any, dloss: float = 1.0) -> None:
+    def backward(self, cache: Cache, dloss: float = 1.0) -> None:
         """Adds dz = Pᵀ dθ to z's gradient, with dθ = dloss · ∂L/∂θ from the model's own backward."""
         self.model.zero_grad()
         self.model.backward(cache, dloss)

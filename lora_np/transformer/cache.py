@@ -8,12 +8,11 @@ the door that they went in by.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from ..backend import Array, array_module
-
-if TYPE_CHECKING:
-    from .config import TransformerConfig
+from .config import TransformerConfig
 
 
 class LayerCache:
@@ -51,8 +50,8 @@ class LayerCache:
 
     def add_grad(self, dk: Array, dv: Array) -> None:
         """Take in dk and dv (b, g, s, d) of all keys and values; every row saw the same given ones, so theirs add up."""
-        new = tuple(x[:, :, : self.given].sum(axis=0) for x in (dk, dv))
-        self.grad = new if self.grad is None else tuple(x + y for x, y in zip(self.grad, new, strict=True))
+        dk, dv = (x[:, :, : self.given].sum(axis=0) for x in (dk, dv))
+        self.grad = (dk, dv) if self.grad is None else (self.grad[0] + dk, self.grad[1] + dv)
 
 
 class KeyValueCache:
@@ -61,7 +60,7 @@ class KeyValueCache:
     begun: tuple[str, Any] | None = None  # the name and the encoder of the prefix that it begins with
 
     def __init__(self, config: TransformerConfig) -> None:
-        self.layers = [LayerCache() for _ in range(config.num_hidden_layers)]
+        self.layers: Sequence[LayerCache] = [LayerCache() for _ in range(config.num_hidden_layers)]
 
     def __repr__(self) -> str:
         return f"KeyValueCache({len(self.layers)} layers, {self.batch_size} rows of {len(self)} tokens)"
@@ -97,7 +96,7 @@ class KeyValueCache:
 
     def take_grad(self) -> Array:
         """The gradient of `begin`'s prefix, (v, 2L, g, d), by all backwards since it was last taken."""
-        both = [x for layer in self.layers for x in layer.grad]
+        both = [x for layer in self.layers for x in layer.grad]  # type: ignore[union-attr]  # a backward reaches all layers
         for layer in self.layers:
             layer.grad = None
         return array_module(both[0]).stack(both).transpose(2, 0, 1, 3)  # (2L, g, v, d) → (v, 2L, g, d)

@@ -7,12 +7,25 @@ The backward walks that line in reverse, and stops where nothing below is traina
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeAlias, TypeVar
 
 from .. import ops
 from ..backend import Array
-from ..nn import Context, Embedding, Linear, Module, RMSNorm
+from ..nn import Cache, Context, Embedding, Linear, Module, RMSNorm
+from ..ops.activation import SwigluCache
+from ..ops.attention import AttentionCache
+from ..ops.embedding import EmbeddingCache
+from ..ops.norm import RMSNormCache
+from ..ops.rotary import RotaryCache
 from .cache import KeyValueCache, LayerCache
+
+# A projection's own is a Cache; the last of each is the past that a backward owes a gradient.
+SelfAttentionCache: TypeAlias = tuple[Cache, Cache, Cache, RotaryCache, AttentionCache, Cache, LayerCache | None]
+MLPCache: TypeAlias = tuple[Cache, Cache, SwigluCache, Cache]
+BlockCache: TypeAlias = tuple[RMSNormCache, SelfAttentionCache, RMSNormCache, MLPCache, LayerCache | None]
+DecoderCache: TypeAlias = tuple[EmbeddingCache, list[BlockCache], RMSNormCache, KeyValueCache | None]
+
+Past = TypeVar("Past", LayerCache, KeyValueCache)
 
 
 class Attention(Module):
@@ -24,7 +37,7 @@ class Attention(Module):
 
     def forward(
         self, x: Array, rotary: tuple[Array, Array], context: Context, past: LayerCache | None = None
-    ) -> tuple[Array, Any]:
+    ) -> tuple[Array, SelfAttentionCache]:
         """x (b, t, d) → y (b, t, d). With a `past`, these t tokens follow those it holds, and join them."""
         b, t, _ = x.shape
         q, q_cache = self.q_proj.forward(x, context)
@@ -38,7 +51,7 @@ class Attention(Module):
         y, o_cache = self.o_proj.forward(o, context)
         return y, (q_cache, k_cache, v_cache, rotary_cache, attention_cache, o_cache, _trained(past))
 
-    def backward(self, dy: Array, cache: Any, need_dx: bool = True) -> Array | None:
+    def backward(self, dy: Array, cache: SelfAttentionCache, need_dx: bool = True) -> Array | None:
         """dy (b, t, d) → dx (b, t, d), or None where nothing below needs it."""
         q_cache, k_cache, v_cache, rotary_cache, attention_cache, o_cache, past = cache
         inner = need_dx or self.q_proj.trainable or self.k_proj.trainable or self.v_proj.trainable
@@ -57,7 +70,7 @@ class Attention(Module):
         dx = self.q_proj.backward(self._rows(dq), q_cache, need_dx)
         dx_k = self.k_proj.backward(self._rows(dk), k_cache, need_dx)
         dx_v = self.v_proj.backward(self._rows(dv), v_cache, need_dx)
-        if not need_dx:
+        if dx is None or dx_k is None or dx_v is None:
             return None
         dx += dx_k
         dx += dx_v
@@ -80,7 +93,7 @@ class MLP(Module):
     def __init__(self, gate_proj: Linear, up_proj: Linear, down_proj: Linear) -> None:
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
 
-    def forward(self, x: Array, context: Context) -> tuple[Array, Any]:
+    def forward(self, x: Array, context: Context) -> tuple[Array, MLPCache]:
         """x (b, t, d) → y (b, t, d)."""
         gate, gate_cache = self.gate_proj.forward(x, context)
         up, up_cache = self.up_proj.forward(x, context)
@@ -88,17 +101,17 @@ class MLP(Module):
         y, down_cache = self.down_proj.forward(h, context)
         return y, (gate_cache, up_cache, swiglu_cache, down_cache)
 
-    def backward(self, dy: Array, cache: Any, need_dx: bool = True) -> Array | None:
+    def backward(self, dy: Array, cache: MLPCache, need_dx: bool = True) -> Array | None:
         """dy (b, t, d) → dx (b, t, d), or None where nothing below needs it."""
         gate_cache, up_cache, swiglu_cache, down_cache = cache
         inner = need_dx or self.gate_proj.trainable or self.up_proj.trainable
         dh = self.down_proj.backward(dy, down_cache, need_dx=inner)
-        if not inner:
+        if dh is None:
             return None
         dgate, dup = ops.swiglu_backward(dh, swiglu_cache)
         dx = self.gate_proj.backward(dgate, gate_cache, need_dx)
         dx_up = self.up_proj.backward(dup, up_cache, need_dx)
-        if not need_dx:
+        if dx is None or dx_up is None:
             return None
         dx += dx_up
         return dx
@@ -115,7 +128,7 @@ class Block(Module):
 
     def forward(
         self, x: Array, rotary: tuple[Array, Array], context: Context, past: LayerCache | None = None
-    ) -> tuple[Array, Any]:
+    ) -> tuple[Array, BlockCache]:
         """x (b, t, d) → y (b, t, d)."""
         normed, norm1_cache = self.input_layernorm.forward(x)
         y, attention_cache = self.self_attn.forward(normed, rotary, context, past)
@@ -125,7 +138,7 @@ class Block(Module):
         z += y
         return z, (norm1_cache, attention_cache, norm2_cache, mlp_cache, _trained(past))
 
-    def backward(self, dz: Array, cache: Any, need_dx: bool = True) -> Array | None:
+    def backward(self, dz: Array, cache: BlockCache, need_dx: bool = True) -> Array | None:
         """dz (b, t, d) → dx (b, t, d), or None where nothing below needs it. dz itself is consumed."""
         norm1_cache, attention_cache, norm2_cache, mlp_cache, past = cache
         below_mlp = need_dx or self.self_attn.trainable or self.input_layernorm.trainable
@@ -134,20 +147,20 @@ class Block(Module):
         # in the forward pass z = y + mlp(norm(y)): dz goes to both terms, so dy = dz + what comes back through the MLP
         dy = dz
         dnormed = self.mlp.backward(dz, mlp_cache, need_dx=below_norm2)
-        if not below_norm2:
+        if dnormed is None:
             return None
         dy_mlp = self.post_attention_layernorm.backward(dnormed, norm2_cache, need_dx=below_mlp)
-        if not below_mlp:
+        if dy_mlp is None:
             return None
         dy += dy_mlp
         # … and before that y = x + attention(norm(x))
         dx = dy
         below_norm1 = need_dx or self.input_layernorm.trainable
         dnormed = self.self_attn.backward(dy, attention_cache, need_dx=below_norm1)
-        if not below_norm1:
+        if dnormed is None:
             return None
         dx_attention = self.input_layernorm.backward(dnormed, norm1_cache, need_dx)
-        if not need_dx:
+        if dx_attention is None:
             return None
         dx += dx_attention
         return dx
@@ -161,7 +174,7 @@ class Decoder(Module):
 
     def forward(
         self, tokens: Array, rotary: tuple[Array, Array], context: Context, past: KeyValueCache | None = None
-    ) -> tuple[Array, Any]:
+    ) -> tuple[Array, DecoderCache]:
         """tokens (b, t) → x (b, t, d)."""
         x, embed_cache = self.embed_tokens.forward(tokens)
         block_caches = []
@@ -171,25 +184,25 @@ class Decoder(Module):
         x, norm_cache = self.norm.forward(x)
         return x, (embed_cache, block_caches, norm_cache, _trained(past))
 
-    def reaches(self, cache: Any) -> bool:
+    def reaches(self, cache: DecoderCache) -> bool:
         """Whether a backward has anything to do here: for a trainable parameter, or for a past that is trained."""
         return self.trainable or cache[-1] is not None
 
-    def backward(self, dx: Array, cache: Any) -> None:
+    def backward(self, dx: Array, cache: DecoderCache) -> None:
         """dx (b, t, d) → gradients, down to the lowest trainable layer and no further."""
         embed_cache, block_caches, norm_cache, past = cache
         below = [self.embed_tokens.trainable]  # below[i]: is anything under block i trainable?
         for block in self.layers:
             below.append(below[-1] or block.trainable or past is not None)
-        dx = self.norm.backward(dx, norm_cache, need_dx=below[-1])
+        dz = self.norm.backward(dx, norm_cache, need_dx=below[-1])
         for i in reversed(range(len(self.layers))):
-            if not below[i + 1]:
+            if dz is None:
                 return
-            dx = self.layers[i].backward(dx, block_caches[i], need_dx=below[i])
-        if below[0]:
-            self.embed_tokens.backward(dx, embed_cache)
+            dz = self.layers[i].backward(dz, block_caches[i], need_dx=below[i])
+        if dz is not None:
+            self.embed_tokens.backward(dz, embed_cache)
 
 
-def _trained(past: LayerCache | KeyValueCache | None) -> Any:
+def _trained(past: Past | None) -> Past | None:
     """The past, if it is one that a backward owes a gradient."""
     return past if past is not None and past.trainable else None

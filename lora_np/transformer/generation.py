@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..backend import to_host
-from ..nn import Context
+from ..nn import Context, Rows
 from .cache import KeyValueCache
 from .model import Transformer
 
@@ -63,9 +63,20 @@ class Sampling:
         return int(rng.choice(logits.size, p=self.probabilities(logits)))
 
 
+class Adapted(Protocol):
+    """What `generate` requires of a model with adapters: a PeftModel has it."""
+
+    @property
+    def model(self) -> Transformer: ...
+
+    def adapter_rows(self, adapter_names: Sequence[str] | None, rows: int, /) -> str | Rows | None: ...
+
+    def new_cache(self, rows: int, adapter: Any, /) -> KeyValueCache: ...  # adapter: what `adapter_rows` returned
+
+
 def generate(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
+    model: Transformer | Adapted,
+    prompts: Sequence[Sequence[int] | np.ndarray] | np.ndarray,
     max_new_tokens: int = 40,
     *,
     temperature: float = 0.0,
@@ -101,7 +112,10 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p)
     transformer, adapter = _unwrap(model, adapter_names, len(prompts))
     tokens, mask = _pad_left(prompts)
-    past = KeyValueCache(transformer.config) if adapter is None else model.new_cache(len(prompts), adapter)
+    if adapter is None or isinstance(model, Transformer):
+        past = KeyValueCache(transformer.config)
+    else:
+        past = model.new_cache(len(prompts), adapter)
     limit, prefix = transformer.config.max_position_embeddings, len(past)
     if prefix + tokens.shape[1] + max_new_tokens > limit:
         after = f" after a prefix of {prefix}" if prefix else ""
@@ -136,7 +150,7 @@ def last_logits(
     tokens: np.ndarray,
     mask: np.ndarray | None,
     past: KeyValueCache,
-    adapter: Any,
+    adapter: str | Rows | None,
     count_places: bool = False,
 ) -> np.ndarray:
     """Read `tokens` (b, t) after the past, a piece at a time; the logits (b, v) of the last position only, on the host.
@@ -156,7 +170,7 @@ def last_logits(
     return to_host(model.logits(x[:, -1], context))
 
 
-def _pad_left(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray | None]:
+def _pad_left(prompts: Sequence[Sequence[int] | np.ndarray] | np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Tokens (b, t) with the prompts' ends in one column, and where they are tokens and not padding (None: everywhere).
 
     Rotary positions are relative, so a row may start anywhere; the mask alone keeps the padding out (but see `last_logits`).
@@ -173,7 +187,9 @@ def _pad_left(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray 
     return tokens, None if mask.all() else mask
 
 
-def _unwrap(model: Any, adapter_names: Sequence[str] | None, rows: int) -> tuple[Transformer, Any]:
+def _unwrap(
+    model: Transformer | Adapted, adapter_names: Sequence[str] | None, rows: int
+) -> tuple[Transformer, str | Rows | None]:
     """The Transformer inside, and the adapter that is active on it or that of each row. Raises as `adapter_rows` does."""
     if not isinstance(model, Transformer):
         return model.model, model.adapter_rows(adapter_names, rows)

@@ -10,16 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from os import PathLike
-from typing import Any, ClassVar
+from typing import ClassVar, TypeAlias
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from .. import ops
 from ..backend import Array, array_module, move
-from ..nn import Context, Embedding, Linear, Module, RMSNorm
+from ..nn import Cache, Context, Embedding, Linear, Module, RMSNorm
+from ..ops.loss import CrossEntropyCache
 from .cache import KeyValueCache
 from .config import TransformerConfig
-from .decoder import MLP, Attention, Block, Decoder
+from .decoder import MLP, Attention, Block, Decoder, DecoderCache
+
+LogitsCache: TypeAlias = tuple[DecoderCache, Cache]  # the decoder's, the head's
+# the loss's, the head's, which of the b·t positions count (None: all), (b, t, d), the decoder's
+LossCache: TypeAlias = tuple[CrossEntropyCache, Cache, Array | None, tuple[int, ...], DecoderCache]
 
 
 class Transformer(Module):
@@ -44,7 +50,7 @@ class Transformer(Module):
         return "" if hasattr(self, "lm_head") else "lm_head is tied to model.embed_tokens"
 
     @classmethod
-    def random(cls, config: TransformerConfig, seed: int = 0, dtype: Any = np.float32) -> Transformer:
+    def random(cls, config: TransformerConfig, seed: int = 0, dtype: DTypeLike = np.float32) -> Transformer:
         """Normal weights, std 0.02 (GPT-2's), and 0.02/√(2·layers) where they write to the residual stream."""
         rng = np.random.default_rng(seed)
         residual = 0.02 / np.sqrt(2 * config.num_hidden_layers)
@@ -55,7 +61,7 @@ class Transformer(Module):
         return cls._build(config, normal, np.ones(config.hidden_size, dtype))
 
     @classmethod
-    def empty(cls, config: TransformerConfig, dtype: Any = np.float32) -> Transformer:
+    def empty(cls, config: TransformerConfig, dtype: DTypeLike = np.float32) -> Transformer:
         """Every parameter's shape, and none of its numbers: one zero that is read again and again, and takes no memory.
 
         For `load_model`, which puts the weights in its place.
@@ -79,9 +85,10 @@ class Transformer(Module):
         embed_tokens = Embedding(matrix(config.vocab_size, d))
         layers = []
         for _ in range(config.num_hidden_layers):
-            projections = [Linear(matrix(out, d)) for out in (q, kv, kv)] + [Linear(matrix(d, q, writes=True))]
+            q_proj, k_proj, v_proj = (Linear(matrix(out, d)) for out in (q, kv, kv))
+            attention = Attention(q_proj, k_proj, v_proj, Linear(matrix(d, q, writes=True)), config.head_dim)
             mlp = MLP(Linear(matrix(f, d)), Linear(matrix(f, d)), Linear(matrix(d, f, writes=True)))
-            layers.append(Block(norm(), Attention(*projections, config.head_dim), norm(), mlp))
+            layers.append(Block(norm(), attention, norm(), mlp))
         lm_head = None if config.tie_word_embeddings else Linear(matrix(config.vocab_size, d))
         return cls(config, Decoder(embed_tokens, layers, norm()), lm_head)
 
@@ -92,7 +99,7 @@ class Transformer(Module):
         past_key_values: KeyValueCache | None = None,
         attention_mask: Array | None = None,
         context: Context | None = None,
-    ) -> tuple[Array, Any]:
+    ) -> tuple[Array, LogitsCache]:
         """tokens (b, t) integers → logits (b, t, v).
 
         `rng` turns dropout on and draws its masks. With `past_key_values` the tokens follow what it holds, and it is extended by
@@ -105,7 +112,7 @@ class Transformer(Module):
         logits, head_cache = self._head.forward(x, context)
         return logits, (decoder_cache, head_cache)
 
-    def hidden(self, tokens: Array, context: Context, past: KeyValueCache | None = None) -> tuple[Array, Any]:
+    def hidden(self, tokens: Array, context: Context, past: KeyValueCache | None = None) -> tuple[Array, DecoderCache]:
         """tokens (b, t) → the last hidden states (b, t, d), before the head; as `forward` otherwise."""
         ops.checks.check_shape("tokens", tokens, None, None)
         start, limit = len(past) if past else 0, self.config.max_position_embeddings
@@ -138,7 +145,7 @@ class Transformer(Module):
         ignore_index: int = ops.IGNORE_INDEX,
         context: Context | None = None,
         past_key_values: KeyValueCache | None = None,
-    ) -> tuple[Array, Any]:
+    ) -> tuple[Array, LossCache]:
         """Mean cross-entropy in nats a token of `targets` (b, t), the tokens shifted by one, after `tokens` (b, t).
 
         `past_key_values` is as in `forward`; one that is trained has its gradient after the backward (see kv_cache.py).
@@ -159,7 +166,7 @@ class Transformer(Module):
         loss, loss_cache = ops.cross_entropy_forward(logits, ids, ignore_index, overwrite=True)
         return loss, (loss_cache, head_cache, rows, shape, decoder_cache)
 
-    def backward(self, cache: Any, dloss: float = 1.0) -> None:
+    def backward(self, cache: LossCache, dloss: float = 1.0) -> None:
         """From `loss`'s cache: adds dloss · ∂L/∂θ to the gradient of each trainable parameter, and of those only."""
         loss_cache, head_cache, rows, shape, decoder_cache = cache
         dlogits = ops.cross_entropy_backward(dloss, loss_cache)
@@ -170,7 +177,7 @@ class Transformer(Module):
         if dx is not None:
             self.model.backward(dx, decoder_cache)
 
-    def backward_from_logits(self, dlogits: Array, cache: Any) -> None:
+    def backward_from_logits(self, dlogits: Array, cache: LogitsCache) -> None:
         """From `forward`'s cache and dlogits (b, t, v), for a loss of your own."""
         decoder_cache, head_cache = cache
         dx = self._head.backward(dlogits, head_cache, need_dx=self.model.reaches(decoder_cache))

@@ -72,8 +72,8 @@ MUTANTS = {
     ),
     "loss and norm fetched one by one": waits(
         train,
-        "map(float, scalars_to_host([sum(losses), norm]))",
-        "float(sum(losses)), float(norm)",
+        "map(float, scalars_to_host([sum(losses[1:], losses[0]), size]))",
+        "float(sum(losses)), float(size)",
     ),
     "clipping that asks how long the gradient is": waits(
         clip_grad_norm, "(max_norm / (norm + 1e-6)).clip(None, 1.0)", "min(1.0, max_norm / (float(norm) + 1e-6))", 1.0

@@ -133,7 +133,7 @@ def explained(
     factors = {"1/(1 − p)": 1 / (1 - p), "1": 1.0, "1/p": 1 / p, "1 − p": 1 - p, "p": p, "2": 2.0, "1/0.9": 1 / 0.9}
     frozen_paths = {"there": W, "missing": 0 * W}
     for (frozen, matrix), (place, here) in itertools.product(frozen_paths.items(), places.items()):
-        masks = np.array(list(itertools.product([1.0, 0.0], repeat=widths.get(here, W.shape[1]))))
+        masks = np.array(list(itertools.product([1.0, 0.0], repeat=widths[here] if here in widths else W.shape[1])))
         for (often, s), (times, factor) in itertools.product(scalings.items(), factors.items()):
             tried = through(v, matrix, down, s * up, here, factor * masks[:, None])  # (mask, token, feature)
             for some in (values[:4], values):  # most are refuted by a few
