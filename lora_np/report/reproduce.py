@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from .. import gradcheck_model
 from ..pretrained import fetched
@@ -98,7 +99,7 @@ def swept(full: bool, committed: Path, workers: int) -> Tables:
     """
     tables: Tables = {}
     for name in STUDIES if full else QUICK:
-        if full and STUDIES[name].model and not here(STUDIES[name].model, 2, name):
+        if full and (model := STUDIES[name].model) and not here(model, 2, name):
             tables[name] = Table.load(committed / f"{name}.json")
         else:
             tables[name] = make(name, tables, workers, folder="runs" if full else None, quick=not full)
@@ -108,7 +109,7 @@ def swept(full: bool, committed: Path, workers: int) -> Tables:
 def rank_tables(setting: Setting, measured: Table) -> Tables:
     """The tables of the rank study, from one more full fine-tuning at the learning rate that the sweep found best."""
     lr = min(measured.where(phase="seeds", method="full"), key=lambda row: row["final"])["lr"]
-    steps = {"max_steps": setting.steps, "eval_every": setting.steps}
+    steps: dict[str, Any] = {"max_steps": setting.steps, "eval_every": setting.steps}
     run = Run("full", lr, batch_size=setting.batch_size, base=setting.base, **steps)
     deltas = rank_reduction.learned_deltas(run)
     makers = (rank_reduction.decomposition, rank_reduction.singular_values, rank_reduction.truncated_loss)

@@ -117,7 +117,8 @@ def make(
             raise KeyError(f"the study {name} needs the table {needed}: make it first, with {first}")
     if one.model and not quick:
         fetched(one.model)
-    options = {**one.options, **(one.quick if quick else {}), "folder": folder and Path(folder) / (one.runs or name)}
+    less = (one.quick if quick else None) or {}
+    options = {**one.options, **less, "folder": folder and Path(folder) / (one.runs or name)}
     if not one.alone:
         options["workers"] = workers
     elif isinstance(workers, str):

@@ -50,8 +50,8 @@ def capacity_chart(table: Table) -> Figure:
     for row in half:
         colour = METHOD_COLOURS[row["method"]]
         ax.plot(row["trained"], row["memorised"], "o", mfc=PAPER, mec=colour, mew=1.4, ms=7)
-    for numbers, bits in more:
-        ax.plot(numbers, bits, "_", color=LORA_DARK, ms=11, mew=2)
+    for numbers, held in more:
+        ax.plot(numbers, held, "_", color=LORA_DARK, ms=11, mew=2)
     for runs, colour in [*((runs, LORA) for runs in by_rank.values()), (full, FULL)]:
         ax.plot([run["trained"] for run in runs], [run["memorised"] for run in runs], "o", color=colour, ms=5.5, mew=0)
     means = {r: (runs[0]["trained"], mean(runs, "memorised")) for r, runs in by_rank.items()}

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from ...nn import Module
+from ...nn import Trainable
 from ...ops import IGNORE_INDEX
 from ...peft import LoraConfig, get_peft_model
 from ...training import AdamW, Batch, WarmupCosine, evaluate, train
@@ -58,11 +58,12 @@ class Memory:
     batch_size: int = 64
     base_steps: int = 800
 
-    def model(self) -> Module:
+    def model(self) -> Trainable:
         """The base, all of it trainable or with an adapter in every linear layer."""
         model = base_model(self.base_steps, KEY + self.length)
         if self.method == "full":
             return model
+        assert self.r is not None, "an adapter has a rank"
         config = LoraConfig(self.r, lora_alpha=self.alpha_over_r * self.r, target_modules="all-linear")
         return get_peft_model(model, config, seed=self.seed)
 
@@ -184,7 +185,7 @@ def _base(steps: int, length: int) -> dict[str, np.ndarray]:
 # ----------------------------------------------------------------------------------------------------------- the study
 
 
-def memorise(run: Memory) -> tuple[Module, dict[str, Any]]:
+def memorise(run: Memory) -> tuple[Trainable, dict[str, Any]]:
     """Train on the run's strings; the model, and its row.
 
     trained: numbers; offered, memorised: bits; steps, bits: what it held on the way; validation: the last loss (nats a symbol).
@@ -206,7 +207,14 @@ def measure(run: Memory) -> dict[str, Any]:
     try:
         row = memorise(run)[1]
     except FloatingPointError:
-        nothing = {"trained": None, "offered": None, "steps": [], "bits": [], "memorised": None, "validation": None}
+        nothing: Row = {
+            "trained": None,
+            "offered": None,
+            "steps": [],
+            "bits": [],
+            "memorised": None,
+            "validation": None,
+        }
         row = asdict(run) | nothing
     return row | {"seconds": time.process_time() - started}
 
@@ -227,7 +235,8 @@ def steady(runs: Sequence[Memory], seeds: Sequence[int], workers: int, folder: s
     """
     tried = [replace(run, lr=lr, seed=seed) for run in runs for lr in (run.lr, run.lr / 2) for seed in seeds]
     rows, n = run_all(measure, tried, workers, folder, "capacity", shared(runs[0])), len(seeds)
-    kept, lost = [], []
+    kept: Rows = []
+    lost: Rows = []
     for i in range(0, len(rows), 2 * n):
         better, worse = sorted((rows[i : i + n], rows[i + n : i + 2 * n]), key=lambda same: sum(map(validation, same)))
         kept += finished(better)

@@ -110,7 +110,7 @@ def recovered_gain(table: Table, short: Table | None = None, wanted: float = 0.9
     lines = [(TARGETS.get(t, t), LOOKS.get(t, LOOKS["attention"]), by_rank) for t, by_rank in shares.items()]
     if short is not None:
         target = next(t for t in ("all-linear", *shares) if t in shares)
-        lines = [(f"{name}, {table.settings['steps']} steps", *rest) for name, *rest in lines]
+        lines = [(f"{name}, {table.settings['steps']} steps", look, by_rank) for name, look, by_rank in lines]
         look = LOOKS.get(target, LOOKS["attention"]) | {"mfc": PAPER, "ls": DOTTED, "lw": 1.6, "ms": 5.5}
         lines.append((f"the same, {short.settings['steps']} steps", look, _shares(_final_rows(short))[target]))
 

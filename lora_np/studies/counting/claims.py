@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ...costs import flops, memory, nf4_bytes
 from ..harness.table import Claim, Table
 
@@ -22,7 +24,7 @@ def on_a_small_share(one_matrix: Table, whole_models: Table) -> Claim:
 
 def on_paper() -> list[Claim]:
     """For README's table."""
-    step = {"model": "llama-65b", "batch": 1, "seq": 512}
+    step: dict[str, Any] = {"model": "llama-65b", "batch": 1, "seq": 512}
     qlora = step | {"method": "qlora", "r": 16, "target_modules": "all-linear"}
     full, kept, all_kept = (
         memory(**settings).total / 1e9
@@ -30,7 +32,7 @@ def on_paper() -> list[Claim]:
     )
     gpt3 = memory("gpt-3-175b", 1, 512, "lora", 4, ["q_proj", "v_proj"], checkpointing=True)
     gpt3_full = memory("gpt-3-175b", 1, 512, checkpointing=True)
-    smol = {"model": "smollm2-135m", "tokens": 512, "seq": 256}
+    smol: dict[str, Any] = {"model": "smollm2-135m", "tokens": 512, "seq": 256}
     lora = flops(**smol, r=8, target_modules="all-linear").total / flops(**smol).total
     matrix, test = 4096 * 4096, "`tests/costs/test_memory_on_paper.py`"
     return [

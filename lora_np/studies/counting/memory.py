@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from ... import costs
 from ..harness.table import Table
@@ -31,7 +32,7 @@ def memory_bill(
     settings = {"r": r, "target_modules": target_modules, "batch": batch, "seq": seq, "precision": precision}
     table = Table("memory_bill", question, "python -m lora_np reproduce", settings | {"cards": list(CARDS)})
     for method in METHODS:
-        adapter = {} if method == "full" else {"r": r, "target_modules": target_modules}
+        adapter: dict[str, Any] = {} if method == "full" else {"r": r, "target_modules": target_modules}
         for model in models:
             for on in (True, False):
                 bill = costs.memory(model, batch, seq, method, precision=precision, checkpointing=on, **adapter)

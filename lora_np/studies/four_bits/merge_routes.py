@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
@@ -33,16 +34,18 @@ def merge_routes(run: QuantizedRun | QuantizedFineTuning, command: str = "python
     on a held-out batch, z₀ as trained. kept: the part of ΔW that arrives in the weights, ⟨W′ − W, ΔW⟩/‖ΔW‖² over all layers,
     where W is what it was added to. size, of "as trained": ‖ΔW‖/‖Ŵ‖ over all layers.
     """
-    started, on_tiny = time.perf_counter(), isinstance(run, QuantizedRun)
-    name, task = (run.base, tiny_task) if on_tiny else (run.model, voice_task)
-    judging = tiny_task.heldout_batches() if on_tiny else voice_task.heldout(run)[1]
+    started = time.perf_counter()
+    if isinstance(run, QuantizedRun):
+        name, judging, (model, _) = run.base, tiny_task.heldout_batches(), tiny_task.fine_tune(run)
+    else:
+        name, judging, (model, _) = run.model, voice_task.heldout(run)[1], voice_task.fine_tune(run)
+    assert isinstance(model, PeftModel)
     tokens = judging[0][0]
-    model, _ = task.fine_tune(run)
     delta = {key: to_host(layer.delta_weight("default")) for key, layer in lora_layers(model.model).items()}
     z0, trained, weights = _logits(model, tokens), evaluate(model, judging), _weights(run.base_model())
     changed, whole = (sum(float(np.vdot(x[key], x[key])) for key in delta) for x in (delta, weights))
     del weights
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"route": "original base", "heldout": evaluate(run.original_model(), judging)},
         {"route": "quantised base", "heldout": evaluate(run.base_model(), judging)},
         {"route": "as trained", "heldout": trained, "logits": 0.0, "kept": 1.0, "size": (changed / whole) ** 0.5},
@@ -92,5 +95,5 @@ def _weights(model: Module) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _logits(model: Module, tokens: np.ndarray) -> np.ndarray:
+def _logits(model: Transformer | PeftModel, tokens: np.ndarray) -> np.ndarray:
     return to_host(model.forward(tokens)[0]).astype(float)

@@ -25,9 +25,11 @@ QUESTION = "Does an adapter learn as much over a base of four bits?"
 class OverFourBits:
     """What a run over a quantised base has besides: its linear layers are rounded to `quant_type`."""
 
+    quant_type: str
+
     def original_model(self) -> Transformer:
         """The base, in floats."""
-        return super().base_model()
+        return super().base_model()  # type: ignore[misc]  # of the run that it is mixed into
 
     def base_model(self) -> Transformer:
         """The base, its linear layers in four bits."""

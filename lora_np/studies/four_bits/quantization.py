@@ -46,10 +46,14 @@ def error(
     return Table("quantization_error", question, COMMAND, settings, rows, seconds=time.perf_counter() - started)
 
 
-def _mean_errors(name: str, normals: int, seed: int, *how: Any, double_quant: bool = False) -> tuple[float, float]:
+def _mean_errors(
+    name: str, normals: int, seed: int, quant_type: str, block_size: int, double_quant: bool = False
+) -> tuple[float, float]:
     """(mean |e|, mean e²) over all weights of `name`."""
-    sizes, *errors = zip(*(_errors(W, *how, double_quant) for W in matrices(name, normals, seed)), strict=True)
-    return tuple(float(np.average(each, weights=sizes)) for each in errors)
+    how = quant_type, block_size, double_quant
+    sizes, *errors = zip(*(_errors(W, *how) for W in matrices(name, normals, seed)), strict=True)
+    mean, square = (float(np.average(each, weights=sizes)) for each in errors)
+    return mean, square
 
 
 def _errors(W: np.ndarray, quant_type: str, block_size: int, double_quant: bool) -> tuple[int, float, float]:
@@ -133,7 +137,7 @@ def gradients(
         for name, g in found.items():
             layer, factor = name.removeprefix("base_model.model.").split(".lora_")
             g0, norm = exact[name], np.linalg.norm(exact[name])
-            row = {"base": what, "layer": layer, "factor": factor[0]}
+            row: dict[str, Any] = {"base": what, "layer": layer, "factor": factor[0]}
             row |= {"cosine": float((g * g0).sum() / (np.linalg.norm(g) * norm))}
             rows.append(row | {"error": float(np.linalg.norm(g - g0) / norm)})
     settings = {"model": base, "r": r, "steps": steps, "lr": lr}
@@ -146,4 +150,4 @@ def _gradients(model: PeftModel, batch: Batch) -> dict[str, np.ndarray]:
     model.zero_grad()
     _, cache = model.loss(*batch)
     model.backward(cache)
-    return {name: to_host(p.grad).astype(float) for name, p in model.named_parameters() if p.trainable}
+    return {name: to_host(p.grad).astype(float) for name, p in model.named_parameters() if p.grad is not None}

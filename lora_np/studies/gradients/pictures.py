@@ -169,7 +169,7 @@ STEPS: dict[str, tuple[dict[str, Any], Spot, str]] = {
 
 
 @picture()
-def step_sizes(h: Sequence[float], errors: Mapping[str, Sequence[float]], subtitle: str = "") -> Figure:
+def step_sizes(h: Sequence[float] | np.ndarray, errors: Mapping[str, Sequence[float]], subtitle: str = "") -> Figure:
     """Relative error of a numerical derivative against its step h, both logarithmic: one line per method of `STEPS`.
 
     An error is drawn at least as large as half the spacing of float64, under which it means nothing.
@@ -237,13 +237,13 @@ def relative_errors(
     name_axis(ax, list(errors))
     ax.set(xlim=(LOWEST, 10), ylim=(len(errors) - 0.4, -0.6))
     ax.grid(axis="x")
-    beside = {"colour": FAINT_INK, "xycoords": ("data", "axes fraction"), "fontsize": 9}
+    beside: dict[str, Any] = {"colour": FAINT_INK, "xycoords": ("data", "axes fraction"), "fontsize": 9}
     note(ax, f"rounding, below {tolerance:.0e}", (tolerance, 1), (-5, 5), ha="right", **beside)
     note(ax, "wrong", (tolerance, 1), (5, 5), **beside)
     if len(series) > 1:
         handles = [ax.plot([], [], **EDGES, **looks[name])[0] for name in series]
-        place = {"loc": "upper right", "bbox_to_anchor": (1, 1 - 0.66 / tall), "borderaxespad": 0.2}
-        figure.legend(handles, series, ncols=len(series), frameon=False, handletextpad=0.1, columnspacing=1.2, **place)
+        where = {"loc": "upper right", "bbox_to_anchor": (1, 1 - 0.66 / tall), "borderaxespad": 0.2}
+        figure.legend(handles, series, ncols=len(series), frameon=False, handletextpad=0.1, columnspacing=1.2, **where)
     return figure
 
 
@@ -258,7 +258,7 @@ def step_flops(ranks: Sequence[int], ratios: Mapping[int, Sequence[float]], floo
     ax = axes_at(figure, 0.95, 0.72, 6.0, 2.9)
     ax.fill_between(ranks, 0, floor, color=FROZEN, alpha=0.35, lw=0)
     ax.axhline(1, color=FULL, lw=2)
-    beside = {"shift": (8, 0), "va": "center_baseline"}
+    beside: dict[str, Any] = {"shift": (8, 0), "va": "center_baseline"}
     for (d, values), look in zip(ratios.items(), ("-", (0, (5, 1.5)), (0, (1.5, 1.5))), strict=False):
         ratio = np.asarray(values)
         shown = ratio <= 1.45

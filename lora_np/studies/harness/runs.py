@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,12 @@ def run_all(
             else:
                 rows[i] = row
                 if path := paths[i]:
-                    text = json.dumps(row)
-                    write_atomically(path, lambda new, text=text: new.write_text(text, encoding="utf-8", newline="\n"))
+                    write = partial(Path.write_text, data=json.dumps(row), encoding="utf-8", newline="\n")
+                    write_atomically(path, write)
             bar.update(1)
     if failures:
         raise StudyFailed(label, failures, rows, folder)
-    return rows
+    return [row for row in rows if row is not None]
 
 
 def sweep(
@@ -94,19 +95,20 @@ def sweep(
     failures: list[Failure] = []
     while any(untried.values()):
         runs = [(method, replace(method, lr=lr)) for method, lrs in untried.items() for lr in lrs]
+        made: Sequence[Row | None]
         try:
-            rows = run_all(measure, [run for _, run in runs], workers, folder, label, given)
+            made = run_all(measure, [run for _, run in runs], workers, folder, label, given)
         except StudyFailed as error:
-            rows, failures = error.rows, [*failures, *error.failures]
-        for (method, _), row in zip(runs, rows, strict=True):
+            made, failures = error.rows, [*failures, *error.failures]
+        for (method, _), row in zip(runs, made, strict=True):
             tried[method].append(row)
         untried = {
-            method: beyond_the_edge(rows, factor) if factor and None not in rows else []
+            method: beyond_the_edge([*filter(None, rows)], factor) if factor and None not in rows else []
             for method, rows in tried.items()
         }
     if failures:
         raise StudyFailed(label, failures, [row for rows in tried.values() for row in rows], folder)
-    return {method: sorted(rows, key=lambda row: row["lr"]) for method, rows in tried.items()}
+    return {method: sorted(filter(None, rows), key=lambda row: row["lr"]) for method, rows in tried.items()}
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def validation(row: Row) -> float:
     return math.inf if row["validation"] is None else row["validation"]
 
 
-def finished(rows: Sequence[Row]) -> Sequence[Row]:
+def finished(rows: list[Row]) -> list[Row]:
     """`rows`, if none diverged. Raises FloatingPointError naming the first that did: at its best rate a method must train."""
     for row in rows:
         if row["validation"] is None:

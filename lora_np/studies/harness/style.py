@@ -76,7 +76,7 @@ def picture(columns: str = "", settings: str = "") -> Callable[[Callable[..., Fi
         if columns:
             kinds = {"rows": columns.split(), "settings": settings.split()}
             needed = ", ".join(f"{kind} {{{', '.join(names)}}}" for kind, names in kinds.items() if names)
-            styled.__doc__ = f"{draw.__doc__.rstrip()}\n\n    Table: {needed}.\n    "
+            styled.__doc__ = f"{(draw.__doc__ or '').rstrip()}\n\n    Table: {needed}.\n    "
         return styled
 
     return decorate
@@ -159,7 +159,7 @@ def thousands(*axes: Any) -> None:
         axis.set_major_formatter(lambda number, _: f"{number:,.0f}")
 
 
-def name_axis(ax: Axes, names: Sequence[str], places: Sequence[float] | None = None, labelled: bool = True) -> None:
+def name_axis(ax: Axes, names: Sequence[str], places: Sequence[float] | None = None, *, labelled: bool = True) -> None:
     """A y axis of names, one per row of the picture, without ticks; only the rows where they are not to be `labelled`."""
     ax.set_yticks(range(len(names)) if places is None else places, names if labelled else [""] * len(names))
     ax.tick_params(axis="y", length=0)
@@ -179,6 +179,7 @@ def label_lines(
     points: Sequence[tuple[float, float]],
     labels: Sequence[str],
     colours: Sequence[str],
+    *,
     fontsize: float = 9.5,
     reach: float = 16,
     align: float | None = None,

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ... import LoraConfig, Module, Transformer, data, get_peft_model, load_model
+from ... import LoraConfig, Transformer, data, get_peft_model, load_model
+from ...nn import Trainable
 from ...training import AdamW, Batch, History, Optimizer, WarmupCosine, evaluate, train
 
 TARGETS = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj"), "all-linear": "all-linear"}
@@ -41,7 +42,7 @@ class Run:
         """The bytes to train on: (size,) uint8."""
         return data.corpus("code", "train")
 
-    def model(self) -> Module:
+    def model(self) -> Trainable:
         """The base, made ready to train: all of it, its linear layers, or an adapter in it.
 
         "lora+rest" trains what an adapter leaves frozen beside it: the embedding, which is the head too, and the norms.
@@ -51,6 +52,7 @@ class Run:
             for name, p in model.named_parameters():
                 p.trainable = self.method == "full" or "_proj." in name
             return model
+        assert self.r is not None and self.target_modules is not None, "an adapter has a rank and its layers"
         config = LoraConfig(self.r, lora_alpha=self.alpha_over_r * self.r, target_modules=TARGETS[self.target_modules])
         peft_model = get_peft_model(model, config, seed=self.seed)
         for name, p in peft_model.named_parameters():
@@ -73,15 +75,15 @@ def _unseen() -> list[Batch]:
     return data.heldout_batches(data.corpus("code", "heldout"), 16, 128, windows=256)
 
 
-def fine_tune(run: Run, progress: bool = False) -> tuple[Module, History]:
+def fine_tune(run: Run, progress: bool = False) -> tuple[Trainable, History]:
     """Train as `run` says: on code, in the way of `train_by`."""
     model, batches = run.model(), data.Batches(run.text(), run.batch_size, run.seq_len, run.seed)
-    said = {"eval_every": run.eval_every, "label": run.method, "progress": progress}
+    said: dict[str, Any] = {"eval_every": run.eval_every, "label": run.method, "progress": progress}
     return model, train_by(run, model, batches, heldout_batches(), **said)
 
 
 def train_by(
-    run: Any, model: Module, batches: Any, heldout: Any, optimizer: Optimizer | None = None, **options: Any
+    run: Any, model: Trainable, batches: Any, heldout: Any, optimizer: Optimizer | None = None, **options: Any
 ) -> History:
     """A short warm-up and a cosine, gradients clipped to norm 1; lr, max_steps and seed are the run's.
 

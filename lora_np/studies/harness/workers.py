@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import platform
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -36,7 +36,10 @@ class Failure:
         return f"{describe(self.run)}: {self.error}"
 
 
-def each(measure: Callable[[Any], Row], runs: Sequence[Any], workers: Workers) -> Iterator[tuple[int, Row | Failure]]:
+Results = Generator[tuple[int, Row | Failure], None, None]  # a run's number, and what came of it
+
+
+def each(measure: Callable[[Any], Row], runs: Sequence[Any], workers: Workers) -> Results:
     """(i, measure(runs[i])) of every i, in the order in which they are finished.
 
     One worker: in this process, with all of BLAS's threads. Raises ValueError where `workers` is neither a number of
@@ -72,7 +75,7 @@ def _last_line(error: BaseException) -> str:
 # --------------------------------------------------------------------------------------------------------- processes here
 
 
-def _here(measure: Callable[[Any], Row], runs: Sequence[Any], processes: int) -> Iterator[tuple[int, Row | Failure]]:
+def _here(measure: Callable[[Any], Row], runs: Sequence[Any], processes: int) -> Results:
     """Where the system ends a process (it does so when memory runs out), all of them are started again.
 
     Which run ended it is not known, so each may try again; but if nothing was finished since the last start, it is one of
@@ -105,9 +108,7 @@ def _numbered(measure: Callable[[Any], Row], i: int, run: Any) -> tuple[int, Row
 # --------------------------------------------------------------------------------------------------------- a Dask cluster
 
 
-def _on_cluster(
-    measure: Callable[[Any], Row], runs: Sequence[Any], address: str
-) -> Iterator[tuple[int, Row | Failure]]:
+def _on_cluster(measure: Callable[[Any], Row], runs: Sequence[Any], address: str) -> Results:
     """Futures rather than joblib's "dask" backend: the scheduler gives the run of a dead worker to another by itself."""
     if not runs:
         return

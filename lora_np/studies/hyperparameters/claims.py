@@ -153,7 +153,7 @@ def where(equal: Table, alone: Table) -> Claim:
         said.append(size)
     by_target = groups(seeds(alone), "target_modules")
     single = {name: mean(rows) for name, rows in by_target.items() if name.endswith("_proj")}
-    order = ", ".join(f"{name.removesuffix('_proj')} {single[name]:.3f}" for name in sorted(single, key=single.get))
+    order = ", ".join(f"{name.removesuffix('_proj')} {x:.3f}" for name, x in sorted(single.items(), key=lambda i: i[1]))
     return (
         "At equal parameters the MLP alone beats attention alone",
         "Schulman et al. 2025; against Hu et al. 2021",

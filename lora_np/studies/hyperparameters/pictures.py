@@ -24,10 +24,11 @@ from ..harness.style import (
 from ..harness.table import Table, groups
 from ..harness.words import runs_and_time, semicolons, short_count
 
-Rows, Losses = Sequence[dict[str, Any]], Mapping[Any, np.ndarray]
+Rows = Sequence[dict[str, Any]]
+Losses = Mapping[Any, np.ndarray]
 LOSS = "held-out loss at the end (nats a byte)"
-KEPT = {"color": OTHERS[1], "marker": "^", "ls": DOTTED}  # all settings at one learning rate
-OWN = {"color": LORA, "marker": "o"}  # each at its own best
+KEPT: dict[str, Any] = {"color": OTHERS[1], "marker": "^", "ls": DOTTED}  # all settings at one learning rate
+OWN: dict[str, Any] = {"color": LORA, "marker": "o"}  # each at its own best
 GROUP_COLOURS = {"attention": LORA_LIGHT, "MLP": LORA, "all-linear": LORA_DARK}
 
 
@@ -127,8 +128,8 @@ def dropout_chart(table: Table) -> Figure:
     left, right = axes_at(figure, 0.85, 0.7, 2.5, 2.6), axes_at(figure, 6.0, 0.7, 2.5, 2.6)
     ends = [with_range(left, kept, **KEPT), with_range(left, own, **OWN)]
     with_range(right, whole, **KEPT)
-    panels = {left: [*kept.values(), *own.values()], right: [*whole.values()]}
-    panels = {ax: np.concatenate([[base], *losses]) for ax, losses in panels.items()}
+    shown_in = {left: [*kept.values(), *own.values()], right: [*whole.values()]}
+    panels = {ax: np.concatenate([[base], *losses]) for ax, losses in shown_in.items()}
     span = 1.25 * max(map(np.ptp, panels.values()))
     for ax, shown in panels.items():
         middle = (shown.min() + shown.max()) / 2
@@ -165,7 +166,7 @@ def batch_size_chart(table: Table) -> Figure:
     title = f"LoRA minus full fine-tuning: {said[0]}, {said[-1]}"
     figure = new_figure(9, 4.2, title, f"as many tokens for each, η: its best learning rate; {took(table)}")
     ax = axes_at(figure, 0.85, 0.7, 5.6, 2.65)
-    looks = {"full": {"color": FULL, "marker": "s"}, "lora": {"color": LORA, "marker": "o"}}
+    looks: dict[str, dict[str, Any]] = {"full": {"color": FULL, "marker": "s"}, "lora": {"color": LORA, "marker": "o"}}
     ends = [with_range(ax, losses[name], **looks[name]) for name in lines]
     for (name, found), shift, edge in zip(lines.items(), (-16, 10), (np.min, np.max), strict=True):
         for b, lr in {row["batch_size"]: row["lr"] for row in found}.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def rates_by_rank(table: Table, other: Table | None = None) -> Figure:
     left, right = axes_at(figure, 0.8, 0.7, 3.0, 3.1), axes_at(figure, 5.75, 0.7, 1.75, 3.1)
     swept = [row for row in table.where(rule="α/r", phase="sweep") if row["validation"] is not None]
     lines = []
-    for r, colour in {None: FULL, **rank_shades([row["r"] for row in swept if row["r"]])}.items():
+    for r, colour in [(None, FULL), *rank_shades([row["r"] for row in swept if row["r"]]).items()]:
         runs = sorted((row for row in swept if row["r"] == r), key=lambda row: row["lr"])
         points = [(run["lr"], run["validation"]) for run in runs]
         best = min(points, key=lambda point: point[1])
@@ -115,16 +116,16 @@ def alpha_chart(table: Table) -> Figure:
     best = {a: found[0]["lr"] for a, found in groups(table.where(phase="seeds"), "lora_alpha").items()}
     alphas, rates = np.array(list(best)), np.array(list(best.values()))
     right.plot(alphas, rates, color=LORA, marker="o", ms=6.5)
-    ends = [((alphas[-1], rates[-1]), "best rate", LORA)]
+    lines = [((alphas[-1], rates[-1]), "best rate", LORA)]
     centre, middle = (np.exp(np.log(values).mean()) for values in (alphas, rates))  # geometric means
     for name, power, colour in (("η·α kept", 1.0, OTHERS[0]), ("η²·α kept", 0.5, FAINT_INK)):
         kept_rates = middle * (centre / alphas) ** power
         right.plot(alphas, kept_rates, color=colour, lw=1.2, ls=DASHED)
-        ends.append(((alphas[-1], kept_rates[-1]), name, colour))
+        lines.append(((alphas[-1], kept_rates[-1]), name, colour))
     low, high = min(rates.min(), middle * (centre / alphas[-1])), max(rates.max(), middle * centre / alphas[0])
     log_axis(right.yaxis, octaves(low, high, 2), "best learning rate η")
-    log_axis(right.xaxis, alphas, "α")
-    label_lines(right, *zip(*ends, strict=True), align=right.get_xlim()[1], reach=8)
+    log_axis(right.xaxis, list(best), "α")
+    label_lines(right, *zip(*lines, strict=True), align=right.get_xlim()[1], reach=8)
     return figure
 
 
@@ -154,11 +155,11 @@ def rank_scaling_chart(table: Table) -> Figure:
     return figure
 
 
-def _scaling_title(losses: dict[str, Losses], r: int) -> str:
+def _scaling_title(losses: Mapping[str, Losses], r: int) -> str:
     """Which rules end lowest at the largest rank: the one with the lowest mean, and those not above it with every seed."""
     top = {rule: by_rank[max(by_rank)] for rule, by_rank in losses.items()}
     best = min(top.values(), key=np.mean)
     lowest = [rule for rule, found in top.items() if not_above(found, best)]
-    highest = max(next(iter(losses.values())))
+    highest: int = max(next(iter(losses.values())))
     end = "ends" if len(lowest) == 1 else "end"
     return f"Tuned at r = {r} and then grown to r = {highest}, {' and '.join(lowest)} {end} lowest"

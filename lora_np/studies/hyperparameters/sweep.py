@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ... import costs, data
-from ...nn import Module
+from ...nn import Trainable
 from ...peft import LoraConfig, get_peft_model
 from ...pretrained import load_model
 from ...training import evaluate
@@ -60,11 +60,12 @@ class KnobRun:
 
     def config(self) -> LoraConfig:
         """The adapter's configuration."""
+        assert self.r is not None and self.lora_alpha is not None and self.target_modules is not None
         targets = GROUPS.get(self.target_modules, self.target_modules)
-        extras = {"lora_dropout": self.lora_dropout, "use_rslora": self.use_rslora}
+        extras: dict[str, Any] = {"lora_dropout": self.lora_dropout, "use_rslora": self.use_rslora}
         return LoraConfig(self.r, lora_alpha=self.lora_alpha, target_modules=targets, **extras)
 
-    def model(self) -> Module:
+    def model(self) -> Trainable:
         """The base, made ready to train: all of it, or an adapter in it."""
         model = load_model(self.base)
         return get_peft_model(model, self.config(), seed=self.seed) if self.method == "lora" else model.unfreeze()
@@ -79,10 +80,10 @@ def measure(run: KnobRun) -> Row:
     """
     began = time.perf_counter()
     try:
-        model, history = tiny_task.fine_tune(run)
+        model, history = tiny_task.fine_tune(run)  # type: ignore[arg-type]  # it has all that is read of a Run there
     except FloatingPointError:
         nothing = dict.fromkeys(("final", "validation", "train", "trainable"))
-        lists = {key: [] for key in ("steps", "heldout", "losses", "grad_norms")}
+        lists: dict[str, list] = {key: [] for key in ("steps", "heldout", "losses", "grad_norms")}
         return asdict(run) | nothing | lists | {"seconds": time.perf_counter() - began}
     losses, norms = history.column("loss"), history.column("grad_norm")
     curve = tiny_task.curve(history, "heldout")
@@ -126,8 +127,8 @@ class Setting:
 
     def recipe(self) -> KnobRun:
         """The common recipe, at no rate yet, with the first seed."""
-        steps = {"max_steps": self.steps, "eval_every": self.steps, "batch_size": self.batch_size}
-        task = {"seq_len": self.seq_len, "seed": self.seeds[0], "base": self.base}
+        steps: dict[str, Any] = {"max_steps": self.steps, "eval_every": self.steps, "batch_size": self.batch_size}
+        task: dict[str, Any] = {"seq_len": self.seq_len, "seed": self.seeds[0], "base": self.base}
         return KnobRun("lora", 0.0, self.r, self.lora_alpha, target_modules="all-linear", **steps, **task)
 
     def full(self) -> KnobRun:

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from ... import costs, data
-from ...nn import Module
+from ...nn import Trainable
 from ...peft import LoraConfig, get_peft_model
 from ...pretrained import load_model
-from ...training.subspace import DenseProjection, SparseProjection, SubspaceModel
+from ...training.subspace import DenseProjection, Projection, SparseProjection, SubspaceModel
 from ...transformer import Transformer
 from ..harness.runs import finished, run_all, sweep, validation
 from ..harness.table import Table, rounded
@@ -27,7 +27,7 @@ from ..harness.tiny_task import Run, measure, shared
 from ..harness.workers import Row
 from ..pretraining.study import TINY
 
-PROJECTIONS = {"sparse": SparseProjection, "dense": DenseProjection}
+PROJECTIONS: dict[str, type[Projection]] = {"sparse": SparseProjection, "dense": DenseProjection}
 
 
 def smallest(
@@ -60,7 +60,7 @@ class SubspaceRun(Run):
         """The weights at the start: those of the base, or for "random" those of an untrained "tiny"."""
         return Transformer.random(TINY, self.seed) if self.base == "random" else load_model(self.base)
 
-    def model(self) -> Module:
+    def model(self) -> Trainable:
         """θ₀ + P z, or all of the model."""
         model = self.base_model()
         if self.d is None:
@@ -68,7 +68,7 @@ class SubspaceRun(Run):
         return SubspaceModel(model, PROJECTIONS[self.projection](size(model), self.d, self.seed, np.float32))
 
 
-def size(model: Module) -> int:
+def size(model: Trainable) -> int:
     """D: how many numbers a model has."""
     return sum(p.value.size for _, p in model.named_parameters())
 
@@ -103,8 +103,8 @@ class Setting:
 
     def run(self, base: str, d: int | None, projection: str = "sparse") -> SubspaceRun:
         """A run of d dimensions, without its rate and with the first seed."""
-        same = {"seed": self.seeds[0], "max_steps": self.steps, "batch_size": self.batch_size, "eval_every": self.steps}
-        return SubspaceRun("full" if d is None else "subspace", 0.0, base=base, d=d, projection=projection, **same)
+        run = SubspaceRun("full" if d is None else "subspace", 0.0, base=base, d=d, projection=projection)
+        return replace(run, seed=self.seeds[0], max_steps=self.steps, batch_size=self.batch_size, eval_every=self.steps)
 
     def rates(self, base: str) -> Sequence[float]:
         """Full training's rates to try first."""
@@ -148,8 +148,8 @@ class Learner:
     def repeat(self, *dimensions: int) -> None:
         """The other seeds of these d, where they are missing."""
         known = [self.done[d][0] for d in dimensions if len(self.done[d]) < len(self.setting.seeds)]
-        runs = {self.setting.run(self.base, row["d"], self.projection): row["lr"] for row in known}
-        runs = [replace(run, lr=lr, seed=seed) for run, lr in runs.items() for seed in self.setting.seeds[1:]]
+        rates = {self.setting.run(self.base, row["d"], self.projection): row["lr"] for row in known}
+        runs = [replace(run, lr=lr, seed=seed) for run, lr in rates.items() for seed in self.setting.seeds[1:]]
         repeats = finished(run_all(measure, runs, self.workers, self.folder, "seeds", self.given))
         for row in repeats:
             self.done[row["d"] or self.D].append(row)

@@ -22,7 +22,7 @@ def learned_deltas(run: Run) -> Deltas:
     """Fine-tune everything as `run` says; ΔW (out, in) of every matrix, the embedding's included, and of the norms (d,)."""
     model, _ = fine_tune(run)
     base = load_model(run.base).state_dict()
-    return {name: x - base[name] for name, x in model.state_dict().items()}
+    return {name: p.value - base[name] for name, p in model.named_parameters()}
 
 
 def truncate(matrix: np.ndarray, r: int) -> tuple[np.ndarray, np.ndarray]:

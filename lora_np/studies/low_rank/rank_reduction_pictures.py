@@ -32,7 +32,7 @@ def decomposition_2d(table: Table) -> Figure:
     row = table.rows[0]
     matrix, b, a = (np.asarray(row[key], float) for key in ("matrix", "B", "A"))
     (d, k), r = matrix.shape, b.shape[1]
-    error = np.linalg.norm(matrix - b @ a) / np.linalg.norm(matrix)
+    error = float(np.linalg.norm(matrix - b @ a) / np.linalg.norm(matrix))
     cell = min(5.8 / (2 * k + r), 3.4 / (d + r))  # inches a number
     wide, high, thin, gap = cell * k, cell * d, cell * r, 0.14
     base, left = 0.6, 0.7 + (5.8 - 2 * wide - thin) / 2
@@ -245,7 +245,8 @@ def _family(ax: Axes, curves: list[np.ndarray], most: int, colour: str) -> None:
 
 def _mark_energy(ax: Axes, r: int, learned: list[np.ndarray], chance: list[np.ndarray]) -> None:
     """Name both medians where rank r is kept, the learned above its line and the random below."""
-    above, below = {"shift": (-10, 8), "ha": "right"}, {"shift": (9, -7), "va": "top"}
+    above: dict[str, Any] = {"shift": (-10, 8), "ha": "right"}
+    below: dict[str, Any] = {"shift": (9, -7), "va": "top"}
     for name, spectra, colour, side in (("learned", learned, FULL, above), ("random", chance, INK, below)):
         if spectra:
             share = _held(spectra, r)

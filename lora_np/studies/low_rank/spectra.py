@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ...nn import Module
+from ...nn import Trainable
 from ...peft import PeftModel
 from ...peft.placement import adaptable_layers, lora_layers
 from ...transformer import Transformer
@@ -38,15 +38,15 @@ def rank_for_energy(sigma: np.ndarray, share: float = 0.9) -> int:
     return int(np.searchsorted(energy, share * energy[-1] * (1 - 1e-12)) + 1)
 
 
-def deltas(trained: Module, base: Transformer) -> dict[str, np.ndarray]:
+def deltas(trained: Trainable, base: Transformer) -> dict[str, np.ndarray]:
     """name → ΔW (out, in) of every linear layer: s·BA of an adapter, or what full fine-tuning made of the weight less the base's.
 
     `base` is another copy, untouched.
     """
     if isinstance(trained, PeftModel):
         return {name: layer.delta_weight("default") for name, layer in lora_layers(trained.model).items()}
-    before, after = adaptable_layers(base), adaptable_layers(trained)
-    return {name: after[name].weight.value - layer.weight.value for name, layer in before.items()}
+    before, after = dict(base.named_parameters()), dict(trained.named_parameters())
+    return {name: after[f"{name}.weight"].value - before[f"{name}.weight"].value for name in adaptable_layers(base)}
 
 
 def where(name: str) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def measure(run: Run | FineTuning) -> Row:
     for name, delta in deltas(model, run.base_model()).items():
         sigma = np.linalg.svd(delta.astype(np.float64), compute_uv=False)
         chance = random_spectrum(delta.shape)
-        sizes = {"norm": np.linalg.norm(delta), "effective_rank": effective_rank(sigma)}
+        sizes = {"norm": float(np.linalg.norm(delta)), "effective_rank": effective_rank(sigma)}
         sizes["random_effective_rank"] = effective_rank(chance)
         row = where(name) | {"shape": list(delta.shape)} | {key: rounded(value) for key, value in sizes.items()}
         row |= {"rank90": rank_for_energy(sigma), "random_rank90": rank_for_energy(chance)}

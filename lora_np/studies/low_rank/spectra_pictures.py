@@ -67,8 +67,8 @@ def _panel(ax: Axes, rows: list[dict[str, Any]], labelled: bool) -> None:
             ax.plot(means, places, "o", color=colour, mec="white", **dot)
             if band == 0 and labelled:
                 note(ax, METHODS[method], (float(np.median(means)), -0.5), colour=colour, **ABOVE)
-    most = max(max(row["shape"]) for row in rows)
-    rank_axis(ax, [2**k for k in range(most.bit_length())], "directions that hold 90 % of ‖ΔW‖²")
+    widest = max(max(row["shape"]) for row in rows)
+    rank_axis(ax, [2**k for k in range(widest.bit_length())], "directions that hold 90 % of ‖ΔW‖²")
     ax.set(ylim=(6.6, -0.95), xlim=(0.85, 2.1 * max(row["random_rank90"] for row in rows)))
     name_axis(ax, MODULES, labelled=labelled)
     ax.grid(False)

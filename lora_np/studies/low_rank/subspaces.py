@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...peft.placement import adaptable_layers, lora_layers
+from ... import PeftModel
+from ...peft.placement import lora_layers
 from ..harness.runs import run_all
 from ..harness.table import Table, rounded
 from ..harness.tiny_task import Run, fine_tune, shared
@@ -66,11 +67,11 @@ def amplification(W: np.ndarray, delta: np.ndarray, r: int) -> dict[str, float]:
 
 def measure(run: Run) -> Row:
     """Train. {"amplification": rows, one a layer; "factors": name → [A before, A, B] of MODULES; "seconds"}."""
-    before = lora_layers(run.model().model)
-    model, history = fine_tune(run)
-    base, amplified, factors = adaptable_layers(run.base_model()), [], {}
+    untrained, (model, history) = run.model(), fine_tune(run)
+    assert isinstance(untrained, PeftModel) and isinstance(model, PeftModel) and run.r is not None
+    before, base, amplified, factors = lora_layers(untrained.model), run.base_model().state_dict(), [], {}
     for name, layer in lora_layers(model.model).items():
-        amplified.append(where(name) | amplification(base[name].weight.value, layer.delta_weight("default"), run.r))
+        amplified.append(where(name) | amplification(base[f"{name}.weight"], layer.delta_weight("default"), run.r))
         if name.endswith(MODULES):
             three = [before[name].lora_A["default"].value, *layer.factors("default", np.float32)]
             factors[name] = [[[rounded(x, 7) for x in row] for row in M] for M in three]

@@ -13,7 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ... import Module, data, load_model
+from ... import data, load_model
+from ...nn import Trainable
 from ...training import Batch, History, Optimizer, evaluate
 from ..harness.runs import at_their_best
 from ..harness.table import Table
@@ -46,7 +47,7 @@ class Run:
     def __post_init__(self) -> None:
         object.__setattr__(self, "how", METHODS[self.method].how())
 
-    def model(self) -> Module:
+    def model(self) -> Trainable:
         """The base, made ready to train."""
         return METHODS[self.method].model(load_model(self.base), self.seed)
 
@@ -79,12 +80,12 @@ def prose_batches() -> list[Batch]:
     return data.heldout_batches(data.corpus("prose", "heldout"), 16, 128, windows=64)
 
 
-def fine_tune(run: Run) -> tuple[Module, Optimizer, History]:
+def fine_tune(run: Run) -> tuple[Trainable, Optimizer, History]:
     """Train as `run` says, as the standard task does, and evaluate both texts."""
     model, optimizer = run.model(), METHODS[run.method].optimizer(run.lr)
     batches = data.Batches(data.corpus("code", "train"), run.batch_size, run.seq_len, run.seed)
     heldout = {"heldout": heldout_batches(), "prose": prose_batches()}
-    said = {"eval_every": run.eval_every, "label": run.method, "progress": False}
+    said: dict[str, Any] = {"eval_every": run.eval_every, "label": run.method, "progress": False}
     return model, optimizer, train_by(run, model, batches, heldout, optimizer, **said)
 
 
@@ -121,7 +122,7 @@ def lora_by_rank(compared: Table, ranks: Table) -> Table | None:
     return Table("lora_by_rank", ranks.question, ranks.command, {"r": R}, rows)
 
 
-def trained(model: Module) -> dict[str, Any]:
+def trained(model: Trainable) -> dict[str, Any]:
     """{trainable, share}: the parameters that `model` trains, and their share of the base's, its adapter's not among these."""
     added = {id(p) for p in model.adapter_parameters()} if hasattr(model, "adapter_parameters") else ()
     parameters = [p for _, p in model.named_parameters()]
@@ -129,12 +130,12 @@ def trained(model: Module) -> dict[str, Any]:
     return {"trainable": size, "share": size / sum(p.value.size for p in parameters if id(p) not in added)}
 
 
-def state_bytes(model: Module, optimizer: Optimizer, batch: Batch) -> int:
+def state_bytes(model: Trainable, optimizer: Optimizer, batch: Batch) -> int:
     """Of the arrays that are there in training for what trains: the parameters, their gradients after a batch, and the
     optimizer's state, which must have stepped."""
     _, kept = model.loss(*batch)
     model.backward(kept)
-    arrays = [x for _, p in model.named_parameters() if p.trainable for x in (p.value, p.grad)]
+    arrays = [x for _, p in model.named_parameters() if p.trainable for x in (p.value, p.grad) if x is not None]
     arrays += [x for slots in optimizer.state.values() for x in slots.values()]
     model.zero_grad()
     return sum(x.nbytes for x in arrays)

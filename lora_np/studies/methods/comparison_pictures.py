@@ -125,7 +125,7 @@ def methods_learned_and_forgotten(table: Table) -> Figure:
     """
     runs = _by_method(table)
     paths = {method: _path(table, rows) for method, rows in runs.items()}
-    both = [m for m in ("full", "lora") if m in runs]
+    both: list[str] = [m for m in ("full", "lora") if m in runs]
     panels = {title: [m for m in methods if m in runs] for title, methods in PANELS.items()}
     panels = {title: [*both, *side] for title, side in panels.items() if side} or {"": both}
     figure = new_figure(9, 5.0, _forgetting(paths), _subtitle(table, runs))
@@ -182,7 +182,7 @@ def _title(runs: Runs, labels: dict[str, str]) -> str:
     """How near the methods come to full fine-tuning, and how many the seeds cannot tell from the best."""
     shares = {m: [row["recovered"] for row in rows] for m, rows in runs.items() if m != "full"}
     means = {m: float(np.mean(each)) for m, each in shares.items()}
-    first = max(means, key=means.get)
+    first = max(means, key=means.__getitem__)
     best, last = means[first], min(means.values())
     if len(means) == 1:
         return f"{labels.get(first, first)} recovers {percent(best)} of full fine-tuning's gain"

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...nn import Module
+from ... import PeftModel, Transformer
 from ..harness import voice_task
 from ..harness.runs import at_their_best
 from ..harness.table import Table
@@ -36,7 +36,7 @@ class MethodFineTuning(FineTuning):
     def __post_init__(self) -> None:
         object.__setattr__(self, "how", METHODS[self.method].how())
 
-    def load(self) -> Module:
+    def load(self) -> Transformer | PeftModel:
         """The model, made ready to train."""
         return METHODS[self.method].model(self.base_model(), self.seed)
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ... import Module, dequantize_model
+from ... import PeftModel, Transformer, dequantize_model
 from ...pretrained import fetched, load_model
 from ..harness.table import Table
 from ..harness.turns import in_turns, ratio
@@ -25,7 +25,7 @@ from .comparison import state_bytes
 from .settings import METHODS
 
 COMMAND = "python -m lora_np.studies.methods.method_costs figures/data"
-SMOLLM2 = {"methods": ("full", "lora", "qlora", "dora", "prefix", "houlsby"), "base": "smollm2-135m"}
+SMOLLM2: dict[str, Any] = {"methods": ("full", "lora", "qlora", "dora", "prefix", "houlsby"), "base": "smollm2-135m"}
 SMOLLM2 |= {"steps": 1, "rounds": 7, "study": "method_costs_smollm2"}
 
 
@@ -56,19 +56,22 @@ def method_costs(
     batches = [(window[:, :-1], window[:, 1:])]
     tokens = rng.integers(0, vocabulary, prompt).tolist()
 
-    def ready(name: str) -> Module:
+    def ready(name: str) -> Transformer | PeftModel:
         return METHODS[name].model(load_model(base), seed)
 
     stepping = methods if steps else ()
     peaks = {name: training_peak(ready(name), batches) for name in stepping}
-    answering = {"base": load_model(base).freeze()} | {name: ready(name) for name in methods if name != "full"}
+    answering: dict[str, Transformer | PeftModel] = {"base": load_model(base).freeze()}
+    answering |= {name: ready(name) for name in methods if name != "full"}
     for name, model in list(answering.items()):
-        if name != "base" and model.mergeable:
+        if isinstance(model, PeftModel) and model.mergeable:
             merged = ready(name)
+            assert isinstance(merged, PeftModel)
             if METHODS[name].quant_type:  # four bits take no ΔW in
                 dequantize_model(merged.model)
             answering[f"{name}, merged"] = merged.merge_and_unload()
     training = {name: (ready(name), METHODS[name].optimizer(1e-5)) for name in stepping}
+    sides: dict[str, Callable[[], Any]]
     sides = {f"{name}, a step": partial(step_seconds, m, batches, o, steps) for name, (m, o) in training.items()}
     sides |= {name: partial(answer_seconds, model, tokens, new_tokens) for name, model in answering.items()}
     with limited(1):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from ... import AdamW, LoraConfig, Module, Transformer, get_peft_model, quantize_model
+from ... import AdamW, LoraConfig, PeftModel, Transformer, get_peft_model, quantize_model
 from ...costs import houlsby_parameters
 from ...peft import BottleneckConfig, PrefixTuningConfig, VeraConfig
 
@@ -31,7 +31,7 @@ class Method:
     quant_type: str | None = None
     lr_ratio: Mapping[str, float] = field(default_factory=dict)
 
-    def model(self, base: Transformer, seed: int) -> Module:
+    def model(self, base: Transformer, seed: int) -> Transformer | PeftModel:
         """`base` itself, changed: all of it trainable, or frozen with an adapter that `seed` draws."""
         if self.config is None:
             return base

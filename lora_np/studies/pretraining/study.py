@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 from ... import AdamW, Transformer, TransformerConfig, WarmupCosine, data, save_model, train
 from ...files import write_atomically
@@ -20,7 +21,8 @@ TINY = TransformerConfig(
     max_position_embeddings=512,
     tie_word_embeddings=True,
 )
-SETTINGS = {"steps": 4500, "batch_size": 16, "seq_len": 128, "lr": 3e-3, "warmup": 200, "weight_decay": 0.1, "seed": 0}
+SETTINGS: dict[str, Any] = {"steps": 4500, "batch_size": 16, "seq_len": 128, "lr": 3e-3}
+SETTINGS |= {"warmup": 200, "weight_decay": 0.1, "seed": 0}
 
 
 def pretrain(folder: str | Path, steps: int = SETTINGS["steps"]) -> Table:

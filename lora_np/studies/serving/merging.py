@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -82,7 +82,7 @@ DOMAINS = ("code", "voice")
 
 
 @cache
-def corpus(domain: str, split: str) -> np.ndarray:
+def corpus(domain: str, split: Literal["train", "heldout"]) -> np.ndarray:
     """The bytes of a domain: the standard library's code, or the conversations of "lighthouse"."""
     if domain == "code":
         return data.corpus("code", split)
@@ -100,7 +100,7 @@ def combinations(setting: Setting = FULL) -> Table:
     model = specialists(setting)
     choosing, judging = held_out(setting)
     with model.disable_adapter():
-        rows = [{"kind": "base", "weights": [0, 0], "error": None} | _losses(model, judging)]
+        rows: list[dict[str, Any]] = [{"kind": "base", "weights": [0, 0], "error": None} | _losses(model, judging)]
     for name, weights in zip(DOMAINS, ([1, 0], [0, 1]), strict=True):
         model.set_adapter(name, inference_mode=True)
         rows.append({"kind": "adapter", "weights": weights, "error": 0.0} | _losses(model, judging))
@@ -130,11 +130,13 @@ def specialists(setting: Setting) -> PeftModel:
 
 def held_out(setting: Setting) -> tuple[dict[str, list[Batch]], dict[str, list[Batch]]]:
     """By domain, the batches that scales are chosen by and those that are judged: every third window, and the others."""
-    choosing, judging = {}, {}
+    choosing: dict[str, list[Batch]] = {}
+    judging: dict[str, list[Batch]] = {}
     for name in DOMAINS:
         windows = data.heldout_batches(corpus(name, "heldout"), 1, setting.seq_len, 3 * setting.windows)
         for kept, part in ((choosing, windows[::3]), (judging, [w for i, w in enumerate(windows) if i % 3])):
-            kept[name] = [tuple(np.concatenate(x) for x in zip(*part, strict=True))]
+            tokens, targets = (np.concatenate(x) for x in zip(*part, strict=True))
+            kept[name] = [(tokens, targets)]
     return choosing, judging
 
 
@@ -149,6 +151,7 @@ def _joined(
     density = None if kind in ("cat", "svd", "linear") else setting.density
     report = model.add_weighted_adapter(DOMAINS, weights, "joined", kind, density=density, seed=seed)
     before = model.active_adapter
+    assert before is not None
     model.set_adapter("joined", inference_mode=True)
     losses = _losses(model, batches)
     model.set_adapter(before, inference_mode=True)

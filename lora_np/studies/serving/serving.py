@@ -88,7 +88,8 @@ def serving(
             turns = take_turns(sides, rounds, threads)
             new_tokens = served(peft_model, kind, n, rows)
         seconds = {side: statistics.median(each) for side, each in turns.items()}
-        row = {"workload": kind, "adapters": n, "distinct": len(set(drawn)), "seconds": seconds.pop("ours")}
+        row: dict[str, Any] = {"workload": kind, "adapters": n, "distinct": len(set(drawn))}
+        row["seconds"] = seconds.pop("ours")
         row |= {"tokens_per_second": rows / row["seconds"], "served_per_second": new_tokens}
         row |= {"bytes": base_bytes + n * own, "adapter_bytes": own, "merged_bytes": n * base_bytes}
         row |= {f"{side}_seconds": each for side, each in seconds.items()}
@@ -116,7 +117,8 @@ def serving_step(
         except FileNotFoundError as error:
             say(f"left out: {error}")
             continue
-        tokens, drawn = prompts(peft_model, rows), {"one": 0, "each": list(range(rows))}
+        tokens = prompts(peft_model, rows)
+        drawn: dict[str, int | list[int]] = {"one": 0, "each": list(range(rows))}
         sides = {f"ours, {which}": ours(peft_model, ids, tokens) for which, ids in drawn.items()}
         if oracles_installed(say):
             theirs = frozen_in_peft(peft_model)
@@ -157,8 +159,8 @@ def prompts(peft_model: PeftModel, rows: int) -> np.ndarray:
 
 def ours(peft_model: PeftModel, adapters: int | list[int], tokens: np.ndarray) -> Step:
     """A decode step of this library behind `tokens`: all rows on one adapter, or a mixed batch."""
-    one = isinstance(adapters, int)
-    return decoding(peft_model.model, str(adapters) if one else AdapterRows([str(i) for i in adapters]), tokens)
+    adapter = str(adapters) if isinstance(adapters, int) else AdapterRows([str(i) for i in adapters])
+    return decoding(peft_model.model, adapter, tokens)
 
 
 def decoding(model: Transformer, adapter: str | AdapterRows | None, tokens: np.ndarray) -> Step:
@@ -192,8 +194,7 @@ def peft_decoding(model: Any, adapters: int | list[int], tokens: np.ndarray) -> 
     import transformers
 
     past, read = transformers.DynamicCache(), torch.from_numpy(tokens)
-    one = isinstance(adapters, int)
-    names = {} if one else {"adapter_names": [str(i) for i in adapters]}
+    names = {} if isinstance(adapters, int) else {"adapter_names": [str(i) for i in adapters]}
 
     @torch.no_grad()
     def step(ids: Any = read[:, :1]) -> np.ndarray:

@@ -63,6 +63,7 @@ class Side:
     def _ask(self, line: str) -> dict[str, Any]:
         try:
             print(line, file=self.process.stdin, flush=True)
+            assert self.process.stdout is not None
             answer = self.process.stdout.readline()
         except OSError:  # the pipe is closed
             answer = ""
@@ -76,6 +77,7 @@ class Side:
 
     def close(self) -> None:
         """End the process: it returns at the end of its input."""
+        assert self.process.stdin is not None and self.process.stdout is not None
         with suppress(OSError):  # it has ended, with a line unread
             self.process.stdin.close()
         try:

@@ -46,7 +46,7 @@ class Case:
     batch_size: int
     seq_len: int
     model: str | None = None
-    shape: Mapping[str, int] = field(default_factory=dict)
+    shape: Mapping[str, Any] = field(default_factory=dict)
     r: int = 8
     lora_alpha: float = 16
     new_tokens: int = 0
@@ -302,8 +302,8 @@ def serve(side: str, case: Case, answer: Callable[[dict[str, Any]], None], asked
     said["versions"] = {name: version(name) for name in ("torch", "peft", "transformers") if in_torch}
     answer(said | {"peak_is_of_the_steps": machine.forget_peak()})  # neither loading nor compiling is in the peak
     for line in asked:
-        seconds = [timed(step)[1] for _ in range(int(line))]
-        answer({"seconds": seconds, "peak_bytes": machine.resident_memory().get("peak")})
+        each = [timed(step)[1] for _ in range(int(line))]
+        answer({"seconds": each, "peak_bytes": machine.resident_memory().get("peak")})
 
 
 def main() -> None:

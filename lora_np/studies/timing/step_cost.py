@@ -11,7 +11,8 @@ from functools import partial
 
 import numpy as np
 
-from ... import Module, costs
+from ... import costs
+from ...nn import Trainable
 from ...training import AdamW, Batch, train
 from ..harness.table import Table
 from ..harness.tiny_task import Run
@@ -43,12 +44,12 @@ def step_cost(methods: Sequence[Run] = METHODS, repeats: int = 7, steps: int = 5
     return Table("step_cost", question, command, settings, rows, seconds=time.perf_counter() - started)
 
 
-def step_seconds(model: Module, batches: Sequence[Batch], optimizer: AdamW, steps: int, workers: int = 1) -> float:
+def step_seconds(model: Trainable, batches: Sequence[Batch], optimizer: AdamW, steps: int, workers: int = 1) -> float:
     """Train for some steps: the seconds of one."""
     return train(model, batches, optimizer, steps, workers=workers, progress=False).rows[-1]["seconds"] / steps
 
 
-def training_peak(model: Module, batches: Sequence[Batch], workers: int = 1) -> int:
+def training_peak(model: Trainable, batches: Sequence[Batch], workers: int = 1) -> int:
     """The most bytes that tracemalloc sees in two steps of AdamW, and an adapter's own: all but the base's weights."""
     parameters = dict(model.named_parameters())
     adapter = sum(parameters[name].value.nbytes for name in costs.adapter_names(model))
