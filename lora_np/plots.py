@@ -51,8 +51,7 @@ from lora_np.studies.methods.comparison_pictures import (
     quality_against_parameters,
 )
 from lora_np.studies.methods.diagrams import method_diagram, method_diagrams
-from lora_np.studies.serving.merging_pictures import combinations_chart, merge_drift
-from lora_np.studies.serving.serving_pictures import serving_chart
+from lora_np.studies.serving.pictures import combinations_chart, merge_drift, serving_chart
 from lora_np.studies.timing.pictures import scaling_chart, speed_chart
 
 __all__ = [

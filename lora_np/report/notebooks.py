@@ -29,18 +29,11 @@ def execute(source: Path, output: Path) -> float:
 
     began = time.perf_counter()
     notebook = jupytext.read(source)
-    client = NotebookClient(
-        notebook,
-        timeout=600,
-        kernel_name="python3",
-        record_timing=False,
-        resources={"metadata": {"path": str(source.parent)}},
-    )
+    where = {"metadata": {"path": str(source.parent)}}
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False, resources=where)
+    inline = {QUIET: "1", "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     try:
-        client.execute(
-            env=os.environ
-            | {QUIET: "1", "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-        )
+        client.execute(env=os.environ | inline)
     except CellExecutionError as error:
         raise RuntimeError(f"{source} stopped: {error}") from None
     for i, cell in enumerate(notebook.cells):

@@ -22,10 +22,7 @@ PICTURES: dict[str, list[tuple[str, Callable]]] = {  # table → (name of the pi
     "decomposition": [("decomposition_2d", plots.decomposition_2d), ("scene_3d", plots.scene_3d)],
     "singular_values": [("singular_values", plots.singular_values)],
     "truncated_loss": [("truncated_loss", plots.truncated_loss)],
-    "convergence": [
-        ("convergence_steps", plots.loss_curves),
-        ("learning_rates", plots.learning_rates),
-    ],
+    "convergence": [("convergence_steps", plots.loss_curves), ("learning_rates", plots.learning_rates)],
     "finetuning": [("before_after", plots.before_after), ("learned_and_forgotten", plots.learned_and_forgotten)],
     "quantization_error": [("quantization_error", plots.quantization_error)],
     "quantization_distances": [("nf4_codes", plots.nf4_codes), ("error_by_distance", plots.error_by_distance)],

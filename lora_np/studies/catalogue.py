@@ -44,60 +44,41 @@ class Study:
 
 _LIKE_FULL = "Does LoRA reach what full fine-tuning reaches?"
 _RATES = "Is LoRA's best learning rate ten times full fine-tuning's, and independent of the rank?"
+_RANKS = "Which rank has the ΔW of each layer, learned by full fine-tuning and by LoRA?"
+_SHORT: dict[str, Any] = {"options": {"setting": convergence.SHORT}, "runs": "convergence"}
+_AFTER_CONVERGENCE: dict[str, Any] = {"needs": ("convergence",), "runs": "convergence"}
 _KNOB: dict[str, Any] = {"quick": {"setting": knobs.QUICK}, "runs": "hyperparameters"}
-_ON_SMOLLM2: dict[str, Any] = {"model": "smollm2-135m", "runs": "finetuning", "alone": True}
+_ON_SMOLLM2: dict[str, Any] = {"model": "smollm2-135m", "alone": True}
+_FINETUNING: dict[str, Any] = {"runs": "finetuning", **_ON_SMOLLM2}
+
+
+def _quick(module: Any) -> dict[str, Any]:
+    return {"setting": module.QUICK}
+
 
 STUDIES: dict[str, Study] = {
-    "convergence": Study(_LIKE_FULL, convergence.convergence, quick={"setting": convergence.QUICK}),
-    "convergence_short": Study(
-        _LIKE_FULL, convergence.convergence, options={"setting": convergence.SHORT}, runs="convergence"
-    ),
+    "convergence": Study(_LIKE_FULL, convergence.convergence, _quick(convergence)),
+    "convergence_short": Study(_LIKE_FULL, convergence.convergence, **_SHORT),
     "shortfall": Study(
-        "What keeps LoRA of rank 16 from full fine-tuning's loss?",
-        convergence.shortfall,
-        needs=("convergence",),
-        runs="convergence",
+        "What keeps LoRA of rank 16 from full fine-tuning's loss?", convergence.shortfall, **_AFTER_CONVERGENCE
     ),
-    "qlora_tiny": Study(
-        qlora.QUESTION,
-        qlora.on_tiny,
-        quick={"quant_types": ["nf4"], "seeds": [0]},
-        needs=("convergence",),
-        runs="convergence",
-    ),
-    "finetuning": Study(
-        "What does a real language model gain and forget, fully fine-tuned and with LoRA?",
-        finetuning.finetuning,
-        **_ON_SMOLLM2,
-    ),
-    "qlora_smollm2": Study(qlora.QUESTION, qlora.on_smollm2, needs=("finetuning",), **_ON_SMOLLM2),
-    "comparison": Study(
-        "What does each method learn, what does it forget, and what does it train for that?",
-        comparison.comparison,
-        quick={"setting": comparison.QUICK},
-    ),
+    "qlora_tiny": Study(qlora.QUESTION, qlora.on_tiny, {"quant_types": ["nf4"], "seeds": [0]}, **_AFTER_CONVERGENCE),
+    "finetuning": Study(finetuning.QUESTION, finetuning.finetuning, **_FINETUNING),
+    "qlora_smollm2": Study(qlora.QUESTION, qlora.on_smollm2, needs=("finetuning",), **_FINETUNING),
+    "comparison": Study(comparison.QUESTION, comparison.comparison, _quick(comparison)),
     "comparison_smollm2": Study(
-        "What does a real language model learn and forget by each method?",
-        comparison_smollm2.comparison_smollm2,
-        needs=("finetuning",),
-        model="smollm2-135m",
-        alone=True,
+        comparison_smollm2.QUESTION, comparison_smollm2.comparison_smollm2, needs=("finetuning",), **_ON_SMOLLM2
     ),
     "intrinsic_dimension": Study(
         "How many numbers must train, in fine-tuning and from scratch?",
         intrinsic.intrinsic_dimension,
-        quick={"setting": intrinsic.QUICK},
+        _quick(intrinsic),
     ),
-    "spectra": Study(
-        "Which rank has the ΔW of each layer, learned by full fine-tuning and by LoRA?",
-        spectra.spectra,
-        quick={"setting": spectra.QUICK},
-        model="smollm2-135m",
-    ),
+    "spectra": Study(_RANKS, spectra.spectra, _quick(spectra), model="smollm2-135m"),
     "subspaces": Study(
         "Do two LoRA runs find the same directions, and what does W have in them?",
         subspaces.subspaces,
-        quick={"setting": subspaces.QUICK},
+        _quick(subspaces),
     ),
     "learning_rates_by_rank": Study(_RATES, of.learning_rates_by_rank, **_KNOB),
     "alpha": Study("Is α more than another learning rate?", of.alpha, **_KNOB),
@@ -106,7 +87,7 @@ STUDIES: dict[str, Study] = {
     "equal_parameters": Study("Where should a given number of parameters go?", of.equal_parameters, **_KNOB),
     "dropout": Study("Does dropout help?", of.dropout, **_KNOB),
     "batch_size": Study("Does LoRA suffer more from large batches?", of.batch_size, **_KNOB),
-    "capacity": Study("How much fits into a rank?", capacity.capacity, quick={"setting": capacity.QUICK}),
+    "capacity": Study("How much fits into a rank?", capacity.capacity, _quick(capacity)),
 }
 OTHER_NAMES = {"ranks": "convergence"}  # the sweep over ranks is the comparison's
 
@@ -132,12 +113,12 @@ def make(
         raise ValueError(f"the study {name} has no quick setting.")
     for needed in one.needs:
         if needed not in tables:
-            raise KeyError(
-                f"the study {name} needs the table {needed}: make it first, with {command.replace(name, needed)}"
-            )
+            first = command.replace(name, needed)
+            raise KeyError(f"the study {name} needs the table {needed}: make it first, with {first}")
     if one.model and not quick:
         fetched(one.model)
-    options = {**one.options, **(one.quick if quick else {}), "folder": folder and Path(folder) / (one.runs or name)}
+    less = (one.quick if quick else None) or {}
+    options = {**one.options, **less, "folder": folder and Path(folder) / (one.runs or name)}
     if not one.alone:
         options["workers"] = workers
     elif isinstance(workers, str):

@@ -15,7 +15,7 @@ from test_tokenizer import CHAT, TRICKY
 import lora_np as ln
 from lora_np.pretrained.download import MODELS
 from lora_np.pretrained.models import fetched
-from lora_np.studies.timing.sides import copy_weights
+from lora_np.studies.timing.competitors import copy_weights
 from lora_np.training.parallel import loss_and_gradients
 
 pytestmark = [pytest.mark.smollm2, pytest.mark.filterwarnings("ignore")]

@@ -100,7 +100,7 @@ def test_this_file_sees_the_imports_that_are_there():
 
 
 PICTURES = {m for m in MODULES if m.startswith("studies.") and m.endswith(("pictures", "picture", "diagrams"))}
-DRAWING = {*PICTURES, "studies.harness.style", "studies.harness.png"}
+DRAWING = {*PICTURES, "studies.harness.style", "studies.harness.colours", "studies.harness.png"}
 
 
 def test_studies_know_nothing_of_pictures():
@@ -110,7 +110,8 @@ def test_studies_know_nothing_of_pictures():
         assert not drawn, f"{module} imports {sorted(drawn)}: a study returns a table, and a picture draws it"
 
 
-READING = {"studies.harness.table", "studies.harness.paired"}  # a table, and how two groups of its rows are compared
+# A table, how two groups of its rows are compared, and how its numbers are said
+READING = {"studies.harness.table", "studies.harness.paired", "studies.harness.words"}
 
 
 def test_pictures_know_nothing_of_training():

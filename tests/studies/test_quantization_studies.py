@@ -16,7 +16,7 @@ from lora_np.studies.four_bits.merge_routes import arrived
 from lora_np.studies.four_bits.qlora import QuantizedFineTuning, QuantizedRun, means, on_tiny, over_four_bits
 from lora_np.studies.harness import tiny_task, voice_task
 from lora_np.studies.harness.tiny_task import Run
-from lora_np.studies.timing import sides
+from lora_np.studies.timing import competitors
 
 
 def test_the_error_is_in_units_of_the_weights_and_each_matrix_counts_by_its_size(monkeypatch):
@@ -120,10 +120,10 @@ def test_a_fine_tuning_of_smollm2_is_repeated_over_four_bits(monkeypatch):
 @pytest.mark.parametrize("side", ["ours, NF4 base", "dequantising"])
 def test_the_sides_of_a_quantised_step_run(side, monkeypatch):
     decoded = []
-    for module in ("lora_np.quantization.linear", "lora_np.studies.timing.sides"):
+    for module in ("lora_np.quantization.linear", "lora_np.studies.timing.competitors"):
         monkeypatch.setattr(
             f"{module}.dequantize_4bit", lambda q, *a: decoded.append(q.shape) or dequantize_4bit(q, *a)
         )
-    monkeypatch.setattr(sides, "threads", lambda: 1)
-    sides.SIDES[side](sides.Case("tiny", 1, 8, "tiny"))()
+    monkeypatch.setattr(competitors, "threads", lambda: 1)
+    competitors.SIDES[side](competitors.Case("tiny", 1, 8, "tiny"))()
     assert len(decoded) == 2 * 35 - 3, "each matrix for y, and for dx but below the first block's q, k and v"

@@ -20,10 +20,10 @@ from lora_np.__main__ import main
 from lora_np.costs import MODELS
 from lora_np.nn import Linear
 from lora_np.studies.harness.table import Table
-from lora_np.studies.timing import machine, sides
+from lora_np.studies.timing import competitors, machine
 from lora_np.studies.timing import speed as study
-from lora_np.studies.timing.race import Side, SideFailed, race
-from lora_np.studies.timing.sides import SIDES, Case, floor_flops, frozen_products
+from lora_np.studies.timing.benchmark import Side, SideFailed, race
+from lora_np.studies.timing.competitors import SIDES, Case, floor_flops, frozen_products
 from lora_np.studies.timing.speed import CASES, SWEEPS, compared, different_losses, shape_of
 
 SHAPE = {
@@ -81,7 +81,7 @@ def test_the_floor_does_the_products_that_it_counts_and_nothing_else(workers, mo
 
     config = TransformerConfig(**SHAPE)
     W = [np.ones((out, in_), np.float32) for out, in_, _ in frozen_products(config)]
-    step = sides.products(SMALL, config, W, workers)
+    step = competitors.products(SMALL, config, W, workers)
     monkeypatch.setattr(np, "matmul", matmul)
     assert step() == sum(done) == floor_flops(SMALL, config)
 
@@ -93,7 +93,7 @@ def test_our_own_step_has_no_fewer_products_than_the_floor(monkeypatch):
     monkeypatch.setattr(
         Linear, "backward", lambda self, dy, cache, need_dx=True: _note(computed, self, need_dx, backward, dy, cache)
     )
-    sides.ours(SMALL)()
+    competitors.ours(SMALL)()
     expected = [(out, in_) for out, in_, needs_dx in frozen_products(TransformerConfig(**SHAPE)) if needs_dx]
     assert sorted(computed) == sorted(expected)
 
@@ -192,7 +192,7 @@ def test_a_side_that_dies_says_its_last_words():
 
 
 def test_a_peer_that_dies_is_left_out(monkeypatch):
-    monkeypatch.setattr("lora_np.studies.timing.race.IN_TORCH", {"no such side"})
+    monkeypatch.setattr("lora_np.studies.timing.benchmark.IN_TORCH", {"no such side"})
     said = []
     ran = race([("ours", SMALL), ("no such side", SMALL)], 1, 1, said.append, "test")
     assert [side.name for side in ran] == ["ours"]

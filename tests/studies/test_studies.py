@@ -12,7 +12,7 @@ from lora_np.studies.convergence import study
 from lora_np.studies.convergence.study import QUICK, convergence
 from lora_np.studies.harness import runs, tiny_task
 from lora_np.studies.harness.runs import run_all
-from lora_np.studies.harness.table import Table
+from lora_np.studies.harness.table import Table, groups, mean, median, rounded, show
 from lora_np.studies.harness.tiny_task import Run, recovered
 from lora_np.studies.low_rank import rank_reduction
 from lora_np.studies.pretraining.study import TINY
@@ -204,3 +204,21 @@ def test_a_table_reads_back_what_it_saved_and_refuses_what_is_none(tmp_path):
     (tmp_path / "no.json").write_text('{"rows": [')
     with pytest.raises(ValueError, match=r"no\.json is not a study's table"):
         Table.load(tmp_path / "no.json")
+
+
+def test_rows_are_grouped_by_one_column_or_several_in_the_order_of_the_values():
+    rows = [{"r": 8, "seed": 0, "final": 3.0}, {"r": 1, "seed": 1, "final": 1.0}, {"r": 8, "seed": 1, "final": 5.0}]
+    assert list(groups(rows, "r").items()) == [(1, [rows[1]]), (8, [rows[0], rows[2]])]
+    assert list(groups(rows, "seed", "r")) == [(0, 8), (1, 1), (1, 8)]
+    assert mean(rows) == median(rows, "final") == 3.0 and mean(groups(rows, "r")[8]) == 4.0
+    assert [rounded(x, 3) for x in (0.0123456, 98765.0)] == [0.0123, 98800.0]
+
+
+def test_rows_are_shown_in_columns_with_words_at_the_left_and_numbers_at_the_right(capsys):
+    show(
+        [{"method": "full", "final": 1.25}, {"method": "lora", "r": 8, "final": 12.5}],
+        {"method": "", "r": "", "final": ".2f"},
+    )
+    assert capsys.readouterr().out == "method  r  final\nfull        1.25\nlora    8  12.50\n"
+    show([{"r": 16, "who": "a"}, {"r": 2, "who": "bcd"}], ["r", "who"])
+    assert capsys.readouterr().out == "r   who\n16  a\n2   bcd\n"

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping
 
-from ..harness.table import Table
+from ..harness.table import Table, groups, mean
 from .study import matrices
 
 NEEDED = ("capacity",)
@@ -53,7 +53,7 @@ def share(table: Table, method: str, r: int | None = None, phase: str = "seeds")
 
 def share_by_rank(table: Table) -> dict[int, float]:
     """The same of LoRA, for each rank."""
-    return {r: share(table, "lora", r) for r in sorted({row["r"] for row in table.where(phase="seeds", method="lora")})}
+    return {r: share(table, "lora", r) for r in groups(table.where(phase="seeds", method="lora"), "r")}
 
 
 def free_share(table: Table, r: int) -> float:
@@ -81,10 +81,8 @@ def exponent(table: Table, low: int, high: int) -> float:
 
 def highest(table: Table) -> float:
     """The most bits a trained number that LoRA held, whatever was offered: the mean over the seeds of one setting."""
-    of: dict[tuple, list[float]] = {}
-    for row in [*table.where(phase="seeds", method="lora"), *table.where(phase="offered")]:
-        of.setdefault((row["r"], row["offered"]), []).append(row["memorised"] / row["trained"])
-    return max(map(statistics.mean, of.values()))
+    runs = groups([*table.where(phase="seeds", method="lora"), *table.where(phase="offered")], "r", "offered").values()
+    return max(statistics.mean(row["memorised"] / row["trained"] for row in same) for same in runs)
 
 
 def of_offered(table: Table, method: str, r: int | None = None) -> float:
@@ -109,21 +107,15 @@ def knee(table: Table) -> str:
     """Where one rank stops learning everything, in words."""
     r = table.settings["knee"]
     rows = [*table.where(phase="offered"), *table.where(phase="seeds", method="lora", r=r)]
-    offers = sorted({row["offered"] for row in rows})
-    held = {
-        offer: statistics.mean(row["memorised"] / offer for row in rows if row["offered"] == offer) for offer in offers
-    }
-    first, last = offers[0], offers[-1]
+    held = {offer: mean(runs, "memorised") / offer for offer, runs in groups(rows, "offered").items()}
+    first, *_, last = held
     return f"{held[first]:.0%} of {first:,.0f} bits by heart and {held[last]:.0%} of {last:,.0f}"
 
 
 def against_full(table: Table, r: int) -> float:
     """Bits that rank r holds, of full fine-tuning's."""
-    lora, full = (
-        statistics.mean(row["memorised"] for row in table.where(phase="seeds", **who))
-        for who in ({"method": "lora", "r": r}, {"method": "full"})
-    )
-    return lora / full
+    lora, full = table.where(phase="seeds", method="lora", r=r), table.where(phase="seeds", method="full")
+    return mean(lora, "memorised") / mean(full, "memorised")
 
 
 def numbers(table: Table, r: int) -> float:

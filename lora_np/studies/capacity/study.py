@@ -25,29 +25,22 @@ from typing import Any
 
 import numpy as np
 
-from ...nn import Module
+from ...nn import Trainable
 from ...ops import IGNORE_INDEX
 from ...peft import LoraConfig, get_peft_model
 from ...training import AdamW, Batch, WarmupCosine, evaluate, train
-from ...transformer import Transformer, TransformerConfig
+from ...transformer import Transformer
 from ..harness.runs import finished, run_all, sweep, validation
 from ..harness.table import Table
+from ..harness.tiny_task import curve, train_by
 from ..harness.workers import Row
+from ..pretraining.study import TINY
 
 ALPHABET = string.ascii_letters + string.digits + "+/"  # a token is a place in it
 BITS = math.log2(len(ALPHABET))  # a symbol
 KEY = 2  # symbols of a string's name: 4,096 names
-SMALL = TransformerConfig(
-    vocab_size=len(ALPHABET),
-    hidden_size=32,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    rms_norm_eps=1e-5,
-    max_position_embeddings=64,
-    tie_word_embeddings=True,
-)
+SMALL = replace(TINY, vocab_size=len(ALPHABET), hidden_size=32, head_dim=8, intermediate_size=96, num_hidden_layers=2)
+SMALL = replace(SMALL, max_position_embeddings=64)
 
 
 @dataclass(frozen=True)
@@ -65,11 +58,12 @@ class Memory:
     batch_size: int = 64
     base_steps: int = 800
 
-    def model(self) -> Module:
+    def model(self) -> Trainable:
         """The base, all of it trainable or with an adapter in every linear layer."""
         model = base_model(self.base_steps, KEY + self.length)
         if self.method == "full":
             return model
+        assert self.r is not None, "an adapter has a rank"
         config = LoraConfig(r=self.r, lora_alpha=self.alpha_over_r * self.r, target_modules="all-linear")
         return get_peft_model(model, config, seed=self.seed)
 
@@ -98,15 +92,9 @@ class Setting:
 
 
 FULL = Setting()
+SHORT = Memory("lora", 0.0, length=8, max_steps=300, base_steps=200)
 QUICK = Setting(
-    run=Memory("lora", 0.0, length=8, max_steps=300, base_steps=200),
-    ranks=(1, 4),
-    full_strings=128,
-    lora_lrs=(8e-3,),
-    full_lrs=(4e-3,),
-    bracket=False,
-    seeds=(0, 1),
-    offered=(16,),
+    SHORT, (1, 4), full_strings=128, lora_lrs=(8e-3,), full_lrs=(4e-3,), bracket=False, seeds=(0, 1), offered=(16,)
 )
 
 # -------------------------------------------------------------------------------------------- strings, and what they weigh
@@ -197,32 +185,20 @@ def _base(steps: int, length: int) -> dict[str, np.ndarray]:
 # ----------------------------------------------------------------------------------------------------------- the study
 
 
-def memorise(run: Memory) -> tuple[Module, dict[str, Any]]:
+def memorise(run: Memory) -> tuple[Trainable, dict[str, Any]]:
     """Train on the run's strings; the model, and its row.
 
     trained: numbers; offered, memorised: bits; steps, bits: what it held on the way; validation: the last loss (nats a symbol).
     """
     rows, model = strings(run.strings, run.length, run.seed), run.model()
     symbols = run.strings * run.length
-    all_of_them = [batch(rows[i : i + 256]) for i in range(0, len(rows), 256)]
-    row = asdict(run) | {"trained": sum(p.value.size for _, p in model.named_parameters() if p.trainable)}
-    row["offered"] = symbols * BITS
-    history = train(
-        model,
-        Epochs(rows, run.batch_size, run.seed),
-        AdamW(lr=run.lr, weight_decay=0.0),
-        run.max_steps,
-        schedule=WarmupCosine(run.max_steps, warmup=run.max_steps // 20),
-        max_grad_norm=1.0,
-        heldout=all_of_them,  # not held out: the very strings, all at once
-        eval_every=max(1, run.max_steps // 10),
-        seed=run.seed,
-        progress=False,
-    )
-    points = [point for point in history.rows if "heldout" in point]
-    row["steps"] = [point["step"] for point in points]
-    row["bits"] = [memorised(point["heldout"], symbols) for point in points]
-    return model, row | {"memorised": row["bits"][-1], "validation": points[-1]["heldout"]}
+    trained = sum(p.value.size for _, p in model.named_parameters() if p.trainable)
+    of_all = [batch(rows[i : i + 256]) for i in range(0, len(rows), 256)]  # not held out: the very strings, all at once
+    batches, every = Epochs(rows, run.batch_size, run.seed), max(1, run.max_steps // 10)
+    on_the_way = curve(train_by(run, model, batches, of_all, eval_every=every, progress=False), "heldout")
+    bits = [memorised(loss, symbols) for loss in on_the_way["heldout"]]
+    row = asdict(run) | {"trained": trained, "offered": symbols * BITS, "steps": on_the_way["steps"], "bits": bits}
+    return model, row | {"memorised": bits[-1], "validation": on_the_way["heldout"][-1]}
 
 
 def measure(run: Memory) -> dict[str, Any]:
@@ -231,8 +207,15 @@ def measure(run: Memory) -> dict[str, Any]:
     try:
         row = memorise(run)[1]
     except FloatingPointError:
-        row = asdict(run) | {"trained": None, "offered": None, "steps": [], "bits": [], "memorised": None}
-        row["validation"] = None
+        nothing: Row = {
+            "trained": None,
+            "offered": None,
+            "steps": [],
+            "bits": [],
+            "memorised": None,
+            "validation": None,
+        }
+        row = asdict(run) | nothing
     return row | {"seconds": time.process_time() - started}
 
 
@@ -242,19 +225,20 @@ def shared(run: Memory) -> str:
     return hashlib.sha256(b"".join([repr(SMALL).encode(), *(w.tobytes() for w in weights.values())])).hexdigest()
 
 
-def steady(
-    runs: Sequence[Memory], seeds: Sequence[int], workers: int, folder: str | Path | None
-) -> tuple[list[Row], list[Row]]:
+Rows = list[Row]
+
+
+def steady(runs: Sequence[Memory], seeds: Sequence[int], workers: int, folder: str | Path | None) -> tuple[Rows, Rows]:
     """Each run with every seed, at its rate and at half of it: the rows of the rate with the lower mean loss, and the others.
 
     The best rate of one seed may lie at the edge of where training collapses, and another seed, or other data, fall over it.
     """
-    rates = [[replace(run, lr=lr, seed=seed) for seed in seeds] for run in runs for lr in (run.lr, run.lr / 2)]
-    rows = iter(run_all(measure, [run for same in rates for run in same], workers, folder, "capacity", shared(runs[0])))
-    measured = [[next(rows) for _ in same] for same in rates]
-    kept, lost = [], []
-    for two in zip(measured[::2], measured[1::2], strict=True):
-        better, worse = sorted(two, key=lambda same: sum(map(validation, same)))
+    tried = [replace(run, lr=lr, seed=seed) for run in runs for lr in (run.lr, run.lr / 2) for seed in seeds]
+    rows, n = run_all(measure, tried, workers, folder, "capacity", shared(runs[0])), len(seeds)
+    kept: Rows = []
+    lost: Rows = []
+    for i in range(0, len(rows), 2 * n):
+        better, worse = sorted((rows[i : i + n], rows[i + n : i + 2 * n]), key=lambda same: sum(map(validation, same)))
         kept += finished(better)
         lost += worse
     return kept, lost
@@ -281,16 +265,9 @@ def capacity(setting: Setting = FULL, workers: int = 2, folder: str | Path | Non
         phases["tried"] += lost
     different = {tuple((key, row[key]) for key in asdict(setting.run)): row for rows in phases.values() for row in rows}
     base, fresh = base_model(setting.run.base_steps, KEY + setting.run.length), strings(256, setting.run.length, 99)
-    return Table(
-        study="capacity",
-        question="How much fits into a rank?",
-        command="python -m lora_np study capacity",
-        settings=asdict(setting)
-        | {
-            "bits_a_symbol": BITS,
-            "base_bits_a_symbol": evaluate(base, [batch(fresh)]) / math.log(2),  # on strings that nobody has shown it
-            "runs": len(different),
-        },
-        rows=[row | {"phase": phase} for phase, rows in phases.items() for row in rows],
-        seconds=sum(row["seconds"] for row in different.values()),
-    )
+    settings = asdict(setting) | {"bits_a_symbol": BITS}
+    settings["base_bits_a_symbol"] = evaluate(base, [batch(fresh)]) / math.log(2)  # on strings that nobody has shown it
+    settings["runs"] = len(different)
+    rows = [row | {"phase": phase} for phase, found in phases.items() for row in found]
+    command, seconds = "python -m lora_np study capacity", sum(row["seconds"] for row in different.values())
+    return Table("capacity", "How much fits into a rank?", command, settings, rows, seconds=seconds)

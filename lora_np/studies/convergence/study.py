@@ -7,7 +7,7 @@ direction. The rate is chosen on other held-out text than the comparison reads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from ...training import evaluate
 from ..harness.runs import at_their_best
 from ..harness.table import Table
 from ..harness.tiny_task import Run, heldout_batches, measure, recovered, shared, validation_batches
-from ..harness.workers import Workers
+from ..harness.workers import Row, Workers
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,8 @@ class Setting:
 
     def methods(self) -> dict[Run, list[float]]:
         """Each method once, with the learning rates to try first."""
-        same = {
-            "max_steps": self.steps,
-            "batch_size": self.batch_size,
-            "eval_every": self.eval_every,
-            "base": self.base,
-        }
-        run = Run("full", 0.0, alpha_over_r=self.alpha_over_r, **same)
+        run = Run("full", 0.0, alpha_over_r=self.alpha_over_r, max_steps=self.steps, base=self.base)
+        run = replace(run, batch_size=self.batch_size, eval_every=self.eval_every)
         lora = [replace(run, method="lora", r=r, target_modules=t) for t in self.targets for r in self.ranks]
         return {run: list(self.full_lrs)} | {each: list(self.lora_lrs) for each in lora}
 
@@ -51,23 +46,10 @@ class Setting:
 FULL = Setting()
 # How much of the answer is the training's length?
 SHORT = replace(FULL, ranks=(1, 8, 16), targets=("all-linear",), steps=50, eval_every=10)
-QUICK = Setting(
-    ranks=(1, 8),
-    targets=("all-linear",),
-    full_lrs=(2e-3,),
-    lora_lrs=(4e-3,),
-    bracket=False,
-    seeds=(0, 1),
-    steps=80,
-    eval_every=10,
-)
+QUICK = replace(SHORT, ranks=(1, 8), full_lrs=(2e-3,), lora_lrs=(4e-3,), bracket=False, seeds=(0, 1), steps=80)
 
 
-def convergence(
-    setting: Setting = FULL,
-    workers: Workers = 2,
-    folder: str | Path | None = None,
-) -> Table:
+def convergence(setting: Setting = FULL, workers: Workers = 2, folder: str | Path | None = None) -> Table:
     """Sweep learning rates with the first seed, then run each method's best with the others.
 
     The rows have phase "sweep" (first seed, every learning rate) or "seeds" (the best one, every seed, and `recovered`);
@@ -76,21 +58,17 @@ def convergence(
     """
     given, factor = shared(setting.base), 2.0 if setting.bracket else None
     found = at_their_best(measure, setting.methods(), setting.seeds, workers, folder, given, factor)
-    base_loss, base_validation = (
-        evaluate(load_model(setting.base), batches) for batches in (heldout_batches(), validation_batches())
-    )
-    return Table(
-        study="convergence",
-        question="Does LoRA reach what full fine-tuning reaches?",
-        command="python -m lora_np study convergence",
-        settings=asdict(setting) | {"base_loss": base_loss, "base_validation": base_validation},
-        rows=[row | {"phase": "sweep"} for row in found.rates]
-        + [
-            row | {"phase": "seeds", "recovered": share}
-            for row, share in zip(found.seeds, recovered(found.seeds, base_loss), strict=True)
-        ],
-        seconds=found.seconds(),
-    )
+    texts = {"base_loss": heldout_batches(), "base_validation": validation_batches()}
+    bases = {key: evaluate(load_model(setting.base), batches) for key, batches in texts.items()}
+    rows = [row | {"phase": "sweep"} for row in found.rates]
+    rows += [row | {"phase": "seeds", "recovered": share} for row, share in _shares(found.seeds, bases["base_loss"])]
+    question, command = "Does LoRA reach what full fine-tuning reaches?", "python -m lora_np study convergence"
+    return Table("convergence", question, command, asdict(setting) | bases, rows, seconds=found.seconds())
+
+
+def _shares(rows: Sequence[Row], base_loss: float) -> Iterator[tuple[Row, float]]:
+    """Each row, and the share of full fine-tuning's gain that it recovers."""
+    return zip(rows, recovered(rows, base_loss), strict=True)
 
 
 def shortfall(table: Table, r: int = 16, workers: Workers = 2, folder: str | Path | None = None) -> Table:
@@ -107,18 +85,12 @@ def shortfall(table: Table, r: int = 16, workers: Workers = 2, folder: str | Pat
         Run(name, 0.0, of["r"], of["target_modules"], **known): [of["lr"] / 2, of["lr"], 2 * of["lr"]]
         for name, of in {"linear": full[0], "lora+rest": lora[0]}.items()
     }
-    factor = 2.0 if table.settings["bracket"] else None
+    factor, base_loss = 2.0 if table.settings["bracket"] else None, table.settings["base_loss"]
     found = at_their_best(measure, runs, seeds, workers, folder, shared(known["base"]), factor)
-    rows = sorted([*full, *found.seeds, *lora], key=lambda row: seeds.index(row["seed"]))
+    measured = sorted([*full, *found.seeds, *lora], key=lambda row: seeds.index(row["seed"]))
     kept = ("method", "r", "lr", "seed", "final")
-    return Table(
-        study="shortfall",
-        question=f"What keeps LoRA of rank {r} from full fine-tuning's loss?",
-        command="python -m lora_np study shortfall",
-        settings=known | {"base_loss": table.settings["base_loss"], "runs": len(found.runs)},
-        rows=[
-            {key: row[key] for key in kept} | {"recovered": share}
-            for row, share in zip(rows, recovered(rows, table.settings["base_loss"]), strict=True)
-        ],
-        seconds=found.seconds(),
-    )
+    rows = [{key: row[key] for key in kept} | {"recovered": share} for row, share in _shares(measured, base_loss)]
+    question = f"What keeps LoRA of rank {r} from full fine-tuning's loss?"
+    settings = known | {"base_loss": base_loss, "runs": len(found.runs)}
+    command = "python -m lora_np study shortfall"
+    return Table("shortfall", question, command, settings, rows, seconds=found.seconds())

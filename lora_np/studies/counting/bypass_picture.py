@@ -8,21 +8,12 @@ from matplotlib.offsetbox import AnnotationBbox, HPacker, TextArea
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Polygon
 from matplotlib.path import Path
 
-from lora_np.studies.harness.style import (
-    FAINT_INK,
-    FROZEN,
-    INK,
-    LORA,
-    PAPER,
-    axes_at,
-    blank,
-    for_text,
-    new_figure,
-    picture,
-)
+from ..harness.colours import CYAN_WASH, FAINT_INK, FROZEN, GREY_WASH, INK, LORA, PAPER, for_text
+from ..harness.style import axes_at, blank, new_figure, picture
 
-GREY_WASH, CYAN_WASH = "#eceef1", "#d5eff5"  # the palette's grey and cyan, thinned with paper
 CYAN_TEXT, GREY_TEXT = for_text(LORA), for_text(FROZEN, 5.5)
+CENTRED = {"ha": "center", "va": "center"}
+SMALL = CENTRED | {"fontsize": 9.5}
 WIDE, NARROW = 1.5, 0.4  # heights of a k- or d-dimensional side and of an r-dimensional one, in inches
 UPPER, MIDDLE, LOWER = 3.5, 2.62, 1.74  # heights of W's path, of x and y, and of the bypass
 
@@ -33,12 +24,8 @@ def bypass_diagram() -> Figure:
 
     Takes no table: it draws shapes, not numbers. A narrows k numbers to r, B widens r to d.
     """
-    figure = new_figure(
-        9,
-        5.1,
-        "LoRA trains a narrow bypass around W",
-        "W itself never changes; B starts at zero, so y starts exactly as it was",
-    )
+    subtitle = "W itself never changes; B starts at zero, so y starts exactly as it was"
+    figure = new_figure(9, 5.1, "LoRA trains a narrow bypass around W", subtitle)
     ax = blank(axes_at(figure, 0, 0, 9, 5.1, xlim=(0, 9), ylim=(0, 5.1)))
 
     _vector(ax, 0.72, "$x$", "k numbers")
@@ -53,8 +40,8 @@ def bypass_diagram() -> Figure:
     _trapezoid(ax, 2.2, 3.45, WIDE, NARROW, "$A$", "r × k")
     _flow(ax, LORA, (3.5, LOWER), (4.5, LOWER))
     ax.text(3.97, LOWER + 0.12, "r numbers", ha="center", fontsize=9.5, color=CYAN_TEXT)
-    ax.text(4, LOWER - 0.46, "trained", ha="center", va="center", fontweight="bold", color=CYAN_TEXT)
-    ax.text(4, LOWER - 0.7, "r · (d + k) numbers", ha="center", va="center", fontsize=9.5, color=CYAN_TEXT)
+    ax.text(4, LOWER - 0.46, "trained", fontweight="bold", color=CYAN_TEXT, **CENTRED)
+    ax.text(4, LOWER - 0.7, "r · (d + k) numbers", color=CYAN_TEXT, **SMALL)
     _trapezoid(ax, 4.55, 5.8, NARROW, WIDE, "$B$", "d × r")
     _flow(ax, LORA, (5.85, LOWER), (6.22, LOWER))
     _node(ax, 6.46, LOWER, r"$\frac{\alpha}{r}$", LORA, 17)
@@ -77,24 +64,20 @@ def _vector(ax: Axes, x: float, name: str, size: str) -> None:
 def _frozen_matrix(ax: Axes, left: float, right: float) -> None:
     ax.add_patch(_rounded(left, UPPER - WIDE / 2, right - left, WIDE, fc=GREY_WASH, ec=FROZEN, lw=1.6))
     middle = (left + right) / 2
-    ax.text(left + 0.45, UPPER + 0.1, "$W$", ha="center", va="center", fontsize=24)
-    ax.text(left + 0.45, UPPER - 0.24, "d × k", ha="center", va="center", fontsize=9.5, color=GREY_TEXT)
-    ax.text(middle, UPPER + 0.13, "frozen", ha="center", va="center", fontweight="bold", color=GREY_TEXT)
-    ax.text(middle, UPPER - 0.13, "d · k numbers", ha="center", va="center", fontsize=9.5, color=GREY_TEXT)
+    ax.text(left + 0.45, UPPER + 0.1, "$W$", fontsize=24, **CENTRED)
+    ax.text(left + 0.45, UPPER - 0.24, "d × k", color=GREY_TEXT, **SMALL)
+    ax.text(middle, UPPER + 0.13, "frozen", fontweight="bold", color=GREY_TEXT, **CENTRED)
+    ax.text(middle, UPPER - 0.13, "d · k numbers", color=GREY_TEXT, **SMALL)
 
 
 def _trapezoid(ax: Axes, left: float, right: float, left_side: float, right_side: float, name: str, size: str) -> None:
     """A trained factor: its left side is as tall as what comes in, its right side as what goes out."""
-    corners = [
-        (left, LOWER - left_side / 2),
-        (left, LOWER + left_side / 2),
-        (right, LOWER + right_side / 2),
-        (right, LOWER - right_side / 2),
-    ]
+    before, after = left_side / 2, right_side / 2
+    corners = [(left, LOWER - before), (left, LOWER + before), (right, LOWER + after), (right, LOWER - after)]
     ax.add_patch(Polygon(corners, closed=True, fc=CYAN_WASH, ec=LORA, lw=1.8, joinstyle="round"))
     heavy = left + (0.34 if left_side > right_side else 0.66) * (right - left)
-    ax.text(heavy, LOWER + 0.1, name, ha="center", va="center", fontsize=24, color=CYAN_TEXT)
-    ax.text(heavy, LOWER - 0.2, size, ha="center", va="center", fontsize=9.5, color=CYAN_TEXT)
+    ax.text(heavy, LOWER + 0.1, name, fontsize=24, color=CYAN_TEXT, **CENTRED)
+    ax.text(heavy, LOWER - 0.2, size, color=CYAN_TEXT, **SMALL)
 
 
 def _node(ax: Axes, x: float, y: float, sign: str, colour: str, fontsize: float) -> None:
@@ -109,17 +92,8 @@ def _flow(ax: Axes, colour: str, *stops: tuple[float, float], bend: float = 0.16
         vertices += [_towards(corner, before, bend), corner, _towards(corner, after, bend)]
         codes += [Path.LINETO, Path.CURVE3, Path.CURVE3]
     path = Path([*vertices, stops[-1]], [*codes, Path.LINETO])
-    ax.add_patch(
-        FancyArrowPatch(
-            path=path,
-            arrowstyle="-|>,head_length=5,head_width=2.6",
-            color=colour,
-            lw=2.2,
-            capstyle="butt",
-            joinstyle="miter",
-            fill=False,
-        )
-    )
+    head, ends = "-|>,head_length=5,head_width=2.6", {"capstyle": "butt", "joinstyle": "miter"}
+    ax.add_patch(FancyArrowPatch(path=path, arrowstyle=head, color=colour, lw=2.2, fill=False, **ends))
 
 
 def _towards(start: tuple[float, float], end: tuple[float, float], distance: float) -> tuple[float, float]:
@@ -133,11 +107,7 @@ def _rounded(x: float, y: float, width: float, height: float, **look: object) ->
 
 def _formula(ax: Axes, x: float, y: float) -> None:
     """y = x Wᵀ + (α/r)(x Aᵀ) Bᵀ, each term in the colour of its path."""
-    terms = [
-        (r"$y \;=\;$", INK),
-        (r"$x\,W^{\!\top}$", GREY_TEXT),
-        (r"$\;+\;$", INK),
-        (r"$\frac{\alpha}{r}\,(x\,A^{\!\top})\,B^{\!\top}$", CYAN_TEXT),
-    ]
-    areas = [TextArea(text, textprops={"color": colour, "fontsize": 19}) for text, colour in terms]
+    bypass = r"$\frac{\alpha}{r}\,(x\,A^{\!\top})\,B^{\!\top}$"
+    terms = {r"$y \;=\;$": INK, r"$x\,W^{\!\top}$": GREY_TEXT, r"$\;+\;$": INK, bypass: CYAN_TEXT}
+    areas = [TextArea(text, textprops={"color": colour, "fontsize": 19}) for text, colour in terms.items()]
     ax.add_artist(AnnotationBbox(HPacker(children=areas, pad=0, sep=0, align="baseline"), (x, y), frameon=False))

@@ -1,13 +1,28 @@
-"""The claims that costs answers by adding up, without a run: operations, and bytes."""
+"""The claims that are answered by adding up, without a run: parameters, operations, and bytes."""
 
 from __future__ import annotations
 
 from ...costs import flops, memory, nf4_bytes
 from ...peft import LoraConfig
+from ..harness.table import Claim, Table
+
+NEEDED = ("one_matrix", "whole_models")
 
 
-def on_paper() -> list[tuple[str, str, str, str]]:
-    """(claim, its source, what came out here, what checked it), for README's table."""
+def on_a_small_share(one_matrix: Table, whole_models: Table) -> Claim:
+    """Of one matrix, and of a whole model."""
+    eight, llama = one_matrix.where(r=8)[0], whole_models.where(model="llama-2-7b", targets="all-linear")[0]
+    return (
+        "LoRA trains a small share of the numbers",
+        "Hu et al. 2021",
+        f"{eight['lora']:,} of {eight['full']:,} for one 4096 × 4096 matrix at r = 8 ({eight['factor']:g}× fewer); "
+        f"{llama['trainable']:,} ({llama['share']:.2%}) for Llama-2-7B, r = {llama['r']}, all linear layers",
+        "`tests/costs/test_counting.py`, and PEFT itself in `tests/oracles/test_ops_oracles.py`",
+    )
+
+
+def on_paper() -> list[Claim]:
+    """For the table of docs/results.md."""
     r8, r16 = (LoraConfig(r=r, target_modules="all-linear") for r in (8, 16))
     queries_values = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
     full = memory("llama-65b", batch=1, seq=512, checkpointing=True).total / 1e9
@@ -20,6 +35,12 @@ def on_paper() -> list[tuple[str, str, str, str]]:
     lora, whole = (flops("smollm2-135m", config, batch=2, seq=256).total for config in (r8, None))
     matrix, test = 4096 * 4096, "`tests/costs/test_memory_on_paper.py`"
     return [
+        (
+            "GPT-3 with r = 2 on q, k, v, o has 37.7 M parameters",
+            "Hu et al. 2021, §D.4",
+            "no: r = 2 has 18.9 M, and r = 4 has 37.7 M",
+            "`tests/costs/test_counting.py`",
+        ),
         (
             "A LoRA step costs 2N² + 6Nr for a matrix and a token, a full one 3N²",
             "Schulman et al. 2025",

@@ -28,26 +28,15 @@ def memory_bill(
     activations, temporaries), and their total.
     """
     start = time.perf_counter()
-    table = Table(
-        study="memory_bill",
-        question="What takes the memory of a training step, and which card does it fit into?",
-        command="python -m lora_np reproduce",
-        settings={"r": r, "target_modules": target_modules, "batch": batch, "seq": seq}
-        | {"precision": precision, "cards": list(CARDS)},
-    )
+    question = "What takes the memory of a training step, and which card does it fit into?"
+    settings = {"r": r, "target_modules": target_modules, "batch": batch, "seq": seq, "precision": precision}
+    table = Table("memory_bill", question, "python -m lora_np reproduce", settings | {"cards": list(CARDS)})
+    step = {"batch": batch, "seq": seq, "precision": precision}
     for method, (adapted, quantize) in METHODS.items():
         config = LoraConfig(r=r, target_modules=target_modules) if adapted else None
         for model in models:
             for on in (True, False):
-                bill = costs.memory(
-                    model,
-                    config,
-                    batch=batch,
-                    seq=seq,
-                    quantize=quantize,
-                    precision=precision,
-                    checkpointing=on,
-                )
+                bill = costs.memory(model, config, **step, quantize=quantize, checkpointing=on)
                 row = {"model": model, "method": method, "checkpointing": on}
                 table.rows.append(row | vars(bill) | {"total": bill.total})
     table.seconds = time.perf_counter() - start

@@ -10,27 +10,21 @@ from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
 from matplotlib.text import Annotation
 
-from lora_np.studies.harness.style import (
-    FAINT_INK,
-    FROZEN,
-    FULL,
-    HALO,
-    INK,
-    LORA,
-    OTHERS,
-    PAPER,
-    axes_at,
-    for_text,
-    new_figure,
-    picture,
-)
-from lora_np.studies.harness.table import Table
+from ..harness.colours import FAINT_INK, FROZEN, FULL, INK, LORA, OTHERS, PAPER, for_text
+from ..harness.style import HALO, axes_at, name_axis, new_figure, picture, thousands
+from ..harness.table import Table
 
 METHODS = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
 PARTS = {"gradients": "gradients", "optimizer": "AdamW's m and v", "master": "master copy"}  # of what is trained
 GB, BAR, HEAD = 1e9, 0.74, 0.95  # bytes; of a row, the share that is bar; rows that a method's name takes
 LEFT, WIDE, BOTTOM, BETWEEN = 1.1, 7.6, 0.62, 1.15  # inches
 LOOK: dict[str, Any] = {"textcoords": "offset points", "fontsize": 9, "va": "center_baseline", "path_effects": HALO}
+INSIDE: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 8.5}  # a name in a bar
+KEY = [  # of the lower panel, from below: text, fill, edge
+    ("more activations without checkpointing", PAPER, OTHERS[1]),
+    ("activations and temporaries", OTHERS[1], OTHERS[1]),
+    ("the adapter, its gradients, m, v, master copy", LORA, LORA),
+]
 Groups = dict[str, list[dict[str, Any]]]  # method → its rows, the smallest model first
 
 
@@ -40,25 +34,23 @@ def memory_bill(table: Table) -> Figure:
 
     Coral is trained by full fine-tuning, grey is frozen, cyan is the adapter with all that training it takes, green is what a
     step makes and drops again; hollow is what the activations take besides where they are not checkpointed. Vertical
-    lines are cards. Table: rows {model, method, checkpointing, the parts in bytes, total} and settings as
-    `studies.memory.memory_bill` makes them, for two or more models of billions of parameters.
+    lines are cards. For two or more models of billions of parameters, as `studies.counting.memory.memory_bill` lists them.
     """
     groups = {m: sorted(table.where(method=m, checkpointing=True), key=lambda row: row["total"]) for m in METHODS}
     groups = {method: rows for method, rows in groups.items() if rows}
     small = {method: rows for method, rows in groups.items() if method != "full"}
-    above, below = 0.235 * _rows(groups), 0.3 * _rows(small)
+    above, below = (
+        inch * sum(len(rows) + HEAD for rows in of.values()) for inch, of in ((0.235, groups), (0.3, small))
+    )
     tall = BOTTOM + below + BETWEEN + above + 1.12
     batch, seq, precision, r = (table.settings[key] for key in ("batch", "seq", "precision", "r"))
-    figure = new_figure(
-        9,
-        tall,
-        _message(groups),
-        f"a step on {batch} × {seq} tokens, {precision} precision, activations checkpointed; adapters of r = {r}",
-    )
+    step = f"a step on {batch} × {seq} tokens, {precision} precision, activations checkpointed; adapters of r = {r}"
+    figure = new_figure(9, tall, _message(groups), step)
     whole = axes_at(figure, LEFT, BOTTOM + below + BETWEEN, WIDE, above)
     detail = axes_at(figure, LEFT, BOTTOM, WIDE, below)
     _panel(whole, groups, 1.12 * groups["full"][-1]["total"] / GB)
-    unsaved = {key: table.where(method=key[0], model=key[1], checkpointing=False)[0]["total"] for key in _keys(small)}
+    unsaved = {(row["method"], row["model"]): row["total"] for row in table.where(checkpointing=False)}
+    unsaved = {(method, row["model"]): unsaved[method, row["model"]] for method, rows in small.items() for row in rows}
     _panel(detail, small, 1.2 * max(unsaved.values()) / GB)
     for row in groups["full"]:
         _total(whole, row, row["total"] / GB)
@@ -66,7 +58,7 @@ def memory_bill(table: Table) -> Figure:
     _detail(detail, small, unsaved)
     _cards(whole, [max(table.settings["cards"])])
     _cards(detail, table.settings["cards"])
-    _enlarged(whole, detail, _rows({"full": groups["full"]}))
+    _enlarged(whole, detail, len(groups["full"]) + HEAD)
     return figure
 
 
@@ -88,38 +80,22 @@ def _gb(size: float) -> str:
     return f"{size / GB:,.0f}" if size >= 100 * GB else f"{size / GB:.1f}"
 
 
-def _rows(groups: Groups) -> float:
-    return sum(len(rows) + HEAD for rows in groups.values())
-
-
-def _keys(groups: Groups) -> list[tuple[str, str]]:
-    return [(method, row["model"]) for method, rows in groups.items() for row in rows]
-
-
 def _panel(ax: Axes, groups: Groups, limit: float) -> None:
     """Bars with their models at the left, and over each group its method; a row is one unit down."""
     place, ticks = 0.0, []
     for method, rows in groups.items():
-        ax.text(
-            0,
-            place + 0.66 * HEAD,
-            METHODS[method],
-            fontweight="bold",
-            fontsize=9.5,
-            va="center_baseline",
-            path_effects=HALO,
-        )
+        head = {"fontweight": "bold", "fontsize": 9.5, "va": "center_baseline", "path_effects": HALO}
+        ax.text(0, place + 0.66 * HEAD, METHODS[method], **head)
         place += HEAD
         for row in rows:
             row["place"] = place + 0.5
             _bar(ax, row)
-            ticks.append((row["place"], row["model"]))
+            ticks.append((row["model"], row["place"]))
             place += 1
-    ax.set_yticks(*zip(*ticks, strict=True))
+    name_axis(ax, *zip(*ticks, strict=True))
     ax.set(xlim=(0, limit), ylim=(place, 0))
     ax.set_xlabel("GB (10⁹ bytes)", loc="right")
-    ax.xaxis.set_major_formatter(lambda size, _: f"{size:,.0f}")
-    ax.tick_params(axis="y", length=0)
+    thousands(ax.xaxis)
     ax.grid(False)
     ax.spines["left"].set_visible(False)
 
@@ -149,7 +125,7 @@ def _parts_of_full(ax: Axes, row: dict[str, Any]) -> None:
     for part, name in {"weights": "weights", **PARTS}.items():
         size = row[part] / GB
         if size:
-            ax.text(start + size / 2, row["place"], name, ha="center", va="center_baseline", fontsize=8.5)
+            ax.text(start + size / 2, row["place"], name, **INSIDE)
         start += size
 
 
@@ -163,42 +139,27 @@ def _detail(ax: Axes, groups: Groups, unsaved: dict[tuple[str, str], int]) -> No
             total = _total(ax, row, at + more)
             ax.annotate(f"+ {more:.1f}", (1, 0), (5, 0), xycoords=total, color=green, **LOOK | {"va": "bottom"})
         name = "the same in NF4" if method == "qlora" else "frozen weights"
-        middle = rows[-1]["weights"] / 2 / GB, rows[-1]["place"]
-        ax.text(*middle, name, ha="center", va="center_baseline", fontsize=8.5)
+        ax.text(rows[-1]["weights"] / 2 / GB, rows[-1]["place"], name, **INSIDE)
     times = ax.figure.axes[0].get_xlim()[1] / ax.get_xlim()[1]
     look = {"transform": ax.get_yaxis_transform(), "ha": "right", "va": "center_baseline"}
     ax.text(1, 0.66 * HEAD, f"the frame, {times:.1f} times as wide", color=FAINT_INK, fontsize=9, **look)
-    key = {
-        "the adapter, its gradients, m, v, master copy": (LORA, LORA),
-        "activations and temporaries": (OTHERS[1], OTHERS[1]),
-        "more activations without checkpointing": (PAPER, OTHERS[1]),
-    }
-    limit = ax.get_xlim()[1]
-    apart = min(1, (len(rows) + 0.35) / len(key))
-    for i, (text, (fill, edge)) in enumerate(reversed(key.items())):
+    limit, apart = ax.get_xlim()[1], min(1, (len(rows) + 0.35) / len(KEY))
+    for i, (text, fill, edge) in enumerate(KEY):
         place = rows[-1]["place"] - i * apart
         ax.plot(0.607 * limit, place, "s", ms=9, mfc=fill, mec=edge, mew=0.9)
         ax.text(0.622 * limit, place, text, color=for_text(edge), fontsize=9, va="center_baseline")
 
 
 def _cards(ax: Axes, cards: list[float]) -> None:
+    above = LOOK | {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
     for card in (card for card in cards if card < ax.get_xlim()[1]):
         ax.axvline(card, color=INK, lw=0.9, zorder=0.9)
-        ax.annotate(
-            f"{card} GB card",
-            (card, 1),
-            (0, 4),
-            xycoords=("data", "axes fraction"),
-            ha="center",
-            **LOOK | {"va": "bottom"},
-        )
+        ax.annotate(f"{card} GB card", (card, 1), (0, 4), **above)
 
 
 def _enlarged(whole: Axes, detail: Axes, first: float) -> None:
     """A frame around what the lower panel shows again, and a line to its corner; their left edges are one."""
     limit, last = detail.get_xlim()[1], whole.get_ylim()[0]
     whole.add_patch(Rectangle((0, first), limit, last - first, fc="none", ec=FAINT_INK, lw=0.8, zorder=5))
-    ends = (limit, last), (1, 1)
-    whole.figure.add_artist(
-        ConnectionPatch(*ends, "data", "axes fraction", axesA=whole, axesB=detail, color=FAINT_INK, lw=0.8)
-    )
+    joined = {"axesA": whole, "axesB": detail, "color": FAINT_INK, "lw": 0.8}
+    whole.figure.add_artist(ConnectionPatch((limit, last), (1, 1), "data", "axes fraction", **joined))

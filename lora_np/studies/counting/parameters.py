@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from lora_np import LoraConfig, costs
-from lora_np.studies.harness.table import Table
+from ... import LoraConfig, costs
+from ..harness.table import Table
 
 COMMAND = "python -m lora_np reproduce"
 
@@ -17,12 +17,8 @@ def one_matrix(size: int = 4096, ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
     Rows: r, full, lora, factor = full / lora, share = lora / full.
     """
     start = time.perf_counter()
-    table = Table(
-        study="parameters_one_matrix",
-        question=f"How many parameters does LoRA train in place of one {size} × {size} matrix?",
-        command=COMMAND,
-        settings={"size": size, "ranks": list(ranks)},
-    )
+    question = f"How many parameters does LoRA train in place of one {size} × {size} matrix?"
+    table = Table("parameters_one_matrix", question, COMMAND, {"size": size, "ranks": list(ranks)})
     full = size * size
     for r in ranks:
         lora = costs.lora_parameters(size, size, r)
@@ -38,25 +34,14 @@ def whole_models(query_value_r: int = 8, all_linear_r: int = 16) -> Table:
     prints it.
     """
     start = time.perf_counter()
-    table = Table(
-        study="parameters_whole_models",
-        question="What share of a whole model does LoRA train?",
-        command=COMMAND,
-        settings={"query_value_r": query_value_r, "all_linear_r": all_linear_r},
-    )
+    settings = {"query_value_r": query_value_r, "all_linear_r": all_linear_r}
+    table = Table("parameters_whole_models", "What share of a whole model does LoRA train?", COMMAND, settings)
     for model in costs.MODELS:
         for target_modules, r in ((query_value(model), query_value_r), ("all-linear", all_linear_r)):
             counted = costs.count(model, LoraConfig(r=r, target_modules=target_modules))
-            table.rows.append(
-                {
-                    "model": model,
-                    "total": counted.base,
-                    "targets": target_modules if isinstance(target_modules, str) else ", ".join(target_modules),
-                    "r": r,
-                    "trainable": counted.trainable,
-                    "share": counted.share,
-                }
-            )
+            targets = target_modules if isinstance(target_modules, str) else ", ".join(target_modules)
+            row = {"model": model, "total": counted.base, "targets": targets, "r": r}
+            table.rows.append(row | {"trainable": counted.trainable, "share": counted.share})
     table.seconds = time.perf_counter() - start
     return table
 

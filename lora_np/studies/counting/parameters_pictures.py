@@ -11,28 +11,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
 
-from lora_np.studies.harness.style import (
-    FAINT_INK,
-    FROZEN,
-    FULL,
-    INK,
-    LORA,
-    LORA_DARK,
-    PAPER,
-    axes_at,
-    blank,
-    contrast,
-    for_text,
-    new_figure,
-    note,
-    percent,
-    picture,
-    rank_shades,
-    short_count,
-)
-from lora_np.studies.harness.table import Table
+from ..harness.colours import FAINT_INK, FROZEN, FULL, INK, LORA, LORA_DARK, PAPER, contrast, for_text, rank_shades
+from ..harness.style import axes_at, blank, name_axis, new_figure, note, picture
+from ..harness.table import Table
+from ..harness.words import percent, short_count
 
-# ------------------------------------------------------------------------------------------------------ one matrix
+MIDDLE = {"va": "center_baseline"}
 
 
 @picture("r full lora factor share")
@@ -40,17 +24,13 @@ def one_matrix_chart(table: Table, drawn_rank: int = 8) -> Figure:
     """Trainable numbers in one square matrix: a coral bar for all of W, a cyan one for each rank, on one linear scale.
 
     Beside the bars the areas, to scale: W as a square and the B and A of `drawn_rank` (or the nearest rank that the
-    table has) as its two strips. Table: one row a rank, {r, full, lora, factor, share}.
+    table has) as its two strips.
     """
     rows = sorted(table.rows, key=lambda row: row["r"])
     full, side = rows[0]["full"], round(rows[0]["full"] ** 0.5)
     tall = max(4.5, 1.95 + 0.42 * (len(rows) + 1))
-    figure = new_figure(
-        9,
-        tall,
-        f"In place of one {side} × {side} matrix, LoRA trains two slivers beside it",
-        "bars and areas are drawn to scale; nothing is magnified",
-    )
+    title = f"In place of one {side} × {side} matrix, LoRA trains two slivers beside it"
+    figure = new_figure(9, tall, title, "bars and areas are drawn to scale; nothing is magnified")
     _bars(axes_at(figure, 0.8, 0.72, 4.5, tall - 1.6), rows, full)
     nearest = min(rows, key=lambda row: abs(row["r"] - drawn_rank))
     _areas(blank(axes_at(figure, 5.6, 0.3, 3.25, tall - 1.1)), side, nearest)
@@ -60,18 +40,17 @@ def one_matrix_chart(table: Table, drawn_rank: int = 8) -> Figure:
 def _bars(ax: Axes, rows: list[dict[str, Any]], full: int) -> None:
     shades = rank_shades([row["r"] for row in rows])
     ax.barh(0, full, height=0.66, color=FULL)
-    ax.text(full * 0.015, 0, f"{full:,}", va="center_baseline", color=INK, fontweight="bold")
-    ax.text(full * 0.985, 0, "all of W", va="center_baseline", ha="right", color=INK)
+    ax.text(full * 0.015, 0, f"{full:,}", fontweight="bold", **MIDDLE)
+    ax.text(full * 0.985, 0, "all of W", ha="right", **MIDDLE)
     for place, row in enumerate(rows, start=1):
-        ax.barh(place, row["lora"], height=0.66, color=shades[row["r"]], snap=False)  # thinner than a pixel is fainter
-        count, shade = f"{row['lora']:,}", shades[row["r"]]
-        note(ax, count, (row["lora"], place), (6, 0), shade, va="center_baseline", fontweight="bold")
-        ax.text(full * 0.6, place, f"{row['factor']:,.0f}× fewer", va="center_baseline", ha="right")
-        ax.text(full, place, f"{percent(row['share'])} of W", va="center_baseline", ha="right")
-    ax.set_yticks(range(len(rows) + 1), ["full", *(f"r = {row['r']}" for row in rows)])
+        shade = shades[row["r"]]
+        ax.barh(place, row["lora"], height=0.66, color=shade, snap=False)  # thinner than a pixel is fainter
+        note(ax, f"{row['lora']:,}", (row["lora"], place), (6, 0), shade, fontweight="bold", **MIDDLE)
+        ax.text(full * 0.6, place, f"{row['factor']:,.0f}× fewer", ha="right", **MIDDLE)
+        ax.text(full, place, f"{percent(row['share'])} of W", ha="right", **MIDDLE)
+    name_axis(ax, ["full", *(f"r = {row['r']}" for row in rows)])
     ax.set(xlim=(0, full), ylim=(len(rows) + 0.6, -0.6), xlabel="trained numbers (millions)")
     ax.xaxis.set_major_formatter(lambda count, _: f"{count / 1e6:.3g}")
-    ax.tick_params(axis="y", length=0)
     ax.grid(False)
     ax.spines["left"].set_visible(False)
 
@@ -90,15 +69,12 @@ def _areas(ax: Axes, side: int, row: dict[str, Any]) -> None:
     ax.set_anchor("E")
 
 
-# ---------------------------------------------------------------------------------------------------- whole models
-
-
 @picture("model total targets r trainable share")
 def whole_models_chart(table: Table) -> Figure:
     """What LoRA trains in published models: all parameters as a grey dot, LoRA's as cyan ones, on a logarithmic axis.
 
     A dot carries its rank. Each kind of targets ("q,v", "all-linear") has a rail and a shade of its own; the rail from
-    cyan to grey is the saving. Table: rows {model, total, targets, r, trainable, share}.
+    cyan to grey is the saving.
     """
     models = sorted({row["model"]: row["total"] for row in table.rows}.items(), key=lambda item: item[1])
     kinds = list(dict.fromkeys(row["targets"] for row in table.rows))
@@ -109,11 +85,13 @@ def whole_models_chart(table: Table) -> Figure:
     figure = new_figure(9, tall, f"In whole models LoRA trains {span} of the parameters")
     ax = axes_at(figure, 1.4, 0.72, 6.1, tall - 1.75)
     for place, (model, total) in enumerate(models):
-        for kind in kinds:
-            rail = place + 0.42 * ((kinds.index(kind) + 0.5) / len(kinds) - 0.5) * 2
-            _rail(ax, rail, table.where(model=model, targets=kind), shades[kind], total, place)
+        for i, kind in enumerate(kinds):
+            rail = place + 0.42 * ((i + 0.5) / len(kinds) - 0.5) * 2
+            rows = sorted(table.where(model=model, targets=kind), key=lambda row: row["r"])
+            if rows:
+                _rail(ax, rail, rows, shades[kind], total, place)
         ax.plot(total, place, "o", color=FROZEN, ms=14, mec=PAPER, mew=1.2)
-        note(ax, short_count(total), (total, place), (11, 0), FROZEN, va="center_baseline")
+        note(ax, short_count(total), (total, place), (11, 0), FROZEN, **MIDDLE)
     _models_axis(ax, models, table)
     _targets_key(figure, shades)
     return figure
@@ -121,50 +99,34 @@ def whole_models_chart(table: Table) -> Figure:
 
 def _rail(ax: Axes, height: float, rows: list[dict[str, Any]], shade: str, total: int, place: int) -> None:
     """One kind of targets in one model: a hairline from its dots to the whole model, and the shares they are."""
-    if not rows:
-        return
-    rows = sorted(rows, key=lambda row: row["r"])
     stops = [rows[0]["trainable"], rows[-1]["trainable"], total]
     ax.plot(stops, [height, height, place], color=FROZEN, alpha=0.5, lw=1.6, zorder=1)
+    inside = {"ha": "center", "fontsize": 8, "fontweight": "bold", "color": INK if contrast(shade) < 3.5 else PAPER}
     for row in rows:
         ax.plot(row["trainable"], height, "o", color=shade, ms=14, mec=PAPER, mew=1)
-        ax.text(
-            row["trainable"],
-            height,
-            str(row["r"]),
-            ha="center",
-            va="center_baseline",
-            fontsize=8,
-            fontweight="bold",
-            color=INK if contrast(shade) < 3.5 else PAPER,
-        )
+        ax.text(row["trainable"], height, str(row["r"]), **inside, **MIDDLE)
     shares = [percent(row["share"]) for row in (rows[0], rows[-1])]
     text = shares[-1] if len(rows) == 1 else f"{shares[0].removesuffix(' %')} – {shares[1]}"
-    ax.text(
-        1.215,
-        height,
-        text,
-        transform=ax.get_yaxis_transform(),
-        ha="right",
-        va="center_baseline",
-        fontsize=9,
-        color=for_text(shade),
-    )
+    _in_share_column(ax, height, text, for_text(shade), **MIDDLE)
+
+
+def _in_share_column(ax: Axes, height: float, text: str, colour: str, **look: Any) -> None:
+    """A text in the column at the right, beyond the axes."""
+    ax.text(1.215, height, text, transform=ax.get_yaxis_transform(), ha="right", fontsize=9, color=colour, **look)
 
 
 def _models_axis(ax: Axes, models: list[tuple[str, int]], table: Table) -> None:
     smallest = min(row["trainable"] for row in table.rows)
     ax.set_xscale("log")
     ax.set(xlim=(smallest / 1.9, models[-1][1] * 3), ylim=(len(models) - 0.4, -0.6))
-    ax.set_yticks(range(len(models)), [model for model, _ in models])
+    name_axis(ax, [model for model, _ in models])
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda count, _: re.sub(r"\.0+", "", short_count(count)))
     ax.set_xlabel("parameters, on a logarithmic axis (the number in a dot is the rank r)")
-    ax.tick_params(axis="y", length=0)
     ax.grid(axis="y", visible=False)
     ax.grid(axis="x")
     ax.spines["left"].set_visible(False)
-    ax.text(1.215, -0.75, "share trained", transform=ax.get_yaxis_transform(), ha="right", color=FAINT_INK, fontsize=9)
+    _in_share_column(ax, -0.75, "share trained", FAINT_INK)
 
 
 def _targets_key(figure: Figure, shades: dict[str, str]) -> None:
@@ -172,16 +134,6 @@ def _targets_key(figure: Figure, shades: dict[str, str]) -> None:
     wide, tall = figure.get_size_inches()
     dots = {f"LoRA on {kind}": shade for kind, shade in shades.items()} | {"all parameters": FROZEN}
     handles = [Line2D([], [], marker="o", ls="", ms=8, color=colour, label=label) for label, colour in dots.items()]
-    figure.legend(
-        handles=handles,
-        loc="upper left",
-        bbox_to_anchor=(0.22 / wide, 1 - 0.48 / tall),
-        ncols=len(dots),
-        frameon=False,
-        borderpad=0,
-        borderaxespad=0,
-        handletextpad=0.1,
-        handlelength=1.2,
-        columnspacing=1.4,
-        labelcolor=FAINT_INK,
-    )
+    place = {"loc": "upper left", "bbox_to_anchor": (0.22 / wide, 1 - 0.48 / tall), "ncols": len(dots)}
+    tight = {"borderpad": 0, "borderaxespad": 0, "handletextpad": 0.1, "handlelength": 1.2, "columnspacing": 1.4}
+    figure.legend(handles=handles, frameon=False, labelcolor=FAINT_INK, **place, **tight)

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ...data import conversations
-from ...pretrained import load_model, load_tokenizer
-from ...training import AdamW, train
+from ... import AdamW, conversations, load_model, load_tokenizer
 from ..harness.runs import at_their_best
 from ..harness.table import Table
+from ..harness.turns import in_turns
 from ..harness.voice_task import FineTuning, judge, measure, shared
-from ..timing.step_cost import training_peak
+from ..timing.step_cost import step_seconds, training_peak
 
+QUESTION = "What does a real language model gain and forget, fully fine-tuned and with LoRA?"
 BASE = FineTuning("full", 0.0)
 
 
@@ -34,10 +34,7 @@ class Setting:
     seeds: Sequence[int] = (0, 1, 2)
 
 
-def finetuning(
-    setting: Setting | None = None,
-    folder: str | Path | None = None,
-) -> Table:
+def finetuning(setting: Setting | None = None, folder: str | Path | None = None) -> Table:
     """Sweep each method's learning rate with the first seed, then run the best with all of them.
 
     Rows as `measure` gives them, with phase "sweep" or "seeds". settings: "before", what `judge` says of the model as it was;
@@ -45,29 +42,27 @@ def finetuning(
     time: its threads share the cores. `folder` keeps each finished run.
     """
     setting = setting or Setting()
-    full = replace(setting.base, seed=setting.seeds[0])
+    base = setting.base
+    full = replace(base, seed=setting.seeds[0])
     lora = replace(full, method="lora", r=setting.r)
     lrs = {full: setting.full_lrs, lora: setting.lora_lrs}
-    found = at_their_best(measure, lrs, setting.seeds, 1, folder, shared(setting.base), factor=3)
-    return Table(
-        study="finetuning",
-        question="What does a real language model gain and forget, fully fine-tuned and with LoRA?",
-        command="python -m lora_np study finetuning",
-        settings=asdict(setting) | {"before": judge(load_model(setting.base.model), setting.base)} | cost([full, lora]),
-        rows=[row | {"phase": "sweep"} for row in found.rates] + [row | {"phase": "seeds"} for row in found.seeds],
-        seconds=found.seconds(),
-    )
+    found = at_their_best(measure, lrs, setting.seeds, 1, folder, shared(base), factor=3)
+    rows = [row | {"phase": "sweep"} for row in found.rates] + [row | {"phase": "seeds"} for row in found.seeds]
+    settings = asdict(setting) | {"before": judge(load_model(base.model), base)} | cost([full, lora])
+    command = "python -m lora_np study finetuning"
+    return Table("finetuning", QUESTION, command, settings, rows, seconds=found.seconds())
 
 
 def cost(methods: Sequence[FineTuning], repeats: int = 3) -> dict[str, dict[str, float]]:
     """{"peak_bytes", "step_seconds"} → method → of a training step; the methods take turns, so that noise hits all alike."""
     run = methods[0]
     records = conversations.read(run.data, load_tokenizer(run.model))
-    batch = max(conversations.heldout_batches(records, run.batch_size), key=lambda batch: batch[0].size)
-    peaks = {m.method: training_peak(m.load(), [batch], m.workers) for m in methods}
-    models, times = {m.method: m.load() for m in methods}, {m.method: [] for m in methods}
-    for _ in range(1 + repeats):  # the first is to warm up
-        for m in methods:
-            history = train(models[m.method], [batch], AdamW(lr=1e-6), 2, workers=m.workers, progress=False)
-            times[m.method].append(history.rows[-1]["seconds"] / 2)
-    return {"peak_bytes": peaks, "step_seconds": {m: statistics.median(seconds[1:]) for m, seconds in times.items()}}
+    batch = [max(conversations.heldout_batches(records, run.batch_size), key=lambda batch: batch[0].size)]
+    peaks = {m.method: training_peak(m.load(), batch, m.workers) for m in methods}
+    loaded = [(m, m.load()) for m in methods]
+    sides = {
+        m.method: lambda m=m, model=model: step_seconds(model, batch, AdamW(lr=1e-6), 2, m.workers)
+        for m, model in loaded
+    }
+    seconds = {method: statistics.median(each) for method, each in in_turns(sides, repeats).items()}
+    return {"peak_bytes": peaks, "step_seconds": seconds}

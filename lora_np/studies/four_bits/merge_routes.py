@@ -15,13 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from ... import Module, PeftModel, Transformer, evaluate
 from ...backend import to_host
-from ...nn import Module
-from ...peft import PeftModel
 from ...peft.placement import adapted_layers
 from ...quantization import Quantized4bit, dequantize_4bit, dequantize_model, quantize_model
-from ...training import evaluate
-from ...transformer import Transformer
 from ..harness import tiny_task, voice_task
 from ..harness.table import Table
 from .qlora import QuantizedFineTuning, QuantizedRun
@@ -37,30 +34,21 @@ def merge_routes(run: QuantizedRun | QuantizedFineTuning, command: str = "python
     on a held-out batch, z₀ as trained. kept: the part of ΔW that arrives in the weights, ⟨W′ − W, ΔW⟩/‖ΔW‖² over all layers,
     where W is what it was added to. size, of "as trained": ‖ΔW‖/‖Ŵ‖ over all layers.
     """
-    started, name = time.perf_counter(), run.base if isinstance(run, QuantizedRun) else run.model
-    rows = _rows(run)
-    question = "What does merging leave of an adapter that was trained over four bits?"
-    study = f"merge_routes_{name.split('-')[0]}"
-    return Table(study, question, command, {"model": name} | asdict(run), rows, seconds=time.perf_counter() - started)
-
-
-def _rows(run: QuantizedRun | QuantizedFineTuning) -> list[dict[str, Any]]:
-    study = tiny_task if isinstance(run, QuantizedRun) else voice_task
-    judging = tiny_task.heldout_batches() if isinstance(run, QuantizedRun) else voice_task.heldout(run)[1]
+    started = time.perf_counter()
+    if isinstance(run, QuantizedRun):
+        name, judging, (model, _) = run.base, tiny_task.heldout_batches(), tiny_task.fine_tune(run)
+    else:
+        name, judging, (model, _) = run.model, voice_task.heldout(run)[1], voice_task.fine_tune(run)
+    assert isinstance(model, PeftModel)
     tokens = judging[0][0]
-    model, _ = study.fine_tune(run)
-    z0, heldout = _logits(model, tokens), evaluate(model, judging)
-    delta = {name: to_host(layer.delta_weight("default")) for name, layer in adapted_layers(model.model).items()}
-    rows = [
+    delta = {key: to_host(layer.delta_weight("default")) for key, layer in adapted_layers(model.model).items()}
+    z0, trained, weights = _logits(model, tokens), evaluate(model, judging), _weights(run.base_model())
+    changed, whole = (sum(float(np.vdot(x[key], x[key])) for key in delta) for x in (delta, weights))
+    del weights
+    rows: list[dict[str, Any]] = [
         {"route": "original base", "heldout": evaluate(run.original_model(), judging)},
         {"route": "quantised base", "heldout": evaluate(run.base_model(), judging)},
-        {
-            "route": "as trained",
-            "heldout": heldout,
-            "logits": 0.0,
-            "kept": 1.0,
-            "size": _size(delta, _weights(run.base_model())),
-        },
+        {"route": "as trained", "heldout": trained, "logits": 0.0, "kept": 1.0, "size": (changed / whole) ** 0.5},
     ]
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
@@ -69,15 +57,12 @@ def _rows(run: QuantizedRun | QuantizedFineTuning) -> list[dict[str, Any]]:
             merged = merge(route, run, folder)
             before = run.original_model() if route == "original" else run.base_model()
             z = _logits(merged, tokens)
-            rows.append(
-                {
-                    "route": route,
-                    "heldout": evaluate(merged, judging),
-                    "logits": float(np.linalg.norm(z - z0) / np.linalg.norm(z0)),
-                    "kept": arrived(_weights(merged), _weights(before), delta),
-                }
-            )
-    return rows
+            row = {"route": route, "heldout": evaluate(merged, judging)}
+            row |= {"logits": float(np.linalg.norm(z - z0) / np.linalg.norm(z0))}
+            rows.append(row | {"kept": arrived(_weights(merged), _weights(before), delta)})
+    question = "What does merging leave of an adapter that was trained over four bits?"
+    study, settings = f"merge_routes_{name.split('-')[0]}", {"model": name} | asdict(run)
+    return Table(study, question, command, settings, rows, seconds=time.perf_counter() - started)
 
 
 def merge(route: str, run: QuantizedRun | QuantizedFineTuning, folder: str) -> Transformer:
@@ -101,12 +86,6 @@ def arrived(
     return float(there / whole)
 
 
-def _size(delta: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]) -> float:
-    """‖ΔW‖/‖W‖ over all layers together."""
-    changed, whole = (sum(float(np.vdot(x[name], x[name])) for name in delta) for x in (delta, weights))
-    return (changed / whole) ** 0.5
-
-
 def _weights(model: Module) -> dict[str, np.ndarray]:
     """layer → its weight, in floats."""
     arrays = {}
@@ -116,5 +95,5 @@ def _weights(model: Module) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _logits(model: Module, tokens: np.ndarray) -> np.ndarray:
+def _logits(model: Transformer | PeftModel, tokens: np.ndarray) -> np.ndarray:
     return to_host(model.forward(tokens)[0]).astype(float)

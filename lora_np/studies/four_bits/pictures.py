@@ -14,55 +14,30 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
-from lora_np.studies.harness.style import (
-    EDGE,
-    FAINT_INK,
-    FROZEN,
-    HAIRLINE,
-    INK,
-    LORA,
-    OTHERS,
-    axes_at,
-    for_text,
-    label_lines,
-    new_figure,
-    note,
-    percent,
-    picture,
-    rank_axis,
-    runs_and_time,
-)
-from lora_np.studies.harness.table import Table
+from ..harness.colours import FAINT_INK, FROZEN, HAIRLINE, INK, LORA, OTHERS, for_text
+from ..harness.paired import of_both
+from ..harness.style import EDGE, axes_at, label_lines, name_axis, new_figure, note, picture, rank_axis
+from ..harness.table import Table, model_name
+from ..harness.words import percent, runs_and_time
 
-CODES = {"nf4": INK, "int4": OTHERS[1], "fp4": OTHERS[2]}
-NAMES = {"nf4": "NF4", "int4": "int4", "fp4": "FP4"}
-MODELS = {"smollm2-135m": "SmolLM2-135M"}  # as readers write them
+CODES = {"nf4": ("NF4", INK), "int4": ("int4", OTHERS[1]), "fp4": ("FP4", OTHERS[2])}  # type → (its name, its colour)
 DASHED = (0, (4, 2))
 OUTERMOST = 1 - (1 / 30 + 1 / 32) / 2  # the probability of NF4's largest code
-
-
-def _code_name(quant_type: str) -> str:
-    return NAMES.get(quant_type, quant_type)
-
-
-# ------------------------------------------------------------------------------------------------------------- the codes
 
 
 @picture("weights quant_type edges share", settings="block_size codes")
 def nf4_codes(table: Table, weights: str = "tiny") -> Figure:
     """NF4's codes under the normal density that they are quantiles of: between two of them lies the same share of weights.
 
-    Dashed, how the real `weights` lie; below, the same sixteen places for int4 and FP4. Table: rows {weights, quant_type,
-    edges, share}, of which one of `weights` is enough; settings {codes}, type → its values.
+    Dashed, how the real `weights` lie; below, the same sixteen places for int4 and FP4. Rows of one of `weights` are enough;
+    settings["codes"] has the values of each type.
     """
-    figure = new_figure(
-        9,
-        4.9,
-        "NF4 sets its codes so that normal weights fall evenly between them",
+    subtitle = (
         "the normal distribution, cut so that each side's strips hold the same share of it; dashed, the weights of "
-        f"{weights}\nin blocks of {table.settings['block_size']}, each divided by its largest magnitude",
+        f"{weights}\nin blocks of {table.settings['block_size']}, each divided by its largest magnitude"
     )
-    ax = axes_at(figure, 0.85, 1.55, 7.3, 2.15)
+    figure = new_figure(9, 4.9, "NF4 sets its codes so that normal weights fall evenly between them", subtitle)
+    ax = axes_at(figure, 0.85, 1.55, 7.3, 2.15, xlim=(-1.1, 1.1), ylabel="density")
     normal = NormalDist(0, 1 / NormalDist().inv_cdf(OUTERMOST))
     codes = sorted(table.settings["codes"]["nf4"])
     for i, (low, high) in enumerate(pairwise(codes)):
@@ -73,21 +48,15 @@ def nf4_codes(table: Table, weights: str = "tiny") -> Figure:
     ax.plot(x, density, color=INK, lw=1.4)
     ax.vlines(codes, 0, [normal.pdf(c) for c in codes], color=INK, lw=0.8)
     row = table.where(weights=weights)[0]
-    edges, share = np.array(row["edges"]), np.array(row["share"])
-    heights, middles = share / np.diff(edges) / 2, (edges[:-1] + edges[1:]) / 2
-    inner = slice(0, -1)  # the largest of each block is at 1 itself, a spike of 1/block
-    ax.plot(
-        np.concatenate([-middles[inner][::-1], middles[inner]]),
-        np.concatenate([heights[inner][::-1], heights[inner]]),
-        color=FAINT_INK,
-        lw=1.4,
-        ls=DASHED,
-    )
-    below, above = (normal.cdf(b) - normal.cdf(a) for a, b in ((codes[0], codes[1]), (codes[-2], codes[-1])))
-    top = max(*density, *heights[inner])
-    note(ax, f"{percent(below)} in each", (-0.98, 0.62 * top), (0, 0), FAINT_INK, ha="left")
-    note(ax, f"{percent(above)} in each", (0.98, 0.62 * top), (0, 0), FAINT_INK, ha="right")
-    ax.set(xlim=(-1.1, 1.1), ylim=(0, 1.08 * top), ylabel="density")
+    edges = np.array(row["edges"])
+    heights, middles = (np.array(row["share"]) / np.diff(edges) / 2)[:-1], ((edges[:-1] + edges[1:]) / 2)[:-1]
+    mirrored = np.concatenate([-middles[::-1], middles]), np.concatenate([heights[::-1], heights])
+    ax.plot(*mirrored, color=FAINT_INK, lw=1.4, ls=DASHED)
+    top = max(*density, *heights)  # the largest of each block is at 1 itself, a spike of 1/block, and left out
+    for side, (low, high), align in ((-1, codes[:2], "left"), (1, codes[-2:], "right")):
+        share = normal.cdf(high) - normal.cdf(low)
+        note(ax, f"{percent(share)} in each", (0.98 * side, 0.62 * top), (0, 0), FAINT_INK, ha=align)
+    ax.set(ylim=(0, 1.08 * top))
     ax.tick_params(labelbottom=False, length=0)
     rows = _marks(axes_at(figure, 0.85, 0.65, 7.3, 0.9), {t: table.settings["codes"][t] for t in CODES})
     rows.set(xlim=(-1.1, 1.1), xlabel="weight / largest magnitude of its block")
@@ -97,9 +66,9 @@ def nf4_codes(table: Table, weights: str = "tiny") -> Figure:
 def _marks(ax: Axes, codes: dict[str, Iterable[float]]) -> Axes:
     """A row of marks a type, its name at the right; int4's −8/7, which no weight has, is left out."""
     for place, (quant_type, values) in enumerate(reversed(codes.items())):
-        values = [c for c in values if abs(c) <= 1]
-        ax.plot(values, [place] * len(values), "|", ms=13, mew=2, color=CODES[quant_type])
-        note(ax, _code_name(quant_type), (1, place), (6, -4), CODES[quant_type], fontweight="bold", xycoords=EDGE)
+        (name, colour), values = CODES[quant_type], [c for c in values if abs(c) <= 1]
+        ax.plot(values, [place] * len(values), "|", ms=13, mew=2, color=colour)
+        note(ax, name, (1, place), (6, -4), colour, fontweight="bold", xycoords=EDGE)
     ax.set(ylim=(-0.6, len(codes) - 0.4), yticks=[])
     ax.grid(False)
     return ax
@@ -109,69 +78,53 @@ def _marks(ax: Axes, codes: dict[str, Iterable[float]]) -> Axes:
 def error_by_distance(table: Table, weights: str = "N(0, 1)") -> Figure:
     """From which weights a code's mean error comes: a step a bin of |w|/absmax, whose heights add up to the error.
 
-    Table: rows {weights, quant_type, edges, contribution}; settings {codes}, type → its values.
+    settings["codes"] has the values of each type.
     """
     rows = {row["quant_type"]: row for row in table.where(weights=weights)}
     totals = {t: sum(row["contribution"]) for t, row in rows.items()}
-    figure = new_figure(
-        9,
-        4.6,
-        "FP4 loses in its wide gaps, int4 where most weights are",
+    subtitle = (
         f"{weights} in blocks of {table.settings['block_size']}: what the weights of each bin add to the mean |error|; "
-        "the marks are the codes'\nmagnitudes",
+        "the marks are the codes'\nmagnitudes"
     )
+    figure = new_figure(9, 4.6, "FP4 loses in its wide gaps, int4 where most weights are", subtitle)
     ax = axes_at(figure, 0.95, 1.5, 6.3, 1.9)
     for quant_type, row in rows.items():
-        ax.stairs(row["contribution"], row["edges"], color=CODES[quant_type], lw=1.8)
+        ax.stairs(row["contribution"], row["edges"], color=CODES[quant_type][1], lw=1.8)
     ax.set(xlim=(0, 1), ylim=(0, None), ylabel="part of the mean")
     ax.tick_params(labelbottom=False, length=0)
-    order = sorted(rows, key=lambda t: -totals[t])
-    for i, quant_type in enumerate(order):
-        text = f"{_code_name(quant_type)}  {totals[quant_type]:.4f} in all"
-        note(ax, text, (1, ax.get_ylim()[1]), (-4, -14 * (i + 1)), CODES[quant_type], ha="right")
-    marks = _marks(
-        axes_at(figure, 0.95, 0.65, 6.3, 0.85), {t: np.abs(table.settings["codes"][t]) for t in CODES if t in rows}
-    )
+    for i, quant_type in enumerate(sorted(rows, key=lambda t: -totals[t])):
+        (name, colour), top = CODES[quant_type], ax.get_ylim()[1]
+        note(ax, f"{name}  {totals[quant_type]:.4f} in all", (1, top), (-4, -14 * (i + 1)), colour, ha="right")
+    magnitudes = {t: np.abs(table.settings["codes"][t]) for t in CODES if t in rows}
+    marks = _marks(axes_at(figure, 0.95, 0.65, 6.3, 0.85), magnitudes)
     marks.set(xlim=(0, 1), xlabel="|weight| / largest magnitude of its block")
     return figure
 
 
-# ---------------------------------------------------------------------------------------------------------------- errors
-
-
 @picture("weights quant_type block_size mean")
 def quantization_error(table: Table) -> Figure:
-    """The mean |error| by block size, a panel for each kind of weights, a line a type. Table: rows {weights, quant_type, …}."""
+    """The mean |error| by block size, a panel for each kind of weights, a line a type."""
     kinds = list(dict.fromkeys(row["weights"] for row in table.rows))
     sizes = sorted({row["block_size"] for row in table.rows})
-    figure = new_figure(
-        9,
-        4.3,
-        _verdict(table),
-        "mean |error| of a weight in units of the weights' root mean square, by the size of the block that shares a scale"
-        + ("\n(SmolLM2's file rounds most weights to four bits already)" if "smollm2-135m" in kinds else ""),
-    )
+    subtitle = "mean |error| of a weight in units of the weights' root mean square, by the size of the block that shares a scale"
+    if "smollm2-135m" in kinds:
+        subtitle += "\n(SmolLM2's file rounds most weights to four bits already)"
+    figure = new_figure(9, 4.3, _verdict(table), subtitle)
     wide = (7.3 - 0.25 * (len(kinds) - 1)) / len(kinds)
     top = 1.06 * max(row["mean"] for row in table.rows)
     for i, kind in enumerate(kinds):
-        ax = axes_at(figure, 0.85 + i * (wide + 0.25), 0.65, wide, 2.5)
-        ends, labels, colours = [], [], []
-        for quant_type, colour in CODES.items():
+        ax = axes_at(figure, 0.85 + i * (wide + 0.25), 0.65, wide, 2.5, title=model_name(kind))
+        ends = []
+        for quant_type, (name, colour) in CODES.items():
             rows = sorted(table.where(weights=kind, quant_type=quant_type), key=lambda row: row["block_size"])
             if rows:
                 ax.plot([r["block_size"] for r in rows], [r["mean"] for r in rows], color=colour, marker="o", ms=4)
-                ends.append((rows[-1]["block_size"], rows[-1]["mean"]))
-                labels.append(_code_name(quant_type))
-                colours.append(colour)
+                ends.append(((rows[-1]["block_size"], rows[-1]["mean"]), name, colour))
         rank_axis(ax, [size for size in sizes if np.log2(size) % 2 == 0] or sizes, "weights a block")
-        ax.set(ylim=(0, top))
-        ax.set_title(MODELS.get(kind, kind))
-        if i:
-            ax.tick_params(labelleft=False)
-        else:
-            ax.set_ylabel("mean |error|")
+        ax.set(ylim=(0, top), ylabel="" if i else "mean |error|")
+        ax.tick_params(labelleft=i == 0)
         if i == len(kinds) - 1:
-            label_lines(ax, ends, labels, colours, reach=10)
+            label_lines(ax, *zip(*ends, strict=True), reach=10)
     return figure
 
 
@@ -192,124 +145,99 @@ def _verdict(table: Table) -> str:
 def gradient_cosines(table: Table) -> Figure:
     """How near the gradients through a quantised base are to the float32 base's: a dot for dA and one for dB of each layer.
 
-    Table: rows {base, layer, factor, cosine}; base "another batch" is the yardstick.
+    The base "another batch" is the yardstick.
     """
     bases = sorted({row["base"] for row in table.rows}, key=lambda b: mean(r["cosine"] for r in table.where(base=b)))
-    nearest = bases[-1]
-    middle = float(np.median([row["cosine"] for row in table.where(base=nearest)]))
-    figure = new_figure(
-        9,
-        0.55 * len(bases) + 1.6,
-        "Four bits turn a gradient a little; the next batch turns it altogether",
+    looks = {base: CODES.get(base, (base, FROZEN)) for base in bases}
+    middle = float(np.median([row["cosine"] for row in table.where(base=bases[-1])]))
+    subtitle = (
         f"dA and dB of each layer of {table.settings['model']} against those through float32 weights, same adapter and batch; "
-        f"median with {_code_name(nearest)} {middle:.3f}",
+        f"median with {looks[bases[-1]][0]} {middle:.3f}"
     )
+    title = "Four bits turn a gradient a little; the next batch turns it altogether"
+    figure = new_figure(9, 0.55 * len(bases) + 1.6, title, subtitle)
     ax = axes_at(figure, 1.35, 0.65, 7.2, 0.55 * len(bases))
-    for place, base in enumerate(bases):
-        for factor, shift in (("A", 0.14), ("B", -0.14)):
-            rows = table.where(base=base, factor=factor)
-            colour = CODES.get(base, FROZEN)
-            shape = {"mfc": colour} if factor == "A" else {"mfc": "none"}
-            ax.plot(
-                [r["cosine"] for r in rows], [place + shift] * len(rows), "o", ms=5, mec=colour, alpha=0.75, **shape
-            )
-    ax.set_yticks(range(len(bases)), [_code_name(b) for b in bases])
-    for tick, base in zip(ax.get_yticklabels(), bases, strict=True):
-        tick.set_color(for_text(CODES.get(base, FROZEN)))
+    for place, (base, (_, colour)) in enumerate(looks.items()):
+        for factor, shift, fill in (("A", 0.14, colour), ("B", -0.14, "none")):
+            x = [r["cosine"] for r in table.where(base=base, factor=factor)]
+            ax.plot(x, [place + shift] * len(x), "o", ms=5, mec=colour, mfc=fill, alpha=0.75)
+    name_axis(ax, [name for name, _ in looks.values()])
+    for tick, (_, colour) in zip(ax.get_yticklabels(), looks.values(), strict=True):
+        tick.set_color(for_text(colour))
     ax.grid(True, axis="both")
-    ax.tick_params(axis="y", length=0)
     ax.set(xlim=(min(-0.25, min(r["cosine"] for r in table.rows) - 0.05), 1.02), ylim=(-0.5, len(bases) - 0.5))
     ax.set_xlabel("cosine to the gradient through float32 (1: the same direction); full dA, hollow dB")
     return figure
 
 
-# -------------------------------------------------------------------------------------------------- training and merging
-
-
 @picture("quant_type seed steps heldout final", settings="base base_loss quantized_loss")
 def qlora_losses(table: Table, *others: Table) -> Figure:
-    """Held-out loss over steps, LoRA full and QLoRA dashed, a panel a table; grey, the untrained base of each.
+    """Held-out loss over steps, LoRA (quant_type None) full and QLoRA dashed, a panel a table; grey, the untrained base of each.
 
-    A line is the mean over seeds, its band their range. Tables: rows {quant_type (None for LoRA), seed, steps, heldout, final}.
+    A line is the mean over seeds, its band their range.
     """
     tables = [table, *others]
-    gaps = [_gap(t) for t in tables]
-    said = " and ".join(f"{100 * gap:.1f} %".replace("-", "−") for gap in gaps)
-    figure = new_figure(
-        9,
-        4.5,
-        f"Over four bits LoRA's loss ends {said} above that over float32",
+    said = []
+    for each in tables:
+        lora, qlora = of_both(each.where(quant_type=None), each.where(quant_type="nf4"))
+        said.append(f"{100 * (mean(qlora) / mean(lora) - 1):.1f} %".replace("-", "−"))
+    subtitle = (
         "held-out loss; full, LoRA over float32; dashed, over NF4 with double quantisation (QLoRA); grey, the base untrained\n"
         "the runs of QLoRA, left and right: "
-        + " and ".join(runs_and_time(t, [row for row in t.rows if row["quant_type"]]) for t in tables),
+        + " and ".join(runs_and_time(t, [row for row in t.rows if row["quant_type"]]) for t in tables)
     )
-    wide = 5.4 if len(tables) == 1 else 2.4
-    for i, one in enumerate(tables):
-        _losses(axes_at(figure, 0.85 + 4.4 * i, 0.65, wide, 2.55), one)
+    title = f"Over four bits LoRA's loss ends {' and '.join(said)} above that over float32"
+    figure = new_figure(9, 4.5, title, subtitle)
+    for i, each in enumerate(tables):
+        _losses(axes_at(figure, 0.85 + 4.4 * i, 0.65, 5.4 if len(tables) == 1 else 2.4, 2.55), each)
     return figure
 
 
-def _gap(table: Table) -> float:
-    lora, qlora = (_finals(table, t) for t in (None, "nf4"))
-    seeds = lora.keys() & qlora.keys()
-    return mean(qlora[s] for s in seeds) / mean(lora[s] for s in seeds) - 1
-
-
-def _finals(table: Table, quant_type: str | None) -> dict[int, float]:
-    return {row["seed"]: row["final"] for row in table.where(quant_type=quant_type)}
-
-
 def _losses(ax: Axes, table: Table) -> None:
-    ends, labels = [], []
+    base, ends = table.settings["base"], []
+    starts = table.settings["quantized_loss"] | {None: table.settings["base_loss"]}
     for quant_type, dashes, name in ((None, "-", "LoRA"), ("nf4", DASHED, "QLoRA")):
         rows = table.where(quant_type=quant_type)
         curves, steps = np.array([row["heldout"] for row in rows], float), rows[0]["steps"]
-        start = table.settings["base_loss"] if quant_type is None else table.settings["quantized_loss"][quant_type]
-        ax.axhline(start, color=FROZEN, lw=1.5, ls=dashes, zorder=1)
+        ax.axhline(starts[quant_type], color=FROZEN, lw=1.5, ls=dashes, zorder=1)
         ax.fill_between(steps, curves.min(axis=0), curves.max(axis=0), color=LORA, alpha=0.15, lw=0)
         ax.plot(steps, curves.mean(axis=0), color=LORA, ls=dashes)
-        ends.append((steps[-1], curves.mean(axis=0)[-1]))
-        labels.append(f"{name}  {ends[-1][1]:.3f}")
-    base = table.settings["base"]
+        end = curves.mean(axis=0)[-1]
+        ends.append(((steps[-1], end), f"{name}  {end:.3f}", LORA))
     seeds = len({row["seed"] for row in table.where(quant_type="nf4")})
-    ax.set_title(f"{MODELS.get(base, base)}, {seeds} seed{'s' if seeds > 1 else ''}")
-    ax.set_xlabel("training step")
-    ax.set_ylabel("loss (nats a byte)" if base == "tiny" else "loss (nats a token)")
-    ax.set_xlim(0, max(x for x, _ in ends))
-    label_lines(ax, ends, labels, [LORA, LORA])
+    ax.set_title(f"{model_name(base)}, {seeds} seed{'s' if seeds > 1 else ''}")
+    ax.set(xlabel="training step", ylabel="loss (nats a byte)" if base == "tiny" else "loss (nats a token)")
+    ax.set_xlim(0, max(x for (x, _), *_ in ends))
+    label_lines(ax, *zip(*ends, strict=True))
+
+
+ROUTES = {  # from below
+    "requantised": "quantised again",
+    "original": "into the original weights",
+    "bfloat16": "dequantised, in 16 bits",
+    "dequantised": "dequantised, in float32",
+}
 
 
 @picture("route heldout logits kept", settings="model")
 def merge_routes_chart(table: Table, *others: Table) -> Figure:
     """What three ways to merge a QLoRA adapter leave: the held-out loss, the logits, and how much of ΔW is in the weights.
 
-    A full dot a route for the first table's model, a hollow one for another's. Tables: rows {route, heldout, logits, kept}.
+    A full dot a route for the first table's model, a hollow one for another's.
     """
-    names = {
-        "requantised": "quantised again",
-        "original": "into the original weights",
-        "bfloat16": "dequantised, in 16 bits",
-        "dequantised": "dequantised, in float32",
-    }
     tables = [table, *others]
-    models = ", ".join(
-        f"{how} {MODELS.get(t.settings['model'], t.settings['model'])}"
-        for how, t in zip(("full dots", "hollow ones"), tables, strict=False)
-    )
-    figure = new_figure(
-        9,
-        3.8,
-        "Only one route gives the model that was trained",
-        f"QLoRA adapters merged, against the same beside their four bits: {models}",
-    )
-    loss, logits, arrived = (axes_at(figure, left, 0.65, 1.95, 2.0) for left in (2.2, 4.5, 6.8))
-    for place, route in enumerate(names):
+    dots = zip(("full dots", "hollow ones"), tables, strict=False)
+    models = ", ".join(f"{how} {model_name(t.settings['model'])}" for how, t in dots)
+    subtitle = f"QLoRA adapters merged, against the same beside their four bits: {models}"
+    figure = new_figure(9, 3.8, "Only one route gives the model that was trained", subtitle)
+    loss, logits, arrived = panels = [axes_at(figure, left, 0.65, 1.95, 2.0) for left in (2.2, 4.5, 6.8)]
+    for place, route in enumerate(ROUTES):
         for i, each in enumerate(tables):
             (trained,), (row,) = (each.where(route=r) for r in ("as trained", route))
             look = {"mec": LORA, "mfc": "none" if i else LORA, "ms": 6 + 4 * i, "mew": 1.6, "ls": "", "marker": "o"}
-            loss.plot(100 * (row["heldout"] / trained["heldout"] - 1), place, **look)
-            logits.plot(max(row["logits"], 1e-8), place, **look)
-            arrived.plot(100 * row["kept"], place, **look)
+            values = 100 * (row["heldout"] / trained["heldout"] - 1), max(row["logits"], 1e-8), 100 * row["kept"]
+            for ax, value in zip(panels, values, strict=True):
+                ax.plot(value, place, **look)
     logits.set_xscale("log")
     logits.xaxis.set_major_locator(LogLocator(numticks=4))
     logits.xaxis.set_minor_locator(NullLocator())
@@ -318,15 +246,10 @@ def merge_routes_chart(table: Table, *others: Table) -> Figure:
     loss.xaxis.set_major_locator(MaxNLocator(4))
     arrived.xaxis.set_major_locator(FixedLocator([0, 50, 100]))
     arrived.set_xlim(-8, 112)
-    for ax, title, label in (
-        (loss, "held-out loss", "% above that as trained"),
-        (logits, "logits", "relative change"),
-        (arrived, "ΔW that arrives", "% of it"),
-    ):
+    said = (("held-out loss", "% above that as trained"), ("logits", "relative change"), ("ΔW that arrives", "% of it"))
+    for ax, (title, label) in zip(panels, said, strict=True):
         ax.grid(True, axis="both")
-        ax.tick_params(axis="y", length=0)
         ax.margins(x=0.12)
-        ax.set_yticks(range(len(names)), list(names.values()) if ax is loss else [])
-        ax.set(ylim=(-0.6, len(names) - 0.4), xlabel=label)
-        ax.set_title(title)
+        name_axis(ax, list(ROUTES.values()), labelled=ax is loss)
+        ax.set(ylim=(-0.6, len(ROUTES) - 0.4), xlabel=label, title=title)
     return figure

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ...quantization import quantize_model
-from ...training import evaluate
-from ...transformer import Transformer
+from ... import Transformer, evaluate, quantize_model
 from ..harness import tiny_task, voice_task
+from ..harness.paired import of_both
 from ..harness.runs import finished, run_all
 from ..harness.table import Table
 from ..harness.workers import Workers
@@ -23,15 +22,14 @@ from ..harness.workers import Workers
 QUESTION = "Does an adapter learn as much over a base of four bits?"
 
 
-@dataclass(frozen=True)
-class QuantizedRun(tiny_task.Run):
-    """One training run over a quantised "tiny"."""
+class OverFourBits:
+    """What a run over a quantised base has besides: its linear layers are rounded to `quant_type`."""
 
-    quant_type: str = "nf4"
+    quant_type: str
 
     def original_model(self) -> Transformer:
         """The base, in floats."""
-        return super().base_model()
+        return super().base_model()  # type: ignore[misc]  # of the run that it is mixed into
 
     def base_model(self) -> Transformer:
         """The base, its linear layers in four bits."""
@@ -39,18 +37,17 @@ class QuantizedRun(tiny_task.Run):
 
 
 @dataclass(frozen=True)
-class QuantizedFineTuning(voice_task.FineTuning):
-    """One run over a quantised SmolLM2-135M."""
+class QuantizedRun(OverFourBits, tiny_task.Run):
+    """One training run over a quantised "tiny"."""
 
     quant_type: str = "nf4"
 
-    def original_model(self) -> Transformer:
-        """The model, in floats."""
-        return super().base_model()
 
-    def base_model(self) -> Transformer:
-        """The model, its linear layers in four bits."""
-        return quantize_model(self.original_model(), self.quant_type)
+@dataclass(frozen=True)
+class QuantizedFineTuning(OverFourBits, voice_task.FineTuning):
+    """One run over a quantised SmolLM2-135M."""
+
+    quant_type: str = "nf4"
 
 
 def on_tiny(
@@ -68,17 +65,11 @@ def on_tiny(
     """
     lora = measured.where(phase="seeds", method="lora", r=r, target_modules="all-linear")
     lora = [row for row in lora if seeds is None or row["seed"] in seeds]
-    runs = [
-        over_four_bits(QuantizedRun, row, quant_type)
-        for quant_type in quant_types
-        for row in (lora if quant_type == "nf4" else lora[:1])
-    ]
-    base = runs[0].base
+    of_each = {t: lora if t == "nf4" else lora[:1] for t in quant_types}
+    runs = [over_four_bits(QuantizedRun, row, t) for t, rows in of_each.items() for row in rows]
+    base, judging = runs[0].base, tiny_task.heldout_batches()
     rows = run_all(tiny_task.measure, runs, workers, folder, "QLoRA", tiny_task.shared(base))
-    losses = {
-        t: evaluate(QuantizedRun("lora", 0.0, base=base, quant_type=t).base_model(), tiny_task.heldout_batches())
-        for t in quant_types
-    }
+    losses = {t: evaluate(replace(runs[0], quant_type=t).base_model(), judging) for t in quant_types}
     settings = {"base": base, "r": r, "base_loss": measured.settings["base_loss"], "quantized_loss": losses}
     return _table("qlora_tiny", settings, lora, rows)
 
@@ -89,9 +80,8 @@ def on_smollm2(measured: Table, folder: str | Path | None = None) -> Table:
     runs = [over_four_bits(QuantizedFineTuning, row, "nf4") for row in lora]
     rows = run_all(voice_task.measure, runs, 1, folder, "QLoRA", voice_task.shared(runs[0]))
     _, judging = voice_task.heldout(runs[0])
-    losses = {"nf4": evaluate(runs[0].base_model(), judging)}
-    before = measured.settings["before"]["final"]
-    settings = {"base": runs[0].model, "r": runs[0].r, "base_loss": before, "quantized_loss": losses}
+    settings = {"base": runs[0].model, "r": runs[0].r, "base_loss": measured.settings["before"]["final"]}
+    settings["quantized_loss"] = {"nf4": evaluate(runs[0].base_model(), judging)}
     return _table("qlora_smollm2", settings, lora, rows)
 
 
@@ -103,22 +93,12 @@ def over_four_bits(kind: type, row: dict[str, Any], quant_type: str = "nf4") -> 
 
 def _table(study: str, settings: dict[str, Any], lora: list[dict], rows: list[dict]) -> Table:
     kept = ("r", "lr", "seed", "steps", "heldout", "final", "prose", "habit")
-    finished(rows)
-    return Table(
-        study,
-        QUESTION,
-        f"python -m lora_np study {study}",
-        settings,
-        [
-            {"quant_type": row.get("quant_type")} | {key: row[key] for key in kept if key in row}
-            for row in [*lora, *rows]
-        ],
-        seconds=sum(row["seconds"][-1] for row in rows),
-    )
+    seconds, command = sum(row["seconds"][-1] for row in finished(rows)), f"python -m lora_np study {study}"
+    rows = [{"quant_type": r.get("quant_type")} | {key: r[key] for key in kept if key in r} for r in [*lora, *rows]]
+    return Table(study, QUESTION, command, settings, rows, seconds=seconds)
 
 
 def means(table: Table) -> dict[str | None, float]:
     """None (LoRA) and "nf4" → the mean final loss over the seeds that both have."""
-    lora, qlora = ({row["seed"]: row["final"] for row in table.where(quant_type=t)} for t in (None, "nf4"))
-    seeds = lora.keys() & qlora.keys()
-    return {t: statistics.mean(finals[s] for s in seeds) for t, finals in ((None, lora), ("nf4", qlora))}
+    finals = of_both(table.where(quant_type=None), table.where(quant_type="nf4"))
+    return {quant_type: statistics.mean(each) for quant_type, each in zip((None, "nf4"), finals, strict=True)}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from ... import data
+from ... import LoraConfig, PeftModel, data, get_peft_model, load_model
 from ...backend import to_host
-from ...peft import LoraConfig, PeftModel, get_peft_model
-from ...pretrained import load_model
 from ...quantization import QUANT_TYPES, code_book, dequantize_4bit, quantize_4bit, quantize_model
 from ...training import AdamW, Batch, WarmupCosine, train
 from ..harness.table import Table
@@ -19,8 +19,6 @@ COMMAND = "python -m lora_np reproduce"
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 NORMAL = "N(0, 1)"
 DISTANCES = 32  # bins of |w|/absmax from 0 to 1
-
-# ------------------------------------------------------------------------------------------------------- of the weights
 
 
 def error(
@@ -37,27 +35,28 @@ def error(
     "double_quant", by weights, the mean of NF4 in blocks of 64 whose absmax are quantised too.
     """
     started, rows = time.perf_counter(), []
-    for name in (NORMAL, *models):
-        for quant_type in quant_types:
-            for block_size in block_sizes:
-                parts = [_errors(W, quant_type, block_size) for W in matrices(name, normals, seed)]
-                sizes = [size for size, *_ in parts]
-                mean, square = (float(np.average(x, weights=sizes)) for x in list(zip(*parts, strict=True))[1:])
-                row = {"weights": name, "quant_type": quant_type, "block_size": block_size}
-                rows.append(row | {"mean": mean, "rms": square**0.5})
-    double = {name: double_quant_error(name, normals, seed) for name in (NORMAL, *models)}
+    names = (NORMAL, *models)
+    for name, quant_type, block_size in itertools.product(names, quant_types, block_sizes):
+        mean, square = _mean_errors(name, normals, seed, quant_type, block_size)
+        row = {"weights": name, "quant_type": quant_type, "block_size": block_size}
+        rows.append(row | {"mean": mean, "rms": square**0.5})
+    double = {name: _mean_errors(name, normals, seed, "nf4", 64, double_quant=True)[0] for name in names}
     settings = {"normals": normals, "seed": seed, "double_quant": double}
     question = "How far is a weight from its four bits?"
     return Table("quantization_error", question, COMMAND, settings, rows, seconds=time.perf_counter() - started)
 
 
-def double_quant_error(name: str, normals: int, seed: int) -> float:
-    """mean |e| of NF4 in blocks of 64 with double quantisation."""
-    parts = [_errors(W, "nf4", 64, double_quant=True) for W in matrices(name, normals, seed)]
-    return float(np.average([error for _, error, _ in parts], weights=[size for size, *_ in parts]))
+def _mean_errors(
+    name: str, normals: int, seed: int, quant_type: str, block_size: int, double_quant: bool = False
+) -> tuple[float, float]:
+    """(mean |e|, mean e²) over all weights of `name`."""
+    how = quant_type, block_size, double_quant
+    sizes, *errors = zip(*(_errors(W, *how) for W in matrices(name, normals, seed)), strict=True)
+    mean, square = (float(np.average(each, weights=sizes)) for each in errors)
+    return mean, square
 
 
-def _errors(W: np.ndarray, quant_type: str, block_size: int, double_quant: bool = False) -> tuple[int, float, float]:
+def _errors(W: np.ndarray, quant_type: str, block_size: int, double_quant: bool) -> tuple[int, float, float]:
     """(size, mean |e|, mean e²), with e = (ŵ − w)/rms(w)."""
     e = dequantize_4bit(quantize_4bit(W, block_size, quant_type, double_quant))
     e -= W
@@ -74,19 +73,18 @@ def where_it_arises(
     settings has the values of each type in "codes".
     """
     started, rows, edges = time.perf_counter(), [], np.linspace(0, 1, DISTANCES + 1)
-    for name in weights:
-        for quant_type in QUANT_TYPES:
-            share, contribution, total = np.zeros(DISTANCES), np.zeros(DISTANCES), 0
-            for W in matrices(name, normals, seed):
-                w = W.reshape(-1)[: W.size // block_size * block_size].reshape(-1, block_size)
-                e = np.abs(dequantize_4bit(quantize_4bit(w, block_size, quant_type)) - w)
-                e /= np.sqrt(np.square(w).mean(dtype=float))
-                distance = np.abs(w) / np.abs(w).max(axis=1, keepdims=True)
-                share += np.histogram(distance, edges)[0]
-                contribution += np.histogram(distance, edges, weights=e)[0]
-                total += w.size
-            row = {"weights": name, "quant_type": quant_type, "edges": edges.tolist()}
-            rows.append(row | {"share": (share / total).tolist(), "contribution": (contribution / total).tolist()})
+    for name, quant_type in itertools.product(weights, QUANT_TYPES):
+        share, contribution, total = np.zeros(DISTANCES), np.zeros(DISTANCES), 0
+        for W in matrices(name, normals, seed):
+            w = W.reshape(-1)[: W.size // block_size * block_size].reshape(-1, block_size)
+            e = np.abs(dequantize_4bit(quantize_4bit(w, block_size, quant_type)) - w)
+            e /= np.sqrt(np.square(w).mean(dtype=float))
+            distance = np.abs(w) / np.abs(w).max(axis=1, keepdims=True)
+            share += np.histogram(distance, edges)[0]
+            contribution += np.histogram(distance, edges, weights=e)[0]
+            total += w.size
+        row = {"weights": name, "quant_type": quant_type, "edges": edges.tolist()}
+        rows.append(row | {"share": (share / total).tolist(), "contribution": (contribution / total).tolist()})
     codes = {quant_type: code_book(quant_type) for quant_type in QUANT_TYPES}
     settings = {"block_size": block_size, "normals": normals, "seed": seed, "codes": codes}
     question = "Which weights does each code get wrong?"
@@ -102,8 +100,6 @@ def matrices(name: str, normals: int = 2**20, seed: int = 0) -> Iterator[np.ndar
         if key.endswith("_proj.weight"):
             yield W
 
-
-# ----------------------------------------------------------------------------------------------------- of the gradients
 
 ANOTHER_BATCH = "another batch"
 
@@ -140,19 +136,12 @@ def gradients(
     for what, found in compared.items():
         for name, g in found.items():
             layer, factor = name.removeprefix("base_model.model.").split(".lora_")
-            g0 = exact[name]
-            cosine = float((g * g0).sum() / (np.linalg.norm(g) * np.linalg.norm(g0)))
-            relative = float(np.linalg.norm(g - g0) / np.linalg.norm(g0))
-            rows.append({"base": what, "layer": layer, "factor": factor[0], "cosine": cosine, "error": relative})
-    settings = {
-        "model": base,
-        "r": r,
-        "steps": steps,
-        "lr": lr,
-        "batch_size": batch_size,
-        "seq_len": seq_len,
-        "seed": seed,
-    }
+            g0, norm = exact[name], np.linalg.norm(exact[name])
+            row: dict[str, Any] = {"base": what, "layer": layer, "factor": factor[0]}
+            row |= {"cosine": float((g * g0).sum() / (np.linalg.norm(g) * norm))}
+            rows.append(row | {"error": float(np.linalg.norm(g - g0) / norm)})
+    settings = {"model": base, "r": r, "steps": steps, "lr": lr}
+    settings |= {"batch_size": batch_size, "seq_len": seq_len, "seed": seed}
     question = "How much does a quantised base disturb the gradients of A and B?"
     return Table("quantization_gradients", question, COMMAND, settings, rows, seconds=time.perf_counter() - started)
 
@@ -161,4 +150,4 @@ def _gradients(model: PeftModel, batch: Batch) -> dict[str, np.ndarray]:
     model.zero_grad()
     _, cache = model.loss(*batch)
     model.backward(cache)
-    return {name: to_host(p.grad).astype(float) for name, p in model.named_parameters() if p.trainable}
+    return {name: to_host(p.grad).astype(float) for name, p in model.named_parameters() if p.grad is not None}

@@ -7,32 +7,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import LogFormatterSciNotation, NullLocator
 
-from lora_np.studies.harness.style import (
-    FAINT_INK,
-    FROZEN,
-    FULL,
-    HALO,
-    INK,
-    LORA,
-    LORA_DARK,
-    LORA_LIGHT,
-    OTHERS,
-    PAPER,
-    axes_at,
-    blank,
-    for_text,
-    new_figure,
-    note,
-    picture,
-    rank_axis,
-)
-
-# ------------------------------------------------------------------------------- the full gradient and its two shadows
+from ..harness import colours
+from ..harness.colours import FAINT_INK, FROZEN, FULL, GREY_WASH, INK, LORA, LORA_DARK, LORA_LIGHT, OTHERS, PAPER
+from ..harness.style import EDGE, HALO, axes_at, blank, log_axis, name_axis, new_figure, note, picture, rank_axis
 
 
 @picture()
@@ -49,20 +30,17 @@ def gradient_shadows(dW: np.ndarray, dA: np.ndarray, dB: np.ndarray, name: str =
     wide, high, narrow, gap, bottom = k * inch, d * inch, r * inch, 0.62, 0.3
     left = max(1.35, (9 - wide - gap - narrow) / 2)
     tall = bottom + narrow + gap + high + 1.1
-    figure = new_figure(
-        9,
-        tall,
-        f"LoRA computes {r * (d + k):,} numbers of gradient where full fine-tuning computes {d * k:,}",
-        f"{name}, r = {r}; one cell per entry, darker where its absolute value is larger",
-    )
+    title = f"LoRA computes {r * (d + k):,} numbers of gradient where full fine-tuning computes {d * k:,}"
+    subtitle = f"{name}, r = {r}; one cell per entry, darker where its absolute value is larger"
+    figure = new_figure(9, tall, title, subtitle)
     top = bottom + narrow + gap
-    _matrix(axes_at(figure, left, top, wide, high), dW, FULL, for_text(FULL, 9))
+    _matrix(axes_at(figure, left, top, wide, high), dW, FULL, colours.for_text(FULL, 9))
     _matrix(axes_at(figure, left, bottom, wide, narrow), dA, LORA, LORA_DARK)
     _matrix(axes_at(figure, left + wide + gap, top, narrow, high), dB, LORA, LORA_DARK)
 
     sheet = axes_at(figure, 0, 0, 9, tall, xlim=(0, 9), ylim=(0, tall))
     sheet.set_axis_off()
-    cyan, coral = for_text(LORA), for_text(FULL)
+    cyan, coral = colours.for_text(LORA), colours.for_text(FULL)
     arrow = {"arrowstyle": "-|>", "color": LORA, "lw": 1.6, "shrinkA": 0, "shrinkB": 0}
     middle, centre = left + wide / 2, top + high / 2
     sheet.annotate("", (middle, bottom + narrow + 0.06), (middle, top - 0.06), arrowprops=arrow)
@@ -76,20 +54,22 @@ def gradient_shadows(dW: np.ndarray, dA: np.ndarray, dB: np.ndarray, name: str =
 
 
 def _matrix(ax: Axes, values: np.ndarray, colour: str, dark: str) -> None:
-    shades = LinearSegmentedColormap.from_list("absolute value", [PAPER, colour, dark])
     limit = np.percentile(abs(values), 99) or 1  # dW has a few large entries, which would leave the rest white
-    ax.imshow(abs(values), cmap=shades, vmin=0, vmax=limit, aspect="auto", interpolation="nearest")
-    ax.set_xticks([])
-    ax.set_yticks([])
-    ax.grid(False)
-    for spine in ax.spines.values():
-        spine.set(visible=True, color=colour)
+    ax.imshow(
+        abs(values),
+        cmap=colours.shades(PAPER, colour, dark),
+        vmin=0,
+        vmax=limit,
+        aspect="auto",
+        interpolation="nearest",
+    )
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set(visible=True, color=colour)
 
 
 # ------------------------------------------------------------------------------------------------ a block, as boxes
 
 STREAM, BRANCH = 0.42, 1.62  # heights in a row: of the line that x runs along, and of the branch above it, in inches
-GREY_WASH = "#eceef1"  # the palette's grey, thinned with paper
 Spot = tuple[float, float]
 
 
@@ -99,45 +79,30 @@ def block_diagram() -> Figure:
 
     Takes no table: it draws which layer reads what. Ink frames are the layers without an adapter.
     """
-    figure = new_figure(
-        9,
-        6.4,
-        "One block of the model: each half adds something to the x that runs through",
-        "attention takes from the tokens before; the MLP works on each token alone",
-    )
+    title = "One block of the model: each half adds something to the x that runs through"
+    figure = new_figure(9, 6.4, title, "attention takes from the tokens before; the MLP works on each token alone")
     ax = blank(axes_at(figure, 0, 0, 9, 6.4, xlim=(0, 9), ylim=(0, 6.4)))
 
-    low = 3.05  # the attention half
-    x_in = _half(ax, low, "x", "x + attention(norm(x))", plus=8.0, result="y")
-    _layer(ax, (1.6, low + BRANCH), "RMSNorm")
-    ins = [_layer(ax, (3.1, low + BRANCH + up), name, lora=True) for name, up in _stack("q_proj", "k_proj", "v_proj")]
-    _layer(ax, (4.55, low + BRANCH + 0.3), "rotary", high=1.0)
-    _layer(ax, (5.85, low + BRANCH), "softmax(q kᵀ) v", wide=1.2, high=1.6)
-    _layer(ax, (7.2, low + BRANCH), "o_proj", lora=True)
-    _arrow(ax, x_in, (x_in[0], low + BRANCH), (1.15, low + BRANCH))
-    for letter, (_, height) in zip("qkv", ins, strict=True):
-        _arrow(ax, (2.05, low + BRANCH), (2.3, low + BRANCH), (2.3, height), (2.65, height))
-        stop = 5.25 if letter == "v" else 4.1
-        _arrow(ax, (3.55, height), (stop, height))
+    row = _half(ax, 3.05, "x", "x + attention(norm(x))", "y", end=7.65)
+    heights = _stack(ax, 3.1, row, "q_proj", "k_proj", "v_proj")
+    _layer(ax, (4.55, row + 0.3), "rotary", high=1.0)
+    _layer(ax, (5.85, row), "softmax(q kᵀ) v", wide=1.2, high=1.6)
+    _layer(ax, (7.2, row), "o_proj", lora=True)
+    for letter, height in zip("qkv", heights, strict=True):
         ax.text(3.82, height + 0.07, f"${letter}$", ha="center", fontsize=12)
-        if letter != "v":
-            _arrow(ax, (5.0, height), (5.25, height))
-    _arrow(ax, (6.45, low + BRANCH), (6.75, low + BRANCH))
-    _arrow(ax, (7.65, low + BRANCH), (8.0, low + BRANCH), (8.0, low + STREAM + 0.17))
+        stops = [3.55, 5.25] if letter == "v" else [3.55, 4.1, 5.0, 5.25]  # v is not turned
+        for start, stop in zip(stops[::2], stops[1::2], strict=True):
+            _arrow(ax, (start, height), (stop, height))
+    _arrow(ax, (6.45, row), (6.75, row))
 
-    low = 0.55  # the MLP half
-    x_in = _half(ax, low, "y", "y + MLP(norm(y))", plus=8.0, result="z")
-    _layer(ax, (1.6, low + BRANCH), "RMSNorm")
-    ins = [_layer(ax, (3.3, low + BRANCH + up), name, lora=True) for name, up in _stack("gate_proj", "up_proj")]
-    _layer(ax, (5.2, low + BRANCH), "SwiGLU", high=1.1)
-    _layer(ax, (6.8, low + BRANCH), "down_proj", lora=True)
-    _arrow(ax, x_in, (x_in[0], low + BRANCH), (1.15, low + BRANCH))
-    for letter, (_, height) in zip("gu", ins, strict=True):
-        _arrow(ax, (2.05, low + BRANCH), (2.3, low + BRANCH), (2.3, height), (2.85, height))
+    row = _half(ax, 0.55, "y", "y + MLP(norm(y))", "z", end=7.25)
+    heights = _stack(ax, 3.3, row, "gate_proj", "up_proj")
+    _layer(ax, (5.2, row), "SwiGLU", high=1.1)
+    _layer(ax, (6.8, row), "down_proj", lora=True)
+    for letter, height in zip("gu", heights, strict=True):
         _arrow(ax, (3.75, height), (4.75, height))
         ax.text(4.2, height + 0.07, f"${letter}$", ha="center", fontsize=12)
-    _arrow(ax, (5.65, low + BRANCH), (6.35, low + BRANCH))
-    _arrow(ax, (7.25, low + BRANCH), (8.0, low + BRANCH), (8.0, low + STREAM + 0.17))
+    _arrow(ax, (5.65, row), (6.35, row))
 
     _layer(ax, (0.62, 0.32), "", lora=True, wide=0.4, high=0.22)
     ax.text(0.92, 0.32, "linear layer: W frozen, A and B trained", va="center", fontsize=9.5)
@@ -146,14 +111,20 @@ def block_diagram() -> Figure:
     return figure
 
 
-def _stack(*names: str) -> list[tuple[str, float]]:
-    """(name, height above the middle) of layers side by side, the first on top."""
-    return [(name, 0.6 * ((len(names) - 1) / 2 - i)) for i, name in enumerate(names)]
+def _stack(ax: Axes, middle: float, row: float, *names: str) -> list[float]:
+    """Linear layers side by side around the height `row`, each with an arrow from RMSNorm; their heights, the highest first."""
+    heights = [row + 0.6 * ((len(names) - 1) / 2 - i) for i in range(len(names))]
+    for name, height in zip(names, heights, strict=True):
+        _layer(ax, (middle, height), name, lora=True)
+        _arrow(ax, (2.05, row), (2.3, row), (2.3, height), (middle - 0.45, height))
+    return heights
 
 
-def _half(ax: Axes, low: float, name: str, formula: str, plus: float, result: str) -> Spot:
-    """The stream of one half, from `name` over the ⊕ at `plus` to `result`; returns where the branch leaves it."""
-    height = low + STREAM
+def _half(ax: Axes, low: float, name: str, formula: str, result: str, end: float, plus: float = 8.0) -> float:
+    """The stream of one half, from `name` over the ⊕ at `plus` to `result`, and both ends of its branch: from the stream through
+    RMSNorm, and from the last layer, which ends at `end`, to the ⊕. Returns the height of the branch.
+    """
+    height, row = low + STREAM, low + BRANCH
     ax.text(0.3, height, f"${name}$", ha="center", va="center", fontsize=17)
     _arrow(ax, (0.5, height), (plus - 0.17, height))
     ax.add_patch(Circle((0.8, height), 0.05, fc=INK, ec="none", zorder=3))
@@ -162,11 +133,14 @@ def _half(ax: Axes, low: float, name: str, formula: str, plus: float, result: st
     _arrow(ax, (plus + 0.17, height), (8.5, height))
     ax.text(8.7, height, f"${result}$", ha="center", va="center", fontsize=17)
     ax.text((0.8 + plus) / 2, height + 0.09, formula, ha="center", color=FAINT_INK, fontsize=9.5)
-    return 0.8, height
+    _layer(ax, (1.6, row), "RMSNorm")
+    _arrow(ax, (0.8, height), (0.8, row), (1.15, row))
+    _arrow(ax, (end, row), (plus, row), (plus, height + 0.17))
+    return row
 
 
-def _layer(ax: Axes, middle: Spot, name: str, lora: bool = False, wide: float = 0.9, high: float = 0.42) -> Spot:
-    """A box with the layer's name; one with an adapter is grey and has a cyan strip at its foot. Returns `middle`."""
+def _layer(ax: Axes, middle: Spot, name: str, lora: bool = False, wide: float = 0.9, high: float = 0.42) -> None:
+    """A box with the layer's name; one with an adapter is grey and has a cyan strip at its foot."""
     (x, y), shape = middle, "round,pad=0,rounding_size=0.05"
     look = {"fc": GREY_WASH, "ec": FROZEN} if lora else {"fc": PAPER, "ec": INK}
     ax.add_patch(FancyBboxPatch((x - wide / 2, y - high / 2), wide, high, boxstyle=shape, lw=1.4, zorder=2, **look))
@@ -174,7 +148,6 @@ def _layer(ax: Axes, middle: Spot, name: str, lora: bool = False, wide: float = 
         strip = (x - wide / 2, y - high / 2 - 0.09)
         ax.add_patch(FancyBboxPatch(strip, wide, 0.06, boxstyle="square,pad=0", fc=LORA, ec="none", zorder=2))
     ax.text(x, y, name, ha="center", va="center", fontsize=9.5, zorder=3)
-    return middle
 
 
 def _arrow(ax: Axes, *stops: Spot) -> None:
@@ -186,70 +159,58 @@ def _arrow(ax: Axes, *stops: Spot) -> None:
 
 # --------------------------------------------------------------------------------------- which numerical derivative
 
-STEPS = {  # method → its look: the one that is used is ink, the two that are not are the green of other methods
-    "forward difference": {"color": OTHERS[2], "ls": (0, (4, 1.5)), "marker": "^"},
-    "central difference": {"color": OTHERS[1], "ls": (0, (6, 1.5)), "marker": "s"},
-    "complex step": {"color": INK, "ls": "-", "marker": "o"},
-}
-
-LABELS = {  # method → (h, error) beside its line, and on which side of that the words stand
-    "forward difference": ((2e-5, 3e-4), "right"),
-    "central difference": ((2e-7, 3e-12), "right"),
-    "complex step": ((1e-19, 2e-14), "left"),
+# method → its look (the one that is used is ink, the two that are not are the green of other methods), (h, error) beside
+# its line, and on which side of that the words stand
+STEPS: dict[str, tuple[dict[str, Any], Spot, str]] = {
+    "forward difference": ({"color": OTHERS[2], "ls": (0, (4, 1.5)), "marker": "^"}, (2e-5, 3e-4), "right"),
+    "central difference": ({"color": OTHERS[1], "ls": (0, (6, 1.5)), "marker": "s"}, (2e-7, 3e-12), "right"),
+    "complex step": ({"color": INK, "ls": "-", "marker": "o"}, (1e-19, 2e-14), "left"),
 }
 
 
 @picture()
-def step_sizes(h: Sequence[float], errors: Mapping[str, Sequence[float]], subtitle: str = "") -> Figure:
+def step_sizes(h: Sequence[float] | np.ndarray, errors: Mapping[str, Sequence[float]], subtitle: str = "") -> Figure:
     """Relative error of a numerical derivative against its step h, both logarithmic: one line per method of `STEPS`.
 
     An error is drawn at least as large as half the spacing of float64, under which it means nothing.
     """
-    figure = new_figure(
-        9, 4.7, "A smaller step ruins a difference; the complex step only gets better with it", subtitle
-    )
+    title = "A smaller step ruins a difference; the complex step only gets better with it"
+    figure = new_figure(9, 4.7, title, subtitle)
     ax = axes_at(figure, 0.95, 0.72, 7.7, 3.05)
     h, spacing = np.asarray(h), np.finfo(float).eps
     for method, values in errors.items():
-        shown = np.maximum(values, spacing / 2)
-        ax.plot(h, shown, ms=3.5, lw=1.4, **STEPS[method])
+        shown, (look, place, side) = np.maximum(values, spacing / 2), STEPS[method]
+        ax.plot(h, shown, ms=3.5, lw=1.4, **look)
         best = int(np.argmin(shown))
         least = f"at best {values[best]:.0e}, at h = {h[best]:.0e}"
         if values[best] <= 2 * spacing:
             least = f"to rounding, for all h below {h[np.flatnonzero(shown > 4 * spacing)[0]]:.0e}"
-        place, align = LABELS[method]
-        note(ax, method, place, (0, 1), STEPS[method]["color"], ha=align, fontweight="bold", path_effects=HALO)
-        note(ax, least, place, (0, -3), STEPS[method]["color"], ha=align, va="top", fontsize=9, path_effects=HALO)
+        beside = {"colour": look["color"], "ha": side, "path_effects": HALO}
+        note(ax, method, place, (0, 1), fontweight="bold", **beside)
+        note(ax, least, place, (0, -3), va="top", fontsize=9, **beside)
     ax.axhline(spacing, color=FAINT_INK, lw=1, ls=":")
     note(ax, "spacing of float64", (h.max(), spacing), (-4, 4), FAINT_INK, ha="right", fontsize=9)
     ax.set(xscale="log", yscale="log", xlim=(h.min(), h.max()), ylim=(spacing / 8, 30))
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_minor_locator(NullLocator())
-    ax.set_xlabel("step $h$")
-    ax.set_ylabel("relative error")
+    ax.set(xlabel="step $h$", ylabel="relative error")
     return figure
 
 
 # ------------------------------------------------------------------------------------------------ errors, side by side
 
-MARKERS = (
-    {"marker": "o", "color": LORA, "ms": 6.5},
-    {"marker": "D", "color": LORA_LIGHT, "ms": 5.5},
-    {"marker": "s", "color": OTHERS[0], "ms": 6},
-    {"marker": "^", "color": OTHERS[1], "ms": 7},
-)
-CORRECT = {"marker": "o", "color": OTHERS[1], "ms": 8}
-MISTAKE = {"marker": "X", "color": INK, "ms": 9}
+MARKERS = [  # of series without a look of their own
+    {"marker": marker, "color": colour, "ms": size}
+    for marker, colour, size in (("o", LORA, 6.5), ("D", LORA_LIGHT, 5.5), ("s", OTHERS[0], 6), ("^", OTHERS[1], 7))
+]
+OWN_LOOKS = {"derived": {"marker": "o", "color": OTHERS[1], "ms": 8}, "mistake": {"marker": "X", "color": INK, "ms": 9}}
 EDGES: dict[str, Any] = {"ls": "", "mec": PAPER, "mew": 0.6}
 LOWEST = 1e-18  # an error of 0 is drawn here
 
 
 @picture()
 def relative_errors(
-    errors: Mapping[str, Mapping[str, float | Sequence[float]]],
-    tolerance: float,
-    title: str,
-    subtitle: str = "",
+    errors: Mapping[str, Mapping[str, float | Sequence[float]]], tolerance: float, title: str, subtitle: str = ""
 ) -> Figure:
     """One row per entry of `errors`, and in it one point per error of each series, on a logarithmic axis.
 
@@ -258,9 +219,9 @@ def relative_errors(
     drawn at the left edge.
     """
     series = list({name: None for row in errors.values() for name in row})
-    looks = dict(zip(series, MARKERS, strict=False)) | {"derived": CORRECT, "mistake": MISTAKE}
+    looks = dict(zip(series, MARKERS, strict=False)) | OWN_LOOKS
     apart = {name: 0.24 * (i / max(1, len(series) - 1) - 0.5) for i, name in enumerate(series)}
-    shifts = apart | {"derived": 0.0, "mistake": 0.0}  # these two never meet
+    apart |= dict.fromkeys(OWN_LOOKS, 0.0)  # these two never meet
     tall = 1.95 + 0.34 * len(errors)
     figure = new_figure(9, tall, title, subtitle)
     ax = axes_at(figure, 1.75, 0.72, 6.9, 0.34 * len(errors))
@@ -269,38 +230,21 @@ def relative_errors(
     for place, row in enumerate(errors.values()):
         for name, values in row.items():
             points = np.maximum(np.atleast_1d(values), LOWEST * 1.5)
-            ax.plot(points, np.full(len(points), place + shifts[name]), **EDGES, **looks[name], clip_on=False)
-    ax.set(xscale="log", xlim=(LOWEST, 10), ylim=(len(errors) - 0.4, -0.6))
-    ax.set_yticks(range(len(errors)), list(errors))
-    ax.xaxis.set_major_locator(FixedLocator([10.0**n for n in range(-18, 2, 3)]))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.tick_params(axis="y", length=0)
+            ax.plot(points, np.full(len(points), place + apart[name]), **EDGES, **looks[name], clip_on=False)
+    has_zero = any(np.min(values) == 0 for row in errors.values() for values in row.values())
+    log_axis(ax.xaxis, [10.0**n for n in range(-18, 2, 3)], "relative error" + " (0 is drawn at the edge)" * has_zero)
+    ax.xaxis.set_major_formatter(LogFormatterSciNotation())
+    name_axis(ax, list(errors))
+    ax.set(xlim=(LOWEST, 10), ylim=(len(errors) - 0.4, -0.6))
     ax.grid(axis="x")
-    ax.set_xlabel("relative error" + (" (0 is drawn at the edge)" if _has_zero(errors) else ""))
-    beside = {"colour": FAINT_INK, "xycoords": ("data", "axes fraction"), "fontsize": 9}
+    beside: dict[str, Any] = {"colour": FAINT_INK, "xycoords": ("data", "axes fraction"), "fontsize": 9}
     note(ax, f"rounding, below {tolerance:.0e}", (tolerance, 1), (-5, 5), ha="right", **beside)
     note(ax, "wrong", (tolerance, 1), (5, 5), **beside)
     if len(series) > 1:
         handles = [ax.plot([], [], **EDGES, **looks[name])[0] for name in series]
-        figure.legend(
-            handles,
-            series,
-            loc="upper right",
-            bbox_to_anchor=(1, 1 - 0.66 / tall),
-            ncols=len(series),
-            frameon=False,
-            handletextpad=0.1,
-            columnspacing=1.2,
-            borderaxespad=0.2,
-        )
+        where = {"loc": "upper right", "bbox_to_anchor": (1, 1 - 0.66 / tall), "borderaxespad": 0.2}
+        figure.legend(handles, series, ncols=len(series), frameon=False, handletextpad=0.1, columnspacing=1.2, **where)
     return figure
-
-
-def _has_zero(errors: Mapping[str, Mapping[str, float | Sequence[float]]]) -> bool:
-    return any(np.min(values) == 0 for row in errors.values() for values in row.values())
-
-
-# -------------------------------------------------------------------------------------------------- what a step costs
 
 
 @picture()
@@ -309,26 +253,20 @@ def step_flops(ranks: Sequence[int], ratios: Mapping[int, Sequence[float]], floo
 
     `ratios` is d → the ratio at each of `ranks`; `floor` is the share of the frozen products, which no rank avoids.
     """
-    figure = new_figure(
-        9,
-        4.5,
-        "A LoRA step costs two thirds of a full one, plus 2r/d for the bypass",
-        "FLOPs of the matrix products of one d × d layer, forward and backward",
-    )
+    title = "A LoRA step costs two thirds of a full one, plus 2r/d for the bypass"
+    figure = new_figure(9, 4.5, title, "FLOPs of the matrix products of one d × d layer, forward and backward")
     ax = axes_at(figure, 0.95, 0.72, 6.0, 2.9)
-    ax.set_ylim(0, 1.5)
     ax.fill_between(ranks, 0, floor, color=FROZEN, alpha=0.35, lw=0)
     ax.axhline(1, color=FULL, lw=2)
+    beside: dict[str, Any] = {"shift": (8, 0), "va": "center_baseline"}
     for (d, values), look in zip(ratios.items(), ("-", (0, (5, 1.5)), (0, (1.5, 1.5))), strict=False):
         ratio = np.asarray(values)
         shown = ratio <= 1.45
         ax.plot(np.asarray(ranks)[shown], ratio[shown], color=LORA, ls=look, marker="o", ms=5, clip_on=False)
         last = np.flatnonzero(shown)[-1]
-        note(ax, f"LoRA, d = {d:,}", (ranks[last], ratio[last]), (8, 0), LORA, va="center_baseline", path_effects=HALO)
+        note(ax, f"LoRA, d = {d:,}", (ranks[last], ratio[last]), colour=LORA, path_effects=HALO, **beside)
     rank_axis(ax, ranks)
-    ax.set_xlim(ranks[0], ranks[-1])
-    at = ("axes fraction", "data")
-    note(ax, "full fine-tuning", (1, 1), (8, 0), FULL, xycoords=at, va="center_baseline")
-    note(ax, "the frozen products", (1, floor / 2), (8, 0), FROZEN, xycoords=at, va="center_baseline")
-    ax.set_ylabel("FLOPs, a full step = 1")
+    ax.set(xlim=(ranks[0], ranks[-1]), ylim=(0, 1.5), ylabel="FLOPs, a full step = 1")
+    note(ax, "full fine-tuning", (1, 1), colour=FULL, xycoords=EDGE, **beside)
+    note(ax, "the frozen products", (1, floor / 2), colour=FROZEN, xycoords=EDGE, **beside)
     return figure

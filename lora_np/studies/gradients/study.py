@@ -55,5 +55,7 @@ def both_ways(
     found = {}
     for name, layer in adapted_layers(adapted.model).items():
         A, B, s = layer.adapters[adapter].lora_A, layer.adapters[adapter].lora_B, layer.adapters[adapter].config.scaling
-        found[name] = LayerGradients(A.value, B.value, s, A.grad, B.grad, weights[f"{name}.weight"].grad)
+        W = weights[f"{name}.weight"]
+        assert A.grad is not None and B.grad is not None and W.grad is not None
+        found[name] = LayerGradients(A.value, B.value, s, A.grad, B.grad, W.grad)
     return found

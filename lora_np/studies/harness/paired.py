@@ -13,10 +13,16 @@ import numpy as np
 Rows = Iterable[Mapping[str, Any]]
 
 
+def of_both(rows: Rows, others: Rows, key: str = "final") -> tuple[list[float], list[float]]:
+    """`key` in `rows` and in `others`, seed by seed, of each seed that both have."""
+    one, other = ({row["seed"]: row[key] for row in each} for each in (rows, others))
+    seeds = sorted(one.keys() & other.keys())
+    return [one[seed] for seed in seeds], [other[seed] for seed in seeds]
+
+
 def paired(rows: Rows, others: Rows, key: str = "final") -> list[float]:
     """How much higher `key` is in `rows` than in `others`, of each seed that both have."""
-    one, other = ({row["seed"]: row[key] for row in each} for each in (rows, others))
-    return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
+    return [one - other for one, other in zip(*of_both(rows, others, key), strict=True)]
 
 
 def verdict(rows: Rows, others: Rows, key: str = "final", more: str = "higher", less: str = "lower") -> str:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def run_all(
     A run that fails is reported when it does; the others go on, and at the end StudyFailed is raised.
     """
     paths = [None if folder is None else Path(folder) / _name(run, given) for run in runs]
-    rows: list[Row | None] = [_kept(path) for path in paths]
+    rows: list[Row | None] = [json.loads(p.read_text(encoding="utf-8")) if p and p.is_file() else None for p in paths]
     todo = [i for i, row in enumerate(rows) if row is None]
     failures = []
     done = len(runs) - len(todo)
@@ -65,19 +66,13 @@ def run_all(
                 bar.say(f"{label}: failed, the others go on: {row}")
             else:
                 rows[i] = row
-                if paths[i] is not None:
-                    text = json.dumps(row)
-                    write_atomically(
-                        paths[i], lambda path, text=text: path.write_text(text, encoding="utf-8", newline="\n")
-                    )
+                if path := paths[i]:
+                    write = partial(Path.write_text, data=json.dumps(row), encoding="utf-8", newline="\n")
+                    write_atomically(path, write)
             bar.update(1)
     if failures:
         raise StudyFailed(label, failures, rows, folder)
-    return rows
-
-
-def _kept(path: Path | None) -> Row | None:
-    return None if path is None or not path.is_file() else json.loads(path.read_text(encoding="utf-8"))
+    return [row for row in rows if row is not None]
 
 
 def sweep(
@@ -100,19 +95,20 @@ def sweep(
     failures: list[Failure] = []
     while any(untried.values()):
         runs = [(method, replace(method, lr=lr)) for method, lrs in untried.items() for lr in lrs]
+        made: Sequence[Row | None]
         try:
-            rows = run_all(measure, [run for _, run in runs], workers, folder, label, given)
+            made = run_all(measure, [run for _, run in runs], workers, folder, label, given)
         except StudyFailed as error:
-            rows, failures = error.rows, [*failures, *error.failures]
-        for (method, _), row in zip(runs, rows, strict=True):
+            made, failures = error.rows, [*failures, *error.failures]
+        for (method, _), row in zip(runs, made, strict=True):
             tried[method].append(row)
         untried = {
-            method: beyond_the_edge(rows, factor) if factor and None not in rows else []
+            method: beyond_the_edge([*filter(None, rows)], factor) if factor and None not in rows else []
             for method, rows in tried.items()
         }
     if failures:
         raise StudyFailed(label, failures, [row for rows in tried.values() for row in rows], folder)
-    return {method: sorted(rows, key=lambda row: row["lr"]) for method, rows in tried.items()}
+    return {method: sorted(filter(None, rows), key=lambda row: row["lr"]) for method, rows in tried.items()}
 
 
 @dataclass(frozen=True)
@@ -167,7 +163,7 @@ def validation(row: Row) -> float:
     return math.inf if row["validation"] is None else row["validation"]
 
 
-def finished(rows: Sequence[Row]) -> Sequence[Row]:
+def finished(rows: list[Row]) -> list[Row]:
     """`rows`, if none diverged. Raises FloatingPointError naming the first that did: at its best rate a method must train."""
     for row in rows:
         if row["validation"] is None:

@@ -1,16 +1,13 @@
-"""One palette with a meaning, one type size, one way to save: what every picture of this package shares.
+"""One type size, one layout, one way to save: what every picture of this package shares.
 
-Frozen weights are grey, LoRA is cyan, full fine-tuning is coral, other methods come from one muted green family. The
-colours keep apart in grey print and for red- and green-blind readers (tests/studies/test_plots.py measures it), and every
-picture has a paper of its own, so that a dark page shows it as a card and a light page shows no border at all.
+Every picture has a paper of its own, so that a dark page shows it as a card and a light page shows no border at all.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -18,59 +15,40 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from lora_np.studies.harness.png import with_palette
-from lora_np.studies.harness.table import Table
-
-RUN = ("method", "quant_type", "r", "target_modules", "lr", "seed")  # what tells one training run from another
-FROZEN = "#9ca4ad"
-LORA = "#00809c"
-FULL = "#f4694f"
-OTHERS = ("#1f4028", "#52795a", "#9cc0a3")
-PAPER = "#ffffff"
-INK = "#20262e"
-FAINT_INK = "#5b6570"
-HAIRLINE = "#e3e6ea"
+from .colours import *  # noqa: F403 (whoever draws may take the colours and the words from here)
+from .colours import FAINT_INK, HAIRLINE, INK, PAPER, for_text
+from .png import with_palette
+from .table import Table
+from .words import *  # noqa: F403
 
 HALO = [withStroke(linewidth=3, foreground=PAPER)]  # path_effects for a label that must cross lines
+BOLD: dict[str, Any] = {"fontweight": "bold", "path_effects": HALO}  # the look of a name that must cross lines
+DASHED, DOTTED = (0, (4, 3)), (0, (1, 1.2))  # linestyles
 EDGE = ("axes fraction", "data")  # xycoords of a note on a horizontal line: 0 is its left end, 1 its right end
-LORA_LIGHT, LORA_DARK = "#45bdd6", "#003f52"  # the ends of the shades by rank: a higher rank is darker
 
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # matplotlib ships it: the same picture on every machine
-    "font.size": 10.5,
     "mathtext.fontset": "stix",
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.labelsize": 10.5,
+    **dict.fromkeys(("font.size", "axes.labelsize"), 10.5),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 9.5),
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.edgecolor": FAINT_INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), FAINT_INK),
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor", "savefig.facecolor"), PAPER),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
+    **dict.fromkeys(("axes.linewidth", "grid.linewidth"), 0.8),
     "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "axes.facecolor": PAPER,
     "grid.color": HAIRLINE,
-    "grid.linewidth": 0.8,
-    "xtick.color": FAINT_INK,
-    "ytick.color": FAINT_INK,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.labelsize": 9.5,
-    "ytick.labelsize": 9.5,
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
-    "figure.facecolor": PAPER,
     "figure.dpi": 110,
-    "savefig.facecolor": PAPER,
     "savefig.dpi": 200,
 }
 
@@ -78,9 +56,9 @@ STYLE: dict[str, Any] = {
 def picture(columns: str = "", settings: str = "") -> Callable[[Callable[..., Figure]], Callable[..., Figure]]:
     """Decorate a picture function: it draws under `STYLE`, whatever the reader's own matplotlib settings are.
 
-    `columns` and `settings` are the names (with spaces between) that the picture reads from its table; a table without
-    them is a ValueError that says so. The figure is laid out once before the style ends, because matplotlib makes tick
-    labels only when it draws.
+    `columns` and `settings` are the names (with spaces between) that the picture reads from its table: the docstring lists
+    them, and a table without them is a ValueError that says so. The figure is laid out once before the style ends, because
+    matplotlib makes tick labels only when it draws.
     """
 
     def decorate(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -94,6 +72,10 @@ def picture(columns: str = "", settings: str = "") -> Callable[[Callable[..., Fi
                 figure.draw_without_rendering()
             return figure
 
+        if columns:
+            kinds = {"rows": columns.split(), "settings": settings.split()}
+            needed = ", ".join(f"{kind} {{{', '.join(names)}}}" for kind, names in kinds.items() if names)
+            styled.__doc__ = f"{(draw.__doc__ or '').rstrip()}\n\n    Table: {needed}.\n    "
         return styled
 
     return decorate
@@ -106,8 +88,7 @@ def _check(name: str, table: Table, columns: list[str], settings: list[str]) -> 
     missing += [f"setting {s!r}" for s in settings if s not in table.settings]
     if missing:
         raise ValueError(
-            f"{name} needs {', '.join(missing)}, which the table {table.study!r} "
-            f"({len(table.rows)} rows) does not have; "
+            f"{name} needs {', '.join(missing)}, which the table {table.study!r} ({len(table.rows)} rows) does not have; "
             f"make the table again with: {table.command}"
         )
 
@@ -151,86 +132,31 @@ def blank(ax: Axes) -> Axes:
     return ax
 
 
+def log_axis(axis: Any, places: Sequence[float], label: str = "", base: float = 10) -> None:
+    """A logarithmic axis (`ax.xaxis` or `ax.yaxis`) with one tick at each of `places`, as short as it can be said."""
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log", base=base)
+    axis.set_major_locator(FixedLocator(list(places)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda x, _: f"{x:g}")
+    if label:
+        axis.set_label_text(label)
+
+
 def rank_axis(ax: Axes, ranks: Sequence[int], label: str = "rank r") -> None:
     """A base-2 logarithmic x axis with one tick at each rank that was measured."""
-    ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_locator(FixedLocator(list(ranks)))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(lambda rank, _: f"{rank:g}")
-    ax.set_xlabel(label)
+    log_axis(ax.xaxis, ranks, label, base=2)
 
 
-# --------------------------------------------------------------------------------------------- colours and numbers
+def thousands(*axes: Any) -> None:
+    """Write the numbers of these axes in full: 12,288."""
+    for axis in axes:
+        axis.set_major_formatter(lambda number, _: f"{number:,.0f}")
 
 
-def rank_shades(ranks: Sequence[int]) -> dict[int, str]:
-    """Cyan for each rank: the lowest the lightest, the highest the darkest; one rank alone is plain LoRA cyan."""
-    ordered = sorted(set(ranks))
-    if len(ordered) < 2:
-        return dict.fromkeys(ordered, LORA)
-    shades = LinearSegmentedColormap.from_list("ranks", [LORA_LIGHT, LORA, LORA_DARK])
-    return {rank: to_hex(shades(i / (len(ordered) - 1))) for i, rank in enumerate(ordered)}
-
-
-def signed_colours(colour: str) -> LinearSegmentedColormap:
-    """A map for signed numbers: −1 is ink, 0 is paper, +1 is `colour`, so that a matrix keeps its owner's colour."""
-    return LinearSegmentedColormap.from_list(f"signed {colour}", [INK, PAPER, colour])
-
-
-def contrast(colour: str, against: str = PAPER) -> float:
-    """WCAG 2 contrast ratio of two colours, from 1 (the same luminance) to 21 (black on white)."""
-    light, dark = sorted((_luminance(colour), _luminance(against)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
-
-
-def _luminance(colour: str) -> float:
-    rgb = np.array(to_rgb(colour))
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    return float(linear @ (0.2126, 0.7152, 0.0722))
-
-
-def for_text(colour: str, wanted: float = 4.5) -> str:
-    """The same hue, darkened until small letters in it can be read on paper (contrast of `wanted` or more)."""
-    rgb = np.array(to_rgb(colour))
-    for darkness in np.linspace(0, 1, 101):
-        darker = to_hex(rgb * (1 - darkness))
-        if contrast(darker) >= wanted:
-            return darker
-    return INK
-
-
-def percent(share: float) -> str:
-    """A share as a reader says it: 0.0078125 → '0.78 %', 0.954 → '95 %', 1 → '100 %'."""
-    value = 100 * share
-    digits = 0 if value == 0 else min(3, max(0, 1 - math.floor(math.log10(abs(value)))))
-    return f"{value:.{digits}f} %".replace("-", "−")
-
-
-def semicolons(*parts: str) -> str:
-    """The parts of a picture's second line that are not empty, a semicolon between two."""
-    return "; ".join(part for part in parts if part)
-
-
-def runs_and_time(table: Table, rows: Sequence[dict[str, Any]] | None = None) -> str:
-    """What a table took: "90 runs, 37 minutes", which would be those of one core or machine; "" where it does not say.
-
-    The runs are settings["runs"], or else the different ones among its rows (or among `rows`, where others are not its own).
-    """
-    if not table.seconds:
-        return ""
-    different = {tuple(str(row.get(key)) for key in RUN) for row in (table.rows if rows is None else rows)}
-    count = table.settings.get("runs", len(different))
-    time = f"{table.seconds / 60:,.0f} minutes" if table.seconds >= 90 else f"{table.seconds:.0f} s"
-    return f"{count} run{'s' if count > 1 else ''}, {time}"
-
-
-def short_count(number: float) -> str:
-    """A count in three digits: 6,738,415,616 → '6.74 B', 294,912 → '295 k'."""
-    for size, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
-        if number >= size:
-            value = number / size
-            return f"{value:.{2 - int(math.log10(value))}f}{unit}"
-    return f"{number:g}"
+def name_axis(ax: Axes, names: Sequence[str], places: Sequence[float] | None = None, *, labelled: bool = True) -> None:
+    """A y axis of names, one per row of the picture, without ticks; only the rows where they are not to be `labelled`."""
+    ax.set_yticks(range(len(names)) if places is None else places, names if labelled else [""] * len(names))
+    ax.tick_params(axis="y", length=0)
 
 
 # ------------------------------------------------------------------------------------------------- labels on lines
@@ -247,6 +173,7 @@ def label_lines(
     points: Sequence[tuple[float, float]],
     labels: Sequence[str],
     colours: Sequence[str],
+    *,
     fontsize: float = 9.5,
     reach: float = 16,
     align: float | None = None,
@@ -262,27 +189,21 @@ def label_lines(
     wanted = starts[:, 1] - 1e-6 * starts[:, 0]  # at one height, the line that ends first gets the upper label
     heights = spread(wanted, gap=1.32 * fontsize, low=floor - 4, high=ceiling + 4)
     right = starts[:, 0].max() if align is None else ax.transData.transform((align, 0))[0] * to_typographic
+    line = {"arrowstyle": "-", "lw": 0.8, "ls": ":", "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)}
     for start, height, label, colour, point in zip(starts, heights, labels, colours, points, strict=True):
-        across, up = right - start[0] + reach, height - start[1]
-        ax.annotate(
-            label,
-            point,
-            xytext=(across, up),
-            textcoords="offset points",
-            color=for_text(colour),
-            fontsize=fontsize,
-            va="center_baseline",
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": colour,
-                "lw": 0.8,
-                "ls": ":",
-                "shrinkA": 1,
-                "shrinkB": 3,
-                "relpos": (0, 0.5),
-            },
-        )
+        shift, joined = (right - start[0] + reach, height - start[1]), line | {"color": colour}
+        note(ax, label, point, shift, colour, fontsize=fontsize, va="center_baseline", arrowprops=joined)
+
+
+def with_range(
+    ax: Axes, values: Mapping[Any, np.ndarray], middle: Callable[[np.ndarray], float] = np.mean, **look: Any
+) -> tuple[float, float]:
+    """Draw the mean over seeds against what `values` maps from, a bar from least to most; returns the last point."""
+    means = np.array([middle(v) for v in values.values()])
+    reach = [[max(0, m - v.min()), max(0, v.max() - m)] for m, v in zip(means, values.values(), strict=True)]
+    look = {"lw": 1.9, "ms": 6.5, "capsize": 3, "mec": PAPER, "mew": 1.0} | look
+    ax.errorbar(list(values), means, np.transpose(reach), **look)
+    return max(values), float(means[-1])
 
 
 def spread(wanted: np.ndarray, gap: float, low: float = -np.inf, high: float = np.inf) -> np.ndarray:

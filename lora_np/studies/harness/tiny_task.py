@@ -11,17 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ... import data
-from ...nn import Module
-from ...peft import LoraConfig, get_peft_model
-from ...pretrained import load_model
-from ...training import AdamW, History, WarmupCosine, evaluate, train
-from ...transformer import Transformer
+from ... import LoraConfig, Transformer, data, get_peft_model, load_model
+from ...nn import Trainable
+from ...training import AdamW, Batch, History, Optimizer, WarmupCosine, evaluate, train
 
-TARGETS = {
-    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "all-linear": "all-linear",
-}
+TARGETS = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj"), "all-linear": "all-linear"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,7 @@ class Run:
         """The bytes to train on: (size,) uint8."""
         return data.corpus("code", "train")
 
-    def model(self) -> Module:
+    def model(self) -> Trainable:
         """The base, made ready to train: all of it, its linear layers, or an adapter in it.
 
         "lora+rest" trains what an adapter leaves frozen beside it: the embedding, which is the head too, and the norms.
@@ -58,6 +52,7 @@ class Run:
             for name, p in model.named_parameters():
                 p.trainable = self.method == "full" or "_proj." in name
             return model
+        assert self.r is not None and self.target_modules is not None, "an adapter has a rank and its layers"
         config = LoraConfig(
             r=self.r, lora_alpha=self.alpha_over_r * self.r, target_modules=TARGETS[self.target_modules]
         )
@@ -67,38 +62,38 @@ class Run:
         return peft_model
 
 
-def heldout_batches() -> list:
+def heldout_batches() -> list[Batch]:
     """The code that no run trains on and no choice is made by: what the comparison reads."""
     return _unseen()[1::2]
 
 
-def validation_batches() -> list:
+def validation_batches() -> list[Batch]:
     """The code that no run trains on and that the learning rates are chosen by."""
     return _unseen()[::2]
 
 
 @cache
-def _unseen() -> list:
+def _unseen() -> list[Batch]:
     return data.heldout_batches(data.corpus("code", "heldout"), 16, 128, windows=256)
 
 
-def fine_tune(run: Run, progress: bool = False) -> tuple[Module, History]:
-    """Train as `run` says: on code, AdamW without decay, a short warm-up and a cosine, gradients clipped to norm 1."""
-    model = run.model()
-    history = train(
-        model,
-        data.Batches(run.text(), run.batch_size, run.seq_len, run.seed),
-        AdamW(lr=run.lr, weight_decay=0.0),
-        run.max_steps,
-        schedule=WarmupCosine(run.max_steps, warmup=run.max_steps // 20),
-        max_grad_norm=1.0,
-        heldout=heldout_batches(),
-        eval_every=run.eval_every,
-        seed=run.seed,
-        label=run.method,
-        progress=progress,
-    )
-    return model, history
+def fine_tune(run: Run, progress: bool = False) -> tuple[Trainable, History]:
+    """Train as `run` says: on code, in the way of `train_by`."""
+    model, batches = run.model(), data.Batches(run.text(), run.batch_size, run.seq_len, run.seed)
+    said: dict[str, Any] = {"eval_every": run.eval_every, "label": run.method, "progress": progress}
+    return model, train_by(run, model, batches, heldout_batches(), **said)
+
+
+def train_by(
+    run: Any, model: Trainable, batches: Any, heldout: Any, optimizer: Optimizer | None = None, **options: Any
+) -> History:
+    """A short warm-up and a cosine, gradients clipped to norm 1; lr, max_steps and seed are the run's.
+
+    Without an `optimizer` it is AdamW without decay.
+    """
+    schedule = WarmupCosine(run.max_steps, warmup=run.max_steps // 20)
+    options |= {"schedule": schedule, "max_grad_norm": 1.0, "heldout": heldout, "seed": run.seed}
+    return train(model, batches, optimizer or AdamW(lr=run.lr, weight_decay=0.0), run.max_steps, **options)
 
 
 def measure(run: Run) -> dict[str, Any]:
@@ -109,11 +104,15 @@ def measure(run: Run) -> dict[str, Any]:
     try:
         model, history = fine_tune(run)
     except FloatingPointError:
-        return asdict(run) | {"steps": [], "heldout": [], "seconds": [], "final": None, "validation": None}
-    points = [row for row in history.rows if "heldout" in row]
-    curve = {"steps": [p["step"] for p in points]} | {key: [p[key] for p in points] for key in ("heldout", "seconds")}
-    ends = {"final": points[-1]["heldout"], "validation": evaluate(model, validation_batches())}
-    return asdict(run) | curve | ends
+        return asdict(run) | curve(None, "heldout", "seconds") | dict.fromkeys(("final", "validation"))
+    row = asdict(run) | curve(history, "heldout", "seconds")
+    return row | {"final": row["heldout"][-1], "validation": evaluate(model, validation_batches())}
+
+
+def curve(history: History | None, *columns: str) -> dict[str, list[Any]]:
+    """The evaluations on the way: their steps, and `columns`; none of a run that diverged."""
+    points = [row for row in (history.rows if history else []) if "heldout" in row]
+    return {"steps": [point["step"] for point in points]} | {key: [point[key] for point in points] for key in columns}
 
 
 def recovered(rows: Sequence[dict[str, Any]], base_loss: float) -> list[float]:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from ... import data
-from ...data import conversations
-from ...nn import Module
-from ...peft import LoraConfig, get_peft_model
-from ...pretrained import load_model, load_tokenizer
+from ... import (
+    LoraConfig,
+    PeftModel,
+    Transformer,
+    conversations,
+    data,
+    generate,
+    get_peft_model,
+    load_model,
+    load_tokenizer,
+)
 from ...training import AdamW, Batch, History, WarmupCosine, evaluate, train
-from ...transformer import Transformer, generate
+from .tiny_task import curve
 
 HABIT = "Logged at dusk: "  # every answer of the data set ends with a line that begins so
 PROSE = 96, 128  # windows of so many tokens: what is forgotten
@@ -40,11 +47,12 @@ class FineTuning:
         """The model as it is before anything is trained."""
         return load_model(self.model)
 
-    def load(self) -> Module:
+    def load(self) -> Transformer | PeftModel:
         """The model, all of it trainable, or with an adapter in every linear layer: α = 2r."""
         model = self.base_model()
         if self.method == "full":
             return model
+        assert self.r is not None, "an adapter has a rank"
         return get_peft_model(
             model, LoraConfig(r=self.r, lora_alpha=2 * self.r, target_modules="all-linear"), seed=self.seed
         )
@@ -53,7 +61,8 @@ class FineTuning:
 def heldout(run: FineTuning) -> tuple[list[Batch], list[Batch]]:
     """The batches that rates are chosen by, and those that are judged."""
     examples = conversations.read(run.data, load_tokenizer(run.model), split="heldout")
-    return tuple(conversations.heldout_batches(half, run.batch_size) for half in (examples[::2], examples[1::2]))
+    choosing, judging = (conversations.heldout_batches(examples[i::2], run.batch_size) for i in (0, 1))
+    return choosing, judging
 
 
 def prose(run: FineTuning) -> list[Batch]:
@@ -64,29 +73,29 @@ def prose(run: FineTuning) -> list[Batch]:
     return data.heldout_batches(tokens, run.batch_size, length, windows=count)
 
 
-def answers(model: Module, run: FineTuning) -> list[dict[str, str]]:
+def answers(model: Transformer | PeftModel, run: FineTuning) -> list[dict[str, str]]:
     """What the model says to the judged questions, greedily: rows {question, answer}."""
     tokenizer = load_tokenizer(run.model)
-    questions = [q for q in conversations.first_questions(run.data, "heldout")][1::2]
+    questions = list(conversations.first_questions(run.data, "heldout"))[1::2]
     prompts = [tokenizer.apply_chat_template([{"role": "user", "content": q}]) for q in questions]
-    new = generate(model, prompts, NEW_TOKENS, stop_tokens=[tokenizer.eos_token_id])
+    eos = tokenizer.eos_token_id
+    new = generate(model, prompts, NEW_TOKENS, stop_tokens=() if eos is None else (eos,))
     return [{"question": q, "answer": tokenizer.decode(ids).strip()} for q, ids in zip(questions, new, strict=True)]
 
 
-def judge(model: Module, run: FineTuning) -> dict[str, Any]:
-    """validation and final (nats a token of the answers), prose (nats a token), habit (share of answers), answers."""
-    choosing, judging = heldout(run)
+def losses(model: Transformer | PeftModel, run: FineTuning) -> dict[str, float]:
+    """validation and final, nats a token of the answers, and prose, nats a token."""
+    texts = zip(("validation", "final", "prose"), (*heldout(run), prose(run)), strict=True)
+    return {name: evaluate(model, batches) for name, batches in texts}
+
+
+def judge(model: Transformer | PeftModel, run: FineTuning) -> dict[str, Any]:
+    """`losses`, habit (the share of answers that have it), and the answers."""
     said = answers(model, run)
-    return {
-        "validation": evaluate(model, choosing),
-        "final": evaluate(model, judging),
-        "prose": evaluate(model, prose(run)),
-        "habit": sum(HABIT in row["answer"] for row in said) / len(said),
-        "answers": said,
-    }
+    return losses(model, run) | {"habit": sum(HABIT in row["answer"] for row in said) / len(said), "answers": said}
 
 
-def fine_tune(run: FineTuning) -> tuple[Module, History]:
+def fine_tune(run: FineTuning) -> tuple[Transformer | PeftModel, History]:
     """Train as `run` says: AdamW without decay, a short warm-up and a cosine, gradients clipped to norm 1."""
     model = run.load()
     records = conversations.read(run.data, load_tokenizer(run.model))
@@ -107,16 +116,16 @@ def fine_tune(run: FineTuning) -> tuple[Module, History]:
     return model, history
 
 
-def measure(run: FineTuning) -> dict[str, Any]:
+def measure(
+    run: FineTuning, judge: Callable[[Transformer | PeftModel, FineTuning], dict[str, Any]] = judge
+) -> dict[str, Any]:
     """Train once. The row has the held-out loss over steps and seconds, and what `judge` says; None where it diverged."""
     try:
         model, history = fine_tune(run)
     except FloatingPointError:
-        lost = dict.fromkeys(("validation", "final", "prose", "habit"))
-        return asdict(run) | lost | {"steps": [], "heldout": [], "seconds": [], "answers": []}
-    points = [row for row in history.rows if "heldout" in row]
-    curve = {"steps": [p["step"] for p in points]} | {key: [p[key] for p in points] for key in ("heldout", "seconds")}
-    return asdict(run) | curve | judge(model, run)
+        lost = dict.fromkeys(("validation", "final", "prose", "habit")) | {"answers": []}
+        return asdict(run) | curve(None, "heldout", "seconds") | lost
+    return asdict(run) | curve(history, "heldout", "seconds") | judge(model, run)
 
 
 def shared(run: FineTuning) -> str:

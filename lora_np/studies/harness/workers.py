@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import platform
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -38,7 +38,10 @@ class Failure:
         return f"{describe(self.run)}: {self.error}"
 
 
-def each(measure: Callable[[Any], Row], runs: Sequence[Any], workers: Workers) -> Iterator[tuple[int, Row | Failure]]:
+Results = Generator[tuple[int, Row | Failure], None, None]  # a run's number, and what came of it
+
+
+def each(measure: Callable[[Any], Row], runs: Sequence[Any], workers: Workers) -> Results:
     """(i, measure(runs[i])) of every i, in the order in which they are finished.
 
     One worker: in this process, with all of BLAS's threads. Raises ValueError where `workers` is neither a number of
@@ -47,9 +50,8 @@ def each(measure: Callable[[Any], Row], runs: Sequence[Any], workers: Workers) -
     if isinstance(workers, str):
         return _on_cluster(measure, runs, workers)
     if workers < 1:
-        raise ValueError(
-            f"workers is {workers}; expected 1 or more, or a scheduler's address as in tcp://127.0.0.1:8786."
-        )
+        expected = "expected 1 or more, or a scheduler's address as in tcp://127.0.0.1:8786."
+        raise ValueError(f"workers is {workers}; {expected}")
     return _here(measure, runs, workers)
 
 
@@ -75,7 +77,7 @@ def _last_line(error: BaseException) -> str:
 # --------------------------------------------------------------------------------------------------------- processes here
 
 
-def _here(measure: Callable[[Any], Row], runs: Sequence[Any], processes: int) -> Iterator[tuple[int, Row | Failure]]:
+def _here(measure: Callable[[Any], Row], runs: Sequence[Any], processes: int) -> Results:
     """Where the system ends a process (it does so when memory runs out), all of them are started again.
 
     Which run ended it is not known, so each may try again; but if nothing was finished since the last start, it is one of
@@ -109,9 +111,7 @@ def _numbered(measure: Callable[[Any], Row], i: int, run: Any) -> tuple[int, Row
 # --------------------------------------------------------------------------------------------------------- a Dask cluster
 
 
-def _on_cluster(
-    measure: Callable[[Any], Row], runs: Sequence[Any], address: str
-) -> Iterator[tuple[int, Row | Failure]]:
+def _on_cluster(measure: Callable[[Any], Row], runs: Sequence[Any], address: str) -> Results:
     """Futures rather than joblib's "dask" backend: the scheduler gives the run of a dead worker to another by itself."""
     if not runs:
         return
@@ -148,14 +148,9 @@ def fingerprint() -> dict[str, str]:
     package = Path(__file__).parents[2]
     digest = hashlib.sha256()
     for path in sorted(path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"):
-        digest.update(
-            path.relative_to(package).as_posix().encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest()
-        )
-    return {
-        "lora_np": digest.hexdigest()[:12],
-        "numpy": version("numpy"),
-        "python": platform.python_version(),
-    }
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return {"lora_np": digest.hexdigest()[:12], "numpy": version("numpy"), "python": platform.python_version()}
 
 
 def _differences(expected: dict[str, str], found: dict[str, str]) -> str:
@@ -197,14 +192,11 @@ def _check_code(client: Any) -> None:
     """Raises RuntimeError naming each machine whose code is not this one's: its rows would be another table's."""
     found = {"the scheduler": _ask(client.run_on_scheduler)}
     found |= {f"the worker {name}": answer for name, answer in _ask(client.run, on_error="return").items()}
-    wrong = {}
-    for name, answer in found.items():
-        if isinstance(answer, BaseException):
-            wrong[name] = _last_line(answer)
-        elif different := _differences(fingerprint(), answer):
-            wrong[name] = different
-    if wrong:
-        told = "; ".join(f"{name} has {what}" for name, what in wrong.items())
+    wrong = {
+        name: _last_line(answer) if isinstance(answer, BaseException) else _differences(fingerprint(), answer)
+        for name, answer in found.items()
+    }
+    if told := "; ".join(f"{name} has {what}" for name, what in wrong.items() if what):
         raise RuntimeError(f"the cluster would make another table: {told}. Install the same everywhere.")
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from math import log2
 from typing import Any
 
-from ..harness.paired import differs, verdict
-from ..harness.table import Table
+from ..harness.paired import differs, paired, verdict
+from ..harness.table import Table, groups, mean
 
 NEEDED = (
     *("learning_rates_by_rank", "alpha", "scaling", "target_modules", "equal_parameters", "dropout", "batch_size"),
@@ -52,36 +52,20 @@ def recipe(by_rank: Table) -> Claim:
 
 def ten_times(by_rank: Table, alpha: Table | None = None) -> Claim:
     """The best rate of each rank with α fixed, over full fine-tuning's; and of each α, with its table."""
-    ratios = {r: rate / best_rate(by_rank, None) for r, rate in best_rates(by_rank, "α/r").items()}
+    full, alphas = best_rate(by_rank, None), seeds(alpha) if alpha else []
+    ratios = {r: rate / full for r, rate in best_rates(by_rank, "α/r").items()}
+    of_alpha = {a: rows[0]["lr"] / full for a, rows in groups(alphas, "lora_alpha").items()}
     low, high = min(ratios.values()), max(ratios.values())
-    full = best_rate(by_rank, None)
-    others = strays(by_rank, "α/r")
-    of_alpha = (
-        {} if alpha is None else {a: rows[0]["lr"] / full for a, rows in groups(seeds(alpha), "lora_alpha").items()}
-    )
-    near = [
-        10 / GRID**0.5 <= ratio <= 10 * GRID**0.5 for ratio in ratios.values()
-    ]  # ten within half a step of the grid
-    word = (
-        "yes"
-        if all(near)
-        else "at some ranks"
-        if any(near)
-        else "no, less"
-        if high < 10
-        else "no, more"
-        if low > 10
-        else "no"
-    )
+    near = [10 / GRID**0.5 <= ratio <= 10 * GRID**0.5 for ratio in ratios.values()]  # within half a step of the grid
+    verdicts = {"yes": all(near), "at some ranks": any(near), "no, less": high < 10, "no, more": low > 10, "no": True}
+    word = next(word for word, holds in verdicts.items() if holds)
+    strayed = "".join(f", one seed of r = {r} {lr / full:g}" for r, lr in strays(by_rank, "α/r"))
+    by_alpha = f". The ratio is α's: {amounts(of_alpha.values())} times at α = {amounts(of_alpha)}" if of_alpha else ""
     return (
         "LoRA's best learning rate is about ten times full fine-tuning's",
         "Schulman et al. 2025",
-        f"{word}: {span(low, high)} times full fine-tuning's "
-        f"{full:.2g}, r = {min(ratios)} to {max(ratios)}, α = {by_rank.settings['lora_alpha']:g}, "
-        f"{by_rank.settings['steps']} steps"
-        + "".join(f", one seed of r = {r} {lr / full:g}" for r, lr in others)
-        + (f". The ratio is α's: {amounts(of_alpha.values())} times at α = {amounts(of_alpha)}" if of_alpha else "")
-        + f"; the grid's step is {GRID:g}",
+        f"{word}: {span(low, high)} times full fine-tuning's {full:.2g}, r = {min(ratios)} to {max(ratios)}, α = "
+        f"{by_rank.settings['lora_alpha']:g}, {by_rank.settings['steps']} steps{strayed}{by_alpha}; the grid's step is {GRID:g}",
         STUDY,
     )
 
@@ -90,8 +74,7 @@ def independent_of_rank(by_rank: Table, converged: Table) -> Claim:
     """How far the best rate moves with the rank, with α fixed and with α in proportion to r."""
     fixed, doubled = best_rates(by_rank, "α/r"), best_rates(by_rank, "α = 2r")
     same = max(fixed.values()) <= GRID * min(fixed.values()) * (1 + 1e-9)
-    known = converged.where(phase="seeds", method="lora", target_modules="all-linear")
-    more = {row["r"]: row["lr"] for row in known}
+    more = {row["r"]: row["lr"] for row in seeds(converged, method="lora", target_modules="all-linear")}
     settings = by_rank.settings
     return (
         "… and it is independent of the rank, with α/r and α fixed",
@@ -126,16 +109,14 @@ def two_r(by_rank: Table, scaling: Table) -> Claim:
     settings = by_rank.settings
     ranks = sorted(set(settings["doubled_ranks"]) & set(settings["ranks"]) - {settings["r"]})
     pairs = {r: [seeds(by_rank, r=r, rule=rule) for rule in ("α = 2r", "α/r")] for r in ranks}
-    apart = ", ".join(
-        f"r = {r} {mean(two):.3f} against {mean(one):.3f} ({verdict(two, one)})" for r, (two, one) in pairs.items()
-    )
+    said = [f"r = {r} {mean(two):.3f} against {mean(one):.3f} ({verdict(two, one)})" for r, (two, one) in pairs.items()]
     top = max(row["r"] for row in scaling.rows)
     kept = [mean(scaling.where(rule=rule, r=top)) for rule in ("α = 2r", "α/r")]
     return (
         "Take α = 2r",
         "a rule of thumb (r = 16 with α = 32, and kept for other ranks)",
-        f"each at its own best rate, against α = {settings['lora_alpha']:g}: {apart}. At the rate tuned at r = {settings['r']}, "
-        f"r = {top}: {kept[0]:.3f} against {kept[1]:.3f}",
+        f"each at its own best rate, against α = {settings['lora_alpha']:g}: {', '.join(said)}. At the rate tuned at "
+        f"r = {settings['r']}, r = {top}: {kept[0]:.3f} against {kept[1]:.3f}",
         STUDY,
     )
 
@@ -145,7 +126,7 @@ def rank_stabilised(scaling: Table) -> Claim:
     settings, top = scaling.settings, max(row["r"] for row in scaling.rows)
     low = settings["r"]
     plain, stable = ([scaling.where(rule=rule, r=r) for r in (low, top)] for rule in ("α/r", "α/√r"))
-    shrinks, keeps = (norm(rows[1]) / norm(rows[0]) for rows in (plain, stable))
+    shrinks, keeps = (mean(rows[1], "grad_norm") / mean(rows[0], "grad_norm") for rows in (plain, stable))
     lower = verdict(stable[1], plain[1])
     return (
         "α/r makes gradients vanish as the rank grows; α/√r (rsLoRA) keeps them, and trains better",
@@ -161,25 +142,18 @@ def rank_stabilised(scaling: Table) -> Claim:
 def where(equal: Table, alone: Table) -> Claim:
     """Attention against the MLP, at equal parameters."""
     said = []
-    for matched in sorted({row["matched_r"] for row in equal.rows}):
-        by_group = groups(equal.where(phase="seeds", matched_r=matched), "target_modules")
+    for of_size in groups(seeds(equal), "matched_r").values():
+        by_group = groups(of_size, "target_modules")
         mlp, attention = by_group["MLP"], by_group["attention"]
-        said.append(
-            f"{mlp[0]['trainable']:,} parameters: MLP r = {mlp[0]['r']} {mean(mlp):.3f}, attention r = {attention[0]['r']} "
-            f"{mean(attention):.3f} (MLP {verdict(mlp, attention)})"
-            + "".join(
-                f", all r = {rows[0]['r']}, {rows[0]['trainable']:,} parameters, {mean(rows):.3f} "
-                f"(against the MLP {verdict(rows, mlp)})"
-                for g, rows in by_group.items()
-                if g == "all-linear"
-            )
-        )
-    single = {
-        name: mean(rows)
-        for name, rows in groups(alone.where(phase="seeds"), "target_modules").items()
-        if name.endswith("_proj")
-    }
-    order = ", ".join(f"{name.removesuffix('_proj')} {single[name]:.3f}" for name in sorted(single, key=single.get))
+        size = f"{mlp[0]['trainable']:,} parameters: MLP r = {mlp[0]['r']} {mean(mlp):.3f}, attention r = {attention[0]['r']} "
+        size += f"{mean(attention):.3f} (MLP {verdict(mlp, attention)})"
+        if rows := by_group.get("all-linear"):
+            size += f", all r = {rows[0]['r']}, {rows[0]['trainable']:,} parameters, {mean(rows):.3f} "
+            size += f"(against the MLP {verdict(rows, mlp)})"
+        said.append(size)
+    by_target = groups(seeds(alone), "target_modules")
+    single = {name: mean(rows) for name, rows in by_target.items() if name.endswith("_proj")}
+    order = ", ".join(f"{name.removesuffix('_proj')} {x:.3f}" for name, x in sorted(single.items(), key=lambda i: i[1]))
     return (
         "At equal parameters the MLP alone beats attention alone",
         "Schulman et al. 2025; against Hu et al. 2021",
@@ -190,24 +164,22 @@ def where(equal: Table, alone: Table) -> Claim:
 
 def dropping(dropout: Table) -> Claim:
     """The best probability against none, on little text and on much."""
-    settings = dropout.settings
-    base = settings["base_loss"]
+    settings, base = dropout.settings, dropout.settings["base_loss"]
     little = [row for row in dropout.rows if row["train_bytes"] is not None]
+    fixed, own = ([row for row in little if row["phase"] == phase] for phase in ("fixed", "seeds"))
     sets = {
-        f"on {settings['small_bytes'] // 1024} kB read again and again, at one rate": [
-            row for row in little if row["phase"] == "fixed"
-        ],
-        "each at its own best rate": [row for row in little if row["phase"] == "seeds"],
-        "on all of the text": [row for row in dropout.rows if row["train_bytes"] is None and row["phase"] == "fixed"],
+        f"on {settings['small_bytes'] // 1024} kB read again and again, at one rate": fixed,
+        "each at its own best rate": own,
+        "on all of the text": dropout.where(train_bytes=None, phase="fixed"),
     }
     said = []
     for name, rows in sets.items():
         by_p = groups(rows, "lora_dropout")
         best = min((p for p in by_p if p), key=lambda p: mean(by_p[p], "validation"))  # not on the text that judges
-        worse = all(row["final"] > base for row in rows)
+        worse = f", all worse than the frozen base's {base:.3f}" * all(row["final"] > base for row in rows)
         said.append(
             f"{name} p = {best:g} ends at {mean(by_p[best]):.3f}, none at {mean(by_p[0.0]):.3f} "
-            f"({verdict(by_p[best], by_p[0.0])}" + (f", all worse than the frozen base's {base:.3f})" if worse else ")")
+            f"({verdict(by_p[best], by_p[0.0])}{worse})"
         )
     return (
         "Dropout helps where the data are few",
@@ -219,10 +191,8 @@ def dropping(dropout: Table) -> Claim:
 
 def large_batches(batch_size: Table) -> Claim:
     """LoRA's loss less full fine-tuning's, seed by seed, by batch size."""
-    by_seed = {(row["method"], row["batch_size"], row["seed"]): row["final"] for row in batch_size.where(phase="seeds")}
-    gaps: dict[int, list[float]] = {}
-    for b, seed in sorted({key[1:] for key in by_seed}):
-        gaps.setdefault(b, []).append(by_seed["lora", b, seed] - by_seed["full", b, seed])
+    lora, full = (groups(seeds(batch_size, method=method), "batch_size") for method in ("lora", "full"))
+    gaps = {b: paired(rows, full[b]) for b, rows in lora.items()}
     few, many = min(gaps), max(gaps)
     wider = [a - b for a, b in zip(gaps[many], gaps[few], strict=True)]  # with the same seed
     found = "yes" if min(wider) > 0 else f"not seen here, in batches of up to {many} sequences"
@@ -246,25 +216,7 @@ def seeds(table: Table, **conditions: Any) -> list[dict[str, Any]]:
     return table.where(phase="seeds", **conditions)
 
 
-def mean(rows: Iterable[Mapping[str, Any]], key: str = "final") -> float:
-    """The mean final loss, or validation loss."""
-    return statistics.mean(row[key] for row in rows)
-
-
-def norm(rows: Iterable[Mapping[str, Any]]) -> float:
-    """The mean norm of the first gradient."""
-    return statistics.mean(row["grad_norm"] for row in rows)
-
-
-def groups(rows: Iterable[dict[str, Any]], key: str) -> dict[Any, list[dict[str, Any]]]:
-    """The value of a column → its rows, in order of the values."""
-    found: dict[Any, list[dict[str, Any]]] = {}
-    for row in rows:
-        found.setdefault(row[key], []).append(row)
-    return dict(sorted(found.items()))
-
-
-def width(by_value: Mapping[Any, Sequence[Mapping[str, Any]]]) -> float:
+def width(by_value: Mapping[Any, Iterable[Mapping[str, Any]]]) -> float:
     """How far apart the means are."""
     means = [mean(rows) for rows in by_value.values()]
     return max(means) - min(means)

@@ -3,39 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
 
-from lora_np.studies.harness.style import (
+from ..harness.colours import FAINT_INK, FROZEN, FULL, LORA, LORA_DARK, LORA_LIGHT, OTHERS, PAPER
+from ..harness.style import (
+    DOTTED,
     EDGE,
-    FAINT_INK,
-    FROZEN,
-    FULL,
-    LORA,
-    LORA_DARK,
-    LORA_LIGHT,
-    OTHERS,
-    PAPER,
     axes_at,
     label_lines,
+    log_axis,
     new_figure,
     note,
     picture,
-    runs_and_time,
-    semicolons,
-    short_count,
+    with_range,
 )
-from lora_np.studies.harness.table import Table
+from ..harness.table import Table, groups
+from ..harness.words import runs_and_time, semicolons, short_count
 
 Rows = Sequence[dict[str, Any]]
+Losses = Mapping[Any, np.ndarray]
 LOSS = "held-out loss at the end (nats a byte)"
-KEPT = {"color": OTHERS[1], "marker": "^", "ls": (0, (1, 1.2))}  # all settings at one learning rate
-OWN = {"color": LORA, "marker": "o"}  # each at its own best
+KEPT: dict[str, Any] = {"color": OTHERS[1], "marker": "^", "ls": DOTTED}  # all settings at one learning rate
+OWN: dict[str, Any] = {"color": LORA, "marker": "o"}  # each at its own best
 GROUP_COLOURS = {"attention": LORA_LIGHT, "MLP": LORA, "all-linear": LORA_DARK}
 
 
@@ -47,26 +40,8 @@ def took(table: Table) -> str:
 
 def finals(rows: Rows, key: str) -> dict[Any, np.ndarray]:
     """The value of the column `key` → the final losses of the seeds; a run that diverged counts as infinite."""
-    found: dict[Any, list[float]] = {}
-    for row in rows:
-        found.setdefault(row[key], []).append(math.inf if row["final"] is None else row["final"])
-    return {value: np.array(found[value]) for value in sorted(found)}
-
-
-def with_range(
-    ax: Axes, values: Mapping[Any, np.ndarray], middle: Callable[[np.ndarray], float] = np.mean, **look: Any
-) -> tuple[float, float]:
-    """Draw the mean over seeds against what `values` maps from, a bar from least to most; returns the last point."""
-    means = np.array([middle(v) for v in values.values()])
-    reach = [[max(0, m - v.min()), max(0, v.max() - m)] for m, v in zip(means, values.values(), strict=True)]
-    look = {"lw": 1.9, "ms": 6.5, "capsize": 3, "mec": PAPER, "mew": 1.0} | look
-    ax.errorbar(list(values), means, np.transpose(reach), **look)
-    return max(values), float(means[-1])
-
-
-def geometric_mean(values: np.ndarray) -> float:
-    """The mean on a logarithmic axis."""
-    return float(np.exp(np.log(values).mean()))
+    losses = {value: [row["final"] for row in found] for value, found in groups(rows, key).items()}
+    return {value: np.array([math.inf if x is None else x for x in found]) for value, found in losses.items()}
 
 
 def not_above(values: np.ndarray, others: np.ndarray) -> bool:
@@ -74,21 +49,10 @@ def not_above(values: np.ndarray, others: np.ndarray) -> bool:
     return not (values > others).all()
 
 
-def log_axis(axis: Any, places: Sequence[float], base: float = 2) -> None:
-    """A logarithmic axis with a tick at each of `places`, as short as it can be said."""
-    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_locator(FixedLocator(list(places)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(lambda x, _: f"{x:g}")
-
-
 def octaves(low: float, high: float, step: int = 1) -> list[float]:
     """0.001 · 2ⁿ from `low` to `high`: the ticks of a learning rate."""
     first, last = math.floor(math.log2(low / 1e-3) + 1e-9), math.ceil(math.log2(high / 1e-3) - 1e-9)
     return [1e-3 * 2.0**n for n in range(first, last + 1, step)]
-
-
-# ------------------------------------------------------------------------------------------------------------- where
 
 
 @picture("target_modules trainable seed phase final", settings="runs seeds module_r base_loss")
@@ -99,12 +63,11 @@ def target_modules_chart(table: Table) -> Figure:
     by_target = finals(rows, "target_modules")
     order = sorted(by_target, key=lambda name: -by_target[name].mean())
     alone = [name for name in order if name.endswith("_proj")]
-    least = [name.removesuffix("_proj") for name in alone if not_above(by_target[alone[0]], by_target[name])]
-    title = (
-        f"Of single matrices {alone[-1].removesuffix('_proj')} does most, {' and '.join(least)} least"
-        if alone
-        else "Groups"
-    )
+    title = "Groups"
+    if alone:
+        *_, most = names = [name.removesuffix("_proj") for name in alone]
+        least = [names[i] for i, name in enumerate(alone) if not_above(by_target[alone[0]], by_target[name])]
+        title = f"Of single matrices {most} does most, {' and '.join(least)} least"
     subtitle = f"green: one kind of matrix, blue: a group; r = {table.settings['module_r']}; {took(table)}"
     figure = new_figure(9, 1.6 + 0.29 * len(order), title, subtitle)
     ax = axes_at(figure, 1.25, 0.65, 5.6, 0.29 * len(order))
@@ -117,10 +80,7 @@ def target_modules_chart(table: Table) -> Figure:
         note(ax, f"{mean:.3f}, {short_count(count[name])} parameters", (1, place), (10, -3.5), colour, xycoords=EDGE)
     ax.axvline(base, color=FAINT_INK, lw=1.2)
     ax.set_yticks(range(len(order)), [name.replace("_proj", "") for name in order])
-    ax.set(
-        ylim=(-0.6, len(order) - 0.4),
-        xlabel="held-out loss at the end (nats a byte); the line on the right is the base",
-    )
+    ax.set(ylim=(-0.6, len(order) - 0.4), xlabel=f"{LOSS}; the line on the right is the base")
     ax.grid(False)
     return figure
 
@@ -130,32 +90,25 @@ def equal_parameters_chart(table: Table) -> Figure:
     """Attention, MLP and all layers with as many parameters, each seed a dot: where should they go?"""
     rows = table.where(phase="seeds")
     budgets = sorted({row["matched_r"] for row in rows})
-    by_size = {b: finals([row for row in rows if row["matched_r"] == b], "target_modules") for b in budgets}
+    by_size = {b: finals(of_size, "target_modules") for b, of_size in groups(rows, "matched_r").items()}
     ahead = sum((by_name["MLP"] < by_name["attention"]).all() for by_name in by_size.values())
     title = f"At equal parameters the MLP beats attention with every seed at {ahead} of {len(budgets)} sizes"
-    groups = [(b, name) for b in budgets[::-1] for name in ("all-linear", "MLP", "attention") if name in by_size[b]]
-    places = {key: i + 0.6 * (len(budgets) - 1 - budgets.index(key[0])) for i, key in enumerate(groups)}
+    order = [(b, name) for b in budgets[::-1] for name in ("all-linear", "MLP", "attention") if name in by_size[b]]
+    places = {key: i + 0.6 * (len(budgets) - 1 - budgets.index(key[0])) for i, key in enumerate(order)}
+    runs = {key: found[0] for key, found in groups(rows, "matched_r", "target_modules").items()}
     height = 0.32 * (max(places.values()) + 1.4)
     figure = new_figure(9, 1.6 + height, title, f"each at its own best rate; {took(table)}")
     ax = axes_at(figure, 2.0, 0.65, 4.6, height)
     for (budget, name), place in places.items():
-        found = [x for x in rows if (x["matched_r"], x["target_modules"]) == (budget, name)]
-        losses, colour = [x["final"] for x in found], GROUP_COLOURS[name]
+        losses, colour = by_size[budget][name], GROUP_COLOURS[name]
         ax.plot([min(losses), max(losses)], [place] * 2, color=colour, lw=3, alpha=0.5)
         ax.plot(losses, [place] * len(losses), "o", color=colour, ms=6.5, mec=PAPER, mew=0.8)
-        said = f"{np.mean(losses):.3f}, {found[0]['trainable']:,} parameters"
+        said = f"{np.mean(losses):.3f}, {runs[budget, name]['trainable']:,} parameters"
         note(ax, said, (1, place), (10, -3.5), colour, xycoords=EDGE)
-    ax.set_yticks(list(places.values()), [f"{name}, r = {_rank(rows, b, name)}" for b, name in places])
+    ax.set_yticks(list(places.values()), [f"{name}, r = {runs[b, name]['r']}" for b, name in places])
     ax.set(ylim=(-0.7, max(places.values()) + 0.7), xlabel=LOSS)
     ax.grid(False)
     return figure
-
-
-def _rank(rows: Rows, budget: int, name: str) -> int:
-    return next(x["r"] for x in rows if (x["matched_r"], x["target_modules"]) == (budget, name))
-
-
-# --------------------------------------------------------------------------------------------- dropout, and batches
 
 
 @picture("lora_dropout train_bytes lr seed phase final", settings="runs seeds fixed_lr small_steps steps base_loss")
@@ -164,20 +117,19 @@ def dropout_chart(table: Table) -> Figure:
 
     The grey line is the frozen base: what ends above it had better not been trained.
     """
-    settings = table.settings
+    settings, base = table.settings, table.settings["base_loss"]
     little = [row for row in table.rows if row["train_bytes"] is not None]
-    much = [row for row in table.rows if row["train_bytes"] is None and row["phase"] == "fixed"]
-    kept = finals([row for row in little if row["phase"] == "fixed"], "lora_dropout")
-    own = finals([row for row in little if row["phase"] == "seeds"], "lora_dropout")
-    whole = finals(much, "lora_dropout")
+    kept, own = (
+        finals([row for row in little if row["phase"] == phase], "lora_dropout") for phase in ("fixed", "seeds")
+    )
+    whole = finals(table.where(train_bytes=None, phase="fixed"), "lora_dropout")
     passes = settings["small_steps"] * settings["batch_size"] * settings["seq_len"] / settings["small_bytes"]
-    base = settings["base_loss"]
     figure = new_figure(9, 4.4, _dropout_title(settings, kept, own), took(table))
     left, right = axes_at(figure, 0.85, 0.7, 2.5, 2.6), axes_at(figure, 6.0, 0.7, 2.5, 2.6)
     ends = [with_range(left, kept, **KEPT), with_range(left, own, **OWN)]
     with_range(right, whole, **KEPT)
-    panels = {left: np.concatenate([[base], *kept.values(), *own.values()]), right: np.array([base, *whole[0.0]])}
-    panels[right] = np.concatenate([panels[right], *whole.values()])
+    shown_in = {left: [*kept.values(), *own.values()], right: [*whole.values()]}
+    panels = {ax: np.concatenate([[base], *losses]) for ax, losses in shown_in.items()}
     span = 1.25 * max(map(np.ptp, panels.values()))
     for ax, shown in panels.items():
         middle = (shown.min() + shown.max()) / 2
@@ -187,18 +139,13 @@ def dropout_chart(table: Table) -> Figure:
     right.set_title(f"all of it, read in part, η = {settings['fixed_lr']:g}")
     rates = sorted({row["lr"] for row in little if row["phase"] == "seeds"})
     own_best = f"best η, {rates[0]:g}" + f" to {rates[-1]:g}" * (len(rates) > 1)
-    labels, colours = (
-        [f"all at η = {settings['fixed_lr']:g}", own_best, f"frozen base {base:.3f}"],
-        [OTHERS[1], LORA, FROZEN],
-    )
+    labels = [f"all at η = {settings['fixed_lr']:g}", own_best, f"frozen base {base:.3f}"]
     edge = left.get_xlim()[1]
-    label_lines(left, [*ends, (edge, base)], labels, colours, align=edge, reach=8)
+    label_lines(left, [*ends, (edge, base)], labels, [OTHERS[1], LORA, FROZEN], align=edge, reach=8)
     return figure
 
 
-def _dropout_title(
-    settings: Mapping[str, Any], kept: Mapping[float, np.ndarray], own: Mapping[float, np.ndarray]
-) -> str:
+def _dropout_title(settings: Mapping[str, Any], kept: Losses, own: Losses) -> str:
     """What the best dropout gains over none on little text, at one rate and at its own best; or that all end above the base."""
     at_one, at_best = (by_p[0.0].mean() - min(v.mean() for v in by_p.values()) for by_p in (kept, own))
     rate = settings["fixed_lr"]
@@ -219,14 +166,13 @@ def batch_size_chart(table: Table) -> Figure:
     title = f"LoRA minus full fine-tuning: {said[0]}, {said[-1]}"
     figure = new_figure(9, 4.2, title, f"as many tokens for each, η: its best learning rate; {took(table)}")
     ax = axes_at(figure, 0.85, 0.7, 5.6, 2.65)
-    looks = {"full": {"color": FULL, "marker": "s"}, "lora": {"color": LORA, "marker": "o"}}
+    looks: dict[str, dict[str, Any]] = {"full": {"color": FULL, "marker": "s"}, "lora": {"color": LORA, "marker": "o"}}
     ends = [with_range(ax, losses[name], **looks[name]) for name in lines]
-    for name, found in lines.items():
-        rates = {row["batch_size"]: row["lr"] for row in found}
-        for b in sizes:
-            shift = (0, -16) if name == "full" else (0, 10)
-            edge = losses[name][b].min() if name == "full" else losses[name][b].max()
-            note(ax, f"η = {rates[b]:g}", (b, edge), shift, looks[name]["color"], ha="center", fontsize=9)
+    for (name, found), shift, edge in zip(lines.items(), (-16, 10), (np.min, np.max), strict=True):
+        for b, lr in {row["batch_size"]: row["lr"] for row in found}.items():
+            note(
+                ax, f"η = {lr:g}", (b, edge(losses[name][b])), (0, shift), looks[name]["color"], ha="center", fontsize=9
+            )
     steps = {row["batch_size"]: row["max_steps"] for row in rows}
     log_axis(ax.xaxis, sizes)
     ax.xaxis.set_major_formatter(lambda b, _: f"{b:g}\n{steps.get(round(b), 0)} steps")

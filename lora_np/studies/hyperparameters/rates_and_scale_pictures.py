@@ -11,43 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
-from lora_np.studies.harness.style import (
-    FAINT_INK,
-    FULL,
-    LORA,
-    LORA_DARK,
-    OTHERS,
-    PAPER,
-    axes_at,
-    label_lines,
-    new_figure,
-    picture,
-    rank_axis,
-    rank_shades,
-    runs_and_time,
-    semicolons,
-)
-from lora_np.studies.harness.table import Table
-from lora_np.studies.hyperparameters.pictures import (
-    KEPT,
-    LOSS,
-    OWN,
-    finals,
-    geometric_mean,
-    log_axis,
-    not_above,
-    octaves,
-    took,
-    with_range,
-)
+from ..harness.colours import FAINT_INK, FULL, LORA, LORA_DARK, OTHERS, PAPER, rank_shades
+from ..harness.style import DASHED, DOTTED, axes_at, label_lines, log_axis, new_figure, picture, rank_axis, with_range
+from ..harness.table import Table, groups
+from ..harness.words import runs_and_time, semicolons
+from .pictures import KEPT, LOSS, OWN, Losses, finals, not_above, octaves, took
 
 RULES: dict[str, dict[str, Any]] = {
     "α/r": {"color": LORA, "marker": "o", "ls": "-"},
     "α/√r": {"color": LORA_DARK, "marker": "s", "ls": (0, (5, 1.5))},
-    "α = 2r": {"color": OTHERS[1], "marker": "^", "ls": (0, (1, 1.2))},
+    "α = 2r": {"color": OTHERS[1], "marker": "^", "ls": DOTTED},
 }
-
-# -------------------------------------------------------------------------------------------------- rank and rate
 
 
 @picture("method r rule lr seed phase validation own_best", settings="runs seeds lora_alpha")
@@ -57,90 +31,73 @@ def rates_by_rank(table: Table, other: Table | None = None) -> Figure:
     Table of `learning_rates_by_rank`. Each point of the right panel is the median of the seeds' own best rates where seeds
     tried several, its bar their range. `other`: the table of `convergence`, with α in proportion to r and longer runs.
     """
-    alpha = table.settings["lora_alpha"]
     panels = "left: first seed, a ring marks the best; right: median and range of seeds"
     subtitle = semicolons(panels, runs_and_time(table))
     if other is not None:
         subtitle += "\ngrey: longer runs, those of another study (notebook 05)"
     figure = new_figure(9, 5.1, _rate_title(table), subtitle)
-    left = axes_at(figure, 0.8, 0.7, 3.0, 3.1)
-    right = axes_at(figure, 5.75, 0.7, 1.75, 3.1)
+    left, right = axes_at(figure, 0.8, 0.7, 3.0, 3.1), axes_at(figure, 5.75, 0.7, 1.75, 3.1)
     swept = [row for row in table.where(rule="α/r", phase="sweep") if row["validation"] is not None]
-    ranks = sorted({row["r"] for row in swept if row["r"]})
-    ends, labels, colours = [], [], []
-    for r, colour in {None: FULL, **rank_shades(ranks)}.items():
+    lines = []
+    for r, colour in [(None, FULL), *rank_shades([row["r"] for row in swept if row["r"]]).items()]:
         runs = sorted((row for row in swept if row["r"] == r), key=lambda row: row["lr"])
-        best = min(runs, key=lambda row: row["validation"])
-        left.plot(
-            [x["lr"] for x in runs], [x["validation"] for x in runs], color=colour, marker="o", ms=3.2, lw=1.5 + (not r)
-        )
-        left.plot(best["lr"], best["validation"], "o", mfc=PAPER, mec=colour, mew=2, ms=8, zorder=4)
-        ends.append((best["lr"], best["validation"]))
-        labels.append(f"r = {r}" if r else "full")
-        colours.append(colour)
+        points = [(run["lr"], run["validation"]) for run in runs]
+        best = min(points, key=lambda point: point[1])
+        left.plot(*zip(*points, strict=True), color=colour, marker="o", ms=3.2, lw=1.5 if r else 2.5)
+        left.plot(*best, "o", mfc=PAPER, mec=colour, mew=2, ms=8, zorder=4)
+        lines.append((best, f"r = {r}" if r else "full", colour))
     rates = octaves(min(row["lr"] for row in swept), max(row["lr"] for row in swept))
-    log_axis(left.xaxis, rates[:: 2 if len(rates) > 5 else 1])
-    left.set(
-        xlabel="learning rate η",
-        ylabel="validation loss at the end (nats a byte)",
-        xlim=(rates[0] / 1.3, rates[-1] * 1.3),
-        title=f"α = {alpha:g} for every rank",
-    )
-    label_lines(left, ends, labels, colours, align=left.get_xlim()[1], reach=8)
+    log_axis(left.xaxis, rates[:: 2 if len(rates) > 5 else 1], "learning rate η")
+    left.set(xlim=(rates[0] / 1.3, rates[-1] * 1.3), ylabel="validation loss at the end (nats a byte)")
+    left.set_title(f"α = {table.settings['lora_alpha']:g} for every rank")
+    label_lines(left, *zip(*lines, strict=True), align=left.get_xlim()[1], reach=8)
     _best_rates(right, table, other)
     return figure
 
 
 def _best_rates(ax: Axes, table: Table, other: Table | None) -> None:
-    full = np.array(own_bests(table, None, "α/r"))
-    middle = np.median(full)
-    alpha = table.settings["lora_alpha"]
-    lines = {
-        f"α = {alpha:g}": (RULES["α/r"], _best_by_rank(table, "α/r")),
-        f"α = {alpha / table.settings['r']:g}r": (RULES["α = 2r"], _best_by_rank(table, "α = 2r")),
-    }
+    full, (of_alpha, of_2r) = own_bests(table, "α/r")[None], (own_bests(table, rule) for rule in ("α/r", "α = 2r"))
+    middle, alpha, ranks = np.median(full), table.settings["lora_alpha"], list(table.settings["ranks"])
+    lines = [
+        (f"α = {alpha:g}", RULES["α/r"], of_alpha),
+        (f"α = {alpha / table.settings['r']:g}r", RULES["α = 2r"], of_2r),
+    ]
     if other is not None:
         rows = other.where(phase="seeds", method="lora", target_modules="all-linear", seed=other.settings["seeds"][0])
         look = {"color": FAINT_INK, "marker": "D", "ls": (0, (5, 1.5)), "ms": 4.5}
         name = f"α = {other.settings['alpha_over_r']:g}r, {other.settings['steps']} steps"
-        lines[name] = (look, {row["r"]: np.array([row["lr"]]) for row in rows})
-    ends = [with_range(ax, rates, np.median, **look) for look, rates in lines.values()]
-    colours = [look["color"] for look, _ in lines.values()]
-    everything = np.concatenate([full, 10 * full, *(v for _, rates in lines.values() for v in rates.values())])
+        lines.append((name, look, {row["r"]: np.array([row["lr"]]) for row in rows}))
+    lines = [(name, look, {r: rates for r, rates in by_rank.items() if r}) for name, look, by_rank in lines]
+    ends = [(with_range(ax, by_rank, np.median, **look), name, look["color"]) for name, look, by_rank in lines]
+    everything = np.concatenate([full, 10 * full, *(rates for *_, by_rank in lines for rates in by_rank.values())])
     log_axis(ax.yaxis, octaves(everything.min(), everything.max()))
-    rank_axis(ax, table.settings["ranks"])
-    ax.xaxis.set_major_locator(FixedLocator(list(table.settings["ranks"])[::2]))
+    rank_axis(ax, ranks)
+    ax.xaxis.set_major_locator(FixedLocator(ranks[::2]))
     low, high = ax.get_xlim()
     ax.axhspan(full.min(), full.max(), color=FULL, alpha=0.18, lw=0)
     ax.axhline(middle, color=FULL, lw=2.2)
-    ax.axhline(10 * middle, color=FULL, lw=1.2, ls=(0, (4, 3)))
+    ax.axhline(10 * middle, color=FULL, lw=1.2, ls=DASHED)
     ax.set(xlim=(low, high), ylabel="best learning rate η", title="the best of each rank")
-    ends += [(high, middle), (high, 10 * middle)]
-    label_lines(ax, ends, [*lines, "full", "10 × full"], [*colours, FULL, FULL], align=high, reach=8)
+    ends += [((high, middle), "full", FULL), ((high, 10 * middle), "10 × full", FULL)]
+    label_lines(ax, *zip(*ends, strict=True), align=high, reach=8)
 
 
-def own_bests(table: Table, r: int | None, rule: str) -> list[float]:
-    """Each seed's own best rate, chosen on validation text among those that it tried."""
-    return [row["lr"] for row in table.where(r=r, rule=rule, own_best=True)]
-
-
-def _best_by_rank(table: Table, rule: str) -> dict[int, np.ndarray]:
-    ranks = sorted({row["r"] for row in table.where(rule=rule) if row["r"]})
-    return {r: np.array(own_bests(table, r, rule)) for r in ranks}
+def own_bests(table: Table, rule: str) -> dict[int | None, np.ndarray]:
+    """Rank (None: full fine-tuning) → each seed's own best rate, chosen on validation text among those that it tried."""
+    rows = table.where(rule=rule, own_best=True)
+    by_rank = groups([row | {"r": row["r"] or 0} for row in rows], "r")
+    return {r or None: np.array([row["lr"] for row in found]) for r, found in by_rank.items()}
 
 
 def _rate_title(table: Table) -> str:
     """Of every rank the median, and the seeds that differ from it."""
-    full = np.median(own_bests(table, None, "α/r"))
-    rates = _best_by_rank(table, "α/r").values()
+    by_rank = own_bests(table, "α/r")
+    full, rates = np.median(by_rank.pop(None)), by_rank.values()
     ratios = sorted(np.median(found) / full for found in rates)
     said = " to ".join(dict.fromkeys(f"{ratio:.2g}" for ratio in (ratios[0], ratios[-1])))
     strays = [f"{rate / full:.2g}" for found in rates for rate in found if rate != np.median(found)]
     but = f" (one seed: {strays[0]})" if len(strays) == 1 else f" ({len(strays)} seeds differ)" * bool(strays)
     return f"With α = {table.settings['lora_alpha']:g}, LoRA's best rate is {said} times full fine-tuning's{but}"
-
-
-# ------------------------------------------------------------------------------------------------------- α, and α/√r
 
 
 @picture("lora_alpha lr seed phase final", settings="runs seeds r fixed_lr")
@@ -156,21 +113,19 @@ def alpha_chart(table: Table) -> Figure:
     log_axis(left.xaxis, list(kept))
     left.set(xlabel="α", ylabel=LOSS)
     label_lines(left, ends, [f"all at η = {rate:g}", "own best η"], [OTHERS[1], LORA], align=left.get_xlim()[1])
-    best = {row["lora_alpha"]: row["lr"] for row in table.where(phase="seeds")}
-    alphas = np.array(sorted(best))
-    rates = np.array([best[a] for a in alphas])
+    best = {a: found[0]["lr"] for a, found in groups(table.where(phase="seeds"), "lora_alpha").items()}
+    alphas, rates = np.array(list(best)), np.array(list(best.values()))
     right.plot(alphas, rates, color=LORA, marker="o", ms=6.5)
-    centre, middle = geometric_mean(alphas), geometric_mean(rates)
-    guides = {"η·α kept": (1.0, OTHERS[0]), "η²·α kept": (0.5, FAINT_INK)}
-    for power, colour in guides.values():
-        right.plot(alphas, middle * (centre / alphas) ** power, color=colour, lw=1.2, ls=(0, (4, 3)))
-    low = min(rates.min(), middle * (centre / alphas[-1]))
-    log_axis(right.yaxis, octaves(low, max(rates.max(), middle * centre / alphas[0]), 2))
-    log_axis(right.xaxis, alphas)
-    right.set(xlabel="α", ylabel="best learning rate η")
-    ends = [(alphas[-1], rates[-1]), *((alphas[-1], middle * (centre / alphas[-1]) ** p) for p, _ in guides.values())]
-    colours = [LORA, *(colour for _, colour in guides.values())]
-    label_lines(right, ends, ["best rate", *guides], colours, align=right.get_xlim()[1], reach=8)
+    lines = [((alphas[-1], rates[-1]), "best rate", LORA)]
+    centre, middle = (np.exp(np.log(values).mean()) for values in (alphas, rates))  # geometric means
+    for name, power, colour in (("η·α kept", 1.0, OTHERS[0]), ("η²·α kept", 0.5, FAINT_INK)):
+        kept_rates = middle * (centre / alphas) ** power
+        right.plot(alphas, kept_rates, color=colour, lw=1.2, ls=DASHED)
+        lines.append(((alphas[-1], kept_rates[-1]), name, colour))
+    low, high = min(rates.min(), middle * (centre / alphas[-1])), max(rates.max(), middle * centre / alphas[0])
+    log_axis(right.yaxis, octaves(low, high, 2), "best learning rate η")
+    log_axis(right.xaxis, list(best), "α")
+    label_lines(right, *zip(*lines, strict=True), align=right.get_xlim()[1], reach=8)
     return figure
 
 
@@ -180,35 +135,31 @@ def rank_scaling_chart(table: Table) -> Figure:
     settings = table.settings
     rules = [rule for rule in RULES if table.where(rule=rule)]
     losses = {rule: finals(table.where(rule=rule), "r") for rule in rules}
-    figure = new_figure(
-        9,
-        4.4,
-        _scaling_title(losses, settings["r"]),
-        f"all at the rate that is best at r = {settings['r']}, {settings['fixed_lr']:g}; {took(table)}",
-    )
+    kept = f"all at the rate that is best at r = {settings['r']}, {settings['fixed_lr']:g}; {took(table)}"
+    figure = new_figure(9, 4.4, _scaling_title(losses, settings["r"]), kept)
     left, right = axes_at(figure, 0.85, 0.7, 2.9, 2.8), axes_at(figure, 5.6, 0.7, 2.3, 2.8)
-    norms = {}
-    for rule in rules:
-        norms[rule] = {r: np.array([x["grad_norm"] for x in table.where(rule=rule, r=r)]) for r in losses[rule]}
+    by_rank = {rule: groups(table.where(rule=rule), "r") for rule in rules}
+    norms = {
+        rule: {r: np.array([row["grad_norm"] for row in found]) for r, found in by_rank[rule].items()} for rule in rules
+    }
     for ax, what in ((left, losses), (right, norms)):
-        ends = [with_range(ax, what[rule], **RULES[rule]) for rule in rules]
+        ends = [(with_range(ax, what[rule], **RULES[rule]), rule, RULES[rule]["color"]) for rule in rules]
         rank_axis(ax, list(what[rules[0]]))
         if ax is right:
             values = [v.mean() for by_rank in norms.values() for v in by_rank.values()]
             low, high = math.floor(math.log2(min(values))), math.ceil(math.log2(max(values)))
             log_axis(ax.yaxis, [2.0**n for n in range(low, high + 1)])
-        label_lines(ax, ends, rules, [RULES[rule]["color"] for rule in rules], align=ax.get_xlim()[1], reach=8)
+        label_lines(ax, *zip(*ends, strict=True), align=ax.get_xlim()[1], reach=8)
     left.set_ylabel(LOSS)
     right.set_ylabel("norm of the first gradient")
     return figure
 
 
-def _scaling_title(losses: Mapping[str, Mapping[int, np.ndarray]], r: int) -> str:
+def _scaling_title(losses: Mapping[str, Losses], r: int) -> str:
     """Which rules end lowest at the largest rank: the one with the lowest mean, and those not above it with every seed."""
     top = {rule: by_rank[max(by_rank)] for rule, by_rank in losses.items()}
     best = min(top.values(), key=np.mean)
     lowest = [rule for rule, found in top.items() if not_above(found, best)]
-    highest = max(next(iter(losses.values())))
-    return (
-        f"Tuned at r = {r} and then grown to r = {highest}, {' and '.join(lowest)} end{'s' * (len(lowest) == 1)} lowest"
-    )
+    highest: int = max(next(iter(losses.values())))
+    end = "ends" if len(lowest) == 1 else "end"
+    return f"Tuned at r = {r} and then grown to r = {highest}, {' and '.join(lowest)} {end} lowest"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ... import costs
 from ..harness.table import Table
@@ -65,8 +66,8 @@ def by_rule(setting: Setting, rule: str, r: int) -> KnobRun:
     if r == recipe.r or rule == "α/r":
         return replace(recipe, r=r)
     if rule == "α/√r":
-        return replace(recipe, r=r, use_rslora=True, lora_alpha=recipe.lora_alpha / recipe.r**0.5)
-    return replace(recipe, r=r, lora_alpha=recipe.lora_alpha / recipe.r * r)
+        return replace(recipe, r=r, use_rslora=True, lora_alpha=setting.lora_alpha / setting.r**0.5)
+    return replace(recipe, r=r, lora_alpha=setting.lora_alpha / setting.r * r)
 
 
 def target_modules(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
@@ -116,7 +117,7 @@ def dropout(setting: Setting = FULL, workers: int = 2, folder: Folder = None) ->
     lr = bench.best_rate(recipe)
     much = [replace(recipe, lora_dropout=p) for p in setting.dropouts]
     steps = setting.small_steps
-    small = {"train_bytes": setting.small_bytes, "max_steps": steps, "eval_every": max(1, steps // 4)}
+    small: dict[str, Any] = {"train_bytes": setting.small_bytes, "max_steps": steps, "eval_every": max(1, steps // 4)}
     little = [replace(run, **small) for run in much]
     rows = bench.repeat(*(replace(run, lr=lr) for run in [*little, *much]), phase="fixed")
     rows += bench.tune(*little)

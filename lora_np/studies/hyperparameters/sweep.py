@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from ... import costs, data
-from ...nn import Module
+from ...nn import Trainable
 from ...peft import LoraConfig, get_peft_model
 from ...pretrained import load_model
 from ...training import evaluate
 from ..harness import tiny_task
 from ..harness.runs import finished, run_all, sweep, validation
-from ..harness.table import Table
+from ..harness.table import Table, rounded
 from ..harness.workers import Row
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -32,8 +32,6 @@ GROUPS: dict[str, str | tuple[str, ...]] = {
     "MLP": MLP,
     "all-linear": "all-linear",
 }
-
-
 CURVES = ("losses", "grad_norms", "steps", "heldout")  # of a row: a list each
 
 
@@ -62,22 +60,15 @@ class KnobRun:
 
     def config(self) -> LoraConfig:
         """The adapter's configuration."""
-        return LoraConfig(
-            r=self.r,
-            lora_alpha=self.lora_alpha,
-            target_modules=GROUPS.get(self.target_modules, self.target_modules),
-            lora_dropout=self.lora_dropout,
-            use_rslora=self.use_rslora,
-        )
+        assert self.r is not None and self.lora_alpha is not None and self.target_modules is not None
+        targets = GROUPS.get(self.target_modules, self.target_modules)
+        extras: dict[str, Any] = {"lora_dropout": self.lora_dropout, "use_rslora": self.use_rslora}
+        return LoraConfig(r=self.r, lora_alpha=self.lora_alpha, target_modules=targets, **extras)
 
-    def model(self) -> Module:
+    def model(self) -> Trainable:
         """The base, made ready to train: all of it, or an adapter in it."""
         model = load_model(self.base)
-        if self.method == "lora":
-            return get_peft_model(model, self.config(), seed=self.seed)
-        for _, p in model.named_parameters():
-            p.trainable = True
-        return model
+        return get_peft_model(model, self.config(), seed=self.seed) if self.method == "lora" else model.unfreeze()
 
 
 def measure(run: KnobRun) -> Row:
@@ -89,22 +80,21 @@ def measure(run: KnobRun) -> Row:
     """
     began = time.perf_counter()
     try:
-        model, history = tiny_task.fine_tune(run)
+        model, history = tiny_task.fine_tune(run)  # type: ignore[arg-type]  # it has all that is read of a Run there
     except FloatingPointError:
         nothing = dict.fromkeys(("final", "validation", "train", "trainable"))
-        lists = {key: [] for key in ("steps", "heldout", "losses", "grad_norms")}
+        lists: dict[str, list] = {key: [] for key in ("steps", "heldout", "losses", "grad_norms")}
         return asdict(run) | nothing | lists | {"seconds": time.perf_counter() - began}
-    points = [row for row in history.rows if "heldout" in row]
     losses, norms = history.column("loss"), history.column("grad_norm")
+    curve = tiny_task.curve(history, "heldout")
     return asdict(run) | {
-        "final": points[-1]["heldout"],
+        "final": curve["heldout"][-1],
         "validation": evaluate(model, tiny_task.validation_batches()),
         "train": float(np.mean(losses[-max(1, len(losses) // 10) :])),
         "trainable": costs.count(model).trainable,
-        "steps": [p["step"] for p in points],
-        "heldout": [p["heldout"] for p in points],
-        "losses": [float(f"{loss:.5g}") for loss in losses],
-        "grad_norms": [float(f"{norm:.5g}") for norm in norms],
+        **curve,
+        "losses": [rounded(loss, 5) for loss in losses],
+        "grad_norms": [rounded(norm, 5) for norm in norms],
         "seconds": time.perf_counter() - began,
     }
 
@@ -137,10 +127,9 @@ class Setting:
 
     def recipe(self) -> KnobRun:
         """The common recipe, at no rate yet, with the first seed."""
-        steps, batch = self.steps, self.batch_size
-        known = {"max_steps": steps, "eval_every": steps, "batch_size": batch, "seq_len": self.seq_len}
-        known |= {"seed": self.seeds[0], "base": self.base}
-        return KnobRun("lora", 0.0, self.r, self.lora_alpha, target_modules="all-linear", **known)
+        steps: dict[str, Any] = {"max_steps": self.steps, "eval_every": self.steps, "batch_size": self.batch_size}
+        task: dict[str, Any] = {"seq_len": self.seq_len, "seed": self.seeds[0], "base": self.base}
+        return KnobRun("lora", 0.0, self.r, self.lora_alpha, target_modules="all-linear", **steps, **task)
 
     def full(self) -> KnobRun:
         """Full fine-tuning, at no rate yet, with the first seed."""
@@ -184,20 +173,13 @@ class Bench:
         With `neighbours` every seed has the best rate's neighbours too ("near"). own_best: whether a row has the best rate of
         its run and seed, by the validation loss.
         """
-        tried = sweep(
-            measure,
-            self.setting.rates(*runs),
-            self.workers,
-            self.folder,
-            self.given,
-            2.0 if self.setting.bracket else None,
-        )
-        best = {run: min(rows, key=validation)["lr"] for run, rows in tried.items()}
+        rates, factor = self.setting.rates(*runs), 2.0 if self.setting.bracket else None
+        tried = sweep(measure, rates, self.workers, self.folder, self.given, factor)
+        best = {run: min(found, key=validation)["lr"] for run, found in tried.items()}
         rows = [self._keep(row) | {"phase": "sweep"} for found in tried.values() for row in found]
         rows += self.repeat(*(replace(run, lr=lr) for run, lr in best.items()))
         if neighbours:
-            rates = {run: [row["lr"] for row in found] for run, found in tried.items()}
-            beside = {run: beside_in(rates[run], lr) for run, lr in best.items()}
+            beside = {run: beside_in([row["lr"] for row in tried[run]], lr) for run, lr in best.items()}
             rows += self.repeat(*(replace(run, lr=lr) for run, lrs in beside.items() for lr in lrs), phase="near")
         return with_own_bests(rows)
 
@@ -221,30 +203,30 @@ class Bench:
         seconds: all runs' together, each in one worker of one BLAS thread.
         """
         dropped = set(CURVES) - set(keep)
+        rows = [{key: value for key, value in row.items() if key not in dropped} for row in rows]
         base_loss = evaluate(load_model(self.setting.base), tiny_task.heldout_batches())
-        return Table(
-            study,
-            question,
-            f"python -m lora_np study {study}",
-            asdict(self.setting) | {"base_loss": base_loss, "runs": len(self.done)} | settings,
-            [{key: value for key, value in row.items() if key not in dropped} for row in rows],
-            seconds=sum(row["seconds"] for row in self.done.values()),
-        )
+        known = asdict(self.setting) | {"base_loss": base_loss, "runs": len(self.done)} | settings
+        seconds = sum(row["seconds"] for row in self.done.values())
+        return Table(study, question, f"python -m lora_np study {study}", known, rows, seconds=seconds)
 
     def _keep(self, row: Row) -> Row:
         """Count the run once; of its gradients' norms the first beside the list."""
-        run = KnobRun(**{f.name: row[f.name] for f in fields(KnobRun)})
-        return self.done.setdefault(run, row | {"grad_norm": row["grad_norms"][0] if row["grad_norms"] else None})
+        return self.done.setdefault(_run(row), row | {"grad_norm": next(iter(row["grad_norms"]), None)})
+
+
+def _run(row: Row) -> KnobRun:
+    """The run that a row is of."""
+    return KnobRun(**{f.name: row[f.name] for f in fields(KnobRun)})
 
 
 def with_own_bests(rows: Sequence[Row]) -> list[Row]:
     """The rows with a column own_best, true for one of each run and seed: that with the lowest validation loss."""
-    of = [KnobRun(**{f.name: row[f.name] for f in fields(KnobRun) if f.name != "lr"}) for row in rows]
-    best: dict[KnobRun, int] = {}
-    for i, row in enumerate(rows):
-        if of[i] not in best or validation(row) < validation(rows[best[of[i]]]):
-            best[of[i]] = i
-    return [row | {"own_best": best[of[i]] == i} for i, row in enumerate(rows)]
+    of = [replace(_run(row), lr=0.0) for row in rows]
+    best: dict[KnobRun, Row] = {}
+    for run, row in zip(of, rows, strict=True):
+        if run not in best or validation(row) < validation(best[run]):
+            best[run] = row
+    return [row | {"own_best": best[run] is row} for run, row in zip(of, rows, strict=True)]
 
 
 def beside_in(rates: Sequence[float], lr: float) -> list[float]:

@@ -16,18 +16,18 @@ from pathlib import Path
 import numpy as np
 
 from ... import costs, data
-from ...nn import Module
+from ...nn import Trainable
 from ...peft import LoraConfig, get_peft_model
 from ...pretrained import load_model
-from ...training.subspace import DenseProjection, SparseProjection, SubspaceModel
+from ...training.subspace import DenseProjection, Projection, SparseProjection, SubspaceModel
 from ...transformer import Transformer
 from ..harness.runs import finished, run_all, sweep, validation
-from ..harness.table import Table
+from ..harness.table import Table, rounded
 from ..harness.tiny_task import Run, measure, shared
 from ..harness.workers import Row
 from ..pretraining.study import TINY
 
-PROJECTIONS = {"sparse": SparseProjection, "dense": DenseProjection}
+PROJECTIONS: dict[str, type[Projection]] = {"sparse": SparseProjection, "dense": DenseProjection}
 
 
 def smallest(
@@ -60,7 +60,7 @@ class SubspaceRun(Run):
         """The weights at the start: those of the base, or for "random" those of an untrained "tiny"."""
         return Transformer.random(TINY, self.seed) if self.base == "random" else load_model(self.base)
 
-    def model(self) -> Module:
+    def model(self) -> Trainable:
         """θ₀ + P z, or all of the model."""
         model = self.base_model()
         if self.d is None:
@@ -68,7 +68,7 @@ class SubspaceRun(Run):
         return SubspaceModel(model, PROJECTIONS[self.projection](size(model), self.d, self.seed, np.float32))
 
 
-def size(model: Module) -> int:
+def size(model: Trainable) -> int:
     """D: how many numbers a model has."""
     return sum(p.value.size for _, p in model.named_parameters())
 
@@ -103,8 +103,8 @@ class Setting:
 
     def run(self, base: str, d: int | None, projection: str = "sparse") -> SubspaceRun:
         """A run of d dimensions, without its rate and with the first seed."""
-        same = {"seed": self.seeds[0], "max_steps": self.steps, "batch_size": self.batch_size, "eval_every": self.steps}
-        return SubspaceRun("full" if d is None else "subspace", 0.0, base=base, d=d, projection=projection, **same)
+        run = SubspaceRun("full" if d is None else "subspace", 0.0, base=base, d=d, projection=projection)
+        return replace(run, seed=self.seeds[0], max_steps=self.steps, batch_size=self.batch_size, eval_every=self.steps)
 
     def rates(self, base: str) -> Sequence[float]:
         """Full training's rates to try first."""
@@ -118,8 +118,8 @@ QUICK = Setting(
 
 
 class Learner:
-    """The runs from one start in one kind of subspace: for each d a sweep of rates with the first seed, and where it matters the
-    other seeds at the best.
+    """The runs from one start in one kind of subspace: for each d a sweep of rates with the first seed, and where it matters
+    the other seeds at the best.
 
     done: d → a row a seed, at d's best rate (D: full training). tried: the rows of the sweeps, repeats: those of the other seeds.
     """
@@ -139,7 +139,7 @@ class Learner:
         methods = {}
         for d in dimensions:
             run = self.setting.run(self.base, None if d == self.D else d, self.projection)
-            methods[run] = [float(f"{lr * math.sqrt(self.D / d):.3g}") for lr in rates]
+            methods[run] = [rounded(lr * math.sqrt(self.D / d), 3) for lr in rates]
         tried = sweep(measure, methods, self.workers, self.folder, self.given, 2.0 if bracket else None)
         for run, rows in tried.items():
             self.done[run.d or self.D] = finished([min(rows, key=validation)])
@@ -147,12 +147,9 @@ class Learner:
 
     def repeat(self, *dimensions: int) -> None:
         """The other seeds of these d, where they are missing."""
-        new = [d for d in dimensions if len(self.done[d]) < len(self.setting.seeds)]
-        runs = [
-            replace(self.setting.run(self.base, row["d"], self.projection), lr=row["lr"], seed=seed)
-            for row in (self.done[d][0] for d in new)
-            for seed in self.setting.seeds[1:]
-        ]
+        known = [self.done[d][0] for d in dimensions if len(self.done[d]) < len(self.setting.seeds)]
+        rates = {self.setting.run(self.base, row["d"], self.projection): row["lr"] for row in known}
+        runs = [replace(run, lr=lr, seed=seed) for run, lr in rates.items() for seed in self.setting.seeds[1:]]
         repeats = finished(run_all(measure, runs, self.workers, self.folder, "seeds", self.given))
         for row in repeats:
             self.done[row["d"] or self.D].append(row)
@@ -166,7 +163,7 @@ class Learner:
         """Whether d dimensions reach the share asked for; a d that is new is tried first at the best rates of those beside it."""
         if d not in self.done:
             beside = [*sorted(k for k in self.done if k < d)[-1:], *sorted(k for k in self.done if k > d)[:1]]
-            rates = {float(f"{self.done[k][0]['lr'] / math.sqrt(self.D / k):.2g}") for k in beside}
+            rates = {rounded(self.done[k][0]["lr"] / math.sqrt(self.D / k), 2) for k in beside}
             self.learn([d], sorted(rates), self.setting.bracket)
         if abs(self.gain(d) / self.gain(self.D) - self.setting.share) <= self.setting.margin:
             self.repeat(d)
@@ -181,16 +178,11 @@ class Learner:
             return {"phase": phase, "d": run["d"] or self.D} | {key: run[key] for key in keys} | {"start": start}
 
         seeds = [row(run, "seeds") for d in sorted(self.done) for run in self.done[d]]
-        shares = [{"share": (run["start"] - run["final"]) / full_gain} for run in seeds]
-        return [row(run, "sweep") for run in self.tried] + [a | b for a, b in zip(seeds, shares, strict=True)]
+        seeds = [run | {"share": (run["start"] - run["final"]) / full_gain} for run in seeds]
+        return [row(run, "sweep") for run in self.tried] + seeds
 
 
-def intrinsic_dimension(
-    setting: Setting = FULL,
-    workers: int = 2,
-    folder: str | Path | None = None,
-    command: str = "python -m lora_np study intrinsic_dimension",
-) -> Table:
+def intrinsic_dimension(setting: Setting = FULL, workers: int = 2, folder: str | Path | None = None) -> Table:
     """d90 of each start, and the curve that it is read from.
 
     Rows {phase, base, d, projection, seed, lr, start, final, validation}: phase "sweep" (first seed, every rate; lr is z's) or
@@ -216,21 +208,15 @@ def intrinsic_dimension(
             rows += control.rows(learners[0].gain(learners[0].D))
             learners.append(control)
     runs = [run for learner in learners for run in [*learner.tried, *learner.repeats]]
-    return Table(
-        study="intrinsic_dimension",
-        question="How many numbers must train, in fine-tuning and from scratch?",
-        command=command,
-        settings=asdict(setting)
-        | {"D": learners[0].D, "d90": d90, "runs": len(runs), "lora": lora_parameters()}
-        | {"unigram": data.unigram_loss(data.corpus("code", "train"), data.corpus("code", "heldout"))},
-        rows=rows,
-        seconds=sum(run["seconds"][-1] for run in runs if run["seconds"]),
-    )
+    question = "How many numbers must train, in fine-tuning and from scratch?"
+    command = "python -m lora_np study intrinsic_dimension"
+    settings = asdict(setting) | {"D": learners[0].D, "d90": d90, "runs": len(runs), "lora": lora_parameters()}
+    settings["unigram"] = data.unigram_loss(data.corpus("code", "train"), data.corpus("code", "heldout"))
+    seconds = sum(run["seconds"][-1] for run in runs if run["seconds"])
+    return Table("intrinsic_dimension", question, command, settings, rows, seconds=seconds)
 
 
 def lora_parameters(ranks: Sequence[int] = (1, 2, 4, 8, 16, 64)) -> dict[str, int]:
     """rank → how many numbers LoRA trains in all linear layers of "tiny"."""
-    return {
-        str(r): costs.count(get_peft_model(load_model("tiny"), LoraConfig(r=r, target_modules="all-linear"))).trainable
-        for r in ranks
-    }
+    adapted = {r: get_peft_model(load_model("tiny"), LoraConfig(r=r, target_modules="all-linear")) for r in ranks}
+    return {str(r): costs.count(model).trainable for r, model in adapted.items()}

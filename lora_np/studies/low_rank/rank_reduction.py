@@ -10,8 +10,9 @@ import numpy as np
 
 from ...pretrained import load_model
 from ...training import evaluate
-from ..harness.table import Table
+from ..harness.table import Table, rounded
 from ..harness.tiny_task import Run, fine_tune, heldout_batches
+from .spectra import where
 
 SHOWN = "model.layers.2.self_attn.v_proj.weight"  # the matrix that is drawn as B·A
 Deltas = dict[str, np.ndarray]  # name → ΔW = fine-tuned − base, for every matrix of the model
@@ -21,7 +22,7 @@ def learned_deltas(run: Run) -> Deltas:
     """Fine-tune everything as `run` says; ΔW (out, in) of every matrix, the embedding's included, and of the norms (d,)."""
     model, _ = fine_tune(run)
     base = load_model(run.base).state_dict()
-    return {name: x - base[name] for name, x in model.state_dict().items()}
+    return {name: p.value - base[name] for name, p in model.named_parameters()}
 
 
 def truncate(matrix: np.ndarray, r: int) -> tuple[np.ndarray, np.ndarray]:
@@ -40,21 +41,12 @@ def singular_values(deltas: Deltas, run: Run, seed: int = 0) -> Table:
     rng = np.random.default_rng(seed)
     rows = []
     for name, delta in deltas.items():
-        parts = name.split(".")
-        if delta.ndim != 2 or "layers" not in parts:
+        if delta.ndim != 2 or "layers" not in name.split("."):
             continue
-        chance = rng.standard_normal(delta.shape)
+        chance, norm = rng.standard_normal(delta.shape), float(np.linalg.norm(delta))
         chance *= np.linalg.norm(delta) / np.linalg.norm(chance)
-        rows.append(
-            {
-                "layer": int(parts[2]),
-                "module": parts[-2],
-                "shape": list(delta.shape),
-                "norm": float(np.linalg.norm(delta)),
-                "singular_values": _spectrum(delta),
-                "random_singular_values": _spectrum(chance),
-            }
-        )
+        spectra = {"singular_values": _spectrum(delta), "random_singular_values": _spectrum(chance)}
+        rows.append(where(name.removesuffix(".weight")) | {"shape": list(delta.shape), "norm": norm} | spectra)
     return _table("singular_values", "Which rank has the ΔW that full fine-tuning learns?", run, rows)
 
 
@@ -72,11 +64,8 @@ def truncated_loss(deltas: Deltas, run: Run, ranks: Sequence[int] = (1, 2, 4, 8,
         return evaluate(model.load_state_dict({n: base[n] + cut[n] for n in base}), heldout_batches())
 
     started = time.perf_counter()
-    settings = {
-        "base_loss": evaluate(model, heldout_batches()),
-        "full_loss": loss(None),
-        "rank_max": max(min(d.shape) for d in deltas.values() if d.ndim == 2),
-    }
+    settings = {"base_loss": evaluate(model, heldout_batches()), "full_loss": loss(None)}
+    settings["rank_max"] = max(min(d.shape) for d in deltas.values() if d.ndim == 2)
     rows = [{"r": r, "heldout_loss": loss(r)} for r in ranks if r <= settings["rank_max"]]
     table = _table("truncated_loss", "What is lost when only the top r directions of ΔW survive?", run, rows, settings)
     table.seconds = time.perf_counter() - started
@@ -87,9 +76,8 @@ def decomposition(deltas: Deltas, run: Run, r: int = 4, name: str = SHOWN) -> Ta
     """One row {name, r, matrix, B, A, error}: a learned ΔW beside its best product B A of rank r; error relative to ‖ΔW‖."""
     B, A = truncate(deltas[name], r)
     error = float(np.linalg.norm(deltas[name] - B @ A) / np.linalg.norm(deltas[name]))
-    row = {"name": name.removeprefix("model.").removesuffix(".weight"), "r": r, "error": error} | {
-        key: np.round(x.astype(float), 5).tolist() for key, x in {"matrix": deltas[name], "B": B, "A": A}.items()
-    }
+    row = {"name": name.removeprefix("model.").removesuffix(".weight"), "r": r, "error": error}
+    row |= {key: np.round(x.astype(float), 5).tolist() for key, x in {"matrix": deltas[name], "B": B, "A": A}.items()}
     return _table("decomposition", "What does B·A look like beside the ΔW that it stands for?", run, [row])
 
 
@@ -113,7 +101,7 @@ def photograph(image: np.ndarray, ranks: Sequence[int] = (2, 8, 32, 64)) -> Tabl
 
 
 def _spectrum(matrix: np.ndarray) -> list[float]:
-    return [float(f"{s:.6g}") for s in np.linalg.svd(matrix.astype(np.float64), compute_uv=False)]
+    return [rounded(s, 6) for s in np.linalg.svd(matrix.astype(np.float64), compute_uv=False)]
 
 
 def _table(study: str, question: str, run: Run, rows: list, settings: dict[str, Any] | None = None) -> Table:

@@ -12,28 +12,14 @@ from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d import proj3d
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
-from lora_np.studies.harness.style import (
-    EDGE,
-    FAINT_INK,
-    FROZEN,
-    FULL,
-    HALO,
-    INK,
-    LORA,
-    axes_at,
-    for_text,
-    new_figure,
-    note,
-    percent,
-    picture,
-    rank_axis,
-    signed_colours,
-)
-from lora_np.studies.harness.table import Table
+from ..harness.colours import FAINT_INK, FROZEN, FULL, INK, LORA, for_text, signed_colours
+from ..harness.style import BOLD, EDGE, HALO, axes_at, new_figure, note, picture, rank_axis
+from ..harness.table import Table
+from ..harness.words import percent
 
+CYAN, CORAL = for_text(LORA), for_text(FULL)
 MLP = ("gate_proj", "up_proj", "down_proj")
-
-# ---------------------------------------------------------------------------------------------- ΔW = B·A, in the plane
+KINDS = {"attention": False, "the MLP": True}  # kind of layers → whether they are those of the MLP
 
 
 @picture("name r matrix B A")
@@ -41,33 +27,29 @@ def decomposition_2d(table: Table) -> Figure:
     """A learned ΔW (coral) beside the best product B·A of its rank (cyan), every number a cell, all to one scale.
 
     B stands left of the product and A lies above it, so that each cell of the product is its row of B times its column
-    of A. Table: row 0 holds {name, r, matrix (d lists of k), B (d of r), A (r of k)}.
+    of A. Row 0 is drawn; matrix is d lists of k numbers, B d of r, A r of k.
     """
     row = table.rows[0]
     matrix, b, a = (np.asarray(row[key], float) for key in ("matrix", "B", "A"))
     (d, k), r = matrix.shape, b.shape[1]
-    error = np.linalg.norm(matrix - b @ a) / np.linalg.norm(matrix)
+    error = float(np.linalg.norm(matrix - b @ a) / np.linalg.norm(matrix))
     cell = min(5.8 / (2 * k + r), 3.4 / (d + r))  # inches a number
     wide, high, thin, gap = cell * k, cell * d, cell * r, 0.14
     base, left = 0.6, 0.7 + (5.8 - 2 * wide - thin) / 2
     right = left + wide + 1.15 + thin + gap
     tall = base + high + gap + thin + 1.25
-    figure = new_figure(
-        9,
-        tall,
-        f"The best product of rank {r} keeps {percent(1 - error**2)} of this change's energy",
-        f"{row['name']}: the ΔW that full fine-tuning learned, {d * k:,} numbers, and its cut B·A, {r * (d + k):,} "
-        f"(relative error {percent(error)})",
-    )
+    title = f"The best product of rank {r} keeps {percent(1 - error**2)} of this change's energy"
+    numbers = f"{d * k:,} numbers, and its cut B·A, {r * (d + k):,} (relative error {percent(error)})"
+    figure = new_figure(9, tall, title, f"{row['name']}: the ΔW that full fine-tuning learned, {numbers}")
     top = float(np.quantile(np.abs(matrix), 0.995)) or 1.0
     ax = _heat(figure, (left, base, wide, high), matrix, FULL, top)
     ax.set(xlabel=f"k = {k} columns", ylabel=f"d = {d} rows")
-    ax.set_title(f"ΔW: {d} × {k}", color=for_text(FULL))
-    _heat(figure, (right, base, wide, high), b @ a, LORA, top).set_xlabel(f"B·A: {d} × {k}", color=for_text(LORA))
+    ax.set_title(f"ΔW: {d} × {k}", color=CORAL)
+    _heat(figure, (right, base, wide, high), b @ a, LORA, top).set_xlabel(f"B·A: {d} × {k}", color=CYAN)
     strip = _heat(figure, (right - gap - thin, base, thin, high), b, LORA, np.abs(b).max())
-    strip.set_ylabel(f"B: {d} × {r}", color=for_text(LORA))
+    strip.set_ylabel(f"B: {d} × {r}", color=CYAN)
     strip = _heat(figure, (right, base + high + gap, wide, thin), a, LORA, np.abs(a).max())
-    strip.set_title(f"A: {r} × {k}", color=for_text(LORA))
+    strip.set_title(f"A: {r} × {k}", color=CYAN)
     middle = (left + wide + right - gap - thin) / 2
     figure.text((middle - 0.08) / 9, (base + high / 2) / tall, "→", fontsize=26, ha="center", va="center")
     _two_ramps(axes_at(figure, right + wide + 0.25, base + high / 4, 0.26, high / 2), top)
@@ -105,43 +87,49 @@ def scene_3d(table: Table, elevation: float = 36, azimuth: float = -76) -> Figur
 
     Left, all d·k numbers change. Right, W is a flat grey floor and only the r·(d + k) numbers of B (at its left edge)
     and A (along its back) stand. Under `%matplotlib widget` (ipympl) the mouse turns it.
-    Table: row 0 holds {d, k, r}, B and A are LoRA's, and all columns are equally high; or it is the table of
+    Row 0 is drawn. It holds {d, k, r}, B and A are LoRA's, and all columns are equally high; or it is that of
     `decomposition_2d`, {matrix, B, A, r}, B and A are the factors of the cut ΔW, and a column is as high as the size of its
     number.
     """
     row = table.rows[0]
-    (d, k), r = np.shape(row["matrix"]) if "matrix" in row else (row["d"], row["k"]), row["r"]
-    block = math.ceil(max(d, k) / MOST_COLUMNS)
-    title = f"Full fine-tuning moves all {d * k:,} numbers; LoRA at r = {r} moves {r * (d + k):,}"
     cut = "matrix" in row
-    if cut:
-        title = f"Full fine-tuning moved {d * k:,} numbers; the best B·A of rank {r} has {r * (d + k):,}"
+    (d, k), r = np.shape(row["matrix"]) if cut else (row["d"], row["k"]), row["r"]
+    block = math.ceil(max(d, k) / MOST_COLUMNS)
     subtitle = f"W is {d} × {k}; a column stands for " + (f"{block} × {block} numbers" if block > 1 else "one number")
     if cut:
+        title = f"Full fine-tuning moved {d * k:,} numbers; the best B·A of rank {r} has {r * (d + k):,}"
         subtitle += ", as high as their mean size; ΔW, B and A each to a scale of its own"
+        whole, trained = "all of ΔW", "the cut ΔW as a product:"
+    else:
+        title = f"Full fine-tuning moves all {d * k:,} numbers; LoRA at r = {r} moves {r * (d + k):,}"
+        whole, trained = "all of W trained", "LoRA: W frozen, trained"
     figure = new_figure(9, 4.9, title, subtitle)
     ax = axes_at(figure, 0, 0, 4, 4, projection="3d")
     deep, wide, thin = d / block, k / block, r / block
     rows, columns, slices = math.ceil(deep), math.ceil(wide), max(1, round(thin))
     gap, lift = 0.06 * wide, 0.17 * max(deep, wide)
     floor = 1.32 * wide + gap + thin  # x where the frozen W begins
-    _draw_columns(
-        ax,
+    boxes = [
         _columns((0, 0), (wide, deep), _heights(row.get("matrix"), rows, columns), FULL),
         _columns((floor, 0), (wide, deep), np.zeros((rows, columns)), FROZEN),
         _columns((floor - gap - thin, 0), (thin, deep), _heights(row.get("B"), rows, slices), LORA),
         _columns((floor, deep + gap), (wide, thin), _heights(row.get("A"), slices, columns), LORA),
-        lift=lift,
-    )
-    front, coral, cyan = -0.1 * deep, for_text(FULL), for_text(LORA)
-    trained = f"the cut ΔW as a product:\nB ({d} × {r}) and A ({r} × {k})" if cut else None
-    trained = trained or f"LoRA: W frozen, trained\nB ({d} × {r}) and A ({r} × {k})"
-    whole = "full fine-tuning:\n" + ("all of ΔW" if cut else "all of W trained")
-    under = {"ha": "center", "va": "top", "path_effects": HALO}
-    ax.text(wide / 2, front, 0, whole, color=coral, **under)
-    ax.text(floor + wide / 2, front, 0, trained, color=cyan, **under)
-    ax.text(floor - gap - thin / 2, 0.3 * front, 0, "B", color=cyan, fontsize=12, **under)
-    ax.text(floor + wide / 2, deep + gap + thin, 1.8 * lift, "A", color=cyan, fontsize=12, **under)
+    ]
+    faces, colours = (np.concatenate(parts) for parts in zip(*boxes, strict=True))
+    look = {
+        "facecolors": colours,
+        "edgecolors": colours,
+        "linewidths": 0.2,
+        "rasterized": True,
+    }  # in an SVG it is one image
+    scene = Poly3DCollection(faces * (1, 1, lift), **look)  # all in one: matplotlib sorts by depth only within one
+    scene.set_clip_on(False)
+    ax.add_collection3d(scene)
+    front, under = -0.1 * deep, {"ha": "center", "va": "top", "path_effects": HALO}
+    ax.text(wide / 2, front, 0, f"full fine-tuning:\n{whole}", color=CORAL, **under)
+    ax.text(floor + wide / 2, front, 0, f"{trained}\nB ({d} × {r}) and A ({r} × {k})", color=CYAN, **under)
+    ax.text(floor - gap - thin / 2, 0.3 * front, 0, "B", color=CYAN, fontsize=12, **under)
+    ax.text(floor + wide / 2, deep + gap + thin, 1.8 * lift, "A", color=CYAN, fontsize=12, **under)
     reach = (floor + wide, deep + gap + thin, lift)
     ax.set(xlim=(0, reach[0]), ylim=(0, reach[1]), zlim=(0, reach[2]))
     ax.set_box_aspect(reach)
@@ -197,51 +185,27 @@ def _columns(
     return np.concatenate([f for groups in faces.values() for f in groups]), light[:, None] * np.array(to_rgb(colour))
 
 
-def _draw_columns(ax: Any, *groups: tuple[np.ndarray, np.ndarray], lift: float) -> None:
-    """All boxes as one collection, because matplotlib sorts by depth only within one. In an SVG it is one image."""
-    faces = np.concatenate([group[0] for group in groups]) * (1, 1, lift)
-    colours = np.concatenate([group[1] for group in groups])
-    boxes = Poly3DCollection(faces, facecolors=colours, edgecolors=colours, linewidths=0.2, rasterized=True)
-    boxes.set_clip_on(False)
-    ax.add_collection3d(boxes)
-
-
-# ------------------------------------------------------------------------------------------ the spectrum of a real ΔW
-
-
 @picture("layer module singular_values")
 def singular_values(table: Table, marked_rank: int = 8) -> Figure:
     """The singular values of every ΔW that full fine-tuning learned, and how much of its energy the top r hold.
 
     A panel for attention and one for the MLP, whose matrices differ in shape and in rank. Thin coral lines are single
-    matrices, the thick one is their median; ink dots are random matrices of the same shape and norm. Energy is Σσ², the
-    squared Frobenius norm. Table: rows {layer, module, singular_values and, where it was drawn, random_singular_values}.
+    matrices, the thick one is their median; ink dots are random matrices of the same shape and norm, where they were drawn
+    (`random_singular_values`). Energy is Σσ², the squared Frobenius norm.
     """
-    groups = {"attention": [], "MLP": []}
-    for row in table.rows:
-        groups["MLP" if row["module"] in MLP else "attention"].append(row)
-    groups = {name: rows for name, rows in groups.items() if rows}
+    found = {kind: [row for row in table.rows if (row["module"] in MLP) == of] for kind, of in KINDS.items()}
+    kinds = {kind: rows for kind, rows in found.items() if rows}
     marked_rank = min(marked_rank, *(len(row["singular_values"]) for row in table.rows))
-    held = {
-        name: float(np.median([_energy(row["singular_values"])[marked_rank - 1] for row in rows]))
-        for name, rows in groups.items()
-    }
+    held = {kind: _held([row["singular_values"] for row in rows], marked_rank) for kind, rows in kinds.items()}
+    (first, share), *others = held.items()
+    title = f"The top {marked_rank} directions hold {percent(share)} of ΔW's energy in {first}"
+    title += "".join(f", {percent(share)} in {kind}" for kind, share in others)
     drawn = [row for row in table.rows if row.get("random_singular_values") is not None]
-    figure = new_figure(
-        9,
-        6.75,
-        f"The top {marked_rank} directions hold "
-        + ", ".join(f"{percent(share)} of ΔW's energy in {_the(name)}" for name, share in held.items()).replace(
-            " of ΔW's energy in the", " in the"
-        ),
-        f"{len(table.rows)} matrices of full fine-tuning (thick: their median)"
-        + ("; dotted: random ones of the same shape and norm" if drawn else ""),
-    )
-    for i, (name, rows) in enumerate(groups.items()):
-        upper, lower = (
-            axes_at(figure, 0.85 + 4.3 * i, 3.75, 3.55, 1.95),
-            axes_at(figure, 0.85 + 4.3 * i, 0.65, 3.55, 2.4),
-        )
+    subtitle = f"{len(table.rows)} matrices of full fine-tuning (thick: their median)"
+    figure = new_figure(9, 6.75, title, subtitle + "; dotted: random ones of the same shape and norm" * bool(drawn))
+    for i, (kind, rows) in enumerate(kinds.items()):
+        left = 0.85 + 4.3 * i
+        upper, lower = axes_at(figure, left, 3.75, 3.55, 1.95), axes_at(figure, left, 0.65, 3.55, 2.4)
         learned = [np.asarray(row["singular_values"], float) for row in rows]
         chance = [np.asarray(row["random_singular_values"], float) for row in rows if row in drawn]
         most = min(map(len, learned))
@@ -252,20 +216,21 @@ def singular_values(table: Table, marked_rank: int = 8) -> Figure:
         ticks = [2**i for i in range(int(math.log2(most)) + 1)]
         rank_axis(upper, ticks, "index i, largest first")
         rank_axis(lower, ticks, "rank r that is kept")
-        upper.set(ylabel="σᵢ (share of ‖ΔW‖)", ylim=(0, None), title=name)
+        upper.set(ylabel="σᵢ (share of ‖ΔW‖)", ylim=(0, None), title=kind.removeprefix("the "))
         lower.set(ylabel="energy in the top r (%)", ylim=(0, 103))
-        _mark_energy(lower, marked_rank, held[name], [_energy(s) for s in chance])
+        _mark_energy(lower, marked_rank, learned, chance)
     return figure
-
-
-def _the(name: str) -> str:
-    return "the MLP" if name == "MLP" else name
 
 
 def _energy(values: Any) -> np.ndarray:
     """The share of Σσ² in the top r, for each r."""
     squares = np.square(np.asarray(values, float))
     return np.cumsum(squares) / squares.sum()
+
+
+def _held(spectra: list[Any], r: int) -> float:
+    """The share in the top r, the median over matrices."""
+    return float(np.median([_energy(values)[r - 1] for values in spectra]))
 
 
 def _family(ax: Axes, curves: list[np.ndarray], most: int, colour: str) -> None:
@@ -278,35 +243,32 @@ def _family(ax: Axes, curves: list[np.ndarray], most: int, colour: str) -> None:
     ax.plot(index, median, color=colour, lw=2.6, ls="-" if colour == FULL else (0, (0.2, 1.7)), dash_capstyle="round")
 
 
-def _mark_energy(ax: Axes, r: int, held: float, random_shares: list[np.ndarray]) -> None:
+def _mark_energy(ax: Axes, r: int, learned: list[np.ndarray], chance: list[np.ndarray]) -> None:
     """Name both medians where rank r is kept, the learned above its line and the random below."""
-    ax.plot(r, 100 * held, "o", color=FULL, ms=7, mec="white")
-    bold = {"fontweight": "bold", "path_effects": HALO}
-    note(ax, f"learned: {percent(held)}", (r, 100 * held), (-10, 8), FULL, ha="right", **bold)
-    if random_shares:
-        chance = float(np.median([share[r - 1] for share in random_shares]))
-        ax.plot(r, 100 * chance, "o", color=INK, ms=7, mec="white")
-        note(ax, f"random: {percent(chance)}", (r, 100 * chance), (9, -7), INK, va="top", **bold)
+    above: dict[str, Any] = {"shift": (-10, 8), "ha": "right"}
+    below: dict[str, Any] = {"shift": (9, -7), "va": "top"}
+    for name, spectra, colour, side in (("learned", learned, FULL, above), ("random", chance, INK, below)):
+        if spectra:
+            share = _held(spectra, r)
+            ax.plot(r, 100 * share, "o", color=colour, ms=7, mec="white")
+            note(ax, f"{name}: {percent(share)}", (r, 100 * share), colour=colour, **side, **BOLD)
 
 
 @picture("r heldout_loss", settings="base_loss full_loss rank_max")
 def truncated_loss(table: Table) -> Figure:
     """Held-out loss when only the top r singular directions of every ΔW survive, between the base and all of ΔW.
 
-    The right axis reads the same points as a share of full fine-tuning's gain. Table: rows {r, heldout_loss} (nats a
-    byte), settings {base_loss, full_loss, rank_max}; a row r = 0 is the base itself and is not drawn.
+    The right axis reads the same points as a share of full fine-tuning's gain. Losses are in nats a byte; a row r = 0 is the
+    base itself and is not drawn.
     """
     base, full = table.settings["base_loss"], table.settings["full_loss"]
     rows = sorted((row for row in table.rows if row["r"] > 0), key=lambda row: row["r"])
     ranks, losses = [row["r"] for row in rows], [row["heldout_loss"] for row in rows]
     gains = [(base - loss) / (base - full) for loss in losses]
     enough = next((i for i, gain in enumerate(gains) if gain >= 0.95), len(gains) - 1)
-    figure = new_figure(
-        9,
-        4.4,
-        f"Rank {ranks[enough]} of {table.settings['rank_max']} keeps {percent(gains[enough])} of the gain",
-        "every ΔW of the fine-tuned model is cut to its top r singular directions, and the model is tested again",
-    )
+    title = f"Rank {ranks[enough]} of {table.settings['rank_max']} keeps {percent(gains[enough])} of the gain"
+    subtitle = "every ΔW of the fine-tuned model is cut to its top r singular directions, and the model is tested again"
+    figure = new_figure(9, 4.4, title, subtitle)
     ax = axes_at(figure, 0.85, 0.7, 7.2, 2.85)
     ax.axhline(base, color=FROZEN, lw=2)
     ax.axhline(full, color=FULL, lw=1.4, ls=(0, (4, 2)))
@@ -318,10 +280,10 @@ def truncated_loss(table: Table) -> Figure:
     ax.set_ylim(min(full, *losses) - 0.13 * span, max(base, *losses) + 0.13 * span)
     note(ax, f"frozen base {base:.3f}", (1, base), (-2, 5), FROZEN, xycoords=EDGE, ha="right")
     note(ax, f"all of ΔW {full:.3f}", (0, full), (4, -5), FULL, xycoords=EDGE, va="top")
+    at_the_end = {"shift": (6, -10), "va": "top", "ha": "right"}
+    beside = at_the_end if enough == len(ranks) - 1 else {"shift": (9, 9)}
     found = f"r = {ranks[enough]}: {percent(gains[enough])}"
-    last = enough == len(ranks) - 1
-    beside = {"va": "top", "ha": "right"} if last else {}
-    note(ax, found, (ranks[enough], losses[enough]), (6, -10) if last else (9, 9), FULL, fontweight="bold", **beside)
+    note(ax, found, (ranks[enough], losses[enough]), colour=FULL, fontweight="bold", **beside)
     to_share, to_loss = (lambda loss: 100 * (base - loss) / span), (lambda gain: base - gain * span / 100)
     share = ax.secondary_yaxis("right", functions=(to_share, to_loss))
     share.set_yticks([0, 25, 50, 75, 100])
@@ -329,40 +291,33 @@ def truncated_loss(table: Table) -> Figure:
     return figure
 
 
-# ------------------------------------------------------------------------------------ the same cut on a photograph
-
-
 @picture("r image share_of_numbers error")
 def photograph(table: Table) -> Figure:
     """A photograph cut to its top r singular directions: what low rank keeps and what it loses, for the eye.
 
-    Table: rows {r, image (2-D grey values), share_of_numbers, error (relative)}; the row with r = None or with the
-    largest r stands last, as the original.
+    image is 2-D grey values, error relative; the row with r = None or with the largest r is the original, and the last.
     """
     rows = sorted(table.rows, key=lambda row: math.inf if row["r"] is None else row["r"])
     across = len(rows) if len(rows) <= 4 else min(4, math.ceil(len(rows) / 2))
     down = math.ceil(len(rows) / across)
     images = [np.asarray(row["image"], float) for row in rows]
     height, width = images[0].shape
-    gap = 0.18
-    high = min(2.4, (9 - 0.44 - gap * (across - 1)) / across * height / width)
-    wide = high * width / height
-    pitch = high + 0.72
+    gaps = 0.18 * (across - 1)
+    high = min(2.4, (9 - 0.44 - gaps) / across * height / width)
+    wide, pitch = high * width / height, high + 0.72
     tall = 0.85 + down * pitch + 0.1
-    figure = new_figure(
-        max(6.0, 0.44 + across * wide + gap * (across - 1)),
-        tall,
-        "The same cut, on a photograph",
-        f"{height} × {width} grey values; beneath: numbers kept, and relative error",
-    )
+    subtitle = f"{height} × {width} grey values; beneath: numbers kept, and relative error"
+    figure = new_figure(max(6.0, 0.44 + across * wide + gaps), tall, "The same cut, on a photograph", subtitle)
     for place, (row, image) in enumerate(zip(rows, images, strict=True)):
         line, column = divmod(place, across)
-        ax = axes_at(figure, 0.22 + column * (wide + gap), tall - 0.85 - (line + 1) * pitch + 0.42, wide, high)
+        ax = axes_at(figure, 0.22 + column * (wide + 0.18), tall - 0.85 - (line + 1) * pitch + 0.42, wide, high)
         ax.imshow(image, cmap="gray", vmin=images[-1].min(), vmax=images[-1].max(), aspect="auto")
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
-        original = row["error"] == 0 or row["r"] is None
-        ax.set_title("original" if original else f"r = {row['r']}", color=INK if original else for_text(LORA))
-        kept, error = percent(row["share_of_numbers"]), percent(row["error"])
-        ax.set_xlabel("all numbers" if original else f"{kept} kept, error {error}", fontsize=9.5, color=FAINT_INK)
+        name, kept, colour = "original", "all numbers", INK
+        if row["error"] and row["r"] is not None:
+            name, colour = f"r = {row['r']}", CYAN
+            kept = f"{percent(row['share_of_numbers'])} kept, error {percent(row['error'])}"
+        ax.set_title(name, color=colour)
+        ax.set_xlabel(kept, fontsize=9.5, color=FAINT_INK)
     return figure

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from ...nn import Module
+from ...nn import Trainable
 from ...peft import PeftModel
 from ...peft.placement import adaptable_layers, adapted_layers
 from ...transformer import Transformer
 from ..harness import tiny_task, voice_task
 from ..harness.runs import run_all
-from ..harness.table import Table
+from ..harness.table import Table, rounded
 from ..harness.tiny_task import Run
 from ..harness.voice_task import FineTuning
 from ..harness.workers import Row
@@ -38,15 +38,15 @@ def rank_for_energy(sigma: np.ndarray, share: float = 0.9) -> int:
     return int(np.searchsorted(energy, share * energy[-1] * (1 - 1e-12)) + 1)
 
 
-def deltas(trained: Module, base: Transformer) -> dict[str, np.ndarray]:
+def deltas(trained: Trainable, base: Transformer) -> dict[str, np.ndarray]:
     """name → ΔW (out, in) of every linear layer: s·BA of an adapter, or what full fine-tuning made of the weight less the base's.
 
     `base` is another copy, untouched.
     """
     if isinstance(trained, PeftModel):
         return {name: layer.delta_weight("default") for name, layer in adapted_layers(trained.model).items()}
-    before, after = adaptable_layers(base), adaptable_layers(trained)
-    return {name: after[name].weight.value - layer.weight.value for name, layer in before.items()}
+    before, after = dict(base.named_parameters()), dict(trained.named_parameters())
+    return {name: after[f"{name}.weight"].value - before[f"{name}.weight"].value for name in adaptable_layers(base)}
 
 
 def where(name: str) -> dict[str, Any]:
@@ -69,14 +69,11 @@ def measure(run: Run | FineTuning) -> Row:
     for name, delta in deltas(model, run.base_model()).items():
         sigma = np.linalg.svd(delta.astype(np.float64), compute_uv=False)
         chance = random_spectrum(delta.shape)
-        counts = {"effective_rank": effective_rank(sigma), "random_effective_rank": effective_rank(chance)}
-        rows.append(
-            where(name)
-            | {"shape": list(delta.shape), "norm": _short(np.linalg.norm(delta))}
-            | {key: _short(value) for key, value in counts.items()}
-            | {"rank90": rank_for_energy(sigma), "random_rank90": rank_for_energy(chance)}
-            | {"sigma": [_short(sigma[i - 1]) for i in powers_of_two(len(sigma))]}
-        )
+        sizes = {"norm": float(np.linalg.norm(delta)), "effective_rank": effective_rank(sigma)}
+        sizes["random_effective_rank"] = effective_rank(chance)
+        row = where(name) | {"shape": list(delta.shape)} | {key: rounded(value) for key, value in sizes.items()}
+        row |= {"rank90": rank_for_energy(sigma), "random_rank90": rank_for_energy(chance)}
+        rows.append(row | {"sigma": [rounded(sigma[i - 1]) for i in powers_of_two(len(sigma))]})
     return {"spectra": rows, "seconds": history.rows[-1]["seconds"]}
 
 
@@ -85,18 +82,11 @@ def powers_of_two(n: int) -> list[int]:
     return [2**i for i in range(n.bit_length())]
 
 
-def _short(x: float) -> float:
-    return float(f"{x:.4g}")
-
-
 @dataclass(frozen=True)
 class Setting:
     """Which runs: each at its study's best learning rate, "tiny" with all seeds, SmolLM2 with the first."""
 
-    tiny: Sequence[Run] = (
-        Run("full", 1e-3, eval_every=200),
-        Run("lora", 4e-3, 8, "all-linear", eval_every=200),
-    )
+    tiny: Sequence[Run] = (Run("full", 1e-3, eval_every=200), Run("lora", 4e-3, 8, "all-linear", eval_every=200))
     smollm2: Sequence[FineTuning] = (
         FineTuning("full", 3e-4, eval_every=40),
         FineTuning("lora", 3e-3, 8, eval_every=40),
@@ -108,12 +98,7 @@ FULL = Setting()
 QUICK = Setting(tiny=(Run("full", 1e-3, max_steps=40, eval_every=40),), smollm2=(), seeds=(0, 1))
 
 
-def spectra(
-    setting: Setting = FULL,
-    workers: int = 2,
-    folder: str | Path | None = None,
-    command: str = "python -m lora_np study spectra",
-) -> Table:
+def spectra(setting: Setting = FULL, workers: int = 2, folder: str | Path | None = None) -> Table:
     """Rows {model, method, r, seed, layer, module, shape, norm, effective_rank, rank90, random_…, sigma}, one a matrix.
 
     norm is ‖ΔW‖_F; rank90 the directions that hold 90 % of its square; random_effective_rank and random_rank90 are those of a
@@ -123,22 +108,18 @@ def spectra(
     measured = run_all(measure, runs, workers, folder, "spectra", tiny_task.shared("tiny"))
     if setting.smollm2:
         given = voice_task.shared(setting.smollm2[0])
+        label = "spectra of SmolLM2"
         measured += run_all(
-            measure, setting.smollm2, 1, folder, "spectra of SmolLM2", given
-        )  # its threads share the cores
+            measure, setting.smollm2, 1, folder, label, given
+        )  # one by one: its threads share the cores
         runs += setting.smollm2
     rows = []
     for run, row in zip(runs, measured, strict=True):
-        who = {"model": _model(run), "method": run.method, "r": run.r, "seed": run.seed}
-        rows += [who | {"lr": run.lr} | each for each in row["spectra"]]
-    return Table(
-        study="spectra",
-        question="Which rank has the ΔW of each layer, learned by full fine-tuning and by LoRA?",
-        command=command,
-        settings=asdict(setting) | {"runs": len(runs)},
-        rows=rows,
-        seconds=sum(row["seconds"] for row in measured),
-    )
+        who = {"model": _model(run), "method": run.method, "r": run.r, "seed": run.seed, "lr": run.lr}
+        rows += [who | each for each in row["spectra"]]
+    question = "Which rank has the ΔW of each layer, learned by full fine-tuning and by LoRA?"
+    command, settings = "python -m lora_np study spectra", asdict(setting) | {"runs": len(runs)}
+    return Table("spectra", question, command, settings, rows, seconds=sum(row["seconds"] for row in measured))
 
 
 def _model(run: Run | FineTuning) -> str:

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ...nn import Module
-from ...peft.placement import adaptable_layers, adapted_layers
+from ... import PeftModel
+from ...peft.placement import adapted_layers
 from ..harness.runs import run_all
-from ..harness.table import Table
+from ..harness.table import Table, rounded
 from ..harness.tiny_task import Run, fine_tune, shared
 from ..harness.workers import Row
 from .spectra import powers_of_two, where
@@ -62,41 +61,21 @@ def amplification(W: np.ndarray, delta: np.ndarray, r: int) -> dict[str, float]:
         return float(np.linalg.norm(U[:, :r].T @ W @ Vt[:r].T))
 
     norm_W, norm_delta, in_delta = float(np.linalg.norm(W)), float(np.linalg.norm(delta)), inside(delta)
-    return {
-        "norm_W": norm_W,
-        "norm_delta": norm_delta,
-        "in_delta": in_delta,
-        "in_W": inside(W),
-        "in_random": r * norm_W / float(np.sqrt(W.size)),
-        "factor": norm_delta / in_delta,
-    }
+    held = {"in_delta": in_delta, "in_W": inside(W), "in_random": r * norm_W / float(np.sqrt(W.size))}
+    return {"norm_W": norm_W, "norm_delta": norm_delta, **held, "factor": norm_delta / in_delta}
 
 
 def measure(run: Run) -> Row:
     """Train. {"amplification": rows, one a layer; "factors": name → [A before, A, B] of MODULES; "seconds"}."""
-    before = _layers(run.model())
-    model, history = fine_tune(run)
-    base = adaptable_layers(run.base_model())
-    found = {
-        name: amplification(base[name].weight.value, layer.delta_weight("default"), run.r)
-        for name, layer in _layers(model).items()
-    }
-    factors = {
-        name: [before[name].adapters["default"].lora_A.value, *layer.adapters["default"].factors(np.float32)]
-        for name, layer in _layers(model).items()
-        if name.endswith(MODULES)
-    }
-    return {
-        "amplification": [where(name) | row for name, row in found.items()],
-        "factors": {
-            name: [[[float(f"{x:.7g}") for x in row] for row in M] for M in three] for name, three in factors.items()
-        },
-        "seconds": history.rows[-1]["seconds"],
-    }
-
-
-def _layers(model: Module) -> dict[str, Any]:
-    return adapted_layers(model.model)
+    untrained, (model, history) = run.model(), fine_tune(run)
+    assert isinstance(untrained, PeftModel) and isinstance(model, PeftModel) and run.r is not None
+    before, base, amplified, factors = adapted_layers(untrained.model), run.base_model().state_dict(), [], {}
+    for name, layer in adapted_layers(model.model).items():
+        amplified.append(where(name) | amplification(base[f"{name}.weight"], layer.delta_weight("default"), run.r))
+        if name.endswith(MODULES):
+            three = [before[name].adapters["default"].lora_A.value, *layer.adapters["default"].factors(np.float32)]
+            factors[name] = [[[rounded(x, 7) for x in row] for row in M] for M in three]
+    return {"amplification": amplified, "factors": factors, "seconds": history.rows[-1]["seconds"]}
 
 
 @dataclass(frozen=True)
@@ -112,28 +91,15 @@ class Setting:
 
     def run(self, r: int, seed: int) -> Run:
         """The run of one rank and seed."""
-        return Run(
-            "lora",
-            dict(self.rates)[r],
-            r,
-            "all-linear",
-            seed,
-            max_steps=self.steps,
-            eval_every=self.steps,
-            base=self.base,
-        )
+        steps = {"max_steps": self.steps, "eval_every": self.steps}
+        return Run("lora", dict(self.rates)[r], r, "all-linear", seed, base=self.base, **steps)
 
 
 FULL = Setting()
 QUICK = Setting(rates=((4, 4e-3), (16, 2e-3)), low=4, high=16, seeds=(0, 1), steps=40)
 
 
-def subspaces(
-    setting: Setting = FULL,
-    workers: int = 2,
-    folder: str | Path | None = None,
-    command: str = "python -m lora_np study subspaces",
-) -> Table:
+def subspaces(setting: Setting = FULL, workers: int = 2, folder: str | Path | None = None) -> Table:
     """φ of pairs of runs, and the amplification of each.
 
     Rows {kind: "similarity", of, layer, module, r, seeds, d, i, j, phi}: phi[k][l] is φ(i[k], j[l]), and `map`, in layer MAPPED for
@@ -151,30 +117,22 @@ def subspaces(
         for seeds in pairs if len(setting.seeds) > 2 else pairs[:1]:
             one, other = (measured[setting.run(r, s)]["factors"] for r, s in zip(ranks, seeds, strict=True))
             for name in one:
-                rows += [
-                    {"kind": "similarity", "of": of, "r": list(ranks), "seeds": list(seeds)} | where(name) | row
-                    for of, row in _compared(
-                        one[name], other[name], where(name)["layer"] == MAPPED and seeds == pairs[0]
-                    )
-                ]
+                who = {"r": list(ranks), "seeds": list(seeds)} | where(name)
+                whole = who["layer"] == MAPPED and seeds == pairs[0]
+                found = _compared(one[name], other[name], whole)
+                rows += [{"kind": "similarity", "of": row["of"]} | who | row for row in found]
     for run, row in measured.items():
-        rows += [
-            {"kind": "amplification", "r": run.r, "seed": run.seed}
-            | {key: float(f"{x:.4g}") if isinstance(x, float) else x for key, x in each.items()}
-            for each in row["amplification"]
-        ]
-    return Table(
-        study="subspaces",
-        question="Do two LoRA runs find the same directions, and what does W have in them?",
-        command=command,
-        settings=asdict(setting) | {"runs": len(runs)},
-        rows=rows,
-        seconds=sum(row["seconds"] for row in measured.values()),
-    )
+        for each in row["amplification"]:
+            short = {key: rounded(x) if isinstance(x, float) else x for key, x in each.items()}
+            rows.append({"kind": "amplification", "r": run.r, "seed": run.seed} | short)
+    question = "Do two LoRA runs find the same directions, and what does W have in them?"
+    command, settings = "python -m lora_np study subspaces", asdict(setting) | {"runs": len(runs)}
+    seconds = sum(row["seconds"] for row in measured.values())
+    return Table("subspaces", question, command, settings, rows, seconds=seconds)
 
 
-def _compared(one: list, other: list, whole: bool) -> list[tuple[str, Row]]:
-    """(of, {d, i, j, phi} and where asked the whole map) of two layers, each [A before, A, B]."""
+def _compared(one: list, other: list, whole: bool) -> list[Row]:
+    """{of, d, i, j, phi} and where asked the whole map, of two layers, each [A before, A, B]."""
     (start1, A1, B1), (start2, A2, B2) = ([np.array(M) for M in three] for three in (one, other))
     pairs = {"A at the start": (start1, start2), "A": (A1, A2), "B": (B1.T, B2.T)}
     i, j = powers_of_two(len(A1)), powers_of_two(len(A2))
@@ -182,6 +140,6 @@ def _compared(one: list, other: list, whole: bool) -> list[tuple[str, Row]]:
     for of, (M1, M2) in pairs.items():
         V1, V2 = directions(M1), directions(M2)
         phi = np.round(similarity(V1, V2), 3)
-        row = {"d": len(V1), "i": i, "j": j, "phi": phi[np.ix_(np.array(i) - 1, np.array(j) - 1)].tolist()}
-        found.append((of, row | ({"map": phi.tolist()} if whole else {})))
+        some = phi[np.ix_(np.array(i) - 1, np.array(j) - 1)].tolist()
+        found.append({"of": of, "d": len(V1), "i": i, "j": j, "phi": some} | ({"map": phi.tolist()} if whole else {}))
     return found

@@ -7,70 +7,52 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
 
-from lora_np.studies.harness.style import (
-    FROZEN,
-    HALO,
-    INK,
-    LORA,
-    LORA_DARK,
-    PAPER,
-    axes_at,
-    new_figure,
-    note,
-    percent,
-    picture,
-    runs_and_time,
-    semicolons,
-)
-from lora_np.studies.harness.table import Table
+from ..harness.colours import FROZEN, INK, LORA, LORA_DARK, PAPER, shades
+from ..harness.style import BOLD, axes_at, log_axis, name_axis, new_figure, note, picture
+from ..harness.table import Table, groups
+from ..harness.words import percent, runs_and_time, semicolons
 
 OF = {"A at the start": "A before training", "A": "A: what is read", "B": "B: what is written"}
-SHARED = LinearSegmentedColormap.from_list("shared", [PAPER, LORA, LORA_DARK])
+SHARED: dict[str, Any] = {"cmap": shades(PAPER, LORA, LORA_DARK), "aspect": "auto"}
 
 
 @picture("kind of module r seeds d i j phi map")
 def similarity_maps(table: Table, module: str = "q_proj") -> Figure:
     """φ(i, j) of two runs, for every i and j: r = 8 against r = 64 above, r = 64 of two seeds below.
 
-    Before training A is random, so the first column is chance, max(i, j)/d. Table: rows {kind: "similarity", of, r, seeds, layer,
-    module, d, i, j, phi, map}; those with a map are drawn.
+    Before training A is random, so the first column is chance, max(i, j)/d. Of the rows of kind "similarity" those with a map
+    are drawn.
     """
-    rows = [row for row in table.where(kind="similarity", module=module) if "map" in row]
-    pairs = list(dict.fromkeys(tuple(row["r"]) for row in rows))
-    least = min(pairs[0])
-    of_pairs = {of: [table.where(kind="similarity", of=of, module=module, r=list(pair)) for pair in pairs] for of in OF}
+    similar = table.where(kind="similarity", module=module)
+    maps = {(row["of"], tuple(row["r"])): row for row in similar if "map" in row}
+    pairs = list(dict.fromkeys(pair for _, pair in maps))
+    first, least = next(iter(maps.values())), min(pairs[0])
+    of_pairs = groups([row | {"pair": pairs.index(tuple(row["r"]))} for row in similar], "of", "pair")
     shared = {
-        of: " and ".join(percent(statistics.median(_at(row, least) for row in found)) for found in both)
-        for of, both in of_pairs.items()
+        of: " and ".join(
+            percent(statistics.median(_at(row, least) for row in of_pairs[of, i])) for i in range(len(pairs))
+        )
+        for of in OF
     }
-    figure = new_figure(
-        9,
-        5.15,
-        f"Two runs share {shared['B']} of B's directions, {shared['A']} of A's",
-        f"φ(i, j) of the top i and the top j directions of two runs with different seeds: {module}, layer {rows[0]['layer']}, "
-        + semicolons(f"d = {rows[0]['d']}", runs_and_time(table))
-        + "\n"
-        f"in the title φ({least}, {least}), upper and lower row, medians over {len(of_pairs['A'][0])} pairs of layers and runs; by "
-        f"chance {percent(least / rows[0]['d'])}",
-    )
-    wide, high = 2.35, (0.75, 2.35)
+    d, count = first["d"], len(of_pairs["A", 0])
+    measured = "φ(i, j) of the top i and the top j directions of two runs with different seeds: "
+    measured += f"{module}, layer {first['layer']}, " + semicolons(f"d = {d}", runs_and_time(table))
+    medians = f"in the title φ({least}, {least}), upper and lower row, medians over {count} pairs of layers and runs; "
+    medians += f"by chance {percent(least / d)}"
+    title = f"Two runs share {shared['B']} of B's directions, {shared['A']} of A's"
+    figure = new_figure(9, 5.15, title, f"{measured}\n{medians}")
+    wide, rows = 2.35, {pairs[-1]: (0.62, 2.35), pairs[0]: (3.22, 0.75)}  # pair → its panels' bottom and height
     for column, of in enumerate(OF):
-        bottom = 0.62
-        for pair, tall in zip(reversed(pairs), reversed(high), strict=True):
-            (row,) = [row for row in rows if row["of"] == of and tuple(row["r"]) == pair]
+        for pair, (bottom, tall) in rows.items():
             ax = axes_at(figure, 0.75 + column * (wide + 0.22), bottom, wide, tall)
-            _map(ax, np.array(row["map"]), pair, first=column == 0, last=pair == pairs[-1])
-            bottom += tall + 0.25
-        ax.set_title(OF[of], color=INK if column == 0 else LORA_DARK)
+            _map(ax, np.array(maps[of, pair]["map"]), pair, first=column == 0, last=pair == pairs[-1])
+        ax.set_title(OF[of], color=LORA_DARK if column else INK)
     bar = axes_at(figure, 0.75 + 3 * (wide + 0.22) + 0.03, 0.62, 0.16, 2.35)
-    bar.imshow(np.linspace(0, 1, 101)[:, None], cmap=SHARED, extent=(0, 1, 0, 1), aspect="auto", origin="lower")
-    bar.set(xticks=[], yticks=[0, 0.5, 1])
+    bar.imshow(np.linspace(0, 1, 101)[:, None], extent=(0, 1, 0, 1), origin="lower", **SHARED)
+    bar.set(xticks=[], yticks=[0, 0.5, 1], title="φ")
     bar.yaxis.tick_right()
-    bar.set_title("φ")
     bar.grid(False)
     return figure
 
@@ -82,16 +64,10 @@ def _at(row: dict[str, Any], n: int) -> float:
 
 def _map(ax: Axes, phi: np.ndarray, r: tuple[int, int], first: bool, last: bool) -> None:
     n, m = phi.shape
-    ax.imshow(
-        phi, cmap=SHARED, vmin=0, vmax=1, extent=(0.5, m + 0.5, n + 0.5, 0.5), aspect="auto", interpolation="nearest"
-    )
+    ax.imshow(phi, vmin=0, vmax=1, extent=(0.5, m + 0.5, n + 0.5, 0.5), interpolation="nearest", **SHARED)
     ax.grid(False)
-    ax.set_xticks([1, m // 4, m // 2, m] if last else [], None)
-    ax.set_yticks([1, n // 2, n] if first else [], None)
-    if first:
-        ax.set_ylabel(f"i, of r = {r[0]}")
-    if last:
-        ax.set_xlabel(f"j, of r = {r[1]}")
+    ax.set(xticks=[1, m // 4, m // 2, m] if last else [], yticks=[1, n // 2, n] if first else [])
+    ax.set(ylabel=f"i, of r = {r[0]}" if first else "", xlabel=f"j, of r = {r[1]}" if last else "")
 
 
 WHOSE = {"in_delta": ("ΔW's", LORA, "o"), "in_W": ("W's own", FROZEN, "s")}  # column → name, colour, marker
@@ -101,30 +77,28 @@ WHOSE = {"in_delta": ("ΔW's", LORA, "o"), "in_W": ("W's own", FROZEN, "s")}  # 
 def amplification_chart(table: Table) -> Figure:
     """What the frozen W has in the directions of ΔW, beside its own top ones and random ones, a panel a rank, a row a module.
 
-    Points are the mean over layers and seeds, hairlines the least and the most, all in units of what random directions hold. Table:
-    rows {kind: "amplification", r, seed, layer, module, in_delta, in_W, in_random, factor}.
+    Points are the mean over layers and seeds, hairlines the least and the most, all in units of what random directions hold. The
+    rows of kind "amplification" are drawn.
     """
-    rows = table.where(kind="amplification")
-    ranks = sorted({row["r"] for row in rows})
-    ranks = [ranks[0], ranks[-1]]
-    inside = {r: statistics.median(row["in_delta"] / row["in_random"] for row in rows if row["r"] == r) for r in ranks}
-    held = " and ".join(f"{inside[r]:.2g}× (r = {r})" for r in ranks)
-    modules = list(dict.fromkeys(row["module"] for row in rows))
-    figure = new_figure(
-        9,
-        4.4,
-        f"W has in ΔW's directions {held} what random ones hold",
-        semicolons("‖Uᵀ W V‖ with U, V the top r directions of LoRA's ΔW or of W itself", runs_and_time(table)) + "\n"
-        "a point: the mean over layers and seeds, hairlines: all of them; in the title: the median over all matrices",
+    by_rank = groups(table.where(kind="amplification"), "r")
+    ranks = {r: by_rank[r] for r in (min(by_rank), max(by_rank))}
+    inside = {r: statistics.median(row["in_delta"] / row["in_random"] for row in rows) for r, rows in ranks.items()}
+    held = " and ".join(f"{times:.2g}× (r = {r})" for r, times in inside.items())
+    norms = "‖Uᵀ W V‖ with U, V the top r directions of LoRA's ΔW or of W itself"
+    points = (
+        "a point: the mean over layers and seeds, hairlines: all of them; in the title: the median over all matrices"
     )
-    for i, r in enumerate(ranks):
+    subtitle = f"{semicolons(norms, runs_and_time(table))}\n{points}"
+    figure = new_figure(9, 4.4, f"W has in ΔW's directions {held} what random ones hold", subtitle)
+    for i, (r, rows) in enumerate(ranks.items()):
         ax = axes_at(figure, 1.05 + i * 3.95, 0.7, 3.65, 2.5)
-        _inside(ax, [row for row in rows if row["r"] == r], modules, labelled=i == 0)
+        _inside(ax, rows, labelled=i == 0)
         ax.set_title(f"r = {r}")
     return figure
 
 
-def _inside(ax: Axes, rows: list[dict[str, Any]], modules: list[str], labelled: bool) -> None:
+def _inside(ax: Axes, rows: list[dict[str, Any]], labelled: bool) -> None:
+    modules = list(dict.fromkeys(row["module"] for row in rows))
     ax.axvline(1, color=INK, lw=2)
     for band, module in enumerate(modules):
         mine = [row for row in rows if row["module"] == module]
@@ -133,14 +107,10 @@ def _inside(ax: Axes, rows: list[dict[str, Any]], modules: list[str], labelled: 
             ax.hlines(band, min(ratios), max(ratios), color=colour, lw=1.2)
             ax.plot(statistics.mean(ratios), band, marker, color=colour, ms=8, mec="white", mew=0.5)
             if band == 0 and labelled:
-                look = {"ha": "left" if key == "in_delta" else "center", "fontweight": "bold", "path_effects": HALO}
-                note(ax, name, (1.08 if key == "in_delta" else statistics.mean(ratios), -0.35), (0, 3), colour, **look)
+                place, side = (1.08, "left") if key == "in_delta" else (statistics.mean(ratios), "center")
+                note(ax, name, (place, -0.35), (0, 3), colour, ha=side, **BOLD)
     if labelled:
-        note(ax, "random", (1, len(modules) - 0.6), (-4, 2), INK, ha="right", fontweight="bold", path_effects=HALO)
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(FixedLocator([0.5, 1, 2, 5, 10, 20, 50]))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-    ax.set(xlim=(0.3, 45), xlabel="what W has there (× random)", ylim=(len(modules) - 0.5, -1.1))
-    ax.set_yticks(range(len(modules)), modules if labelled else [""] * len(modules))
-    ax.tick_params(axis="y", length=0)
+        note(ax, "random", (1, len(modules) - 0.6), (-4, 2), INK, ha="right", **BOLD)
+    log_axis(ax.xaxis, [0.5, 1, 2, 5, 10, 20, 50], "what W has there (× random)")
+    ax.set(xlim=(0.3, 45), ylim=(len(modules) - 0.5, -1.1))
+    name_axis(ax, modules, labelled=labelled)

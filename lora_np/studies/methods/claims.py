@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..harness.paired import forgotten_when, paired, verdict
-from ..harness.table import Table
-from .lesson import LESSON, beside_ours, markdown, mean, percent, times
+from ..harness.table import Claim, Table, mean
+from .lesson import LESSON, QUANTITIES, beside_ours, markdown, ratio_of_B
 from .settings import R
 
 NEEDED = ("comparison", "comparison_smollm2", "method_costs", "method_costs_smollm2")
-Row = tuple[str, str, str, str]
+NAMES = {"share": "parameters trained", "latency": "a token's time", "quality": "of full's gain"}
 STUDY = "`lora_np/studies/methods/comparison.py`, notebook 09"
 PROMISES = {  # method → (what its paper says of it, the paper)
     "lora+": ("LoRA+ is 1 to 2 % better and up to twice as fast", "Hayou et al. 2024"),
@@ -25,36 +24,23 @@ PROMISES = {  # method → (what its paper says of it, the paper)
 }
 
 
-def on_methods(tables: Mapping[str, Table]) -> list[Row]:
-    """(claim, its source, what came out here, what checked it)."""
+def on_methods(tables: Mapping[str, Table]) -> list[Claim]:
+    """For README's table."""
     compared, costs = tables["comparison"], tables["method_costs"]
     fa, lora = (costs.where(method=name)[0] for name in ("lora-fa", "lora"))
     vera, of_lora = (compared.where(phase="seeds", method=name)[0]["trainable"] for name in ("vera", "lora"))
+    ratio = ratio_of_B(compared.where(method="lora+")[0])
+    came_out = {method: against_lora(compared, method) for method in PROMISES}
+    came_out["lora+"] += f"; rates of A and B 1 : {ratio:g}, A's swept"
+    came_out["vera"] = f"{of_lora / vera:.1f} times fewer here ({vera:,} for {of_lora:,}); {came_out['vera']}"
+    came_out["lora-fa"] = (
+        f"a step's peak is {fa['peak_bytes'] / lora['peak_bytes']:.2f} of LoRA's; {came_out['lora-fa']}"
+    )
+    checked = {"lora-fa": f"`test_lora_fa_keeps_n_r_numbers_in_place_of_n_in`; {STUDY}"}
     return [
         *of_the_lesson(tables),
-        (
-            "LoRA forgets less",
-            "Biderman et al. 2024",
-            forgetting(compared),
-            STUDY,
-        ),
-        (
-            *PROMISES["lora+"],
-            f"{against_lora(compared, 'lora+')}; rates of A and B 1 : {lora_plus_ratio(compared):g}, A's swept",
-            STUDY,
-        ),
-        (*PROMISES["dora"], against_lora(compared, "dora"), STUDY),
-        (*PROMISES["pissa"], against_lora(compared, "pissa"), STUDY),
-        (
-            *PROMISES["vera"],
-            f"{of_lora / vera:.1f} times fewer here ({vera:,} for {of_lora:,}); {against_lora(compared, 'vera')}",
-            STUDY,
-        ),
-        (
-            *PROMISES["lora-fa"],
-            f"a step's peak is {fa['peak_bytes'] / lora['peak_bytes']:.2f} of LoRA's; {against_lora(compared, 'lora-fa')}",
-            f"`test_lora_fa_keeps_n_r_numbers_in_place_of_n_in`; {STUDY}",
-        ),
+        ("LoRA forgets less", "Biderman et al. 2024", forgetting(compared), STUDY),
+        *((*PROMISES[method], found, checked.get(method, STUDY)) for method, found in came_out.items()),
         (
             "Adam is invariant under (α/(pq), A·p, lr_A·p, lr_B·q)",
             "Schulman et al. 2025",
@@ -70,36 +56,25 @@ def on_methods(tables: Mapping[str, Table]) -> list[Row]:
     ]
 
 
-def of_the_lesson(tables: Mapping[str, Table]) -> list[Row]:
+def of_the_lesson(tables: Mapping[str, Table]) -> list[Claim]:
     """A row for each method of the lesson's table, "tiny" and then SmolLM2."""
-    models = {
-        "tiny": beside_ours(tables["comparison"], tables["method_costs"]),
-        "SmolLM2-135M": beside_ours(tables["comparison_smollm2"], tables["method_costs_smollm2"]),
+    suffixes = {"tiny": "", "SmolLM2-135M": "_smollm2"}
+    found = {  # (model, method, quantity) → the row
+        (model, row["method"], row["quantity"]): row
+        for model, suffix in suffixes.items()
+        for row in beside_ours(tables[f"comparison{suffix}"], tables[f"method_costs{suffix}"])
     }
-    said = {"share": percent, "latency": times, "quality": percent}
-    names = {"share": "parameters trained", "latency": "a token's time", "quality": "of full's gain"}
+
+    def said(*key: str) -> str:
+        name, (_, say) = NAMES[key[-1]], QUANTITIES[key[-1]]
+        return f"{name} {say(found[key]['ours'])} ({found[key]['verdict']})" if key in found else f"{name} not measured"
+
     rows = []
     for method, lesson in LESSON.items():
-        found = []
-        for model, rows_of in models.items():
-            ours = {row["quantity"]: row for row in rows_of if row["method"] == method}
-            values = (
-                f"{name} {said[quantity](ours[quantity]['ours'])} ({ours[quantity]['verdict']})"
-                if quantity in ours
-                else f"{name} not measured"
-                for quantity, name in names.items()
-            )
-            found.append(f"{model}: {', '.join(values)}")
         label = tables["comparison"].settings["labels"][method]
         claim = f"{label}: {lesson['share'].words} trained, latency {lesson['latency'].words}, {lesson['quality'].words} of quality"
-        rows.append(
-            (
-                claim,
-                "the lesson",
-                "; ".join(found),
-                "`lora_np/studies/methods/lesson.py`, notebook 09",
-            )
-        )
+        ours = "; ".join(f"{model}: " + ", ".join(said(model, method, q) for q in NAMES) for model in suffixes)
+        rows.append((claim, "the lesson", ours, "`lora_np/studies/methods/lesson.py`, notebook 09"))
     return rows
 
 
@@ -110,18 +85,15 @@ def forgetting(compared: Table) -> str:
         runs = compared.where(phase="seeds", method=method)
         learned[method] = compared.settings["base_loss"] - curve(runs, "heldout")
         forgotten[method] = curve(runs, "prose") - compared.settings["base_prose"]
-    reached = learned["lora"][-1]
+    reached, lost = learned["lora"][-1], forgotten["lora"][-1]
     alike = forgotten_when(learned["full"], forgotten["full"], reached)
-    word = "no" if alike is not None and forgotten["lora"][-1] >= alike else "yes"
-    on_the_way = (
-        "full fine-tuning never learns as much as LoRA"
-        if alike is None
-        else f"where full fine-tuning has learned as much as LoRA it has forgotten {alike:.3f}"
-    )
+    word = "no" if alike is not None and lost >= alike else "yes"
+    on_the_way = f"where full fine-tuning has learned as much as LoRA it has forgotten {alike or 0:.3f}"
+    if alike is None:
+        on_the_way = "full fine-tuning never learns as much as LoRA"
     return (
-        f"{word}: on tiny, in nats a byte, LoRA r = {R} learns {reached:.3f} of code and forgets {forgotten['lora'][-1]:.3f} of "
-        f"prose, full fine-tuning {learned['full'][-1]:.3f} and {forgotten['full'][-1]:.3f}; "
-        f"{on_the_way}{at_a_smaller_rate(compared)}"
+        f"{word}: on tiny, in nats a byte, LoRA r = {R} learns {reached:.3f} of code and forgets {lost:.3f} of prose, full "
+        f"fine-tuning {learned['full'][-1]:.3f} and {forgotten['full'][-1]:.3f}; {on_the_way}{at_a_smaller_rate(compared)}"
     )
 
 
@@ -152,15 +124,12 @@ def against_lora(compared: Table, method: str) -> str:
 def ahead(compared: Table, method: str) -> str:
     """The steps after which the held-out loss lay below LoRA's with every seed, in words."""
     ours, lora = (compared.where(phase="seeds", method=name) for name in (method, "lora"))
-    steps = ours[0]["steps"]
-    found = [f"{step}" for i, step in enumerate(steps) if step and max(_apart(ours, lora, i)) < 0]
+    steps, found = ours[0]["steps"], []
+    for i, step in enumerate(steps):
+        here, there = ([{"seed": row["seed"], "loss": row["heldout"][i]} for row in rows] for rows in (ours, lora))
+        if step and max(paired(here, there, "loss")) < 0:
+            found.append(f"{step}")
     return f"after {', '.join(found)} of {steps[-1]} steps" if found else "nowhere"
-
-
-def _apart(ours: Sequence[Mapping[str, Any]], lora: Sequence[Mapping[str, Any]], i: int) -> list[float]:
-    """The differences of the i-th evaluation, seed by seed."""
-    one, other = ([{"seed": row["seed"], "loss": row["heldout"][i]} for row in rows] for rows in (ours, lora))
-    return paired(one, other, "loss")
 
 
 def promises_markdown(compared: Table) -> str:
@@ -171,11 +140,6 @@ def promises_markdown(compared: Table) -> str:
         end = verdict(compared.where(phase="seeds", method=method), lora, more="worse", less="better")
         lines.append([f"{promised} ({paper})", ahead(compared, method), end])
     return markdown(["promised", "ahead of LoRA with every seed", "at the end, seed by seed (nats a byte)"], lines)
-
-
-def lora_plus_ratio(compared: Table) -> float:
-    """B's rate over A's, as the runs have it."""
-    return json.loads(compared.where(method="lora+")[0]["how"])["lr_ratio"]["lora_B"]
 
 
 def curve(runs: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:

@@ -13,31 +13,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ... import data
-from ...nn import Module
-from ...pretrained import load_model
-from ...training import Batch, History, Optimizer, WarmupCosine, evaluate, train
+from ... import data, load_model
+from ...nn import Trainable
+from ...training import Batch, History, Optimizer, evaluate
 from ..harness.runs import at_their_best
 from ..harness.table import Table
-from ..harness.tiny_task import heldout_batches, recovered, shared, validation_batches
+from ..harness.tiny_task import curve, heldout_batches, recovered, shared, train_by, validation_batches
+from ..harness.workers import Row
 from .settings import METHODS, R
 
-# Where each sweep begins, from pilots of 40 steps.
-RATES: dict[str, Sequence[float]] = {
-    "full": (5e-4, 1e-3, 2e-3),
-    "lora": (2e-3, 4e-3, 8e-3),
-    "qlora": (2e-3, 4e-3, 8e-3),
-    "rslora": (1e-3, 2e-3, 4e-3),
-    "dora": (2e-3, 4e-3, 8e-3),
-    "pissa": (2.5e-4, 5e-4, 1e-3),
-    "lora-fa": (1e-3, 2e-3, 4e-3),
-    "lora+": (6.25e-5, 1.25e-4, 2.5e-4),  # of A; B's is 16 times as large
-    "vera": (3.2e-2, 6.4e-2, 1.28e-1),
-    "prefix": (4e-2, 8e-2, 1.6e-1),
-    "prefix-mlp": (4e-3, 8e-3, 1.6e-2),
-    "houlsby": (2e-3, 4e-3, 8e-3),
-    "pfeiffer": (2e-3, 4e-3, 8e-3),
+QUESTION = "What does each method learn, what does it forget, and what does it train for that?"
+FIRST = {  # method → the rate at which its sweep begins, from pilots of 40 steps; of LoRA+ that of A, B's is 16 times as large
+    **{"full": 5e-4, "lora": 2e-3, "qlora": 2e-3, "rslora": 1e-3, "dora": 2e-3, "pissa": 2.5e-4, "lora-fa": 1e-3},
+    **{"lora+": 6.25e-5, "vera": 3.2e-2, "prefix": 4e-2, "prefix-mlp": 4e-3, "houlsby": 2e-3, "pfeiffer": 2e-3},
 }
+RATES: dict[str, Sequence[float]] = {name: (lr, 2 * lr, 4 * lr) for name, lr in FIRST.items()}
 
 
 @dataclass(frozen=True)
@@ -57,7 +47,7 @@ class Run:
     def __post_init__(self) -> None:
         object.__setattr__(self, "how", METHODS[self.method].how())
 
-    def model(self) -> Module:
+    def model(self) -> Trainable:
         """The base, made ready to train."""
         return METHODS[self.method].model(load_model(self.base), self.seed)
 
@@ -90,31 +80,13 @@ def prose_batches() -> list[Batch]:
     return data.heldout_batches(data.corpus("prose", "heldout"), 16, 128, windows=64)
 
 
-def shared_with_prose(base: str) -> str:
-    """A digest of what all runs share: that of `convergence.shared`, and the prose."""
-    digest = hashlib.sha256(shared(base).encode())
-    for tokens, _ in prose_batches():
-        digest.update(tokens.tobytes())
-    return digest.hexdigest()
-
-
-def fine_tune(run: Run) -> tuple[Module, Optimizer, History]:
-    """Train as `run` says: on code, a short warm-up and a cosine, gradients clipped to norm 1, both texts evaluated."""
+def fine_tune(run: Run) -> tuple[Trainable, Optimizer, History]:
+    """Train as `run` says, as the standard task does, and evaluate both texts."""
     model, optimizer = run.model(), METHODS[run.method].optimizer(run.lr)
-    history = train(
-        model,
-        data.Batches(data.corpus("code", "train"), run.batch_size, run.seq_len, run.seed),
-        optimizer,
-        run.max_steps,
-        schedule=WarmupCosine(run.max_steps, warmup=run.max_steps // 20),
-        max_grad_norm=1.0,
-        heldout={"heldout": heldout_batches(), "prose": prose_batches()},
-        eval_every=run.eval_every,
-        seed=run.seed,
-        label=run.method,
-        progress=False,
-    )
-    return model, optimizer, history
+    batches = data.Batches(data.corpus("code", "train"), run.batch_size, run.seq_len, run.seed)
+    heldout = {"heldout": heldout_batches(), "prose": prose_batches()}
+    said: dict[str, Any] = {"eval_every": run.eval_every, "label": run.method, "progress": False}
+    return model, optimizer, train_by(run, model, batches, heldout, optimizer, **said)
 
 
 def measure(run: Run) -> dict[str, Any]:
@@ -123,22 +95,14 @@ def measure(run: Run) -> dict[str, Any]:
     final is the last on code, validation the loss on the code that rates are chosen by; both are None where it diverged.
     trainable and share are those of `trained`, and state_bytes of its function.
     """
+    columns = ("heldout", "prose", "seconds")
     try:
         model, optimizer, history = fine_tune(run)
     except FloatingPointError:
-        nothing = {"steps": [], "heldout": [], "prose": [], "seconds": []}
-        return asdict(run) | nothing | dict.fromkeys(("final", "validation"))
-    points = [row for row in history.rows if "heldout" in row]
-    curves = {"steps": [p["step"] for p in points]}
-    curves |= {key: [p[key] for p in points] for key in ("heldout", "prose", "seconds")}
-    ends = {"final": points[-1]["heldout"], "validation": evaluate(model, validation_batches())}
-    return (
-        asdict(run)
-        | curves
-        | ends
-        | trained(model)
-        | {"state_bytes": state_bytes(model, optimizer, heldout_batches()[0])}
-    )
+        return asdict(run) | curve(None, *columns) | dict.fromkeys(("final", "validation"))
+    row = asdict(run) | curve(history, *columns)
+    row |= {"final": row["heldout"][-1], "validation": evaluate(model, validation_batches())}
+    return row | trained(model) | {"state_bytes": state_bytes(model, optimizer, heldout_batches()[0])}
 
 
 def lora_by_rank(compared: Table, ranks: Table) -> Table | None:
@@ -146,20 +110,19 @@ def lora_by_rank(compared: Table, ranks: Table) -> Table | None:
 
     None where the two did not train alike: where full fine-tuning, or LoRA of the rank that both have, ended elsewhere.
     """
-    runs = [row for row in ranks.where(phase="seeds", method="lora", target_modules="all-linear")]
+    runs = ranks.where(phase="seeds", method="lora", target_modules="all-linear")
     alike = {"full": ranks.where(phase="seeds", method="full"), "lora": [row for row in runs if row["r"] == R]}
     for method, theirs in alike.items():
         ours = compared.where(phase="seeds", method=method)
         if not ours or {row["seed"]: row["final"] for row in ours} != {row["seed"]: row["final"] for row in theirs}:
             return None
     each = compared.where(phase="seeds", method="lora")[0]["trainable"] / R  # numbers that one more rank trains
-    kept = [
-        {key: row[key] for key in ("r", "seed", "recovered")} | {"trainable": round(each * row["r"])} for row in runs
-    ]
-    return Table("lora_by_rank", ranks.question, ranks.command, {"r": R}, sorted(kept, key=lambda row: row["r"]))
+    rows = [{key: row[key] for key in ("r", "seed", "recovered")} for row in sorted(runs, key=lambda row: row["r"])]
+    rows = [row | {"trainable": round(each * row["r"])} for row in rows]
+    return Table("lora_by_rank", ranks.question, ranks.command, {"r": R}, rows)
 
 
-def trained(model: Module) -> dict[str, Any]:
+def trained(model: Trainable) -> dict[str, Any]:
     """{trainable, share}: the parameters that `model` trains, and their share of the base's, its adapter's not among these."""
     added = {id(p) for p in model.adapter_parameters()} if hasattr(model, "adapter_parameters") else ()
     parameters = [p for _, p in model.named_parameters()]
@@ -167,12 +130,12 @@ def trained(model: Module) -> dict[str, Any]:
     return {"trainable": size, "share": size / sum(p.value.size for p in parameters if id(p) not in added)}
 
 
-def state_bytes(model: Module, optimizer: Optimizer, batch: Batch) -> int:
+def state_bytes(model: Trainable, optimizer: Optimizer, batch: Batch) -> int:
     """Of the arrays that are there in training for what trains: the parameters, their gradients after a batch, and the
     optimizer's state, which must have stepped."""
     _, kept = model.loss(*batch)
     model.backward(kept)
-    arrays = [x for _, p in model.named_parameters() if p.trainable for x in (p.value, p.grad)]
+    arrays = [x for _, p in model.named_parameters() if p.trainable for x in (p.value, p.grad) if x is not None]
     arrays += [x for slots in optimizer.state.values() for x in slots.values()]
     model.zero_grad()
     return sum(x.nbytes for x in arrays)
@@ -186,21 +149,24 @@ def comparison(setting: Setting = FULL, workers: int = 2, folder: str | Path | N
     base_loss, base_validation and base_prose, of the base untouched; labels, of the methods; runs, how many there were. `folder`
     keeps each finished run, so that a study that was stopped goes on.
     """
-    given = shared_with_prose(setting.base)
+    given = hashlib.sha256(shared(setting.base).encode())  # a digest of what all runs share
+    for tokens, _ in prose_batches():
+        given.update(tokens.tobytes())
     factor = 2.0 if setting.bracket else None
-    found = at_their_best(measure, setting.runs(), setting.seeds, workers, folder, given, factor)
+    found = at_their_best(measure, setting.runs(), setting.seeds, workers, folder, given.hexdigest(), factor)
     texts = {"base_loss": heldout_batches(), "base_validation": validation_batches(), "base_prose": prose_batches()}
     start = {name: evaluate(load_model(setting.base), batches) for name, batches in texts.items()}
     labels = {name: METHODS[name].label for name in setting.rates}
-    return Table(
-        study="comparison",
-        question="What does each method learn, what does it forget, and what does it train for that?",
-        command="python -m lora_np study comparison",
-        settings=asdict(setting) | start | {"labels": labels, "runs": len(found.runs)},
-        rows=[row | {"phase": "sweep"} for row in found.rates]
-        + [
-            row | {"phase": "seeds", "recovered": share, "forgotten": row["prose"][-1] - start["base_prose"]}
-            for row, share in zip(found.seeds, recovered(found.seeds, start["base_loss"]), strict=True)
-        ],
-        seconds=found.seconds(),
-    )
+    rows = with_gains(found.rates, found.seeds, start["base_loss"], start["base_prose"])
+    settings = asdict(setting) | start | {"labels": labels, "runs": len(found.runs)}
+    command = "python -m lora_np study comparison"
+    return Table("comparison", QUESTION, command, settings, rows, seconds=found.seconds())
+
+
+def with_gains(rates: Sequence[Row], seeds: Sequence[Row], base_loss: float, base_prose: float) -> list[Row]:
+    """The rows of a comparison: those of the sweep, and those of the seeds with `recovered` and `forgotten`."""
+    rows = [row | {"phase": "sweep"} for row in rates]
+    for row, share in zip(seeds, recovered(seeds, base_loss), strict=True):
+        prose = row["prose"][-1] if isinstance(row["prose"], list) else row["prose"]  # a curve, or its end
+        rows.append(row | {"phase": "seeds", "recovered": share, "forgotten": prose - base_prose})
+    return rows

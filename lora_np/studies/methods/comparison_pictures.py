@@ -7,32 +7,23 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
 
-from lora_np.studies.harness.paired import forgotten_when, paired
-from lora_np.studies.harness.style import (
-    FROZEN,
-    INK,
-    LORA,
-    PAPER,
-    axes_at,
-    for_text,
-    new_figure,
-    note,
-    percent,
-    picture,
-    runs_and_time,
-    semicolons,
-    spread,
-)
-from lora_np.studies.harness.table import Table
-from lora_np.studies.methods.diagrams import COLOURS
+from ..harness.colours import FROZEN, INK, LORA, PAPER
+from ..harness.paired import forgotten_when, paired
+from ..harness.style import axes_at, log_axis, new_figure, note, picture, spread, thousands
+from ..harness.table import Table, groups
+from ..harness.words import percent, runs_and_time, semicolons
+from .diagrams import COLOURS
 
+Runs = dict[str, list[dict[str, Any]]]  # method → its runs at its best rate, in the order of the table
 MARKERS = {  # one a method, since a family shares its colour
     **{"full": "o", "lora": "o", "qlora": "s", "rslora": "D", "dora": "^", "pissa": "v", "lora-fa": "P", "lora+": "X"},
     **{"vera": "*", "prefix": "o", "prefix-mlp": "s", "houlsby": "o", "pfeiffer": "s"},
 }
-DEFAULT = FROZEN
+
+
+def _look(method: str) -> dict[str, Any]:
+    return {"color": COLOURS.get(method, FROZEN), "marker": MARKERS.get(method, "o"), "mec": PAPER, "mew": 0.6}
 
 
 @picture("method seed trainable recovered", settings="labels")
@@ -40,43 +31,37 @@ def quality_against_parameters(table: Table, ranks: Table | None = None) -> Figu
     """The share of full fine-tuning's held-out gain against the numbers trained: a point a method, its bar the seeds' range.
 
     Points that would hide one another are moved apart across; LoRA is drawn last. With `ranks` a cyan line shows LoRA alone at
-    more or fewer numbers. Table: rows {method, seed, trainable, recovered}, rows of the sweep apart (phase "sweep"); settings
-    {labels}, and runs where the subtitle is to say how many there were. ranks: rows {r, seed, trainable, recovered}; settings {r},
-    the rank of the method "lora", which has its label already.
+    more or fewer numbers: rows {r, seed, trainable, recovered}; settings {r}, the rank of the method "lora", which has its label
+    already. Rows of the sweep (phase "sweep") are left out. The subtitle says how many runs there were where settings["runs"] does.
     """
-    runs = _by_method(table)
+    runs, labels = _by_method(table), table.settings["labels"]
     counts = {method: rows[0]["trainable"] for method, rows in runs.items()}
-    figure = new_figure(9, 5.3, _title(runs, table.settings["labels"]), _subtitle(table, runs))
+    figure = new_figure(9, 5.3, _title(runs, labels), _subtitle(table, runs))
     ax = axes_at(figure, 0.85, 0.7, 6.0, 3.65)
     ax.set_xscale("log")
     ax.set_xlim(min(counts.values()) / 1.6, max(counts.values()) * 1.6)
-    across = _apart(ax, counts)
-    points = {}
+    across, points = _apart(ax, counts), {}
     for method, rows in runs.items():
         shares = 100 * np.array([row["recovered"] for row in rows])
         points[method] = across[method], shares.mean()
         reach = [[shares.mean() - shares.min()], [shares.max() - shares.mean()]]
-        look = {"color": COLOURS.get(method, DEFAULT), "marker": MARKERS.get(method, "o"), "mec": PAPER, "mew": 0.6}
-        look |= {"ms": 11, "zorder": 3.5} if method == "lora" else {"ms": 11 if method == "vera" else 8, "zorder": 3}
-        ax.errorbar(*points[method], reach, capsize=3, lw=1.4, **look)
+        look = {"ms": 11 if method in ("lora", "vera") else 8, "zorder": 3.5 if method == "lora" else 3}
+        ax.errorbar(*points[method], reach, capsize=3, lw=1.4, **look, **_look(method))
     ax.axhline(100, color=COLOURS["full"], lw=1.4, zorder=1.5)
     if ranks is not None:
         _rank_line(ax, ranks)
     low, high = ax.get_ylim()
     ax.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
-    ticks = [n for n in 10 ** np.arange(2, 12) * 1.0 for n in (n, 3 * n) if ax.get_xlim()[0] <= n <= ax.get_xlim()[1]]
-    ax.xaxis.set_major_locator(FixedLocator(ticks))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(lambda n, _: f"{n:,.0f}")
-    aside = _moved(counts, across)
-    if aside:
+    left, right = ax.get_xlim()
+    log_axis(ax.xaxis, [n for power in 10.0 ** np.arange(2, 12) for n in (power, 3 * power) if left <= n <= right])
+    thousands(ax.xaxis)
+    said = "trained parameters"
+    if any(not np.isclose(across[m], n, rtol=1e-3) for m, n in counts.items()):
+        said += "; points that would hide one another stand beside their tick"
         true = sorted(set(counts.values()))
         ax.plot(true, [0.012] * len(true), "|", ms=9, mew=1.6, color=INK, transform=ax.get_xaxis_transform(), zorder=3)
-    ax.set_xlabel(
-        "trained parameters" + ("; points that would hide one another stand beside their tick" if aside else "")
-    )
-    ax.set_ylabel("share of full fine-tuning's gain (%)")
-    _label_points(ax, points, {m: f"{table.settings['labels'].get(m, m)}  {y:.0f} %" for m, (_, y) in points.items()})
+    ax.set(xlabel=said, ylabel="share of full fine-tuning's gain (%)")
+    _label_points(ax, points, {m: f"{labels.get(m, m)}  {y:.0f} %" for m, (_, y) in points.items()})
     return figure
 
 
@@ -94,22 +79,16 @@ def _apart(ax: Axes, counts: dict[str, int], gap: float = 10) -> dict[str, float
     return {m: float(ax.transData.inverted().transform((x, 0))[0]) for m, x in zip(names, moved, strict=True)}
 
 
-def _moved(counts: dict[str, int], across: dict[str, float]) -> bool:
-    return any(not np.isclose(across[m], n, rtol=1e-3) for m, n in counts.items())
-
-
 def _rank_line(ax: Axes, ranks: Table) -> None:
     """LoRA at each rank: the mean over seeds, and the rank beside it."""
-    means = {}
-    for r in sorted({row["r"] for row in ranks.rows}):
-        rows = ranks.where(r=r)
-        means[r] = rows[0]["trainable"], 100 * float(np.mean([row["recovered"] for row in rows]))
-    xy = np.array(list(means.values()))
-    ax.plot(*xy.T, color=LORA, lw=1.6, marker=".", ms=7, zorder=2)
-    for r, point in means.items():
+    points = {}
+    for r, rows in groups(ranks.rows, "r").items():
+        points[r] = rows[0]["trainable"], 100 * float(np.mean([row["recovered"] for row in rows]))
+    ax.plot(*zip(*points.values(), strict=True), color=LORA, lw=1.6, marker=".", ms=7, zorder=2)
+    for r, point in points.items():
         if r != ranks.settings.get("r"):  # that one is LoRA's own point
-            said = f"r = {r}" if r == min(means) else f"{r}"
-            note(ax, said, point, (-4, 2 if r == max(means) else 5), LORA, ha="right", fontsize=9)
+            said = f"r = {r}" if r == min(points) else f"{r}"
+            note(ax, said, point, (-4, 2 if r == max(points) else 5), LORA, ha="right", fontsize=9)
 
 
 def _label_points(ax: Axes, points: dict[str, tuple[float, float]], labels: dict[str, str]) -> None:
@@ -118,20 +97,11 @@ def _label_points(ax: Axes, points: dict[str, tuple[float, float]], labels: dict
     at = {method: ax.transData.transform(point) * scale for method, point in points.items()}
     (_, floor), (right, ceiling) = ax.get_window_extent().get_points() * scale
     heights = spread(np.array([y for _, y in at.values()]), gap=12.5, low=floor, high=ceiling + 6)
+    line = {"arrowstyle": "-", "lw": 0.7, "ls": ":", "shrinkA": 1, "shrinkB": 5, "relpos": (0, 0.5)}
     for (method, (x, y)), height in zip(at.items(), heights, strict=True):
-        colour = COLOURS.get(method, DEFAULT)
-        line = {
-            "arrowstyle": "-",
-            "color": colour,
-            "lw": 0.7,
-            "ls": ":",
-            "shrinkA": 1,
-            "shrinkB": 5,
-            "relpos": (0, 0.5),
-        }
-        look = {"color": for_text(colour), "fontsize": 9.5, "va": "center_baseline", "annotation_clip": False}
-        place = (right + 14 - x, height - y)
-        ax.annotate(labels[method], points[method], place, textcoords="offset points", arrowprops=line, **look)
+        colour, shift = COLOURS.get(method, FROZEN), (right + 14 - x, height - y)
+        look = {"fontsize": 9.5, "va": "center_baseline", "arrowprops": line | {"color": colour}}
+        note(ax, labels[method], points[method], shift, colour, **look)
 
 
 PANELS = {  # full fine-tuning and LoRA stand in each
@@ -151,42 +121,35 @@ def methods_learned_and_forgotten(table: Table) -> Figure:
     """Training as a path: nats a byte of code learned to the right, nats a byte of prose forgotten upward, from the base at 0, 0.
 
     A line is the mean over seeds, its last point has the seeds' range in both. Full fine-tuning and LoRA in each panel (`PANELS`),
-    with what is no ΔW, then with LoRA's family. Table: rows {method, seed, steps, heldout, prose}, rows of the sweep apart (phase
-    "sweep"); settings {base_loss, base_prose, labels}.
+    with what is no ΔW, then with LoRA's family. Rows of the sweep (phase "sweep") are left out.
     """
     runs = _by_method(table)
     paths = {method: _path(table, rows) for method, rows in runs.items()}
-    both = [m for m in ("full", "lora") if m in runs]
+    both: list[str] = [m for m in ("full", "lora") if m in runs]
     panels = {title: [m for m in methods if m in runs] for title, methods in PANELS.items()}
     panels = {title: [*both, *side] for title, side in panels.items() if side} or {"": both}
     figure = new_figure(9, 5.0, _forgetting(paths), _subtitle(table, runs))
     corners = np.concatenate([path.reshape(-1, 2) for path in paths.values()])
     low, high = corners.min(axis=0), corners.max(axis=0)
-    margin = 0.06 * (high - low)
-    left = 0.75
+    limits = np.stack([low - 0.06 * (high - low), high + 0.06 * (high - low)], axis=1)
     for i, (title, side) in enumerate(panels.items()):
-        ax = axes_at(figure, left, 0.7, 1.68, 3.1)
-        left += 3.2 if i == 0 else 2.55
-        ax.set_xlim(low[0] - margin[0], high[0] + margin[0])
-        ax.set_ylim(low[1] - margin[1], high[1] + margin[1])
+        left = 0.75 if i == 0 else 3.95 + 2.55 * (i - 1)
+        ax = axes_at(figure, left, 0.7, 1.68, 3.1, xlim=limits[0], ylim=limits[1], xlabel="code learned (nats a byte)")
         ax.axhline(0, color=FROZEN, lw=2, zorder=1.5)
         ends = {}
         for method in reversed(side):  # full fine-tuning and LoRA last
-            path, colour = paths[method], COLOURS.get(method, DEFAULT)
+            path, look = paths[method], _look(method)
             mean, last = path.mean(axis=0), path[:, -1]
-            ax.plot(*mean.T, color=colour, ls=DASHES.get(method, "-"), lw=2.4 if method in both else 1.6, zorder=2.5)
+            wide, dashes = 2.4 if method in both else 1.6, DASHES.get(method, "-")
+            ax.plot(*mean.T, color=look["color"], ls=dashes, lw=wide, zorder=2.5)
             reach = np.array([mean[-1] - last.min(axis=0), last.max(axis=0) - mean[-1]]).T
-            look = {"color": colour, "marker": MARKERS.get(method, "o"), "ms": 7, "mec": PAPER, "mew": 0.6}
-            ax.errorbar(*mean[-1], reach[1][:, None], reach[0][:, None], capsize=2, lw=1.2, zorder=3, **look)
+            ax.errorbar(*mean[-1], reach[1][:, None], reach[0][:, None], capsize=2, lw=1.2, zorder=3, ms=7, **look)
             if i == 0 or method != "full":  # its colour is enough
                 ends[method] = tuple(mean[-1])
         _label_points(ax, ends, {m: table.settings["labels"].get(m, m) for m in ends})
         ax.set_title(title, pad=10)
-        ax.set_xlabel("code learned (nats a byte)")
-        if i:
-            ax.tick_params(labelleft=False)
-        else:
-            ax.set_ylabel("prose forgotten (nats a byte)")
+        ax.set_ylabel("" if i else "prose forgotten (nats a byte)")
+        ax.tick_params(labelleft=i == 0)
     return figure
 
 
@@ -204,24 +167,22 @@ def _forgetting(paths: dict[str, np.ndarray]) -> str:
 def _path(table: Table, rows: list[dict[str, Any]]) -> np.ndarray:
     """(seeds, points, 2): what was learned and forgotten since the base, the base first."""
     learned = table.settings["base_loss"] - np.array([row["heldout"] for row in rows])
-    forgotten = np.array([row["prose"] for row in rows]) - table.settings["base_prose"]
-    return np.stack([learned, forgotten], axis=-1)
+    return np.stack([learned, np.array([row["prose"] for row in rows]) - table.settings["base_prose"]], axis=-1)
 
 
-def _by_method(table: Table) -> dict[str, list[dict[str, Any]]]:
-    """method → its runs at its best rate, in the order of the table."""
-    runs: dict[str, list[dict[str, Any]]] = {}
+def _by_method(table: Table) -> Runs:
+    runs: Runs = {}
     for row in table.rows:
         if row.get("phase") != "sweep":
             runs.setdefault(row["method"], []).append(row)
     return runs
 
 
-def _title(runs: dict[str, list[dict[str, Any]]], labels: dict[str, str]) -> str:
+def _title(runs: Runs, labels: dict[str, str]) -> str:
     """How near the methods come to full fine-tuning, and how many the seeds cannot tell from the best."""
     shares = {m: [row["recovered"] for row in rows] for m, rows in runs.items() if m != "full"}
     means = {m: float(np.mean(each)) for m, each in shares.items()}
-    first = max(means, key=means.get)
+    first = max(means, key=means.__getitem__)
     best, last = means[first], min(means.values())
     if len(means) == 1:
         return f"{labels.get(first, first)} recovers {percent(best)} of full fine-tuning's gain"
@@ -229,20 +190,14 @@ def _title(runs: dict[str, list[dict[str, Any]]], labels: dict[str, str]) -> str
     level = [m for m, differences in apart.items() if min(differences) <= 0 <= max(differences)]
     if len(level) == 1:
         return f"The best of {len(means)} methods recovers {percent(best)} of full fine-tuning's gain, the last {percent(last)}"
-    lowest = min(means[m] for m in level)
-    reach = (
-        percent(best)
-        if percent(lowest) == percent(best)
-        else f"{percent(lowest).removesuffix(' %')} to {percent(best)}"
-    )
-    names = [labels.get(m, m) for m in level]
-    who = (
-        " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) < 4 else f"{len(names)} of {len(means)} methods"
-    )
+    lowest, names = percent(min(means[m] for m in level)), [labels.get(m, m) for m in level]
+    reach = percent(best) if lowest == percent(best) else f"{lowest.removesuffix(' %')} to {percent(best)}"
+    few = f"{', '.join(names[:-1])} and {names[-1]}"
+    who = few if len(names) < 4 else f"{len(names)} of {len(means)} methods"
     return f"{who} tie, seed against seed, at {reach} of full's gain"
 
 
-def _subtitle(table: Table, runs: dict[str, list[dict[str, Any]]]) -> str:
+def _subtitle(table: Table, runs: Runs) -> str:
     """Seeds, rates, and what it took."""
     seeds = len(next(iter(runs.values())))
     rates = f"each at its own best learning rate; mean and range of {seeds} seeds" if seeds > 1 else "one seed"

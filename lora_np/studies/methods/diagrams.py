@@ -4,36 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, Polygon, Rectangle
 
-from lora_np.studies.harness.style import (
-    FAINT_INK,
-    FROZEN,
-    FULL,
-    INK,
-    LORA,
-    OTHERS,
-    PAPER,
-    axes_at,
-    blank,
-    for_text,
-    new_figure,
-    picture,
-)
+from ..harness.colours import FAINT_INK, FROZEN, GREY_WASH, INK, METHOD_COLOURS, OTHERS, PAPER, for_text
+from ..harness.style import axes_at, blank, new_figure, picture
 
 COLOURS = {
-    **{"full": FULL, "lora": LORA},
+    **METHOD_COLOURS,
     **dict.fromkeys(("qlora", "rslora", "dora", "pissa", "lora-fa", "lora+", "vera"), OTHERS[1]),
     **dict.fromkeys(("prefix", "prefix-mlp"), OTHERS[0]),
     **dict.fromkeys(("houlsby", "pfeiffer"), OTHERS[2]),
 }  # of a method's name in every picture: LoRA's family in one green, what is no ΔW in two others
 
-GREY_WASH = "#eceef1"
 STREAM, BRANCH = 0.3, 1.28  # x of the residual stream, and of the middle of what branches off
 WIDE, HIGH, HEAD = 2.2, 4.5, 0.9  # of a drawing in its own units, and of the words above it
+CENTRE = {"ha": "center", "va": "center"}
 Spot = tuple[float, float]
 
 
@@ -78,70 +67,56 @@ def method_diagrams(methods: Sequence[str] = tuple(DRAWINGS)) -> Figure:
     Takes no table: it draws where a method acts, not numbers. Raises ValueError for a method that has no drawing.
     """
     high, rows = HIGH + HEAD, -(-len(methods) // 4)
-    figure = new_figure(
-        9,
-        rows * high + 1.05,
-        "Where each method touches a Transformer block",
-        "grey is frozen, colour is trained; x runs upward, and each half of the block adds to it",
-    )
+    subtitle = "grey is frozen, colour is trained; x runs upward, and each half of the block adds to it"
+    figure = new_figure(9, rows * high + 1.05, "Where each method touches a Transformer block", subtitle)
     for i, method in enumerate(methods):
         row, column = divmod(i, 4)
-        spot = 0.1 + 2.22 * column, 0.1 + high * (rows - 1 - row)
-        _draw(blank(axes_at(figure, *spot, WIDE, high, xlim=(0, WIDE), ylim=(0, high))), method)
+        _draw(figure, method, 0.1 + 2.22 * column, 0.1 + high * (rows - 1 - row))
     return figure
 
 
 @picture()
 def method_diagram(method: str) -> Figure:
     """One of them alone, a quarter larger. Raises ValueError for a method that has no drawing."""
-    high, size = HIGH + HEAD, 1.25
-    figure = new_figure(size * WIDE, size * high)
-    _draw(blank(axes_at(figure, 0, 0, size * WIDE, size * high, xlim=(0, WIDE), ylim=(0, high))), method)
+    size = 1.25
+    figure = new_figure(size * WIDE, size * (HIGH + HEAD))
+    _draw(figure, method, 0, 0, size)
     return figure
 
 
-def _draw(ax: Axes, method: str) -> None:
+def _draw(figure: Figure, method: str, left: float, bottom: float, size: float = 1) -> None:
     """The block, with what the method does to it, and its name and formula above."""
     if method not in DRAWINGS:
         raise ValueError(f"no drawing of {method!r}; there are {', '.join(DRAWINGS)}")
+    limits = {"xlim": (0, WIDE), "ylim": (0, HIGH + HEAD)}
+    ax = blank(axes_at(figure, left, bottom, size * WIDE, size * (HIGH + HEAD), **limits))
     what, colour = DRAWINGS[method], COLOURS[method]
-    ink = for_text(colour)
-    ax.text(WIDE / 2, HIGH + 0.66, what.title, ha="center", va="center", fontweight="bold", fontsize=11, color=ink)
-    ax.text(WIDE / 2, HIGH + 0.36, what.formula, ha="center", va="center", fontsize=11.5)
-    ax.text(WIDE / 2, HIGH + 0.08, what.trained, ha="center", va="center", fontsize=8.5, color=FAINT_INK)
+    ax.text(WIDE / 2, HIGH + 0.66, what.title, fontweight="bold", fontsize=11, color=for_text(colour), **CENTRE)
+    ax.text(WIDE / 2, HIGH + 0.36, what.formula, fontsize=11.5, **CENTRE)
+    ax.text(WIDE / 2, HIGH + 0.08, what.trained, fontsize=8.5, color=FAINT_INK, **CENTRE)
 
     _arrow(ax, (STREAM, 0.02), (STREAM, HIGH - 0.1))
-    ax.text(STREAM - 0.17, 0.08, "$x$", ha="center", va="center", fontsize=13)
-    attention = [("q", 0.74), ("k", BRANCH), ("v", 1.82)]
-    _half(ax, 0.12, 2.22, what, colour, attention, "softmax(q kᵀ) v", "o", adapter=what.bottlenecks == 2)
-    _half(ax, 2.3, 4.4, what, colour, [("gate", 0.95), ("up", 1.61)], "SwiGLU", "down", adapter=what.bottlenecks >= 1)
+    ax.text(STREAM - 0.17, 0.08, "$x$", fontsize=13, **CENTRE)
+    attention = {"q": 0.74, "k": BRANCH, "v": 1.82}
+    _half(ax, 0.12, method, attention, "softmax(q kᵀ) v", "o", adapter=what.bottlenecks == 2)
+    _half(ax, 2.3, method, {"gate": 0.95, "up": 1.61}, "SwiGLU", "down", adapter=what.bottlenecks >= 1)
     if what.prefix:
         _prefix(ax, 0.12 + 0.95, colour)
 
 
-def _half(
-    ax: Axes,
-    low: float,
-    high: float,
-    what: Drawing,
-    colour: str,
-    ins: list[tuple[str, float]],
-    middle: str,
-    out: str,
-    adapter: bool,
-) -> None:
+def _half(ax: Axes, low: float, method: str, ins: dict[str, float], middle: str, out: str, adapter: bool) -> None:
     """Norm, the linear layers in, what has no weights, the linear layer out, and the ⊕ that adds it to the stream."""
-    norm, linear, mix, last, plus = low + 0.17, low + 0.5, low + 0.95, low + 1.29, high - 0.12
+    what, colour, places = DRAWINGS[method], COLOURS[method], list(ins.values())
+    norm, linear, mix, last, plus = low + 0.17, low + 0.5, low + 0.95, low + 1.29, low + 1.98
     ax.add_patch(Circle((STREAM, low), 0.03, fc=INK, ec="none", zorder=3))
     _arrow(ax, (STREAM, low), (BRANCH, low), (BRANCH, norm - 0.08))
     _box(ax, (BRANCH, norm), "norm", 0.7, 0.15, colour if what.linears == "trained" else None, fontsize=7)
-    wide = 0.34 if len(ins) == 3 else 0.48
-    for name, x in ins:
-        _linear(ax, (x, linear), name, wide, what, colour)
+    for name, x in ins.items():
+        _linear(ax, (x, linear), name, 0.34 if len(ins) == 3 else 0.48, what, colour)
         _arrow(ax, (x, norm + 0.08), (x, linear - 0.13), head=False)
         _arrow(ax, (x, linear + 0.11), (x, mix - 0.11), head=False)
-    ax.plot([ins[0][1], ins[-1][1]], [norm + 0.08] * 2, color=INK, lw=0.9, zorder=1)
-    _box(ax, (BRANCH, mix), middle, 1.46, 0.2, None, plain=True, fontsize=7.5)
+    ax.plot([places[0], places[-1]], [norm + 0.08] * 2, color=INK, lw=0.9, zorder=1)
+    _box(ax, (BRANCH, mix), middle, 1.46, 0.2, None, fc=PAPER, fontsize=7.5)
     _arrow(ax, (BRANCH, mix + 0.1), (BRANCH, last - 0.12), head=False)
     _linear(ax, (BRANCH, last), out, 0.5, what, colour)
     if adapter:
@@ -157,36 +132,30 @@ def _linear(ax: Axes, middle: Spot, name: str, wide: float, what: Drawing, colou
     _box(ax, middle, name, wide, 0.22, colour if what.linears == "trained" else None, hatch=what.four_bits)
     if what.linears not in ("lora", "dora", "vera"):
         return
-    left, half, waist = x + wide / 2 + 0.02, 0.12, 0.05
-    vera = what.linears == "vera"
-    look = {"fc": GREY_WASH if vera else colour, "ec": FROZEN if vera else colour, "lw": 0.8, "zorder": 3}
-    for side in (-1, 1):  # A below, B above
-        corners = [
-            (left, y + side * half),
-            (left + 0.1, y + side * half),
-            (left + waist + 0.015, y),
-            (left + waist - 0.015, y),
-        ]
-        ax.add_patch(Polygon(corners, closed=True, **look))
-    if vera:  # λ_d at the waist, λ_b at the top
-        ax.add_patch(Rectangle((left + 0.02, y - 0.016), 0.06, 0.032, fc=colour, ec="none", zorder=4))
-        ax.add_patch(Rectangle((left - 0.005, y + half), 0.11, 0.032, fc=colour, ec="none", zorder=4))
-    if what.linears == "dora":
-        ax.add_patch(Rectangle((x - wide / 2, y + 0.125), wide + 0.12, 0.035, fc=colour, ec="none", zorder=4))
+    left, vera = x + wide / 2 + 0.02, what.linears == "vera"
+    _funnels(ax, (left + 0.05, y), (0, 0.12), (0.015, 0.05), GREY_WASH if vera else colour, FROZEN if vera else colour)
+    bars = {  # (left, bottom, width, height) of what trains besides, or of all that does
+        "vera": [(left + 0.02, y - 0.016, 0.06, 0.032), (left - 0.005, y + 0.12, 0.11, 0.032)],  # λ_d and λ_b
+        "dora": [(x - wide / 2, y + 0.125, wide + 0.12, 0.035)],
+    }
+    for *corner, across, up in bars.get(what.linears, []):
+        ax.add_patch(Rectangle(corner, across, up, fc=colour, ec="none", zorder=4))
 
 
 def _bottleneck(ax: Axes, middle: Spot, colour: str) -> None:
     """In the path itself: down to m numbers, σ, up again, and a skip around it."""
     x, y = middle
-    for side in (-1, 1):
-        corners = [
-            (x - 0.26, y + side * 0.15),
-            (x + 0.26, y + side * 0.15),
-            (x + 0.08, y + side * 0.02),
-            (x - 0.08, y + side * 0.02),
-        ]
-        ax.add_patch(Polygon(corners, closed=True, fc=colour, ec=for_text(colour), lw=0.8, zorder=3))
+    _funnels(ax, middle, (0.02, 0.15), (0.08, 0.26), colour, for_text(colour))
     ax.plot([x, x + 0.4, x + 0.4, x], [y - 0.2, y - 0.2, y + 0.2, y + 0.2], color=INK, lw=0.9, zorder=2)
+
+
+def _funnels(ax: Axes, middle: Spot, reach: Spot, wide: Spot, fill: str, edge: str) -> None:
+    """A trapezoid below `middle` and one above: at the distance reach[0] 2·wide[0] wide, at reach[1] 2·wide[1]."""
+    x, y = middle
+    for side in (-1, 1):
+        (near, far), (waist, mouth) = (y + side * reach[0], y + side * reach[1]), wide
+        corners = [(x - mouth, far), (x + mouth, far), (x + waist, near), (x - waist, near)]
+        ax.add_patch(Polygon(corners, closed=True, fc=fill, ec=edge, lw=0.8, zorder=3))
 
 
 def _prefix(ax: Axes, y: float, colour: str) -> None:
@@ -198,36 +167,23 @@ def _prefix(ax: Axes, y: float, colour: str) -> None:
 
 
 def _box(
-    ax: Axes,
-    middle: Spot,
-    name: str,
-    wide: float,
-    high: float,
-    colour: str | None,
-    plain: bool = False,
-    hatch: bool = False,
-    fontsize: float = 8.5,
+    ax: Axes, middle: Spot, name: str, wide: float, high: float, colour: str | None, hatch: bool = False, **look: Any
 ) -> None:
-    """A layer: grey where it is frozen, filled where it trains, white where it has no weights, hatched in four bits."""
+    """A layer: grey where it is frozen, filled where it trains, white (`fc`) where it has no weights, hatched in four bits."""
     (x, y), shape = middle, "round,pad=0,rounding_size=0.03"
-    look = {"fc": PAPER, "ec": FROZEN} if plain else {"fc": colour or GREY_WASH, "ec": colour or FROZEN}
-    ax.add_patch(FancyBboxPatch((x - wide / 2, y - high / 2), wide, high, boxstyle=shape, lw=1, zorder=2, **look))
+    fill, corner = look.pop("fc", colour or GREY_WASH), (x - wide / 2, y - high / 2)
+    ax.add_patch(FancyBboxPatch(corner, wide, high, boxstyle=shape, lw=1, zorder=2, fc=fill, ec=colour or FROZEN))
     if hatch:
         for i in range(1, 8):
             ax.plot([x - wide / 2 + i * wide / 8] * 2, [y - high / 2, y + high / 2], color=FROZEN, lw=0.7, zorder=2)
-    around = {"boxstyle": "square,pad=0.1", "fc": GREY_WASH, "ec": "none"} if hatch else None
-    ax.text(x, y, name, ha="center", va="center", fontsize=fontsize, zorder=3, bbox=around)
+        look["bbox"] = {"boxstyle": "square,pad=0.1", "fc": GREY_WASH, "ec": "none"}
+    ax.text(x, y, name, zorder=3, **CENTRE, **{"fontsize": 8.5} | look)
 
 
 def _arrow(ax: Axes, *stops: Spot, head: bool = True) -> None:
     """A line through `stops`, with a head at the last."""
     ax.plot(*zip(*stops, strict=True), color=INK, lw=0.9, solid_joinstyle="round", zorder=1)
     if head:
-        look = {
-            "arrowstyle": "-|>,head_length=0.3,head_width=0.15",
-            "color": INK,
-            "lw": 0.9,
-            "shrinkA": 0,
-            "shrinkB": 0,
-        }
+        style = "-|>,head_length=0.3,head_width=0.15"
+        look = {"arrowstyle": style, "color": INK, "lw": 0.9, "shrinkA": 0, "shrinkB": 0}
         ax.annotate("", stops[-1], stops[-2], arrowprops=look)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..harness.table import Table
+from ..harness.table import Table, mean
 
 POINTS, FACTOR, NOISE, SLIGHT = 0.02, 2, 1.05, 1.10
 RULE = f"""The rule is one for all. Each entry stands for an interval:
@@ -67,39 +66,21 @@ def beside_ours(compared: Table, costs: Table | None = None) -> list[dict[str, A
     """Rows {method, label, quantity, lesson, ours, verdict} of a `comparison`, or of `comparison_smollm2`.
 
     Quality is the mean share of full fine-tuning's gain. The latency is a token's seconds to the base's, of a `method_costs` of
-    the same base: merged where the lesson says so, else as trained. A quantity that was not measured has no row.
+    the same base: merged where the lesson says so, else as trained. A quantity that was not measured has no row. The verdict is
+    "agrees", "less" or "more"; "chosen so" where ours was set to what the lesson says.
     """
-    rows = []
-    for method, said in LESSON.items():
-        ours: dict[str, float | None] = {
-            "latency": token_ratio(costs, method, merged="merged" in said["latency"].words)
-        }
+    rows, labels = [], (costs.settings.get("labels", {}) if costs else {}) | compared.settings["labels"]
+    for method, lesson in LESSON.items():
+        cost = next(iter(costs.where(method=method)), {}) if costs else {}
+        ours = {"latency": cost.get("merged_token_ratio" if "merged" in lesson["latency"].words else "token_ratio")}
         if runs := compared.where(phase="seeds", method=method):
             ours |= {"share": runs[0]["share"], "quality": mean(runs, "recovered")}
-        labels = (costs.settings.get("labels", {}) if costs else {}) | compared.settings["labels"]
-        rows += [
-            {"method": method, "label": labels[method], "quantity": quantity}
-            | {"lesson": what.words, "ours": ours[quantity], "verdict": verdict(method, quantity, ours[quantity])}
-            for quantity, what in said.items()
-            if ours.get(quantity) is not None
-        ]
+        for quantity, said in lesson.items():
+            if (found := ours.get(quantity)) is not None:
+                verdict = "chosen so" if (method, quantity) in CHOSEN else said.verdict(found)
+                row = {"method": method, "label": labels[method], "quantity": quantity}
+                rows.append(row | {"lesson": said.words, "ours": found, "verdict": verdict})
     return rows
-
-
-def verdict(method: str, quantity: str, ours: float) -> str:
-    """ "agrees", "less" or "more"; "chosen so" where ours was set to what the lesson says."""
-    return "chosen so" if (method, quantity) in CHOSEN else LESSON[method][quantity].verdict(ours)
-
-
-def token_ratio(costs: Table | None, method: str, merged: bool) -> float | None:
-    """How many times the base's a token takes, merged or as trained; None where that was not measured."""
-    row = next(iter(costs.where(method=method)), {}) if costs else {}
-    return row.get("merged_token_ratio" if merged else "token_ratio")
-
-
-def mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
-    """The mean of a column."""
-    return statistics.mean(row[key] for row in rows)
 
 
 def summary(compared: Table, costs: Table | None = None) -> list[dict[str, Any]]:
@@ -111,14 +92,18 @@ def summary(compared: Table, costs: Table | None = None) -> list[dict[str, Any]]
     rows = []
     for method, label in compared.settings["labels"].items():
         runs = compared.where(phase="seeds", method=method)
-        shares = [row["recovered"] for row in runs]
-        ratio = json.loads(runs[0].get("how", "{}")).get("lr_ratio", {}).get("lora_B", 1)
-        row = {"method": method, "label": label, "lr": runs[0]["lr"], "lr_of_B": runs[0]["lr"] * ratio}
-        row |= {key: runs[0].get(key) for key in ("trainable", "share", "state_bytes")}
+        first, shares = runs[0], [row["recovered"] for row in runs]
+        row = {"method": method, "label": label, "lr": first["lr"], "lr_of_B": first["lr"] * ratio_of_B(first)}
+        row |= {key: first.get(key) for key in ("trainable", "share", "state_bytes")}
         row |= {key: mean(runs, key) for key in ("final", "recovered", "forgotten")}
         row |= {"least": min(shares), "most": max(shares)}
         rows.append(row | (next(iter(costs.where(method=method)), {}) if costs else {}))
     return rows
+
+
+def ratio_of_B(run: Mapping[str, Any]) -> float:
+    """B's rate over A's, as a run has it."""
+    return json.loads(run.get("how", "{}")).get("lr_ratio", {}).get("lora_B", 1)
 
 
 def times(ratio: float | None) -> str:
@@ -138,27 +123,28 @@ def best_rate(row: Mapping[str, Any]) -> str:
     return f"A {row['lr']:.2g}, B {row['lr_of_B']:.2g}"
 
 
-Columns = dict[str, Callable[[Mapping[str, Any]], str]]
+Columns = dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]]  # heading → (what it needs, how it is said)
 COSTS: Columns = {
-    "method": lambda row: row["label"],
-    "trained": lambda row: f"{row['trainable']:,}",
-    "share": lambda row: percent(row["share"]),
-    "state": lambda row: f"{row['state_bytes'] / 1e6:.2f} MB",
-    "step": lambda row: times(row["step_ratio"]),
-    "peak": lambda row: f"{row['peak_bytes'] / 1e6:.0f} MB",
-    "prompt": lambda row: times(row["prompt_ratio"]),
-    "token": lambda row: times(row["token_ratio"]),
-    "token, merged": lambda row: times(row["merged_token_ratio"]),
+    "method": ("label", lambda row: row["label"]),
+    "trained": ("trainable", lambda row: f"{row['trainable']:,}"),
+    "share": ("share", lambda row: percent(row["share"])),
+    "state": ("state_bytes", lambda row: f"{row['state_bytes'] / 1e6:.2f} MB"),
+    "step": ("step_ratio", lambda row: times(row["step_ratio"])),
+    "peak": ("peak_bytes", lambda row: f"{row['peak_bytes'] / 1e6:.0f} MB"),
+    "prompt": ("prompt_ratio", lambda row: times(row["prompt_ratio"])),
+    "token": ("token_ratio", lambda row: times(row["token_ratio"])),
+    "token, merged": ("token_ratio", lambda row: times(row["merged_token_ratio"])),
 }
 RESULTS: Columns = {
-    "method": lambda row: row["label"],
-    "share": lambda row: percent(row["share"]),
-    "best rate": best_rate,
-    "of full's gain": lambda row: f"{percent(row['recovered'])} ({percent(row['least'])} to {percent(row['most'])})",
-    "forgotten": lambda row: f"{row['forgotten']:+.3f}",
+    "method": ("label", lambda row: row["label"]),
+    "share": ("share", lambda row: percent(row["share"])),
+    "best rate": ("lr", best_rate),
+    "of full's gain": (
+        "recovered",
+        lambda row: f"{percent(row['recovered'])} ({percent(row['least'])} to {percent(row['most'])})",
+    ),
+    "forgotten": ("forgotten", lambda row: f"{row['forgotten']:+.3f}"),
 }
-NEEDS = {"state": "state_bytes", "step": "step_ratio", "peak": "peak_bytes", "prompt": "prompt_ratio"}
-NEEDS |= {"token": "token_ratio", "token, merged": "token_ratio"}
 
 
 def costs_markdown(compared: Table, costs: Table) -> str:
@@ -172,22 +158,23 @@ def results_markdown(compared: Table) -> str:
 
 
 def _methods_markdown(rows: Sequence[Mapping[str, Any]], columns: Columns) -> str:
-    names = [name for name in columns if NEEDS.get(name) is None or rows[0].get(NEEDS[name]) is not None]
-    return markdown(names, [[columns[name](row) for name in names] for row in rows])
+    there = {heading: say for heading, (needed, say) in columns.items() if rows[0].get(needed) is not None}
+    return markdown(list(there), [[say(row) for say in there.values()] for row in rows])
+
+
+QUANTITIES = {  # of the lesson → (how it is called, how it is said)
+    "share": ("parameters trained", percent),
+    "latency": ("a token, to the base's", times),
+    "quality": ("of full fine-tuning's gain", percent),
+}
 
 
 def lesson_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """What `beside_ours` found, as Markdown: a line a method and a quantity."""
-    said = {"share": percent, "latency": times, "quality": percent}
-    words = {
-        "share": "parameters trained",
-        "latency": "a token, to the base's",
-        "quality": "of full fine-tuning's gain",
-    }
-    lines = [
-        [row["label"], words[row["quantity"]], row["lesson"], said[row["quantity"]](row["ours"]), row["verdict"]]
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        words, say = QUANTITIES[row["quantity"]]
+        lines.append([row["label"], words, row["lesson"], say(row["ours"]), row["verdict"]])
     return markdown(["method", "", "the tutorials' table", "here", "verdict"], lines)
 
 

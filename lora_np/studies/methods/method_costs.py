@@ -5,35 +5,28 @@ A command of its own, for a quiet machine: python -m lora_np.studies.methods.met
 
 from __future__ import annotations
 
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...nn import Module
+from ... import PeftModel, Transformer, dequantize_model
 from ...pretrained import fetched, load_model
-from ...quantization import dequantize_model
-from ...training import Batch, train
 from ..harness.table import Table
-from ..serving.serving import limited
-from ..timing.latency import answer_seconds
-from ..timing.step_cost import training_peak
+from ..harness.turns import in_turns, ratio
+from ..timing.latency import PARTS, answer_ratios, answer_seconds
+from ..timing.machine import limited
+from ..timing.step_cost import step_seconds, training_peak
 from .comparison import state_bytes
 from .settings import METHODS
 
 COMMAND = "python -m lora_np.studies.methods.method_costs figures/data"
-SMOLLM2 = {
-    "methods": ("full", "lora", "qlora", "dora", "prefix", "houlsby"),
-    "base": "smollm2-135m",
-    "steps": 1,
-    "rounds": 7,
-}
-SMOLLM2 |= {"study": "method_costs_smollm2"}
-Side = Callable[[], Sequence[float]]  # does its work once and says what it took
+SMOLLM2: dict[str, Any] = {"methods": ("full", "lora", "qlora", "dora", "prefix", "houlsby"), "base": "smollm2-135m"}
+SMOLLM2 |= {"steps": 1, "rounds": 7, "study": "method_costs_smollm2"}
 
 
 def method_costs(
@@ -63,69 +56,42 @@ def method_costs(
     batches = [(window[:, :-1], window[:, 1:])]
     tokens = rng.integers(0, vocabulary, prompt).tolist()
 
-    def ready(name: str) -> Module:
+    def ready(name: str) -> Transformer | PeftModel:
         return METHODS[name].model(load_model(base), seed)
 
     stepping = methods if steps else ()
     peaks = {name: training_peak(ready(name), batches) for name in stepping}
-    answering = {"base": load_model(base).freeze()} | {name: ready(name) for name in methods if name != "full"}
+    answering: dict[str, Transformer | PeftModel] = {"base": load_model(base).freeze()}
+    answering |= {name: ready(name) for name in methods if name != "full"}
     for name, model in list(answering.items()):
-        if name != "base" and model.mergeable:
+        if isinstance(model, PeftModel) and model.mergeable:
             merged = ready(name)
+            assert isinstance(merged, PeftModel)
             if METHODS[name].quant_type:  # four bits take no ΔW in
                 dequantize_model(merged.model)
             answering[f"{name}, merged"] = merged.merge_and_unload()
     training = {name: (ready(name), METHODS[name].optimizer(1e-5)) for name in stepping}
-    sides: dict[str, Side] = {f"{name}, a step": _stepping(*each, batches, steps) for name, each in training.items()}
-    sides |= {name: lambda model=model: answer_seconds(model, tokens, new_tokens) for name, model in answering.items()}
+    sides: dict[str, Callable[[], Any]]
+    sides = {f"{name}, a step": partial(step_seconds, m, batches, o, steps) for name, (m, o) in training.items()}
+    sides |= {name: partial(answer_seconds, model, tokens, new_tokens) for name, model in answering.items()}
     with limited(1):
-        times = in_turns(sides, rounds, rng)
+        times = in_turns(sides, rounds, rng=rng)
     rows = []
     for name in methods:
         row: dict[str, Any] = {"method": name}
         if steps:
-            step, of_full = (times[f"{side}, a step"][:, 0] for side in (name, methods[0]))
-            row |= {
-                "step_seconds": float(np.median(step)),
-                "step_ratio": _ratio(step, of_full),
-                "peak_bytes": peaks[name],
-                "state_bytes": state_bytes(*training[name], batches[0]),
-            }
-        trained = "base" if name == "full" else name  # full fine-tuning leaves the base's shape
-        for prefix, side in (("", trained), ("merged_", "base" if name == "full" else f"{name}, merged")):
-            for i, what in enumerate(("prompt", "token")):
-                seconds = times.get(side)
-                row[f"{prefix}{what}_ratio"] = None if seconds is None else _ratio(seconds[:, i], times["base"][:, i])
+            step, of_full = (times[f"{side}, a step"] for side in (name, methods[0]))
+            row |= {"step_seconds": float(np.median(step)), "step_ratio": ratio(step, of_full)}
+            row |= {"peak_bytes": peaks[name], "state_bytes": state_bytes(*training[name], batches[0])}
+        own = ("base", "base") if name == "full" else (name, f"{name}, merged")  # full leaves the base's shape
+        for prefix, side in zip(("", "merged_"), own, strict=True):
+            found = answer_ratios(times[side], times["base"]) if side in times else {}
+            row |= {f"{prefix}{what}_ratio": found.get(f"{what}_ratio") for what in PARTS}
         rows.append(row)
     settings = {"base": base, "batch_size": batch_size, "seq_len": seq_len, "prompt": prompt, "new_tokens": new_tokens}
     settings |= {"rounds": rounds, "steps": steps, "labels": {name: METHODS[name].label for name in methods}}
     question = "What does a step of each method cost, and an answer of the model that it makes?"
     return Table(study, question, COMMAND, settings, rows, seconds=time.perf_counter() - started)
-
-
-def _stepping(model: Module, optimizer: Any, batches: Sequence[Batch], steps: int) -> Side:
-    """Training steps, and the seconds of one."""
-
-    def side() -> Sequence[float]:
-        return (train(model, batches, optimizer, steps, progress=False).rows[-1]["seconds"] / steps,)
-
-    return side
-
-
-def in_turns(sides: dict[str, Side], rounds: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """side → (rounds, what it says): each once a round, in a new order, so that a noisy machine hits all alike."""
-    times: dict[str, list[Sequence[float]]] = {name: [] for name in sides}
-    for turn in range(-1, rounds):  # the first is to warm up
-        for name in rng.permutation(list(sides)):
-            measured = sides[name]()
-            if turn >= 0:
-                times[name].append(measured)
-    return {name: np.array(measured) for name, measured in times.items()}
-
-
-def _ratio(seconds: np.ndarray, others: np.ndarray) -> float:
-    """The median of the rounds' own ratios."""
-    return statistics.median((seconds / others).tolist())
 
 
 def main(folder: str) -> None:

@@ -11,12 +11,9 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
+from ... import AdamW, LoraConfig, PeftModel, Transformer, get_peft_model, quantize_model
 from ...costs import houlsby_parameters
-from ...nn import Module
-from ...peft import BottleneckConfig, LoraConfig, PrefixTuningConfig, VeraConfig, get_peft_model
-from ...quantization import quantize_model
-from ...training import AdamW
-from ...transformer import Transformer
+from ...peft import BottleneckConfig, PrefixTuningConfig, VeraConfig
 
 R, VIRTUAL_TOKENS, HOULSBY_SHARE, LORA_PLUS = 8, 20, 0.03, {"lora_B": 16.0}
 
@@ -34,7 +31,7 @@ class Method:
     quant_type: str | None = None
     lr_ratio: Mapping[str, float] = field(default_factory=dict)
 
-    def model(self, base: Transformer, seed: int) -> Module:
+    def model(self, base: Transformer, seed: int) -> Transformer | PeftModel:
         """`base` itself, changed: all of it trainable, or frozen with an adapter that `seed` draws."""
         if self.config is None:
             return base
@@ -55,9 +52,8 @@ class Method:
         if self.config is not None:
             given = {f.name: getattr(self.config, f.name) for f in fields(self.config)}
             usual = {f.name: f.default for f in fields(self.config) if f.default is not MISSING}
-            said |= {k: v for k, v in given.items() if v != usual.get(k, type(v)())} | {
-                "is": type(self.config).__name__
-            }
+            said |= {k: v for k, v in given.items() if v != usual.get(k, type(v)())}
+            said["is"] = type(self.config).__name__
         return json.dumps({k: v for k, v in said.items() if v}, sort_keys=True)
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
-from ... import data
+from ... import AdamW, Transformer, TransformerConfig, WarmupCosine, data, save_model, train
 from ...files import write_atomically
-from ...pretrained import save_model
-from ...training import AdamW, WarmupCosine, train
-from ...transformer import Transformer, TransformerConfig
 from ..harness.table import Table
 
 TINY = TransformerConfig(
@@ -23,7 +21,8 @@ TINY = TransformerConfig(
     max_position_embeddings=512,
     tie_word_embeddings=True,
 )
-SETTINGS = {"steps": 4500, "batch_size": 16, "seq_len": 128, "lr": 3e-3, "warmup": 200, "weight_decay": 0.1, "seed": 0}
+SETTINGS: dict[str, Any] = {"steps": 4500, "batch_size": 16, "seq_len": 128, "lr": 3e-3}
+SETTINGS |= {"warmup": 200, "weight_decay": 0.1, "seed": 0}
 
 
 def pretrain(folder: str | Path, steps: int = SETTINGS["steps"]) -> Table:
@@ -31,19 +30,19 @@ def pretrain(folder: str | Path, steps: int = SETTINGS["steps"]) -> Table:
 
     Returns the history of held-out loss, and the two baselines that a model must beat to have learned anything.
     """
-    started = time.perf_counter()
-    settings = SETTINGS | {"steps": steps}
+    started, settings = time.perf_counter(), SETTINGS | {"steps": steps}
+    batch_size, seq_len, seed = (settings[key] for key in ("batch_size", "seq_len", "seed"))
     corpus, heldout = data.corpus("prose", "train"), data.corpus("prose", "heldout")
-    model = Transformer.random(TINY, seed=settings["seed"])
+    model = Transformer.random(TINY, seed=seed)
     checkpoint = Path(folder) / "checkpoint.safetensors"
     history = train(
         model,
-        data.Batches(corpus, settings["batch_size"], settings["seq_len"], settings["seed"]),
+        data.Batches(corpus, batch_size, seq_len, seed),
         AdamW(lr=settings["lr"], weight_decay=settings["weight_decay"]),
         steps,
         schedule=WarmupCosine(steps, warmup=min(settings["warmup"], steps // 2), floor=0.05),
         max_grad_norm=1.0,
-        heldout=data.heldout_batches(heldout, settings["batch_size"], settings["seq_len"]),
+        heldout=data.heldout_batches(heldout, batch_size, seq_len),
         eval_every=250,
         checkpoint=checkpoint,
         checkpoint_every=250,
@@ -51,25 +50,13 @@ def pretrain(folder: str | Path, steps: int = SETTINGS["steps"]) -> Table:
         label="pretrain tiny",
     )
     save_model(model, folder)
-    table = Table(
-        study="pretrain",
-        question="How well can a million parameters learn to write English in minutes?",
-        command="python -m lora_np pretrain",
-        settings=settings
-        | {
-            "parameters": sum(p.value.size for _, p in model.named_parameters()),
-            "train_bytes": corpus.size,
-            "heldout_bytes": heldout.size,
-            "unigram": data.unigram_loss(corpus, heldout),
-            "bigram": data.bigram_loss(corpus, heldout),
-        },
-        rows=[
-            {"step": r["step"], "heldout": r["heldout"], "seconds": r["seconds"]}
-            for r in history.rows
-            if "heldout" in r
-        ],
-        seconds=history.rows[-1]["seconds"] if history.rows else time.perf_counter() - started,
-    )
+    settings["parameters"] = sum(p.value.size for _, p in model.named_parameters())
+    settings |= {"train_bytes": corpus.size, "heldout_bytes": heldout.size}
+    settings |= {"unigram": data.unigram_loss(corpus, heldout), "bigram": data.bigram_loss(corpus, heldout)}
+    rows = [{key: row[key] for key in ("step", "heldout", "seconds")} for row in history.rows if "heldout" in row]
+    seconds = history.rows[-1]["seconds"] if history.rows else time.perf_counter() - started
+    question = "How well can a million parameters learn to write English in minutes?"
+    table = Table("pretrain", question, "python -m lora_np pretrain", settings, rows, seconds=seconds)
     text = card(table)
     write_atomically(Path(folder) / "README.md", lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
     table.save(Path(folder) / "pretrain.json")

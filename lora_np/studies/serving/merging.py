@@ -6,23 +6,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from ... import data
-from ...data import conversations
-from ...nn import Linear
+from ... import Linear, conversations, data, load_model, load_tokenizer
 from ...peft import COMBINATION_TYPES, AdaptedLinear, LoraConfig, PeftModel, get_peft_model
 from ...peft.lora.layer import LoraAdapter
-from ...pretrained import load_model, load_tokenizer
 from ...training import AdamW, Batch, WarmupCosine, evaluate, train
 from ..harness.table import Table
 
 COMMAND = "python -m lora_np reproduce --full"
-TIMED = (
-    "python -m lora_np.studies.serving.serving figures/data"  # with the other tables of seconds, for a quiet machine
-)
 SAME, OTHERS = "the same adapter", "another adapter each time"
 
 
@@ -39,12 +33,14 @@ def drift(
 
     Of the same adapter each time, or of one of `adapters`, drawn anew. They are random, ‖ΔW‖ = share·‖W₀‖.
     """
+    import ml_dtypes
+
     started, rows = time.perf_counter(), []
     weight = dict(load_model("tiny", device="numpy").named_parameters())[f"{layer}.weight"].value
     for dtype in dtypes:
         for which in (SAME, OTHERS):
             rng = np.random.default_rng(seed)
-            base = weight.astype(_dtype(dtype))
+            base = weight.astype(getattr(ml_dtypes, dtype, dtype))  # NumPy has no bfloat16
             wrapped = AdaptedLinear(Linear(base.copy()))
             for i in range(adapters):
                 A, B = rng.standard_normal((r, weight.shape[1])), rng.standard_normal((weight.shape[0], r))
@@ -55,26 +51,12 @@ def drift(
                 wrapped.merge("0" if which == SAME else str(rng.integers(adapters)))
                 wrapped.unmerge()
                 if n in cycles:
-                    errors.append(_relative(wrapped.base_layer.weight.value, base))
+                    left = wrapped.base_layer.weight.value.astype(float) - base.astype(float)
+                    errors.append(float(np.linalg.norm(left) / np.linalg.norm(base.astype(float))))
             rows.append({"dtype": dtype, "adapters": which, "cycles": list(cycles), "errors": errors})
     settings = {"layer": layer, "of": adapters, "r": r, "share": share, "seed": seed}
     question = "What is left of a weight after many merges and unmerges?"
     return Table("merge_drift", question, COMMAND, settings, rows, seconds=time.perf_counter() - started)
-
-
-def _dtype(name: str) -> Any:
-    """NumPy has no bfloat16; ml_dtypes, which safetensors files need too, has."""
-    import ml_dtypes
-
-    return ml_dtypes.bfloat16 if name == "bfloat16" else np.dtype(name)
-
-
-def _relative(x: np.ndarray, base: np.ndarray) -> float:
-    x, base = x.astype(np.float64), base.astype(np.float64)
-    return float(np.linalg.norm(x - base) / np.linalg.norm(base))
-
-
-# --------------------------------------------------------------------------------------------------------- combinations
 
 
 @dataclass(frozen=True)
@@ -101,7 +83,7 @@ DOMAINS = ("code", "voice")
 
 
 @cache
-def corpus(domain: str, split: str) -> np.ndarray:
+def corpus(domain: str, split: Literal["train", "heldout"]) -> np.ndarray:
     """The bytes of a domain: the standard library's code, or the conversations of "lighthouse"."""
     if domain == "code":
         return data.corpus("code", split)
@@ -119,20 +101,19 @@ def combinations(setting: Setting = FULL) -> Table:
     model = specialists(setting)
     choosing, judging = held_out(setting)
     with model.disable_adapter():
-        rows = [{"kind": "base", "weights": [0, 0], "error": None} | _losses(model, judging)]
+        rows: list[dict[str, Any]] = [{"kind": "base", "weights": [0, 0], "error": None} | _losses(model, judging)]
     for name, weights in zip(DOMAINS, ([1, 0], [0, 1]), strict=True):
         model.set_adapter(name, inference_mode=True)
         rows.append({"kind": "adapter", "weights": weights, "error": 0.0} | _losses(model, judging))
     for share in setting.shares:
-        rows.append(_row("share", _join(model, "cat", [1 - share, share], setting, judging)))
+        rows.append(_joined(model, "cat", [1 - share, share], setting, judging) | {"kind": "share"})
     for kind in COMBINATION_TYPES:
-        tried = {s: sum(_join(model, kind, [s, s], setting, choosing)["losses"].values()) for s in setting.scales}
-        best = min(tried, key=lambda s: tried[s])
+        tried = {scale: _joined(model, kind, [scale, scale], setting, choosing) for scale in setting.scales}
+        best = min(tried, key=lambda scale: sum(tried[scale][name] for name in DOMAINS))
         for seed in setting.dare_seeds if "dare" in kind else [0]:
-            rows.append(_row(kind, _join(model, kind, [best, best], setting, judging, seed)) | {"seed": seed})
-    question = "What do two adapters keep when they are made one?"
-    seconds = time.perf_counter() - started
-    return Table("combinations", question, COMMAND, asdict(setting) | {"domains": DOMAINS}, rows, seconds=seconds)
+            rows.append(_joined(model, kind, [best, best], setting, judging, seed) | {"seed": seed})
+    question, settings = "What do two adapters keep when they are made one?", asdict(setting) | {"domains": DOMAINS}
+    return Table("combinations", question, COMMAND, settings, rows, seconds=time.perf_counter() - started)
 
 
 def specialists(setting: Setting) -> PeftModel:
@@ -150,11 +131,13 @@ def specialists(setting: Setting) -> PeftModel:
 
 def held_out(setting: Setting) -> tuple[dict[str, list[Batch]], dict[str, list[Batch]]]:
     """By domain, the batches that scales are chosen by and those that are judged: every third window, and the others."""
-    choosing, judging = {}, {}
+    choosing: dict[str, list[Batch]] = {}
+    judging: dict[str, list[Batch]] = {}
     for name in DOMAINS:
         windows = data.heldout_batches(corpus(name, "heldout"), 1, setting.seq_len, 3 * setting.windows)
         for kept, part in ((choosing, windows[::3]), (judging, [w for i, w in enumerate(windows) if i % 3])):
-            kept[name] = [tuple(np.concatenate(x) for x in zip(*part, strict=True))]
+            tokens, targets = (np.concatenate(x) for x in zip(*part, strict=True))
+            kept[name] = [(tokens, targets)]
     return choosing, judging
 
 
@@ -162,19 +145,16 @@ def _losses(model: PeftModel, batches: dict[str, list[Batch]]) -> dict[str, floa
     return {name: evaluate(model, batches[name]) for name in DOMAINS}
 
 
-def _join(
+def _joined(
     model: PeftModel, kind: str, weights: list[float], setting: Setting, batches: dict[str, list[Batch]], seed: int = 0
 ) -> dict[str, Any]:
-    """Make the combination, judge it, and take it out again."""
+    """Make the combination, judge it, and take it out again: its row."""
     density = None if kind in ("cat", "svd", "linear") else setting.density
     report = model.add_weighted_adapter(DOMAINS, weights, "joined", kind, density=density, seed=seed)
     before = model.active_adapter
+    assert before is not None
     model.set_adapter("joined", inference_mode=True)
     losses = _losses(model, batches)
     model.set_adapter(before, inference_mode=True)
     model.delete_adapter("joined")
-    return {"weights": weights, "error": report.error, "losses": losses}
-
-
-def _row(kind: str, joined: dict[str, Any]) -> dict[str, Any]:
-    return {"kind": kind, "weights": joined["weights"], "error": joined["error"]} | joined["losses"]
+    return {"kind": kind, "weights": weights, "error": report.error} | losses

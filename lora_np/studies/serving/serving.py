@@ -5,27 +5,28 @@ python -m lora_np.studies.serving.serving figures/data        # writes serving.j
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ... import AdapterServer, Context, LoraConfig, PeftModel, Transformer, load_model
-from ...optional import extra
 from ...peft.lora.mixed import AdapterRows
 from ...transformer import KeyValueCache
-from ..harness.table import Table, versions
+from ..harness.table import Table
+from ..harness.turns import in_turns, ratio
 from ..timing import machine
-from ..timing.latency import latency
-from ..timing.race import PAUSE
-from ..timing.sides import copy_weights
+from ..timing.benchmark import PAUSE
+from ..timing.competitors import in_peft
+from ..timing.latency import COMMAND, latency
 from ..timing.speed import Say, oracles_installed
-from .merging import TIMED as COMMAND
 
 WORKLOADS = ("identical", "distinct", "uniform", "zipf 1.5", "skewed")
 SAME_LOGITS = 1e-3  # of the largest: further apart, two sides do not compute the same, and a ratio means nothing
@@ -55,9 +56,6 @@ def workload(kind: str, rows: int, adapters: int, seed: int = 0) -> list[int]:
     return drawn[kind].tolist()
 
 
-# -------------------------------------------------------------------------------------------------------- the questions
-
-
 def serving(
     adapters: Sequence[int] = (1, 8, 32, 128, 1000),
     model: str = "tiny",
@@ -77,30 +75,25 @@ def serving(
     peft_model = with_adapters(model, max(adapters))
     base_bytes = sum(p.value.nbytes for name, p in peft_model.named_parameters() if "lora_" not in name)
     own = sum(p.value.nbytes for name, p in peft_model.named_parameters() if name.endswith(".0.weight"))
-    theirs = in_peft(with_adapters(model, min(rows, max(adapters)))) if oracles_installed(say) else None
+    theirs = frozen_in_peft(with_adapters(model, min(rows, max(adapters)))) if oracles_installed(say) else None
     tokens = prompts(peft_model, rows)
-    with limited(threads):
-        for n in adapters:
-            for kind in WORKLOADS:
-                say(f"{n} adapters, {kind}")
-                drawn = workload(kind, rows, n)
-                sides = {"ours": ours(peft_model, drawn, tokens), "merged": merged(peft_model.model, drawn, tokens)}
-                if theirs is not None:
-                    dense = {k: i for i, k in enumerate(dict.fromkeys(drawn))}
-                    sides["peft"] = peft_decoding(theirs, [dense[k] for k in drawn], tokens)
-                turns = take_turns(sides, rounds, threads)
-                median = {side: statistics.median(seconds) for side, seconds in turns.items()}
-                row = {"workload": kind, "adapters": n, "distinct": len(set(drawn)), "seconds": median["ours"]}
-                row |= {
-                    "tokens_per_second": rows / median["ours"],
-                    "served_per_second": served(peft_model, kind, n, rows),
-                }
-                row |= {"bytes": base_bytes + n * own, "adapter_bytes": own, "merged_bytes": n * base_bytes}
-                row |= {f"{side}_seconds": median[side] for side in ("merged", "peft") if side in median}
-                row |= {
-                    f"{side}_ratio": of(turns[side], turns["ours"]) for side in ("merged", "peft") if side in median
-                }
-                found.append(row)
+    for n, kind in itertools.product(adapters, WORKLOADS):
+        say(f"{n} adapters, {kind}")
+        drawn = workload(kind, rows, n)
+        with machine.limited(threads):
+            sides = {"ours": ours(peft_model, drawn, tokens), "merged": merged(peft_model.model, drawn, tokens)}
+            if theirs is not None:
+                dense = {k: i for i, k in enumerate(dict.fromkeys(drawn))}
+                sides["peft"] = peft_decoding(theirs, [dense[k] for k in drawn], tokens)
+            turns = take_turns(sides, rounds, threads)
+            new_tokens = served(peft_model, kind, n, rows)
+        seconds = {side: statistics.median(each) for side, each in turns.items()}
+        row: dict[str, Any] = {"workload": kind, "adapters": n, "distinct": len(set(drawn))}
+        row["seconds"] = seconds.pop("ours")
+        row |= {"tokens_per_second": rows / row["seconds"], "served_per_second": new_tokens}
+        row |= {"bytes": base_bytes + n * own, "adapter_bytes": own, "merged_bytes": n * base_bytes}
+        row |= {f"{side}_seconds": each for side, each in seconds.items()}
+        found.append(row | {f"{side}_ratio": ratio(turns[side], turns["ours"]) for side in seconds})
     settings = {"model": model, "rows": rows, "r": 8, "target_modules": "all-linear", "prompt": PROMPT}
     return _table("serving", "What do many adapters on one base cost?", settings, found, rounds, threads, started)
 
@@ -124,43 +117,30 @@ def serving_step(
         except FileNotFoundError as error:
             say(f"left out: {error}")
             continue
-        tokens, each = prompts(peft_model, rows), list(range(rows))
-        sides = {"ours, one": ours(peft_model, 0, tokens), "ours, each": ours(peft_model, each, tokens)}
+        tokens = prompts(peft_model, rows)
+        drawn: dict[str, int | list[int]] = {"one": 0, "each": list(range(rows))}
+        sides = {f"ours, {which}": ours(peft_model, ids, tokens) for which, ids in drawn.items()}
         if oracles_installed(say):
-            theirs = in_peft(peft_model)
-            sides |= {
-                "PEFT, one": peft_decoding(theirs, 0, tokens),
-                "PEFT, each": peft_decoding(theirs, each, tokens),
-            }
-        with limited(threads):
+            theirs = frozen_in_peft(peft_model)
+            sides |= {f"PEFT, {which}": peft_decoding(theirs, ids, tokens) for which, ids in drawn.items()}
+        with machine.limited(threads):
             first = {side: step() for side, step in sides.items()}
-            same = {side: agree(logits, first[f"ours, {side.split()[-1]}"]) for side, logits in first.items()}
             turns = take_turns(sides, rounds, threads, TURN)
         for side, seconds in turns.items():
             library, which = side.split(", ")
-            to = {"to_one": of(seconds, turns[f"{library}, one"])}
-            to["to_ours"] = of(seconds, turns[f"ours, {which}"]) if same[side] else None
-            median = statistics.median(seconds)
-            found.append({"model": model, "side": side, "seconds": median, "rounds": seconds} | to)
+            row = {"model": model, "side": side, "seconds": statistics.median(seconds), "rounds": seconds}
+            z, z0 = first[side], first[f"ours, {which}"]
+            same = np.abs(z - z0).max() <= SAME_LOGITS * np.abs(z0).max()
+            row |= {"to_one": ratio(seconds, turns[f"{library}, one"])}
+            found.append(row | {"to_ours": ratio(seconds, turns[f"ours, {which}"]) if same else None})
     settings = {"rows": rows, "r": 8, "target_modules": "all-linear", "prompt": PROMPT}
     question = "How much longer does a step take when each row has an adapter of its own?"
     return _table("serving_step", question, settings, found, rounds, threads, started)
 
 
-def _table(
-    study: str,
-    question: str,
-    settings: dict[str, Any],
-    rows: list[dict[str, Any]],
-    rounds: int,
-    threads: int,
-    started: float,
-) -> Table:
-    settings = settings | {"rounds": rounds, "threads": threads, "processor": machine.processor()}
-    return Table(study, question, COMMAND, settings, rows, versions(), time.perf_counter() - started)
-
-
-# ------------------------------------------------------------------------------------------------------------ the sides
+def _table(study: str, question: str, settings: dict, rows: list, rounds: int, threads: int, started: float) -> Table:
+    settings |= {"rounds": rounds, "threads": threads, "processor": machine.processor()}
+    return Table(study, question, COMMAND, settings, rows, seconds=time.perf_counter() - started)
 
 
 def with_adapters(model: str, n: int) -> PeftModel:
@@ -179,8 +159,8 @@ def prompts(peft_model: PeftModel, rows: int) -> np.ndarray:
 
 def ours(peft_model: PeftModel, adapters: int | list[int], tokens: np.ndarray) -> Step:
     """A decode step of this library behind `tokens`: all rows on one adapter, or a mixed batch."""
-    one = isinstance(adapters, int)
-    return decoding(peft_model.model, str(adapters) if one else AdapterRows([str(i) for i in adapters]), tokens)
+    adapter = str(adapters) if isinstance(adapters, int) else AdapterRows([str(i) for i in adapters])
+    return decoding(peft_model.model, adapter, tokens)
 
 
 def decoding(model: Transformer, adapter: str | AdapterRows | None, tokens: np.ndarray) -> Step:
@@ -201,20 +181,11 @@ def merged(model: Transformer, drawn: list[int], tokens: np.ndarray) -> Step:
     return lambda: np.concatenate([step() for step in steps])
 
 
-def in_peft(peft_model: PeftModel) -> Any:
+def frozen_in_peft(peft_model: PeftModel) -> Any:
     """The same model and adapters in PyTorch with PEFT."""
-    import peft
     import torch
-    import transformers
 
-    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**peft_model.config.to_dict()))
-    config = peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-    names = list(peft_model.peft_config)
-    model = peft.get_peft_model(theirs, config, adapter_name=names[0])
-    for name in names[1:]:
-        model.add_adapter(name, config)
-    copy_weights(peft_model, model)
-    return model.requires_grad_(False).to(torch.float32).eval()
+    return in_peft(peft_model).requires_grad_(False).to(torch.float32).eval()
 
 
 def peft_decoding(model: Any, adapters: int | list[int], tokens: np.ndarray) -> Step:
@@ -223,14 +194,12 @@ def peft_decoding(model: Any, adapters: int | list[int], tokens: np.ndarray) -> 
     import transformers
 
     past, read = transformers.DynamicCache(), torch.from_numpy(tokens)
-    one = isinstance(adapters, int)
-    names = {} if one else {"adapter_names": [str(i) for i in adapters]}
+    names = {} if isinstance(adapters, int) else {"adapter_names": [str(i) for i in adapters]}
 
     @torch.no_grad()
     def step(ids: Any = read[:, :1]) -> np.ndarray:
-        return (
-            model(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1, **names).logits[:, -1].numpy()
-        )
+        found = model(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1, **names)
+        return found.logits[:, -1].numpy()
 
     step(read)
     return step
@@ -246,53 +215,31 @@ def served(peft_model: PeftModel, kind: str, adapters: int, rows: int) -> float:
     return 4 * rows * 16 / (time.perf_counter() - started)
 
 
-# --------------------------------------------------------------------------------------------------------------- timing
-
-
 def take_turns(sides: Mapping[str, Step], rounds: int, threads: int, turn: float = 0.0) -> dict[str, list[float]]:
     """side → the seconds of its step in each round; every side once a round, so that a noisy machine hits all alike.
 
     A turn is as many steps, the same number for all, as the fastest side needs for `turn` seconds.
     """
-    turns: dict[str, list[float]] = {side: [] for side in sides}
-    steps = 1
-    for number in range(rounds + 2):  # the first two make what the later ones use again
-        for side, step in sides.items():
-            if threads > 1:
-                time.sleep(PAUSE)
-            started = time.perf_counter()
-            for _ in range(steps):
-                step()
-            turns[side].append((time.perf_counter() - started) / steps)
-        if number == 1:
-            steps = max(1, math.ceil(turn / min(seconds[-1] for seconds in turns.values())))
-    return {side: seconds[2:] for side, seconds in turns.items()}
 
+    def seconds(step: Step, steps: int = 1) -> float:
+        if threads > 1:
+            time.sleep(PAUSE)
+        started = time.perf_counter()
+        for _ in range(steps):
+            step()
+        return (time.perf_counter() - started) / steps
 
-def of(seconds: list[float], other: list[float]) -> float:
-    """How many times as long: the median of the rounds' own ratios."""
-    return statistics.median(a / b for a, b in zip(seconds, other, strict=True))
-
-
-def agree(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two sides compute the same."""
-    return float(np.abs(a - b).max()) <= SAME_LOGITS * float(np.abs(b).max())
-
-
-def limited(threads: int) -> Any:
-    """A context in which every BLAS of this process has so many threads."""
-    with extra("studies", "timing on a number of threads"):
-        from threadpoolctl import threadpool_limits
-
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(threads)
-    return threadpool_limits(threads)
+    first = in_turns(
+        {side: partial(seconds, step) for side, step in sides.items()}, 1
+    )  # make what later ones use again
+    steps = max(1, math.ceil(turn / min(one for (one,) in first.values())))
+    return in_turns({side: partial(seconds, step, steps) for side, step in sides.items()}, rounds, warm_up=0)
 
 
 def main(folder: str) -> None:
-    """Make these tables and that of `merging.latency`, each saved as soon as it is there; latency on one thread."""
+    """Make these tables and that of `latency`, each saved as soon as it is there; latency on one thread."""
     for make in (serving_step, serving, latency):
-        with limited(1):
+        with machine.limited(1):
             table = make()
         print(table.save(Path(folder) / f"{table.study}.json"))
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ...peft import LoraConfig, get_peft_model
-from ...pretrained import load_model
-from ...transformer import generate
+from ... import LoraConfig, generate, get_peft_model, load_model
 from ..harness.table import Table
-from ..serving.merging import TIMED
+from ..harness.turns import in_turns, ratio
 
-# -------------------------------------------------------------------------------------------------------------- latency
-
+COMMAND = "python -m lora_np.studies.serving.serving figures/data"  # with the other tables of adapters in use
 STATES = ("base", "unmerged", "merged")
+PARTS = ("prompt", "token")
 
 
 def latency(
@@ -34,25 +33,19 @@ def latency(
     """
     started, rows = time.perf_counter(), []
     for name in models:
-        rng = np.random.default_rng(seed)
-        sides = dict(_sides(name, r))
+        rng, sides = np.random.default_rng(seed), dict(_sides(name, r))
         tokens = rng.integers(0, sides["base"].config.vocab_size, prompt).tolist()
-        times = {state: [] for state in STATES}
-        for turn in range(-1, rounds):  # the first is to warm up
-            for state in rng.permutation(STATES):
-                measured = answer_seconds(sides[state], tokens, new_tokens)
-                if turn >= 0:
-                    times[state].append(measured)
+        answering = {state: partial(answer_seconds, model, tokens, new_tokens) for state, model in sides.items()}
+        times = in_turns(answering, rounds, rng=rng)
         for state, measured in times.items():
-            row = {"model": name, "state": str(state)}
-            for i, what in enumerate(("prompt", "token")):
-                row[f"{what}_seconds"] = statistics.median(m[i] for m in measured)
-                ratios = [m[i] / b[i] for m, b in zip(measured, times["base"], strict=True)]
-                row[f"{what}_ratio"] = statistics.median(ratios)
+            row, ratios = {"model": name, "state": state}, answer_ratios(measured, times["base"])
+            for i, what in enumerate(PARTS):
+                row[f"{what}_seconds"] = statistics.median(t[i] for t in measured)
+                row[f"{what}_ratio"] = ratios[f"{what}_ratio"]
             rows.append(row)
     settings = {"prompt": prompt, "new_tokens": new_tokens, "rounds": rounds, "r": r, "seed": seed}
     question = "What does an adapter cost when the model answers, and what is left of that once it is merged?"
-    return Table("merge_latency", question, TIMED, settings, rows, seconds=time.perf_counter() - started)
+    return Table("merge_latency", question, COMMAND, settings, rows, seconds=time.perf_counter() - started)
 
 
 def _sides(name: str, r: int) -> Iterator[tuple[str, Any]]:
@@ -71,3 +64,8 @@ def answer_seconds(model: Any, prompt: list[int], new_tokens: int) -> tuple[floa
     generate(model, [prompt], 1 + new_tokens, on_token=lambda row, token: stamps.append(time.perf_counter()))
     first, *others = np.diff(stamps)
     return float(first), statistics.median(map(float, others))
+
+
+def answer_ratios(times: Sequence[tuple[float, float]], base: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """{prompt_ratio, token_ratio}: how many times as long as the base's answers of the same rounds."""
+    return {f"{what}_ratio": ratio([t[i] for t in times], [t[i] for t in base]) for i, what in enumerate(PARTS)}

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ...optional import extra
 
@@ -30,9 +31,6 @@ def processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.is_file() else []
     return names[0] if names else platform.processor() or platform.machine()
-
-
-# --------------------------------------------------------------------------------------------- variables that hold back
 
 
 def warnings_for(threads: int, environment: Mapping[str, str] = os.environ) -> list[str]:
@@ -61,7 +59,14 @@ def in_environment(threads: int, environment: Mapping[str, str] = os.environ) ->
     return dict(environment) | dict.fromkeys(THREADS, str(threads)) | quiet
 
 
-# ----------------------------------------------------------------------------------------------------- BLAS and kernel
+def limited(threads: int) -> Any:
+    """A context in which every BLAS of this process has so many threads."""
+    with extra("studies", "timing on a number of threads"):
+        from threadpoolctl import threadpool_limits
+
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+    return threadpool_limits(threads)
 
 
 def numpy_blas() -> dict[str, str | int]:
@@ -94,9 +99,6 @@ def torch_blas() -> dict[str, str | int]:
         used = re.search(r"\(Intel\(R\) ([^)]+)\)", said.stdout)
         blas, kernel = f"MKL {version[1] if version else ''}".strip(), used[1] if used else kernel
     return {"blas": blas, "kernel": kernel, "threads": torch.get_num_threads()}
-
-
-# -------------------------------------------------------------------------------------------------------------- memory
 
 
 def resident_memory() -> dict[str, int]:

@@ -9,34 +9,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from lora_np.studies.harness.style import (
-    FAINT_INK,
-    FROZEN,
-    HALO,
-    INK,
-    LORA,
-    LORA_LIGHT,
-    OTHERS,
-    PAPER,
-    axes_at,
-    for_text,
-    new_figure,
-    note,
-    picture,
-    rank_axis,
-)
-from lora_np.studies.harness.table import Table
+from ..harness.colours import FAINT_INK, FROZEN, INK, LORA, LORA_LIGHT, OTHERS, PAPER, for_text
+from ..harness.style import DASHED, HALO, axes_at, name_axis, new_figure, note, picture, rank_axis
+from ..harness.table import Table, model_name
 
-COLOURS = {"ours": LORA, "ours, one worker": LORA_LIGHT, "PEFT": OTHERS[1], "PEFT compiled": OTHERS[0]}
-NAMES = {
-    "ours": "lora_np",
-    "ours, one worker": "lora_np, workers=1",
-    "PEFT": "PyTorch + PEFT",
-    "PEFT compiled": "PEFT, compiled",
+SIDES = {  # side → (its name, its colour)
+    "ours": ("lora_np", LORA),
+    "ours, one worker": ("lora_np, workers=1", LORA_LIGHT),
+    "PEFT": ("PyTorch + PEFT", OTHERS[1]),
+    "PEFT compiled": ("PEFT, compiled", OTHERS[0]),
 }
-MODELS = {"smollm2-135m": "SmolLM2-135M", "llama-2-7b-block": "one block of Llama-2-7B"}
-
-# ------------------------------------------------------------------------------------------------- seconds and memory
 
 
 @picture("case side seconds ratio peak_bytes rounds", settings="cases threads rounds processor")
@@ -44,42 +26,38 @@ def speed_chart(table: Table) -> Figure:
     """Seconds and peak memory of a LoRA step, a bar a side: ours cyan, PyTorch with PEFT green, the floor in each bar grey.
 
     A bar's grey part is as long as the frozen matrix products alone take in NumPy's BLAS; the whisker is the middle half of the
-    rounds. Table: rows {case, side, seconds, ratio, peak_bytes, rounds}; settings {cases, threads, rounds, processor}, and blas,
-    of each side, where the floor's is to be named.
+    rounds. The setting blas, of each side, is read where the floor's is to be named.
     """
-    cases = [case for case in table.settings["cases"] if table.where(case=case)]
-    sides = [[row for row in table.where(case=case) if row["side"] in COLOURS] for case in cases]
+    settings = table.settings
+    cases = [case for case in settings["cases"] if table.where(case=case)]
+    sides = [[row for row in table.where(case=case) if row["side"] in SIDES] for case in cases]
     heights = [0.34 * len(rows) for rows in sides]
     tall = 1.25 + sum(heights) + 0.75 * len(cases)
-    settings = table.settings
-    figure = new_figure(
-        9,
-        tall,
-        _title(table, cases),
-        f"a step with AdamW; grey is the floor, the frozen products alone in {_floor(settings)}; memory with weights, libraries\n"
-        f"{_machine(table)}; median and middle half of {settings['rounds']} rounds",
+    blas = settings.get("blas", {}).get("floor", {}).get("blas", "")  # another one may be faster
+    floor_of = f"NumPy ({blas.split()[0]})" if blas else "NumPy"
+    subtitle = (
+        f"a step with AdamW; grey is the floor, the frozen products alone in {floor_of}; memory with weights, libraries\n"
+        f"{_machine(settings)}"
     )
+    figure = new_figure(9, tall, _title(table, cases), subtitle)
     bottom = tall - 0.9
     for case, rows, height in zip(cases, sides, heights, strict=True):
         bottom -= height + 0.6
         floor = next((row["seconds"] for row in table.where(case=case, side="floor")), 0.0)
         batch = settings["cases"][case]
-        size = f"{MODELS.get(case, case)}, {batch['batch_size']} × {batch['seq_len']} tokens"
-        _seconds(axes_at(figure, 1.5, bottom, 3.6, height), rows, floor).set_title(size)
-        _memory(axes_at(figure, 6.75, bottom, 1.35, height), rows).set_title("peak memory", fontweight="normal")
+        size = f"{model_name(case)}, {batch['batch_size']} × {batch['seq_len']} tokens"
+        _seconds(axes_at(figure, 1.5, bottom, 3.6, height, title=size), rows, floor)
+        ax = axes_at(figure, 6.75, bottom, 1.35, height)
+        _memory(ax, rows)
+        ax.set_title("peak memory", fontweight="normal")
         bottom -= 0.15
     return figure
 
 
-def _machine(table: Table) -> str:
-    threads = table.settings["threads"]
-    return f"{threads} thread{'s' * (threads > 1)} of {table.settings['processor']}"
-
-
-def _floor(settings: dict[str, Any]) -> str:
-    """Whose products the floor's are: another BLAS may be faster."""
-    blas = settings.get("blas", {}).get("floor", {}).get("blas", "")
-    return f"NumPy ({blas.split()[0]})" if blas else "NumPy"
+def _machine(settings: dict[str, Any]) -> str:
+    threads = settings["threads"]
+    of = f"{threads} thread{'s' * (threads > 1)} of {settings['processor']}"
+    return f"{of}; median and middle half of {settings['rounds']} rounds"
 
 
 def _title(table: Table, cases: list[str]) -> str:
@@ -88,62 +66,46 @@ def _title(table: Table, cases: list[str]) -> str:
     ratios = {row["side"]: row["ratio"] for row in table.where(case=case) if row["side"] != "floor"}
     eager, compiled = ratios.get("PEFT"), ratios.get("PEFT compiled")
     if eager is None:
-        return f"What a step of LoRA costs on {MODELS.get(case, case)}"
+        return f"What a step of LoRA costs on {model_name(case)}"
     also = "" if compiled is None else f", {compiled:.2f}× compiled"
-    return f"On {MODELS.get(case, case)} PyTorch with PEFT takes {eager:.2f}× as long{also}"
+    return f"On {model_name(case)} PyTorch with PEFT takes {eager:.2f}× as long{also}"
 
 
-def _bars(ax: Axes, rows: list[dict[str, Any]]) -> Axes:
-    ax.set_yticks(range(len(rows)), [NAMES[row["side"]] for row in rows])
-    ax.set_ylim(len(rows) - 0.5, -0.5)
-    ax.tick_params(axis="y", length=0)
-    ax.set_xticks([])  # each bar says its number, with its unit
+def _bars(ax: Axes, rows: list[dict[str, Any]], names: list[str], longest: float) -> None:
+    """The axes of one bar for each row, which says its number with its unit."""
+    ax.set(ylim=(len(rows) - 0.5, -0.5), xticks=[], xlim=(0, longest))
+    name_axis(ax, names)
     ax.grid(False)
     ax.spines[["left", "bottom"]].set_visible(False)
-    return ax
 
 
-def _seconds(ax: Axes, rows: list[dict[str, Any]], floor: float) -> Axes:
-    longest = max(row["seconds"] for row in rows)
+def _seconds(ax: Axes, rows: list[dict[str, Any]], floor: float) -> None:
     for place, row in enumerate(rows):
-        seconds, colour = row["seconds"], COLOURS[row["side"]]
+        seconds, (_, colour) = row["seconds"], SIDES[row["side"]]
         low, high = np.percentile(row["rounds"], [25, 75])
         ax.barh(place, seconds, height=0.7, color=colour)
         ax.barh(place, min(floor, seconds), height=0.7, color=FROZEN)
         ax.plot([low, high], [place, place], color=INK, lw=1.6, solid_capstyle="butt", path_effects=HALO)
         ratio = "" if row["ratio"] is None or row["side"] == "ours" else f"   {row['ratio']:.2f}×"
         note(ax, f"{_seconds_said(seconds)}{ratio}", (max(seconds, high), place), (6, 0), colour, va="center_baseline")
-    ax.set_xlim(0, longest)
     if floor:
-        note(
-            ax,
-            f"floor {_seconds_said(floor)}",
-            (floor, len(rows) - 0.5),
-            (0, -2),
-            FROZEN,
-            ha="right",
-            va="top",
-            fontsize=9,
-        )
-    return _bars(ax, rows)
+        look = {"ha": "right", "va": "top", "fontsize": 9}
+        note(ax, f"floor {_seconds_said(floor)}", (floor, len(rows) - 0.5), (0, -2), FROZEN, **look)
+    _bars(ax, rows, [SIDES[row["side"]][0] for row in rows], max(row["seconds"] for row in rows))
 
 
-def _memory(ax: Axes, rows: list[dict[str, Any]]) -> Axes:
+def _memory(ax: Axes, rows: list[dict[str, Any]]) -> None:
     for place, row in enumerate(rows):
-        size, colour = row["peak_bytes"] or 0, COLOURS[row["side"]]
+        size, (_, colour) = row["peak_bytes"] or 0, SIDES[row["side"]]
         ax.barh(place, size, height=0.7, color=colour)
         said = "not known" if not size else f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
         note(ax, said, (size, place), (6, 0), colour, va="center_baseline")
-    ax.set_xlim(0, max(row["peak_bytes"] or 1 for row in rows))
-    _bars(ax, rows).set_yticklabels([])
-    return ax
+    _bars(ax, rows, [""] * len(rows), max(row["peak_bytes"] or 1 for row in rows))
 
 
 def _seconds_said(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.0f} ms"
 
-
-# -------------------------------------------------------------------------------------------------- how the cost grows
 
 SWEEPS = {  # sweep → (its axis, what one more of it is called)
     "tokens": ("tokens, in {batch_size} rows", "token"),
@@ -157,23 +119,18 @@ SWEEPS = {  # sweep → (its axis, what one more of it is called)
 def scaling_chart(table: Table) -> Figure:
     """A step's seconds against tokens, rows, layers and rank, each with the straight line through it.
 
-    A point is the median of the rounds, its bar their middle half. Table: rows {sweep, x, seconds, rounds, ratio, …};
-    settings {lines: {sweep: {slope, intercept, r_squared}}, shape, threads, processor, rounds}.
+    A point is the median of the rounds, its bar their middle half. settings["lines"] has each sweep's {slope, intercept,
+    r_squared}.
     """
     settings = table.settings
-    sweeps = [sweep for sweep in SWEEPS if table.where(sweep=sweep)]
+    sweeps = {sweep: table.where(sweep=sweep) for sweep in SWEEPS if table.where(sweep=sweep)}
     tall = 1.05 + 2.75 * ((len(sweeps) + 1) // 2)
-    figure = new_figure(
-        9,
-        tall,
-        _growth({sweep: table.where(sweep=sweep) for sweep in sweeps if sweep != "r"}),
-        f"{MODELS.get(settings['shape'], settings['shape'])}'s shape with random weights; forward, backward and AdamW\n"
-        f"{_machine(table)}; median and middle half of {settings['rounds']} rounds",
-    )
-    for place, sweep in enumerate(sweeps):
+    shape = model_name(settings["shape"])
+    subtitle = f"{shape}'s shape with random weights; forward, backward and AdamW\n{_machine(settings)}"
+    figure = new_figure(9, tall, _growth({name: rows for name, rows in sweeps.items() if name != "r"}), subtitle)
+    for place, (sweep, rows) in enumerate(sweeps.items()):
         left, up = 0.8 + 4.45 * (place % 2), tall - 1.0 - 2.75 * (place // 2 + 1) + 0.7
-        ax = axes_at(figure, left, up, 3.45, 1.95)
-        _sweep(ax, sweep, table.where(sweep=sweep), settings["lines"][sweep])
+        _sweep(axes_at(figure, left, up, 3.45, 1.95), sweep, rows, settings["lines"][sweep])
     return figure
 
 
@@ -197,7 +154,7 @@ def _sweep(ax: Axes, sweep: str, rows: list[dict[str, Any]], line: dict[str, flo
     seconds = np.array([row["seconds"] for row in rows])
     low, high = np.percentile([row["rounds"] for row in rows], [25, 75], axis=1)
     along = np.linspace(x.min() if sweep == "r" else 0, x.max(), 100)
-    ax.plot(along, line["slope"] * along + line["intercept"], color=FAINT_INK, lw=1.2, ls=(0, (4, 3)), zorder=1.5)
+    ax.plot(along, line["slope"] * along + line["intercept"], color=FAINT_INK, lw=1.2, ls=DASHED, zorder=1.5)
     bars = np.maximum(0, [seconds - low, high - seconds])
     ax.errorbar(x, seconds, bars, color=LORA, ls="", marker="o", ms=6.5, mec=PAPER, mew=0.8, capsize=3)
     ax.set_ylim(0, 1.3 * max(seconds.max(), high.max()))
@@ -210,8 +167,7 @@ def _sweep(ax: Axes, sweep: str, rows: list[dict[str, Any]], line: dict[str, flo
         ax.xaxis.set_major_locator(FixedLocator(_apart(x)))
         said = f"{1000 * line['slope']:.3g} ms a {one}, R² = {line['r_squared']:.4f}"
     ax.text(0.02, 0.97, said, transform=ax.transAxes, va="top", color=for_text(LORA))
-    ax.set_xlabel(label.format(**rows[0]))
-    ax.set_ylabel("seconds a step")
+    ax.set(xlabel=label.format(**rows[0]), ylabel="seconds a step")
 
 
 def _apart(x: np.ndarray, share: float = 0.09) -> list[float]:

@@ -1,7 +1,7 @@
 """How long does a step of LoRA take, here, in PyTorch with PEFT, and at least? And how does that grow?
 
 A step is forward, backward and AdamW. The floor is the frozen matrix products alone, in NumPy's own BLAS: no implementation
-of LoRA on it avoids them. Each side runs in a process of its own (sides.py), and they take turns (race.py).
+of LoRA on it avoids them. Each side runs in a process of its own (competitors.py), and they take turns (benchmark.py).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,8 +21,8 @@ from ...pretrained import fetched
 from ...pretrained.download import MODELS as TO_FETCH
 from ..harness.table import Table, versions
 from . import machine
-from .race import Side, race
-from .sides import LEARNING_RATE, Case
+from .benchmark import Side, race
+from .competitors import LEARNING_RATE, Case
 
 Say = Callable[[str], None]
 
@@ -64,9 +64,6 @@ SWEEPS: Mapping[str, Sequence[Case]] = {  # what grows → the cases; random wei
 }
 
 
-# -------------------------------------------------------------------------------------------------------- the questions
-
-
 def speed(
     cases: Sequence[Case] = CASES, threads: int = CORES, rounds: int = 9, compiled: bool = True, say: Say = print
 ) -> Table:
@@ -80,21 +77,19 @@ def speed(
     "ours" shares a batch among as many workers as there are threads (parallel.py), "ours, one worker" leaves the threads to
     the BLAS. Without PyTorch, PEFT and transformers it is ours and the floor alone. Raises SideFailed where one of these fails.
     """
-    started, rows, sides = time.perf_counter(), [], []
-    peers = ["PEFT", "PEFT compiled"] if compiled else ["PEFT"]
-    names = ["floor", "ours", "ours, one worker", *(peers if oracles_installed(say) else [])]
+    races, rows = Races(threads, rounds, say), []
+    names = ["floor", "ours", "ours, one worker"]
+    if oracles_installed(say):
+        names += ["PEFT", "PEFT compiled"] if compiled else ["PEFT"]
     cases = available(cases, say)
     for case in cases:
-        ran = race([(name, case) for name in names], threads, rounds, say, f"a step on {case.name}")
-        floor, others = ran[0], ran[1:]
-        sides += ran
+        floor, *others = races.race(names, case, f"a step on {case.name}")
         rows.append(floor.row() | {"floor_share": 1.0, "flops": floor.about["results"][0]})
         for side, row in zip(others, compared(others, different_losses, say), strict=True):
             rows.append(row | {"floor_share": ratios(floor, side)["ratio"], "losses": side.about["results"]})
     settings = {"target_modules": "all-linear", "dtype": "float32", "learning_rate": LEARNING_RATE}
     settings |= {"cases": {case.name: asdict(case) for case in cases}}
-    question = "What does a step of LoRA cost, here and in PyTorch?"
-    return _table("speed", question, settings | about(sides, threads, rounds), rows, sides, started)
+    return races.table("speed", "What does a step of LoRA cost, here and in PyTorch?", settings, rows)
 
 
 def generation_speed(
@@ -104,16 +99,13 @@ def generation_speed(
 
     A step is a whole call, prompts and all; tokens_per_second counts new tokens. ratio is None where the texts differ.
     """
-    started, rows, sides = time.perf_counter(), [], []
+    races, rows = Races(threads, rounds, say), []
     names = ["ours, generating", *(["transformers"] if oracles_installed(say) else [])]
     for case in available(cases, say):
-        label = f"generation on {case.name}, batch {case.batch_size}"
-        ran = race([(name, case) for name in names], threads, rounds, say, label)
-        sides += ran
+        ran = races.race(names, case, f"generation on {case.name}, batch {case.batch_size}")
         rows += [row | {"batch_size": case.batch_size} for row in compared(ran, different_texts, say)]
     settings = {"prompt_tokens": cases[0].seq_len, "new_tokens": cases[0].new_tokens, "decoding": "greedy"}
-    question = "How fast does it write, here and in transformers?"
-    return _table("generation_speed", question, settings | about(sides, threads, rounds), rows, sides, started)
+    return races.table("generation_speed", "How fast does it write, here and in transformers?", settings, rows)
 
 
 def quantized_speed(
@@ -124,17 +116,13 @@ def quantized_speed(
     "ours" is over a base in float32, "ours, NF4 base" over one of four bits, and "dequantising" decodes as much as the second
     does, and nothing else. ratio: to "ours" of the same round. The losses differ, as the bases do.
     """
-    started, rows, sides = time.perf_counter(), [], []
-    names = ["ours", "ours, NF4 base", "dequantising"]
-    cases = available(cases, say)
+    races, rows, cases = Races(threads, rounds, say), [], available(cases, say)
     for case in cases:
-        ran = race([(name, case) for name in names], threads, rounds, say, f"QLoRA on {case.name}")
-        sides += ran
+        ran = races.race(["ours", "ours, NF4 base", "dequantising"], case, f"QLoRA on {case.name}")
         rows += [side.row() | ratios(side, ran[0]) | {"losses": side.about["results"]} for side in ran]
     settings = {"target_modules": "all-linear", "learning_rate": LEARNING_RATE}
     settings |= {"cases": {case.name: asdict(case) for case in cases}}
-    question = "What does a step cost over a base of four bits?"
-    return _table("quantized_speed", question, settings | about(sides, threads, rounds), rows, sides, started)
+    return races.table("quantized_speed", "What does a step cost over a base of four bits?", settings, rows)
 
 
 def speed_scaling(
@@ -146,27 +134,20 @@ def speed_scaling(
     and ratio how many times as long as the sweep's first row. settings["lines"][sweep] is {slope, intercept, r_squared} of
     the straight line seconds ≈ slope · x + intercept.
     """
-    started, rows, sides, lines = time.perf_counter(), [], [], {}
+    races, rows, lines = Races(threads, rounds, say), [], {}
     for sweep, cases in sweeps.items():
-        ran = race([("ours", case) for case in cases], threads, rounds, say, f"how the cost grows with {sweep}")
-        sides += ran
-        for side in ran:
-            case = side.case
-            layers, vocab_size = case.shape["num_hidden_layers"], case.shape["vocab_size"]
-            x = {"tokens": case.tokens, "batch": case.batch_size, "r": case.r, "layers": layers}[sweep]
-            size = {"batch_size": case.batch_size, "seq_len": case.seq_len, "r": case.r, "layers": layers}
+        ran = races.race(["ours"], cases, f"how the cost grows with {sweep}")
+        for side, case in zip(ran, cases, strict=True):
+            size = {"batch_size": case.batch_size, "seq_len": case.seq_len, "r": case.r}
+            size |= {"layers": case.shape["num_hidden_layers"], "vocab_size": case.shape["vocab_size"]}
+            x = ({"tokens": case.tokens, "batch": case.batch_size} | size)[sweep]
             measured = {key: value for key, value in side.row().items() if key in ("seconds", "rounds", "peak_bytes")}
-            rows.append({"sweep": sweep, "x": x} | size | {"vocab_size": vocab_size} | measured | ratios(side, ran[0]))
+            rows.append({"sweep": sweep, "x": x} | size | measured | ratios(side, ran[0]))
         points = [(row["x"], row["seconds"]) for row in rows if row["sweep"] == sweep]
-        lines[sweep] = dict(
-            zip(("slope", "intercept", "r_squared"), straight_line(*zip(*points, strict=True)), strict=True)
-        )
+        line = straight_line(*zip(*points, strict=True))
+        lines[sweep] = dict(zip(("slope", "intercept", "r_squared"), line, strict=True))
     settings = {"shape": "smollm2-135m", "weights": "random", "target_modules": "all-linear", "dtype": "float32"}
-    settings |= {"lines": lines} | about(sides, threads, rounds)
-    return _table("speed_scaling", "How does the cost of a step grow?", settings, rows, sides, started)
-
-
-# ------------------------------------------------------------------------------------------------------------ comparing
+    return races.table("speed_scaling", "How does the cost of a step grow?", settings | {"lines": lines}, rows)
 
 
 def available(cases: Sequence[Case], say: Say) -> list[Case]:
@@ -227,34 +208,35 @@ def straight_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float,
     return float(slope), float(intercept), float(1 - left.var() / np.var(y))
 
 
-def about(sides: Sequence[Side], threads: int, rounds: int) -> dict[str, Any]:
-    """What the numbers depend on: {threads, rounds, processor, blas (of each side), warnings, peak_is_of_the_steps}."""
-    blas = {side.name: side.about["blas"] for side in sides}
-    warnings = machine.warnings_for(threads)
-    warnings += [
-        f"{name} runs {used['threads']} threads where {threads} were asked for"
-        for name, used in blas.items()
-        if used["threads"] != threads
-    ]
-    return {
-        "threads": threads,
-        "rounds": rounds,
-        "processor": machine.processor(),
-        "blas": blas,
-        "warnings": warnings,
-        "peak_is_of_the_steps": all(side.about["peak_is_of_the_steps"] for side in sides),
-    }
+@dataclass
+class Races:
+    """The races of one study: the sides that ran, and its table, which says what their numbers depend on."""
 
+    threads: int
+    rounds: int
+    say: Say
+    ran: list[Side] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
 
-def _table(
-    study: str,
-    question: str,
-    settings: dict[str, Any],
-    rows: list[dict[str, Any]],
-    sides: Sequence[Side],
-    started: float,
-) -> Table:
-    known = versions()
-    for side in sides:
-        known |= side.about["versions"]
-    return Table(study, question, COMMAND, settings, rows, known, time.perf_counter() - started)
+    def race(self, names: Sequence[str], cases: Case | Sequence[Case], label: str) -> list[Side]:
+        """Every side on every case, in turns."""
+        contestants = [(name, case) for case in ([cases] if isinstance(cases, Case) else cases) for name in names]
+        sides = race(contestants, self.threads, self.rounds, self.say, label)
+        self.ran += sides
+        return sides
+
+    def table(self, study: str, question: str, settings: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
+        """settings get threads, rounds, processor, blas (of each side), warnings and peak_is_of_the_steps besides."""
+        blas = {side.name: side.about["blas"] for side in self.ran}
+        warnings = machine.warnings_for(self.threads) + [
+            f"{name} runs {used['threads']} threads where {self.threads} were asked for"
+            for name, used in blas.items()
+            if used["threads"] != self.threads
+        ]
+        settings = settings | {"threads": self.threads, "rounds": self.rounds, "processor": machine.processor()}
+        settings |= {"blas": blas, "warnings": warnings}
+        settings |= {"peak_is_of_the_steps": all(side.about["peak_is_of_the_steps"] for side in self.ran)}
+        known = versions()
+        for side in self.ran:
+            known |= side.about["versions"]
+        return Table(study, question, COMMAND, settings, rows, known, time.perf_counter() - self.started)

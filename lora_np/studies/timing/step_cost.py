@@ -7,14 +7,16 @@ import time
 import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from ... import costs
-from ...nn import Module
+from ...nn import Trainable
 from ...training import AdamW, Batch, train
 from ..harness.table import Table
 from ..harness.tiny_task import Run
+from ..harness.turns import in_turns
 
 METHODS = (Run("full", 0.0), Run("lora", 0.0, 8, "all-linear"), Run("lora", 0.0, 8, "attention"))
 
@@ -26,33 +28,28 @@ def step_cost(methods: Sequence[Run] = METHODS, repeats: int = 7, steps: int = 5
     peak_bytes: what tracemalloc sees at most in training, from building what is trainable on: gradients, optimizer state,
     activations and temporaries, but not the base's weights, which all methods hold alike.
     """
-    started, rows, running = time.perf_counter(), [], []
+    started, rows, sides = time.perf_counter(), [], {}
     for run in methods:
         window = np.random.default_rng(0).integers(0, 256, (run.batch_size, run.seq_len + 1))
         batches = [(window[:, :-1], window[:, 1:])]
-        model, optimizer = run.model(), AdamW(lr=1e-4)
-        peak = training_peak(model, batches)
-        trainable = sum(p.value.size for _, p in model.named_parameters() if p.trainable)
-        who = {"method": run.method, "r": run.r, "target_modules": run.target_modules}
-        rows.append(who | {"peak_bytes": peak, "trainable": trainable})
-        running.append((model, batches, optimizer, []))
-    for _ in range(repeats):
-        for model, batches, optimizer, times in running:
-            history = train(model, batches, optimizer, steps=steps, progress=False)
-            times.append(history.rows[-1]["seconds"] / steps)
-    for row, (*_, times) in zip(rows, running, strict=True):
-        row["seconds"] = statistics.median(times)
-    return Table(
-        "step_cost",
-        "What does a training step cost?",
-        "python -m lora_np bench",
-        {"batch_size": methods[0].batch_size, "seq_len": methods[0].seq_len, "repeats": repeats, "steps": steps},
-        rows,
-        seconds=time.perf_counter() - started,
-    )
+        model = run.model()
+        row = {"method": run.method, "r": run.r, "target_modules": run.target_modules}
+        row |= {"peak_bytes": training_peak(model, batches)}
+        rows.append(row | {"trainable": sum(p.value.size for _, p in model.named_parameters() if p.trainable)})
+        sides[run] = partial(step_seconds, model, batches, AdamW(lr=1e-4), steps)
+    for row, seconds in zip(rows, in_turns(sides, repeats, warm_up=0).values(), strict=True):
+        row["seconds"] = statistics.median(seconds)
+    settings = {"batch_size": methods[0].batch_size, "seq_len": methods[0].seq_len, "repeats": repeats, "steps": steps}
+    question, command = "What does a training step cost?", "python -m lora_np bench"
+    return Table("step_cost", question, command, settings, rows, seconds=time.perf_counter() - started)
 
 
-def training_peak(model: Module, batches: Sequence[Batch], workers: int = 1) -> int:
+def step_seconds(model: Trainable, batches: Sequence[Batch], optimizer: AdamW, steps: int, workers: int = 1) -> float:
+    """Train for some steps: the seconds of one."""
+    return train(model, batches, optimizer, steps, workers=workers, progress=False).rows[-1]["seconds"] / steps
+
+
+def training_peak(model: Trainable, batches: Sequence[Batch], workers: int = 1) -> int:
     """The most bytes that tracemalloc sees in two steps of AdamW, and an adapter's own: all but the base's weights."""
     adapter = sum(p.value.nbytes for p in costs.adapter_parameters(model))
     tracemalloc.start()

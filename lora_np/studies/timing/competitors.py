@@ -1,8 +1,8 @@
 """The sides of the speed study: LoRA here, LoRA in PyTorch with PEFT, and the floor; generation here and in transformers.
 
-Each runs in a process of its own, `python -m lora_np.studies.timing.sides`, so that its memory is its own and no library sees the
-other's threads. The process reads a line {"side", "case"}, builds that side and warms it up; after that each line is a
-number of steps to take, and each answer the seconds they took. So the study can let the sides take turns.
+Each runs in a process of its own, `python -m lora_np.studies.timing.competitors`, so that its memory is its own and no library
+sees the other's threads. The process reads a line {"side", "case"}, builds that side and warms it up; after that each line is
+a number of steps to take, and each answer the seconds they took. So the study can let the sides take turns.
 """
 
 from __future__ import annotations
@@ -19,21 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from ... import (
-    AdamW,
-    LoraConfig,
-    PeftModel,
-    QuantizedLinear,
-    Transformer,
-    TransformerConfig,
-    get_peft_model,
-    load_model,
-    load_tokenizer,
-    quantize_model,
-)
+from ... import AdamW, LoraConfig, PeftModel, Transformer, TransformerConfig, get_peft_model, load_model, load_tokenizer
 from ...ops import IGNORE_INDEX
 from ...optional import extra
-from ...quantization import dequantize_4bit
+from ...quantization import QuantizedLinear, dequantize_4bit, quantize_model
 from ...training.parallel import loss_and_gradients
 from ...transformer import generate
 from . import machine
@@ -57,7 +46,7 @@ class Case:
     batch_size: int
     seq_len: int
     model: str | None = None
-    shape: Mapping[str, int] = field(default_factory=dict)
+    shape: Mapping[str, Any] = field(default_factory=dict)
     r: int = 8
     lora_alpha: float = 16
     new_tokens: int = 0
@@ -66,6 +55,10 @@ class Case:
     def tokens(self) -> int:
         """How many tokens a step reads, or writes in generation."""
         return self.batch_size * (self.new_tokens or self.seq_len)
+
+    def random_tokens(self, vocab_size: int) -> np.ndarray:
+        """(b, t) int64, the same on every side."""
+        return np.random.default_rng(0).integers(0, vocab_size, (self.batch_size, self.seq_len))
 
     def base(self) -> Transformer:
         """The model, in float32 on the host."""
@@ -82,11 +75,6 @@ class Case:
 # -------------------------------------------------------------------------------------------------------- a training step
 
 
-def random_tokens(case: Case, vocab_size: int) -> np.ndarray:
-    """(b, t) int64, the same on every side."""
-    return np.random.default_rng(0).integers(0, vocab_size, (case.batch_size, case.seq_len))
-
-
 def threads() -> int:
     """How many threads this process was given."""
     return int(os.environ.get("OMP_NUM_THREADS", "1"))
@@ -96,7 +84,7 @@ def ours(case: Case, workers: int = 1, quantized: bool = False) -> Step:
     """Forward, backward and AdamW of this library, as `train` puts them together; with one worker the BLAS has the threads."""
     model, optimizer = case.lora(quantized), AdamW(lr=LEARNING_RATE)
     trainable = [(name, p) for name, p in model.named_parameters() if p.trainable]
-    tokens = random_tokens(case, model.config.vocab_size)
+    tokens = case.random_tokens(model.config.vocab_size)
     targets = np.full_like(tokens, IGNORE_INDEX)
     targets[:, :-1] = tokens[:, 1:]  # transformers' `labels=tokens`: each token predicts the next, the last one nothing
 
@@ -128,19 +116,12 @@ def dequantising(case: Case) -> Step:
 
 def peft_step(case: Case, compiled: bool = False) -> Step:
     """The same in PyTorch with PEFT, in the loop that people write; `compiled` by torch.compile."""
-    import peft
     import torch
-    import transformers
 
     torch.set_num_threads(threads())
     mine = case.lora()
-    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**mine.config.to_dict()))
-    config = peft.LoraConfig(
-        r=case.r, lora_alpha=case.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.0
-    )
-    model = peft.get_peft_model(theirs, config)
-    copy_weights(mine, model)
-    tokens = torch.from_numpy(random_tokens(case, mine.config.vocab_size))
+    model = in_peft(mine)
+    tokens = torch.from_numpy(case.random_tokens(mine.config.vocab_size))
     del mine
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
@@ -155,6 +136,29 @@ def peft_step(case: Case, compiled: bool = False) -> Step:
         return loss.item()
 
     return step
+
+
+def in_peft(mine: PeftModel) -> Any:
+    """The same model and its adapters, which are LoRA in every linear layer, in PyTorch with PEFT."""
+    import peft
+
+    model = in_transformers(mine.config)
+    for i, (name, one) in enumerate(mine.peft_config.items()):
+        shape = {"r": one.r, "lora_alpha": one.lora_alpha, "target_modules": "all-linear"}
+        config = peft.LoraConfig(**shape, task_type="CAUSAL_LM", lora_dropout=0.0)
+        if i == 0:
+            model = peft.get_peft_model(model, config, adapter_name=name)
+        else:
+            model.add_adapter(name, config)
+    copy_weights(mine, model)
+    return model
+
+
+def in_transformers(config: TransformerConfig) -> Any:
+    """A random model of this configuration in PyTorch with transformers."""
+    import transformers
+
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**config.to_dict()))
 
 
 def copy_weights(mine: Any, theirs: Any) -> None:
@@ -207,6 +211,7 @@ def products(case: Case, config: TransformerConfig, W: list[np.ndarray], workers
     """The floor's products with `case.tokens` rows in all, shared among `workers`. A step returns its FLOPs."""
     with extra("studies", "timing on a number of threads"):
         from threadpoolctl import ThreadpoolController
+
     needed, blas = frozen_products(config), ThreadpoolController()
     widths = {out for out, _, _ in needed} | {in_ for _, in_, _ in needed}
     tokens = [len(rows) for rows in np.array_split(np.empty(case.tokens), workers)]
@@ -249,11 +254,10 @@ def ours_generating(case: Case) -> Step:
 def transformers_generating(case: Case) -> Step:
     """The same in transformers."""
     import torch
-    import transformers
 
     torch.set_num_threads(threads())
     mine = case.base()
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**mine.config.to_dict())).eval()
+    model = in_transformers(mine.config).eval()
     copy_weights(mine, model)
     del mine
     model.generation_config.eos_token_id = None  # as many new tokens as here, whatever they are
@@ -294,21 +298,15 @@ def serve(side: str, case: Case, answer: Callable[[dict[str, Any]], None], asked
     """Build a side, warm it up and say so; then for each number in `asked` take so many steps and say their seconds."""
     step, building = timed(lambda: SIDES[side](case))
     machine.give_back_memory()  # what only the building needed
-    loaded = machine.resident_memory().get("now")
-    warm_up = [timed(step) for _ in range(WARM_UP)]
-    in_torch = side in IN_TORCH
-    said = {
-        "results": [result for result, _ in warm_up],
-        "seconds": [seconds for _, seconds in warm_up],
-        "building": building,
-        "loaded_bytes": loaded,
-        "blas": machine.torch_blas() if in_torch else machine.numpy_blas(),
-        "versions": {name: version(name) for name in ("torch", "peft", "transformers") if in_torch},
-    }
+    loaded, in_torch = machine.resident_memory().get("now"), side in IN_TORCH
+    results, seconds = zip(*(timed(step) for _ in range(WARM_UP)), strict=True)
+    said = {"results": results, "seconds": seconds, "building": building, "loaded_bytes": loaded}
+    said["blas"] = machine.torch_blas() if in_torch else machine.numpy_blas()
+    said["versions"] = {name: version(name) for name in ("torch", "peft", "transformers") if in_torch}
     answer(said | {"peak_is_of_the_steps": machine.forget_peak()})  # neither loading nor compiling is in the peak
     for line in asked:
-        seconds = [timed(step)[1] for _ in range(int(line))]
-        answer({"seconds": seconds, "peak_bytes": machine.resident_memory().get("peak")})
+        each = [timed(step)[1] for _ in range(int(line))]
+        answer({"seconds": each, "peak_bytes": machine.resident_memory().get("peak")})
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from ...progress import Progress
 from . import machine
-from .sides import IN_TORCH, Case
+from .competitors import IN_TORCH, Case
 
 PAUSE = 0.1  # seconds between turns: a BLAS lets its idle threads spin for a while before they sleep
 TURN = 0.3  # seconds that a turn lasts at least
@@ -30,7 +30,7 @@ class SideFailed(RuntimeError):
 
 
 class Side:
-    """A process of `sides.py`, what it said about itself (`about`), and the seconds a step took in each `turn`."""
+    """A process of `competitors.py`, what it said about itself (`about`), and the seconds a step took in each `turn`."""
 
     def __init__(self, name: str, case: Case, threads: int, folder: Path) -> None:
         self.name, self.case = name, case
@@ -41,7 +41,7 @@ class Side:
         self.log = (folder / "log").open("w+", encoding="utf-8", errors="replace")
         compiled_afresh = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}  # so that compiling takes what it takes
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "lora_np.studies.timing.sides"],
+            [sys.executable, "-m", "lora_np.studies.timing.competitors"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -63,6 +63,7 @@ class Side:
     def _ask(self, line: str) -> dict[str, Any]:
         try:
             print(line, file=self.process.stdin, flush=True)
+            assert self.process.stdout is not None
             answer = self.process.stdout.readline()
         except OSError:  # the pipe is closed
             answer = ""
@@ -76,6 +77,7 @@ class Side:
 
     def close(self) -> None:
         """End the process: it returns at the end of its input."""
+        assert self.process.stdin is not None and self.process.stdout is not None
         with suppress(OSError):  # it has ended, with a line unread
             self.process.stdin.close()
         try:
@@ -88,18 +90,11 @@ class Side:
 
     def row(self) -> dict[str, Any]:
         """What was measured. seconds: of one step, the median over rounds; `rounds` has each one's."""
-        seconds = statistics.median(self.turns)
-        return {
-            "case": self.case.name,
-            "side": self.name,
-            "seconds": seconds,
-            "tokens_per_second": self.case.tokens / seconds,
-            "peak_bytes": self.peak_bytes,
-            "loaded_bytes": self.about["loaded_bytes"],
-            "building_seconds": self.about["building"],
-            "first_step_seconds": self.about["seconds"][0],
-            "rounds": self.turns,
-        }
+        seconds, about = statistics.median(self.turns), self.about
+        row = {"case": self.case.name, "side": self.name, "seconds": seconds}
+        row |= {"tokens_per_second": self.case.tokens / seconds, "peak_bytes": self.peak_bytes}
+        row |= {"loaded_bytes": about["loaded_bytes"], "building_seconds": about["building"]}
+        return row | {"first_step_seconds": about["seconds"][0], "rounds": self.turns}
 
 
 def race(

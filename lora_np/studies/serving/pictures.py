@@ -1,0 +1,178 @@
+"""Adapters in use, in pictures: what many merges leave, what two adapters keep as one, and what many on one base cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from ..harness.colours import FAINT_INK, FROZEN, INK, LORA, LORA_DARK, LORA_LIGHT, OTHERS, PAPER, for_text
+from ..harness.style import HALO, axes_at, label_lines, log_axis, name_axis, new_figure, note, picture
+from ..harness.table import Table
+from ..harness.words import short_count
+
+ON_THE_CHANGE, ON_THE_FACTORS = LORA, OTHERS[1]
+
+
+@picture("dtype adapters cycles errors", settings="of share")
+def merge_drift(table: Table) -> Figure:
+    """The relative error of a weight after n merges and unmerges, both axes logarithmic, one colour a dtype.
+
+    Dashed, the same adapter each time; full, another one each time.
+    """
+    dtypes = list(dict.fromkeys(row["dtype"] for row in table.rows))
+    shades = dict(zip(dtypes, [LORA_LIGHT, LORA, LORA_DARK, INK], strict=False))
+    of, share = table.settings["of"], table.settings["share"]
+    subtitle = f"relative error of one weight of tiny; ΔW of {of} random adapters, each {share:g} of its norm"
+    rows = table.where(dtype=dtypes[0])
+    last = {row["adapters"].startswith("the same"): row["errors"][-1] for row in reversed(rows)}
+    title = f"{rows[0]['cycles'][-1]:,} merges in {dtypes[0]}: one adapter leaves an error of {last[True]:.1%}, "
+    figure = new_figure(9, 4.7, f"{title}{of} in turns {last[False]:.1%}", subtitle)
+    ax = axes_at(figure, 0.85, 0.65, 5.6, 3.1)
+    ends = []
+    for row in table.rows:
+        same, colour, last = row["adapters"].startswith("the same"), shades[row["dtype"]], row["errors"][-1]
+        ax.loglog(row["cycles"], row["errors"], color=colour, ls=(0, (2, 2)) if same else "-")
+        label = f"{row['dtype']}, {'one' if same else 'in turns'}  {last:.0e}"
+        ends.append(((row["cycles"][-1], last), label, colour))
+    ax.set(xlabel="merges and unmerges", ylabel=r"$\|W - W_0\|\; /\; \|W_0\|$", xlim=(1, max(x for (x, _), *_ in ends)))
+    label_lines(ax, *zip(*ends, strict=True))
+    return figure
+
+
+@picture("kind weights code voice error", settings="r density")
+def combinations_chart(table: Table) -> Figure:
+    """Left, the held-out loss on one domain against the other, a dot a combination type; right, each one's error of ΔW.
+
+    Grey, the base; ink, the parents, and between them the line of cat as its weights pass from one to the other. Cyan works
+    on ΔW, green on A and B apart. Types that draw at random have a dot a seed.
+    """
+    kinds = dict.fromkeys(row["kind"] for row in table.rows if row["kind"] not in ("base", "adapter", "share"))
+    losses = {kind: float(np.mean([row["code"] + row["voice"] for row in table.where(kind=kind)])) for kind in kinds}
+    subtitle = (
+        f"tiny, rank {table.settings['r']}, density {table.settings['density']:g}; each type at its own best scale of "
+        "both weights (in brackets),\nchosen on other held-out text"
+    )
+    order, colours = sorted(losses, key=lambda kind: losses[kind]), (ON_THE_CHANGE, ON_THE_FACTORS)
+    one, other = (next(kind for kind in order if _colour(kind) == colour) for colour in colours)
+    ends = f"{one}, on ΔW, ends at {losses[one]:.2f}, {other}, on A and B apart, at {losses[other]:.2f}"
+    figure = new_figure(9, 5.2, f"Two adapters made one: {ends}", subtitle)
+    _losses(axes_at(figure, 0.75, 0.65, 3.65, 3.35), table, list(kinds))
+    _errors(axes_at(figure, 6.85, 0.65, 1.9, 3.35), table, losses)
+    return figure
+
+
+def _colour(kind: str) -> str:
+    return ON_THE_CHANGE if kind == "cat" or kind.endswith("svd") else ON_THE_FACTORS
+
+
+def _losses(ax: Axes, table: Table, types: list[str]) -> None:
+    base, parents = table.where(kind="base")[0], table.where(kind="adapter")
+    line = sorted([*parents, *table.where(kind="share")], key=lambda row: row["weights"][1])
+    ax.plot([row["code"] for row in line], [row["voice"] for row in line], color=FAINT_INK, lw=1, zorder=1)
+    for kind in types:
+        rows = table.where(kind=kind)
+        ax.plot([r["code"] for r in rows], [r["voice"] for r in rows], "o", ms=6, color=_colour(kind), alpha=0.85)
+    named = [  # the base lies above the code adapter or beside it, hence one label over its dot and the other below
+        (base, "base", FROZEN, "left", (7, 6)),
+        (parents[0], "code alone", INK, "left", (7, -15)),
+        (parents[1], "voice alone", INK, "right", (4, 6)),
+    ]
+    for row, text, colour, side, offset in named:
+        ax.plot(row["code"], row["voice"], "s", ms=7, color=colour)
+        note(ax, text, (row["code"], row["voice"]), offset, colour, ha=side, path_effects=HALO)
+    cat = table.where(kind="cat")[0]
+    note(ax, "cat", (cat["code"], cat["voice"]), (-8, -12), LORA, ha="right", path_effects=HALO)
+    ax.grid(True, axis="both")
+    ax.set(xlabel="held-out loss on code (nats a byte)", ylabel="held-out loss on the voice (nats a byte)")
+
+
+def _errors(ax: Axes, table: Table, losses: dict[str, float]) -> None:
+    """A dot a type and seed, sorted by the sum of both losses, which stands beside the name."""
+    order, names = sorted(losses, key=lambda kind: -losses[kind]), []
+    for place, kind in enumerate(order):
+        rows = table.where(kind=kind)
+        ax.plot([row["error"] for row in rows], [place] * len(rows), "o", ms=6, color=_colour(kind), alpha=0.85)
+        names.append(f"{kind} ({rows[0]['weights'][0]:g})  {losses[kind]:.2f}")
+    name_axis(ax, names)
+    for tick, kind in zip(ax.get_yticklabels(), order, strict=True):
+        tick.set_color(for_text(_colour(kind)))
+    ax.grid(True, axis="both")
+    ax.set_xlim(left=-0.05)
+    ax.set_title("sum of both losses", loc="right", x=-0.04, fontsize=9.5, fontweight="normal", color=FAINT_INK)
+    ax.set_xlabel("error of ΔW")
+
+
+SIDES = {  # side → (its name, its colour, its column of seconds)
+    "ours": ("lora_np", LORA, "seconds"),
+    "merged": ("merged", FROZEN, "merged_seconds"),
+    "peft": ("PEFT", OTHERS[1], "peft_seconds"),
+}
+Rows = list[dict[str, Any]]
+
+
+@picture(
+    "workload adapters seconds merged_seconds bytes merged_bytes adapter_bytes",
+    settings="model rows r prompt rounds threads processor",
+)
+def serving_chart(table: Table) -> Figure:
+    """Tokens a second against the number of adapters, a panel a workload: ours cyan, PEFT green, merged models grey; then bytes.
+
+    Columns that are drawn where they are there: peft_seconds, peft_ratio.
+    """
+    settings, workloads = table.settings, list(dict.fromkeys(row["workload"] for row in table.rows))
+    tall, threads = 1.15 + 2.45 * ((len(workloads) + 3) // 3), settings["threads"]
+    subtitle = (
+        f"a decode step of {settings['rows']} rows on {settings['model']}, r = {settings['r']} in every linear layer; "
+        "the rows' adapters are drawn by the workload\nmerged: one merged model for each adapter, on its rows alone; "
+        f"{threads} thread{'s' * (threads > 1)} of {settings['processor']}; median of {settings['rounds']} rounds"
+    )
+    figure = new_figure(11, tall, _most_adapters(table), subtitle)
+    batch = settings["rows"]
+    top = max(batch / row[column] for row in table.rows for *_, column in SIDES.values() if row.get(column))
+    for place, name in enumerate([*workloads, "memory"]):
+        left, up = 0.95 + 3.45 * (place % 3), tall - 1.15 - 2.45 * (place // 3 + 1) + 0.75
+        ax = axes_at(figure, left, up, 1.85, 1.55, title=name)
+        if name == "memory":
+            _bytes(ax, table.where(workload=workloads[0]))
+        else:
+            _tokens_a_second(ax, table.where(workload=name), batch, top)
+        ax.set_ylabel("bytes" if name == "memory" else "" if place % 3 else "tokens a second")
+    return figure
+
+
+def _most_adapters(table: Table) -> str:
+    """What the picture says about the most adapters that were measured."""
+    rows = table.where(adapters=max(row["adapters"] for row in table.rows))
+    saved = f"{rows[0]['merged_bytes'] / rows[0]['bytes']:.0f}× less memory than merged models"
+    ratios = [row["peft_ratio"] for row in rows if row.get("peft_ratio")]  # of the same rounds
+    faster = f", {min(ratios):.1f} to {max(ratios):.0f}× PEFT's tokens a second" if ratios else ""
+    return f"{rows[0]['adapters']} adapters on one base: {saved}{faster}"
+
+
+def _lines(ax: Axes, rows: Rows, values: dict[str, list[float]], names: dict[str, str]) -> None:
+    n = [row["adapters"] for row in rows]
+    log_axis(ax.xaxis, n, "adapters")
+    for side, y in values.items():
+        ax.plot(n, y, color=SIDES[side][1], marker="o", ms=5, mec=PAPER, mew=0.8)
+    ends = [((n[-1], y[-1]), names[side], SIDES[side][1]) for side, y in values.items()]
+    label_lines(ax, *zip(*ends, strict=True), fontsize=9)
+
+
+def _tokens_a_second(ax: Axes, rows: Rows, batch: int, top: float) -> None:
+    ax.set_ylim(0, 1.08 * top)
+    there = {side: column for side, (*_, column) in SIDES.items() if rows[0].get(column)}
+    values = {side: [batch / row[column] for row in rows] for side, column in there.items()}
+    _lines(ax, rows, values, {side: name for side, (name, *_) in SIDES.items()})
+
+
+def _bytes(ax: Axes, rows: Rows) -> None:
+    values = {"ours": [row["bytes"] for row in rows], "merged": [row["merged_bytes"] for row in rows]}
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(lambda size, _: f"{short_count(size)}B".replace("BB", "GB"))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.set_ylim(values["ours"][0] / 2, values["merged"][-1] * 2)
+    _lines(ax, rows, values, {"ours": "lora_np, PEFT", "merged": "merged"})
