@@ -22,8 +22,6 @@ LOOKS: dict[str, dict[str, Any]] = {
 }
 UNITS = {"step": "training step", "seconds": "training time (seconds)"}
 
-# --------------------------------------------------------------------------------------------------- loss as it falls
-
 
 @picture("method r target_modules seed steps heldout seconds", settings="base_loss")
 def loss_curves(table: Table, x: str = "step") -> Figure:
@@ -98,9 +96,6 @@ def _curves(ax: Axes, methods: dict[str, tuple[str, Rows]], x: str) -> None:
     label_lines(ax, *zip(*lines, strict=True))
 
 
-# ------------------------------------------------------------------------------------------------- the gain recovered
-
-
 @picture("method r target_modules seed recovered")
 def recovered_gain(table: Table, short: Table | None = None, wanted: float = 0.95) -> Figure:
     """The share of full fine-tuning's held-out gain that each rank recovers, attention-only and with all linear layers.
@@ -162,9 +157,6 @@ def _gain_title(shares: dict[str, dict[int, np.ndarray]], wanted: float) -> str:
     if enough == [max(means)]:
         return f"{place} LoRA recovers {percent(means[enough[0]])} of the gain at r = {enough[0]}, the highest tried"
     return f"{place} LoRA recovers {percent(wanted)} of the gain from r = {enough[0]} on"
-
-
-# ------------------------------------------------------------------------------------------------- the rates tried
 
 
 @picture("method r target_modules lr validation")

@@ -19,6 +19,12 @@ PARTS = {"gradients": "gradients", "optimizer": "AdamW's m and v", "master": "ma
 GB, BAR, HEAD = 1e9, 0.74, 0.95  # bytes; of a row, the share that is bar; rows that a method's name takes
 LEFT, WIDE, BOTTOM, BETWEEN = 1.1, 7.6, 0.62, 1.15  # inches
 LOOK: dict[str, Any] = {"textcoords": "offset points", "fontsize": 9, "va": "center_baseline", "path_effects": HALO}
+INSIDE: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 8.5}  # a name in a bar
+KEY = [  # of the lower panel, from below: text, fill, edge
+    ("more activations without checkpointing", PAPER, OTHERS[1]),
+    ("activations and temporaries", OTHERS[1], OTHERS[1]),
+    ("the adapter, its gradients, m, v, master copy", LORA, LORA),
+]
 Groups = dict[str, list[dict[str, Any]]]  # method → its rows, the smallest model first
 
 
@@ -33,7 +39,9 @@ def memory_bill(table: Table) -> Figure:
     groups = {m: sorted(table.where(method=m, checkpointing=True), key=lambda row: row["total"]) for m in METHODS}
     groups = {method: rows for method, rows in groups.items() if rows}
     small = {method: rows for method, rows in groups.items() if method != "full"}
-    above, below = 0.235 * _rows(groups), 0.3 * _rows(small)
+    above, below = (
+        inch * sum(len(rows) + HEAD for rows in of.values()) for inch, of in ((0.235, groups), (0.3, small))
+    )
     tall = BOTTOM + below + BETWEEN + above + 1.12
     batch, seq, precision, r = (table.settings[key] for key in ("batch", "seq", "precision", "r"))
     step = f"a step on {batch} × {seq} tokens, {precision} precision, activations checkpointed; adapters of r = {r}"
@@ -50,7 +58,7 @@ def memory_bill(table: Table) -> Figure:
     _detail(detail, small, unsaved)
     _cards(whole, [max(table.settings["cards"])])
     _cards(detail, table.settings["cards"])
-    _enlarged(whole, detail, _rows({"full": groups["full"]}))
+    _enlarged(whole, detail, len(groups["full"]) + HEAD)
     return figure
 
 
@@ -70,10 +78,6 @@ def _size(row: dict[str, Any]) -> str:
 
 def _gb(size: float) -> str:
     return f"{size / GB:,.0f}" if size >= 100 * GB else f"{size / GB:.1f}"
-
-
-def _rows(groups: Groups) -> float:
-    return sum(len(rows) + HEAD for rows in groups.values())
 
 
 def _panel(ax: Axes, groups: Groups, limit: float) -> None:
@@ -121,7 +125,7 @@ def _parts_of_full(ax: Axes, row: dict[str, Any]) -> None:
     for part, name in {"weights": "weights", **PARTS}.items():
         size = row[part] / GB
         if size:
-            ax.text(start + size / 2, row["place"], name, ha="center", va="center_baseline", fontsize=8.5)
+            ax.text(start + size / 2, row["place"], name, **INSIDE)
         start += size
 
 
@@ -135,19 +139,12 @@ def _detail(ax: Axes, groups: Groups, unsaved: dict[tuple[str, str], int]) -> No
             total = _total(ax, row, at + more)
             ax.annotate(f"+ {more:.1f}", (1, 0), (5, 0), xycoords=total, color=green, **LOOK | {"va": "bottom"})
         name = "the same in NF4" if method == "qlora" else "frozen weights"
-        middle = rows[-1]["weights"] / 2 / GB, rows[-1]["place"]
-        ax.text(*middle, name, ha="center", va="center_baseline", fontsize=8.5)
+        ax.text(rows[-1]["weights"] / 2 / GB, rows[-1]["place"], name, **INSIDE)
     times = ax.figure.axes[0].get_xlim()[1] / ax.get_xlim()[1]
     look = {"transform": ax.get_yaxis_transform(), "ha": "right", "va": "center_baseline"}
     ax.text(1, 0.66 * HEAD, f"the frame, {times:.1f} times as wide", color=FAINT_INK, fontsize=9, **look)
-    key = [
-        ("more activations without checkpointing", PAPER, OTHERS[1]),
-        ("activations and temporaries", OTHERS[1], OTHERS[1]),
-        ("the adapter, its gradients, m, v, master copy", LORA, LORA),
-    ]
-    limit = ax.get_xlim()[1]
-    apart = min(1, (len(rows) + 0.35) / len(key))
-    for i, (text, fill, edge) in enumerate(key):
+    limit, apart = ax.get_xlim()[1], min(1, (len(rows) + 0.35) / len(KEY))
+    for i, (text, fill, edge) in enumerate(KEY):
         place = rows[-1]["place"] - i * apart
         ax.plot(0.607 * limit, place, "s", ms=9, mfc=fill, mec=edge, mew=0.9)
         ax.text(0.622 * limit, place, text, color=for_text(edge), fontsize=9, va="center_baseline")

@@ -18,8 +18,6 @@ from ..harness.words import percent, short_count
 
 MIDDLE = {"va": "center_baseline"}
 
-# ------------------------------------------------------------------------------------------------------ one matrix
-
 
 @picture("r full lora factor share")
 def one_matrix_chart(table: Table, drawn_rank: int = 8) -> Figure:
@@ -69,9 +67,6 @@ def _areas(ax: Axes, side: int, row: dict[str, Any]) -> None:
     ax.text(side / 2, side + gap + r + 0.03 * side, f"A: {r} × {side}", ha="center", va="bottom", color=cyan)
     ax.set(xlim=(-0.2 * side, 1.06 * side), ylim=(0, 1.2 * side))
     ax.set_anchor("E")
-
-
-# ---------------------------------------------------------------------------------------------------- whole models
 
 
 @picture("model total targets r trainable share")

@@ -15,8 +15,6 @@ from ..harness import colours
 from ..harness.colours import FAINT_INK, FROZEN, FULL, GREY_WASH, INK, LORA, LORA_DARK, LORA_LIGHT, OTHERS, PAPER
 from ..harness.style import EDGE, HALO, axes_at, blank, log_axis, name_axis, new_figure, note, picture, rank_axis
 
-# ------------------------------------------------------------------------------- the full gradient and its two shadows
-
 
 @picture()
 def gradient_shadows(dW: np.ndarray, dA: np.ndarray, dB: np.ndarray, name: str = "one layer") -> Figure:
@@ -247,9 +245,6 @@ def relative_errors(
         place = {"loc": "upper right", "bbox_to_anchor": (1, 1 - 0.66 / tall), "borderaxespad": 0.2}
         figure.legend(handles, series, ncols=len(series), frameon=False, handletextpad=0.1, columnspacing=1.2, **place)
     return figure
-
-
-# -------------------------------------------------------------------------------------------------- what a step costs
 
 
 @picture()

@@ -56,9 +56,7 @@ def ten_times(by_rank: Table, alpha: Table | None = None) -> Claim:
     ratios = {r: rate / full for r, rate in best_rates(by_rank, "α/r").items()}
     of_alpha = {a: rows[0]["lr"] / full for a, rows in groups(alphas, "lora_alpha").items()}
     low, high = min(ratios.values()), max(ratios.values())
-    near = [
-        10 / GRID**0.5 <= ratio <= 10 * GRID**0.5 for ratio in ratios.values()
-    ]  # ten within half a step of the grid
+    near = [10 / GRID**0.5 <= ratio <= 10 * GRID**0.5 for ratio in ratios.values()]  # within half a step of the grid
     verdicts = {"yes": all(near), "at some ranks": any(near), "no, less": high < 10, "no, more": low > 10, "no": True}
     word = next(word for word, holds in verdicts.items() if holds)
     strayed = "".join(f", one seed of r = {r} {lr / full:g}" for r, lr in strays(by_rank, "α/r"))

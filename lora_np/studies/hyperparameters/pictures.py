@@ -54,9 +54,6 @@ def octaves(low: float, high: float, step: int = 1) -> list[float]:
     return [1e-3 * 2.0**n for n in range(first, last + 1, step)]
 
 
-# ------------------------------------------------------------------------------------------------------------- where
-
-
 @picture("target_modules trainable seed phase final", settings="runs seeds module_r base_loss")
 def target_modules_chart(table: Table) -> Figure:
     """The loss of each kind of matrix alone (green) and of groups (blue), the lowest on top; a seed a dot, at its own best rate."""
@@ -111,9 +108,6 @@ def equal_parameters_chart(table: Table) -> Figure:
     ax.set(ylim=(-0.7, max(places.values()) + 0.7), xlabel=LOSS)
     ax.grid(False)
     return figure
-
-
-# --------------------------------------------------------------------------------------------- dropout, and batches
 
 
 @picture("lora_dropout train_bytes lr seed phase final", settings="runs seeds fixed_lr small_steps steps base_loss")

@@ -22,8 +22,6 @@ RULES: dict[str, dict[str, Any]] = {
     "α = 2r": {"color": OTHERS[1], "marker": "^", "ls": DOTTED},
 }
 
-# -------------------------------------------------------------------------------------------------- rank and rate
-
 
 @picture("method r rule lr seed phase validation own_best", settings="runs seeds lora_alpha")
 def rates_by_rank(table: Table, other: Table | None = None) -> Figure:
@@ -99,9 +97,6 @@ def _rate_title(table: Table) -> str:
     strays = [f"{rate / full:.2g}" for found in rates for rate in found if rate != np.median(found)]
     but = f" (one seed: {strays[0]})" if len(strays) == 1 else f" ({len(strays)} seeds differ)" * bool(strays)
     return f"With α = {table.settings['lora_alpha']:g}, LoRA's best rate is {said} times full fine-tuning's{but}"
-
-
-# ------------------------------------------------------------------------------------------------------- α, and α/√r
 
 
 @picture("lora_alpha lr seed phase final", settings="runs seeds r fixed_lr")

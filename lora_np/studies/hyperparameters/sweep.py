@@ -21,7 +21,7 @@ from ...pretrained import load_model
 from ...training import evaluate
 from ..harness import tiny_task
 from ..harness.runs import finished, run_all, sweep, validation
-from ..harness.table import Table
+from ..harness.table import Table, rounded
 from ..harness.workers import Row
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -67,11 +67,7 @@ class KnobRun:
     def model(self) -> Module:
         """The base, made ready to train: all of it, or an adapter in it."""
         model = load_model(self.base)
-        if self.method == "lora":
-            return get_peft_model(model, self.config(), seed=self.seed)
-        for _, p in model.named_parameters():
-            p.trainable = True
-        return model
+        return get_peft_model(model, self.config(), seed=self.seed) if self.method == "lora" else model.unfreeze()
 
 
 def measure(run: KnobRun) -> Row:
@@ -96,8 +92,8 @@ def measure(run: KnobRun) -> Row:
         "train": float(np.mean(losses[-max(1, len(losses) // 10) :])),
         "trainable": costs.count(model).trainable,
         **curve,
-        "losses": [float(f"{loss:.5g}") for loss in losses],
-        "grad_norms": [float(f"{norm:.5g}") for norm in norms],
+        "losses": [rounded(loss, 5) for loss in losses],
+        "grad_norms": [rounded(norm, 5) for norm in norms],
         "seconds": time.perf_counter() - began,
     }
 

@@ -21,8 +21,6 @@ CYAN, CORAL = for_text(LORA), for_text(FULL)
 MLP = ("gate_proj", "up_proj", "down_proj")
 KINDS = {"attention": False, "the MLP": True}  # kind of layers → whether they are those of the MLP
 
-# ---------------------------------------------------------------------------------------------- ΔW = B·A, in the plane
-
 
 @picture("name r matrix B A")
 def decomposition_2d(table: Table) -> Figure:
@@ -187,9 +185,6 @@ def _columns(
     return np.concatenate([f for groups in faces.values() for f in groups]), light[:, None] * np.array(to_rgb(colour))
 
 
-# ------------------------------------------------------------------------------------------ the spectrum of a real ΔW
-
-
 @picture("layer module singular_values")
 def singular_values(table: Table, marked_rank: int = 8) -> Figure:
     """The singular values of every ΔW that full fine-tuning learned, and how much of its energy the top r hold.
@@ -293,9 +288,6 @@ def truncated_loss(table: Table) -> Figure:
     share.set_yticks([0, 25, 50, 75, 100])
     share.set_ylabel("share of the gain (%)")
     return figure
-
-
-# ------------------------------------------------------------------------------------ the same cut on a photograph
 
 
 @picture("r image share_of_numbers error")
