@@ -74,9 +74,6 @@ def _last_line(error: BaseException) -> str:
     return "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
 
 
-# --------------------------------------------------------------------------------------------------------- processes here
-
-
 def _here(measure: Callable[[Any], Row], runs: Sequence[Any], processes: int) -> Results:
     """Where the system ends a process (it does so when memory runs out), all of them are started again.
 
@@ -106,9 +103,6 @@ def _here(measure: Callable[[Any], Row], runs: Sequence[Any], processes: int) ->
 
 def _numbered(measure: Callable[[Any], Row], i: int, run: Any) -> tuple[int, Row | Failure]:
     return i, attempt(measure, run)
-
-
-# --------------------------------------------------------------------------------------------------------- a Dask cluster
 
 
 def _on_cluster(measure: Callable[[Any], Row], runs: Sequence[Any], address: str) -> Results:

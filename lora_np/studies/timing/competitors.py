@@ -72,9 +72,6 @@ class Case:
         return get_peft_model(quantize_model(self.base()) if quantized else self.base(), config)
 
 
-# -------------------------------------------------------------------------------------------------------- a training step
-
-
 def threads() -> int:
     """How many threads this process was given."""
     return int(os.environ.get("OMP_NUM_THREADS", "1"))
@@ -173,9 +170,6 @@ def copy_weights(mine: Any, theirs: Any) -> None:
         raise KeyError(f"PyTorch's model has no {sorted(values)[:4]}")
 
 
-# ------------------------------------------------------------------------------------------------------------- the floor
-
-
 def frozen_products(config: TransformerConfig) -> list[tuple[int, int, bool]]:
     """(out, in, whether the step needs dy W too) for each frozen matrix, in forward order, the head last.
 
@@ -236,9 +230,6 @@ def products(case: Case, config: TransformerConfig, W: list[np.ndarray], workers
     return step
 
 
-# ------------------------------------------------------------------------------------------------------------ generation
-
-
 def prompts(case: Case) -> np.ndarray:
     """(b, t) tokens of a plain sentence, each row beginning one token later."""
     ids = load_tokenizer(case.model).encode(PROMPT * (1 + case.seq_len)) if case.model else np.arange(10_000) % 10
@@ -270,8 +261,6 @@ def transformers_generating(case: Case) -> Step:
 
     return step
 
-
-# ---------------------------------------------------------------------------------------------------------- the process
 
 SIDES: dict[str, Callable[[Case], Step]] = {
     "ours": lambda case: ours(case, workers=threads()),
