@@ -10,17 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..harness.colours import FAINT_INK, FROZEN, FULL, LORA, LORA_DARK, LORA_LIGHT, OTHERS, PAPER
-from ..harness.style import (
-    DOTTED,
-    EDGE,
-    axes_at,
-    label_lines,
-    log_axis,
-    new_figure,
-    note,
-    picture,
-    with_range,
-)
+from ..harness.style import DOTTED, EDGE, axes_at, label_lines, log_axis, new_figure, note, picture, with_range
 from ..harness.table import Table, groups
 from ..harness.words import runs_and_time, semicolons, short_count
 
@@ -64,9 +54,9 @@ def target_modules_chart(table: Table) -> Figure:
     alone = [name for name in order if name.endswith("_proj")]
     title = "Groups"
     if alone:
-        *_, most = names = [name.removesuffix("_proj") for name in alone]
+        names = [name.removesuffix("_proj") for name in alone]
         least = [names[i] for i, name in enumerate(alone) if not_above(by_target[alone[0]], by_target[name])]
-        title = f"Of single matrices {most} does most, {' and '.join(least)} least"
+        title = f"Of single matrices {names[-1]} does most, {' and '.join(least)} least"
     subtitle = f"green: one kind of matrix, blue: a group; r = {table.settings['module_r']}; {took(table)}"
     figure = new_figure(9, 1.6 + 0.29 * len(order), title, subtitle)
     ax = axes_at(figure, 1.25, 0.65, 5.6, 0.29 * len(order))

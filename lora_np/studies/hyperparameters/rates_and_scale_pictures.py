@@ -55,8 +55,9 @@ def rates_by_rank(table: Table, other: Table | None = None) -> Figure:
 
 
 def _best_rates(ax: Axes, table: Table, other: Table | None) -> None:
-    full, (of_alpha, of_2r) = own_bests(table, "α/r")[None], (own_bests(table, rule) for rule in ("α/r", "α = 2r"))
-    middle, alpha, ranks = np.median(full), table.settings["lora_alpha"], list(table.settings["ranks"])
+    of_alpha, of_2r = own_bests(table, "α/r"), own_bests(table, "α = 2r")
+    full, alpha, ranks = of_alpha[None], table.settings["lora_alpha"], list(table.settings["ranks"])
+    middle = np.median(full)
     lines = [
         (f"α = {alpha:g}", RULES["α/r"], of_alpha),
         (f"α = {alpha / table.settings['r']:g}r", RULES["α = 2r"], of_2r),
