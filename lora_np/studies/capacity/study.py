@@ -33,7 +33,6 @@ from ...transformer import Transformer
 from ..harness.runs import finished, run_all, sweep, validation
 from ..harness.table import Table
 from ..harness.tiny_task import curve, train_by
-from ..harness.workers import Row
 from ..pretraining.study import TINY
 
 ALPHABET = string.ascii_letters + string.digits + "+/"  # a token is a place in it
@@ -225,10 +224,7 @@ def shared(run: Memory) -> str:
     return hashlib.sha256(b"".join([repr(SMALL).encode(), *(w.tobytes() for w in weights.values())])).hexdigest()
 
 
-Rows = list[Row]
-
-
-def steady(runs: Sequence[Memory], seeds: Sequence[int], workers: int, folder: str | Path | None) -> tuple[Rows, Rows]:
+def steady(runs: Sequence[Memory], seeds: Sequence[int], workers: int, folder: str | Path | None) -> tuple[list, list]:
     """Each run with every seed, at its rate and at half of it: the rows of the rate with the lower mean loss, and the others.
 
     The best rate of one seed may lie at the edge of where training collapses, and another seed, or other data, fall over it.
@@ -249,8 +245,8 @@ def capacity(setting: Setting = FULL, workers: int = 2, folder: str | Path | Non
 
     Rows by phase. "sweep": the first seed at every rate; "seeds": the best one, every seed, offered more than 2 bits a number;
     "half": the same with half the steps, first seed, which shows how far from its end the training is (the steps are as many
-    for all, so that a string of many is seen less often); "offered": rank `knee`,
-    offered less or more, every seed. "tried": the rates that lost in `steady`.
+    for all, so that a string of many is seen less often); "offered": rank `knee`, offered less or more, every seed; "tried": the
+    rates that lost in `steady`.
     """
     first, seeds = setting.seeds[:1], setting.seeds
     given, factor = shared(setting.run), 2.0 if setting.bracket else None

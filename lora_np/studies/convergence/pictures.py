@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ..harness.colours import FAINT_INK, FROZEN, FULL, LORA, LORA_DARK, PAPER, rank_shades
 from ..harness.style import DASHED, DOTTED, EDGE, axes_at, label_lines, new_figure, note, picture, rank_axis, with_range
-from ..harness.table import Table, groups
+from ..harness.table import Table, arrays, groups
 from ..harness.words import percent, runs_and_time, semicolons
 
 Rows = list[dict[str, Any]]
@@ -69,16 +69,16 @@ def _panels(rows: Rows) -> list[str]:
     return [kind for kind in TARGETS if kind in kinds] + sorted(kinds - set(TARGETS))
 
 
-def _by_rank(rows: Rows, target: str) -> dict[int, Rows]:
-    """LoRA's runs by rank, for one kind of target modules."""
-    return groups([row for row in rows if (row["method"], row["target_modules"]) == ("lora", target)], "r")
+def _lora(rows: Rows, target: str) -> Rows:
+    """LoRA's runs, for one kind of target modules."""
+    return [row for row in rows if (row["method"], row["target_modules"]) == ("lora", target)]
 
 
 def _groups(rows: Rows, target: str) -> dict[str, tuple[str, Rows]]:
     """label → (colour, the runs of all seeds): full fine-tuning, then LoRA by rank, for one kind of target modules."""
     shades = rank_shades([row["r"] for row in rows if row["method"] == "lora"])
     full = [row for row in rows if row["method"] == "full"]
-    lora = {f"r = {r}": (shades[r], runs) for r, runs in _by_rank(rows, target).items()}
+    lora = {f"r = {r}": (shades[r], runs) for r, runs in groups(_lora(rows, target), "r").items()}
     return ({"full": (FULL, full)} if full else {}) | lora
 
 
@@ -138,10 +138,7 @@ def recovered_gain(table: Table, short: Table | None = None, wanted: float = 0.9
 
 def _shares(rows: Rows) -> dict[str, dict[int, np.ndarray]]:
     """target modules → rank → what each seed's run recovered."""
-    return {
-        target: {r: np.array([run["recovered"] for run in runs]) for r, runs in _by_rank(rows, target).items()}
-        for target in _panels(rows)
-    }
+    return {target: arrays(_lora(rows, target), "r", "recovered") for target in _panels(rows)}
 
 
 def _gain_title(shares: dict[str, dict[int, np.ndarray]], wanted: float) -> str:

@@ -39,9 +39,8 @@ def memory_bill(table: Table) -> Figure:
     groups = {m: sorted(table.where(method=m, checkpointing=True), key=lambda row: row["total"]) for m in METHODS}
     groups = {method: rows for method, rows in groups.items() if rows}
     small = {method: rows for method, rows in groups.items() if method != "full"}
-    above, below = (
-        inch * sum(len(rows) + HEAD for rows in of.values()) for inch, of in ((0.235, groups), (0.3, small))
-    )
+    everything, enlarged = (sum(len(rows) + HEAD for rows in of.values()) for of in (groups, small))  # rows of a panel
+    above, below = 0.235 * everything, 0.3 * enlarged
     tall = BOTTOM + below + BETWEEN + above + 1.12
     batch, seq, precision, r = (table.settings[key] for key in ("batch", "seq", "precision", "r"))
     step = f"a step on {batch} × {seq} tokens, {precision} precision, activations checkpointed; adapters of r = {r}"
@@ -65,10 +64,8 @@ def memory_bill(table: Table) -> Figure:
 def _message(groups: Groups) -> str:
     """The title: what full fine-tuning of the smallest model takes, and the best adapter of the largest."""
     least, most = groups["full"][0], next(reversed(groups.values()))[-1]
-    return (
-        f"Fine-tuning all of a {_size(least)} model takes {_gb(least['total'])} GB, "
-        f"{METHODS[most['method']]} of a {_size(most)} model {_gb(most['total'])}"
-    )
+    adapter = f"{METHODS[most['method']]} of a {_size(most)} model {_gb(most['total'])}"
+    return f"Fine-tuning all of a {_size(least)} model takes {_gb(least['total'])} GB, {adapter}"
 
 
 def _size(row: dict[str, Any]) -> str:

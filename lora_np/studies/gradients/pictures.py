@@ -55,14 +55,8 @@ def gradient_shadows(dW: np.ndarray, dA: np.ndarray, dB: np.ndarray, name: str =
 
 def _matrix(ax: Axes, values: np.ndarray, colour: str, dark: str) -> None:
     limit = np.percentile(abs(values), 99) or 1  # dW has a few large entries, which would leave the rest white
-    ax.imshow(
-        abs(values),
-        cmap=colours.shades(PAPER, colour, dark),
-        vmin=0,
-        vmax=limit,
-        aspect="auto",
-        interpolation="nearest",
-    )
+    shades = colours.shades(PAPER, colour, dark)
+    ax.imshow(abs(values), cmap=shades, vmin=0, vmax=limit, aspect="auto", interpolation="nearest")
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set(visible=True, color=colour)
 

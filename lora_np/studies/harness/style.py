@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from .colours import *  # noqa: F403 (whoever draws may take the colours and the words from here)
+from .colours import *  # noqa: F403 (a picture may import the colours and the words from here)
 from .colours import FAINT_INK, HAIRLINE, INK, PAPER, for_text
 from .png import with_palette
 from .table import Table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -11,6 +12,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ...files import write_atomically
 
@@ -80,6 +83,12 @@ def groups(rows: Iterable[dict[str, Any]], *columns: str) -> dict[Any, list[dict
         values = tuple(row[column] for column in columns)
         found.setdefault(values if len(columns) > 1 else values[0], []).append(row)
     return dict(sorted(found.items(), key=lambda item: item[0]))
+
+
+def arrays(rows: Iterable[dict[str, Any]], by: str, column: str = "final") -> dict[Any, np.ndarray]:
+    """The value of the column `by` → the numbers of `column` in its rows; None, of a run that diverged, counts as infinite."""
+    numbers = {value: [row[column] for row in found] for value, found in groups(rows, by).items()}
+    return {value: np.array([math.inf if x is None else x for x in found]) for value, found in numbers.items()}
 
 
 def mean(rows: Iterable[Mapping[str, Any]], column: str = "final") -> float:

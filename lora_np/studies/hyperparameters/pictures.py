@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from ..harness.colours import FAINT_INK, FROZEN, FULL, LORA, LORA_DARK, LORA_LIGHT, OTHERS, PAPER
-from ..harness.style import (
-    DOTTED,
-    EDGE,
-    axes_at,
-    label_lines,
-    log_axis,
-    new_figure,
-    note,
-    picture,
-    with_range,
-)
-from ..harness.table import Table, groups
+from ..harness.style import DOTTED, EDGE, axes_at, label_lines, log_axis, new_figure, note, picture, with_range
+from ..harness.table import Table, arrays, groups
 from ..harness.words import runs_and_time, semicolons, short_count
 
 Rows = Sequence[dict[str, Any]]
@@ -36,12 +26,6 @@ def took(table: Table) -> str:
     """How much was run: for the second line of a picture."""
     seeds = len(table.settings["seeds"])
     return semicolons(f"mean and range of {seeds} seeds" if seeds > 1 else "", runs_and_time(table))
-
-
-def finals(rows: Rows, key: str) -> dict[Any, np.ndarray]:
-    """The value of the column `key` → the final losses of the seeds; a run that diverged counts as infinite."""
-    losses = {value: [row["final"] for row in found] for value, found in groups(rows, key).items()}
-    return {value: np.array([math.inf if x is None else x for x in found]) for value, found in losses.items()}
 
 
 def not_above(values: np.ndarray, others: np.ndarray) -> bool:
@@ -60,14 +44,14 @@ def target_modules_chart(table: Table) -> Figure:
     """The loss of each kind of matrix alone (green) and of groups (blue), the lowest on top; a seed a dot, at its own best rate."""
     rows = table.where(phase="seeds")
     count = {row["target_modules"]: row["trainable"] for row in rows}
-    by_target = finals(rows, "target_modules")
+    by_target = arrays(rows, "target_modules")
     order = sorted(by_target, key=lambda name: -by_target[name].mean())
     alone = [name for name in order if name.endswith("_proj")]
     title = "Groups"
     if alone:
-        *_, most = names = [name.removesuffix("_proj") for name in alone]
+        names = [name.removesuffix("_proj") for name in alone]
         least = [names[i] for i, name in enumerate(alone) if not_above(by_target[alone[0]], by_target[name])]
-        title = f"Of single matrices {most} does most, {' and '.join(least)} least"
+        title = f"Of single matrices {names[-1]} does most, {' and '.join(least)} least"
     subtitle = f"green: one kind of matrix, blue: a group; r = {table.settings['module_r']}; {took(table)}"
     figure = new_figure(9, 1.6 + 0.29 * len(order), title, subtitle)
     ax = axes_at(figure, 1.25, 0.65, 5.6, 0.29 * len(order))
@@ -90,7 +74,7 @@ def equal_parameters_chart(table: Table) -> Figure:
     """Attention, MLP and all layers with as many parameters, each seed a dot: where should they go?"""
     rows = table.where(phase="seeds")
     budgets = sorted({row["matched_r"] for row in rows})
-    by_size = {b: finals(of_size, "target_modules") for b, of_size in groups(rows, "matched_r").items()}
+    by_size = {b: arrays(of_size, "target_modules") for b, of_size in groups(rows, "matched_r").items()}
     ahead = sum((by_name["MLP"] < by_name["attention"]).all() for by_name in by_size.values())
     title = f"At equal parameters the MLP beats attention with every seed at {ahead} of {len(budgets)} sizes"
     order = [(b, name) for b in budgets[::-1] for name in ("all-linear", "MLP", "attention") if name in by_size[b]]
@@ -119,10 +103,9 @@ def dropout_chart(table: Table) -> Figure:
     """
     settings, base = table.settings, table.settings["base_loss"]
     little = [row for row in table.rows if row["train_bytes"] is not None]
-    kept, own = (
-        finals([row for row in little if row["phase"] == phase], "lora_dropout") for phase in ("fixed", "seeds")
-    )
-    whole = finals(table.where(train_bytes=None, phase="fixed"), "lora_dropout")
+    phases = ([row for row in little if row["phase"] == phase] for phase in ("fixed", "seeds"))
+    kept, own = (arrays(found, "lora_dropout") for found in phases)
+    whole = arrays(table.where(train_bytes=None, phase="fixed"), "lora_dropout")
     passes = settings["small_steps"] * settings["batch_size"] * settings["seq_len"] / settings["small_bytes"]
     figure = new_figure(9, 4.4, _dropout_title(settings, kept, own), took(table))
     left, right = axes_at(figure, 0.85, 0.7, 2.5, 2.6), axes_at(figure, 6.0, 0.7, 2.5, 2.6)
@@ -159,7 +142,7 @@ def batch_size_chart(table: Table) -> Figure:
     """The loss by batch size with as many tokens in all, full fine-tuning and LoRA, each at its own best rate."""
     rows = table.where(phase="seeds")
     lines = {name: [row for row in rows if row["method"] == name] for name in ("full", "lora")}
-    losses = {name: finals(found, "batch_size") for name, found in lines.items()}
+    losses = {name: arrays(found, "batch_size") for name, found in lines.items()}
     sizes = list(losses["full"])
     gaps = [losses["lora"][b].mean() - losses["full"][b].mean() for b in sizes]
     said = [f"{gap:+.3f} in batches of {b}".replace("-", "−") for gap, b in zip(gaps, sizes, strict=True)]
@@ -170,9 +153,8 @@ def batch_size_chart(table: Table) -> Figure:
     ends = [with_range(ax, losses[name], **looks[name]) for name in lines]
     for (name, found), shift, edge in zip(lines.items(), (-16, 10), (np.min, np.max), strict=True):
         for b, lr in {row["batch_size"]: row["lr"] for row in found}.items():
-            note(
-                ax, f"η = {lr:g}", (b, edge(losses[name][b])), (0, shift), looks[name]["color"], ha="center", fontsize=9
-            )
+            point, colour = (b, edge(losses[name][b])), looks[name]["color"]
+            note(ax, f"η = {lr:g}", point, (0, shift), colour, ha="center", fontsize=9)
     steps = {row["batch_size"]: row["max_steps"] for row in rows}
     log_axis(ax.xaxis, sizes)
     ax.xaxis.set_major_formatter(lambda b, _: f"{b:g}\n{steps.get(round(b), 0)} steps")

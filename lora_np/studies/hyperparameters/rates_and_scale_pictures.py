@@ -13,9 +13,9 @@ from matplotlib.ticker import FixedLocator
 
 from ..harness.colours import FAINT_INK, FULL, LORA, LORA_DARK, OTHERS, PAPER, rank_shades
 from ..harness.style import DASHED, DOTTED, axes_at, label_lines, log_axis, new_figure, picture, rank_axis, with_range
-from ..harness.table import Table, groups
+from ..harness.table import Table, arrays, groups
 from ..harness.words import runs_and_time, semicolons
-from .pictures import KEPT, LOSS, OWN, Losses, finals, not_above, octaves, took
+from .pictures import KEPT, LOSS, OWN, Losses, not_above, octaves, took
 
 RULES: dict[str, dict[str, Any]] = {
     "α/r": {"color": LORA, "marker": "o", "ls": "-"},
@@ -56,17 +56,16 @@ def rates_by_rank(table: Table, other: Table | None = None) -> Figure:
 
 
 def _best_rates(ax: Axes, table: Table, other: Table | None) -> None:
-    full, (of_alpha, of_2r) = own_bests(table, "α/r")[None], (own_bests(table, rule) for rule in ("α/r", "α = 2r"))
-    middle, alpha, ranks = np.median(full), table.settings["lora_alpha"], list(table.settings["ranks"])
-    lines = [
-        (f"α = {alpha:g}", RULES["α/r"], of_alpha),
-        (f"α = {alpha / table.settings['r']:g}r", RULES["α = 2r"], of_2r),
-    ]
+    of_alpha, of_2r = own_bests(table, "α/r"), own_bests(table, "α = 2r")
+    full, alpha, ranks = of_alpha[None], table.settings["lora_alpha"], list(table.settings["ranks"])
+    middle = np.median(full)
+    in_proportion = f"α = {alpha / table.settings['r']:g}r"
+    lines = [(f"α = {alpha:g}", RULES["α/r"], of_alpha), (in_proportion, RULES["α = 2r"], of_2r)]
     if other is not None:
         rows = other.where(phase="seeds", method="lora", target_modules="all-linear", seed=other.settings["seeds"][0])
         look = {"color": FAINT_INK, "marker": "D", "ls": (0, (5, 1.5)), "ms": 4.5}
         name = f"α = {other.settings['alpha_over_r']:g}r, {other.settings['steps']} steps"
-        lines.append((name, look, {row["r"]: np.array([row["lr"]]) for row in rows}))
+        lines.append((name, look, arrays(rows, "r", "lr")))
     lines = [(name, look, {r: rates for r, rates in by_rank.items() if r}) for name, look, by_rank in lines]
     ends = [(with_range(ax, by_rank, np.median, **look), name, look["color"]) for name, look, by_rank in lines]
     everything = np.concatenate([full, 10 * full, *(rates for *_, by_rank in lines for rates in by_rank.values())])
@@ -85,8 +84,7 @@ def _best_rates(ax: Axes, table: Table, other: Table | None) -> None:
 def own_bests(table: Table, rule: str) -> dict[int | None, np.ndarray]:
     """Rank (None: full fine-tuning) → each seed's own best rate, chosen on validation text among those that it tried."""
     rows = table.where(rule=rule, own_best=True)
-    by_rank = groups([row | {"r": row["r"] or 0} for row in rows], "r")
-    return {r or None: np.array([row["lr"] for row in found]) for r, found in by_rank.items()}
+    return {r or None: rates for r, rates in arrays([row | {"r": row["r"] or 0} for row in rows], "r", "lr").items()}
 
 
 def _rate_title(table: Table) -> str:
@@ -104,7 +102,7 @@ def _rate_title(table: Table) -> str:
 def alpha_chart(table: Table) -> Figure:
     """The loss by α, at one rate and at each α's own best; and that best rate η, beside what would keep η·α or η²·α."""
     rate, r = table.settings["fixed_lr"], table.settings["r"]
-    kept, own = finals(table.where(phase="fixed"), "lora_alpha"), finals(table.where(phase="seeds"), "lora_alpha")
+    kept, own = arrays(table.where(phase="fixed"), "lora_alpha"), arrays(table.where(phase="seeds"), "lora_alpha")
     widest = [max(v.mean() for v in d.values()) - min(v.mean() for v in d.values()) for d in (kept, own)]
     title = f"α from {min(kept):g} to {max(kept):g}: {widest[0]:.3f} nats at one rate, {widest[1]:.3f} at its own best"
     figure = new_figure(9, 4.4, title, f"r = {r}; {took(table)}")
@@ -134,14 +132,11 @@ def rank_scaling_chart(table: Table) -> Figure:
     """The loss at the end and the first gradient's norm, by rank, for α/r, α/√r and α = 2r at the recipe's rate."""
     settings = table.settings
     rules = [rule for rule in RULES if table.where(rule=rule)]
-    losses = {rule: finals(table.where(rule=rule), "r") for rule in rules}
+    losses = {rule: arrays(table.where(rule=rule), "r") for rule in rules}
     kept = f"all at the rate that is best at r = {settings['r']}, {settings['fixed_lr']:g}; {took(table)}"
     figure = new_figure(9, 4.4, _scaling_title(losses, settings["r"]), kept)
     left, right = axes_at(figure, 0.85, 0.7, 2.9, 2.8), axes_at(figure, 5.6, 0.7, 2.3, 2.8)
-    by_rank = {rule: groups(table.where(rule=rule), "r") for rule in rules}
-    norms = {
-        rule: {r: np.array([row["grad_norm"] for row in found]) for r, found in by_rank[rule].items()} for rule in rules
-    }
+    norms = {rule: arrays(table.where(rule=rule), "r", "grad_norm") for rule in rules}
     for ax, what in ((left, losses), (right, norms)):
         ends = [(with_range(ax, what[rule], **RULES[rule]), rule, RULES[rule]["color"]) for rule in rules]
         rank_axis(ax, list(what[rules[0]]))

@@ -28,11 +28,9 @@ def learning_rates_by_rank(setting: Setting = FULL, workers: int = 2, folder: Fo
     bench, recipe = Bench(setting, workers, folder), setting.recipe()
     fixed = bench.tune(setting.full(), *(replace(recipe, r=r) for r in setting.ranks), neighbours=True)
     doubled = bench.tune(*(by_rule(setting, "α = 2r", r) for r in setting.doubled_ranks))
-    return bench.table(
-        "learning_rates_by_rank",
-        "Is LoRA's best learning rate ten times full fine-tuning's, and independent of the rank?",
-        [row | {"rule": "α/r"} for row in fixed] + [row | {"rule": "α = 2r"} for row in doubled],
-    )
+    rows = [row | {"rule": "α/r"} for row in fixed] + [row | {"rule": "α = 2r"} for row in doubled]
+    question = "Is LoRA's best learning rate ten times full fine-tuning's, and independent of the rank?"
+    return bench.table("learning_rates_by_rank", question, rows)
 
 
 def alpha(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:

@@ -106,10 +106,6 @@ class Setting:
         run = SubspaceRun("full" if d is None else "subspace", 0.0, base=base, d=d, projection=projection)
         return replace(run, seed=self.seeds[0], max_steps=self.steps, batch_size=self.batch_size, eval_every=self.steps)
 
-    def rates(self, base: str) -> Sequence[float]:
-        """Full training's rates to try first."""
-        return dict(self.lrs)[base]
-
 
 FULL = Setting()
 QUICK = Setting(
@@ -191,10 +187,10 @@ def intrinsic_dimension(setting: Setting = FULL, workers: int = 2, folder: str |
     reached), runs, "unigram", what byte frequencies alone reach, and "lora": rank → LoRA's parameters in all linear layers.
     `folder` keeps each run.
     """
-    d90, learners, rows = {}, [], []
+    d90, learners, rows, rates = {}, [], [], dict(setting.lrs)
     for base in setting.bases:
         learner = Learner(setting, base, workers, folder)
-        learner.learn([*setting.dimensions, learner.D], setting.rates(base), setting.bracket)
+        learner.learn([*setting.dimensions, learner.D], rates[base], setting.bracket)
         learner.repeat(learner.D)
         first, factor = setting.dimensions[0], setting.dimensions[1] / setting.dimensions[0]
         d90[base] = smallest(learner.reaches, first, learner.D, factor, setting.resolution)
@@ -203,7 +199,7 @@ def intrinsic_dimension(setting: Setting = FULL, workers: int = 2, folder: str |
     if setting.control:
         for projection in PROJECTIONS:
             control = Learner(setting, setting.bases[0], workers, folder, projection)
-            control.learn([setting.control], setting.rates(setting.bases[0]), setting.bracket)
+            control.learn([setting.control], rates[setting.bases[0]], setting.bracket)
             control.repeat(setting.control)
             rows += control.rows(learners[0].gain(learners[0].D))
             learners.append(control)

@@ -116,13 +116,9 @@ def scene_3d(table: Table, elevation: float = 36, azimuth: float = -76) -> Figur
         _columns((floor, deep + gap), (wide, thin), _heights(row.get("A"), slices, columns), LORA),
     ]
     faces, colours = (np.concatenate(parts) for parts in zip(*boxes, strict=True))
-    look = {
-        "facecolors": colours,
-        "edgecolors": colours,
-        "linewidths": 0.2,
-        "rasterized": True,
-    }  # in an SVG it is one image
-    scene = Poly3DCollection(faces * (1, 1, lift), **look)  # all in one: matplotlib sorts by depth only within one
+    # All in one collection, because matplotlib sorts by depth only within one; in an SVG it is one image.
+    look = {"facecolors": colours, "edgecolors": colours, "linewidths": 0.2, "rasterized": True}
+    scene = Poly3DCollection(faces * (1, 1, lift), **look)
     scene.set_clip_on(False)
     ax.add_collection3d(scene)
     front, under = -0.1 * deep, {"ha": "center", "va": "top", "path_effects": HALO}

@@ -107,11 +107,10 @@ def spectra(setting: Setting = FULL, workers: int = 2, folder: str | Path | None
     runs: list[Any] = [replace(run, seed=seed) for seed in setting.seeds for run in setting.tiny]
     measured = run_all(measure, runs, workers, folder, "spectra", tiny_task.shared("tiny"))
     if setting.smollm2:
-        given = voice_task.shared(setting.smollm2[0])
-        label = "spectra of SmolLM2"
+        given, label = voice_task.shared(setting.smollm2[0]), "spectra of SmolLM2"
         measured += run_all(
             measure, setting.smollm2, 1, folder, label, given
-        )  # one by one: its threads share the cores
+        )  # one worker: its threads share the cores
         runs += setting.smollm2
     rows = []
     for run, row in zip(runs, measured, strict=True):

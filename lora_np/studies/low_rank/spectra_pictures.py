@@ -31,11 +31,9 @@ def rank_by_layer(table: Table) -> Figure:
     found = {method: [table.where(model=model, method=method) for model in models] for method in METHODS}
     full, lora = (" and ".join(f"{median(rows, 'rank90'):g}" for rows in of if rows) for of in found.values())
     title = f"{full} directions hold 90 % of full fine-tuning's change" + f", {lora} of LoRA's" * bool(lora)
-    subtitle = (
-        "a dot a layer, the first at the top; ink: a random matrix of the shape, and full's count as a share of its\n"
-    )
-    subtitle += semicolons("medians of the matrices in the title", runs_and_time(table))
-    figure = new_figure(9, 5.2, title, subtitle)
+    marks = "a dot a layer, the first at the top; ink: a random matrix of the shape, and full's count as a share of its"
+    measured = semicolons("medians of the matrices in the title", runs_and_time(table))
+    figure = new_figure(9, 5.2, title, f"{marks}\n{measured}")
     wide = 3.6 if len(models) > 1 else 7.7
     for i, model in enumerate(models):
         ax = axes_at(figure, 1.05 + i * (wide + 0.3), 0.7, wide, 3.25)

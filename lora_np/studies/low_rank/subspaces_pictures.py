@@ -30,19 +30,15 @@ def similarity_maps(table: Table, module: str = "q_proj") -> Figure:
     pairs = list(dict.fromkeys(pair for _, pair in maps))
     first, least = next(iter(maps.values())), min(pairs[0])
     of_pairs = groups([row | {"pair": pairs.index(tuple(row["r"]))} for row in similar], "of", "pair")
-    shared = {
-        of: " and ".join(
-            percent(statistics.median(_at(row, least) for row in of_pairs[of, i])) for i in range(len(pairs))
-        )
-        for of in OF
-    }
+    medians = {key: percent(statistics.median(_at(row, least) for row in found)) for key, found in of_pairs.items()}
+    shared = {of: " and ".join(medians[of, i] for i in range(len(pairs))) for of in OF}
     d, count = first["d"], len(of_pairs["A", 0])
     measured = "φ(i, j) of the top i and the top j directions of two runs with different seeds: "
     measured += f"{module}, layer {first['layer']}, " + semicolons(f"d = {d}", runs_and_time(table))
-    medians = f"in the title φ({least}, {least}), upper and lower row, medians over {count} pairs of layers and runs; "
-    medians += f"by chance {percent(least / d)}"
+    counted = f"in the title φ({least}, {least}), upper and lower row, medians over {count} pairs of layers and runs; "
+    counted += f"by chance {percent(least / d)}"
     title = f"Two runs share {shared['B']} of B's directions, {shared['A']} of A's"
-    figure = new_figure(9, 5.15, title, f"{measured}\n{medians}")
+    figure = new_figure(9, 5.15, title, f"{measured}\n{counted}")
     wide, rows = 2.35, {pairs[-1]: (0.62, 2.35), pairs[0]: (3.22, 0.75)}  # pair → its panels' bottom and height
     for column, of in enumerate(OF):
         for pair, (bottom, tall) in rows.items():
@@ -85,10 +81,10 @@ def amplification_chart(table: Table) -> Figure:
     inside = {r: statistics.median(row["in_delta"] / row["in_random"] for row in rows) for r, rows in ranks.items()}
     held = " and ".join(f"{times:.2g}× (r = {r})" for r, times in inside.items())
     norms = "‖Uᵀ W V‖ with U, V the top r directions of LoRA's ΔW or of W itself"
-    points = (
+    marks = (
         "a point: the mean over layers and seeds, hairlines: all of them; in the title: the median over all matrices"
     )
-    subtitle = f"{semicolons(norms, runs_and_time(table))}\n{points}"
+    subtitle = f"{semicolons(norms, runs_and_time(table))}\n{marks}"
     figure = new_figure(9, 4.4, f"W has in ΔW's directions {held} what random ones hold", subtitle)
     for i, (r, rows) in enumerate(ranks.items()):
         ax = axes_at(figure, 1.05 + i * 3.95, 0.7, 3.65, 2.5)
