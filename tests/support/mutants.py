@@ -1,0 +1,46 @@
+"""Mutants: a wrong version of a function, and the test of this suite that must fail on it."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import CodeType, ModuleType
+
+TESTS = Path(__file__).parents[1]
+
+
+@cache
+def by_path(path: str) -> ModuleType:
+    """The file tests/`path` as a module. The mutants run the suite's own tests, and no test imports from a test."""
+    name = Path(path).stem
+    spec = importlib.util.spec_from_file_location(name, TESTS / path)
+    assert spec and spec.loader, path
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)  # where dataclasses look for their module
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass(frozen=True)
+class Mutant:
+    function: Callable
+    right: str
+    wrong: str
+    caught_by: Callable
+    arguments: dict
+
+
+def mutated(function: Callable, right: str, wrong: str) -> CodeType:
+    """The function's code with `right` replaced by `wrong`. `right` must occur exactly once in its source."""
+    source = textwrap.dedent(inspect.getsource(function))
+    assert source.count(right) == 1, (
+        f"{function.__qualname__} holds {right!r} {source.count(right)} times: mend the mutant"
+    )
+    namespace: dict = {}
+    exec(compile(source.replace(right, wrong), "<mutant>", "exec"), vars(sys.modules[function.__module__]), namespace)
+    return namespace[function.__name__].__code__
