@@ -6,11 +6,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 import cupy_double
 import numpy as np
 import on_device  # before all else: it decides what "auto" is
 import pytest
+from tokenizer_cases import byte_level_bpe
 
 from lora_np import Transformer, TransformerConfig
 from lora_np.backend import why_no_gpu
@@ -84,3 +86,9 @@ def random_batch(config: TransformerConfig) -> Callable[..., tuple[np.ndarray, n
         return window[:, :-1], window[:, 1:]
 
     return make
+
+
+@pytest.fixture(scope="module", params=["gpt-2", "smollm"])
+def trained(request: pytest.FixtureRequest) -> tuple[str, Any]:
+    """(how it cuts text before the merges, a small tokenizers.Tokenizer): see tokenizer_cases."""
+    return request.param, byte_level_bpe(request.param)

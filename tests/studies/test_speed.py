@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from test_plots import texts
+from texts_of_figures import texts
 
 from lora_np import Transformer, TransformerConfig, plots
 from lora_np.__main__ import main
