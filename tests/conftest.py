@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
+# One thread for each process, set before NumPy is imported: the tests run side by side, and threads that wait spin.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("VECLIB_MAXIMUM_THREADS", "1")
+
 import sys
 from collections.abc import Callable
 from dataclasses import replace

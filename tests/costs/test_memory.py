@@ -136,6 +136,7 @@ def test_what_the_forward_keeps_is_predicted_to_the_byte(shape, method, rows, le
     assert memory(model, rows, length).activations == sum(kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "length"), [(3, 100), (2, 300)])
 @methods
 @shapes
@@ -225,6 +226,7 @@ def test_over_a_quantised_base_what_the_forward_keeps_is_predicted_to_the_byte(s
     assert memory(model, 3, 70).activations == sum(kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "length"), [(1, 60), (2, 300)])
 @over_both
 @shapes

@@ -10,7 +10,8 @@ import inspect
 from contextlib import nullcontext
 
 import pytest
-from mutants import Mutant, by_path, mutated
+from by_path import by_path
+from mutants import Mutant, mutated
 from on_device import DEVICE
 
 from lora_np import ops

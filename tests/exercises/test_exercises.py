@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import pytest
+from by_path import by_path
 
 from lora_np.exercises import exercises
 from lora_np.exercises.diagnose import diagnose
@@ -28,7 +27,7 @@ def verdict_here(text, asked):
 
 
 def wrong_answers(asked):
-    return import_module(f"wrong_answers.{asked.function}")
+    return by_path(f"exercises/wrong_answers/{asked.function}.py")
 
 
 @each
@@ -60,6 +59,7 @@ def test_a_student_who_makes_it_in_other_words_is_told_the_same(asked, mistake):
     assert said.mistakes == (mistake,), f"{text}\n{said}"
 
 
+@pytest.mark.slow
 @each
 def test_two_mistakes_at_once_are_both_named_where_the_cases_can_tell(asked):
     pairs = [known for known in edited(asked) if len(known.mistakes) == 2]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-
 from lora_np.report.claims import BEGIN, END, NEEDED, markdown
 from lora_np.studies.harness.table import Table
 
@@ -20,19 +18,23 @@ def test_the_claims_are_those_of_the_committed_tables():
     assert stands == markdown(tables), "the tables changed: write README's block again with claims.write_into"
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))
-def test_every_link_and_picture_is_there(target):
-    assert "://" in target or (ROOT / target).exists(), f"README points to {target}, which is not there"
+def test_every_link_and_picture_is_there():
+    targets = {target for target in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in target}
+    missing = sorted(target for target in targets if not (ROOT / target).exists())
+    assert targets and not missing, f"README points to {missing}, which are not there"
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(tests/[\w/]+\.py|lora_np/[\w/]+\.py)`", README))))
-def test_every_file_that_is_named_is_there(name):
-    assert (ROOT / name).exists(), f"README names {name}, which is not there"
+def test_every_file_that_is_named_is_there():
+    names = set(re.findall(r"`(tests/[\w/]+\.py|lora_np/[\w/]+\.py)`", README))
+    missing = sorted(name for name in names if not (ROOT / name).exists())
+    assert names and not missing, f"README names {missing}, which are not there"
 
 
-@pytest.mark.parametrize("test", sorted(set(re.findall(r"`(test_\w+)`", README))))
-def test_every_test_that_is_named_is_there(test):
-    assert any(f"def {test}(" in path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")), test
+def test_every_test_that_is_named_is_there():
+    names = set(re.findall(r"`(test_\w+)`", README))
+    suite = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    missing = sorted(name for name in names if f"def {name}(" not in suite)
+    assert names and not missing, f"README names {missing}, which are not there"
 
 
 def test_the_first_look_runs_line_by_line(capsys):

@@ -9,6 +9,8 @@ from on_device import assert_allclose, assert_array_equal, xp
 
 from lora_np import AdamW, LoraConfig, Transformer, VeraConfig, get_peft_model, gradcheck_model, train
 
+pytestmark = pytest.mark.usefixtures("measured")
+
 
 @pytest.mark.parametrize(
     "settings",

@@ -10,7 +10,8 @@ import inspect
 from collections.abc import Callable
 
 import pytest
-from mutants import Mutant, by_path, mutated
+from by_path import by_path
+from mutants import Mutant, mutated
 
 from lora_np import AdamW, ops
 from lora_np.nn import Parameter

@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from types import CodeType, ModuleType
-
-TESTS = Path(__file__).parents[1]
-
-
-@cache
-def by_path(path: str) -> ModuleType:
-    """The file tests/`path` as a module. The mutants run the suite's own tests, and no test imports from a test."""
-    name = Path(path).stem
-    spec = importlib.util.spec_from_file_location(name, TESTS / path)
-    assert spec and spec.loader, path
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)  # where dataclasses look for their module
-    spec.loader.exec_module(module)
-    return module
+from types import CodeType
 
 
 @dataclass(frozen=True)
