@@ -30,10 +30,10 @@ DEVICES := gpu or cupy
 
 test: .venv/installed                 ## the proofs, then the units, on all cores: no network, no GPU, no PyTorch
 	$(PYTEST) tests/proofs $(ARGS)
-	$(PYTEST) --ignore=tests/proofs -m "not (slow or $(PEERS) or $(DEVICES))" $(ARGS)
+	$(PYTEST) --ignore=tests/proofs -m "not (slow or smollm2 or $(PEERS) or $(DEVICES))" $(ARGS)
 
-test-all: test                        ## …, then what takes long: studies, pictures, the core over CuPy's double, kills
-	$(PYTEST) -m "slow and not ($(PEERS) or $(DEVICES))" $(ARGS)
+test-all: test                        ## `make test`, then what takes long: studies, pictures, SmolLM2, the core over CuPy's double
+	$(PYTEST) -m "(slow or smollm2) and not ($(PEERS) or $(DEVICES))" $(ARGS)
 
 test-oracles: .venv/oracles           ## the comparisons with PyTorch, PEFT and transformers, OpenAI's client on the server, a Dask cluster
 	$(PYTEST) --dist loadfile -m "$(PEERS)" $(ARGS)

@@ -12,7 +12,8 @@ from lora_np.exercises.program import program
 from lora_np.exercises.recognise import edited
 
 EXERCISES = exercises()
-each = pytest.mark.parametrize("asked", EXERCISES, ids=lambda asked: asked.function)
+# Of the scope of a module: the tests of one exercise run one after the other, and what its pairs of mistakes do is found once.
+each = pytest.mark.parametrize("asked", EXERCISES, ids=lambda asked: asked.function, scope="module")
 
 MISTAKES = [(asked, mistake) for asked in EXERCISES for mistake in asked.mistakes]
 each_mistake = pytest.mark.parametrize(
@@ -73,6 +74,7 @@ def test_two_mistakes_at_once_are_both_named_where_the_cases_can_tell(asked):
     assert pairs and told >= 0.7 * len(pairs), f"{asked.function}: only {told} of {len(pairs)} pairs are told apart"
 
 
+@pytest.mark.slow
 @each
 def test_a_wrong_answer_that_is_not_catalogued_gets_an_honest_unknown_and_the_smallest_case(asked):
     for text in wrong_answers(asked).UNKNOWN:
