@@ -9,7 +9,7 @@ PY := $(BIN)/python
 ARGS ?=
 CUDA ?= 13
 
-.PHONY: help reproduce lab exercises test test-oracles test-gpu notebooks lint wheel clean
+.PHONY: help reproduce lab exercises test test-all test-oracles test-gpu notebooks lint wheel clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## */: /'
@@ -24,14 +24,22 @@ TO ?= my-exercises
 exercises: .venv/installed            ## a copy of the exercises to work in, without solutions: the folder TO=my-exercises
 	$(PY) -m lora_np exercises write $(TO) $(ARGS)
 
-test: .venv/installed                 ## the proofs: no network, no GPU, no PyTorch
-	$(PY) -m pytest -m "not oracle and not gpu" $(ARGS)
+PYTEST = $(PY) -m pytest -q -n auto --dist worksteal
+PEERS := oracle or serve or cluster
+DEVICES := gpu or cupy
+
+test: .venv/installed                 ## the proofs, then the units, on all cores: no network, no GPU, no PyTorch
+	$(PYTEST) tests/proofs $(ARGS)
+	$(PYTEST) --ignore=tests/proofs -m "not (slow or smollm2 or $(PEERS) or $(DEVICES))" $(ARGS)
+
+test-all: test                        ## `make test`, then what takes long: studies, pictures, SmolLM2, the core over CuPy's double
+	$(PYTEST) -m "(slow or smollm2) and not ($(PEERS) or $(DEVICES))" $(ARGS)
 
 test-oracles: .venv/oracles           ## the comparisons with PyTorch, PEFT and transformers, OpenAI's client on the server, a Dask cluster
-	$(PY) -m pytest -m "oracle or serve or cluster" $(ARGS)
+	$(PYTEST) --dist loadfile -m "$(PEERS)" $(ARGS)
 
 test-gpu: .venv/cuda$(CUDA)           ## the core's tests on a GPU, and what CuPy can say without one (CUDA=12 for that driver)
-	$(PY) -m pytest -m "gpu or cupy" $(ARGS)
+	$(PY) -m pytest -m "$(DEVICES)" $(ARGS)
 
 notebooks: .venv/installed            ## after editing notebooks/*.py or an exercise: execute them into the .ipynb
 	$(PY) -m lora_np.report.notebooks notebooks

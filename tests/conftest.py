@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
+
+# One thread for each process, set before NumPy is imported: the tests run side by side, and threads that wait spin.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("VECLIB_MAXIMUM_THREADS", "1")
+
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 import cupy_double
 import numpy as np
 import on_device  # before all else: it decides what "auto" is
 import pytest
+from tokenizer_cases import byte_level_bpe
 
 from lora_np import Transformer, TransformerConfig
 from lora_np.backend import why_no_gpu
@@ -84,3 +94,9 @@ def random_batch(config: TransformerConfig) -> Callable[..., tuple[np.ndarray, n
         return window[:, :-1], window[:, 1:]
 
     return make
+
+
+@pytest.fixture(scope="module", params=["gpt-2", "smollm"])
+def trained(request: pytest.FixtureRequest) -> tuple[str, Any]:
+    """(how it cuts text before the merges, a small tokenizers.Tokenizer): see tokenizer_cases."""
+    return request.param, byte_level_bpe(request.param)

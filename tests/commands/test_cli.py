@@ -169,6 +169,7 @@ def test_a_size_that_a_method_does_not_have_is_refused_in_one_line(capsys):
         assert "bottleneck_size = 0; expected at least 1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_pretraining_for_a_few_steps_writes_a_model_that_loads_and_its_card(tmp_path, capsys):
     from lora_np import load_model
 

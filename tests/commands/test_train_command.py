@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from chats import RECORDS, SMOLLM2, byte_pairs, chat
 from on_device import DEVICE, host
-from test_conversations import RECORDS, SMOLLM2, byte_pairs, chat
 
 import lora_np as ln
 from lora_np.__main__ import main

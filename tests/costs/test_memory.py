@@ -149,6 +149,7 @@ def test_what_the_forward_of_a_frozen_adapter_keeps_is_predicted_to_the_byte(met
     assert memory(model, batch=2, seq=70).activations == kept_by_the_forward(model, 2, 70)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "length"), [(3, 100), (2, 300)])
 @methods
 @shapes
@@ -234,6 +235,7 @@ def test_over_a_quantised_base_what_the_forward_keeps_is_predicted_to_the_byte(s
     assert memory(model, batch=3, seq=70).activations == kept_by_the_forward(model, 3, 70)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "length"), [(1, 60), (2, 300)])
 @over_both
 @shapes

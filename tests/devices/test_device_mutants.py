@@ -10,19 +10,24 @@ import inspect
 from contextlib import nullcontext
 
 import pytest
-import test_device_traffic
-import test_ops
+from by_path import by_path
+from mutants import Mutant, mutated
 from on_device import DEVICE
-from test_device_traffic import adapted  # noqa: F401, a fixture
-from test_mutants import Mutant, mutated, op
 
 from lora_np import ops
 from lora_np.backend import scalars_to_host
 from lora_np.training import clip_grad_norm, train
 from lora_np.training.checkpoint import Checkpoint
 
+test_ops, test_device_traffic = by_path("proofs/test_ops.py"), by_path("devices/test_device_traffic.py")
+
+EXACT = test_ops.test_backward_agrees_with_the_complex_step_to_1e_12
 DTYPE = test_ops.test_the_dtype_that_goes_in_comes_out
 NUMPY = '__import__("numpy")'
+
+
+def op(function, right, wrong, case) -> Mutant:
+    return Mutant(function, right, wrong, EXACT, {"case": case})
 
 
 def waits(function, right, wrong, max_grad_norm=None) -> Mutant:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cupy_double import Traffic, traffic
 
-from lora_np import AdamW, LoraConfig, evaluate, get_peft_model, load_model, train
+from lora_np import AdamW, evaluate, load_model, train
 
 STEP = Traffic(to_device=2, to_host=1, waits=1)  # tokens and targets in; the loss with the gradient norm out
 
@@ -17,18 +17,6 @@ STEP = Traffic(to_device=2, to_host=1, waits=1)  # tokens and targets in; the lo
 def tiny(double):
     """The base that comes with the package, on the double."""
     return load_model("tiny", device="cupy")
-
-
-@pytest.fixture
-def adapted(double):
-    """`adapted(**settings)`: a fresh one, with an adapter in each linear layer."""
-
-    def make(**settings):
-        return get_peft_model(
-            load_model("tiny", device="cupy"), LoraConfig(r=2, target_modules="all-linear", **settings)
-        )
-
-    return make
 
 
 class Metered:

@@ -40,12 +40,14 @@ def run_on(device: str, file: str) -> None:
     assert f"arrays of {'cupy_double' if device == 'double' else device} (" in run.stdout, "it passed, but elsewhere"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SUITE)
 @pytest.mark.parametrize("device", ["double", pytest.param("cupy", marks=pytest.mark.gpu)])
 def test_the_cores_whole_suite_passes_on(device, name):
     run_on(device, f"test_{name}.py")
 
 
+@pytest.mark.slow
 def test_the_double_catches_what_numpy_lets_pass():
     run_on("double", "test_device_mutants.py")
 

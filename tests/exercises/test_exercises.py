@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import pytest
+from by_path import by_path
 
 from lora_np.exercises import exercises
 from lora_np.exercises.diagnose import diagnose
@@ -13,7 +12,8 @@ from lora_np.exercises.program import program
 from lora_np.exercises.recognise import edited
 
 EXERCISES = exercises()
-each = pytest.mark.parametrize("asked", EXERCISES, ids=lambda asked: asked.function)
+# Of the scope of a module: the tests of one exercise run one after the other, and what its pairs of mistakes do is found once.
+each = pytest.mark.parametrize("asked", EXERCISES, ids=lambda asked: asked.function, scope="module")
 
 MISTAKES = [(asked, mistake) for asked in EXERCISES for mistake in asked.mistakes]
 each_mistake = pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def verdict_here(text, asked):
 
 
 def wrong_answers(asked):
-    return import_module(f"wrong_answers.{asked.function}")
+    return by_path(f"exercises/wrong_answers/{asked.function}.py")
 
 
 @each
@@ -60,6 +60,7 @@ def test_a_student_who_makes_it_in_other_words_is_told_the_same(asked, mistake):
     assert said.mistakes == (mistake,), f"{text}\n{said}"
 
 
+@pytest.mark.slow
 @each
 def test_two_mistakes_at_once_are_both_named_where_the_cases_can_tell(asked):
     pairs = [known for known in edited(asked) if len(known.mistakes) == 2]
@@ -73,6 +74,7 @@ def test_two_mistakes_at_once_are_both_named_where_the_cases_can_tell(asked):
     assert pairs and told >= 0.7 * len(pairs), f"{asked.function}: only {told} of {len(pairs)} pairs are told apart"
 
 
+@pytest.mark.slow
 @each
 def test_a_wrong_answer_that_is_not_catalogued_gets_an_honest_unknown_and_the_smallest_case(asked):
     for text in wrong_answers(asked).UNKNOWN:

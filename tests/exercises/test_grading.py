@@ -230,6 +230,7 @@ def submissions(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_a_class_is_graded_to_its_end(submissions, tmp_path):
     graded = grade_class(submissions, [ASKED])
     results = {row.student: row.verdict.kind for row in graded}

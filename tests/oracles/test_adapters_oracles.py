@@ -12,6 +12,18 @@ import warnings
 
 import numpy as np
 import pytest
+from oracle_adapters import (
+    ALL_LINEAR,
+    BOUNDS,
+    DEEP,
+    assert_same_logits,
+    dtypes,
+    fill,
+    logits_of,
+    peft_config,
+    written_by_peft,
+    written_here,
+)
 from oracle_models import (
     SHAPES,
     UNTIED,
@@ -20,7 +32,6 @@ from oracle_models import (
     largest_difference,
     modeling_llama,
     peft,
-    random_batch,
     torch,
     trainable_values,
 )
@@ -37,14 +48,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Already unmerged"),
 ]
 
-TOKENS = random_batch(seed=3)[0]
-BOUNDS = {np.float64: 1e-10, np.float32: 1e-4}  # on logits of size 1 to 10; measured 2e-14 and 2e-5
-dtypes = pytest.mark.parametrize("dtype", BOUNDS, ids=lambda dtype: dtype.__name__)
-DEEP = UNTIED | {
-    "num_hidden_layers": 3
-}  # with 21 linear layers PEFT writes suffixes for all-linear, with 14 full names
-
-ALL_LINEAR = {"r": 3, "lora_alpha": 8, "target_modules": "all-linear"}
 RANKS = {"q_proj": 2, r"layers\.1\.mlp\.down_proj": 5, r"0\..*\.up_proj": 1}
 ALPHAS = {"v_proj": 3, r"1\.mlp\.(gate|up)_proj": 20, r"model\.layers\.0\.self_attn\.o_proj": 0.5}
 BOTH_WAYS = {
@@ -75,63 +78,11 @@ def cases(settings):
     return pytest.mark.parametrize("settings", settings.values(), ids=settings.keys())
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def precise(request, monkeypatch):
     """In float64, transformers' Llama without its three detours through float32: see oracle_models."""
     if request.getfixturevalue("dtype") == np.float64:
         monkeypatch.setattr(modeling_llama, "torch", DoubleTorch("torch"))
-
-
-def fill(model, seed=1):
-    """Random A and B, with B ≠ 0: at B = 0 an adapter that was not loaded would pass for one that was."""
-    rng = np.random.default_rng(seed)
-    for name, p in model.named_parameters():
-        if ".lora_" in name and isinstance(model, ln.Module):
-            p.value = rng.standard_normal(p.value.shape).astype(p.value.dtype) / 3
-        elif ".lora_" in name:
-            p.data.copy_(torch.from_numpy(rng.standard_normal(tuple(p.shape)) / 3))
-    return model
-
-
-def peft_config(settings):
-    return peft.LoraConfig(task_type="CAUSAL_LM", **settings)
-
-
-def written_by_peft(theirs, settings, folder, seed=1):
-    """Adapt their model, and save the adapter."""
-    theirs = fill(peft.get_peft_model(theirs, peft_config(settings)), seed)
-    theirs.save_pretrained(str(folder))
-    return theirs.eval()
-
-
-def written_here(ours, settings, folder, seed=1):
-    """The same with our model."""
-    ours = fill(ln.get_peft_model(ours, ln.LoraConfig(**settings)), seed)
-    ours.save_pretrained(folder)
-    return ours
-
-
-def logits_of(model):
-    if isinstance(model, ln.Module):
-        return model.forward(TOKENS)[0]
-    with torch.no_grad():
-        return model.eval()(input_ids=torch.from_numpy(TOKENS)).logits.numpy()
-
-
-def assert_same_logits(ours, theirs, bound):
-    error = largest_difference(logits_of(ours), logits_of(theirs))
-    print(f"measured {error:.1e}; bound {bound:.0e}")
-    assert error <= bound, (
-        f"logits differ by {error:.1e}: another scaling, rank or layer than the adapter was made with"
-    )
 
 
 # ------------------------------------------------------------------------------------------------------- both directions

@@ -12,6 +12,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from oracle_adapters import (
+    ALL_LINEAR,
+    BOUNDS,
+    DEEP,
+    assert_same_logits,
+    dtypes,
+    logits_of,
+    peft_config,
+    written_by_peft,
+    written_here,
+)
 from oracle_models import (
     UNTIED,
     DoubleTorch,
@@ -24,18 +35,6 @@ from oracle_models import (
     random_batch,
     their_loss,
     torch,
-)
-from test_adapters_oracles import (
-    ALL_LINEAR,
-    BOUNDS,
-    DEEP,
-    assert_same_logits,
-    dtypes,
-    logits_of,
-    one_thread,  # noqa: F401  a fixture
-    peft_config,
-    written_by_peft,
-    written_here,
 )
 
 import lora_np as ln

@@ -41,14 +41,6 @@ ways = pytest.mark.parametrize("settings", WAYS.values(), ids=WAYS.keys())
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def precise(monkeypatch):
     """In float64, transformers' Llama without its three detours through float32: see oracle_models."""

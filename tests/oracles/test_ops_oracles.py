@@ -52,12 +52,8 @@ adapters = pytest.mark.parametrize("settings", ADAPTERS.values(), ids=ADAPTERS.k
 
 @pytest.fixture(autouse=True)
 def float64_throughout(monkeypatch):
-    """See oracle_models: transformers' Llama without its three detours through float32, and on one thread."""
+    """See oracle_models: transformers' Llama without its three detours through float32."""
     monkeypatch.setattr(modeling_llama, "torch", DoubleTorch("torch"))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # --------------------------------------------------------------------------------------------------------------------

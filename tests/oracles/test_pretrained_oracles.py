@@ -11,11 +11,12 @@ from gguf import GGMLQuantizationType as Type
 from gguf_files import CONFIG, metadata_of, write, write_model
 from on_device import host
 from oracle_models import SHAPES, base_pair, largest_difference, torch, transformers
-from test_tokenizer import CHAT, TRICKY, metadata_for, tokenizers, trained  # noqa: F401, trained is a fixture
+from tokenizer_cases import CHAT, TRICKY, metadata_for
 
 import lora_np as ln
 from lora_np.files import tokenizer_from_gguf
 
+tokenizers = pytest.importorskip("tokenizers")
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]
 TOKENS = np.random.default_rng(0).integers(0, 37, (2, 9))
 shapes = pytest.mark.parametrize("shape", SHAPES)
@@ -64,7 +65,7 @@ def test_a_folder_that_transformers_saves_is_the_same_model_here(shape, dtype, s
 
 @pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_1"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_a_gguf_file_is_the_same_model_in_transformers(kind, tied, trained, tmp_path):  # noqa: F811
+def test_a_gguf_file_is_the_same_model_in_transformers(kind, tied, trained, tmp_path):
     tokens = metadata_for(trained)
     tokens["tokenizer.ggml.token_type"] = tokens["tokenizer.ggml.token_type"].tolist()
     config = replace(CONFIG, tie_word_embeddings=tied, vocab_size=len(tokens["tokenizer.ggml.tokens"]))
@@ -91,7 +92,7 @@ def their_tokenizer(tokens, folder):
     return theirs
 
 
-def test_a_gguf_tokenizer_is_transformers_own(trained, tmp_path):  # noqa: F811
+def test_a_gguf_tokenizer_is_transformers_own(trained, tmp_path):
     tokens = metadata_for(trained)
     ours, theirs = tokenizer_from_gguf(tokens), their_tokenizer(tokens, tmp_path)
     for text in TRICKY:
@@ -101,7 +102,7 @@ def test_a_gguf_tokenizer_is_transformers_own(trained, tmp_path):  # noqa: F811
         assert getattr(ours, name) == getattr(theirs, name)
 
 
-def test_a_tokenizer_that_we_save_is_the_same_in_transformers(trained, tmp_path):  # noqa: F811
+def test_a_tokenizer_that_we_save_is_the_same_in_transformers(trained, tmp_path):
     ours = tokenizer_from_gguf(
         metadata_for(trained) | {"tokenizer.chat_template": ln.load_tokenizer("tiny").chat_template}
     )
@@ -114,7 +115,7 @@ def test_a_tokenizer_that_we_save_is_the_same_in_transformers(trained, tmp_path)
         assert ours.apply_chat_template(CHAT[:n], add_generation_prompt=prompt).tolist() == ids
 
 
-def test_a_tokenizer_that_transformers_saves_is_the_same_here(trained, tmp_path):  # noqa: F811
+def test_a_tokenizer_that_transformers_saves_is_the_same_here(trained, tmp_path):
     _, backend = trained
     theirs = transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|endoftext|>"

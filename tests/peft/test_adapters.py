@@ -13,8 +13,8 @@ import sys
 
 import numpy as np
 import pytest
+from adapted import adapted, state
 from on_device import assert_array_equal, host, xp
-from test_lora import adapted
 
 import lora_np as ln
 from lora_np import AdamW, LoraConfig, PeftModel, get_peft_model, gradcheck_model, train
@@ -70,14 +70,6 @@ def saved(make_model, folder, name="default", dtype=np.float64, seed=1, **change
     peft_model = adapted(make_model(dtype), seed=seed, **changes)
     peft_model.save_pretrained(folder)
     return peft_model
-
-
-def state(model):
-    """All there is to see of a model: parameters, what trains, the layers' kinds, the adapters and which is active."""
-    inner = getattr(model, "model", model) if isinstance(model, PeftModel) else model
-    parameters = {name: (host(p.value).tobytes(), p.trainable) for name, p in model.named_parameters()}
-    kinds = {name: type(m).__name__ for name, m in inner.named_modules()}
-    return parameters, kinds, dict(getattr(model, "peft_config", {})), getattr(model, "active_adapter", None)
 
 
 # ----------------------------------------------------------------------------------------------------------- round trip

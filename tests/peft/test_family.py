@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from adapted import ALL, adapted
 from on_device import assert_allclose, assert_array_equal, host, xp
-from test_lora import ALL, adapted
 
 import lora_np as ln
 from lora_np import SGD, AdamW, LoraConfig, Parameter, PeftModel, get_peft_model, gradcheck_model, ops, train

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from adapted import adapted, state
 from on_device import assert_allclose, assert_array_equal, host, xp
-from test_adapters import state
-from test_lora import adapted
 
 import lora_np as ln
 from lora_np import LoraConfig, PeftModel

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 from on_device import DEVICE, host
-from test_tokenizer import CHAT, TRICKY
+from tokenizer_cases import CHAT, TRICKY
 
 import lora_np as ln
 from lora_np.pretrained.download import MODELS

@@ -14,8 +14,6 @@ from graphlib import TopologicalSorter
 from importlib import resources
 from pathlib import Path
 
-import pytest
-
 import lora_np as ln
 
 ROOT = Path(__file__).parents[2]
@@ -81,10 +79,10 @@ def test_every_module_has_its_floor():
     assert not homeless, f"{sorted(homeless)}: put each where it belongs in FLOORS, above all that it imports"
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_nothing_imports_upward(module):
-    above = sorted(f"lora_np.{name}" for name in OWN[module] if height(name) > height(module))
-    assert not above, f"{module} imports {above}, which stand above it: a reader has not met them yet"
+def test_nothing_imports_upward():
+    above = {module: sorted(name for name in OWN[module] if height(name) > height(module)) for module in MODULES}
+    wrong = [f"{module} imports {names}" for module, names in above.items() if names]
+    assert not wrong, "\n".join(["a reader has not met yet what is imported here:", *wrong])
 
 
 def test_there_are_no_circles():
@@ -192,7 +190,6 @@ def methods(cls: type) -> Iterator[tuple[str, types.FunctionType]]:
 
 
 FUNCTIONS = public_functions()
-functions = pytest.mark.parametrize("name", FUNCTIONS)
 
 
 def test_the_walk_over_the_public_api_finds_it():
@@ -207,21 +204,22 @@ def test_the_walk_over_the_public_api_finds_it():
     assert expected <= FUNCTIONS.keys()
 
 
-@functions
-def test_every_public_function_has_types(name):
-    signature = inspect.signature(FUNCTIONS[name])
-    untyped = [
-        p.name for p in signature.parameters.values() if p.annotation is p.empty and p.name not in ("self", "cls")
-    ]
-    assert not untyped, f"{name}: {untyped} have no type"
-    assert signature.return_annotation is not signature.empty, f"{name} does not say what it returns"
+def test_every_public_function_has_types():
+    wrong = []
+    for name, function in FUNCTIONS.items():
+        signature = inspect.signature(function)
+        parameters = [p for p in signature.parameters.values() if p.name not in ("self", "cls")]
+        wrong += [f"{name}: {p.name} has no type" for p in parameters if p.annotation is p.empty]
+        if signature.return_annotation is signature.empty:
+            wrong.append(f"{name} does not say what it returns")
+    assert not wrong, "\n".join(wrong)
 
 
-@functions
-def test_every_public_function_says_what_it_does(name):
-    says_it_by_its_name = name.endswith(("__", "(a property)"))
-    docstring = inspect.getdoc(FUNCTIONS[name])  # its own, or that of what it overrides
-    assert docstring or says_it_by_its_name, f"{name} has no docstring"
+def test_every_public_function_says_what_it_does():
+    told_by_name = ("__", "(a property)")
+    others = {name: function for name, function in FUNCTIONS.items() if not name.endswith(told_by_name)}
+    silent = [name for name, function in others.items() if not inspect.getdoc(function)]  # or that of what it overrides
+    assert not silent, f"without a docstring: {silent}"
 
 
 def test_every_public_class_and_module_says_what_it_is():
@@ -272,6 +270,6 @@ def test_no_file_names_a_place_on_one_persons_machine():
     folders = [ROOT / name for name in ("lora_np", "tests", "notebooks", "figures", "docs", ".github", ".ci")]
     files = [path for folder in folders for path in folder.rglob("*") if ".ipynb_checkpoints" not in path.parts]
     for path in [*files, *ROOT.glob("*")]:
-        if path.is_file() and path.suffix in TEXT:
+        if path.is_file() and path.suffix in TEXT and path.name != ".git":  # which a worktree of one's own has
             found = MACHINE.search(path.read_text(encoding="utf-8", errors="ignore"))
             assert not found, f"{path.relative_to(ROOT)} says {found[0]!r}, which is nowhere else"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-
 from lora_np.report.claims import BEGIN, END, NEEDED, markdown
 from lora_np.studies.harness.table import Table
 

@@ -7,24 +7,11 @@ imported, for the length of one test; then the named test must fail.
 from __future__ import annotations
 
 import inspect
-import sys
-import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
-import test_bottleneck
-import test_family
-import test_lora
-import test_merging
-import test_mixed_batches
-import test_ops
-import test_prefix
-import test_quantize
-import test_serve_engine
-import test_spectra
-import test_subspace
-import test_transformer
+from by_path import by_path
+from mutants import Mutant, mutated
 
 from lora_np import AdamW, ops
 from lora_np.nn import Parameter
@@ -49,6 +36,19 @@ from lora_np.transformer.cache import LayerCache
 from lora_np.transformer.decoder import Attention, Block
 from lora_np.transformer.generation import last_logits
 from lora_np.transformer.model import KeyValueCache
+
+test_bottleneck = by_path("peft/test_bottleneck.py")
+test_family = by_path("peft/test_family.py")
+test_lora = by_path("proofs/test_lora.py")
+test_merging = by_path("peft/test_merging.py")
+test_mixed_batches = by_path("peft/test_mixed_batches.py")
+test_ops = by_path("proofs/test_ops.py")
+test_prefix = by_path("peft/test_prefix.py")
+test_quantize = by_path("quantization/test_quantize.py")
+test_serve_engine = by_path("serve/test_serve_engine.py")
+test_spectra = by_path("studies/test_spectra.py")
+test_subspace = by_path("training/test_subspace.py")
+test_transformer = by_path("proofs/test_transformer.py")
 
 EXACT = test_ops.test_backward_agrees_with_the_complex_step_to_1e_12
 MODEL = test_transformer.test_the_whole_model_agrees_with_the_complex_step_to_1e_12
@@ -77,15 +77,6 @@ PREFIX = test_prefix.test_a_prefix_agrees_with_the_complex_step_to_1e_12
 PLAIN, PROJECTED = {"settings": test_prefix.PLAIN}, {"settings": test_prefix.PROJECTED}
 NARROW = test_bottleneck.test_bottlenecks_agree_with_the_complex_step_to_1e_12
 HOUSE = {"placement": "houlsby", "non_linearity": "gelu"}
-
-
-@dataclass(frozen=True)
-class Mutant:
-    function: Callable
-    right: str
-    wrong: str
-    caught_by: Callable
-    arguments: dict
 
 
 def op(function: Callable, right: str, wrong: str, case: str) -> Mutant:
@@ -657,17 +648,6 @@ MUTANTS = {
         {},
     ),
 }
-
-
-def mutated(function: Callable, right: str, wrong: str):
-    """The function's code with `right` replaced by `wrong`, which must stand there exactly once."""
-    source = textwrap.dedent(inspect.getsource(function))
-    assert source.count(right) == 1, (
-        f"{function.__qualname__} holds {right!r} {source.count(right)} times: mend the mutant"
-    )
-    namespace: dict = {}
-    exec(compile(source.replace(right, wrong), "<mutant>", "exec"), vars(sys.modules[function.__module__]), namespace)
-    return namespace[function.__name__].__code__
 
 
 @pytest.mark.parametrize("name", MUTANTS)

@@ -9,6 +9,7 @@ from on_device import assert_allclose, assert_array_equal, host, xp
 from lora_np import gradcheck, ops
 from lora_np.backend import Array
 
+pytestmark = pytest.mark.usefixtures("measured")
 RNG = np.random.default_rng(7)
 
 

@@ -8,6 +8,7 @@ from on_device import assert_allclose, assert_array_equal, xp
 
 from lora_np import Context, Linear, Parameter, Transformer, TransformerConfig, gradcheck_model, ops
 
+pytestmark = pytest.mark.usefixtures("measured")
 layouts = pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 
 

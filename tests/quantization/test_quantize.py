@@ -8,9 +8,9 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+from adapted import adapted
 from on_device import DEVICE, assert_array_equal, host, xp
 from safetensors.numpy import load_file, save_file
-from test_lora import adapted
 
 import lora_np as ln
 from lora_np import Linear, LoraConfig, QuantizedLinear, get_peft_model, gradcheck_model, load_model, save_model

@@ -338,6 +338,7 @@ def test_one_whose_folder_was_damaged_meanwhile_fails_alone(make_server, folders
     assert good.tokens == expected
 
 
+@pytest.mark.slow
 def test_a_thousand_resident_adapters_add_their_own_bytes_alone():
     """r = 8, on "tiny": the factors, and less than a tenth of that for the objects around them."""
     peft_model, config = PeftModel(ln.load_model("tiny")), LoraConfig(r=8, target_modules=["gate_proj", "down_proj"])

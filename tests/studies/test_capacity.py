@@ -164,7 +164,7 @@ def test_a_rate_that_another_seed_falls_over_at_is_not_the_best(monkeypatch):
         return {"method": "lora", "r": 1, "lr": run.lr, "seed": run.seed, "validation": loss}
 
     monkeypatch.setattr(capacity, "measure", measured)
-    kept, lost = capacity.steady([Memory("lora", 2e-3, r=1)], (0, 1), workers=1, folder=None)
+    kept, lost = capacity.steady([Memory("lora", 2e-3, r=1, base_steps=2)], (0, 1), workers=1, folder=None)
     assert {row["lr"] for row in kept} == {1e-3} and {row["lr"] for row in lost} == {2e-3}
     assert [row["seed"] for row in kept] == [0, 1]
 

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {
-    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(cluster_runs.__file__).parent)]),
     "OPENBLAS_NUM_THREADS": "1",
 }
 NO_KILL = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")

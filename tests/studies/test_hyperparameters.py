@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import knob_tables as tables
 import numpy as np
 import pytest
-from test_studies import serially, small_base  # noqa: F401  (a fixture)
+from small_studies import serially
 
 import lora_np as ln
 from lora_np.studies.harness import runs, tiny_task
@@ -72,7 +72,7 @@ def test_another_batch_reads_as_many_tokens():
 
 
 @pytest.fixture
-def setting(small_base, monkeypatch):  # noqa: F811
+def setting(small_base, monkeypatch):
     batch = np.arange(64).reshape(2, 32), np.arange(1, 65).reshape(2, 32)
     monkeypatch.setattr(tiny_task, "_unseen", lambda: [batch, (batch[1], batch[0])])
     for module in (knobs, runs):

@@ -22,6 +22,7 @@ def test_one_adapter_harms_a_weight_once_and_several_in_turns_add_up():
         assert others["errors"][-1] > 10 * often
 
 
+@pytest.mark.slow
 def test_two_adapters_are_joined_and_judged_on_both_domains():
     table = merging.combinations(Setting(steps=3, batch_size=2, scales=(0.5, 1.0), shares=(0.5,), windows=2))
     assert {row["kind"] for row in table.rows} == {"base", "adapter", "share", *COMBINATION_TYPES}

@@ -18,9 +18,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.text import Text
-from mpl_toolkits.mplot3d import proj3d
-from mpl_toolkits.mplot3d.art3d import Text3D
+from texts_of_figures import texts
 
 from lora_np import plots
 from lora_np.report import pictures
@@ -459,69 +457,41 @@ PICTURES = {
 }
 
 
-@pytest.fixture(scope="module")
-def figures() -> dict[str, Figure]:
+@pytest.fixture(scope="module", params=PICTURES)
+def picture(request) -> tuple[str, Figure]:
+    """(its name, the figure, drawn): once for all that is asked of it, and a warning is an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        drawn = {}
-        for name, draw in PICTURES.items():
-            drawn[name] = draw()
-            plt.close(drawn[name])
-            FigureCanvasAgg(drawn[name])  # closing takes the canvas away
-    return drawn
+        figure = PICTURES[request.param]()
+    plt.close(figure)
+    FigureCanvasAgg(figure).draw()  # closing takes the canvas away
+    return request.param, figure
 
 
 # ------------------------------------------------------------------------------------------- nothing cut, nothing over
 
 
-def texts(figure: Figure) -> list[tuple[str, np.ndarray]]:
-    """Every visible piece of text with its box in pixels ((x0, y0), (x1, y1)), ticks outside the axes left out."""
-    renderer = figure.canvas.get_renderer()
-    found = []
-    for ax in figure.axes:
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.get_tightbbox(renderer)  # places the labels
-    hidden = {
-        label
-        for ax in figure.axes
-        for axis in (ax.xaxis, ax.yaxis)
-        for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]
-        for label in (tick.label1, tick.label2)
-        if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval()) or not ax.axison
-    }
-    axis_labels_off = {label for ax in figure.axes if not ax.axison for label in (ax.xaxis.label, ax.yaxis.label)}
-    for text in figure.findobj(Text):
-        if text.get_visible() and text.get_text().strip() and text not in hidden | axis_labels_off:
-            place = text.get_position()
-            if isinstance(text, Text3D):  # the view shows it as a plain text at this place
-                text.set_position(proj3d.proj_transform(*text.get_position_3d(), text.axes.get_proj())[:2])
-            found.append((text.get_text(), Text.get_window_extent(text, renderer).get_points()))
-            text.set_position(place)
-    return found
-
-
-@pytest.mark.parametrize("name", PICTURES)
-def test_no_text_is_cut_off(figures, name):
-    figure = figures[name]
-    figure.canvas.draw()
+@pytest.mark.slow
+def test_no_text_is_cut_off(picture):
+    name, figure = picture
     width, height = figure.get_size_inches() * figure.dpi
     for text, ((x0, y0), (x1, y1)) in texts(figure):
         inside = x0 >= 0 and y0 >= 0 and x1 <= width and y1 <= height
         assert inside, f"{name}: {text!r} at x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f} leaves {width} × {height}"
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_no_label_overlaps_another(figures, name):
-    figure = figures[name]
-    figure.canvas.draw()
+@pytest.mark.slow
+def test_no_label_overlaps_another(picture):
+    name, figure = picture
     for (one, a), (other, b) in itertools.combinations(texts(figure), 2):
         shared = np.minimum(a[1], b[1]) - np.maximum(a[0], b[0])  # pixels across and up
         assert not (shared > 1.5).all(), f"{name}: {one!r} and {other!r} overlap by {shared.round(1)} pixels"
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_every_axis_that_shows_numbers_says_what_they_are(figures, name):
-    for ax in figures[name].axes:
+@pytest.mark.slow
+def test_every_axis_that_shows_numbers_says_what_they_are(picture):
+    name, figure = picture
+    for ax in figure.axes:
         if not ax.axison or ax.name == "3d":
             continue
         if any(label.get_text() for label in ax.get_xticklabels()):
@@ -529,12 +499,13 @@ def test_every_axis_that_shows_numbers_says_what_they_are(figures, name):
         has_numbers = any(label.get_text().replace(".", "").isdigit() for label in ax.get_yticklabels())
         shares_its_label = any(
             other is not ax and other.get_ylabel() and np.allclose(other.get_ylim(), ax.get_ylim())
-            for other in figures[name].axes
+            for other in figure.axes
         )
         named = ax.get_ylabel() or ax.get_title(loc="left") or shares_its_label
         assert named or not has_numbers, f"{name}: a y axis with numbers and no label"
 
 
+@pytest.mark.slow
 def test_every_picture_of_a_study_says_how_many_runs_it_shows_and_what_they_took(monkeypatch):
     """The committed ones. Seconds of one core, or of the machine where a study is alone on it."""
     data = Path(__file__).parents[2] / "figures" / "data"

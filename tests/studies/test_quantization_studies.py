@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_studies import serially, setting, small_base  # noqa: F401  (fixtures)
+from small_studies import serially
 
 import lora_np as ln
 from lora_np.quantization.four_bits import QUANT_TYPES, dequantize_4bit, quantize_4bit
@@ -60,7 +60,7 @@ def test_a_quantised_base_turns_the_gradients_less_than_another_batch_does():
 
 
 @pytest.fixture
-def lora(setting, monkeypatch):  # noqa: F811
+def lora(setting, monkeypatch):
     """The convergence table of a small model, and LoRA's rows at r = 4 in it."""
     monkeypatch.setattr(qlora, "run_all", serially)
     table = convergence(replace(setting, lora_lrs=(4e-3,)))

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from test_plots import texts
+from texts_of_figures import texts
 
 from lora_np import Transformer, TransformerConfig, plots
 from lora_np.__main__ import main
@@ -107,6 +107,7 @@ def _note(computed, layer, need_dx, backward, dy, cache):
 # ------------------------------------------------------------------------------------------------------------- the sides
 
 
+@pytest.mark.slow
 def test_a_study_without_pytorch_has_ours_and_the_floor_and_says_what_is_missing(alone):
     said = []
     table = study.speed([SMALL], threads=1, rounds=2, say=said.append)
@@ -121,6 +122,7 @@ def test_a_study_without_pytorch_has_ours_and_the_floor_and_says_what_is_missing
     assert {"threads": 1, "rounds": 2}.items() <= table.settings.items()
 
 
+@pytest.mark.slow
 def test_every_thing_that_grows_is_a_sweep_of_its_own(alone):
     cases = [Case("", 2, 8, shape=SHAPE | {"num_hidden_layers": n}) for n in (1, 2)]
     table = study.speed_scaling({"layers": cases, "r": [replace(cases[0], r=r) for r in (1, 2, 4)]}, 1, 2, silence)
@@ -253,6 +255,7 @@ def test_the_blas_is_named_with_its_kernel():
     assert machine.processor()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not machine.resident_memory(), reason="this system does not say")
 def test_the_peak_of_memory_sees_an_array_that_is_gone():
     before = machine.resident_memory()["peak"]
@@ -266,6 +269,7 @@ def test_the_peak_of_memory_sees_an_array_that_is_gone():
 # ----------------------------------------------------------------------------------------------------------- the command
 
 
+@pytest.mark.slow
 def test_bench_prints_and_keeps_what_was_asked_for(alone, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(study, "CASES", (SMALL,))
     monkeypatch.setattr(study.speed_scaling, "__defaults__", ({"r": [SMALL, replace(SMALL, r=5)]}, 1, 1, silence))
@@ -338,6 +342,7 @@ PICTURES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PICTURES)
 def test_the_pictures_draw_with_nothing_cut_off_or_over_another(name):
     figure = PICTURES[name]()

@@ -7,36 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lora_np import Transformer, save_model
 from lora_np.studies.convergence import study
-from lora_np.studies.convergence.study import QUICK, convergence
-from lora_np.studies.harness import runs, tiny_task
+from lora_np.studies.convergence.study import convergence
+from lora_np.studies.harness import tiny_task
 from lora_np.studies.harness.runs import run_all
 from lora_np.studies.harness.table import Table, groups, mean, median, rounded, show
 from lora_np.studies.harness.tiny_task import Run, recovered
 from lora_np.studies.low_rank import rank_reduction
-from lora_np.studies.pretraining.study import TINY
 from lora_np.studies.timing.step_cost import step_cost, timed_alike
-
-
-@pytest.fixture
-def small_base(tmp_path):
-    """A random model that reads bytes, in a folder."""
-    config = replace(TINY, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
-    save_model(Transformer.random(config), tmp_path / "base")
-    return str(tmp_path / "base")
-
-
-@pytest.fixture
-def setting(small_base, monkeypatch):
-    batch = np.arange(64).reshape(2, 32), np.arange(1, 65).reshape(2, 32)
-    monkeypatch.setattr(tiny_task, "_unseen", lambda: [batch, (batch[1], batch[0])])
-    monkeypatch.setattr(runs, "run_all", serially)
-    return replace(QUICK, base=small_base, steps=3, batch_size=2, eval_every=1, ranks=(1, 4))
-
-
-def serially(measure, runs, workers, folder, label, given=""):
-    return [measure(run) for run in runs]
 
 
 def test_every_method_is_compared_at_the_best_rate_of_a_sweep_that_has_a_minimum_inside(setting, monkeypatch):

@@ -107,6 +107,7 @@ def test_without_distributed_the_error_says_what_to_install(monkeypatch):
         run_all(cluster_runs.measure, [Told(1.0, "")], "tcp://127.0.0.1:8786", None, "told")
 
 
+@pytest.mark.slow
 def test_the_rows_of_two_processes_are_those_of_one_to_the_bit(tmp_path):
     config = replace(TINY, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
     save_model(Transformer.random(config), tmp_path)

@@ -22,6 +22,7 @@ if DEVICE == "double":
     sys.modules["cupy"] = cupy_double
 os.environ["LORA_NP_DEVICE"] = "numpy" if DEVICE == "numpy" else "cupy"  # what "auto" means in these tests
 xp = device_module("auto")
+errors: list[float] = []  # that assert_allclose saw; a proof prints the worst of its own
 
 
 def host(x: Any) -> Any:
@@ -32,8 +33,12 @@ def host(x: Any) -> Any:
 
 
 def assert_allclose(actual: Array, desired: Array, **options: Any) -> None:
-    """numpy.testing.assert_allclose, wherever the arrays live."""
-    np.testing.assert_allclose(host(actual), host(desired), **options)
+    """numpy.testing.assert_allclose, wherever the arrays live. The error is kept, relative to the largest number."""
+    actual, desired = np.asarray(host(actual)), np.asarray(host(desired))
+    np.testing.assert_allclose(actual, desired, **options)
+    if desired.size and np.isfinite(desired).all():
+        off = np.abs(actual - desired).max()
+        errors.append(float(off / (np.abs(desired).max() or 1)))
 
 
 def assert_array_equal(actual: Array, desired: Array, **options: Any) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from lora_np.files import load_arrays
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")]
 
 KILLED = -9  # the exit status: minus SIGKILL
 

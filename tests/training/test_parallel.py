@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from test_lora import adapted
+from adapted import adapted
 
 from lora_np import ops
 from lora_np.training import parallel

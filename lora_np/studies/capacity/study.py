@@ -30,7 +30,7 @@ from ...ops import IGNORE_INDEX
 from ...peft import LoraConfig, get_peft_model
 from ...training import AdamW, Batch, WarmupCosine, evaluate, train
 from ...transformer import Transformer
-from ..harness.runs import finished, run_all, sweep, validation
+from ..harness.runs import Row, finished, run_all, sweep, validation
 from ..harness.table import Table
 from ..harness.tiny_task import curve, train_by
 from ..pretraining.study import TINY
@@ -231,8 +231,8 @@ def steady(runs: Sequence[Memory], seeds: Sequence[int], workers: int, folder: s
     """
     tried = [replace(run, lr=lr, seed=seed) for run in runs for lr in (run.lr, run.lr / 2) for seed in seeds]
     rows, n = run_all(measure, tried, workers, folder, "capacity", shared(runs[0])), len(seeds)
-    kept: Rows = []
-    lost: Rows = []
+    kept: list[Row] = []
+    lost: list[Row] = []
     for i in range(0, len(rows), 2 * n):
         better, worse = sorted((rows[i : i + n], rows[i + n : i + 2 * n]), key=lambda same: sum(map(validation, same)))
         kept += finished(better)

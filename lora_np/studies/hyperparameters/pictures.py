@@ -14,7 +14,6 @@ from ..harness.style import DOTTED, EDGE, axes_at, label_lines, log_axis, new_fi
 from ..harness.table import Table, arrays, groups
 from ..harness.words import runs_and_time, semicolons, short_count
 
-Rows = Sequence[dict[str, Any]]
 Losses = Mapping[Any, np.ndarray]
 LOSS = "held-out loss at the end (nats a byte)"
 KEPT: dict[str, Any] = {"color": OTHERS[1], "marker": "^", "ls": DOTTED}  # all settings at one learning rate

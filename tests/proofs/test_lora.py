@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from adapted import ALL, adapted
 from on_device import assert_allclose, assert_array_equal, xp
 
 from lora_np import AdamW, LoraConfig, Transformer, VeraConfig, get_peft_model, gradcheck_model, train
 
-ALL = "all-linear"
-
-
-def adapted(model, seed=1, **changes):
-    """A PeftModel whose B is not zero, with α ≠ r, so that no gradient is zero by accident."""
-    settings = {"r": 3, "lora_alpha": 7, "target_modules": ALL, "init_lora_weights": False} | changes
-    return get_peft_model(model, LoraConfig(**settings), seed=seed)
+pytestmark = pytest.mark.usefixtures("measured")
 
 
 @pytest.mark.parametrize(
