@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from lora_np.report.claims import BEGIN, END, NEEDED, markdown
 from lora_np.studies.harness.table import Table
 
