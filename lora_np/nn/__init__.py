@@ -3,7 +3,7 @@
 Reading order: module, context, layers, targets.
 """
 
-from .context import BASE, EVALUATION, Context, Rows
+from .context import BASE, EVALUATION, Context, Rows, check_names
 from .layers import Embedding, Linear, RMSNorm
 from .module import RAN_FROZEN, Cache, Module, Parameter, Trainable, replace_module
 
@@ -20,5 +20,6 @@ __all__ = [
     "RMSNorm",
     "Rows",
     "Trainable",
+    "check_names",
     "replace_module",
 ]

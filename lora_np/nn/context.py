@@ -31,6 +31,19 @@ class Rows:
         raise NotImplementedError
 
 
+def check_names(names: Any, rows: int, known: Sequence[str]) -> list[str]:
+    """`adapter_names` as a list, one a row. Raises ValueError for another number of them or a name that is not there."""
+    if isinstance(names, str) or len(names) != rows:
+        found = repr(names) if isinstance(names, str) else f"{len(names)} names"
+        raise ValueError(
+            f"adapter_names: {found} for a batch of {rows} rows; expected one a row, {BASE!r} for the base"
+        )
+    unknown = sorted({str(name) for name in names if name != BASE and name not in known})
+    if unknown:
+        raise ValueError(f"there is no adapter {', '.join(map(repr, unknown))}; this model has {[*known, BASE]}")
+    return list(names)
+
+
 @dataclass(frozen=True)
 class Context:
     """What one call carries through every layer: an argument, so that no call leaves anything behind in the model.

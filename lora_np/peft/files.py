@@ -19,9 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from ..backend import to_host
 from ..files import load_arrays, save_arrays, write_atomically
 from ..nn import Module
 from ..nn.targets import is_target
+from ..quantization import Quantized4bit, dequantize_4bit, quantize_4bit
 from .placement import adaptable_layers
 
 PREFIX = "base_model.model."  # what PEFT puts before every name of the base
@@ -179,3 +181,27 @@ def check_arrays(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[in
 def some(keys: list[str]) -> str:
     """The first few of many names."""
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def is_of_the_base(key: str, array: np.ndarray, model: Module) -> bool:
+    """Whether an array is a weight of the base. PEFT saves the head's beside an adapter for the head, though it is frozen.
+
+    Raises ValueError where its numbers are not this base's: the adapter was then trained on another one.
+    """
+    name = key.removeprefix(PREFIX).replace(".base_layer", "")
+    base = {n.replace(".base_layer", ""): p.value for n, p in model.named_parameters() if ".lora_" not in n}
+    if name not in base:
+        return False
+    value = base[name]
+    fits = value.shape == array.shape
+    if fits and isinstance(value, Quantized4bit):  # of 16 bits another copy may have another code here and there
+        stored, given = (
+            to_host(dequantize_4bit(x, np.float32))
+            for x in (value, quantize_4bit(array, value.block_size, value.quant_type))
+        )
+        fits = bool(np.linalg.norm(given - stored) <= 0.02 * np.linalg.norm(stored))
+    elif fits:
+        fits = bool((to_host(value).astype(array.dtype) == array).all())
+    if not fits:
+        raise ValueError(f"{key} is not the weight that this base has there: the adapter was made for another base")
+    return True

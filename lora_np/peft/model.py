@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array
-from ..nn import BASE, RAN_FROZEN, Context, Parameter
+from ..nn import BASE, RAN_FROZEN, Context, Parameter, check_names
 from ..transformer import KeyValueCache, Transformer
 from . import merging
 from .adapter import AdaptedLinear
@@ -24,7 +24,7 @@ from .config import storage_dtype
 from .files import CONFIG, PREFIX, WEIGHTS, naming, read_adapter, write_adapter
 from .lora.layer import LoraAdapter
 from .lora.method import LoraMethod
-from .lora.mixed import AdapterRows, check_names
+from .lora.mixed import AdapterRows
 from .method import Host
 from .placement import adapted_layers, remove
 from .prefix import check_begun, see_the_prefix

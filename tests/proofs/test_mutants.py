@@ -20,6 +20,7 @@ from lora_np.peft import combination, merging, prefix
 from lora_np.peft import model as peft_model
 from lora_np.peft.adapter import AdaptedLinear, Bypass
 from lora_np.peft.bottleneck import BottleneckAdapter, BottleneckMethod
+from lora_np.peft.ia3 import IA3Adapter, IA3Method
 from lora_np.peft.lora import layer as lora_layer
 from lora_np.peft.lora import mixed, pissa
 from lora_np.peft.lora.dora import DoraAdapter
@@ -41,6 +42,7 @@ test_bottleneck = by_path("peft/test_bottleneck.py")
 test_family = by_path("peft/test_family.py")
 test_lora = by_path("proofs/test_lora.py")
 test_merging = by_path("peft/test_merging.py")
+test_methods = by_path("peft/test_methods.py")
 test_mixed_batches = by_path("peft/test_mixed_batches.py")
 test_ops = by_path("proofs/test_ops.py")
 test_prefix = by_path("peft/test_prefix.py")
@@ -54,6 +56,8 @@ EXACT = test_ops.test_backward_agrees_with_the_complex_step_to_1e_12
 MODEL = test_transformer.test_the_whole_model_agrees_with_the_complex_step_to_1e_12
 MIXED = test_mixed_batches.test_gradients_through_a_mixed_batch_agree_with_the_complex_step_to_1e_12
 LORA = test_lora.test_lora_on_the_whole_model_agrees_with_the_complex_step_to_1e_12
+
+ALL_METHODS = test_methods.test_its_gradients_agree_with_the_complex_step_to_1e_12
 
 SUM = test_merging.test_cat_is_the_weighted_sum_exactly
 CROSS = test_merging.test_linear_adds_factors_and_so_adds_the_cross_terms
@@ -247,6 +251,17 @@ MUTANTS = {
         "VeraAdapter(config, base, Parameter(A.value, False), B,",
         VERA_SHARED,
         {},
+    ),
+    # IA³
+    "l forgotten on the way back to the activations": Mutant(
+        IA3Adapter.backward,
+        "return dz * l if need_dx",
+        "return dz if need_dx",
+        ALL_METHODS,
+        {"setting": IA3Method.example},
+    ),
+    "dl without what l was multiplied with": Mutant(
+        IA3Adapter._add_grad, "(dz * u)", "(dz * 1)", ALL_METHODS, {"setting": IA3Method.example}
     ),
     # several adapters made one
     "weights forgotten": Mutant(combination.side_by_side, "part.weight * ", "", SUM, {}),

@@ -1,4 +1,4 @@
-"""LoRA as a method, with its relatives that are settings of LoraConfig: rsLoRA, LoRA-FA, DoRA and PiSSA."""
+"""LoRA: two low-rank factors beside a frozen matrix (arXiv 2106.09685); rsLoRA, LoRA-FA, DoRA and PiSSA are settings of it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from ...transformer import Transformer
 from ..adapter import Adapter
 from ..choices import TARGETS, Choice, Option
 from ..cost import AdapterCost
+from ..files import is_of_the_base
 from ..method import Host, LayerMethod
 from . import pissa
 from .config import LoraConfig, first_match
 from .dora import DoraAdapter, DoraCost, check_rows
-from .file import is_of_the_base, portable_patterns, readable_init
+from .file import portable_patterns, readable_init
 from .layer import LoraAdapter, LoraCost, draw_factors
 
 OPTIONS = {

@@ -14,7 +14,7 @@ from typing import Any
 
 from ... import ops
 from ...backend import Array, array_module
-from ...nn import BASE, Context, Linear, Rows
+from ...nn import Context, Linear, Rows
 from ..adapter import AdaptedLinear, Adapter, OutputAdapter, add_gradients
 from .layer import LoraAdapter
 
@@ -204,16 +204,3 @@ class Stack:
                 )  # Bᵀ: r long rows, not out short ones
         self.held = held
         return self.names, self.A[:g], self.B[:g].swapaxes(-1, -2)
-
-
-def check_names(names: Any, rows: int, known: Sequence[str]) -> list[str]:
-    """`adapter_names` as a list, one a row. Raises ValueError for another number of them or a name that is not there."""
-    if isinstance(names, str) or len(names) != rows:
-        found = repr(names) if isinstance(names, str) else f"{len(names)} names"
-        raise ValueError(
-            f"adapter_names: {found} for a batch of {rows} rows; expected one a row, {BASE!r} for the base"
-        )
-    unknown = sorted({str(name) for name in names if name != BASE and name not in known})
-    if unknown:
-        raise ValueError(f"there is no adapter {', '.join(map(repr, unknown))}; this model has {[*known, BASE]}")
-    return list(names)
