@@ -12,9 +12,9 @@ from ..peft.registry import METHODS
 PAGE = Path("docs/methods.md")
 HEAD = """# The methods
 
-`get_peft_model(model, config)` takes any of these configurations. Each method is one file in `lora_np/peft/` (LoRA is a folder) and one line of
-`lora_np/peft/registry.py`. This page is written by `python -m lora_np.report.methods`; [CONTRIBUTING](../CONTRIBUTING.md#a-method) shows how to
-add a method.
+`get_peft_model(model, config)` takes any of these configurations. Each method is one file in `lora_np/peft/` (LoRA is a
+folder) and one line of `lora_np/peft/registry.py`. This page is written by `python -m lora_np.report.methods`;
+[CONTRIBUTING](../CONTRIBUTING.md#a-method) shows how to add a method.
 
 The last column counts the parameters that train in Llama-2-7B with the method's defaults.
 

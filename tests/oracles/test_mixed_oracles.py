@@ -10,7 +10,7 @@ import pytest
 from oracle_models import SHAPES, DoubleTorch, base_pair, largest_difference, modeling_llama, peft, random_batch, torch
 
 import lora_np as ln
-from lora_np.peft.lora.mixed import BASE
+from lora_np.nn import BASE
 from lora_np.studies.serving.serving import WORKLOADS, workload
 
 pytestmark = [

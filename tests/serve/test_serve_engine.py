@@ -10,8 +10,7 @@ from on_device import assert_allclose
 
 import lora_np as ln
 from lora_np import AdapterServer, LoraConfig, PeftModel, generate, get_peft_model
-from lora_np.nn import Context
-from lora_np.peft.lora.mixed import BASE
+from lora_np.nn import BASE, Context
 from lora_np.serve import QueueFull, UnknownAdapter
 from lora_np.serve.cache import RowsCache
 from lora_np.transformer.model import KeyValueCache
