@@ -1,7 +1,6 @@
 """The methods that `train` knows: the configuration that each means, the options that it takes, a learning rate to begin with.
 
-The learning rates are where to begin a search of your own, not where one ended: full fine-tuning's and LoRA's are the best of
-studies/finetuning.py on "lighthouse", the others were only seen to learn.
+Each method's own file says its names, options and learning rate. A rate is where to begin a search, not where one ended.
 """
 
 from __future__ import annotations

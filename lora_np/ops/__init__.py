@@ -9,7 +9,7 @@ it is returned and passed on, never stored, so a layer can serve two batches at 
     b batch   t time   s keys (time, plus any past)   h query heads   g key/value heads   d head size
     r rank    v vocabulary   n tokens (b·t)
 
-Everything runs in float32 (to train), float64 (to prove) and complex128 (for the complex step, see gradcheck.py), on
+Everything runs in float32 (to train), float64 (to prove) and complex128 (for the complex step, see gradient_check.py), on
 NumPy or CuPy alike. Reading order: linear, lora, grouped_lora, dora, vera, dropout, embedding, norm, rotary,
 attention, activation, loss.
 """

@@ -1,7 +1,7 @@
 """The ways to adapt a frozen model, all behind `get_peft_model(model, config)`.
 
-Reading order: adapter, placement, config, cost, files, method, lora, vera, bottleneck, prefix, registry, merging, combination,
-model.
+Reading order: adapter, placement, config, cost, choices, files, method, lora, vera, ia3, bottleneck, prefix, registry, merging,
+combination, model.
 """
 
 from .adapter import AdaptedLinear, Adapter

@@ -24,7 +24,7 @@ class Adapter(Module):
     """One adapter in one layer. Its parameters are attributes with PEFT's names; `config` has its settings for this layer."""
 
     config: Any
-    depends_on_weight: ClassVar[bool] = False  # whether ΔW is made of W too, and cannot be computed once it is merged
+    depends_on_weight: ClassVar[bool] = False  # True if ΔW depends on W: it cannot be computed after a merge
     mixable: ClassVar[bool] = False  # whether its rows can share a batch with those of other adapters
 
     @property
@@ -147,7 +147,7 @@ class AdaptedLinear(Module):
     def __init__(self, base_layer: Linear) -> None:
         self.base_layer = base_layer
         self.adapters: dict[str, Adapter] = {}
-        self.resting: Bypass | None = None  # applied where no adapter is: what PiSSA took out of the base
+        self.resting: Bypass | None = None  # PiSSA's part of W, added if a call uses no adapter here
         self.merged: tuple[str, ...] = ()
         self.unchanged: Array | None = None  # W from before the merge, where subtracting would not bring it back
 
@@ -217,7 +217,7 @@ class AdaptedLinear(Module):
         return adapter.delta_weight(self.base_layer)
 
     def check_mergeable(self) -> None:
-        """Raise RuntimeError where the base is quantised: its sixteen values a block cannot take ΔW in."""
+        """Raise RuntimeError where the base is quantised: a weight of four bits has 16 levels, and ΔW would be rounded away."""
         if isinstance(self.base_layer.weight.value, Quantized4bit):
             raise RuntimeError(
                 "the base is quantised, and ΔW would be rounded away in its codes: lora_np.dequantize_model(model) first"

@@ -38,10 +38,10 @@ class Host(Module):
 class Method:
     """The interface of an adapter method. A method has no state; the PeftModel holds the adapters.
 
-    config_type: the class of its configuration. peft_type: its name in adapter_config.json. decisive: the keys of that file
-    without which the tensors mean something else; they are written beside the tensors too, so that two files of two saves are
-    not taken for one. mergeable: whether its adapters are changes ΔW of weights. own: the fields of its configuration that PEFT
-    does not have and that do not change the meaning of the tensors; they are kept beside those.
+    config_type: the class of its configuration. peft_type: its name in adapter_config.json. decisive: the fields that change what
+    the tensors mean. The weights file stores a copy of them; loading compares both copies, and so detects files of two saves.
+    mergeable: whether its adapters are changes ΔW of weights. own: the fields of its configuration that PEFT does not have; the
+    weights file stores them.
     """
 
     config_type: ClassVar[type]
@@ -200,7 +200,7 @@ class LayerMethod(Method):
     def unexplained(
         self, arrays: Mapping[str, np.ndarray], expected: Iterable[str], model: Module
     ) -> Mapping[str, np.ndarray]:
-        """The arrays that must be what `expected` says: all of them."""
+        """The arrays that are checked against `expected`; by default all."""
         return arrays
 
     def built(

@@ -167,7 +167,7 @@ def dequantize_model(model: M) -> M:
     The model computes the same as before, and its adapters can now be merged: `dequantize_model(peft_model).merge_and_unload()`
     is the model that was trained. Its weights are not those from before they were quantised: what rounding took is gone. They
     come back frozen. To `quantize_model` it again after merging rounds ΔW too, and takes most of a small one away
-    (`studies/merge_routes.py`).
+    (`studies/four_bits/merge_routes.py`).
     """
     for name, layer in list(model.named_modules()):
         if isinstance(layer, QuantizedLinear):

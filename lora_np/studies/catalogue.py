@@ -1,6 +1,6 @@
 """The studies by name, for `python -m lora_np study NAME`: the question, what makes the table, and how much is quick.
 
-A new study is a file beside this one, with `f(setting=FULL, workers=2, folder=None) -> Table`, and a line here. Those that need
+A new study is a folder beside this file, with `f(setting=FULL, workers=2, folder=None) -> Table`, and a line here. Those that need
 another study's table stand after it.
 """
 

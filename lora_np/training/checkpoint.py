@@ -1,6 +1,6 @@
 """A training run on disk: all that a resumed run needs to end as the one that never stopped, and how it is known to be that run.
 
-No random state is in it: what is drawn is a function of (seed, step), as train.py says.
+No random state is in it: what is drawn is a function of (seed, step), as loop.py says.
 """
 
 from __future__ import annotations

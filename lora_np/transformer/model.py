@@ -148,7 +148,7 @@ class Transformer(Module):
     ) -> tuple[Array, LossCache]:
         """Mean cross-entropy in nats a token of `targets` (b, t), the tokens shifted by one, after `tokens` (b, t).
 
-        `past_key_values` is as in `forward`; one that is trained has its gradient after the backward (see kv_cache.py).
+        `past_key_values` is as in `forward`; one that is trained has its gradient after the backward (see cache.py).
         A target equal to `ignore_index` does not count, and the head does not read its position: where only an answer
         counts, that is most of the head's work. (In a mixed batch it reads all of them: an adapter of its own finds its rows
         by their place in the batch.) The cache is good for one backward, which builds the logits' gradient in their own

@@ -1,4 +1,4 @@
-"""The house stands as DESIGN says: nothing imports upward, importing is light, what is public says what it takes."""
+"""Nothing imports upward, importing is light, what is public says what it takes."""
 
 from __future__ import annotations
 

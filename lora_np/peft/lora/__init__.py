@@ -1,1 +1,1 @@
-"""LoRA, whole: its configuration, its layer, its file, mixed batches, combinations, and its relatives DoRA and PiSSA."""
+"""LoRA, and its relatives DoRA and PiSSA. Reading order: config, layer, method, file, dora, pissa, mixed."""

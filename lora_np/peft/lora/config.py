@@ -30,13 +30,13 @@ class LoraConfig(TargetedConfig):
         B = 0; "pissa", the principal part of W, which leaves the base (see pissa.py); False, B uniform in ±1/√r too, so
         that the adapter is not the identity at the start (for tests).
     use_dora: train the length of each row of W + ΔW apart, as DoRA does (see dora.py).
-    dora_norm: what DoRA's gradient takes the rows' lengths for: "detached", constants, as the paper and PEFT do, so that
-        a run here is a run there; "true", what they are, so that it is the gradient of the loss.
+    dora_norm: "detached": DoRA's gradient treats the row norms as constants, as in the paper and in PEFT; "true": the gradient
+        also flows through the norms.
     freeze_A: train B alone and keep no input for dA: LoRA-FA (Zhang et al. 2023, arXiv 2308.03303).
     base_model_name_or_path: what the adapter was made for; saved with it, and otherwise unused.
 
-    Raises ValueError for a value out of range or a pattern that is no regular expression, TypeError for an r that is
-    not an integer, a number or a mapping that is none, a switch that is no bool or targets that are no names.
+    Raises ValueError for a value out of range or a pattern that is not a regular expression, TypeError for a value of the wrong
+    type.
     """
 
     r: int = 8

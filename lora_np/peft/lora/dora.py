@@ -26,7 +26,7 @@ from .layer import LoraAdapter, LoraCost
 
 
 class DoraAdapter(LoraAdapter):
-    """LoRA's A and B, and m (out,), which keeps the base's dtype: in 16 bits its rounding would stretch each row of W."""
+    """LoRA's A and B, and m (out,), in the base's dtype: rounding m to 16 bits would rescale every row of W."""
 
     mixable = False
     depends_on_weight = True
@@ -69,9 +69,9 @@ class DoraAdapter(LoraAdapter):
     def backward(self, dy: Array, cache: Any, base: Linear, need_dx: bool) -> Array | None:
         """dy (…, out) → dx (…, in) or None; adds dA, dB and dm. With `dora_norm="true"` n passes its gradient on, else not.
 
-        In the forward pass y = base(x) − u + DoRA(x̃, u) with u = base(x̃) − bias. Without dropout x̃ is x: the first two are
-        the bias, and du is all that reaches the base. With it dy goes to base(x), and du − dy to base(x̃). Raises
-        RuntimeError where the base trains.
+        In the forward pass y = base(x) − u + DoRA(x̃, u) with u = base(x̃) − bias. Without dropout base(x) − u is the bias, so
+        the base receives du. With dropout base(x) receives dy, and base(x̃) receives du − dy. Raises RuntimeError where the
+        base trains.
         """
         if base.trainable:
             raise RuntimeError("the norm in DoRA depends on W, and its dW is not derived here: freeze the base")
@@ -120,7 +120,7 @@ def row_norm(base: Linear, A: Array, B: Array, scaling: float) -> tuple[Array, t
 
 
 def row_norm_backward(base: Linear, dn: Array, cache: tuple, need_dA: bool) -> tuple[Array | None, Array]:
-    """dA and dB of the lengths n, for dn (out,). W is dequantised for dA alone, and gone before dx wants it again."""
+    """dA and dB of the lengths n, for dn (out,). Only dA needs the dequantised W; it is freed before dx is computed."""
     W = dense(base.weight.value, dn.dtype) if need_dA else base.weight.value  # of which only the shape is asked then
     return ops.row_norm_backward(dn, (W, *cache[1:]), need_dA)
 

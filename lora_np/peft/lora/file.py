@@ -26,7 +26,7 @@ def portable_patterns(config: LoraConfig, model: Module) -> dict[str, Any]:
 
 
 def portable_pattern(pattern: Mapping[str, T], layers: list[str], default: T) -> dict[str, T]:
-    """`pattern` so that it survives a file, whose keys are sorted: where the order of two keys decided, one key per layer."""
+    """`pattern` for a file, which sorts the keys: if sorting changes which key matches a layer, one key per layer."""
     meant = {name: first_match(pattern, name, default) for name in layers}
     kept = {key: plain(pattern[key]) for key in sorted(pattern)}
     if all(first_match(kept, name, default) == value for name, value in meant.items()):

@@ -67,7 +67,7 @@ class LoraAdapter(Bypass):
         return self.config.scaling * (B @ A)
 
     def delta_weight(self, base: Linear) -> Array:
-        """ΔW = s·B A (out, in), the only thing about A and B that means anything."""
+        """ΔW = s·B A (out, in). The output depends on A and B only through ΔW."""
         return self.scaled_product(base.weight.value.dtype)
 
 
@@ -87,11 +87,11 @@ def draw_factors(config: LoraConfig, base: Linear, rng: np.random.Generator) -> 
 
 @dataclass(frozen=True)
 class LoraCost(AdapterCost):
-    """Of y + s·(x Aᵀ) Bᵀ. Kept for the backward: x and h = x Aᵀ."""
+    """Of y + s·(x Aᵀ) Bᵀ. Kept for the backward: x and h = s·x Aᵀ."""
 
     r: int = 8
     A_trained: bool = True  # LoRA-FA freezes A, and needs no x for dA
-    dropout: bool = False  # on its own x, which the layer then keeps instead
+    dropout: bool = False  # the bypass then keeps x ∘ mask, and not the layer's x
 
     frozen_are = "A"
 
@@ -117,7 +117,7 @@ class LoraCost(AdapterCost):
     def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
         """2·N·r·in for each product with A and 2·N·r·out for each with B. dA needs dh = dy B, dx or no dx.
 
-        A frozen A has no dA; dB is computed with dx even where B is frozen too.
+        A frozen A has no dA. If dx is needed, dB is computed even if B is frozen.
         """
         with_A, with_B, dA = 2 * N * self.r * in_, 2 * N * self.r * out, self.A_trained
         if not (self.trained or need_dx):
@@ -134,5 +134,5 @@ class LoraCost(AdapterCost):
         return N * out
 
     def backward_held(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
-        """The frozen path's dx, its own, and with dropout that ∘ mask; without dx, dh alone."""
+        """Memory for the frozen path's dx and the bypass's dx, with dropout also dx ∘ mask; if no dx is needed, dh only."""
         return max(frozen, (2 + self.dropout) * N * in_) if need_dx else N * self.r

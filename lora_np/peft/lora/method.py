@@ -81,7 +81,9 @@ class LoraMethod(LayerMethod):
             return self.build(config, base, [*draw_factors(config, base, rng)], dtype)
         W = to_host(base.weight.value)
         tensors = [*pissa.principal_factors(W, config.r, config.scaling)]
-        tensors += [np.linalg.norm(W, axis=1)] * config.use_dora  # of what take_out leaves of W, and s·B A
+        tensors += [
+            np.linalg.norm(W, axis=1)
+        ] * config.use_dora  # W = (W − s·B A) + s·B A: the row norms after take_out too
         return self.build(config, base, tensors, dtype)
 
     def shapes(self, config: LoraConfig, out: int, in_: int) -> dict[str, tuple[int, ...]]:
@@ -122,14 +124,16 @@ class LoraMethod(LayerMethod):
         super().delete(host, name)
 
     def check_mixable(self, name: str, config: LoraConfig) -> None:
-        """Raise ValueError for DoRA: LoRA alone is a bypass over the product that all rows of a mixed batch share."""
+        """Raise ValueError for DoRA: A mixed batch computes x Wᵀ once for all rows, and DoRA rescales W."""
         if config.use_dora:
             raise ValueError(f"{name!r} is DoRA, which stretches W itself: its rows need a batch of their own")
 
     def check_combinable(self, name: str, config: LoraConfig) -> None:
         """Raise ValueError for DoRA."""
         if config.use_dora:
-            raise ValueError(f"{name!r} is DoRA: its ΔW has the rows of W in it, and is no product of two factors")
+            raise ValueError(
+                f"{name!r} is DoRA: its ΔW depends on W and is no product of two factors; combine plain LoRA adapters"
+            )
 
     def arrays(self, host: Host, name: str) -> dict[str, np.ndarray]:
         """base_model.model.<layer>.lora_A.weight (r, in), .lora_B.weight (out, r), with DoRA .lora_magnitude_vector (out,).

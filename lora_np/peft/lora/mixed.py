@@ -25,8 +25,8 @@ SMALL = 4  # rows of a segment up to which it shares a batched product, padded t
 class Group:
     """g segments of at most n rows, of adapters with one rank: A (g, r, in), B (g, out, r), `scaling` (g,).
 
-    rows: theirs, a segment after another; a slice where they follow one another, so that nothing is gathered.
-    places: where in the g·n rows of the product they go, the others being zeros; None where all segments have n.
+    rows: the row numbers of all segments in order, as a slice if they are consecutive.
+    places: the index of each row in the padded array of g·n rows, whose padding is zero; None if no padding is needed.
     """
 
     adapters: list[LoraAdapter]
@@ -55,8 +55,8 @@ class Group:
 class AdapterRows(Rows):
     """The adapter that each row of a batch uses: an argument of the call, in `Context.adapter`.
 
-    It keeps how each layer groups the rows, and the stacked factors, for the calls that it is given to: all steps of one
-    `generate`, say. If the adapters' numbers change in between, make a new one.
+    It caches each layer's groups and stacked factors. Use it for all steps of one `generate`; after a training step make a new
+    one, because the cache holds the old factors.
     """
 
     def __init__(self, names: Sequence[str], before: dict[tuple, Stack] | None = None) -> None:
@@ -174,8 +174,7 @@ class MixedRows(Adapter):
 class Stack:
     """The factors of several adapters under one another in one array, which a batched product needs.
 
-    A copy, of those that are in the batch alone; only what is new in it is written, so that one row's coming and going
-    costs its own adapter.
+    The stack copies the factors of the adapters in this batch. If an adapter joins, only its factors are copied.
     """
 
     def __init__(self) -> None:
@@ -185,7 +184,7 @@ class Stack:
         self.B: Any = None
 
     def hold(self, adapters: dict[str, LoraAdapter], dtype: Any) -> tuple[list[str], Array, Array]:
-        """(the names in the order of the stack, A (g, r, in), B (g, out, r)), those that were there in their place."""
+        """(the names in the order of the stack, A (g, r, in), B (g, out, r)), an adapter that was in the stack keeps its position."""
         g = len(adapters)
         if self.A is None or not g <= len(self.A) <= 2 * g:
             A, B = next(iter(adapters.values())).factors(dtype)

@@ -3,8 +3,8 @@
     W = U Σ Vᵀ,   s·B₀A₀ = U_r Σ_r V_rᵀ,   base: W − s·B₀A₀, whose singular values are the tail σ_{r+1}, …
 
 The sum is W, so at the start the model answers as before; but what trains is where W is large, and what is frozen (or
-quantised: QPiSSA) is small. The base changes. So a saved adapter is written as the LoRA of rank 2r that it is on the
-base as it was, ΔW = s·(B A − B₀A₀) = s·[B, −B₀][A; A₀], and loads there, here and in PEFT. Over a quantised rest, which is
+quantised: QPiSSA) is small. PiSSA changes the base. Saving therefore converts the adapter to a LoRA of rank 2r for
+the original base, ΔW = s·(B A − B₀A₀) = s·[B, −B₀][A; A₀], and loads there, here and in PEFT. Over a quantised rest, which is
 rounded, that would be another model, and is refused.
 """
 
@@ -27,7 +27,7 @@ from .layer import LoraAdapter
 
 
 class TakenOut(Bypass):
-    """s·(x A₀ᵀ) B₀ᵀ, which the base lacks where a call does not name the adapter. A₀ (r, in) and B₀ (out, r), on the host."""
+    """s·(x A₀ᵀ) B₀ᵀ: a call without the adapter adds this term, because PiSSA removed it from the base. A₀ (r, in) and B₀ (out, r), on the host."""
 
     def __init__(self, adapter: LoraAdapter) -> None:
         self.A, self.B = (to_host(p.value).copy() for p in adapter.learned)

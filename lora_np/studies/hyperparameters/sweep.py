@@ -1,4 +1,4 @@
-"""One run with every knob of LoRA in sight, and each setting at its own best learning rate: what hyperparameters.py turns.
+"""One run with every knob of LoRA in sight, and each setting at its own best learning rate: what hyperparameters/study.py turns.
 
 The text, the schedule and the two halves of held-out text are harness/tiny_task.py's: "tiny", which has read English, turns to
 Python code.

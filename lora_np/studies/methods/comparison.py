@@ -1,6 +1,6 @@
 """The methods side by side: what each learns of new text, what it forgets of the old, and what it trains for that.
 
-"tiny", which has read English prose, turns to Python code, as in convergence.py. Each method at its own best learning rate,
+"tiny", which has read English prose, turns to Python code, as in convergence/study.py. Each method at its own best learning rate,
 chosen on other held-out code than is compared, then with every seed; at each evaluation the loss on held-out prose beside it.
 """
 
