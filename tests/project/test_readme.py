@@ -100,4 +100,4 @@ def test_the_python_of_a_page_runs(page):
     for code in snippets(page):
         exec(compile(code, page, "exec"), names)
     if page == "docs/serving.md":
-        assert len(names["texts"]) == 3 and names["report"] is not None
+        assert len(names["tokens"]) == 3 and names["report"] is not None

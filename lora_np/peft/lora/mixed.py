@@ -72,7 +72,9 @@ class AdapterRows(Rows):
         """The bypasses of all rows in one layer. Raises ValueError for an adapter that does not mix."""
         if layer not in self._layers:
             here = {name: layer.adapters[name] for name in self.segments if name in layer.adapters}
-            if alone := [name for name, adapter in here.items() if not adapter.mixable]:
+            if alone := [
+                name for name, a in here.items() if not (a.mixable and isinstance(a, LoraAdapter | OutputAdapter))
+            ]:
                 kind = type(here[alone[0]]).__name__.removesuffix("Adapter")
                 raise ValueError(
                     f"{alone[0]!r} is {kind}, which has no mixed batches: its rows need a batch of their own"
@@ -184,7 +186,7 @@ class Stack:
         self.B: Any = None
 
     def hold(self, adapters: dict[str, LoraAdapter], dtype: Any) -> tuple[list[str], Array, Array]:
-        """(the names in the order of the stack, A (g, r, in), B (g, out, r)), an adapter that was in the stack keeps its position."""
+        """(names in the order of the stack, A (g, r, in), B (g, out, r)). An adapter that was in the stack keeps its position."""
         g = len(adapters)
         if self.A is None or not g <= len(self.A) <= 2 * g:
             A, B = next(iter(adapters.values())).factors(dtype)

@@ -27,7 +27,10 @@ from .layer import LoraAdapter
 
 
 class TakenOut(Bypass):
-    """s·(x A₀ᵀ) B₀ᵀ: a call without the adapter adds this term, because PiSSA removed it from the base. A₀ (r, in) and B₀ (out, r), on the host."""
+    """s·(x A₀ᵀ) B₀ᵀ: a call without the adapter adds this term, because PiSSA removed it from the base.
+
+    A₀ (r, in) and B₀ (out, r) are on the host.
+    """
 
     def __init__(self, adapter: LoraAdapter) -> None:
         self.A, self.B = (to_host(p.value).copy() for p in adapter.learned)
