@@ -189,6 +189,16 @@ class MergeReport:
         )
 
 
+def check_combinable(name: str, config: Any) -> None:
+    """Raise ValueError for an adapter whose ΔW is not s·B A."""
+    if not isinstance(config, LoraConfig):
+        raise ValueError(f"{name!r} has a {type(config).__name__}; LoRA's adapters alone are combined")
+    if config.use_dora:
+        raise ValueError(
+            f"{name!r} is DoRA: its ΔW depends on W and is no product of two factors; combine plain LoRA adapters"
+        )
+
+
 def combine_adapters(
     model: Module,
     configs: Mapping[str, LoraConfig],

@@ -85,10 +85,6 @@ class Method:
         """Raise ValueError unless its rows can share a batch with those of other adapters."""
         raise ValueError(f"{name!r} has a {type(config).__name__}: its rows need a batch of their own")
 
-    def check_combinable(self, name: str, config: Any) -> None:
-        """Raise ValueError unless `add_weighted_adapter` can take it."""
-        raise ValueError(f"{name!r} has a {type(config).__name__}; LoRA's adapters alone are combined")
-
     def settings(self, config: Any, model: Transformer) -> dict[str, Any]:
         """The content of adapter_config.json, for an adapter of `model`."""
         values = {field.name: plain(getattr(config, field.name)) for field in fields(config)}

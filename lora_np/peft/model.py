@@ -19,7 +19,7 @@ from ..nn import BASE, RAN_FROZEN, Context, Parameter, check_names
 from ..transformer import KeyValueCache, Transformer
 from . import merging
 from .adapter import AdaptedLinear
-from .combination import Combination, MergeReport, combine_adapters
+from .combination import Combination, MergeReport, check_combinable, combine_adapters
 from .config import storage_dtype
 from .files import CONFIG, PREFIX, WEIGHTS, naming, read_adapter, write_adapter
 from .lora.layer import LoraAdapter
@@ -494,7 +494,7 @@ class PeftModel(Host):
             raise ValueError(f"adapters {adapters!r}, weights {weights!r}; expected lists of one length, at least 1")
         for name, weight in zip(adapters, weights, strict=True):
             self._check_mergeable(name)
-            method_of(self.peft_config[name]).check_combinable(name, self.peft_config[name])
+            check_combinable(name, self.peft_config[name])
             if not math.isfinite(weight):
                 raise ValueError(f"the weight of {name!r} is {weight}; expected a finite number")
         how = Combination(combination_type, svd_rank, svd_clamp, density, majority_sign_method, seed)

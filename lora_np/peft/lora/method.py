@@ -128,13 +128,6 @@ class LoraMethod(LayerMethod):
         if config.use_dora:
             raise ValueError(f"{name!r} is DoRA, which stretches W itself: its rows need a batch of their own")
 
-    def check_combinable(self, name: str, config: LoraConfig) -> None:
-        """Raise ValueError for DoRA."""
-        if config.use_dora:
-            raise ValueError(
-                f"{name!r} is DoRA: its ΔW depends on W and is no product of two factors; combine plain LoRA adapters"
-            )
-
     def arrays(self, host: Host, name: str) -> dict[str, np.ndarray]:
         """base_model.model.<layer>.lora_A.weight (r, in), .lora_B.weight (out, r), with DoRA .lora_magnitude_vector (out,).
 
