@@ -285,6 +285,12 @@ METHODS = {  # the options → the configuration that they mean
         bottleneck_size=5, non_linearity="silu", placement="pfeiffer"
     ),
 }
+TRIED = {options.split()[1] for options in METHODS}
+METHODS |= {
+    f"--method {name}": choice.configuration()
+    for name, choice in methods.METHODS.items()
+    if name not in (*TRIED, "full")  # a method whose options are tried nowhere else: with its defaults
+}
 every_method = pytest.mark.parametrize("options", METHODS)
 
 

@@ -402,9 +402,9 @@ def test_a_feature_of_peft_that_is_not_here_is_refused_by_its_key(case, tmp_path
 
 def test_another_kind_of_adapter_is_refused_by_its_name(tmp_path):
     ours, theirs = base_pair(UNTIED, np.float32)
-    config = peft.IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[])
+    config = peft.LoHaConfig(task_type="CAUSAL_LM", r=2, target_modules=["k_proj"])
     peft.get_peft_model(theirs, config).save_pretrained(str(tmp_path))
-    with pytest.raises(ValueError, match=r"adapter_config\.json: peft_type is 'IA3'; 'LORA', .* are here"):
+    with pytest.raises(ValueError, match=r"adapter_config\.json: peft_type is 'LOHA'; 'LORA', .* are here"):
         ln.PeftModel.from_pretrained(ours, tmp_path)
 
 

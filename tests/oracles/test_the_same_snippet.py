@@ -95,7 +95,7 @@ def test_a_value_of_peft_that_is_not_neutral_is_refused_in_words(given):
 
 def test_configurations_take_keywords_alone():
     with pytest.raises(TypeError, match="positional"):
-        ln.LoraConfig(r=8)
+        ln.LoraConfig(8)
 
 
 def test_several_adapters_at_once_are_refused_with_what_to_do():
