@@ -8,14 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..files import ByteTokenizer, Tokenizer
+from ..peft import PeftModel
 from ..quantization import QUANT_TYPES
-
-if TYPE_CHECKING:
-    from ..files import Tokenizer
-    from ..peft import PeftModel
-    from ..transformer import Transformer
+from ..transformer import Transformer
 
 HELP = "let a model answer, or go on with a text, with an adapter or without"
 MAX_NEW_TOKENS = 256
@@ -75,7 +73,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from ..files import ByteTokenizer
     from ..pretrained import load_tokenizer
 
     sampling = _sampling(arguments)
@@ -132,7 +129,6 @@ def _piped() -> list[str]:
 
 
 def _load(arguments: argparse.Namespace) -> Transformer | PeftModel:
-    from ..peft import PeftModel
     from ..pretrained import load_model
     from ..quantization import QuantizedLinear, quantize_model
 
@@ -178,7 +174,6 @@ class Writer:
     def write(self, prompts: Sequence[list[int]], show: Callable[[str], None] | None = None) -> list[str]:
         """The text that follows each prompt (token ids), up to the token that ends it. `show` gets a single one's as it comes."""
         from ..files.tokenizer import TextStream
-        from ..peft import PeftModel
         from ..transformer import generate
 
         streams, texts = [TextStream(self.tokenizer, ids) for ids in prompts], ["" for _ in prompts]

@@ -9,6 +9,7 @@ import argparse
 from typing import Any
 
 from ..peft.choices import Choice, Option
+from ..peft.config import PeftConfig
 from ..peft.registry import METHODS as ADAPTERS
 
 RATIO = "loraplus_lr_ratio"  # PEFT's name; no field of a configuration, but of the optimizer
@@ -59,7 +60,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             groups[title].add_argument(_flag(option_name(name)), **settings)
 
 
-def configuration(arguments: argparse.Namespace) -> Any:
+def configuration(arguments: argparse.Namespace) -> PeftConfig | None:
     """The configuration that was asked for; None for full fine-tuning. Raises as the configuration itself does.
 
     An option that the method does not take has no part in it: `check_options` refuses one.

@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ..studies.harness.table import Table
+from ..studies.harness.table import Table
 
 HELP = "make a study's table and pictures, here or on a Dask cluster; without a name: list the studies"
 
@@ -27,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from ..studies.catalogue import make, study
-    from ..studies.harness.table import Table
 
     if arguments.name is None:
         print(listing(arguments.figures))
@@ -49,7 +46,6 @@ def listing(figures: Path) -> str:
     """Every study with its question and, where its table is there, how many rows it has and what it took."""
     from ..progress import duration
     from ..studies.catalogue import OTHER_NAMES, STUDIES
-    from ..studies.harness.table import Table
 
     lines = []
     for name, one in STUDIES.items():

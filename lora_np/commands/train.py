@@ -19,18 +19,16 @@ import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ..data.conversations import Example
+from ..files import ByteTokenizer, Tokenizer, VocabularyTokenizer, write_atomically
+from ..nn import Module
 from ..quantization import QUANT_TYPES
+from ..training import History
 from .methods import DEFAULT, METHODS, add_method, check_options, configuration, learning_rates
-
-if TYPE_CHECKING:
-    from ..data.conversations import Example
-    from ..files import Tokenizer
-    from ..nn import Module
-    from ..training import History
 
 HELP = "fine-tune a language model on your own questions and answers"
 MAX_LENGTH = 1024
@@ -274,7 +272,6 @@ def _clear(arguments: argparse.Namespace) -> None:
 
 def _save(model: Any, tokenizer: Tokenizer, history: History, arguments: argparse.Namespace) -> None:
     """Each file is whole or not there; and as long as the checkpoint is, `--resume` writes them again."""
-    from ..files import VocabularyTokenizer, write_atomically
     from ..pretrained import save_model
 
     text = json.dumps(history.rows, indent=1) + "\n"
@@ -290,7 +287,6 @@ def _save(model: Any, tokenizer: Tokenizer, history: History, arguments: argpars
 def _command(arguments: argparse.Namespace, tokenizer: Tokenizer) -> str:
     """What to type to ask the new model a question of the held-out records, or of the data where there are none."""
     from ..data.conversations import dataset
-    from ..files import ByteTokenizer
 
     heldout = _heldout(arguments)
     path = dataset(heldout, "heldout") if heldout else dataset(arguments.data)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import singledispatch
 from typing import Any
 
-from ..nn import Linear, Module, Parameter, RMSNorm
+from ..nn import Linear, Module, Parameter, RMSNorm, Trainable
 from ..nn.targets import OUTPUT_HEAD
 from ..peft import AdaptedLinear, PeftModel
 from ..peft.cost import AdapterCost, PrefixCost
@@ -129,11 +129,12 @@ def stored_bytes(module: Module) -> int:
     return 0
 
 
-def adapter_parameters(model: Module) -> list[Parameter]:
+def adapter_parameters(model: Module | Trainable) -> list[Parameter]:
     """The parameters of a live model's adapters. A PeftModel knows them; a base has those in its layers."""
     if isinstance(model, PeftModel):
         return list(model.adapter_parameters())
-    layers = [module for _, module in model.named_modules() if isinstance(module, AdaptedLinear)]
+    modules = model.named_modules() if isinstance(model, Module) else ()
+    layers = [module for _, module in modules if isinstance(module, AdaptedLinear)]
     parameters = (p for layer in layers for adapter in layer.adapters.values() for _, p in adapter.named_parameters())
     return list({id(p): p for p in parameters}.values())
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeAlias, TypeVar
 
-from ..nn import Module
+from ..nn import Module, Trainable
 from ..peft.config import PeftConfig
 from ..peft.registry import method_of
 from .anatomy import Anatomy
@@ -15,7 +15,8 @@ from .architecture import Architecture, architecture_of
 from .live import Live
 from .paper import OnPaper
 
-Model: TypeAlias = str | Architecture | Module  # a name in MODELS, an architecture of your own, a live model
+# A name in MODELS, an architecture of your own, a live model
+Model: TypeAlias = str | Architecture | Module | Trainable
 P = ParamSpec("P")
 T = TypeVar("T")
 

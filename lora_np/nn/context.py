@@ -31,7 +31,7 @@ class Rows:
         raise NotImplementedError
 
 
-def check_names(names: Any, rows: int, known: Sequence[str]) -> list[str]:
+def check_names(names: Sequence[str], rows: int, known: Sequence[str]) -> list[str]:
     """`adapter_names` as a list, one a row. Raises ValueError for another number of them or a name that is not there."""
     if isinstance(names, str) or len(names) != rows:
         found = repr(names) if isinstance(names, str) else f"{len(names)} names"

@@ -9,21 +9,26 @@ and Adapter where it does something else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from .. import ops
 from ..backend import Array, move, to_host
-from ..nn import EVALUATION, Context, Linear, Module, Parameter, Rows
+from ..nn import EVALUATION, Cache, Context, Linear, Module, Parameter, Rows
+from ..ops.linear import LinearCache
 from ..quantization import Quantized4bit
+
+BypassCache: TypeAlias = tuple[Cache, Array | None, Cache]  # the base layer's, the mask of dropout, δ's
+OutputCache: TypeAlias = tuple[Cache, Cache]  # the base layer's, f's
 
 
 class Adapter(Module):
     """One adapter in one layer. Its parameters are attributes with PEFT's names; `config` has its settings for this layer."""
 
-    config: Any
+    config: Any  # a subclass says of which class
     depends_on_weight: ClassVar[bool] = False  # True if ΔW depends on W: it cannot be computed after a merge
     mixable: ClassVar[bool] = False  # whether its rows can share a batch with those of other adapters
 
@@ -39,11 +44,11 @@ class Adapter(Module):
             if not p.trainable:
                 p.grad = None
 
-    def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, Any]:
+    def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, Cache]:
         """x (…, in) → y (…, out) of the adapted layer."""
         raise NotImplementedError
 
-    def backward(self, dy: Array, cache: Any, base: Linear, need_dx: bool) -> Array | None:
+    def backward(self, dy: Array, cache: Cache, base: Linear, need_dx: bool) -> Array | None:
         """dy (…, out) → dx (…, in), or None where nothing below needs it; adds the gradients of what trains."""
         raise NotImplementedError
 
@@ -74,15 +79,15 @@ class Bypass(Adapter):
         """The parameters in the order of the gradients that `delta_backward` returns."""
         return ()
 
-    def delta_forward(self, x: Array) -> tuple[Array, Any]:
+    def delta_forward(self, x: Array) -> tuple[Array, Cache]:
         """x (…, in) → δ (…, out)."""
         raise NotImplementedError
 
-    def delta_backward(self, dy: Array, cache: Any, need_dx: bool) -> tuple[Array | None, ...]:
+    def delta_backward(self, dy: Array, cache: Cache, need_dx: bool) -> tuple[Array | None, ...]:
         """dδ (…, out) → dx (…, in) or None, then the gradients of `learned`."""
         raise NotImplementedError
 
-    def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, Any]:
+    def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, BypassCache]:
         """x (…, in) → base(x) + δ(drop(x))."""
         y, base_cache = base.forward(x, context)
         x, mask = ops.dropout_forward(x, self.dropout, context.rng)
@@ -90,15 +95,16 @@ class Bypass(Adapter):
         y += delta
         return y, (base_cache, mask, cache)
 
-    def backward(self, dy: Array, cache: Any, base: Linear, need_dx: bool) -> Array | None:
+    def backward(self, dy: Array, cache: BypassCache, base: Linear, need_dx: bool) -> Array | None:
         """In the forward pass y was the sum of both paths, so dy goes whole into each, and their dx add up."""
-        base_cache, mask, cache = cache
+        base_cache, mask, delta_cache = cache
         dx = base.backward(dy, base_cache, need_dx)
         if not (need_dx or any(p.trainable for p in self.learned)):
             return None
-        dx_bypass, *gradients = self.delta_backward(dy, cache, need_dx)
+        dx_bypass, *gradients = self.delta_backward(dy, delta_cache, need_dx)
         add_gradients(self.learned, gradients)
         if need_dx:
+            assert dx is not None and dx_bypass is not None
             dx += ops.dropout_backward(dx_bypass, mask)
         return dx
 
@@ -106,35 +112,38 @@ class Bypass(Adapter):
 class OutputAdapter(Adapter):
     """f(y) with y = base(x): an adapter that maps the output."""
 
-    def output_forward(self, y: Array) -> tuple[Array, Any]:
+    def output_forward(self, y: Array) -> tuple[Array, Cache]:
         """y (…, out) → f(y) (…, out), a new array."""
         raise NotImplementedError
 
-    def output_backward(self, dz: Array, cache: Any, need_dy: bool) -> Array | None:
+    def output_backward(self, dz: Array, cache: Cache, need_dy: bool) -> Array | None:
         """dz (…, out) → dy (…, out), or None where it is not needed; adds the gradients of what trains."""
         raise NotImplementedError
 
-    def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, Any]:
+    def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, OutputCache]:
         """x (…, in) → f(base(x))."""
         y, base_cache = base.forward(x, context)
         z, cache = self.output_forward(y)
         return z, (base_cache, cache)
 
-    def backward(self, dz: Array, cache: Any, base: Linear, need_dx: bool) -> Array | None:
+    def backward(self, dz: Array, cache: OutputCache, base: Linear, need_dx: bool) -> Array | None:
         """The chain rule: dz through f, then through the base layer, where anything there or below needs it."""
-        base_cache, cache = cache
-        dy = self.output_backward(dz, cache, need_dx or base.trainable)
+        base_cache, output_cache = cache
+        dy = self.output_backward(dz, output_cache, need_dx or base.trainable)
         return None if dy is None else base.backward(dy, base_cache, need_dx)
 
 
 class AdapterLinear(Linear):
     """y = x Wᵀ + b as a part of an adapter. What is stored in 16 bits is widened to compute with. Frozen, it keeps no x."""
 
-    def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, Any]:
+    def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, LinearCache]:
         """x (…, in) → y (…, out)."""
-        W, b = widened(x.dtype, self.weight.value, self.bias.value)
+        W, b = widened(x.dtype, self.weight.value), widened(x.dtype, self.bias.value)
         y, _ = ops.linear_forward(x, W, b)
         return y, (x if self.weight.trainable else None, W, self.bias.trainable)
+
+
+AdaptedCache: TypeAlias = tuple[Adapter | None, Cache]  # the adapter of the call, and its cache; else the base layer's
 
 
 class AdaptedLinear(Module):
@@ -179,7 +188,7 @@ class AdaptedLinear(Module):
         yield prefix, self
         yield from self.base_layer.named_modules(f"{prefix}.base_layer" if prefix else "base_layer")
 
-    def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, Any]:
+    def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, AdaptedCache]:
         """x (…, in) → y (…, out). Raises RuntimeError for an adapter while another one is merged into the weight."""
         adapter = self.adapter_of(context.adapter)
         if adapter is None:
@@ -188,12 +197,12 @@ class AdaptedLinear(Module):
             y, cache = adapter.forward(x, self.base_layer, context)
         return y, (adapter, cache)
 
-    def backward(self, dy: Array, cache: Any, need_dx: bool = True) -> Array | None:
+    def backward(self, dy: Array, cache: AdaptedCache, need_dx: bool = True) -> Array | None:
         """dy (…, out) → dx (…, in), or None where nothing below needs it."""
-        adapter, cache = cache
+        adapter, own_cache = cache
         if adapter is None:
-            return self.base_layer.backward(dy, cache, need_dx)
-        return adapter.backward(dy, cache, self.base_layer, need_dx)
+            return self.base_layer.backward(dy, own_cache, need_dx)
+        return adapter.backward(dy, own_cache, self.base_layer, need_dx)
 
     def adapter_of(self, called: str | Rows | None) -> Adapter | None:
         """The adapter that a call applies here. Raises RuntimeError where others are merged."""
@@ -205,7 +214,9 @@ class AdaptedLinear(Module):
                 )
             if any(name in self.adapters for name in self.merged):
                 return None
-        return called.adapter_of(self) if isinstance(called, Rows) else self.adapters.get(called, self.resting)
+        if isinstance(called, Rows):
+            return called.adapter_of(self)
+        return self.resting if called is None else self.adapters.get(called, self.resting)
 
     def delta_weight(self, name: str) -> Array:
         """ΔW (out, in) of an adapter. Raises RuntimeError where it is made of W, and something is merged into W."""
@@ -258,19 +269,19 @@ class AdaptedLinear(Module):
         return " and ".join(map(repr, self.merged))
 
 
-def beside(base: Linear, x: np.ndarray, dtype: Any = None) -> Parameter:
+def beside(base: Linear, x: np.ndarray, dtype: np.dtype | None = None) -> Parameter:
     """A host array as a Parameter where the base layer's weight is, in its dtype or in `dtype`."""
     weight = base.weight.value
     like = weight.packed if isinstance(weight, Quantized4bit) else weight
     return Parameter(move(x.astype(dtype or weight.dtype), like))
 
 
-def widened(dtype: Any, *arrays: Array) -> tuple[Array, ...]:
-    """The arrays to compute with: themselves, or copies in `dtype` where they are stored in 16 bits."""
-    return tuple(x.astype(dtype) if x.itemsize == 2 else x for x in arrays)
+def widened(dtype: DTypeLike, x: Array) -> Array:
+    """The array to compute with: x itself, or a copy in `dtype` where it is stored in 16 bits."""
+    return x.astype(dtype) if x.itemsize == 2 else x
 
 
-def add_gradients(parameters: tuple[Parameter, ...], gradients: Any) -> None:
+def add_gradients(parameters: tuple[Parameter, ...], gradients: Iterable[Array | None]) -> None:
     """Add to each parameter that trains its gradient."""
     for p, gradient in zip(parameters, gradients, strict=True):
         if p.trainable:

@@ -12,13 +12,14 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
 from .. import ops
 from ..backend import Array
-from ..nn import Linear
+from ..nn import Cache, Linear
+from ..ops.linear import LinearCache
 from ..transformer import Transformer
 from .adapter import AdapterLinear, OutputAdapter, beside
 from .choices import Choice, Option
@@ -81,14 +82,19 @@ class BottleneckConfig(PeftConfig):
         return int(self.bottleneck_size or max(1, d // self.reduction_factor))
 
 
+BottleneckCache: TypeAlias = tuple[LinearCache, Cache, LinearCache]  # of W_down, of σ, of W_up
+
+
 class BottleneckAdapter(OutputAdapter):
     """z = y + W_up σ(W_down y + b_down) + b_up, with W_down (m, d) and W_up (d, m)."""
+
+    config: BottleneckConfig
 
     def __init__(self, config: BottleneckConfig, down: AdapterLinear, up: AdapterLinear) -> None:
         self.config = config
         self.bottleneck_down, self.bottleneck_up = down, up
 
-    def output_forward(self, y: Array) -> tuple[Array, Any]:
+    def output_forward(self, y: Array) -> tuple[Array, BottleneckCache]:
         """y (…, d) → z (…, d)."""
         activate, _ = ACTIVATIONS[self.config.non_linearity]
         h, down_cache = self.bottleneck_down.forward(y)  # (…, d) → (…, m)
@@ -97,7 +103,7 @@ class BottleneckAdapter(OutputAdapter):
         z += y
         return z, (down_cache, activation_cache, up_cache)
 
-    def output_backward(self, dz: Array, cache: Any, need_dy: bool) -> Array | None:
+    def output_backward(self, dz: Array, cache: BottleneckCache, need_dy: bool) -> Array | None:
         """dz (…, d) → dy (…, d), or None where it is not needed.
 
         In the forward pass z = y + up(σ(down(y))): dz goes whole into both terms, so dy is dz plus what comes back through
@@ -172,7 +178,9 @@ class BottleneckMethod(LayerMethod):
         """A model has the names of one family."""
         return super().targets(config, names, strict=False)
 
-    def draw(self, config: BottleneckConfig, base: Linear, rng: np.random.Generator, dtype: Any) -> BottleneckAdapter:
+    def draw(
+        self, config: BottleneckConfig, base: Linear, rng: np.random.Generator, dtype: np.dtype | None
+    ) -> BottleneckAdapter:
         """Drawn as `init_weights` says."""
         d, tensors = base.out_features, []
         m = config.width(d)
@@ -193,7 +201,9 @@ class BottleneckMethod(LayerMethod):
         down = {"bottleneck_down.weight": (m, out), "bottleneck_down.bias": (m,)}
         return {**down, "bottleneck_up.weight": (out, m), "bottleneck_up.bias": (out,)}
 
-    def build(self, config: BottleneckConfig, base: Linear, tensors: list[np.ndarray], dtype: Any) -> BottleneckAdapter:
+    def build(
+        self, config: BottleneckConfig, base: Linear, tensors: list[np.ndarray], dtype: np.dtype | None
+    ) -> BottleneckAdapter:
         """From W_down, b_down, W_up, b_up."""
         down_W, down_b, up_W, up_b = (beside(base, x, dtype).value for x in tensors)
         return BottleneckAdapter(config, AdapterLinear(down_W, down_b), AdapterLinear(up_W, up_b))

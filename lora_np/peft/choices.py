@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .config import PeftConfig
+
 
 @dataclass(frozen=True)
 class Option:
@@ -33,12 +35,12 @@ class Choice:
     """
 
     lr: float
-    config: type | None = None
+    config: type[PeftConfig] | None = None
     takes: Mapping[str, Option] = field(default_factory=dict)
     means: Mapping[str, Any] = field(default_factory=dict)
     optimizer: Mapping[str, Option] = field(default_factory=dict)
 
-    def configuration(self, **given: Any) -> Any:
+    def configuration(self, **given: Any) -> PeftConfig | None:
         """The configuration that it means, with what is given; None for full fine-tuning. Raises as the configuration does."""
         defaults = {name: option.default for name, option in self.takes.items()}
         return self.config(**(defaults | given | {**self.means})) if self.config else None

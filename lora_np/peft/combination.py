@@ -165,7 +165,8 @@ def truncate(
 
 def product_norm(A: np.ndarray, B: np.ndarray) -> float:
     """‖B A‖ in the Frobenius norm: that of R_B R_Aᵀ, as in `svd_of_product`."""
-    return float(np.linalg.norm(np.linalg.qr(B, mode="r") @ np.linalg.qr(A.T, mode="r").T))
+    R_A: Any = np.linalg.qr(A.T, mode="r")  # R alone, which NumPy's types take for Q and R
+    return float(np.linalg.norm(np.linalg.qr(B, mode="r") @ R_A.T))
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def combine_adapters(
     configs: Mapping[str, LoraConfig],
     weights: Sequence[tuple[str, float]],
     how: Combination,
-    dtype: Any = None,
+    dtype: np.dtype | None = None,
 ) -> tuple[LoraConfig, dict[str, LoraAdapter], MergeReport]:
     """The configuration, the adapter of each layer and the report of Σ w·ΔW, in each layer over the adapters that it has.
 
@@ -213,7 +214,7 @@ def combine_adapters(
     """
     wrapped, layers, factors = adapted_layers(model), {}, {}
     for name, layer in wrapped.items():
-        here = [(w, layer.adapters[adapter]) for adapter, w in weights if adapter in layer.adapters]
+        here = [(w, one) for adapter, w in weights if isinstance(one := layer.adapters.get(adapter), LoraAdapter)]
         if here:
             layers[name] = [
                 Part(w, one.config.scaling, *(to_host(p.value).astype(float) for p in one.learned)) for w, one in here
@@ -223,9 +224,10 @@ def combine_adapters(
     for name, parts in layers.items():
         stored = dtype or wrapped[name].base_layer.weight.value.dtype
         try:
-            factors[name] = tuple(x.astype(stored) for x in combine(parts, how, r, rng))
+            A, B = combine(parts, how, r, rng)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
+        factors[name] = A.astype(stored), B.astype(stored)
     config = config_for(
         model, [configs[name] for name, _ in weights], {name: len(A) for name, (A, _) in factors.items()}
     )
@@ -258,7 +260,7 @@ def config_for(model: Module, sources: Sequence[LoraConfig], ranks: Mapping[str,
 
 
 def judge(
-    layers: Mapping[str, Sequence[Part]], factors: Mapping[str, tuple[np.ndarray, ...]], how: Combination
+    layers: Mapping[str, Sequence[Part]], factors: Mapping[str, tuple[np.ndarray, np.ndarray]], how: Combination
 ) -> MergeReport:
     """The report on `factors` as they are stored, rounding included."""
     off, wanted = {}, {}

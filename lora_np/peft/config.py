@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ..nn.targets import plain_targets
 
@@ -107,7 +108,7 @@ def check_choice(name: str, value: Any, *choices: Any) -> None:
         raise ValueError(f"{name} = {value!r}; expected {', '.join(others)} or {last}")
 
 
-def storage_dtype(name: Any, base: np.dtype) -> np.dtype:
+def storage_dtype(name: DTypeLike, base: np.dtype) -> np.dtype:
     """The dtype to store adapters in: "float16", "bfloat16", or that of the `base`. Raises TypeError for another."""
     if name == "bfloat16":
         import ml_dtypes

@@ -11,18 +11,20 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 
 from ..backend import Array
-from ..nn import Context, Linear, Parameter
+from ..nn import Cache, Context, Linear, Parameter
 from ..nn.targets import is_target, plain_targets
 from .adapter import Adapter, beside, widened
 from .choices import Choice
 from .config import TargetedConfig
 from .cost import AdapterCost, Products, linear_products
 from .method import Host, LayerMethod
+
+IA3Cache: TypeAlias = tuple[Cache, Array, Array | None]  # the base layer's, l, and for dl what it was multiplied with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,7 @@ class IA3Config(TargetedConfig):
 class IA3Adapter(Adapter):
     """l of one layer: (1, in) where the input is rescaled, (out, 1) where the output is."""
 
+    config: IA3Config
     depends_on_weight = True
 
     def __init__(self, config: IA3Config, ia3_l: Parameter) -> None:
@@ -61,16 +64,16 @@ class IA3Adapter(Adapter):
     def of_the_input(self) -> bool:
         return bool(self.config.feedforward_modules)  # those of this layer: itself, or none
 
-    def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, Any]:
+    def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, IA3Cache]:
         """x (…, in) → y (…, out). Kept for dl: what l was multiplied with."""
-        l = widened(x.dtype, self.ia3_l.value)[0].reshape(-1)
+        l = widened(x.dtype, self.ia3_l.value).reshape(-1)
         if self.of_the_input:
             y, base_cache = base.forward(x * l, context)
             return y, (base_cache, l, x if self.ia3_l.trainable else None)
         y, base_cache = base.forward(x, context)
         return y * l, (base_cache, l, y if self.ia3_l.trainable else None)
 
-    def backward(self, dy: Array, cache: Any, base: Linear, need_dx: bool) -> Array | None:
+    def backward(self, dy: Array, cache: IA3Cache, base: Linear, need_dx: bool) -> Array | None:
         """dy (…, out) → dx (…, in) or None; adds dl.
 
         In the forward pass z = l ∘ u, with u = x before the base layer or u = base(x) after it: so dl = Σ dz ∘ u over all
@@ -94,7 +97,7 @@ class IA3Adapter(Adapter):
     def delta_weight(self, base: Linear) -> Array:
         """ΔW = (l − 1) ∘ W (out, in)."""
         W = base.weight.value
-        return (widened(W.dtype, self.ia3_l.value)[0] - 1) * W
+        return (widened(W.dtype, self.ia3_l.value) - 1) * W
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ class IA3Method(LayerMethod):
             if hasattr(base, "bias") and not is_target(name, config.feedforward_modules):
                 raise ValueError(f"{name} has a bias; IA³ rescales the outputs of layers without one here")
 
-    def draw(self, config: IA3Config, base: Linear, rng: np.random.Generator, dtype: Any) -> IA3Adapter:
+    def draw(self, config: IA3Config, base: Linear, rng: np.random.Generator, dtype: np.dtype | None) -> IA3Adapter:
         """l = 1."""
         (shape,) = self.shapes(config, base.out_features, base.in_features).values()
         return self.build(
@@ -166,7 +169,7 @@ class IA3Method(LayerMethod):
         """l (1, in) or (out, 1)."""
         return {"ia3_l": (1, in_) if config.feedforward_modules else (out, 1)}
 
-    def build(self, config: IA3Config, base: Linear, tensors: list[np.ndarray], dtype: Any) -> IA3Adapter:
+    def build(self, config: IA3Config, base: Linear, tensors: list[np.ndarray], dtype: np.dtype | None) -> IA3Adapter:
         """From l."""
         return IA3Adapter(config, beside(base, tensors[0], dtype))
 

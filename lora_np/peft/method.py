@@ -18,6 +18,7 @@ from ..nn.targets import available, is_target, select_targets
 from ..transformer import Transformer
 from .adapter import AdaptedLinear, Adapter
 from .choices import Choice
+from .config import PeftConfig
 from .cost import AdapterCost, PrefixCost
 from .files import KIND, PREFIX, WRITTEN_OFF, check_arrays, check_targets, plain, portable_targets, refuse_others
 from .placement import adapt, adaptable_layers, adapted_layers, remove
@@ -31,7 +32,7 @@ class Host(Module):
     def __init__(self, model: Transformer, adapter_dtype: np.dtype | None = None) -> None:
         self.model = model
         self.prompt_encoder: dict[str, Any] = {}  # adapter → what computes its prefix
-        self.peft_config: dict[str, Any] = {}
+        self.peft_config: dict[str, PeftConfig] = {}
         self.adapter_dtype = adapter_dtype  # None: the base's
 
 
@@ -44,7 +45,7 @@ class Method:
     weights file stores them.
     """
 
-    config_type: ClassVar[type]
+    config_type: ClassVar[type[PeftConfig]]
     peft_type: ClassVar[str]
     decisive: ClassVar[tuple[str, ...]] = ()
     mergeable: ClassVar[bool] = False
@@ -52,7 +53,7 @@ class Method:
     written: ClassVar[Mapping[str, Any]] = KIND  # what the file says besides the configuration
     known: ClassVar[tuple[str, ...]] = ()  # keys that a file may have besides the configuration's
     choices: ClassVar[Mapping[str, Choice]] = {}  # its names for `train --method`
-    example: ClassVar[Any] = None  # a configuration whose adapter is not the identity: the tests of all methods take it
+    example: ClassVar[PeftConfig | None] = None  # its adapter is not the identity: the tests of all methods take it
 
     def add(self, host: Host, name: str, config: Any, seed: int) -> None:
         """Add a new adapter, drawn by `seed`. Raises before anything has changed."""
@@ -130,7 +131,7 @@ class LayerMethod(Method):
     def check(self, host: Host, config: Any, layers: Mapping[str, Linear]) -> None:
         """Raise ValueError or RuntimeError where these layers cannot take such an adapter."""
 
-    def draw(self, config: Any, base: Linear, rng: np.random.Generator, dtype: Any) -> Adapter:
+    def draw(self, config: Any, base: Linear, rng: np.random.Generator, dtype: np.dtype | None) -> Adapter:
         """A new adapter for one layer. The numbers are drawn on the host, so that a seed means the same on every device."""
         raise NotImplementedError
 
@@ -138,7 +139,7 @@ class LayerMethod(Method):
         """The tensors of one layer in a file: the last part of the key → shape, in the order that `build` takes them."""
         raise NotImplementedError
 
-    def build(self, config: Any, base: Linear, tensors: list[np.ndarray], dtype: Any) -> Adapter:
+    def build(self, config: Any, base: Linear, tensors: list[np.ndarray], dtype: np.dtype | None) -> Adapter:
         """The adapter of one layer from the tensors of `shapes`."""
         raise NotImplementedError
 
@@ -166,7 +167,7 @@ class LayerMethod(Method):
         self.put(host, name, self.drawn(config, layers, np.random.default_rng(seed), host.adapter_dtype))
 
     def drawn(
-        self, config: Any, layers: Mapping[str, Linear], rng: np.random.Generator, dtype: Any
+        self, config: Any, layers: Mapping[str, Linear], rng: np.random.Generator, dtype: np.dtype | None
     ) -> Iterable[tuple[str, Adapter]]:
         """(layer, new adapter) for each layer, in order: one stream of numbers for all."""
         return ((layer, self.draw(self.for_layer(config, layer), base, rng, dtype)) for layer, base in layers.items())
@@ -200,7 +201,7 @@ class LayerMethod(Method):
         return arrays
 
     def built(
-        self, config: Any, layers: Mapping[str, Linear], arrays: Mapping[str, np.ndarray], dtype: Any
+        self, config: Any, layers: Mapping[str, Linear], arrays: Mapping[str, np.ndarray], dtype: np.dtype | None
     ) -> Iterable[tuple[str, Adapter]]:
         """(layer, adapter) for each layer, from the file's tensors."""
         for layer, base in layers.items():

@@ -9,33 +9,44 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self, TypeAlias
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from .. import ops
 from ..backend import Array
 from ..nn import BASE, RAN_FROZEN, Context, Parameter, check_names
-from ..transformer import KeyValueCache, Transformer
+from ..transformer import KeyValueCache, Transformer, TransformerConfig
+from ..transformer.model import LogitsCache, LossCache
 from . import merging
 from .adapter import AdaptedLinear
 from .combination import Combination, MergeReport, check_combinable, combine_adapters
-from .config import storage_dtype
+from .config import PeftConfig, storage_dtype
 from .files import CONFIG, PREFIX, WEIGHTS, naming, read_adapter, write_adapter
+from .lora.config import LoraConfig
 from .lora.layer import LoraAdapter
 from .lora.method import LoraMethod
 from .lora.mixed import AdapterRows
 from .method import Host
 from .placement import adapted_layers, remove
-from .prefix import check_begun, see_the_prefix
+from .prefix import PrefixEncoder, PrefixEncoderCache, check_begun, see_the_prefix
 from .registry import method_named, method_of
 
 FACTORS = ("lora_A", "lora_B", "lora_magnitude_vector")  # parameters that PEFT calls ….<adapter>.weight
 Folder = str | os.PathLike[str]
+# A prefix's encoder with its own cache, and the past that it began: what its gradient needs
+Begun: TypeAlias = tuple[PrefixEncoder, PrefixEncoderCache | None, KeyValueCache]
+PeftLogitsCache: TypeAlias = tuple[LogitsCache, Begun | None]
+PeftLossCache: TypeAlias = tuple[LossCache, Begun | None]
 
 
 def get_peft_model(
-    model: Transformer, peft_config: Any, adapter_name: str = "default", seed: int = 0, adapter_dtype: Any = None
+    model: Transformer,
+    peft_config: PeftConfig,
+    adapter_name: str = "default",
+    seed: int = 0,
+    adapter_dtype: DTypeLike | None = None,
 ) -> PeftModel:
     """Freeze `model`, add an adapter, and return the PeftModel that trains it. The class of `peft_config` chooses the method.
 
@@ -64,7 +75,9 @@ class PeftModel(Host):
     `adapter_dtype` is what all of them are stored in; None means the base's dtype.
     """
 
-    def __init__(self, model: Transformer, adapter_dtype: Any = None) -> None:
+    prompt_encoder: dict[str, PrefixEncoder]
+
+    def __init__(self, model: Transformer, adapter_dtype: DTypeLike | None = None) -> None:
         if not isinstance(model, Transformer):
             raise TypeError(f"expected a Transformer without adapters, got {type(model).__name__}")
         if adapted_layers(model):
@@ -84,7 +97,7 @@ class PeftModel(Host):
         model_id: Folder,
         adapter_name: str = "default",
         is_trainable: bool = False,
-        adapter_dtype: Any = None,
+        adapter_dtype: DTypeLike | None = None,
     ) -> PeftModel:
         """`model`, frozen, with the adapter in the folder `model_id`, written here or by PEFT: active, and trainable if asked.
 
@@ -97,7 +110,7 @@ class PeftModel(Host):
         return peft_model
 
     @property
-    def config(self) -> Any:
+    def config(self) -> TransformerConfig:
         """The base's TransformerConfig."""
         return self.model.config
 
@@ -123,7 +136,7 @@ class PeftModel(Host):
         past_key_values: KeyValueCache | None = None,
         attention_mask: Array | None = None,
         adapter_names: Sequence[str] | None = None,
-    ) -> tuple[Array, Any]:
+    ) -> tuple[Array, PeftLogitsCache]:
         """tokens (b, t) → logits (b, t, v), with the active adapter; arguments and gradients are those of `Transformer.forward`.
 
         A prefix begins the past, and an `attention_mask` does not cover it. `adapter_names`, one a row, is a mixed batch: see
@@ -132,7 +145,8 @@ class PeftModel(Host):
         adapter = self.adapter_rows(adapter_names, len(tokens))
         past, begun = self._begin(past_key_values, len(tokens), adapter)
         if begun is not None and attention_mask is not None:
-            v = len(begun[0].embedding.weight.value)
+            encoder, _, past = begun
+            v = len(encoder.embedding.weight.value)
             attention_mask = see_the_prefix(attention_mask, v, len(tokens), len(past) - v + tokens.shape[-1])
         context = Context(rng, adapter, attention_mask)
         logits, cache = self.model.forward(tokens, past_key_values=past, context=context)
@@ -145,7 +159,7 @@ class PeftModel(Host):
         rng: np.random.Generator | None = None,
         ignore_index: int = ops.IGNORE_INDEX,
         adapter_names: Sequence[str] | None = None,
-    ) -> tuple[Array, Any]:
+    ) -> tuple[Array, PeftLossCache]:
         """Mean cross-entropy in nats a token, with the active adapter or a mixed batch. `rng` turns dropout on."""
         adapter = self.adapter_rows(adapter_names, len(tokens))
         past, begun = self._begin(None, len(tokens), adapter)
@@ -153,43 +167,45 @@ class PeftModel(Host):
         loss, cache = self.model.loss(tokens, targets, ignore_index=ignore_index, context=context, past_key_values=past)
         return loss, (cache, begun)
 
-    def backward(self, cache: Any, dloss: float = 1.0) -> None:
+    def backward(self, cache: PeftLossCache, dloss: float = 1.0) -> None:
         """Adds the gradients of the active adapter. Raises RuntimeError while merged: no bypass is in the forward then."""
         self._refuse_merged()
-        cache, begun = cache
-        self.model.backward(cache, dloss)
+        model_cache, begun = cache
+        self.model.backward(model_cache, dloss)
         self._end(begun)
 
-    def backward_from_logits(self, dlogits: Array, cache: Any) -> None:
+    def backward_from_logits(self, dlogits: Array, cache: PeftLogitsCache) -> None:
         """From `forward`'s cache and dlogits (b, t, v), for a loss of your own. Raises as `backward` does."""
         self._refuse_merged()
-        cache, begun = cache
-        self.model.backward_from_logits(dlogits, cache)
+        model_cache, begun = cache
+        self.model.backward_from_logits(dlogits, model_cache)
         self._end(begun)
 
     def new_cache(self, rows: int, adapter: str | AdapterRows | None) -> KeyValueCache:
         """What `generate` starts from: an empty cache, or one that begins with the adapter's prefix in each of `rows` rows."""
-        return self._begin(KeyValueCache(self.config), rows, adapter)[0]
+        past = KeyValueCache(self.config)
+        self._begin(past, rows, adapter)
+        return past
 
     def _begin(
         self, past: KeyValueCache | None, rows: int, adapter: str | AdapterRows | None
-    ) -> tuple[KeyValueCache | None, Any]:
+    ) -> tuple[KeyValueCache | None, Begun | None]:
         """The call's past, begun with the adapter's prefix if it has one; and what `_end` needs for its gradient.
 
         Raises as `check_begun` does.
         """
-        encoder = self.prompt_encoder.get(adapter)
-        named = None if encoder is None else (adapter, encoder)
-        check_begun(past, named)
-        if encoder is None:
+        if not isinstance(adapter, str) or (encoder := self.prompt_encoder.get(adapter)) is None:
+            check_begun(past, None)
             return past, None
+        named = adapter, encoder
+        check_begun(past, named)
         past = KeyValueCache(self.config) if past is None else past
         prefix, encoder_cache = encoder.forward(self.model.model.norm.weight.value.dtype)
         if not len(past):
             past.begin(prefix, rows, encoder.trainable, named)
         return past, (encoder, encoder_cache, past)
 
-    def _end(self, begun: Any) -> None:
+    def _end(self, begun: Begun | None) -> None:
         """The gradient of the prefix: what came back to the past, through the encoder."""
         if begun is not None:
             encoder, encoder_cache, past = begun
@@ -204,7 +220,7 @@ class PeftModel(Host):
 
     # ------------------------------------------------------------------------------------------------ several adapters
 
-    def add_adapter(self, adapter_name: str, peft_config: Any, seed: int = 0) -> None:
+    def add_adapter(self, adapter_name: str, peft_config: PeftConfig, seed: int = 0) -> None:
         """Put a new adapter beside those that are there, frozen until `set_adapter` chooses it. `seed` draws its numbers.
 
         Two adapters of one seed and one configuration start with the same A: give each a seed of its own.
@@ -236,7 +252,7 @@ class PeftModel(Host):
             method.restore(self, adapter_name, config, arrays)
         self._put(adapter_name, config, is_trainable)
 
-    def _put(self, adapter_name: str, config: Any, is_trainable: bool = False) -> None:
+    def _put(self, adapter_name: str, config: PeftConfig, is_trainable: bool = False) -> None:
         self.peft_config[adapter_name] = config
         self._set_trainable(adapter_name, is_trainable)
 
@@ -499,7 +515,8 @@ class PeftModel(Host):
                 raise ValueError(f"the weight of {name!r} is {weight}; expected a finite number")
         how = Combination(combination_type, svd_rank, svd_clamp, density, majority_sign_method, seed)
         pairs = [(name, float(weight)) for name, weight in zip(adapters, weights, strict=True)]
-        config, made, report = combine_adapters(self.model, self.peft_config, pairs, how, self.adapter_dtype)
+        configs = {name: config for name, config in self.peft_config.items() if isinstance(config, LoraConfig)}
+        config, made, report = combine_adapters(self.model, configs, pairs, how, self.adapter_dtype)
         LoraMethod().put(self, adapter_name, made.items())
         self._put(adapter_name, config)
         return report

@@ -29,6 +29,7 @@ def adapt(model: Module, names: Iterable[str]) -> Iterator[tuple[str, AdaptedLin
     for name in names:
         layer = modules[name]
         if not isinstance(layer, AdaptedLinear):
+            assert isinstance(layer, Linear), f"{name} is no linear layer"
             layer = AdaptedLinear(layer)
             replace_module(model, name, layer)
         yield name, layer
@@ -39,6 +40,7 @@ def remove(model: Module, adapter_name: str | None = None) -> None:
     for name, layer in adapted_layers(model).items():
         if adapter_name is None:
             layer.adapters.clear()
-        layer.adapters.pop(adapter_name, None)
+        else:
+            layer.adapters.pop(adapter_name, None)
         if not layer.adapters:
             replace_module(model, name, layer.base_layer)

@@ -13,15 +13,17 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ..backend import Array, array_module, move, to_host
 from ..nn import Embedding, Module, Parameter
 from ..ops.checks import check_mask
+from ..ops.linear import LinearCache
 from ..transformer import KeyValueCache, Transformer
-from .adapter import AdapterLinear
+from .adapter import AdapterLinear, widened
 from .choices import Choice, Option
 from .config import PeftConfig, check_choice, check_whole
 from .cost import PrefixCost
@@ -72,6 +74,9 @@ class PrefixTuningConfig(PeftConfig):
         check_choice("init_weights", self.init_weights, None, "zero")
 
 
+PrefixEncoderCache: TypeAlias = tuple[LinearCache, Array, LinearCache]  # of W₀, a = tanh(h) (v, m), of W₂
+
+
 class PrefixEncoder(Module):
     """The keys and values of all layers, (v, 2L, g, d): a table of them, or an MLP over a smaller table.
 
@@ -95,10 +100,9 @@ class PrefixEncoder(Module):
         hidden = self.transform["0"].out_features if self.transform else 0
         return PrefixCost(table.value.shape[0], both // 2, g * d, hidden, table.trainable, table.value.itemsize == 2)
 
-    def forward(self, dtype: Any) -> tuple[Array, Any]:
+    def forward(self, dtype: DTypeLike) -> tuple[Array, PrefixEncoderCache | None]:
         """P (v, 2L, g, d), in `dtype` where it is stored in 16 bits."""
-        table = self.embedding.weight.value
-        E = table.astype(dtype) if table.itemsize == 2 else table
+        E = widened(dtype, self.embedding.weight.value)
         if not self.transform:
             return E.reshape(-1, *self.heads), None
         h, cache_0 = self.transform["0"].forward(E)  # (v, kv) → (v, m)
@@ -106,19 +110,21 @@ class PrefixEncoder(Module):
         P, cache_2 = self.transform["2"].forward(a)  # (v, m) → (v, 2L·kv)
         return P.reshape(-1, *self.heads), (cache_0, a, cache_2)
 
-    def backward(self, dP: Array, cache: Any) -> None:
+    def backward(self, dP: Array, cache: PrefixEncoderCache | None) -> None:
         """Adds the gradients for dP (v, 2L, g, d).
 
         In the forward pass a = tanh(h), so now dh = da ∘ (1 − a²); the two products are undone by `ops.linear_backward`. No
         table is looked up in: each of its rows is one virtual token, so dE is what comes out below.
         """
         dP = dP.reshape(dP.shape[0], -1)
+        dE: Array | None = dP
         if cache is not None:
             cache_0, a, cache_2 = cache
             da = self.transform["2"].backward(dP, cache_2)
-            dP = self.transform["0"].backward(da * (1 - a * a), cache_0)
+            assert da is not None
+            dE = self.transform["0"].backward(da * (1 - a * a), cache_0)
         if self.embedding.weight.trainable:
-            self.embedding.weight.add_grad(dP)
+            self.embedding.weight.add_grad(dE)
 
 
 KEYS = "a prefix's keys and values in each layer (default {})"
@@ -134,7 +140,7 @@ class PrefixMethod(Method):
 
     config_type = PrefixTuningConfig
     peft_type = "PREFIX_TUNING"
-    written: ClassVar = {**KIND, "num_transformer_submodules": 1, "modules_to_save": None}
+    written: ClassVar[Mapping[str, Any]] = {**KIND, "num_transformer_submodules": 1, "modules_to_save": None}
     known = ("num_transformer_submodules",)
     choices: ClassVar[Mapping[str, Choice]] = {"prefix": Choice(3e-2, PrefixTuningConfig, OPTIONS)}
     example = PrefixTuningConfig(num_virtual_tokens=3)
@@ -234,7 +240,7 @@ def check_begun(past: KeyValueCache | None, named: tuple[str, PrefixEncoder] | N
     """Raise ValueError where a past with tokens was not begun by the prefix of this call: it would answer as neither does."""
     if past is not None and len(past) and past.begun != named:
         was, now = (f"the prefix of {each[0]!r}" if each else "no prefix" for each in (past.begun, named))
-        now = f"another one called {named[0]!r}" if was == now else now
+        now = f"another one called {named[0]!r}" if named and was == now else now
         raise ValueError(f"past_key_values began with {was}, and this call has {now}: give it a past of its own")
 
 

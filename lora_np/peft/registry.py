@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from .bottleneck import BottleneckMethod
 from .ia3 import IA3Method
 from .lora.method import LoraMethod
@@ -20,7 +18,7 @@ METHODS: tuple[Method, ...] = (
 )
 
 
-def method_of(config: Any) -> Method:
+def method_of(config: object) -> Method:
     """The method that a configuration is for. Raises TypeError where it is not a method's configuration."""
     for method in METHODS:
         if isinstance(config, method.config_type):
@@ -30,7 +28,7 @@ def method_of(config: Any) -> Method:
     raise TypeError(f"expected a {expected}, got {type(config).__name__}")
 
 
-def method_named(peft_type: Any) -> Method:
+def method_named(peft_type: object) -> Method:
     """The method of an adapter_config.json. Raises ValueError where it is not here."""
     for method in METHODS:
         if method.peft_type == peft_type:

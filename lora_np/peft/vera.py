@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from .. import ops
 from ..backend import Array, to_host
 from ..nn import Linear, Parameter
+from ..ops.vera import VeraCache
 from .adapter import Bypass, beside, widened
 from .choices import TARGETS, Choice, Option
 from .config import TargetedConfig, check_number, check_probability, check_rank, check_whole
@@ -69,6 +71,7 @@ class VeraConfig(TargetedConfig):
 class VeraAdapter(Bypass):
     """A (r, in_max) and B (out_max, r), frozen, the same Parameters in every layer; d (r,) and b (out,), this layer's own."""
 
+    config: VeraConfig
     frozen = ("vera_A", "vera_B")
 
     def __init__(
@@ -86,16 +89,17 @@ class VeraAdapter(Bypass):
     def dropout(self) -> float:
         return self.config.vera_dropout
 
-    def factors(self, dtype: Any) -> tuple[Array, ...]:
+    def factors(self, dtype: DTypeLike) -> tuple[Array, Array, Array, Array]:
         """A (r, in), B (out, r), d and b to compute with, in `dtype` where they are stored in 16 bits."""
         A, B = self.vera_A.value[:, : self.in_features], self.vera_B.value[: self.out_features]
-        return widened(dtype, A, B, self.vera_lambda_d.value, self.vera_lambda_b.value)
+        d, b = self.vera_lambda_d.value, self.vera_lambda_b.value
+        return widened(dtype, A), widened(dtype, B), widened(dtype, d), widened(dtype, b)
 
-    def delta_forward(self, x: Array) -> tuple[Array, Any]:
+    def delta_forward(self, x: Array) -> tuple[Array, VeraCache]:
         """x (…, in) → b ∘ ((d ∘ (x Aᵀ)) Bᵀ) (…, out)."""
         return ops.vera_forward(x, *self.factors(x.dtype))
 
-    def delta_backward(self, dy: Array, cache: Any, need_dx: bool) -> tuple[Array | None, ...]:
+    def delta_backward(self, dy: Array, cache: VeraCache, need_dx: bool) -> tuple[Array | None, ...]:
         """dδ (…, out) → dx, dd, db."""
         return ops.vera_backward(dy, cache, need_dx)
 
@@ -161,7 +165,7 @@ class VeraMethod(LayerMethod):
     peft_type = "VERA"
     decisive = ("target_modules", "r")
     mergeable = True
-    written: ClassVar = {
+    written: ClassVar[Mapping[str, Any]] = {
         **LayerMethod.written,
         "layers_to_transform": None,
         "layers_pattern": None,
@@ -172,7 +176,7 @@ class VeraMethod(LayerMethod):
     example = VeraConfig(r=3, target_modules="all-linear", d_initial=0.125, init_weights=False)
 
     def drawn(
-        self, config: VeraConfig, layers: Mapping[str, Linear], rng: np.random.Generator, dtype: Any
+        self, config: VeraConfig, layers: Mapping[str, Linear], rng: np.random.Generator, dtype: np.dtype | None
     ) -> Iterable[tuple[str, VeraAdapter]]:
         """A and B are drawn by the configuration's key, on the host; d and b by `rng`, where they are drawn at all.
 
@@ -193,7 +197,7 @@ class VeraMethod(LayerMethod):
         return self.assembled(config, layers, arrays, vectors, dtype)
 
     def built(
-        self, config: VeraConfig, layers: Mapping[str, Linear], arrays: Mapping[str, np.ndarray], dtype: Any
+        self, config: VeraConfig, layers: Mapping[str, Linear], arrays: Mapping[str, np.ndarray], dtype: np.dtype | None
     ) -> Iterable[tuple[str, VeraAdapter]]:
         """From the file's tensors."""
         shared = [arrays[key] for key in PROJECTIONS]
@@ -211,7 +215,7 @@ class VeraMethod(LayerMethod):
         layers: Mapping[str, Linear],
         shared: list[np.ndarray],
         vectors: Mapping[str, tuple[np.ndarray, ...]],
-        dtype: Any,
+        dtype: np.dtype | None,
     ) -> Iterable[tuple[str, VeraAdapter]]:
         """(layer, its adapter), all with the same Parameters A and B."""
         A, B = (beside(next(iter(layers.values())), x, dtype) for x in shared)
@@ -238,6 +242,7 @@ class VeraMethod(LayerMethod):
         """A (r, in_max) and B (out_max, r) once, and each layer's d (r,) and b (out,), by PEFT's keys."""
         found = super().arrays(host, name)
         shared = next(iter(self.layers(host, name).values())).adapters[name]
+        assert isinstance(shared, VeraAdapter)
         own = {key: x for key, x in found.items() if not key.endswith(("vera_A", "vera_B"))}
         return dict(zip(PROJECTIONS, (to_host(shared.vera_A.value), to_host(shared.vera_B.value)), strict=True)) | own
 

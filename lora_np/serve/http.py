@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeAlias
 
 from ..files import Tokenizer
 from ..nn import BASE
@@ -24,13 +24,21 @@ from .driver import Driver
 from .engine import AdapterServer, QueueFull, Request
 from .protocol import Answer, Order, ProtocolError, Writer, parse, parse_json, typed, usage
 
-if TYPE_CHECKING:
-    import starlette.applications
-    import starlette.requests
-    import starlette.responses
-
+App: TypeAlias = Any  # Starlette's application, and its Response: imported where they are made, for they are optional
+Response: TypeAlias = Any
 HOST, PORT = "127.0.0.1", 8000
 MAX_BODY = 2**23  # bytes: more than any prompt that a model of this library takes
+
+
+class HttpRequest(Protocol):
+    """What is read of a Starlette request: headers and body, and what ASGI sends after them."""
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    def stream(self) -> AsyncIterator[bytes]: ...
+
+    async def receive(self) -> Mapping[str, Any]: ...
 
 
 class Door:
@@ -125,7 +133,7 @@ class Ticket:
 # ------------------------------------------------------------------------------------------------------------ the routes
 
 
-def create_app(engine: AdapterServer, tokenizer: Tokenizer, base: str) -> starlette.applications.Starlette:
+def create_app(engine: AdapterServer, tokenizer: Tokenizer, base: str) -> App:
     """The door as an ASGI application; `app.state.door` is its Door. Raises MissingExtra if Starlette is not installed."""
     Starlette, JSONResponse, Route = _starlette()
     door = Door(engine, tokenizer, base)
@@ -137,7 +145,7 @@ def create_app(engine: AdapterServer, tokenizer: Tokenizer, base: str) -> starle
         await asyncio.to_thread(door.driver.close)
 
     def route(path: str, method: str, handler: Callable[..., Any]) -> Any:
-        async def endpoint(request: starlette.requests.Request) -> starlette.responses.Response:
+        async def endpoint(request: HttpRequest) -> Response:
             try:
                 answer = await handler(door, request)
             except ProtocolError as error:
@@ -146,10 +154,10 @@ def create_app(engine: AdapterServer, tokenizer: Tokenizer, base: str) -> starle
 
         return Route(path, endpoint, methods=[method])
 
-    async def wrong(request: starlette.requests.Request, error: Any) -> starlette.responses.Response:
+    async def wrong(request: HttpRequest, error: Any) -> Response:
         return JSONResponse(ProtocolError(error.status_code, error.detail).body, error.status_code, error.headers)
 
-    async def failed(request: starlette.requests.Request, error: Exception) -> starlette.responses.Response:
+    async def failed(request: HttpRequest, error: Exception) -> Response:
         return JSONResponse(ProtocolError(500, f"{type(error).__name__}: a mistake of this server's").body, 500)
 
     routes = [
@@ -173,13 +181,13 @@ def _starlette() -> tuple[Any, Any, Any]:
     return Starlette, JSONResponse, Route
 
 
-async def health(door: Door, request: starlette.requests.Request) -> dict[str, Any]:
+async def health(door: Door, request: HttpRequest) -> dict[str, Any]:
     """200 while requests are taken."""
     running, waiting = await door.call(lambda: (len(door.driver.engine.running), len(door.driver.engine.waiting)))
     return {"status": "ok", "running": running, "waiting": waiting}
 
 
-async def models(door: Door, request: starlette.requests.Request) -> dict[str, Any]:
+async def models(door: Door, request: HttpRequest) -> dict[str, Any]:
     """The base and its adapters."""
     names = await door.call(door.driver.engine.adapters.names)
     kind = {"object": "model", "created": 0, "owned_by": "lora_np"}
@@ -187,7 +195,7 @@ async def models(door: Door, request: starlette.requests.Request) -> dict[str, A
     return {"object": "list", "data": [{"id": door.base, **kind, "root": door.base, "parent": None}, *cards]}
 
 
-async def load(door: Door, request: starlette.requests.Request) -> dict[str, Any]:
+async def load(door: Door, request: HttpRequest) -> dict[str, Any]:
     """From now on serve another adapter."""
     body = await _body(request)
     name, path = (_needed(body, field) for field in ("lora_name", "lora_path"))
@@ -197,14 +205,14 @@ async def load(door: Door, request: starlette.requests.Request) -> dict[str, Any
     return {"status": "ok", "lora_name": name}
 
 
-async def unload(door: Door, request: starlette.requests.Request) -> dict[str, Any]:
+async def unload(door: Door, request: HttpRequest) -> dict[str, Any]:
     """Serve one less."""
     name = _needed(await _body(request), "lora_name")
     await door.call(door.driver.engine.unload_adapter, name)
     return {"status": "ok", "lora_name": name}
 
 
-async def _body(request: starlette.requests.Request) -> dict[str, Any]:
+async def _body(request: HttpRequest) -> dict[str, Any]:
     """The JSON object that came. It must say that it is one: a page in a browser may then not send it from elsewhere."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ProtocolError(415, "expected Content-Type: application/json")
@@ -222,7 +230,7 @@ def _needed(body: dict[str, Any], field: str) -> str:
     return value
 
 
-async def complete(door: Door, request: starlette.requests.Request, chat: bool) -> Any:
+async def complete(door: Door, request: HttpRequest, chat: bool) -> Any:
     """An answer, whole or as server-sent events. A client who goes away frees his place."""
     from starlette.responses import StreamingResponse
 
@@ -235,7 +243,7 @@ async def complete(door: Door, request: starlette.requests.Request, chat: bool) 
     return answer.whole(text, ticket.request.finish_reason, ticket.usage())
 
 
-async def _cancel_when_gone(door: Door, ticket: Ticket, request: starlette.requests.Request) -> None:
+async def _cancel_when_gone(door: Door, ticket: Ticket, request: HttpRequest) -> None:
     """The server says "disconnect" after the answer too; the request has finished then, and stays as it is."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
@@ -263,7 +271,7 @@ async def _events(ticket: Ticket, answer: Answer, include_usage: bool) -> AsyncI
 
 
 def make_server(
-    app: starlette.applications.Starlette,
+    app: App,
     host: str = HOST,
     port: int = PORT,
     on_start: Callable[[str], Any] = lambda url: None,

@@ -64,8 +64,6 @@ def imported(path: Path) -> Iterator[tuple[str, str | None]]:
     """(package, the extra of the `with extra(…)` around it or None) of each import of another package."""
 
     def visit(node: ast.AST, extra: str | None) -> Iterator[tuple[str, str | None]]:
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            return
         if isinstance(node, ast.With):
             for item in node.items:
                 call = item.context_expr

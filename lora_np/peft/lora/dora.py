@@ -11,18 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ... import ops
 from ...backend import Array
-from ...nn import Context, Linear, Parameter
+from ...nn import Cache, Context, Linear, Parameter
+from ...ops.dora import DoraCache, RowNormCache
 from ...quantization import Quantized4bit, dequantize_4bit
 from ..adapter import add_gradients, beside
 from ..cost import Products, linear_products
 from .config import LoraConfig
 from .layer import LoraAdapter, LoraCost
+
+# What row_norm_forward of `ops` keeps: W (out, in), here None where it is dequantised again; A, B, P, n, scaling
+NormCache: TypeAlias = tuple[Array | None, Array, Array, Array, Array, float]
+# A BypassCache: the base layer's, the mask of dropout, and of what DoRA adds the base layer's for x̃, the norm's, the rest's
+DoraLayerCache: TypeAlias = tuple[Cache, Array | None, tuple[Cache, NormCache | None, DoraCache]]
 
 
 class DoraAdapter(LoraAdapter):
@@ -36,7 +43,9 @@ class DoraAdapter(LoraAdapter):
         self.lora_magnitude_vector = m
 
     @classmethod
-    def build(cls, config: LoraConfig, base: Linear, factors: Collection[np.ndarray], dtype: Any = None) -> DoraAdapter:
+    def build(
+        cls, config: LoraConfig, base: Linear, factors: Collection[np.ndarray], dtype: np.dtype | None = None
+    ) -> DoraAdapter:
         """From host arrays A, B and, where it is given, m; else m are the lengths that the rows of W + s·B A have."""
         A, B, *m = factors
         plain = LoraAdapter.build(config, base, (A, B), dtype)
@@ -45,7 +54,7 @@ class DoraAdapter(LoraAdapter):
         norm, _ = row_norm(base, *plain.factors(base.weight.value.dtype), config.scaling)
         return cls(config, plain.lora_A, plain.lora_B, Parameter(norm))
 
-    def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, Any]:
+    def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, DoraLayerCache]:
         """x (…, in) → y (…, out). At the start m = n and B = 0, and y is the base's to the bit."""
         y, base_cache = base.forward(x, context)
         dropped, mask = ops.dropout_forward(x, self.dropout, context.rng)
@@ -54,6 +63,7 @@ class DoraAdapter(LoraAdapter):
         if has_bias:
             u = u - base.bias.value
         A, B = self.factors(x.dtype)
+        norm_cache: NormCache | None
         n, norm_cache = row_norm(base, A, B, self.config.scaling)
         if self.config.dora_norm == "detached":
             norm_cache = None
@@ -64,9 +74,9 @@ class DoraAdapter(LoraAdapter):
         if has_bias or mask is not None:  # else y is u, and two passes over N·out numbers are saved
             adapted -= u
             adapted += y
-        return adapted, (base_cache, mask, dropped_cache, norm_cache, cache)
+        return adapted, (base_cache, mask, (dropped_cache, norm_cache, cache))
 
-    def backward(self, dy: Array, cache: Any, base: Linear, need_dx: bool) -> Array | None:
+    def backward(self, dy: Array, cache: DoraLayerCache, base: Linear, need_dx: bool) -> Array | None:
         """dy (…, out) → dx (…, in) or None; adds dA, dB and dm. With `dora_norm="true"` n passes its gradient on, else not.
 
         In the forward pass y = base(x) − u + DoRA(x̃, u) with u = base(x̃) − bias. Without dropout base(x) − u is the bias, so
@@ -75,8 +85,8 @@ class DoraAdapter(LoraAdapter):
         """
         if base.trainable:
             raise RuntimeError("the norm in DoRA depends on W, and its dW is not derived here: freeze the base")
-        base_cache, mask, dropped_cache, norm_cache, cache = cache
-        dx, du, dA, dB, dm, dn = ops.dora_backward(dy, cache, need_dx)
+        base_cache, mask, (dropped_cache, norm_cache, dora_cache) = cache
+        dx, du, dA, dB, dm, dn = ops.dora_backward(dy, dora_cache, need_dx)
         if norm_cache is not None and (self.lora_A.trainable or self.lora_B.trainable):
             dA_norm, dB_norm = row_norm_backward(base, dn, norm_cache, need_dA=dA is not None)
             dB += dB_norm
@@ -85,13 +95,17 @@ class DoraAdapter(LoraAdapter):
         add_gradients((self.lora_A, self.lora_B, self.lora_magnitude_vector), (dA, dB, dm))
         if not need_dx:
             return None
+        if mask is not None:
+            du -= dy
+        dx_frozen = base.backward(du, base_cache if mask is None else dropped_cache)
+        assert dx is not None and dx_frozen is not None
+        dx += dx_frozen
         if mask is None:
-            dx += base.backward(du, base_cache)
             return dx
-        du -= dy
-        dx += base.backward(du, dropped_cache)
         dx = ops.dropout_backward(dx, mask)
-        dx += base.backward(dy, base_cache)
+        dx_kept = base.backward(dy, base_cache)
+        assert dx_kept is not None
+        dx += dx_kept
         return dx
 
     def delta_weight(self, base: Linear) -> Array:
@@ -102,7 +116,7 @@ class DoraAdapter(LoraAdapter):
         return g[:, None] * (W + self.scaled_product(m.dtype)) - W
 
 
-def dense(weight: Array | Quantized4bit, dtype: Any) -> Array:
+def dense(weight: Array | Quantized4bit, dtype: DTypeLike) -> Array:
     """W (out, in), dequantised where it is stored in four bits."""
     return dequantize_4bit(weight, dtype) if isinstance(weight, Quantized4bit) else weight
 
@@ -114,12 +128,12 @@ def check_rows(name: str, base: Linear) -> None:
         raise ValueError(f"{name} has a row of zeros, which has a length, 0, but no direction for DoRA to train")
 
 
-def row_norm(base: Linear, A: Array, B: Array, scaling: float) -> tuple[Array, tuple]:
+def row_norm(base: Linear, A: Array, B: Array, scaling: float) -> tuple[Array, RowNormCache]:
     """n (out,), the lengths of the rows of W + s·B A, and the cache of `row_norm_backward`."""
     return ops.row_norm_forward(dense(base.weight.value, A.dtype), A, B, scaling)
 
 
-def row_norm_backward(base: Linear, dn: Array, cache: tuple, need_dA: bool) -> tuple[Array | None, Array]:
+def row_norm_backward(base: Linear, dn: Array, cache: NormCache, need_dA: bool) -> tuple[Array | None, Array]:
     """dA and dB of the lengths n, for dn (out,). Only dA needs the dequantised W; it is freed before dx is computed."""
     W = dense(base.weight.value, dn.dtype) if need_dA else base.weight.value  # of which only the shape is asked then
     return ops.row_norm_backward(dn, (W, *cache[1:]), need_dA)

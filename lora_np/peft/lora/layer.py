@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ... import ops
 from ...backend import Array
 from ...nn import Linear, Parameter
+from ...ops.lora import LoraCache
 from ..adapter import Bypass, beside, widened
 from ..cost import AdapterCost, Products
 from .config import LoraConfig
@@ -25,6 +26,7 @@ from .config import LoraConfig
 class LoraAdapter(Bypass):
     """A (r, in) and B (out, r) of one layer."""
 
+    config: LoraConfig
     mixable = True
 
     def __init__(self, config: LoraConfig, A: Parameter, B: Parameter) -> None:
@@ -32,7 +34,9 @@ class LoraAdapter(Bypass):
         self.lora_A, self.lora_B = A, B
 
     @classmethod
-    def build(cls, config: LoraConfig, base: Linear, factors: Collection[np.ndarray], dtype: Any = None) -> LoraAdapter:
+    def build(
+        cls, config: LoraConfig, base: Linear, factors: Collection[np.ndarray], dtype: np.dtype | None = None
+    ) -> LoraAdapter:
         """From host arrays A (r, in) and B (out, r), stored beside the base's weight in its dtype or in `dtype`."""
         return cls(config, *(beside(base, x, dtype) for x in factors))
 
@@ -49,19 +53,19 @@ class LoraAdapter(Bypass):
     def dropout(self) -> float:
         return self.config.lora_dropout
 
-    def factors(self, dtype: Any) -> tuple[Array, ...]:
+    def factors(self, dtype: DTypeLike) -> tuple[Array, Array]:
         """A and B to compute with, in `dtype` where they are stored in 16 bits."""
-        return widened(dtype, self.lora_A.value, self.lora_B.value)
+        return widened(dtype, self.lora_A.value), widened(dtype, self.lora_B.value)
 
-    def delta_forward(self, x: Array) -> tuple[Array, Any]:
+    def delta_forward(self, x: Array) -> tuple[Array, LoraCache]:
         """x (…, in) → s·(x Aᵀ) Bᵀ (…, out). Only dA needs x later."""
         return ops.lora_forward(x, *self.factors(x.dtype), self.config.scaling, self.lora_A.trainable)
 
-    def delta_backward(self, dy: Array, cache: Any, need_dx: bool) -> tuple[Array | None, ...]:
+    def delta_backward(self, dy: Array, cache: LoraCache, need_dx: bool) -> tuple[Array | None, ...]:
         """dδ (…, out) → dx, dA, dB."""
         return ops.lora_backward(dy, cache, need_dx)
 
-    def scaled_product(self, dtype: Any) -> Array:
+    def scaled_product(self, dtype: DTypeLike) -> Array:
         """s·B A (out, in)."""
         A, B = self.factors(dtype)
         return self.config.scaling * (B @ A)

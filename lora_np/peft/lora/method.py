@@ -75,7 +75,7 @@ class LoraMethod(LayerMethod):
             if config.use_dora:
                 check_rows(name, base)
 
-    def draw(self, config: LoraConfig, base: Linear, rng: np.random.Generator, dtype: Any) -> Adapter:
+    def draw(self, config: LoraConfig, base: Linear, rng: np.random.Generator, dtype: np.dtype | None) -> Adapter:
         """A and B as `init_lora_weights` says; with DoRA m, the lengths of the rows of W."""
         if config.init_lora_weights != "pissa":
             return self.build(config, base, [*draw_factors(config, base, rng)], dtype)
@@ -91,7 +91,7 @@ class LoraMethod(LayerMethod):
         factors = {"lora_A.weight": (config.r, in_), "lora_B.weight": (out, config.r)}
         return factors | ({"lora_magnitude_vector": (out,)} if config.use_dora else {})
 
-    def build(self, config: LoraConfig, base: Linear, tensors: list[np.ndarray], dtype: Any) -> Adapter:
+    def build(self, config: LoraConfig, base: Linear, tensors: list[np.ndarray], dtype: np.dtype | None) -> Adapter:
         """From A, B and with DoRA m."""
         return (DoraAdapter if config.use_dora else LoraAdapter).build(config, base, tensors, dtype)
 
@@ -111,15 +111,18 @@ class LoraMethod(LayerMethod):
         super().add(host, name, config, seed)
         if config.init_lora_weights == "pissa":
             for layer in self.layers(host, name).values():
-                pissa.take_out(layer, layer.adapters[name])
+                adapter = layer.adapters[name]
+                assert isinstance(adapter, LoraAdapter)
+                pissa.take_out(layer, adapter)
 
     def delete(self, host: Host, name: str) -> None:
         """Take it out of every layer. What PiSSA took out of the base goes back into it, unless the base is quantised."""
-        started = [layer for layer in self.layers(host, name).values() if layer.resting is not None]
-        for layer in started:
+        layers = self.layers(host, name).values()
+        started = [(layer, one) for layer in layers if isinstance(one := layer.resting, pissa.TakenOut)]
+        for layer, _ in started:
             layer.check_mergeable()
-        for layer in started:
-            layer.resting.put_back(layer.base_layer)
+        for layer, taken_out in started:
+            taken_out.put_back(layer.base_layer)
             layer.resting = None
         super().delete(host, name)
 
@@ -133,11 +136,11 @@ class LoraMethod(LayerMethod):
 
         Raises RuntimeError where it began as PiSSA and the base was quantised since.
         """
-        found = {}
+        found: dict[str, np.ndarray] = {}
         for layer_name, layer in self.layers(host, name).items():
             pissa.check_unrounded(layer_name, layer)
             tensors = {TENSORS.get(key, key): x for key, x in layer.adapters[name].tensors().items()}
-            if layer.resting is not None:
+            if isinstance(layer.resting, pissa.TakenOut):
                 tensors = layer.resting.on_the_original(tensors)
             found |= self.keyed(layer_name, tensors)
         return found

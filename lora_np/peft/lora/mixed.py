@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
+
+from numpy.typing import DTypeLike
 
 from ... import ops
 from ...backend import Array, array_module
-from ...nn import Context, Linear, Rows
+from ...nn import Cache, Context, Linear, Rows
+from ...ops.grouped_lora import GroupedLoraCache
 from ..adapter import AdaptedLinear, Adapter, OutputAdapter, add_gradients
 from .layer import LoraAdapter
 
@@ -52,6 +55,10 @@ class Group:
         y[self.rows] += delta if self.places is None else delta[self.places]
 
 
+# The base layer's; of each group the mask of dropout and the cache of its product; of each adapter that maps the output its own
+MixedCache: TypeAlias = tuple[Cache, list[tuple[Group, Array | None, GroupedLoraCache]], list[Cache]]
+
+
 class AdapterRows(Rows):
     """The adapter that each row of a batch uses: an argument of the call, in `Context.adapter`.
 
@@ -59,9 +66,10 @@ class AdapterRows(Rows):
     one, because the cache holds the old factors.
     """
 
-    def __init__(self, names: Sequence[str], before: dict[tuple, Stack] | None = None) -> None:
+    def __init__(self, names: Sequence[str], before: dict[tuple[AdaptedLinear, int], Stack] | None = None) -> None:
         super().__init__(names)
-        self._before, self._stacks = before or {}, {}
+        self._before = before or {}
+        self._stacks: dict[tuple[AdaptedLinear, int], Stack] = {}
         self._layers: dict[AdaptedLinear, MixedRows] = {}
 
     def then(self, names: Sequence[str]) -> AdapterRows:
@@ -85,14 +93,15 @@ class AdapterRows(Rows):
     def stacked(self, layer: AdaptedLinear, adapters: dict[str, LoraAdapter]) -> tuple[list[str], Array, Array]:
         """(names, A (g, r, in), B (g, out, r)) of several adapters of one rank, in the order of their stack."""
         key = layer, next(iter(adapters.values())).config.r
-        stack = self._stacks[key] = self._before.pop(key, None) or Stack()
+        stack = self._before.pop(key, None) or Stack()
+        self._stacks[key] = stack
         return stack.hold(adapters, layer.base_layer.weight.value.dtype)
 
 
 class MixedRows(Adapter):
     """The adapters of all rows of a mixed batch in one layer: LoRA's in groups, others that map the output a segment each."""
 
-    def __init__(self, rows: AdapterRows, layer: AdaptedLinear, adapters: dict[str, Any]) -> None:
+    def __init__(self, rows: AdapterRows, layer: AdaptedLinear, adapters: dict[str, Adapter]) -> None:
         self.rows, self.layer = rows, layer
         self.here = {name: adapter for name, adapter in adapters.items() if isinstance(adapter, LoraAdapter)}
         self.outputs = [(a, rows.segments[name]) for name, a in adapters.items() if isinstance(a, OutputAdapter)]
@@ -101,7 +110,7 @@ class MixedRows(Adapter):
     def groups(self, stacked: bool) -> list[Group]:
         """The rows in groups: one a segment, or `stacked`, one for all small segments of a rank."""
         if stacked not in self._groups:
-            together: dict[Any, list[str]] = {}
+            together: dict[int | str, list[str]] = {}
             for name, adapter in self.here.items():
                 shared = stacked and len(self.rows.segments[name]) <= SMALL
                 together.setdefault(adapter.config.r if shared else name, []).append(name)
@@ -127,7 +136,7 @@ class MixedRows(Adapter):
             xp.array([self.here[name].config.scaling for name in names], A.real.dtype),
         )
 
-    def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, Any]:
+    def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, MixedCache]:
         """x (b, …, in) → y (b, …, out), the base's product of all rows with each row's adapter.
 
         Raises ValueError where x has another number of rows than there are names: one row would get another one's adapter.
@@ -147,11 +156,11 @@ class MixedRows(Adapter):
             group.add(delta, y)
             caches.append((group, mask, cache))
         for adapter, rows in self.outputs:
-            y[rows], cache = adapter.output_forward(y[rows])
-            mapped.append(cache)
+            y[rows], output_cache = adapter.output_forward(y[rows])
+            mapped.append(output_cache)
         return y, (base_cache, caches, mapped)
 
-    def backward(self, dy: Array, cache: Any, base: Linear, need_dx: bool) -> Array | None:
+    def backward(self, dy: Array, cache: MixedCache, base: Linear, need_dx: bool) -> Array | None:
         """dy (b, …, out) → dx (b, …, in) or None; adds to the gradients of each row's adapter.
 
         In the forward pass y[rows] += δ, so a segment's dδ is dy[rows], and its dx goes back to where its x came from.
@@ -159,8 +168,8 @@ class MixedRows(Adapter):
         base_cache, caches, mapped = cache
         if self.outputs:
             dy = dy.copy()
-        for (adapter, rows), output_cache in zip(self.outputs, mapped, strict=True):
-            dy[rows] = adapter.output_backward(dy[rows], output_cache, need_dy=True)
+        for (mapping, rows), output_cache in zip(self.outputs, mapped, strict=True):
+            dy[rows] = mapping.output_backward(dy[rows], output_cache, need_dy=True)
         dx = base.backward(dy, base_cache, need_dx)
         for group, mask, group_cache in caches:
             if not (need_dx or any(p.trainable for adapter in group.adapters for p in adapter.learned)):
@@ -169,6 +178,7 @@ class MixedRows(Adapter):
             for i, adapter in enumerate(group.adapters):
                 add_gradients(adapter.learned, (dA[i], dB[i]))
             if need_dx:
+                assert dx is not None and bypass is not None
                 group.add(ops.dropout_backward(bypass, mask), dx)
         return dx
 
@@ -185,7 +195,7 @@ class Stack:
         self.A: Any = None
         self.B: Any = None
 
-    def hold(self, adapters: dict[str, LoraAdapter], dtype: Any) -> tuple[list[str], Array, Array]:
+    def hold(self, adapters: dict[str, LoraAdapter], dtype: DTypeLike) -> tuple[list[str], Array, Array]:
         """(names in the order of the stack, A (g, r, in), B (g, out, r)). An adapter that was in the stack keeps its position."""
         g = len(adapters)
         if self.A is None or not g <= len(self.A) <= 2 * g:
@@ -199,9 +209,7 @@ class Stack:
         held = [adapters[name] for name in self.names]
         for i, adapter in enumerate(held):
             if self.held[i : i + 1] != [adapter]:
-                self.A[i], self.B[i] = (
-                    adapter.lora_A.value,
-                    adapter.lora_B.value.T,
-                )  # Bᵀ: r long rows, not out short ones
+                self.A[i] = adapter.lora_A.value
+                self.B[i] = adapter.lora_B.value.T  # Bᵀ: r long rows, not out short ones
         self.held = held
         return self.names, self.A[:g], self.B[:g].swapaxes(-1, -2)

@@ -13,13 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from ... import ops
 from ...backend import Array, array_module, move, to_host
 from ...nn import Linear
+from ...ops.lora import LoraCache
 from ...quantization import Quantized4bit
 from ..adapter import AdaptedLinear, Bypass
 from .config import LoraConfig
@@ -36,11 +36,12 @@ class TakenOut(Bypass):
         self.A, self.B = (to_host(p.value).copy() for p in adapter.learned)
         self.scaling = adapter.config.scaling
 
-    def delta_forward(self, x: Array) -> tuple[Array, Any]:
+    def delta_forward(self, x: Array) -> tuple[Array, LoraCache]:
         """x (…, in) → δ (…, out)."""
-        return ops.lora_forward(x, *(move(X, x).astype(x.dtype) for X in (self.A, self.B)), self.scaling, keep_x=False)
+        A, B = (move(X, x).astype(x.dtype) for X in (self.A, self.B))
+        return ops.lora_forward(x, A, B, self.scaling, keep_x=False)
 
-    def delta_backward(self, dy: Array, cache: Any, need_dx: bool) -> tuple[Array | None, ...]:
+    def delta_backward(self, dy: Array, cache: LoraCache, need_dx: bool) -> tuple[Array | None, ...]:
         """dδ (…, out) → dx; nothing here trains."""
         return ops.lora_backward(dy, cache)[:1]
 

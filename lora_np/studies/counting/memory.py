@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from ... import costs
 from ...peft import LoraConfig
@@ -31,7 +32,7 @@ def memory_bill(
     question = "What takes the memory of a training step, and which card does it fit into?"
     settings = {"r": r, "target_modules": target_modules, "batch": batch, "seq": seq, "precision": precision}
     table = Table("memory_bill", question, "python -m lora_np reproduce", settings | {"cards": list(CARDS)})
-    step = {"batch": batch, "seq": seq, "precision": precision}
+    step: dict[str, Any] = {"batch": batch, "seq": seq, "precision": precision}
     for method, (adapted, quantize) in METHODS.items():
         config = LoraConfig(r=r, target_modules=target_modules) if adapted else None
         for model in models:

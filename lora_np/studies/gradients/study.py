@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ... import data
+from ...nn import Trainable
 from ...peft import LoraConfig, PeftModel, get_peft_model
+from ...peft.lora.layer import LoraAdapter
 from ...peft.placement import adapted_layers
 from ...pretrained import load_model
 
@@ -47,14 +49,17 @@ def both_ways(
     weight, W + sBA, and all of that is trained, as full fine-tuning would.
     """
     adapted, merged = deepcopy(model), deepcopy(model).merge_and_unload().unfreeze()
-    for one in (adapted, merged):
+    models: tuple[Trainable, ...] = (adapted, merged)
+    for one in models:
         _, cache = one.loss(tokens, targets)
         one.zero_grad()
         one.backward(cache)
     weights = dict(merged.named_parameters())
     found = {}
     for name, layer in adapted_layers(adapted.model).items():
-        A, B, s = layer.adapters[adapter].lora_A, layer.adapters[adapter].lora_B, layer.adapters[adapter].config.scaling
+        lora = layer.adapters[adapter]
+        assert isinstance(lora, LoraAdapter)
+        A, B, s = lora.lora_A, lora.lora_B, lora.config.scaling
         W = weights[f"{name}.weight"]
         assert A.grad is not None and B.grad is not None and W.grad is not None
         found[name] = LayerGradients(A.value, B.value, s, A.grad, B.grad, W.grad)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ... import PeftModel
+from ...peft.lora.layer import LoraAdapter
 from ...peft.placement import adapted_layers
 from ..harness.runs import run_all
 from ..harness.table import Table, rounded
@@ -73,7 +74,9 @@ def measure(run: Run) -> Row:
     for name, layer in adapted_layers(model.model).items():
         amplified.append(where(name) | amplification(base[f"{name}.weight"], layer.delta_weight("default"), run.r))
         if name.endswith(MODULES):
-            three = [before[name].adapters["default"].lora_A.value, *layer.adapters["default"].factors(np.float32)]
+            start, lora = before[name].adapters["default"], layer.adapters["default"]
+            assert isinstance(start, LoraAdapter) and isinstance(lora, LoraAdapter)
+            three = [start.lora_A.value, *lora.factors(np.float32)]
             factors[name] = [[[rounded(x, 7) for x in row] for row in M] for M in three]
     return {"amplification": amplified, "factors": factors, "seconds": history.rows[-1]["seconds"]}
 

@@ -141,6 +141,7 @@ def in_peft(mine: PeftModel) -> Any:
 
     model = in_transformers(mine.config)
     for i, (name, one) in enumerate(mine.peft_config.items()):
+        assert isinstance(one, LoraConfig)
         shape = {"r": one.r, "lora_alpha": one.lora_alpha, "target_modules": "all-linear"}
         config = peft.LoraConfig(**shape, task_type="CAUSAL_LM", lora_dropout=0.0)
         if i == 0:
