@@ -33,7 +33,7 @@ import numpy as np
 import lora_np as ln
 from lora_np import plots
 from lora_np.peft.lora.layer import LoraAdapter
-from lora_np.peft.lora.mixed import AdapterRows
+from lora_np.peft.mixed import AdapterRows
 from lora_np.quantization.four_bits import dequantize_4bit, quantize_4bit
 from lora_np.studies.harness.table import Table
 from lora_np.studies.serving import merging
@@ -228,7 +228,7 @@ for title, idx in {"32 rows, 32 adapters": np.arange(rows), "32 rows, 3 adapters
         print(f"  {f.__name__:8}{1000 * statistics.median(seconds):8.2f} ms   differs from the library by {abs(mine - y).max() / abs(y).max():.0e}")
 
 # %% [markdown]
-# Few adapters with many rows each: segments. Many with a row each: the batched product. The library takes either, by the size of the segments (`lora_np/peft/lora/mixed.py`),
+# Few adapters with many rows each: segments. Many with a row each: the batched product. The library takes either, by the size of the segments (`lora_np/peft/mixed.py`),
 # and keeps the stack from one step to the next. In a whole model it is an argument of the call:
 
 # %%
@@ -440,6 +440,6 @@ while not server.idle:
 #
 # 1. In experiment 1 let $M$ be a rotation: `M, _ = np.linalg.qr(rng.standard_normal((8, 8)))`, $A_2 = M^\top A$, $B_2 = BM$. How large is the error of `linear` now, and why does it not depend on the weights as long as both are alike?
 # 2. From which share of code on are the two adapters together better than the base on both domains? Then find the two weights with the least sum of both losses. Do they sum to one?
-# 3. At how many rows a segment does `grouped` overtake `batched` on your machine? The library's answer is `SMALL` in `lora_np/peft/lora/mixed.py`.
+# 3. At how many rows a segment does `grouped` overtake `batched` on your machine? The library's answer is `SMALL` in `lora_np/peft/mixed.py`.
 # 4. "average, cat" of experiment 1 has rank 16 and the voice's ΔW. Join it with the code adapter by `linear`, then by `svd`. Why must the first refuse?
 # 5. Train the adapter of experiment 5 for five steps instead of twenty. Which of the four ways suffers, and why?

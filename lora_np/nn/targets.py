@@ -20,7 +20,7 @@ ALL_LINEAR = "all-linear"
 OUTPUT_HEAD = "lm_head"
 
 
-def plain_targets(target_modules: Any) -> str | tuple[str, ...]:
+def plain_targets(target_modules: Any, name: str = "target_modules") -> str | tuple[str, ...]:
     """`target_modules` as a configuration keeps it: a string, or a tuple of its own, that of a set in the same order each time.
 
     Raises TypeError for what is neither a string nor names.
@@ -29,9 +29,7 @@ def plain_targets(target_modules: Any) -> str | tuple[str, ...]:
         return target_modules
     entries = tuple(target_modules) if isinstance(target_modules, Iterable) else None
     if entries is None or not all(isinstance(entry, str) for entry in entries):
-        raise TypeError(
-            f"target_modules = {target_modules!r}; expected a list of layers' names, one string, or {ALL_LINEAR!r}"
-        )
+        raise TypeError(f"{name} = {target_modules!r}; expected a list of layers' names, one string, or {ALL_LINEAR!r}")
     return tuple(sorted(entries)) if isinstance(target_modules, Set) else entries
 
 

@@ -19,7 +19,7 @@ from .. import ops
 from ..backend import Array, move, to_host
 from ..nn import EVALUATION, Cache, Context, Linear, Module, Parameter, Rows
 from ..ops.linear import LinearCache
-from ..quantization import Quantized4bit
+from ..quantization import Quantized4bit, dequantize_4bit
 
 BypassCache: TypeAlias = tuple[Cache, Array | None, Cache]  # the base layer's, the mask of dropout, δ's
 OutputCache: TypeAlias = tuple[Cache, Cache]  # the base layer's, f's
@@ -30,7 +30,16 @@ class Adapter(Module):
 
     config: Any  # a subclass says of which class
     depends_on_weight: ClassVar[bool] = False  # True if ΔW depends on W: it cannot be computed after a merge
+    mergeable: ClassVar[bool] = False  # whether it is a change ΔW of the weight
     mixable: ClassVar[bool] = False  # whether its rows can share a batch with those of other adapters
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """(name, Parameter) of its attributes, in order. Every backward asks for these: no walk through modules."""
+        for name, part in vars(self).items():
+            if isinstance(part, Parameter):
+                yield name, part
+            elif isinstance(part, Linear):
+                yield from ((f"{name}.{inner}", p) for inner, p in vars(part).items())
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -57,7 +66,7 @@ class Adapter(Module):
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        rank = [f"r={self.config.r}"] if "r" in vars(self.config) else []
+        rank = [f"r={self.config.r}"] if "r" in vars(getattr(self, "config", self)) else []
         shapes = [f"{name}={p.value.shape}" for name, p in self.named_parameters()]
         return f"{type(self).__name__}({', '.join(rank + shapes)})"
 
@@ -168,6 +177,11 @@ class AdaptedLinear(Module):
     def out_features(self) -> int:
         return self.base_layer.out_features
 
+    @property
+    def trainable(self) -> bool:
+        """Whether the base layer or an adapter has a trainable parameter."""
+        return self.base_layer.trainable or any(adapter.trainable for adapter in self.adapters.values())
+
     def children(self) -> Iterator[tuple[str, Parameter | Module]]:
         """The base layer, then the adapters' parameters under PEFT's names: lora_A.default, …, lora_B.default, …"""
         yield "base_layer", self.base_layer
@@ -274,6 +288,11 @@ def beside(base: Linear, x: np.ndarray, dtype: np.dtype | None = None) -> Parame
     weight = base.weight.value
     like = weight.packed if isinstance(weight, Quantized4bit) else weight
     return Parameter(move(x.astype(dtype or weight.dtype), like))
+
+
+def dense(weight: Array | Quantized4bit, dtype: DTypeLike) -> Array:
+    """W (out, in), dequantised where it is stored in four bits."""
+    return dequantize_4bit(weight, dtype) if isinstance(weight, Quantized4bit) else weight
 
 
 def widened(dtype: DTypeLike, x: Array) -> Array:

@@ -39,7 +39,8 @@ class PeftConfig:
         names = [name for name in type(self).__dataclass_fields__ if name in NEUTRAL]
         for name, value in zip(names, neutral, strict=True):
             values, instead = NEUTRAL[name]
-            if value not in values:
+            empty = [] in values and isinstance(value, Collection) and not isinstance(value, str) and len(value) == 0
+            if not (empty or value is None or (isinstance(value, str | bool) and value in values)):
                 raise ValueError(f"{name} = {value!r} is not supported; {instead}")
         for name in self.switches:
             if not isinstance(getattr(self, name), bool):

@@ -11,18 +11,20 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
 from ..backend import Array
 from ..nn import Cache, Context, Linear, Parameter
-from ..nn.targets import is_target, plain_targets
-from .adapter import Adapter, beside, widened
+from ..nn.targets import is_target, plain_targets, select_targets
+from ..transformer import Transformer
+from .adapter import Adapter, beside, dense, widened
 from .choices import Choice
 from .config import TargetedConfig
 from .cost import AdapterCost, Products, linear_products
 from .method import Host, LayerMethod
+from .placement import adaptable_layers
 
 IA3Cache: TypeAlias = tuple[Cache, Array, Array | None]  # the base layer's, l, and for dl what it was multiplied with
 
@@ -47,14 +49,17 @@ class IA3Config(TargetedConfig):
     switches = ("init_ia3_weights",)
 
     def check(self) -> None:
-        """Keep `feedforward_modules` as `target_modules` are kept."""
-        object.__setattr__(self, "feedforward_modules", plain_targets(self.feedforward_modules))
+        """Keep `feedforward_modules` as `target_modules` are kept; None, PEFT's default, means the default here."""
+        given: Any = self.feedforward_modules
+        given = IA3Config.feedforward_modules if given is None else given
+        object.__setattr__(self, "feedforward_modules", plain_targets(given, "feedforward_modules"))
 
 
 class IA3Adapter(Adapter):
     """l of one layer: (1, in) where the input is rescaled, (out, 1) where the output is."""
 
     config: IA3Config
+    mergeable = True
     depends_on_weight = True
 
     def __init__(self, config: IA3Config, ia3_l: Parameter) -> None:
@@ -96,7 +101,7 @@ class IA3Adapter(Adapter):
 
     def delta_weight(self, base: Linear) -> Array:
         """ΔW = (l − 1) ∘ W (out, in)."""
-        W = base.weight.value
+        W = dense(base.weight.value, base.weight.compute_dtype)
         return (widened(W.dtype, self.ia3_l.value) - 1) * W
 
 
@@ -142,10 +147,15 @@ class IA3Method(LayerMethod):
     config_type = IA3Config
     peft_type = "IA3"
     decisive = ("target_modules", "feedforward_modules")
-    named = ("target_modules", "feedforward_modules")
     mergeable = True
     choices: ClassVar[Mapping[str, Choice]] = {"ia3": Choice(1e-2, IA3Config)}
     example = IA3Config(init_ia3_weights=False)
+
+    def targets(self, config: IA3Config, names: list[str], strict: bool = True) -> list[str]:
+        """Raises ValueError for an entry of either list that matches no layer, unless it is read from a file."""
+        if strict and config.feedforward_modules:
+            select_targets(names, config.feedforward_modules)
+        return super().targets(config, names, strict)
 
     def for_layer(self, config: IA3Config, layer: str) -> IA3Config:
         """With this layer alone as `feedforward_modules`, or none."""
@@ -172,6 +182,12 @@ class IA3Method(LayerMethod):
     def build(self, config: IA3Config, base: Linear, tensors: list[np.ndarray], dtype: np.dtype | None) -> IA3Adapter:
         """From l."""
         return IA3Adapter(config, beside(base, tensors[0], dtype))
+
+    def settings(self, config: IA3Config, model: Transformer) -> dict[str, Any]:
+        """With lists of full names, of which the second is a part of the first, as PEFT requires."""
+        layers = self.targets(config, list(adaptable_layers(model)), strict=False)
+        inputs = [layer for layer in layers if is_target(layer, config.feedforward_modules)]
+        return super().settings(config, model) | {"target_modules": layers, "feedforward_modules": inputs}
 
     def cost(self, config: IA3Config, trained: bool = True, widened: bool = False) -> AdapterCost:
         """Of one layer."""

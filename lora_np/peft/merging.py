@@ -15,7 +15,8 @@ from .placement import adapted_layers
 def merge(model: Module, names: Iterable[str], safe: bool = False) -> None:
     """Merge these adapters in every layer. Raises before anything has changed: RuntimeError where the base is quantised,
     ValueError, if `safe`, where a weight would not be finite."""
-    names, layers = tuple(names), adapted_layers(model)
+    names, every = tuple(names), adapted_layers(model)
+    layers = {name: layer for name, layer in every.items() if any(a.mergeable for a in layer.adapters.values())}
     for layer in layers.values():
         layer.check_mergeable()
     for name, layer in layers.items() if safe else ():

@@ -27,8 +27,8 @@ from .files import CONFIG, PREFIX, WEIGHTS, naming, read_adapter, write_adapter
 from .lora.config import LoraConfig
 from .lora.layer import LoraAdapter
 from .lora.method import LoraMethod
-from .lora.mixed import AdapterRows
 from .method import Host
+from .mixed import AdapterRows
 from .placement import adapted_layers, remove
 from .prefix import PrefixEncoder, PrefixEncoderCache, check_begun, see_the_prefix
 from .registry import method_named, method_of
@@ -280,6 +280,11 @@ class PeftModel(Host):
             folders = {name: Path(save_directory) / ("" if name == "default" else name) for name in names}
         for name in folders or ["default"]:
             self._check_name(name)
+        if selected_adapters is not None and not folders:
+            raise ValueError("selected_adapters is empty: name the adapters to save")
+        for folder in folders.values():
+            if folder.is_file():
+                raise ValueError(f"{folder} is a file; an adapter is saved as a folder")
         for name, folder in folders.items():
             config = self.peft_config[name]
             method = method_of(config)
@@ -423,7 +428,7 @@ class PeftModel(Host):
     @property
     def merged_adapters(self) -> tuple[str, ...]:
         """The adapters whose ΔW is added into the base's weights."""
-        return next((layer.merged for layer in adapted_layers(self.model).values()), ())
+        return next((layer.merged for layer in adapted_layers(self.model).values() if layer.merged), ())
 
     @property
     def merged(self) -> bool:
@@ -446,7 +451,9 @@ class PeftModel(Host):
         """
         if self.disabled:
             raise RuntimeError("the adapter is disabled: leave `disable_adapter` before merging it")
-        names = _each_once(adapter_names or self.merged_adapters or self.active_adapters)
+        if adapter_names is None:
+            adapter_names = self.merged_adapters or self.active_adapters
+        names = _each_once(adapter_names)
         if not names:
             raise RuntimeError("no adapter is active: choose the one to merge with set_adapter")
         for name in names:

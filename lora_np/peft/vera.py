@@ -72,6 +72,7 @@ class VeraAdapter(Bypass):
     """A (r, in_max) and B (out_max, r), frozen, the same Parameters in every layer; d (r,) and b (out,), this layer's own."""
 
     config: VeraConfig
+    mergeable = True
     frozen = ("vera_A", "vera_B")
 
     def __init__(

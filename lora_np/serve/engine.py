@@ -20,7 +20,7 @@ from ..backend import to_host
 from ..nn import BASE, Context
 from ..ops.checks import check_ids
 from ..peft import PeftModel
-from ..peft.lora.mixed import AdapterRows
+from ..peft.mixed import AdapterRows
 from ..transformer import KeyValueCache, Transformer
 from ..transformer.generation import Sampling, last_logits
 from .adapters import AdapterStore

@@ -171,3 +171,12 @@ def test_a_live_model_takes_no_paper_settings(make_model):
     for settings in ({"config": lora(8)}, {"quantize": "nf4"}):
         with pytest.raises(ValueError, match="as it is"):
             costs.flops(make_model(), **settings, batch=1, seq=6)
+
+
+def test_a_factor_that_was_frozen_by_hand_has_no_gradient(make_model):
+    model = get_peft_model(make_model(np.float32), LoraConfig(target_modules="all-linear"))
+    frozen_A = get_peft_model(make_model(np.float32), LoraConfig(target_modules="all-linear", freeze_A=True))
+    for name, p in model.named_parameters():
+        if "lora_A" in name:
+            p.trainable = False
+    assert costs.flops(model, batch=2, seq=6) == costs.flops(frozen_A, batch=2, seq=6)

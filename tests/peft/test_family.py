@@ -20,7 +20,7 @@ from lora_np.peft import AdaptedLinear, VeraConfig
 from lora_np.peft.files import read_adapter
 from lora_np.peft.lora import dora, pissa
 from lora_np.peft.lora.method import LoraMethod
-from lora_np.peft.lora.mixed import AdapterRows
+from lora_np.peft.mixed import AdapterRows
 from lora_np.peft.placement import adapted_layers
 from lora_np.peft.vera import VeraAdapter, VeraMethod
 from lora_np.serve.adapters import AdapterStore

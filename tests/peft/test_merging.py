@@ -420,3 +420,26 @@ def test_merged_logits_equal_unmerged_on_a_real_model():
     off = {name: np.abs(logits - exact).max() for name, logits in (("bypass", bypass), ("merged", merged))}
     print(f"measured {off} on logits up to {largest:.3g}, which the adapter moved by up to {moved:.2g}")
     assert off["merged"] <= 2 * off["bypass"] <= 2e-5 * largest < 1e-3 * moved
+
+
+# -------------------------------------------------------------------------------------------------- which layers, which names
+
+
+@pytest.mark.parametrize("call", ["merge_adapter", "merge_and_unload"])
+def test_an_empty_list_of_names_merges_nothing(three, call):
+    with pytest.raises(RuntimeError, match="no adapter is active"):
+        getattr(three, call)(adapter_names=[])
+    with pytest.raises(ValueError, match="there is no adapter ''"):
+        getattr(three, call)(adapter_names="")
+    assert list(three.peft_config) == ["x", "y", "z"] and not three.merged
+
+
+def test_a_layer_that_has_a_bottleneck_alone_takes_no_part_in_a_merge(make_model):
+    """Its weight may be quantised, or not finite."""
+    peft_model = ln.get_peft_model(make_model(), LoraConfig(target_modules=["q_proj"], init_lora_weights=False), "l")
+    peft_model.add_adapter("b", ln.BottleneckConfig(bottleneck_size=4))
+    ln.quantize_model(peft_model, block_size=8, skip_modules=["lm_head", "q_proj"])
+    peft_model.merge_adapter(["l"], safe_merge=True)
+    assert peft_model.merged_adapters == ("l",)
+    peft_model.unmerge_adapter()
+    assert not peft_model.merged

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from functools import partial
 
 import numpy as np
@@ -13,7 +15,7 @@ from lora_np.nn import BASE, Context
 from lora_np.ops import IGNORE_INDEX
 from lora_np.peft import model as peft_model_file
 from lora_np.peft.lora.method import LoraMethod
-from lora_np.peft.lora.mixed import AdapterRows
+from lora_np.peft.mixed import AdapterRows
 from lora_np.studies.serving.serving import WORKLOADS, workload
 
 RANKS = (1, 2, 3, 8, 16, 64)
@@ -274,3 +276,17 @@ def test_adapters_stored_in_16_bits_are_computed_in_32_here_too(time, make_model
     assert mixed.dtype == np.float32
     for i, name in enumerate(names):
         assert_allclose(mixed[i], alone(peft_model, tokens[i : i + 1], name)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_the_rows_of_a_call_are_freed_with_it(make_model, random_batch):
+    """Without waiting for the garbage collector: they hold the factors of all layers."""
+    peft_model = with_adapters(make_model(), 2)
+    rows = peft_model.adapter_rows(["0", "1"], 2)
+    peft_model.model.forward(random_batch(2)[0], context=Context(adapter=rows))
+    gc.disable()
+    try:
+        gone = weakref.ref(rows)
+        del rows
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -16,13 +16,13 @@ from mutants import Mutant, mutated
 from lora_np import AdamW, ops
 from lora_np.nn import Parameter
 from lora_np.nn import layers as nn
-from lora_np.peft import combination, merging, prefix
+from lora_np.peft import combination, merging, mixed, prefix
 from lora_np.peft import model as peft_model
 from lora_np.peft.adapter import AdaptedLinear, Bypass
 from lora_np.peft.bottleneck import BottleneckAdapter, BottleneckMethod
 from lora_np.peft.ia3 import IA3Adapter, IA3Method
 from lora_np.peft.lora import layer as lora_layer
-from lora_np.peft.lora import mixed, pissa
+from lora_np.peft.lora import pissa
 from lora_np.peft.lora.dora import DoraAdapter
 from lora_np.peft.lora.layer import LoraAdapter
 from lora_np.peft.lora.method import LoraMethod

@@ -1,1 +1,1 @@
-"""LoRA, and its relatives DoRA and PiSSA. Reading order: config, layer, method, file, dora, pissa, mixed."""
+"""LoRA, and its relatives DoRA and PiSSA. Reading order: config, layer, method, file, dora, pissa."""

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from ... import ops
 from ...backend import Array
 from ...nn import Cache, Context, Linear, Parameter
 from ...ops.dora import DoraCache, RowNormCache
-from ...quantization import Quantized4bit, dequantize_4bit
-from ..adapter import add_gradients, beside
+from ...quantization import Quantized4bit
+from ..adapter import add_gradients, beside, dense
 from ..cost import Products, linear_products
 from .config import LoraConfig
 from .layer import LoraAdapter, LoraCost
@@ -114,11 +113,6 @@ class DoraAdapter(LoraAdapter):
         W = dense(base.weight.value, m.dtype)
         g = m / row_norm(base, *self.factors(m.dtype), self.config.scaling)[0]
         return g[:, None] * (W + self.scaled_product(m.dtype)) - W
-
-
-def dense(weight: Array | Quantized4bit, dtype: DTypeLike) -> Array:
-    """W (out, in), dequantised where it is stored in four bits."""
-    return dequantize_4bit(weight, dtype) if isinstance(weight, Quantized4bit) else weight
 
 
 def check_rows(name: str, base: Linear) -> None:

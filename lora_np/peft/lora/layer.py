@@ -27,6 +27,7 @@ class LoraAdapter(Bypass):
     """A (r, in) and B (out, r) of one layer."""
 
     config: LoraConfig
+    mergeable = True
     mixable = True
 
     def __init__(self, config: LoraConfig, A: Parameter, B: Parameter) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -105,6 +106,12 @@ class LoraMethod(LayerMethod):
         """rsLoRA and PiSSA cost what LoRA costs."""
         lora = trained, widened, int(config.r), trained and not config.freeze_A, config.lora_dropout > 0
         return DoraCost(*lora, true_norm=config.dora_norm == "true") if config.use_dora else LoraCost(*lora)
+
+    def cost_of(self, adapter: Adapter) -> AdapterCost:
+        """With the factors that train now, whatever the configuration says."""
+        assert isinstance(adapter, LoraAdapter)
+        trains = {"trained": adapter.lora_B.trainable, "A_trained": adapter.lora_A.trainable}
+        return replace(super().cost_of(adapter), **trains)
 
     def add(self, host: Host, name: str, config: LoraConfig, seed: int) -> None:
         """Draw an adapter for each targeted layer; PiSSA then takes its start out of the base."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ... import AdapterServer, Context, LoraConfig, PeftModel, Transformer, load_model
-from ...peft.lora.mixed import AdapterRows
+from ...peft.mixed import AdapterRows
 from ...transformer import KeyValueCache
 from ..harness.table import Table
 from ..harness.turns import in_turns, ratio

@@ -14,12 +14,12 @@ from typing import Any, TypeAlias
 
 from numpy.typing import DTypeLike
 
-from ... import ops
-from ...backend import Array, array_module
-from ...nn import Cache, Context, Linear, Rows
-from ...ops.grouped_lora import GroupedLoraCache
-from ..adapter import AdaptedLinear, Adapter, OutputAdapter, add_gradients
-from .layer import LoraAdapter
+from .. import ops
+from ..backend import Array, array_module
+from ..nn import Cache, Context, Linear, Rows
+from ..ops.grouped_lora import GroupedLoraCache
+from .adapter import AdaptedLinear, Adapter, OutputAdapter, add_gradients
+from .lora.layer import LoraAdapter
 
 SMALL = 4  # rows of a segment up to which it shares a batched product, padded to the longest there; others go alone
 
@@ -66,10 +66,9 @@ class AdapterRows(Rows):
     one, because the cache holds the old factors.
     """
 
-    def __init__(self, names: Sequence[str], before: dict[tuple[AdaptedLinear, int], Stack] | None = None) -> None:
+    def __init__(self, names: Sequence[str], before: Stacks | None = None) -> None:
         super().__init__(names)
-        self._before = before or {}
-        self._stacks: dict[tuple[AdaptedLinear, int], Stack] = {}
+        self._stacks = Stacks({} if before is None else before.now)
         self._layers: dict[AdaptedLinear, MixedRows] = {}
 
     def then(self, names: Sequence[str]) -> AdapterRows:
@@ -80,31 +79,30 @@ class AdapterRows(Rows):
         """The bypasses of all rows in one layer. Raises ValueError for an adapter that does not mix."""
         if layer not in self._layers:
             here = {name: layer.adapters[name] for name in self.segments if name in layer.adapters}
-            if alone := [
-                name for name, a in here.items() if not (a.mixable and isinstance(a, LoraAdapter | OutputAdapter))
-            ]:
-                kind = type(here[alone[0]]).__name__.removesuffix("Adapter")
-                raise ValueError(
-                    f"{alone[0]!r} is {kind}, which has no mixed batches: its rows need a batch of their own"
-                )
-            self._layers[layer] = MixedRows(self, layer, here)
+            for name, adapter in here.items():
+                if not (adapter.mixable and isinstance(adapter, LoraAdapter | OutputAdapter)):
+                    kind = type(adapter).__name__.removesuffix("Adapter")
+                    raise ValueError(
+                        f"{name!r} is {kind}, which has no mixed batches: its rows need a batch of their own"
+                    )
+            self._layers[layer] = MixedRows(layer, here, len(self.names), self.segments, self._stacks)
         return self._layers[layer]
-
-    def stacked(self, layer: AdaptedLinear, adapters: dict[str, LoraAdapter]) -> tuple[list[str], Array, Array]:
-        """(names, A (g, r, in), B (g, out, r)) of several adapters of one rank, in the order of their stack."""
-        key = layer, next(iter(adapters.values())).config.r
-        stack = self._before.pop(key, None) or Stack()
-        self._stacks[key] = stack
-        return stack.hold(adapters, layer.base_layer.weight.value.dtype)
 
 
 class MixedRows(Adapter):
     """The adapters of all rows of a mixed batch in one layer: LoRA's in groups, others that map the output a segment each."""
 
-    def __init__(self, rows: AdapterRows, layer: AdaptedLinear, adapters: dict[str, Adapter]) -> None:
-        self.rows, self.layer = rows, layer
+    def __init__(
+        self,
+        layer: AdaptedLinear,
+        adapters: dict[str, Adapter],
+        rows: int,
+        segments: dict[str, list[int]],
+        stacks: Stacks,
+    ) -> None:
+        self.layer, self.rows, self.segments, self.stacks = layer, rows, segments, stacks
         self.here = {name: adapter for name, adapter in adapters.items() if isinstance(adapter, LoraAdapter)}
-        self.outputs = [(a, rows.segments[name]) for name, a in adapters.items() if isinstance(a, OutputAdapter)]
+        self.outputs = [(a, segments[name]) for name, a in adapters.items() if isinstance(a, OutputAdapter)]
         self._groups: dict[bool, list[Group]] = {}
 
     def groups(self, stacked: bool) -> list[Group]:
@@ -112,7 +110,7 @@ class MixedRows(Adapter):
         if stacked not in self._groups:
             together: dict[int | str, list[str]] = {}
             for name, adapter in self.here.items():
-                shared = stacked and len(self.rows.segments[name]) <= SMALL
+                shared = stacked and len(self.segments[name]) <= SMALL
                 together.setdefault(adapter.config.r if shared else name, []).append(name)
             self._groups[stacked] = [self._group(names) for names in together.values()]
         return self._groups[stacked]
@@ -121,8 +119,8 @@ class MixedRows(Adapter):
         if len(names) == 1:
             A, B = (X[None] for X in self.here[names[0]].factors(self.layer.base_layer.weight.value.dtype))
         else:
-            names, A, B = self.rows.stacked(self.layer, {name: self.here[name] for name in names})
-        xp, segments = array_module(A), [self.rows.segments[name] for name in names]
+            names, A, B = self.stacks.of(self.layer, {name: self.here[name] for name in names})
+        xp, segments = array_module(A), [self.segments[name] for name in names]
         rows, n = [row for segment in segments for row in segment], max(map(len, segments))
         places = [i * n + j for i, segment in enumerate(segments) for j in range(len(segment))]
         follow = rows == list(range(rows[0], rows[0] + len(rows)))
@@ -141,10 +139,8 @@ class MixedRows(Adapter):
 
         Raises ValueError where x has another number of rows than there are names: one row would get another one's adapter.
         """
-        if len(x) != len(self.rows.names):
-            raise ValueError(
-                f"x {x.shape} has {len(x)} rows for {len(self.rows.names)} adapter names; expected one a row"
-            )
+        if len(x) != self.rows:
+            raise ValueError(f"x {x.shape} has {len(x)} rows for {self.rows} adapter names; expected one a row")
         y, base_cache = base.forward(x, context)
         caches, mapped = [], []
         stacked = context.rng is None and x.ndim == 3 and x.shape[1] == 1
@@ -213,3 +209,17 @@ class Stack:
                 self.B[i] = adapter.lora_B.value.T  # Bᵀ: r long rows, not out short ones
         self.held = held
         return self.names, self.A[:g], self.B[:g].swapaxes(-1, -2)
+
+
+class Stacks:
+    """The stacks of a model's layers: those of this call, which take over those of the call before."""
+
+    def __init__(self, before: dict[tuple[AdaptedLinear, int], Stack]) -> None:
+        self.before = before
+        self.now: dict[tuple[AdaptedLinear, int], Stack] = {}
+
+    def of(self, layer: AdaptedLinear, adapters: dict[str, LoraAdapter]) -> tuple[list[str], Array, Array]:
+        """(names, A (g, r, in), B (g, out, r)) of several adapters of one rank, in the order of their stack."""
+        key = layer, next(iter(adapters.values())).config.r
+        self.now[key] = self.before.pop(key) if key in self.before else Stack()
+        return self.now[key].hold(adapters, layer.base_layer.weight.value.dtype)
