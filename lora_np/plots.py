@@ -4,18 +4,18 @@
 shows twice.
 """
 
-from lora_np.optional import extra
+from .optional import extra
 
 with extra("course", "a picture"):
     import matplotlib  # noqa: F401, here so that its absence is reported in one line
 
-from lora_np.studies.capacity.pictures import capacity_chart, memory_knee
-from lora_np.studies.convergence.pictures import learning_rates, loss_curves, recovered_gain
-from lora_np.studies.counting.bypass_picture import bypass_diagram
-from lora_np.studies.counting.memory_pictures import memory_bill
-from lora_np.studies.counting.parameters_pictures import one_matrix_chart, whole_models_chart
-from lora_np.studies.finetuning.pictures import before_after, learned_and_forgotten
-from lora_np.studies.four_bits.pictures import (
+from .studies.capacity.pictures import capacity_chart, memory_knee
+from .studies.convergence.pictures import learning_rates, loss_curves, recovered_gain
+from .studies.counting.bypass_picture import bypass_diagram
+from .studies.counting.memory_pictures import memory_bill
+from .studies.counting.parameters_pictures import one_matrix_chart, whole_models_chart
+from .studies.finetuning.pictures import before_after, learned_and_forgotten
+from .studies.four_bits.pictures import (
     error_by_distance,
     gradient_cosines,
     merge_routes_chart,
@@ -23,36 +23,36 @@ from lora_np.studies.four_bits.pictures import (
     qlora_losses,
     quantization_error,
 )
-from lora_np.studies.gradients.pictures import block_diagram, gradient_shadows, relative_errors, step_flops, step_sizes
-from lora_np.studies.harness.style import save
-from lora_np.studies.hyperparameters.pictures import (
+from .studies.gradients.pictures import block_diagram, gradient_shadows, relative_errors, step_flops, step_sizes
+from .studies.harness.style import save
+from .studies.hyperparameters.pictures import (
     batch_size_chart,
     dropout_chart,
     equal_parameters_chart,
     target_modules_chart,
 )
-from lora_np.studies.hyperparameters.rates_and_scale_pictures import (
+from .studies.hyperparameters.rates_and_scale_pictures import (
     alpha_chart,
     rank_scaling_chart,
     rates_by_rank,
 )
-from lora_np.studies.low_rank.intrinsic_pictures import intrinsic_dimension
-from lora_np.studies.low_rank.rank_reduction_pictures import (
+from .studies.low_rank.intrinsic_pictures import intrinsic_dimension
+from .studies.low_rank.rank_reduction_pictures import (
     decomposition_2d,
     photograph,
     scene_3d,
     singular_values,
     truncated_loss,
 )
-from lora_np.studies.low_rank.spectra_pictures import rank_by_layer
-from lora_np.studies.low_rank.subspaces_pictures import amplification_chart, similarity_maps
-from lora_np.studies.methods.comparison_pictures import (
+from .studies.low_rank.spectra_pictures import rank_by_layer
+from .studies.low_rank.subspaces_pictures import amplification_chart, similarity_maps
+from .studies.methods.comparison_pictures import (
     methods_learned_and_forgotten,
     quality_against_parameters,
 )
-from lora_np.studies.methods.diagrams import method_diagram, method_diagrams
-from lora_np.studies.serving.pictures import combinations_chart, merge_drift, serving_chart
-from lora_np.studies.timing.pictures import scaling_chart, speed_chart
+from .studies.methods.diagrams import method_diagram, method_diagrams
+from .studies.serving.pictures import combinations_chart, merge_drift, serving_chart
+from .studies.timing.pictures import scaling_chart, speed_chart
 
 __all__ = [
     "alpha_chart",

@@ -24,7 +24,7 @@ from lora_np import plots
 from lora_np.report import pictures
 from lora_np.studies.catalogue import STUDIES
 from lora_np.studies.counting import memory
-from lora_np.studies.harness import style
+from lora_np.studies.harness import colours, style, words
 from lora_np.studies.harness.table import Table
 from lora_np.studies.low_rank import spectra_pictures as plots_spectra
 
@@ -603,42 +603,48 @@ def distance(one: str, other: str, sight: str) -> float:
     return float(np.linalg.norm(lab(one, sight) - lab(other, sight)))
 
 
-MEANINGS = {"frozen": style.FROZEN, "lora": style.LORA, "full": style.FULL, "paper": style.PAPER, "ink": style.INK}
+MEANINGS = {
+    "frozen": colours.FROZEN,
+    "lora": colours.LORA,
+    "full": colours.FULL,
+    "paper": colours.PAPER,
+    "ink": colours.INK,
+}
 
 
 @pytest.mark.parametrize("sight", SIGHT)
 def test_every_meaning_keeps_its_own_colour_for_the_colour_blind(sight):
     for (one, a), (other, b) in itertools.combinations(MEANINGS.items(), 2):
         assert distance(a, b, sight) >= 20, f"{one} and {other} look alike under {sight}: {distance(a, b, sight):.0f}"
-    for other_method, (meaning, colour) in itertools.product(style.OTHERS, MEANINGS.items()):
+    for other_method, (meaning, colour) in itertools.product(colours.OTHERS, MEANINGS.items()):
         assert distance(other_method, colour, sight) >= 12, f"{other_method} looks like {meaning} under {sight}"
-    for a, b in itertools.combinations(style.OTHERS, 2):
+    for a, b in itertools.combinations(colours.OTHERS, 2):
         assert distance(a, b, sight) >= 15, f"{a} and {b} look alike under {sight}"
 
 
 def test_lora_and_full_fine_tuning_differ_in_grey_print():
-    assert style.contrast(style.LORA, style.FULL) >= 1.5
-    assert style.contrast(style.LORA, style.FROZEN) >= 1.5
+    assert colours.contrast(colours.LORA, colours.FULL) >= 1.5
+    assert colours.contrast(colours.LORA, colours.FROZEN) >= 1.5
 
 
 def test_every_line_can_be_seen_and_every_letter_read():
-    shades = style.rank_shades([1, 2, 4, 8, 16, 64])
-    for colour in (style.LORA, style.FULL, *style.OTHERS[:2], style.INK, style.FAINT_INK):
-        assert style.contrast(colour) >= 3 - 0.01, f"{colour} is too pale for a line (WCAG 2.1 asks 3:1)"
-    for colour in (*shades.values(), style.LORA, style.FULL, style.FROZEN, *style.OTHERS):
-        readable = style.for_text(colour)
-        assert style.contrast(readable) >= 4.5, f"{colour} as text: {readable} is too pale (WCAG 2.1 asks 4.5:1)"
-    assert style.contrast(style.FAINT_INK) >= 4.5 and style.contrast(style.INK, style.FULL) >= 4.5
+    shades = colours.rank_shades([1, 2, 4, 8, 16, 64])
+    for colour in (colours.LORA, colours.FULL, *colours.OTHERS[:2], colours.INK, colours.FAINT_INK):
+        assert colours.contrast(colour) >= 3 - 0.01, f"{colour} is too pale for a line (WCAG 2.1 asks 3:1)"
+    for colour in (*shades.values(), colours.LORA, colours.FULL, colours.FROZEN, *colours.OTHERS):
+        readable = colours.for_text(colour)
+        assert colours.contrast(readable) >= 4.5, f"{colour} as text: {readable} is too pale (WCAG 2.1 asks 4.5:1)"
+    assert colours.contrast(colours.FAINT_INK) >= 4.5 and colours.contrast(colours.INK, colours.FULL) >= 4.5
 
 
 def test_a_higher_rank_is_always_darker_and_visibly_so():
-    shades = list(style.rank_shades([64, 1, 2, 4, 8, 16]).values())
-    assert list(style.rank_shades([64, 1, 16])) == [1, 16, 64]
+    shades = list(colours.rank_shades([64, 1, 2, 4, 8, 16]).values())
+    assert list(colours.rank_shades([64, 1, 16])) == [1, 16, 64]
     for lower, higher in itertools.pairwise(shades):
-        assert style.contrast(higher) > style.contrast(lower)
+        assert colours.contrast(higher) > colours.contrast(lower)
         for sight in SIGHT:
             assert distance(lower, higher, sight) >= 5, f"{lower} and {higher} cannot be told apart under {sight}"
-    assert style.rank_shades([8]) == {8: style.LORA}
+    assert colours.rank_shades([8]) == {8: colours.LORA}
 
 
 # ----------------------------------------------------------------------------------------------------- saving, saying
@@ -732,7 +738,7 @@ def test_the_bars_of_the_memory_bill_add_up_to_what_costs_say():
 
 
 def test_numbers_are_said_as_readers_say_them():
-    assert [style.percent(x) for x in (1, 0.954, 0.0078125, 0.000488, 0, 1.02)] == [
+    assert [words.percent(x) for x in (1, 0.954, 0.0078125, 0.000488, 0, 1.02)] == [
         "100 %",
         "95 %",
         "0.78 %",
@@ -740,7 +746,7 @@ def test_numbers_are_said_as_readers_say_them():
         "0 %",
         "102 %",
     ]
-    assert [style.short_count(n) for n in (6_738_415_616, 294_912, 13e9, 124_439_808, 512)] == [
+    assert [words.short_count(n) for n in (6_738_415_616, 294_912, 13e9, 124_439_808, 512)] == [
         "6.74 B",
         "295 k",
         "13.0 B",

@@ -19,11 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from .colours import *  # noqa: F403 (a picture may import the colours and the words from here)
 from .colours import FAINT_INK, HAIRLINE, INK, PAPER, for_text
 from .png import with_palette
 from .table import Table
-from .words import *  # noqa: F403
 
 HALO = [withStroke(linewidth=3, foreground=PAPER)]  # path_effects for a label that must cross lines
 BOLD: dict[str, Any] = {"fontweight": "bold", "path_effects": HALO}  # the look of a name that must cross lines
