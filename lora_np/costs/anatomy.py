@@ -1,6 +1,6 @@
 """A model as a training step meets it: which layer reads what, what is trained, and where the backward stops.
 
-Each block is twice the same figure, and a Half is one of them:
+A block has two halves of the same structure, and Half describes one of them:
 
     x → norm → layers that read → attention, or the MLP's activation → the layer that writes → + x
 """
@@ -67,7 +67,7 @@ class Half:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """All that a training step's arithmetic and memory depend on, the number of tokens apart."""
+    """Everything that determines the FLOPs and the memory of a training step, except the number of tokens."""
 
     name: str
     hidden: int

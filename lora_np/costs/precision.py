@@ -14,8 +14,9 @@ NF4_BLOCK = 64  # weights that share an absmax
 class Precision:
     """Which format each part of training is kept in; the names are those of `BYTES`.
 
-    weights: of the model, frozen or trained, and of its adapters; activations: and temporaries; optimizer: each slot of
-    its state, AdamW's m and v; master: the copy of what is trained that the updates are added to, where the recipe has one.
+    weights: the format of the model's weights and of its adapters; activations: that of activations and temporaries;
+        optimizer: that of each array of its state (AdamW's m and v); master: that of the copy of the trained weights that
+        receives the updates, or None.
 
     Raises ValueError for a format that is not known.
     """

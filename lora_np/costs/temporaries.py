@@ -1,4 +1,4 @@
-"""What a training step holds besides what is kept, moment by moment: the locals of this library's backward, in floats.
+"""The temporary arrays of a training step, moment by moment, in floats: what the backward holds besides the forward's caches.
 
 All along, the caller holds the head's dx and a block its dz, which becomes its dx in place: 2·N·d. On top of these come
 

@@ -1,4 +1,4 @@
-"""Adapters as objects: what one layer holds of one adapter, and the AdaptedLinear that takes a Linear's place to hold them.
+"""Adapters as objects: an Adapter is one adapter's part in one layer; an AdaptedLinear replaces a Linear and holds them.
 
     y, cache = adapter.forward(x, base, context)          the adapted layer: the adapter calls the base layer itself
     dx       = adapter.backward(dy, cache, base, need_dx)
@@ -158,8 +158,9 @@ AdaptedCache: TypeAlias = tuple[Adapter | None, Cache]  # the adapter of the cal
 class AdaptedLinear(Module):
     """A Linear with adapters: the base layer alone, or with the one adapter that the call names in `Context.adapter`.
 
-    `base_layer` is any module with Linear's contract, `adapters[name]` each adapter that is here. An adapter that is a change
-    ΔW of the weight can be merged into it; `merged` names those that are, and then the layer costs what the base costs.
+    `base_layer` is any module with the interface of Linear. `adapters` maps names to the adapters in this layer. An adapter
+    that is a change ΔW of the weight can be merged into it; `merged` has the names of the merged adapters, and the layer
+    then costs as much as the base layer alone.
     """
 
     def __init__(self, base_layer: Linear) -> None:

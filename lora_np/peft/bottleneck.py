@@ -1,9 +1,9 @@
-"""Bottleneck adapters: a small network with a skip of its own after a sublayer (Houlsby et al. 2019, arXiv 1902.00751).
+"""Bottleneck adapters: a small network with its own skip connection, after a sublayer (Houlsby et al. 2019, arXiv 1902.00751).
 
     z = y + W_up σ(W_down y + b_down) + b_up          y (…, d) what the sublayer wrote, W_down (m, d), W_up (d, m)
 
-before the block's own skip connection. As y is what o_proj or down_proj gives, the adapter is one more wrapper of a Linear. It
-is no ΔW, because of σ: it cannot be merged, and each call pays for it. The block's norms, which the paper trains too, stay frozen.
+before the block's own skip connection. y is the output of o_proj or down_proj. Because of σ, the adapter is not a change ΔW
+of the weight: it cannot be merged, and every call computes it. The block's norms, which the paper trains too, stay frozen.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class BottleneckAdapter(OutputAdapter):
 
 @dataclass(frozen=True)
 class BottleneckCost(AdapterCost):
-    """Of y + W_up σ(W_down y + b_down) + b_up, with W_down (m, out), W_up (out, m): after the layer, not beside it."""
+    """The cost of y + W_up σ(W_down y + b_down) + b_up, with W_down (m, out) and W_up (out, m), on the layer's output."""
 
     config: BottleneckConfig = BottleneckConfig()
 

@@ -1,7 +1,7 @@
 """Several adapters of one layer made one: the combination types of PEFT's `add_weighted_adapter`.
 
-(B M)(M⁻¹A) is the same ΔW for every invertible M, so what is computed from the A's and the B's apart depends on how each
-adapter happens to be written. With cᵢ = wᵢsᵢ and the target Σ cᵢBᵢAᵢ:
+(B M)(M⁻¹A) equals B A for every invertible M, so one ΔW has many pairs of factors. A type that combines the A's and the B's
+separately depends on which pair each adapter stores. With cᵢ = wᵢsᵢ and the target Σ cᵢBᵢAᵢ:
 
     cat                     B = [B₁ … Bₙ], A = [c₁A₁; …; cₙAₙ]          the target itself, of rank Σ rᵢ
     svd                     B A = the best rank r of the target         off by its discarded singular values
@@ -39,12 +39,13 @@ COMBINATION_TYPES = ("cat", "svd", "linear", *PRUNED, *(f"{name}_svd" for name i
 class Combination:
     """How adapters become one, with PEFT's names.
 
-    combination_type: one of COMBINATION_TYPES. svd_rank: of the types with an svd; by default the largest rank that goes
-    in. svd_clamp: cut the numbers of U Σ and Vᵀ off at this quantile, counted over ± each number. density: the share of
+    combination_type: one of COMBINATION_TYPES. svd_rank: the rank of the new adapter, for the types with an svd; by default
+    the largest rank of the given adapters. svd_clamp: the numbers of U Σ and Vᵀ are clipped to ± this quantile, computed
+    over each number and its negative. density: the share of
     numbers that ties, dare and magnitude_prune keep. majority_sign_method: the sign of the "total" of the numbers wins, or
     the one of higher "frequency". seed: draws what dare keeps.
 
-    Raises ValueError for a value out of range, or one that this type has no use for.
+    Raises ValueError for a value out of range, or for an option that this combination type does not use.
     """
 
     combination_type: str = "svd"

@@ -1,4 +1,4 @@
-"""What the configurations of all methods share: PEFT's arguments that only take their neutral value, and checks of ranges."""
+"""The base classes of all configurations: they accept some of PEFT's arguments at their neutral value, and check ranges."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class PeftConfig:
-    """The arguments of every configuration of PEFT that are accepted at their neutral value, and are no fields here."""
+    """The base class of all configurations. It accepts PEFT's common arguments at their neutral value, and does not store them."""
 
     switches: ClassVar[tuple[str, ...]] = ()  # fields that are True or False
 
@@ -53,7 +53,7 @@ class PeftConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetedConfig(PeftConfig):
-    """The same for methods that adapt linear layers by name; `target_modules` is kept as a string or a tuple."""
+    """A PeftConfig for methods that adapt linear layers by name. It stores `target_modules` as a string or a tuple."""
 
     bias: InitVar[str | None] = "none"
     fan_in_fan_out: InitVar[bool] = False

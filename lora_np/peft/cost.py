@@ -1,6 +1,5 @@
-"""The words in which a method says what it costs: the arrays and matrix products that an adapter adds to a training step.
-
-A method's own file has its numbers; `costs` puts them together with those of the model.
+"""The classes that describe the cost of a method: the arrays and matrix products that an adapter adds to a training step.
+Each method's file defines its own cost; the package `costs` adds it to the cost of the model.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class Products:
-    """FLOPs of some products of a step: forward, of the gradients that flow on (dx), and of those that train (dW, dA, dB)."""
+    """FLOPs of some matrix products: the forward, the gradients for the layers below (dx), those of trained parameters (dW,
+    dA, dB)."""
 
     forward: int = 0
     dx: int = 0

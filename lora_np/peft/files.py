@@ -3,8 +3,9 @@
     adapter/adapter_config.json          the method's configuration, and the keys by which PEFT knows what it is
     adapter/adapter_model.safetensors    its tensors: for LoRA base_model.model.<layer>.lora_A.weight (r, in) and .lora_B.weight
 
-PEFT takes a folder that does not fit for one that does: of a tensor with no place it says nothing, and for one that is
-missing it warns; the model then answers as the base. Here each is an error that names it, and nothing has changed.
+PEFT also loads a folder that does not fit the model. It ignores an unexpected tensor, and it only warns about a missing
+tensor; the adapter can then have no effect. Here each of these raises an error that names the tensor, and the model is
+unchanged.
 """
 
 from __future__ import annotations

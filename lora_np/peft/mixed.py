@@ -1,9 +1,10 @@
-"""Mixed batches: each row through an adapter of its own, over one product of all rows with the base.
+"""Mixed batches: each row can use its own adapter, and the product with the base is computed once for all rows.
 
     y[i] = x[i] Wᵀ + s·(x[i] A[idx[i]]ᵀ) B[idx[i]]ᵀ          for a row of the base, x[i] Wᵀ alone
 
-(Punica's SGMV: Chen et al. 2023, arXiv 2310.18547.) The rows of one adapter are a segment. Segments of many tokens go one
-after another; with a token a row, as in decoding, the small ones of one rank go through one batched product.
+(Punica's SGMV: Chen et al. 2023, arXiv 2310.18547.) The rows of one adapter are a segment. Segments of many tokens are
+computed one after another. If each row has one token, as in decoding, all small segments of equal rank are computed in one
+batched product.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class AdapterRows(Rows):
 
 
 class MixedRows(Adapter):
-    """The adapters of all rows of a mixed batch in one layer: LoRA's in groups, others that map the output a segment each."""
+    """The adapters of all rows in one layer. LoRA adapters are computed in groups, adapters that map the output one by one."""
 
     def __init__(
         self,
@@ -212,7 +213,7 @@ class Stack:
 
 
 class Stacks:
-    """The stacks of a model's layers: those of this call, which take over those of the call before."""
+    """The stacks of a model's layers in this call. Stacks of the previous call are reused."""
 
     def __init__(self, before: dict[tuple[AdaptedLinear, int], Stack]) -> None:
         self.before = before

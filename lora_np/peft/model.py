@@ -70,9 +70,10 @@ def get_peft_model(
 class PeftModel(Host):
     """The base and its adapters as one model, with the Transformer's own calls: forward, loss, backward, named_parameters.
 
-    `peft_config[name]` is an adapter's configuration, `active_adapter` the name of the one that calls use, or None. Each has a
-    method, a size and layers of its own. Made by `get_peft_model` with a new adapter, by `from_pretrained` with a saved one.
-    `adapter_dtype` is what all of them are stored in; None means the base's dtype.
+    `peft_config[name]` is the configuration of an adapter. `active_adapter` is the name of the adapter that calls use, or
+    None. Adapters can differ in method, size and layers. `get_peft_model` makes a PeftModel with a new adapter,
+    `from_pretrained` with a saved adapter. `adapter_dtype` is the storage dtype of all adapters; None means the base's
+    dtype.
     """
 
     prompt_encoder: dict[str, PrefixEncoder]

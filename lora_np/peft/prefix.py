@@ -1,10 +1,10 @@
-"""Prefix tuning: keys and values that no token has, trained, before those of each layer (Li and Liang 2021, arXiv 2101.00190).
+"""Prefix tuning: trained keys and values, of no token, before those of each layer (Li and Liang 2021, arXiv 2101.00190).
 
     softmax(q [K_prefix, K]ᵀ / √d) [V_prefix, V]          in each layer and key/value head, the base being frozen
 
-They enter by `past_key_values` (transformer/cache.py), as if tokens had been read before the first. As in PEFT the v prefix
-keys are not turned by a rotation, and the first token has position v. With a prefix, positions are therefore no longer
-relative: a row that is padded on its left needs positions of its own, which `generate` gives it.
+The prefix is passed in `past_key_values` (transformer/cache.py), as if v tokens came before the first token. As in PEFT,
+the v prefix keys are not rotated, and the first token has position v. Attention to the prefix therefore depends on absolute
+positions. A row with padding on its left needs its own position_ids; `generate` sets them.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class PrefixTuningConfig(PeftConfig):
         paper trains so because the plain ones are sensitive to the learning rate (section 4.3).
     encoder_hidden_size: the width of that MLP; None takes that of a key, kv_heads·head_dim.
     init_weights: None draws the numbers as PyTorch draws an Embedding's and a Linear's, E normal with std 1; "zero" begins with
-        keys and values of zero. PEFT calls that a no-op. It is none: softmax gives a key of zero its share.
-    num_layers, num_attention_heads, token_dim: of the base: its layers, its key/value heads, and kv_heads·head_dim. None takes
-        them from there; what is given must be so there.
+        keys and values of zero. PEFT calls this a no-op, but it changes the output: softmax also gives weight to a key of zero.
+    num_layers, num_attention_heads, token_dim: the base's layers, its key/value heads, and kv_heads·head_dim. None reads
+        the value from the base. A given value must equal the base's value.
     base_model_name_or_path: what the prefix was made for; saved with it, and otherwise unused.
 
     Raises ValueError for a value out of range, TypeError for a number that is not whole.
@@ -136,7 +136,7 @@ OPTIONS = {
 
 
 class PrefixMethod(Method):
-    """A PrefixEncoder beside the base, in `PeftModel.prompt_encoder`, which begins each past."""
+    """A PrefixEncoder beside the base, in `PeftModel.prompt_encoder`. Its keys and values begin each key/value cache."""
 
     config_type = PrefixTuningConfig
     peft_type = "PREFIX_TUNING"

@@ -1,11 +1,12 @@
-"""VeRA: one pair of random factors for all layers, and two trained vectors a layer (Kopiczko et al. 2023, arXiv 2310.11454).
+"""VeRA: one pair of random factors for all layers, and two trained vectors per layer (Kopiczko et al. 2023, arXiv 2310.11454).
 
     y = base(x) + b ∘ ((d ∘ (x̃ Aᵀ)) Bᵀ),   ΔW = Λ_b B Λ_d A        x̃ = drop(x) while training
 
-A (r, in_max) and B (out_max, r) are as large as the largest layer requires; each layer takes its first columns and rows. What
-trains is d (r,) and b (out,): r + out numbers a layer in place of LoRA's r·(in + out). b starts at 0, and so does ΔW.
+A (r, in_max) and B (out_max, r) are as large as the largest layer requires; each layer takes its first columns and rows.
+The trained parameters are d (r,) and b (out,): r + out numbers per layer, where LoRA trains r·(in + out). b starts at 0, so
+ΔW starts at 0.
 
-PEFT draws A and B from `projection_prng_key` with PyTorch's generator, which is not here; so a file holds them.
+PEFT draws A and B from `projection_prng_key` with PyTorch's generator. lora_np does not have it, so a file contains A and B.
 """
 
 from __future__ import annotations

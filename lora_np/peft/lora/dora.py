@@ -2,7 +2,7 @@
 
     y = g ∘ (x Wᵀ + s·(x Aᵀ) Bᵀ) + bias        g = m/n, n the lengths of the rows of W + s·B A
 
-While training with dropout, PEFT drops the inputs of all that DoRA adds to the base, and so does this:
+In training with dropout, what DoRA adds to the base is computed from the dropped input x̃, as in PEFT:
 
     y = x Wᵀ + bias + (DoRA(x̃) − x̃ Wᵀ)        x̃ = drop(x); without dropout y = DoRA(x) + bias
 """
@@ -135,7 +135,7 @@ def row_norm_backward(base: Linear, dn: Array, cache: NormCache, need_dA: bool) 
 
 @dataclass(frozen=True)
 class DoraCost(LoraCost):
-    """LoRA's, with m, the lengths n, and z (N, out) from before the rows are stretched."""
+    """The cost of LoRA, plus m, the row lengths n, and z (N, out), the output before it is multiplied by g."""
 
     true_norm: bool = False  # whether n passes its gradient on; PEFT detaches it
 

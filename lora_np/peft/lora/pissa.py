@@ -2,10 +2,10 @@
 
     W = U Σ Vᵀ,   s·B₀A₀ = U_r Σ_r V_rᵀ,   base: W − s·B₀A₀, whose singular values are the tail σ_{r+1}, …
 
-The sum is W, so at the start the model answers as before; but what trains is where W is large, and what is frozen (or
-quantised: QPiSSA) is small. PiSSA changes the base. Saving therefore converts the adapter to a LoRA of rank 2r for
-the original base, ΔW = s·(B A − B₀A₀) = s·[B, −B₀][A; A₀], and loads there, here and in PEFT. Over a quantised rest, which is
-rounded, that would be another model, and is refused.
+Base and bypass add up to W, so the output is unchanged at the start. The trained part has the large singular values of W;
+the frozen part (or quantised part: QPiSSA) has the small ones. PiSSA changes the base. Saving therefore converts the adapter
+to a LoRA of rank 2r for the original base, ΔW = s·(B A − B₀A₀) = s·[B, −B₀][A; A₀], which loads there, here and in PEFT. If
+the frozen part was quantised, it was rounded, and this LoRA would be another model: saving raises an error.
 """
 
 from __future__ import annotations
