@@ -127,7 +127,8 @@ class PeftModel(Host):
     def unfreeze(self) -> Self:
         """Raise RuntimeError: it would let what its method froze train too, VeRA's A or LoRA-FA's, which has no gradient."""
         raise RuntimeError(
-            "an adapter trains by set_adapter(name), over a frozen base; for full fine-tuning merge_and_unload() first"
+            "unfreeze() would train what the method keeps frozen: set_adapter(name) trains an adapter; for full fine-tuning "
+            "merge_and_unload() first, then unfreeze() the model that it returns"
         )
 
     def forward(
@@ -341,12 +342,14 @@ class PeftModel(Host):
             raise ValueError(f"there is an adapter {adapter_name!r} already; delete_adapter it, or take another name")
         if not isinstance(adapter_name, str) or adapter_name in ("", BASE, *FACTORS) or set(adapter_name) & set("./"):
             raise ValueError(
-                f"{adapter_name!r} cannot name an adapter: a name has no . or /, is no tensor's, and __base__ means none"
+                f"{adapter_name!r} cannot name an adapter; expected a text without '.' or '/' that is not __base__ or one of "
+                f"{', '.join(FACTORS)}"
             )
         self._check_idle()
         if self._pissa_started:
             raise RuntimeError(
-                "the base is what PiSSA left of it: save_pretrained, and load that beside others on the base"
+                "an adapter that began as PiSSA has changed the base, so no second adapter can be added: save_pretrained, then load "
+                "the folder into a PeftModel of the original base"
             )
 
     def _check_idle(self) -> None:
@@ -411,7 +414,8 @@ class PeftModel(Host):
                 method_of(config).check_mixable(name, config)
         if self._pissa_started:
             raise ValueError(
-                "PiSSA left only a part of the base here, so there is no mixed batch: save it, and load that"
+                "an adapter that began as PiSSA has changed the base, so there is no mixed batch: save_pretrained, then load the "
+                "folder into a PeftModel of the original base"
             )
 
     @property
