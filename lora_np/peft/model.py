@@ -348,8 +348,8 @@ class PeftModel(Host):
         self._check_idle()
         if self._pissa_started:
             raise RuntimeError(
-                "an adapter that began as PiSSA has changed the base, so no second adapter can be added: save_pretrained, then load "
-                "the folder into a PeftModel of the original base"
+                "an adapter that began as PiSSA has changed the base, so no second adapter can be added: save_pretrained, then "
+                "load the folder into a PeftModel of the original base"
             )
 
     def _check_idle(self) -> None:

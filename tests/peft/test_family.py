@@ -420,7 +420,11 @@ def test_qpissa_is_saved_as_a_model_for_no_adapter_on_the_base_is_that_model(mak
 
 
 BAD_PISSA = {
-    "a second adapter": (lambda m: adapted(m, **PISSA).add_adapter("b", LoraConfig()), RuntimeError, "what PiSSA left"),
+    "a second adapter": (
+        lambda m: adapted(m, **PISSA).add_adapter("b", LoraConfig()),
+        RuntimeError,
+        "began as PiSSA has changed the base",
+    ),
     "PiSSA beside others": (
         lambda m: adapted(m).add_adapter("b", LoraConfig(r=2, **PISSA)),
         RuntimeError,

@@ -121,7 +121,7 @@ def test_frozen_it_trains_again_by_its_name_alone(make_model, setting):
     """`unfreeze` would mark parameters that never get a gradient: VeRA's A and B."""
     peft_model = ln.get_peft_model(make_model(), setting)
     trained = adapter(peft_model).keys()
-    with pytest.raises(RuntimeError, match=r"trains by set_adapter\(name\).*merge_and_unload\(\) first"):
+    with pytest.raises(RuntimeError, match=r"set_adapter\(name\) trains an adapter.*merge_and_unload\(\) first"):
         peft_model.freeze().unfreeze()
     assert not adapter(peft_model)
     peft_model.set_adapter("default")
