@@ -18,7 +18,7 @@ pytestmark = pytest.mark.cupy
 
 PACKAGE = Path(lora_np.__file__).parent
 HOST = {  # whose arrays never leave the host; everything else is walked, a new file too
-    *("__init__", "__main__", "optional", "progress", "plots", "files", "data", "pretrained", "costs"),
+    *("__init__", "__main__", "micro", "optional", "progress", "plots", "files", "data", "pretrained", "costs"),
     *("report", "studies", "exercises", "nn.targets", "training.subspace", "transformer.config"),
     *("peft.combination", "serve.adapters", "serve.driver", "serve.http", "serve.protocol"),
 }
@@ -99,3 +99,11 @@ def test_a_signature_is_read_from_a_docstring_where_the_code_is_compiled():
     assert list(signature(cupy.ndarray.sum).parameters) == ["self", "axis", "dtype", "out", "keepdims"]
     assert list(signature(cupy.exp).parameters) == ["x", "out", "casting", "dtype"]
     assert list(signature(cupy.einsum).parameters) == ["subscripts", "operands", "dtype", "optimize"]
+
+
+def test_cupy_has_the_names_that_the_one_file_asks_numpy_for():
+    """Where `import cupy as np` takes the place of `import numpy as np`."""
+    source = (PACKAGE / "micro.py").read_text(encoding="utf-8")
+    asked = set(re.findall(r"\bnp\.((?:random\.)?\w+)", source))
+    missing = [name for name in asked if not hasattr(cupy.random if "." in name else cupy, name.split(".")[-1])]
+    assert "exp" in asked and not missing, f"CuPy has no {missing}"

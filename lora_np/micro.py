@@ -1,0 +1,246 @@
+"""LoRA in one file: a Llama, its backward pass, LoRA, AdamW, training on real text, the merge.
+
+It needs NumPy alone and reads from top to bottom. `python -m lora_np.micro` runs it.
+
+Shapes: b rows, t tokens, d model width, h heads, g key/value heads, e head width,
+f MLP width, v vocabulary, r rank. Each function returns its result and what its backward needs;
+each backward takes the gradient of the result.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np  # on a GPU: import cupy as np
+
+FOLDER = Path(__file__).parent / "assets" / "tiny"  # a million weights that have read English
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def load(folder=FOLDER):
+    """config.json, and name → weight from model.safetensors: a length, a JSON header, numbers."""
+    config = json.loads((folder / "config.json").read_text())
+    data = (folder / "model.safetensors").read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    header.pop("__metadata__", None)
+    W = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        numbers = np.frombuffer(data[start + begin : start + end], np.float32)
+        W[name] = np.array(numbers).reshape(entry["shape"])
+    return config, W
+
+
+# --------------------------------------------------------------------------------------------- LoRA
+
+
+def init_lora(W, r, seed=0):
+    """A (r, in) uniform in ±1/√in, B (out, r) = 0 for each linear layer: ΔW = s·B A starts at 0."""
+    rng, lora = np.random.default_rng(seed), {}
+    for name, weight in W.items():
+        if name.split(".")[-2] in LINEAR:
+            out, in_ = weight.shape
+            A = rng.uniform(-1, 1, (r, in_)) / np.sqrt(in_)
+            lora[name] = {"A": A.astype("float32"), "B": np.zeros((out, r), "float32")}
+    return lora
+
+
+def linear(x, W, AB, s):
+    """y = x Wᵀ + s·(x Aᵀ) Bᵀ. W (out, in) is frozen; A (r, in) and B (out, r) are trained."""
+    if AB is None:
+        return x @ W.T, (x, None, W, AB, s)
+    h = x @ AB["A"].T  # (b, t, in) → (b, t, r)
+    return x @ W.T + s * (h @ AB["B"].T), (x, h, W, AB, s)
+
+
+def linear_backward(dy, cache, grad):
+    """y is the sum of two paths, so dy goes into both. W is frozen: there is no dW.
+
+    δ = s·h Bᵀ gives dB = s·dyᵀ h and dh = s·dy B; h = x Aᵀ gives dA = dhᵀ x and dx = dh A.
+    """
+    x, h, W, AB, s = cache
+    dx = dy @ W
+    if AB is not None:
+        dh = s * (dy @ AB["B"])
+        grad["B"] = s * flat(dy).T @ flat(h)
+        grad["A"] = flat(dh).T @ flat(x)
+        dx += dh @ AB["A"]
+    return dx
+
+
+def flat(x):  # (b, t, n) → (b·t, n)
+    return x.reshape(-1, x.shape[-1])
+
+
+def merge(W, lora, s):
+    """W + s·B A: the same model without a bypass, at the cost of the base."""
+    return {n: w + s * lora[n]["B"] @ lora[n]["A"] if n in lora else w for n, w in W.items()}
+
+
+# ---------------------------------------------------------------------------------- the Transformer
+
+
+def rms_norm(x, w, eps):
+    """y = w ∘ x/ρ with ρ = √(mean x² + ε)."""
+    rho = np.sqrt((x * x).mean(-1, keepdims=True) + eps)
+    return w * x / rho, (x, w, rho)
+
+
+def rms_norm_backward(dy, cache):
+    """∂ρ/∂x = x/(dρ), so dx = (w∘dy)/ρ − x·mean(w∘dy∘x)/ρ³."""
+    x, w, rho = cache
+    g = w * dy
+    return g / rho - x * (g * x).mean(-1, keepdims=True) / rho**3
+
+
+def rotate(x, angles):
+    """Turn each pair (x_i, x_{i+e/2}) by its angle. Its own backward, with −angles."""
+    a, b = np.split(x, 2, axis=-1)
+    cos, sin = np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def attention(q, k, v):
+    """softmax(q kᵀ/√e) v, causal. q (b, h, t, e); k, v (b, g, t, e), each for h/g query heads."""
+    n = q.shape[1] // k.shape[1]
+    k, v = k.repeat(n, axis=1), v.repeat(n, axis=1)
+    t, root = q.shape[2], q.shape[-1] ** -0.5
+    scores = np.where(np.tri(t, dtype=bool), q @ k.swapaxes(-1, -2) * root, -np.inf)
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    return p @ v, (q, k, v, p, n, root)
+
+
+def attention_backward(do, cache):
+    """o = p v, and softmax: dz = p ∘ (dp − Σ p ∘ dp).
+
+    The gradient of a shared head is the sum over its n uses.
+    """
+    q, k, v, p, n, root = cache
+    dp = do @ v.swapaxes(-1, -2)
+    dz = p * (dp - (p * dp).sum(-1, keepdims=True)) * root
+    dk, dv = dz.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ do
+    b, h, t, e = q.shape
+    dk, dv = (z.reshape(b, h // n, n, t, e).sum(2) for z in (dk, dv))
+    return dz @ k, dk, dv
+
+
+class Llama:
+    """tokens → [x + attention(norm(x)), x + MLP(norm(x))] × layers → norm → logits."""
+
+    def __init__(self, config, W, lora=None, s=1.0):
+        self.c, self.W, self.lora, self.s, self.grad = config, W, lora or {}, s, {}
+
+    def heads(self, x):  # (b, t, n·e) → (b, n, t, e)
+        return x.reshape(*x.shape[:2], -1, self.c["head_dim"]).swapaxes(1, 2)
+
+    def rows(self, x):  # (b, n, t, e) → (b, t, n·e)
+        return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
+
+    def apply(self, name, x):
+        return linear(x, self.W[name], self.lora.get(name), self.s)
+
+    def back(self, name, dy, cache):
+        return linear_backward(dy, cache, self.grad.setdefault(name, {}))
+
+    def loss(self, tokens, targets):
+        """Mean cross-entropy in nats per token, and the cache of `backward`."""
+        c, W, e = self.c, self.W, self.c["head_dim"]
+        place = np.arange(tokens.shape[1])[:, None]
+        angles = place * c["rope_theta"] ** (np.arange(0, e, 2) / -e)  # (t, e/2)
+        x, caches = W["model.embed_tokens.weight"][tokens], []
+        for i in range(c["num_hidden_layers"]):
+            at, mlp = f"model.layers.{i}.self_attn.", f"model.layers.{i}.mlp."
+            norm = W[f"model.layers.{i}.input_layernorm.weight"]
+            n1, norm1 = rms_norm(x, norm, c["rms_norm_eps"])
+            (q, cq), (k, ck), (v, cv) = (self.apply(f"{at}{z}_proj.weight", n1) for z in "qkv")
+            q, k = rotate(self.heads(q), angles), rotate(self.heads(k), angles)
+            o, ca = attention(q, k, self.heads(v))
+            y, co = self.apply(f"{at}o_proj.weight", self.rows(o))
+            x = x + y
+            norm = W[f"model.layers.{i}.post_attention_layernorm.weight"]
+            n2, norm2 = rms_norm(x, norm, c["rms_norm_eps"])
+            (gate, cg), (up, cu) = (self.apply(f"{mlp}{z}_proj.weight", n2) for z in ("gate", "up"))
+            sigma = 1 / (1 + np.exp(-gate))
+            y, cd = self.apply(f"{mlp}down_proj.weight", gate * sigma * up)
+            x = x + y
+            caches.append((norm1, cq, ck, cv, ca, co, norm2, gate, up, sigma, cg, cu, cd))
+        x, norm = rms_norm(x, W["model.norm.weight"], c["rms_norm_eps"])
+        z = x @ W["model.embed_tokens.weight"].T  # the head is tied to the embedding: (b, t, v)
+        z = z - z.max(-1, keepdims=True)
+        log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
+        picked = np.take_along_axis(log_p, targets[..., None], -1)
+        return -picked.mean(), (log_p, targets, norm, caches, angles)
+
+    def backward(self, cache):
+        """Fills `grad`: name → dA and dB. It walks `loss` from its last line to its first."""
+        log_p, targets, norm, caches, angles = cache
+        dz = np.exp(log_p)  # ∂(−log p_target)/∂z = p − onehot(target)
+        onehot = np.arange(dz.shape[-1]) == targets[..., None]
+        dz = (dz - onehot).astype(dz.dtype) / targets.size
+        dx = rms_norm_backward(dz @ self.W["model.embed_tokens.weight"], norm)
+        for i in reversed(range(len(caches))):
+            norm1, cq, ck, cv, ca, co, norm2, gate, up, sigma, cg, cu, cd = caches[i]
+            at, mlp = f"model.layers.{i}.self_attn.", f"model.layers.{i}.mlp."
+            dh = self.back(f"{mlp}down_proj.weight", dx, cd)
+            silu = gate * sigma  # h = silu(gate) ∘ up, and silu′ = σ + silu·(1 − σ)
+            dn = self.back(f"{mlp}gate_proj.weight", dh * up * (sigma + silu * (1 - sigma)), cg)
+            dn += self.back(f"{mlp}up_proj.weight", dh * silu, cu)
+            dx = dx + rms_norm_backward(dn, norm2)
+            do = self.heads(self.back(f"{at}o_proj.weight", dx, co))
+            dq, dk, dv = attention_backward(do, ca)
+            dn = self.back(f"{at}q_proj.weight", self.rows(rotate(dq, -angles)), cq)
+            dn += self.back(f"{at}k_proj.weight", self.rows(rotate(dk, -angles)), ck)
+            dn += self.back(f"{at}v_proj.weight", self.rows(dv), cv)
+            dx = dx + rms_norm_backward(dn, norm1)
+
+
+# ----------------------------------------------------------------------------------------- training
+
+
+def adamw(lora, grad, state, t, lr, betas=(0.9, 0.999), eps=1e-8, decay=0.01):
+    """m, v: the running means of g and g². θ ← θ − η(λθ + m̂/(√v̂ + ε)), in place."""
+    for name, factors in lora.items():
+        for key, value in factors.items():
+            g = grad[name][key]
+            m, v = state.setdefault((name, key), [np.zeros_like(g), np.zeros_like(g)])
+            m += (1 - betas[0]) * (g - m)
+            v += (1 - betas[1]) * (g * g - v)
+            step = m / (1 - betas[0] ** t) / (np.sqrt(v / (1 - betas[1] ** t)) + eps)
+            value -= lr * (decay * value + step)
+
+
+def batch(text, i, rows=8, length=128):
+    """Windows of the bytes `text`: tokens (b, t), and the targets, one byte later."""
+    at = np.random.default_rng(i).integers(0, len(text) - length, rows)[:, None]
+    window = text[at + np.arange(length + 1)]
+    return window[:, :-1], window[:, 1:]
+
+
+def main(steps=60, r=8, lr=1e-2, s=2.0):
+    """Train on Python's own standard library, judge on text that training never saw, and merge."""
+    files = sorted(Path(os.__file__).parent.glob("[a-m]*.py"))
+    data = b"\n".join(f.read_bytes() for f in files)
+    text = np.array(np.frombuffer(data, "uint8")).astype("int64")
+    train, held_out = text[: -len(text) // 10], text[-len(text) // 10 :]
+    config, W = load()
+    lora = init_lora(W, r)
+    model, judge = Llama(config, W, lora, s), batch(held_out, 0, rows=32)
+    state: dict = {}
+    numbers = sum(x.size for AB in lora.values() for x in AB.values())
+    print(f"{numbers:,} trained of {sum(w.size for w in W.values()):,}")
+    print(f"held-out loss before: {float(model.loss(*judge)[0]):.3f} nats per byte")
+    for t in range(1, steps + 1):
+        loss, cache = model.loss(*batch(train, t))
+        model.backward(cache)
+        adamw(lora, model.grad, state, t, lr)
+        if t % 20 == 0:
+            print(f"step {t}: loss {float(loss):.3f}")
+    print(f"held-out loss after: {float(model.loss(*judge)[0]):.3f}")
+    merged = Llama(config, merge(W, lora, s))
+    print(f"merged, without a bypass: {float(merged.loss(*judge)[0]):.3f}")
+
+
+if __name__ == "__main__":
+    main()
