@@ -23,6 +23,7 @@ import numpy as np
 import lora_np as ln
 from lora_np import plots
 from lora_np.studies.counting import memory
+from lora_np.studies.harness.table import Table, show
 
 GB, MB = 1e9, 1e6
 seven = ln.costs.MODELS["llama-2-7b"]
@@ -146,10 +147,12 @@ for format in (np.float32, np.float16, bfloat16):
 
 # %%
 names = ("llama-2-7b", "llama-2-13b", "llama-65b", "llama-2-70b")
-print(f"{'recipe':10}{'bytes a number':>16}" + "".join(f"{name:>14}" for name in names))
+lines = []
 for name, recipe in ln.costs.PRECISIONS.items():
     per_number = recipe.bytes_per_trained()
-    print(f"{name:10}{per_number:>16}" + "".join(f"{per_number * ln.costs.MODELS[m].parameters / GB:>11,.0f} GB" for m in names))
+    sizes = {f"{m}, GB": per_number * ln.costs.MODELS[m].parameters / GB for m in names}
+    lines.append({"recipe": name, "bytes a number": per_number} | sizes)
+show(lines, {"recipe": "", "bytes a number": ""} | {f"{m}, GB": ",.0f" for m in names})
 
 # %% [markdown]
 # [Dettmers et al. (2023)](https://arxiv.org/abs/2305.14314), the QLoRA paper, write that fine-tuning 65B in 16 bits takes "more than 780 GB": the last row.
@@ -262,11 +265,14 @@ print(f"{'of full':16}" + "".join(f"{b.total / full.total:18.0%}" for b in bills
 # So on tiny, which is mostly activations, LoRA saves little. The same on paper for 7B, in mixed precision:
 
 # %%
-print(f"{seven.name:22}{'full':>10}{'LoRA':>10}{'of full':>10}{'activations of LoRA':>22}")
+on_paper = {"full": None, "lora": ln.LoraConfig(r=16, target_modules="all-linear")}
+lines = []
 for n in (1, 4, 16, 64):
-    on_paper = {"full": None, "lora": ln.LoraConfig(r=16, target_modules="all-linear")}
     f, l = (ln.costs.memory(seven, config, batch=n, seq=512, precision="mixed") for config in on_paper.values())
-    print(f"{f'{n} × 512 tokens':22}{f.total / GB:>7.0f} GB{l.total / GB:>7.0f} GB{l.total / f.total:>10.0%}{l.activations / GB:>19.1f} GB")
+    sizes = {"full": f.total / GB, "LoRA": l.total / GB, "of full": l.total / f.total, "activations of LoRA": l.activations / GB}
+    lines.append({"GB": f"{n} × 512 tokens"} | sizes)
+print(seven.name)
+show(lines, {"GB": "", "full": ".0f", "LoRA": ".0f", "of full": ".0%", "activations of LoRA": ".1f"})
 
 # %% [markdown]
 # On few tokens LoRA takes about a seventh; on many, activations are nearly all there is, with LoRA as without. The remedy is not LoRA's.
@@ -294,13 +300,15 @@ for method, config in on_paper.items():
 # %%
 matrix = 4096 * 4096
 print(f"NF4: {8 * ln.costs.nf4_bytes(matrix) / matrix:.3f} bits a number, scales included\n")
-print(f"{'llama-65b, GB':16}{'frozen weights':>16}{'all the rest':>14}{'sum':>8}   on a card of 48 GB")
 lora = on_paper["lora"]
+lines = []
 for method, (config, quantize) in {"full": (None, None), "lora": (lora, None), "qlora": (lora, "nf4")}.items():
     for name in ("mixed", "16-bit"):
         b = ln.costs.memory("llama-65b", config, batch=1, seq=512, quantize=quantize, precision=name, checkpointing=True)
         frozen = 0 if method == "full" else b.weights
-        print(f"{method + ', ' + name:16}{frozen / GB:16.1f}{(b.total - frozen) / GB:14.1f}{b.total / GB:8.1f}   {'fits' if b.fits(48) else 'does not fit'}")
+        sizes = {"frozen weights": frozen / GB, "all the rest": (b.total - frozen) / GB, "sum": b.total / GB}
+        lines.append({"llama-65b, GB": f"{method}, {name}"} | sizes | {"on a card of 48 GB": "fits" if b.fits(48) else "does not fit"})
+show(lines, {"llama-65b, GB": "", "frozen weights": ".1f", "all the rest": ".1f", "sum": ".1f", "on a card of 48 GB": ""})
 
 # %% [markdown]
 # "A 65B parameter model on a single 48GB GPU", the claim of the QLoRA paper's abstract, adds up. It needs all three: no gradients and state of the frozen numbers, checkpointed activations, four bits.
@@ -315,9 +323,11 @@ for method, (config, quantize) in {"full": (None, None), "lora": (lora, None), "
 adapter = ln.costs.count(seven, lora).trainable
 base_size, adapter_size = 2 * seven.parameters, 2 * adapter  # 16 bits
 print(f"one model {base_size / GB:.1f} GB, one adapter {adapter_size / MB:.0f} MB\n")
-print(f"{'tasks':>6}{'models':>14}{'a base and adapters':>22}")
-for tasks in (1, 10, 100, 1000):
-    print(f"{tasks:>6}{tasks * base_size / GB:>11,.0f} GB{(base_size + tasks * adapter_size) / GB:>19,.1f} GB")
+lines = [
+    {"tasks": n, "models, GB": n * base_size / GB, "a base and adapters, GB": (base_size + n * adapter_size) / GB}
+    for n in (1, 10, 100, 1000)
+]
+show(lines, {"tasks": "", "models, GB": ",.0f", "a base and adapters, GB": ",.1f"})
 
 # %% [markdown]
 # And for real, tiny and its adapter on all linear layers:
@@ -341,8 +351,6 @@ with TemporaryDirectory() as folder:
 # Every number changed, so whatever the model knew before may have changed with them. Notebook 10 measures it on SmolLM2-135M: the loss on prose that nobody trained on, before and after learning a voice.
 
 # %%
-from lora_np.studies.harness.table import Table
-
 study = Table.load("../figures/data/finetuning.json")
 prose = {row["method"]: row["prose"] for row in study.where(phase="seeds")}
 print(f"loss on other prose, nats a token: {study.settings['before']['prose']:.2f} as it was, {prose['full']:.2f} after full fine-tuning, {prose['lora']:.2f} after LoRA")

@@ -22,7 +22,7 @@ import numpy as np
 
 from lora_np import load_model, plots
 from lora_np.report.pictures import photograph
-from lora_np.studies.harness.table import Table
+from lora_np.studies.harness.table import Table, show
 from lora_np.studies.harness.tiny_task import Run
 from lora_np.studies.low_rank import claims as low_rank
 from lora_np.studies.low_rank import intrinsic_toy, rank_reduction, spectra, subspaces
@@ -226,13 +226,15 @@ plots.singular_values(rank_reduction.singular_values(deltas, run));
 # of the first picture:
 
 # %%
-print(f"{'median over matrices':22}{'90 % of the energy':>20}{'effective rank':>16}{'of a random matrix':>20}")
+lines = []
 for model in ("tiny", "smollm2-135m"):
     for method in ("full", "lora"):
         rows = ranks.where(model=model, method=method)
         keys = ("rank90", "effective_rank", "random_rank90")
         ninety, effective, chance = (np.median([row[key] for row in rows]) for key in keys)
-        print(f"{model:14}{method:8}{ninety:20g}{effective:16.1f}{chance:20g}")
+        found = {"90 % of the energy": ninety, "effective rank": effective, "of a random matrix": chance}
+        lines.append({"median over matrices": f"{model}, {method}"} | found)
+show(lines, {"median over matrices": "", "90 % of the energy": "g", "effective rank": ".1f", "of a random matrix": "g"})
 
 # %% [markdown]
 # Biderman et al. (2024) measured so on Llama-2-7B and found ranks 10 to 100 times LoRA's usual one. **Predict** from the table: how many times $r = 8$

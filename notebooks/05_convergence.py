@@ -25,7 +25,7 @@ import statistics
 import lora_np as ln
 from lora_np import plots
 from lora_np.studies.harness.paired import verdict
-from lora_np.studies.harness.table import Table
+from lora_np.studies.harness.table import Table, show
 from lora_np.studies.harness.tiny_task import TARGETS, Run, measure
 from lora_np.studies.timing.step_cost import timed_alike
 
@@ -159,14 +159,15 @@ for row in cost.rows:
 
 # %%
 shares = table.where(phase="seeds", method="lora")
-print(f"{'':14}" + "".join(f"r = {r:<7}" for r in table.settings["ranks"]))
+lines = []
 for target in TARGETS:
-    cells = []
+    line = {"adapter in": target}
     for r in table.settings["ranks"]:
         values = [100 * row["recovered"] for row in shares if row["r"] == r and row["target_modules"] == target]
         spread = f" ± {(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else ""
-        cells.append(f"{statistics.mean(values):.1f}{spread}")
-    print(f"{target:14}" + "".join(f"{cell:<11}" for cell in cells))
+        line[f"r = {r}"] = f"{statistics.mean(values):.1f}{spread}"
+    lines.append(line)
+show(lines, list(lines[0]))
 n = len(table.settings["seeds"])
 print("share of full fine-tuning's gain in %," + (f" {n} seeds, ± half their range" if n > 1 else " one seed"))
 

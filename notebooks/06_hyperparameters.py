@@ -25,7 +25,7 @@ from lora_np import plots
 from lora_np.studies.capacity import claims as fits
 from lora_np.studies.capacity import study as capacity
 from lora_np.studies.harness.paired import paired, verdict
-from lora_np.studies.harness.table import Table
+from lora_np.studies.harness.table import Table, show
 from lora_np.studies.harness.tiny_task import heldout_batches
 from lora_np.studies.hyperparameters import claims as found
 
@@ -95,9 +95,8 @@ rules = {
 ranks = (1, 4, 16, 64)
 of_dB = {rule: {r: first_gradient(r, **config(r)) for r in ranks} for rule, config in rules.items()}
 for i, what in enumerate(("norm of dB", "sum of |dB|")):
-    print(f"{what:14}" + "".join(f"r = {r:<8}" for r in ranks))
-    for rule, by_r in of_dB.items():
-        print(f"  {rule:12}" + "".join(f"{by_r[r][i]:<12.3g}" for r in ranks))
+    lines = [{what: rule} | {f"r = {r}": by_r[r][i] for r in ranks} for rule, by_r in of_dB.items()]
+    show(lines, {what: ""} | {f"r = {r}": ".3g" for r in ranks})
 
 # %% [markdown]
 # Each rule keeps one thing, or nothing: $\alpha/r$ the first step, $\alpha/\sqrt r$ the norm. Adam divides a gradient by its own size, so a small norm by itself slows nothing. But
@@ -113,9 +112,10 @@ plots.rank_scaling_chart(tables["scaling"]);
 # %%
 scaling = tables["scaling"]
 grown = sorted({row["r"] for row in scaling.rows})
-print(f"{'':8}" + "".join(f"r = {r:<8}" for r in grown) + "held-out loss, mean over seeds")
-for rule in ("α/r", "α/√r", "α = 2r"):
-    print(f"{rule:8}" + "".join(f"{found.mean(scaling.where(rule=rule, r=r)):<12.3f}" for r in grown))
+rules = ("α/r", "α/√r", "α = 2r")
+lines = [{"rule": rule} | {f"r = {r}": found.mean(scaling.where(rule=rule, r=r)) for r in grown} for rule in rules]
+print("held-out loss, mean over seeds")
+show(lines, {"rule": ""} | {f"r = {r}": ".3f" for r in grown})
 print("\nagainst α/r at the same rank and rate:")
 for rule, by_r in of_dB.items():
     short = next(name for name in ("α/√r", "α = 2r", "α/r") if name in rule or rule.endswith(name))
@@ -273,7 +273,7 @@ def weigh(loss, symbols=rest.size):
 
 
 steps = 120
-print(f"{'adapter in':14}{'numbers':>9}{'bits held':>11}{'of':>6}{'a number':>10}   recited")
+lines = []
 for targets_of in ("all-linear", ["q_proj", "v_proj"], ["v_proj"]):
     learner = ln.get_peft_model(ln.load_model("tiny"), ln.LoraConfig(r=1, lora_alpha=8, target_modules=targets_of), seed=0)
     schedule = ln.WarmupCosine(steps, warmup=6)
@@ -283,7 +283,9 @@ for targets_of in ("all-linear", ["q_proj", "v_proj"], ["v_proj"]):
     whole = sum(answer == string for answer, string in zip(said, rest.tolist(), strict=True))
     size = sum(p.value.size for _, p in learner.named_parameters() if p.trainable)
     label = targets_of if isinstance(targets_of, str) else ", ".join(name[0] for name in targets_of)
-    print(f"{label:14}{size:9,}{bits:11.0f}{6 * rest.size:6}{bits / size:10.2f}   {whole} of {len(strings)}")
+    held_bits = {"bits held": bits, "of": 6 * rest.size, "a number": bits / size}
+    lines.append({"adapter in": label, "numbers": size} | held_bits | {"recited": f"{whole} of {len(strings)}"})
+show(lines, {"adapter in": "", "numbers": ",", "bits held": ".0f", "of": "", "a number": ".2f", "recited": ""})
 
 print("\nThe last one, a string and what it says:")
 for string, answer in zip(rest[:4], said[:4], strict=True):
@@ -321,12 +323,20 @@ plots.memory_knee(held);
 plots.capacity_chart(held);
 
 # %%
-print(f"{'bits':18}{'a trained number':>18}{'a free number':>15}{'of the offer':>14}{'each string seen':>18}{'half the steps':>16}")
+lines = []
 for method, r in [*(("lora", r) for r in fits.share_by_rank(held)), ("full", None)]:
     per_number = fits.share(held, method, r)
     free = fits.free_share(held, r) if r else per_number
-    print(f"{f'LoRA r = {r}' if r else 'full fine-tuning':18}{per_number:18.2f}{free:15.2f}{fits.of_offered(held, method, r):14.0%}"
-          f"{fits.times_seen(held, method, r):12,} times{-fits.less(held, method, r):+16.0%}")
+    lines.append({
+        "bits": f"LoRA r = {r}" if r else "full fine-tuning",
+        "a trained number": per_number,
+        "a free number": free,
+        "of the offer": fits.of_offered(held, method, r),
+        "times each string was seen": fits.times_seen(held, method, r),
+        "half the steps": -fits.less(held, method, r),
+    })
+formats = ("", ".2f", ".2f", ".0%", ",", "+.0%")
+show(lines, dict(zip(lines[0], formats, strict=True)))
 low, middle, top = fits.lowest_middle_highest(held)
 print(f"\nthe most that LoRA held, whatever was offered: {fits.highest(held):.2f} bits a trained number")
 print(f"bits grow as r to the power of {fits.exponent(held, low, middle):.2f} from r = {low} to {middle}, and of {fits.exponent(held, middle, top):.2f} from {middle} to {top}")

@@ -32,7 +32,7 @@ from lora_np import plots
 from lora_np.quantization.four_bits import code_book, dequantize_4bit, quantize_4bit
 from lora_np.studies.four_bits import quantization as study
 from lora_np.studies.four_bits.qlora import means
-from lora_np.studies.harness.table import Table
+from lora_np.studies.harness.table import Table, show
 
 runs = {name: Table.load(f"../figures/data/qlora_{name}.json") for name in ("tiny", "smollm2")}
 plots.qlora_losses(runs["tiny"], runs["smollm2"]);
@@ -245,11 +245,12 @@ routes = [Table.load(f"../figures/data/merge_routes_{name}.json") for name in ("
 plots.merge_routes_chart(*routes);
 
 # %%
-print(f"{'':14}{'':18}{'held-out':>10}{'logits':>10}{'of ΔW':>8}")
-for table in routes:
-    for row in table.rows:
-        rest = f"{row['logits']:>10.1e}{row['kept']:>8.0%}" if "logits" in row else ""
-        print(f"{table.settings['model']:14}{row['route']:18}{row['heldout']:>10.4f}{rest}")
+lines = [
+    {"model": table.settings["model"], "held-out": row["heldout"], "of ΔW": row.get("kept")} | row
+    for table in routes
+    for row in table.rows
+]
+show(lines, {"model": "", "route": "", "held-out": ".4f", "logits": ".1e", "of ΔW": ".0%"})
 for table in routes:
     print(f"{table.settings['model']}: ΔW is {table.where(route='as trained')[0]['size']:.1%} of the weights' norm")
 

@@ -35,7 +35,7 @@ from lora_np import plots
 from lora_np.peft.lora.layer import LoraAdapter
 from lora_np.peft.mixed import AdapterRows
 from lora_np.quantization.four_bits import dequantize_4bit, quantize_4bit
-from lora_np.studies.harness.table import Table
+from lora_np.studies.harness.table import Table, show
 from lora_np.studies.serving import merging
 
 served = Table.load("../figures/data/serving.json")
@@ -81,13 +81,12 @@ def loss(name, adapter=None):
     return ln.evaluate(model, heldout[name])
 
 
-def show(*adapters):
-    print(f"{'':24}{'code':>8}{'voice':>8}   held-out nats a byte")
-    for adapter in adapters:
-        print(f"{adapter or 'base':24}{loss('code', adapter):8.3f}{loss('voice', adapter):8.3f}")
+def show_losses(*adapters):
+    lines = [{"nats a byte": name or "base", "code": loss("code", name), "voice": loss("voice", name)} for name in adapters]
+    show(lines, {"nats a byte": "", "code": ".3f", "voice": ".3f"})
 
 
-show(None, "code", "voice")
+show_losses(None, "code", "voice")
 
 # %% [markdown]
 # Each is good at its own. And the voice has made the model worse at code than the base was: it has forgotten. Keep that in mind.
@@ -276,7 +275,7 @@ for kind in ("linear", "cat"):
     print(model.add_weighted_adapter(["voice", "twin"], [0.5, 0.5], f"average, {kind}", kind))
 A1, A2, A_average = (layer.adapters[name].lora_A.value for name in ("voice", "twin", "average, linear"))
 print("each number of A is the mean of the two:", np.allclose(A_average, (A1 + A2) / 2), "\n")
-show(None, "voice", "twin", "average, linear", "average, cat")
+show_losses(None, "voice", "twin", "average, linear", "average, cat")
 
 # %% [markdown]
 # Nothing: it is the base. $(-B)(-A) = BA$ is the same adapter, and the mean of $A$ and $-A$ is zero. $A$ and $B$ apart mean nothing, since $(BM)(M^{-1}A) = BA$ for
@@ -296,7 +295,7 @@ for weights in ([0.5, 0.5], [0.7, 0.3], [1.0, 1.0]):
     name = "cat " + " + ".join(f"{w:.0%}" for w in weights)
     print(f"{name}: error of ΔW {model.add_weighted_adapter(['code', 'voice'], weights, name, 'cat').error:.0e}")
 print()
-show(None, "code", "voice", *[name for name in model.peft_config if name.startswith("cat")])
+show_losses(None, "code", "voice", *[name for name in model.peft_config if name.startswith("cat")])
 
 # %% [markdown]
 # Above it: half a voice makes the model forget more code than half a code adapter teaches. The report says 0, and rightly, since it says whether the combination is what was
@@ -351,7 +350,7 @@ def loss_with(weights):
     return measured
 
 
-print(f"{'':16}{'ΔW times':>10}{'weights unchanged':>20}{'ΔW off by':>12}{'of the gain stays':>20}")
+lines = []
 for title, rounded in FORMATS.items():
     base = [rounded(w) for w in originals]
     start = loss_with(base)
@@ -361,7 +360,8 @@ for title, rounded in FORMATS.items():
         same = np.mean(np.concatenate([(a == b).ravel() for a, b in zip(stored, base, strict=True)]))
         off = np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(stored, exact, strict=True)) / sum(np.sum((share * d) ** 2) for d in deltas))
         stays = (start - loss_with(stored)) / (start - loss_with(exact))
-        print(f"{title:16}{share:>10g}{same:>20.0%}{off:>12.2f}{stays:>20.0%}")
+        lines.append({"format": title, "ΔW times": share, "weights unchanged": same, "ΔW off by": off, "of the gain stays": stays})
+show(lines, {"format": "", "ΔW times": "g", "weights unchanged": ".0%", "ΔW off by": ".2f", "of the gain stays": ".0%"})
 
 # %% [markdown]
 # Two surprises. bfloat16 leaves many weights as they were and yet keeps nearly all of the effect: that is in the large entries of ΔW, and what rounding does to the small ones points in no direction. And in NF4

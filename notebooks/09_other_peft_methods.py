@@ -30,7 +30,7 @@ from lora_np import plots
 from lora_np.costs import houlsby_parameters, prefix_parameters
 from lora_np.peft import VeraConfig
 from lora_np.studies.harness.paired import paired
-from lora_np.studies.harness.table import Table
+from lora_np.studies.harness.table import Table, show
 from lora_np.studies.methods import lesson
 from lora_np.studies.methods.claims import forgetting, promises_markdown
 from lora_np.studies.methods.comparison import lora_by_rank
@@ -54,15 +54,22 @@ def lora_with_as_many(n, seed):
     return np.interp(np.log(n), np.log(counts), shares)
 
 
-verdicts = {}
-print(f"{'':20}{'trained':>9}{'gain':>7}{'less LoRA with as many, by seed':>36}   (of full fine-tuning's gain)")
+verdicts, lines = {}, []
 for method, row in sorted(rows.items(), key=lambda item: item[1]["trainable"]):
     if method not in ("full", "lora"):
         runs = compared.where(phase="seeds", method=method)
         apart = [run["recovered"] - lora_with_as_many(run["trainable"], run["seed"]) for run in runs]
         verdict = verdicts[method] = "above" if min(apart) > 0 else "below" if max(apart) < 0 else "not told apart"
         points = ", ".join(f"{100 * difference:+.1f}" for difference in apart)
-        print(f"{row['label']:20}{row['trainable']:>9,}{row['recovered']:>7.0%}{points:>30} pt   {verdict}")
+        lines.append({
+            "method": row["label"],
+            "trained": row["trainable"],
+            "gain": row["recovered"],
+            "less LoRA with as many, points by seed": points,
+            "verdict": verdict,
+        })
+print("gain: the share of full fine-tuning's")
+show(lines, dict(zip(lines[0], ("", ",", ".0%", "", ""), strict=True)))
 print(f"\nnot told apart from LoRA with as many: {', '.join(rows[m]['label'] for m, verdict in verdicts.items() if verdict == 'not told apart')}")
 print(f"above: {', '.join(rows[m]['label'] for m, verdict in verdicts.items() if verdict == 'above') or 'none'}")
 one, of_lora = (np.mean([row["recovered"] for row in ranks.where(r=r)]) for r in (1, 8))
@@ -365,11 +372,14 @@ slower = {row["label"]: row["step_ratio"] for row in lesson.summary(compared, co
 print("a step slower than full fine-tuning's:", ", ".join(f"{label} {ratio:.2f}×" for label, ratio in slower.items()))
 
 real, real_costs = (Table.load(f"../figures/data/{name}.json") for name in ("comparison_smollm2", "method_costs_smollm2"))
-print(f"\n{'a token, not merged':20}{'tiny':>8}{'SmolLM2-135M':>15}")
+lines = []
 for row in real_costs.rows:
     if row["method"] != "full":
         (small,) = costs.where(method=row["method"])
-        print(f"{real_costs.settings['labels'][row['method']]:20}{small['token_ratio']:>7.2f}×{row['token_ratio']:>14.2f}×")
+        name = real_costs.settings["labels"][row["method"]]
+        lines.append({"a token, not merged": name, "tiny, ×": small["token_ratio"], "SmolLM2-135M, ×": row["token_ratio"]})
+print()
+show(lines, {"a token, not merged": "", "tiny, ×": ".2f", "SmolLM2-135M, ×": ".2f"})
 
 # %% [markdown]
 # - *LoRA* spares $dW$, and on so small a model its two thin products take about as long. They shrink beside the others as the model grows: $r(d_{in} + d_{out})$ against $d_{in} d_{out}$.

@@ -22,7 +22,7 @@
 
 import lora_np as ln
 from lora_np import plots
-from lora_np.studies.harness.table import Table
+from lora_np.studies.harness.table import Table, show
 
 study = Table.load("../figures/data/finetuning.json")
 plots.before_after(study);
@@ -33,11 +33,18 @@ plots.before_after(study);
 
 # %%
 before = study.settings["before"]
-print(f"{'':24}{'log line kept':>15}{'loss on answers':>17}{'loss on prose':>15}")
-print(f"{'as it was':24}{before['habit']:>15.0%}{before['final']:>17.3f}{before['prose']:>15.3f}")
-for row in study.where(phase="seeds"):
-    name = f"LoRA r = {row['r']}" if row["r"] else "full fine-tuning"
-    print(f"{name + ', seed ' + str(row['seed']):24}{row['habit']:>15.0%}{row['final']:>17.3f}{row['prose']:>15.3f}")
+
+
+def name_of(row):
+    return f"LoRA r = {row['r']}" if row["r"] else "full fine-tuning"
+
+
+lines = [("as it was", before)] + [(f"{name_of(row)}, seed {row['seed']}", row) for row in study.where(phase="seeds")]
+lines = [
+    {"model": name, "log line kept": row["habit"], "loss on answers": row["final"], "loss on prose": row["prose"]}
+    for name, row in lines
+]
+show(lines, {"model": "", "log line kept": ".0%", "loss on answers": ".3f", "loss on prose": ".3f"})
 print(f"\nnats a token, each method at its own best learning rate; `{study.command}`, {study.seconds / 60:.0f} minutes of training")
 
 # %%
@@ -136,20 +143,23 @@ plots.learned_and_forgotten(study);
 # "LoRA learns less and forgets less". Is it so here? A seed draws the same batches for both, so they can be compared seed by seed:
 
 # %%
-print(f"{'LoRA less full':18}{'loss on answers':>17}{'loss on prose':>15}")
+lines = []
 for row in study.where(phase="seeds", method="lora"):
     (full,) = study.where(phase="seeds", method="full", seed=row["seed"])
-    print(f"{'seed ' + str(row['seed']):18}{row['final'] - full['final']:>+17.3f}{row['prose'] - full['prose']:>+15.3f}")
+    less = {"loss on answers": row["final"] - full["final"], "loss on prose": row["prose"] - full["prose"]}
+    lines.append({"LoRA less full": f"seed {row['seed']}"} | less)
+show(lines, {"LoRA less full": "", "loss on answers": "+.3f", "loss on prose": "+.3f"})
 
 # %% [markdown]
 # No, on neither count. LoRA learns as much: the difference on the answers has no constant sign and is small beside what both learned. And it forgets a little *more*, with each of the seeds.
 # A change of low rank need not be a small one. But look at the rates that were tried (one seed), where "forgotten" is the loss on prose above the untuned model's:
 
 # %%
-print(f"{'':20}{'rate':>8}{'loss on answers':>17}{'loss on prose':>15}{'forgotten':>11}")
+lines = []
 for row in study.where(phase="sweep"):
-    name = f"LoRA r = {row['r']}" if row["r"] else "full fine-tuning"
-    print(f"{name:20}{row['lr']:>8.0e}{row['final']:>17.3f}{row['prose']:>15.3f}{row['prose'] - before['prose']:>+11.3f}")
+    losses = {"loss on answers": row["final"], "loss on prose": row["prose"], "forgotten": row["prose"] - before["prose"]}
+    lines.append({"model": name_of(row), "rate": row["lr"]} | losses)
+show(lines, {"model": "", "rate": ".0e", "loss on answers": ".3f", "loss on prose": ".3f", "forgotten": "+.3f"})
 
 # %% [markdown]
 # The rate decides more than the method. Full fine-tuning at a third of its best rate answers almost as well and forgets next to nothing; LoRA at a third of its own answers less well and still forgets.
