@@ -67,6 +67,15 @@ class OnPaper:
         trained += self.prefix.gradients if self.prefix else 0
         return base, frozen + trained, trained
 
+    def in_file(self) -> int:
+        """How many numbers the adapter's file has: no prefix's MLP, and of what began as PiSSA twice the rank."""
+        if self.config is None:
+            raise ValueError("full fine-tuning has no adapter file: give a configuration")
+        if self.prefix:
+            return self.prefix.v * self.prefix.width
+        config = method_of(self.config).file_config(self.config)
+        return OnPaper(self.architecture, config).parameters()[1]
+
     def anatomy(self) -> Anatomy:
         """What a step's arithmetic and memory depend on."""
         model, full = self.architecture, self.config is None

@@ -16,7 +16,7 @@ def report(model: str | Architecture, config: PeftConfig | None = None, *, quant
     """Each kind of layer and what it trains, the sum, and the adapter file's size, of a model on paper.
 
     The arguments and errors are those of `memory`. The file's size is that of its tensors, in megabytes of 10⁶ bytes; its
-    header adds some kilobytes.
+    header adds some kilobytes. PiSSA's file is that of a LoRA of twice the rank.
     """
     paper = subject_of(model, config, quantize)
     if not isinstance(paper, OnPaper):
@@ -30,7 +30,7 @@ def report(model: str | Architecture, config: PeftConfig | None = None, *, quant
     for (module, shape, each), times in _rows(paper).items():
         lines.append(f"{module:<18}{shape:>18}{times:>8}{each:>14,}{times * each:>16,}")
     frozen = result.total - result.base - result.trainable
-    saved = paper.prefix.v * paper.prefix.width if paper.prefix else result.total - result.base  # no file has the MLP
+    saved = paper.in_file()
     what = "; ".join(dict.fromkeys(cost.frozen_are for cost in paper.adapters.values()))
     return "\n".join(
         [

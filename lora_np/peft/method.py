@@ -86,8 +86,13 @@ class Method:
         """Raise ValueError unless its rows can share a batch with those of other adapters."""
         raise ValueError(f"{name!r} has a {type(config).__name__}: its rows need a batch of their own")
 
+    def file_config(self, config: Any) -> Any:
+        """The configuration that describes the saved adapter, where it is another one than that of training."""
+        return config
+
     def settings(self, config: Any, model: Transformer) -> dict[str, Any]:
         """The content of adapter_config.json, for an adapter of `model`."""
+        config = self.file_config(config)
         values = {field.name: plain(getattr(config, field.name)) for field in fields(config)}
         path = config.base_model_name_or_path
         return {

@@ -4,11 +4,13 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from lora_np import BottleneckConfig, LoraConfig, PrefixTuningConfig, VeraConfig, costs
+from lora_np import BottleneckConfig, LoraConfig, PrefixTuningConfig, VeraConfig, costs, get_peft_model
+from lora_np.costs.paper import OnPaper
 from lora_np.nn import Linear, Module
 from lora_np.nn.targets import is_target, select_targets
-from lora_np.peft import AdaptedLinear
+from lora_np.peft import AdaptedLinear, registry
 from lora_np.peft.lora.method import LoraMethod
 from lora_np.studies.counting import parameters
 
@@ -287,6 +289,20 @@ def test_the_report_adds_up():
     assert len(each_kind) == 7
     assert sum(each_kind) == 39_976_960
     assert "adapter file: 159.9 MB in float32, 80.0 MB in 16 bit" in text
+
+
+IN_FILES = {method.peft_type: method.example for method in registry.METHODS} | {
+    "PiSSA": LoraConfig(r=2, init_lora_weights="pissa", rank_pattern={"v_proj": 1}),
+    "prefix with an MLP": PrefixTuningConfig(num_virtual_tokens=3, prefix_projection=True),
+}
+
+
+@pytest.mark.parametrize("method", IN_FILES)
+def test_the_adapter_file_on_paper_has_as_many_numbers_as_the_saved_one(method, make_model, tmp_path):
+    paper = costs.llama("paper", 2, hidden=16, heads=4, kv_heads=2, ffn=20, vocabulary=11)
+    get_peft_model(make_model(np.float32, hidden_size=16), IN_FILES[method]).save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert OnPaper(paper, IN_FILES[method]).in_file() == sum(x.size for x in saved.values())
 
 
 REPORTED = {

@@ -152,10 +152,13 @@ class LoraMethod(LayerMethod):
             found |= self.keyed(layer_name, tensors)
         return found
 
+    def file_config(self, config: LoraConfig) -> LoraConfig:
+        """What began as PiSSA is written for the base as it was, as a LoRA of twice the rank."""
+        return pissa.config_on_the_original(config) if config.init_lora_weights == "pissa" else config
+
     def settings(self, config: LoraConfig, model: Transformer) -> dict[str, Any]:
-        """What began as PiSSA is written for the base as it was. `own` fields are not PEFT's, and not in its file."""
-        config = pissa.config_on_the_original(config) if config.init_lora_weights == "pissa" else config
-        found = super().settings(config, model) | portable_patterns(config, model)
+        """With PEFT's names for the patterns. `own` fields are not PEFT's, and not in its file."""
+        found = super().settings(config, model) | portable_patterns(self.file_config(config), model)
         return {key: value for key, value in found.items() if key not in self.own}
 
     def config(self, settings: Mapping[str, Any]) -> LoraConfig:
