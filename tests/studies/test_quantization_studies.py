@@ -53,7 +53,8 @@ def test_the_parts_of_an_error_add_up_to_it():
 
 
 def test_a_quantised_base_turns_the_gradients_less_than_another_batch_does():
-    table = quantization.gradients(steps=3, batch_size=2, seq_len=32)
+    # 512 tokens a batch: the text is of the Python that runs, and on 64 tokens the medians depend on which
+    table = quantization.gradients(steps=3, batch_size=8, seq_len=64)
     assert len(table.rows) == 4 * 2 * 35
     median = {b: np.median([row["cosine"] for row in table.where(base=b)]) for b in (*QUANT_TYPES, "another batch")}
     assert median["another batch"] < 0.7 < 0.9 < median["fp4"] < median["nf4"] < 1
