@@ -55,7 +55,7 @@ def linear(x, W, AB, s):
 
 
 def linear_backward(dy, cache, grad):
-    """y is the sum of two paths, so dy goes into both. W is frozen: there is no dW.
+    """y is the sum of two paths, so both receive dy. W is frozen, so dW is not computed.
 
     δ = s·h Bᵀ gives dB = s·dyᵀ h and dh = s·dy B; h = x Aᵀ gives dA = dhᵀ x and dx = dh A.
     """

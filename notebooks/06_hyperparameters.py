@@ -332,7 +332,7 @@ for method, r in [*(("lora", r) for r in fits.share_by_rank(held)), ("full", Non
         "a trained number": per_number,
         "a free number": free,
         "of the offer": fits.of_offered(held, method, r),
-        "times each string was seen": fits.times_seen(held, method, r),
+        "each seen, ×": fits.times_seen(held, method, r),
         "half the steps": -fits.less(held, method, r),
     })
 formats = ("", ".2f", ".2f", ".0%", ",", "+.0%")

@@ -43,7 +43,7 @@ def add_method(parser: argparse.ArgumentParser) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options, in groups by the methods that take them. An option that was not given is None."""
+    """Add the options of all methods, grouped by the methods that take them. An option left out is None."""
     groups: dict[str, Any] = {}
     taken = {method: options(choice) for method, choice in METHODS.items()}
     for name in dict.fromkeys(name for found in taken.values() for name in found):

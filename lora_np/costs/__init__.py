@@ -1,6 +1,6 @@
 """What adapting a model costs, counted before it is run: parameters, bytes and operations, of a live model or on paper.
 
-    count(model, config)                       parameters: all of them, and those that are trained
+    count(model, config)                       parameters: how many there are, and how many are trained
     flops(model, config, batch=…, seq=…)       the arithmetic of a training step, product by product
     memory(model, config, batch=…, seq=…)      its bytes: weights, gradients, optimizer state, activations, temporaries
 

@@ -65,8 +65,9 @@ def flops(
         flops("llama-2-7b", LoraConfig(r=16, target_modules="all-linear"), batch=2, seq=2048)
         flops(peft_model, batch=2, seq=256)                             a live model as it is
 
-    model, config, quantize: as in `memory`; decoding a quantised matrix is no product. What the backward does not need,
-    because nothing below is trained, is not counted; nor is recomputing, as gradient checkpointing does.
+    model, config, quantize: as in `memory`. Only matrix products count: the decoding of a quantised matrix costs 0
+        here. A gradient that no trained parameter needs is not computed, so it is not counted. The second forward of
+        gradient checkpointing is not counted either.
     attention_block: how many queries go through attention together, over the keys that the last of them sees. 1 counts
         what causality needs, seq·(seq + 1)/2 scores; `ops.attention.BLOCK` what this library computes; seq all scores.
 

@@ -27,7 +27,7 @@ class Memory:
     adapter: int  # A and B, or what else was added
     gradients: int
     optimizer: int  # its state
-    master: int  # the copy of the trained weights that updates are added to; 0 where there is none
+    master: int  # the copy of the trained weights that updates are added to, or 0 if the recipe keeps no copy
     activations: int  # what the forward keeps for the backward, logits among it
     temporaries: int
 
@@ -71,8 +71,8 @@ def memory(
     checkpointing: on paper the forward keeps of each block its input alone, and the backward runs each block again.
 
     Of a live model weights, gradients and optimizer state are the bytes of its arrays, an inactive adapter's too, for one
-    worker. On paper the activations are those that this library would keep, in the recipe's format: a fused attention keeps
-    no scores, and a framework may keep more.
+    worker. On paper the activations are those that this library would keep, in the recipe's format. Fused
+    attention keeps no scores. Other frameworks may keep more.
 
     Raises ValueError for an unknown model, for a target module that matches no layer, for a method that does not say its
     cost, and for a setting without a use; TypeError for what is not a model or not a configuration.

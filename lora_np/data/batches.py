@@ -25,12 +25,12 @@ def decode(tokens: np.ndarray) -> str:
 class Batches:
     """Random windows of a corpus, without end: `batches[i]` is (tokens, targets), each (batch_size, seq_len) int64.
 
-    targets[:, t] is the token after tokens[:, t]. Batch i is a function of (seed, i) alone, so a run that resumes at
-    step i sees what it would have seen, and stores no random state. There is no length and no iterator, for neither
-    would end: index with the step.
+    targets[:, t] is the token after tokens[:, t]. Batch i depends on (seed, i) alone. A run that resumes at step i
+    therefore draws the same batches as a run without a stop, and a checkpoint needs no random state. The batches have no
+    end, so `len` and `for` are not supported: index with the step.
 
     corpus: (size,) integer tokens, at least seq_len + 1 of them; not copied.
-    Raises ValueError for a shorter corpus or sizes below 1, TypeError for what is no tokens, IndexError for i < 0.
+    Raises ValueError for a shorter corpus or sizes below 1, TypeError if corpus is not an array of integers, IndexError for i < 0.
     """
 
     def __init__(self, corpus: np.ndarray, batch_size: int = 16, seq_len: int = 128, seed: int = 0) -> None:
@@ -59,10 +59,11 @@ def heldout_batches(
 ) -> list[Batch]:
     """Return fixed windows to evaluate on: a list of (tokens, targets), each (batch_size, seq_len) int64.
 
-    The windows are evenly spaced over the corpus and no target is in two of them. There are `windows`, or as many as
-    the corpus has room for if that is fewer or `windows` is None. The last batch has fewer rows if they do not divide.
+    The windows are evenly spaced over the corpus and no target is in two of them. There are `windows` of them. If the
+    corpus has room for fewer, or `windows` is None, there are as many as fit. The last batch may have fewer rows.
 
-    Raises ValueError for a corpus of fewer than seq_len + 1 tokens or sizes below 1, TypeError for what is no tokens.
+    Raises ValueError for a corpus of fewer than seq_len + 1 tokens or sizes below 1, TypeError if it is not an
+    array of integers.
     """
     corpus = _long_enough(corpus, batch_size, seq_len)
     if windows is not None and windows < 1:

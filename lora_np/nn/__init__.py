@@ -1,4 +1,4 @@
-"""Layers: a Parameter is an array with its gradient, a Module a tree of them, and each layer wraps a pair of `ops`.
+"""Layers. A Parameter is an array with its gradient. A Module is a tree of Parameters. A layer calls one pair of `ops`.
 
 Reading order: module, context, layers, targets.
 """

@@ -76,7 +76,7 @@ class Method:
         raise NotImplementedError
 
     def set_trainable(self, host: Host, name: str, trainable: bool) -> None:
-        """Train its parameters, or freeze them and drop their gradients."""
+        """Make the parameters of the adapter `name` trainable, or freeze them and delete their gradients."""
         for p in self.parameters(host, name):
             p.trainable = trainable
             if not trainable:

@@ -63,8 +63,8 @@ MixedCache: TypeAlias = tuple[Cache, list[tuple[Group, Array | None, GroupedLora
 class AdapterRows(Rows):
     """The adapter that each row of a batch uses: an argument of the call, in `Context.adapter`.
 
-    It caches each layer's groups and stacked factors. Use it for all steps of one `generate`; after a training step make a new
-    one, because the cache holds the old factors.
+    It caches each layer's groups and stacked factors, for all steps of one `generate`. A training step changes the factors,
+    so make a new object after it.
     """
 
     def __init__(self, names: Sequence[str], before: Stacks | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Where adapters go: the linear layers of a model by name, adapted when the first adapter comes, and plain after the last."""
+"""Puts adapters into linear layers: a layer becomes an AdaptedLinear with its first adapter, and plain again after its last."""
 
 from __future__ import annotations
 

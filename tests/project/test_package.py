@@ -1,4 +1,4 @@
-"""Nothing imports upward, importing is light, what is public says what it takes."""
+"""No file imports from a higher floor, `import lora_np` is fast, and public names have docstrings and annotations."""
 
 from __future__ import annotations
 

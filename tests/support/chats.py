@@ -36,7 +36,7 @@ RECORDS = {
 
 
 def byte_pairs(add_bos: bool = False) -> Any:
-    """A tokenizer as SmolLM2's: byte-level BPE with ChatML's special tokens."""
+    """A small tokenizer of the kind that SmolLM2 has: byte-level BPE with ChatML's special tokens."""
     tokenizers = pytest.importorskip("tokenizers")
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -65,7 +65,7 @@ def principal_factors(W: np.ndarray, r: int, scaling: float) -> tuple[np.ndarray
 
 
 def check_layer(name: str, base: Linear, r: int) -> None:
-    """Raise ValueError for a layer that PiSSA cannot take apart."""
+    """Raise ValueError if PiSSA cannot split the weight of this layer."""
     W, most = base.weight.value, min(base.out_features, base.in_features)
     if isinstance(W, Quantized4bit):
         raise ValueError(
