@@ -1,0 +1,22 @@
+"""The examples in docstrings run and print what they say."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import lora_np
+
+MODULES = sorted(
+    module.name for module in pkgutil.walk_packages(lora_np.__path__, "lora_np.") if "__main__" not in module.name
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_of_a_module(name):
+    options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    report = doctest.testmod(importlib.import_module(name), optionflags=options)
+    assert report.failed == 0, f"run `python -m doctest` on {name}: an example prints something else than it says"
