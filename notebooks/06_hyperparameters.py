@@ -24,7 +24,7 @@ import lora_np as ln
 from lora_np import plots
 from lora_np.studies.capacity import claims as fits
 from lora_np.studies.capacity import study as capacity
-from lora_np.studies.harness.paired import paired, verdict
+from lora_np.studies.harness.paired import paired_differences, verdict
 from lora_np.studies.harness.table import Table, show
 from lora_np.studies.harness.tiny_task import heldout_batches
 from lora_np.studies.hyperparameters import claims as found
@@ -378,7 +378,7 @@ print(f"and yet rank 1 recovers {np.mean(gains):.0%} of full fine-tuning's gain 
 # %%
 def better(rows, simpler):
     """Lower with every seed, and by enough to be a reason."""
-    differences = paired(rows, simpler)
+    differences = paired_differences(rows, simpler)
     return max(differences) < 0 and np.mean(differences) <= -0.001
 
 

@@ -29,7 +29,7 @@ import lora_np as ln
 from lora_np import plots
 from lora_np.costs import houlsby_parameters, prefix_parameters
 from lora_np.peft import VeraConfig
-from lora_np.studies.harness.paired import paired
+from lora_np.studies.harness.paired import paired_differences
 from lora_np.studies.harness.table import Table, show
 from lora_np.studies.methods import lesson
 from lora_np.studies.methods.claims import forgetting, promises_markdown
@@ -515,7 +515,7 @@ Markdown(lesson.lesson_markdown(lesson.beside_ours(real, real_costs)))
 
 # %%
 for method in ("dora", "houlsby", "qlora", "prefix"):
-    apart = paired(real.where(phase="seeds", method=method), real.where(phase="seeds", method="lora"), "forgotten")
+    apart = paired_differences(real.where(phase="seeds", method=method), real.where(phase="seeds", method="lora"), "forgotten")
     print(f"{real.settings['labels'][method]:18}prose forgotten, less LoRA's of the same seed: " + ", ".join(f"{x:+.3f}" for x in apart))
 
 # %% [markdown]

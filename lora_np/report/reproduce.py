@@ -27,9 +27,9 @@ from ..studies.serving import merging
 from ..studies.timing import claims as timing_claims
 from ..studies.timing import latency
 from ..studies.timing.step_cost import step_cost
-from .claims import write_into
 from .notebooks import execute_all
 from .pictures import Tables, draw
+from .results import write_into
 
 RESULTS = Path("docs/results.md")  # has the table of claims
 QUICK = ("convergence", "qlora_tiny")  # of the catalogue, in their quick setting: what minutes have time for

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lora_np.report import methods
-from lora_np.report.claims import BEGIN, END, NEEDED, markdown
+from lora_np.report.results import BEGIN, END, NEEDED, markdown
 from lora_np.studies.harness.table import Table
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ def test_the_pages_are_all_here():
 def test_the_claims_are_those_of_the_committed_tables():
     tables = {name: Table.load(ROOT / "figures" / "data" / f"{name}.json") for name in NEEDED}
     written = RESULTS[RESULTS.index(BEGIN) : RESULTS.index(END) + len(END)]
-    assert written == markdown(tables), "the tables changed: write docs/results.md again with claims.write_into"
+    assert written == markdown(tables), "the tables changed: write docs/results.md again with results.write_into"
 
 
 def test_the_page_of_the_methods_is_what_the_registry_says():

@@ -10,7 +10,7 @@ import pytest
 from lora_np import Transformer, save_model
 from lora_np.peft import LoraConfig
 from lora_np.studies.harness import tiny_task
-from lora_np.studies.harness.paired import differs, forgotten_when, paired, verdict
+from lora_np.studies.harness.paired import differs, forgotten_when, paired_differences, verdict
 from lora_np.studies.harness.table import Table
 from lora_np.studies.methods import claims as claims_on_methods
 from lora_np.studies.methods import comparison as study
@@ -287,7 +287,7 @@ def test_runs_are_compared_with_those_of_their_own_seed():
     """Whatever their order, and where one group has a seed more."""
     ours = [{"seed": 1, "final": 3.0}, {"seed": 0, "final": 1.0}]
     others = [{"seed": 0, "final": 1.5}, {"seed": 1, "final": 3.25}, {"seed": 2, "final": 0.0}]
-    assert paired(ours, others) == [-0.5, -0.25]
+    assert paired_differences(ours, others) == [-0.5, -0.25]
     assert verdict(ours, others) == "lower with every seed, by 0.2500 to 0.5000"
     assert verdict(others, ours, less="worse", more="better") == "better with every seed, by 0.2500 to 0.5000"
     assert differs([0.0, 0.1]) == "differently by seed, +0.0000 to +0.1000", "no difference is none"

@@ -1,70 +1,98 @@
-"""The claims about LoRA beside full fine-tuning: what share of the gain each rank recovers, and what the rest is due to."""
+"""The claims about LoRA beside full fine-tuning: what share of the gain each rank recovers, and what causes the shortfall."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+from ..harness.findings import Claim, Finding, agrees
 from ..harness.paired import verdict
-from ..harness.table import Claim, Table, groups, mean
+from ..harness.table import Table, groups
+from ..harness.words import percent
 
 NEEDED = ("convergence", "convergence_short", "shortfall")
 STUDY = "`lora_np/studies/convergence/study.py`, notebook 05"
+GAIN = "of full fine-tuning's gain"
+ENOUGH = 0.95  # of full fine-tuning's gain: what counts as "reaches it"
 
 
-def on_convergence(tables: Mapping[str, Table]) -> list[Claim]:
-    """For README's table."""
-    measured, early = tables["convergence"], tables["convergence_short"]
-    means, attention, early_means = recovered(measured), recovered(measured, "attention"), recovered(early)
-    parts = groups(tables["shortfall"].rows, "method")
-    share = {method: mean(rows, "recovered") for method, rows in parts.items()}
+def claims(tables: Mapping[str, Table]) -> list[Claim]:
+    """Return the claims that the studies of convergence decide."""
+    long, short, parts = tables["convergence"], tables["convergence_short"], groups(tables["shortfall"].rows, "method")
+    whole = {r: recovered(long, r) for r in long.settings["ranks"]}
+    attention = {r: recovered(long, r, "attention") for r in (1, 8, 64)}
+    early = {r: recovered(short, r) for r in (1, 8, 16)}
+    lora, rest, linear = (shortfall(parts, method) for method in ("lora", "lora+rest", "linear"))
     return [
-        (
+        Claim(
             "LoRA reaches what full fine-tuning reaches",
             "Hu et al. 2021, §5; Schulman et al. 2025",
-            f"of full fine-tuning's held-out gain after {measured.settings['steps']} steps, with all linear layers: "
-            f"{said(means)}; at least 95 % {reached(means)}. After {early.settings['steps']} steps "
-            f"{said({r: early_means[r] for r in (1, 8, 16)})}; at least 95 % {reached(early_means)}",
+            agrees(*(finding.value >= ENOUGH for finding in whole.values())),
+            f"r = 8: {whole[8]}",
             STUDY,
+            (*whole.values(), *early.values()),
+            f"LoRA on all linear layers recovers, after {long.settings['steps']} steps: {listed(whole)} {GAIN}; after "
+            f"{short.settings['steps']} steps: {listed(early)}. At least {percent(ENOUGH)} is recovered {reached(whole)}.",
         ),
-        (
-            "What it falls short by is the rank, and what stays frozen",
+        Claim(
+            "The shortfall has two causes: the low rank, and the frozen embedding and norms",
             "Hu et al. 2021, §7; Biderman et al. 2024",
-            f"r = {parts['lora'][0]['r']} recovers {share['lora']:.1%}; training the embedding and norms beside it "
-            f"{share['lora+rest']:.1%} (its loss {verdict(parts['lora+rest'], parts['lora'])}); full fine-tuning of the linear "
-            f"layers alone, without a low rank, {share['linear']:.1%} (its loss {verdict(parts['linear'], parts['lora'])})",
+            agrees(max(rest.value, linear.value) < 1, min(rest.value, linear.value) > lora.value),
+            f"embedding and norms trained too: {rest.number}; no low rank: {linear.number}",
             "`shortfall` in `lora_np/studies/convergence/study.py`, each at its own best rate",
+            (lora, rest, linear),
         ),
-        (
-            "A rank of 1 or 2 already suffices",
+        Claim(
+            "A rank of 1 or 2 is enough",
             "Hu et al. 2021, table 6",
-            f"r = 1 recovers {means[1]:.0%} here, r = 2 {means[2]:.0%}",
+            agrees(whole[1].value >= ENOUGH, whole[2].value >= ENOUGH),
+            f"r = 1: {whole[1].number}, r = 2: {whole[2].number} {GAIN}",
             STUDY,
         ),
-        (
-            "Adapting the attention is enough",
-            "Hu et al. 2021, §5; against it Schulman et al. 2025",
-            "attention alone against all linear layers: "
-            + ", ".join(f"r = {r} {attention[r]:.0%} against {means[r]:.0%}" for r in (1, 8, 64)),
+        Claim(
+            "It is enough to adapt the attention",
+            "Hu et al. 2021, §5; Schulman et al. 2025 disagree",
+            agrees(*(attention[r].value >= whole[r].value for r in attention)),
+            f"r = 8: {attention[8].number} against {whole[8].number} with all linear layers",
             STUDY,
+            tuple(attention.values()),
+            f"With the attention alone, LoRA recovers {listed(attention)}; with all linear layers, "
+            f"{listed({r: whole[r] for r in attention})}.",
         ),
     ]
 
 
-def recovered(table: Table, target_modules: str = "all-linear") -> dict[int, float]:
-    """rank → the share of full fine-tuning's gain that LoRA recovers, the mean over seeds."""
-    runs = groups(table.where(phase="seeds", method="lora", target_modules=target_modules), "r")
-    return {r: mean(runs[r], "recovered") for r in table.settings["ranks"]}
+def recovered(table: Table, r: int, target_modules: str = "all-linear") -> Finding:
+    """The share of full fine-tuning's gain that LoRA recovers at one rank: mean and range over the seeds."""
+    shares = [row["recovered"] for row in table.where(phase="seeds", method="lora", target_modules=target_modules, r=r)]
+    share, steps = sum(shares) / len(shares), table.settings["steps"]
+    layers = "all linear layers" if target_modules == "all-linear" else "the attention alone"
+    name = f"convergence.recovered.{target_modules}.r{r}.steps{steps}"
+    sentence = f"After {steps} steps, LoRA with r = {r} on {layers} recovers {percent(share)} {GAIN}."
+    return Finding(name, share, sentence, GAIN, (min(shares), max(shares)), ".0%")
 
 
-def said(shares: Mapping[int, float]) -> str:
-    """Each rank's share."""
-    return ", ".join(f"r = {r} {share:.1%}" for r, share in shares.items())
+def listed(findings: Mapping[int, Finding]) -> str:
+    """The share at each rank: "72 % (r = 1), 79 % (r = 2)"."""
+    return ", ".join(f"{finding.number} (r = {r})" for r, finding in findings.items())
 
 
-def reached(means: Mapping[int, float], wanted: float = 0.95) -> str:
-    """Where along the ranks the mean gain reaches `wanted` and stays there, in words."""
-    highest_missing = max((r for r, mean in means.items() if mean < wanted), default=0)
-    enough = [r for r in means if r > highest_missing]
-    if not enough:
-        return "nowhere"
-    return "only at the highest rank tried" if enough == [max(means)] else f"from r = {min(enough)} on"
+def shortfall(parts: Mapping[str, list[dict[str, Any]]], method: str) -> Finding:
+    """The share that one of the three methods of the study `shortfall` recovers, each at its own best learning rate."""
+    what = {
+        "lora": f"LoRA with r = {parts['lora'][0]['r']}",
+        "lora+rest": "The same LoRA with embedding and norms trained beside it",
+        "linear": "Full fine-tuning of the linear layers alone",
+    }[method]
+    shares = [row["recovered"] for row in parts[method]]
+    share = sum(shares) / len(shares)
+    compared = "" if method == "lora" else f"; compared with LoRA, its loss is {verdict(parts[method], parts['lora'])}"
+    sentence = f"{what} recovers {share:.1%} {GAIN}{compared}.".replace("%", " %")
+    return Finding(f"convergence.shortfall.{method}", share, sentence, GAIN, (min(shares), max(shares)), ".1%")
+
+
+def reached(findings: Mapping[int, Finding], wanted: float = ENOUGH) -> str:
+    """From which rank on the mean gain is at least `wanted`, in words."""
+    highest_missing = max((r for r, finding in findings.items() if finding.value < wanted), default=0)
+    enough = [r for r in findings if r > highest_missing]
+    return f"from r = {min(enough)} on" if enough else "at no rank that was tried"

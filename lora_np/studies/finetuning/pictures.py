@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..harness.colours import FAINT_INK, FROZEN, FULL, INK, LORA, PAPER, for_text
-from ..harness.paired import paired
+from ..harness.paired import paired_differences
 from ..harness.style import axes_at, label_lines, new_figure, picture
 from ..harness.table import Table, groups
 from ..harness.words import runs_and_time, semicolons
@@ -114,9 +114,9 @@ def _finding(runs: Groups) -> str:
     full, *others = (rows for _, rows in runs.values())
     if len(others) != 1 or full[0]["method"] != "full":
         return "What a real model learns, and what it forgets of the rest"
-    above = paired(others[0], full)
+    above = paired_differences(others[0], full)
     learns = "less than" if min(above) > 0 else "more than" if max(above) < 0 else "as much as"
-    more = [x > 0 for x in paired(others[0], full, "prose")]
+    more = [x > 0 for x in paired_differences(others[0], full, "prose")]
     word = "more" if all(more) else "less" if not any(more) else f"more with {sum(more)} of {len(more)} seeds"
     each = " with each seed" if len(more) > 1 and word in ("more", "less") else ""
     return f"LoRA learns {learns} full fine-tuning, and forgets {word}{each}"

@@ -20,14 +20,14 @@ def of_both(rows: Rows, others: Rows, key: str = "final") -> tuple[list[float], 
     return [one[seed] for seed in seeds], [other[seed] for seed in seeds]
 
 
-def paired(rows: Rows, others: Rows, key: str = "final") -> list[float]:
+def paired_differences(rows: Rows, others: Rows, key: str = "final") -> list[float]:
     """How much higher `key` is in `rows` than in `others`, of each seed that both have."""
     return [one - other for one, other in zip(*of_both(rows, others, key), strict=True)]
 
 
 def verdict(rows: Rows, others: Rows, key: str = "final", more: str = "higher", less: str = "lower") -> str:
     """Whether `key` is higher in `rows` with every seed, or lower, or neither, and by how much."""
-    return differs(paired(rows, others, key), more, less)
+    return differs(paired_differences(rows, others, key), more, less)
 
 
 def differs(differences: Sequence[float], more: str = "higher", less: str = "lower") -> str:

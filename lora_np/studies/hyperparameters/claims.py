@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from math import log2
 from typing import Any
 
-from ..harness.paired import differs, paired, verdict
+from ..harness.paired import differs, paired_differences, verdict
 from ..harness.table import Table, groups, mean
 
 NEEDED = (
@@ -192,7 +192,7 @@ def dropping(dropout: Table) -> Claim:
 def large_batches(batch_size: Table) -> Claim:
     """LoRA's loss less full fine-tuning's, seed by seed, by batch size."""
     lora, full = (groups(seeds(batch_size, method=method), "batch_size") for method in ("lora", "full"))
-    gaps = {b: paired(rows, full[b]) for b, rows in lora.items()}
+    gaps = {b: paired_differences(rows, full[b]) for b, rows in lora.items()}
     few, many = min(gaps), max(gaps)
     wider = [a - b for a, b in zip(gaps[many], gaps[few], strict=True)]  # with the same seed
     found = "yes" if min(wider) > 0 else f"not seen here, in batches of up to {many} sequences"

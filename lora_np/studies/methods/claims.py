@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..harness.paired import forgotten_when, paired, verdict
+from ..harness.paired import forgotten_when, paired_differences, verdict
 from ..harness.table import Claim, Table, mean
 from .lesson import LESSON, QUANTITIES, beside_ours, markdown, ratio_of_B
 from .settings import R
@@ -127,7 +127,7 @@ def ahead(compared: Table, method: str) -> str:
     steps, found = ours[0]["steps"], []
     for i, step in enumerate(steps):
         here, there = ([{"seed": row["seed"], "loss": row["heldout"][i]} for row in rows] for rows in (ours, lora))
-        if step and max(paired(here, there, "loss")) < 0:
+        if step and max(paired_differences(here, there, "loss")) < 0:
             found.append(f"{step}")
     return f"after {', '.join(found)} of {steps[-1]} steps" if found else "nowhere"
 

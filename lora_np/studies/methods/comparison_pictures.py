@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..harness.colours import FROZEN, INK, LORA, PAPER
-from ..harness.paired import forgotten_when, paired
+from ..harness.paired import forgotten_when, paired_differences
 from ..harness.style import axes_at, log_axis, new_figure, note, picture, spread, thousands
 from ..harness.table import Table, groups
 from ..harness.words import percent, runs_and_time, semicolons
@@ -186,7 +186,7 @@ def _title(runs: Runs, labels: dict[str, str]) -> str:
     best, last = means[first], min(means.values())
     if len(means) == 1:
         return f"{labels.get(first, first)} recovers {percent(best)} of full fine-tuning's gain"
-    apart = {m: paired(runs[m], runs[first], "recovered") for m in means}
+    apart = {m: paired_differences(runs[m], runs[first], "recovered") for m in means}
     level = [m for m, differences in apart.items() if min(differences) <= 0 <= max(differences)]
     if len(level) == 1:
         return f"The best of {len(means)} methods recovers {percent(best)} of full fine-tuning's gain, the last {percent(last)}"

@@ -1,0 +1,50 @@
+"""The claims that no study decides: tests prove them exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..studies.harness.findings import Claim
+from ..studies.harness.table import Table
+
+NEEDED = ()
+
+
+def claims(tables: Mapping[str, Table]) -> list[Claim]:
+    """Return the claims that tests prove. No table is needed."""
+    return [
+        Claim(
+            "The hand-derived gradients are right",
+            "this project",
+            "yes",
+            "to 1e-12",
+            "`tests/proofs/test_ops.py`, `tests/proofs/test_transformer.py`, `tests/oracles/test_ops_oracles.py`, "
+            "`tests/proofs/test_mutants.py`",
+            note="Each operation and the whole model agree with the complex step to 1e-12 and with PEFT to 1e-10, and the tests "
+            "reject wrong versions of each backward.",
+        ),
+        Claim(
+            "At the start the adapted model equals the base",
+            "Hu et al. 2021, §4.1",
+            "yes",
+            "bit for bit",
+            "`test_at_init_the_adapted_model_equals_the_base_bit_for_bit`",
+            note="B starts at zero, so the two models give equal bits in float32 and in float64.",
+        ),
+        Claim(
+            "Adam trains the same model under (α/(pq), A·p, lr_A·p, lr_B·q)",
+            "Schulman et al. 2025",
+            "yes",
+            "bit for bit",
+            "`test_adam_trains_the_same_model_when_factors_and_rates_are_scaled_by_powers_of_two`, notebook 09",
+            note="This is exact if p and q are powers of two and Adam's ε is too small to change a sum.",
+        ),
+        Claim(
+            "What PiSSA leaves in the base has the smallest singular values of W",
+            "Meng et al. 2024, §3",
+            "yes",
+            "to 1e-12",
+            "`test_what_pissa_leaves_has_the_tail_of_the_singular_values`, `test_pissa_at_the_start_is_the_base_to_1e_12`",
+            note="Measured in float64. At the start the model with PiSSA equals the base.",
+        ),
+    ]

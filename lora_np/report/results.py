@@ -1,0 +1,118 @@
+"""The claims of all questions: the page docs/results.md, and the findings by name for README and the notebooks."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+
+from ..studies.capacity import claims as capacity
+from ..studies.convergence import claims as convergence
+from ..studies.counting import claims as counting
+from ..studies.finetuning import claims as finetuning
+from ..studies.four_bits import claims as four_bits
+from ..studies.harness.findings import Claim, Finding
+from ..studies.harness.table import Table
+from ..studies.hyperparameters import claims as hyperparameters
+from ..studies.low_rank import claims as low_rank
+from ..studies.methods import claims as methods
+from ..studies.serving import claims as serving
+from ..studies.timing import claims as timing
+from . import proofs
+
+BEGIN, END = "<!-- results: written by `python -m lora_np reproduce --full` -->", "<!-- end of results -->"
+SECTIONS: dict[str, tuple[ModuleType, ...]] = {
+    "Parameters, memory and time": (counting, timing),
+    "Gradients": (proofs,),
+    "Why low rank works": (low_rank,),
+    "Convergence": (convergence, finetuning),
+    "Hyperparameters and capacity": (hyperparameters, capacity),
+    "QLoRA": (four_bits,),
+    "Merging and serving": (serving,),
+    "Other methods": (methods,),
+}
+NEEDED = tuple(dict.fromkeys(name for modules in SECTIONS.values() for module in modules for name in module.NEEDED))
+
+
+def committed(figures: str | os.PathLike[str] = "figures") -> dict[str, Table]:
+    """Load the committed tables that the claims need from `figures`/data."""
+    return {name: Table.load(Path(figures) / "data" / f"{name}.json") for name in NEEDED}
+
+
+def claims(tables: Mapping[str, Table]) -> dict[str, list[Claim]]:
+    """Return the claims of each section of docs/results.md."""
+    return {
+        title: [c for module in modules if hasattr(module, "claims") for c in module.claims(tables)]
+        for title, modules in SECTIONS.items()
+    }
+
+
+class Findings(Mapping[str, Finding]):
+    """Every finding by its name.
+
+    Parameters
+    ----------
+    figures : str or path
+        The folder of figures; its subfolder data has the committed tables.
+
+    Examples
+    --------
+    >>> findings = Findings("figures")
+    >>> findings["convergence.recovered.all-linear.r8.steps200"].unit
+    "of full fine-tuning's gain"
+    """
+
+    def __init__(self, figures: str | os.PathLike[str] = "figures"):
+        found = [f for section in claims(committed(figures)).values() for claim in section for f in claim.findings]
+        self._findings = {finding.name: finding for finding in found}
+        if len(self._findings) < len(found):
+            names = [finding.name for finding in found]
+            raise ValueError(f"two findings have one name: {sorted({n for n in names if names.count(n) > 1})}")
+
+    def __getitem__(self, name: str) -> Finding:
+        if name not in self._findings:
+            close = difflib.get_close_matches(name, self._findings, n=4, cutoff=0.3)
+            raise KeyError(f"no finding has the name {name!r}; names near it: {', '.join(close) or 'none'}")
+        return self._findings[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._findings)
+
+    def __len__(self) -> int:
+        return len(self._findings)
+
+    def say(self, *names: str) -> str:
+        """Return the sentences of the named findings as one paragraph.
+
+        Parameters
+        ----------
+        *names : str
+            Names of findings.
+
+        Returns
+        -------
+        str
+            The sentences in the order of the names, ready for `IPython.display.Markdown`.
+        """
+        return " ".join(self[name].sentence for name in names)
+
+
+def markdown(tables: Mapping[str, Table]) -> str:
+    """Return the generated part of docs/results.md: per section a table, then one paragraph per claim with a qualification."""
+    parts = [BEGIN]
+    for number, (title, section) in enumerate(claims(tables).items(), start=1):
+        parts += [f"\n## {number}. {title}\n", "| claim | holds here | number | check |", "|---|---|---|---|"]
+        parts += [f"| {c.claim} ({c.source}) | {c.verdict} | {c.number} | {c.check} |" for c in section]
+        parts += [f"\n**{c.claim}.** {c.below}" for c in section if c.below]
+    return "\n".join([*parts, "", END])
+
+
+def write_into(page: Path, tables: Mapping[str, Table]) -> None:
+    """Replace the generated part of a page. Raises ValueError if one of its two marks is missing."""
+    text = page.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"{page} needs the marks {BEGIN!r} and {END!r}, once each, around the generated part")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    page.write_text(before + markdown(tables) + after, encoding="utf-8", newline="\n")
