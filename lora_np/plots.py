@@ -1,13 +1,13 @@
-"""One picture a function: each takes a `Table`, returns a matplotlib `Figure`, and knows nothing of training.
+"""The pictures: each function takes the table of a study and returns a matplotlib `Figure`.
 
-`save(figure, folder, name)` writes the picture as a .png. In a notebook a line ends with `;`, or its picture
-shows twice.
+`save(figure, folder, name)` writes the picture as a .png. In a notebook, end the line with `;`: otherwise Jupyter shows the
+picture twice.
 """
 
 from .optional import extra
 
 with extra("course", "a picture"):
-    import matplotlib  # noqa: F401, here so that its absence is reported in one line
+    import matplotlib  # noqa: F401, imported here so that a missing matplotlib is reported in one line
 
 from .studies.capacity.pictures import capacity_chart, memory_knee
 from .studies.convergence.pictures import learning_rates, loss_curves, recovered_gain

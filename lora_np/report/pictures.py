@@ -1,4 +1,4 @@
-"""Which pictures each table has, and which show several tables: from the tables to figures/."""
+"""The mapping from tables to pictures, and the function that draws them all into figures/."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PICTURES: dict[str, list[tuple[str, Callable]]] = {  # table → (name of the pi
     "batch_size": [("batch_size", plots.batch_size_chart)],
     "capacity": [("capacity", plots.capacity_chart), ("memory_knee", plots.memory_knee)],
 }
-# Pictures of several tables: name → (tables that it needs, tables that it shows too where they are there, function).
+# Pictures of several tables: name → (tables that it needs, tables that it also shows if they are given, function).
 TOGETHER: dict[str, tuple[tuple[str, ...], tuple[str, ...], Callable]] = {
     "recovered_gain": (("convergence",), ("convergence_short",), plots.recovered_gain),
     "convergence_seconds": (
@@ -72,9 +72,9 @@ ALONE: dict[str, Callable] = {  # pictures that need no study's table
 
 
 def draw(tables: Tables, folder: Path, changed: Collection[str] | None = None) -> list[str]:
-    """Every picture of these tables, as a .png in `folder`; of the `changed` ones alone, where they are named.
+    """Draw every picture of these tables as a .png in `folder`, and return the names of the pictures.
 
-    Returns the pictures' names.
+    If `changed` is given, only the pictures that show one of these tables are drawn.
     """
     import matplotlib.pyplot as plt
 
@@ -95,7 +95,7 @@ def draw(tables: Tables, folder: Path, changed: Collection[str] | None = None) -
 
 
 def photograph() -> Table:
-    """Low rank on the photograph that comes with matplotlib, in grey values, every second pixel."""
+    """Return the table of low-rank approximations of matplotlib's sample photograph (grey values, every second pixel)."""
     from matplotlib.cbook import get_sample_data
     from matplotlib.image import imread
 

@@ -1,7 +1,7 @@
-"""The studies by name, for `python -m lora_np study NAME`: the question, what makes the table, and how much is quick.
+"""The list of studies for `python -m lora_np study NAME`: the question, the function that makes the table, the quick settings.
 
-A new study is a folder beside this file, with `f(setting=FULL, workers=2, folder=None) -> Table`, and a line here. Those that need
-another study's table stand after it.
+A new study is a folder beside this file with a function `f(setting=FULL, workers=2, folder=None) -> Table`, and one line here.
+A study that needs the table of another study is listed after it.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ from .four_bits import qlora
 from .harness.table import Table
 from .harness.workers import Workers
 from .hyperparameters import study as of
-from .hyperparameters import sweep as knobs
+from .hyperparameters import sweep as hyperparameters
 from .low_rank import intrinsic, spectra, subspaces
 from .methods import comparison, comparison_smollm2
 
 
 @dataclass(frozen=True)
 class Study:
-    """`make(*tables, **options, workers=…, folder=…)` makes the table; `quick` are options with which it takes minutes.
+    """One study of the catalogue: how to make its table, and what it needs.
 
-    `needs` names the studies whose tables it takes, `model` what must have been fetched. Finished runs are kept in the folder
-    `runs`, or in one of the study's own name. A study `alone` takes a machine to itself: its runs use all cores, one by one.
+    `make(*tables, **options, workers=…, folder=…)` makes the table. With the options `quick` it takes minutes. `needs` lists
+    the studies whose tables are passed to `make`; `model` is the model that must be fetched first. Finished runs are stored in
+    the folder `runs`, by default a folder with the study's name. If `alone` is true, the runs follow one another and each uses
+    all cores.
     """
 
     question: str
@@ -44,10 +46,10 @@ class Study:
 
 _LIKE_FULL = "Does LoRA reach what full fine-tuning reaches?"
 _RATES = "Is LoRA's best learning rate ten times full fine-tuning's, and independent of the rank?"
-_RANKS = "Which rank has the ΔW of each layer, learned by full fine-tuning and by LoRA?"
+_RANKS = "What is the rank of each layer's ΔW, learned by full fine-tuning and by LoRA?"
 _SHORT: dict[str, Any] = {"options": {"setting": convergence.SHORT}, "runs": "convergence"}
 _AFTER_CONVERGENCE: dict[str, Any] = {"needs": ("convergence",), "runs": "convergence"}
-_KNOB: dict[str, Any] = {"quick": {"setting": knobs.QUICK}, "runs": "hyperparameters"}
+_HYPERPARAMETERS: dict[str, Any] = {"quick": {"setting": hyperparameters.QUICK}, "runs": "hyperparameters"}
 _ON_SMOLLM2: dict[str, Any] = {"model": "smollm2-135m", "alone": True}
 _FINETUNING: dict[str, Any] = {"runs": "finetuning", **_ON_SMOLLM2}
 
@@ -60,7 +62,7 @@ STUDIES: dict[str, Study] = {
     "convergence": Study(_LIKE_FULL, convergence.convergence, _quick(convergence)),
     "convergence_short": Study(_LIKE_FULL, convergence.convergence, **_SHORT),
     "shortfall": Study(
-        "What keeps LoRA of rank 16 from full fine-tuning's loss?", convergence.shortfall, **_AFTER_CONVERGENCE
+        "Why does LoRA of rank 16 not reach full fine-tuning's loss?", convergence.shortfall, **_AFTER_CONVERGENCE
     ),
     "qlora_tiny": Study(qlora.QUESTION, qlora.on_tiny, {"quant_types": ["nf4"], "seeds": [0]}, **_AFTER_CONVERGENCE),
     "finetuning": Study(finetuning.QUESTION, finetuning.finetuning, **_FINETUNING),
@@ -70,51 +72,55 @@ STUDIES: dict[str, Study] = {
         comparison_smollm2.QUESTION, comparison_smollm2.comparison_smollm2, needs=("finetuning",), **_ON_SMOLLM2
     ),
     "intrinsic_dimension": Study(
-        "How many numbers must train, in fine-tuning and from scratch?",
+        "How many dimensions does training need, in fine-tuning and from scratch?",
         intrinsic.intrinsic_dimension,
         _quick(intrinsic),
     ),
     "spectra": Study(_RANKS, spectra.spectra, _quick(spectra), model="smollm2-135m"),
     "subspaces": Study(
-        "Do two LoRA runs find the same directions, and what does W have in them?",
+        "Do two LoRA runs find the same directions, and how large is W in these directions?",
         subspaces.subspaces,
         _quick(subspaces),
     ),
-    "learning_rates_by_rank": Study(_RATES, of.learning_rates_by_rank, **_KNOB),
-    "alpha": Study("Is α more than another learning rate?", of.alpha, **_KNOB),
-    "scaling": Study("Which scaling lets the rank grow while the learning rate stays?", of.scaling, **_KNOB),
-    "target_modules": Study("Which matrices need an adapter most?", of.target_modules, **_KNOB),
-    "equal_parameters": Study("Where should a given number of parameters go?", of.equal_parameters, **_KNOB),
-    "dropout": Study("Does dropout help?", of.dropout, **_KNOB),
-    "batch_size": Study("Does LoRA suffer more from large batches?", of.batch_size, **_KNOB),
+    "learning_rates_by_rank": Study(_RATES, of.learning_rates_by_rank, **_HYPERPARAMETERS),
+    "alpha": Study("Is α more than another learning rate?", of.alpha, **_HYPERPARAMETERS),
+    "scaling": Study("With which scaling can the rank grow at one learning rate?", of.scaling, **_HYPERPARAMETERS),
+    "target_modules": Study("Which matrices need an adapter most?", of.target_modules, **_HYPERPARAMETERS),
+    "equal_parameters": Study(
+        "Which layers should a given number of parameters adapt?", of.equal_parameters, **_HYPERPARAMETERS
+    ),
+    "dropout": Study("Does dropout help?", of.dropout, **_HYPERPARAMETERS),
+    "batch_size": Study("Does LoRA suffer more from large batches?", of.batch_size, **_HYPERPARAMETERS),
     "capacity": Study("How much fits into a rank?", capacity.capacity, _quick(capacity)),
 }
-OTHER_NAMES = {"ranks": "convergence"}  # the sweep over ranks is the comparison's
+OTHER_NAMES = {"ranks": "convergence"}  # the study of convergence contains the sweep over ranks
 
 
 def study(name: str) -> tuple[str, Study]:
-    """The study of that name, or of its other name. Raises KeyError with the names that there are."""
+    """Return the study with this name, and the name in the catalogue. Raises KeyError, with all names, if it is unknown."""
     name = OTHER_NAMES.get(name, name)
     if name not in STUDIES:
-        raise KeyError(f"there is no study {name!r}; the studies are {', '.join([*STUDIES, *OTHER_NAMES])}.")
+        raise KeyError(f"unknown study {name!r}; the studies are {', '.join([*STUDIES, *OTHER_NAMES])}")
     return name, STUDIES[name]
 
 
 def make(
     name: str, tables: Mapping[str, Table], workers: Workers = 2, folder: str | Path | None = None, quick: bool = False
 ) -> Table:
-    """The table of a study; `tables` has those that it needs, `folder` has a folder of finished runs for each study.
+    """Make the table of a study.
 
-    Raises ValueError where there is no quick setting, KeyError where a table is missing, FileNotFoundError where a model is.
+    `tables` contains the tables that the study needs. `folder` is the parent of the folders of finished runs.
+    Raises KeyError for an unknown study or a missing table, ValueError if `quick` is asked of a study without quick settings,
+    and FileNotFoundError if the study's model was not fetched.
     """
     name, one = study(name)
     command = f"python -m lora_np study {name}{' --quick' if quick else ''}"
     if quick and one.quick is None:
-        raise ValueError(f"the study {name} has no quick setting.")
+        raise ValueError(f"the study {name} has no quick setting; run it without --quick")
     for needed in one.needs:
         if needed not in tables:
             first = command.replace(name, needed)
-            raise KeyError(f"the study {name} needs the table {needed}: make it first, with {first}")
+            raise KeyError(f"the study {name} needs the table {needed}; make that table first: {first}")
     if one.model and not quick:
         fetched(one.model)
     less = (one.quick if quick else None) or {}
@@ -122,7 +128,9 @@ def make(
     if not one.alone:
         options["workers"] = workers
     elif isinstance(workers, str):
-        raise ValueError(f"the runs of {name} use all cores of this machine, one by one, and no cluster.")
+        raise ValueError(
+            f"the study {name} cannot run on a cluster: its runs use all cores of this machine, one after another"
+        )
     table = one.make(*(tables[needed] for needed in one.needs), **options)
     table.command = command
     return table

@@ -93,7 +93,7 @@ def test_a_run_that_fails_on_the_cluster_is_told_and_the_others_are_kept(address
         StudyFailed, match=r"1 of 3 runs failed.*\n.*lr=2\.0.*and the last tells \(cluster_runs\.py, line"
     ):
         run_all(cluster_runs.measure, runs, address, tmp_path / "kept", "told")
-    assert "told: failed, the others go on: Told(lr=2.0" in capfd.readouterr().err
+    assert "told: one run failed, the others continue: Told(lr=2.0" in capfd.readouterr().err
     (tmp_path / "mended").touch()
     rows = run_all(cluster_runs.measure, runs, address, tmp_path / "kept", "told")
     assert [row["lr"] for row in rows] == [1, 2, 3]
@@ -151,7 +151,7 @@ def test_a_command_that_was_killed_does_what_is_left(tmp_path):
         (tmp_path / "go").touch()
         again = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
     assert again.returncode == 0, again.stderr
-    assert "told: 2 of 4 runs were there" in again.stderr
+    assert "told: 2 of 4 runs read from files" in again.stderr
     assert {path.name.split("-")[1] for path in tmp_path.glob("begun-*")} == {"3.0", "4.0"}
     rows = json.loads((tmp_path / "figures" / "data" / "told.json").read_text())["rows"]
     assert [row["lr"] for row in rows] == [1, 2, 3, 4]
@@ -168,7 +168,7 @@ def test_a_scheduler_that_goes_away_is_an_error_and_no_hang(tmp_path):
     with dask_cluster(tmp_path / "cluster") as (address, scheduler):
         killer = threading.Thread(target=kill_it)
         killer.start()
-        with pytest.raises(ConnectionError, match="went away; what was finished is kept"):
+        with pytest.raises(ConnectionError, match="ended; finished runs are kept"):
             run_all(cluster_runs.measure, runs, address, tmp_path / "kept", "told")
         killer.join()
         (tmp_path / "go").touch()
@@ -179,7 +179,7 @@ def test_a_cluster_with_another_version_is_refused(address, tmp_path, monkeypatc
     workers.fingerprint.cache_clear()
     try:
         with pytest.raises(
-            RuntimeError, match=r"the scheduler has numpy .* \(here 0\.0\); the worker tcp://.*Install the same"
+            RuntimeError, match=r"the scheduler has numpy .* \(here 0\.0\); the worker tcp://.*install the same"
         ):
             run_all(cluster_runs.measure, [Told(1.0, str(tmp_path))], address, None, "told")
     finally:
@@ -192,7 +192,7 @@ def test_where_no_scheduler_answers_the_error_says_how_to_start_one(tmp_path, mo
     with socket.create_server(("127.0.0.1", 0)) as silent:
         for port in (silent.getsockname()[1], 9):
             with pytest.raises(
-                ConnectionError, match=f"no scheduler answers at tcp://127.0.0.1:{port}. Start one with"
+                ConnectionError, match=f"no scheduler answers at tcp://127.0.0.1:{port}. Start a scheduler with"
             ):
                 run_all(cluster_runs.measure, [Told(1.0, str(tmp_path))], f"tcp://127.0.0.1:{port}", None, "told")
 

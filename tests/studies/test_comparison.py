@@ -272,7 +272,7 @@ def test_a_paper_is_answered_seed_by_seed():
         "ahead of it with every seed after 50, 100 of 100 steps"
     )
     assert "worse with every seed, by 0.8000 to 0.8800" in said["vera"] and said["vera"].endswith("seed nowhere")
-    assert "differently by seed, −0.0100 to +0.0100" in said["pissa"] and said["pissa"].endswith(
+    assert "not clearly different (−0.0100 to +0.0100 over the seeds)" in said["pissa"] and said["pissa"].endswith(
         "after 50 of 100 steps"
     )
     assert said["lora-fa"].endswith("nowhere"), "a lead before the first step is none"
@@ -290,7 +290,7 @@ def test_runs_are_compared_with_those_of_their_own_seed():
     assert paired_differences(ours, others) == [-0.5, -0.25]
     assert verdict(ours, others) == "lower with every seed, by 0.2500 to 0.5000"
     assert verdict(others, ours, less="worse", more="better") == "better with every seed, by 0.2500 to 0.5000"
-    assert differs([0.0, 0.1]) == "differently by seed, +0.0000 to +0.1000", "no difference is none"
+    assert differs([0.0, 0.1]) == "not clearly different (+0.0000 to +0.1000 over the seeds)", "no difference is none"
     assert differs([0.0, 0.0]) == "the same with every seed"
     assert differs([-0.25]) == "lower with the one seed, by 0.2500"
     assert differs([1e-5, 3e-5]) == "higher with every seed, by 1.0e-05 to 3.0e-05", "a size is never 0.0000"

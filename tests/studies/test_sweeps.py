@@ -41,19 +41,21 @@ def test_a_run_that_fails_does_not_take_the_others_down_and_is_all_that_is_done_
     message = str(failed.value)
     assert message.startswith("1 of 4 runs failed (learning rates):\n  Told(lr=2.0, ")
     assert "ValueError" not in message and "and the last tells (cluster_runs.py, line " in message
-    assert message.endswith(f"The others are kept in {kept}: the same command again does only these.")
-    assert "learning rates: failed, the others go on: Told(lr=2.0, " in capfd.readouterr().err, "told as it happens"
+    assert message.endswith(f"The other runs are in {kept}. Run the same command again to repeat only the failed runs.")
+    assert "learning rates: one run failed, the others continue: Told(lr=2.0, " in capfd.readouterr().err, (
+        "told as it happens"
+    )
     assert [row and row["lr"] for row in failed.value.rows] == [1, None, 3, 4]
     assert len(list(kept.iterdir())) == 3
 
     (tmp_path / "mended").touch()
     assert [row["lr"] for row in run_all(cluster_runs.measure, told, workers, kept, "again")] == [1, 2, 3, 4]
-    assert "again: 3 of 4 runs were there" in capfd.readouterr().err
+    assert "again: 3 of 4 runs read from files" in capfd.readouterr().err
     assert [len(run.begun()) for run in told] == [1, 2, 1, 1]
 
 
 def test_without_a_folder_a_failed_study_says_that_nothing_was_kept(tmp_path):
-    with pytest.raises(StudyFailed, match="Nothing was kept"):
+    with pytest.raises(StudyFailed, match="No run was written to disk"):
         run_all(cluster_runs.measure, [Told(1.0, str(tmp_path), fails=True)], 1, None, "told")
 
 
@@ -68,7 +70,7 @@ def test_rows_stand_in_the_order_of_their_runs_and_are_kept_as_they_come(tmp_pat
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_a_run_that_ends_its_process_does_not_take_the_others_down(tmp_path):
     told = [Told(lr, str(tmp_path), fails=lr == 2) for lr in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)]
-    with pytest.raises(StudyFailed, match="its process was ended") as failed:
+    with pytest.raises(StudyFailed, match="the system killed its process") as failed:
         run_all(cluster_runs.kill, told, 2, tmp_path / "kept", "told")
     lost = [run for run, row in zip(told, failed.value.rows, strict=True) if row is None]
     assert told[1] in lost and len(lost) <= 2, "itself, and at most the run beside it"
@@ -97,7 +99,9 @@ def _of(failure):
 
 @pytest.mark.parametrize("workers", [0, -1])
 def test_no_workers_are_refused(workers):
-    with pytest.raises(ValueError, match=rf"workers is {workers}; expected 1 or more, or a scheduler's address"):
+    with pytest.raises(
+        ValueError, match=rf"workers is {workers}; expected 1 or more processes, or the address of a Dask scheduler"
+    ):
         run_all(cluster_runs.measure, [Told(1.0, "")], workers, None, "told")
 
 
@@ -167,7 +171,7 @@ def test_every_study_says_what_its_table_says(name):
 def test_a_study_that_nobody_knows_is_answered_with_those_that_there_are(capsys):
     assert main(["study", "rank"]) == 1
     error = capsys.readouterr().err
-    assert "there is no study 'rank'; the studies are convergence, " in error and error.count("\n") == 1
+    assert "unknown study 'rank'; the studies are convergence, " in error and error.count("\n") == 1
 
 
 def test_without_a_name_the_studies_are_listed(capsys):
@@ -225,13 +229,13 @@ def test_a_summary_names_the_rows_without_a_value_and_stands_a_table_without_row
 
 
 def test_a_study_without_the_table_that_it_needs_says_which(told):
-    with pytest.raises(KeyError, match="needs the table told: make it first, with python -m lora_np study told"):
+    with pytest.raises(KeyError, match="needs the table told; make that table first: python -m lora_np study told"):
         make("after", {})
 
 
 def test_a_study_of_one_machine_refuses_a_cluster(monkeypatch):
     monkeypatch.setattr("lora_np.studies.catalogue.fetched", lambda model: None)
-    with pytest.raises(ValueError, match="use all cores of this machine, one by one"):
+    with pytest.raises(ValueError, match="use all cores of this machine, one after another"):
         make("finetuning", {}, "tcp://127.0.0.1:8786")
 
 

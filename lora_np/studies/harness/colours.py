@@ -1,7 +1,6 @@
-"""The palette and what each colour means: frozen weights are grey, LoRA is cyan, full fine-tuning is coral.
+"""The palette: frozen weights are grey, LoRA is cyan, full fine-tuning is coral, other methods are shades of green.
 
-Other methods come from one muted green family. The colours keep apart in grey print and for red- and green-blind readers
-(tests/studies/test_plots.py measures it).
+The colours differ also in grey print and for colour-blind readers; tests/studies/test_plots.py measures the distances.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 
-FROZEN, GREY_WASH = "#9ca4ad", "#eceef1"  # a wash is its colour, thinned with paper
+FROZEN, GREY_WASH = "#9ca4ad", "#eceef1"  # a wash is a very light shade, for areas
 LORA, CYAN_WASH = "#00809c", "#d5eff5"
 LORA_LIGHT, LORA_DARK = "#45bdd6", "#003f52"  # the ends of the shades by rank: a higher rank is darker
 FULL = "#f4694f"
@@ -21,7 +20,7 @@ METHOD_COLOURS = {"full": FULL, "lora": LORA}
 
 
 def rank_shades(ranks: Sequence[int]) -> dict[int, str]:
-    """Cyan for each rank: the lowest the lightest, the highest the darkest; one rank alone is plain LoRA cyan."""
+    """Return a shade of cyan for each rank, darker for a higher rank; a single rank gets LoRA's own cyan."""
     ordered = sorted(set(ranks))
     if len(ordered) < 2:
         return dict.fromkeys(ordered, LORA)
@@ -30,17 +29,17 @@ def rank_shades(ranks: Sequence[int]) -> dict[int, str]:
 
 
 def shades(*colours: str) -> LinearSegmentedColormap:
-    """A map of numbers to colours: from the first of `colours` over the others to the last."""
+    """Return a colour map that goes from the first of `colours` through the others to the last."""
     return LinearSegmentedColormap.from_list(" to ".join(colours), list(colours))
 
 
 def signed_colours(colour: str) -> LinearSegmentedColormap:
-    """A map for signed numbers: −1 is ink, 0 is paper, +1 is `colour`, so that a matrix keeps its owner's colour."""
+    """Return a colour map for signed numbers: −1 is the dark ink, 0 is the paper's white, +1 is `colour`."""
     return shades(INK, PAPER, colour)
 
 
 def contrast(colour: str, against: str = PAPER) -> float:
-    """WCAG 2 contrast ratio of two colours, from 1 (the same luminance) to 21 (black on white)."""
+    """Return the WCAG 2 contrast ratio of two colours, from 1 (equal luminance) to 21 (black on white)."""
     light, dark = sorted((_luminance(colour), _luminance(against)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
 
@@ -52,7 +51,7 @@ def _luminance(colour: str) -> float:
 
 
 def for_text(colour: str, wanted: float = 4.5) -> str:
-    """The same hue, darkened until small letters in it can be read on paper (contrast of `wanted` or more)."""
+    """Return the colour, darkened until its contrast with the paper is at least `wanted`, so that small letters are readable."""
     rgb = np.array(to_rgb(colour))
     darker = (to_hex(rgb * (1 - darkness)) for darkness in np.linspace(0, 1, 101))
     return next((shade for shade in darker if contrast(shade) >= wanted), INK)

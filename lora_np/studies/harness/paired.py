@@ -1,6 +1,6 @@
-"""Two groups of runs compared: seed by seed, for a seed draws the same order of the text on both sides, and on their way.
+"""Compare two groups of runs seed by seed. Runs with the same seed read the text in the same order.
 
-With three seeds one sign in all of them is weak evidence (a fair coin gives it one time in four), and mixed signs are none.
+With three seeds, the same sign in all three is weak evidence: a fair coin gives it one time in four. Mixed signs are no evidence.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ Rows = Iterable[Mapping[str, Any]]
 
 
 def of_both(rows: Rows, others: Rows, key: str = "final") -> tuple[list[float], list[float]]:
-    """`key` in `rows` and in `others`, seed by seed, of each seed that both have."""
+    """Return the values of `key` in `rows` and in `others`, for the seeds that both groups have, sorted by seed."""
     one, other = ({row["seed"]: row[key] for row in each} for each in (rows, others))
     seeds = sorted(one.keys() & other.keys())
     return [one[seed] for seed in seeds], [other[seed] for seed in seeds]
 
 
 def paired_differences(rows: Rows, others: Rows, key: str = "final") -> list[float]:
-    """How much higher `key` is in `rows` than in `others`, of each seed that both have."""
+    """Return the difference of `key`, `rows` minus `others`, for each seed that both groups have."""
     return [one - other for one, other in zip(*of_both(rows, others, key), strict=True)]
 
 
 def verdict(rows: Rows, others: Rows, key: str = "final", more: str = "higher", less: str = "lower") -> str:
-    """Whether `key` is higher in `rows` with every seed, or lower, or neither, and by how much."""
+    """Say in words whether `key` in `rows` is higher with every seed, lower with every seed, or neither, and by how much."""
     return differs(paired_differences(rows, others, key), more, less)
 
 
 def differs(differences: Sequence[float], more: str = "higher", less: str = "lower") -> str:
-    """ "lower with every seed, by 0.003 to 0.011", or what the differences of the seeds are where their signs differ."""
+    """Say differences in words: "lower with every seed, by 0.003 to 0.011", or their range if the signs differ."""
     low, high = min(differences), max(differences)
     if low == high == 0:
         return "the same with every seed"
     if low <= 0 <= high:
-        return f"differently by seed, {low:+.4f} to {high:+.4f}".replace("-", "−")
+        return f"not clearly different ({low:+.4f} to {high:+.4f} over the seeds)".replace("-", "−")
     word, (least, most) = more if low > 0 else less, sorted((abs(low), abs(high)))
     if len(differences) == 1:
         return f"{word} with the one seed, by {_size(least)}"
@@ -44,12 +44,15 @@ def differs(differences: Sequence[float], more: str = "higher", less: str = "low
 
 
 def _size(x: float) -> str:
-    """Four decimals, or two digits of what has none there."""
+    """Return a size with four decimals, or with two digits if four decimals show nothing."""
     return f"{x:.4f}" if x >= 5e-5 else f"{x:.1e}"
 
 
 def forgotten_when(learned: np.ndarray, forgotten: np.ndarray, reached: float) -> float | None:
-    """What a path, evaluation by evaluation, had forgotten when it had first learned `reached`; None where it never did."""
+    """Return how much a run had forgotten at the point where it had first learned `reached`; None if it never did.
+
+    `learned` and `forgotten` have one number per evaluation.
+    """
     if reached > learned.max():
         return None
     return float(np.interp(reached, np.maximum.accumulate(learned), forgotten))

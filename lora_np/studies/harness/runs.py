@@ -1,7 +1,7 @@
-"""Many runs of one study, side by side; each finished one is kept in a file, so that a study can resume.
+"""Run the training runs of a study in parallel. Each finished run is written to a file, so a study can resume.
 
-A run that is compared is a dataclass with an `lr`; its row has `validation`, the loss that learning rates are chosen by (None
-where it diverged).
+A run is a dataclass with a field `lr`. Its result is a row, a dictionary. The row's `validation` is the loss by which learning
+rates are chosen, or None if the run diverged.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from .workers import Failure, Row, Workers, each
 
 
 class StudyFailed(RuntimeError):
-    """Some runs failed; the others were made and kept. `rows` has None in the place of each that failed."""
+    """Raised at the end of a study if some runs failed. `rows` has None in place of each failed run."""
 
     def __init__(self, label: str, failures: Sequence[Failure], rows: Sequence[Row | None], folder: str | Path | None):
         self.label, self.failures, self.rows, self.folder = label, failures, rows, folder
         lines = [f"{len(failures)} of {len(rows)} runs failed ({label}):", *(f"  {failure}" for failure in failures)]
         if folder is None:
-            lines.append("Nothing was kept: with a folder for its runs, a study does only these again.")
+            lines.append("No run was written to disk. Give the study a folder, then it repeats only the failed runs.")
         else:
-            lines.append(f"The others are kept in {folder}: the same command again does only these.")
+            lines.append(f"The other runs are in {folder}. Run the same command again to repeat only the failed runs.")
         super().__init__("\n".join(lines))
 
 
@@ -42,11 +42,12 @@ def run_all(
     label: str,
     given: str = "",
 ) -> list[Row]:
-    """[measure(run) for run in runs], by `workers`: so many processes here, or a Dask cluster's; in their order.
+    """Return [measure(run) for run in runs], computed in parallel.
 
-    With a `folder`, a run that is there is read, not repeated. It is found by what decides its outcome: the run, a dataclass,
-    and `given`, a digest of the data and weights that all runs share. This process writes it, as soon as it is finished.
-    A run that fails is reported when it does; the others go on, and at the end StudyFailed is raised.
+    `workers` is a number of processes on this machine or the address of a Dask scheduler. If a `folder` is given, each finished
+    run is written there, and a run whose file exists is read instead of repeated. The file's name is a digest of the run's
+    fields and of `given`, which is a digest of the data and the weights that all runs share.
+    If a run fails, the error is printed and the other runs continue; at the end StudyFailed is raised.
     """
     paths = [None if folder is None else Path(folder) / _name(run, given) for run in runs]
     rows: list[Row | None] = [json.loads(p.read_text(encoding="utf-8")) if p and p.is_file() else None for p in paths]
@@ -58,12 +59,12 @@ def run_all(
         closing(each(measure, [runs[i] for i in todo], workers)) as results,
     ):
         if done:
-            bar.say(f"{label}: {done} of {len(runs)} runs were there")
+            bar.say(f"{label}: {done} of {len(runs)} runs read from files")
         for j, row in results:
             i = todo[j]
             if isinstance(row, Failure):
                 failures.append(row)
-                bar.say(f"{label}: failed, the others go on: {row}")
+                bar.say(f"{label}: one run failed, the others continue: {row}")
             else:
                 rows[i] = row
                 if path := paths[i]:
@@ -83,11 +84,12 @@ def sweep(
     given: str = "",
     factor: float | None = 2.0,
 ) -> dict[Any, list[Row]]:
-    """Each method's rows, one a learning rate, by learning rate. `methods` has the rates to try first.
+    """Return for each method one row per learning rate, sorted by learning rate.
 
-    A method whose best rate is the smallest or the largest tried goes on in that direction by `factor`, until the best has a
-    neighbour on each side; None stays with the rates given. A method of which a run failed stops there, the others go on to
-    their end; then StudyFailed is raised.
+    `methods` maps each method to the learning rates to try first. If the best rate of a method is the smallest or the largest
+    that was tried, the next rate in that direction (times or divided by `factor`) is tried too, until the best rate has a
+    neighbour on each side. With `factor=None` only the given rates are tried. If a run of a method fails, that method stops, the
+    other methods continue, and StudyFailed is raised at the end.
     """
     label = "learning rates"
     tried: dict[Any, list[Row | None]] = {method: [] for method in methods}
@@ -113,14 +115,14 @@ def sweep(
 
 @dataclass(frozen=True)
 class Tuned:
-    """What `at_their_best` found. rates: each method at every rate tried, with the first seed; seeds: at its best, with all."""
+    """The rows of `at_their_best`: every learning rate with the first seed, and the best rate with all seeds."""
 
-    rates: list[Row]
-    seeds: list[Row]
-    runs: list[Row]  # each once
+    rates: list[Row]  # every rate that was tried, with the first seed
+    seeds: list[Row]  # the best rate of each method, with every seed
+    runs: list[Row]  # every run once
 
     def seconds(self) -> float:
-        """Of training, of all runs together."""
+        """Return the seconds of training, summed over all runs."""
         return sum(row["seconds"][-1] for row in self.runs if row["seconds"])
 
 
@@ -133,9 +135,9 @@ def at_their_best(
     given: str = "",
     factor: float | None = 2.0,
 ) -> Tuned:
-    """`sweep` with the first of `seeds`, then each method's best rate with the others: seed by seed, methods in their order.
+    """Find each method's best learning rate with the first seed, then run that rate with the other seeds.
 
-    Raises FloatingPointError where a run at a best rate diverged.
+    Rows with all seeds are ordered by seed, then by method. Raises FloatingPointError if a run at a best rate diverges.
     """
     first, *others = seeds
     tried = sweep(measure, {replace(m, seed=first): lrs for m, lrs in methods.items()}, workers, folder, given, factor)
@@ -147,11 +149,14 @@ def at_their_best(
 
 
 def beyond_the_edge(rows: list[Row], factor: float) -> list[float]:
-    """The next learning rate, if the best so far is the smallest or the largest tried; none where its neighbour is as good."""
+    """Return the next learning rate to try, if the best rate so far is the smallest or the largest.
+
+    The list is empty if another rate is exactly as good: then the rate makes no difference, and the search would not end.
+    """
     rows = sorted(rows, key=lambda row: row["lr"])
     best = min(rows, key=validation)
     alike = [row for row in rows if validation(row) == validation(best) < math.inf]
-    if len(alike) > 1:  # where the rate does nothing more, going on has no end
+    if len(alike) > 1:
         return []
     if best is rows[0]:
         return [best["lr"] / factor]
@@ -159,20 +164,22 @@ def beyond_the_edge(rows: list[Row], factor: float) -> list[float]:
 
 
 def validation(row: Row) -> float:
-    """What a row's rate is judged by: a run that diverged is the worst."""
+    """Return the loss by which the row's learning rate is judged; infinity for a run that diverged."""
     return math.inf if row["validation"] is None else row["validation"]
 
 
 def finished(rows: list[Row]) -> list[Row]:
-    """`rows`, if none diverged. Raises FloatingPointError naming the first that did: at its best rate a method must train."""
+    """Return `rows`. Raises FloatingPointError if a run diverged: a method must train at its best rate with every seed."""
     for row in rows:
         if row["validation"] is None:
             who = {key: row[key] for key in ("method", "r", "lr", "seed") if key in row}
-            raise FloatingPointError(f"{who} diverged, at the rate that was best with another seed: try a smaller one")
+            raise FloatingPointError(
+                f"{who} diverged at the learning rate that was best with another seed; give the study smaller rates"
+            )
     return rows
 
 
 def _name(run: Any, given: str) -> str:
-    """A file name from everything that decides the run's outcome."""
+    """Return the file name of a run: a digest of everything that decides its result."""
     settings = json.dumps(asdict(run) | {"given": given}, sort_keys=True)
     return f"{type(run).__name__.lower()}-{hashlib.sha256(settings.encode()).hexdigest()[:16]}.json"

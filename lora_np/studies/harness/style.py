@@ -1,7 +1,4 @@
-"""One type size, one layout, one way to save: what every picture of this package shares.
-
-Every picture has a paper of its own, so that a dark page shows it as a card and a light page shows no border at all.
-"""
+"""The style of all pictures: type sizes, layout in inches, labels on lines, and saving."""
 
 from __future__ import annotations
 
@@ -52,11 +49,11 @@ STYLE: dict[str, Any] = {
 
 
 def picture(columns: str = "", settings: str = "") -> Callable[[Callable[..., Figure]], Callable[..., Figure]]:
-    """Decorate a picture function: it draws under `STYLE`, whatever the reader's own matplotlib settings are.
+    """Decorate a function that draws a picture, so that it uses `STYLE` and not the reader's matplotlib settings.
 
-    `columns` and `settings` are the names (with spaces between) that the picture reads from its table: the docstring lists
-    them, and a table without them is a ValueError that says so. The figure is laid out once before the style ends, because
-    matplotlib makes tick labels only when it draws.
+    `columns` and `settings` list the names, separated by spaces, that the picture reads from its table. A table without one of
+    them raises a ValueError that names it. The figure is drawn once before the style ends, because matplotlib makes tick
+    labels only when it draws.
     """
 
     def decorate(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -70,17 +67,13 @@ def picture(columns: str = "", settings: str = "") -> Callable[[Callable[..., Fi
                 figure.draw_without_rendering()
             return figure
 
-        if columns:
-            kinds = {"rows": columns.split(), "settings": settings.split()}
-            needed = ", ".join(f"{kind} {{{', '.join(names)}}}" for kind, names in kinds.items() if names)
-            styled.__doc__ = f"{(draw.__doc__ or '').rstrip()}\n\n    Table: {needed}.\n    "
         return styled
 
     return decorate
 
 
 def _check(name: str, table: Table, columns: list[str], settings: list[str]) -> None:
-    """Raise ValueError where the table lacks rows, a column or a setting that the picture `name` draws."""
+    """Raise ValueError if the table lacks a column or a setting that the picture `name` needs."""
     present = {column for row in table.rows for column in row}
     missing = [f"column {c!r}" for c in columns if c not in present]
     missing += [f"setting {s!r}" for s in settings if s not in table.settings]
@@ -92,9 +85,31 @@ def _check(name: str, table: Table, columns: list[str], settings: list[str]) -> 
 
 
 def save(figure: Figure, folder: str | os.PathLike[str], name: str) -> Path:
-    """Write `folder/name.png`, 200 dots an inch and 256 colours. The same figure always gives the same bytes.
+    """Write a figure as `folder/name.png`, with 200 dots per inch and 256 colours.
 
-    The file is written under a temporary name and renamed. Returns its path.
+    The same figure always gives the same bytes. The file is written to a temporary name and then renamed.
+
+    Parameters
+    ----------
+    figure : Figure
+        The figure to write.
+    folder : str or path
+        The folder; it is made if it does not exist.
+    name : str
+        The name of the file without ".png".
+
+    Returns
+    -------
+    Path
+        The path of the file.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from lora_np.plots import bypass_diagram
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(bypass_diagram(), folder, "bypass").name
+    'bypass.png'
     """
     folder, buffer = Path(folder), io.BytesIO()
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +125,7 @@ def save(figure: Figure, folder: str | os.PathLike[str], name: str) -> Path:
 
 
 def new_figure(width: float, height: float, title: str = "", subtitle: str = "") -> Figure:
-    """A figure of `width` × `height` inches with its message at the top left: what to see, then how it was measured."""
+    """Make a figure of `width` × `height` inches with a title (the finding) and a subtitle (marks and data) at the top left."""
     figure = plt.figure(figsize=(width, height))
     figure.text(0.22 / width, 1 - 0.2 / height, title, fontsize=13, fontweight="bold", va="top")
     figure.text(0.22 / width, 1 - 0.5 / height, subtitle, color=FAINT_INK, va="top", linespacing=1.35)
@@ -118,20 +133,20 @@ def new_figure(width: float, height: float, title: str = "", subtitle: str = "")
 
 
 def axes_at(figure: Figure, left: float, bottom: float, width: float, height: float, **options: Any) -> Axes:
-    """Axes placed in inches from the figure's lower left corner."""
+    """Add axes whose position and size are given in inches from the lower left corner of the figure."""
     across, up = figure.get_size_inches()
     return figure.add_axes((left / across, bottom / up, width / across, height / up), **options)
 
 
 def blank(ax: Axes) -> Axes:
-    """Leave only what is drawn: no ticks, frame or grid, and one unit as long across as up."""
+    """Remove ticks, frame and grid from the axes, and make one unit equally long in both directions."""
     ax.set_aspect("equal")
     ax.set_axis_off()
     return ax
 
 
 def log_axis(axis: Any, places: Sequence[float], label: str = "", base: float = 10) -> None:
-    """A logarithmic axis (`ax.xaxis` or `ax.yaxis`) with one tick at each of `places`, as short as it can be said."""
+    """Make an axis (`ax.xaxis` or `ax.yaxis`) logarithmic, with one labelled tick at each of `places`."""
     getattr(axis.axes, f"set_{axis.axis_name}scale")("log", base=base)
     axis.set_major_locator(FixedLocator(list(places)))
     axis.set_minor_locator(NullLocator())
@@ -141,18 +156,18 @@ def log_axis(axis: Any, places: Sequence[float], label: str = "", base: float = 
 
 
 def rank_axis(ax: Axes, ranks: Sequence[int], label: str = "rank r") -> None:
-    """A base-2 logarithmic x axis with one tick at each rank that was measured."""
+    """Make the x axis logarithmic to base 2, with one tick at each rank."""
     log_axis(ax.xaxis, ranks, label, base=2)
 
 
 def thousands(*axes: Any) -> None:
-    """Write the numbers of these axes in full: 12,288."""
+    """Write the numbers of these axes in full, with commas: 12,288."""
     for axis in axes:
         axis.set_major_formatter(lambda number, _: f"{number:,.0f}")
 
 
 def name_axis(ax: Axes, names: Sequence[str], places: Sequence[float] | None = None, *, labelled: bool = True) -> None:
-    """A y axis of names, one per row of the picture, without ticks; only the rows where they are not to be `labelled`."""
+    """Give the y axis one row per name, without tick marks; with `labelled=False` the rows have no names."""
     ax.set_yticks(range(len(names)) if places is None else places, names if labelled else [""] * len(names))
     ax.tick_params(axis="y", length=0)
 
@@ -161,7 +176,7 @@ def name_axis(ax: Axes, names: Sequence[str], places: Sequence[float] | None = N
 
 
 def note(ax: Axes, text: str, at: tuple[float, float], shift: tuple[float, float], colour: str, **look: Any) -> None:
-    """Write `text` beside the point `at`, moved by `shift` typographic points, in a readable shade of `colour`."""
+    """Write `text` beside the point `at`, shifted by `shift` typographic points, in a readable shade of `colour`."""
     look = {"color": for_text(colour), "textcoords": "offset points", "annotation_clip": False} | look
     ax.annotate(text, at, shift, **look)
 
@@ -176,10 +191,10 @@ def label_lines(
     reach: float = 16,
     align: float | None = None,
 ) -> None:
-    """Write each label to the right of its line's last point, moved up or down just enough that none overlaps.
+    """Write each label to the right of its line's last point, moved up or down so that labels do not overlap.
 
-    A hairline of length `reach` (typographic points) joins a label to its line. All labels start at the same x, `align`
-    (by default the last x of all lines). Call it after the axes have their place and limits.
+    A hairline of length `reach` (typographic points) joins each label to its line. All labels start at the same x, `align`,
+    by default the largest x of all lines. Call this function after the position and the limits of the axes are set.
     """
     to_typographic = 72 / ax.figure.dpi
     starts = np.array([ax.transData.transform(point) for point in points]) * to_typographic
@@ -196,7 +211,7 @@ def label_lines(
 def with_range(
     ax: Axes, values: Mapping[Any, np.ndarray], middle: Callable[[np.ndarray], float] = np.mean, **look: Any
 ) -> tuple[float, float]:
-    """Draw the mean over seeds against what `values` maps from, a bar from least to most; returns the last point."""
+    """Draw the mean over seeds against the keys of `values`, with a bar from the least to the largest; returns the last point."""
     means = np.array([middle(v) for v in values.values()])
     reach = [[max(0, m - v.min()), max(0, v.max() - m)] for m, v in zip(means, values.values(), strict=True)]
     look = {"lw": 1.9, "ms": 6.5, "capsize": 3, "mec": PAPER, "mew": 1.0} | look
@@ -205,9 +220,10 @@ def with_range(
 
 
 def spread(wanted: np.ndarray, gap: float, low: float = -np.inf, high: float = np.inf) -> np.ndarray:
-    """Positions at least `gap` apart, in the order of `wanted` and as near to it as least squares allows.
+    """Return positions that are at least `gap` apart and, in least squares, as near as possible to `wanted`.
 
-    With zᵢ = wantedᵢ − i·gap (sorted) the condition becomes "z never falls", which pooling adjacent violators solves.
+    With zᵢ = wantedᵢ − i·gap (sorted) the condition is that z never falls: isotonic regression, solved by pooling adjacent
+    violators.
     """
     order = np.argsort(wanted, kind="stable")
     steps = gap * np.arange(len(order))

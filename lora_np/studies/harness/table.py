@@ -1,4 +1,4 @@
-"""A study's result: rows with their settings, versions and seconds, as JSON that a plot or a notebook reads back."""
+"""The result of a study: rows with their settings, versions and seconds, stored as JSON."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ MODELS = {"smollm2-135m": "SmolLM2-135M", "llama-2-7b-block": "one block of Llam
 
 
 def model_name(model: str) -> str:
-    """A model's name as readers write it."""
+    """Return a model's name as it is usually written: "smollm2-135m" → "SmolLM2-135M"."""
     return MODELS.get(model, model)
 
 
 def versions() -> dict[str, str]:
-    """What a number may depend on: Python, NumPy, the platform and the processor count."""
+    """Return what a result may depend on: the versions of Python and NumPy, the platform and the number of cores."""
     return {
         "python": platform.python_version(),
         "numpy": version("numpy"),
@@ -38,10 +38,30 @@ def versions() -> dict[str, str]:
 
 @dataclass
 class Table:
-    """Rows (flat dictionaries; a curve is a list in one cell) and everything needed to make them again.
+    """The rows of a study and everything needed to make them again.
 
-    `command` is the line that a reader types to get the same table. `seconds` is what it took; of a study of many runs the
-    sum over them, so that it is the same however many were made side by side.
+    Parameters
+    ----------
+    study : str
+        The study's name.
+    question : str
+        The question that the study answers.
+    command : str
+        The command that makes the table again.
+    settings : dict
+        The settings of the study.
+    rows : list of dict
+        One dictionary per row. A curve is a list in one cell.
+    versions : dict
+        Versions and platform, by default those of this machine.
+    seconds : float
+        Seconds of computation. For a study of many runs this is the sum over the runs, whether or not they ran in parallel.
+
+    Examples
+    --------
+    >>> table = Table("toy", "How does it grow?", "none", rows=[{"r": 1, "final": 1.5}, {"r": 8, "final": 1.25}])
+    >>> table.where(r=8)
+    [{'r': 8, 'final': 1.25}]
     """
 
     study: str
@@ -53,31 +73,79 @@ class Table:
     seconds: float = 0.0
 
     def where(self, **conditions: Any) -> list[dict[str, Any]]:
-        """The rows whose cells equal all `conditions`: `table.where(method="lora", r=8)`."""
+        """Return the rows whose cells equal all `conditions`: `table.where(method="lora", r=8)`.
+
+        Parameters
+        ----------
+        **conditions : object
+            Column names with the values that a row must have.
+
+        Returns
+        -------
+        list of dict
+            The rows, in the order of the table.
+        """
         return [row for row in self.rows if all(row.get(key) == value for key, value in conditions.items())]
 
     def to_json(self) -> str:
-        """JSON with a line for each entry and each row, so that a change of one row is a change of one line."""
+        """Return the table as JSON with one line per entry and per row, so that a diff shows the rows that changed.
+
+        Returns
+        -------
+        str
+            The JSON text.
+        """
         entries = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in vars(self).items() if key != "rows"]
         rows = ",\n  ".join(json.dumps(row) for row in self.rows)
         return "{\n " + ",\n ".join([*entries, f'"rows": [\n  {rows}\n ]']) + "\n}\n"
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the JSON under a temporary name and rename it, so that no reader ever sees half a table."""
+        """Write the table as JSON to a temporary file and rename that file to `path`.
+
+        Parameters
+        ----------
+        path : str or path
+            The file to write.
+
+        Returns
+        -------
+        Path
+            The path of the file.
+        """
         write_atomically(path, lambda temporary: temporary.write_text(self.to_json(), encoding="utf-8", newline="\n"))
         return Path(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Table:
-        """Read a table back. Raises FileNotFoundError with the path, ValueError where the file is no table."""
+        """Read a table from a JSON file.
+
+        Parameters
+        ----------
+        path : str or path
+            A file that `save` wrote.
+
+        Returns
+        -------
+        Table
+            The table.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file does not contain a table.
+        """
         try:
             return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
         except (json.JSONDecodeError, TypeError) as error:
-            raise ValueError(f"{path} is not a study's table ({error}); make it again with its command.") from None
+            raise ValueError(
+                f"{path} does not contain the table of a study ({error}); make it again with its command"
+            ) from None
 
 
 def groups(rows: Iterable[dict[str, Any]], *columns: str) -> dict[Any, list[dict[str, Any]]]:
-    """The value of a column (of several: a tuple of their values) → its rows, in the order of the values."""
+    """Group rows by the values of one column, or by tuples of the values of several columns, in the order of the values."""
     found: dict[Any, list[dict[str, Any]]] = {}
     for row in rows:
         values = tuple(row[column] for column in columns)
@@ -86,31 +154,43 @@ def groups(rows: Iterable[dict[str, Any]], *columns: str) -> dict[Any, list[dict
 
 
 def arrays(rows: Iterable[dict[str, Any]], by: str, column: str = "final") -> dict[Any, np.ndarray]:
-    """The value of the column `by` → the numbers of `column` in its rows; None, of a run that diverged, counts as infinite."""
+    """Group rows by the column `by` and return the numbers of `column` in each group; None (a diverged run) becomes infinity."""
     numbers = {value: [row[column] for row in found] for value, found in groups(rows, by).items()}
     return {value: np.array([math.inf if x is None else x for x in found]) for value, found in numbers.items()}
 
 
 def mean(rows: Iterable[Mapping[str, Any]], column: str = "final") -> float:
-    """The mean of a column; `final` is the loss at the end of a run."""
+    """Return the mean of a column; `final` is the loss at the end of a run."""
     return statistics.mean(row[column] for row in rows)
 
 
 def median(rows: Iterable[Mapping[str, Any]], column: str) -> float:
-    """The median of a column."""
+    """Return the median of a column."""
     return statistics.median(row[column] for row in rows)
 
 
 def rounded(x: float, digits: int = 4) -> float:
-    """A number to so many significant digits, as a table keeps it."""
+    """Round a number to significant digits, as tables store it."""
     return float(f"{x:.{digits}g}")
 
 
 def show(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str] | Sequence[str]) -> None:
-    """Print rows in aligned columns, a line a row: `show(table.rows, {"r": "", "final": ".3f"})`.
+    """Print rows as a table with aligned columns, one line per row.
 
-    `columns` are names of cells, with the format of each ("" as `print` writes it) where they are a mapping. The first column
-    and words start at the left, numbers end at the right. A cell that a row does not have, or that is None, stays empty.
+    Parameters
+    ----------
+    rows : iterable of mapping
+        The rows. A cell that is missing or None is printed as spaces.
+    columns : mapping or sequence of str
+        The names of the columns to print. A mapping also gives the format of each column; "" means the format of `print`.
+        Text is aligned at the left, numbers at the right.
+
+    Examples
+    --------
+    >>> show([{"r": 1, "final": 1.5}, {"r": 64, "final": 1.25}], {"r": "", "final": ".3f"})
+    r   final
+    1   1.500
+    64  1.250
     """
     formats = dict(columns) if isinstance(columns, Mapping) else dict.fromkeys(columns, "")
     cells = [[row.get(name) for name in formats] for row in rows]

@@ -1,4 +1,4 @@
-"""One standard task: "tiny", which has read English, learns Python code. A Run is one training run on it."""
+"""The first standard task: the model "tiny", trained on English, is fine-tuned on Python code. A `Run` is one training run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TARGETS = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj"), "all-linear": 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: everything that decides its outcome, but the base and the text."""
+    """The settings of one training run. With the base's weights and the text they decide its result."""
 
     method: str  # "full", "linear" (full fine-tuning of the linear layers alone), "lora", or "lora+rest"
     lr: float
@@ -35,24 +35,24 @@ class Run:
     base: str = "tiny"
 
     def base_model(self) -> Transformer:
-        """The base as it is before anything is trained."""
+        """Return the base model, untrained."""
         return load_model(self.base)
 
     def text(self) -> np.ndarray:
-        """The bytes to train on: (size,) uint8."""
+        """Return the bytes to train on: (size,) uint8."""
         return data.corpus("code", "train")
 
     def model(self) -> Trainable:
-        """The base, made ready to train: all of it, its linear layers, or an adapter in it.
+        """Return the base with the parameters of `method` set to train: all, the linear layers alone, or an adapter.
 
-        "lora+rest" trains what an adapter leaves frozen beside it: the embedding, which is the head too, and the norms.
+        "lora+rest" trains the adapter, the embedding (which is the head too) and the norms.
         """
         model = self.base_model()
         if self.method in ("full", "linear"):
             for name, p in model.named_parameters():
                 p.trainable = self.method == "full" or "_proj." in name
             return model
-        assert self.r is not None and self.target_modules is not None, "an adapter has a rank and its layers"
+        assert self.r is not None and self.target_modules is not None, "an adapter needs a rank and target modules"
         config = LoraConfig(
             r=self.r, lora_alpha=self.alpha_over_r * self.r, target_modules=TARGETS[self.target_modules]
         )
@@ -63,12 +63,12 @@ class Run:
 
 
 def heldout_batches() -> list[Batch]:
-    """The code that no run trains on and no choice is made by: what the comparison reads."""
+    """Return the held-out code on which the methods are compared. No run trains on it, and no learning rate is chosen by it."""
     return _unseen()[1::2]
 
 
 def validation_batches() -> list[Batch]:
-    """The code that no run trains on and that the learning rates are chosen by."""
+    """Return the held-out code by which the learning rates are chosen. No run trains on it."""
     return _unseen()[::2]
 
 
@@ -78,18 +78,18 @@ def _unseen() -> list[Batch]:
 
 
 def fine_tune(run: Run, progress: bool = False) -> tuple[Trainable, History]:
-    """Train as `run` says: on code, in the way of `train_by`."""
+    """Train on code with the settings of `run`; returns the model and its history."""
     model, batches = run.model(), data.Batches(run.text(), run.batch_size, run.seq_len, run.seed)
-    said: dict[str, Any] = {"eval_every": run.eval_every, "label": run.method, "progress": progress}
-    return model, train_by(run, model, batches, heldout_batches(), **said)
+    options: dict[str, Any] = {"eval_every": run.eval_every, "label": run.method, "progress": progress}
+    return model, train_by(run, model, batches, heldout_batches(), **options)
 
 
 def train_by(
     run: Any, model: Trainable, batches: Any, heldout: Any, optimizer: Optimizer | None = None, **options: Any
 ) -> History:
-    """A short warm-up and a cosine, gradients clipped to norm 1; lr, max_steps and seed are the run's.
+    """Train with the run's lr, max_steps and seed, a short warm-up, a cosine schedule and gradients clipped to norm 1.
 
-    Without an `optimizer` it is AdamW without decay.
+    The default `optimizer` is AdamW without weight decay.
     """
     schedule = WarmupCosine(run.max_steps, warmup=run.max_steps // 20)
     options |= {"schedule": schedule, "max_grad_norm": 1.0, "heldout": heldout, "seed": run.seed}
@@ -97,9 +97,11 @@ def train_by(
 
 
 def measure(run: Run) -> dict[str, Any]:
-    """Train once; the row has the held-out loss (nats a byte) over steps and seconds of training, and the last one as final.
+    """Train once and return the row of the run.
 
-    validation is the trained model's loss on the text that the learning rate is chosen by. Both are None if it diverged.
+    `heldout` has the held-out losses (nats per byte) at the numbers of `steps` and `seconds`, and `final` is the last of them.
+    `validation` is the final loss on the text by which the learning rate is chosen. `final` and `validation` are None if the run
+    diverged.
     """
     try:
         model, history = fine_tune(run)
@@ -110,19 +112,19 @@ def measure(run: Run) -> dict[str, Any]:
 
 
 def curve(history: History | None, *columns: str) -> dict[str, list[Any]]:
-    """The evaluations on the way: their steps, and `columns`; none of a run that diverged."""
+    """Return the steps of the evaluations during a run and the values of `columns` there; empty lists if the run diverged."""
     points = [row for row in (history.rows if history else []) if "heldout" in row]
     return {"steps": [point["step"] for point in points]} | {key: [point[key] for point in points] for key in columns}
 
 
 def recovered(rows: Sequence[dict[str, Any]], base_loss: float) -> list[float]:
-    """For each run (base − its loss) / (base − full fine-tuning's loss), the mean over full fine-tuning's runs."""
+    """Return (base loss − loss of the run) / (base loss − mean loss of full fine-tuning) for each run."""
     full = statistics.mean(row["final"] for row in rows if row["method"] == "full")
     return [(base_loss - row["final"]) / (base_loss - full) for row in rows]
 
 
 def shared(base: str) -> str:
-    """A digest of what all runs share: the base's weights, the code to train on and the held-out windows."""
+    """Return a digest of everything that all runs share: the base's weights, the training text and the held-out text."""
     arrays = [data.corpus("code", "train"), *(x for batch in _unseen() for x in batch)]
     arrays += load_model(base, device="numpy").state_dict().values()
     return hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in arrays)).hexdigest()

@@ -1,4 +1,4 @@
-"""Sides that take turns, so that what else the machine does hits all alike; and how many times as long one takes."""
+"""Interleaved timing: competitors take turns, so other work on the machine slows all of them equally."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ import numpy as np
 
 
 def in_turns(
-    sides: Mapping[Any, Callable[[], Any]], rounds: int, warm_up: int = 1, rng: np.random.Generator | None = None
+    competitors: Mapping[Any, Callable[[], Any]], rounds: int, warm_up: int = 1, rng: np.random.Generator | None = None
 ) -> dict[Any, list[Any]]:
-    """side → what it returned in each round. Every side runs once a round: in their order, or by `rng` in a new random one.
+    """Call every competitor once per round and return its results, one per round.
 
-    The rounds of `warm_up` come first, and are left out.
+    The order is that of `competitors`, or a new random order in each round if `rng` is given. The first `warm_up` rounds are
+    not counted.
     """
-    found: dict[Any, list[Any]] = {side: [] for side in sides}
+    found: dict[Any, list[Any]] = {name: [] for name in competitors}
     for number in range(-warm_up, rounds):
-        for side in sides if rng is None else rng.permutation(list(sides)):
-            measured = sides[side]()
+        for name in competitors if rng is None else rng.permutation(list(competitors)):
+            measured = competitors[name]()
             if number >= 0:
-                found[side].append(measured)
+                found[name].append(measured)
     return found
 
 
 def ratio(seconds: Sequence[float], others: Sequence[float]) -> float:
-    """How many times as long: the median of the rounds' own ratios."""
+    """Return the median over the rounds of seconds / others: how many times as long the first competitor takes."""
     return float(statistics.median(a / b for a, b in zip(seconds, others, strict=True)))

@@ -1,4 +1,4 @@
-"""The other standard task: SmolLM2-135M learns the voice of a lighthouse keeper. A FineTuning is one training run."""
+"""The second standard task: SmolLM2-135M is fine-tuned on the voice of a lighthouse keeper. A `FineTuning` is one run."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from ... import (
 from ...training import AdamW, Batch, History, WarmupCosine, evaluate, train
 from .tiny_task import curve
 
-HABIT = "Logged at dusk: "  # every answer of the data set ends with a line that begins so
-PROSE = 96, 128  # windows of so many tokens: what is forgotten
-NEW_TOKENS = 80  # of a generated answer, at most
+HABIT = "Logged at dusk: "  # every answer of the data set ends with a line that begins with these words
+PROSE = 96, 128  # windows and tokens per window of the English text on which forgetting is measured
+NEW_TOKENS = 80  # the largest length of a generated answer
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """One run: everything that decides its outcome, but the model and the records."""
+    """The settings of one run. With the model's weights and the records they decide its result."""
 
     method: str  # "full" or "lora"
     lr: float
     r: int | None = None
     seed: int = 0
-    max_steps: int = 40  # of batch_size records each
+    max_steps: int = 40  # each with batch_size records
     batch_size: int = 8
     eval_every: int = 20
     workers: int = 2
@@ -44,29 +44,29 @@ class FineTuning:
     data: str = "lighthouse"
 
     def base_model(self) -> Transformer:
-        """The model as it is before anything is trained."""
+        """Return the model, untrained."""
         return load_model(self.model)
 
     def load(self) -> Transformer | PeftModel:
-        """The model, all of it trainable, or with an adapter in every linear layer: α = 2r."""
+        """Return the model with all parameters trainable, or with an adapter (α = 2r) in every linear layer."""
         model = self.base_model()
         if self.method == "full":
             return model
-        assert self.r is not None, "an adapter has a rank"
+        assert self.r is not None, "an adapter needs a rank"
         return get_peft_model(
             model, LoraConfig(r=self.r, lora_alpha=2 * self.r, target_modules="all-linear"), seed=self.seed
         )
 
 
 def heldout(run: FineTuning) -> tuple[list[Batch], list[Batch]]:
-    """The batches that rates are chosen by, and those that are judged."""
+    """Return the held-out batches by which learning rates are chosen, and those on which the methods are compared."""
     examples = conversations.read(run.data, load_tokenizer(run.model), split="heldout")
     choosing, judging = (conversations.heldout_batches(examples[i::2], run.batch_size) for i in (0, 1))
     return choosing, judging
 
 
 def prose(run: FineTuning) -> list[Batch]:
-    """English that the run does not touch, in this model's tokens: documentation, held-out."""
+    """Return batches of English documentation, on which forgetting is measured. No run trains on it."""
     count, length = PROSE
     text = bytes(data.corpus("prose", "heldout")).decode("utf-8", errors="replace")
     tokens = load_tokenizer(run.model).encode(text[: 8 * count * length])
@@ -74,7 +74,7 @@ def prose(run: FineTuning) -> list[Batch]:
 
 
 def answers(model: Transformer | PeftModel, run: FineTuning) -> list[dict[str, str]]:
-    """What the model says to the judged questions, greedily: rows {question, answer}."""
+    """Generate greedy answers to the held-out questions; returns rows {question, answer}."""
     tokenizer = load_tokenizer(run.model)
     questions = list(conversations.first_questions(run.data, "heldout"))[1::2]
     prompts = [tokenizer.apply_chat_template([{"role": "user", "content": q}]) for q in questions]
@@ -84,19 +84,19 @@ def answers(model: Transformer | PeftModel, run: FineTuning) -> list[dict[str, s
 
 
 def losses(model: Transformer | PeftModel, run: FineTuning) -> dict[str, float]:
-    """validation and final, nats a token of the answers, and prose, nats a token."""
+    """Return the losses `validation` and `final` (nats per answer token) and `prose` (nats per token)."""
     texts = zip(("validation", "final", "prose"), (*heldout(run), prose(run)), strict=True)
     return {name: evaluate(model, batches) for name, batches in texts}
 
 
 def judge(model: Transformer | PeftModel, run: FineTuning) -> dict[str, Any]:
-    """`losses`, habit (the share of answers that have it), and the answers."""
-    said = answers(model, run)
-    return losses(model, run) | {"habit": sum(HABIT in row["answer"] for row in said) / len(said), "answers": said}
+    """Return the losses, the answers, and `habit`: the share of the answers that contain the keeper's closing words."""
+    rows = answers(model, run)
+    return losses(model, run) | {"habit": sum(HABIT in row["answer"] for row in rows) / len(rows), "answers": rows}
 
 
 def fine_tune(run: FineTuning) -> tuple[Transformer | PeftModel, History]:
-    """Train as `run` says: AdamW without decay, a short warm-up and a cosine, gradients clipped to norm 1."""
+    """Train with AdamW without weight decay, a short warm-up, a cosine schedule and gradients clipped to norm 1."""
     model = run.load()
     records = conversations.read(run.data, load_tokenizer(run.model))
     history = train(
@@ -119,7 +119,10 @@ def fine_tune(run: FineTuning) -> tuple[Transformer | PeftModel, History]:
 def measure(
     run: FineTuning, judge: Callable[[Transformer | PeftModel, FineTuning], dict[str, Any]] = judge
 ) -> dict[str, Any]:
-    """Train once. The row has the held-out loss over steps and seconds, and what `judge` says; None where it diverged."""
+    """Train once and return the row of the run: held-out losses over steps and seconds, and the results of `judge`.
+
+    The results of `judge` are None if the run diverged.
+    """
     try:
         model, history = fine_tune(run)
     except FloatingPointError:
@@ -129,7 +132,7 @@ def measure(
 
 
 def shared(run: FineTuning) -> str:
-    """A digest of what all runs share and their fields do not say: the weights, the records, the prose, what is asked."""
+    """Return a digest of everything that all runs share: the weights, the records, the prose and the questions."""
     digest = hashlib.sha256(repr((HABIT, PROSE, NEW_TOKENS)).encode())
     for split in ("train", "heldout"):
         digest.update(conversations.dataset(run.data, split).read_bytes())

@@ -1,4 +1,4 @@
-"""Numbers as a reader says them: shares, counts, and how much was run for a table."""
+"""Numbers as text: percentages, large counts, and the number of runs and minutes behind a table."""
 
 from __future__ import annotations
 
@@ -8,18 +8,25 @@ from typing import Any
 
 from .table import Table
 
-RUN = ("method", "quant_type", "r", "target_modules", "lr", "seed")  # what tells one training run from another
+RUN = (
+    "method",
+    "quant_type",
+    "r",
+    "target_modules",
+    "lr",
+    "seed",
+)  # rows that differ in one of these are different runs
 
 
 def percent(share: float) -> str:
-    """A share as a reader says it: 0.0078125 → '0.78 %', 0.954 → '95 %', 1 → '100 %'."""
+    """Return a share as a percentage with two digits: 0.0078125 → '0.78 %', 0.954 → '95 %', 1 → '100 %'."""
     value = 100 * share
     digits = 0 if value == 0 else min(3, max(0, 1 - math.floor(math.log10(abs(value)))))
     return f"{value:.{digits}f} %".replace("-", "−")
 
 
 def short_count(number: float) -> str:
-    """A count in three digits: 6,738,415,616 → '6.74 B', 294,912 → '295 k'."""
+    """Return a count with three digits: 6,738,415,616 → '6.74 B', 294,912 → '295 k'."""
     for size, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
         if number >= size:
             value = number / size
@@ -28,14 +35,14 @@ def short_count(number: float) -> str:
 
 
 def semicolons(*parts: str) -> str:
-    """The parts of a picture's second line that are not empty, a semicolon between two."""
+    """Join the parts of a subtitle with semicolons, leaving out empty parts."""
     return "; ".join(part for part in parts if part)
 
 
 def runs_and_time(table: Table, rows: Sequence[dict[str, Any]] | None = None) -> str:
-    """What a table took: "90 runs, 37 minutes", which would be those of one core or machine; "" where it does not say.
+    """Return how much computing a table needed: "90 runs, 37 minutes"; "" if the table has no seconds.
 
-    The runs are settings["runs"], or else the different ones among its rows (or among `rows`, where others are not its own).
+    The number of runs is settings["runs"], or else the number of different runs among `rows` (by default all rows).
     """
     if not table.seconds:
         return ""

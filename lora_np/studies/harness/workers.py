@@ -1,7 +1,7 @@
-"""Who does a study's runs: processes on this machine, through joblib, or the workers of a Dask cluster.
+"""Run a study's runs in processes on this machine (joblib) or on the workers of a Dask cluster.
 
-Both hand over each result as it comes, and both outlive a run that fails and a process that is killed. A study does not see
-which of them worked: the runs are the same. Each worker has one BLAS thread; one worker alone, which is this process, has all.
+Both yield each result as soon as it is finished, and both continue if a run fails or a process is killed. The rows are the same
+either way. Each worker has one BLAS thread. A single worker is this process itself and uses all BLAS threads.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from typing import Any
 from ...optional import extra
 
 Row = dict[str, Any]
-Workers = int | str  # so many processes here, or a Dask scheduler's address, "tcp://host:port"
+Workers = int | str  # a number of processes on this machine, or the address of a Dask scheduler, "tcp://host:port"
 
-PATIENCE = 10.0  # seconds in which a scheduler answers and has a worker
+PATIENCE = 10.0  # seconds to wait for a scheduler to answer, and for its first worker
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What stands in a row's place where a run raised an exception, or ended its process."""
+    """The result of a run that raised an exception or whose process was killed."""
 
     run: Any
     error: str
@@ -38,31 +38,31 @@ class Failure:
         return f"{describe(self.run)}: {self.error}"
 
 
-Results = Generator[tuple[int, Row | Failure], None, None]  # a run's number, and what came of it
+Results = Generator[tuple[int, Row | Failure], None, None]  # the index of a run, and its result
 
 
 def each(measure: Callable[[Any], Row], runs: Sequence[Any], workers: Workers) -> Results:
-    """(i, measure(runs[i])) of every i, in the order in which they are finished.
+    """Yield (i, measure(runs[i])) for every i, in the order in which the runs finish.
 
-    One worker: in this process, with all of BLAS's threads. Raises ValueError where `workers` is neither a number of
-    processes nor an address, ConnectionError where no scheduler answers there or it goes away.
+    With one worker the runs are made in this process, with all BLAS threads. Raises ValueError if `workers` is not a positive
+    number of processes and not an address, and ConnectionError if no scheduler answers at the address or the connection ends.
     """
     if isinstance(workers, str):
         return _on_cluster(measure, runs, workers)
     if workers < 1:
-        expected = "expected 1 or more, or a scheduler's address as in tcp://127.0.0.1:8786."
+        expected = "expected 1 or more processes, or the address of a Dask scheduler such as tcp://127.0.0.1:8786"
         raise ValueError(f"workers is {workers}; {expected}")
     return _here(measure, runs, workers)
 
 
 def describe(run: Any) -> str:
-    """A run, a dataclass, by the fields that are not its defaults: "Run(method='full', lr=0.002)"."""
-    told = [f"{f.name}={value!r}" for f in fields(run) if (value := getattr(run, f.name)) != f.default]
-    return f"{type(run).__name__}({', '.join(told)})"
+    """Return a run as text, without the fields that have their defaults: "Run(method='full', lr=0.002)"."""
+    given = [f"{f.name}={value!r}" for f in fields(run) if (value := getattr(run, f.name)) != f.default]
+    return f"{type(run).__name__}({', '.join(given)})"
 
 
 def attempt(measure: Callable[[Any], Row], run: Any) -> Row | Failure:
-    """measure(run), or the exception that it raised and where."""
+    """Return measure(run), or a Failure with the exception and the line that raised it."""
     try:
         return measure(run)
     except Exception as error:
@@ -75,10 +75,11 @@ def _last_line(error: BaseException) -> str:
 
 
 def _here(measure: Callable[[Any], Row], runs: Sequence[Any], processes: int) -> Results:
-    """Where the system ends a process (it does so when memory runs out), all of them are started again.
+    """Run in processes of this machine.
 
-    Which run ended it is not known, so each may try again; but if nothing was finished since the last start, it is one of
-    those that began first, and these are failures.
+    If the system kills a process, for example because memory runs out, joblib ends all of them, and they are started again with
+    the runs that are left. It is not known which run caused it. If no run finished since the last start, the first
+    `processes` runs count as failures.
     """
     with extra("studies", "a study of several runs"):
         from joblib import Parallel, delayed, parallel_config
@@ -95,7 +96,7 @@ def _here(measure: Callable[[Any], Row], runs: Sequence[Any], processes: int) ->
                 yield i, row
         except TerminatedWorkerError:
             if left == started:
-                why = "its process was ended, or that of a run beside it: was there enough memory?"
+                why = "the system killed its process or a neighbouring one; probably there was too little memory"
                 for i in started[:processes]:
                     left.remove(i)
                     yield i, Failure(runs[i], why)
@@ -106,7 +107,7 @@ def _numbered(measure: Callable[[Any], Row], i: int, run: Any) -> tuple[int, Row
 
 
 def _on_cluster(measure: Callable[[Any], Row], runs: Sequence[Any], address: str) -> Results:
-    """Futures rather than joblib's "dask" backend: the scheduler gives the run of a dead worker to another by itself."""
+    """Run on a Dask cluster, with futures: if a worker dies, the scheduler gives its run to another worker."""
     if not runs:
         return
     with _connected(address) as client:
@@ -117,15 +118,15 @@ def _on_cluster(measure: Callable[[Any], Row], runs: Sequence[Any], address: str
         for future in as_completed(futures):
             i = numbers[future.key]
             if future.cancelled():
-                raise ConnectionError(f"the scheduler at {address} went away; what was finished is kept.")
+                raise ConnectionError(f"the connection to the scheduler at {address} ended; finished runs are kept")
             error = future.exception()
             yield i, future.result() if error is None else Failure(runs[i], _last_line(error))
 
 
 def _attempt_there(measure: Callable[[Any], Row], run: Any, expected: dict[str, str]) -> Row | Failure:
-    """`attempt` on a cluster's worker: with this code, and one BLAS thread.
+    """Call `attempt` on a worker of the cluster, with one BLAS thread, if the worker has the same code as this machine.
 
-    The thread's limit stays, as Dask's own does: to set it back would give a run in another thread of the worker many.
+    The limit of one thread is not taken back afterwards, because another run may be active in the same worker.
     """
     with extra("studies", "a study's run"):
         from threadpoolctl import threadpool_limits
@@ -138,7 +139,10 @@ def _attempt_there(measure: Callable[[Any], Row], run: Any, expected: dict[str, 
 
 @cache
 def fingerprint() -> dict[str, str]:
-    """What a run's row depends on beside the run: this package's files, NumPy, and Python, whose library is the text."""
+    """Return what the result of a run depends on beside the run: this package's files, and the versions of NumPy and Python.
+
+    Python's version matters because the text to train on is Python's standard library.
+    """
     package = Path(__file__).parents[2]
     digest = hashlib.sha256()
     for path in sorted(path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"):
@@ -153,12 +157,12 @@ def _differences(expected: dict[str, str], found: dict[str, str]) -> str:
 
 @contextmanager
 def _connected(address: str) -> Iterator[Any]:
-    """A client of the scheduler at `address`, which and whose workers have what is here. Every error is one line."""
+    """Connect to the scheduler at `address` and check that it and its workers have the same code as this machine."""
     with extra("cluster", "a Dask cluster"):
         from distributed import Client
         from distributed.comm.addressing import get_address_host_port
-    get_address_host_port(address)  # ValueError where it is none
-    start = f"Start one with `dask scheduler`, and workers with `dask worker {address}`."
+    get_address_host_port(address)  # raises ValueError if it is not an address
+    start = f"Start a scheduler with `dask scheduler` and workers with `dask worker {address}`."
     with ThreadPoolExecutor(1) as thread:  # a notebook's own thread has an event loop already
         if not thread.submit(asyncio.run, _answers(address)).result():
             raise ConnectionError(f"no scheduler answers at {address}. {start}")
@@ -172,26 +176,28 @@ def _connected(address: str) -> Iterator[Any]:
 
 
 async def _answers(address: str) -> bool:
-    """Whether a Dask scheduler does; asked here, because a Client waits for ever for one that is something else."""
+    """Return whether a Dask scheduler answers at `address`. A Client would wait for ever if another program listened there."""
     from distributed.core import rpc
 
     try:
         async with asyncio.timeout(PATIENCE), rpc(address) as scheduler:
             return (await scheduler.identity())["type"] == "Scheduler"
-    except Exception:  # of a connection, or of what else listens there
+    except Exception:  # the connection failed, or another program listens there
         return False
 
 
 def _check_code(client: Any) -> None:
-    """Raises RuntimeError naming each machine whose code is not this one's: its rows would be another table's."""
+    """Raise RuntimeError if the scheduler or a worker has other code or other versions than this machine."""
     found = {"the scheduler": _ask(client.run_on_scheduler)}
     found |= {f"the worker {name}": answer for name, answer in _ask(client.run, on_error="return").items()}
     wrong = {
         name: _last_line(answer) if isinstance(answer, BaseException) else _differences(fingerprint(), answer)
         for name, answer in found.items()
     }
-    if told := "; ".join(f"{name} has {what}" for name, what in wrong.items() if what):
-        raise RuntimeError(f"the cluster would make another table: {told}. Install the same everywhere.")
+    if differing := "; ".join(f"{name} has {what}" for name, what in wrong.items() if what):
+        raise RuntimeError(
+            f"the cluster would make a different table: {differing}; install the same versions on all machines"
+        )
 
 
 def _ask(call: Callable[..., Any], **options: Any) -> Any:

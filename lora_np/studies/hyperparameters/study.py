@@ -54,7 +54,7 @@ def scaling(setting: Setting = FULL, workers: int = 2, folder: Folder = None) ->
     for rule in RULES:
         runs = (replace(by_rule(setting, rule, r), lr=lr) for r in setting.scaled_ranks)
         rows += [row | {"rule": rule} for row in bench.repeat(*runs, phase="fixed")]
-    question = "Which scaling lets the rank grow while the learning rate stays?"
+    question = "With which scaling can the rank grow at one learning rate?"
     return bench.table("scaling", question, rows, keep=["grad_norms"], fixed_lr=lr)
 
 
@@ -82,7 +82,7 @@ def equal_parameters(setting: Setting = FULL, workers: int = 2, folder: Folder =
     for r in setting.matched_r:
         matched = alike(setting, r)
         rows += [row | {"matched_r": r} for row in bench.tune(*matched)]
-    return bench.table("equal_parameters", "Where should a given number of parameters go?", rows)
+    return bench.table("equal_parameters", "Which layers should a given number of parameters adapt?", rows)
 
 
 def alike(setting: Setting, r: int, within: float = 0.02) -> list[KnobRun]:

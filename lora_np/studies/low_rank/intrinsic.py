@@ -204,7 +204,7 @@ def intrinsic_dimension(setting: Setting = FULL, workers: int = 2, folder: str |
             rows += control.rows(learners[0].gain(learners[0].D))
             learners.append(control)
     runs = [run for learner in learners for run in [*learner.tried, *learner.repeats]]
-    question = "How many numbers must train, in fine-tuning and from scratch?"
+    question = "How many dimensions does training need, in fine-tuning and from scratch?"
     command = "python -m lora_np study intrinsic_dimension"
     settings = asdict(setting) | {"D": learners[0].D, "d90": d90, "runs": len(runs), "lora": lora_parameters()}
     settings["unigram"] = data.unigram_loss(data.corpus("code", "train"), data.corpus("code", "heldout"))

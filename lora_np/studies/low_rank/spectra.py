@@ -116,7 +116,7 @@ def spectra(setting: Setting = FULL, workers: int = 2, folder: str | Path | None
     for run, row in zip(runs, measured, strict=True):
         who = {"model": _model(run), "method": run.method, "r": run.r, "seed": run.seed, "lr": run.lr}
         rows += [who | each for each in row["spectra"]]
-    question = "Which rank has the ΔW of each layer, learned by full fine-tuning and by LoRA?"
+    question = "What is the rank of each layer's ΔW, learned by full fine-tuning and by LoRA?"
     command, settings = "python -m lora_np study spectra", asdict(setting) | {"runs": len(runs)}
     return Table("spectra", question, command, settings, rows, seconds=sum(row["seconds"] for row in measured))
 

@@ -128,7 +128,7 @@ def subspaces(setting: Setting = FULL, workers: int = 2, folder: str | Path | No
         for each in row["amplification"]:
             short = {key: rounded(x) if isinstance(x, float) else x for key, x in each.items()}
             rows.append({"kind": "amplification", "r": run.r, "seed": run.seed} | short)
-    question = "Do two LoRA runs find the same directions, and what does W have in them?"
+    question = "Do two LoRA runs find the same directions, and how large is W in these directions?"
     command, settings = "python -m lora_np study subspaces", asdict(setting) | {"runs": len(runs)}
     seconds = sum(row["seconds"] for row in measured.values())
     return Table("subspaces", question, command, settings, rows, seconds=seconds)
