@@ -12,7 +12,7 @@ import lora_np as ln
 from lora_np import AdapterServer, LoraConfig, PeftModel, generate, get_peft_model
 from lora_np.nn import BASE, Context
 from lora_np.serve import QueueFull, UnknownAdapter
-from lora_np.serve.cache import RowsCache
+from lora_np.serve.cache import BatchCache
 from lora_np.transformer.model import KeyValueCache
 
 RANKS = (1, 2, 3, 5)
@@ -65,18 +65,18 @@ def random_requests(n, seed=0, adapters=6):
 def test_rows_that_join_and_leave_read_what_they_read_alone(make_model):
     """Against each row's whole text read anew, after every change."""
     model, rng = make_model(), np.random.default_rng(0)
-    past, texts = RowsCache(model.config, 5), []
+    past, texts = BatchCache(model.config, 5), []
     for _ in range(60):
         if texts and (len(texts) == 5 or rng.random() < 0.3):
             row = int(rng.integers(len(texts)))
-            past.leave(row)
+            past.remove_row(row)
             texts[row] = texts[-1]
             texts.pop()
         else:
             texts.append(rng.integers(0, 11, rng.integers(1, 15)).tolist())
             read = KeyValueCache(model.config)
             model.forward(np.array([texts[-1]]), past_key_values=read)
-            past.join(read)
+            past.add_row(read)
         if not texts or max(map(len, texts)) == model.config.max_position_embeddings:
             continue
         new = rng.integers(0, 11, (len(texts), 1))
@@ -205,10 +205,10 @@ def test_a_long_queue_of_prompts_does_not_hold_up_those_who_are_answered(make_se
         ([], {}, ValueError, "empty"),
         ([99], {}, ValueError, "holds 99"),
         ([0.5], {}, TypeError, "expected integers"),
-        ([1] * 30, {"max_new_tokens": 3}, ValueError, "takes 32 in all"),
+        ([1] * 30, {"max_new_tokens": 3}, ValueError, "limit of 32 tokens"),
         ([1], {"max_new_tokens": 0}, ValueError, "at least 1"),
         ([1], {"temperature": -1, "max_new_tokens": 5}, ValueError, "temperature"),
-        ([1], {"adapter": "poet"}, UnknownAdapter, "no adapter 'poet'"),
+        ([1], {"adapter": "poet"}, UnknownAdapter, "unknown adapter 'poet'; this server has 0, 1"),
     ],
 )
 def test_bad_requests_are_refused_at_once(prompt, settings, error, message, make_server):
@@ -221,7 +221,7 @@ def test_bad_requests_are_refused_at_once(prompt, settings, error, message, make
 def test_a_full_queue_refuses_and_loses_nobody(make_server):
     server = make_server(max_batch=1, max_queue=2)
     kept = [server.submit([1], max_new_tokens=4) for _ in range(2)]
-    with pytest.raises(QueueFull, match="2 requests are waiting"):
+    with pytest.raises(QueueFull, match="max_queue = 2"):
         server.submit([1], max_new_tokens=4)
     server.step()
     kept.append(server.submit([1], max_new_tokens=4))
@@ -305,9 +305,9 @@ def test_adapters_come_from_the_folders_given_and_from_nowhere_else(make_server,
     (folders / "file" / "adapter_config.json").symlink_to(elsewhere / "adapter_config.json")
     (folders / "inner").symlink_to(folders / "0")
     for folder in ("../elsewhere", "0/../../elsewhere", str(elsewhere), "link", "/", str(folders / ".." / "elsewhere")):
-        with pytest.raises(ValueError, match=r"outside the folders|with \.\."):
+        with pytest.raises(ValueError, match=r"outside the allowed folders|must not contain"):
             server.load_adapter("poet", folder)
-    with pytest.raises(ValueError, match="link out"):
+    with pytest.raises(ValueError, match="a link to a file outside"):
         server.load_adapter("poet", "file")
     with pytest.raises(FileNotFoundError):
         server.load_adapter("poet", "missing")
@@ -321,7 +321,7 @@ def test_an_adapter_that_does_not_fit_is_refused_when_it_is_loaded(make_server, 
     (folders / "1" / "adapter_model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(ValueError, match="adapter_model"):
         server.load_adapter("1", "1")
-    with pytest.raises(ValueError, match="already"):
+    with pytest.raises(ValueError, match="already exists"):
         server.load_adapter("0", "2")
     with pytest.raises(ValueError, match="cannot name an adapter"):
         server.load_adapter("a.b", "2")

@@ -22,7 +22,7 @@ import lora_np as ln
 from lora_np import AdapterServer, LoraConfig, PeftModel, generate, get_peft_model
 from lora_np.commands import serve as command
 from lora_np.files import ByteTokenizer
-from lora_np.serve.protocol import ProtocolError, Writer, parse, parse_json
+from lora_np.serve.protocol import ProtocolError, StopStringStream, parse, parse_json
 
 WHY = 'not installed: pip install -e ".[serve,dev]"'
 starlette = pytest.importorskip("starlette", reason=f"Starlette is {WHY}")
@@ -111,7 +111,7 @@ def alone(folders):
 
 
 def text(tokens):
-    """What a Writer makes of them: decoded behind a prompt, which for bytes changes nothing."""
+    """What a StopStringStream makes of them: decoded behind a prompt, which for bytes changes nothing."""
     return ByteTokenizer().decode(tokens, skip_special_tokens=True)
 
 
@@ -377,13 +377,13 @@ def test_a_json_object_is_needed():
 def test_a_stop_string_is_found_however_the_tokens_cut_it(stop):
     whole = "hello world!!"
     cut = min((whole.index(s) for s in stop if s in whole), default=len(whole))
-    writer, said = Writer(ByteTokenizer(), [], stop), ""
+    stream, said = StopStringStream(ByteTokenizer(), [], stop), ""
     for byte in whole.encode():
-        said += writer.add(byte)
+        said += stream.add(byte)
         assert whole.startswith(said) and len(said) <= cut, "nothing of a stop string is ever shown"
-        if writer.stopped:
+        if stream.stopped:
             break
-    assert said + writer.end() == whole[:cut] and writer.stopped == (cut < len(whole))
+    assert said + stream.end() == whole[:cut] and stream.stopped == (cut < len(whole))
 
 
 def test_the_command_refuses_an_adapter_that_takes_the_bases_name(tmp_path):
