@@ -61,7 +61,7 @@ def test_memory_of_full_fine_tuning_refuses_a_rank_in_one_line(capsys):
     assert "weights               13.477" in capsys.readouterr().out
     assert main(["memory", "--model", "llama-2-7b", "--method", "full", "--r", "8"]) == 1
     error = capsys.readouterr().err
-    assert "--r is LoRA's, and --full trains without an adapter" in error and error.count("\n") == 1
+    assert "--r is an option of an adapter, but --full trains no adapter" in error and error.count("\n") == 1
 
 
 def test_memory_refuses_double_quantisation_where_nothing_is_quantised(capsys):
@@ -120,6 +120,7 @@ def test_on_paper_a_configuration_is_the_one_that_train_makes_of_the_same_option
     train, paper = argparse.ArgumentParser(), argparse.ArgumentParser()
     train.add_argument("--model")
     methods.add_method(train)
+    methods.add_options(train)
     on_paper.add_settings(paper)
     given = ["--model", model, *options.split()]
     asked = train.parse_args(given)
@@ -164,11 +165,12 @@ def test_a_size_that_a_method_does_not_have_is_refused_in_one_line(capsys):
     for command in ("params", "memory"):
         assert main([command, "--model", "gpt-2", "--method", "prefix", "--r", "8"]) == 1
         takes = "--virtual-tokens, --prefix-projection, --encoder-hidden-size"
-        refused = f"lora_np {command}: --r is no option of --method prefix, which takes {takes}\n"
+        refused = f"lora_np {command}: --method prefix has no option --r; its options are {takes}\n"
         assert capsys.readouterr().err == refused
         assert main([command, "--model", "gpt-2", "--bottleneck-size", "8"]) == 1
         assert (
-            "--bottleneck-size is no option of --method lora, which takes --r, --lora-alpha" in capsys.readouterr().err
+            "--method lora has no option --bottleneck-size; its options are --r, --lora-alpha"
+            in capsys.readouterr().err
         )
         assert main([command, "--model", "gpt-2", "--method", "houlsby", "--bottleneck-size", "0"]) == 1
         assert "bottleneck_size = 0; expected at least 1" in capsys.readouterr().err

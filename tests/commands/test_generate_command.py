@@ -372,12 +372,12 @@ def test_what_is_quantised_is_not_quantised_again(adapter, tmp_path, capsys):
     ln.save_model(ln.quantize_model(ln.load_model("tiny")), tmp_path / "four bits")
     run("--model", tmp_path / "four bits", "--adapter", adapter[0], "--max-new-tokens", 1, "x")
     capsys.readouterr()
-    assert "is quantised already" in refused(capsys, "--model", tmp_path / "four bits", "--quantize", "nf4", "x")
+    assert "is already quantised" in refused(capsys, "--model", tmp_path / "four bits", "--quantize", "nf4", "x")
 
 
 def test_an_adapter_of_another_model_is_refused(adapter, folder, capsys):
     said = refused(capsys, "--model", folder, "--adapter", adapter[0], "x")
-    assert f"this is no adapter for {folder}: {adapter[0] / 'adapter_model.safetensors'}: no place for " in said
+    assert f"this adapter does not fit {folder}: {adapter[0] / 'adapter_model.safetensors'}: no place for " in said
 
 
 def test_a_folder_without_an_adapter_is_named(tmp_path, capsys):

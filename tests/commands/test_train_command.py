@@ -121,7 +121,7 @@ def test_over_a_quantised_base_it_does_what_the_same_calls_of_the_library_do(run
 
 def test_full_fine_tuning_of_four_bits_is_refused(run, tmp_path, capsys):
     assert run("--full", "--quantize", "nf4") == 1
-    assert "--quantize freezes the base in four bits, and --full trains it" in capsys.readouterr().err
+    assert "--quantize freezes the weights in 4 bits, but --full trains them" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -163,9 +163,9 @@ def test_it_says_first_what_it_is_going_to_do(run, capsys):
     examples = [conversations.example(record, ln.load_tokenizer("tiny")) for record in DATA]
     tokens, counted = sum(len(e.tokens) for e in examples), sum(e.counts.sum() for e in examples)
     assert said[0] == "trainable params: 97,280 || all params: 1,114,496 || trainable%: 8.7286"
-    assert said[1].endswith(f"data.jsonl: 5 records, {tokens} tokens, of which {counted} count: the answers")
-    assert said[2].startswith("3 steps of 2 records × 2, AdamW(lr=0.003,")
-    assert said[2].endswith("1 steps of warm-up, then a cosine to 0")
+    assert said[1].endswith(f"data.jsonl: 5 records, {tokens:,} tokens, {counted:,} of them in answers")
+    assert said[2].startswith("3 steps of 2 batches of 2 records, AdamW(lr=0.003,")
+    assert said[2].endswith(", learning rate rises for 1 step, then falls to 0 as a cosine")
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_it_says_first_what_it_is_going_to_do(run, capsys):
 def test_epochs_are_as_many_steps_as_they_need(options, steps, jsonl, tmp_path, capsys):
     given = ["--model", "tiny", "--data", jsonl(), "--output", str(tmp_path / "out"), "--batch-size", "2", *options]
     assert main(["train", *given]) == 0
-    assert f"\n{steps} steps of" in capsys.readouterr().out, "5 records, 3 epochs if nothing is said"
+    assert f"\n{steps} step{'s' * (steps > 1)} of" in capsys.readouterr().out, "5 records, 3 epochs if nothing is said"
 
 
 def test_it_shows_how_far_it_is(run, monkeypatch, capsys):
@@ -257,7 +257,8 @@ def test_loras_options_say_nothing_about_full_fine_tuning(run, tmp_path, capsys)
     ):
         assert run("--full", *option) == 1
         assert (
-            capsys.readouterr().err == f"lora_np train: {option[0]} is LoRA's, and --full trains without an adapter\n"
+            capsys.readouterr().err
+            == f"lora_np train: {option[0]} is an option of an adapter, but --full trains no adapter; leave out one of them\n"
         )
     assert not (tmp_path / "out").exists()
 
@@ -350,7 +351,8 @@ def test_a_method_has_a_learning_rate_to_begin_with_and_the_help_says_so(method,
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "one to begin a search with, not the best" in said and f"{method} {lr:g}" in said
+    assert "the default is a starting point for a search, not the best value" in said
+    assert method in said.partition(f"{lr:g} for ")[2].partition(";")[0].partition(")")[0].split(", ")
 
 
 @dataclass(frozen=True)
@@ -367,6 +369,7 @@ def test_a_new_method_is_one_entry_with_its_options(monkeypatch, capsys):
     monkeypatch.setitem(methods.METHODS, "leak", methods.Choice(1e-3, LeakConfig, options))
     parser = argparse.ArgumentParser()
     methods.add_method(parser)
+    methods.add_options(parser)
     assert "leak:\n  --leak X " in parser.format_help() and "how much (default 0.25)" in parser.format_help()
     for said, config in (
         ("", LeakConfig(0.25, False, "tiny")),
@@ -378,23 +381,23 @@ def test_a_new_method_is_one_entry_with_its_options(monkeypatch, capsys):
         assert methods.configuration(arguments) == config
         assert methods.learning_rates(arguments) == (1e-3, {})
     arguments.method = "lora"
-    with pytest.raises(ValueError, match=r"--leak is no option of --method lora, which takes --r, --lora-alpha"):
+    with pytest.raises(ValueError, match=r"--method lora has no option --leak; its options are --r, --lora-alpha"):
         methods.check_options(arguments)
 
 
 NO_USE = {
-    "--method prefix --r 8": "--r is no option of --method prefix, which takes --virtual-tokens, --prefix-projection",
-    "--virtual-tokens 3": "--virtual-tokens is no option of --method lora, which takes --r, --lora-alpha, --target-modules",
-    "--method vera --lora-dropout 0.1": "--lora-dropout is no option of --method vera, which takes --r, --target-modules",
-    "--method houlsby --use-rslora": "which takes --bottleneck-size, --non-linearity",
-    "--loraplus-lr-ratio 4": "--loraplus-lr-ratio is no option of --method lora",
-    "--method full --bottleneck-size 3": "--bottleneck-size is an adapter's, and --full trains without an adapter",
-    "--method prefix --encoder-hidden-size 8": "that is not there: add --prefix-projection",
-    "--method pissa --quantize nf4": "--quantize rounds what PiSSA leaves of the base",
+    "--method prefix --r 8": "--method prefix has no option --r; its options are --virtual-tokens, --prefix-projection",
+    "--virtual-tokens 3": "--method lora has no option --virtual-tokens; its options are --r, --lora-alpha, --target-modules",
+    "--method vera --lora-dropout 0.1": "--method vera has no option --lora-dropout; its options are --r, --target-modules",
+    "--method houlsby --use-rslora": "its options are --bottleneck-size, --non-linearity",
+    "--loraplus-lr-ratio 4": "--method lora has no option --loraplus-lr-ratio",
+    "--method full --bottleneck-size 3": "--bottleneck-size is an option of an adapter, but --full trains no adapter",
+    "--method prefix --encoder-hidden-size 8": "the width of the MLP of --prefix-projection; add --prefix-projection",
+    "--method pissa --quantize nf4": "--quantize rounds the residual weights that PiSSA leaves in the base",
     "--method pissa --r 500": "singular values; PiSSA with r = 500",
     "--method prefix --virtual-tokens 0": "num_virtual_tokens = 0; expected at least 1",
-    "--method prefix --max-length 500": "--max-length 500: this model takes at most 492 tokens after a prefix of 20",
-    "--method prefix --virtual-tokens 511": "this model takes at most 1 tokens after a prefix of 511",
+    "--method prefix --max-length 500": "--max-length 500; expected at most 492: this model's limit of 512 tokens minus 20 virtual tokens",
+    "--method prefix --virtual-tokens 511": "--virtual-tokens 511 leaves no room for text; this model's limit is 512 tokens",
     "--method lora+ --loraplus-lr-ratio 0": "lr_ratio['lora_B'] = 0.0; expected a number > 0",
 }
 
@@ -442,12 +445,15 @@ def test_stopped_and_resumed_it_ends_as_if_it_had_never_stopped(method, run, jso
         patch.setattr(conversations, "ConversationBatches", Interrupted)
         assert run(*options) == 130
     errors = capsys.readouterr().err
-    assert f"the same command with --resume goes on from {tmp_path / 'out' / 'checkpoint.safetensors'}" in errors
+    assert f"to continue from {tmp_path / 'out' / 'checkpoint.safetensors'}, add --resume to the same command" in errors
     assert list(files(tmp_path / "out")) == ["checkpoint.safetensors"]
 
     before = files(tmp_path / "out")
     assert run(*options) == 1
-    assert "is of an unfinished run: --resume goes on with it, --overwrite starts again" in capsys.readouterr().err
+    assert (
+        "belongs to an unfinished run; use --resume to continue it, or --overwrite to start again"
+        in capsys.readouterr().err
+    )
     assert files(tmp_path / "out") == before
 
     assert run(*options, "--resume") == 0
@@ -470,7 +476,7 @@ def test_resume_begins_where_there_is_nothing_and_does_nothing_where_all_is_done
     assert run("--resume") == 0
     before = files(tmp_path / "out")
     assert run("--resume") == 0
-    assert capsys.readouterr().out.endswith("out is finished; --overwrite would train it again\n")
+    assert capsys.readouterr().out.endswith("out is finished; to train again, use --overwrite\n")
     assert files(tmp_path / "out") == before
 
 
@@ -478,7 +484,10 @@ def test_a_finished_adapter_is_overwritten_only_where_that_is_asked_for(run, tmp
     assert run() == 0
     before, learned = files(tmp_path / "out"), weights(tmp_path / "out")
     assert run("--lr", 0.01) == 1
-    assert "adapter_config.json exists: --overwrite replaces it, or give another --output" in capsys.readouterr().err
+    assert (
+        "adapter_config.json exists; use --overwrite to replace it, or choose another --output"
+        in capsys.readouterr().err
+    )
     assert files(tmp_path / "out") == before
     assert run("--lr", 0.01, "--overwrite") == 0
     assert weights(tmp_path / "out") != learned
@@ -526,7 +535,7 @@ def test_half_an_adapter_is_no_finished_one(run, tmp_path, capsys):
     assert run() == 0
     (tmp_path / "out" / "adapter_config.json").unlink()
     assert run("--resume") == 1
-    assert "adapter_model.safetensors exists: --overwrite replaces it" in capsys.readouterr().err
+    assert "adapter_model.safetensors exists; use --overwrite to replace it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("first", "then"), [([], ["--full"]), (["--full"], [])], ids=["adapter", "model"])
@@ -535,7 +544,8 @@ def test_a_folder_is_of_an_adapter_or_of_a_model(first, then, run, tmp_path, cap
     assert run(*first) == 0
     before = files(tmp_path / "out")
     assert run(*then, "--overwrite") == 1
-    assert "exists, which is something else: give another --output" in capsys.readouterr().err
+    found, kind = ("an adapter", "a model") if then else ("a model", "an adapter")
+    assert f"belongs to {found}, but this run saves {kind}; choose another --output" in capsys.readouterr().err
     assert files(tmp_path / "out") == before
 
 
@@ -595,7 +605,10 @@ WRONG = {
     "no records to evaluate on": (["--eval-every", "2"], "eval_every = 2, and no heldout to evaluate on"),
     "batches of none": (["--batch-size", "0"], "batch_size = 0; expected at least 1"),
     "updates of none": (["--accumulate", "0"], "--accumulate 0; expected a number above 0"),
-    "longer than the model": (["--max-length", "513"], "--max-length 513: this model takes at most 512 tokens"),
+    "longer than the model": (
+        ["--max-length", "513"],
+        "--max-length 513; expected at most 512: this model's limit of 512 tokens",
+    ),
     "no length": (["--max-length", "1"], "max_length = 1; expected at least 2"),
     "an unknown layer": (["--target-modules", "q_prj"], "'q_prj' matches no linear layer"),
     "a rank of none": (["--r", "0"], "r = 0; the rank must be at least 1"),
@@ -639,7 +652,7 @@ def test_by_default_a_thread_a_core_shares_each_batch(cores, expected, jsonl, tm
 def test_an_output_that_is_a_file_is_refused(run, tmp_path, capsys):
     (tmp_path / "out").write_text("mine")
     assert run("--overwrite") == 1
-    assert "out is a file; --output takes a folder" in capsys.readouterr().err
+    assert "out is a file; expected a folder" in capsys.readouterr().err
     assert (tmp_path / "out").read_text() == "mine"
 
 

@@ -392,7 +392,7 @@ def test_the_command_refuses_an_adapter_that_takes_the_bases_name(tmp_path):
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     get_peft_model(ln.load_model("tiny"), LoraConfig(r=2)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="the base's name"):
+    with pytest.raises(ValueError, match="the name of the base model"):
         command.run(parser.parse_args(["--model", "tiny", "--adapter", f"tiny={tmp_path}"]))
     with pytest.raises(SystemExit):
         parser.parse_args(["--adapter", "poet"])
