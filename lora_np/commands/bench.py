@@ -15,8 +15,8 @@ HELP = "measure time and memory of a training step, also in PyTorch"
 USAGE = "[options]"
 DESCRIPTION = """Measure time and memory of a training step, here and in PyTorch.
 
-Each step is timed in turn with PyTorch with PEFT (if installed) and with a lower
-bound: the frozen matrix products alone. Let the machine do nothing else meanwhile.
+The competitors take turns: this library, PyTorch with PEFT (if installed), and
+as a lower bound the frozen matrix products alone. Run nothing else meanwhile.
 
 parts:
   methods           full fine-tuning and LoRA on tiny, in this process

@@ -6,9 +6,8 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-from .help_page import HelpPage, add_help, counted
+from .help_page import add_action, add_actions, check_folder, counted
 
 HELP = "write the exercises, check your answers, grade a class"
 USAGE = "write|check|grade ..."
@@ -37,7 +36,9 @@ The exit status is 0 if all answers are right, otherwise 1.
 example:
   python -m lora_np exercises check my-exercises/01_count_lora.py"""
 
-GRADE = """Grade a folder of submissions, and write a table with one row per student and exercise.
+GRADE = """Grade a folder of submissions.
+
+The table has one row per student and exercise.
 
 Each answer runs in its own process with your user's permissions. Grade answers
 of people you do not know in a container.
@@ -47,30 +48,23 @@ example:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", help=argparse.SUPPRESS)
-
-    def add(name: str, usage: str, description: str) -> Any:
-        action = actions.add_parser(
-            name,
-            usage=f"python -m lora_np exercises {name} {usage}",
-            description=f"{description}\n",
-            formatter_class=HelpPage,
-            add_help=False,
-        )
-        group = action.add_argument_group("options")
-        add_help(action)
-        return group.add_argument
-
-    write = add("write", "FOLDER [--py | --solutions]", WRITE)
-    write("folder", type=Path, metavar="FOLDER", help="folder for the exercises")
-    write("--py", action="store_true", help="write .py files for an editor and pytest, instead of notebooks")
-    write("--solutions", action="store_true", help="write the teacher's notebooks: with solutions, executed")
-    check = add("check", "FILE [FILE ...]", CHECK)
-    check("files", nargs="+", type=Path, metavar="FILE", help=".py files or notebooks with answers")
-    grade = add("grade", "SUBMISSIONS --csv FILE [--workers N]", GRADE)
-    grade("submissions", type=Path, metavar="SUBMISSIONS", help="a folder with one folder or one file per student")
-    grade("--csv", type=Path, required=True, metavar="FILE", help="the table to write")
-    grade(
+    actions = add_actions(parser, "exercises")
+    write = add_action(actions, "exercises", "write", "FOLDER [--py | --solutions]", WRITE)
+    write.add_argument("folder", type=Path, metavar="FOLDER", help="folder for the exercises")
+    write.add_argument(
+        "--py", action="store_true", help="write .py files for an editor and pytest, instead of notebooks"
+    )
+    write.add_argument(
+        "--solutions", action="store_true", help="write the teacher's notebooks: with solutions, executed"
+    )
+    check = add_action(actions, "exercises", "check", "FILE [FILE ...]", CHECK)
+    check.add_argument("files", nargs="+", type=Path, metavar="FILE", help=".py files or notebooks with answers")
+    grade = add_action(actions, "exercises", "grade", "SUBMISSIONS --csv FILE [--workers N]", GRADE)
+    grade.add_argument(
+        "submissions", type=Path, metavar="SUBMISSIONS", help="a folder with one folder or one file per student"
+    )
+    grade.add_argument("--csv", type=Path, required=True, metavar="FILE", help="the table to write")
+    grade.add_argument(
         "--workers",
         type=int,
         metavar="N",
@@ -87,6 +81,7 @@ def write(arguments: argparse.Namespace) -> None:
 
     if arguments.solutions and arguments.py:
         raise ValueError("--solutions writes notebooks only; leave out --py")
+    check_folder(arguments.folder)
     if arguments.solutions:
         written = teacher_edition(arguments.folder)
     else:

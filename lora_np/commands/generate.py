@@ -101,6 +101,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(
             "--system needs a conversation, but this prompt is the beginning of a text; add --chat, or leave out --system"
         )
+    if not chat and not all(prompts):
+        raise ValueError("a prompt is empty; expected the beginning of a text")
     system = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
     generator = TextGenerator(_load(arguments), tokenizer, arguments.max_new_tokens, sampling)
     if not prompts:
@@ -125,6 +127,8 @@ def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(
             "--top-k and --top-p have no effect at temperature 0, which does not sample; add --temperature 1"
         )
+    if arguments.seed < 0:
+        raise ValueError(f"--seed {arguments.seed}; expected at least 0")
     if arguments.max_new_tokens is not None and arguments.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {arguments.max_new_tokens}; expected at least 1")
     return {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "seed")}

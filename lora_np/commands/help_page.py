@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from pathlib import Path
 from typing import Any
 
 WIDTH = 100  # columns, also in a wider terminal
@@ -22,6 +23,26 @@ def add_help(parser: argparse.ArgumentParser) -> None:
     parser.add_argument_group("help").add_argument("-h", "--help", action="help", help="show this page and exit")
 
 
+def add_actions(parser: argparse.ArgumentParser, command: str) -> Any:
+    """Let a command have actions; return the argument for `add_action`. The command's DESCRIPTION lists them."""
+    prog = f"python -m lora_np {command}"
+    return parser.add_subparsers(dest="action", required=True, metavar="ACTION", prog=prog, help=argparse.SUPPRESS)
+
+
+def add_action(actions: Any, command: str, name: str, usage: str, description: str) -> Any:
+    """Add a command's action with its own help page; return the group to which its options are added."""
+    action = actions.add_parser(
+        name,
+        usage=f"python -m lora_np {command} {name} {usage}",
+        description=f"{description}\n",
+        formatter_class=HelpPage,
+        add_help=False,
+    )
+    group = action.add_argument_group("options")
+    add_help(action)
+    return group
+
+
 def add_model(group: Any) -> None:
     """Add --model, the model to load."""
     group.add_argument(
@@ -31,6 +52,12 @@ def add_model(group: Any) -> None:
         help="tiny (in this package), smollm2-135m (after `fetch`), a folder in Hugging Face's format, or a .gguf file "
         "(default %(default)s)",
     )
+
+
+def check_folder(path: Path) -> None:
+    """Raise an error if a file has the name of a folder to be written."""
+    if path.is_file():
+        raise NotADirectoryError(f"{path} is a file; expected a folder")
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:

@@ -53,7 +53,13 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from ..costs import count, memory
 
+    for name in ("seq", "batch"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name} {getattr(arguments, name)}; expected at least 1")
     chosen = settings(arguments)
+    if arguments.double_quant is not None and chosen["quantize"] is None:
+        option = "--double-quant" if arguments.double_quant else "--no-double-quant"
+        raise ValueError(f"{option} needs a quantised base model; add --quantize nf4, or leave it out")
     needed = memory(
         arguments.model,
         **chosen,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .help_page import check_folder
+
 HELP = 'train the model "tiny" of this package again, from random weights'
 USAGE = "[--output FOLDER] [--steps N]"
 DESCRIPTION = """Train the model "tiny" of this package again, from random weights.
@@ -35,5 +37,6 @@ def run(arguments: argparse.Namespace) -> None:
 
     if arguments.steps is not None and arguments.steps < 1:
         raise ValueError(f"--steps {arguments.steps}; expected at least 1")
+    check_folder(arguments.output)
     pretrain(arguments.output, **({} if arguments.steps is None else {"steps": arguments.steps}))
     print((arguments.output / "README.md").read_text(encoding="utf-8"))

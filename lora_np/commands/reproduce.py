@@ -9,10 +9,10 @@ HELP = "make all tables and pictures, and execute the notebooks"
 USAGE = "[options]"
 DESCRIPTION = """Make all tables and pictures again, and execute the notebooks.
 
-Run this in a clone of the repository. The quick form takes minutes: it uses small
-settings and writes to figures/quick. --full takes hours: it uses the settings of
-the committed tables and writes docs/results.md too. If --full is stopped, the same
-command continues.
+Run this in a clone of the repository. Without --full it takes minutes, uses
+small settings and writes to figures/quick. With --full it takes hours, uses the
+settings of the committed tables and writes docs/results.md too. If --full is
+stopped, the same command continues.
 
 examples:
   python -m lora_np reproduce
@@ -45,4 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from ..report.reproduce import reproduce
 
+    if arguments.workers < 1:
+        raise ValueError(f"--workers {arguments.workers}; expected at least 1")
     reproduce(arguments.full, arguments.figures, arguments.notebooks, arguments.workers)

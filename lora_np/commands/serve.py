@@ -20,7 +20,8 @@ examples:
   python -m lora_np serve --adapter keeper=keeper/
   python -m lora_np serve --model tiny --adapters adapters/ --port 0
 
-  curl http://127.0.0.1:8000/v1/completions -H "Content-Type: application/json" \\
+  curl http://127.0.0.1:8000/v1/completions \\
+       -H "Content-Type: application/json" \\
        -d '{"model": "keeper", "prompt": "Once", "max_tokens": 40}'"""
 
 

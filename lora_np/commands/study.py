@@ -62,6 +62,10 @@ def run(arguments: argparse.Namespace) -> None:
         print(listing(arguments.figures))
         return
     name, _ = study(arguments.name)
+    if arguments.workers < 1:
+        raise ValueError(f"--workers {arguments.workers}; expected at least 1")
+    if arguments.scheduler and ":" not in arguments.scheduler:
+        raise ValueError(f"--scheduler {arguments.scheduler}; expected an address such as tcp://127.0.0.1:8786")
     figures = arguments.figures / "quick" if arguments.quick else arguments.figures
     tables = {path.stem: Table.load(path) for path in sorted((figures / "data").glob("*.json"))}
     tables[name] = make(name, tables, arguments.scheduler or arguments.workers, arguments.folder, arguments.quick)

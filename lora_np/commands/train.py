@@ -170,6 +170,7 @@ def run(arguments: argparse.Namespace) -> None:
     if _is_finished(arguments):
         print(f"{arguments.output} is finished; to train again, use --overwrite")
         return
+    _check_numbers(arguments)
     check_options(arguments)
     config, (lr, lr_ratio) = configuration(arguments), learning_rates(arguments)
     base, tokenizer = load_model(arguments.model), load_tokenizer(arguments.model)
@@ -264,11 +265,24 @@ def _full(arguments: argparse.Namespace) -> bool:
     return arguments.method == "full"
 
 
+def _check_numbers(arguments: argparse.Namespace) -> None:
+    """Raise ValueError for a number out of range, before the model is loaded."""
+    lowest = dict.fromkeys(("steps", "batch_size", "accumulate", "workers", "eval_every", "checkpoint_every"), 1)
+    lowest |= {"max_length": 2, "warmup": 0, "seed": 0}
+    for name, low in lowest.items():
+        value = getattr(arguments, name)
+        if value is not None and value < low:
+            raise ValueError(f"--{name.replace('_', '-')} {value}; expected at least {low}")
+    if not 0 < arguments.epochs < math.inf:
+        raise ValueError(f"--epochs {arguments.epochs}; expected a number above 0")
+    if arguments.warmup is not None and arguments.steps is not None and arguments.warmup > arguments.steps:
+        raise ValueError(f"--warmup {arguments.warmup}; expected at most --steps {arguments.steps}")
+    if arguments.eval_every is not None and not _heldout(arguments):
+        raise ValueError(f"--eval-every {arguments.eval_every} needs held-out records; add --heldout FILE")
+
+
 def _steps(arguments: argparse.Namespace, records: int) -> int:
-    """Return the number of optimizer steps. Raises ValueError for an option that is not above 0."""
-    for name in ("epochs", "batch_size", "accumulate"):
-        if not 0 < getattr(arguments, name) < math.inf:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(arguments, name)}; expected a number above 0")
+    """Return the number of optimizer steps."""
     if arguments.steps is not None:
         return arguments.steps
     return math.ceil(arguments.epochs * records / (arguments.batch_size * arguments.accumulate))
@@ -277,8 +291,6 @@ def _steps(arguments: argparse.Namespace, records: int) -> int:
 def _workers(arguments: argparse.Namespace, model: Module) -> int:
     """Return the number of threads that share a batch: --workers, or one per core of the CPU."""
     if arguments.workers is not None:
-        if arguments.workers < 1:
-            raise ValueError(f"--workers {arguments.workers}; expected at least 1")
         return arguments.workers
     on_cpu = all(isinstance(p.value, np.ndarray) for _, p in model.named_parameters())
     cores = min(os.cpu_count() or 1, arguments.batch_size) if on_cpu else 1

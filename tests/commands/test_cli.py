@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
+import sys
 
 import pytest
 
 from lora_np import Transformer, TransformerConfig, VeraConfig, costs, get_peft_model
-from lora_np.__main__ import main
+from lora_np.__main__ import COMMANDS, main
 from lora_np.commands import methods, on_paper
 from lora_np.costs import MODELS
 
@@ -66,7 +68,7 @@ def test_memory_of_full_fine_tuning_refuses_a_rank_in_one_line(capsys):
 
 def test_memory_refuses_double_quantisation_where_nothing_is_quantised(capsys):
     assert main(["memory", "--model", "gpt-2", "--method", "lora", "--no-double-quant"]) == 1
-    assert "double_quant=False is a setting of a quantised base" in capsys.readouterr().err
+    assert "--no-double-quant needs a quantised base model; add --quantize nf4" in capsys.readouterr().err
 
 
 METHODS = {  # one of each, of Llama-2-7B; d = 4096, f = 11,008, 32 blocks
@@ -174,6 +176,54 @@ def test_a_size_that_a_method_does_not_have_is_refused_in_one_line(capsys):
         )
         assert main([command, "--model", "gpt-2", "--method", "houlsby", "--bottleneck-size", "0"]) == 1
         assert "bottleneck_size = 0; expected at least 1" in capsys.readouterr().err
+
+
+PAGES = [[], ["exercises", "write"], ["exercises", "check"], ["exercises", "grade"]]
+PAGES += [[name] for names in COMMANDS.values() for name in names]
+
+
+@pytest.mark.parametrize("columns", [80, 300])
+@pytest.mark.parametrize("page", PAGES, ids=" ".join)
+def test_a_help_page_has_a_purpose_and_an_example_and_fits_the_terminal(page, columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit):
+        main([*page, "--help"])
+    text = capsys.readouterr().out
+    usage, purpose, *rest = text.split("\n\n")
+    assert usage.startswith(f"usage: {' '.join(['python -m lora_np', *page])} ") and usage.count("\n") == 0
+    assert purpose[0].isupper() and purpose.splitlines()[0][-1] in ".,"
+    assert not page or any(part.startswith("example") for part in rest)
+    assert max(map(len, text.splitlines())) <= min(columns, 100)
+    options = re.split(r"\n  (?=-)", text)[1:]
+    assert [option for option in options if option.count("(default") > 1] == [], "a default is written once"
+
+
+def test_serve_names_its_extra_before_it_looks_for_a_model(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    assert main(["serve", "--model", "no-such-model"]) == 1
+    message = "the HTTP server needs starlette; pip install 'lora-np[serve]'"
+    assert capsys.readouterr().err == f"lora_np serve: {message}\n"
+
+
+NUMBERS = [
+    "memory --model gpt-2 --seq 0",
+    "study alpha --workers 0",
+    "reproduce --workers 0",
+    "pretrain --steps 0",
+    "bench --threads 0",
+    "exercises grade submissions --csv grades.csv --workers 0",
+    "generate --model no-such-model --seed -1 x",
+    "train --model no-such-model --data lighthouse --output out --seed -1",
+    "train --model no-such-model --data lighthouse --output out --warmup -1",
+]
+
+
+@pytest.mark.parametrize("command", NUMBERS)
+def test_a_number_out_of_range_is_one_line_with_the_option_and_the_lowest_value(command, capsys):
+    option, value = re.search(r"(--[a-z-]+) (0|-1)\b", command).groups()
+    assert main(command.split()) == 1
+    name = command.split()[0]
+    assert capsys.readouterr().err == f"lora_np {name}: {option} {value}; expected at least {int(value) + 1}\n"
 
 
 @pytest.mark.slow
