@@ -21,8 +21,8 @@ USAGE = "[PROMPT ...] [options]"
 DESCRIPTION = """Let a model answer a question or continue a text, with or without an adapter.
 
 One PROMPT: the text is printed token by token.
-Several: they are generated as one batch, then printed.
-None: a text from a pipe is the prompt. In a terminal a conversation starts, and
+Several PROMPTs: all texts are generated as one batch, then printed.
+No PROMPT: a text from a pipe is the prompt. In a terminal a conversation starts;
 an empty line ends it.
 
 examples:
@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings of sampling. Raises ValueError for a wrong one, before a model is loaded."""
+    """Return the settings of sampling. Raises ValueError for a wrong setting, before a model is loaded."""
     from ..transformer.generation import Sampling
 
     Sampling(arguments.temperature, arguments.top_k, arguments.top_p)

@@ -1,4 +1,4 @@
-"""The layout of the help pages, and what several commands share."""
+"""The layout of the help pages, and functions that several commands use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add_help(parser: argparse.ArgumentParser) -> None:
 
 
 def add_actions(parser: argparse.ArgumentParser, command: str) -> Any:
-    """Let a command have actions; return the argument for `add_action`. The command's DESCRIPTION lists them."""
+    """Prepare a command for actions; return the object that `add_action` needs. DESCRIPTION lists the actions."""
     prog = f"python -m lora_np {command}"
     return parser.add_subparsers(dest="action", required=True, metavar="ACTION", prog=prog, help=argparse.SUPPRESS)
 
@@ -55,7 +55,7 @@ def add_model(group: Any) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Raise an error if a file has the name of a folder to be written."""
+    """Raise NotADirectoryError if `path` is a file; a folder is expected."""
     if path.is_file():
         raise NotADirectoryError(f"{path} is a file; expected a folder")
 

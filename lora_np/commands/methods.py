@@ -1,6 +1,6 @@
 """The methods of `train --method`: the configuration, the options and the default learning rate of each.
 
-They are defined in the file of each method. A default learning rate is a starting point for a search, not the best value.
+Each method defines them in its own file. A default learning rate is a starting point for a search, not the best value.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def configuration(arguments: argparse.Namespace) -> PeftConfig | None:
-    """Return the configuration of the chosen method; None for full fine-tuning. Raises the configuration's own errors.
+    """Return the configuration of the chosen method; None for full fine-tuning. Raises the errors of the configuration class.
 
     Options of other methods are ignored; `check_options` raises an error for them.
     """
@@ -78,7 +78,7 @@ def configuration(arguments: argparse.Namespace) -> PeftConfig | None:
 
 
 def learning_rates(arguments: argparse.Namespace) -> tuple[float, dict[str, float]]:
-    """Return the learning rate and AdamW's `lr_ratio`, the factors by which single parameters differ from it."""
+    """Return the learning rate, and AdamW's `lr_ratio`: for lora+ the factor for B, otherwise no factor."""
     choice = METHODS[arguments.method]
     ratio = arguments.loraplus_lr_ratio
     if ratio is None and RATIO in choice.optimizer:
@@ -115,7 +115,7 @@ def check_options(arguments: argparse.Namespace) -> None:
 
 
 def option_name(name: str) -> str:
-    """Return the command line's name for a field of a configuration."""
+    """Return the name of the command-line option for a field of a configuration."""
     return name.removeprefix("num_")
 
 

@@ -16,7 +16,7 @@ QLORA = {"qlora": (DEFAULT, "nf4")}  # short for `--method lora --quantize nf4`
 def add_settings(
     parser: argparse.ArgumentParser, add_others: Callable[[argparse.ArgumentParser], None] = lambda parser: None
 ) -> None:
-    """Add --model, --method, --quantize, then what `add_others` adds, then the options of each method."""
+    """Add --model, --method and --quantize, call `add_others`, then add the options of all methods."""
     group, models, names = parser.add_argument_group("model and method"), sorted(MODELS), [*METHODS, *QLORA]
     group.add_argument("--model", required=True, choices=models, metavar="MODEL", help=", ".join(models))
     group.add_argument(
@@ -32,7 +32,7 @@ def add_settings(
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the configuration and the quantisation that the arguments mean. Raises the same errors as `train`."""
+    """Return the configuration of the method and the quantisation of the base. Raises the same errors as `train`."""
     method, quantize = QLORA.get(arguments.method, (arguments.method, None))
     asked = argparse.Namespace(**vars(arguments) | {"method": method, "quantize": arguments.quantize or quantize})
     check_options(asked)

@@ -45,7 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="allow POST /v1/load_lora_adapter to load adapters from FOLDER and its subfolders; can be repeated",
     )
     models.add_argument(
-        "--max-loras", type=int, default=64, metavar="N", help="adapters in memory (default %(default)s)"
+        "--max-loras",
+        type=int,
+        default=64,
+        metavar="N",
+        help="largest number of loaded adapters in memory (default %(default)s)",
     )
     address = parser.add_argument_group("address")
     address.add_argument(
@@ -56,14 +60,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     address.add_argument("--port", type=int, default=8000, help="port; 0 chooses a free one (default %(default)s)")
     limits = parser.add_argument_group("limits")
     limits.add_argument(
-        "--max-batch", type=int, default=32, metavar="N", help="requests computed together (default %(default)s)"
+        "--max-batch",
+        type=int,
+        default=32,
+        metavar="N",
+        help="largest number of requests computed together (default %(default)s)",
     )
     limits.add_argument(
         "--max-queue",
         type=int,
         default=256,
         metavar="N",
-        help="waiting requests; further requests get status 429 (default %(default)s)",
+        help="largest number of waiting requests; further requests get status 429 (default %(default)s)",
     )
 
 

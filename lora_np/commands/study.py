@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--quick",
         action="store_true",
-        help="use a small setting of minutes, and write to the subfolder quick of --figures",
+        help="use a small setting that takes minutes; write to the subfolder `quick` of --figures",
     )
     runs = parser.add_argument_group("runs")
     where = runs.add_mutually_exclusive_group()

@@ -131,7 +131,9 @@ KEYS = "positions of the prefix, each with a key and a value per layer (default 
 OPTIONS = {
     "num_virtual_tokens": Option(PrefixTuningConfig.num_virtual_tokens, KEYS, "N", int),
     "prefix_projection": Option(PrefixTuningConfig.prefix_projection, "train the prefix through an MLP (default: no)"),
-    "encoder_hidden_size": Option(None, "width of that MLP (default: width of a layer's keys)", "M", int),
+    "encoder_hidden_size": Option(
+        None, "width of the MLP of --prefix-projection (default: width of a layer's keys)", "M", int
+    ),
 }
 
 

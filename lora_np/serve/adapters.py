@@ -1,7 +1,7 @@
 """Load adapters by name, and keep a limited number of them in memory.
 
 The least recently used (LRU) adapter is removed first. An adapter that a request uses is never removed. Adapters load only
-from the folders that the server was started with.
+from folders that are named when the server starts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class UnknownAdapter(KeyError):
 
 
 class AdapterStore:
-    """The adapters of one PeftModel, of which at most `max_loras` loaded ones are in memory.
+    """The adapters of one PeftModel, with a limit on the loaded adapters in memory.
 
     Adapters that the model had before are permanent: they are always in memory and are not counted.
 

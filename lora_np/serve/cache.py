@@ -18,7 +18,10 @@ from ..transformer.cache import LayerCache
 
 
 class BatchLayerCache(LayerCache):
-    """Keys and values of one layer, each (rows, g, columns, d); the first `rows` rows and columns start … end are used."""
+    """Keys and values of one layer, each (max_rows, g, columns, d).
+
+    Only the first `rows` rows and the columns from `start` to `end` are used.
+    """
 
     def __init__(self, max_rows: int) -> None:
         super().__init__()
@@ -52,7 +55,7 @@ class BatchLayerCache(LayerCache):
         self.length = longest
 
     def reserve(self, k: Array, v: Array, before: int, after: int) -> tuple[Array, Array]:
-        """Return arrays with `before` columns before `end` and `after` columns behind it; twice as many if they must grow.
+        """Return arrays with at least `before` columns before `end` and `after` columns after it. If they grow, they double.
 
         New columns are zeros. Uninitialised memory can contain NaN, and a masked value, times a probability of 0, is then NaN.
         """

@@ -118,7 +118,7 @@ def parse(body: dict[str, Any], chat: bool) -> CompletionRequest:
 
 
 def typed(body: dict[str, Any], name: str, kind: type) -> Any:
-    """Return the value of a field, or None if it is missing or null. Raises ProtocolError for another type than `kind`."""
+    """Return the value of a field, or None if it is missing or null. Raises ProtocolError if its type is not `kind`."""
     value = body.get(name)
     if value is not None and type(value) is not kind:
         raise ProtocolError(400, f"{name} = {value!r}; expected a JSON {JSON_TYPES[kind]}", name)
@@ -126,7 +126,7 @@ def typed(body: dict[str, Any], name: str, kind: type) -> Any:
 
 
 def integer(body: dict[str, Any], name: str, low: int, high: int | None = None) -> int | None:
-    """Return a field that must be an integer in low … high, or None if it is missing."""
+    """Return the value of a field that must be an integer from `low` to `high`; None if it is missing."""
     value = typed(body, name, int)
     if value is not None and not (low <= value and (high is None or value <= high)):
         raise ProtocolError(
@@ -136,7 +136,7 @@ def integer(body: dict[str, Any], name: str, low: int, high: int | None = None) 
 
 
 def number(body: dict[str, Any], name: str, low: float, high: float, above: bool = False) -> float | None:
-    """Return a field that must be a number in low … high (above `low` if `above`), or None if it is missing."""
+    """Return the value of a field that must be a number from `low` (not `low` itself if `above`) to `high`; None if missing."""
     value = body.get(name)
     if value is None:
         return None
