@@ -22,8 +22,8 @@ DESCRIPTION = """Let a model answer a question or continue a text, with or witho
 
 One PROMPT: the text is printed token by token.
 Several PROMPTs: all texts are generated as one batch, then printed.
-No PROMPT: a text from a pipe is the prompt. In a terminal a conversation starts;
-an empty line ends it.
+No PROMPT: a text from a pipe is the prompt. In a terminal, a conversation
+starts; an empty line ends it.
 
 examples:
   python -m lora_np generate --adapter keeper/ "Why does bread rise?"

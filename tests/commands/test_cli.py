@@ -1,4 +1,4 @@
-"""The commands: what they print, and one clear line when the input is wrong."""
+"""The commands: what they print, and one clear line for wrong input."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_params_takes_a_list_with_commas(capsys):
     assert "trainable params: 4,194,304 ||" in capsys.readouterr().out
 
 
-def test_an_unknown_target_lists_the_names_that_exist(capsys):
+def test_an_unknown_target_lists_the_existing_names(capsys):
     assert main(["params", "--model", "gpt-2", "--target-modules", "q_proj"]) == 1
     assert "'q_proj' matches no linear layer; this model's linear layers are c_attn" in capsys.readouterr().err
 
@@ -34,13 +34,13 @@ def test_a_rank_of_zero_is_refused(capsys):
     assert capsys.readouterr().err.count("\n") == 1, "an error is one line"
 
 
-def test_an_unknown_model_lists_those_that_are_known(capsys):
+def test_an_unknown_model_lists_the_known_models(capsys):
     with pytest.raises(SystemExit):
         main(["params", "--model", "gpt-5"])
     assert "smollm2-135m" in capsys.readouterr().err
 
 
-def test_memory_prints_each_part_and_the_cards_that_it_fits(capsys):
+def test_memory_prints_each_part_and_the_gpus_that_it_fits(capsys):
     assert main(["memory", "--model", "llama-65b", "--method", "qlora", "--r", "16", "--seq", "512"]) == 0
     out = capsys.readouterr().out
     assert "llama-65b, qlora, r = 16, 1 × 512 tokens, 16-bit, gradient checkpointing on" in out
@@ -101,7 +101,7 @@ def test_the_rows_of_params_add_up_and_veras_shared_factors_are_named(capsys):
 
 
 @pytest.mark.parametrize("method", ["rslora", "pissa", "lora+"])
-def test_on_paper_what_costs_as_lora_does_is_asked_for_by_its_own_name(method, capsys):
+def test_methods_with_the_cost_of_lora_are_known_by_their_own_names(method, capsys):
     for command in ("params", "memory"):
         assert main([command, "--model", "gpt-2", "--method", method]) == 0
         said = capsys.readouterr().out
@@ -118,7 +118,7 @@ def test_on_paper_what_costs_as_lora_does_is_asked_for_by_its_own_name(method, c
     "options", ["--lora-dropout 0.1", "--method dora --r 4", "--method prefix --prefix-projection"]
 )
 @pytest.mark.parametrize("model", ["gpt-2", "llama-3-8b"])
-def test_on_paper_a_configuration_is_the_one_that_train_makes_of_the_same_options(model, options):
+def test_params_and_memory_make_the_same_configuration_as_train(model, options):
     train, paper = argparse.ArgumentParser(), argparse.ArgumentParser()
     train.add_argument("--model")
     methods.add_method(train)
@@ -131,7 +131,7 @@ def test_on_paper_a_configuration_is_the_one_that_train_makes_of_the_same_option
 
 
 @pytest.mark.parametrize("command", ["params", "memory"])
-def test_qlora_is_lora_over_a_quantised_base_and_another_method_can_be_too(command, capsys):
+def test_qlora_is_lora_over_a_quantised_base_and_other_methods_can_be_quantised_too(command, capsys):
     def said(*options):
         assert main([command, "--model", "llama-2-7b", *options]) == 0
         return capsys.readouterr().out
@@ -143,7 +143,7 @@ def test_qlora_is_lora_over_a_quantised_base_and_another_method_can_be_too(comma
     assert "DoRA of rank 8, over nf4" in said("--method", "dora", "--quantize", "nf4") or command == "memory"
 
 
-def test_on_paper_is_every_method_that_train_has():
+def test_params_and_memory_know_every_method_of_train():
     parser = argparse.ArgumentParser()
     on_paper.add_settings(parser)
     (choices,) = (action.choices for action in parser._actions if action.dest == "method")
@@ -151,8 +151,8 @@ def test_on_paper_is_every_method_that_train_has():
 
 
 @pytest.mark.parametrize("method", ["lora", "rslora", "lora-fa", "lora+", "vera", "prefix", "houlsby", "pfeiffer"])
-def test_on_paper_a_method_has_the_sizes_that_train_gives_it(method, capsys):
-    """Where nothing is said: the count of the model that `train --method` would train."""
+def test_params_counts_a_method_with_its_defaults_in_train(method, capsys):
+    """Without options, the count equals that of the model that `train --method` trains."""
     choice = methods.METHODS[method]
     sizes = MODELS["smollm2-135m"]
     config = TransformerConfig(

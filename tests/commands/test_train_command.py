@@ -1,4 +1,4 @@
-"""python -m lora_np train: it does what the library does, says what it does, resumes, and never loses what is there."""
+"""`python -m lora_np train`: same weights as the library calls, printed plan, resuming, and no existing file is lost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RUN = ["--model", "tiny", "--batch-size", "2", "--steps", "3", "--checkpoint-eve
 
 @pytest.fixture
 def jsonl(tmp_path):
-    """`jsonl(records, name)` → the path of a file of them, as a string."""
+    """`jsonl(records, name)` writes a file with these records and returns its path as a string."""
 
     def write(records=DATA, name="data.jsonl"):
         (tmp_path / name).write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
@@ -53,13 +53,13 @@ def files(folder):
 
 
 def weights(folder):
-    """What was learned, bit for bit. (A file's bytes are not: the order of its metadata is chance.)"""
+    """The saved arrays, bit for bit. The bytes of the files can differ in the order of the metadata."""
     arrays = [load_arrays(path)[0] for path in sorted(folder.glob("*.safetensors"))]
     return [{name: (x.dtype.str, x.shape, x.tobytes()) for name, x in found.items()} for found in arrays]
 
 
 class Interrupted(conversations.ConversationBatches):
-    """A person presses Ctrl-C in the second step."""
+    """Batches that raise KeyboardInterrupt in the second step, like Ctrl-C."""
 
     def __getitem__(self, i):
         if i == 1:
@@ -74,7 +74,7 @@ def interrupt(batches, i):
 # -------------------------------------------------------------------------------------------------------- what it does
 
 
-def test_it_does_what_the_same_calls_of_the_library_do(run, jsonl, tmp_path):
+def test_train_gives_the_same_weights_as_the_library_calls(run, jsonl, tmp_path):
     options = ["--r", 3, "--lora-alpha", 5, "--target-modules", "q_proj,v_proj", "--lora-dropout", 0.2, "--use-rslora"]
     options += ["--lr", 0.02, "--warmup", 2, "--weight-decay", 0.1, "--max-grad-norm", 0.5, "--accumulate", 2]
     assert run(*options, "--seed", 4) == 0
@@ -106,7 +106,7 @@ def test_it_does_what_the_same_calls_of_the_library_do(run, jsonl, tmp_path):
     assert json.loads(ours) == json.loads(theirs)
 
 
-def test_over_a_quantised_base_it_does_what_the_same_calls_of_the_library_do(run, jsonl, tmp_path, capsys):
+def test_train_over_a_quantised_base_gives_the_same_weights_as_the_library_calls(run, jsonl, tmp_path, capsys):
     assert run("--quantize", "nf4", "--lr", 0.02) == 0
     assert "--quantize nf4" in capsys.readouterr().out, "the command to try it with"
     config = methods.METHODS["lora"].configuration(base_model_name_or_path="tiny")
@@ -125,7 +125,7 @@ def test_full_fine_tuning_of_four_bits_is_refused(run, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_adapter_is_one_for_the_library_and_knows_its_losses(run, jsonl, tmp_path, capsys):
+def test_the_library_loads_the_adapter_and_history_has_its_losses(run, jsonl, tmp_path, capsys):
     assert run("--heldout", jsonl(DATA[:2], "heldout.jsonl"), "--eval-every", 2) == 0
     rows = json.loads((tmp_path / "out" / "history.json").read_text(encoding="utf-8"))
     assert [row["step"] for row in rows if "heldout" in row] == [0, 2, 3]
@@ -157,7 +157,7 @@ def test_peft_loads_the_folder(run, tmp_path):
     assert difference < 1e-4 < np.abs(host(plain.forward(tokens)[0]) - expected).max(), "measured 1e-5"
 
 
-def test_it_says_first_what_it_is_going_to_do(run, capsys):
+def test_train_first_prints_the_plan(run, capsys):
     assert run("--accumulate", 2) == 0
     said = capsys.readouterr().out.splitlines()
     examples = [conversations.example(record, ln.load_tokenizer("tiny")) for record in DATA]
@@ -177,7 +177,7 @@ def test_epochs_are_as_many_steps_as_they_need(options, steps, jsonl, tmp_path, 
     assert f"\n{steps} step{'s' * (steps > 1)} of" in capsys.readouterr().out, "5 records, 3 epochs if nothing is said"
 
 
-def test_it_shows_how_far_it_is(run, monkeypatch, capsys):
+def test_train_prints_its_progress(run, monkeypatch, capsys):
     monkeypatch.setattr("lora_np.progress.EVERY", -1.0)
     assert run() == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "steps" in line]
@@ -194,7 +194,7 @@ COMMANDS = {  # the first record → the command but for the folder
 
 @pytest.mark.skipif(os.name == "nt", reason="its terminal quotes otherwise")
 @pytest.mark.parametrize("case", COMMANDS)
-def test_it_ends_with_the_command_that_tries_the_adapter(case, run, jsonl, tmp_path, capsys):
+def test_train_ends_with_a_command_that_tries_the_adapter(case, run, jsonl, tmp_path, capsys):
     record, expected = COMMANDS[case]
     assert run("--heldout", jsonl([record], "heldout.jsonl"), "--steps", 1) == 0
     line = capsys.readouterr().out.splitlines()[-1].strip()
@@ -247,7 +247,7 @@ def test_full_saves_the_tokenizer_beside_it(make_model, jsonl, tmp_path):
     assert saved.eos_token_id == 2
 
 
-def test_loras_options_say_nothing_about_full_fine_tuning(run, tmp_path, capsys):
+def test_options_of_lora_are_refused_with_full(run, tmp_path, capsys):
     for option in (
         ["--r", 4],
         ["--lora-alpha", 8],
@@ -300,9 +300,7 @@ def test_every_method_of_the_command_is_tried_here():
 
 
 @every_method
-def test_a_method_is_the_configuration_that_it_means_and_generate_takes_what_it_saves(
-    options, run, jsonl, tmp_path, capsys
-):
+def test_each_method_trains_its_configuration_and_generate_loads_the_adapter(options, run, jsonl, tmp_path, capsys):
     assert run(*options.split(), "--steps", 2, "--lr", 0.1) == 0
     model = ln.load_model("tiny")
     config = replace(METHODS[options], base_model_name_or_path="tiny")
@@ -344,7 +342,7 @@ def test_over_four_bits_every_method_trains_and_its_adapter_generates(method, ru
 
 
 @pytest.mark.parametrize("method", [name for name in methods.METHODS if name not in ("lora", "full")])
-def test_a_method_has_a_learning_rate_to_begin_with_and_the_help_says_so(method, run, capsys):
+def test_each_method_has_a_default_learning_rate_that_the_help_lists(method, run, capsys):
     assert run("--method", method, "--steps", 1) == 0
     lr = methods.METHODS[method].lr
     assert f"AdamW(lr={lr}," in capsys.readouterr().out
@@ -357,7 +355,7 @@ def test_a_method_has_a_learning_rate_to_begin_with_and_the_help_says_so(method,
 
 @dataclass(frozen=True)
 class LeakConfig:
-    """A method of tomorrow."""
+    """The configuration of an imagined new method."""
 
     leak: float = 0.5
     deep: bool = False
@@ -403,14 +401,14 @@ NO_USE = {
 
 
 @pytest.mark.parametrize("options", NO_USE)
-def test_what_a_method_cannot_use_is_one_line_that_says_what_it_can(options, run, tmp_path, capsys):
+def test_an_option_of_another_method_is_refused_with_the_methods_own_options(options, run, tmp_path, capsys):
     assert run(*options.split()) == 1
     error = capsys.readouterr().err
     assert NO_USE[options] in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_full_is_a_method_and_one_is_enough(run, capsys):
+def test_full_and_another_method_exclude_each_other(run, capsys):
     with pytest.raises(SystemExit):
         run("--full", "--method", "lora")
     assert "argument --method: not allowed with argument --full" in capsys.readouterr().err
@@ -434,7 +432,7 @@ RESUMED = [
 
 
 @pytest.mark.parametrize("method", [options.split() for options in RESUMED], ids=RESUMED)
-def test_stopped_and_resumed_it_ends_as_if_it_had_never_stopped(method, run, jsonl, tmp_path, monkeypatch, capsys):
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_run(method, run, jsonl, tmp_path, monkeypatch, capsys):
     options = [*method, "--heldout", jsonl(DATA[:2], "heldout.jsonl")]
     assert run(*options) == 0
     expected = weights(tmp_path / "out")
@@ -472,7 +470,7 @@ def test_an_unfinished_run_can_be_begun_again(run, tmp_path, monkeypatch):
     assert weights(tmp_path / "out") == again, "no step of the run with another lr is in it"
 
 
-def test_resume_begins_where_there_is_nothing_and_does_nothing_where_all_is_done(run, tmp_path, capsys):
+def test_resume_starts_a_new_run_and_does_not_repeat_a_finished_one(run, tmp_path, capsys):
     assert run("--resume") == 0
     before = files(tmp_path / "out")
     assert run("--resume") == 0
@@ -480,7 +478,7 @@ def test_resume_begins_where_there_is_nothing_and_does_nothing_where_all_is_done
     assert files(tmp_path / "out") == before
 
 
-def test_a_finished_adapter_is_overwritten_only_where_that_is_asked_for(run, tmp_path, capsys):
+def test_a_finished_adapter_is_overwritten_only_with_overwrite(run, tmp_path, capsys):
     assert run() == 0
     before, learned = files(tmp_path / "out"), weights(tmp_path / "out")
     assert run("--lr", 0.01) == 1
@@ -493,7 +491,7 @@ def test_a_finished_adapter_is_overwritten_only_where_that_is_asked_for(run, tmp
     assert weights(tmp_path / "out") != learned
 
 
-def test_the_old_adapter_stays_until_the_new_one_is_there(run, tmp_path, monkeypatch):
+def test_the_old_adapter_stays_until_the_new_one_is_saved(run, tmp_path, monkeypatch):
     assert run() == 0
     before = files(tmp_path / "out")
     monkeypatch.setattr(conversations, "ConversationBatches", Interrupted)
@@ -502,9 +500,7 @@ def test_the_old_adapter_stays_until_the_new_one_is_there(run, tmp_path, monkeyp
     assert after.pop("checkpoint.safetensors") and after.pop("overwriting") == b"" and after == before
 
 
-def test_resume_takes_no_old_adapter_for_that_of_a_run_stopped_before_its_first_checkpoint(
-    run, tmp_path, monkeypatch, capsys
-):
+def test_resume_after_overwrite_does_not_mistake_the_old_adapter_for_the_new_one(run, tmp_path, monkeypatch, capsys):
     assert run() == 0
     old = weights(tmp_path / "out")
     with monkeypatch.context() as patch:
@@ -531,7 +527,7 @@ def test_a_run_that_is_refused_overwrites_nothing(options, run, tmp_path):
     assert files(tmp_path / "out") == before
 
 
-def test_half_an_adapter_is_no_finished_one(run, tmp_path, capsys):
+def test_half_an_adapter_is_not_a_finished_one(run, tmp_path, capsys):
     assert run() == 0
     (tmp_path / "out" / "adapter_config.json").unlink()
     assert run("--resume") == 1
@@ -539,8 +535,8 @@ def test_half_an_adapter_is_no_finished_one(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("first", "then"), [([], ["--full"]), (["--full"], [])], ids=["adapter", "model"])
-def test_a_folder_is_of_an_adapter_or_of_a_model(first, then, run, tmp_path, capsys):
-    """Both in one folder would be read by other libraries as the one upon the other."""
+def test_a_folder_has_an_adapter_or_a_model_but_not_both(first, then, run, tmp_path, capsys):
+    """Other libraries would load both from one folder, and put the adapter on the wrong base."""
     assert run(*first) == 0
     before = files(tmp_path / "out")
     assert run(*then, "--overwrite") == 1
@@ -583,7 +579,7 @@ def test_another_base_is_not_resumed(run, tmp_path, monkeypatch, capsys):
     assert "belongs to another run: digest of the frozen weights was" in capsys.readouterr().err
 
 
-def test_what_a_killed_writer_left_is_swept_away_and_nothing_else(run, tmp_path):
+def test_incomplete_files_of_a_killed_process_are_removed_and_no_others(run, tmp_path):
     left = tmp_path / "out" / "checkpoint.safetensors.0123456789abcdef0123456789abcdef.tmp"
     left.mkdir(parents=True)
     (left / "checkpoint.safetensors").write_text("half")
@@ -636,7 +632,7 @@ def test_epochs_are_a_number_above_0(epochs, jsonl, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("cores", "expected"), [(1, 1), (2, 2), (64, 2)])
-def test_by_default_a_thread_a_core_shares_each_batch(cores, expected, jsonl, tmp_path, monkeypatch):
+def test_by_default_one_thread_per_core_shares_each_batch(cores, expected, jsonl, tmp_path, monkeypatch):
     monkeypatch.setattr(command.os, "cpu_count", lambda: cores)
     seen = []
 

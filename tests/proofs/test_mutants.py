@@ -388,14 +388,14 @@ MUTANTS = {
         BatchCache.next_step,
         "np.arange(columns) >= columns - 1 - positions",
         "np.arange(columns) > columns - 1 - positions",
-        test_serve_engine.test_rows_that_join_and_leave_read_what_they_read_alone,
+        test_serve_engine.test_rows_added_to_and_removed_from_the_cache_give_the_logits_of_each_row_alone,
         {},
     ),
     "a row left behind when another takes its place": Mutant(
         BatchLayerCache.remove_row,
         "room[row, :, self.start : self.end] = room[self.rows, :, self.start : self.end]",
         "pass",
-        test_serve_engine.test_rows_that_join_and_leave_read_what_they_read_alone,
+        test_serve_engine.test_rows_added_to_and_removed_from_the_cache_give_the_logits_of_each_row_alone,
         {},
     ),
     # the layers
