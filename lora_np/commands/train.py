@@ -166,7 +166,7 @@ def run(arguments: argparse.Namespace) -> None:
     from ..training import AdamW, WarmupCosine, train
     from ..training.loop import check_run
 
-    arguments.method = arguments.method or DEFAULT  # a default of argparse would be allowed together with --full
+    arguments.method = arguments.method or DEFAULT  # with a default in argparse, `--full --method lora` is not refused
     if _is_finished(arguments):
         print(f"{arguments.output} is finished; to train again, use --overwrite")
         return

@@ -48,7 +48,5 @@ class EngineThread:
                     future.set_exception(error)
             try:
                 self.engine.step()
-            except (
-                Exception
-            ) as error:  # for example too little memory: the running requests fail, later ones are served
+            except Exception as error:  # for example MemoryError: running requests fail, later requests are served
                 self.engine.abort(error)
