@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..optional import extra
+
 HELP = "make all tables and pictures, and execute the notebooks"
 USAGE = "[options]"
 DESCRIPTION = """Make all tables and pictures again, and execute the notebooks.
@@ -45,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from ..report.reproduce import reproduce
 
+    with extra("course", "running a notebook"):  # an error comes now, not after the training runs
+        import jupytext  # noqa: F401
+        import nbclient  # noqa: F401
+    with extra("studies", "a study of several runs"):
+        import joblib  # noqa: F401
+        import threadpoolctl  # noqa: F401
     if arguments.workers < 1:
         raise ValueError(f"--workers {arguments.workers}; expected at least 1")
     reproduce(arguments.full, arguments.figures, arguments.notebooks, arguments.workers)
