@@ -106,7 +106,7 @@ def helps() -> Iterator[tuple[str, str]]:
 
     def walk(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[str, str]]:
         for text in (parser.description, parser.epilog):
-            for sentence in sentences(text or ""):
+            for sentence in sentences(re.sub(r"^ +\S.*$", "", text or "", flags=re.MULTILINE)):  # not the examples
                 yield name, sentence
         for action in parser._actions:
             if isinstance(action, argparse._SubParsersAction):

@@ -1,55 +1,82 @@
-"""python -m lora_np …: the main jobs from a terminal; each is a file in commands/."""
+"""python -m lora_np COMMAND: the command line. Each command is a file in commands/."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from importlib import import_module
+from typing import Any
 
+from .commands.help_page import HelpPage, add_help
 from .optional import MissingExtra
 
-COMMANDS = (
-    "reproduce",
-    "study",
-    "fetch",
-    "train",
-    "generate",
-    "serve",
-    "params",
-    "memory",
-    "pretrain",
-    "bench",
-    "exercises",
-)
+COMMANDS = {  # the sections of the help page, and their commands
+    "learn": ("exercises",),
+    "get and train models": ("fetch", "train", "pretrain"),
+    "use a model": ("generate", "serve"),
+    "calculate before training": ("params", "memory"),
+    "measure": ("study", "bench", "reproduce"),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0 when it worked, or what it returns; 1 with one line that says what was wrong."""
-    for stream in (sys.stdout, sys.stderr):  # ΔW, → and × go out as UTF-8, also into a pipe on Windows
+    """Run one command and return its exit status: 0 after success, 1 after an error, which is printed as one line."""
+    for stream in (sys.stdout, sys.stderr):  # print ΔW, → and × as UTF-8, also into a pipe on Windows
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8")
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments) or 0
     except (ValueError, TypeError, KeyError, OSError, RuntimeError, FloatingPointError, MissingExtra) as error:
-        print(
-            f"lora_np {arguments.command}: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr
-        )
+        print(f"lora_np {arguments.command}: {_message(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"lora_np {arguments.command}: stopped", file=sys.stderr)
         return 130
 
 
+def _message(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return str(error.args[0])  # str(error) would have quotation marks
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"  # without "[Errno 13]"
+    return str(error)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m lora_np", description="LoRA from scratch in NumPy and CuPy")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in COMMANDS:
-        command = import_module(f".commands.{name}", __package__)
-        one = commands.add_parser(name, help=command.HELP, description=command.HELP)
+    commands = {name: import_module(f".commands.{name}", __package__) for names in COMMANDS.values() for name in names}
+    parser = argparse.ArgumentParser(
+        "python -m lora_np",
+        usage="%(prog)s COMMAND [options]",
+        description=_overview(commands),
+        formatter_class=HelpPage,
+        add_help=False,
+    )
+    # SUPPRESS, because the description already lists the commands
+    added = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", prog=parser.prog, help=argparse.SUPPRESS
+    )
+    for name, command in commands.items():
+        one = added.add_parser(
+            name,
+            usage=command.USAGE and f"%(prog)s {command.USAGE}",
+            description=f"{command.DESCRIPTION}\n",
+            formatter_class=HelpPage,
+            add_help=False,
+        )
         command.add_arguments(one)
+        add_help(one)
         one.set_defaults(run=command.run)
+    add_help(parser)
     return parser
+
+
+def _overview(commands: dict[str, Any]) -> str:
+    lines = ["LoRA and other adapter methods from scratch, in NumPy and CuPy."]
+    for title, names in COMMANDS.items():
+        lines += ["", f"{title}:", *(f"  {name:<10} {commands[name].HELP}" for name in names)]
+    lines += ["", "python -m lora_np COMMAND --help shows the options of a command and an example."]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

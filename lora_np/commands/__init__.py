@@ -1,1 +1,5 @@
-"""The commands, one a file: HELP, `add_arguments(parser)` and `run(arguments)`; what they do lives below, and is imported late."""
+"""The commands of `python -m lora_np`, one file per command.
+
+HELP is its line in the list of commands, USAGE and DESCRIPTION begin its own help page. `add_arguments(parser)` adds its options,
+and `run(arguments)` runs it. The library is imported in `run`, so that `--help` is fast.
+"""

@@ -1,4 +1,4 @@
-"""python -m lora_np bench: what a training step costs, here and in PyTorch."""
+"""python -m lora_np bench: measure a training step, here and in PyTorch."""
 
 from __future__ import annotations
 
@@ -11,20 +11,54 @@ from pathlib import Path
 from ..optional import extra
 from ..studies.harness.table import Table
 
-HELP = "what a training step costs: seconds and peak memory, here, in PyTorch with PEFT, and at least"
+HELP = "measure time and memory of a training step, also in PyTorch"
+USAGE = "[options]"
+DESCRIPTION = """Measure time and memory of a training step, here and in PyTorch.
+
+The competitors take turns: this library, PyTorch with PEFT (if installed), and
+as a lower bound the frozen matrix products alone. Run nothing else meanwhile.
+
+parts:
+  methods           full fine-tuning and LoRA on tiny, in this process
+  tiny, smollm2-135m, llama-2-7b-block
+                    a LoRA step on this model or block
+  quantized         a LoRA step over float32 and over NF4
+  generation        greedy generation
+  scaling           how the time grows with batch, length, rank and layers
+
+examples:
+  python -m lora_np bench --only tiny --quick
+  python -m lora_np bench --json figures/data --figures figures"""
 STEPS = ("tiny", "smollm2-135m", "llama-2-7b-block")
 PARTS = ("methods", *STEPS, "quantized", "generation", "scaling")
-PICTURES = {"speed": "speed_chart", "speed_scaling": "scaling_chart"}  # table → its function in plots
+PICTURES = {
+    "speed": "speed_chart",
+    "speed_scaling": "scaling_chart",
+}  # table → the function of lora_np.plots that draws it
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    measured = parser.add_argument_group("measurement")
+    measured.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help="measure these parts (default: all)")
+    measured.add_argument(
+        "--quick", action="store_true", help="3 rounds, with more noise (default: 9 rounds; 5 for generation)"
+    )
+    measured.add_argument(
+        "--no-compile", action="store_true", help="leave out torch.compile, which takes one or two minutes"
+    )
+    measured.add_argument(
+        "--threads",
+        type=int,
+        default=os.cpu_count(),
+        metavar="N",
+        help="threads of each competitor (default: one per core)",
+    )
+    results = parser.add_argument_group("results")
     tables = "speed.json, quantized_speed.json, generation_speed.json and speed_scaling.json"
-    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}; default all")
-    parser.add_argument("--quick", action="store_true", help="three rounds: a look, with more noise")
-    parser.add_argument("--no-compile", action="store_true", help="without torch.compile, which takes a minute or two")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side (default: every processor)")
-    parser.add_argument("--json", type=Path, default=None, metavar="FOLDER", help=f"write {tables} there")
-    parser.add_argument("--figures", type=Path, default=None, metavar="FOLDER", help="draw their pictures there")
+    results.add_argument("--json", type=Path, metavar="FOLDER", help=f"write {tables} to this folder")
+    results.add_argument(
+        "--figures", type=Path, metavar="FOLDER", help="draw the pictures of the tables to this folder"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -34,23 +68,23 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.threads < 1:
         raise ValueError(f"--threads {arguments.threads}; expected at least 1")
     for folder in filter(None, (arguments.json, arguments.figures)):
-        folder.mkdir(parents=True, exist_ok=True)  # raises now, and not after ten minutes
+        folder.mkdir(parents=True, exist_ok=True)  # an error comes now, not after ten minutes
     with extra("studies", "a timing"):
-        import threadpoolctl  # noqa: F401, the same
+        import threadpoolctl  # noqa: F401, for the same reason
     if arguments.figures:
-        from .. import plots  # noqa: F401, the same
+        from .. import plots  # noqa: F401, for the same reason
     parts = arguments.only or PARTS
-    how = {"threads": arguments.threads, "rounds": 3 if arguments.quick else 9, "say": say}
+    settings = {"threads": arguments.threads, "rounds": 3 if arguments.quick else 9, "say": say}
     if "methods" in parts:
         print_methods(step_cost())
     if cases := [case for case in CASES if case.name in parts]:
-        keep(speed(cases, compiled=not arguments.no_compile, **how), print_speed, arguments)
+        keep(speed(cases, compiled=not arguments.no_compile, **settings), print_speed, arguments)
     if "quantized" in parts:
-        keep(quantized_speed(**how), print_quantized, arguments)
+        keep(quantized_speed(**settings), print_quantized, arguments)
     if "generation" in parts:
-        keep(generation_speed(**how | {"rounds": 3 if arguments.quick else 5}), print_generation, arguments)
+        keep(generation_speed(**settings | {"rounds": 3 if arguments.quick else 5}), print_generation, arguments)
     if "scaling" in parts:
-        keep(speed_scaling(**how), print_scaling, arguments)
+        keep(speed_scaling(**settings), print_scaling, arguments)
 
 
 def say(line: str) -> None:
@@ -58,7 +92,7 @@ def say(line: str) -> None:
 
 
 def keep(table: Table, show: Callable[[Table], None], arguments: argparse.Namespace) -> None:
-    """Print a table, and write it and its picture where that was asked for; a fuller table is not replaced by a part."""
+    """Print a table; with --json and --figures, write it and its picture. A table with more rows is not overwritten."""
     table.command = " ".join(["python -m lora_np", *sys.argv[1:]])
     print()
     show(table)
@@ -67,7 +101,7 @@ def keep(table: Table, show: Callable[[Table], None], arguments: argparse.Namesp
         path = arguments.json / f"{table.study}.json"
         if path.exists() and len(Table.load(path).rows) > len(table.rows):
             path = path.with_stem(f"{table.study}_partial")
-            say(f"{table.study}.json holds more rows than this run made, which are in {path}")
+            say(f"{table.study}.json has more rows than this run and was not changed; this run's table is {path}")
         table.save(path)
     if arguments.figures and table.study in PICTURES and table.rows:
         from .. import plots
@@ -79,7 +113,7 @@ def keep(table: Table, show: Callable[[Table], None], arguments: argparse.Namesp
 
 
 def print_methods(table: Table) -> None:
-    """Full fine-tuning and LoRA here, in this process."""
+    """Print the cost of full fine-tuning and of LoRA in this process."""
     print(f"One training step on tiny, {table.settings['batch_size']} × {table.settings['seq_len']} tokens, AdamW")
     print(f"{'':24}{'trainable':>12}{'seconds':>10}{'peak MB':>10}{'time':>8}{'memory':>8}")
     full = table.rows[0]
@@ -89,12 +123,10 @@ def print_methods(table: Table) -> None:
         print(f"{name:24}{row['trainable']:12,}{row['seconds']:10.4f}{row['peak_bytes'] / 1e6:10.1f}{ratios}")
 
 
-def print_sides(table: Table) -> None:
-    """What the numbers depend on: the machine, and each side's BLAS and kernel."""
+def print_environment(table: Table) -> None:
+    """Print the machine, the BLAS and kernel of each competitor, and the versions."""
     settings, versions = table.settings, table.versions
-    print(
-        f"--threads {settings['threads']} on {settings['processor']}; the median of {settings['rounds']} rounds in turn"
-    )
+    print(f"--threads {settings['threads']} on {settings['processor']}; median of {settings['rounds']} rounds, in turn")
     for name, used in settings["blas"].items():
         print(f"  {name:18}{used['blas']}, kernel {used['kernel']}, threads {used['threads']}")
     libraries = ("numpy", "torch", "peft", "transformers")
@@ -104,9 +136,9 @@ def print_sides(table: Table) -> None:
 
 
 def print_speed(table: Table) -> None:
-    """A training step on each side of each case."""
+    """Print the time and memory of a training step, for each case and competitor."""
     print("One LoRA step (forward, backward, AdamW), all linear layers, float32")
-    print_sides(table)
+    print_environment(table)
     for name, case in table.settings["cases"].items():
         size = f"{name}, {case['batch_size']} × {case['seq_len']} tokens, r = {case['r']}, α = {case['lora_alpha']}"
         print(
@@ -124,18 +156,20 @@ def print_speed(table: Table) -> None:
         first = ", ".join(f"{side} {first:.6f} then {then:.6f}" for side, (first, then) in losses.items())
         print(f"  losses of the first two steps: {first}")
         for row in (row for row in rows if row["side"] == "PEFT compiled"):
-            print(f"  {row['side']}: its first step, which compiles, took {row['first_step_seconds']:.0f} s")
-    print("\n  floor: the frozen matrix products alone, in NumPy's BLAS; under it, its share of a side's time")
-    which = "during the steps" if table.settings["peak_is_of_the_steps"] else "since the process began"
-    print(f"  peak MB: resident at most {which}; before: when the model was loaded. Both with the libraries themselves")
+            print(f"  {row['side']}: the first step, with compilation, took {row['first_step_seconds']:.0f} s")
+    print("\n  floor: time of the frozen matrix products alone, in NumPy's BLAS, as a share of the row's time")
+    when = "during the steps" if table.settings["peak_is_of_the_steps"] else "since the process began"
+    print(
+        f"  peak MB: largest resident memory {when}; before: resident memory after loading. Both include the libraries"
+    )
 
 
 def print_quantized(table: Table) -> None:
-    """A step over a base of four bits, beside one over float32."""
+    """Print the cost of a step over a 4-bit base model and over a float32 base model."""
     print(
         "One LoRA step (forward, backward, AdamW), all linear layers, over float32 and over NF4 with double quantisation"
     )
-    print_sides(table)
+    print_environment(table)
     print(f"{'':40}{'seconds':>9}{'× ours':>8}{'quartiles':>14}{'peak MB':>9}")
     for row in table.rows:
         name = f"{row['case']}, {row['side']}"
@@ -143,12 +177,12 @@ def print_quantized(table: Table) -> None:
 
 
 def print_generation(table: Table) -> None:
-    """Greedy generation on both sides."""
+    """Print the cost of greedy generation, for each competitor."""
     settings = table.settings
     print(
-        f"Generation, {settings['prompt_tokens']} tokens read and {settings['new_tokens']} written by each row, greedy"
+        f"Generation, greedy: {settings['prompt_tokens']} prompt tokens and {settings['new_tokens']} new tokens per row"
     )
-    print_sides(table)
+    print_environment(table)
     print(f"{'':40}{'seconds':>9}{'tokens/s':>10}{'× ours':>8}{'quartiles':>14}{'peak MB':>9}")
     for row in table.rows:
         name = f"{row['case']}, batch {row['batch_size']}, {row['side'].removesuffix(', generating')}"
@@ -157,26 +191,26 @@ def print_generation(table: Table) -> None:
 
 
 def print_scaling(table: Table) -> None:
-    """How a step's seconds grow with each thing, and the straight line through them."""
-    print(f"How the cost of a step grows: {table.settings['shape']}'s shape with random weights")
-    print_sides(table)
+    """Print how the time of a step grows with each size, and a straight line fitted to the times."""
+    print(f"How the time of a step grows: {table.settings['shape']}'s shape, random weights")
+    print_environment(table)
     for sweep, line in table.settings["lines"].items():
         rows = table.where(sweep=sweep)
         one = rows[0]
-        fixed = {"rows": one["batch_size"], "tokens a row": one["seq_len"], "r": one["r"], "layers": one["layers"]}
-        fixed.pop({"tokens": "tokens a row", "batch": "rows"}.get(sweep, sweep))
+        fixed = {"rows": one["batch_size"], "tokens per row": one["seq_len"], "r": one["r"], "layers": one["layers"]}
+        fixed.pop({"tokens": "tokens per row", "batch": "rows"}.get(sweep, sweep))
         fixed |= {"vocabulary": one["vocab_size"]}
         print(f"\n{sweep}, at " + ", ".join(f"{key} {value:,}" for key, value in fixed.items()))
         print("  " + "".join(f"{row['x']:>9,}" for row in rows))
         print("  " + "".join(f"{row['seconds']:9.3f}" for row in rows) + "   seconds")
         print("  " + "".join(f"{row['ratio']:9.2f}" for row in rows) + "   × the first")
         print(
-            f"  a straight line: {line['slope']:.3g} s each, and {line['intercept']:.3g} s; R² = {line['r_squared']:.4f}"
+            f"  fitted line: {line['slope']:.3g} s per unit + {line['intercept']:.3g} s; R² = {line['r_squared']:.4f}"
         )
 
 
 def ratio(row: dict) -> str:
-    """The columns "× ours" and "quartiles", or dashes where nothing is compared."""
+    """Return the columns "× ours" and "quartiles"; dashes if the row has no comparison."""
     if row.get("ratio") is None:
         return f"{'–':>8}{'–':>14}"
     low, high = row["ratio_range"]
@@ -184,5 +218,5 @@ def ratio(row: dict) -> str:
 
 
 def megabytes(size: int | None) -> str:
-    """Bytes in MB, or a dash where the system does not say."""
+    """Return bytes as MB, or a dash if the system does not report them."""
     return "–" if size is None else f"{size / 1e6:,.0f}"

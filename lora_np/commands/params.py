@@ -1,4 +1,4 @@
-"""python -m lora_np params: exact parameter counts, on paper."""
+"""python -m lora_np params: calculate parameter counts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ import argparse
 
 from .on_paper import add_settings, settings
 
-HELP = "count a published model's parameters, and its adapter's, on paper"
+HELP = "count the parameters of a published model and its adapter"
+USAGE = "--model MODEL [options]"
+DESCRIPTION = """Calculate the parameter counts of a published model and its adapter.
+
+The counts are exact and need no weights: nothing is downloaded.
+
+examples:
+  python -m lora_np params --model llama-2-7b --r 16 --target-modules all-linear
+  python -m lora_np params --model gpt-2 --method houlsby --bottleneck-size 64"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,22 +1,42 @@
-"""python -m lora_np pretrain: "tiny" again, from nothing."""
+"""python -m lora_np pretrain: train the model "tiny" from random weights."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-HELP = 'train the embedded base "tiny" again, from nothing'
+from .help_page import check_folder
+
+HELP = 'train the model "tiny" of this package again, from random weights'
+USAGE = "[--output FOLDER] [--steps N]"
+DESCRIPTION = """Train the model "tiny" of this package again, from random weights.
+
+If the run is stopped, the same command continues from its last checkpoint.
+
+examples:
+  python -m lora_np pretrain                 # the model in this package
+  python -m lora_np pretrain --steps 100     # a short trial"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--output", type=Path, default=Path("runs/tiny"), help="a folder (default runs/tiny); resumes there"
+    group = parser.add_argument_group("options")
+    group.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs/tiny"),
+        metavar="FOLDER",
+        help="folder for the checkpoint and the model (default %(default)s)",
     )
-    parser.add_argument("--steps", type=int, default=None, help="fewer steps, for a look")
+    group.add_argument(
+        "--steps", type=int, metavar="N", help="number of steps (default: as for the model in this package)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     from ..studies.pretraining.study import pretrain
 
+    if arguments.steps is not None and arguments.steps < 1:
+        raise ValueError(f"--steps {arguments.steps}; expected at least 1")
+    check_folder(arguments.output)
     pretrain(arguments.output, **({} if arguments.steps is None else {"steps": arguments.steps}))
     print((arguments.output / "README.md").read_text(encoding="utf-8"))

@@ -1,21 +1,58 @@
-"""python -m lora_np reproduce: the main job."""
+"""python -m lora_np reproduce: make the tables, pictures and notebooks again."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-HELP = "train on real text, draw every figure, run the notebooks"
+from ..optional import extra
+
+HELP = "make all tables and pictures, and execute the notebooks"
+USAGE = "[options]"
+DESCRIPTION = """Make all tables and pictures again, and execute the notebooks.
+
+Run this in a clone of the repository. Without --full it takes minutes, uses
+small settings and writes to figures/quick. With --full it takes hours, uses the
+settings of the committed tables and writes docs/results.md too. If --full is
+stopped, the same command continues.
+
+examples:
+  python -m lora_np reproduce
+  python -m lora_np reproduce --full --workers 4"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--full", action="store_true", help="the settings of the committed figures (hours, resumable)")
-    parser.add_argument("--figures", type=Path, default=Path("figures"), help="where pictures and tables go")
-    parser.add_argument("--notebooks", type=Path, default=Path("notebooks"), help="the notebooks to run")
-    parser.add_argument("--workers", type=int, default=2, help="runs side by side, a core each (default 2)")
+    group = parser.add_argument_group("options")
+    group.add_argument("--full", action="store_true", help="use the settings of the committed tables (hours)")
+    group.add_argument(
+        "--workers", type=int, default=2, metavar="N", help="parallel runs, one core each (default %(default)s)"
+    )
+    folders = parser.add_argument_group("folders")
+    folders.add_argument(
+        "--figures",
+        type=Path,
+        default=Path("figures"),
+        metavar="FOLDER",
+        help="folder for tables and pictures (default %(default)s)",
+    )
+    folders.add_argument(
+        "--notebooks",
+        type=Path,
+        default=Path("notebooks"),
+        metavar="FOLDER",
+        help="folder of the notebooks to execute (default %(default)s)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     from ..report.reproduce import reproduce
 
+    with extra("course", "running a notebook"):  # an error comes now, not after the training runs
+        import jupytext  # noqa: F401
+        import nbclient  # noqa: F401
+    with extra("studies", "a study of several runs"):
+        import joblib  # noqa: F401
+        import threadpoolctl  # noqa: F401
+    if arguments.workers < 1:
+        raise ValueError(f"--workers {arguments.workers}; expected at least 1")
     reproduce(arguments.full, arguments.figures, arguments.notebooks, arguments.workers)

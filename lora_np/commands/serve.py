@@ -1,47 +1,84 @@
-"""python -m lora_np serve: an HTTP server for one base and many adapters, which OpenAI's clients understand."""
+"""python -m lora_np serve: an HTTP server for one base model and many adapters, with OpenAI's API."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-HELP = "serve a model and many adapters over HTTP, in OpenAI's protocol"
+from ..optional import extra
+from .help_page import add_model
+
+HELP = "serve a model and its adapters over HTTP, with OpenAI's API"
+USAGE = "[--adapter NAME=FOLDER ...] [options]"
+DESCRIPTION = """Serve a model and its adapters over HTTP, with OpenAI's API.
+
+The server prints its address, which OpenAI's clients take as base_url. A
+request's field "model" names the adapter or the base model. Ctrl-C lets running
+requests finish; a second Ctrl-C stops at once. Needs the extra "serve".
+
+examples:
+  python -m lora_np serve --adapter keeper=keeper/
+  python -m lora_np serve --model tiny --adapters adapters/ --port 0
+
+  curl http://127.0.0.1:8000/v1/completions \\
+       -H "Content-Type: application/json" \\
+       -d '{"model": "keeper", "prompt": "Once", "max_tokens": 40}'"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--model",
-        default="smollm2-135m",
-        help="as in load_model: a name, a Hugging Face folder, a .gguf file (default %(default)s)",
-    )
-    add(
+    models = parser.add_argument_group("model and adapters")
+    add_model(models)
+    models.add_argument(
         "--adapter",
         action="append",
         default=[],
         type=_named_folder,
         metavar="NAME=FOLDER",
-        help="serve what save_pretrained, train or PEFT wrote to FOLDER as the model NAME; may be given again",
+        help="load the adapter in FOLDER under this name; repeat the option for more adapters",
     )
-    add(
+    models.add_argument(
         "--adapters",
         action="append",
         default=[],
         type=Path,
         metavar="FOLDER",
-        help="where /v1/load_lora_adapter may load others from, with all below it; may be given again",
+        help="allow POST /v1/load_lora_adapter to load adapters from FOLDER and its subfolders; can be repeated",
     )
-    add("--host", default="127.0.0.1", help="default %(default)s, this machine alone; there is no password")
-    add("--port", type=int, default=8000, help="default %(default)s; 0 takes a free one")
-    add("--max-batch", type=int, default=32, metavar="N", help="requests computed together (default %(default)s)")
-    add("--max-queue", type=int, default=256, metavar="N", help="requests that may wait (default %(default)s)")
-    add("--max-loras", type=int, default=64, metavar="N", help="adapters in memory (default %(default)s)")
+    models.add_argument(
+        "--max-loras",
+        type=int,
+        default=64,
+        metavar="N",
+        help="largest number of loaded adapters in memory (default %(default)s)",
+    )
+    address = parser.add_argument_group("address")
+    address.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default %(default)s, which only this computer can reach); there is no password",
+    )
+    address.add_argument("--port", type=int, default=8000, help="port; 0 chooses a free one (default %(default)s)")
+    limits = parser.add_argument_group("limits")
+    limits.add_argument(
+        "--max-batch",
+        type=int,
+        default=32,
+        metavar="N",
+        help="largest number of requests computed together (default %(default)s)",
+    )
+    limits.add_argument(
+        "--max-queue",
+        type=int,
+        default=256,
+        metavar="N",
+        help="largest number of waiting requests; further requests get status 429 (default %(default)s)",
+    )
 
 
 def _named_folder(text: str) -> tuple[str, Path]:
     name, equals, folder = text.partition("=")
     if not (name and equals and folder):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=FOLDER")
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FOLDER; for example keeper=keeper/")
     return name, Path(folder)
 
 
@@ -50,7 +87,10 @@ def run(arguments: argparse.Namespace) -> None:
     from ..serve import AdapterServer
     from ..serve.http import create_app, make_server
 
-    base = Path(arguments.model).name  # of a path, what it is called
+    with extra("serve", "the HTTP server"):  # an error comes now, not after the model is loaded
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    _check(arguments)
     engine = AdapterServer(
         load_model(arguments.model),
         max_batch=arguments.max_batch,
@@ -59,12 +99,31 @@ def run(arguments: argparse.Namespace) -> None:
         folders=[*arguments.adapters, *(folder for _, folder in arguments.adapter)],
     )
     for name, folder in arguments.adapter:
-        if name == base:
-            raise ValueError(f"--adapter {name}=…: {name} is the base's name")
         engine.load_adapter(name, folder.resolve())
-    app = create_app(engine, load_tokenizer(arguments.model), base)
-    make_server(app, arguments.host, arguments.port, _say).run()
+    app = create_app(engine, load_tokenizer(arguments.model), _base_name(arguments))
+    make_server(app, arguments.host, arguments.port, _print_address).run()
 
 
-def _say(url: str) -> None:
+def _base_name(arguments: argparse.Namespace) -> str:
+    return Path(arguments.model).name  # for a path, its last component
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise an error for a wrong option, before the model is loaded."""
+    for name, folder in arguments.adapter:
+        if name == _base_name(arguments):
+            raise ValueError(f"--adapter {name}=…: {name} is the name of the base model; choose another name")
+        if not folder.is_dir():
+            raise FileNotFoundError(f"--adapter {name}={folder}: there is no such folder")
+    for folder in arguments.adapters:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"--adapters {folder}: there is no such folder")
+    for name in ("max_batch", "max_queue", "max_loras"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(arguments, name)}; expected at least 1")
+    if not 0 <= arguments.port < 2**16:
+        raise ValueError(f"--port {arguments.port}; expected 0 to 65535")
+
+
+def _print_address(url: str) -> None:
     print(f"{url}/v1", flush=True)

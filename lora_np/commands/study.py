@@ -1,4 +1,4 @@
-"""python -m lora_np study: a study's table and pictures, made here or on a Dask cluster."""
+"""python -m lora_np study: run a study, here or on a Dask cluster."""
 
 from __future__ import annotations
 
@@ -7,20 +7,52 @@ from pathlib import Path
 from statistics import fmean
 
 from ..studies.harness.table import Table
+from .help_page import counted
 
-HELP = "make a study's table and pictures, here or on a Dask cluster; without a name: list the studies"
+HELP = "list the studies, or run one and make its table and pictures"
+USAGE = "[NAME] [options]"
+DESCRIPTION = """Run a study and make its table and pictures. Without NAME, list all studies.
+
+Finished runs are kept. If a study is stopped or a run fails, the same command
+does only the missing runs.
+
+examples:
+  python -m lora_np study
+  python -m lora_np study ranks --quick
+  python -m lora_np study ranks --scheduler tcp://127.0.0.1:8786"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", metavar="NAME", help="the study; without it, all are listed")
-    who = parser.add_mutually_exclusive_group()
-    who.add_argument("--workers", type=int, default=2, help="runs side by side, a core each (default 2)")
-    who.add_argument(
-        "--scheduler", metavar="ADDRESS", help="a Dask cluster's, tcp://host:port: its workers do the runs"
+    group = parser.add_argument_group("study")
+    group.add_argument("name", nargs="?", metavar="NAME", help="name of the study")
+    group.add_argument(
+        "--quick",
+        action="store_true",
+        help="use a small setting that takes minutes; write to the subfolder `quick` of --figures",
     )
-    parser.add_argument("--folder", type=Path, default=Path("runs"), help="where finished runs are kept (default runs)")
-    parser.add_argument("--quick", action="store_true", help="a small setting, its table and pictures in FIGURES/quick")
-    parser.add_argument("--figures", type=Path, default=Path("figures"), help="where the table and pictures go")
+    runs = parser.add_argument_group("runs")
+    where = runs.add_mutually_exclusive_group()
+    where.add_argument(
+        "--workers", type=int, default=2, metavar="N", help="parallel runs, one core each (default %(default)s)"
+    )
+    where.add_argument(
+        "--scheduler", metavar="ADDRESS", help="compute the runs on this Dask cluster instead: tcp://HOST:PORT"
+    )
+    folders = parser.add_argument_group("folders")
+    folders.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("runs"),
+        metavar="FOLDER",
+        help="folder in which finished runs are kept (default %(default)s)",
+    )
+    folders.add_argument(
+        "--figures",
+        type=Path,
+        default=Path("figures"),
+        metavar="FOLDER",
+        help="folder for the table and the pictures (default %(default)s)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -30,6 +62,10 @@ def run(arguments: argparse.Namespace) -> None:
         print(listing(arguments.figures))
         return
     name, _ = study(arguments.name)
+    if arguments.workers < 1:
+        raise ValueError(f"--workers {arguments.workers}; expected at least 1")
+    if arguments.scheduler and ":" not in arguments.scheduler:
+        raise ValueError(f"--scheduler {arguments.scheduler}; expected an address such as tcp://127.0.0.1:8786")
     figures = arguments.figures / "quick" if arguments.quick else arguments.figures
     tables = {path.stem: Table.load(path) for path in sorted((figures / "data").glob("*.json"))}
     tables[name] = make(name, tables, arguments.scheduler or arguments.workers, arguments.folder, arguments.quick)
@@ -43,8 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def listing(figures: Path) -> str:
-    """Every study with its question and, where its table is there, how many rows it has and what it took."""
-    from ..progress import duration
+    """Return the list of studies: name, question, and the rows and computing time of its table if it exists."""
     from ..studies.catalogue import OTHER_NAMES, STUDIES
 
     lines = []
@@ -53,19 +88,18 @@ def listing(figures: Path) -> str:
         made = "no table yet"
         if path.is_file():
             table = Table.load(path)
-            made = f"{len(table.rows)} rows, {duration(table.seconds)} of {'all cores' if one.alone else 'one core'}"
+            made = _made(table, one.alone)
         known_as = "".join(f", also {other}" for other, meant in OTHER_NAMES.items() if meant == name)
-        hints = [made, *(["--quick"] if one.quick else []), *(f"needs {needed}" for needed in one.needs)]
+        hints = [made, *(["has --quick"] if one.quick else []), *(f"needs the table {name}" for name in one.needs)]
         lines.append(f"{name}{known_as}\n    {one.question}\n    {'; '.join(hints)}")
     return "\n".join(lines)
 
 
 def summary(table: Table) -> str:
-    """The question, and `final` of each setting: the mean over seeds, with the smallest and the largest.
+    """Return the question and, for each setting, the column `final`: mean over seeds, smallest and largest value.
 
-    A row's settings are the cells before its first list or its `final`. Of rows with a phase, those of phase "seeds" are read.
+    The settings of a row are the cells before its first list or its `final`. If rows have a phase, only phase "seeds" is read.
     """
-    from ..progress import duration
     from ..studies.catalogue import STUDIES
 
     rows = [row for row in table.where(phase="seeds") or table.rows if row.get("final") is not None]
@@ -77,16 +111,20 @@ def summary(table: Table) -> str:
             keys.append(key)
     groups: dict[str, list[float]] = {}
     for row in rows:
-        told = [f"{key} {row[key]}" for key in keys if row.get(key) is not None] or [f"no {key}" for key in keys]
-        who = ", ".join(told)
-        groups.setdefault(who, []).append(row["final"])
+        cells = [f"{key} {row[key]}" for key in keys if row.get(key) is not None] or [f"no {key}" for key in keys]
+        groups.setdefault(", ".join(cells), []).append(row["final"])
     width = max(map(len, groups), default=0)
     lines = [
-        f"  {who:<{width}}  {fmean(finals):.4f}"
+        f"  {setting:<{width}}  {fmean(finals):.4f}"
         + (f" ({min(finals):.4f} to {max(finals):.4f}, {len(finals)} seeds)" if len(finals) > 1 else "")
-        for who, finals in groups.items()
+        for setting, finals in groups.items()
     ]
     alone = table.study in STUDIES and STUDIES[table.study].alone
-    cores = "all cores" if alone else "one core"
-    head = f"{table.question}\n{len(table.rows)} rows, {duration(table.seconds)} of {cores}"
+    head = f"{table.question}\n{_made(table, alone)}"
     return "\n".join([head, *(["final:", *lines] if lines else [])])
+
+
+def _made(table: Table, alone: bool) -> str:
+    from ..progress import duration
+
+    return f"{counted(len(table.rows), 'row')}, {duration(table.seconds)} of {'all cores' if alone else 'one core'}"

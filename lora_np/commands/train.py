@@ -1,8 +1,8 @@
-"""python -m lora_np train: an adapter for a real language model, or all of its weights, from a file of conversations.
+"""python -m lora_np train: train an adapter, or with --full all weights, on a file of conversations.
 
-What lies in the output folder while it trains is checkpoint.safetensors, by which `--resume` goes on after whatever stopped
-it; and with `--overwrite` an empty file, "overwriting", as long as what was there before is not replaced. When the adapter
-(or, with `--full`, the model) is there and whole, both are removed, and history.json keeps the losses.
+While it trains, the output folder contains checkpoint.safetensors, from which `--resume` continues. With `--overwrite` it also
+contains an empty file "overwriting" until the old adapter is replaced. Both are removed after the adapter (with `--full`, the
+model) is saved. The losses stay in history.json.
 """
 
 from __future__ import annotations
@@ -28,72 +28,133 @@ from ..files import ByteTokenizer, Tokenizer, VocabularyTokenizer, write_atomica
 from ..nn import Module
 from ..quantization import QUANT_TYPES
 from ..training import History
-from .methods import DEFAULT, METHODS, add_method, check_options, configuration, learning_rates
+from .help_page import add_model, counted
+from .methods import (
+    DEFAULT,
+    add_method,
+    add_options,
+    check_options,
+    configuration,
+    default_rates,
+    learning_rates,
+)
 
 HELP = "fine-tune a language model on your own questions and answers"
+USAGE = "--data FILE --output FOLDER [options]"
+DESCRIPTION = """Fine-tune a language model on your own questions and answers.
+
+The data file has one record per line, in JSON, of either form:
+  {"messages": [{"role": "user", "content": "…"}, …]}
+  {"prompt": "…", "completion": "…"}
+
+The loss counts only the answers. If training is stopped, add --resume to the
+same command to continue from the last checkpoint.
+
+examples:
+  python -m lora_np train --data lighthouse --output keeper/
+  python -m lora_np train --data my.jsonl --method dora --r 16 --output my/"""
 MAX_LENGTH = 1024
 
 CHECKPOINT, HISTORY, OVERWRITING = "checkpoint.safetensors", "history.json", "overwriting"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 MODEL = ("config.json", "model.safetensors")
-UNFINISHED = re.compile(r".+\.[0-9a-f]{32}\.tmp")  # what a process that was killed while writing leaves behind
+UNFINISHED = re.compile(r".+\.[0-9a-f]{32}\.tmp")  # an incomplete file of a process that was killed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--model",
-        default="smollm2-135m",
-        help="as in load_model: a name, a Hugging Face folder, a .gguf file (default %(default)s)",
+    add = parser.add_argument_group("model, data and output")
+    add_model(add)
+    add.add_argument(
+        "--data", required=True, metavar="FILE", help='training records, or "lighthouse", a data set in this package'
     )
-    add(
-        "--data",
-        required=True,
-        metavar="FILE.jsonl",
-        help='records to learn from, or "lighthouse", which the package has',
+    add.add_argument(
+        "--heldout",
+        metavar="FILE",
+        help="held-out records; their loss is measured before and after training (default: none; lighthouse has its own)",
     )
-    add("--heldout", metavar="FILE.jsonl", help="records to measure on, before and after (lighthouse has its own)")
-    add("--output", type=Path, required=True, metavar="FOLDER", help="where the adapter goes")
-    add(
+    add.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder for the adapter")
+    again = add.add_mutually_exclusive_group()
+    again.add_argument(
+        "--resume", action="store_true", help="continue from the checkpoint in the output folder, if there is one"
+    )
+    again.add_argument(
+        "--overwrite", action="store_true", help="train again, and replace the adapter in the output folder"
+    )
+    method = parser.add_argument_group("method")
+    add_method(method)
+    method.add_argument(
         "--quantize",
         choices=QUANT_TYPES,
-        help="keep the frozen base in four bits (QLoRA, with LoRA); the adapter then loads on either base",
+        help="store the frozen weights in 4 bits: QLoRA (default: no); the adapter can also be used without --quantize",
     )
-    add_method(parser)
-    training = parser.add_argument_group("training")
-    length = training.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=float, default=3, metavar="N", help="times through the data (default 3)")
-    length.add_argument("--steps", type=int, metavar="N", help="updates, instead of epochs")
-    number = training.add_argument
-    number("--batch-size", type=int, default=8, metavar="N", help="records a batch (default 8)")
-    number("--accumulate", type=int, default=1, metavar="N", help="batches an update (default 1)")
-    number(
-        "--max-length", type=int, metavar="N", help=f"tokens of a record; longer ones are cut (default {MAX_LENGTH})"
+    _add_training(parser)
+    add_options(parser)
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    batches = parser.add_argument_group("length and batches")
+    length = batches.add_mutually_exclusive_group()
+    length.add_argument(
+        "--epochs", type=float, default=3, metavar="N", help="passes through the data (default %(default)s)"
     )
-    begin = ", ".join(f"{name} {choice.lr:g}" for name, choice in METHODS.items())
-    number("--lr", type=float, help=f"where nothing is said, one to begin a search with, not the best: {begin}")
-    number(
+    length.add_argument("--steps", type=int, metavar="N", help="optimizer steps, instead of --epochs")
+    batches.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="records per batch (default %(default)s)"
+    )
+    batches.add_argument(
+        "--accumulate",
+        type=int,
+        default=1,
+        metavar="N",
+        help="batches per step: gradient accumulation (default %(default)s)",
+    )
+    batches.add_argument(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help=f"tokens per record; longer records are cut (default {MAX_LENGTH}, or the model's limit)",
+    )
+    optimizer = parser.add_argument_group("optimizer (AdamW)")
+    optimizer.add_argument(
+        "--lr",
+        type=float,
+        metavar="LR",
+        help="peak learning rate; the default is a starting point for a search, not the best value "
+        f"(default {default_rates()})",
+    )
+    optimizer.add_argument(
         "--warmup",
         type=int,
         metavar="N",
-        help="steps until the full lr, which then falls as a cosine (default a tenth)",
+        help="steps in which the learning rate rises; then it falls to 0 as a cosine (default: a tenth of all steps)",
     )
-    number("--weight-decay", type=float, default=0.0, metavar="X", help="(default 0)")
-    number(
+    optimizer.add_argument("--weight-decay", type=float, default=0.0, metavar="X", help="weight decay (default 0)")
+    optimizer.add_argument(
+        "--max-grad-norm", type=float, default=1.0, metavar="X", help="clip the gradient to this norm (default 1)"
+    )
+    optimizer.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of the new adapter, the order of records and dropout (default %(default)s)",
+    )
+    progress = parser.add_argument_group("speed and progress")
+    progress.add_argument(
         "--workers",
         type=int,
         metavar="N",
-        help="threads that share a batch (default one a core; with --full 2; on a GPU 1)",
+        help="threads that share a batch (default: one per core; at most 2 with --full; 1 on a GPU)",
     )
-    number("--max-grad-norm", type=float, default=1.0, metavar="X", help="(default 1)")
-    number("--seed", type=int, default=0, metavar="N", help="of A, of the records' order and of dropout (default 0)")
-    number("--eval-every", type=int, metavar="N", help="also measure on the held-out records every so many steps")
-    number("--checkpoint-every", type=int, default=20, metavar="N", help="steps (default 20)")
-    again = training.add_mutually_exclusive_group()
-    again.add_argument(
-        "--resume", action="store_true", help="go on from the output folder's checkpoint, if there is one"
+    progress.add_argument(
+        "--eval-every",
+        type=int,
+        metavar="N",
+        help="measure the held-out loss every N steps too (default: only before and after training)",
     )
-    again.add_argument("--overwrite", action="store_true", help="replace what the output folder holds")
+    progress.add_argument(
+        "--checkpoint-every", type=int, default=20, metavar="N", help="steps between checkpoints (default %(default)s)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -105,10 +166,11 @@ def run(arguments: argparse.Namespace) -> None:
     from ..training import AdamW, WarmupCosine, train
     from ..training.loop import check_run
 
-    arguments.method = arguments.method or DEFAULT  # not argparse's, which would let it stand beside --full
+    arguments.method = arguments.method or DEFAULT  # with a default in argparse, `--full --method lora` is not refused
     if _is_finished(arguments):
-        print(f"{arguments.output} is finished; --overwrite would train it again")
+        print(f"{arguments.output} is finished; to train again, use --overwrite")
         return
+    _check_numbers(arguments)
     check_options(arguments)
     config, (lr, lr_ratio) = configuration(arguments), learning_rates(arguments)
     base, tokenizer = load_model(arguments.model), load_tokenizer(arguments.model)
@@ -127,8 +189,10 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{arguments.data}: {_described(examples)}")
     if heldout:
         print(f"held out: {_described(heldout)}")
-    each = f"{arguments.batch_size} records" + (f" × {arguments.accumulate}" if arguments.accumulate > 1 else "")
-    print(f"{steps} steps of {each}, {optimizer}, {warmup} steps of warm-up, then a cosine to 0", flush=True)
+    per_step = counted(arguments.batch_size, "record")
+    if arguments.accumulate > 1:
+        per_step = f"{counted(arguments.accumulate, 'batch', 'batches')} of {per_step}"
+    print(f"{counted(steps, 'step')} of {per_step}, {optimizer}, {_schedule(warmup)}", flush=True)
 
     checkpoint, workers = arguments.output / CHECKPOINT, _workers(arguments, model)
     checked = {
@@ -138,7 +202,7 @@ def run(arguments: argparse.Namespace) -> None:
         "eval_every": arguments.eval_every,
         "checkpoint_every": arguments.checkpoint_every,
     }
-    check_run(steps, **checked)  # a run that is refused takes nothing away
+    check_run(steps, **checked)  # raises an error before any file is removed
     _clear(arguments)
     try:
         history = train(
@@ -156,81 +220,103 @@ def run(arguments: argparse.Namespace) -> None:
         )
     except KeyboardInterrupt:
         if checkpoint.exists():
-            print(f"the same command with --resume goes on from {checkpoint}", file=sys.stderr)
+            print(f"to continue from {checkpoint}, add --resume to the same command", file=sys.stderr)
         raise
     _save(model, tokenizer, history, arguments)
     (arguments.output / OVERWRITING).unlink(missing_ok=True)
-    checkpoint.unlink()  # only now is nothing left to lose
+    checkpoint.unlink()  # last, because everything else is saved now
     print(history)
-    print(f"{arguments.output} holds the {'model' if _full(arguments) else 'adapter'}. Try it:")
+    print(f"The {'model' if _full(arguments) else 'adapter'} is in {arguments.output}. Try it:")
     print(f"    {_command(arguments, tokenizer)}")
 
 
-# ------------------------------------------------------------------------------------------------------- what is asked
+# -------------------------------------------------------------------------------------------------------------- input
 
 
 def _is_finished(arguments: argparse.Namespace) -> bool:
-    """Whether `--resume` finds nothing left to do. Raises FileExistsError where the output folder holds something to lose."""
+    """Return True if `--resume` finds a finished run. Raises FileExistsError if a file would be overwritten unasked."""
     output, checkpoint = arguments.output, arguments.output / CHECKPOINT
     ours, others = (MODEL, ADAPTER) if _full(arguments) else (ADAPTER, MODEL)
     if output.is_file():
-        raise FileExistsError(f"{output} is a file; --output takes a folder")
+        raise FileExistsError(f"--output {output} is a file; expected a folder")
     for name in others:
         if (output / name).exists():
-            raise FileExistsError(f"{output / name} exists, which is something else: give another --output")
+            found, kind = ("an adapter", "a model") if _full(arguments) else ("a model", "an adapter")
+            raise FileExistsError(
+                f"{output / name} belongs to {found}, but this run saves {kind}; choose another --output"
+            )
     if arguments.overwrite:
         return False
     if checkpoint.exists():
         if arguments.resume:
             return False
         raise FileExistsError(
-            f"{checkpoint} is of an unfinished run: --resume goes on with it, --overwrite starts again"
+            f"{checkpoint} belongs to an unfinished run; use --resume to continue it, or --overwrite to start again"
         )
     there = [name for name in ours if (output / name).exists()]
-    old = (output / OVERWRITING).exists()  # --overwrite was stopped before its first checkpoint
+    old = (output / OVERWRITING).exists()  # a run with --overwrite was stopped before its first checkpoint
     if there and not (arguments.resume and (old or len(there) == len(ours))):
-        raise FileExistsError(f"{output / there[0]} exists: --overwrite replaces it, or give another --output")
+        raise FileExistsError(f"{output / there[0]} exists; use --overwrite to replace it, or choose another --output")
     return bool(there) and not old
 
 
 def _full(arguments: argparse.Namespace) -> bool:
-    """Whether a model is trained and saved, and no adapter."""
+    """Return True if all weights are trained and a model is saved, False for an adapter."""
     return arguments.method == "full"
 
 
+def _check_numbers(arguments: argparse.Namespace) -> None:
+    """Raise ValueError for a number out of range, before the model is loaded."""
+    lowest = dict.fromkeys(("steps", "batch_size", "accumulate", "workers", "eval_every", "checkpoint_every"), 1)
+    lowest |= {"max_length": 2, "warmup": 0, "seed": 0}
+    for name, low in lowest.items():
+        value = getattr(arguments, name)
+        if value is not None and value < low:
+            raise ValueError(f"--{name.replace('_', '-')} {value}; expected at least {low}")
+    if not 0 < arguments.epochs < math.inf:
+        raise ValueError(f"--epochs {arguments.epochs}; expected a number above 0")
+    if arguments.warmup is not None and arguments.steps is not None and arguments.warmup > arguments.steps:
+        raise ValueError(f"--warmup {arguments.warmup}; expected at most --steps {arguments.steps}")
+    if arguments.eval_every is not None and not _heldout(arguments):
+        raise ValueError(f"--eval-every {arguments.eval_every} needs held-out records; add --heldout FILE")
+
+
 def _steps(arguments: argparse.Namespace, records: int) -> int:
-    for name in ("epochs", "batch_size", "accumulate"):
-        if not 0 < getattr(arguments, name) < math.inf:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(arguments, name)}; expected a number above 0")
+    """Return the number of optimizer steps."""
     if arguments.steps is not None:
         return arguments.steps
     return math.ceil(arguments.epochs * records / (arguments.batch_size * arguments.accumulate))
 
 
 def _workers(arguments: argparse.Namespace, model: Module) -> int:
-    """How many threads share a batch: what was asked for, or one a core of a CPU."""
+    """Return the number of threads that share a batch: --workers, or one per core of the CPU."""
     if arguments.workers is not None:
-        if arguments.workers < 1:
-            raise ValueError(f"--workers {arguments.workers}; expected at least 1")
         return arguments.workers
     on_cpu = all(isinstance(p.value, np.ndarray) for _, p in model.named_parameters())
     cores = min(os.cpu_count() or 1, arguments.batch_size) if on_cpu else 1
     if cores > 1 and find_spec("threadpoolctl") is None:
-        print("one thread: several need threadpoolctl; pip install 'lora-np[studies]'", file=sys.stderr)
+        print(
+            "training with one thread; for more, install threadpoolctl: pip install 'lora-np[studies]'", file=sys.stderr
+        )
         return 1
-    return min(cores, 2) if _full(arguments) else cores  # each holds a copy of all gradients
+    return min(cores, 2) if _full(arguments) else cores  # every thread has a copy of all gradients
 
 
 def _read(
     arguments: argparse.Namespace, tokenizer: Tokenizer, limit: int, prefix: int
 ) -> tuple[list[Example], list[Example]]:
-    """The records to learn from, and the held-out ones, which may be none. What they warn of goes to stderr, a line each."""
+    """Return the training records and the held-out records (possibly none). Warnings go to stderr, one per line."""
     from ..data.conversations import read
 
-    room, after = limit - prefix, f" after a prefix of {prefix}" if prefix else ""
+    room = limit - prefix
+    if room < 2:
+        raise ValueError(f"--virtual-tokens {prefix} leaves no room for text; this model's limit is {limit} tokens")
     max_length = min(MAX_LENGTH, room) if arguments.max_length is None else arguments.max_length
-    if max_length > room or room < 2:
-        raise ValueError(f"--max-length {max_length}: this model takes at most {room} tokens{after}")
+    if max_length > room:
+        after = f" minus {counted(prefix, 'virtual token')}" if prefix else ""
+        raise ValueError(
+            f"--max-length {max_length}; expected at most {room}: this model's limit of {limit} tokens{after}"
+        )
     heldout = _heldout(arguments)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -242,28 +328,32 @@ def _read(
 
 
 def _heldout(arguments: argparse.Namespace) -> str | None:
-    """The held-out records' file or name: what was given, or that of a data set which has its own."""
+    """Return the file or name of the held-out records: --heldout, or the data set's own held-out records."""
     from ..data.conversations import shipped
 
     return arguments.heldout or (arguments.data if arguments.data in shipped() else None)
 
 
-# ------------------------------------------------------------------------------------------------------ what comes out
+# ------------------------------------------------------------------------------------------------------------- output
 
 
 def _described(examples: list[Example]) -> str:
-    tokens, counted = sum(len(e.tokens) for e in examples), sum(int(e.counts.sum()) for e in examples)
-    return f"{len(examples):,} records, {tokens:,} tokens, of which {counted:,} count: the answers"
+    tokens, answers = sum(len(e.tokens) for e in examples), sum(int(e.counts.sum()) for e in examples)
+    return f"{counted(len(examples), 'record')}, {tokens:,} tokens, {answers:,} of them in answers"
+
+
+def _schedule(warmup: int) -> str:
+    return f"learning rate rises for {counted(warmup, 'step')}, then falls to 0 as a cosine"
 
 
 def _clear(arguments: argparse.Namespace) -> None:
-    """Take away what a killed process left half-written under another name and, to start again, the old checkpoint.
+    """Remove incomplete files of a killed process and, with --overwrite, the old checkpoint.
 
-    What else is there stays until it is replaced; that it is to be replaced is noted in the folder.
+    With --overwrite, the old adapter stays until it is replaced; the file "overwriting" marks the folder meanwhile.
     """
     for path in arguments.output.glob("*.tmp"):
         if UNFINISHED.fullmatch(path.name):
-            real = path.is_dir() and not path.is_symlink()  # older versions left a file
+            real = path.is_dir() and not path.is_symlink()  # older versions wrote a file
             shutil.rmtree(path) if real else path.unlink()
     if arguments.overwrite and arguments.output.exists():
         (arguments.output / OVERWRITING).touch()
@@ -271,7 +361,10 @@ def _clear(arguments: argparse.Namespace) -> None:
 
 
 def _save(model: Any, tokenizer: Tokenizer, history: History, arguments: argparse.Namespace) -> None:
-    """Each file is whole or not there; and as long as the checkpoint is, `--resume` writes them again."""
+    """Write the losses and the adapter or model. Each file is written completely or not at all.
+
+    If this is interrupted, the checkpoint still exists, and `--resume` writes the files again.
+    """
     from ..pretrained import save_model
 
     text = json.dumps(history.rows, indent=1) + "\n"
@@ -279,13 +372,13 @@ def _save(model: Any, tokenizer: Tokenizer, history: History, arguments: argpars
     if not _full(arguments):
         model.save_pretrained(arguments.output)
         return
-    if isinstance(tokenizer, VocabularyTokenizer):  # one of bytes has no files
+    if isinstance(tokenizer, VocabularyTokenizer):  # a ByteTokenizer has no files
         tokenizer.save_pretrained(arguments.output)
     save_model(model, arguments.output)
 
 
 def _command(arguments: argparse.Namespace, tokenizer: Tokenizer) -> str:
-    """What to type to ask the new model a question of the held-out records, or of the data where there are none."""
+    """Return a command that asks the new model the first question of the held-out records, or of the training records."""
     from ..data.conversations import dataset
 
     heldout = _heldout(arguments)
@@ -298,8 +391,8 @@ def _command(arguments: argparse.Namespace, tokenizer: Tokenizer) -> str:
     if "prompt" in record:
         words += ["--raw", record["prompt"]]
     else:
-        said = {message["role"]: message["content"] for message in reversed(record["messages"])}  # the first of each
-        words += ["--system", said["system"]] if "system" in said else []
-        words += ["--chat"] if isinstance(tokenizer, ByteTokenizer) else []  # else that is what generate does
-        words += [said["user"]] if "user" in said else []
+        first = {message["role"]: message["content"] for message in reversed(record["messages"])}  # per role
+        words += ["--system", first["system"]] if "system" in first else []
+        words += ["--chat"] if isinstance(tokenizer, ByteTokenizer) else []  # the default for others
+        words += [first["user"]] if "user" in first else []
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)

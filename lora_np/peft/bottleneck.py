@@ -154,10 +154,10 @@ class BottleneckCost(AdapterCost):
         return max(5 * N * m, need_dx * (N * m + N * out + max(N * m, frozen)))
 
 
-WIDTH = f"a bottleneck's width (default the model's / {BottleneckConfig.reduction_factor})"
+WIDTH = f"width of the bottleneck (default: the model's width / {BottleneckConfig.reduction_factor})"
 OPTIONS = {
     "bottleneck_size": Option(None, WIDTH, "M", int),
-    "non_linearity": Option(BottleneckConfig.non_linearity, "(default {})", choices=ACTIVATIONS),
+    "non_linearity": Option(BottleneckConfig.non_linearity, "activation function (default {})", choices=ACTIVATIONS),
 }
 
 

@@ -52,5 +52,8 @@ def target_modules(text: str) -> str | list[str]:
 
 
 TARGETS = Option(
-    "all-linear", "{} (default), names with commas between, or a regular expression", "NAMES", target_modules
+    "all-linear",
+    "layers that get an adapter: {} (default), names separated by commas, or a regular expression",
+    "NAMES",
+    target_modules,
 )

@@ -127,11 +127,13 @@ class PrefixEncoder(Module):
             self.embedding.weight.add_grad(dE)
 
 
-KEYS = "a prefix's keys and values in each layer (default {})"
+KEYS = "positions of the prefix, each with a key and a value per layer (default {})"
 OPTIONS = {
     "num_virtual_tokens": Option(PrefixTuningConfig.num_virtual_tokens, KEYS, "N", int),
-    "prefix_projection": Option(PrefixTuningConfig.prefix_projection, "train them through an MLP"),
-    "encoder_hidden_size": Option(None, "the MLP's width (default that of a key)", "M", int),
+    "prefix_projection": Option(PrefixTuningConfig.prefix_projection, "train the prefix through an MLP (default: no)"),
+    "encoder_hidden_size": Option(
+        None, "width of the MLP of --prefix-projection (default: width of a layer's keys)", "M", int
+    ),
 }
 
 

@@ -154,9 +154,11 @@ class VeraCost(AdapterCost):
 
 
 OPTIONS = {
-    "r": Option(VeraConfig.r, "the rank (default {})", type=int),
+    "r": Option(VeraConfig.r, "rank (default {})", type=int),
     "target_modules": TARGETS,
-    "vera_dropout": Option(VeraConfig.vera_dropout, "(default {:g})", "P", float),
+    "vera_dropout": Option(
+        VeraConfig.vera_dropout, "dropout probability of the adapter's input (default {:g})", "P", float
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""The main job: train on real text, draw every picture from its table, run the notebooks, and say what was found."""
+"""Make all tables and pictures, execute the notebooks, and print a summary of the results."""
 
 from __future__ import annotations
 
@@ -31,39 +31,40 @@ from .notebooks import execute_all
 from .pictures import Tables, draw
 from .results import write_into
 
-RESULTS = Path("docs/results.md")  # has the table of claims
-QUICK = ("convergence", "qlora_tiny")  # of the catalogue, in their quick setting: what minutes have time for
+RESULTS = Path("docs/results.md")  # contains the table of claims
+QUICK = ("convergence", "qlora_tiny")  # studies that `reproduce` runs without --full, in their quick setting
 
 
 def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> None:
-    """Make tables, pictures and executed notebooks, with progress on stderr and the findings on stdout.
+    """Make tables, pictures and executed notebooks. Progress goes to stderr, the summary to stdout.
 
-    The quick setting (minutes) writes its own under `figures`/quick, beside the committed ones, and draws the committed
-    pictures again from their tables. `full` (hours; it resumes) makes the committed tables and pictures themselves.
+    If not `full`, this takes minutes: it writes new tables and pictures to `figures`/quick, and draws the committed pictures
+    again from the committed tables. If `full`, this takes hours: it makes the committed tables and pictures. A stopped full run
+    can be resumed.
     """
     started, committed = time.perf_counter(), figures / "data"
     if full and not RESULTS.is_file():
-        raise FileNotFoundError(f"there is no file {RESULTS}: run reproduce --full in a clone of the repository")
+        raise FileNotFoundError(f"there is no file {RESULTS}; run reproduce --full in a clone of the repository")
     timed = committed_seconds(figures) if full else {}
     folder = figures if full else figures / "quick"
     setting = convergence_study.FULL if full else convergence_study.QUICK
-    say(1, "counting parameters and bytes")
+    say(1, "parameter counts and memory")
     tables = {"one_matrix": parameters.one_matrix(), "whole_models": parameters.whole_models()}
     tables["memory_bill"] = memory_bill()
-    say(2, f"studies of many runs on real text: {setting.steps} steps a run in the first")
+    say(2, f"training runs on real text, {setting.steps} steps per run in the first study")
     sweeps = swept(full, committed, workers)
     tables |= sweeps
-    say(3, "rank reduction: the ΔW that full fine-tuning learns")
+    say(3, "rank of the ΔW that full fine-tuning learns")
     tables |= rank_tables(setting, tables["convergence"])
-    say(4, "four bits: errors, gradients, routes of merging")
+    say(4, "4-bit weights: errors, gradients, ways of merging")
     tables |= quantization_tables(tables, full, committed)
-    say(5, "merging: what is left in the weights, and two adapters made one")
+    say(5, "merging: rounding of the weights, combinations of two adapters")
     tables["merge_drift"] = merging.drift()
     tables["combinations"] = merging.combinations(merging.FULL if full else merging.QUICK)
-    say(6, "what a step costs, side by side")
+    say(6, "time and memory of a training step")
     tables["step_cost"] = step_cost(list(setting.methods()), repeats=7 if full else 3)
     for name, table in tables.items():
-        if name not in sweeps:  # which have a command of their own
+        if name not in sweeps:  # the studies in `sweeps` have their own command
             table.command = "python -m lora_np reproduce" + (" --full" if full else "")
         table.save(folder / "data" / f"{name}.json")
     tables |= timed
@@ -76,11 +77,16 @@ def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> N
     print(findings(tables), flush=True)
     say(8, "notebooks")
     execute_all(notebooks, notebooks if full else folder / "notebooks", at_once=1 if full else workers)
-    print(f"\n{time.perf_counter() - started:.0f} s in all. Pictures: {figures}, this run's own: {folder}")
+    print(
+        f"\nDone in {time.perf_counter() - started:.0f} s. All pictures: {figures}; this run's tables and pictures: {folder}"
+    )
 
 
 def committed_seconds(figures: Path) -> Tables:
-    """The tables of seconds, each made by a command of its own on a quiet machine. Raises FileNotFoundError naming it."""
+    """Load the committed tables of timings. Other commands make these tables, on a quiet machine.
+
+    Raises FileNotFoundError with the command if a table is missing.
+    """
     made_by = {
         f"python -m lora_np bench --json {figures}/data": ("speed", "quantized_speed"),
         latency.COMMAND: ("serving", "serving_step", "merge_latency"),
@@ -89,16 +95,16 @@ def committed_seconds(figures: Path) -> Tables:
     for command, names in made_by.items():
         for path in (figures / "data" / f"{name}.json" for name in names):
             if not path.is_file():
-                raise FileNotFoundError(f"{path}: make it first, with {command}")
+                raise FileNotFoundError(f"the table {path} is missing; make it first with `{command}`")
     kinds = ("*speed*", "serving*", "merge_latency*", "method_costs*")
     found = [path for kind in kinds for path in (figures / "data").glob(f"{kind}.json")]
     return {path.stem: Table.load(path) for path in sorted(found)}
 
 
 def swept(full: bool, committed: Path, workers: int) -> Tables:
-    """The tables of the studies of many runs: all of the catalogue, or the `QUICK` ones in their quick setting.
+    """Return the tables of the catalogue's studies: all of them if `full`, otherwise those in QUICK in their quick setting.
 
-    Without the model that it needs, a study's committed table stays.
+    If the model of a study is not downloaded, its committed table is used.
     """
     tables: Tables = {}
     for name in STUDIES if full else QUICK:
@@ -110,7 +116,7 @@ def swept(full: bool, committed: Path, workers: int) -> Tables:
 
 
 def rank_tables(setting: Setting, measured: Table) -> Tables:
-    """The tables of the rank study, from one more full fine-tuning at the learning rate that the sweep found best."""
+    """Return the tables of the rank study, from a full fine-tuning run at the best learning rate of the sweep."""
     lr = min(measured.where(phase="seeds", method="full"), key=lambda row: row["final"])["lr"]
     steps: dict[str, Any] = {"max_steps": setting.steps, "eval_every": setting.steps}
     run = Run("full", lr, batch_size=setting.batch_size, base=setting.base, **steps)
@@ -120,7 +126,10 @@ def rank_tables(setting: Setting, measured: Table) -> Tables:
 
 
 def quantization_tables(tables: Tables, full: bool, committed: Path) -> Tables:
-    """The tables of four bits that are no sweep; SmolLM2's too where `full` and fetched, else its committed one stays."""
+    """Return the tables about 4-bit weights that are not sweeps.
+
+    The table of SmolLM2 is made if `full` and the model is downloaded; otherwise the committed table is used.
+    """
     models = ["tiny"]
     lora = tables["convergence"].where(phase="seeds", method="lora", r=8, target_modules="all-linear")
     run = over_four_bits(QuantizedRun, lora[0])
@@ -140,46 +149,46 @@ def quantization_tables(tables: Tables, full: bool, committed: Path) -> Tables:
 
 
 def here(model: str, step: int, what: str) -> bool:
-    """Whether `model` was fetched; where it was not, what is left out is said."""
+    """Return True if `model` is downloaded; otherwise print that this part is left out."""
     try:
         fetched(model)
     except FileNotFoundError as error:
-        say(step, f"{what}: left out, the committed table stays: {error}")
+        say(step, f"{what} is left out, the committed table is used: {error}")
         return False
     return True
 
 
 def findings(tables: Tables) -> str:
-    """The short table at the end: what this run measured."""
+    """Return the summary that is printed at the end."""
     eight, measured = tables["one_matrix"].where(r=8)[0], tables["convergence"]
     learned, chance = (energy(tables["singular_values"], key) for key in ("singular_values", "random_singular_values"))
     full = measured.where(phase="seeds", method="full")
-    matrix = f"{eight['lora']:,} of {eight['full']:,} numbers, {eight['factor']:g}× fewer"
+    matrix = f"{eight['lora']:,} of {eight['full']:,} parameters, {eight['factor']:g}× fewer"
     lines = {
         "LoRA r = 8 on one 4096 × 4096 matrix": matrix,
-        "the top 8 directions of a learned ΔW": f"{learned:.0%} of its energy (of a random matrix: {chance:.0%})",
-        "every ΔW cut to rank 8": f"{gain_kept(tables['truncated_loss'], 8):.0%} of the held-out gain stays",
-        "held-out loss of the base": f"{measured.settings['base_loss']:.3f} nats a byte",
-        f"full fine-tuning, lr {full[0]['lr']:g}": f"{mean(full):.3f} nats a byte",
+        "top 8 singular directions of a learned ΔW": f"{learned:.0%} of its squared norm (random matrix: {chance:.0%})",
+        "every ΔW truncated to rank 8": f"keeps {gain_kept(tables['truncated_loss'], 8):.0%} of the held-out gain",
+        "held-out loss of the base model": f"{measured.settings['base_loss']:.3f} nats per byte",
+        f"full fine-tuning, lr {full[0]['lr']:g}": f"{mean(full):.3f} nats per byte",
     }
     shares = groups(measured.where(phase="seeds", method="lora"), "target_modules", "r")
     for (target, r), rows in shares.items():
-        share = f"{mean(rows):.3f} nats a byte, {mean(rows, 'recovered'):.0%} of full's gain"
+        share = f"{mean(rows):.3f} nats per byte, {mean(rows, 'recovered'):.0%} of full fine-tuning's gain"
         lines[f"LoRA r = {r}, {target}, lr {rows[0]['lr']:g}"] = share
     found, error = means(tables["qlora_tiny"]), tables["quantization_error"].where(weights="tiny", block_size=64)
     errors = ", ".join(f"{row['quant_type']} {row['mean']:.4f}" for row in error)
     lines |= {
-        "the same over a base in NF4, r = 8": f"{found['nf4']:.3f} nats a byte, beside LoRA's {found[None]:.3f}",
-        "error of four bits, mean, in blocks of 64": f"{errors} of a weight's rms",
-        "a step of LoRA r = 8, all linear": f"{timing_claims.ratios(tables['step_cost'])} of a full one",
-        "worst gradient of LoRA on tiny": f"{worst_gradient_error():.0e} against the complex step, in float64",
+        "QLoRA: LoRA over a base in NF4, r = 8": f"{found['nf4']:.3f} nats per byte, LoRA {found[None]:.3f}",
+        "mean error of 4-bit weights, blocks of 64": f"{errors}, relative to the rms of the weights",
+        "a LoRA step, r = 8, all linear layers": f"{timing_claims.ratios(tables['step_cost'])} of a full fine-tuning step",
+        "largest error of LoRA's gradients on tiny": f"{worst_gradient_error():.0e} (float64, against the complex step)",
     }
     width = max(map(len, lines))
-    return "\nWhat this run found\n" + "\n".join(f"  {left:<{width}}  {right}" for left, right in lines.items())
+    return "\nResults of this run\n" + "\n".join(f"  {left:<{width}}  {right}" for left, right in lines.items())
 
 
 def worst_gradient_error() -> float:
-    """The proof, on the embedded base itself: every A and B of an adapter with B ≠ 0, in float64."""
+    """Return the largest gradient error of all A and B of an adapter on tiny, with B ≠ 0, in float64."""
     from .. import LoraConfig, data, get_peft_model, load_model
 
     config = LoraConfig(r=2, lora_alpha=5, target_modules="all-linear", init_lora_weights=False)

@@ -1,11 +1,11 @@
-"""Many adapters on one base: the engine that batches their requests, and an HTTP door before it.
+"""Serve one base model and many adapters: an engine that batches requests, and an HTTP server.
 
-cache      rows of keys and values that come and go
-adapters   which adapters are in memory, which on disk, and where they may come from
-engine     AdapterServer: requests in, tokens out, a step at a time
-driver     the one thread that the engine belongs to
-protocol   OpenAI's requests and answers, as data
-http       the door itself (Starlette, uvicorn)
+cache          a key/value cache to which rows are added and from which they are removed
+adapters       AdapterStore: loads adapters from disk and removes the least recently used ones
+engine         AdapterServer: continuous batching, one token per request and step
+engine_thread  one thread that runs the engine
+protocol       requests and responses of OpenAI's API, as data
+http           the HTTP server (Starlette, uvicorn)
 """
 
 from .adapters import AdapterStore, UnknownAdapter

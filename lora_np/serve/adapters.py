@@ -1,7 +1,7 @@
-"""Which adapters there are: known by name and folder, as many of them in memory as there is room for.
+"""Load adapters by name, and keep a limited number of them in memory.
 
-What was used last stays longest (LRU), and what a request is using does not go. They come from the folders that the server
-was started with, and from nowhere else.
+The least recently used (LRU) adapter is removed first. An adapter that a request uses is never removed. Adapters load only
+from folders that are named when the server starts.
 """
 
 from __future__ import annotations
@@ -17,75 +17,185 @@ from ..peft.files import CONFIG, WEIGHTS
 
 
 class UnknownAdapter(KeyError):
-    """There is no adapter of that name."""
+    """Raised if a request names an adapter that is not loaded.
+
+    Examples
+    --------
+    >>> import lora_np as ln
+    >>> server = ln.AdapterServer(ln.load_model("tiny"))
+    >>> try:
+    ...     server.submit([65], adapter="poet")
+    ... except ln.serve.UnknownAdapter as error:
+    ...     print(error.args[0])
+    unknown adapter 'poet'; this server has no adapters
+    """
 
 
 class AdapterStore:
-    """The adapters of one PeftModel. Those that it had before are always there; at most `max_loras` others are in memory.
+    """The adapters of one PeftModel, with a limit on the loaded adapters in memory.
 
-    folders: where adapters may be loaded from, each with all below it.
+    Adapters that the model had before are permanent: they are always in memory and are not counted.
+
+    Parameters
+    ----------
+    model : PeftModel
+        The model that the adapters are loaded into.
+    max_loras : int
+        Largest number of loaded adapters in memory.
+    folders : iterable of str or PathLike, optional
+        Adapters may be loaded from these folders and their subfolders. By default no adapter can be loaded.
+
+    Raises
+    ------
+    ValueError
+        If `max_loras` is below 1, or if an adapter of the model cannot share a batch with others.
+    FileNotFoundError
+        If a folder does not exist.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import lora_np as ln
+    >>> folder = tempfile.mkdtemp()
+    >>> ln.get_peft_model(ln.load_model("tiny"), ln.LoraConfig(r=2)).save_pretrained(folder)
+    >>> store = ln.serve.AdapterStore(ln.PeftModel(ln.load_model("tiny").freeze()), max_loras=1, folders=[folder])
+    >>> store.load("poet", folder)
+    >>> store.load("keeper", folder)  # removes "poet" from memory, but not from the names
+    >>> store.names(), list(store.loaded)
+    (['poet', 'keeper'], ['keeper'])
     """
 
     def __init__(self, model: PeftModel, max_loras: int, folders: Iterable[str | os.PathLike[str]] = ()) -> None:
         if max_loras < 1:
             raise ValueError(f"max_loras = {max_loras}; expected at least 1")
         self.model, self.max_loras = model, max_loras
-        self.allowed = [Path(folder).resolve(strict=True) for folder in folders]
-        self.resident = list(model.peft_config)
-        model.check_mixable(*self.resident)
-        self.known: dict[str, Path] = {}  # name → folder
-        self.leaving: dict[str, Path] = {}  # the same, unloaded while requests that were accepted still need them
-        self.loaded: OrderedDict[str, None] = OrderedDict()  # the one used last is last
+        self.roots = [Path(folder).resolve(strict=True) for folder in folders]
+        self.permanent = list(model.peft_config)
+        model.check_mixable(*self.permanent)
+        self.registered: dict[str, Path] = {}  # name → folder, in memory or not
+        self.unloading: dict[str, Path] = {}  # unloaded adapters that accepted requests still use
+        self.loaded: OrderedDict[str, None] = OrderedDict()  # names in memory, the most recently used last
 
     def names(self) -> list[str]:
-        """What a request may ask for, the base apart."""
-        return [*self.resident, *self.known]
+        """Return the names of all adapters that a request may use.
+
+        Returns
+        -------
+        list of str
+            The names, without the base model's.
+        """
+        return [*self.permanent, *self.registered]
 
     def check(self, name: str) -> None:
-        """Raises UnknownAdapter for a name that a request may not ask for."""
-        if name != BASE and name not in self.known and name not in self.resident:
-            raise UnknownAdapter(f"there is no adapter {name!r}; there are {self.names() or 'none'}")
+        """Raise an error if a request may not use this adapter.
+
+        Parameters
+        ----------
+        name : str
+            The adapter's name, or `"__base__"` for the base model.
+
+        Raises
+        ------
+        UnknownAdapter
+            If there is no such adapter.
+        """
+        if name != BASE and name not in self.registered and name not in self.permanent:
+            raise UnknownAdapter(f"unknown adapter {name!r}; this server has {_list(self.names())}")
 
     def load(self, name: str, folder: str | os.PathLike[str], in_use: Collection[str] = ()) -> None:
-        """Make an adapter known, and read it if one in memory can make room, so that a damaged one is refused now.
+        """Register an adapter, and load it into memory if there is room.
 
-        Raises ValueError for a name that is taken or impossible, a folder outside those allowed, one that does not fit the
-        base or cannot share its product, FileNotFoundError where no adapter is; nothing has changed then.
+        If all adapters in memory are in use, the files are read later, at the first request. If an error is raised, nothing
+        has changed.
+
+        Parameters
+        ----------
+        name : str
+            The name by which requests ask for the adapter.
+        folder : str or PathLike
+            Its folder, absolute or relative to one of the allowed folders.
+        in_use : collection of str, optional
+            Names of adapters that must stay in memory.
+
+        Raises
+        ------
+        ValueError
+            If the name is taken or invalid, if the folder is outside the allowed folders, or if the adapter does not fit the
+            base model or cannot share a batch with others.
+        FileNotFoundError
+            If the folder or one of its files does not exist.
         """
-        if name in self.leaving:
-            raise ValueError(f"the adapter {name!r} was unloaded, and requests still use it: wait for them to finish")
+        if name in self.unloading:
+            raise ValueError(f"adapter {name!r} was unloaded, but requests still use it; wait until they finish")
         if name in self.names():
-            raise ValueError(f"there is an adapter {name!r} already: unload it first, or take another name")
-        self.known[name] = self.inside(folder)
+            raise ValueError(f"an adapter {name!r} already exists; unload it first, or choose another name")
+        self.registered[name] = self.resolve(folder)
         try:
             self.acquire(name, in_use)
         except Exception:
-            del self.known[name]
+            del self.registered[name]
             raise
 
     def unload(self, name: str, in_use: Collection[str] = ()) -> None:
-        """From now on there is no such adapter; requests that were accepted before keep it until they finish.
+        """Remove an adapter's name, so that no new request can use it.
 
-        Raises UnknownAdapter for a name that no folder was loaded under.
+        Requests that were accepted before keep the adapter until they finish.
+
+        Parameters
+        ----------
+        name : str
+            Name of a loaded adapter.
+        in_use : collection of str, optional
+            Names of adapters that must stay in memory.
+
+        Raises
+        ------
+        UnknownAdapter
+            If no adapter was loaded under this name.
         """
-        if name not in self.known:
-            raise UnknownAdapter(f"no adapter {name!r} was loaded; there are {list(self.known) or 'none'}")
-        self.leaving[name] = self.known.pop(name)
-        self.sweep(in_use)
+        if name not in self.registered:
+            raise UnknownAdapter(f"no adapter {name!r} was loaded; this server has {_list(self.registered)} to unload")
+        self.unloading[name] = self.registered.pop(name)
+        self.remove_unused(in_use)
 
-    def sweep(self, in_use: Collection[str]) -> None:
-        """Forget those that were unloaded and that nobody uses any more."""
-        for name in [name for name in self.leaving if name not in in_use]:
-            del self.leaving[name]
+    def remove_unused(self, in_use: Collection[str]) -> None:
+        """Remove unloaded adapters from memory if no request uses them any more.
+
+        Parameters
+        ----------
+        in_use : collection of str
+            Names of the adapters that requests use.
+        """
+        for name in [name for name in self.unloading if name not in in_use]:
+            del self.unloading[name]
             if name in self.loaded:
                 self._evict(name)
 
     def acquire(self, name: str, in_use: Collection[str]) -> bool:
-        """Have the adapter in memory, in the place of the one that was not used for longest. False where all are in use.
+        """Load an adapter into memory if necessary, and mark it as the most recently used.
 
-        Raises as PeftModel.load_adapter does where its folder has changed and holds none that fits.
+        If memory is full, it replaces the least recently used adapter that is not in use.
+
+        Parameters
+        ----------
+        name : str
+            The adapter's name, or `"__base__"`.
+        in_use : collection of str
+            Names of adapters that must stay in memory.
+
+        Returns
+        -------
+        bool
+            True if the adapter is in memory, False if memory is full of adapters in use.
+
+        Raises
+        ------
+        ValueError
+            If the files have changed and no longer fit the model.
+        OSError
+            If the files cannot be read.
         """
-        if name == BASE or name in self.resident:
+        if name == BASE or name in self.permanent:
             return True
         if name not in self.loaded:
             if len(self.loaded) >= self.max_loras:
@@ -93,8 +203,8 @@ class AdapterStore:
                 if idle is None:
                     return False
                 self._evict(idle)
-            folder = self.known[name] if name in self.known else self.leaving[name]
-            self.model.load_adapter(self.inside(folder), name)
+            folder = self.registered[name] if name in self.registered else self.unloading[name]
+            self.model.load_adapter(self.resolve(folder), name)
             self.loaded[name] = None
             try:
                 self.model.check_mixable(name)
@@ -108,24 +218,43 @@ class AdapterStore:
         del self.loaded[name]
         self.model.delete_adapter(name)
 
-    def inside(self, folder: str | os.PathLike[str]) -> Path:
-        """The folder as an absolute path, once it and its files are known to lie where adapters may come from.
+    def resolve(self, folder: str | os.PathLike[str]) -> Path:
+        """Return the absolute path of an adapter's folder, after checking that it is inside an allowed folder.
 
-        A relative one counts from each allowed folder. Raises ValueError for `..` and for a link out, FileNotFoundError
-        where it is not there.
+        Parameters
+        ----------
+        folder : str or PathLike
+            An absolute path, or a path relative to one of the allowed folders.
+
+        Returns
+        -------
+        Path
+            The absolute path, with symbolic links resolved.
+
+        Raises
+        ------
+        ValueError
+            If the path contains `..` or lies outside the allowed folders, also through a symbolic link.
+        FileNotFoundError
+            If the folder does not exist.
         """
         path = Path(folder)
         if ".." in path.parts or "\0" in str(path):
-            raise ValueError(f"the folder {str(folder)!r}: a path with .. is not taken")
-        for root in self.allowed:
-            found = (root / path).resolve()  # an absolute path is itself, wherever it starts from
+            raise ValueError(f"the path {str(folder)!r} must not contain '..' or a null character")
+        for root in self.roots:
+            found = (root / path).resolve()  # if `path` is absolute, `root` has no effect
             if not found.is_relative_to(root):
                 continue
             for file in (found / CONFIG, found / WEIGHTS):
                 if not file.resolve().is_relative_to(root):
-                    raise ValueError(f"{file} is a link out of the folders that adapters may come from")
+                    raise ValueError(f"{file} is a link to a file outside the allowed folders")
             if found.is_dir():
                 return found
-        if any((root / path).resolve().is_relative_to(root) for root in self.allowed):
-            raise FileNotFoundError(f"no adapter in {str(folder)!r}: there is no such folder")
-        raise ValueError(f"{str(folder)!r} is outside the folders that adapters may come from")
+        if any((root / path).resolve().is_relative_to(root) for root in self.roots):
+            raise FileNotFoundError(f"no adapter in {str(folder)!r}: this folder does not exist")
+        # the message names no allowed folder, because a client reads it
+        raise ValueError(f"{str(folder)!r} is outside the allowed folders, which are set when the server starts")
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names) or "no adapters"

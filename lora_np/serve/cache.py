@@ -1,11 +1,11 @@
-"""A key/value cache whose rows come and go: what continuous batching (Orca, Yu et al. 2022) needs of the cache.
+"""A key/value cache for continuous batching (Orca, Yu et al. 2022): rows are added and removed between two steps.
 
     columns      start                      end
-    row 0          ├── 0 0 0 a a a a a a a a┤         every row ends at `end`, so that a step appends one column to all;
-    row 1          ├── b b b b b b b b b b b┤         what lies left of a shorter row is masked, and a column that is
-    row 2          ├── 0 0 0 0 0 0 0 0 0 c c┤         masked for all is left out
+    row 0          ├── 0 0 0 a a a a a a a a┤         every row ends at `end`, so that a step appends one column to all rows;
+    row 1          ├── b b b b b b b b b b b┤         the columns left of a shorter row are masked, and columns that are
+    row 2          ├── 0 0 0 0 0 0 0 0 0 c c┤         masked for all rows are left out
 
-A key was turned by its place in its own row (`Context.position_ids`), so a row may lie in any columns.
+A key is already rotated by its position in its own row (`Context.position_ids`), so a row may be stored in any columns.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from ..transformer import KeyValueCache, TransformerConfig
 from ..transformer.cache import LayerCache
 
 
-class RowsLayer(LayerCache):
-    """One layer's keys and values, (rows, g, columns, d) each, of which `rows` and the columns start … end are in use."""
+class BatchLayerCache(LayerCache):
+    """Keys and values of one layer, each (max_rows, g, columns, d).
+
+    Only the first `rows` rows and the columns from `start` to `end` are used.
+    """
 
     def __init__(self, max_rows: int) -> None:
         super().__init__()
         self.max_rows, self.rows, self.start, self.end = max_rows, 0, 0, 0
 
     def extend(self, k: Array, v: Array) -> tuple[Array, Array]:
-        """As LayerCache's, for all rows at once."""
-        rooms = self.make_room(k, v, 0, k.shape[2])
+        """Append k and v (b, g, t, d) to all rows; return all keys and values (b, g, s, d)."""
+        rooms = self.reserve(k, v, 0, k.shape[2])
         for room, new in zip(rooms, (k, v), strict=True):
             room[: self.rows, :, self.end : self.end + k.shape[2]] = new
         self.end += k.shape[2]
@@ -34,27 +37,27 @@ class RowsLayer(LayerCache):
         keys, values = (room[: self.rows, :, self.start : self.end] for room in rooms)
         return keys, values
 
-    def join(self, k: Array, v: Array) -> None:
-        """k and v (1, g, s, d) become the last row."""
+    def add_row(self, k: Array, v: Array) -> None:
+        """Add k and v (1, g, s, d) as the last row."""
         s = k.shape[2]
-        for room, new in zip(self.make_room(k, v, s, 0), (k, v), strict=True):
+        for room, new in zip(self.reserve(k, v, s, 0), (k, v), strict=True):
             room[self.rows, :, self.end - s : self.end] = new[0]
         self.rows += 1
         self.start = min(self.start, self.end - s)
         self.length = self.end - self.start
 
-    def leave(self, row: int, longest: int) -> None:
-        """The last row takes the place of `row`; the longest that stays has `longest` columns."""
+    def remove_row(self, row: int, longest: int) -> None:
+        """Move the last row to the place of `row`; `longest` is the length of the longest row that remains."""
         self.rows -= 1
         for room in self.room or ():
             room[row, :, self.start : self.end] = room[self.rows, :, self.start : self.end]
         self.start = self.end - longest
         self.length = longest
 
-    def make_room(self, k: Array, v: Array, before: int, after: int) -> tuple[Array, Array]:
-        """Room for `before` columns up to `end`, and for `after` from there on; where it is short, for twice as much.
+    def reserve(self, k: Array, v: Array, before: int, after: int) -> tuple[Array, Array]:
+        """Return arrays with at least `before` columns before `end` and `after` columns after it. If they grow, they double.
 
-        Zeros, not whatever was there: a masked score must be a number, and so must a value that counts 0 times.
+        New columns are zeros. Uninitialised memory can contain NaN, and a masked value, times a probability of 0, is then NaN.
         """
         if self.room is not None and self.end >= before and self.end + after <= self.room[0].shape[2]:
             return self.room
@@ -70,36 +73,40 @@ class RowsLayer(LayerCache):
         return self.room
 
 
-class RowsCache(KeyValueCache):
-    """A KeyValueCache that rows join and leave between two calls of `forward`. `lengths` are the rows' own."""
+class BatchCache(KeyValueCache):
+    """A KeyValueCache whose rows can be added and removed between two calls of `forward`; `lengths` has one per row."""
 
-    layers: list[RowsLayer]
+    layers: list[BatchLayerCache]
 
     def __init__(self, config: TransformerConfig, max_rows: int) -> None:
-        self.layers = [RowsLayer(max_rows) for _ in range(config.num_hidden_layers)]
+        self.layers = [BatchLayerCache(max_rows) for _ in range(config.num_hidden_layers)]
         self.lengths: list[int] = []
 
     @property
     def batch_size(self) -> int:
+        """Number of rows."""
         return len(self.lengths)
 
-    def join(self, past: KeyValueCache) -> None:
-        """What one sequence, read alone, has left in `past` becomes the last row."""
-        for layer, read in zip(self.layers, past.layers, strict=True):
-            layer.join(*(room[:, :, : read.length] for room in read.room or ()))
+    def add_row(self, past: KeyValueCache) -> None:
+        """Add the sequence in `past`, a cache of one row, as the last row."""
+        for layer, source in zip(self.layers, past.layers, strict=True):
+            layer.add_row(*(room[:, :, : source.length] for room in source.room or ()))
         self.lengths.append(len(past))
 
-    def leave(self, row: int) -> None:
-        """`row` goes, and the last row takes its place."""
+    def remove_row(self, row: int) -> None:
+        """Remove `row`; the last row moves to its place."""
         self.lengths[row] = self.lengths[-1]
         self.lengths.pop()
         for layer in self.layers:
-            layer.leave(row, max(self.lengths, default=0))
+            layer.remove_row(row, max(self.lengths, default=0))
 
     def next_step(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """`position_ids` (b, 1) and `attention_mask` (b, columns + 1) of one more token a row, which it takes as read."""
-        places = np.array(self.lengths)[:, None]
+        """Return `position_ids` (b, 1) and `attention_mask` (b, columns + 1) for one more token per row, and count that token.
+
+        The mask is None if no column is masked.
+        """
+        positions = np.array(self.lengths)[:, None]
         columns = len(self) + 1
         self.lengths = [length + 1 for length in self.lengths]
-        mask = np.arange(columns) >= columns - 1 - places
-        return places, None if mask.all() else mask
+        mask = np.arange(columns) >= columns - 1 - positions
+        return positions, None if mask.all() else mask

@@ -1,9 +1,9 @@
-"""AdapterServer: continuous batching over one base and its key/value cache, each row with an adapter of its own.
+"""AdapterServer: continuous batching over one base model, with a different adapter for each row.
 
-    submit → waiting → (its prompt is read) → a row of the batch → a token a step → finished, and its row is free
+    submit → waiting → (the prompt is computed) → a row of the batch → one token per step → finished, the row is free
 
-Requests join and leave between two steps, rather than a batch waiting for its longest answer (Orca, Yu et al. 2022). It is
-synchronous and owns no thread: what `step` does depends on what was submitted, and on nothing else.
+Requests join and leave the batch between two steps, so that no request waits for the longest answer of a batch (Orca, Yu et
+al. 2022). The engine is synchronous and has no thread: the result of a step depends only on the submitted requests.
 """
 
 from __future__ import annotations
@@ -24,20 +24,65 @@ from ..peft.mixed import AdapterRows
 from ..transformer import KeyValueCache, Transformer
 from ..transformer.generation import Sampling, last_logits
 from .adapters import AdapterStore
-from .cache import RowsCache
+from .cache import BatchCache
 
-PROMPT_TOKENS = 512  # read before a step at most, so that those who are being answered do not wait for all who arrive
+PROMPT_TOKENS = 512  # after this many prompt tokens in one step, further prompts wait, so that running requests go on
 
 
 class QueueFull(RuntimeError):
-    """As many requests wait as may: try again later."""
+    """Raised if `max_queue` requests are waiting already. Submit the request again later.
+
+    Examples
+    --------
+    >>> import lora_np as ln
+    >>> server = ln.AdapterServer(ln.load_model("tiny"), max_queue=1)
+    >>> _ = server.submit([65])
+    >>> try:
+    ...     server.submit([66])
+    ... except ln.serve.QueueFull as error:
+    ...     print(error)
+    the queue is full (max_queue = 1); try again later
+    """
 
 
 @dataclass(eq=False)
 class Request:
-    """One prompt and what has come of it: the new `tokens` so far, and the `finish_reason` once there is one.
+    """A submitted prompt and the tokens generated so far. `AdapterServer.submit` creates it.
 
-    finish_reason: "stop" (a stop token, or the listener had enough), "length", "cancelled", or "error", with `error`.
+    Parameters
+    ----------
+    prompt : ndarray, shape (s,), int
+        Token ids of the prompt.
+    adapter : str
+        Name of the adapter, or `"__base__"`.
+    max_new_tokens : int
+        Largest number of tokens to generate.
+    sampling : Sampling
+        How the next token is chosen.
+    stop_tokens : frozenset of int
+        Token ids that end the answer. They are not part of `tokens`.
+    rng : numpy.random.Generator
+        Random numbers for sampling.
+    on_token : callable
+        Called with each new token. If it returns True, the answer ends.
+    on_finish : callable
+        Called with the request when it is finished.
+    tokens : list of int
+        Generated token ids.
+    finish_reason : {"stop", "length", "cancelled", "error"} or None
+        Why the request is finished, or None if it is not. "stop": after a stop token, or because `on_token` returned True.
+        "cancelled": by `cancel`, or because `on_token` raised an error.
+    error : Exception or None
+        The error that ended the request, or that `on_finish` raised.
+
+    Examples
+    --------
+    >>> import lora_np as ln
+    >>> server = ln.AdapterServer(ln.load_model("tiny"))
+    >>> request = server.submit(ln.data.encode("The "), max_new_tokens=3)
+    >>> server.run()
+    >>> len(request.tokens), request.finish_reason
+    (3, 'length')
     """
 
     prompt: np.ndarray
@@ -54,10 +99,44 @@ class Request:
 
 
 class AdapterServer:
-    """Serves a PeftModel's base and many adapters. Nobody else may change the model meanwhile.
+    """An engine that generates for many requests at once, each with its own adapter of one base model.
 
-    max_batch: rows that are computed together. max_queue: requests that wait for one. max_loras: adapters in memory, beside
-    those that the model came with. folders: where adapters may be loaded from.
+    Every request gets the same tokens as from `generate` alone. Do not change the model while the server uses it.
+
+    Parameters
+    ----------
+    model : PeftModel or Transformer
+        The base model, with or without adapters. The parameters of a Transformer are frozen.
+    max_batch : int, default 32
+        Largest number of requests that are computed together.
+    max_queue : int, default 256
+        Largest number of waiting requests.
+    max_loras : int, default 64
+        Largest number of loaded adapters in memory. The adapters that `model` already has are not counted.
+    folders : iterable of str or PathLike, optional
+        Adapters may be loaded from these folders and their subfolders. By default no adapter can be loaded.
+
+    Raises
+    ------
+    ValueError
+        If a limit is below 1, if an adapter of `model` cannot share a batch with others, or if `model` is merged or its
+        adapters are disabled.
+    FileNotFoundError
+        If a folder does not exist.
+
+    References
+    ----------
+    Yu et al. 2022, "Orca: A Distributed Serving System for Transformer-Based Generative Models" (OSDI).
+
+    Examples
+    --------
+    >>> import lora_np as ln
+    >>> model = ln.get_peft_model(ln.load_model("tiny"), ln.LoraConfig(r=2, init_lora_weights=False), "poet")
+    >>> server = ln.AdapterServer(model)
+    >>> requests = [server.submit(ln.data.encode("def "), name, max_new_tokens=4) for name in ("poet", "__base__")]
+    >>> server.run()
+    >>> [len(request.tokens) for request in requests], server.idle
+    ([4, 4], True)
     """
 
     def __init__(
@@ -69,16 +148,17 @@ class AdapterServer:
         max_loras: int = 64,
         folders: Iterable[str | os.PathLike[str]] = (),
     ) -> None:
-        if max_batch < 1 or max_queue < 1:
-            raise ValueError(f"max_batch = {max_batch}, max_queue = {max_queue}; expected at least 1 of each")
+        for name, limit in (("max_batch", max_batch), ("max_queue", max_queue)):
+            if limit < 1:
+                raise ValueError(f"{name} = {limit}; expected at least 1")
         peft_model = PeftModel(model.freeze()) if isinstance(model, Transformer) else model
-        peft_model.adapter_rows((), 0)  # raises while merged or disabled
+        peft_model.adapter_rows((), 0)  # raises an error if the model is merged or its adapters are disabled
         self.model, self.config = peft_model.model, peft_model.config
         self.adapters = AdapterStore(peft_model, max_loras, folders)
         self.max_batch, self.max_queue = max_batch, max_queue
         self.waiting: deque[Request] = deque()
-        self.running: list[Request] = []  # row by row
-        self._past = RowsCache(self.config, max_batch)
+        self.running: list[Request] = []  # one request per row of the batch
+        self._past = BatchCache(self.config, max_batch)
         self._rows = AdapterRows(())
 
     # --------------------------------------------------------------------------------------------------------- requests
@@ -97,58 +177,130 @@ class AdapterServer:
         on_token: Callable[[int], Any] = lambda token: None,
         on_finish: Callable[[Request], Any] = lambda request: None,
     ) -> Request:
-        """Queue one request; the settings are `generate`'s, and so are the tokens, whoever else is served meanwhile.
+        """Add one request to the queue. Settings and generated tokens are the same as those of `generate`.
 
-        on_token is called with each new token as soon as it is known, and ends the answer by returning True; on_finish with
-        the request when there is a finish_reason. One that raises loses its place. Raises QueueFull, UnknownAdapter, and
-        ValueError or TypeError for a prompt that is empty, no tokens, or too long with what is asked for.
+        Parameters
+        ----------
+        prompt : sequence of int or ndarray, shape (s,)
+            Token ids.
+        adapter : str, default "__base__"
+            Name of the adapter. `"__base__"` generates without an adapter.
+        max_new_tokens : int, default 40
+            Largest number of tokens to generate.
+        temperature : float, default 0
+            0 takes the token with the highest logit; above 0 the token is sampled from softmax(logits / temperature).
+        top_k : int, optional
+            Sample only from the `top_k` tokens with the highest probabilities.
+        top_p : float, optional
+            Sample only from the smallest set of tokens whose probabilities add up to at least `top_p`.
+        stop_tokens : collection of int, optional
+            Token ids that end the answer.
+        seed : int, default 0
+            Seed of the sampling.
+        on_token : callable, optional
+            Called with each new token. If it returns True, the answer ends. If it raises an error, only this request fails.
+        on_finish : callable, optional
+            Called with the request when it is finished.
+
+        Returns
+        -------
+        Request
+            The request. `step` and `run` append the generated tokens to its `tokens`.
+
+        Raises
+        ------
+        QueueFull
+            If `max_queue` requests are waiting.
+        UnknownAdapter
+            If there is no such adapter.
+        ValueError
+            If the prompt is empty, has an unknown token id or leaves no room for `max_new_tokens`, or a setting is out of
+            range.
+        TypeError
+            If the prompt does not consist of integers.
         """
         self.adapters.check(adapter)
         ids = np.asarray(prompt)
-        if ids.ndim != 1 or not ids.size:
-            raise ValueError("the prompt is empty, or no list of token ids")
+        if ids.ndim != 1:
+            raise ValueError(f"the prompt has shape {ids.shape}; expected one list of token ids")
+        if not ids.size:
+            raise ValueError("the prompt is empty; expected at least one token")
         check_ids("prompt", ids, self.config.vocab_size)
         limit = self.config.max_position_embeddings
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens = {max_new_tokens}; expected at least 1")
         if ids.size + max_new_tokens > limit:
             raise ValueError(
-                f"a prompt of {ids.size} tokens and {max_new_tokens} new ones; this model takes {limit} in all"
+                f"{ids.size} prompt tokens + {max_new_tokens} new tokens exceed this model's limit of {limit} tokens;"
+                " shorten the prompt, or ask for fewer new tokens"
             )
         sampling, rng = Sampling(temperature, top_k, top_p), np.random.default_rng([seed, 0])
         if len(self.waiting) >= self.max_queue:
-            raise QueueFull(f"{self.max_queue} requests are waiting: try again later")
+            raise QueueFull(f"the queue is full (max_queue = {self.max_queue}); try again later")
         stops = frozenset(stop_tokens)
         request = Request(ids, adapter, max_new_tokens, sampling, stops, rng, on_token, on_finish)
         self.waiting.append(request)
         return request
 
     def cancel(self, request: Request) -> None:
-        """Free the request's place, in the queue or in the batch. One that has finished stays as it is."""
+        """Remove a request from the queue or from the batch. A finished request is not changed.
+
+        Parameters
+        ----------
+        request : Request
+            The request to end. Its `finish_reason` becomes "cancelled".
+        """
         if request in self.waiting:
             self.waiting.remove(request)
         elif request in self.running:
-            self._leave(self.running.index(request))
+            self._remove_row(self.running.index(request))
         self._finish(request, "cancelled")
 
     @property
     def idle(self) -> bool:
-        """Whether nothing runs and nothing waits."""
+        """True if no request is running or waiting."""
         return not self.running and not self.waiting
 
     def run(self) -> None:
-        """Step until idle."""
+        """Call `step` until all requests are finished."""
         while not self.idle:
             self.step()
 
     # --------------------------------------------------------------------------------------------------------- adapters
 
     def load_adapter(self, name: str, folder: str | os.PathLike[str]) -> None:
-        """Serve the adapter in `folder` too. Raises as `AdapterStore.load`."""
+        """Load an adapter, so that requests can use it by name.
+
+        Parameters
+        ----------
+        name : str
+            The name by which requests ask for the adapter.
+        folder : str or PathLike
+            The adapter's folder, absolute or relative to one of the allowed folders.
+
+        Raises
+        ------
+        ValueError
+            If the name is taken or invalid, if the folder is outside the allowed folders, or if the adapter does not fit the
+            base model or cannot share a batch with others.
+        FileNotFoundError
+            If the folder or one of its files does not exist.
+        """
         self.adapters.load(name, folder, self._in_use())
 
     def unload_adapter(self, name: str) -> None:
-        """Accept no more requests for it; it leaves when the last one is answered. Raises UnknownAdapter."""
+        """Accept no more requests for an adapter. It is removed when its last request is finished.
+
+        Parameters
+        ----------
+        name : str
+            Name of a loaded adapter.
+
+        Raises
+        ------
+        UnknownAdapter
+            If no adapter was loaded under this name.
+        """
         self.adapters.unload(name, self._in_use())
 
     def _in_use(self, waiting: bool = True) -> set[str]:
@@ -157,38 +309,44 @@ class AdapterServer:
     # ---------------------------------------------------------------------------------------------------------- a step
 
     def step(self) -> None:
-        """Read the prompts of those who can join, then compute one token for every row. Nothing to do is no error."""
+        """Add waiting requests to the batch if there is room, then compute one token for every row.
+
+        If there is no request, this does nothing.
+        """
         self._admit()
         if not self.running:
             return
-        places, mask = self._past.next_step()
+        positions, mask = self._past.next_step()
         names = [request.adapter for request in self.running]
         if tuple(names) != self._rows.names:
             self._rows = self._rows.then(names)
         tokens = np.array([[request.tokens[-1]] for request in self.running])
-        context = Context(adapter=self._rows, attention_mask=mask, position_ids=places)
+        context = Context(adapter=self._rows, attention_mask=mask, position_ids=positions)
         x, _ = self.model.hidden(tokens, context, self._past)
         logits = to_host(self.model.logits(x[:, -1], context))  # (b, v)
-        for row in reversed(range(len(self.running))):  # whoever leaves is replaced by the last, who has had his turn
+        for row in reversed(range(len(self.running))):  # a removed row is replaced by the last, already done
             request = self.running[row]
             if (reason := self._next_token(request, logits[row])) is not None:
-                self._leave(row)
+                self._remove_row(row)
                 self._finish(request, reason)
 
     def _admit(self) -> None:
-        """First come, first served: one whose adapter finds no room holds up those behind him, and so is never starved."""
-        read = 0
-        while self.waiting and len(self.running) < self.max_batch and read < PROMPT_TOKENS:
+        """Add waiting requests to the batch in the order of submission.
+
+        If there is no memory for a request's adapter, later requests wait too, so that no request waits for ever.
+        """
+        prompt_tokens = 0
+        while self.waiting and len(self.running) < self.max_batch and prompt_tokens < PROMPT_TOKENS:
             request = self.waiting[0]
             try:
                 if not self.adapters.acquire(request.adapter, self._in_use(waiting=False)):
                     return
                 self.waiting.popleft()
-                read += request.prompt.size
+                prompt_tokens += request.prompt.size
                 past, adapter = KeyValueCache(self.config), None if request.adapter == BASE else request.adapter
                 logits = last_logits(self.model, request.prompt[None], None, past, adapter)
             except (OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
-                if request in self.waiting:  # its folder has changed since it was accepted
+                if request in self.waiting:  # the adapter's folder has changed since `submit`
                     self.waiting.popleft()
                 request.error = error
                 self._finish(request, "error")
@@ -196,12 +354,12 @@ class AdapterServer:
             reason = self._next_token(request, logits[0])
             if reason is None:
                 self.running.append(request)
-                self._past.join(past)
+                self._past.add_row(past)
             else:
                 self._finish(request, reason)
 
     def _next_token(self, request: Request, logits: np.ndarray) -> str | None:
-        """Choose it and pass it on; why the request is finished, if it now is."""
+        """Choose the next token and pass it to `on_token`. Return the finish reason, or None if the request continues."""
         reason = "error"
         try:
             token = request.sampling.choose(logits, request.rng)
@@ -209,15 +367,15 @@ class AdapterServer:
                 return "stop"
             request.tokens.append(token)
             reason = "cancelled"
-            enough = request.on_token(token) is True
-        except Exception as error:  # whatever is wrong with one request or its listener must not reach the others
+            stopped = request.on_token(token) is True
+        except Exception as error:  # an error of one request or its callback must not end the other requests
             request.error = error
             return reason
-        return "stop" if enough else "length" if len(request.tokens) == request.max_new_tokens else None
+        return "stop" if stopped else "length" if len(request.tokens) == request.max_new_tokens else None
 
-    def _leave(self, row: int) -> None:
-        """The last row takes the place of `row`, here as in the cache."""
-        self._past.leave(row)
+    def _remove_row(self, row: int) -> None:
+        """Move the last row to the place of `row`, in the batch and in the cache."""
+        self._past.remove_row(row)
         self.running[row] = self.running[-1]
         self.running.pop()
 
@@ -225,16 +383,22 @@ class AdapterServer:
         if request.finish_reason is not None:
             return
         request.finish_reason = reason
-        self.adapters.sweep(self._in_use())
+        self.adapters.remove_unused(self._in_use())
         try:
             request.on_finish(request)
-        except Exception as error:  # as in _next_token
+        except Exception as error:  # as in `_next_token`
             request.error = request.error or error
 
     def abort(self, error: Exception) -> None:
-        """After a step that failed: every request that was under way ends with `error`, and the rows are free."""
+        """End all running requests after a step that failed. Waiting requests are kept.
+
+        Parameters
+        ----------
+        error : Exception
+            The error that `step` raised. The requests get it as their `error`.
+        """
         failed, self.running = self.running, []
-        self._past, self._rows = RowsCache(self.config, self.max_batch), AdapterRows(())
+        self._past, self._rows = BatchCache(self.config, self.max_batch), AdapterRows(())
         for request in failed:
             request.error = error
             self._finish(request, "error")

@@ -1,10 +1,13 @@
-"""The HTTP door: OpenAI's completions and chat protocol, as vLLM speaks it for adapters. `model` names the adapter.
+"""The HTTP server: OpenAI's completions and chat completions API, with vLLM's additions for adapters.
+
+A request's field `model` names the adapter.
 
     GET  /health   /v1/models
-    POST /v1/completions   /v1/chat/completions      whole, or "stream": true
+    POST /v1/completions   /v1/chat/completions      one body, or a stream if "stream": true
     POST /v1/load_lora_adapter {lora_name, lora_path}   /v1/unload_lora_adapter {lora_name}
 
-Errors: 400 (413, 415) what was asked for is wrong, 404 there is no such model, 429 the queue is full, 503 the server is leaving.
+Errors: 400 wrong request, 404 unknown model or path, 405 wrong HTTP method, 413 body too long, 415 no JSON, 429 full queue,
+500 internal error, 503 the server is shutting down.
 """
 
 from __future__ import annotations
@@ -20,18 +23,27 @@ from ..files import Tokenizer
 from ..nn import BASE
 from ..optional import extra
 from .adapters import UnknownAdapter
-from .driver import Driver
 from .engine import AdapterServer, QueueFull, Request
-from .protocol import Answer, Order, ProtocolError, Writer, parse, parse_json, typed, usage
+from .engine_thread import EngineThread
+from .protocol import (
+    CompletionRequest,
+    CompletionResponse,
+    ProtocolError,
+    StopStringStream,
+    parse,
+    parse_json,
+    typed,
+    usage,
+)
 
-App: TypeAlias = Any  # Starlette's application, and its Response: imported where they are made, for they are optional
+App: TypeAlias = Any  # Starlette's application. Starlette is optional, so its types are not imported here
 Response: TypeAlias = Any
 HOST, PORT = "127.0.0.1", 8000
-MAX_BODY = 2**23  # bytes: more than any prompt that a model of this library takes
+MAX_BODY = 2**23  # bytes; longer than any prompt for a model of this library
 
 
 class HttpRequest(Protocol):
-    """What is read of a Starlette request: headers and body, and what ASGI sends after them."""
+    """The parts of a Starlette request that are used here: headers, body, and the ASGI messages that follow."""
 
     @property
     def headers(self) -> Mapping[str, str]: ...
@@ -41,19 +53,19 @@ class HttpRequest(Protocol):
     async def receive(self) -> Mapping[str, Any]: ...
 
 
-class Door:
-    """What the routes share: the engine behind its thread, the tokenizer, and the base's name."""
+class CompletionService:
+    """The state that all routes share: the engine in its thread, the tokenizer, and the base model's name."""
 
     def __init__(self, engine: AdapterServer, tokenizer: Tokenizer, base: str) -> None:
-        self.driver, self.tokenizer, self.base = Driver(engine), tokenizer, base
-        self.open = True  # False: what runs is finished, and nothing new is taken
+        self.thread, self.tokenizer, self.base = EngineThread(engine), tokenizer, base
+        self.accepting = True  # False after the first signal: running requests are finished, new ones are refused
 
     async def call(self, function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
-        """A call in the engine's thread. Raises ProtocolError for what the engine refuses."""
-        if not self.open:
-            raise ProtocolError(503, "the server is shutting down")
+        """Call a function in the engine's thread. Raises ProtocolError if the engine refuses or the server shuts down."""
+        if not self.accepting:
+            raise ProtocolError(503, "the server is shutting down and accepts no new requests")
         try:
-            return await asyncio.wrap_future(self.driver.call(function, *arguments, **settings))
+            return await asyncio.wrap_future(self.thread.call(function, *arguments, **settings))
         except QueueFull as error:
             raise ProtocolError(429, str(error), code="queue_full") from None
         except UnknownAdapter as error:
@@ -61,72 +73,76 @@ class Door:
         except (ValueError, TypeError, OSError) as error:
             raise ProtocolError(400, str(error)) from None
 
-    def encode(self, order: Order, chat: bool) -> tuple[list[int], Writer]:
-        """The tokens of a prompt or a conversation, and what writes behind them. Raises ProtocolError where they are none."""
+    def encode(self, completion: CompletionRequest, chat: bool) -> tuple[list[int], StopStringStream]:
+        """Return the token ids of a prompt or a chat, and the stream that decodes the answer.
+
+        Raises ProtocolError if the prompt cannot be encoded.
+        """
         try:
-            if isinstance(order.prompt, str):
-                ids = self.tokenizer.encode(order.prompt).tolist()
+            if isinstance(completion.prompt, str):
+                ids = self.tokenizer.encode(completion.prompt).tolist()
             else:
-                ids = self.tokenizer.apply_chat_template(order.prompt).tolist() if chat else order.prompt
-            return ids, Writer(self.tokenizer, ids, order.stop)
+                ids = self.tokenizer.apply_chat_template(completion.prompt).tolist() if chat else completion.prompt
+            return ids, StopStringStream(self.tokenizer, ids, completion.stop)
         except ValueError as error:
             raise ProtocolError(400, str(error), "messages" if chat else "prompt") from None
 
-    async def submit(self, order: Order, chat: bool) -> Ticket:
-        """Queue an order. Raises ProtocolError."""
-        ids, writer = self.encode(order, chat)
-        limit = self.driver.engine.config.max_position_embeddings
+    async def submit(self, completion: CompletionRequest, chat: bool) -> PendingCompletion:
+        """Add a request to the engine's queue. Raises ProtocolError."""
+        ids, stream = self.encode(completion, chat)
+        limit = self.thread.engine.config.max_position_embeddings
         room = limit - len(ids)
-        if room < (order.max_tokens or 1):
+        if room < (completion.max_tokens or 1):
             message = (
-                f"{len(ids)} tokens of prompt and {order.max_tokens or 1} new ones; this model takes {limit} in all"
+                f"{len(ids)} prompt tokens + {completion.max_tokens or 1} new tokens exceed this model's limit of"
+                f" {limit} tokens; shorten the prompt, or ask for fewer new tokens"
             )
             raise ProtocolError(400, message, "messages" if chat else "prompt", "context_length_exceeded")
-        ticket = Ticket(writer)
+        pending = PendingCompletion(stream)
         eos = self.tokenizer.eos_token_id
-        ticket.request = await self.call(
-            self.driver.engine.submit,
+        pending.request = await self.call(
+            self.thread.engine.submit,
             ids,
-            BASE if order.model == self.base else order.model,
-            order.max_tokens or room,
+            BASE if completion.model == self.base else completion.model,
+            completion.max_tokens or room,
             stop_tokens=() if eos is None else (eos,),
-            on_token=ticket.on_token,
-            on_finish=ticket.on_finish,
-            **order.sampling,
+            on_token=pending.on_token,
+            on_finish=pending.on_finish,
+            **completion.sampling,
         )
-        return ticket
+        return pending
 
 
-class Ticket:
-    """A request's way from the engine's thread to the event loop: pieces of text, then None."""
+class PendingCompletion:
+    """One completion in progress: takes tokens in the engine's thread and gives text to the event loop."""
 
-    def __init__(self, writer: Writer) -> None:
-        self.writer, self.loop = writer, asyncio.get_running_loop()
-        self.pieces: asyncio.Queue[str | None] = asyncio.Queue()
+    def __init__(self, stream: StopStringStream) -> None:
+        self.stream, self.loop = stream, asyncio.get_running_loop()
+        self.pieces: asyncio.Queue[str | None] = asyncio.Queue()  # None follows the last piece of text
         self.request: Request
-        self.watch: asyncio.Task  # kept, for the loop itself holds a task but weakly
+        self.watch: asyncio.Task  # a reference to the task; the event loop itself has only a weak one
 
     def on_token(self, token: int) -> bool:
-        """In the engine's thread."""
-        if text := self.writer.add(token):
+        """Decode a token; return True after a stop string. The engine's thread calls this."""
+        if text := self.stream.add(token):
             self.loop.call_soon_threadsafe(self.pieces.put_nowait, text)
-        return self.writer.stopped
+        return self.stream.stopped
 
     def on_finish(self, request: Request) -> None:
-        """In the engine's thread."""
-        for piece in (self.writer.end(), None):
+        """Pass on the last piece of text. The engine's thread calls this."""
+        for piece in (self.stream.end(), None):
             if piece != "":
                 self.loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
 
     async def text(self) -> AsyncIterator[str]:
-        """The pieces. Raises ProtocolError where the engine failed."""
+        """Yield the pieces of text. Raises ProtocolError if the engine failed."""
         while (piece := await self.pieces.get()) is not None:
             yield piece
         if self.request.finish_reason not in ("stop", "length"):
-            raise ProtocolError(500, f"the answer was not finished: {self.request.error or 'cancelled'}")
+            raise ProtocolError(500, f"generation failed: {self.request.error or 'the request was cancelled'}")
 
     def usage(self) -> dict[str, int]:
-        """Tokens read and written."""
+        """Return the numbers of prompt tokens and generated tokens."""
         return usage(self.request.prompt.size, len(self.request.tokens))
 
 
@@ -134,42 +150,47 @@ class Ticket:
 
 
 def create_app(engine: AdapterServer, tokenizer: Tokenizer, base: str) -> App:
-    """The door as an ASGI application; `app.state.door` is its Door. Raises MissingExtra if Starlette is not installed."""
+    """Return the server as an ASGI application; `app.state.service` is its CompletionService.
+
+    Raises MissingExtra if Starlette is not installed.
+    """
     Starlette, JSONResponse, Route = _starlette()
-    door = Door(engine, tokenizer, base)
+    service = CompletionService(engine, tokenizer, base)
 
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:
-        door.driver.start()
+        service.thread.start()
         yield
-        await asyncio.to_thread(door.driver.close)
+        await asyncio.to_thread(service.thread.close)
 
     def route(path: str, method: str, handler: Callable[..., Any]) -> Any:
         async def endpoint(request: HttpRequest) -> Response:
             try:
-                answer = await handler(door, request)
+                answer = await handler(service, request)
             except ProtocolError as error:
                 return JSONResponse(error.body, error.status)
             return JSONResponse(answer) if isinstance(answer, dict) else answer
 
         return Route(path, endpoint, methods=[method])
 
-    async def wrong(request: HttpRequest, error: Any) -> Response:
+    async def http_error(request: HttpRequest, error: Any) -> Response:
         return JSONResponse(ProtocolError(error.status_code, error.detail).body, error.status_code, error.headers)
 
-    async def failed(request: HttpRequest, error: Exception) -> Response:
-        return JSONResponse(ProtocolError(500, f"{type(error).__name__}: a mistake of this server's").body, 500)
+    async def internal_error(request: HttpRequest, error: Exception) -> Response:
+        return JSONResponse(ProtocolError(500, f"internal server error: {type(error).__name__}").body, 500)
 
     routes = [
         route("/health", "GET", health),
         route("/v1/models", "GET", models),
-        route("/v1/completions", "POST", lambda door, request: complete(door, request, chat=False)),
-        route("/v1/chat/completions", "POST", lambda door, request: complete(door, request, chat=True)),
+        route("/v1/completions", "POST", lambda service, request: complete(service, request, chat=False)),
+        route("/v1/chat/completions", "POST", lambda service, request: complete(service, request, chat=True)),
         route("/v1/load_lora_adapter", "POST", load),
         route("/v1/unload_lora_adapter", "POST", unload),
     ]
-    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={404: wrong, 405: wrong, 500: failed})
-    app.state.door = door
+    app = Starlette(
+        routes=routes, lifespan=lifespan, exception_handlers={404: http_error, 405: http_error, 500: internal_error}
+    )
+    app.state.service = service
     return app
 
 
@@ -181,89 +202,96 @@ def _starlette() -> tuple[Any, Any, Any]:
     return Starlette, JSONResponse, Route
 
 
-async def health(door: Door, request: HttpRequest) -> dict[str, Any]:
-    """200 while requests are taken."""
-    running, waiting = await door.call(lambda: (len(door.driver.engine.running), len(door.driver.engine.waiting)))
+async def health(service: CompletionService, request: HttpRequest) -> dict[str, Any]:
+    """Return the numbers of running and waiting requests; 503 if the server is shutting down."""
+    running, waiting = await service.call(
+        lambda: (len(service.thread.engine.running), len(service.thread.engine.waiting))
+    )
     return {"status": "ok", "running": running, "waiting": waiting}
 
 
-async def models(door: Door, request: HttpRequest) -> dict[str, Any]:
-    """The base and its adapters."""
-    names = await door.call(door.driver.engine.adapters.names)
+async def models(service: CompletionService, request: HttpRequest) -> dict[str, Any]:
+    """List the base model and its adapters."""
+    names = await service.call(service.thread.engine.adapters.names)
     kind = {"object": "model", "created": 0, "owned_by": "lora_np"}
-    cards = [{"id": name, **kind, "root": name, "parent": door.base} for name in names]
-    return {"object": "list", "data": [{"id": door.base, **kind, "root": door.base, "parent": None}, *cards]}
+    cards = [{"id": name, **kind, "root": name, "parent": service.base} for name in names]
+    return {"object": "list", "data": [{"id": service.base, **kind, "root": service.base, "parent": None}, *cards]}
 
 
-async def load(door: Door, request: HttpRequest) -> dict[str, Any]:
-    """From now on serve another adapter."""
-    body = await _body(request)
-    name, path = (_needed(body, field) for field in ("lora_name", "lora_path"))
-    if name == door.base:
-        raise ProtocolError(400, f"{name!r} is the base's name", "lora_name")
-    await door.call(door.driver.engine.load_adapter, name, path)
+async def load(service: CompletionService, request: HttpRequest) -> dict[str, Any]:
+    """Load an adapter."""
+    body = await _json_body(request)
+    name, path = (_required_string(body, field) for field in ("lora_name", "lora_path"))
+    if name == service.base:
+        raise ProtocolError(400, f"{name!r} is the name of the base model; choose another name", "lora_name")
+    await service.call(service.thread.engine.load_adapter, name, path)
     return {"status": "ok", "lora_name": name}
 
 
-async def unload(door: Door, request: HttpRequest) -> dict[str, Any]:
-    """Serve one less."""
-    name = _needed(await _body(request), "lora_name")
-    await door.call(door.driver.engine.unload_adapter, name)
+async def unload(service: CompletionService, request: HttpRequest) -> dict[str, Any]:
+    """Unload an adapter."""
+    name = _required_string(await _json_body(request), "lora_name")
+    await service.call(service.thread.engine.unload_adapter, name)
     return {"status": "ok", "lora_name": name}
 
 
-async def _body(request: HttpRequest) -> dict[str, Any]:
-    """The JSON object that came. It must say that it is one: a page in a browser may then not send it from elsewhere."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise ProtocolError(415, "expected Content-Type: application/json")
+async def _json_body(request: HttpRequest) -> dict[str, Any]:
+    """Return the JSON object in the body of a request.
+
+    The header Content-Type must be application/json. A browser does not let a page of another site send that type unasked.
+    """
+    content_type = request.headers.get("content-type", "")
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise ProtocolError(415, f"Content-Type is {content_type!r}; expected 'application/json'")
     raw = b""
     async for chunk in request.stream():
         raw += chunk
         if len(raw) > MAX_BODY:
-            raise ProtocolError(413, f"the body is longer than {MAX_BODY} bytes")
+            raise ProtocolError(413, f"the body exceeds the limit of {MAX_BODY} bytes")
     return parse_json(raw)
 
 
-def _needed(body: dict[str, Any], field: str) -> str:
+def _required_string(body: dict[str, Any], field: str) -> str:
     if not (value := typed(body, field, str)):
-        raise ProtocolError(400, f"{field} is missing", field)
+        raise ProtocolError(400, f"the field {field} is missing or empty", field)
     return value
 
 
-async def complete(door: Door, request: HttpRequest, chat: bool) -> Any:
-    """An answer, whole or as server-sent events. A client who goes away frees his place."""
+async def complete(service: CompletionService, request: HttpRequest, chat: bool) -> Any:
+    """Generate, and return one body or a stream of server-sent events. If the client disconnects, the request is cancelled."""
     from starlette.responses import StreamingResponse
 
-    order = parse(await _body(request), chat)
-    ticket, answer = await door.submit(order, chat), Answer(order.model, chat)
-    ticket.watch = asyncio.create_task(_cancel_when_gone(door, ticket, request))
-    if order.stream:
-        return StreamingResponse(_events(ticket, answer, order.include_usage), media_type="text/event-stream")
-    text = "".join([piece async for piece in ticket.text()])
-    return answer.whole(text, ticket.request.finish_reason, ticket.usage())
+    completion = parse(await _json_body(request), chat)
+    pending = await service.submit(completion, chat)
+    response = CompletionResponse(completion.model, chat)
+    pending.watch = asyncio.create_task(_cancel_if_disconnected(service, pending, request))
+    if completion.stream:
+        return StreamingResponse(_events(pending, response, completion.include_usage), media_type="text/event-stream")
+    text = "".join([piece async for piece in pending.text()])
+    return response.body(text, pending.request.finish_reason, pending.usage())
 
 
-async def _cancel_when_gone(door: Door, ticket: Ticket, request: HttpRequest) -> None:
-    """The server says "disconnect" after the answer too; the request has finished then, and stays as it is."""
+async def _cancel_if_disconnected(service: CompletionService, pending: PendingCompletion, request: HttpRequest) -> None:
+    """Wait for the message "disconnect". It also comes after a complete response; cancelling then has no effect."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    door.driver.call(door.driver.engine.cancel, ticket.request)
+    service.thread.call(service.thread.engine.cancel, pending.request)
 
 
-async def _events(ticket: Ticket, answer: Answer, include_usage: bool) -> AsyncIterator[str]:
+async def _events(pending: PendingCompletion, response: CompletionResponse, include_usage: bool) -> AsyncIterator[str]:
     def event(data: dict[str, Any]) -> str:
         return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
     try:
-        if answer.chat:
-            yield event(answer.first())
-        async for piece in ticket.text():
-            yield event(answer.chunk(piece))
-        yield event(answer.chunk("", ticket.request.finish_reason))
+        if response.chat:
+            yield event(response.role_chunk())
+        async for piece in pending.text():
+            yield event(response.chunk(piece))
+        yield event(response.chunk("", pending.request.finish_reason))
         if include_usage:
-            yield event(answer.last(ticket.usage()))
+            yield event(response.usage_chunk(pending.usage()))
         yield "data: [DONE]\n\n"
-    except ProtocolError as error:  # the status has been sent
+    except ProtocolError as error:  # status 200 is already sent, so the error is an event
         yield event(error.body)
 
 
@@ -276,20 +304,20 @@ def make_server(
     port: int = PORT,
     on_start: Callable[[str], Any] = lambda url: None,
 ) -> Any:
-    """A uvicorn.Server that leaves well: the first SIGTERM or SIGINT finishes what runs, the second one does not wait.
+    """Return a uvicorn.Server that finishes running requests at the first SIGTERM or SIGINT, and stops at the second.
 
-    Until all is finished new requests are answered, with 503. `on_start` gets the address once it listens. Raises
+    While it shuts down, new requests get the status 503. `on_start` is called with the server's URL when it listens. Raises
     MissingExtra if uvicorn is not installed.
     """
     with extra("serve", "the HTTP server"):
         import uvicorn
-    door = app.state.door
+    service = app.state.service
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: Any) -> None:
-            if not door.open or sig not in (signal.SIGTERM, signal.SIGINT):
+            if not service.accepting or sig not in (signal.SIGTERM, signal.SIGINT):
                 super().handle_exit(sig, frame)
-            door.open = False
+            service.accepting = False
 
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
@@ -297,7 +325,7 @@ def make_server(
                 on_start("http://{}:{}".format(*self.servers[0].sockets[0].getsockname()[:2]))
 
         async def on_tick(self, counter: int) -> bool:
-            """Called ten times a second; True ends the server."""
-            return await super().on_tick(counter) or (not door.open and door.driver.engine.idle)
+            """Return True to end the server. uvicorn calls this ten times per second."""
+            return await super().on_tick(counter) or (not service.accepting and service.thread.engine.idle)
 
     return Server(uvicorn.Config(app, host=host, port=port, log_level="warning", lifespan="on"))

@@ -1,6 +1,7 @@
-"""OpenAI's completions and chat protocol as data: bodies in, checked; answers out. What vLLM adds for adapters is in http.
+"""Requests and responses of OpenAI's completions and chat completions API, as data.
 
-Source: the OpenAI API reference (completions, chat completions, errors), and vLLM's OpenAI-compatible server.
+`parse` checks the body of a request; `CompletionResponse` builds the body of a response. vLLM's additions for adapters are in
+`http.py`. Source: the OpenAI API reference (completions, chat completions, errors) and vLLM's OpenAI-compatible server.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from typing import Any
 
 from ..files.tokenizer import TextStream, Tokenizer
 
-MAX_TOKENS = 16  # OpenAI's default for a completion; a chat's is what the model has room for
+MAX_TOKENS = 16  # OpenAI's default for a completion; a chat completion may use the whole context length
 MAX_STOPS = 4
-GREEDY = 1e-5  # a lower temperature is 0, as in vLLM: logits divided by it would be no numbers
+GREEDY = 1e-5  # a lower temperature counts as 0, as in vLLM: logits divided by it can overflow
 
-# Fields of the protocol that are not here, and the values by which a client says that it does not use them.
-NOT_HERE: dict[str, tuple] = {
+# Fields of the API that this server does not support, each with the values that are accepted because they switch it off.
+UNSUPPORTED: dict[str, tuple] = {
     **dict.fromkeys(("n", "best_of"), (1,)),
     **dict.fromkeys(("presence_penalty", "frequency_penalty"), (0,)),
     **dict.fromkeys(("logprobs", "echo", "parallel_tool_calls"), (False,)),
@@ -29,12 +30,13 @@ NOT_HERE: dict[str, tuple] = {
     **dict.fromkeys(("suffix", "top_logprobs", "modalities", "audio", "prediction", "reasoning_effort"), ()),
     "response_format": ({"type": "text"},),
 }
-WITHOUT_EFFECT = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
-OURS = {"model", "max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "stream", "stream_options"}
+JSON_TYPES = {str: "string", int: "integer", bool: "boolean", dict: "object", list: "array"}
+IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
+SUPPORTED = {"model", "max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "stream", "stream_options"}
 
 
 class ProtocolError(Exception):
-    """An answer that is an error: its HTTP status, and OpenAI's fields."""
+    """An error response: its HTTP status, and a body with OpenAI's fields."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -45,8 +47,11 @@ class ProtocolError(Exception):
 
 
 @dataclass(frozen=True)
-class Order:
-    """A checked body. `max_tokens` None: as many as there is room for."""
+class CompletionRequest:
+    """A checked request for a completion or a chat completion.
+
+    prompt: a text, token ids, or the messages of a chat. max_tokens: None if there is no limit but the context length.
+    """
 
     model: str
     prompt: str | list
@@ -58,27 +63,31 @@ class Order:
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
-    """A body as an object. Raises ProtocolError."""
+    """Parse the body of a request. Raises ProtocolError if it is not a JSON object."""
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise ProtocolError(400, f"the body is no JSON: {error}") from None
+        raise ProtocolError(400, f"the body is not valid JSON: {error}") from None
     if not isinstance(body, dict):
-        raise ProtocolError(400, f"the body is a JSON {type(body).__name__}; expected an object")
+        raise ProtocolError(400, f"the body is a JSON {JSON_TYPES.get(type(body), 'value')}; expected an object")
     return body
 
 
-def parse(body: dict[str, Any], chat: bool) -> Order:
-    """Raises ProtocolError naming the field that is missing, wrong, or not supported."""
-    what = "messages" if chat else "prompt"
-    length = ("max_completion_tokens",) if chat else ()
+def parse(body: dict[str, Any], chat: bool) -> CompletionRequest:
+    """Check all fields of a body. Raises ProtocolError with the name of a missing, wrong, unknown or unsupported field."""
+    required = "messages" if chat else "prompt"
+    limit_names = ("max_tokens", "max_completion_tokens") if chat else ("max_tokens",)
+    supported = SUPPORTED | {required, *limit_names}
     for key, value in body.items():
-        if key in NOT_HERE:
-            if value is not None and not any(value == off and type(value) is type(off) for off in NOT_HERE[key]):
-                raise ProtocolError(400, f"{key} = {value!r} is not supported here", key, "unsupported_parameter")
-        elif key not in OURS | WITHOUT_EFFECT | {what, *length}:
-            raise ProtocolError(400, f"{key!r} is no field that is known here", key, "unknown_parameter")
-    limits = [integer(body, name, 1) for name in ("max_tokens", *length)]
+        if key in UNSUPPORTED:
+            if value is not None and not any(value == off and type(value) is type(off) for off in UNSUPPORTED[key]):
+                raise ProtocolError(
+                    400, f"this server does not support {key} = {value!r}; leave it out", key, "unsupported_parameter"
+                )
+        elif key not in supported | IGNORED:
+            names = ", ".join(sorted(supported))
+            raise ProtocolError(400, f"unknown field {key!r}; supported fields are {names}", key, "unknown_parameter")
+    limits = [integer(body, name, 1) for name in limit_names]
     temperature = number(body, "temperature", 0, 2)
     sampling = {
         "temperature": 1.0 if temperature is None else temperature if temperature >= GREEDY else 0.0,
@@ -91,8 +100,10 @@ def parse(body: dict[str, Any], chat: bool) -> Order:
     options = typed(body, "stream_options", dict) or {}
     model = typed(body, "model", str)
     if model is None:
-        raise ProtocolError(400, "model is missing: the base's name, or an adapter's", "model")
-    return Order(
+        raise ProtocolError(
+            400, "the field model is missing; expected the name of the base model or of an adapter", "model"
+        )
+    return CompletionRequest(
         model,
         messages(body) if chat else prompt(body),
         next((limit for limit in reversed(limits) if limit is not None), None if chat else MAX_TOKENS),
@@ -107,15 +118,15 @@ def parse(body: dict[str, Any], chat: bool) -> Order:
 
 
 def typed(body: dict[str, Any], name: str, kind: type) -> Any:
-    """The value of a field, None where it is absent or null. Raises ProtocolError for another type."""
+    """Return the value of a field, or None if it is missing or null. Raises ProtocolError if its type is not `kind`."""
     value = body.get(name)
     if value is not None and type(value) is not kind:
-        raise ProtocolError(400, f"{name} is {value!r}; expected a JSON {kind.__name__}", name)
+        raise ProtocolError(400, f"{name} = {value!r}; expected a JSON {JSON_TYPES[kind]}", name)
     return value
 
 
 def integer(body: dict[str, Any], name: str, low: int, high: int | None = None) -> int | None:
-    """A whole number in low … high."""
+    """Return the value of a field that must be an integer from `low` to `high`; None if it is missing."""
     value = typed(body, name, int)
     if value is not None and not (low <= value and (high is None or value <= high)):
         raise ProtocolError(
@@ -125,7 +136,7 @@ def integer(body: dict[str, Any], name: str, low: int, high: int | None = None) 
 
 
 def number(body: dict[str, Any], name: str, low: float, high: float, above: bool = False) -> float | None:
-    """A number in low … high; with `above`, low itself is out."""
+    """Return the value of a field that must be a number from `low` (not `low` itself if `above`) to `high`; None if missing."""
     value = body.get(name)
     if value is None:
         return None
@@ -135,56 +146,60 @@ def number(body: dict[str, Any], name: str, low: float, high: float, above: bool
 
 
 def stops(body: dict[str, Any]) -> tuple[str, ...]:
-    """The strings that end an answer."""
+    """Return the stop strings; each of them ends an answer."""
     value = body.get("stop")
     found = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(found, list) or len(found) > MAX_STOPS or not all(isinstance(s, str) and s for s in found):
         raise ProtocolError(
-            400, f"stop is {value!r}; expected a string or up to {MAX_STOPS} of them, none empty", "stop"
+            400, f"stop = {value!r}; expected one string or up to {MAX_STOPS}, and no empty string", "stop"
         )
     return tuple(found)
 
 
 def prompt(body: dict[str, Any]) -> str | list[int]:
-    """A completion's prompt: a text, or its tokens."""
+    """Return the prompt of a completion: a text or token ids."""
     value = body.get("prompt")
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
         value = value[0]  # a batch of one
     if isinstance(value, str) or (isinstance(value, list) and value and all(type(token) is int for token in value)):
         return value
     raise ProtocolError(
-        400, "prompt: expected one text, or a list of its tokens; several prompts are several requests", "prompt"
+        400, "prompt: expected one text or one list of token ids; send one request per prompt", "prompt"
     )
 
 
 def messages(body: dict[str, Any]) -> list[dict[str, str]]:
-    """A chat's messages, the parts of a text put together."""
+    """Return the messages of a chat, each with its text parts joined."""
     value = body.get("messages")
     if not isinstance(value, list) or not value:
-        raise ProtocolError(400, "messages: expected a list of messages", "messages")
+        raise ProtocolError(400, "messages: expected a list of at least one message", "messages")
     found = []
     for i, message in enumerate(value):
         content = message.get("content") if isinstance(message, dict) else None
         if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
             content = "".join(part["text"] for part in content)
         if not isinstance(content, str) or not isinstance(message.get("role"), str):
-            raise ProtocolError(400, f"messages[{i}]: expected a role, and a text as its content", "messages")
+            raise ProtocolError(400, f"messages[{i}]: expected a role and a text as content", "messages")
         found.append({"role": message["role"], "content": content})
     return found
 
 
-# ----------------------------------------------------------------------------------------------------------- the answers
+# --------------------------------------------------------------------------------------------------------- the responses
 
 
-class Writer:
-    """Tokens to text up to the first of the stop strings, which is not part of it; what may yet become one is held back."""
+class StopStringStream:
+    """Decodes tokens to text, one by one, and ends before the first stop string.
+
+    Text that can be the beginning of a stop string is held back until the next tokens decide. `stopped` is True after a stop
+    string. The tokens follow the prompt `after`.
+    """
 
     def __init__(self, tokenizer: Tokenizer, after: Sequence[int], stop: tuple[str, ...] = ()) -> None:
         self._stream, self._stop, self._held = TextStream(tokenizer, after), stop, ""
         self.stopped = False
 
     def add(self, token: int) -> str:
-        """The text that this token makes certain; `stopped` says whether it ended the answer."""
+        """Add a token; return the new text that is certain to be part of the answer."""
         text = self._held + self._stream.add(token)
         found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
@@ -195,39 +210,39 @@ class Writer:
         return text[: len(text) - hold]
 
     def end(self) -> str:
-        """What was held back, when nothing more comes."""
+        """Return the text that is still held back; no token follows."""
         return "" if self.stopped else self._held + self._stream.end()
 
 
 @dataclass
-class Answer:
-    """One request's answer in the protocol's words, whole or in chunks."""
+class CompletionResponse:
+    """Builds the response to one request, either one body or the chunks of a stream."""
 
     model: str
     chat: bool
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, text: str, finish_reason: str | None, usage: dict[str, int]) -> dict[str, Any]:
-        """Not streamed."""
-        said = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-        return self._object("", [self._choice(said, finish_reason)]) | {"usage": usage}
+    def body(self, text: str, finish_reason: str | None, usage: dict[str, int]) -> dict[str, Any]:
+        """Return the body of a response that is not streamed."""
+        content = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
+        return self._object("", [self._choice(content, finish_reason)]) | {"usage": usage}
 
     def chunk(self, text: str, finish_reason: str | None = None) -> dict[str, Any]:
-        """A piece of a stream."""
-        said = {"delta": {"content": text} if text else {}} if self.chat else {"text": text}
-        return self._object(".chunk", [self._choice(said, finish_reason)])
+        """Return a chunk of a stream, with new text or with the finish reason."""
+        content = {"delta": {"content": text} if text else {}} if self.chat else {"text": text}
+        return self._object(".chunk", [self._choice(content, finish_reason)])
 
-    def first(self) -> dict[str, Any]:
-        """What a chat's stream begins with."""
+    def role_chunk(self) -> dict[str, Any]:
+        """Return the first chunk of a chat's stream."""
         return self._object(".chunk", [self._choice({"delta": {"role": "assistant", "content": ""}}, None)])
 
-    def last(self, usage: dict[str, int]) -> dict[str, Any]:
-        """What a stream ends with where the usage was asked for."""
+    def usage_chunk(self, usage: dict[str, int]) -> dict[str, Any]:
+        """Return the last chunk of a stream, for a request with `include_usage`."""
         return self._object(".chunk", []) | {"usage": usage}
 
-    def _choice(self, said: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
-        return {"index": 0, **said, "logprobs": None, "finish_reason": finish_reason}
+    def _choice(self, content: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
+        return {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}
 
     def _object(self, suffix: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         kind = f"chat.completion{suffix}" if self.chat else "text_completion"
@@ -236,6 +251,6 @@ class Answer:
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """How many tokens were read and written."""
+    """Return the numbers of prompt tokens, generated tokens and all tokens."""
     total = prompt_tokens + completion_tokens
     return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}

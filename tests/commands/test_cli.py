@@ -1,13 +1,15 @@
-"""The commands: what they print, and one clear line when the input is wrong."""
+"""The commands: what they print, and one clear line for wrong input."""
 
 from __future__ import annotations
 
 import argparse
+import re
+import sys
 
 import pytest
 
 from lora_np import Transformer, TransformerConfig, VeraConfig, costs, get_peft_model
-from lora_np.__main__ import main
+from lora_np.__main__ import COMMANDS, main
 from lora_np.commands import methods, on_paper
 from lora_np.costs import MODELS
 
@@ -22,7 +24,7 @@ def test_params_takes_a_list_with_commas(capsys):
     assert "trainable params: 4,194,304 ||" in capsys.readouterr().out
 
 
-def test_an_unknown_target_lists_the_names_that_exist(capsys):
+def test_an_unknown_target_lists_the_existing_names(capsys):
     assert main(["params", "--model", "gpt-2", "--target-modules", "q_proj"]) == 1
     assert "'q_proj' matches no linear layer; this model's linear layers are c_attn" in capsys.readouterr().err
 
@@ -32,13 +34,13 @@ def test_a_rank_of_zero_is_refused(capsys):
     assert capsys.readouterr().err.count("\n") == 1, "an error is one line"
 
 
-def test_an_unknown_model_lists_those_that_are_known(capsys):
+def test_an_unknown_model_lists_the_known_models(capsys):
     with pytest.raises(SystemExit):
         main(["params", "--model", "gpt-5"])
     assert "smollm2-135m" in capsys.readouterr().err
 
 
-def test_memory_prints_each_part_and_the_cards_that_it_fits(capsys):
+def test_memory_prints_each_part_and_the_gpus_that_it_fits(capsys):
     assert main(["memory", "--model", "llama-65b", "--method", "qlora", "--r", "16", "--seq", "512"]) == 0
     out = capsys.readouterr().out
     assert "llama-65b, qlora, r = 16, 1 × 512 tokens, 16-bit, gradient checkpointing on" in out
@@ -61,12 +63,12 @@ def test_memory_of_full_fine_tuning_refuses_a_rank_in_one_line(capsys):
     assert "weights               13.477" in capsys.readouterr().out
     assert main(["memory", "--model", "llama-2-7b", "--method", "full", "--r", "8"]) == 1
     error = capsys.readouterr().err
-    assert "--r is LoRA's, and --full trains without an adapter" in error and error.count("\n") == 1
+    assert "--r is an option of an adapter, but --full trains no adapter" in error and error.count("\n") == 1
 
 
 def test_memory_refuses_double_quantisation_where_nothing_is_quantised(capsys):
     assert main(["memory", "--model", "gpt-2", "--method", "lora", "--no-double-quant"]) == 1
-    assert "double_quant=False is a setting of a quantised base" in capsys.readouterr().err
+    assert "--no-double-quant needs a quantised base model; add --quantize nf4" in capsys.readouterr().err
 
 
 METHODS = {  # one of each, of Llama-2-7B; d = 4096, f = 11,008, 32 blocks
@@ -99,7 +101,7 @@ def test_the_rows_of_params_add_up_and_veras_shared_factors_are_named(capsys):
 
 
 @pytest.mark.parametrize("method", ["rslora", "pissa", "lora+"])
-def test_on_paper_what_costs_as_lora_does_is_asked_for_by_its_own_name(method, capsys):
+def test_methods_with_the_cost_of_lora_are_known_by_their_own_names(method, capsys):
     for command in ("params", "memory"):
         assert main([command, "--model", "gpt-2", "--method", method]) == 0
         said = capsys.readouterr().out
@@ -116,10 +118,11 @@ def test_on_paper_what_costs_as_lora_does_is_asked_for_by_its_own_name(method, c
     "options", ["--lora-dropout 0.1", "--method dora --r 4", "--method prefix --prefix-projection"]
 )
 @pytest.mark.parametrize("model", ["gpt-2", "llama-3-8b"])
-def test_on_paper_a_configuration_is_the_one_that_train_makes_of_the_same_options(model, options):
+def test_params_and_memory_make_the_same_configuration_as_train(model, options):
     train, paper = argparse.ArgumentParser(), argparse.ArgumentParser()
     train.add_argument("--model")
     methods.add_method(train)
+    methods.add_options(train)
     on_paper.add_settings(paper)
     given = ["--model", model, *options.split()]
     asked = train.parse_args(given)
@@ -128,7 +131,7 @@ def test_on_paper_a_configuration_is_the_one_that_train_makes_of_the_same_option
 
 
 @pytest.mark.parametrize("command", ["params", "memory"])
-def test_qlora_is_lora_over_a_quantised_base_and_another_method_can_be_too(command, capsys):
+def test_qlora_is_lora_over_a_quantised_base_and_other_methods_can_be_quantised_too(command, capsys):
     def said(*options):
         assert main([command, "--model", "llama-2-7b", *options]) == 0
         return capsys.readouterr().out
@@ -140,7 +143,7 @@ def test_qlora_is_lora_over_a_quantised_base_and_another_method_can_be_too(comma
     assert "DoRA of rank 8, over nf4" in said("--method", "dora", "--quantize", "nf4") or command == "memory"
 
 
-def test_on_paper_is_every_method_that_train_has():
+def test_params_and_memory_know_every_method_of_train():
     parser = argparse.ArgumentParser()
     on_paper.add_settings(parser)
     (choices,) = (action.choices for action in parser._actions if action.dest == "method")
@@ -148,8 +151,8 @@ def test_on_paper_is_every_method_that_train_has():
 
 
 @pytest.mark.parametrize("method", ["lora", "rslora", "lora-fa", "lora+", "vera", "prefix", "houlsby", "pfeiffer"])
-def test_on_paper_a_method_has_the_sizes_that_train_gives_it(method, capsys):
-    """Where nothing is said: the count of the model that `train --method` would train."""
+def test_params_counts_a_method_with_its_defaults_in_train(method, capsys):
+    """Without options, the count equals that of the model that `train --method` trains."""
     choice = methods.METHODS[method]
     sizes = MODELS["smollm2-135m"]
     config = TransformerConfig(
@@ -164,14 +167,63 @@ def test_a_size_that_a_method_does_not_have_is_refused_in_one_line(capsys):
     for command in ("params", "memory"):
         assert main([command, "--model", "gpt-2", "--method", "prefix", "--r", "8"]) == 1
         takes = "--virtual-tokens, --prefix-projection, --encoder-hidden-size"
-        refused = f"lora_np {command}: --r is no option of --method prefix, which takes {takes}\n"
+        refused = f"lora_np {command}: --method prefix has no option --r; its options are {takes}\n"
         assert capsys.readouterr().err == refused
         assert main([command, "--model", "gpt-2", "--bottleneck-size", "8"]) == 1
         assert (
-            "--bottleneck-size is no option of --method lora, which takes --r, --lora-alpha" in capsys.readouterr().err
+            "--method lora has no option --bottleneck-size; its options are --r, --lora-alpha"
+            in capsys.readouterr().err
         )
         assert main([command, "--model", "gpt-2", "--method", "houlsby", "--bottleneck-size", "0"]) == 1
         assert "bottleneck_size = 0; expected at least 1" in capsys.readouterr().err
+
+
+PAGES = [[], ["exercises", "write"], ["exercises", "check"], ["exercises", "grade"]]
+PAGES += [[name] for names in COMMANDS.values() for name in names]
+
+
+@pytest.mark.parametrize("columns", [80, 300])
+@pytest.mark.parametrize("page", PAGES, ids=" ".join)
+def test_a_help_page_has_a_purpose_and_an_example_and_fits_the_terminal(page, columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit):
+        main([*page, "--help"])
+    text = capsys.readouterr().out
+    usage, purpose, *rest = text.split("\n\n")
+    assert usage.startswith(f"usage: {' '.join(['python -m lora_np', *page])} ") and usage.count("\n") == 0
+    assert purpose[0].isupper() and purpose.splitlines()[0][-1] in ".,"
+    assert not page or any(part.startswith("example") for part in rest)
+    assert max(map(len, text.splitlines())) <= min(columns, 100)
+    options = re.split(r"\n  (?=-)", text)[1:]
+    assert [option for option in options if option.count("(default") > 1] == [], "a default is written once"
+
+
+def test_serve_names_its_extra_before_it_looks_for_a_model(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    assert main(["serve", "--model", "no-such-model"]) == 1
+    message = "the HTTP server needs starlette; pip install 'lora-np[serve]'"
+    assert capsys.readouterr().err == f"lora_np serve: {message}\n"
+
+
+NUMBERS = [
+    "memory --model gpt-2 --seq 0",
+    "study alpha --workers 0",
+    "reproduce --workers 0",
+    "pretrain --steps 0",
+    "bench --threads 0",
+    "exercises grade submissions --csv grades.csv --workers 0",
+    "generate --model no-such-model --seed -1 x",
+    "train --model no-such-model --data lighthouse --output out --seed -1",
+    "train --model no-such-model --data lighthouse --output out --warmup -1",
+]
+
+
+@pytest.mark.parametrize("command", NUMBERS)
+def test_a_number_out_of_range_is_one_line_with_the_option_and_the_lowest_value(command, capsys):
+    option, value = re.search(r"(--[a-z-]+) (0|-1)\b", command).groups()
+    assert main(command.split()) == 1
+    name = command.split()[0]
+    assert capsys.readouterr().err == f"lora_np {name}: {option} {value}; expected at least {int(value) + 1}\n"
 
 
 @pytest.mark.slow

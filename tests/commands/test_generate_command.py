@@ -1,6 +1,6 @@
-"""`python -m lora_np generate`: what it prints and when, what it asks the model, and one clear line where it cannot.
+"""`python -m lora_np generate`: what it prints and when, the prompts that the model gets, and one clear line for wrong input.
 
-The model here is one whose words are known: after each token of a chain it says the next one, and then ends its turn.
+The model of these tests has a known answer: it continues a fixed chain of tokens and then ends its turn.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def a_byte_a_token():
 
 
 def llama_2s():
-    """A vocabulary as Llama 2's: a token begins with its space, except at the start of a text, and "日" is three bytes."""
+    """A vocabulary like Llama 2's: a token contains the space before it, except at the start of a text; "日" is three bytes."""
     words = ["<unk>", "▁Paris", "▁is", "▁", *(f"<0x{i:02X}>" for i in range(256))]
     backend = tokenizers.Tokenizer(
         tokenizers.models.BPE({word: i for i, word in enumerate(words)}, [], byte_fallback=True)
@@ -69,36 +69,36 @@ def test_a_stream_gives_the_text_and_never_half_a_character(tokenizer, text):
         assert text.startswith("".join(pieces[:n])), "what was given stays"
 
 
-def test_an_emoji_of_four_tokens_comes_with_its_last_one():
+def test_an_emoji_of_four_tokens_is_given_with_its_last_token():
     tokenizer = ByteTokenizer()
     stream = TextStream(tokenizer)
     assert [stream.add(token) for token in tokenizer.encode("x😀y")] == ["x", "", "", "", "😀", "y"]
 
 
-def test_half_a_character_is_held_back_until_the_end_says_that_it_stays_half():
+def test_an_incomplete_character_is_held_back_until_the_end():
     stream = TextStream(ByteTokenizer())
     assert [stream.add(byte) for byte in "é日".encode()[:-1]] == ["", "é", "", ""]
     assert (stream.end(), stream.end()) == ("\ufffd", "")
 
 
-def test_what_is_no_character_at_all_is_given_with_the_next_one():
+def test_invalid_bytes_are_given_with_the_next_character():
     stream = TextStream(ByteTokenizer())
     assert [stream.add(byte) for byte in b"\xff\xffA"] == ["", "", "\ufffd\ufffdA"]
 
 
-def test_special_tokens_are_no_text():
+def test_special_tokens_give_no_text():
     stream = TextStream(a_byte_a_token())
     assert [stream.add(token) for token in (0, *a_byte_a_token().encode("ab"), 2)] == ["", "a", "b", ""]
 
 
-def test_a_token_after_a_prompt_has_its_space():
+def test_a_token_after_a_prompt_keeps_its_space():
     tokenizer, ids = llama_2s()
     alone, after = TextStream(tokenizer), TextStream(tokenizer, after=[ids["▁is"]])
     assert [s.add(ids["▁Paris"]) for s in (alone, after)] == ["Paris", " Paris"]
 
 
-def test_bytes_that_are_characters_only_together_are_given_together():
-    """Here an unfinished run of bytes is no text at all, so that "日" is taken back when the next character begins."""
+def test_the_bytes_of_one_character_are_given_together():
+    """This tokenizer decodes an incomplete run of bytes to nothing, so that "日" disappears when the next character begins."""
     tokenizer, ids = llama_2s()
     stream = TextStream(tokenizer, after=[ids["▁is"]])
     pieces = [stream.add(ids[f"<0x{byte:02X}>"]) for byte in "日本".encode()]
@@ -118,7 +118,7 @@ def folder(tmp_path):
 
 
 def save_parrot(folder, chain, size):
-    """A Transformer that after each token of `chain` says the next: its blocks add nothing, its head is that table."""
+    """Save a Transformer that predicts the next token of `chain`: its blocks add nothing, and its head is a table."""
     config = ln.TransformerConfig(
         vocab_size=size,
         hidden_size=size + size % 2,
@@ -142,7 +142,7 @@ def save_parrot(folder, chain, size):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The prompts that the model was given, call by call, as text."""
+    """The prompts of each call of `generate`, as text."""
     prompts, generate, tokenizer = [], ln.transformer.generate, a_byte_a_token()
 
     def record(model, ids, *args, **settings):
@@ -158,7 +158,7 @@ def run(*arguments):
 
 
 def refused(capsys, *arguments):
-    """The one line that it says instead."""
+    """Run a command that must fail; return its one line of error."""
     assert main(["generate", *map(str, arguments)]) == 1
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1), "nothing on stdout, and an error is one line"
@@ -176,13 +176,13 @@ def test_a_system_message_comes_first(folder, asked):
     assert asked == [[f"{START}system\nBe brief.{STOP}\n{START}user\nWho?{STOP}\n{START}assistant\n"]]
 
 
-def test_raw_it_goes_on_with_the_text_as_it_is(folder, asked, capsys):
+def test_raw_continues_the_plain_text(folder, asked, capsys):
     run("--model", folder, "--raw", "I said H")
     assert capsys.readouterr().out == "I said Hi😀\n"
     assert asked == [["I said H"]]
 
 
-def test_tiny_is_raw_and_says_what_generate_says(capsys):
+def test_tiny_is_raw_by_default_and_gives_the_text_of_generate(capsys):
     prompt = "The function returns"
     run("--model", "tiny", "--max-new-tokens", 12, prompt)
     tokenizer = ln.load_tokenizer("tiny")
@@ -190,7 +190,7 @@ def test_tiny_is_raw_and_says_what_generate_says(capsys):
     assert capsys.readouterr().out == prompt + tokenizer.decode(new) + "\n"
 
 
-def test_tiny_can_be_talked_to_when_asked(capsys):
+def test_tiny_answers_with_chat(capsys):
     run("--model", "tiny", "--chat", "--max-new-tokens", 12, "Hello")
     tokenizer = ln.load_tokenizer("tiny")
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])
@@ -211,7 +211,7 @@ def test_each_piece_is_shown_before_the_next_token_is_computed(folder, monkeypat
     assert events == ["token", "H", "token", "i", *["token"] * 4, "😀", "token"], "the last one ends the turn"
 
 
-def test_several_prompts_are_one_batch_each_printed_with_what_follows_it(folder, asked, capsys):
+def test_several_prompts_are_one_batch_and_each_is_printed_with_its_continuation(folder, asked, capsys):
     run("--model", folder, "--raw", "I said H", "i")
     assert capsys.readouterr().out == "I said Hi😀\n\ni😀\n"
     run("--model", folder, "One?", "And two?")
@@ -219,7 +219,7 @@ def test_several_prompts_are_one_batch_each_printed_with_what_follows_it(folder,
     assert [len(prompts) for prompts in asked] == [2, 2]
 
 
-def test_the_settings_of_sampling_arrive(capsys):
+def test_the_settings_of_sampling_reach_generate(capsys):
     settings = {"temperature": 1.5, "top_k": 40, "top_p": 0.9, "seed": 3}
     run("--model", "tiny", "--max-new-tokens", 20, "--temperature=1.5", "--top-k=40", "--top-p=0.9", "--seed=3", "The ")
     tokenizer = ln.load_tokenizer("tiny")
@@ -229,7 +229,7 @@ def test_the_settings_of_sampling_arrive(capsys):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """One on which each generation takes a second."""
+    """A clock on which each generation takes one second."""
     monkeypatch.setattr(command, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
 
 
@@ -244,7 +244,7 @@ def test_a_prompt_may_be_piped_in_as_utf_8(folder, asked, monkeypatch):
     assert asked == [[" é\n\nH\n"]], "without the newline that echo puts after it"
 
 
-def test_without_a_limit_it_writes_as_much_as_the_model_has_room_for(tmp_path, capsys):
+def test_without_a_limit_the_text_ends_at_the_models_limit(tmp_path, capsys):
     save_parrot(tmp_path / "endless", [104, 97, 104], 256)  # bytes, so that it says "haha…"
     run("--model", tmp_path / "endless", "x" * 299 + "h")
     assert capsys.readouterr().out == "x" * 299 + "ha" * 50 + "h\n", "400 positions in all"
@@ -254,7 +254,7 @@ def test_without_a_limit_it_writes_as_much_as_the_model_has_room_for(tmp_path, c
     assert len(capsys.readouterr().out) == 1 + 100 + 2 + 300 + 100 + 1, "as many for each as the longest leaves"
 
 
-def test_a_limit_within_a_character_shows_that_it_is_cut(folder, capsys):
+def test_a_character_that_is_cut_by_the_limit_is_shown_as_incomplete(folder, capsys):
     run("--model", folder, "--max-new-tokens", 4, "Who?")
     assert capsys.readouterr().out == "Hi\ufffd\n"
 
@@ -263,7 +263,7 @@ def test_a_limit_within_a_character_shows_that_it_is_cut(folder, capsys):
 
 
 class Terminal(io.StringIO):
-    """stdin where somebody sits."""
+    """A stdin that is a terminal."""
 
     def isatty(self):
         return True
@@ -271,7 +271,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def typed(monkeypatch):
-    """`typed(lines)`: what a person types at `>>> `, and then Ctrl-D."""
+    """`typed(*lines)` types these lines at `>>> `, then Ctrl-D."""
 
     def script(*lines):
         lines = iter(lines)
@@ -289,7 +289,7 @@ def typed(monkeypatch):
     return script
 
 
-def test_in_a_terminal_each_answer_knows_what_was_said_before(folder, asked, typed, clock, capsys):
+def test_in_a_terminal_each_answer_knows_the_conversation_so_far(folder, asked, typed, clock, capsys):
     typed("One?", "And two?", " ", "never read")
     run("--model", folder, "--system", "Be brief.")
     first = f"{START}system\nBe brief.{STOP}\n{START}user\nOne?{STOP}\n{START}assistant\n"
@@ -306,7 +306,7 @@ def test_the_end_of_input_ends_the_conversation(folder, typed, capsys):
     assert capsys.readouterr().out == f">>> {ANSWER}\n\n>>> \n"
 
 
-def test_raw_each_line_is_a_text_of_its_own(folder, asked, typed, capsys):
+def test_raw_in_a_terminal_continues_each_line_alone(folder, asked, typed, capsys):
     typed(" I said H", "i", "")
     run("--model", folder, "--raw")
     assert asked == [[" I said H"], ["i"]]
@@ -318,14 +318,14 @@ def test_raw_each_line_is_a_text_of_its_own(folder, asked, typed, capsys):
 
 @pytest.fixture
 def adapter(tmp_path):
-    """An adapter for tiny that is not the identity, and the PeftModel it was saved from."""
+    """The folder of an adapter for tiny that is not the identity, and the PeftModel from which it was saved."""
     config = ln.LoraConfig(r=2, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
     model = ln.get_peft_model(ln.load_model("tiny"), config, seed=1)
     model.save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter", model
 
 
-def test_with_an_adapter_the_adapted_model_speaks(adapter, capsys):
+def test_with_an_adapter_the_text_is_that_of_the_adapted_model(adapter, capsys):
     folder, model = adapter
     tokenizer = ln.load_tokenizer("tiny")
     (new,) = ln.generate(model, [tokenizer.encode("The ").tolist()], 12)
@@ -336,7 +336,7 @@ def test_with_an_adapter_the_adapted_model_speaks(adapter, capsys):
     assert spoken[1] == "The " + tokenizer.decode(new, skip_special_tokens=True) + "\n" != spoken[0]
 
 
-def test_merged_it_costs_what_the_base_costs(adapter, monkeypatch):
+def test_the_adapter_is_merged_before_generation(adapter, monkeypatch):
     models, generate = [], ln.transformer.generate
     monkeypatch.setattr(
         ln.transformer, "generate", lambda model, *a, **k: models.append(model) or generate(model, *a, **k)
@@ -351,7 +351,7 @@ def test_merged_it_costs_what_the_base_costs(adapter, monkeypatch):
     [ln.PrefixTuningConfig(num_virtual_tokens=4), ln.BottleneckConfig(init_weights=False)],
     ids=["prefix", "bottleneck"],
 )
-def test_what_is_no_change_of_weights_speaks_unmerged(tmp_path, capsys, config):
+def test_an_adapter_that_changes_no_weights_generates_unmerged(tmp_path, capsys, config):
     model = ln.get_peft_model(ln.load_model("tiny"), config, seed=1)
     model.save_pretrained(tmp_path)
     tokenizer = ln.load_tokenizer("tiny")
@@ -360,7 +360,7 @@ def test_what_is_no_change_of_weights_speaks_unmerged(tmp_path, capsys, config):
     assert capsys.readouterr().out == "The " + tokenizer.decode(new, skip_special_tokens=True) + "\n"
 
 
-def test_over_four_bits_the_adapter_stays_beside_them(adapter, capsys):
+def test_over_a_4_bit_base_the_adapter_is_not_merged(adapter, capsys):
     quantised = ln.quantize_model(ln.load_model("tiny"), "nf4")
     model, tokenizer = ln.PeftModel.from_pretrained(quantised, adapter[0]), ln.load_tokenizer("tiny")
     (new,) = ln.generate(model, [tokenizer.encode("The ").tolist()], 12)
@@ -368,16 +368,16 @@ def test_over_four_bits_the_adapter_stays_beside_them(adapter, capsys):
     assert capsys.readouterr().out == "The " + tokenizer.decode(new, skip_special_tokens=True) + "\n"
 
 
-def test_what_is_quantised_is_not_quantised_again(adapter, tmp_path, capsys):
+def test_a_quantised_model_is_not_quantised_again(adapter, tmp_path, capsys):
     ln.save_model(ln.quantize_model(ln.load_model("tiny")), tmp_path / "four bits")
     run("--model", tmp_path / "four bits", "--adapter", adapter[0], "--max-new-tokens", 1, "x")
     capsys.readouterr()
-    assert "is quantised already" in refused(capsys, "--model", tmp_path / "four bits", "--quantize", "nf4", "x")
+    assert "is already quantised" in refused(capsys, "--model", tmp_path / "four bits", "--quantize", "nf4", "x")
 
 
 def test_an_adapter_of_another_model_is_refused(adapter, folder, capsys):
     said = refused(capsys, "--model", folder, "--adapter", adapter[0], "x")
-    assert f"this is no adapter for {folder}: {adapter[0] / 'adapter_model.safetensors'}: no place for " in said
+    assert f"this adapter does not fit {folder}: {adapter[0] / 'adapter_model.safetensors'}: no place for " in said
 
 
 def test_a_folder_without_an_adapter_is_named(tmp_path, capsys):
@@ -399,12 +399,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_an_option_out_of_range_is_refused_before_a_model_is_looked_for(case, capsys):
+def test_an_option_out_of_range_is_refused_before_a_model_is_loaded(case, capsys):
     options, message = WRONG[case]
     assert message in refused(capsys, "--model", "no-such-model", *options, "x")
 
 
-def test_an_unknown_model_names_those_that_exist(capsys):
+def test_an_unknown_model_is_answered_with_the_known_models(capsys):
     assert "no model 'no-such-model': the package has ['tiny']" in refused(capsys, "--model", "no-such-model", "x")
 
 
@@ -426,7 +426,7 @@ def test_a_conversation_without_a_template_is_refused(folder, tmp_path, capsys):
     assert capsys.readouterr().out == "Hi😀\n", "without --chat such a model goes on with the text"
 
 
-def test_nothing_piped_in_is_refused(monkeypatch, capsys):
+def test_an_empty_pipe_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     assert "no prompt" in refused(capsys, "--model", "tiny")
 

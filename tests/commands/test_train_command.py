@@ -1,4 +1,4 @@
-"""python -m lora_np train: it does what the library does, says what it does, resumes, and never loses what is there."""
+"""`python -m lora_np train`: same weights as the library calls, printed plan, resuming, and no existing file is lost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RUN = ["--model", "tiny", "--batch-size", "2", "--steps", "3", "--checkpoint-eve
 
 @pytest.fixture
 def jsonl(tmp_path):
-    """`jsonl(records, name)` → the path of a file of them, as a string."""
+    """`jsonl(records, name)` writes a file with these records and returns its path as a string."""
 
     def write(records=DATA, name="data.jsonl"):
         (tmp_path / name).write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
@@ -53,13 +53,13 @@ def files(folder):
 
 
 def weights(folder):
-    """What was learned, bit for bit. (A file's bytes are not: the order of its metadata is chance.)"""
+    """The saved arrays, bit for bit. The bytes of the files can differ in the order of the metadata."""
     arrays = [load_arrays(path)[0] for path in sorted(folder.glob("*.safetensors"))]
     return [{name: (x.dtype.str, x.shape, x.tobytes()) for name, x in found.items()} for found in arrays]
 
 
 class Interrupted(conversations.ConversationBatches):
-    """A person presses Ctrl-C in the second step."""
+    """Batches that raise KeyboardInterrupt in the second step, like Ctrl-C."""
 
     def __getitem__(self, i):
         if i == 1:
@@ -74,7 +74,7 @@ def interrupt(batches, i):
 # -------------------------------------------------------------------------------------------------------- what it does
 
 
-def test_it_does_what_the_same_calls_of_the_library_do(run, jsonl, tmp_path):
+def test_train_gives_the_same_weights_as_the_library_calls(run, jsonl, tmp_path):
     options = ["--r", 3, "--lora-alpha", 5, "--target-modules", "q_proj,v_proj", "--lora-dropout", 0.2, "--use-rslora"]
     options += ["--lr", 0.02, "--warmup", 2, "--weight-decay", 0.1, "--max-grad-norm", 0.5, "--accumulate", 2]
     assert run(*options, "--seed", 4) == 0
@@ -106,7 +106,7 @@ def test_it_does_what_the_same_calls_of_the_library_do(run, jsonl, tmp_path):
     assert json.loads(ours) == json.loads(theirs)
 
 
-def test_over_a_quantised_base_it_does_what_the_same_calls_of_the_library_do(run, jsonl, tmp_path, capsys):
+def test_train_over_a_quantised_base_gives_the_same_weights_as_the_library_calls(run, jsonl, tmp_path, capsys):
     assert run("--quantize", "nf4", "--lr", 0.02) == 0
     assert "--quantize nf4" in capsys.readouterr().out, "the command to try it with"
     config = methods.METHODS["lora"].configuration(base_model_name_or_path="tiny")
@@ -121,11 +121,11 @@ def test_over_a_quantised_base_it_does_what_the_same_calls_of_the_library_do(run
 
 def test_full_fine_tuning_of_four_bits_is_refused(run, tmp_path, capsys):
     assert run("--full", "--quantize", "nf4") == 1
-    assert "--quantize freezes the base in four bits, and --full trains it" in capsys.readouterr().err
+    assert "--quantize freezes the weights in 4 bits, but --full trains them" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_the_adapter_is_one_for_the_library_and_knows_its_losses(run, jsonl, tmp_path, capsys):
+def test_the_library_loads_the_adapter_and_history_has_its_losses(run, jsonl, tmp_path, capsys):
     assert run("--heldout", jsonl(DATA[:2], "heldout.jsonl"), "--eval-every", 2) == 0
     rows = json.loads((tmp_path / "out" / "history.json").read_text(encoding="utf-8"))
     assert [row["step"] for row in rows if "heldout" in row] == [0, 2, 3]
@@ -157,15 +157,15 @@ def test_peft_loads_the_folder(run, tmp_path):
     assert difference < 1e-4 < np.abs(host(plain.forward(tokens)[0]) - expected).max(), "measured 1e-5"
 
 
-def test_it_says_first_what_it_is_going_to_do(run, capsys):
+def test_train_first_prints_the_plan(run, capsys):
     assert run("--accumulate", 2) == 0
     said = capsys.readouterr().out.splitlines()
     examples = [conversations.example(record, ln.load_tokenizer("tiny")) for record in DATA]
     tokens, counted = sum(len(e.tokens) for e in examples), sum(e.counts.sum() for e in examples)
     assert said[0] == "trainable params: 97,280 || all params: 1,114,496 || trainable%: 8.7286"
-    assert said[1].endswith(f"data.jsonl: 5 records, {tokens} tokens, of which {counted} count: the answers")
-    assert said[2].startswith("3 steps of 2 records × 2, AdamW(lr=0.003,")
-    assert said[2].endswith("1 steps of warm-up, then a cosine to 0")
+    assert said[1].endswith(f"data.jsonl: 5 records, {tokens:,} tokens, {counted:,} of them in answers")
+    assert said[2].startswith("3 steps of 2 batches of 2 records, AdamW(lr=0.003,")
+    assert said[2].endswith(", learning rate rises for 1 step, then falls to 0 as a cosine")
 
 
 @pytest.mark.parametrize(
@@ -174,10 +174,10 @@ def test_it_says_first_what_it_is_going_to_do(run, capsys):
 def test_epochs_are_as_many_steps_as_they_need(options, steps, jsonl, tmp_path, capsys):
     given = ["--model", "tiny", "--data", jsonl(), "--output", str(tmp_path / "out"), "--batch-size", "2", *options]
     assert main(["train", *given]) == 0
-    assert f"\n{steps} steps of" in capsys.readouterr().out, "5 records, 3 epochs if nothing is said"
+    assert f"\n{steps} step{'s' * (steps > 1)} of" in capsys.readouterr().out, "5 records, 3 epochs if nothing is said"
 
 
-def test_it_shows_how_far_it_is(run, monkeypatch, capsys):
+def test_train_prints_its_progress(run, monkeypatch, capsys):
     monkeypatch.setattr("lora_np.progress.EVERY", -1.0)
     assert run() == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "steps" in line]
@@ -194,7 +194,7 @@ COMMANDS = {  # the first record → the command but for the folder
 
 @pytest.mark.skipif(os.name == "nt", reason="its terminal quotes otherwise")
 @pytest.mark.parametrize("case", COMMANDS)
-def test_it_ends_with_the_command_that_tries_the_adapter(case, run, jsonl, tmp_path, capsys):
+def test_train_ends_with_a_command_that_tries_the_adapter(case, run, jsonl, tmp_path, capsys):
     record, expected = COMMANDS[case]
     assert run("--heldout", jsonl([record], "heldout.jsonl"), "--steps", 1) == 0
     line = capsys.readouterr().out.splitlines()[-1].strip()
@@ -247,7 +247,7 @@ def test_full_saves_the_tokenizer_beside_it(make_model, jsonl, tmp_path):
     assert saved.eos_token_id == 2
 
 
-def test_loras_options_say_nothing_about_full_fine_tuning(run, tmp_path, capsys):
+def test_options_of_lora_are_refused_with_full(run, tmp_path, capsys):
     for option in (
         ["--r", 4],
         ["--lora-alpha", 8],
@@ -257,7 +257,8 @@ def test_loras_options_say_nothing_about_full_fine_tuning(run, tmp_path, capsys)
     ):
         assert run("--full", *option) == 1
         assert (
-            capsys.readouterr().err == f"lora_np train: {option[0]} is LoRA's, and --full trains without an adapter\n"
+            capsys.readouterr().err
+            == f"lora_np train: {option[0]} is an option of an adapter, but --full trains no adapter; leave out one of them\n"
         )
     assert not (tmp_path / "out").exists()
 
@@ -299,9 +300,7 @@ def test_every_method_of_the_command_is_tried_here():
 
 
 @every_method
-def test_a_method_is_the_configuration_that_it_means_and_generate_takes_what_it_saves(
-    options, run, jsonl, tmp_path, capsys
-):
+def test_each_method_trains_its_configuration_and_generate_loads_the_adapter(options, run, jsonl, tmp_path, capsys):
     assert run(*options.split(), "--steps", 2, "--lr", 0.1) == 0
     model = ln.load_model("tiny")
     config = replace(METHODS[options], base_model_name_or_path="tiny")
@@ -343,19 +342,20 @@ def test_over_four_bits_every_method_trains_and_its_adapter_generates(method, ru
 
 
 @pytest.mark.parametrize("method", [name for name in methods.METHODS if name not in ("lora", "full")])
-def test_a_method_has_a_learning_rate_to_begin_with_and_the_help_says_so(method, run, capsys):
+def test_each_method_has_a_default_learning_rate_that_the_help_lists(method, run, capsys):
     assert run("--method", method, "--steps", 1) == 0
     lr = methods.METHODS[method].lr
     assert f"AdamW(lr={lr}," in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "one to begin a search with, not the best" in said and f"{method} {lr:g}" in said
+    assert "the default is a starting point for a search, not the best value" in said
+    assert method in said.partition(f"{lr:g} for ")[2].partition(";")[0].partition(")")[0].split(", ")
 
 
 @dataclass(frozen=True)
 class LeakConfig:
-    """A method of tomorrow."""
+    """The configuration of an imagined new method."""
 
     leak: float = 0.5
     deep: bool = False
@@ -367,6 +367,7 @@ def test_a_new_method_is_one_entry_with_its_options(monkeypatch, capsys):
     monkeypatch.setitem(methods.METHODS, "leak", methods.Choice(1e-3, LeakConfig, options))
     parser = argparse.ArgumentParser()
     methods.add_method(parser)
+    methods.add_options(parser)
     assert "leak:\n  --leak X " in parser.format_help() and "how much (default 0.25)" in parser.format_help()
     for said, config in (
         ("", LeakConfig(0.25, False, "tiny")),
@@ -378,36 +379,36 @@ def test_a_new_method_is_one_entry_with_its_options(monkeypatch, capsys):
         assert methods.configuration(arguments) == config
         assert methods.learning_rates(arguments) == (1e-3, {})
     arguments.method = "lora"
-    with pytest.raises(ValueError, match=r"--leak is no option of --method lora, which takes --r, --lora-alpha"):
+    with pytest.raises(ValueError, match=r"--method lora has no option --leak; its options are --r, --lora-alpha"):
         methods.check_options(arguments)
 
 
 NO_USE = {
-    "--method prefix --r 8": "--r is no option of --method prefix, which takes --virtual-tokens, --prefix-projection",
-    "--virtual-tokens 3": "--virtual-tokens is no option of --method lora, which takes --r, --lora-alpha, --target-modules",
-    "--method vera --lora-dropout 0.1": "--lora-dropout is no option of --method vera, which takes --r, --target-modules",
-    "--method houlsby --use-rslora": "which takes --bottleneck-size, --non-linearity",
-    "--loraplus-lr-ratio 4": "--loraplus-lr-ratio is no option of --method lora",
-    "--method full --bottleneck-size 3": "--bottleneck-size is an adapter's, and --full trains without an adapter",
-    "--method prefix --encoder-hidden-size 8": "that is not there: add --prefix-projection",
-    "--method pissa --quantize nf4": "--quantize rounds what PiSSA leaves of the base",
+    "--method prefix --r 8": "--method prefix has no option --r; its options are --virtual-tokens, --prefix-projection",
+    "--virtual-tokens 3": "--method lora has no option --virtual-tokens; its options are --r, --lora-alpha, --target-modules",
+    "--method vera --lora-dropout 0.1": "--method vera has no option --lora-dropout; its options are --r, --target-modules",
+    "--method houlsby --use-rslora": "its options are --bottleneck-size, --non-linearity",
+    "--loraplus-lr-ratio 4": "--method lora has no option --loraplus-lr-ratio",
+    "--method full --bottleneck-size 3": "--bottleneck-size is an option of an adapter, but --full trains no adapter",
+    "--method prefix --encoder-hidden-size 8": "the width of the MLP of --prefix-projection; add --prefix-projection",
+    "--method pissa --quantize nf4": "--quantize rounds the residual weights that PiSSA leaves in the base",
     "--method pissa --r 500": "singular values; PiSSA with r = 500",
     "--method prefix --virtual-tokens 0": "num_virtual_tokens = 0; expected at least 1",
-    "--method prefix --max-length 500": "--max-length 500: this model takes at most 492 tokens after a prefix of 20",
-    "--method prefix --virtual-tokens 511": "this model takes at most 1 tokens after a prefix of 511",
+    "--method prefix --max-length 500": "--max-length 500; expected at most 492: this model's limit of 512 tokens minus 20",
+    "--method prefix --virtual-tokens 511": "--virtual-tokens 511 leaves no room for text; this model's limit is 512 tokens",
     "--method lora+ --loraplus-lr-ratio 0": "lr_ratio['lora_B'] = 0.0; expected a number > 0",
 }
 
 
 @pytest.mark.parametrize("options", NO_USE)
-def test_what_a_method_cannot_use_is_one_line_that_says_what_it_can(options, run, tmp_path, capsys):
+def test_an_option_of_another_method_is_refused_with_the_methods_own_options(options, run, tmp_path, capsys):
     assert run(*options.split()) == 1
     error = capsys.readouterr().err
     assert NO_USE[options] in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_full_is_a_method_and_one_is_enough(run, capsys):
+def test_full_and_another_method_exclude_each_other(run, capsys):
     with pytest.raises(SystemExit):
         run("--full", "--method", "lora")
     assert "argument --method: not allowed with argument --full" in capsys.readouterr().err
@@ -431,7 +432,7 @@ RESUMED = [
 
 
 @pytest.mark.parametrize("method", [options.split() for options in RESUMED], ids=RESUMED)
-def test_stopped_and_resumed_it_ends_as_if_it_had_never_stopped(method, run, jsonl, tmp_path, monkeypatch, capsys):
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_run(method, run, jsonl, tmp_path, monkeypatch, capsys):
     options = [*method, "--heldout", jsonl(DATA[:2], "heldout.jsonl")]
     assert run(*options) == 0
     expected = weights(tmp_path / "out")
@@ -442,12 +443,15 @@ def test_stopped_and_resumed_it_ends_as_if_it_had_never_stopped(method, run, jso
         patch.setattr(conversations, "ConversationBatches", Interrupted)
         assert run(*options) == 130
     errors = capsys.readouterr().err
-    assert f"the same command with --resume goes on from {tmp_path / 'out' / 'checkpoint.safetensors'}" in errors
+    assert f"to continue from {tmp_path / 'out' / 'checkpoint.safetensors'}, add --resume to the same command" in errors
     assert list(files(tmp_path / "out")) == ["checkpoint.safetensors"]
 
     before = files(tmp_path / "out")
     assert run(*options) == 1
-    assert "is of an unfinished run: --resume goes on with it, --overwrite starts again" in capsys.readouterr().err
+    assert (
+        "belongs to an unfinished run; use --resume to continue it, or --overwrite to start again"
+        in capsys.readouterr().err
+    )
     assert files(tmp_path / "out") == before
 
     assert run(*options, "--resume") == 0
@@ -466,25 +470,28 @@ def test_an_unfinished_run_can_be_begun_again(run, tmp_path, monkeypatch):
     assert weights(tmp_path / "out") == again, "no step of the run with another lr is in it"
 
 
-def test_resume_begins_where_there_is_nothing_and_does_nothing_where_all_is_done(run, tmp_path, capsys):
+def test_resume_starts_a_new_run_and_does_not_repeat_a_finished_one(run, tmp_path, capsys):
     assert run("--resume") == 0
     before = files(tmp_path / "out")
     assert run("--resume") == 0
-    assert capsys.readouterr().out.endswith("out is finished; --overwrite would train it again\n")
+    assert capsys.readouterr().out.endswith("out is finished; to train again, use --overwrite\n")
     assert files(tmp_path / "out") == before
 
 
-def test_a_finished_adapter_is_overwritten_only_where_that_is_asked_for(run, tmp_path, capsys):
+def test_a_finished_adapter_is_overwritten_only_with_overwrite(run, tmp_path, capsys):
     assert run() == 0
     before, learned = files(tmp_path / "out"), weights(tmp_path / "out")
     assert run("--lr", 0.01) == 1
-    assert "adapter_config.json exists: --overwrite replaces it, or give another --output" in capsys.readouterr().err
+    assert (
+        "adapter_config.json exists; use --overwrite to replace it, or choose another --output"
+        in capsys.readouterr().err
+    )
     assert files(tmp_path / "out") == before
     assert run("--lr", 0.01, "--overwrite") == 0
     assert weights(tmp_path / "out") != learned
 
 
-def test_the_old_adapter_stays_until_the_new_one_is_there(run, tmp_path, monkeypatch):
+def test_the_old_adapter_stays_until_the_new_one_is_saved(run, tmp_path, monkeypatch):
     assert run() == 0
     before = files(tmp_path / "out")
     monkeypatch.setattr(conversations, "ConversationBatches", Interrupted)
@@ -493,9 +500,7 @@ def test_the_old_adapter_stays_until_the_new_one_is_there(run, tmp_path, monkeyp
     assert after.pop("checkpoint.safetensors") and after.pop("overwriting") == b"" and after == before
 
 
-def test_resume_takes_no_old_adapter_for_that_of_a_run_stopped_before_its_first_checkpoint(
-    run, tmp_path, monkeypatch, capsys
-):
+def test_resume_after_overwrite_does_not_mistake_the_old_adapter_for_the_new_one(run, tmp_path, monkeypatch, capsys):
     assert run() == 0
     old = weights(tmp_path / "out")
     with monkeypatch.context() as patch:
@@ -522,20 +527,21 @@ def test_a_run_that_is_refused_overwrites_nothing(options, run, tmp_path):
     assert files(tmp_path / "out") == before
 
 
-def test_half_an_adapter_is_no_finished_one(run, tmp_path, capsys):
+def test_half_an_adapter_is_not_a_finished_one(run, tmp_path, capsys):
     assert run() == 0
     (tmp_path / "out" / "adapter_config.json").unlink()
     assert run("--resume") == 1
-    assert "adapter_model.safetensors exists: --overwrite replaces it" in capsys.readouterr().err
+    assert "adapter_model.safetensors exists; use --overwrite to replace it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("first", "then"), [([], ["--full"]), (["--full"], [])], ids=["adapter", "model"])
-def test_a_folder_is_of_an_adapter_or_of_a_model(first, then, run, tmp_path, capsys):
-    """Both in one folder would be read by other libraries as the one upon the other."""
+def test_a_folder_has_an_adapter_or_a_model_but_not_both(first, then, run, tmp_path, capsys):
+    """Other libraries would load both from one folder, and put the adapter on the wrong base."""
     assert run(*first) == 0
     before = files(tmp_path / "out")
     assert run(*then, "--overwrite") == 1
-    assert "exists, which is something else: give another --output" in capsys.readouterr().err
+    found, kind = ("an adapter", "a model") if then else ("a model", "an adapter")
+    assert f"belongs to {found}, but this run saves {kind}; choose another --output" in capsys.readouterr().err
     assert files(tmp_path / "out") == before
 
 
@@ -573,7 +579,7 @@ def test_another_base_is_not_resumed(run, tmp_path, monkeypatch, capsys):
     assert "belongs to another run: digest of the frozen weights was" in capsys.readouterr().err
 
 
-def test_what_a_killed_writer_left_is_swept_away_and_nothing_else(run, tmp_path):
+def test_incomplete_files_of_a_killed_process_are_removed_and_no_others(run, tmp_path):
     left = tmp_path / "out" / "checkpoint.safetensors.0123456789abcdef0123456789abcdef.tmp"
     left.mkdir(parents=True)
     (left / "checkpoint.safetensors").write_text("half")
@@ -591,17 +597,20 @@ WRONG = {
     "no such file": (["--data", "none.jsonl"], r"no data 'none.jsonl': there is no such file, and the package has ["),
     "no such model": (["--model", "large"], "no model 'large'"),
     "no held-out file": (["--heldout", "none.jsonl"], "no data 'none.jsonl'"),
-    "no steps": (["--steps", "0"], "count from 1"),
-    "no records to evaluate on": (["--eval-every", "2"], "eval_every = 2, and no heldout to evaluate on"),
-    "batches of none": (["--batch-size", "0"], "batch_size = 0; expected at least 1"),
-    "updates of none": (["--accumulate", "0"], "--accumulate 0; expected a number above 0"),
-    "longer than the model": (["--max-length", "513"], "--max-length 513: this model takes at most 512 tokens"),
-    "no length": (["--max-length", "1"], "max_length = 1; expected at least 2"),
+    "no steps": (["--steps", "0"], "--steps 0; expected at least 1"),
+    "no records to evaluate on": (["--eval-every", "2"], "--eval-every 2 needs held-out records; add --heldout FILE"),
+    "batches of none": (["--batch-size", "0"], "--batch-size 0; expected at least 1"),
+    "updates of none": (["--accumulate", "0"], "--accumulate 0; expected at least 1"),
+    "longer than the model": (
+        ["--max-length", "513"],
+        "--max-length 513; expected at most 512: this model's limit of 512 tokens",
+    ),
+    "no length": (["--max-length", "1"], "--max-length 1; expected at least 2"),
     "an unknown layer": (["--target-modules", "q_prj"], "'q_prj' matches no linear layer"),
     "a rank of none": (["--r", "0"], "r = 0; the rank must be at least 1"),
     "dropping all": (["--lora-dropout", "1"], "lora_dropout = 1.0"),
     "a negative rate": (["--lr", "-1"], "lr = -1.0; expected a number ≥ 0"),
-    "a longer warm-up than run": (["--warmup", "9"], "warmup 9 of 3 steps"),
+    "a longer warm-up than run": (["--warmup", "9"], "--warmup 9; expected at most --steps 3"),
     "no clipping by 0": (["--max-grad-norm", "0"], "max_grad_norm = 0.0; expected a number > 0"),
 }
 
@@ -623,7 +632,7 @@ def test_epochs_are_a_number_above_0(epochs, jsonl, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("cores", "expected"), [(1, 1), (2, 2), (64, 2)])
-def test_by_default_a_thread_a_core_shares_each_batch(cores, expected, jsonl, tmp_path, monkeypatch):
+def test_by_default_one_thread_per_core_shares_each_batch(cores, expected, jsonl, tmp_path, monkeypatch):
     monkeypatch.setattr(command.os, "cpu_count", lambda: cores)
     seen = []
 
@@ -639,7 +648,7 @@ def test_by_default_a_thread_a_core_shares_each_batch(cores, expected, jsonl, tm
 def test_an_output_that_is_a_file_is_refused(run, tmp_path, capsys):
     (tmp_path / "out").write_text("mine")
     assert run("--overwrite") == 1
-    assert "out is a file; --output takes a folder" in capsys.readouterr().err
+    assert "out is a file; expected a folder" in capsys.readouterr().err
     assert (tmp_path / "out").read_text() == "mine"
 
 

@@ -20,7 +20,7 @@ PACKAGE = Path(lora_np.__file__).parent
 HOST = {  # whose arrays never leave the host; everything else is walked, a new file too
     *("__init__", "__main__", "micro", "optional", "progress", "plots", "files", "data", "pretrained", "costs"),
     *("report", "studies", "exercises", "nn.targets", "training.subspace", "transformer.config"),
-    *("peft.combination", "serve.adapters", "serve.driver", "serve.http", "serve.protocol"),
+    *("peft.combination", "serve.adapters", "serve.engine_thread", "serve.http", "serve.protocol"),
 }
 FILES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
 WALKED = {  # "ops.linear" → its file

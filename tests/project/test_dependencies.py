@@ -232,7 +232,7 @@ def test_without_threadpoolctl_the_train_command_takes_one_thread():
     code += (
         "print(_workers(Namespace(workers=None, batch_size=8, method='lora'), ln.load_model('tiny', device='numpy')))"
     )
-    line = "one thread: several need threadpoolctl; pip install 'lora-np[studies]'"
+    line = "training with one thread; for more, install threadpoolctl: pip install 'lora-np[studies]'"
     assert run("import sys\n" + code).splitlines() == [line, "1"]
 
 

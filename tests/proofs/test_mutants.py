@@ -29,7 +29,7 @@ from lora_np.peft.lora.method import LoraMethod
 from lora_np.peft.prefix import PrefixEncoder, PrefixMethod
 from lora_np.peft.vera import VeraAdapter, VeraMethod
 from lora_np.quantization import four_bits as quantization
-from lora_np.serve.cache import RowsCache, RowsLayer
+from lora_np.serve.cache import BatchCache, BatchLayerCache
 from lora_np.studies.low_rank import spectra, subspaces
 from lora_np.training import optim
 from lora_np.training.subspace import SparseProjection, SubspaceModel
@@ -385,17 +385,17 @@ MUTANTS = {
         {},
     ),
     "a mask that is one column short": Mutant(
-        RowsCache.next_step,
-        "np.arange(columns) >= columns - 1 - places",
-        "np.arange(columns) > columns - 1 - places",
-        test_serve_engine.test_rows_that_join_and_leave_read_what_they_read_alone,
+        BatchCache.next_step,
+        "np.arange(columns) >= columns - 1 - positions",
+        "np.arange(columns) > columns - 1 - positions",
+        test_serve_engine.test_rows_added_to_and_removed_from_the_cache_give_the_logits_of_each_row_alone,
         {},
     ),
     "a row left behind when another takes its place": Mutant(
-        RowsLayer.leave,
+        BatchLayerCache.remove_row,
         "room[row, :, self.start : self.end] = room[self.rows, :, self.start : self.end]",
         "pass",
-        test_serve_engine.test_rows_that_join_and_leave_read_what_they_read_alone,
+        test_serve_engine.test_rows_added_to_and_removed_from_the_cache_give_the_logits_of_each_row_alone,
         {},
     ),
     # the layers

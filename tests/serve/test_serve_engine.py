@@ -1,4 +1,4 @@
-"""The serving engine: whoever else is served meanwhile, a request gets what `generate` gives it alone, and its place is freed."""
+"""The serving engine: each request gets the same tokens as from `generate` alone, and its row is freed afterwards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import lora_np as ln
 from lora_np import AdapterServer, LoraConfig, PeftModel, generate, get_peft_model
 from lora_np.nn import BASE, Context
 from lora_np.serve import QueueFull, UnknownAdapter
-from lora_np.serve.cache import RowsCache
+from lora_np.serve.cache import BatchCache
 from lora_np.transformer.model import KeyValueCache
 
 RANKS = (1, 2, 3, 5)
@@ -20,7 +20,7 @@ RANKS = (1, 2, 3, 5)
 
 @pytest.fixture
 def folders(make_model, tmp_path):
-    """Six adapters on disk, "0" … "5", of mixed ranks and layers."""
+    """Six adapters on disk, "0" … "5", with different ranks and layers."""
     root = tmp_path / "adapters"
     for i in range(6):
         target = ["q_proj", "v_proj"] if i % 3 == 2 else "all-linear"
@@ -42,7 +42,7 @@ def make_server(make_model, folders):
 
 @pytest.fixture
 def alone(make_model, folders):
-    """What `generate` says to one prompt with one adapter, and nobody else."""
+    """The tokens of `generate` for one prompt with one adapter."""
 
     def run(prompt, adapter, n, **settings):
         model = make_model() if adapter == BASE else PeftModel.from_pretrained(make_model(), folders / adapter)
@@ -62,21 +62,21 @@ def random_requests(n, seed=0, adapters=6):
 # ------------------------------------------------------------------------------------------------------------- the cache
 
 
-def test_rows_that_join_and_leave_read_what_they_read_alone(make_model):
-    """Against each row's whole text read anew, after every change."""
+def test_rows_added_to_and_removed_from_the_cache_give_the_logits_of_each_row_alone(make_model):
+    """After every change, compare with a forward pass over each row's whole text."""
     model, rng = make_model(), np.random.default_rng(0)
-    past, texts = RowsCache(model.config, 5), []
+    past, texts = BatchCache(model.config, 5), []
     for _ in range(60):
         if texts and (len(texts) == 5 or rng.random() < 0.3):
             row = int(rng.integers(len(texts)))
-            past.leave(row)
+            past.remove_row(row)
             texts[row] = texts[-1]
             texts.pop()
         else:
             texts.append(rng.integers(0, 11, rng.integers(1, 15)).tolist())
             read = KeyValueCache(model.config)
             model.forward(np.array([texts[-1]]), past_key_values=read)
-            past.join(read)
+            past.add_row(read)
         if not texts or max(map(len, texts)) == model.config.max_position_embeddings:
             continue
         new = rng.integers(0, 11, (len(texts), 1))
@@ -88,7 +88,7 @@ def test_rows_that_join_and_leave_read_what_they_read_alone(make_model):
         assert len(past) == max(map(len, texts)), "columns that are padding for all are left out"
 
 
-def test_the_cache_grows_by_doubling_and_stays_as_long_as_its_longest_row(make_model):
+def test_the_cache_grows_by_doubling_and_has_the_length_of_its_longest_row(make_model):
     model, sizes = make_model(max_position_embeddings=500), set()
     server = AdapterServer(model, max_batch=2)
     for _ in range(40):  # one after another: 400 tokens go through, never more than 20 at once
@@ -103,7 +103,7 @@ def test_the_cache_grows_by_doubling_and_stays_as_long_as_its_longest_row(make_m
 
 
 @pytest.mark.parametrize("max_batch", [1, 3, 32])
-def test_every_request_gets_what_generate_gives_it_alone(max_batch, make_server, alone):
+def test_every_request_gets_the_same_tokens_as_from_generate_alone(max_batch, make_server, alone):
     server, requests = make_server(max_batch=max_batch), list(random_requests(40))
     done = [server.submit(prompt, adapter, n) for prompt, adapter, n in requests]
     server.run()
@@ -112,7 +112,7 @@ def test_every_request_gets_what_generate_gives_it_alone(max_batch, make_server,
         assert request.finish_reason == "length"
 
 
-def test_requests_that_come_while_others_run_change_nothing(make_server, alone):
+def test_new_requests_do_not_change_the_tokens_of_running_ones(make_server, alone):
     server, rng, done = make_server(max_batch=4), np.random.default_rng(1), []
     for prompt, adapter, n in random_requests(30, seed=2):
         done.append((server.submit(prompt, adapter, n), prompt, adapter, n))
@@ -122,7 +122,7 @@ def test_requests_that_come_while_others_run_change_nothing(make_server, alone):
     assert all(request.tokens == alone(prompt, adapter, n) for request, prompt, adapter, n in done)
 
 
-def test_a_seed_draws_what_it_draws_in_generate(make_server, alone):
+def test_a_seed_samples_the_same_tokens_as_in_generate(make_server, alone):
     server, settings = make_server(), {"temperature": 1.3, "top_k": 7, "top_p": 0.9}
     done = [server.submit([1, 2], "3", 12, seed=seed, **settings) for seed in range(6)]
     server.run()
@@ -131,7 +131,7 @@ def test_a_seed_draws_what_it_draws_in_generate(make_server, alone):
     assert len({tuple(request.tokens) for request in done}) > 3
 
 
-def test_a_stop_token_ends_its_request_alone(make_server, alone):
+def test_a_stop_token_ends_only_its_own_request(make_server, alone):
     server, whole = make_server(), alone([1, 2, 3], "0", 10)
     stop = whole[4]
     first, second = server.submit([1, 2, 3], "0", 10, stop_tokens={stop}), server.submit([1, 2, 3], "0", 10)
@@ -140,7 +140,7 @@ def test_a_stop_token_ends_its_request_alone(make_server, alone):
     assert (second.tokens, second.finish_reason) == (whole, "length")
 
 
-def test_tokens_stream_and_a_listener_may_have_enough(make_server):
+def test_tokens_are_streamed_and_on_token_can_end_the_answer(make_server):
     server, seen, finished = make_server(), [], []
     request = server.submit(
         [1], "1", 10, on_token=lambda t: seen.append(t) or len(seen) == 3, on_finish=finished.append
@@ -152,7 +152,7 @@ def test_tokens_stream_and_a_listener_may_have_enough(make_server):
     assert finished == [request] and request.finish_reason == "stop"
 
 
-def test_a_listener_who_raises_loses_his_place_and_nobody_elses(make_server, alone):
+def test_an_error_in_on_token_ends_only_its_own_request(make_server, alone):
     def raises(token):
         raise OSError("gone")
 
@@ -164,7 +164,7 @@ def test_a_listener_who_raises_loses_his_place_and_nobody_elses(make_server, alo
 
 
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
-def test_who_draws_from_what_are_no_probabilities_fails_alone(make_server, alone):
+def test_sampling_from_invalid_probabilities_fails_only_its_own_request(make_server, alone):
     server = make_server()
     bad, good = server.submit([1], "1", 10, temperature=1e-310), server.submit([2], "1", 10)
     server.run()
@@ -172,7 +172,7 @@ def test_who_draws_from_what_are_no_probabilities_fails_alone(make_server, alone
     assert good.tokens == alone([2], "1", 10)
 
 
-def test_who_cancels_frees_his_place(make_server, alone):
+def test_a_cancelled_request_frees_its_row(make_server, alone):
     server = make_server(max_batch=2)
     requests = [server.submit([i + 1], "0", 10) for i in range(4)]
     server.step()
@@ -188,7 +188,7 @@ def test_who_cancels_frees_his_place(make_server, alone):
     assert requests[3].finish_reason == "length", "what has finished stays finished"
 
 
-def test_a_long_queue_of_prompts_does_not_hold_up_those_who_are_answered(make_server, monkeypatch):
+def test_a_long_queue_of_prompts_does_not_delay_running_requests(make_server, monkeypatch):
     monkeypatch.setattr("lora_np.serve.engine.PROMPT_TOKENS", 20)
     server = make_server()
     first = server.submit([1], max_new_tokens=10)
@@ -205,10 +205,10 @@ def test_a_long_queue_of_prompts_does_not_hold_up_those_who_are_answered(make_se
         ([], {}, ValueError, "empty"),
         ([99], {}, ValueError, "holds 99"),
         ([0.5], {}, TypeError, "expected integers"),
-        ([1] * 30, {"max_new_tokens": 3}, ValueError, "takes 32 in all"),
+        ([1] * 30, {"max_new_tokens": 3}, ValueError, "limit of 32 tokens"),
         ([1], {"max_new_tokens": 0}, ValueError, "at least 1"),
         ([1], {"temperature": -1, "max_new_tokens": 5}, ValueError, "temperature"),
-        ([1], {"adapter": "poet"}, UnknownAdapter, "no adapter 'poet'"),
+        ([1], {"adapter": "poet"}, UnknownAdapter, "unknown adapter 'poet'; this server has 0, 1"),
     ],
 )
 def test_bad_requests_are_refused_at_once(prompt, settings, error, message, make_server):
@@ -218,10 +218,10 @@ def test_bad_requests_are_refused_at_once(prompt, settings, error, message, make
     assert server.idle
 
 
-def test_a_full_queue_refuses_and_loses_nobody(make_server):
+def test_a_full_queue_refuses_new_requests_and_loses_none(make_server):
     server = make_server(max_batch=1, max_queue=2)
     kept = [server.submit([1], max_new_tokens=4) for _ in range(2)]
-    with pytest.raises(QueueFull, match="2 requests are waiting"):
+    with pytest.raises(QueueFull, match="max_queue = 2"):
         server.submit([1], max_new_tokens=4)
     server.step()
     kept.append(server.submit([1], max_new_tokens=4))
@@ -229,7 +229,7 @@ def test_a_full_queue_refuses_and_loses_nobody(make_server):
     assert [request.finish_reason for request in kept] == ["length"] * 3
 
 
-def test_a_step_that_failed_ends_those_who_ran_and_the_next_ones_are_served(make_server, alone, monkeypatch):
+def test_a_failed_step_ends_running_requests_and_serves_waiting_ones(make_server, alone, monkeypatch):
     server = make_server(max_batch=2)
     failed, waiting = [server.submit([1], "0", 5) for _ in range(2)], server.submit([2], "1", 5)
     server.step()
@@ -249,7 +249,7 @@ def loaded(server):
     return list(server.adapters.loaded)
 
 
-def test_adapters_are_bounded_in_memory_and_the_least_recently_used_goes(make_server, alone):
+def test_the_least_recently_used_adapter_is_removed_from_full_memory(make_server, alone):
     server = make_server(max_loras=2)
     assert loaded(server) == ["4", "5"]
     requests = [server.submit([1, 2], name, 4) for name in "450514"]
@@ -259,7 +259,7 @@ def test_adapters_are_bounded_in_memory_and_the_least_recently_used_goes(make_se
         assert request.tokens == alone([1, 2], request.adapter, 4), "those that were evicted came back from disk"
 
 
-def test_an_adapter_in_use_does_not_go_and_whoever_needs_its_room_waits(make_server, alone):
+def test_an_adapter_in_use_stays_in_memory_and_other_requests_wait(make_server, alone):
     server = make_server(max_loras=1)
     first, second, base = server.submit([1], "0", 5), server.submit([2], "1", 5), server.submit([3], BASE, 5)
     server.step()
@@ -268,7 +268,7 @@ def test_an_adapter_in_use_does_not_go_and_whoever_needs_its_room_waits(make_ser
     assert [r.tokens for r in (first, second, base)] == [alone([1], "0", 5), alone([2], "1", 5), alone([3], BASE, 5)]
 
 
-def test_an_adapter_that_is_unloaded_stays_for_those_who_were_accepted(make_server, alone):
+def test_an_unloaded_adapter_stays_for_accepted_requests(make_server, alone):
     server = make_server()
     running, waiting = server.submit([1], "0", 5), server.submit([2], "0", 5)
     server.step()
@@ -286,7 +286,7 @@ def test_an_adapter_that_is_unloaded_stays_for_those_who_were_accepted(make_serv
     assert again.tokens == alone([1], "3", 5)
 
 
-def test_the_adapters_of_the_model_itself_are_always_there(make_model):
+def test_the_adapters_of_the_model_itself_stay_in_memory(make_model):
     model = get_peft_model(make_model(), LoraConfig(r=2, init_lora_weights=False), "own")
     server = AdapterServer(model, max_loras=1)
     request = server.submit([1], "own", 6)
@@ -296,7 +296,7 @@ def test_the_adapters_of_the_model_itself_are_always_there(make_model):
         server.unload_adapter("own")
 
 
-def test_adapters_come_from_the_folders_given_and_from_nowhere_else(make_server, folders, make_model, tmp_path):
+def test_adapters_load_only_from_the_allowed_folders(make_server, folders, make_model, tmp_path):
     server = make_server(0)
     elsewhere = tmp_path / "elsewhere"
     get_peft_model(make_model(), LoraConfig(init_lora_weights=False)).save_pretrained(elsewhere)
@@ -305,9 +305,9 @@ def test_adapters_come_from_the_folders_given_and_from_nowhere_else(make_server,
     (folders / "file" / "adapter_config.json").symlink_to(elsewhere / "adapter_config.json")
     (folders / "inner").symlink_to(folders / "0")
     for folder in ("../elsewhere", "0/../../elsewhere", str(elsewhere), "link", "/", str(folders / ".." / "elsewhere")):
-        with pytest.raises(ValueError, match=r"outside the folders|with \.\."):
+        with pytest.raises(ValueError, match=r"outside the allowed folders|must not contain"):
             server.load_adapter("poet", folder)
-    with pytest.raises(ValueError, match="link out"):
+    with pytest.raises(ValueError, match="a link to a file outside"):
         server.load_adapter("poet", "file")
     with pytest.raises(FileNotFoundError):
         server.load_adapter("poet", "missing")
@@ -321,14 +321,14 @@ def test_an_adapter_that_does_not_fit_is_refused_when_it_is_loaded(make_server, 
     (folders / "1" / "adapter_model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(ValueError, match="adapter_model"):
         server.load_adapter("1", "1")
-    with pytest.raises(ValueError, match="already"):
+    with pytest.raises(ValueError, match="already exists"):
         server.load_adapter("0", "2")
     with pytest.raises(ValueError, match="cannot name an adapter"):
         server.load_adapter("a.b", "2")
     assert server.adapters.names() == ["0"]
 
 
-def test_one_whose_folder_was_damaged_meanwhile_fails_alone(make_server, folders, alone):
+def test_a_damaged_adapter_fails_only_its_own_requests(make_server, folders, alone):
     server, expected = make_server(max_loras=1), alone([1], "1", 4)
     (folders / "0" / "adapter_model.safetensors").write_bytes(b"no tensors")
     bad, good = server.submit([1], "0", 4), server.submit([1], "1", 4)
@@ -338,8 +338,8 @@ def test_one_whose_folder_was_damaged_meanwhile_fails_alone(make_server, folders
 
 
 @pytest.mark.slow
-def test_a_thousand_resident_adapters_add_their_own_bytes_alone():
-    """r = 8, on "tiny": the factors, and less than a tenth of that for the objects around them."""
+def test_a_thousand_adapters_in_memory_add_only_their_own_bytes():
+    """With r = 8 on "tiny": the bytes of the factors, and less than a tenth of that for other objects."""
     peft_model, config = PeftModel(ln.load_model("tiny")), LoraConfig(r=8, target_modules=["gate_proj", "down_proj"])
     tracemalloc.start()
     for i in range(1000):

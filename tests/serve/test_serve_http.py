@@ -1,4 +1,4 @@
-"""The HTTP door: OpenAI's own client works against it unchanged, nothing is lost, and every error is the protocol's.
+"""The HTTP server: OpenAI's own client works unchanged, no request is lost, and every error has the protocol's form.
 
 The server runs in this process, uvicorn and all, on a free port; the model is a random one of bytes.
 """
@@ -22,7 +22,7 @@ import lora_np as ln
 from lora_np import AdapterServer, LoraConfig, PeftModel, generate, get_peft_model
 from lora_np.commands import serve as command
 from lora_np.files import ByteTokenizer
-from lora_np.serve.protocol import ProtocolError, Writer, parse, parse_json
+from lora_np.serve.protocol import ProtocolError, StopStringStream, parse, parse_json
 
 WHY = 'not installed: pip install -e ".[serve,dev]"'
 starlette = pytest.importorskip("starlette", reason=f"Starlette is {WHY}")
@@ -50,7 +50,7 @@ def base_model():
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Sixteen adapters "a0" … "a15", and one that is not loaded at the start."""
+    """Sixteen adapters "a0" … "a15", and one, "later", that is not loaded at the start."""
     root = tmp_path_factory.mktemp("adapters")
     for i, name in enumerate([*(f"a{k}" for k in range(16)), "later"]):
         config = LoraConfig(r=1 + i % 4, lora_alpha=9, target_modules="all-linear", init_lora_weights=False)
@@ -60,7 +60,7 @@ def folders(tmp_path_factory):
 
 @contextlib.contextmanager
 def serving(engine):
-    """The address of a server, in a thread of this process."""
+    """Run a server in a thread of this process; yield its address."""
     app = create_app(engine, ByteTokenizer(), "base")
     listening, urls = threading.Event(), []
     server = make_server(app, port=0, on_start=lambda url: urls.append(url) or listening.set())
@@ -97,7 +97,7 @@ def client(url):
 
 @pytest.fixture(scope="module")
 def alone(folders):
-    """The tokens of `generate` on one prompt with one adapter."""
+    """The tokens of `generate` for one prompt with one adapter."""
     models = {}
 
     def run(prompt, adapter, n, **settings):
@@ -111,12 +111,12 @@ def alone(folders):
 
 
 def text(tokens):
-    """What a Writer makes of them: decoded behind a prompt, which for bytes changes nothing."""
+    """Decode tokens. For bytes this equals StopStringStream, which decodes them after a prompt."""
     return ByteTokenizer().decode(tokens, skip_special_tokens=True)
 
 
 def eventually(condition):
-    """Another thread does it: wait for it, at most 20 seconds."""
+    """Wait at most 20 seconds until the condition is true; another thread makes it true."""
     until = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < until, "it did not happen"
@@ -159,7 +159,7 @@ def test_the_openai_client_chats(client, alone):
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected
 
 
-def test_a_seed_repeats_what_generate_draws(client, alone):
+def test_a_seed_gives_the_same_text_as_generate(client, alone):
     settings = {"model": "a4", "prompt": PROMPT, "max_tokens": 12, "temperature": 1.5, "seed": 11, "top_p": 0.9}
     answers = {client.completions.create(**settings).choices[0].text for _ in range(3)}
     assert answers == {text(alone(PROMPT, "a4", 12, temperature=1.5, seed=11, top_p=0.9))}
@@ -173,13 +173,13 @@ def test_a_stop_string_ends_the_answer_and_is_not_in_it(client, alone):
     assert answer.usage.completion_tokens < 40
 
 
-def test_tokens_are_a_prompt_too(client, alone):
+def test_a_prompt_can_be_token_ids(client, alone):
     ids = ByteTokenizer().encode(PROMPT).tolist()
     answer = client.completions.create(model="a0", prompt=ids, max_tokens=5, temperature=0)
     assert answer.choices[0].text == text(alone(PROMPT, "a0", 5))
 
 
-def test_models_come_and_go_while_it_runs(client, url, alone, engine):
+def test_adapters_are_loaded_and_unloaded_while_the_server_runs(client, url, alone, engine):
     def post(path, **body):
         return httpx.post(f"{url}/v1/{path}", json=body)
 
@@ -198,8 +198,8 @@ def test_models_come_and_go_while_it_runs(client, url, alone, engine):
         assert answer.status_code == 400 and answer.json()["error"]["message"], path
 
 
-def test_200_concurrent_requests_over_16_adapters_all_come_back_right(client, folders, engine):
-    """Against the engine run alone, one request after another; half of them stream."""
+def test_200_concurrent_requests_over_16_adapters_get_the_right_answers(client, folders, engine):
+    """Compare with an engine that runs one request after another; half of the requests stream."""
     rng = np.random.default_rng(0)
     asked = [(f"a{rng.integers(16)}", "".join(map(chr, rng.integers(97, 123, 5))), 12) for _ in range(200)]
     other = AdapterServer(base_model(), max_batch=1, folders=[folders])
@@ -229,7 +229,7 @@ def test_200_concurrent_requests_over_16_adapters_all_come_back_right(client, fo
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streaming", "whole"])
-def test_a_client_who_disconnects_frees_his_place(stream, url, engine):
+def test_a_disconnected_client_frees_its_row(stream, url, engine):
     body = {"model": "base", "prompt": "abc", "max_tokens": LONG, "temperature": 0, "stream": stream, "seed": 1}
     connection, seen = http.client.HTTPConnection(url.removeprefix("http://")), []
     connection.request("POST", "/v1/completions", json.dumps(body), JSON)
@@ -242,7 +242,7 @@ def test_a_client_who_disconnects_frees_his_place(stream, url, engine):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
-def test_sigterm_finishes_what_runs_and_refuses_what_is_new(tmp_path):
+def test_sigterm_finishes_running_requests_and_refuses_new_ones(tmp_path):
     get_peft_model(ln.load_model("tiny"), LoraConfig(r=2)).save_pretrained(tmp_path / "poet")
     arguments = ["serve", "--model", "tiny", "--adapter", f"poet={tmp_path / 'poet'}", "--port", "0"]
     server = subprocess.Popen([sys.executable, "-m", "lora_np", *arguments], stdout=subprocess.PIPE, text=True)
@@ -268,34 +268,34 @@ def test_sigterm_finishes_what_runs_and_refuses_what_is_new(tmp_path):
 # ---------------------------------------------------------------------------------------------------------------- errors
 
 BAD = {
-    "a model that is not there": ({"model": "poet"}, 404, "model"),
+    "an unknown model": ({"model": "poet"}, 404, "model"),
     "no model": ({"model": None}, 400, "model"),
-    "a prompt that is none": ({"prompt": 3}, 400, "prompt"),
+    "a prompt that is a number": ({"prompt": 3}, 400, "prompt"),
     "an empty prompt": ({"prompt": ""}, 400, None),
     "several prompts": ({"prompt": ["a", "b"]}, 400, "prompt"),
-    "a token that is not there": ({"prompt": [300]}, 400, "prompt"),
+    "an unknown token id": ({"prompt": [300]}, 400, "prompt"),
     "half a surrogate pair": ({"prompt": "\ud800"}, 400, "prompt"),
     "a prompt too long": ({"prompt": "a" * 600}, 400, "prompt"),
-    "more than there is room for": ({"max_tokens": 600}, 400, "prompt"),
-    "no tokens": ({"max_tokens": 0}, 400, "max_tokens"),
-    "half a token": ({"max_tokens": 1.5}, 400, "max_tokens"),
-    "true tokens": ({"max_tokens": True}, 400, "max_tokens"),
-    "too hot": ({"temperature": 3}, 400, "temperature"),
-    "no number": ({"temperature": float("nan")}, 400, "temperature"),
-    "no probability": ({"top_p": 0}, 400, "top_p"),
+    "more tokens than the model's limit": ({"max_tokens": 600}, 400, "prompt"),
+    "max_tokens of 0": ({"max_tokens": 0}, 400, "max_tokens"),
+    "a fraction as max_tokens": ({"max_tokens": 1.5}, 400, "max_tokens"),
+    "a boolean as max_tokens": ({"max_tokens": True}, 400, "max_tokens"),
+    "a temperature above 2": ({"temperature": 3}, 400, "temperature"),
+    "NaN as temperature": ({"temperature": float("nan")}, 400, "temperature"),
+    "top_p of 0": ({"top_p": 0}, 400, "top_p"),
     "a seed below 0": ({"seed": -1}, 400, "seed"),
     "several answers": ({"n": 2}, 400, "n"),
     "penalties": ({"presence_penalty": 0.5}, 400, "presence_penalty"),
     "probabilities": ({"logprobs": 3}, 400, "logprobs"),
-    "a field that nobody knows": ({"temprature": 1}, 400, "temprature"),
+    "an unknown field": ({"temprature": 1}, 400, "temprature"),
     "an empty stop": ({"stop": [""]}, 400, "stop"),
     "five stops": ({"stop": list("abcde")}, 400, "stop"),
-    "a stream that is no bool": ({"stream": "yes"}, 400, "stream"),
+    "a stream that is not a boolean": ({"stream": "yes"}, 400, "stream"),
 }
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_what_is_wrong_gets_the_protocols_error(what, url):
+def test_a_wrong_request_gets_an_error_of_the_protocol(what, url):
     changes, status, param = BAD[what]
     body = {"model": "base", "prompt": PROMPT, "max_tokens": 3} | changes
     answer = httpx.post(f"{url}/v1/completions", content=json.dumps(body), headers=JSON)
@@ -319,27 +319,27 @@ def test_malformed_messages_are_a_400(messages, url):
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "messages"
 
 
-def test_another_path_or_method_is_a_404_or_405_in_the_same_shape(url):
+def test_an_unknown_path_or_method_is_a_404_or_405_of_the_protocol(url):
     assert httpx.get(f"{url}/v1/nothing").json()["error"]["type"] == "not_found_error"
     assert httpx.get(f"{url}/v1/completions").status_code == 405
 
 
-def test_what_a_page_in_a_browser_may_send_from_elsewhere_is_not_read(url):
-    """Without asking first it may send text and forms, to this machine too."""
+def test_content_types_that_a_page_of_another_site_can_send_are_refused(url):
+    """Without permission, such a page can send text and forms to this server too."""
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
         body, headers = json.dumps({"lora_name": "a0"}), {"Content-Type": kind}
         answer = httpx.post(f"{url}/v1/unload_lora_adapter", content=body, headers=headers)
         assert answer.status_code == 415 and "application/json" in answer.json()["error"]["message"]
 
 
-def test_a_body_without_end_is_a_413(url):
+def test_an_endless_body_is_a_413(url):
     chunks = (b" " * 2**20 for _ in range(20))
     with contextlib.suppress(httpx.WriteError):  # the server may hang up before all has been sent
         assert httpx.post(f"{url}/v1/completions", content=chunks, headers=JSON).status_code == 413
     assert httpx.get(f"{url}/health").status_code == 200
 
 
-def test_almost_no_temperature_is_none(client, alone):
+def test_a_tiny_temperature_counts_as_0(client, alone):
     answer = client.completions.create(model="a1", prompt=PROMPT, max_tokens=8, temperature=1e-310)
     assert answer.choices[0].text == text(alone(PROMPT, "a1", 8))
 
@@ -360,7 +360,7 @@ def test_a_full_queue_is_a_429(folders):
 # -------------------------------------------------------------------------------------------------------------- the parts
 
 
-def test_what_a_client_sends_without_using_it_is_taken():
+def test_unsupported_fields_with_neutral_values_are_accepted():
     body = {"model": "m", "prompt": "p", "n": 1, "logprobs": None, "presence_penalty": 0, "user": "me", "echo": False}
     assert parse(body, chat=False).max_tokens == 16
     body = {"model": "m", "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 2}], "tools": []}
@@ -368,31 +368,31 @@ def test_what_a_client_sends_without_using_it_is_taken():
     assert order.max_tokens is None and order.prompt == [{"role": "user", "content": "aa"}]
 
 
-def test_a_json_object_is_needed():
+def test_a_body_must_be_a_json_object():
     with pytest.raises(ProtocolError, match="expected an object"):
         parse_json(b"3")
 
 
 @pytest.mark.parametrize("stop", [("lo wo",), ("wo", "lo w"), ("d!",), ("xx",), ("hello",), ("!!", "!")])
-def test_a_stop_string_is_found_however_the_tokens_cut_it(stop):
+def test_a_stop_string_is_found_across_token_boundaries(stop):
     whole = "hello world!!"
     cut = min((whole.index(s) for s in stop if s in whole), default=len(whole))
-    writer, said = Writer(ByteTokenizer(), [], stop), ""
+    stream, said = StopStringStream(ByteTokenizer(), [], stop), ""
     for byte in whole.encode():
-        said += writer.add(byte)
+        said += stream.add(byte)
         assert whole.startswith(said) and len(said) <= cut, "nothing of a stop string is ever shown"
-        if writer.stopped:
+        if stream.stopped:
             break
-    assert said + writer.end() == whole[:cut] and writer.stopped == (cut < len(whole))
+    assert said + stream.end() == whole[:cut] and stream.stopped == (cut < len(whole))
 
 
-def test_the_command_refuses_an_adapter_that_takes_the_bases_name(tmp_path):
+def test_the_command_refuses_an_adapter_with_the_base_models_name(tmp_path):
     import argparse
 
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     get_peft_model(ln.load_model("tiny"), LoraConfig(r=2)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="the base's name"):
+    with pytest.raises(ValueError, match="the name of the base model"):
         command.run(parser.parse_args(["--model", "tiny", "--adapter", f"tiny={tmp_path}"]))
     with pytest.raises(SystemExit):
         parser.parse_args(["--adapter", "poet"])

@@ -225,7 +225,7 @@ def test_a_summary_names_the_rows_without_a_value_and_stands_a_table_without_row
         "final:\n  no quant_type   1.0000\n  quant_type nf4  2.0000"
     )
     assert summary(Table("s", "q?", "", rows=rows[:1])).endswith("final:\n    1.0000")
-    assert summary(Table("s", "q?", "", rows=[{"x": 1.0}])) == "q?\n1 rows, 0 s of one core"
+    assert summary(Table("s", "q?", "", rows=[{"x": 1.0}])) == "q?\n1 row, 0 s of one core"
 
 
 def test_a_study_without_the_table_that_it_needs_says_which(told):

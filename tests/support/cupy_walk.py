@@ -55,7 +55,7 @@ ON_THE_HOST = {
     "transformer.generation.generate": "tokens, which are on the host, as a person reads them",
     "transformer.generation.last_logits": "places, counted from the mask that _pad_left made",
     "transformer.generation._pad_left": "prompts, which come from the host",
-    "serve.cache.RowsCache.next_step": "places and masks, which follow the rows' tokens and go where the weights are",
+    "serve.cache.BatchCache.next_step": "positions and masks are made on the host and moved to the device of the weights",
     "serve.engine.AdapterServer.submit": "tokens, as in generate",
     "serve.engine.AdapterServer.step": "tokens, as in generate",
     "transformer.generation.Sampling.probabilities": "one row of logits, brought to the host to be drawn from",

@@ -23,13 +23,15 @@ from .file import portable_patterns, readable_init
 from .layer import LoraAdapter, LoraCost, draw_factors
 
 OPTIONS = {
-    "r": Option(LoraConfig.r, "the rank (default {})", type=int),
-    "lora_alpha": Option(16, "α (default {})", "ALPHA", float),
+    "r": Option(LoraConfig.r, "rank (default {})", type=int),
+    "lora_alpha": Option(16, "α: ΔW is multiplied by α/r (default {})", "ALPHA", float),
     "target_modules": TARGETS,
-    "lora_dropout": Option(0.0, "(default {:g})", "P", float),
-    "use_rslora": Option(False, "scale by α/√r instead of α/r, as --method rslora does"),
+    "lora_dropout": Option(0.0, "dropout probability of the adapter's input (default {:g})", "P", float),
+    "use_rslora": Option(False, "multiply ΔW by α/√r instead of α/r, as --method rslora does"),
 }
-LORAPLUS = {"loraplus_lr_ratio": Option(16, "B's lr over A's, which is --lr (default {})", "X", float)}
+LORAPLUS = {
+    "loraplus_lr_ratio": Option(16, "learning rate of B divided by that of A, which is --lr (default {})", "X", float)
+}
 TENSORS = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}  # parameter → PEFT's key, where they differ
 
 

@@ -1,4 +1,4 @@
-"""The one thread that an engine belongs to: others hand it calls, and it steps while there is anything to do."""
+"""One thread that runs an engine: other threads send function calls to it, and it steps while there are requests."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from typing import Any
 from .engine import AdapterServer
 
 
-class Driver:
-    """Runs `engine` in a thread of its own, from `start` to `close`. The engine needs no lock: nobody else touches it."""
+class EngineThread:
+    """Runs `engine` in its own thread, from `start` to `close`.
+
+    The engine needs no lock, because only this thread uses it.
+    """
 
     def __init__(self, engine: AdapterServer) -> None:
         self.engine = engine
@@ -21,16 +24,16 @@ class Driver:
         self._closed = False
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def close(self) -> None:
-        """Finish what was submitted, then end the thread."""
+        """Finish all requests, then end the thread."""
         self.call(lambda: setattr(self, "_closed", True))
         self._thread.join()
 
     def call(self, function: Callable[..., Any], *arguments: Any, **settings: Any) -> Future:
-        """`function(…)` in the engine's thread, between two steps; its result or its error comes in the Future."""
+        """Call a function in the engine's thread, between two steps; the Future has its result or its error."""
         future: Future = Future()
         self._calls.put((future, function, arguments, settings))
         return future
@@ -41,9 +44,9 @@ class Driver:
                 future, function, arguments, settings = self._calls.get()
                 try:
                     future.set_result(function(*arguments, **settings))
-                except Exception as error:  # it belongs to whoever called
+                except Exception as error:  # the caller reads it from the future
                     future.set_exception(error)
             try:
                 self.engine.step()
-            except Exception as error:  # such as too little memory: these requests fail, and the next ones are served
+            except Exception as error:  # for example MemoryError: running requests fail, later requests are served
                 self.engine.abort(error)
