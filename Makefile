@@ -45,9 +45,9 @@ notebooks: .venv/installed            ## after editing notebooks/*.py or an exer
 	$(PY) -m lora_np.report.notebooks notebooks
 	$(PY) -m lora_np.exercises.editions notebooks/exercises
 
-lint: .venv/installed                 ## ruff and mypy, as the checks run them
+lint: .venv/installed                 ## ruff, mypy and numpydoc: style, types, and complete public docstrings
 	$(PY) -m pip install --quiet --editable ".[dev]"
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(PY) .ci/docstrings.py
 
 wheel:                                ## build the wheel, install it in clean environments, run every command there
 	$(PYTHON) .ci/wheel.py

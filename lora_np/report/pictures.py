@@ -8,12 +8,19 @@ from pathlib import Path
 import numpy as np
 
 from .. import plots
+from ..studies.harness.png import darkened
 from ..studies.harness.table import Table
 from ..studies.low_rank import rank_reduction
 from ..studies.methods.comparison import lora_by_rank
 from ..studies.timing.step_cost import timed_alike
 
 Tables = dict[str, Table]
+ON_PAGES = (
+    "recovered_gain",
+    "bypass",
+    "merge_routes",
+    "serving",
+)  # README and docs/ show these, also to readers of dark pages
 
 PICTURES: dict[str, list[tuple[str, Callable]]] = {  # table → (name of the picture, function)
     "one_matrix": [("one_matrix", plots.one_matrix_chart)],
@@ -74,7 +81,8 @@ ALONE: dict[str, Callable] = {  # pictures that need no study's table
 def draw(tables: Tables, folder: Path, changed: Collection[str] | None = None) -> list[str]:
     """Draw every picture of these tables as a .png in `folder`, and return the names of the pictures.
 
-    If `changed` is given, only the pictures that show one of these tables are drawn.
+    If `changed` is given, only the pictures that show one of these tables are drawn. Pictures of README and docs/ are also
+    written in dark colours, to the subfolder `dark`.
     """
     import matplotlib.pyplot as plt
 
@@ -89,7 +97,11 @@ def draw(tables: Tables, folder: Path, changed: Collection[str] | None = None) -
         drawings = [drawing for drawing in drawings if set(drawing[0]) & set(changed)]
     for shown, name, f in drawings:
         figure = f(*(tables[key] for key in shown))
-        plots.save(figure, folder, name)
+        path = plots.save(figure, folder, name)
+        if name in ON_PAGES:
+            dark = path.parent / "dark" / path.name
+            dark.parent.mkdir(exist_ok=True)
+            dark.write_bytes(darkened(path.read_bytes()))
         plt.close(figure)
     return [name for _, name, _ in drawings]
 

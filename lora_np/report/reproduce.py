@@ -29,7 +29,7 @@ from ..studies.timing import latency
 from ..studies.timing.step_cost import step_cost
 from .notebooks import execute_all
 from .pictures import Tables, draw
-from .results import write_into
+from .results import write_pages
 
 RESULTS = Path("docs/results.md")  # contains the table of claims
 QUICK = ("convergence", "qlora_tiny")  # studies that `reproduce` runs without --full, in their quick setting
@@ -71,7 +71,7 @@ def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> N
     say(7, f"pictures in {figures}")
     draw(tables, folder)
     if full:
-        write_into(RESULTS, tables)
+        write_pages(RESULTS.parents[1], tables)
     else:
         draw({path.stem: Table.load(path) for path in sorted(committed.glob("*.json"))}, figures)
     print(findings(tables), flush=True)

@@ -33,6 +33,8 @@ SECTIONS: dict[str, tuple[ModuleType, ...]] = {
     "Merging and serving": (serving,),
     "Other methods": (methods,),
 }
+README = ()  # the names of the findings that README shows
+README_BEGIN, README_END = "<!-- ten results: written with docs/results.md -->", "<!-- end of the ten results -->"
 NEEDED = tuple(dict.fromkeys(name for modules in SECTIONS.values() for module in modules for name in module.NEEDED))
 
 
@@ -109,10 +111,25 @@ def markdown(tables: Mapping[str, Table]) -> str:
     return "\n".join([*parts, "", END])
 
 
-def write_into(page: Path, tables: Mapping[str, Table]) -> None:
-    """Replace the generated part of a page. Raises ValueError if one of its two marks is missing."""
-    text = page.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{page} needs the marks {BEGIN!r} and {END!r}, once each, around the generated part")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    page.write_text(before + markdown(tables) + after, encoding="utf-8", newline="\n")
+def readme(tables: Mapping[str, Table]) -> str:
+    """Return the generated part of README: the findings in `README`, each with a link to its section of docs/results.md."""
+    lines = [README_BEGIN]
+    for number, (title, section) in enumerate(claims(tables).items(), start=1):
+        anchor = f"docs/results.md#{number}-{title.lower().replace(',', '').replace(' ', '-')}"
+        found = [finding for claim in section for finding in claim.findings if finding.name in README]
+        lines += [f"- {finding.sentence} ([more]({anchor}))" for finding in found]
+    return "\n".join([*lines, README_END])
+
+
+def write_into(page: Path, part: str) -> None:
+    """Replace the generated part of a page, from its first line to its last. Raises ValueError if one of these is missing."""
+    text, (begin, *_, end) = page.read_text(encoding="utf-8"), part.splitlines()
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"{page} needs the lines {begin!r} and {end!r}, once each, around the generated part")
+    page.write_text(text.split(begin)[0] + part + text.split(end)[1], encoding="utf-8", newline="\n")
+
+
+def write_pages(root: str | os.PathLike[str], tables: Mapping[str, Table]) -> None:
+    """Write the results into docs/results.md and README.md below `root`."""
+    write_into(Path(root) / "docs" / "results.md", markdown(tables))
+    write_into(Path(root) / "README.md", readme(tables))

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_np.report import methods
-from lora_np.report.results import BEGIN, END, NEEDED, markdown
-from lora_np.studies.harness.table import Table
+from lora_np.report import methods, results
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
@@ -32,10 +30,13 @@ def test_the_pages_are_all_here():
         assert f"]({page.removeprefix('docs/')})" in PAGES["docs/README.md"], f"docs/README.md does not list {page}"
 
 
-def test_the_claims_are_those_of_the_committed_tables():
-    tables = {name: Table.load(ROOT / "figures" / "data" / f"{name}.json") for name in NEEDED}
-    written = RESULTS[RESULTS.index(BEGIN) : RESULTS.index(END) + len(END)]
-    assert written == markdown(tables), "the tables changed: write docs/results.md again with results.write_into"
+def test_the_results_are_those_of_the_committed_tables():
+    tables = results.committed(ROOT / "figures")
+    for page, part in ((RESULTS, results.markdown(tables)), (README, results.readme(tables))):
+        assert part in page, (
+            "the tables or the claims changed: write the pages again with lora_np.report.results.write_pages"
+        )
+    assert len(results.README) == results.readme(tables).count("\n- ") == 10
 
 
 def test_the_page_of_the_methods_is_what_the_registry_says():

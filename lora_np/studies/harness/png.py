@@ -1,8 +1,10 @@
-"""PNG files with a palette: a picture with flat colours takes a third of the bytes, and looks the same."""
+"""PNG files with a palette of 256 colours: a third of the bytes for a picture with flat colours, and its dark version."""
 
 from __future__ import annotations
 
 import io
+
+import numpy as np
 
 from ...optional import extra
 
@@ -27,3 +29,52 @@ def with_palette(png: bytes) -> bytes:
     palette = opaque.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     palette.save(buffer, "PNG", optimize=True, **({"dpi": dpi} if dpi else {}))
     return buffer.getvalue()
+
+
+def darkened(png: bytes) -> bytes:
+    """Return a picture with a palette, recoloured for a dark page: white becomes nearly black, ink becomes nearly white.
+
+    The lightness of each colour of the palette is reversed in OKLab (Ottosson 2020). Strong colours keep their hue and stay
+    light enough to be told apart from the page.
+    """
+    with extra("course", "a picture"):
+        from PIL import Image
+
+    with Image.open(io.BytesIO(png)) as image:
+        colours = np.array(image.getpalette(), float).reshape(-1, 3) / 255
+        image.putpalette((255 * _reversed_lightness(colours)).round().astype(np.uint8).tobytes())
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG", optimize=True, dpi=image.info.get("dpi", (72, 72)))
+    return buffer.getvalue()
+
+
+TO_LMS = np.array(
+    [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
+)
+TO_LAB = np.array(
+    [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]
+)
+PAGE, LETTERS, STRONG = (
+    0.19,
+    0.97,
+    0.68,
+)  # lightness on the dark page: of white, of black, and the least of a strong colour
+
+
+def _reversed_lightness(rgb: np.ndarray) -> np.ndarray:
+    """(n, 3) sRGB in 0 to 1 → (n, 3) sRGB with reversed lightness."""
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    lightness, a, b = (np.cbrt(linear @ TO_LMS.T) @ TO_LAB.T).T
+    strength = np.minimum(1, np.hypot(a, b) / 0.12)
+    reverse = np.minimum(0.97, LETTERS + (PAGE - LETTERS) * lightness)
+    lightness = reverse + strength * (np.maximum(lightness, STRONG) - reverse)
+    linear = np.linalg.solve(TO_LMS, (np.linalg.solve(TO_LAB, np.stack([lightness, a, b]))) ** 3).T.clip(0, 1)
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
