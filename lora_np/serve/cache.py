@@ -46,7 +46,7 @@ class RowsLayer(LayerCache):
     def leave(self, row: int, longest: int) -> None:
         """The last row takes the place of `row`; the longest that stays has `longest` columns."""
         self.rows -= 1
-        for room in self.room or ():
+        for room in self.buffers or ():
             room[row, :, self.start : self.end] = room[self.rows, :, self.start : self.end]
         self.start = self.end - longest
         self.length = longest
@@ -56,18 +56,18 @@ class RowsLayer(LayerCache):
 
         Zeros, not whatever was there: a masked score must be a number, and so must a value that counts 0 times.
         """
-        if self.room is not None and self.end >= before and self.end + after <= self.room[0].shape[2]:
-            return self.room
+        if self.buffers is not None and self.end >= before and self.end + after <= self.buffers[0].shape[2]:
+            return self.buffers
         width = self.end - self.start
         end = max(width, before)
         rooms = []
-        for old, x in zip(self.room or (None, None), (k, v), strict=True):
+        for old, x in zip(self.buffers or (None, None), (k, v), strict=True):
             new = array_module(x).zeros((self.max_rows, x.shape[1], 2 * (end + after), x.shape[3]), x.dtype)
             if old is not None:
                 new[: self.rows, :, end - width : end] = old[: self.rows, :, self.start : self.end]
             rooms.append(new)
-        self.room, self.start, self.end = (rooms[0], rooms[1]), end - width, end
-        return self.room
+        self.buffers, self.start, self.end = (rooms[0], rooms[1]), end - width, end
+        return self.buffers
 
 
 class RowsCache(KeyValueCache):
@@ -86,7 +86,7 @@ class RowsCache(KeyValueCache):
     def join(self, past: KeyValueCache) -> None:
         """What one sequence, read alone, has left in `past` becomes the last row."""
         for layer, read in zip(self.layers, past.layers, strict=True):
-            layer.join(*(room[:, :, : read.length] for room in read.room or ()))
+            layer.join(*(room[:, :, : read.length] for room in read.buffers or ()))
         self.lengths.append(len(past))
 
     def leave(self, row: int) -> None:

@@ -40,12 +40,12 @@ def test_the_cache_gives_the_logits_of_reading_everything_again(make_model, rand
 
 
 def test_the_cache_doubles_its_room_rather_than_copying_it_for_each_token(make_model):
-    model, rooms = make_model(), []
+    model, buffers = make_model(), []
     past = KeyValueCache(model.config)
     for token in [[1]] * 32:
         model.forward(np.array([token]), past_key_values=past)
-        rooms.append(past.layers[0].room)
-    assert len(set(map(id, rooms))) == 6, "1, 2, 4, … 32"
+        buffers.append(past.layers[0].buffers)
+    assert len(set(map(id, buffers))) == 6, "1, 2, 4, … 32"
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -63,7 +63,7 @@ def test_a_prompt_that_is_read_in_pieces_goes_on_as_if_read_at_once(make_model, 
     model, lengths = make_model(), []
     hidden, at_once = model.hidden, generate(model, [*PROMPTS, [8] * 11], 10)
     model.hidden = lambda tokens, *rest: lengths.append(tokens.shape[1]) or hidden(tokens, *rest)
-    monkeypatch.setattr(module, "PIECE", 4)
+    monkeypatch.setattr(module, "CHUNK", 4)
     assert generate(model, [*PROMPTS, [8] * 11], 10) == at_once
     assert lengths[:4] == [4, 4, 3, 1]
 
@@ -72,7 +72,7 @@ def test_a_long_prompt_takes_the_memory_of_a_piece(make_model, monkeypatch):
     """What the layers keep for a backward, the scores of attention above all, is let go piece by piece."""
     model, peaks = make_model(max_position_embeddings=600), {}
     for size in (512, 32):
-        monkeypatch.setattr(module, "PIECE", size)
+        monkeypatch.setattr(module, "CHUNK", size)
         tracemalloc.start()
         generate(model, [[1] * 512], 1)
         peaks[size] = tracemalloc.get_traced_memory()[1]
@@ -156,7 +156,7 @@ def test_samples_follow_the_probabilities():
     [
         ({"prompts": []}, "expected a list"),
         ({"prompts": ["text"]}, "encode text with a tokenizer"),
-        ({"prompts": [1, 2, 3]}, r"prompts is \[1, 2, 3\]; .*write \[prompt\] for a single one"),
+        ({"prompts": [1, 2, 3]}, r"prompts is \[1, 2, 3\]; .*write \[prompt\] for a single prompt"),
         ({"prompts": np.arange(3)}, r"write \[prompt\]"),
         ({"prompts": [[1], []]}, "prompt 1 is empty"),
         ({"prompts": [[99]]}, "holds 99"),
