@@ -153,7 +153,7 @@ DAMAGED = {
 def test_a_damaged_file_is_refused_by_name_and_costs_no_memory(case, path):
     path.write_bytes(DAMAGED[case])
     load = pytest.raises(
-        ValueError, match=r"arrays\.safetensors is damaged or no safetensors file .*get or make it again"
+        ValueError, match=r"arrays\.safetensors is damaged or not a safetensors file .*download or write it again"
     )
     tracemalloc.start()
     with load:

@@ -137,16 +137,16 @@ def test_a_conversation_is_rendered_and_is_a_prefix_of_the_one_with_its_answer(c
 def test_a_template_runs_in_a_sandbox(chatty):
     for escape in ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ messages.append(1) }}", "{{ open('x') }}"):
         chatty.chat_template = escape
-        with pytest.raises(ValueError, match="the chat template says"):
+        with pytest.raises(ValueError, match="the chat template raised an error"):
             chatty.apply_chat_template(CHAT)
 
 
 def test_a_templates_own_objection_is_passed_on(chatty):
     chatty.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(ValueError, match="the chat template says: roles must alternate"):
+    with pytest.raises(ValueError, match="the chat template raised an error: roles must alternate"):
         chatty.apply_chat_template(CHAT)
     chatty.chat_template = "{% for %}"
-    with pytest.raises(ValueError, match="the chat template says: "):
+    with pytest.raises(ValueError, match="the chat template raised an error: "):
         chatty.apply_chat_template(CHAT)
 
 
@@ -171,9 +171,7 @@ def test_what_is_no_text_or_no_token_is_refused(trained):
         with pytest.raises(UnicodeEncodeError):
             tokenizer.encode("half a pair: \ud83d")
         for wrong in (-1, tokenizer.vocab_size):
-            with pytest.raises(
-                ValueError, match=f"there is no token {wrong}; expected 0 to {tokenizer.vocab_size - 1}"
-            ):
+            with pytest.raises(ValueError, match=f"got token id {wrong}; expected 0 to {tokenizer.vocab_size - 1}"):
                 tokenizer.decode([1, wrong])
 
 
@@ -186,7 +184,7 @@ WRONG = {
     "a merge of unknown tokens": ({"merges": ["日 本"]}, "tokenizer.ggml.merges: .*out of vocabulary"),
     "a merge that is no pair": ({"merges": ["a b c"]}, "tokenizer.ggml.merges: "),
     "types for other tokens": ({"token_type": np.ones(3)}, "token_type has 3 entries for 800 tokens"),
-    "an end that is no token": ({"eos_token_id": 800}, "the eos token is 800, and there are 800 tokens"),
+    "an end that is no token": ({"eos_token_id": 800}, "the id of the eos token is 800; expected 0 to 799"),
 }
 
 
@@ -205,12 +203,12 @@ FILES = {
     "a template that is none": (
         "tokenizer_config.json",
         lambda text: '{"chat_template": 3}',
-        "chat_template is no string",
+        "chat_template is a int; expected a string",
     ),
     "settings that are none": (
         "tokenizer_config.json",
         lambda text: "[]",
-        "tokenizer_config.json: expected a JSON object",
+        "tokenizer_config.json: got a JSON list, expected an object",
     ),
 }
 
