@@ -405,7 +405,7 @@ def test_an_option_out_of_range_is_refused_before_a_model_is_looked_for(case, ca
 
 
 def test_an_unknown_model_names_those_that_exist(capsys):
-    assert "no model 'no-such-model': the package has ['tiny']" in refused(capsys, "--model", "no-such-model", "x")
+    assert "no model 'no-such-model': the package contains ['tiny']" in refused(capsys, "--model", "no-such-model", "x")
 
 
 def test_a_prompt_longer_than_the_model_is_refused(folder, capsys):

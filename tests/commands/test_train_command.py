@@ -145,9 +145,7 @@ def test_peft_loads_the_folder(run, tmp_path):
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
     assert run("--lr", 0.05) == 0
-    base = transformers.AutoModelForCausalLM.from_pretrained(
-        ln.pretrained.models.EMBEDDED / "tiny", dtype=torch.float32
-    )
+    base = transformers.AutoModelForCausalLM.from_pretrained(ln.pretrained.models.ASSETS / "tiny", dtype=torch.float32)
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "out").eval()
     ours, plain = ln.PeftModel.from_pretrained(ln.load_model("tiny"), tmp_path / "out"), ln.load_model("tiny")
     tokens = np.arange(40)[None] + 60

