@@ -243,9 +243,9 @@ def _read(
 
 def _heldout(arguments: argparse.Namespace) -> str | None:
     """The held-out records' file or name: what was given, or that of a data set which has its own."""
-    from ..data.conversations import shipped
+    from ..data.conversations import dataset_names
 
-    return arguments.heldout or (arguments.data if arguments.data in shipped() else None)
+    return arguments.heldout or (arguments.data if arguments.data in dataset_names() else None)
 
 
 # ------------------------------------------------------------------------------------------------------ what comes out

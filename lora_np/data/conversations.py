@@ -1,17 +1,17 @@
-"""Questions and answers to learn from: JSONL records, as batches whose loss is on the answers alone.
+"""Conversations as training data: read records from a JSONL file, and make batches whose loss counts only the answers.
 
-A line is one record, of either kind:
+Each line of the file is one record, in one of two forms:
 
     {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}, …]}
     {"prompt": "…", "completion": "…"}
 
-The first is a conversation, written as the model's chat template writes it. Every turn of the assistant counts, up to the
-token that ends it, so that the model learns to stop (not so "tiny", whose bytes have none); what is said to the assistant is
-read, and not learned. The second is plain text without a template, with an instruct model too, as in TRL: the completion
-counts, and so does the end-of-text token (`tokenizer.eos_token_id`, where there is one) after it.
+The first form is a conversation, which the model's chat template turns into text. The turns of the assistant count in the
+loss, and so does the token that ends each turn, so the model learns to stop ("tiny" has no such token). All other turns do
+not count. The second form is plain text without a template, as in TRL. The completion counts in the loss, and so does the
+end-of-text token (`tokenizer.eos_token_id`, if there is one) that is added after it.
 
-A batch is padded on the right and needs no attention mask: a token sees only those before it, which are never padding, and
-what is predicted from padding does not count.
+A batch is padded on the right and needs no attention mask, because a token sees only tokens to its left, which are never
+padding. Predictions at padded positions do not count.
 """
 
 from __future__ import annotations
@@ -29,17 +29,43 @@ import numpy as np
 from ..files import Tokenizer
 from ..ops import IGNORE_INDEX
 
-ASSETS = Path(__file__).parents[1] / "assets"  # the data sets that come with the package
-ORDER = 0x73687566  # a stream of its own: what else draws from [seed, epoch] must not draw the same
+__all__ = [
+    "ConversationBatches",
+    "Example",
+    "dataset",
+    "dataset_names",
+    "example",
+    "first_questions",
+    "heldout_batches",
+    "read",
+]
+
+ASSETS = Path(__file__).parents[1] / "assets"  # the data sets in the package
+ORDER_SEED = 0x73687566  # makes the random order of examples independent of other generators seeded with [seed, epoch]
 ROLES = ("system", "user", "assistant")
 Batch = tuple[np.ndarray, np.ndarray]  # tokens, targets
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One record as tokens (n,) int64, and which of them count in the loss (n,) bool: the answers. The last one does.
+    """One record as tokens, with a mask of the tokens that count in the loss.
 
-    What follows the last answer is left out, since nothing that counts depends on it.
+    The tokens end with the last answer: later tokens would not affect the loss.
+
+    Parameters
+    ----------
+    tokens : ndarray, shape (n,), int64
+        Token ids.
+    counts : ndarray, shape (n,), bool
+        True for the tokens of answers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.data.conversations import Example
+    >>> e = Example(np.array([5, 6, 7]), np.array([False, True, True]))
+    >>> e.tokens[e.counts].tolist()
+    [6, 7]
     """
 
     tokens: np.ndarray
@@ -50,24 +76,78 @@ class Example:
 
 
 def dataset(name: str | Path, split: Literal["train", "heldout"] = "train") -> Path:
-    """The file of a data set that comes with the package, "lighthouse"; any other name is the path of a file itself.
+    """Return the path of a data set.
 
-    Raises FileNotFoundError naming what exists.
+    Parameters
+    ----------
+    name : str or Path
+        A data set in the package ("lighthouse"), or the path of a JSONL file.
+    split : {"train", "heldout"}
+        The part of a data set in the package; ignored for a path.
+
+    Returns
+    -------
+    Path
+        A JSONL file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file. The message lists the data sets in the package.
+
+    Examples
+    --------
+    >>> from lora_np.data import conversations
+    >>> conversations.dataset("lighthouse").name
+    'train.jsonl'
     """
-    path = ASSETS / name / f"{split}.jsonl" if str(name) in shipped() else Path(name)
+    path = ASSETS / name / f"{split}.jsonl" if str(name) in dataset_names() else Path(name)
     if not path.is_file():
-        raise FileNotFoundError(f"no data {str(name)!r}: there is no such file, and the package has {shipped()}")
+        raise FileNotFoundError(
+            f"no data set {str(name)!r}: there is no such file, and the package contains {dataset_names()}"
+        )
     return path
 
 
 def first_questions(name: str | Path, split: Literal["train", "heldout"] = "train") -> list[str]:
-    """What the user says first in each chat record of a file, in its order; `name` and `split` are as in `dataset`."""
+    """Return the first message of the user in each record of a file, in order.
+
+    Parameters
+    ----------
+    name : str or Path
+        A data set, as in `dataset`; all of its records must have "messages".
+    split : {"train", "heldout"}
+        The part of a data set in the package.
+
+    Returns
+    -------
+    list of str
+        One question per record.
+
+    Examples
+    --------
+    >>> from lora_np.data import conversations
+    >>> len(conversations.first_questions("lighthouse", "heldout"))
+    30
+    """
     records = [json.loads(line) for line in _lines(dataset(name, split)) if line.strip()]
     return [next(m["content"] for m in record["messages"] if m["role"] == "user") for record in records]
 
 
-def shipped() -> list[str]:
-    """The names of the data sets that come with the package."""
+def dataset_names() -> list[str]:
+    """Return the names of the data sets in the package.
+
+    Returns
+    -------
+    list of str
+        The names, sorted.
+
+    Examples
+    --------
+    >>> from lora_np.data import conversations
+    >>> conversations.dataset_names()
+    ['lighthouse']
+    """
     return sorted(path.parent.name for path in ASSETS.glob("*/train.jsonl"))
 
 
@@ -77,15 +157,42 @@ def read(
     max_length: int | None = None,
     split: Literal["train", "heldout"] = "train",
 ) -> list[Example]:
-    """The records of a JSONL file, in its order; `name` and `split` are as in `dataset`. Blank lines are skipped.
+    """Read a JSONL file, one record per line, and turn each record into tokens. Blank lines are skipped.
 
-    max_length: a record of more tokens is cut to its first `max_length`, and left out where no token of an answer remains;
-        one warning says how many.
+    Parameters
+    ----------
+    name : str or Path
+        A data set, as in `dataset`.
+    tokenizer : Tokenizer
+        The tokenizer of the model.
+    max_length : int, optional
+        Longer records are cut to their first `max_length` tokens. A record is left out if no token of an answer remains.
+        One warning reports the numbers of both.
+    split : {"train", "heldout"}
+        The part of a data set in the package.
 
-    Raises FileNotFoundError; ValueError naming file and line for what is no such record, or where none is left.
+    Returns
+    -------
+    list of Example
+        The records in the order of the file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file does not exist.
+    ValueError
+        If a record is invalid (the message names file and line), or no record remains.
+
+    Examples
+    --------
+    >>> import lora_np as ln
+    >>> from lora_np.data import conversations
+    >>> examples = conversations.read("lighthouse", ln.load_tokenizer("tiny"), split="heldout")
+    >>> len(examples), examples[0].tokens.dtype
+    (30, dtype('int64'))
     """
     if max_length is not None and max_length < 2:
-        raise ValueError(f"max_length = {max_length}; expected at least 2, a token and the one that it predicts")
+        raise ValueError(f"max_length = {max_length}; expected at least 2: one token to read and one to predict")
     path = dataset(name, split)
     examples = []
     for number, line in enumerate(_lines(path), 1):
@@ -97,7 +204,7 @@ def read(
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from None
     if not examples:
-        raise ValueError(f"{path} is empty: expected a record a line, {MESSAGES} or {PROMPT}")
+        raise ValueError(f"{path} is empty; expected one record per line, {MESSAGES} or {PROMPT}")
     return examples if max_length is None else _cut(examples, max_length, path)
 
 
@@ -115,38 +222,65 @@ def _cut(examples: list[Example], max_length: int, path: Path) -> list[Example]:
     if longer := sum(len(e.tokens) > max_length for e in examples):
         what = f"{path}: {longer} of {len(cut)} records cut to max_length = {max_length} tokens"
         if lost := len(cut) - len(kept):
-            what += f", {lost} of them left out, since their answers begin later"
+            what += f", {lost} of them left out because their answers begin later"
         if not kept:
-            raise ValueError(f"{what}: none remains. Give a larger max_length")
+            raise ValueError(f"{what}: no record remains. Give a larger max_length")
         warnings.warn(what, stacklevel=3)
     return kept
 
 
-# ------------------------------------------------------------------------------------------- a record, and what counts
+# --------------------------------------------------------------------------------- records and the tokens that count
 
 MESSAGES = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
 PROMPT = '{"prompt": "…", "completion": "…"}'
 
 
 def example(record: Any, tokenizer: Tokenizer) -> Example:
-    """One record as tokens, with its answers marked. Raises ValueError saying what is wrong with it."""
+    """Turn one record into tokens, and mark the tokens of its answers.
+
+    Parameters
+    ----------
+    record : dict
+        {"messages": [{"role": …, "content": …}, …]} or {"prompt": …, "completion": …}.
+    tokenizer : Tokenizer
+        The tokenizer of the model.
+
+    Returns
+    -------
+    Example
+        Tokens, and a mask of the tokens that count in the loss.
+
+    Raises
+    ------
+    ValueError
+        If the record is invalid. The message says what is wrong.
+
+    Examples
+    --------
+    >>> import lora_np as ln
+    >>> from lora_np.data import conversations
+    >>> tokenizer = ln.load_tokenizer("tiny")
+    >>> e = conversations.example({"prompt": "2 + 2 =", "completion": " 4"}, tokenizer)
+    >>> tokenizer.decode(e.tokens[e.counts])
+    ' 4\\x00'
+    """
     if not isinstance(record, Mapping):
-        raise ValueError(f"a {type(record).__name__}; expected {MESSAGES} or {PROMPT}")
+        raise ValueError(f"got a {type(record).__name__}; expected {MESSAGES} or {PROMPT}")
     if record.keys() == {"messages"}:
         found = _chat(record["messages"], tokenizer)
     elif record.keys() == {"prompt", "completion"}:
         found = _plain(record["prompt"], record["completion"], tokenizer)
     else:
-        raise ValueError(f"the keys are {sorted(record)}; expected {MESSAGES} or {PROMPT}, and no others")
+        raise ValueError(f"the keys are {sorted(record)}; expected {MESSAGES} or {PROMPT}, and no other keys")
     if not found.counts[1:].any():
-        raise ValueError("the tokenizer, or its chat template, has no token for the answer")
+        raise ValueError("the answer has no tokens: the tokenizer or its chat template drops its text")
     return found
 
 
 def _chat(messages: Any, tokenizer: Tokenizer) -> Example:
-    """Render the conversation as far as each answer begins, and as far as it ends: what is between the two counts.
+    """Render the conversation up to the start and up to the end of each answer. The tokens between the two count.
 
-    After the end-of-turn token a template may write more, such as a newline. That is read, and not learned.
+    Text that the template writes after the end-of-turn token, such as a newline, does not count.
     """
     _check_messages(messages)
     ids: list[int] = []
@@ -174,8 +308,8 @@ def _check_grows(i: int, before: str, after: str) -> None:
         parts = next((n for n, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), len(after))
         seen = max(0, parts - 20)
         raise ValueError(
-            f"messages[{i}]: the chat template rewrites what stands before this answer, so that nobody can say which "
-            f"tokens are the answer's: …{before[seen : seen + 60]!r} becomes …{after[seen : seen + 60]!r}"
+            f"messages[{i}]: the chat template changes the text before this answer, so the tokens of the answer cannot be "
+            f"found: …{before[seen : seen + 60]!r} becomes …{after[seen : seen + 60]!r}"
         )
 
 
@@ -190,15 +324,15 @@ def _check_messages(messages: Any) -> None:
         if not isinstance(message["content"], str):
             raise ValueError(f"messages[{i}]: the content is {message['content']!r:.80}; expected a string")
         if message["role"] == "assistant" and not message["content"].strip():
-            raise ValueError(f"messages[{i}]: the answer is empty, so there is nothing to learn from it")
+            raise ValueError(f"messages[{i}]: the answer is empty; expected some text to learn")
     if messages[0]["role"] == "assistant":
-        raise ValueError("messages[0] is the assistant's; expected what it answers before it")
+        raise ValueError("messages[0] has the role 'assistant'; expected a message of the user first")
     if messages[-1]["role"] != "assistant":
-        raise ValueError(f"the last message is the {messages[-1]['role']}'s: the assistant's answer is missing")
+        raise ValueError(f"the last message has the role {messages[-1]['role']!r}; expected an answer of the assistant")
 
 
 def _plain(prompt: Any, completion: Any, tokenizer: Tokenizer) -> Example:
-    """The prompt with what this model's texts begin with, if there is such a token; the completion and the end of text."""
+    """Encode a prompt, with the token that begins a text if there is one, then its completion and the end-of-text token."""
     for name, value in (("prompt", prompt), ("completion", completion)):
         if not isinstance(value, str):
             raise ValueError(f"the {name} is {value!r:.80}; expected a string, as in {PROMPT}; for a chat, {MESSAGES}")
@@ -213,10 +347,10 @@ def _plain(prompt: Any, completion: Any, tokenizer: Tokenizer) -> Example:
 
 
 def _continued(tokenizer: Tokenizer, ids: list[int], before: str, after: str, special: bool) -> list[int]:
-    """The tokens that take the text `before`, whose tokens are `ids`, on to `after`.
+    """Return the tokens that follow `ids`, the tokens of `before`, so that all together spell the text `after`.
 
-    They are those of the whole text, unless a token of it would span the seam (a newline before it and one after it, say).
-    Then the rest is encoded by itself, as it is when a model continues the prompt `ids`.
+    These are the last tokens of the whole text. If one token would span the boundary, the rest of the text is encoded
+    separately, as when a model continues the prompt `ids`.
     """
     whole = tokenizer.encode(after, add_special_tokens=special).tolist()
     if whole[: len(ids)] == ids:
@@ -233,14 +367,38 @@ def _to_the_last_counted(tokens: Sequence[int] | np.ndarray, counts: Sequence[bo
 
 
 class ConversationBatches:
-    """Random batches of examples, without end: `batches[i]` is (tokens, targets), each (batch_size, longest − 1) int64.
+    """An endless sequence of batches of examples, in a new random order each epoch.
 
-    targets[:, t] is the token after tokens[:, t] where that counts, and IGNORE_INDEX elsewhere. The examples come in a new
-    random order each epoch, all of them once; where their number is no multiple of batch_size, a batch holds the end of
-    an epoch and the beginning of the next. Batch i is a function of (seed, i) alone, so a run that resumes at step i sees
-    what it would have seen. `digest` tells these batches from others: a checkpoint keeps it.
+    `batches[i]` returns (tokens, targets), each of shape (batch_size, longest − 1) and dtype int64. targets[:, t] is the
+    token after tokens[:, t] if it counts in the loss, else IGNORE_INDEX. Each epoch uses every example once; a batch can
+    contain the end of one epoch and the beginning of the next. Batch i depends only on (seed, i), so a resumed run sees the
+    same batches as an uninterrupted run.
 
-    Raises ValueError for no examples or a batch_size below 1, IndexError for i < 0.
+    Parameters
+    ----------
+    examples : list of Example
+        The records, as `read` returns them.
+    batch_size : int
+        Number of examples per batch.
+    seed : int
+        Seed of the random order.
+
+    Raises
+    ------
+    ValueError
+        If there are no examples or batch_size is below 1.
+    IndexError
+        If the index of a batch is negative.
+
+    Examples
+    --------
+    >>> import lora_np as ln
+    >>> from lora_np.data import conversations
+    >>> record = {"prompt": "2 + 2 =", "completion": " 4"}
+    >>> examples = [conversations.example(record, ln.load_tokenizer("tiny"))]
+    >>> tokens, targets = conversations.ConversationBatches(examples, batch_size=2)[0]
+    >>> tokens.shape, (targets[0] != ln.ops.IGNORE_INDEX).sum().item()
+    ((2, 9), 3)
     """
 
     def __init__(self, examples: Sequence[Example], batch_size: int = 8, seed: int = 0) -> None:
@@ -249,25 +407,25 @@ class ConversationBatches:
     def __repr__(self) -> str:
         return f"ConversationBatches({len(self.examples):,} examples, batch_size={self.batch_size}, seed={self.seed})"
 
-    def __iter__(self) -> NoReturn:  # without it Python would iterate through __getitem__, forever
+    def __iter__(self) -> NoReturn:  # without this method Python would call __getitem__ forever
         raise TypeError(
-            f"{self} is endless and so not iterable: index it with a step, or use conversations.heldout_batches(examples)"
+            f"{self} is endless and not iterable: index it with a step, or use conversations.heldout_batches(examples)"
         )
 
     def __getitem__(self, i: int) -> Batch:
         if i < 0:
-            raise IndexError(f"batch {i} of an endless sequence: expected an index from 0 up")
-        numbers = range(i * self.batch_size, (i + 1) * self.batch_size)  # of the endless stream of examples
-        places = [divmod(number, len(self.examples)) for number in numbers]  # its epoch, and its place in there
+            raise IndexError(f"batch index {i}; expected 0 or more")
+        numbers = range(i * self.batch_size, (i + 1) * self.batch_size)  # positions in the endless stream of examples
+        places = [divmod(number, len(self.examples)) for number in numbers]  # (epoch, position in the epoch)
         order = {epoch: self._order(epoch) for epoch in {epoch for epoch, _ in places}}
         return _padded([self.examples[order[epoch][place]] for epoch, place in places])
 
     def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, epoch, ORDER]).permutation(len(self.examples))
+        return np.random.default_rng([self.seed, epoch, ORDER_SEED]).permutation(len(self.examples))
 
     @property
     def digest(self) -> str:
-        """The same for the same examples, batch_size and seed."""
+        """A hash of the examples, batch_size and seed. A checkpoint stores it, to recognise its data."""
         digest = hashlib.sha256(f"{self.batch_size} {self.seed}".encode())
         for e in self.examples:
             digest.update(f" {len(e.tokens)} ".encode() + e.tokens.tobytes() + e.counts.tobytes())
@@ -275,10 +433,34 @@ class ConversationBatches:
 
 
 def heldout_batches(examples: Sequence[Example], batch_size: int = 8) -> list[Batch]:
-    """All examples once, to evaluate on: a list of (tokens, targets) as in `ConversationBatches`, shorter ones first.
+    """Return batches for evaluation that contain every example once, from the shortest to the longest.
 
-    Examples of a like length share a batch, so that little of it is padding. The last one may have fewer rows.
-    Raises ValueError for no examples or a batch_size below 1.
+    Examples of similar length share a batch, so there is little padding.
+
+    Parameters
+    ----------
+    examples : list of Example
+        The records, as `read` returns them.
+    batch_size : int
+        Number of examples per batch. The last batch may have fewer.
+
+    Returns
+    -------
+    list of (ndarray, ndarray)
+        Tokens and targets, as in `ConversationBatches`.
+
+    Raises
+    ------
+    ValueError
+        If there are no examples or batch_size is below 1.
+
+    Examples
+    --------
+    >>> import lora_np as ln
+    >>> from lora_np.data import conversations
+    >>> examples = conversations.read("lighthouse", ln.load_tokenizer("tiny"), split="heldout")
+    >>> [len(tokens) for tokens, targets in conversations.heldout_batches(examples, batch_size=8)]
+    [8, 8, 8, 6]
     """
     examples = sorted(_some(examples, batch_size), key=lambda e: len(e.tokens))
     return [_padded(examples[i : i + batch_size]) for i in range(0, len(examples), batch_size)]
@@ -288,12 +470,12 @@ def _some(examples: Sequence[Example], batch_size: int) -> Sequence[Example]:
     if batch_size < 1:
         raise ValueError(f"batch_size = {batch_size}; expected at least 1")
     if not examples:
-        raise ValueError("there are no examples to make batches of")
+        raise ValueError("got no examples; expected at least one")
     return examples
 
 
 def _padded(examples: Sequence[Example]) -> Batch:
-    """(tokens, targets), each (rows, longest − 1). The padding is token 0, but any would do: nobody sees it."""
+    """Return (tokens, targets), each (rows, longest − 1). The padding is token 0; it does not affect the loss."""
     longest = max(len(e.tokens) for e in examples)
     tokens = np.zeros((len(examples), longest - 1), np.int64)
     targets = np.full_like(tokens, IGNORE_INDEX)

@@ -586,7 +586,10 @@ def test_what_a_killed_writer_left_is_swept_away_and_nothing_else(run, tmp_path)
 # ------------------------------------------------------------------------------------------------------------- bad input
 
 WRONG = {
-    "no such file": (["--data", "none.jsonl"], r"no data 'none.jsonl': there is no such file, and the package has ["),
+    "no such file": (
+        ["--data", "none.jsonl"],
+        r"no data set 'none.jsonl': there is no such file, and the package contains [",
+    ),
     "no such model": (["--model", "large"], "no model 'large'"),
     "no held-out file": (["--heldout", "none.jsonl"], "no data 'none.jsonl'"),
     "no steps": (["--steps", "0"], "count from 1"),

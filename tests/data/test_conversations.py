@@ -157,7 +157,7 @@ def test_a_completion_is_cut_as_the_text_that_it_continues():
     assert tokenizer.encode("b", add_special_tokens=False).tolist() == [6], "alone it does get one"
     assert example({"prompt": "a", "completion": "b"}, tokenizer).tokens.tolist() == [0, 5, 4, 1]
     tokenizer.eos_token_id = None
-    with pytest.raises(ValueError, match="no token for the answer"):
+    with pytest.raises(ValueError, match="the answer has no tokens"):
         example({"prompt": "a", "completion": "é"}, tokenizer)
 
 
@@ -168,7 +168,7 @@ WRONG = {
     "a list": ([1], r"a list; expected \{\"messages\""),
     "a number": ("3", "a int; expected"),
     "no keys": ({}, r"the keys are \[\]; expected"),
-    "an unknown key": (chat("a", "b") | {"id": 7}, r"the keys are \['id', 'messages'\]; .*no others"),
+    "an unknown key": (chat("a", "b") | {"id": 7}, r"the keys are \['id', 'messages'\]; .*no other keys"),
     "a prompt alone": ({"prompt": "a"}, r"the keys are \['prompt'\]"),
     "no messages": ({"messages": []}, r"messages is \[\]; expected a list"),
     "messages as text": ({"messages": "Hi"}, r"messages is 'Hi'; expected a list"),
@@ -183,9 +183,9 @@ WRONG = {
     ),
     "content that is no text": (chat("a", ["b"]), r"messages\[1\]: the content is \['b'\]; expected a string"),
     "an empty answer": (chat("a", "b", "c", " \n"), r"messages\[3\]: the answer is empty"),
-    "an answer to nothing": ({"messages": chat("a", "b")["messages"][1:]}, r"messages\[0\] is the assistant's"),
-    "no answer": (chat("a"), "the last message is the user's: the assistant's answer is missing"),
-    "no last answer": (chat("a", "b", "c"), "the last message is the user's: the assistant's answer is missing"),
+    "an answer to nothing": ({"messages": chat("a", "b")["messages"][1:]}, r"messages\[0\] has the role 'assistant\'"),
+    "no answer": (chat("a"), "the last message has the role 'user'; expected an answer"),
+    "no last answer": (chat("a", "b", "c"), "the last message has the role 'user'; expected an answer"),
     "an empty prompt": ({"prompt": "", "completion": "b"}, "the prompt is empty"),
     "an empty completion": ({"prompt": "a", "completion": "\n"}, "the completion is empty"),
     "a prompt of messages": (
@@ -209,7 +209,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(jsonl, smol):
     forgetful = VocabularyTokenizer(smol.backend, {"eos": 2}, FORGETFUL)
     assert counted_runs(example(chat("a", "b"), forgetful), forgetful) == ["b<|im_end|>"]
     with pytest.raises(
-        ValueError, match=r"data\.jsonl, line 1: messages\[3\]: the chat template rewrites what stands before"
+        ValueError, match=r"data\.jsonl, line 1: messages\[3\]: the chat template changes the text before"
     ) as error:
         read(jsonl(chat("a", "b", "c", "d")), forgetful)
     assert re.search(r"assistant\\nb<.* becomes .*assistant\\n…<", str(error.value)), "shows where the two part"
@@ -223,13 +223,13 @@ def test_a_tokenizer_without_a_template_says_so(jsonl, smol):
 @pytest.mark.parametrize("text", ["", "\n\n"])
 def test_an_empty_file_is_refused(text, tmp_path, tokenizer):
     (tmp_path / "data.jsonl").write_text(text)
-    with pytest.raises(ValueError, match=r"data\.jsonl is empty: expected a record a line"):
+    with pytest.raises(ValueError, match=r"data\.jsonl is empty; expected one record per line"):
         read(tmp_path / "data.jsonl", tokenizer)
 
 
 def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path, tokenizer):
     with pytest.raises(
-        FileNotFoundError, match=r"no data '.*none\.jsonl': there is no such file, and the package has \["
+        FileNotFoundError, match=r"no data set '.*none\.jsonl': there is no such file, and the package contains \["
     ):
         read(tmp_path / "none.jsonl", tokenizer)
     (tmp_path / "data.jsonl").write_bytes('{"prompt": "é"}'.encode("latin-1"))
@@ -271,14 +271,14 @@ def test_records_that_fit_are_read_without_a_word(jsonl, recwarn):
 def test_no_record_is_left_without_a_token_that_counts(jsonl):
     path = jsonl(chat("a" * 90, "b"))
     with pytest.raises(
-        ValueError, match=r"1 of 1 records cut .* 1 of them left out.*: none remains. Give a larger max_length"
+        ValueError, match=r"1 of 1 records cut .* 1 of them left out.*: no record remains. Give a larger max_length"
     ):
         read(path, ByteTokenizer(), max_length=60)
     with pytest.raises(ValueError, match="max_length = 1; expected at least 2"):
         read(path, ByteTokenizer(), max_length=1)
 
 
-# ------------------------------------------------------------------------------------------------- the data set shipped
+# ------------------------------------------------------------------------------------------------- the data set in the package
 
 
 def test_a_shipped_data_set_goes_by_its_name(tmp_path, monkeypatch, tokenizer):
@@ -286,17 +286,17 @@ def test_a_shipped_data_set_goes_by_its_name(tmp_path, monkeypatch, tokenizer):
     (tmp_path / "harbour").mkdir()
     for split, record in (("train", chat("a", "b")), ("heldout", chat("c", "d"))):
         (tmp_path / "harbour" / f"{split}.jsonl").write_text(json.dumps(record))
-    assert conversations.shipped() == ["harbour"]
+    assert conversations.dataset_names() == ["harbour"]
     assert "b<|im_end|>" in tokenizer.decode(read("harbour", tokenizer)[0].tokens)
     assert "d<|im_end|>" in tokenizer.decode(read("harbour", tokenizer, split="heldout")[0].tokens)
     with pytest.raises(
-        FileNotFoundError, match=r"no data 'port': there is no such file, and the package has \['harbour'\]"
+        FileNotFoundError, match=r"no data set 'port': there is no such file, and the package contains \['harbour'\]"
     ):
         read("port", tokenizer)
 
 
 def test_the_package_has_a_data_set_whose_splits_share_no_record():
-    assert "lighthouse" in conversations.shipped()
+    assert "lighthouse" in conversations.dataset_names()
     train, heldout = (
         {e.tokens.tobytes() for e in read("lighthouse", ByteTokenizer(), split=split)} for split in ("train", "heldout")
     )
@@ -433,7 +433,7 @@ def test_batches_of_nothing_are_refused():
             make([])
         with pytest.raises(ValueError, match="batch_size = 0"):
             make(toy(4), 0)
-    with pytest.raises(IndexError, match="batch -1 of an endless sequence"):
+    with pytest.raises(IndexError, match="batch index -1; expected 0"):
         ConversationBatches(toy(4))[-1]
     with pytest.raises(TypeError, match="not iterable"):
         iter(ConversationBatches(toy(4)))
