@@ -136,7 +136,7 @@ def test_the_adapter_is_one_for_the_library_and_knows_its_losses(run, jsonl, tmp
     assert ln.evaluate(model, batches) == pytest.approx(rows[-1]["heldout"], abs=1e-6)
     assert rows[-1]["heldout"] < rows[0]["heldout"]
     said = capsys.readouterr().out
-    assert f"held-out {rows[0]['heldout']:.4f} → {rows[-1]['heldout']:.4f} nats a token" in said
+    assert f"held-out {rows[0]['heldout']:.4f} → {rows[-1]['heldout']:.4f} nats per token" in said
 
 
 @pytest.mark.oracle
@@ -540,7 +540,7 @@ def test_a_folder_is_of_an_adapter_or_of_a_model(first, then, run, tmp_path, cap
 OTHERS = {
     "another file": (lambda jsonl: ["--data", jsonl(DATA[:3], "other.jsonl")], "digest of the data was"),
     "another max_length": (lambda jsonl: ["--max-length", "85"], "digest of the data was"),
-    "another seed": (lambda jsonl: ["--seed", "1"], "seed was 0, is 1"),
+    "another seed": (lambda jsonl: ["--seed", "1"], "seed was 0, now 1"),
     "another rank": (lambda jsonl: ["--r", "4"], "adapter was"),
     "another lr": (lambda jsonl: ["--lr", "0.5"], "optimizer was AdamW"),
 }
@@ -591,9 +591,9 @@ WRONG = {
         r"no data set 'none.jsonl': there is no such file, and the package contains [",
     ),
     "no such model": (["--model", "large"], "no model 'large'"),
-    "no held-out file": (["--heldout", "none.jsonl"], "no data 'none.jsonl'"),
-    "no steps": (["--steps", "0"], "count from 1"),
-    "no records to evaluate on": (["--eval-every", "2"], "eval_every = 2, and no heldout to evaluate on"),
+    "no held-out file": (["--heldout", "none.jsonl"], "no data set 'none.jsonl'"),
+    "no steps": (["--steps", "0"], "steps = 0"),
+    "no records to evaluate on": (["--eval-every", "2"], "eval_every = 2, but there is no heldout to evaluate on"),
     "batches of none": (["--batch-size", "0"], "batch_size = 0; expected at least 1"),
     "updates of none": (["--accumulate", "0"], "--accumulate 0; expected a number above 0"),
     "longer than the model": (["--max-length", "513"], "--max-length 513: this model takes at most 512 tokens"),
@@ -602,7 +602,7 @@ WRONG = {
     "a rank of none": (["--r", "0"], "r = 0; the rank must be at least 1"),
     "dropping all": (["--lora-dropout", "1"], "lora_dropout = 1.0"),
     "a negative rate": (["--lr", "-1"], "lr = -1.0; expected a number ≥ 0"),
-    "a longer warm-up than run": (["--warmup", "9"], "warmup 9 of 3 steps"),
+    "a longer warm-up than run": (["--warmup", "9"], "warmup = 9, steps = 3"),
     "no clipping by 0": (["--max-grad-norm", "0"], "max_grad_norm = 0.0; expected a number > 0"),
 }
 

@@ -247,8 +247,8 @@ BAD = {
     "a negative decay": (lambda: AdamW(lr=1, weight_decay=-0.1), "weight_decay = -0.1"),
     "a negative ε": (lambda: AdamW(lr=1, eps=-1e-8), "eps = -1e-08"),
     "a β of 1": (lambda: AdamW(lr=1, betas=(0.9, 1.0)), r"betas = \(0.9, 1.0\); expected two numbers in \[0, 1\)"),
-    "a warm-up past the end": (lambda: WarmupCosine(steps=10, warmup=11), "warmup 11 of 10 steps"),
-    "a floor above the top": (lambda: WarmupCosine(steps=10, floor=1.5), "floor 1.5"),
+    "a warm-up past the end": (lambda: WarmupCosine(steps=10, warmup=11), "warmup = 11, steps = 10"),
+    "a floor above the top": (lambda: WarmupCosine(steps=10, floor=1.5), "floor = 1.5"),
     "clipping to a negative norm": (lambda: clip_grad_norm(gradients_of_norm_13(), -1.0), "max_norm = -1.0; expected"),
     "clipping to nothing": (lambda: clip_grad_norm(gradients_of_norm_13(), 0.0), "max_norm = 0.0"),
 }

@@ -152,7 +152,7 @@ def test_two_workers_give_the_gradient_of_one(make_model, random_batch):
 
 
 def test_a_projection_of_another_size_is_refused(model):
-    with pytest.raises(ValueError, match=rf"P has 10 rows; the model has {size(model)} trainable numbers"):
+    with pytest.raises(ValueError, match=rf"P has 10 rows, but the model has {size(model)} trainable weights"):
         SubspaceModel(model, SparseProjection(10, 2))
 
 
