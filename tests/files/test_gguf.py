@@ -1,4 +1,4 @@
-"""A GGUF file gives the numbers that llama.cpp's own package reads from it, and a damaged one an error and nothing else."""
+"""Tests of GGUF files: the arrays equal those of llama.cpp's own package, and a damaged file raises a clear error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def model_file(path):
-    """A sound model's file, with a tokenizer of five tokens, as bytes."""
+    """Return the bytes of an intact model file, with a tokenizer of five tokens."""
     tokens = {"tokens": ["a", "b", "ab", "Ġ", "<end>"], "merges": ["a b"], "token_type": [1, 1, 1, 1, 3]}
     tokens |= {"model": "gpt2", "pre": "smollm", "eos_token_id": 4, "add_bos_token": False}
     write_model(path, Transformer.random(CONFIG), **{f"tokenizer__ggml__{key}": value for key, value in tokens.items()})
@@ -40,7 +40,7 @@ def model_file(path):
 @pytest.mark.parametrize("kind", DECODED)
 def test_an_array_of_any_type_is_dequantised_as_the_gguf_package_does(kind, path):
     block, block_bytes = gguf.GGML_QUANT_SIZES[Type[kind]]
-    rows, columns = 300, 2 * 256  # more rows than are dequantised at a time
+    rows, columns = 300, 2 * 256  # more rows than one chunk of dequantisation
     packed = RNG.integers(0, 256, (rows, columns // block * block_bytes), np.uint8)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_tensor("before", np.ones(3, np.float32))
@@ -49,7 +49,7 @@ def test_an_array_of_any_type_is_dequantised_as_the_gguf_package_does(kind, path
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with open_gguf(path) as stored, np.errstate(invalid="ignore"):  # random bytes hold a few NaN and ∞
+    with open_gguf(path) as stored, np.errstate(invalid="ignore"):  # random bytes contain a few NaN and ∞
         assert stored.shapes == {"before": (3,), "W": (rows, columns)}
         x, expected = stored["W"], dequantize(packed, Type[kind])
     assert x.dtype == np.float32
@@ -83,7 +83,7 @@ def test_another_alignment_is_honoured(path):
 def test_reading_one_array_costs_little_beside_it(path):
     write(path, {"W": np.ones((2000, 1024), np.float32)}, {}, Type.Q4_1)
     with open_gguf(path) as stored:
-        stored["W"]  # the first time imports the package
+        stored["W"]  # the first call imports the gguf package
         tracemalloc.start()
         x = stored["W"]
         peak = tracemalloc.get_traced_memory()[1]
@@ -95,7 +95,7 @@ def test_reading_one_array_costs_little_beside_it(path):
 
 
 def loads_or_is_refused(path):
-    """Load the model and the tokenizer; the messages of the errors, each of which names the file."""
+    """Load the model and the tokenizer. Return the error messages, after checking that each one names the file."""
     messages = []
     for load in (load_model, load_tokenizer):
         try:
@@ -184,7 +184,7 @@ def test_a_file_cut_off_anywhere_is_refused(path, model_file):
 
 
 def test_random_damage_to_the_header_is_refused_or_harmless(path, model_file):
-    """200 files, each with one to four bytes or one number of the header replaced: no crash, and no memory for a claim."""
+    """200 damaged headers (one to four bytes or one number changed): no crash, and no memory for a false size."""
     rng, header = np.random.default_rng(1), model_file.rindex(b"output.weight") + 64
     refused = 0
     tracemalloc.start()
@@ -200,7 +200,7 @@ def test_random_damage_to_the_header_is_refused_or_harmless(path, model_file):
         refused += bool(loads_or_is_refused(path))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert refused > 100, "this test damages nothing that is read"
+    assert refused > 100, "too few files were refused: the test must damage bytes that are read"
     assert peak < 10 * len(model_file), f"{peak:,} bytes for files of {len(model_file):,}"
 
 

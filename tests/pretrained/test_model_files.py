@@ -1,4 +1,4 @@
-"""Models from other people's files, shards, halves and GGUF: the same numbers, in memory once, or an error that says why."""
+"""Tests of model files: shards, 16-bit weights and GGUF load correctly and only once in memory; others raise clear errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOKENS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, 7))
 
 @pytest.fixture
 def model():
-    """Random weights that a mistake in any of them changes the logits by much: norms that differ, logits of ordinary size."""
+    """Return a random model in which a mistake in any weight changes the logits clearly."""
     model = Transformer.random(CONFIG, seed=3)
     rng = np.random.default_rng(3)
     for _, p in model.named_parameters():
@@ -44,7 +44,7 @@ def assert_same(back, model):
 
 
 def write_folder(folder, model, arrays=None, **changes):
-    """config.json and, of `arrays`, model.safetensors."""
+    """Write config.json, and model.safetensors with `arrays`."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(model.config.to_dict() | changes))
     if arrays is not None:
@@ -53,7 +53,7 @@ def write_folder(folder, model, arrays=None, **changes):
 
 
 def write_shards(folder, model, edit=lambda weight_map: weight_map):
-    """Three shards and their index, after `edit`."""
+    """Write three shards and their index. `edit` changes the index."""
     write_folder(folder, model)
     arrays = arrays_of(model)
     files = {name: f"model-0000{i % 3 + 1}-of-00003.safetensors" for i, name in enumerate(arrays)}
@@ -106,7 +106,7 @@ WRONG_SHARDS = {
     "an array that no shard has": (lambda m: m | {"x": next(iter(m.values()))}, KeyError, r"missing \[\('x', 'model-"),
     "an array that the index leaves out": (lambda m: dict(list(m.items())[1:]), KeyError, "embed_tokens"),
     "a shard elsewhere": (lambda m: dict.fromkeys(m, "../model.safetensors"), ValueError, "a file in the same folder"),
-    "a shard that is no name": (lambda m: dict.fromkeys(m, 3), ValueError, "names 3"),
+    "a shard that is not a name": (lambda m: dict.fromkeys(m, 3), ValueError, "names 3"),
     "no map": (lambda m: [], ValueError, "expected a weight_map"),
 }
 
@@ -175,7 +175,7 @@ def test_weights_that_are_not_finite_are_refused(model, tmp_path):
 
 @pytest.fixture(scope="module")
 def large():
-    """38 MB in 46 arrays, of which the largest is 3 MB: one copy too many would show."""
+    """Return a model of 38 MB with 46 arrays, the largest of 3 MB, so that a second copy of the model is noticed."""
     return Transformer.random(
         replace(CONFIG, vocab_size=1000, hidden_size=512, intermediate_size=1536, num_hidden_layers=3, head_dim=128)
     )
@@ -194,7 +194,7 @@ def test_loading_never_holds_two_copies(kind, large, tmp_path):
         write_folder(path, large, {name: x.astype(bfloat16) for name, x in arrays_of(large).items()})
     else:
         write_model(path, large, Type[kind.removesuffix(".gguf")])
-    load_model(path)  # the first time imports what it needs
+    load_model(path)  # the first call imports modules
     tracemalloc.start()
     model = load_model(path)
     peak = tracemalloc.get_traced_memory()[1]
@@ -202,7 +202,7 @@ def test_loading_never_holds_two_copies(kind, large, tmp_path):
     sizes = [p.value.nbytes for _, p in model.named_parameters()]
     print(f"measured {peak / sum(sizes):.3f} of the model, whose largest array is {max(sizes) / sum(sizes):.3f} of it")
     assert sum(sizes) <= peak < sum(sizes) + max(sizes), (
-        f"{peak:,} bytes at the peak for a model of {sum(sizes):,}: read one array, put it in its place, then the next"
+        f"{peak:,} bytes at the peak for a model of {sum(sizes):,}: read the arrays one at a time"
     )
 
 
@@ -228,20 +228,24 @@ def test_quantised_weights_are_what_their_bytes_say(kind, model, tmp_path):
     write_model(tmp_path / "model.gguf", model, Type[kind])
     back, arrays = arrays_of(load_model(tmp_path / "model.gguf")), arrays_of(model)
     for name, x in arrays.items():
-        # a row is quantised by itself, so that the order of the rows does not matter
+        # each row is quantised separately, so the order of the rows does not matter
         expected = x if x.ndim == 1 else dequantize(quantize(x, Type[kind]), Type[kind])
         np.testing.assert_array_equal(back[name], expected, err_msg=name)
     error = max(np.linalg.norm(back[name] - x) / np.linalg.norm(x) for name, x in arrays.items())
-    assert error < 0.15, "far from the weights: are the rows of q and k in their order?"
+    assert error < 0.15, "far from the weights: check the order of the rows of q and k"
 
 
 def test_the_row_order_of_q_and_k_is_undone_and_undone_only_there(model, tmp_path):
     write_model(tmp_path / "model.gguf", model)
     with_order = arrays_of(load_model(tmp_path / "model.gguf"))
     q = arrays_of(model)["model.layers.0.self_attn.q_proj.weight"]
-    assert not np.array_equal(interleaved(q, CONFIG.num_attention_heads), q), "the test's weights must feel the order"
+    assert not np.array_equal(interleaved(q, CONFIG.num_attention_heads), q), (
+        "the order of the rows must matter in this test"
+    )
     np.testing.assert_array_equal(with_order["model.layers.0.self_attn.q_proj.weight"], q)
-    assert not np.array_equal(half_split(q, 1), half_split(q, CONFIG.num_attention_heads)), "each head by itself"
+    assert not np.array_equal(half_split(q, 1), half_split(q, CONFIG.num_attention_heads)), (
+        "each head must be reordered separately"
+    )
 
 
 @pytest.mark.parametrize(("heads", "d"), [(1, 2), (1, 8), (3, 4), (4, 6), (2, 16)])
@@ -252,7 +256,7 @@ def test_half_split_and_interleaved_undo_each_other(heads, d):
 
 
 def test_interleaved_rotation_of_the_files_rows_is_our_rotation_in_another_order():
-    """R_interleaved P = P R_half, from the definitions: neighbours turned one by one, against ops.rotary_forward."""
+    """Check R_interleaved P = P R_half: rotate neighbouring features one pair at a time, and compare with ops.rotary_forward."""
     rng, d, positions = np.random.default_rng(2), 8, np.arange(5)
     W, x = rng.standard_normal((d, 6)), rng.standard_normal((5, 6))
     cos, sin = ops.rotary_tables(positions, d, 500.0, np.float64)
@@ -321,7 +325,7 @@ def test_an_array_that_is_missing_or_unknown_is_named(model, tmp_path):
 
 
 def test_the_configuration_holds_the_decimals_that_were_meant():
-    """A GGUF file has float32: 1e-5 is 9.999999747378752e-06 there, and another function in float64."""
+    """GGUF stores 1e-5 as the float32 9.999999747378752e-06. Without rounding, the float64 model would differ."""
     from lora_np.pretrained.llama_gguf import _shortest
 
     for meant in (1e-5, 1e-6, 10000.0, 1e5, 0.1, 5e5):

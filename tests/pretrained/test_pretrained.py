@@ -1,4 +1,4 @@
-"""A model comes back from its folder to the bit, a damaged folder is refused, and "tiny" is what its card says."""
+"""Tests of model folders: a model is restored to the bit, a damaged folder is refused, and "tiny" matches its card."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ needs_tiny = pytest.mark.skipif(
 
 @pytest.fixture
 def folder(make_model, tmp_path):
-    """A sound model's folder."""
+    """Return the folder of an intact model."""
     save_model(make_model(np.float32), tmp_path / "model")
     return tmp_path / "model"
 
 
 def edit_config(folder, **changes):
-    """Set keys of config.json; None takes one out."""
+    """Change keys of config.json; None removes a key."""
     config = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps({key: v for key, v in config.items() if v is not None}))
 
@@ -43,7 +43,9 @@ def test_a_saved_model_comes_back_to_the_bit(dtype, tied, make_model, random_bat
     model = make_model(dtype, tie_word_embeddings=tied, rope_theta=123.0, rms_norm_eps=1e-3)
     save_model(model, tmp_path / "deep" / "model")
     back = load_model(tmp_path / "deep" / "model", dtype)
-    assert back.config == model.config, "a setting that is lost changes the function, not the weights"
+    assert back.config == model.config, (
+        "the restored configuration must be equal: it affects the function, not the weights"
+    )
     assert list(back.state_dict()) == list(model.state_dict())
     assert ("lm_head.weight" in back.state_dict()) != tied
     for name, value in model.state_dict().items():
@@ -123,7 +125,7 @@ CONFIGS = {
     "a missing size": ({"hidden_size": None}, "missing 1 required positional argument: 'hidden_size'"),
     "no layers": ({"num_hidden_layers": 0}, "num_hidden_layers = 0; expected at least 1"),
     "heads that do not divide": ({"num_key_value_heads": 3}, "4 query heads cannot share 3 key/value heads evenly"),
-    "a size that is no number": ({"vocab_size": "256"}, "does not describe a Llama model"),
+    "a size that is not a number": ({"vocab_size": "256"}, "does not describe a Llama model"),
 }
 
 
@@ -187,18 +189,22 @@ def test_tiny_comes_with_the_package_and_is_small():
     parameters = sum(p.value.size for _, p in model.named_parameters())
     assert 0.5e6 < parameters < 1.5e6
     assert model.config.vocab_size == data.VOCAB_SIZE, "tiny reads bytes"
-    assert sum(path.stat().st_size for path in TINY.iterdir()) < 5e6, "it is in the package, so everyone carries it"
+    assert sum(path.stat().st_size for path in TINY.iterdir()) < 5e6, (
+        "the model is part of the package, so it must be small"
+    )
 
 
 @needs_tiny
 def test_tiny_reads_unseen_prose_as_well_as_its_card_says():
-    """To 1e-3 on the Python that wrote the card; elsewhere the library's text is another: it must beat the bigram."""
+    """Equal to 1e-3 on the Python version of the card. Other versions have other text: there tiny must beat the bigram."""
     card = (TINY / "README.md").read_text(encoding="utf-8")
     promised = float(re.search(r"^\| \*\*tiny\*\* \| \*\*([\d.]+)\*\* \|$", card, re.MULTILINE)[1])
     python = re.search(r"Python (\d+)\.(\d+)\.", card).groups()
     heldout = data.corpus("prose", "heldout")
     loss = evaluate(load_model("tiny"), data.heldout_batches(heldout, 16, 128))
     if python == tuple(map(str, sys.version_info[:2])):
-        assert loss == pytest.approx(promised, abs=1e-3), "the card, the weights and the text do not belong together"
+        assert loss == pytest.approx(promised, abs=1e-3), (
+            "the card, the weights and the text do not match: run pretrain again"
+        )
     else:
         assert loss < data.bigram_loss(data.corpus("prose", "train"), heldout)

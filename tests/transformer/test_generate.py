@@ -1,4 +1,4 @@
-"""Generation: the cache changes nothing but the time, rows do not disturb each other, and sampling draws what it says."""
+"""Tests of generation: the cache does not change results, rows are independent, and samples follow their probabilities."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lora_np.transformer.model import KeyValueCache
 
 module = importlib.import_module(
     "lora_np.transformer.generation"
-)  # `lora_np.transformer.generation` is the function in it
+)  # import_module, because tests replace CHUNK in the module
 
 PROMPTS = [[1, 2, 3, 4], [5], [6, 7]]
 
 
 def greedy_without_cache(model, prompt, n):
-    """The slow oracle: read everything again for each token."""
+    """A slow reference: read the whole text again for each new token."""
     tokens = list(prompt)
     for _ in range(n):
         logits, _ = model.forward(np.array([tokens]))
@@ -45,7 +45,7 @@ def test_the_cache_doubles_its_room_rather_than_copying_it_for_each_token(make_m
     for token in [[1]] * 32:
         model.forward(np.array([token]), past_key_values=past)
         buffers.append(past.layers[0].buffers)
-    assert len(set(map(id, buffers))) == 6, "1, 2, 4, … 32"
+    assert len(set(map(id, buffers))) == 6, "expected buffers of 1, 2, 4, … 32 tokens"
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -69,7 +69,7 @@ def test_a_prompt_that_is_read_in_pieces_goes_on_as_if_read_at_once(make_model, 
 
 
 def test_a_long_prompt_takes_the_memory_of_a_piece(make_model, monkeypatch):
-    """What the layers keep for a backward, the scores of attention above all, is let go piece by piece."""
+    """The caches of the layers, above all the attention scores, are freed after each chunk of the prompt."""
     model, peaks = make_model(max_position_embeddings=600), {}
     for size in (512, 32):
         monkeypatch.setattr(module, "CHUNK", size)
@@ -121,7 +121,7 @@ def test_tokens_stream_as_they_are_made(make_model):
     seen = []
     result = generate(make_model(), PROMPTS, 5, on_token=lambda row, token: seen.append((row, token)))
     assert [token for row, token in seen if row == 1] == result[1]
-    assert [row for row, _ in seen[:3]] == [0, 1, 2], "a token of each row before the second of any"
+    assert [row for row, _ in seen[:3]] == [0, 1, 2], "the first token of every row comes before any second token"
 
 
 def test_temperature_is_a_division_of_the_logits():
@@ -139,7 +139,7 @@ def test_top_k_keeps_the_k_likeliest_and_top_p_the_fewest_that_reach_p():
 
 
 def test_what_is_as_likely_as_the_last_that_stays_stays_too():
-    """So that what may be drawn depends on no order among equals."""
+    """The set of tokens that can be drawn must not depend on the order of equally likely tokens."""
     z = np.log([0.2, 0.4, 0.2, 0.2])
     for cut in ({"top_k": 2}, {"top_p": 0.5}):
         np.testing.assert_allclose(Sampling(1.0, **cut).probabilities(z), [0.2, 0.4, 0.2, 0.2], atol=1e-12)
