@@ -167,7 +167,7 @@ def read(
         The tokenizer of the model.
     max_length : int, optional
         Longer records are cut to their first `max_length` tokens. A record is left out if no token of an answer remains.
-        One warning reports the numbers of both.
+        One warning reports how many records were cut and left out.
     split : {"train", "heldout"}
         The part of a data set in the package.
 
@@ -278,7 +278,7 @@ def example(record: Any, tokenizer: Tokenizer) -> Example:
 
 
 def _chat(messages: Any, tokenizer: Tokenizer) -> Example:
-    """Render the conversation up to the start and up to the end of each answer. The tokens between the two count.
+    """Turn a conversation into tokens. Tokens between the start and the end of an answer count in the loss.
 
     Text that the template writes after the end-of-turn token, such as a newline, does not count.
     """

@@ -99,7 +99,7 @@ def documents(domain: Domain, split: Split, stdlib: str | Path | None = None) ->
     split : {"train", "heldout"}
         The part of the text.
     stdlib : str or Path, optional
-        The folder with the sources of a standard library; the default is that of the running Python.
+        The folder with the sources of a standard library; the default is the library of the running Python.
 
     Returns
     -------
@@ -141,7 +141,7 @@ def corpus(domain: Domain, split: Split, stdlib: str | Path | None = None) -> np
     split : {"train", "heldout"}
         The part of the text.
     stdlib : str or Path, optional
-        The folder with the sources of a standard library; the default is that of the running Python.
+        The folder with the sources of a standard library; the default is the library of the running Python.
 
     Returns
     -------
@@ -262,7 +262,7 @@ def _folder(stdlib: str | Path | None) -> str:
 
 
 def _topics(folder: Path) -> dict[str, str]:
-    """Return the language reference as {topic: text}, without the topics that are sections of others."""
+    """Return the language reference as {topic: text}, without topics that are sections of other topics."""
     path = folder / "pydoc_data" / "topics.py"
     if not path.is_file():
         raise FileNotFoundError(_missing("the language reference, pydoc_data/topics.py, is", folder))

@@ -23,9 +23,9 @@ DIGEST = "lora_np.sha256"  # metadata key: SHA-256 of everything else in the fil
 
 @dataclass(frozen=True, eq=False)
 class StoredArrays(Mapping[str, np.ndarray]):
-    """Arrays on disk, as a mapping: `stored[name]` reads one array from the file, each time it is called.
+    """A mapping of names to arrays on disk. Each access `stored[name]` reads the array from the file.
 
-    A loop over the arrays therefore needs memory for one array only, however large the file is.
+    A loop over the arrays needs memory for only one array at a time.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Tokenizers: text to token ids and back. One has a token per byte, the other a trained vocabulary.
+"""Tokenizers turn text into token ids and back. ByteTokenizer has a token per byte, VocabularyTokenizer a trained vocabulary.
 
 Both have the same methods and attributes, with the names of Hugging Face.
 """
@@ -237,7 +237,7 @@ class ByteTokenizer(Tokenizer):
 class VocabularyTokenizer(Tokenizer):
     """A tokenizer with a trained vocabulary, run by the `tokenizers` package.
 
-    `tokenizer_from_folder` and `tokenizer_from_gguf` read one from files.
+    `tokenizer_from_folder` and `tokenizer_from_gguf` read a tokenizer from files.
 
     Parameters
     ----------
@@ -311,7 +311,7 @@ class VocabularyTokenizer(Tokenizer):
 class TextStream:
     """Turn tokens into text while a model generates them, in whole characters.
 
-    A character may be several tokens: "😀" is four bytes of UTF-8, and three tokens for SmolLM2. `add` returns "" until the
+    A character may consist of several tokens: "😀" is four bytes of UTF-8, and three tokens for SmolLM2. `add` returns "" until the
     character is complete. Special tokens are left out.
 
     Parameters
@@ -332,7 +332,7 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer, after: Iterable[int] = ()) -> None:
         self.tokenizer, self.ids = tokenizer, list(after)
-        self.returned = len(self._text())  # characters returned so far, or before the first token
+        self.returned = len(self._text())  # number of characters returned so far; initially those of `after`
 
     def add(self, token: int) -> str:
         """Add a token and return the text that it completes.

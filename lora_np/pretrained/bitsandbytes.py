@@ -1,4 +1,4 @@
-"""Quantised weights in the file format of bitsandbytes. transformers can read files written here, and the reverse.
+"""Quantised weights in the file format of bitsandbytes. transformers can read the files of lora_np, and the reverse.
 
     config.json                   "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": true, …}
     model.safetensors
@@ -120,12 +120,12 @@ def _from_arrays(arrays: dict[str, np.ndarray], packed_state: np.ndarray) -> Qua
     weight = Quantized4bit(arrays[""], absmax, shape, state["blocksize"], quant_type, np.dtype(np.float32))
     scales = (absmax.absmax, absmax.offset) if isinstance(absmax, QuantizedAbsmax) else (absmax,)
     if not all(np.isfinite(x).all() for x in scales):
-        raise ValueError("its absmax holds NaN or infinity: the file is damaged")
+        raise ValueError("its absmax holds NaN or infinity: the file is damaged; download it again")
     return weight
 
 
 def _check_map(name: str, stored: np.ndarray, ours: tuple[float, ...]) -> None:
-    """Raise ValueError if a table in the file differs from ours by more than rounding."""
+    """Raise ValueError if a table in the file differs from the table of lora_np by more than rounding."""
     if stored.shape != (len(ours),) or not np.allclose(stored, ours, rtol=1e-6, atol=1e-7):
         raise ValueError(
             f"its {name} is not the table of this type: it was quantised with other code values, which are not supported"

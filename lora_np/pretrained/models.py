@@ -48,7 +48,7 @@ def load_model(name: str | os.PathLike[str], dtype: DTypeLike = np.float32, devi
         "tiny", the base model in the package; "smollm2-135m", after `python -m lora_np fetch`; the path of a Hugging Face
         folder; or the path of a .gguf file.
     dtype : dtype
-        Type of the weights: float32 (the default) or float64.
+        Type of the weights, such as float32 (the default) or float64.
     device : {"auto", "numpy", "cupy"}
         "numpy" is the CPU, "cupy" the GPU. "auto" follows the environment variable LORA_NP_DEVICE if it is set; otherwise
         it selects a GPU if one is available.
@@ -287,5 +287,5 @@ def _check(name: str, shapes: Mapping[str, tuple[int, ...]], *expected: int) -> 
 
 
 def _some(names: set[str]) -> str:
-    """Return up to four names as text, and the number of the others."""
+    """Return up to four names as text, and say how many more there are."""
     return f"{sorted(names)[:4]}{f' and {len(names) - 4} more' if len(names) > 4 else ''}" if names else "none"

@@ -1,6 +1,6 @@
 """The training loop: batch → loss → backward → optimizer step, with held-out evaluation, a history and checkpoints.
 
-All random numbers depend only on (seed, step): `batches[step]` is always the same, and the dropout masks of a step are too.
+All random numbers depend only on (seed, step): `batches[step]` is always the same, and so are the dropout masks of a step.
 Therefore a run that stops and resumes from a checkpoint equals an uninterrupted run, to the bit, and a checkpoint needs no
 random state.
 """
@@ -120,7 +120,7 @@ def train(
     batches : data.Batches, ConversationBatches or list
         `batches[i]` returns (tokens, targets), integers of shape (b, t) each. A list is repeated as needed.
     optimizer : Optimizer
-        SGD or AdamW. Its state is reset at the start.
+        SGD or AdamW. Its state is reset at the start, or loaded from the checkpoint.
     steps : int
         Number of updates, including the updates before a resumed checkpoint.
     schedule : callable
@@ -138,7 +138,8 @@ def train(
     checkpoint_every : int
         Save every `checkpoint_every` steps. The state is also saved at the first and the last step.
     resume : bool
-        If True and the checkpoint exists, continue from it. The result equals that of an uninterrupted run, to the bit.
+        If True and the checkpoint exists, continue from it. The result equals the result of an uninterrupted
+        run, to the bit.
     seed : int
         Seed of the dropout masks.
     workers : int

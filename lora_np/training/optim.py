@@ -91,7 +91,7 @@ class Optimizer:
             p.grad = None
 
     def lr_of(self, name: str, lr: float) -> float:
-        """Return the learning rate of one parameter, after `lr_ratio`.
+        """Return the learning rate of one parameter, with its factor from `lr_ratio`.
 
         Parameters
         ----------
@@ -248,7 +248,7 @@ class AdamW(Optimizer):
     eps : float
         ε.
     weight_decay : float
-        λ; the default is that of PyTorch.
+        λ; the default is the same as in PyTorch.
     lr_ratio : dict of str to float
         Factors on the learning rate, by a component of a parameter's name: {"lora_B": 16} is LoRA+.
     state : dict

@@ -38,7 +38,7 @@ class Attention(Module):
     def forward(
         self, x: Array, rotary: tuple[Array, Array], context: Context, past: LayerCache | None = None
     ) -> tuple[Array, SelfAttentionCache]:
-        """x (b, t, d) → y (b, t, d). With `past`, the t tokens follow the cached tokens and are added to the cache."""
+        """Compute y (b, t, d) from x (b, t, d). With `past`, the t tokens follow the cached tokens and are added to the cache."""
         b, t, _ = x.shape
         q, q_cache = self.q_proj.forward(x, context)
         k, k_cache = self.k_proj.forward(x, context)
@@ -52,7 +52,7 @@ class Attention(Module):
         return y, (q_cache, k_cache, v_cache, rotary_cache, attention_cache, o_cache, _trained(past))
 
     def backward(self, dy: Array, cache: SelfAttentionCache, need_dx: bool = True) -> Array | None:
-        """dy (b, t, d) → dx (b, t, d), or None if no earlier layer needs it."""
+        """Compute dx (b, t, d) from dy (b, t, d), or return None if no earlier layer needs it."""
         q_cache, k_cache, v_cache, rotary_cache, attention_cache, o_cache, past = cache
         inner = need_dx or self.q_proj.trainable or self.k_proj.trainable or self.v_proj.trainable
         do = self.o_proj.backward(dy, o_cache, need_dx=inner or past is not None)
@@ -77,24 +77,24 @@ class Attention(Module):
         return dx
 
     def _heads(self, x: Array) -> Array:
-        """(b, t, n·d) → (b, n, t, d), a view."""
+        """Split the features into heads: (b, t, n·d) → (b, n, t, d). Returns a view."""
         b, t, _ = x.shape
         return x.reshape(b, t, -1, self.head_dim).transpose(0, 2, 1, 3)
 
     def _rows(self, x: Array) -> Array:
-        """(b, n, t, d) → (b, t, n·d), the inverse of `_heads`."""
+        """Join the heads, the inverse of `_heads`: (b, n, t, d) → (b, t, n·d)."""
         b, n, t, d = x.shape
         return x.transpose(0, 2, 1, 3).reshape(b, t, n * d)
 
 
 class MLP(Module):
-    """SwiGLU: down(silu(gate(x)) ∘ up(x))."""
+    """The SwiGLU MLP: y = down(silu(gate(x)) ∘ up(x))."""
 
     def __init__(self, gate_proj: Linear, up_proj: Linear, down_proj: Linear) -> None:
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
 
     def forward(self, x: Array, context: Context) -> tuple[Array, MLPCache]:
-        """x (b, t, d) → y (b, t, d)."""
+        """Compute y (b, t, d) from x (b, t, d)."""
         gate, gate_cache = self.gate_proj.forward(x, context)
         up, up_cache = self.up_proj.forward(x, context)
         h, swiglu_cache = ops.swiglu_forward(gate, up)
@@ -102,7 +102,7 @@ class MLP(Module):
         return y, (gate_cache, up_cache, swiglu_cache, down_cache)
 
     def backward(self, dy: Array, cache: MLPCache, need_dx: bool = True) -> Array | None:
-        """dy (b, t, d) → dx (b, t, d), or None if no earlier layer needs it."""
+        """Compute dx (b, t, d) from dy (b, t, d), or return None if no earlier layer needs it."""
         gate_cache, up_cache, swiglu_cache, down_cache = cache
         inner = need_dx or self.gate_proj.trainable or self.up_proj.trainable
         dh = self.down_proj.backward(dy, down_cache, need_dx=inner)
@@ -129,7 +129,7 @@ class Block(Module):
     def forward(
         self, x: Array, rotary: tuple[Array, Array], context: Context, past: LayerCache | None = None
     ) -> tuple[Array, BlockCache]:
-        """x (b, t, d) → z (b, t, d)."""
+        """Compute z (b, t, d) from x (b, t, d)."""
         normed, norm1_cache = self.input_layernorm.forward(x)
         y, attention_cache = self.self_attn.forward(normed, rotary, context, past)
         y += x  # the residual, added in place to y; x must not change, because the norm's cache holds it
@@ -139,7 +139,7 @@ class Block(Module):
         return z, (norm1_cache, attention_cache, norm2_cache, mlp_cache, _trained(past))
 
     def backward(self, dz: Array, cache: BlockCache, need_dx: bool = True) -> Array | None:
-        """dz (b, t, d) → dx (b, t, d), or None if no earlier layer needs it. Overwrites dz."""
+        """Compute dx (b, t, d) from dz (b, t, d), or return None if no earlier layer needs it. Overwrites dz."""
         norm1_cache, attention_cache, norm2_cache, mlp_cache, past = cache
         below_mlp = need_dx or self.self_attn.trainable or self.input_layernorm.trainable
         below_mlp = below_mlp or past is not None
@@ -175,7 +175,7 @@ class Decoder(Module):
     def forward(
         self, tokens: Array, rotary: tuple[Array, Array], context: Context, past: KeyValueCache | None = None
     ) -> tuple[Array, DecoderCache]:
-        """tokens (b, t) → x (b, t, d)."""
+        """Compute the hidden states x (b, t, d) of tokens (b, t)."""
         x, embed_cache = self.embed_tokens.forward(tokens)
         block_caches = []
         for i, block in enumerate(self.layers):
@@ -185,7 +185,7 @@ class Decoder(Module):
         return x, (embed_cache, block_caches, norm_cache, _trained(past))
 
     def reaches(self, cache: DecoderCache) -> bool:
-        """Return True if the decoder needs a backward pass: it has a trainable parameter, or its cache a trainable prefix."""
+        """Return True if a parameter is trainable or the cache has a trainable prefix, so that a backward pass is needed."""
         return self.trainable or cache[-1] is not None
 
     def backward(self, dx: Array, cache: DecoderCache) -> None:

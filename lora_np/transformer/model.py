@@ -117,7 +117,7 @@ class Transformer(Module):
 
     @classmethod
     def empty(cls, config: TransformerConfig, dtype: DTypeLike = np.float32) -> Transformer:
-        """Make a model whose weight matrices have shapes but no memory of their own; `load_model` then fills them.
+        """Make a model with weight shapes but without memory for the weights; `load_model` then fills them.
 
         Each weight matrix is a read-only view of a single zero. Norm weights are 1.
 
@@ -210,7 +210,7 @@ class Transformer(Module):
         context : Context
             Dropout, adapter, attention mask and positions of this call.
         past : KeyValueCache, optional
-            As `past_key_values` in `forward`.
+            The cache, as `past_key_values` in `forward`.
 
         Returns
         -------
