@@ -1,6 +1,6 @@
 """Training data: the text of Python's standard library, batches of windows, and conversations.
 
-Reading order: stdlib, batches, baselines, conversations.
+Reading order: stdlib, batches, baselines, records, conversations.
 """
 
 from .baselines import bigram_loss, unigram_loss
