@@ -40,7 +40,7 @@ BARE = [  # with the core's dependencies alone: a command, its exit status, and 
     ("params --model llama-2-7b --r 16 --target-modules all-linear", 0, "trainable params: 39,976,960"),
     ("memory --model llama-65b --method qlora --r 16 --seq 512", 0, "48 GB: fits"),
     ("generate --model tiny --raw Hello --max-new-tokens 5", 0, "5 tokens"),
-    ("pretrain --steps 2 --output pretrained", 0, "nats a byte"),
+    ("pretrain --steps 2 --output pretrained", 0, "nats per byte"),
     ("study", 0, "How much fits into a rank?"),
     ("exercises write answers --py", 0, "13 files written"),
     ("exercises check answers/01_count_lora.py", 1, "not written yet"),

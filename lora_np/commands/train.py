@@ -329,9 +329,9 @@ def _read(
 
 def _heldout(arguments: argparse.Namespace) -> str | None:
     """Return the file or name of the held-out records: --heldout, or the data set's own held-out records."""
-    from ..data.conversations import shipped
+    from ..data.conversations import dataset_names
 
-    return arguments.heldout or (arguments.data if arguments.data in shipped() else None)
+    return arguments.heldout or (arguments.data if arguments.data in dataset_names() else None)
 
 
 # ------------------------------------------------------------------------------------------------------------- output

@@ -1,6 +1,6 @@
-"""Text as batches: Python's own standard library as a corpus, windows of bytes, and conversations.
+"""Training data: the text of Python's standard library, batches of windows, and conversations.
 
-Reading order: stdlib, batches, baselines, conversations.
+Reading order: stdlib, batches, baselines, records, conversations.
 """
 
 from .baselines import bigram_loss, unigram_loss
@@ -27,4 +27,4 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    raise AttributeError(f"lora_np.data has no {name}; it has {', '.join(__all__)}, and conversations")
+    raise AttributeError(f"lora_np.data has no attribute {name!r}; it has {', '.join(__all__)} and conversations")

@@ -1,4 +1,4 @@
-"""The losses of models without parameters: how far counting bytes and pairs of bytes gets."""
+"""Baseline losses from counting bytes and pairs of bytes, to compare with the loss of a trained model."""
 
 import numpy as np
 
@@ -6,9 +6,35 @@ from .batches import VOCAB_SIZE, _bytes
 
 
 def unigram_loss(train: np.ndarray, heldout: np.ndarray) -> float:
-    """Return the loss on `heldout`, in nats a byte, of the frequencies of bytes in `train`.
+    """Return the held-out loss of a model that predicts each byte from byte frequencies alone.
 
-    p(b) = (n_b + 1) / (n + 256): one is added to each count, so that no byte is impossible. Both are (size,) bytes.
+    p(b) = (n_b + 1) / (n + 256), where n_b counts byte b in `train` and n is the size of `train`.
+
+    Parameters
+    ----------
+    train : ndarray, shape (size,), integers 0 to 255
+        The bytes to count.
+    heldout : ndarray, shape (size,), integers 0 to 255
+        The bytes to predict.
+
+    Returns
+    -------
+    float
+        Mean negative log-likelihood in nats per byte.
+
+    Raises
+    ------
+    TypeError
+        If an array is not one-dimensional or not of integers.
+    ValueError
+        If an array is empty or a value is not a byte.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.data import encode, unigram_loss
+    >>> round(unigram_loss(encode("abab" * 1000), encode("abab")), 2)
+    0.75
     """
     train, heldout = _some_bytes("train", train, 1), _some_bytes("heldout", heldout, 1)
     counts = np.bincount(train, minlength=VOCAB_SIZE) + 1.0
@@ -16,9 +42,35 @@ def unigram_loss(train: np.ndarray, heldout: np.ndarray) -> float:
 
 
 def bigram_loss(train: np.ndarray, heldout: np.ndarray) -> float:
-    """Return the loss on `heldout`, in nats a byte, of the frequencies of pairs of bytes in `train`.
+    """Return the held-out loss of a model that predicts each byte from the byte before it.
 
-    p(b | a) = (n_ab + 1) / (n_a + 256), over the bytes of `heldout` that have one before them. Both are (size,) bytes.
+    p(b | a) = (n_ab + 1) / (n_a + 256), where n_ab counts the pair (a, b) in `train` and n_a counts the pairs that begin
+    with a. The first byte of `heldout` is not predicted.
+
+    Parameters
+    ----------
+    train : ndarray, shape (size,), integers 0 to 255
+        The bytes to count, at least 2.
+    heldout : ndarray, shape (size,), integers 0 to 255
+        The bytes to predict, at least 2.
+
+    Returns
+    -------
+    float
+        Mean negative log-likelihood in nats per byte.
+
+    Raises
+    ------
+    TypeError
+        If an array is not one-dimensional or not of integers.
+    ValueError
+        If an array has fewer than 2 bytes or a value is not a byte.
+
+    Examples
+    --------
+    >>> from lora_np.data import bigram_loss, encode
+    >>> round(bigram_loss(encode("abab" * 1000), encode("abab")), 2)
+    0.12
     """
     train, heldout = _some_bytes("train", train, 2), _some_bytes("heldout", heldout, 2)
     pairs = VOCAB_SIZE * train[:-1] + train[1:]
@@ -30,5 +82,5 @@ def bigram_loss(train: np.ndarray, heldout: np.ndarray) -> float:
 def _some_bytes(name: str, tokens: np.ndarray, at_least: int) -> np.ndarray:
     tokens = _bytes(name, tokens)
     if len(tokens) < at_least:
-        raise ValueError(f"{name} has {len(tokens)} bytes: expected at least {at_least}")
+        raise ValueError(f"{name} has {len(tokens)} bytes; expected at least {at_least}")
     return tokens

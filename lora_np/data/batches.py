@@ -1,4 +1,4 @@
-"""Text as tokens: a byte is a token, and a batch is windows of a corpus."""
+"""Text as byte tokens, and batches of windows from a corpus."""
 
 from typing import NoReturn
 
@@ -10,27 +10,93 @@ VOCAB_SIZE = 256
 
 
 def encode(text: str) -> np.ndarray:
-    """Return the UTF-8 bytes of `text` as tokens: (size,) int64, each 0 to 255."""
+    """Return the UTF-8 bytes of a text as tokens.
+
+    Parameters
+    ----------
+    text : str
+        Any text.
+
+    Returns
+    -------
+    ndarray, shape (size,), int64
+        One token per byte, each 0 to 255.
+
+    Examples
+    --------
+    >>> from lora_np.data import encode
+    >>> encode("LoRA").tolist()
+    [76, 111, 82, 65]
+    """
     return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int64)
 
 
 def decode(tokens: np.ndarray) -> str:
-    """Return the text of byte tokens, (size,) integers from 0 to 255; bytes that are not UTF-8 become U+FFFD.
+    """Return the text of byte tokens.
 
-    Raises TypeError for an array that is not one dimension of integers, ValueError for tokens that are no bytes.
+    Parameters
+    ----------
+    tokens : ndarray, shape (size,), integers 0 to 255
+        One token per byte.
+
+    Returns
+    -------
+    str
+        The text. Bytes that are not valid UTF-8 become U+FFFD.
+
+    Raises
+    ------
+    TypeError
+        If `tokens` is not one-dimensional or not of integers.
+    ValueError
+        If a token is not a byte.
+
+    Examples
+    --------
+    >>> from lora_np.data import decode
+    >>> decode([76, 111, 82, 65])
+    'LoRA'
     """
     return _bytes("tokens", tokens).astype(np.uint8).tobytes().decode("utf-8", errors="replace")
 
 
 class Batches:
-    """Random windows of a corpus, without end: `batches[i]` is (tokens, targets), each (batch_size, seq_len) int64.
+    """An endless sequence of batches of random windows from a corpus.
 
-    targets[:, t] is the token after tokens[:, t]. Batch i depends on (seed, i) alone. A run that resumes at step i
-    therefore draws the same batches as a run without a stop, and a checkpoint needs no random state. The batches have no
-    end, so `len` and `for` are not supported: index with the step.
+    `batches[i]` returns (tokens, targets), each of shape (batch_size, seq_len) and dtype int64. targets[:, t] is the token
+    after tokens[:, t]. Batch i depends only on (seed, i), so a resumed run draws the same batches as an uninterrupted run.
+    `len(batches)` and `for` loops raise TypeError.
 
-    corpus: (size,) integer tokens, at least seq_len + 1 of them; not copied.
-    Raises ValueError for a shorter corpus or sizes below 1, TypeError if corpus is not an array of integers, IndexError for i < 0.
+    Parameters
+    ----------
+    corpus : ndarray, shape (size,), integers
+        Token ids, at least seq_len + 1. The array is not copied.
+    batch_size : int
+        Number of windows per batch.
+    seq_len : int
+        Tokens per window.
+    seed : int
+        Seed of the random positions.
+
+    Raises
+    ------
+    ValueError
+        If the corpus is too short or a size is below 1.
+    TypeError
+        If the corpus is not one-dimensional or not of integers.
+    IndexError
+        If the index of a batch is negative.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.data import Batches
+    >>> batches = Batches(np.arange(1000), batch_size=2, seq_len=4, seed=0)
+    >>> tokens, targets = batches[7]
+    >>> tokens.shape, (targets - tokens == 1).all().item()
+    ((2, 4), True)
+    >>> (batches[7][0] == tokens).all().item()
+    True
     """
 
     def __init__(self, corpus: np.ndarray, batch_size: int = 16, seq_len: int = 128, seed: int = 0) -> None:
@@ -41,14 +107,14 @@ class Batches:
         sizes = f"batch_size={self.batch_size}, seq_len={self.seq_len}, seed={self.seed}"
         return f"Batches({len(self.corpus):,} tokens, {sizes})"
 
-    def __iter__(self) -> NoReturn:  # without it Python would iterate through __getitem__, forever
+    def __iter__(self) -> NoReturn:  # without this method Python would call __getitem__ forever
         raise TypeError(
-            f"{self} is endless and so not iterable: index it with a step, or use data.heldout_batches(corpus, windows=256)"
+            f"{self} is endless and not iterable: index it with a step, or use data.heldout_batches(corpus, windows=256)"
         )
 
     def __getitem__(self, i: int) -> Batch:
         if i < 0:
-            raise IndexError(f"batch {i} of an endless sequence: expected an index from 0 up")
+            raise IndexError(f"batch index {i}; expected 0 or more")
         random = np.random.default_rng([self.seed, i])
         starts = random.integers(0, len(self.corpus) - self.seq_len, self.batch_size)
         return _windows(self.corpus, starts, self.seq_len)
@@ -57,17 +123,41 @@ class Batches:
 def heldout_batches(
     corpus: np.ndarray, batch_size: int = 16, seq_len: int = 128, windows: int | None = 256
 ) -> list[Batch]:
-    """Return fixed windows to evaluate on: a list of (tokens, targets), each (batch_size, seq_len) int64.
+    """Return fixed batches for evaluation, from evenly spaced windows of a corpus.
 
-    The windows are evenly spaced over the corpus and no target is in two of them. There are `windows` of them. If the
-    corpus has room for fewer, or `windows` is None, there are as many as fit. The last batch may have fewer rows.
+    Parameters
+    ----------
+    corpus : ndarray, shape (size,), integers
+        Token ids, at least seq_len + 1.
+    batch_size : int
+        Number of windows per batch. The last batch may have fewer.
+    seq_len : int
+        Tokens per window.
+    windows : int or None
+        Number of windows. If this is None or too large, the windows cover as much of the corpus as fits.
 
-    Raises ValueError for a corpus of fewer than seq_len + 1 tokens or sizes below 1, TypeError if it is not an
-    array of integers.
+    Returns
+    -------
+    list of (ndarray, ndarray)
+        Tokens and targets, each of shape (batch_size, seq_len) and dtype int64. No target is in two windows.
+
+    Raises
+    ------
+    ValueError
+        If the corpus is too short or a size is below 1.
+    TypeError
+        If the corpus is not one-dimensional or not of integers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.data import heldout_batches
+    >>> [tokens.shape for tokens, targets in heldout_batches(np.arange(1000), 2, 100, windows=5)]
+    [(2, 100), (2, 100), (1, 100)]
     """
     corpus = _long_enough(corpus, batch_size, seq_len)
     if windows is not None and windows < 1:
-        raise ValueError(f"windows is {windows}: expected at least 1, or None for as many as fit")
+        raise ValueError(f"windows is {windows}; expected at least 1, or None for as many as fit")
     room = (len(corpus) - 1) // seq_len
     count = room if windows is None else min(windows, room)
     starts = np.arange(count) * (len(corpus) - 1 - seq_len) // max(count - 1, 1)
@@ -82,12 +172,12 @@ def _windows(corpus: np.ndarray, starts: np.ndarray, seq_len: int) -> Batch:
 def _long_enough(corpus: np.ndarray, batch_size: int, seq_len: int) -> np.ndarray:
     for name, value in (("batch_size", batch_size), ("seq_len", seq_len)):
         if value < 1:
-            raise ValueError(f"{name} is {value}: expected at least 1")
+            raise ValueError(f"{name} is {value}; expected at least 1")
     corpus = _integers("corpus", corpus)
     if len(corpus) <= seq_len:
         raise ValueError(
-            f"the corpus has {len(corpus)} tokens, and one window of seq_len={seq_len} needs {seq_len + 1}, since the "
-            "targets are one step later: use a longer text or a shorter seq_len"
+            f"the corpus has {len(corpus)} tokens, but one window of seq_len={seq_len} needs {seq_len + 1}, because the targets "
+            "are shifted by one: use a longer text or a shorter seq_len"
         )
     return corpus
 
@@ -96,8 +186,8 @@ def _integers(name: str, tokens: np.ndarray) -> np.ndarray:
     tokens = np.asarray(tokens)
     if tokens.ndim != 1 or (tokens.size and tokens.dtype.kind not in "ui"):
         raise TypeError(
-            f"{name}: an array of {tokens.dtype} with shape {tokens.shape}, expected one dimension of integers, as "
-            "corpus(domain, split) and encode(text) give"
+            f"{name} is an array of {tokens.dtype} with shape {tokens.shape}; expected one dimension of integers, such as "
+            "corpus(domain, split) or encode(text)"
         )
     return tokens
 
@@ -105,5 +195,7 @@ def _integers(name: str, tokens: np.ndarray) -> np.ndarray:
 def _bytes(name: str, tokens: np.ndarray) -> np.ndarray:
     tokens = _integers(name, tokens)
     if tokens.size and (tokens.min() < 0 or tokens.max() >= VOCAB_SIZE):
-        raise ValueError(f"{name}: from {tokens.min()} to {tokens.max()}, expected bytes, 0 to {VOCAB_SIZE - 1}")
+        raise ValueError(
+            f"{name} has values from {tokens.min()} to {tokens.max()}; expected bytes, 0 to {VOCAB_SIZE - 1}"
+        )
     return tokens.astype(np.int64)

@@ -1,17 +1,17 @@
-"""Real text that every Python installation has, as batches of bytes: nothing is downloaded.
+"""A text corpus from the Python standard library, which every Python installation contains. Nothing is downloaded.
 
-Two domains, each in two splits:
+There are two domains, and each is split into train and held-out text:
 
-    prose    English about Python: the language reference (pydoc_data.topics) and the library's docstrings
-    code     Python itself: the library's sources, without the docstrings
+    prose    English about Python: the language reference (pydoc_data.topics) and the docstrings of the library
+    code     Python: the sources of the library without docstrings
 
-A base model learns the prose, an adapter specialises it in the code, and both are judged on text that neither has seen.
-The split is by document, by the SHA-256 of its family's name alone: the same names are held out in every version of
-Python and on every platform, so a base that was trained on one machine meets only unseen documents on any other. About
-a tenth is held out.
+A base model is trained on prose, and an adapter is trained on code. Both are evaluated on held-out text. About a tenth of
+the text is held out. The split is by document. It depends only on the SHA-256 of the name of the document's family. So the
+same names are held out in every version of Python and on every platform, and a model trained on one machine can be
+evaluated on another.
 
-A token is a byte, 0 to 255. Each document ends with a zero byte, which no text contains: to a model it says "here a
-document ends, another begins", and alone it is a prompt. Sources are parsed, never imported.
+A token is a byte, 0 to 255. A zero byte follows each document. It marks the end of one document and the start of the next,
+and a prompt can consist of it. Sources are parsed, never imported.
 """
 
 import ast
@@ -29,17 +29,17 @@ import numpy as np
 
 Domain = Literal["prose", "code"]
 Split = Literal["train", "heldout"]
-END = "\0"  # follows each document
+END = "\0"  # the zero byte after each document
 HELD_OUT_PERCENT = 10
-SALT = 638  # of the hash; chosen so that a tenth of the bytes is held out in both domains, by sizes alone
+SALT = 638  # part of the hash; chosen by document sizes alone, so that a tenth of the bytes is held out in both domains
 
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# What is no text to learn from, by the first part of its name: other people's packages, test suites, tables, generated
-# files, jokes, what exists on one platform only, and what Linux distributions package apart (tkinter, lib2to3, …).
+# Excluded modules, by the first part of the name: installed packages, tests, tables, generated files, jokes, modules of one
+# platform only, and modules that Linux distributions package separately (tkinter, lib2to3, …).
 LEFT_OUT = _names(
     "site-packages dist-packages lib-dynload test encodings pydoc_data stringprep msilib __hello__ __phello__ this "
     "antigravity sitecustomize usercustomize _opcode_metadata idlelib tkinter turtle turtledemo lib2to3 distutils "
@@ -48,14 +48,14 @@ LEFT_OUT = _names(
 TEST_FOLDERS = frozenset({"test", "tests"})
 TABLES = frozenset({"html/entities.py"})
 
-# Topics of the language reference that stand again in another one, as a section ("while" in "compound", …).
+# Topics of the language reference that are also a section of another topic ("while" is part of "compound", …).
 SECTIONS = _names(
     "async class else for function if try while with attribute-access callable-types context-managers customization "
     "numeric-types sequence-types naming exceptions dynamic-features augassign in id-classes typesseq-mutable"
 )
 
-# Names that share long passages, or that passages moved between from one version to the next: all held out or none.
-# Whoever changes this table, HELD_OUT_PERCENT or SALT changes the split, and must pre-train the embedded base again.
+# Families: names that share long passages, in one version of Python or across versions. A family is held out as a whole.
+# A change of this table, HELD_OUT_PERCENT or SALT changes the split, so the base model "tiny" must then be trained again.
 FAMILIES = {
     "archives": "bz2 compression gzip lzma tarfile zipfile",
     "arguments": "argparse optparse",
@@ -88,14 +88,43 @@ FAMILY_OF = {name: family for family, names in FAMILIES.items() for name in name
 
 
 def documents(domain: Domain, split: Split, stdlib: str | Path | None = None) -> dict[str, str]:
-    """Return the documents of one domain and split as {name: text}, sorted by name.
+    r"""Return the documents of one domain and split.
 
-    Names are "topics/assignment" and "docstrings/asyncio/base_events.py" in the prose, "code/asyncio/base_events.py" in
-    the code. The first call reads the whole library, which takes a few seconds; the result is kept in the process.
+    The first call reads the whole library, which takes a few seconds. The result is kept in memory for later calls.
 
-    stdlib: the folder of the library's sources; by default, that of the running Python.
-    Raises ValueError for an unknown domain or split, or a file that is no Python; FileNotFoundError where `stdlib` has
-    no sources or no language reference.
+    Parameters
+    ----------
+    domain : {"prose", "code"}
+        The kind of text.
+    split : {"train", "heldout"}
+        The part of the text.
+    stdlib : str or Path, optional
+        The folder with the sources of a standard library; the default is the library of the running Python.
+
+    Returns
+    -------
+    dict of str to str
+        The text of each document, sorted by name. Names are like "topics/assignment" and
+        "docstrings/asyncio/base_events.py" for prose, "code/asyncio/base_events.py" for code.
+
+    Raises
+    ------
+    ValueError
+        If the domain or split is unknown, or a file is not valid Python.
+    FileNotFoundError
+        If the folder has no sources or no language reference.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from lora_np.data import documents
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     (Path(folder) / "pydoc_data").mkdir()
+    ...     _ = (Path(folder) / "pydoc_data/topics.py").write_text("topics = {}")
+    ...     _ = (Path(folder) / "box.py").write_text('\"\"\"A box.\"\"\"\nside = 2')
+    ...     documents("prose", "train", folder), documents("code", "train", folder)
+    ({'docstrings/box.py': 'A box.\n'}, {'code/box.py': 'side = 2\n'})
     """
     _one_of("domain", domain, get_args(Domain))
     _one_of("split", split, get_args(Split))
@@ -103,9 +132,40 @@ def documents(domain: Domain, split: Split, stdlib: str | Path | None = None) ->
 
 
 def corpus(domain: Domain, split: Split, stdlib: str | Path | None = None) -> np.ndarray:
-    r"""Return the documents of one domain and split as bytes: one read-only array, (size,) uint8.
+    r"""Return the documents of one domain and split as one array of bytes.
 
-    Each document is UTF-8 with "\n" newlines, and a zero byte follows it. Arguments and errors are as in `documents`.
+    Parameters
+    ----------
+    domain : {"prose", "code"}
+        The kind of text.
+    split : {"train", "heldout"}
+        The part of the text.
+    stdlib : str or Path, optional
+        The folder with the sources of a standard library; the default is the library of the running Python.
+
+    Returns
+    -------
+    ndarray, shape (size,), uint8
+        The documents as UTF-8 with "\n" newlines, a zero byte after each. The array is read-only.
+
+    Raises
+    ------
+    ValueError
+        If the domain or split is unknown, or a file is not valid Python.
+    FileNotFoundError
+        If the folder has no sources or no language reference.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from lora_np.data import corpus, decode
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     (Path(folder) / "pydoc_data").mkdir()
+    ...     _ = (Path(folder) / "pydoc_data/topics.py").write_text("topics = {}")
+    ...     _ = (Path(folder) / "box.py").write_text("side = 2")
+    ...     decode(corpus("code", "train", folder))
+    'side = 2\n\x00'
     """
     _one_of("domain", domain, get_args(Domain))
     _one_of("split", split, get_args(Split))
@@ -113,17 +173,50 @@ def corpus(domain: Domain, split: Split, stdlib: str | Path | None = None) -> np
 
 
 def split_of(name: str) -> Split:
-    """Return whether the document `name` is in "train" or in "heldout": a function of its family's name alone."""
+    """Return the split of a document, which depends only on the name of its family.
+
+    Parameters
+    ----------
+    name : str
+        A key of `documents(…)`, such as "code/asyncio/base_events.py".
+
+    Returns
+    -------
+    {"train", "heldout"}
+        The split.
+
+    Examples
+    --------
+    >>> from lora_np.data import split_of
+    >>> split_of("code/zipfile.py"), split_of("code/fractions.py")
+    ('train', 'heldout')
+    """
     digest = hashlib.sha256(f"{SALT}/{family_of(name)}".encode()).digest()
     return "heldout" if int.from_bytes(digest[:8], "big") % 100 < HELD_OUT_PERCENT else "train"
 
 
 def family_of(name: str) -> str:
-    """Return the name that decides on which side the document `name` is.
+    """Return the family of a document; all documents of a family are in the same split.
 
-    It is the topic's name, or the top-level module's, or that of the line of FAMILIES on which these stand. A module
-    keeps its family in both domains, as a package ("zipfile.py", "zipfile/__init__.py"), and as the private twin of a
-    C module ("_pydecimal.py", "decimal.py").
+    The family is the topic or the top-level module, unless the table FAMILIES gives another name. A module has the same
+    family in both domains, as a file or a package ("zipfile.py", "zipfile/__init__.py"), and as the Python version of a C
+    module ("_pydecimal.py" and "decimal.py").
+
+    Parameters
+    ----------
+    name : str
+        A key of `documents(…)`, such as "code/asyncio/base_events.py".
+
+    Returns
+    -------
+    str
+        The name of the family.
+
+    Examples
+    --------
+    >>> from lora_np.data import family_of
+    >>> family_of("code/_pydecimal.py"), family_of("docstrings/asyncio/base_events.py")
+    ('decimal', 'concurrency')
     """
     name = re.sub(r"^(docstrings|code)/", "", name)
     if not name.startswith("topics/"):
@@ -143,9 +236,9 @@ def _library(folder: str) -> dict[tuple[Domain, Split], dict[str, str]]:
     """Return all documents of the library in `folder`."""
     found: dict[str, str] = {f"topics/{topic}": text for topic, text in _topics(Path(folder)).items()}
     seen: set[str] = set()
-    # Each docstring and each source is kept once. One that both splits have stays held out, hence held out comes first.
+    # Keep each docstring and source once. Held-out documents come first, so a text in both splits stays held out.
     for name, path in sorted(_sources(Path(folder)), key=lambda item: (split_of(item[0]) == "train", item[0])):
-        docstrings, code = _parted(path)
+        docstrings, code = _split_docstrings(path)
         new = [text for text in dict.fromkeys(docstrings) if text and text not in seen]
         seen.update(new)
         if new:
@@ -169,7 +262,7 @@ def _folder(stdlib: str | Path | None) -> str:
 
 
 def _topics(folder: Path) -> dict[str, str]:
-    """Return the language reference as {topic: text}, without the topics that are sections of others."""
+    """Return the language reference as {topic: text}, without topics that are sections of other topics."""
     path = folder / "pydoc_data" / "topics.py"
     if not path.is_file():
         raise FileNotFoundError(_missing("the language reference, pydoc_data/topics.py, is", folder))
@@ -177,13 +270,15 @@ def _topics(folder: Path) -> dict[str, str]:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "topics":
             topics = ast.literal_eval(node.value)
             return {topic: text.strip() + "\n" for topic, text in topics.items() if topic not in SECTIONS}
-    raise ValueError(f"{path} assigns no `topics`: expected the dictionary that Python's help() reads")
+    raise ValueError(
+        f"{path} does not assign `topics`; expected the dictionary that Python's help() reads: restore the file"
+    )
 
 
 def _sources(folder: Path) -> Iterator[tuple[str, Path]]:
     """Yield the library's modules as (name with forward slashes, path)."""
     any_found = False
-    for entry in folder.iterdir():  # before descending, for site-packages may be large
+    for entry in folder.iterdir():  # skip folders early, because site-packages may be large
         if entry.name.removesuffix(".py") in LEFT_OUT or entry.name.startswith(("_sysconfig", "config-")):
             continue
         for path in entry.rglob("*.py") if entry.is_dir() else [entry] * (entry.suffix == ".py"):
@@ -197,18 +292,18 @@ def _sources(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def _parse(path: Path) -> tuple[str, ast.Module]:
     try:
-        with tokenize.open(path) as file:  # honours an encoding line, and makes each newline "\n"
+        with tokenize.open(path) as file:  # respects an encoding line, and converts newlines to "\n"
             source = file.read()
         return source, ast.parse(source)
     except (SyntaxError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{path} is no source of this Python ({error}): expected its own standard library. Restore the file, or "
-            "pass the folder of an intact library as stdlib=…"
+            f"{path} is not valid Python source ({error}). Restore the file, or pass the folder of another standard library as "
+            "stdlib=…"
         ) from error
 
 
-def _parted(path: Path) -> tuple[list[str], str]:
-    """Return a module's docstrings, and its source without them and without its copyright notice."""
+def _split_docstrings(path: Path) -> tuple[list[str], str]:
+    """Return the docstrings of a module, and its source without docstrings and copyright notice."""
     source, tree = _parse(path)
     lines = source.encode("utf-8").split(b"\n")  # in bytes, as ast counts columns
     docstrings: list[str] = []
@@ -224,7 +319,7 @@ def _parted(path: Path) -> tuple[list[str], str]:
 
 
 def _docstrings(tree: ast.Module) -> Iterator[tuple[list[ast.stmt], ast.Expr, str]]:
-    """Yield each docstring: the body that it begins, its statement, and its text."""
+    """Yield for each docstring: the list of statements that contains it, its own statement, and its text."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             match node.body[0]:
@@ -233,21 +328,21 @@ def _docstrings(tree: ast.Module) -> Iterator[tuple[list[ast.stmt], ast.Expr, st
 
 
 def _without_notice(comment: re.Match[str]) -> str:
-    """Return a block of comment lines, or nothing for a copyright notice: many modules repeat the same."""
+    """Return a block of comment lines, or "" if it is a copyright notice, because many modules repeat the same notice."""
     return "" if re.search(r"copyright|licen[cs]ed|permission to use", comment[0], re.IGNORECASE) else comment[0]
 
 
 def _missing(what: str, folder: Path) -> str:
-    found = "no such folder"
+    found = "the folder does not exist"
     if folder.is_dir():
         found = f"found {len(list(folder.rglob('*.py')))} .py and {len(list(folder.rglob('*.pyc')))} .pyc files"
     return (
-        f"{what} not in {folder} ({found}). Expected the standard library with its sources, as python.org, uv, "
-        "conda and the Linux distributions install it, neither zipped nor compiled only. Run another Python (3.11 or "
-        "later), or pass the folder of its library as stdlib=…"
+        f"{what} not in {folder} ({found}). Expected the standard library with its sources, as python.org, uv, conda and "
+        "Linux distributions install it, not zipped and not only compiled. Use another Python (3.11 or later), or pass the "
+        "folder of its library as stdlib=…"
     )
 
 
 def _one_of(argument: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"{argument} is {value!r}: expected {' or '.join(map(repr, allowed))}")
+        raise ValueError(f"{argument} is {value!r}; expected {' or '.join(map(repr, allowed))}")

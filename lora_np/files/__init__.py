@@ -1,4 +1,4 @@
-"""Named arrays and their configuration, on disk and back. Knows no model."""
+"""Files of models: arrays (safetensors, GGUF), JSON settings and tokenizers. This package imports no model code."""
 
 from .arrays import StoredArrays, load_arrays, open_arrays, save_arrays, write_atomically
 from .gguf_reader import open_gguf

@@ -1,4 +1,8 @@
-"""Named arrays in a safetensors file: written under a temporary name and renamed, checked when read, never unpickled."""
+"""Named arrays in safetensors files.
+
+A file is written under a temporary name and then renamed, so it is always complete. It is checked when it is read. Pickles
+are never read, because a pickle can run code.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +18,31 @@ from typing import Any
 
 import numpy as np
 
-DIGEST = "lora_np.sha256"  # the metadata key under which a file written here carries the digest of all else in it
+DIGEST = "lora_np.sha256"  # metadata key: SHA-256 of everything else in the file
 
 
 @dataclass(frozen=True, eq=False)
 class StoredArrays(Mapping[str, np.ndarray]):
-    """Arrays that are still on disk: their shapes are known, and `stored[name]` reads one, anew each time it is asked for.
+    """A mapping of names to arrays on disk. Each access `stored[name]` reads the array from the file.
 
-    So whoever goes through them one by one never holds two copies of a model, whatever its size.
+    A loop over the arrays needs memory for only one array at a time.
+
+    Parameters
+    ----------
+    shapes : dict of str to tuple of int
+        The name and shape of each array.
+    read : callable
+        Called as read(name); returns the array.
+    metadata : dict
+        The metadata of the file.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.files import StoredArrays
+    >>> stored = StoredArrays({"W": (2, 3)}, lambda name: np.zeros((2, 3)), {})
+    >>> list(stored), stored["W"].shape
+    (['W'], (2, 3))
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -39,14 +60,37 @@ class StoredArrays(Mapping[str, np.ndarray]):
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Call `write(temporary)`, then rename what it wrote to `path`: a reader sees the old file or the new, never half."""
+    """Write a file completely or not at all: write under a temporary name, then rename.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        The file to write. Its folder is created if needed.
+    write : callable
+        Called as write(temporary) with a Path in the same folder. If it raises, `path` is unchanged.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from lora_np.files import write_atomically
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "note.txt"
+    ...     write_atomically(path, lambda temporary: temporary.write_text("done"))
+    ...     path.read_text()
+    'done'
+    """
     path = Path(path)
-    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # a folder: safetensors adds a file of its own
+    unfinished = path.with_name(
+        f"{path.name}.{uuid.uuid4().hex}.tmp"
+    )  # a folder, because safetensors may add a second file
     unfinished.mkdir(parents=True)
     temporary = unfinished / path.name
     try:
         temporary.touch()
-        mode = temporary.stat().st_mode  # an ordinary new file's; safetensors makes one that only its owner may read
+        mode = (
+            temporary.stat().st_mode
+        )  # the permissions of an ordinary new file; safetensors would let only the owner read it
         write(temporary)
         temporary.chmod(mode)
         os.replace(temporary, path)
@@ -57,7 +101,28 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
 def save_arrays(
     path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write host arrays and string metadata, with a digest by which a reader notices a changed byte."""
+    """Write arrays and metadata to a safetensors file, with a SHA-256 digest that detects any changed byte.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        The file to write; it is replaced only when the new file is complete.
+    arrays : dict of str to ndarray
+        NumPy arrays by name, of any shapes.
+    metadata : dict of str to str, optional
+        More strings to store in the header.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np.files import load_arrays, save_arrays
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_arrays(f"{folder}/x.safetensors", {"W": np.ones((2, 3))}, {"step": "7"})
+    ...     arrays, metadata = load_arrays(f"{folder}/x.safetensors")
+    >>> arrays["W"].shape, metadata["step"]
+    ((2, 3), '7')
+    """
     from safetensors.numpy import save_file
 
     contiguous = {name: np.asarray(x, order="C") for name, x in arrays.items()}
@@ -67,10 +132,35 @@ def save_arrays(
 
 
 def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays, all in memory, and the metadata of a safetensors file. bfloat16 comes as float32, which NumPy has.
+    """Read all arrays and the metadata of a safetensors file.
 
-    Raises FileNotFoundError where there is none; ValueError where it is truncated, is not safetensors, or carries a digest
-    that its arrays and metadata do not have.
+    Parameters
+    ----------
+    path : str or PathLike
+        The file to read.
+
+    Returns
+    -------
+    arrays : dict of str to ndarray
+        The arrays by name. bfloat16 arrays are converted to float32, without loss.
+    metadata : dict of str to str
+        The strings in the header.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file does not exist.
+    ValueError
+        If the file is not safetensors, is truncated, or does not match its digest.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import lora_np
+    >>> from lora_np.files import load_arrays
+    >>> arrays, metadata = load_arrays(Path(lora_np.__file__).parent / "assets/tiny/model.safetensors")
+    >>> arrays["model.norm.weight"].shape
+    (128,)
     """
     with _open(Path(path)) as stored:
         arrays = dict(stored)
@@ -80,9 +170,35 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
 
 @contextmanager
 def open_arrays(path: str | os.PathLike[str]) -> Iterator[StoredArrays]:
-    """The arrays of a safetensors file, memory-mapped: `with open_arrays(path) as stored: stored[name]`.
+    """Open a safetensors file in a `with` statement, to read its arrays one at a time.
 
-    Raises as `load_arrays` does, and before it yields; the digest is taken of one array at a time.
+    The digest is checked on opening, with one array in memory at a time.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        The file to read.
+
+    Yields
+    ------
+    StoredArrays
+        The arrays, which are read when they are accessed.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file does not exist.
+    ValueError
+        If the file is not safetensors, is truncated, or does not match its digest.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import lora_np
+    >>> from lora_np.files import open_arrays
+    >>> with open_arrays(Path(lora_np.__file__).parent / "assets/tiny/model.safetensors") as stored:
+    ...     stored.shapes["model.embed_tokens.weight"]
+    (256, 128)
     """
     with _open(Path(path)) as stored:
         _check_digest(path, stored, stored.metadata)
@@ -96,21 +212,23 @@ def _open(path: Path) -> Iterator[StoredArrays]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        file = safe_open(path, framework="numpy")  # checks every size in the header against the file's own
+        file = safe_open(path, framework="numpy")  # compares every size in the header with the file size
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file ({error}); get or make it again") from None
+        raise ValueError(f"{path} is damaged or not a safetensors file ({error}); download or write it again") from None
     with file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, a file is no dict
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, file is not a dict
         dtypes = {name: slice_.get_dtype() for name, slice_ in slices.items()}
         if "BF16" in dtypes.values():
-            import ml_dtypes  # noqa: F401, teaches NumPy, and through it safetensors, what bfloat16 is
+            import ml_dtypes  # noqa: F401, the import registers bfloat16 with NumPy, and so with safetensors
 
         def read(name: str) -> np.ndarray:
             try:
                 x = file.get_tensor(name)
             except TypeError:
-                raise ValueError(f"{path}: {name} is {dtypes[name]}, a number format that NumPy has not") from None
-            return x.astype(np.float32) if dtypes[name] == "BF16" else x  # exact: its 16 bits are float32's upper half
+                raise ValueError(
+                    f"{path}: {name} has dtype {dtypes[name]}, which NumPy does not support; convert the file to float32"
+                ) from None
+            return x.astype(np.float32) if dtypes[name] == "BF16" else x  # exact: bfloat16 is the upper half of float32
 
         shapes = {name: tuple(slice_.get_shape()) for name, slice_ in slices.items()}
         yield StoredArrays(shapes, read, dict(file.metadata() or {}))
@@ -118,17 +236,19 @@ def _open(path: Path) -> Iterator[StoredArrays]:
 
 def _check_digest(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     if DIGEST in metadata and metadata[DIGEST] != _digest(arrays, metadata):
-        raise ValueError(f"{path} was changed after it was written: it does not match its own digest; get it again")
+        raise ValueError(
+            f"{path} was changed after it was written: it does not match its digest; download or write it again"
+        )
 
 
 def _digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes, and over all metadata but the digest itself."""
+    """Return the SHA-256 of names, dtypes, shapes and bytes, and of all metadata except the digest."""
     digest = hashlib.sha256()
     for key in sorted(metadata.keys() - {DIGEST}):
         digest.update(f"{key} {metadata[key]!r}\n".encode())
     for name in sorted(arrays):
         x = arrays[name]
-        x = x.astype(np.float32) if x.dtype.name == "bfloat16" else x  # as it will be read
+        x = x.astype(np.float32) if x.dtype.name == "bfloat16" else x  # the dtype that a reader gets
         digest.update(f"{name} {x.dtype.str} {x.shape}\n".encode())
         digest.update(x.data.cast("B") if x.size else b"")
     return digest.hexdigest()

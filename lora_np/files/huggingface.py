@@ -1,4 +1,4 @@
-"""A model's folder as Hugging Face lays it out: config.json, and the weights in one safetensors file or in several.
+"""Model folders in the format of Hugging Face: config.json, and weights in one or several safetensors files.
 
 model.safetensors                                          one file, or
 model-00001-of-00002.safetensors, …                        shards, and
@@ -20,24 +20,75 @@ INDEX = "model.safetensors.index.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises FileNotFoundError, or ValueError naming the file that holds no JSON object."""
+    """Read a JSON file that contains an object.
+
+    Parameters
+    ----------
+    path : Path
+        The file to read.
+
+    Returns
+    -------
+    dict
+        The object.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file does not exist.
+    ValueError
+        If the file is not UTF-8, is not JSON, or contains no object. The message starts with the path.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import lora_np
+    >>> from lora_np.files import read_json
+    >>> read_json(Path(lora_np.__file__).parent / "assets/tiny/config.json")["hidden_size"]
+    128
+    """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or "[[[[…" without end
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deeply, such as "[[[[…"
         raise ValueError(f"{path}: {error}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object")
+        raise ValueError(f"{path}: got a JSON {type(content).__name__}, expected an object")
     return content
 
 
 @contextmanager
 def open_folder(folder: Path) -> Iterator[StoredArrays]:
-    """The weights of a model's folder, memory-mapped, from its one file or its shards.
+    """Open the weights of a model folder in a `with` statement, to read the arrays one at a time.
 
-    Raises FileNotFoundError for a file that is not there, ValueError for a damaged one or an index that is no index,
-    KeyError where the index and the shards do not hold the same arrays.
+    Parameters
+    ----------
+    folder : Path
+        A folder with model.safetensors, or with shards and their model.safetensors.index.json.
+
+    Yields
+    ------
+    StoredArrays
+        The arrays of all files, which are read when they are accessed.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing.
+    ValueError
+        If a file is damaged, or the index is invalid.
+    KeyError
+        If the index and the shards do not contain the same arrays.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import lora_np
+    >>> from lora_np.files import open_folder
+    >>> with open_folder(Path(lora_np.__file__).parent / "assets/tiny") as stored:
+    ...     stored["model.norm.weight"].dtype
+    dtype('float32')
     """
     if (folder / WEIGHTS).is_file():
         with open_arrays(folder / WEIGHTS) as stored:
@@ -47,7 +98,7 @@ def open_folder(folder: Path) -> Iterator[StoredArrays]:
             yield stored
     else:
         pickled = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in sorted(folder.glob(pattern))]
-        advice = f"; {pickled[0]} is a pickle, which can run code: convert it to safetensors" if pickled else ""
+        advice = f"; {pickled[0]} is a pickle, which can run code: convert it to safetensors first" if pickled else ""
         raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor {INDEX}{advice}")
 
 
@@ -56,17 +107,17 @@ def _open_shards(folder: Path) -> Iterator[StoredArrays]:
     index = folder / INDEX
     shard_of = read_json(index).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
-        raise ValueError(f"{index}: expected a weight_map, from the arrays' names to their files")
+        raise ValueError(f"{index}: expected a weight_map, an object that maps each array name to a file name")
     for shard in shard_of.values():
         if not isinstance(shard, str) or Path(shard).name != shard:
-            raise ValueError(f"{index} names {shard!r}; a shard is a file beside it")
+            raise ValueError(f"{index} names {shard!r}; expected the name of a file in the same folder")
     with ExitStack() as stack:
         shards = {shard: stack.enter_context(open_arrays(folder / shard)) for shard in sorted(set(shard_of.values()))}
         places = {(name, shard) for shard, stored in shards.items() for name in stored}
         if places != set(shard_of.items()):
             missing, unknown = sorted(shard_of.items() - places), sorted(places - shard_of.items())
             raise KeyError(
-                f"{index} and its shards differ: missing {missing or 'none'}; in no place the index knows {unknown or 'none'}"
+                f"{index} does not match its shards: missing {missing or 'none'}; not in the index {unknown or 'none'}"
             )
         shapes = {name: shards[shard].shapes[name] for name, shard in shard_of.items()}
         yield StoredArrays(shapes, lambda name: shards[shard_of[name]][name], {})

@@ -1,5 +1,6 @@
-"""Text to tokens and back: a small model's bytes, or a trained vocabulary. Both have the same few methods and attributes,
-under Hugging Face's names.
+"""Tokenizers turn text into token ids and back. ByteTokenizer has a token per byte, VocabularyTokenizer a trained vocabulary.
+
+Both have the same methods and attributes, with the names of Hugging Face.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from ..optional import extra
 from .arrays import write_atomically
 
-# What a conversation looks like to a model that has no format of its own; SmolLM2 and many others were trained on it.
+# The ChatML format of a conversation. SmolLM2 and many other models were trained on it; "tiny" uses it too.
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -23,11 +24,24 @@ CHATML = (
 
 
 class Tokenizer:
-    """What all tokenizers share: the ids of the tokens with a meaning of their own, or None, and the chat template."""
+    """Base class of the tokenizers, with the ids of the special tokens and the chat template.
+
+    `load_tokenizer` returns the tokenizer of a model.
+
+    Examples
+    --------
+    >>> import lora_np as ln
+    >>> tokenizer = ln.load_tokenizer("tiny")
+    >>> tokenizer
+    ByteTokenizer(vocab_size=256, bos_token_id=0, eos_token_id=0, pad_token_id=0, a chat template)
+    >>> ids = tokenizer.encode("LoRA")
+    >>> ids.tolist(), tokenizer.decode(ids)
+    ([76, 111, 82, 65], 'LoRA')
+    """
 
     vocab_size: int
     bos_token_id: int | None = None  # begins a text
-    eos_token_id: int | None = None  # ends it: where generating stops
+    eos_token_id: int | None = None  # ends a text; generation stops there
     pad_token_id: int | None = None
     chat_template: str | None = None  # a Jinja template: messages → text
 
@@ -37,25 +51,68 @@ class Tokenizer:
         return f"{type(self).__name__}(vocab_size={self.vocab_size}, {ids}, {template} chat template)"
 
     def encode(self, text: str, add_special_tokens: bool = True) -> np.ndarray:
-        """The tokens of `text`, (size,) int64. A special token that is spelt out in it is that token.
+        """Return the token ids of a text.
 
-        With `add_special_tokens`, also those that this model's texts begin or end with, if there are any.
-        Raises TypeError for what is no string.
+        Parameters
+        ----------
+        text : str
+            The text. The spelling of a special token, such as "<|im_end|>", becomes that token.
+        add_special_tokens : bool
+            If True, add the tokens that begin and end a text, if the model uses any.
+
+        Returns
+        -------
+        ndarray, shape (size,), int64
+            Token ids.
+
+        Raises
+        ------
+        TypeError
+            If `text` is not a string.
         """
         if not isinstance(text, str):
             raise TypeError(f"encode takes one string, got {type(text).__name__}")
         return np.array(self._encode(text, add_special_tokens), np.int64)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
-        """The text of tokens, (size,) integers; what is no UTF-8 becomes U+FFFD. Raises ValueError for an unknown id."""
+        """Return the text of token ids.
+
+        Parameters
+        ----------
+        ids : iterable of int
+            Token ids.
+        skip_special_tokens : bool
+            If True, leave out special tokens.
+
+        Returns
+        -------
+        str
+            The text. Bytes that are not valid UTF-8 become U+FFFD.
+
+        Raises
+        ------
+        ValueError
+            If an id is out of range.
+        """
         ids = [int(i) for i in ids]
         for i in ids:
             if not 0 <= i < self.vocab_size:
-                raise ValueError(f"there is no token {i}; expected 0 to {self.vocab_size - 1}")
+                raise ValueError(f"got token id {i}; expected 0 to {self.vocab_size - 1}")
         return self._decode(ids, skip_special_tokens)
 
     def convert_ids_to_tokens(self, i: int) -> str:
-        """How the vocabulary spells the token `i`: a byte that is no ASCII letter stands in it as another character."""
+        """Return the spelling of one token in the vocabulary.
+
+        Parameters
+        ----------
+        i : int
+            A token id.
+
+        Returns
+        -------
+        str
+            The spelling. Byte-level vocabularies write other characters for some bytes, such as "Ġ" for a space.
+        """
         raise NotImplementedError
 
     @overload
@@ -71,26 +128,43 @@ class Tokenizer:
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True, tokenize: bool = True
     ) -> np.ndarray | str:
-        """A conversation as this model was trained to read it: tokens (size,) int64, or the text if not `tokenize`.
+        """Write a conversation in the chat format of the model.
 
-        messages: [{"role": "user", "content": "…"}, …]; roles are "system", "user" and "assistant".
-        add_generation_prompt: end with what an answer begins with. (Here that is the default; transformers' is False.)
-        Raises ValueError where there is no template, where a message is none, or with what the template objects to.
+        Parameters
+        ----------
+        messages : list of dict
+            [{"role": "user", "content": "…"}, …]; roles are "system", "user" and "assistant".
+        add_generation_prompt : bool
+            If True, end with the tokens that begin an answer. The default in transformers is False.
+        tokenize : bool
+            If True, return token ids, else the text.
+
+        Returns
+        -------
+        ndarray, shape (size,), int64, or str
+            The conversation.
+
+        Raises
+        ------
+        ValueError
+            If there is no chat template, a message is malformed, or the template raises an error.
         """
         if self.chat_template is None:
-            raise ValueError("this tokenizer has no chat template: the model was not trained on conversations")
+            raise ValueError(
+                "this tokenizer has no chat template: use a model trained on conversations, or encode plain text"
+            )
         for i, message in enumerate(messages):
             if not isinstance(message, Mapping) or not all(
                 isinstance(message.get(k), str) for k in ("role", "content")
             ):
                 raise ValueError(f'message {i} is {message!r}; expected {{"role": "user", "content": "…"}}')
         if not messages:
-            raise ValueError("a conversation without messages")
+            raise ValueError("got a conversation without messages; expected at least one message")
         text = self._render(self.chat_template, messages, add_generation_prompt)
         return self.encode(text, add_special_tokens=False) if tokenize else text
 
     def _render(self, template: str, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
-        """Run a template as transformers does: in Jinja's sandbox, for it came with a file from somewhere."""
+        """Run the template in Jinja's sandbox, as transformers does, because its author may not be trusted."""
         with extra("models", "a chat template"):
             from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -109,8 +183,8 @@ class Tokenizer:
             return environment.from_string(template).render(
                 messages=messages, add_generation_prompt=add_generation_prompt, tools=None, documents=None, **tokens
             )
-        except Exception as error:  # a template is a program that came with the model: it may raise anything
-            raise ValueError(f"the chat template says: {error}") from None
+        except Exception as error:  # the template is a program and may raise any error
+            raise ValueError(f"the chat template raised an error: {error}") from None
 
     def _spelling(self, i: int | None) -> str:
         return "" if i is None else self.convert_ids_to_tokens(i)
@@ -123,14 +197,34 @@ class Tokenizer:
 
 
 class ByteTokenizer(Tokenizer):
-    """A token is a byte of UTF-8, as in `lora_np.data.stdlib`; byte 0, which no text contains, ends a text and begins the next."""
+    """A tokenizer with one token per byte of UTF-8.
+
+    Byte 0 is the token that begins and ends a text, because it does not occur in ordinary text.
+
+    Examples
+    --------
+    >>> from lora_np.files import ByteTokenizer
+    >>> ByteTokenizer().encode("é").tolist()
+    [195, 169]
+    """
 
     vocab_size = 256
     bos_token_id = eos_token_id = pad_token_id = 0
     chat_template = CHATML
 
     def convert_ids_to_tokens(self, i: int) -> str:
-        """The byte as a character, Latin-1."""
+        """Return the byte as a Latin-1 character.
+
+        Parameters
+        ----------
+        i : int
+            A byte, 0 to 255.
+
+        Returns
+        -------
+        str
+            One character.
+        """
         return chr(i)
 
     def _encode(self, text: str, add_special_tokens: bool) -> np.ndarray:
@@ -141,9 +235,26 @@ class ByteTokenizer(Tokenizer):
 
 
 class VocabularyTokenizer(Tokenizer):
-    """A trained vocabulary, run by the `tokenizers` package; `tokenizer_from_folder` and `tokenizer_from_gguf` make one.
+    """A tokenizer with a trained vocabulary, run by the `tokenizers` package.
 
-    special: ids for "bos", "eos" and "pad", those there are.
+    `tokenizer_from_folder` and `tokenizer_from_gguf` read a tokenizer from files.
+
+    Parameters
+    ----------
+    backend : tokenizers.Tokenizer
+        The vocabulary and its rules.
+    special : dict of str to int
+        Ids of the special tokens "bos", "eos" and "pad"; each may be absent or None.
+    chat_template : str or None
+        A Jinja template that turns messages into text.
+
+    Examples
+    --------
+    >>> from tokenizers import Tokenizer, models
+    >>> from lora_np.files import VocabularyTokenizer
+    >>> bpe = models.BPE(vocab={"a": 0, "b": 1, "ab": 2}, merges=[("a", "b")])
+    >>> VocabularyTokenizer(Tokenizer(bpe), {}, None).encode("abba").tolist()
+    [2, 1, 0]
     """
 
     def __init__(self, backend: Any, special: Mapping[str, int | None], chat_template: str | None) -> None:
@@ -154,11 +265,28 @@ class VocabularyTokenizer(Tokenizer):
         self.chat_template = chat_template
 
     def convert_ids_to_tokens(self, i: int) -> str:
-        """As the vocabulary has it: "Ġthe" is " the"."""
+        """Return the spelling of one token in the vocabulary.
+
+        Parameters
+        ----------
+        i : int
+            A token id.
+
+        Returns
+        -------
+        str
+            The spelling, for example "Ġthe" for " the".
+        """
         return self.backend.id_to_token(i)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer loads too."""
+        """Write tokenizer.json and tokenizer_config.json, which AutoTokenizer of transformers can load.
+
+        Parameters
+        ----------
+        folder : str or Path
+            The folder to write to.
+        """
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": self.chat_template}
         for which in ("bos", "eos", "pad"):
             if (i := getattr(self, f"{which}_token_id")) is not None:
@@ -171,7 +299,9 @@ class VocabularyTokenizer(Tokenizer):
             write_atomically(Path(folder) / name, partial(Path.write_text, data=text, encoding="utf-8", newline="\n"))
 
     def _encode(self, text: str, add_special_tokens: bool) -> Sequence[int]:
-        text.encode("utf-8")  # half a surrogate pair: UnicodeEncodeError, which says so; tokenizers says "must be str"
+        text.encode(
+            "utf-8"
+        )  # half a surrogate pair raises UnicodeEncodeError here; tokenizers would only say "must be str"
         return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def _decode(self, ids: list[int], skip_special_tokens: bool) -> str:
@@ -179,35 +309,67 @@ class VocabularyTokenizer(Tokenizer):
 
 
 class TextStream:
-    """Tokens to text while a model writes them, never half a character.
+    """Turn tokens into text while a model generates them, in whole characters.
 
-        add(t_n) = decode(t_0 … t_n) beyond decode(t_0 … t_(n−1))
+    A character may consist of several tokens: "😀" is four bytes of UTF-8, and three tokens for SmolLM2. `add` returns "" until the
+    character is complete. Special tokens are left out.
 
-    A character may be spread over tokens: "😀" is four bytes of UTF-8, for SmolLM2 three tokens, for a model of bytes four. Until
-    the last of them has come it is decoded as U+FFFD, and what ends in that is held back.
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+        The tokenizer of the model.
+    after : iterable of int
+        The tokens before the generated ones, such as the prompt. Their text is not returned, but it can affect the text
+        of the next token: some vocabularies write the first token of a text without its space.
 
-    after: the tokens that came before, such as a prompt's. Their text is not given again; but a vocabulary may write a first
-    token in another way than a later one (Llama 2's has no space before it), so it must know. Special tokens are left out.
+    Examples
+    --------
+    >>> from lora_np.files import ByteTokenizer, TextStream
+    >>> stream = TextStream(ByteTokenizer())
+    >>> [stream.add(byte) for byte in "aé".encode()]
+    ['a', '', 'é']
     """
 
     def __init__(self, tokenizer: Tokenizer, after: Iterable[int] = ()) -> None:
         self.tokenizer, self.ids = tokenizer, list(after)
-        self.given = len(self._text())  # characters
+        self.returned = len(self._text())  # number of characters returned so far; initially those of `after`
 
     def add(self, token: int) -> str:
-        """The text that this token makes certain: often a word, and "" within a character. Raises as `decode` does."""
+        """Add a token and return the text that it completes.
+
+        Parameters
+        ----------
+        token : int
+            The next token id.
+
+        Returns
+        -------
+        str
+            The new text, or "" if a character is not complete yet.
+
+        Raises
+        ------
+        ValueError
+            If the id is out of range.
+        """
         self.ids.append(token)
-        return self._beyond(self._text().rstrip("\ufffd"))
+        return self._new_part(self._text().rstrip("\ufffd"))
 
     def end(self) -> str:
-        """What is held back when nothing more comes: U+FFFD for a character that was not completed, otherwise ""."""
-        return self._beyond(self._text())
+        """Return the rest of the text after the last token.
+
+        Returns
+        -------
+        str
+            U+FFFD for a character that was not completed, otherwise "".
+        """
+        return self._new_part(self._text())
 
     def _text(self) -> str:
-        """All of it each time, for a token's text may depend on those before it: for 1000 tokens 0.3 ms, the model takes 50."""
+        """Decode all tokens, because the text of a token may depend on earlier tokens. 1000 tokens take 0.3 ms."""
         return self.tokenizer.decode(self.ids, skip_special_tokens=True)
 
-    def _beyond(self, text: str) -> str:
-        new = text[self.given :]
-        self.given += len(new)
+    def _new_part(self, text: str) -> str:
+        new = text[self.returned :]
+        self.returned += len(new)
         return new

@@ -1,4 +1,4 @@
-"""A tokenizer from the files that came with its model: tokenizer.json and what stands beside it, or a GGUF file's metadata."""
+"""Read a tokenizer from tokenizer.json and the files in its folder, or from the metadata of a GGUF file."""
 
 from __future__ import annotations
 
@@ -12,14 +12,42 @@ from ..optional import extra
 from .huggingface import read_json
 from .tokenizer import VocabularyTokenizer
 
-NAMES = {"bos": "bos", "eos": "eos", "pad": "padding"}  # Hugging Face's word for a special token → GGUF's
-CONTROL, USER_DEFINED = 3, 4  # gguf.TokenType: a token that is no text, and one that is never cut
+NAMES = {"bos": "bos", "eos": "eos", "pad": "padding"}  # special tokens: name at Hugging Face → name in GGUF
+CONTROL, USER_DEFINED = 3, 4  # gguf.TokenType: a token that is not text, and a token that is never split
 
 
 def tokenizer_from_folder(folder: Path) -> VocabularyTokenizer:
-    """From tokenizer.json, with the special tokens and the chat template of the files beside it.
+    """Read tokenizer.json, and the special tokens and chat template from the other files in the folder.
 
-    Raises FileNotFoundError where there is no tokenizer.json, ValueError naming the file that is damaged.
+    Parameters
+    ----------
+    folder : Path
+        The folder of a model.
+
+    Returns
+    -------
+    VocabularyTokenizer
+        The tokenizer.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no tokenizer.json.
+    ValueError
+        If a file is damaged. The message starts with its path.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from lora_np.files import tokenizer_from_folder, tokenizer_from_gguf
+    >>> bpe = {"ggml.model": "gpt2", "ggml.pre": "gpt-2", "ggml.tokens": ["a", "b", "ab"], "ggml.merges": ["a b"]}
+    >>> tokenizer = tokenizer_from_gguf({f"tokenizer.{key}": value for key, value in bpe.items()})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     tokenizer.save_pretrained(folder)
+    ...     again = tokenizer_from_folder(Path(folder))
+    >>> again.encode("abba").tolist()
+    [2, 1, 0]
     """
     with extra("models", "a tokenizer"):
         from tokenizers import Tokenizer as Backend
@@ -29,9 +57,9 @@ def tokenizer_from_folder(folder: Path) -> VocabularyTokenizer:
         raise FileNotFoundError(f"there is no file {path}")
     try:
         backend = Backend.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the package raises bare Exceptions
+    except Exception as error:  # the tokenizers package raises plain Exceptions
         raise ValueError(f"{path}: {error}") from None
-    backend.no_truncation()  # a file may have kept the settings of the run that trained it
+    backend.no_truncation()  # a file may contain the settings of its training run
     backend.no_padding()
     config: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
@@ -45,56 +73,78 @@ def tokenizer_from_folder(folder: Path) -> VocabularyTokenizer:
         return None if token is None else backend.token_to_id(token)
 
     template = config.get("chat_template")
-    if isinstance(template, list):  # several, as {"name": …, "template": …}
+    if isinstance(template, list):  # several templates: [{"name": …, "template": …}, …]
         named = [each for each in template if isinstance(each, dict) and each.get("name") == "default"]
         template = named[0].get("template") if named else None
     if (folder / "chat_template.jinja").is_file():
         template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     if not isinstance(template, str | None):
-        raise ValueError(f"{folder / 'tokenizer_config.json'}: chat_template is no string")
+        raise ValueError(
+            f"{folder / 'tokenizer_config.json'}: chat_template is a {type(template).__name__}; expected a string"
+        )
     return VocabularyTokenizer(backend, {which: token_id(which) for which in NAMES}, template)
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> VocabularyTokenizer:
-    """Byte-level BPE, rebuilt from the tokens and merges in a GGUF file's metadata.
+    """Build a byte-level BPE tokenizer from the tokens and merges in the metadata of a GGUF file.
 
-    Raises ValueError naming what is missing, or a kind of tokenizer that is not here.
+    Parameters
+    ----------
+    metadata : dict
+        The metadata of a GGUF file, as `open_gguf` returns them.
+
+    Returns
+    -------
+    VocabularyTokenizer
+        The tokenizer.
+
+    Raises
+    ------
+    ValueError
+        If an entry is missing or invalid, or the kind of tokenizer is not supported.
+
+    Examples
+    --------
+    >>> from lora_np.files import tokenizer_from_gguf
+    >>> bpe = {"ggml.model": "gpt2", "ggml.pre": "gpt-2", "ggml.tokens": ["a", "b", "ab"], "ggml.merges": ["a b"]}
+    >>> tokenizer_from_gguf({f"tokenizer.{key}": value for key, value in bpe.items()}).encode("abba").tolist()
+    [2, 1, 0]
     """
     tokens = _entry(metadata, "tokenizer.ggml.tokens", list)
     backend = _byte_level_bpe(tokens, metadata)
     special = {which: _entry(metadata, f"tokenizer.ggml.{key}_token_id", int, None) for which, key in NAMES.items()}
     for which, i in special.items():
         if i is not None and not 0 <= i < len(tokens):
-            raise ValueError(f"the {which} token is {i}, and there are {len(tokens)} tokens")
+            raise ValueError(f"the id of the {which} token is {i}; expected 0 to {len(tokens) - 1}")
     _add_special_tokens(backend, tokens, special, metadata)
     return VocabularyTokenizer(backend, special, _entry(metadata, "tokenizer.chat_template", str, None))
 
 
 def _byte_level_bpe(tokens: list[str], metadata: Mapping[str, Any]) -> Any:
-    """The tokenizers.Tokenizer: cut the text into words, spell their bytes as characters, merge pairs in the file's order.
+    """Build a tokenizers.Tokenizer: split the text into words, write bytes as characters, merge pairs in the file's order.
 
-    transformers does not read tokenizer.ggml.pre from a Llama's file, and so cuts "  1" into " " and " 1" for SmolLM2, whose
-    vocabulary was trained without a token for a space and a digit. llama.cpp does as we do (unicode_regex_split, "\\p{N}").
+    `tokenizer.ggml.pre` says how to split. SmolLM2 splits off each digit: "  1" becomes "  " and "1". llama.cpp does the same
+    (unicode_regex_split, "\\p{N}"). transformers ignores this entry in a Llama file, and splits "  1" into " " and " 1".
     """
     with extra("models", "a tokenizer"):
         from tokenizers import Tokenizer as Backend
         from tokenizers import decoders, models, pre_tokenizers
 
     if (model := _entry(metadata, "tokenizer.ggml.model", str)) != "gpt2":
-        raise ValueError(f"tokenizer.ggml.model {model!r}; only byte-level BPE, 'gpt2', is rebuilt here")
+        raise ValueError(f"tokenizer.ggml.model {model!r}; only byte-level BPE, 'gpt2', is supported")
     merges = [tuple(merge.split(" ")) for merge in _entry(metadata, "tokenizer.ggml.merges", list)]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         raise ValueError("tokenizer.ggml.tokens holds a token twice")
     try:
         backend = Backend(models.BPE(vocab=vocabulary, merges=merges))
-    except Exception as error:  # a merge that is no pair, or of tokens that are not there; the package raises bare ones
+    except Exception as error:  # a merge that is not a pair, or has unknown tokens; the package raises plain Exceptions
         raise ValueError(f"tokenizer.ggml.merges: {error}") from None
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)  # GPT-2's regular expression
     digits = pre_tokenizers.Digits(individual_digits=True)
     cuts = {"gpt-2": words, "smollm": pre_tokenizers.Sequence([digits, words])}
     if (pre := _entry(metadata, "tokenizer.ggml.pre", str)) not in cuts:
-        raise ValueError(f"tokenizer.ggml.pre {pre!r}; only {sorted(cuts)} are here")
+        raise ValueError(f"tokenizer.ggml.pre {pre!r}; only {sorted(cuts)} are supported")
     backend.pre_tokenizer, backend.decoder = cuts[pre], decoders.ByteLevel()
     return backend
 
@@ -102,7 +152,7 @@ def _byte_level_bpe(tokens: list[str], metadata: Mapping[str, Any]) -> Any:
 def _add_special_tokens(
     backend: Any, tokens: list[str], special: Mapping[str, int | None], metadata: Mapping[str, Any]
 ) -> None:
-    """Tell it which tokens are never cut, and which go around each text."""
+    """Register the tokens that are never split, and the tokens that begin and end each text."""
     from tokenizers import AddedToken, processors
 
     kinds = _entry(metadata, "tokenizer.ggml.token_type", np.ndarray, None)
@@ -123,10 +173,10 @@ def _add_special_tokens(
 
 
 def _entry(metadata: Mapping[str, Any], key: str, kind: type, default: Any = ...) -> Any:
-    """One entry, of the type it must have; `default` where there is none, or ValueError where that is not given."""
+    """Return one entry and check its type. If it is missing, return `default`, or raise ValueError if there is no default."""
     value = metadata.get(key, default)
     if value is ...:
-        raise ValueError(f"{key} is missing")
+        raise ValueError(f"{key} is missing from the metadata")
     if value is not default and not isinstance(value, kind):
         raise ValueError(f"{key} is a {type(value).__name__}; expected a {kind.__name__}")
     return value

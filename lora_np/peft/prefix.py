@@ -240,8 +240,8 @@ def check_sizes(config: PrefixTuningConfig, model: Transformer) -> None:
 
 def check_begun(past: KeyValueCache | None, named: tuple[str, PrefixEncoder] | None) -> None:
     """Raise ValueError where a past with tokens was not begun by the prefix of this call: it would answer as neither does."""
-    if past is not None and len(past) and past.begun != named:
-        was, now = (f"the prefix of {each[0]!r}" if each else "no prefix" for each in (past.begun, named))
+    if past is not None and len(past) and past.prefix_source != named:
+        was, now = (f"the prefix of {each[0]!r}" if each else "no prefix" for each in (past.prefix_source, named))
         now = f"another one called {named[0]!r}" if named and was == now else now
         raise ValueError(f"past_key_values began with {was}, and this call has {now}: give it a past of its own")
 

@@ -1,4 +1,4 @@
-"""Models on disk: Hugging Face folders, GGUF files, bitsandbytes' 4-bit weights, and the one model that can be fetched."""
+"""Load and save models: Hugging Face folders, GGUF files, 4-bit weights of bitsandbytes, and a model to download."""
 
 from .download import fetch, fetched
 from .models import load_model, load_tokenizer, save_model

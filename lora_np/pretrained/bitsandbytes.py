@@ -1,12 +1,12 @@
-"""Quantised weights in a model's folder, under bitsandbytes' names, so that transformers reads what is written here and back.
+"""Quantised weights in the file format of bitsandbytes. transformers can read the files of lora_np, and the reverse.
 
     config.json                   "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": true, …}
     model.safetensors
-        ….weight                  (⌈n/2⌉, 1) uint8, two codes a byte
-        ….weight.absmax           (blocks,) float32; with double quantisation uint8, and then also
+        ….weight                  (⌈n/2⌉, 1) uint8, two codes per byte
+        ….weight.absmax           (blocks,) float32; uint8 with double quantisation, which adds
         ….weight.nested_absmax    (⌈blocks/256⌉,) float32
-        ….weight.quant_map, ….weight.nested_quant_map            what the codes stand for: (16,) and (256,) float32
-        ….weight.quant_state.bitsandbytes__nf4                   the rest, as JSON in bytes
+        ….weight.quant_map, ….weight.nested_quant_map            the values of the codes: (16,) and (256,) float32
+        ….weight.quant_state.bitsandbytes__nf4                   the other settings, as JSON in bytes
 
 Source: bitsandbytes 0.50.2, `QuantState.as_dict`; transformers 5.23, `BitsAndBytesConfig`.
 """
@@ -29,16 +29,18 @@ PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 
 
 def quantization_config(model: Module) -> dict[str, Any] | None:
-    """What config.json says of a model with QuantizedLinears, None for one without. Each weight has its own settings beside it.
+    """Return the quantization_config of a model's config.json, or None if no layer is quantised.
 
-    transformers knows "nf4" and "fp4"; a model with "int4" is read here alone.
+    The file also stores the settings of each weight. transformers can read "nf4" and "fp4"; only lora_np can read "int4".
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, Linear)}
     weights = [layer.weight.value for layer in layers.values() if isinstance(layer, QuantizedLinear)]
     if not weights:
         return None
     plain = {name for name, layer in layers.items() if not isinstance(layer, QuantizedLinear)}
-    head = set() if "lm_head" in layers else {"lm_head"}  # tied, it is no layer here, and one in transformers
+    head = (
+        set() if "lm_head" in layers else {"lm_head"}
+    )  # a tied head is not a layer here, but it is one in transformers
     return {
         "quant_method": "bitsandbytes",
         "load_in_4bit": True,
@@ -52,17 +54,19 @@ def quantization_config(model: Module) -> dict[str, Any] | None:
 
 
 def check_config(settings: Any) -> None:
-    """Raise ValueError unless a config.json's quantization_config describes what is read here."""
-    method = settings.get("quant_method") if isinstance(settings, dict) else settings
-    if method != "bitsandbytes" or settings.get("load_in_4bit") is not True:
+    """Raise ValueError if the quantization_config of a config.json is not the 4-bit format of bitsandbytes."""
+    method, bits = (
+        settings.get(key) if isinstance(settings, dict) else None for key in ("quant_method", "load_in_4bit")
+    )
+    if method != "bitsandbytes" or bits is not True:
         raise ValueError(
-            f"quantization_config: quantised folders are not read here but for bitsandbytes' 4 bits, and this is "
-            f"{method!r}; take the original, or a GGUF file"
+            f"quantization_config: got quant_method {method!r}, load_in_4bit {bits!r}; expected 'bitsandbytes' and true: use the "
+            "original model, or a GGUF file"
         )
 
 
 def to_arrays(name: str, weight: Quantized4bit) -> dict[str, np.ndarray]:
-    """The arrays that stand for the weight `name` in a file."""
+    """Return the arrays that represent one quantised weight in a file."""
     state = {"quant_type": weight.quant_type, "blocksize": weight.block_size, "dtype": "float32", "shape": weight.shape}
     arrays = {"": weight.packed, ".quant_map": np.array(code_book(weight.quant_type), np.float32)}
     if isinstance(weight.absmax, QuantizedAbsmax):
@@ -77,9 +81,9 @@ def to_arrays(name: str, weight: Quantized4bit) -> dict[str, np.ndarray]:
 
 
 def take_quantized(stored: StoredArrays) -> tuple[StoredArrays, dict[str, Quantized4bit]]:
-    """A file's arrays without those of quantised weights, and these weights by name.
+    """Split the arrays of a file: return the arrays of unquantised weights, and the quantised weights by name.
 
-    Raises ValueError naming the weight where an array of it is missing, is cut short, or means another code.
+    Raises ValueError, which names the weight, if one of its arrays is missing or damaged or uses another code table.
     """
     states = {key.split(STATE)[0]: key for key in stored.shapes if STATE in key}
     weights, parts = {}, set()
@@ -90,7 +94,9 @@ def take_quantized(stored: StoredArrays) -> tuple[StoredArrays, dict[str, Quanti
                 {k.removeprefix(name).lstrip("."): stored[k] for k in own - {key}}, stored[key]
             )
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{name}: its quantised state is incomplete or damaged: {error}") from None
+            raise ValueError(
+                f"{name}: its quantised state is incomplete or damaged ({error}); download it again"
+            ) from None
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         parts |= own
@@ -102,7 +108,7 @@ def _from_arrays(arrays: dict[str, np.ndarray], packed_state: np.ndarray) -> Qua
     state = json.loads(packed_state.tobytes())
     quant_type, shape = state["quant_type"], tuple(state["shape"])
     if not all(isinstance(n, int) and n > 0 for n in shape):
-        raise ValueError(f"its shape is {shape}; expected positive whole numbers")
+        raise ValueError(f"its shape is {shape}; expected positive integers")
     _check_map("quant_map", arrays["quant_map"], code_book(quant_type))
     absmax: np.ndarray | QuantizedAbsmax = arrays["absmax"]
     if "nested_absmax" in arrays:
@@ -114,11 +120,13 @@ def _from_arrays(arrays: dict[str, np.ndarray], packed_state: np.ndarray) -> Qua
     weight = Quantized4bit(arrays[""], absmax, shape, state["blocksize"], quant_type, np.dtype(np.float32))
     scales = (absmax.absmax, absmax.offset) if isinstance(absmax, QuantizedAbsmax) else (absmax,)
     if not all(np.isfinite(x).all() for x in scales):
-        raise ValueError("its absmax holds NaN or infinity: the file is damaged")
+        raise ValueError("its absmax holds NaN or infinity: the file is damaged; download it again")
     return weight
 
 
 def _check_map(name: str, stored: np.ndarray, ours: tuple[float, ...]) -> None:
-    """The file's table is ours, up to a last bit in which machines may differ. Raises ValueError otherwise."""
+    """Raise ValueError if a table in the file differs from the table of lora_np by more than rounding."""
     if stored.shape != (len(ours),) or not np.allclose(stored, ours, rtol=1e-6, atol=1e-7):
-        raise ValueError(f"its {name} is not the table of this type: it was quantised to another code")
+        raise ValueError(
+            f"its {name} is not the table of this type: it was quantised with other code values, which are not supported"
+        )

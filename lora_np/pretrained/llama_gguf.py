@@ -1,14 +1,14 @@
-r"""What a GGUF file of the Llama family means: its metadata as a TransformerConfig, its arrays under Hugging Face's names.
+r"""Convert a GGUF file of a Llama model: metadata to a TransformerConfig, array names to the names of Hugging Face.
 
-The one difference in the numbers is the order of rows in q_proj and k_proj. Rotary embedding turns pairs of features by an
-angle mθᵢ at position m. Here, as at Hugging Face, pair i of a head of size d is (i, i + d/2), the two halves; in GGUF it is
-(2i, 2i+1), neighbours. Let P move half-split features to interleaved ones,
+The weights are equal except for the order of rows in q_proj and k_proj. Rotary embedding rotates pairs of features by an
+angle mθᵢ at position m. In lora_np and Hugging Face, pair i of a head of size d is (i, i + d/2). In GGUF, pair i is
+(2i, 2i+1). Let P map the first order to the second,
 
     (P x)[2i] = x[i],    (P x)[2i+1] = x[i + d/2],    i < d/2.
 
-Then R_interleaved P = P R_half, for both turn the same pair by the same angle. A file holds P W for each head of q and k, and
-the scores are the same: (P R q)·(P R k) = (R q)·(R k), as P only permutes. So W = Pᵀ (P W): row i comes from row 2i, and
-row i + d/2 from row 2i+1. V and the output have no rotation, and their rows stay.
+Then R_interleaved P = P R_half, because both rotate the same pair by the same angle. A GGUF file contains P W for each head of
+q and k. The attention scores are unchanged: (P R q)·(P R k) = (R q)·(R k), because P is a permutation. So W = Pᵀ (P W): row i
+comes from row 2i, and row i + d/2 from row 2i+1. v_proj and o_proj have no rotation and keep the order of their rows.
 
 Source: llama.cpp, LlamaModel.permute in its conversion script, which writes P W.
 """
@@ -41,18 +41,18 @@ NAMES = {  # GGUF's names → Hugging Face's; blk.0. → model.layers.0.
 
 
 def config_from(stored: StoredArrays) -> TransformerConfig:
-    """The configuration in a GGUF file's metadata; tied embeddings where it has no output.weight.
+    """Read the configuration from the metadata of a GGUF file. The head is tied if the file has no output.weight.
 
-    Raises ValueError naming another architecture, what a Llama here does not have, or the key that is missing.
+    Raises ValueError if the architecture is not Llama, a feature is not supported, or a key is missing.
     """
     metadata = stored.metadata
     if (architecture := metadata.get("general.architecture")) != ARCHITECTURE:
-        raise ValueError(f"general.architecture {architecture!r}; only the Llama family is here")
+        raise ValueError(f"general.architecture {architecture!r}; only the Llama family is supported")
 
     def number(key: str, default: Any = ..., kind: type = int) -> Any:
         value = metadata.get(f"llama.{key}", default)
         if value is ...:
-            raise ValueError(f"llama.{key} is missing")
+            raise ValueError(f"llama.{key} is missing from the metadata")
         if type(value) is not kind and value is not default:
             raise ValueError(f"llama.{key} = {value!r}; expected one number of type {kind.__name__}")
         return value
@@ -76,17 +76,17 @@ def config_from(stored: StoredArrays) -> TransformerConfig:
         tie_word_embeddings="output.weight" not in stored.shapes,
     )
     if "rope_freqs.weight" in stored.shapes or metadata.get("llama.rope.scaling.type", "none") != "none":
-        raise ValueError("llama.rope.scaling or rope_freqs.weight: only the plain rotary embedding is here")
+        raise ValueError("llama.rope.scaling or rope_freqs.weight: only the plain rotary embedding is supported")
     if metadata.get("llama.expert_count", 0):
-        raise ValueError("llama.expert_count: mixtures of experts are not here")
+        raise ValueError("llama.expert_count: mixtures of experts are not supported")
     for key in ("rope.dimension_count", "attention.value_length"):
         if number(key, head_dim) != head_dim:
-            raise ValueError(f"llama.{key} = {number(key)}; here it is the size of a head, {head_dim}")
+            raise ValueError(f"llama.{key} = {number(key)}; only the head size, {head_dim}, is supported")
     return config
 
 
 def as_huggingface(stored: StoredArrays, config: TransformerConfig) -> StoredArrays:
-    """The same arrays under Hugging Face's names, q and k in its row order. A name that is not known stays as it is."""
+    """Rename the arrays to Hugging Face's names, and reorder the rows of q and k. Unknown names stay unchanged."""
     names = {huggingface_name(name): name for name in stored}
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
 
@@ -99,7 +99,7 @@ def as_huggingface(stored: StoredArrays, config: TransformerConfig) -> StoredArr
 
 
 def huggingface_name(name: str) -> str:
-    """blk.3.attn_q.weight → model.layers.3.self_attn.q_proj.weight."""
+    """Convert a name, for example blk.3.attn_q.weight to model.layers.3.self_attn.q_proj.weight."""
     match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
     if (
         match is None
@@ -112,11 +112,11 @@ def huggingface_name(name: str) -> str:
 
 
 def half_split(W: np.ndarray, heads: int) -> np.ndarray:
-    """Pᵀ W for each head, rows (heads · d, …): from rotary pairs (2i, 2i+1), as in GGUF, to (i, i + d/2), as here."""
-    pairs = W.reshape(heads, -1, 2, *W.shape[1:])  # [head, pair, which of the two]
-    return pairs.swapaxes(1, 2).reshape(W.shape)  # [head, which of the two, pair]
+    """Compute Pᵀ W for each head, rows (heads · d, …): change rotary pairs (2i, 2i+1), as in GGUF, to (i, i + d/2)."""
+    pairs = W.reshape(heads, -1, 2, *W.shape[1:])  # [head, pair, first or second of the pair]
+    return pairs.swapaxes(1, 2).reshape(W.shape)  # [head, first or second of the pair, pair]
 
 
 def _shortest(x: float) -> float:
-    """1e-5 and not 9.999999747378752e-06: the shortest decimal that is the same float32, in which GGUF has it."""
+    """Return the shortest decimal with the same float32 value, which GGUF stores: 1e-5, not 9.999999747378752e-06."""
     return float(str(np.float32(x)))

@@ -1,4 +1,4 @@
-"""From files to a Transformer and back: a Hugging Face folder, or a GGUF file of the Llama family; and the tokenizer beside."""
+"""Load a Transformer and its tokenizer from a Hugging Face folder or a GGUF file, and save a Transformer."""
 
 from __future__ import annotations
 
@@ -32,21 +32,49 @@ from ..transformer import Transformer, TransformerConfig
 from . import bitsandbytes, llama_gguf
 from .download import MODELS, fetched
 
-EMBEDDED = Path(__file__).parents[1] / "assets"  # the models that come with the package: "tiny"
+ASSETS = Path(__file__).parents[1] / "assets"  # the models in the package: "tiny"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def load_model(name: str | os.PathLike[str], dtype: DTypeLike = np.float32, device: str = "auto") -> Transformer:
-    """The model `name`: "tiny", the base that comes with the package; "smollm2-135m", after `python -m lora_np fetch`; the
-    path of a Hugging Face folder; or that of a GGUF file.
+    """Load a Llama model from the package, a Hugging Face folder or a GGUF file.
 
-    The weights come from disk one array at a time, converted to `dtype`, so that the model is in memory once.
-    Every parameter starts trainable: `train` it as it is for full fine-tuning, or give it to `get_peft_model`. Weights that
-    bitsandbytes or `save_model` has quantised to 4 bits stay so, and frozen.
-    `device` is "cupy", "numpy", or "auto": the GPU when one answers, unless LORA_NP_DEVICE says otherwise.
+    All parameters are trainable. Weights that are stored in 4 bits stay in 4 bits and are frozen. The weights are read one
+    array at a time, so the model is in memory only once.
 
-    Raises FileNotFoundError naming what exists, ValueError for a damaged file or another architecture, KeyError for
-    weights that do not fit the configuration, RuntimeError where cupy was asked for and no GPU answers.
+    Parameters
+    ----------
+    name : str or PathLike
+        "tiny", the base model in the package; "smollm2-135m", after `python -m lora_np fetch`; the path of a Hugging Face
+        folder; or the path of a .gguf file.
+    dtype : dtype
+        Type of the weights, such as float32 (the default) or float64.
+    device : {"auto", "numpy", "cupy"}
+        "numpy" is the CPU, "cupy" the GPU. "auto" follows the environment variable LORA_NP_DEVICE if it is set; otherwise
+        it selects a GPU if one is available.
+
+    Returns
+    -------
+    Transformer
+        The model. Call `train` for full fine-tuning, or `get_peft_model` to add an adapter.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such model. The message lists the models that exist.
+    ValueError
+        If a file is damaged or the architecture is not supported.
+    KeyError
+        If the weights do not match the configuration.
+    RuntimeError
+        If device is "cupy" and no GPU is available.
+
+    Examples
+    --------
+    >>> import lora_np as ln
+    >>> model = ln.load_model("tiny", device="numpy")
+    >>> sum(p.value.size for name, p in model.named_parameters())
+    1017216
     """
     like = device_module(device).empty(0)  # raises before anything is read
     path = _locate(name)
@@ -58,7 +86,9 @@ def load_model(name: str | os.PathLike[str], dtype: DTypeLike = np.float32, devi
                 stored = llama_gguf.as_huggingface(stored, config)
             stored, quantized = bitsandbytes.take_quantized(stored)
             if not quantized and not path.is_file() and "quantization_config" in read_json(path / "config.json"):
-                raise ValueError("its config.json has a quantization_config, and none of its weights is quantised")
+                raise ValueError(
+                    "its config.json has a quantization_config, but none of its weights is quantised: remove that entry"
+                )
             return _fill(config, _without_doubles(stored, config), quantized, dtype, like)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
@@ -67,19 +97,42 @@ def load_model(name: str | os.PathLike[str], dtype: DTypeLike = np.float32, devi
 
 
 def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
-    """Write config.json and model.safetensors, each whole or not at all; what is quantised, as bitsandbytes has it.
+    """Save a model as a Hugging Face folder: config.json and model.safetensors.
 
-    Raises TypeError for a model with adapters.
+    Quantised weights are written in the 4-bit format of bitsandbytes. Each file is written completely or not at all.
+
+    Parameters
+    ----------
+    model : Transformer
+        A model without adapters.
+    folder : str or PathLike
+        The folder to write to. It is created if needed.
+
+    Raises
+    ------
+    TypeError
+        If the model has adapters: call merge_and_unload() first.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import lora_np as ln
+    >>> model = ln.load_model("tiny", device="numpy")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     ln.save_model(model, folder)
+    ...     again = ln.load_model(folder, device="numpy")
+    >>> bool((again.model.norm.weight.value == model.model.norm.weight.value).all())
+    True
     """
     if not isinstance(model, Transformer):
         raise TypeError(
-            f"save_model takes a Transformer, got {type(model).__name__}; merge_and_unload() an adapter first"
+            f"save_model takes a Transformer, got {type(model).__name__}; call merge_and_unload() on a PeftModel first"
         )
     arrays: dict[str, np.ndarray] = {}
     for name, x in model.state_dict().items():
         if ".base_layer." in name:
             raise TypeError(
-                "this Transformer carries an adapter: save it before get_peft_model, or merge_and_unload() first"
+                "this Transformer has an adapter: call merge_and_unload() first, or save it before get_peft_model"
             )
         arrays |= bitsandbytes.to_arrays(name, x) if isinstance(x, Quantized4bit) else {name: to_host(x)}
     save_arrays(Path(folder) / "model.safetensors", arrays, {"format": "pt"})
@@ -90,16 +143,38 @@ def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
     write_atomically(Path(folder) / "config.json", lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
 
 
-# Set from here, because transformer/ knows nothing of files and imports nothing above it.
+# Assigned here, because the package transformer must not import this package.
 Transformer.from_pretrained = staticmethod(load_model)
-Transformer.save_pretrained = save_model  # a method, as its first argument is the model
+Transformer.save_pretrained = save_model  # a method: its first argument is the model
 
 
 def load_tokenizer(name: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer of the model `name`, which is as in `load_model`.
+    """Load the tokenizer of a model.
 
-    A folder without tokenizer.json whose vocabulary is the 256 bytes, as "tiny", has a ByteTokenizer.
-    Raises FileNotFoundError naming what is not there, ValueError for a damaged file or a kind of tokenizer that is not here.
+    Parameters
+    ----------
+    name : str or PathLike
+        A model, as in `load_model`.
+
+    Returns
+    -------
+    Tokenizer
+        A ByteTokenizer if the vocabulary has 256 tokens and there is no tokenizer.json, otherwise the tokenizer in the
+        model's files.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such model, or its tokenizer is missing.
+    ValueError
+        If a file is damaged, or the kind of tokenizer is not supported.
+
+    Examples
+    --------
+    >>> import lora_np as ln
+    >>> tokenizer = ln.load_tokenizer("tiny")
+    >>> tokenizer.vocab_size, tokenizer.decode(tokenizer.encode("def f():"))
+    (256, 'def f():')
     """
     path = _locate(name)
     if path.is_dir():
@@ -116,18 +191,18 @@ def load_tokenizer(name: str | os.PathLike[str]) -> Tokenizer:
 
 
 def _locate(name: str | os.PathLike[str]) -> Path:
-    """The folder or the file that `name` means. Raises FileNotFoundError naming what exists."""
+    """Return the folder or file of the model `name`. Raise FileNotFoundError, which lists the models that exist."""
     if name in MODELS:
         return fetched(name)
-    folder = EMBEDDED / name
+    folder = ASSETS / name
     path = folder if (folder / "config.json").is_file() else Path(name)
     if path.is_file() or (path / "config.json").is_file():
         return path
-    embedded = sorted(p.parent.name for p in EMBEDDED.glob("*/config.json"))
+    included = sorted(p.parent.name for p in ASSETS.glob("*/config.json"))
     what = path if path.suffix == ".gguf" else path / "config.json"
     raise FileNotFoundError(
-        f"no model {str(name)!r}: the package has {embedded}, `python -m lora_np fetch` gets {sorted(MODELS)}, "
-        f"and {what} is not there"
+        f"no model {str(name)!r}: the package contains {included}, `python -m lora_np fetch` downloads {sorted(MODELS)}, "
+        f"and the file {what} does not exist"
     )
 
 
@@ -137,10 +212,10 @@ def _read_config(path: Path) -> TransformerConfig:
         if "quantization_config" in settings:
             bitsandbytes.check_config(settings["quantization_config"])
         for name in (f.name for f in fields(TransformerConfig) if f.type == "int"):
-            if isinstance(settings.get(name), float):  # 576.0 makes no shape
-                raise ValueError(f"{name} = {settings[name]}; expected a whole number")
+            if isinstance(settings.get(name), float):  # for example 576.0
+                raise ValueError(f"{name} = {settings[name]}; expected an integer")
         return TransformerConfig.from_dict(settings)
-    except ValueError as error:  # another architecture, a size that is missing or impossible
+    except ValueError as error:  # another architecture, or a missing or invalid size
         raise ValueError(f"{path}: {error}") from None
 
 
@@ -154,11 +229,13 @@ def _open_weights(path: Path) -> Iterator[StoredArrays]:
 
 
 def _without_doubles(stored: StoredArrays, config: TransformerConfig) -> StoredArrays:
-    """Leave out what some files carry although the model computes it, or has it under another name."""
+    """Remove arrays that some files contain twice or that the model computes itself."""
     shapes = {name: s for name, s in stored.shapes.items() if not name.endswith(".rotary_emb.inv_freq")}
     if config.tie_word_embeddings and HEAD in shapes and EMBEDDING in shapes:
         if not np.array_equal(stored[HEAD], stored[EMBEDDING]):
-            raise ValueError(f"tie_word_embeddings is true, but {HEAD} is not {EMBEDDING}")
+            raise ValueError(
+                f"tie_word_embeddings is true, but {HEAD} differs from {EMBEDDING}: set it to false in config.json"
+            )
         del shapes[HEAD]
     return StoredArrays(shapes, stored.read, stored.metadata)
 
@@ -166,41 +243,41 @@ def _without_doubles(stored: StoredArrays, config: TransformerConfig) -> StoredA
 def _fill(
     config: TransformerConfig, stored: StoredArrays, quantized: dict[str, Quantized4bit], dtype: DTypeLike, like: Array
 ) -> Transformer:
-    """The model, with each parameter from `quantized` or read from `stored`, converted to `dtype`, and put where `like` lives.
+    """Build the model and fill its parameters from `quantized` and `stored`, in `dtype`, on the device of `like`.
 
-    Names and shapes are held against the file's before the model takes memory: its size is the file's, never the claim's.
+    Names and shapes are compared with the file before memory is allocated, so a damaged config.json cannot exhaust memory.
     """
     if EMBEDDING in stored.shapes:
         _check(EMBEDDING, stored.shapes, config.vocab_size, config.hidden_size)
     arrays = len(stored) + len(quantized)
     if config.num_hidden_layers > arrays:
-        raise ValueError(f"num_hidden_layers = {config.num_hidden_layers}, with {arrays} arrays for all of them")
+        raise ValueError(f"num_hidden_layers = {config.num_hidden_layers}, but the file has only {arrays} arrays")
     try:
         model = Transformer.empty(config, dtype)
-    except ValueError:  # NumPy's, which does not say which
-        raise ValueError(f"no array can have a size of this configuration: {config}") from None
+    except ValueError:  # NumPy's message does not name the size
+        raise ValueError(f"a size in this configuration is too large for an array: {config}") from None
     parameters = dict(model.named_parameters())
-    there = stored.keys() | quantized.keys()
-    missing, unknown = parameters.keys() - there, there - parameters.keys()
-    if missing or unknown:
-        raise KeyError(f"it does not fit its configuration: missing {_some(missing)}; with no place {_some(unknown)}")
+    found = stored.keys() | quantized.keys()
+    missing, unexpected = parameters.keys() - found, found - parameters.keys()
+    if missing or unexpected:
+        raise KeyError(
+            f"the weights do not match the configuration: missing {_some(missing)}; unexpected {_some(unexpected)}"
+        )
     shapes = stored.shapes | {name: weight.shape for name, weight in quantized.items()}
     for name, p in parameters.items():
         _check(name, shapes, *p.value.shape)
     linear = {f"{name}.weight": name for name, m in model.named_modules() if isinstance(m, Linear)}
     if others := quantized.keys() - linear.keys():
-        raise ValueError(f"{_some(others)} is quantised; only the weights of linear layers can be")
+        raise ValueError(f"{_some(others)} is quantised; only weights of linear layers are supported")
     for name, weight in quantized.items():
         replace_module(model, linear[name], QuantizedLinear(weight.astype(dtype).move_to(like)))
         del parameters[name]
     for name, p in parameters.items():
         x = stored[name]
         if x.dtype not in (np.float16, np.float32, np.float64):
-            raise ValueError(f"{name} has dtype {x.dtype}; expected numbers with a fraction")
+            raise ValueError(f"{name} has dtype {x.dtype}; expected float16, float32 or float64")
         if not np.isfinite(x).all():
-            raise ValueError(
-                f"{name} holds NaN or infinity: the file is damaged, or the training that wrote it had failed"
-            )
+            raise ValueError(f"{name} holds NaN or infinity: the file is damaged, or its training diverged")
         p.value = move(x.astype(dtype, copy=False), like)
     return model
 
@@ -210,5 +287,5 @@ def _check(name: str, shapes: Mapping[str, tuple[int, ...]], *expected: int) -> 
 
 
 def _some(names: set[str]) -> str:
-    """The first few of them, for a reader."""
+    """Return up to four names as text, and say how many more there are."""
     return f"{sorted(names)[:4]}{f' and {len(names) - 4} more' if len(names) > 4 else ''}" if names else "none"

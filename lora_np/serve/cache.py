@@ -49,7 +49,7 @@ class BatchLayerCache(LayerCache):
     def remove_row(self, row: int, longest: int) -> None:
         """Move the last row to the place of `row`; `longest` is the length of the longest row that remains."""
         self.rows -= 1
-        for room in self.room or ():
+        for room in self.buffers or ():
             room[row, :, self.start : self.end] = room[self.rows, :, self.start : self.end]
         self.start = self.end - longest
         self.length = longest
@@ -59,18 +59,18 @@ class BatchLayerCache(LayerCache):
 
         New columns are zeros. Uninitialised memory can contain NaN, and a masked value, times a probability of 0, is then NaN.
         """
-        if self.room is not None and self.end >= before and self.end + after <= self.room[0].shape[2]:
-            return self.room
+        if self.buffers is not None and self.end >= before and self.end + after <= self.buffers[0].shape[2]:
+            return self.buffers
         width = self.end - self.start
         end = max(width, before)
         rooms = []
-        for old, x in zip(self.room or (None, None), (k, v), strict=True):
+        for old, x in zip(self.buffers or (None, None), (k, v), strict=True):
             new = array_module(x).zeros((self.max_rows, x.shape[1], 2 * (end + after), x.shape[3]), x.dtype)
             if old is not None:
                 new[: self.rows, :, end - width : end] = old[: self.rows, :, self.start : self.end]
             rooms.append(new)
-        self.room, self.start, self.end = (rooms[0], rooms[1]), end - width, end
-        return self.room
+        self.buffers, self.start, self.end = (rooms[0], rooms[1]), end - width, end
+        return self.buffers
 
 
 class BatchCache(KeyValueCache):
@@ -90,7 +90,7 @@ class BatchCache(KeyValueCache):
     def add_row(self, past: KeyValueCache) -> None:
         """Add the sequence in `past`, a cache of one row, as the last row."""
         for layer, source in zip(self.layers, past.layers, strict=True):
-            layer.add_row(*(room[:, :, : source.length] for room in source.room or ()))
+            layer.add_row(*(room[:, :, : source.length] for room in source.buffers or ()))
         self.lengths.append(len(past))
 
     def remove_row(self, row: int) -> None:

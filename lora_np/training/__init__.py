@@ -1,4 +1,4 @@
-"""Training: optimizers, the loop, checkpoints. Reading order: optim, parallel, checkpoint, loop, subspace."""
+"""Training: optimizers, the training loop, checkpoints. Reading order: optim, parallel, checkpoint, loop, subspace."""
 
 from .loop import Batch, History, evaluate, train
 from .optim import SGD, AdamW, Optimizer, WarmupCosine, clip_grad_norm

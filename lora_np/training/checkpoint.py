@@ -1,6 +1,7 @@
-"""A training run on disk: all that a resumed run needs to end as the one that never stopped, and how it is known to be that run.
+"""Checkpoints of a training run. A resumed run ends with the same weights, to the bit, as an uninterrupted run.
 
-No random state is in it: what is drawn is a function of (seed, step), as loop.py says.
+A checkpoint contains the settings of its run, and `Checkpoint.load` refuses a checkpoint of another run. It contains no
+random state, because all random numbers depend only on (seed, step); see loop.py.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def run_settings(
     seed: int,
     workers: int,
 ) -> dict[str, Any]:
-    """What a resumed run must share with the one that wrote the checkpoint."""
+    """Return the settings that must be equal in a resumed run and in the run that wrote the checkpoint."""
     shape = [schedule(step) for step in range(steps)]
     found = {
         "optimizer": repr(optimizer),
@@ -49,10 +50,10 @@ def run_settings(
 
 
 def digests(model: Trainable, batches: Any) -> dict[str, str]:
-    """What a checkpoint does not hold and a resumed run must have again: the frozen weights, and the data if it can tell.
+    """Return hashes of the frozen weights, and of the data if `batches` has a `digest`. A checkpoint contains only the hashes.
 
-    Of each weight its name, dtype, shape and a thousand numbers, evenly spaced: another base differs in nearly all. Of a
-    quantised one the numbers are its codes and their absmax, and how they are to be read is said too.
+    The hash covers the name, dtype and shape of each weight, and about a thousand evenly spaced values. For a quantised weight
+    it covers its codes, absmax, quant_type and block size.
     """
     found, digest, frozen = {}, hashlib.sha256(), [(n, p.value) for n, p in model.named_parameters() if not p.trainable]
     for name, value in frozen:
@@ -69,12 +70,12 @@ def digests(model: Trainable, batches: Any) -> dict[str, str]:
 
 
 def _digest(values: list[float]) -> str:
-    """The same for the same numbers in any process, which the name or address of a function is not."""
+    """Return a hash of the numbers that is equal in every process, unlike the address of a schedule function."""
     return hashlib.sha256(repr(values).encode()).hexdigest()[:12]
 
 
 class Checkpoint:
-    """Trainable values, optimizer state, step and the history's rows in one safetensors file. Frozen weights are not written."""
+    """One safetensors file with trainable values, optimizer state, step and history. Frozen weights are not in the file."""
 
     def __init__(
         self, path: str | os.PathLike[str] | None, model: Trainable, optimizer: Optimizer, settings: dict[str, Any]
@@ -83,7 +84,7 @@ class Checkpoint:
         self.parameters = {name: p for name, p in model.named_parameters() if p.trainable}
 
     def save(self, step: int, rows: list[dict[str, float]]) -> None:
-        """Write the file, if one was asked for. Weights that are not finite raise FloatingPointError, and it stays."""
+        """Write the file, if there is a path. Raise FloatingPointError, and keep the old file, if a weight is not finite."""
         finite = scalars_to_host([array_module(p.value).isfinite(p.value).all() for p in self.parameters.values()])
         if not finite.all():
             raise self.stopped(step, f"{list(self.parameters)[finite.argmin()]} is not finite")
@@ -96,22 +97,24 @@ class Checkpoint:
         save_arrays(self.path, {name: to_host(x) for name, x in arrays.items()}, metadata)
 
     def load(self) -> tuple[int, list[dict[str, float]]]:
-        """Put the file's values and optimizer state in place; returns the step to go on from and the history's rows so far."""
-        assert self.path is not None  # there is a file
+        """Restore values and optimizer state from the file. Return the step to continue from, and the rows of the history."""
+        assert self.path is not None  # the caller has checked that the file exists
         arrays, metadata = load_arrays(self.path)
         if "settings" not in metadata:
-            raise ValueError(f"{self.path} is not a checkpoint of train()")
+            raise ValueError(f"{self.path} is not a checkpoint of train(): give another path, or remove the file")
         saved_values = {name.removeprefix("value/"): x for name, x in arrays.items() if name.startswith("value/")}
         theirs = json.loads(metadata["settings"]) | {name: f"{x.dtype} {x.shape}" for name, x in saved_values.items()}
         ours = self.settings | {name: f"{p.compute_dtype} {p.value.shape}" for name, p in self.parameters.items()}
         changed = [
-            f"{key} was {theirs.get(key, 'absent')}, is {ours.get(key, 'absent')}"
+            f"{key} was {theirs.get(key, 'absent')}, now {ours.get(key, 'absent')}"
             for key in ours | theirs
             if theirs.get(key, "absent") != ours.get(key, "absent")
         ]
         if changed:
             more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
-            raise ValueError(f"{self.path} belongs to another run: {'; '.join(changed[:3])}{more}")
+            raise ValueError(
+                f"{self.path} belongs to another run: {'; '.join(changed[:3])}{more}. Use its settings, or another path"
+            )
         self.optimizer.state.clear()
         self.optimizer.t = int(metadata["step"])
         for key, array in arrays.items():
@@ -126,9 +129,9 @@ class Checkpoint:
         return self.optimizer.t, json.loads(metadata["history"])
 
     def stopped(self, step: int, found: str) -> FloatingPointError:
-        """The error for a number that is not finite, after going back to the file's state, if there is a file."""
+        """Restore the state in the file, if there is one. Return the error that reports a number that is not finite."""
         if self.path is not None and Path(self.path).exists():
-            kept = f"the model is back at step {self.load()[0]}, the last good state, which {self.path} holds"
+            kept = f"the model was reset to step {self.load()[0]}, the last good state, from {self.path}"
         else:
-            kept = "there is no checkpoint to go back to"
+            kept = "there is no checkpoint to restore"
         return FloatingPointError(f"step {step}: {found}; {kept}. Try a smaller lr, a warm-up, or max_grad_norm.")

@@ -1,8 +1,8 @@
-"""Training: batches → loss → backward → step, with held-out evaluation, a history, and checkpoints that resume exactly.
+"""The training loop: batch → loss → backward → optimizer step, with held-out evaluation, a history and checkpoints.
 
-All randomness is a function of (seed, step): `batches[step]` is the same whenever it is asked for, and so is the generator
-of the dropout masks. A run that stops after step n and goes on from its checkpoint is therefore the run that never stopped,
-to the bit, and no random state needs saving.
+All random numbers depend only on (seed, step): `batches[step]` is always the same, and so are the dropout masks of a step.
+Therefore a run that stops and resumes from a checkpoint equals an uninterrupted run, to the bit, and a checkpoint needs no
+random state.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from .checkpoint import Checkpoint, digests, run_settings
 from .optim import Optimizer, Schedule, clip_grad_norm, constant, grad_norm
 from .parallel import loss_and_gradients
 
-DROPOUT = 0x64726F70  # a stream of its own: [seed, step] alone is what data.Batches draws its windows from
-Batch = tuple[Array, Array]  # tokens (b, t) and the targets (b, t), shifted by one
+DROPOUT = 0x64726F70  # makes dropout masks independent of data.Batches, which is seeded with [seed, step]
+Batch = tuple[Array, Array]  # tokens (b, t) and targets (b, t), which are the tokens shifted by one
 
 
 class Batches(Protocol):
-    """Anything that answers `batches[step]` with (tokens, targets): data.Batches, or a list, which is then cycled through.
+    """Any object with `batches[step]` → (tokens, targets), such as data.Batches or a list. A list is repeated as needed.
 
-    With an attribute `digest`, a string, a checkpoint knows its data again.
+    An attribute `digest` (a string) is optional. A checkpoint stores it, to check that a resumed run has the same data.
     """
 
     def __getitem__(self, step: int, /) -> Batch: ...
@@ -40,14 +40,42 @@ class Batches(Protocol):
 
 @dataclass
 class History:
-    """What happened, a row a step: step, loss (nats a token), lr, grad_norm, seconds of training (held-out evaluation not
-    counted), tokens seen (padding too), and heldout (nats a token) where it was evaluated; of several held-out texts each by its
-    own name."""
+    """The record of a training run, one row per step.
+
+    The columns are step, loss (nats per token), lr, grad_norm, seconds (training time without evaluation), tokens (processed
+    so far, padding included), and heldout (nats per token) in the rows with an evaluation. With several held-out texts there
+    is one column per text, with its name.
+
+    Parameters
+    ----------
+    rows : list of dict
+        The rows; `train` fills them.
+
+    Examples
+    --------
+    >>> from lora_np.training import History
+    >>> history = History([{"step": 1, "loss": 2.5, "seconds": 0.1}, {"step": 2, "loss": 2.25, "seconds": 0.2}])
+    >>> history.column("loss")
+    [2.5, 2.25]
+    >>> print(history)
+    2 steps in 0.2 s, loss 2.5000 → 2.2500 nats per token
+    """
 
     rows: list[dict[str, float]] = field(default_factory=list)
 
     def column(self, name: str) -> list[float]:
-        """The values of one column, from the rows that have it."""
+        """Return the values of one column, from the rows that have this column.
+
+        Parameters
+        ----------
+        name : str
+            The name of the column.
+
+        Returns
+        -------
+        list of float
+            The values, in the order of the steps.
+        """
         return [row[name] for row in self.rows if name in row]
 
     def __len__(self) -> int:
@@ -61,7 +89,7 @@ class History:
             return "no step taken"
         last, loss, heldout = self.rows[-1], self.column("loss"), self.column("heldout")
         text = f"{last['step']} steps in {last['seconds']:.1f} s, loss {loss[0]:.4f} → {loss[-1]:.4f}"
-        return text + (f", held-out {heldout[0]:.4f} → {heldout[-1]:.4f}" if heldout else "") + " nats a token"
+        return text + (f", held-out {heldout[0]:.4f} → {heldout[-1]:.4f}" if heldout else "") + " nats per token"
 
 
 def train(
@@ -83,41 +111,79 @@ def train(
     label: str = "train",
     progress: bool | Literal["lines"] = True,
 ) -> History:
-    """Train what is trainable in `model`: the adapter of a PeftModel, or all of a Transformer (full fine-tuning).
+    """Train the trainable parameters of a model: the adapter of a PeftModel, or all weights of a Transformer.
 
-    Args:
-        batches: `batches[i]` → (tokens, targets), each (b, t). A list is cycled through.
-        optimizer: SGD or AdamW; its lr is multiplied by `schedule(step)`, and its state starts empty, its count at 0.
-        steps: how many updates in all, those before a resumed checkpoint included.
-        max_grad_norm: clip ‖gradient‖₂ to this. None does not clip.
-        accumulate: how many batches make one update, as if they were one: its loss is the mean over all their counted
-            tokens, so a batch with twice as many counts twice as much.
-        heldout, eval_every: evaluate on these batches before the first step, every so many steps, and after the last. Of a
-            mapping, {"heldout": …, "prose": …}, on each: a column of the history by its name. A generator is kept as a list.
-        checkpoint, checkpoint_every, resume: a file to write at the start, every so many steps and at the end, and
-            whether to go on from it. A killed and resumed run ends as an uninterrupted one does, to the bit.
-        seed: draws the dropout masks.
-        workers: how many threads share the rows of each batch, a core each (see `parallel`). With dropout another number
-            of workers draws other masks.
-        progress: a bar where somebody watches; "lines" also prints a line now and then where nobody does.
+    Parameters
+    ----------
+    model : PeftModel or Transformer
+        The model. Its parameters are updated in place.
+    batches : data.Batches, ConversationBatches or list
+        `batches[i]` returns (tokens, targets), integers of shape (b, t) each. A list is repeated as needed.
+    optimizer : Optimizer
+        SGD or AdamW. Its state is reset at the start, or loaded from the checkpoint.
+    steps : int
+        Number of updates, including the updates before a resumed checkpoint.
+    schedule : callable
+        The learning rate at each step is optimizer.lr · schedule(step), for example `WarmupCosine`.
+    max_grad_norm : float, optional
+        Scale the gradient if its norm is larger than this. None means no clipping.
+    accumulate : int
+        Number of batches per update. The loss is the mean over all counted tokens of these batches.
+    heldout : list of (ndarray, ndarray), or dict of str to such lists, optional
+        Batches for evaluation. The history has one column per entry of a dict, with its name, or one column "heldout".
+    eval_every : int, optional
+        Evaluate every `eval_every` steps. Held-out batches are always evaluated before the first and after the last step.
+    checkpoint : str or PathLike, optional
+        A file to which the state of the run is saved.
+    checkpoint_every : int
+        Save every `checkpoint_every` steps. The state is also saved at the first and the last step.
+    resume : bool
+        If True and the checkpoint exists, continue from it. The result equals the result of an uninterrupted
+        run, to the bit.
+    seed : int
+        Seed of the dropout masks.
+    workers : int
+        Number of threads that share the rows of each batch. The dropout masks depend on this number.
+    label : str
+        Text in front of the progress bar.
+    progress : bool or "lines"
+        True shows a progress bar on a terminal; "lines" prints lines now and then if there is no terminal.
 
-    Returns the `History`. Raises FloatingPointError when a loss, a gradient or a weight is not finite; with a
-    checkpoint, the model is then back at the last one, whose weights a finite loss has proven good. Raises ValueError
-    where nothing is trainable, where `eval_every` has nothing to evaluate on, where a held-out text is named as another
-    column is, or where a checkpoint does not belong to these settings; FileExistsError where one is there and `resume`
-    was not asked for. A checkpoint belongs to the settings, the frozen weights and, where `batches.digest` tells, the
-    data that it was made with.
+    Returns
+    -------
+    History
+        Loss, learning rate, gradient norm and time of each step, and the held-out losses.
+
+    Raises
+    ------
+    ValueError
+        If nothing is trainable, an argument is out of range, or the checkpoint belongs to another run: to other settings,
+        other frozen weights, or other data (if `batches` has a `digest`).
+    FileExistsError
+        If the checkpoint exists and `resume` is False.
+    FloatingPointError
+        If a loss, a gradient or a weight is not finite. With a checkpoint, the model is first reset to its last good state.
+
+    Examples
+    --------
+    >>> import lora_np as ln
+    >>> model = ln.get_peft_model(ln.load_model("tiny", device="numpy"), ln.LoraConfig(r=2))
+    >>> tokens = ln.data.encode("LoRA adds a product of two thin matrices.")[None]
+    >>> history = ln.train(model, [(tokens[:, :-1], tokens[:, 1:])], ln.AdamW(lr=0.02), steps=5, progress=False)
+    >>> losses = history.column("loss")
+    >>> len(losses), losses[-1] < losses[0]
+    (5, True)
     """
     check_run(steps, max_grad_norm, accumulate, heldout, eval_every, checkpoint_every)
     if not hasattr(batches, "__getitem__"):
         raise TypeError(
-            f"batches must answer batches[step], so that a run can resume; a {type(batches).__name__} cannot"
+            f"batches is a {type(batches).__name__}, which has no index; expected batches[step], such as a list or data.Batches"
         )
     if isinstance(batches, Sequence) and not batches:
-        raise ValueError("batches is empty: there is nothing to train on")
+        raise ValueError("batches is empty; expected at least one batch")
     trainable = [(name, p) for name, p in model.named_parameters() if p.trainable]
     if not trainable:
-        raise ValueError("nothing is trainable: unfreeze() the model, or put an adapter in with get_peft_model")
+        raise ValueError("nothing is trainable: call unfreeze() on the model, or add an adapter with get_peft_model")
     optimizer.check(name for name, _ in trainable)
     history, start = History(), 0
     unseen = {name: list(text) if isinstance(text, Iterator) else text for name, text in _by_name(heldout).items()}
@@ -128,7 +194,7 @@ def train(
     if checkpoint is not None and Path(checkpoint).exists():
         if not resume:
             raise FileExistsError(
-                f"{checkpoint} exists: pass resume=True to go on from it, or remove it to start again"
+                f"{checkpoint} exists: pass resume=True to continue from it, or remove it to start again"
             )
         start, history.rows = saved.load()
     else:
@@ -142,7 +208,7 @@ def train(
         nonlocal began
         paused = time.perf_counter()
         values = {name: evaluate(model, batches) for name, batches in unseen.items()}
-        began += time.perf_counter() - paused  # off the clock
+        began += time.perf_counter() - paused  # evaluation does not count as training time
         for value in values.values():
             if not math.isfinite(value):
                 raise saved.stopped(step, f"held-out loss {value}")
@@ -159,7 +225,7 @@ def train(
             for i, (tokens, targets), share in zip(numbers, together, _shares(together), strict=True):
                 tokens_seen += tokens.size
                 if not share:
-                    continue  # nothing in it counts
+                    continue  # no target of this batch counts
                 rng = np.random.default_rng([seed, i, DROPOUT])
                 losses.append(share * loss_and_gradients(model, tokens, targets, rng, workers, share))
             size = grad_norm(trainable) if max_grad_norm is None else clip_grad_norm(trainable, max_grad_norm)
@@ -167,7 +233,7 @@ def train(
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise saved.stopped(step + 1, f"loss {loss}, gradient norm {norm}")
             if step % checkpoint_every == 0:
-                saved.save(step, history.rows)  # only now: this finite loss proves the update before good
+                saved.save(step, history.rows)  # after the loss: a finite loss shows that the update before it was good
             lr = optimizer.lr * schedule(step)
             optimizer.step(trainable, lr=lr)
             row = {"step": step + 1, "loss": loss, "lr": lr, "grad_norm": norm}
@@ -190,19 +256,45 @@ def check_run(
     eval_every: int | None = None,
     checkpoint_every: int = 100,
 ) -> None:
-    """Raise ValueError for what `train` would refuse of these, for whoever clears something away before it begins."""
+    """Raise ValueError if `train` would refuse these arguments. Call this before work that cannot be undone."""
     if steps < 1 or accumulate < 1 or checkpoint_every < 1 or (eval_every is not None and eval_every < 1):
-        raise ValueError("steps, accumulate, checkpoint_every and eval_every count from 1")
+        raise ValueError(
+            f"steps = {steps}, accumulate = {accumulate}, checkpoint_every = {checkpoint_every}, eval_every = {eval_every}; "
+            "expected at least 1 for each"
+        )
     if max_grad_norm is not None and not max_grad_norm > 0:
         raise ValueError(f"max_grad_norm = {max_grad_norm}; expected a number > 0, or None for no clipping")
     if not _by_name(heldout) and eval_every is not None:
-        raise ValueError(f"eval_every = {eval_every}, and no heldout to evaluate on: give both or neither")
+        raise ValueError(f"eval_every = {eval_every}, but there is no heldout to evaluate on: give both or neither")
 
 
 def evaluate(model: Trainable, batches: Sequence[Batch]) -> float:
-    """Mean negative log-likelihood in nats a token over all batches, each counted token the same; no dropout, no gradient.
+    """Return the mean negative log-likelihood of batches, without dropout and gradients.
 
-    Raises ValueError where nothing counts in any of them.
+    Parameters
+    ----------
+    model : PeftModel or Transformer
+        The model.
+    batches : list of (ndarray, ndarray)
+        Tokens and targets, integers of shape (b, t) each. Targets equal to `ops.IGNORE_INDEX` do not count.
+
+    Returns
+    -------
+    float
+        The mean over all counted targets, in nats per token.
+
+    Raises
+    ------
+    ValueError
+        If no target counts.
+
+    Examples
+    --------
+    >>> import lora_np as ln
+    >>> tokens = ln.data.encode("The quick brown fox jumps over the lazy dog.")[None]
+    >>> loss = ln.evaluate(ln.load_model("tiny", device="numpy"), [(tokens[:, :-1], tokens[:, 1:])])
+    >>> 1 < loss < 4
+    True
     """
     total, count = 0.0, 0
     for tokens, targets in batches:
@@ -210,28 +302,28 @@ def evaluate(model: Trainable, batches: Sequence[Batch]) -> float:
             total += float(model.loss(tokens, targets)[0]) * n
             count += n
     if not count:
-        raise ValueError("nothing to evaluate on: the held-out list is empty, or no target in it counts")
+        raise ValueError("nothing to evaluate: the list of held-out batches is empty, or no target in it counts")
     return total / count
 
 
 def _by_name(heldout: Sequence[Batch] | Mapping[str, Sequence[Batch]] | None) -> dict[str, Sequence[Batch]]:
-    """Each held-out text by the name of its column. Raises ValueError for a name that a column has already."""
+    """Return the held-out texts by column name. Raise ValueError if a name is already the name of another column."""
     named = dict(heldout) if isinstance(heldout, Mapping) else {} if heldout is None else {"heldout": heldout}
     if taken := named.keys() & {"step", "loss", "lr", "grad_norm", "seconds", "tokens"}:
         raise ValueError(
-            f"heldout: the history has a column {sorted(taken)[0]!r} of its own; give the text another name"
+            f"heldout: {sorted(taken)[0]!r} is already a column of the history; give the text another name"
         )
     return named
 
 
 def _counted(targets: Array) -> int:
-    """How many targets count in the loss."""
+    """Return the number of targets that count in the loss."""
     return int((targets != IGNORE_INDEX).sum())
 
 
 def _shares(batches: list[Batch]) -> list[float]:
-    """The share of each batch in the loss of an update: its counted tokens among those of all."""
+    """Return the weight of each batch in the loss of an update: its counted tokens over the counted tokens of all."""
     if len(batches) == 1:
-        return [1.0]  # without counting, which on a device would wait
-    counts = [_counted(targets) for _, targets in batches]  # if nothing counts, the loss says so
+        return [1.0]  # without counting: on a GPU that would synchronise
+    counts = [_counted(targets) for _, targets in batches]  # if no target counts, `model.loss` raises the error
     return [count / sum(counts) for count in counts] if any(counts) else [1.0] * len(batches)

@@ -1,4 +1,4 @@
-"""Optimizers, schedules and clipping, on named parameters. The state is keyed by name, so that it can be saved and resumed."""
+"""Optimizers, schedules and gradient clipping. The state of an optimizer is stored by parameter name, so it can be saved."""
 
 from __future__ import annotations
 
@@ -17,26 +17,55 @@ Schedule = Callable[[int], float]
 
 @dataclass
 class Optimizer:
-    """What every optimizer has: a learning rate, a count of updates, and a state, name → slot → array.
+    """Base class of SGD and AdamW.
 
-        loss, cache = model.loss(tokens, targets)
-        model.backward(cache)
-        optimizer.step(model.named_parameters())
-        optimizer.zero_grad(model.named_parameters())
+    Parameters
+    ----------
+    lr : float
+        The learning rate.
+    lr_ratio : dict of str to float
+        Factors on the learning rate, by a component of a parameter's name: {"lora_B": 16} is LoRA+ (Hayou et al. 2024,
+        arXiv 2402.12354). If several keys match, the first one applies.
+    state : dict
+        The arrays of the optimizer, as {parameter name: {slot: array}}.
 
-    lr_ratio: a part of a parameter's dotted name → a factor > 0 on lr; the first that is there counts. {"lora_B": 16} is LoRA+
-        (Hayou et al. 2024, arXiv 2402.12354), where B, which starts at 0, learns faster than A.
+    Raises
+    ------
+    ValueError
+        If a setting is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lora_np as ln
+    >>> model = ln.load_model("tiny", device="numpy")
+    >>> optimizer = ln.AdamW(lr=1e-3)
+    >>> tokens = ln.data.encode("LoRA")[None]
+    >>> loss, cache = model.loss(tokens[:, :-1], tokens[:, 1:])
+    >>> model.backward(cache)
+    >>> optimizer.step(model.named_parameters())
+    >>> optimizer.zero_grad(model.named_parameters())
+    >>> bool(model.loss(tokens[:, :-1], tokens[:, 1:])[0] < loss)
+    True
     """
 
     lr: float = 1e-3
     lr_ratio: Mapping[str, float] = field(default_factory=dict, repr=False, kw_only=True)
     state: dict[str, dict[str, Array]] = field(default_factory=dict, repr=False, kw_only=True)
-    t: int = field(default=0, init=False, repr=False)  # how many updates have been made
+    t: int = field(default=0, init=False, repr=False)  # number of updates so far
 
     def step(self, parameters: Named, lr: float | None = None, *, t: int | None = None) -> None:
         """Update every trainable parameter that has a gradient, in place.
 
-        lr: for this update; None: the optimizer's own. t: its number, from 1, if one update takes several calls; None counts on.
+        Parameters
+        ----------
+        parameters : iterable of (str, Parameter)
+            Names and parameters: `model.named_parameters()`.
+        lr : float, optional
+            The learning rate of this update; the default is the optimizer's `lr`.
+        t : int, optional
+            The number of this update, counted from 1. Give it if one update takes several calls; by default each call
+            is one update.
         """
         lr, self.t = self.lr if lr is None else lr, self.t + 1 if t is None else t
         for name, p in parameters:
@@ -47,39 +76,88 @@ class Optimizer:
                     p.value[...] = value.astype(p.value.dtype)  # rounded
 
     def _update(self, name: str, value: Array, g: Array, eta: float) -> None:
-        """Update one parameter's value in place by its gradient g, at the learning rate η."""
+        """Update the value of one parameter in place, given its gradient g and the learning rate η."""
         raise NotImplementedError
 
     def zero_grad(self, parameters: Named) -> None:
-        """Drop the gradients: `backward` adds to those that are there."""
+        """Set all gradients to None, because `backward` adds to existing gradients.
+
+        Parameters
+        ----------
+        parameters : iterable of (str, Parameter)
+            Names and parameters: `model.named_parameters()`.
+        """
         for _, p in parameters:
             p.grad = None
 
     def lr_of(self, name: str, lr: float) -> float:
-        """The learning rate of one parameter, where that of the step is `lr`."""
+        """Return the learning rate of one parameter, with its factor from `lr_ratio`.
+
+        Parameters
+        ----------
+        name : str
+            The name of the parameter.
+        lr : float
+            The learning rate of the step.
+
+        Returns
+        -------
+        float
+            `lr` times the factor of the first matching key of `lr_ratio`, or `lr`.
+        """
         return lr * next((ratio for part, ratio in self.lr_ratio.items() if f".{part}." in f".{name}."), 1.0)
 
     def _check_settings(self, **not_negative: float) -> None:
         for name, value in not_negative.items():
             if not isinstance(value, Real):
                 raise TypeError(
-                    f"{name} is a {type(value).__name__}; expected a number: parameters are given to step(), not kept"
+                    f"{name} is a {type(value).__name__}; expected a number: parameters are an argument of step()"
                 )
             if not value >= 0:
                 raise ValueError(f"{name} = {value}; expected a number ≥ 0")
         for part, ratio in self.lr_ratio.items():
             if not ratio > 0:
-                raise ValueError(f"lr_ratio[{part!r}] = {ratio}; expected a number > 0: at 0 it would not train")
+                raise ValueError(f"lr_ratio[{part!r}] = {ratio}; expected a number > 0")
 
     def check(self, names: Iterable[str]) -> None:
-        """Raise ValueError where a part in `lr_ratio` is in none of the names: it would change nothing."""
+        """Check that every key of `lr_ratio` matches a parameter.
+
+        Parameters
+        ----------
+        names : iterable of str
+            The names of the trainable parameters.
+
+        Raises
+        ------
+        ValueError
+            If a key matches no name.
+        """
         names = list(names)
         for part in self.lr_ratio:
             if not any(f".{part}." in f".{name}." for name in names):
-                raise ValueError(f"lr_ratio: nothing that trains has {part!r} in its name, as {names[0]} has its parts")
+                raise ValueError(
+                    f"lr_ratio key {part!r} matches no trainable parameter; a key is a whole component of a name such as "
+                    f"{names[0]!r}"
+                )
 
     def to(self, device: str) -> Self:
-        """Move the state to "cupy", "numpy" or "auto", beside a model that was moved. Raises as `Module.to` does."""
+        """Move the state to another device, after the model was moved there.
+
+        Parameters
+        ----------
+        device : {"auto", "numpy", "cupy"}
+            As in `Module.to`.
+
+        Returns
+        -------
+        Optimizer
+            This optimizer.
+
+        Raises
+        ------
+        RuntimeError
+            If device is "cupy" and no GPU is available.
+        """
         like = device_module(device).empty(0)
         for slots in self.state.values():
             slots.update({name: move(x, like) for name, x in slots.items()})
@@ -87,9 +165,10 @@ class Optimizer:
 
 
 def _full(p: Parameter, name: str, state: dict[str, dict[str, Array]]) -> Array:
-    """The array to update: p's value, or where that has 16 bits a float32 copy, kept in the state.
+    """Return the array to update: the value of p, or for a 16-bit value its float32 copy in the state.
 
-    An update much smaller than its weight would be rounded away each time; here such updates add up (arXiv 1710.03740, 3.1).
+    In 16 bits an update much smaller than the weight is rounded away. In the float32 copy such updates add up (arXiv
+    1710.03740, section 3.1).
     """
     if p.value.dtype == p.compute_dtype:
         return p.value
@@ -101,11 +180,37 @@ def _full(p: Parameter, name: str, state: dict[str, dict[str, Array]]) -> Array:
 
 @dataclass
 class SGD(Optimizer):
-    """Stochastic gradient descent with momentum and L2 weight decay, as PyTorch writes it.
+    """Stochastic gradient descent with momentum and L2 weight decay, as in PyTorch.
 
         g ← g + λθ,   u ← μu + g,   θ ← θ − ηu
 
-    lr is η, momentum μ, weight_decay λ. Raises ValueError for a negative setting.
+    Parameters
+    ----------
+    lr : float
+        The learning rate η.
+    momentum : float
+        μ.
+    weight_decay : float
+        λ.
+    lr_ratio : dict of str to float
+        Factors on the learning rate, by a component of a parameter's name.
+    state : dict
+        u for each parameter, if momentum > 0.
+
+    Raises
+    ------
+    ValueError
+        If a setting is negative.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lora_np as ln
+    >>> p = ln.nn.Parameter(np.array([1.0, 2.0]))
+    >>> p.grad = np.array([10.0, -10.0])
+    >>> ln.SGD(lr=0.01).step([("p", p)])
+    >>> p.value.tolist()
+    [0.9, 2.1]
     """
 
     momentum: float = 0.0
@@ -129,12 +234,44 @@ class SGD(Optimizer):
 
 @dataclass
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay (Kingma and Ba 2015; Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2).
+    """Adam with decoupled weight decay.
 
         m ← β₁m + (1 − β₁)g,   v ← β₂v + (1 − β₂)g²
         θ ← θ − η λ θ − η · m/(1 − β₁ᵗ) / (√(v/(1 − β₂ᵗ)) + ε)
 
-    lr is η, weight_decay λ (PyTorch's default 0.01). Raises ValueError for a setting out of range.
+    Parameters
+    ----------
+    lr : float
+        The learning rate η.
+    betas : tuple of (float, float)
+        β₁ and β₂.
+    eps : float
+        ε.
+    weight_decay : float
+        λ; the default is the same as in PyTorch.
+    lr_ratio : dict of str to float
+        Factors on the learning rate, by a component of a parameter's name: {"lora_B": 16} is LoRA+.
+    state : dict
+        m and v for each parameter.
+
+    Raises
+    ------
+    ValueError
+        If a setting is out of range.
+
+    References
+    ----------
+    Kingma and Ba 2015; Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lora_np as ln
+    >>> p = ln.nn.Parameter(np.array([1.0, 2.0]))
+    >>> p.grad = np.array([10.0, -0.1])
+    >>> ln.AdamW(lr=0.01, weight_decay=0).step([("p", p)])
+    >>> p.value.round(6).tolist()
+    [0.99, 2.01]
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -168,9 +305,31 @@ class AdamW(Optimizer):
 
 @dataclass(frozen=True)
 class WarmupCosine:
-    """The factor on the learning rate: linear from 0 to 1 over `warmup` steps, then a half cosine down to `floor`.
+    """A learning-rate schedule: a linear warm-up to 1, then a half cosine down to `floor`.
 
-    Step 0 already moves (factor 1/warmup), and step `steps − 1` comes out just above `floor`.
+    `schedule(step)` is a factor on the learning rate. At step 0 it is 1/warmup, and at step `steps − 1` it is slightly above
+    `floor`.
+
+    Parameters
+    ----------
+    steps : int
+        Number of steps of the run.
+    warmup : int
+        Number of warm-up steps.
+    floor : float
+        The smallest factor, 0 to 1.
+
+    Raises
+    ------
+    ValueError
+        If warmup is larger than steps, or floor is out of range.
+
+    Examples
+    --------
+    >>> from lora_np import WarmupCosine
+    >>> schedule = WarmupCosine(steps=100, warmup=10, floor=0.1)
+    >>> [round(schedule(step), 2) for step in (0, 9, 55, 99)]
+    [0.1, 1.0, 0.55, 0.1]
     """
 
     steps: int
@@ -180,7 +339,7 @@ class WarmupCosine:
     def __post_init__(self) -> None:
         if not 0 <= self.warmup <= self.steps or not 0 <= self.floor <= 1:
             raise ValueError(
-                f"warmup {self.warmup} of {self.steps} steps, floor {self.floor}: need 0 ≤ warmup ≤ steps, 0 ≤ floor ≤ 1"
+                f"warmup = {self.warmup}, steps = {self.steps}, floor = {self.floor}; expected 0 ≤ warmup ≤ steps and 0 ≤ floor ≤ 1"
             )
 
     def __call__(self, step: int) -> float:
@@ -191,15 +350,15 @@ class WarmupCosine:
 
 
 def constant(step: int) -> float:
-    """The schedule without a schedule: always 1."""
+    """Return 1: the schedule of a constant learning rate."""
     return 1.0
 
 
 def grad_norm(parameters: Named) -> Array:
-    """‖g‖₂ over all gradients together, as a 0-d array where the gradients live. Raises ValueError where there is none."""
+    """Return ‖g‖₂ over all gradients, as a 0-d array on their device. Raise ValueError if there is no gradient."""
     squares = [(p.grad * p.grad).sum() for _, p in parameters if p.grad is not None]
     if not squares:
-        raise ValueError("no parameter has a gradient: is anything trainable, and was backward called?")
+        raise ValueError("no parameter has a gradient: call backward first, and check that some parameter is trainable")
     total = squares[0]
     for square in squares[1:]:
         total = total + square
@@ -207,15 +366,42 @@ def grad_norm(parameters: Named) -> Array:
 
 
 def clip_grad_norm(parameters: Named, max_norm: float) -> Array:
-    """Scale all gradients by min(1, max_norm/‖g‖), in place; returns ‖g‖ before clipping, as PyTorch does.
+    """Scale all gradients in place by min(1, max_norm/‖g‖), where ‖g‖ is their joint L2 norm.
 
-    Raises ValueError unless max_norm > 0: a negative one would turn the gradients round.
+    Parameters
+    ----------
+    parameters : iterable of (str, Parameter)
+        Names and parameters: `model.named_parameters()`.
+    max_norm : float
+        The largest norm, above 0.
+
+    Returns
+    -------
+    ndarray, shape ()
+        ‖g‖ before clipping, as in PyTorch, on the device of the gradients.
+
+    Raises
+    ------
+    ValueError
+        If max_norm is not above 0, or no parameter has a gradient.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lora_np as ln
+    >>> p = ln.nn.Parameter(np.zeros(2))
+    >>> p.grad = np.array([3.0, 4.0])
+    >>> norm = ln.training.clip_grad_norm([("p", p)], max_norm=1.0)
+    >>> print(norm, p.grad.round(3))
+    5.0 [0.6 0.8]
     """
     if not max_norm > 0:
-        raise ValueError(f"max_norm = {max_norm}; expected a number > 0, or no clipping")
+        raise ValueError(
+            f"max_norm = {max_norm}; expected a number > 0 (to train without clipping, do not call this function)"
+        )
     parameters = list(parameters)
     norm = grad_norm(parameters)
-    factor = (max_norm / (norm + 1e-6)).clip(None, 1.0)  # a number on the device: nobody waits for it
+    factor = (max_norm / (norm + 1e-6)).clip(None, 1.0)  # stays on the device, so that the GPU is not synchronised
     for _, p in parameters:
         if p.grad is not None:
             p.grad *= factor

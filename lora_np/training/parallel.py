@@ -1,8 +1,9 @@
-"""Data parallelism on the cores of one machine: each thread takes some rows of a batch through a replica of the model.
+"""Data parallelism on the CPU cores of one machine: each thread computes some rows of a batch with a replica of the model.
 
-BLAS's own threads share out the large products only; softmax, norms, activations and the thin products with A and B, about
-half of a LoRA step, would wait for one core. NumPy lets go of Python's lock inside its loops, so here everything runs side by
-side. That works because a layer keeps nothing of a call: caches are returned, and each replica has its own gradients.
+The threads of BLAS speed up large matrix products only. Softmax, norms, activations and the thin products with A and B, about
+half of a LoRA step, would run on one core. With replicas, all operations run in parallel, because NumPy releases Python's
+lock inside its loops. This is safe because layers store no state of a call: they return caches, and each replica has its own
+gradients.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ..nn import Trainable
 from ..ops import IGNORE_INDEX
 from ..optional import extra
 
-BLAS_IS_OURS = Lock()  # its number of threads is the whole process's, and must be set back
+BLAS_LOCK = Lock()  # one call at a time may change the number of BLAS threads, a setting of the whole process
 
 
 def loss_and_gradients(
@@ -30,23 +31,24 @@ def loss_and_gradients(
     workers: int = 1,
     dloss: float = 1.0,
 ) -> Array:
-    """L of a batch, and dloss · ∂L/∂θ added to the gradient of each trainable parameter: `loss` and `backward` in one call.
+    """Compute the loss L of a batch, and add dloss · ∂L/∂θ to the gradient of each trainable parameter.
 
-    tokens and targets (b, t) as `Transformer.loss` takes them. With `workers` > 1 the rows are split into as many shards,
-    a thread each, and BLAS's threads are shared out among them. L is a mean over the batch's N counted tokens, so with N_k
-    of them in shard k
+    `tokens` and `targets` (b, t) are as in `Transformer.loss`. With `workers` > 1 the rows are split into one shard per
+    worker, and the BLAS threads are divided among the shards. L is the mean over the N counted tokens of the batch. With N_k
+    counted tokens in shard k,
 
-        L = Σ_k (N_k/N) L_k,   and every gradient likewise, summed in the order of the shards.
+        L = Σ_k (N_k/N) L_k,
 
-    Without dropout the result is that of one worker up to rounding; with it each shard draws masks of its own. With as many
-    workers it is the same to the bit each time. Each shard holds gradients of its own until all are done: nothing to an
-    adapter, but as many copies of all weights in full fine-tuning. Raises ValueError as `loss` does.
+    and the gradients are summed in the same way, in the order of the shards. Without dropout, the result equals that of one
+    worker up to rounding. With dropout, each shard draws its own masks. The result is reproducible to the bit for a fixed
+    number of workers. Each shard has its own gradients: a small cost for an adapter, but in full fine-tuning one more copy of
+    all weights per worker. Raises ValueError as `loss` does.
     """
     shards = []
     if workers > 1:
         pieces = zip(*(array_module(rows).array_split(rows, workers) for rows in (tokens, targets)), strict=True)
         counted = [(x, y, int((y != IGNORE_INDEX).sum())) for x, y in pieces]
-        shards = [shard for shard in counted if shard[2]]  # in some, nothing may count
+        shards = [shard for shard in counted if shard[2]]  # leave out shards without counted tokens
     if len(shards) < 2:
         loss, cached = model.loss(tokens, targets, rng=rng)
         model.backward(cached, dloss)
@@ -61,8 +63,8 @@ def loss_and_gradients(
         replicas[k].backward(cached, dloss * n / total)
         return loss * (n / total)
 
-    each = max(1, workers // len(shards))  # more than one where the batch has fewer rows than there are workers
-    with BLAS_IS_OURS, _blas().limit(limits=each, user_api="blas"), ThreadPoolExecutor(len(shards)) as pool:
+    each = max(1, workers // len(shards))  # BLAS threads per shard: above 1 if the batch has fewer rows than workers
+    with BLAS_LOCK, _blas().limit(limits=each, user_api="blas"), ThreadPoolExecutor(len(shards)) as pool:
         losses = list(pool.map(run, range(len(shards))))
     for (_, p), *twins in zip(*(each.named_parameters() for each in [model, *replicas]), strict=True):
         for _, twin in twins:
@@ -73,7 +75,7 @@ def loss_and_gradients(
 
 @cache
 def _blas() -> Any:
-    """What sets BLAS's number of threads while this process runs: finding the libraries takes longer than setting it."""
+    """Return the controller of BLAS threads. It is cached, because finding the libraries is slow."""
     with extra("studies", "training with workers > 1"):
         from threadpoolctl import ThreadpoolController
 

@@ -1,10 +1,10 @@
-"""Training in a random subspace: θ = θ₀ + P z, where only the d numbers z train (Li et al. 2018, arXiv 1804.08838).
+"""Training in a random subspace: θ = θ₀ + P z, where only z is trained (Li et al. 2018, arXiv 1804.08838).
 
-    θ₀ (D,)  the weights at the start, frozen        P (D, d)  fixed, random, its columns orthonormal
-    z (d,)   starts at 0 and trains                  θ (D,)    what the model computes with
+    θ₀ (D,)  initial weights, frozen                 P (D, d)  random, fixed, with orthonormal columns
+    z (d,)   trained, starts at 0                    θ (D,)    the weights of the model
 
-The smallest d with which a task is still learned is its intrinsic dimension. P is orthonormal so that a step of length ε in z is
-a step of length ε in θ, whatever d is. P has the model's dtype. It runs on the host.
+The intrinsic dimension of a task is the smallest d that is enough to learn it. The columns of P are orthonormal, so a step of
+length ε in z is a step of length ε in θ for every d. P has the dtype of the model. The module runs on the CPU.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from ..nn import Cache, Module, Parameter, Trainable
 
 
 class DenseProjection:
-    """P as a matrix: orthonormal columns that span a uniformly random subspace, from the QR of a normal matrix.
+    """A dense P: the Q factor of a random normal matrix. Its columns span a uniformly random subspace.
 
-    It holds D·d numbers and a product costs as many multiplications: for small D. Raises ValueError unless 1 ≤ d ≤ D.
+    It stores D·d numbers, and a product takes D·d multiplications, so it is for small D. Raises ValueError unless 1 ≤ d ≤ D.
     """
 
     def __init__(self, D: int, d: int, seed: int = 0, dtype: DTypeLike = np.float64) -> None:
@@ -31,7 +31,7 @@ class DenseProjection:
         self.P = np.linalg.qr(np.random.default_rng(seed).standard_normal((D, d)))[0].astype(dtype)  # (D, d)
 
     def forward(self, z: np.ndarray) -> np.ndarray:
-        """P z: (d,) → (D,)."""
+        """Return P z: (d,) → (D,)."""
         return self.P @ z
 
     def backward(self, dtheta: np.ndarray) -> np.ndarray:
@@ -43,15 +43,15 @@ class DenseProjection:
 
 
 class SparseProjection:
-    """P with one entry in each row: the D weights are dealt into d groups at random, and group j moves with zⱼ.
+    """A sparse P with one entry per row: the D weights are divided into d groups at random, and zⱼ moves group j.
 
         Pᵢⱼ = sᵢ/√nⱼ if weight i is in group j, else 0;     sᵢ = ±1 at random, nⱼ the size of group j: ⌊D/d⌋ or ⌈D/d⌉
 
-    Two columns share no row, and Σᵢ Pᵢⱼ² = nⱼ/nⱼ = 1: the columns are orthonormal exactly, for any D and d, and at d = D nothing is
-    lost. It holds 2·D numbers, and a product reads each weight once whatever d is, where Fastfood's (Le et al. 2013), which Li et
-    al. took for their large models, needs D log d. The subspace is random, but not uniformly so: `DenseProjection` is the control.
-    Known from hashing (Chen et al. 2015, arXiv 1504.04788), and from Uni-LoRA (Li et al. 2025, arXiv 2506.00799).
-    Raises ValueError unless 1 ≤ d ≤ D.
+    The columns are exactly orthonormal: two columns share no row, and Σᵢ Pᵢⱼ² = nⱼ/nⱼ = 1. At d = D the subspace is the whole
+    space. P stores 2·D numbers, and a product takes D multiplications. Fastfood (Le et al. 2013), which Li et al. use for large
+    models, takes D log d. The subspace is random but not uniformly random, so studies use `DenseProjection` as a control. The
+    same idea is used in hashing (Chen et al. 2015, arXiv 1504.04788) and in Uni-LoRA (Li et al. 2025, arXiv 2506.00799). Raises
+    ValueError unless 1 ≤ d ≤ D.
     """
 
     def __init__(self, D: int, d: int, seed: int = 0, dtype: DTypeLike = np.float64) -> None:
@@ -64,13 +64,13 @@ class SparseProjection:
         self.entry = entry.astype(dtype)  # (D,): the one entry of each row
 
     def forward(self, z: np.ndarray) -> np.ndarray:
-        """P z: (d,) → (D,)."""
+        """Return P z: (d,) → (D,)."""
         return z[self.group] * self.entry
 
     def backward(self, dtheta: np.ndarray) -> np.ndarray:
         """dz = Pᵀ dθ: (D,) → (d,).
 
-        In the forward pass θᵢ = Pᵢⱼ zⱼ with i's one group j, so ∂L/∂zⱼ = Σᵢ Pᵢⱼ ∂L/∂θᵢ over the weights of group j.
+        In the forward pass θᵢ = Pᵢⱼ zⱼ, where j is the group of weight i. So ∂L/∂zⱼ = Σᵢ Pᵢⱼ ∂L/∂θᵢ over the weights of group j.
         """
         return np.bincount(self.group, self.entry * dtheta, self.d).astype(dtheta.dtype, copy=False)
 
@@ -80,18 +80,24 @@ Projection = DenseProjection | SparseProjection
 
 def _check(D: int, d: int) -> None:
     if not 1 <= d <= D:
-        raise ValueError(f"d = {d}; expected 1 ≤ d ≤ D = {D}: a subspace has no more dimensions than the space")
+        raise ValueError(f"d = {d}; expected 1 ≤ d ≤ D = {D}, the number of trainable weights")
 
 
 class SubspaceModel(Module):
-    """A model whose weights are θ₀ + P z; its one parameter is z (d,), and `train` and `evaluate` take it as any other.
+    """A model with weights θ₀ + P z. Its only parameter is z (d,). `train` and `evaluate` accept it like any model.
 
-    Args:
-        model: its trainable parameters, one after the other, are θ₀. It becomes a buffer: each loss writes θ into it, as new
-            arrays, so that a cache keeps the θ that it was made with.
-        projection: P, for D = as many numbers as are trainable.
+    Parameters
+    ----------
+    model : Transformer or PeftModel
+        Its trainable parameters, in order, are θ₀. Each call of `loss` assigns new arrays θ to them, so that earlier caches
+        keep their own θ.
+    projection : DenseProjection or SparseProjection
+        P, with D equal to the number of trainable weights.
 
-    Raises ValueError where D does not fit.
+    Raises
+    ------
+    ValueError
+        If D does not fit.
     """
 
     def __init__(self, model: Trainable, projection: Projection) -> None:
@@ -99,11 +105,13 @@ class SubspaceModel(Module):
         trained = self._trained()
         self.theta0 = np.concatenate([p.value.ravel() for p in trained])  # (D,)
         if self.theta0.size != projection.D:
-            raise ValueError(f"P has {projection.D} rows; the model has {self.theta0.size} trainable numbers")
+            raise ValueError(
+                f"P has {projection.D} rows, but the model has {self.theta0.size} trainable weights: use equal numbers"
+            )
         self.z = Parameter(np.zeros(projection.d, self.theta0.dtype))
 
     def children(self) -> Iterator[tuple[str, Parameter]]:
-        """z alone: the weights inside are no parameters of this model but functions of z."""
+        """Yield z only: the weights of the inner model are functions of z, not parameters of this model."""
         yield "z", self.z
 
     def _trained(self) -> list[Parameter]:
@@ -119,11 +127,11 @@ class SubspaceModel(Module):
         return self.model
 
     def loss(self, tokens: np.ndarray, targets: np.ndarray, **options: Any) -> tuple[Array, Cache]:
-        """The model's loss at θ₀ + P z, and what its backward needs."""
+        """Return the loss of the model at θ₀ + P z, and the cache for `backward`."""
         return self.place().loss(tokens, targets, **options)
 
     def backward(self, cache: Cache, dloss: float = 1.0) -> None:
-        """Adds dz = Pᵀ dθ to z's gradient, with dθ = dloss · ∂L/∂θ from the model's own backward."""
+        """Add dz = Pᵀ dθ to the gradient of z, where dθ = dloss · ∂L/∂θ comes from the backward of the model."""
         self.model.zero_grad()
         self.model.backward(cache, dloss)
         dtheta = np.concatenate([_gradient(p).ravel() for p in self._trained()])  # (D,)

@@ -1,4 +1,4 @@
-"""The model: a decoder of the Llama family, its configuration, its key/value cache, and generation.
+"""The model: a Llama decoder, its configuration, its key/value cache, and text generation.
 
 Reading order: config, cache, decoder, model, generation.
 """

@@ -1,9 +1,9 @@
-"""The key/value cache: what generation keeps of the tokens read so far, so that each new token is computed alone.
+"""The key/value cache. Generation keeps the keys and values of earlier tokens, so that each step computes new tokens only.
 
-A token's keys and values depend on the tokens before it, never on those after: once computed, they stay as they are.
+The keys and values of a token depend on that token and the tokens before it. They stay valid as more tokens follow.
 
-A past need not come from tokens. Prefix tuning begins it with keys and values that are trained, and their gradient comes out by
-the door that they went in by.
+A cache can begin with keys and values that no token computed: the trainable prefix of prefix tuning. `begin` writes the
+prefix, and after a backward pass `take_grad` returns its gradient.
 """
 
 from __future__ import annotations
@@ -16,48 +16,73 @@ from .config import TransformerConfig
 
 
 class LayerCache:
-    """The keys and values that one layer has computed for the tokens read so far, (b, g, s, d) each, in room that doubles."""
+    """The keys and values of one layer, (b, g, s, d) each. The buffers double in size when they are full."""
 
     def __init__(self) -> None:
-        self.room: tuple[Array, Array] | None = None
+        self.buffers: tuple[Array, Array] | None = None
         self.length = 0
-        self.given = 0  # how many, from the first on, were given and are trained
-        self.grad: tuple[Array, Array] | None = None  # of those, summed over the rows: (g, given, d) each
+        self.prefix_length = 0  # the first `prefix_length` positions are a trainable prefix
+        self.grad: tuple[Array, Array] | None = None  # of the prefix, summed over the rows: (g, prefix_length, d) each
 
     @property
     def trainable(self) -> bool:
-        """Whether a backward owes this past a gradient."""
-        return self.given > 0
+        """True if the cache begins with a trainable prefix, which needs a gradient."""
+        return self.prefix_length > 0
 
     def extend(self, k: Array, v: Array) -> tuple[Array, Array]:
-        """Append k and v (b, g, t, d); returns all keys and all values, as views (b, g, s, d)."""
+        """Append k and v (b, g, t, d). Return all keys and all values as views (b, g, s, d)."""
         b, g, t, d = k.shape
-        if self.room is not None and self.room[0].dtype != k.dtype:
+        if self.buffers is not None and self.buffers[0].dtype != k.dtype:
             raise TypeError(
-                f"keys of {k.dtype} after a past of {self.room[0].dtype}: of one dtype, nothing is converted"
+                f"the cache holds {self.buffers[0].dtype} keys, this call has {k.dtype}: use one dtype for the model, the "
+                "prefix and the cache; nothing is converted implicitly"
             )
         end = self.length + t
-        if self.room is None or self.room[0].shape[2] < end:
+        if self.buffers is None or self.buffers[0].shape[2] < end:
             xp, capacity = array_module(k), max(2 * self.length, end)
             grown = xp.empty((b, g, capacity, d), k.dtype), xp.empty((b, g, capacity, d), v.dtype)
-            for old, new in zip(self.room or (), grown, strict=False):
+            for old, new in zip(self.buffers or (), grown, strict=False):
                 new[:, :, : self.length] = old[:, :, : self.length]
-            self.room = grown
-        for new, room in zip((k, v), self.room, strict=True):
-            room[:, :, self.length : end] = new
+            self.buffers = grown
+        for new, buffer in zip((k, v), self.buffers, strict=True):
+            buffer[:, :, self.length : end] = new
         self.length = end
-        return self.room[0][:, :, :end], self.room[1][:, :, :end]
+        return self.buffers[0][:, :, :end], self.buffers[1][:, :, :end]
 
     def add_grad(self, dk: Array, dv: Array) -> None:
-        """Take in dk and dv (b, g, s, d) of all keys and values; every row saw the same given ones, so theirs add up."""
-        dk, dv = (x[:, :, : self.given].sum(axis=0) for x in (dk, dv))
+        """Add the prefix's part of dk and dv (b, g, s, d) to `grad`. All rows share one prefix, so rows are summed."""
+        dk, dv = (x[:, :, : self.prefix_length].sum(axis=0) for x in (dk, dv))
         self.grad = (dk, dv) if self.grad is None else (self.grad[0] + dk, self.grad[1] + dv)
 
 
 class KeyValueCache:
-    """What generation keeps of the tokens read so far: a LayerCache a layer. An argument of `forward`, which extends it."""
+    """The keys and values of all tokens that a model has read, with one `LayerCache` per layer.
 
-    begun: tuple[str, Any] | None = None  # the name and the encoder of the prefix that it begins with
+    Pass the cache to `Transformer.forward` as `past_key_values`. Each call reads the cache and appends its new tokens.
+    `len(cache)` is the number of tokens read, a prefix included.
+
+    Parameters
+    ----------
+    config : TransformerConfig
+        The configuration of the model that will fill the cache.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lora_np as ln
+    >>> model = ln.load_model("tiny", device="numpy")
+    >>> tokens = np.array([[72, 101, 108, 108, 111]])
+    >>> cache = ln.transformer.KeyValueCache(model.config)
+    >>> _ = model.forward(tokens[:, :4], past_key_values=cache)
+    >>> cache
+    KeyValueCache(5 layers, 1 rows of 4 tokens)
+    >>> last, _ = model.forward(tokens[:, 4:], past_key_values=cache)
+    >>> whole, _ = model.forward(tokens)
+    >>> np.allclose(last[0, -1], whole[0, -1], atol=1e-4)
+    True
+    """
+
+    prefix_source: tuple[str, Any] | None = None  # name and encoder of the adapter that computed the prefix
 
     def __init__(self, config: TransformerConfig) -> None:
         self.layers: Sequence[LayerCache] = [LayerCache() for _ in range(config.num_hidden_layers)]
@@ -66,36 +91,57 @@ class KeyValueCache:
         return f"KeyValueCache({len(self.layers)} layers, {self.batch_size} rows of {len(self)} tokens)"
 
     def __len__(self) -> int:
-        """How many tokens have been read."""
+        """Number of tokens read so far, a prefix included."""
         return self.layers[0].length
 
     @property
     def batch_size(self) -> int:
-        """How many rows it holds; 0 before the first call."""
-        room = self.layers[0].room
-        return 0 if room is None else room[0].shape[0]
+        """Number of rows in the cache; 0 before the first call."""
+        buffers = self.layers[0].buffers
+        return 0 if buffers is None else buffers[0].shape[0]
 
     @property
     def trainable(self) -> bool:
-        """Whether a backward owes this past a gradient."""
+        """True if the cache begins with a trainable prefix, which needs a gradient."""
         return self.layers[0].trainable
 
-    def begin(self, prefix: Array, rows: int, trainable: bool = False, begun: tuple[str, Any] | None = None) -> None:
-        """Let each of `rows` rows begin with prefix (v, 2L, g, d): layer i's keys are prefix[:, 2i], its values prefix[:, 2i + 1].
+    def begin(self, prefix: Array, rows: int, trainable: bool = False, source: tuple[str, Any] | None = None) -> None:
+        """Write a prefix of v virtual tokens into the empty cache, the same prefix for every row.
 
-        Its gradient is then there after a backward if it is `trainable`; whose it is, `begun` says. Raises ValueError where
-        tokens have been read.
+        Parameters
+        ----------
+        prefix : ndarray, shape (v, 2L, g, d)
+            Keys and values: `prefix[:, 2i]` are the keys of layer i, `prefix[:, 2i + 1]` its values.
+        rows : int
+            Number of rows in the batch.
+        trainable : bool
+            If True, `take_grad` returns the gradient of the prefix after a backward pass.
+        source : tuple of (str, object), optional
+            Name and encoder of the adapter that computed the prefix. Later calls must use the same adapter.
+
+        Raises
+        ------
+        ValueError
+            If the cache already holds tokens.
         """
         if len(self):
-            raise ValueError(f"a prefix stands before all tokens, and {len(self)} have been read")
-        self.begun = begun
+            raise ValueError(
+                f"a prefix must come before all tokens, and this cache already holds {len(self)}: use a new cache"
+            )
+        self.prefix_source = source
         for i, layer in enumerate(self.layers):
             k, v = (prefix[:, j].swapaxes(0, 1) for j in (2 * i, 2 * i + 1))  # (v, g, d) → (g, v, d)
             layer.extend(*(array_module(x).broadcast_to(x, (rows, *x.shape)) for x in (k, v)))
-            layer.given = layer.length if trainable else 0
+            layer.prefix_length = layer.length if trainable else 0
 
     def take_grad(self) -> Array:
-        """The gradient of `begin`'s prefix, (v, 2L, g, d), by all backwards since it was last taken."""
+        """Return the gradient of the prefix, and reset it.
+
+        Returns
+        -------
+        ndarray, shape (v, 2L, g, d)
+            The sum over all backward passes since the last call of `take_grad`.
+        """
         both = [x for layer in self.layers for x in layer.grad]  # type: ignore[union-attr]  # a backward reaches all layers
         for layer in self.layers:
             layer.grad = None

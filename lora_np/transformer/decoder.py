@@ -1,8 +1,8 @@
-"""The decoder of the Llama family: attention, MLP and norm in blocks, between the embedding and the last norm.
+"""The Llama decoder: an embedding, blocks of attention and MLP with their norms, and a last norm.
 
     tokens → embedding → [ + attention(norm) → + MLP(norm) ] × layers → norm → hidden states
 
-The backward walks that line in reverse, and stops where nothing below is trainable.
+The backward pass runs through the layers in reverse order. It stops when no earlier layer is trainable.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..ops.norm import RMSNormCache
 from ..ops.rotary import RotaryCache
 from .cache import KeyValueCache, LayerCache
 
-# A projection's own is a Cache; the last of each is the past that a backward owes a gradient.
+# Cache is the cache of one projection. The last entry of each tuple is the key/value cache if it has a trainable prefix.
 SelfAttentionCache: TypeAlias = tuple[Cache, Cache, Cache, RotaryCache, AttentionCache, Cache, LayerCache | None]
 MLPCache: TypeAlias = tuple[Cache, Cache, SwigluCache, Cache]
 BlockCache: TypeAlias = tuple[RMSNormCache, SelfAttentionCache, RMSNormCache, MLPCache, LayerCache | None]
@@ -29,7 +29,7 @@ Past = TypeVar("Past", LayerCache, KeyValueCache)
 
 
 class Attention(Module):
-    """Grouped-query causal attention with rotary positions, between four projections."""
+    """Grouped-query causal attention with rotary positions: three input projections and one output projection."""
 
     def __init__(self, q_proj: Linear, k_proj: Linear, v_proj: Linear, o_proj: Linear, head_dim: int) -> None:
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = q_proj, k_proj, v_proj, o_proj
@@ -38,7 +38,7 @@ class Attention(Module):
     def forward(
         self, x: Array, rotary: tuple[Array, Array], context: Context, past: LayerCache | None = None
     ) -> tuple[Array, SelfAttentionCache]:
-        """x (b, t, d) → y (b, t, d). With a `past`, these t tokens follow those it holds, and join them."""
+        """Compute y (b, t, d) from x (b, t, d). With `past`, the t tokens follow the cached tokens and are added to the cache."""
         b, t, _ = x.shape
         q, q_cache = self.q_proj.forward(x, context)
         k, k_cache = self.k_proj.forward(x, context)
@@ -52,7 +52,7 @@ class Attention(Module):
         return y, (q_cache, k_cache, v_cache, rotary_cache, attention_cache, o_cache, _trained(past))
 
     def backward(self, dy: Array, cache: SelfAttentionCache, need_dx: bool = True) -> Array | None:
-        """dy (b, t, d) → dx (b, t, d), or None where nothing below needs it."""
+        """Compute dx (b, t, d) from dy (b, t, d), or return None if no earlier layer needs it."""
         q_cache, k_cache, v_cache, rotary_cache, attention_cache, o_cache, past = cache
         inner = need_dx or self.q_proj.trainable or self.k_proj.trainable or self.v_proj.trainable
         do = self.o_proj.backward(dy, o_cache, need_dx=inner or past is not None)
@@ -60,13 +60,13 @@ class Attention(Module):
             return None
         dq, dk, dv = ops.attention_backward(self._heads(do), attention_cache)
         if past is not None:
-            past.add_grad(dk, dv)  # never turned by a rotation, so not turned back
+            past.add_grad(dk, dv)  # the prefix was never rotated, so its gradient is not rotated back
         if not inner:
             return None
         t = dy.shape[1]
-        dk, dv = dk[:, :, -t:], dv[:, :, -t:]  # of this call's tokens: earlier ones are constants
+        dk, dv = dk[:, :, -t:], dv[:, :, -t:]  # the tokens of this call; earlier tokens are constants
         dq, dk = ops.rotary_backward(dq, rotary_cache), ops.rotary_backward(dk, rotary_cache)
-        # x went into three projections, so its gradient is the sum of what comes back from them.
+        # In the forward pass x is the input of three projections, so its gradient is the sum of their three gradients.
         dx = self.q_proj.backward(self._rows(dq), q_cache, need_dx)
         dx_k = self.k_proj.backward(self._rows(dk), k_cache, need_dx)
         dx_v = self.v_proj.backward(self._rows(dv), v_cache, need_dx)
@@ -77,24 +77,24 @@ class Attention(Module):
         return dx
 
     def _heads(self, x: Array) -> Array:
-        """(b, t, n·d) → (b, n, t, d), a view."""
+        """Split the features into heads: (b, t, n·d) → (b, n, t, d). Returns a view."""
         b, t, _ = x.shape
         return x.reshape(b, t, -1, self.head_dim).transpose(0, 2, 1, 3)
 
     def _rows(self, x: Array) -> Array:
-        """(b, n, t, d) → (b, t, n·d), the way back."""
+        """Join the heads, the inverse of `_heads`: (b, n, t, d) → (b, t, n·d)."""
         b, n, t, d = x.shape
         return x.transpose(0, 2, 1, 3).reshape(b, t, n * d)
 
 
 class MLP(Module):
-    """SwiGLU: down(silu(gate(x)) ∘ up(x))."""
+    """The SwiGLU MLP: y = down(silu(gate(x)) ∘ up(x))."""
 
     def __init__(self, gate_proj: Linear, up_proj: Linear, down_proj: Linear) -> None:
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
 
     def forward(self, x: Array, context: Context) -> tuple[Array, MLPCache]:
-        """x (b, t, d) → y (b, t, d)."""
+        """Compute y (b, t, d) from x (b, t, d)."""
         gate, gate_cache = self.gate_proj.forward(x, context)
         up, up_cache = self.up_proj.forward(x, context)
         h, swiglu_cache = ops.swiglu_forward(gate, up)
@@ -102,7 +102,7 @@ class MLP(Module):
         return y, (gate_cache, up_cache, swiglu_cache, down_cache)
 
     def backward(self, dy: Array, cache: MLPCache, need_dx: bool = True) -> Array | None:
-        """dy (b, t, d) → dx (b, t, d), or None where nothing below needs it."""
+        """Compute dx (b, t, d) from dy (b, t, d), or return None if no earlier layer needs it."""
         gate_cache, up_cache, swiglu_cache, down_cache = cache
         inner = need_dx or self.gate_proj.trainable or self.up_proj.trainable
         dh = self.down_proj.backward(dy, down_cache, need_dx=inner)
@@ -118,7 +118,7 @@ class MLP(Module):
 
 
 class Block(Module):
-    """x + attention(norm(x)), then x + MLP(norm(x))."""
+    """One decoder block: y = x + attention(norm(x)), then z = y + MLP(norm(y))."""
 
     def __init__(
         self, input_layernorm: RMSNorm, self_attn: Attention, post_attention_layernorm: RMSNorm, mlp: MLP
@@ -129,22 +129,22 @@ class Block(Module):
     def forward(
         self, x: Array, rotary: tuple[Array, Array], context: Context, past: LayerCache | None = None
     ) -> tuple[Array, BlockCache]:
-        """x (b, t, d) → y (b, t, d)."""
+        """Compute z (b, t, d) from x (b, t, d)."""
         normed, norm1_cache = self.input_layernorm.forward(x)
         y, attention_cache = self.self_attn.forward(normed, rotary, context, past)
-        y += x  # the residual; y is ours, x is still needed by the norm's cache
+        y += x  # the residual, added in place to y; x must not change, because the norm's cache holds it
         normed, norm2_cache = self.post_attention_layernorm.forward(y)
         z, mlp_cache = self.mlp.forward(normed, context)
         z += y
         return z, (norm1_cache, attention_cache, norm2_cache, mlp_cache, _trained(past))
 
     def backward(self, dz: Array, cache: BlockCache, need_dx: bool = True) -> Array | None:
-        """dz (b, t, d) → dx (b, t, d), or None where nothing below needs it. dz itself is consumed."""
+        """Compute dx (b, t, d) from dz (b, t, d), or return None if no earlier layer needs it. Overwrites dz."""
         norm1_cache, attention_cache, norm2_cache, mlp_cache, past = cache
         below_mlp = need_dx or self.self_attn.trainable or self.input_layernorm.trainable
         below_mlp = below_mlp or past is not None
         below_norm2 = below_mlp or self.post_attention_layernorm.trainable
-        # in the forward pass z = y + mlp(norm(y)): dz goes to both terms, so dy = dz + what comes back through the MLP
+        # forward: z = y + mlp(norm(y)), so dy = dz + the gradient through the MLP
         dy = dz
         dnormed = self.mlp.backward(dz, mlp_cache, need_dx=below_norm2)
         if dnormed is None:
@@ -153,7 +153,7 @@ class Block(Module):
         if dy_mlp is None:
             return None
         dy += dy_mlp
-        # … and before that y = x + attention(norm(x))
+        # forward: y = x + attention(norm(x)), so dx = dy + the gradient through attention
         dx = dy
         below_norm1 = need_dx or self.input_layernorm.trainable
         dnormed = self.self_attn.backward(dy, attention_cache, need_dx=below_norm1)
@@ -167,7 +167,7 @@ class Block(Module):
 
 
 class Decoder(Module):
-    """Embedding, blocks and the last norm: tokens → hidden states. Called `model` in Hugging Face's names."""
+    """Embedding, blocks and last norm: tokens → hidden states. Hugging Face calls this part `model`."""
 
     def __init__(self, embed_tokens: Embedding, layers: list[Block], norm: RMSNorm) -> None:
         self.embed_tokens, self.layers, self.norm = embed_tokens, layers, norm
@@ -175,7 +175,7 @@ class Decoder(Module):
     def forward(
         self, tokens: Array, rotary: tuple[Array, Array], context: Context, past: KeyValueCache | None = None
     ) -> tuple[Array, DecoderCache]:
-        """tokens (b, t) → x (b, t, d)."""
+        """Compute the hidden states x (b, t, d) of tokens (b, t)."""
         x, embed_cache = self.embed_tokens.forward(tokens)
         block_caches = []
         for i, block in enumerate(self.layers):
@@ -185,13 +185,13 @@ class Decoder(Module):
         return x, (embed_cache, block_caches, norm_cache, _trained(past))
 
     def reaches(self, cache: DecoderCache) -> bool:
-        """Whether a backward has anything to do here: for a trainable parameter, or for a past that is trained."""
+        """Return True if a parameter is trainable or the cache has a trainable prefix, so that a backward pass is needed."""
         return self.trainable or cache[-1] is not None
 
     def backward(self, dx: Array, cache: DecoderCache) -> None:
-        """dx (b, t, d) → gradients, down to the lowest trainable layer and no further."""
+        """Add the gradients of the trainable parameters, from dx (b, t, d). Stops below the lowest trainable layer."""
         embed_cache, block_caches, norm_cache, past = cache
-        below = [self.embed_tokens.trainable]  # below[i]: is anything under block i trainable?
+        below = [self.embed_tokens.trainable]  # below[i]: does a layer before block i need a gradient?
         for block in self.layers:
             below.append(below[-1] or block.trainable or past is not None)
         dz = self.norm.backward(dx, norm_cache, need_dx=below[-1])
@@ -204,5 +204,5 @@ class Decoder(Module):
 
 
 def _trained(past: Past | None) -> Past | None:
-    """The past, if it is one that a backward owes a gradient."""
+    """Return the cache if it has a trainable prefix, else None."""
     return past if past is not None and past.trainable else None

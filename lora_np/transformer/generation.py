@@ -1,4 +1,4 @@
-"""Text from a model, a token at a time: each new token is computed alone, on keys and values kept from those before it."""
+"""Text generation, one token per step. The key/value cache holds the earlier tokens, so each step computes one token only."""
 
 from __future__ import annotations
 
@@ -13,21 +13,29 @@ from ..nn import Context, Rows
 from .cache import KeyValueCache
 from .model import Transformer
 
-# Tokens of a prompt that are read at once. What the layers keep for a backward is let go piece by piece: for 2000 tokens
-# of SmolLM2 that takes 0.3 GB instead of 3.7, and no longer.
-PIECE = 128
+# Number of prompt tokens per forward call. The layers' caches are freed after each chunk: a prompt of 2000 tokens takes
+# 0.3 GB with SmolLM2 instead of 3.7 GB, in the same time.
+CHUNK = 128
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen from the logits z (v,).
+    """Settings for choosing the next token from the logits z (v,).
 
-    temperature: 0 takes the likeliest (greedy); otherwise p = softmax(z / temperature), from which it is drawn.
-    top_k: only the k likeliest may be drawn. top_p: only the fewest whose probabilities reach p together (nucleus
-    sampling, Holtzman et al. 2020). Both at once: first top_k, then top_p, as Hugging Face does. What is as likely as the
-    last one that stays, stays too.
+    Parameters
+    ----------
+    temperature : float
+        0 chooses the most likely token (greedy). Otherwise the token is drawn from softmax(z / temperature).
+    top_k : int, optional
+        Draw only from the k most likely tokens. Tokens as likely as the k-th are kept too.
+    top_p : float, optional
+        Draw only from the smallest set of most likely tokens with total probability at least top_p (nucleus sampling,
+        Holtzman et al. 2020). Tokens as likely as the last one in the set are kept too. `top_k` is applied first.
 
-    Raises ValueError for a setting out of range.
+    Raises
+    ------
+    ValueError
+        If a setting is out of range.
     """
 
     temperature: float = 0.0
@@ -43,35 +51,35 @@ class Sampling:
             raise ValueError(f"top_p = {self.top_p}; expected 0 < top_p ≤ 1")
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """p (v,) that the next token is drawn from, in float64; what top_k and top_p cut off has 0."""
+        """Return the probabilities (v,) of the next token in float64. Tokens excluded by top_k or top_p have probability 0."""
         z = logits.astype(np.float64) / self.temperature
         if self.top_k is not None and self.top_k < z.size:
             z[z < np.partition(z, -self.top_k)[-self.top_k]] = -np.inf
         p = np.exp(z - z.max())
         p /= p.sum()
         if self.top_p is not None:
-            falling = np.sort(p)[::-1]
-            before = np.cumsum(falling) - falling  # what the likelier ones reach without this one
-            p[p < falling[before < self.top_p][-1]] = 0  # by value, as top_k: a fifth of the time of sorting their ids
+            descending = np.sort(p)[::-1]
+            before = np.cumsum(descending) - descending  # total probability of the more likely tokens
+            p[p < descending[before < self.top_p][-1]] = 0  # comparing values is five times as fast as sorting the ids
             p /= p.sum()
         return p
 
     def choose(self, logits: np.ndarray, rng: np.random.Generator) -> int:
-        """The next token's id."""
+        """Return the id of the next token."""
         if self.temperature == 0:
             return int(logits.argmax())
         return int(rng.choice(logits.size, p=self.probabilities(logits)))
 
 
 class Adapted(Protocol):
-    """What `generate` requires of a model with adapters: a PeftModel has it."""
+    """The attributes and methods that `generate` uses of a model with adapters. PeftModel provides them."""
 
     @property
     def model(self) -> Transformer: ...
 
     def adapter_rows(self, adapter_names: Sequence[str] | None, rows: int, /) -> str | Rows | None: ...
 
-    def new_cache(self, rows: int, adapter: Any, /) -> KeyValueCache: ...  # adapter: what `adapter_rows` returned
+    def new_cache(self, rows: int, adapter: Any, /) -> KeyValueCache: ...  # adapter: the value returned by adapter_rows
 
 
 def generate(
@@ -89,25 +97,55 @@ def generate(
 ) -> list[list[int]]:
     """Continue each prompt by up to `max_new_tokens` tokens, all prompts in one batch.
 
-    Args:
-        model: a Transformer, or a PeftModel with its active adapter.
-        prompts: a list of token ids for each prompt, of any lengths (a tokenizer's encode, or data.encode for "tiny").
-        temperature, top_k, top_p: see `Sampling`; the default is greedy.
-        stop_tokens: a row ends when it draws one of these, which is not part of the result.
-        seed: each row draws from a generator of its own, [seed, row], so that what a row says does not depend on the rest
-            of the batch.
-        adapter_names: for a PeftModel, the adapter of each row, "__base__" for none: a mixed batch.
-        on_token: called as on_token(row, token) for each new token as soon as it is known: streaming.
+    Parameters
+    ----------
+    model : Transformer or PeftModel
+        A PeftModel generates with its active adapter.
+    prompts : list of list of int
+        The token ids of each prompt, of any lengths: `tokenizer.encode(text)`, or `data.encode(text)` for "tiny".
+    max_new_tokens : int
+        Largest number of new tokens per prompt.
+    temperature : float
+        0 chooses the most likely token (greedy). Otherwise the token is drawn from softmax(logits / temperature).
+    top_k : int, optional
+        Draw only from the k most likely tokens.
+    top_p : float, optional
+        Draw only from the smallest set of most likely tokens with total probability at least top_p (nucleus sampling,
+        Holtzman et al. 2020).
+    stop_tokens : collection of int
+        A row ends at one of these tokens, which is not part of the result.
+    seed : int
+        Row i uses a generator of its own, seeded with [seed, i], so the other rows of the batch do not affect it.
+    adapter_names : list of str, optional
+        For a PeftModel: the adapter of each row, "__base__" for the base model (a mixed batch).
+    on_token : callable, optional
+        Called as on_token(row, token) as soon as a new token is known, for streaming.
 
-    Returns the new tokens of each row. Raises ValueError for no prompt, an empty one, ids out of range, a length that the
-    model cannot hold, or an adapter that is not there.
+    Returns
+    -------
+    list of list of int
+        The new tokens of each prompt.
+
+    Raises
+    ------
+    ValueError
+        If there are no prompts, a prompt is empty, ids are out of range, the text would be too long for the model, or an
+        adapter does not exist.
+
+    Examples
+    --------
+    >>> import lora_np as ln
+    >>> model = ln.load_model("tiny", device="numpy")
+    >>> new = ln.generate(model, [ln.data.encode("The ")], max_new_tokens=8)
+    >>> ln.data.decode(new[0])
+    'contents'
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens = {max_new_tokens}; expected at least 1")
     if isinstance(prompts, str) or not len(prompts) or not all(np.ndim(prompt) for prompt in prompts):
         raise ValueError(
             f"prompts is {prompts!r:.60}; expected a list with the token ids of each prompt: encode text with a tokenizer "
-            "first, and write [prompt] for a single one"
+            "first, and write [prompt] for a single prompt"
         )
     sampling = Sampling(temperature, top_k, top_p)
     transformer, adapter = _unwrap(model, adapter_names, len(prompts))
@@ -120,7 +158,7 @@ def generate(
     if prefix + tokens.shape[1] + max_new_tokens > limit:
         after = f" after a prefix of {prefix}" if prefix else ""
         raise ValueError(
-            f"a prompt of {tokens.shape[1]} tokens{after} and {max_new_tokens} new ones; this model takes {limit} in all"
+            f"got a prompt of {tokens.shape[1]} tokens{after} and {max_new_tokens} new ones; this model takes {limit} in all"
         )
     if mask is not None:
         mask = np.pad(mask, ((0, 0), (prefix, 0)), constant_values=True)
@@ -151,35 +189,38 @@ def last_logits(
     mask: np.ndarray | None,
     past: KeyValueCache,
     adapter: str | Rows | None,
-    count_places: bool = False,
+    skip_padding: bool = False,
 ) -> np.ndarray:
-    """Read `tokens` (b, t) after the past, a piece at a time; the logits (b, v) of the last position only, on the host.
+    """Read `tokens` (b, t) in chunks and extend the cache. Return the logits (b, v) of the last position, on the host.
 
-    count_places: a row's padding takes no place, which makes a difference where a prefix stands before it.
+    skip_padding: give padding no position of its own. This changes the result only if a prefix precedes the padding.
     """
-    places = None if mask is None or not count_places else np.maximum(mask.cumsum(axis=1) - 1, 0)
-    for start in range(0, tokens.shape[1], PIECE):
-        piece = tokens[:, start : start + PIECE]
-        seen = len(past) + piece.shape[1]
+    positions = None if mask is None or not skip_padding else np.maximum(mask.cumsum(axis=1) - 1, 0)
+    for start in range(0, tokens.shape[1], CHUNK):
+        chunk = tokens[:, start : start + CHUNK]
+        seen = len(past) + chunk.shape[1]
         context = Context(
             adapter=adapter,
             attention_mask=None if mask is None else mask[:, :seen],
-            position_ids=None if places is None else places[:, len(past) : seen],
+            position_ids=None if positions is None else positions[:, len(past) : seen],
         )
-        x = model.hidden(piece, context, past)[0]
+        x = model.hidden(chunk, context, past)[0]
     return to_host(model.logits(x[:, -1], context))
 
 
 def _pad_left(prompts: Sequence[Sequence[int] | np.ndarray] | np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Tokens (b, t) with the prompts' ends in one column, and where they are tokens and not padding (None: everywhere).
+    """Return the prompts padded on the left, (b, t), and a mask that is True for tokens (None if there is no padding).
 
-    Rotary positions are relative, so a row may start anywhere; the mask alone keeps the padding out (but see `last_logits`).
+    Rotary positions are relative, so a row may start in any column and the mask alone excludes the padding. A prefix is an
+    exception: see `last_logits`.
     """
     longest = max(len(prompt) for prompt in prompts)
     tokens, mask = np.zeros((len(prompts), longest), np.int64), np.zeros((len(prompts), longest), bool)
     for row, prompt in enumerate(prompts):
         if not len(prompt):
-            raise ValueError(f"prompt {row} is empty: give it at least one token, such as the one that begins a text")
+            raise ValueError(
+                f"prompt {row} is empty: give it at least one token, such as the tokenizer's beginning-of-text token"
+            )
         ids = np.asarray(prompt)
         if ids.dtype.kind not in "iu":
             raise TypeError(f"prompt {row} holds {ids.dtype}; expected integer token ids")
@@ -190,9 +231,9 @@ def _pad_left(prompts: Sequence[Sequence[int] | np.ndarray] | np.ndarray) -> tup
 def _unwrap(
     model: Transformer | Adapted, adapter_names: Sequence[str] | None, rows: int
 ) -> tuple[Transformer, str | Rows | None]:
-    """The Transformer inside, and the adapter that is active on it or that of each row. Raises as `adapter_rows` does."""
+    """Return the Transformer, and its active adapter or the adapter of each row."""
     if not isinstance(model, Transformer):
         return model.model, model.adapter_rows(adapter_names, rows)
     if adapter_names is not None:
-        raise ValueError("adapter_names for a Transformer without adapters: give its PeftModel")
+        raise ValueError("adapter_names needs a PeftModel, got a Transformer: call get_peft_model first")
     return model, None

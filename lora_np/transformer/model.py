@@ -1,8 +1,8 @@
-"""The Llama family: a decoder-only Transformer, with Hugging Face's names, that knows nothing of LoRA.
+"""A decoder-only Transformer of the Llama family, with the names of Hugging Face. It contains no code for LoRA.
 
     tokens → decoder → head → logits → cross-entropy against the tokens shifted by one
 
-The decoder's blocks are in decoder.py.
+The decoder is in decoder.py.
 """
 
 from __future__ import annotations
@@ -23,35 +23,90 @@ from .cache import KeyValueCache
 from .config import TransformerConfig
 from .decoder import MLP, Attention, Block, Decoder, DecoderCache
 
-LogitsCache: TypeAlias = tuple[DecoderCache, Cache]  # the decoder's, the head's
-# the loss's, the head's, which of the b·t positions count (None: all), (b, t, d), the decoder's
+LogitsCache: TypeAlias = tuple[DecoderCache, Cache]  # decoder, head
+# loss, head, indices of the counted positions among b·t (None: all), the shape (b, t, d), decoder
 LossCache: TypeAlias = tuple[CrossEntropyCache, Cache, Array | None, tuple[int, ...], DecoderCache]
 
 
 class Transformer(Module):
-    """A causal language model: logits and loss from tokens, gradients from the loss.
+    """A causal language model: it computes logits and a loss from tokens, and gradients from the loss.
 
-    Build one with random weights by `Transformer.random(config)`, or from files by `load_model`. The parameters start
-    trainable; `freeze()` stops that.
+    Use `Transformer.random(config)` for random weights, or `load_model` to read weights from files. All parameters are
+    trainable at first; `freeze()` makes them constant.
+
+    Parameters
+    ----------
+    config : TransformerConfig
+        The sizes of the model.
+    model : Decoder
+        Embedding, blocks and last norm.
+    lm_head : Linear or None
+        The output head; None ties the head to the embedding.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lora_np as ln
+    >>> config = ln.TransformerConfig(
+    ...     vocab_size=256,
+    ...     hidden_size=16,
+    ...     intermediate_size=32,
+    ...     num_hidden_layers=1,
+    ...     num_attention_heads=2,
+    ...     num_key_value_heads=1,
+    ... )
+    >>> model = ln.Transformer.random(config, seed=0)
+    >>> tokens = np.array([[1, 2, 3, 4]])
+    >>> loss, cache = model.loss(tokens[:, :-1], tokens[:, 1:])
+    >>> print(f"{loss:.1f} nats per token; a uniform guess has {np.log(256):.1f}")
+    5.6 nats per token; a uniform guess has 5.5
+    >>> model.backward(cache)
+    >>> all(p.grad is not None for name, p in model.named_parameters())
+    True
     """
 
-    # Hugging Face's names for load_model and save_model. pretrained/models.py sets both: this module may not import it.
+    # Hugging Face's names for load_model and save_model. pretrained/models.py assigns both, because this module must not
+    # import from a higher layer of the package.
     from_pretrained: ClassVar[Callable[..., Transformer]]
     save_pretrained: ClassVar[Callable[[Transformer, str | PathLike[str]], None]]
 
     def __init__(self, config: TransformerConfig, model: Decoder, lm_head: Linear | None) -> None:
         self.config = config
         self.model = model
-        if lm_head is not None:  # otherwise tied: the embedding's table is the head's weight too
+        if lm_head is not None:  # else tied: the embedding matrix is also the weight of the head
             self.lm_head = lm_head
 
     def extra_repr(self) -> str:
-        """Where the head is, if it is no module of its own."""
+        """Return what `print(model)` adds for this module: a note if the head is tied.
+
+        Returns
+        -------
+        str
+            The note, or "" if the head is a module of its own.
+        """
         return "" if hasattr(self, "lm_head") else "lm_head is tied to model.embed_tokens"
 
     @classmethod
     def random(cls, config: TransformerConfig, seed: int = 0, dtype: DTypeLike = np.float32) -> Transformer:
-        """Normal weights, std 0.02 (GPT-2's), and 0.02/√(2·layers) where they write to the residual stream."""
+        """Make a model with random weights.
+
+        Weights are normal with standard deviation 0.02, as in GPT-2. The projections that write to the residual stream
+        (`o_proj`, `down_proj`) have 0.02/√(2·layers). Norm weights are 1.
+
+        Parameters
+        ----------
+        config : TransformerConfig
+            The sizes of the model.
+        seed : int
+            Seed of the random generator.
+        dtype : dtype
+            Type of all weights.
+
+        Returns
+        -------
+        Transformer
+            A model on the host, with all parameters trainable.
+        """
         rng = np.random.default_rng(seed)
         residual = 0.02 / np.sqrt(2 * config.num_hidden_layers)
 
@@ -62,9 +117,21 @@ class Transformer(Module):
 
     @classmethod
     def empty(cls, config: TransformerConfig, dtype: DTypeLike = np.float32) -> Transformer:
-        """Every parameter's shape, and none of its numbers: one zero that is read again and again, and takes no memory.
+        """Make a model with weight shapes but without memory for the weights; `load_model` then fills them.
 
-        For `load_model`, which puts the weights in its place.
+        Each weight matrix is a read-only view of a single zero. Norm weights are 1.
+
+        Parameters
+        ----------
+        config : TransformerConfig
+            The sizes of the model.
+        dtype : dtype
+            Type of all weights.
+
+        Returns
+        -------
+        Transformer
+            A model on the host that cannot be trained until its weights are replaced.
         """
         zero = np.zeros((), dtype)
         return cls._build(
@@ -75,7 +142,7 @@ class Transformer(Module):
 
     @classmethod
     def _build(cls, config: TransformerConfig, matrix: Callable[..., Array], ones: Array) -> Transformer:
-        """`matrix(out, in)` makes each weight matrix, `matrix(out, in, writes=True)` those that write to the residual."""
+        """Build the modules. `matrix(out, in)` makes a weight; `writes=True` marks a weight that writes to the residual."""
         d, f = config.hidden_size, config.intermediate_size
         q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
 
@@ -100,12 +167,33 @@ class Transformer(Module):
         attention_mask: Array | None = None,
         context: Context | None = None,
     ) -> tuple[Array, LogitsCache]:
-        """tokens (b, t) integers → logits (b, t, v).
+        """Compute the logits of every position.
 
-        `rng` turns dropout on and draws its masks. With `past_key_values` the tokens follow what it holds, and it is extended by
-        them; to a backward earlier tokens are constants, so that it gives the gradient of the last call's part alone.
-        `attention_mask` (b, s), over past and present, is False where a key is padding.
-        Raises ValueError where tokens are not (b, t), are too long or out of range.
+        Parameters
+        ----------
+        tokens : ndarray, shape (b, t), integers
+            Token ids.
+        rng : numpy.random.Generator, optional
+            If given, dropout is on and `rng` draws its masks.
+        past_key_values : KeyValueCache, optional
+            The tokens follow the tokens in this cache, and are added to it. The backward pass treats cached tokens as
+            constants.
+        attention_mask : ndarray, shape (b, s), bool, optional
+            False where a key is padding; s counts cached and new tokens.
+        context : Context, optional
+            `rng`, `attention_mask`, adapter and positions in one object, in place of the two arguments above.
+
+        Returns
+        -------
+        logits : ndarray, shape (b, t, v)
+            Logits in the dtype of the weights.
+        cache : tuple
+            The input of `backward_from_logits`.
+
+        Raises
+        ------
+        ValueError
+            If `tokens` has the wrong shape, is too long, or holds ids out of range.
         """
         context = _one_context(context, rng, attention_mask)
         x, decoder_cache = self.hidden(tokens, context, past_key_values)
@@ -113,28 +201,60 @@ class Transformer(Module):
         return logits, (decoder_cache, head_cache)
 
     def hidden(self, tokens: Array, context: Context, past: KeyValueCache | None = None) -> tuple[Array, DecoderCache]:
-        """tokens (b, t) → the last hidden states (b, t, d), before the head; as `forward` otherwise."""
+        """Compute the last hidden states, which the head turns into logits.
+
+        Parameters
+        ----------
+        tokens : ndarray, shape (b, t), integers
+            Token ids.
+        context : Context
+            Dropout, adapter, attention mask and positions of this call.
+        past : KeyValueCache, optional
+            The cache, as `past_key_values` in `forward`.
+
+        Returns
+        -------
+        x : ndarray, shape (b, t, d)
+            The output of the last norm.
+        cache : tuple
+            The input of the decoder's backward pass.
+        """
         ops.checks.check_shape("tokens", tokens, None, None)
         start, limit = len(past) if past else 0, self.config.max_position_embeddings
         if not 1 <= tokens.shape[1] <= limit - start:
-            after = f" after {start}" if start else ""
-            raise ValueError(f"a sequence of {tokens.shape[1]} tokens{after}; this model takes 1 to {limit} in all")
+            after = f" after {start} in the cache" if start else ""
+            raise ValueError(f"got a sequence of {tokens.shape[1]} tokens{after}; this model takes 1 to {limit} in all")
         if past is not None and start and past.batch_size != tokens.shape[0]:
-            raise ValueError(f"{tokens.shape[0]} rows of tokens after a past of {past.batch_size} rows")
+            raise ValueError(
+                f"got {tokens.shape[0]} rows of tokens, but past_key_values has {past.batch_size}: use equal numbers"
+            )
         weight = self.model.norm.weight.value
-        if context.attention_mask is not None:  # before any layer extends the past, so that a refusal leaves it whole
+        if context.attention_mask is not None:  # an error here leaves the cache unchanged
             ops.checks.check_mask(context.attention_mask, tokens.shape[0], start + tokens.shape[1])
             context = replace(context, attention_mask=move(context.attention_mask, like=weight))
         if context.position_ids is None:
             positions = array_module(weight).arange(start, start + tokens.shape[1])
         else:
             ops.checks.check_shape("position_ids", context.position_ids, *tokens.shape)
-            positions = move(context.position_ids, like=weight)[:, None]  # (b, 1, t): the same for all heads
+            positions = move(context.position_ids, like=weight)[:, None]  # (b, 1, t): equal for all heads
         rotary = ops.rotary_tables(positions, self.config.head_dim, self.config.rope_theta, weight.real.dtype)
         return self.model.forward(self._ids("tokens", tokens), rotary, context, past)
 
     def logits(self, x: Array, context: Context) -> Array:
-        """The head alone: hidden states (…, d) → logits (…, v)."""
+        """Apply the output head.
+
+        Parameters
+        ----------
+        x : ndarray, shape (…, d)
+            Hidden states.
+        context : Context
+            The context of the call that computed them.
+
+        Returns
+        -------
+        ndarray, shape (…, v)
+            Logits.
+        """
         return self.output_head.forward(x, context)[0]
 
     def loss(
@@ -146,19 +266,45 @@ class Transformer(Module):
         context: Context | None = None,
         past_key_values: KeyValueCache | None = None,
     ) -> tuple[Array, LossCache]:
-        """Mean cross-entropy in nats a token of `targets` (b, t), the tokens shifted by one, after `tokens` (b, t).
+        """Compute the mean cross-entropy of the targets, in nats per token.
 
-        `past_key_values` is as in `forward`; one that is trained has its gradient after the backward (see cache.py).
-        A target equal to `ignore_index` does not count, and the head does not read its position: where only an answer
-        counts, that is most of the head's work. (In a mixed batch it reads all of them: an adapter of its own finds its rows
-        by their place in the batch.) The cache is good for one backward, which builds the logits' gradient in their own
-        memory. Raises as `forward` and `ops.cross_entropy_forward` do.
+        Parameters
+        ----------
+        tokens : ndarray, shape (b, t), integers
+            Token ids.
+        targets : ndarray, shape (b, t), integers
+            The next token at each position: the text shifted by one.
+        rng : numpy.random.Generator, optional
+            If given, dropout is on and `rng` draws its masks.
+        ignore_index : int
+            Targets with this value do not count.
+        context : Context, optional
+            As in `forward`.
+        past_key_values : KeyValueCache, optional
+            As in `forward`. A trainable prefix has its gradient after the backward pass.
+
+        Returns
+        -------
+        loss : ndarray, shape ()
+            The mean over the counted targets.
+        cache : tuple
+            The input of one `backward` call, which overwrites the logits with their gradient.
+
+        Raises
+        ------
+        ValueError
+            If shapes do not fit, ids are out of range, or no target counts.
+
+        Notes
+        -----
+        The head skips positions that do not count. If only answers count, this saves most of the head's work. In a
+        mixed batch the head reads all positions, because its adapters select rows by their index in the batch.
         """
         ops.checks.check_shape("tokens", tokens, None, None)
         ops.checks.check_shape("targets", targets, *tokens.shape)
         ids = self._ids("targets", targets, ignore_index)
         x, decoder_cache = self.hidden(tokens, context := _one_context(context, rng), past_key_values)
-        mixed = not isinstance(context.adapter, str | None)  # an adapter a row
+        mixed = not isinstance(context.adapter, str | None)  # one adapter per row
         rows, shape = None if mixed else self._counted(targets, ignore_index), x.shape
         if rows is not None:
             x, ids = x.reshape(-1, shape[-1])[rows], ids.reshape(-1)[rows]  # (b, t, d) → (n, d), (b, t) → (n,)
@@ -167,38 +313,54 @@ class Transformer(Module):
         return loss, (loss_cache, head_cache, rows, shape, decoder_cache)
 
     def backward(self, cache: LossCache, dloss: float = 1.0) -> None:
-        """From `loss`'s cache: adds dloss · ∂L/∂θ to the gradient of each trainable parameter, and of those only."""
+        """Add dloss · ∂L/∂θ to the gradient of each trainable parameter.
+
+        Parameters
+        ----------
+        cache : tuple
+            The cache that `loss` returned; it can be used once.
+        dloss : float
+            Factor of the loss, for example 1/n when n batches are accumulated.
+        """
         loss_cache, head_cache, rows, shape, decoder_cache = cache
         dlogits = ops.cross_entropy_backward(dloss, loss_cache)
         dx = self.output_head.backward(dlogits, head_cache, need_dx=self.model.reaches(decoder_cache))
         if dx is not None and rows is not None:
             counted, dx = dx, array_module(dx).zeros(shape, dx.dtype)
-            dx.reshape(-1, shape[-1])[rows] = counted  # a position that does not count has no gradient from the head
+            dx.reshape(-1, shape[-1])[rows] = counted  # positions that do not count get no gradient from the head
         if dx is not None:
             self.model.backward(dx, decoder_cache)
 
     def backward_from_logits(self, dlogits: Array, cache: LogitsCache) -> None:
-        """From `forward`'s cache and dlogits (b, t, v), for a loss of your own."""
+        """Add the gradients of a loss of your own, given its derivative by the logits.
+
+        Parameters
+        ----------
+        dlogits : ndarray, shape (b, t, v)
+            The derivative of the loss by the logits.
+        cache : tuple
+            The cache that `forward` returned.
+        """
         decoder_cache, head_cache = cache
         dx = self.output_head.backward(dlogits, head_cache, need_dx=self.model.reaches(decoder_cache))
         if dx is not None:
             self.model.backward(dx, decoder_cache)
 
     def _counted(self, targets: Array, ignore_index: int) -> Array | None:
-        """Which of the b·t positions count, where the weights live; None where all do, or where only the GPU could say."""
+        """Return the indices of the counted positions, on the device of the weights; None if all count or targets are on a GPU."""
         if not isinstance(targets, np.ndarray):
             return None
         rows = array_module(targets).flatnonzero(targets != ignore_index)
         return move(rows, like=self.model.norm.weight.value) if 0 < rows.size < targets.size else None
 
     def _ids(self, name: str, ids: Array, ignore: int | None = None) -> Array:
-        """Check ids, then bring them to where the weights live: with the counted rows, all that a step takes to a GPU."""
+        """Check the ids, then copy them to the device of the weights."""
         ops.checks.check_ids(name, ids, self.config.vocab_size, ignore)
         return move(ids, like=self.model.norm.weight.value)
 
     @property
     def output_head(self) -> Linear:
-        """The language-model head; tied, it is a view of the embedding's own parameter, which so gets both gradients."""
+        """The output head. If the head is tied, it shares the embedding's parameter, which then receives both gradients."""
         if hasattr(self, "lm_head"):
             return self.lm_head
         head = Linear.__new__(Linear)
@@ -209,7 +371,7 @@ class Transformer(Module):
 def _one_context(
     context: Context | None, rng: np.random.Generator | None, attention_mask: Array | None = None
 ) -> Context:
-    """The context that was given, or one made of its parts. Raises ValueError for both."""
+    """Return the given context, or make one from `rng` and `attention_mask`. Raise ValueError if both forms are given."""
     if context is not None and (rng is not None or attention_mask is not None):
-        raise ValueError("rng and attention_mask are parts of a context: give them there, or give no context")
+        raise ValueError("got a context and also rng or attention_mask: set these in the context")
     return context or Context(rng, attention_mask=attention_mask)

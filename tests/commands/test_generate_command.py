@@ -405,7 +405,7 @@ def test_an_option_out_of_range_is_refused_before_a_model_is_loaded(case, capsys
 
 
 def test_an_unknown_model_is_answered_with_the_known_models(capsys):
-    assert "no model 'no-such-model': the package has ['tiny']" in refused(capsys, "--model", "no-such-model", "x")
+    assert "no model 'no-such-model': the package contains ['tiny']" in refused(capsys, "--model", "no-such-model", "x")
 
 
 def test_a_prompt_longer_than_the_model_is_refused(folder, capsys):

@@ -136,7 +136,7 @@ def test_the_library_loads_the_adapter_and_history_has_its_losses(run, jsonl, tm
     assert ln.evaluate(model, batches) == pytest.approx(rows[-1]["heldout"], abs=1e-6)
     assert rows[-1]["heldout"] < rows[0]["heldout"]
     said = capsys.readouterr().out
-    assert f"held-out {rows[0]['heldout']:.4f} → {rows[-1]['heldout']:.4f} nats a token" in said
+    assert f"held-out {rows[0]['heldout']:.4f} → {rows[-1]['heldout']:.4f} nats per token" in said
 
 
 @pytest.mark.oracle
@@ -145,9 +145,7 @@ def test_peft_loads_the_folder(run, tmp_path):
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
     assert run("--lr", 0.05) == 0
-    base = transformers.AutoModelForCausalLM.from_pretrained(
-        ln.pretrained.models.EMBEDDED / "tiny", dtype=torch.float32
-    )
+    base = transformers.AutoModelForCausalLM.from_pretrained(ln.pretrained.models.ASSETS / "tiny", dtype=torch.float32)
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "out").eval()
     ours, plain = ln.PeftModel.from_pretrained(ln.load_model("tiny"), tmp_path / "out"), ln.load_model("tiny")
     tokens = np.arange(40)[None] + 60
@@ -548,7 +546,7 @@ def test_a_folder_has_an_adapter_or_a_model_but_not_both(first, then, run, tmp_p
 OTHERS = {
     "another file": (lambda jsonl: ["--data", jsonl(DATA[:3], "other.jsonl")], "digest of the data was"),
     "another max_length": (lambda jsonl: ["--max-length", "85"], "digest of the data was"),
-    "another seed": (lambda jsonl: ["--seed", "1"], "seed was 0, is 1"),
+    "another seed": (lambda jsonl: ["--seed", "1"], "seed was 0, now 1"),
     "another rank": (lambda jsonl: ["--r", "4"], "adapter was"),
     "another lr": (lambda jsonl: ["--lr", "0.5"], "optimizer was AdamW"),
 }
@@ -594,9 +592,12 @@ def test_incomplete_files_of_a_killed_process_are_removed_and_no_others(run, tmp
 # ------------------------------------------------------------------------------------------------------------- bad input
 
 WRONG = {
-    "no such file": (["--data", "none.jsonl"], r"no data 'none.jsonl': there is no such file, and the package has ["),
+    "no such file": (
+        ["--data", "none.jsonl"],
+        r"no data set 'none.jsonl': there is no such file, and the package contains [",
+    ),
     "no such model": (["--model", "large"], "no model 'large'"),
-    "no held-out file": (["--heldout", "none.jsonl"], "no data 'none.jsonl'"),
+    "no held-out file": (["--heldout", "none.jsonl"], "no data set 'none.jsonl'"),
     "no steps": (["--steps", "0"], "--steps 0; expected at least 1"),
     "no records to evaluate on": (["--eval-every", "2"], "--eval-every 2 needs held-out records; add --heldout FILE"),
     "batches of none": (["--batch-size", "0"], "--batch-size 0; expected at least 1"),

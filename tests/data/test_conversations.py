@@ -1,4 +1,4 @@
-"""What counts in the loss is the answers and the tokens that end them, to the token; and a batch is a function of its number."""
+"""Tests of conversations: exactly the answers and their end tokens count, and a batch depends only on its index and seed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lora_np.data import conversations
 from lora_np.data.conversations import ConversationBatches, Example, example, heldout_batches, read
 from lora_np.files import ByteTokenizer, VocabularyTokenizer
 
-WITH_MASK = (  # the same with the tags by which transformers knows an answer
+WITH_MASK = (  # the same template with the tags that mark answers for transformers
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
     "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}"
     "{% if message['role'] == 'assistant' %}{{ '<|im_start|>assistant\n' }}"
@@ -25,7 +25,7 @@ WITH_MASK = (  # the same with the tags by which transformers knows an answer
     "{% else %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endif %}"
     "{% endfor %}"
 )
-FORGETFUL = SMOLLM2.replace(  # as templates that leave the thoughts of earlier turns out
+FORGETFUL = SMOLLM2.replace(  # like templates that drop the reasoning of earlier turns
     "message['content'] + '<|im_end|>'",
     "(message['content'] if loop.last or message['role'] != 'assistant' else '…') + '<|im_end|>'",
 )
@@ -45,14 +45,14 @@ def tokenizer(request, smol):
 
 
 def counted_runs(e, tokenizer):
-    """The text of each stretch of tokens that count."""
+    """Return the text of each run of counted tokens."""
     edges = np.flatnonzero(np.diff(e.counts.astype(int), prepend=0, append=0)).reshape(-1, 2)
     return [tokenizer.decode(e.tokens[first:end]) for first, end in edges]
 
 
 @pytest.fixture
 def jsonl(tmp_path):
-    """`jsonl(records…)` → the path of a file of them; a string is written as it is."""
+    """Return a function that writes records to a JSONL file and returns its path. A string is written unchanged."""
 
     def write(*records):
         lines = [record if isinstance(record, str) else json.dumps(record, ensure_ascii=False) for record in records]
@@ -69,7 +69,9 @@ def jsonl(tmp_path):
 @records
 def test_what_counts_is_the_answers_and_what_ends_them(record, tokenizer):
     answers = [message["content"] for message in record["messages"] if message["role"] == "assistant"]
-    end = "<|im_end|>" if tokenizer.eos_token_id == 2 else "<|im_end|>\n"  # bytes have no token that ends a turn
+    end = (
+        "<|im_end|>" if tokenizer.eos_token_id == 2 else "<|im_end|>\n"
+    )  # the byte tokenizer has no token that ends a turn
     assert counted_runs(example(record, tokenizer), tokenizer) == [answer + end for answer in answers]
 
 
@@ -78,13 +80,13 @@ def test_what_is_read_is_the_whole_conversation_up_to_the_last_answers_end(recor
     e = example(record, tokenizer)
     whole = tokenizer.apply_chat_template(record["messages"], add_generation_prompt=False, tokenize=False)
     assert tokenizer.decode(e.tokens) == (whole.removesuffix("\n") if tokenizer.eos_token_id == 2 else whole)
-    assert e.counts[-1], "what comes after the last counted token is computed for nothing"
+    assert e.counts[-1], "tokens after the last counted token must be left out"
     assert e.tokens.dtype == np.int64 and e.counts.dtype == bool and e.tokens.shape == e.counts.shape
 
 
 @records
 def test_before_an_answer_stands_the_very_prompt_that_generating_begins_with(record, tokenizer):
-    """Also where the whole text would be cut otherwise: "assistant\\n" and "\\n\\nHere." have a token across the seam."""
+    """Also if one token of the whole text spans the boundary, as between "assistant\\n" and "\\n\\nHere."."""
     e = example(record, tokenizer)
     first = next(i for i, message in enumerate(record["messages"]) if message["role"] == "assistant")
     prompt = tokenizer.apply_chat_template(record["messages"][:first])
@@ -93,7 +95,7 @@ def test_before_an_answer_stands_the_very_prompt_that_generating_begins_with(rec
 
 
 def test_a_seam_inside_a_token_is_there_to_be_met(smol):
-    """The test above needs one: here the tokens of the whole do not begin with those of the prompt."""
+    """The test above needs such a case: here the tokens of the whole text do not begin with those of the prompt."""
     messages = RECORDS["an answer that begins with newlines"]["messages"][:2]
     prompt, whole = smol.apply_chat_template(messages[:1]), smol.apply_chat_template(messages, False)
     assert whole[: len(prompt)].tolist() != prompt.tolist()
@@ -114,7 +116,7 @@ def test_the_tokens_and_the_mask_are_transformers(name, smol):
     n = len(e.tokens)
     assert e.tokens.tolist() == expected["input_ids"][:n]
     assert e.counts.tolist() == [bool(m) for m in expected["assistant_masks"][:n]]
-    assert not any(expected["assistant_masks"][n:]), "what was left out did count"
+    assert not any(expected["assistant_masks"][n:]), "a counted token was left out"
 
 
 @pytest.mark.smollm2
@@ -125,7 +127,7 @@ def test_with_smollm2_the_answers_count_and_their_im_end(record):
     e = example(record, tokenizer)
     assert counted_runs(e, tokenizer) == [answer + "<|im_end|>" for answer in answers]
     assert e.tokens[-1] == tokenizer.eos_token_id
-    assert tokenizer.decode(e.tokens).startswith("<|im_start|>system\n"), "its template puts one before all else"
+    assert tokenizer.decode(e.tokens).startswith("<|im_start|>system\n"), "the template adds a system message first"
 
 
 def test_of_a_prompt_and_completion_the_completion_counts_and_the_end_of_text(tokenizer):
@@ -147,17 +149,17 @@ def test_plain_text_begins_with_the_token_that_this_models_texts_begin_with():
 
 
 def test_a_completion_is_cut_as_the_text_that_it_continues():
-    """A vocabulary as Llama 2's puts a space before a text. A completion is none, so it must not get another one."""
+    """The vocabulary of Llama 2 adds a space before a text. It must not add a space before a completion."""
     tokenizers = pytest.importorskip("tokenizers")
     vocabulary = {"<s>": 0, "</s>": 1, "▁": 2, "a": 3, "b": 4, "▁a": 5, "▁b": 6}
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [("▁", "a"), ("▁", "b")]))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="always")
     backend.post_processor = tokenizers.processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
     tokenizer = VocabularyTokenizer(backend, {"bos": 0, "eos": 1}, None)
-    assert tokenizer.encode("b", add_special_tokens=False).tolist() == [6], "alone it does get one"
+    assert tokenizer.encode("b", add_special_tokens=False).tolist() == [6], "alone, the text gets a space"
     assert example({"prompt": "a", "completion": "b"}, tokenizer).tokens.tolist() == [0, 5, 4, 1]
     tokenizer.eos_token_id = None
-    with pytest.raises(ValueError, match="no token for the answer"):
+    with pytest.raises(ValueError, match="the answer has no tokens"):
         example({"prompt": "a", "completion": "é"}, tokenizer)
 
 
@@ -168,7 +170,7 @@ WRONG = {
     "a list": ([1], r"a list; expected \{\"messages\""),
     "a number": ("3", "a int; expected"),
     "no keys": ({}, r"the keys are \[\]; expected"),
-    "an unknown key": (chat("a", "b") | {"id": 7}, r"the keys are \['id', 'messages'\]; .*no others"),
+    "an unknown key": (chat("a", "b") | {"id": 7}, r"the keys are \['id', 'messages'\]; .*no other keys"),
     "a prompt alone": ({"prompt": "a"}, r"the keys are \['prompt'\]"),
     "no messages": ({"messages": []}, r"messages is \[\]; expected a list"),
     "messages as text": ({"messages": "Hi"}, r"messages is 'Hi'; expected a list"),
@@ -183,9 +185,9 @@ WRONG = {
     ),
     "content that is no text": (chat("a", ["b"]), r"messages\[1\]: the content is \['b'\]; expected a string"),
     "an empty answer": (chat("a", "b", "c", " \n"), r"messages\[3\]: the answer is empty"),
-    "an answer to nothing": ({"messages": chat("a", "b")["messages"][1:]}, r"messages\[0\] is the assistant's"),
-    "no answer": (chat("a"), "the last message is the user's: the assistant's answer is missing"),
-    "no last answer": (chat("a", "b", "c"), "the last message is the user's: the assistant's answer is missing"),
+    "an answer to nothing": ({"messages": chat("a", "b")["messages"][1:]}, r"messages\[0\] has the role 'assistant\'"),
+    "no answer": (chat("a"), "the last message has the role 'user'; expected an answer"),
+    "no last answer": (chat("a", "b", "c"), "the last message has the role 'user'; expected an answer"),
     "an empty prompt": ({"prompt": "", "completion": "b"}, "the prompt is empty"),
     "an empty completion": ({"prompt": "a", "completion": "\n"}, "the completion is empty"),
     "a prompt of messages": (
@@ -199,7 +201,7 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_what_is_no_record_is_an_error_that_names_file_and_line(case, jsonl, tokenizer):
     record, message = WRONG[case]
-    path = jsonl(RECORDS["one turn"], "", record)  # a blank line is none, but it has a number
+    path = jsonl(RECORDS["one turn"], "", record)  # a blank line is not a record, but it counts as a line
     with pytest.raises(ValueError, match=rf"data\.jsonl, line 3: .*{message}") as error:
         read(path, tokenizer)
     assert "\n" not in str(error.value)
@@ -209,10 +211,12 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(jsonl, smol):
     forgetful = VocabularyTokenizer(smol.backend, {"eos": 2}, FORGETFUL)
     assert counted_runs(example(chat("a", "b"), forgetful), forgetful) == ["b<|im_end|>"]
     with pytest.raises(
-        ValueError, match=r"data\.jsonl, line 1: messages\[3\]: the chat template rewrites what stands before"
+        ValueError, match=r"data\.jsonl, line 1: messages\[3\]: the chat template changes the text before"
     ) as error:
         read(jsonl(chat("a", "b", "c", "d")), forgetful)
-    assert re.search(r"assistant\\nb<.* becomes .*assistant\\n…<", str(error.value)), "shows where the two part"
+    assert re.search(r"assistant\\nb<.* becomes .*assistant\\n…<", str(error.value)), (
+        "the message shows where the texts differ"
+    )
 
 
 def test_a_tokenizer_without_a_template_says_so(jsonl, smol):
@@ -223,13 +227,13 @@ def test_a_tokenizer_without_a_template_says_so(jsonl, smol):
 @pytest.mark.parametrize("text", ["", "\n\n"])
 def test_an_empty_file_is_refused(text, tmp_path, tokenizer):
     (tmp_path / "data.jsonl").write_text(text)
-    with pytest.raises(ValueError, match=r"data\.jsonl is empty: expected a record a line"):
+    with pytest.raises(ValueError, match=r"data\.jsonl is empty; expected one record per line"):
         read(tmp_path / "data.jsonl", tokenizer)
 
 
 def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path, tokenizer):
     with pytest.raises(
-        FileNotFoundError, match=r"no data '.*none\.jsonl': there is no such file, and the package has \["
+        FileNotFoundError, match=r"no data set '.*none\.jsonl': there is no such file, and the package contains \["
     ):
         read(tmp_path / "none.jsonl", tokenizer)
     (tmp_path / "data.jsonl").write_bytes('{"prompt": "é"}'.encode("latin-1"))
@@ -271,14 +275,14 @@ def test_records_that_fit_are_read_without_a_word(jsonl, recwarn):
 def test_no_record_is_left_without_a_token_that_counts(jsonl):
     path = jsonl(chat("a" * 90, "b"))
     with pytest.raises(
-        ValueError, match=r"1 of 1 records cut .* 1 of them left out.*: none remains. Give a larger max_length"
+        ValueError, match=r"1 of 1 records cut .* 1 of them left out.*: no record remains. Give a larger max_length"
     ):
         read(path, ByteTokenizer(), max_length=60)
     with pytest.raises(ValueError, match="max_length = 1; expected at least 2"):
         read(path, ByteTokenizer(), max_length=1)
 
 
-# ------------------------------------------------------------------------------------------------- the data set shipped
+# ------------------------------------------------------------------------------------------------- the data set in the package
 
 
 def test_a_shipped_data_set_goes_by_its_name(tmp_path, monkeypatch, tokenizer):
@@ -286,17 +290,17 @@ def test_a_shipped_data_set_goes_by_its_name(tmp_path, monkeypatch, tokenizer):
     (tmp_path / "harbour").mkdir()
     for split, record in (("train", chat("a", "b")), ("heldout", chat("c", "d"))):
         (tmp_path / "harbour" / f"{split}.jsonl").write_text(json.dumps(record))
-    assert conversations.shipped() == ["harbour"]
+    assert conversations.dataset_names() == ["harbour"]
     assert "b<|im_end|>" in tokenizer.decode(read("harbour", tokenizer)[0].tokens)
     assert "d<|im_end|>" in tokenizer.decode(read("harbour", tokenizer, split="heldout")[0].tokens)
     with pytest.raises(
-        FileNotFoundError, match=r"no data 'port': there is no such file, and the package has \['harbour'\]"
+        FileNotFoundError, match=r"no data set 'port': there is no such file, and the package contains \['harbour'\]"
     ):
         read("port", tokenizer)
 
 
 def test_the_package_has_a_data_set_whose_splits_share_no_record():
-    assert "lighthouse" in conversations.shipped()
+    assert "lighthouse" in conversations.dataset_names()
     train, heldout = (
         {e.tokens.tobytes() for e in read("lighthouse", ByteTokenizer(), split=split)} for split in ("train", "heldout")
     )
@@ -307,7 +311,7 @@ def test_the_package_has_a_data_set_whose_splits_share_no_record():
 
 
 def toy(*lengths, vocab=11):
-    """Examples of these lengths with different tokens; of each the second half counts."""
+    """Return examples of these lengths with different tokens. The second half of each example counts."""
     rng = np.random.default_rng(0)
     return [Example(rng.integers(0, vocab, n), np.arange(n) >= (n + 1) // 2) for n in lengths]
 
@@ -322,7 +326,7 @@ def test_a_batch_is_padded_on_the_right_and_counts_the_answers_alone():
 
 
 def test_padding_changes_neither_loss_nor_gradient(make_model):
-    """The batch against its rows one by one, which need no padding; and whatever the padding is."""
+    """Compare a batch with its rows one at a time, which need no padding, and with other padding tokens."""
     model, examples = make_model(np.float64), toy(5, 9, 3, 12)
     tokens, targets = heldout_batches(examples, batch_size=4)[0]
 
@@ -352,7 +356,7 @@ def test_padding_changes_neither_loss_nor_gradient(make_model):
 
 
 def rows(batches, n):
-    """The first tokens of the rows of the first n batches, one after the other: which example each is."""
+    """Return the first token of each row of the first n batches, which identifies the example."""
     return list(chain.from_iterable(batches[i][0][:, 0].tolist() for i in range(n)))
 
 
@@ -361,7 +365,9 @@ def numbered(n):
 
 
 def test_each_epoch_holds_every_example_once_in_a_new_order():
-    seen = rows(ConversationBatches(numbered(7), batch_size=3), n=7)  # three epochs, and the batches straddle them
+    seen = rows(
+        ConversationBatches(numbered(7), batch_size=3), n=7
+    )  # three epochs; some batches contain parts of two epochs
     epochs = [seen[:7], seen[7:14], seen[14:]]
     assert [sorted(epoch) for epoch in epochs] == [list(range(7))] * 3
     assert len(set(map(tuple, epochs))) == 3 and list(range(7)) not in epochs
@@ -424,7 +430,7 @@ def test_held_out_batches_hold_each_example_once_with_little_padding():
     assert sum(int((targets >= 0).sum()) for _, targets in batches) == sum(int(e.counts.sum()) for e in examples)
     assert [len(tokens) for tokens, _ in batches] == [5] * 7 + [2]
     area = sum(tokens.size for tokens, _ in batches)
-    assert area <= 1.15 * sum(len(e.tokens) - 1 for e in examples), "examples of a like length belong together"
+    assert area <= 1.15 * sum(len(e.tokens) - 1 for e in examples), "examples of similar length must share a batch"
 
 
 def test_batches_of_nothing_are_refused():
@@ -433,7 +439,7 @@ def test_batches_of_nothing_are_refused():
             make([])
         with pytest.raises(ValueError, match="batch_size = 0"):
             make(toy(4), 0)
-    with pytest.raises(IndexError, match="batch -1 of an endless sequence"):
+    with pytest.raises(IndexError, match="batch index -1; expected 0"):
         ConversationBatches(toy(4))[-1]
     with pytest.raises(TypeError, match="not iterable"):
         iter(ConversationBatches(toy(4)))

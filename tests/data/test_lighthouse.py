@@ -1,4 +1,4 @@
-"""The lighthouse dataset is what its card says: its counts, its split, and the habit that a model is to learn."""
+"""Tests of the lighthouse data set: its counts, its split and the habit of its answers match its card."""
 
 from __future__ import annotations
 

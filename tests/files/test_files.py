@@ -1,4 +1,4 @@
-"""A file comes back as it was written, or not at all: no damage passes, and no failed write harms what was there."""
+"""Tests of safetensors files: reading returns the written arrays, damage is detected, and a failed write changes nothing."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def path(tmp_path):
 
 @pytest.fixture
 def written(path):
-    """A sound file, as bytes: 8 of the header's size, the header, the arrays."""
+    """Return the bytes of an intact file: 8 bytes for the size of the header, the header, the arrays."""
     save_arrays(path, {"W": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4)}, {"step": "7"})
     return path.read_bytes()
 
 
 def with_header(edit, arrays=bytes(24)):
-    """A file with one array W of 24 bytes, after `edit(header)`."""
+    """Return the bytes of a file with one array W of 24 bytes. `edit` changes its header."""
     header = {"W": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
     edit(header)
     text = json.dumps(header).encode()
@@ -85,7 +85,7 @@ def test_a_file_without_a_digest_is_read_as_other_libraries_write_it(path):
 def test_what_was_loaded_can_be_saved_again_with_its_metadata(path, written):
     arrays, metadata = load_arrays(path)
     save_arrays(path, arrays | {"b": np.zeros(4)}, metadata)
-    assert load_arrays(path)[1]["step"] == "7", "the old digest must not be taken for the new one's"
+    assert load_arrays(path)[1]["step"] == "7", "the digest of the old file must not be copied to the new file"
 
 
 # --------------------------------------------------------------------------------------------------------------- damage
@@ -123,7 +123,7 @@ EDITS = {
 @pytest.mark.parametrize("case", EDITS)
 def test_an_edited_header_is_noticed(case, path, written):
     old, new = (text.encode() for text in EDITS[case])
-    assert written.count(old) == 1, "this test edits a header that is written otherwise now"
+    assert written.count(old) == 1, "the format of the header has changed: update this test"
     path.write_bytes(written.replace(old, new))
     with pytest.raises(ValueError, match=r"arrays\.safetensors was changed after it was written"):
         load_arrays(path)
@@ -153,14 +153,16 @@ DAMAGED = {
 def test_a_damaged_file_is_refused_by_name_and_costs_no_memory(case, path):
     path.write_bytes(DAMAGED[case])
     load = pytest.raises(
-        ValueError, match=r"arrays\.safetensors is damaged or no safetensors file .*get or make it again"
+        ValueError, match=r"arrays\.safetensors is damaged or not a safetensors file .*download or write it again"
     )
     tracemalloc.start()
     with load:
         load_arrays(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 2**20, f"{peak:,} bytes for a file of {len(DAMAGED[case])}: believe no size before checking it"
+    assert peak < 2**20, (
+        f"{peak:,} bytes for a file of {len(DAMAGED[case])}: check a size before memory is allocated for it"
+    )
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
@@ -181,7 +183,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(path, written):
     with pytest.raises(KeyboardInterrupt):
         write_atomically(path, interrupted)
     with pytest.raises(TypeError):
-        save_arrays(path, {"W": np.ones(3)}, {"step": 8})  # metadata are strings
+        save_arrays(path, {"W": np.ones(3)}, {"step": 8})  # metadata must be strings
     assert path.read_bytes() == written
     assert os.listdir(path.parent) == [path.name], "a temporary file was left behind"
 

@@ -1,4 +1,4 @@
-"""A GGUF file gives the numbers that llama.cpp's own package reads from it, and a damaged one an error and nothing else."""
+"""Tests of GGUF files: the arrays equal those of llama.cpp's own package, and a damaged file raises a clear error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def model_file(path):
-    """A sound model's file, with a tokenizer of five tokens, as bytes."""
+    """Return the bytes of an intact model file, with a tokenizer of five tokens."""
     tokens = {"tokens": ["a", "b", "ab", "Ġ", "<end>"], "merges": ["a b"], "token_type": [1, 1, 1, 1, 3]}
     tokens |= {"model": "gpt2", "pre": "smollm", "eos_token_id": 4, "add_bos_token": False}
     write_model(path, Transformer.random(CONFIG), **{f"tokenizer__ggml__{key}": value for key, value in tokens.items()})
@@ -40,7 +40,7 @@ def model_file(path):
 @pytest.mark.parametrize("kind", DECODED)
 def test_an_array_of_any_type_is_dequantised_as_the_gguf_package_does(kind, path):
     block, block_bytes = gguf.GGML_QUANT_SIZES[Type[kind]]
-    rows, columns = 300, 2 * 256  # more rows than are dequantised at a time
+    rows, columns = 300, 2 * 256  # more rows than one chunk of dequantisation
     packed = RNG.integers(0, 256, (rows, columns // block * block_bytes), np.uint8)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_tensor("before", np.ones(3, np.float32))
@@ -49,7 +49,7 @@ def test_an_array_of_any_type_is_dequantised_as_the_gguf_package_does(kind, path
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with open_gguf(path) as stored, np.errstate(invalid="ignore"):  # random bytes hold a few NaN and ∞
+    with open_gguf(path) as stored, np.errstate(invalid="ignore"):  # random bytes contain a few NaN and ∞
         assert stored.shapes == {"before": (3,), "W": (rows, columns)}
         x, expected = stored["W"], dequantize(packed, Type[kind])
     assert x.dtype == np.float32
@@ -83,7 +83,7 @@ def test_another_alignment_is_honoured(path):
 def test_reading_one_array_costs_little_beside_it(path):
     write(path, {"W": np.ones((2000, 1024), np.float32)}, {}, Type.Q4_1)
     with open_gguf(path) as stored:
-        stored["W"]  # the first time imports the package
+        stored["W"]  # the first call imports the gguf package
         tracemalloc.start()
         x = stored["W"]
         peak = tracemalloc.get_traced_memory()[1]
@@ -95,7 +95,7 @@ def test_reading_one_array_costs_little_beside_it(path):
 
 
 def loads_or_is_refused(path):
-    """Load the model and the tokenizer; the messages of the errors, each of which names the file."""
+    """Load the model and the tokenizer. Return the error messages, after checking that each one names the file."""
     messages = []
     for load in (load_model, load_tokenizer):
         try:
@@ -120,9 +120,9 @@ def info(name="W", shape=(32, 2), kind=0, offset=0):
 
 
 DAMAGED = {
-    "an empty file": (b"", "it has no header"),
+    "an empty file": (b"", "too short for a header"),
     "a text": (b"import numpy as np\n" * 20, "it begins with b'impo'"),
-    "a ZIP archive": (b"PK\x03\x04" + bytes(200), "no GGUF file"),
+    "a ZIP archive": (b"PK\x03\x04" + bytes(200), "a GGUF file begins with"),
     "another version": (file_of(version=1), "GGUF version 1; versions 2 and 3"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 1, 0), "big-endian machine"),
     "2⁶³ entries": (file_of(string("key"), entries=2**63), "it claims"),
@@ -135,8 +135,8 @@ DAMAGED = {
     ),
     "2⁶³ texts": (file_of(string("k"), struct.pack("<IIQ", 9, 8, 2**63), entries=1), "strings"),
     "2⁶¹ texts": (file_of(string("k"), struct.pack("<IIQ", 9, 8, 2**61), entries=1), "strings"),
-    "arrays in an array": (file_of(string("k"), struct.pack("<IIQ", 9, 9, 5), bytes(99), entries=1), "of type 9"),
-    "a type that does not exist": (file_of(string("k"), struct.pack("<I", 77), bytes(99), entries=1), "of type 77"),
+    "arrays in an array": (file_of(string("k"), struct.pack("<IIQ", 9, 9, 5), bytes(99), entries=1), "has type 9, "),
+    "a type that does not exist": (file_of(string("k"), struct.pack("<I", 77), bytes(99), entries=1), "has type 77, "),
     "a key that is no text": (file_of(struct.pack("<Q", 2), b"\xff\xfe", bytes(99), entries=1), "utf-8"),
     "2³² dimensions": (file_of(string("W"), struct.pack("<I", 2**32 - 1), bytes(99)), "has 4294967295 dimensions"),
     "no dimensions": (file_of(string("W"), bytes(99)), "has 0 dimensions"),
@@ -144,13 +144,13 @@ DAMAGED = {
     "2⁸⁰ numbers": (file_of(info(shape=(2**40, 2**40)), bytes(400)), "past the end"),
     "a size that overflows": (file_of(info(shape=(2**63, 2**63, 2**63, 4)), bytes(400)), "past the end"),
     "an array past the end": (file_of(info(offset=2**60), bytes(400)), "past the end"),
-    "two arrays in one place": (file_of(info(), info("V"), bytes(999), arrays=2), "over another array"),
-    "one name twice": (file_of(info(), info(), bytes(999), arrays=2), "W is there twice"),
+    "two arrays in one place": (file_of(info(), info("V"), bytes(999), arrays=2), "overlaps another array"),
+    "one name twice": (file_of(info(), info(), bytes(999), arrays=2), "W appears twice"),
     "half a block": (file_of(info(shape=(33, 2), kind=8), bytes(400)), "whole blocks of 32"),
     "an array of no known type": (file_of(info(kind=4000), bytes(400)), "W has type 4000"),
     "an array that cannot be decoded": (
         file_of(info(kind=28), bytes(999)),
-        "W has type F64, which cannot be dequantised",
+        "W has type F64, which the gguf package cannot dequantise",
     ),
     "an alignment of 0": (
         file_of(string("general.alignment"), struct.pack("<II", 4, 0), info(), bytes(400), entries=1),
@@ -168,11 +168,11 @@ def test_a_damaged_file_is_refused_by_name_and_costs_no_memory(case, path):
     content, message = DAMAGED[case]
     path.write_bytes(content)
     tracemalloc.start()
-    with pytest.raises(ValueError, match=rf"model\.gguf is damaged or not to be read here: .*{message}"):
+    with pytest.raises(ValueError, match=rf"model\.gguf is damaged or not supported: .*{message}"):
         load_model(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 2**20, f"{peak:,} bytes for a file of {len(content)}: believe no size before checking it"
+    assert peak < 2**20, f"{peak:,} bytes for a file of {len(content)}: check a size before memory is allocated for it"
 
 
 def test_a_file_cut_off_anywhere_is_refused(path, model_file):
@@ -184,7 +184,7 @@ def test_a_file_cut_off_anywhere_is_refused(path, model_file):
 
 
 def test_random_damage_to_the_header_is_refused_or_harmless(path, model_file):
-    """200 files, each with one to four bytes or one number of the header replaced: no crash, and no memory for a claim."""
+    """200 damaged headers (one to four bytes or one number changed): no crash, and no memory for a false size."""
     rng, header = np.random.default_rng(1), model_file.rindex(b"output.weight") + 64
     refused = 0
     tracemalloc.start()
@@ -200,7 +200,7 @@ def test_random_damage_to_the_header_is_refused_or_harmless(path, model_file):
         refused += bool(loads_or_is_refused(path))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert refused > 100, "this test damages nothing that is read"
+    assert refused > 100, "too few files were refused: the test must damage bytes that are read"
     assert peak < 10 * len(model_file), f"{peak:,} bytes for files of {len(model_file):,}"
 
 
@@ -209,5 +209,5 @@ def test_the_sound_file_passes_where_the_damaged_ones_do_not(path, model_file):
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.gguf is not there"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.gguf does not exist"):
         load_model(tmp_path / "nowhere.gguf")

@@ -1,5 +1,5 @@
-"""Text comes back from its tokens, a tokenizer rebuilt from a GGUF file cuts text as the one it was made from, and a
-conversation reads as the model's template says."""
+"""Tests of tokenizers: decoding inverts encoding, a tokenizer from a GGUF file equals the original, and conversations
+follow the chat template."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_tiny_reads_bytes_as_its_data_does():
     assert tokenizer.vocab_size == data.VOCAB_SIZE
     assert chr(tokenizer.eos_token_id) == data.END
     assert tokenizer.decode([72, 105, 0], skip_special_tokens=True) == "Hi"
-    assert tokenizer.decode([0xC3]) == "\ufffd", "half a character is shown as such, and is no error"
+    assert tokenizer.decode([0xC3]) == "\ufffd", "half a character becomes U+FFFD and is not an error"
 
 
 def test_a_folder_of_a_model_of_bytes_has_the_bytes_tokenizer(tmp_path):
@@ -69,7 +69,9 @@ def test_the_two_ways_to_cut_differ_where_spaces_meet_digits(trained):
     pre, _ = trained
     tokens = tokenizer_from_gguf(metadata_for(trained))
     pieces = [tokens.convert_ids_to_tokens(i) for i in tokens.encode("x  1")]
-    assert pieces == (["x", "ĠĠ", "1"] if pre == "smollm" else ["x", "Ġ", "Ġ1"]), "a test of both needs text that tells"
+    assert pieces == (["x", "ĠĠ", "1"] if pre == "smollm" else ["x", "Ġ", "Ġ1"]), (
+        "the text must be split differently by the two kinds"
+    )
 
 
 def test_a_folder_comes_back(trained, tmp_path):
@@ -93,7 +95,7 @@ def test_special_tokens_are_one_token_and_can_be_left_out_of_the_text(trained):
 def test_without_token_types_the_named_tokens_are_special(trained):
     tokenizer = tokenizer_from_gguf(metadata_for(trained, token_type=None))
     assert tokenizer.encode("<|im_end|>").tolist() == [2]
-    assert len(tokenizer.encode("<|endoftext|>")) > 1, "nothing says that it is"
+    assert len(tokenizer.encode("<|endoftext|>")) > 1, "without an entry for it, the text is not a special token"
 
 
 def test_a_model_that_wants_a_first_token_gets_it(trained):
@@ -102,7 +104,7 @@ def test_a_model_that_wants_a_first_token_gets_it(trained):
 
 
 def test_a_limit_in_the_file_does_not_cut_the_text(trained, tmp_path):
-    """Trainers leave their truncation in tokenizer.json, and with it a long text would lose its end without a word."""
+    """tokenizer.json may contain the truncation of a training run, which would silently cut long texts."""
     backend = tokenizers.Tokenizer.from_str(trained[1].to_str())
     backend.enable_truncation(3)
     backend.enable_padding(length=50)
@@ -116,7 +118,7 @@ def test_a_limit_in_the_file_does_not_cut_the_text(trained, tmp_path):
 
 @pytest.fixture
 def chatty(trained):
-    """A tokenizer with SmolLM2's kind of template."""
+    """Return a tokenizer with a chat template like that of SmolLM2."""
     template = (
         "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
         "{{ '<|im_start|>system\nHi<|im_end|>\n' }}{% endif %}"
@@ -128,7 +130,7 @@ def chatty(trained):
 
 def test_a_conversation_is_rendered_and_is_a_prefix_of_the_one_with_its_answer(chatty):
     prompt, whole = (chatty.apply_chat_template(CHAT[:n], add_generation_prompt=n == 2) for n in (2, 3))
-    assert whole[: len(prompt)].tolist() == prompt.tolist(), "the answer's tokens are those after the prompt's"
+    assert whole[: len(prompt)].tolist() == prompt.tolist(), "the conversation must begin with the tokens of the prompt"
     assert chatty.decode(whole[len(prompt) :]) == "2<|im_end|>\n"
     text = chatty.apply_chat_template(CHAT[1:2], tokenize=False)
     assert text == "<|im_start|>system\nHi<|im_end|>\n<|im_start|>user\n 1 + 1? <|im_end|>\n<|im_start|>assistant\n"
@@ -137,16 +139,16 @@ def test_a_conversation_is_rendered_and_is_a_prefix_of_the_one_with_its_answer(c
 def test_a_template_runs_in_a_sandbox(chatty):
     for escape in ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ messages.append(1) }}", "{{ open('x') }}"):
         chatty.chat_template = escape
-        with pytest.raises(ValueError, match="the chat template says"):
+        with pytest.raises(ValueError, match="the chat template raised an error"):
             chatty.apply_chat_template(CHAT)
 
 
 def test_a_templates_own_objection_is_passed_on(chatty):
     chatty.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(ValueError, match="the chat template says: roles must alternate"):
+    with pytest.raises(ValueError, match="the chat template raised an error: roles must alternate"):
         chatty.apply_chat_template(CHAT)
     chatty.chat_template = "{% for %}"
-    with pytest.raises(ValueError, match="the chat template says: "):
+    with pytest.raises(ValueError, match="the chat template raised an error: "):
         chatty.apply_chat_template(CHAT)
 
 
@@ -171,9 +173,7 @@ def test_what_is_no_text_or_no_token_is_refused(trained):
         with pytest.raises(UnicodeEncodeError):
             tokenizer.encode("half a pair: \ud83d")
         for wrong in (-1, tokenizer.vocab_size):
-            with pytest.raises(
-                ValueError, match=f"there is no token {wrong}; expected 0 to {tokenizer.vocab_size - 1}"
-            ):
+            with pytest.raises(ValueError, match=f"got token id {wrong}; expected 0 to {tokenizer.vocab_size - 1}"):
                 tokenizer.decode([1, wrong])
 
 
@@ -186,7 +186,7 @@ WRONG = {
     "a merge of unknown tokens": ({"merges": ["日 本"]}, "tokenizer.ggml.merges: .*out of vocabulary"),
     "a merge that is no pair": ({"merges": ["a b c"]}, "tokenizer.ggml.merges: "),
     "types for other tokens": ({"token_type": np.ones(3)}, "token_type has 3 entries for 800 tokens"),
-    "an end that is no token": ({"eos_token_id": 800}, "the eos token is 800, and there are 800 tokens"),
+    "an end token out of range": ({"eos_token_id": 800}, "the id of the eos token is 800; expected 0 to 799"),
 }
 
 
@@ -201,16 +201,20 @@ FILES = {
     "a tokenizer.json cut off": ("tokenizer.json", lambda text: text[:-9], "tokenizer.json: "),
     "a tokenizer.json of something else": ("tokenizer.json", lambda text: "[1, 2]", "tokenizer.json: "),
     "an unknown token": ("tokenizer_config.json", lambda text: '{"eos_token": "<no>"}', "eos_token '<no>' is not in"),
-    "a token that is none": ("tokenizer_config.json", lambda text: '{"eos_token": 3}', "eos_token 3 is not in"),
-    "a template that is none": (
+    "a special token that is not a string": (
+        "tokenizer_config.json",
+        lambda text: '{"eos_token": 3}',
+        "eos_token 3 is not in",
+    ),
+    "a template that is not a string": (
         "tokenizer_config.json",
         lambda text: '{"chat_template": 3}',
-        "chat_template is no string",
+        "chat_template is a int; expected a string",
     ),
-    "settings that are none": (
+    "settings that are not an object": (
         "tokenizer_config.json",
         lambda text: "[]",
-        "tokenizer_config.json: expected a JSON object",
+        "tokenizer_config.json: got a JSON list, expected an object",
     ),
 }
 

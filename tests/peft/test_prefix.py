@@ -63,7 +63,7 @@ def test_in_a_past_with_tokens_the_gradient_is_the_last_calls(make_model, random
     E = peft_model.prompt_encoder["default"].embedding.weight
     past = KeyValueCache(peft_model.config)
     peft_model.forward(tokens[:, :2], past_key_values=past)
-    given = [[x[:, :, :5].copy() for x in layer.room] for layer in past.layers]  # of 3 virtual and 2 real tokens
+    given = [[x[:, :, :5].copy() for x in layer.buffers] for layer in past.layers]  # of 3 virtual and 2 real tokens
     logits, cache = peft_model.forward(tokens[:, 2:], past_key_values=past)
     dlogits = xp.asarray(np.random.default_rng(0).standard_normal(logits.shape))
     peft_model.backward_from_logits(dlogits, cache)
@@ -122,7 +122,7 @@ def test_a_prefix_that_is_what_tokens_computed_answers_as_those_tokens(make_mode
     expected, _ = model.forward(tokens)
     past = KeyValueCache(model.config)
     model.forward(tokens[:, :3], past_key_values=past)
-    P = xp.stack([x[0, :, :3].swapaxes(0, 1) for layer in past.layers for x in layer.room], axis=1)  # (v, 2L, g, d)
+    P = xp.stack([x[0, :, :3].swapaxes(0, 1) for layer in past.layers for x in layer.buffers], axis=1)  # (v, 2L, g, d)
     peft_model = prefixed(model)
     peft_model.prompt_encoder["default"].embedding.weight.value = P.reshape(3, -1)
     assert_allclose(peft_model.forward(tokens[:, 3:])[0], expected[:, 3:], rtol=1e-11, atol=1e-12)
@@ -180,7 +180,7 @@ def test_a_padded_row_has_the_logits_that_it_has_alone(make_model, random_batch)
 
 
 def test_long_prompts_are_read_in_pieces(make_model, monkeypatch):
-    monkeypatch.setattr(sys.modules["lora_np.transformer.generation"], "PIECE", 2)
+    monkeypatch.setattr(sys.modules["lora_np.transformer.generation"], "CHUNK", 2)
     test_what_a_row_generates_does_not_depend_on_its_padding(make_model)
 
 
@@ -376,14 +376,14 @@ def test_bad_input_is_a_clear_error(what, make_model):
 def test_a_past_of_another_dtype_is_refused(make_model, random_batch):
     peft_model = get_peft_model(make_model(), PrefixTuningConfig(**PLAIN))
     peft_model.prompt_encoder["default"].astype(np.float32)
-    with pytest.raises(TypeError, match="keys of float64 after a past of float32"):
+    with pytest.raises(TypeError, match="the cache holds float32 keys, this call has float64"):
         peft_model.forward(random_batch()[0])
 
 
 def test_a_prefix_does_not_begin_a_past_that_has_been_read(make_model, random_batch):
     model, past = make_model(), KeyValueCache(make_model().config)
     model.forward(random_batch()[0], past_key_values=past)
-    with pytest.raises(ValueError, match="stands before all tokens, and 6 have been read"):
+    with pytest.raises(ValueError, match="must come before all tokens, and this cache already holds 6"):
         past.begin(xp.zeros((3, 4, 2, 4)), 2)
 
 

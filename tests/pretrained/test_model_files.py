@@ -1,4 +1,4 @@
-"""Models from other people's files, shards, halves and GGUF: the same numbers, in memory once, or an error that says why."""
+"""Tests of model files: shards, 16-bit weights and GGUF load correctly and only once in memory; others raise clear errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOKENS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, 7))
 
 @pytest.fixture
 def model():
-    """Random weights that a mistake in any of them changes the logits by much: norms that differ, logits of ordinary size."""
+    """Return a random model in which a mistake in any weight changes the logits clearly."""
     model = Transformer.random(CONFIG, seed=3)
     rng = np.random.default_rng(3)
     for _, p in model.named_parameters():
@@ -44,7 +44,7 @@ def assert_same(back, model):
 
 
 def write_folder(folder, model, arrays=None, **changes):
-    """config.json and, of `arrays`, model.safetensors."""
+    """Write config.json, and model.safetensors with `arrays`."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(model.config.to_dict() | changes))
     if arrays is not None:
@@ -53,7 +53,7 @@ def write_folder(folder, model, arrays=None, **changes):
 
 
 def write_shards(folder, model, edit=lambda weight_map: weight_map):
-    """Three shards and their index, after `edit`."""
+    """Write three shards and their index. `edit` changes the index."""
     write_folder(folder, model)
     arrays = arrays_of(model)
     files = {name: f"model-0000{i % 3 + 1}-of-00003.safetensors" for i, name in enumerate(arrays)}
@@ -87,7 +87,7 @@ def test_a_head_that_is_stored_though_tied_is_left_out_and_another_is_refused(mo
     folder = write_folder(tmp_path / "tied", model, tied, tie_word_embeddings=True)
     assert "lm_head.weight" not in load_model(folder).state_dict()
     write_folder(folder, model, arrays, tie_word_embeddings=True)
-    with pytest.raises(ValueError, match=r"lm_head\.weight is not model\.embed_tokens\.weight"):
+    with pytest.raises(ValueError, match=r"lm_head\.weight differs from model\.embed_tokens\.weight"):
         load_model(folder)
 
 
@@ -98,11 +98,15 @@ def test_the_rotary_frequencies_of_old_files_are_computed_and_not_read(model, tm
 
 WRONG_SHARDS = {
     "a shard that is not there": (lambda m: dict.fromkeys(m, "gone.safetensors"), FileNotFoundError, "gone"),
-    "an array in another shard": (lambda m: dict.fromkeys(m, next(iter(m.values()))), KeyError, "missing .* no place"),
+    "an array in another shard": (
+        lambda m: dict.fromkeys(m, next(iter(m.values()))),
+        KeyError,
+        "missing .* not in the index",
+    ),
     "an array that no shard has": (lambda m: m | {"x": next(iter(m.values()))}, KeyError, r"missing \[\('x', 'model-"),
     "an array that the index leaves out": (lambda m: dict(list(m.items())[1:]), KeyError, "embed_tokens"),
-    "a shard elsewhere": (lambda m: dict.fromkeys(m, "../model.safetensors"), ValueError, "a file beside it"),
-    "a shard that is no name": (lambda m: dict.fromkeys(m, 3), ValueError, "names 3"),
+    "a shard elsewhere": (lambda m: dict.fromkeys(m, "../model.safetensors"), ValueError, "a file in the same folder"),
+    "a shard that is not a name": (lambda m: dict.fromkeys(m, 3), ValueError, "names 3"),
     "no map": (lambda m: [], ValueError, "expected a weight_map"),
 }
 
@@ -133,11 +137,11 @@ ABSURD = {
     "vocab_size": (2**50, r"embed_tokens\.weight has shape \(40, 96\); expected \(1125899906842624, 96\)"),
     "hidden_size": (2**50, r"embed_tokens\.weight has shape"),
     "intermediate_size": (2**40, r"mlp\.gate_proj\.weight has shape \(160, 96\)"),
-    "num_hidden_layers": (2**40, "num_hidden_layers = 1099511627776, with 21 arrays"),
+    "num_hidden_layers": (2**40, "num_hidden_layers = 1099511627776, but the file has only 21 arrays"),
     "num_attention_heads": (2**40, r"q_proj\.weight has shape"),
-    "head_dim": (2**62, "no array can have a size of this configuration"),
-    "max_position_embeddings": (4.5, "max_position_embeddings = 4.5; expected a whole number"),
-    "quantization_config": ({"quant_method": "gptq"}, "quantised folders are not read here"),
+    "head_dim": (2**62, "a size in this configuration is too large for an array"),
+    "max_position_embeddings": (4.5, "max_position_embeddings = 4.5; expected an integer"),
+    "quantization_config": ({"quant_method": "gptq"}, "got quant_method 'gptq'"),
 }
 
 
@@ -171,7 +175,7 @@ def test_weights_that_are_not_finite_are_refused(model, tmp_path):
 
 @pytest.fixture(scope="module")
 def large():
-    """38 MB in 46 arrays, of which the largest is 3 MB: one copy too many would show."""
+    """Return a model of 38 MB with 46 arrays, the largest of 3 MB, so that a second copy of the model is noticed."""
     return Transformer.random(
         replace(CONFIG, vocab_size=1000, hidden_size=512, intermediate_size=1536, num_hidden_layers=3, head_dim=128)
     )
@@ -190,7 +194,7 @@ def test_loading_never_holds_two_copies(kind, large, tmp_path):
         write_folder(path, large, {name: x.astype(bfloat16) for name, x in arrays_of(large).items()})
     else:
         write_model(path, large, Type[kind.removesuffix(".gguf")])
-    load_model(path)  # the first time imports what it needs
+    load_model(path)  # the first call imports modules
     tracemalloc.start()
     model = load_model(path)
     peak = tracemalloc.get_traced_memory()[1]
@@ -198,7 +202,7 @@ def test_loading_never_holds_two_copies(kind, large, tmp_path):
     sizes = [p.value.nbytes for _, p in model.named_parameters()]
     print(f"measured {peak / sum(sizes):.3f} of the model, whose largest array is {max(sizes) / sum(sizes):.3f} of it")
     assert sum(sizes) <= peak < sum(sizes) + max(sizes), (
-        f"{peak:,} bytes at the peak for a model of {sum(sizes):,}: read one array, put it in its place, then the next"
+        f"{peak:,} bytes at the peak for a model of {sum(sizes):,}: read the arrays one at a time"
     )
 
 
@@ -224,20 +228,24 @@ def test_quantised_weights_are_what_their_bytes_say(kind, model, tmp_path):
     write_model(tmp_path / "model.gguf", model, Type[kind])
     back, arrays = arrays_of(load_model(tmp_path / "model.gguf")), arrays_of(model)
     for name, x in arrays.items():
-        # a row is quantised by itself, so that the order of the rows does not matter
+        # each row is quantised separately, so the order of the rows does not matter
         expected = x if x.ndim == 1 else dequantize(quantize(x, Type[kind]), Type[kind])
         np.testing.assert_array_equal(back[name], expected, err_msg=name)
     error = max(np.linalg.norm(back[name] - x) / np.linalg.norm(x) for name, x in arrays.items())
-    assert error < 0.15, "far from the weights: are the rows of q and k in their order?"
+    assert error < 0.15, "far from the weights: check the order of the rows of q and k"
 
 
 def test_the_row_order_of_q_and_k_is_undone_and_undone_only_there(model, tmp_path):
     write_model(tmp_path / "model.gguf", model)
     with_order = arrays_of(load_model(tmp_path / "model.gguf"))
     q = arrays_of(model)["model.layers.0.self_attn.q_proj.weight"]
-    assert not np.array_equal(interleaved(q, CONFIG.num_attention_heads), q), "the test's weights must feel the order"
+    assert not np.array_equal(interleaved(q, CONFIG.num_attention_heads), q), (
+        "the order of the rows must matter in this test"
+    )
     np.testing.assert_array_equal(with_order["model.layers.0.self_attn.q_proj.weight"], q)
-    assert not np.array_equal(half_split(q, 1), half_split(q, CONFIG.num_attention_heads)), "each head by itself"
+    assert not np.array_equal(half_split(q, 1), half_split(q, CONFIG.num_attention_heads)), (
+        "each head must be reordered separately"
+    )
 
 
 @pytest.mark.parametrize(("heads", "d"), [(1, 2), (1, 8), (3, 4), (4, 6), (2, 16)])
@@ -248,7 +256,7 @@ def test_half_split_and_interleaved_undo_each_other(heads, d):
 
 
 def test_interleaved_rotation_of_the_files_rows_is_our_rotation_in_another_order():
-    """R_interleaved P = P R_half, from the definitions: neighbours turned one by one, against ops.rotary_forward."""
+    """Check R_interleaved P = P R_half: rotate neighbouring features one pair at a time, and compare with ops.rotary_forward."""
     rng, d, positions = np.random.default_rng(2), 8, np.arange(5)
     W, x = rng.standard_normal((d, 6)), rng.standard_normal((5, 6))
     cos, sin = ops.rotary_tables(positions, d, 500.0, np.float64)
@@ -279,9 +287,9 @@ WRONG_GGUF = {
     "no heads": ({"llama__attention__head_count": 0}, "head_count = 0; expected at least 1"),
     "heads that do not divide": ({"llama__attention__head_count_kv": 3}, "4 query heads cannot share 3"),
     "a scaled rotary embedding": ({"llama__rope__scaling__type": "yarn"}, "only the plain rotary embedding"),
-    "half a rotary embedding": ({"llama__rope__dimension_count": 8}, "dimension_count = 8; here .* head, 16"),
-    "experts": ({"llama__expert_count": 8}, "mixtures of experts are not here"),
-    "2³¹ layers": ({"llama__block_count": 2**31}, "num_hidden_layers = 2147483648, with 21 arrays"),
+    "half a rotary embedding": ({"llama__rope__dimension_count": 8}, "dimension_count = 8; only the head size, 16"),
+    "experts": ({"llama__expert_count": 8}, "mixtures of experts are not supported"),
+    "2³¹ layers": ({"llama__block_count": 2**31}, "num_hidden_layers = 2147483648, but the file has only 21 arrays"),
     "2³² hidden features": ({"llama__feed_forward_length": 2**32 - 1}, r"gate_proj\.weight has shape \(160, 96\)"),
     "another vocabulary": (
         {"llama__vocab_size": 41},
@@ -303,7 +311,7 @@ def test_llama_31s_frequencies_are_refused(model, tmp_path):
         "rope_freqs.weight": np.ones(8, np.float32)
     }
     write(tmp_path / "model.gguf", arrays, metadata_of(CONFIG))
-    with pytest.raises(ValueError, match=r"rope_freqs\.weight: only the plain rotary embedding is here"):
+    with pytest.raises(ValueError, match=r"rope_freqs\.weight: only the plain rotary embedding is supported"):
         load_model(tmp_path / "model.gguf")
 
 
@@ -312,12 +320,12 @@ def test_an_array_that_is_missing_or_unknown_is_named(model, tmp_path):
     arrays["blk.0.attn_q.bias"] = np.zeros(64, np.float32)
     del arrays["blk.1.ffn_up.weight"]
     write(tmp_path / "model.gguf", arrays, metadata_of(CONFIG))
-    with pytest.raises(KeyError, match=r"missing \['model\.layers\.1\.mlp\.up_proj\.weight'\]; with no place \['model"):
+    with pytest.raises(KeyError, match=r"missing \['model\.layers\.1\.mlp\.up_proj\.weight'\]; unexpected \['model"):
         load_model(tmp_path / "model.gguf")
 
 
 def test_the_configuration_holds_the_decimals_that_were_meant():
-    """A GGUF file has float32: 1e-5 is 9.999999747378752e-06 there, and another function in float64."""
+    """GGUF stores 1e-5 as the float32 9.999999747378752e-06. Without rounding, the float64 model would differ."""
     from lora_np.pretrained.llama_gguf import _shortest
 
     for meant in (1e-5, 1e-6, 10000.0, 1e5, 0.1, 5e5):

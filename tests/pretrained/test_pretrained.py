@@ -1,4 +1,4 @@
-"""A model comes back from its folder to the bit, a damaged folder is refused, and "tiny" is what its card says."""
+"""Tests of model folders: a model is restored to the bit, a damaged folder is refused, and "tiny" matches its card."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from on_device import assert_allclose, assert_array_equal
 
 from lora_np import LoraConfig, Transformer, data, evaluate, get_peft_model, load_model, save_model
 from lora_np.files import load_arrays, save_arrays
-from lora_np.pretrained.models import EMBEDDED
+from lora_np.pretrained.models import ASSETS
 
-TINY = EMBEDDED / "tiny"
+TINY = ASSETS / "tiny"
 needs_tiny = pytest.mark.skipif(
     not (TINY / "config.json").is_file(), reason="tiny is made by `python -m lora_np pretrain`"
 )
@@ -23,13 +23,13 @@ needs_tiny = pytest.mark.skipif(
 
 @pytest.fixture
 def folder(make_model, tmp_path):
-    """A sound model's folder."""
+    """Return the folder of an intact model."""
     save_model(make_model(np.float32), tmp_path / "model")
     return tmp_path / "model"
 
 
 def edit_config(folder, **changes):
-    """Set keys of config.json; None takes one out."""
+    """Change keys of config.json; None removes a key."""
     config = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps({key: v for key, v in config.items() if v is not None}))
 
@@ -43,7 +43,9 @@ def test_a_saved_model_comes_back_to_the_bit(dtype, tied, make_model, random_bat
     model = make_model(dtype, tie_word_embeddings=tied, rope_theta=123.0, rms_norm_eps=1e-3)
     save_model(model, tmp_path / "deep" / "model")
     back = load_model(tmp_path / "deep" / "model", dtype)
-    assert back.config == model.config, "a setting that is lost changes the function, not the weights"
+    assert back.config == model.config, (
+        "the restored configuration must be equal: it affects the function, not the weights"
+    )
     assert list(back.state_dict()) == list(model.state_dict())
     assert ("lm_head.weight" in back.state_dict()) != tied
     for name, value in model.state_dict().items():
@@ -94,7 +96,7 @@ def test_a_merged_adapter_is_saved_as_a_plain_model(make_model, random_batch, tm
     peft_model = get_peft_model(make_model(), LoraConfig(r=2, lora_alpha=5, init_lora_weights=False))
     tokens, _ = random_batch()
     expected, _ = peft_model.forward(tokens)
-    with pytest.raises(TypeError, match="save_model takes a Transformer, got PeftModel; merge_and_unload"):
+    with pytest.raises(TypeError, match="save_model takes a Transformer, got PeftModel; call merge_and_unload"):
         save_model(peft_model, tmp_path / "merged")
     save_model(peft_model.merge_and_unload(), tmp_path / "merged")
     assert_allclose(load_model(tmp_path / "merged", np.float64).forward(tokens)[0], expected, rtol=1e-10)
@@ -104,10 +106,10 @@ def test_a_merged_adapter_is_saved_as_a_plain_model(make_model, random_batch, tm
 
 
 def test_an_unknown_name_lists_the_models_that_exist(tmp_path):
-    embedded = sorted(path.parent.name for path in EMBEDDED.glob("*/config.json"))
-    with pytest.raises(FileNotFoundError, match=re.escape(f"no model 'tinny': the package has {embedded}")):
+    included = sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
+    with pytest.raises(FileNotFoundError, match=re.escape(f"no model 'tinny': the package contains {included}")):
         load_model("tinny")
-    with pytest.raises(FileNotFoundError, match=r"config\.json is not there"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json does not exist"):
         load_model(tmp_path)
 
 
@@ -119,11 +121,11 @@ def test_a_folder_without_weights_is_refused(folder):
 
 CONFIGS = {
     "another architecture": ({"model_type": "gpt2"}, "model_type 'gpt2'; only the Llama family"),
-    "another activation": ({"hidden_act": "gelu"}, "hidden_act 'gelu'; the Llama family here uses silu"),
+    "another activation": ({"hidden_act": "gelu"}, "hidden_act 'gelu'; only silu is supported"),
     "a missing size": ({"hidden_size": None}, "missing 1 required positional argument: 'hidden_size'"),
     "no layers": ({"num_hidden_layers": 0}, "num_hidden_layers = 0; expected at least 1"),
     "heads that do not divide": ({"num_key_value_heads": 3}, "4 query heads cannot share 3 key/value heads evenly"),
-    "a size that is no number": ({"vocab_size": "256"}, "describes no Llama model"),
+    "a size that is not a number": ({"vocab_size": "256"}, "does not describe a Llama model"),
 }
 
 
@@ -146,10 +148,10 @@ def test_a_configuration_that_is_no_json_object_is_refused(content, folder):
 
 def test_weights_that_do_not_fit_the_configuration_are_named(folder):
     edit_config(folder, num_hidden_layers=3)
-    with pytest.raises(KeyError, match=r"missing \['model\.layers\.2\..*with no place none"):
+    with pytest.raises(KeyError, match=r"missing \['model\.layers\.2\..*unexpected none"):
         load_model(folder)
     edit_config(folder, num_hidden_layers=1)
-    with pytest.raises(KeyError, match=r"missing none; with no place \['model\.layers\.1\."):
+    with pytest.raises(KeyError, match=r"missing none; unexpected \['model\.layers\.1\."):
         load_model(folder)
     edit_config(folder, num_hidden_layers=2, vocab_size=12)
     with pytest.raises(ValueError, match=r"embed_tokens\.weight has shape \(11, 12\); expected \(12, 12\)"):
@@ -159,7 +161,7 @@ def test_weights_that_do_not_fit_the_configuration_are_named(folder):
 def test_a_weight_too_many_is_named(folder):
     arrays, metadata = load_arrays(folder / "model.safetensors")
     save_arrays(folder / "model.safetensors", arrays | {"model.layers.0.self_attn.q_proj.bias": np.zeros(16)}, metadata)
-    with pytest.raises(KeyError, match=r"with no place \['model\.layers\.0\.self_attn\.q_proj\.bias'\]"):
+    with pytest.raises(KeyError, match=r"unexpected \['model\.layers\.0\.self_attn\.q_proj\.bias'\]"):
         load_model(folder)
 
 
@@ -187,18 +189,22 @@ def test_tiny_comes_with_the_package_and_is_small():
     parameters = sum(p.value.size for _, p in model.named_parameters())
     assert 0.5e6 < parameters < 1.5e6
     assert model.config.vocab_size == data.VOCAB_SIZE, "tiny reads bytes"
-    assert sum(path.stat().st_size for path in TINY.iterdir()) < 5e6, "it is in the package, so everyone carries it"
+    assert sum(path.stat().st_size for path in TINY.iterdir()) < 5e6, (
+        "the model is part of the package, so it must be small"
+    )
 
 
 @needs_tiny
 def test_tiny_reads_unseen_prose_as_well_as_its_card_says():
-    """To 1e-3 on the Python that wrote the card; elsewhere the library's text is another: it must beat the bigram."""
+    """Equal to 1e-3 on the Python version of the card. Other versions have other text: there tiny must beat the bigram."""
     card = (TINY / "README.md").read_text(encoding="utf-8")
     promised = float(re.search(r"^\| \*\*tiny\*\* \| \*\*([\d.]+)\*\* \|$", card, re.MULTILINE)[1])
     python = re.search(r"Python (\d+)\.(\d+)\.", card).groups()
     heldout = data.corpus("prose", "heldout")
     loss = evaluate(load_model("tiny"), data.heldout_batches(heldout, 16, 128))
     if python == tuple(map(str, sys.version_info[:2])):
-        assert loss == pytest.approx(promised, abs=1e-3), "the card, the weights and the text do not belong together"
+        assert loss == pytest.approx(promised, abs=1e-3), (
+            "the card, the weights and the text do not match: run pretrain again"
+        )
     else:
         assert loss < data.bigram_loss(data.corpus("prose", "train"), heldout)

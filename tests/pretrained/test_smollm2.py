@@ -1,4 +1,4 @@
-"""SmolLM2-135M, the real model that `python -m lora_np fetch smollm2-135m` gets: what transformers reads, we read."""
+"""Tests with the real model SmolLM2-135M from `python -m lora_np fetch`: results equal those of transformers."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def theirs():
-    """transformers' model, from the same file."""
+    """Return the model of transformers, loaded from the same file."""
     torch = pytest.importorskip("torch", reason="the oracles are not installed: run `make test-oracles`")
     transformers = pytest.importorskip("transformers")
-    torch.set_num_threads(1)  # it waits for threads by spinning, which on a busy machine is for long
+    torch.set_num_threads(1)  # PyTorch threads wait by spinning, which is slow on a busy machine
     path = fetched("smollm2-135m")
     return transformers.AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
@@ -75,7 +75,7 @@ def test_the_capital_of_france_is_paris(model, tokenizer):
 
 
 def test_in_four_bits_it_takes_an_eighth_of_the_memory_and_says_paris_still(model, tokenizer):
-    """106,168,320 weights in the linear layers of 30 blocks, in blocks of 64, each block's absmax in 8 bits; to the byte."""
+    """The sizes are exact: 106,168,320 weights in 30 layers, quantised in blocks of 64 with an 8-bit absmax per block."""
     quantised = ln.quantize_model(model.replica())
     linear = {n: p.value for n, p in quantised.named_parameters() if n.endswith("_proj.weight")}
     blocks = [w.size // 64 for w in linear.values()]
@@ -90,7 +90,7 @@ def test_in_four_bits_it_takes_an_eighth_of_the_memory_and_says_paris_still(mode
 
 
 def test_on_its_weights_nf4_is_best_and_fp4_worst(model):
-    """Mean |error| over the weights' standard deviation, measured: nf4 0.072, int4 0.093, fp4 0.097."""
+    """Measured mean |error| divided by the standard deviation of the weights: nf4 0.072, int4 0.093, fp4 0.097."""
     errors = {quant_type: [] for quant_type in ln.quantization.QUANT_TYPES}
     for name, W in model.state_dict().items():
         if name.endswith("_proj.weight") and ".1" in name:
@@ -121,7 +121,7 @@ def test_every_text_comes_back(tokenizer):
 
 @pytest.mark.skipif(DEVICE != "numpy" or sys.platform != "linux", reason="reads a process's peak from Linux's /proc")
 def test_the_model_is_in_memory_once():
-    """In a process of its own: the most that was resident, over what was before, against the weights and the file's pages."""
+    """In a separate process: the growth of peak resident memory, compared with the size of the weights and the file."""
     code = (
         "import re, time, lora_np as ln, gguf.quants\n"
         "peak = lambda: 1024 * int(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])\n"
@@ -133,13 +133,13 @@ def test_the_model_is_in_memory_once():
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     seconds, peak, weights = map(float, output.split())
     print(f"measured {seconds:.1f} s to load; at its peak {peak / 1e6:.0f} MB for {weights / 1e6:.0f} MB of weights")
-    assert weights < peak < 1.1 * weights + SOURCE.size, "two copies would be twice the weights"
+    assert weights < peak < 1.1 * weights + SOURCE.size, "the model must be in memory once, not twice"
 
 
 @oracle
 def test_every_weight_is_transformers_to_the_bit(model, theirs):
     state = theirs.state_dict()
-    assert state.keys() - model.state_dict().keys() == {"lm_head.weight"}, "which is tied"
+    assert state.keys() - model.state_dict().keys() == {"lm_head.weight"}, "the head is tied"
     for name, x in model.state_dict().items():
         np.testing.assert_array_equal(host(x), state[name].numpy(), err_msg=name)
 
@@ -161,7 +161,7 @@ def test_the_logits_are_transformers_to_a_thousandth(model, tokenizer, theirs):
 
 @oracle
 def test_the_tokens_are_transformers_where_it_does_not_forget_the_digits(tokenizer, their_tokenizer):
-    """The file says tokenizer.ggml.pre = smollm: digits are cut off first. transformers 5.23 ignores that; told, it agrees."""
+    """tokenizer.ggml.pre = smollm splits off digits first. transformers 5.23 ignores this entry; with the rule set, it agrees."""
     from tokenizers import pre_tokenizers
 
     backend = their_tokenizer.backend_tokenizer
@@ -194,7 +194,7 @@ PROMPTS = [  # of different lengths
 
 @pytest.fixture(scope="module")
 def greedy(model, tokenizer):
-    """What each prompt gets alone: 50 tokens, also past the end of a text."""
+    """Return 50 new tokens for each prompt alone, also after the end of a text."""
     return [ln.generate(model, [tokenizer.encode(prompt).tolist()], 50)[0] for prompt in PROMPTS]
 
 
@@ -213,24 +213,24 @@ def test_greedily_it_says_what_transformers_says(greedy, tokenizer, theirs, row)
 @oracle
 def test_in_a_batch_of_other_lengths_each_prompt_gets_what_it_gets_alone(model, tokenizer, greedy):
     ids = [tokenizer.encode(prompt).tolist() for prompt in PROMPTS]
-    assert len(set(map(len, ids))) > 3, "so that there is padding"
+    assert len(set(map(len, ids))) > 3, "the prompts must have different lengths"
     assert ln.generate(model, ids, 50) == greedy
 
 
 # ------------------------------------------------------------------------------------------------- one step of LoRA
 #
-# In float32 the first layers' gradients are off by 1e-4 of their largest, more or less with the text and the processor:
-# rounding, magnified on its way through 30 layers. So the libraries are compared in float64, and each float32 with that.
+# In float32, rounding grows through 30 layers: gradients of the first layers have errors of about 1e-4 of their largest
+# number. So the libraries are compared with each other in float64, and each float32 result with the float64 result.
 
 
 def a_lora_step(dtype):
-    """r = 8, α = 16, all linear layers, B ≠ 0."""
+    """Return models with LoRA: r = 8, α = 16, all linear layers, B ≠ 0."""
     settings = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
     base = ln.load_model("smollm2-135m", dtype=dtype)
     mine = ln.get_peft_model(base, ln.LoraConfig(**settings, init_lora_weights=False))
     for name, p in mine.named_parameters():
         if "lora_B" in name:
-            p.value *= 0.1  # drawn at ±1/√r it would drown the base
+            p.value *= 0.1  # unscaled, the adapter would dominate the base
     return mine, settings
 
 
@@ -255,7 +255,7 @@ def step_of_theirs(model, batch):
 
 
 def furthest(gradients, expected):
-    """The largest error of any gradient, to that gradient's largest number."""
+    """Return the largest relative error over all gradients, each relative to the largest number of its gradient."""
     assert gradients.keys() == expected.keys() and len(expected) == 2 * 7 * 30
     return max(np.abs(gradients[name] - g).max() / np.abs(g).max() for name, g in expected.items())
 
@@ -268,7 +268,7 @@ def prose(tokenizer):
 
 @oracle
 def test_a_lora_step_has_pefts_loss_and_pefts_gradients(monkeypatch):
-    """2 × 128 tokens through all 30 layers in float64, by one worker and by two: the loss to 1e-12, every gradient to 1e-11."""
+    """2 × 128 tokens, 30 layers, float64, one and two workers: the loss agrees to 1e-12, every gradient to 1e-11."""
     import oracle_models
     from oracle_models import peft, torch, transformers
 
@@ -277,11 +277,11 @@ def test_a_lora_step_has_pefts_loss_and_pefts_gradients(monkeypatch):
     base = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float64)
     mine, settings = a_lora_step(np.float64)
     for module in base.modules():
-        if hasattr(module, "variance_epsilon"):  # in the file a float32; we read the decimal that it was rounded from
+        if hasattr(module, "variance_epsilon"):  # the file has a float32; lora_np uses the decimal before rounding
             assert module.variance_epsilon == np.float32(mine.config.rms_norm_eps)
             module.variance_epsilon = mine.config.rms_norm_eps
     adapted = peft.get_peft_model(base.eval(), peft.LoraConfig(**settings, task_type="CAUSAL_LM"))
-    copy_weights(mine, adapted.double())  # PEFT makes its factors in float32
+    copy_weights(mine, adapted.double())  # PEFT creates its factors in float32
     batch = with_targets(np.random.default_rng(0).integers(0, mine.config.vocab_size, (2, 128)))
     expected, theirs = step_of_theirs(adapted, batch)
     for workers in (1, 2):
@@ -294,9 +294,9 @@ def test_a_lora_step_has_pefts_loss_and_pefts_gradients(monkeypatch):
 
 @oracle
 def test_in_float32_a_lora_step_is_nearer_to_the_exact_one_than_pefts(theirs, prose):
-    """On prose: the loss within 1e-5 and every gradient within 3e-4 of float64's, ten times nearer than PEFT's.
+    """On prose, the float32 loss is within 1e-5 and every gradient within 3e-4 of float64, ten times closer than PEFT.
 
-    transformers multiplies positions and frequencies in float32, which at position 255 is an angle wrong by up to 1e-5.
+    transformers multiplies positions and frequencies in float32: at position 255 the angle is wrong by up to 1e-5.
     """
     import peft
 

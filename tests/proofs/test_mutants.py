@@ -496,7 +496,7 @@ MUTANTS = {
         {},
     ),
     "dk of the last tokens for the prefix": Mutant(
-        LayerCache.add_grad, "x[:, :, : self.given]", "x[:, :, -self.given :]", PREFIX, PLAIN
+        LayerCache.add_grad, "x[:, :, : self.prefix_length]", "x[:, :, -self.prefix_length :]", PREFIX, PLAIN
     ),
     "the prefix turned back by a rotation": Mutant(
         Attention.backward,
@@ -517,7 +517,7 @@ MUTANTS = {
     ),
     "a position for padding": Mutant(
         last_logits,
-        "None if mask is None or not count_places else",
+        "None if mask is None or not skip_padding else",
         "None if True else",
         test_prefix.test_a_padded_row_has_the_logits_that_it_has_alone,
         {},

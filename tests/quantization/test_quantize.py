@@ -693,7 +693,7 @@ def test_a_quantised_base_and_its_adapter_come_back_together(make_model, random_
 def test_a_base_that_carries_an_adapter_is_not_saved_under_names_that_nobody_reads(make_model, tmp_path):
     base = quantized(make_model(np.float32))
     adapted(base)
-    with pytest.raises(TypeError, match="carries an adapter"):
+    with pytest.raises(TypeError, match="has an adapter"):
         save_model(base, tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -726,7 +726,7 @@ DAMAGED = {
         lambda a: a.update({f"{WEIGHT}.absmax": a[f"{WEIGHT}.absmax"][:-1]}),
         "absmax has 7 entries.*have 8",
     ),
-    "absmax gone": (lambda a: a.pop(f"{WEIGHT}.absmax"), "incomplete or damaged: 'absmax'"),
+    "absmax gone": (lambda a: a.pop(f"{WEIGHT}.absmax"), r"incomplete or damaged \('absmax'\)"),
     "the scales of absmax gone": (
         lambda a: a.pop(f"{WEIGHT}.nested_absmax"),
         "absmax has dtype uint8; expected float32",
@@ -771,7 +771,7 @@ def test_what_is_quantised_by_another_method_or_not_at_all_is_refused(make_model
     for change in ({"quant_method": "awq"}, {"load_in_4bit": False}):
         changed = config | {"quantization_config": config["quantization_config"] | change}
         (tmp_path / "config.json").write_text(json.dumps(changed))
-        with pytest.raises(ValueError, match="quantised folders are not read here but for bitsandbytes' 4 bits"):
+        with pytest.raises(ValueError, match=r"load_in_4bit .*; expected 'bitsandbytes' and true"):
             load_model(tmp_path)
     save_model(make_model(np.float32), tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -95,7 +95,7 @@ def test_the_cache_grows_by_doubling_and_has_the_length_of_its_longest_row(make_
         server.submit([1] * 10, max_new_tokens=10)
     while not server.idle:
         server.step()
-        sizes.update(layer.room[0].shape[2] for layer in server._past.layers if layer.room)
+        sizes.update(layer.buffers[0].shape[2] for layer in server._past.layers if layer.buffers)
     assert max(sizes) <= 80
 
 

@@ -1,7 +1,8 @@
-"""Killed at any moment, a run goes on from its checkpoint and ends with the same bits; and no file is ever there by half.
+"""Tests of killed runs: a resumed run ends with the same bits as an uninterrupted run, and no file is ever partly written.
 
-The run is a process of its own that stops at its moments (a batch is asked for; half of a file is written; all of it; it has
-its name) and tells of each. So a test kills it in exactly the one that it wants, in a write too; SIGKILL cannot be caught.
+The run is a separate process. It pauses at certain moments and reports each one: a batch is requested, half of a file is
+written, the whole file is written, the file is renamed. A test can kill the process at any of these moments. SIGKILL cannot
+be caught.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import lora_np as ln
 
 def moment(name, of=""):
     print(name, os.path.basename(of).split(".")[0], flush=True)
-    sys.stdin.readline()  # killed here, or told to go on
+    sys.stdin.readline()  # wait here to be killed or to continue
 
 save_file, replace = safetensors.numpy.save_file, os.replace
 
@@ -37,7 +38,7 @@ def save_file_with_moments(arrays, path, metadata):
     save_file(arrays, path, metadata)
     whole = open(path, "rb").read()
     os.truncate(path, len(whole) // 2)
-    its_own = shutil.copy(path, os.path.join(os.path.dirname(path), f".tmp{os.getpid()}"))  # as safetensors makes
+    its_own = shutil.copy(path, os.path.join(os.path.dirname(path), f".tmp{os.getpid()}"))  # like the temporary file of safetensors
     moment("half", path)
     os.remove(its_own)
     with open(path, "wb") as file:
@@ -87,14 +88,15 @@ sys.exit(main(sys.argv[1:]))
 
 
 class Run:
-    """A process that runs `code`, and the folder that it writes to."""
+    """A process that runs `code` and writes to `folder`."""
 
     def __init__(self, code, arguments, folder):
         folder.mkdir(exist_ok=True)
         self.folder, self.said = folder, []
         self.process = subprocess.Popen(
             [sys.executable, "-c", f"import numpy as np{MOMENTS}{code}", *arguments],
-            env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # threads that wait by spinning are slow on a busy machine
+            env=os.environ
+            | {"OPENBLAS_NUM_THREADS": "1"},  # BLAS threads wait by spinning, which is slow on a busy machine
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -103,12 +105,12 @@ class Run:
         )
 
     def moments(self):
-        """Each moment as it comes, with what is in the folder found whole; then the process goes on."""
+        """Yield each moment after checking that all files in the folder are complete; then let the process continue."""
         for line in self.process.stdout:
             if line.startswith(("batch", "half", "whole", "renamed")):
                 self.check()
                 yield line.strip()
-                with contextlib.suppress(BrokenPipeError):  # where it was killed
+                with contextlib.suppress(BrokenPipeError):  # the process was killed
                     print(file=self.process.stdin, flush=True)
             else:
                 self.said.append(line)
@@ -116,12 +118,12 @@ class Run:
     def check(self):
         for path in self.folder.iterdir():
             if path.suffix == ".safetensors":
-                load_arrays(path)  # raises where a byte is missing or another than was written
+                load_arrays(path)  # raises if a byte is missing or changed
             elif path.suffix == ".json":
                 json.loads(path.read_text(encoding="utf-8"))
 
     def kill_at(self, moment, count):
-        """Kill it when `moment` comes for the count-th time."""
+        """Kill the process when `moment` occurs for the count-th time."""
         for seen in self.moments():
             count -= seen == moment
             if count == 0:
@@ -130,7 +132,7 @@ class Run:
         self.end(KILLED)
 
     def kill_after(self, seconds):
-        """Kill it this long after its first moment, wherever it is then, or let it end before that."""
+        """Kill the process some time after its first moment, unless it has ended before."""
         moments = self.moments()
         next(moments)
         timer = threading.Timer(seconds, self.process.kill)
@@ -141,7 +143,7 @@ class Run:
         self.end(0, KILLED)
 
     def finish(self):
-        """Let it run to its end."""
+        """Let the process run to its end."""
         for _ in self.moments():
             pass
         self.end(0)
@@ -151,19 +153,19 @@ class Run:
             self.process.stdin.close()
         status = self.process.wait()
         self.process.stdout.close()
-        assert status in expected, f"it ended with {status} after it had said:\n{''.join(self.said)}"
+        assert status in expected, f"the process ended with {status}; its output was:\n{''.join(self.said)}"
         self.check()
 
 
 def content(path):
-    """What a file holds, bit for bit, but for the seconds, which no two runs share. (The order of metadata is chance.)"""
+    """Return the exact content of a file, without times, which differ between runs. The order of metadata is random."""
     if path.suffix == ".json":
         found = json.loads(path.read_text(encoding="utf-8"))
         return without_seconds(found) if path.name == "history.json" else found
     arrays, metadata = load_arrays(path)
     if "history" in metadata:
         metadata["history"] = without_seconds(json.loads(metadata["history"]))
-        del metadata["lora_np.sha256"]  # of the seconds too
+        del metadata["lora_np.sha256"]  # the digest includes the times
     return {name: (x.dtype.str, x.shape, x.tobytes()) for name, x in arrays.items()}, metadata
 
 
@@ -184,7 +186,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(method, tmp_path):
     draw = random.Random(method)
     kills = [(f"{moment} checkpoint", draw.randint(1, 3)) for moment in ("half", "whole", "renamed")]
     kills += [("batch", draw.randint(2, 7)), ("half checkpoint", 2)]
-    draw.shuffle(kills)  # together they are killed before step 20
+    draw.shuffle(kills)  # the run is killed several times before step 20
     for moment, count in kills:
         run("killed").kill_at(moment, count)
     run("killed").kill_after(draw.uniform(0, 0.05))
@@ -209,8 +211,10 @@ def test_the_command_killed_again_and_again_ends_with_the_same_adapter(tmp_path)
     for moment, count in [*kills, ("renamed adapter_config", 1)]:
         run("killed").kill_at(moment, count)
     names = {path.name for path in (tmp_path / "killed").iterdir()}
-    assert {"adapter_model.safetensors", "checkpoint.safetensors"} <= names, "it was killed between the two"
+    assert {"adapter_model.safetensors", "checkpoint.safetensors"} <= names, (
+        "the run must be killed between the two writes"
+    )
     run("killed").finish()
-    assert not list((tmp_path / "killed").glob("*.tmp")), "what was half-written is swept away in the end"
+    assert not list((tmp_path / "killed").glob("*.tmp")), "temporary files must be removed at the end"
     killed, never = contents(tmp_path / "killed"), contents(tmp_path / "never killed")
     assert list(never) == ["adapter_config.json", "adapter_model.safetensors", "history.json"] and killed == never

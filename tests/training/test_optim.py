@@ -1,4 +1,4 @@
-"""Optimizers do what their equations say: each step here is written out again, in float64."""
+"""Tests of the optimizers: each step equals its equations, which are written out here in float64."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lora_np.training.optim import constant, grad_norm
 
 RNG = np.random.default_rng(3)
 THETA = RNG.standard_normal((4, 3))
-GRADIENTS = RNG.standard_normal((3, 4, 3))  # of three steps
+GRADIENTS = RNG.standard_normal((3, 4, 3))  # gradients of three steps
 
 
 def parameter(value, grad=None, trainable=True):
@@ -23,7 +23,7 @@ def parameter(value, grad=None, trainable=True):
 
 
 def run(optimizer, value, gradients, **step):
-    """The parameter's values after each of the gradients."""
+    """Return the values of the parameter after each gradient."""
     p, seen = parameter(value), []
     for t, g in enumerate(gradients, start=1):
         p.grad = xp.array(g)
@@ -36,7 +36,7 @@ def run(optimizer, value, gradients, **step):
 
 
 def test_adamw_is_the_equation_of_loshchilov_and_hutter():
-    lr, beta1, beta2, eps, decay = 0.03, 0.8, 0.95, 1e-3, 0.2  # an ε large enough to be seen
+    lr, beta1, beta2, eps, decay = 0.03, 0.8, 0.95, 1e-3, 0.2  # ε is large enough to affect the result
     theta, m, v = THETA, 0.0, 0.0
     for t, g in enumerate(GRADIENTS, start=1):
         m = beta1 * m + (1 - beta1) * g
@@ -60,7 +60,7 @@ def test_sgd_with_momentum_is_pytorchs_equation():
 def test_plain_sgd_keeps_no_state_and_goes_down_the_gradient():
     optimizer = SGD(lr=0.5)
     assert_array_equal(run(optimizer, THETA, GRADIENTS[:1])[0], THETA - 0.5 * GRADIENTS[0])
-    assert not optimizer.state, "momentum 0 needs no velocity: a copy of all weights saved"
+    assert not optimizer.state, "momentum 0 needs no velocity, which would be a copy of all weights"
 
 
 @pytest.mark.parametrize("scale", [1e-2, 1.0, 1e6])
@@ -88,16 +88,16 @@ def test_sgds_weight_decay_is_l2():
 
 
 def test_adam_trains_the_same_delta_w_when_a_and_b_are_scaled_by_powers_of_two():
-    """(α/(pq), p·A, q·B) with (p·lr for A, q·lr for B) is (α, A, B) with lr, to the bit (shared/FACTS.md, section 6).
+    """(α/(pq), p·A, q·B) with learning rates p·lr for A and q·lr for B trains like (α, A, B) with lr, to the bit.
 
-    Adam divides the gradient's size out, so the learning rate carries the parameter's scale. The loss is ½‖y‖².
+    Adam's update does not depend on the size of the gradient, so the learning rate sets the scale. The loss is ½‖y‖².
     """
     rng = np.random.default_rng(0)
     x, W, A, B = (xp.asarray(rng.standard_normal(shape)) for shape in ((7, 5), (4, 5), (2, 5), (4, 2)))
 
     def deltas(p, q):
         factors, scaling, seen = (Parameter(p * A), Parameter(q * B)), 3.5 / (p * q), []
-        optimizer = AdamW(lr=0.01, eps=0, weight_decay=0)  # ε is the one thing that knows an absolute scale
+        optimizer = AdamW(lr=0.01, eps=0, weight_decay=0)  # ε would set an absolute scale
         for t in range(1, 6):
             y, cache = ops.lora_linear_forward(x, W, *(f.value for f in factors), scaling)
             for f, g in zip(factors, ops.lora_linear_backward(y, cache)[1:], strict=True):
@@ -114,7 +114,7 @@ def test_adam_trains_the_same_delta_w_when_a_and_b_are_scaled_by_powers_of_two()
 
 
 def test_the_optimizer_counts_its_updates():
-    """AdamW's bias correction needs t. By itself it counts 1, 2, 3, as when each is given."""
+    """The bias correction of AdamW needs t. Without an argument t, AdamW counts 1, 2, 3."""
     optimizer, p, seen = AdamW(lr=0.03), parameter(THETA), []
     for g in GRADIENTS:
         p.grad = xp.array(g)
@@ -124,7 +124,7 @@ def test_the_optimizer_counts_its_updates():
     assert optimizer.t == 3
     p.grad = xp.array(GRADIENTS[0])
     optimizer.step([("p", p)], t=1)
-    assert optimizer.t == 1, "the one that is given is counted on from"
+    assert optimizer.t == 1, "counting continues from the given t"
 
 
 def test_the_loop_of_a_tutorial_is_train_to_the_bit(make_model, random_batch):
@@ -142,7 +142,7 @@ def test_the_loop_of_a_tutorial_is_train_to_the_bit(make_model, random_batch):
         assert_array_equal(by_hand.state_dict()[name], value, err_msg=name)
     assert optimizer.t == other.t == 3
     train(trained, batches, other, steps=2, progress=False)
-    assert other.t == 2, "train begins again: its state starts empty, and so does the count"
+    assert other.t == 2, "train resets the state and the count"
 
 
 def test_parameters_in_the_place_of_the_learning_rate_are_refused_in_words(make_model):
@@ -158,11 +158,11 @@ def test_parameters_in_the_place_of_the_learning_rate_are_refused_in_words(make_
 def test_only_a_trainable_parameter_with_a_gradient_moves(optimizer):
     frozen, unused = parameter(THETA, GRADIENTS[0], trainable=False), parameter(THETA)
     optimizer.step([("frozen", frozen), ("unused", unused)], t=1)
-    assert np.array_equal(host(frozen.value), THETA), "a frozen weight moved: decay must skip it too"
+    assert np.array_equal(host(frozen.value), THETA), "a frozen weight changed: weight decay must skip it"
     assert np.array_equal(host(unused.value), THETA), (
         "a parameter that no loss reached has nothing to follow, decay included"
     )
-    assert not optimizer.state, "state for a parameter that does not train is memory wasted"
+    assert not optimizer.state, "a frozen parameter must have no state"
 
 
 @pytest.mark.parametrize("optimizer", [SGD(0.1, momentum=0.9), AdamW(0.1)], ids=["SGD", "AdamW"])
@@ -170,7 +170,7 @@ def test_the_state_shares_no_memory_with_the_gradient(optimizer):
     p = parameter(THETA, GRADIENTS[0])
     optimizer.step([("p", p)], t=1)
     shared = [name for name, x in optimizer.state["p"].items() if xp.shares_memory(x, p.grad)]
-    assert not shared, f"{shared}: the next backward would add into it"
+    assert not shared, f"{shared} shares memory with the gradient: the next backward would change it"
 
 
 def test_a_float32_parameter_stays_float32():
@@ -190,12 +190,12 @@ def test_the_lr_of_a_step_takes_the_place_of_the_optimizers_own():
 
 def test_warmup_cosine_rises_in_a_line_and_falls_in_a_half_cosine():
     schedule = WarmupCosine(steps=110, warmup=10, floor=0.1)
-    assert schedule(0) == 1 / 10, "step 0 must already move"
+    assert schedule(0) == 1 / 10, "step 0 must have a factor above 0"
     assert schedule(4) == 1 / 2
-    assert schedule(9) == schedule(10) == 1, "the top is reached as the warm-up ends"
-    assert schedule(60) == pytest.approx(0.55), "half-way down: between 1 and the floor"
+    assert schedule(9) == schedule(10) == 1, "the factor is 1 at the end of the warm-up"
+    assert schedule(60) == pytest.approx(0.55), "half-way down, the factor is the mean of 1 and the floor"
     assert 0.1 < schedule(109) < 0.101, "the last step is just above the floor"
-    assert schedule(110) == schedule(10_000) == pytest.approx(0.1), "past the end the floor stays"
+    assert schedule(110) == schedule(10_000) == pytest.approx(0.1), "after the last step, the factor stays at the floor"
     factors = [schedule(s) for s in range(10, 111)]
     assert factors == sorted(factors, reverse=True)
 
@@ -247,10 +247,10 @@ BAD = {
     "a negative decay": (lambda: AdamW(lr=1, weight_decay=-0.1), "weight_decay = -0.1"),
     "a negative ε": (lambda: AdamW(lr=1, eps=-1e-8), "eps = -1e-08"),
     "a β of 1": (lambda: AdamW(lr=1, betas=(0.9, 1.0)), r"betas = \(0.9, 1.0\); expected two numbers in \[0, 1\)"),
-    "a warm-up past the end": (lambda: WarmupCosine(steps=10, warmup=11), "warmup 11 of 10 steps"),
-    "a floor above the top": (lambda: WarmupCosine(steps=10, floor=1.5), "floor 1.5"),
+    "a warm-up past the end": (lambda: WarmupCosine(steps=10, warmup=11), "warmup = 11, steps = 10"),
+    "a floor above the top": (lambda: WarmupCosine(steps=10, floor=1.5), "floor = 1.5"),
     "clipping to a negative norm": (lambda: clip_grad_norm(gradients_of_norm_13(), -1.0), "max_norm = -1.0; expected"),
-    "clipping to nothing": (lambda: clip_grad_norm(gradients_of_norm_13(), 0.0), "max_norm = 0.0"),
+    "clipping to norm 0": (lambda: clip_grad_norm(gradients_of_norm_13(), 0.0), "max_norm = 0.0"),
 }
 
 

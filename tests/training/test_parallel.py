@@ -1,4 +1,4 @@
-"""Shards of a batch in threads: the gradients of one worker, the same to the bit each time, and nothing shared but the weights."""
+"""Tests of several workers: gradients equal those of one worker, are reproducible to the bit, and only weights are shared."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lora_np.training.parallel import loss_and_gradients
 def batch():
     rng = np.random.default_rng(3)
     tokens, targets = rng.integers(0, 11, (2, 5, 6))
-    targets[1, 2:] = targets[4, 1:] = ops.IGNORE_INDEX  # the shards do not count the same number of tokens
+    targets[1, 2:] = targets[4, 1:] = ops.IGNORE_INDEX  # the shards have different numbers of counted tokens
     return tokens, targets
 
 
@@ -51,7 +51,7 @@ def test_the_order_of_the_sum_is_the_shards_whoever_is_done_first(make_model, ba
     _, expected = run(model, batch, workers=3)
     counted = [int((rows != ops.IGNORE_INDEX).sum()) for rows in np.array_split(batch[1], 3)]
     first, _, last = shares = [n / sum(counted) for n in counted]
-    assert len(set(shares)) == 3, "so that a shard is known by its share"
+    assert len(set(shares)) == 3, "different shares, so that each shard can be identified"
 
     class Late(type(model)):
         def backward(self, cache, dloss=1.0):
@@ -120,7 +120,7 @@ def test_each_shard_draws_its_own_dropout_masks(make_model, batch):
 
 
 def test_the_shards_really_run_side_by_side(make_model, batch):
-    """Each waits for the other inside its forward: one after the other, they would wait for ever."""
+    """Each worker waits for the other inside its forward pass. If they ran one after the other, the test would hang."""
     model, meet = adapted(make_model()), threading.Barrier(2, timeout=10)
 
     class Spy(type(model)):

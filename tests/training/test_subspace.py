@@ -1,4 +1,4 @@
-"""Training in a random subspace: P, its transpose, its columns, and a task whose intrinsic dimension is known."""
+"""Tests of training in a random subspace: P, its transpose and columns, and a task of known intrinsic dimension."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lora_np.studies.pretraining.study import TINY
 from lora_np.training.subspace import DenseProjection, SparseProjection, SubspaceModel
 
 KINDS = (DenseProjection, SparseProjection)
-SHAPES = [(1, 1), (7, 3), (1000, 37), (300, 300), (513, 128)]  # D, d: even groups, uneven ones, and all of the space
+SHAPES = [(1, 1), (7, 3), (1000, 37), (300, 300), (513, 128)]  # D, d: equal groups, unequal groups, and the whole space
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -31,7 +31,7 @@ def model(make_model):
 @kinds
 @pytest.mark.parametrize(("D", "d"), SHAPES)
 def test_the_backward_is_the_transpose_to_1e_12(kind, D, d):
-    """⟨P z, θ⟩ = ⟨z, Pᵀ θ⟩ for random z and θ: no other linear map than Pᵀ does that."""
+    """⟨P z, θ⟩ = ⟨z, Pᵀ θ⟩ for random z and θ. Only Pᵀ has this property."""
     P, rng = kind(D, d, seed=3), np.random.default_rng(0)
     for _ in range(3):
         z, theta = rng.standard_normal(d), rng.standard_normal(D)
@@ -42,7 +42,7 @@ def test_the_backward_is_the_transpose_to_1e_12(kind, D, d):
 @kinds
 @pytest.mark.parametrize(("D", "d"), SHAPES)
 def test_the_columns_of_p_are_orthonormal(kind, D, d):
-    """PᵀP = 1, so that a step in z is as long in θ. The sparse P is so by construction, to rounding, for any D and d."""
+    """PᵀP = 1, so a step in z has the same length in θ. The sparse P is orthonormal by construction."""
     P = kind(D, d, seed=1)
     columns = np.array([P.forward(e) for e in np.eye(d)])  # (d, D)
     np.testing.assert_allclose(columns @ columns.T, np.eye(d), atol=1e-13)
@@ -76,7 +76,7 @@ def test_a_subspace_larger_than_the_space_is_refused(kind, d):
         kind(10, d)
 
 
-# ------------------------------------------------------------------------------------------------------- a model in it
+# ----------------------------------------------------------------------------------------------- a model in a subspace
 
 
 @kinds
@@ -93,7 +93,7 @@ def test_at_the_start_it_is_the_model_itself(model, random_batch):
 
 
 def test_with_all_dimensions_it_is_full_training(make_model, random_batch):
-    """d = D: P is a permutation with signs, to which AdamW is indifferent, entry by entry."""
+    """At d = D, P is a permutation with signs, which does not affect AdamW, because AdamW works entry by entry."""
     one, other = (make_model(np.float64).to("numpy") for _ in range(2))
     batches = [random_batch(seed=seed) for seed in range(3)]
     train(one, batches, AdamW(lr=1e-2, weight_decay=0.0), 5, max_grad_norm=1.0, progress=False)
@@ -127,7 +127,7 @@ def test_only_what_was_trainable_moves(model, random_batch):
 
 
 def test_a_cache_keeps_the_weights_that_it_was_made_with(model, random_batch):
-    """A later loss, elsewhere in the subspace, changes nothing about an earlier one's gradient."""
+    """A later loss at another point of the subspace does not change the gradient of an earlier loss."""
     subspace = SubspaceModel(model, SparseProjection(size(model), 30))
     _, cache = subspace.loss(*random_batch())
     subspace.backward(cache)
@@ -152,7 +152,7 @@ def test_two_workers_give_the_gradient_of_one(make_model, random_batch):
 
 
 def test_a_projection_of_another_size_is_refused(model):
-    with pytest.raises(ValueError, match=rf"P has 10 rows; the model has {size(model)} trainable numbers"):
+    with pytest.raises(ValueError, match=rf"P has 10 rows, but the model has {size(model)} trainable weights"):
         SubspaceModel(model, SparseProjection(10, 2))
 
 
@@ -163,7 +163,7 @@ def test_a_projection_of_another_size_is_refused(model):
 def test_the_search_finds_the_smallest_to_the_integer(answer):
     asked = []
     assert smallest(lambda d: not asked.append(d) and d >= answer, 1, 1000) == answer
-    assert len(asked) == len(set(asked)), "every d is a training run: none twice"
+    assert len(asked) == len(set(asked)), "each d is a training run and must be measured once"
 
 
 @pytest.mark.parametrize("answer", [1, 40, 777, 100_000])
@@ -180,7 +180,7 @@ def test_what_even_all_dimensions_do_not_reach_has_no_answer():
 @kinds
 @pytest.mark.parametrize("seed", range(4))
 def test_the_toys_intrinsic_dimension_is_10_exactly(kind, seed):
-    """Of 1000 weights ten sums are asked for: loss 0 to 1e-10 with ten dimensions, not with nine."""
+    """The task fixes ten sums of 1000 weights: ten dimensions reach a loss of 1e-10, nine do not."""
     table = toy(kind, seed)
     assert table.settings["intrinsic_dimension"] == 10
     losses = {row["d"]: row["loss"] for row in table.rows}
@@ -192,7 +192,7 @@ def test_the_toys_answer_is_the_number_of_constraints():
 
 
 def test_the_toys_best_loss_is_what_training_reaches():
-    """Gradient descent on ‖C P z − t‖² itself, with the projection's forward and backward, ends at the least-squares loss."""
+    """Gradient descent on ‖C P z − t‖² with the projection's forward and backward reaches the least-squares loss."""
     C, t = constraints(60, 3)
     projection = SparseProjection(60, 2, seed=1)
     z = np.zeros(2)
@@ -208,7 +208,7 @@ def test_the_toys_best_loss_is_what_training_reaches():
 
 @pytest.fixture
 def setting(tmp_path, monkeypatch):
-    """The study on a random model that reads bytes, three steps a run."""
+    """Run the study on a random byte-level model, with three steps per run."""
     config = replace(TINY, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
     save_model(Transformer.random(config), tmp_path / "base")
     batch = np.arange(64).reshape(2, 32), np.arange(1, 65).reshape(2, 32)
@@ -230,7 +230,7 @@ def setting(tmp_path, monkeypatch):
 
 
 def known(run):
-    """A gain that grows with log d and reaches 90 % of full training's at d = 1000, at a best rate of 0.02 √(D/d)."""
+    """A known gain: it grows with log d and reaches 90 % of full training at d = 1000; the best rate is 0.02 √(D/d)."""
     D = 9392
     gain = 1.0 if run.d is None else 0.9 * np.log(run.d) / np.log(1000)
     off = np.log2(run.lr / 0.02 / np.sqrt(D / (run.d or D))) ** 2
@@ -266,6 +266,8 @@ def test_the_study_trains_and_compares_a_sparse_with_a_dense_subspace(setting):
     for seed in setting.seeds:
         rows = table.where(phase="seeds", d=4, base=setting.bases[0], seed=seed)
         losses = {row["projection"]: row["final"] for row in rows}
-        assert len({rows[0]["start"], *losses.values()}) == 3, "the start, the sparse and the dense one all differ"
+        assert len({rows[0]["start"], *losses.values()}) == 3, (
+            "the losses of the start, the sparse and the dense P must all differ"
+        )
     starts = [row["start"] for row in table.where(phase="seeds", base="random", d=table.settings["D"])]
-    assert len(set(starts)) == len(setting.seeds), "each seed has random weights of its own"
+    assert len(set(starts)) == len(setting.seeds), "each seed must draw different weights"

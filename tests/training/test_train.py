@@ -1,4 +1,4 @@
-"""Training learns, touches nothing that is frozen, and resumes to the bit; a NaN never costs the last good state."""
+"""Tests of training: it learns, leaves frozen weights unchanged, resumes to the bit, and keeps the last good state at a NaN."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ both_methods = pytest.mark.parametrize("method", METHODS)
 
 @pytest.fixture
 def make(make_model):
-    """`make("full")` is a Transformer with everything trainable, `make("lora")` the same base with an adapter in it."""
+    """Return a function: make("full") is a trainable Transformer, make("lora") is the same base with an adapter."""
 
     def make(method, dtype=np.float64, dropout=0.0, r=2, **changes):
         model = make_model(dtype, **changes)
@@ -49,12 +49,12 @@ def bits(arrays):
 
 
 def remembered(history):
-    """A history's rows, without the seconds, which no two runs share."""
+    """Return the rows of a history without the times, which differ between runs."""
     return [{key: value for key, value in row.items() if key != "seconds"} for row in history.rows]
 
 
 def everything(model, optimizer, history):
-    """All that a resumed run must share with one that never stopped."""
+    """Return the state that must be equal in a resumed run and an uninterrupted run."""
     moments = {f"{name}/{key}": x for name, slots in optimizer.state.items() for key, x in slots.items()}
     return bits(model.state_dict()), bits(moments), optimizer.t, remembered(history)
 
@@ -66,7 +66,7 @@ def everything(model, optimizer, history):
 def test_one_call_trains_the_whole_model_or_its_adapter(method, make, random_batch):
     history = train(make(method), [random_batch(rows=1)], AdamW(lr=0.03), steps=60)
     first, last = history.column("loss")[0], history.column("loss")[-1]
-    assert last < 0.2 * first, f"a single sequence can be learned by heart, but the loss went {first:.3f} → {last:.3f}"
+    assert last < 0.2 * first, f"one sequence must be learned by heart, but the loss went {first:.3f} → {last:.3f}"
 
 
 def test_lora_training_leaves_every_frozen_weight_alone_to_the_bit(make, batches):
@@ -75,7 +75,7 @@ def test_lora_training_leaves_every_frozen_weight_alone_to_the_bit(make, batches
     train(model, batches, AdamW(lr=0.1, weight_decay=0.1), steps=10, max_grad_norm=1.0)
     for name, (trainable, value) in before.items():
         unchanged = model.state_dict()[name].tobytes() == value.tobytes()
-        assert unchanged != trainable, f"{name} is {'trainable and stood still' if trainable else 'frozen and moved'}"
+        assert unchanged != trainable, f"{name} is {'trainable but unchanged' if trainable else 'frozen but changed'}"
 
 
 def test_a_frozen_weight_never_has_a_gradient(make, random_batch):
@@ -101,7 +101,7 @@ def test_training_leaves_no_gradient_behind(method, make, batches):
 def test_accumulating_k_batches_is_one_batch_of_k_times_the_rows(counted, k, method, make, random_batch):
     many, one = make(method), make(method)
     parts = [random_batch(rows=2, seed=seed) for seed in range(3 * k)]
-    if counted == "few":  # as where only answers count: 0, 1, … targets of the 12 that a batch has
+    if counted == "few":  # as with answers only: 0, 1, … of the 12 targets of a batch count
         counts = [np.arange(12).reshape(2, 6) < i for i in range(3 * k)]
         parts = [(x, np.where(c, y, ops.IGNORE_INDEX)) for c, (x, y) in zip(counts, parts, strict=True)]
     whole = [tuple(np.concatenate(side) for side in zip(*parts[i : i + k], strict=True)) for i in range(0, 3 * k, k)]
@@ -128,18 +128,18 @@ def test_the_seed_draws_the_dropout_masks(make, batches):
         return train(make("lora", dropout=0.5), batches, AdamW(0.05), steps=4, seed=seed).column("loss")
 
     assert losses(seed=1) == losses(seed=1)
-    assert losses(seed=1) != losses(seed=2), "are the masks the same whatever the seed, or is dropout off?"
+    assert losses(seed=1) != losses(seed=2), "another seed must give other dropout masks"
 
 
 def test_every_batch_of_every_step_has_a_mask_of_its_own(make, random_batch):
     def losses(accumulate):
         model = make("lora", dropout=0.5)
         for layer in model.lora_layers():
-            layer.adapters["default"].lora_B.value += 1.0  # at B = 0 the bypass, and with it the mask, has no effect
+            layer.adapters["default"].lora_B.value += 1.0  # at B = 0 the dropout mask has no effect
         return train(model, [random_batch()], SGD(lr=0), steps=4, accumulate=accumulate).column("loss")
 
     assert len(set(losses(1))) == 4, "with lr = 0 and one batch, only the masks can make the losses differ"
-    assert losses(2)[0] != losses(1)[0], "the two batches of one step were dropped alike"
+    assert losses(2)[0] != losses(1)[0], "the two batches of one step must have different masks"
 
 
 def test_the_first_update_of_a_run_is_t_1(make, batches):
@@ -163,8 +163,8 @@ def test_an_optimizer_that_trained_before_starts_afresh(make, batches):
     used, new = AdamW(0.05), AdamW(0.05)
     train(make("full"), batches, used, steps=3)
     results = [train(make("lora"), batches, optimizer, steps=3) for optimizer in (used, new)]
-    assert remembered(results[0]) == remembered(results[1]), "moments of another run, corrected as if they were new"
-    assert used.state.keys() == new.state.keys(), "the state of a model that is gone is kept, and would be saved"
+    assert remembered(results[0]) == remembered(results[1]), "train must reset the moments of an earlier run"
+    assert used.state.keys() == new.state.keys(), "the state of an earlier model must be removed"
 
 
 # -------------------------------------------------------------------------------------------------- held-out evaluation
@@ -177,8 +177,8 @@ def test_held_out_loss_is_measured_before_every_so_often_and_after(eval_every, s
     model, base, heldout = make("lora", dropout=0.5), make("lora"), batches[3:]
     history = train(model, batches[:3], AdamW(0.05), 7, heldout=heldout, eval_every=eval_every)
     assert [row["step"] for row in history.rows if "heldout" in row] == steps_evaluated
-    assert history.column("heldout")[0] == evaluate(base, heldout), "the first is the loss of the model as it came in"
-    assert history.column("heldout")[-1] == evaluate(model, heldout), "the last is that of the model as it went out"
+    assert history.column("heldout")[0] == evaluate(base, heldout), "the first value is the loss before training"
+    assert history.column("heldout")[-1] == evaluate(model, heldout), "the last value is the loss after training"
 
 
 def test_evaluating_changes_nothing_about_the_training(make, batches):
@@ -191,7 +191,7 @@ def test_evaluating_changes_nothing_about_the_training(make, batches):
 def test_evaluate_weighs_each_counted_token_the_same(make, random_batch):
     model, (tokens, targets) = make("lora"), random_batch(rows=4)
     targets = targets.copy()
-    targets[0, 1:] = targets[1, 2:] = ops.IGNORE_INDEX  # the first half has 3 tokens that count, the second 12
+    targets[0, 1:] = targets[1, 2:] = ops.IGNORE_INDEX  # 3 targets count in the first half, 12 in the second
     whole = float(model.loss(tokens, targets)[0])
     parts = [(tokens[:2], targets[:2]), (tokens[2:], targets[2:])]
     assert evaluate(model, parts) == pytest.approx(whole, rel=1e-13)
@@ -204,12 +204,12 @@ def test_a_batch_in_which_nothing_counts_is_skipped_as_training_skips_it(make, b
     model, (tokens, targets) = make("lora"), batches[0]
     nothing = tokens, np.full_like(targets, ops.IGNORE_INDEX)
     assert evaluate(model, [nothing, batches[1], nothing]) == evaluate(model, [batches[1]])
-    with pytest.raises(ValueError, match=r"nothing to evaluate on: .* no target in it counts"):
+    with pytest.raises(ValueError, match=r"nothing to evaluate: .* no target in it counts"):
         evaluate(model, [nothing])
 
 
 def test_held_out_batches_from_a_generator_are_measured_each_time(make, batches):
-    """It can be gone through once: at the end of the run it would be empty, and the run lost."""
+    """A generator can be read only once, so `train` must keep its batches in a list."""
     expected, found = (
         train(make("lora"), batches[:3], AdamW(0.05), 4, heldout=heldout, eval_every=2)
         for heldout in (batches[3:], (batch for batch in batches[3:]))
@@ -229,10 +229,10 @@ def test_evaluate_uses_no_dropout_and_leaves_no_gradient(make, batches):
 def test_history_has_a_row_a_step_with_what_was_measured(make, batches):
     model = make("lora")
     history = train(model, batches, AdamW(0.01), 4, heldout=batches[:1], eval_every=2, accumulate=3)
-    assert len(history) == 5, "a row before the first step, for the held-out loss, and one after each of the four"
+    assert len(history) == 5, "expected one row before the first step and one after each of the four steps"
     assert history.column("step") == [0, 1, 2, 3, 4]
     assert {"step", "loss", "lr", "grad_norm", "seconds", "tokens"} <= history.rows[1].keys()
-    assert history.column("tokens") == [0, 36, 72, 108, 144], "3 batches of 2 × 6 tokens a step"
+    assert history.column("tokens") == [0, 36, 72, 108, 144], "3 batches of 2 × 6 tokens per step"
     assert history.column("lr") == [0.01] * 4
     assert len(history.column("loss")) == len(history.column("grad_norm")) == 4
     assert history.column("seconds") == sorted(history.column("seconds"))
@@ -260,7 +260,7 @@ def test_the_seconds_are_of_training_alone(make, batches, monkeypatch):
             return super().__iter__()
 
     history = train(make("lora"), Slow(batches, 1), SGD(0.1), 3, heldout=Slow(batches, 100), eval_every=1)
-    assert history.column("seconds") == [0, 1, 2, 3], "loss over seconds compares methods, so evaluating must not count"
+    assert history.column("seconds") == [0, 1, 2, 3], "evaluation must not count as training time"
 
 
 def test_grad_norm_is_the_norm_before_clipping(make, batches):
@@ -273,13 +273,13 @@ def test_each_of_several_held_out_texts_has_a_column_of_its_own(make, batches):
     one = train(make("lora"), batches[:3], AdamW(0.05), 4, heldout=texts["heldout"], eval_every=2)
     model = make("lora")
     both = train(model, batches[:3], AdamW(0.05), 4, heldout=texts, eval_every=2)
-    assert both.column("heldout") == one.column("heldout"), "the second text changes nothing of the first"
+    assert both.column("heldout") == one.column("heldout"), "the second text must not change the loss of the first"
     assert [row["step"] for row in both.rows if "prose" in row] == [0, 2, 4]
     assert both.column("prose")[-1] == evaluate(model, texts["prose"]) != both.column("heldout")[-1]
 
 
 def test_a_held_out_text_cannot_take_a_columns_name(make, batches):
-    with pytest.raises(ValueError, match="a column 'loss' of its own"):
+    with pytest.raises(ValueError, match="'loss' is already a column"):
         train(make("lora"), batches, AdamW(0.05), 1, heldout={"loss": batches})
 
 
@@ -318,7 +318,7 @@ def test_lines_say_how_far_it_is_how_fast_and_how_long_it_takes_still(make, batc
     monkeypatch.setattr("lora_np.progress.EVERY", -1.0)  # seconds between lines
     with pytest.raises(Stopped):
         train(make("lora"), StopAt(batches, at=2), SGD(0.1), 4, checkpoint=tmp_path / "run", checkpoint_every=1)
-    assert screen.getvalue() == "", "a library says nothing in a log unless it is asked to"
+    assert screen.getvalue() == "", "without a terminal, nothing must be printed by default"
     history = train(
         make("lora"), batches, SGD(0.1), 4, checkpoint=tmp_path / "run", resume=True, label="mine", progress="lines"
     )
@@ -342,7 +342,7 @@ STEPS, ACCUMULATE = 5, 2
 
 
 def resumable(model, batches, optimizer, checkpoint=None, every=2, resume=True, **changes):
-    """The run that the tests below stop: it clips, accumulates, evaluates and drops out."""
+    """Start the run that the tests below stop. It uses clipping, accumulation, evaluation and dropout."""
     settings = {
         "steps": STEPS,
         "schedule": WarmupCosine(STEPS, warmup=1),
@@ -363,7 +363,7 @@ class Stopped(Exception):
 
 
 class StopAt:
-    """Batches that end the run when micro-batch `at` is asked for: by an exception, or by killing the process."""
+    """Batches that stop the run when micro-batch `at` is requested, by an exception or by killing the process."""
 
     def __init__(self, batches, at, kill=False):
         self.batches, self.at, self.kill = batches, at, kill
@@ -417,7 +417,7 @@ def test_a_checkpoint_holds_no_frozen_weight(make, batches, tmp_path):
 
 
 def train_until_killed(model, batches, checkpoint, moment):
-    """In a process of its own. Kills it in a step, or when half of its third checkpoint is written."""
+    """Run in a separate process, which is killed in a step or when half of its third checkpoint is written."""
     if moment == "in a step":
         batches = StopAt(batches, at=7, kill=True)
     else:
@@ -444,10 +444,10 @@ def test_a_run_killed_by_the_system_resumes_to_the_bit(moment, make, batches, tm
     )
     process.start()
     process.join()
-    assert process.exitcode == -signal.SIGKILL, "the process was to be killed, with no time to clean up"
+    assert process.exitcode == -signal.SIGKILL, "the process must be killed by SIGKILL"
     half_written = [p for p in tmp_path.iterdir() if p.name != "run"]
     assert len(half_written) == (moment == "in a write")
-    load_arrays(tmp_path / "run")  # whole: half a file has another name, and nobody reads it
+    load_arrays(tmp_path / "run")  # complete: a partly written file has another name
 
     model, optimizer = make("lora", dropout=0.4), AdamW(0.05)
     expected = everything(model, optimizer, resumable(model, batches, optimizer))
@@ -462,34 +462,34 @@ def test_a_run_killed_by_the_system_resumes_to_the_bit(moment, make, batches, tm
 def test_a_checkpoint_that_exists_is_never_overwritten_unasked(make, batches, tmp_path):
     resumable(make("lora"), batches, AdamW(0.05), tmp_path / "run")
     before = (tmp_path / "run").read_bytes()
-    with pytest.raises(FileExistsError, match="run exists: pass resume=True to go on from it, or remove it"):
+    with pytest.raises(FileExistsError, match="run exists: pass resume=True to continue from it, or remove it"):
         resumable(make("lora"), batches, AdamW(0.05), tmp_path / "run", resume=False)
     assert (tmp_path / "run").read_bytes() == before
 
 
 OTHER_RUNS = {
-    "another lr": ({}, {"lr": 0.06}, r"lr=0\.05.* is AdamW\(lr=0\.06"),
-    "another optimizer": ({}, {"optimizer": SGD(0.05)}, r"optimizer was AdamW.* is SGD"),
-    "another length": ({}, {"steps": 9}, "steps was 5, is 9"),
+    "another lr": ({}, {"lr": 0.06}, r"lr=0\.05.* now AdamW\(lr=0\.06"),
+    "another optimizer": ({}, {"optimizer": SGD(0.05)}, r"optimizer was AdamW.* now SGD"),
+    "another length": ({}, {"steps": 9}, "steps was 5, now 9"),
     "another schedule": (
         {},
         {"schedule": WarmupCosine(STEPS)},
-        r"schedule was .* … .*, is 1 … ",
+        r"schedule was .* … .*, now 1 … ",
     ),
-    "other clipping": ({}, {"max_grad_norm": None}, "max_grad_norm was 1.0, is None"),
-    "another accumulation": ({}, {"accumulate": 3}, "accumulate was 2, is 3"),
-    "another seed": ({}, {"seed": 5}, "seed was 4, is 5"),
-    "another rank": ({"r": 3}, {}, r"q_proj\.lora_A\.default\.weight was float64 \(2, 12\), is float64 \(3, 12\)"),
+    "other clipping": ({}, {"max_grad_norm": None}, "max_grad_norm was 1.0, now None"),
+    "another accumulation": ({}, {"accumulate": 3}, "accumulate was 2, now 3"),
+    "another seed": ({}, {"seed": 5}, "seed was 4, now 5"),
+    "another rank": ({"r": 3}, {}, r"q_proj\.lora_A\.default\.weight was float64 \(2, 12\), now float64 \(3, 12\)"),
     "another dtype": (
         {"dtype": np.float32},
         {},
-        r"q_proj\.lora_A\.default\.weight was float64 \(2, 12\), is float32 \(2, 12\)",
+        r"q_proj\.lora_A\.default\.weight was float64 \(2, 12\), now float32 \(2, 12\)",
     ),
-    "a deeper model": ({"num_hidden_layers": 3}, {}, r"layers\.2\..*weight was absent, is float64"),
+    "a deeper model": ({"num_hidden_layers": 3}, {}, r"layers\.2\..*weight was absent, now float64"),
     "full fine-tuning": (
         {"method": "full"},
         {},
-        r"embed_tokens\.weight was absent, is float64 \(11, 12\).* and \d+ more",
+        r"embed_tokens\.weight was absent, now float64 \(11, 12\).* and \d+ more",
     ),
 }
 
@@ -505,7 +505,7 @@ def test_a_checkpoint_of_another_run_is_refused_by_what_differs(case, make, batc
     optimizer = other_run.pop("optimizer", AdamW(other_run.pop("lr", 0.05)))
     with pytest.raises(ValueError, match=rf"run belongs to another run: .*{message}"):
         resumable(model, batches, optimizer, tmp_path / "run", **other_run)
-    assert bits(model.state_dict()) == untouched, "a refusal must not leave half of another run's weights"
+    assert bits(model.state_dict()) == untouched, "an error must not change the weights"
     assert (tmp_path / "run").read_bytes() == before
 
 
@@ -513,25 +513,27 @@ def test_a_checkpoint_of_another_base_is_refused(make, batches, tmp_path):
     with pytest.raises(Stopped):
         resumable(make("lora"), StopAt(batches, at=7), AdamW(0.05), tmp_path / "run")
     other = make("lora")
-    other.model.model.layers[1].mlp.up_proj.base_layer.weight.value *= 1.001  # frozen, and not in the file
+    other.model.model.layers[
+        1
+    ].mlp.up_proj.base_layer.weight.value *= 1.001  # a frozen weight, which is not in the checkpoint
     with pytest.raises(
-        ValueError, match=r"run belongs to another run: digest of the frozen weights was (\w+), is (?!\1)"
+        ValueError, match=r"run belongs to another run: digest of the frozen weights was (\w+), now (?!\1)"
     ):
         resumable(other, batches, AdamW(0.05), tmp_path / "run")
 
 
 def test_batches_that_can_tell_themselves_from_others_are_known_again(make, batches, tmp_path):
-    class Told(StopAt):
+    class BatchesWithDigest(StopAt):
         def __init__(self, batches, digest, at=None):
             super().__init__(batches, at)
             self.digest = digest
 
     with pytest.raises(Stopped):
-        resumable(make("lora"), Told(batches, "these", at=7), AdamW(0.05), tmp_path / "run")
-    for others, now in ((Told(batches, "those"), "those"), (batches, "absent")):
-        with pytest.raises(ValueError, match=f"run belongs to another run: digest of the data was these, is {now}"):
+        resumable(make("lora"), BatchesWithDigest(batches, "these", at=7), AdamW(0.05), tmp_path / "run")
+    for others, now in ((BatchesWithDigest(batches, "those"), "those"), (batches, "absent")):
+        with pytest.raises(ValueError, match=f"run belongs to another run: digest of the data was these, now {now}"):
             resumable(make("lora"), others, AdamW(0.05), tmp_path / "run")
-    resumable(make("lora"), Told(batches, "these"), AdamW(0.05), tmp_path / "run")
+    resumable(make("lora"), BatchesWithDigest(batches, "these"), AdamW(0.05), tmp_path / "run")
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(make, batches, tmp_path):
@@ -545,11 +547,11 @@ def test_a_file_that_is_no_checkpoint_is_refused(make, batches, tmp_path):
 
 # --------------------------------------------------------------------------------------------------------- not a number
 
-overflows = pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")  # NumPy says so too, which is right
+overflows = pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")  # NumPy warns about overflow too
 
 
 def after(steps, make, batches, method):
-    """The weights of the same run, stopped in time."""
+    """Return the weights of the same run after fewer steps."""
     model = make(method, np.float32)
     train(model, batches, SGD(0.05), steps)
     return bits({name: p.value for name, p in model.named_parameters() if p.trainable})
@@ -565,9 +567,9 @@ def values(checkpoint):
 @pytest.mark.parametrize("explosion", [1e25, 1e45], ids=["to huge numbers", "to infinity"])
 @pytest.mark.parametrize("at", [3, 5], ids=["on the way", "in the last update"])
 def test_an_exploding_update_stops_the_run_with_the_last_good_weights(at, explosion, method, make, batches, tmp_path):
-    """The update that ruins the weights looks harmless: only the next loss shows it. What was good is older."""
+    """A bad update is noticed only at the next loss, so the checkpoint must keep the weights before that update."""
     model = make(method, np.float32)
-    with pytest.raises(FloatingPointError, match=r"run holds.*smaller lr"):
+    with pytest.raises(FloatingPointError, match=r"from .*run.*smaller lr"):
         train(
             model,
             batches,
@@ -580,7 +582,7 @@ def test_an_exploding_update_stops_the_run_with_the_last_good_weights(at, explos
         )
     good = after(at, make, batches, method)
     assert bits(values(tmp_path / "run")) == good, (
-        f"the checkpoint must be that of step {at}, the last whose loss was finite"
+        f"the checkpoint must have the weights of step {at}, the last step with a finite loss"
     )
     assert bits({name: p.value for name, p in model.named_parameters() if p.trainable}) == good
     assert np.isfinite(evaluate(model, batches))
@@ -589,7 +591,7 @@ def test_an_exploding_update_stops_the_run_with_the_last_good_weights(at, explos
 @overflows
 def test_an_explosion_before_the_first_periodic_checkpoint_leaves_the_start(make, batches, tmp_path):
     model, start = make("full", np.float32), bits(make("full", np.float32).state_dict())
-    with pytest.raises(FloatingPointError, match="back at step 0"):
+    with pytest.raises(FloatingPointError, match="reset to step 0"):
         train(model, batches, SGD(1e25), steps=6, checkpoint=tmp_path / "run", checkpoint_every=100)
     assert bits(values(tmp_path / "run")) == bits(model.state_dict()) == start
 
@@ -610,7 +612,7 @@ def test_a_nan_that_no_loss_sees_is_not_written_either(make, batches, tmp_path):
     model.model.embed_tokens.weight.value[10] = np.nan
     unseen = [
         (np.minimum(tokens, 9), targets) for tokens, targets in batches
-    ]  # the table's last row is never looked up
+    ]  # the last row of the embedding is never used
     with pytest.raises(FloatingPointError, match=r"embed_tokens\.weight is not finite"):
         train(model, unseen, AdamW(0.05), 3, checkpoint=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -636,7 +638,7 @@ def test_a_nan_in_the_frozen_weights_does_not_overwrite_a_good_checkpoint(make, 
 @overflows
 def test_without_a_checkpoint_a_nan_stops_the_run_all_the_same(make, batches):
     for steps in (1, 4):
-        with pytest.raises(FloatingPointError, match=r"there is no checkpoint to go back to\. Try a smaller lr"):
+        with pytest.raises(FloatingPointError, match=r"there is no checkpoint to restore\. Try a smaller lr"):
             train(make("full", np.float32), batches, SGD(1e45), steps=steps)
 
 
@@ -644,7 +646,7 @@ def test_a_run_that_met_a_nan_goes_on_from_its_checkpoint(make, batches, tmp_pat
     class Poisoned(StopAt):
         def __getitem__(self, i):
             if i == self.at:
-                model.model.norm.weight.value[0] = np.nan  # a broken memory, say
+                model.model.norm.weight.value[0] = np.nan  # for example, faulty memory
             return self.batches[i % len(self.batches)]
 
     expected = make("full", dropout=0.4)
@@ -662,31 +664,29 @@ def test_a_run_that_met_a_nan_goes_on_from_its_checkpoint(make, batches, tmp_pat
 
 
 def test_batches_that_cannot_be_asked_again_are_refused(make, batches):
-    with pytest.raises(
-        TypeError, match=r"batches must answer batches\[step\], so that a run can resume; a generator cannot"
-    ):
+    with pytest.raises(TypeError, match=r"batches is a generator, which has no index; expected batches\[step\]"):
         train(make("lora"), (batch for batch in batches), AdamW(0.05), 3)
 
 
 def test_no_batches_at_all_are_refused(make, batches):
     with pytest.raises(ValueError, match="batches is empty"):
         train(make("lora"), [], AdamW(0.05), 3)
-    with pytest.raises(ValueError, match="held-out list is empty"):
+    with pytest.raises(ValueError, match="list of held-out batches is empty"):
         train(make("lora"), batches, AdamW(0.05), 3, heldout=[])
 
 
 def test_a_model_with_nothing_trainable_is_refused(make, batches):
-    with pytest.raises(ValueError, match="nothing is trainable: unfreeze"):
+    with pytest.raises(ValueError, match="nothing is trainable: call unfreeze"):
         train(make("full").freeze(), batches, AdamW(0.05), 3)
 
 
 @pytest.mark.parametrize("heldout", [None, {}])
 def test_to_evaluate_on_nothing_is_refused(heldout, make, batches):
-    with pytest.raises(ValueError, match="eval_every = 2, and no heldout to evaluate on"):
+    with pytest.raises(ValueError, match="eval_every = 2, but there is no heldout"):
         train(make("lora"), batches, AdamW(0.05), 3, heldout=heldout, eval_every=2)
 
 
 @pytest.mark.parametrize("setting", ["steps", "accumulate", "checkpoint_every", "eval_every"])
 def test_a_count_below_one_is_refused(setting, make, batches):
-    with pytest.raises(ValueError, match=f"{setting}.* count.? from 1"):
+    with pytest.raises(ValueError, match=f"{setting} = .*expected at least 1"):
         train(make("lora"), batches, AdamW(0.05), **{"steps": 3} | {setting: 0})

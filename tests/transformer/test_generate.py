@@ -1,4 +1,4 @@
-"""Generation: the cache changes nothing but the time, rows do not disturb each other, and sampling draws what it says."""
+"""Tests of generation: the cache does not change results, rows are independent, and samples follow their probabilities."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lora_np.transformer.model import KeyValueCache
 
 module = importlib.import_module(
     "lora_np.transformer.generation"
-)  # `lora_np.transformer.generation` is the function in it
+)  # import_module, because tests replace CHUNK in the module
 
 PROMPTS = [[1, 2, 3, 4], [5], [6, 7]]
 
 
 def greedy_without_cache(model, prompt, n):
-    """The slow oracle: read everything again for each token."""
+    """A slow reference: read the whole text again for each new token."""
     tokens = list(prompt)
     for _ in range(n):
         logits, _ = model.forward(np.array([tokens]))
@@ -40,12 +40,12 @@ def test_the_cache_gives_the_logits_of_reading_everything_again(make_model, rand
 
 
 def test_the_cache_doubles_its_room_rather_than_copying_it_for_each_token(make_model):
-    model, rooms = make_model(), []
+    model, buffers = make_model(), []
     past = KeyValueCache(model.config)
     for token in [[1]] * 32:
         model.forward(np.array([token]), past_key_values=past)
-        rooms.append(past.layers[0].room)
-    assert len(set(map(id, rooms))) == 6, "1, 2, 4, … 32"
+        buffers.append(past.layers[0].buffers)
+    assert len(set(map(id, buffers))) == 6, "expected buffers of 1, 2, 4, … 32 tokens"
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -63,16 +63,16 @@ def test_a_prompt_that_is_read_in_pieces_goes_on_as_if_read_at_once(make_model, 
     model, lengths = make_model(), []
     hidden, at_once = model.hidden, generate(model, [*PROMPTS, [8] * 11], 10)
     model.hidden = lambda tokens, *rest: lengths.append(tokens.shape[1]) or hidden(tokens, *rest)
-    monkeypatch.setattr(module, "PIECE", 4)
+    monkeypatch.setattr(module, "CHUNK", 4)
     assert generate(model, [*PROMPTS, [8] * 11], 10) == at_once
     assert lengths[:4] == [4, 4, 3, 1]
 
 
 def test_a_long_prompt_takes_the_memory_of_a_piece(make_model, monkeypatch):
-    """What the layers keep for a backward, the scores of attention above all, is let go piece by piece."""
+    """The caches of the layers, above all the attention scores, are freed after each chunk of the prompt."""
     model, peaks = make_model(max_position_embeddings=600), {}
     for size in (512, 32):
-        monkeypatch.setattr(module, "PIECE", size)
+        monkeypatch.setattr(module, "CHUNK", size)
         tracemalloc.start()
         generate(model, [[1] * 512], 1)
         peaks[size] = tracemalloc.get_traced_memory()[1]
@@ -121,7 +121,7 @@ def test_tokens_stream_as_they_are_made(make_model):
     seen = []
     result = generate(make_model(), PROMPTS, 5, on_token=lambda row, token: seen.append((row, token)))
     assert [token for row, token in seen if row == 1] == result[1]
-    assert [row for row, _ in seen[:3]] == [0, 1, 2], "a token of each row before the second of any"
+    assert [row for row, _ in seen[:3]] == [0, 1, 2], "the first token of every row comes before any second token"
 
 
 def test_temperature_is_a_division_of_the_logits():
@@ -139,7 +139,7 @@ def test_top_k_keeps_the_k_likeliest_and_top_p_the_fewest_that_reach_p():
 
 
 def test_what_is_as_likely_as_the_last_that_stays_stays_too():
-    """So that what may be drawn depends on no order among equals."""
+    """The set of tokens that can be drawn must not depend on the order of equally likely tokens."""
     z = np.log([0.2, 0.4, 0.2, 0.2])
     for cut in ({"top_k": 2}, {"top_p": 0.5}):
         np.testing.assert_allclose(Sampling(1.0, **cut).probabilities(z), [0.2, 0.4, 0.2, 0.2], atol=1e-12)
@@ -156,7 +156,7 @@ def test_samples_follow_the_probabilities():
     [
         ({"prompts": []}, "expected a list"),
         ({"prompts": ["text"]}, "encode text with a tokenizer"),
-        ({"prompts": [1, 2, 3]}, r"prompts is \[1, 2, 3\]; .*write \[prompt\] for a single one"),
+        ({"prompts": [1, 2, 3]}, r"prompts is \[1, 2, 3\]; .*write \[prompt\] for a single prompt"),
         ({"prompts": np.arange(3)}, r"write \[prompt\]"),
         ({"prompts": [[1], []]}, "prompt 1 is empty"),
         ({"prompts": [[99]]}, "holds 99"),

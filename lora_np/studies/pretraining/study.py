@@ -69,24 +69,25 @@ def card(table: Table) -> str:
     s, final = table.settings, table.rows[-1]["heldout"]
     return f"""# tiny
 
-The base model that comes with lora_np: a byte-level Llama of {s["parameters"]:,} parameters ({TINY.num_hidden_layers} layers,
-d = {TINY.hidden_size}, {TINY.num_attention_heads} query heads on {TINY.num_key_value_heads} key/value heads, MLP {TINY.intermediate_size}, tied
-embedding), float32. It writes English of a sort, and is here to be fine-tuned and taken apart, not to be believed.
+The base model in the package lora_np: a byte-level Llama with {s["parameters"]:,} parameters ({TINY.num_hidden_layers} layers,
+d = {TINY.hidden_size}, {TINY.num_attention_heads} query heads on {TINY.num_key_value_heads} key/value heads, MLP width {TINY.intermediate_size},
+tied embedding), float32. Its English is simple and often wrong. Use it to try fine-tuning and to look inside a model, not as a
+source of facts.
 
 **Data.** {s["train_bytes"]:,} bytes of English prose from a Python installation: the language reference in `pydoc_data.topics` and
-the standard library's docstrings, split by document; {s["heldout_bytes"]:,} bytes of other documents are held out. The text is the
-Python Software Foundation's, under the PSF licence; these weights are under this project's.
+the docstrings of the standard library. The split is by document, and {s["heldout_bytes"]:,} bytes are held out. The text belongs to
+the Python Software Foundation (PSF licence). The weights have the licence of this project.
 
-**Settings.** {s["steps"]:,} steps of {s["batch_size"]} × {s["seq_len"]} bytes, AdamW, lr {s["lr"]:g} with {min(s["warmup"], s["steps"] // 2)} steps of warm-up and a cosine
+**Settings.** {s["steps"]:,} steps of {s["batch_size"]} × {s["seq_len"]} bytes, AdamW, lr {s["lr"]:g} with {min(s["warmup"], s["steps"] // 2)} warm-up steps and a cosine
 down to 5 %, weight decay {s["weight_decay"]:g}, gradient norm clipped to 1, seed {s["seed"]}.
 
-**Result on the held-out prose, in nats a byte.**
+**Result on the held-out prose, in nats per byte.**
 
 | model | loss |
 |---|---|
 | unigram (byte frequencies) | {s["unigram"]:.3f} |
-| bigram (the byte before) | {s["bigram"]:.3f} |
+| bigram (the previous byte) | {s["bigram"]:.3f} |
 | **tiny** | **{final:.3f}** |
 
-Made by `{table.command}` in {table.seconds:,.0f} s on {table.versions["cores"]} cores, Python {table.versions["python"]}, NumPy {table.versions["numpy"]}.
+Trained by `{table.command}` in {table.seconds:,.0f} s on {table.versions["cores"]} cores, Python {table.versions["python"]}, NumPy {table.versions["numpy"]}.
 """

@@ -1,0 +1,181 @@
+"""One record of a conversation file as tokens, with a mask of the tokens that count in the loss.
+
+A record has one of two forms:
+
+    {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}, …]}
+    {"prompt": "…", "completion": "…"}
+
+The first form is a conversation, which the model's chat template turns into text. The turns of the assistant count in the
+loss, and so does the token that ends each turn, so the model learns to stop ("tiny" has no such token). All other turns do
+not count. The second form is plain text without a template, as in TRL. The completion counts in the loss, and so does the
+end-of-text token (`tokenizer.eos_token_id`, if there is one) that is added after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..files import Tokenizer
+
+MESSAGES = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
+PROMPT = '{"prompt": "…", "completion": "…"}'
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One record as tokens, with a mask of the tokens that count in the loss.
+
+    The tokens end with the last answer: later tokens would not affect the loss.
+
+    Parameters
+    ----------
+    tokens : ndarray, shape (n,), int64
+        Token ids.
+    counts : ndarray, shape (n,), bool
+        True for the tokens of answers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.data.conversations import Example
+    >>> e = Example(np.array([5, 6, 7]), np.array([False, True, True]))
+    >>> e.tokens[e.counts].tolist()
+    [6, 7]
+    """
+
+    tokens: np.ndarray
+    counts: np.ndarray
+
+
+def example(record: Any, tokenizer: Tokenizer) -> Example:
+    """Turn one record into tokens, and mark the tokens of its answers.
+
+    Parameters
+    ----------
+    record : dict
+        {"messages": [{"role": …, "content": …}, …]} or {"prompt": …, "completion": …}.
+    tokenizer : Tokenizer
+        The tokenizer of the model.
+
+    Returns
+    -------
+    Example
+        Tokens, and a mask of the tokens that count in the loss.
+
+    Raises
+    ------
+    ValueError
+        If the record is invalid. The message says what is wrong.
+
+    Examples
+    --------
+    >>> import lora_np as ln
+    >>> from lora_np.data import conversations
+    >>> tokenizer = ln.load_tokenizer("tiny")
+    >>> e = conversations.example({"prompt": "2 + 2 =", "completion": " 4"}, tokenizer)
+    >>> tokenizer.decode(e.tokens[e.counts])
+    ' 4\\x00'
+    """
+    if not isinstance(record, Mapping):
+        raise ValueError(f"got a {type(record).__name__}; expected {MESSAGES} or {PROMPT}")
+    if record.keys() == {"messages"}:
+        found = _chat(record["messages"], tokenizer)
+    elif record.keys() == {"prompt", "completion"}:
+        found = _plain(record["prompt"], record["completion"], tokenizer)
+    else:
+        raise ValueError(f"the keys are {sorted(record)}; expected {MESSAGES} or {PROMPT}, and no other keys")
+    if not found.counts[1:].any():
+        raise ValueError("the answer has no tokens: the tokenizer or its chat template drops its text")
+    return found
+
+
+def _chat(messages: Any, tokenizer: Tokenizer) -> Example:
+    """Turn a conversation into tokens. Tokens between the start and the end of an answer count in the loss.
+
+    Text that the template writes after the end-of-turn token, such as a newline, does not count.
+    """
+    _check_messages(messages)
+    ids: list[int] = []
+    counts: list[bool] = []
+    text = ""
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        asked = tokenizer.apply_chat_template(messages[:i], add_generation_prompt=True, tokenize=False)
+        answered = tokenizer.apply_chat_template(messages[: i + 1], add_generation_prompt=False, tokenize=False)
+        _check_grows(i, text, asked)
+        _check_grows(i, asked, answered)
+        question = _continued(tokenizer, ids, text, asked, special=False)
+        answer = _continued(tokenizer, ids + question, asked, answered, special=False)
+        eos = tokenizer.eos_token_id
+        n = len(answer) - answer[::-1].index(eos) if eos in answer else len(answer)
+        ids += question + answer
+        counts += [False] * len(question) + [True] * n + [False] * (len(answer) - n)
+        text = answered
+    return to_last_counted(ids, counts)
+
+
+def _check_grows(i: int, before: str, after: str) -> None:
+    if not after.startswith(before):
+        parts = next((n for n, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), len(after))
+        seen = max(0, parts - 20)
+        raise ValueError(
+            f"messages[{i}]: the chat template changes the text before this answer, so the tokens of the answer cannot be "
+            f"found: …{before[seen : seen + 60]!r} becomes …{after[seen : seen + 60]!r}"
+        )
+
+
+def _check_messages(messages: Any) -> None:
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"messages is {messages!r:.80}; expected a list, as in {MESSAGES}")
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping) or message.keys() != {"role", "content"}:
+            raise ValueError(f'messages[{i}] is {message!r:.80}; expected {{"role": "user", "content": "…"}}')
+        if message["role"] not in ROLES:
+            raise ValueError(f"messages[{i}]: the role is {message['role']!r:.80}; expected {', '.join(ROLES)}")
+        if not isinstance(message["content"], str):
+            raise ValueError(f"messages[{i}]: the content is {message['content']!r:.80}; expected a string")
+        if message["role"] == "assistant" and not message["content"].strip():
+            raise ValueError(f"messages[{i}]: the answer is empty; expected some text to learn")
+    if messages[0]["role"] == "assistant":
+        raise ValueError("messages[0] has the role 'assistant'; expected a message of the user first")
+    if messages[-1]["role"] != "assistant":
+        raise ValueError(f"the last message has the role {messages[-1]['role']!r}; expected an answer of the assistant")
+
+
+def _plain(prompt: Any, completion: Any, tokenizer: Tokenizer) -> Example:
+    """Encode a prompt, with the token that begins a text if there is one, then its completion and the end-of-text token."""
+    for name, value in (("prompt", prompt), ("completion", completion)):
+        if not isinstance(value, str):
+            raise ValueError(f"the {name} is {value!r:.80}; expected a string, as in {PROMPT}; for a chat, {MESSAGES}")
+        if not value.strip():
+            raise ValueError(f"the {name} is empty; expected {PROMPT}")
+    ids = tokenizer.encode(prompt).tolist()
+    answer = _continued(tokenizer, ids, prompt, prompt + completion, special=True)
+    eos = tokenizer.eos_token_id
+    if eos is not None and answer[-1:] != [eos]:
+        answer.append(eos)
+    return to_last_counted(ids + answer, [False] * len(ids) + [True] * len(answer))
+
+
+def _continued(tokenizer: Tokenizer, ids: list[int], before: str, after: str, special: bool) -> list[int]:
+    """Return the tokens that follow `ids`, the tokens of `before`, so that all together spell the text `after`.
+
+    These are the last tokens of the whole text. If one token would span the boundary, the rest of the text is encoded
+    separately, as when a model continues the prompt `ids`.
+    """
+    whole = tokenizer.encode(after, add_special_tokens=special).tolist()
+    if whole[: len(ids)] == ids:
+        return whole[len(ids) :]
+    return tokenizer.encode(after[len(before) :], add_special_tokens=False).tolist()
+
+
+def to_last_counted(tokens: Sequence[int] | np.ndarray, counts: Sequence[bool] | np.ndarray) -> Example:
+    """Return an Example that ends with the last counted token; it is empty if no token counts."""
+    n = np.flatnonzero(counts).max(initial=-1) + 1
+    return Example(np.asarray(tokens, np.int64)[:n], np.asarray(counts, bool)[:n])
