@@ -1,4 +1,4 @@
-"""Layers. A Parameter is an array with its gradient. A Module is a tree of Parameters. A layer calls one pair of `ops`.
+"""Layers: a Parameter is an array with its gradient, a Module is a tree of Parameters, a layer calls a pair of `ops`.
 
 Reading order: module, context, layers, targets.
 """

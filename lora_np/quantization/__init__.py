@@ -1,4 +1,7 @@
-"""Four bits a weight: the codes (NF4, FP4, int4), and the Linear that stores them. Reading order: four_bits, linear."""
+"""Weights in four bits: the codes (NF4, FP4, int4) and the linear layer that stores them.
+
+Reading order: four_bits, linear.
+"""
 
 from .four_bits import (
     QUANT_TYPES,
