@@ -27,6 +27,7 @@ Method = Literal["complex-step", "central"]
 STEP = {"complex-step": 1e-30, "central": 1e-5}
 STREAM = 0x67726164  # added to the seed, so that the directions differ from the numbers of a caller's default_rng(seed)
 TOLERANCE = {"complex-step": 1e-12, "central": 1e-6}
+LABEL = {"complex-step": "complex step", "central": "central difference"}
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class GradcheckResult:
 
     def __str__(self) -> str:
         width = max(map(len, self.errors), default=0)
-        lines = [f"relative errors of the gradients against the {self.method}, tolerance {self.tolerance:g}"]
+        lines = [f"relative errors of the gradients against the {LABEL[self.method]}, tolerance {self.tolerance:g}"]
         for name, error in self.errors.items():
             lines.append(f"  {name:<{width}}  {error:8.1e}  {'ok' if name not in self.wrong else '← WRONG'}")
         return "\n".join(lines)

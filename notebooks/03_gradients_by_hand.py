@@ -286,7 +286,7 @@ def errors_of(forward, backward, **inputs):
 
 def report(what, errors):
     cells = [f"d{x} {e:.0e} {'right' if e < 1e-12 else 'WRONG'}" for x, e in errors.items()]
-    print(f"{what:24}", "   ".join(cells))
+    print(f"{what:24} {'   '.join(cells)}")
 
 
 report("the LoRA layer", errors_of(lora_forward, lora_backward, x=x, A=A, B=B))
