@@ -19,7 +19,7 @@
 # **You will learn to**
 #
 # - derive the gradients of $A$, $B$ and $x$ with one rule about indices,
-# - prove a gradient with the complex step, at inputs where a mistake must show,
+# - prove a gradient with the complex step, and choose inputs at which a mistake cannot hide,
 # - compute the cost of a LoRA step, compared with a step of full fine-tuning.
 #
 # **Before you start:** [notebook 02](02_lora_from_one_equation.ipynb), and the chain rule for functions of several variables. 45 minutes to read, about ten seconds to run.
@@ -66,9 +66,9 @@ model.backward(cache)
 
 layer = "model.layers.3.mlp.down_proj"
 parameters = dict(model.named_parameters())
-A = parameters[f"base_model.model.{layer}.lora_A.default.weight"]
-B = parameters[f"base_model.model.{layer}.lora_B.default.weight"]
-print("dA", A.grad.shape, "  dB", B.grad.shape)
+lora_A = parameters[f"base_model.model.{layer}.lora_A.default.weight"]
+lora_B = parameters[f"base_model.model.{layer}.lora_B.default.weight"]
+print("dA", lora_A.grad.shape, "  dB", lora_B.grad.shape)
 
 # %% [markdown]
 # **Full fine-tuning.** A copy of the model has one weight $W + s\,BA$ per layer (merged), and all its parameters are trained (unfrozen). Its backward pass gives $dW$.
@@ -81,19 +81,19 @@ merged.backward(cache)
 dW = dict(merged.named_parameters())[f"{layer}.weight"].grad  # (out, in) = (128, 384)
 s = config.lora_alpha / config.r
 print("same loss:   ", np.isclose(loss, merged_loss))
-print("dA = s Bᵀ dW:", np.allclose(A.grad, s * B.value.T @ dW))
-print("dB = s dW Aᵀ:", np.allclose(B.grad, s * dW @ A.value.T))
+print("dA = s Bᵀ dW:", np.allclose(lora_A.grad, s * lora_B.value.T @ dW))
+print("dB = s dW Aᵀ:", np.allclose(lora_B.grad, s * dW @ lora_A.value.T))
 
 # %% [markdown]
 # Both equations hold. The next picture shows the three gradients to scale: one cell per entry, darker where the absolute value is larger. $dW$ is coral, LoRA's gradients are cyan.
 #
-# **Predict.** $dW$ has some dark columns: input features that are large for this text. Where do they show again, in $dA$ or in $dB$?
+# **Predict.** $dW$ has some dark columns: input features that are large for this text. Do these columns appear again in $dA$ or in $dB$?
 
 # %%
-plots.gradient_shadows(dW, A.grad, B.grad, layer);
+plots.gradient_shadows(dW, lora_A.grad, lora_B.grad, layer);
 
 # %% [markdown]
-# In $dA$. The product $B^\top dW$ mixes the rows of $dW$ and leaves each column in its place. The product $dW A^\top$ mixes the columns and leaves each row in its place, so dark rows of $dW$ show again in $dB$.
+# In $dA$. The product $B^\top dW$ mixes the rows of $dW$ and leaves each column in its place. The product $dW A^\top$ mixes the columns and leaves each row in its place, so dark rows of $dW$ appear again in $dB$.
 # The eye finds only the darkest columns. The next cell compares the lengths of all columns, and of all rows:
 
 # %%
@@ -102,8 +102,8 @@ def correlation(axis, gradient):
     return np.corrcoef(*lengths)[0, 1]
 
 
-print(f"lengths of the columns of dW and dA: correlation {correlation(0, A.grad):.2f}")
-print(f"lengths of the rows of dW and dB:    correlation {correlation(1, B.grad):.2f}")
+print(f"lengths of the columns of dW and dA: correlation {correlation(0, lora_A.grad):.2f}")
+print(f"lengths of the rows of dW and dB:    correlation {correlation(1, lora_B.grad):.2f}")
 
 # %% [markdown]
 # Long columns of $dW$ are long columns of $dA$, and long rows of $dW$ are long rows of $dB$. The correlations are below 1, because 8 random mixtures do not keep every length.

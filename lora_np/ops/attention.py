@@ -8,7 +8,7 @@ from typing import TypeAlias
 from ..backend import Array, array_module
 from .checks import check_float, check_mask, check_shape
 
-FORBIDDEN = -1e30  # added to a masked score, so that exp gives exactly 0; −∞ would give NaN in complex numbers
+MASKED = -1e30  # added to a masked score, so that exp gives exactly 0; −∞ would give NaN in complex numbers
 BLOCK = 64  # queries per block: their scores fit in the processor's cache, and keys after the block are not multiplied
 
 # q/√d (b, g, h/g, t, d); k and v (b, g, s, d); o like q; for each block: its first query, its last query + 1,
@@ -156,9 +156,9 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -
         shape = b, g, h // g, stop - start
         e = _stack(q[..., start:stop, :]) @ k[:, :, :seen].swapaxes(-1, -2)  # scores (b, g, h/g·rows, seen)
         by_query = e.reshape(*shape, seen)
-        by_query[..., s - t + start :] += xp.triu(xp.full((stop - start,) * 2, FORBIDDEN, dtype=e.real.dtype), k=1)
+        by_query[..., s - t + start :] += xp.triu(xp.full((stop - start,) * 2, MASKED, dtype=e.real.dtype), k=1)
         if mask is not None:
-            by_query += xp.where(mask[:, :seen], 0, FORBIDDEN).astype(e.real.dtype)[:, None, None, None, :]
+            by_query += xp.where(mask[:, :seen], 0, MASKED).astype(e.real.dtype)[:, None, None, None, :]
         e -= e.real.max(axis=-1, keepdims=True)
         xp.exp(e, out=e)
         norm = 1 / e.sum(axis=-1, keepdims=True)  # p = e·norm: scale o (d numbers per row), not e (s numbers per row)
