@@ -77,7 +77,7 @@ INSTEAD = {  # a name of PEFT, transformers or an earlier version → its replac
 
 
 def __getattr__(name: str) -> object:
-    """Return `__version__` or the configuration class of a method. Else raise an error that names a replacement."""
+    """Return `__version__` or the configuration class of a method. For other names raise AttributeError."""
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version
 

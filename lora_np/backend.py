@@ -1,6 +1,6 @@
 """Select the array library: `array_module(x)` is numpy for a NumPy array, and cupy for an array on a GPU.
 
-One process can use both at once. The array decides which library computes; there is no global switch. A device name
+One process can use both libraries. The array decides which library computes; there is no global switch. A device name
 ("cupy", "numpy", "auto") is needed only to load or move a model.
 """
 
@@ -39,8 +39,8 @@ def array_module(x: Array) -> ModuleType:
 def device_module(device: str = "auto") -> ModuleType:
     """Return the array module of a device: "numpy", "cupy", or "auto" (cupy if a GPU is available, else numpy).
 
-    The environment variable LORA_NP_DEVICE replaces "auto". Raises RuntimeError with the reason, in one line, if cupy
-    was requested and cannot run; raises ValueError for an unknown name.
+    If the environment variable LORA_NP_DEVICE is set, its value replaces "auto". Raises RuntimeError with the reason,
+    in one line, if cupy was requested and cannot run; raises ValueError for an unknown name.
     """
     wanted = os.environ.get(VARIABLE) or "auto" if device == "auto" else device
     if wanted not in ("numpy", "cupy", "auto"):
@@ -75,7 +75,7 @@ def why_no_gpu() -> str | None:
 
 
 def to_host(x: Array) -> np.ndarray:
-    """Return `x` as a NumPy array: `x` itself if it is one, otherwise a copy, once the GPU has computed `x`."""
+    """Return `x` as a NumPy array: `x` itself if it is one, otherwise a copy after the GPU has computed `x`."""
     return x if isinstance(x, np.ndarray | np.generic) else x.get()
 
 

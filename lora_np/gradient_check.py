@@ -34,8 +34,8 @@ LABEL = {"complex-step": "complex step", "central": "central difference"}
 class GradcheckResult:
     """The relative error of each tensor's gradient, as `gradcheck` and `gradcheck_model` return it.
 
-    The error is |∇f·v − gradient·v| / max(‖gradient‖, |∇f·v|), where the method computes ∇f·v; the largest over all
-    directions v.
+    The error is |∇f·v − gradient·v| / max(‖gradient‖, |∇f·v|), where the method computes ∇f·v. It is the largest error
+    of all directions v.
 
     Parameters
     ----------
@@ -111,8 +111,8 @@ def gradcheck(
         Called as `forward(*inputs.values())`, returns (y, cache). Use a lambda or functools.partial for arguments that
         are not differentiated, such as a scaling or token ids.
     backward : callable
-        Called as `backward(dy, cache)`, returns one gradient per input, in the order of the inputs. None skips an
-        input.
+        Called as `backward(dy, cache)`, returns one gradient per input, in the order of the inputs. An input with the
+        gradient None is not checked.
     inputs : mapping of str to ndarray
         The inputs, float arrays. They are converted to float64 (and to complex128 for the complex step).
     method : {"complex-step", "central"}
@@ -120,7 +120,7 @@ def gradcheck(
     directions : int
         Random directions per tensor.
     tolerance : float, optional
-        A gradient with a larger relative error is wrong. None: 1e-12 for the complex step, 1e-6 for the central
+        A gradient with a larger relative error is wrong. By default 1e-12 for the complex step and 1e-6 for the central
         difference.
     seed : int
         The seed of dy and the directions.
@@ -204,13 +204,13 @@ def gradcheck_model(
     directions : int
         Random directions per tensor.
     tolerance : float, optional
-        A gradient with a larger relative error is wrong. None: 1e-12 for the complex step, 1e-6 for the central
+        A gradient with a larger relative error is wrong. By default 1e-12 for the complex step and 1e-6 for the central
         difference.
     seed : int
         The seed of the directions.
     dropout_seed : int, optional
-        None: no dropout. A seed turns dropout on, with the same masks in every call: a new mask would make the loss
-        another function.
+        None means no dropout. A seed turns dropout on, with the same masks in every call: a new mask would make the
+        loss another function.
 
     Returns
     -------

@@ -55,7 +55,7 @@ def linear(x, W, AB, s):
 
 
 def linear_backward(dy, cache, grad):
-    """Return dx and set dA and dB. y is the sum of two paths, so both receive dy.
+    """Set dA and dB, return dx. The result y is the sum of two paths, so both receive dy.
 
     δ = s·h Bᵀ gives dB = s·dyᵀ h and dh = s·dy B; h = x Aᵀ gives dA = dhᵀ x and dx = dh A.
     """
@@ -102,7 +102,7 @@ def rotate(x, angles):
 
 
 def attention(q, k, v):
-    """Return causal softmax(q kᵀ/√e) v. q (b, h, t, e); k, v (b, g, t, e): h/g heads share one."""
+    """Return softmax(q kᵀ/√e) v, causal. q is (b, h, t, e); k and v are (b, g, t, e), g ≤ h."""
     n = q.shape[1] // k.shape[1]
     k, v = k.repeat(n, axis=1), v.repeat(n, axis=1)
     t, root = q.shape[2], q.shape[-1] ** -0.5

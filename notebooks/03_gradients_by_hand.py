@@ -56,7 +56,7 @@ batches = ln.data.Batches(ln.data.corpus("code", "train"), batch_size=4, seq_len
 tokens, targets = batches[0]  # (b, t) = (4, 64): bytes of text, and the byte that follows each
 
 # %% [markdown]
-# `init_lora_weights=False` makes $B$ random instead of zero, as if LoRA had trained for a while. float64 has about 16 digits; a proof needs them.
+# `init_lora_weights=False` makes $B$ random instead of zero, as if LoRA had trained for a while. The proof needs the 16 digits of float64.
 #
 # **LoRA.** One backward pass gives the gradients of all $A$ and $B$. We pick the two of our layer by their names.
 
@@ -106,7 +106,7 @@ print(f"lengths of the columns of dW and dA: correlation {correlation(0, lora_A.
 print(f"lengths of the rows of dW and dB:    correlation {correlation(1, lora_B.grad):.2f}")
 
 # %% [markdown]
-# Long columns of $dW$ are long columns of $dA$, and long rows of $dW$ are long rows of $dB$. The correlations are below 1, because 8 random mixtures do not keep every length.
+# Long columns of $dW$ are long columns of $dA$, and long rows of $dW$ are long rows of $dB$. The correlations are below 1, because a mixture of rows or columns does not preserve all lengths.
 
 # %% [markdown]
 # ## One rule for all gradients
@@ -212,7 +212,7 @@ for name, mine, theirs in zip(("dx", "dA", "dB"), ours, library, strict=True):
 #
 # Our code and the library could contain the same mistake. A proof needs a derivative that is computed in another way. In this section and the next, $h$ is a small step, a number.
 #
-# The best-known way is a difference, $(f(x+h) - f(x))/h$. It has two errors. Cutting off the Taylor series costs an error that shrinks with $h$. But the difference subtracts two nearly equal numbers:
+# The best-known way is a difference, $(f(x+h) - f(x))/h$. It has two errors. It cuts off the Taylor series; this error shrinks with $h$. And it subtracts two nearly equal numbers:
 # the smaller $h$ is, the more digits cancel.
 #
 # The *complex step* ([Squire and Trapp 1998](https://doi.org/10.1137/S003614459631241X)) moves $x$ in the imaginary direction:
@@ -298,7 +298,7 @@ report("the LoRA layer", errors_of(lora_forward, lora_backward, x=x, A=A, B=B))
 #
 # ## A check that cannot fail
 #
-# Now a mistake on purpose: the backward forgets the factor $s$ of $dA$. LoRA starts with $B = 0$, so one would probably try the layer there first.
+# Now a mistake on purpose: the backward forgets the factor $s$ of $dA$. LoRA starts with $B = 0$, so a first check would probably use $B = 0$.
 #
 # **Predict.** Does the check find the mistake at $B = 0$? And at a random $B$?
 
@@ -404,7 +404,7 @@ not_needed = sum(2 * N * in_ * (out + r) for out, in_ in first_three)  # their d
 print(f"dx of the first three layers:                      {not_needed:13,}")
 
 # %% [markdown]
-# For full fine-tuning both numbers are equal. The library's number for LoRA is smaller by exactly the last line: no parameter below the first three layers is trained, so their $dx$ is not computed.
+# For full fine-tuning both numbers are equal. For LoRA the library's number is smaller, and the difference is the number in the last line: no parameter below the first three layers is trained, so their $dx$ is not computed.
 #
 # Now compare the two costs for a square layer with $in = out = d$:
 #
@@ -456,7 +456,7 @@ for d in widths:
 #
 # <details><summary>Answer</summary>
 #
-# A difference computes $f(x + h)$, and in float64 $x + 10^{-30}$ equals $x$ for any ordinary $x$. The complex step keeps the step in the imaginary part, apart from $x$. There it is the only number, so it keeps all its digits.
+# A difference computes $f(x + h)$, and in float64 $x + 10^{-30}$ equals $x$ for any ordinary $x$. The complex step puts the step into the imaginary part. It is not added to $x$, so it keeps all its digits.
 #
 # </details>
 #

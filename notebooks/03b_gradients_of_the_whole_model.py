@@ -94,7 +94,7 @@ def check(layer, forward, backward, mistake, library, **inputs):
 # ## Requirements of the complex step
 #
 # The Taylor series $f(x + ih) = f(x) + ih\,f'(x) - \dots$ holds for functions of a complex variable that have a complex derivative (*holomorphic* functions). Every line of the forward must be such a function.
-# Sums, products, $\exp$, $\log$ and square roots are. Functions that treat the real and the imaginary part differently are not: the absolute value $|x|$ and the complex conjugate.
+# Sums, products, $\exp$, $\log$ and square roots are holomorphic. The absolute value $|x|$ and the complex conjugate are not: they treat the real and the imaginary part differently.
 #
 # **Predict.** Here are three ways to square a real number. Which of them have the right derivative under the complex step?
 
@@ -107,7 +107,7 @@ for name, value in ways.items():
     print(f"{name:13} {value.imag / h:g}")
 
 # %% [markdown]
-# Only `x * x`. For real numbers all three are the same, and their hand-derived gradient is right too. But the complex step would report it as wrong. So the library writes `x * x`.
+# Only `x * x` has the right derivative. For real numbers all three are the same, and a hand-derived gradient of all three is right. But the complex step would report it as wrong for two of them. So the library writes `x * x`.
 # It also avoids `np.linalg.norm` and `np.vdot` in a forward: they contain an absolute value and a conjugate.
 #
 # **New letters.** $\circ$ multiplies entry by entry. $[\,i = j\,]$ is 1 if $i = j$ and 0 otherwise. $d$ is the number of features of a token, $d_h$ that of a head.
@@ -241,8 +241,8 @@ print("largest |dS| at a masked place:", abs(np.triu(dS, k=1)).max())
 #
 # ## RMSNorm
 #
-# RMSNorm divides the vector of each token by the root of its mean square, and multiplies each feature by a trained factor $w_i$. The small constant $\varepsilon$ prevents a division by zero. With $\rho$ for one
-# over the root:
+# RMSNorm divides the vector of each token by the root of its mean square, and multiplies each feature by a trained factor $w_i$. The small constant $\varepsilon$ prevents a division by zero. Let $\rho$ be 1
+# divided by the root:
 #
 # $$y_i = w_i\, x_i\, \rho, \qquad \rho = \Big(\tfrac1d \sum_j x_j^2 + \varepsilon\Big)^{-1/2}$$
 #
@@ -353,7 +353,7 @@ print(ln.gradcheck(rotary_forward, rotated_forward_again, {"q": q[:1]}), "\n")
 check("rotary", rotary_forward, rotary_backward, rotated_forward_again, library, q=q)
 
 # %% [markdown]
-# No. The single token has position 0, and its angle is 0. This is again a check at a special point, where the mistake cannot show.
+# No. The single token has position 0, and its angle is 0. This is again a check at a special point, where the mistake changes nothing.
 #
 # The next cell tests the purpose of the rotation: with the same query and the same key at every position, the score depends on the distance only.
 
@@ -507,8 +507,8 @@ plots.relative_errors(differences, 1e-12, title, subtitle);
 #
 # ## Recap
 #
-# Every backward follows from the rule of notebook 03: an input that enters several outputs collects a sum. In softmax and RMSNorm every input enters every output through a common denominator, and this gives their second term.
-# An invariance of the forward is a free check of the gradient. The complex step needs a forward without absolute values and conjugates. Proven layers, put together, gave a proven model: all gradients of "tiny" pass.
+# Every backward follows from the rule of notebook 03: the gradient of an input is a sum over all outputs that it enters. In softmax and RMSNorm every input enters every output through a common denominator, and this gives their second term.
+# An invariance of the forward is a free check of the gradient. The complex step needs a forward without absolute values and conjugates. The check of the whole model tests that the layers are put together correctly: all gradients of "tiny" pass.
 #
 # ## Three questions
 #
@@ -516,7 +516,7 @@ plots.relative_errors(differences, 1e-12, title, subtitle);
 #
 # <details><summary>Answer</summary>
 #
-# Both divide each number by a quantity that depends on all numbers of the row: the sum of exponentials, or the root mean square. So each input enters every output. The second term is this path.
+# Both divide each number by a quantity that depends on all numbers of the row: the sum of exponentials, or the root mean square. So each input enters every output, and the second term of the gradient comes from these paths.
 #
 # </details>
 #

@@ -14,7 +14,7 @@ BASE = "__base__"  # PEFT's name for a row without an adapter
 
 
 class Rows:
-    """The adapter that each row of a batch uses, for a batch in which rows use different adapters.
+    """The adapter of each row of a batch, for a batch with several adapters.
 
     Parameters
     ----------
@@ -115,9 +115,10 @@ class Context:
     adapter : str or Rows, optional
         The name of the adapter that the layers apply, or one name per row. None means the base model alone.
     attention_mask : ndarray of bool, shape (b, s), optional
-        False for keys that are padding. None: no padding.
+        True for keys that may be seen, False for padding. None means no padding.
     position_ids : ndarray of int, shape (b, t), optional
-        The position of each token in its row. None: the positions continue after the past, equal in all rows.
+        The position of each token in its row. None means that the positions continue after the past, with equal numbers
+        in all rows.
 
     Examples
     --------

@@ -20,7 +20,7 @@ class Linear(Module):
     weight : ndarray, shape (out, in), float
         The weight W. It becomes the Parameter `weight`.
     bias : ndarray, shape (out,), optional
-        The bias b. It becomes the Parameter `bias`. None: the layer has no attribute `bias`.
+        The bias b. It becomes the Parameter `bias`. If it is None, the layer has no attribute `bias`.
 
     Examples
     --------
@@ -85,7 +85,7 @@ class Linear(Module):
         cache : LinearCache
             The cache of the forward.
         need_dx : bool
-            False skips dx.
+            If False, dx is not computed.
 
         Returns
         -------
@@ -212,7 +212,7 @@ class RMSNorm(Module):
         cache : RMSNormCache
             The cache of the forward.
         need_dx : bool
-            False skips dx.
+            If False, dx is not computed.
 
         Returns
         -------

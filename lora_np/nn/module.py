@@ -37,7 +37,7 @@ class Parameter:
     Attributes
     ----------
     grad : ndarray or None
-        The gradient, of the shape of `value`. None until a backward adds to it.
+        The gradient, with the shape of `value`. It is None until a backward pass adds to it.
 
     Examples
     --------
@@ -171,7 +171,7 @@ class Module:
         return ", ".join(f"{name}={p.value.shape}" for name, p in self.children() if isinstance(p, Parameter))
 
     def __repr__(self) -> str:
-        """Return the tree of modules as PyTorch prints it. Equal neighbours share a line: (layers.0-29): 30 x Block."""
+        """Return the tree of modules as PyTorch prints it. Equal blocks share a line, (layers.0-29): 30 x Block."""
         lines = [self.extra_repr()]
         modules = [(name, repr(child)) for name, child in self.children() if isinstance(child, Module)]
         for (stem, text), group in groupby(modules, lambda item: (re.sub(r"\.\d+$", ".", item[0]), item[1])):
@@ -476,7 +476,7 @@ class Trainable(Protocol):
 
 
 def replace_module(root: Module, name: str, new: Module) -> None:
-    """Replace the module with a dotted name.
+    """Replace the module `name` of a model by another module.
 
     Parameters
     ----------

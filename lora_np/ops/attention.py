@@ -98,7 +98,7 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -
     v : ndarray, shape (b, g, s, d)
         The values.
     mask : ndarray of bool, shape (b, s), optional
-        False for keys that are padding. None: no padding.
+        True for keys that may be seen, False for padding. None means no padding.
 
     Returns
     -------
@@ -121,7 +121,7 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -
     The query heads of a group are stacked as rows of one product, (h/g · t, d) (d, s). The keys are therefore never
     repeated in memory, and in the backward the product itself sums dk and dv over the group. The queries are processed
     in blocks. Each block is multiplied with the keys that its last query sees. With t = 256 this computes 5/8 of the t
-    × t scores; the causal mask allows 1/2 of them.
+    × t scores, and the causal mask allows 1/2 of them.
 
     Examples
     --------
@@ -195,7 +195,7 @@ def attention_backward(do: Array, cache: AttentionCache) -> tuple[Array, Array, 
     Two identities save time. Σ_s p∘dp = Σ_d o∘do (insert dp = do vᵀ and o = p v): a sum over d instead of over s. And
     p = e·norm is never formed: with do' = norm·do, dv = eᵀ do' and dz = e ∘ (do' vᵀ − Σ_d o∘do').
 
-    Each block of queries gives the dq of its queries, and a term of dk and dv for each key that it saw.
+    Each block of queries gives dq for its queries, and adds to dk and dv for the keys that it saw.
 
     Examples
     --------

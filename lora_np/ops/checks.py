@@ -65,7 +65,7 @@ def check_ids(name: str, ids: Array, size: int, ignore: int | None = None) -> No
 def check_mask(mask: Array, b: int, s: int) -> None:
     """Raise an error unless `mask` is boolean and (b, s), True where a key may be seen.
 
-    An additive mask (0 and −∞) is a TypeError: its zeros would be read as False, the opposite of their meaning.
+    An additive mask (0 and −∞) raises TypeError. Its zeros mean "may be seen" and would be read as False.
     """
     check_shape("attention_mask", mask, b, s)
     if mask.dtype.kind != "b":

@@ -1,4 +1,4 @@
-"""DoRA: the length and the direction of each row of W are trained apart (Liu et al. 2024, arXiv 2402.09353, eq. 5).
+"""DoRA: the length and the direction of each row of W are trained separately (arXiv 2402.09353, eq. 5).
 
     V = W + s·B A,   n_o = ‖V_o‖,   y = (m/n) ∘ (x Vᵀ)        V_o: row o of V, for output o; m_o: its new length
 
@@ -103,7 +103,7 @@ def row_norm_backward(dn: Array, cache: RowNormCache, need_dA: bool = True) -> t
     cache : RowNormCache
         The cache of the forward.
     need_dA : bool
-        False skips dA.
+        If False, dA is not computed.
 
     Returns
     -------
@@ -214,7 +214,7 @@ def dora_backward(
     cache : DoraCache
         The cache of the forward.
     need_dx : bool
-        False skips dx.
+        If False, dx is not computed.
 
     Returns
     -------

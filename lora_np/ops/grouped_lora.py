@@ -82,7 +82,7 @@ def grouped_lora_backward(
     cache : GroupedLoraCache
         The cache of the forward.
     need_dx : bool
-        False skips dx.
+        If False, dx is not computed.
 
     Returns
     -------

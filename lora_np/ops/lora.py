@@ -78,7 +78,7 @@ def lora_backward(dy: Array, cache: LoraCache, need_dx: bool = True) -> tuple[Ar
     cache : LoraCache
         The cache of the forward.
     need_dx : bool
-        False skips dx.
+        If False, dx is not computed.
 
     Returns
     -------

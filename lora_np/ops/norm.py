@@ -40,7 +40,7 @@ def rms_norm_forward(x: Array, w: Array, eps: float = 1e-5) -> tuple[Array, RMSN
 
     Notes
     -----
-    If x_j² overflows, y is NaN: without this check y would be 0, and the overflow would stay unnoticed.
+    If x_j² overflows, y is NaN. Without this rule y would be 0, and nobody would notice the overflow.
 
     Examples
     --------
@@ -75,9 +75,9 @@ def rms_norm_backward(
     cache : RMSNormCache
         The cache of the forward.
     need_dx : bool
-        False skips dx.
+        If False, dx is not computed.
     need_dw : bool
-        False skips dw.
+        If False, dw is not computed.
 
     Returns
     -------

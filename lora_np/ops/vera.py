@@ -75,7 +75,7 @@ def vera_backward(dy: Array, cache: VeraCache, need_dx: bool = True) -> tuple[Ar
     cache : VeraCache
         The cache of the forward.
     need_dx : bool
-        False skips dx.
+        If False, dx is not computed.
 
     Returns
     -------

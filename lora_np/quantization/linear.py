@@ -142,7 +142,7 @@ class QuantizedLinear(Linear):
         cache : QuantizedLinearCache
             The cache of the forward.
         need_dx : bool
-            False skips dx; the weight is not dequantised then.
+            If False, dx is not computed and the weight is not dequantised.
 
         Returns
         -------
