@@ -64,7 +64,7 @@ __all__ = [
     "train",
 ]
 
-INSTEAD = {  # a name of PEFT, transformers or an earlier version → its replacement here
+REPLACEMENTS = {  # a name of PEFT, transformers or an earlier version → its replacement here
     "AutoModelForCausalLM": "load_model(name) or Transformer.from_pretrained(name)",
     "AutoTokenizer": "load_tokenizer(name)",
     "BitsAndBytesConfig": "quantize_model(model)",
@@ -88,4 +88,4 @@ def __getattr__(name: str) -> object:
     for method in METHODS:
         if method.config_type.__name__ == name:
             return method.config_type
-    raise AttributeError(f"lora_np has no {name}" + (f"; use {INSTEAD[name]}" if name in INSTEAD else ""))
+    raise AttributeError(f"lora_np has no {name}" + (f"; use {REPLACEMENTS[name]}" if name in REPLACEMENTS else ""))

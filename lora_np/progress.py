@@ -8,11 +8,11 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
-EVERY = 15.0  # seconds between two printed lines
+INTERVAL = 15.0  # seconds between two printed lines
 QUIET = "LORA_NP_QUIET"  # an environment variable; if it is set, a notebook shows no bars
 
 
-def watched() -> bool:
+def is_interactive() -> bool:
     """Return True in a terminal, and in a notebook that a person runs."""
     return sys.stderr.isatty() or ("ipykernel" in sys.modules and QUIET not in os.environ)
 
@@ -38,10 +38,10 @@ class Progress:
         self, total: int, label: str, unit: str = "step", enabled: bool = True, lines: bool = False, done: int = 0
     ) -> None:
         self.total, self.label, self.unit, self.done, self.before = total, label, unit, done, done
-        self.lines = enabled and lines and not watched()
+        self.lines = enabled and lines and not is_interactive()
         self.started = self.last = time.perf_counter()
         self.bar: Any = None
-        if enabled and watched():
+        if enabled and is_interactive():
             try:
                 from tqdm.auto import tqdm
             except ModuleNotFoundError:
@@ -55,7 +55,7 @@ class Progress:
         if self.bar is not None:
             self.bar.set_postfix(shown, refresh=False)
             self.bar.update(n)
-        elif self.lines and (now := time.perf_counter()) - self.last > EVERY:
+        elif self.lines and (now := time.perf_counter()) - self.last > INTERVAL:
             self.last = now
             left = (now - self.started) / (self.done - self.before) * (self.total - self.done)
             extra = [f"{key} {f'{x:.4g}' if isinstance(x, float) else x}" for key, x in shown.items()]

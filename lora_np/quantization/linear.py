@@ -229,14 +229,14 @@ def quantize_model(
     layers = {name: m for name, m in model.named_modules() if name and type(m) in kinds}
     entries = [skip_modules] if isinstance(skip_modules, str) else skip_modules
     for entry in entries:
-        if entry != OUTPUT_HEAD and not any(_is_called(name, entry) for name in layers):
+        if entry != OUTPUT_HEAD and not any(_matches_entry(name, entry) for name in layers):
             raise ValueError(
-                f"skip_modules: {entry!r} matches no linear layer; {available(list(map(_in_the_base, layers)))}"
+                f"skip_modules: {entry!r} matches no linear layer; {available(list(map(_base_name, layers)))}"
             )
     chosen = {
         name: layer
         for name, layer in layers.items()
-        if type(layer) is Linear and not any(_is_called(name, entry) for entry in entries)
+        if type(layer) is Linear and not any(_matches_entry(name, entry) for entry in entries)
     }
     if not chosen:
         raise ValueError("this model has no Linear to quantise: all are already quantised, or skipped by skip_modules")
@@ -287,11 +287,11 @@ def dequantize_model(model: M) -> M:
     return model
 
 
-def _is_called(name: str, entry: str) -> bool:
+def _matches_entry(name: str, entry: str) -> bool:
     """Return True if an entry of `skip_modules` selects the layer, with or without an adapter."""
-    return has_suffix(_in_the_base(name), entry)
+    return has_suffix(_base_name(name), entry)
 
 
-def _in_the_base(name: str) -> str:
+def _base_name(name: str) -> str:
     """Return the name of the layer in the model without adapters."""
     return name.replace(".base_layer", "")
