@@ -7,7 +7,8 @@ from ..backend import Array
 from ..ops.embedding import EmbeddingCache
 from ..ops.norm import RMSNormCache
 from .context import EVALUATION, Context
-from .module import Cache, Module, Parameter
+from .module import Cache, Module
+from .parameter import Parameter
 
 
 class Linear(Module):

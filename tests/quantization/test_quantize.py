@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 import lora_np as ln
 from lora_np import Linear, LoraConfig, QuantizedLinear, get_peft_model, gradcheck_model, load_model, save_model
-from lora_np.quantization.four_bits import (
+from lora_np.quantization import (
     QUANT_TYPES,
     Quantized4bit,
     code_book,
