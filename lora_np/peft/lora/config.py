@@ -70,7 +70,7 @@ class LoraConfig(TargetedConfig):
             try:
                 re.compile(AT_THE_END.format(key))
             except re.error as error:
-                raise ValueError(f"the pattern {key!r} is not a valid regular expression: {error}.") from None
+                raise ValueError(f"the pattern {key!r} is no valid regular expression: {error}.") from None
         check_probability("lora_dropout", self.lora_dropout)
         check_choice("dora_norm", self.dora_norm, "detached", "true")
         check_choice("init_lora_weights", self.init_lora_weights, True, False, "gaussian", "pissa")
