@@ -1,11 +1,11 @@
-"""LoRA from scratch in NumPy and CuPy: a real Transformer, every gradient derived by hand and proven.
+"""LoRA from scratch in NumPy and CuPy: a real Transformer, with every gradient derived by hand and proven.
 
     import lora_np as ln
 
     model = ln.get_peft_model(ln.load_model("tiny"), ln.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
     history = ln.train(model, ln.data.Batches(ln.data.corpus("code", "train")), ln.AdamW(lr=5e-3), steps=200)
 
-Read it from the bottom up: backend, ops, nn, gradient_check, transformer, quantization, data, pretrained,
+To read the library from the bottom up: backend, ops, nn, gradient_check, transformer, quantization, data, pretrained,
 training, peft, costs, serve.
 """
 
@@ -21,7 +21,7 @@ from .serve import AdapterServer
 from .training import SGD, AdamW, History, WarmupCosine, clip_grad_norm, evaluate, train
 from .transformer import Transformer, TransformerConfig, generate
 
-__version__: str  # read when it is asked for
+__version__: str  # computed by __getattr__
 __all__ = [
     "SGD",
     "AdamW",
@@ -64,7 +64,7 @@ __all__ = [
     "train",
 ]
 
-INSTEAD = {  # a name of PEFT, transformers or an earlier version → what does the same here
+REPLACEMENTS = {  # a name of PEFT, transformers or an earlier version → its replacement here
     "AutoModelForCausalLM": "load_model(name) or Transformer.from_pretrained(name)",
     "AutoTokenizer": "load_tokenizer(name)",
     "BitsAndBytesConfig": "quantize_model(model)",
@@ -77,15 +77,15 @@ INSTEAD = {  # a name of PEFT, transformers or an earlier version → what does 
 
 
 def __getattr__(name: str) -> object:
-    """`__version__`, and the configuration of every method in the registry; else the error, which says what to use instead."""
+    """Return `__version__` or the configuration class of a method. For other names raise AttributeError."""
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version
 
         try:
             return version("lora-np")
-        except PackageNotFoundError:  # the sources alone
+        except PackageNotFoundError:  # the source tree, not installed
             return "0+unknown"
     for method in METHODS:
         if method.config_type.__name__ == name:
             return method.config_type
-    raise AttributeError(f"lora_np has no {name}" + (f"; use {INSTEAD[name]}" if name in INSTEAD else ""))
+    raise AttributeError(f"lora_np has no {name}" + (f"; use {REPLACEMENTS[name]}" if name in REPLACEMENTS else ""))

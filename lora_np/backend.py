@@ -1,7 +1,7 @@
-"""Where an array lives decides who computes with it: `array_module(x)` is numpy, or cupy for an array on a GPU.
+"""Select the array library: `array_module(x)` is numpy for a NumPy array, and cupy for an array on a GPU.
 
-Both may be used side by side in one process. What chooses is the array, never a global switch; a name ("cupy", "numpy",
-"auto") is asked for once, when a model is loaded or moved.
+One process can use both libraries. The array decides which library computes; there is no global switch. A device name
+("cupy", "numpy", "auto") is needed only to load or move a model.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import TypeAlias
 
 import numpy as np
 
-# numpy.ndarray or cupy.ndarray. A type checker sees NumPy's: CuPy's has the same interface, and may not be installed.
+# numpy.ndarray or cupy.ndarray. Type checkers see numpy.ndarray: CuPy has the same interface and may not be installed.
 Array: TypeAlias = np.ndarray
 
-VARIABLE = "LORA_NP_DEVICE"  # an environment variable that decides what "auto" means: numpy or cupy
+VARIABLE = "LORA_NP_DEVICE"  # an environment variable that sets the device for "auto": numpy or cupy
 
 
 def array_module(x: Array) -> ModuleType:
-    """The module whose functions work on `x`: numpy for a NumPy array, cupy for a CuPy array.
+    """Return the module with the functions for `x`: numpy for a NumPy array, cupy for a CuPy array.
 
-    Mathematics written as `xp = array_module(x); xp.exp(x)` runs on either device, without asking which.
-    Raises TypeError for anything that is not an array (a list, a number, a torch tensor).
+    Code written as `xp = array_module(x); xp.exp(x)` runs on both devices.
+    Raises TypeError if `x` is not an array (a list, a number, a torch tensor).
     """
-    if isinstance(x, np.ndarray):  # first, because it is asked thousands of times a step
+    if isinstance(x, np.ndarray):  # checked first: this function is called thousands of times per step
         return np
     xp = sys.modules[type(x).__module__.partition(".")[0]]
     if not isinstance(x, getattr(xp, "ndarray", ())):
@@ -37,10 +37,10 @@ def array_module(x: Array) -> ModuleType:
 
 
 def device_module(device: str = "auto") -> ModuleType:
-    """The array module of a device by name: "numpy", "cupy", or "auto", the GPU when one answers and numpy otherwise.
+    """Return the array module of a device: "numpy", "cupy", or "auto" (cupy if a GPU is available, else numpy).
 
-    The environment variable LORA_NP_DEVICE decides for "auto". Raises RuntimeError with the reason, in one line, where
-    cupy was asked for and cannot run here; ValueError for another name.
+    If the environment variable LORA_NP_DEVICE is set, its value replaces "auto". Raises RuntimeError with the reason,
+    in one line, if cupy was requested and cannot run; raises ValueError for an unknown name.
     """
     wanted = os.environ.get(VARIABLE) or "auto" if device == "auto" else device
     if wanted not in ("numpy", "cupy", "auto"):
@@ -52,40 +52,40 @@ def device_module(device: str = "auto") -> ModuleType:
     if reason is None:
         return importlib.import_module("cupy")
     if wanted == "cupy":
-        raise RuntimeError(f"no GPU for CuPy: {reason}")
+        raise RuntimeError(f"CuPy cannot use a GPU: {reason}")
     return np
 
 
 def why_no_gpu() -> str | None:
-    """None where CuPy is installed and a GPU answers; otherwise the reason, in one line."""
+    """Return None if CuPy is installed and finds a GPU; otherwise return the reason, in one line."""
     try:
         cupy = importlib.import_module("cupy")
     except ImportError as error:
         if error.name == "cupy":
-            return 'CuPy is not installed; pip install "cupy-cuda13x[ctk]", or cupy-cuda12x for a driver of CUDA 12'
-        cause = error.__cause__ or error  # CuPy's own message explains, over many lines, what its cause says in one
-        return f"CuPy is installed, but does not import: {str(cause).splitlines()[0]}"
+            return 'CuPy is not installed; pip install "cupy-cuda13x[ctk]", or "cupy-cuda12x[ctk]" for a CUDA 12 driver'
+        cause = error.__cause__ or error  # the cause is one line, CuPy's own message is many lines
+        return f"CuPy is installed, but its import fails: {str(cause).splitlines()[0]}"
     if cupy.cuda.is_available():
         return None
     try:
         cupy.cuda.runtime.getDeviceCount()
-    except Exception as error:  # CUDARuntimeError; CuPy's own classes are not to be named without a driver
-        return f"CuPy is installed, but CUDA says {error}"
+    except Exception as error:  # CUDARuntimeError, a class that CuPy does not define without a driver
+        return f"CuPy is installed, but CUDA reports: {error}"
     return "CuPy is installed, but CUDA finds no GPU"
 
 
 def to_host(x: Array) -> np.ndarray:
-    """`x` as a NumPy array: itself if it is one, otherwise copied off its device, after waiting for it."""
+    """Return `x` as a NumPy array: `x` itself if it is one, otherwise a copy after the GPU has computed `x`."""
     return x if isinstance(x, np.ndarray | np.generic) else x.get()
 
 
 def move(x: Array, like: Array) -> Array:
-    """`x` where `like` lives: itself if it is there, otherwise a copy. Dtypes stay."""
+    """Return `x` on the device of `like`: `x` itself if it is there, otherwise a copy of the same dtype."""
     xp = array_module(like)
     return x if isinstance(x, xp.ndarray) else xp.asarray(to_host(x))
 
 
 def scalars_to_host(scalars: list[Array]) -> np.ndarray:
-    """Scalars as one host array: on a GPU, one wait and one copy for all of them."""
+    """Return scalars as one host array. On a GPU this synchronises and copies once for all of them."""
     first = scalars[0]
     return np.array(scalars) if isinstance(first, np.generic) else to_host(array_module(first).stack(scalars))

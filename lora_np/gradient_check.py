@@ -1,14 +1,15 @@
-"""The proof: does a hand-derived gradient equal the derivative of the function that was computed?
+"""The gradient check: does a hand-derived gradient equal the derivative of the function that was computed?
 
-Two ways to get a directional derivative ∇f·v without deriving anything:
+Two methods compute a directional derivative ∇f·v without a derivation:
 
-- complex step: Im f(θ + ihv) / h. The Taylor series is f(θ) + ih ∇f·v − h²/2 …, so the imaginary part holds the derivative
-  alone, nothing is subtracted, and h = 1e-30 makes the rest vanish: exact to rounding (Squire and Trapp 1998).
-- central difference: (f(θ + hv) − f(θ − hv)) / 2h. Needs no complex arithmetic, but subtracts two near-equal numbers: at
-  best some ten digits are right in float64, at h about 1e-5.
+- complex step: Im f(θ + ihv) / h. The Taylor series is f(θ) + ih ∇f·v − h²/2 …, so the imaginary part contains the
+  derivative and terms of order h³. Nothing is subtracted. With h = 1e-30 the result is exact up to rounding (Squire and
+  Trapp 1998).
+- central difference: (f(θ + hv) − f(θ − hv)) / 2h. It needs no complex arithmetic, but it subtracts two nearly equal
+  numbers: at best, with h about 1e-5, some ten digits are correct in float64.
 
-One random direction v for a tensor compares every one of its gradient's entries at once: a wrong entry changes ∇f·v,
-unless v happens to be orthogonal to the mistake, which a random v never is.
+One random direction v per tensor tests all entries of the gradient at once. A wrong entry changes ∇f·v, unless the
+error is orthogonal to v, which for a random v has probability zero.
 """
 
 from __future__ import annotations
@@ -24,13 +25,34 @@ from .nn import Trainable
 
 Method = Literal["complex-step", "central"]
 STEP = {"complex-step": 1e-30, "central": 1e-5}
-STREAM = 0x67726164  # beside the seed, so that our random numbers are not those of a caller's default_rng(seed)
+STREAM = 0x67726164  # added to the seed, so that the directions differ from the numbers of a caller's default_rng(seed)
 TOLERANCE = {"complex-step": 1e-12, "central": 1e-6}
+LABEL = {"complex-step": "complex step", "central": "central difference"}
 
 
 @dataclass(frozen=True)
 class GradcheckResult:
-    """Relative error of each tensor's gradient, |∇f·v by the method − gradient·v| / ‖gradient‖, the worst over directions."""
+    """The relative error of each tensor's gradient, as `gradcheck` and `gradcheck_model` return it.
+
+    The error is |∇f·v − gradient·v| / max(‖gradient‖, |∇f·v|), where the method computes ∇f·v. It is the largest error
+    of all directions v.
+
+    Parameters
+    ----------
+    errors : dict of str to float
+        The relative error of each tensor's gradient.
+    method : {"complex-step", "central"}
+        The method that computed ∇f·v.
+    tolerance : float
+        A gradient with a larger error is wrong.
+
+    Examples
+    --------
+    >>> from lora_np import GradcheckResult
+    >>> result = GradcheckResult({"dA": 2e-16, "dB": 0.3}, "complex-step", 1e-12)
+    >>> result.ok, result.wrong
+    (False, ['dB'])
+    """
 
     errors: dict[str, float]
     method: Method
@@ -38,22 +60,34 @@ class GradcheckResult:
 
     @property
     def ok(self) -> bool:
+        """True if no gradient is wrong."""
         return not self.wrong
 
     @property
     def wrong(self) -> list[str]:
-        """The tensors whose gradient is off, worst first. A NaN counts as off."""
+        """The names of the tensors with a wrong gradient, largest error first. NaN is wrong."""
         return sorted((n for n, e in self.errors.items() if not e <= self.tolerance), key=lambda n: -self.errors[n])
 
     def raise_if_wrong(self) -> GradcheckResult:
-        """Raise AssertionError with the table if a gradient is off; otherwise return self."""
+        """Raise an error if a gradient is wrong.
+
+        Returns
+        -------
+        GradcheckResult
+            This result.
+
+        Raises
+        ------
+        AssertionError
+            If a gradient is wrong. The message is the table of all errors.
+        """
         if not self.ok:
             raise AssertionError(str(self))
         return self
 
     def __str__(self) -> str:
         width = max(map(len, self.errors), default=0)
-        lines = [f"gradients against the {self.method}, tolerance {self.tolerance:g} (relative)"]
+        lines = [f"relative errors of the gradients against the {LABEL[self.method]}, tolerance {self.tolerance:g}"]
         for name, error in self.errors.items():
             lines.append(f"  {name:<{width}}  {error:8.1e}  {'ok' if name not in self.wrong else '← WRONG'}")
         return "\n".join(lines)
@@ -69,27 +103,60 @@ def gradcheck(
     tolerance: float | None = None,
     seed: int = 0,
 ) -> GradcheckResult:
-    """Check an `f_forward` / `f_backward` pair, for every input and a random dy.
+    """Check the gradients of a forward/backward pair of functions for a random dy.
 
-    Args:
-        forward: called as forward(*inputs.values()) → (y, cache). What is not differentiated (a scaling, token ids)
-            goes into a lambda or functools.partial.
-        backward: called as backward(dy, cache) → one gradient for each input, in their order; None to leave one out.
-        inputs: name → float array. They are brought to float64 (and complex128 for the complex step).
-        method: "complex-step", to 1e-12, or "central", to 1e-6.
-        directions: how many random directions to try for each tensor.
-        tolerance: the relative error above which a gradient is wrong.
+    Parameters
+    ----------
+    forward : callable
+        Called as `forward(*inputs.values())`, returns (y, cache). Use a lambda or functools.partial for arguments that
+        are not differentiated, such as a scaling or token ids.
+    backward : callable
+        Called as `backward(dy, cache)`, returns one gradient per input, in the order of the inputs. An input with the
+        gradient None is not checked.
+    inputs : mapping of str to ndarray
+        The inputs, float arrays. They are converted to float64 (and to complex128 for the complex step).
+    method : {"complex-step", "central"}
+        The method that computes the derivative.
+    directions : int
+        Random directions per tensor.
+    tolerance : float, optional
+        A gradient with a larger relative error is wrong. By default 1e-12 for the complex step and 1e-6 for the central
+        difference.
+    seed : int
+        The seed of dy and the directions.
 
-    Returns a `GradcheckResult`; `.raise_if_wrong()` turns it into an assertion.
-    Raises TypeError for an input that is not a float array, ValueError where backward returns the wrong number or
-    shapes.
+    Returns
+    -------
+    GradcheckResult
+        The relative errors. Call its `raise_if_wrong()` in a test.
+
+    Raises
+    ------
+    TypeError
+        If an input is not a float array.
+    ValueError
+        If `backward` returns a wrong number of gradients, a wrong shape or no gradient, or an argument is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import gradcheck, ops
+    >>> rng = np.random.default_rng(0)
+    >>> inputs = {"x": rng.normal(size=(5, 6)), "A": rng.normal(size=(3, 6)), "B": rng.normal(size=(4, 3))}
+    >>> gradcheck(lambda x, A, B: ops.lora_forward(x, A, B, 2.0), ops.lora_backward, inputs).ok
+    True
+    >>> def forgot_dA(dy, cache):
+    ...     dx, dA, dB = ops.lora_backward(dy, cache)
+    ...     return dx, 0 * dA, dB
+    >>> gradcheck(lambda x, A, B: ops.lora_forward(x, A, B, 2.0), forgot_dA, inputs).wrong
+    ['A']
     """
     rng = np.random.default_rng([seed, STREAM])
     values = {}
     for name, x in inputs.items():
         if array_module(x) and x.dtype.kind != "f":
             raise TypeError(
-                f"{name} has dtype {x.dtype}: only real float inputs have a gradient; bind others with a lambda"
+                f"{name} has dtype {x.dtype}; expected a real float array. Bind other arguments with a lambda"
             )
         values[name] = x.astype("float64")
     y, cache = forward(*values.values())
@@ -104,7 +171,7 @@ def gradcheck(
         return (forward(*changed)[0] * dy).sum()
 
     if all(gradient is None for gradient in gradients):
-        raise ValueError("backward returned no gradient at all: there is nothing to check")
+        raise ValueError("backward returned only None; expected a gradient for at least one input")
     checked = {n: g for n, g in zip(values, gradients, strict=True) if g is not None}
     return _compare(values, checked, scalar, method, directions, tolerance, rng)
 
@@ -120,11 +187,51 @@ def gradcheck_model(
     seed: int = 0,
     dropout_seed: int | None = None,
 ) -> GradcheckResult:
-    """Check a whole model: the loss's gradient for every trainable parameter, through all layers at once.
+    r"""Check the gradient of a model's loss for every trainable parameter, through all layers at once.
 
-    The model itself is left as it was, in values, gradients and dtype. `dropout_seed` turns dropout on, with the same
-    masks in every call (a fresh mask each time would make the loss a different function). Raises ValueError where
-    nothing is trainable.
+    The model's values, gradients and dtype are restored afterwards.
+
+    Parameters
+    ----------
+    model : Trainable
+        The model.
+    tokens : ndarray, shape (b, t), integers
+        The input tokens.
+    targets : ndarray, shape (b, t), integers
+        The next token at each place.
+    method : {"complex-step", "central"}
+        The method that computes the derivative.
+    directions : int
+        Random directions per tensor.
+    tolerance : float, optional
+        A gradient with a larger relative error is wrong. By default 1e-12 for the complex step and 1e-6 for the central
+        difference.
+    seed : int
+        The seed of the directions.
+    dropout_seed : int, optional
+        None means no dropout. A seed turns dropout on, with the same masks in every call: a new mask would make the
+        loss another function.
+
+    Returns
+    -------
+    GradcheckResult
+        The relative error of each trainable parameter's gradient.
+
+    Raises
+    ------
+    ValueError
+        If no parameter is trainable, or an argument is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lora_np as ln
+    >>> config = ln.LoraConfig(r=2, lora_alpha=4, target_modules=r"model\.layers\.4\.mlp\.down_proj")
+    >>> model = ln.get_peft_model(ln.load_model("tiny"), config)
+    >>> tokens = np.array([[72, 101, 108, 108]])
+    >>> result = ln.gradcheck_model(model, tokens[:, :-1], tokens[:, 1:], directions=1)
+    >>> len(result.errors), result.ok  # the gradients of A and B
+    (2, True)
     """
     rng = np.random.default_rng([seed, STREAM])
 
@@ -135,7 +242,7 @@ def gradcheck_model(
     kept = {name: (p.value, p.grad) for name, p in parameters.items()}
     trainable = [name for name, p in parameters.items() if p.trainable]
     if not trainable:
-        raise ValueError("nothing is trainable: unfreeze a parameter, or add an adapter, before checking gradients")
+        raise ValueError("no parameter is trainable: unfreeze a parameter or add an adapter before checking gradients")
     try:
         for p in parameters.values():
             p.value, p.grad = p.value.astype("float64"), None
@@ -168,7 +275,7 @@ def _compare(
     tolerance: float | None,
     rng: np.random.Generator,
 ) -> GradcheckResult:
-    """Each gradient's projection on random directions, against the same projection by complex step or difference."""
+    """Compare each gradient's component along random directions with the derivative that `method` computes."""
     if method not in STEP:
         raise ValueError(f"method {method!r}; expected one of {sorted(STEP)}")
     if directions < 1:
@@ -177,14 +284,14 @@ def _compare(
     for name, gradient in gradients.items():
         value, worst = values[name], 0.0
         if gradient.shape != value.shape:
-            raise ValueError(f"the gradient of {name} has shape {gradient.shape}; {name} itself has {value.shape}")
+            raise ValueError(f"the gradient of {name} has shape {gradient.shape}; expected {value.shape}, as {name}")
         xp = array_module(value)
         for _ in range(directions):
             v = _normal(value.shape, value, rng)
             if method == "complex-step":
                 derivative = float(scalar(name, value + 1j * h * v, "complex128").imag) / h
             else:
-                up, down = (float(scalar(name, value + side * h * v, "float64")) for side in (1, -1))
+                up, down = (float(scalar(name, value + sign * h * v, "float64")) for sign in (1, -1))
                 derivative = (up - down) / (2 * h)
             difference = abs(derivative - float((gradient * v).sum()))
             size = max(float(xp.sqrt((gradient**2).sum())), abs(derivative))
@@ -194,5 +301,5 @@ def _compare(
 
 
 def _normal(shape: tuple[int, ...], like: Array, rng: np.random.Generator) -> Array:
-    """Standard normal numbers, drawn on the host and moved to where `like` lives."""
+    """Return standard normal numbers, drawn on the host and moved to the device of `like`."""
     return array_module(like).asarray(rng.standard_normal(shape))

@@ -1,10 +1,10 @@
 """LoRA in one file: a Llama, its backward pass, LoRA, AdamW, training on real text, the merge.
 
-It needs NumPy alone and reads from top to bottom. `python -m lora_np.micro` runs it.
+It needs NumPy alone. Read it from top to bottom. `python -m lora_np.micro` runs it.
 
 Shapes: b rows, t tokens, d model width, h heads, g key/value heads, e head width,
-f MLP width, v vocabulary, r rank. Each function returns its result and what its backward needs;
-each backward takes the gradient of the result.
+f MLP width, v vocabulary, r rank. Each function returns its result and a cache for its backward.
+Each backward takes the gradient of the result and this cache.
 """
 
 import json
@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np  # on a GPU: import cupy as np
 
-FOLDER = Path(__file__).parent / "assets" / "tiny"  # a million weights that have read English
+FOLDER = Path(__file__).parent / "assets" / "tiny"  # a million weights, trained on English
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def load(folder=FOLDER):
-    """config.json, and name → weight from model.safetensors: a length, a JSON header, numbers."""
+    """Read config.json and the weights. model.safetensors is a length, a JSON header, numbers."""
     config = json.loads((folder / "config.json").read_text())
     data = (folder / "model.safetensors").read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
@@ -36,7 +36,7 @@ def load(folder=FOLDER):
 
 
 def init_lora(W, r, seed=0):
-    """A (r, in) uniform in ±1/√in, B (out, r) = 0 for each linear layer: ΔW = s·B A starts at 0."""
+    """Draw A (r, in) uniform in ±1/√in and set B (out, r) = 0, so that ΔW = s·B A starts at 0."""
     rng, lora = np.random.default_rng(seed), {}
     for name, weight in W.items():
         if name.split(".")[-2] in LINEAR:
@@ -47,7 +47,7 @@ def init_lora(W, r, seed=0):
 
 
 def linear(x, W, AB, s):
-    """y = x Wᵀ + s·(x Aᵀ) Bᵀ. W (out, in) is frozen; A (r, in) and B (out, r) are trained."""
+    """Return y = x Wᵀ + s·(x Aᵀ) Bᵀ. W (out, in) is frozen; A (r, in), B (out, r) are trained."""
     if AB is None:
         return x @ W.T, (x, None, W, AB, s)
     h = x @ AB["A"].T  # (b, t, in) → (b, t, r)
@@ -55,7 +55,7 @@ def linear(x, W, AB, s):
 
 
 def linear_backward(dy, cache, grad):
-    """y is the sum of two paths, so both receive dy. W is frozen, so dW is not computed.
+    """Set dA and dB, return dx. The result y is the sum of two paths, so both receive dy.
 
     δ = s·h Bᵀ gives dB = s·dyᵀ h and dh = s·dy B; h = x Aᵀ gives dA = dhᵀ x and dx = dh A.
     """
@@ -74,7 +74,7 @@ def flat(x):  # (b, t, n) → (b·t, n)
 
 
 def merge(W, lora, s):
-    """W + s·B A: the same model without a bypass, at the cost of the base."""
+    """Return the weights W + s·B A: the model computes the same without a bypass."""
     return {n: w + s * lora[n]["B"] @ lora[n]["A"] if n in lora else w for n, w in W.items()}
 
 
@@ -82,27 +82,27 @@ def merge(W, lora, s):
 
 
 def rms_norm(x, w, eps):
-    """y = w ∘ x/ρ with ρ = √(mean x² + ε)."""
+    """Return y = w ∘ x/ρ with ρ = √(mean x² + ε)."""
     rho = np.sqrt((x * x).mean(-1, keepdims=True) + eps)
     return w * x / rho, (x, w, rho)
 
 
 def rms_norm_backward(dy, cache):
-    """∂ρ/∂x = x/(dρ), so dx = (w∘dy)/ρ − x·mean(w∘dy∘x)/ρ³."""
+    """Return dx = (w∘dy)/ρ − x·mean(w∘dy∘x)/ρ³, because ∂ρ/∂x = x/(dρ)."""
     x, w, rho = cache
     g = w * dy
     return g / rho - x * (g * x).mean(-1, keepdims=True) / rho**3
 
 
 def rotate(x, angles):
-    """Turn each pair (x_i, x_{i+e/2}) by its angle. Its own backward, with −angles."""
+    """Rotate each pair (x_i, x_{i+e/2}) by its angle. The backward is rotate(dy, −angles)."""
     a, b = np.split(x, 2, axis=-1)
     cos, sin = np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype)
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
 def attention(q, k, v):
-    """softmax(q kᵀ/√e) v, causal. q (b, h, t, e); k, v (b, g, t, e), each for h/g query heads."""
+    """Return softmax(q kᵀ/√e) v, causal. q is (b, h, t, e); k and v are (b, g, t, e), g ≤ h."""
     n = q.shape[1] // k.shape[1]
     k, v = k.repeat(n, axis=1), v.repeat(n, axis=1)
     t, root = q.shape[2], q.shape[-1] ** -0.5
@@ -113,9 +113,9 @@ def attention(q, k, v):
 
 
 def attention_backward(do, cache):
-    """o = p v, and softmax: dz = p ∘ (dp − Σ p ∘ dp).
+    """Return dq, dk and dv. The steps: o = p v; softmax, dz = p ∘ (dp − Σ p ∘ dp); z = q kᵀ/√e.
 
-    The gradient of a shared head is the sum over its n uses.
+    The gradient of a shared key/value head is the sum over its n query heads.
     """
     q, k, v, p, n, root = cache
     dp = do @ v.swapaxes(-1, -2)
@@ -145,10 +145,10 @@ class Llama:
         return linear_backward(dy, cache, self.grad.setdefault(name, {}))
 
     def loss(self, tokens, targets):
-        """Mean cross-entropy in nats per token, and the cache of `backward`."""
+        """Return the mean cross-entropy in nats per token, and the cache of `backward`."""
         c, W, e = self.c, self.W, self.c["head_dim"]
-        place = np.arange(tokens.shape[1])[:, None]
-        angles = place * c["rope_theta"] ** (np.arange(0, e, 2) / -e)  # (t, e/2)
+        position = np.arange(tokens.shape[1])[:, None]
+        angles = position * c["rope_theta"] ** (np.arange(0, e, 2) / -e)  # (t, e/2)
         x, caches = W["model.embed_tokens.weight"][tokens], []
         for i in range(c["num_hidden_layers"]):
             at, mlp = f"model.layers.{i}.self_attn.", f"model.layers.{i}.mlp."
@@ -174,7 +174,7 @@ class Llama:
         return -picked.mean(), (log_p, targets, norm, caches, angles)
 
     def backward(self, cache):
-        """Fills `grad`: name → dA and dB. It walks `loss` from its last line to its first."""
+        """Set `grad`, name → dA and dB. The lines follow `loss` from its last line to its first."""
         log_p, targets, norm, caches, angles = cache
         dz = np.exp(log_p)  # ∂(−log p_target)/∂z = p − onehot(target)
         onehot = np.arange(dz.shape[-1]) == targets[..., None]
@@ -200,7 +200,7 @@ class Llama:
 
 
 def adamw(lora, grad, state, t, lr, betas=(0.9, 0.999), eps=1e-8, decay=0.01):
-    """m, v: the running means of g and g². θ ← θ − η(λθ + m̂/(√v̂ + ε)), in place."""
+    """θ ← θ − η(λθ + m̂/(√v̂ + ε)), in place. m and v are running means of g and g²."""
     for name, factors in lora.items():
         for key, value in factors.items():
             g = grad[name][key]
@@ -212,34 +212,34 @@ def adamw(lora, grad, state, t, lr, betas=(0.9, 0.999), eps=1e-8, decay=0.01):
 
 
 def batch(text, i, rows=8, length=128):
-    """Windows of the bytes `text`: tokens (b, t), and the targets, one byte later."""
+    """Draw random windows of `text`: tokens (b, t), and targets (b, t), the next byte of each."""
     at = np.random.default_rng(i).integers(0, len(text) - length, rows)[:, None]
     window = text[at + np.arange(length + 1)]
     return window[:, :-1], window[:, 1:]
 
 
 def main(steps=60, r=8, lr=1e-2, s=2.0):
-    """Train on Python's own standard library, judge on text that training never saw, and merge."""
+    """Train on Python's library, measure the held-out loss before and after, and merge."""
     files = sorted(Path(os.__file__).parent.glob("[a-m]*.py"))
     data = b"\n".join(f.read_bytes() for f in files)
     text = np.array(np.frombuffer(data, "uint8")).astype("int64")
     train, held_out = text[: -len(text) // 10], text[-len(text) // 10 :]
     config, W = load()
     lora = init_lora(W, r)
-    model, judge = Llama(config, W, lora, s), batch(held_out, 0, rows=32)
+    model, test = Llama(config, W, lora, s), batch(held_out, 0, rows=32)
     state: dict = {}
-    numbers = sum(x.size for AB in lora.values() for x in AB.values())
-    print(f"{numbers:,} trained of {sum(w.size for w in W.values()):,}")
-    print(f"held-out loss before: {float(model.loss(*judge)[0]):.3f} nats per byte")
+    trained = sum(x.size for AB in lora.values() for x in AB.values())
+    print(f"{trained:,} of {sum(w.size for w in W.values()):,} parameters are trained")
+    print(f"held-out loss before: {float(model.loss(*test)[0]):.3f} nats per byte")
     for t in range(1, steps + 1):
         loss, cache = model.loss(*batch(train, t))
         model.backward(cache)
         adamw(lora, model.grad, state, t, lr)
         if t % 20 == 0:
             print(f"step {t}: loss {float(loss):.3f}")
-    print(f"held-out loss after: {float(model.loss(*judge)[0]):.3f}")
+    print(f"held-out loss after: {float(model.loss(*test)[0]):.3f}")
     merged = Llama(config, merge(W, lora, s))
-    print(f"merged, without a bypass: {float(merged.loss(*judge)[0]):.3f}")
+    print(f"held-out loss after merging: {float(merged.loss(*test)[0]):.3f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Packages that only some uses need: the core imports them where they are used, and an error names the extra to install.
+"""Import optional packages where they are needed; if a package is missing, the error names the extra to install.
 
     with extra("models", "a tokenizer"):
         from tokenizers import Tokenizer
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 
 class MissingExtra(ImportError):
-    """A package that belongs to one of lora_np's extras is not installed."""
+    """A package of one of lora_np's extras is not installed."""
 
 
 @contextmanager
@@ -22,10 +22,10 @@ def extra(name: str, what: str) -> Iterator[None]:
 
     Parameters
     ----------
-    name
+    name : str
         The extra of pyproject.toml that contains the packages: "models", "course", "studies", …
-    what
-        What needs them, as the subject of the error message: "a tokenizer".
+    what : str
+        The feature that needs the packages, as the subject of the error message: "a tokenizer".
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""One way to show progress: tqdm's bar where somebody watches, and a line now and then where nobody does."""
+"""Show progress: a tqdm bar in a terminal or an interactive notebook, and optional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
-EVERY = 15.0  # seconds between lines where nobody watches a bar
-QUIET = "LORA_NP_QUIET"  # an environment variable that says: this notebook is executed, not read
+INTERVAL = 15.0  # seconds between two printed lines
+QUIET = "LORA_NP_QUIET"  # an environment variable; if it is set, a notebook shows no bars
 
 
-def watched() -> bool:
-    """Whether somebody may be looking: a terminal, or a notebook that a person runs."""
+def is_interactive() -> bool:
+    """Return True in a terminal, and in a notebook that a person runs."""
     return sys.stderr.isatty() or ("ipykernel" in sys.modules and QUIET not in os.environ)
 
 
 def duration(seconds: float) -> str:
-    """As a person says it: "45 s", "12 min", "3 h 20 min"."""
+    """Format seconds for a reader: "45 s", "12 min", "3 h 20 min"."""
     minutes = round(seconds / 60)
     if seconds < 100:
         return f"{seconds:.0f} s"
@@ -26,21 +26,22 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """`with Progress(total, "convergence", unit="step") as bar: bar.update(1, loss=2.3)`.
+    """Show progress in a `with` block: `with Progress(total, "convergence") as bar: bar.update(1, loss=2.3)`.
 
-    In a terminal or a notebook that a person runs: tqdm.auto's bar, or lines if tqdm is not installed. Elsewhere a bar would
-    fill a log or freeze in a committed notebook: nothing is printed, or with `lines` a line at most every 15 seconds.
-    `enabled=False` is silent everywhere. Of `total`, `done` were done before, by a run that this one continues.
+    In a terminal or an interactive notebook this shows a tqdm.auto bar, or lines if tqdm is not installed. Elsewhere a
+    bar would fill a log file or a committed notebook, so nothing is printed; with `lines=True` it prints at most one
+    line every 15 seconds. `enabled=False` prints nothing anywhere. If an earlier run was interrupted, `done` is the
+    number of steps that it finished, out of `total`.
     """
 
     def __init__(
         self, total: int, label: str, unit: str = "step", enabled: bool = True, lines: bool = False, done: int = 0
     ) -> None:
         self.total, self.label, self.unit, self.done, self.before = total, label, unit, done, done
-        self.lines = enabled and lines and not watched()
+        self.lines = enabled and lines and not is_interactive()
         self.started = self.last = time.perf_counter()
         self.bar: Any = None
-        if enabled and watched():
+        if enabled and is_interactive():
             try:
                 from tqdm.auto import tqdm
             except ModuleNotFoundError:
@@ -49,12 +50,12 @@ class Progress:
                 self.bar = tqdm(total=total, initial=done, desc=label, unit=unit, leave=False)
 
     def update(self, n: int = 1, **shown: Any) -> None:
-        """`n` more are done; `shown` is printed beside (a float to four digits)."""
+        """Count `n` more steps as done, and show the values of `shown` beside the bar (floats with four digits)."""
         self.done += n
         if self.bar is not None:
             self.bar.set_postfix(shown, refresh=False)
             self.bar.update(n)
-        elif self.lines and (now := time.perf_counter()) - self.last > EVERY:
+        elif self.lines and (now := time.perf_counter()) - self.last > INTERVAL:
             self.last = now
             left = (now - self.started) / (self.done - self.before) * (self.total - self.done)
             extra = [f"{key} {f'{x:.4g}' if isinstance(x, float) else x}" for key, x in shown.items()]
@@ -62,7 +63,7 @@ class Progress:
             print(f"{self.label}: {line}", file=sys.stderr, flush=True)
 
     def say(self, line: str) -> None:
-        """A line on stderr, above the bar where there is one."""
+        """Print a line on stderr, above the bar if there is one."""
         if self.bar is not None:
             self.bar.write(line, file=sys.stderr)
         else:

@@ -1,11 +1,12 @@
-"""Layers. A Parameter is an array with its gradient. A Module is a tree of Parameters. A layer calls one pair of `ops`.
+"""Layers: a Parameter is an array with its gradient, a Module is a tree of Parameters, a layer calls a pair of `ops`.
 
-Reading order: module, context, layers, targets.
+Reading order: parameter, module, context, layers, targets.
 """
 
 from .context import BASE, EVALUATION, Context, Rows, check_names
 from .layers import Embedding, Linear, RMSNorm
-from .module import RAN_FROZEN, Cache, Module, Parameter, Trainable, replace_module
+from .module import Cache, Module, Trainable, replace_module
+from .parameter import RAN_FROZEN, Parameter
 
 __all__ = [
     "BASE",

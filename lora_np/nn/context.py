@@ -1,4 +1,4 @@
-"""What one call carries through every layer: an argument, never state of the model."""
+"""The arguments that one call passes to every layer: random generator, adapter, mask, positions."""
 
 from __future__ import annotations
 
@@ -14,9 +14,25 @@ BASE = "__base__"  # PEFT's name for a row without an adapter
 
 
 class Rows:
-    """The adapter that each row of a batch uses, for a mixed batch.
+    """The adapter of each row of a batch, for a batch with several adapters.
 
-    names: one for each row, "__base__" for the base alone. segments: adapter → the numbers of its rows.
+    Parameters
+    ----------
+    names : sequence of str
+        One adapter name per row; "__base__" for a row without an adapter.
+
+    Attributes
+    ----------
+    names : tuple of str
+        The names.
+    segments : dict of str to list of int
+        For each adapter, the indices of its rows.
+
+    Examples
+    --------
+    >>> from lora_np.nn import Rows
+    >>> Rows(["poet", "__base__", "poet"]).segments
+    {'poet': [0, 2]}
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -27,31 +43,90 @@ class Rows:
                 self.segments.setdefault(name, []).append(row)
 
     def adapter_of(self, layer: Any) -> Any:
-        """What computes these rows' adapters in one layer; None where no row has one there."""
+        """Return the object that computes the adapters of these rows in one layer. A subclass must implement this.
+
+        Parameters
+        ----------
+        layer : AdaptedLinear
+            The layer.
+
+        Returns
+        -------
+        adapter
+            The adapter, or None if no row has an adapter in this layer.
+
+        Raises
+        ------
+        NotImplementedError
+            If the class does not implement it.
+        """
         raise NotImplementedError
 
 
 def check_names(names: Sequence[str], rows: int, known: Sequence[str]) -> list[str]:
-    """`adapter_names` as a list, one a row. Raises ValueError for another number of them or a name that is not there."""
+    """Return `adapter_names` as a list after checking that there is one known name per row.
+
+    Parameters
+    ----------
+    names : sequence of str
+        One adapter name per row; "__base__" for a row without an adapter.
+    rows : int
+        The number of rows of the batch.
+    known : sequence of str
+        The adapters of the model.
+
+    Returns
+    -------
+    list of str
+        The names.
+
+    Raises
+    ------
+    ValueError
+        If `names` is a single string, the number of names is not `rows`, or a name is unknown.
+
+    Examples
+    --------
+    >>> from lora_np.nn import check_names
+    >>> check_names(("poet", "__base__"), rows=2, known=["poet", "pirate"])
+    ['poet', '__base__']
+    """
     if isinstance(names, str) or len(names) != rows:
         found = repr(names) if isinstance(names, str) else f"{len(names)} names"
         raise ValueError(
-            f"adapter_names: {found} for a batch of {rows} rows; expected one a row, {BASE!r} for the base"
+            f"adapter_names has {found} for a batch of {rows} rows; expected one name per row, {BASE!r} for the base"
         )
     unknown = sorted({str(name) for name in names if name != BASE and name not in known})
     if unknown:
-        raise ValueError(f"there is no adapter {', '.join(map(repr, unknown))}; this model has {[*known, BASE]}")
+        raise ValueError(f"unknown adapter {', '.join(map(repr, unknown))}; this model has {[*known, BASE]}")
     return list(names)
 
 
 @dataclass(frozen=True)
 class Context:
-    """What one call carries through every layer: an argument, so that no call leaves anything behind in the model.
+    """The arguments that one call passes to every layer.
 
-    rng: draws dropout masks; None means evaluation, without dropout.
-    adapter: the name of the adapter that wrappers apply, or one for each row; None means the base model alone.
-    attention_mask: (b, s), False where a key is padding; None where there is none.
-    position_ids: (b, t), each token's place in its own row; None: they follow the past, in all rows alike.
+    They are not kept in the model, so one call does not affect another.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator, optional
+        The generator of dropout masks. None means evaluation, without dropout.
+    adapter : str or Rows, optional
+        The name of the adapter that the layers apply, or one name per row. None means the base model alone.
+    attention_mask : ndarray of bool, shape (b, s), optional
+        True for keys that may be seen, False for padding. None means no padding.
+    position_ids : ndarray of int, shape (b, t), optional
+        The position of each token in its row. None means that the positions continue after the past, with equal numbers
+        in all rows.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.nn import EVALUATION, Context
+    >>> EVALUATION.rng is None  # no dropout
+    True
+    >>> training = Context(rng=np.random.default_rng(0), adapter="default")
     """
 
     rng: np.random.Generator | None = None

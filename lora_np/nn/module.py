@@ -1,4 +1,4 @@
-"""Modules: named parameters around the pairs of `ops`, each as forward → (y, cache) and backward(dy, cache) → dx."""
+"""Modules: trees of parameters. A module has forward(…) → (y, cache) and backward(dy, cache) → dx."""
 
 from __future__ import annotations
 
@@ -12,87 +12,53 @@ from typing import Any, Protocol, Self, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike
 
-from .. import ops
-from ..backend import Array, array_module, device_module, move
+from ..backend import Array, device_module
+from .parameter import Parameter
 
-RAN_FROZEN = "the forward ran while this was frozen, and kept nothing for its gradient: run it again, then the backward"
-
-# What a layer's forward returns for its own backward. Only that layer opens it: a layer that takes its place has another one.
+# The object that a layer's forward returns for its own backward. Each kind of layer has its own type of cache.
 Cache: TypeAlias = Any
 
 
-class Parameter:
-    """An array with its gradient. `grad` is None until a backward adds to it, and always None while it is frozen."""
-
-    __slots__ = ("grad", "trainable", "value")
-
-    def __init__(self, value: Array, trainable: bool = True) -> None:
-        array_module(value)  # raises for what is not an array
-        self.value = value
-        self.grad: Array | None = None
-        self.trainable = trainable
-
-    def __repr__(self) -> str:
-        state = "trainable" if self.trainable else "frozen"
-        grad = "no gradient" if self.grad is None else "has a gradient"
-        return f"{type(self).__name__}(shape={self.value.shape}, dtype={self.value.dtype}, {state}, {grad})"
-
-    @property
-    def compute_dtype(self) -> np.dtype:
-        """What is computed with, gradient included: the value's own dtype, or float32 for a value stored in 16 bits."""
-        return self.value.dtype if self.value.dtype.itemsize > 2 else np.dtype("float32")
-
-    def check_trainable(self) -> None:
-        """Raise ValueError where it is of a kind that cannot train."""
-
-    def add_grad(self, grad: Array | None) -> None:
-        """grad += …: gradients accumulate over calls, until `zero_grad`.
-
-        Raises ValueError or TypeError where shape or dtype are not the value's, RuntimeError for None: a forward that ran while
-        it was frozen kept nothing to make a gradient of.
-        """
-        if grad is None:
-            raise RuntimeError(RAN_FROZEN)
-        if grad.shape != self.value.shape:
-            raise ValueError(f"a gradient of shape {grad.shape} for a parameter of shape {self.value.shape}")
-        if grad.dtype != self.compute_dtype:
-            raise TypeError(
-                f"a gradient of {grad.dtype} for a parameter of {self.compute_dtype}: is dlogits of its dtype?"
-            )
-        if self.grad is None:
-            self.grad = grad
-        else:
-            self.grad += grad
-
-    def check(self, name: str, value: Array) -> None:
-        """Raise ValueError or TypeError naming the parameter unless `value` has its shape and is floats."""
-        ops.checks.check_shape(name, value, *self.value.shape)
-        if value.dtype.kind != "f":
-            raise TypeError(f"{name} is stored as {value.dtype}; expected floats")
-
-    def move_to(self, like: Array) -> None:
-        """Move the value to where `like` lives, and drop the gradient."""
-        self.value, self.grad = move(self.value, like), None
-
-
 class Module:
-    """A tree of parameters. Children are found in attributes: a Parameter, a Module, or a list or dict of either.
+    """A tree of parameters.
 
-    `print(module)` shows the tree, and a notebook folds it. `module(…)` is `forward(…)` without its cache.
+    The children of a module are its attributes that are a Parameter, a Module, or a list or dict of them.
+    `print(module)` shows the tree. `module(…)` returns the first result of `forward(…)`, without the cache.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.nn import Linear, Module
+    >>> class MLP(Module):
+    ...     def __init__(self):
+    ...         self.up, self.down = Linear(np.zeros((8, 2))), Linear(np.zeros((2, 8)))
+    >>> [name for name, p in MLP().named_parameters()]
+    ['up.weight', 'down.weight']
+    >>> MLP()
+    MLP(
+      (up): Linear(in_features=2, out_features=8, bias=False)
+      (down): Linear(in_features=8, out_features=2, bias=False)
+    )
     """
 
-    forward: Callable[..., tuple[Any, Any]]  # (…) → (y, what the backward needs)
+    forward: Callable[..., tuple[Any, Any]]  # (…) → (y, cache)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What `forward` computes from these arguments, without its cache: y of a layer, the logits of a model."""
+        """Return the first result of `forward`, without the cache: the output of a layer, the logits of a model."""
         return self.forward(*args, **kwargs)[0]
 
     def extra_repr(self) -> str:
-        """The sizes and settings that `print(module)` shows: here the shapes of its own parameters. A subclass may say more."""
+        """Return the sizes and settings that `print(module)` shows between the brackets. A subclass may override it.
+
+        Returns
+        -------
+        str
+            By default the shapes of the module's own parameters.
+        """
         return ", ".join(f"{name}={p.value.shape}" for name, p in self.children() if isinstance(p, Parameter))
 
     def __repr__(self) -> str:
-        """The tree of modules, as PyTorch prints it. Equal neighbours in a list are one entry: (layers.0-29): 30 x Block(…)."""
+        """Return the tree of modules as PyTorch prints it. Equal blocks share a line, (layers.0-29): 30 x Block."""
         lines = [self.extra_repr()]
         modules = [(name, repr(child)) for name, child in self.children() if isinstance(child, Module)]
         for (stem, text), group in groupby(modules, lambda item: (re.sub(r"\.\d+$", ".", item[0]), item[1])):
@@ -106,8 +72,8 @@ class Module:
         return f"{type(self).__name__}({inside})"
 
     def _repr_html_(self) -> str:
-        """The same in a notebook, which can fold it: plain text, in the page's own colours."""
-        from html import escape  # here, so that importing the package does not wait for its tables
+        """Return the tree as HTML that a notebook can fold, with the number of parameters as its title."""
+        from html import escape  # imported here, because it slows down the import of the package
 
         sizes = [(p.value.size, p.trainable) for _, p in self.named_parameters()]
         trainable = sum(size for size, trains in sizes if trains)
@@ -115,7 +81,15 @@ class Module:
         return f"<details open><summary>{summary}</summary><pre>{escape(repr(self))}</pre></details>"
 
     def children(self) -> Iterator[tuple[str, Parameter | Module]]:
-        """(name, child) in the order of the attributes; an item of a list or dict is called `attribute.key`."""
+        """Yield the direct children in the order of the attributes.
+
+        Yields
+        ------
+        name : str
+            The name of the attribute; `attribute.key` for an item of a list or dict.
+        child : Parameter or Module
+            The child.
+        """
         for name, value in vars(self).items():
             if isinstance(value, Parameter | Module):
                 yield name, value
@@ -126,14 +100,35 @@ class Module:
                         yield f"{name}.{key}", item
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """This module and all below it, under their dotted names."""
+        """Yield this module and all modules below it.
+
+        Parameters
+        ----------
+        prefix : str
+            The name of this module.
+
+        Yields
+        ------
+        name : str
+            The dotted name, for example "model.layers.0.mlp".
+        module : Module
+            The module.
+        """
         yield prefix, self
         for name, child in self.children():
             if isinstance(child, Module):
                 yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """(dotted name, Parameter) in forward order; a parameter that two places share comes once, under its first name."""
+        """Yield all parameters in the order of the forward pass.
+
+        Yields
+        ------
+        name : str
+            The dotted name. A parameter that occurs twice (tied weights) is yielded once, under its first name.
+        parameter : Parameter
+            The parameter.
+        """
         seen = set()
         for prefix, module in self.named_modules():
             for name, child in module.children():
@@ -143,17 +138,34 @@ class Module:
 
     @property
     def trainable(self) -> bool:
-        """Whether any parameter here or below is trainable: if none is, a backward has nothing to do but pass dx on."""
+        """True if a parameter of this module, or of a module below it, is trainable."""
         return any(p.trainable for _, p in self.named_parameters())
 
     def freeze(self) -> Self:
-        """Make every parameter frozen, and drop its gradient."""
+        """Freeze every parameter, and drop its gradient.
+
+        Returns
+        -------
+        Module
+            This module.
+        """
         for _, p in self.named_parameters():
             p.trainable, p.grad = False, None
         return self
 
     def unfreeze(self) -> Self:
-        """Make every parameter trainable: full fine-tuning. Raises ValueError where one is quantised, and changes nothing then."""
+        """Make every parameter trainable, for full fine-tuning.
+
+        Returns
+        -------
+        Module
+            This module.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is quantised. No parameter has changed then.
+        """
         parameters = [p for _, p in self.named_parameters()]
         for p in parameters:
             p.check_trainable()
@@ -162,20 +174,44 @@ class Module:
         return self
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Set all gradients to None."""
         for _, p in self.named_parameters():
             p.grad = None
 
     def astype(self, dtype: DTypeLike) -> Self:
-        """Convert every parameter in place: float32 to train, float64 to prove. Gradients are dropped."""
+        """Convert every parameter in place, and drop the gradients.
+
+        Parameters
+        ----------
+        dtype : DTypeLike
+            The dtype: float32 to train, float64 to prove.
+
+        Returns
+        -------
+        Module
+            This module.
+        """
         for _, p in self.named_parameters():
             p.value, p.grad = p.value.astype(dtype), None
         return self
 
     def to(self, device: str) -> Self:
-        """Move every parameter to "cupy", "numpy" or "auto", in place. Gradients are dropped.
+        """Move every parameter to a device in place, and drop the gradients.
 
-        Raises RuntimeError with the reason where there is no GPU for cupy, before anything has moved.
+        Parameters
+        ----------
+        device : {"cupy", "numpy", "auto"}
+            The device; "auto" means the GPU if there is one.
+
+        Returns
+        -------
+        Module
+            This module.
+
+        Raises
+        ------
+        RuntimeError
+            If there is no GPU for "cupy". The message gives the reason, and no parameter has moved then.
         """
         like = device_module(device).empty(0)
         for _, p in self.named_parameters():
@@ -183,39 +219,67 @@ class Module:
         return self
 
     def replica(self) -> Self:
-        """The same model with gradients of its own: its parameters hold this one's arrays, not copies of them.
+        """Return a copy of the module that shares the parameters' arrays and has its own gradients.
 
-        Two threads can then each run a backward, a batch each (see `parallel`).
+        Two threads can then run a backward at the same time, each on its own batch (see `training/parallel.py`).
+
+        Returns
+        -------
+        Module
+            The copy.
         """
-        twins: dict[int, Parameter] = {}  # a parameter that two places share is shared in the replica too
+        copies: dict[int, Parameter] = {}  # a parameter that occurs twice (tied weights) is copied once
 
-        def twin(x: Any) -> Any:
+        def replicate(x: Any) -> Any:
             if isinstance(x, Parameter):
-                return twins.setdefault(id(x), type(x)(x.value, x.trainable))
+                return copies.setdefault(id(x), type(x)(x.value, x.trainable))
             if isinstance(x, Module):
                 new = copy(x)
-                vars(new).update({name: twin(value) for name, value in vars(x).items()})
+                vars(new).update({name: replicate(value) for name, value in vars(x).items()})
                 return new
             if isinstance(x, list):
-                return [twin(item) for item in x]
-            return {key: twin(item) for key, item in x.items()} if isinstance(x, dict) else x
+                return [replicate(item) for item in x]
+            return {key: replicate(item) for key, item in x.items()} if isinstance(x, dict) else x
 
-        return twin(self)
+        return replicate(self)
 
     def state_dict(self) -> dict[str, Array]:
-        """name → array (not a copy) for every parameter."""
+        """Return the arrays of all parameters by name.
+
+        Returns
+        -------
+        dict of str to ndarray
+            The arrays themselves, not copies.
+        """
         return {name: p.value for name, p in self.named_parameters()}
 
     def load_state_dict(self, arrays: dict[str, Array]) -> Self:
-        """Put copies of `arrays` in place, each name and shape checked first, so that a refusal changes nothing.
+        """Set every parameter to a copy of an array.
 
-        Raises KeyError naming what is missing and what has no place, ValueError for a wrong shape.
+        All names and shapes are checked first. If one does not fit, no parameter changes.
+
+        Parameters
+        ----------
+        arrays : dict of str to ndarray
+            One array per parameter, by name.
+
+        Returns
+        -------
+        Module
+            This module.
+
+        Raises
+        ------
+        KeyError
+            If a name is missing or unknown.
+        ValueError
+            If a shape does not fit.
         """
         parameters = dict(self.named_parameters())
         missing, unknown = sorted(parameters.keys() - arrays.keys()), sorted(arrays.keys() - parameters.keys())
         if missing or unknown:
             raise KeyError(
-                f"these arrays do not fit the model: missing {missing or 'none'}; with no place {unknown or 'none'}"
+                f"the arrays' names do not fit the model: missing {missing or 'none'}; unknown {unknown or 'none'}"
             )
         for name, p in parameters.items():
             p.check(name, arrays[name])
@@ -226,21 +290,99 @@ class Module:
 
 
 class Trainable(Protocol):
-    """What `train`, `evaluate` and `gradcheck_model` require of a model: a Transformer, a PeftModel and a SubspaceModel have it."""
+    """The methods that `train`, `evaluate` and `gradcheck_model` call on a model.
 
-    def named_parameters(self) -> Iterator[tuple[str, Parameter]]: ...
+    Transformer, PeftModel and SubspaceModel have these methods. Any other class that has them can be trained too.
 
-    def zero_grad(self) -> None: ...
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lora_np as ln
+    >>> from lora_np.nn import Trainable
+    >>> model: Trainable = ln.load_model("tiny")
+    >>> loss, cache = model.loss(np.array([[72, 101]]), np.array([[101, 108]]))  # "He" → "el"
+    >>> model.backward(cache)
+    """
 
-    def replica(self) -> Self: ...
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Yield all parameters.
 
-    def loss(self, tokens: Array, targets: Array, *, rng: np.random.Generator | None = None) -> tuple[Array, Cache]: ...
+        Yields
+        ------
+        name : str
+            The dotted name.
+        parameter : Parameter
+            The parameter.
+        """
+        ...
 
-    def backward(self, cache: Cache, dloss: float = 1.0) -> None: ...
+    def zero_grad(self) -> None:
+        """Set all gradients to None."""
+
+    def replica(self) -> Self:
+        """Return a copy of the model that shares the parameters' arrays and has its own gradients.
+
+        Returns
+        -------
+        Trainable
+            The copy.
+        """
+        ...
+
+    def loss(self, tokens: Array, targets: Array, *, rng: np.random.Generator | None = None) -> tuple[Array, Cache]:
+        """Compute the loss of a batch.
+
+        Parameters
+        ----------
+        tokens : ndarray, shape (b, t), integers
+            The input tokens.
+        targets : ndarray, shape (b, t), integers
+            The next token at each place, or -100 for a place that is not counted.
+        rng : numpy.random.Generator, optional
+            The generator of dropout masks. None means evaluation, without dropout.
+
+        Returns
+        -------
+        loss : ndarray, shape ()
+            The mean loss in nats per token.
+        cache : Any
+            The argument of `backward`.
+        """
+        ...
+
+    def backward(self, cache: Cache, dloss: float = 1.0) -> None:
+        """Add the gradient of the loss to each trainable parameter.
+
+        Parameters
+        ----------
+        cache : Any
+            The cache of `loss`.
+        dloss : float
+            A factor of all gradients.
+        """
 
 
 def replace_module(root: Module, name: str, new: Module) -> None:
-    """Put `new` where the dotted `name` points."""
+    """Replace the module `name` of a model by another module.
+
+    Parameters
+    ----------
+    root : Module
+        The model, changed in place.
+    name : str
+        The dotted name of the old module, for example "model.layers.0.mlp.up_proj".
+    new : Module
+        The new module.
+
+    Examples
+    --------
+    >>> import lora_np as ln
+    >>> from lora_np.nn import replace_module
+    >>> model = ln.load_model("tiny")
+    >>> name = "model.layers.0.mlp.up_proj"
+    >>> weight = dict(model.named_modules())[name].weight.value
+    >>> replace_module(model, name, ln.Linear(2 * weight))
+    """
     *path, last = name.split(".")
     parent: Any = root
     for step in path:

@@ -1,13 +1,13 @@
-"""Which layers `target_modules` means: the one rule for live models and on paper.
+r"""Decide which layers `target_modules` selects. Live models and costs on paper use the same rule.
 
-    target_modules          a layer is a target when …
-    ["q_proj", "v_proj"]    its full name is an entry, or ends in "." + an entry
-    "q_proj"                the same, for this one entry
-    r".*\\.[0-3]\\..*_proj"   the regular expression matches its full name from end to end
+    target_modules          selects a layer if …
+    ["q_proj", "v_proj"]    its full name equals an entry, or ends in "." + an entry
+    "q_proj"                its full name equals this string, or ends in "." + this string
+    r".*\.[0-3]\..*_proj"   the regular expression matches its full name from start to end
     "all-linear"            it is a linear layer other than the output head, lm_head
 
 Source: PEFT, `check_target_module_exists` and `_maybe_include_all_linear_layers` in peft/tuners/tuners_utils.py. The
-second line is ours; PEFT reads every single string as a regular expression, and "q_proj" then matches nothing.
+second line is an addition: PEFT reads every single string as a regular expression, and "q_proj" then matches nothing.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ OUTPUT_HEAD = "lm_head"
 
 
 def plain_targets(target_modules: Any, name: str = "target_modules") -> str | tuple[str, ...]:
-    """`target_modules` as a configuration keeps it: a string, or a tuple of its own, that of a set in the same order each time.
+    """Return `target_modules` as a string or a tuple of strings.
 
-    Raises TypeError for what is neither a string nor names.
+    A set is sorted, so that its order is the same in each run. Raises TypeError for other types.
     """
     if isinstance(target_modules, str):
         return target_modules
     entries = tuple(target_modules) if isinstance(target_modules, Iterable) else None
     if entries is None or not all(isinstance(entry, str) for entry in entries):
-        raise TypeError(f"{name} = {target_modules!r}; expected a list of layers' names, one string, or {ALL_LINEAR!r}")
+        raise TypeError(f"{name} = {target_modules!r}; expected a list of layer names, one string, or {ALL_LINEAR!r}")
     return tuple(sorted(entries)) if isinstance(target_modules, Set) else entries
 
 
 def is_target(name: str, target_modules: str | Collection[str]) -> bool:
-    """Whether the linear layer `name` ("model.layers.0.self_attn.q_proj") is meant by `target_modules`.
+    """Return True if `target_modules` selects the linear layer `name`, for example "model.layers.0.self_attn.q_proj".
 
-    Raises ValueError where a string is no valid regular expression.
+    Raises ValueError for a string that is not a valid regular expression.
     """
     if target_modules == ALL_LINEAR:
         return not has_suffix(name, OUTPUT_HEAD)
@@ -46,34 +46,35 @@ def is_target(name: str, target_modules: str | Collection[str]) -> bool:
 
 
 def select_targets(names: list[str], target_modules: str | Collection[str]) -> list[str]:
-    """The names among `names` (a model's linear layers) that `target_modules` means, in the model's order.
+    """Return the linear layers among `names` that `target_modules` selects, in the model's order.
 
-    Raises ValueError where an entry matches no layer: a typing error must not become a model that trains less.
+    Raises ValueError if an entry matches no layer. Without this error, a misspelt name would silently train fewer
+    layers.
     """
     entries = [target_modules] if isinstance(target_modules, str) else list(target_modules)
     if not entries:
         raise ValueError(f"target_modules is empty, so nothing would be adapted; {available(names)}")
     for entry in entries:
-        alone = entry if isinstance(target_modules, str) else [entry]  # a list holds suffixes, never patterns
+        alone = entry if isinstance(target_modules, str) else [entry]  # a list contains suffixes, never patterns
         if not any(is_target(name, alone) for name in names):
             raise ValueError(f"target module {entry!r} matches no linear layer; {available(names)}")
     return [name for name in names if is_target(name, target_modules)]
 
 
 def has_suffix(name: str, suffix: str) -> bool:
-    """Whole path components only: "proj" is no suffix of "q_proj"."""
+    """Return True if the last components of a dotted name equal `suffix`. "proj" is not a suffix of "q_proj"."""
     return name == suffix or name.endswith("." + suffix)
 
 
 def matches_pattern(name: str, pattern: str) -> bool:
-    """The pattern must match the whole name, so that "q_proj.*" does not reach into "layers.0.q_proj"."""
+    """Return True if the regular expression matches the whole name. "q_proj.*" does not match "layers.0.q_proj"."""
     try:
         return re.fullmatch(pattern, name) is not None
     except re.error as error:
-        raise ValueError(f"target_modules {pattern!r} is no valid regular expression: {error}.") from None
+        raise ValueError(f"target_modules {pattern!r} is not a valid regular expression: {error}.") from None
 
 
 def available(names: list[str]) -> str:
-    """What a reader may write instead: the last components of the names, each once, in the model's order."""
+    """Return a sentence that lists the last components of the names, each once, in the model's order."""
     leaves = dict.fromkeys(name.rsplit(".", 1)[-1] for name in names)
     return f"this model's linear layers are {', '.join(leaves)}." if leaves else "this model has no linear layer."

@@ -1,4 +1,4 @@
-"""SiLU, the gated SwiGLU (Shazeer 2020, arXiv 2002.05202), and GELU (Hendrycks and Gimpel 2016, arXiv 1606.08415)."""
+"""Activations: SiLU, the gated SwiGLU (arXiv 2002.05202), and GELU (arXiv 1606.08415)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,25 @@ from .checks import check_float, check_shape
 
 
 def sigmoid(x: Array) -> Array:
-    """σ(x) = 1/(1 + exp(−x)), in one buffer. Far to the left exp overflows to inf, and 1/inf is the 0 that is meant."""
+    """Compute the sigmoid, σ(x) = 1/(1 + exp(−x)), entry by entry.
+
+    Parameters
+    ----------
+    x : ndarray, any shape, float or complex
+        The input.
+
+    Returns
+    -------
+    ndarray, the shape of x
+        σ(x). For a real x far below zero, exp(−x) overflows to infinity and the result is 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import sigmoid
+    >>> sigmoid(np.array([-1000.0, 0.0, 1000.0]))
+    array([0. , 0.5, 1. ])
+    """
     if x.dtype.kind == "c":
         return _complex_sigmoid(x)
     xp = array_module(x)
@@ -24,7 +42,7 @@ def sigmoid(x: Array) -> Array:
 
 
 def _complex_sigmoid(x: Array) -> Array:
-    """The same along the complex step, where exp must not overflow: for x < 0 as exp(x)/(1 + exp(x))."""
+    """Compute σ(x) for complex x. exp must not overflow there, so for Re x < 0 it is exp(x)/(1 + exp(x))."""
     xp = array_module(x)
     negative = x.real < 0
     e = xp.exp(xp.where(negative, x, -x))
@@ -40,23 +58,106 @@ GeluCache: TypeAlias = tuple[Array, Array]  # x, tanh u
 
 
 def silu_forward(x: Array) -> tuple[Array, SiluCache]:
-    """y = x·σ(x). x any shape."""
+    """Compute SiLU, y = x·σ(x), entry by entry.
+
+    Parameters
+    ----------
+    x : ndarray, any shape, float32 or float64
+        The input.
+
+    Returns
+    -------
+    y : ndarray, the shape of x
+        The output.
+    cache : SiluCache
+        The second argument of `silu_backward`.
+
+    Raises
+    ------
+    TypeError
+        If x is not a float array.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import silu_forward
+    >>> y, cache = silu_forward(np.array([-20.0, 0.0, 20.0]))
+    >>> y.round(6) + 0.0
+    array([ 0.,  0., 20.])
+    """
     check_float(x=x)
     s = sigmoid(x)
     return x * s, (x, s)
 
 
 def silu_backward(dy: Array, cache: SiluCache) -> Array:
-    """dx = dy·σ(x)·(1 + x·(1 − σ(x))): the product rule on x·σ(x), with σ′ = σ(1 − σ)."""
+    """Compute the gradient of `silu_forward`.
+
+    Parameters
+    ----------
+    dy : ndarray, the shape of x
+        The gradient of y.
+    cache : SiluCache
+        The cache of the forward.
+
+    Returns
+    -------
+    dx : ndarray, the shape of x
+        The gradient of x.
+
+    Notes
+    -----
+    In the forward pass y = x·σ(x). The product rule with σ′ = σ(1 − σ) gives dx = dy·σ(x)·(1 + x·(1 − σ(x))).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import silu_backward, silu_forward
+    >>> y, cache = silu_forward(np.array([0.0]))
+    >>> silu_backward(np.array([1.0]), cache)  # the slope at 0
+    array([0.5])
+    """
     x, s = cache
     check_shape("dy", dy, *x.shape)
     return dy * _silu_slope(x, s)
 
 
 def swiglu_forward(gate: Array, up: Array) -> tuple[Array, SwigluCache]:
-    """y = silu(gate) ∘ up. gate and up (…, f) → y (…, f).
+    """Compute SwiGLU, y = silu(gate) ∘ up, entry by entry.
 
-    The cache has no σ(gate): of all that a block keeps, (…, f) is the widest, and the backward's own exp costs little.
+    Parameters
+    ----------
+    gate : ndarray, shape (…, f), float32 or float64
+        The output of `gate_proj`.
+    up : ndarray, shape (…, f)
+        The output of `up_proj`.
+
+    Returns
+    -------
+    y : ndarray, shape (…, f)
+        The input of `down_proj`.
+    cache : SwigluCache
+        The second argument of `swiglu_backward`.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+    TypeError
+        If the arrays do not have one common float dtype.
+
+    Notes
+    -----
+    The cache does not keep σ(gate). The arrays of shape (…, f) are the largest that a block keeps, and computing
+    σ(gate) again in the backward is cheap.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import swiglu_forward
+    >>> y, cache = swiglu_forward(np.array([-50.0, 50.0]), np.array([3.0, 3.0]))  # the gate is closed, then open
+    >>> y.round(6) + 0.0
+    array([  0., 150.])
     """
     check_float(gate=gate, up=up)
     check_shape("up", up, *gate.shape)
@@ -67,9 +168,33 @@ def swiglu_forward(gate: Array, up: Array) -> tuple[Array, SwigluCache]:
 
 
 def swiglu_backward(dy: Array, cache: SwigluCache) -> tuple[Array, Array]:
-    """dgate, dup for dy (…, f).
+    """Compute the gradients of `swiglu_forward`.
 
-    In the forward pass y = silu(gate) ∘ up, a product, so dup = dy ∘ silu(gate) and dgate = dy ∘ up ∘ silu′(gate).
+    Parameters
+    ----------
+    dy : ndarray, shape (…, f)
+        The gradient of y.
+    cache : SwigluCache
+        The cache of the forward.
+
+    Returns
+    -------
+    dgate : ndarray, shape (…, f)
+        The gradient of gate.
+    dup : ndarray, shape (…, f)
+        The gradient of up.
+
+    Notes
+    -----
+    In the forward pass y = silu(gate) ∘ up, a product. So dup = dy ∘ silu(gate) and dgate = dy ∘ up ∘ silu′(gate).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import swiglu_backward, swiglu_forward
+    >>> y, cache = swiglu_forward(np.array([0.0]), np.array([3.0]))
+    >>> swiglu_backward(np.array([1.0]), cache)  # silu(0) = 0, silu′(0) = ½
+    (array([1.5]), array([0.]))
     """
     gate, up = cache
     check_shape("dy", dy, *gate.shape)
@@ -77,14 +202,14 @@ def swiglu_backward(dy: Array, cache: SwigluCache) -> tuple[Array, Array]:
     dgate = _silu_slope(gate, s)
     dgate *= up
     dgate *= dy
-    dup = s  # its memory, which nobody needs any more
+    dup = s  # reuse the memory of σ
     dup *= gate
     dup *= dy
     return dgate, dup
 
 
 def _silu_slope(x: Array, s: Array) -> Array:
-    """silu′(x) = σ(1 + x(1 − σ)), built in one buffer."""
+    """Compute silu′(x) = σ(1 + x(1 − σ)) in one buffer, for s = σ(x)."""
     slope = 1 - s
     slope *= x
     slope += 1
@@ -93,9 +218,37 @@ def _silu_slope(x: Array, s: Array) -> Array:
 
 
 def gelu_forward(x: Array) -> tuple[Array, GeluCache]:
-    """y = ½x·(1 + tanh u) with u = √(2/π)·(x + 0.044715 x³). x any shape.
+    """Compute GELU in its tanh form, y = ½x·(1 + tanh u) with u = √(2/π)·(x + 0.044715 x³).
 
-    This is GPT-2's GELU, within 5e-4 of the exact x·Φ(x): NumPy has no erf, and tanh has a complex step.
+    Parameters
+    ----------
+    x : ndarray, any shape, float32 or float64
+        The input.
+
+    Returns
+    -------
+    y : ndarray, the shape of x
+        The output.
+    cache : GeluCache
+        The second argument of `gelu_backward`.
+
+    Raises
+    ------
+    TypeError
+        If x is not a float array.
+
+    Notes
+    -----
+    GPT-2 uses this form. It differs from the exact x·Φ(x) by less than 5e-4. NumPy has no erf, and tanh works with the
+    complex step.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import gelu_forward
+    >>> y, cache = gelu_forward(np.array([-10.0, 0.0, 10.0]))
+    >>> y + 0.0
+    array([ 0.,  0., 10.])
     """
     check_float(x=x)
     t = array_module(x).tanh(GELU_SCALE * x * (1 + GELU_CUBIC * x * x))
@@ -103,9 +256,32 @@ def gelu_forward(x: Array) -> tuple[Array, GeluCache]:
 
 
 def gelu_backward(dy: Array, cache: GeluCache) -> Array:
-    """dx = dy·(½(1 + t) + ½x·(1 − t²)·u′) with t = tanh u and u′ = √(2/π)·(1 + 3·0.044715 x²).
+    """Compute the gradient of `gelu_forward`.
 
-    The product rule on ½x·(1 + t), with tanh′ = 1 − tanh².
+    Parameters
+    ----------
+    dy : ndarray, the shape of x
+        The gradient of y.
+    cache : GeluCache
+        The cache of the forward.
+
+    Returns
+    -------
+    dx : ndarray, the shape of x
+        The gradient of x.
+
+    Notes
+    -----
+    In the forward pass y = ½x·(1 + t) with t = tanh u. The product rule with tanh′ = 1 − tanh² gives
+    dx = dy·(½(1 + t) + ½x·(1 − t²)·u′), where u′ = √(2/π)·(1 + 3·0.044715 x²).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import gelu_backward, gelu_forward
+    >>> y, cache = gelu_forward(np.array([0.0]))
+    >>> gelu_backward(np.array([1.0]), cache)  # the slope at 0
+    array([0.5])
     """
     x, t = cache
     check_shape("dy", dy, *x.shape)

@@ -1,4 +1,4 @@
-"""Causal attention with grouped key/value heads (Vaswani et al. 2017; grouped: Ainslie et al. 2023, arXiv 2305.13245)."""
+"""Causal attention (Vaswani et al. 2017) with grouped key/value heads (Ainslie et al. 2023, arXiv 2305.13245)."""
 
 from __future__ import annotations
 
@@ -8,20 +8,45 @@ from typing import TypeAlias
 from ..backend import Array, array_module
 from .checks import check_float, check_mask, check_shape
 
-FORBIDDEN = -1e30  # added to a score that must not count: exp gives exactly 0, and −∞ would not survive complex numbers
-BLOCK = (
-    64  # queries at a time: their scores stay in the processor's cache, and the keys after them are never multiplied
-)
+MASKED = -1e30  # added to a masked score, so that exp gives exactly 0; −∞ would give NaN in complex numbers
+BLOCK = 64  # queries per block: their scores fit in the processor's cache, and keys after the block are not multiplied
 
-# q/√d (b, g, h/g, t, d); k, v (b, g, s, d); o as q; of each block its first query, the one after its last, e (b, g, h/g·rows, seen)
-# and 1/Σ e (b, g, h/g·rows, 1)
+# q/√d (b, g, h/g, t, d); k and v (b, g, s, d); o like q; for each block: its first query, its last query + 1,
+# e (b, g, h/g·rows, seen) and 1/Σ e (b, g, h/g·rows, 1)
 AttentionCache: TypeAlias = tuple[Array, Array, Array, Array, list[tuple[int, int, Array, Array]]]
 
 
 def softmax_forward(x: Array) -> tuple[Array, Array]:
-    """p_i = exp(x_i − m) / Σ_j exp(x_j − m) over the last axis, with m = max_j x_j.
+    """Compute the softmax of the last axis, p_i = exp(x_i − m) / Σ_j exp(x_j − m) with m = max_j x_j.
 
-    x (…, n) → p (…, n). Taking m off changes nothing mathematically and keeps exp from overflowing.
+    Parameters
+    ----------
+    x : ndarray, shape (…, n), float32 or float64
+        The scores.
+
+    Returns
+    -------
+    p : ndarray, shape (…, n)
+        The probabilities: positive, with sum 1.
+    cache : ndarray, shape (…, n)
+        p again, the second argument of `softmax_backward`.
+
+    Raises
+    ------
+    TypeError
+        If x is not a float array.
+
+    Notes
+    -----
+    Subtracting m keeps exp from overflowing and does not change p.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import softmax_forward
+    >>> p, cache = softmax_forward(np.array([1000.0, 1000.0]))
+    >>> p
+    array([0.5, 0.5])
     """
     check_float(x=x)
     p = x - x.real.max(axis=-1, keepdims=True)
@@ -31,21 +56,82 @@ def softmax_forward(x: Array) -> tuple[Array, Array]:
 
 
 def softmax_backward(dp: Array, p: Array) -> Array:
-    """dx_j = p_j (dp_j − Σ_i dp_i p_i) for dp (…, n), because ∂p_i/∂x_j = p_i (δ_ij − p_j)."""
+    """Compute the gradient of `softmax_forward`.
+
+    Parameters
+    ----------
+    dp : ndarray, shape (…, n)
+        The gradient of p.
+    p : ndarray, shape (…, n)
+        The cache of the forward: the probabilities.
+
+    Returns
+    -------
+    dx : ndarray, shape (…, n)
+        The gradient of x.
+
+    Notes
+    -----
+    In the forward pass ∂p_i/∂x_j = p_i (δ_ij − p_j), with δ_ij = 1 if i = j and 0 otherwise. So
+    dx_j = Σ_i dp_i p_i (δ_ij − p_j) = p_j (dp_j − Σ_i dp_i p_i).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import softmax_backward
+    >>> softmax_backward(np.array([1.0, 0.0]), np.array([0.5, 0.5]))
+    array([ 0.25, -0.25])
+    """
     dot = array_module(p).einsum("...i,...i->...", dp, p)[..., None]
     return p * (dp - dot)
 
 
 def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -> tuple[Array, AttentionCache]:
-    """o = softmax(q kᵀ / √d + causal mask) v for each head, h/g query heads sharing one key/value head.
+    """Compute causal attention, o = softmax(q kᵀ / √d + causal mask) v, for each head.
 
-    q (b, h, t, d), k and v (b, g, s, d) with h a multiple of g and s ≥ t → o (b, h, t, d). Keys beyond t are a past:
-    query i sees keys 0 … s − t + i. `mask` (b, s) is True where a key may be seen at all, False where it is padding.
-    Raises ValueError on shapes that do not fit.
+    Parameters
+    ----------
+    q : ndarray, shape (b, h, t, d), float32 or float64
+        The queries.
+    k : ndarray, shape (b, g, s, d)
+        The keys. h must be a multiple of g: h/g query heads share one key/value head. s must be at least t.
+    v : ndarray, shape (b, g, s, d)
+        The values.
+    mask : ndarray of bool, shape (b, s), optional
+        True for keys that may be seen, False for padding. None means no padding.
 
-    The heads of a group are stacked as rows of one product, (h/g · t, d) (d, s), so keys are never repeated in memory
-    and the backward's dk and dv come out summed over the group by themselves. The queries go through in blocks, each
-    over the keys that its last query sees: with t = 256 that is 5/8 of the t × t scores, where 1/2 counts.
+    Returns
+    -------
+    o : ndarray, shape (b, h, t, d)
+        The output of each head.
+    cache : AttentionCache
+        The second argument of `attention_backward`.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit.
+    TypeError
+        If the arrays do not have one common float dtype, or the mask is not boolean.
+
+    Notes
+    -----
+    The first s − t keys are the past (a key/value cache): query i sees keys 0 … s − t + i.
+
+    The query heads of a group are stacked as rows of one product, (h/g · t, d) (d, s). The keys are therefore never
+    repeated in memory, and in the backward the product itself sums dk and dv over the group. The queries are processed
+    in blocks. Each block is multiplied with the keys that its last query sees. With t = 256 this computes 5/8 of the t
+    × t scores, and the causal mask allows 1/2 of them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import attention_forward
+    >>> rng = np.random.default_rng(0)
+    >>> q, k, v = rng.normal(size=(1, 4, 5, 8)), rng.normal(size=(1, 2, 5, 8)), rng.normal(size=(1, 2, 5, 8))
+    >>> o, cache = attention_forward(q, k, v)
+    >>> o.shape, np.allclose(o[0, 0, 0], v[0, 0, 0])  # the first token sees itself only
+    ((1, 4, 5, 8), True)
     """
     check_float(q=q, k=k, v=v)
     check_shape("q", q, None, None, None, None)
@@ -55,12 +141,13 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -
     check_shape("v", v, b, g, s, d)
     if h % g or s < t:
         raise ValueError(
-            f"{h} query heads on {g} key/value heads, {t} queries on {s} keys: need h a multiple of g, s ≥ t"
+            f"got {h} query heads, {g} key/value heads, {t} queries and {s} keys; the number of query heads must be a "
+            "multiple of the key/value heads, and there must be at least as many keys as queries"
         )
     if mask is not None:
         check_mask(mask, b, s)
     xp = array_module(q)
-    q = q.reshape(b, g, h // g, t, d) * (1 / math.sqrt(d))  # scale q (t·d numbers) rather than the scores (t·s)
+    q = q.reshape(b, g, h // g, t, d) * (1 / math.sqrt(d))  # scale q (t·d numbers), not the scores (t·s numbers)
     o = xp.empty(q.shape, q.dtype)
     blocks = []
     for start in range(0, t, BLOCK):
@@ -69,28 +156,56 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -
         shape = b, g, h // g, stop - start
         e = _stack(q[..., start:stop, :]) @ k[:, :, :seen].swapaxes(-1, -2)  # scores (b, g, h/g·rows, seen)
         by_query = e.reshape(*shape, seen)
-        by_query[..., s - t + start :] += xp.triu(xp.full((stop - start,) * 2, FORBIDDEN, dtype=e.real.dtype), k=1)
+        by_query[..., s - t + start :] += xp.triu(xp.full((stop - start,) * 2, MASKED, dtype=e.real.dtype), k=1)
         if mask is not None:
-            by_query += xp.where(mask[:, :seen], 0, FORBIDDEN).astype(e.real.dtype)[:, None, None, None, :]
+            by_query += xp.where(mask[:, :seen], 0, MASKED).astype(e.real.dtype)[:, None, None, None, :]
         e -= e.real.max(axis=-1, keepdims=True)
         xp.exp(e, out=e)
-        norm = 1 / e.sum(axis=-1, keepdims=True)  # p = e·norm; on o it costs d numbers a row, on p it would cost s
+        norm = 1 / e.sum(axis=-1, keepdims=True)  # p = e·norm: scale o (d numbers per row), not e (s numbers per row)
         o[..., start:stop, :] = ((e @ v[:, :, :seen]) * norm).reshape(*shape, d)
         blocks.append((start, stop, e, norm))
     return o.reshape(b, h, t, d), (q, k, v, o, blocks)
 
 
 def attention_backward(do: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
-    """dq, dk, dv for do (b, h, t, d).
+    """Compute the gradients of `attention_forward`.
 
+    Parameters
+    ----------
+    do : ndarray, shape (b, h, t, d)
+        The gradient of o.
+    cache : AttentionCache
+        The cache of the forward.
+
+    Returns
+    -------
+    dq : ndarray, shape (b, h, t, d)
+        The gradient of q.
+    dk : ndarray, shape (b, g, s, d)
+        The gradient of k.
+    dv : ndarray, shape (b, g, s, d)
+        The gradient of v.
+
+    Notes
+    -----
     In the forward pass o = p v with p = softmax(z), z = q̂ kᵀ and q̂ = q/√d, so in reverse
 
         dv = pᵀ do,   dp = do vᵀ,   dz = p ∘ (dp − Σ_s p∘dp),   dk = dzᵀ q̂,   dq = dz k / √d
 
-    Two savings. Σ_s p∘dp = Σ_d o∘do (insert dp = do vᵀ and o = p v): a sum over d instead of over s. And p = e·norm is
-    never formed: with do' = norm·do, dv = eᵀ do' and dz = e ∘ (do' vᵀ − Σ_d o∘do').
+    Two identities save time. Σ_s p∘dp = Σ_d o∘do (insert dp = do vᵀ and o = p v): a sum over d instead of over s. And
+    p = e·norm is never formed: with do' = norm·do, dv = eᵀ do' and dz = e ∘ (do' vᵀ − Σ_d o∘do').
 
-    Each block of queries gives the whole dq of its own, and a share of dk and dv for the keys that it saw.
+    Each block of queries gives dq for its queries, and adds to dk and dv for the keys that it saw.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import attention_backward, attention_forward
+    >>> rng = np.random.default_rng(0)
+    >>> q, k, v = rng.normal(size=(1, 4, 5, 8)), rng.normal(size=(1, 2, 5, 8)), rng.normal(size=(1, 2, 5, 8))
+    >>> o, cache = attention_forward(q, k, v)
+    >>> [gradient.shape for gradient in attention_backward(np.ones_like(o), cache)]
+    [(1, 4, 5, 8), (1, 2, 5, 8), (1, 2, 5, 8)]
     """
     q, k, v, o, blocks = cache
     b, g, n, t, d = q.shape
@@ -112,6 +227,6 @@ def attention_backward(do: Array, cache: AttentionCache) -> tuple[Array, Array, 
 
 
 def _stack(x: Array) -> Array:
-    """(b, g, n, rows, d) → (b, g, n·rows, d): the heads of a group under one another."""
+    """Reshape (b, g, n, rows, d) to (b, g, n·rows, d): the rows of the n heads of a group, one head after another."""
     b, g, n, rows, d = x.shape
     return x.reshape(b, g, n * rows, d)

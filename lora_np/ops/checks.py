@@ -1,4 +1,4 @@
-"""Bad input, said clearly: which array, what it is, and what was expected. Nothing broadcasts or converts silently."""
+"""Checks of inputs. An error names the array, what was given and what was expected. Nothing is converted silently."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from ..backend import Array, array_module
 
 
 def on_host(x: Array) -> bool:
-    """Whether looking at a value of `x` is free. On a GPU it would wait for all work that is under way."""
+    """Return True for a NumPy array. Value checks skip CuPy arrays: reading a value would synchronise with the GPU."""
     return isinstance(x, np.ndarray)
 
 
 def check_float(**arrays: Array) -> None:
-    """All arrays have one dtype: float32, float64 or complex128. Raises TypeError naming the one that does not fit."""
+    """Raise TypeError unless all arrays have one dtype: float32, float64 or complex128."""
     first = None
     for name, x in arrays.items():
-        array_module(x)  # raises for what is not an array
+        array_module(x)  # raises TypeError if x is not an array
         if x.dtype.kind not in "fc" or x.real.dtype.itemsize < 4:
             raise TypeError(f"{name} has dtype {x.dtype}; expected a float array (float32 to train, float64 to prove)")
         first = first or (name, x.dtype)
         if x.dtype != first[1]:
             raise TypeError(
-                f"{name} is {x.dtype} but {first[0]} is {first[1]}: nothing converts silently, bring both to one dtype"
+                f"{name} is {x.dtype} but {first[0]} is {first[1]}: nothing is converted silently, convert one of them"
             )
 
 
 def check_shape(name: str, x: Array, *expected: int | None) -> None:
-    """`x.shape` equals `expected` (None: any size). Raises ValueError otherwise, TypeError for what is not an array."""
+    """Raise ValueError unless `x.shape` equals `expected` (None allows any size), TypeError if x is not an array."""
     array_module(x)
     if len(x.shape) != len(expected) or any(e is not None and e != n for e, n in zip(expected, x.shape, strict=True)):
         wanted = ", ".join("any" if e is None else str(e) for e in expected)
@@ -35,15 +35,17 @@ def check_shape(name: str, x: Array, *expected: int | None) -> None:
 
 
 def check_features(name: str, x: Array, size: int, of: str) -> None:
-    """The last axis of `x` has `size` entries, as `of` requires."""
+    """Raise ValueError unless the last axis of `x` has `size` entries; `of` names the array that requires this size."""
     if x.ndim < 1 or x.shape[-1] != size:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; its last axis must be {size}, as {of} requires")
 
 
 def check_ids(name: str, ids: Array, size: int, ignore: int | None = None) -> None:
-    """Integer ids in [0, size); some may equal `ignore`, but not all. A negative id would index from the end.
+    """Raise an error unless `ids` are integers in [0, size).
 
-    Only their dtype is checked on a GPU, where looking at a value means waiting for it: check ids before they go there.
+    Some ids may equal `ignore`, but not all. A negative id is an error too: NumPy would index from the end. On a GPU
+    only the dtype is checked, because reading the values would synchronise with the GPU; check ids before they are
+    copied there.
     """
     array_module(ids)
     if ids.dtype.kind not in "iu":
@@ -57,11 +59,14 @@ def check_ids(name: str, ids: Array, size: int, ignore: int | None = None) -> No
             raise ValueError(f"every target is ignore_index ({ignore}): there is no token to learn from")
         wrong &= counts
     if wrong.any():
-        raise ValueError(f"{name} holds {int(ids[wrong][0])}, outside 0 … {size - 1}: is it from another tokenizer?")
+        raise ValueError(f"{name} contains {int(ids[wrong][0])}, outside 0 … {size - 1}; was another tokenizer used?")
 
 
 def check_mask(mask: Array, b: int, s: int) -> None:
-    """A boolean (b, s), True where a key may be seen. An additive mask (0 and −∞) would mean the opposite: TypeError."""
+    """Raise an error unless `mask` is boolean and (b, s), True where a key may be seen.
+
+    An additive mask (0 and −∞) raises TypeError. Its zeros mean "may be seen" and would be read as False.
+    """
     check_shape("attention_mask", mask, b, s)
     if mask.dtype.kind != "b":
         raise TypeError(f"attention_mask has dtype {mask.dtype}; expected booleans, True where a key may be seen")

@@ -1,16 +1,19 @@
-"""DoRA: the length of each row of W, and its direction, trained apart (Liu et al. 2024, arXiv 2402.09353, eq. 5).
+"""DoRA: the length and the direction of each row of W are trained separately (arXiv 2402.09353, eq. 5).
 
-    V = W + s·B A,   n_o = ‖V_o‖,   y = (m/n) ∘ (x Vᵀ)        row o of V makes output o, and m_o is the length it gets
+    V = W + s·B A,   n_o = ‖V_o‖,   y = (m/n) ∘ (x Vᵀ)        V_o: row o of V, for output o; m_o: its new length
 
-(The paper says columns; PEFT, whose files these are, takes the rows of W (out, in), a length for each output.)
+The paper normalises columns. PEFT, with which this library shares its files, normalises the rows of W (out, in): one
+length per output. This library follows PEFT.
 
-Two functions that meet in n. The true gradient goes back through both. The paper (section 4.3) and PEFT take n for a constant:
-the same function, and the gradient of the first alone. With g = m/n and dW = dyᵀx, the row o of ∂L/∂V is
+There are two functions: `row_norm_forward` computes n, and `dora_forward` uses n. The true gradient goes back through
+both. The paper (section 4.3) and PEFT treat n as a constant: the forward is unchanged, and the gradient goes back
+through `dora_forward` only. With g = m/n and dW = dyᵀx, row o of ∂L/∂V is
 
     detached    g_o dW_o
-    true        g_o (dW_o − (dW_o·V_o) V_o/n_o²)       without its part along V_o: turning a row is all that V can do
+    true        g_o (dW_o − (dW_o·V_o) V_o/n_o²)       without its component along V_o
 
-so the detached gradient also stretches V's rows, which changes nothing in y.
+The true gradient has no component along V_o, because a longer V_o gives the same y. The detached gradient has one: it
+also changes the lengths of V's rows, which does not change y.
 """
 
 from __future__ import annotations
@@ -24,20 +27,57 @@ from .lora import LoraCache, lora_backward, lora_forward
 
 # W (out, in), A (r, in), B (out, r), P (out, r), n (out,), scaling
 RowNormCache: TypeAlias = tuple[Array, Array, Array, Array, Array, float]
-DoraCache: TypeAlias = tuple[Array, Array, Array, LoraCache]  # z (…, out), m (out,), n (out,), the bypass's
+DoraCache: TypeAlias = tuple[Array, Array, Array, LoraCache]  # z (…, out), m (out,), n (out,), the bypass's cache
 
 
 def row_norm_forward(W: Array, A: Array, B: Array, scaling: float) -> tuple[Array, RowNormCache]:
-    """n_o = ‖W_o + s·B_o A‖, the length of each row of V = W + s·B A.
+    """Compute n_o = ‖W_o + s·B_o A‖, the length of each row of V = W + s·B A, without building V.
 
-    W (out, in) frozen, A (r, in), B (out, r) → n (out,). V is never built:
+    Parameters
+    ----------
+    W : ndarray, shape (out, in), float32 or float64
+        The frozen weight.
+    A : ndarray, shape (r, in)
+        LoRA's factor A.
+    B : ndarray, shape (out, r)
+        LoRA's factor B.
+    scaling : float
+        LoRA's scaling s.
+
+    Returns
+    -------
+    n : ndarray, shape (out,)
+        The lengths.
+    cache : RowNormCache
+        The second argument of `row_norm_backward`.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit.
+    TypeError
+        If the arrays do not have one common float dtype.
+
+    Notes
+    -----
+    The square of the length is
 
         n_o² = ‖W_o‖² + 2s B_o·C_o + s² B_o·(B G)_o        C = W Aᵀ (out, r),   G = A Aᵀ (r, r)
              = ‖W_o‖² + s B_o·(C + P)_o                    P = C + s·B G = V Aᵀ
 
-    Exact but for what cancels: where ‖V_o‖ ≪ ‖W_o‖, n_o is off by a rounding error of ‖W_o‖²/n_o. Where s·B_o A takes all of
-    W_o away, what is left of n_o² is that error, which may be negative, and n_o NaN: V_o has no direction there, and m_o/n_o no
-    value. Raises ValueError or TypeError on shapes or dtypes that do not fit.
+    This is exact up to rounding and cancellation. If ‖V_o‖ ≪ ‖W_o‖, the error of n_o is a rounding error of ‖W_o‖²/n_o.
+    If s·B_o A cancels W_o completely, only this error is left of n_o². It may be negative, and n_o is then NaN. The
+    quotient m_o/n_o has no value there anyway: a row of zeros has no direction.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import row_norm_forward
+    >>> rng = np.random.default_rng(0)
+    >>> W, A, B = rng.normal(size=(4, 6)), rng.normal(size=(3, 6)), rng.normal(size=(4, 3))
+    >>> n, cache = row_norm_forward(W, A, B, scaling=2.0)
+    >>> np.allclose(n, np.linalg.norm(W + 2.0 * B @ A, axis=1))
+    True
     """
     check_float(W=W, A=A, B=B)
     check_shape("W", W, None, None)
@@ -54,12 +94,42 @@ def row_norm_forward(W: Array, A: Array, B: Array, scaling: float) -> tuple[Arra
 
 
 def row_norm_backward(dn: Array, cache: RowNormCache, need_dA: bool = True) -> tuple[Array | None, Array]:
-    """dA, dB for dn (out,); dA None where it is not needed.
+    """Compute the gradients of `row_norm_forward`.
 
-    In the forward pass n_o = ‖V_o‖, so ∂n_o/∂V_o = V_o/n_o: with e = dn/n, dV = e ∘ V, a row at a time. And V = W + s·B A, so
+    Parameters
+    ----------
+    dn : ndarray, shape (out,)
+        The gradient of n.
+    cache : RowNormCache
+        The cache of the forward.
+    need_dA : bool
+        If False, dA is not computed.
 
-        dB = s·dV Aᵀ = s·e ∘ (V Aᵀ) = s·e ∘ P                   (out, r), which the forward has
-        dA = s·Bᵀ dV = s·(e ∘ B)ᵀ W + s²·((e ∘ B)ᵀ B) A         (r, out) (out, in), and two products of r × r numbers
+    Returns
+    -------
+    dA : ndarray, shape (r, in), or None
+        The gradient of A.
+    dB : ndarray, shape (out, r)
+        The gradient of B.
+
+    Notes
+    -----
+    In the forward pass n_o = ‖V_o‖, so ∂n_o/∂V_o = V_o/n_o. With e = dn/n, row o of dV is e_o V_o. And V = W + s·B A,
+    so
+
+        dB = s·dV Aᵀ = s·e ∘ (V Aᵀ) = s·e ∘ P                   (out, r), and P is in the cache
+        dA = s·Bᵀ dV = s·(e ∘ B)ᵀ W + s²·((e ∘ B)ᵀ B) A         (r, out) (out, in), and an (r, r) matrix
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import row_norm_backward, row_norm_forward
+    >>> rng = np.random.default_rng(0)
+    >>> W, A, B = rng.normal(size=(4, 6)), rng.normal(size=(3, 6)), rng.normal(size=(4, 3))
+    >>> n, cache = row_norm_forward(W, A, B, scaling=2.0)
+    >>> dA, dB = row_norm_backward(np.ones(4), cache)
+    >>> dA.shape, dB.shape
+    ((3, 6), (4, 3))
     """
     W, A, B, P, n, scaling = cache
     check_shape("dn", dn, W.shape[0])
@@ -76,10 +146,52 @@ def row_norm_backward(dn: Array, cache: RowNormCache, need_dA: bool = True) -> t
 def dora_forward(
     x: Array, u: Array, A: Array, B: Array, m: Array, n: Array, scaling: float, keep_x: bool = True
 ) -> tuple[Array, DoraCache]:
-    """y = (m/n) ∘ (u + s·(x Aᵀ) Bᵀ), the adapted layer over the frozen product u = x Wᵀ.
+    """Compute a DoRA layer from the frozen product u = x Wᵀ: y = (m/n) ∘ (u + s·(x Aᵀ) Bᵀ).
 
-    x (…, in), u (…, out), A (r, in), B (out, r), m and n (out,) → y (…, out). `keep_x` as in `lora_forward`. Raises ValueError
-    or TypeError on shapes or dtypes that do not fit.
+    Parameters
+    ----------
+    x : ndarray, shape (…, in), float32 or float64
+        The input of the layer.
+    u : ndarray, shape (…, out)
+        The output of the frozen layer, x Wᵀ.
+    A : ndarray, shape (r, in)
+        LoRA's factor A.
+    B : ndarray, shape (out, r)
+        LoRA's factor B.
+    m : ndarray, shape (out,)
+        The trained lengths of the rows.
+    n : ndarray, shape (out,)
+        The current lengths of the rows, from `row_norm_forward`.
+    scaling : float
+        LoRA's scaling s.
+    keep_x : bool
+        False if A is frozen; see `lora_forward`.
+
+    Returns
+    -------
+    y : ndarray, shape (…, out)
+        The output of the adapted layer.
+    cache : DoraCache
+        The second argument of `dora_backward`.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit.
+    TypeError
+        If the arrays do not have one common float dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import dora_forward, row_norm_forward
+    >>> rng = np.random.default_rng(0)
+    >>> x, W, A = rng.normal(size=(5, 6)), rng.normal(size=(4, 6)), rng.normal(size=(3, 6))
+    >>> B = np.zeros((4, 3))  # as at the start: m = n, and the layer computes x Wᵀ
+    >>> n, _ = row_norm_forward(W, A, B, scaling=2.0)
+    >>> y, cache = dora_forward(x, x @ W.T, A, B, n, n, scaling=2.0)
+    >>> np.allclose(y, x @ W.T)
+    True
     """
     check_float(x=x, u=u, m=m, n=n)
     z, lora_cache = lora_forward(x, A, B, scaling, keep_x)
@@ -93,13 +205,49 @@ def dora_forward(
 def dora_backward(
     dy: Array, cache: DoraCache, need_dx: bool = True
 ) -> tuple[Array | None, Array, Array | None, Array, Array, Array]:
-    """dx, du, dA, dB, dm, dn for dy (…, out). dx is that of the bypass alone; the frozen path's follows from du.
+    """Compute the gradients of `dora_forward`.
 
+    Parameters
+    ----------
+    dy : ndarray, shape (…, out)
+        The gradient of the output.
+    cache : DoraCache
+        The cache of the forward.
+    need_dx : bool
+        If False, dx is not computed.
+
+    Returns
+    -------
+    dx : ndarray, shape (…, in), or None
+        The gradient of x through the bypass alone. The caller adds du W, the gradient through the frozen product.
+    du : ndarray, shape (…, out)
+        The gradient of u.
+    dA : ndarray, shape (r, in), or None
+        The gradient of A for a constant n. None if the forward had `keep_x=False`.
+    dB : ndarray, shape (out, r)
+        The gradient of B for a constant n.
+    dm : ndarray, shape (out,)
+        The gradient of m.
+    dn : ndarray, shape (out,)
+        The gradient of n, the input of `row_norm_backward`.
+
+    Notes
+    -----
     In the forward pass y_no = g_o z_no with g = m/n and z = u + s·(x Aᵀ) Bᵀ. So with dg_o = Σ_n dy_no z_no
 
-        dz = g ∘ dy            du = dz, and dz is the dy of the bypass
+        dz = g ∘ dy            du = dz, and dz is also the gradient of the bypass's output
         dm = dg/n
         dn = −dg·m/n² = −dm·g
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import dora_backward, dora_forward
+    >>> rng = np.random.default_rng(0)
+    >>> x, u = rng.normal(size=(5, 6)), rng.normal(size=(5, 4))
+    >>> y, cache = dora_forward(x, u, np.ones((3, 6)), np.ones((4, 3)), np.ones(4), np.ones(4), scaling=2.0)
+    >>> [gradient.shape for gradient in dora_backward(np.ones((5, 4)), cache)]
+    [(5, 6), (5, 4), (3, 6), (4, 3), (4,), (4,)]
     """
     z, m, n, lora_cache = cache
     check_shape("dy", dy, *z.shape)

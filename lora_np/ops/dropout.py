@@ -1,4 +1,4 @@
-"""Inverted dropout (Srivastava et al. 2014): drop while training, scale so that the expectation stays."""
+"""Inverted dropout (Srivastava et al. 2014): the kept numbers are scaled up, so that the expectation is unchanged."""
 
 from __future__ import annotations
 
@@ -9,10 +9,42 @@ from .checks import check_float, check_shape
 
 
 def dropout_forward(x: Array, p: float, rng: np.random.Generator | None) -> tuple[Array, Array | None]:
-    """y = x ∘ m / (1 − p), where each m is 0 with probability p and 1 otherwise.
+    """Set each number of x to 0 with probability p and scale the others by 1/(1 − p).
 
-    x any shape; one m for each of its numbers. `rng` None (evaluation) or p = 0 is the identity. The mask comes from
-    the host's generator, so a seed means the same mask on every device. Raises ValueError unless 0 ≤ p < 1.
+    Parameters
+    ----------
+    x : ndarray, any shape, float32 or float64
+        The input.
+    p : float
+        The dropout probability, 0 ≤ p < 1.
+    rng : numpy.random.Generator or None
+        The generator of the mask. None means evaluation: y = x.
+
+    Returns
+    -------
+    y : ndarray, the shape of x
+        x ∘ mask.
+    mask : ndarray, the shape of x, or None
+        0 or 1/(1 − p) for each number of x. None if y = x. The second argument of `dropout_backward`.
+
+    Raises
+    ------
+    ValueError
+        If p is outside 0 ≤ p < 1.
+    TypeError
+        If x is not a float array.
+
+    Notes
+    -----
+    The mask is drawn on the host, so one seed gives the same mask on every device.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import dropout_forward
+    >>> y, mask = dropout_forward(np.ones(1000), p=0.2, rng=np.random.default_rng(0))
+    >>> np.unique(y)
+    array([0.  , 1.25])
     """
     check_float(x=x)
     if not 0 <= p < 1:
@@ -27,7 +59,32 @@ def dropout_forward(x: Array, p: float, rng: np.random.Generator | None) -> tupl
 
 
 def dropout_backward(dy: Array, mask: Array | None) -> Array:
-    """dx = dy ∘ m / (1 − p): in the forward pass each number was multiplied by its mask, so now its gradient is, by the same."""
+    """Compute the gradient of `dropout_forward`.
+
+    Parameters
+    ----------
+    dy : ndarray, the shape of x
+        The gradient of y.
+    mask : ndarray, the shape of x, or None
+        The mask of the forward.
+
+    Returns
+    -------
+    dx : ndarray, the shape of x
+        The gradient of x.
+
+    Notes
+    -----
+    In the forward pass each number was multiplied by its entry of the mask. So its gradient is multiplied by the same
+    entry: dx = dy ∘ mask.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import dropout_backward
+    >>> dropout_backward(np.array([1.0, 2.0]), np.array([0.0, 1.25]))
+    array([0. , 2.5])
+    """
     if mask is None:
         return dy
     check_shape("dy", dy, *mask.shape)

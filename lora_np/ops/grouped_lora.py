@@ -1,4 +1,4 @@
-"""Many adapters in two batched products: LoRA's bypass for groups of rows that each have factors of their own."""
+"""Many LoRA adapters in two batched products: each group of rows has its own factors A and B."""
 
 from __future__ import annotations
 
@@ -12,13 +12,52 @@ GroupedLoraCache: TypeAlias = tuple[Array, Array, Array, Array, Array]
 
 
 def grouped_lora_forward(x: Array, A: Array, B: Array, scaling: Array) -> tuple[Array, GroupedLoraCache]:
-    """δ_i = s_i·(x_i A_iᵀ) B_iᵀ for each group i: `lora_forward` g times, in two calls.
+    """Compute the LoRA bypass of g groups of rows at once, δ_i = s_i·(x_i A_iᵀ) B_iᵀ.
 
-    x (g, n, in), A (g, r, in), B (g, out, r), scaling (g,) → δ (g, n, out). Raises ValueError or TypeError on shapes or
-    dtypes that do not fit.
+    Parameters
+    ----------
+    x : ndarray, shape (g, n, in), float32 or float64
+        The inputs: g groups of n rows.
+    A : ndarray, shape (g, r, in)
+        The factor A of each group.
+    B : ndarray, shape (g, out, r)
+        The factor B of each group.
+    scaling : ndarray, shape (g,)
+        The scaling s_i of each group.
 
-    With one row a group (decoding, every row its own adapter) g pairs of small products cost more in Python's calls than
-    in arithmetic. Source: Punica's SGMV (Chen et al. 2023, arXiv 2310.18547), for groups of one size and one rank.
+    Returns
+    -------
+    delta : ndarray, shape (g, n, out)
+        The term that is added to the output of the frozen layer.
+    cache : GroupedLoraCache
+        The second argument of `grouped_lora_backward`.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit.
+    TypeError
+        If `x`, `A` and `B` do not have one common float dtype.
+
+    Notes
+    -----
+    The result equals g calls of `lora_forward`. Two batched products replace the g pairs of small products, because
+    Python's calls cost more than their arithmetic when each group has one row (generation with a different adapter per
+    row).
+
+    References
+    ----------
+    Punica's SGMV (Chen et al. 2023, arXiv 2310.18547), here for groups of equal size and rank.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import grouped_lora_forward, lora_forward
+    >>> rng = np.random.default_rng(0)
+    >>> x, A, B = rng.normal(size=(2, 1, 6)), rng.normal(size=(2, 3, 6)), rng.normal(size=(2, 4, 3))
+    >>> delta, cache = grouped_lora_forward(x, A, B, np.array([2.0, 0.5]))
+    >>> np.allclose(delta[1], lora_forward(x[1], A[1], B[1], 0.5)[0])
+    True
     """
     check_float(x=x, A=A, B=B)
     check_shape("A", A, None, None, None)
@@ -34,11 +73,42 @@ def grouped_lora_forward(x: Array, A: Array, B: Array, scaling: Array) -> tuple[
 def grouped_lora_backward(
     dy: Array, cache: GroupedLoraCache, need_dx: bool = True
 ) -> tuple[Array | None, Array, Array]:
-    """dx, dA, dB for dy (g, n, out): in each group what `lora_backward` derives.
+    """Compute the gradients of `grouped_lora_forward`.
 
-    In the forward pass δ_i = h_i B_iᵀ with h_i = s_i·x_i A_iᵀ, and the groups never met, so now
+    Parameters
+    ----------
+    dy : ndarray, shape (g, n, out)
+        The gradient of δ.
+    cache : GroupedLoraCache
+        The cache of the forward.
+    need_dx : bool
+        If False, dx is not computed.
+
+    Returns
+    -------
+    dx : ndarray, shape (g, n, in), or None
+        The gradient of x.
+    dA : ndarray, shape (g, r, in)
+        The gradient of A.
+    dB : ndarray, shape (g, out, r)
+        The gradient of B.
+
+    Notes
+    -----
+    In the forward pass δ_i = h_i B_iᵀ with h_i = s_i·x_i A_iᵀ. No group depends on another group, so in each group the
+    derivation of `lora_backward` holds:
 
         dB_i = dy_iᵀ h_i,   dh_i = dy_i B_i,   dA_i = s_i·dh_iᵀ x_i,   dx_i = s_i·dh_i A_i
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import grouped_lora_backward, grouped_lora_forward
+    >>> rng = np.random.default_rng(0)
+    >>> x, A, B = rng.normal(size=(2, 5, 6)), rng.normal(size=(2, 3, 6)), rng.normal(size=(2, 4, 3))
+    >>> delta, cache = grouped_lora_forward(x, A, B, np.ones(2))
+    >>> [gradient.shape for gradient in grouped_lora_backward(np.ones((2, 5, 4)), cache)]
+    [(2, 5, 6), (2, 3, 6), (2, 4, 3)]
     """
     x, h, A, B, scaling = cache
     check_shape("dy", dy, *x.shape[:-1], B.shape[1])

@@ -1,4 +1,4 @@
-"""LoRA: a frozen product with a trained bypass, y = x Wᵀ + s·(x Aᵀ) Bᵀ (Hu et al. 2021, arXiv 2106.09685, eq. 3)."""
+"""LoRA: a frozen layer and a trained bypass, y = x Wᵀ + s·(x Aᵀ) Bᵀ (Hu et al. 2021, arXiv 2106.09685, eq. 3)."""
 
 from __future__ import annotations
 
@@ -8,45 +8,114 @@ from ..backend import Array
 from .checks import check_features, check_float, check_shape
 from .linear import LinearCache, linear_backward, linear_forward, rows
 
-# x (…, in), None where A is frozen; h (N, r); A (r, in); B (out, r); scaling
+# x (…, in), or None if A is frozen; h (N, r); A (r, in); B (out, r); scaling
 LoraCache: TypeAlias = tuple[Array | None, Array, Array, Array, float]
 LoraLinearCache: TypeAlias = tuple[LinearCache, LoraCache]
 
 
 def lora_forward(x: Array, A: Array, B: Array, scaling: float, keep_x: bool = True) -> tuple[Array, LoraCache]:
-    """The bypass alone, δ = s·(x Aᵀ) Bᵀ.
+    """Compute the LoRA bypass alone, δ = s·(x Aᵀ) Bᵀ.
 
-    x (…, in), A (r, in), B (out, r), scaling s = α/r (rsLoRA: α/√r) → δ (…, out). Where A is frozen there is no dA, and x need
-    not be kept: `keep_x` False keeps N·r numbers in place of N·(in + r) (LoRA-FA, arXiv 2308.03303).
+    Parameters
+    ----------
+    x : ndarray, shape (…, in), float32 or float64
+        The input of the layer.
+    A : ndarray, shape (r, in)
+        The factor that maps the input to rank r.
+    B : ndarray, shape (out, r)
+        The factor that maps rank r to the output.
+    scaling : float
+        s = α/r, or α/√r for rsLoRA.
+    keep_x : bool
+        False if A is frozen (LoRA-FA, arXiv 2308.03303). The cache then keeps N·r numbers instead of N·(in + r), and
+        the backward returns no dA.
 
-    The order of the products matters: x Aᵀ first costs N·r·(in + out) multiplications and never builds the out × in
-    matrix B A. Raises ValueError or TypeError on shapes or dtypes that do not fit.
+    Returns
+    -------
+    delta : ndarray, shape (…, out)
+        The term that is added to the output of the frozen layer.
+    cache : LoraCache
+        The second argument of `lora_backward`.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit.
+    TypeError
+        If the arrays do not have one common float dtype.
+
+    Notes
+    -----
+    x Aᵀ is computed first. This costs N·r·(in + out) multiplications, and the (out, in) matrix B A is never built.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import lora_forward
+    >>> rng = np.random.default_rng(0)
+    >>> x, A, B = rng.normal(size=(2, 5, 6)), rng.normal(size=(3, 6)), rng.normal(size=(4, 3))
+    >>> delta, cache = lora_forward(x, A, B, scaling=2.0)
+    >>> delta.shape, np.allclose(delta, x @ (2.0 * B @ A).T)
+    ((2, 5, 4), True)
     """
     check_float(x=x, A=A, B=B)
     check_shape("A", A, None, None)
     check_shape("B", B, None, A.shape[0])
     check_features("x", x, A.shape[1], "A (r, in)")
     h = rows(x) @ A.T  # (N, in) (in, r) → (N, r)
-    h *= scaling  # on N·r numbers rather than on the N·out of δ
+    h *= scaling  # scale the N·r numbers of h, not the N·out numbers of δ
     delta = h @ B.T  # (N, r) (r, out) → (N, out)
     return delta.reshape(*x.shape[:-1], B.shape[0]), (x if keep_x else None, h, A, B, scaling)
 
 
 def lora_backward(dy: Array, cache: LoraCache, need_dx: bool = True) -> tuple[Array | None, Array | None, Array]:
-    """dx, dA, dB for dy (…, out); dx None where it is not needed, dA where the forward kept no x.
+    """Compute the gradients of `lora_forward`.
 
-    Walk the forward in reverse. With h = s·x Aᵀ, in the forward pass this was δ = h Bᵀ, a linear layer of weight B:
+    Parameters
+    ----------
+    dy : ndarray, shape (…, out)
+        The gradient of δ.
+    cache : LoraCache
+        The cache of the forward.
+    need_dx : bool
+        If False, dx is not computed.
+
+    Returns
+    -------
+    dx : ndarray, shape (…, in), or None
+        The gradient of x through the bypass.
+    dA : ndarray, shape (r, in), or None
+        The gradient of A. None if the forward had `keep_x=False`.
+    dB : ndarray, shape (out, r)
+        The gradient of B.
+
+    Notes
+    -----
+    Walk the forward in reverse. With h = s·x Aᵀ, the last line of the forward was δ = h Bᵀ, a linear layer with weight
+    B:
 
         dB = dyᵀ h          (out, N) (N, r)
         dh = dy B           (N, out) (out, r)
 
-    and before it h = s·x Aᵀ, a linear layer with weight A and a factor s, so
+    The line before it was h = s·x Aᵀ, a linear layer with weight A and a factor s, so
 
         dA = s·dhᵀ x        (r, N) (N, in)
         dx = s·dh A         (N, r) (r, in)
 
-    Put together these are dA = s·Bᵀ (dyᵀx) and dB = s·(dyᵀx) Aᵀ, where dyᵀx = dW is what full fine-tuning would use:
-    LoRA sees the full gradient through its own factors, without ever building it. At the start B = 0, hence dA = 0.
+    Together these are dA = s·Bᵀ (dyᵀx) and dB = s·(dyᵀx) Aᵀ, where dyᵀx = dW is the gradient of full fine-tuning.
+    LoRA's gradients are this dW multiplied by A or B, and dW itself is never built. At the start B = 0, hence dA = 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import lora_backward, lora_forward
+    >>> rng = np.random.default_rng(0)
+    >>> x, A, B = rng.normal(size=(5, 6)), rng.normal(size=(3, 6)), rng.normal(size=(4, 3))
+    >>> delta, cache = lora_forward(x, A, B, scaling=2.0)
+    >>> dy = rng.normal(size=(5, 4))
+    >>> dx, dA, dB = lora_backward(dy, cache)
+    >>> np.allclose(dA, 2.0 * B.T @ (dy.T @ x)), np.allclose(dB, 2.0 * (dy.T @ x) @ A.T)
+    (True, True)
     """
     x, h, A, B, scaling = cache
     check_features("dy", dy, B.shape[0], "B (out, r)")
@@ -62,9 +131,45 @@ def lora_backward(dy: Array, cache: LoraCache, need_dx: bool = True) -> tuple[Ar
 
 
 def lora_linear_forward(x: Array, W: Array, A: Array, B: Array, scaling: float) -> tuple[Array, LoraLinearCache]:
-    """y = x Wᵀ + s·(x Aᵀ) Bᵀ, the frozen layer and its bypass.
+    """Compute a frozen linear layer with its LoRA bypass, y = x Wᵀ + s·(x Aᵀ) Bᵀ.
 
-    x (…, in), W (out, in) frozen, A (r, in), B (out, r) → y (…, out). Raises as `linear_forward` and `lora_forward` do.
+    Parameters
+    ----------
+    x : ndarray, shape (…, in), float32 or float64
+        The input.
+    W : ndarray, shape (out, in)
+        The frozen weight.
+    A : ndarray, shape (r, in)
+        The factor that maps the input to rank r.
+    B : ndarray, shape (out, r)
+        The factor that maps rank r to the output.
+    scaling : float
+        s = α/r, or α/√r for rsLoRA.
+
+    Returns
+    -------
+    y : ndarray, shape (…, out)
+        The output.
+    cache : LoraLinearCache
+        The second argument of `lora_linear_backward`.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit.
+    TypeError
+        If the arrays do not have one common float dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import lora_linear_forward
+    >>> rng = np.random.default_rng(0)
+    >>> x, W = rng.normal(size=(5, 6)), rng.normal(size=(4, 6))
+    >>> A, B = rng.normal(size=(3, 6)), rng.normal(size=(4, 3))
+    >>> y, cache = lora_linear_forward(x, W, A, B, scaling=2.0)
+    >>> np.allclose(y, x @ (W + 2.0 * B @ A).T)  # the merged weight computes the same
+    True
     """
     check_shape("A", A, None, W.shape[1])
     check_shape("B", B, W.shape[0], None)
@@ -75,13 +180,43 @@ def lora_linear_forward(x: Array, W: Array, A: Array, B: Array, scaling: float) 
 
 
 def lora_linear_backward(dy: Array, cache: LoraLinearCache) -> tuple[Array, Array, Array]:
-    """dx, dA, dB for dy (…, out): the two paths met in a sum, so each gets the whole dy, and their dx add up.
+    """Compute the gradients of `lora_linear_forward`.
 
-    dx = dy W + s·(dy B) A. There is no dW: W is frozen.
+    Parameters
+    ----------
+    dy : ndarray, shape (…, out)
+        The gradient of the output.
+    cache : LoraLinearCache
+        The cache of the forward.
+
+    Returns
+    -------
+    dx : ndarray, shape (…, in)
+        The gradient of x.
+    dA : ndarray, shape (r, in)
+        The gradient of A.
+    dB : ndarray, shape (out, r)
+        The gradient of B.
+
+    Notes
+    -----
+    In the forward pass y is the sum of two paths. Each path therefore receives the whole dy, and the gradients of their
+    common input add up: dx = dy W + s·(dy B) A. There is no dW, because W is frozen.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import lora_linear_backward, lora_linear_forward
+    >>> rng = np.random.default_rng(0)
+    >>> x, W, A = rng.normal(size=(5, 6)), rng.normal(size=(4, 6)), rng.normal(size=(3, 6))
+    >>> y, cache = lora_linear_forward(x, W, A, np.zeros((4, 3)), scaling=2.0)  # B = 0, as at the start
+    >>> dx, dA, dB = lora_linear_backward(np.ones((5, 4)), cache)
+    >>> bool((dA == 0).all()), bool((dB == 0).any())
+    (True, False)
     """
     linear_cache, lora_cache = cache
     dx, _, _ = linear_backward(dy, linear_cache)
     dx_bypass, dA, dB = lora_backward(dy, lora_cache)
-    assert dx is not None and dx_bypass is not None and dA is not None  # all were needed, and x was kept
+    assert dx is not None and dx_bypass is not None and dA is not None  # need_dx was True, and x was kept
     dx += dx_bypass
     return dx, dA, dB

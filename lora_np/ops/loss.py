@@ -1,4 +1,4 @@
-"""Softmax cross-entropy over tokens: the mean negative log-likelihood, in nats a token."""
+"""Softmax cross-entropy over tokens: the mean negative log-likelihood, in nats per token."""
 
 from __future__ import annotations
 
@@ -7,23 +7,56 @@ from typing import TypeAlias
 from ..backend import Array, array_module
 from .checks import check_float, check_ids, check_shape
 
-IGNORE_INDEX = -100  # a target that does not count, as in PyTorch and Hugging Face
+IGNORE_INDEX = -100  # the target of a place that is not counted, as in PyTorch and Hugging Face
 
-# the logits' shape; exp z (n, v), none once a backward has used its memory; Σ exp z (n,); targets (n,); share (n,); overwrite
+# shape of the logits; [exp z (n, v)], an empty list after a backward that overwrote it; Σ exp z (n,); targets (n,);
+# share (n,); overwrite
 CrossEntropyCache: TypeAlias = tuple[tuple[int, ...], list[Array], Array, Array, Array, bool]
 
 
 def cross_entropy_forward(
     logits: Array, targets: Array, ignore_index: int = IGNORE_INDEX, overwrite: bool = False
 ) -> tuple[Array, CrossEntropyCache]:
-    """L = mean over the N counted tokens of (log Σ_j exp z_j − z_target).
+    """Compute the cross-entropy, the mean over the N counted tokens of (log Σ_j exp z_j − z_target).
 
-    logits (…, v), targets (…) integers in [0, v) or `ignore_index` → L, a scalar in nats a token. The log-sum-exp takes
-    the largest logit out first, so it neither overflows nor loses a dominant class. Raises ValueError where a target is
-    out of range or none counts.
+    Parameters
+    ----------
+    logits : ndarray, shape (…, v), float32 or float64
+        The logits z.
+    targets : ndarray, shape (…), integers in [0, v) or `ignore_index`
+        The correct token at each place.
+    ignore_index : int
+        The target of a place that is not counted.
+    overwrite : bool
+        True lets the function write into the memory of `logits`: first exp z, then the gradient. This saves an array of
+        the size of the logits, the largest array of a training step. The cache then serves one backward only.
 
-    With `overwrite` the caller gives the logits away: exp z and then the gradient are built in their memory, which at a
-    vocabulary of 49,152 is the largest that a step asks for. The cache is then good for one backward.
+    Returns
+    -------
+    loss : ndarray, shape ()
+        The loss, in nats per token.
+    cache : CrossEntropyCache
+        The second argument of `cross_entropy_backward`.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit, a target is out of range, or no target is counted (targets are checked for NumPy arrays
+        only).
+    TypeError
+        If the logits are not floats or the targets are not integers.
+
+    Notes
+    -----
+    The largest logit is subtracted before exp. So exp does not overflow, and the largest terms keep their precision.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import cross_entropy_forward
+    >>> loss, cache = cross_entropy_forward(np.zeros((2, 5, 256)), np.zeros((2, 5), int))
+    >>> float(loss), float(np.log(256))  # equal logits: a uniform guess over 256 tokens
+    (5.545177444479562, 5.545177444479562)
     """
     check_float(logits=logits)
     check_shape("targets", targets, *logits.shape[:-1])
@@ -43,14 +76,41 @@ def cross_entropy_forward(
 
 
 def cross_entropy_backward(dloss: float | Array, cache: CrossEntropyCache) -> Array:
-    """dlogits (…, v) for the scalar dloss (1 where the loss is the end of the line).
+    """Compute the gradient of `cross_entropy_forward`.
 
-    For a counted token ∂L/∂z_j = (softmax(z)_j − [j = target]) / N: what the model said, minus what it should have
-    said. An ignored token gets 0. Raises RuntimeError for a cache whose memory an earlier backward has used.
+    Parameters
+    ----------
+    dloss : float or ndarray, shape ()
+        The gradient of the loss; 1 if nothing follows the loss.
+    cache : CrossEntropyCache
+        The cache of the forward.
+
+    Returns
+    -------
+    dlogits : ndarray, shape (…, v)
+        The gradient of the logits; 0 at places that are not counted.
+
+    Raises
+    ------
+    RuntimeError
+        If the forward had `overwrite=True` and an earlier backward has used the cache.
+
+    Notes
+    -----
+    In the forward pass L = mean (log Σ_j exp z_j − z_target). For a counted token
+    ∂L/∂z_j = (softmax(z)_j − [j = target]) / N: the predicted probability minus the correct one, divided by N.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import cross_entropy_backward, cross_entropy_forward
+    >>> loss, cache = cross_entropy_forward(np.zeros((1, 4)), np.array([2]))
+    >>> cross_entropy_backward(1.0, cache)
+    array([[ 0.25,  0.25, -0.75,  0.25]])
     """
     shape, kept, total, safe, share, overwrite = cache
     if not kept:
-        raise RuntimeError("this loss was computed in the logits' own memory, for one backward: run the forward again")
+        raise RuntimeError("with overwrite=True the cache serves one backward, and it was used: run the forward again")
     e = kept.pop() if overwrite else kept[0]
     xp = array_module(e)
     weight = share * dloss

@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864): turn each pair of features by an angle that grows with position."""
+"""Rotary position embedding: rotate pairs of features by angles proportional to the position (arXiv 2104.09864)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,41 @@ RotaryCache: TypeAlias = tuple[Array, Array]  # cos and sin, (t, d) or (b, 1, t,
 
 
 def rotary_tables(positions: Array, head_dim: int, theta: float, dtype: DTypeLike) -> tuple[Array, Array]:
-    """cos φ and sin φ of the angles φ_i = position · θ^(−2i/d) for i < d/2, each table twice side by side.
+    """Compute the cosines and sines of the rotation angles φ_i = position · θ^(−2i/d).
 
-    positions (…, t) → two (…, t, d) tables where `positions` live, computed in float64 and stored as `dtype`. Raises ValueError
-    for an odd head_dim.
+    Parameters
+    ----------
+    positions : ndarray, shape (…, t)
+        The position of each token.
+    head_dim : int
+        d, the number of features per head. It must be even.
+    theta : float
+        θ, the base of the frequencies; 10000 in the paper.
+    dtype : DTypeLike
+        The dtype of the tables. The angles are computed in float64.
+
+    Returns
+    -------
+    cos : ndarray, shape (…, t, d)
+        The cosines of the d/2 angles, twice side by side, on the device of `positions`.
+    sin : ndarray, shape (…, t, d)
+        The sines, in the same layout.
+
+    Raises
+    ------
+    ValueError
+        If `head_dim` is odd.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import rotary_tables
+    >>> cos, sin = rotary_tables(np.arange(5), head_dim=4, theta=10000.0, dtype="float32")
+    >>> cos.shape, cos[0]  # position 0: no rotation
+    ((5, 4), array([1., 1., 1., 1.], dtype=float32))
     """
     if head_dim % 2:
-        raise ValueError(f"head_dim = {head_dim}; rotary embedding turns pairs of features, so it must be even")
+        raise ValueError(f"head_dim = {head_dim}; rotary embedding rotates pairs of features, so it must be even")
     xp = array_module(positions)
     frequencies = theta ** (xp.arange(0, head_dim, 2) / -head_dim)  # (d/2,)
     angles = xp.tile(positions[..., None] * frequencies, 2)  # (…, t, d)
@@ -27,18 +55,51 @@ def rotary_tables(positions: Array, head_dim: int, theta: float, dtype: DTypeLik
 
 
 def rotary_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, RotaryCache]:
-    """Turn each pair (x_i, x_{i+d/2}) by its angle φ_i, in the half-split layout of Hugging Face's Llama:
+    """Rotate each pair of features (x_i, x_{i+d/2}) by its angle φ_i.
+
+    Parameters
+    ----------
+    x : ndarray, shape (b, h, t, d) or (…, t, d), float32 or float64
+        Queries or keys. A transposed view is accepted.
+    cos : ndarray, shape (t, d), or (b, 1, t, d) if each row has its own positions
+        The cosines, from `rotary_tables`.
+    sin : ndarray, the shape of cos
+        The sines, from `rotary_tables`.
+
+    Returns
+    -------
+    y : ndarray, the shape of x
+        The rotated pairs, contiguous in memory.
+    cache : RotaryCache
+        The second argument of `rotary_backward`.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit.
+    TypeError
+        If the arrays do not have one common float dtype.
+
+    Notes
+    -----
+    The pairs have the half-split layout of Hugging Face's Llama:
 
         y_i       = x_i cos φ_i − x_{i+d/2} sin φ_i
         y_{i+d/2} = x_{i+d/2} cos φ_i + x_i sin φ_i
 
-    which is y = x ∘ cos + rotate_half(x) ∘ sin with rotate_half(x) = (−x_{d/2 …}, x_{… d/2}).
+    This equals y = x ∘ cos + rotate_half(x) ∘ sin with rotate_half(x) = (−x_{d/2 …}, x_{… d/2}).
 
-    x (…, t, d), cos and sin (t, d), or (b, 1, t, d) for rows at places of their own → y (…, t, d), contiguous even where x
-    is a transposed view (the rotation has to write y anyway, so the transposition costs no pass of its own).
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import rotary_forward, rotary_tables
+    >>> x = np.random.default_rng(0).normal(size=(5, 4))
+    >>> y, cache = rotary_forward(x, *rotary_tables(np.arange(5), 4, 10000.0, "float64"))
+    >>> np.allclose(np.linalg.norm(y, axis=1), np.linalg.norm(x, axis=1))  # a rotation keeps lengths
+    True
     """
     check_float(x=x)
-    check_float(x=x.real, cos=cos, sin=sin)  # complex numbers are turned by real tables too
+    check_float(x=x.real, cos=cos, sin=sin)  # a complex x is rotated by real tables
     shape = (x.shape[0], 1, *x.shape[-2:]) if cos.ndim == 4 else x.shape[-2:]
     check_shape("cos", cos, *shape)
     check_shape("sin", sin, *shape)
@@ -46,16 +107,40 @@ def rotary_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, RotaryCache
 
 
 def rotary_backward(dy: Array, cache: RotaryCache) -> Array:
-    """dx for dy (…, t, d).
+    """Compute the gradient of `rotary_forward`.
 
-    In the forward pass each pair was multiplied by a rotation R(φ), so now dx = R(φ)ᵀ dy = R(−φ) dy: turn back. A rotation
-    changes no length, so it needs nothing of x.
+    Parameters
+    ----------
+    dy : ndarray, shape (…, t, d)
+        The gradient of y.
+    cache : RotaryCache
+        The cache of the forward.
+
+    Returns
+    -------
+    dx : ndarray, shape (…, t, d)
+        The gradient of x.
+
+    Notes
+    -----
+    In the forward pass each pair was multiplied by a rotation R(φ). So dx = R(φ)ᵀ dy = R(−φ) dy: rotate back. The
+    rotation does not depend on x, so x is not kept.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import rotary_backward, rotary_forward, rotary_tables
+    >>> x = np.random.default_rng(0).normal(size=(5, 4))
+    >>> y, cache = rotary_forward(x, *rotary_tables(np.arange(5), 4, 10000.0, "float64"))
+    >>> np.allclose(rotary_backward(y, cache), x)
+    True
     """
     cos, sin = cache
     return _rotate(dy, cos, -sin)
 
 
 def _rotate(x: Array, cos: Array, sin: Array) -> Array:
+    """Return x ∘ cos + rotate_half(x) ∘ sin."""
     xp = array_module(x)
     half = x.shape[-1] // 2
     rotated = xp.empty(x.shape, x.dtype)  # two short copies, so that the arithmetic runs over whole rows

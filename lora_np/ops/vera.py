@@ -1,4 +1,4 @@
-"""VeRA: a bypass of random factors that all layers share, and of which two vectors are trained (arXiv 2310.11454, eq. 2)."""
+"""VeRA: all layers share two random frozen factors, and each layer trains two vectors (arXiv 2310.11454, eq. 2)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,45 @@ VeraCache: TypeAlias = tuple[Array, Array, Array, Array, Array]
 
 
 def vera_forward(x: Array, A: Array, B: Array, d: Array, b: Array) -> tuple[Array, VeraCache]:
-    """The bypass alone, δ = b ∘ ((d ∘ (x Aᵀ)) Bᵀ), which is x ΔWᵀ for ΔW = Λ_b B Λ_d A.
+    """Compute the VeRA bypass alone, δ = b ∘ ((d ∘ (x Aᵀ)) Bᵀ).
 
-    x (…, in), A (r, in) and B (out, r) frozen, d (r,), b (out,) → δ (…, out). Raises ValueError or TypeError on shapes or
-    dtypes that do not fit.
+    Parameters
+    ----------
+    x : ndarray, shape (…, in), float32 or float64
+        The input of the layer.
+    A : ndarray, shape (r, in)
+        The first shared factor, frozen.
+    B : ndarray, shape (out, r)
+        The second shared factor, frozen.
+    d : ndarray, shape (r,)
+        The trained vector that scales the r features of x Aᵀ.
+    b : ndarray, shape (out,)
+        The trained vector that scales the outputs.
+
+    Returns
+    -------
+    delta : ndarray, shape (…, out)
+        The term that is added to the output of the frozen layer, x ΔWᵀ with ΔW = Λ_b B Λ_d A.
+    cache : VeraCache
+        The second argument of `vera_backward`.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit.
+    TypeError
+        If the arrays do not have one common float dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import vera_forward
+    >>> rng = np.random.default_rng(0)
+    >>> x, A, B = rng.normal(size=(5, 6)), rng.normal(size=(3, 6)), rng.normal(size=(4, 3))
+    >>> d, b = rng.normal(size=3), rng.normal(size=4)
+    >>> delta, cache = vera_forward(x, A, B, d, b)
+    >>> np.allclose(delta, x @ (np.diag(b) @ B @ np.diag(d) @ A).T)
+    True
     """
     check_float(x=x, A=A, B=B, d=d, b=b)
     check_shape("A", A, None, None)
@@ -31,16 +66,47 @@ def vera_forward(x: Array, A: Array, B: Array, d: Array, b: Array) -> tuple[Arra
 
 
 def vera_backward(dy: Array, cache: VeraCache, need_dx: bool = True) -> tuple[Array | None, Array, Array]:
-    """dx, dd, db for dy (…, out); dx None where it is not needed. A and B have none: they are frozen.
+    """Compute the gradients of `vera_forward`.
 
-    In the forward pass, with h = x Aᵀ and k = d ∘ h, δ_no = b_o Σ_r k_nr B_or. So
+    Parameters
+    ----------
+    dy : ndarray, shape (…, out)
+        The gradient of δ.
+    cache : VeraCache
+        The cache of the forward.
+    need_dx : bool
+        If False, dx is not computed.
+
+    Returns
+    -------
+    dx : ndarray, shape (…, in), or None
+        The gradient of x through the bypass.
+    dd : ndarray, shape (r,)
+        The gradient of d.
+    db : ndarray, shape (out,)
+        The gradient of b.
+
+    Notes
+    -----
+    A and B are frozen and have no gradients. In the forward pass, with h = x Aᵀ and k = d ∘ h, δ_no = b_o Σ_r k_nr
+    B_or. So
 
         db_o = Σ_n dy_no Σ_r k_nr B_or = Σ_r (dyᵀ k)_or B_or       the row sums of (dyᵀ k) ∘ B
         dk   = (dy ∘ b) B                                          (N, out) (out, r)
         dd_r = Σ_n dk_nr h_nr
         dx   = (dk ∘ d) A                                          (N, r) (r, in)
 
-    For all of them h, N·r numbers, is enough: neither x nor k Bᵀ is kept.
+    The cache keeps only the N·r numbers of h; neither x nor k Bᵀ is needed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import vera_backward, vera_forward
+    >>> x, A, B = np.ones((5, 6)), np.ones((3, 6)), np.ones((4, 3))
+    >>> delta, cache = vera_forward(x, A, B, np.full(3, 0.1), np.zeros(4))  # b = 0, as at the start
+    >>> dx, dd, db = vera_backward(np.ones((5, 4)), cache)
+    >>> bool((dd == 0).all()), bool((db == 0).any())
+    (True, False)
     """
     h, A, B, d, b = cache
     check_features("dy", dy, B.shape[0], "B (out, r)")

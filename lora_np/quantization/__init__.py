@@ -1,14 +1,10 @@
-"""Four bits a weight: the codes (NF4, FP4, int4), and the Linear that stores them. Reading order: four_bits, linear."""
+"""Weights in four bits: the codes (NF4, FP4, int4) and the linear layer that stores them.
 
-from .four_bits import (
-    QUANT_TYPES,
-    Quantized4bit,
-    QuantizedAbsmax,
-    code_book,
-    dequantize_4bit,
-    dynamic_map,
-    quantize_4bit,
-)
+Reading order: code_books, four_bits, linear.
+"""
+
+from .code_books import QUANT_TYPES, code_book, dynamic_map
+from .four_bits import Quantized4bit, QuantizedAbsmax, dequantize_4bit, quantize_4bit
 from .linear import QuantizedLinear, dequantize_model, quantize_model
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""A linear layer that keeps four bits a weight, frozen, and dequantises it for each product (QLoRA, arXiv 2305.14314)."""
+"""A frozen linear layer in four bits per weight, dequantised for each product (QLoRA, arXiv 2305.14314)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ QuantizedLinearCache: TypeAlias = tuple[Quantized4bit, bool]  # the weight (out,
 
 
 class QuantizedWeight(Parameter):
-    """A parameter whose value is a Quantized4bit: it counts as many weights as it stands for, and never trains.
+    """A frozen parameter with a Quantized4bit as its value. Its size is the number of weights of the matrix.
 
-    `astype` leaves the codes as they are, and says what they are dequantised to.
+    `astype` does not change the codes; it changes the dtype that they are dequantised to.
     """
 
     __slots__ = ()
-    value: Quantized4bit  # type: ignore[assignment]  # no array, but with the attributes of one that a model asks for
+    value: Quantized4bit  # type: ignore[assignment]  # not an array, but it has the attributes that a model reads
 
     def __init__(self, value: Quantized4bit, trainable: bool = False) -> None:
         self.value, self.grad, self.trainable = value, None, trainable
@@ -32,6 +32,7 @@ class QuantizedWeight(Parameter):
 
     @property
     def trainable(self) -> bool:
+        """False: a quantised weight cannot be trained."""
         return False
 
     @trainable.setter
@@ -40,31 +41,55 @@ class QuantizedWeight(Parameter):
             self.check_trainable()
 
     def check_trainable(self) -> None:
-        """Raise ValueError: this kind never trains."""
+        """Raise ValueError: a quantised weight cannot be trained."""
         raise ValueError(
-            "a quantised weight has no gradient: put an adapter over it with get_peft_model, or dequantize_model first"
+            "a quantised weight cannot be trained: add an adapter with get_peft_model, or call dequantize_model first"
         )
 
     def check(self, name: str, value: Array | Quantized4bit) -> None:
-        """Raise TypeError or ValueError naming the parameter unless `value` is quantised too, and of its shape."""
+        """Raise an error with the name of the parameter unless `value` is a Quantized4bit of the same shape."""
         if not isinstance(value, Quantized4bit):
             raise TypeError(
-                f"{name} is quantised here and {value.dtype} there: dequantize_model or quantize_model first"
+                f"{name} is quantised in the model, and the given array is {value.dtype}; call dequantize_model or "
+                "quantize_model first"
             )
         if value.shape != self.value.shape:
             raise ValueError(f"{name} has shape {value.shape}; expected {self.value.shape}")
 
     def move_to(self, like: Array | Quantized4bit) -> None:
-        """Move codes and absmax to where `like` lives."""
+        """Move codes and absmax to the device of `like`."""
         self.value = self.value.move_to(like)
 
 
 class QuantizedLinear(Linear):
-    """y = x Ŵᵀ + b, where Ŵ = dequantise(weight), frozen; `weight.value` is a Quantized4bit of shape (out, in).
+    """A frozen linear layer in four bits per weight, y = x Ŵᵀ + b with Ŵ = dequantise(weight).
 
-    Stored: the codes and their absmax. Computed: Ŵ, once in the forward and once more in the backward for dx, each time thrown
-    away after its one product, so that however deep the model is, one dequantised matrix is there at a time (for each thread
-    that computes). The product is done in x's own dtype: float32, or float64 and complex128 to prove.
+    The layer stores the codes and absmax. It computes Ŵ in the forward, and again in the backward for dx, and frees it
+    after the product. So one dequantised matrix exists at a time (per thread), however deep the model is. The dtype of
+    the product is the dtype of x.
+
+    Parameters
+    ----------
+    weight : Quantized4bit, shape (out, in)
+        The quantised weight. It becomes the frozen parameter `weight`.
+    bias : ndarray, shape (out,), optional
+        The bias b, which is not quantised.
+
+    Raises
+    ------
+    TypeError
+        If `weight` is not a Quantized4bit with two axes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.quantization import QuantizedLinear, quantize_4bit
+    >>> W = np.random.default_rng(0).normal(size=(128, 64)).astype("float32")
+    >>> layer = QuantizedLinear(quantize_4bit(W))
+    >>> layer
+    QuantizedLinear(in_features=64, out_features=128, bias=False, nf4, block_size=64, double_quant=False)
+    >>> layer.nbytes, W.nbytes
+    (4608, 32768)
     """
 
     weight: QuantizedWeight
@@ -77,33 +102,68 @@ class QuantizedLinear(Linear):
             self.bias = Parameter(bias)
 
     def extra_repr(self) -> str:
-        """A Linear's, and how it is quantised."""
         weight = self.weight.value
         double = isinstance(weight.absmax, QuantizedAbsmax)
         return f"{super().extra_repr()}, {weight.quant_type}, block_size={weight.block_size}, double_quant={double}"
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are stored: codes and absmax, and the bias."""
+        """The stored size in bytes: codes, absmax and bias."""
         return self.weight.value.nbytes + (self.bias.value.nbytes if hasattr(self, "bias") else 0)
 
     def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, QuantizedLinearCache]:
-        """x (…, in) → y (…, out)."""
+        """Compute the output of the layer.
+
+        Parameters
+        ----------
+        x : ndarray, shape (…, in), float32 or float64
+            The input.
+        context : Context
+            The arguments of the whole call. This layer does not use them.
+
+        Returns
+        -------
+        y : ndarray, shape (…, out)
+            The output.
+        cache : QuantizedLinearCache
+            The second argument of `backward`. It contains neither x nor Ŵ.
+        """
         bias = self.bias.value if hasattr(self, "bias") else None
         y, _ = ops.linear_forward(x, dequantize_4bit(self.weight.value, x.dtype), bias)
         return y, (self.weight.value, bias is not None and self.bias.trainable)  # neither x nor Ŵ is kept
 
     def backward(self, dy: Array, cache: QuantizedLinearCache, need_dx: bool = True) -> Array | None:
-        """dy (…, out) → dx = dy Ŵ (…, in), or None where nothing below needs it; then nothing is dequantised."""
+        """Return dx = dy Ŵ, and add to the gradient of the bias if it is trainable.
+
+        Parameters
+        ----------
+        dy : ndarray, shape (…, out)
+            The gradient of the output.
+        cache : QuantizedLinearCache
+            The cache of the forward.
+        need_dx : bool
+            If False, dx is not computed and the weight is not dequantised.
+
+        Returns
+        -------
+        dx : ndarray, shape (…, in), or None
+            The gradient of the input. None if `need_dx` is False.
+        """
         weight, has_bias = cache
-        W: Any = dequantize_4bit(weight, dy.dtype) if need_dx else weight  # of which only the shape is asked then
+        W: Any = dequantize_4bit(weight, dy.dtype) if need_dx else weight  # without dx only its shape is used
         dx, _, db = ops.linear_backward(dy, (None, W, has_bias), need_dx)
         if hasattr(self, "bias") and self.bias.trainable:
             self.bias.add_grad(db)
         return dx
 
     def dequantized(self) -> Linear:
-        """The Linear that computes the same: weight Ŵ (out, in), frozen, and this layer's own bias."""
+        """Return a Linear with the dequantised weight Ŵ, frozen, and the bias of this layer.
+
+        Returns
+        -------
+        Linear
+            A layer with the same outputs.
+        """
         linear = Linear(dequantize_4bit(self.weight.value))
         linear.weight.trainable = False
         if hasattr(self, "bias"):
@@ -118,35 +178,68 @@ def quantize_model(
     double_quant: bool = True,
     skip_modules: Collection[str] = (OUTPUT_HEAD,),
 ) -> M:
-    """Put a QuantizedLinear in the place of every Linear, in `model` itself, and return it. Then `get_peft_model` adapts it.
+    """Replace every Linear of a model by a QuantizedLinear, in place.
 
-    Embeddings, norms and biases stay as they are, and so does each Linear whose name is an entry of `skip_modules` or ends in
-    "." + an entry: the output head, if nothing else is said. The settings are those of `quantization.quantize_4bit`.
+    Embeddings, norms and biases are not changed. `get_peft_model` can then add an adapter.
 
-    Raises ValueError where there is no Linear to quantise, an entry of `skip_modules` names none (lm_head may be tied), a
-    weight is not finite, or a setting is out of range; RuntimeError while an adapter is merged. Nothing has changed then.
-    Source: arXiv 2305.14314, section 3.
+    Parameters
+    ----------
+    model : Module
+        The model, changed in place.
+    quant_type : {"nf4", "fp4", "int4"}
+        The code; see `code_book`.
+    block_size : int
+        Weights per block, a power of two from 2 to 4096.
+    double_quant : bool
+        True stores absmax in 8 bits.
+    skip_modules : collection of str
+        Layers that are not quantised: each layer with a name that equals an entry or ends in "." + an entry. By default
+        the output head.
+
+    Returns
+    -------
+    Module
+        The same model.
+
+    Raises
+    ------
+    ValueError
+        If the model has no Linear to quantise, an entry of `skip_modules` matches no layer (lm_head may be missing), a
+        weight is not finite, or a setting is out of range. The model has not changed then.
+    RuntimeError
+        If an adapter is merged. The model has not changed then.
+
+    References
+    ----------
+    QLoRA (Dettmers et al. 2023, arXiv 2305.14314), section 3.
+
+    Examples
+    --------
+    >>> import lora_np as ln
+    >>> model = ln.quantize_model(ln.load_model("tiny"))
+    >>> sum(isinstance(module, ln.QuantizedLinear) for _, module in model.named_modules())
+    35
     """
     check_settings(block_size, quant_type)
     if any(getattr(m, "merged", None) for _, m in model.named_modules()):
         raise RuntimeError(
-            "an adapter is merged into the weights: unmerge_adapter(), or quantise what merge_and_unload() gives"
+            "an adapter is merged into the weights: unmerge_adapter(), or quantise the result of merge_and_unload()"
         )
-    kinds = Linear, QuantizedLinear  # and no subclass that is part of an adapter
+    kinds = Linear, QuantizedLinear  # but not a subclass, which may be part of an adapter
     layers = {name: m for name, m in model.named_modules() if name and type(m) in kinds}
     entries = [skip_modules] if isinstance(skip_modules, str) else skip_modules
     for entry in entries:
-        if entry != OUTPUT_HEAD and not any(_is_called(name, entry) for name in layers):
+        if entry != OUTPUT_HEAD and not any(_matches_entry(name, entry) for name in layers):
             raise ValueError(
-                f"skip_modules: {entry!r} matches no linear layer; {available(list(map(_in_the_base, layers)))}"
+                f"skip_modules: {entry!r} matches no linear layer; {available(list(map(_base_name, layers)))}"
             )
     chosen = {
         name: layer
         for name, layer in layers.items()
-        if type(layer) is Linear and not any(_is_called(name, entry) for entry in entries)
+        if type(layer) is Linear and not any(_matches_entry(name, entry) for entry in entries)
     }
     if not chosen:
-        raise ValueError("this model has no Linear to quantise: are all quantised already, or skipped?")
+        raise ValueError("this model has no Linear to quantise: all are already quantised, or skipped by skip_modules")
     quantized = {}
     for name, layer in chosen.items():
         try:
@@ -162,12 +255,31 @@ def quantize_model(
 
 
 def dequantize_model(model: M) -> M:
-    """Put a Linear of the dequantised weights in the place of every QuantizedLinear, in `model` itself, and return it.
+    """Replace every QuantizedLinear of a model by a Linear with the dequantised weights, in place.
 
-    The model computes the same as before, and its adapters can now be merged: `dequantize_model(peft_model).merge_and_unload()`
-    is the model that was trained. Its weights are not those from before they were quantised: what rounding took is gone. They
-    come back frozen. To `quantize_model` it again after merging rounds ΔW too, and takes most of a small one away
-    (`studies/four_bits/merge_routes.py`).
+    The model computes the same outputs as before, and its adapters can be merged: the result of
+    `dequantize_model(peft_model).merge_and_unload()` is the trained model. The weights are frozen. They differ from the
+    original weights by the rounding error of the quantisation. `quantize_model` after merging also rounds ΔW, and most
+    of a small ΔW is lost (`studies/four_bits/merge_routes.py`).
+
+    Parameters
+    ----------
+    model : Module
+        The model, changed in place.
+
+    Returns
+    -------
+    Module
+        The same model.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lora_np as ln
+    >>> model, tokens = ln.quantize_model(ln.load_model("tiny")), np.array([[72, 101, 108]])
+    >>> before = model(tokens)
+    >>> np.allclose(before, ln.dequantize_model(model)(tokens))
+    True
     """
     for name, layer in list(model.named_modules()):
         if isinstance(layer, QuantizedLinear):
@@ -175,10 +287,11 @@ def dequantize_model(model: M) -> M:
     return model
 
 
-def _is_called(name: str, entry: str) -> bool:
-    """Whether the layer is meant by an entry; that it may carry an adapter by now makes no difference."""
-    return has_suffix(_in_the_base(name), entry)
+def _matches_entry(name: str, entry: str) -> bool:
+    """Return True if an entry of `skip_modules` selects the layer, with or without an adapter."""
+    return has_suffix(_base_name(name), entry)
 
 
-def _in_the_base(name: str) -> str:
+def _base_name(name: str) -> str:
+    """Return the name of the layer in the model without adapters."""
     return name.replace(".base_layer", "")

@@ -176,7 +176,7 @@ def test_epochs_are_as_many_steps_as_they_need(options, steps, jsonl, tmp_path, 
 
 
 def test_train_prints_its_progress(run, monkeypatch, capsys):
-    monkeypatch.setattr("lora_np.progress.EVERY", -1.0)
+    monkeypatch.setattr("lora_np.progress.INTERVAL", -1.0)
     assert run() == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "steps" in line]
     assert len(lines) == 3

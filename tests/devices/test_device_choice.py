@@ -86,12 +86,12 @@ def test_asking_for_cupy_without_a_gpu_says_what_cuda_says(no_gpu, make_model, m
     model, optimizer = make_model(), AdamW(1e-3)
     before = model.state_dict()
     for ask in (model.to, optimizer.to, lambda device: load_model("no such model", device=device)):
-        with pytest.raises(RuntimeError, match=r"^no GPU for CuPy: CuPy is installed, but CUDA ") as error:
+        with pytest.raises(RuntimeError, match=r"^CuPy cannot use a GPU: CuPy is installed, but CUDA ") as error:
             ask("cupy")
         reason_of(error)
     assert all(model.state_dict()[name] is value for name, value in before.items()), "refused before anything moved"
     monkeypatch.setenv(VARIABLE, "cupy")
-    with pytest.raises(RuntimeError, match=r"^no GPU for CuPy: "):
+    with pytest.raises(RuntimeError, match=r"^CuPy cannot use a GPU: "):
         load_model("tiny")
 
 
@@ -112,7 +112,7 @@ def test_a_broken_cupy_is_not_called_a_missing_one(monkeypatch, tmp_path):
         "try:\n    raise ImportError('libcublas.so.13: cannot open shared object file')\n"
         "except ImportError as error:\n    raise ImportError('\\n=====\\nFailed to import CuPy.\\n') from error\n"
     )
-    assert why_no_gpu() == "CuPy is installed, but does not import: libcublas.so.13: cannot open shared object file"
+    assert why_no_gpu() == "CuPy is installed, but its import fails: libcublas.so.13: cannot open shared object file"
 
 
 def test_a_driver_without_a_gpu_is_told_apart_from_no_driver(monkeypatch):

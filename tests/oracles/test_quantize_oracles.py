@@ -15,7 +15,7 @@ from oracle_models import UNTIED, assert_close, largest_difference, peft, torch,
 from safetensors.torch import save_file
 
 import lora_np as ln
-from lora_np.quantization.four_bits import QuantizedAbsmax, code_book, dequantize_4bit, dynamic_map, quantize_4bit
+from lora_np.quantization import QuantizedAbsmax, code_book, dequantize_4bit, dynamic_map, quantize_4bit
 
 bnb = pytest.importorskip("bitsandbytes", reason="the oracles are not installed: run `make test-oracles`")
 functional = bnb.functional

@@ -206,9 +206,9 @@ def test_a_name_that_another_adapter_took_over_means_the_new_one():
     [
         (["0"], "1 names for a batch of 2 rows"),
         (["0", "1", "0"], "3 names for a batch of 2 rows"),
-        (["0", "poet"], "no adapter 'poet'"),
-        (["0", None], "no adapter 'None'"),
-        ("01", "expected one a row"),
+        (["0", "poet"], "unknown adapter 'poet'"),
+        (["0", None], "unknown adapter 'None'"),
+        ("01", "expected one name per row"),
     ],
 )
 def test_bad_names_are_a_value_error_as_in_peft(names, message, make_model, random_batch):

@@ -221,7 +221,7 @@ def test_a_command_says_it_too_and_fails():
 
 
 def test_without_tqdm_progress_is_lines():
-    code = "import lora_np.progress as p; p.watched = lambda: True; p.EVERY = -1; sys.stderr = sys.stdout\n"
+    code = "import lora_np.progress as p; p.is_interactive = lambda: True; p.INTERVAL = -1; sys.stderr = sys.stdout\n"
     code += "with p.Progress(2, 'runs', unit='run') as bar: bar.update(1, loss=0.5)"
     assert run(BLOCK + code).startswith("runs: 1/2 runs, 0 s left, loss 0.5")
 

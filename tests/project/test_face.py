@@ -33,11 +33,11 @@ def test_the_import_does_not_wait_for_the_version():
     assert printed.strip() == "False"
 
 
-@pytest.mark.parametrize("name", ln.INSTEAD)
+@pytest.mark.parametrize("name", ln.REPLACEMENTS)
 def test_another_librarys_name_says_what_to_use_instead(name):
-    with pytest.raises(AttributeError, match=re.escape(f"lora_np has no {name}; use {ln.INSTEAD[name]}")):
+    with pytest.raises(AttributeError, match=re.escape(f"lora_np has no {name}; use {ln.REPLACEMENTS[name]}")):
         getattr(ln, name)
-    assert getattr(ln, re.match(r"\w+", ln.INSTEAD[name])[0]), "and that is there"
+    assert getattr(ln, re.match(r"\w+", ln.REPLACEMENTS[name])[0]), "and that is there"
 
 
 def test_any_other_name_is_not_there():

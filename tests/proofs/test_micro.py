@@ -99,5 +99,7 @@ def test_it_is_short_and_needs_numpy_alone():
 def test_it_runs_as_a_file_of_its_own_and_learns():
     """With the package's weights, and without the package."""
     run = subprocess.run([sys.executable, SOURCE], capture_output=True, text=True, check=True).stdout
-    before, after, merged = (float(re.search(rf"{what}.*: ([\d.]+)", run)[1]) for what in ("before", "after", "merged"))
+    before, after, merged = (
+        float(re.search(rf"{what}.*: ([\d.]+)", run)[1]) for what in ("before", "after", "merging")
+    )
     assert after < before - 0.05 and merged == pytest.approx(after, abs=2e-3)

@@ -28,6 +28,7 @@ from lora_np.peft.lora.layer import LoraAdapter
 from lora_np.peft.lora.method import LoraMethod
 from lora_np.peft.prefix import PrefixEncoder, PrefixMethod
 from lora_np.peft.vera import VeraAdapter, VeraMethod
+from lora_np.quantization import code_books
 from lora_np.quantization import four_bits as quantization
 from lora_np.serve.cache import BatchCache, BatchLayerCache
 from lora_np.studies.low_rank import spectra, subspaces
@@ -572,7 +573,7 @@ MUTANTS = {
         {},
     ),
     "the upper code on a midpoint": Mutant(
-        quantization._nearest,
+        code_books.nearest_codes,
         'side="left"',
         'side="right"',
         test_quantize.test_a_value_on_a_midpoint_gets_the_lower_code,

@@ -203,7 +203,7 @@ def test_a_long_queue_of_prompts_does_not_delay_running_requests(make_server, mo
     ("prompt", "settings", "error", "message"),
     [
         ([], {}, ValueError, "empty"),
-        ([99], {}, ValueError, "holds 99"),
+        ([99], {}, ValueError, "contains 99"),
         ([0.5], {}, TypeError, "expected integers"),
         ([1] * 30, {"max_new_tokens": 3}, ValueError, "limit of 32 tokens"),
         ([1], {"max_new_tokens": 0}, ValueError, "at least 1"),

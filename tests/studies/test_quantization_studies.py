@@ -9,7 +9,7 @@ import pytest
 from small_studies import serially
 
 import lora_np as ln
-from lora_np.quantization.four_bits import QUANT_TYPES, dequantize_4bit, quantize_4bit
+from lora_np.quantization import QUANT_TYPES, dequantize_4bit, quantize_4bit
 from lora_np.studies.convergence.study import convergence
 from lora_np.studies.four_bits import merge_routes, qlora, quantization
 from lora_np.studies.four_bits.merge_routes import arrived

@@ -159,6 +159,6 @@ def test_an_error_in_a_shard_is_raised_and_leaves_no_gradient(make_model, batch)
     model = adapted(make_model())
     tokens = batch[0].copy()
     tokens[4, 0] = 999
-    with pytest.raises(ValueError, match="holds 999"):
+    with pytest.raises(ValueError, match="contains 999"):
         loss_and_gradients(model, tokens, batch[1], workers=2)
     assert all(p.grad is None for _, p in model.named_parameters())

@@ -315,7 +315,7 @@ def test_the_bar_is_for_a_terminal_and_can_be_switched_off(progress, stream, mak
 
 def test_lines_say_how_far_it_is_how_fast_and_how_long_it_takes_still(make, batches, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "stderr", screen := io.StringIO())
-    monkeypatch.setattr("lora_np.progress.EVERY", -1.0)  # seconds between lines
+    monkeypatch.setattr("lora_np.progress.INTERVAL", -1.0)  # seconds between lines
     with pytest.raises(Stopped):
         train(make("lora"), StopAt(batches, at=2), SGD(0.1), 4, checkpoint=tmp_path / "run", checkpoint_every=1)
     assert screen.getvalue() == "", "without a terminal, nothing must be printed by default"

@@ -159,7 +159,7 @@ def test_samples_follow_the_probabilities():
         ({"prompts": [1, 2, 3]}, r"prompts is \[1, 2, 3\]; .*write \[prompt\] for a single prompt"),
         ({"prompts": np.arange(3)}, r"write \[prompt\]"),
         ({"prompts": [[1], []]}, "prompt 1 is empty"),
-        ({"prompts": [[99]]}, "holds 99"),
+        ({"prompts": [[99]]}, "contains 99"),
         ({"prompts": [[1] * 30]}, "takes 32 in all"),
         ({"max_new_tokens": 0}, "at least 1"),
         ({"temperature": -1}, "temperature = -1"),

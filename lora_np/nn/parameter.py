@@ -1,0 +1,121 @@
+"""A parameter: an array, its gradient, and whether it is trained."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .. import ops
+from ..backend import Array, array_module, move
+
+RAN_FROZEN = (
+    "the forward ran while this parameter was frozen and kept nothing for its gradient: "
+    "run the forward again, then the backward"
+)
+
+
+class Parameter:
+    """An array with its gradient.
+
+    Parameters
+    ----------
+    value : ndarray, any shape, float
+        The array.
+    trainable : bool
+        False freezes the parameter: layers then compute no gradient for it.
+
+    Attributes
+    ----------
+    grad : ndarray or None
+        The gradient, with the shape of `value`. It is None until a backward pass adds to it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.nn import Parameter
+    >>> p = Parameter(np.zeros((2, 3)))
+    >>> p.add_grad(np.ones((2, 3)))
+    >>> p
+    Parameter(shape=(2, 3), dtype=float64, trainable, has a gradient)
+    """
+
+    __slots__ = ("grad", "trainable", "value")
+
+    def __init__(self, value: Array, trainable: bool = True) -> None:
+        array_module(value)  # raises TypeError if it is not an array
+        self.value = value
+        self.grad: Array | None = None
+        self.trainable = trainable
+
+    def __repr__(self) -> str:
+        state = "trainable" if self.trainable else "frozen"
+        grad = "no gradient" if self.grad is None else "has a gradient"
+        return f"{type(self).__name__}(shape={self.value.shape}, dtype={self.value.dtype}, {state}, {grad})"
+
+    @property
+    def compute_dtype(self) -> np.dtype:
+        """The dtype of computations and gradient: float32 for a value in 16 bits, otherwise the dtype of the value."""
+        return self.value.dtype if self.value.dtype.itemsize > 2 else np.dtype("float32")
+
+    def check_trainable(self) -> None:
+        """Raise ValueError if a parameter of this class cannot be trained."""
+
+    def add_grad(self, grad: Array | None) -> None:
+        """Add to the gradient. Gradients accumulate over calls until `zero_grad`.
+
+        Parameters
+        ----------
+        grad : ndarray, the shape of value, or None
+            The gradient of one backward pass.
+
+        Raises
+        ------
+        ValueError
+            If the shape is not the shape of the value.
+        TypeError
+            If the dtype is not `compute_dtype`.
+        RuntimeError
+            If `grad` is None: the forward ran while the parameter was frozen, and kept nothing for its gradient.
+        """
+        if grad is None:
+            raise RuntimeError(RAN_FROZEN)
+        if grad.shape != self.value.shape:
+            raise ValueError(f"the gradient has shape {grad.shape}; expected {self.value.shape}, as the parameter")
+        if grad.dtype != self.compute_dtype:
+            raise TypeError(
+                f"the gradient has dtype {grad.dtype}; expected {self.compute_dtype}. Does dlogits have this dtype?"
+            )
+        if self.grad is None:
+            self.grad = grad
+        else:
+            self.grad += grad
+
+    def check(self, name: str, value: Array) -> None:
+        """Raise an error unless `value` is a float array of this parameter's shape.
+
+        Parameters
+        ----------
+        name : str
+            The name of the parameter, for the error message.
+        value : ndarray
+            The array.
+
+        Raises
+        ------
+        ValueError
+            If the shape does not fit.
+        TypeError
+            If `value` is not a float array.
+        """
+        ops.checks.check_shape(name, value, *self.value.shape)
+        if value.dtype.kind != "f":
+            raise TypeError(f"{name} has dtype {value.dtype}; expected floats")
+
+    def move_to(self, like: Array) -> None:
+        """Move the value to the device of `like`, and drop the gradient.
+
+        Parameters
+        ----------
+        like : ndarray
+            An array on the wanted device.
+        """
+        self.value, self.grad = move(self.value, like), None

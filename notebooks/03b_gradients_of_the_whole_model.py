@@ -1,0 +1,592 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Gradients of the whole model
+#
+# [Notebook 03](03_gradients_by_hand.ipynb) derived the gradients of one LoRA layer. A Transformer has five more kinds of layers, and a loss. This notebook derives their gradients, proves each of them, and then
+# proves the gradient of a whole model.
+#
+# **You will learn to**
+#
+# - derive the backward of softmax, attention, RMSNorm, rotary embedding, SwiGLU and cross-entropy,
+# - explain which operations the complex step allows in the forward,
+# - use an invariance of a layer as a second check of its gradient.
+#
+# **Before you start:** [notebook 03](03_gradients_by_hand.ipynb). 45 minutes to read, about ten seconds to run.
+#
+# ## The block
+#
+# "tiny" is a Transformer with Llama's architecture. It turns each byte into a vector, changes the vectors in five blocks, and predicts the next byte from the result:
+#
+# **bytes → embedding → 5 blocks → RMSNorm → output head → softmax: a probability for each next byte**
+#
+# The picture shows one block. Grey boxes are linear layers with LoRA; notebook 03 derived their gradients. White boxes are the layers of this notebook.
+#
+# **Predict.** In one of the four kinds of white boxes, each output number depends on the numbers at its own place only. So its gradient needs no sum. Which kind is it?
+
+# %%
+import numpy as np
+
+import lora_np as ln
+from lora_np import plots
+from lora_np.studies.gradients.pictures import block_diagram
+from lora_np.studies.harness.table import show
+
+block_diagram();
+
+# %% [markdown]
+# | layer | purpose |
+# |---|---|
+# | linear (`q_proj`, …) | mixes the features of one token; most parameters of the model are here |
+# | RMSNorm | gives the vectors of all tokens the same length, so that numbers neither grow nor shrink from block to block |
+# | attention | reads from earlier tokens; all other layers work on each token alone |
+# | softmax | inside attention: turns scores into weights that are positive and sum to 1 |
+# | rotary | inside attention: makes the scores depend on the distance between two tokens |
+# | SwiGLU | the nonlinearity of the MLP: without it, the linear layers before and after would be one linear layer |
+# | ⊕ | a *residual* connection: adds the result to $x$, so the gradient also passes unchanged |
+#
+# It is SwiGLU, which works entry by entry. Rotary mixes pairs of features, RMSNorm mixes all features of a token, and attention mixes tokens.
+#
+# Two layers are missing here. The output head is a linear layer, and the embedding is a table look-up; `lora_np/ops/embedding.py` has its gradient.
+#
+# ## The three checks
+#
+# Each layer below gets three checks:
+#
+# 1. Our gradient equals the library's gradient.
+# 2. Our gradient passes the complex step. `ln.gradcheck` is the function `errors_of` of notebook 03.
+# 3. The complex step finds a typical mistake.
+
+# %%
+rng = np.random.default_rng(7)
+results = {}  # layer → relative errors of the derived gradients, and the error of the mistake
+
+
+def as_tuple(gradients):
+    return gradients if isinstance(gradients, tuple) else (gradients,)
+
+
+def check(layer, forward, backward, mistake, library, **inputs):
+    y, cache = forward(*inputs.values())
+    dy = rng.standard_normal(y.shape)
+    pairs = zip(as_tuple(backward(dy, cache)), as_tuple(library(dy)), strict=True)
+    difference = max(abs(a - b).max() for a, b in pairs)
+    print(f"{layer}: largest difference from the library {difference:.0e}")
+    right = ln.gradcheck(forward, backward, inputs, directions=5).errors
+    wrong = ln.gradcheck(forward, mistake, inputs, directions=5).errors
+    results[layer] = {"derived": [*right.values()], "mistake": max(wrong.values())}
+    column = mistake.__name__.replace("_", " ")
+    rows = [{"gradient": f"d{x}", "as derived": right[x], column: wrong[x]} for x in inputs]
+    show(rows, {"gradient": "", "as derived": ".0e", column: ".0e"})
+
+
+# %% [markdown]
+# ## Requirements of the complex step
+#
+# The Taylor series $f(x + ih) = f(x) + ih\,f'(x) - \dots$ holds for functions of a complex variable that have a complex derivative (*holomorphic* functions). Every line of the forward must be such a function.
+# Sums, products, $\exp$, $\log$ and square roots are holomorphic. The absolute value $|x|$ and the complex conjugate are not: they treat the real and the imaginary part differently.
+#
+# **Predict.** Here are three ways to square a real number. Which of them have the right derivative under the complex step?
+
+# %%
+x0, h = 1.5, 1e-30
+z = np.array(x0 + 1j * h)
+ways = {"x * x": z * z, "abs(x) ** 2": abs(z) ** 2, "x.conj() * x": z.conj() * z}
+print(f"correct derivative of x² at {x0}: {2 * x0}")
+for name, value in ways.items():
+    print(f"{name:13} {value.imag / h:g}")
+
+# %% [markdown]
+# Only `x * x` has the right derivative. For real numbers all three are the same, and a hand-derived gradient of all three is right. But the complex step would report it as wrong for two of them. So the library writes `x * x`.
+# It also avoids `np.linalg.norm` and `np.vdot` in a forward: they contain an absolute value and a conjugate.
+#
+# **New letters.** $\circ$ multiplies entry by entry. $[\,i = j\,]$ is 1 if $i = j$ and 0 otherwise. $d$ is the number of features of a token, $d_h$ that of a head.
+#
+# ## Softmax
+#
+# Softmax turns numbers $z$, called *logits* or scores, into weights $y$ that are positive and sum to 1:
+#
+# $$y_i = \frac{e^{z_i - m}}{\sum_j e^{z_j - m}}$$
+#
+# $m$ is the largest $z$; it prevents an overflow of $\exp$. Complex numbers have no order, so the code uses `z.real.max`, which is not differentiated. This is allowed, because $m$ cancels: $y$ does not depend on $m$.
+#
+# **Derivation.** $z_j$ enters $y_j$ through the numerator, and *every* $y_i$ through the denominator. Write $y_i = e_i / S$ with $e_i = e^{z_i}$ and $S = \sum_l e_l$. Then
+# $\partial e_i / \partial z_j = [\,i = j\,]\,e_i$ and $\partial S / \partial z_j = e_j$. The quotient rule gives
+#
+# $$\frac{\partial y_i}{\partial z_j} = \frac{[\,i = j\,]\,e_i\,S - e_i\,e_j}{S^2} = y_i\,\big([\,i = j\,] - y_j\big)$$
+#
+# The chain rule sums over $i$. The bracket picks one term of the sum:
+#
+# $$dz_j = \sum_i dy_i\,y_i\,\big([\,i = j\,] - y_j\big) = y_j \Big(dy_j - \sum_i dy_i\,y_i\Big)$$
+#
+# The typical mistake is to stop after the first term, $dz = y \circ dy$.
+
+# %%
+def softmax_forward(z):
+    e = np.exp(z - z.real.max(axis=-1, keepdims=True))  # (N, d)
+    y = e / e.sum(axis=-1, keepdims=True)  # (N, d) / (N, 1) → (N, d)
+    return y, y
+
+
+def softmax_backward(dy, y):
+    dot = (dy * y).sum(axis=-1, keepdims=True)  # Σ_i dy_i y_i per row: (N, 1)
+    return y * (dy - dot)  # (N, d)
+
+
+def first_term_only(dy, y):
+    return y * dy
+
+
+def library(dy):
+    return ln.ops.softmax_backward(dy, ln.ops.softmax_forward(z)[1])
+
+
+N, d = 5, 6
+z = rng.standard_normal((N, d))
+check("softmax", softmax_forward, softmax_backward, first_term_only, library, z=z)
+
+# %% [markdown]
+# **Predict.** If we add the same number to all $z$ of a row, $y$ does not change. What does this say about the sum of a row of $dz$?
+
+# %%
+dy = rng.standard_normal((N, d))
+y, _ = softmax_forward(z)
+print("correct:", softmax_backward(dy, y).sum(axis=-1).round(15) + 0.0)
+print("mistake:", first_term_only(dy, y).sum(axis=-1).round(3))
+
+# %% [markdown]
+# The sum is zero: in a direction in which the output does not change, the gradient has no component. The mistake has a component there. **An invariance of a layer is a second check of its gradient, and it costs nothing.**
+#
+# ## Attention
+#
+# Each token has three vectors: a *query* $q$ (what it looks for), a *key* $k$ (how it can be found) and a *value* $v$ (what it passes on). Attention works in three steps:
+#
+# 1. The scores $S$ are the products of each query with all keys, divided by $\sqrt{d_h}$. (A sum of $d_h$ products grows like $\sqrt{d_h}$, and softmax of large scores would put all weight on one key.)
+# 2. Softmax turns the scores of each query into weights $P$.
+# 3. The output $o$ is the weighted sum of the values.
+#
+# A token may read itself and earlier tokens, but not later ones, because training asks it to predict them. This is the *causal mask*, $j \le i$. For one head, query $i$, key $j$ and feature $c$:
+#
+# $$S_{ij} = \frac{1}{\sqrt{d_h}} \sum_c q_{ic}\,k_{jc}\;\;(j \le i), \qquad P = \operatorname{softmax}(S), \qquad o_{ic} = \sum_j P_{ij}\,v_{jc}$$
+#
+# **Derivation.** Go from the last step to the first, and sum the index that appears twice:
+#
+# | step | sum over | gradient |
+# |---|---|---|
+# | 3 | query $i$ | $dv = P^\top do$ |
+# | 3 | feature $c$ | $dP = do\,v^\top$ |
+# | 2 | key $l$ (softmax) | $dS_{ij} = P_{ij}\,\big(dP_{ij} - \sum_l dP_{il}\,P_{il}\big)$ |
+# | 1 | key $j$ | $dq = dS\,k / \sqrt{d_h}$ |
+# | 1 | query $i$ | $dk = dS^\top q / \sqrt{d_h}$ |
+#
+# **Predict.** The forward uses the causal mask. Which line of the backward must use it too?
+
+# %%
+def attention_forward(q, k, v):
+    t, d_h = q.shape
+    mask = np.triu(np.full((t, t), -1e30), k=1)  # exp(−1e30) is exactly 0
+    S = q @ k.T / np.sqrt(d_h) + mask  # (t, d_h) (d_h, t) → (t, t)
+    P, _ = softmax_forward(S)
+    return P @ v, (q, k, v, P)  # (t, t) (t, d_h) → (t, d_h)
+
+
+def attention_backward(do, cache):
+    q, k, v, P = cache
+    scale = 1 / np.sqrt(q.shape[-1])
+    dv = P.T @ do  # o = P v:  (t, t) (t, d_h) → (t, d_h)
+    dP = do @ v.T  # (t, d_h) (d_h, t) → (t, t)
+    dS = softmax_backward(dP, P)  # (t, t)
+    dq = dS @ k * scale  # S = q kᵀ / √d_h:  (t, t) (t, d_h) → (t, d_h)
+    dk = dS.T @ q * scale  # (t, t) (t, d_h) → (t, d_h)
+    return dq, dk, dv
+
+
+def dk_without_scale(do, cache):
+    dq, dk, dv = attention_backward(do, cache)
+    return dq, dk * np.sqrt(dk.shape[-1]), dv
+
+
+def library(do):
+    one_head = [a[None, None] for a in (q, k, v)]  # the library has (b, heads, t, d_h)
+    _, cache = ln.ops.attention_forward(*one_head)
+    return tuple(g[0, 0] for g in ln.ops.attention_backward(do[None, None], cache))
+
+
+t, d_h = 5, 4
+q, k, v, do = rng.standard_normal((4, t, d_h))
+ours = attention_forward, attention_backward
+check("attention", *ours, dk_without_scale, library, q=q, k=k, v=v)
+
+_, (*_, P) = attention_forward(q, k, v)
+dS = softmax_backward(do @ v.T, P)
+print("largest |dS| at a masked place:", abs(np.triu(dS, k=1)).max())
+
+# %% [markdown]
+# No line. At a masked place $P_{ij} = 0$, and $dS_{ij}$ has the factor $P_{ij}$.
+#
+# (Why $-10^{30}$ and not $-\infty$? A complex product with $-\infty$ computes $\infty \cdot 0$, which gives NaN.)
+#
+# The library computes the same gradients in blocks of queries. It also replaces $\sum_l dP_{il}\,P_{il}$, a sum over keys, by $\sum_c do_{ic}\,o_{ic}$, a sum over the few features of a head. To see that they are equal,
+# insert $dP = do\,v^\top$ and $o = P v$.
+#
+# ## RMSNorm
+#
+# RMSNorm divides the vector of each token by the root of its mean square, and multiplies each feature by a trained factor $w_i$. The small constant $\varepsilon$ prevents a division by zero. Let $\rho$ be 1
+# divided by the root:
+#
+# $$y_i = w_i\, x_i\, \rho, \qquad \rho = \Big(\tfrac1d \sum_j x_j^2 + \varepsilon\Big)^{-1/2}$$
+#
+# **Derivation.** $x_j$ enters $y_j$ directly, and it enters every $y_i$ through $\rho$. The derivative of $\rho$ is
+# $\partial\rho/\partial x_j = -\tfrac12(\dots)^{-3/2} \cdot 2x_j/d = -\rho^3 x_j/d$. So
+#
+# $$dx_j = \rho\,w_j\,dy_j \;-\; x_j\,\frac{\rho^3}{d} \sum_i w_i\,dy_i\,x_i \qquad\qquad dw_i = \sum_n dy_{ni}\,x_{ni}\,\rho_n$$
+#
+# The typical mistake is to treat $\rho$ as a constant, which drops the second term.
+
+# %%
+eps = 1e-5
+
+
+def rms_norm_forward(x, w):
+    rho = (np.mean(x * x, axis=-1, keepdims=True) + eps) ** -0.5  # (N, d) → (N, 1)
+    return w * x * rho, (x, w, rho)  # (N, d)
+
+
+def rms_norm_backward(dy, cache):
+    x, w, rho = cache
+    dot = (w * dy * x).sum(axis=-1, keepdims=True)  # Σ_i w_i dy_i x_i: (N, d) → (N, 1)
+    dx = rho * w * dy - x * rho**3 * dot / x.shape[-1]  # (N, d)
+    return dx, (dy * x * rho).sum(axis=0)  # (N, d), (d,)
+
+
+def rho_as_a_constant(dy, cache):
+    _, w, rho = cache
+    return rho * w * dy, rms_norm_backward(dy, cache)[1]
+
+
+def library(dy):
+    return ln.ops.rms_norm_backward(dy, ln.ops.rms_norm_forward(x, w, eps)[1])
+
+
+x, w = rng.standard_normal((N, d)), rng.standard_normal(d)
+check("RMSNorm", rms_norm_forward, rms_norm_backward, rho_as_a_constant, library, x=x, w=w)
+
+# %% [markdown]
+# **Predict.** Multiply $x$ by 2: $y$ stays the same, except for $\varepsilon$. In which direction does $dx$ then have no component?
+
+# %%
+def largest_cosine(dx):
+    """Return the largest |cosine| between x and dx of the N tokens."""
+    lengths = np.linalg.norm(dx, axis=-1) * np.linalg.norm(x, axis=-1)
+    return abs((dx * x).sum(axis=-1) / lengths).max()
+
+
+_, cache = rms_norm_forward(x, w)
+dy = rng.standard_normal((N, d))
+print(f"correct: |cosine| at most {largest_cosine(rms_norm_backward(dy, cache)[0]):.0e}")
+print(f"mistake: |cosine| at most {largest_cosine(rho_as_a_constant(dy, cache)[0]):.0e}")
+
+# %% [markdown]
+# In the direction of $x$: $dx$ and $x$ are perpendicular (up to $\varepsilon$). The second term of $dx$ removes exactly the component along $x$.
+#
+# ## Rotary embedding
+#
+# The scores $q \cdot k$ do not depend on the positions of the tokens. Rotary embedding rotates each query and key by an angle that depends on its position. If $q$ is rotated by the angle $a$ and $k$ by $b$, then
+#
+# $$(R_a q) \cdot (R_b k) = q \cdot R_a^\top R_b\, k = q \cdot R_{b-a}\, k$$
+#
+# So the score depends on the *difference* of the angles only: on the distance between the two tokens.
+#
+# Each pair $(x_c, x_{c+d_h/2})$ of a query or key is rotated by its own angle $\varphi = \text{position} \cdot \theta^{-2c/d_h}$. The first pair turns fast, by 1 radian per token, and tells neighbours apart. The last pair
+# turns slowly and tells distant tokens apart. Usually $\theta = 10000$. The forward and the backward of one pair are
+#
+# $$\begin{pmatrix} y_1 \\ y_2 \end{pmatrix} = \begin{pmatrix} \cos\varphi & -\sin\varphi \\ \sin\varphi & \cos\varphi \end{pmatrix} \begin{pmatrix} x_1 \\ x_2 \end{pmatrix}
+# \qquad\qquad
+# \begin{pmatrix} dx_1 \\ dx_2 \end{pmatrix} = \begin{pmatrix} \cos\varphi & \sin\varphi \\ -\sin\varphi & \cos\varphi \end{pmatrix} \begin{pmatrix} dy_1 \\ dy_2 \end{pmatrix}$$
+#
+# **Derivation.** The rule of notebook 03 gives $dx = R^\top dy$ for any $y = Rx$. The transpose of a rotation is the rotation by $-\varphi$. So the backward rotates back.
+#
+# **Predict.** The typical mistake is to rotate forward again instead of back. Does a check with a single token find it?
+
+# %%
+def rotate(x, cos, sin):
+    x1, x2 = np.split(x, 2, axis=-1)  # (t, d_h) → two (t, d_h/2)
+    return np.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)  # (t, d_h)
+
+
+def angles(t, d_h, theta=10000.0):
+    phi = np.arange(t)[:, None] * theta ** (-np.arange(0, d_h, 2) / d_h)  # (t, d_h/2)
+    return np.cos(phi), np.sin(phi)
+
+
+def rotary_forward(x):
+    cos, sin = angles(*x.shape)
+    return rotate(x, cos, sin), (cos, sin)
+
+
+def rotary_backward(dy, cache):
+    cos, sin = cache
+    return rotate(dy, cos, -sin)
+
+
+def rotated_forward_again(dy, cache):
+    return rotate(dy, *cache)
+
+
+def library(dy):
+    tables = ln.ops.rotary_tables(np.arange(t), d_h, 10000.0, float)
+    return ln.ops.rotary_backward(dy, ln.ops.rotary_forward(q, *tables)[1])
+
+
+print("the mistake, checked with one token:")
+print(ln.gradcheck(rotary_forward, rotated_forward_again, {"q": q[:1]}), "\n")
+check("rotary", rotary_forward, rotary_backward, rotated_forward_again, library, q=q)
+
+# %% [markdown]
+# No. The single token has position 0, and its angle is 0. This is again a check at a special point, where the mistake changes nothing.
+#
+# The next cell tests the purpose of the rotation: with the same query and the same key at every position, the score depends on the distance only.
+
+# %%
+same_q, same_k = np.tile(q[0], (t, 1)), np.tile(k[0], (t, 1))
+scores = rotary_forward(same_q)[0] @ rotary_forward(same_k)[0].T
+print(all(np.allclose(np.diag(scores, j), scores[0, j]) for j in range(t)))
+
+# %% [markdown]
+# ## SwiGLU
+#
+# SwiGLU is the nonlinearity of the MLP. Two linear layers read the same token. One gives the values $u$ (`up_proj`), the other gives the gate $g$ (`gate_proj`). The gate decides for each value how much of it passes:
+#
+# $$y = \operatorname{silu}(g) \circ u, \qquad \operatorname{silu}(g) = g\,\sigma(g), \qquad \sigma(g) = \frac{1}{1 + e^{-g}}, \qquad \sigma' = \sigma\,(1 - \sigma)$$
+#
+# (In this section $\sigma$ is the sigmoid.)
+#
+# **Derivation.** All operations are entry by entry, so there is no sum. The product rule, used twice, gives
+#
+# $$du = dy \circ \operatorname{silu}(g) \qquad\qquad dg = dy \circ u \circ \sigma\,\big(1 + g\,(1 - \sigma)\big)$$
+#
+# The typical mistake is to treat $\sigma$ as a constant.
+
+# %%
+def swiglu_forward(g, u):
+    sigma = 1 / (1 + np.exp(-g))
+    return g * sigma * u, (g, u, sigma)
+
+
+def swiglu_backward(dy, cache):
+    g, u, sigma = cache
+    return dy * u * sigma * (1 + g * (1 - sigma)), dy * g * sigma
+
+
+def sigma_as_a_constant(dy, cache):
+    g, u, sigma = cache
+    return dy * u * sigma, dy * g * sigma
+
+
+def library(dy):
+    return ln.ops.swiglu_backward(dy, ln.ops.swiglu_forward(g, u)[1])
+
+
+g, u = rng.standard_normal((2, N, d))
+check("SwiGLU", swiglu_forward, swiglu_backward, sigma_as_a_constant, library, g=g, u=u)
+
+# %% [markdown]
+# ## Cross-entropy
+#
+# The backward pass starts at the loss. The loss is $-\log$ of the probability that the model gives to the correct next token, averaged over $N$ tokens. With logits $z$ and the correct token $a_n$ at place $n$:
+#
+# $$L = -\frac1N \sum_n \log \operatorname{softmax}(z_n)_{a_n} = \frac1N \sum_n \Big(\log \sum_j e^{z_{nj}} - z_{n a_n}\Big)$$
+#
+# **Derivation.** The derivative of the first term is the softmax again, because $\partial \log S = \partial S / S$. The second term depends on $z_{nj}$ only if $j = a_n$:
+#
+# $$\frac{\partial}{\partial z_j} \log \sum_l e^{z_l} = \frac{e^{z_j}}{\sum_l e^{z_l}} \qquad\Rightarrow\qquad dz_{nj} = \frac1N \Big(\operatorname{softmax}(z_n)_j - [\,j = a_n\,]\Big)$$
+#
+# In words: the predicted probability minus the correct probability, divided by $N$. The typical mistake is to forget the division.
+
+# %%
+answers = rng.integers(0, d, N)  # the correct token at each place
+
+
+def cross_entropy_forward(z):
+    m = z.real.max(axis=-1, keepdims=True)  # (N, d) → (N, 1)
+    log_sum = np.log(np.exp(z - m).sum(axis=-1)) + m[:, 0]  # log Σ_j exp z_j: (N,)
+    return (log_sum - z[np.arange(N), answers]).mean(), z  # a number
+
+
+def cross_entropy_backward(dL, z):
+    dz, _ = softmax_forward(z)  # (N, d)
+    dz[np.arange(N), answers] -= 1
+    return dL * dz / N
+
+
+def sum_instead_of_mean(dL, z):
+    return N * cross_entropy_backward(dL, z)
+
+
+def library(dL):
+    return ln.ops.cross_entropy_backward(dL, ln.ops.cross_entropy_forward(z, answers)[1])
+
+
+ours = cross_entropy_forward, cross_entropy_backward
+check("cross-entropy", *ours, sum_instead_of_mean, library, z=z)
+
+# %% [markdown]
+# ## All results
+#
+# The picture shows the relative errors of all gradients of this notebook, one row per layer.
+#
+# **Predict.** How many powers of ten are between the largest error of a correct gradient and the smallest error of a mistake?
+
+# %%
+largest = max(max(row["derived"]) for row in results.values())
+smallest = min(row["mistake"] for row in results.values())
+powers = np.log10(smallest / largest)
+title = f"{powers:.0f} powers of ten separate correct gradients from mistakes"
+subtitle = "relative error against the complex step, in float64; one point per gradient"
+plots.relative_errors(results, 1e-12, title, subtitle);
+
+# %% [markdown]
+# This wide gap is the advantage of the complex step. With central differences the errors of correct gradients would be larger by several powers of ten, and a small mistake could hide among them.
+#
+# ## The whole model
+#
+# Each layer is right. Is their composition right too? The loss of "tiny" is one function of all its factors $A$ and $B$. The same check works for the whole model: five blocks with residual connections,
+# attention with four heads, and the loss. (Two query heads share one key and value head, so the gradients of both add up there.)
+
+# %%
+config = ln.LoraConfig(
+    r=8, lora_alpha=16, target_modules="all-linear", init_lora_weights=False
+)
+model = ln.get_peft_model(ln.load_model("tiny").astype("float64"), config)
+batches = ln.data.Batches(ln.data.corpus("code", "train"), batch_size=4, seq_len=64)
+tokens, targets = batches[0]
+
+result = ln.gradcheck_model(model, tokens[:1, :32], targets[:1, :32], directions=1)
+largest = max(result.errors.values())
+print(f"{len(result.errors)} gradients, largest relative error {largest:.0e}")
+
+# %% [markdown]
+# Notebook 03 measured $dA = s\,B^\top dW$ and $dB = s\,dW A^\top$ in one layer. `both_ways` repeats those cells for every linear layer: one backward pass of the model with LoRA, one of the merged and unfrozen model.
+#
+# **Predict.** On paper both sides are equal. The two backward passes add numbers in different orders. How many of the 16 digits of float64 will agree?
+
+# %%
+from lora_np.studies.gradients.study import both_ways
+
+layers = both_ways(model, tokens, targets)  # name → A, B, s and the gradients dA, dB, dW
+
+
+def difference(a, b):
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+differences = {}
+for name, layer in layers.items():
+    row = differences.setdefault(name.split(".")[-1], {"dA = s Bᵀ dW": [], "dB = s dW Aᵀ": []})
+    row["dA = s Bᵀ dW"].append(difference(layer.dA, layer.s * layer.B.T @ layer.dW))
+    row["dB = s dW Aᵀ"].append(difference(layer.dB, layer.s * layer.dW @ layer.A.T))
+
+largest = max(max(errors) for row in differences.values() for errors in row.values())
+print(f"in the worst layer {-np.log10(largest):.0f} digits agree")
+title = f"In all {len(layers)} linear layers, LoRA's gradients equal dW times its factors"
+subtitle = "relative difference of the two sides, in float64; one point per layer"
+plots.relative_errors(differences, 1e-12, title, subtitle);
+
+# %% [markdown]
+# All digits agree but the last one or two. Each addition rounds, and the two passes add thousands of numbers in different orders. A mistake would show in the first digits.
+#
+# ## Recap
+#
+# Every backward follows from the rule of notebook 03: the gradient of an input is a sum over all outputs that it enters. In softmax and RMSNorm every input enters every output through a common denominator, and this gives their second term.
+# An invariance of the forward is a free check of the gradient. The complex step needs a forward without absolute values and conjugates. The check of the whole model tests that the layers are put together correctly: all gradients of "tiny" pass.
+#
+# ## Three questions
+#
+# 1. Softmax and RMSNorm both have a second term in their gradient. What do the two layers have in common?
+#
+# <details><summary>Answer</summary>
+#
+# Both divide each number by a quantity that depends on all numbers of the row: the sum of exponentials, or the root mean square. So each input enters every output, and the second term of the gradient comes from these paths.
+#
+# </details>
+#
+# 2. The backward of attention does not use the causal mask. Does it compute anything at the masked places?
+#
+# <details><summary>Answer</summary>
+#
+# Yes. It computes $dP$ there, and then multiplies it by $P = 0$. The library skips most of this work: it processes queries in blocks and leaves out the keys after each block.
+#
+# </details>
+#
+# 3. A new layer contains `np.abs(x)`. Its hand-derived gradient is right for $x \neq 0$. Which check can you use, and what does it cost?
+#
+# <details><summary>Answer</summary>
+#
+# The complex step would report an error, because `abs` is not holomorphic. Use central differences, `ln.gradcheck(…, method="central")`. They are right to about ten digits only. Or write `abs` as `np.where(x.real < 0, -x, x)`, which the complex step allows.
+#
+# </details>
+#
+# ## Try
+#
+# 1. Check SwiGLU with central differences instead of the complex step: `ln.gradcheck(swiglu_forward, swiglu_backward, {"g": g, "u": u}, method="central")`. How large are the errors now? Then multiply `dg` by `1 + 1e-8` in the backward.
+#    Which of the two methods finds this mistake?
+#
+# <details><summary>Hint</summary>
+#
+# `print` the result: it shows the error of each gradient and the tolerance of the method.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# The errors of the central difference are several powers of ten larger, but below its tolerance of $10^{-6}$. It accepts the mistake of $10^{-8}$. The complex step reports it.
+#
+# </details>
+#
+# 2. Build a block from the functions of this notebook: $y = x + \text{attention}(\text{norm}(x))$ with one head and LoRA on `q_proj` only. Write its backward and check $dA$ and $dB$.
+#
+# <details><summary>Hint</summary>
+#
+# Follow the upper row of the block picture from right to left. Where a line splits (at the dot, and after RMSNorm) add the gradients that come back. `lora_forward` and `lora_backward` are in notebook 03.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# With $n = \text{norm}(x)$, the steps are: $do$ through `o_proj`; `attention_backward` for $dq$, $dk$, $dv$; `rotary_backward` for $dq$ and $dk$; `lora_backward` for $dA$, $dB$ and the first part of $dn$; add the parts of $dn$ from `k_proj`
+# and `v_proj`; `rms_norm_backward` for $dx$; add $dy$ for the residual connection. If every part is added, `ln.gradcheck` reports errors below $10^{-12}$.
+#
+# </details>
+#
+# 3. LayerNorm subtracts the mean before it divides: $y = (x - \bar x) / \sqrt{\operatorname{mean}((x - \bar x)^2) + \varepsilon}$. Which two invariances does it have, and what do they say about $dx$? Write the backward and check both.
+#
+# <details><summary>Hint</summary>
+#
+# Add a constant to all features of a token; multiply $x - \bar x$ by 2. For the backward, write LayerNorm as two layers: subtract the mean, then RMSNorm with $w = 1$.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# $dx$ sums to zero over the features of a token, and (up to $\varepsilon$) it is perpendicular to $x - \bar x$. The backward of "subtract the mean" subtracts the mean of the gradient, so
+# $dx$ is `rms_norm_backward`'s $dx$ minus its mean over the features.
+#
+# </details>
+#
+# 4. Exercises 8 and 9 ask for the backward of RMSNorm and of attention. Run `make exercises` in a terminal to get your copy. **Close this notebook first**, and derive them from the rule.
+#
+# <details><summary>Hint</summary>
+#
+# Write the forward with all indices, and list every path from an input to the outputs. `check` names the mistake if there is one.
+#
+# </details>
