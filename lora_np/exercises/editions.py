@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..files import write_atomically
 from ..optional import extra
-from ..report.notebooks import execute
+from ..report.notebooks import execute, notebook_json
 from .diagnose import KINDS
 from .exercise import SOURCES, Exercise, exercises, with_solution, without_solution
 
@@ -19,7 +19,7 @@ TEACHERS = "TEACHERS.md"
 HEADER = """# ---
 # jupyter:
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -118,15 +118,11 @@ def _text(exercise: Exercise, edition: Callable[[str], str]) -> str:
 
 
 def notebook_text(text: str) -> str:
-    """The notebook of a jupytext file's text, without outputs, with ids that are the same each time."""
+    """Return a jupytext file's text as a notebook (JSON) without outputs. The same text gives the same bytes."""
     with extra("course", "writing a notebook"):
         import jupytext
-        import nbformat
 
-    notebook = jupytext.reads(HEADER + text, fmt="py:percent")
-    for i, cell in enumerate(notebook.cells):
-        cell["id"] = f"cell-{i}"
-    return nbformat.writes(notebook) + "\n"
+    return notebook_json(jupytext.reads(HEADER + text, fmt="py:percent"))
 
 
 if __name__ == "__main__":
