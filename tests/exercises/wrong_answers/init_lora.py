@@ -34,9 +34,7 @@ ANSWERS = {
     "B is transposed": answer(B="np.zeros_like(np.empty((r, d)))"),
     "in and out are swapped": answer(b="1 / math.sqrt(d)", A="rng.uniform(-b, b, size=(r, d))", B="np.zeros((k, r))"),
     "B is returned before A": answer(end="return B, A"),
-    "the rng that it is given is ignored": answer(
-        A="np.random.RandomState(42).uniform(-b, b, (r, k))", end="return (A, B)"
-    ),
+    "the given rng is not used": answer(A="np.random.RandomState(42).uniform(-b, b, (r, k))", end="return (A, B)"),
 }
 
 UNKNOWN = [
