@@ -1,7 +1,7 @@
-"""AdamW on the two factors of a bypass: decoupled weight decay, two averages an entry, both corrected for their start.
+"""AdamW on the two factors of a bypass: decoupled weight decay, two averages per number, both with bias correction.
 
-A case calls the function for its t and then for those that follow, with the same gradients. Only the entries that the function
-is given are looked at: a student may keep more in the state.
+A case calls the function for its t and then for the next t, with the same gradients. Only the given entries are compared: a
+student may store more in the state.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Arrays = dict[str, np.ndarray]
 def observe(
     function: Callable[..., Any], factors: Arrays, grads: Arrays, state: dict[str, Arrays], t: First, *settings: float
 ) -> dict[str, Any]:
-    """Take the steps. What counts is what factors and state hold then; what the function returns does not."""
+    """Take the steps and return factors and state; the function's result is ignored."""
     names, (factors, state) = tuple(factors), deepcopy((factors, state))
     for step in (int(t), *t.rest):
         function(factors, grads, state, step, *settings)
@@ -31,9 +31,9 @@ def observe(
 
 
 def counting(first: int, steps: int) -> First:
-    """t in the first of so many calls."""
+    """Return t of the first call, with the t of the later calls."""
     rest = tuple(range(first + 1, first + steps))
-    return First(first, f"{first}  # and then {', '.join(map(str, rest))}" if rest else str(first), rest)
+    return First(first, f"{first}  # then {', '.join(map(str, rest))}" if rest else str(first), rest)
 
 
 def cases() -> list[Case]:

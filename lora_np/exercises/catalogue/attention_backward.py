@@ -14,12 +14,12 @@ def cases() -> list[Case]:
         return Case(label, {name: rng.integers(-4, 5, (t, d)) / 2 for name in ("do", "q", "k", "v")})
 
     ahead, far = (
-        case("a score that must not be seen, thousands above the others", 3, 4),
+        case("a masked score, thousands above the others", 3, 4),
         case("scores in the thousands", 5, 4),
     )
     ahead.arguments["q"] = np.abs(ahead.arguments["q"]) + 0.5
     ahead.arguments["k"][-1] += 2048.0
-    sums = far.arguments["k"].sum(axis=1)  # made the same for all keys, so that a row's scores differ by little
+    sums = far.arguments["k"].sum(axis=1)  # made equal for all keys, so that the scores of a row differ little
     far.arguments["k"][:, 0] += 2 - sums
     far.arguments["q"] += 1024.0 * np.array([[1], [-1], [1], [-1], [1]])
     return [

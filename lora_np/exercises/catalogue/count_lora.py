@@ -1,4 +1,4 @@
-"""How many numbers LoRA trains: r·(in + out) for each targeted matrix."""
+"""The number of parameters that LoRA trains: r·(in + out) for each adapted matrix."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXERCISE = Exercise(
     function="count_lora",
     title="How many numbers LoRA trains",
     minutes=5,
-    needs="notebook 02 up to “Where the count comes from”",
+    needs="notebook 02",
     cases=cases,
     mistakes=(
         Mistake(

@@ -1,4 +1,4 @@
-"""What the adapter adds to the weight: ΔW = s·B A, with s = α/r, or α/√r for rsLoRA."""
+"""The matrix that the adapter adds to the weight: ΔW = s·B A, with s = α/r, or α/√r for rsLoRA."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Where A and B start: A uniform in ±1/√in (Kaiming with a = √5), B zero. Seen through what the numbers look like.
+"""The initial values of A and B: A uniform in ±1/√in (Kaiming with a = √5), B zero.
 
-Right answers may draw in any order and by any method, so no number is compared. What counts is said in words: "uniform",
-"between ±1/√in", "zero", "the same again from the same rng".
+Right answers may draw in any order and by any method, so no numbers are compared. The properties of the numbers are described
+in words and compared: "uniform", "between ±1/√in", "zero", "equal results from the same rng".
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from ._observing import pair
 FAN, SLOPE, BOUND = "fan_in = in_features", "a = np.sqrt(5)", "bound = np.sqrt(6 / ((1 + a**2) * fan_in))"
 DRAW_A, SHAPE_A = "rng.uniform(-bound, bound, (r, in_features))", "(r, in_features)"
 ZERO_B, SHAPE_B = "np.zeros((out_features, r))", "(out_features, r)"
-NO_BOUND = (
-    f"{FAN}\n    {SLOPE}\n    {BOUND}\n    A = rng.uniform(-bound, bound, "  # all that goes where A is made otherwise
-)
+NO_BOUND = f"{FAN}\n    {SLOPE}\n    {BOUND}\n    A = rng.uniform(-bound, bound, "  # what another A replaces
 
 
 def cases() -> list[Case]:
@@ -34,7 +32,7 @@ def cases() -> list[Case]:
 
 
 def describe(function: Callable[..., Any], out: int, in_: int, r: int, rng: np.random.Generator) -> dict[str, Any]:
-    """What counts of the A and B that `function` makes, in words."""
+    """Return the properties of the A and B that `function` creates, in words."""
     again, another = copy.deepcopy(rng), np.random.default_rng(rng.integers(1 << 32))
     A, B = pair(function(out, in_, r, copy.deepcopy(again)), "A and B")
     same = all(map(np.array_equal, (A, B), pair(function(out, in_, r, again), "A and B")))
@@ -45,30 +43,30 @@ def describe(function: Callable[..., Any], out: int, in_: int, r: int, rng: np.r
         "shape of A": A.shape,
         "shape of B": B.shape,
         "A": of_A,
-        "A lies": interval(A, {"in": in_, "out": out, "r": r}) if of_A == "uniform" else "wherever",
+        "A lies": interval(A, {"in": in_, "out": out, "r": r}) if of_A == "uniform" else "anywhere",
         "B": "zero" if not np.any(B) else "constant" if len(np.unique(B)) == 1 else "random",
-        "the same again from the same rng": same,
-        "others from another rng": other or not is_random,
+        "equal results from the same rng": same,
+        "different results from another rng": other or not is_random,
     }
 
 
 def kind(A: np.ndarray) -> str:
-    """How the numbers of A were made, whatever their size: which distribution they have, and whether they are independent."""
+    """Return the distribution of the numbers of A, without their size, and whether they are independent."""
     different, numbers = len(np.unique(A)), np.sort(A, axis=None)
     if different == 1:
         return "constant" if np.any(A) else "zero"
     gaps = np.diff(numbers)
     if 0 < np.std(gaps) < 0.9 * np.mean(gaps) or np.allclose(
         gaps, gaps[0]
-    ):  # of independent numbers: as large as the mean
+    ):  # for independent numbers it equals the mean
         return "evenly spaced"
     if A.ndim == 2 and (alike(A) or alike(A.T)):
-        return "the same row, or column, more than once"
+        return "a row or column occurs more than once"
     if different < 0.9 * A.size:
         return "random, with repetitions"
     expected = np.linspace(
         numbers[0], numbers[-1], A.size
-    )  # of a uniform distribution, up to about 1/√size of the range
+    )  # for a uniform distribution, up to about 1/√size of the range
     if np.abs(numbers - expected).max() < 2.5 / np.sqrt(A.size) * np.ptp(A):
         return "uniform"
     tails = np.mean(((A - A.mean()) / A.std()) ** 4)  # 3 for a normal distribution
@@ -76,14 +74,14 @@ def kind(A: np.ndarray) -> str:
 
 
 def alike(rows: np.ndarray) -> bool:
-    """Whether two rows are more than chance alike: the correlation of independent ones is 0 ± 1/√(their length)."""
+    """Return whether two rows are correlated: for independent rows the correlation is 0 ± 1/√length."""
     if not np.all(np.std(rows, axis=1)):
         return True
     return bool(np.abs(np.triu(np.corrcoef(rows), 1)).max() > min(0.99, 7 / np.sqrt(rows.shape[1])))
 
 
 def interval(A: np.ndarray, sizes: dict[str, int]) -> str:
-    """Between which bounds the numbers of a uniform A lie, by name: the largest of so many comes within a tenth of a percent."""
+    """Return the names of the bounds of a uniform A; the largest of so many numbers is within 0.1 % of the bound."""
     most = np.abs(A).max()
     bounds = {"1": 1.0, "½": 0.5}
     for name, size in sizes.items():

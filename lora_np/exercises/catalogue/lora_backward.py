@@ -1,4 +1,4 @@
-"""dA, dB and dx of L = mean over the tokens of ½‖y − target‖², with y = x Wᵀ + s·(x Aᵀ) Bᵀ; dA and dB are added up."""
+"""dA, dB and dx of L = mean over the tokens of ½‖y − target‖², with y = x Wᵀ + s·(x Aᵀ) Bᵀ; dA and dB are accumulated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ADD_A, ADD_B, RETURN = 'grads["A"] += dA', 'grads["B"] += dB', "return frozen + 
 
 
 def observe(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
-    """What it returns, and the two gradients that it was given. What else it keeps there is its own affair, but for W's."""
+    """Return dx and the two accumulated gradients, and whether the function also computed a gradient for W."""
     *others, grads = arguments
     grads = {name: gradient.copy() for name, gradient in grads.items()}
     seen = {"dx": function(*others, grads), 'grads["A"]': grads.get("A"), 'grads["B"]': grads.get("B")}
@@ -27,12 +27,12 @@ def cases() -> list[Case]:
     rng = np.random.default_rng(3)
 
     def halves(*shape: int) -> np.ndarray:
-        """Numbers that can be followed by hand, none of them zero: from −2 to 2 in steps of a half."""
+        """Return numbers for computing by hand, none of them zero: from −2 to 2 in steps of a half."""
         return rng.choice([-2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0], shape)
 
     def case(label: str, n: int, in_: int, out: int, r: int, scaling: float) -> Case:
         shapes = {"x": (n, in_), "W": (out, in_), "A": (r, in_), "B": (out, r)}
-        arguments: dict[str, Any] = {"error": halves(n, out) * n}  # the mean over n tokens leaves halves
+        arguments: dict[str, Any] = {"error": halves(n, out) * n}  # divided by n, the numbers are halves
         arguments |= {name: halves(*shape) for name, shape in shapes.items()} | {"scaling": scaling}
         return Case(label, arguments | {"grads": {"A": halves(r, in_), "B": halves(out, r)}})
 
@@ -40,7 +40,7 @@ def cases() -> list[Case]:
         case("a single token", 1, 3, 4, 2, 1.5),
         case("everything square, r = 3", 4, 3, 3, 3, 1.5),
         case("as many features in as out", 5, 3, 3, 2, 2.5),
-        case("no two sizes alike", 5, 4, 3, 2, 0.5),
+        case("all sizes different", 5, 4, 3, 2, 0.5),
     ]
 
 
@@ -48,7 +48,7 @@ EXERCISE = Exercise(
     function="lora_backward",
     title="dA and dB",
     minutes=25,
-    needs="notebook 03 up to “dx: where paths part, gradients add”",
+    needs="notebook 03",
     cases=cases,
     observe=observe,
     mistakes=(

@@ -1,4 +1,4 @@
-"""Dropout in front of the bypass: y = x Wᵀ + s·((x ∘ m) Aᵀ) Bᵀ and its dx, with one mask m for both. _masks.py looks at it."""
+"""Dropout in front of the bypass: y = x Wᵀ + s·((x ∘ m) Aᵀ) Bᵀ and its dx, with one mask m for both; _masks.py observes it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cases() -> list[Case]:
 
     return [
         case("everything square, r = 3, p = 0.15", 146, 3, 3, 3, 2.5, 0.15),
-        case("no two sizes alike, p = 0.35", 1099, 4, 5, 2, 3.5, 0.35),
+        case("all sizes different, p = 0.35", 1099, 4, 5, 2, 3.5, 0.35),
     ]
 
 
@@ -31,7 +31,7 @@ EXERCISE = Exercise(
     function="lora_dropout",
     title="Dropout in front of the bypass",
     minutes=20,
-    needs="notebook 02, and the exercise on dA and dB",
+    needs="notebook 02 and exercise 3",
     cases=cases,
     observe=describe,
     tells=False,

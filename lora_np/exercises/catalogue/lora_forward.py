@@ -13,7 +13,7 @@ SCALING, FROZEN, BYPASS = "alpha / r", "frozen = x @ W.T", "hidden @ B.T"
 
 
 def observe(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What it returns. Of y with something beside it, that it is not y alone, whatever the rest is."""
+    """Return the result; of a tuple that begins with y only y and the fact that there is more."""
     value = function(*arguments)
     if isinstance(value, tuple | list) and len(value) > 1 and isinstance(value[0], np.ndarray):
         return {"y": value[0], "and more": True}

@@ -1,4 +1,4 @@
-"""A mixed batch: y[i] = x[i] Wᵀ + s·(x[i] Aᵀ) Bᵀ, with the A, B and s of row i's own adapter."""
+"""A mixed batch: y[i] = x[i] Wᵀ + s·(x[i] Aᵀ) Bᵀ, with A, B and s of the adapter of row i."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def cases() -> list[Case]:
     rng = np.random.default_rng(12)
 
     def case(label: str, *names: str, t: int, in_: int, out: int, ranks: Sequence[int]) -> Case:
-        """The adapters "a", "b", … of these ranks, with the scalings 2, 3, …"""
+        """Return a case with adapters "a", "b", … of these ranks and the scalings 2, 3, …"""
 
         def halves(*shape: int) -> np.ndarray:
             return rng.integers(-4, 5, shape) / 2
@@ -26,12 +26,12 @@ def cases() -> list[Case]:
         return Case(label, arguments | {"adapters": adapters, "names": list(names)})
 
     return [
-        case("two rows, an adapter each", "a", "b", t=1, in_=2, out=2, ranks=(2, 2)),
-        case("the other way round", "b", "a", t=1, in_=2, out=3, ranks=(1, 1)),
+        case("two rows, two adapters", "a", "b", t=1, in_=2, out=2, ranks=(2, 2)),
+        case("two adapters in the other order", "b", "a", t=1, in_=2, out=3, ranks=(1, 1)),
         case("a row of the base", BASE, "b", t=1, in_=3, out=2, ranks=(1, 2)),
-        case("two rows share one", "b", "a", "b", t=2, in_=3, out=2, ranks=(2, 1)),
+        case("two rows share an adapter", "b", "a", "b", t=2, in_=3, out=2, ranks=(2, 1)),
         case(
-            "all of it, and one adapter that nobody asks for",
+            "seven rows, and one adapter that no row uses",
             *("c", BASE, "a", "c", "d", BASE, "a"),
             t=3,
             in_=4,

@@ -1,4 +1,4 @@
-"""One block in four bits: its scale, the nearest of sixteen values for each weight, two of them in a byte."""
+"""One block in four bits: its scale, and the nearest of sixteen values for each weight, two per byte."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def cases() -> list[Case]:
     }
     return [
         Case("two tokens of two features; ρ is 1/2 and 1/4", square),
-        case("tiny numbers, where ε counts", 2, 3, eps=1e-5, scale=2**-8),
+        case("tiny numbers, for which ε matters", 2, 3, eps=1e-5, scale=2**-8),
         case("four tokens of three features", 4, 3, eps=0.5),
         case("a batch of sequences", 2, 3, 4, eps=1e-5),
     ]

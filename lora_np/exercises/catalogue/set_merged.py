@@ -1,7 +1,7 @@
-"""Merging and unmerging: W + s·B A and back, once each, whatever was learned in between.
+"""Merging and unmerging: W + s·B A and back, also if W, A or B were trained in between.
 
-A case is a script: `merged` in the first call, and what happens to the layer then, step by step. Observed are the layer's five
-entries after each step, and whether W is still the array that others hold. What else a student keeps there is not looked at.
+A case is a script: the first call's `merged`, and then further steps. The layer's five entries are compared after each step,
+and whether W is still the same array. Other entries that a student adds to the layer are not compared.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MERGE, UNMERGE, W_LEARNS, FACTORS_LEARN = "True", "False", "W += 1", "A += 1 and
 
 
 def observe(function: Callable[..., Any], layer: dict[str, Any], merged: First) -> dict[str, Any]:
-    """Each step → the layer after it."""
+    """Return the layer after each step."""
     layer = deepcopy(layer)
     held, entries = layer["W"], tuple(layer)
     seen: dict[str, Any] = {}
@@ -43,7 +43,7 @@ def cases() -> list[Case]:
         shapes = {"W": (out, in_), "A": (r, in_), "B": (out, r)}
         layer: dict[str, Any] = {name: rng.integers(-4, 5, shape) / 2 for name, shape in shapes.items()}
         first, *rest = script
-        text = f"{first}  # and then {', '.join(rest)}" if rest else first
+        text = f"{first}  # then {', '.join(rest)}" if rest else first
         merged = First(first == MERGE, text, tuple(rest))
         return Case(label, {"layer": layer | {"scaling": scaling, "merged": False}, "merged": merged})
 
@@ -51,14 +51,14 @@ def cases() -> list[Case]:
     everything = *there_and_back, FACTORS_LEARN, MERGE, MERGE, W_LEARNS, UNMERGE, UNMERGE
     return [
         case("everything square", MERGE, in_=2, out=2, r=2, scaling=3.0),
-        case("a fresh layer", UNMERGE, in_=3, out=4, r=2, scaling=2.0),
-        case("asked twice", MERGE, MERGE, in_=3, out=2, r=2, scaling=3.0),
-        case("there and back", *there_and_back, UNMERGE, in_=3, out=4, r=2, scaling=2.0),
+        case("a new layer", UNMERGE, in_=3, out=4, r=2, scaling=2.0),
+        case("the same call twice", MERGE, MERGE, in_=3, out=2, r=2, scaling=3.0),
+        case("merge and unmerge", *there_and_back, UNMERGE, in_=3, out=4, r=2, scaling=2.0),
         case("W learns while it is merged", MERGE, W_LEARNS, UNMERGE, in_=3, out=4, r=2, scaling=0.5),
         case(
             "A and B learn in between", *there_and_back, FACTORS_LEARN, *there_and_back, in_=4, out=3, r=2, scaling=2.0
         ),
-        case("all of it, square", *everything, in_=3, out=3, r=3, scaling=2.0),
+        case("all steps, square", *everything, in_=3, out=3, r=3, scaling=2.0),
     ]
 
 
