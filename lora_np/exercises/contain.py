@@ -58,7 +58,7 @@ def contained(text: str, exercise: Exercise) -> tuple[list[Outcome] | Stopped, s
                 stderr=output,
                 cwd=empty,
                 env=environment(),
-                start_new_session=True,  # so that its children can be killed with it
+                start_new_session=True,  # its child processes are then ended with it
             )
         try:
             process.communicate(text.encode("utf-8", "replace"), LAST_RESORT)

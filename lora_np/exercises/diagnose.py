@@ -135,7 +135,8 @@ def diagnose(outcomes: Sequence[Outcome], exercise: Exercise, text: str = "", pa
         everywhere = len({outcome.raised for outcome in outcomes}) == 1  # then the case does not matter
         return Verdict(name, "raised", raised(outcomes[i], text), details="" if everywhere else shown(cases[i]))
     known_mistakes = f"not one of the {len(exercise.mistakes)} known mistakes"
-    words = f"wrong on {len(failing)} of {len(cases)} cases, and {known_mistakes}"
+    which = f" ({cases[i].label})" if len(failing) == 1 else ""
+    words = f"wrong on {len(failing)} of {len(cases)} cases{which}, and {known_mistakes}"
     if outcomes[i].value is None:
         words = "it returns None. Does every path through the function end with a return?"
     elif all(is_nan(outcome.value) for outcome in outcomes):
@@ -196,6 +197,8 @@ def comparison(mine: Any, right: Any, exercise: Exercise) -> str:
         dtype = f", in {mine.dtype}" if mine.dtype != np.float64 else ""
         lines.append(f"  largest difference {abs(mine - right).max():.2g}{dtype}")
     if exercise.tells:
+        if isinstance(mine, np.ndarray) and isinstance(right, np.ndarray) and mine.shape != right.shape:
+            lines.append(f"  your result has the shape {mine.shape}, expected {right.shape}")
         lines.insert(0, f"  expected{of}: {value_text(right, 13 + len(of))}")
     return "\n".join(lines)
 

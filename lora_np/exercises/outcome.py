@@ -17,8 +17,8 @@ import numpy as np
 from .exercise import Case, Exercise, fresh
 
 ANSWER = "<your answer>"  # the file name of a student's program in tracebacks
-RTOL, ATOL = 1e-9, 1e-12  # for float64 when the same operations run in another order
-MOST_BYTES, MOST_PARTS = 10_000, 3_000  # of a stored value; right answers have a few hundred
+RTOL, ATOL = 1e-9, 1e-12  # tolerance for float64 when the same operations run in another order
+MOST_BYTES, MOST_PARTS = 10_000, 3_000  # limits of a stored value; right answers have a few hundred bytes and parts
 
 
 @dataclass(frozen=True)

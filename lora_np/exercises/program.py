@@ -160,6 +160,7 @@ def read_statement(node: ast.stmt, text: str) -> Statement:
 
 
 def _is_definition(statement: Statement) -> bool:
+    """Return whether the statement defines a function or a class."""
     return statement.text.lstrip().startswith(("def ", "async def ", "class ", "@"))
 
 
@@ -190,4 +191,5 @@ def _changed(node: ast.stmt) -> Iterator[str]:
 
 
 def _joined(source: str | Iterable[str]) -> str:
+    """Return a cell's source, which a notebook stores as one string or as a list of lines."""
     return source if isinstance(source, str) else "".join(source)

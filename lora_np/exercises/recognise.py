@@ -19,7 +19,7 @@ import numpy as np
 from .exercise import Exercise, Mistake, mutated
 from .outcome import Outcome, alike, is_nan, run_program
 
-AT_ONCE = 2  # mistakes at once, at most
+AT_ONCE = 2  # the most mistakes at once that are recognised
 ONE_AT_A_TIME = threading.Lock()  # grading uses threads, and two threads must not advance the same program
 
 
@@ -58,7 +58,7 @@ def recognised(
                     return ()
                 if all(map(explains, known, outcomes)):
                     return known.mistakes
-        except BaseException:  # a case was interrupted; its generator cannot continue
+        except BaseException:  # if a case is interrupted, its generator cannot continue
             edited.cache_clear()
             raise
     return ()

@@ -116,10 +116,12 @@ def _for_student(cell: dict[str, Any], answers: bool) -> dict[str, Any]:
 
 
 def _link(found: re.Match[str]) -> str:
+    """Return a link as the copy has it: a picture in the copy, or a page on the web."""
     return f"{found[1]}{found[2] if _is_picture(found[2]) else f'{WEB}/{found[2]}'}"
 
 
 def _is_picture(name: str) -> bool:
+    """Return whether a file name is that of a picture."""
     return name.lower().endswith((".png", ".svg", ".jpg"))
 
 

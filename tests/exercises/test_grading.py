@@ -1,4 +1,4 @@
-"""Around the diagnosis: the right program is found, whatever it does is contained, a class is graded, editions hold no answers."""
+"""The program of an answer is found and runs within limits, a class is graded, and the student edition has no answers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_last_definition_counts_and_a_broken_cell_elsewhere_does_no_harm():
 
 
 def test_what_a_student_tried_beside_the_function_does_not_count():
-    """Cells that bind its arguments' names, that failed, that loop: a notebook is full of them."""
+    """Other cells assign the names of its arguments, fail, or loop for ever."""
     cells = [
         "import numpy as np\nx = np.ones(3)",
         "y = lora_forward(x)  # still blank",
@@ -161,7 +161,7 @@ def test_a_right_answer_that_changes_its_input_is_told_so():
 
 
 def test_a_program_cannot_change_the_checks_it_is_judged_by():
-    """It may overwrite what it likes in its own process: the comparison is made here, with what is installed."""
+    """It can overwrite everything in its own process; the comparison runs here, with the installed package."""
     hostile = (
         "import lora_np.exercises.outcome as o\no.same = lambda a, b: True\no.run_case = None\n"
         + HEAD
@@ -210,7 +210,7 @@ def test_the_question_is_readable_in_a_terminal(asked):
 
 
 def test_after_a_syntax_error_check_does_not_judge_the_previous_definition(capsys):
-    """In IPython a cell that fails leaves the old function in place: a right one must not hide the error, nor a wrong one."""
+    """In IPython the old function stays if the new cell fails. Its verdict must not hide the error."""
     shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell()
     shell.run_cell("import numpy as np\nfrom lora_np.exercises import check", store_history=True)
     for before in (RIGHT, ASKED.blank):
@@ -334,7 +334,7 @@ def test_the_command_says_what_was_wrong(arguments, words, tmp_path, monkeypatch
 
 
 def solution_lines(asked):
-    """What stands between the marks, in code and in words, a line each that is long enough to be recognised."""
+    """Return the lines of the solutions, in code and in words, that are long enough to be recognised."""
     between = re.findall(r"# BEGIN SOLUTION\n(.*?)# END SOLUTION", asked.text, re.DOTALL)
     lines = [line.strip().removeprefix("# ") for part in between for line in part.splitlines()]
     return [line for line in lines if len(line) > 8]

@@ -60,7 +60,7 @@ NOTEBOOKS = sorted(FOLDER.rglob("[0-9]*.ipynb"))
 
 
 def without_version(text: str) -> str:
-    """The text without the Python version, which JupyterLab replaces by the version that it runs on."""
+    """Return the text without the Python version, which JupyterLab replaces by its own."""
     return re.sub(r'("pygments_lexer": "ipython3",\n +"version": )"[\d.]+"', r"\1…", text)
 
 
@@ -124,7 +124,7 @@ def test_a_copy_has_every_notebook_without_outputs_and_without_its_source(copy):
 
 
 def test_a_copy_reads_its_own_files(copy):
-    """No path leaves the copy, and every table that a notebook names is there."""
+    """No path leads out of the copy, and every table that a notebook names is in it."""
     named = 0
     for path in copy.glob("*.ipynb"):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:

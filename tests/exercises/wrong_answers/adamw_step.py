@@ -1,4 +1,4 @@
-"""Wrong answers to adamw_step, in other words than the solution's."""
+"""Wrong answers to adamw_step, written differently from the solution."""
 
 HEAD = "import numpy as np\ndef adamw_step(factors, grads, state, t, lr, beta1, beta2, eps, weight_decay):\n"
 LINES = {

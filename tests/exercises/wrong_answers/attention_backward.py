@@ -1,4 +1,4 @@
-"""Wrong answers to attention_backward, in other words than the solution's."""
+"""Wrong answers to attention_backward, written differently from the solution."""
 
 HEAD = "import numpy as np\ndef attention_backward(do, q, k, v):\n"
 LINES = {

@@ -1,11 +1,11 @@
-"""Wrong answers to delta_weight, in other words than the solution's."""
+"""Wrong answers to delta_weight, written differently from the solution."""
 
 HEAD = "import math\nimport numpy as np\ndef delta_weight(A, B, alpha, use_rslora=False):\n"
 PLAIN = HEAD + "    r, k = A.shape\n    s = alpha / (r**0.5 if use_rslora else r)\n"
 
 
 def with_rslora(scaling):
-    """An answer that is right without rsLoRA and has this scaling with it."""
+    """Return an answer that is right without rsLoRA and uses this scaling with rsLoRA."""
     return (
         HEAD
         + f"    r = B.shape[1]\n    s = alpha / r\n    if use_rslora:\n        s = {scaling}\n    return s * (B @ A)\n"

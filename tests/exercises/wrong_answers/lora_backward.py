@@ -1,10 +1,10 @@
-"""Wrong answers to lora_backward, in other words than the solution's."""
+"""Wrong answers to lora_backward, written differently from the solution."""
 
 HEAD = "import numpy as np\ndef lora_backward(error, x, W, A, B, scaling, grads):\n"
 
 
 def answer(dy="error / len(x)", dA="s * B.T @ dW", dB="s * dW @ A.T", dx="dy @ (W + s * B @ A)", add=None):
-    """Through the gradient dW that full fine-tuning would use, instead of one product after the other."""
+    """Return an answer that computes dW, as full fine-tuning does, and derives dA and dB from it."""
     add = add or 'grads["A"] = grads["A"] + dA\n    grads["B"] = grads["B"] + dB\n    return dx'
     lines = [
         "s = scaling",

@@ -1,4 +1,4 @@
-"""Wrong answers to lora_dropout, in other words than the solution's."""
+"""Wrong answers to lora_dropout, written differently from the solution."""
 
 HEAD = "import numpy as np\ndef lora_dropout(x, W, A, B, scaling, p, rng, dy):\n"
 
@@ -9,7 +9,7 @@ def answer(
     dx="dy @ W + m * (dy @ D)",
     before="pass",
 ):
-    """With ΔW as one matrix D, and a mask from a binomial distribution."""
+    """Return an answer with ΔW as one matrix D, and a mask from a binomial distribution."""
     lines = [before, "D = scaling * np.dot(B, A)", f"m = {m}", f"y = {y}", f"dx = {dx}", "return y, dx"]
     return HEAD + "".join(f"    {line}\n" for line in lines)
 

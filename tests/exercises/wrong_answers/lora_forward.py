@@ -1,4 +1,4 @@
-"""Wrong answers to lora_forward, in other words than the solution's."""
+"""Wrong answers to lora_forward, written differently from the solution."""
 
 HEAD = "import numpy as np\ndef lora_forward(x, W, A, B, alpha):\n"
 

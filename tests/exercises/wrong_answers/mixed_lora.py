@@ -1,4 +1,4 @@
-"""Wrong answers to mixed_lora, in other words than the solution's."""
+"""Wrong answers to mixed_lora, written differently from the solution."""
 
 HEAD = "import numpy as np\ndef mixed_lora(x, W, adapters, names):\n"
 ONE = "    def through(row, A, B, s):\n        return s * np.einsum('ti,ri,or->to', row, A, B)\n"

@@ -1,4 +1,4 @@
-"""Wrong answers to quantize_block, in other words than the solution's."""
+"""Wrong answers to quantize_block, written differently from the solution."""
 
 HEAD = "import numpy as np\ndef quantize_block(w, values):\n"
 
@@ -11,7 +11,7 @@ def loop(
     byte="(a << 4) | b",
     back="s",
 ):
-    """The function weight by weight."""
+    """Return an answer that quantises weight by weight."""
     return HEAD + (
         f"    s = {scale}\n    q = []\n    for x in w:\n        t = {each}\n        q.append({pick})\n"
         f"    return np.array([{byte} for a, b in {pairs}]), {back}\n"

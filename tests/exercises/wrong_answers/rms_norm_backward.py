@@ -1,4 +1,4 @@
-"""Wrong answers to rms_norm_backward, in other words than the solution's."""
+"""Wrong answers to rms_norm_backward, written differently from the solution."""
 
 HEAD = "import numpy as np\ndef rms_norm_backward(dy, x, w, eps):\n"
 RHO = "    n = x.shape[-1]\n    rho = ((x**2).sum(axis=-1, keepdims=True) / n + eps) ** -0.5\n"

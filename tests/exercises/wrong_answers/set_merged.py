@@ -1,4 +1,4 @@
-"""Wrong answers to set_merged, in other words than the solution's."""
+"""Wrong answers to set_merged, written differently from the solution."""
 
 HEAD = "import numpy as np\ndef set_merged(layer, merged):\n"
 FIVE = "    W, A, B, s, now = (layer[key] for key in ('W', 'A', 'B', 'scaling', 'merged'))\n"
