@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 SHOWN = 4  # names of kept files in the report
@@ -36,7 +37,7 @@ def write(arguments: argparse.Namespace) -> None:
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         print(f"{len(names)} changed files kept as they are: {', '.join(names[:SHOWN])}{more}")
         print("for a new copy, write to another folder")
-    print(f"to open it: jupyter lab {folder / '00_start_here.ipynb'}")
+    print(f"to open it: jupyter lab {shlex.quote(str(folder / '00_start_here.ipynb'))}")
 
 
 def key(arguments: argparse.Namespace) -> None:

@@ -143,6 +143,16 @@ def test_a_copy_reads_its_own_files(copy):
     assert named > 10
 
 
+@pytest.mark.slow
+def test_a_copy_runs_wherever_it_is(copy):
+    """This notebook reads several tables; the code runs from the copy's folder and not from the clone."""
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    notebook = nbformat.read(copy / "05_convergence.ipynb", as_version=4)
+    where = {"metadata": {"path": str(copy)}}
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where).execute()
+    assert any(cell.get("outputs") for cell in notebook.cells)
+
+
 def test_writing_a_copy_again_keeps_a_changed_notebook_and_says_so(tmp_path, capsys):
     folder = tmp_path / "my-course"
     assert main(["notebooks", "write", str(folder)]) == 0
