@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def write(arguments: argparse.Namespace) -> None:
     """Write the copy and print what was written and what was kept."""
-    from ..report.course import write_course
+    from ..exercises.course import write_course
 
     folder = arguments.folder
     copy = write_course(folder, answers=not arguments.without_answers)
@@ -42,6 +42,6 @@ def write(arguments: argparse.Namespace) -> None:
 
 def key(arguments: argparse.Namespace) -> None:
     """Write the teachers' key and print its path."""
-    from ..report.course import write_key
+    from ..exercises.course import write_key
 
     print(f"written to {write_key(arguments.file)}")

@@ -10,6 +10,7 @@ catalogue/    cases and known mistakes       contain.py    starts that process a
 outcome.py    records and compares results   recognise.py  finds the known mistake that gives the same results
 diagnose.py   puts the verdict into words    answers.py    check, and the search for an answer in a student's files
 grade.py      grades a class                 editions.py   writes the notebooks and the page for teachers
+course.py     copies the course to work in, and collects the teachers' key
 """
 
 from .answers import answer_files, check, find_answer

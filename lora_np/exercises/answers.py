@@ -57,10 +57,10 @@ def check(function: Callable[..., Any]) -> None:
     except KeyError as error:
         _print(f"✗ {name}: {error.args[0]}")
         return
-    error = newest_error(cells, name) if cells else None
-    if error is not None:
+    broken = newest_error(cells, name)
+    if broken is not None:
         not_judged = "  The previous definition was not judged. Correct the cell, run it, and call check again."
-        _print(str(unreadable(name, error).with_details(not_judged)))
+        _print(str(unreadable(name, broken).with_details(not_judged)))
         return
     said = verdict(cells or cells_of_file(function), asked, PATIENCE)
     _print(str(said))

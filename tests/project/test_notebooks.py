@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lora_np.__main__ import main
-from lora_np.report import course
+from lora_np.exercises import course
 from lora_np.report.notebooks import jupyter_metadata
 from lora_np.studies.harness.png import SHARP_BYTES
 

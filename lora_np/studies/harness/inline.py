@@ -8,6 +8,7 @@ import sys
 import matplotlib
 from matplotlib.figure import Figure
 
+from ...optional import extra
 from .png import sharp_and_small
 
 
@@ -25,7 +26,8 @@ def show_sharp_pictures() -> None:
 
 def _png(figure: Figure) -> tuple[str, dict[str, int]] | None:
     """Return a figure as base64 and its size in CSS pixels, as IPython's formatter for PNG does; None if it is empty."""
-    from IPython.core.pylabtools import retina_figure
+    with extra("course", "a picture in Jupyter"):
+        from IPython.core.pylabtools import retina_figure
 
     drawn = retina_figure(figure, base64=False, bbox_inches="tight")
     if drawn is None:

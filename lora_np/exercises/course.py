@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import write_atomically
+from ..report.notebooks import jupyter_metadata
+from .editions import student_edition, write_text
 
 KEY = "TEACHERS_KEY.md"
 WEB = "https://github.com/lora-np/lora_np/blob/main"
@@ -76,14 +77,12 @@ def write_course(folder: str | os.PathLike[str], answers: bool = True) -> Copy:
     ValueError
         If `folder` is a file or a folder of the course itself.
     """
-    from ..exercises.editions import student_edition
-
     source, folder = course_folder(), Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{str(folder)!r} is a file; give the name of a folder for the copy")
     if folder.resolve().is_relative_to(source.resolve()) or folder.resolve() == source.resolve().parent:
         raise ValueError(f"{str(folder)!r} is a folder of the course itself; give another folder for the copy")
-    files: dict[str, bytes] = {}
+    files: dict[str, bytes] = {}  # path in the copy → content
     for path in sorted(source.glob("[0-9]*.ipynb")):
         notebook = json.loads(path.read_text(encoding="utf-8"))
         cells = notebook["cells"]
@@ -97,7 +96,8 @@ def write_course(folder: str | os.PathLike[str], answers: bool = True) -> Copy:
     for name, content in files.items():
         path = folder / name
         if not path.exists():
-            write_atomically(path, lambda temporary, content=content: temporary.write_bytes(content))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
             written.append(path)
         elif path.read_bytes() != content:
             kept.append(path)
@@ -127,8 +127,6 @@ def _is_picture(name: str) -> bool:
 
 def _json(notebook: dict[str, Any]) -> str:
     """Return JSON as nbformat and JupyterLab write it, with the metadata of this Python's kernel."""
-    from .notebooks import jupyter_metadata
-
     notebook = notebook | {"metadata": jupyter_metadata()}
     return json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
 
@@ -194,6 +192,5 @@ def teachers_key() -> str:
 def write_key(path: str | os.PathLike[str] | None = None) -> Path:
     """Write the teachers' key and return its path; without `path`, the key of the course's folder."""
     path = course_folder() / KEY if path is None else Path(path)
-    text = teachers_key()
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
+    write_text(path, teachers_key())
     return path
