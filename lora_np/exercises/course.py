@@ -75,11 +75,9 @@ def write_course(folder: str | os.PathLike[str], answers: bool = True) -> Copy:
     FileNotFoundError
         If this is not a clone of the repository.
     ValueError
-        If `folder` is a file or a folder of the course itself.
+        If `folder` is a folder of the course itself.
     """
     source, folder = course_folder(), Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{str(folder)!r} is a file; give the name of a folder for the copy")
     if folder.resolve().is_relative_to(source.resolve()) or folder.resolve() == source.resolve().parent:
         raise ValueError(f"{str(folder)!r} is a folder of the course itself; give another folder for the copy")
     files: dict[str, bytes] = {}  # path in the copy → content

@@ -163,7 +163,7 @@ def test_writing_a_copy_again_keeps_a_changed_notebook_and_says_so(tmp_path, cap
     assert main(["notebooks", "write", str(folder)]) == 0
     said = capsys.readouterr().out
     assert mine.read_text(encoding="utf-8") == "my work"
-    assert said.startswith("1 files written") and f"1 changed files kept as they are: {mine.name}\n" in said
+    assert said.startswith("1 file written") and f"1 changed file kept: {mine.name}\n" in said
 
 
 @pytest.mark.parametrize("name", ["", "notebooks", "notebooks/exercises/mine"])
@@ -175,7 +175,7 @@ def test_a_copy_is_not_written_over_the_course(name, capsys):
 def test_a_file_is_no_folder_for_a_copy(tmp_path, capsys):
     (tmp_path / "a").touch()
     assert main(["notebooks", "write", str(tmp_path / "a")]) == 1
-    assert "is a file; give the name of a folder" in capsys.readouterr().err
+    assert "is a file; expected a folder" in capsys.readouterr().err
 
 
 def test_a_picture_that_a_notebook_shows_comes_with_the_copy_and_other_links_go_to_the_web(tmp_path, monkeypatch):
