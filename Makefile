@@ -9,7 +9,7 @@ PY := $(BIN)/python
 ARGS ?=
 CUDA ?= 13
 
-.PHONY: help reproduce lab exercises test test-all test-oracles test-gpu notebooks lint wheel clean
+.PHONY: help reproduce lab course exercises test test-all test-oracles test-gpu notebooks lint wheel clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## */: /'
@@ -17,11 +17,16 @@ help:            ## this list
 reproduce: .venv/installed            ## train on real text, draw every figure, run the notebooks (ARGS=--full for the committed settings)
 	$(PY) -m lora_np reproduce $(ARGS)
 
-lab: .venv/installed                  ## JupyterLab on the course's start page
-	$(BIN)/jupyter lab --ServerApp.root_dir=. notebooks/00_start_here.ipynb $(ARGS)
+COURSE ?= my-course
+lab: .venv/installed                  ## JupyterLab on a copy of the course, written on the first call: the folder COURSE=my-course
+	$(PY) -m lora_np notebooks write $(COURSE)
+	$(BIN)/jupyter lab --ServerApp.root_dir=. $(COURSE)/00_start_here.ipynb $(ARGS)
+
+course: .venv/installed               ## only write the copy of the course: the folder COURSE=my-course
+	$(PY) -m lora_np notebooks write $(COURSE) $(ARGS)
 
 TO ?= my-exercises
-exercises: .venv/installed            ## a copy of the exercises to work in, without solutions: the folder TO=my-exercises
+exercises: .venv/installed            ## a copy of the exercises alone, without solutions: the folder TO=my-exercises
 	$(PY) -m lora_np exercises write $(TO) $(ARGS)
 
 PYTEST = $(PY) -m pytest -q -n auto --dist worksteal
@@ -41,9 +46,10 @@ test-oracles: .venv/oracles           ## the comparisons with PyTorch, PEFT and 
 test-gpu: .venv/cuda$(CUDA)           ## the core's tests on a GPU, and what CuPy can say without one (CUDA=12 for that driver)
 	$(PY) -m pytest -m "$(DEVICES)" $(ARGS)
 
-notebooks: .venv/installed            ## after editing notebooks/*.py or an exercise: execute them into the .ipynb
+notebooks: .venv/installed            ## after editing notebooks/*.py or an exercise: execute them into the .ipynb, write the teachers' key
 	$(PY) -m lora_np.report.notebooks notebooks
 	$(PY) -m lora_np.exercises.editions notebooks/exercises
+	$(PY) -m lora_np notebooks key
 
 lint: .venv/installed                 ## ruff, mypy and numpydoc: style, types, and complete public docstrings
 	$(PY) -m pip install --quiet --editable ".[dev]"

@@ -60,6 +60,7 @@ FULL = [
     ("exercises check " + " ".join(ANSWERS), 0, "✓"),
     ("exercises grade submissions --csv grades.csv", 0, "12 of 12"),
     ("fetch --help", 0, "smollm2-135m"),
+    ("notebooks write my-course", 1, "in a clone of the repository"),
     ("reproduce --full", 1, "in a clone of the repository"),
 ]
 

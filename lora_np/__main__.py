@@ -11,7 +11,7 @@ from .commands.help_page import HelpPage, add_help
 from .optional import MissingExtra
 
 COMMANDS = {  # the sections of the help page, and their commands
-    "learn": ("exercises",),
+    "learn": ("notebooks", "exercises"),
     "get and train models": ("fetch", "train", "pretrain"),
     "use a model": ("generate", "serve"),
     "calculate before training": ("params", "memory"),

@@ -1,15 +1,16 @@
-"""The classroom: exercises, and a grader that names the mistake that was made.
+"""The course's exercises, and a grader that names the mistake in an answer.
 
     from lora_np.exercises import check
 
     check(lora_forward)        # in a notebook, below the function that you wrote
 
-exercise.py   what an exercise is            program.py    from cells to the one function and what it needs
-sources/      its text and its solution      child.py      the process that a student's function runs in
-catalogue/    its cases, its known mistakes  contain.py    … from outside: whatever happens in it, an answer comes back
-outcome.py    what a function did, compared  recognise.py  from outcomes to the known mistake
-diagnose.py   … to a verdict in words        answers.py    check, and the answer among a student's files
-grade.py      a class, and its table         editions.py   the student's notebooks, the teacher's, the teachers' page
+exercise.py   defines an exercise            program.py    extracts one function and what it needs from cells
+sources/      texts and solutions            child.py      runs a student's function in a process of its own
+catalogue/    cases and known mistakes       contain.py    starts that process and reads its results
+outcome.py    records and compares results   recognise.py  finds the known mistake that gives the same results
+diagnose.py   puts the verdict into words    answers.py    check, and the search for an answer in a student's files
+grade.py      grades a class                 editions.py   writes the notebooks and the page for teachers
+course.py     copies the course to work in, and collects the teachers' key
 """
 
 from .answers import answer_files, check, find_answer

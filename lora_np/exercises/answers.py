@@ -1,67 +1,143 @@
-"""Finding an answer: in the notebook that calls `check`, in a file, among the files that a student handed in."""
+"""Find an answer: in the notebook that calls `check`, in a file, or among a student's files."""
 
 from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .diagnose import Verdict, verdict
+from .diagnose import Verdict, unreadable, verdict
 from .exercise import BLANK, Exercise, exercise, exercises
 from .outcome import echo
-from .program import cells_of, program
+from .program import cells_of, newest_error, program
 
-PATIENCE = 1.0  # seconds that `check` looks for two mistakes at once: somebody waits
+PATIENCE = 1.0  # seconds that `check` spends on the search for two mistakes at once
+WIDTH = 95  # characters per line of an output in JupyterLab
 SUFFIXES = (".ipynb", ".py")
-NOT_ANSWERS = ("solutions", "site-packages", "node_modules")  # folders that a student may hand in with the rest
+NOT_ANSWERS = ("solutions", "site-packages", "node_modules")  # folders without answers
+LATEX = {r"\Delta ": "Δ", r"\Delta": "Δ", r"\alpha": "α", r"^\top": "ᵀ", r"\times": "×", r"\cdot": "·", r"\,": " "}
 
 
 def check(function: Callable[..., Any]) -> None:
-    """Print what the grader says of the function you wrote: right, or which mistake it makes and a hint.
+    """Print whether the function that you wrote is right, or which mistake it has and a hint.
 
-    Its name says which exercise it answers. It runs in a process of its own, with what it uses of your notebook.
-    Raises TypeError for what is no function of yours.
+    The function's name selects the exercise. The function runs in a process of its own, together with the parts of your
+    notebook that it uses. After a right answer, `check` prints the question to explain and the next exercise.
+
+    Parameters
+    ----------
+    function : callable
+        Your function, from a notebook or a .py file.
+
+    Raises
+    ------
+    TypeError
+        If `function` is not a Python function, or if its source cannot be read.
+
+    Examples
+    --------
+    >>> from lora_np.exercises import check
+    >>> check(len)
+    Traceback (most recent call last):
+    TypeError: check takes the function that you wrote, as in check(lora_forward), not <built-in function len>
     """
     if not inspect.isfunction(function):
         raise TypeError(f"check takes the function that you wrote, as in check(lora_forward), not {function!r}")
     known = {asked.function for asked in exercises()}
     names = [name for name, value in function.__globals__.items() if value is function and name in known]
     name = names[0] if names else function.__name__  # a lambda has no name of its own
+    cells = executed_cells(function)
     try:
-        _print(str(verdict(cells_around(function), exercise(name), PATIENCE)))
+        asked = exercise(name)
     except KeyError as error:
         _print(f"✗ {name}: {error.args[0]}")
+        return
+    broken = newest_error(cells, name)
+    if broken is not None:
+        not_judged = "  The previous definition was not judged. Correct the cell, run it, and call check again."
+        _print(str(unreadable(name, broken).with_details(not_judged)))
+        return
+    said = verdict(cells or cells_of_file(function), asked, PATIENCE)
+    _print(str(said))
+    if said.passed:
+        _print(next_step(asked, ".ipynb" if cells else ".py"))
+
+
+def next_step(asked: Exercise, suffix: str) -> str:
+    """Return the question to explain after a right answer, and the file of the next exercise."""
+    lines = [
+        textwrap.fill(f"Now explain: {plain_text(asked.question)}", WIDTH, initial_indent="  ", subsequent_indent="  ")
+    ]
+    later = [other for other in exercises() if other.source > asked.source]
+    if later:
+        lines.append(f"  Next exercise: {later[0].source.stem}{suffix} ({later[0].title})")
+    else:
+        lines.append("  This was the last exercise.")
+    return "\n".join(lines)
+
+
+def plain_text(markdown: str) -> str:
+    """Return a question without the marks of Markdown and LaTeX, for a terminal."""
+    for command, character in LATEX.items():
+        markdown = markdown.replace(command, character)
+    return re.sub(r"[$*`]", "", markdown)
 
 
 def _print(text: str) -> None:
-    """Also where the output has no ✓: a pipe on Windows, say."""
+    """Print text; characters that the output cannot encode are replaced, for example ✓ in a pipe on Windows."""
     try:
         print(text)
     except UnicodeEncodeError:
         print(text.encode(sys.stdout.encoding, "replace").decode(sys.stdout.encoding))
 
 
-def cells_around(function: Callable[..., Any]) -> list[str]:
-    """The cells that a notebook has run so far (IPython keeps them as `In`), or those of the file that defines `function`.
-
-    Raises TypeError where its text is nowhere, as for one typed into a plain Python prompt.
-    """
+def executed_cells(function: Callable[..., Any]) -> list[str]:
+    """Return the cells that the function's notebook has run so far (IPython's list `In`); empty outside a notebook."""
     executed = function.__globals__.get("In")
-    if isinstance(executed, list) and executed and all(isinstance(cell, str) for cell in executed):
+    if isinstance(executed, list) and all(isinstance(cell, str) for cell in executed):
         return executed
+    return []
+
+
+def cells_of_file(function: Callable[..., Any]) -> list[str]:
+    """Return the cells of the file that defines `function`.
+
+    Raises TypeError if there is no such file, as for a function typed into Python's prompt.
+    """
     path = inspect.getsourcefile(function)
     if path is not None and Path(path).is_file():
         return cells_of(path)
-    raise TypeError(f"the text of {function.__name__} is nowhere to be read: write it in a notebook or in a .py file")
+    raise TypeError(f"cannot read the source of {function.__name__}: write it in a notebook or in a .py file")
 
 
 def find_answer(files: Sequence[Path], exercise: Exercise) -> Verdict:
-    """The verdict on the answer among these files: the one that is not blank, whatever its file is called.
+    """Return the verdict on the answer to an exercise among several files.
 
-    Where several answer differently, the one named after the exercise counts, if there is just one.
+    Files with an unwritten answer are passed over. If several files have different answers, the file named after the
+    exercise counts, provided that there is only one.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        Notebooks and .py files, for example from `answer_files`.
+    exercise : Exercise
+        The exercise to answer.
+
+    Returns
+    -------
+    Verdict
+        Kind "missing" if no file defines the function, "unreadable" if several files have different answers.
+
+    Examples
+    --------
+    >>> from lora_np.exercises import exercise, find_answer
+    >>> print(find_answer([], exercise("count_lora")))
+    ✗ count_lora: no file defines the function count_lora
     """
     name = exercise.function
     programs: dict[str, list[Path]] = {}
@@ -70,7 +146,7 @@ def find_answer(files: Sequence[Path], exercise: Exercise) -> Verdict:
         if defines(path, name):
             try:
                 programs.setdefault(program(cells_of(path), name), []).append(path)
-            except KeyError:  # in words, not in code
+            except KeyError:  # the name is in a text, not in code
                 continue
             except (ValueError, OSError, SyntaxError):
                 unreadable.append(path)
@@ -79,12 +155,10 @@ def find_answer(files: Sequence[Path], exercise: Exercise) -> Verdict:
         named = {text: paths for text, paths in written.items() if any(path.stem[3:] == name for path in paths)}
         if len(named) != 1:
             listed = echo(", ".join(path.name for paths in written.values() for path in paths))
-            return Verdict(
-                name, "unreadable", f"several files answer it, each in its own way ({listed}): which one counts?"
-            )
+            return Verdict(name, "unreadable", f"several files have different answers ({listed}); keep one of them")
         written = named
     if not written and not unreadable:
-        return Verdict(name, "missing", f"there is no function {name} here")
+        return Verdict(name, "missing", f"no file defines the function {name}")
     path = next(iter(written.values()))[0] if written else unreadable[0]
     try:
         return verdict(cells_of(path), exercise)
@@ -93,7 +167,31 @@ def find_answer(files: Sequence[Path], exercise: Exercise) -> Verdict:
 
 
 def answer_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """The notebooks and .py files in `folder` and below, but for tests, solutions, and what Jupyter and Python keep there."""
+    """Return the notebooks and .py files in a folder and its subfolders that may hold answers.
+
+    Tests, solutions, environments, hidden folders and caches are left out.
+
+    Parameters
+    ----------
+    folder : path
+        A student's folder.
+
+    Returns
+    -------
+    list of Path
+        Sorted by path.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from lora_np.exercises import answer_files
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("01_count_lora.py", "test_answers.py"):
+    ...         Path(folder, name).touch()
+    ...     print([path.name for path in answer_files(folder)])
+    ['01_count_lora.py']
+    """
     folder = Path(folder)
     environments = {path.parent for path in folder.rglob("pyvenv.cfg")}
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
@@ -107,7 +205,7 @@ def answer_files(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def defines(path: Path, function: str) -> bool:
-    """Whether the file gives `function` a value or is named after it, without reading it as a program."""
+    """Return whether a file assigns to the name `function` or is named after it; the file is only searched as text."""
     if path.stem[3:] == function:
         return True
     try:

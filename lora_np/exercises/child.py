@@ -1,4 +1,4 @@
-"""The process that a student's program runs in: it limits itself, tries the program, writes down what came of it, and ends."""
+"""Run a student's program in this process: set limits, run the cases, write the outcomes to a file, and exit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .outcome import run_program, to_json
 
 
 def limit() -> None:
-    """Set this process's limits, as far as the system has them."""
+    """Set the limits of this process, as far as the operating system supports them."""
     try:
         import resource
     except ImportError:
@@ -24,9 +24,9 @@ def limit() -> None:
         (signal.SIGPROF, signal.ITIMER_PROF, CPU_SECONDS),
         (signal.SIGALRM, signal.ITIMER_REAL, WALL_SECONDS),
     ):
-        signal.signal(kind, signal.SIG_DFL)  # which ends the process
+        signal.signal(kind, signal.SIG_DFL)  # the default ends the process
         signal.setitimer(name, seconds)
-    seconds = int(CPU_SECONDS) + 5  # for a program that ignores the timers; counted from the process's start
+    seconds = int(CPU_SECONDS) + 5  # for a program that ignores the timers; counted from the start of the process
     limits = {resource.RLIMIT_CPU: seconds, resource.RLIMIT_AS: MEMORY, resource.RLIMIT_FSIZE: PRINTED}
     for which, most in limits.items():
         with contextlib.suppress(ValueError, OSError):
@@ -34,18 +34,18 @@ def limit() -> None:
 
 
 def main(function: str, result: Path) -> None:
-    """Read the program from stdin, try it, write the outcomes to `result`."""
+    """Read the program from stdin, run it on the cases, and write the outcomes to `result`."""
     text = sys.stdin.buffer.read().decode("utf-8")
     asked = exercise(function)
-    asked.cases()  # whatever they import
-    result.touch()  # from here on, what goes wrong is the program's
+    asked.cases()  # imports what the cases need, before the limits are set
+    result.touch()  # tells the parent that the program started
     limit()
     outcomes = [to_json(outcome) for outcome in run_program(text, asked, BaseException)]
     result.write_text(json.dumps(outcomes), encoding="utf-8")
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()
-    os._exit(0)  # whatever threads it left behind
+    os._exit(0)  # ends threads that the program left running
 
 
 if __name__ == "__main__":

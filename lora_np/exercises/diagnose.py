@@ -1,4 +1,4 @@
-"""From what a function did to a verdict in words: right, a known mistake and its hint, or the smallest case that is wrong."""
+"""Put outcomes into a verdict: right, a known mistake with its hint, or the smallest case that is wrong."""
 
 from __future__ import annotations
 
@@ -15,22 +15,43 @@ from .outcome import Odd, Outcome, alike, echo, is_nan, run_program, same
 from .program import program
 from .recognise import recognised
 
-KINDS = {  # what a verdict may be, as the page for teachers explains it
-    "right": "the function is right on every case, and changed nothing that it should not",
-    "known": "a mistake of the list below, or two of them",
-    "unknown": "wrong on a case, in a way that is not listed: `exercises check FILE` shows the smallest case",
-    "raised": "an exception, with the student's line that raised it",
-    "changed": "an input was changed in place, which its caller still needs",
-    "blank": "not written yet, or not to its end",
-    "stopped": "an endless loop, a flood of prints, an end of the whole process",
-    "unreadable": "no Python, no notebook, or several files that answer the same exercise differently",
+KINDS = {  # the kinds of verdict, as the page for teachers explains them
+    "right": "the function is right on every case and changes no input that it must not change",
+    "known": "one or two mistakes of the list below",
+    "unknown": "wrong on some case, by a mistake that is not in the list; `exercises check FILE` shows the smallest case",
+    "raised": "an exception; `words` quotes the student's line that raised it",
+    "changed": "the function changes an input in place that its caller still needs",
+    "blank": "not written yet, or not finished",
+    "stopped": "an endless loop, too much printed output, or an end of the whole process",
+    "unreadable": "not Python, not a notebook, or several files with different answers to one exercise",
     "missing": "no file defines the function",
 }
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the grader says of one answer: one of KINDS, one line of words, and perhaps more lines of details."""
+    """The grader's verdict on one answer. `str(verdict)` is the text that a student reads.
+
+    Parameters
+    ----------
+    function : str
+        Name of the exercise's function.
+    kind : str
+        One of "right", "known", "unknown", "raised", "changed", "blank", "stopped", "unreadable" and "missing".
+    words : str
+        One line that explains the kind.
+    mistakes : tuple of Mistake
+        The mistakes that were recognised.
+    details : str
+        Further lines, for example the smallest case that is wrong.
+
+    Examples
+    --------
+    >>> from lora_np.exercises import Verdict
+    >>> said = Verdict("count_lora", "right", "right on all 5 cases")
+    >>> print(said, said.passed)
+    ✓ count_lora: right on all 5 cases True
+    """
 
     function: str
     kind: str
@@ -40,27 +61,39 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
+        """Whether the answer is right."""
         return self.kind == "right"
 
     def with_details(self, more: str) -> Verdict:
-        """The same verdict with something more below it."""
+        """Return the verdict with another line of details.
+
+        Parameters
+        ----------
+        more : str
+            The line, or several lines.
+
+        Returns
+        -------
+        Verdict
+            A new verdict.
+        """
         return replace(self, details="\n".join(filter(None, [self.details, more])))
 
     def __str__(self) -> str:
+        """Return ✓ or ✗, the function's name, the words and the details."""
         mark = "✓" if self.passed else "✗"
         return "\n".join(filter(None, [f"{mark} {self.function}: {self.words}", self.details]))
 
 
 def verdict(cells: Sequence[str], exercise: Exercise, patience: float = math.inf) -> Verdict:
-    """Run the answer among `cells` in a process of its own, and say what it is. `patience`: see `recognised`."""
+    """Run the answer among the cells in a process of its own and return the verdict; for `patience` see `recognised`."""
     name = exercise.function
     try:
         text = program(cells, name)
     except KeyError:
-        return Verdict(name, "missing", f"there is no function {name} here")
+        return Verdict(name, "missing", f"no cell defines the function {name}")
     except SyntaxError as error:
-        where = f" (line {error.lineno}: {echo(error.text, 80)})" if error.text else ""
-        return Verdict(name, "unreadable", f"Python cannot read its cell: {echo(error.msg)}{where}")
+        return unreadable(name, error)
     outcomes, printed = contained(text, exercise)
     if isinstance(outcomes, Stopped):
         said = Verdict(name, "stopped", f"your function {outcomes.words}")
@@ -69,8 +102,14 @@ def verdict(cells: Sequence[str], exercise: Exercise, patience: float = math.inf
     return said if said.passed or not printed else said.with_details(f"  It printed:\n{quoted(printed)}")
 
 
+def unreadable(name: str, error: SyntaxError) -> Verdict:
+    """Return the verdict on a function in a cell with a syntax error."""
+    where = f" (line {error.lineno}: {echo(error.text, 80)})" if error.text else ""
+    return Verdict(name, "unreadable", f"Python cannot read the cell that defines it: {echo(error.msg)}{where}")
+
+
 def diagnose(outcomes: Sequence[Outcome], exercise: Exercise, text: str = "", patience: float = math.inf) -> Verdict:
-    """What these outcomes, one a case, say of the function that had them. `text` is its program, to quote from."""
+    """Return the verdict for a function's outcomes, one per case. `text` is its program, for quotes in messages."""
     name, cases = exercise.function, exercise.cases()
     expected = list(run_program(exercise.solution, exercise))
     right = len(outcomes) == len(expected) and all(map(alike, outcomes, expected))
@@ -78,66 +117,72 @@ def diagnose(outcomes: Sequence[Outcome], exercise: Exercise, text: str = "", pa
     if right and not changed:
         return Verdict(name, "right", f"right on all {len(cases)} cases")
     if len(outcomes) != len(expected):
-        return Verdict(name, "stopped", "your function left no outcome for some of the cases")
+        return Verdict(name, "stopped", "your function has no outcome for some of the cases")
     failing = [i for i, (mine, theirs) in enumerate(zip(outcomes, expected, strict=True)) if not alike(mine, theirs)]
     if failing and all(outcomes[i].blank for i in failing):
-        return Verdict(name, "blank", "not written yet: put your answer where NotImplementedError is raised")
+        return Verdict(
+            name, "blank", "not written yet: replace the line that raises NotImplementedError by your answer"
+        )
     if found := recognised(outcomes, expected, exercise, patience) if failing else ():
         return known(name, found)
     if changed:
-        numbers = "the numbers are right, but it" if right else "it"
-        return Verdict(name, "changed", f"{numbers} changes {' and '.join(changed)}, which its caller still needs")
-    i = min(failing, key=lambda i: (outcomes[i].raised is None, size(cases[i])))  # an exception says most
+        numbers = "the result is right, but the function" if right else "the function"
+        return Verdict(
+            name, "changed", f"{numbers} changes {' and '.join(changed)} in place, which its caller still needs"
+        )
+    i = min(failing, key=lambda i: (outcomes[i].raised is None, size(cases[i])))  # an exception is the most useful
     if outcomes[i].raised is not None:
-        everywhere = len({outcome.raised for outcome in outcomes}) == 1  # then the case has nothing to do with it
+        everywhere = len({outcome.raised for outcome in outcomes}) == 1  # then the case does not matter
         return Verdict(name, "raised", raised(outcomes[i], text), details="" if everywhere else shown(cases[i]))
-    words = f"wrong, and not one of the {len(exercise.mistakes)} mistakes I know."
+    known_mistakes = f"not one of the {len(exercise.mistakes)} known mistakes"
+    which = f" ({cases[i].label})" if len(failing) == 1 else ""
+    words = f"wrong on {len(failing)} of {len(cases)} cases{which}, and {known_mistakes}"
     if outcomes[i].value is None:
-        words = "it returns nothing: does every path end in a return?"
+        words = "it returns None. Does every path through the function end with a return?"
     elif all(is_nan(outcome.value) for outcome in outcomes):
-        words = "it comes to NaN, which is 0/0, ∞ − ∞ or 0·∞: which line makes the first one?"
+        words = "every result is NaN, which is 0/0, ∞ − ∞ or 0·∞. Which line computes the first NaN?"
     details = f"{shown(cases[i])}\n{comparison(outcomes[i].value, expected[i].value, exercise)}"
     return Verdict(name, "unknown", words, details=details)
 
 
 def known(name: str, found: tuple[Mistake, ...]) -> Verdict:
-    """The verdict that names these mistakes, each with its hint."""
+    """Return the verdict that names these mistakes with their hints."""
     if len(found) == 1:
         return Verdict(name, "known", f"{found[0].name}. {found[0].hint}", found)
     hints = "\n".join(f"  {i}. {mistake.name}. {mistake.hint}" for i, mistake in enumerate(found, 1))
     return Verdict(name, "known", f"{len(found)} mistakes at once.", found, hints)
 
 
-# ------------------------------------------------------------------------------------------------------ what to show of it
+# -------------------------------------------------------------------------------------------------- texts of the details
 
 
 def size(case: Case) -> int:
-    """How many numbers a case has: the smallest is the easiest to follow by hand."""
+    """Return how many numbers a case has; the case with the fewest is the easiest to compute by hand."""
     return sum(np.size(argument) for argument in case.arguments.values() if not isinstance(argument, dict | str))
 
 
 def raised(outcome: Outcome, text: str) -> str:
-    """What was raised, in one line that quotes the student's own."""
+    """Return the exception in one line, with a quote of the student's line."""
     lines = text.splitlines()
     quote = f" at `{echo(lines[outcome.line - 1], 90)}`" if outcome.line and outcome.line <= len(lines) else ""
     kind, _, message = echo(outcome.raised or "", 240).partition(": ")
     if kind == NoAnswer.__name__:
         return message
     if "MemoryError" in kind:
-        return f"it asks for far more memory than the answer needs{quote}: {message}"
+        return f"it needs far more memory than a right answer{quote}: {message}"
     if kind == "SystemExit":
-        return f"it ends the program (sys.exit or exit){quote}, where it should return"
+        return f"it ends the program (sys.exit or exit){quote}; it must return its result"
     return f"it raises {kind}{message and f': {message}'}{quote}"
 
 
 def shown(case: Case) -> str:
-    """The case for a reader, and to be pasted into a cell: each argument, where it has few numbers with all of them."""
+    """Return the case as assignments that can be pasted into a cell; of a large array only the shape."""
     lines = [f"  {name} = {value_text(value, len(name) + 5)}" for name, value in case.arguments.items()]
-    return "\n".join([f"  The smallest case that shows it ({case.label}):", *lines])
+    return "\n".join([f"  The smallest case that is wrong ({case.label}):", *lines])
 
 
 def comparison(mine: Any, right: Any, exercise: Exercise) -> str:
-    """What came out beside what was expected, down to the part that differs."""
+    """Return the student's value and the expected value; of a tuple or dict only the first part that differs."""
     where: list[str] = []
     while isinstance(mine, tuple | dict) and isinstance(right, type(mine)) and len(mine) == len(right):
         keys = list(right) if isinstance(right, dict) else range(len(right))
@@ -152,14 +197,16 @@ def comparison(mine: Any, right: Any, exercise: Exercise) -> str:
         dtype = f", in {mine.dtype}" if mine.dtype != np.float64 else ""
         lines.append(f"  largest difference {abs(mine - right).max():.2g}{dtype}")
     if exercise.tells:
+        if isinstance(mine, np.ndarray) and isinstance(right, np.ndarray) and mine.shape != right.shape:
+            lines.append(f"  your result has the shape {mine.shape}, expected {right.shape}")
         lines.insert(0, f"  expected{of}: {value_text(right, 13 + len(of))}")
     return "\n".join(lines)
 
 
 def value_text(value: Any, indent: int = 0, shape: bool = True) -> str:
-    """A value as one writes it in Python, its further lines indented; of an array with more than 24 numbers the shape.
+    """Return a value as Python source, with its further lines indented; of an array of more than 24 numbers only the shape.
 
-    `shape`: with the shape of an array in a comment behind it, which inside a list would swallow the rest.
+    `shape`: add the array's shape as a comment; inside a list this is not possible.
     """
     if isinstance(value, np.ndarray):
         if value.size > 24:
@@ -177,6 +224,6 @@ def value_text(value: Any, indent: int = 0, shape: bool = True) -> str:
 
 
 def quoted(printed: str, most: int = 8) -> str:
-    """The first lines of what a program printed."""
+    """Return the first lines of the printed text, indented."""
     lines = [f"    {echo(line, 110)}" for line in printed.splitlines() if line.strip()]
     return "\n".join(lines[:most] + ["    …"] * (len(lines) > most))

@@ -1,4 +1,4 @@
-"""What is generated from the sources: the student's notebooks, the teacher's with solutions, and the page for teachers."""
+"""Generate from the sources: the student's notebooks, the teacher's notebooks with solutions, and the page for teachers."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 
 from ..files import write_atomically
 from ..optional import extra
-from ..report.notebooks import execute
+from ..report.notebooks import execute, notebook_json
 from .diagnose import KINDS
 from .exercise import SOURCES, Exercise, exercises, with_solution, without_solution
 
-TERMINAL = "test_answers.py"  # what makes `pytest` work in a folder of answers
+TERMINAL = "test_answers.py"  # for `pytest` in a folder of answers
 TEACHERS = "TEACHERS.md"
 HEADER = """# ---
 # jupyter:
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -28,9 +28,9 @@ HEADER = """# ---
 
 
 def student_edition(folder: str | os.PathLike[str], as_py: bool = False) -> list[Path]:
-    """Write the exercises to work in, without solutions or outputs: notebooks, or .py files for an editor and a terminal.
+    """Write the exercises without solutions and outputs, and return the files that were written.
 
-    A file that is there already is somebody's work and stays as it is. Returns the files that were written.
+    A file that exists is not changed, because it may be a student's work. `as_py`: .py files instead of notebooks.
     """
     folder, written = Path(folder), []
     for exercise in exercises():
@@ -46,9 +46,9 @@ def student_edition(folder: str | os.PathLike[str], as_py: bool = False) -> list
 
 
 def teacher_edition(folder: str | os.PathLike[str]) -> list[Path]:
-    """Write the notebooks with their solutions, executed, each with the mistakes that students make in it.
+    """Write the executed notebooks with solutions and the list of known mistakes, and return their paths.
 
-    Raises RuntimeError with the failing cell where a solution does not run.
+    Raises RuntimeError with the failing cell if a solution does not run.
     """
     written = []
     for exercise in exercises():
@@ -62,8 +62,8 @@ def teacher_edition(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def teachers_page() -> str:
-    """The page for teachers, with the order, the minutes, what comes before, and what students get wrong."""
-    rows = ["| | exercise | function | minutes | before it |", "|---|---|---|---|---|"]
+    """Return the page for teachers: order, minutes, prerequisites and known mistakes of the exercises."""
+    rows = ["| | exercise | function | minutes | prerequisites |", "|---|---|---|---|---|"]
     wrong = []
     for number, exercise in enumerate(exercises(), 1):
         link = f"[{exercise.title}]({exercise.source.stem}.ipynb)"
@@ -85,19 +85,19 @@ def teachers_page() -> str:
 
 
 def teacher_text(exercise: Exercise) -> str:
-    """The source with its solution, and below it what students get wrong."""
-    cell = ["", "# %% [markdown]", "# ## What students get wrong here", "#"]
+    """Return the source with its solution and a list of the known mistakes."""
+    cell = ["", "# %% [markdown]", "# ## Known mistakes and their hints", "#"]
     cell += [f"# {line}" for line in mistake_lines(exercise)]
     return "\n".join([_text(exercise, with_solution), *cell, ""])
 
 
 def mistake_lines(exercise: Exercise) -> list[str]:
-    """A line a mistake, with the hint that the student reads."""
+    """Return one line per mistake, with the hint that the student reads."""
     return [f"- {mistake.name} – *{mistake.hint}*" for mistake in exercise.mistakes]
 
 
 def build(folder: str | os.PathLike[str]) -> None:
-    """Write all of notebooks/exercises again: both editions and the page."""
+    """Write notebooks/exercises again: both editions and the page for teachers."""
     folder = Path(folder)
     for path in [*folder.glob("[0-9]*.ipynb"), *folder.glob("solutions/[0-9]*.ipynb"), folder / TERMINAL]:
         path.unlink(missing_ok=True)
@@ -107,26 +107,23 @@ def build(folder: str | os.PathLike[str]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file with "\\n" line ends; an incomplete file is never left."""
     write_atomically(path, lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
 
 
 def _text(exercise: Exercise, edition: Callable[[str], str]) -> str:
-    """The source as one edition has it, with a line under its title that says how long it takes and what comes before."""
+    """Return the text of one edition, with the minutes and prerequisites below the title."""
     title, rest = edition(exercise.text).split("\n#\n", 1)
     number, among = int(exercise.source.stem[:2]), len(exercises())
-    return f"{title}\n#\n# *Exercise {number} of {among} · {exercise.minutes} minutes · before it: {exercise.needs}*\n#\n{rest}"
+    return f"{title}\n#\n# *Exercise {number} of {among} · {exercise.minutes} minutes · prerequisites: {exercise.needs}*\n#\n{rest}"
 
 
 def notebook_text(text: str) -> str:
-    """The notebook of a jupytext file's text, without outputs, with ids that are the same each time."""
+    """Return a jupytext file's text as a notebook (JSON) without outputs. The same text gives the same bytes."""
     with extra("course", "writing a notebook"):
         import jupytext
-        import nbformat
 
-    notebook = jupytext.reads(HEADER + text, fmt="py:percent")
-    for i, cell in enumerate(notebook.cells):
-        cell["id"] = f"cell-{i}"
-    return nbformat.writes(notebook) + "\n"
+    return notebook_json(jupytext.reads(HEADER + text, fmt="py:percent"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""An exercise: the one function a student writes, the cases it is tried on, and the mistakes that are known by name."""
+"""Define an exercise: the function that a student writes, the cases that test it, and the mistakes known by name."""
 
 from __future__ import annotations
 
@@ -14,14 +14,30 @@ from .program import percent_cells, program
 
 SOURCES = Path(__file__).parent / "sources"
 BEGIN, END = "# BEGIN SOLUTION", "# END SOLUTION"
-BLANK = 'raise NotImplementedError("your answer goes here")'  # where the student edition has the answer to be written
+BLANK = (
+    'raise NotImplementedError("your answer goes here")'  # the student edition has this line in place of the solution
+)
 
-Variant = Mapping[str, str]  # what is written instead of what, in the solution
+Variant = Mapping[str, str]  # text of the solution → text that replaces it
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call: `arguments` by name, in the order of the function's own."""
+    """One call of a student's function.
+
+    Parameters
+    ----------
+    label : str
+        A short description for messages.
+    arguments : dict
+        The arguments by name, in the order of the function's parameters.
+
+    Examples
+    --------
+    >>> from lora_np.exercises import exercise
+    >>> exercise("count_lora").cases()[0]
+    Case(label='one matrix, two features out, three in', arguments={'shapes': [(2, 3)], 'r': 2})
+    """
 
     label: str
     arguments: dict[str, Any]
@@ -29,10 +45,23 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class Mistake:
-    """A wrong answer that is known: the solution with some of its text replaced.
+    """A wrong answer known by name: the solution with some of its text replaced.
 
-    name: what the student did, in a few words. hint: a thought that leads to it and does not give the answer away.
-    variants: ways to make it, each {what the solution says, once: what the student says instead}.
+    Parameters
+    ----------
+    name : str
+        The mistake in a few words.
+    hint : str
+        A thought that leads to the mistake and does not give the answer away.
+    *variants : mapping of str to str
+        Ways to make the mistake. A key is a text that occurs once in the solution; its value replaces it.
+
+    Examples
+    --------
+    >>> from lora_np.exercises import Mistake
+    >>> mistake = Mistake("the rank is missing", "Try r = 1 and r = 2.", {"r * in_": "in_"})
+    >>> len(mistake.variants)
+    1
     """
 
     name: str
@@ -45,26 +74,73 @@ class Mistake:
 
 
 class NoAnswer(Exception):
-    """What a function returned is of another kind than what was asked for; the message says what it returned."""
+    """A function returned an object of the wrong kind; the message describes the object.
+
+    Examples
+    --------
+    >>> from lora_np.exercises import NoAnswer
+    >>> str(NoAnswer("it returns one int, expected two arrays"))
+    'it returns one int, expected two arrays'
+    """
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The plainest observation: what the function returns."""
+    """Call the function and return its result: the default of `Exercise.observe`.
+
+    Parameters
+    ----------
+    function : callable
+        The student's function.
+    *arguments : object
+        The arguments of a case.
+
+    Returns
+    -------
+    object
+        The function's result.
+
+    Examples
+    --------
+    >>> from lora_np.exercises.exercise import call
+    >>> call(max, 2, 3)
+    3
+    """
     return function(*arguments)
 
 
 @dataclass(frozen=True, eq=False)
 class Exercise:
-    """What the grader knows of an exercise; its text and its solution are the source of the same name in sources/.
+    """One exercise of the course; its text and solution are in the file of the same name in sources/.
 
-    function: the function to write. title, minutes, needs: for people (`needs`: what to have read or done before).
-    cases: makes the cases, seeded, the same each time; together they tell the mistakes apart.
-    returns: what the parts of its answer are called ("dx", "dw"), for messages.
-    observe: (function, *arguments) → what is compared. Where random numbers or a state are the subject, it says what of
-        them counts ("uniform", "the same mask"), so that every right answer looks alike, and every mistake like itself.
-        What the function is to change it hands over as copies: an argument that is changed is reported.
-        Where an answer is of another kind altogether, it raises NoAnswer with what it is.
-    tells: whether a message may show what was expected; where `observe` says it in words, that would be the answer.
+    Parameters
+    ----------
+    function : str
+        Name of the function to write.
+    title : str
+        Title of the exercise.
+    minutes : int
+        Estimated working time.
+    needs : str
+        What to read or do before.
+    cases : callable
+        Returns the cases, the same in every call. Together they distinguish the mistakes.
+    mistakes : tuple of Mistake
+        The known mistakes.
+    returns : tuple of str
+        Names of the returned values for messages, for example ("dx", "dw").
+    observe : callable
+        (function, *arguments) → the value to compare. The default is the result of the function. If the result depends on
+        random numbers or the function changes a state, `observe` returns a description of it, so that all right answers
+        are equal. It raises `NoAnswer` if the result is of the wrong kind.
+    tells : bool
+        Whether a message may show the expected value. False if that value would be the answer.
+
+    Examples
+    --------
+    >>> from lora_np.exercises import exercise
+    >>> asked = exercise("lora_forward")
+    >>> asked.title, asked.minutes, len(asked.cases())
+    ('The forward pass of LoRA', 10, 4)
     """
 
     function: str
@@ -79,13 +155,19 @@ class Exercise:
 
     @property
     def source(self) -> Path:
-        """The jupytext file that both editions are made from."""
+        """The jupytext file of the exercise, with its solution."""
         return next(path for path in sources() if path.stem[3:] == self.function)
 
     @property
     def text(self) -> str:
-        """The source file's text."""
+        """The text of the source file."""
         return self.source.read_text(encoding="utf-8")
+
+    @property
+    def question(self) -> str:
+        """The question to explain after the function is right, as Markdown on one line."""
+        after = self.text.split("# **Explain.**", 1)[1].split("\n\n", 1)[0]
+        return " ".join(line.lstrip("# ") for line in after.splitlines()).strip()
 
     @property
     def solution(self) -> str:
@@ -94,12 +176,12 @@ class Exercise:
 
     @property
     def blank(self) -> str:
-        """The same program as the student gets it."""
+        """The program before the student writes the answer."""
         return program(percent_cells(without_solution(self.text)), self.function)
 
 
 def mutated(solution: str, mistakes: list[tuple[Mistake, Variant]]) -> str | None:
-    """The solution with these mistakes made, or None where they cannot be made together."""
+    """Return the solution with these mistakes, or None if they cannot be made together."""
     for _, variant in mistakes:
         for old, new in variant.items():
             if solution.count(old) != 1:
@@ -112,7 +194,7 @@ SOLUTION = re.compile(rf"^([ \t]*){BEGIN}\n.*?{END}\n?", re.DOTALL | re.MULTILIN
 
 
 def without_solution(text: str) -> str:
-    """The text with every solution taken out: of code what is left raises NotImplementedError, of words an invitation."""
+    """Return the text without its solutions: code raises NotImplementedError, and words become a place to write."""
 
     def blank(found: re.Match[str]) -> str:
         indent = found[1]
@@ -122,28 +204,62 @@ def without_solution(text: str) -> str:
 
 
 def with_solution(text: str) -> str:
-    """The text with its solutions, and without the marks around them."""
+    """Return the text with its solutions, without the marks around them."""
     return re.sub(rf"^[ \t]*({BEGIN}|{END})\n", "", text, flags=re.MULTILINE)
 
 
 def sources() -> list[Path]:
-    """The exercises' source files, in the course's order."""
+    """Return the source files of the exercises in the order of the course."""
     return sorted(SOURCES.glob("[0-9][0-9]_*.py"))
 
 
 def exercise(function: str) -> Exercise:
-    """The exercise that asks for `function`. Raises KeyError naming those that there are."""
+    """Return the exercise that asks for a function.
+
+    Parameters
+    ----------
+    function : str
+        Name of the function, for example "lora_forward".
+
+    Returns
+    -------
+    Exercise
+        The exercise.
+
+    Raises
+    ------
+    KeyError
+        If no exercise asks for this function. The message lists the functions.
+
+    Examples
+    --------
+    >>> from lora_np.exercises import exercise
+    >>> exercise("count_lora").title
+    'How many numbers LoRA trains'
+    """
     known = [path.stem[3:] for path in sources()]
     if function not in known:
-        raise KeyError(f"no exercise asks for a function {function!r}; they ask for {', '.join(known)}")
+        raise KeyError(f"no exercise asks for a function {function!r}; the functions are {', '.join(known)}")
     return import_module(f".catalogue.{function}", __package__).EXERCISE
 
 
 def exercises() -> list[Exercise]:
-    """All of them, in the course's order."""
+    """Return all exercises in the order of the course.
+
+    Returns
+    -------
+    list of Exercise
+        The exercises.
+
+    Examples
+    --------
+    >>> from lora_np.exercises import exercises
+    >>> [asked.function for asked in exercises()][:3]
+    ['count_lora', 'lora_forward', 'lora_backward']
+    """
     return [exercise(path.stem[3:]) for path in sources()]
 
 
 def fresh(case: Case) -> dict[str, Any]:
-    """The case's arguments, copied, so that nothing a function does to them reaches anybody else."""
+    """Return a deep copy of the case's arguments, so that a function cannot change the originals."""
     return copy.deepcopy(case.arguments)

@@ -1,4 +1,4 @@
-"""Grading a class: every answer of every student, whatever some of them do, and a table for a spreadsheet."""
+"""Grade a class: every answer of every student, and a table for a spreadsheet."""
 
 from __future__ import annotations
 
@@ -20,14 +20,22 @@ from .outcome import echo
 
 @dataclass(frozen=True)
 class Graded:
-    """One student's answer to one exercise."""
+    """The verdict on one student's answer to one exercise.
+
+    Parameters
+    ----------
+    student : str
+        Name of the student's folder or file.
+    verdict : Verdict
+        The verdict.
+    """
 
     student: str
     verdict: Verdict
 
 
 def processors() -> int:
-    """Those that this process may use, 8 at most: in a container that is fewer than the machine has."""
+    """Return the number of processors that this process may use, at most 8."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(usable, 8)
 
@@ -35,20 +43,38 @@ def processors() -> int:
 def grade_class(
     submissions: str | os.PathLike[str], asked: Sequence[Exercise] | None = None, workers: int | None = None
 ) -> list[Graded]:
-    """Grade every submission in the folder: a folder a student, or a file a student; `workers` answers at a time.
+    """Grade every submission in a folder: one folder per student, or one file per student.
 
-    What a submission does, to itself or to the checks that came with it, changes no other's grade: each answer runs in a
-    process of its own, and is compared here with the installed catalogue. What is neither folder nor notebook has its rows
-    too, so that nothing that was handed in is lost from sight.
+    Each answer runs in a process of its own and is compared with the installed catalogue, so a submission cannot change the
+    grade of another one. A file of another type, such as an archive, gets rows with the result "unreadable".
 
-    Raises FileNotFoundError where the folder is not there, ValueError where it holds no submission.
+    Parameters
+    ----------
+    submissions : path
+        The folder.
+    asked : sequence of Exercise, optional
+        The exercises to grade; default all.
+    workers : int, optional
+        Answers at the same time; default the number of processors, at most 8.
+
+    Returns
+    -------
+    list of Graded
+        One entry per student and exercise.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder does not exist.
+    ValueError
+        If the folder holds no submission.
     """
     folder, asked = Path(submissions), list(asked or exercises())
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {str(folder)!r}: it holds a folder for each student, with their notebooks")
+        raise FileNotFoundError(f"no folder {str(folder)!r}; expected a folder with one folder per student")
     handed_in = [path for path in sorted(folder.iterdir()) if not path.name.startswith((".", "__"))]
     if not any(path.is_dir() or path.suffix.lower() in SUFFIXES for path in handed_in):
-        raise ValueError(f"nobody handed in anything: {str(folder)!r} holds neither folders nor notebooks")
+        raise ValueError(f"no submissions: {str(folder)!r} has no folders and no notebooks; expected one per student")
     jobs = [(path, exercise) for path in handed_in for exercise in asked]
     names, workers = student_names(handed_in), workers or processors()
     graded = []
@@ -60,7 +86,7 @@ def grade_class(
 
 
 def student_names(handed_in: Sequence[Path]) -> dict[Path, str]:
-    """A folder's name, a file's without its ending; the whole name where two would be the same."""
+    """Return the students' names: names of folders, and of files without suffix unless two names would be equal."""
     short = {path: path.name if path.is_dir() else path.stem for path in handed_in}
     often = Counter(short.values())
     names = {path: name if often[name] == 1 else path.name for path, name in short.items()}
@@ -68,23 +94,24 @@ def student_names(handed_in: Sequence[Path]) -> dict[Path, str]:
 
 
 def _judged(path: Path, exercise: Exercise) -> Verdict:
+    """Return the verdict on one submission's answer to one exercise."""
     if not path.is_dir() and path.suffix.lower() not in SUFFIXES:
         return Verdict(
-            exercise.function, "unreadable", "this is neither a folder nor a notebook: is it to be unpacked?"
+            exercise.function, "unreadable", "this is not a folder and not a notebook; unpack it if it is an archive"
         )
     try:
         return find_answer(answer_files(path) if path.is_dir() else [path], exercise)
-    except Exception as error:  # a fault of the grader's: it is reported as one, and the class goes on
+    except Exception as error:  # a fault of the grader is reported, and grading continues
         return Verdict(exercise.function, "unreadable", f"the grader failed on it: {echo(repr(error))}")
 
 
 def write_csv(graded: Sequence[Graded], path: str | os.PathLike[str]) -> None:
-    """A line a student and exercise, passed 1 or 0. The file is whole or not there."""
+    """Write the table as CSV, one row per student and exercise, `passed` 1 or 0. An incomplete file is never left."""
 
     def write(path: Path) -> None:
         with path.open(
             "w", encoding="utf-8-sig", errors="backslashreplace", newline=""
-        ) as file:  # the mark tells spreadsheets that it is UTF-8
+        ) as file:  # the byte-order mark tells spreadsheets that it is UTF-8
             rows = csv.writer(file)
             rows.writerow(["student", "exercise", "passed", "result", "mistakes", "words"])
             for row in graded:
@@ -98,12 +125,12 @@ def write_csv(graded: Sequence[Graded], path: str | os.PathLike[str]) -> None:
 
 
 def _harmless(field: str | int) -> str | int:
-    """A student's text that begins like a formula would be computed by a spreadsheet; with a quote before it, it is read."""
+    """Put a quote before a text that a spreadsheet would compute as a formula."""
     return f"'{field}" if isinstance(field, str) and field.startswith(("=", "+", "-", "@", "\t", "\r")) else field
 
 
 def summary(graded: Sequence[Graded], most: int = 5) -> str:
-    """A line a student with what passed, and the mistakes that were made most: what to talk about next time."""
+    """Return one line per student with the number of right answers, and the most frequent mistakes."""
     by_student: dict[str, list[Verdict]] = {}
     for row in graded:
         by_student.setdefault(row.student, []).append(row.verdict)
@@ -111,6 +138,6 @@ def summary(graded: Sequence[Graded], most: int = 5) -> str:
     lines = [f"{name:<{width}}  {sum(v.passed for v in said):>2} of {len(said)}" for name, said in by_student.items()]
     made = Counter((v.function, mistake.name) for row in graded for v in [row.verdict] for mistake in v.mistakes)
     if made:
-        lines += ["", "made most often:"]
+        lines += ["", "most frequent mistakes:"]
         lines += [f"  {count:>3} × {function}: {name}" for (function, name), count in made.most_common(most)]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What a function did on each case, as plain values that can be written down as JSON, read back, and compared."""
+"""Outcomes of a function on the cases, as plain values that can be compared and stored as JSON."""
 
 from __future__ import annotations
 
@@ -16,45 +16,65 @@ import numpy as np
 
 from .exercise import Case, Exercise, fresh
 
-ANSWER = "<your answer>"  # the file name that a student's program goes by in tracebacks
-RTOL, ATOL = 1e-9, 1e-12  # float64 in another order of the same operations
-MOST_BYTES, MOST_PARTS = 10_000, 3_000  # of what is kept: the right answers have some hundred
+ANSWER = "<your answer>"  # the file name of a student's program in tracebacks
+RTOL, ATOL = 1e-9, 1e-12  # tolerance for float64 when the same operations run in another order
+MOST_BYTES, MOST_PARTS = 10_000, 3_000  # limits of a stored value; right answers have a few hundred bytes and parts
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One case: the value that was observed, or what was raised and where; and the arguments that were changed unasked."""
+    """The outcome of one case.
+
+    Parameters
+    ----------
+    value : object
+        The observed value, made of plain types (see `plain`).
+    raised : str, optional
+        The exception, for example "ValueError: matmul: …".
+    line : int, optional
+        Line of the program that raised it.
+    changed : tuple of str
+        Names of the arguments that the function changed in place.
+    """
 
     value: Any = None
-    raised: str | None = None  # "ValueError: matmul: …"
-    line: int | None = None  # of the program, where it was raised
+    raised: str | None = None
+    line: int | None = None
     changed: tuple[str, ...] = ()
 
     @property
     def blank(self) -> bool:
+        """Whether the answer is not written yet."""
         return self.raised is not None and self.raised.startswith("NotImplementedError")
 
 
 @dataclass(frozen=True)
 class Odd:
-    """A value that no right answer has: said in words, and equal to nothing."""
+    """A value that no right answer has, for example an object of an unexpected type. It is not equal to anything.
+
+    Parameters
+    ----------
+    words : str
+        A description of the value.
+    """
 
     words: str
 
     def __eq__(self, other: object) -> bool:
+        """Return False."""
         return False
 
 
 def run_program(text: str, exercise: Exercise, catch: type[BaseException] = Exception) -> Iterator[Outcome]:
-    """Execute the program, then try its function on one case after the other. What it raises is an outcome.
+    """Execute the program, then yield the outcome of its function on each case. An exception is an outcome, too.
 
-    A statement beside the function that raises is passed over, unless it turns out to be missing. `catch`: BaseException
-    where SystemExit and an interrupt are the program's doing too.
+    If a statement outside the function raises, it is skipped; its exception is the outcome if a name is missing later.
+    `catch` is BaseException in the child process, where SystemExit and KeyboardInterrupt come from the program.
     """
-    cases = exercise.cases()  # made before anything of the student's runs
+    cases = exercise.cases()  # before the student's code runs
     namespace: dict[str, Any] = {"__name__": "__main__"}
     passed_over: list[Outcome] = []
-    with warnings.catch_warnings(action="ignore"):  # of the compiler, about `x is 2`
+    with warnings.catch_warnings(action="ignore"):  # the compiler warns about `x is 2`
         statements = [compile(ast.Module([node], []), ANSWER, "exec") for node in ast.parse(text).body]
     for statement in statements:
         try:
@@ -71,7 +91,7 @@ def run_program(text: str, exercise: Exercise, catch: type[BaseException] = Exce
 def run_case(
     function: Callable[..., Any], exercise: Exercise, case: Case, catch: type[BaseException] = Exception
 ) -> Outcome:
-    """Call `function` on copies of the case's arguments, by position, and note what came of it."""
+    """Call `function` on copies of the case's arguments, by position, and return the outcome."""
     arguments, before = fresh(case), fresh(case)
     try:
         with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
@@ -83,27 +103,28 @@ def run_case(
 
 
 def _raised(error: BaseException) -> Outcome:
+    """Return the outcome of a case that raised `error`."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == ANSWER]
     try:
         message = str(error)
-    except Exception:  # a class of the student's
+    except Exception:  # an exception class of the student's
         message = ""
     words = f"{type(error).__name__}: {message}" if message else type(error).__name__
     return Outcome(raised=words[:500], line=lines[-1] if lines else None)
 
 
 def plain(value: Any, budget: list[int] | None = None) -> Any:
-    """`value` of None, bools, numbers, strings, NumPy arrays, and tuples, lists and dicts of them; all else is Odd."""
+    """Return a value made of None, bools, numbers, strings, arrays, tuples and dicts; every other object becomes an `Odd`."""
     budget = [MOST_PARTS] if budget is None else budget
     budget[0] -= 1
     if budget[0] < 0:
-        return Odd("something with thousands of parts")
+        return Odd("a collection with thousands of parts")
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
         return value[:1000]
     if isinstance(value, np.random.Generator):
-        return None  # drawing from it changes it, as it should
+        return None  # drawing numbers changes it, which is allowed
     if isinstance(value, np.generic | np.ndarray):
         if value.dtype.kind not in "biufc" or value.nbytes > MOST_BYTES:
             return Odd(f"an array of {value.dtype} and shape {value.shape}")
@@ -118,7 +139,7 @@ def plain(value: Any, budget: list[int] | None = None) -> Any:
 
 
 def is_nan(value: Any) -> bool:
-    """Whether a plain value is made of NaN alone."""
+    """Return whether a plain value consists only of NaN."""
     if isinstance(value, tuple | dict):
         parts = list(value.values() if isinstance(value, dict) else value)
         return any(part is not None for part in parts) and all(part is None or is_nan(part) for part in parts)
@@ -126,7 +147,7 @@ def is_nan(value: Any) -> bool:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two plain values are equal: numbers up to rounding, NaN equal to NaN, shapes exactly."""
+    """Return whether two plain values are equal: numbers up to rounding, NaN equals NaN, shapes exactly."""
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return a.shape == b.shape and bool(np.allclose(a, b, RTOL, ATOL, equal_nan=True))
     if isinstance(a, tuple) and isinstance(b, tuple):
@@ -139,24 +160,25 @@ def same(a: Any, b: Any) -> bool:
 
 
 def alike(a: Outcome, b: Outcome) -> bool:
-    """Whether both came to the same: equal values, or an exception, whichever."""
+    """Return whether both outcomes have equal values, or both have an exception of any type."""
     return (a.raised is not None) == (b.raised is not None) and (a.raised is not None or same(a.value, b.value))
 
 
-# ------------------------------------------------------------------------------------------------- from process to process
+# --------------------------------------------------------------------------------------------------------------- as JSON
 
 
 def to_json(outcome: Outcome) -> dict[str, Any]:
-    """The outcome in JSON's own types. Never pickled: reading what a stranger's process wrote must not run anything."""
+    """Return the outcome in JSON's types. Pickle is not used: reading a file of an untrusted process must not run code."""
     return asdict(outcome) | {"value": _encoded(outcome.value)}
 
 
 def from_json(fields: dict[str, Any]) -> Outcome:
-    """The outcome back. Raises ValueError, KeyError or TypeError for what `to_json` never wrote."""
+    """Return the outcome that `to_json` wrote. Raises ValueError, KeyError or TypeError for other input."""
     return Outcome(**fields | {"value": _decoded(fields["value"]), "changed": tuple(fields["changed"])})
 
 
 def _encoded(value: Any) -> Any:
+    """Return a plain value in JSON's types."""
     if isinstance(value, np.ndarray):
         data = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
         return {"array": [str(value.dtype), list(value.shape), data]}
@@ -172,6 +194,7 @@ def _encoded(value: Any) -> Any:
 
 
 def _decoded(value: Any) -> Any:
+    """Return the plain value that `_encoded` wrote."""
     if isinstance(value, list):
         return tuple(_decoded(item) for item in value)
     if not isinstance(value, dict):
@@ -185,6 +208,6 @@ def _decoded(value: Any) -> Any:
 
 
 def echo(text: str, most: int = 200) -> str:
-    """A student's text for one line of ours: no line breaks, no control characters, not too long."""
+    """Return a student's text for one line of a message: without line breaks and control characters, and not too long."""
     shown = " ".join("".join(c if c.isprintable() else " " for c in text.replace(os.linesep, " ")).split())
     return shown if len(shown) <= most else shown[: most - 1] + "…"

@@ -1,7 +1,7 @@
-"""From a notebook, a .py file or the cells that were run: the program behind one function, and nothing that it does not need.
+"""Extract the program of one function from a notebook, a .py file or executed cells.
 
-A student's notebook also draws, trains and tries things. Of all its statements only those run here that give a value to a global
-name which the function reads, directly or through others: so a check is quick, and a broken cell elsewhere does no harm.
+A student's notebook also draws and trains. Only the statements that set a global name which the function reads, directly or
+through other functions, are kept. A check is therefore fast, and an error in another cell does no harm.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-RUN_AS_PYTHON = re.compile(r"%%(time|capture|prun)\b")  # cell magics above a cell of Python whose names stay
+RUN_AS_PYTHON = re.compile(r"%%(time|capture|prun)\b")  # cell magics that run the cell's Python and keep its names
 MAGIC = re.compile(r"^\s*[%!?]|^\s*[\w., ]+=\s*[%!]|\?\s*$")  # %matplotlib inline, !ls, files = !ls, np.mean?
 
 
 def cells_of(path: str | Path) -> list[str]:
-    """The code cells of a notebook (.ipynb), of a jupytext file with `# %%` lines, or a plain .py as one cell.
+    """Return the code cells of a notebook (.ipynb) or of a .py file; `# %%` lines separate the cells of a .py file.
 
-    Raises ValueError for a file that is neither, naming it.
+    Raises ValueError with the file's name if the file cannot be read.
     """
     path = Path(path)
     is_notebook = path.suffix.lower() == ".ipynb"
     try:
         if not is_notebook:
-            with tokenize.open(path) as file:  # as Python reads it: a mark at its start, or a coding line
+            with tokenize.open(path) as file:  # decodes like Python: a byte-order mark or a coding line
                 return percent_cells(file.read())
         cells = json.loads(path.read_text(encoding="utf-8-sig"))["cells"]
         return [_joined(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     except (ValueError, KeyError, TypeError, AttributeError, SyntaxError, RecursionError):
-        raise ValueError(f"{path.name} is no readable {'notebook' if is_notebook else 'text'}") from None
+        raise ValueError(f"cannot read {path.name} as a {'notebook' if is_notebook else 'Python file'}") from None
 
 
 def percent_cells(text: str) -> list[str]:
-    """The code cells of a jupytext file's text: `# %%` begins a cell, `# %% [markdown]` one of words, in comments."""
+    """Return the code cells of a jupytext file's text: `# %%` begins a cell, `# %% [markdown]` a cell of text."""
     cells: list[list[str]] = [[]]
     is_code = True
     for line in text.replace("\r\n", "\n").split("\n"):
@@ -50,9 +50,9 @@ def percent_cells(text: str) -> list[str]:
 
 
 def program(cells: Sequence[str], function: str) -> str:
-    """The statements that `function` needs, in their order, as one text.
+    """Return the statements that `function` needs, in their order, as one text.
 
-    Raises KeyError where no cell gives that name a value, SyntaxError where the cell that should cannot be read.
+    Raises KeyError if no cell defines the function, and SyntaxError if the only cells that define it cannot be read.
     """
     statements: list[Statement] = []
     broken: list[tuple[str, SyntaxError]] = []
@@ -65,7 +65,7 @@ def program(cells: Sequence[str], function: str) -> str:
         for cell, reason in broken:
             if f"def {function}" in cell:
                 raise reason
-        raise KeyError(f"there is no function {function}")
+        raise KeyError(f"no cell defines the function {function}")
     wanted, kept = {function}, {i for i, statement in enumerate(statements) if "*" in statement.binds}
     seen: set[str] = set()
     while wanted:
@@ -79,10 +79,18 @@ def program(cells: Sequence[str], function: str) -> str:
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement at the top of a cell.
+    """A statement at the top level of a cell.
 
-    binds: the names it gives a value to ("*": nobody knows). changes: those whose value it changes from inside, as in
-    `settings["r"] = 8` or `layers.append(x)`. reads: the global names that it or a function in it reads.
+    Parameters
+    ----------
+    text : str
+        The source of the statement.
+    binds : frozenset of str
+        Names that it assigns; "*" for `from … import *`.
+    changes : frozenset of str
+        Names of objects that it changes without assigning them, as in `settings["r"] = 8` or `layers.append(x)`.
+    reads : frozenset of str
+        Global names that it, or a function inside it, reads.
     """
 
     text: str
@@ -92,20 +100,25 @@ class Statement:
 
 
 def value_of(name: str, statements: Sequence[Statement]) -> list[int]:
-    """The statements that make the last value of `name`: the last that sets it without reading it, and what changes it then."""
+    """Return the indices of the statements that make the last value of `name`.
+
+    They are the last statement that assigns the name without reading it, and all later statements that change it.
+    """
     touching = [i for i, s in enumerate(statements) if name in s.binds | s.changes]
     imported = [i for i in touching if statements[i].text.startswith(("import ", "from "))]
     if imported and touching[-1] in imported:
         return [touching[-1]]
     fresh = [i for i in touching if name in statements[i].binds and name not in statements[i].reads]
-    defined = [i for i in touching if name in statements[i].binds and _is_definition(statements[i])]  # may call itself
+    defined = [
+        i for i in touching if name in statements[i].binds and _is_definition(statements[i])
+    ]  # a recursive function reads its own name
     first = max([*fresh, *defined], default=0)
     changed = [i for i in touching if i >= first]
     return [i for i in changed if i not in imported or i == first]
 
 
 def read_cell(cell: str) -> Iterator[Statement]:
-    """Its statements. IPython's own lines are no Python, and are left out where the cell cannot be read with them."""
+    """Yield the statements of a cell. IPython's own lines (magics) are left out if Python cannot parse them."""
     if cell.lstrip().startswith("%%"):
         first, _, rest = cell.lstrip().partition("\n")
         cell = rest if RUN_AS_PYTHON.match(first) else ""
@@ -120,7 +133,24 @@ def read_cell(cell: str) -> Iterator[Statement]:
         yield read_statement(node, "\n".join(lines[first - 1 : node.end_lineno]))
 
 
+def newest_error(cells: Sequence[str], function: str) -> SyntaxError | None:
+    """Return the error in the newest cell that defines `function`, or None if Python can read that cell.
+
+    If a cell has a syntax error, IPython does not run it, and the name keeps its previous definition.
+    """
+    definition = re.compile(rf"^\s*(async\s+)?def\s+{function}\b|^{function}\s*=[^=]", re.MULTILINE)
+    for cell in reversed(cells):
+        if definition.search(cell):
+            try:
+                list(read_cell(cell.replace("\r\n", "\n")))
+            except (SyntaxError, ValueError, RecursionError) as error:
+                return error if isinstance(error, SyntaxError) else SyntaxError(str(error))
+            return None
+    return None
+
+
 def read_statement(node: ast.stmt, text: str) -> Statement:
+    """Return the statement of a syntax tree, with the names that it assigns, changes and reads."""
     table = symtable.symtable(ast.unparse(node), "cell", "exec")
     top = table.get_symbols()
     binds = {s.get_name() for s in top if s.is_assigned() or s.is_imported()}
@@ -130,11 +160,12 @@ def read_statement(node: ast.stmt, text: str) -> Statement:
 
 
 def _is_definition(statement: Statement) -> bool:
+    """Return whether the statement defines a function or a class."""
     return statement.text.lstrip().startswith(("def ", "async def ", "class ", "@"))
 
 
 def _global_reads(table: symtable.SymbolTable) -> Iterator[str]:
-    """What is read of the global names: at the top every name, in a function those that are not its own."""
+    """Yield the global names that are read: at the top level every name, in a function the names that are not local."""
     for symbol in table.get_symbols():
         if (symbol.is_referenced() or symbol.is_declared_global()) and (
             table.get_type() == "module" or symbol.is_global()
@@ -145,7 +176,7 @@ def _global_reads(table: symtable.SymbolTable) -> Iterator[str]:
 
 
 def _changed(node: ast.stmt) -> Iterator[str]:
-    """The names whose value a statement changes without setting them."""
+    """Yield the names of the objects that a statement changes without assigning the name."""
     targets: list[ast.expr] = []
     if isinstance(node, ast.Assign | ast.AugAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
@@ -160,4 +191,5 @@ def _changed(node: ast.stmt) -> Iterator[str]:
 
 
 def _joined(source: str | Iterable[str]) -> str:
+    """Return a cell's source, which a notebook stores as one string or as a list of lines."""
     return source if isinstance(source, str) else "".join(source)

@@ -1,7 +1,7 @@
-"""Which known mistake, made in the solution, comes to the same as a student's function on every case?
+"""Find the known mistake that gives the same results as a student's function on every case.
 
-No rule of thumb decides: a mistake is known as an edit of the solution, so it can be made, run, and compared. Two mistakes at
-once are two edits.
+A mistake is an edit of the solution. The edited solution is run, and its outcomes are compared with the student's. Two mistakes
+at once are two edits.
 """
 
 from __future__ import annotations
@@ -19,18 +19,33 @@ import numpy as np
 from .exercise import Exercise, Mistake, mutated
 from .outcome import Outcome, alike, is_nan, run_program
 
-AT_ONCE = 2  # mistakes that are looked for together
-ONE_AT_A_TIME = threading.Lock()  # a class is graded in threads, and two must not ask one program for its next case
+AT_ONCE = 2  # the most mistakes at once that are recognised
+ONE_AT_A_TIME = threading.Lock()  # grading uses threads, and two threads must not advance the same program
 
 
 def recognised(
     outcomes: Sequence[Outcome], expected: Sequence[Outcome], exercise: Exercise, patience: float = math.inf
 ) -> tuple[Mistake, ...]:
-    """The mistake that explains the outcomes, or the two that together do; none where nothing known does.
+    """Return the mistake, or the two mistakes, that give the student's outcomes; an empty tuple if none does.
 
-    It has to come to the same on every case, exceptions of the same kind included, and on one that fails to the same
-    numbers: exceptions and NaN alone are alike whatever made them. Where more than one of a kind explains the outcomes, the
-    cases cannot tell, and the first is named. Pairs are looked for at most `patience` seconds, where somebody waits.
+    All outcomes must be equal, including the type of an exception, and at least one wrong outcome must have numbers: different
+    mistakes raise the same exceptions and give the same NaN. If several mistakes give the same outcomes, the first is returned.
+
+    Parameters
+    ----------
+    outcomes : sequence of Outcome
+        The student's outcomes, one per case.
+    expected : sequence of Outcome
+        The solution's outcomes.
+    exercise : Exercise
+        The exercise.
+    patience : float
+        Seconds that the search for two mistakes may take.
+
+    Returns
+    -------
+    tuple of Mistake
+        No, one or two mistakes.
     """
     until = time.monotonic() + patience
     failing = [not alike(mine, right) for mine, right in zip(outcomes, expected, strict=True)]
@@ -43,22 +58,22 @@ def recognised(
                     return ()
                 if all(map(explains, known, outcomes)):
                     return known.mistakes
-        except BaseException:  # interrupted in a case: nobody may go on with half of one
+        except BaseException:  # if a case is interrupted, its generator cannot continue
             edited.cache_clear()
             raise
     return ()
 
 
 def explains(known: Outcome, mine: Outcome) -> bool:
-    """Whether a mistake that comes to `known` may be what came to `mine`."""
+    """Return whether a known mistake with the outcome `known` explains the student's outcome `mine`."""
     kinds = [(outcome.raised or "").partition(":")[0] for outcome in (known, mine)]
     return alike(known, mine) and kinds[0] == kinds[1]
 
 
 class Known:
-    """One mistake, or two, made in the solution: iterating gives what that comes to, a case after the other.
+    """The solution with one or two mistakes; iterating yields its outcomes, one per case.
 
-    A case is tried when somebody asks for it, and once: most programs are dropped at their first.
+    A case runs once, and only when its outcome is needed: the first case excludes most mistakes.
     """
 
     def __init__(self, mistakes: tuple[Mistake, ...], text: str, exercise: Exercise) -> None:
@@ -67,6 +82,7 @@ class Known:
         self.to_come = run_program(text, exercise)
 
     def __iter__(self) -> Iterator[Outcome]:
+        """Yield the outcomes in the order of the cases; run a case if it has not run yet."""
         yield from self.seen
         for outcome in self.to_come:
             self.seen.append(outcome)
@@ -75,7 +91,7 @@ class Known:
 
 @cache
 def edited(exercise: Exercise) -> tuple[Known, ...]:
-    """Every known mistake, and every two that can be made together, single ones first."""
+    """Return the solution with every known mistake, then with every two mistakes that can be made together."""
     solution = exercise.solution
     single = [(mistake, variant) for mistake in exercise.mistakes for variant in mistake.variants]
     known = []
@@ -83,7 +99,7 @@ def edited(exercise: Exercise) -> tuple[Known, ...]:
         for edits in itertools.combinations(single, count):
             mistakes = tuple(mistake for mistake, _ in edits)
             if len(set(mistakes)) < count:
-                continue  # two ways to make the same mistake
+                continue  # two variants of one mistake
             texts = (mutated(solution, list(order)) for order in itertools.permutations(edits))
             text = next((text for text in texts if text is not None), None)
             if text is not None:
@@ -93,7 +109,7 @@ def edited(exercise: Exercise) -> tuple[Known, ...]:
 
 @contextmanager
 def same_random_numbers() -> Iterator[None]:
-    """NumPy's global generator as it was before: some mistakes draw from it, and the notebook around must not notice."""
+    """Restore NumPy's global random generator at the end: some mistakes draw from it, and the notebook must not be affected."""
     state = np.random.get_state()  # noqa: NPY002
     try:
         yield

@@ -1,4 +1,4 @@
-"""The grader tells right from wrong and one mistake from another, over the whole catalogue, in both directions."""
+"""The grader accepts right answers and distinguishes all mistakes of the catalogue."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ each_mistake = pytest.mark.parametrize(
 
 
 def verdict_here(text, asked):
-    """The verdict without a process of its own: what is trusted needs none."""
+    """Return the verdict without starting a process, because the code is trusted."""
     text = program([text], asked.function)
     return diagnose(list(run_program(text, asked)), asked, text)
 
@@ -71,7 +71,7 @@ def test_two_mistakes_at_once_are_both_named_where_the_cases_can_tell(asked):
             f"{[m.name for m in pair.mistakes]}\n{pair.text}\n{said}"
         )
         told += set(said.mistakes) == set(pair.mistakes)
-    assert pairs and told >= 0.7 * len(pairs), f"{asked.function}: only {told} of {len(pairs)} pairs are told apart"
+    assert pairs and told >= 0.7 * len(pairs), f"{asked.function}: only {told} of {len(pairs)} pairs are recognised"
 
 
 @pytest.mark.slow
@@ -81,7 +81,7 @@ def test_a_wrong_answer_that_is_not_catalogued_gets_an_honest_unknown_and_the_sm
         said = verdict_here(text, asked)
         assert said.kind == "unknown" and "not one of the" in said.words, f"{text}\n{said}"
         assert "smallest case" in said.details and "got" in said.details
-        assert ("expected" in said.details) == asked.tells, "where the words of what is expected would be the answer"
+        assert ("expected" in said.details) == asked.tells, "a description of the expected value would be the answer"
 
 
 def test_the_catalogue_names_what_the_lesson_promises():
@@ -93,4 +93,4 @@ def test_the_catalogue_names_what_the_lesson_promises():
 def test_an_exercise_has_its_text(asked):
     text = asked.text
     assert f"check({asked.function})" in text and "**Explain.**" in text and "$" in text
-    assert text.count("# BEGIN SOLUTION") == text.count("# END SOLUTION") == 2, "one in code, one in words"
+    assert text.count("# BEGIN SOLUTION") == text.count("# END SOLUTION") == 2, "one solution in code, one in words"

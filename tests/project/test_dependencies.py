@@ -26,6 +26,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 COMES_WITH = {
     "nbclient": "jupyter",
     "nbformat": "jupyter",
+    "IPython": "jupyter",
     "PIL": "matplotlib",
 }  # what is imported → the package that is installed for it
 

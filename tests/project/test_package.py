@@ -97,7 +97,7 @@ def test_this_file_sees_the_imports_that_are_there():
 
 
 PICTURES = {m for m in MODULES if m.startswith("studies.") and m.endswith(("pictures", "picture", "diagrams"))}
-DRAWING = {*PICTURES, "studies.harness.style", "studies.harness.colours", "studies.harness.png"}
+DRAWING = {*PICTURES, *(f"studies.harness.{name}" for name in ("style", "colours", "png", "inline"))}
 
 
 def test_studies_know_nothing_of_pictures():

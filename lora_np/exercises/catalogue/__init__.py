@@ -1,1 +1,1 @@
-"""What is known of each exercise: its cases and the mistakes that people make, a file for each source in sources/."""
+"""The cases and the known mistakes of each exercise, one file per source in sources/."""

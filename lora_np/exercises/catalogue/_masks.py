@@ -1,8 +1,8 @@
-"""Which mask a function drew, found by trying all that there are: what exercise 6 sees of an answer.
+"""Find the mask that a function drew by trying all possible masks; exercise 6 observes answers in this way.
 
-Right answers may draw their mask in any order and by any method, so no number is compared. The features are so few that all
-masks can be tried: the one that explains a token's y, and the place where it does, say where the function drops, how many,
-what is decided together, and what the kept numbers are multiplied by. The same for dx.
+Right answers may draw the mask in any order and by any method, so no numbers are compared. There are few features, so all masks
+can be tried at every place in the layer. The mask that gives a token's y tells where the function drops, how many numbers it
+drops, which numbers share a decision, and by which factor the kept numbers are multiplied. dx is treated in the same way.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy as np
 
 from ._observing import pair
 
-TOLERANCE = 1e-4  # a mask may be float32; no two masks of a token are as near as this
-CALLS = 300  # of a function, so that its shares can be told apart
-REPEATED = 60  # of them, from the same generator once more
-FORWARD = {  # a place in the layer: where it is on the way from x to y …
+TOLERANCE = 1e-4  # a mask may be float32; the results of two masks differ by more than this
+CALLS = 300  # calls of a function, enough to distinguish the shares of dropped numbers
+REPEATED = 60  # of these calls repeated with the same generator
+FORWARD = {  # place in the layer → position on the way from x to y …
     "the bypass's input": "bypass start",
     "the layer's input": "start",
     "the frozen path's input": "frozen start",
@@ -27,7 +27,7 @@ FORWARD = {  # a place in the layer: where it is on the way from x to y …
     "the bypass's output": "bypass end",
     "the layer's output": "end",
 }
-BACKWARD = {  # … and where on the way from dy to dx
+BACKWARD = {  # … and on the way from dy to dx
     "the bypass's input": "bypass end",
     "the layer's input": "end",
     "the frozen path's input": "frozen end",
@@ -48,7 +48,7 @@ def describe(
     rng: np.random.Generator,
     dy: np.ndarray,
 ) -> dict[str, Any]:
-    """What `function` does, in words, where a mask explains it; and what it returns, where none does."""
+    """Return a description of the dropout in words; y or dx itself if no mask explains it."""
     given = [array.copy() for array in (x, W, A, B, dy)]
 
     def again(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -57,7 +57,7 @@ def describe(
 
     twin = copy.deepcopy(rng)
     calls = [pair(function(x, W, A, B, scaling, p, rng, dy), "y and dx")] + [again(rng) for _ in range(CALLS - 1)]
-    others = [again(twin) for _ in range(REPEATED)]  # the first of them, a second time
+    others = [again(twin) for _ in range(REPEATED)]  # the first calls a second time
     x, W, A, B, dy = given
     if any(y.shape != (len(x), len(W)) or dx.shape != x.shape for y, dx in calls):
         return {"shape of y": calls[0][0].shape, "shape of dx": calls[0][1].shape}
@@ -68,26 +68,40 @@ def describe(
         "y": on_y.words(p) if on_y else y[0],
         "dx": on_dx.words(p) if on_dx else dx[0],
         "dx has the mask of y": bool(on_y and on_dx and np.array_equal(on_y.kept, on_dx.kept)),
-        "the same again from the same rng": all(map(equal, calls[:REPEATED], others)),
+        "equal results from the same rng": all(map(equal, calls[:REPEATED], others)),
     }
 
 
 def equal(mine: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> bool:
-    """Whether two pairs are the same numbers."""
+    """Return whether two pairs of arrays are equal."""
     return all(map(np.array_equal, mine, other))
 
 
 class Dropout(NamedTuple):
-    """What explains all calls: where it drops, the factor of the kept, the scaling, the other path, and what was kept."""
+    """A dropout that explains all calls.
+
+    Parameters
+    ----------
+    place : str
+        Where the mask is applied.
+    times : str
+        The factor of the kept numbers.
+    scaling : str
+        How often the bypass is multiplied by the scaling.
+    frozen : str
+        Whether the frozen path is there.
+    kept : ndarray of bool, shape (calls, tokens, features)
+        The kept numbers.
+    """
 
     place: str
     times: str
     scaling: str
     frozen: str
-    kept: np.ndarray  # (call, token, feature)
+    kept: np.ndarray
 
     def words(self, p: float) -> dict[str, str]:
-        """In words that do not depend on the numbers drawn."""
+        """Return a description that does not depend on the random numbers."""
         how = {"the kept are multiplied by": self.times, "scaling": self.scaling, "the frozen path": self.frozen}
         if self.kept.all() or not self.kept.any():
             return how | {"dropped": "nothing" if self.kept.all() else "everything"}
@@ -98,12 +112,12 @@ class Dropout(NamedTuple):
 
 
 def share(kept: np.ndarray, p: float) -> str:
-    """How many are dropped, told within four standard deviations, and whether each is decided for itself."""
-    each = np.sum(~kept, axis=(1, 2))  # in a call
+    """Return the share of dropped numbers (within four standard deviations) and whether the decisions are independent."""
+    each = np.sum(~kept, axis=(1, 2))  # per call
     if (kept == kept[:1]).all():
-        return "the same in every call"  # and too few numbers to say how many they are
+        return "the same in every call"  # too few decisions to estimate the share
     if len(np.unique(each)) == 1:
-        return "always equally many"
+        return "the same number in every call"
     dropped = np.mean(~kept)
     for name, q in {"p": p, "half": 0.5, "1 − p": 1 - p}.items():
         if abs(dropped - q) < 4 * np.sqrt(q * (1 - q) / kept.size):
@@ -124,9 +138,9 @@ def explained(
     scaling: float,
     p: float,
 ) -> Dropout | None:
-    """The dropout that makes all `values` (call, token, feature) of v, a way through the layer; None where there is none.
+    """Return the dropout that gives all `values` (call, token, feature) from the input v, or None.
 
-    The features are so few that all masks can be tried, at every place, with every factor that somebody might use.
+    There are few features, so all masks are tried, at every place and with every plausible factor.
     """
     widths = {"middle": down.shape[1]} | {f"{path}start": len(W) for path in ("", "frozen ", "bypass ")}
     scalings = {"once": scaling, "missing": 1.0, "twice": scaling**2}
@@ -136,7 +150,7 @@ def explained(
         masks = np.array(list(itertools.product([1.0, 0.0], repeat=widths[here] if here in widths else W.shape[1])))
         for (often, s), (times, factor) in itertools.product(scalings.items(), factors.items()):
             tried = through(v, matrix, down, s * up, here, factor * masks[:, None])  # (mask, token, feature)
-            for some in (values[:4], values):  # most are refuted by a few
+            for some in (values[:4], values):  # a few calls exclude most candidates
                 fits = (abs(tried - some[:, None]) < TOLERANCE).all(axis=3)  # (call, mask, token)
                 if not fits.any(axis=1).all():
                     break
@@ -146,7 +160,7 @@ def explained(
 
 
 def through(v: np.ndarray, W: np.ndarray, down: np.ndarray, up: np.ndarray, here: str, mask: np.ndarray) -> np.ndarray:
-    """v W + (v down) up, with what there is `here` multiplied by the mask."""
+    """Return v W + (v down) up, with the mask applied at the place `here`."""
 
     def at(place: str, value: np.ndarray) -> np.ndarray:
         return value * mask if place == here else value

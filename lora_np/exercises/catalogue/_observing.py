@@ -1,4 +1,4 @@
-"""What several exercises share to look at an answer: an argument that changes from call to call, and pairs of arrays."""
+"""Helpers to observe answers: an argument that changes from call to call, and pairs of arrays."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from ..exercise import NoAnswer
 
 
 class First(int):
-    """The first of several values that an argument has, one a call: a message shows `text`, which tells of the rest."""
+    """An integer argument of the first of several calls, with the arguments of the later calls.
+
+    Parameters
+    ----------
+    first : int
+        The argument of the first call.
+    text : str
+        The text for messages, which also describes the later calls.
+    rest : tuple
+        The arguments, or steps, after the first call.
+    """
 
     rest: tuple[Any, ...]
     text: str
@@ -25,11 +35,17 @@ class First(int):
 
 
 def pair(value: Any, names: str) -> tuple[np.ndarray, np.ndarray]:
-    """Two arrays as float64. Raises NoAnswer for what is no pair of arrays of real numbers; `names` is "A and B"."""
+    """Return two arrays as float64; raise `NoAnswer` if `value` is not a pair of arrays of real numbers. `names`: "A and B"."""
     if not isinstance(value, tuple | list) or len(value) != 2:
-        what = f"{len(value)} things" if isinstance(value, tuple | list) else f"one {type(value).__name__}"
-        raise NoAnswer(f"it returns {what}, where two arrays are asked for, {names}")
+        what = (
+            f"a {type(value).__name__} of length {len(value)}"
+            if isinstance(value, tuple | list)
+            else f"one {type(value).__name__}"
+        )
+        raise NoAnswer(f"it returns {what}, expected two arrays, {names}")
     for array in value:
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.size == 0:
-            raise NoAnswer(f"one of the two things it returns is a {type(array).__name__}, and no array of numbers")
+            raise NoAnswer(
+                f"one of the two returned objects is of type {type(array).__name__}, expected an array of numbers"
+            )
     return value[0].astype(np.float64), value[1].astype(np.float64)

@@ -1,7 +1,7 @@
-"""AdamW on the two factors of a bypass: decoupled weight decay, two averages an entry, both corrected for their start.
+"""AdamW on the two factors of a bypass: decoupled weight decay, two averages per number, both with bias correction.
 
-A case calls the function for its t and then for those that follow, with the same gradients. Only the entries that the function
-is given are looked at: a student may keep more in the state.
+A case calls the function for its t and then for the next t, with the same gradients. Only the given entries are compared: a
+student may store more in the state.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Arrays = dict[str, np.ndarray]
 def observe(
     function: Callable[..., Any], factors: Arrays, grads: Arrays, state: dict[str, Arrays], t: First, *settings: float
 ) -> dict[str, Any]:
-    """Take the steps. What counts is what factors and state hold then; what the function returns does not."""
+    """Take the steps and return factors and state; the function's result is ignored."""
     names, (factors, state) = tuple(factors), deepcopy((factors, state))
     for step in (int(t), *t.rest):
         function(factors, grads, state, step, *settings)
@@ -31,9 +31,9 @@ def observe(
 
 
 def counting(first: int, steps: int) -> First:
-    """t in the first of so many calls."""
+    """Return t of the first call, with the t of the later calls."""
     rest = tuple(range(first + 1, first + steps))
-    return First(first, f"{first}  # and then {', '.join(map(str, rest))}" if rest else str(first), rest)
+    return First(first, f"{first}  # then {', '.join(map(str, rest))}" if rest else str(first), rest)
 
 
 def cases() -> list[Case]:
@@ -83,93 +83,95 @@ EXERCISE = Exercise(
     mistakes=(
         Mistake(
             "neither average is corrected",
-            "Start from a state of zeros with the gradient 1, at t = 1. What do the two averages say the gradient usually is?",
+            "Start with zeros, the gradient 1 and t = 1. The corrected averages m̂ and v̂ should both be 1. Print yours.",
             {M_HAT: 'm = slots["m"]', V_HAT: 'v = slots["v"]'},
         ),
         Mistake(
             "only m is corrected",
-            "At t = 1 from a state of zeros, with eps = 0, a step should have the length lr. How long is yours, for beta2 = 0.75?",
+            "Start with zeros, the gradient 1 and t = 1. The corrected average v̂ should be 1. Print yours.",
             {V_HAT: 'v = slots["v"]'},
         ),
         Mistake(
             "only v is corrected",
-            "At t = 1 from a state of zeros, with eps = 0, a step should have the length lr. How long is yours, for beta1 = 0.5?",
+            "Start with zeros, the gradient 1 and t = 1. The corrected average m̂ should be 1. Print yours.",
             {M_HAT: 'm = slots["m"]'},
         ),
         Mistake(
-            "the corrected averages are kept as the state",
-            "The correction makes up for the zeros at the start. How often has it acted on the first gradient after three steps?",
+            "the corrected averages are stored in the state",
+            "The next step must start from m and v, not from m̂ and v̂. Print the state after a step and "
+            "compare it with the equations.",
             {M_HAT: f"{M_HAT}\n        slots['m'] = m", V_HAT: f"{V_HAT}\n        slots['v'] = v"},
         ),
         Mistake(
             "the correction is the same at every step",
-            "After a thousand steps nothing is left of the zeros at the start. How large is your correction then?",
+            "The denominator contains a power of β. Print yours for t = 1 and for t = 1000. It should approach 1.",
             {"beta1**t": "beta1", "beta2**t": "beta2"},
         ),
         Mistake(
             "beta is multiplied by t in the correction",
-            "How much of the starting zero is left in m after two steps, after three? Work it out for beta = 0.5.",
+            "Compute 1 − β^t for β = 0.5 and t = 1, 2, 3 on paper. Print your denominators.",
             {"beta1**t": "beta1 * t", "beta2**t": "beta2 * t"},
         ),
         Mistake(
             "the correction counts one step too few",
-            "What does your correction come to in the very first step? Print the two denominators.",
+            "Print your two denominators for t = 1. Neither of them should be 0.",
             {"beta1**t": "beta1 ** (t - 1)", "beta2**t": "beta2 ** (t - 1)"},
         ),
         Mistake(
             "the correction counts one step too many",
-            "At t = 1 the state holds a single gradient. Divide it by your correction: is it the whole gradient?",
+            "Print your two denominators for t = 1. They should be 1 − β₁ and 1 − β₂.",
             {"beta1**t": "beta1 ** (t + 1)", "beta2**t": "beta2 ** (t + 1)"},
         ),
         Mistake(
-            "the decay goes into the gradient",
-            "Give a large weight the gradient 0. By how much should the decay shrink it? And what do m and v make of that?",
+            "the decay is added to the gradient",
+            "Call it with the gradient 0 and a state of zeros: m and v must stay zero. Print yours.",
             {G: "g = grads[name] + weight_decay * p", DECAY: "pass"},
         ),
         Mistake(
             "there is no weight decay",
-            "With the gradient 0 and a state of zeros, a weight should still change. Does yours?",
+            "Call it with the gradient 0 and a state of zeros. The weights should still shrink. Do yours?",
             {DECAY: "pass"},
         ),
         Mistake(
-            "the decay does not know the learning rate",
-            "Set lr to 0: an optimizer that takes no steps should change no weight. Does yours?",
+            "the decay is not multiplied by the learning rate",
+            "Call it with lr = 0. No weight should change. Does one of yours?",
             {DECAY: "p *= 1 - weight_decay"},
         ),
         Mistake(
             "the decay has the wrong sign",
-            "Give a weight of 2 the gradient 0, and take ten steps. Does it come nearer to zero?",
+            "Call it ten times with the gradient 0 and the weight 2. The weight should come closer to zero. Does it?",
             {DECAY: "p *= 1 + lr * weight_decay"},
         ),
         Mistake(
-            "the decay comes after the step",
-            "Multiply your update out. It has a term with lr twice, and the equation has none: which θ does it decay?",
+            "the decay is applied after the step",
+            "In the equation every θ on the right is the weight before the step. Which θ does your decay use?",
             {DECAY: "pass", STEP: f"{STEP}\n        {DECAY}"},
         ),
         Mistake(
             "both factors share one state",
-            "Give A and B different shapes and look at the error. Which gradients are averaged in the second factor's m?",
+            'Print state["A"]["m"] and state["B"]["m"] after a step. Each should be an average of the '
+            "gradients of its own factor.",
             {SLOTS: 'slots = factors[name], state["A"]'},
             {SLOTS: 'slots = factors[name], state["B"]'},
         ),
         Mistake(
             "only the first factor gets a step",
-            "Print A and B before and after. Which of the two is as it was, and how often does the body of your loop run?",
+            "Print A and B before and after the call. Both should change. How often does the body of your loop run?",
             {LOOP: "in list(factors)[:1]:"},
         ),
         Mistake(
-            "epsilon stands inside the root",
-            "Let v be 0. The equation divides by eps; by what do you divide, for eps = 0.25?",
+            "epsilon is inside the root",
+            "Let v̂ be 0 and eps be 0.25. The equation divides by 0.25. Print what you divide by.",
             {ROOT: "np.sqrt(v + eps)"},
         ),
         Mistake(
             "epsilon is added before v is corrected",
-            "In your step the correction acts on eps too. Which of the quantities in the equation's root and beside it wear a hat?",
+            "Let eps be 0.25, v̂ be 0 and t = 1. The equation divides by 0.25. Print what you divide by.",
             {ROOT: "np.sqrt(v) + eps / np.sqrt(1 - beta2**t)"},
         ),
         Mistake(
-            "the step is made with the old averages",
-            "From a state of zeros, does the first gradient move anything in your first step?",
+            "the step uses the old averages",
+            "Start with zeros and the gradient 1. The first step should already change the weight. Does it?",
             {
                 M: f'old_m, old_v = slots["m"], slots["v"]\n        {M}',
                 M_HAT: M_HAT.replace('slots["m"]', "old_m"),
@@ -178,30 +180,30 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "epsilon is left out of the step",
-            "The first gradient of A in LoRA is exactly 0. What does your step divide by there?",
+            "In LoRA's first step the gradient of A is 0, so v̂ is 0. Print what you divide by.",
             {ROOT: "np.sqrt(v)"},
         ),
         Mistake(
             "the step divides by v without a root",
-            "If all gradients were ten times larger, the steps should hardly change. What do yours do?",
+            "Multiply all gradients by 10. The step should hardly change. By what factor does yours change?",
             {ROOT: "v + eps"},
         ),
         Mistake(
             "v averages the gradient without squaring it",
-            "What does your v say of gradients that are 1 and −1 in turn? Are they small?",
+            "Let the gradient be 3 in every step. Then v̂ should be 9. Print yours.",
             {V: V.replace("g**2", "g")},
             {V: V.replace("g**2", "np.abs(g)")},
         ),
         Mistake(
-            "the new gradient enters an average at full weight",
-            "Let the gradient be 1 for ever. To what number does your average grow, for beta = 0.9?",
+            "the new gradient has the weight 1 in an average",
+            "Let the gradient be 1 in every step. The average should approach 1. To which number does yours grow?",
             {M: M.replace("(1 - beta1) * g", "g"), V: V.replace("(1 - beta2) * g", "g")},
             {M: M.replace("(1 - beta1) * g", "g")},
             {V: V.replace("(1 - beta2) * g", "g")},
         ),
         Mistake(
             "the two weights of an average are swapped",
-            "With beta = 0.9, how many steps does your average remember: about ten, or about one?",
+            "With β = 0.9 the old average has the weight 0.9 and the new gradient 0.1. Print yours.",
             {
                 M: 'slots["m"] = (1 - beta1) * slots["m"] + beta1 * g',
                 V: 'slots["v"] = (1 - beta2) * slots["v"] + beta2 * g**2',
@@ -209,12 +211,12 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "beta1 and beta2 are swapped",
-            "Which of the two averages remembers longer, with 0.9 and 0.999? Set beta2 to 0 and see which one forgets in yours.",
+            "Set beta2 to 0. Then v should be g² of the last step alone. Which of your two averages forgets?",
             {f"for name {LOOP}": f"beta1, beta2 = beta2, beta1\n    for name {LOOP}"},
         ),
         Mistake(
-            "the state is overwritten, not averaged",
-            "Take two steps with different gradients. Is anything of the first one left in your state?",
+            "the state is overwritten instead of averaged",
+            "Take two steps with different gradients. m and v should depend on both gradients. Do yours?",
             {M: 'slots["m"] = g', V: 'slots["v"] = g**2'},
             {M: 'slots["m"] = (1 - beta1) * g', V: 'slots["v"] = (1 - beta2) * g**2'},
             {M: 'slots["m"] = g'},
@@ -223,23 +225,25 @@ EXERCISE = Exercise(
             {V: 'slots["v"] = (1 - beta2) * g**2'},
         ),
         Mistake(
-            "the new averages are not kept",
-            "Print the state before and after a step. What will the next step start from?",
+            "the new averages are not stored",
+            "Print the state before and after a step. The next step starts from it, so it must change. Does it?",
             {SLOTS: "slots = factors[name], dict(state[name])"},
         ),
         Mistake(
             "neither the weights nor the averages are stored",
-            "Call it and print factors and state, not what it returns. Where will whoever takes the next step look?",
+            "Print factors and state after the call. The caller reads the new values there. Which of your "
+            "lines changes them?",
             {SLOTS: "slots = factors[name].copy(), dict(state[name])"},
         ),
         Mistake(
-            "the new weights never get into factors",
-            'Print factors["B"] after a step. Which of your lines changes an array, and which gives a name to a new one?',
+            "the new weights are not stored in factors",
+            'Print factors["B"] after a step. Which of your lines changes the array, and which line only '
+            "creates a new one?",
             {SLOTS: "slots = factors[name].copy(), state[name]"},
         ),
         Mistake(
-            "the step goes up the gradient",
-            "Take a loss of p², whose gradient is 2p, and p = 1. Where does your step lead?",
+            "the step goes in the direction of the gradient",
+            "Let the loss be p² at p = 1, with the gradient 2p. After a step p should be closer to zero. Is it?",
             {STEP: STEP.replace("-=", "+=")},
         ),
     ),

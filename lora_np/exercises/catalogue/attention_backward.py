@@ -14,12 +14,12 @@ def cases() -> list[Case]:
         return Case(label, {name: rng.integers(-4, 5, (t, d)) / 2 for name in ("do", "q", "k", "v")})
 
     ahead, far = (
-        case("a score that must not be seen, thousands above the others", 3, 4),
+        case("a masked score, thousands above the others", 3, 4),
         case("scores in the thousands", 5, 4),
     )
     ahead.arguments["q"] = np.abs(ahead.arguments["q"]) + 0.5
     ahead.arguments["k"][-1] += 2048.0
-    sums = far.arguments["k"].sum(axis=1)  # made the same for all keys, so that a row's scores differ by little
+    sums = far.arguments["k"].sum(axis=1)  # made equal for all keys, so that the scores of a row differ little
     far.arguments["k"][:, 0] += 2 - sums
     far.arguments["q"] += 1024.0 * np.array([[1], [-1], [1], [-1], [1]])
     return [
@@ -45,180 +45,193 @@ EXERCISE = Exercise(
     mistakes=(
         Mistake(
             "the softmax's derivative lacks its second term",
-            "Add one number to all scores of a row: the shares stay. What must the sum of a row of dz be, then? Print yours.",
+            "Each row of dz must sum to zero, because adding a number to all scores of a row does not change "
+            "the shares. Print your sums.",
             {DZ: "p * dp"},
         ),
         Mistake(
             "the softmax's derivative lacks its outer factor p",
-            "What share has a token that must not be seen? Print your dz there: does a gradient reach its score?",
+            "A masked token has the share 0, so its score gets no gradient. Print your dz there.",
             {DZ: "dp - dot"},
         ),
         Mistake(
             "a token does not see itself",
-            "Print the first row of your shares. Whom can the first token see, with the mask that you have?",
+            "Print the first row of your shares. The first token sees only itself, so its row is 1, 0, 0, …",
             {MASK: MASK.replace("k=1", "k=0")},
             {MASK: "mask = np.triu(np.full((t, t), -np.inf), k=0)"},
             {MASK: "mask = np.triu(np.full((t, t), -1e9), k=0)"},
         ),
         Mistake(
             "a token sees one token ahead",
-            "Print the first row of your shares. How many of them are not zero?",
+            "Print the first row of your shares. The first token sees only itself. How many of its shares are "
+            "not zero?",
             {MASK: MASK.replace("k=1", "k=2")},
         ),
         Mistake(
             "there is no causal mask",
-            "Change the last token of v. Does the output of the first token change in your forward pass? May it?",
+            "Print your shares. The share p[t, u] must be zero if u is later than t. Is it?",
             {" + mask": ""},
         ),
         Mistake(
             "the mask hides the past and shows the future",
-            "Print your shares for three tokens. In which corner are the zeros, and which tokens meet there?",
+            "Print your shares for three tokens. The zeros must be above the diagonal, where the key comes "
+            "after the query.",
             {MASK: "mask = np.tril(np.full((t, t), -1e30), k=-1)"},
         ),
         Mistake(
             "the mask comes after the softmax",
-            "Print the sums of the rows of your shares. What should they be, and when in your code were they that?",
+            "Print the sum of each row of your shares. It must be 1. Which line changes the sums after the softmax?",
             {" + mask": "", SHARES: f"np.tril({SHARES})"},
         ),
         Mistake(
-            "a score that is masked is set to zero",
-            "What share does a score of 0 get from the softmax? Print your shares where the mask is.",
+            "masked scores are set to zero",
+            "exp(0) is 1, so a score of 0 still gets a share. Print your shares above the diagonal.",
             {MASKED: "z = np.tril(scale * (q @ k.T))"},
         ),
         Mistake(
             "the backward pass leaves the scaling out of dq and dk",
-            "Two of the three gradients pass through the line that makes z. Which factor of that line is missing on the way back?",
+            "z = scale · q kᵀ. Which factor of this line is missing in your dq and dk?",
             {DQ: "dz @ k", DK: "dz.T @ q"},
         ),
         Mistake(
-            "the backward pass leaves the scaling out of dq alone",
-            "q and k enter z in the same way, so dq and dk must be alike. Compare your two lines.",
+            "the backward pass leaves the scaling out of dq",
+            "q and k enter z in the same way. Compare your line for dq with your line for dk.",
             {DQ: "dz @ k"},
         ),
         Mistake(
-            "the backward pass leaves the scaling out of dk alone",
-            "Swap the names q and k in your line for dq, and say what happens to each factor. Is that your line for dk?",
+            "the backward pass leaves the scaling out of dk",
+            "z is symmetric in q and k. Compare the factors in your line for dk with the factors in your line for dq.",
             {DK: "dz.T @ q"},
         ),
         Mistake(
             "there is no scaling at all",
-            "Print p for random q and k of 400 features. Is nearly all of it on one token? What does the equation do about that?",
+            "The equation for z has the factor 1/√d. Print your z for q and k full of ones with d = 4: it should be 2.",
             {SCALE: "1.0"},
         ),
         Mistake(
             "the backward pass scales twice",
-            "Follow one number from dz to dq and count: the forward pass has scaled once on that way. And yours?",
+            "The forward pass multiplies by the scaling once between q and z. Count the factors between your "
+            "dz and dq.",
             {DZ: f"scale * {DZ}"},
             {DQ: f"scale * {DQ}", DK: f"scale * {DK}"},
         ),
         Mistake(
             "dk is scaled twice",
-            "If you keep the scaled q for the backward pass, what is already in it when dk is made?",
+            "If your stored q already contains the scaling, do not multiply dk by it again. Count the factors in dk.",
             {DK: f"scale * {DK}"},
         ),
         Mistake(
             "the scores are divided by d",
-            "For random q and k with spread 1, how large is a sum of d products, typically? Try d = 4 and d = 400.",
+            "The equation divides by √d. Print your z for q and k full of ones with d = 4: it should be 2.",
             {SCALE: "1 / d"},
         ),
         Mistake(
             "the scores are scaled by the number of tokens",
-            "Give it a sequence twice as long. Should the score between the first two tokens change?",
+            "Add a token at the end of the sequence. The score between the first two tokens should stay the "
+            "same. Does it?",
             {SCALE: "1 / np.sqrt(t)"},
         ),
         Mistake(
-            "dk is made from dz, not from its transpose",
-            "dz is always square, so NumPy lets both pass. Its first index counts queries: for dk, which of its two is summed?",
+            "dk is computed from dz instead of its transpose",
+            "The first index of dz is the query, the second is the key. For dk, the sum runs over the "
+            "queries. Over which index do you sum?",
             {DK: "scale * (dz @ q)"},
         ),
         Mistake(
-            "dv is made from p, not from its transpose",
-            "p is square, and no shape will warn you. The last token sees all values, but only itself sees the last value. "
-            "How many terms has the last row of dv?",
+            "dv is computed from p instead of its transpose",
+            "The first index of p is the query, the second is the value. For dv, the sum runs over the "
+            "queries. Over which index do you sum?",
             {"p.T @ do": "p @ do"},
         ),
         Mistake(
             "the softmax runs over the queries",
-            "Print the sums of the rows of p, and those of its columns. Whose shares add up to 1?",
+            "Print the sums of the rows of p and of its columns. The shares of one query, a row, must sum to 1.",
             {MAX: MAX.replace("-1", "0"), SUM: SUM.replace("-1", "0")},
             {SUM: SUM.replace("-1", "0")},
         ),
         Mistake(
             "the softmax's sum has lost its axis",
-            "p is square, so a row of t numbers and a column of t numbers both divide it. Print the shape of yours.",
+            "Print the shape of your sum. If it is (t,), NumPy divides each column, not each row, by a "
+            "number. See keepdims.",
             {SUM: "e.sum(axis=-1)"},
             {MAX: "z.max(axis=-1)", SUM: "e.sum(axis=-1)"},
         ),
         Mistake(
             "the derivative's inner sum runs over the queries",
-            "Each row of p is a softmax of its own. Which numbers belong to one row of dz?",
+            "Each row of p is a softmax of its own, so the inner sum runs along a row. Along which axis is yours?",
             {DOT: DOT.replace("-1", "0")},
         ),
         Mistake(
             "the derivative's inner sum has lost its axis",
-            "Print the shapes of dp and of the sum that you subtract from it. Along which axis does NumPy repeat the sum?",
+            "Print the shapes of dp and of the sum that you subtract. If the sum has the shape (t,), NumPy "
+            "subtracts it along the wrong axis. See keepdims.",
             {DOT: "(p * dp).sum(axis=-1)"},
         ),
         Mistake(
             "the derivative's inner sum runs over everything",
-            "Change one entry of do in the last row. Does your dz change in the first row? Can it?",
+            "Change one entry in the last row of do. The first row of dz should stay the same. Does it?",
             {DOT: "(p * dp).sum()"},
         ),
         Mistake(
             "dq and dk are swapped",
-            "The last key is seen by the last query alone. Count the terms in the last row of your dk.",
+            "The first query sees only one key, so its share is always 1 and the first row of dq is zero. "
+            "Which of your two arrays has that row?",
             {"return dq, dk, dv": "return dk, dq, dv"},
         ),
         Mistake(
             "dv is returned first",
-            "The docstring says what comes in which place. Print the three for v = 0: which of them is then not zero?",
+            "The docstring asks for dq, dk, dv. Set v = 0: then dq and dk are zero, and dv is not. Print the three.",
             {"return dq, dk, dv": "return dv, dq, dk"},
             {"return dq, dk, dv": "return dv, dk, dq"},
         ),
         Mistake(
             "dp is transposed",
-            "dp is square, whichever way round. Its first index should be the token that looks. Whose index comes first in yours?",
+            "dp has the indices of p: the first is the query. do belongs to queries and v to keys. Which of "
+            "the two comes first in your product?",
             {"dp = do @ v.T": "dp = v @ do.T"},
         ),
         Mistake(
-            "dq is made with q",
-            "z is linear in q. Does the slope of z along q depend on q, or on what q is multiplied with?",
+            "dq is computed with q instead of k",
+            "z is linear in q. Its derivative with respect to q does not contain q. What does it contain?",
             {DQ: "scale * (dz @ q)"},
         ),
         Mistake(
-            "dk is made with k",
-            "Set q to zero: then k has no influence on the output. What is your dk?",
+            "dk is computed with k instead of q",
+            "Set q to zero. Then k has no influence on the output, so dk is zero. What is your dk?",
             {DK: "scale * (dz.T @ k)"},
         ),
         Mistake(
-            "v is not transposed on the way to dp",
-            "It runs only where there are as many tokens as features. Which index do do and v have in common, that dp has not?",
+            "v is not transposed in dp",
+            "This runs only if t equals d. Write the shapes: do is (t, d), v is (t, d) and dp is (t, t).",
             {"do @ v.T": "do @ v"},
         ),
         Mistake(
             "k is not transposed in the scores",
-            "It runs only where t equals d. A score compares two tokens: over which index do you sum?",
+            "This runs only if t equals d. Write the shapes: q is (t, d), k is (t, d) and z is (t, t).",
             {"q @ k.T": "q @ k"},
         ),
         Mistake(
             "exp overflows for large scores",
-            "What is np.exp(800.0)? A share is a fraction: how can both its parts be made smaller while it stays the same?",
+            "Print np.exp(800.0). Which number can you subtract from all scores of a row without changing the shares?",
             {f"z - {MAX}": "z"},
         ),
         Mistake(
-            "the maximum is taken over forbidden scores too",
-            "Let the last token's key be a thousand times as long. What is left in the first row after exp, and what is its sum?",
+            "the maximum includes masked scores",
+            "If a masked score is the largest of its row, exp makes all others 0. Over which scores should "
+            "the maximum be taken?",
             {MASKED: "z = scale * (q @ k.T)", f"z - {MAX}": f"z - {MAX} + mask"},
         ),
         Mistake(
             "the mask is too weak",
-            "Print your z for a forbidden score of 5000. How large may a score become before its token is seen after all?",
+            "A masked score can be 5000 before the mask is added. Print your z there. Is it small enough for "
+            "exp to give 0?",
             {"-1e30": "-100.0"},
             {"-1e30": "-1000.0"},
         ),
         Mistake(
-            "one maximum is taken off all rows",
-            "A whole row may lie a thousand below the largest score. What does exp make of such a row, and what is its sum?",
+            "one maximum is subtracted from all rows",
+            "If all scores of a row are a thousand below your maximum, exp gives only zeros. Which maximum "
+            "does each row need?",
             {MAX: "z.max()"},
         ),
     ),

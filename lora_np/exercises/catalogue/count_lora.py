@@ -1,4 +1,4 @@
-"""How many numbers LoRA trains: r·(in + out) for each targeted matrix."""
+"""The number of parameters that LoRA trains: r·(in + out) for each adapted matrix."""
 
 from __future__ import annotations
 
@@ -24,76 +24,78 @@ EXERCISE = Exercise(
     function="count_lora",
     title="How many numbers LoRA trains",
     minutes=5,
-    needs="notebook 02 up to “Where the count comes from”",
+    needs="notebook 02",
     cases=cases,
     mistakes=(
         Mistake(
             "B is counted as if it had the size of A",
-            "Your count is right as long as every matrix is square. "
-            "Draw the two factors of a (2, 8) matrix, with their sides written on.",
+            "Your count is right only if every matrix is square. For a (2, 8) matrix and r = 1, write down "
+            "the shapes of A and B.",
             {B: "size_B = in_ * r"},
         ),
         Mistake(
             "A is counted as if it had the size of B",
-            "Swap in and out of a matrix that is not square: "
-            "does your count change by as much as it should? Which side does x enter by?",
+            "Your count is right only if every matrix is square. For an (8, 2) matrix and r = 1, write down "
+            "the shapes of A and B.",
             {A: "size_A = r * out"},
         ),
         Mistake(
             "B is not counted",
-            "Your count would be enough to take the input down to r features. How does the adapter get up again?",
+            "Your count has the numbers of A. Which array has the shape (out, r), and is it trained?",
             {BOTH: "size_A"},
         ),
         Mistake(
             "A is not counted",
-            "B starts at zero and A does not, and still only one of them is in your count. "
-            "Which of the two does the optimizer move?",
+            "Your count has the numbers of B. Which array has the shape (r, in), and is it trained?",
             {BOTH: "size_B"},
         ),
         Mistake(
             "the numbers of ΔW are counted",
-            "Your count does not change with r. What is stored and trained: the product, or what it is a product of?",
+            "Your count does not change with r. Which arrays are trained and stored: the product ΔW, or its "
+            "two factors?",
             {BOTH: "out * in_"},
         ),
         Mistake(
             "the frozen W is counted too",
-            "Double r, and your count should double, but does not. Which part of it does not know the rank, and is it trained?",
+            "If r doubles, your count should double, but it does not. Which part of your count does not "
+            "contain r, and is it trained?",
             {BOTH: "out * in_ + size_A + size_B"},
         ),
         Mistake(
             "an r × r matrix is counted between A and B",
-            "Your count has a term that grows with the square of r. Which array would have two sides of length r?",
+            "Your count has a term r · r. Which array of the equation has the shape (r, r)?",
             {BOTH: "size_A + size_B + r * r"},
         ),
         Mistake(
             "a bias is counted with each matrix",
-            "Set r = 0, in thought: there is no adapter, and your count is not zero. What is it that is still counted?",
+            "With r = 0 there is no adapter, but your count is not zero. What is still counted?",
             {BOTH: "size_A + size_B + out"},
             {BOTH: "size_A + size_B + out + r"},
         ),
         Mistake(
             "the sizes of A and B are multiplied",
-            "Double r: the number of numbers in A doubles, that in B too. By what factor does your count grow?",
+            "If r doubles, the numbers in A double and the numbers in B double. By what factor does your count grow?",
             {BOTH: "size_A * size_B"},
         ),
         Mistake(
             "the rank is left out",
-            "Your count is that of one row and one column a matrix. For which rank would that be so?",
+            "Call your function with r = 1 and with r = 2. Should the two counts be equal?",
             {A: "size_A = in_", B: "size_B = out"},
         ),
         Mistake(
             "only the first matrix is counted",
-            "Give it the same matrix three times. How many of the shapes in the list does your function look at?",
+            "Call it with the same shape three times in the list. How many of the three shapes does your function use?",
             {"in shapes:": "in shapes[:1]:"},
         ),
         Mistake(
             "only the last matrix is counted",
-            "Give it a large and then a small matrix, and print the total after each. What happens to what was there before?",
+            "Call it with a large and then a small matrix, and print the total after each. What happens to "
+            "the count of the first matrix?",
             {"total += ": "total = "},
         ),
         Mistake(
             "matrices of the same shape are counted once",
-            "k and v have the same shape in every layer. Do they share an adapter?",
+            "k_proj and v_proj have the same shape in every layer. Do they share an adapter?",
             {"in shapes:": "in set(shapes):"},
         ),
     ),

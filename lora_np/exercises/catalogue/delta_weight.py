@@ -1,4 +1,4 @@
-"""What the adapter adds to the weight: ΔW = s·B A, with s = α/r, or α/√r for rsLoRA."""
+"""The matrix that the adapter adds to the weight: ΔW = s·B A, with s = α/r, or α/√r for rsLoRA."""
 
 from __future__ import annotations
 
@@ -37,126 +37,126 @@ EXERCISE = Exercise(
     mistakes=(
         Mistake(
             "there is no scaling at all",
-            "Double alpha: ΔW should double. Does your function read alpha anywhere?",
+            "If alpha doubles, ΔW should double. Does your function use alpha anywhere?",
             {SCALING: "1.0"},
         ),
         Mistake(
             "alpha alone is the scaling",
-            "Make the factors longer with rows and columns of zeros: "
-            "B A stays what it is, and the rank grows. Does your ΔW notice?",
+            "Print your scaling for alpha = 8, once with r = 2 and once with r = 8. The formula has two "
+            "letters. Which one does yours not use?",
             {SCALING: "alpha"},
         ),
         Mistake(
             "alpha is left out",
-            "Your scaling falls with the rank as it should. Which knob is left with which a user makes the adapter louder?",
+            "Your scaling depends on the rank, but not on alpha. If alpha doubles, ΔW should double.",
             {SCALING: "1 / divisor"},
         ),
         Mistake(
             "alpha is multiplied by the rank",
-            "Compute your scaling for r = 8 and for r = 64. Which of the two was meant to be tamed?",
+            "Print your scaling for r = 8 and for r = 64. Should it grow or shrink with the rank?",
             {SCALING: "alpha * divisor"},
             {SCALING: "alpha * r"},
             {SCALING: "alpha / divisor if use_rslora else alpha * r"},
         ),
         Mistake(
-            "the quotient stands on its head",
-            "With alpha = r the scaling is 1, and your function is right. Now double alpha, and see what becomes of ΔW.",
+            "the quotient is inverted (r over alpha)",
+            "If alpha doubles, ΔW should double. What does your ΔW do?",
             {SCALING: "divisor / alpha"},
         ),
         Mistake(
             "it divides by the rank twice",
-            "Take alpha = r: the scaling ought to be 1, whatever they are. What is yours for 2 and 2, and for 8 and 8?",
+            "With alpha = r the scaling of plain LoRA is 1. Print yours for alpha = r = 2 and for alpha = r = 8.",
             {SCALING: "alpha / divisor**2"},
             {SCALING: "alpha / divisor / r"},
             {SCALING: "alpha / divisor if use_rslora else alpha / r**2"},
         ),
         Mistake(
             "the scaling enters twice",
-            "A factor that goes into B and into A has gone twice into their product. "
-            "By how much does your ΔW grow when alpha doubles?",
+            "If alpha doubles, ΔW should double. By what factor does yours grow, and which lines multiply by "
+            "the scaling?",
             {SCALING: "(alpha / divisor) ** 2"},
         ),
         Mistake(
-            "it divides without the remainder",
-            "Your ΔW is right whenever r divides alpha. Try alpha = 3 with r = 2, and print the scaling.",
+            "the division drops the remainder",
+            "Your ΔW is right only if r divides alpha. Print your scaling for alpha = 3 and r = 2.",
             {SCALING: "alpha // divisor"},
             {SCALING: "alpha / divisor if use_rslora else alpha // r"},
         ),
         Mistake(
             "rsLoRA is ignored",
-            "Call it with use_rslora=True and with False, on the same factors of rank 4. What should differ?",
+            "Call it with use_rslora=True and with False on factors of rank 4. The two results should differ "
+            "by a factor of 2.",
             {ROOT: "r"},
         ),
         Mistake(
             "rsLoRA is always on",
-            "Plain LoRA comes out wrong, rsLoRA right. Where does your function look at its last argument?",
+            "With rsLoRA your result is right, and without it is wrong. Which line reads use_rslora?",
             {ROOT: "np.sqrt(r)"},
         ),
         Mistake(
             "use_rslora has the opposite effect",
-            "Read your condition aloud, with the name of the case that each branch serves.",
+            "Print your scaling for use_rslora=True and for False, and compare with the two formulas.",
             {ROOT: "r if use_rslora else np.sqrt(r)"},
         ),
         Mistake(
             "the root is taken of alpha too",
-            "In rsLoRA ΔW is still proportional to alpha. "
-            "Yours grows by less than twice when alpha doubles: what is under your root?",
+            "With rsLoRA ΔW is still proportional to alpha. If alpha doubles, yours grows by less than 2. "
+            "Which quantities are under your root?",
             {SCALING: "np.sqrt(alpha / r) if use_rslora else alpha / r"},
         ),
         Mistake(
-            "the root is taken of alpha and not of the rank",
-            "What rsLoRA changes is what the rank does, and alpha goes on as before. Which of the two stands under your root?",
+            "the root is taken of alpha instead of the rank",
+            "Only the rank is under the root in rsLoRA's formula. Which quantity is under yours?",
             {SCALING: "np.sqrt(alpha) / r if use_rslora else alpha / r"},
         ),
         Mistake(
-            "the rank is squared where its root belongs",
-            "rsLoRA was invented because LoRA damps high ranks too much. "
-            "Is your scaling with rsLoRA larger or smaller than without?",
+            "the rank is squared instead of rooted",
+            "For r > 1 the scaling of rsLoRA is larger than the scaling of LoRA. Is yours larger?",
             {ROOT: "r**2 if use_rslora else r"},
         ),
         Mistake(
-            "half the rank stands for its root",
-            "At r = 4 your rsLoRA is right, and at no other rank. What else is 2, for r = 4?",
+            "half the rank is used instead of its root",
+            "With r = 4 your rsLoRA is right, and with other ranks it is wrong. Which two operations give 2 for r = 4?",
             {ROOT: "r / 2 if use_rslora else r"},
             {ROOT: "r // 2 if use_rslora else r"},
         ),
         Mistake(
             "the power 1/2 lacks its brackets",
-            "Type 9**1/2 into a cell. In what order does Python read it?",
+            "Run 9**1/2 in a cell. In which order does Python compute it?",
             {SCALING: "alpha / r**1 / 2 if use_rslora else alpha / r"},
         ),
         Mistake(
             "the root is rounded down",
-            "Your rsLoRA is right for r = 1, 4, 9 and 16. "
-            "What do those have in common, and what does your root do with the others?",
+            "Your rsLoRA is right for r = 1, 4, 9 and 16. Print your root for r = 2.",
             {ROOT: "int(np.sqrt(r)) if use_rslora else r"},
         ),
         Mistake(
-            "the rank is read off the wrong side",
-            "Print the r that your function finds, beside the shapes of A and B. Which length do the two have in common?",
+            "the rank is read from the wrong axis",
+            "Print the r of your function, A.shape and B.shape. A is (r, in) and B is (out, r).",
             {R: "r = A.shape[1]"},
             {R: "r = B.shape[0]"},
         ),
         Mistake(
             "the factors are multiplied in the wrong order",
-            "A square example forgives you. What shape must ΔW have if it is to be added to W, "
-            "and what shape does your product have?",
+            "If in equals out, the shapes fit by accident. Which shape must ΔW have so that it can be added "
+            "to W, and which shape does your product have?",
             {PRODUCT: "A @ B"},
         ),
         Mistake(
             "ΔW is transposed",
-            "The result is to be added to W. Print both shapes for a W that is not square.",
+            "ΔW is added to W. Print both shapes for a W that is not square.",
             {PRODUCT: "(B @ A).T"},
         ),
         Mistake(
-            "B is turned round",
-            "It works where r equals out, by accident. "
-            "Write the four sides of your product in a row: the two in the middle must mean the same.",
+            "B is transposed in the product",
+            "If r equals out, this runs without an error. Write the shapes of your two factors side by side. "
+            "Do the two inner axes both have the length r?",
             {PRODUCT: "B.T @ A"},
         ),
         Mistake(
-            "A is turned round",
-            "It works where r equals in, by accident. Over which index does your product sum, and is it the rank on both sides?",
+            "A is transposed in the product",
+            "If r equals in, this runs without an error. Write the shapes of your two factors side by side. "
+            "Do the two inner axes both have the length r?",
             {PRODUCT: "B @ A.T"},
         ),
     ),

@@ -1,7 +1,7 @@
-"""Where A and B start: A uniform in ±1/√in (Kaiming with a = √5), B zero. Seen through what the numbers look like.
+"""The initial values of A and B: A uniform in ±1/√in (Kaiming with a = √5), B zero.
 
-Right answers may draw in any order and by any method, so no number is compared. What counts is said in words: "uniform",
-"between ±1/√in", "zero", "the same again from the same rng".
+Right answers may draw in any order and by any method, so no numbers are compared. The properties of the numbers are described
+in words and compared: "uniform", "between ±1/√in", "zero", "equal results from the same rng".
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from ._observing import pair
 FAN, SLOPE, BOUND = "fan_in = in_features", "a = np.sqrt(5)", "bound = np.sqrt(6 / ((1 + a**2) * fan_in))"
 DRAW_A, SHAPE_A = "rng.uniform(-bound, bound, (r, in_features))", "(r, in_features)"
 ZERO_B, SHAPE_B = "np.zeros((out_features, r))", "(out_features, r)"
-NO_BOUND = (
-    f"{FAN}\n    {SLOPE}\n    {BOUND}\n    A = rng.uniform(-bound, bound, "  # all that goes where A is made otherwise
-)
+NO_BOUND = f"{FAN}\n    {SLOPE}\n    {BOUND}\n    A = rng.uniform(-bound, bound, "  # what another A replaces
 
 
 def cases() -> list[Case]:
@@ -34,7 +32,7 @@ def cases() -> list[Case]:
 
 
 def describe(function: Callable[..., Any], out: int, in_: int, r: int, rng: np.random.Generator) -> dict[str, Any]:
-    """What counts of the A and B that `function` makes, in words."""
+    """Return the properties of the A and B that `function` creates, in words."""
     again, another = copy.deepcopy(rng), np.random.default_rng(rng.integers(1 << 32))
     A, B = pair(function(out, in_, r, copy.deepcopy(again)), "A and B")
     same = all(map(np.array_equal, (A, B), pair(function(out, in_, r, again), "A and B")))
@@ -45,30 +43,30 @@ def describe(function: Callable[..., Any], out: int, in_: int, r: int, rng: np.r
         "shape of A": A.shape,
         "shape of B": B.shape,
         "A": of_A,
-        "A lies": interval(A, {"in": in_, "out": out, "r": r}) if of_A == "uniform" else "wherever",
+        "A lies": interval(A, {"in": in_, "out": out, "r": r}) if of_A == "uniform" else "anywhere",
         "B": "zero" if not np.any(B) else "constant" if len(np.unique(B)) == 1 else "random",
-        "the same again from the same rng": same,
-        "others from another rng": other or not is_random,
+        "equal results from the same rng": same,
+        "different results from another rng": other or not is_random,
     }
 
 
 def kind(A: np.ndarray) -> str:
-    """How the numbers of A were made, whatever their size: which distribution they have, and whether they are independent."""
+    """Return the distribution of the numbers of A, without their size, and whether they are independent."""
     different, numbers = len(np.unique(A)), np.sort(A, axis=None)
     if different == 1:
         return "constant" if np.any(A) else "zero"
     gaps = np.diff(numbers)
     if 0 < np.std(gaps) < 0.9 * np.mean(gaps) or np.allclose(
         gaps, gaps[0]
-    ):  # of independent numbers: as large as the mean
+    ):  # for independent numbers it equals the mean
         return "evenly spaced"
     if A.ndim == 2 and (alike(A) or alike(A.T)):
-        return "the same row, or column, more than once"
+        return "a row or column occurs more than once"
     if different < 0.9 * A.size:
         return "random, with repetitions"
     expected = np.linspace(
         numbers[0], numbers[-1], A.size
-    )  # of a uniform distribution, up to about 1/√size of the range
+    )  # for a uniform distribution, up to about 1/√size of the range
     if np.abs(numbers - expected).max() < 2.5 / np.sqrt(A.size) * np.ptp(A):
         return "uniform"
     tails = np.mean(((A - A.mean()) / A.std()) ** 4)  # 3 for a normal distribution
@@ -76,14 +74,14 @@ def kind(A: np.ndarray) -> str:
 
 
 def alike(rows: np.ndarray) -> bool:
-    """Whether two rows are more than chance alike: the correlation of independent ones is 0 ± 1/√(their length)."""
+    """Return whether two rows are correlated: for independent rows the correlation is 0 ± 1/√length."""
     if not np.all(np.std(rows, axis=1)):
         return True
     return bool(np.abs(np.triu(np.corrcoef(rows), 1)).max() > min(0.99, 7 / np.sqrt(rows.shape[1])))
 
 
 def interval(A: np.ndarray, sizes: dict[str, int]) -> str:
-    """Between which bounds the numbers of a uniform A lie, by name: the largest of so many comes within a tenth of a percent."""
+    """Return the names of the bounds of a uniform A; the largest of so many numbers is within 0.1 % of the bound."""
     most = np.abs(A).max()
     bounds = {"1": 1.0, "½": 0.5}
     for name, size in sizes.items():
@@ -116,123 +114,125 @@ EXERCISE = Exercise(
     mistakes=(
         Mistake(
             "the fan-in is taken to be r",
-            "Each hidden feature is one row of A times one x. "
-            "How many products are summed there, and does that depend on the rank?",
+            "A hidden feature is the product of one row of A with one x. How many terms does that sum have? "
+            "Does the number depend on r?",
             {FAN: "fan_in = r"},
         ),
         Mistake(
             "the fan-in is taken to be out",
-            "A does not know how many features the layer puts out: none of its sides is that long. Over what does a row of A sum?",
+            "A has the shape (r, in); it does not contain out. How many terms does the product of one row of "
+            "A with one x have?",
             {FAN: "fan_in = out_features"},
         ),
         Mistake(
             "the slope a is left out",
-            "For 100 features in the right bound is a round number, and yours is more than twice as large. Where does a enter it?",
+            "For in = 100 the bound should be 0.1. Print yours. Which letter of the formula do you not use?",
             {SLOPE: "a = 0"},
         ),
         Mistake(
             "the slope a is not squared",
-            "Insert a = √5 in the formula by hand: the number under the fraction line is a whole one. Is yours?",
+            "With a = √5 the number 1 + a² is a whole number. Print yours.",
             {BOUND: "bound = np.sqrt(6 / ((1 + a) * fan_in))"},
         ),
         Mistake(
             "the slope is squared once too often",
-            "Insert your a in the formula by hand, and look at what is under the fraction line. Which number did you square?",
+            "With a = √5 the number 1 + a² is 6. Print yours.",
             {SLOPE: "a = 5"},
         ),
         Mistake(
             "the root is missing in the bound",
-            "Four times as many features in should make the bound half as large. By what factor does yours shrink?",
+            "If in grows by a factor of 4, the bound should become half as large. What does yours do?",
             {BOUND: "bound = 6 / ((1 + a**2) * fan_in)"},
         ),
         Mistake(
             "the bound is taken for the standard deviation",
-            "Compute A.std() and abs(A).max(), and compare both with b. Which of the two is b meant to be?",
+            "Compute A.std() and abs(A).max() for a large A. Which of the two should equal b?",
             {BOUND: "bound = np.sqrt(3 / fan_in)"},
         ),
         Mistake(
             "the interval is only half as wide",
-            "Look at the smallest and the largest number of a large A. "
-            "How far are they from each other, and how far should they be?",
+            "Print A.min() and A.max() of a large A. They should be close to −b and b.",
             {DRAW_A: "rng.uniform(-bound / 2, bound / 2, (r, in_features))"},
         ),
         Mistake(
             "the bound is not used",
-            "Your A has numbers of the same size for every layer, however wide. What happens to x Aᵀ as the layers become wider?",
+            "Your A has numbers of the same size for every in. Print b for in = 100 and compare it with abs(A).max().",
             {NO_BOUND: "A = rng.uniform(-1, 1, "},
         ),
         Mistake(
             "A has no negative numbers",
-            "Take the mean of a large A. If all its numbers have the same sign, what do its r rows have in common?",
+            "Print A.min() of a large A. It should be close to −b.",
             {DRAW_A: "rng.uniform(0, bound, (r, in_features))"},
         ),
         Mistake(
             "A is drawn from a normal distribution",
-            "Draw a histogram of A. Does it end at a bound, or does it have tails?",
+            "Draw a histogram of a large A. A uniform distribution ends at ±b and has no tails. Does yours?",
             {NO_BOUND: "A = rng.normal(0, 1 / r, "},
         ),
         Mistake(
             "the numbers of A are evenly spaced",
-            "Sort the numbers of A and print their np.diff. Would they look so if each number had been drawn for itself?",
+            "Sort the numbers of A and print their np.diff. If each number is drawn independently, the "
+            "differences are not equal.",
             {DRAW_A: "rng.permutation(np.linspace(-bound, bound, r * in_features)).reshape(r, in_features)"},
             {DRAW_A: "np.linspace(-bound, bound, r * in_features).reshape(r, in_features)"},
         ),
         Mistake(
             "rows of A are not independent",
-            "Print np.corrcoef(A). What do its rows say of each other, and what does that leave of the r hidden features?",
+            "Print np.corrcoef(A). Two rows with a correlation of 1 compute the same hidden feature.",
             {DRAW_A: "np.tile(rng.uniform(-bound, bound, (1, in_features)), (r, 1))"},
             {DRAW_A: "np.repeat(rng.uniform(-bound, bound, (r // 2, in_features)), 2, axis=0)"},
         ),
         Mistake(
             "A is zero and B is random",
-            "ΔW is zero at the start, as it should be, by the other factor. Which one was to be random? Read the last equation.",
+            "ΔW is zero at the start, as it should be. But the equation says which of the two factors starts at zero.",
             {NO_BOUND: "A = np.zeros(", ZERO_B: "rng.uniform(-1, 1, (out_features, r))"},
         ),
         Mistake(
             "A and B are both random",
-            "Compute ΔW = s·B A at the start. What does the adapted model say before its first step, compared with its base?",
+            "Compute B @ A at the start. It must be zero, so that the adapted model starts as the base.",
             {ZERO_B: "rng.standard_normal((out_features, r))"},
         ),
         Mistake(
             "A and B are both zero",
-            "Write down dA and dB at the start with B = 0, then with A = 0, then with both. What will the first step change?",
+            "With B = 0, dA is zero; with A = 0, dB is zero. Which of the two changes in the first step if "
+            "both are zero?",
             {NO_BOUND: "A = np.zeros("},
         ),
         Mistake(
             "B is filled with a number that is not zero",
-            "Add up a row of A and multiply by your number: "
-            "that is what ΔW does to an input of ones. What should it do before training?",
+            "Compute B @ A at the start. What must it be, so that the model is still the base?",
             {ZERO_B: "np.ones((out_features, r))"},
         ),
         Mistake(
             "A has the same number everywhere",
-            "Compute x Aᵀ for some x. What do the r hidden features know of x that one of them would not?",
+            "Compute x Aᵀ for some x. Are the r hidden features different from each other?",
             {NO_BOUND: "A = 0.1 * np.ones("},
         ),
         Mistake(
             "A is transposed",
-            "The forward pass computes x Aᵀ. Try yours on an x of shape (2, in).",
+            "The forward pass computes x Aᵀ. Try your A with an x of shape (2, in).",
             {SHAPE_A: "(in_features, r)"},
         ),
         Mistake(
             "B is transposed",
-            "The forward pass multiplies what A has left, (n, r), by Bᵀ. Try yours, with out ≠ r.",
+            "The forward pass computes (x Aᵀ) Bᵀ, with x Aᵀ of shape (n, r). Try your B with out ≠ r.",
             {SHAPE_B: "(r, out_features)"},
         ),
         Mistake(
             "in and out are swapped",
-            "Print A.shape and B.shape for out = 3 and in = 5. From which side does x come?",
+            "Print A.shape and B.shape for out = 3 and in = 5, and compare them with the docstring.",
             {SHAPE_A: "(r, out_features)", SHAPE_B: "(in_features, r)"},
             {FAN: "fan_in = out_features", SHAPE_A: "(r, out_features)", SHAPE_B: "(in_features, r)"},
         ),
         Mistake(
             "B is returned before A",
-            "Unpack what you return as the docstring does, and print the two shapes.",
+            "Write A, B = init_lora(…) and print the two shapes. Compare them with the docstring.",
             {"return A, B": "return B, A"},
         ),
         Mistake(
-            "the rng that it is given is ignored",
-            "Call it twice with np.random.default_rng(0), and then with default_rng(1). What should be equal, and what should not?",
+            "the given rng is not used",
+            "Call it twice with np.random.default_rng(0), then once with default_rng(1). The first two "
+            "results should be equal, the third different.",
             {"rng.uniform": "np.random.uniform"},
             {"rng.uniform": "np.random.default_rng(0).uniform"},
         ),

@@ -1,4 +1,4 @@
-"""Dropout in front of the bypass: y = x Wᵀ + s·((x ∘ m) Aᵀ) Bᵀ and its dx, with one mask m for both. _masks.py looks at it."""
+"""Dropout in front of the bypass: y = x Wᵀ + s·((x ∘ m) Aᵀ) Bᵀ and its dx, with one mask m for both; _masks.py observes it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cases() -> list[Case]:
 
     return [
         case("everything square, r = 3, p = 0.15", 146, 3, 3, 3, 2.5, 0.15),
-        case("no two sizes alike, p = 0.35", 1099, 4, 5, 2, 3.5, 0.35),
+        case("all sizes different, p = 0.35", 1099, 4, 5, 2, 3.5, 0.35),
     ]
 
 
@@ -31,26 +31,27 @@ EXERCISE = Exercise(
     function="lora_dropout",
     title="Dropout in front of the bypass",
     minutes=20,
-    needs="notebook 02, and the exercise on dA and dB",
+    needs="notebook 02 and exercise 3",
     cases=cases,
     observe=describe,
     tells=False,
     mistakes=(
         Mistake(
             "the frozen path drops too",
-            "Set B = 0: the adapted layer is its base, and its output should not be random. Is yours?",
+            "Set B = 0. Then y must equal x Wᵀ in every call. Is your y random?",
             {"frozen = x @ W.T": "frozen = dropped @ W.T", RETURN_DX: "(dx_frozen + dx_dropped) * mask"},
             {"frozen = x @ W.T": "frozen = dropped @ W.T"},
         ),
         Mistake(
             "the whole dx is masked",
-            "A number of x that was dropped still reached y by the other path. What is its gradient, and what does yours say?",
+            "A number of x that the mask sets to zero still reaches y through W. Its gradient is not zero. "
+            "What is it in your dx?",
             {RETURN_DX: "(dx_frozen + dx_dropped) * mask"},
         ),
         Mistake(
             "only the frozen path drops",
-            "Set W = 0, so that only the bypass is left, and call the function twice. "
-            "Which path was to be made noisy, the trained one or the other?",
+            "Set B = 0. Then y must equal x Wᵀ in every call. Which path should have the mask: the frozen "
+            "path or the bypass?",
             {
                 "frozen = x @ W.T": "frozen = dropped @ W.T",
                 UP_AGAIN: "x @ A.T @ B.T",
@@ -59,61 +60,67 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "all tokens have the same mask",
-            "Print your mask. How many decisions were made for a batch of a thousand tokens?",
+            "Print your mask. Every number of x needs a decision of its own. How many decisions does your mask have?",
             {KEPT: "rng.random(x.shape[-1]) >= p"},
         ),
         Mistake(
             "a token is dropped whole or not at all",
-            "Print your mask for a few tokens. Can it happen that a token keeps one of its features and loses another?",
+            "Print your mask for a few tokens. A token can keep one feature and lose another. Does that "
+            "happen in yours?",
             {KEPT: "rng.random((len(x), 1)) >= p"},
         ),
         Mistake(
             "there is one decision for the whole input",
-            "Call it ten times: in some of the calls the bypass is gone, in the others it is whole. How many numbers did you draw?",
+            "Call it ten times. In some calls the bypass is zero and in the others it is complete. How many "
+            "random numbers do you draw?",
             {KEPT: "rng.random() >= p"},
         ),
         Mistake(
             "the backward pass draws a mask of its own",
-            "dx is the derivative of the y that was computed, not of another one. "
-            "What would a difference quotient with the mask held fixed give?",
+            "dx is the derivative of the y that was computed. Hold the mask fixed and compare dx with a "
+            "difference quotient of y.",
             {RETURN_DX: "dx_frozen + dx_dropped * (rng.random(x.shape) >= p) / (1 - p)"},
         ),
         Mistake(
             "the backward pass has no mask",
-            "Take a number of x that was dropped, and change it: the bypass does not notice. What does your dx say of it?",
+            "Change a number of x that the mask sets to zero. The bypass does not change. What is the "
+            "bypass's part of your dx there?",
             {RETURN_DX: "dx_frozen + dx_dropped"},
             {RETURN_DX: "dx_frozen + dx_dropped / (1 - p)"},
         ),
         Mistake(
             "the kept numbers are not rescaled",
-            "Take the mean of y over a thousand calls, and compare it with y at p = 0. What is lost, and how much of it?",
+            "Compute the mean of y over a thousand calls. It should be close to the y without dropout. Is it?",
             {TIMES: "1.0"},
         ),
         Mistake(
             "the forward pass does not rescale",
-            "Your dx is right, for another y than yours. Is the mean of your y over many calls what it is without dropout?",
+            "Compute the mean of y over a thousand calls. It should be close to the y without dropout. Your "
+            "dx rescales; does your y?",
             {DROPPED: "dropped = x * kept"},
         ),
         Mistake(
             "the backward pass does not rescale",
-            "A number that was kept counts for more in the forward pass than without dropout. What follows for its gradient?",
+            "In y, each kept number is multiplied by a factor. Which factor must its gradient have? Compare "
+            "with a difference quotient with the same mask.",
             {RETURN_DX: "dx_frozen + dx_dropped * kept"},
         ),
         Mistake(
             "it keeps with probability p",
-            "Try p = 0.01 on a large x, and count the zeros. How many would you expect when one in a hundred is dropped?",
+            "Call it with p = 0.01 and count the zeros in your mask. About one number in a hundred should be zero.",
             {KEPT: "rng.random(x.shape) < p"},
             {KEPT: "rng.random(x.shape) < p", TIMES: "1 / p"},
         ),
         Mistake(
-            "half of them are dropped, whatever p",
-            "Try p = 0.1 and p = 0.9. Does the share of zeros change?",
+            "half of the numbers are dropped for every p",
+            "Count the zeros in your mask for p = 0.1 and for p = 0.9. The share should be p.",
             {KEPT: "rng.random(x.shape) >= 0.5"},
             {KEPT: "rng.random(x.shape) >= 0.5", TIMES: "2.0"},
         ),
         Mistake(
-            "another probability than p",
-            "Count the zeros of your mask for an x with a million numbers. Is their share p? Try p = 0.2 and p = 0.4.",
+            "the probability is not p",
+            "Count the zeros in your mask for an x with a million numbers, with p = 0.2 and with p = 0.4. The "
+            "share should be p.",
             {KEPT: "rng.random(x.shape) >= 2 * p"},
             {KEPT: "rng.random(x.shape) >= p / 2"},
             {KEPT: "rng.random(x.shape) >= 0.1"},
@@ -121,26 +128,27 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "equally many are dropped in every call",
-            "Count the zeros of your mask, in ten calls. If all numbers but the last are decided, is the last one still free?",
+            "Count the zeros in your mask in ten calls. If the numbers are dropped independently, the count "
+            "varies from call to call.",
             {KEPT: "rng.permutation(x.size).reshape(x.shape) >= round(p * x.size)"},
         ),
         Mistake(
             "the kept numbers are divided by p",
-            "Let p go to zero: hardly anything is dropped, and your bypass grows without bounds. "
-            "Which share of the numbers is left to carry the mean?",
+            "Call it with p = 0.01. Hardly anything is dropped, so the kept numbers should hardly change. By "
+            "what factor do yours change?",
             {TIMES: "1 / p"},
         ),
         Mistake(
             "the kept numbers are made smaller",
-            "There are fewer terms in the sum, and you make each of them smaller too. "
-            "Which way must they go if the mean is to stay?",
+            "Some terms of the sum are dropped. Must the kept numbers become larger or smaller, so that the "
+            "mean of the sum stays the same?",
             {TIMES: "1 - p"},
             {TIMES: "p"},
         ),
         Mistake(
             "the bypass's output is dropped",
-            "Look at a token whose mask has a zero: how many entries of the bypass change, "
-            "compared with p = 0? A lost input feature changes all of them.",
+            "Set W = 0 and print y. If a feature of x is dropped, all entries of y change. In yours, single "
+            "entries of y are zero. Where is your mask applied?",
             {
                 KEPT: "rng.random(dy.shape) >= p",
                 DROPPED: "dropped = x",
@@ -151,7 +159,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the hidden features are dropped",
-            "With r = 1 your bypass is there for some tokens and gone for the others. Does one lost feature of many in x do that?",
+            "Print the shape of your mask. The equation multiplies m with x, which has the shape (n, in).",
             {
                 KEPT: "rng.random((len(x), len(A))) >= p",
                 DROPPED: "dropped = x",
@@ -162,7 +170,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the layer's output is dropped",
-            "Some entries of your y are exactly zero. How can that be, when the frozen path always arrives?",
+            "Some entries of your y are exactly zero. The frozen path x Wᵀ has no mask. Where is your mask applied?",
             {
                 KEPT: "rng.random(dy.shape) >= p",
                 DROPPED: "dropped = x",
@@ -173,46 +181,46 @@ EXERCISE = Exercise(
             },
         ),
         Mistake(
-            "the mask is put on dy",
-            "It only fits when in equals out. Where on the way from x to y was the mask, "
-            "at the beginning or at the end, and where is that on the way back?",
+            "the mask is applied to dy",
+            "This runs only if in equals out. The mask multiplies x in the forward pass. Which gradient has "
+            "the shape of x?",
             {BACK: "(dy * mask) @ B @ A", RETURN_DX: "dx_frozen + dx_dropped"},
         ),
         Mistake(
             "nothing is dropped",
-            "Call it twice with different generators: y is the same. That is right for evaluation; which mode was asked for?",
+            "Call it with two different generators. The two results should differ, because this is training mode.",
             {DROPPED: "dropped = x", RETURN_DX: "dx_frozen + dx_dropped"},
         ),
         Mistake(
-            "the generator that it is given is not used",
-            "Call it twice with default_rng(0), then ten times with one and the same generator. "
-            "In which of the two should the masks repeat?",
+            "the given generator is not used",
+            "Call it twice with np.random.default_rng(0): equal results. Call it twice with the same "
+            "generator object: different results. Is that so?",
             {"rng.random": "np.random.random"},
             {"rng.random": "np.random.default_rng(0).random"},
         ),
         Mistake(
             "the bypass lacks its scaling, forward and backward",
-            "Set p so small that nothing is dropped, and compare with your answer to lora_forward. Which argument do you not use?",
+            "If the scaling doubles, the bypass should double, in y and in dx. Which argument do you not use?",
             {"scaling * (dropped": "1.0 * (dropped", "scaling * (dy": "1.0 * (dy"},
         ),
         Mistake(
             "y lacks the scaling",
-            "Your dx would be right if the bypass had its scaling. Double s: by how much does the bypass's part of y grow?",
+            "If the scaling doubles, the bypass's part of y should double. Your dx has the scaling; does your y?",
             {"scaling * (dropped": "1.0 * (dropped"},
         ),
         Mistake(
             "dx lacks the scaling",
-            "Your y is right. Double s and use the same seed: what x does through the bypass doubles. Does your dx say so?",
+            "If the scaling doubles, the bypass's part of dx should double. Your y has the scaling; does your dx?",
             {"scaling * (dy": "1.0 * (dy"},
         ),
         Mistake(
             "dx lacks the frozen path",
-            "Set B = 0. Is y then independent of x? Compare with what your dx says.",
+            "Set B = 0. Then y = x Wᵀ still depends on x. What is your dx?",
             {RETURN_DX: "dx_dropped * mask"},
         ),
         Mistake(
             "y lacks the frozen path",
-            "Set B = 0, and print y. What should the layer compute before it has learned anything?",
+            "Set B = 0. Then y should equal x Wᵀ. What is your y?",
             {"y = frozen + bypass": "y = bypass"},
         ),
     ),

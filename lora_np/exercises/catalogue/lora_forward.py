@@ -13,7 +13,7 @@ SCALING, FROZEN, BYPASS = "alpha / r", "frozen = x @ W.T", "hidden @ B.T"
 
 
 def observe(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What it returns. Of y with something beside it, that it is not y alone, whatever the rest is."""
+    """Return the result; of a tuple that begins with y only y and the fact that there is more."""
     value = function(*arguments)
     if isinstance(value, tuple | list) and len(value) > 1 and isinstance(value[0], np.ndarray):
         return {"y": value[0], "and more": True}
@@ -56,73 +56,79 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the scaling grows with the rank (alpha times r)",
-            "The scaling exists so that a higher rank does not make the bypass louder. Does yours grow or shrink with r?",
+            "The scaling should get smaller as r grows. Print your scaling for r = 2 and for r = 8.",
             {SCALING: "alpha * r"},
         ),
         Mistake(
-            "alpha alone, without the rank",
-            "Your bypass has the same scaling for every rank. What is it that the rank does to the sum over r terms?",
+            "alpha alone is the scaling",
+            "A bypass of rank 8 adds up four times as many terms as a bypass of rank 2. Which part of your "
+            "scaling makes up for that?",
             {SCALING: "alpha"},
         ),
         Mistake(
-            "the scaling stands on its head",
-            "With alpha = r the bypass has the scaling 1. Make alpha larger: the bypass should get louder. Does yours?",
+            "the scaling is inverted (r over alpha)",
+            "If alpha doubles, the bypass should double. What does your bypass do?",
             {SCALING: "r / alpha"},
         ),
         Mistake(
-            "the scaling divides by the root of the rank",
-            "That is rsLoRA's scaling, and a later exercise. Read the denominator in this equation again.",
+            "the scaling divides by the square root of the rank",
+            "This is the scaling of rsLoRA, which exercise 4 asks for. Compare the denominator in the "
+            "equation above with yours.",
             {SCALING: "alpha / r**0.5"},
         ),
         Mistake(
             "the scaling is rounded down",
-            "It is right whenever r divides alpha. Print your scaling for alpha = 16 and r = 3.",
+            "Your result is right only if r divides alpha. Print your scaling for alpha = 16 and r = 3.",
             {SCALING: "alpha // r"},
         ),
         Mistake(
-            "the rank is read off the wrong side",
-            "Print your r beside the shapes of A and B. Which length do the two have in common?",
+            "the rank is read from the wrong axis",
+            "Print your r, A.shape and B.shape. Which length do A and B have in common?",
             {"r = A.shape[0]": "r = A.shape[1]"},
             {"r = A.shape[0]": "r = B.shape[0]"},
         ),
         Mistake(
             "the bypass is subtracted",
-            "Let W be 0. What is left of the equation, and which sign has it? And in yours?",
+            "Set W to zero. What is the sign of the term that is left in the equation, and in your result?",
             {"frozen + scaling": "frozen - scaling"},
         ),
         Mistake(
             "more than y is returned",
-            "A backward pass may want more; this function's caller goes on with what it gets as an array. Try .shape on it.",
+            "The exercise asks for one array. Print type(lora_forward(x, W, A, B, alpha)).",
             {"return frozen + scaling * bypass": "return frozen + scaling * bypass, hidden"},
         ),
         Mistake(
             "the frozen path is scaled too",
-            "With B = 0 the adapted layer must compute exactly what the base computes. Try B = 0.",
+            "With B = 0 the layer must return x Wᵀ. Set B to zero and compare.",
             {"frozen + scaling * bypass": "scaling * (frozen + bypass)"},
         ),
         Mistake(
             "the frozen path is missing",
-            "Which part of the equation knows what the model has learned before? Look for it in your sum.",
+            "With B = 0 the layer must return x Wᵀ. What does your function return?",
             {"frozen + scaling * bypass": "scaling * bypass"},
         ),
         Mistake(
             "A and B are swapped",
-            "Write the shapes beside each product: which factor takes in features down to r, and which takes r up to out?",
+            "Write the shapes beside each product. Which factor takes the input from in to r features, and "
+            "which one from r to out?",
             {"hidden = x @ A.T": "hidden = x @ B", BYPASS: "hidden @ A"},
         ),
         Mistake(
             "W is not transposed",
-            "It works for a square W, and with wrong numbers. Write the shapes of x and W side by side: which sides must meet?",
+            "For a square W this runs without an error, but the numbers are wrong. Write the shapes of x and "
+            "W side by side. Which two axes have the length in?",
             {FROZEN: "frozen = x @ W"},
         ),
         Mistake(
             "B is not transposed",
-            "It works where r equals out, and with wrong numbers. Write the shape of x Aᵀ and that of B side by side.",
+            "If r equals out, this runs without an error, but the numbers are wrong. Write the shapes of x Aᵀ "
+            "and B side by side.",
             {BYPASS: "hidden @ B"},
         ),
         Mistake(
             "A is not transposed",
-            "It works where r equals in, and with wrong numbers. Write the shapes of x and A side by side.",
+            "If r equals in, this runs without an error, but the numbers are wrong. Write the shapes of x and "
+            "A side by side.",
             {"hidden = x @ A.T": "hidden = x @ A"},
         ),
     ),

@@ -1,4 +1,4 @@
-"""A mixed batch: y[i] = x[i] Wᵀ + s·(x[i] Aᵀ) Bᵀ, with the A, B and s of row i's own adapter."""
+"""A mixed batch: y[i] = x[i] Wᵀ + s·(x[i] Aᵀ) Bᵀ, with A, B and s of the adapter of row i."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def cases() -> list[Case]:
     rng = np.random.default_rng(12)
 
     def case(label: str, *names: str, t: int, in_: int, out: int, ranks: Sequence[int]) -> Case:
-        """The adapters "a", "b", … of these ranks, with the scalings 2, 3, …"""
+        """Return a case with adapters "a", "b", … of these ranks and the scalings 2, 3, …"""
 
         def halves(*shape: int) -> np.ndarray:
             return rng.integers(-4, 5, shape) / 2
@@ -26,12 +26,12 @@ def cases() -> list[Case]:
         return Case(label, arguments | {"adapters": adapters, "names": list(names)})
 
     return [
-        case("two rows, an adapter each", "a", "b", t=1, in_=2, out=2, ranks=(2, 2)),
-        case("the other way round", "b", "a", t=1, in_=2, out=3, ranks=(1, 1)),
+        case("two rows, two adapters", "a", "b", t=1, in_=2, out=2, ranks=(2, 2)),
+        case("two adapters in the other order", "b", "a", t=1, in_=2, out=3, ranks=(1, 1)),
         case("a row of the base", BASE, "b", t=1, in_=3, out=2, ranks=(1, 2)),
-        case("two rows share one", "b", "a", "b", t=2, in_=3, out=2, ranks=(2, 1)),
+        case("two rows share an adapter", "b", "a", "b", t=2, in_=3, out=2, ranks=(2, 1)),
         case(
-            "all of it, and one adapter that nobody asks for",
+            "seven rows, and one adapter that no row uses",
             *("c", BASE, "a", "c", "d", BASE, "a"),
             t=3,
             in_=4,
@@ -55,50 +55,50 @@ EXERCISE = Exercise(
     mistakes=(
         Mistake(
             "all rows go through the adapter of the first row",
-            "Give two rows the same x and two adapters. Are the two outputs different?",
+            "Give two rows the same x and two different adapters. The two outputs should differ. Do yours?",
             {WANTED: "names[0] == name"},
         ),
         Mistake(
             "every row gets every adapter",
-            "Take an adapter that no row asks for, and make its B larger. Who notices?",
+            "Change the B of an adapter that no row uses. The output should stay the same. Does it?",
             {WANTED: "True"},
         ),
         Mistake(
             "a row of the base gets an adapter",
-            'With names = ["__base__"] the layer computes x Wᵀ. What does yours add, and whose is it?',
+            'With names = ["__base__"] the output should be x Wᵀ. Print the difference. Which adapter is in it?',
             {WANTED: f'{WANTED} or wanted == "__base__"'},
             {WANTED: f'{WANTED} or (wanted == "__base__" and name == {FIRST})'},
             {WANTED: f'{WANTED} or (wanted == "__base__" and name == list(adapters)[-1])'},
         ),
         Mistake(
             "rows of the base stay zero",
-            'Print y for names = ["__base__"]. Which of your lines ever writes into that row?',
+            'With names = ["__base__"] the output should be x Wᵀ. Which of your lines writes this row?',
             {FROZEN: f"{FROZEN}\n    y[[name not in adapters for name in names]] = 0"},
         ),
         Mistake(
             "rows with an adapter lose the frozen path",
-            "Set every B to zero: what is left should be the base's output. What is left of yours?",
+            "Set every B to zero. The output should be x Wᵀ. What is yours?",
             {ADDED: "y[rows] = s * bypass"},
         ),
         Mistake(
             "rows with an adapter get the frozen path twice",
-            "Set every B to zero and divide your output by x Wᵀ. Which rows do not say 1?",
+            "Set every B to zero and divide your output by x Wᵀ. Every row should give 1. Which rows do not?",
             {ADDED: "y[rows] += x[rows] @ W.T + s * bypass"},
         ),
         Mistake(
-            "adapters go by the row's number and not by its name",
-            "Exchange two entries of names. Which rows of your output change?",
+            "adapters are selected by the row's number instead of its name",
+            "Exchange two entries of names. The outputs of these two rows should change. Do yours?",
             {WANTED: "list(adapters)[i % len(adapters)] == name"},
         ),
         Mistake(
-            "of the rows that share an adapter only one gets it",
-            "Let all rows ask for the same adapter. How many of them differ from x Wᵀ?",
+            "only one of the rows that share an adapter gets it",
+            "Let all rows use the same adapter. All of them should differ from x Wᵀ. How many of yours do?",
             {ROWS: f"{ROWS}[:1]"},
             {ROWS: f"{ROWS}[-1:]"},
         ),
         Mistake(
-            "the rows come out in the order of the adapters",
-            "Ask for an adapter, another one, and the first again. Follow row 1 of x: where in y is it now?",
+            "the rows are returned in the order of the adapters",
+            'Call it with names = ["a", "b", "a"]. Row i of y must belong to row i of x. In which order are your rows?',
             {"return y": ORDER.format('[*adapters, "__base__"]')},
             {"return y": ORDER.format('["__base__", *adapters]')},
             {"return y": ORDER.format("dict.fromkeys(names)")},
@@ -106,25 +106,26 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the scaling is missing",
-            "Double every s and call your function again: does the output change?",
+            "Double every s. The output should change. Does yours?",
             {SCALED: "bypass"},
         ),
         Mistake(
-            "one adapter's scaling for all",
-            "Double the s of one adapter, then that of another. Which rows of your output move each time?",
+            "the scaling of one adapter is used for all",
+            "Double the s of one adapter. Only the rows with this adapter should change. Which of your rows change?",
             {SCALED: f"adapters[{FIRST}][2] * bypass"},
             {SCALED: "list(adapters.values())[-1][2] * bypass"},
             {SCALED: "adapters.get(names[0], (0, 0, 1.0))[2] * bypass"},
         ),
         Mistake(
             "only one token of a row gets the bypass",
-            "Make a row of three tokens that are all the same. Are its three outputs?",
+            "Make a row of three equal tokens. Its three outputs should be equal. Are they?",
             {ADDED: "y[rows, -1] += s * bypass[:, -1]"},
             {ADDED: "y[rows, 0] += s * bypass[:, 0]"},
         ),
         Mistake(
             "the bypass is added for each row that shares the adapter",
-            "Put the same row into the batch twice, with the same adapter. Did its output change when it got company?",
+            "Put the same row with the same adapter into the batch twice. Its output should be the same as "
+            "alone. Is it?",
             {SCALED: "len(rows) * s * bypass"},
         ),
     ),

@@ -1,4 +1,4 @@
-"""One block in four bits: its scale, the nearest of sixteen values for each weight, two of them in a byte."""
+"""One block in four bits: its scale, and the nearest of sixteen values for each weight, two per byte."""
 
 from __future__ import annotations
 
@@ -35,79 +35,85 @@ EXERCISE = Exercise(
     mistakes=(
         Mistake(
             "the scale is the largest weight, not the largest magnitude",
-            "Try a block whose furthest weight is negative. Where does it land after the division?",
+            "Try w = [−2, 1]. After the division every weight must be between −1 and 1. Print yours.",
             {SCALE: "w.max()"},
         ),
         Mistake(
             "the scale is the mean of the magnitudes",
-            "After the division every weight should lie between −1 and 1, and one of them on the border. Print yours.",
+            "After the division every weight must be between −1 and 1, and the largest magnitude must be 1. "
+            "Print yours.",
             {SCALE: "np.abs(w).mean()"},
         ),
         Mistake(
             "the scale is the root mean square of the weights",
-            "How large can a weight be in units of its block's root mean square, and what is the largest of the values?",
+            "After the division every weight must be between −1 and 1, and the largest magnitude must be 1. "
+            "Print yours for w = [3, 1].",
             {SCALE: "np.sqrt(np.mean(w**2))"},
         ),
         Mistake(
             "the weights are not scaled",
-            "Multiply a block by 10: the bytes should stay as they are and only the scale should grow. Do yours stay?",
+            "Multiply w by 10. The bytes should stay the same, and only the scale should grow. Do your bytes "
+            "stay the same?",
             {SCALED: "scaled = w"},
         ),
         Mistake(
             "a block of zeros is divided by zero",
-            "A layer may have rows that never learned anything. What is 0 / 0 in NumPy, and which value is nearest to that?",
+            "For four zeros, each weight should get the number of the value 0. Decode your bytes with values. "
+            "What comes out?",
             {DIVISOR: "s"},
         ),
         Mistake(
             "the sign is lost",
-            "Your function sees w and −w alike. Only the scale needs magnitudes.",
+            "Your function gives the same bytes for w and −w. Only the scale uses magnitudes.",
             {"np.abs(scaled[:, None] - values)": "np.abs(np.abs(scaled)[:, None] - values)"},
         ),
         Mistake(
-            "the value below is taken, not the nearest",
-            "Decode a few weights again and look at the sign of the errors: rounding down makes all of them one-sided.",
+            "the next lower value is taken instead of the nearest",
+            "Decode some weights and print decoded − w. The errors should have both signs. Do yours?",
             {NEAREST: 'np.searchsorted(values, scaled, side="right") - 1'},
         ),
         Mistake(
-            "the value above is taken, not the nearest",
-            "Decode a few weights again: are the decoded ones ever smaller than the weights?",
+            "the next higher value is taken instead of the nearest",
+            "Decode some weights and print decoded − w. Some decoded weights should be smaller than w. Are they?",
             {NEAREST: "np.searchsorted(values, scaled)"},
         ),
         Mistake(
             "the furthest value is taken",
-            "Decode a weight of almost zero. Can it be that the best of sixteen values is ±1?",
+            "Decode a weight close to zero. The decoded weight should also be close to zero. Is it?",
             {NEAREST: "distance.argmax(axis=1)"},
         ),
         Mistake(
             "the sixteen values are taken as evenly spaced",
-            "Your numbers do not depend on `values` at all. Where are these close together?",
+            "Your result does not depend on `values`. Print np.diff(values): the values are not evenly spaced.",
             {NEAREST: "np.rint((scaled + 1) * 7.5).astype(int)"},
         ),
         Mistake(
             "the second of two numbers is in the upper four bits",
-            "Write the byte of two weights in hexadecimal, one digit for each number, and read it from the left.",
+            "Write the byte of two weights in hexadecimal. The first digit should be the number of the first "
+            "weight. Is it?",
             {PACKED: "first + 16 * second"},
         ),
         Mistake(
             "the first half of the block is paired with the second half",
-            "Which two weights should the first byte hold? Change the second weight and see which of your bytes changes.",
+            "The first byte should hold the first two weights. Change the second weight: which of your bytes changes?",
             {PAIRS: "q[: len(q) // 2], q[len(q) // 2 :]"},
         ),
         Mistake(
             "the upper number is shifted too little",
-            "How many numbers can the lower half of a byte tell apart? The upper one must step over all of them.",
+            "Each of the two numbers can be from 0 to 15. Pack 1 and 15, then unpack the byte. Do you get 1 "
+            "and 15 back?",
             {PACKED: "15 * first + second"},
             {PACKED: "8 * first + second"},
             {PACKED: "4 * first + second"},
         ),
         Mistake(
             "the numbers are not packed",
-            "Count what you return: n weights of four bits each should fill n/2 bytes.",
+            "Print the length of the array that you return. n weights of four bits should fill n/2 bytes.",
             {PACKED: "q"},
         ),
         Mistake(
             "the reciprocal of the scale is returned",
-            "Whoever decodes multiplies by what you return. Do the decoded weights have the size of the weights?",
+            "Decoding multiplies a value by the scale that you return. Are your decoded weights as large as w?",
             {"return packed, s": "return packed, 1 / s"},
         ),
     ),

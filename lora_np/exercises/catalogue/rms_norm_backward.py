@@ -24,7 +24,7 @@ def cases() -> list[Case]:
     }
     return [
         Case("two tokens of two features; ρ is 1/2 and 1/4", square),
-        case("tiny numbers, where ε counts", 2, 3, eps=1e-5, scale=2**-8),
+        case("tiny numbers, for which ε matters", 2, 3, eps=1e-5, scale=2**-8),
         case("four tokens of three features", 4, 3, eps=0.5),
         case("a batch of sequences", 2, 3, 4, eps=1e-5),
     ]
@@ -46,168 +46,179 @@ EXERCISE = Exercise(
     mistakes=(
         Mistake(
             "rho is treated as a constant in dx",
-            "Change one feature of x a little in the forward pass and print the whole y. How many of its entries change?",
+            "Change one feature of x a little in the forward pass and print y. More than one entry of y "
+            "changes, because ρ depends on x. Is that in your dx?",
             {"dx = direct + through_rho": "dx = direct"},
         ),
         Mistake(
             "dw is not summed over the tokens",
-            "A gradient has the shape of what it belongs to, and all tokens share one w. What shape is your dw?",
+            "A gradient has the shape of its parameter, and all tokens share w. What is the shape of your dw?",
             {DW: "share"},
         ),
         Mistake(
             "dw is summed over the features",
-            "Your dw has a number for each token. Which index do w and y have in common?",
+            "Your dw has one number per token. It must have one number per feature, like w. Over which axis "
+            "do you sum?",
             {DW: "share.sum(axis=-1)"},
             {DW: "share.reshape(-1, d).sum(axis=-1)"},
         ),
         Mistake(
             "dw is summed over the first axis only",
-            "Try x of shape (2, 3, 4), a batch of sequences. What shape is your dw, and what shape is w?",
+            "Try an x of shape (2, 3, 4). Then w has the shape (4,). What is the shape of your dw?",
             {DW: "share.sum(axis=0)"},
         ),
         Mistake(
             "dw is a mean over the tokens",
-            "Whether the loss is a mean has been settled before dy came to you. Give it every token twice, and look at dw.",
+            "Repeat every token and its dy. dw should double, because the contributions of the tokens are "
+            "added. Does yours?",
             {DW: "share.reshape(-1, d).mean(axis=0)"},
         ),
         Mistake(
             "dw is not returned",
-            "Your dx is right, and w learns nothing. What does the docstring promise after the arrow?",
+            "Your dx is right. The docstring asks for two arrays. What does your function return?",
             {"return dx, dw": "return dx"},
         ),
         Mistake(
             "dw leaves out rho",
-            "Make x ten times larger: y stays nearly the same, and so should dw. What does yours do?",
+            "y = w x ρ, so the derivative of y with respect to w has two factors. Which one is missing in your dw?",
             {"share = dy * x * rho": "share = dy * x"},
         ),
         Mistake(
             "dw has w as a factor too",
-            "y is linear in w. Does the slope of a straight line depend on where on the line you are?",
+            "y is linear in w, so dw does not depend on w. Double w: does your dw change?",
             {"share = dy * x * rho": "share = dy * w * x * rho"},
         ),
         Mistake(
             "w is missing in the inner sum",
-            "x reaches every output through rho, and each output has a factor of its own. Write that sum in full.",
+            "ρ reaches every output y_i = w_i x_i ρ. Write the sum over i of dy_i · ∂y_i/∂ρ in full. Which "
+            "factors does each term have?",
             {DOT: "np.sum(dy * x, axis=-1, keepdims=True)"},
         ),
         Mistake(
             "w is missing in the direct path",
-            "Hold rho fixed. Then y is x times two factors, and your gradient has passed through one of them.",
+            "Hold ρ fixed. Then y_i is x_i times two factors. Which one is missing in your direct path?",
             {DIRECT: "direct = rho * dy"},
         ),
         Mistake(
             "w is missing in dx altogether",
-            "Set w to zero: y is zero whatever x is. What is your dx?",
+            "Set w to zero. Then y is zero for every x, so dx is zero. What is your dx?",
             {"g = dy * w": "g = dy"},
         ),
         Mistake(
-            "w stands before the inner sum, not in it",
-            "In the sum over the outputs i the factor is w_i. In yours it is w_j, of the feature whose gradient it is.",
+            "w multiplies the inner sum from outside",
+            "In the sum over the outputs i, each term has its own factor w_i. In yours, one factor w_j "
+            "multiplies the whole sum.",
             {"g = dy * w": "g = dy", "dx = direct + through_rho": "dx = w * (direct + through_rho)"},
         ),
         Mistake(
             "1/d is missing in the second term",
-            "Write rho for d = 2 without a sum sign, and differentiate it by x_1. Every number of the forward pass leaves a trace.",
+            "ρ contains a mean of squares. If you differentiate that mean with respect to x_1, which factor "
+            "is in front of 2 x_1?",
             {SECOND: "-x * rho**3 * dot"},
         ),
         Mistake(
-            "the second term has the other sign",
-            "Make one feature larger: does rho grow or shrink? Then which sign has its derivative?",
+            "the second term has the wrong sign",
+            "If a feature becomes larger, does ρ grow or shrink? Which sign does its derivative have?",
             {SECOND: "x * rho**3 * dot / d"},
         ),
         Mistake(
             "rho is squared in the second term",
-            "If x and the root of ε are doubled, y is unchanged and dx must be halved. Count the powers of x and rho in each term.",
+            "Differentiate ρ = u^(−1/2) with respect to u, and write the result as a power of ρ. Compare it "
+            "with your power.",
             {SECOND: "-x * rho**2 * dot / d"},
         ),
         Mistake(
-            "rho stands alone in the second term",
-            "Differentiate u to the power −1/2, and write what comes out as a power of rho. Is it the power you have?",
+            "rho has the power 1 in the second term",
+            "Differentiate ρ = u^(−1/2) with respect to u, and write the result as a power of ρ. Which power is it?",
             {SECOND: "-x * rho * dot / d"},
         ),
         Mistake(
             "the second term is doubled",
-            "Two rules meet in the derivative of rho, the root's and the square's, and each brings a number. You have used one.",
+            "The derivative of u^(−1/2) contains a factor ½, and the derivative of x_j² a factor 2. Which of "
+            "the two is in your second term?",
             {SECOND: "-2 * x * rho**3 * dot / d"},
         ),
         Mistake(
             "the second term is halved",
-            "What is the derivative of x_j² by x_j? Look for all of it in your second term.",
+            "The derivative of u^(−1/2) contains a factor ½, and the derivative of x_j² contains another "
+            "factor. Which one is missing?",
             {SECOND: "-0.5 * x * rho**3 * dot / d"},
         ),
         Mistake(
             "epsilon is left out",
-            "Try x = 0. The forward pass has a finite rho there; has yours?",
+            "Try x = 0. In the equation ρ is finite there. What is yours?",
             {"mean_square + eps": "mean_square"},
         ),
         Mistake(
             "the mean runs over the tokens",
-            "Change one token. Do the gradients of the other tokens change, in yours? Should they?",
+            "Change one token. The dx of the other tokens should stay the same. Does it? Over which axis is your mean?",
             {MEAN: "np.mean(x * x, axis=0, keepdims=True)"},
             {MEAN: "np.mean(x * x, axis=tuple(range(x.ndim - 1)), keepdims=True)"},
         ),
         Mistake(
             "the mean runs over everything",
-            "How many different values has rho for three tokens? Print the shape of yours.",
+            "Every token has its own ρ. Print the shape of yours for three tokens.",
             {MEAN: "np.mean(x * x)"},
         ),
         Mistake(
             "rho is made from the sum of the squares",
-            "Let every feature be 1. What is rho for d = 4, with ε = 0, by the equation, and what is yours?",
+            "Let all features be 1, d = 4 and ε = 0. Then ρ is 1. What is yours?",
             {MEAN: "np.sum(x * x, axis=-1, keepdims=True)"},
         ),
         Mistake(
-            "rho is one over the mean square, without a root",
-            "Double x. By what factor should rho change, so that y does not, and by what factor does yours?",
+            "rho lacks the square root",
+            "Let all features be 2 and ε = 0. Then ρ is 1/2. What is yours?",
             {"np.sqrt(mean_square + eps)": "(mean_square + eps)"},
         ),
         Mistake(
             "rho is not inverted",
-            "Make x ten times larger, and print your rho. By the equation, does it grow or shrink?",
+            "Multiply x by 10. In the equation ρ becomes smaller. What does yours do?",
             {"1 / np.sqrt(mean_square + eps)": "np.sqrt(mean_square + eps)"},
         ),
         Mistake(
-            "epsilon stands outside the root",
-            "Let x be 0 and ε be 0.01. What is ρ by the equation, and what is yours?",
+            "epsilon is outside the root",
+            "Let x be 0 and ε be 0.01. Then ρ is 10. What is yours?",
             {"np.sqrt(mean_square + eps)": "(np.sqrt(mean_square) + eps)"},
         ),
         Mistake(
             "it is LayerNorm's backward pass",
-            "Add one number to all features of a token. Which of the two norms does not notice, and is it the one in the equation?",
+            "LayerNorm subtracts the mean of a token's features; the equation here does not. Which of your "
+            "lines takes a mean over features that is not a mean of squares?",
             {DIRECT: CENTRED},
             {MEAN: f"{MEAN}\n    {MOVED}".replace("x * x", "(x - x.mean(-1, keepdims=True)) ** 2"), DIRECT: CENTRED},
             {MEAN: f"{MEAN} - np.mean(x, axis=-1, keepdims=True) ** 2", DIRECT: CENTRED},
         ),
         Mistake(
             "the mean of the squares has lost its last axis",
-            "Print the shapes of x and of your mean of squares. Where they meet without an error, which "
-            "index of one meets which of the other?",
+            "Print the shapes of x and of your mean of squares. NumPy aligns shapes from the right. Which "
+            "axes meet? See keepdims.",
             {MEAN: "np.mean(x * x, axis=-1)"},
         ),
         Mistake(
             "the inner sum has lost its last axis",
-            "Print the shapes of x and of your inner sum for two tokens of two features. NumPy aligns shapes from the right.",
+            "Print the shapes of x and of your inner sum for two tokens of two features. NumPy aligns shapes "
+            "from the right. See keepdims.",
             {DOT: "np.sum(g * x, axis=-1)"},
         ),
         Mistake(
-            "the inner sum is no sum",
-            "x_j reaches the output y_i also where i is not j. What becomes of all these ways in your second term?",
+            "the inner sum is not summed",
+            "x_j changes every output y_i through ρ. Your second term has only i = j. What is done with the other i?",
             {DOT: "g * x"},
         ),
         Mistake(
             "the inner sum runs over the tokens",
-            "rho belongs to one token. Which outputs are made with it, and so which belong into the sum?",
+            "ρ belongs to one token. Which outputs contain this ρ? Sum over these only.",
             {DOT: "np.sum(g * x, axis=0, keepdims=True)"},
             {DOT: "np.sum(g * x, axis=tuple(range(x.ndim - 1)), keepdims=True)"},
         ),
         Mistake(
             "the inner sum runs over everything",
-            "Add a second token to x. Should the dx of the first one change? Try it.",
+            "Add a second token to x. The dx of the first token should stay the same. Does it?",
             {DOT: "np.sum(g * x)"},
         ),
         Mistake(
-            "dx and dw are returned in the other order",
-            "Print the shapes of the two arrays that you return, and read the docstring's last arrow again.",
+            "dx and dw are returned in the wrong order",
+            "Print the shapes of the two arrays that you return, and compare them with the docstring.",
             {"return dx, dw": "return dw, dx"},
         ),
     ),

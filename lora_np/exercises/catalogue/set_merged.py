@@ -1,7 +1,7 @@
-"""Merging and unmerging: W + s·B A and back, once each, whatever was learned in between.
+"""Merging and unmerging: W + s·B A and back, also if W, A or B were trained in between.
 
-A case is a script: `merged` in the first call, and what happens to the layer then, step by step. Observed are the layer's five
-entries after each step, and whether W is still the array that others hold. What else a student keeps there is not looked at.
+A case is a script: the first call's `merged`, and then further steps. The layer's five entries are compared after each step,
+and whether W is still the same array. Other entries that a student adds to the layer are not compared.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MERGE, UNMERGE, W_LEARNS, FACTORS_LEARN = "True", "False", "W += 1", "A += 1 and
 
 
 def observe(function: Callable[..., Any], layer: dict[str, Any], merged: First) -> dict[str, Any]:
-    """Each step → the layer after it."""
+    """Return the layer after each step."""
     layer = deepcopy(layer)
     held, entries = layer["W"], tuple(layer)
     seen: dict[str, Any] = {}
@@ -43,7 +43,7 @@ def cases() -> list[Case]:
         shapes = {"W": (out, in_), "A": (r, in_), "B": (out, r)}
         layer: dict[str, Any] = {name: rng.integers(-4, 5, shape) / 2 for name, shape in shapes.items()}
         first, *rest = script
-        text = f"{first}  # and then {', '.join(rest)}" if rest else first
+        text = f"{first}  # then {', '.join(rest)}" if rest else first
         merged = First(first == MERGE, text, tuple(rest))
         return Case(label, {"layer": layer | {"scaling": scaling, "merged": False}, "merged": merged})
 
@@ -51,14 +51,14 @@ def cases() -> list[Case]:
     everything = *there_and_back, FACTORS_LEARN, MERGE, MERGE, W_LEARNS, UNMERGE, UNMERGE
     return [
         case("everything square", MERGE, in_=2, out=2, r=2, scaling=3.0),
-        case("a fresh layer", UNMERGE, in_=3, out=4, r=2, scaling=2.0),
-        case("asked twice", MERGE, MERGE, in_=3, out=2, r=2, scaling=3.0),
-        case("there and back", *there_and_back, UNMERGE, in_=3, out=4, r=2, scaling=2.0),
+        case("a new layer", UNMERGE, in_=3, out=4, r=2, scaling=2.0),
+        case("the same call twice", MERGE, MERGE, in_=3, out=2, r=2, scaling=3.0),
+        case("merge and unmerge", *there_and_back, UNMERGE, in_=3, out=4, r=2, scaling=2.0),
         case("W learns while it is merged", MERGE, W_LEARNS, UNMERGE, in_=3, out=4, r=2, scaling=0.5),
         case(
             "A and B learn in between", *there_and_back, FACTORS_LEARN, *there_and_back, in_=4, out=3, r=2, scaling=2.0
         ),
-        case("all of it, square", *everything, in_=3, out=3, r=3, scaling=2.0),
+        case("all steps, square", *everything, in_=3, out=3, r=3, scaling=2.0),
     ]
 
 
@@ -78,65 +78,68 @@ EXERCISE = Exercise(
     observe=observe,
     mistakes=(
         Mistake(
-            "the merged weight has no scaling in it",
-            'Set layer["scaling"] to 0: now the bypass contributes nothing. What does your merging do to W then?',
+            "the merged weight lacks the scaling",
+            'Set layer["scaling"] to 0: then the bypass contributes nothing, and merging should not change W. '
+            "Does yours?",
             {DELTA: "product"},
         ),
         Mistake(
-            "the merged weight has the scaling in it twice",
-            "Double the scaling. What is added to W should double, and yours grows by another factor: which?",
+            "the merged weight contains the scaling twice",
+            "If the scaling doubles, the change of W should double. By what factor does yours grow?",
             {DELTA: 'layer["scaling"] ** 2 * product'},
         ),
         Mistake(
-            "one of merging and unmerging scales, the other does not",
-            "Write down what you add to W and, below it, what you take away. Are the two lines the same but for the sign?",
+            "only one of merging and unmerging uses the scaling",
+            "Write down what you add to W in merging and what you subtract in unmerging. The two must be equal.",
             {SUBTRACT: 'layer["W"] -= product'},
             {ADD: 'layer["W"] += product'},
         ),
         Mistake(
-            "the state that the layer has is never looked at",
-            "Call it with the same argument two times in a row. What does the second call do, merging and unmerging?",
+            "the layer's state is not read",
+            'Call it twice with merged=True. The second call must not change W. Which line reads layer["merged"]?',
             {GUARD: "pass"},
         ),
         Mistake(
-            "it merges what is merged already",
-            "Somebody who does not know that the layer is merged asks for it once more. What does W hold now?",
+            "it merges a layer that is merged already",
+            "Call it twice with merged=True, and print W after each call. The second call must not change W.",
             {LOOK: 'if not layer["merged"] and not merged:'},
         ),
         Mistake(
-            "it takes the bypass out of a weight that it is not in",
-            "Ask a fresh layer, whose state is False, to be unmerged, and print W before and after.",
+            "it unmerges a layer that is not merged",
+            "Call it with merged=False on a new layer, which is not merged. W must not change. Does it?",
             {LOOK: 'if layer["merged"] and merged:'},
         ),
         Mistake(
-            "it changes over to the other state, whatever was asked for",
-            "Of your function's two arguments, which one decides what it does? Try the four combinations of state and request.",
+            "it switches the state without reading `merged`",
+            "Try the four combinations of the layer's state and the argument merged. After each call the "
+            "state must equal the argument.",
             {GUARD: 'merged = not layer["merged"]'},
         ),
         Mistake(
-            "the new state is not noted in the layer",
-            'Print layer["merged"] after each of your calls. What will the next call believe?',
+            "the new state is not stored in the layer",
+            'Print layer["merged"] after each call. It must equal the argument, because the next call reads it.',
             {NOTE: "pass"},
             {NOTE: 'layer["merged"] = layer["merged"] or merged'},
         ),
         Mistake(
             "unmerging adds the bypass once more",
-            "Follow one entry of W by hand, through merging and then unmerging. Where does it end?",
+            "Merge and then unmerge. W should be as at the start. Follow one entry of W through your two branches.",
             {SUBTRACT: 'layer["W"] += delta'},
         ),
         Mistake(
             "merging subtracts and unmerging adds",
-            "Before merging, the layer's output is that of W plus that of the bypass. Compute that for one x, and x Wᵀ after.",
+            "Set W to zero and merge. What should W be then, and what is it in yours?",
             {"    if merged:": "    if not merged:"},
         ),
         Mistake(
             "unmerging leaves the bypass in W",
-            "Print W before merging, after merging and after unmerging. Which two of the three are equal, and which should be?",
+            "Print W at the start, after merging and after unmerging. The first and the third should be "
+            "equal. Are they?",
             {SUBTRACT: "pass"},
         ),
         Mistake(
-            "unmerging puts back a copy of W from before",
-            "Let W learn something while it is merged, W += 1, and unmerge. Where has that 1 gone?",
+            "unmerging restores an old copy of W",
+            "Merge, run W += 1 and unmerge. The change by 1 must stay in W. Does it?",
             {ADD: COPY + ADD, SUBTRACT: 'layer["W"][...] = layer["saved"]'},
             {ADD: COPY + ADD, SUBTRACT: 'layer["W"] = layer["saved"]'},
             {ADD: KEEP + NEW, SUBTRACT: 'layer["W"] = layer["saved"]'},
@@ -144,39 +147,41 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "W is replaced by a new array",
-            'Do as an optimizer does: held = layer["W"]. Then call your function, and print held.',
+            'Write held = layer["W"], merge, and print held. The optimizer holds this array, so it must '
+            "change too. Does it?",
             {ADD: NEW},
             {SUBTRACT: 'layer["W"] = layer["W"] - delta'},
             {LOOK: 'layer["W"] = layer["W"].copy()\n    ' + LOOK},
         ),
         Mistake(
-            "the sum never gets into the layer",
-            'Print layer["W"] after merging. Which of your lines writes into an array, and which only gives a new array a name?',
+            "the sum is not stored in the layer",
+            'Print layer["W"] after merging. Which of your lines changes the array, and which line only '
+            "creates a new one?",
             {ADD: 'W = layer["W"] + delta', SUBTRACT: 'W = layer["W"] - delta'},
         ),
         Mistake(
-            "the first merging's bypass is used for ever",
-            "Merge, unmerge, change A, and merge again. Which A is in W?",
+            "the bypass of the first merge is used again",
+            "Merge, unmerge, change A, and merge again. W should contain the new A. Which one does yours contain?",
             {f"delta = {DELTA}": f'delta = layer.setdefault("delta", {DELTA})'},
         ),
         Mistake(
             "A is transposed in the merged weight",
-            "It runs only where r equals in. Write the shapes of your two factors for r = 2 and in = 3.",
+            "This runs only if r equals in. Write the shapes of your two factors for r = 2 and in = 3.",
             {'@ layer["A"]': '@ layer["A"].T'},
         ),
         Mistake(
             "B is transposed in the merged weight",
-            "It runs only where r equals out. Write the shapes of your two factors for r = 2 and out = 3.",
+            "This runs only if r equals out. Write the shapes of your two factors for r = 2 and out = 3.",
             {'layer["B"] @': 'layer["B"].T @'},
         ),
         Mistake(
-            "A and B are multiplied in the other order",
-            "Your product has r rows and r columns. What shape can be added to W?",
+            "A and B are multiplied in the wrong order",
+            "Your product has the shape (r, r). Which shape can be added to W?",
             {PRODUCT: 'product = layer["A"] @ layer["B"]'},
         ),
         Mistake(
             "the product of A and B is transposed",
-            "It fits only a square W. Which index of W counts the outputs, and which index of your product does?",
+            "This runs only if W is square. Write the shapes of W and of your product for in = 3 and out = 2.",
             {PRODUCT: 'product = (layer["B"] @ layer["A"]).T'},
         ),
     ),

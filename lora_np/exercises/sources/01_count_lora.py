@@ -1,9 +1,9 @@
 # %% [markdown]
 # # How many numbers LoRA trains
 #
-# LoRA leaves a matrix $W$ as it is and learns a change $\Delta W$ of the same shape, written as the product of two narrow factors. Only the
-# factors are trained and stored, so that an adapter is small although what it adds is as large as $W$. A model is adapted in many matrices at
-# once, and they need not be square: with grouped-query attention, `k_proj` and `v_proj` have fewer features out than in.
+# LoRA freezes a matrix $W$ and learns a change $\Delta W$ of the same shape. $\Delta W$ is the product of two narrow factors, $B$ and $A$. Only the factors are trained and stored, so an adapter is small, although $\Delta W$ is as large as $W$.
+#
+# LoRA adapts many matrices of a model at once. They need not be square: with grouped-query attention, `k_proj` and `v_proj` have fewer outputs than inputs.
 #
 # $$\Delta W = \frac{\alpha}{r}\,B A \qquad\qquad \Delta W\colon (out, in) \qquad B\colon (out, r) \qquad A\colon (r, in)$$
 
@@ -14,12 +14,14 @@ from lora_np.exercises import check
 
 
 # %% [markdown]
-# **Write this function.** It counts before anything is built, so it gets shapes and no arrays; every matrix gets an adapter of its own, all of the
-# same rank.
+# **Write this function.** It counts before any array exists, so its arguments are shapes. Every matrix has its own adapter, and all adapters have the rank $r$.
 
 # %%
 def count_lora(shapes, r):
-    """shapes, a list of (out, in), one for each targeted matrix, and the rank r → how many numbers LoRA trains in all, an int."""
+    """Count the numbers that LoRA trains.
+
+    shapes: a list of (out, in), one per adapted matrix. r: the rank. Returns an int.
+    """
     # BEGIN SOLUTION
     total = 0
     for out, in_ in shapes:
@@ -31,7 +33,7 @@ def count_lora(shapes, r):
 
 
 # %%
-# Numbers to try it on, and to change. Take the # off the last line.
+# Numbers to try it on; change them as you like. Remove the # of the last line.
 shapes = [(2, 3), (5, 3)]
 r = 2
 # print(count_lora(shapes, r))
@@ -40,13 +42,11 @@ r = 2
 check(count_lora)
 
 # %% [markdown]
-# **Explain.** The same rank is a smaller share of a large model than of a small one. Why? And is there a rank from which on LoRA trains more numbers
-# than there are in $W$, and what would all those numbers be good for?
+# **Explain.** With the same rank, LoRA trains a smaller share of a large model than of a small one. Why? Can LoRA train more numbers than $W$ has? If so, from which rank on, and are these numbers useful?
 
 # %% [markdown]
 # BEGIN SOLUTION
-# $W$ is as large as the product of its sides, the two factors as large as $r$ times their sum. For a square matrix of width $d$ the share is
-# $2dr / d^2 = 2r/d$, which falls as the model gets wider. Above $r = d/2$ there are more numbers in the factors than in $W$. They are not
-# good for much: already at $r = d$ the product can be any matrix at all, and many pairs of factors have the same product, because
-# $(B M)(M^{-1} A) = B A$ for every invertible $M$ $(r, r)$. LoRA saves where $r$ is small beside both sides, and only there.
+# $W$ has $out \cdot in$ numbers, and the two factors have $r\,(in + out)$. For a square matrix of width $d$ the share is $2dr / d^2 = 2r/d$. It falls as $d$ grows.
+#
+# For $r > d/2$ the factors have more numbers than $W$. They are of little use: at $r = d$ the product can already be any matrix, and many pairs of factors give the same product, because $(B M)(M^{-1} A) = B A$ for every invertible $M$ $(r, r)$. LoRA saves memory only if $r$ is small compared with $in$ and $out$.
 # END SOLUTION

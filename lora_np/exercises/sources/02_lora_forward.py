@@ -1,9 +1,7 @@
 # %% [markdown]
 # # The forward pass of LoRA
 #
-# A frozen weight $W$ keeps what the model knows, and a narrow bypass beside it learns what is new. The bypass takes the input
-# down to $r$ features with $A$, up again with $B$, and is scaled by $\alpha/r$, so that $\alpha$ says how loud it is whatever the rank.
-# Both paths read the same input, and their outputs are added.
+# A frozen weight $W$ keeps what the model has learned. Beside it, a narrow bypass learns what is new. The bypass multiplies the input with $A$, which gives $r$ features, then with $B$, which gives $out$ features, and then with the scaling $\alpha/r$. Both paths read the same input $x$, and their outputs are added.
 #
 # $$y = x W^\top + \frac{\alpha}{r}\,(x A^\top)\,B^\top$$
 
@@ -14,12 +12,11 @@ from lora_np.exercises import check
 
 
 # %% [markdown]
-# **Write this function.** Try it on the numbers below as often as you like; then `check` says whether it is right, and if it is not, what
-# went wrong.
+# **Write this function.** Try it on the numbers below first. `check` then says whether it is right. If it is not, it names the mistake and gives a hint.
 
 # %%
 def lora_forward(x, W, A, B, alpha):
-    """x (…, in), W (out, in), A (r, in), B (out, r) → y (…, out)."""
+    """x (…, in), W (out, in), A (r, in), B (out, r), alpha a number → y (…, out)."""
     # BEGIN SOLUTION
     r = A.shape[0]
     scaling = alpha / r
@@ -31,7 +28,7 @@ def lora_forward(x, W, A, B, alpha):
 
 
 # %%
-# Numbers to try it on, and to change. Take the # off the last line.
+# Numbers to try it on; change them as you like. Remove the # of the last line.
 x = np.array([[1.0, 2.0, -1.0], [0.5, 0.0, 3.0]])  # n = 2, in = 3
 W = np.array([[1.0, 0.0, 2.0], [-1.0, 1.0, 0.0], [0.0, 3.0, 1.0], [2.0, -1.0, 0.5]])  # out = 4
 A = np.array([[1.0, -1.0, 0.5], [0.0, 2.0, 1.0]])  # r = 2
@@ -43,12 +40,11 @@ alpha = 6.0
 check(lora_forward)
 
 # %% [markdown]
-# **Explain.** $(x A^\top) B^\top$ and $x\,(B A)^\top$ are the same numbers. Why is one of them what everybody computes, and when would you
-# compute the other?
+# **Explain.** $(x A^\top) B^\top$ and $x (B A)^\top$ are equal. Why does LoRA compute the first one in training? When would you compute the second one?
 
 # %% [markdown]
 # BEGIN SOLUTION
-# For $n$ tokens the first costs $n\,r\,(in + out)$ multiplications, the second first builds the $out \times in$ matrix $BA$ (that alone costs
-# $out \cdot r \cdot in$) and then multiplies with it ($n \cdot in \cdot out$), as much as the frozen layer itself. With $r$ far below $in$ and
-# $out$ the first is nearly free. One computes $BA$ once, to add it into $W$: merging, after which the bypass costs nothing at all.
+# For $n$ tokens the first one costs $n\,r\,(in + out)$ multiplications. The second one first computes the matrix $BA$, which costs $out \cdot r \cdot in$, and then multiplies $x$ with it, which costs $n \cdot in \cdot out$, as much as the frozen path. If $r$ is far below $in$ and $out$, the first one is much cheaper.
+#
+# $BA$ is computed once to merge the adapter: it is added to $W$, and then the bypass costs nothing.
 # END SOLUTION

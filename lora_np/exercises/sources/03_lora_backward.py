@@ -1,13 +1,13 @@
 # %% [markdown]
 # # dA and dB
 #
-# Training needs to know how the loss changes with each number of $A$ and of $B$, and the chain rule says so, one product after the other, from the
-# loss back to them. The frozen $W$ gets no gradient, but the layers below do, through both paths. Gradients are added to what is there already,
-# since the same $A$ and $B$ may act in several places or calls, and each has its say.
+# Training needs the derivative of the loss with respect to each number of $A$ and $B$. The chain rule gives it, product by product, from the loss back to the factors. The frozen $W$ gets no gradient. The layers below need $dx$, which has a part from each path.
+#
+# The gradients are *added* to the gradients so far, because the same $A$ and $B$ can be used in several calls, and each call contributes.
 #
 # $$y = x W^\top + s\,(x A^\top)\,B^\top \qquad\qquad L = \frac1n \sum_{t=1}^{n} \tfrac12\, \lVert y_t - target_t \rVert^2$$
 #
-# $$dA_{\rho j} = \frac{\partial L}{\partial A_{\rho j}} \qquad\qquad dB_{i \rho} = \frac{\partial L}{\partial B_{i \rho}} \qquad\qquad dx_{t j} = \frac{\partial L}{\partial x_{t j}}$$
+# $$dA = \frac{\partial L}{\partial A}\colon (r, in) \qquad\qquad dB = \frac{\partial L}{\partial B}\colon (out, r) \qquad\qquad dx = \frac{\partial L}{\partial x}\colon (n, in)$$
 
 # %%
 import numpy as np
@@ -16,15 +16,17 @@ from lora_np.exercises import check
 
 
 # %% [markdown]
-# **Write this function.** The forward pass has been computed, and you get what it left, the error $y - target$ of each of the $n$ tokens. Start from
-# $\partial L / \partial y$. If you want to be sure before you ask: change one number of $A$ by $10^{-6}$, compute $L$ again, and divide (the
-# cell below the function has numbers for that).
+# **Write this function.** The forward pass is done. You get the error $y - target$ of each of the $n$ tokens. Start with $dy = \partial L / \partial y$.
+#
+# To test your result before `check`: change one number of $A$ by $10^{-6}$, compute $L$ again, and divide the difference by $10^{-6}$. The cell below the function has numbers for this.
 
 # %%
 def lora_backward(error, x, W, A, B, scaling, grads):
-    """error = y − target (n, out), x (n, in), W (out, in), A (r, in), B (out, r), scaling s, a number → dx (n, in).
+    """error = y − target (n, out), x (n, in), W (out, in), A (r, in), B (out, r), the scaling s
+    → dx (n, in).
 
-    grads is a dictionary with the arrays "A" (r, in) and "B" (out, r), the gradients so far: dA and dB are added to them.
+    grads is a dict with the gradients so far, "A" (r, in) and "B" (out, r).
+    Add dA and dB to them.
     """
     # BEGIN SOLUTION
     n = x.shape[0]
@@ -42,7 +44,7 @@ def lora_backward(error, x, W, A, B, scaling, grads):
 
 
 # %%
-# Numbers to try it on, and to change. Take the # off the last line.
+# Numbers to try it on; change them as you like. Remove the # of the last line.
 error = np.array([[1.0, -2.0, 0.5, 0.0], [-1.0, 1.0, 2.0, 3.0]])
 x = np.array([[1.0, 2.0, -1.0], [0.5, 0.0, 3.0]])  # n = 2, in = 3
 W = np.array([[1.0, 0.0, 2.0], [-1.0, 1.0, 0.0], [0.0, 3.0, 1.0], [2.0, -1.0, 0.5]])  # out = 4
@@ -50,19 +52,19 @@ A = np.array([[1.0, -1.0, 0.5], [0.0, 2.0, 1.0]])  # r = 2
 B = np.array([[0.5, 1.0], [-1.0, 0.0], [2.0, 1.0], [0.0, -0.5]])
 scaling = 1.5
 grads = {"A": np.zeros(A.shape), "B": np.zeros(B.shape)}
-# For L with another A you need y: that is your lora_forward with alpha = 3. The target, y − error, stays while A changes.
+# To compute L with another A you need y: your lora_forward with alpha = 3 (s = 3/2).
+# The target y − error stays the same while A changes.
 # print(lora_backward(error, x, W, A, B, scaling, grads), grads, sep="\n")
 
 # %%
 check(lora_backward)
 
 # %% [markdown]
-# **Explain.** $W$ is frozen and gets no gradient. Why does the backward pass need $W$ all the same, and why must $x$ be kept for it, as in full
-# fine-tuning? What, then, does LoRA save in memory?
+# **Explain.** $W$ is frozen and gets no gradient. Why does the backward pass still need $W$? Why must it keep $x$, as full fine-tuning does? Which memory does LoRA save, then?
 
 # %% [markdown]
 # BEGIN SOLUTION
-# The layers below learn from $dx$, and $x$ reaches the loss through $W$ as well as through the bypass: without $W$ they would be told half of the
-# truth. $x$ is needed for $dA$, in which it is a factor, and for $x A^\top$ in $dB$ (that one could be kept instead, it is narrow). So activations are
-# hardly saved. What is saved is $dW$, as large as $W$, and the optimizer's two averages of it, twice as large again, in every adapted layer.
+# The layers below need $dx$, and $x$ reaches the loss through $W$ as well as through the bypass. Without $W$, one of the two parts of $dx$ would be missing. $x$ is a factor of $dA$, and $dB$ contains $x A^\top$ (which is narrow and could be kept instead). So LoRA hardly saves memory for activations.
+#
+# LoRA saves $dW$, which is as large as $W$, and the two averages that the optimizer keeps for $W$, which are together twice as large as $W$, in every adapted layer.
 # END SOLUTION

@@ -1,10 +1,9 @@
 # %% [markdown]
 # # ΔW, its scaling, and rsLoRA
 #
-# The bypass computes what a matrix $\Delta W$ beside $W$ would compute, and that matrix is all that $A$ and $B$ mean: other factors with the same
-# product are the same adapter. The scaling $s$ makes $\alpha$ the loudness of the bypass and takes the rank out of it, so that one need not tune again for
-# another $r$. Dividing by $r$, as LoRA does, takes out too much, and rank-stabilised LoRA (rsLoRA,
-# [Kalajdzievski 2023](https://arxiv.org/abs/2312.03732)) divides by its square root instead.
+# The bypass computes the same output as a matrix $\Delta W$ beside $W$. Other factors with the same product are the same adapter.
+#
+# The scaling $s$ contains $\alpha$ and the rank $r$. It should make the best learning rate independent of $r$, so that one need not search again for another rank. LoRA divides by $r$, which is too much: at a high rank the adapter learns too slowly. Rank-stabilised LoRA (rsLoRA, [Kalajdzievski 2023](https://arxiv.org/abs/2312.03732)) divides by the square root of $r$.
 #
 # $$\Delta W = s\,B A \qquad\qquad s = \frac{\alpha}{r} \quad\text{or, with rsLoRA,}\quad s = \frac{\alpha}{\sqrt r}$$
 
@@ -15,7 +14,7 @@ from lora_np.exercises import check
 
 
 # %% [markdown]
-# **Write this function.** What it returns can be added to $W$ as it is. The rank is not among its arguments, because the factors know it.
+# **Write this function.** Its result has the shape of $W$ and can be added to it. The rank is not an argument: read it from the shapes of the factors.
 
 # %%
 def delta_weight(A, B, alpha, use_rslora=False):
@@ -30,23 +29,22 @@ def delta_weight(A, B, alpha, use_rslora=False):
 
 
 # %%
-# Numbers to try it on, and to change. Take the # off the last line.
+# Numbers to try it on; change them as you like. Remove the # of the last line.
 A = np.array([[1.0, -1.0, 0.5], [0.0, 2.0, 1.0]])  # r = 2, in = 3
 B = np.array([[0.5, 1.0], [-1.0, 0.0], [2.0, 1.0], [0.0, -0.5]])  # out = 4
 alpha = 6.0
-# print(delta_weight(A, B, alpha), delta_weight(A, B, alpha, use_rslora=True), sep="\n")
+# print(delta_weight(A, B, alpha))
+# print(delta_weight(A, B, alpha, use_rslora=True))
 
 # %%
 check(delta_weight)
 
 # %% [markdown]
-# **Explain.** At the start $B = 0$, and the first step of gradient descent makes it $-\eta\, s\, dW A^\top$. What does that step change in $\Delta W$, how does
-# the change grow with $r$ and with $s$, and what does that say for $\sqrt r$ in the denominator?
+# **Explain.** At the start $B = 0$. With learning rate η, the first step of gradient descent makes $B$ equal to $-η s$ times $dW A^\top$, where $dW$ is the gradient of $W$. How does this step change $\Delta W$? How does the change grow with $r$ and with $s$? What does this say about dividing by the square root of $r$?
 
 # %% [markdown]
 # BEGIN SOLUTION
-# After the step $\Delta W = s\,B A = -\eta\, s^2\, dW\,(A^\top A)$. One $s$ comes from the gradient, the other from the product. $A^\top A$ is a
-# sum over the $r$ rows of $A$; on its diagonal stand sums of $r$ squares, which cannot cancel, so it grows as $r$ does. The change is thus
-# proportional to $s^2 r$. With $s = \alpha/r$ that is $\alpha^2/r$: the higher the rank, the less a step of the same learning rate moves, and a high
-# rank looks no better than a low one. With $s = \alpha/\sqrt r$ it is $\alpha^2$, the same for every rank.
+# After the step, $\Delta W = s\,B A = -\eta\, s^2\, dW\,(A^\top A)$. One $s$ comes from the gradient and one from the product. $A^\top A$ is a sum over the $r$ rows of $A$. The numbers on its diagonal are sums of $r$ squares, which cannot cancel, so $A^\top A$ grows in proportion to $r$. The change of $\Delta W$ is therefore proportional to $s^2 r$.
+#
+# With $s = \alpha/r$ this is $\alpha^2/r$: the higher the rank, the smaller the change from a step with the same learning rate. With $s = \alpha/\sqrt r$ it is $\alpha^2$, the same for every rank.
 # END SOLUTION

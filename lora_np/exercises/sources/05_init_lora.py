@@ -1,11 +1,9 @@
 # %% [markdown]
 # # Where A and B start
 #
-# Before its first step an adapter must change nothing, and yet be able to learn. So one factor starts at zero, and the other at small random
-# numbers, drawn after He (“Kaiming”) so that the size of what comes out of $A$ does not depend on the width of the layer. The fan-in is the number of terms in
-# the sum that makes one of the numbers of $x A^\top$.
+# Before its first step an adapter must not change the model, and it must be able to learn. So $B$ starts at zero, and $A$ starts at small random numbers. Their size follows He et al. (“Kaiming” initialisation): the numbers of $x A^\top$ have about the same size in a narrow and in a wide layer. The *fan-in* is the number of terms in the sum that gives one number of $x A^\top$.
 #
-# $$A_{\rho j} \sim U(-b,\, b) \qquad b = \sqrt{\frac{6}{(1 + a^2)\cdot \text{fan-in}}} \quad\text{with } a = \sqrt 5 \qquad\qquad B = 0$$
+# $$A_{ij} \sim U(-b,\, b) \qquad b = \sqrt{\frac{6}{(1 + a^2)\cdot \text{fan-in}}} \quad\text{with } a = \sqrt 5 \qquad\qquad B = 0$$
 
 # %%
 import numpy as np
@@ -14,12 +12,11 @@ from lora_np.exercises import check
 
 
 # %% [markdown]
-# **Write this function.** $U(-b, b)$ is the uniform distribution: every number between $-b$ and $b$ is as likely as any other. All random numbers come
-# from the generator that the function is given, so that a seed means the same adapter every time.
+# **Write this function.** $U(-b, b)$ is the uniform distribution between $-b$ and $b$. Draw all random numbers from the generator `rng`, so that the same seed always gives the same adapter.
 
 # %%
 def init_lora(out_features, in_features, r, rng):
-    """The features out and in of a layer, the rank r, and rng, a np.random.Generator → A (r, in), B (out, r)."""
+    """out_features, in_features, the rank r, a np.random.Generator rng → A (r, in), B (out, r)."""
     # BEGIN SOLUTION
     fan_in = in_features
     a = np.sqrt(5)
@@ -31,8 +28,8 @@ def init_lora(out_features, in_features, r, rng):
 
 
 # %%
-# Numbers to try it on, and to change. Take the # off the last line.
-out_features, in_features, r = 4, 3, 2  # make them larger to see how the numbers are spread
+# Numbers to try it on; change them as you like. Remove the # of the last line.
+out_features, in_features, r = 4, 3, 2  # larger numbers show the distribution
 rng = np.random.default_rng(0)
 # print(*init_lora(out_features, in_features, r, rng), sep="\n")
 
@@ -40,13 +37,11 @@ rng = np.random.default_rng(0)
 check(init_lora)
 
 # %% [markdown]
-# **Explain.** $\Delta W = s\,B A$ is zero if only one factor is, and also if both are. Why must exactly one of them start at zero? Use $dA = s\,B^\top dW$ and
-# $dB = s\,dW A^\top$, and say what happens in the first step and in the second.
+# **Explain.** $\Delta W = s B A$ is zero if $B$ is zero, if $A$ is zero, and if both are zero. Why must exactly one of them start at zero? Use $dA = s B^\top dW$ and $dB = s \, dW A^\top$, and describe the first and the second step.
 
 # %% [markdown]
 # BEGIN SOLUTION
-# If none is zero, the adapted model differs from the base at random before it has learned anything. If both are, then so are both gradients, and no
-# step ever changes that: the adapter is dead. With $B = 0$ and a random $A$ the first gradient $dA$ is zero, but $dB = s\,dW A^\top$ is not; so
-# the first step moves $B$ alone, and from the second on $dA = s\,B^\top dW$ is there too. Random rows in $A$ also differ from each other, so the $r$
-# columns of $B$ are told different things. Were they equal, $\Delta W$ would have rank one.
+# If neither is zero, the adapted model differs from the base by a random $\Delta W$ before it has learned anything. If both are zero, both gradients are zero, and no step ever changes that: the adapter cannot learn.
+#
+# With $B = 0$ and a random $A$, the gradient $dA$ is zero in the first step, and $dB = s\,dW A^\top$ is not. The first step changes only $B$. From the second step on, $dA = s\,B^\top dW$ is not zero either. The rows of $A$ are different, so the $r$ columns of $B$ get different gradients. If all rows of $A$ were equal, the columns of $B$ would stay equal, and $\Delta W$ would have rank one.
 # END SOLUTION

@@ -1,11 +1,11 @@
 # %% [markdown]
 # # Dropout in front of the bypass
 #
-# While LoRA trains, some numbers of $x$ are hidden from the bypass, each with probability $p$ and independently of all others, so that it cannot rely on a
-# few of them. The frozen path reads the whole $x$, since what does not learn cannot learn too much. The numbers that remain are made larger,
-# so that on average, over all the masks that there might have been, the bypass is what it is without dropout.
+# During training, dropout sets some numbers of $x$ to zero for the bypass, each with probability $p$ and independently of the others. The adapter cannot rely on a few features then. The frozen path reads the whole $x$, because it does not learn. The kept numbers are multiplied by a factor, so that the mean of the bypass over all masks equals the bypass without dropout.
 #
 # $$y = x W^\top + s\,\big((x \circ m)\,A^\top\big)\,B^\top \qquad\qquad m_{tj} = 0 \text{ with probability } p \qquad\qquad \mathbb{E}[m_{tj}] = 1$$
+#
+# The sign $\circ$ multiplies two arrays number by number.
 
 # %%
 import numpy as np
@@ -14,14 +14,14 @@ from lora_np.exercises import check
 
 
 # %% [markdown]
-# **Write this function.** It does one training step's forward pass and then the backward pass to $x$, in one go. The sign $\circ$ multiplies number by number;
-# what $m$ is where it is not zero, you find from $p$. Your random numbers may differ from mine: only what you do with them is checked.
+# **Write this function.** It computes the forward pass of one training step, and then the backward pass to $x$. Derive the value of the kept numbers of $m$ from $\mathbb{E}[m_{tj}] = 1$. You may draw the random numbers in any way: `check` does not compare them.
 
 # %%
 def lora_dropout(x, W, A, B, scaling, p, rng, dy):
-    """x (n, in), W (out, in), A (r, in), B (out, r), scaling s, 0 < p < 1, rng a np.random.Generator, dy = ∂L/∂y (n, out).
+    """x (n, in), W (out, in), A (r, in), B (out, r), scaling s, 0 < p < 1,
+    rng a np.random.Generator, dy = ∂L/∂y (n, out) → y (n, out), dx = ∂L/∂x (n, in).
 
-    → y (n, out) and dx = ∂L/∂x (n, in), in training mode; no argument is changed.
+    Training mode. Do not change the arguments.
     """
     # BEGIN SOLUTION
     kept = rng.random(x.shape) >= p  # (n, in), a decision for each number
@@ -38,7 +38,7 @@ def lora_dropout(x, W, A, B, scaling, p, rng, dy):
 
 
 # %%
-# Numbers to try it on, and to change. Take the # off the last line.
+# Numbers to try it on; change them as you like. Remove the # of the last line.
 x = np.array([[1.0, 2.0, -1.0], [0.5, 0.0, 3.0]])  # n = 2, in = 3
 W = np.array([[1.0, 0.0, 2.0], [-1.0, 1.0, 0.0], [0.0, 3.0, 1.0], [2.0, -1.0, 0.5]])  # out = 4
 A = np.array([[1.0, -1.0, 0.5], [0.0, 2.0, 1.0]])  # r = 2
@@ -52,13 +52,11 @@ dy = np.array([[1.0, -2.0, 0.5, 0.0], [-1.0, 1.0, 2.0, 3.0]])
 check(lora_dropout)
 
 # %% [markdown]
-# **Explain.** An adapter that was trained with dropout is merged into $W$ as it is, without a factor for $p$. Why is that right? And why must the
-# backward pass have the very mask of the forward pass, although another one would be just as random?
+# **Explain.** An adapter that was trained with dropout is merged into $W$ without a factor for $p$. Why is this right? Why must the backward pass use the mask of the forward pass, and not a new random mask?
 
 # %% [markdown]
 # BEGIN SOLUTION
-# The bypass is linear in $x \circ m$, and $m$ is 1 on average: so the mean of $y$ over all masks is the layer without dropout, $x\,(W + s\,B A)^\top$. The
-# rescaling is already in the training, and nothing is left for the merge to correct. The backward pass computes the derivative of the loss that was
-# computed. In that one, a dropped number had no influence through the bypass, and a kept one had $1/(1-p)$ times the usual. A fresh mask would
-# credit numbers that were not there; it would be the gradient of no loss at all.
+# The bypass is linear in $x \circ m$, and the mean of $m$ is 1. So the mean of $y$ over all masks is the layer without dropout, $x\,(W + s\,B A)^\top$. The factor is already part of the training, and merging needs no correction.
+#
+# The backward pass computes the derivative of the loss that the forward pass computed. In this loss, a dropped number has no influence through the bypass, and a kept number has $1/(1-p)$ times the usual influence. With a new mask, dropped numbers would get a gradient, and the result would not be the gradient of any loss.
 # END SOLUTION

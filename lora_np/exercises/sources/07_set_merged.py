@@ -1,10 +1,9 @@
 # %% [markdown]
 # # Merge and unmerge
 #
-# The bypass can be added into the weight: from then on the layer costs what the base costs, and its output is the same. It can be taken out
-# again, so that $A$ and $B$ can be trained further, or another adapter can have its turn. So a layer has a state, merged or not, and whoever
-# asks for a state must get it: when the layer has it already, when $W$ itself has learned something in between, and when $A$ and $B$ were
-# trained on between two merges.
+# The bypass can be added to the weight: this is *merging*. A merged layer costs as much as the base, and its output is the same. The bypass can also be subtracted again, to train $A$ and $B$ further or to use another adapter.
+#
+# So a layer has a state: merged or not merged. The function must work in every order of calls: if the layer is already in the requested state, if $W$ was trained while it was merged, and if $A$ and $B$ were trained between two merges.
 #
 # $$W_\text{merged} = W + s\,B A$$
 
@@ -15,17 +14,17 @@ from lora_np.exercises import check
 
 
 # %% [markdown]
-# **Write this function.** Try it on the numbers below as often as you like; then `check` says whether it is right, and if it is not, what
-# went wrong.
+# **Write this function.** Try it on the numbers below first. `check` then says whether it is right. If it is not, it names the mistake and gives a hint.
 
 # %%
 def set_merged(layer, merged):
-    """Bring the layer into the state that is asked for: merged True, s·B A is in W; merged False, it is not.
+    """Bring the layer into a state: merged=True, W contains s·B A; merged=False, it does not.
 
-    layer is a dict of "W" (out, in), "A" (r, in), "B" (out, r), "scaling" (the number s) and "merged" (its state now, True or
-    False). It is changed, and nothing is returned. The optimizer holds the array layer["W"] too, so it is that array whose
-    numbers change. "A", "B" and "scaling" stay as they are, and a layer in the state that is asked for stays as it is. Others
-    train "A" and "B" only while the layer is unmerged, and "W" at any time.
+    layer is a dict with "W" (out, in), "A" (r, in), "B" (out, r), "scaling" (the number s) and
+    "merged" (the present state, True or False). Change the dict and return nothing.
+    The optimizer also holds the array layer["W"]: change the numbers of this array in place.
+    Do not change "A", "B" and "scaling". In the requested state already, change nothing.
+    "A" and "B" are trained only while the layer is not merged, "W" at any time.
     """
     # BEGIN SOLUTION
     if layer["merged"] == merged:
@@ -41,7 +40,7 @@ def set_merged(layer, merged):
 
 
 # %%
-# Numbers to try it on, and to change. Take the # off the last line.
+# Numbers to try it on; change them as you like. Remove the # of the last line.
 layer = {
     "W": np.array([[1.0, 0.0, 2.0], [-1.0, 1.0, 0.0]]),  # out = 2, in = 3
     "A": np.array([[1.0, -1.0, 0.5]]),  # r = 1
@@ -55,14 +54,11 @@ layer = {
 check(set_merged)
 
 # %% [markdown]
-# **Explain.** Merged and unmerged again, $W$ is not the same to the last bit. Why not, and why does it matter more in float16 than in
-# float64?
+# **Explain.** After merging and unmerging, $W$ is not equal to the old $W$ in the last bits. Why not? Why does this matter more in float16 than in float64?
 
 # %% [markdown]
 # BEGIN SOLUTION
-# The sum $W + sBA$ is rounded to a number that the format has: whatever of $sBA$ is smaller than the spacing of the numbers around
-# the sum is lost. Taking the whole of $sBA$ away again cannot bring it back, so each entry may end half such a spacing beside where it was. In
-# float64 the spacing is about $10^{-16}$ of the entry and nobody sees it. In float16 it is about $10^{-3}$ of the entry, which can be as large as
-# $sBA$ itself: then already the merging loses a part of what was learned, and every further round may move $W$ a little more. So one merges in a
-# wider format, or keeps the base where it is exact.
+# The sum $W + sBA$ is rounded to a number of the format. The part of $sBA$ that is smaller than the spacing of the numbers near the sum is lost. Subtracting $sBA$ cannot bring it back, so each entry can be wrong by half the spacing.
+#
+# In float64 the spacing is about $10^{-16}$ of the entry, which does not matter. In float16 it is about $10^{-3}$ of the entry, which can be as large as $sBA$ itself: then merging already loses a part of what was learned, and every further round can move $W$ a little more. So one merges in a wider format, or keeps a copy of the base.
 # END SOLUTION

@@ -1,13 +1,11 @@
 # %% [markdown]
 # # The backward pass of RMSNorm
 #
-# RMSNorm divides each token by the root of its mean square and then gives each feature a factor $w_i$. A feature of the input goes two ways:
-# to its own output, and through $\rho$ to all outputs of its token. Where paths part, the gradients that come back are added.
+# RMSNorm divides each token by the root of its mean square, and then multiplies each feature with a factor $w_i$. An input feature reaches the loss on two paths: through its own output, and through $\rho$, which is in all outputs of its token. The gradients of the two paths are added.
 #
 # $$y_i = w_i\, x_i\, \rho, \qquad \rho = \Big(\frac1d \sum_j x_j^2 + \varepsilon\Big)^{-1/2}$$
 #
-# You are given $dy_{ni} = \partial L / \partial y_{ni}$ for every token $n$, and owe $dx_{ni} = \partial L / \partial x_{ni}$ and
-# $dw_i = \partial L / \partial w_i$. All tokens share the one $w$; $\varepsilon$ is a constant. Derive both on paper first.
+# You get $dy_{ni} = \partial L / \partial y_{ni}$ for every token $n$. Compute $dx_{ni} = \partial L / \partial x_{ni}$ and $dw_i = \partial L / \partial w_i$. All tokens share $w$, and $\varepsilon$ is a constant. Derive both on paper first.
 
 # %%
 import numpy as np
@@ -16,14 +14,13 @@ from lora_np.exercises import check
 
 
 # %% [markdown]
-# **Write this function.** Try it on the numbers below as often as you like; then `check` says whether it is right, and if it is not, what
-# went wrong.
+# **Write this function.** Try it on the numbers below first. `check` then says whether it is right. If it is not, it names the mistake and gives a hint.
 
 # %%
 def rms_norm_backward(dy, x, w, eps):
     """dy (…, d), x (…, d), w (d,), eps a number → dx (…, d), dw (d,).
 
-    The last axis is the features; all axes before it, one or more, count tokens.
+    The last axis has the features. All axes before it, one or more, count tokens.
     """
     # BEGIN SOLUTION
     d = x.shape[-1]
@@ -41,7 +38,7 @@ def rms_norm_backward(dy, x, w, eps):
 
 
 # %%
-# Numbers to try it on, and to change. Take the # off the last line.
+# Numbers to try it on; change them as you like. Remove the # of the last line.
 dy = np.array([[1.0, -2.0, 0.5], [-1.0, 1.0, 2.0]])  # 2 tokens, d = 3
 x = np.array([[1.0, 2.0, -1.0], [0.5, 0.0, 3.0]])
 w = np.array([2.0, 0.5, 1.0])
@@ -52,12 +49,11 @@ eps = 0.5
 check(rms_norm_backward)
 
 # %% [markdown]
-# **Explain.** Let $\varepsilon$ be 0. What is $\sum_j dx_j\, x_j$ for one token, and why could you have known it without deriving anything?
+# **Explain.** Let ε be 0. For one token, what is the sum of $dx · x$ over its features? How can you know it without a derivation?
 
 # %% [markdown]
 # BEGIN SOLUTION
-# It is 0. Multiply a token by any positive number: $\rho$ becomes smaller by the same factor, and $y$ does not change, so neither does the loss. The
-# derivative of the loss along $x$ itself is therefore zero, and that derivative is $\sum_j dx_j\, x_j$. The direct path alone would give
-# $\rho \sum_j g_j x_j$ with $g = dy \circ w$, in general not zero: the second path takes away exactly the part of the gradient that points along
-# $x$. With $\varepsilon > 0$ the length counts a little, and a small rest remains, $\varepsilon \rho^3 \sum_j g_j x_j$.
+# It is 0. If a token is multiplied by a positive number, $\rho$ is divided by the same number, and $y$ does not change. So the loss does not change, and its derivative in the direction of $x$ is zero. This derivative is $\sum_j dx_j\, x_j$.
+#
+# The direct path alone would give $\rho \sum_j g_j x_j$ with $g = dy \circ w$, which is not zero in general. The second path removes exactly the part of the gradient in the direction of $x$. With $\varepsilon > 0$ the length has a small influence, and $\varepsilon \rho^3 \sum_j g_j x_j$ remains.
 # END SOLUTION

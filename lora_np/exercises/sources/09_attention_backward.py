@@ -1,15 +1,12 @@
 # %% [markdown]
 # # The backward pass of attention
 #
-# One head: each token scores itself and the tokens before it, the scores become shares that add up to 1, and its output is the values, mixed
-# in these shares. The backward pass computes the shares once more and walks the same way in reverse, from $o$ to $p$ and $v$, from $p$ to $z$, from $z$ to
-# $q$ and $k$. Every step is the rule of notebook 03: the index that appears twice is summed.
+# In one attention head, each token computes a score for itself and for each token before it. A softmax turns the scores into shares with the sum 1. The output is the sum of the values, weighted with the shares. The backward pass computes the shares again and then goes back: from $o$ to $p$ and $v$, from $p$ to $z$, and from $z$ to $q$ and $k$. Each step follows the rule of notebook 03: the sum runs over the index that appears twice.
 #
 # $$z_{tu} = \frac{1}{\sqrt d} \sum_c q_{tc}\,k_{uc} \quad (u \le t), \qquad p_{tu} = \frac{e^{z_{tu}}}{\sum_{u' \le t} e^{z_{tu'}}}, \qquad
 # o_{tc} = \sum_{u \le t} p_{tu}\,v_{uc}$$
 #
-# You are given $do_{tc} = \partial L / \partial o_{tc}$, and owe $dq$, $dk$ and $dv$, each with the shape of what it belongs to. You may
-# assume the derivative of one row of a softmax, $\partial p_i / \partial z_j = p_i\,(\delta_{ij} - p_j)$.
+# You get $do_{tc} = \partial L / \partial o_{tc}$. Compute $dq$, $dk$ and $dv$, which have the shapes of $q$, $k$ and $v$. You may use the derivative of one row of a softmax, $\partial p_i / \partial z_j = p_i\,(\delta_{ij} - p_j)$.
 
 # %%
 import numpy as np
@@ -18,14 +15,14 @@ from lora_np.exercises import check
 
 
 # %% [markdown]
-# **Write this function.** Try it on the numbers below as often as you like; then `check` says whether it is right, and if it is not, what
-# went wrong.
+# **Write this function.** Try it on the numbers below first. `check` then says whether it is right. If it is not, it names the mistake and gives a hint.
 
 # %%
 def attention_backward(do, q, k, v):
     """do, q, k, v, each (t, d): t tokens, d features → dq, dk, dv, each (t, d).
 
-    A token sees itself and the tokens before it. Scores may be in the thousands, and all is to stay finite.
+    A token sees itself and the tokens before it. Scores can be in the thousands; the results
+    must be finite.
     """
     # BEGIN SOLUTION
     t, d = q.shape
@@ -45,7 +42,7 @@ def attention_backward(do, q, k, v):
 
 
 # %%
-# Numbers to try it on, and to change. Take the # off the last line.
+# Numbers to try it on; change them as you like. Remove the # of the last line.
 do = np.array([[1.0, -2.0], [0.5, 1.0], [-1.0, 2.0]])  # t = 3, d = 2
 q = np.array([[1.0, 0.5], [-1.0, 2.0], [0.0, 1.5]])
 k = np.array([[0.5, -1.0], [2.0, 1.0], [1.0, 0.0]])
@@ -56,13 +53,11 @@ v = np.array([[1.0, 2.0], [-0.5, 0.0], [3.0, -1.0]])
 check(attention_backward)
 
 # %% [markdown]
-# **Explain.** The mask stands in the forward pass. Why does no line of the backward pass need it, and why can it not be left out of a
-# backward pass that computes the shares once more?
+# **Explain.** The mask is part of the forward pass. Why does no line of the backward pass need it? Why must the mask still be used when the backward pass computes the shares again?
 
 # %% [markdown]
 # BEGIN SOLUTION
-# A forbidden share is exactly 0, because its score was pushed so far down that exp gave 0. The softmax's derivative has the share itself as a
-# factor, so no gradient reaches a forbidden score, and none goes on from it to $q$ or $k$; and a value with share 0 was not in the output, so
-# it gets nothing either. The zeros of $p$ carry the mask through the whole way back. But they have to be there: shares that are computed again
-# without the mask are those of another function, in which every token sees its future, and their gradient is that function's.
+# A masked share is exactly 0, because exp of a very negative score is 0. The derivative of the softmax contains the share as a factor, so a masked score gets no gradient, and nothing goes on to $q$ or $k$. A value with the share 0 is not in the output, so it gets no gradient either. The zeros of $p$ have the effect of the mask in the whole backward pass.
+#
+# But the zeros must be there. Shares computed without the mask belong to another function, in which every token sees later tokens, and their gradient is the gradient of that function.
 # END SOLUTION

@@ -1,17 +1,14 @@
 # %% [markdown]
 # # AdamW on two factors
 #
-# Plain descent takes a step as long as the gradient; Adam divides each entry's step by how large its gradients usually are, so that small
-# and large ones learn at the same pace. It keeps two running averages for every entry, of the gradient and of its square, which start at zero and are
-# too small at first, by a factor that is known. The W stands for weight decay that is kept apart from all this: each step takes a fixed share of the
-# weight away.
+# In gradient descent the step is proportional to the gradient. Adam divides the step of each number by the usual size of its gradients, so that numbers with small and with large gradients learn at the same pace. For every number it keeps two running averages: $m$ of the gradient and $v$ of its square. Both start at zero and are therefore too small in the first steps. Dividing by $1 - \beta^t$ corrects this. The W in AdamW stands for weight decay: each step subtracts a fixed share of the weight, separately from the gradient.
 #
 # $$m \leftarrow \beta_1 m + (1 - \beta_1)\,g \qquad v \leftarrow \beta_2 v + (1 - \beta_2)\,g^2 \qquad
 # \hat m = \frac{m}{1 - \beta_1^t} \qquad \hat v = \frac{v}{1 - \beta_2^t}$$
 #
 # $$\theta \leftarrow \theta - \eta\,\lambda\,\theta - \eta\,\frac{\hat m}{\sqrt{\hat v} + \varepsilon}$$
 #
-# Every $\theta$ on the right is the one from before the step. $\eta$ is `lr`, the learning rate; $\lambda$ is `weight_decay`.
+# Every $\theta$ on the right is the weight before the step. $\eta$ is the learning rate `lr`, $\lambda$ is `weight_decay`, and $\varepsilon$ is `eps`.
 
 # %%
 import numpy as np
@@ -20,15 +17,15 @@ from lora_np.exercises import check
 
 
 # %% [markdown]
-# **Write this function.** Try it on the numbers below as often as you like; then `check` says whether it is right, and if it is not, what
-# went wrong.
+# **Write this function.** Try it on the numbers below first. `check` then says whether it is right. If it is not, it names the mistake and gives a hint.
 
 # %%
 def adamw_step(factors, grads, state, t, lr, beta1, beta2, eps, weight_decay):
-    """One step. Afterwards factors and state hold the new values; nothing is returned, and grads stays as it is.
+    """Take one step: afterwards factors and state hold the new values. Return nothing.
 
-    factors {"A": (r, in), "B": (out, r)}, grads the same for their gradients, state {"A": {"m", "v"}, "B": {"m", "v"}} with the
-    averages m and v of each factor, uncorrected, in its shape. t counts the steps from 1, and the other five are numbers.
+    factors: {"A": (r, in), "B": (out, r)}. grads: their gradients; do not change them.
+    state: {"A": {"m", "v"}, "B": {"m", "v"}}, the averages, not corrected.
+    t counts the steps from 1. lr, beta1, beta2, eps and weight_decay are numbers.
     """
     # BEGIN SOLUTION
     for name in factors:
@@ -44,25 +41,23 @@ def adamw_step(factors, grads, state, t, lr, beta1, beta2, eps, weight_decay):
 
 
 # %%
-# Numbers to try it on, and to change. Take the # off the last line.
-factors = {"A": np.array([[1.0, -2.0, 0.5]]), "B": np.array([[0.5], [-1.0]])}  # r = 1, in = 3, out = 2
+# Numbers to try it on; change them as you like. Remove the # of the last line.
+# r = 1, in = 3, out = 2
+factors = {"A": np.array([[1.0, -2.0, 0.5]]), "B": np.array([[0.5], [-1.0]])}
 grads = {"A": np.array([[0.5, 1.0, -2.0]]), "B": np.array([[-1.0], [3.0]])}
 state = {name: {"m": np.zeros(p.shape), "v": np.zeros(p.shape)} for name, p in factors.items()}
 t, lr, beta1, beta2, eps, weight_decay = 1, 0.1, 0.9, 0.999, 1e-8, 0.01
-# adamw_step(factors, grads, state, t, lr, beta1, beta2, eps, weight_decay); print(factors, state, sep="\n")
+# adamw_step(factors, grads, state, t, lr, beta1, beta2, eps, weight_decay); print(factors)
 
 # %%
 check(adamw_step)
 
 # %% [markdown]
-# **Explain.** Without decay, the first step moves an entry of $B$ by $\eta$, whether its gradient is 0.001 or 1000. Why? And why does $A$ not
-# move in the first step of LoRA, and by less than $\eta$ in the second?
+# **Explain.** Without weight decay, the first step moves each number of $B$ by the learning rate, whether its gradient is 0.001 or 1000. Why? Why does $A$ not move in the first step of LoRA, and by less than the learning rate in the second?
 
 # %% [markdown]
 # BEGIN SOLUTION
-# After one step both averages hold a single gradient, and corrected they are $\hat m = g$ and $\hat v = g^2$: the step is $g / |g|$, the sign alone
-# (as long as $|g|$ is far above $\varepsilon$). LoRA starts with $B = 0$, so the first gradient of $A$ is 0, and its step is $0 / (0 + \varepsilon) = 0$. In
-# the second step its averages hold one gradient as well, but $t$ is 2: the correction believes that there were two. It divides the new $m$
-# by $1 - \beta_1^2$, which leaves $g / (1 + \beta_1)$, and $v$ likewise, so that the step is $\eta \sqrt{1 + \beta_2} / (1 + \beta_1)$, with the usual
-# 0.9 and 0.999 about $0.74\,\eta$.
+# After one step both averages contain one gradient. Corrected they are $\hat m = g$ and $\hat v = g^2$, so the step is $\eta\, g / |g|$: its length is $\eta$ (if $|g|$ is far above $\varepsilon$).
+#
+# LoRA starts with $B = 0$, so the first gradient of $A$ is 0, and its step is $0 / (0 + \varepsilon) = 0$. In the second step the averages of $A$ contain one gradient that is not zero, but $t$ is 2, and the correction is made for two gradients. It divides the new $m$ by $1 - \beta_1^2$, which gives $\hat m = g / (1 + \beta_1)$, and likewise $\hat v = g^2 / (1 + \beta_2)$. The step is $\eta \sqrt{1 + \beta_2} / (1 + \beta_1)$. With the usual 0.9 and 0.999 this is about $0.74\,\eta$.
 # END SOLUTION

@@ -1,9 +1,7 @@
 # %% [markdown]
 # # Four bits a weight
 #
-# A frozen weight is only read, so QLoRA keeps it in four bits: the number of one of sixteen values $c_0 \dots c_{15}$ between −1 and 1. The weights
-# of a block share a scale, the largest of their magnitudes, which brings each of them to between −1 and 1, and each then takes the nearest value.
-# Two such numbers fit into a byte, the first of the two in its upper four bits.
+# A frozen weight is only read, so QLoRA stores it in four bits: as the number of one of sixteen values $c_0 \dots c_{15}$ between −1 and 1. The weights of a block share a scale, the largest magnitude in the block. Divided by the scale, each weight is between −1 and 1, and is replaced by the nearest value. Two such numbers fit into one byte: the first one in the upper four bits, the second one in the lower four bits.
 #
 # $$s = \max_i |w_i| \qquad\qquad q_i = \arg\min_q \left|\frac{w_i}{s} - c_q\right| \qquad\qquad \hat w_i = c_{q_i}\, s$$
 
@@ -14,14 +12,14 @@ from lora_np.exercises import check
 
 
 # %% [markdown]
-# **Write this function.** Test it in a cell of your own as often as you like; then `check` says whether it is right, and if it is not, what
-# went wrong.
+# **Write this function.** Try it in a cell of your own first. `check` then says whether it is right. If it is not, it names the mistake and gives a hint.
 
 # %%
 def quantize_block(w, values):
-    """w (n,) with n even, values (16,) ascending from −1 to 1 → (packed (n/2,), s): the bytes, as whole numbers from 0 to 255, and the scale.
+    """w (n,) with n even, values (16,) ascending from −1 to 1 → packed (n/2,), s.
 
-    A block of zeros has s = 0, and each of its weights the number of the value 0, which is one of the sixteen.
+    packed has the bytes as integers from 0 to 255, and s is the scale. For a block of zeros
+    s is 0, and each weight gets the number of the value 0, which is one of the sixteen.
     """
     # BEGIN SOLUTION
     s = np.abs(w).max()
@@ -39,12 +37,11 @@ def quantize_block(w, values):
 check(quantize_block)
 
 # %% [markdown]
-# **Explain.** NF4 has blocks of 64 weights. Why not one scale for the whole matrix, and why not one for every four weights?
+# **Explain.** NF4 uses blocks of 64 weights. Why not one scale for the whole matrix? Why not one scale for every four weights?
 
 # %% [markdown]
 # BEGIN SOLUTION
-# The scale is the largest magnitude, so one weight decides for all that share it. In a whole matrix there is always some outlier, and divided by it nearly all
-# weights come to lie around zero, where only a few of the sixteen values are: the codes are wasted. The smaller the block, the fewer suffer from an outlier
-# and the nearer the largest weight is to the others. But each scale costs 32 bits, half a bit a weight in blocks of 64 and eight bits a weight in blocks of
-# four, which is twice the codes themselves. (Double quantisation stores the scales in 8 bits, and then 64 costs an eighth of a bit.)
+# The scale is the largest magnitude, so one weight determines the scale of its block. A large matrix always has a few outliers. Divided by the largest one, nearly all weights are close to zero, where only a few of the sixteen values are, so most values are hardly used. In a smaller block fewer weights share a scale with an outlier.
+#
+# But each scale needs 32 bits. In blocks of 64 this is half a bit per weight; in blocks of four it is eight bits per weight, twice as much as the four-bit numbers themselves. (Double quantisation stores the scales in 8 bits. Then blocks of 64 need an eighth of a bit per weight.)
 # END SOLUTION

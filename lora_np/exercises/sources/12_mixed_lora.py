@@ -1,13 +1,11 @@
 # %% [markdown]
 # # A mixed batch
 #
-# Many adapters can share one base, and then the rows of a batch may each ask for another one, or for none. The frozen weight is the same
-# for all rows, so its product can be made for the whole batch at once. Only the narrow products with $A$ and $B$ depend on who asks, and
-# each row has to get those of its own adapter and keep its place in the batch.
+# Many adapters can share one base. Each row of a batch can then use another adapter, or none. The frozen weight is the same for all rows, so its product is computed once for the whole batch. Only the narrow products with $A$ and $B$ differ: each row needs the products of its own adapter, and the rows must keep their order.
 #
 # $$y_i = x_i W^\top + s_{k}\,(x_i A_{k}^\top)\,B_{k}^\top \qquad k = \text{the adapter of row } i$$
 #
-# and $y_i = x_i W^\top$ for a row of the base.
+# and $y_i = x_i W^\top$ for a row without an adapter.
 
 # %%
 import numpy as np
@@ -16,16 +14,15 @@ from lora_np.exercises import check
 
 
 # %% [markdown]
-# **Write this function.** Test it in a cell of your own as often as you like; then `check` says whether it is right, and if it is not, what
-# went wrong.
+# **Write this function.** Try it in a cell of your own first. `check` then says whether it is right. If it is not, it names the mistake and gives a hint.
 
 # %%
 def mixed_lora(x, W, adapters, names):
-    """x (b, t, in), W (out, in) → y (b, t, out): b rows of t tokens, each row through W and the adapter that it names.
+    """x (b, t, in), W (out, in) → y (b, t, out): b rows of t tokens.
 
-    adapters is a dict, name → (A, B, s), with A (r, in), B (out, r) and the number s; each adapter has its own r and s. names is
-    a list of b names: names[i] is the adapter of row i, or "__base__", which is in no adapters and means none. An adapter may
-    be named by several rows, or by none.
+    adapters: name → (A, B, s) with A (r, in), B (out, r) and the number s. Each adapter has
+    its own r and s. names: a list of b names; names[i] is the adapter of row i. "__base__"
+    means no adapter and is not in adapters. Several rows, or no row, can use an adapter.
     """
     # BEGIN SOLUTION
     y = x @ W.T  # (b, t, in) (in, out) → (b, t, out), once for all rows
@@ -42,13 +39,11 @@ def mixed_lora(x, W, adapters, names):
 check(mixed_lora)
 
 # %% [markdown]
-# **Explain.** A server writes one token for each of 32 rows at a time (t = 1). Why does it take hardly longer when the rows use 32 adapters
-# than when they all use one, and why would 32 merged models take so much longer?
+# **Explain.** A server computes one token for each of 32 rows at a time (t = 1). Why does this take hardly longer with 32 adapters than with one? Why would 32 merged models take much longer?
 
 # %% [markdown]
 # BEGIN SOLUTION
-# With one token a row there is little to compute, and most of the time goes into fetching the weights from memory. $W$ is fetched once
-# for the whole batch, whoever asks, and it has $out \cdot in$ numbers; an adapter has $r\,(in + out)$, a few hundredths of that, so even 32 of them add
-# little. Merged models have a weight each: 32 whole matrices to fetch, for one row apiece, and 32 to keep in memory. (What remains is to
-# make few calls: the rows of one adapter together, and small products stacked into one.)
+# With one token per row there is little to compute, and most of the time is spent on loading weights from memory. $W$ has $out \cdot in$ numbers and is loaded once for the whole batch. An adapter has $r\,(in + out)$ numbers, a few hundredths of $W$, so even 32 adapters add little.
+#
+# Each merged model has a weight of its own: 32 whole matrices must be loaded, each for one row, and all 32 must be kept in memory. (What remains is the number of calls: the rows of one adapter are computed together, and small products are stacked into one.)
 # END SOLUTION

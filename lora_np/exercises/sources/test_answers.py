@@ -1,4 +1,4 @@
-"""`pytest` in this folder says of each exercise what `check` says in a notebook."""
+"""`pytest` in this folder checks each exercise as `check` does in a notebook."""
 
 from pathlib import Path
 

@@ -9,6 +9,7 @@ import numpy as np
 from ...optional import extra
 
 COLOURS = 256  # the most that a PNG's palette holds
+SHARP_BYTES = 400_000  # a larger picture, as of a photograph, has half the pixels in each direction in a notebook
 
 
 def with_palette(png: bytes) -> bytes:
@@ -78,3 +79,21 @@ def _reversed_lightness(rgb: np.ndarray) -> np.ndarray:
     lightness = reverse + strength * (np.maximum(lightness, STRONG) - reverse)
     linear = np.linalg.solve(TO_LMS, (np.linalg.solve(TO_LAB, np.stack([lightness, a, b]))) ** 3).T.clip(0, 1)
     return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def sharp_and_small(png: bytes) -> bytes:
+    """Return a notebook's picture with a palette; with half its width and height if it has more than `SHARP_BYTES`.
+
+    A picture that has a palette is returned as it is.
+    """
+    small = with_palette(png)
+    if small == png or len(small) <= SHARP_BYTES:
+        return small
+    with extra("course", "a picture"):
+        from PIL import Image
+
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as image:
+        half = (image.width // 2, image.height // 2)
+        image.convert("RGBA").resize(half, Image.Resampling.LANCZOS).save(buffer, "PNG")
+    return with_palette(buffer.getvalue())

@@ -17,6 +17,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from .colours import FAINT_INK, HAIRLINE, INK, PAPER, for_text
+from .inline import show_sharp_pictures
 from .png import with_palette
 from .table import Table
 
@@ -62,6 +63,7 @@ def picture(columns: str = "", settings: str = "") -> Callable[[Callable[..., Fi
             if columns:
                 _check(draw.__name__, args[0] if args else kwargs["table"], columns.split(), settings.split())
             plt.draw_if_interactive()  # loads the backend: in the context it would lose "interactive", and Jupyter show nothing
+            show_sharp_pictures()
             with plt.style.context(["default", STYLE]):
                 figure = draw(*args, **kwargs)
                 figure.draw_without_rendering()

@@ -1,1 +1,1 @@
-"""Wrong answers as students write them, a file for each exercise: ANSWERS by the mistake's name, and UNKNOWN ones."""
+"""Wrong answers as students write them, one file per exercise: ANSWERS by the name of the mistake, and UNKNOWN ones."""

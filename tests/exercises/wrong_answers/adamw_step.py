@@ -1,4 +1,4 @@
-"""Wrong answers to adamw_step, in other words than the solution's."""
+"""Wrong answers to adamw_step, written differently from the solution."""
 
 HEAD = "import numpy as np\ndef adamw_step(factors, grads, state, t, lr, beta1, beta2, eps, weight_decay):\n"
 LINES = {
@@ -25,7 +25,7 @@ ANSWERS = {
     "neither average is corrected": answer(c1="c1 = 1", c2="c2 = 1"),
     "only m is corrected": answer(c2="c2 = 1"),
     "only v is corrected": answer(c1="c1 = 1"),
-    "the corrected averages are kept as the state": answer(
+    "the corrected averages are stored in the state": answer(
         keep="m, v = m / (1 - beta1**t), v / (1 - beta2**t)\n        s.update(m=m, v=v)", c1="c1 = 1", c2="c2 = 1"
     ),
     "the correction is the same at every step": answer(c1="c1 = 1 - beta1", c2="c2 = 1 - beta2"),
@@ -34,29 +34,31 @@ ANSWERS = {
         c1="c1 = np.float64(1 - beta1 ** (t - 1))", c2="c2 = np.float64(1 - beta2 ** (t - 1))"
     ),
     "the correction counts one step too many": answer(c1="c1 = 1 - beta1 * beta1**t", c2="c2 = 1 - beta2 * beta2**t"),
-    "the decay goes into the gradient": answer(
+    "the decay is added to the gradient": answer(
         old="p = factors[key]\n        g = weight_decay * p + g", new="factors[key] = p - lr * step"
     ),
     "there is no weight decay": answer(new="factors[key] = p - lr * step"),
-    "the decay does not know the learning rate": answer(new="factors[key] = p - lr * step - weight_decay * p"),
-    "the decay comes after the step": answer(new="p = p - lr * step\n        factors[key] = p - lr * weight_decay * p"),
+    "the decay is not multiplied by the learning rate": answer(new="factors[key] = p - lr * step - weight_decay * p"),
+    "the decay is applied after the step": answer(
+        new="p = p - lr * step\n        factors[key] = p - lr * weight_decay * p"
+    ),
     "both factors share one state": answer(slots="s = state['A']"),
     "only the first factor gets a step": answer(
         new="factors[key] = p - lr * (step + weight_decay * p)\n        return"
     ),
-    "epsilon stands inside the root": answer(denominator="below = np.sqrt(eps + v / c2)"),
+    "epsilon is inside the root": answer(denominator="below = np.sqrt(eps + v / c2)"),
     "the decay has the wrong sign": answer(new="factors[key] = p - lr * (step - weight_decay * p)"),
     "epsilon is added before v is corrected": answer(
         denominator="below = v**0.5 + eps", step="step = c2**0.5 / c1 * m / below"
     ),
-    "the step is made with the old averages": answer(keep="(s['m'], m), (s['v'], v) = (m, s['m']), (v, s['v'])"),
+    "the step uses the old averages": answer(keep="(s['m'], m), (s['v'], v) = (m, s['m']), (v, s['v'])"),
     "neither the weights nor the averages are stored": answer(
         keep="", new="p = p - lr * (step + weight_decay * p)\n    return p, m, v"
     ),
     "epsilon is left out of the step": answer(denominator="below = np.sqrt(v / c2)"),
     "the step divides by v without a root": answer(denominator="below = eps + v / c2"),
     "v averages the gradient without squaring it": answer(v="v = beta2 * s['v'] + (1 - beta2) * abs(g)"),
-    "the new gradient enters an average at full weight": answer(
+    "the new gradient has the weight 1 in an average": answer(
         m="m = g + beta1 * s['m']", v="v = g * g + beta2 * s['v']"
     ),
     "the two weights of an average are swapped": answer(
@@ -68,10 +70,10 @@ ANSWERS = {
         c1="c1 = 1 - beta2**t",
         c2="c2 = 1 - beta1**t",
     ),
-    "the state is overwritten, not averaged": answer(m="m = (1 - beta1) * g", v="v = (1 - beta2) * g * g"),
-    "the new averages are not kept": answer(keep=""),
-    "the new weights never get into factors": answer(new="p = p - lr * (step + weight_decay * p)"),
-    "the step goes up the gradient": answer(new="factors[key] = p + lr * (step - weight_decay * p)"),
+    "the state is overwritten instead of averaged": answer(m="m = (1 - beta1) * g", v="v = (1 - beta2) * g * g"),
+    "the new averages are not stored": answer(keep=""),
+    "the new weights are not stored in factors": answer(new="p = p - lr * (step + weight_decay * p)"),
+    "the step goes in the direction of the gradient": answer(new="factors[key] = p + lr * (step - weight_decay * p)"),
 }
 
 UNKNOWN = [

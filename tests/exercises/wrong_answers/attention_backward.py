@@ -1,4 +1,4 @@
-"""Wrong answers to attention_backward, in other words than the solution's."""
+"""Wrong answers to attention_backward, written differently from the solution."""
 
 HEAD = "import numpy as np\ndef attention_backward(do, q, k, v):\n"
 LINES = {
@@ -29,10 +29,10 @@ ANSWERS = {
     "there is no causal mask": answer(mask=""),
     "the mask hides the past and shows the future": answer(mask="z = np.where(np.tri(t, dtype=bool).T, z, -np.inf)"),
     "the mask comes after the softmax": answer(mask="", shares="p = np.tri(t) * p / np.sum(p, axis=1)[:, None]"),
-    "a score that is masked is set to zero": answer(mask="z = z * np.tri(t)"),
+    "masked scores are set to zero": answer(mask="z = z * np.tri(t)"),
     "the backward pass leaves the scaling out of dq and dk": answer(dq="dq = dz @ k", dk="dk = (q.T @ dz).T"),
-    "the backward pass leaves the scaling out of dq alone": answer(dq="dq = np.dot(dz, k)"),
-    "the backward pass leaves the scaling out of dk alone": answer(dk="dk = (q.T @ dz).T"),
+    "the backward pass leaves the scaling out of dq": answer(dq="dq = np.dot(dz, k)"),
+    "the backward pass leaves the scaling out of dk": answer(dk="dk = (q.T @ dz).T"),
     "there is no scaling at all": HEAD
     + "    t, d = q.shape\n"
     + "".join(LINES[name] for name in LINES if name != "scale").replace(" * s\n", "\n"),
@@ -40,8 +40,8 @@ ANSWERS = {
     "dk is scaled twice": answer(scores="q = s * q\n    z = q @ k.T"),
     "the scores are divided by d": answer(scale="s = 1 / d"),
     "the scores are scaled by the number of tokens": answer(scale="s = len(q) ** -0.5"),
-    "dk is made from dz, not from its transpose": answer(dk="dk = dz @ (s * q)"),
-    "dv is made from p, not from its transpose": answer(dv="dv = np.einsum('tu,uc->tc', p, do)"),
+    "dk is computed from dz instead of its transpose": answer(dk="dk = dz @ (s * q)"),
+    "dv is computed from p instead of its transpose": answer(dv="dv = np.einsum('tu,uc->tc', p, do)"),
     "the softmax runs over the queries": answer(
         mask="z = np.where(np.tri(t, dtype=bool), z, -1e30)",
         exp="p = np.exp(z - np.max(z, axis=0)[None, :])",
@@ -54,15 +54,13 @@ ANSWERS = {
     "dq and dk are swapped": answer(dq="dq = (q.T @ dz).T * s", dk="dk = dz @ k * s"),
     "dv is returned first": answer(out="return dv, dq, dk"),
     "dp is transposed": answer(dp="dp = np.einsum('tc,uc->ut', do, v)"),
-    "the maximum is taken over forbidden scores too": answer(
-        mask="", exp="p = np.tri(t) * np.exp(z - np.max(z, axis=1)[:, None])"
-    ),
+    "the maximum includes masked scores": answer(mask="", exp="p = np.tri(t) * np.exp(z - np.max(z, axis=1)[:, None])"),
     "the mask is too weak": answer(mask="z = z - 50 * (1 - np.tri(t))"),
-    "dq is made with q": answer(dq="dq = np.einsum('tu,uc->tc', dz, q) * s"),
-    "dk is made with k": answer(dk="dk = np.einsum('tu,tc->uc', dz, k) * s"),
-    "v is not transposed on the way to dp": answer(dp="dp = np.dot(do, v)"),
+    "dq is computed with q instead of k": answer(dq="dq = np.einsum('tu,uc->tc', dz, q) * s"),
+    "dk is computed with k instead of q": answer(dk="dk = np.einsum('tu,tc->uc', dz, k) * s"),
+    "v is not transposed in dp": answer(dp="dp = np.dot(do, v)"),
     "k is not transposed in the scores": answer(scores="z = s * np.dot(q, k)"),
-    "one maximum is taken off all rows": answer(exp="p = np.exp(z - np.amax(z))"),
+    "one maximum is subtracted from all rows": answer(exp="p = np.exp(z - np.amax(z))"),
     "exp overflows for large scores": answer(exp="p = np.exp(z)"),
 }
 

@@ -1,4 +1,4 @@
-"""Wrong answers to count_lora, in other words than the solution's."""
+"""Wrong answers to count_lora, written differently from the solution."""
 
 HEAD = "import numpy as np\ndef count_lora(shapes, r):\n"
 

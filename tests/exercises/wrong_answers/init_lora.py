@@ -1,10 +1,10 @@
-"""Wrong answers to init_lora, in other words than the solution's."""
+"""Wrong answers to init_lora, written differently from the solution."""
 
 HEAD = "import math\nimport numpy as np\ndef init_lora(out_features, in_features, r, rng):\n"
 
 
 def answer(b="1 / math.sqrt(k)", A="b * (2 * rng.random((r, k)) - 1)", B="np.full((d, r), 0.0)", end="return A, B"):
-    """With 1/√in by hand, and numbers in [0, 1) that are stretched."""
+    """Return an answer that computes 1/√in directly and scales numbers from [0, 1)."""
     lines = ["d, k = out_features, in_features", f"b = {b}", f"B = {B}", f"A = {A}", end]
     return HEAD + "".join(f"    {line}\n" for line in lines)
 
@@ -34,9 +34,7 @@ ANSWERS = {
     "B is transposed": answer(B="np.zeros_like(np.empty((r, d)))"),
     "in and out are swapped": answer(b="1 / math.sqrt(d)", A="rng.uniform(-b, b, size=(r, d))", B="np.zeros((k, r))"),
     "B is returned before A": answer(end="return B, A"),
-    "the rng that it is given is ignored": answer(
-        A="np.random.RandomState(42).uniform(-b, b, (r, k))", end="return (A, B)"
-    ),
+    "the given rng is not used": answer(A="np.random.RandomState(42).uniform(-b, b, (r, k))", end="return (A, B)"),
 }
 
 UNKNOWN = [

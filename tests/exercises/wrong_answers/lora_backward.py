@@ -1,10 +1,10 @@
-"""Wrong answers to lora_backward, in other words than the solution's."""
+"""Wrong answers to lora_backward, written differently from the solution."""
 
 HEAD = "import numpy as np\ndef lora_backward(error, x, W, A, B, scaling, grads):\n"
 
 
 def answer(dy="error / len(x)", dA="s * B.T @ dW", dB="s * dW @ A.T", dx="dy @ (W + s * B @ A)", add=None):
-    """Through the gradient dW that full fine-tuning would use, instead of one product after the other."""
+    """Return an answer that computes dW, as full fine-tuning does, and derives dA and dB from it."""
     add = add or 'grads["A"] = grads["A"] + dA\n    grads["B"] = grads["B"] + dB\n    return dx'
     lines = [
         "s = scaling",
@@ -34,18 +34,18 @@ ANSWERS = {
     "the scaling is in dy already": answer(dy="s * error / len(error)"),
     "the scaling enters dB twice": answer(dB="s * (dy.T @ (s * x @ A.T))"),
     "the scaling enters dx twice": answer(dx="dy @ (W + (s * B) @ (s * A))"),
-    "A stands where B belongs, and B where A belongs": answer(dA="s * A @ dW", dB="s * dW @ B"),
-    "dA is added into B's gradient, and dB into A's": answer(
+    "A and B are swapped in the backward pass": answer(dA="s * A @ dW", dB="s * dW @ B"),
+    "dA is added to B's gradient, and dB to A's": answer(
         add='grads["A"] = grads["A"] + dB\n    grads["B"] = grads["B"] + dA\n    return dx'
     ),
     "dA is transposed": answer(dA="s * dW.T @ B"),
     "dB is transposed": answer(dB="s * A @ dW.T"),
     "W is transposed in dx": answer(dx="dy @ W.T + s * (dy @ B) @ A"),
-    "B is transposed on the way back": answer(dA="s * B @ dW", dx="dy @ (W + s * B.T @ A)"),
+    "B is transposed in the backward pass": answer(dA="s * B @ dW", dx="dy @ (W + s * B.T @ A)"),
     "A is not transposed in x Aᵀ": answer(dB="s * dW @ A"),
     "A is transposed in dx": answer(dx="dy @ (W + s * B @ A.T)"),
     "the gradients are overwritten": answer(add='grads["A"][:] = dA\n    grads["B"][:] = dB\n    return dx'),
-    "dA and dB never reach grads": answer(add="return (dx, dA, dB)"),
+    "dA and dB are not stored in grads": answer(add="return (dx, dA, dB)"),
     "there is a gradient for W too": answer(
         add='grads["A"] += dA\n    grads["B"] += dB\n    grads["W"] = grads.get("W", 0) + dW\n    return dx'
     ),

@@ -1,4 +1,4 @@
-"""Wrong answers to lora_dropout, in other words than the solution's."""
+"""Wrong answers to lora_dropout, written differently from the solution."""
 
 HEAD = "import numpy as np\ndef lora_dropout(x, W, A, B, scaling, p, rng, dy):\n"
 
@@ -9,7 +9,7 @@ def answer(
     dx="dy @ W + m * (dy @ D)",
     before="pass",
 ):
-    """With ΔW as one matrix D, and a mask from a binomial distribution."""
+    """Return an answer with ΔW as one matrix D, and a mask from a binomial distribution."""
     lines = [before, "D = scaling * np.dot(B, A)", f"m = {m}", f"y = {y}", f"dx = {dx}", "return y, dx"]
     return HEAD + "".join(f"    {line}\n" for line in lines)
 
@@ -31,7 +31,7 @@ ANSWERS = {
     "the forward pass does not rescale": answer(y="x @ W.T + np.where(m > 0, x, 0) @ D.T"),
     "the backward pass does not rescale": answer(dx="dy @ W + np.where(m > 0, dy @ D, 0)"),
     "it keeps with probability p": answer(m="rng.choice([0, 1], x.shape, p=[1 - p, p]) / p"),
-    "half of them are dropped, whatever p": answer(m="rng.integers(0, 2, x.shape) / (1 - p)"),
+    "half of the numbers are dropped for every p": answer(m="rng.integers(0, 2, x.shape) / (1 - p)"),
     "the kept numbers are divided by p": answer(m="(rng.random(x.shape) > p) * p**-1"),
     "the kept numbers are made smaller": answer(m="np.where(rng.random(x.shape) < p, 0.0, 1 - p)"),
     "the bypass's output is dropped": answer(
@@ -43,10 +43,10 @@ ANSWERS = {
         dx="dy @ W + scaling * ((m * (dy @ B)) @ A)",
     ),
     "the layer's output is dropped": answer(m=binomial("dy.shape"), y="m * (x @ (W + D).T)", dx="(m * dy) @ (W + D)"),
-    "the mask is put on dy": answer(dx="dy @ W + (m * dy) @ D"),
+    "the mask is applied to dy": answer(dx="dy @ W + (m * dy) @ D"),
     "nothing is dropped": answer(y="x @ (W + D).T", dx="dy @ (W + D)"),
-    "the generator that it is given is not used": answer(before="rng = np.random.default_rng()"),
-    "another probability than p": answer(m="(abs(rng.standard_normal(x.shape)) > p) / (1 - p)"),
+    "the given generator is not used": answer(before="rng = np.random.default_rng()"),
+    "the probability is not p": answer(m="(abs(rng.standard_normal(x.shape)) > p) / (1 - p)"),
     "equally many are dropped in every call": answer(
         before="drop = rng.choice(x.size, int(p * x.size), replace=False)",
         m="np.ones(x.shape) / (1 - p)\n    m.flat[drop] = 0",

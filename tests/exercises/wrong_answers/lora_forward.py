@@ -1,4 +1,4 @@
-"""Wrong answers to lora_forward, in other words than the solution's."""
+"""Wrong answers to lora_forward, written differently from the solution."""
 
 HEAD = "import numpy as np\ndef lora_forward(x, W, A, B, alpha):\n"
 
@@ -8,11 +8,12 @@ ANSWERS = {
     + "    s = alpha / len(A)\n    h = s * np.einsum('...i,ri->...r', x, A)\n    return x @ W.T + s * (h @ B.T)\n",
     "the scaling grows with the rank (alpha times r)": HEAD
     + "    r, _ = A.shape\n    return x @ W.T + x @ (r * alpha * B @ A).T\n",
-    "alpha alone, without the rank": HEAD + "    return x @ W.T + alpha * (x @ A.T @ B.T)\n",
-    "the scaling stands on its head": HEAD + "    return x @ (W + len(A) / alpha * B @ A).T\n",
-    "the scaling divides by the root of the rank": HEAD + "    return x @ (W + alpha * len(A) ** -0.5 * B @ A).T\n",
+    "alpha alone is the scaling": HEAD + "    return x @ W.T + alpha * (x @ A.T @ B.T)\n",
+    "the scaling is inverted (r over alpha)": HEAD + "    return x @ (W + len(A) / alpha * B @ A).T\n",
+    "the scaling divides by the square root of the rank": HEAD
+    + "    return x @ (W + alpha * len(A) ** -0.5 * B @ A).T\n",
     "the scaling is rounded down": HEAD + "    return x @ (W + int(alpha / len(A)) * B @ A).T\n",
-    "the rank is read off the wrong side": HEAD + "    return x @ W.T + alpha / len(B) * np.dot(x @ A.T, B.T)\n",
+    "the rank is read from the wrong axis": HEAD + "    return x @ W.T + alpha / len(B) * np.dot(x @ A.T, B.T)\n",
     "the bypass is subtracted": HEAD + "    return x @ (W - alpha / len(A) * np.dot(B, A)).T\n",
     "more than y is returned": HEAD + "    s = alpha / len(A)\n    return x @ (W + s * B @ A).T, (x, A, B, s)\n",
     "the frozen path is scaled too": HEAD + "    return alpha / B.shape[1] * (x @ (W + B @ A).T)\n",

@@ -1,4 +1,4 @@
-"""Wrong answers to mixed_lora, in other words than the solution's."""
+"""Wrong answers to mixed_lora, written differently from the solution."""
 
 HEAD = "import numpy as np\ndef mixed_lora(x, W, adapters, names):\n"
 ONE = "    def through(row, A, B, s):\n        return s * np.einsum('ti,ri,or->to', row, A, B)\n"
@@ -28,14 +28,14 @@ ANSWERS = {
     "rows with an adapter get the frozen path twice": EACH.format(
         "        if name in adapters:\n            A, B, s = adapters[name]\n            y += row @ (W + s * B @ A).T\n"
     ),
-    "adapters go by the row's number and not by its name": EACH.format(
+    "adapters are selected by the row's number instead of its name": EACH.format(
         "        keys = list(adapters)\n        y = y + through(row, *adapters[keys[i % len(keys)]])\n"
     ),
-    "of the rows that share an adapter only one gets it": HEAD
+    "only one of the rows that share an adapter gets it": HEAD
     + "    y = x @ W.T\n    for name in set(names) - {'__base__'}:\n        A, B, s = adapters[name]\n"
     + "        i = names.index(name)\n"
     + "        y[i] += s * x[i] @ A.T @ B.T\n    return y\n",
-    "the rows come out in the order of the adapters": HEAD
+    "the rows are returned in the order of the adapters": HEAD
     + ONE
     + "    parts = []\n    for name in [*adapters, '__base__']:\n        for i in range(len(names)):\n"
     + "            if names[i] == name:\n                y = x[i] @ W.T\n"
@@ -44,7 +44,7 @@ ANSWERS = {
     "the scaling is missing": EACH.format(
         "        if name in adapters:\n            A, B, _ = adapters[name]\n            y += row @ (B @ A).T\n"
     ),
-    "one adapter's scaling for all": EACH.format(
+    "the scaling of one adapter is used for all": EACH.format(
         "        if i == 0:\n            scaling = list(adapters.values())[0][2]\n"
         "        if name in adapters:\n            y += scaling * through(row, *adapters[name][:2], 1)\n"
     ),

@@ -1,4 +1,4 @@
-"""Wrong answers to quantize_block, in other words than the solution's."""
+"""Wrong answers to quantize_block, written differently from the solution."""
 
 HEAD = "import numpy as np\ndef quantize_block(w, values):\n"
 
@@ -11,7 +11,7 @@ def loop(
     byte="(a << 4) | b",
     back="s",
 ):
-    """The function weight by weight."""
+    """Return an answer that quantises weight by weight."""
     return HEAD + (
         f"    s = {scale}\n    q = []\n    for x in w:\n        t = {each}\n        q.append({pick})\n"
         f"    return np.array([{byte} for a, b in {pairs}]), {back}\n"
@@ -27,8 +27,8 @@ ANSWERS = {
     + "    s = np.max(np.abs(w))\n    q = np.argmin((w[:, None] / s - values[None, :]) ** 2, axis=1)\n"
     + "    return q[0::2] * 16 + q[1::2], s\n",
     "the sign is lost": loop(each="abs(x) / s if s else 0.0"),
-    "the value below is taken, not the nearest": loop(pick="sum(v <= t for v in values) - 1"),
-    "the value above is taken, not the nearest": loop(pick="sum(v < t for v in values)"),
+    "the next lower value is taken instead of the nearest": loop(pick="sum(v <= t for v in values) - 1"),
+    "the next higher value is taken instead of the nearest": loop(pick="sum(v < t for v in values)"),
     "the furthest value is taken": loop(pick="max(range(16), key=lambda k: abs(values[k] - t))"),
     "the sixteen values are taken as evenly spaced": loop(pick="round((t + 1) / 2 * 15)"),
     "the second of two numbers is in the upper four bits": loop(byte="(b << 4) | a"),

@@ -1,4 +1,4 @@
-"""Wrong answers to rms_norm_backward, in other words than the solution's."""
+"""Wrong answers to rms_norm_backward, written differently from the solution."""
 
 HEAD = "import numpy as np\ndef rms_norm_backward(dy, x, w, eps):\n"
 RHO = "    n = x.shape[-1]\n    rho = ((x**2).sum(axis=-1, keepdims=True) / n + eps) ** -0.5\n"
@@ -29,13 +29,13 @@ ANSWERS = {
     "w is missing in the inner sum": dx("dy * w * rho - x * rho**3 * (dy * x).mean(axis=-1, keepdims=True)"),
     "w is missing in the direct path": dx("rho * dy - rho**3 * x * (dy * w * x).mean(axis=-1, keepdims=True)"),
     "w is missing in dx altogether": dx("rho * dy - rho**3 * x * (dy * x).mean(axis=-1, keepdims=True)"),
-    "w stands before the inner sum, not in it": dx(
+    "w multiplies the inner sum from outside": dx(
         "w * rho * (dy - rho**2 * x * (dy * x).mean(axis=-1, keepdims=True))"
     ),
     "1/d is missing in the second term": dx("w * dy * rho - x * rho**3 * np.sum(w * dy * x, axis=-1, keepdims=True)"),
-    "the second term has the other sign": dx("w * dy * rho + x * rho**3 * np.mean(w * dy * x, axis=-1, keepdims=True)"),
+    "the second term has the wrong sign": dx("w * dy * rho + x * rho**3 * np.mean(w * dy * x, axis=-1, keepdims=True)"),
     "rho is squared in the second term": dx("rho * (w * dy - x * rho * np.mean(w * dy * x, axis=-1, keepdims=True))"),
-    "rho stands alone in the second term": dx("rho * (w * dy - x * np.mean(w * dy * x, axis=-1, keepdims=True))"),
+    "rho has the power 1 in the second term": dx("rho * (w * dy - x * np.mean(w * dy * x, axis=-1, keepdims=True))"),
     "the second term is doubled": dx(
         "w * dy * rho - (2 * x / n) * rho**3 * np.sum(w * dy * x, axis=-1, keepdims=True)"
     ),
@@ -50,9 +50,9 @@ ANSWERS = {
     + DX
     + OUT,
     "rho is made from the sum of the squares": rho("(np.einsum('...i,...i->...', x, x)[..., None] + eps) ** -0.5"),
-    "rho is one over the mean square, without a root": rho("((x**2).mean(-1, keepdims=True) + eps) ** -1.0"),
+    "rho lacks the square root": rho("((x**2).mean(-1, keepdims=True) + eps) ** -1.0"),
     "rho is not inverted": rho("((x**2).mean(-1, keepdims=True) + eps) ** 0.5"),
-    "epsilon stands outside the root": rho("1 / ((x**2).mean(-1, keepdims=True) ** 0.5 + eps)"),
+    "epsilon is outside the root": rho("1 / ((x**2).mean(-1, keepdims=True) ** 0.5 + eps)"),
     "it is LayerNorm's backward pass": HEAD
     + "    h = x - x.mean(-1, keepdims=True)\n    rho = ((h**2).mean(-1, keepdims=True) + eps) ** -0.5\n    h = h * rho\n"
     + "    dw = (dy * h).reshape(-1, len(w)).sum(0)\n    g = dy * w\n"
@@ -62,10 +62,10 @@ ANSWERS = {
     "dw is not returned": HEAD + RHO + DX + "    return dx\n",
     "the mean of the squares has lost its last axis": rho("1 / ((x**2).mean(-1) + eps) ** 0.5"),
     "the inner sum has lost its last axis": dx("w * dy * rho - x * rho**3 * np.mean(w * dy * x, axis=-1)"),
-    "the inner sum is no sum": dx("w * dy * rho * (1 - x**2 * rho**2 / n)"),
+    "the inner sum is not summed": dx("w * dy * rho * (1 - x**2 * rho**2 / n)"),
     "the inner sum runs over the tokens": dx("w * dy * rho - x * rho**3 / n * np.einsum('n...,n...->...', w * dy, x)"),
     "the inner sum runs over everything": dx("w * dy * rho - x * rho**3 / n * np.vdot(w * dy, x)"),
-    "dx and dw are returned in the other order": HEAD + RHO + DW + DX + "    return dw, dx\n",
+    "dx and dw are returned in the wrong order": HEAD + RHO + DW + DX + "    return dw, dx\n",
 }
 
 UNKNOWN = [

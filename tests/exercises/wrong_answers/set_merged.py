@@ -1,4 +1,4 @@
-"""Wrong answers to set_merged, in other words than the solution's."""
+"""Wrong answers to set_merged, written differently from the solution."""
 
 HEAD = "import numpy as np\ndef set_merged(layer, merged):\n"
 FIVE = "    W, A, B, s, now = (layer[key] for key in ('W', 'A', 'B', 'scaling', 'merged'))\n"
@@ -7,28 +7,28 @@ BOTH = (
 )
 
 ANSWERS = {
-    "the merged weight has no scaling in it": BOTH.format("np.dot(B, A)"),
-    "the merged weight has the scaling in it twice": BOTH.format("(s * B) @ (s * A)"),
-    "one of merging and unmerging scales, the other does not": HEAD
+    "the merged weight lacks the scaling": BOTH.format("np.dot(B, A)"),
+    "the merged weight contains the scaling twice": BOTH.format("(s * B) @ (s * A)"),
+    "only one of merging and unmerging uses the scaling": HEAD
     + FIVE
     + "    if merged and not now:\n        W += s * np.einsum('or,ri->oi', B, A)\n"
     + "    if now and not merged:\n        W -= np.einsum('or,ri->oi', B, A)\n"
     + "    layer['merged'] = merged\n",
-    "the state that the layer has is never looked at": HEAD
+    "the layer's state is not read": HEAD
     + FIVE
     + "    W += s * B @ A if merged else -s * B @ A\n    layer['merged'] = merged\n",
-    "it merges what is merged already": HEAD
+    "it merges a layer that is merged already": HEAD
     + FIVE
     + "    if merged:\n        W += s * B @ A\n    elif now:\n        W -= s * B @ A\n    layer['merged'] = merged\n",
-    "it takes the bypass out of a weight that it is not in": HEAD
+    "it unmerges a layer that is not merged": HEAD
     + FIVE
     + "    if merged and not now:\n        W += s * B @ A\n"
     + "    elif not merged:\n        W -= s * B @ A\n"
     + "    layer['merged'] = merged\n",
-    "it changes over to the other state, whatever was asked for": HEAD
+    "it switches the state without reading `merged`": HEAD
     + FIVE
     + "    W += (-s if now else s) * B @ A\n    layer['merged'] = not now\n",
-    "the new state is not noted in the layer": HEAD
+    "the new state is not stored in the layer": HEAD
     + FIVE
     + "    if now == merged:\n        return\n    W += (s if merged else -s) * (B @ A)\n    now = merged\n",
     "unmerging adds the bypass once more": HEAD
@@ -40,7 +40,7 @@ ANSWERS = {
     "unmerging leaves the bypass in W": HEAD
     + FIVE
     + "    if merged and not now:\n        W += s * B @ A\n    layer['merged'] = merged\n",
-    "unmerging puts back a copy of W from before": HEAD
+    "unmerging restores an old copy of W": HEAD
     + FIVE
     + "    if merged and not now:\n        layer['before'] = np.array(W)\n        W[:] = W + B @ A * s\n"
     + "    elif now and not merged:\n        W[:] = layer.pop('before')\n"
@@ -49,17 +49,17 @@ ANSWERS = {
     + FIVE
     + "    change = {(False, True): s, (True, False): -s}.get((now, merged), 0)\n"
     + "    layer.update(W=W + change * (B @ A), merged=merged)\n",
-    "the sum never gets into the layer": HEAD
+    "the sum is not stored in the layer": HEAD
     + FIVE
     + "    W = W + (int(merged) - int(now)) * s * B @ A\n    layer['merged'] = merged\n",
-    "the first merging's bypass is used for ever": HEAD
+    "the bypass of the first merge is used again": HEAD
     + FIVE
     + "    if 'bypass' not in layer:\n        layer['bypass'] = s * np.matmul(B, A)\n"
     + "    W += (int(merged) - int(now)) * layer['bypass']\n"
     + "    layer['merged'] = merged\n",
     "A is transposed in the merged weight": BOTH.format("s * np.einsum('or,ir->oi', B, A)"),
     "B is transposed in the merged weight": BOTH.format("s * np.einsum('ro,ri->oi', B, A)"),
-    "A and B are multiplied in the other order": BOTH.format("s * np.dot(A, B)"),
+    "A and B are multiplied in the wrong order": BOTH.format("s * np.dot(A, B)"),
     "the product of A and B is transposed": BOTH.format("s * (A.T @ B.T)"),
 }
 
