@@ -179,7 +179,7 @@ def teachers_key() -> str:
         above = ""
         for i, (heading, question, answer) in enumerate(answers_of(cells)):
             if i == 0:
-                page.append(f"## [{path.stem[:2]} {title}]({path.name})")
+                page.append(f"## [{path.stem.partition('_')[0]} {title}]({path.name})")
             if heading != above:
                 page.append(f"### {heading}")
                 above = heading
