@@ -185,10 +185,15 @@ def test_a_picture_that_a_notebook_shows_comes_with_the_copy_and_other_links_go_
     (clone / "figures").mkdir()
     (clone / "figures" / "a.png").write_bytes(b"png")
     cell = {"cell_type": "markdown", "metadata": {}, "source": [text]}
-    (clone / "notebooks" / "00_a.ipynb").write_text(json.dumps({"cells": [cell], "metadata": {}}), encoding="utf-8")
+    code = {"cell_type": "code", "metadata": {}, "source": ['read("../figures")']}
+    (clone / "notebooks" / "00_a.ipynb").write_text(
+        json.dumps({"cells": [cell, code], "metadata": {}}), encoding="utf-8"
+    )
     monkeypatch.setattr(course, "course_folder", lambda: clone / "notebooks")
     course.write_course(tmp_path / "copy")
-    said = json.loads((tmp_path / "copy" / "00_a.ipynb").read_text(encoding="utf-8"))["cells"][0]["source"][0]
+    cells = json.loads((tmp_path / "copy" / "00_a.ipynb").read_text(encoding="utf-8"))["cells"]
+    said, read = (cell["source"][0] for cell in cells)
+    assert read == 'read("figures")'
     assert said == f"![a](figures/a.png) [b]({course.WEB}/docs/b.md#c) [d](01_d.ipynb) [e]({course.WEB}/LICENSE)"
     assert (tmp_path / "copy" / "figures" / "a.png").read_bytes() == b"png"
 
