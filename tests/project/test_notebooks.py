@@ -88,6 +88,12 @@ def test_opening_and_saving_in_jupyterlab_gives_the_same_bytes(path, tmp_path):
         assert without_version(before[name]) == without_version(after[name]), "run `make notebooks`"
 
 
+@each
+def test_no_notebook_is_paired_on_saving(source):
+    """Jupytext would write the other file again, with the header of its own version."""
+    assert "formats:" not in source.read_text(encoding="utf-8").partition("# %%")[0], "remove this line of the header"
+
+
 def test_the_metadata_is_that_of_the_installed_kernel():
     kernel = pytest.importorskip("ipykernel.ipkernel").IPythonKernel
     assert jupyter_metadata()["language_info"] == kernel.language_info
