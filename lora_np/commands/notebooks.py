@@ -10,7 +10,9 @@ from .help_page import add_action, add_actions, check_folder, counted
 
 HELP = "write a copy of the course to work in, or the teachers' key"
 USAGE = "write|key ..."
-DESCRIPTION = """Write a copy of the course to work in, or the teachers' key. Needs a clone of the repository.
+DESCRIPTION = """Write a copy of the course to work in, or the teachers' key.
+
+This command needs a clone of the repository.
 
 Each of these has its own help page:
   write   write a copy of the course's notebooks and exercises to a folder
@@ -20,14 +22,15 @@ examples:
   python -m lora_np notebooks write my-course
   python -m lora_np notebooks key"""
 
-WRITE = """Write a copy of the course's notebooks and exercises to a folder, without outputs. Existing files are not
-changed.
+WRITE = """Write a copy of the course to a folder: notebooks and exercises, without outputs.
+
+Existing files are not changed.
 
 examples:
   python -m lora_np notebooks write my-course
   python -m lora_np notebooks write class --without-answers     # for students"""
 
-KEY = """Write the questions of all notebooks, with their answers, to one Markdown page.
+KEY = """Write the questions of all notebooks, with answers, to one Markdown page.
 
 example:
   python -m lora_np notebooks key answers.md"""

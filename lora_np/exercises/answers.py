@@ -14,7 +14,7 @@ from typing import Any
 from .diagnose import Verdict, unreadable, verdict
 from .exercise import BLANK, Exercise, exercise, exercises
 from .outcome import echo
-from .program import cells_of, newest_error, program
+from .program import cells_of, newest_definition, program, syntax_error
 
 PATIENCE = 1.0  # seconds that `check` spends on the search for two mistakes at once
 WIDTH = 95  # characters per line of an output in JupyterLab
@@ -57,15 +57,38 @@ def check(function: Callable[..., Any]) -> None:
     except KeyError as error:
         _print(f"✗ {name}: {error.args[0]}")
         return
-    broken = newest_error(cells, name)
-    if broken is not None:
-        not_judged = "  The previous definition was not judged. Correct the cell, run it, and call check again."
-        _print(str(unreadable(name, broken).with_details(not_judged)))
-        return
-    said = verdict(cells or cells_of_file(function), asked, PATIENCE)
+    said = not_defined(function, name, cells) or verdict(cells or cells_of_file(function), asked, PATIENCE)
     _print(str(said))
     if said.passed:
         _print(next_step(asked, ".ipynb" if cells else ".py"))
+
+
+def not_defined(function: Callable[..., Any], name: str, cells: Sequence[str]) -> Verdict | None:
+    """Return a verdict if the newest cell that defines the function failed; None if `function` is from that cell.
+
+    If a cell has a syntax error, or stops before the definition, IPython keeps the previous definition.
+    """
+    cell = newest_definition(cells, name)
+    error = syntax_error(cell)
+    if error is not None:
+        failed = unreadable(name, error)
+    elif f"def {name}" in cell and function.__name__ == name and (source := source_of(function)) and source not in cell:
+        words = "the newest cell that defines it stopped with an error before the definition"
+        failed = Verdict(name, "raised", words)
+    else:
+        return None
+    return failed.with_details(
+        "  The previous definition was not judged. Correct the cell, run it, and call check again."
+    )
+
+
+def source_of(function: Callable[..., Any]) -> str:
+    """Return the source of a function that begins with `def` or a decorator of it, or "" if the source is not known."""
+    try:
+        source = inspect.getsource(function).strip()
+    except (OSError, TypeError):
+        return ""
+    return source if f"def {function.__name__}" in source else ""
 
 
 def next_step(asked: Exercise, suffix: str) -> str:
@@ -97,8 +120,13 @@ def _print(text: str) -> None:
 
 
 def executed_cells(function: Callable[..., Any]) -> list[str]:
-    """Return the cells that the function's notebook has run so far (IPython's list `In`); empty outside a notebook."""
-    executed = function.__globals__.get("In")
+    """Return the cells that the function's notebook has run so far, as they were written; empty outside a notebook.
+
+    IPython's list `In` has the cells after its translation of magics such as %%time, the history has them before it.
+    """
+    executed, shell = function.__globals__.get("In"), function.__globals__.get("get_ipython")
+    history = getattr(shell(), "history_manager", None) if callable(shell) else None
+    executed = getattr(history, "input_hist_raw", executed)
     if isinstance(executed, list) and all(isinstance(cell, str) for cell in executed):
         return executed
     return []

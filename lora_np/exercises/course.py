@@ -107,7 +107,7 @@ def _for_student(cell: dict[str, Any], answers: bool) -> dict[str, Any]:
     text = "".join(cell["source"])
     if cell["cell_type"] == "code":
         cell = cell | {"outputs": [], "execution_count": None}
-        text = text.replace("../figures/", "figures/")
+        text = re.sub(r"\.\./figures\b", "figures", text)
     else:
         text = LINK.sub(_link, text if answers else without_answers(text))
     return cell | {"source": text.splitlines(keepends=True)}

@@ -133,19 +133,18 @@ def read_cell(cell: str) -> Iterator[Statement]:
         yield read_statement(node, "\n".join(lines[first - 1 : node.end_lineno]))
 
 
-def newest_error(cells: Sequence[str], function: str) -> SyntaxError | None:
-    """Return the error in the newest cell that defines `function`, or None if Python can read that cell.
-
-    If a cell has a syntax error, IPython does not run it, and the name keeps its previous definition.
-    """
+def newest_definition(cells: Sequence[str], function: str) -> str:
+    """Return the newest cell that defines `function`, also if Python cannot read it; "" if there is none."""
     definition = re.compile(rf"^\s*(async\s+)?def\s+{function}\b|^{function}\s*=[^=]", re.MULTILINE)
-    for cell in reversed(cells):
-        if definition.search(cell):
-            try:
-                list(read_cell(cell.replace("\r\n", "\n")))
-            except (SyntaxError, ValueError, RecursionError) as error:
-                return error if isinstance(error, SyntaxError) else SyntaxError(str(error))
-            return None
+    return next((cell.replace("\r\n", "\n") for cell in reversed(cells) if definition.search(cell)), "")
+
+
+def syntax_error(cell: str) -> SyntaxError | None:
+    """Return the error with which Python rejects a cell, or None if it can read the cell."""
+    try:
+        list(read_cell(cell))
+    except (SyntaxError, ValueError, RecursionError) as error:
+        return error if isinstance(error, SyntaxError) else SyntaxError(str(error))
     return None
 
 

@@ -227,6 +227,41 @@ def test_after_a_syntax_error_check_does_not_judge_the_previous_definition(capsy
     assert "✓ lora_forward" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("before", [RIGHT, ASKED.blank], ids=["right", "blank"])
+def test_after_a_cell_that_stopped_check_does_not_judge_the_previous_definition(before, capsys):
+    shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell()
+    for cell in ("import numpy as np\nfrom lora_np.exercises import check", before, "1 / 0\n" + HEAD + "return 2"):
+        shell.run_cell(cell, store_history=True)
+    capsys.readouterr()
+    shell.run_cell("check(lora_forward)", store_history=True)
+    said = capsys.readouterr().out
+    assert "stopped with an error before the definition" in said and "was not judged" in said and "✓" not in said
+    shell.run_cell(HEAD + "return 2\n1 / 0", store_history=True)  # this one stops after the definition
+    shell.run_cell("check(lora_forward)", store_history=True)
+    assert "not one of the" in capsys.readouterr().out
+
+
+CELLS = {
+    "a cell magic": "%%time\n" + RIGHT,
+    "magics and a shell command": "%matplotlib --list\nfiles = !ls\n" + RIGHT,
+    "another name": RIGHT.replace("lora_forward", "mine") + "\nlora_forward = mine",
+    "a lambda": "lora_forward = lambda x, W, A, B, alpha: x @ W.T + alpha / len(A) * (x @ A.T) @ B.T",
+    "in an if": "if True:\n    " + RIGHT.replace("\n", "\n    "),
+    "a decorator": "def same(f):\n    return lambda *a: f(*a)\n\n@same\n" + RIGHT[RIGHT.index("def ") :],
+    "a decorator with wraps": "import functools\ndef same(f):\n    @functools.wraps(f)\n    def g(*a):\n        return f(*a)\n"
+    "    return g\n\n@same\n" + RIGHT[RIGHT.index("def ") :],
+}
+
+
+@pytest.mark.parametrize("way", CELLS)
+def test_check_reads_a_right_answer_in_a_notebook_however_it_is_written(way, capsys):
+    shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell()
+    shell.run_cell("import numpy as np\nfrom lora_np.exercises import check", store_history=True)
+    shell.run_cell(CELLS[way], store_history=True)
+    shell.run_cell("check(lora_forward)", store_history=True)
+    assert "✓ lora_forward" in capsys.readouterr().out
+
+
 def test_check_says_what_it_takes(capsys):
     with pytest.raises(TypeError, match="the function that you wrote"):
         check(3)

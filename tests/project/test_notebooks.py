@@ -88,6 +88,12 @@ def test_opening_and_saving_in_jupyterlab_gives_the_same_bytes(path, tmp_path):
         assert without_version(before[name]) == without_version(after[name]), "run `make notebooks`"
 
 
+@each
+def test_no_notebook_is_paired_on_saving(source):
+    """Jupytext would write the other file again, with the header of its own version."""
+    assert "formats:" not in source.read_text(encoding="utf-8").partition("# %%")[0], "remove this line of the header"
+
+
 def test_the_metadata_is_that_of_the_installed_kernel():
     kernel = pytest.importorskip("ipykernel.ipkernel").IPythonKernel
     assert jupyter_metadata()["language_info"] == kernel.language_info
@@ -185,10 +191,15 @@ def test_a_picture_that_a_notebook_shows_comes_with_the_copy_and_other_links_go_
     (clone / "figures").mkdir()
     (clone / "figures" / "a.png").write_bytes(b"png")
     cell = {"cell_type": "markdown", "metadata": {}, "source": [text]}
-    (clone / "notebooks" / "00_a.ipynb").write_text(json.dumps({"cells": [cell], "metadata": {}}), encoding="utf-8")
+    code = {"cell_type": "code", "metadata": {}, "source": ['read("../figures")']}
+    (clone / "notebooks" / "00_a.ipynb").write_text(
+        json.dumps({"cells": [cell, code], "metadata": {}}), encoding="utf-8"
+    )
     monkeypatch.setattr(course, "course_folder", lambda: clone / "notebooks")
     course.write_course(tmp_path / "copy")
-    said = json.loads((tmp_path / "copy" / "00_a.ipynb").read_text(encoding="utf-8"))["cells"][0]["source"][0]
+    cells = json.loads((tmp_path / "copy" / "00_a.ipynb").read_text(encoding="utf-8"))["cells"]
+    said, read = (cell["source"][0] for cell in cells)
+    assert read == 'read("figures")'
     assert said == f"![a](figures/a.png) [b]({course.WEB}/docs/b.md#c) [d](01_d.ipynb) [e]({course.WEB}/LICENSE)"
     assert (tmp_path / "copy" / "figures" / "a.png").read_bytes() == b"png"
 
