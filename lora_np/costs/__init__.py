@@ -12,33 +12,32 @@ memory.
 """
 
 from ..peft.cost import AdapterCost, PrefixCost, Products
-from .anatomy import Anatomy, Half, Layer
 from .architecture import MODELS, Architecture, LinearShape, architecture_of, gpt, llama
 from .flops import Flops, flops
 from .live import adapter_parameters, stored_bytes
 from .memory import Memory, memory
-from .parameters import Count, count, houlsby_parameters, lora_parameters, prefix_parameters
+from .parameters import ParameterCount, count, houlsby_parameters, lora_parameters, prefix_parameters
 from .precision import PRECISIONS, Precision, nf4_bytes
 from .report import report
-from .subject import anatomy
+from .resolve import model_structure
+from .structure import Layer, ModelStructure, Sublayer
 
 __all__ = [
     "MODELS",
     "PRECISIONS",
     "AdapterCost",
-    "Anatomy",
     "Architecture",
-    "Count",
     "Flops",
-    "Half",
     "Layer",
     "LinearShape",
     "Memory",
+    "ModelStructure",
+    "ParameterCount",
     "Precision",
     "PrefixCost",
     "Products",
+    "Sublayer",
     "adapter_parameters",
-    "anatomy",
     "architecture_of",
     "count",
     "flops",
@@ -47,6 +46,7 @@ __all__ = [
     "llama",
     "lora_parameters",
     "memory",
+    "model_structure",
     "nf4_bytes",
     "prefix_parameters",
     "report",

@@ -3,7 +3,7 @@
 For N = batch·seq tokens, a residual stream of width d, q = heads·head_dim features of queries, kv = kv_heads·head_dim of
 keys, an MLP of width f, and V tokens in the vocabulary:
 
-    each half block      x and ρ of its norm             N·(d + 1)
+    each sublayer block      x and ρ of its norm             N·(d + 1)
                          what its reading layers made    N·(q + 2·kv), or N·2f
                          x of a layer with dW or dA      N·d for all that read the norm, N·q or N·f for the one that writes
                          what an adapter adds            AdapterCost.kept
@@ -18,15 +18,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..ops.attention import BLOCK
-from .anatomy import Anatomy, Half, Layer
 from .flops import causal_scores
+from .structure import Layer, ModelStructure, Sublayer
 
 
 @dataclass(frozen=True)
-class Work:
+class TrainingStep:
     """One training step of a model: `batch` sequences of `seq` tokens."""
 
-    body: Anatomy
+    structure: ModelStructure
     batch: int
     seq: int
 
@@ -34,43 +34,47 @@ class Work:
     def tokens(self) -> int:
         return self.batch * self.seq
 
-    def kept(self, checkpointing: bool = False) -> int:
+    def saved(self, checkpointing: bool = False) -> int:
         """All that the forward keeps; with checkpointing, of each block its input alone."""
-        tables = 2 * self.seq * self.body.head_dim  # rotary cos and sin, once for all layers
-        once = self.kept_at_the_top() + tables + (self.body.prefix.kept if self.body.prefix else 0)
+        tables = 2 * self.seq * self.structure.head_dim  # rotary cos and sin, once for all layers
+        once = (
+            self.saved_by_head() + tables + (self.structure.prefix.saved_for_backward if self.structure.prefix else 0)
+        )
         if checkpointing:
-            return once + len(self.body.blocks) * self.tokens * self.body.hidden
-        return once + sum(map(self.kept_by_block, self.body.blocks))
+            return once + len(self.structure.blocks) * self.tokens * self.structure.hidden
+        return once + sum(map(self.saved_by_block, self.structure.blocks))
 
-    def kept_by_block(self, block: tuple[Half, Half]) -> int:
+    def saved_by_block(self, block: tuple[Sublayer, Sublayer]) -> int:
         """Both halves of a block, their inputs among it."""
-        return sum(map(self.kept_by_half, block))
+        return sum(map(self.saved_by_sublayer, block))
 
-    def kept_by_half(self, half: Half) -> int:
+    def saved_by_sublayer(self, sublayer: Sublayer) -> int:
         """As the table above has it."""
-        N, d, width = self.tokens, self.body.hidden, half.writes.in_
-        kept = N * (d + 1) + sum(N * layer.out for layer in half.reads)
-        kept += self.kept_of_inputs(half.reads, d) + self.kept_of_inputs((half.writes,), width)
-        if half.is_attention:
-            kept += N * width + N * self.body.heads  # o and 1/Σe
-            kept += self.batch * self.body.heads * self.scores()
-            if 1 in (self.body.heads, self.seq) and half.writes.keeps_x:
+        N, d, width = self.tokens, self.structure.hidden, sublayer.output_layer.in_
+        kept = N * (d + 1) + sum(N * layer.out for layer in sublayer.input_layers)
+        kept += self.saved_inputs(sublayer.input_layers, d) + self.saved_inputs((sublayer.output_layer,), width)
+        if sublayer.is_attention:
+            kept += N * width + N * self.structure.heads  # o and 1/Σe
+            kept += self.batch * self.structure.heads * self.scores()
+            if 1 in (self.structure.heads, self.seq) and sublayer.output_layer.keeps_x:
                 kept -= N * width  # (b, h, t, d) → (b, t, h·d) is then no copy: the layer that writes keeps o itself
-            if self.body.prefix:  # in place of the N keys and N values that were counted
-                kept += 2 * self.batch * self.body.prefix.kv * (self.body.prefix.room(self.seq) - self.seq)
+            if self.structure.prefix:  # in place of the N keys and N values that were counted
+                kept += 2 * self.batch * self.structure.prefix.kv * (self.structure.prefix.room(self.seq) - self.seq)
         return kept
 
     def scores(self) -> int:
         """Those of one head over one sequence, BLOCK queries at a time."""
-        return causal_scores(self.seq, BLOCK) + self.seq * self.body.virtual_tokens
+        return causal_scores(self.seq, BLOCK) + self.seq * self.structure.virtual_tokens
 
-    def kept_of_inputs(self, layers: tuple[Layer, ...], width: int) -> int:
+    def saved_inputs(self, layers: tuple[Layer, ...], width: int) -> int:
         """The x of layers that read the same x, once for all of them, and what each adapter keeps of its own."""
         N = self.tokens
         shared = N * width * any(layer.keeps_x for layer in layers)
-        return shared + sum(layer.adapter.kept(N, layer.out, layer.in_) for layer in layers if layer.adapter)
+        return shared + sum(
+            layer.adapter.saved_for_backward(N, layer.out, layer.in_) for layer in layers if layer.adapter
+        )
 
-    def kept_at_the_top(self) -> int:
+    def saved_by_head(self) -> int:
         """The last norm, the head and the loss, in whose cache the logits are."""
-        N, d = self.tokens, self.body.hidden
-        return N * (d + 1) + self.kept_of_inputs((self.body.head,), d) + N * self.body.vocabulary + 2 * N
+        N, d = self.tokens, self.structure.hidden
+        return N * (d + 1) + self.saved_inputs((self.structure.head,), d) + N * self.structure.vocabulary + 2 * N

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 
 from ..peft.config import PeftConfig
 from ..peft.cost import Products, linear_products
-from .anatomy import Layer
-from .subject import Model, shows_its_call, subject_of
+from .resolve import Model, resolve_model, with_usage_in_errors
+from .structure import Layer
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Flops:
         return "\n".join([*lines, f"{self.total / self.tokens / 1e9:,.4f} GFLOP for each of {self.tokens:,} tokens"])
 
 
-@shows_its_call
+@with_usage_in_errors
 def flops(
     model: Model,
     config: PeftConfig | None = None,
@@ -75,17 +75,17 @@ def flops(
     """
     if min(batch, seq, attention_block) < 1:
         raise ValueError(f"batch {batch}, seq {seq}, attention_block {attention_block}: expected at least 1 of each")
-    body, tokens = subject_of(model, config, quantize).anatomy(), batch * seq
+    body, tokens = resolve_model(model, config, quantize).structure(), batch * seq
     scores = body.heads * batch * (causal_scores(seq, attention_block) + seq * body.virtual_tokens)
     linear, attention = Products(), Products()
     adapter = body.prefix.products if body.prefix else Products()
-    for half, need_dx in body.walk():
-        inner = need_dx or half.inner_trainable  # the gradient between the layers that read and the one that writes
-        layers = [(layer, need_dx) for layer in half.reads] + [(half.writes, inner)]
+    for sublayer, need_dx in body.sublayers():
+        inner = need_dx or sublayer.inner_trainable  # the gradient between the layers that read and the one that writes
+        layers = [(layer, need_dx) for layer in sublayer.input_layers] + [(sublayer.output_layer, inner)]
         for layer, need in layers:
             linear += weight_products(layer, tokens, need)
             adapter += adapter_products(layer, tokens, need)
-        if half.is_attention:  # q kᵀ and p v; backward dp, dv, dq and dk
+        if sublayer.is_attention:  # q kᵀ and p v; backward dp, dv, dq and dk
             attention += Products(4 * body.head_dim * scores, 8 * body.head_dim * scores * inner)
     need = body.trainable_below_the_head
     adapter += adapter_products(body.head, tokens, need)

@@ -16,10 +16,10 @@ from ..peft.registry import method_of
 from ..quantization import Quantized4bit
 from ..transformer import Transformer
 from ..transformer.decoder import MLP, Attention, Block
-from .anatomy import Anatomy, Half, Layer, check_known
+from .structure import Layer, ModelStructure, Sublayer, check_cost_known
 
 
-class Live:
+class LiveModel:
     """A Transformer or a PeftModel; any other Module has parameters to count, and no step."""
 
     def __init__(self, model: Module) -> None:
@@ -28,13 +28,13 @@ class Live:
     def parameters(self) -> tuple[int, int, int]:
         """(numbers of the base, numbers added to it, numbers trained). Raises ValueError where there are none."""
         parameters = [p for _, p in self.model.named_parameters()]
-        total, trained = numbers(parameters), numbers(p for p in parameters if p.trainable)
+        total, trained = total_size(parameters), total_size(p for p in parameters if p.trainable)
         if total == 0:
             raise ValueError(f"this {type(self.model).__name__} has no parameters, so there is nothing to count.")
-        added = numbers(adapter_parameters(self.model))
+        added = total_size(adapter_parameters(self.model))
         return total - added, added, trained
 
-    def stored(self, slots: int) -> dict[str, int]:
+    def fixed_bytes(self, slots: int) -> dict[str, int]:
         """The bytes of `Memory` that do not depend on the batch, from the arrays; an inactive adapter's too."""
         parameters = [p for _, p in self.model.named_parameters()]
         adapter = sum(p.value.nbytes for p in adapter_parameters(self.model))
@@ -62,7 +62,7 @@ class Live:
             raise TypeError(f"a step is of a Transformer or a PeftModel, got {type(model).__name__}")
         return model
 
-    def added(self) -> tuple[dict[str, AdapterCost], PrefixCost | None]:
+    def adapter_costs(self) -> tuple[dict[str, AdapterCost], PrefixCost | None]:
         """What the active adapter adds to a step: layer → cost, and a prefix. Merged into the weights, it adds nothing.
 
         Raises ValueError where its method does not say.
@@ -75,14 +75,14 @@ class Live:
         adapters, prefix = {}, encoder.cost() if encoder else None
         if isinstance(method, LayerMethod):
             adapters = {name: method.cost_of(layer.adapters[active]) for name, layer in layers.items()}
-        check_known(config, adapters, prefix)
+        check_cost_known(config, adapters, prefix)
         return {name: cost for name, cost in adapters.items() if not layers[name].merged}, prefix
 
-    def anatomy(self) -> Anatomy:
+    def structure(self) -> ModelStructure:
         """What a step's arithmetic and memory depend on."""
-        transformer, (adapters, prefix) = self.transformer, self.added()
+        transformer, (adapters, prefix) = self.transformer, self.adapter_costs()
         decoder, config = transformer.model, transformer.config
-        past_trained = prefix is not None and prefix.trained
+        prefix_trained = prefix is not None and prefix.trained
 
         def layer(name: str, module: Any) -> Layer:
             base = module.base_layer if isinstance(module, AdaptedLinear) else module
@@ -92,16 +92,16 @@ class Live:
             out, in_ = module.out_features, module.in_features
             return Layer(name, out, in_, trained, adapters.get(name), module.trainable, quantized)
 
-        def half(path: str, norm: RMSNorm, module: Attention | MLP) -> Half:
+        def sublayer(path: str, norm: RMSNorm, module: Attention | MLP) -> Sublayer:
             *reads, writes = (layer(f"{path}.{name}", child) for name, child in module.children())
             is_attention = isinstance(module, Attention)
-            return Half(norm.weight.trainable, tuple(reads), writes, is_attention, is_attention and past_trained)
+            return Sublayer(norm.weight.trainable, tuple(reads), writes, is_attention, is_attention and prefix_trained)
 
-        def halves(path: str, block: Block) -> tuple[Half, Half]:
-            first = half(f"{path}.self_attn", block.input_layernorm, block.self_attn)
-            return first, half(f"{path}.mlp", block.post_attention_layernorm, block.mlp)
+        def sublayers(path: str, block: Block) -> tuple[Sublayer, Sublayer]:
+            first = sublayer(f"{path}.self_attn", block.input_layernorm, block.self_attn)
+            return first, sublayer(f"{path}.mlp", block.post_attention_layernorm, block.mlp)
 
-        return Anatomy(
+        return ModelStructure(
             type(self.model).__name__,
             config.hidden_size,
             config.num_attention_heads,
@@ -109,7 +109,7 @@ class Live:
             config.head_dim,
             config.vocab_size,
             decoder.embed_tokens.weight.trainable,
-            tuple(halves(f"model.layers.{i}", block) for i, block in enumerate(decoder.layers)),
+            tuple(sublayers(f"model.layers.{i}", block) for i, block in enumerate(decoder.layers)),
             decoder.norm.weight.trainable,
             layer(OUTPUT_HEAD, transformer.output_head),
             prefix,
@@ -139,6 +139,6 @@ def adapter_parameters(model: Module | Trainable) -> list[Parameter]:
     return list({id(p): p for p in parameters}.values())
 
 
-def numbers(parameters: Iterable[Parameter]) -> int:
+def total_size(parameters: Iterable[Parameter]) -> int:
     """How many numbers these parameters have."""
     return sum(p.value.size for p in parameters)

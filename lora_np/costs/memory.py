@@ -12,11 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..peft.config import PeftConfig
-from .activations import Work
-from .live import Live
+from .activations import TrainingStep
+from .live import LiveModel
 from .precision import BYTES, Precision, precision_of
-from .subject import AS_IT_IS, Model, shows_its_call, subject_of
-from .temporaries import moments, update_moment
+from .resolve import LIVE_MODEL_ERROR, Model, resolve_model, with_usage_in_errors
+from .temporaries import peak_candidates, update_peak
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Memory:
         return "\n".join(lines)
 
 
-@shows_its_call
+@with_usage_in_errors
 def memory(
     model: Model,
     config: PeftConfig | None = None,
@@ -79,29 +79,29 @@ def memory(
     """
     if batch < 1 or seq < 1 or slots < 0:
         raise ValueError(f"batch {batch}, seq {seq}, slots {slots}: a step has at least one sequence of one token")
-    subject = subject_of(model, config, quantize)
-    if isinstance(subject, Live):
+    subject = resolve_model(model, config, quantize)
+    if isinstance(subject, LiveModel):
         if precision is not None or double_quant is not None or checkpointing:
-            raise ValueError(AS_IT_IS)
-        static, activation, gradient = subject.stored(slots), subject.itemsize, subject.itemsize
+            raise ValueError(LIVE_MODEL_ERROR)
+        static, activation, gradient = subject.fixed_bytes(slots), subject.itemsize, subject.itemsize
     else:
         if double_quant is not None and quantize is None:
             raise ValueError(f"double_quant={double_quant} is a setting of a quantised base: give quantize='nf4' too")
         formats = precision_of("16-bit" if precision is None else precision)
-        static = subject.stored(formats, double_quant is not False, slots)
+        static = subject.fixed_bytes(formats, double_quant is not False, slots)
         activation, gradient = BYTES[formats.activations], BYTES[formats.gradients]
-    return step_memory(Work(subject.anatomy(), batch, seq), static, activation, gradient, checkpointing)
+    return step_memory(TrainingStep(subject.structure(), batch, seq), static, activation, gradient, checkpointing)
 
 
 def step_memory(
-    work: Work, static: dict[str, int], activation: int, gradient: int, checkpointing: bool = False
+    step: TrainingStep, static: dict[str, int], activation: int, gradient: int, checkpointing: bool = False
 ) -> Memory:
     """The largest moment of the step, of those in forward and backward and that of the update, and what it holds.
 
     static: the parts that do not depend on the batch; activation, gradient: bytes of one number.
     """
-    kept = work.kept(checkpointing) * activation + 8 * work.tokens  # and the targets' columns, as int64
-    again = max(map(work.kept_by_block, work.body.blocks)) * activation if checkpointing else 0
-    largest = max(held * activation + there * gradient for held, there in moments(work)) + kept + again
-    largest = max(largest, static["gradients"] + update_moment(work) * gradient)
+    kept = step.saved(checkpointing) * activation + 8 * step.tokens  # and the targets' columns, as int64
+    again = max(map(step.saved_by_block, step.structure.blocks)) * activation if checkpointing else 0
+    largest = max(held * activation + there * gradient for held, there in peak_candidates(step)) + kept + again
+    largest = max(largest, static["gradients"] + update_peak(step) * gradient)
     return Memory(**static, activations=kept, temporaries=largest - static["gradients"] - kept)

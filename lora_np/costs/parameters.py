@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from ..peft.config import PeftConfig, check_rank
-from .subject import Model, shows_its_call, subject_of
+from .resolve import Model, resolve_model, with_usage_in_errors
 
 # --------------------------------------------------------------------------------------------------------------------
 # What each method adds
@@ -48,7 +48,7 @@ def houlsby_parameters(d: int, m: int) -> int:
 
 
 @dataclass(frozen=True)
-class Count:
+class ParameterCount:
     """How many parameters a model has, and how many of them are trained."""
 
     base: int  # the model without its adapter
@@ -76,8 +76,8 @@ class Count:
         )
 
 
-@shows_its_call
-def count(model: Model, config: PeftConfig | None = None) -> Count:
+@with_usage_in_errors
+def count(model: Model, config: PeftConfig | None = None) -> ParameterCount:
     """Count parameters, all and trainable.
 
         count("llama-2-7b")                                  a published model, all of it trained
@@ -89,5 +89,5 @@ def count(model: Model, config: PeftConfig | None = None) -> Count:
     Raises ValueError for an unknown model, for a target module that matches no layer, and for a configuration with a live
     model; TypeError for what is not a model or not a configuration.
     """
-    base, added, trainable = subject_of(model, config).parameters()
-    return Count(base, base + added, trainable)
+    base, added, trainable = resolve_model(model, config).parameters()
+    return ParameterCount(base, base + added, trainable)

@@ -6,20 +6,20 @@ from collections import Counter
 
 from ..peft.config import PeftConfig
 from .architecture import Architecture
-from .paper import OnPaper
 from .parameters import count
-from .subject import shows_its_call, subject_of
+from .planned import PlannedModel
+from .resolve import resolve_model, with_usage_in_errors
 
 
-@shows_its_call
+@with_usage_in_errors
 def report(model: str | Architecture, config: PeftConfig | None = None, *, quantize: str | None = None) -> str:
     """Each kind of layer and what it trains, the sum, and the adapter file's size, of a model on paper.
 
     The arguments and errors are those of `memory`. The file's size is that of its tensors, in megabytes of 10⁶ bytes; its
     header adds some kilobytes. PiSSA's file is that of a LoRA of twice the rank.
     """
-    paper = subject_of(model, config, quantize)
-    if not isinstance(paper, OnPaper):
+    paper = resolve_model(model, config, quantize)
+    if not isinstance(paper, PlannedModel):
         raise TypeError("a report is of a model on paper; print(costs.count(model)) counts a live one")
     model, result = paper.architecture, count(paper.architecture, config)
     if config is None:
@@ -30,8 +30,8 @@ def report(model: str | Architecture, config: PeftConfig | None = None, *, quant
     for (module, shape, each), times in _rows(paper).items():
         lines.append(f"{module:<18}{shape:>18}{times:>8}{each:>14,}{times * each:>16,}")
     frozen = result.total - result.base - result.trainable
-    saved = paper.in_file()
-    what = "; ".join(dict.fromkeys(cost.frozen_are for cost in paper.adapters.values()))
+    saved = paper.numbers_in_file()
+    what = "; ".join(dict.fromkeys(cost.frozen_description for cost in paper.adapters.values()))
     return "\n".join(
         [
             f"{model.name}: {model.parameters:,} parameters, {title}",
@@ -46,7 +46,7 @@ def report(model: str | Architecture, config: PeftConfig | None = None, *, quant
     )
 
 
-def _titles(paper: OnPaper) -> tuple[str, str]:
+def _titles(paper: PlannedModel) -> tuple[str, str]:
     """What the columns call the adapter, and the title: LoRA over a quantised base is QLoRA."""
     if paper.prefix:
         mlp = f", trained through an MLP of width {paper.prefix.hidden}" if paper.prefix.hidden else ""
@@ -58,7 +58,7 @@ def _titles(paper: OnPaper) -> tuple[str, str]:
     return kind, f"{title}, over {paper.quantize}" if paper.quantize else title
 
 
-def _rows(paper: OnPaper) -> Counter[tuple[str, str, int]]:
+def _rows(paper: PlannedModel) -> Counter[tuple[str, str, int]]:
     """(module, shape, numbers that it trains) → in how many layers."""
     if prefix := paper.prefix:
         v, kv, m = prefix.v, prefix.kv, prefix.hidden

@@ -147,7 +147,7 @@ class AdapterLinear(Linear):
 
     def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, LinearCache]:
         """x (…, in) → y (…, out)."""
-        W, b = widened(x.dtype, self.weight.value), widened(x.dtype, self.bias.value)
+        W, b = upcast(x.dtype, self.weight.value), upcast(x.dtype, self.bias.value)
         y, _ = ops.linear_forward(x, W, b)
         return y, (x if self.weight.trainable else None, W, self.bias.trainable)
 
@@ -166,9 +166,11 @@ class AdaptedLinear(Module):
     def __init__(self, base_layer: Linear) -> None:
         self.base_layer = base_layer
         self.adapters: dict[str, Adapter] = {}
-        self.resting: Bypass | None = None  # PiSSA's part of W, added if a call uses no adapter here
+        self.base_correction: Bypass | None = None  # PiSSA's part of W, added if a call uses no adapter here
         self.merged: tuple[str, ...] = ()
-        self.unchanged: Array | None = None  # W from before the merge, where subtracting would not bring it back
+        self.weight_before_merge: Array | None = (
+            None  # W from before the merge, where subtracting would not bring it back
+        )
 
     @property
     def in_features(self) -> int:
@@ -231,7 +233,7 @@ class AdaptedLinear(Module):
                 return None
         if isinstance(called, Rows):
             return called.adapter_of(self)
-        return self.resting if called is None else self.adapters.get(called, self.resting)
+        return self.base_correction if called is None else self.adapters.get(called, self.base_correction)
 
     def delta_weight(self, name: str) -> Array:
         """ΔW (out, in) of an adapter. Raises RuntimeError where it is made of W, and something is merged into W."""
@@ -258,21 +260,21 @@ class AdaptedLinear(Module):
         self.check_mergeable()
         W = self.base_layer.weight.value
         if any(self.adapters[name].depends_on_weight for name in names if name in self.adapters):
-            self.unchanged = W.copy()
-        if (delta := self.summed(names)) is not None:
+            self.weight_before_merge = W.copy()
+        if (delta := self.total_delta(names)) is not None:
             W += delta
         self.merged = names
 
     def unmerge(self) -> None:
         """W ← W − Σ ΔW, back to the base up to rounding, or to the bit where W was kept."""
         W = self.base_layer.weight.value
-        if self.unchanged is not None:
-            W[...] = self.unchanged
-        elif (delta := self.summed(self.merged)) is not None:
+        if self.weight_before_merge is not None:
+            W[...] = self.weight_before_merge
+        elif (delta := self.total_delta(self.merged)) is not None:
             W -= delta
-        self.merged, self.unchanged = (), None
+        self.merged, self.weight_before_merge = (), None
 
-    def summed(self, names: tuple[str, ...]) -> Array | None:
+    def total_delta(self, names: tuple[str, ...]) -> Array | None:
         """Σ ΔW over those of the adapters that are here; None where none is."""
         deltas = (self.adapters[name].delta_weight(self.base_layer) for name in names if name in self.adapters)
         total = next(deltas, None)
@@ -284,7 +286,7 @@ class AdaptedLinear(Module):
         return " and ".join(map(repr, self.merged))
 
 
-def beside(base: Linear, x: np.ndarray, dtype: np.dtype | None = None) -> Parameter:
+def parameter_like(base: Linear, x: np.ndarray, dtype: np.dtype | None = None) -> Parameter:
     """A host array as a Parameter where the base layer's weight is, in its dtype or in `dtype`."""
     weight = base.weight.value
     like = weight.packed if isinstance(weight, Quantized4bit) else weight
@@ -296,7 +298,7 @@ def dense(weight: Array | Quantized4bit, dtype: DTypeLike) -> Array:
     return dequantize_4bit(weight, dtype) if isinstance(weight, Quantized4bit) else weight
 
 
-def widened(dtype: DTypeLike, x: Array) -> Array:
+def upcast(dtype: DTypeLike, x: Array) -> Array:
     """The array to compute with: x itself, or a copy in `dtype` where it is stored in 16 bits."""
     return x.astype(dtype) if x.itemsize == 2 else x
 

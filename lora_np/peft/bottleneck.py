@@ -21,11 +21,11 @@ from ..backend import Array
 from ..nn import Cache, Linear
 from ..ops.linear import LinearCache
 from ..transformer import Transformer
-from .adapter import AdapterLinear, OutputAdapter, beside
+from .adapter import AdapterLinear, OutputAdapter, parameter_like
 from .choices import Choice, Option
 from .config import PeftConfig, check_choice, check_positive, check_whole
 from .cost import AdapterCost, Products, linear_products
-from .files import KIND
+from .files import COMMON_SETTINGS
 from .method import LayerMethod
 
 ACTIVATIONS = {
@@ -132,7 +132,7 @@ class BottleneckCost(AdapterCost):
     def title(self, out: int) -> str:
         return f"{self.config.placement.capitalize()} adapters of size {self.config.width(out)}"
 
-    def arrays(self, out: int, in_: int) -> list[int]:
+    def trained_sizes(self, out: int, in_: int) -> list[int]:
         """Both matrices and both biases."""
         m = self.config.width(out)
         return [m * out, m * out, m, out]
@@ -143,12 +143,12 @@ class BottleneckCost(AdapterCost):
         up = linear_products(N, out, m, need_dx or self.trained, self.trained)
         return up + linear_products(N, m, out, need_dx, self.trained)
 
-    def kept(self, N: int, out: int, in_: int) -> int:
+    def saved_for_backward(self, N: int, out: int, in_: int) -> int:
         """y and σ(W_down y) for the two dW, W_down y and one more for σ′ (N, m each); of 16 bits both matrices in float32."""
         m = self.config.width(out)
-        return self.trained * N * (out + m) + 2 * N * m + self.widened * 2 * m * out
+        return self.trained * N * (out + m) + 2 * N * m + self.half_precision * 2 * m * out
 
-    def backward_held(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
+    def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
         """What σ's derivative is made of, some five of (N, m); then dy beside the frozen path's dx."""
         m = self.config.width(out)
         return max(5 * N * m, need_dx * (N * m + N * out + max(N * m, frozen)))
@@ -166,8 +166,8 @@ class BottleneckMethod(LayerMethod):
 
     config_type = BottleneckConfig
     peft_type = "BOTTLENECK"  # ours: PEFT has no such method, and no file of it
-    decisive = ("bottleneck_size", "non_linearity", "placement")
-    written = KIND
+    recorded_fields = ("bottleneck_size", "non_linearity", "placement")
+    fixed_settings = COMMON_SETTINGS
     choices: ClassVar[Mapping[str, Choice]] = {
         "houlsby": Choice(3e-3, BottleneckConfig, OPTIONS, {"placement": "houlsby"}),
         "pfeiffer": Choice(3e-3, BottleneckConfig, OPTIONS, {"placement": "pfeiffer"}),
@@ -205,12 +205,12 @@ class BottleneckMethod(LayerMethod):
         self, config: BottleneckConfig, base: Linear, tensors: list[np.ndarray], dtype: np.dtype | None
     ) -> BottleneckAdapter:
         """From W_down, b_down, W_up, b_up."""
-        down_W, down_b, up_W, up_b = (beside(base, x, dtype).value for x in tensors)
+        down_W, down_b, up_W, up_b = (parameter_like(base, x, dtype).value for x in tensors)
         return BottleneckAdapter(config, AdapterLinear(down_W, down_b), AdapterLinear(up_W, up_b))
 
-    def cost(self, config: BottleneckConfig, trained: bool = True, widened: bool = False) -> AdapterCost:
+    def cost(self, config: BottleneckConfig, trained: bool = True, half_precision: bool = False) -> AdapterCost:
         """Of one place."""
-        return BottleneckCost(trained, widened, config)
+        return BottleneckCost(trained, half_precision, config)
 
     def settings(self, config: BottleneckConfig, model: Transformer) -> dict[str, Any]:
         """With the size that it has in this model."""

@@ -36,14 +36,14 @@ class Choice:
 
     lr: float
     config: type[PeftConfig] | None = None
-    takes: Mapping[str, Option] = field(default_factory=dict)
-    means: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Option] = field(default_factory=dict)
+    fixed_fields: Mapping[str, Any] = field(default_factory=dict)
     optimizer: Mapping[str, Option] = field(default_factory=dict)
 
     def configuration(self, **given: Any) -> PeftConfig | None:
         """The configuration that it means, with what is given; None for full fine-tuning. Raises as the configuration does."""
-        defaults = {name: option.default for name, option in self.takes.items()}
-        return self.config(**(defaults | given | {**self.means})) if self.config else None
+        defaults = {name: option.default for name, option in self.options.items()}
+        return self.config(**(defaults | given | {**self.fixed_fields})) if self.config else None
 
 
 def target_modules(text: str) -> str | list[str]:

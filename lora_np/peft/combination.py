@@ -74,7 +74,7 @@ class Combination:
                 raise ValueError(f"{name} = {getattr(self, name)} means nothing to combination_type={kind!r}")
 
 
-class Part(NamedTuple):
+class WeightedFactors(NamedTuple):
     """What one adapter brings to one layer: its weight, its s, A (r, in) and B (out, r) in float64."""
 
     weight: float
@@ -83,19 +83,21 @@ class Part(NamedTuple):
     B: np.ndarray
 
 
-def combine(parts: Sequence[Part], how: Combination, r: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def combine(
+    parts: Sequence[WeightedFactors], how: Combination, r: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """(A, B) of one layer, with s = 1. `r` is the rank of the types with an svd; where fewer directions exist, all of them.
 
     Raises ValueError where ranks differ and the type adds factors up.
     """
     kind = how.combination_type.removesuffix("_svd")
     if kind == "cat":
-        return side_by_side(parts)
+        return concatenate_factors(parts)
     if kind == "svd":
-        return truncate(*svd_of_product(*side_by_side(parts)), r, how.svd_clamp)
+        return truncate(*svd_of_product(*concatenate_factors(parts)), r, how.svd_clamp)
     if how.combination_type.endswith("_svd"):
         deltas = [part.scaling * (part.B @ part.A) for part in parts]
-        mixed = mix(deltas, [part.weight for part in parts], how, rng)
+        mixed = weighted_sum(deltas, [part.weight for part in parts], how, rng)
         return truncate(*np.linalg.svd(mixed, full_matrices=False), r, how.svd_clamp)
     if len({part.A.shape[0] for part in parts}) > 1:
         raise ValueError(
@@ -103,18 +105,18 @@ def combine(parts: Sequence[Part], how: Combination, r: int, rng: np.random.Gene
             "cat and the types with an svd take any"
         )
     c = [part.weight * part.scaling for part in parts]
-    A = mix([part.A for part in parts], [math.copysign(math.sqrt(abs(x)), x) for x in c], how, rng)
-    B = mix([part.B for part in parts], [math.sqrt(abs(x)) for x in c], how, rng)
+    A = weighted_sum([part.A for part in parts], [math.copysign(math.sqrt(abs(x)), x) for x in c], how, rng)
+    B = weighted_sum([part.B for part in parts], [math.sqrt(abs(x)) for x in c], how, rng)
     return A, B
 
 
-def side_by_side(parts: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:
+def concatenate_factors(parts: Sequence[WeightedFactors]) -> tuple[np.ndarray, np.ndarray]:
     """A (Σr, in) = [c₁A₁; …] and B (out, Σr) = [B₁ …]: B A is the target Σ cᵢBᵢAᵢ, exactly."""
     A = np.concatenate([part.weight * part.scaling * part.A for part in parts])
     return A, np.concatenate([part.B for part in parts], axis=1)
 
 
-def mix(
+def weighted_sum(
     tensors: Sequence[np.ndarray], weights: Sequence[float], how: Combination, rng: np.random.Generator
 ) -> np.ndarray:
     """Σ wᵢxᵢ of what pruning leaves; with ties, at each place the mean over those whose sign won there.
@@ -218,7 +220,8 @@ def combine_adapters(
         here = [(w, one) for adapter, w in weights if isinstance(one := layer.adapters.get(adapter), LoraAdapter)]
         if here:
             layers[name] = [
-                Part(w, one.config.scaling, *(to_host(p.value).astype(float) for p in one.learned)) for w, one in here
+                WeightedFactors(w, one.config.scaling, *(to_host(p.value).astype(float) for p in one.learned))
+                for w, one in here
             ]
     rng = np.random.default_rng(how.seed)
     r = how.svd_rank or max(part.A.shape[0] for parts in layers.values() for part in parts)
@@ -229,17 +232,17 @@ def combine_adapters(
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         factors[name] = A.astype(stored), B.astype(stored)
-    config = config_for(
+    config = combined_config(
         model, [configs[name] for name, _ in weights], {name: len(A) for name, (A, _) in factors.items()}
     )
     adapters = {
         name: LoraAdapter.build(config.for_layer(name), wrapped[name].base_layer, pair, dtype)
         for name, pair in factors.items()
     }
-    return config, adapters, judge(layers, factors, how)
+    return config, adapters, measure_errors(layers, factors, how)
 
 
-def config_for(model: Module, sources: Sequence[LoraConfig], ranks: Mapping[str, int]) -> LoraConfig:
+def combined_config(model: Module, sources: Sequence[LoraConfig], ranks: Mapping[str, int]) -> LoraConfig:
     """α = r in each layer, so s = 1: not rsLoRA, whatever the sources were, for there s would be √r."""
     targets = [portable_targets(config.target_modules, model) for config in sources]
     if all(isinstance(entries, list) for entries in targets):
@@ -260,15 +263,17 @@ def config_for(model: Module, sources: Sequence[LoraConfig], ranks: Mapping[str,
     )
 
 
-def judge(
-    layers: Mapping[str, Sequence[Part]], factors: Mapping[str, tuple[np.ndarray, np.ndarray]], how: Combination
+def measure_errors(
+    layers: Mapping[str, Sequence[WeightedFactors]],
+    factors: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    how: Combination,
 ) -> MergeReport:
     """The report on `factors` as they are stored, rounding included."""
     off, wanted = {}, {}
     for name, parts in layers.items():
         A, B = (x.astype(float) for x in factors[name])
-        wanted[name] = product_norm(*side_by_side(parts))
-        off[name] = product_norm(*side_by_side([*parts, Part(-1.0, 1.0, A, B)]))
+        wanted[name] = product_norm(*concatenate_factors(parts))
+        off[name] = product_norm(*concatenate_factors([*parts, WeightedFactors(-1.0, 1.0, A, B)]))
     return MergeReport(
         how.combination_type,
         {name: _ratio(off[name], wanted[name]) for name in layers},

@@ -40,9 +40,9 @@ class AdapterCost:
     """
 
     trained: bool = True
-    widened: bool = False
+    half_precision: bool = False
 
-    frozen_are: ClassVar[str] = ""  # what `frozen` counts
+    frozen_description: ClassVar[str] = ""  # what `frozen` counts
 
     @property
     def keeps_x(self) -> bool:
@@ -58,17 +58,17 @@ class AdapterCost:
         """The same with its size."""
         return self.name
 
-    def arrays(self, out: int, in_: int) -> list[int]:
+    def trained_sizes(self, out: int, in_: int) -> list[int]:
         """The size of each array that trains."""
         raise NotImplementedError
 
     def gradients(self, out: int, in_: int) -> int:
         """How many numbers get a gradient."""
-        return self.trained * sum(self.arrays(out, in_))
+        return self.trained * sum(self.trained_sizes(out, in_))
 
-    def largest(self, out: int, in_: int) -> int:
+    def largest_array(self, out: int, in_: int) -> int:
         """The size of the largest trained array, which the optimizer updates at once."""
-        return self.trained * max(self.arrays(out, in_))
+        return self.trained * max(self.trained_sizes(out, in_))
 
     def frozen(self, shapes: Collection[tuple[int, int]]) -> int:
         """How many numbers the method adds and never trains, in layers of these (out, in) together."""
@@ -78,15 +78,15 @@ class AdapterCost:
         """All matrix products besides those with W."""
         return Products()
 
-    def kept(self, N: int, out: int, in_: int) -> int:
+    def saved_for_backward(self, N: int, out: int, in_: int) -> int:
         """Floats that the forward keeps, x itself apart."""
         raise NotImplementedError
 
-    def forward_held(self, N: int, out: int, in_: int) -> int:
+    def forward_temporaries(self, N: int, out: int, in_: int) -> int:
         """Floats beside y and what is kept, until y has all of its terms."""
         return 0
 
-    def backward_held(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
+    def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
         """The most floats beside dy in its backward, of which the path through W alone holds `frozen`."""
         return frozen
 
@@ -100,7 +100,7 @@ class PrefixCost:
     kv: int
     hidden: int = 0
     trained: bool = True
-    widened: bool = False  # stored in 16 bits, and copied to float32 for each product
+    half_precision: bool = False  # stored in 16 bits, and copied to float32 for each product
 
     @property
     def width(self) -> int:
@@ -115,7 +115,7 @@ class PrefixCost:
         return self.trained * (mlp if m else self.v * self.width)
 
     @property
-    def largest(self) -> int:
+    def largest_array(self) -> int:
         """The numbers of its largest trained array."""
         mlp = max(self.v * self.kv, self.hidden * self.kv, self.width * self.hidden)
         return self.trained * (mlp if self.hidden else self.v * self.width)
@@ -127,10 +127,10 @@ class PrefixCost:
         return lower + linear_products(self.v, self.width, self.hidden, self.trained, self.trained)
 
     @property
-    def kept(self) -> int:
+    def saved_for_backward(self) -> int:
         """The MLP's tanh (v, m); of 16 bits E and both matrices in float32."""
         m = self.hidden
-        return self.v * m + self.widened * (m > 0) * (self.v * self.kv + m * (self.kv + self.width))
+        return self.v * m + self.half_precision * (m > 0) * (self.v * self.kv + m * (self.kv + self.width))
 
     def room(self, seq: int) -> int:
         """How many keys a layer has room for: a cache grows at least twofold (transformer/cache.py)."""

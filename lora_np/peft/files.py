@@ -31,12 +31,17 @@ PREFIX = "base_model.model."  # what PEFT puts before every name of the base
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 # What each file says, in PEFT's words; and the version whose files these are like.
-KIND = {"task_type": "CAUSAL_LM", "inference_mode": True, "peft_version": "0.21.2"}
-WRITTEN_OFF = {"bias": "none", "fan_in_fan_out": False, "modules_to_save": None}  # and not here
-NO_MATTER = {*KIND, "peft_type", "revision", "auto_mapping"}  # keys of a file that say nothing about the numbers
-OFF = {"bias": "none", "megatron_core": "megatron.core", "qalora_group_size": 16}  # off, and yet not empty
-TRAINING = "lora_np.training"
-RECORD = "lora_np.config"
+COMMON_SETTINGS = {"task_type": "CAUSAL_LM", "inference_mode": True, "peft_version": "0.21.2"}
+DISABLED_SETTINGS = {"bias": "none", "fan_in_fan_out": False, "modules_to_save": None}  # and not here
+IGNORED_SETTINGS = {
+    *COMMON_SETTINGS,
+    "peft_type",
+    "revision",
+    "auto_mapping",
+}  # keys of a file that say nothing about the numbers
+NEUTRAL_VALUES = {"bias": "none", "megatron_core": "megatron.core", "qalora_group_size": 16}  # off, and yet not empty
+TRAINING_KEY = "lora_np.training"
+SETTINGS_KEY = "lora_np.config"
 
 
 # --------------------------------------------------------------------------------------------------------------- writing
@@ -46,12 +51,12 @@ def write_adapter(
     folder: str | os.PathLike[str],
     settings: Mapping[str, Any],
     arrays: Mapping[str, np.ndarray],
-    decisive: Sequence[str] = (),
+    recorded_fields: Sequence[str] = (),
     training: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the folder of an adapter. Both files are complete before the first of them takes its place.
 
-    `decisive` keys of the settings are written into the weights' own file too: both files are renamed in place one after the
+    `recorded_fields` keys of the settings are written into the weights' own file too: both files are renamed in place one after the
     other, and a kill between the two must not give the new factors the old α. `training` is what PEFT has no key for. Raises
     ValueError where `folder` is a file.
     """
@@ -59,8 +64,8 @@ def write_adapter(
     if folder.is_file():
         raise ValueError(f"{folder} is a file; an adapter is saved as a folder")
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-    record = json.dumps({key: settings[key] for key in decisive}, sort_keys=True)
-    metadata = {"format": "pt", RECORD: record, **({TRAINING: json.dumps(training)} if training else {})}
+    record = json.dumps({key: settings[key] for key in recorded_fields}, sort_keys=True)
+    metadata = {"format": "pt", SETTINGS_KEY: record, **({TRAINING_KEY: json.dumps(training)} if training else {})}
 
     def write(temporary: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
@@ -92,7 +97,7 @@ def peft_modules(model: Module) -> list[str]:
     return list(names | dict.fromkeys(["lm_head", "model.layers", "model.rotary_emb", *activations]))
 
 
-def plain(number: Any) -> Any:
+def to_python(number: Any) -> Any:
     """A number as JSON has it: NumPy's become Python's."""
     return number.item() if isinstance(number, np.generic) else number
 
@@ -114,11 +119,11 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
         pickled = (folder / "adapter_model.bin").is_file()
         hint = "; adapter_model.bin is a pickle, which is never read here: save it as safetensors" if pickled else ""
         raise FileNotFoundError(f"no adapter in {folder}: {folder / WEIGHTS} is not there{hint}")
-    with naming(folder / CONFIG):
+    with name_file_in_errors(folder / CONFIG):
         settings = json_object((folder / CONFIG).read_text(encoding="utf-8"))
     arrays, metadata = load_arrays(folder / WEIGHTS)
-    with naming(folder / WEIGHTS):
-        record, training = (json_object(metadata.get(key, "{}")) for key in (RECORD, TRAINING))
+    with name_file_in_errors(folder / WEIGHTS):
+        record, training = (json_object(metadata.get(key, "{}")) for key in (SETTINGS_KEY, TRAINING_KEY))
     for key, value in record.items():
         if settings.get(key) != value:
             raise ValueError(
@@ -137,7 +142,7 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 @contextmanager
-def naming(file: Path) -> Iterator[None]:
+def name_file_in_errors(file: Path) -> Iterator[None]:
     """What is wrong inside this block is wrong in `file`: no text, no JSON, not this method, a value out of range."""
     try:
         yield
@@ -152,11 +157,11 @@ def check_targets(targets: Any) -> None:
     is_target("", targets)
 
 
-def refuse_others(settings: Mapping[str, Any], known: Collection[str]) -> None:
+def check_settings(settings: Mapping[str, Any], known: Collection[str]) -> None:
     """Raise ValueError for a key that is not `known`, unless it is off or says nothing about the numbers."""
-    for key in sorted(settings.keys() - known - NO_MATTER):
+    for key in sorted(settings.keys() - known - IGNORED_SETTINGS):
         value = settings[key]
-        off = value is None or value is False or value in ("", [], {}, OFF.get(key))
+        off = value is None or value is False or value in ("", [], {}, NEUTRAL_VALUES.get(key))
         if not off:
             raise ValueError(
                 f"{key} is {value!r}, a feature of PEFT that is not here: without it this is another model"
@@ -166,9 +171,11 @@ def refuse_others(settings: Mapping[str, Any], known: Collection[str]) -> None:
 def check_arrays(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], hint: str = "") -> None:
     """Raise ValueError naming what is missing, unexpected, of a wrong shape or dtype, or not finite."""
     if extra := sorted(arrays.keys() - shapes.keys()):
-        raise ValueError(f"no place for {some(extra)} in this model with this configuration; PEFT would ignore it")
+        raise ValueError(
+            f"no place for {abbreviate(extra)} in this model with this configuration; PEFT would ignore it"
+        )
     if missing := sorted(shapes.keys() - arrays.keys()):
-        raise ValueError(f"{some(missing)} is missing{hint}; PEFT would only warn, and go on without")
+        raise ValueError(f"{abbreviate(missing)} is missing{hint}; PEFT would only warn, and go on without")
     for key, shape in shapes.items():
         x = arrays[key]
         if x.shape != shape:
@@ -179,12 +186,12 @@ def check_arrays(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[in
             raise ValueError(f"{key} holds NaN or infinity; expected finite numbers")
 
 
-def some(keys: list[str]) -> str:
+def abbreviate(keys: list[str]) -> str:
     """The first few of many names."""
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
-def is_of_the_base(key: str, array: np.ndarray, model: Module) -> bool:
+def is_base_weight(key: str, array: np.ndarray, model: Module) -> bool:
     """Whether an array is a weight of the base. PEFT saves the head's beside an adapter for the head, though it is frozen.
 
     Raises ValueError where its numbers are not this base's: the adapter was then trained on another one.

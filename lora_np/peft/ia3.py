@@ -19,11 +19,11 @@ from ..backend import Array
 from ..nn import Cache, Context, Linear, Parameter
 from ..nn.targets import is_target, plain_targets, select_targets
 from ..transformer import Transformer
-from .adapter import Adapter, beside, dense, widened
+from .adapter import Adapter, dense, parameter_like, upcast
 from .choices import Choice
 from .config import TargetedConfig
 from .cost import AdapterCost, Products, linear_products
-from .method import Host, LayerMethod
+from .method import AdapterHost, LayerMethod
 from .placement import adaptable_layers
 
 IA3Cache: TypeAlias = tuple[Cache, Array, Array | None]  # the base layer's, l, and for dl what it was multiplied with
@@ -66,13 +66,13 @@ class IA3Adapter(Adapter):
         self.config, self.ia3_l = config, ia3_l
 
     @property
-    def of_the_input(self) -> bool:
+    def scales_input(self) -> bool:
         return bool(self.config.feedforward_modules)  # those of this layer: itself, or none
 
     def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, IA3Cache]:
         """x (…, in) → y (…, out). Kept for dl: what l was multiplied with."""
-        l = widened(x.dtype, self.ia3_l.value).reshape(-1)
-        if self.of_the_input:
+        l = upcast(x.dtype, self.ia3_l.value).reshape(-1)
+        if self.scales_input:
             y, base_cache = base.forward(x * l, context)
             return y, (base_cache, l, x if self.ia3_l.trainable else None)
         y, base_cache = base.forward(x, context)
@@ -85,7 +85,7 @@ class IA3Adapter(Adapter):
         tokens, and du = l ∘ dz.
         """
         base_cache, l, u = cache
-        if not self.of_the_input:
+        if not self.scales_input:
             self._add_grad(dy, u)
             return base.backward(dy * l, base_cache, need_dx)
         dz = base.backward(dy, base_cache, need_dx or self.ia3_l.trainable)
@@ -102,41 +102,43 @@ class IA3Adapter(Adapter):
     def delta_weight(self, base: Linear) -> Array:
         """ΔW = (l − 1) ∘ W (out, in)."""
         W = dense(base.weight.value, base.weight.compute_dtype)
-        return (widened(W.dtype, self.ia3_l.value) - 1) * W
+        return (upcast(W.dtype, self.ia3_l.value) - 1) * W
 
 
 @dataclass(frozen=True)
 class IA3Cost(AdapterCost):
     """Of l ∘ (x Wᵀ) or (l ∘ x) Wᵀ: no product of its own. Kept for the backward: what l was multiplied with."""
 
-    of_the_input: bool = False
+    scales_input: bool = False
 
     name: ClassVar[str] = "IA³"
 
     @property
     def keeps_x(self) -> bool:
-        return self.trained and self.of_the_input
+        return self.trained and self.scales_input
 
-    def arrays(self, out: int, in_: int) -> list[int]:
+    def trained_sizes(self, out: int, in_: int) -> list[int]:
         """l."""
-        return [in_ if self.of_the_input else out]
+        return [in_ if self.scales_input else out]
 
     def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
         """dl of an input needs the dx of W, whether or not something below needs it."""
-        needed = self.trained and self.of_the_input and not need_dx
+        needed = self.trained and self.scales_input and not need_dx
         return Products(0, linear_products(N, out, in_, True, False).dx * needed, 0)
 
-    def kept(self, N: int, out: int, in_: int) -> int:
+    def saved_for_backward(self, N: int, out: int, in_: int) -> int:
         """y = base(x), where the output is rescaled; of 16 bits l in float32."""
-        return self.trained * (not self.of_the_input) * N * out + self.widened * sum(self.arrays(out, in_))
+        return self.trained * (not self.scales_input) * N * out + self.half_precision * sum(
+            self.trained_sizes(out, in_)
+        )
 
-    def forward_held(self, N: int, out: int, in_: int) -> int:
+    def forward_temporaries(self, N: int, out: int, in_: int) -> int:
         """l ∘ x, or the y before l where it is not kept."""
-        return N * in_ if self.of_the_input else (not self.trained) * N * out
+        return N * in_ if self.scales_input else (not self.trained) * N * out
 
-    def backward_held(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
+    def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
         """dz ∘ u; then l ∘ dz, beside the frozen path's dx."""
-        if self.of_the_input:
+        if self.scales_input:
             return max(frozen, 2 * N * in_ * (need_dx or self.trained))
         return N * out + frozen
 
@@ -146,7 +148,7 @@ class IA3Method(LayerMethod):
 
     config_type = IA3Config
     peft_type = "IA3"
-    decisive = ("target_modules", "feedforward_modules")
+    recorded_fields = ("target_modules", "feedforward_modules")
     mergeable = True
     choices: ClassVar[Mapping[str, Choice]] = {"ia3": Choice(1e-2, IA3Config)}
     example = IA3Config(init_ia3_weights=False)
@@ -162,7 +164,7 @@ class IA3Method(LayerMethod):
         inputs = [layer] if is_target(layer, config.feedforward_modules) else []
         return replace(config, feedforward_modules=inputs)
 
-    def check(self, host: Host, config: IA3Config, layers: Mapping[str, Linear]) -> None:
+    def check(self, host: AdapterHost, config: IA3Config, layers: Mapping[str, Linear]) -> None:
         """Raise ValueError for a layer with a bias whose output would be rescaled: a merge would have to change it."""
         for name, base in layers.items():
             if hasattr(base, "bias") and not is_target(name, config.feedforward_modules):
@@ -181,7 +183,7 @@ class IA3Method(LayerMethod):
 
     def build(self, config: IA3Config, base: Linear, tensors: list[np.ndarray], dtype: np.dtype | None) -> IA3Adapter:
         """From l."""
-        return IA3Adapter(config, beside(base, tensors[0], dtype))
+        return IA3Adapter(config, parameter_like(base, tensors[0], dtype))
 
     def settings(self, config: IA3Config, model: Transformer) -> dict[str, Any]:
         """With lists of full names, of which the second is a part of the first, as PEFT requires."""
@@ -189,6 +191,6 @@ class IA3Method(LayerMethod):
         inputs = [layer for layer in layers if is_target(layer, config.feedforward_modules)]
         return super().settings(config, model) | {"target_modules": layers, "feedforward_modules": inputs}
 
-    def cost(self, config: IA3Config, trained: bool = True, widened: bool = False) -> AdapterCost:
+    def cost(self, config: IA3Config, trained: bool = True, half_precision: bool = False) -> AdapterCost:
         """Of one layer."""
-        return IA3Cost(trained, widened, bool(config.feedforward_modules))
+        return IA3Cost(trained, half_precision, bool(config.feedforward_modules))

@@ -29,7 +29,7 @@ def check_finite(name: str, layer: AdaptedLinear, adapter_names: tuple[str, ...]
     """Raise ValueError naming the layer if these adapters would make a number of its weight infinite or NaN."""
     W = layer.base_layer.weight.value
     with np.errstate(over="ignore", invalid="ignore"):
-        delta = layer.summed(adapter_names)
+        delta = layer.total_delta(adapter_names)
         finite = array_module(W).isfinite(W if delta is None else W + delta).all()
     if not finite:
         raise ValueError(f"{name}: with {', '.join(adapter_names)} its weight is not finite; nothing was merged")

@@ -22,7 +22,9 @@ from ..ops.grouped_lora import GroupedLoraCache
 from .adapter import AdaptedLinear, Adapter, OutputAdapter, add_gradients
 from .lora.layer import LoraAdapter
 
-SMALL = 4  # rows of a segment up to which it shares a batched product, padded to the longest there; others go alone
+SMALL_SEGMENT = (
+    4  # rows of a segment up to which it shares a batched product, padded to the longest there; others go alone
+)
 
 
 @dataclass
@@ -35,25 +37,25 @@ class Group:
 
     adapters: list[LoraAdapter]
     rows: Array | slice
-    places: Array | None
+    padded_index: Array | None
     n: int
     A: Array
     B: Array
     scaling: Array
 
-    def take(self, x: Array) -> Array:
+    def gather(self, x: Array) -> Array:
         """x (b, …, f) → its rows by segment, (g, n·…, f)."""
         mine = x[self.rows]
-        if self.places is not None:
+        if self.padded_index is not None:
             padded = array_module(x).zeros((len(self.adapters) * self.n, *x.shape[1:]), x.dtype)
-            padded[self.places] = mine
+            padded[self.padded_index] = mine
             mine = padded
         return mine.reshape(len(self.adapters), -1, x.shape[-1])
 
-    def add(self, delta: Array, y: Array) -> None:
+    def scatter_add(self, delta: Array, y: Array) -> None:
         """The way back: y[rows] += δ. A row has one adapter, so none comes twice."""
         delta = delta.reshape(-1, *y.shape[1:])
-        y[self.rows] += delta if self.places is None else delta[self.places]
+        y[self.rows] += delta if self.padded_index is None else delta[self.padded_index]
 
 
 # The base layer's; of each group the mask of dropout and the cache of its product; of each adapter that maps the output its own
@@ -67,12 +69,12 @@ class AdapterRows(Rows):
     so make a new object after it.
     """
 
-    def __init__(self, names: Sequence[str], before: Stacks | None = None) -> None:
+    def __init__(self, names: Sequence[str], before: StackCache | None = None) -> None:
         super().__init__(names)
-        self._stacks = Stacks({} if before is None else before.now)
+        self._stacks = StackCache({} if before is None else before.now)
         self._layers: dict[AdaptedLinear, MixedRows] = {}
 
-    def then(self, names: Sequence[str]) -> AdapterRows:
+    def next_call(self, names: Sequence[str]) -> AdapterRows:
         """The rows of the next call. They take over the stacks, so that an adapter that stays is not copied again."""
         return AdapterRows(names, self._stacks)
 
@@ -99,10 +101,10 @@ class MixedRows(Adapter):
         adapters: dict[str, Adapter],
         rows: int,
         segments: dict[str, list[int]],
-        stacks: Stacks,
+        stacks: StackCache,
     ) -> None:
         self.layer, self.rows, self.segments, self.stacks = layer, rows, segments, stacks
-        self.here = {name: adapter for name, adapter in adapters.items() if isinstance(adapter, LoraAdapter)}
+        self.lora = {name: adapter for name, adapter in adapters.items() if isinstance(adapter, LoraAdapter)}
         self.outputs = [(a, segments[name]) for name, a in adapters.items() if isinstance(a, OutputAdapter)]
         self._groups: dict[bool, list[Group]] = {}
 
@@ -110,29 +112,29 @@ class MixedRows(Adapter):
         """The rows in groups: one a segment, or `stacked`, one for all small segments of a rank."""
         if stacked not in self._groups:
             together: dict[int | str, list[str]] = {}
-            for name, adapter in self.here.items():
-                shared = stacked and len(self.segments[name]) <= SMALL
+            for name, adapter in self.lora.items():
+                shared = stacked and len(self.segments[name]) <= SMALL_SEGMENT
                 together.setdefault(adapter.config.r if shared else name, []).append(name)
             self._groups[stacked] = [self._group(names) for names in together.values()]
         return self._groups[stacked]
 
     def _group(self, names: list[str]) -> Group:
         if len(names) == 1:
-            A, B = (X[None] for X in self.here[names[0]].factors(self.layer.base_layer.weight.value.dtype))
+            A, B = (X[None] for X in self.lora[names[0]].factors(self.layer.base_layer.weight.value.dtype))
         else:
-            names, A, B = self.stacks.of(self.layer, {name: self.here[name] for name in names})
+            names, A, B = self.stacks.get(self.layer, {name: self.lora[name] for name in names})
         xp, segments = array_module(A), [self.segments[name] for name in names]
         rows, n = [row for segment in segments for row in segment], max(map(len, segments))
         places = [i * n + j for i, segment in enumerate(segments) for j in range(len(segment))]
         follow = rows == list(range(rows[0], rows[0] + len(rows)))
         return Group(
-            [self.here[name] for name in names],
+            [self.lora[name] for name in names],
             slice(rows[0], rows[-1] + 1) if follow else xp.array(rows),
             None if len(places) == len(names) * n else xp.array(places),
             n,
             A,
             B,
-            xp.array([self.here[name].config.scaling for name in names], A.real.dtype),
+            xp.array([self.lora[name].config.scaling for name in names], A.real.dtype),
         )
 
     def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, MixedCache]:
@@ -146,11 +148,11 @@ class MixedRows(Adapter):
         caches, mapped = [], []
         stacked = context.rng is None and x.ndim == 3 and x.shape[1] == 1
         for group in self.groups(stacked):
-            mine, mask = group.take(x), None
+            mine, mask = group.gather(x), None
             if context.rng is not None:  # a segment alone, so that each adapter drops with its own probability
                 mine, mask = ops.dropout_forward(mine, group.adapters[0].dropout, context.rng)
             delta, cache = ops.grouped_lora_forward(mine, group.A, group.B, group.scaling)
-            group.add(delta, y)
+            group.scatter_add(delta, y)
             caches.append((group, mask, cache))
         for adapter, rows in self.outputs:
             y[rows], output_cache = adapter.output_forward(y[rows])
@@ -171,12 +173,12 @@ class MixedRows(Adapter):
         for group, mask, group_cache in caches:
             if not (need_dx or any(p.trainable for adapter in group.adapters for p in adapter.learned)):
                 continue
-            bypass, dA, dB = ops.grouped_lora_backward(group.take(dy), group_cache, need_dx=need_dx)
+            bypass, dA, dB = ops.grouped_lora_backward(group.gather(dy), group_cache, need_dx=need_dx)
             for i, adapter in enumerate(group.adapters):
                 add_gradients(adapter.learned, (dA[i], dB[i]))
             if need_dx:
                 assert dx is not None and bypass is not None
-                group.add(ops.dropout_backward(bypass, mask), dx)
+                group.scatter_add(ops.dropout_backward(bypass, mask), dx)
         return dx
 
 
@@ -188,39 +190,39 @@ class Stack:
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self.held: list[LoraAdapter] = []  # not by name alone: one may be unloaded, and another take it
+        self.adapters: list[LoraAdapter] = []  # not by name alone: one may be unloaded, and another take it
         self.A: Any = None
         self.B: Any = None
 
-    def hold(self, adapters: dict[str, LoraAdapter], dtype: DTypeLike) -> tuple[list[str], Array, Array]:
+    def update(self, adapters: dict[str, LoraAdapter], dtype: DTypeLike) -> tuple[list[str], Array, Array]:
         """(names in the order of the stack, A (g, r, in), B (g, out, r)). An adapter that was in the stack keeps its position."""
         g = len(adapters)
         if self.A is None or not g <= len(self.A) <= 2 * g:
             A, B = next(iter(adapters.values())).factors(dtype)
             xp, room = array_module(A), g + g // 2  # room for those that join
             self.A, self.B = xp.empty((room, *A.shape), A.dtype), xp.empty((room, *B.T.shape), B.dtype)
-            self.names, self.held = [], []
+            self.names, self.adapters = [], []
         stay = [name if name in adapters else None for name in self.names[:g]]
         new = iter([name for name in adapters if name not in stay])
         self.names = [name or next(new) for name in stay] + list(new)
         held = [adapters[name] for name in self.names]
         for i, adapter in enumerate(held):
-            if self.held[i : i + 1] != [adapter]:
+            if self.adapters[i : i + 1] != [adapter]:
                 self.A[i] = adapter.lora_A.value
                 self.B[i] = adapter.lora_B.value.T  # Bᵀ: r long rows, not out short ones
-        self.held = held
+        self.adapters = held
         return self.names, self.A[:g], self.B[:g].swapaxes(-1, -2)
 
 
-class Stacks:
-    """The stacks of a model's layers in this call. Stacks of the previous call are reused."""
+class StackCache:
+    """The stacks of a model's layers in this call. StackCache of the previous call are reused."""
 
     def __init__(self, before: dict[tuple[AdaptedLinear, int], Stack]) -> None:
         self.before = before
         self.now: dict[tuple[AdaptedLinear, int], Stack] = {}
 
-    def of(self, layer: AdaptedLinear, adapters: dict[str, LoraAdapter]) -> tuple[list[str], Array, Array]:
+    def get(self, layer: AdaptedLinear, adapters: dict[str, LoraAdapter]) -> tuple[list[str], Array, Array]:
         """(names, A (g, r, in), B (g, out, r)) of several adapters of one rank, in the order of their stack."""
         key = layer, next(iter(adapters.values())).config.r
         self.now[key] = self.before.pop(key) if key in self.before else Stack()
-        return self.now[key].hold(adapters, layer.base_layer.weight.value.dtype)
+        return self.now[key].update(adapters, layer.base_layer.weight.value.dtype)

@@ -23,22 +23,22 @@ from . import merging
 from .adapter import AdaptedLinear
 from .combination import Combination, MergeReport, check_combinable, combine_adapters
 from .config import PeftConfig, storage_dtype
-from .files import CONFIG, PREFIX, WEIGHTS, naming, read_adapter, write_adapter
+from .files import CONFIG, PREFIX, WEIGHTS, name_file_in_errors, read_adapter, write_adapter
 from .lora.config import LoraConfig
 from .lora.layer import LoraAdapter
 from .lora.method import LoraMethod
-from .method import Host
+from .method import AdapterHost
 from .mixed import AdapterRows
 from .placement import adapted_layers, remove
-from .prefix import PrefixEncoder, PrefixEncoderCache, check_begun, see_the_prefix
+from .prefix import PrefixEncoder, PrefixEncoderCache, check_prefix_of_past, extend_mask_over_prefix
 from .registry import method_named, method_of
 
 FACTORS = ("lora_A", "lora_B", "lora_magnitude_vector")  # parameters that PEFT calls ….<adapter>.weight
 Folder = str | os.PathLike[str]
 # A prefix's encoder with its own cache, and the past that it began: what its gradient needs
-Begun: TypeAlias = tuple[PrefixEncoder, PrefixEncoderCache | None, KeyValueCache]
-PeftLogitsCache: TypeAlias = tuple[LogitsCache, Begun | None]
-PeftLossCache: TypeAlias = tuple[LossCache, Begun | None]
+PrefixCall: TypeAlias = tuple[PrefixEncoder, PrefixEncoderCache | None, KeyValueCache]
+PeftLogitsCache: TypeAlias = tuple[LogitsCache, PrefixCall | None]
+PeftLossCache: TypeAlias = tuple[LossCache, PrefixCall | None]
 
 
 def get_peft_model(
@@ -67,7 +67,7 @@ def get_peft_model(
     return peft_model
 
 
-class PeftModel(Host):
+class PeftModel(AdapterHost):
     """The base and its adapters as one model, with the Transformer's own calls: forward, loss, backward, named_parameters.
 
     `peft_config[name]` is the configuration of an adapter. `active_adapter` is the name of the adapter that calls use, or
@@ -145,11 +145,11 @@ class PeftModel(Host):
         `adapter_rows`. Raises ValueError for a past that was begun with another prefix, or with none.
         """
         adapter = self.adapter_rows(adapter_names, len(tokens))
-        past, begun = self._begin(past_key_values, len(tokens), adapter)
+        past, begun = self._start_prefix(past_key_values, len(tokens), adapter)
         if begun is not None and attention_mask is not None:
             encoder, _, past = begun
             v = len(encoder.embedding.weight.value)
-            attention_mask = see_the_prefix(attention_mask, v, len(tokens), len(past) - v + tokens.shape[-1])
+            attention_mask = extend_mask_over_prefix(attention_mask, v, len(tokens), len(past) - v + tokens.shape[-1])
         context = Context(rng, adapter, attention_mask)
         logits, cache = self.model.forward(tokens, past_key_values=past, context=context)
         return logits, (cache, begun)
@@ -164,7 +164,7 @@ class PeftModel(Host):
     ) -> tuple[Array, PeftLossCache]:
         """Mean cross-entropy in nats a token, with the active adapter or a mixed batch. `rng` turns dropout on."""
         adapter = self.adapter_rows(adapter_names, len(tokens))
-        past, begun = self._begin(None, len(tokens), adapter)
+        past, begun = self._start_prefix(None, len(tokens), adapter)
         context = Context(rng, adapter)
         loss, cache = self.model.loss(tokens, targets, ignore_index=ignore_index, context=context, past_key_values=past)
         return loss, (cache, begun)
@@ -174,40 +174,40 @@ class PeftModel(Host):
         self._refuse_merged()
         model_cache, begun = cache
         self.model.backward(model_cache, dloss)
-        self._end(begun)
+        self._backward_prefix(begun)
 
     def backward_from_logits(self, dlogits: Array, cache: PeftLogitsCache) -> None:
         """From `forward`'s cache and dlogits (b, t, v), for a loss of your own. Raises as `backward` does."""
         self._refuse_merged()
         model_cache, begun = cache
         self.model.backward_from_logits(dlogits, model_cache)
-        self._end(begun)
+        self._backward_prefix(begun)
 
     def new_cache(self, rows: int, adapter: str | AdapterRows | None) -> KeyValueCache:
         """What `generate` starts from: an empty cache, or one that begins with the adapter's prefix in each of `rows` rows."""
         past = KeyValueCache(self.config)
-        self._begin(past, rows, adapter)
+        self._start_prefix(past, rows, adapter)
         return past
 
-    def _begin(
+    def _start_prefix(
         self, past: KeyValueCache | None, rows: int, adapter: str | AdapterRows | None
-    ) -> tuple[KeyValueCache | None, Begun | None]:
+    ) -> tuple[KeyValueCache | None, PrefixCall | None]:
         """The call's past, begun with the adapter's prefix if it has one; and what `_end` needs for its gradient.
 
-        Raises as `check_begun` does.
+        Raises as `check_prefix_of_past` does.
         """
         if not isinstance(adapter, str) or (encoder := self.prompt_encoder.get(adapter)) is None:
-            check_begun(past, None)
+            check_prefix_of_past(past, None)
             return past, None
         named = adapter, encoder
-        check_begun(past, named)
+        check_prefix_of_past(past, named)
         past = KeyValueCache(self.config) if past is None else past
         prefix, encoder_cache = encoder.forward(self.model.model.norm.weight.value.dtype)
         if not len(past):
             past.begin(prefix, rows, encoder.trainable, named)
         return past, (encoder, encoder_cache, past)
 
-    def _end(self, begun: Begun | None) -> None:
+    def _backward_prefix(self, begun: PrefixCall | None) -> None:
         """The gradient of the prefix: what came back to the past, through the encoder."""
         if begun is not None:
             encoder, encoder_cache, past = begun
@@ -246,11 +246,11 @@ class PeftModel(Host):
         """
         self._check_new(adapter_name)
         settings, arrays, training = read_adapter(model_id)
-        with naming(Path(model_id) / CONFIG):
+        with name_file_in_errors(Path(model_id) / CONFIG):
             method = method_named(settings.get("peft_type"))
             config = method.config(settings)
-        with naming(Path(model_id) / WEIGHTS):
-            config = replace(config, **{key: training[key] for key in method.own if key in training})
+        with name_file_in_errors(Path(model_id) / WEIGHTS):
+            config = replace(config, **{key: training[key] for key in method.extra_fields if key in training})
             method.restore(self, adapter_name, config, arrays)
         self._put(adapter_name, config, is_trainable)
 
@@ -291,7 +291,13 @@ class PeftModel(Host):
             config = self.peft_config[name]
             method = method_of(config)
             settings, arrays = method.settings(config, self.model), method.arrays(self, name)
-            write_adapter(folder, settings, arrays, method.decisive, {key: getattr(config, key) for key in method.own})
+            write_adapter(
+                folder,
+                settings,
+                arrays,
+                method.recorded_fields,
+                {key: getattr(config, key) for key in method.extra_fields},
+            )
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
         """From now on use this adapter. As in PEFT it becomes the only one that trains, or none does in `inference_mode`.
@@ -529,7 +535,7 @@ class PeftModel(Host):
         pairs = [(name, float(weight)) for name, weight in zip(adapters, weights, strict=True)]
         configs = {name: config for name, config in self.peft_config.items() if isinstance(config, LoraConfig)}
         config, made, report = combine_adapters(self.model, configs, pairs, how, self.adapter_dtype)
-        LoraMethod().put(self, adapter_name, made.items())
+        LoraMethod().insert(self, adapter_name, made.items())
         self._put(adapter_name, config)
         return report
 

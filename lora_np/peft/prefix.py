@@ -23,12 +23,12 @@ from ..nn import Embedding, Module, Parameter
 from ..ops.checks import check_mask
 from ..ops.linear import LinearCache
 from ..transformer import KeyValueCache, Transformer
-from .adapter import AdapterLinear, widened
+from .adapter import AdapterLinear, upcast
 from .choices import Choice, Option
 from .config import PeftConfig, check_choice, check_whole
 from .cost import PrefixCost
-from .files import KIND, check_arrays, plain
-from .method import Host, Method
+from .files import COMMON_SETTINGS, check_arrays, to_python
+from .method import AdapterHost, Method
 
 TENSOR = (
     "prompt_embeddings"  # all that a file holds: (v, 2L·kv), the keys and values themselves, with or without an MLP
@@ -102,7 +102,7 @@ class PrefixEncoder(Module):
 
     def forward(self, dtype: DTypeLike) -> tuple[Array, PrefixEncoderCache | None]:
         """P (v, 2L, g, d), in `dtype` where it is stored in 16 bits."""
-        E = widened(dtype, self.embedding.weight.value)
+        E = upcast(dtype, self.embedding.weight.value)
         if not self.transform:
             return E.reshape(-1, *self.heads), None
         h, cache_0 = self.transform["0"].forward(E)  # (v, kv) → (v, m)
@@ -142,16 +142,20 @@ class PrefixMethod(Method):
 
     config_type = PrefixTuningConfig
     peft_type = "PREFIX_TUNING"
-    written: ClassVar[Mapping[str, Any]] = {**KIND, "num_transformer_submodules": 1, "modules_to_save": None}
-    known = ("num_transformer_submodules",)
+    fixed_settings: ClassVar[Mapping[str, Any]] = {
+        **COMMON_SETTINGS,
+        "num_transformer_submodules": 1,
+        "modules_to_save": None,
+    }
+    accepted_keys = ("num_transformer_submodules",)
     choices: ClassVar[Mapping[str, Choice]] = {"prefix": Choice(3e-2, PrefixTuningConfig, OPTIONS)}
     example = PrefixTuningConfig(num_virtual_tokens=3)
 
-    def add(self, host: Host, name: str, config: PrefixTuningConfig, seed: int) -> None:
+    def add(self, host: AdapterHost, name: str, config: PrefixTuningConfig, seed: int) -> None:
         """Draw E, and W and b of the MLP uniform in ±1/√in, on the host, so that a seed means the same on every device."""
-        check_sizes(config, host.model)
+        check_peft_sizes(config, host.model)
         rng, v, zero = np.random.default_rng(seed), config.num_virtual_tokens, config.init_weights == "zero"
-        heads, (kv, width) = heads_of(host.model), widths(host.model)
+        heads, (kv, width) = prefix_layout(host.model), prefix_widths(host.model)
         if not config.prefix_projection:
             self._put(host, name, np.zeros((v, width)) if zero else rng.standard_normal((v, width)), heads)
             return
@@ -162,7 +166,7 @@ class PrefixMethod(Method):
             transform.append((rng.uniform(-bound, bound, (out, in_)), rng.uniform(-bound, bound, out)))
         self._put(host, name, embedding, heads, transform)
 
-    def _put(self, host: Host, name: str, embedding: Array, heads: tuple, transform: Any = ()) -> None:
+    def _put(self, host: AdapterHost, name: str, embedding: Array, heads: tuple, transform: Any = ()) -> None:
         like = host.model.model.norm.weight.value
         dtype = host.adapter_dtype or like.dtype
 
@@ -172,22 +176,24 @@ class PrefixMethod(Method):
         linears = [AdapterLinear(moved(W), moved(b)) for W, b in transform]
         host.prompt_encoder[name] = PrefixEncoder(moved(embedding), heads, linears)
 
-    def restore(self, host: Host, name: str, config: PrefixTuningConfig, arrays: Mapping[str, np.ndarray]) -> None:
+    def restore(
+        self, host: AdapterHost, name: str, config: PrefixTuningConfig, arrays: Mapping[str, np.ndarray]
+    ) -> None:
         """The keys and values themselves, which then train without an MLP, whatever they were trained with before."""
-        check_sizes(config, host.model)
-        check_arrays(arrays, {TENSOR: (config.num_virtual_tokens, widths(host.model)[1])})
-        self._put(host, name, arrays[TENSOR], heads_of(host.model))
+        check_peft_sizes(config, host.model)
+        check_arrays(arrays, {TENSOR: (config.num_virtual_tokens, prefix_widths(host.model)[1])})
+        self._put(host, name, arrays[TENSOR], prefix_layout(host.model))
 
-    def delete(self, host: Host, name: str) -> None:
+    def delete(self, host: AdapterHost, name: str) -> None:
         """Forget the encoder."""
         del host.prompt_encoder[name]
 
-    def parameters(self, host: Host, name: str) -> Iterator[Parameter]:
+    def parameters(self, host: AdapterHost, name: str) -> Iterator[Parameter]:
         """E, and W and b of the MLP."""
         for _, p in host.prompt_encoder[name].named_parameters():
             yield p
 
-    def arrays(self, host: Host, name: str) -> dict[str, np.ndarray]:
+    def arrays(self, host: AdapterHost, name: str) -> dict[str, np.ndarray]:
         """P as one table, in the dtype that it is stored in: the MLP has done its work and is not saved."""
         encoder = host.prompt_encoder[name]
         P, _ = encoder.forward(host.model.model.norm.weight.value.dtype)
@@ -195,8 +201,8 @@ class PrefixMethod(Method):
 
     def settings(self, config: PrefixTuningConfig, model: Transformer) -> dict[str, Any]:
         """With the sizes of the base, as PEFT writes them."""
-        hidden = plain(config.encoder_hidden_size) or widths(model)[0]
-        return super().settings(config, model) | sizes_of(model) | {"encoder_hidden_size": hidden}
+        hidden = to_python(config.encoder_hidden_size) or prefix_widths(model)[0]
+        return super().settings(config, model) | peft_sizes(model) | {"encoder_hidden_size": hidden}
 
     def config(self, settings: Mapping[str, Any]) -> PrefixTuningConfig:
         """From PEFT's file."""
@@ -214,31 +220,31 @@ class PrefixMethod(Method):
         return PrefixCost(int(config.num_virtual_tokens), layers, kv, hidden)
 
 
-def heads_of(model: Transformer) -> tuple[int, int, int]:
+def prefix_layout(model: Transformer) -> tuple[int, int, int]:
     """2L, g, d: the keys and the values of each layer, its key/value heads, and a head's size."""
     return 2 * model.config.num_hidden_layers, model.config.num_key_value_heads, model.config.head_dim
 
 
-def widths(model: Transformer) -> tuple[int, int]:
+def prefix_widths(model: Transformer) -> tuple[int, int]:
     """kv = g·d, and 2L·kv: the numbers that a virtual token has in one key, and in all."""
-    both, g, d = heads_of(model)
+    both, g, d = prefix_layout(model)
     return g * d, both * g * d
 
 
-def sizes_of(model: Transformer) -> dict[str, int]:
+def peft_sizes(model: Transformer) -> dict[str, int]:
     """What PEFT says of a base."""
-    both, g, d = heads_of(model)
+    both, g, d = prefix_layout(model)
     return dict(zip(SIZES, (both // 2, g, g * d), strict=True))
 
 
-def check_sizes(config: PrefixTuningConfig, model: Transformer) -> None:
+def check_peft_sizes(config: PrefixTuningConfig, model: Transformer) -> None:
     """Raise ValueError where the configuration is for a base of other sizes: equal shapes may hide other heads."""
-    for name, size in sizes_of(model).items():
+    for name, size in peft_sizes(model).items():
         if getattr(config, name) not in (None, size):
             raise ValueError(f"{name} is {getattr(config, name)}, and {size} in this base: made for another one")
 
 
-def check_begun(past: KeyValueCache | None, named: tuple[str, PrefixEncoder] | None) -> None:
+def check_prefix_of_past(past: KeyValueCache | None, named: tuple[str, PrefixEncoder] | None) -> None:
     """Raise ValueError where a past with tokens was not begun by the prefix of this call: it would answer as neither does."""
     if past is not None and len(past) and past.prefix_source != named:
         was, now = (f"the prefix of {each[0]!r}" if each else "no prefix" for each in (past.prefix_source, named))
@@ -246,7 +252,7 @@ def check_begun(past: KeyValueCache | None, named: tuple[str, PrefixEncoder] | N
         raise ValueError(f"past_key_values began with {was}, and this call has {now}: give it a past of its own")
 
 
-def see_the_prefix(attention_mask: Array, v: int, b: int, s: int) -> Array:
+def extend_mask_over_prefix(attention_mask: Array, v: int, b: int, s: int) -> Array:
     """The mask (b, s) of the tokens → (b, v + s): no row's prefix is padding. Raises as `check_mask` does."""
     check_mask(attention_mask, b, s)
     xp = array_module(attention_mask)

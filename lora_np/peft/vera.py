@@ -24,12 +24,12 @@ from .. import ops
 from ..backend import Array, to_host
 from ..nn import Linear, Parameter
 from ..ops.vera import VeraCache
-from .adapter import Bypass, beside, widened
+from .adapter import Bypass, parameter_like, upcast
 from .choices import TARGETS, Choice, Option
 from .config import TargetedConfig, check_number, check_probability, check_rank, check_whole
 from .cost import AdapterCost, Products
 from .files import check_arrays
-from .method import Host, LayerMethod
+from .method import AdapterHost, LayerMethod
 
 PROJECTIONS = ("base_model.vera_A", "base_model.vera_B")  # what PEFT calls the shared factors in a file
 
@@ -95,7 +95,7 @@ class VeraAdapter(Bypass):
         """A (r, in), B (out, r), d and b to compute with, in `dtype` where they are stored in 16 bits."""
         A, B = self.vera_A.value[:, : self.in_features], self.vera_B.value[: self.out_features]
         d, b = self.vera_lambda_d.value, self.vera_lambda_b.value
-        return widened(dtype, A), widened(dtype, B), widened(dtype, d), widened(dtype, b)
+        return upcast(dtype, A), upcast(dtype, B), upcast(dtype, d), upcast(dtype, b)
 
     def delta_forward(self, x: Array) -> tuple[Array, VeraCache]:
         """x (…, in) → b ∘ ((d ∘ (x Aᵀ)) Bᵀ) (…, out)."""
@@ -118,13 +118,13 @@ class VeraCost(AdapterCost):
     r: int = 256
     dropout: bool = False
 
-    frozen_are = "A and B, the same in all layers"
+    frozen_description = "A and B, the same in all layers"
     name = "VeRA"
 
     def title(self, out: int) -> str:
         return f"VeRA of rank {self.r}"
 
-    def arrays(self, out: int, in_: int) -> list[int]:
+    def trained_sizes(self, out: int, in_: int) -> list[int]:
         """d and b."""
         return [self.r, out]
 
@@ -139,15 +139,15 @@ class VeraCost(AdapterCost):
             return Products(with_A + with_B)
         return Products(with_A + with_B, with_B + with_A * need_dx, with_B)
 
-    def kept(self, N: int, out: int, in_: int) -> int:
+    def saved_for_backward(self, N: int, out: int, in_: int) -> int:
         """h (N, r); with dropout the mask; of 16 bits this layer's A, B, d and b in float32."""
-        return N * self.r + self.dropout * N * in_ + self.widened * (self.r * (in_ + out) + self.r + out)
+        return N * self.r + self.dropout * N * in_ + self.half_precision * (self.r * (in_ + out) + self.r + out)
 
-    def forward_held(self, N: int, out: int, in_: int) -> int:
+    def forward_temporaries(self, N: int, out: int, in_: int) -> int:
         """d ∘ h, and the bypass that comes of it."""
         return N * self.r + N * out
 
-    def backward_held(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
+    def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
         """Beside the frozen path's dx: d ∘ h and dyᵀ (d ∘ h); or b ∘ dy and dk; or dk and the bypass's dx, and that ∘ mask."""
         dx, h = need_dx * N * in_, N * self.r
         return max(frozen, dx + max(h + out * self.r, N * out + h, 2 * h, h + dx, dx + self.dropout * dx))
@@ -167,19 +167,19 @@ class VeraMethod(LayerMethod):
 
     config_type = VeraConfig
     peft_type = "VERA"
-    decisive = ("target_modules", "r")
+    recorded_fields = ("target_modules", "r")
     mergeable = True
-    written: ClassVar[Mapping[str, Any]] = {
-        **LayerMethod.written,
+    fixed_settings: ClassVar[Mapping[str, Any]] = {
+        **LayerMethod.fixed_settings,
         "layers_to_transform": None,
         "layers_pattern": None,
         "save_projection": True,
     }
-    known = ("save_projection",)
+    accepted_keys = ("save_projection",)
     choices: ClassVar[Mapping[str, Choice]] = {"vera": Choice(3e-2, VeraConfig, OPTIONS)}
     example = VeraConfig(r=3, target_modules="all-linear", d_initial=0.125, init_weights=False)
 
-    def drawn(
+    def draw_all(
         self, config: VeraConfig, layers: Mapping[str, Linear], rng: np.random.Generator, dtype: np.dtype | None
     ) -> Iterable[tuple[str, VeraAdapter]]:
         """A and B are drawn by the configuration's key, on the host; d and b by `rng`, where they are drawn at all.
@@ -198,22 +198,23 @@ class VeraMethod(LayerMethod):
             if not config.init_weights:
                 d, b = rng.standard_normal(r), np.ones_like(b)
             vectors[name] = d, b
-        return self.assembled(config, layers, arrays, vectors, dtype)
+        return self.share_projections(config, layers, arrays, vectors, dtype)
 
-    def built(
+    def build_all(
         self, config: VeraConfig, layers: Mapping[str, Linear], arrays: Mapping[str, np.ndarray], dtype: np.dtype | None
     ) -> Iterable[tuple[str, VeraAdapter]]:
         """From the file's tensors."""
         shared = [arrays[key] for key in PROJECTIONS]
         vectors = {
             name: tuple(
-                arrays[key] for key in self.keyed(name, self.shapes(config, base.out_features, base.in_features))
+                arrays[key]
+                for key in self.with_file_keys(name, self.shapes(config, base.out_features, base.in_features))
             )
             for name, base in layers.items()
         }
-        return self.assembled(config, layers, shared, vectors, dtype)
+        return self.share_projections(config, layers, shared, vectors, dtype)
 
-    def assembled(
+    def share_projections(
         self,
         config: VeraConfig,
         layers: Mapping[str, Linear],
@@ -222,27 +223,27 @@ class VeraMethod(LayerMethod):
         dtype: np.dtype | None,
     ) -> Iterable[tuple[str, VeraAdapter]]:
         """(layer, its adapter), all with the same Parameters A and B."""
-        A, B = (beside(next(iter(layers.values())), x, dtype) for x in shared)
+        A, B = (parameter_like(next(iter(layers.values())), x, dtype) for x in shared)
         A.trainable = B.trainable = False
         for name, base in layers.items():
-            yield name, VeraAdapter(config, base, A, B, *(beside(base, x, dtype) for x in vectors[name]))
+            yield name, VeraAdapter(config, base, A, B, *(parameter_like(base, x, dtype) for x in vectors[name]))
 
     def shapes(self, config: VeraConfig, out: int, in_: int) -> dict[str, tuple[int, ...]]:
         """d (r,) and b (out,)."""
         return {"vera_lambda_d": (config.r,), "vera_lambda_b": (out,)}
 
-    def expected(self, config: VeraConfig, layers: Mapping[str, Linear]) -> dict[str, tuple[int, ...]]:
+    def expected_shapes(self, config: VeraConfig, layers: Mapping[str, Linear]) -> dict[str, tuple[int, ...]]:
         """A and B once, and each layer's d and b."""
-        return projections(config, layers) | super().expected(config, layers)
+        return projections(config, layers) | super().expected_shapes(config, layers)
 
-    def restore(self, host: Host, name: str, config: VeraConfig, arrays: Mapping[str, np.ndarray]) -> None:
+    def restore(self, host: AdapterHost, name: str, config: VeraConfig, arrays: Mapping[str, np.ndarray]) -> None:
         """PEFT can leave A and B out of a file; here they must be in it."""
         check_arrays(
             {}, {key: () for key in PROJECTIONS if key not in arrays}, "; A and B are saved with `save_projection=True`"
         )
         super().restore(host, name, config, arrays)
 
-    def arrays(self, host: Host, name: str) -> dict[str, np.ndarray]:
+    def arrays(self, host: AdapterHost, name: str) -> dict[str, np.ndarray]:
         """A (r, in_max) and B (out_max, r) once, and each layer's d (r,) and b (out,), by PEFT's keys."""
         found = super().arrays(host, name)
         shared = next(iter(self.layers(host, name).values())).adapters[name]
@@ -250,9 +251,9 @@ class VeraMethod(LayerMethod):
         own = {key: x for key, x in found.items() if not key.endswith(("vera_A", "vera_B"))}
         return dict(zip(PROJECTIONS, (to_host(shared.vera_A.value), to_host(shared.vera_B.value)), strict=True)) | own
 
-    def cost(self, config: VeraConfig, trained: bool = True, widened: bool = False) -> AdapterCost:
+    def cost(self, config: VeraConfig, trained: bool = True, half_precision: bool = False) -> AdapterCost:
         """Of one layer."""
-        return VeraCost(trained, widened, int(config.r), config.vera_dropout > 0)
+        return VeraCost(trained, half_precision, int(config.r), config.vera_dropout > 0)
 
 
 def projections(config: VeraConfig, layers: Mapping[str, Linear]) -> dict[str, tuple[int, int]]:

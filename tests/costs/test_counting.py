@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from lora_np import BottleneckConfig, LoraConfig, PrefixTuningConfig, VeraConfig, costs, get_peft_model
-from lora_np.costs.paper import OnPaper
+from lora_np.costs.planned import PlannedModel
 from lora_np.nn import Linear, Module
 from lora_np.nn.targets import is_target, select_targets
 from lora_np.peft import AdaptedLinear, registry
@@ -88,7 +88,7 @@ def test_gpt3_has_175_billion_parameters():
 @pytest.mark.parametrize(("model", "total"), TOTALS.items())
 def test_model_totals_are_exact(model, total):
     assert costs.MODELS[model].parameters == total
-    assert costs.count(model) == costs.Count(base=total, total=total, trainable=total)
+    assert costs.count(model) == costs.ParameterCount(base=total, total=total, trainable=total)
 
 
 @pytest.mark.parametrize(("model", "r", "target_modules", "trainable"), LORA)
@@ -139,7 +139,7 @@ def live_model():
 def test_a_live_model_is_counted_array_by_array():
     model = AdaptedLinear(live_model())
     model.adapters["default"] = LoraMethod().draw(LoraConfig(r=2), model.base_layer, np.random.default_rng(0), None)
-    assert costs.count(model) == costs.Count(base=15, total=31, trainable=16)
+    assert costs.count(model) == costs.ParameterCount(base=15, total=31, trainable=16)
 
 
 def test_a_model_that_trains_nothing_has_share_zero_and_no_finite_reduction():
@@ -261,7 +261,7 @@ CALLS = {  # not a configuration, or the call of earlier versions
 }
 
 
-@pytest.mark.parametrize("function", ["count", "flops", "memory", "anatomy", "report"])
+@pytest.mark.parametrize("function", ["count", "flops", "memory", "model_structure", "report"])
 @pytest.mark.parametrize("arguments", CALLS.values(), ids=CALLS.keys())
 def test_a_call_without_a_configuration_is_shown_how_to_call(function, arguments):
     step = {"batch": 1, "seq": 8} if function in ("flops", "memory") else {}
@@ -302,7 +302,7 @@ def test_the_adapter_file_on_paper_has_as_many_numbers_as_the_saved_one(method, 
     paper = costs.llama("paper", 2, hidden=16, heads=4, kv_heads=2, ffn=20, vocabulary=11)
     get_peft_model(make_model(np.float32, hidden_size=16), IN_FILES[method]).save_pretrained(tmp_path)
     saved = load_file(tmp_path / "adapter_model.safetensors")
-    assert OnPaper(paper, IN_FILES[method]).in_file() == sum(x.size for x in saved.values())
+    assert PlannedModel(paper, IN_FILES[method]).numbers_in_file() == sum(x.size for x in saved.values())
 
 
 REPORTED = {

@@ -144,7 +144,7 @@ def test_a_live_model_costs_what_its_architecture_costs_on_paper(case, make_mode
     live = model if config is None else get_peft_model(model, config)
     assert costs.flops(live, batch=2, seq=6) == costs.flops(paper, config, batch=2, seq=6)
     assert costs.count(live) == costs.count(paper, config)
-    there, on_paper = costs.anatomy(live), costs.anatomy(paper, config)
+    there, on_paper = costs.model_structure(live), costs.model_structure(paper, config)
     assert replace(there, name="paper") == on_paper, "layer by layer"
 
 

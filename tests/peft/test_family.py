@@ -383,7 +383,7 @@ def test_the_gradient_passes_through_what_pissa_took_out_of_a_layer():
     layer = AdaptedLinear(Linear(normal(4, 5)).freeze())
     W = layer.base_layer.weight.value.copy()
     adapter = layer.adapters["default"] = drawn(layer, LoraConfig(r=2, **PISSA))
-    pissa.take_out(layer, adapter)
+    pissa.subtract_from_base(layer, adapter)
     dy = normal(6, 4)
     _, cache = layer.forward(normal(6, 5))
     assert_allclose(layer.backward(dy, cache), dy @ W, rtol=1e-11, atol=1e-12)

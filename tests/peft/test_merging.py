@@ -13,7 +13,15 @@ from on_device import assert_allclose, assert_array_equal, host, xp
 import lora_np as ln
 from lora_np import LoraConfig, PeftModel
 from lora_np.peft import COMBINATION_TYPES
-from lora_np.peft.combination import Combination, Part, combine, mix, product_norm, prune, svd_of_product
+from lora_np.peft.combination import (
+    Combination,
+    WeightedFactors,
+    combine,
+    product_norm,
+    prune,
+    svd_of_product,
+    weighted_sum,
+)
 
 RNG = np.random.default_rng
 X = np.array([3.0, -1.0, 0.5, -4.0, 2.0, 0.0])
@@ -27,7 +35,7 @@ def options(kind, density=0.6):
 def parts(ranks=(3, 3), out=7, into=9, seed=0):
     rng = RNG(seed)
     draw = [(rng.standard_normal((r, into)), rng.standard_normal((out, r))) for r in ranks]
-    return [Part(w, s, *pair) for w, s, pair in zip((0.7, -1.3, 0.4), (2.0, 0.5, 3.0), draw, strict=False)]
+    return [WeightedFactors(w, s, *pair) for w, s, pair in zip((0.7, -1.3, 0.4), (2.0, 0.5, 3.0), draw, strict=False)]
 
 
 def target(some):
@@ -172,20 +180,20 @@ def test_ties_takes_the_mean_of_those_that_agree_with_the_elected_sign():
     """By total the one 5 outvotes two −1, by frequency it is the other way; a 0 votes for nobody, and a tie is a plus."""
     elect = lambda method: Combination("ties", density=1, majority_sign_method=method)  # noqa: E731
     w = [1, 1, 5]  # a weight is no vote: 5 − 1 − 5 would be a minus
-    assert_allclose(mix(TENSORS, w, elect("total"), RNG(0)), [7 / 3, 5, -7 / 3, 0, 2])
-    assert_allclose(mix(TENSORS, w, elect("frequency"), RNG(0)), [7 / 3, -3, -7 / 3, 0, 2])
+    assert_allclose(weighted_sum(TENSORS, w, elect("total"), RNG(0)), [7 / 3, 5, -7 / 3, 0, 2])
+    assert_allclose(weighted_sum(TENSORS, w, elect("frequency"), RNG(0)), [7 / 3, -3, -7 / 3, 0, 2])
 
 
 def test_in_ties_a_negative_weight_votes_against():
     how = Combination("ties", density=1)
-    assert_allclose(mix([np.array([2.0]), np.array([3.0])], [1, -1], how, RNG(0)), [-3])
+    assert_allclose(weighted_sum([np.array([2.0]), np.array([3.0])], [1, -1], how, RNG(0)), [-3])
 
 
 def test_ties_prunes_before_it_elects():
     """Of each three numbers the largest one stays; the rest has no vote."""
     how = Combination("ties", density=0.34)
     x = [np.array([5.0, 0, 9.0]), np.array([-4.0, 0, 0])]
-    assert_allclose(mix(x, [1, 1], how, RNG(0)), [-4, 0, 9])
+    assert_allclose(weighted_sum(x, [1, 1], how, RNG(0)), [-4, 0, 9])
 
 
 def test_the_clamp_cuts_both_factors_off():

@@ -14,7 +14,7 @@ import lora_np as ln
 import lora_np.files
 from lora_np import AdamW, LoraConfig, PeftModel, PrefixTuningConfig, gradcheck_model, train
 from lora_np.peft import VeraConfig, registry
-from lora_np.peft.adapter import OutputAdapter, beside
+from lora_np.peft.adapter import OutputAdapter, parameter_like
 from lora_np.peft.config import PeftConfig
 from lora_np.peft.cost import AdapterCost
 from lora_np.peft.method import LayerMethod, Method
@@ -58,7 +58,7 @@ class GainMethod(LayerMethod):
         return {"gain": (out,)}
 
     def build(self, config, base, tensors, dtype):
-        return GainAdapter(config, beside(base, tensors[0], dtype))
+        return GainAdapter(config, parameter_like(base, tensors[0], dtype))
 
     def check_mixable(self, name, config):
         """A gain is a row's own."""
@@ -175,16 +175,16 @@ def test_a_step_is_counted_with_the_active_adapter_alone_and_refused_for_a_metho
 class GainCost(AdapterCost):
     """l (out,), no product; y is kept for dl."""
 
-    def arrays(self, out, in_):
+    def trained_sizes(self, out, in_):
         return [out]
 
-    def kept(self, N, out, in_):
+    def saved_for_backward(self, N, out, in_):
         return N * out
 
-    def forward_held(self, N, out, in_):
+    def forward_temporaries(self, N, out, in_):
         return N * out
 
-    def backward_held(self, N, out, in_, need_dx, frozen):
+    def backward_temporaries(self, N, out, in_, need_dx, frozen):
         return N * out + frozen
 
 

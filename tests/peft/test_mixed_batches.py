@@ -184,7 +184,7 @@ def test_what_comes_and_goes_between_steps_finds_its_own_factors():
             names[int(rng.integers(len(names)))] = names.pop()
         else:
             names.append(str(rng.integers(24)))
-        rows = rows.then(names)
+        rows = rows.next_call(names)
         x = xp.asarray(rng.standard_normal((len(names), 1, 5)).astype(np.float32))
         y, _ = layer.forward(x, Context(adapter=rows))
         assert_allclose(y, the_slow_loop(layer, x, names), rtol=1e-4, atol=1e-4)
@@ -197,7 +197,7 @@ def test_a_name_that_another_adapter_took_over_means_the_new_one():
     layer.forward(x, Context(adapter=rows))
     config, rng = LoraConfig(r=1, init_lora_weights=False), np.random.default_rng(9)
     layer.adapters["6"] = LoraMethod().draw(config, layer.base_layer, rng, None)
-    y, _ = layer.forward(x, Context(adapter=rows.then(names)))
+    y, _ = layer.forward(x, Context(adapter=rows.next_call(names)))
     assert_allclose(y, the_slow_loop(layer, x, names), rtol=1e-4, atol=1e-4)
 
 

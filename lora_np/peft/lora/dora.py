@@ -20,7 +20,7 @@ from ...backend import Array
 from ...nn import Cache, Context, Linear, Parameter
 from ...ops.dora import DoraCache, RowNormCache
 from ...quantization import Quantized4bit
-from ..adapter import add_gradients, beside, dense
+from ..adapter import add_gradients, dense, parameter_like
 from ..cost import Products, linear_products
 from .config import LoraConfig
 from .layer import LoraAdapter, LoraCost
@@ -49,7 +49,7 @@ class DoraAdapter(LoraAdapter):
         A, B, *m = factors
         plain = LoraAdapter.build(config, base, (A, B), dtype)
         if m:
-            return cls(config, plain.lora_A, plain.lora_B, beside(base, m[0]))
+            return cls(config, plain.lora_A, plain.lora_B, parameter_like(base, m[0]))
         norm, _ = row_norm(base, *plain.factors(base.weight.value.dtype), config.scaling)
         return cls(config, plain.lora_A, plain.lora_B, Parameter(norm))
 
@@ -141,9 +141,9 @@ class DoraCost(LoraCost):
 
     name = "DoRA"
 
-    def arrays(self, out: int, in_: int) -> list[int]:
+    def trained_sizes(self, out: int, in_: int) -> list[int]:
         """LoRA's, and m."""
-        return [*super().arrays(out, in_), out]
+        return [*super().trained_sizes(out, in_), out]
 
     def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
         """LoRA's; C = W Aᵀ, A Aᵀ and B (A Aᵀ) for n, and back again where n has a gradient, whatever N is.
@@ -154,14 +154,14 @@ class DoraCost(LoraCost):
         found = super().products(N, out, in_, need_dx) + Products(norm, 0, norm * (self.true_norm and self.A_trained))
         return found + linear_products(N, out, in_, need_dx, False) if self.dropout else found
 
-    def kept(self, N: int, out: int, in_: int) -> int:
+    def saved_for_backward(self, N: int, out: int, in_: int) -> int:
         """LoRA's; z (N, out) and n; where n has a gradient P = (W + s·B A) Aᵀ (out, r)."""
-        return super().kept(N, out, in_) + N * out + out + self.true_norm * out * self.r
+        return super().saved_for_backward(N, out, in_) + N * out + out + self.true_norm * out * self.r
 
-    def forward_held(self, N: int, out: int, in_: int) -> int:
+    def forward_temporaries(self, N: int, out: int, in_: int) -> int:
         """The stretched z, beside x Wᵀ; with dropout x̃ Wᵀ too."""
         return (1 + self.dropout) * N * out
 
-    def backward_held(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
+    def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
         """dz (N, out), the bypass's dx, and then the frozen path's."""
         return N * out + (N * in_ + max(frozen, N * self.r) if need_dx else N * self.r)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...nn import Module
 from ...nn.targets import is_target
-from ..files import plain
+from ..files import to_python
 from ..placement import adaptable_layers
 from .config import LoraConfig, T, first_match
 
@@ -28,10 +28,10 @@ def portable_patterns(config: LoraConfig, model: Module) -> dict[str, Any]:
 def portable_pattern(pattern: Mapping[str, T], layers: list[str], default: T) -> dict[str, T]:
     """`pattern` for a file, which sorts the keys: if sorting changes which key matches a layer, one key per layer."""
     meant = {name: first_match(pattern, name, default) for name in layers}
-    kept = {key: plain(pattern[key]) for key in sorted(pattern)}
+    kept = {key: to_python(pattern[key]) for key in sorted(pattern)}
     if all(first_match(kept, name, default) == value for name, value in meant.items()):
         return kept
-    return {re.escape(name): plain(value) for name, value in meant.items() if value != default}
+    return {re.escape(name): to_python(value) for name, value in meant.items() if value != default}
 
 
 def readable_init(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ... import ops
 from ...backend import Array
 from ...nn import Linear, Parameter
 from ...ops.lora import LoraCache
-from ..adapter import Bypass, beside, widened
+from ..adapter import Bypass, parameter_like, upcast
 from ..cost import AdapterCost, Products
 from .config import LoraConfig
 
@@ -39,7 +39,7 @@ class LoraAdapter(Bypass):
         cls, config: LoraConfig, base: Linear, factors: Collection[np.ndarray], dtype: np.dtype | None = None
     ) -> LoraAdapter:
         """From host arrays A (r, in) and B (out, r), stored beside the base's weight in its dtype or in `dtype`."""
-        return cls(config, *(beside(base, x, dtype) for x in factors))
+        return cls(config, *(parameter_like(base, x, dtype) for x in factors))
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -56,7 +56,7 @@ class LoraAdapter(Bypass):
 
     def factors(self, dtype: DTypeLike) -> tuple[Array, Array]:
         """A and B to compute with, in `dtype` where they are stored in 16 bits."""
-        return widened(dtype, self.lora_A.value), widened(dtype, self.lora_B.value)
+        return upcast(dtype, self.lora_A.value), upcast(dtype, self.lora_B.value)
 
     def delta_forward(self, x: Array) -> tuple[Array, LoraCache]:
         """x (…, in) → s·(x Aᵀ) Bᵀ (…, out). Only dA needs x later."""
@@ -98,7 +98,7 @@ class LoraCost(AdapterCost):
     A_trained: bool = True  # LoRA-FA freezes A, and needs no x for dA
     dropout: bool = False  # the bypass then keeps x ∘ mask, and not the layer's x
 
-    frozen_are = "A"
+    frozen_description = "A"
 
     @property
     def name(self) -> str:
@@ -111,7 +111,7 @@ class LoraCost(AdapterCost):
     def keeps_x(self) -> bool:
         return self.A_trained and not self.dropout
 
-    def arrays(self, out: int, in_: int) -> list[int]:
+    def trained_sizes(self, out: int, in_: int) -> list[int]:
         """B and, where it trains, A."""
         return [self.r * out, self.r * in_ * self.A_trained]
 
@@ -129,15 +129,15 @@ class LoraCost(AdapterCost):
             return Products(with_A + with_B)
         return Products(with_A + with_B, with_B * (dA or need_dx) + with_A * need_dx, with_A * dA + with_B)
 
-    def kept(self, N: int, out: int, in_: int) -> int:
+    def saved_for_backward(self, N: int, out: int, in_: int) -> int:
         """h (N, r); with dropout the mask and, for dA, x ∘ mask; of 16 bits A and B in float32."""
         dropped = self.dropout * (1 + self.A_trained) * N * in_
-        return N * self.r + dropped + self.widened * self.r * (in_ + out)
+        return N * self.r + dropped + self.half_precision * self.r * (in_ + out)
 
-    def forward_held(self, N: int, out: int, in_: int) -> int:
+    def forward_temporaries(self, N: int, out: int, in_: int) -> int:
         """The bypass, before it is added."""
         return N * out
 
-    def backward_held(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
+    def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
         """Memory for the frozen path's dx and the bypass's dx, with dropout also dx ∘ mask; if no dx is needed, dh only."""
         return max(frozen, (2 + self.dropout) * N * in_) if need_dx else N * self.r

@@ -14,8 +14,8 @@ from ...transformer import Transformer
 from ..adapter import Adapter
 from ..choices import TARGETS, Choice, Option
 from ..cost import AdapterCost
-from ..files import is_of_the_base
-from ..method import Host, LayerMethod
+from ..files import is_base_weight
+from ..method import AdapterHost, LayerMethod
 from . import pissa
 from .config import LoraConfig, first_match
 from .dora import DoraAdapter, DoraCost, check_rows
@@ -40,8 +40,8 @@ class LoraMethod(LayerMethod):
 
     config_type = LoraConfig
     peft_type = "LORA"
-    decisive = ("target_modules", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora")
-    own = ("freeze_A", "dora_norm")
+    recorded_fields = ("target_modules", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora")
+    extra_fields = ("freeze_A", "dora_norm")
     mergeable = True
     # Full fine-tuning's rate and LoRA's are the best of the study "finetuning"; the others were only seen to learn.
     choices: ClassVar[Mapping[str, Choice]] = {
@@ -66,7 +66,7 @@ class LoraMethod(LayerMethod):
         """With this layer's own r and α."""
         return config.for_layer(layer)
 
-    def check(self, host: Host, config: LoraConfig, layers: Mapping[str, Linear]) -> None:
+    def check(self, host: AdapterHost, config: LoraConfig, layers: Mapping[str, Linear]) -> None:
         """Raise ValueError for a layer that PiSSA or DoRA cannot begin at, RuntimeError for PiSSA beside other adapters."""
         if config.init_lora_weights == "pissa" and host.peft_config:
             raise RuntimeError(
@@ -98,15 +98,15 @@ class LoraMethod(LayerMethod):
         """From A, B and with DoRA m."""
         return (DoraAdapter if config.use_dora else LoraAdapter).build(config, base, tensors, dtype)
 
-    def unexplained(
+    def arrays_to_check(
         self, arrays: Mapping[str, np.ndarray], expected: Iterable[str], model: Module
     ) -> Mapping[str, np.ndarray]:
         """All but weights of the base, which PEFT saves beside an adapter for the head."""
-        return {key: x for key, x in arrays.items() if key in expected or not is_of_the_base(key, x, model)}
+        return {key: x for key, x in arrays.items() if key in expected or not is_base_weight(key, x, model)}
 
-    def cost(self, config: LoraConfig, trained: bool = True, widened: bool = False) -> AdapterCost:
+    def cost(self, config: LoraConfig, trained: bool = True, half_precision: bool = False) -> AdapterCost:
         """rsLoRA and PiSSA cost what LoRA costs."""
-        lora = trained, widened, int(config.r), trained and not config.freeze_A, config.lora_dropout > 0
+        lora = trained, half_precision, int(config.r), trained and not config.freeze_A, config.lora_dropout > 0
         return DoraCost(*lora, true_norm=config.dora_norm == "true") if config.use_dora else LoraCost(*lora)
 
     def cost_of(self, adapter: Adapter) -> AdapterCost:
@@ -115,24 +115,24 @@ class LoraMethod(LayerMethod):
         trains = {"trained": adapter.lora_B.trainable, "A_trained": adapter.lora_A.trainable}
         return replace(super().cost_of(adapter), **trains)
 
-    def add(self, host: Host, name: str, config: LoraConfig, seed: int) -> None:
+    def add(self, host: AdapterHost, name: str, config: LoraConfig, seed: int) -> None:
         """Draw an adapter for each targeted layer; PiSSA then takes its start out of the base."""
         super().add(host, name, config, seed)
         if config.init_lora_weights == "pissa":
             for layer in self.layers(host, name).values():
                 adapter = layer.adapters[name]
                 assert isinstance(adapter, LoraAdapter)
-                pissa.take_out(layer, adapter)
+                pissa.subtract_from_base(layer, adapter)
 
-    def delete(self, host: Host, name: str) -> None:
+    def delete(self, host: AdapterHost, name: str) -> None:
         """Take it out of every layer. What PiSSA took out of the base goes back into it, unless the base is quantised."""
         layers = self.layers(host, name).values()
-        started = [(layer, one) for layer in layers if isinstance(one := layer.resting, pissa.TakenOut)]
+        started = [(layer, one) for layer in layers if isinstance(one := layer.base_correction, pissa.PissaCorrection)]
         for layer, _ in started:
             layer.check_mergeable()
-        for layer, taken_out in started:
-            taken_out.put_back(layer.base_layer)
-            layer.resting = None
+        for layer, correction in started:
+            correction.restore_base(layer.base_layer)
+            layer.base_correction = None
         super().delete(host, name)
 
     def check_mixable(self, name: str, config: LoraConfig) -> None:
@@ -140,28 +140,28 @@ class LoraMethod(LayerMethod):
         if config.use_dora:
             raise ValueError(f"{name!r} is DoRA, which stretches W itself: its rows need a batch of their own")
 
-    def arrays(self, host: Host, name: str) -> dict[str, np.ndarray]:
+    def arrays(self, host: AdapterHost, name: str) -> dict[str, np.ndarray]:
         """base_model.model.<layer>.lora_A.weight (r, in), .lora_B.weight (out, r), with DoRA .lora_magnitude_vector (out,).
 
         Raises RuntimeError where it began as PiSSA and the base was quantised since.
         """
         found: dict[str, np.ndarray] = {}
         for layer_name, layer in self.layers(host, name).items():
-            pissa.check_unrounded(layer_name, layer)
+            pissa.check_not_quantized(layer_name, layer)
             tensors = {TENSORS.get(key, key): x for key, x in layer.adapters[name].tensors().items()}
-            if isinstance(layer.resting, pissa.TakenOut):
-                tensors = layer.resting.on_the_original(tensors)
-            found |= self.keyed(layer_name, tensors)
+            if isinstance(layer.base_correction, pissa.PissaCorrection):
+                tensors = layer.base_correction.convert_to_lora(tensors)
+            found |= self.with_file_keys(layer_name, tensors)
         return found
 
     def file_config(self, config: LoraConfig) -> LoraConfig:
         """What began as PiSSA is written for the base as it was, as a LoRA of twice the rank."""
-        return pissa.config_on_the_original(config) if config.init_lora_weights == "pissa" else config
+        return pissa.converted_config(config) if config.init_lora_weights == "pissa" else config
 
     def settings(self, config: LoraConfig, model: Transformer) -> dict[str, Any]:
         """With PEFT's names for the patterns. `own` fields are not PEFT's, and not in its file."""
         found = super().settings(config, model) | portable_patterns(self.file_config(config), model)
-        return {key: value for key, value in found.items() if key not in self.own}
+        return {key: value for key, value in found.items() if key not in self.extra_fields}
 
     def config(self, settings: Mapping[str, Any]) -> LoraConfig:
         """From PEFT's file."""

@@ -26,7 +26,7 @@ from .config import LoraConfig
 from .layer import LoraAdapter
 
 
-class TakenOut(Bypass):
+class PissaCorrection(Bypass):
     """s·(x A₀ᵀ) B₀ᵀ: a call without the adapter adds this term, because PiSSA removed it from the base.
 
     A₀ (r, in) and B₀ (out, r) are on the host.
@@ -45,12 +45,12 @@ class TakenOut(Bypass):
         """dδ (…, out) → dx; nothing here trains."""
         return ops.lora_backward(dy, cache)[:1]
 
-    def put_back(self, base: Linear) -> None:
+    def restore_base(self, base: Linear) -> None:
         """W ← W + s·B₀A₀, the base as it was, up to rounding."""
         W = base.weight.value
         W += move(self.scaling * (self.B.astype(W.dtype) @ self.A.astype(W.dtype)), W)
 
-    def on_the_original(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def convert_to_lora(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """[A; A₀] (2r, in) and [B, −B₀] (out, 2r), whose product is B A − B₀A₀."""
         A, B = tensors["lora_A.weight"], tensors["lora_B.weight"]
         joined = np.concatenate([A, self.A]), np.concatenate([B, -self.B], axis=1)
@@ -77,23 +77,23 @@ def check_layer(name: str, base: Linear, r: int) -> None:
         raise ValueError(f"{name} has a weight that is not finite, so it has no singular values for PiSSA")
 
 
-def take_out(layer: AdaptedLinear, adapter: LoraAdapter) -> None:
+def subtract_from_base(layer: AdaptedLinear, adapter: LoraAdapter) -> None:
     """W ← W − s·B A of an adapter that is at its start, as its factors are stored: rounding included."""
     W = layer.base_layer.weight.value
     W -= adapter.scaled_product(W.dtype)
-    layer.resting = TakenOut(adapter)
+    layer.base_correction = PissaCorrection(adapter)
 
 
-def check_unrounded(name: str, layer: AdaptedLinear) -> None:
+def check_not_quantized(name: str, layer: AdaptedLinear) -> None:
     """Raise RuntimeError where what PiSSA left of the base was quantised: no adapter on the base as it was is this model."""
-    if layer.resting is not None and isinstance(layer.base_layer.weight.value, Quantized4bit):
+    if layer.base_correction is not None and isinstance(layer.base_layer.weight.value, Quantized4bit):
         raise RuntimeError(
             f"{name}: quantize_model rounded what PiSSA left of the base, and a saved adapter is for the base as it was; "
             "save what was trained as a model: save_model(dequantize_model(peft_model).merge_and_unload(), folder)"
         )
 
 
-def config_on_the_original(config: LoraConfig) -> LoraConfig:
+def converted_config(config: LoraConfig) -> LoraConfig:
     """The configuration of rank 2r, with α so that s stays: α/r = 2α/2r, and with rsLoRA α/√r = √2α/√2r."""
     factor = math.sqrt(2) if config.use_rslora else 2
     return replace(

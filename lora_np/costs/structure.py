@@ -1,6 +1,6 @@
 """A model as a training step meets it: which layer reads what, what is trained, and where the backward stops.
 
-A block has two halves of the same structure, and Half describes one of them:
+A block has two halves of the same structure, and Sublayer describes one of them:
 
     x → norm → layers that read → attention, or the MLP's activation → the layer that writes → + x
 """
@@ -36,37 +36,39 @@ class Layer:
         return self.out * self.in_ * self.trained + (self.adapter.gradients(self.out, self.in_) if self.adapter else 0)
 
     @property
-    def largest(self) -> int:
+    def largest_array(self) -> int:
         """The numbers of its largest trained array."""
-        return max(self.out * self.in_ * self.trained, self.adapter.largest(self.out, self.in_) if self.adapter else 0)
+        return max(
+            self.out * self.in_ * self.trained, self.adapter.largest_array(self.out, self.in_) if self.adapter else 0
+        )
 
 
 @dataclass(frozen=True)
-class Half:
+class Sublayer:
     """Half a block: a norm, the layers that read what it makes, and the one that writes back to the residual stream."""
 
     norm_trained: bool
-    reads: tuple[Layer, ...]
-    writes: Layer
+    input_layers: tuple[Layer, ...]
+    output_layer: Layer
     is_attention: bool
-    past_trained: bool = False  # a prefix that is trained gives this attention keys and values
+    prefix_trained: bool = False  # a prefix that is trained gives this attention keys and values
 
     @property
-    def reads_trainable(self) -> bool:
-        return any(layer.trainable for layer in self.reads)
+    def input_layers_trainable(self) -> bool:
+        return any(layer.trainable for layer in self.input_layers)
 
     @property
     def inner_trainable(self) -> bool:
         """Whether the gradient must come through the layer that writes, to the keys and values or what reads the norm."""
-        return self.reads_trainable or self.past_trained
+        return self.input_layers_trainable or self.prefix_trained
 
     @property
     def trainable(self) -> bool:
-        return self.norm_trained or self.inner_trainable or self.writes.trainable
+        return self.norm_trained or self.inner_trainable or self.output_layer.trainable
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class ModelStructure:
     """Everything that determines the FLOPs and the memory of a training step, except the number of tokens."""
 
     name: str
@@ -76,7 +78,7 @@ class Anatomy:
     head_dim: int
     vocabulary: int
     embedding_trained: bool
-    blocks: tuple[tuple[Half, Half], ...]  # (attention, MLP)
+    blocks: tuple[tuple[Sublayer, Sublayer], ...]  # (attention, MLP)
     norm_trained: bool
     head: Layer
     prefix: PrefixCost | None = None
@@ -85,27 +87,31 @@ class Anatomy:
     def virtual_tokens(self) -> int:
         return self.prefix.v if self.prefix else 0
 
-    def walk(self) -> list[tuple[Half, bool]]:
-        """(half, whether its reading layers must give dx), from the embedding up.
+    def sublayers(self) -> list[tuple[Sublayer, bool]]:
+        """(sublayer, whether its reading layers must give dx), from the embedding up.
 
         A gradient is computed down to the lowest trainable parameter: a layer's dx where something below it trains.
         """
         below, steps = self.embedding_trained, []
-        for half in (half for block in self.blocks for half in block):
-            steps.append((half, below or half.norm_trained))
-            below = below or half.trainable
+        for sublayer in (sublayer for block in self.blocks for sublayer in block):
+            steps.append((sublayer, below or sublayer.norm_trained))
+            below = below or sublayer.trainable
         return steps
 
     def layers(self) -> list[Layer]:
         """Every linear layer, from below, the head last."""
-        return [layer for half, _ in self.walk() for layer in (*half.reads, half.writes)] + [self.head]
+        return [
+            layer for sublayer, _ in self.sublayers() for layer in (*sublayer.input_layers, sublayer.output_layer)
+        ] + [self.head]
 
     @property
     def trainable_below_the_head(self) -> bool:
-        return self.embedding_trained or self.norm_trained or any(half.trainable for half, _ in self.walk())
+        return (
+            self.embedding_trained or self.norm_trained or any(sublayer.trainable for sublayer, _ in self.sublayers())
+        )
 
 
-def check_known(config: PeftConfig, adapters: dict[str, AdapterCost], prefix: PrefixCost | None) -> None:
+def check_cost_known(config: PeftConfig, adapters: dict[str, AdapterCost], prefix: PrefixCost | None) -> None:
     """Raise ValueError where the configuration's method says of no layer and of no prefix what it costs."""
     if not adapters and prefix is None:
         raise ValueError(

@@ -10,10 +10,10 @@ from typing import ParamSpec, TypeAlias, TypeVar
 from ..nn import Module, Trainable
 from ..peft.config import PeftConfig
 from ..peft.registry import method_of
-from .anatomy import Anatomy
 from .architecture import Architecture, architecture_of
-from .live import Live
-from .paper import OnPaper
+from .live import LiveModel
+from .planned import PlannedModel
+from .structure import ModelStructure
 
 # A name in MODELS, an architecture of your own, a live model
 Model: TypeAlias = str | Architecture | Module | Trainable
@@ -21,7 +21,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def shows_its_call(function: Callable[P, T]) -> Callable[P, T]:
+def with_usage_in_errors(function: Callable[P, T]) -> Callable[P, T]:
     """`function(model, config=None, *, …)`, with a TypeError that shows how to call it where it was called otherwise."""
     signature = inspect.signature(function)
     required = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
@@ -40,26 +40,28 @@ def shows_its_call(function: Callable[P, T]) -> Callable[P, T]:
     return called
 
 
-def subject_of(model: Model, config: PeftConfig | None = None, quantize: str | None = None) -> OnPaper | Live:
+def resolve_model(
+    model: Model, config: PeftConfig | None = None, quantize: str | None = None
+) -> PlannedModel | LiveModel:
     """The model to count. Raises ValueError for an unknown name and for settings of a live model, TypeError for no model."""
     if isinstance(model, str):
         model = architecture_of(model)
     if isinstance(model, Architecture):
-        return OnPaper(model, config, quantize)
+        return PlannedModel(model, config, quantize)
     if not isinstance(model, Module):
         raise TypeError(f"expected a model's name, an Architecture or a model, got {type(model).__name__}")
     if config is not None or quantize is not None:
-        raise ValueError(AS_IT_IS)
-    return Live(model)
+        raise ValueError(LIVE_MODEL_ERROR)
+    return LiveModel(model)
 
 
-AS_IT_IS = (
+LIVE_MODEL_ERROR = (
     "a live model is counted as it is: call get_peft_model(model, config) or quantize_model(model) first, "
     "and give the model alone"
 )
 
 
-@shows_its_call
-def anatomy(model: Model, config: PeftConfig | None = None, *, quantize: str | None = None) -> Anatomy:
+@with_usage_in_errors
+def model_structure(model: Model, config: PeftConfig | None = None, *, quantize: str | None = None) -> ModelStructure:
     """The layers of a model as a training step meets them. The arguments and errors are those of `memory`."""
-    return subject_of(model, config, quantize).anatomy()
+    return resolve_model(model, config, quantize).structure()

@@ -11,13 +11,13 @@ from ..peft.config import PeftConfig
 from ..peft.cost import AdapterCost, PrefixCost
 from ..peft.registry import method_of
 from ..quantization.four_bits import check_settings
-from .anatomy import Anatomy, Half, Layer, check_known
 from .architecture import Architecture, LinearShape
 from .precision import BYTES, NF4_BLOCK, Precision, nf4_bytes
+from .structure import Layer, ModelStructure, Sublayer, check_cost_known
 
 
 @dataclass(frozen=True)
-class OnPaper:
+class PlannedModel:
     """An architecture under a configuration; None is full fine-tuning. quantize: what the blocks' matrices are stored in.
 
     Raises ValueError for a target that matches no layer, for a method that does not say its cost, for an unknown `quantize`,
@@ -36,7 +36,7 @@ class OnPaper:
                     f"quantize={self.quantize!r} freezes the weights, and full fine-tuning trains them: give a configuration"
                 )
         if self.config is not None:
-            check_known(self.config, self.adapters, self.prefix)
+            check_cost_known(self.config, self.adapters, self.prefix)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -67,30 +67,30 @@ class OnPaper:
         trained += self.prefix.gradients if self.prefix else 0
         return base, frozen + trained, trained
 
-    def in_file(self) -> int:
+    def numbers_in_file(self) -> int:
         """How many numbers the adapter's file has: no prefix's MLP, and of what began as PiSSA twice the rank."""
         if self.config is None:
             raise ValueError("full fine-tuning has no adapter file: give a configuration")
         if self.prefix:
             return self.prefix.v * self.prefix.width
         config = method_of(self.config).file_config(self.config)
-        return OnPaper(self.architecture, config).parameters()[1]
+        return PlannedModel(self.architecture, config).parameters()[1]
 
-    def anatomy(self) -> Anatomy:
+    def structure(self) -> ModelStructure:
         """What a step's arithmetic and memory depend on."""
         model, full = self.architecture, self.config is None
-        past_trained = self.prefix is not None and self.prefix.trained
+        prefix_trained = self.prefix is not None and self.prefix.trained
 
         def layer(name: str, shape: LinearShape) -> Layer:
             adapter = self.adapters.get(name)
             quantized = self.quantize is not None and name != OUTPUT_HEAD
             return Layer(name, shape.out, shape.in_, full, adapter, full or adapter is not None, quantized)
 
-        def half(i: int, shapes: tuple[LinearShape, ...], is_attention: bool) -> Half:
+        def sublayer(i: int, shapes: tuple[LinearShape, ...], is_attention: bool) -> Sublayer:
             *reads, writes = (layer(f"{model.block.format(i)}.{shape.name}", shape) for shape in shapes)
-            return Half(full, tuple(reads), writes, is_attention, past_trained=is_attention and past_trained)
+            return Sublayer(full, tuple(reads), writes, is_attention, prefix_trained=is_attention and prefix_trained)
 
-        return Anatomy(
+        return ModelStructure(
             model.name,
             model.hidden,
             model.heads,
@@ -98,13 +98,15 @@ class OnPaper:
             model.head_dim,
             model.vocabulary,
             embedding_trained=full,
-            blocks=tuple((half(i, model.attention, True), half(i, model.mlp, False)) for i in range(model.layers)),
+            blocks=tuple(
+                (sublayer(i, model.attention, True), sublayer(i, model.mlp, False)) for i in range(model.layers)
+            ),
             norm_trained=full,
             head=layer(OUTPUT_HEAD, model.head),
             prefix=self.prefix,
         )
 
-    def stored(self, formats: Precision, double_quant: bool, slots: int) -> dict[str, int]:
+    def fixed_bytes(self, formats: Precision, double_quant: bool, slots: int) -> dict[str, int]:
         """The bytes of `Memory` that do not depend on the batch."""
         _, added, trained = self.parameters()
         return {
