@@ -1,13 +1,13 @@
-"""What adapting a model costs, counted before it is run: parameters, bytes and operations, of a live model or on paper.
+"""The cost of adapting a model, computed before training: parameters, bytes and FLOPs, for a live model or for a planned one.
 
-    count(model, config)                       parameters: how many there are, and how many are trained
-    flops(model, config, batch=…, seq=…)       the arithmetic of a training step, product by product
-    memory(model, config, batch=…, seq=…)      its bytes: weights, gradients, optimizer state, activations, temporaries
+    count(model, config)                       the number of parameters, and the number of trained parameters
+    flops(model, config, batch=…, seq=…)       the FLOPs of one training step, from every matrix product
+    memory(model, config, batch=…, seq=…)      the bytes of one training step: weights, gradients, optimizer state, activations
 
-The model is a name in MODELS, an Architecture or a live model; the configuration is that of `get_peft_model`, and without one
-all of the model is trained. What an adapter adds is in its method's file (see peft/cost.py).
+`model` is a name in MODELS, an Architecture or a live model. `config` is a configuration for `get_peft_model`; without one,
+all parameters are trained. The file of each adapter method defines the cost that its adapters add (see peft/cost.py).
 
-Reading order: architecture, anatomy, precision, paper, live, subject, parameters, report, flops, activations, temporaries,
+Reading order: architecture, structure, precision, planned, live, resolve, parameters, report, flops, activations, temporaries,
 memory.
 """
 
@@ -52,3 +52,10 @@ __all__ = [
     "report",
     "stored_bytes",
 ]
+
+RENAMED = {"Anatomy": "ModelStructure", "Count": "ParameterCount", "Half": "Sublayer", "anatomy": "model_structure"}
+
+
+def __getattr__(name: str) -> object:
+    """Raise AttributeError. For a name of an earlier version, the message gives the new name."""
+    raise AttributeError(f"lora_np.costs has no {name}" + (f"; use {RENAMED[name]}" if name in RENAMED else ""))

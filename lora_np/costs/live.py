@@ -1,4 +1,4 @@
-"""A live model: its parameters, the bytes of its arrays, and the anatomy of a step with its active adapter."""
+"""A live model: its parameters, the bytes of its arrays, and the structure of a training step with its active adapter."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from .structure import Layer, ModelStructure, Sublayer, check_cost_known
 
 
 class LiveModel:
-    """A Transformer or a PeftModel; any other Module has parameters to count, and no step."""
+    """A model whose arrays exist. A Transformer or a PeftModel has all costs; for any other Module only parameters are counted."""
 
     def __init__(self, model: Module) -> None:
         self.model = model
 
     def parameters(self) -> tuple[int, int, int]:
-        """(numbers of the base, numbers added to it, numbers trained). Raises ValueError where there are none."""
+        """Return the number of base, adapter and trained parameters. Raises ValueError for a model without parameters."""
         parameters = [p for _, p in self.model.named_parameters()]
         total, trained = total_size(parameters), total_size(p for p in parameters if p.trainable)
         if total == 0:
-            raise ValueError(f"this {type(self.model).__name__} has no parameters, so there is nothing to count.")
+            raise ValueError(f"this {type(self.model).__name__} has no parameters to count")
         added = total_size(adapter_parameters(self.model))
         return total - added, added, trained
 
     def fixed_bytes(self, slots: int) -> dict[str, int]:
-        """The bytes of `Memory` that do not depend on the batch, from the arrays; an inactive adapter's too."""
+        """Return the fields of `Memory` that do not depend on the batch, in bytes. Inactive adapters are included."""
         parameters = [p for _, p in self.model.named_parameters()]
         adapter = sum(p.value.nbytes for p in adapter_parameters(self.model))
         trained = [p for p in parameters if p.trainable]
@@ -51,21 +51,21 @@ class LiveModel:
 
     @property
     def itemsize(self) -> int:
-        """The bytes of a number that is computed: those of the embedding's."""
+        """Bytes per activation: those of an element of the token embedding."""
         return self.transformer.model.embed_tokens.weight.value.itemsize
 
     @property
     def transformer(self) -> Transformer:
-        """The model, or the base in a PeftModel. Raises TypeError for another Module."""
+        """The model, or the base model of a PeftModel. Raises TypeError for any other Module."""
         model = self.model.model if isinstance(self.model, PeftModel) else self.model
         if not isinstance(model, Transformer):
-            raise TypeError(f"a step is of a Transformer or a PeftModel, got {type(model).__name__}")
+            raise TypeError(f"expected a Transformer or a PeftModel, got {type(model).__name__}")
         return model
 
     def adapter_costs(self) -> tuple[dict[str, AdapterCost], PrefixCost | None]:
-        """What the active adapter adds to a step: layer → cost, and a prefix. Merged into the weights, it adds nothing.
+        """Return the cost of the active adapter: layer → cost, and the cost of a prefix. A merged adapter costs nothing.
 
-        Raises ValueError where its method does not say.
+        Raises ValueError if the adapter's method does not define its cost.
         """
         if not isinstance(self.model, PeftModel) or self.model.active_adapter is None:
             return {}, None
@@ -79,7 +79,7 @@ class LiveModel:
         return {name: cost for name, cost in adapters.items() if not layers[name].merged}, prefix
 
     def structure(self) -> ModelStructure:
-        """What a step's arithmetic and memory depend on."""
+        """Return the structure that determines the FLOPs and the memory of a training step."""
         transformer, (adapters, prefix) = self.transformer, self.adapter_costs()
         decoder, config = transformer.model, transformer.config
         prefix_trained = prefix is not None and prefix.trained
@@ -118,19 +118,56 @@ class LiveModel:
 
 @singledispatch
 def stored_bytes(module: Module) -> int:
-    """The bytes of the weights that a module stores, and that are not Parameters: 0, where no other is registered.
+    """Return the bytes of the weights that a module stores and that are not Parameters.
 
-    A layer that stores its weights in a way of its own registers what it takes; a step then decodes them for each product:
+    A layer class with its own storage format registers a function, as in the example. `costs` then assumes that a training step
+    decodes these weights for each product.
 
-        @costs.stored_bytes.register
-        def _(layer: Ternary) -> int:
-            return layer.codes.nbytes
+    Parameters
+    ----------
+    module : Module
+        The layer.
+
+    Returns
+    -------
+    int
+        Bytes; 0 if no function is registered for the class of `module`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import costs, nn
+    >>> class Ternary(nn.Module):
+    ...     codes = np.zeros(10, np.uint8)
+    >>> @costs.stored_bytes.register
+    ... def _(layer: Ternary) -> int:
+    ...     return layer.codes.nbytes
+    >>> costs.stored_bytes(Ternary())
+    10
     """
     return 0
 
 
 def adapter_parameters(model: Module | Trainable) -> list[Parameter]:
-    """The parameters of a live model's adapters. A PeftModel knows them; a base has those in its layers."""
+    """Return the parameters of a live model's adapters, frozen parameters included.
+
+    Parameters
+    ----------
+    model : Module
+        A PeftModel, or a model with adapted layers.
+
+    Returns
+    -------
+    list of Parameter
+        Each parameter once.
+
+    Examples
+    --------
+    >>> import lora_np as ln
+    >>> peft_model = ln.get_peft_model(ln.load_model("tiny"), ln.LoraConfig(r=2))
+    >>> sum(p.value.size for p in ln.costs.adapter_parameters(peft_model))
+    4480
+    """
     if isinstance(model, PeftModel):
         return list(model.adapter_parameters())
     modules = model.named_modules() if isinstance(model, Module) else ()
@@ -140,5 +177,5 @@ def adapter_parameters(model: Module | Trainable) -> list[Parameter]:
 
 
 def total_size(parameters: Iterable[Parameter]) -> int:
-    """How many numbers these parameters have."""
+    """Return the number of elements of these parameters."""
     return sum(p.value.size for p in parameters)

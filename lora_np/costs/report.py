@@ -1,4 +1,4 @@
-"""The parameters of a published model's adapter as a table to read: python -m lora_np params --model llama-2-7b --r 16."""
+"""The table of `python -m lora_np params --model llama-2-7b --r 16`: the parameters of an adapter, by module."""
 
 from __future__ import annotations
 
@@ -13,14 +13,41 @@ from .resolve import resolve_model, with_usage_in_errors
 
 @with_usage_in_errors
 def report(model: str | Architecture, config: PeftConfig | None = None, *, quantize: str | None = None) -> str:
-    """Each kind of layer and what it trains, the sum, and the adapter file's size, of a model on paper.
+    """Return a table of the trained parameters by module, their sum, and the size of the adapter file.
 
-    The arguments and errors are those of `memory`. The file's size is that of its tensors, in megabytes of 10⁶ bytes; its
-    header adds some kilobytes. PiSSA's file is that of a LoRA of twice the rank.
+    The size is that of the file's tensors, in MB of 10⁶ bytes; the file's header adds some kilobytes. PiSSA is saved as a LoRA
+    of twice the rank.
+
+    Parameters
+    ----------
+    model : str or Architecture
+        A name in `MODELS`, or an architecture.
+    config : PeftConfig or None
+        How the model is adapted. None means full fine-tuning.
+    quantize : {"nf4", "fp4", "int4"} or None
+        The four-bit type of the blocks' matrices.
+
+    Returns
+    -------
+    str
+        The table, several lines.
+
+    Raises
+    ------
+    ValueError
+        As in `memory`.
+    TypeError
+        If `model` is a live model or not a model, or `config` is not a configuration.
+
+    Examples
+    --------
+    >>> from lora_np import LoraConfig, costs
+    >>> print(costs.report("llama-2-7b", LoraConfig(r=8)).splitlines()[-1])
+    adapter file: 16.8 MB in float32, 8.4 MB in 16 bit
     """
     paper = resolve_model(model, config, quantize)
     if not isinstance(paper, PlannedModel):
-        raise TypeError("a report is of a model on paper; print(costs.count(model)) counts a live one")
+        raise TypeError("expected a model's name or an Architecture; for a live model, print(costs.count(model))")
     model, result = paper.architecture, count(paper.architecture, config)
     if config is None:
         return f"{model.name}: {model.parameters:,} parameters, all of them trained\n\n{result}"
@@ -37,7 +64,7 @@ def report(model: str | Architecture, config: PeftConfig | None = None, *, quant
             f"{model.name}: {model.parameters:,} parameters, {title}",
             "",
             *lines,
-            *([f"besides them, frozen, {what}: {frozen:,}"] if frozen else []),
+            *([f"also added, frozen, {what}: {frozen:,}"] if frozen else []),
             "",
             str(result),
             f"{result.reduction:,.1f} times fewer than full fine-tuning trains",
@@ -47,7 +74,7 @@ def report(model: str | Architecture, config: PeftConfig | None = None, *, quant
 
 
 def _titles(paper: PlannedModel) -> tuple[str, str]:
-    """What the columns call the adapter, and the title: LoRA over a quantised base is QLoRA."""
+    """Return the adapter's name in the column titles, and the title of the table. LoRA on a quantised base is called QLoRA."""
     if paper.prefix:
         mlp = f", trained through an MLP of width {paper.prefix.hidden}" if paper.prefix.hidden else ""
         return "prefix", f"a prefix of {paper.prefix.v} virtual tokens{mlp}"
@@ -59,7 +86,7 @@ def _titles(paper: PlannedModel) -> tuple[str, str]:
 
 
 def _rows(paper: PlannedModel) -> Counter[tuple[str, str, int]]:
-    """(module, shape, numbers that it trains) → in how many layers."""
+    """Return the number of layers for each (module, shape, number of trained parameters)."""
     if prefix := paper.prefix:
         v, kv, m = prefix.v, prefix.kv, prefix.hidden
         if not m:

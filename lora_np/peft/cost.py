@@ -132,6 +132,6 @@ class PrefixCost:
         m = self.hidden
         return self.v * m + self.half_precision * (m > 0) * (self.v * self.kv + m * (self.kv + self.width))
 
-    def room(self, seq: int) -> int:
+    def cache_capacity(self, seq: int) -> int:
         """How many keys a layer has room for: a cache grows at least twofold (transformer/cache.py)."""
         return max(2 * self.v, self.v + seq)

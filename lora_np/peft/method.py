@@ -160,8 +160,8 @@ class LayerMethod(Method):
     def cost(self, config: Any, trained: bool = True, half_precision: bool = False) -> AdapterCost:
         """What an adapter of this configuration adds to a layer's step. Raises ValueError where the method does not say."""
         raise ValueError(
-            f"{type(self).__name__} does not say what a step of a {type(config).__name__} computes and holds; its "
-            "parameters are counted by count(model)"
+            f"{type(self).__name__} does not define the cost of a training step for a {type(config).__name__}; "
+            "costs.count(model) counts the parameters of a live model"
         )
 
     def cost_of(self, adapter: Adapter) -> AdapterCost:

@@ -150,7 +150,7 @@ def test_a_model_that_trains_nothing_has_share_zero_and_no_finite_reduction():
 
 @pytest.mark.parametrize("config", [LoraConfig(r=8), LoraConfig(target_modules="all-linear"), PrefixTuningConfig()])
 def test_a_live_model_takes_no_configuration(config):
-    with pytest.raises(ValueError, match=r"counted as it is: call get_peft_model\(model, config\)"):
+    with pytest.raises(ValueError, match=r"counted without further settings: call get_peft_model\(model, config\)"):
         costs.count(live_model(), config)
 
 
@@ -248,7 +248,7 @@ def test_unknown_names_list_the_known_ones():
 
 def test_a_method_that_adds_nothing_to_an_architecture_is_an_error_and_no_count():
     from_elsewhere = replace(costs.MODELS["gpt-2"], linears=(costs.LinearShape("mixer.out", 768, 768),))
-    with pytest.raises(ValueError, match="does not say what its step computes and holds, or has no layer here"):
+    with pytest.raises(ValueError, match="does not define the cost of a training step, or it has no layer"):
         costs.count(from_elsewhere, BottleneckConfig())
 
 
@@ -322,7 +322,7 @@ REPORTED = {
 def test_the_report_of_each_method_names_it_and_its_rows_add_up(title):
     first, _, head, *lines = costs.report("llama-2-7b", REPORTED[title]).splitlines()
     assert first == f"llama-2-7b: 6,738,415,616 parameters, {title}"
-    rows = lines[: next(i for i, line in enumerate(lines) if not line or line.startswith("besides"))]
+    rows = lines[: next(i for i, line in enumerate(lines) if not line or line.startswith("also added"))]
     assert head.split()[0] == "module" and len(rows) > 0
     trained = sum(int(row.split()[-1].replace(",", "")) for row in rows)
     assert trained == costs.count("llama-2-7b", REPORTED[title]).trainable

@@ -313,5 +313,5 @@ def test_a_live_model_takes_what_its_architecture_takes_on_paper_in_float32(meth
     ],
 )
 def test_a_live_model_takes_no_paper_settings(setting, make_model):
-    with pytest.raises(ValueError, match="as it is"):
+    with pytest.raises(ValueError, match="without further settings"):
         memory(make_model(), **setting, batch=1, seq=8)

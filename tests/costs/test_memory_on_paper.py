@@ -124,7 +124,7 @@ WRONG = {
     "unknown precision '8-bit'; costs.PRECISIONS has float32, mixed, 16-bit": ("gpt-2", {"precision": "8-bit"}),
     "quantize='nf4' freezes the weights.*give a configuration": ("gpt-2", {"quantize": "nf4"}),
     "'q_proj' matches no linear layer": ("gpt-2", {"config": LoraConfig(target_modules=["q_proj"])}),
-    "double_quant=False is a setting of a quantised base": ("gpt-2", {"config": ALL_16, "double_quant": False}),
+    "double_quant=False needs a quantised base": ("gpt-2", {"config": ALL_16, "double_quant": False}),
     "batch 0": ("gpt-2", {"batch": 0}),
     "seq -1": ("gpt-2", {"seq": -1}),
 }

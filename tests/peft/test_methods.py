@@ -166,7 +166,7 @@ def test_a_step_is_counted_with_the_active_adapter_alone_and_refused_for_a_metho
     assert step(peft_model) == alone
     peft_model.set_adapter("other")
     if isinstance(setting, GainConfig):
-        with pytest.raises(ValueError, match="GainMethod does not say what a step of a GainConfig computes"):
+        with pytest.raises(ValueError, match="GainMethod does not define the cost of a training step for a GainConfig"):
             step(peft_model)
     else:
         assert step(peft_model) == step(ln.get_peft_model(make_model(), setting))
