@@ -16,7 +16,8 @@ import numpy as np
 from ..nn import Linear, Module, Parameter
 from ..nn.targets import available, is_target, select_targets
 from ..transformer import Transformer
-from .adapter import AdaptedLinear, Adapter
+from .adapted_linear import AdaptedLinear
+from .adapter import Adapter
 from .choices import Choice
 from .config import PeftConfig
 from .cost import AdapterCost, PrefixCost

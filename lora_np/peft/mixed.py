@@ -19,7 +19,8 @@ from .. import ops
 from ..backend import Array, array_module
 from ..nn import Cache, Context, Linear, Rows
 from ..ops.grouped_lora import GroupedLoraCache
-from .adapter import AdaptedLinear, Adapter, OutputAdapter, add_gradients
+from .adapted_linear import AdaptedLinear
+from .adapter import Adapter, OutputAdapter, add_gradients
 from .lora.layer import LoraAdapter
 
 SMALL_SEGMENT = (

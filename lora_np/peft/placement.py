@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from ..nn import Linear, Module, replace_module
-from .adapter import AdaptedLinear
+from .adapted_linear import AdaptedLinear
 
 
 def adaptable_layers(model: Module) -> dict[str, Linear]:

@@ -261,7 +261,7 @@ def test_what_is_more_than_a_bypass_is_not_in_a_mixed_batch(make_model, random_b
     with pytest.raises(ValueError, match="'dora' is DoRA"):
         store.load("dora", ".")
     assert store.names() == ["default"] == list(store.model.peft_config), "a refusal changes nothing"
-    with pytest.raises(ValueError, match="began as PiSSA has changed the base"):
+    with pytest.raises(ValueError, match="PiSSA initialisation has changed the base"):
         adapted(make_model(), **PISSA).forward(tokens, adapter_names=["default", "__base__"])
     with_vera_rows = Context(adapter=AdapterRows(["default", "__base__"]))
     with pytest.raises(ValueError, match="'default' is Vera, which has no mixed batches"):
@@ -423,7 +423,7 @@ BAD_PISSA = {
     "a second adapter": (
         lambda m: adapted(m, **PISSA).add_adapter("b", LoraConfig()),
         RuntimeError,
-        "began as PiSSA has changed the base",
+        "PiSSA initialisation has changed the base",
     ),
     "PiSSA beside others": (
         lambda m: adapted(m).add_adapter("b", LoraConfig(r=2, **PISSA)),

@@ -309,10 +309,10 @@ def test_the_base_is_one_array_however_many_adapters_share_it(three, tmp_path):
 
 BAD = {
     "no such adapter": ((["x", "w"], [1, 1]), {}, "no adapter 'w'"),
-    "a name that is taken": ((["x", "y"], [1, 1], "z"), {}, "an adapter 'z' already"),
-    "too few weights": ((["x", "y"], [1]), {}, "lists of one length"),
+    "a name that is taken": ((["x", "y"], [1, 1], "z"), {}, "the adapter 'z' exists already"),
+    "too few weights": ((["x", "y"], [1]), {}, "two lists of equal length"),
     "no adapter": (([], []), {}, "at least 1"),
-    "a string": (("xy", [1, 1]), {}, "expected lists"),
+    "a string": (("xy", [1, 1]), {}, "expected two lists"),
     "a weight that is no number": ((["x", "y"], [1, np.nan]), {}, "weight of 'y' is nan"),
     "no such type": ((["x", "y"], [1, 1]), {"combination_type": "mean"}, "expected one of cat, svd, linear"),
     "no density": ((["x", "z"], [1, 1]), {"combination_type": "ties"}, "ties needs 0 < density"),
@@ -394,7 +394,7 @@ def test_a_safe_merge_refuses_what_is_not_finite_before_anything_has_changed(bad
     last = [layer for layer in three.lora_layers() if "x" in layer.adapters][-1]
     last.adapters["x"].lora_B.value[0, 0] = bad
     before = state(three)
-    with pytest.raises(ValueError, match=r"layers\.1\.self_attn\.v_proj: with x its weight is not finite"):
+    with pytest.raises(ValueError, match=r"layers\.1\.self_attn\.v_proj: the weight merged with x is not finite"):
         three.merge_adapter(safe_merge=True)
     assert state(three) == before and not three.merged
     three.merge_adapter(["y"], safe_merge=True)

@@ -13,7 +13,7 @@ from on_device import assert_allclose, assert_array_equal, host, xp
 from lora_np import AdaptedLinear, Linear, LoraConfig, PeftModel, generate, gradcheck_model
 from lora_np.nn import BASE, Context
 from lora_np.ops import IGNORE_INDEX
-from lora_np.peft import model as peft_model_file
+from lora_np.peft import management
 from lora_np.peft.lora.method import LoraMethod
 from lora_np.peft.mixed import AdapterRows
 from lora_np.studies.serving.serving import WORKLOADS, workload
@@ -120,10 +120,8 @@ def test_as_many_adapters_as_rows_are_checked_by_one_walk_through_the_model(make
     names = [f"a{i}" for i in range(9)]
     for i, name in enumerate(names):
         peft_model.add_adapter(name, LoraConfig(r=2), seed=i)
-    walks, walk = [], peft_model_file.adapted_layers
-    monkeypatch.setattr(
-        peft_model_file, "adapted_layers", lambda model, *name: walks.append(model) or walk(model, *name)
-    )
+    walks, walk = [], management.adapted_layers
+    monkeypatch.setattr(management, "adapted_layers", lambda model, *name: walks.append(model) or walk(model, *name))
     peft_model.adapter_rows(names, 9)
     assert len(walks) == 1, "to see whether one is merged"
 

@@ -18,7 +18,8 @@ from lora_np.nn import Parameter
 from lora_np.nn import layers as nn
 from lora_np.peft import combination, merging, mixed, prefix
 from lora_np.peft import model as peft_model
-from lora_np.peft.adapter import AdaptedLinear, Bypass
+from lora_np.peft.adapted_linear import AdaptedLinear
+from lora_np.peft.adapter import Bypass
 from lora_np.peft.bottleneck import BottleneckAdapter, BottleneckMethod
 from lora_np.peft.ia3 import IA3Adapter, IA3Method
 from lora_np.peft.lora import layer as lora_layer

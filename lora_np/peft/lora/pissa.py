@@ -21,7 +21,8 @@ from ...backend import Array, array_module, move, to_host
 from ...nn import Linear
 from ...ops.lora import LoraCache
 from ...quantization import Quantized4bit
-from ..adapter import AdaptedLinear, Bypass
+from ..adapted_linear import AdaptedLinear
+from ..adapter import Bypass
 from .config import LoraConfig
 from .layer import LoraAdapter
 
