@@ -221,10 +221,10 @@ def edited(**changes):
 UP = "base_model.model.model.layers.0.mlp.down_proj.bottleneck_up.weight"
 SPOILT = {
     "a missing tensor": (changed(UP, lambda x: None), "bottleneck_up.weight is missing"),
-    "a wrong shape": (changed(UP, lambda x: x[:, :4]), r"has shape \(12, 4\); .* have \(12, 5\) there"),
+    "a wrong shape": (changed(UP, lambda x: x[:, :4]), r"has shape \(12, 4\); .* need \(12, 5\)"),
     "integers": (changed(UP, lambda x: x.astype(np.int64)), "has dtype int64"),
     "another activation": (edited(non_linearity="silu"), "non_linearity is 'silu', .* saved with 'gelu'"),
-    "an unknown key": (edited(adapter_dropout=0.1), "adapter_dropout is 0.1, a feature"),
+    "an unknown key": (edited(adapter_dropout=0.1), "adapter_dropout is 0.1; lora_np does not support this feature"),
     "another method": (edited(peft_type="PREFIX_TUNING"), "adapter_config.json: "),
 }
 

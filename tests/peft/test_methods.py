@@ -300,7 +300,7 @@ def test_merging_needs_a_change_of_weights(make_model, random_batch):
         peft_model.add_adapter(name, CONFIGS[name])
         with pytest.raises(ValueError, match=f"'{name}' has a .*Config; this method does not change weights"):
             peft_model.merge_adapter([name])
-        with pytest.raises(ValueError, match="no change of weights"):
+        with pytest.raises(ValueError, match="does not change weights"):
             peft_model.add_weighted_adapter(["lora", name], [1.0, 1.0], "both")
     expected, _ = peft_model.forward(tokens)
     plain = peft_model.merge_and_unload()
@@ -341,7 +341,7 @@ def test_a_mixed_batch_and_the_server_refuse_a_method_that_does_not(make_model, 
             lambda: ln.AdapterServer(peft_model),
             lambda name=name: server.adapters.load(name, tmp_path / name),
         ):
-            with pytest.raises(ValueError, match=f"'{name}' has a .*Config: its rows need a batch of their own"):
+            with pytest.raises(ValueError, match=f"'{name}' has a .*Config; its rows cannot be in a mixed batch"):
                 call()
         assert server.adapters.names() == ["lora"] and list(server.adapters.model.peft_config) == ["lora"]
         peft_model.delete_adapter(name)
@@ -372,7 +372,7 @@ def test_an_unknown_peft_type_is_refused_by_name(make_model, tmp_path):
     ln.get_peft_model(make_model(), CONFIGS["lora"]).save_pretrained(tmp_path)
     file = tmp_path / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"peft_type": "LOHA"}))
-    with pytest.raises(ValueError, match=r"adapter_config.json: peft_type is 'LOHA'; 'LORA', .* and 'GAIN' are here"):
+    with pytest.raises(ValueError, match=r"adapter_config.json: peft_type is 'LOHA'; expected 'LORA', .* or 'GAIN'"):
         PeftModel.from_pretrained(make_model(), tmp_path)
 
 

@@ -355,7 +355,7 @@ BAD = {
     "another base": (
         lambda m: prefixed(m, num_attention_heads=4),
         ValueError,
-        "num_attention_heads is 4, and 2 in this base",
+        "num_attention_heads is 4, but this base has 2",
     ),
     "merging": (lambda m: prefixed(m).merge_adapter(), ValueError, "'default' has a PrefixTuningConfig.*merged"),
     "weighing": (
@@ -396,12 +396,12 @@ def test_a_past_goes_on_with_the_prefix_that_it_began_with_and_with_no_other(mak
     peft_model.forward(tokens, past_key_values=first)
     with peft_model.disable_adapter():
         expected, _ = peft_model.forward(tokens, past_key_values=none)
-        with pytest.raises(ValueError, match="began with the prefix of 'default', and this call has no prefix"):
+        with pytest.raises(ValueError, match="starts with the prefix of 'default', but this call uses no prefix"):
             peft_model.forward(tokens, past_key_values=first)
-    with pytest.raises(ValueError, match="began with no prefix, and this call has the prefix of 'default'"):
+    with pytest.raises(ValueError, match="starts with no prefix, but this call uses the prefix of 'default'"):
         peft_model.forward(tokens, past_key_values=none)
     peft_model.set_adapter("q")
-    with pytest.raises(ValueError, match="began with the prefix of 'default', and this call has the prefix of 'q'"):
+    with pytest.raises(ValueError, match="starts with the prefix of 'default', but this call uses the prefix of 'q'"):
         peft_model.forward(tokens, past_key_values=first)
     assert (len(none), len(first)) == (6, 3 + 6), "a refusal leaves the past as it was"
     with peft_model.disable_adapter():
