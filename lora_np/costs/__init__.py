@@ -4,11 +4,12 @@
     flops(model, config, batch=…, seq=…)       the FLOPs of one training step, from every matrix product
     memory(model, config, batch=…, seq=…)      the bytes of one training step: weights, gradients, optimizer state, activations
 
-`model` is a name in MODELS, an Architecture or a live model. `config` is a configuration for `get_peft_model`; without one,
-all parameters are trained. The file of each adapter method defines the cost that its adapters add (see peft/cost.py).
+`model` is a name in MODELS, an Architecture or a live model. `config` is a configuration for `get_peft_model`; without
+one, all parameters are trained. The file of each adapter method defines the cost that its adapters add (see
+peft/cost.py).
 
-Reading order: architecture, structure, precision, planned, live, resolve, parameters, report, flops, activations, temporaries,
-memory.
+Reading order: architecture, structure, precision, planned, live, resolve, parameters, report, flops, activations,
+temporaries, memory.
 """
 
 from ..peft.cost import AdapterCost, PrefixCost, Products

@@ -1,7 +1,7 @@
 """The number of floats that a forward pass saves for the backward pass, from the caches of this library.
 
-For N = batch·seq tokens, a residual stream of width d, q = heads·head_dim query features, kv = kv_heads·head_dim key features,
-an MLP of width f and a vocabulary of V tokens:
+For N = batch·seq tokens, a residual stream of width d, q = heads·head_dim query features, kv = kv_heads·head_dim key
+features, an MLP of width f and a vocabulary of V tokens:
 
     each sublayer            x and ρ of its norm                  N·(d + 1)
                              outputs of its input layers          N·(q + 2·kv), or N·2f
@@ -36,7 +36,10 @@ class TrainingStep:
         return self.batch * self.seq
 
     def saved(self, checkpointing: bool = False) -> int:
-        """Return the number of floats that the forward pass saves. With checkpointing, each block saves only its input."""
+        """Return the number of floats that the forward pass saves.
+
+        With checkpointing, each block saves only its input.
+        """
         tables = 2 * self.seq * self.structure.head_dim  # rotary cos and sin, once for all layers
         prefix = self.structure.prefix.saved_for_backward if self.structure.prefix else 0
         once = self.saved_by_head() + tables + prefix
@@ -74,6 +77,9 @@ class TrainingStep:
         return shared + sum(adapters)
 
     def saved_by_head(self) -> int:
-        """Return the floats that the final norm, the output head and the loss save. The loss saves the logits."""
+        """Return the floats that the final norm, the output head and the loss save.
+
+        The loss saves the logits.
+        """
         N, d = self.tokens, self.structure.hidden
         return N * (d + 1) + self.saved_inputs((self.structure.head,), d) + N * self.structure.vocabulary + 2 * N

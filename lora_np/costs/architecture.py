@@ -1,4 +1,7 @@
-"""Architectures of published models: the shape (out, in) of every matrix. Parameters, bytes and FLOPs are computed from it."""
+"""Architectures of published models: the shape (out, in) of every matrix.
+
+Parameters, bytes and FLOPs are computed from it.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +107,10 @@ class Architecture:
 
     @property
     def attention(self) -> tuple[LinearShape, ...]:
-        """The linear layers of a block's attention. The layer that writes to the residual stream is the last."""
+        """The linear layers of a block's attention.
+
+        The layer that writes to the residual stream is the last.
+        """
         return tuple(linear for linear in self.linears if linear not in self.mlp)
 
     def linear_layers(self) -> dict[str, LinearShape]:
@@ -207,7 +213,8 @@ def gpt(name: str, layers: int, hidden: int, heads: int, positions: int, fused: 
     positions : int
         Number of rows of the learned position embedding.
     fused : bool
-        True: one matrix c_attn (3d, d) computes queries, keys and values, with the names of transformers' GPT2LMHeadModel.
+        True: one matrix c_attn (3d, d) computes queries, keys and values, with the names of transformers'
+        GPT2LMHeadModel.
         False: the attention has q_proj, k_proj, v_proj and o_proj of shape (d, d). The code of GPT-3 is not public; the
         LoRA paper counts adapters on these four matrices.
 

@@ -1,4 +1,6 @@
-"""The FLOPs of one training step, from every matrix product. One multiplication and one addition are two FLOPs.
+"""The FLOPs of one training step, from every matrix product.
+
+One multiplication and one addition are two FLOPs.
 
 For N tokens, a weight W (out, in) and an adapter A (r, in), B (out, r):
 
@@ -6,9 +8,10 @@ For N tokens, a weight W (out, in) and an adapter A (r, in), B (out, r):
     backward, dx   dy W            2·N·out·in        dh = dy B, dh A          2·N·r·(in + out)
     backward, dW   dyᵀ x           2·N·out·in        dB = dyᵀ h, dA = dhᵀ x   2·N·r·(in + out)
 
-Full fine-tuning computes the left column. LoRA computes the left column without its last line, and the right column. For a
-square W (n, n) these are 2n² + 6nr multiply-adds per token, against 3n² (Schulman 2025, "LoRA Without Regret"). Norms, softmax,
-activations and the optimizer are not counted: they use each number once, and a matrix product uses it about a thousand times.
+Full fine-tuning computes the left column. LoRA computes the left column without its last line, and the right column.
+For a square W (n, n) these are 2n² + 6nr multiply-adds per token, against 3n² (Schulman 2025, "LoRA Without Regret").
+Norms, softmax, activations and the optimizer are not counted: they use each number once, and a matrix product uses it
+about a thousand times.
 """
 
 from __future__ import annotations
@@ -84,8 +87,8 @@ def flops(
 ) -> Flops:
     """Count the floating-point operations of one training step.
 
-    A gradient that no trained parameter needs is not computed, so it is not counted. Decoding a quantised matrix counts 0, and
-    the second forward pass of gradient checkpointing is not counted.
+    A gradient that no trained parameter needs is not computed, so it is not counted. Decoding a quantised matrix counts
+    0, and the second forward pass of gradient checkpointing is not counted.
 
     Parameters
     ----------
@@ -99,8 +102,8 @@ def flops(
         As in `memory`.
     attention_block : int
         Number of queries that the attention processes together; each sees all keys up to the last query of its block.
-        1 counts the scores that causal attention needs, seq·(seq + 1)/2. `ops.attention.BLOCK` counts the scores that this
-        library computes. `seq` counts all seq² scores.
+        1 counts the scores that causal attention needs, seq·(seq + 1)/2. `ops.attention.BLOCK` counts the scores that
+        this library computes. `seq` counts all seq² scores.
 
     Returns
     -------

@@ -20,13 +20,19 @@ from .structure import Layer, ModelStructure, Sublayer, check_cost_known
 
 
 class LiveModel:
-    """A model whose arrays exist. A Transformer or a PeftModel has all costs; for any other Module only parameters are counted."""
+    """A model whose arrays exist.
+
+    A Transformer or a PeftModel has all costs; for any other Module only parameters are counted.
+    """
 
     def __init__(self, model: Module) -> None:
         self.model = model
 
     def parameters(self) -> tuple[int, int, int]:
-        """Return the number of base, adapter and trained parameters. Raises ValueError for a model without parameters."""
+        """Return the number of base, adapter and trained parameters.
+
+        Raises ValueError for a model without parameters.
+        """
         parameters = [p for _, p in self.model.named_parameters()]
         total, trained = total_size(parameters), total_size(p for p in parameters if p.trainable)
         if total == 0:
@@ -35,7 +41,10 @@ class LiveModel:
         return total - added, added, trained
 
     def fixed_bytes(self, slots: int) -> dict[str, int]:
-        """Return the fields of `Memory` that do not depend on the batch, in bytes. Inactive adapters are included."""
+        """Return the fields of `Memory` that do not depend on the batch, in bytes.
+
+        Inactive adapters are included.
+        """
         parameters = [p for _, p in self.model.named_parameters()]
         adapter = sum(p.value.nbytes for p in adapter_parameters(self.model))
         trained = [p for p in parameters if p.trainable]
@@ -63,7 +72,9 @@ class LiveModel:
         return model
 
     def adapter_costs(self) -> tuple[dict[str, AdapterCost], PrefixCost | None]:
-        """Return the cost of the active adapter: layer → cost, and the cost of a prefix. A merged adapter costs nothing.
+        """Return the cost of the active adapter: layer → cost, and the cost of a prefix.
+
+        A merged adapter costs nothing.
 
         Raises ValueError if the adapter's method does not define its cost.
         """
@@ -120,8 +131,8 @@ class LiveModel:
 def stored_bytes(module: Module) -> int:
     """Return the bytes of the weights that a module stores and that are not Parameters.
 
-    A layer class with its own storage format registers a function, as in the example. `costs` then assumes that a training step
-    decodes these weights for each product.
+    A layer class with its own storage format registers a function, as in the example. `costs` then assumes that a
+    training step decodes these weights for each product.
 
     Parameters
     ----------

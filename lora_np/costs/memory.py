@@ -3,8 +3,9 @@
     memory(peft_model, batch=2, seq=256)                                          a live model
     memory("llama-65b", LoraConfig(r=16), batch=1, seq=512, quantize="nf4")       a planned model, without arrays
 
-A trained parameter takes 16 bytes in float32: its weight, its gradient and two numbers of AdamW's state. A frozen parameter
-takes only its weight. LoRA freezes nearly all parameters, and QLoRA stores the frozen weights in about four bits.
+A trained parameter takes 16 bytes in float32: its weight, its gradient and two numbers of AdamW's state. A frozen
+parameter takes only its weight. LoRA freezes nearly all parameters, and QLoRA stores the frozen weights in about four
+bits.
 """
 
 from __future__ import annotations
@@ -99,9 +100,9 @@ def memory(
 ) -> Memory:
     """Compute the peak memory of one training step, with the optimizer state allocated.
 
-    For a live model, weights, gradients and optimizer state are the bytes of its arrays in one worker; inactive adapters are
-    included. For a planned model (a name or an Architecture), the activations are those that this library would save, in the
-    format of `precision`. Other frameworks can save more; fused attention saves no scores.
+    For a live model, weights, gradients and optimizer state are the bytes of its arrays in one worker; inactive
+    adapters are included. For a planned model (a name or an Architecture), the activations are those that this library
+    would save, in the format of `precision`. Other frameworks can save more; fused attention saves no scores.
 
     Parameters
     ----------
@@ -120,7 +121,8 @@ def memory(
     slots : int
         Numbers of optimizer state per trained parameter: 2 for AdamW, 1 for SGD with momentum, 0 for plain SGD.
     checkpointing : bool
-        For a planned model: gradient checkpointing. Each block saves only its input, and the backward pass repeats its forward.
+        For a planned model: gradient checkpointing. Each block saves only its input, and the backward pass repeats its
+        forward.
 
     Returns
     -------
@@ -130,8 +132,8 @@ def memory(
     Raises
     ------
     ValueError
-        If the model is unknown, a target module matches no layer, the method does not define its cost, or an argument does not
-        apply to this model.
+        If the model is unknown, a target module matches no layer, the method does not define its cost, or an argument
+        does not apply to this model.
     TypeError
         If `model` is not a model or `config` is not a configuration.
 

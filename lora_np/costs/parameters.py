@@ -1,7 +1,7 @@
 """The exact number of parameters of a model, and of its trained parameters.
 
-A LoRA adapter of rank r for W (out, in) has A (r, in) and B (out, r): it trains r·(in + out) parameters. Full fine-tuning
-trains out·in.
+A LoRA adapter of rank r for W (out, in) has A (r, in) and B (out, r): it trains r·(in + out) parameters. Full
+fine-tuning trains out·in.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def lora_parameters(out: int, in_: int, r: int) -> int:
 def prefix_parameters(virtual_tokens: int, layers: int, kv_heads: int, head_dim: int) -> int:
     """Return the number of parameters of a prefix: v·2L·(kv_heads·head_dim).
 
-    Each virtual token has a trained key and a trained value in each layer. The MLP that can be used in training is not counted:
-    it is not saved.
+    Each virtual token has a trained key and a trained value in each layer. The MLP that can be used in training is not
+    counted: it is not saved.
 
     Parameters
     ----------

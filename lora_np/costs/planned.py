@@ -1,4 +1,7 @@
-"""A planned model: the shapes of an architecture and the costs that a configuration adds. No array is allocated."""
+"""A planned model: the shapes of an architecture and the costs that a configuration adds.
+
+No array is allocated.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ class PlannedModel:
 
     quantize: the four-bit type of the blocks' matrices, or None.
 
-    Raises ValueError if a target matches no layer, the method does not define its cost, `quantize` is unknown, or a quantised
-    base has no configuration.
+    Raises ValueError if a target matches no layer, the method does not define its cost, `quantize` is unknown, or a
+    quantised base has no configuration.
     """
 
     architecture: Architecture
@@ -70,7 +73,10 @@ class PlannedModel:
         return base, frozen + trained, trained
 
     def numbers_in_file(self) -> int:
-        """Return the number of elements in the adapter's file. A prefix is saved without its MLP; PiSSA is saved with rank 2r."""
+        """Return the number of elements in the adapter's file.
+
+        A prefix is saved without its MLP; PiSSA is saved with rank 2r.
+        """
         if self.config is None:
             raise ValueError("full fine-tuning has no adapter file; give a configuration")
         if self.prefix:
@@ -120,7 +126,10 @@ class PlannedModel:
         }
 
     def weights(self, each: int, double_quant: bool = True) -> int:
-        """Return the bytes of the base's weights. `each`: bytes per element of a matrix that is not quantised."""
+        """Return the bytes of the base's weights.
+
+        `each`: bytes per element of a matrix that is not quantised.
+        """
         model = self.architecture
         if self.quantize is None:
             return model.parameters * each

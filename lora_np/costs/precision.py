@@ -80,10 +80,10 @@ PRECISIONS: dict[str, Precision] = {
 def nf4_bytes(numbers: int, double_quant: bool = True) -> int:
     """Return the bytes of one matrix in NF4 or another four-bit type.
 
-    A byte holds two codes, and each block of 64 weights has a float32 absmax: 4 + 32/64 = 4.5 bits per weight. With double
-    quantisation an absmax takes one byte, 256 absmax values share a float32 scale, and each matrix has one float32 mean:
-    4 + 8/64 + 32/(64·256) = 4.127 bits per weight. Blocks are rounded up. All matrices share the code tables of 16 and 256
-    values; the tables are not counted.
+    A byte holds two codes, and each block of 64 weights has a float32 absmax: 4 + 32/64 = 4.5 bits per weight. With
+    double quantisation an absmax takes one byte, 256 absmax values share a float32 scale, and each matrix has one
+    float32 mean: 4 + 8/64 + 32/(64·256) = 4.127 bits per weight. Blocks are rounded up. All matrices share the code
+    tables of 16 and 256 values; the tables are not counted.
 
     Parameters
     ----------
@@ -113,7 +113,10 @@ def nf4_bytes(numbers: int, double_quant: bool = True) -> int:
 
 
 def precision_of(name: str | Precision) -> Precision:
-    """Return the Precision called `name`, or `name` itself if it is a Precision. Raises ValueError for an unknown name."""
+    """Return the Precision called `name`, or `name` itself if it is a Precision.
+
+    Raises ValueError for an unknown name.
+    """
     if isinstance(name, Precision):
         return name
     if name not in PRECISIONS:

@@ -15,8 +15,8 @@ from .resolve import resolve_model, with_usage_in_errors
 def report(model: str | Architecture, config: PeftConfig | None = None, *, quantize: str | None = None) -> str:
     """Return a table of the trained parameters by module, their sum, and the size of the adapter file.
 
-    The size is that of the file's tensors, in MB of 10⁶ bytes; the file's header adds some kilobytes. PiSSA is saved as a LoRA
-    of twice the rank.
+    The size is that of the file's tensors, in MB of 10⁶ bytes; the file's header adds some kilobytes. PiSSA is saved as
+    a LoRA of twice the rank.
 
     Parameters
     ----------
@@ -74,7 +74,10 @@ def report(model: str | Architecture, config: PeftConfig | None = None, *, quant
 
 
 def _titles(paper: PlannedModel) -> tuple[str, str]:
-    """Return the adapter's name in the column titles, and the title of the table. LoRA on a quantised base is called QLoRA."""
+    """Return the adapter's name in the column titles, and the title of the table.
+
+    LoRA on a quantised base is called QLoRA.
+    """
     if paper.prefix:
         mlp = f", trained through an MLP of width {paper.prefix.hidden}" if paper.prefix.hidden else ""
         return "prefix", f"a prefix of {paper.prefix.v} virtual tokens{mlp}"

@@ -43,7 +43,10 @@ def with_usage_in_errors(function: Callable[P, T]) -> Callable[P, T]:
 def resolve_model(
     model: Model, config: PeftConfig | None = None, quantize: str | None = None
 ) -> PlannedModel | LiveModel:
-    """Return the model to count. Raises ValueError for an unknown name or settings of a live model, TypeError for a non-model."""
+    """Return the model to count.
+
+    Raises ValueError for an unknown name or settings of a live model, TypeError for a non-model.
+    """
     if isinstance(model, str):
         model = architecture_of(model)
     if isinstance(model, Architecture):

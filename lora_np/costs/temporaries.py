@@ -1,7 +1,7 @@
 """The temporary arrays of a training step, in floats: all arrays except weights, gradients, state and saved activations.
 
-During the whole backward pass, the caller holds the head's dx, and a block holds its dz, which becomes its dx in place: 2·N·d.
-These arrays are added to the 2·N·d:
+During the whole backward pass, the caller holds the head's dx, and a block holds its dz, which becomes its dx in place:
+2·N·d. These arrays are added to the 2·N·d:
 
     the MLP            dh, dgate and dup, N·f each, and two dx of N·d that are computed and added
     attention          dx of the MLP and of its norm, 2·N·d; do, dq, dk, dv; and the largest of
@@ -49,7 +49,10 @@ def peak_candidates(step: TrainingStep) -> Iterator[tuple[int, int]]:
 
 
 def last_mlp_forward(step: TrainingStep) -> int:
-    """Return the floats of the last MLP's forward pass that are not saved. If only the head is trained, this is the peak."""
+    """Return the floats of the last MLP's forward pass that are not saved.
+
+    If only the head is trained, this is the peak.
+    """
     N, d, mlp = step.tokens, step.structure.hidden, step.structure.blocks[-1][-1]
     normed = N * d * (not any(layer.keeps_x for layer in mlp.input_layers))
     inner = N * mlp.output_layer.in_ * (not mlp.output_layer.keeps_x)
@@ -102,7 +105,8 @@ def scores_peak(step: TrainingStep) -> int:
 def product_peak(layer: Layer, product: int) -> int:
     """Return the peak of a product with W that has `product` floats.
 
-    A quantised W is decoded first, in chunks. A chunk needs an index of 8 bytes, the size of two floats, per byte of codes.
+    A quantised W is decoded first, in chunks. A chunk needs an index of 8 bytes, the size of two floats, per byte of
+    codes.
     """
     W = layer.out * layer.in_ * layer.quantized
     return max(W + 2 * min(CHUNK, (W + 1) // 2), W + product)

@@ -1,7 +1,7 @@
 """Methods that adapt a frozen model. `get_peft_model(model, config)` applies any of them.
 
-Reading order: adapter, adapted_linear, placement, config, cost, choices, files, method, lora, vera, ia3, bottleneck, prefix,
-registry, mixed, combination, management, merging, model.
+Reading order: adapter, adapted_linear, placement, config, cost, choices, files, method, lora, vera, ia3, bottleneck,
+prefix, registry, mixed, combination, management, merging, model.
 """
 
 from .adapted_linear import AdaptedLinear

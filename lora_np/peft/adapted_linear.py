@@ -18,8 +18,8 @@ AdaptedCache: TypeAlias = tuple[
 class AdaptedLinear(Module):
     """A linear layer with adapters. A call applies the adapter that `Context.adapter` names, or no adapter.
 
-    `adapters` maps names to the adapters of this layer. An adapter that is a change ΔW of the weight can be merged into the
-    weight; `merged` has the names of the merged adapters. A merged layer costs as much as the base layer.
+    `adapters` maps names to the adapters of this layer. An adapter that is a change ΔW of the weight can be merged into
+    the weight; `merged` has the names of the merged adapters. A merged layer costs as much as the base layer.
 
     Parameters
     ----------
@@ -85,7 +85,9 @@ class AdaptedLinear(Module):
         return "\n".join(f"{name}: {adapter!r}" for name, adapter in self.adapters.items())
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """Yield this layer and the modules of its base layer. Adapters contain only parameters, so they are not searched.
+        """Yield this layer and the modules of its base layer.
+
+        Adapters contain only parameters, so they are not searched.
 
         Parameters
         ----------
@@ -217,7 +219,9 @@ class AdaptedLinear(Module):
             )
 
     def merge(self, *names: str) -> None:
-        """Add the ΔW of adapters to the weight: W ← W + Σ ΔW. Merging the same adapters again changes nothing.
+        """Add the ΔW of adapters to the weight: W ← W + Σ ΔW.
+
+        Merging the same adapters again changes nothing.
 
         Parameters
         ----------
@@ -242,7 +246,10 @@ class AdaptedLinear(Module):
         self.merged = names
 
     def unmerge(self) -> None:
-        """Restore the weight: W ← W − Σ ΔW, exact up to rounding. A copy of W from before the merge is restored exactly."""
+        """Restore the weight: W ← W − Σ ΔW, exact up to rounding.
+
+        A copy of W from before the merge is restored exactly.
+        """
         W = self.base_layer.weight.value
         if self.weight_before_merge is not None:
             W[...] = self.weight_before_merge

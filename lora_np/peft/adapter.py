@@ -3,8 +3,8 @@
     y, cache = adapter.forward(x, base, context)          the output of the adapted layer; the adapter calls the base layer
     dx       = adapter.backward(dy, cache, base, need_dx)
 
-A method subclasses Bypass if its adapter adds a term to the output, y + δ(x); OutputAdapter if it maps the output, f(y);
-and Adapter in all other cases.
+A method subclasses Bypass if its adapter adds a term to the output, y + δ(x); OutputAdapter if it maps the output,
+f(y); and Adapter in all other cases.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ OutputCache: TypeAlias = tuple[Cache, Cache]  # base layer, f
 class Adapter(Module):
     """The adapter of one layer: the base class of all adapters in linear layers.
 
-    Its parameters are attributes with PEFT's names. `config` has the settings of this layer. A subclass sets `mergeable` if the
-    adapter is a change ΔW of the weight, `depends_on_weight` if ΔW is computed from W, and `mixable` if its rows can share a
-    batch with rows of other adapters.
+    Its parameters are attributes with PEFT's names. `config` has the settings of this layer. A subclass sets
+    `mergeable` if the adapter is a change ΔW of the weight, `depends_on_weight` if ΔW is computed from W, and `mixable`
+    if its rows can share a batch with rows of other adapters.
 
     Examples
     --------
@@ -153,7 +153,10 @@ class Adapter(Module):
 
 
 class Bypass(Adapter):
-    """An adapter that adds a term to the output: y + δ(x̃), x̃ = drop(x). Dropout applies to the bypass δ, never to the base."""
+    """An adapter that adds a term to the output: y + δ(x̃), x̃ = drop(x).
+
+    Dropout applies to the bypass δ, never to the base.
+    """
 
     @property
     def dropout(self) -> float:
@@ -182,7 +185,10 @@ class Bypass(Adapter):
         return y, (base_cache, mask, cache)
 
     def backward(self, dy: Array, cache: BypassCache, base: Linear, need_dx: bool) -> Array | None:
-        """Return dx. In the forward pass y is the sum of two paths: each path receives dy, and dx is the sum of their dx."""
+        """Return dx.
+
+        In the forward pass y is the sum of two paths: each path receives dy, and dx is the sum of their dx.
+        """
         base_cache, mask, delta_cache = cache
         dx = base.backward(dy, base_cache, need_dx)
         if not (need_dx or any(p.trainable for p in self.learned)):
@@ -203,7 +209,10 @@ class OutputAdapter(Adapter):
         raise NotImplementedError
 
     def output_backward(self, dz: Array, cache: Cache, need_dy: bool) -> Array | None:
-        """Return dy (…, out) for dz (…, out), or None if it is not needed. Adds the gradients of the trained parameters."""
+        """Return dy (…, out) for dz (…, out), or None if it is not needed.
+
+        Adds the gradients of the trained parameters.
+        """
         raise NotImplementedError
 
     def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, OutputCache]:
@@ -220,7 +229,10 @@ class OutputAdapter(Adapter):
 
 
 class AdapterLinear(Linear):
-    """A linear layer inside an adapter. Parameters in 16 bits are upcast for each product. A frozen layer does not keep x."""
+    """A linear layer inside an adapter.
+
+    Parameters in 16 bits are upcast for each product. A frozen layer does not keep x.
+    """
 
     def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, LinearCache]:
         """Compute y = x Wᵀ + b (…, out) for x (…, in)."""

@@ -2,8 +2,8 @@
 
     z = y + W_up σ(W_down y + b_down) + b_up          y (…, d) output of o_proj or down_proj, W_down (m, d), W_up (d, m)
 
-The block's own skip connection adds its input to z. Because of σ, the adapter is not a change ΔW of the weight: it cannot be
-merged, and every call computes it. The block's norms, which the paper trains too, stay frozen.
+The block's own skip connection adds its input to z. Because of σ, the adapter is not a change ΔW of the weight: it
+cannot be merged, and every call computes it. The block's norms, which the paper trains too, stay frozen.
 """
 
 from __future__ import annotations
@@ -56,11 +56,12 @@ class BottleneckConfig(PeftConfig):
     non_linearity : {"gelu", "silu"}, default "gelu"
         σ; "gelu" is GPT-2's approximation with tanh.
     placement : {"houlsby", "pfeiffer"}, default "houlsby"
-        "houlsby": after the attention and after the MLP of each block. "pfeiffer": only after the MLP (Pfeiffer et al. 2021,
-        arXiv 2005.00247).
+        "houlsby": after the attention and after the MLP of each block. "pfeiffer": only after the MLP (Pfeiffer et al.
+        2021, arXiv 2005.00247).
     init_weights : bool or "houlsby", default True
-        True: W_down uniform in ±1/√d and all else 0, so that the output equals the base's output exactly. "houlsby": both matrices
-        normal with standard deviation 0.01, truncated at two standard deviations, and biases 0, as in the paper (section 3.6).
+        True: W_down uniform in ±1/√d and all else 0, so that the output equals the base's output exactly. "houlsby":
+        both matrices normal with standard deviation 0.01, truncated at two standard deviations, and biases 0, as in the
+        paper (section 3.6).
         False: all parameters uniform in ±1/√in (for tests).
     base_model_name_or_path : str, path or None, default None
         Name of the base model. It is saved with the adapter and has no other effect.
@@ -140,7 +141,8 @@ class BottleneckAdapter(OutputAdapter):
     def output_backward(self, dz: Array, cache: BottleneckCache, need_dy: bool) -> Array | None:
         """Return dy (…, d) for dz (…, d), or None if dy is not needed.
 
-        In the forward pass z = y + up(σ(down(y))): both terms receive dz, so dy is dz plus the gradient through the bottleneck.
+        In the forward pass z = y + up(σ(down(y))): both terms receive dz, so dy is dz plus the gradient through the
+        bottleneck.
         """
         down_cache, activation_cache, up_cache = cache
         down, up = self.bottleneck_down, self.bottleneck_up
@@ -171,7 +173,10 @@ class BottleneckCost(AdapterCost):
         return [m * out, m * out, m, out]
 
     def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
-        """Return the FLOPs of two linear layers. A trained W_down needs the dx of W_up, even if no layer below needs dx."""
+        """Return the FLOPs of two linear layers.
+
+        A trained W_down needs the dx of W_up, even if no layer below needs dx.
+        """
         m = self.config.width(out)
         up = linear_products(N, out, m, need_dx or self.trained, self.trained)
         return up + linear_products(N, m, out, need_dx, self.trained)
@@ -208,7 +213,10 @@ class BottleneckMethod(LayerMethod):
     example = BottleneckConfig(bottleneck_size=5, reduction_factor=16.0, init_weights=False)
 
     def targets(self, config: BottleneckConfig, names: list[str], strict: bool = True) -> list[str]:
-        """Return the targeted layers. No error if a suffix matches no layer: the suffixes are those of several model families."""
+        """Return the targeted layers.
+
+        No error if a suffix matches no layer: the suffixes are those of several model families.
+        """
         return super().targets(config, names, strict=False)
 
     def draw(

@@ -30,8 +30,8 @@ class Option:
 class Choice:
     """A name of `--method`: its configuration class, its options, and a learning rate from which to start a search.
 
-    options: fields of the configuration that are options. fixed_fields: fields that this name sets. optimizer: options of the
-    optimizer, which are not fields of the configuration.
+    options: fields of the configuration that are options. fixed_fields: fields that this name sets. optimizer: options
+    of the optimizer, which are not fields of the configuration.
     """
 
     lr: float
@@ -41,7 +41,10 @@ class Choice:
     optimizer: Mapping[str, Option] = field(default_factory=dict)
 
     def configuration(self, **given: Any) -> PeftConfig | None:
-        """Return the configuration with the given fields; None for full fine-tuning. Raises as the configuration does."""
+        """Return the configuration with the given fields; None for full fine-tuning.
+
+        Raises as the configuration does.
+        """
         defaults = {name: option.default for name, option in self.options.items()}
         return self.config(**(defaults | given | {**self.fixed_fields})) if self.config else None
 

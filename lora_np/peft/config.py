@@ -28,7 +28,10 @@ NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class PeftConfig:
-    """The base class of all configurations. It accepts PEFT's common arguments at their neutral value and does not store them."""
+    """The base class of all configurations.
+
+    It accepts PEFT's common arguments at their neutral value and does not store them.
+    """
 
     switches: ClassVar[tuple[str, ...]] = ()  # names of boolean fields
 
@@ -53,7 +56,10 @@ class PeftConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetedConfig(PeftConfig):
-    """A PeftConfig for methods that adapt linear layers by name. It stores `target_modules` as a string or a tuple."""
+    """A PeftConfig for methods that adapt linear layers by name.
+
+    It stores `target_modules` as a string or a tuple.
+    """
 
     bias: InitVar[str | None] = "none"
     fan_in_fan_out: InitVar[bool] = False
@@ -110,7 +116,10 @@ def check_choice(name: str, value: Any, *choices: Any) -> None:
 
 
 def storage_dtype(name: DTypeLike, base: np.dtype) -> np.dtype:
-    """Return the storage dtype called `name`: float16, bfloat16 or the base's dtype. Raises TypeError for another dtype."""
+    """Return the storage dtype called `name`: float16, bfloat16 or the base's dtype.
+
+    Raises TypeError for another dtype.
+    """
     if name == "bfloat16":
         import ml_dtypes
 

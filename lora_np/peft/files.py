@@ -3,8 +3,8 @@
     adapter/adapter_config.json          the method's configuration, and PEFT's general settings
     adapter/adapter_model.safetensors    the tensors: for LoRA base_model.model.<layer>.lora_A.weight (r, in) and .lora_B.weight
 
-PEFT also loads a folder that does not fit the model: it ignores an unexpected tensor and only warns about a missing tensor, so
-the adapter can have no effect. lora_np raises an error that names the tensor, and the model is unchanged.
+PEFT also loads a folder that does not fit the model: it ignores an unexpected tensor and only warns about a missing
+tensor, so the adapter can have no effect. lora_np raises an error that names the tensor, and the model is unchanged.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def write_adapter(
 ) -> None:
     """Write the two files of an adapter. Both are complete before the first one replaces an older file.
 
-    The settings named by `recorded_fields` are also written into the weights file. If the process is killed between the two
-    replacements, `read_adapter` detects that the files do not belong together. `training` contains the fields that PEFT does not
-    have. Raises ValueError if `folder` is a file.
+    The settings named by `recorded_fields` are also written into the weights file. If the process is killed between the
+    two replacements, `read_adapter` detects that the files do not belong together. `training` contains the fields that
+    PEFT does not have. Raises ValueError if `folder` is a file.
     """
     folder = Path(folder)
     if folder.is_file():
@@ -80,9 +80,9 @@ def write_adapter(
 def portable_targets(targets: str | Collection[str], model: Module) -> str | list[str]:
     """Return `target_modules` in a form that selects the same layers in PEFT.
 
-    In PEFT a string is always a regular expression ("q_proj" matches nothing), and it is compared with all modules, not only with
-    linear layers. If a string would select other layers, it is replaced by a list of suffixes, or of full names if the suffixes
-    match too many layers.
+    In PEFT a string is always a regular expression ("q_proj" matches nothing), and it is compared with all modules, not
+    only with linear layers. If a string would select other layers, it is replaced by a list of suffixes, or of full
+    names if the suffixes match too many layers.
     """
     layers = list(adaptable_layers(model))
     if not isinstance(targets, str):
@@ -95,7 +95,10 @@ def portable_targets(targets: str | Collection[str], model: Module) -> str | lis
 
 
 def peft_modules(model: Module) -> list[str]:
-    """Return the module names of the same model in transformers. Names that exist in lora_np too come first."""
+    """Return the module names of the same model in transformers.
+
+    Names that exist in lora_np too come first.
+    """
     names = dict.fromkeys(name.removesuffix(".base_layer") for name, _ in model.named_modules())
     activations = [f"{name}.act_fn" for name in names if name.endswith(".mlp")]
     return list(names | dict.fromkeys(["lm_head", "model.layers", "model.rotary_emb", *activations]))
@@ -112,7 +115,8 @@ def to_python(number: Any) -> Any:
 def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:
     """Return the settings, the tensors (in the file's dtype) and the fields that PEFT does not have, without checking their values.
 
-    Raises FileNotFoundError if a file is missing, and ValueError if a file is damaged or the two files come from different saves.
+    Raises FileNotFoundError if a file is missing, and ValueError if a file is damaged or the two files come from
+    different saves.
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
@@ -194,7 +198,9 @@ def abbreviate(keys: list[str]) -> str:
 
 
 def is_base_weight(key: str, array: np.ndarray, model: Module) -> bool:
-    """Return True if an array is a weight of the base. With an adapter for the head, PEFT also saves the frozen head.
+    """Return True if an array is a weight of the base.
+
+    With an adapter for the head, PEFT also saves the frozen head.
 
     Raises ValueError if its numbers differ from this base: the adapter was trained on another base.
     """

@@ -76,7 +76,10 @@ class IA3Config(TargetedConfig):
     switches = ("init_ia3_weights",)
 
     def check(self) -> None:
-        """Store `feedforward_modules` as a string or a tuple. None, PEFT's default, means the default of IA3Config."""
+        """Store `feedforward_modules` as a string or a tuple.
+
+        None, PEFT's default, means the default of IA3Config.
+        """
         given: Any = self.feedforward_modules
         given = IA3Config.feedforward_modules if given is None else given
         object.__setattr__(self, "feedforward_modules", plain_targets(given, "feedforward_modules"))
@@ -109,8 +112,8 @@ class IA3Adapter(Adapter):
     def backward(self, dy: Array, cache: IA3Cache, base: Linear, need_dx: bool) -> Array | None:
         """Return dx (…, in) or None for dy (…, out), and add dl.
 
-        In the forward pass z = l ∘ u, with u = x before the base layer or u = base(x) after it. So dl = Σ dz ∘ u over all
-        tokens, and du = l ∘ dz.
+        In the forward pass z = l ∘ u, with u = x before the base layer or u = base(x) after it. So dl = Σ dz ∘ u over
+        all tokens, and du = l ∘ dz.
         """
         base_cache, l, u = cache
         if not self.scales_input:
@@ -135,7 +138,10 @@ class IA3Adapter(Adapter):
 
 @dataclass(frozen=True)
 class IA3Cost(AdapterCost):
-    """The cost of l ∘ (x Wᵀ) or (l ∘ x) Wᵀ: no additional matrix product. The backward pass needs the factor of l."""
+    """The cost of l ∘ (x Wᵀ) or (l ∘ x) Wᵀ: no additional matrix product.
+
+    The backward pass needs the factor of l.
+    """
 
     scales_input: bool = False
 
@@ -182,7 +188,10 @@ class IA3Method(LayerMethod):
     example = IA3Config(init_ia3_weights=False)
 
     def targets(self, config: IA3Config, names: list[str], strict: bool = True) -> list[str]:
-        """Return the targeted layers. With `strict`, raises ValueError for an entry of either list that matches no layer."""
+        """Return the targeted layers.
+
+        With `strict`, raises ValueError for an entry of either list that matches no layer.
+        """
         if strict and config.feedforward_modules:
             select_targets(names, config.feedforward_modules)
         return super().targets(config, names, strict)
@@ -214,7 +223,10 @@ class IA3Method(LayerMethod):
         return IA3Adapter(config, parameter_like(base, tensors[0], dtype))
 
     def settings(self, config: IA3Config, model: Transformer) -> dict[str, Any]:
-        """Return the file's settings, with full layer names. PEFT requires that all feedforward_modules are in target_modules."""
+        """Return the file's settings, with full layer names.
+
+        PEFT requires that all feedforward_modules are in target_modules.
+        """
         layers = self.targets(config, list(adaptable_layers(model)), strict=False)
         inputs = [layer for layer in layers if is_target(layer, config.feedforward_modules)]
         return super().settings(config, model) | {"target_modules": layers, "feedforward_modules": inputs}

@@ -24,7 +24,10 @@ Folder = str | os.PathLike[str]
 
 
 class AdapterManager(AdapterHost):
-    """A frozen base model and its adapters. `active_adapter` names the adapter that calls use, or is None."""
+    """A frozen base model and its adapters.
+
+    `active_adapter` names the adapter that calls use, or is None.
+    """
 
     def __init__(self, model: Transformer, adapter_dtype: DTypeLike | None = None) -> None:
         if not isinstance(model, Transformer):
@@ -100,8 +103,8 @@ class AdapterManager(AdapterHost):
         FileNotFoundError
             If the folder contains no adapter.
         ValueError
-            If the name is taken or invalid, a tensor is unexpected, missing or of a wrong shape, or the file uses an unsupported
-            feature.
+            If the name is taken or invalid, a tensor is unexpected, missing or of a wrong shape, or the file uses an
+            unsupported feature.
         RuntimeError
             If an adapter is merged, or the adapters are disabled. The model is unchanged after each error.
 
@@ -132,10 +135,10 @@ class AdapterManager(AdapterHost):
     ) -> None:
         """Write adapters to disk, in PEFT's format. Merged adapters can be saved too.
 
-        As in PEFT, the adapter "default" is written into `save_directory`, and each other adapter into a subfolder with its
-        name. An adapter with PiSSA initialisation is saved for the original base, as a LoRA of twice the rank (see
-        lora/pissa.py). Files are replaced atomically: an adapter that is already in the folder stays until the new one is
-        complete.
+        As in PEFT, the adapter "default" is written into `save_directory`, and each other adapter into a subfolder with
+        its name. An adapter with PiSSA initialisation is saved for the original base, as a LoRA of twice the rank (see
+        lora/pissa.py). Files are replaced atomically: an adapter that is already in the folder stays until the new one
+        is complete.
 
         Parameters
         ----------
@@ -202,7 +205,9 @@ class AdapterManager(AdapterHost):
             self._set_trainable(name, name == adapter_name and not inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter. If it was active, the alphabetically first of the others becomes active, with a warning, as in PEFT.
+        """Delete an adapter.
+
+        If it was active, the alphabetically first of the others becomes active, with a warning, as in PEFT.
 
         Parameters
         ----------

@@ -41,11 +41,13 @@ class MergeableModel(AdapterManager):
         return self.active_adapter is not None and method_of(self.peft_config[self.active_adapter]).mergeable
 
     def merge_adapter(self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
-        """Merge adapters into the weights: W ← W + Σ ΔW. A forward pass then costs as much as in the base model.
+        """Merge adapters into the weights: W ← W + Σ ΔW.
 
-        Until `unmerge_adapter`, a call with a merged adapter uses the sum of all merged adapters, and a call with another adapter
-        raises RuntimeError. Merging the same adapters again changes nothing. If ΔW depends on W (DoRA, IA³), each weight is
-        copied first, which doubles its memory.
+        A forward pass then costs as much as in the base model.
+
+        Until `unmerge_adapter`, a call with a merged adapter uses the sum of all merged adapters, and a call with
+        another adapter raises RuntimeError. Merging the same adapters again changes nothing. If ΔW depends on W (DoRA,
+        IA³), each weight is copied first, which doubles its memory.
 
         Parameters
         ----------
@@ -57,10 +59,11 @@ class MergeableModel(AdapterManager):
         Raises
         ------
         ValueError
-            If an adapter does not exist or is not a change of weights, or, with `safe_merge`, a merged weight would not be finite.
+            If an adapter does not exist or is not a change of weights, or, with `safe_merge`, a merged weight would not
+            be finite.
         RuntimeError
-            If other adapters are merged, the adapters are disabled, no adapter is active, or the base is quantised. The weights
-            are unchanged after each error.
+            If other adapters are merged, the adapters are disabled, no adapter is active, or the base is quantised. The
+            weights are unchanged after each error.
         """
         if self.disabled:
             raise RuntimeError("the adapters are disabled; leave `disable_adapter` before merging")
@@ -74,7 +77,10 @@ class MergeableModel(AdapterManager):
         merge(self.model, names, safe=safe_merge and not self.merged)
 
     def unmerge_adapter(self) -> None:
-        """Reverse a merge: W ← W − Σ ΔW. W is restored up to rounding (about 1e-7 in float32), and exactly after DoRA or IA³."""
+        """Reverse a merge: W ← W − Σ ΔW.
+
+        W is restored up to rounding (about 1e-7 in float32), and exactly after DoRA or IA³.
+        """
         for layer in adapted_layers(self.model).values():
             layer.unmerge()
 
@@ -172,8 +178,8 @@ class MergeableModel(AdapterManager):
         Raises
         ------
         ValueError
-            If a name does not exist, is taken or invalid, a weight is not finite, an option is out of range or does not apply to
-            the type, or the type needs equal ranks.
+            If a name does not exist, is taken or invalid, a weight is not finite, an option is out of range or does not
+            apply to the type, or the type needs equal ranks.
         RuntimeError
             If an adapter is merged, or the adapters are disabled. The model is unchanged after each error.
         """
@@ -207,8 +213,8 @@ class MergeableModel(AdapterManager):
 def merge(model: Module, names: Iterable[str], safe: bool = False) -> None:
     """Merge these adapters in every layer.
 
-    Raises RuntimeError if the base is quantised and, if `safe`, ValueError if a merged weight would not be finite. The weights are
-    then unchanged.
+    Raises RuntimeError if the base is quantised and, if `safe`, ValueError if a merged weight would not be finite. The
+    weights are then unchanged.
     """
     names, every = tuple(names), adapted_layers(model)
     layers = {name: layer for name, layer in every.items() if any(a.mergeable for a in layer.adapters.values())}

@@ -52,7 +52,8 @@ class Method:
 
     config_type: the class of its configurations.
     peft_type: its name in adapter_config.json.
-    recorded_fields: fields of the configuration that change the meaning of the tensors. The weights file contains a copy of them,
+    recorded_fields: fields of the configuration that change the meaning of the tensors. The weights file contains a
+    copy of them,
         so that loading detects two files from different saves.
     mergeable: True if its adapters are changes ΔW of weights.
     extra_fields: fields of the configuration that PEFT does not have. The weights file stores them.
@@ -69,11 +70,17 @@ class Method:
     example: ClassVar[PeftConfig | None] = None  # used by the tests of all methods; ΔW ≠ 0
 
     def add(self, host: AdapterHost, name: str, config: Any, seed: int) -> None:
-        """Add a new adapter with random numbers from `seed`. If an error is raised, the model is unchanged."""
+        """Add a new adapter with random numbers from `seed`.
+
+        If an error is raised, the model is unchanged.
+        """
         raise NotImplementedError
 
     def restore(self, host: AdapterHost, name: str, config: Any, arrays: Mapping[str, np.ndarray]) -> None:
-        """Add a saved adapter. Raises ValueError with the name of a tensor that does not fit; the model is then unchanged."""
+        """Add a saved adapter.
+
+        Raises ValueError with the name of a tensor that does not fit; the model is then unchanged.
+        """
         raise NotImplementedError
 
     def delete(self, host: AdapterHost, name: str) -> None:
@@ -116,13 +123,19 @@ class Method:
         }
 
     def config(self, settings: Mapping[str, Any]) -> Any:
-        """Return the configuration of an adapter_config.json. Raises ValueError or TypeError with the name of a wrong setting."""
+        """Return the configuration of an adapter_config.json.
+
+        Raises ValueError or TypeError with the name of a wrong setting.
+        """
         known = {field.name for field in fields(self.config_type)}
         check_settings(settings, {*known, *self.accepted_keys})
         return self.config_type(**{key: settings[key] for key in known if settings.get(key) is not None})
 
     def costs(self, config: Any, shapes: Mapping[str, tuple[int, int]]) -> dict[str, AdapterCost]:
-        """Return the cost of each layer's adapter by layer name. `shapes`: (out, in) of all linear layers."""
+        """Return the cost of each layer's adapter by layer name.
+
+        `shapes`: (out, in) of all linear layers.
+        """
         return {}
 
     def prefix_cost(self, config: Any, layers: int, kv: int) -> PrefixCost | None:
@@ -139,7 +152,10 @@ class LayerMethod(Method):
     )  # fields of the configuration that contain layer names
 
     def targets(self, config: Any, names: list[str], strict: bool = True) -> list[str]:
-        """Return the names of the layers to adapt, in order. `strict` raises ValueError for a target that matches no layer."""
+        """Return the names of the layers to adapt, in order.
+
+        `strict` raises ValueError for a target that matches no layer.
+        """
         if strict:
             return select_targets(names, config.target_modules)
         return [name for name in names if is_target(name, config.target_modules)]
@@ -152,7 +168,10 @@ class LayerMethod(Method):
         """Raise ValueError or RuntimeError if the method cannot adapt these layers."""
 
     def draw(self, config: Any, base: Linear, rng: np.random.Generator, dtype: np.dtype | None) -> Adapter:
-        """Return a new adapter for one layer. Random numbers are drawn in host memory, the same on every device."""
+        """Return a new adapter for one layer.
+
+        Random numbers are drawn in host memory, the same on every device.
+        """
         raise NotImplementedError
 
     def shapes(self, config: Any, out: int, in_: int) -> dict[str, tuple[int, ...]]:

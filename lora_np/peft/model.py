@@ -1,4 +1,7 @@
-"""PeftModel: a frozen base model with adapters. Its calls are those of Transformer, with the active adapter applied."""
+"""PeftModel: a frozen base model with adapters.
+
+Its calls are those of Transformer, with the active adapter applied.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +39,8 @@ def get_peft_model(
 ) -> PeftModel:
     """Freeze a model, add a new adapter, and return the PeftModel that trains it.
 
-    As in PEFT, the model is changed in place and shares its weights with the PeftModel. A direct call of `model` still uses
-    no adapter; call the PeftModel to use the adapter.
+    As in PEFT, the model is changed in place and shares its weights with the PeftModel. A direct call of `model` still
+    uses no adapter; call the PeftModel to use the adapter.
 
     Parameters
     ----------
@@ -50,9 +53,9 @@ def get_peft_model(
     seed : int
         Seed of the adapter's random numbers.
     adapter_dtype : dtype, optional
-        Storage dtype of all adapters: "float16", "bfloat16" or the base's dtype (default). Adapters in 16 bits are upcast to
-        float32 for each product, and their gradients are float32. While such an adapter is trained, the optimizer updates a
-        float32 copy of it and rounds the copy to 16 bits.
+        Storage dtype of all adapters: "float16", "bfloat16" or the base's dtype (default). Adapters in 16 bits are
+        upcast to float32 for each product, and their gradients are float32. While such an adapter is trained, the
+        optimizer updates a float32 copy of it and rounds the copy to 16 bits.
 
     Returns
     -------
@@ -64,8 +67,8 @@ def get_peft_model(
     ValueError
         If a target module matches no layer; the message lists the layer names.
     TypeError
-        If `model` is not a Transformer, `peft_config` is not a configuration, or `adapter_dtype` does not fit the base's dtype.
-        The model is unchanged after each error.
+        If `model` is not a Transformer, `peft_config` is not a configuration, or `adapter_dtype` does not fit the
+        base's dtype. The model is unchanged after each error.
 
     Examples
     --------
@@ -85,7 +88,8 @@ class PeftModel(MergeableModel):
     """A frozen base model with adapters. `get_peft_model` and `PeftModel.from_pretrained` create it.
 
     Its calls are those of Transformer: forward, loss, backward, named_parameters. `peft_config` maps adapter names to
-    configurations, and `active_adapter` names the adapter that calls use. Adapters can differ in method, size and layers.
+    configurations, and `active_adapter` names the adapter that calls use. Adapters can differ in method, size and
+    layers.
 
     Parameters
     ----------
@@ -306,7 +310,9 @@ class PeftModel(MergeableModel):
         self._backward_prefix(prefix_call)
 
     def new_cache(self, rows: int, adapter: str | AdapterRows | None) -> KeyValueCache:
-        """Return a key/value cache for generation. It starts with the adapter's prefix, if the adapter has one.
+        """Return a key/value cache for generation.
+
+        It starts with the adapter's prefix, if the adapter has one.
 
         Parameters
         ----------
@@ -327,7 +333,9 @@ class PeftModel(MergeableModel):
     def _start_prefix(
         self, past: KeyValueCache | None, rows: int, adapter: str | AdapterRows | None
     ) -> tuple[KeyValueCache | None, PrefixCall | None]:
-        """Start an empty `past` with the adapter's prefix. Return it with the values that `_backward_prefix` needs.
+        """Start an empty `past` with the adapter's prefix.
+
+        Return it with the values that `_backward_prefix` needs.
 
         Raises ValueError in the cases of `check_prefix_of_past`.
         """
@@ -358,7 +366,9 @@ class PeftModel(MergeableModel):
     # ---------------------------------------------------------------------------------------------- counting, disabling
 
     def get_base_model(self) -> Transformer:
-        """Return the base model. Its layers contain the adapters, but a direct call of the base model uses none.
+        """Return the base model.
+
+        Its layers contain the adapters, but a direct call of the base model uses none.
 
         Returns
         -------
@@ -385,7 +395,9 @@ class PeftModel(MergeableModel):
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Disable all adapters inside a `with` block, so that calls use the base model. Afterwards the state is restored.
+        """Disable all adapters inside a `with` block, so that calls use the base model.
+
+        Afterwards the state is restored.
 
         Yields
         ------

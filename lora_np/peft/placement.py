@@ -36,7 +36,10 @@ def adapt(model: Module, names: Iterable[str]) -> Iterator[tuple[str, AdaptedLin
 
 
 def remove(model: Module, adapter_name: str | None = None) -> None:
-    """Remove one adapter, or all adapters, from every layer. A layer without adapters becomes its Linear again."""
+    """Remove one adapter, or all adapters, from every layer.
+
+    A layer without adapters becomes its Linear again.
+    """
     for name, layer in adapted_layers(model).items():
         if adapter_name is None:
             layer.adapters.clear()

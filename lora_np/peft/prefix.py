@@ -2,9 +2,9 @@
 
     softmax(q [K_prefix, K]ᵀ / √d) [V_prefix, V]          in each layer and key/value head; the base is frozen
 
-The prefix is passed in `past_key_values` (transformer/cache.py), as if v tokens came before the first token. As in PEFT,
-the v prefix keys are not rotated, and the first token has position v. Attention to the prefix therefore depends on absolute
-positions. A row with padding on its left needs its own position_ids; `generate` sets them.
+The prefix is passed in `past_key_values` (transformer/cache.py), as if v tokens came before the first token. As in
+PEFT, the v prefix keys are not rotated, and the first token has position v. Attention to the prefix therefore depends
+on absolute positions. A row with padding on its left needs its own position_ids; `generate` sets them.
 """
 
 from __future__ import annotations
@@ -50,16 +50,17 @@ class PrefixTuningConfig(PeftConfig):
     num_virtual_tokens : int, default 20
         Number v of virtual tokens: each layer gets v keys and v values.
     prefix_projection : bool, default False
-        Train the prefix through an MLP, E → Linear → tanh → Linear. Only the resulting keys and values are saved. The paper uses
-        the MLP because direct training is sensitive to the learning rate (section 4.3).
+        Train the prefix through an MLP, E → Linear → tanh → Linear. Only the resulting keys and values are saved. The
+        paper uses the MLP because direct training is sensitive to the learning rate (section 4.3).
     encoder_hidden_size : int or None, default None
         Width of the MLP. None: the width of a key, kv_heads·head_dim.
     init_weights : "zero" or None, default None
-        None: as PyTorch initialises Embedding and Linear; E is normal with standard deviation 1. "zero": keys and values start at
-        zero. A zero key still gets attention weight, so "zero" changes the model's output, although PEFT calls it a no-op.
+        None: as PyTorch initialises Embedding and Linear; E is normal with standard deviation 1. "zero": keys and
+        values start at zero. A zero key still gets attention weight, so "zero" changes the model's output, although
+        PEFT calls it a no-op.
     num_layers, num_attention_heads, token_dim : int or None, default None
-        The base's number of layers, number of key/value heads, and kv_heads·head_dim. None: taken from the base. A value that
-        differs from the base raises ValueError.
+        The base's number of layers, number of key/value heads, and kv_heads·head_dim. None: taken from the base. A
+        value that differs from the base raises ValueError.
     base_model_name_or_path : str, path or None, default None
         Name of the base model. It is saved with the adapter and has no other effect.
 
@@ -106,8 +107,8 @@ class PrefixEncoder(Module):
         P = E                                   E (v, 2L·kv): without an MLP
         P = tanh(E W₀ᵀ + b₀) W₂ᵀ + b₂           E (v, kv), W₀ (m, kv), W₂ (2L·kv, m): with an MLP
 
-    Here kv = g·d for g key/value heads of size d. Each row of P contains layer 0's keys, layer 0's values, layer 1's keys, ….
-    Names and order are those of PEFT's PrefixEncoder.
+    Here kv = g·d for g key/value heads of size d. Each row of P contains layer 0's keys, layer 0's values, layer 1's
+    keys, …. Names and order are those of PEFT's PrefixEncoder.
 
     Parameters
     ----------
@@ -174,8 +175,8 @@ class PrefixEncoder(Module):
     def backward(self, dP: Array, cache: PrefixEncoderCache | None) -> None:
         """Add the gradients of the encoder's parameters.
 
-        In the forward pass a = tanh(h), so dh = da ∘ (1 − a²). Each row of E is one virtual token, without a lookup, so dE is
-        the gradient of the first layer's input.
+        In the forward pass a = tanh(h), so dh = da ∘ (1 − a²). Each row of E is one virtual token, without a lookup, so
+        dE is the gradient of the first layer's input.
 
         Parameters
         ----------
@@ -206,7 +207,10 @@ OPTIONS = {
 
 
 class PrefixMethod(Method):
-    """Prefix tuning: a PrefixEncoder in `PeftModel.prompt_encoder`. Each key/value cache starts with its keys and values."""
+    """Prefix tuning: a PrefixEncoder in `PeftModel.prompt_encoder`.
+
+    Each key/value cache starts with its keys and values.
+    """
 
     config_type = PrefixTuningConfig
     peft_type = "PREFIX_TUNING"
@@ -220,7 +224,10 @@ class PrefixMethod(Method):
     example = PrefixTuningConfig(num_virtual_tokens=3)
 
     def add(self, host: AdapterHost, name: str, config: PrefixTuningConfig, seed: int) -> None:
-        """Add a new prefix. Random numbers are drawn in host memory, so that a seed gives the same prefix on every device."""
+        """Add a new prefix.
+
+        Random numbers are drawn in host memory, so that a seed gives the same prefix on every device.
+        """
         check_peft_sizes(config, host.model)
         rng, v, zero = np.random.default_rng(seed), config.num_virtual_tokens, config.init_weights == "zero"
         heads, (kv, width) = prefix_layout(host.model), prefix_widths(host.model)
@@ -273,7 +280,10 @@ class PrefixMethod(Method):
         return super().settings(config, model) | peft_sizes(model) | {"encoder_hidden_size": hidden}
 
     def config(self, settings: Mapping[str, Any]) -> PrefixTuningConfig:
-        """Return the configuration of a file. Raises ValueError for settings that this library does not support."""
+        """Return the configuration of a file.
+
+        Raises ValueError for settings that this library does not support.
+        """
         if settings.get("num_transformer_submodules") not in (None, 1):
             raise ValueError(
                 f"num_transformer_submodules is {settings['num_transformer_submodules']}; expected 1, a decoder"
@@ -323,7 +333,10 @@ def check_prefix_of_past(past: KeyValueCache | None, named: tuple[str, PrefixEnc
 
 
 def extend_mask_over_prefix(attention_mask: Array, v: int, b: int, s: int) -> Array:
-    """Return the mask (b, v + s) for the token mask (b, s), with True for the prefix. Raises as `check_mask` does."""
+    """Return the mask (b, v + s) for the token mask (b, s), with True for the prefix.
+
+    Raises as `check_mask` does.
+    """
     check_mask(attention_mask, b, s)
     xp = array_module(attention_mask)
     return xp.concatenate([xp.ones((b, v), bool), attention_mask], axis=1)

@@ -19,7 +19,10 @@ METHODS: tuple[Method, ...] = (
 
 
 def method_of(config: object) -> Method:
-    """Return the method of a configuration. Raises TypeError if `config` is not a configuration of a method."""
+    """Return the method of a configuration.
+
+    Raises TypeError if `config` is not a configuration of a method.
+    """
     for method in METHODS:
         if isinstance(config, method.config_type):
             return method
@@ -29,7 +32,10 @@ def method_of(config: object) -> Method:
 
 
 def method_named(peft_type: object) -> Method:
-    """Return the method for the peft_type of an adapter_config.json. Raises ValueError for an unsupported peft_type."""
+    """Return the method for the peft_type of an adapter_config.json.
+
+    Raises ValueError for an unsupported peft_type.
+    """
     for method in METHODS:
         if method.peft_type == peft_type:
             return method

@@ -2,11 +2,12 @@
 
     y = base(x) + b ∘ ((d ∘ (x̃ Aᵀ)) Bᵀ),   ΔW = Λ_b B Λ_d A        x̃ = drop(x) while training
 
-A (r, in_max) and B (out_max, r) are as large as the largest layer requires; each layer takes its first columns and rows.
-The trained parameters are d (r,) and b (out,): r + out numbers per layer, where LoRA trains r·(in + out). b starts at 0, so
-ΔW starts at 0.
+A (r, in_max) and B (out_max, r) are as large as the largest layer requires; each layer takes its first columns and
+rows. The trained parameters are d (r,) and b (out,): r + out numbers per layer, where LoRA trains r·(in + out). b
+starts at 0, so ΔW starts at 0.
 
-PEFT draws A and B from `projection_prng_key` with PyTorch's generator. lora_np does not have it, so a file contains A and B.
+PEFT draws A and B from `projection_prng_key` with PyTorch's generator. lora_np does not have it, so a file contains A
+and B.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ class VeraConfig(TargetedConfig):
     Examples
     --------
     >>> import lora_np as ln
-    >>> ln.costs.count("llama-2-7b", ln.VeraConfig(r=256)).trainable, ln.costs.count("llama-2-7b", ln.LoraConfig(r=8)).trainable
-    (278528, 4194304)
+    >>> ln.costs.count("llama-2-7b", ln.VeraConfig(r=256)).trainable, ln.costs.count("llama-2-7b",
+    ln.LoraConfig(r=8)).trainable (278528, 4194304)
     """
 
     r: int = 256
@@ -212,10 +213,12 @@ class VeraMethod(LayerMethod):
     def draw_all(
         self, config: VeraConfig, layers: Mapping[str, Linear], rng: np.random.Generator, dtype: np.dtype | None
     ) -> Iterable[tuple[str, VeraAdapter]]:
-        """Yield a new adapter per layer. A and B are drawn with the seed `projection_prng_key`, in host memory.
+        """Yield a new adapter per layer.
 
-        A is uniform in ±√(6/in_max) and B in ±√(6/r), Kaiming's bounds for a ReLU, as in PEFT. d and b are constants, or drawn
-        with `rng` if `init_weights` is False.
+        A and B are drawn with the seed `projection_prng_key`, in host memory.
+
+        A is uniform in ±√(6/in_max) and B in ±√(6/r), Kaiming's bounds for a ReLU, as in PEFT. d and b are constants,
+        or drawn with `rng` if `init_weights` is False.
         """
         shapes, key, r = (
             projections(config, layers).values(),
@@ -290,6 +293,9 @@ class VeraMethod(LayerMethod):
 
 
 def projections(config: VeraConfig, layers: Mapping[str, Linear]) -> dict[str, tuple[int, int]]:
-    """Return the shapes of A (r, in_max) and B (out_max, r) by key. The two maxima can come from different layers."""
+    """Return the shapes of A (r, in_max) and B (out_max, r) by key.
+
+    The two maxima can come from different layers.
+    """
     out_max, in_max = (max(getattr(base, side) for base in layers.values()) for side in ("out_features", "in_features"))
     return dict(zip(PROJECTIONS, [(config.r, in_max), (out_max, config.r)], strict=True))

@@ -657,9 +657,7 @@ def test_what_is_not_there_is_named(make_model, tmp_path):
         PeftModel.from_pretrained(make_model(), tmp_path / "nowhere")
     saved(make_model, tmp_path)
     weights(tmp_path).rename(tmp_path / "adapter_model.bin")
-    with pytest.raises(
-        FileNotFoundError, match=r"adapter_model\.safetensors is missing; .*pickle and is not read"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"adapter_model\.safetensors is missing; .*pickle and is not read"):
         PeftModel.from_pretrained(make_model(), tmp_path)
 
 

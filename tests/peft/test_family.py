@@ -264,7 +264,7 @@ def test_what_is_more_than_a_bypass_is_not_in_a_mixed_batch(make_model, random_b
     with pytest.raises(ValueError, match="PiSSA initialisation has changed the base"):
         adapted(make_model(), **PISSA).forward(tokens, adapter_names=["default", "__base__"])
     with_vera_rows = Context(adapter=AdapterRows(["default", "__base__"]))
-    with pytest.raises(ValueError, match="'default' is Vera, which has no mixed batches"):
+    with pytest.raises(ValueError, match="'default' is Vera; its rows cannot be in a mixed batch"):
         with_vera(make_model()).model.forward(tokens, context=with_vera_rows)
 
 
@@ -679,7 +679,7 @@ def test_vera_over_four_bits_is_not_merged_and_never_combined(make_model):
             quantized.merge_adapter(safe_merge=safe_merge)
     model = adapted(make_model())
     model.add_adapter("vera", VERA)
-    with pytest.raises(ValueError, match="'vera' has a VeraConfig; LoRA's adapters alone are combined"):
+    with pytest.raises(ValueError, match="'vera' has a VeraConfig; only LoRA adapters can be combined"):
         model.add_weighted_adapter(["default", "vera"], [1.0, 1.0], "both")
 
 

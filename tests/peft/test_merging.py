@@ -288,7 +288,7 @@ def test_the_report_on_an_adapter_in_16_bits_counts_their_rounding(kind, make_mo
 
 def test_a_report_says_what_was_made_and_how_good_it_is(three):
     report = three.add_weighted_adapter(["x", "y"], [1, 1], "new", svd_rank=2)
-    assert str(report).startswith("svd: 6 layers of rank 2, ΔW off by 0.")
+    assert str(report).startswith("svd: 6 layers of rank 2, relative error of ΔW 0.")
     assert str(report).endswith(f"in {max(report.errors, key=report.errors.get)})")
     three.add_adapter("fresh", LoraConfig())
     assert three.add_weighted_adapter(["fresh"], [1], "nothing", "cat").error == 0, (
@@ -318,16 +318,20 @@ BAD = {
     "no density": ((["x", "z"], [1, 1]), {"combination_type": "ties"}, "ties needs 0 < density"),
     "density 0": ((["x", "z"], [1, 1]), options("dare_linear", 0.0), "needs 0 < density"),
     "density above 1": ((["x", "z"], [1, 1]), options("ties", 1.5), "needs 0 < density"),
-    "a density for nothing": ((["x", "y"], [1, 1]), {"density": 0.5}, "density = 0.5 means nothing to"),
+    "a density for nothing": ((["x", "y"], [1, 1]), {"density": 0.5}, "density = 0.5 has no effect with"),
     "a rank for nothing": (
         (["x", "y"], [1, 1]),
         {"combination_type": "cat", "svd_rank": 2},
-        "svd_rank = 2 means nothing",
+        "svd_rank = 2 has no effect",
     ),
     "rank 0": ((["x", "y"], [1, 1]), {"svd_rank": 0}, "svd_rank = 0"),
     "a clamp of nothing": ((["x", "y"], [1, 1]), {"svd_clamp": 0.4}, "0.5 < svd_clamp"),
     "no such majority": ((["x", "y"], [1, 1]), {"majority_sign_method": "loudest"}, "'total' or 'frequency'"),
-    "ranks that differ": ((["x", "y"], [1, 1]), {"combination_type": "linear"}, r"v_proj: linear adds .* \[3, 2\]"),
+    "ranks that differ": (
+        (["x", "y"], [1, 1]),
+        {"combination_type": "linear"},
+        r"v_proj: combination_type=.linear. needs .* \[3, 2\]",
+    ),
 }
 
 

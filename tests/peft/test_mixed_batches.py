@@ -153,7 +153,7 @@ def test_an_adapter_of_the_head_finds_its_rows_where_some_targets_do_not_count(m
 def test_a_layer_refuses_another_number_of_rows_than_of_names():
     layer = layer_with_adapters(2)
     x = xp.asarray(np.ones((3, 4, 5), np.float32))
-    with pytest.raises(ValueError, match="3 rows for 2 adapter names"):
+    with pytest.raises(ValueError, match="3 rows, but there are 2 adapter names"):
         layer.forward(x, Context(adapter=AdapterRows(["0", "1"])))
 
 

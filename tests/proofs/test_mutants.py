@@ -329,7 +329,11 @@ MUTANTS = {
         {"kind": "svd"},
     ),
     "a report that sums norms": Mutant(
-        combination.measure_errors, "math.hypot(*off.values())", "sum(off.values())", REPORT, {"kind": "svd"}
+        combination.measure_errors,
+        "math.hypot(*distances.values())",
+        "sum(distances.values())",
+        REPORT,
+        {"kind": "svd"},
     ),
     "only the first of several merged": Mutant(
         AdaptedLinear.total_delta,

@@ -44,18 +44,18 @@ class LoraConfig(TargetedConfig):
         Scale by α/√r (Kalajdzievski 2023, arXiv 2312.03732).
     init_lora_weights : bool, "gaussian" or "pissa", default True
         True: A uniform in ±1/√in (Kaiming with a = √5), B = 0. "gaussian": A normal with standard deviation 1/r, B = 0.
-        "pissa": A and B are the principal part of W, which is removed from the base (see pissa.py). False: A as for True and B
-        uniform in ±1/√r, so that ΔW ≠ 0 at the start (for tests).
+        "pissa": A and B are the principal part of W, which is removed from the base (see pissa.py). False: A as for
+        True and B uniform in ±1/√r, so that ΔW ≠ 0 at the start (for tests).
     rank_pattern, alpha_pattern : dict of str to number, default {}
-        Another r or α for some layers, for example {"down_proj": 16}. A key is a regular expression for the end of a layer's name,
-        beginning after a dot. The first matching key is used.
+        Another r or α for some layers, for example {"down_proj": 16}. A key is a regular expression for the end of a
+        layer's name, beginning after a dot. The first matching key is used.
     base_model_name_or_path : str, path or None, default None
         Name of the base model. It is saved with the adapter and has no other effect.
     use_dora : bool, default False
         DoRA: also train the length of each row of W + ΔW (see dora.py).
     dora_norm : {"detached", "true"}, default "detached"
-        "detached": DoRA's gradient treats the row norms as constants, as in the paper and in PEFT. "true": the gradient flows
-        through the norms. lora_np only.
+        "detached": DoRA's gradient treats the row norms as constants, as in the paper and in PEFT. "true": the gradient
+        flows through the norms. lora_np only.
     freeze_A : bool, default False
         LoRA-FA: train only B, and save no input for dA (Zhang et al. 2023, arXiv 2308.03303). lora_np only.
 
@@ -135,5 +135,8 @@ class LoraConfig(TargetedConfig):
 
 
 def first_match(pattern: Mapping[str, T], name: str, default: T) -> T:
-    """Return the value of the first key that matches the layer `name`, or `default`. Source: PEFT, `get_pattern_key`."""
+    """Return the value of the first key that matches the layer `name`, or `default`.
+
+    Source: PEFT, `get_pattern_key`.
+    """
     return next((value for key, value in pattern.items() if re.match(AT_THE_END.format(key), name)), default)

@@ -45,7 +45,10 @@ class DoraAdapter(LoraAdapter):
     def build(
         cls, config: LoraConfig, base: Linear, factors: Collection[np.ndarray], dtype: np.dtype | None = None
     ) -> DoraAdapter:
-        """Return an adapter from the host arrays A, B and m. Without m, m is the row lengths of W + s·B A."""
+        """Return an adapter from the host arrays A, B and m.
+
+        Without m, m is the row lengths of W + s·B A.
+        """
         A, B, *m = factors
         plain = LoraAdapter.build(config, base, (A, B), dtype)
         if m:
@@ -54,7 +57,10 @@ class DoraAdapter(LoraAdapter):
         return cls(config, plain.lora_A, plain.lora_B, Parameter(norm))
 
     def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, DoraLayerCache]:
-        """Compute y (…, out) for x (…, in). At the start m = n and B = 0, so y equals the base's output exactly."""
+        """Compute y (…, out) for x (…, in).
+
+        At the start m = n and B = 0, so y equals the base's output exactly.
+        """
         y, base_cache = base.forward(x, context)
         dropped, mask = ops.dropout_forward(x, self.dropout, context.rng)
         u, dropped_cache = (y, None) if mask is None else base.forward(dropped, context)
@@ -76,11 +82,13 @@ class DoraAdapter(LoraAdapter):
         return adapted, (base_cache, mask, (dropped_cache, norm_cache, cache))
 
     def backward(self, dy: Array, cache: DoraLayerCache, base: Linear, need_dx: bool) -> Array | None:
-        """Return dx (…, in) or None for dy (…, out), and add dA, dB and dm. With `dora_norm="true"`, n has a gradient too.
+        """Return dx (…, in) or None for dy (…, out), and add dA, dB and dm.
 
-        In the forward pass y = base(x) − u + DoRA(x̃, u) with u = base(x̃) − bias. Without dropout base(x) − u is the bias, so
-        the base receives du. With dropout base(x) receives dy, and base(x̃) receives du − dy. Raises RuntimeError if the base
-        is trained.
+        With `dora_norm="true"`, n has a gradient too.
+
+        In the forward pass y = base(x) − u + DoRA(x̃, u) with u = base(x̃) − bias. Without dropout base(x) − u is the
+        bias, so the base receives du. With dropout base(x) receives dy, and base(x̃) receives du − dy. Raises
+        RuntimeError if the base is trained.
         """
         if base.trainable:
             raise RuntimeError("DoRA does not compute dW, to which its norm contributes; freeze the base")
@@ -128,7 +136,10 @@ def row_norm(base: Linear, A: Array, B: Array, scaling: float) -> tuple[Array, R
 
 
 def row_norm_backward(base: Linear, dn: Array, cache: NormCache, need_dA: bool) -> tuple[Array | None, Array]:
-    """Return dA and dB for dn (out,). Only dA needs the dequantised W, which is freed before dx is computed."""
+    """Return dA and dB for dn (out,).
+
+    Only dA needs the dequantised W, which is freed before dx is computed.
+    """
     W = dense(base.weight.value, dn.dtype) if need_dA else base.weight.value  # only the shape of W is used without dA
     return ops.row_norm_backward(dn, (W, *cache[1:]), need_dA)
 

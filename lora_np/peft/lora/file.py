@@ -26,7 +26,10 @@ def portable_patterns(config: LoraConfig, model: Module) -> dict[str, Any]:
 
 
 def portable_pattern(pattern: Mapping[str, T], layers: list[str], default: T) -> dict[str, T]:
-    """Return `pattern` for a file. Files have sorted keys; if sorting changes a layer's first match, use one key per layer."""
+    """Return `pattern` for a file.
+
+    Files have sorted keys; if sorting changes a layer's first match, use one key per layer.
+    """
     intended = {name: first_match(pattern, name, default) for name in layers}
     kept = {key: to_python(pattern[key]) for key in sorted(pattern)}
     if all(first_match(kept, name, default) == value for name, value in intended.items()):
@@ -35,7 +38,10 @@ def portable_pattern(pattern: Mapping[str, T], layers: list[str], default: T) ->
 
 
 def readable_init(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings with an `init_lora_weights` of LoraConfig. Raises ValueError for PiSSA factors of a changed base."""
+    """Return the settings with an `init_lora_weights` of LoraConfig.
+
+    Raises ValueError for PiSSA factors of a changed base.
+    """
     init = settings.get("init_lora_weights")
     if init == "pissa":
         raise ValueError(

@@ -122,7 +122,9 @@ class LoraCost(AdapterCost):
         return (not self.A_trained) * self.r * sum(in_ for _, in_ in shapes)
 
     def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
-        """Return the FLOPs: 2·N·r·in per product with A, 2·N·r·out per product with B. Both dA and dx need dh = dy B.
+        """Return the FLOPs: 2·N·r·in per product with A, 2·N·r·out per product with B.
+
+        Both dA and dx need dh = dy B.
 
         A frozen A has no dA. If dx is needed, dB is computed even if B is frozen.
         """

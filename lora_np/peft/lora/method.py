@@ -55,7 +55,10 @@ class LoraMethod(LayerMethod):
     example = LoraConfig(r=3, lora_alpha=7, target_modules="all-linear", init_lora_weights=False)
 
     def targets(self, config: LoraConfig, names: list[str], strict: bool = True) -> list[str]:
-        """Return the targeted layers. With `strict`, raises ValueError for a target or a pattern that matches no layer."""
+        """Return the targeted layers.
+
+        With `strict`, raises ValueError for a target or a pattern that matches no layer.
+        """
         layers = super().targets(config, names, strict)
         for key in [*config.rank_pattern, *config.alpha_pattern] if strict else ():
             if not any(first_match({key: True}, layer, False) for layer in layers):
@@ -116,7 +119,10 @@ class LoraMethod(LayerMethod):
         return replace(super().cost_of(adapter), **trains)
 
     def add(self, host: AdapterHost, name: str, config: LoraConfig, seed: int) -> None:
-        """Add a new adapter to each targeted layer. PiSSA then subtracts its initial product from the base."""
+        """Add a new adapter to each targeted layer.
+
+        PiSSA then subtracts its initial product from the base.
+        """
         super().add(host, name, config, seed)
         if config.init_lora_weights == "pissa":
             for layer in self.layers(host, name).values():
@@ -125,7 +131,10 @@ class LoraMethod(LayerMethod):
                 pissa.subtract_from_base(layer, adapter)
 
     def delete(self, host: AdapterHost, name: str) -> None:
-        """Remove the adapter from every layer. After PiSSA, the base is restored; a quantised base raises RuntimeError."""
+        """Remove the adapter from every layer.
+
+        After PiSSA, the base is restored; a quantised base raises RuntimeError.
+        """
         layers = self.layers(host, name).values()
         initialised = [
             (layer, one) for layer in layers if isinstance(one := layer.base_correction, pissa.PissaCorrection)
@@ -159,7 +168,10 @@ class LoraMethod(LayerMethod):
         return found
 
     def file_config(self, config: LoraConfig) -> LoraConfig:
-        """Return the configuration of the saved adapter. PiSSA is saved as a LoRA of twice the rank for the original base."""
+        """Return the configuration of the saved adapter.
+
+        PiSSA is saved as a LoRA of twice the rank for the original base.
+        """
         return pissa.converted_config(config) if config.init_lora_weights == "pissa" else config
 
     def settings(self, config: LoraConfig, model: Transformer) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
     W = U Σ Vᵀ,   s·B₀A₀ = U_r Σ_r V_rᵀ,   base: W − s·B₀A₀, whose singular values are the tail σ_{r+1}, …
 
-The sum of base and bypass is W, so the output is unchanged at the start. The trained bypass has the large singular values of W,
-and the frozen base (quantised in QPiSSA) has the small ones. PiSSA changes the base. Saving therefore converts the adapter to a
-LoRA of rank 2r for the original base, ΔW = s·(B A − B₀A₀) = s·[B, −B₀][A; A₀], which lora_np and PEFT can load. If the base was
-quantised after PiSSA, it was rounded, and such a LoRA would give another model; saving then raises an error.
+The sum of base and bypass is W, so the output is unchanged at the start. The trained bypass has the large singular
+values of W, and the frozen base (quantised in QPiSSA) has the small ones. PiSSA changes the base. Saving therefore
+converts the adapter to a LoRA of rank 2r for the original base, ΔW = s·(B A − B₀A₀) = s·[B, −B₀][A; A₀], which lora_np
+and PEFT can load. If the base was quantised after PiSSA, it was rounded, and such a LoRA would give another model;
+saving then raises an error.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from .layer import LoraAdapter
 
 
 class PissaCorrection(Bypass):
-    """s·(x A₀ᵀ) B₀ᵀ: a call without the adapter adds this term, because PiSSA removed it from the base.
+    """The part of W that PiSSA removed from the base, as a bypass s·(x A₀ᵀ) B₀ᵀ.
 
-    A₀ (r, in) and B₀ (out, r) are on the host.
+    Calls without the adapter add it.
+
+    A₀ (r, in) and B₀ (out, r) are in host memory.
     """
 
     def __init__(self, adapter: LoraAdapter) -> None:
@@ -79,7 +82,10 @@ def check_layer(name: str, base: Linear, r: int) -> None:
 
 
 def subtract_from_base(layer: AdaptedLinear, adapter: LoraAdapter) -> None:
-    """Subtract a new adapter from its layer: W ← W − s·B A. A and B are the stored factors, including their rounding."""
+    """Subtract a new adapter from its layer: W ← W − s·B A.
+
+    A and B are the stored factors, including their rounding.
+    """
     W = layer.base_layer.weight.value
     W -= adapter.scaled_product(W.dtype)
     layer.base_correction = PissaCorrection(adapter)
