@@ -1,4 +1,4 @@
-"""Parameter counts: every number here was published, or computed by PEFT (shared/FACTS.md, sections 1 and 2)."""
+"""Parameter counts: each expected number was published, or computed by PEFT."""
 
 from dataclasses import fields, replace
 
@@ -74,7 +74,7 @@ def test_gpt3_counts_are_those_of_the_lora_paper(r, target_modules, trainable):
 
 
 def test_adapting_all_four_attention_matrices_of_gpt3_costs_37_7_million_at_rank_4():
-    # Section D.4 of the LoRA paper prints 37.7M beside r = 2, but its table 5 has 18M there, as counted here.
+    # Section D.4 of the LoRA paper gives 37.7M for r = 2, but its table 5 gives 18M, which agrees with this count.
     attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
     assert costs.count("gpt-3-175b", lora(2, attention)).trainable == 18_874_368
     assert costs.count("gpt-3-175b", lora(4, attention)).trainable == 37_748_736
@@ -132,7 +132,7 @@ def test_a_count_reads_like_peft():
 
 
 def live_model():
-    """One frozen matrix."""
+    """A module with one frozen matrix."""
     return Linear(np.zeros((5, 3))).freeze()
 
 
@@ -185,12 +185,12 @@ def test_targets_are_suffixes_patterns_or_all_linear(target_modules, expected):
 
 
 def test_a_suffix_is_whole_path_components():
-    assert not is_target("mlp.gate_up_proj", ["up_proj"]), "up_proj must not reach into gate_up_proj"
-    assert not is_target("layers.11.q_proj", ["1.q_proj"]), "layer 1 must not reach into layer 11"
+    assert not is_target("mlp.gate_up_proj", ["up_proj"]), "the target up_proj must not match gate_up_proj"
+    assert not is_target("layers.11.q_proj", ["1.q_proj"]), "the target 1.q_proj must not match layer 11"
 
 
 def test_a_pattern_must_match_the_whole_name():
-    assert not is_target("layers.0.q_proj", r"q_pro[j]"), "PEFT uses re.fullmatch, so a pattern starts with .*"
+    assert not is_target("layers.0.q_proj", r"q_pro[j]"), "PEFT uses re.fullmatch, so a pattern must start with .*"
 
 
 def test_targets_keep_the_models_order():
@@ -202,7 +202,7 @@ def test_a_target_that_matches_nothing_is_an_error_that_lists_what_exists(target
     with pytest.raises(ValueError, match=r"matches no linear layer; .* q_proj, v_proj, lm_head\.") as error:
         select_targets(NAMES, target_modules)
     wrong = target_modules if isinstance(target_modules, str) else target_modules[-1]
-    assert repr(wrong) in str(error.value), "the message must name the entry that was wrong"
+    assert repr(wrong) in str(error.value), "the message must contain the wrong entry"
 
 
 def test_an_empty_target_list_and_a_broken_pattern_are_errors():
@@ -252,7 +252,7 @@ def test_a_method_that_adds_nothing_to_an_architecture_is_an_error_and_no_count(
         costs.count(from_elsewhere, BottleneckConfig())
 
 
-CALLS = {  # not a configuration, or the call of earlier versions
+CALLS = {  # arguments that are not a configuration, or calls of earlier versions
     "a rank": (8,),
     "a rank and targets": (8, QUERY_VALUE),
     "a method": ("lora",),
@@ -274,7 +274,7 @@ def test_a_call_without_a_configuration_is_shown_how_to_call(function, arguments
 
 
 def test_a_number_that_two_layers_share_is_counted_once_and_one_that_they_do_not_twice():
-    """VeRA's A and B are one for all layers; LoRA-FA's frozen A is each layer's own, and of its own rank."""
+    """All layers share VeRA's A and B. In LoRA-FA each layer has its own frozen A, with its own rank."""
     llama, layers = "llama-2-7b", 32
     vera = costs.count(llama, VeraConfig(r=16, target_modules=QUERY_VALUE))
     assert vera.total - vera.base - vera.trainable == 16 * (4096 + 4096)
@@ -352,7 +352,7 @@ def test_the_study_of_whole_models_holds_each_model_twice_and_trains_under_four_
 
 
 def peer_model(architecture):
-    """The same configuration in transformers, without memory behind it."""
+    """Return the same model of transformers on the meta device, without allocated memory."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     if architecture.name == "gpt-2":

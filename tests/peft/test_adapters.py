@@ -1,4 +1,4 @@
-"""Adapters on disk and side by side: what is saved comes back to the bit, and what does not fit is refused by name.
+"""Saving, loading and several adapters: loading restores saved adapters exactly, and an error names a file that does not fit.
 
 That PEFT reads these folders, and these tests its own, is proven in test_adapters_oracles.py.
 """
@@ -50,7 +50,7 @@ def settings(folder):
 
 
 def content(folder):
-    """What is in both files. (Two safetensors files of the same content differ in the order of their metadata.)"""
+    """Return the content of both files. (Safetensors files with equal content can differ in the order of their metadata.)"""
     arrays, metadata = load_arrays(weights(folder))
     return (
         settings(folder).read_bytes(),
@@ -60,13 +60,13 @@ def content(folder):
 
 
 def rewrite(folder, arrays=None, **metadata):
-    """The file of the weights once more, with other arrays or other metadata, and a digest that is right."""
+    """Rewrite the weights file with other arrays or metadata and a correct digest."""
     theirs, known = load_arrays(weights(folder))
     save_arrays(weights(folder), theirs | (arrays or {}), known | metadata)
 
 
 def saved(make_model, folder, name="default", dtype=np.float64, seed=1, **changes):
-    """A new adapter on the one base of these tests, saved."""
+    """Save a new adapter of the base model of these tests."""
     peft_model = adapted(make_model(dtype), seed=seed, **changes)
     peft_model.save_pretrained(folder)
     return peft_model
@@ -97,7 +97,7 @@ def test_what_was_loaded_is_saved_as_the_same_files(changes, make_model, tmp_pat
 
 
 def test_a_configuration_whose_targets_are_a_list_comes_back_equal(make_model, tmp_path):
-    """all-linear and a suffix come back as the list of what they meant; an expression as itself."""
+    """all-linear and a suffix are saved as a list of layers; a regular expression is saved unchanged."""
     before = saved(
         make_model, tmp_path, **Q_V, rank_pattern={"q_proj": 2}, alpha_pattern={"v_proj": 3}, lora_dropout=0.1
     )
@@ -120,7 +120,7 @@ def test_a_configuration_whose_targets_are_a_list_comes_back_equal(make_model, t
     ids=str,
 )
 def test_targets_are_written_so_that_peft_means_the_same_layers(targets, written, make_model):
-    """A string is to PEFT an expression for any module: "q_proj" matches none, and .*mlp.* the MLP itself, an error there."""
+    """In PEFT a string is a regular expression for all modules: "q_proj" matches none, and .*mlp.* matches the MLP itself."""
     model = make_model()
     assert LoraMethod().settings(LoraConfig(target_modules=targets), model)["target_modules"] == written
     get_peft_model(model, LoraConfig(target_modules=targets))
@@ -128,14 +128,14 @@ def test_targets_are_written_so_that_peft_means_the_same_layers(targets, written
 
 
 def test_an_expression_that_would_reach_a_tied_head_in_peft_is_written_as_names(make_model):
-    """Here a tied head is the embedding's table and no layer; in PEFT it is a layer that an expression can match."""
+    """A tied head is not a layer here, but PEFT has it as a layer that a regular expression can match."""
     config = LoraConfig(target_modules=r".*(o_proj|head)")
     assert LoraMethod().settings(config, make_model())["target_modules"] == r".*(o_proj|head)"
     assert LoraMethod().settings(config, make_model(tie_word_embeddings=True))["target_modules"] == ["o_proj"]
 
 
 def test_patterns_whose_order_decides_are_written_one_a_layer(make_model):
-    """The file's keys are sorted, and the first that matches counts: as they stand, .*attn.* would then win over q_proj."""
+    """The file's keys are sorted, and the first match is used. Without a change, .*attn.* would then match before q_proj."""
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"], rank_pattern={"q_proj": 2, ".*attn.*": 5})
     written = LoraMethod().settings(config, make_model())["rank_pattern"]
     for name in (f"model.layers.{i}.{layer}" for i in range(2) for layer in ("self_attn.q_proj", "self_attn.v_proj")):
@@ -158,7 +158,7 @@ def test_a_loaded_adapter_takes_the_dtype_of_the_base(make_model, tmp_path):
 
 
 def test_training_goes_on_after_loading_as_if_it_had_not_stopped(make_model, random_batch, tmp_path):
-    """SGD, which keeps nothing but the weights. (To resume a run with all it keeps, there is train's checkpoint.)"""
+    """SGD has no state besides the weights. (The checkpoint of `train` also saves optimizer state.)"""
     batches = [random_batch(seed=i) for i in range(4)]
     whole = adapted(make_model())
     train(whole, batches, ln.SGD(lr=0.1), steps=4, progress=False)
@@ -179,13 +179,13 @@ def test_training_goes_on_after_loading_as_if_it_had_not_stopped(make_model, ran
     ("pattern", "name", "expected"),
     [
         ({"q_proj": 2}, "model.layers.0.self_attn.q_proj", 2),
-        ({"proj": 2}, "model.layers.0.self_attn.q_proj", None),  # from a dot on
-        ({"self_attn": 2}, "model.layers.0.self_attn.q_proj", None),  # to the end
+        ({"proj": 2}, "model.layers.0.self_attn.q_proj", None),  # a key matches only after a dot
+        ({"self_attn": 2}, "model.layers.0.self_attn.q_proj", None),  # a key matches only the end of a name
         ({r"layers\.1\..*": 2}, "model.layers.1.mlp.up_proj", 2),
         ({r"layers\.1\..*": 2}, "model.layers.11.mlp.up_proj", None),
         ({"q_proj|v_proj": 2}, "model.layers.0.self_attn.v_proj", 2),
         ({"lm_head": 2}, "lm_head", 2),
-        ({".*attn.*": 5, "q_proj": 2}, "model.layers.0.self_attn.q_proj", 5),  # the first
+        ({".*attn.*": 5, "q_proj": 2}, "model.layers.0.self_attn.q_proj", 5),  # the first match is used
         ({}, "lm_head", None),
     ],
 )
@@ -217,7 +217,7 @@ def test_gradients_with_patterns_and_a_second_adapter_agree_with_the_complex_ste
 
 @pytest.fixture
 def two(make_model, tmp_path):
-    """A model with two saved adapters in it, of other ranks and other layers: poet, the active one, and pirate."""
+    """Return a model with two saved adapters of different ranks and layers: poet, which is active, and pirate."""
     saved(make_model, tmp_path / "poet", seed=2, **POET)
     saved(make_model, tmp_path / "pirate", seed=3, **PIRATE)
     peft_model = PeftModel.from_pretrained(make_model(), tmp_path / "poet", adapter_name="poet")
@@ -250,7 +250,7 @@ def test_only_layers_that_an_adapter_is_for_are_wrapped(two):
 
 
 def test_loading_freezes_unless_told_otherwise(two, make_model, tmp_path):
-    assert not two.trainable, "nothing was asked to train"
+    assert not two.trainable, "no adapter must be trainable"
     two.load_adapter(tmp_path / "poet", "student", is_trainable=True)
     assert {name.split(".")[-2] for name, p in two.named_parameters() if p.trainable} == {"student"}
     student = PeftModel.from_pretrained(make_model(), tmp_path / "poet", is_trainable=True)
@@ -287,7 +287,7 @@ def test_print_trainable_parameters_counts_every_adapter_and_what_trains(two, ca
     two.set_adapter("poet")
     two.print_trainable_parameters()
     line = capsys.readouterr().out
-    poet = 2 * 3 * ((12 + 16) + (12 + 8))  # two layers, r (in + out) of q and v
+    poet = 2 * 3 * ((12 + 16) + (12 + 8))  # two layers, r·(in + out) for q and v
     pirate = 2 * 5 * ((12 + 8) + (20 + 12))
     base = sum(p.value.size for name, p in two.named_parameters() if "lora_" not in name)
     assert line.startswith(f"trainable params: {poet:,} || all params: {base + poet + pirate:,} ||")
@@ -390,7 +390,7 @@ def test_adapters_do_not_come_go_or_change_while_one_is_merged_or_all_are_disabl
 
 
 def test_a_call_for_another_adapter_than_the_merged_one_is_refused(two, random_batch):
-    """Its answer would be the sum of both."""
+    """Without an error, the call would use the sum of both adapters."""
     tokens, _ = random_batch()
     two.merge_adapter()
     with pytest.raises(
@@ -431,7 +431,7 @@ model.save_pretrained(folder)
 
 
 def save_and_be_killed(folder, alpha, seed, renames):
-    """Another process saves an adapter, and is killed when it would rename a file for the `renames + 1`st time."""
+    """Save an adapter in another process, which is killed after `renames` renamed files."""
     command = [sys.executable, "-c", SAVE, str(folder), str(alpha), str(seed), str(renames)]
     done = subprocess.run(command, env=os.environ | {"LORA_NP_DEVICE": "numpy"}, capture_output=True, text=True)
     assert done.returncode == (-signal.SIGKILL if renames < 2 else 0), done.stderr
@@ -450,7 +450,7 @@ def test_a_save_that_is_killed_before_its_files_are_whole_leaves_the_old_adapter
 
 @kills
 def test_a_save_that_is_killed_between_its_two_renames_is_the_new_adapter_or_is_refused(make_model, tmp_path):
-    """With the same configuration the new factors are the whole change. With another they would be scaled by the old α."""
+    """With an equal configuration, the new factors are loaded. With another one, they would be scaled by the old α."""
     save_and_be_killed(tmp_path, 4.0, seed=0, renames=2)
     save_and_be_killed(tmp_path, 4.0, seed=1, renames=1)
     fresh = tmp_path / "fresh"
@@ -482,7 +482,7 @@ def test_a_save_that_fails_leaves_the_old_adapter_and_nothing_else(make_model, t
     with pytest.raises(OSError, match="no space left"):
         peft_model.save_pretrained(tmp_path)
     assert content(tmp_path) == before
-    assert len(os.listdir(tmp_path)) == 2, "a temporary file was left behind"
+    assert len(os.listdir(tmp_path)) == 2, "a temporary file was not deleted"
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals
@@ -491,11 +491,11 @@ def test_a_save_that_fails_leaves_the_old_adapter_and_nothing_else(make_model, t
 def edit_settings(folder, **changes):
     found = json.loads(settings(folder).read_text(encoding="utf-8"))
     settings(folder).write_text(json.dumps(found | changes), encoding="utf-8")
-    edit_arrays(folder, lambda arrays: arrays)  # without the record of the settings, as PEFT writes it
+    edit_arrays(folder, lambda arrays: arrays)  # without the copy of the settings, as in a file of PEFT
 
 
 def edit_arrays(folder, edit):
-    """Put `edit(arrays)` in the arrays' place."""
+    """Replace the arrays of the file by `edit(arrays)`."""
     save_arrays(weights(folder), edit(load_arrays(weights(folder))[0]), {"format": "pt"})
 
 
@@ -604,7 +604,7 @@ DAMAGE = {
 
 
 def test_a_weight_of_the_base_in_the_file_is_looked_for_in_four_bits_too(make_model, tmp_path):
-    """PEFT saves the head's weight beside an adapter for the head. Of a quantised one the codes are there to compare."""
+    """PEFT also saves the head's weight with an adapter for the head. For a quantised head, its codes are compared."""
     saved(make_model, tmp_path, dtype=np.float32, target_modules=["lm_head"])
     head = host(make_model(np.float32).lm_head.weight.value)
     rewrite(tmp_path, {"base_model.model.lm_head.base_layer.weight": head})
@@ -612,13 +612,13 @@ def test_a_weight_of_the_base_in_the_file_is_looked_for_in_four_bits_too(make_mo
     def in_four_bits(seed):
         return ln.quantize_model(make_model(np.float32, seed), skip_modules=())
 
-    for same in (head, head.astype(np.float16)):  # as it is, and in the 16 bits that a file may have
+    for same in (head, head.astype(np.float16)):  # in float32, and in the 16 bits that a file can have
         rewrite(tmp_path, {"base_model.model.lm_head.base_layer.weight": same})
         assert PeftModel.from_pretrained(in_four_bits(0), tmp_path).active_adapter == "default"
     for other in (in_four_bits(5), make_model(np.float32, 5)):
         with pytest.raises(ValueError, match=r"differs from the weight of this base.*another base"):
             PeftModel.from_pretrained(other, tmp_path)
-    rewrite(tmp_path, {"base_model.model.lm_head.base_layer.weight": 3 * head})  # the same codes, and another scale
+    rewrite(tmp_path, {"base_model.model.lm_head.base_layer.weight": 3 * head})  # equal codes, but another scale
     with pytest.raises(ValueError, match=r"differs from the weight of this base"):
         PeftModel.from_pretrained(in_four_bits(0), tmp_path)
 
@@ -632,12 +632,12 @@ def test_a_folder_that_does_not_fit_is_refused_by_name_and_nothing_changes(what,
     before = state(model)
     with pytest.raises(ValueError, match=message):
         PeftModel.from_pretrained(model, tmp_path)
-    assert state(model) == before, "a refusal changes nothing"
+    assert state(model) == before, "an error must not change the model"
     peft_model = adapted(model, target_modules=["up_proj"])
     before = state(peft_model)
     with pytest.raises(ValueError, match=message):
         peft_model.load_adapter(tmp_path, "another")
-    assert state(peft_model) == before, "a refusal changes nothing"
+    assert state(peft_model) == before, "an error must not change the model"
 
 
 def test_an_edited_configuration_without_effect_on_the_numbers_is_read(make_model, tmp_path):
