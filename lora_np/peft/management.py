@@ -230,7 +230,8 @@ class AdapterManager(AdapterHost):
             if self.peft_config:
                 self.set_adapter(min(self.peft_config))
                 warnings.warn(
-                    f"deleted the active adapter {adapter_name!r}; now {self.active_adapter!r} is active", stacklevel=2
+                    f"{adapter_name!r} was active and is deleted; the active adapter is now {self.active_adapter!r}",
+                    stacklevel=2,
                 )
 
     def adapter_parameters(self, adapter_name: str | None = None) -> Iterator[Parameter]:

@@ -76,8 +76,8 @@ class VeraConfig(TargetedConfig):
     Examples
     --------
     >>> import lora_np as ln
-    >>> ln.costs.count("llama-2-7b", ln.VeraConfig(r=256)).trainable, ln.costs.count("llama-2-7b",
-    ln.LoraConfig(r=8)).trainable (278528, 4194304)
+    >>> [ln.costs.count("llama-2-7b", config).trainable for config in (ln.VeraConfig(r=256), ln.LoraConfig(r=8))]
+    [278528, 4194304]
     """
 
     r: int = 256

@@ -315,7 +315,7 @@ def test_delete_adapter_leaves_no_trace_of_it(two, make_model, random_batch, tmp
 
 def test_the_next_adapter_after_the_active_one_is_deleted_is_the_first_by_name(two):
     two.add_adapter("ghost", LoraConfig())
-    with pytest.warns(UserWarning, match="deleted the active adapter 'poet'; now 'ghost' is active"):
+    with pytest.warns(UserWarning, match="'poet' was active and is deleted; the active adapter is now 'ghost'"):
         two.delete_adapter("poet")
     assert two.active_adapter == "ghost"
 

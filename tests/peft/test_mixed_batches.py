@@ -224,7 +224,7 @@ def test_bad_names_are_a_value_error_as_in_peft(names, message, make_model, rand
 
 
 def test_a_transformer_without_adapters_takes_no_names(make_model):
-    with pytest.raises(ValueError, match="give its PeftModel"):
+    with pytest.raises(ValueError, match="adapter_names needs a PeftModel"):
         generate(make_model(), [[1]], 2, adapter_names=[BASE])
 
 
