@@ -1,4 +1,4 @@
-"""The cost of adapting a model, computed before training: parameters, bytes and FLOPs, for a live model or for a planned one.
+"""The cost of adapting a model, computed before training: parameters, bytes and FLOPs.
 
     count(model, config)                       the number of parameters, and the number of trained parameters
     flops(model, config, batch=…, seq=…)       the FLOPs of one training step, from every matrix product

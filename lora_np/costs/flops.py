@@ -155,6 +155,9 @@ def adapter_products(layer: Layer, tokens: int, need_dx: bool) -> Products:
 
 
 def causal_scores(seq: int, block: int = 1) -> int:
-    """Return the number of scores of one head and one sequence, if each block of queries sees the keys up to its last query."""
+    """Return the number of attention scores of one head and one sequence.
+
+    Each block of queries sees the keys up to its last query.
+    """
     starts = range(0, seq, block)
     return sum((min(start + block, seq) - start) * min(start + block, seq) for start in starts)

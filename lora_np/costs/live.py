@@ -72,7 +72,7 @@ class LiveModel:
         return model
 
     def adapter_costs(self) -> tuple[dict[str, AdapterCost], PrefixCost | None]:
-        """Return the cost of the active adapter: layer → cost, and the cost of a prefix.
+        """Return the costs of the active adapter by layer name, and the cost of its prefix.
 
         A merged adapter costs nothing.
 

@@ -164,7 +164,9 @@ def memory(
 def step_memory(
     step: TrainingStep, static: dict[str, int], activation: int, gradient: int, checkpointing: bool = False
 ) -> Memory:
-    """Return the memory at the peak of the step: the maximum over the forward pass, the backward pass and the optimizer update.
+    """Return the memory at the peak of the step.
+
+    The peak is in the forward pass, in the backward pass or in the optimizer update.
 
     static: the parts that do not depend on the batch. activation, gradient: bytes per element.
     """

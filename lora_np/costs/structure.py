@@ -1,4 +1,4 @@
-"""The structure of a model for one training step: which layer reads what, what is trained, and which layers compute a dx.
+"""The structure of a model for one training step: its layers, which of them are trained, and which of them compute dx.
 
 A block has two sublayers, the attention and the MLP. Both have the same structure, which Sublayer describes:
 
@@ -68,7 +68,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Sublayer:
-    """A sublayer of a block: a norm, the layers that read the norm's output, and the layer that writes to the residual stream.
+    """A sublayer of a block: a norm, its input layers and its output layer.
 
     Parameters
     ----------

@@ -90,7 +90,10 @@ def attention_peak(step: TrainingStep, sublayer: Sublayer, need_dx: bool) -> int
 
 
 def scores_peak(step: TrainingStep) -> int:
-    """Return the peak in the blocks of attention_backward: a block's dz, and the previous block's dz or the block's part of dk."""
+    """Return the peak of attention_backward over its blocks of queries.
+
+    A block needs its dz, and the previous block's dz or its own part of dk.
+    """
     structure, largest, previous = step.structure, 0, 0
     for start in range(0, step.seq, BLOCK):
         stop = min(start + BLOCK, step.seq)

@@ -58,7 +58,9 @@ class AdaptedLinear(Module):
         return self.base_layer.trainable or any(adapter.trainable for adapter in self.adapters.values())
 
     def children(self) -> Iterator[tuple[str, Parameter | Module]]:
-        """Yield the base layer, and then the adapters' parameters with PEFT's names: lora_A.default, …, lora_B.default, ….
+        """Yield the base layer, and then the adapters' parameters with PEFT's names.
+
+        The names are lora_A.default, …, lora_B.default, ….
 
         Yields
         ------

@@ -168,7 +168,7 @@ class BottleneckCost(AdapterCost):
         return f"{self.config.placement.capitalize()} adapters of size {self.config.width(out)}"
 
     def trained_sizes(self, out: int, in_: int) -> list[int]:
-        """Return the sizes of both matrices and both biases."""
+        """Return the sizes of the trained arrays: two matrices and two biases."""
         m = self.config.width(out)
         return [m * out, m * out, m, out]
 
@@ -182,12 +182,12 @@ class BottleneckCost(AdapterCost):
         return up + linear_products(N, m, out, need_dx, self.trained)
 
     def saved_for_backward(self, N: int, out: int, in_: int) -> int:
-        """Return the size of y and σ(W_down y) for dW, of two (N, m) arrays for σ′, and of upcast 16-bit matrices."""
+        """Return the saved floats: y and σ(W_down y) for dW, two (N, m) arrays for σ′, and upcast 16-bit matrices."""
         m = self.config.width(out)
         return self.trained * N * (out + m) + 2 * N * m + self.half_precision * 2 * m * out
 
     def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
-        """Return the peak: about five (N, m) arrays for the derivative of σ, or dy and the frozen path's dx."""
+        """Return the peak of temporary floats: about five (N, m) arrays for σ′, or dy and the frozen path's dx."""
         m = self.config.width(out)
         return max(5 * N * m, need_dx * (N * m + N * out + max(N * m, frozen)))
 
@@ -215,7 +215,7 @@ class BottleneckMethod(LayerMethod):
     def targets(self, config: BottleneckConfig, names: list[str], strict: bool = True) -> list[str]:
         """Return the targeted layers.
 
-        No error if a suffix matches no layer: the suffixes are those of several model families.
+        A suffix that matches no layer is not an error: the suffixes are those of several model families.
         """
         return super().targets(config, names, strict=False)
 

@@ -143,7 +143,10 @@ def weighted_sum(
 
 
 def prune(x: np.ndarray, how: Combination, rng: np.random.Generator) -> np.ndarray:
-    """Keep the fraction `density` of the elements of x and set the others to 0. dare keeps random elements, divided by density."""
+    """Keep the fraction `density` of the elements of x and set the others to 0.
+
+    dare types keep random elements, divided by density; other types keep the largest elements.
+    """
     if how.density is None:
         return x
     if "dare" in how.combination_type:

@@ -113,7 +113,9 @@ def to_python(number: Any) -> Any:
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:
-    """Return the settings, the tensors (in the file's dtype) and the fields that PEFT does not have, without checking their values.
+    """Return the settings, the tensors (in the file's dtype) and the fields that PEFT does not have.
+
+    Their values are not checked.
 
     Raises FileNotFoundError if a file is missing, and ValueError if a file is damaged or the two files come from
     different saves.

@@ -152,7 +152,7 @@ class IA3Cost(AdapterCost):
         return self.trained and self.scales_input
 
     def trained_sizes(self, out: int, in_: int) -> list[int]:
-        """Return the size of l."""
+        """Return the size of the only trained array, l."""
         return [in_ if self.scales_input else out]
 
     def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
@@ -161,17 +161,17 @@ class IA3Cost(AdapterCost):
         return Products(0, linear_products(N, out, in_, True, False).dx * needed, 0)
 
     def saved_for_backward(self, N: int, out: int, in_: int) -> int:
-        """Return the size of y = base(x), if l rescales the output, and of a float32 copy of l, if l is stored in 16 bits."""
+        """Return the saved floats: y = base(x), if l rescales the output, and a float32 copy of a 16-bit l."""
         return self.trained * (not self.scales_input) * N * out + self.half_precision * sum(
             self.trained_sizes(out, in_)
         )
 
     def forward_temporaries(self, N: int, out: int, in_: int) -> int:
-        """Return the size of l ∘ x, or of the unscaled y if it is not saved."""
+        """Return the temporary floats: l ∘ x, or the unscaled y if it is not saved."""
         return N * in_ if self.scales_input else (not self.trained) * N * out
 
     def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
-        """Return the size of dz ∘ u or l ∘ dz, and of the frozen path's temporaries."""
+        """Return the peak of temporary floats: dz ∘ u or l ∘ dz, and those of the frozen path."""
         if self.scales_input:
             return max(frozen, 2 * N * in_ * (need_dx or self.trained))
         return N * out + frozen

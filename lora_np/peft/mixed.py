@@ -158,7 +158,10 @@ class MixedRows(Adapter):
         self._groups: dict[bool, list[Group]] = {}
 
     def groups(self, stacked: bool) -> list[Group]:
-        """Return the rows in groups: one group per segment, or, if `stacked`, one group for all small segments of equal rank."""
+        """Return the rows in groups: one group per segment.
+
+        If `stacked`, all small segments of equal rank form one group.
+        """
         if stacked not in self._groups:
             together: dict[int | str, list[str]] = {}
             for name, adapter in self.lora.items():

@@ -158,7 +158,9 @@ class PeftModel(MergeableModel):
         return self.model.config
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """Yield all parameters with PEFT's names, such as base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight.
+        """Yield all parameters with PEFT's names.
+
+        An example is base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight.
 
         Yields
         ------

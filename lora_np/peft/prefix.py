@@ -299,7 +299,7 @@ class PrefixMethod(Method):
 
 
 def prefix_layout(model: Transformer) -> tuple[int, int, int]:
-    """Return (2L, g, d): the number of key and value arrays of all layers, of key/value heads, and of features per head."""
+    """Return (2L, g, d) for L layers, g key/value heads and d features per head; 2L counts keys and values."""
     return 2 * model.config.num_hidden_layers, model.config.num_key_value_heads, model.config.head_dim
 
 
@@ -316,7 +316,10 @@ def peft_sizes(model: Transformer) -> dict[str, int]:
 
 
 def check_peft_sizes(config: PrefixTuningConfig, model: Transformer) -> None:
-    """Raise ValueError if the configuration was made for a base of other sizes; the tensors' shapes alone do not show this."""
+    """Raise ValueError if the configuration was made for a base of other sizes.
+
+    Tensors of such a base can have the same shapes, so their shapes are not enough to detect it.
+    """
     for name, size in peft_sizes(model).items():
         if getattr(config, name) not in (None, size):
             raise ValueError(

@@ -101,7 +101,10 @@ class VeraConfig(TargetedConfig):
 
 
 class VeraAdapter(Bypass):
-    """The VeRA adapter of one layer: its own d (r,) and b (out,), and A (r, in_max) and B (out_max, r), shared by all layers."""
+    """The VeRA adapter of one layer: its own d (r,) and b (out,).
+
+    All layers share A (r, in_max) and B (out_max, r), which are frozen.
+    """
 
     config: VeraConfig
     mergeable = True
@@ -156,7 +159,7 @@ class VeraCost(AdapterCost):
         return f"VeRA of rank {self.r}"
 
     def trained_sizes(self, out: int, in_: int) -> list[int]:
-        """Return the sizes of d and b."""
+        """Return the sizes of the trained arrays, d and b."""
         return [self.r, out]
 
     def frozen(self, shapes: Collection[tuple[int, int]]) -> int:
@@ -164,22 +167,25 @@ class VeraCost(AdapterCost):
         return self.r * sum(map(max, zip(*shapes, strict=True)))
 
     def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
-        """Return the FLOPs of x Aᵀ and (d ∘ h) Bᵀ, and in the backward pass of B for dd, of A for dx, and of dyᵀ (d ∘ h) for db."""
+        """Return the FLOPs of x Aᵀ and (d ∘ h) Bᵀ, and of their gradients.
+
+        The backward pass multiplies with B for dd, with A for dx, and computes dyᵀ (d ∘ h) for db.
+        """
         with_A, with_B = 2 * N * self.r * in_, 2 * N * self.r * out
         if not (self.trained or need_dx):
             return Products(with_A + with_B)
         return Products(with_A + with_B, with_B + with_A * need_dx, with_B)
 
     def saved_for_backward(self, N: int, out: int, in_: int) -> int:
-        """Return the size of h (N, r), of the dropout mask, and of float32 copies of parameters stored in 16 bits."""
+        """Return the saved floats: h (N, r), the dropout mask, and float32 copies of 16-bit parameters."""
         return N * self.r + self.dropout * N * in_ + self.half_precision * (self.r * (in_ + out) + self.r + out)
 
     def forward_temporaries(self, N: int, out: int, in_: int) -> int:
-        """Return the size of d ∘ h and of the bypass's output."""
+        """Return the temporary floats: d ∘ h and the bypass's output."""
         return N * self.r + N * out
 
     def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
-        """Return the peak: the frozen path's dx, plus the largest of the bypass's temporary arrays at one point."""
+        """Return the peak of temporary floats: the frozen path's dx, and the bypass's arrays at its largest point."""
         dx, h = need_dx * N * in_, N * self.r
         return max(frozen, dx + max(h + out * self.r, N * out + h, 2 * h, h + dx, dx + self.dropout * dx))
 

@@ -32,7 +32,10 @@ DoraLayerCache: TypeAlias = tuple[Cache, Array | None, tuple[Cache, NormCache | 
 
 
 class DoraAdapter(LoraAdapter):
-    """The DoRA adapter of one layer: LoRA's A and B, and m (out,). m has the base's dtype; rounding to 16 bits would rescale W."""
+    """The DoRA adapter of one layer: LoRA's A and B, and m (out,).
+
+    m always has the base's dtype, because rounding m to 16 bits would rescale W.
+    """
 
     mixable = False
     depends_on_weight = True
@@ -47,7 +50,7 @@ class DoraAdapter(LoraAdapter):
     ) -> DoraAdapter:
         """Return an adapter from the host arrays A, B and m.
 
-        Without m, m is the row lengths of W + s·B A.
+        If m is not given, it is set to the row lengths of W + s·B A.
         """
         A, B, *m = factors
         plain = LoraAdapter.build(config, base, (A, B), dtype)
@@ -91,7 +94,7 @@ class DoraAdapter(LoraAdapter):
         RuntimeError if the base is trained.
         """
         if base.trainable:
-            raise RuntimeError("DoRA does not compute dW, to which its norm contributes; freeze the base")
+            raise RuntimeError("DoRA does not compute dW, because its norm depends on W; freeze the base")
         base_cache, mask, (dropped_cache, norm_cache, dora_cache) = cache
         dx, du, dA, dB, dm, dn = ops.dora_backward(dy, dora_cache, need_dx)
         if norm_cache is not None and (self.lora_A.trainable or self.lora_B.trainable):
@@ -153,7 +156,7 @@ class DoraCost(LoraCost):
     name = "DoRA"
 
     def trained_sizes(self, out: int, in_: int) -> list[int]:
-        """Return LoRA's sizes, and the size of m."""
+        """Return the sizes of the trained arrays: those of LoRA, and m."""
         return [*super().trained_sizes(out, in_), out]
 
     def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
@@ -166,13 +169,13 @@ class DoraCost(LoraCost):
         return found + linear_products(N, out, in_, need_dx, False) if self.dropout else found
 
     def saved_for_backward(self, N: int, out: int, in_: int) -> int:
-        """Return LoRA's size, plus z (N, out), n, and P = (W + s·B A) Aᵀ (out, r) if n has a gradient."""
+        """Return the saved floats: those of LoRA, z (N, out), n, and P = (W + s·B A) Aᵀ (out, r) if n has a gradient."""
         return super().saved_for_backward(N, out, in_) + N * out + out + self.true_norm * out * self.r
 
     def forward_temporaries(self, N: int, out: int, in_: int) -> int:
-        """Return the size of g ∘ z, and with dropout of x̃ Wᵀ."""
+        """Return the temporary floats: g ∘ z, and with dropout x̃ Wᵀ."""
         return (1 + self.dropout) * N * out
 
     def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
-        """Return the size of dz (N, out), of the bypass's dx, and of the frozen path's temporaries."""
+        """Return the peak of temporary floats: dz (N, out), the bypass's dx, and those of the frozen path."""
         return N * out + (N * in_ + max(frozen, N * self.r) if need_dx else N * self.r)

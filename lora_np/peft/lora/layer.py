@@ -38,7 +38,10 @@ class LoraAdapter(Bypass):
     def build(
         cls, config: LoraConfig, base: Linear, factors: Collection[np.ndarray], dtype: np.dtype | None = None
     ) -> LoraAdapter:
-        """Return an adapter from the host arrays A (r, in) and B (out, r), on the base's device, in `dtype` or the base's dtype."""
+        """Return an adapter from the host arrays A (r, in) and B (out, r).
+
+        Its parameters are on the base's device, in `dtype` or in the base's dtype.
+        """
         return cls(config, *(parameter_like(base, x, dtype) for x in factors))
 
     @property
@@ -114,7 +117,7 @@ class LoraCost(AdapterCost):
         return self.A_trained and not self.dropout
 
     def trained_sizes(self, out: int, in_: int) -> list[int]:
-        """Return the sizes of B and of A (0 if A is frozen)."""
+        """Return the sizes of the trained arrays: B, and A (0 if A is frozen)."""
         return [self.r * out, self.r * in_ * self.A_trained]
 
     def frozen(self, shapes: Collection[tuple[int, int]]) -> int:
@@ -134,14 +137,14 @@ class LoraCost(AdapterCost):
         return Products(with_A + with_B, with_B * (dA or need_dx) + with_A * need_dx, with_A * dA + with_B)
 
     def saved_for_backward(self, N: int, out: int, in_: int) -> int:
-        """Return the size of h (N, r), of the dropout mask and x ∘ mask (for dA), and of float32 copies of 16-bit A and B."""
+        """Return the saved floats: h (N, r), the dropout mask, x ∘ mask (for dA), and float32 copies of 16-bit A and B."""
         dropped = self.dropout * (1 + self.A_trained) * N * in_
         return N * self.r + dropped + self.half_precision * self.r * (in_ + out)
 
     def forward_temporaries(self, N: int, out: int, in_: int) -> int:
-        """Return the size of the bypass's output, before it is added to y."""
+        """Return the temporary floats: the bypass's output, before it is added to y."""
         return N * out
 
     def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
-        """Return the size of both paths' dx, with dropout also of dx ∘ mask; if dx is not needed, the size of dh."""
+        """Return the peak of temporary floats: the dx of both paths, with dropout also dx ∘ mask; without dx, dh."""
         return max(frozen, (2 + self.dropout) * N * in_) if need_dx else N * self.r
