@@ -20,7 +20,7 @@ DEFAULT = "lora"
 
 def options(choice: Choice) -> dict[str, Option]:
     """Return all options of a method, including options of the optimizer."""
-    return {**choice.takes, **choice.optimizer}
+    return {**choice.options, **choice.optimizer}
 
 
 def every_option() -> dict[str, Option]:
@@ -73,7 +73,7 @@ def configuration(arguments: argparse.Namespace) -> PeftConfig | None:
     Options of other methods are ignored; `check_options` raises an error for them.
     """
     choice = METHODS[arguments.method]
-    given = {name: value for name in choice.takes if (value := getattr(arguments, option_name(name))) is not None}
+    given = {name: value for name in choice.options if (value := getattr(arguments, option_name(name))) is not None}
     return choice.configuration(**given, base_model_name_or_path=arguments.model)
 
 

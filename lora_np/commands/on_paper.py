@@ -43,7 +43,7 @@ def sizes(arguments: argparse.Namespace, config: Any) -> list[str]:
     """Return the method, the quantisation and the integer fields of the configuration, for the first printed line."""
     words = [arguments.method, *([arguments.quantize] if arguments.quantize else [])]
     method, _ = QLORA.get(arguments.method, (arguments.method, None))
-    for name, option in METHODS[method].takes.items():
+    for name, option in METHODS[method].options.items():
         value = getattr(config, name, None)
         if name == "bottleneck_size":
             value = config.width(MODELS[arguments.model].hidden)

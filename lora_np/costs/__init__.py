@@ -1,44 +1,44 @@
-"""What adapting a model costs, counted before it is run: parameters, bytes and operations, of a live model or on paper.
+"""The cost of adapting a model, computed before training: parameters, bytes and FLOPs.
 
-    count(model, config)                       parameters: how many there are, and how many are trained
-    flops(model, config, batch=…, seq=…)       the arithmetic of a training step, product by product
-    memory(model, config, batch=…, seq=…)      its bytes: weights, gradients, optimizer state, activations, temporaries
+    count(model, config)                       the number of parameters, and the number of trained parameters
+    flops(model, config, batch=…, seq=…)       the FLOPs of one training step, from every matrix product
+    memory(model, config, batch=…, seq=…)      the bytes of one training step: weights, gradients, optimizer state, activations
 
-The model is a name in MODELS, an Architecture or a live model; the configuration is that of `get_peft_model`, and without one
-all of the model is trained. What an adapter adds is in its method's file (see peft/cost.py).
+`model` is a name in MODELS, an Architecture or a live model. `config` is a configuration for `get_peft_model`; without
+one, all parameters are trained. The file of each adapter method defines the cost that its adapters add (see
+peft/cost.py).
 
-Reading order: architecture, anatomy, precision, paper, live, subject, parameters, report, flops, activations, temporaries,
-memory.
+Reading order: architecture, structure, precision, planned, live, resolve, parameters, report, flops, activations,
+temporaries, memory.
 """
 
 from ..peft.cost import AdapterCost, PrefixCost, Products
-from .anatomy import Anatomy, Half, Layer
 from .architecture import MODELS, Architecture, LinearShape, architecture_of, gpt, llama
 from .flops import Flops, flops
 from .live import adapter_parameters, stored_bytes
 from .memory import Memory, memory
-from .parameters import Count, count, houlsby_parameters, lora_parameters, prefix_parameters
+from .parameters import ParameterCount, count, houlsby_parameters, lora_parameters, prefix_parameters
 from .precision import PRECISIONS, Precision, nf4_bytes
 from .report import report
-from .subject import anatomy
+from .resolve import model_structure
+from .structure import Layer, ModelStructure, Sublayer
 
 __all__ = [
     "MODELS",
     "PRECISIONS",
     "AdapterCost",
-    "Anatomy",
     "Architecture",
-    "Count",
     "Flops",
-    "Half",
     "Layer",
     "LinearShape",
     "Memory",
+    "ModelStructure",
+    "ParameterCount",
     "Precision",
     "PrefixCost",
     "Products",
+    "Sublayer",
     "adapter_parameters",
-    "anatomy",
     "architecture_of",
     "count",
     "flops",
@@ -47,8 +47,16 @@ __all__ = [
     "llama",
     "lora_parameters",
     "memory",
+    "model_structure",
     "nf4_bytes",
     "prefix_parameters",
     "report",
     "stored_bytes",
 ]
+
+RENAMED = {"Anatomy": "ModelStructure", "Count": "ParameterCount", "Half": "Sublayer", "anatomy": "model_structure"}
+
+
+def __getattr__(name: str) -> object:
+    """Raise AttributeError. For a name of an earlier version, the message gives the new name."""
+    raise AttributeError(f"lora_np.costs has no {name}" + (f"; use {RENAMED[name]}" if name in RENAMED else ""))

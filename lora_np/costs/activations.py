@@ -1,16 +1,16 @@
-"""What a forward keeps for its backward: a number of floats, counted from the caches of this library.
+"""The number of floats that a forward pass saves for the backward pass, from the caches of this library.
 
-For N = batch·seq tokens, a residual stream of width d, q = heads·head_dim features of queries, kv = kv_heads·head_dim of
-keys, an MLP of width f, and V tokens in the vocabulary:
+For N = batch·seq tokens, a residual stream of width d, q = heads·head_dim query features, kv = kv_heads·head_dim key
+features, an MLP of width f and a vocabulary of V tokens:
 
-    each half block      x and ρ of its norm             N·(d + 1)
-                         what its reading layers made    N·(q + 2·kv), or N·2f
-                         x of a layer with dW or dA      N·d for all that read the norm, N·q or N·f for the one that writes
-                         what an adapter adds            AdapterCost.kept
-    attention besides    o, the scores e, and 1/Σe       N·q + heads·(5/8 of seq² a sequence, at 256 tokens) + N·heads
-                         a prefix's keys and values      2·v·kv a sequence, for v virtual tokens, and v more scores a query
-    the top              x and ρ of the last norm, the logits, two numbers a token of the loss
-                                                         N·(d + 1) + N·V + 2·N
+    each sublayer            x and ρ of its norm                  N·(d + 1)
+                             outputs of its input layers          N·(q + 2·kv), or N·2f
+                             x of layers with a dW or dA          N·d once for all input layers; N·q or N·f for the output layer
+                             the adapters' own values             AdapterCost.saved_for_backward
+    attention, in addition   o, the scores e, and 1/Σe            N·q + heads·(5/8 of seq² per sequence, at 256 tokens) + N·heads
+                             keys and values of a prefix          2·v·kv per sequence for v virtual tokens; v more scores per query
+    final norm, head, loss   x and ρ of the norm, the logits, two numbers per token for the loss
+                                                                  N·(d + 1) + N·V + 2·N
 """
 
 from __future__ import annotations
@@ -18,59 +18,68 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..ops.attention import BLOCK
-from .anatomy import Anatomy, Half, Layer
 from .flops import causal_scores
+from .structure import Layer, ModelStructure, Sublayer
 
 
 @dataclass(frozen=True)
-class Work:
-    """One training step of a model: `batch` sequences of `seq` tokens."""
+class TrainingStep:
+    """One training step of a model on `batch` sequences of `seq` tokens."""
 
-    body: Anatomy
+    structure: ModelStructure
     batch: int
     seq: int
 
     @property
     def tokens(self) -> int:
+        """The number of tokens N = batch·seq."""
         return self.batch * self.seq
 
-    def kept(self, checkpointing: bool = False) -> int:
-        """All that the forward keeps; with checkpointing, of each block its input alone."""
-        tables = 2 * self.seq * self.body.head_dim  # rotary cos and sin, once for all layers
-        once = self.kept_at_the_top() + tables + (self.body.prefix.kept if self.body.prefix else 0)
+    def saved(self, checkpointing: bool = False) -> int:
+        """Return the number of floats that the forward pass saves.
+
+        With checkpointing, each block saves only its input.
+        """
+        tables = 2 * self.seq * self.structure.head_dim  # rotary cos and sin, once for all layers
+        prefix = self.structure.prefix.saved_for_backward if self.structure.prefix else 0
+        once = self.saved_by_head() + tables + prefix
         if checkpointing:
-            return once + len(self.body.blocks) * self.tokens * self.body.hidden
-        return once + sum(map(self.kept_by_block, self.body.blocks))
+            return once + len(self.structure.blocks) * self.tokens * self.structure.hidden
+        return once + sum(map(self.saved_by_block, self.structure.blocks))
 
-    def kept_by_block(self, block: tuple[Half, Half]) -> int:
-        """Both halves of a block, their inputs among it."""
-        return sum(map(self.kept_by_half, block))
+    def saved_by_block(self, block: tuple[Sublayer, Sublayer]) -> int:
+        """Return the floats that both sublayers of a block save, their inputs included."""
+        return sum(map(self.saved_by_sublayer, block))
 
-    def kept_by_half(self, half: Half) -> int:
-        """As the table above has it."""
-        N, d, width = self.tokens, self.body.hidden, half.writes.in_
-        kept = N * (d + 1) + sum(N * layer.out for layer in half.reads)
-        kept += self.kept_of_inputs(half.reads, d) + self.kept_of_inputs((half.writes,), width)
-        if half.is_attention:
-            kept += N * width + N * self.body.heads  # o and 1/Σe
-            kept += self.batch * self.body.heads * self.scores()
-            if 1 in (self.body.heads, self.seq) and half.writes.keeps_x:
-                kept -= N * width  # (b, h, t, d) → (b, t, h·d) is then no copy: the layer that writes keeps o itself
-            if self.body.prefix:  # in place of the N keys and N values that were counted
-                kept += 2 * self.batch * self.body.prefix.kv * (self.body.prefix.room(self.seq) - self.seq)
-        return kept
+    def saved_by_sublayer(self, sublayer: Sublayer) -> int:
+        """Return the floats that one sublayer saves; the table above lists them."""
+        N, d, width = self.tokens, self.structure.hidden, sublayer.output_layer.in_
+        saved = N * (d + 1) + sum(N * layer.out for layer in sublayer.input_layers)
+        saved += self.saved_inputs(sublayer.input_layers, d) + self.saved_inputs((sublayer.output_layer,), width)
+        if sublayer.is_attention:
+            saved += N * width + N * self.structure.heads  # o and 1/Σe
+            saved += self.batch * self.structure.heads * self.scores()
+            if 1 in (self.structure.heads, self.seq) and sublayer.output_layer.keeps_x:
+                saved -= N * width  # (b, h, t, d) → (b, t, h·d) is then a view: the output layer's x is o itself
+            if prefix := self.structure.prefix:  # replaces the N keys and N values that were counted above
+                saved += 2 * self.batch * prefix.kv * (prefix.cache_capacity(self.seq) - self.seq)
+        return saved
 
     def scores(self) -> int:
-        """Those of one head over one sequence, BLOCK queries at a time."""
-        return causal_scores(self.seq, BLOCK) + self.seq * self.body.virtual_tokens
+        """Return the number of attention scores of one head and one sequence, computed in blocks of BLOCK queries."""
+        return causal_scores(self.seq, BLOCK) + self.seq * self.structure.virtual_tokens
 
-    def kept_of_inputs(self, layers: tuple[Layer, ...], width: int) -> int:
-        """The x of layers that read the same x, once for all of them, and what each adapter keeps of its own."""
+    def saved_inputs(self, layers: tuple[Layer, ...], width: int) -> int:
+        """Return the floats of x, counted once for layers with the same input, plus the values that their adapters save."""
         N = self.tokens
         shared = N * width * any(layer.keeps_x for layer in layers)
-        return shared + sum(layer.adapter.kept(N, layer.out, layer.in_) for layer in layers if layer.adapter)
+        adapters = (layer.adapter.saved_for_backward(N, layer.out, layer.in_) for layer in layers if layer.adapter)
+        return shared + sum(adapters)
 
-    def kept_at_the_top(self) -> int:
-        """The last norm, the head and the loss, in whose cache the logits are."""
-        N, d = self.tokens, self.body.hidden
-        return N * (d + 1) + self.kept_of_inputs((self.body.head,), d) + N * self.body.vocabulary + 2 * N
+    def saved_by_head(self) -> int:
+        """Return the floats that the final norm, the output head and the loss save.
+
+        The loss saves the logits.
+        """
+        N, d = self.tokens, self.structure.hidden
+        return N * (d + 1) + self.saved_inputs((self.structure.head,), d) + N * self.structure.vocabulary + 2 * N

@@ -1,4 +1,7 @@
-"""A model on paper: every matrix as (out, in), and how often it occurs. All else on paper is derived from it."""
+"""Architectures of published models: the shape (out, in) of every matrix.
+
+Parameters, bytes and FLOPs are computed from it.
+"""
 
 from __future__ import annotations
 
@@ -9,57 +12,115 @@ from ..nn.targets import OUTPUT_HEAD
 
 @dataclass(frozen=True)
 class LinearShape:
-    """The shape of one linear layer, y = x Wᵀ + b: W (out, in), and b (out,) where there is a bias."""
+    """The shape of one linear layer y = x Wᵀ + b.
 
-    name: str  # within its block, such as "self_attn.q_proj"
+    Parameters
+    ----------
+    name : str
+        Name within the block, such as "self_attn.q_proj".
+    out, in_ : int
+        Shape of W, (out, in).
+    bias : bool
+        True if the layer has a bias b (out,).
+
+    Examples
+    --------
+    >>> from lora_np.costs import LinearShape
+    >>> LinearShape("mlp.c_fc", out=8, in_=3, bias=True).parameters
+    32
+    """
+
+    name: str
     out: int
     in_: int
     bias: bool = False
 
     @property
     def parameters(self) -> int:
+        """The number of parameters: out·in, plus out for a bias."""
         return self.out * self.in_ + (self.out if self.bias else 0)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder-only Transformer: embeddings, `layers` equal blocks, a last norm, an output head.
+    """A decoder-only Transformer: embeddings, equal blocks, a final norm and an output head.
 
-    `hidden` is d, the width of the residual stream. Each block has two norms and the layers of `linears`.
+    Each block has two norms and the linear layers of `linears`.
+
+    Parameters
+    ----------
+    name : str
+        Name of the model, for example "llama-2-7b".
+    layers : int
+        Number of blocks.
+    hidden : int
+        Width d of the residual stream.
+    heads, kv_heads : int
+        Number of query heads, and of key/value heads; kv_heads < heads in grouped-query attention.
+    vocabulary : int
+        Number of tokens in the vocabulary.
+    block : str
+        Name of a block, with {} for its index: "model.layers.{}".
+    linears : tuple of LinearShape
+        The linear layers of one block. The output layer of the attention and of the MLP is the last of its sublayer.
+    norm_vectors : int
+        Number of vectors of length d per norm: RMSNorm has 1 (gain), LayerNorm has 2 (gain and bias).
+    positions : int
+        Number of rows of a learned position embedding; 0 for rotary embeddings.
+    tied : bool
+        True if the output head shares the matrix of the token embedding. The matrix is then counted once.
+
+    Examples
+    --------
+    >>> from lora_np import costs
+    >>> model = costs.MODELS["smollm2-135m"]
+    >>> model.layers, model.head_dim, f"{model.parameters:,}"
+    (30, 64, '134,515,008')
     """
 
     name: str
     layers: int
     hidden: int
     heads: int
-    kv_heads: int  # fewer than heads under grouped-query attention
+    kv_heads: int
     vocabulary: int
-    block: str  # the name of a block, with {} for its number: "model.layers.{}"
+    block: str
     linears: tuple[LinearShape, ...]
-    norm_vectors: int  # of length d in one norm: RMSNorm has a gain; LayerNorm a gain and a bias
-    positions: int = 0  # rows of a learned table of positions; rotary embeddings need none
-    tied: bool = False  # the head's matrix is the token embedding itself, and is counted once
+    norm_vectors: int
+    positions: int = 0
+    tied: bool = False
 
     @property
     def head_dim(self) -> int:
+        """The number of features per attention head."""
         return self.hidden // self.heads
 
     @property
     def head(self) -> LinearShape:
+        """The shape of the output head, W (vocabulary, d)."""
         return LinearShape(OUTPUT_HEAD, self.vocabulary, self.hidden)
 
     @property
     def mlp(self) -> tuple[LinearShape, ...]:
-        """A block's layers of its MLP, the one that writes to the residual stream last."""
+        """The linear layers of a block's MLP. The layer that writes to the residual stream is the last."""
         return tuple(linear for linear in self.linears if linear.name.startswith("mlp."))
 
     @property
     def attention(self) -> tuple[LinearShape, ...]:
-        """The others, those of its attention, in the same order."""
+        """The linear layers of a block's attention.
+
+        The layer that writes to the residual stream is the last.
+        """
         return tuple(linear for linear in self.linears if linear not in self.mlp)
 
     def linear_layers(self) -> dict[str, LinearShape]:
-        """Every linear layer by its full name, block after block, the output head last."""
+        """Return the shape of every linear layer by its full name.
+
+        Returns
+        -------
+        dict of str to LinearShape
+            Block after block; the output head is the last entry.
+        """
         blocks = {
             f"{self.block.format(i)}.{linear.name}": linear for i in range(self.layers) for linear in self.linears
         }
@@ -67,33 +128,61 @@ class Architecture:
 
     @property
     def embedding_parameters(self) -> int:
+        """The number of parameters of the token and position embeddings."""
         return (self.vocabulary + self.positions) * self.hidden
 
     @property
     def block_linear_parameters(self) -> int:
-        """The linear layers of all blocks, biases included: what "all-linear" reaches."""
+        """The number of parameters in the linear layers of all blocks, with biases: the layers of "all-linear"."""
         return self.layers * sum(linear.parameters for linear in self.linears)
 
     @property
     def norm_parameters(self) -> int:
+        """The number of parameters of all norms: two per block and the final norm."""
         return (2 * self.layers + 1) * self.norm_vectors * self.hidden
 
     @property
     def head_parameters(self) -> int:
+        """The number of parameters of the output head; 0 if it shares the token embedding's matrix."""
         return 0 if self.tied else self.head.parameters
 
     @property
     def parameters(self) -> int:
-        """All parameters of the model, without any adapter."""
+        """The number of parameters of the model, without adapters."""
         return self.embedding_parameters + self.block_linear_parameters + self.norm_parameters + self.head_parameters
 
 
 def llama(
     name: str, layers: int, hidden: int, heads: int, kv_heads: int, ffn: int, vocabulary: int, tied: bool = False
 ) -> Architecture:
-    """The Llama family, Mistral and SmolLM2 included: no biases, RMSNorm, rotary positions, a gated MLP of width ffn.
+    """Return the architecture of a Llama-like model (Llama, Mistral, SmolLM2).
 
-    Keys and values have kv_heads heads of hidden/heads features each. Names as in transformers' LlamaForCausalLM.
+    These models have no biases, RMSNorm, rotary position embeddings and a gated MLP. The layer names are those of
+    transformers' LlamaForCausalLM.
+
+    Parameters
+    ----------
+    name : str
+        Name of the model.
+    layers, hidden, heads, kv_heads : int
+        As in `Architecture`. Each head has hidden / heads features.
+    ffn : int
+        Width of the MLP.
+    vocabulary : int
+        Number of tokens in the vocabulary.
+    tied : bool
+        True if the output head shares the token embedding's matrix.
+
+    Returns
+    -------
+    Architecture
+        The architecture, to be given to `count`, `flops`, `memory` or `report`.
+
+    Examples
+    --------
+    >>> from lora_np import costs
+    >>> costs.llama("tiny", 2, hidden=8, heads=2, kv_heads=1, ffn=16, vocabulary=32).parameters
+    1704
     """
     kv = kv_heads * hidden // heads
     linears = (
@@ -111,11 +200,34 @@ def llama(
 
 
 def gpt(name: str, layers: int, hidden: int, heads: int, positions: int, fused: bool) -> Architecture:
-    """The GPT-2 family: biases, LayerNorm, learned positions, a plain MLP of width 4d, a tied head.
+    """Return the architecture of a GPT-2-like model.
 
-    Names as in transformers' GPT2LMHeadModel, where one matrix c_attn (3d, d) makes queries, keys and values. GPT-3
-    has no public code: with fused=False its attention gets q_proj, k_proj, v_proj and o_proj of (d, d), the four
-    matrices W_q, W_k, W_v, W_o whose adapters the LoRA paper counts.
+    These models have biases, LayerNorm, learned positions, an MLP of width 4d and a tied output head.
+
+    Parameters
+    ----------
+    name : str
+        Name of the model.
+    layers, hidden, heads : int
+        As in `Architecture`.
+    positions : int
+        Number of rows of the learned position embedding.
+    fused : bool
+        True: one matrix c_attn (3d, d) computes queries, keys and values, with the names of transformers'
+        GPT2LMHeadModel.
+        False: the attention has q_proj, k_proj, v_proj and o_proj of shape (d, d). The code of GPT-3 is not public; the
+        LoRA paper counts adapters on these four matrices.
+
+    Returns
+    -------
+    Architecture
+        The architecture, to be given to `count`, `flops`, `memory` or `report`.
+
+    Examples
+    --------
+    >>> from lora_np import costs
+    >>> costs.gpt("gpt-2", layers=12, hidden=768, heads=12, positions=1024, fused=True).parameters
+    124439808
     """
     attention: tuple[LinearShape, ...]
     if fused:
@@ -164,7 +276,29 @@ MODELS: dict[str, Architecture] = {
 
 
 def architecture_of(name: str) -> Architecture:
-    """The published configuration called `name`. Raises ValueError with the known names."""
+    """Return the architecture of a published model.
+
+    Parameters
+    ----------
+    name : str
+        A key of `MODELS`.
+
+    Returns
+    -------
+    Architecture
+        `MODELS[name]`.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown. The message lists the known names.
+
+    Examples
+    --------
+    >>> from lora_np import costs
+    >>> costs.architecture_of("gpt-2").layers
+    12
+    """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; costs.MODELS has {', '.join(MODELS)}")
     return MODELS[name]

@@ -1,14 +1,17 @@
-"""The arithmetic of one training step, product by product: a multiplication and an addition are two operations (FLOPs).
+"""The FLOPs of one training step, from every matrix product.
 
-For N tokens through W (out, in), with an adapter A (r, in), B (out, r) beside it:
+One multiplication and one addition are two FLOPs.
 
-    forward        x Wᵀ            2·N·out·in        h = x Aᵀ, h Bᵀ       2·N·r·(in + out)
-    backward, dx   dy W            2·N·out·in        dh = dy B, dh A      2·N·r·(in + out)
+For N tokens, a weight W (out, in) and an adapter A (r, in), B (out, r):
+
+    forward        x Wᵀ            2·N·out·in        h = x Aᵀ, h Bᵀ           2·N·r·(in + out)
+    backward, dx   dy W            2·N·out·in        dh = dy B, dh A          2·N·r·(in + out)
     backward, dW   dyᵀ x           2·N·out·in        dB = dyᵀ h, dA = dhᵀ x   2·N·r·(in + out)
 
-Full fine-tuning does the left column; LoRA drops its last line and adds the right column. For a square W (n, n) that is
-2n² + 6nr multiply-adds a token in place of 3n² (Schulman 2025, "LoRA Without Regret"). Norms, softmax, activations and the
-optimizer are not counted: they touch each number once, where a product uses it a thousand times.
+Full fine-tuning computes the left column. LoRA computes the left column without its last line, and the right column.
+For a square W (n, n) these are 2n² + 6nr multiply-adds per token, against 3n² (Schulman 2025, "LoRA Without Regret").
+Norms, softmax, activations and the optimizer are not counted: they use each number once, and a matrix product uses it
+about a thousand times.
 """
 
 from __future__ import annotations
@@ -17,31 +20,53 @@ from dataclasses import dataclass, field
 
 from ..peft.config import PeftConfig
 from ..peft.cost import Products, linear_products
-from .anatomy import Layer
-from .subject import Model, shows_its_call, subject_of
+from .resolve import Model, resolve_model, with_usage_in_errors
+from .structure import Layer
 
 
 @dataclass(frozen=True)
 class Flops:
-    """What one training step computes, in floating point operations."""
+    """The floating-point operations (FLOPs) of one training step.
+
+    Parameters
+    ----------
+    tokens : int
+        Number of tokens, batch·seq.
+    linear : Products
+        Products with the weights W of the blocks.
+    adapter : Products
+        Products with the adapters' matrices.
+    attention : Products
+        The products q kᵀ and p v of the attention.
+    head : Products
+        Products with the output head: hidden states → logits.
+
+    Examples
+    --------
+    >>> from lora_np import LoraConfig, costs
+    >>> step = costs.flops("llama-2-7b", LoraConfig(r=8), batch=1, seq=512)
+    >>> f"{step.total / step.tokens / 1e9:.1f} GFLOP per token"
+    '26.8 GFLOP per token'
+    """
 
     tokens: int
-    linear: Products = field(default_factory=Products)  # the blocks' W
-    adapter: Products = field(default_factory=Products)  # A and B, or what else was added, wherever it is
-    attention: Products = field(default_factory=Products)  # q kᵀ and p v
-    head: Products = field(default_factory=Products)  # hidden states → logits
+    linear: Products = field(default_factory=Products)
+    adapter: Products = field(default_factory=Products)
+    attention: Products = field(default_factory=Products)
+    head: Products = field(default_factory=Products)
 
     @property
     def products(self) -> Products:
-        """All of them together."""
+        """The sum of all products."""
         return self.linear + self.adapter + self.attention + self.head
 
     @property
     def total(self) -> int:
+        """All FLOPs of the step."""
         return self.products.total
 
     def __str__(self) -> str:
-        """A table in GFLOP (10⁹), and the sum for each token."""
+        """Return a table in GFLOP (10⁹ FLOPs), and the sum per token."""
         parts = {"linear layers, W": self.linear, "adapters": self.adapter, "attention": self.attention}
         parts |= {"output head": self.head, "sum": self.products}
         lines = [f"{'GFLOP':<20}{'forward':>14}{'backward, dx':>14}{'backward, dW':>14}{'sum':>14}"]
@@ -50,7 +75,7 @@ class Flops:
         return "\n".join([*lines, f"{self.total / self.tokens / 1e9:,.4f} GFLOP for each of {self.tokens:,} tokens"])
 
 
-@shows_its_call
+@with_usage_in_errors
 def flops(
     model: Model,
     config: PeftConfig | None = None,
@@ -60,49 +85,79 @@ def flops(
     quantize: str | None = None,
     attention_block: int = 1,
 ) -> Flops:
-    """The floating point operations of one training step on `batch` sequences of `seq` tokens, all of them predicted.
+    """Count the floating-point operations of one training step.
 
-        flops("llama-2-7b", LoraConfig(r=16, target_modules="all-linear"), batch=2, seq=2048)
-        flops(peft_model, batch=2, seq=256)                             a live model as it is
+    A gradient that no trained parameter needs is not computed, so it is not counted. Decoding a quantised matrix counts
+    0, and the second forward pass of gradient checkpointing is not counted.
 
-    model, config, quantize: as in `memory`. Only matrix products count: the decoding of a quantised matrix costs 0
-        here. A gradient that no trained parameter needs is not computed, so it is not counted. The second forward of
-        gradient checkpointing is not counted either.
-    attention_block: how many queries go through attention together, over the keys that the last of them sees. 1 counts
-        what causality needs, seq·(seq + 1)/2 scores; `ops.attention.BLOCK` what this library computes; seq all scores.
+    Parameters
+    ----------
+    model : str, Architecture, Transformer or PeftModel
+        As in `memory`.
+    config : PeftConfig or None
+        As in `memory`.
+    batch, seq : int
+        Number of sequences, and tokens per sequence. Every token has a target.
+    quantize : {"nf4", "fp4", "int4"} or None
+        As in `memory`.
+    attention_block : int
+        Number of queries that the attention processes together; each sees all keys up to the last query of its block.
+        1 counts the scores that causal attention needs, seq·(seq + 1)/2. `ops.attention.BLOCK` counts the scores that
+        this library computes. `seq` counts all seq² scores.
 
-    Raises ValueError for a number below 1, and as `memory` does.
+    Returns
+    -------
+    Flops
+        The FLOPs by part; `print` shows them as a table.
+
+    Raises
+    ------
+    ValueError
+        If `batch`, `seq` or `attention_block` is below 1, and in the cases of `memory`.
+    TypeError
+        As in `memory`.
+
+    Examples
+    --------
+    >>> from lora_np import LoraConfig, costs
+    >>> full = costs.flops("llama-2-7b", batch=1, seq=512)
+    >>> lora = costs.flops("llama-2-7b", LoraConfig(r=16, target_modules="all-linear"), batch=1, seq=512)
+    >>> f"{lora.total / full.total:.2f}"
+    '0.67'
     """
     if min(batch, seq, attention_block) < 1:
-        raise ValueError(f"batch {batch}, seq {seq}, attention_block {attention_block}: expected at least 1 of each")
-    body, tokens = subject_of(model, config, quantize).anatomy(), batch * seq
-    scores = body.heads * batch * (causal_scores(seq, attention_block) + seq * body.virtual_tokens)
+        raise ValueError(f"batch {batch}, seq {seq}, attention_block {attention_block}: each must be at least 1")
+    structure, tokens = resolve_model(model, config, quantize).structure(), batch * seq
+    scores = structure.heads * batch * (causal_scores(seq, attention_block) + seq * structure.virtual_tokens)
     linear, attention = Products(), Products()
-    adapter = body.prefix.products if body.prefix else Products()
-    for half, need_dx in body.walk():
-        inner = need_dx or half.inner_trainable  # the gradient between the layers that read and the one that writes
-        layers = [(layer, need_dx) for layer in half.reads] + [(half.writes, inner)]
+    adapter = structure.prefix.products if structure.prefix else Products()
+    for sublayer, need_dx in structure.sublayers():
+        inner = need_dx or sublayer.inner_trainable  # whether the output layer computes dx
+        layers = [(layer, need_dx) for layer in sublayer.input_layers] + [(sublayer.output_layer, inner)]
         for layer, need in layers:
             linear += weight_products(layer, tokens, need)
             adapter += adapter_products(layer, tokens, need)
-        if half.is_attention:  # q kᵀ and p v; backward dp, dv, dq and dk
-            attention += Products(4 * body.head_dim * scores, 8 * body.head_dim * scores * inner)
-    need = body.trainable_below_the_head
-    adapter += adapter_products(body.head, tokens, need)
-    return Flops(tokens, linear, adapter, attention, weight_products(body.head, tokens, need))
+        if sublayer.is_attention:  # q kᵀ and p v; backward dp, dv, dq and dk
+            attention += Products(4 * structure.head_dim * scores, 8 * structure.head_dim * scores * inner)
+    need = structure.trainable_below_the_head
+    adapter += adapter_products(structure.head, tokens, need)
+    return Flops(tokens, linear, adapter, attention, weight_products(structure.head, tokens, need))
 
 
 def weight_products(layer: Layer, tokens: int, need_dx: bool) -> Products:
-    """x Wᵀ, dy W where it is needed, dyᵀ x where W is trained: 2·N·out·in each."""
+    """Return the FLOPs of x Wᵀ, of dy W if dx is needed, and of dyᵀ x if W is trained: 2·N·out·in each."""
     return linear_products(tokens, layer.out, layer.in_, need_dx, layer.trained)
 
 
 def adapter_products(layer: Layer, tokens: int, need_dx: bool) -> Products:
-    """What the layer's adapter multiplies, if it has one."""
+    """Return the FLOPs of the layer's adapter; zero without an adapter."""
     return layer.adapter.products(tokens, layer.out, layer.in_, need_dx) if layer.adapter else Products()
 
 
 def causal_scores(seq: int, block: int = 1) -> int:
-    """Scores of one head over one sequence, where `block` queries at a time see the keys up to the last of them."""
+    """Return the number of attention scores of one head and one sequence.
+
+    Each block of queries sees the keys up to its last query.
+    """
     starts = range(0, seq, block)
     return sum((min(start + block, seq) - start) * min(start + block, seq) for start in starts)

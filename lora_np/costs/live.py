@@ -1,4 +1,4 @@
-"""A live model: its parameters, the bytes of its arrays, and the anatomy of a step with its active adapter."""
+"""A live model: its parameters, the bytes of its arrays, and the structure of a training step with its active adapter."""
 
 from __future__ import annotations
 
@@ -16,26 +16,35 @@ from ..peft.registry import method_of
 from ..quantization import Quantized4bit
 from ..transformer import Transformer
 from ..transformer.decoder import MLP, Attention, Block
-from .anatomy import Anatomy, Half, Layer, check_known
+from .structure import Layer, ModelStructure, Sublayer, check_cost_known
 
 
-class Live:
-    """A Transformer or a PeftModel; any other Module has parameters to count, and no step."""
+class LiveModel:
+    """A model whose arrays exist.
+
+    A Transformer or a PeftModel has all costs; for any other Module only parameters are counted.
+    """
 
     def __init__(self, model: Module) -> None:
         self.model = model
 
     def parameters(self) -> tuple[int, int, int]:
-        """(numbers of the base, numbers added to it, numbers trained). Raises ValueError where there are none."""
+        """Return the number of base, adapter and trained parameters.
+
+        Raises ValueError for a model without parameters.
+        """
         parameters = [p for _, p in self.model.named_parameters()]
-        total, trained = numbers(parameters), numbers(p for p in parameters if p.trainable)
+        total, trained = total_size(parameters), total_size(p for p in parameters if p.trainable)
         if total == 0:
-            raise ValueError(f"this {type(self.model).__name__} has no parameters, so there is nothing to count.")
-        added = numbers(adapter_parameters(self.model))
+            raise ValueError(f"this {type(self.model).__name__} has no parameters to count")
+        added = total_size(adapter_parameters(self.model))
         return total - added, added, trained
 
-    def stored(self, slots: int) -> dict[str, int]:
-        """The bytes of `Memory` that do not depend on the batch, from the arrays; an inactive adapter's too."""
+    def fixed_bytes(self, slots: int) -> dict[str, int]:
+        """Return the fields of `Memory` that do not depend on the batch, in bytes.
+
+        Inactive adapters are included.
+        """
         parameters = [p for _, p in self.model.named_parameters()]
         adapter = sum(p.value.nbytes for p in adapter_parameters(self.model))
         trained = [p for p in parameters if p.trainable]
@@ -51,21 +60,23 @@ class Live:
 
     @property
     def itemsize(self) -> int:
-        """The bytes of a number that is computed: those of the embedding's."""
+        """Bytes per activation: those of an element of the token embedding."""
         return self.transformer.model.embed_tokens.weight.value.itemsize
 
     @property
     def transformer(self) -> Transformer:
-        """The model, or the base in a PeftModel. Raises TypeError for another Module."""
+        """The model, or the base model of a PeftModel. Raises TypeError for any other Module."""
         model = self.model.model if isinstance(self.model, PeftModel) else self.model
         if not isinstance(model, Transformer):
-            raise TypeError(f"a step is of a Transformer or a PeftModel, got {type(model).__name__}")
+            raise TypeError(f"expected a Transformer or a PeftModel, got {type(model).__name__}")
         return model
 
-    def added(self) -> tuple[dict[str, AdapterCost], PrefixCost | None]:
-        """What the active adapter adds to a step: layer → cost, and a prefix. Merged into the weights, it adds nothing.
+    def adapter_costs(self) -> tuple[dict[str, AdapterCost], PrefixCost | None]:
+        """Return the costs of the active adapter by layer name, and the cost of its prefix.
 
-        Raises ValueError where its method does not say.
+        A merged adapter costs nothing.
+
+        Raises ValueError if the adapter's method does not define its cost.
         """
         if not isinstance(self.model, PeftModel) or self.model.active_adapter is None:
             return {}, None
@@ -75,14 +86,14 @@ class Live:
         adapters, prefix = {}, encoder.cost() if encoder else None
         if isinstance(method, LayerMethod):
             adapters = {name: method.cost_of(layer.adapters[active]) for name, layer in layers.items()}
-        check_known(config, adapters, prefix)
+        check_cost_known(config, adapters, prefix)
         return {name: cost for name, cost in adapters.items() if not layers[name].merged}, prefix
 
-    def anatomy(self) -> Anatomy:
-        """What a step's arithmetic and memory depend on."""
-        transformer, (adapters, prefix) = self.transformer, self.added()
+    def structure(self) -> ModelStructure:
+        """Return the structure that determines the FLOPs and the memory of a training step."""
+        transformer, (adapters, prefix) = self.transformer, self.adapter_costs()
         decoder, config = transformer.model, transformer.config
-        past_trained = prefix is not None and prefix.trained
+        prefix_trained = prefix is not None and prefix.trained
 
         def layer(name: str, module: Any) -> Layer:
             base = module.base_layer if isinstance(module, AdaptedLinear) else module
@@ -92,16 +103,16 @@ class Live:
             out, in_ = module.out_features, module.in_features
             return Layer(name, out, in_, trained, adapters.get(name), module.trainable, quantized)
 
-        def half(path: str, norm: RMSNorm, module: Attention | MLP) -> Half:
+        def sublayer(path: str, norm: RMSNorm, module: Attention | MLP) -> Sublayer:
             *reads, writes = (layer(f"{path}.{name}", child) for name, child in module.children())
             is_attention = isinstance(module, Attention)
-            return Half(norm.weight.trainable, tuple(reads), writes, is_attention, is_attention and past_trained)
+            return Sublayer(norm.weight.trainable, tuple(reads), writes, is_attention, is_attention and prefix_trained)
 
-        def halves(path: str, block: Block) -> tuple[Half, Half]:
-            first = half(f"{path}.self_attn", block.input_layernorm, block.self_attn)
-            return first, half(f"{path}.mlp", block.post_attention_layernorm, block.mlp)
+        def sublayers(path: str, block: Block) -> tuple[Sublayer, Sublayer]:
+            first = sublayer(f"{path}.self_attn", block.input_layernorm, block.self_attn)
+            return first, sublayer(f"{path}.mlp", block.post_attention_layernorm, block.mlp)
 
-        return Anatomy(
+        return ModelStructure(
             type(self.model).__name__,
             config.hidden_size,
             config.num_attention_heads,
@@ -109,7 +120,7 @@ class Live:
             config.head_dim,
             config.vocab_size,
             decoder.embed_tokens.weight.trainable,
-            tuple(halves(f"model.layers.{i}", block) for i, block in enumerate(decoder.layers)),
+            tuple(sublayers(f"model.layers.{i}", block) for i, block in enumerate(decoder.layers)),
             decoder.norm.weight.trainable,
             layer(OUTPUT_HEAD, transformer.output_head),
             prefix,
@@ -118,19 +129,56 @@ class Live:
 
 @singledispatch
 def stored_bytes(module: Module) -> int:
-    """The bytes of the weights that a module stores, and that are not Parameters: 0, where no other is registered.
+    """Return the bytes of the weights that a module stores and that are not Parameters.
 
-    A layer that stores its weights in a way of its own registers what it takes; a step then decodes them for each product:
+    A layer class with its own storage format registers a function, as in the example. `costs` then assumes that a
+    training step decodes these weights for each product.
 
-        @costs.stored_bytes.register
-        def _(layer: Ternary) -> int:
-            return layer.codes.nbytes
+    Parameters
+    ----------
+    module : Module
+        The layer.
+
+    Returns
+    -------
+    int
+        Bytes; 0 if no function is registered for the class of `module`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import costs, nn
+    >>> class Ternary(nn.Module):
+    ...     codes = np.zeros(10, np.uint8)
+    >>> @costs.stored_bytes.register
+    ... def _(layer: Ternary) -> int:
+    ...     return layer.codes.nbytes
+    >>> costs.stored_bytes(Ternary())
+    10
     """
     return 0
 
 
 def adapter_parameters(model: Module | Trainable) -> list[Parameter]:
-    """The parameters of a live model's adapters. A PeftModel knows them; a base has those in its layers."""
+    """Return the parameters of a live model's adapters, frozen parameters included.
+
+    Parameters
+    ----------
+    model : Module
+        A PeftModel, or a model with adapted layers.
+
+    Returns
+    -------
+    list of Parameter
+        Each parameter once.
+
+    Examples
+    --------
+    >>> import lora_np as ln
+    >>> peft_model = ln.get_peft_model(ln.load_model("tiny"), ln.LoraConfig(r=2))
+    >>> sum(p.value.size for p in ln.costs.adapter_parameters(peft_model))
+    4480
+    """
     if isinstance(model, PeftModel):
         return list(model.adapter_parameters())
     modules = model.named_modules() if isinstance(model, Module) else ()
@@ -139,6 +187,6 @@ def adapter_parameters(model: Module | Trainable) -> list[Parameter]:
     return list({id(p): p for p in parameters}.values())
 
 
-def numbers(parameters: Iterable[Parameter]) -> int:
-    """How many numbers these parameters have."""
+def total_size(parameters: Iterable[Parameter]) -> int:
+    """Return the number of elements of these parameters."""
     return sum(p.value.size for p in parameters)

@@ -1,10 +1,11 @@
 """The bytes of a training step: weights, gradients, optimizer state, activations and temporaries.
 
-    memory(peft_model, batch=2, seq=256)                                          a live model: the bytes of its arrays
-    memory("llama-65b", LoraConfig(r=16), batch=1, seq=512, quantize="nf4")       on paper
+    memory(peft_model, batch=2, seq=256)                                          a live model
+    memory("llama-65b", LoraConfig(r=16), batch=1, seq=512, quantize="nf4")       a planned model, without arrays
 
-A trained number costs its weight, its gradient and two numbers of AdamW's state, 16 bytes in float32; a frozen one costs
-its weight. LoRA makes nearly all frozen, and QLoRA stores the frozen ones in about four bits.
+A trained parameter takes 16 bytes in float32: its weight, its gradient and two numbers of AdamW's state. A frozen
+parameter takes only its weight. LoRA freezes nearly all parameters, and QLoRA stores the frozen weights in about four
+bits.
 """
 
 from __future__ import annotations
@@ -12,42 +13,79 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..peft.config import PeftConfig
-from .activations import Work
-from .live import Live
+from .activations import TrainingStep
+from .live import LiveModel
 from .precision import BYTES, Precision, precision_of
-from .subject import AS_IT_IS, Model, shows_its_call, subject_of
-from .temporaries import moments, update_moment
+from .resolve import LIVE_MODEL_ERROR, Model, resolve_model, with_usage_in_errors
+from .temporaries import peak_candidates, update_peak
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one training step at its largest moment; `temporaries` are what that moment holds besides the rest."""
+    """The memory of one training step, in bytes, at its peak.
 
-    weights: int  # the base's, as they are stored
-    adapter: int  # A and B, or what else was added
+    Parameters
+    ----------
+    weights : int
+        The base model's weights, as they are stored.
+    adapter : int
+        The adapters' parameters.
+    gradients : int
+        The gradients of all trained parameters.
+    optimizer : int
+        The optimizer's state.
+    master : int
+        The high-precision copy of the trained weights, to which updates are added; 0 without such a copy.
+    activations : int
+        The arrays that the forward pass saves for the backward pass, logits included.
+    temporaries : int
+        All other arrays at the peak of the step.
+
+    Examples
+    --------
+    >>> from lora_np import LoraConfig, costs
+    >>> step = costs.memory("llama-2-7b", LoraConfig(r=16), batch=1, seq=512, quantize="nf4", checkpointing=True)
+    >>> step.fits(8), f"{step.total / 1e9:.1f} GB"
+    (True, '4.3 GB')
+    """
+
+    weights: int
+    adapter: int
     gradients: int
-    optimizer: int  # its state
-    master: int  # the copy of the trained weights that updates are added to, or 0 if the recipe keeps no copy
-    activations: int  # what the forward keeps for the backward, logits among it
+    optimizer: int
+    master: int
+    activations: int
     temporaries: int
 
     @property
     def total(self) -> int:
+        """The sum of all parts, in bytes."""
         return sum(vars(self).values())
 
     def fits(self, gigabytes: float) -> bool:
-        """Whether all of it fits in so many GB of 10⁹ bytes."""
+        """Return True if the step fits into the given memory.
+
+        Parameters
+        ----------
+        gigabytes : float
+            Memory in GB of 10⁹ bytes.
+
+        Returns
+        -------
+        bool
+            True if `total` is at most `gigabytes`·10⁹ bytes.
+        """
         return self.total <= gigabytes * 1e9
 
     def __str__(self) -> str:
-        """A table in GB of 10⁹ bytes, as cards are sold, and in GiB of 2³⁰, as systems count."""
+        """Return a table in GB (10⁹ bytes, the unit of data sheets) and in GiB (2³⁰ bytes, the unit of operating systems)."""
         lines = [f"{'':<16}{'GB (10⁹)':>12}{'GiB (2³⁰)':>12}"]
         for name, size in {**vars(self), "sum": self.total}.items():
             lines.append(f"{name:<16}{size / 1e9:>12,.3f}{size / 2**30:>12,.3f}")
         return "\n".join(lines)
 
 
-@shows_its_call
+@with_usage_in_errors
 def memory(
     model: Model,
     config: PeftConfig | None = None,
@@ -60,48 +98,80 @@ def memory(
     slots: int = 2,
     checkpointing: bool = False,
 ) -> Memory:
-    """The memory of one training step on `batch` sequences of `seq` tokens, from the second step on: the state is there.
+    """Compute the peak memory of one training step, with the optimizer state allocated.
 
-    model: a name in MODELS, an Architecture, or a live Transformer or PeftModel, which is taken as it is.
-    config: on paper how the model is adapted, as `get_peft_model` takes it; None means full fine-tuning.
-    quantize: on paper the four-bit type of the blocks' matrices, "nf4", "fp4" or "int4", which take the same bytes.
-    double_quant: whether their absmax are quantised too; None means True.
-    precision: on paper the name of a recipe in PRECISIONS, or a Precision of your own; None means "16-bit".
-    slots: how many numbers of state the optimizer has for each trained one: AdamW 2, SGD with momentum 1, without 0.
-    checkpointing: on paper the forward keeps of each block its input alone, and the backward runs each block again.
+    For a live model, weights, gradients and optimizer state are the bytes of its arrays in one worker; inactive
+    adapters are included. For a planned model (a name or an Architecture), the activations are those that this library
+    would save, in the format of `precision`. Other frameworks can save more; fused attention saves no scores.
 
-    Of a live model weights, gradients and optimizer state are the bytes of its arrays, an inactive adapter's too, for one
-    worker. On paper the activations are those that this library would keep, in the recipe's format. Fused
-    attention keeps no scores. Other frameworks may keep more.
+    Parameters
+    ----------
+    model : str, Architecture, Transformer or PeftModel
+        A name in `MODELS`, an architecture, or a live model.
+    config : PeftConfig or None
+        For a planned model: how it is adapted, as in `get_peft_model`. None means full fine-tuning.
+    batch, seq : int
+        Number of sequences, and tokens per sequence.
+    quantize : {"nf4", "fp4", "int4"} or None
+        For a planned model: the four-bit type of the blocks' matrices. All three take the same bytes.
+    double_quant : bool or None
+        Whether the absmax values are quantised too; None means True.
+    precision : str, Precision or None
+        For a planned model: a key of `PRECISIONS`, or a Precision. None means "16-bit".
+    slots : int
+        Numbers of optimizer state per trained parameter: 2 for AdamW, 1 for SGD with momentum, 0 for plain SGD.
+    checkpointing : bool
+        For a planned model: gradient checkpointing. Each block saves only its input, and the backward pass repeats its
+        forward.
 
-    Raises ValueError for an unknown model, for a target module that matches no layer, for a method that does not say its
-    cost, and for a setting without a use; TypeError for what is not a model or not a configuration.
+    Returns
+    -------
+    Memory
+        The bytes by part; `print` shows them as a table.
+
+    Raises
+    ------
+    ValueError
+        If the model is unknown, a target module matches no layer, the method does not define its cost, or an argument
+        does not apply to this model.
+    TypeError
+        If `model` is not a model or `config` is not a configuration.
+
+    Examples
+    --------
+    >>> from lora_np import LoraConfig, costs
+    >>> full = costs.memory("llama-2-7b", batch=1, seq=512, checkpointing=True)
+    >>> lora = costs.memory("llama-2-7b", LoraConfig(r=16), batch=1, seq=512, checkpointing=True)
+    >>> f"{full.total / 1e9:.0f} GB, {lora.total / 1e9:.0f} GB"
+    '81 GB, 14 GB'
     """
     if batch < 1 or seq < 1 or slots < 0:
-        raise ValueError(f"batch {batch}, seq {seq}, slots {slots}: a step has at least one sequence of one token")
-    subject = subject_of(model, config, quantize)
-    if isinstance(subject, Live):
+        raise ValueError(f"batch {batch}, seq {seq}, slots {slots}: batch and seq must be at least 1, slots at least 0")
+    subject = resolve_model(model, config, quantize)
+    if isinstance(subject, LiveModel):
         if precision is not None or double_quant is not None or checkpointing:
-            raise ValueError(AS_IT_IS)
-        static, activation, gradient = subject.stored(slots), subject.itemsize, subject.itemsize
+            raise ValueError(LIVE_MODEL_ERROR)
+        static, activation, gradient = subject.fixed_bytes(slots), subject.itemsize, subject.itemsize
     else:
         if double_quant is not None and quantize is None:
-            raise ValueError(f"double_quant={double_quant} is a setting of a quantised base: give quantize='nf4' too")
+            raise ValueError(f"double_quant={double_quant} needs a quantised base; give quantize='nf4' too")
         formats = precision_of("16-bit" if precision is None else precision)
-        static = subject.stored(formats, double_quant is not False, slots)
+        static = subject.fixed_bytes(formats, double_quant is not False, slots)
         activation, gradient = BYTES[formats.activations], BYTES[formats.gradients]
-    return step_memory(Work(subject.anatomy(), batch, seq), static, activation, gradient, checkpointing)
+    return step_memory(TrainingStep(subject.structure(), batch, seq), static, activation, gradient, checkpointing)
 
 
 def step_memory(
-    work: Work, static: dict[str, int], activation: int, gradient: int, checkpointing: bool = False
+    step: TrainingStep, static: dict[str, int], activation: int, gradient: int, checkpointing: bool = False
 ) -> Memory:
-    """The largest moment of the step, of those in forward and backward and that of the update, and what it holds.
+    """Return the memory at the peak of the step.
 
-    static: the parts that do not depend on the batch; activation, gradient: bytes of one number.
+    The peak is in the forward pass, in the backward pass or in the optimizer update.
+
+    static: the parts that do not depend on the batch. activation, gradient: bytes per element.
     """
-    kept = work.kept(checkpointing) * activation + 8 * work.tokens  # and the targets' columns, as int64
-    again = max(map(work.kept_by_block, work.body.blocks)) * activation if checkpointing else 0
-    largest = max(held * activation + there * gradient for held, there in moments(work)) + kept + again
-    largest = max(largest, static["gradients"] + update_moment(work) * gradient)
-    return Memory(**static, activations=kept, temporaries=largest - static["gradients"] - kept)
+    saved = step.saved(checkpointing) * activation + 8 * step.tokens  # the targets are int64
+    recomputed = max(map(step.saved_by_block, step.structure.blocks)) * activation if checkpointing else 0
+    peak = max(floats * activation + gradients * gradient for floats, gradients in peak_candidates(step))
+    peak = max(peak + saved + recomputed, static["gradients"] + update_peak(step) * gradient)
+    return Memory(**static, activations=saved, temporaries=peak - static["gradients"] - saved)

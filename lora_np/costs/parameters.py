@@ -1,9 +1,7 @@
-"""Parameters, counted exactly: all of them, and those that are trained.
+"""The exact number of parameters of a model, and of its trained parameters.
 
-    count      for a live model as it stands, and on paper for a published one
-
-An adapter of rank r beside W (out, in) has A (r, in) and B (out, r), so it trains r·(in + out) parameters where full
-fine-tuning trains out·in. Everything below adds up such products.
+A LoRA adapter of rank r for W (out, in) has A (r, in) and B (out, r): it trains r·(in + out) parameters. Full
+fine-tuning trains out·in.
 """
 
 from __future__ import annotations
@@ -12,33 +10,107 @@ import math
 from dataclasses import dataclass
 
 from ..peft.config import PeftConfig, check_rank
-from .subject import Model, shows_its_call, subject_of
+from .resolve import Model, resolve_model, with_usage_in_errors
 
 # --------------------------------------------------------------------------------------------------------------------
-# What each method adds
+# Formulas of the papers
 
 
 def lora_parameters(out: int, in_: int, r: int) -> int:
-    """A (r, in) and B (out, r) beside one W (out, in): r·(in + out). Source: Hu et al. 2021, section 4.1.
+    """Return the number of parameters of LoRA's A (r, in) and B (out, r) for one W (out, in): r·(in + out).
 
-    Raises TypeError where r is not a whole number, ValueError where it is below 1.
+    Parameters
+    ----------
+    out, in_ : int
+        Shape of W.
+    r : int
+        Rank.
+
+    Returns
+    -------
+    int
+        Number of trained parameters.
+
+    Raises
+    ------
+    TypeError
+        If r is not an integer.
+    ValueError
+        If r is below 1.
+
+    References
+    ----------
+    Hu et al. 2021, LoRA (arXiv 2106.09685), section 4.1.
+
+    Examples
+    --------
+    >>> from lora_np import costs
+    >>> costs.lora_parameters(4096, 4096, r=8), 4096 * 4096
+    (65536, 16777216)
     """
     check_rank("r", r)
     return int(r) * (in_ + out)
 
 
 def prefix_parameters(virtual_tokens: int, layers: int, kv_heads: int, head_dim: int) -> int:
-    """A trained key and a trained value for each virtual token in each layer: v·2L·(kv_heads·head_dim).
+    """Return the number of parameters of a prefix: v·2L·(kv_heads·head_dim).
 
-    Without the reparameterising MLP, which is thrown away after training. Source: Li and Liang 2021, section 4.
+    Each virtual token has a trained key and a trained value in each layer. The MLP that can be used in training is not
+    counted: it is not saved.
+
+    Parameters
+    ----------
+    virtual_tokens : int
+        Number v of virtual tokens.
+    layers : int
+        Number L of layers.
+    kv_heads, head_dim : int
+        Number of key/value heads, and features per head.
+
+    Returns
+    -------
+    int
+        Number of saved parameters.
+
+    References
+    ----------
+    Li and Liang 2021, Prefix-Tuning (arXiv 2101.00190), section 4.
+
+    Examples
+    --------
+    >>> from lora_np import costs
+    >>> costs.prefix_parameters(20, layers=32, kv_heads=32, head_dim=128)
+    5242880
     """
     return virtual_tokens * 2 * layers * kv_heads * head_dim
 
 
 def houlsby_parameters(d: int, m: int) -> int:
-    """One bottleneck adapter d → m → d with both biases: 2md + d + m. A block holds two of them.
+    """Return the number of parameters of one bottleneck adapter d → m → d with both biases: 2md + d + m.
 
-    The block's LayerNorms come on top where they are trained as well. Source: Houlsby et al. 2019, section 2.1.
+    Houlsby's method has two such adapters per block. The LayerNorms, which the paper trains too, are not counted.
+
+    Parameters
+    ----------
+    d : int
+        Width of the residual stream.
+    m : int
+        Width of the bottleneck.
+
+    Returns
+    -------
+    int
+        Number of trained parameters.
+
+    References
+    ----------
+    Houlsby et al. 2019 (arXiv 1902.00751), section 2.1.
+
+    Examples
+    --------
+    >>> from lora_np import costs
+    >>> costs.houlsby_parameters(d=768, m=64)
+    99136
     """
     return 2 * m * d + d + m
 
@@ -48,46 +120,82 @@ def houlsby_parameters(d: int, m: int) -> int:
 
 
 @dataclass(frozen=True)
-class Count:
-    """How many parameters a model has, and how many of them are trained."""
+class ParameterCount:
+    """The number of parameters of a model.
 
-    base: int  # the model without its adapter
-    total: int  # the model with it
+    Parameters
+    ----------
+    base : int
+        Parameters without adapters.
+    total : int
+        Parameters with adapters.
+    trainable : int
+        Trained parameters.
+
+    Examples
+    --------
+    >>> from lora_np import LoraConfig, costs
+    >>> counted = costs.count("llama-2-7b", LoraConfig(r=8))
+    >>> f"{counted.trainable:,}", round(counted.reduction)
+    ('4,194,304', 1607)
+    """
+
+    base: int
+    total: int
     trainable: int
 
     @property
     def frozen(self) -> int:
+        """The number of frozen parameters."""
         return self.total - self.trainable
 
     @property
     def share(self) -> float:
-        """trainable / total, the adapter counted in both, as PEFT prints it."""
+        """The trained share, trainable / total; `total` includes the adapter, as in PEFT."""
         return self.trainable / self.total
 
     @property
     def reduction(self) -> float:
-        """base / trainable: how many times fewer parameters are trained than by full fine-tuning."""
+        """The ratio base / trainable: full fine-tuning trains this many times more parameters."""
         return self.base / self.trainable if self.trainable else math.inf
 
     def __str__(self) -> str:
-        """One line in the words of PEFT's print_trainable_parameters."""
+        """Return the line that PEFT's print_trainable_parameters prints."""
         return (
             f"trainable params: {self.trainable:,} || all params: {self.total:,} || trainable%: {100 * self.share:.4f}"
         )
 
 
-@shows_its_call
-def count(model: Model, config: PeftConfig | None = None) -> Count:
-    """Count parameters, all and trainable.
+@with_usage_in_errors
+def count(model: Model, config: PeftConfig | None = None) -> ParameterCount:
+    """Count the parameters of a model, and its trained parameters.
 
-        count("llama-2-7b")                                  a published model, all of it trained
-        count("llama-2-7b", LoraConfig(r=8))                 the same with an adapter, the rest frozen
-        count(peft_model)                                    a live model as it is
+    A parameter that two modules share is counted once.
 
-    A live model is any Module; a parameter that two places share is counted once.
+    Parameters
+    ----------
+    model : str, Architecture or Module
+        A name in `MODELS`, an architecture, or a live model.
+    config : PeftConfig or None
+        For a name or an Architecture: how it is adapted. None means full fine-tuning.
 
-    Raises ValueError for an unknown model, for a target module that matches no layer, and for a configuration with a live
-    model; TypeError for what is not a model or not a configuration.
+    Returns
+    -------
+    ParameterCount
+        The counts; `print` shows them in PEFT's format.
+
+    Raises
+    ------
+    ValueError
+        If the model is unknown, a target module matches no layer, or a live model is given with a configuration.
+    TypeError
+        If `model` is not a model or `config` is not a configuration.
+
+    Examples
+    --------
+    >>> from lora_np import LoraConfig, costs
+    >>> print(costs.count("llama-2-7b", LoraConfig(r=8)))
+    trainable params: 4,194,304 || all params: 6,742,609,920 || trainable%: 0.0622
     """
-    base, added, trainable = subject_of(model, config).parameters()
-    return Count(base, base + added, trainable)
+    base, added, trainable = resolve_model(model, config).parameters()
+    return ParameterCount(base, base + added, trainable)

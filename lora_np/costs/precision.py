@@ -1,4 +1,4 @@
-"""How many bytes a number takes: the formats of a recipe, and NF4 counted to the byte."""
+"""Bytes per number: the formats of a mixed-precision recipe, and the exact size of NF4."""
 
 from __future__ import annotations
 
@@ -12,13 +12,31 @@ NF4_BLOCK = 64  # weights that share an absmax
 
 @dataclass(frozen=True)
 class Precision:
-    """Which format each part of training is kept in; the names are those of `BYTES`.
+    """The number format of each part of a training step: "float64", "float32", "bfloat16" or "float16".
 
-    weights: the format of the model's weights and of its adapters; activations: that of activations and temporaries;
-        optimizer: that of each array of its state (AdamW's m and v); master: that of the copy of the trained weights that
-        receives the updates, or None.
+    Parameters
+    ----------
+    weights : str
+        Format of the model's weights and of its adapters.
+    gradients : str
+        Format of the gradients.
+    optimizer : str
+        Format of the optimizer's state (AdamW's m and v).
+    master : str or None
+        Format of the copy of the trained weights that receives the updates; None for no copy.
+    activations : str
+        Format of activations and temporaries.
 
-    Raises ValueError for a format that is not known.
+    Raises
+    ------
+    ValueError
+        If a format is unknown.
+
+    Examples
+    --------
+    >>> from lora_np.costs import Precision
+    >>> Precision(weights="bfloat16", gradients="bfloat16", master="float32").bytes_per_trained()
+    16
     """
 
     weights: str = "float32"
@@ -33,15 +51,26 @@ class Precision:
                 raise ValueError(f"{name} = {value!r}; expected one of {', '.join(BYTES)}")
 
     def bytes_per_trained(self, slots: int = 2) -> int:
-        """Weight, gradient, `slots` of optimizer state and master copy of one trained parameter."""
+        """Return the bytes of one trained parameter: weight, gradient, optimizer state and master copy.
+
+        Parameters
+        ----------
+        slots : int
+            Numbers of optimizer state per parameter: 2 for AdamW, 1 for SGD with momentum, 0 for plain SGD.
+
+        Returns
+        -------
+        int
+            Bytes per trained parameter.
+        """
         master = BYTES[self.master] if self.master else 0
         return BYTES[self.weights] + BYTES[self.gradients] + slots * BYTES[self.optimizer] + master
 
 
 PRECISIONS: dict[str, Precision] = {
-    # this library's own: 4 + 4 + 2·4 = 16 bytes a trained parameter
+    # training in this library: 4 + 4 + 2·4 = 16 bytes per trained parameter
     "float32": Precision(),
-    # Micikevicius et al. 2018, as Rajbhandari et al. 2020 (ZeRO, section 3.1) count it: 2 + 2 + 2·4 + 4 = 16
+    # Micikevicius et al. 2018; count of Rajbhandari et al. 2020 (ZeRO, section 3.1): 2 + 2 + 2·4 + 4 = 16
     "mixed": Precision("bfloat16", "bfloat16", master="float32", activations="bfloat16"),
     # without a master copy, 2 + 2 + 2·4 = 12: the "more than 780 GB" for 65B of Dettmers et al. 2023
     "16-bit": Precision("bfloat16", "bfloat16", activations="bfloat16"),
@@ -49,11 +78,34 @@ PRECISIONS: dict[str, Precision] = {
 
 
 def nf4_bytes(numbers: int, double_quant: bool = True) -> int:
-    """One matrix of so many numbers in NF4, or another four-bit type: two codes a byte, a float32 absmax for each block of 64.
+    """Return the bytes of one matrix in NF4 or another four-bit type.
 
-    With `double_quant` an absmax takes one byte, and 256 of them share a float32; the mean that was subtracted from them is
-    one more. So 4 + 32/64 = 4.5 bits a weight, and 4 + 8/64 + 32/(64·256) = 4.127. Blocks are rounded up; the tables of 16
-    and 256 values are one for all matrices, and not counted. Source: Dettmers et al. 2023, section 3.
+    A byte holds two codes, and each block of 64 weights has a float32 absmax: 4 + 32/64 = 4.5 bits per weight. With
+    double quantisation an absmax takes one byte, 256 absmax values share a float32 scale, and each matrix has one
+    float32 mean: 4 + 8/64 + 32/(64·256) = 4.127 bits per weight. Blocks are rounded up. All matrices share the code
+    tables of 16 and 256 values; the tables are not counted.
+
+    Parameters
+    ----------
+    numbers : int
+        Number of weights of the matrix.
+    double_quant : bool
+        Whether the absmax values are quantised too.
+
+    Returns
+    -------
+    int
+        Bytes.
+
+    References
+    ----------
+    Dettmers et al. 2023, QLoRA (arXiv 2305.14314), section 3.
+
+    Examples
+    --------
+    >>> from lora_np import costs
+    >>> costs.nf4_bytes(4096 * 4096, double_quant=False) / 4096**2 * 8
+    4.5
     """
     blocks = -(-numbers // NF4_BLOCK)
     absmax = blocks + 4 * -(-blocks // ABSMAX_BLOCK) + 4 if double_quant else 4 * blocks
@@ -61,7 +113,10 @@ def nf4_bytes(numbers: int, double_quant: bool = True) -> int:
 
 
 def precision_of(name: str | Precision) -> Precision:
-    """The recipe called `name`, or a Precision of your own. Raises ValueError with the known names."""
+    """Return the Precision called `name`, or `name` itself if it is a Precision.
+
+    Raises ValueError for an unknown name.
+    """
     if isinstance(name, Precision):
         return name
     if name not in PRECISIONS:

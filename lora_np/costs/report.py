@@ -1,4 +1,4 @@
-"""The parameters of a published model's adapter as a table to read: python -m lora_np params --model llama-2-7b --r 16."""
+"""The table of `python -m lora_np params --model llama-2-7b --r 16`: the parameters of an adapter, by module."""
 
 from __future__ import annotations
 
@@ -6,21 +6,48 @@ from collections import Counter
 
 from ..peft.config import PeftConfig
 from .architecture import Architecture
-from .paper import OnPaper
 from .parameters import count
-from .subject import shows_its_call, subject_of
+from .planned import PlannedModel
+from .resolve import resolve_model, with_usage_in_errors
 
 
-@shows_its_call
+@with_usage_in_errors
 def report(model: str | Architecture, config: PeftConfig | None = None, *, quantize: str | None = None) -> str:
-    """Each kind of layer and what it trains, the sum, and the adapter file's size, of a model on paper.
+    """Return a table of the trained parameters by module, their sum, and the size of the adapter file.
 
-    The arguments and errors are those of `memory`. The file's size is that of its tensors, in megabytes of 10⁶ bytes; its
-    header adds some kilobytes. PiSSA's file is that of a LoRA of twice the rank.
+    The size is that of the file's tensors, in MB of 10⁶ bytes; the file's header adds some kilobytes. PiSSA is saved as
+    a LoRA of twice the rank.
+
+    Parameters
+    ----------
+    model : str or Architecture
+        A name in `MODELS`, or an architecture.
+    config : PeftConfig or None
+        How the model is adapted. None means full fine-tuning.
+    quantize : {"nf4", "fp4", "int4"} or None
+        The four-bit type of the blocks' matrices.
+
+    Returns
+    -------
+    str
+        The table, several lines.
+
+    Raises
+    ------
+    ValueError
+        As in `memory`.
+    TypeError
+        If `model` is a live model or not a model, or `config` is not a configuration.
+
+    Examples
+    --------
+    >>> from lora_np import LoraConfig, costs
+    >>> print(costs.report("llama-2-7b", LoraConfig(r=8)).splitlines()[-1])
+    adapter file: 16.8 MB in float32, 8.4 MB in 16 bit
     """
-    paper = subject_of(model, config, quantize)
-    if not isinstance(paper, OnPaper):
-        raise TypeError("a report is of a model on paper; print(costs.count(model)) counts a live one")
+    paper = resolve_model(model, config, quantize)
+    if not isinstance(paper, PlannedModel):
+        raise TypeError("expected a model's name or an Architecture; for a live model, print(costs.count(model))")
     model, result = paper.architecture, count(paper.architecture, config)
     if config is None:
         return f"{model.name}: {model.parameters:,} parameters, all of them trained\n\n{result}"
@@ -30,14 +57,14 @@ def report(model: str | Architecture, config: PeftConfig | None = None, *, quant
     for (module, shape, each), times in _rows(paper).items():
         lines.append(f"{module:<18}{shape:>18}{times:>8}{each:>14,}{times * each:>16,}")
     frozen = result.total - result.base - result.trainable
-    saved = paper.in_file()
-    what = "; ".join(dict.fromkeys(cost.frozen_are for cost in paper.adapters.values()))
+    saved = paper.numbers_in_file()
+    what = "; ".join(dict.fromkeys(cost.frozen_description for cost in paper.adapters.values()))
     return "\n".join(
         [
             f"{model.name}: {model.parameters:,} parameters, {title}",
             "",
             *lines,
-            *([f"besides them, frozen, {what}: {frozen:,}"] if frozen else []),
+            *([f"also added, frozen, {what}: {frozen:,}"] if frozen else []),
             "",
             str(result),
             f"{result.reduction:,.1f} times fewer than full fine-tuning trains",
@@ -46,8 +73,11 @@ def report(model: str | Architecture, config: PeftConfig | None = None, *, quant
     )
 
 
-def _titles(paper: OnPaper) -> tuple[str, str]:
-    """What the columns call the adapter, and the title: LoRA over a quantised base is QLoRA."""
+def _titles(paper: PlannedModel) -> tuple[str, str]:
+    """Return the adapter's name in the column titles, and the title of the table.
+
+    LoRA on a quantised base is called QLoRA.
+    """
     if paper.prefix:
         mlp = f", trained through an MLP of width {paper.prefix.hidden}" if paper.prefix.hidden else ""
         return "prefix", f"a prefix of {paper.prefix.v} virtual tokens{mlp}"
@@ -58,8 +88,8 @@ def _titles(paper: OnPaper) -> tuple[str, str]:
     return kind, f"{title}, over {paper.quantize}" if paper.quantize else title
 
 
-def _rows(paper: OnPaper) -> Counter[tuple[str, str, int]]:
-    """(module, shape, numbers that it trains) → in how many layers."""
+def _rows(paper: PlannedModel) -> Counter[tuple[str, str, int]]:
+    """Return the number of layers for each (module, shape, number of trained parameters)."""
     if prefix := paper.prefix:
         v, kv, m = prefix.v, prefix.kv, prefix.hidden
         if not m:

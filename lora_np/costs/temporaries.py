@@ -1,13 +1,14 @@
-"""The temporary arrays of a training step, moment by moment, in floats: what the backward holds besides the forward's caches.
+"""The temporary arrays of a training step, in floats: all arrays except weights, gradients, state and saved activations.
 
-All along, the caller holds the head's dx and a block its dz, which becomes its dx in place: 2·N·d. On top of these come
+During the whole backward pass, the caller holds the head's dx, and a block holds its dz, which becomes its dx in place:
+2·N·d. These arrays are added to the 2·N·d:
 
-    the MLP            dh, dgate and dup, N·f each, while two dx of N·d are computed and added up
-    attention          dx of the MLP and of its norm, 2·N·d; do, dq, dk, dv; then whichever is most of
-                       a block of scores and its gradients, the rotation back, three dx of N·d
-    an adapter         one more dx, until it is added to the frozen path's, and what AdapterCost.backward_held says
-    a prefix           its gradient, layer by layer, and then in one piece, twice
-    a quantised W      all of it, decoded, beside the dx that is computed with it, and gone before the adapter's
+    the MLP            dh, dgate and dup, N·f each, and two dx of N·d that are computed and added
+    attention          dx of the MLP and of its norm, 2·N·d; do, dq, dk, dv; and the largest of
+                       a block of scores and its gradients, the rotated gradients, three dx of N·d
+    an adapter         one more dx, until it is added to the frozen path's dx, and AdapterCost.backward_temporaries
+    a prefix           its gradient, first per layer and then in one array
+    a quantised W      the decoded W, next to the dx that is computed with it; it is freed before the adapter's products
 
 The letters are those of activations.py.
 """
@@ -18,102 +19,116 @@ from collections.abc import Iterator
 
 from ..ops.attention import BLOCK
 from ..quantization.four_bits import CHUNK
-from .activations import Work
-from .anatomy import Half, Layer
+from .activations import TrainingStep
+from .structure import Layer, Sublayer
 
 
-def moments(work: Work) -> Iterator[tuple[int, int]]:
-    """(floats held besides what is kept, gradients that are there by then), through forward and backward."""
-    N, d, body = work.tokens, work.body.hidden, work.body
-    head, prefix = body.head, body.prefix
-    yield last_forward(work) - work.kept_at_the_top(), 0
-    # the head's forward: its input, and what its adapter makes of the logits
-    yield N * d * (not head.keeps_x) + forward_held(head, N), 0
-    gradients = head.gradients + d * body.norm_trained
-    yield max(3 * N * d, backward_held(head, N, True)) * body.trainable_below_the_head, gradients
-    for half, need_dx in reversed(body.walk()):
-        if not (need_dx or half.trainable):
+def peak_candidates(step: TrainingStep) -> Iterator[tuple[int, int]]:
+    """Yield (temporary floats, floats of gradients) for each point of the step at which memory can reach its peak."""
+    N, d, structure = step.tokens, step.structure.hidden, step.structure
+    head, prefix = structure.head, structure.prefix
+    yield last_mlp_forward(step) - step.saved_by_head(), 0
+    # the head's forward pass: its input, and the temporaries of its adapter
+    yield N * d * (not head.keeps_x) + forward_temporaries(head, N), 0
+    gradients = head.gradients + d * structure.norm_trained
+    yield max(3 * N * d, backward_temporaries(head, N, True)) * structure.trainable_below_the_head, gradients
+    for sublayer, need_dx in reversed(structure.sublayers()):
+        if not (need_dx or sublayer.trainable):
             break
-        gradients += sum(layer.gradients for layer in (*half.reads, half.writes)) + d * half.norm_trained
-        gradients += 2 * prefix.v * prefix.kv if prefix and half.past_trained else 0
-        held = attention_moment if half.is_attention else mlp_moment
-        yield 2 * N * d + held(work, half, need_dx), gradients
-    if prefix and prefix.trained:  # what has come back to the layers, in one array and then in order, or an MLP's
+        layers = (*sublayer.input_layers, sublayer.output_layer)
+        gradients += sum(layer.gradients for layer in layers) + d * sublayer.norm_trained
+        gradients += 2 * prefix.v * prefix.kv if prefix and sublayer.prefix_trained else 0
+        peak = attention_peak if sublayer.is_attention else mlp_peak
+        yield 2 * N * d + peak(step, sublayer, need_dx), gradients
+    if (
+        prefix and prefix.trained
+    ):  # the layers' gradients in one array, and then its reordered copy or the MLP's gradients
         yield max(prefix.v * prefix.width, prefix.gradients), gradients
-    if body.embedding_trained:  # dE becomes a gradient, or is added to the tied head's
-        yield 2 * N * d + body.vocabulary * d, gradients
+    if structure.embedding_trained:  # dE becomes the gradient, or is added to the gradient of the tied head
+        yield 2 * N * d + structure.vocabulary * d, gradients
 
 
-def last_forward(work: Work) -> int:
-    """The last MLP's input, its f features and its output, where they are not kept: the most if only the head trains."""
-    N, d, mlp = work.tokens, work.body.hidden, work.body.blocks[-1][-1]
-    normed = N * d * (not any(layer.keeps_x for layer in mlp.reads))
-    inner = N * mlp.writes.in_ * (not mlp.writes.keeps_x)
-    return normed + inner + max(through(mlp.writes, N * d), N * d + forward_held(mlp.writes, N))
+def last_mlp_forward(step: TrainingStep) -> int:
+    """Return the floats of the last MLP's forward pass that are not saved.
+
+    If only the head is trained, this is the peak.
+    """
+    N, d, mlp = step.tokens, step.structure.hidden, step.structure.blocks[-1][-1]
+    normed = N * d * (not any(layer.keeps_x for layer in mlp.input_layers))
+    inner = N * mlp.output_layer.in_ * (not mlp.output_layer.keeps_x)
+    output = max(product_peak(mlp.output_layer, N * d), N * d + forward_temporaries(mlp.output_layer, N))
+    return normed + inner + output
 
 
-def mlp_moment(work: Work, half: Half, need_dx: bool) -> int:
-    """The most of: dy through the layer that writes; dx of those that read, beside their dy; dx of the norm."""
-    N, d, f = work.tokens, work.body.hidden, half.writes.in_
-    if not (need_dx or half.inner_trainable):
-        return backward_held(half.writes, N, False)
-    writes = backward_held(half.writes, N, True)
-    inner = N * f + sum(N * layer.out for layer in half.reads)  # dh, dgate, dup
-    reads = max(need_dx * i * N * d + backward_held(layer, N, need_dx) for i, layer in enumerate(half.reads))
-    return max(writes, inner + reads, need_dx * 3 * N * d)
+def mlp_peak(step: TrainingStep, sublayer: Sublayer, need_dx: bool) -> int:
+    """Return the peak of an MLP's backward pass: in its output layer, in its input layers, or in its norm."""
+    N, d, f = step.tokens, step.structure.hidden, sublayer.output_layer.in_
+    if not (need_dx or sublayer.inner_trainable):
+        return backward_temporaries(sublayer.output_layer, N, False)
+    output = backward_temporaries(sublayer.output_layer, N, True)
+    inner = N * f + sum(N * layer.out for layer in sublayer.input_layers)  # dh, dgate, dup
+    layers = enumerate(sublayer.input_layers)
+    inputs = max(need_dx * i * N * d + backward_temporaries(layer, N, need_dx) for i, layer in layers)
+    return max(output, inner + inputs, need_dx * 3 * N * d)
 
 
-def attention_moment(work: Work, half: Half, need_dx: bool) -> int:
-    """The same, and between them the scores and the rotation."""
-    N, d, q, body = work.tokens, work.body.hidden, half.writes.in_, work.body
-    before = 2 * N * d
-    if not (need_dx or half.inner_trainable):
-        return before + backward_held(half.writes, N, False)
-    kv = body.kv_heads * body.head_dim
-    writes = backward_held(half.writes, N, True)
-    inner = 2 * N * q + 2 * work.batch * (body.virtual_tokens + work.seq) * kv  # do, dq, dk, dv
-    rotation = max(2 * N * q, N * (q + 2 * kv))  # dq turned, in two buffers; then dk beside it
-    reads = [
-        N * layer.out + need_dx * i * N * d + backward_held(layer, N, need_dx) for i, layer in enumerate(half.reads)
+def attention_peak(step: TrainingStep, sublayer: Sublayer, need_dx: bool) -> int:
+    """Return the peak of an attention's backward pass: in its layers, in the scores, in the rotation, or in its norm."""
+    N, d, q, structure = step.tokens, step.structure.hidden, sublayer.output_layer.in_, step.structure
+    held = 2 * N * d  # dx of the MLP and of its norm
+    if not (need_dx or sublayer.inner_trainable):
+        return held + backward_temporaries(sublayer.output_layer, N, False)
+    kv = structure.kv_heads * structure.head_dim
+    output = backward_temporaries(sublayer.output_layer, N, True)
+    inner = 2 * N * q + 2 * step.batch * (structure.virtual_tokens + step.seq) * kv  # do, dq, dk, dv
+    rotation = max(2 * N * q, N * (q + 2 * kv))  # dq is rotated in two buffers; then dk is rotated
+    inputs = [
+        N * layer.out + need_dx * i * N * d + backward_temporaries(layer, N, need_dx)
+        for i, layer in enumerate(sublayer.input_layers)
     ]
-    return before + max(writes, inner + max(scores_moment(work), rotation, *reads), need_dx * 2 * N * d)
+    return held + max(output, inner + max(scores_peak(step), rotation, *inputs), need_dx * 2 * N * d)
 
 
-def scores_moment(work: Work) -> int:
-    """A block of queries in attention_backward: its dz beside that of the block before, or beside its share of dk."""
-    body, largest, before = work.body, 0, 0
-    for start in range(0, work.seq, BLOCK):
-        stop = min(start + BLOCK, work.seq)
-        rows, seen = work.batch * body.heads * (stop - start), body.virtual_tokens + stop
-        dz, queries = rows * seen, rows * body.head_dim  # its do is as large as its queries
-        share = work.batch * body.kv_heads * seen * body.head_dim
-        largest = max(largest, dz + queries + max(before, queries + share))
-        before = dz
+def scores_peak(step: TrainingStep) -> int:
+    """Return the peak of attention_backward over its blocks of queries.
+
+    A block needs its dz, and the previous block's dz or its own part of dk.
+    """
+    structure, largest, previous = step.structure, 0, 0
+    for start in range(0, step.seq, BLOCK):
+        stop = min(start + BLOCK, step.seq)
+        rows, keys = step.batch * structure.heads * (stop - start), structure.virtual_tokens + stop
+        dz, queries = rows * keys, rows * structure.head_dim  # the block's do has the size of its queries
+        dk = step.batch * structure.kv_heads * keys * structure.head_dim
+        largest = max(largest, dz + queries + max(previous, queries + dk))
+        previous = dz
     return largest
 
 
-def through(layer: Layer, product: int) -> int:
-    """While a product of so many floats is made with W.
+def product_peak(layer: Layer, product: int) -> int:
+    """Return the peak of a product with W that has `product` floats.
 
-    A quantised W is decoded first, a piece at a time through the piece's indices of 8 bytes.
+    A quantised W is decoded first, in chunks. A chunk needs an index of 8 bytes, the size of two floats, per byte of
+    codes.
     """
     W = layer.out * layer.in_ * layer.quantized
     return max(W + 2 * min(CHUNK, (W + 1) // 2), W + product)
 
 
-def forward_held(layer: Layer, N: int) -> int:
-    """Beside y, while the layer's adapter does its part."""
-    return layer.adapter.forward_held(N, layer.out, layer.in_) if layer.adapter else 0
+def forward_temporaries(layer: Layer, N: int) -> int:
+    """Return the temporaries of the layer's adapter in the forward pass; 0 without an adapter."""
+    return layer.adapter.forward_temporaries(N, layer.out, layer.in_) if layer.adapter else 0
 
 
-def backward_held(layer: Layer, N: int, need_dx: bool) -> int:
-    """The most beside dy in a layer's backward: dx, what it is made of, and what its adapter adds."""
-    frozen = through(layer, N * layer.in_) if need_dx else 0
-    return layer.adapter.backward_held(N, layer.out, layer.in_, need_dx, frozen) if layer.adapter else frozen
+def backward_temporaries(layer: Layer, N: int, need_dx: bool) -> int:
+    """Return the peak of a layer's backward pass without dy: dx, the decoded W, and the temporaries of the adapter."""
+    frozen = product_peak(layer, N * layer.in_) if need_dx else 0
+    return layer.adapter.backward_temporaries(N, layer.out, layer.in_, need_dx, frozen) if layer.adapter else frozen
 
 
-def update_moment(work: Work) -> int:
-    """AdamW updates an array at a time, in two buffers of its size: the most for the largest that is trained."""
-    body = work.body
-    sizes = [layer.largest for layer in body.layers()] + [body.prefix.largest if body.prefix else 0]
-    return 2 * max(*sizes, body.vocabulary * body.hidden * body.embedding_trained)
+def update_peak(step: TrainingStep) -> int:
+    """Return the temporaries of the optimizer: AdamW updates one array at a time, in two buffers of the array's size."""
+    structure = step.structure
+    sizes = [layer.largest_array for layer in structure.layers()]
+    sizes += [structure.prefix.largest_array if structure.prefix else 0]
+    return 2 * max(*sizes, structure.vocabulary * structure.hidden * structure.embedding_trained)

@@ -1,10 +1,11 @@
-"""The ways to adapt a frozen model, all behind `get_peft_model(model, config)`.
+"""Methods that adapt a frozen model. `get_peft_model(model, config)` applies any of them.
 
-Reading order: adapter, placement, config, cost, choices, files, method, lora, vera, ia3, bottleneck, prefix, registry, merging,
-combination, model.
+Reading order: adapter, adapted_linear, placement, config, cost, choices, files, method, lora, vera, ia3, bottleneck,
+prefix, registry, mixed, combination, management, merging, model.
 """
 
-from .adapter import AdaptedLinear, Adapter
+from .adapted_linear import AdaptedLinear
+from .adapter import Adapter
 from .bottleneck import BottleneckConfig
 from .combination import COMBINATION_TYPES, MergeReport
 from .lora.config import LoraConfig

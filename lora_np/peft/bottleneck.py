@@ -1,9 +1,9 @@
 """Bottleneck adapters: a small network with its own skip connection, after a sublayer (Houlsby et al. 2019, arXiv 1902.00751).
 
-    z = y + W_up σ(W_down y + b_down) + b_up          y (…, d) what the sublayer wrote, W_down (m, d), W_up (d, m)
+    z = y + W_up σ(W_down y + b_down) + b_up          y (…, d) output of o_proj or down_proj, W_down (m, d), W_up (d, m)
 
-before the block's own skip connection. y is the output of o_proj or down_proj. Because of σ, the adapter is not a change ΔW
-of the weight: it cannot be merged, and every call computes it. The block's norms, which the paper trains too, stay frozen.
+The block's own skip connection adds its input to z. Because of σ, the adapter is not a change ΔW of the weight: it
+cannot be merged, and every call computes it. The block's norms, which the paper trains too, stay frozen.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ..backend import Array
 from ..nn import Cache, Linear
 from ..ops.linear import LinearCache
 from ..transformer import Transformer
-from .adapter import AdapterLinear, OutputAdapter, beside
+from .adapter import AdapterLinear, OutputAdapter, parameter_like
 from .choices import Choice, Option
 from .config import PeftConfig, check_choice, check_positive, check_whole
 from .cost import AdapterCost, Products, linear_products
-from .files import KIND
+from .files import COMMON_SETTINGS
 from .method import LayerMethod
 
 ACTIVATIONS = {
@@ -41,19 +41,43 @@ PLACES = {"houlsby": AFTER_ATTENTION + AFTER_MLP, "pfeiffer": AFTER_MLP}
 
 @dataclass(frozen=True, kw_only=True)
 class BottleneckConfig(PeftConfig):
-    """How narrow, where, and from where to start.
+    """The configuration of bottleneck adapters. PEFT does not have this method.
 
-    bottleneck_size: m. None takes d / reduction_factor, rounded down, and at least 1.
-    reduction_factor: d/m, where no bottleneck_size is given.
-    non_linearity: σ, "gelu" (GPT-2's, by tanh) or "silu".
-    placement: "houlsby", after the attention and after the MLP of each block; "pfeiffer", after the MLP alone (Pfeiffer et
-        al. 2021, arXiv 2005.00247).
-    init_weights: True, W_down uniform in ±1/√d and the rest 0, so that the model starts as the base to the bit, and W_up has a
-        gradient of ordinary size; "houlsby", both matrices normal with std 0.01, cut off at two of them, and the biases 0, as
-        in the paper (section 3.6): only near the base; False, all of it uniform in ±1/√in (for tests).
-    base_model_name_or_path: what the adapter was made for; saved with it, and otherwise unused.
+    Parameters
+    ----------
+    task_type : str or None, default None
+        None or "CAUSAL_LM".
+    inference_mode : bool, default False
+        Only False; see `PeftModel.set_adapter`.
+    bottleneck_size : int or None, default None
+        Width m of the bottleneck. None: d / reduction_factor, rounded down, and at least 1.
+    reduction_factor : float, default 16
+        d/m, if `bottleneck_size` is None.
+    non_linearity : {"gelu", "silu"}, default "gelu"
+        σ; "gelu" is GPT-2's approximation with tanh.
+    placement : {"houlsby", "pfeiffer"}, default "houlsby"
+        "houlsby": after the attention and after the MLP of each block. "pfeiffer": only after the MLP (Pfeiffer et al.
+        2021, arXiv 2005.00247).
+    init_weights : bool or "houlsby", default True
+        True: W_down uniform in ±1/√d and all else 0, so that the output equals the base's output exactly. "houlsby":
+        both matrices normal with standard deviation 0.01, truncated at two standard deviations, and biases 0, as in the
+        paper (section 3.6).
+        False: all parameters uniform in ±1/√in (for tests).
+    base_model_name_or_path : str, path or None, default None
+        Name of the base model. It is saved with the adapter and has no other effect.
 
-    Raises ValueError for a value out of range, TypeError for a size that is not whole or a factor that is no number.
+    Raises
+    ------
+    ValueError
+        If a value is out of range.
+    TypeError
+        If `bottleneck_size` is not an integer or `reduction_factor` is not a number.
+
+    Examples
+    --------
+    >>> from lora_np import BottleneckConfig
+    >>> BottleneckConfig(reduction_factor=16).width(d=768)
+    48
     """
 
     bottleneck_size: int | None = None
@@ -64,7 +88,7 @@ class BottleneckConfig(PeftConfig):
     base_model_name_or_path: str | os.PathLike[str] | None = None
 
     def check(self) -> None:
-        """Raise ValueError or TypeError for a field out of range, naming it."""
+        """Check all fields. Raises ValueError or TypeError with the name of the wrong field."""
         if self.bottleneck_size is not None:
             check_whole("bottleneck_size", self.bottleneck_size, 1)
         check_positive("reduction_factor", self.reduction_factor)
@@ -74,19 +98,30 @@ class BottleneckConfig(PeftConfig):
 
     @property
     def target_modules(self) -> tuple[str, ...]:
-        """The layers that write to the residual stream, by the ends of their names."""
+        """The suffixes of the names of the adapted layers, which write to the residual stream."""
         return PLACES[self.placement]
 
     def width(self, d: int) -> int:
-        """m for a residual stream of width d."""
+        """Return the width m of the bottleneck.
+
+        Parameters
+        ----------
+        d : int
+            Width of the residual stream.
+
+        Returns
+        -------
+        int
+            m, at least 1.
+        """
         return int(self.bottleneck_size or max(1, d // self.reduction_factor))
 
 
-BottleneckCache: TypeAlias = tuple[LinearCache, Cache, LinearCache]  # of W_down, of σ, of W_up
+BottleneckCache: TypeAlias = tuple[LinearCache, Cache, LinearCache]  # W_down, σ, W_up
 
 
 class BottleneckAdapter(OutputAdapter):
-    """z = y + W_up σ(W_down y + b_down) + b_up, with W_down (m, d) and W_up (d, m)."""
+    """The bottleneck adapter of one layer: z = y + W_up σ(W_down y + b_down) + b_up."""
 
     config: BottleneckConfig
 
@@ -95,7 +130,7 @@ class BottleneckAdapter(OutputAdapter):
         self.bottleneck_down, self.bottleneck_up = down, up
 
     def output_forward(self, y: Array) -> tuple[Array, BottleneckCache]:
-        """y (…, d) → z (…, d)."""
+        """Compute z (…, d) for the layer's output y (…, d)."""
         activate, _ = ACTIVATIONS[self.config.non_linearity]
         h, down_cache = self.bottleneck_down.forward(y)  # (…, d) → (…, m)
         a, activation_cache = activate(h)
@@ -104,10 +139,10 @@ class BottleneckAdapter(OutputAdapter):
         return z, (down_cache, activation_cache, up_cache)
 
     def output_backward(self, dz: Array, cache: BottleneckCache, need_dy: bool) -> Array | None:
-        """dz (…, d) → dy (…, d), or None where it is not needed.
+        """Return dy (…, d) for dz (…, d), or None if dy is not needed.
 
-        In the forward pass z = y + up(σ(down(y))): dz goes whole into both terms, so dy is dz plus what comes back through
-        the bottleneck.
+        In the forward pass z = y + up(σ(down(y))): both terms receive dz, so dy is dz plus the gradient through the
+        bottleneck.
         """
         down_cache, activation_cache, up_cache = cache
         down, up = self.bottleneck_down, self.bottleneck_up
@@ -123,7 +158,7 @@ class BottleneckAdapter(OutputAdapter):
 
 @dataclass(frozen=True)
 class BottleneckCost(AdapterCost):
-    """The cost of y + W_up σ(W_down y + b_down) + b_up, with W_down (m, out) and W_up (out, m), on the layer's output."""
+    """The cost of y + W_up σ(W_down y + b_down) + b_up on a layer's output, with W_down (m, out) and W_up (out, m)."""
 
     config: BottleneckConfig = BottleneckConfig()
 
@@ -132,24 +167,27 @@ class BottleneckCost(AdapterCost):
     def title(self, out: int) -> str:
         return f"{self.config.placement.capitalize()} adapters of size {self.config.width(out)}"
 
-    def arrays(self, out: int, in_: int) -> list[int]:
-        """Both matrices and both biases."""
+    def trained_sizes(self, out: int, in_: int) -> list[int]:
+        """Return the sizes of the trained arrays: two matrices and two biases."""
         m = self.config.width(out)
         return [m * out, m * out, m, out]
 
     def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
-        """Two linear layers: dW of the lower one needs what flows through the upper one, dx or no dx."""
+        """Return the FLOPs of two linear layers.
+
+        A trained W_down needs the dx of W_up, even if no layer below needs dx.
+        """
         m = self.config.width(out)
         up = linear_products(N, out, m, need_dx or self.trained, self.trained)
         return up + linear_products(N, m, out, need_dx, self.trained)
 
-    def kept(self, N: int, out: int, in_: int) -> int:
-        """y and σ(W_down y) for the two dW, W_down y and one more for σ′ (N, m each); of 16 bits both matrices in float32."""
+    def saved_for_backward(self, N: int, out: int, in_: int) -> int:
+        """Return the saved floats: y and σ(W_down y) for dW, two (N, m) arrays for σ′, and upcast 16-bit matrices."""
         m = self.config.width(out)
-        return self.trained * N * (out + m) + 2 * N * m + self.widened * 2 * m * out
+        return self.trained * N * (out + m) + 2 * N * m + self.half_precision * 2 * m * out
 
-    def backward_held(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
-        """What σ's derivative is made of, some five of (N, m); then dy beside the frozen path's dx."""
+    def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
+        """Return the peak of temporary floats: about five (N, m) arrays for σ′, or dy and the frozen path's dx."""
         m = self.config.width(out)
         return max(5 * N * m, need_dx * (N * m + N * out + max(N * m, frozen)))
 
@@ -162,12 +200,12 @@ OPTIONS = {
 
 
 class BottleneckMethod(LayerMethod):
-    """A BottleneckAdapter in the layers that write to the residual stream."""
+    """Bottleneck adapters: a BottleneckAdapter in the layers that write to the residual stream."""
 
     config_type = BottleneckConfig
-    peft_type = "BOTTLENECK"  # ours: PEFT has no such method, and no file of it
-    decisive = ("bottleneck_size", "non_linearity", "placement")
-    written = KIND
+    peft_type = "BOTTLENECK"  # PEFT does not have this method
+    recorded_fields = ("bottleneck_size", "non_linearity", "placement")
+    fixed_settings = COMMON_SETTINGS
     choices: ClassVar[Mapping[str, Choice]] = {
         "houlsby": Choice(3e-3, BottleneckConfig, OPTIONS, {"placement": "houlsby"}),
         "pfeiffer": Choice(3e-3, BottleneckConfig, OPTIONS, {"placement": "pfeiffer"}),
@@ -175,13 +213,16 @@ class BottleneckMethod(LayerMethod):
     example = BottleneckConfig(bottleneck_size=5, reduction_factor=16.0, init_weights=False)
 
     def targets(self, config: BottleneckConfig, names: list[str], strict: bool = True) -> list[str]:
-        """A model has the names of one family."""
+        """Return the targeted layers.
+
+        A suffix that matches no layer is not an error: the suffixes are those of several model families.
+        """
         return super().targets(config, names, strict=False)
 
     def draw(
         self, config: BottleneckConfig, base: Linear, rng: np.random.Generator, dtype: np.dtype | None
     ) -> BottleneckAdapter:
-        """Drawn as `init_weights` says."""
+        """Return a new adapter with random parameters, as `init_weights` specifies."""
         d, tensors = base.out_features, []
         m = config.width(d)
         for side, (out, in_) in (("down", (m, d)), ("up", (d, m))):
@@ -196,7 +237,7 @@ class BottleneckMethod(LayerMethod):
         return self.build(config, base, tensors, dtype)
 
     def shapes(self, config: BottleneckConfig, out: int, in_: int) -> dict[str, tuple[int, ...]]:
-        """W_down (m, d), b_down (m,), W_up (d, m), b_up (d,)."""
+        """Return the shapes of W_down (m, d), b_down (m,), W_up (d, m) and b_up (d,)."""
         m = config.width(out)
         down = {"bottleneck_down.weight": (m, out), "bottleneck_down.bias": (m,)}
         return {**down, "bottleneck_up.weight": (out, m), "bottleneck_up.bias": (out,)}
@@ -204,21 +245,21 @@ class BottleneckMethod(LayerMethod):
     def build(
         self, config: BottleneckConfig, base: Linear, tensors: list[np.ndarray], dtype: np.dtype | None
     ) -> BottleneckAdapter:
-        """From W_down, b_down, W_up, b_up."""
-        down_W, down_b, up_W, up_b = (beside(base, x, dtype).value for x in tensors)
+        """Return an adapter from W_down, b_down, W_up and b_up."""
+        down_W, down_b, up_W, up_b = (parameter_like(base, x, dtype).value for x in tensors)
         return BottleneckAdapter(config, AdapterLinear(down_W, down_b), AdapterLinear(up_W, up_b))
 
-    def cost(self, config: BottleneckConfig, trained: bool = True, widened: bool = False) -> AdapterCost:
-        """Of one place."""
-        return BottleneckCost(trained, widened, config)
+    def cost(self, config: BottleneckConfig, trained: bool = True, half_precision: bool = False) -> AdapterCost:
+        """Return the cost of one layer's adapter."""
+        return BottleneckCost(trained, half_precision, config)
 
     def settings(self, config: BottleneckConfig, model: Transformer) -> dict[str, Any]:
-        """With the size that it has in this model."""
+        """Return the file's settings, with the width m in this model."""
         return super().settings(config, model) | {"bottleneck_size": config.width(model.config.hidden_size)}
 
 
 def truncated_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Standard normal numbers between −2 and 2: what falls outside is drawn again."""
+    """Return standard normal numbers in [−2, 2]; numbers outside are drawn again."""
     x = rng.standard_normal(shape)
     while (outside := np.abs(x) > 2).any():
         x[outside] = rng.standard_normal(int(outside.sum()))

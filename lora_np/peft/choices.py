@@ -1,6 +1,6 @@
-"""What a terminal offers of a method: its names for `train --method`, the options that each takes, and a learning rate.
+"""The command-line interface of a method: its names for `train --method`, their options, and a default learning rate.
 
-Each method says it in its own file, and the commands collect it from the registry.
+Each method defines its names in its own file, and the commands collect them from the registry.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from .config import PeftConfig
 
 @dataclass(frozen=True)
 class Option:
-    """A field of a configuration on the command line: its default, and argparse's settings, with the default for {} in `help`.
+    """A field of a configuration as a command-line option: its default and argparse's settings.
 
-    Where the default is False it is a switch.
+    `help` contains {} where the default is inserted. An option with the default False is a flag without a value.
     """
 
     default: Any
@@ -28,26 +28,29 @@ class Option:
 
 @dataclass(frozen=True)
 class Choice:
-    """One name of `--method`: the configuration that it means, its options, and where to begin a search of the learning rate.
+    """A name of `--method`: its configuration class, its options, and a learning rate from which to start a search.
 
-    takes: the fields of the configuration that are options. means: the fields that choosing this name decides. optimizer: options
-    of the optimizer, which are no fields of the configuration.
+    options: fields of the configuration that are options. fixed_fields: fields that this name sets. optimizer: options
+    of the optimizer, which are not fields of the configuration.
     """
 
     lr: float
     config: type[PeftConfig] | None = None
-    takes: Mapping[str, Option] = field(default_factory=dict)
-    means: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Option] = field(default_factory=dict)
+    fixed_fields: Mapping[str, Any] = field(default_factory=dict)
     optimizer: Mapping[str, Option] = field(default_factory=dict)
 
     def configuration(self, **given: Any) -> PeftConfig | None:
-        """The configuration that it means, with what is given; None for full fine-tuning. Raises as the configuration does."""
-        defaults = {name: option.default for name, option in self.takes.items()}
-        return self.config(**(defaults | given | {**self.means})) if self.config else None
+        """Return the configuration with the given fields; None for full fine-tuning.
+
+        Raises as the configuration does.
+        """
+        defaults = {name: option.default for name, option in self.options.items()}
+        return self.config(**(defaults | given | {**self.fixed_fields})) if self.config else None
 
 
 def target_modules(text: str) -> str | list[str]:
-    """What a terminal says for `target_modules`: a list has commas between its names."""
+    """Return the value of `--target-modules`: a text with commas is split into a list."""
     return text.split(",") if "," in text else text
 
 

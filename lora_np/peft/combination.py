@@ -1,15 +1,15 @@
-"""Several adapters of one layer made one: the combination types of PEFT's `add_weighted_adapter`.
+"""Combines several LoRA adapters into one: the combination types of PEFT's `add_weighted_adapter`.
 
-(B M)(M⁻¹A) equals B A for every invertible M, so one ΔW has many pairs of factors. A type that combines the A's and the B's
-separately depends on which pair each adapter stores. With cᵢ = wᵢsᵢ and the target Σ cᵢBᵢAᵢ:
+(B M)(M⁻¹A) equals B A for every invertible M, so one ΔW has many pairs of factors. The result of a type that combines
+the A's and the B's separately therefore depends on the stored pairs. With cᵢ = wᵢsᵢ and the target Σ cᵢBᵢAᵢ:
 
-    cat                     B = [B₁ … Bₙ], A = [c₁A₁; …; cₙAₙ]          the target itself, of rank Σ rᵢ
-    svd                     B A = the best rank r of the target         off by its discarded singular values
-    linear                  B = Σ √|cᵢ| Bᵢ, A = Σ ±√|cᵢ| Aᵢ             off by the cross terms BᵢAⱼ
-    magnitude_prune         as linear, of the largest numbers of each factor
-    dare_linear             as linear, of random numbers of each factor, scaled up (Yu et al. 2023, arXiv 2311.03099)
-    ties, dare_ties         pruned so, then only where signs agree (Yadav et al. 2023, arXiv 2306.01708)
-    …_svd                   the same on the ΔWᵢ instead of the factors, then the best rank r
+    cat                     B = [B₁ … Bₙ], A = [c₁A₁; …; cₙAₙ]          exactly the target, of rank Σ rᵢ
+    svd                     B A = best approximation of rank r          error: the discarded singular values
+    linear                  B = Σ √|cᵢ| Bᵢ, A = Σ ±√|cᵢ| Aᵢ             error: the cross terms BᵢAⱼ
+    magnitude_prune         linear, with the largest elements of each factor
+    dare_linear             linear, with random elements of each factor, rescaled (Yu et al. 2023, arXiv 2311.03099)
+    ties, dare_ties         pruned like these two, then averaged over equal signs (Yadav et al. 2023, arXiv 2306.01708)
+    …_svd                   the same with the ΔWᵢ instead of the factors, then the best approximation of rank r
 
 Source: PEFT, `add_weighted_adapter` in peft/tuners/lora/model.py, and peft/utils/merge_utils.py.
 """
@@ -37,15 +37,16 @@ COMBINATION_TYPES = ("cat", "svd", "linear", *PRUNED, *(f"{name}_svd" for name i
 
 @dataclass(frozen=True)
 class Combination:
-    """How adapters become one, with PEFT's names.
+    """The options of `add_weighted_adapter`, with PEFT's names.
 
-    combination_type: one of COMBINATION_TYPES. svd_rank: the rank of the new adapter, for the types with an svd; by default
-    the largest rank of the given adapters. svd_clamp: the numbers of U Σ and Vᵀ are clipped to ± this quantile, computed
-    over each number and its negative. density: the share of
-    numbers that ties, dare and magnitude_prune keep. majority_sign_method: the sign of the "total" of the numbers wins, or
-    the one of higher "frequency". seed: draws what dare keeps.
+    combination_type: one of COMBINATION_TYPES.
+    svd_rank: rank of the new adapter, for types with an SVD; default: the largest rank of the sources.
+    svd_clamp: the elements of U Σ and Vᵀ are clipped to ± this quantile of all elements and their negatives.
+    density: fraction of elements that ties, dare and magnitude_prune keep.
+    majority_sign_method: for ties types: "total" uses the sign of the sum, "frequency" the more frequent sign.
+    seed: seed of the random elements that dare keeps.
 
-    Raises ValueError for a value out of range, or for an option that this combination type does not use.
+    Raises ValueError for a value out of range, and for an option that does not apply to the type.
     """
 
     combination_type: str = "svd"
@@ -60,22 +61,26 @@ class Combination:
         if kind not in COMBINATION_TYPES:
             raise ValueError(f"combination_type = {kind!r}; expected one of {', '.join(COMBINATION_TYPES)}")
         if kind.removesuffix("_svd") in PRUNED and (self.density is None or not 0 < self.density <= 1):
-            raise ValueError(f"density = {self.density}; {kind} needs 0 < density ≤ 1, the share of numbers to keep")
+            raise ValueError(
+                f"density = {self.density}; {kind} needs 0 < density ≤ 1, the fraction of elements to keep"
+            )
         if self.svd_rank is not None and (int(self.svd_rank) != self.svd_rank or self.svd_rank < 1):
             raise ValueError(f"svd_rank = {self.svd_rank}; expected a whole number of at least 1")
         if self.svd_clamp is not None and not 0.5 < self.svd_clamp <= 1:
             raise ValueError(f"svd_clamp = {self.svd_clamp}; expected 0.5 < svd_clamp ≤ 1")
         if self.majority_sign_method not in ("total", "frequency"):
             raise ValueError(f"majority_sign_method = {self.majority_sign_method!r}; expected 'total' or 'frequency'")
-        useless = [] if kind.endswith("svd") else ["svd_rank", "svd_clamp"]
-        useless += [] if kind.removesuffix("_svd") in PRUNED else ["density"]
-        for name in useless:
+        unused = [] if kind.endswith("svd") else ["svd_rank", "svd_clamp"]
+        unused += [] if kind.removesuffix("_svd") in PRUNED else ["density"]
+        for name in unused:
             if getattr(self, name) is not None:
-                raise ValueError(f"{name} = {getattr(self, name)} means nothing to combination_type={kind!r}")
+                raise ValueError(
+                    f"{name} = {getattr(self, name)} has no effect with combination_type={kind!r}; leave it out"
+                )
 
 
-class Part(NamedTuple):
-    """What one adapter brings to one layer: its weight, its s, A (r, in) and B (out, r) in float64."""
+class WeightedFactors(NamedTuple):
+    """A source adapter in one layer: its weight, its scaling s, A (r, in) and B (out, r), in float64."""
 
     weight: float
     scaling: float
@@ -83,44 +88,50 @@ class Part(NamedTuple):
     B: np.ndarray
 
 
-def combine(parts: Sequence[Part], how: Combination, r: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(A, B) of one layer, with s = 1. `r` is the rank of the types with an svd; where fewer directions exist, all of them.
+def combine(
+    parts: Sequence[WeightedFactors], how: Combination, r: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (A, B) of one layer, with s = 1.
 
-    Raises ValueError where ranks differ and the type adds factors up.
+    `r` is the rank for types with an SVD, or the number of singular values if smaller.
+
+    Raises ValueError if the type adds factors and their ranks differ.
     """
     kind = how.combination_type.removesuffix("_svd")
     if kind == "cat":
-        return side_by_side(parts)
+        return concatenate_factors(parts)
     if kind == "svd":
-        return truncate(*svd_of_product(*side_by_side(parts)), r, how.svd_clamp)
+        return truncate(*svd_of_product(*concatenate_factors(parts)), r, how.svd_clamp)
     if how.combination_type.endswith("_svd"):
         deltas = [part.scaling * (part.B @ part.A) for part in parts]
-        mixed = mix(deltas, [part.weight for part in parts], how, rng)
+        mixed = weighted_sum(deltas, [part.weight for part in parts], how, rng)
         return truncate(*np.linalg.svd(mixed, full_matrices=False), r, how.svd_clamp)
     if len({part.A.shape[0] for part in parts}) > 1:
         raise ValueError(
-            f"{kind} adds factors up, and these have the ranks {[part.A.shape[0] for part in parts]}; "
-            "cat and the types with an svd take any"
+            f"combination_type={kind!r} needs adapters of equal rank, got ranks {[part.A.shape[0] for part in parts]}; "
+            "use 'cat', 'svd' or a '…_svd' type"
         )
     c = [part.weight * part.scaling for part in parts]
-    A = mix([part.A for part in parts], [math.copysign(math.sqrt(abs(x)), x) for x in c], how, rng)
-    B = mix([part.B for part in parts], [math.sqrt(abs(x)) for x in c], how, rng)
+    A = weighted_sum([part.A for part in parts], [math.copysign(math.sqrt(abs(x)), x) for x in c], how, rng)
+    B = weighted_sum([part.B for part in parts], [math.sqrt(abs(x)) for x in c], how, rng)
     return A, B
 
 
-def side_by_side(parts: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:
-    """A (Σr, in) = [c₁A₁; …] and B (out, Σr) = [B₁ …]: B A is the target Σ cᵢBᵢAᵢ, exactly."""
+def concatenate_factors(parts: Sequence[WeightedFactors]) -> tuple[np.ndarray, np.ndarray]:
+    """Return A (Σr, in) = [c₁A₁; …] and B (out, Σr) = [B₁ …]; B A is exactly the target Σ cᵢBᵢAᵢ."""
     A = np.concatenate([part.weight * part.scaling * part.A for part in parts])
     return A, np.concatenate([part.B for part in parts], axis=1)
 
 
-def mix(
+def weighted_sum(
     tensors: Sequence[np.ndarray], weights: Sequence[float], how: Combination, rng: np.random.Generator
 ) -> np.ndarray:
-    """Σ wᵢxᵢ of what pruning leaves; with ties, at each place the mean over those whose sign won there.
+    """Return Σ wᵢxᵢ of the pruned tensors.
 
-    A negative weight turns its tensor over before the signs are counted: −1 of x and 1 of −x are the same request. As in
-    PEFT the size of a weight does not vote.
+    Ties types average, per element, over the tensors with the chosen sign.
+
+    A negative weight negates its tensor before signs are compared: weight −1 of x equals weight 1 of −x. As in PEFT,
+    the size of a weight does not influence the choice of the sign.
     """
     w = np.reshape(weights, (-1, *[1] * tensors[0].ndim))
     x = np.stack([prune(tensor, how, rng) for tensor in tensors]) * np.where(w < 0, -1, 1)
@@ -132,7 +143,10 @@ def mix(
 
 
 def prune(x: np.ndarray, how: Combination, rng: np.random.Generator) -> np.ndarray:
-    """The share `density` of x's numbers, the others 0: random ones with dare, over density, else the largest."""
+    """Keep the fraction `density` of the elements of x and set the others to 0.
+
+    dare types keep random elements, divided by density; other types keep the largest elements.
+    """
     if how.density is None:
         return x
     if "dare" in how.combination_type:
@@ -144,7 +158,10 @@ def prune(x: np.ndarray, how: Combination, rng: np.random.Generator) -> np.ndarr
 
 
 def svd_of_product(A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """U, σ, Vᵀ of B A without its (out, in) numbers: B = Q_B R_B and Aᵀ = Q_A R_A leave a small R_B R_Aᵀ to decompose."""
+    """Return U, σ and Vᵀ of B A.
+
+    With B = Q_B R_B and Aᵀ = Q_A R_A, only the small matrix R_B R_Aᵀ is decomposed.
+    """
     Q_B, R_B = np.linalg.qr(B)
     Q_A, R_A = np.linalg.qr(A.T)
     U, s, Vt = np.linalg.svd(R_B @ R_A.T, full_matrices=False)
@@ -154,27 +171,48 @@ def svd_of_product(A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def truncate(
     U: np.ndarray, s: np.ndarray, Vt: np.ndarray, r: int, clamp: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A = Vᵀ and B = U Σ, of the r largest σ. Off by √(σ²_{r+1} + …), the least possible (Eckart and Young 1936)."""
+    """Return A = Vᵀ and B = U Σ of the r largest σ.
+
+    The error √(σ²_{r+1} + …) is minimal (Eckart and Young 1936).
+    """
     A, B = Vt[:r], U[:, :r] * s[:r]
     if clamp is None:
         return A, B
     numbers = np.concatenate([A.ravel(), B.ravel()])
-    # With both signs of each number: an SVD chooses the signs of its vectors freely.
+    # Both signs of each element, because the signs of singular vectors are arbitrary.
     bound = np.quantile(np.concatenate([numbers, -numbers]), clamp)
     return A.clip(-bound, bound), B.clip(-bound, bound)
 
 
 def product_norm(A: np.ndarray, B: np.ndarray) -> float:
-    """‖B A‖ in the Frobenius norm: that of R_B R_Aᵀ, as in `svd_of_product`."""
-    R_A: Any = np.linalg.qr(A.T, mode="r")  # R alone, which NumPy's types take for Q and R
+    """Return the Frobenius norm of B A, which equals that of R_B R_Aᵀ in `svd_of_product`."""
+    R_A: Any = np.linalg.qr(A.T, mode="r")  # Any: NumPy's type stubs expect Q and R
     return float(np.linalg.norm(np.linalg.qr(B, mode="r") @ R_A.T))
 
 
 @dataclass(frozen=True)
 class MergeReport:
-    """How far a new adapter is from what was asked for: ‖ΔW − Σ wᵢΔWᵢ‖ / ‖Σ wᵢΔWᵢ‖ in the Frobenius norm.
+    """The relative error of a combined adapter: ‖ΔW − Σ wᵢΔWᵢ‖ / ‖Σ wᵢΔWᵢ‖, in the Frobenius norm.
 
-    errors: layer → its own error. error: that of all layers together. ranks: layer → rank.
+    Parameters
+    ----------
+    combination_type : str
+        The type, one of `COMBINATION_TYPES`.
+    errors : dict of str to float
+        Layer name → relative error of the layer.
+    error : float
+        Relative error of all layers together.
+    ranks : dict of str to int
+        Layer name → rank.
+
+    Examples
+    --------
+    >>> import lora_np as ln
+    >>> peft_model = ln.get_peft_model(ln.load_model("tiny"), ln.LoraConfig(r=2, init_lora_weights=False))
+    >>> peft_model.add_adapter("other", ln.LoraConfig(r=3, init_lora_weights=False), seed=1)
+    >>> report = peft_model.add_weighted_adapter(["default", "other"], [0.5, 0.5], "both", combination_type="cat")
+    >>> report.error < 1e-6, set(report.ranks.values())
+    (True, {5})
     """
 
     combination_type: str
@@ -186,18 +224,18 @@ class MergeReport:
         worst = max(self.errors, key=lambda name: self.errors[name])
         ranks = " to ".join(str(r) for r in sorted({min(self.ranks.values()), max(self.ranks.values())}))
         return (
-            f"{self.combination_type}: {len(self.errors)} layers of rank {ranks}, ΔW off by {self.error:.2g} of "
-            f"‖Σ wᵢΔWᵢ‖ (at worst {self.errors[worst]:.2g}, in {worst})"
+            f"{self.combination_type}: {len(self.errors)} layers of rank {ranks}, relative error of ΔW "
+            f"{self.error:.2g} (largest: {self.errors[worst]:.2g} in {worst})"
         )
 
 
 def check_combinable(name: str, config: Any) -> None:
-    """Raise ValueError for an adapter whose ΔW is not s·B A."""
+    """Raise ValueError for an adapter that is not plain LoRA, ΔW = s·B A."""
     if not isinstance(config, LoraConfig):
-        raise ValueError(f"{name!r} has a {type(config).__name__}; LoRA's adapters alone are combined")
+        raise ValueError(f"{name!r} has a {type(config).__name__}; only LoRA adapters can be combined")
     if config.use_dora:
         raise ValueError(
-            f"{name!r} is DoRA: its ΔW depends on W and is no product of two factors; combine plain LoRA adapters"
+            f"{name!r} is DoRA: its ΔW depends on W and is not a product of two factors; combine plain LoRA adapters"
         )
 
 
@@ -208,17 +246,20 @@ def combine_adapters(
     how: Combination,
     dtype: np.dtype | None = None,
 ) -> tuple[LoraConfig, dict[str, LoraAdapter], MergeReport]:
-    """The configuration, the adapter of each layer and the report of Σ w·ΔW, in each layer over the adapters that it has.
+    """Return the configuration, the new adapter of each layer, and the report.
 
-    Computed on the host in float64, stored in the base's dtype or in `dtype`. Raises ValueError naming the layer where ranks
-    differ and may not. `model` stays as it is.
+    A layer combines the adapters that it has.
+
+    The computation is in float64 in host memory; the result has the base's dtype or `dtype`. Raises ValueError with the
+    layer's name if the type needs equal ranks and they differ. `model` is not changed.
     """
     wrapped, layers, factors = adapted_layers(model), {}, {}
     for name, layer in wrapped.items():
         here = [(w, one) for adapter, w in weights if isinstance(one := layer.adapters.get(adapter), LoraAdapter)]
         if here:
             layers[name] = [
-                Part(w, one.config.scaling, *(to_host(p.value).astype(float) for p in one.learned)) for w, one in here
+                WeightedFactors(w, one.config.scaling, *(to_host(p.value).astype(float) for p in one.learned))
+                for w, one in here
             ]
     rng = np.random.default_rng(how.seed)
     r = how.svd_rank or max(part.A.shape[0] for parts in layers.values() for part in parts)
@@ -229,23 +270,26 @@ def combine_adapters(
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         factors[name] = A.astype(stored), B.astype(stored)
-    config = config_for(
+    config = combined_config(
         model, [configs[name] for name, _ in weights], {name: len(A) for name, (A, _) in factors.items()}
     )
     adapters = {
         name: LoraAdapter.build(config.for_layer(name), wrapped[name].base_layer, pair, dtype)
         for name, pair in factors.items()
     }
-    return config, adapters, judge(layers, factors, how)
+    return config, adapters, measure_errors(layers, factors, how)
 
 
-def config_for(model: Module, sources: Sequence[LoraConfig], ranks: Mapping[str, int]) -> LoraConfig:
-    """α = r in each layer, so s = 1: not rsLoRA, whatever the sources were, for there s would be √r."""
+def combined_config(model: Module, sources: Sequence[LoraConfig], ranks: Mapping[str, int]) -> LoraConfig:
+    """Return the new configuration: α = r in each layer, so s = 1.
+
+    It never uses rsLoRA, whose s would be √r.
+    """
     targets = [portable_targets(config.target_modules, model) for config in sources]
     if all(isinstance(entries, list) for entries in targets):
         union = list(dict.fromkeys(entry for entries in targets for entry in entries))
     else:
-        union = list(ranks)  # an expression has no list to be joined to
+        union = list(ranks)  # a regular expression cannot be joined with a list
     r = max(ranks.values())
     others = {re.escape(name): rank for name, rank in ranks.items() if rank != r}
     base = sources[0].base_model_name_or_path
@@ -260,23 +304,25 @@ def config_for(model: Module, sources: Sequence[LoraConfig], ranks: Mapping[str,
     )
 
 
-def judge(
-    layers: Mapping[str, Sequence[Part]], factors: Mapping[str, tuple[np.ndarray, np.ndarray]], how: Combination
+def measure_errors(
+    layers: Mapping[str, Sequence[WeightedFactors]],
+    factors: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    how: Combination,
 ) -> MergeReport:
-    """The report on `factors` as they are stored, rounding included."""
-    off, wanted = {}, {}
+    """Return the report on `factors` as they are stored, including their rounding."""
+    distances, norms = {}, {}
     for name, parts in layers.items():
         A, B = (x.astype(float) for x in factors[name])
-        wanted[name] = product_norm(*side_by_side(parts))
-        off[name] = product_norm(*side_by_side([*parts, Part(-1.0, 1.0, A, B)]))
+        norms[name] = product_norm(*concatenate_factors(parts))
+        distances[name] = product_norm(*concatenate_factors([*parts, WeightedFactors(-1.0, 1.0, A, B)]))
     return MergeReport(
         how.combination_type,
-        {name: _ratio(off[name], wanted[name]) for name in layers},
-        _ratio(math.hypot(*off.values()), math.hypot(*wanted.values())),
+        {name: _ratio(distances[name], norms[name]) for name in layers},
+        _ratio(math.hypot(*distances.values()), math.hypot(*norms.values())),
         {name: A.shape[0] for name, (A, _) in factors.items()},
     )
 
 
 def _ratio(error: float, size: float) -> float:
-    """error / size, where nothing was asked for 0 if nothing came."""
+    """Return error / size; for size 0, return 0 if the error is 0, else infinity."""
     return error / size if size else math.inf if error else 0.0

@@ -1,4 +1,4 @@
-"""The base classes of all configurations: they accept some of PEFT's arguments at their neutral value, and check ranges."""
+"""The base classes of all configurations, and checks of their fields."""
 
 from __future__ import annotations
 
@@ -13,24 +13,27 @@ from numpy.typing import DTypeLike
 
 from ..nn.targets import plain_targets
 
-# PEFT's arguments that change nothing at these values, and what to do where another is wanted.
+# Arguments of PEFT that are accepted only at these values, and what to use for other values.
 NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
-    "task_type": ((None, "CAUSAL_LM"), "the models here are causal language models: task_type='CAUSAL_LM'"),
-    "inference_mode": ((None, False), "get_peft_model, then set_adapter(name, inference_mode=True)"),
-    "bias": ((None, "none"), "biases stay frozen here: bias='none'"),
-    "fan_in_fan_out": ((None, False), "weights are (out, in) here: fan_in_fan_out=False"),
-    "modules_to_save": ((None, [], ()), "only adapters train and are saved here: modules_to_save=None"),
-    "exclude_modules": ((None, [], ()), "write target_modules as a regular expression that leaves them out"),
-    "layers_to_transform": ((None, [], ()), r"write target_modules as a regular expression: r'.*\.[0-3]\..*_proj'"),
-    "layers_pattern": ((None, [], ()), "write target_modules as a regular expression"),
+    "task_type": ((None, "CAUSAL_LM"), "all models are causal language models: task_type='CAUSAL_LM'"),
+    "inference_mode": ((None, False), "call get_peft_model, then set_adapter(name, inference_mode=True)"),
+    "bias": ((None, "none"), "biases stay frozen: bias='none'"),
+    "fan_in_fan_out": ((None, False), "weights have shape (out, in) here: fan_in_fan_out=False"),
+    "modules_to_save": ((None, [], ()), "only adapters are trained and saved: modules_to_save=None"),
+    "exclude_modules": ((None, [], ()), "use a regular expression in target_modules that does not match them"),
+    "layers_to_transform": ((None, [], ()), r"use a regular expression in target_modules: r'.*\.[0-3]\..*_proj'"),
+    "layers_pattern": ((None, [], ()), "use a regular expression in target_modules"),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class PeftConfig:
-    """The base class of all configurations. It accepts PEFT's common arguments at their neutral value, and does not store them."""
+    """The base class of all configurations.
 
-    switches: ClassVar[tuple[str, ...]] = ()  # fields that are True or False
+    It accepts PEFT's common arguments at their neutral value and does not store them.
+    """
+
+    switches: ClassVar[tuple[str, ...]] = ()  # names of boolean fields
 
     task_type: InitVar[str | None] = None
     inference_mode: InitVar[bool] = False
@@ -48,12 +51,15 @@ class PeftConfig:
         self.check()
 
     def check(self) -> None:
-        """Raise ValueError or TypeError for a field out of range, naming it."""
+        """Check all fields. Raises ValueError or TypeError with the name of the wrong field."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetedConfig(PeftConfig):
-    """A PeftConfig for methods that adapt linear layers by name. It stores `target_modules` as a string or a tuple."""
+    """A PeftConfig for methods that adapt linear layers by name.
+
+    It stores `target_modules` as a string or a tuple.
+    """
 
     bias: InitVar[str | None] = "none"
     fan_in_fan_out: InitVar[bool] = False
@@ -68,20 +74,20 @@ class TargetedConfig(PeftConfig):
 
 
 def check_number(name: str, value: Any) -> None:
-    """Raise TypeError where `value` is not a real number: neither "16" nor True is one."""
+    """Raise TypeError if `value` is not a real number, such as "16" or True."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} = {value!r}; expected a number")
 
 
 def check_positive(name: str, value: Any) -> None:
-    """Raise TypeError or ValueError where `value` is not a positive finite number."""
+    """Raise TypeError or ValueError if `value` is not a positive finite number."""
     check_number(name, value)
     if not 0 < value < math.inf:
         raise ValueError(f"{name} = {value}; expected a positive number")
 
 
 def check_whole(name: str, value: Any, least: int | None = None, what: str = "expected a whole number") -> None:
-    """Raise TypeError where `value` is not an integer (2.0 and True are not), ValueError where it is below `least`."""
+    """Raise TypeError if `value` is not an integer (2.0 and True are not accepted), and ValueError if it is below `least`."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} = {value!r}; {what}")
     if least is not None and value < least:
@@ -89,33 +95,36 @@ def check_whole(name: str, value: Any, least: int | None = None, what: str = "ex
 
 
 def check_rank(name: str, r: Any) -> None:
-    """Raise TypeError or ValueError where r is not a whole number of at least 1."""
+    """Raise TypeError or ValueError if r is not an integer of at least 1."""
     check_whole(name, r, what="the rank is a whole number")
     if r < 1:
         raise ValueError(f"{name} = {r}; the rank must be at least 1")
 
 
 def check_probability(name: str, value: Any) -> None:
-    """Raise TypeError or ValueError where `value` is not a probability of dropping, 0 ≤ p < 1."""
+    """Raise TypeError or ValueError if `value` is not a dropout probability, 0 ≤ p < 1."""
     check_number(name, value)
     if not 0 <= value < 1:
         raise ValueError(f"{name} = {value}; expected 0 ≤ {name} < 1")
 
 
 def check_choice(name: str, value: Any, *choices: Any) -> None:
-    """Raise ValueError where `value` is not one of the choices."""
+    """Raise ValueError if `value` is not one of the choices."""
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
         *others, last = map(repr, choices)
         raise ValueError(f"{name} = {value!r}; expected {', '.join(others)} or {last}")
 
 
 def storage_dtype(name: DTypeLike, base: np.dtype) -> np.dtype:
-    """The dtype to store adapters in: "float16", "bfloat16", or that of the `base`. Raises TypeError for another."""
+    """Return the storage dtype called `name`: float16, bfloat16 or the base's dtype.
+
+    Raises TypeError for another dtype.
+    """
     if name == "bfloat16":
         import ml_dtypes
 
         return np.dtype(ml_dtypes.bfloat16)
-    dtype = np.dtype(name)  # raises TypeError for a name that it does not know
+    dtype = np.dtype(name)  # raises TypeError for an unknown name
     if dtype.kind != "f" or (dtype.itemsize > 2 and dtype != base):
-        raise TypeError(f"adapter_dtype {name!r} over a base of {base}; expected 'float16', 'bfloat16' or '{base}'")
+        raise TypeError(f"adapter_dtype {name!r} for a base in {base}; expected 'float16', 'bfloat16' or '{base}'")
     return dtype

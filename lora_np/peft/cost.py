@@ -1,5 +1,6 @@
-"""The classes that describe the cost of a method: the arrays and matrix products that an adapter adds to a training step.
-Each method's file defines its own cost; the package `costs` adds it to the cost of the model.
+"""The cost of an adapter: the parameters, matrix products and arrays that it adds to a training step.
+
+The file of each method defines the cost of its adapters; the package `costs` adds them to the cost of the model.
 """
 
 from __future__ import annotations
@@ -11,8 +12,23 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class Products:
-    """FLOPs of some matrix products: the forward, the gradients for the layers below (dx), those of trained parameters (dW,
-    dA, dB)."""
+    """The FLOPs of a set of matrix products.
+
+    Parameters
+    ----------
+    forward : int
+        FLOPs of the forward pass.
+    dx : int
+        FLOPs of gradients for the layers below.
+    dW : int
+        FLOPs of gradients of trained parameters (dW, dA, dB).
+
+    Examples
+    --------
+    >>> from lora_np.costs import Products
+    >>> (Products(4, 4, 0) + Products(2, 0, 2)).total
+    12
+    """
 
     forward: int = 0
     dx: int = 0
@@ -20,6 +36,7 @@ class Products:
 
     @property
     def total(self) -> int:
+        """The sum of all FLOPs."""
         return self.forward + self.dx + self.dW
 
     def __add__(self, other: Products) -> Products:
@@ -27,111 +44,269 @@ class Products:
 
 
 def linear_products(N: int, out: int, in_: int, need_dx: bool, need_dW: bool) -> Products:
-    """N rows through W (out, in): x Wᵀ, and dy W and dyᵀ x where they are needed: 2·N·out·in each."""
+    """Return the FLOPs of x Wᵀ, and of dy W and dyᵀ x if they are needed, for x (N, in) and W (out, in): 2·N·out·in each."""
     one = 2 * N * out * in_
     return Products(one, one * need_dx, one * need_dW)
 
 
 @dataclass(frozen=True)
 class AdapterCost:
-    """What an adapter adds to a linear layer. out, in_: the layer's sizes; N: tokens; need_dx: whether something below trains.
+    """The cost that an adapter adds to a linear layer; the base class of all costs.
 
-    trained: whether it gets gradients. widened: whether it is stored in 16 bits, and copied to float32 for each product.
+    Parameters
+    ----------
+    trained : bool
+        True if the adapter is trained.
+    half_precision : bool
+        True if the adapter is stored in 16 bits and upcast to float32 for each product.
+
+    Examples
+    --------
+    >>> from lora_np import LoraConfig, costs
+    >>> cost = costs.model_structure("llama-2-7b", LoraConfig(r=8)).layers()[0].adapter
+    >>> cost.title(4096), cost.gradients(4096, 4096)
+    ('LoRA of rank 8', 65536)
     """
 
     trained: bool = True
-    widened: bool = False
+    half_precision: bool = False
 
-    frozen_are: ClassVar[str] = ""  # what `frozen` counts
+    frozen_description: ClassVar[str] = ""  # description of the parameters that `frozen` counts
 
     @property
     def keeps_x(self) -> bool:
-        """Whether the backward needs the x that the layer itself was given."""
+        """True if the backward pass needs the layer's own input x."""
         return False
 
     @property
     def name(self) -> str:
-        """What a table calls the adapter."""
+        """The name of the adapter in tables."""
         return type(self).__name__.removesuffix("Cost")
 
     def title(self, out: int) -> str:
-        """The same with its size."""
+        """Return the name with the adapter's size.
+
+        Parameters
+        ----------
+        out : int
+            Output size of the layer.
+
+        Returns
+        -------
+        str
+            For example "LoRA of rank 8".
+        """
         return self.name
 
-    def arrays(self, out: int, in_: int) -> list[int]:
-        """The size of each array that trains."""
+    def trained_sizes(self, out: int, in_: int) -> list[int]:
+        """Return the sizes of the trained arrays.
+
+        Parameters
+        ----------
+        out, in_ : int
+            Shape of the layer's W.
+
+        Returns
+        -------
+        list of int
+            Number of elements of each array.
+        """
         raise NotImplementedError
 
     def gradients(self, out: int, in_: int) -> int:
-        """How many numbers get a gradient."""
-        return self.trained * sum(self.arrays(out, in_))
+        """Return the number of trained parameters.
 
-    def largest(self, out: int, in_: int) -> int:
-        """The size of the largest trained array, which the optimizer updates at once."""
-        return self.trained * max(self.arrays(out, in_))
+        Parameters
+        ----------
+        out, in_ : int
+            Shape of the layer's W.
+
+        Returns
+        -------
+        int
+            Number of parameters; 0 if the adapter is frozen.
+        """
+        return self.trained * sum(self.trained_sizes(out, in_))
+
+    def largest_array(self, out: int, in_: int) -> int:
+        """Return the size of the largest trained array, which the optimizer updates in one operation.
+
+        Parameters
+        ----------
+        out, in_ : int
+            Shape of the layer's W.
+
+        Returns
+        -------
+        int
+            Number of elements; 0 if the adapter is frozen.
+        """
+        return self.trained * max(self.trained_sizes(out, in_))
 
     def frozen(self, shapes: Collection[tuple[int, int]]) -> int:
-        """How many numbers the method adds and never trains, in layers of these (out, in) together."""
+        """Return the number of parameters that the method adds and never trains.
+
+        Parameters
+        ----------
+        shapes : collection of (int, int)
+            Shapes (out, in) of all adapted layers. Layers can share frozen parameters.
+
+        Returns
+        -------
+        int
+            Number of parameters in all these layers.
+        """
         return 0
 
     def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
-        """All matrix products besides those with W."""
+        """Return the FLOPs of all matrix products, except the products with W.
+
+        Parameters
+        ----------
+        N : int
+            Number of tokens.
+        out, in_ : int
+            Shape of the layer's W.
+        need_dx : bool
+            Whether a layer below needs dx.
+
+        Returns
+        -------
+        Products
+            FLOPs of one training step.
+        """
         return Products()
 
-    def kept(self, N: int, out: int, in_: int) -> int:
-        """Floats that the forward keeps, x itself apart."""
+    def saved_for_backward(self, N: int, out: int, in_: int) -> int:
+        """Return the number of floats that the forward pass saves for the backward pass, without x.
+
+        Parameters
+        ----------
+        N : int
+            Number of tokens.
+        out, in_ : int
+            Shape of the layer's W.
+
+        Returns
+        -------
+        int
+            Number of floats.
+        """
         raise NotImplementedError
 
-    def forward_held(self, N: int, out: int, in_: int) -> int:
-        """Floats beside y and what is kept, until y has all of its terms."""
+    def forward_temporaries(self, N: int, out: int, in_: int) -> int:
+        """Return the peak number of temporary floats in the forward pass, without y and saved arrays.
+
+        Parameters
+        ----------
+        N : int
+            Number of tokens.
+        out, in_ : int
+            Shape of the layer's W.
+
+        Returns
+        -------
+        int
+            Number of floats.
+        """
         return 0
 
-    def backward_held(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
-        """The most floats beside dy in its backward, of which the path through W alone holds `frozen`."""
+    def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
+        """Return the peak number of temporary floats in the backward pass of the adapted layer, without dy.
+
+        Parameters
+        ----------
+        N : int
+            Number of tokens.
+        out, in_ : int
+            Shape of the layer's W.
+        need_dx : bool
+            Whether a layer below needs dx.
+        frozen : int
+            Temporary floats of the product with W.
+
+        Returns
+        -------
+        int
+            Number of floats.
+        """
         return frozen
 
 
 @dataclass(frozen=True)
 class PrefixCost:
-    """v virtual tokens before `layers` layers of `kv` features a key; `hidden`: the width m of its MLP, 0 for none."""
+    """The cost that a prefix adds to a model.
+
+    Parameters
+    ----------
+    v : int
+        Number of virtual tokens.
+    layers : int
+        Number of layers L.
+    kv : int
+        Number of features of a key, kv_heads·head_dim.
+    hidden : int
+        Width m of the MLP that computes the prefix; 0 without an MLP.
+    trained : bool
+        True if the prefix is trained.
+    half_precision : bool
+        True if the prefix is stored in 16 bits and upcast to float32 for each product.
+
+    Examples
+    --------
+    >>> from lora_np.costs import PrefixCost
+    >>> PrefixCost(v=20, layers=32, kv=4096).gradients
+    5242880
+    """
 
     v: int
     layers: int
     kv: int
     hidden: int = 0
     trained: bool = True
-    widened: bool = False  # stored in 16 bits, and copied to float32 for each product
+    half_precision: bool = False
 
     @property
     def width(self) -> int:
-        """2L·kv: the numbers of one virtual token."""
+        """The number of floats per virtual token, 2L·kv."""
         return 2 * self.layers * self.kv
 
     @property
     def gradients(self) -> int:
-        """How many numbers are trained."""
+        """The number of trained parameters; 0 if the prefix is frozen."""
         m = self.hidden
         mlp = self.v * self.kv + m * (self.kv + 1) + self.width * (m + 1)
         return self.trained * (mlp if m else self.v * self.width)
 
     @property
-    def largest(self) -> int:
-        """The numbers of its largest trained array."""
+    def largest_array(self) -> int:
+        """The number of elements of the largest trained array."""
         mlp = max(self.v * self.kv, self.hidden * self.kv, self.width * self.hidden)
         return self.trained * (mlp if self.hidden else self.v * self.width)
 
     @property
     def products(self) -> Products:
-        """The MLP's, once a step; without one there are none."""
+        """The FLOPs of the MLP, once per step; zero without an MLP."""
         lower = linear_products(self.v, self.hidden, self.kv, self.trained, self.trained)
         return lower + linear_products(self.v, self.width, self.hidden, self.trained, self.trained)
 
     @property
-    def kept(self) -> int:
-        """The MLP's tanh (v, m); of 16 bits E and both matrices in float32."""
+    def saved_for_backward(self) -> int:
+        """Floats saved for the backward pass: the MLP's tanh (v, m), and float32 copies of parameters stored in 16 bits."""
         m = self.hidden
-        return self.v * m + self.widened * (m > 0) * (self.v * self.kv + m * (self.kv + self.width))
+        return self.v * m + self.half_precision * (m > 0) * (self.v * self.kv + m * (self.kv + self.width))
 
-    def room(self, seq: int) -> int:
-        """How many keys a layer has room for: a cache grows at least twofold (transformer/cache.py)."""
+    def cache_capacity(self, seq: int) -> int:
+        """Return the number of keys that a layer's cache can hold; a cache at least doubles when it grows.
+
+        Parameters
+        ----------
+        seq : int
+            Tokens per sequence.
+
+        Returns
+        -------
+        int
+            Capacity of the cache, in keys per sequence.
+        """
         return max(2 * self.v, self.v + seq)

@@ -1,9 +1,9 @@
 """IA³: one trained vector per layer rescales keys, values and the MLP's inner activations (Liu et al. 2022, arXiv 2205.05638).
 
     y = l ∘ (x Wᵀ),   ΔW = Λ_l W − W        l (out, 1): the layers of the attention
-    y = (l ∘ x) Wᵀ,   ΔW = W Λ_l − W        l (1, in): feed-forward layers, whose input are the inner activations
+    y = (l ∘ x) Wᵀ,   ΔW = W Λ_l − W        l (1, in): feed-forward layers; their input is the inner activations
 
-l starts at 1, and so ΔW at 0. Names, shapes and files are PEFT's.
+l starts at 1, so ΔW starts at 0. Names, shapes and files are PEFT's.
 """
 
 from __future__ import annotations
@@ -19,26 +19,53 @@ from ..backend import Array
 from ..nn import Cache, Context, Linear, Parameter
 from ..nn.targets import is_target, plain_targets, select_targets
 from ..transformer import Transformer
-from .adapter import Adapter, beside, dense, widened
+from .adapter import Adapter, dense, parameter_like, upcast
 from .choices import Choice
 from .config import TargetedConfig
 from .cost import AdapterCost, Products, linear_products
-from .method import Host, LayerMethod
+from .method import AdapterHost, LayerMethod
 from .placement import adaptable_layers
 
-IA3Cache: TypeAlias = tuple[Cache, Array, Array | None]  # the base layer's, l, and for dl what it was multiplied with
+IA3Cache: TypeAlias = tuple[Cache, Array, Array | None]  # base layer, l, and the factor of l for dl
 
 
 @dataclass(frozen=True, kw_only=True)
 class IA3Config(TargetedConfig):
-    """What to rescale, with PEFT's names and meanings.
+    """The configuration of IA³, with PEFT's names and meanings.
 
-    target_modules: as `LoraConfig` has it.
-    feedforward_modules: the targets whose input is rescaled in place of their output.
-    init_ia3_weights: False, l is normal, so that the adapter is not the identity at the start (for tests).
-    base_model_name_or_path: what the adapter was made for; saved with it, and otherwise unused.
+    Parameters
+    ----------
+    task_type : str or None, default None
+        None or "CAUSAL_LM".
+    inference_mode : bool, default False
+        Only False; see `PeftModel.set_adapter`.
+    bias : str or None, default "none"
+        Only "none": biases stay frozen.
+    fan_in_fan_out : bool, default False
+        Only False: weights have shape (out, in).
+    modules_to_save, exclude_modules, layers_to_transform, layers_pattern : collection or None, default None
+        Only None or empty. A regular expression in `target_modules` can exclude modules or select layers.
+    target_modules : str or collection of str, default ("k_proj", "v_proj", "down_proj")
+        Layers to rescale, as in `LoraConfig`.
+    feedforward_modules : str or collection of str, default ("down_proj",)
+        The target layers whose input is rescaled; the output of all other target layers is rescaled.
+    init_ia3_weights : bool, default True
+        True: l = 1, so ΔW = 0 at the start. False: l normal (for tests).
+    base_model_name_or_path : str, path or None, default None
+        Name of the base model. It is saved with the adapter and has no other effect.
 
-    Raises ValueError or TypeError as `LoraConfig` does.
+    Raises
+    ------
+    ValueError
+        If a value is out of range.
+    TypeError
+        If a value has a wrong type.
+
+    Examples
+    --------
+    >>> import lora_np as ln
+    >>> ln.costs.count("llama-2-7b", ln.IA3Config()).trainable
+    614400
     """
 
     target_modules: str | Collection[str] = ("k_proj", "v_proj", "down_proj")
@@ -49,14 +76,17 @@ class IA3Config(TargetedConfig):
     switches = ("init_ia3_weights",)
 
     def check(self) -> None:
-        """Keep `feedforward_modules` as `target_modules` are kept; None, PEFT's default, means the default here."""
+        """Store `feedforward_modules` as a string or a tuple.
+
+        None, PEFT's default, means the default of IA3Config.
+        """
         given: Any = self.feedforward_modules
         given = IA3Config.feedforward_modules if given is None else given
         object.__setattr__(self, "feedforward_modules", plain_targets(given, "feedforward_modules"))
 
 
 class IA3Adapter(Adapter):
-    """l of one layer: (1, in) where the input is rescaled, (out, 1) where the output is."""
+    """The IA³ adapter of one layer: l (1, in) rescales the input, or l (out, 1) rescales the output."""
 
     config: IA3Config
     mergeable = True
@@ -66,26 +96,27 @@ class IA3Adapter(Adapter):
         self.config, self.ia3_l = config, ia3_l
 
     @property
-    def of_the_input(self) -> bool:
-        return bool(self.config.feedforward_modules)  # those of this layer: itself, or none
+    def scales_input(self) -> bool:
+        """True if l rescales the layer's input, False if it rescales the output."""
+        return bool(self.config.feedforward_modules)  # in a layer's own configuration: its name, or empty
 
     def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, IA3Cache]:
-        """x (…, in) → y (…, out). Kept for dl: what l was multiplied with."""
-        l = widened(x.dtype, self.ia3_l.value).reshape(-1)
-        if self.of_the_input:
+        """Compute y (…, out) for x (…, in). The cache contains the factor of l, for dl."""
+        l = upcast(x.dtype, self.ia3_l.value).reshape(-1)
+        if self.scales_input:
             y, base_cache = base.forward(x * l, context)
             return y, (base_cache, l, x if self.ia3_l.trainable else None)
         y, base_cache = base.forward(x, context)
         return y * l, (base_cache, l, y if self.ia3_l.trainable else None)
 
     def backward(self, dy: Array, cache: IA3Cache, base: Linear, need_dx: bool) -> Array | None:
-        """dy (…, out) → dx (…, in) or None; adds dl.
+        """Return dx (…, in) or None for dy (…, out), and add dl.
 
-        In the forward pass z = l ∘ u, with u = x before the base layer or u = base(x) after it: so dl = Σ dz ∘ u over all
-        tokens, and du = l ∘ dz.
+        In the forward pass z = l ∘ u, with u = x before the base layer or u = base(x) after it. So dl = Σ dz ∘ u over
+        all tokens, and du = l ∘ dz.
         """
         base_cache, l, u = cache
-        if not self.of_the_input:
+        if not self.scales_input:
             self._add_grad(dy, u)
             return base.backward(dy * l, base_cache, need_dx)
         dz = base.backward(dy, base_cache, need_dx or self.ia3_l.trainable)
@@ -100,95 +131,106 @@ class IA3Adapter(Adapter):
             self.ia3_l.add_grad(dl)
 
     def delta_weight(self, base: Linear) -> Array:
-        """ΔW = (l − 1) ∘ W (out, in)."""
+        """Return ΔW = (l − 1) ∘ W (out, in)."""
         W = dense(base.weight.value, base.weight.compute_dtype)
-        return (widened(W.dtype, self.ia3_l.value) - 1) * W
+        return (upcast(W.dtype, self.ia3_l.value) - 1) * W
 
 
 @dataclass(frozen=True)
 class IA3Cost(AdapterCost):
-    """Of l ∘ (x Wᵀ) or (l ∘ x) Wᵀ: no product of its own. Kept for the backward: what l was multiplied with."""
+    """The cost of l ∘ (x Wᵀ) or (l ∘ x) Wᵀ: no additional matrix product.
 
-    of_the_input: bool = False
+    The backward pass needs the factor of l.
+    """
+
+    scales_input: bool = False
 
     name: ClassVar[str] = "IA³"
 
     @property
     def keeps_x(self) -> bool:
-        return self.trained and self.of_the_input
+        return self.trained and self.scales_input
 
-    def arrays(self, out: int, in_: int) -> list[int]:
-        """l."""
-        return [in_ if self.of_the_input else out]
+    def trained_sizes(self, out: int, in_: int) -> list[int]:
+        """Return the size of the only trained array, l."""
+        return [in_ if self.scales_input else out]
 
     def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
-        """dl of an input needs the dx of W, whether or not something below needs it."""
-        needed = self.trained and self.of_the_input and not need_dx
+        """Return the FLOPs of dx, if only dl needs it: l rescales the input, and no layer below is trained."""
+        needed = self.trained and self.scales_input and not need_dx
         return Products(0, linear_products(N, out, in_, True, False).dx * needed, 0)
 
-    def kept(self, N: int, out: int, in_: int) -> int:
-        """y = base(x), where the output is rescaled; of 16 bits l in float32."""
-        return self.trained * (not self.of_the_input) * N * out + self.widened * sum(self.arrays(out, in_))
+    def saved_for_backward(self, N: int, out: int, in_: int) -> int:
+        """Return the saved floats: y = base(x), if l rescales the output, and a float32 copy of a 16-bit l."""
+        return self.trained * (not self.scales_input) * N * out + self.half_precision * sum(
+            self.trained_sizes(out, in_)
+        )
 
-    def forward_held(self, N: int, out: int, in_: int) -> int:
-        """l ∘ x, or the y before l where it is not kept."""
-        return N * in_ if self.of_the_input else (not self.trained) * N * out
+    def forward_temporaries(self, N: int, out: int, in_: int) -> int:
+        """Return the temporary floats: l ∘ x, or the unscaled y if it is not saved."""
+        return N * in_ if self.scales_input else (not self.trained) * N * out
 
-    def backward_held(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
-        """dz ∘ u; then l ∘ dz, beside the frozen path's dx."""
-        if self.of_the_input:
+    def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
+        """Return the peak of temporary floats: dz ∘ u or l ∘ dz, and those of the frozen path."""
+        if self.scales_input:
             return max(frozen, 2 * N * in_ * (need_dx or self.trained))
         return N * out + frozen
 
 
 class IA3Method(LayerMethod):
-    """An IA3Adapter in each targeted layer."""
+    """IA³: an IA3Adapter in each targeted layer."""
 
     config_type = IA3Config
     peft_type = "IA3"
-    decisive = ("target_modules", "feedforward_modules")
+    recorded_fields = ("target_modules", "feedforward_modules")
     mergeable = True
     choices: ClassVar[Mapping[str, Choice]] = {"ia3": Choice(1e-2, IA3Config)}
     example = IA3Config(init_ia3_weights=False)
 
     def targets(self, config: IA3Config, names: list[str], strict: bool = True) -> list[str]:
-        """Raises ValueError for an entry of either list that matches no layer, unless it is read from a file."""
+        """Return the targeted layers.
+
+        With `strict`, raises ValueError for an entry of either list that matches no layer.
+        """
         if strict and config.feedforward_modules:
             select_targets(names, config.feedforward_modules)
         return super().targets(config, names, strict)
 
     def for_layer(self, config: IA3Config, layer: str) -> IA3Config:
-        """With this layer alone as `feedforward_modules`, or none."""
+        """Return the configuration of one layer: `feedforward_modules` contains this layer or is empty."""
         inputs = [layer] if is_target(layer, config.feedforward_modules) else []
         return replace(config, feedforward_modules=inputs)
 
-    def check(self, host: Host, config: IA3Config, layers: Mapping[str, Linear]) -> None:
-        """Raise ValueError for a layer with a bias whose output would be rescaled: a merge would have to change it."""
+    def check(self, host: AdapterHost, config: IA3Config, layers: Mapping[str, Linear]) -> None:
+        """Raise ValueError if the output of a layer with a bias is rescaled: a merge would have to change the bias."""
         for name, base in layers.items():
             if hasattr(base, "bias") and not is_target(name, config.feedforward_modules):
-                raise ValueError(f"{name} has a bias; IA³ rescales the outputs of layers without one here")
+                raise ValueError(f"{name} has a bias; IA³ can rescale the output only of layers without a bias")
 
     def draw(self, config: IA3Config, base: Linear, rng: np.random.Generator, dtype: np.dtype | None) -> IA3Adapter:
-        """l = 1."""
+        """Return a new adapter with l = 1, or with random l if `init_ia3_weights` is False."""
         (shape,) = self.shapes(config, base.out_features, base.in_features).values()
         return self.build(
             config, base, [np.ones(shape) if config.init_ia3_weights else rng.standard_normal(shape)], dtype
         )
 
     def shapes(self, config: IA3Config, out: int, in_: int) -> dict[str, tuple[int, ...]]:
-        """l (1, in) or (out, 1)."""
+        """Return the shape of l, (1, in) or (out, 1)."""
         return {"ia3_l": (1, in_) if config.feedforward_modules else (out, 1)}
 
     def build(self, config: IA3Config, base: Linear, tensors: list[np.ndarray], dtype: np.dtype | None) -> IA3Adapter:
-        """From l."""
-        return IA3Adapter(config, beside(base, tensors[0], dtype))
+        """Return an adapter from the tensor l."""
+        return IA3Adapter(config, parameter_like(base, tensors[0], dtype))
 
     def settings(self, config: IA3Config, model: Transformer) -> dict[str, Any]:
-        """With lists of full names, of which the second is a part of the first, as PEFT requires."""
+        """Return the file's settings, with full layer names.
+
+        PEFT requires that all feedforward_modules are in target_modules.
+        """
         layers = self.targets(config, list(adaptable_layers(model)), strict=False)
         inputs = [layer for layer in layers if is_target(layer, config.feedforward_modules)]
         return super().settings(config, model) | {"target_modules": layers, "feedforward_modules": inputs}
 
-    def cost(self, config: IA3Config, trained: bool = True, widened: bool = False) -> AdapterCost:
-        """Of one layer."""
-        return IA3Cost(trained, widened, bool(config.feedforward_modules))
+    def cost(self, config: IA3Config, trained: bool = True, half_precision: bool = False) -> AdapterCost:
+        """Return the cost of one layer's adapter."""
+        return IA3Cost(trained, half_precision, bool(config.feedforward_modules))

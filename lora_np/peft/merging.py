@@ -1,20 +1,221 @@
-"""Adapters merged into the weights that they stand beside: W ← W + Σ ΔW, and back."""
+"""MergeableModel: merges adapters into the weights, W ← W + Σ ΔW, reverses a merge, and combines several adapters into one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 
 from ..backend import array_module
 from ..nn import Module
-from .adapter import AdaptedLinear
-from .placement import adapted_layers
+from ..transformer import Transformer
+from .adapted_linear import AdaptedLinear
+from .combination import Combination, MergeReport, check_combinable, combine_adapters
+from .lora.config import LoraConfig
+from .lora.layer import LoraAdapter
+from .lora.method import LoraMethod
+from .management import AdapterManager, unique
+from .placement import adapted_layers, remove
+from .registry import method_of
+
+
+class MergeableModel(AdapterManager):
+    """An AdapterManager that can merge its adapters into the weights and combine several adapters into one."""
+
+    def lora_layers(self) -> list[AdaptedLinear]:
+        """Return the layers that have a LoRA adapter.
+
+        Returns
+        -------
+        list of AdaptedLinear
+            In forward order.
+        """
+        layers = adapted_layers(self.model).values()
+        return [layer for layer in layers if any(isinstance(a, LoraAdapter) for a in layer.adapters.values())]
+
+    @property
+    def mergeable(self) -> bool:
+        """True if the active adapter is a change of weights, which `merge_adapter` can merge."""
+        return self.active_adapter is not None and method_of(self.peft_config[self.active_adapter]).mergeable
+
+    def merge_adapter(self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge adapters into the weights: W ← W + Σ ΔW.
+
+        A forward pass then costs as much as in the base model.
+
+        Until `unmerge_adapter`, a call with a merged adapter uses the sum of all merged adapters, and a call with
+        another adapter raises RuntimeError. Merging the same adapters again changes nothing. If ΔW depends on W (DoRA,
+        IA³), each weight is copied first, which doubles its memory.
+
+        Parameters
+        ----------
+        adapter_names : sequence of str, optional
+            Adapters to merge; default: the active one.
+        safe_merge : bool
+            Check that the merged weights are finite before the merge.
+
+        Raises
+        ------
+        ValueError
+            If an adapter does not exist or is not a change of weights, or, with `safe_merge`, a merged weight would not
+            be finite.
+        RuntimeError
+            If other adapters are merged, the adapters are disabled, no adapter is active, or the base is quantised. The
+            weights are unchanged after each error.
+        """
+        if self.disabled:
+            raise RuntimeError("the adapters are disabled; leave `disable_adapter` before merging")
+        if adapter_names is None:
+            adapter_names = self.merged_adapters or self.active_adapters
+        names = unique(adapter_names)
+        if not names:
+            raise RuntimeError("no adapter is active; call set_adapter first, or give adapter_names")
+        for name in names:
+            self._check_mergeable(name)
+        merge(self.model, names, safe=safe_merge and not self.merged)
+
+    def unmerge_adapter(self) -> None:
+        """Reverse a merge: W ← W − Σ ΔW.
+
+        W is restored up to rounding (about 1e-7 in float32), and exactly after DoRA or IA³.
+        """
+        for layer in adapted_layers(self.model).values():
+            layer.unmerge()
+
+    def merge_and_unload(self, safe_merge: bool = False, adapter_names: Sequence[str] | None = None) -> Transformer:
+        """Merge adapters and remove all adapters from the model. This PeftModel then has no adapters.
+
+        Parameters
+        ----------
+        safe_merge : bool
+            As in `merge_adapter`.
+        adapter_names : sequence of str, optional
+            As in `merge_adapter`.
+
+        Returns
+        -------
+        Transformer
+            The base model with merged weights.
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            As in `merge_adapter`.
+        """
+        self.merge_adapter(adapter_names, safe_merge)
+        return self._remove_adapters()
+
+    def unload(self) -> Transformer:
+        """Remove all adapters without merging them. This PeftModel then has no adapters.
+
+        Returns
+        -------
+        Transformer
+            The base model.
+
+        Raises
+        ------
+        RuntimeError
+            If the adapters are disabled, or the base was quantised after PiSSA initialisation.
+        """
+        self.unmerge_adapter()
+        self._check_idle()
+        for name, config in self.peft_config.items():
+            method_of(config).delete(self, name)
+        return self._remove_adapters()
+
+    def _remove_adapters(self) -> Transformer:
+        remove(self.model)
+        self.prompt_encoder.clear()
+        self.peft_config.clear()
+        self.active_adapter = None
+        return self.model
+
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: str = "svd",
+        svd_rank: int | None = None,
+        svd_clamp: float | None = None,
+        density: float | None = None,
+        majority_sign_method: Literal["total", "frequency"] = "total",
+        seed: int = 0,
+    ) -> MergeReport:
+        """Combine LoRA adapters into a new one that approximates ΔW = Σ wᵢΔWᵢ.
+
+        The new adapter has scaling 1 and is frozen until `set_adapter` selects it. The source adapters stay.
+
+        Parameters
+        ----------
+        adapters : sequence of str
+            Names of the source adapters.
+        weights : sequence of float
+            One finite weight wᵢ per adapter.
+        adapter_name : str
+            Name of the new adapter.
+        combination_type : str
+            One of `COMBINATION_TYPES`; see combination.py for the formulas.
+        svd_rank : int, optional
+            Rank of the new adapter, for the types with an SVD. Default: the largest rank of the sources.
+        svd_clamp : float, optional
+            Quantile at which the SVD's factors are clipped, for the types with an SVD.
+        density : float, optional
+            Fraction of elements to keep, for ties, dare and magnitude_prune types.
+        majority_sign_method : {"total", "frequency"}
+            How the ties types choose a sign: the sign of the sum, or the more frequent sign.
+        seed : int
+            Seed of the random elements that the dare types keep.
+
+        Returns
+        -------
+        MergeReport
+            The relative error of the new adapter.
+
+        Raises
+        ------
+        ValueError
+            If a name does not exist, is taken or invalid, a weight is not finite, an option is out of range or does not
+            apply to the type, or the type needs equal ranks.
+        RuntimeError
+            If an adapter is merged, or the adapters are disabled. The model is unchanged after each error.
+        """
+        self._check_new(adapter_name)
+        if isinstance(adapters, str) or not len(adapters) or len(adapters) != len(weights):
+            raise ValueError(
+                f"adapters {adapters!r}, weights {weights!r}; expected two lists of equal length, at least 1"
+            )
+        for name, weight in zip(adapters, weights, strict=True):
+            self._check_mergeable(name)
+            check_combinable(name, self.peft_config[name])
+            if not math.isfinite(weight):
+                raise ValueError(f"the weight of {name!r} is {weight}; expected a finite number")
+        how = Combination(combination_type, svd_rank, svd_clamp, density, majority_sign_method, seed)
+        pairs = [(name, float(weight)) for name, weight in zip(adapters, weights, strict=True)]
+        configs = {name: config for name, config in self.peft_config.items() if isinstance(config, LoraConfig)}
+        config, made, report = combine_adapters(self.model, configs, pairs, how, self.adapter_dtype)
+        LoraMethod().insert(self, adapter_name, made.items())
+        self._register(adapter_name, config)
+        return report
+
+    def _check_mergeable(self, adapter_name: str) -> None:
+        self._check_name(adapter_name)
+        config = self.peft_config[adapter_name]
+        if not method_of(config).mergeable:
+            raise ValueError(
+                f"{adapter_name!r} has a {type(config).__name__}; this method does not change weights and cannot be merged"
+            )
 
 
 def merge(model: Module, names: Iterable[str], safe: bool = False) -> None:
-    """Merge these adapters in every layer. Raises before anything has changed: RuntimeError where the base is quantised,
-    ValueError, if `safe`, where a weight would not be finite."""
+    """Merge these adapters in every layer.
+
+    Raises RuntimeError if the base is quantised and, if `safe`, ValueError if a merged weight would not be finite. The
+    weights are then unchanged.
+    """
     names, every = tuple(names), adapted_layers(model)
     layers = {name: layer for name, layer in every.items() if any(a.mergeable for a in layer.adapters.values())}
     for layer in layers.values():
@@ -26,10 +227,10 @@ def merge(model: Module, names: Iterable[str], safe: bool = False) -> None:
 
 
 def check_finite(name: str, layer: AdaptedLinear, adapter_names: tuple[str, ...]) -> None:
-    """Raise ValueError naming the layer if these adapters would make a number of its weight infinite or NaN."""
+    """Raise ValueError if merging these adapters would give the layer a weight that is infinite or NaN."""
     W = layer.base_layer.weight.value
     with np.errstate(over="ignore", invalid="ignore"):
-        delta = layer.summed(adapter_names)
+        delta = layer.total_delta(adapter_names)
         finite = array_module(W).isfinite(W if delta is None else W + delta).all()
     if not finite:
-        raise ValueError(f"{name}: with {', '.join(adapter_names)} its weight is not finite; nothing was merged")
+        raise ValueError(f"{name}: the weight merged with {', '.join(adapter_names)} is not finite; nothing was merged")

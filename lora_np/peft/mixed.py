@@ -2,9 +2,9 @@
 
     y[i] = x[i] Wᵀ + s·(x[i] A[idx[i]]ᵀ) B[idx[i]]ᵀ          for a row of the base, x[i] Wᵀ alone
 
-(Punica's SGMV: Chen et al. 2023, arXiv 2310.18547.) The rows of one adapter are a segment. Segments of many tokens are
-computed one after another. If each row has one token, as in decoding, all small segments of equal rank are computed in one
-batched product.
+This is Punica's SGMV (Chen et al. 2023, arXiv 2310.18547). The rows of one adapter are a segment. Segments with many
+tokens are computed one after another. If each row has one token, as in decoding, one batched product computes all small
+segments of equal rank.
 """
 
 from __future__ import annotations
@@ -19,79 +19,130 @@ from .. import ops
 from ..backend import Array, array_module
 from ..nn import Cache, Context, Linear, Rows
 from ..ops.grouped_lora import GroupedLoraCache
-from .adapter import AdaptedLinear, Adapter, OutputAdapter, add_gradients
+from .adapted_linear import AdaptedLinear
+from .adapter import Adapter, OutputAdapter, add_gradients
 from .lora.layer import LoraAdapter
 
-SMALL = 4  # rows of a segment up to which it shares a batched product, padded to the longest there; others go alone
+SMALL_SEGMENT = (
+    4  # segments with at most this many rows share a batched product, padded to the longest; others are computed alone
+)
 
 
 @dataclass
 class Group:
-    """g segments of at most n rows, of adapters with one rank: A (g, r, in), B (g, out, r), `scaling` (g,).
+    """A group of g segments with at most n rows each.
 
-    rows: the row numbers of all segments in order, as a slice if they are consecutive.
-    places: the index of each row in the padded array of g·n rows, whose padding is zero; None if no padding is needed.
+    Their adapters have one rank r: A (g, r, in), B (g, out, r), scaling (g,).
+
+    rows: the row indices of all segments in order, as a slice if they are consecutive.
+    padded_index: the index of each row in the zero-padded array of g·n rows; None if no padding is needed.
     """
 
     adapters: list[LoraAdapter]
     rows: Array | slice
-    places: Array | None
+    padded_index: Array | None
     n: int
     A: Array
     B: Array
     scaling: Array
 
-    def take(self, x: Array) -> Array:
-        """x (b, …, f) → its rows by segment, (g, n·…, f)."""
-        mine = x[self.rows]
-        if self.places is not None:
+    def gather(self, x: Array) -> Array:
+        """Return the rows of x (b, …, f) by segment, with zero padding: (g, n·…, f)."""
+        rows = x[self.rows]
+        if self.padded_index is not None:
             padded = array_module(x).zeros((len(self.adapters) * self.n, *x.shape[1:]), x.dtype)
-            padded[self.places] = mine
-            mine = padded
-        return mine.reshape(len(self.adapters), -1, x.shape[-1])
+            padded[self.padded_index] = rows
+            rows = padded
+        return rows.reshape(len(self.adapters), -1, x.shape[-1])
 
-    def add(self, delta: Array, y: Array) -> None:
-        """The way back: y[rows] += δ. A row has one adapter, so none comes twice."""
+    def scatter_add(self, delta: Array, y: Array) -> None:
+        """Add δ to the rows of y: y[rows] += δ, the reverse of `gather`.
+
+        Each row has one adapter, so each index occurs once.
+        """
         delta = delta.reshape(-1, *y.shape[1:])
-        y[self.rows] += delta if self.places is None else delta[self.places]
+        y[self.rows] += delta if self.padded_index is None else delta[self.padded_index]
 
 
-# The base layer's; of each group the mask of dropout and the cache of its product; of each adapter that maps the output its own
+# The base layer's cache; per group, the dropout mask and the cache of its product; per OutputAdapter, its cache
 MixedCache: TypeAlias = tuple[Cache, list[tuple[Group, Array | None, GroupedLoraCache]], list[Cache]]
 
 
 class AdapterRows(Rows):
-    """The adapter that each row of a batch uses: an argument of the call, in `Context.adapter`.
+    """The adapters of the rows of a mixed batch. It is the value of `Context.adapter` in a call.
 
-    It caches each layer's groups and stacked factors, for all steps of one `generate`. A training step changes the factors,
-    so make a new object after it.
+    It caches the groups and stacked factors of each layer for all steps of one `generate`. A training step changes the
+    factors, so create a new object after each training step.
+
+    Parameters
+    ----------
+    names : sequence of str
+        One adapter name per row; "__base__" for the base model.
+    previous : StackCache, optional
+        Stacked factors of the previous call, which are reused.
+
+    Examples
+    --------
+    >>> from lora_np.peft.mixed import AdapterRows
+    >>> AdapterRows(["poet", "__base__", "poet"]).segments
+    {'poet': [0, 2]}
     """
 
-    def __init__(self, names: Sequence[str], before: Stacks | None = None) -> None:
+    def __init__(self, names: Sequence[str], previous: StackCache | None = None) -> None:
         super().__init__(names)
-        self._stacks = Stacks({} if before is None else before.now)
+        self._stacks = StackCache({} if previous is None else previous.stacks)
         self._layers: dict[AdaptedLinear, MixedRows] = {}
 
-    def then(self, names: Sequence[str]) -> AdapterRows:
-        """The rows of the next call. They take over the stacks, so that an adapter that stays is not copied again."""
+    def next_call(self, names: Sequence[str]) -> AdapterRows:
+        """Return the AdapterRows of the next call.
+
+        It reuses the stacks, so that adapters in both calls are not copied again.
+
+        Parameters
+        ----------
+        names : sequence of str
+            One adapter name per row.
+
+        Returns
+        -------
+        AdapterRows
+            The new object.
+        """
         return AdapterRows(names, self._stacks)
 
     def adapter_of(self, layer: AdaptedLinear) -> MixedRows:
-        """The bypasses of all rows in one layer. Raises ValueError for an adapter that does not mix."""
+        """Return the adapters of all rows in one layer.
+
+        Parameters
+        ----------
+        layer : AdaptedLinear
+            The layer.
+
+        Returns
+        -------
+        MixedRows
+            An Adapter that applies each row's adapter.
+
+        Raises
+        ------
+        ValueError
+            If an adapter cannot be in a mixed batch.
+        """
         if layer not in self._layers:
             here = {name: layer.adapters[name] for name in self.segments if name in layer.adapters}
             for name, adapter in here.items():
                 if not (adapter.mixable and isinstance(adapter, LoraAdapter | OutputAdapter)):
                     kind = type(adapter).__name__.removesuffix("Adapter")
-                    raise ValueError(
-                        f"{name!r} is {kind}, which has no mixed batches: its rows need a batch of their own"
-                    )
+                    raise ValueError(f"{name!r} is {kind}; its rows cannot be in a mixed batch")
             self._layers[layer] = MixedRows(layer, here, len(self.names), self.segments, self._stacks)
         return self._layers[layer]
 
 
 class MixedRows(Adapter):
-    """The adapters of all rows in one layer. LoRA adapters are computed in groups, adapters that map the output one by one."""
+    """The adapters of all rows in one layer.
+
+    LoRA adapters are computed in groups, adapters that map the output one by one.
+    """
 
     def __init__(
         self,
@@ -99,58 +150,63 @@ class MixedRows(Adapter):
         adapters: dict[str, Adapter],
         rows: int,
         segments: dict[str, list[int]],
-        stacks: Stacks,
+        stacks: StackCache,
     ) -> None:
         self.layer, self.rows, self.segments, self.stacks = layer, rows, segments, stacks
-        self.here = {name: adapter for name, adapter in adapters.items() if isinstance(adapter, LoraAdapter)}
+        self.lora = {name: adapter for name, adapter in adapters.items() if isinstance(adapter, LoraAdapter)}
         self.outputs = [(a, segments[name]) for name, a in adapters.items() if isinstance(a, OutputAdapter)]
         self._groups: dict[bool, list[Group]] = {}
 
     def groups(self, stacked: bool) -> list[Group]:
-        """The rows in groups: one a segment, or `stacked`, one for all small segments of a rank."""
+        """Return the rows in groups: one group per segment.
+
+        If `stacked`, all small segments of equal rank form one group.
+        """
         if stacked not in self._groups:
             together: dict[int | str, list[str]] = {}
-            for name, adapter in self.here.items():
-                shared = stacked and len(self.segments[name]) <= SMALL
+            for name, adapter in self.lora.items():
+                shared = stacked and len(self.segments[name]) <= SMALL_SEGMENT
                 together.setdefault(adapter.config.r if shared else name, []).append(name)
             self._groups[stacked] = [self._group(names) for names in together.values()]
         return self._groups[stacked]
 
     def _group(self, names: list[str]) -> Group:
         if len(names) == 1:
-            A, B = (X[None] for X in self.here[names[0]].factors(self.layer.base_layer.weight.value.dtype))
+            A, B = (X[None] for X in self.lora[names[0]].factors(self.layer.base_layer.weight.value.dtype))
         else:
-            names, A, B = self.stacks.of(self.layer, {name: self.here[name] for name in names})
+            names, A, B = self.stacks.get(self.layer, {name: self.lora[name] for name in names})
         xp, segments = array_module(A), [self.segments[name] for name in names]
         rows, n = [row for segment in segments for row in segment], max(map(len, segments))
         places = [i * n + j for i, segment in enumerate(segments) for j in range(len(segment))]
         follow = rows == list(range(rows[0], rows[0] + len(rows)))
         return Group(
-            [self.here[name] for name in names],
+            [self.lora[name] for name in names],
             slice(rows[0], rows[-1] + 1) if follow else xp.array(rows),
             None if len(places) == len(names) * n else xp.array(places),
             n,
             A,
             B,
-            xp.array([self.here[name].config.scaling for name in names], A.real.dtype),
+            xp.array([self.lora[name].config.scaling for name in names], A.real.dtype),
         )
 
     def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, MixedCache]:
-        """x (b, …, in) → y (b, …, out), the base's product of all rows with each row's adapter.
+        """Compute y (b, …, out) for x (b, …, in): the base layer for all rows, and each row's adapter.
 
-        Raises ValueError where x has another number of rows than there are names: one row would get another one's adapter.
+        Raises ValueError if the number of rows of x differs from the number of adapter names.
         """
         if len(x) != self.rows:
-            raise ValueError(f"x {x.shape} has {len(x)} rows for {self.rows} adapter names; expected one a row")
+            raise ValueError(
+                f"x {x.shape} has {len(x)} rows, but there are {self.rows} adapter names; expected one name per row"
+            )
         y, base_cache = base.forward(x, context)
         caches, mapped = [], []
         stacked = context.rng is None and x.ndim == 3 and x.shape[1] == 1
         for group in self.groups(stacked):
-            mine, mask = group.take(x), None
-            if context.rng is not None:  # a segment alone, so that each adapter drops with its own probability
-                mine, mask = ops.dropout_forward(mine, group.adapters[0].dropout, context.rng)
-            delta, cache = ops.grouped_lora_forward(mine, group.A, group.B, group.scaling)
-            group.add(delta, y)
+            rows_x, mask = group.gather(x), None
+            if context.rng is not None:  # in training each group is one segment, with its adapter's dropout probability
+                rows_x, mask = ops.dropout_forward(rows_x, group.adapters[0].dropout, context.rng)
+            delta, cache = ops.grouped_lora_forward(rows_x, group.A, group.B, group.scaling)
+            group.scatter_add(delta, y)
             caches.append((group, mask, cache))
         for adapter, rows in self.outputs:
             y[rows], output_cache = adapter.output_forward(y[rows])
@@ -158,9 +214,9 @@ class MixedRows(Adapter):
         return y, (base_cache, caches, mapped)
 
     def backward(self, dy: Array, cache: MixedCache, base: Linear, need_dx: bool) -> Array | None:
-        """dy (b, …, out) → dx (b, …, in) or None; adds to the gradients of each row's adapter.
+        """Return dx (b, …, in) or None for dy (b, …, out), and add the gradients of all adapters.
 
-        In the forward pass y[rows] += δ, so a segment's dδ is dy[rows], and its dx goes back to where its x came from.
+        In the forward pass y[rows] += δ, so a segment's dδ is dy[rows], and its dx is added to the rows of its x.
         """
         base_cache, caches, mapped = cache
         if self.outputs:
@@ -171,56 +227,59 @@ class MixedRows(Adapter):
         for group, mask, group_cache in caches:
             if not (need_dx or any(p.trainable for adapter in group.adapters for p in adapter.learned)):
                 continue
-            bypass, dA, dB = ops.grouped_lora_backward(group.take(dy), group_cache, need_dx=need_dx)
+            bypass, dA, dB = ops.grouped_lora_backward(group.gather(dy), group_cache, need_dx=need_dx)
             for i, adapter in enumerate(group.adapters):
                 add_gradients(adapter.learned, (dA[i], dB[i]))
             if need_dx:
                 assert dx is not None and bypass is not None
-                group.add(ops.dropout_backward(bypass, mask), dx)
+                group.scatter_add(ops.dropout_backward(bypass, mask), dx)
         return dx
 
 
 class Stack:
-    """The factors of several adapters under one another in one array, which a batched product needs.
+    """The factors of several adapters, stacked in one array for a batched product.
 
-    The stack copies the factors of the adapters in this batch. If an adapter joins, only its factors are copied.
+    Factors are copied into the stack. If an adapter joins the batch, only its factors are copied.
     """
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self.held: list[LoraAdapter] = []  # not by name alone: one may be unloaded, and another take it
+        self.adapters: list[LoraAdapter] = []  # compared by identity: a name can be reused after unloading
         self.A: Any = None
         self.B: Any = None
 
-    def hold(self, adapters: dict[str, LoraAdapter], dtype: DTypeLike) -> tuple[list[str], Array, Array]:
-        """(names in the order of the stack, A (g, r, in), B (g, out, r)). An adapter that was in the stack keeps its position."""
+    def update(self, adapters: dict[str, LoraAdapter], dtype: DTypeLike) -> tuple[list[str], Array, Array]:
+        """Return the names in the order of the stack, A (g, r, in) and B (g, out, r).
+
+        Adapters in the stack keep their position.
+        """
         g = len(adapters)
         if self.A is None or not g <= len(self.A) <= 2 * g:
             A, B = next(iter(adapters.values())).factors(dtype)
-            xp, room = array_module(A), g + g // 2  # room for those that join
+            xp, room = array_module(A), g + g // 2  # spare capacity for adapters that join
             self.A, self.B = xp.empty((room, *A.shape), A.dtype), xp.empty((room, *B.T.shape), B.dtype)
-            self.names, self.held = [], []
-        stay = [name if name in adapters else None for name in self.names[:g]]
-        new = iter([name for name in adapters if name not in stay])
-        self.names = [name or next(new) for name in stay] + list(new)
-        held = [adapters[name] for name in self.names]
-        for i, adapter in enumerate(held):
-            if self.held[i : i + 1] != [adapter]:
+            self.names, self.adapters = [], []
+        kept = [name if name in adapters else None for name in self.names[:g]]
+        new = iter([name for name in adapters if name not in kept])
+        self.names = [name or next(new) for name in kept] + list(new)
+        stacked = [adapters[name] for name in self.names]
+        for i, adapter in enumerate(stacked):
+            if self.adapters[i : i + 1] != [adapter]:
                 self.A[i] = adapter.lora_A.value
-                self.B[i] = adapter.lora_B.value.T  # Bᵀ: r long rows, not out short ones
-        self.held = held
+                self.B[i] = adapter.lora_B.value.T  # Bᵀ: r contiguous rows
+        self.adapters = stacked
         return self.names, self.A[:g], self.B[:g].swapaxes(-1, -2)
 
 
-class Stacks:
-    """The stacks of a model's layers in this call. Stacks of the previous call are reused."""
+class StackCache:
+    """The stacks of all layers in one call. Stacks of the previous call are reused."""
 
-    def __init__(self, before: dict[tuple[AdaptedLinear, int], Stack]) -> None:
-        self.before = before
-        self.now: dict[tuple[AdaptedLinear, int], Stack] = {}
+    def __init__(self, previous: dict[tuple[AdaptedLinear, int], Stack]) -> None:
+        self.previous = previous
+        self.stacks: dict[tuple[AdaptedLinear, int], Stack] = {}
 
-    def of(self, layer: AdaptedLinear, adapters: dict[str, LoraAdapter]) -> tuple[list[str], Array, Array]:
-        """(names, A (g, r, in), B (g, out, r)) of several adapters of one rank, in the order of their stack."""
+    def get(self, layer: AdaptedLinear, adapters: dict[str, LoraAdapter]) -> tuple[list[str], Array, Array]:
+        """Return (names, A (g, r, in), B (g, out, r)) of several adapters of one rank, in the order of their stack."""
         key = layer, next(iter(adapters.values())).config.r
-        self.now[key] = self.before.pop(key) if key in self.before else Stack()
-        return self.now[key].hold(adapters, layer.base_layer.weight.value.dtype)
+        self.stacks[key] = self.previous.pop(key) if key in self.previous else Stack()
+        return self.stacks[key].update(adapters, layer.base_layer.weight.value.dtype)

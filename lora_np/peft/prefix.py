@@ -1,10 +1,10 @@
-"""Prefix tuning: trained keys and values, of no token, before those of each layer (Li and Liang 2021, arXiv 2101.00190).
+"""Prefix tuning: trained keys and values before those of the tokens, in each layer (Li and Liang 2021, arXiv 2101.00190).
 
-    softmax(q [K_prefix, K]ᵀ / √d) [V_prefix, V]          in each layer and key/value head, the base being frozen
+    softmax(q [K_prefix, K]ᵀ / √d) [V_prefix, V]          in each layer and key/value head; the base is frozen
 
-The prefix is passed in `past_key_values` (transformer/cache.py), as if v tokens came before the first token. As in PEFT,
-the v prefix keys are not rotated, and the first token has position v. Attention to the prefix therefore depends on absolute
-positions. A row with padding on its left needs its own position_ids; `generate` sets them.
+The prefix is passed in `past_key_values` (transformer/cache.py), as if v tokens came before the first token. As in
+PEFT, the v prefix keys are not rotated, and the first token has position v. Attention to the prefix therefore depends
+on absolute positions. A row with padding on its left needs its own position_ids; `generate` sets them.
 """
 
 from __future__ import annotations
@@ -23,35 +23,59 @@ from ..nn import Embedding, Module, Parameter
 from ..ops.checks import check_mask
 from ..ops.linear import LinearCache
 from ..transformer import KeyValueCache, Transformer
-from .adapter import AdapterLinear, widened
+from .adapter import AdapterLinear, upcast
 from .choices import Choice, Option
 from .config import PeftConfig, check_choice, check_whole
 from .cost import PrefixCost
-from .files import KIND, check_arrays, plain
-from .method import Host, Method
+from .files import COMMON_SETTINGS, check_arrays, to_python
+from .method import AdapterHost, Method
 
 TENSOR = (
-    "prompt_embeddings"  # all that a file holds: (v, 2L·kv), the keys and values themselves, with or without an MLP
+    "prompt_embeddings"  # the only tensor of a file: the keys and values (v, 2L·kv), trained with or without an MLP
 )
 
-SIZES = ("num_layers", "num_attention_heads", "token_dim")  # what PEFT's file says of the base
+SIZES = ("num_layers", "num_attention_heads", "token_dim")  # sizes of the base in PEFT's file
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixTuningConfig(PeftConfig):
-    """How long a prefix, and how it is trained, with PEFT's names and meanings.
+    """The configuration of prefix tuning, with PEFT's names and meanings.
 
-    num_virtual_tokens: v, how many keys and values each layer gets.
-    prefix_projection: train them through an MLP, E → Linear → tanh → Linear, that is thrown away when they are saved. The
-        paper trains so because the plain ones are sensitive to the learning rate (section 4.3).
-    encoder_hidden_size: the width of that MLP; None takes that of a key, kv_heads·head_dim.
-    init_weights: None draws the numbers as PyTorch draws an Embedding's and a Linear's, E normal with std 1; "zero" begins with
-        keys and values of zero. PEFT calls this a no-op, but it changes the output: softmax also gives weight to a key of zero.
-    num_layers, num_attention_heads, token_dim: the base's layers, its key/value heads, and kv_heads·head_dim. None reads
-        the value from the base. A given value must equal the base's value.
-    base_model_name_or_path: what the prefix was made for; saved with it, and otherwise unused.
+    Parameters
+    ----------
+    task_type : str or None, default None
+        None or "CAUSAL_LM".
+    inference_mode : bool, default False
+        Only False; see `PeftModel.set_adapter`.
+    num_virtual_tokens : int, default 20
+        Number v of virtual tokens: each layer gets v keys and v values.
+    prefix_projection : bool, default False
+        Train the prefix through an MLP, E → Linear → tanh → Linear. Only the resulting keys and values are saved. The
+        paper uses the MLP because direct training is sensitive to the learning rate (section 4.3).
+    encoder_hidden_size : int or None, default None
+        Width of the MLP. None: the width of a key, kv_heads·head_dim.
+    init_weights : "zero" or None, default None
+        None: as PyTorch initialises Embedding and Linear; E is normal with standard deviation 1. "zero": keys and
+        values start at zero. A zero key still gets attention weight, so "zero" changes the model's output, although
+        PEFT calls it a no-op.
+    num_layers, num_attention_heads, token_dim : int or None, default None
+        The base's number of layers, number of key/value heads, and kv_heads·head_dim. None: taken from the base. A
+        value that differs from the base raises ValueError.
+    base_model_name_or_path : str, path or None, default None
+        Name of the base model. It is saved with the adapter and has no other effect.
 
-    Raises ValueError for a value out of range, TypeError for a number that is not whole.
+    Raises
+    ------
+    ValueError
+        If a value is out of range.
+    TypeError
+        If a number is not an integer.
+
+    Examples
+    --------
+    >>> import lora_np as ln
+    >>> ln.costs.count("llama-2-7b", ln.PrefixTuningConfig(num_virtual_tokens=20)).trainable
+    5242880
     """
 
     num_virtual_tokens: int = 20
@@ -66,7 +90,7 @@ class PrefixTuningConfig(PeftConfig):
     switches = ("prefix_projection",)
 
     def check(self) -> None:
-        """Raise ValueError or TypeError for a field out of range, naming it."""
+        """Check all fields. Raises ValueError or TypeError with the name of the wrong field."""
         check_whole("num_virtual_tokens", self.num_virtual_tokens, 1)
         for name in ("encoder_hidden_size", *SIZES):
             if getattr(self, name) is not None:
@@ -74,35 +98,73 @@ class PrefixTuningConfig(PeftConfig):
         check_choice("init_weights", self.init_weights, None, "zero")
 
 
-PrefixEncoderCache: TypeAlias = tuple[LinearCache, Array, LinearCache]  # of W₀, a = tanh(h) (v, m), of W₂
+PrefixEncoderCache: TypeAlias = tuple[LinearCache, Array, LinearCache]  # W₀, a = tanh(h) (v, m), W₂
 
 
 class PrefixEncoder(Module):
-    """The keys and values of all layers, (v, 2L, g, d): a table of them, or an MLP over a smaller table.
+    """The module that computes a prefix P, the keys and values of all layers.
 
-        P = E                                   E (v, 2L·kv)
-        P = tanh(E W₀ᵀ + b₀) W₂ᵀ + b₂           E (v, kv), W₀ (m, kv), W₂ (2L·kv, m)
+        P = E                                   E (v, 2L·kv): without an MLP
+        P = tanh(E W₀ᵀ + b₀) W₂ᵀ + b₂           E (v, kv), W₀ (m, kv), W₂ (2L·kv, m): with an MLP
 
-    with kv = g·d of g key/value heads. Row by row P holds layer 0's keys, layer 0's values, layer 1's keys, … The names, and
-    that order, are those of PEFT's PrefixEncoder.
+    Here kv = g·d for g key/value heads of size d. Each row of P contains layer 0's keys, layer 0's values, layer 1's
+    keys, …. Names and order are those of PEFT's PrefixEncoder.
+
+    Parameters
+    ----------
+    embedding : ndarray, shape (v, 2L·kv) or (v, kv)
+        E.
+    heads : (int, int, int)
+        (2L, g, d).
+    transform : list of AdapterLinear, optional
+        The two linear layers of the MLP.
+
+    Examples
+    --------
+    >>> import lora_np as ln
+    >>> peft_model = ln.get_peft_model(ln.load_model("tiny"), ln.PrefixTuningConfig(num_virtual_tokens=3))
+    >>> P, _ = peft_model.prompt_encoder["default"].forward("float32")
+    >>> P.shape
+    (3, 10, 2, 32)
     """
 
     def __init__(
         self, embedding: Array, heads: tuple[int, int, int], transform: list[AdapterLinear] | None = None
     ) -> None:
         self.embedding = Embedding(embedding)
-        self.transform = {str(2 * i): linear for i, linear in enumerate(transform or [])}  # PyTorch counts the tanh too
+        self.transform = {
+            str(2 * i): linear for i, linear in enumerate(transform or [])
+        }  # keys "0" and "2": PyTorch's Sequential counts the tanh as "1"
         self.heads = heads  # 2L, g, d
 
     def cost(self) -> PrefixCost:
-        """What it adds to a step."""
+        """Return the cost that the prefix adds to a training step.
+
+        Returns
+        -------
+        PrefixCost
+            The cost.
+        """
         table, (both, g, d) = self.embedding.weight, self.heads
         hidden = self.transform["0"].out_features if self.transform else 0
         return PrefixCost(table.value.shape[0], both // 2, g * d, hidden, table.trainable, table.value.itemsize == 2)
 
     def forward(self, dtype: DTypeLike) -> tuple[Array, PrefixEncoderCache | None]:
-        """P (v, 2L, g, d), in `dtype` where it is stored in 16 bits."""
-        E = widened(dtype, self.embedding.weight.value)
+        """Compute the prefix.
+
+        Parameters
+        ----------
+        dtype : dtype
+            Parameters stored in 16 bits are upcast to this dtype.
+
+        Returns
+        -------
+        P : ndarray, shape (v, 2L, g, d)
+            Keys and values.
+        cache : tuple or None
+            Values that `backward` needs; None without an MLP.
+        """
+        E = upcast(dtype, self.embedding.weight.value)
         if not self.transform:
             return E.reshape(-1, *self.heads), None
         h, cache_0 = self.transform["0"].forward(E)  # (v, kv) → (v, m)
@@ -111,10 +173,17 @@ class PrefixEncoder(Module):
         return P.reshape(-1, *self.heads), (cache_0, a, cache_2)
 
     def backward(self, dP: Array, cache: PrefixEncoderCache | None) -> None:
-        """Adds the gradients for dP (v, 2L, g, d).
+        """Add the gradients of the encoder's parameters.
 
-        In the forward pass a = tanh(h), so now dh = da ∘ (1 − a²); the two products are undone by `ops.linear_backward`. No
-        table is looked up in: each of its rows is one virtual token, so dE is what comes out below.
+        In the forward pass a = tanh(h), so dh = da ∘ (1 − a²). Each row of E is one virtual token, without a lookup, so
+        dE is the gradient of the first layer's input.
+
+        Parameters
+        ----------
+        dP : ndarray, shape (v, 2L, g, d)
+            Gradient of the prefix.
+        cache : tuple or None
+            From `forward`.
         """
         dP = dP.reshape(dP.shape[0], -1)
         dE: Array | None = dP
@@ -138,20 +207,30 @@ OPTIONS = {
 
 
 class PrefixMethod(Method):
-    """A PrefixEncoder beside the base, in `PeftModel.prompt_encoder`. Its keys and values begin each key/value cache."""
+    """Prefix tuning: a PrefixEncoder in `PeftModel.prompt_encoder`.
+
+    Each key/value cache starts with its keys and values.
+    """
 
     config_type = PrefixTuningConfig
     peft_type = "PREFIX_TUNING"
-    written: ClassVar[Mapping[str, Any]] = {**KIND, "num_transformer_submodules": 1, "modules_to_save": None}
-    known = ("num_transformer_submodules",)
+    fixed_settings: ClassVar[Mapping[str, Any]] = {
+        **COMMON_SETTINGS,
+        "num_transformer_submodules": 1,
+        "modules_to_save": None,
+    }
+    accepted_keys = ("num_transformer_submodules",)
     choices: ClassVar[Mapping[str, Choice]] = {"prefix": Choice(3e-2, PrefixTuningConfig, OPTIONS)}
     example = PrefixTuningConfig(num_virtual_tokens=3)
 
-    def add(self, host: Host, name: str, config: PrefixTuningConfig, seed: int) -> None:
-        """Draw E, and W and b of the MLP uniform in ±1/√in, on the host, so that a seed means the same on every device."""
-        check_sizes(config, host.model)
+    def add(self, host: AdapterHost, name: str, config: PrefixTuningConfig, seed: int) -> None:
+        """Add a new prefix.
+
+        Random numbers are drawn in host memory, so that a seed gives the same prefix on every device.
+        """
+        check_peft_sizes(config, host.model)
         rng, v, zero = np.random.default_rng(seed), config.num_virtual_tokens, config.init_weights == "zero"
-        heads, (kv, width) = heads_of(host.model), widths(host.model)
+        heads, (kv, width) = prefix_layout(host.model), prefix_widths(host.model)
         if not config.prefix_projection:
             self._put(host, name, np.zeros((v, width)) if zero else rng.standard_normal((v, width)), heads)
             return
@@ -162,7 +241,7 @@ class PrefixMethod(Method):
             transform.append((rng.uniform(-bound, bound, (out, in_)), rng.uniform(-bound, bound, out)))
         self._put(host, name, embedding, heads, transform)
 
-    def _put(self, host: Host, name: str, embedding: Array, heads: tuple, transform: Any = ()) -> None:
+    def _put(self, host: AdapterHost, name: str, embedding: Array, heads: tuple, transform: Any = ()) -> None:
         like = host.model.model.norm.weight.value
         dtype = host.adapter_dtype or like.dtype
 
@@ -172,82 +251,95 @@ class PrefixMethod(Method):
         linears = [AdapterLinear(moved(W), moved(b)) for W, b in transform]
         host.prompt_encoder[name] = PrefixEncoder(moved(embedding), heads, linears)
 
-    def restore(self, host: Host, name: str, config: PrefixTuningConfig, arrays: Mapping[str, np.ndarray]) -> None:
-        """The keys and values themselves, which then train without an MLP, whatever they were trained with before."""
-        check_sizes(config, host.model)
-        check_arrays(arrays, {TENSOR: (config.num_virtual_tokens, widths(host.model)[1])})
-        self._put(host, name, arrays[TENSOR], heads_of(host.model))
+    def restore(
+        self, host: AdapterHost, name: str, config: PrefixTuningConfig, arrays: Mapping[str, np.ndarray]
+    ) -> None:
+        """Add a saved prefix. Further training uses no MLP, even if the prefix was trained with one."""
+        check_peft_sizes(config, host.model)
+        check_arrays(arrays, {TENSOR: (config.num_virtual_tokens, prefix_widths(host.model)[1])})
+        self._put(host, name, arrays[TENSOR], prefix_layout(host.model))
 
-    def delete(self, host: Host, name: str) -> None:
-        """Forget the encoder."""
+    def delete(self, host: AdapterHost, name: str) -> None:
+        """Delete the encoder of the adapter `name`."""
         del host.prompt_encoder[name]
 
-    def parameters(self, host: Host, name: str) -> Iterator[Parameter]:
-        """E, and W and b of the MLP."""
+    def parameters(self, host: AdapterHost, name: str) -> Iterator[Parameter]:
+        """Yield E, and the W and b of the MLP."""
         for _, p in host.prompt_encoder[name].named_parameters():
             yield p
 
-    def arrays(self, host: Host, name: str) -> dict[str, np.ndarray]:
-        """P as one table, in the dtype that it is stored in: the MLP has done its work and is not saved."""
+    def arrays(self, host: AdapterHost, name: str) -> dict[str, np.ndarray]:
+        """Return P as one array, in the storage dtype. The MLP is not saved."""
         encoder = host.prompt_encoder[name]
         P, _ = encoder.forward(host.model.model.norm.weight.value.dtype)
         return {TENSOR: to_host(P.reshape(P.shape[0], -1).astype(encoder.embedding.weight.value.dtype))}
 
     def settings(self, config: PrefixTuningConfig, model: Transformer) -> dict[str, Any]:
-        """With the sizes of the base, as PEFT writes them."""
-        hidden = plain(config.encoder_hidden_size) or widths(model)[0]
-        return super().settings(config, model) | sizes_of(model) | {"encoder_hidden_size": hidden}
+        """Return the file's settings, with the sizes of the base, as in PEFT."""
+        hidden = to_python(config.encoder_hidden_size) or prefix_widths(model)[0]
+        return super().settings(config, model) | peft_sizes(model) | {"encoder_hidden_size": hidden}
 
     def config(self, settings: Mapping[str, Any]) -> PrefixTuningConfig:
-        """From PEFT's file."""
+        """Return the configuration of a file.
+
+        Raises ValueError for settings that this library does not support.
+        """
         if settings.get("num_transformer_submodules") not in (None, 1):
             raise ValueError(
-                f"num_transformer_submodules is {settings['num_transformer_submodules']}; a decoder is one"
+                f"num_transformer_submodules is {settings['num_transformer_submodules']}; expected 1, a decoder"
             )
         if settings.get("num_virtual_tokens") is None:
-            raise ValueError("num_virtual_tokens is not there")
+            raise ValueError("num_virtual_tokens is missing")
         return super().config(settings)
 
     def prefix_cost(self, config: PrefixTuningConfig, layers: int, kv: int) -> PrefixCost:
-        """With the MLP, if it trains through one."""
+        """Return the cost of the prefix, with its MLP if `prefix_projection` is True."""
         hidden = int(config.encoder_hidden_size or kv) if config.prefix_projection else 0
         return PrefixCost(int(config.num_virtual_tokens), layers, kv, hidden)
 
 
-def heads_of(model: Transformer) -> tuple[int, int, int]:
-    """2L, g, d: the keys and the values of each layer, its key/value heads, and a head's size."""
+def prefix_layout(model: Transformer) -> tuple[int, int, int]:
+    """Return (2L, g, d) for L layers, g key/value heads and d features per head; 2L counts keys and values."""
     return 2 * model.config.num_hidden_layers, model.config.num_key_value_heads, model.config.head_dim
 
 
-def widths(model: Transformer) -> tuple[int, int]:
-    """kv = g·d, and 2L·kv: the numbers that a virtual token has in one key, and in all."""
-    both, g, d = heads_of(model)
+def prefix_widths(model: Transformer) -> tuple[int, int]:
+    """Return kv = g·d, the size of one key, and 2L·kv, the number of floats per virtual token."""
+    both, g, d = prefix_layout(model)
     return g * d, both * g * d
 
 
-def sizes_of(model: Transformer) -> dict[str, int]:
-    """What PEFT says of a base."""
-    both, g, d = heads_of(model)
+def peft_sizes(model: Transformer) -> dict[str, int]:
+    """Return the sizes of the base that PEFT writes into the file."""
+    both, g, d = prefix_layout(model)
     return dict(zip(SIZES, (both // 2, g, g * d), strict=True))
 
 
-def check_sizes(config: PrefixTuningConfig, model: Transformer) -> None:
-    """Raise ValueError where the configuration is for a base of other sizes: equal shapes may hide other heads."""
-    for name, size in sizes_of(model).items():
+def check_peft_sizes(config: PrefixTuningConfig, model: Transformer) -> None:
+    """Raise ValueError if the configuration was made for a base of other sizes.
+
+    Tensors of such a base can have the same shapes, so their shapes are not enough to detect it.
+    """
+    for name, size in peft_sizes(model).items():
         if getattr(config, name) not in (None, size):
-            raise ValueError(f"{name} is {getattr(config, name)}, and {size} in this base: made for another one")
+            raise ValueError(
+                f"{name} is {getattr(config, name)}, but this base has {size}; the prefix was made for another base"
+            )
 
 
-def check_begun(past: KeyValueCache | None, named: tuple[str, PrefixEncoder] | None) -> None:
-    """Raise ValueError where a past with tokens was not begun by the prefix of this call: it would answer as neither does."""
+def check_prefix_of_past(past: KeyValueCache | None, named: tuple[str, PrefixEncoder] | None) -> None:
+    """Raise ValueError if a key/value cache with tokens starts with another prefix than that of this call."""
     if past is not None and len(past) and past.prefix_source != named:
         was, now = (f"the prefix of {each[0]!r}" if each else "no prefix" for each in (past.prefix_source, named))
-        now = f"another one called {named[0]!r}" if named and was == now else now
-        raise ValueError(f"past_key_values began with {was}, and this call has {now}: give it a past of its own")
+        now = f"another prefix called {named[0]!r}" if named and was == now else now
+        raise ValueError(f"past_key_values starts with {was}, but this call uses {now}; use a new past for this call")
 
 
-def see_the_prefix(attention_mask: Array, v: int, b: int, s: int) -> Array:
-    """The mask (b, s) of the tokens → (b, v + s): no row's prefix is padding. Raises as `check_mask` does."""
+def extend_mask_over_prefix(attention_mask: Array, v: int, b: int, s: int) -> Array:
+    """Return the mask (b, v + s) for the token mask (b, s), with True for the prefix.
+
+    Raises as `check_mask` does.
+    """
     check_mask(attention_mask, b, s)
     xp = array_module(attention_mask)
     return xp.concatenate([xp.ones((b, v), bool), attention_mask], axis=1)

@@ -1,4 +1,4 @@
-"""The methods that are here, one line each."""
+"""The registry of adapter methods."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ METHODS: tuple[Method, ...] = (
 
 
 def method_of(config: object) -> Method:
-    """The method that a configuration is for. Raises TypeError where it is not a method's configuration."""
+    """Return the method of a configuration.
+
+    Raises TypeError if `config` is not a configuration of a method.
+    """
     for method in METHODS:
         if isinstance(config, method.config_type):
             return method
@@ -29,10 +32,13 @@ def method_of(config: object) -> Method:
 
 
 def method_named(peft_type: object) -> Method:
-    """The method of an adapter_config.json. Raises ValueError where it is not here."""
+    """Return the method for the peft_type of an adapter_config.json.
+
+    Raises ValueError for an unsupported peft_type.
+    """
     for method in METHODS:
         if method.peft_type == peft_type:
             return method
     *others, last = [repr(method.peft_type) for method in METHODS]
-    known = f"{', '.join(others)} and {last} are" if others else f"only {last} is"
-    raise ValueError(f"peft_type is {peft_type!r}; {known} here")
+    known = f"{', '.join(others)} or {last}" if others else last
+    raise ValueError(f"peft_type is {peft_type!r}; expected {known}")

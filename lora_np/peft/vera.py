@@ -2,11 +2,12 @@
 
     y = base(x) + b ∘ ((d ∘ (x̃ Aᵀ)) Bᵀ),   ΔW = Λ_b B Λ_d A        x̃ = drop(x) while training
 
-A (r, in_max) and B (out_max, r) are as large as the largest layer requires; each layer takes its first columns and rows.
-The trained parameters are d (r,) and b (out,): r + out numbers per layer, where LoRA trains r·(in + out). b starts at 0, so
-ΔW starts at 0.
+A (r, in_max) and B (out_max, r) are as large as the largest layer requires; each layer takes its first columns and
+rows. The trained parameters are d (r,) and b (out,): r + out numbers per layer, where LoRA trains r·(in + out). b
+starts at 0, so ΔW starts at 0.
 
-PEFT draws A and B from `projection_prng_key` with PyTorch's generator. lora_np does not have it, so a file contains A and B.
+PEFT draws A and B from `projection_prng_key` with PyTorch's generator. lora_np does not have it, so a file contains A
+and B.
 """
 
 from __future__ import annotations
@@ -24,29 +25,59 @@ from .. import ops
 from ..backend import Array, to_host
 from ..nn import Linear, Parameter
 from ..ops.vera import VeraCache
-from .adapter import Bypass, beside, widened
+from .adapter import Bypass, parameter_like, upcast
 from .choices import TARGETS, Choice, Option
 from .config import TargetedConfig, check_number, check_probability, check_rank, check_whole
 from .cost import AdapterCost, Products
 from .files import check_arrays
-from .method import Host, LayerMethod
+from .method import AdapterHost, LayerMethod
 
-PROJECTIONS = ("base_model.vera_A", "base_model.vera_B")  # what PEFT calls the shared factors in a file
+PROJECTIONS = ("base_model.vera_A", "base_model.vera_B")  # PEFT's names of the shared matrices in a file
 
 
 @dataclass(frozen=True, kw_only=True)
 class VeraConfig(TargetedConfig):
-    """What to adapt and how, with PEFT's names and meanings.
+    """The configuration of VeRA, with PEFT's names and meanings.
 
-    r: the rank of ΔW; larger than LoRA's, for it costs little.
-    target_modules: as `LoraConfig` has it.
-    vera_dropout: the probability of dropping an input of the bypass while training.
-    d_initial: what every number of d starts as.
-    init_weights: False, d normal and b = 1, so that the adapter is not the identity at the start (for tests).
-    projection_prng_key: the seed of A and B.
-    base_model_name_or_path: what the adapter was made for; saved with it, and otherwise unused.
+    Parameters
+    ----------
+    task_type : str or None, default None
+        None or "CAUSAL_LM".
+    inference_mode : bool, default False
+        Only False; see `PeftModel.set_adapter`.
+    bias : str or None, default "none"
+        Only "none": biases stay frozen.
+    fan_in_fan_out : bool, default False
+        Only False: weights have shape (out, in).
+    modules_to_save, exclude_modules, layers_to_transform, layers_pattern : collection or None, default None
+        Only None or empty. A regular expression in `target_modules` can exclude modules or select layers.
+    r : int, default 256
+        Rank of ΔW. It can be larger than in LoRA, because a layer trains only r + out numbers.
+    target_modules : str or collection of str, default ("q_proj", "v_proj")
+        As in `LoraConfig`.
+    vera_dropout : float, default 0.0
+        Dropout probability of the bypass's input in training, 0 ≤ p < 1.
+    d_initial : float, default 0.1
+        Initial value of every element of d.
+    init_weights : bool, default True
+        True: b = 0, so ΔW = 0 at the start. False: d normal and b = 1 (for tests).
+    projection_prng_key : int, default 0
+        Seed of the shared matrices A and B.
+    base_model_name_or_path : str, path or None, default None
+        Name of the base model. It is saved with the adapter and has no other effect.
 
-    Raises ValueError for a value out of range, TypeError for a value of a wrong type.
+    Raises
+    ------
+    ValueError
+        If a value is out of range.
+    TypeError
+        If a value has a wrong type.
+
+    Examples
+    --------
+    >>> import lora_np as ln
+    >>> [ln.costs.count("llama-2-7b", config).trainable for config in (ln.VeraConfig(r=256), ln.LoraConfig(r=8))]
+    [278528, 4194304]
     """
 
     r: int = 256
@@ -60,7 +91,7 @@ class VeraConfig(TargetedConfig):
     switches = ("init_weights",)
 
     def check(self) -> None:
-        """Raise ValueError or TypeError for a field out of range, naming it."""
+        """Check all fields. Raises ValueError or TypeError with the name of the wrong field."""
         check_rank("r", self.r)
         check_whole("projection_prng_key", self.projection_prng_key)
         check_probability("vera_dropout", self.vera_dropout)
@@ -70,7 +101,10 @@ class VeraConfig(TargetedConfig):
 
 
 class VeraAdapter(Bypass):
-    """A (r, in_max) and B (out_max, r), frozen, the same Parameters in every layer; d (r,) and b (out,), this layer's own."""
+    """The VeRA adapter of one layer: its own d (r,) and b (out,).
+
+    All layers share A (r, in_max) and B (out_max, r), which are frozen.
+    """
 
     config: VeraConfig
     mergeable = True
@@ -92,63 +126,66 @@ class VeraAdapter(Bypass):
         return self.config.vera_dropout
 
     def factors(self, dtype: DTypeLike) -> tuple[Array, Array, Array, Array]:
-        """A (r, in), B (out, r), d and b to compute with, in `dtype` where they are stored in 16 bits."""
+        """Return A (r, in), B (out, r), d and b for this layer, upcast to `dtype` if they are stored in 16 bits."""
         A, B = self.vera_A.value[:, : self.in_features], self.vera_B.value[: self.out_features]
         d, b = self.vera_lambda_d.value, self.vera_lambda_b.value
-        return widened(dtype, A), widened(dtype, B), widened(dtype, d), widened(dtype, b)
+        return upcast(dtype, A), upcast(dtype, B), upcast(dtype, d), upcast(dtype, b)
 
     def delta_forward(self, x: Array) -> tuple[Array, VeraCache]:
-        """x (…, in) → b ∘ ((d ∘ (x Aᵀ)) Bᵀ) (…, out)."""
+        """Compute b ∘ ((d ∘ (x Aᵀ)) Bᵀ) (…, out) for x (…, in)."""
         return ops.vera_forward(x, *self.factors(x.dtype))
 
     def delta_backward(self, dy: Array, cache: VeraCache, need_dx: bool) -> tuple[Array | None, ...]:
-        """dδ (…, out) → dx, dd, db."""
+        """Return dx, dd and db for dδ (…, out)."""
         return ops.vera_backward(dy, cache, need_dx)
 
     def delta_weight(self, base: Linear) -> Array:
-        """ΔW = Λ_b B Λ_d A (out, in)."""
+        """Return ΔW = Λ_b B Λ_d A (out, in)."""
         A, B, d, b = self.factors(base.weight.value.dtype)
         return (b[:, None] * B) @ (d[:, None] * A)
 
 
 @dataclass(frozen=True)
 class VeraCost(AdapterCost):
-    """Of y + b ∘ ((d ∘ (x Aᵀ)) Bᵀ). Kept for the backward: h = x Aᵀ."""
+    """The cost of y + b ∘ ((d ∘ (x Aᵀ)) Bᵀ). The backward pass needs h = x Aᵀ."""
 
     r: int = 256
     dropout: bool = False
 
-    frozen_are = "A and B, the same in all layers"
+    frozen_description = "A and B, the same in all layers"
     name = "VeRA"
 
     def title(self, out: int) -> str:
         return f"VeRA of rank {self.r}"
 
-    def arrays(self, out: int, in_: int) -> list[int]:
-        """d and b."""
+    def trained_sizes(self, out: int, in_: int) -> list[int]:
+        """Return the sizes of the trained arrays, d and b."""
         return [self.r, out]
 
     def frozen(self, shapes: Collection[tuple[int, int]]) -> int:
-        """A and B once, as large as the largest layer requires."""
+        """Return the size of A and B, which are counted once: they fit the largest layer."""
         return self.r * sum(map(max, zip(*shapes, strict=True)))
 
     def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
-        """x Aᵀ and (d ∘ h) Bᵀ; back through B for dd, through A for dx, and dyᵀ (d ∘ h) for db."""
+        """Return the FLOPs of x Aᵀ and (d ∘ h) Bᵀ, and of their gradients.
+
+        The backward pass multiplies with B for dd, with A for dx, and computes dyᵀ (d ∘ h) for db.
+        """
         with_A, with_B = 2 * N * self.r * in_, 2 * N * self.r * out
         if not (self.trained or need_dx):
             return Products(with_A + with_B)
         return Products(with_A + with_B, with_B + with_A * need_dx, with_B)
 
-    def kept(self, N: int, out: int, in_: int) -> int:
-        """h (N, r); with dropout the mask; of 16 bits this layer's A, B, d and b in float32."""
-        return N * self.r + self.dropout * N * in_ + self.widened * (self.r * (in_ + out) + self.r + out)
+    def saved_for_backward(self, N: int, out: int, in_: int) -> int:
+        """Return the saved floats: h (N, r), the dropout mask, and float32 copies of 16-bit parameters."""
+        return N * self.r + self.dropout * N * in_ + self.half_precision * (self.r * (in_ + out) + self.r + out)
 
-    def forward_held(self, N: int, out: int, in_: int) -> int:
-        """d ∘ h, and the bypass that comes of it."""
+    def forward_temporaries(self, N: int, out: int, in_: int) -> int:
+        """Return the temporary floats: d ∘ h and the bypass's output."""
         return N * self.r + N * out
 
-    def backward_held(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
-        """Beside the frozen path's dx: d ∘ h and dyᵀ (d ∘ h); or b ∘ dy and dk; or dk and the bypass's dx, and that ∘ mask."""
+    def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
+        """Return the peak of temporary floats: the frozen path's dx, and the bypass's arrays at its largest point."""
         dx, h = need_dx * N * in_, N * self.r
         return max(frozen, dx + max(h + out * self.r, N * out + h, 2 * h, h + dx, dx + self.dropout * dx))
 
@@ -163,28 +200,31 @@ OPTIONS = {
 
 
 class VeraMethod(LayerMethod):
-    """A VeraAdapter in each targeted layer, with one A and one B for all of them."""
+    """VeRA: a VeraAdapter in each targeted layer; all layers share one A and one B."""
 
     config_type = VeraConfig
     peft_type = "VERA"
-    decisive = ("target_modules", "r")
+    recorded_fields = ("target_modules", "r")
     mergeable = True
-    written: ClassVar[Mapping[str, Any]] = {
-        **LayerMethod.written,
+    fixed_settings: ClassVar[Mapping[str, Any]] = {
+        **LayerMethod.fixed_settings,
         "layers_to_transform": None,
         "layers_pattern": None,
         "save_projection": True,
     }
-    known = ("save_projection",)
+    accepted_keys = ("save_projection",)
     choices: ClassVar[Mapping[str, Choice]] = {"vera": Choice(3e-2, VeraConfig, OPTIONS)}
     example = VeraConfig(r=3, target_modules="all-linear", d_initial=0.125, init_weights=False)
 
-    def drawn(
+    def draw_all(
         self, config: VeraConfig, layers: Mapping[str, Linear], rng: np.random.Generator, dtype: np.dtype | None
     ) -> Iterable[tuple[str, VeraAdapter]]:
-        """A and B are drawn by the configuration's key, on the host; d and b by `rng`, where they are drawn at all.
+        """Yield a new adapter per layer.
 
-        A is uniform in ±√(6/in_max) and B in ±√(6/r), Kaiming's bounds for a ReLU, as in PEFT.
+        A and B are drawn with the seed `projection_prng_key`, in host memory.
+
+        A is uniform in ±√(6/in_max) and B in ±√(6/r), Kaiming's bounds for a ReLU, as in PEFT. d and b are constants,
+        or drawn with `rng` if `init_weights` is False.
         """
         shapes, key, r = (
             projections(config, layers).values(),
@@ -198,22 +238,23 @@ class VeraMethod(LayerMethod):
             if not config.init_weights:
                 d, b = rng.standard_normal(r), np.ones_like(b)
             vectors[name] = d, b
-        return self.assembled(config, layers, arrays, vectors, dtype)
+        return self.share_projections(config, layers, arrays, vectors, dtype)
 
-    def built(
+    def build_all(
         self, config: VeraConfig, layers: Mapping[str, Linear], arrays: Mapping[str, np.ndarray], dtype: np.dtype | None
     ) -> Iterable[tuple[str, VeraAdapter]]:
-        """From the file's tensors."""
+        """Yield an adapter per layer from the file's tensors."""
         shared = [arrays[key] for key in PROJECTIONS]
         vectors = {
             name: tuple(
-                arrays[key] for key in self.keyed(name, self.shapes(config, base.out_features, base.in_features))
+                arrays[key]
+                for key in self.with_file_keys(name, self.shapes(config, base.out_features, base.in_features))
             )
             for name, base in layers.items()
         }
-        return self.assembled(config, layers, shared, vectors, dtype)
+        return self.share_projections(config, layers, shared, vectors, dtype)
 
-    def assembled(
+    def share_projections(
         self,
         config: VeraConfig,
         layers: Mapping[str, Linear],
@@ -221,41 +262,46 @@ class VeraMethod(LayerMethod):
         vectors: Mapping[str, tuple[np.ndarray, ...]],
         dtype: np.dtype | None,
     ) -> Iterable[tuple[str, VeraAdapter]]:
-        """(layer, its adapter), all with the same Parameters A and B."""
-        A, B = (beside(next(iter(layers.values())), x, dtype) for x in shared)
+        """Yield (layer name, adapter). All adapters share the Parameters A and B."""
+        A, B = (parameter_like(next(iter(layers.values())), x, dtype) for x in shared)
         A.trainable = B.trainable = False
         for name, base in layers.items():
-            yield name, VeraAdapter(config, base, A, B, *(beside(base, x, dtype) for x in vectors[name]))
+            yield name, VeraAdapter(config, base, A, B, *(parameter_like(base, x, dtype) for x in vectors[name]))
 
     def shapes(self, config: VeraConfig, out: int, in_: int) -> dict[str, tuple[int, ...]]:
-        """d (r,) and b (out,)."""
+        """Return the shapes of d (r,) and b (out,)."""
         return {"vera_lambda_d": (config.r,), "vera_lambda_b": (out,)}
 
-    def expected(self, config: VeraConfig, layers: Mapping[str, Linear]) -> dict[str, tuple[int, ...]]:
-        """A and B once, and each layer's d and b."""
-        return projections(config, layers) | super().expected(config, layers)
+    def expected_shapes(self, config: VeraConfig, layers: Mapping[str, Linear]) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of A and B, and of each layer's d and b."""
+        return projections(config, layers) | super().expected_shapes(config, layers)
 
-    def restore(self, host: Host, name: str, config: VeraConfig, arrays: Mapping[str, np.ndarray]) -> None:
-        """PEFT can leave A and B out of a file; here they must be in it."""
+    def restore(self, host: AdapterHost, name: str, config: VeraConfig, arrays: Mapping[str, np.ndarray]) -> None:
+        """Add a saved adapter. Raises ValueError if the file lacks A and B, which PEFT can omit."""
         check_arrays(
-            {}, {key: () for key in PROJECTIONS if key not in arrays}, "; A and B are saved with `save_projection=True`"
+            {},
+            {key: () for key in PROJECTIONS if key not in arrays},
+            "; save the adapter with `save_projection=True`, so that the file contains A and B",
         )
         super().restore(host, name, config, arrays)
 
-    def arrays(self, host: Host, name: str) -> dict[str, np.ndarray]:
-        """A (r, in_max) and B (out_max, r) once, and each layer's d (r,) and b (out,), by PEFT's keys."""
+    def arrays(self, host: AdapterHost, name: str) -> dict[str, np.ndarray]:
+        """Return A (r, in_max), B (out_max, r), and each layer's d (r,) and b (out,), by PEFT's keys."""
         found = super().arrays(host, name)
         shared = next(iter(self.layers(host, name).values())).adapters[name]
         assert isinstance(shared, VeraAdapter)
         own = {key: x for key, x in found.items() if not key.endswith(("vera_A", "vera_B"))}
         return dict(zip(PROJECTIONS, (to_host(shared.vera_A.value), to_host(shared.vera_B.value)), strict=True)) | own
 
-    def cost(self, config: VeraConfig, trained: bool = True, widened: bool = False) -> AdapterCost:
-        """Of one layer."""
-        return VeraCost(trained, widened, int(config.r), config.vera_dropout > 0)
+    def cost(self, config: VeraConfig, trained: bool = True, half_precision: bool = False) -> AdapterCost:
+        """Return the cost of one layer's adapter."""
+        return VeraCost(trained, half_precision, int(config.r), config.vera_dropout > 0)
 
 
 def projections(config: VeraConfig, layers: Mapping[str, Linear]) -> dict[str, tuple[int, int]]:
-    """key → shape of A (r, in_max) and B (out_max, r); the two maxima may come from different layers."""
+    """Return the shapes of A (r, in_max) and B (out_max, r) by key.
+
+    The two maxima can come from different layers.
+    """
     out_max, in_max = (max(getattr(base, side) for base in layers.values()) for side in ("out_features", "in_features"))
     return dict(zip(PROJECTIONS, [(config.r, in_max), (out_max, config.r)], strict=True))

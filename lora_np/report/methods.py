@@ -1,4 +1,4 @@
-"""The page docs/methods.md: the methods of the registry, from what each says of itself."""
+"""Writes docs/methods.md, the table of all adapter methods in the registry."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from ..peft.registry import METHODS
 PAGE = Path("docs/methods.md")
 HEAD = """# The methods
 
-`get_peft_model(model, config)` takes any of these configurations. Each method is one file in `lora_np/peft/` (LoRA is a
-folder) and one line of `lora_np/peft/registry.py`. This page is written by `python -m lora_np.report.methods`;
-[CONTRIBUTING](../CONTRIBUTING.md#a-method) shows how to add a method.
+`get_peft_model(model, config)` accepts each of these configurations. Each method is one file in `lora_np/peft/` (LoRA is a
+folder) and one line of `lora_np/peft/registry.py`. `python -m lora_np.report.methods` writes this page;
+[CONTRIBUTING](../CONTRIBUTING.md#a-method) explains how to add a method.
 
-The last column counts the parameters that train in Llama-2-7B with the method's defaults.
+Mergeable: the adapter can be merged into W. Mixed batch: rows of different adapters can share a batch. The last column is the
+number of trained parameters in Llama-2-7B with the method's default configuration.
 
-| method | configuration | `train --method` | merged into W | rows mix in a batch | trained in Llama-2-7B |
+| method | configuration | `train --method` | mergeable | mixed batch | trained in Llama-2-7B |
 |---|---|---|---|---|---|
 """
 
 
 def page() -> str:
-    """The page's text."""
+    """Return the text of the page."""
     return HEAD + "".join(map(row, METHODS))
 
 
 def row(method: Method) -> str:
-    """One line of the table."""
+    """Return the line of one method."""
     config = method.config_type()
     try:
         method.check_mixable("", config)

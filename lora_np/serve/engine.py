@@ -319,7 +319,7 @@ class AdapterServer:
         positions, mask = self._past.next_step()
         names = [request.adapter for request in self.running]
         if tuple(names) != self._rows.names:
-            self._rows = self._rows.then(names)
+            self._rows = self._rows.next_call(names)
         tokens = np.array([[request.tokens[-1]] for request in self.running])
         context = Context(adapter=self._rows, attention_mask=mask, position_ids=positions)
         x, _ = self.model.hidden(tokens, context, self._past)

@@ -681,5 +681,5 @@ def test_two_steps_teach_smollm2_something(jsonl, tmp_path, capsys):
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "smollm2-135m"
     assert (
-        methods.METHODS["lora"].takes["target_modules"].default == "all-linear" and len(config["target_modules"]) == 7
+        methods.METHODS["lora"].options["target_modules"].default == "all-linear" and len(config["target_modules"]) == 7
     )

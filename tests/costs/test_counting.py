@@ -1,4 +1,4 @@
-"""Parameter counts: every number here was published, or computed by PEFT (shared/FACTS.md, sections 1 and 2)."""
+"""Parameter counts: each expected number was published, or computed by PEFT."""
 
 from dataclasses import fields, replace
 
@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from lora_np import BottleneckConfig, LoraConfig, PrefixTuningConfig, VeraConfig, costs, get_peft_model
-from lora_np.costs.paper import OnPaper
+from lora_np.costs.planned import PlannedModel
 from lora_np.nn import Linear, Module
 from lora_np.nn.targets import is_target, select_targets
 from lora_np.peft import AdaptedLinear, registry
@@ -74,7 +74,7 @@ def test_gpt3_counts_are_those_of_the_lora_paper(r, target_modules, trainable):
 
 
 def test_adapting_all_four_attention_matrices_of_gpt3_costs_37_7_million_at_rank_4():
-    # Section D.4 of the LoRA paper prints 37.7M beside r = 2, but its table 5 has 18M there, as counted here.
+    # Section D.4 of the LoRA paper gives 37.7M for r = 2, but its table 5 gives 18M, which agrees with this count.
     attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
     assert costs.count("gpt-3-175b", lora(2, attention)).trainable == 18_874_368
     assert costs.count("gpt-3-175b", lora(4, attention)).trainable == 37_748_736
@@ -88,7 +88,7 @@ def test_gpt3_has_175_billion_parameters():
 @pytest.mark.parametrize(("model", "total"), TOTALS.items())
 def test_model_totals_are_exact(model, total):
     assert costs.MODELS[model].parameters == total
-    assert costs.count(model) == costs.Count(base=total, total=total, trainable=total)
+    assert costs.count(model) == costs.ParameterCount(base=total, total=total, trainable=total)
 
 
 @pytest.mark.parametrize(("model", "r", "target_modules", "trainable"), LORA)
@@ -132,14 +132,14 @@ def test_a_count_reads_like_peft():
 
 
 def live_model():
-    """One frozen matrix."""
+    """A module with one frozen matrix."""
     return Linear(np.zeros((5, 3))).freeze()
 
 
 def test_a_live_model_is_counted_array_by_array():
     model = AdaptedLinear(live_model())
     model.adapters["default"] = LoraMethod().draw(LoraConfig(r=2), model.base_layer, np.random.default_rng(0), None)
-    assert costs.count(model) == costs.Count(base=15, total=31, trainable=16)
+    assert costs.count(model) == costs.ParameterCount(base=15, total=31, trainable=16)
 
 
 def test_a_model_that_trains_nothing_has_share_zero_and_no_finite_reduction():
@@ -150,7 +150,7 @@ def test_a_model_that_trains_nothing_has_share_zero_and_no_finite_reduction():
 
 @pytest.mark.parametrize("config", [LoraConfig(r=8), LoraConfig(target_modules="all-linear"), PrefixTuningConfig()])
 def test_a_live_model_takes_no_configuration(config):
-    with pytest.raises(ValueError, match=r"counted as it is: call get_peft_model\(model, config\)"):
+    with pytest.raises(ValueError, match=r"counted without further settings: call get_peft_model\(model, config\)"):
         costs.count(live_model(), config)
 
 
@@ -185,12 +185,12 @@ def test_targets_are_suffixes_patterns_or_all_linear(target_modules, expected):
 
 
 def test_a_suffix_is_whole_path_components():
-    assert not is_target("mlp.gate_up_proj", ["up_proj"]), "up_proj must not reach into gate_up_proj"
-    assert not is_target("layers.11.q_proj", ["1.q_proj"]), "layer 1 must not reach into layer 11"
+    assert not is_target("mlp.gate_up_proj", ["up_proj"]), "the target up_proj must not match gate_up_proj"
+    assert not is_target("layers.11.q_proj", ["1.q_proj"]), "the target 1.q_proj must not match layer 11"
 
 
 def test_a_pattern_must_match_the_whole_name():
-    assert not is_target("layers.0.q_proj", r"q_pro[j]"), "PEFT uses re.fullmatch, so a pattern starts with .*"
+    assert not is_target("layers.0.q_proj", r"q_pro[j]"), "PEFT uses re.fullmatch, so a pattern must start with .*"
 
 
 def test_targets_keep_the_models_order():
@@ -202,7 +202,7 @@ def test_a_target_that_matches_nothing_is_an_error_that_lists_what_exists(target
     with pytest.raises(ValueError, match=r"matches no linear layer; .* q_proj, v_proj, lm_head\.") as error:
         select_targets(NAMES, target_modules)
     wrong = target_modules if isinstance(target_modules, str) else target_modules[-1]
-    assert repr(wrong) in str(error.value), "the message must name the entry that was wrong"
+    assert repr(wrong) in str(error.value), "the message must contain the wrong entry"
 
 
 def test_an_empty_target_list_and_a_broken_pattern_are_errors():
@@ -248,11 +248,11 @@ def test_unknown_names_list_the_known_ones():
 
 def test_a_method_that_adds_nothing_to_an_architecture_is_an_error_and_no_count():
     from_elsewhere = replace(costs.MODELS["gpt-2"], linears=(costs.LinearShape("mixer.out", 768, 768),))
-    with pytest.raises(ValueError, match="does not say what its step computes and holds, or has no layer here"):
+    with pytest.raises(ValueError, match="does not define the cost of a training step, or it has no layer"):
         costs.count(from_elsewhere, BottleneckConfig())
 
 
-CALLS = {  # not a configuration, or the call of earlier versions
+CALLS = {  # arguments that are not a configuration, or calls of earlier versions
     "a rank": (8,),
     "a rank and targets": (8, QUERY_VALUE),
     "a method": ("lora",),
@@ -261,7 +261,7 @@ CALLS = {  # not a configuration, or the call of earlier versions
 }
 
 
-@pytest.mark.parametrize("function", ["count", "flops", "memory", "anatomy", "report"])
+@pytest.mark.parametrize("function", ["count", "flops", "memory", "model_structure", "report"])
 @pytest.mark.parametrize("arguments", CALLS.values(), ids=CALLS.keys())
 def test_a_call_without_a_configuration_is_shown_how_to_call(function, arguments):
     step = {"batch": 1, "seq": 8} if function in ("flops", "memory") else {}
@@ -274,7 +274,7 @@ def test_a_call_without_a_configuration_is_shown_how_to_call(function, arguments
 
 
 def test_a_number_that_two_layers_share_is_counted_once_and_one_that_they_do_not_twice():
-    """VeRA's A and B are one for all layers; LoRA-FA's frozen A is each layer's own, and of its own rank."""
+    """All layers share VeRA's A and B. In LoRA-FA each layer has its own frozen A, with its own rank."""
     llama, layers = "llama-2-7b", 32
     vera = costs.count(llama, VeraConfig(r=16, target_modules=QUERY_VALUE))
     assert vera.total - vera.base - vera.trainable == 16 * (4096 + 4096)
@@ -302,7 +302,7 @@ def test_the_adapter_file_on_paper_has_as_many_numbers_as_the_saved_one(method, 
     paper = costs.llama("paper", 2, hidden=16, heads=4, kv_heads=2, ffn=20, vocabulary=11)
     get_peft_model(make_model(np.float32, hidden_size=16), IN_FILES[method]).save_pretrained(tmp_path)
     saved = load_file(tmp_path / "adapter_model.safetensors")
-    assert OnPaper(paper, IN_FILES[method]).in_file() == sum(x.size for x in saved.values())
+    assert PlannedModel(paper, IN_FILES[method]).numbers_in_file() == sum(x.size for x in saved.values())
 
 
 REPORTED = {
@@ -322,7 +322,7 @@ REPORTED = {
 def test_the_report_of_each_method_names_it_and_its_rows_add_up(title):
     first, _, head, *lines = costs.report("llama-2-7b", REPORTED[title]).splitlines()
     assert first == f"llama-2-7b: 6,738,415,616 parameters, {title}"
-    rows = lines[: next(i for i, line in enumerate(lines) if not line or line.startswith("besides"))]
+    rows = lines[: next(i for i, line in enumerate(lines) if not line or line.startswith("also added"))]
     assert head.split()[0] == "module" and len(rows) > 0
     trained = sum(int(row.split()[-1].replace(",", "")) for row in rows)
     assert trained == costs.count("llama-2-7b", REPORTED[title]).trainable
@@ -352,7 +352,7 @@ def test_the_study_of_whole_models_holds_each_model_twice_and_trains_under_four_
 
 
 def peer_model(architecture):
-    """The same configuration in transformers, without memory behind it."""
+    """Return the same model of transformers on the meta device, without allocated memory."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     if architecture.name == "gpt-2":

@@ -1,4 +1,4 @@
-"""The FLOPs of a step: the facts that are known on paper, and every matrix product of a live step, counted as it happens."""
+"""The FLOPs of a step, compared with published formulas and with every matrix product of a live step."""
 
 from __future__ import annotations
 
@@ -28,24 +28,26 @@ def per_token(layer, need_dx=True):
 
 def test_full_fine_tuning_of_a_square_matrix_costs_three_passes():
     layer = costs.Layer("W", N, N, trained=True, trainable=True)
-    assert per_token(layer) == (N**2, N**2, N**2), "x Wᵀ, dy W and dyᵀ x: 3N² multiply-adds, 6N² operations, a token"
+    assert per_token(layer) == (N**2, N**2, N**2), "x Wᵀ, dy W and dyᵀ x: 3N² multiply-adds, or 6N² FLOPs, per token"
 
 
 @pytest.mark.parametrize("r", [1, 8, 64])
 def test_lora_on_a_square_matrix_costs_two_passes_and_6_n_r(r):
-    """ "LoRA Without Regret" (Schulman 2025): 2N² + 6Nr in place of 3N²."""
+    """2N² + 6Nr multiply-adds instead of 3N² (Schulman 2025, "LoRA Without Regret")."""
     layer = costs.Layer("W", N, N, trained=False, adapter=LoraCost(r=r), trainable=True)
     assert sum(per_token(layer)) == 2 * N**2 + 6 * N * r
 
 
 def test_lora_at_full_rank_costs_more_than_full_fine_tuning():
-    assert 2 * N**2 + 6 * N * (N // 6 + 1) > 3 * N**2, "the saving is gone where r > N/6"
+    assert 2 * N**2 + 6 * N * (N // 6 + 1) > 3 * N**2, "for r > N/6, LoRA needs more FLOPs than full fine-tuning"
 
 
 def test_what_is_below_the_lowest_trainable_layer_gets_no_gradient():
     one = costs.flops("llama-2-7b", lora(8, ["model.layers.31.self_attn.q_proj"]), batch=1, seq=10)
     q = 2 * 10 * 4096**2
-    assert one.linear.dx == 2 * 10 * (3 * 4096 * 11_008 + 4096**2), "only the last MLP and o_proj: below q, no dx"
+    assert one.linear.dx == 2 * 10 * (3 * 4096 * 11_008 + 4096**2), (
+        "only the last MLP and o_proj compute dx; no layer below q does"
+    )
     assert one.linear.dW == 0 and one.adapter.total == 5 * q * 8 // 4096, "no dx through A"
 
 
@@ -60,11 +62,11 @@ def test_the_frozen_products_of_smollm2_are_275_gflop():
 
 def test_qlora_multiplies_what_lora_multiplies():
     quantized, plain = (costs.flops("llama-2-7b", lora(8), batch=1, seq=64, quantize=how) for how in ("nf4", None))
-    assert quantized == plain, "decoding is no product"
+    assert quantized == plain, "decoding is not a matrix product"
 
 
 def test_full_fine_tuning_costs_six_operations_a_token_and_parameter():
-    """Kaplan et al. 2020: C ≈ 6ND; the embedding is looked up, and multiplies nothing."""
+    """C ≈ 6ND (Kaplan et al. 2020); the embedding is a lookup, without a product."""
     model = costs.MODELS["llama-2-7b"]
     step = costs.flops(model, batch=2, seq=2048)
     assert step.linear.total + step.head.total == 6 * 4096 * (model.block_linear_parameters + model.head.parameters)
@@ -72,10 +74,12 @@ def test_full_fine_tuning_costs_six_operations_a_token_and_parameter():
 
 @pytest.mark.parametrize(("seq", "block"), [(5, 1), (5, 5), (6, 4), (64, 64), (256, 64)])
 def test_causal_scores_are_those_that_a_loop_counts(seq, block):
-    seen = [min((query // block + 1) * block, seq) for query in range(seq)]  # by a query: its block's last
+    seen = [
+        min((query // block + 1) * block, seq) for query in range(seq)
+    ]  # each query sees the keys up to its block's last query
     assert causal_scores(seq, block) == sum(seen)
     if (seq, block) == (256, 64):
-        assert causal_scores(seq, block) == 5 / 8 * seq**2, "as attention_forward says of itself"
+        assert causal_scores(seq, block) == 5 / 8 * seq**2, "the number in the docstring of attention_forward"
 
 
 # ------------------------------------------------------------------------------------------------------------ a live step
@@ -109,12 +113,12 @@ CASES = {
 CASES |= {method.peft_type: method.example for method in METHODS}
 
 
-TIED = [(case, True) for case in CASES if "head" not in case]  # which is then no module of its own
+TIED = [(case, True) for case in CASES if "head" not in case]  # a tied head is not a module
 
 
 @pytest.mark.parametrize(("case", "tied"), [(case, False) for case in CASES] + TIED)
 def test_every_product_of_a_live_step_is_counted(case, tied, make_model, random_batch, double, monkeypatch):
-    """CuPy's double sees each product that the step computes, whatever asks for it."""
+    """The test double of CuPy records each matrix product of the step."""
     model = make_model(np.float32, tie_word_embeddings=tied, max_position_embeddings=128)
     if CASES[case] is not None:
         model = get_peft_model(model, CASES[case])
@@ -144,8 +148,8 @@ def test_a_live_model_costs_what_its_architecture_costs_on_paper(case, make_mode
     live = model if config is None else get_peft_model(model, config)
     assert costs.flops(live, batch=2, seq=6) == costs.flops(paper, config, batch=2, seq=6)
     assert costs.count(live) == costs.count(paper, config)
-    there, on_paper = costs.anatomy(live), costs.anatomy(paper, config)
-    assert replace(there, name="paper") == on_paper, "layer by layer"
+    there, on_paper = costs.model_structure(live), costs.model_structure(paper, config)
+    assert replace(there, name="paper") == on_paper, "the layers of both structures must be equal"
 
 
 def test_the_table_adds_up():
@@ -157,19 +161,19 @@ def test_the_table_adds_up():
 
 def test_what_makes_no_step_is_an_error():
     for wrong in ({"batch": 0}, {"seq": 0}, {"attention_block": 0}):
-        with pytest.raises(ValueError, match=f"{next(iter(wrong))} 0.*expected at least 1"):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} 0.*must be at least 1"):
             costs.flops("gpt-2", **{"batch": 1, "seq": 64} | wrong)
     with pytest.raises(TypeError, match=r"missing a required argument: 'seq'; for example costs\.flops\("):
         costs.flops("gpt-2", lora(8), batch=1)
     with pytest.raises(TypeError, match="got int"):
         costs.flops(7, batch=1, seq=64)
-    with pytest.raises(TypeError, match="a step is of a Transformer or a PeftModel, got Linear"):
+    with pytest.raises(TypeError, match="expected a Transformer or a PeftModel, got Linear"):
         costs.flops(Linear(np.zeros((5, 3))), batch=1, seq=64)
 
 
 def test_a_live_model_takes_no_paper_settings(make_model):
     for settings in ({"config": lora(8)}, {"quantize": "nf4"}):
-        with pytest.raises(ValueError, match="as it is"):
+        with pytest.raises(ValueError, match="without further settings"):
             costs.flops(make_model(), **settings, batch=1, seq=6)
 
 

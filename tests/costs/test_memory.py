@@ -1,4 +1,4 @@
-"""The bytes of a live model's step, against its arrays, its caches and what tracemalloc sees."""
+"""The bytes of a live model's step, compared with its arrays, its caches and tracemalloc."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_sgd_has_no_state_but_its_momentum(momentum, slots):
 
 
 def memories(cache, found=None):
-    """id → each array in a cache that owns its memory; of a view, the one that it looks into."""
+    """Return the arrays of a cache that own their memory, by id. A view is replaced by its base array."""
     found = {} if found is None else found
     if isinstance(cache, np.ndarray):
         while isinstance(cache.base, np.ndarray):
@@ -127,7 +127,7 @@ def memories(cache, found=None):
 
 
 def kept_by_the_forward(model, rows, length):
-    """The bytes of a loss's cache, the batch and the model's own arrays apart."""
+    """Return the bytes of the cache of a loss, without the batch and the model's arrays."""
     tokens, targets = batch_of(model, rows, length)
     _, cache = model.loss(tokens, targets, rng=np.random.default_rng(0))
     there_anyway = memories([tokens, targets, *arrays_of(model.state_dict().values())])
@@ -154,7 +154,7 @@ def test_what_the_forward_of_a_frozen_adapter_keeps_is_predicted_to_the_byte(met
 @methods
 @shapes
 def test_the_peak_is_what_tracemalloc_sees(shape, method, rows, length):
-    """Within 5 %, Python's own objects included; it was within 1 % when this was written."""
+    """The tolerance is 5 %, because tracemalloc also counts Python objects. The first measurement differed by 1 %."""
     model = model_of(shape, method)
     expected = memory(model, batch=rows, seq=length)
     seen = training_peak(model, [batch_of(model, rows, length)])
@@ -213,7 +213,7 @@ def test_over_a_quantised_base_weights_gradients_and_state_are_the_bytes_of_the_
     own = set(map(id, added(model)))
     stored = arrays_of([p.value for p in parameters.values() if id(p) not in own])
     assert expected.weights == sum(x.nbytes for x in stored)
-    assert any(x.dtype == np.uint8 for x in stored), "nothing is quantised"
+    assert any(x.dtype == np.uint8 for x in stored), "no array is quantised"
     train(model, [(tokens, targets)], optimizer, steps=1, progress=False)
     state = [(slot, x.nbytes) for slots in optimizer.state.values() for slot, x in slots.items()]
     assert expected.optimizer == sum(size for slot, size in state if slot in "mv")
@@ -221,7 +221,7 @@ def test_over_a_quantised_base_weights_gradients_and_state_are_the_bytes_of_the_
 
 
 def arrays_of(things):
-    """Every array in parameters' values: a quantised one has its codes, and what its scales are made of."""
+    """Return all arrays of the parameters. A quantised weight has several: codes and the parts of its scales."""
     found = []
     for x in things:
         found += [x] if isinstance(x, np.ndarray) else arrays_of(v for v in vars(x).values() if hasattr(v, "nbytes"))
@@ -240,10 +240,10 @@ def test_over_a_quantised_base_what_the_forward_keeps_is_predicted_to_the_byte(s
 @over_both
 @shapes
 def test_over_a_quantised_base_the_peak_is_what_tracemalloc_sees(shape, method, double_quant, rows, length):
-    """Within 5 %, also where the one matrix that is decoded is larger than all activations."""
+    """The tolerance is 5 %, even if the decoded matrix is larger than all activations."""
     model = quantized(shape, method, double_quant)
     batch = batch_of(model, rows, length)
-    model.loss(*batch)  # makes the tables of the codes
+    model.loss(*batch)  # creates the code tables
     expected, seen = memory(model, batch=rows, seq=length), training_peak(model, [batch])
     assert expected.total - expected.weights == pytest.approx(seen, rel=0.05)
 
@@ -269,7 +269,7 @@ def test_on_paper_qlora_is_the_live_one_in_float32(double_quant, make_model):
 
 
 class Quantized(Module):
-    """A layer that stores its matrix in its own way, and no Parameter of it."""
+    """A layer with its own storage format and without Parameters."""
 
     def __init__(self, linear):
         self.out_features, self.in_features = linear.out_features, linear.in_features
@@ -291,7 +291,7 @@ def test_a_layer_that_registers_its_bytes_is_taken_at_its_word():
     after = memory(model, batch=2, seq=100)
     assert before.weights - after.weights == matrices - sum(layer.base_layer.nbytes for layer in layers)
     assert after.activations == before.activations
-    assert 0 <= after.temporaries - before.temporaries <= 4 * 128 * 192, "at most one matrix is there decoded"
+    assert 0 <= after.temporaries - before.temporaries <= 4 * 128 * 192, "at most one decoded matrix exists at a time"
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -313,5 +313,5 @@ def test_a_live_model_takes_what_its_architecture_takes_on_paper_in_float32(meth
     ],
 )
 def test_a_live_model_takes_no_paper_settings(setting, make_model):
-    with pytest.raises(ValueError, match="as it is"):
+    with pytest.raises(ValueError, match="without further settings"):
         memory(make_model(), **setting, batch=1, seq=8)

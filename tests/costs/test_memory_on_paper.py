@@ -1,4 +1,4 @@
-"""The bytes of a step on paper, against what was published and what bitsandbytes stores."""
+"""The bytes of a planned model's step, compared with published numbers and with the storage of bitsandbytes."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def test_a_precision_of_your_own_is_taken():
 
 
 def nf4_by_hand(numbers, double_quant):
-    """One array after the other, as a quantiser would allocate them."""
+    """Return the bytes of the arrays that a quantiser allocates."""
     absmax = len(range(0, numbers, 64))
     arrays = [np.zeros(len(range(0, numbers, 2)), np.uint8)]
     if double_quant:
         arrays += [np.zeros(absmax, np.uint8), np.zeros(len(range(0, absmax, 256)), np.float32)]
-        arrays += [np.zeros(1, np.float32)]  # the mean that was taken off
+        arrays += [np.zeros(1, np.float32)]  # the mean that was subtracted
     else:
         arrays += [np.zeros(absmax, np.float32)]
     return sum(x.nbytes for x in arrays)
@@ -67,7 +67,7 @@ def test_nf4_takes_what_bitsandbytes_takes(shape, double_quant):
 
 
 def test_16_bit_fine_tuning_of_65b_takes_more_than_780_gb():
-    """Dettmers et al. 2023, section 1: weights, gradients and AdamW's state at 12 bytes, without a master copy."""
+    """Weights, gradients and AdamW's state take 12 bytes per parameter without a master copy (Dettmers et al. 2023, section 1)."""
     needed = memory("llama-65b", batch=1, seq=512, checkpointing=True)
     assert 780e9 < needed.total < 790e9
     assert needed.weights + needed.gradients + needed.optimizer == 12 * 65_285_660_672
@@ -78,7 +78,7 @@ def test_qlora_of_65b_fits_48_gb_if_activations_are_checkpointed():
     step = {"batch": 1, "seq": 512}
     needed, without = (memory("llama-65b", ALL_16, **step, quantize="nf4", checkpointing=on) for on in (True, False))
     assert needed.fits(48) and not needed.fits(24)
-    assert not without.fits(48), "what all 80 blocks keep takes 13 GB"
+    assert not without.fits(48), "the activations of all 80 blocks take 13 GB"
     assert not memory("llama-65b", ALL_16, **step, checkpointing=True).fits(80)
 
 
@@ -91,13 +91,13 @@ def test_qlora_leaves_the_embedding_the_head_and_the_norms_in_16_bits():
 
 
 def test_lora_on_gpt3_takes_the_papers_350_gb():
-    """Hu et al. 2021, section 4.2, with q and v at r = 4: nearly all of it is the frozen weights in 16 bits."""
+    """Nearly all memory is the frozen weights in 16 bits (Hu et al. 2021, section 4.2, q and v with r = 4)."""
     needed = memory("gpt-3-175b", LoraConfig(r=4), batch=1, seq=512, checkpointing=True)
     assert needed.total == pytest.approx(350e9, rel=0.01)
 
 
 def test_checkpointing_keeps_of_a_block_its_input_alone():
-    """With twice the layers, what is kept grows by an input, N·d in 16 bits, for each."""
+    """Each additional layer adds one saved input, N·d numbers in 16 bits."""
     small, large = (costs.llama("", n, 64, 4, 4, 128, 100) for n in (10, 20))
     kept = [memory(model, batch=2, seq=8, checkpointing=True).activations for model in (small, large)]
     assert kept[1] - kept[0] == 10 * 2 * (2 * 8) * 64
@@ -113,7 +113,7 @@ def test_the_table_has_every_part_and_their_sum():
 
 def test_the_committed_memory_bill_is_what_the_study_says():
     committed = Path(__file__).parents[2] / "figures" / "data" / "memory_bill.json"
-    assert Table.load(committed).rows == memory_bill().rows, "make it again: python -m lora_np reproduce --full"
+    assert Table.load(committed).rows == memory_bill().rows, "compute it again: python -m lora_np reproduce --full"
 
 
 # ------------------------------------------------------------------------------------------------------------- bad input
@@ -124,7 +124,7 @@ WRONG = {
     "unknown precision '8-bit'; costs.PRECISIONS has float32, mixed, 16-bit": ("gpt-2", {"precision": "8-bit"}),
     "quantize='nf4' freezes the weights.*give a configuration": ("gpt-2", {"quantize": "nf4"}),
     "'q_proj' matches no linear layer": ("gpt-2", {"config": LoraConfig(target_modules=["q_proj"])}),
-    "double_quant=False is a setting of a quantised base": ("gpt-2", {"config": ALL_16, "double_quant": False}),
+    "double_quant=False needs a quantised base": ("gpt-2", {"config": ALL_16, "double_quant": False}),
     "batch 0": ("gpt-2", {"batch": 0}),
     "seq -1": ("gpt-2", {"seq": -1}),
 }

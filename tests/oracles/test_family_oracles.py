@@ -243,7 +243,7 @@ def test_a_pissa_that_peft_converted_answers_here_and_one_that_it_did_not_is_ref
     )
     assert_same_logits(ln.PeftModel.from_pretrained(ours, tmp_path / "converted"), theirs, 1e-4)
     theirs.save_pretrained(str(tmp_path / "residual"))
-    with pytest.raises(ValueError, match="what PiSSA left of the base"):
+    with pytest.raises(ValueError, match="the base that PiSSA changed"):
         ln.PeftModel.from_pretrained(base_pair(DEEP, np.float32)[0], tmp_path / "residual")
 
 

@@ -100,5 +100,7 @@ def test_configurations_take_keywords_alone():
 
 def test_several_adapters_at_once_are_refused_with_what_to_do():
     model = ln.get_peft_model(base_pair(UNTIED)[0], ln.LoraConfig())
-    with pytest.raises(ValueError, match="one adapter is active at a time; add_weighted_adapter makes one of several"):
+    with pytest.raises(
+        ValueError, match="only one adapter can be active; add_weighted_adapter combines several into one"
+    ):
         model.set_adapter(["a", "b"])

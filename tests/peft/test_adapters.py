@@ -1,4 +1,4 @@
-"""Adapters on disk and side by side: what is saved comes back to the bit, and what does not fit is refused by name.
+"""Saving, loading and several adapters: loading restores saved adapters exactly, and an error names a file that does not fit.
 
 That PEFT reads these folders, and these tests its own, is proven in test_adapters_oracles.py.
 """
@@ -50,7 +50,7 @@ def settings(folder):
 
 
 def content(folder):
-    """What is in both files. (Two safetensors files of the same content differ in the order of their metadata.)"""
+    """Return the content of both files. (Safetensors files with equal content can differ in the order of their metadata.)"""
     arrays, metadata = load_arrays(weights(folder))
     return (
         settings(folder).read_bytes(),
@@ -60,13 +60,13 @@ def content(folder):
 
 
 def rewrite(folder, arrays=None, **metadata):
-    """The file of the weights once more, with other arrays or other metadata, and a digest that is right."""
+    """Rewrite the weights file with other arrays or metadata and a correct digest."""
     theirs, known = load_arrays(weights(folder))
     save_arrays(weights(folder), theirs | (arrays or {}), known | metadata)
 
 
 def saved(make_model, folder, name="default", dtype=np.float64, seed=1, **changes):
-    """A new adapter on the one base of these tests, saved."""
+    """Save a new adapter of the base model of these tests."""
     peft_model = adapted(make_model(dtype), seed=seed, **changes)
     peft_model.save_pretrained(folder)
     return peft_model
@@ -97,7 +97,7 @@ def test_what_was_loaded_is_saved_as_the_same_files(changes, make_model, tmp_pat
 
 
 def test_a_configuration_whose_targets_are_a_list_comes_back_equal(make_model, tmp_path):
-    """all-linear and a suffix come back as the list of what they meant; an expression as itself."""
+    """all-linear and a suffix are saved as a list of layers; a regular expression is saved unchanged."""
     before = saved(
         make_model, tmp_path, **Q_V, rank_pattern={"q_proj": 2}, alpha_pattern={"v_proj": 3}, lora_dropout=0.1
     )
@@ -120,7 +120,7 @@ def test_a_configuration_whose_targets_are_a_list_comes_back_equal(make_model, t
     ids=str,
 )
 def test_targets_are_written_so_that_peft_means_the_same_layers(targets, written, make_model):
-    """A string is to PEFT an expression for any module: "q_proj" matches none, and .*mlp.* the MLP itself, an error there."""
+    """In PEFT a string is a regular expression for all modules: "q_proj" matches none, and .*mlp.* matches the MLP itself."""
     model = make_model()
     assert LoraMethod().settings(LoraConfig(target_modules=targets), model)["target_modules"] == written
     get_peft_model(model, LoraConfig(target_modules=targets))
@@ -128,14 +128,14 @@ def test_targets_are_written_so_that_peft_means_the_same_layers(targets, written
 
 
 def test_an_expression_that_would_reach_a_tied_head_in_peft_is_written_as_names(make_model):
-    """Here a tied head is the embedding's table and no layer; in PEFT it is a layer that an expression can match."""
+    """A tied head is not a layer here, but PEFT has it as a layer that a regular expression can match."""
     config = LoraConfig(target_modules=r".*(o_proj|head)")
     assert LoraMethod().settings(config, make_model())["target_modules"] == r".*(o_proj|head)"
     assert LoraMethod().settings(config, make_model(tie_word_embeddings=True))["target_modules"] == ["o_proj"]
 
 
 def test_patterns_whose_order_decides_are_written_one_a_layer(make_model):
-    """The file's keys are sorted, and the first that matches counts: as they stand, .*attn.* would then win over q_proj."""
+    """The file's keys are sorted, and the first match is used. Without a change, .*attn.* would then match before q_proj."""
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"], rank_pattern={"q_proj": 2, ".*attn.*": 5})
     written = LoraMethod().settings(config, make_model())["rank_pattern"]
     for name in (f"model.layers.{i}.{layer}" for i in range(2) for layer in ("self_attn.q_proj", "self_attn.v_proj")):
@@ -158,7 +158,7 @@ def test_a_loaded_adapter_takes_the_dtype_of_the_base(make_model, tmp_path):
 
 
 def test_training_goes_on_after_loading_as_if_it_had_not_stopped(make_model, random_batch, tmp_path):
-    """SGD, which keeps nothing but the weights. (To resume a run with all it keeps, there is train's checkpoint.)"""
+    """SGD has no state besides the weights. (The checkpoint of `train` also saves optimizer state.)"""
     batches = [random_batch(seed=i) for i in range(4)]
     whole = adapted(make_model())
     train(whole, batches, ln.SGD(lr=0.1), steps=4, progress=False)
@@ -179,13 +179,13 @@ def test_training_goes_on_after_loading_as_if_it_had_not_stopped(make_model, ran
     ("pattern", "name", "expected"),
     [
         ({"q_proj": 2}, "model.layers.0.self_attn.q_proj", 2),
-        ({"proj": 2}, "model.layers.0.self_attn.q_proj", None),  # from a dot on
-        ({"self_attn": 2}, "model.layers.0.self_attn.q_proj", None),  # to the end
+        ({"proj": 2}, "model.layers.0.self_attn.q_proj", None),  # a key matches only after a dot
+        ({"self_attn": 2}, "model.layers.0.self_attn.q_proj", None),  # a key matches only the end of a name
         ({r"layers\.1\..*": 2}, "model.layers.1.mlp.up_proj", 2),
         ({r"layers\.1\..*": 2}, "model.layers.11.mlp.up_proj", None),
         ({"q_proj|v_proj": 2}, "model.layers.0.self_attn.v_proj", 2),
         ({"lm_head": 2}, "lm_head", 2),
-        ({".*attn.*": 5, "q_proj": 2}, "model.layers.0.self_attn.q_proj", 5),  # the first
+        ({".*attn.*": 5, "q_proj": 2}, "model.layers.0.self_attn.q_proj", 5),  # the first match is used
         ({}, "lm_head", None),
     ],
 )
@@ -217,7 +217,7 @@ def test_gradients_with_patterns_and_a_second_adapter_agree_with_the_complex_ste
 
 @pytest.fixture
 def two(make_model, tmp_path):
-    """A model with two saved adapters in it, of other ranks and other layers: poet, the active one, and pirate."""
+    """Return a model with two saved adapters of different ranks and layers: poet, which is active, and pirate."""
     saved(make_model, tmp_path / "poet", seed=2, **POET)
     saved(make_model, tmp_path / "pirate", seed=3, **PIRATE)
     peft_model = PeftModel.from_pretrained(make_model(), tmp_path / "poet", adapter_name="poet")
@@ -250,7 +250,7 @@ def test_only_layers_that_an_adapter_is_for_are_wrapped(two):
 
 
 def test_loading_freezes_unless_told_otherwise(two, make_model, tmp_path):
-    assert not two.trainable, "nothing was asked to train"
+    assert not two.trainable, "no adapter must be trainable"
     two.load_adapter(tmp_path / "poet", "student", is_trainable=True)
     assert {name.split(".")[-2] for name, p in two.named_parameters() if p.trainable} == {"student"}
     student = PeftModel.from_pretrained(make_model(), tmp_path / "poet", is_trainable=True)
@@ -287,7 +287,7 @@ def test_print_trainable_parameters_counts_every_adapter_and_what_trains(two, ca
     two.set_adapter("poet")
     two.print_trainable_parameters()
     line = capsys.readouterr().out
-    poet = 2 * 3 * ((12 + 16) + (12 + 8))  # two layers, r (in + out) of q and v
+    poet = 2 * 3 * ((12 + 16) + (12 + 8))  # two layers, r·(in + out) for q and v
     pirate = 2 * 5 * ((12 + 8) + (20 + 12))
     base = sum(p.value.size for name, p in two.named_parameters() if "lora_" not in name)
     assert line.startswith(f"trainable params: {poet:,} || all params: {base + poet + pirate:,} ||")
@@ -315,7 +315,7 @@ def test_delete_adapter_leaves_no_trace_of_it(two, make_model, random_batch, tmp
 
 def test_the_next_adapter_after_the_active_one_is_deleted_is_the_first_by_name(two):
     two.add_adapter("ghost", LoraConfig())
-    with pytest.warns(UserWarning, match="'poet' was the active adapter; now 'ghost' is"):
+    with pytest.warns(UserWarning, match="'poet' was active and is deleted; the active adapter is now 'ghost'"):
         two.delete_adapter("poet")
     assert two.active_adapter == "ghost"
 
@@ -377,23 +377,25 @@ def test_adapters_do_not_come_go_or_change_while_one_is_merged_or_all_are_disabl
     if how == "merged":
         two.merge_adapter()
         before = state(two)
-        with pytest.raises(RuntimeError, match="merged into the weights: unmerge_adapter"):
+        with pytest.raises(RuntimeError, match="merged into the weights; call unmerge_adapter"):
             calls[what]()
         assert state(two) == before
     else:
         with two.disable_adapter():
             before = state(two)
-            with pytest.raises(RuntimeError, match="disabled: leave `disable_adapter`"):
+            with pytest.raises(RuntimeError, match="disabled; leave `disable_adapter`"):
                 calls[what]()
             assert state(two) == before
     assert two.active_adapter == "poet"
 
 
 def test_a_call_for_another_adapter_than_the_merged_one_is_refused(two, random_batch):
-    """Its answer would be the sum of both."""
+    """Without an error, the call would use the sum of both adapters."""
     tokens, _ = random_batch()
     two.merge_adapter()
-    with pytest.raises(RuntimeError, match="'poet' is merged into the weights: unmerge it before using 'pirate'"):
+    with pytest.raises(
+        RuntimeError, match="'poet' is merged into the weights; call unmerge_adapter\\(\\) before using 'pirate'"
+    ):
         two.model.forward(tokens, context=Context(adapter="pirate"))
 
 
@@ -429,7 +431,7 @@ model.save_pretrained(folder)
 
 
 def save_and_be_killed(folder, alpha, seed, renames):
-    """Another process saves an adapter, and is killed when it would rename a file for the `renames + 1`st time."""
+    """Save an adapter in another process, which is killed after `renames` renamed files."""
     command = [sys.executable, "-c", SAVE, str(folder), str(alpha), str(seed), str(renames)]
     done = subprocess.run(command, env=os.environ | {"LORA_NP_DEVICE": "numpy"}, capture_output=True, text=True)
     assert done.returncode == (-signal.SIGKILL if renames < 2 else 0), done.stderr
@@ -448,7 +450,7 @@ def test_a_save_that_is_killed_before_its_files_are_whole_leaves_the_old_adapter
 
 @kills
 def test_a_save_that_is_killed_between_its_two_renames_is_the_new_adapter_or_is_refused(make_model, tmp_path):
-    """With the same configuration the new factors are the whole change. With another they would be scaled by the old α."""
+    """With an equal configuration, the new factors are loaded. With another one, they would be scaled by the old α."""
     save_and_be_killed(tmp_path, 4.0, seed=0, renames=2)
     save_and_be_killed(tmp_path, 4.0, seed=1, renames=1)
     fresh = tmp_path / "fresh"
@@ -456,9 +458,7 @@ def test_a_save_that_is_killed_between_its_two_renames_is_the_new_adapter_or_is_
     assert content(tmp_path) == content(fresh)
     PeftModel.from_pretrained(make_model(), tmp_path)
     save_and_be_killed(tmp_path, 9.0, seed=2, renames=1)
-    with pytest.raises(
-        ValueError, match=r"lora_alpha is 4\.0, and the weights beside it were saved with 9\.0.*stopped"
-    ):
+    with pytest.raises(ValueError, match=r"lora_alpha is 4\.0, but the weights were saved with 9\.0.*stopped"):
         PeftModel.from_pretrained(make_model(), tmp_path)
     save_and_be_killed(tmp_path, 9.0, seed=2, renames=2)
     PeftModel.from_pretrained(make_model(), tmp_path)
@@ -467,7 +467,7 @@ def test_a_save_that_is_killed_between_its_two_renames_is_the_new_adapter_or_is_
 @kills
 def test_a_first_save_that_is_killed_leaves_no_adapter(make_model, tmp_path):
     save_and_be_killed(tmp_path, 4.0, seed=0, renames=1)
-    with pytest.raises(FileNotFoundError, match=r"adapter_config\.json is not there"):
+    with pytest.raises(FileNotFoundError, match=r"adapter_config\.json is missing"):
         PeftModel.from_pretrained(make_model(), tmp_path)
 
 
@@ -482,7 +482,7 @@ def test_a_save_that_fails_leaves_the_old_adapter_and_nothing_else(make_model, t
     with pytest.raises(OSError, match="no space left"):
         peft_model.save_pretrained(tmp_path)
     assert content(tmp_path) == before
-    assert len(os.listdir(tmp_path)) == 2, "a temporary file was left behind"
+    assert len(os.listdir(tmp_path)) == 2, "a temporary file was not deleted"
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals
@@ -491,11 +491,11 @@ def test_a_save_that_fails_leaves_the_old_adapter_and_nothing_else(make_model, t
 def edit_settings(folder, **changes):
     found = json.loads(settings(folder).read_text(encoding="utf-8"))
     settings(folder).write_text(json.dumps(found | changes), encoding="utf-8")
-    edit_arrays(folder, lambda arrays: arrays)  # without the record of the settings, as PEFT writes it
+    edit_arrays(folder, lambda arrays: arrays)  # without the copy of the settings, as in a file of PEFT
 
 
 def edit_arrays(folder, edit):
-    """Put `edit(arrays)` in the arrays' place."""
+    """Replace the arrays of the file by `edit(arrays)`."""
     save_arrays(weights(folder), edit(load_arrays(weights(folder))[0]), {"format": "pt"})
 
 
@@ -520,31 +520,34 @@ def configured(**changes):
 DAMAGE = {
     "a tensor with no place": (
         renamed("0.self_attn.q_proj", "7.self_attn.q_proj"),
-        r"no place for \S*layers\.7\.self_attn",
+        r"unexpected tensor \S*layers\.7\.self_attn",
     ),
     "an adapter's name in a key": (
         renamed("lora_A.weight", "lora_A.default.weight"),
-        r"no place for \S*lora_A\.default",
+        r"unexpected tensor \S*lora_A\.default",
     ),
-    "keys without the prefix": (renamed("base_model.model.", ""), r"no place for model\.layers\.0"),
+    "keys without the prefix": (renamed("base_model.model.", ""), r"unexpected tensor model\.layers\.0"),
     "a missing tensor": (without("1.self_attn.v_proj.lora_B"), r"layers\.1\S*v_proj\.lora_B\.weight is missing"),
     "many missing tensors": (without("lora_B"), r"lora_B\.weight, \S+, \S+ and 1 more is missing"),
     "no tensor": (lambda folder: edit_arrays(folder, lambda arrays: {}), "is missing"),
-    "another rank": (configured(r=4), r"q_proj\.lora_A\.weight has shape \(3, 12\); .* have \(4, 12\) there"),
+    "another rank": (configured(r=4), r"q_proj\.lora_A\.weight has shape \(3, 12\); .* need \(4, 12\)"),
     "another width": (changed("0.self_attn.q_proj.lora_B", lambda x: x[:5].copy()), r"lora_B\S* has shape \(5, 3\)"),
     "a transposed factor": (changed("lora_A", lambda x: x.T.copy()), r"lora_A\.weight has shape \(12, 3\)"),
     "integers": (changed("q_proj.lora_A", lambda x: x.astype(np.int8)), r"q_proj\.lora_A\.weight has dtype int8"),
-    "other layers": (configured(target_modules=["q_proj"]), r"no place for .*v_proj"),
+    "other layers": (configured(target_modules=["q_proj"]), r"unexpected tensor .*v_proj"),
     "no such layer": (configured(target_modules=["query"]), r"matches no linear layer; .* are q_proj, k_proj"),
     "no layers named": (configured(target_modules=None), "target_modules is None"),
     "layers that are no names": (configured(target_modules=[3]), r"target_modules is \[3\]"),
     "no valid expression": (configured(target_modules="(q_proj"), r"'\(q_proj' is (no|not a) valid regular expression"),
-    "another kind": (configured(peft_type="LOHA"), "peft_type is 'LOHA'; 'LORA'.* here"),
+    "another kind": (configured(peft_type="LOHA"), "peft_type is 'LOHA'; expected 'LORA'"),
     "no kind": (configured(peft_type=None), "peft_type is None"),
-    "modules_to_save": (configured(modules_to_save=["lm_head"]), r"modules_to_save is \['lm_head'\], a feature"),
+    "modules_to_save": (
+        configured(modules_to_save=["lm_head"]),
+        r"modules_to_save is \['lm_head'\]; lora_np does not support this feature",
+    ),
     "DoRA without its magnitudes": (configured(use_dora=True), r"q_proj\.lora_magnitude_vector, .* is missing"),
     "DoRA in words": (configured(use_dora="yes"), r"adapter_config\.json: use_dora = 'yes'; expected True or"),
-    "a bias": (configured(bias="all"), "bias is 'all', a feature"),
+    "a bias": (configured(bias="all"), "bias is 'all'; lora_np does not support this feature"),
     "a bias in B": (configured(lora_bias=True), "lora_bias is True"),
     "Conv1D": (configured(fan_in_fan_out=True), "fan_in_fan_out is True"),
     "some layers only": (configured(layers_to_transform=[0]), r"layers_to_transform is \[0\]"),
@@ -555,7 +558,10 @@ DAMAGE = {
     "megatron": (configured(megatron_config={"x": 1}), "megatron_config is"),
     "QALoRA": (configured(use_qalora=True), "use_qalora is True"),
     "aLoRA": (configured(alora_invocation_tokens=[1]), "alora_invocation_tokens is"),
-    "a feature of tomorrow": (configured(use_tomorrow="yes"), "use_tomorrow is 'yes', a feature of PEFT"),
+    "a feature of tomorrow": (
+        configured(use_tomorrow="yes"),
+        "use_tomorrow is 'yes'; lora_np does not support this feature of PEFT",
+    ),
     "PiSSA": (configured(init_lora_weights="pissa_niter_4"), "init_lora_weights = 'pissa_niter_4'"),
     "a rank of 0": (configured(r=0), r"adapter_config\.json: r = 0; the rank must be at least 1"),
     "a rank in words": (configured(r="8"), r"adapter_config\.json: r = '8'; the rank is a whole number"),
@@ -580,7 +586,7 @@ DAMAGE = {
         lambda folder: settings(folder).write_text(
             settings(folder).read_text().replace('"lora_alpha": 7', '"lora_alpha": 8')
         ),
-        "lora_alpha is 8, and the weights beside it were saved with 7.*configuration was edited",
+        "lora_alpha is 8, but the weights were saved with 7.*configuration was edited",
     ),
     "a record that is a list": (
         lambda folder: rewrite(folder, **{"lora_np.config": "[1]"}),
@@ -598,7 +604,7 @@ DAMAGE = {
 
 
 def test_a_weight_of_the_base_in_the_file_is_looked_for_in_four_bits_too(make_model, tmp_path):
-    """PEFT saves the head's weight beside an adapter for the head. Of a quantised one the codes are there to compare."""
+    """PEFT also saves the head's weight with an adapter for the head. For a quantised head, its codes are compared."""
     saved(make_model, tmp_path, dtype=np.float32, target_modules=["lm_head"])
     head = host(make_model(np.float32).lm_head.weight.value)
     rewrite(tmp_path, {"base_model.model.lm_head.base_layer.weight": head})
@@ -606,14 +612,14 @@ def test_a_weight_of_the_base_in_the_file_is_looked_for_in_four_bits_too(make_mo
     def in_four_bits(seed):
         return ln.quantize_model(make_model(np.float32, seed), skip_modules=())
 
-    for same in (head, head.astype(np.float16)):  # as it is, and in the 16 bits that a file may have
+    for same in (head, head.astype(np.float16)):  # in float32, and in the 16 bits that a file can have
         rewrite(tmp_path, {"base_model.model.lm_head.base_layer.weight": same})
         assert PeftModel.from_pretrained(in_four_bits(0), tmp_path).active_adapter == "default"
     for other in (in_four_bits(5), make_model(np.float32, 5)):
-        with pytest.raises(ValueError, match=r"is not the weight that this base has there.*another base"):
+        with pytest.raises(ValueError, match=r"differs from the weight of this base.*another base"):
             PeftModel.from_pretrained(other, tmp_path)
-    rewrite(tmp_path, {"base_model.model.lm_head.base_layer.weight": 3 * head})  # the same codes, and another scale
-    with pytest.raises(ValueError, match=r"is not the weight that this base has there"):
+    rewrite(tmp_path, {"base_model.model.lm_head.base_layer.weight": 3 * head})  # equal codes, but another scale
+    with pytest.raises(ValueError, match=r"differs from the weight of this base"):
         PeftModel.from_pretrained(in_four_bits(0), tmp_path)
 
 
@@ -626,12 +632,12 @@ def test_a_folder_that_does_not_fit_is_refused_by_name_and_nothing_changes(what,
     before = state(model)
     with pytest.raises(ValueError, match=message):
         PeftModel.from_pretrained(model, tmp_path)
-    assert state(model) == before, "a refusal changes nothing"
+    assert state(model) == before, "an error must not change the model"
     peft_model = adapted(model, target_modules=["up_proj"])
     before = state(peft_model)
     with pytest.raises(ValueError, match=message):
         peft_model.load_adapter(tmp_path, "another")
-    assert state(peft_model) == before, "a refusal changes nothing"
+    assert state(peft_model) == before, "an error must not change the model"
 
 
 def test_an_edited_configuration_without_effect_on_the_numbers_is_read(make_model, tmp_path):
@@ -647,30 +653,36 @@ def test_an_edited_configuration_without_effect_on_the_numbers_is_read(make_mode
 
 
 def test_what_is_not_there_is_named(make_model, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no adapter in .*nowhere: .*adapter_config\.json is not there"):
+    with pytest.raises(FileNotFoundError, match=r"no adapter in .*nowhere: .*adapter_config\.json is missing"):
         PeftModel.from_pretrained(make_model(), tmp_path / "nowhere")
     saved(make_model, tmp_path)
     weights(tmp_path).rename(tmp_path / "adapter_model.bin")
-    with pytest.raises(
-        FileNotFoundError, match=r"adapter_model\.safetensors is not there; .*pickle, which is never read"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"adapter_model\.safetensors is missing; .*pickle and is not read"):
         PeftModel.from_pretrained(make_model(), tmp_path)
 
 
 BAD = {
-    "a name that is taken": (lambda m, folder: m.load_adapter(folder, "default"), ValueError, "'default' already"),
+    "a name that is taken": (
+        lambda m, folder: m.load_adapter(folder, "default"),
+        ValueError,
+        "'default' exists already",
+    ),
     "a name with a dot": (
         lambda m, folder: m.load_adapter(folder, "v1.2"),
         ValueError,
-        "'v1.2' cannot name an adapter",
+        "invalid adapter name 'v1.2'",
     ),
-    "a name with a slash": (lambda m, folder: m.add_adapter("a/b", LoraConfig()), ValueError, "'a/b' cannot name"),
+    "a name with a slash": (
+        lambda m, folder: m.add_adapter("a/b", LoraConfig()),
+        ValueError,
+        "invalid adapter name 'a/b'",
+    ),
     "a factor's name": (
         lambda m, folder: m.load_adapter(folder, "lora_B"),
         ValueError,
-        "'lora_B' cannot .*one of lora_A, lora_B",
+        "invalid adapter name 'lora_B'.*one of lora_A, lora_B",
     ),
-    "no name": (lambda m, folder: m.load_adapter(folder, ""), ValueError, "'' cannot name"),
+    "no name": (lambda m, folder: m.load_adapter(folder, ""), ValueError, "invalid adapter name ''"),
     "the base's name": (lambda m, folder: m.load_adapter(folder, "__base__"), ValueError, "that is not __base__"),
     "setting what is not there": (lambda m, _: m.set_adapter("poet"), ValueError, r"no adapter 'poet'.*\['default'\]"),
     "saving what is not there": (lambda m, f: m.save_pretrained(f, "poet"), ValueError, r"no adapter 'poet'"),
@@ -699,7 +711,7 @@ BAD = {
     "loading beside, from outside": (
         lambda m, f: PeftModel.from_pretrained(m.model, f),
         ValueError,
-        "carries an adapter already.*load_adapter",
+        "has adapters already.*load_adapter",
     ),
     "loading into a PeftModel": (lambda m, f: PeftModel.from_pretrained(m, f), TypeError, "expected a Transformer"),
 }
@@ -722,7 +734,7 @@ def test_a_bad_call_is_a_clear_error_and_changes_nothing(what, make_model, tmp_p
         ({"rank_pattern": {"q_proj": 0}}, ValueError, r"rank_pattern\['q_proj'\] = 0; the rank must be at least 1"),
         ({"rank_pattern": {"q_proj": 2.0}}, TypeError, r"rank_pattern\['q_proj'\] = 2.0; the rank is a whole number"),
         ({"alpha_pattern": {"q_proj": -1}}, ValueError, r"alpha_pattern\['q_proj'\] = -1; expected a positive"),
-        ({"alpha_pattern": {"(q": 1}}, ValueError, r"'\(q' is no valid regular expression"),
+        ({"alpha_pattern": {"(q": 1}}, ValueError, r"'\(q' is not a valid regular expression"),
         ({"lora_alpha": float("inf")}, ValueError, "lora_alpha = inf"),
         ({"lora_alpha": "16"}, TypeError, "lora_alpha = '16'; expected a number"),
         ({"lora_alpha": True}, TypeError, "lora_alpha = True; expected a number"),

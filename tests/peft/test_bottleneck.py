@@ -1,4 +1,4 @@
-"""Bottleneck adapters: exact gradients, the base at the start, two a block or one, beside LoRA on the same layer.
+"""Bottleneck adapters: exact gradients, equality with the base at the start, one or two per block, combination with LoRA.
 
 That PyTorch's autograd says the same is proven in test_methods_oracles.py.
 """
@@ -20,7 +20,7 @@ from lora_np.training.parallel import loss_and_gradients
 
 
 def narrowed(model, seed=1, **changes):
-    """A PeftModel in which nothing is zero, so that no gradient is by accident."""
+    """Return a PeftModel without zero parameters, so that no gradient is zero by chance."""
     settings = {"bottleneck_size": 5, "init_weights": False} | changes
     return get_peft_model(model, BottleneckConfig(**settings), seed=seed)
 
@@ -115,7 +115,9 @@ def test_as_in_the_paper_it_starts_near_the_base(make_model, random_batch):
         for side in (layer.adapters["default"].bottleneck_down, layer.adapters["default"].bottleneck_up):
             W, b = host(side.weight.value), host(side.bias.value)
             assert np.abs(W).max() <= 0.02 and not b.any()
-            assert W.std() == pytest.approx(0.0088, rel=0.2), "a normal of std 0.01, cut off at two of them, has 0.0088"
+            assert W.std() == pytest.approx(0.0088, rel=0.2), (
+                "a normal distribution with std 0.01, truncated at two std, has std 0.0088"
+            )
 
 
 def test_a_block_adds_the_bottleneck_to_what_the_sublayer_wrote(make_model):
@@ -200,7 +202,7 @@ def test_what_is_saved_comes_back_to_the_bit(make_model, random_batch, tmp_path,
 
 
 def changed(key, change):
-    """A folder whose tensor `key` is another, or gone."""
+    """Return a folder with a changed or deleted tensor `key`."""
 
     def spoil(folder):
         arrays, metadata = load_arrays(folder / "adapter_model.safetensors")
@@ -221,10 +223,10 @@ def edited(**changes):
 UP = "base_model.model.model.layers.0.mlp.down_proj.bottleneck_up.weight"
 SPOILT = {
     "a missing tensor": (changed(UP, lambda x: None), "bottleneck_up.weight is missing"),
-    "a wrong shape": (changed(UP, lambda x: x[:, :4]), r"has shape \(12, 4\); .* have \(12, 5\) there"),
+    "a wrong shape": (changed(UP, lambda x: x[:, :4]), r"has shape \(12, 4\); .* need \(12, 5\)"),
     "integers": (changed(UP, lambda x: x.astype(np.int64)), "has dtype int64"),
     "another activation": (edited(non_linearity="silu"), "non_linearity is 'silu', .* saved with 'gelu'"),
-    "an unknown key": (edited(adapter_dropout=0.1), "adapter_dropout is 0.1, a feature"),
+    "an unknown key": (edited(adapter_dropout=0.1), "adapter_dropout is 0.1; lora_np does not support this feature"),
     "another method": (edited(peft_type="PREFIX_TUNING"), "adapter_config.json: "),
 }
 

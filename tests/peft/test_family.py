@@ -1,4 +1,4 @@
-"""LoRA's relatives: DoRA, PiSSA, LoRA-FA, LoRA+ and VeRA, each with the gradient that it says it has.
+"""LoRA's variants DoRA, PiSSA, LoRA-FA, LoRA+ and VeRA, and their gradients.
 
 That PEFT computes the same, and reads what is saved here, is proven in test_family_oracles.py.
 """
@@ -31,7 +31,7 @@ PISSA = {"init_lora_weights": "pissa"}
 
 
 def drawn(layer, config):
-    """An adapter for one layer, as `get_peft_model` draws it."""
+    """Return a new adapter for one layer, as in `get_peft_model`."""
     return LoraMethod().draw(config, layer.base_layer, np.random.default_rng(0), None)
 
 
@@ -40,7 +40,7 @@ def normal(*shape):
 
 
 def trained(peft_model, seed=3):
-    """The same with every trainable number moved, so that none is at its start: m ≠ n, B ≠ B₀."""
+    """Return an adapter whose trainable parameters differ from their initial values: m ≠ n, B ≠ B₀."""
     rng = np.random.default_rng(seed)
     for _, p in peft_model.named_parameters():
         if p.trainable:
@@ -77,7 +77,7 @@ def test_dora_over_four_bits_agrees_with_the_complex_step_to_1e_12(make_model, r
 def test_detached_dora_agrees_with_the_complex_step_of_the_function_whose_norm_is_held(
     make_model, random_batch, settings, monkeypatch
 ):
-    """Each layer's n as it was at these weights, whatever the step does to A and B: then the gradient is exact."""
+    """Fix each layer's row norms n at their current values. The detached gradient is exact for this function."""
     peft_model = trained(adapted(make_model(), use_dora=True, **settings))
     held = {}
     for layer in peft_model.lora_layers():
@@ -96,7 +96,7 @@ def test_detached_dora_agrees_with_the_complex_step_of_the_function_whose_norm_i
 
 
 def test_the_detached_gradient_is_not_the_gradient_of_the_loss(make_model, random_batch):
-    """The same function, another direction: the two gradients of A and B have a cosine of 0.96 here, not 1."""
+    """Detached and true gradients of A and B differ: their cosine is 0.96 in this case."""
     true = trained(adapted(make_model(), **DORA))
     detached = trained(adapted(make_model(), use_dora=True))
     assert_array_equal(true.forward(random_batch()[0])[0], detached.forward(random_batch()[0])[0])
@@ -115,7 +115,7 @@ def test_the_detached_gradient_is_not_the_gradient_of_the_loss(make_model, rando
 
 
 def test_the_true_gradient_is_the_detached_one_without_its_part_along_each_row():
-    """Row o of ∂L/∂V: g_o dW_o, and of it what is orthogonal to V_o. Stretching a row of V changes nothing in y."""
+    """Row o of ∂L/∂V is the part of g_o dW_o orthogonal to V_o, because scaling a row of V does not change y."""
     x, W, A, B, m, s = normal(6, 5), normal(4, 5), normal(2, 5), normal(4, 2), normal(4), 3.5
     n, norm_cache = ops.row_norm_forward(W, A, B, s)
     y, cache = ops.dora_forward(x, x @ W.T, A, B, m, n, s)
@@ -196,7 +196,7 @@ def test_dora_and_lora_merge_together_and_come_out_again(make_model):
 
 
 def test_a_row_that_dora_shrinks_to_nothing_comes_back_from_a_merge(make_model, random_batch):
-    """m = 0 in one row, and rows that two adapters halve each: what was multiplied by 0 cannot be divided out again."""
+    """One row has m = 0. A multiplication by 0 cannot be reversed, so unmerging must restore a copy of W."""
     tokens, _ = random_batch()
     peft_model = adapted(make_model(), use_dora=True)
     peft_model.add_adapter("other", LoraConfig(r=2, target_modules=ALL, use_dora=True))
@@ -215,7 +215,7 @@ def test_a_row_that_dora_shrinks_to_nothing_comes_back_from_a_merge(make_model, 
 def test_dora_refuses_a_base_that_trains(make_model, random_batch):
     peft_model = adapted(make_model(), use_dora=True)
     peft_model.model.model.layers[1].mlp.down_proj.base_layer.weight.trainable = True
-    with pytest.raises(RuntimeError, match="the norm in DoRA depends on W"):
+    with pytest.raises(RuntimeError, match="DoRA does not compute dW"):
         peft_model.backward(peft_model.loss(*random_batch())[1])
 
 
@@ -224,17 +224,17 @@ def test_dora_refuses_a_row_that_has_no_direction(make_model):
     model.model.layers[1].mlp.up_proj.weight.value[3] = 0
     with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj has a row of zeros"):
         adapted(model, use_dora=True)
-    assert not any(isinstance(m, AdaptedLinear) for _, m in model.named_modules()), "a refusal changes nothing"
+    assert not any(isinstance(m, AdaptedLinear) for _, m in model.named_modules()), "an error must not change the model"
 
 
 def test_a_loaded_dora_refuses_a_row_that_has_no_direction_too(make_model, tmp_path):
-    """Else m/n would be 0/0 or m/0, and the loss NaN."""
+    """Otherwise m/n would be 0/0 or m/0, and the loss NaN."""
     adapted(make_model(), use_dora=True).save_pretrained(tmp_path)
     model = make_model()
     model.model.layers[1].mlp.up_proj.weight.value[3] = 0
     with pytest.raises(ValueError, match=r"adapter_model\.safetensors: .*layers\.1\.mlp\.up_proj has a row of zeros"):
         PeftModel.from_pretrained(model, tmp_path)
-    assert not any(isinstance(m, AdaptedLinear) for _, m in model.named_modules()), "a refusal changes nothing"
+    assert not any(isinstance(m, AdaptedLinear) for _, m in model.named_modules()), "an error must not change the model"
 
 
 @pytest.mark.parametrize("settings", [{"use_dora": True}, PISSA, {"freeze_A": True}], ids=str)
@@ -254,23 +254,23 @@ def test_what_is_more_than_a_bypass_is_not_in_a_mixed_batch(make_model, random_b
     peft_model = adapted(make_model(), use_dora=True)
     peft_model.save_pretrained(tmp_path)
     peft_model.add_adapter("plain", LoraConfig())
-    with pytest.raises(ValueError, match="'default' is DoRA, which stretches W itself"):
+    with pytest.raises(ValueError, match="'default' is DoRA, which rescales W"):
         peft_model.forward(tokens, adapter_names=["default", "plain"])
     peft_model.forward(tokens, adapter_names=["plain", "__base__"])
     store = AdapterStore(adapted(make_model()), 2, [tmp_path])
     with pytest.raises(ValueError, match="'dora' is DoRA"):
         store.load("dora", ".")
-    assert store.names() == ["default"] == list(store.model.peft_config), "a refusal changes nothing"
-    with pytest.raises(ValueError, match="began as PiSSA has changed the base"):
+    assert store.names() == ["default"] == list(store.model.peft_config), "an error must not change the model"
+    with pytest.raises(ValueError, match="PiSSA initialisation has changed the base"):
         adapted(make_model(), **PISSA).forward(tokens, adapter_names=["default", "__base__"])
     with_vera_rows = Context(adapter=AdapterRows(["default", "__base__"]))
-    with pytest.raises(ValueError, match="'default' is Vera, which has no mixed batches"):
+    with pytest.raises(ValueError, match="'default' is Vera; its rows cannot be in a mixed batch"):
         with_vera(make_model()).model.forward(tokens, context=with_vera_rows)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-4), (np.float64, 1e-12)])
 def test_a_saved_pissa_is_served_beside_others(make_model, random_batch, tmp_path, dtype, tolerance):
-    """As the LoRA of twice the rank that its folder holds."""
+    """A mixed batch loads PiSSA as the LoRA of twice the rank in its folder."""
     tokens, _ = random_batch(rows=3)
     alone = trained(adapted(make_model(dtype), **PISSA))
     alone.save_pretrained(tmp_path)
@@ -281,7 +281,7 @@ def test_a_saved_pissa_is_served_beside_others(make_model, random_batch, tmp_pat
     mixed, _ = peft_model.forward(tokens, adapter_names=names)
     assert_allclose(mixed[:1], alone.forward(tokens[:1])[0], rtol=tolerance, atol=tolerance)
     for row, name in enumerate(names[:2]):
-        assert not np.allclose(host(mixed[row]), host(mixed[row + 1])), f"{name} makes no difference"
+        assert not np.allclose(host(mixed[row]), host(mixed[row + 1])), f"{name} does not change the logits"
 
 
 def test_dora_adapters_are_not_combined(make_model):
@@ -379,18 +379,18 @@ def test_a_weight_that_is_not_finite_is_found_before_pissa_takes_anything_out(ma
 
 
 def test_the_gradient_passes_through_what_pissa_took_out_of_a_layer():
-    """A call without the adapter goes through all of W, and so does its dx."""
+    """A call without the adapter uses the original W, in the forward pass and for dx."""
     layer = AdaptedLinear(Linear(normal(4, 5)).freeze())
     W = layer.base_layer.weight.value.copy()
     adapter = layer.adapters["default"] = drawn(layer, LoraConfig(r=2, **PISSA))
-    pissa.take_out(layer, adapter)
+    pissa.subtract_from_base(layer, adapter)
     dy = normal(6, 4)
     _, cache = layer.forward(normal(6, 5))
     assert_allclose(layer.backward(dy, cache), dy @ W, rtol=1e-11, atol=1e-12)
 
 
 def test_qpissa_is_nearer_to_the_base_than_a_quantised_base(make_model):
-    """What is left to quantise is small, so four bits lose less of it: the paper's second point."""
+    """PiSSA leaves smaller weights in the base, so quantisation loses less of them, as the paper claims."""
     base = make_model(np.float32, hidden_size=64, intermediate_size=96)
     W = {name: host(p.value).copy() for name, p in base.named_parameters()}
     peft_model = ln.quantize_model(adapted(base, r=8, **PISSA))
@@ -403,7 +403,7 @@ def test_qpissa_is_nearer_to_the_base_than_a_quantised_base(make_model):
             assert lost[0] < lost[1], name
     with pytest.raises(RuntimeError, match="the base is quantised"):
         peft_model.delete_adapter("default")
-    assert peft_model.peft_config, "a refusal changes nothing"
+    assert peft_model.peft_config, "an error must not change the model"
 
 
 def test_qpissa_is_saved_as_a_model_for_no_adapter_on_the_base_is_that_model(make_model, random_batch, tmp_path):
@@ -411,7 +411,7 @@ def test_qpissa_is_saved_as_a_model_for_no_adapter_on_the_base_is_that_model(mak
     peft_model = ln.quantize_model(adapted(make_model(np.float32), **PISSA))
     trained = host(peft_model.forward(tokens)[0])
     with pytest.raises(
-        RuntimeError, match=r"q_proj: quantize_model rounded what PiSSA left.*save_model\(dequantize_model"
+        RuntimeError, match=r"q_proj: quantize_model rounded the base that PiSSA changed.*save_model\(dequantize_model"
     ):
         peft_model.save_pretrained(tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
@@ -423,12 +423,12 @@ BAD_PISSA = {
     "a second adapter": (
         lambda m: adapted(m, **PISSA).add_adapter("b", LoraConfig()),
         RuntimeError,
-        "began as PiSSA has changed the base",
+        "PiSSA initialisation has changed the base",
     ),
     "PiSSA beside others": (
         lambda m: adapted(m).add_adapter("b", LoraConfig(r=2, **PISSA)),
         RuntimeError,
-        "PiSSA changes the base, and there are adapters on it",
+        "PiSSA changes the base, but this model has other adapters",
     ),
     "more than there is": (
         lambda m: adapted(m, r=9, **PISSA),
@@ -464,14 +464,14 @@ def test_lora_fa_trains_b_alone_and_agrees_with_the_complex_step_to_1e_12(make_m
 
 
 def nbytes(cache):
-    """The bytes of the arrays in a cache, weights apart."""
+    """Return the bytes of the arrays in a cache."""
     if isinstance(cache, xp.ndarray):
         return cache.nbytes
     return sum(map(nbytes, cache)) if isinstance(cache, tuple | list) else 0
 
 
 def test_lora_fa_keeps_n_r_numbers_in_place_of_n_in():
-    """LoRA keeps x and h, N·(in + r) numbers; over a frozen A only h, N·r. The factors and W are there anyway."""
+    """LoRA saves x and h, N·(in + r) numbers. With a frozen A it saves only h, N·r numbers."""
     kept = {}
     for freeze_A in (False, True):
         layer = AdaptedLinear(Linear(normal(300, 200)).freeze())
@@ -494,7 +494,7 @@ def test_lora_fa_that_is_loaded_to_train_stays_lora_fa(make_model, tmp_path):
 
 @pytest.mark.parametrize("make", [AdamW, SGD])
 def test_lora_plus_is_a_learning_rate_of_its_own_for_b(make_model, random_batch, make):
-    """Weight decay, which is η λ θ, is multiplied too, as PyTorch does with a group's lr."""
+    """The weight decay η λ θ is multiplied too, as in PyTorch with the learning rate of a parameter group."""
     plus, slow, fast = (adapted(make_model()) for _ in range(3))
     for model, settings in (
         (plus, {"lr": 0.01, "lr_ratio": {"lora_B": 16}}),
@@ -510,7 +510,7 @@ def test_lora_plus_is_a_learning_rate_of_its_own_for_b(make_model, random_batch,
 
 
 def test_adam_trains_the_same_model_when_factors_and_rates_are_scaled_by_powers_of_two(make_model, random_batch):
-    """(α/(pq), p·A, q·B) with rates (p·lr, q·lr), LoRA+'s two, is (α, A, B) with lr, to the bit (FACTS, section 6)."""
+    """(α/(pq), p·A, q·B) with learning rates (p·lr, q·lr), as in LoRA+, equals (α, A, B) with lr exactly."""
 
     def run(p, q):
         model = adapted(make_model(), lora_alpha=6 / (p * q))
@@ -551,7 +551,7 @@ def test_lora_plus_resumes_to_the_bit_and_only_with_its_own_ratio(make_model, ra
 
 
 class Interrupted:
-    """Batches whose reader presses Ctrl-C after some."""
+    """Batches that raise KeyboardInterrupt after some steps."""
 
     def __init__(self, batches, at):
         self.batches, self.at = batches, at
@@ -577,7 +577,7 @@ METHOD = VeraMethod()
 
 
 def with_vera(model, config=VERA, seed=1):
-    """`model` with a VeRA adapter, of which d and b train."""
+    """Return `model` with a VeRA adapter, whose d and b are trainable."""
     return get_peft_model(model, config, seed=seed)
 
 
@@ -586,7 +586,7 @@ def test_vera_agrees_with_the_complex_step_to_1e_12(make_model, random_batch, dr
     config = replace(VERA, vera_dropout=dropout)
     model = with_vera(make_model(), config)
     result = gradcheck_model(model, *random_batch(), tolerance=1e-12, dropout_seed=5 if dropout else None)
-    assert len(result.raise_if_wrong().errors) == 2 * 14, "d and b of each layer, and nothing else"
+    assert len(result.raise_if_wrong().errors) == 2 * 14, "only d and b of each layer have gradients"
 
 
 def test_vera_over_four_bits_agrees_with_the_complex_step_to_1e_12(make_model, random_batch):
@@ -609,9 +609,9 @@ def test_vera_shares_its_factors_and_trains_r_plus_out_a_layer(make_model, rando
     for kept in ("vera_A", "vera_B"):
         assert len({id(getattr(layer.adapters["default"], kept)) for layer in layers}) == 1
     A, B = (xp.abs(getattr(next(iter(layers)).adapters["default"], kept).value) for kept in ("vera_A", "vera_B"))
-    assert A.shape == (6, 20) and B.shape == (20, 6), "as wide as the widest input, as long as the longest output"
+    assert A.shape == (6, 20) and B.shape == (20, 6), "A has the largest input size, B the largest output size"
     for layer in layers:
-        message = "of the shared factors a layer takes the first columns and rows"
+        message = "a layer uses the first columns of A and the first rows of B"
         mine_A, mine_B, _, _ = layer.adapters["default"].factors(np.float64)
         assert_array_equal(xp.abs(mine_A), A[:, : layer.in_features], err_msg=message)
         assert_array_equal(xp.abs(mine_B), B[: layer.out_features], err_msg=message)
@@ -646,7 +646,7 @@ def test_merged_vera_is_unmerged_vera_and_comes_back(make_model, random_batch):
 
 
 def test_vera_and_dora_merge_into_the_same_weight(make_model, random_batch):
-    """DoRA's ΔW is made of W as it was, and both are computed before W changes."""
+    """DoRA's ΔW depends on the original W, so both ΔW are computed before W changes."""
     tokens, _ = random_batch()
     model = trained(adapted(make_model(), use_dora=True))
     model.add_adapter("vera", VERA)
@@ -679,7 +679,7 @@ def test_vera_over_four_bits_is_not_merged_and_never_combined(make_model):
             quantized.merge_adapter(safe_merge=safe_merge)
     model = adapted(make_model())
     model.add_adapter("vera", VERA)
-    with pytest.raises(ValueError, match="'vera' has a VeraConfig; LoRA's adapters alone are combined"):
+    with pytest.raises(ValueError, match="'vera' has a VeraConfig; only LoRA adapters can be combined"):
         model.add_weighted_adapter(["default", "vera"], [1.0, 1.0], "both")
 
 
@@ -690,7 +690,9 @@ def test_vera_keeps_n_r_numbers():
         VeraConfig(r=4), layer.base_layer, *map(Parameter, map(xp.asarray, factors))
     )
     _, cache = layer.forward(normal(50, 200), Context(adapter="default"))
-    assert nbytes(cache) == 8 * (50 * 4 + 300 * 200 + 4 * (200 + 300) + 300 + 4), "h; W, A, B, d and b are there anyway"
+    assert nbytes(cache) == 8 * (50 * 4 + 300 * 200 + 4 * (200 + 300) + 300 + 4), (
+        "only h is saved in addition to W, A, B, d and b"
+    )
 
 
 def test_a_saved_vera_comes_back_to_the_bit(make_model, random_batch, tmp_path):
@@ -729,13 +731,13 @@ def without(key):
 BAD_VERA = {
     "no projections": (
         without("vera_A"),
-        r"base_model\.vera_A is missing; A and B are saved with `save_projection=True`",
+        r"base_model\.vera_A is missing; save the adapter with `save_projection=True`",
     ),
     "a missing vector": (without("1.mlp.up_proj.vera_lambda_b"), r"layers\.1\.mlp\.up_proj\.vera_lambda_b is missing"),
-    "one too many": (lambda tensors: tensors | {"x.vera_lambda_b": np.ones(3)}, r"no place for x\.vera_lambda_b"),
+    "one too many": (lambda tensors: tensors | {"x.vera_lambda_b": np.ones(3)}, r"unexpected tensor x\.vera_lambda_b"),
     "a projection too small": (
         lambda tensors: tensors | {"base_model.vera_A": np.ones((6, 12))},
-        r"base_model\.vera_A has shape \(6, 12\); .* have \(6, 20\) there",
+        r"base_model\.vera_A has shape \(6, 12\); .* need \(6, 20\)",
     ),
 }
 
@@ -746,7 +748,7 @@ def test_vera_tensors_that_do_not_fit_are_refused_by_name(what, make_model):
     tensors, model = damage(METHOD.arrays(with_vera(make_model()), "default")), adapted(make_model())
     with pytest.raises(ValueError, match=message):
         METHOD.restore(model, "other", VERA, tensors)
-    assert not adapted_layers(model.model, "other"), "a refusal changes nothing"
+    assert not adapted_layers(model.model, "other"), "an error must not change the model"
 
 
 BAD_VERA_CONFIG = {
@@ -771,7 +773,7 @@ BAD_VERA_CONFIG = {
     "a bias": (
         lambda: METHOD.config({"peft_type": "VERA", "target_modules": ["q_proj"], "bias": "all"}),
         ValueError,
-        "bias is 'all', a feature of PEFT that is not here",
+        "bias is 'all'; lora_np does not support this feature of PEFT",
     ),
     "no layers": (
         lambda: METHOD.config({"peft_type": "VERA"}),

@@ -1,4 +1,4 @@
-"""IA³ where it is not like the others: its two lists of layers, and a weight that it needs for ΔW."""
+"""The specific parts of IA³: its two lists of layers, and its ΔW, which depends on W."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lora_np import IA3Config, PeftModel, get_peft_model
     "targets", [["k_proj", "v_proj"], ["model.layers.0.mlp.down_proj", "k_proj"], "all-linear"], ids=str
 )
 def test_the_layers_of_the_input_are_written_as_a_part_of_the_targets(targets, make_model, random_batch, tmp_path):
-    """PEFT refuses a file in which they are not."""
+    """PEFT raises an error if feedforward_modules are not in target_modules."""
     model = get_peft_model(make_model(), IA3Config(target_modules=targets, init_ia3_weights=False))
     model.save_pretrained(tmp_path)
     written = json.loads((tmp_path / "adapter_config.json").read_text())

@@ -1,4 +1,4 @@
-"""Several adapters into the weights or into one: what is promised of each type, and what a report says of it.
+"""Merging adapters into the weights, and combining adapters into one: the properties of each type, and the report.
 
 That the types are PEFT's is proven in test_merging_oracles.py.
 """
@@ -13,7 +13,15 @@ from on_device import assert_allclose, assert_array_equal, host, xp
 import lora_np as ln
 from lora_np import LoraConfig, PeftModel
 from lora_np.peft import COMBINATION_TYPES
-from lora_np.peft.combination import Combination, Part, combine, mix, product_norm, prune, svd_of_product
+from lora_np.peft.combination import (
+    Combination,
+    WeightedFactors,
+    combine,
+    product_norm,
+    prune,
+    svd_of_product,
+    weighted_sum,
+)
 
 RNG = np.random.default_rng
 X = np.array([3.0, -1.0, 0.5, -4.0, 2.0, 0.0])
@@ -27,11 +35,11 @@ def options(kind, density=0.6):
 def parts(ranks=(3, 3), out=7, into=9, seed=0):
     rng = RNG(seed)
     draw = [(rng.standard_normal((r, into)), rng.standard_normal((out, r))) for r in ranks]
-    return [Part(w, s, *pair) for w, s, pair in zip((0.7, -1.3, 0.4), (2.0, 0.5, 3.0), draw, strict=False)]
+    return [WeightedFactors(w, s, *pair) for w, s, pair in zip((0.7, -1.3, 0.4), (2.0, 0.5, 3.0), draw, strict=False)]
 
 
 def target(some):
-    """Σ wᵢsᵢBᵢAᵢ."""
+    """Return Σ wᵢsᵢBᵢAᵢ."""
     return sum(part.weight * part.scaling * part.B @ part.A for part in some)
 
 
@@ -50,7 +58,7 @@ def three(make_model):
 
 
 def three_adapters(make_model, dtype=np.float64, adapter_dtype=None):
-    """x, y and z: of other ranks, scalings and layers; x is active."""
+    """Return a model with the adapters x, y and z of different ranks, scalings and layers; x is active."""
     peft_model = PeftModel(make_model(dtype), adapter_dtype)
     for i, (name, settings) in enumerate(
         {
@@ -105,7 +113,7 @@ def test_the_svd_of_a_product_needs_no_product(ranks):
 
 
 def test_linear_adds_factors_and_so_adds_the_cross_terms():
-    """(√c₁B₁ + √c₂B₂)(√c₁A₁ ± √c₂A₂) has B₁A₂ and B₂A₁ in it: on random adapters an error of about 1."""
+    """(√c₁B₁ + √c₂B₂)(√c₁A₁ ± √c₂A₂) contains B₁A₂ and B₂A₁; for random adapters the relative error is about 1."""
     one, two = some = parts()
     cross = np.sqrt(0.7 * 2 * 1.3 * 0.5) * (two.B @ one.A - one.B @ two.A)
     assert_allclose(combined(some, "linear"), target(some) + cross, rtol=1e-12, atol=1e-13)
@@ -114,7 +122,7 @@ def test_linear_adds_factors_and_so_adds_the_cross_terms():
 
 @pytest.mark.parametrize("kind", [kind for kind in COMBINATION_TYPES if kind == "cat" or kind.endswith("svd")])
 def test_what_is_computed_on_the_change_does_not_depend_on_how_it_is_written(kind):
-    """(B M)(M⁻¹A) = B A."""
+    """The pairs (B, A) and (B M, M⁻¹A) have the same product."""
     some = parts()
     M = RNG(5).standard_normal((3, 3))
     other = [some[0]._replace(B=some[0].B @ M, A=np.linalg.solve(M, some[0].A)), some[1]]
@@ -123,7 +131,7 @@ def test_what_is_computed_on_the_change_does_not_depend_on_how_it_is_written(kin
 
 @pytest.mark.parametrize("kind", ["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"])
 def test_what_is_computed_on_the_factors_depends_on_how_they_are_written(kind):
-    """The signs of A and B turned over, which are the same adapter."""
+    """The pair (−B, −A) is the same adapter as (B, A)."""
     one, two = some = parts()
     other = [one._replace(B=-one.B, A=-one.A), two]
     assert relative(combined(other, kind), combined(some, kind)) > 0.5
@@ -154,7 +162,9 @@ def test_dare_keeps_the_expectation_and_draws_for_each_number():
     how, x = Combination("dare_linear", density=0.25), np.full((300, 200), 2.0)
     dropped = prune(x, how, RNG(0))
     assert set(np.unique(dropped)) == {0.0, 8.0}
-    assert abs(dropped.mean() - 2) < 4 * 2 * np.sqrt(3 / x.size), "the mean of so many numbers, within four deviations"
+    assert abs(dropped.mean() - 2) < 4 * 2 * np.sqrt(3 / x.size), (
+        "the sample mean must be within four standard deviations"
+    )
     assert not np.array_equal(dropped[0], dropped[1])
 
 
@@ -169,23 +179,23 @@ TENSORS = [np.array([1.0, 5, -1, 0, 2]), np.array([1.0, -1, -1, 0, -1]), np.arra
 
 
 def test_ties_takes_the_mean_of_those_that_agree_with_the_elected_sign():
-    """By total the one 5 outvotes two −1, by frequency it is the other way; a 0 votes for nobody, and a tie is a plus."""
+    """By "total" one 5 outweighs two −1; by "frequency" the two −1 win. A 0 has no vote, and a tie counts as plus."""
     elect = lambda method: Combination("ties", density=1, majority_sign_method=method)  # noqa: E731
-    w = [1, 1, 5]  # a weight is no vote: 5 − 1 − 5 would be a minus
-    assert_allclose(mix(TENSORS, w, elect("total"), RNG(0)), [7 / 3, 5, -7 / 3, 0, 2])
-    assert_allclose(mix(TENSORS, w, elect("frequency"), RNG(0)), [7 / 3, -3, -7 / 3, 0, 2])
+    w = [1, 1, 5]  # the sign does not depend on the weight: 5 − 1 − 5 would be negative
+    assert_allclose(weighted_sum(TENSORS, w, elect("total"), RNG(0)), [7 / 3, 5, -7 / 3, 0, 2])
+    assert_allclose(weighted_sum(TENSORS, w, elect("frequency"), RNG(0)), [7 / 3, -3, -7 / 3, 0, 2])
 
 
 def test_in_ties_a_negative_weight_votes_against():
     how = Combination("ties", density=1)
-    assert_allclose(mix([np.array([2.0]), np.array([3.0])], [1, -1], how, RNG(0)), [-3])
+    assert_allclose(weighted_sum([np.array([2.0]), np.array([3.0])], [1, -1], how, RNG(0)), [-3])
 
 
 def test_ties_prunes_before_it_elects():
-    """Of each three numbers the largest one stays; the rest has no vote."""
+    """Of three elements, the largest one is kept; the others have no vote."""
     how = Combination("ties", density=0.34)
     x = [np.array([5.0, 0, 9.0]), np.array([-4.0, 0, 0])]
-    assert_allclose(mix(x, [1, 1], how, RNG(0)), [-4, 0, 9])
+    assert_allclose(weighted_sum(x, [1, 1], how, RNG(0)), [-4, 0, 9])
 
 
 def test_the_clamp_cuts_both_factors_off():
@@ -194,7 +204,7 @@ def test_the_clamp_cuts_both_factors_off():
     free_A, free_B = combine(some, Combination("svd"), 3, RNG(0))
     sizes = np.abs(np.concatenate([free_A.ravel(), free_B.ravel()]))
     bound = np.abs(B).max()
-    assert abs((sizes > bound).mean() - 2 * 0.2) < 0.05, "a fifth at each end"
+    assert abs((sizes > bound).mean() - 2 * 0.2) < 0.05, "a fifth of the elements is clipped at each end"
     assert_array_equal(A, free_A.clip(-bound, bound))
     assert_array_equal(B, free_B.clip(-bound, bound))
 
@@ -217,7 +227,7 @@ def test_the_report_is_the_error_of_the_change_that_the_layers_have(kind, make_m
 
 
 def test_cat_answers_as_the_weighted_sum_does(three, random_batch):
-    """Merged one by one with their weights, against the one adapter."""
+    """Compare merging each adapter with its weight to merging the combined adapter."""
     report = three.add_weighted_adapter(["x", "y", "z"], [0.7, -1.3, 0.4], "new", "cat")
     assert report.error <= 1e-12 and report.ranks["model.layers.0.self_attn.v_proj"] == 8
     sums = wanted(three, {"x": 0.7, "y": -1.3, "z": 0.4})
@@ -280,11 +290,11 @@ def test_the_report_on_an_adapter_in_16_bits_counts_their_rounding(kind, make_mo
 
 def test_a_report_says_what_was_made_and_how_good_it_is(three):
     report = three.add_weighted_adapter(["x", "y"], [1, 1], "new", svd_rank=2)
-    assert str(report).startswith("svd: 6 layers of rank 2, ΔW off by 0.")
+    assert str(report).startswith("svd: 6 layers of rank 2, relative error of ΔW 0.")
     assert str(report).endswith(f"in {max(report.errors, key=report.errors.get)})")
     three.add_adapter("fresh", LoraConfig())
     assert three.add_weighted_adapter(["fresh"], [1], "nothing", "cat").error == 0, (
-        "nothing was asked for, nothing came"
+        "the target is 0, and so is the result"
     )
 
 
@@ -301,25 +311,29 @@ def test_the_base_is_one_array_however_many_adapters_share_it(three, tmp_path):
 
 BAD = {
     "no such adapter": ((["x", "w"], [1, 1]), {}, "no adapter 'w'"),
-    "a name that is taken": ((["x", "y"], [1, 1], "z"), {}, "an adapter 'z' already"),
-    "too few weights": ((["x", "y"], [1]), {}, "lists of one length"),
+    "a name that is taken": ((["x", "y"], [1, 1], "z"), {}, "the adapter 'z' exists already"),
+    "too few weights": ((["x", "y"], [1]), {}, "two lists of equal length"),
     "no adapter": (([], []), {}, "at least 1"),
-    "a string": (("xy", [1, 1]), {}, "expected lists"),
+    "a string": (("xy", [1, 1]), {}, "expected two lists"),
     "a weight that is no number": ((["x", "y"], [1, np.nan]), {}, "weight of 'y' is nan"),
     "no such type": ((["x", "y"], [1, 1]), {"combination_type": "mean"}, "expected one of cat, svd, linear"),
     "no density": ((["x", "z"], [1, 1]), {"combination_type": "ties"}, "ties needs 0 < density"),
     "density 0": ((["x", "z"], [1, 1]), options("dare_linear", 0.0), "needs 0 < density"),
     "density above 1": ((["x", "z"], [1, 1]), options("ties", 1.5), "needs 0 < density"),
-    "a density for nothing": ((["x", "y"], [1, 1]), {"density": 0.5}, "density = 0.5 means nothing to"),
+    "a density for nothing": ((["x", "y"], [1, 1]), {"density": 0.5}, "density = 0.5 has no effect with"),
     "a rank for nothing": (
         (["x", "y"], [1, 1]),
         {"combination_type": "cat", "svd_rank": 2},
-        "svd_rank = 2 means nothing",
+        "svd_rank = 2 has no effect",
     ),
     "rank 0": ((["x", "y"], [1, 1]), {"svd_rank": 0}, "svd_rank = 0"),
     "a clamp of nothing": ((["x", "y"], [1, 1]), {"svd_clamp": 0.4}, "0.5 < svd_clamp"),
     "no such majority": ((["x", "y"], [1, 1]), {"majority_sign_method": "loudest"}, "'total' or 'frequency'"),
-    "ranks that differ": ((["x", "y"], [1, 1]), {"combination_type": "linear"}, r"v_proj: linear adds .* \[3, 2\]"),
+    "ranks that differ": (
+        (["x", "y"], [1, 1]),
+        {"combination_type": "linear"},
+        r"v_proj: combination_type=.linear. needs .* \[3, 2\]",
+    ),
 }
 
 
@@ -386,7 +400,7 @@ def test_a_safe_merge_refuses_what_is_not_finite_before_anything_has_changed(bad
     last = [layer for layer in three.lora_layers() if "x" in layer.adapters][-1]
     last.adapters["x"].lora_B.value[0, 0] = bad
     before = state(three)
-    with pytest.raises(ValueError, match=r"layers\.1\.self_attn\.v_proj: with x its weight is not finite"):
+    with pytest.raises(ValueError, match=r"layers\.1\.self_attn\.v_proj: the weight merged with x is not finite"):
         three.merge_adapter(safe_merge=True)
     assert state(three) == before and not three.merged
     three.merge_adapter(["y"], safe_merge=True)
@@ -401,8 +415,10 @@ def test_merging_a_name_that_is_not_there_changes_nothing(three):
 
 @pytest.mark.smollm2
 def test_merged_logits_equal_unmerged_on_a_real_model():
-    """In float64 to 1e-13 of the largest. In float32 each is off by its rounding, and the merged model by no more than the bypass:
-    where single logits near 0 then differ by more than 1e-4, as on some processors, it is the bypass that is further off."""
+    """In float64 the logits differ by at most 1e-13 of the largest. In float32 both have rounding errors.
+
+    The merged model's error must not exceed the bypass's error. On some processors, single logits near 0 differ by more than
+    1e-4, and the bypass has the larger error."""
     peft_model = adapted(ln.load_model("smollm2-135m", device="numpy"), r=8, lora_alpha=0.25)
     tokens = RNG(0).integers(0, peft_model.config.vocab_size, (1, 32))
     with peft_model.disable_adapter():
@@ -435,7 +451,7 @@ def test_an_empty_list_of_names_merges_nothing(three, call):
 
 
 def test_a_layer_that_has_a_bottleneck_alone_takes_no_part_in_a_merge(make_model):
-    """Its weight may be quantised, or not finite."""
+    """A merge does not use the weight of such a layer, so the weight can be quantised or not finite."""
     peft_model = ln.get_peft_model(make_model(), LoraConfig(target_modules=["q_proj"], init_lora_weights=False), "l")
     peft_model.add_adapter("b", ln.BottleneckConfig(bottleneck_size=4))
     ln.quantize_model(peft_model, block_size=8, skip_modules=["lm_head", "q_proj"])

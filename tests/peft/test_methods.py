@@ -1,4 +1,4 @@
-"""One call, one configuration class a method: what holds for each, and that a new one is a file and a line."""
+"""Properties of all adapter methods; a new method needs one file and one line in the registry."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import lora_np as ln
 import lora_np.files
 from lora_np import AdamW, LoraConfig, PeftModel, PrefixTuningConfig, gradcheck_model, train
 from lora_np.peft import VeraConfig, registry
-from lora_np.peft.adapter import OutputAdapter, beside
+from lora_np.peft.adapter import OutputAdapter, parameter_like
 from lora_np.peft.config import PeftConfig
 from lora_np.peft.cost import AdapterCost
 from lora_np.peft.method import LayerMethod, Method
@@ -24,7 +24,7 @@ from lora_np.peft.method import LayerMethod, Method
 
 @dataclass(frozen=True, kw_only=True)
 class GainConfig(PeftConfig):
-    """y = base(x) ∘ l, with l (out,) trained, at every down_proj: a corner of IA³ (Liu et al. 2022, arXiv 2205.05638)."""
+    """A small method for these tests: y = base(x) ∘ l, with l (out,) trained, at every down_proj."""
 
     start: float = 1.0
     base_model_name_or_path: str | None = None
@@ -58,15 +58,15 @@ class GainMethod(LayerMethod):
         return {"gain": (out,)}
 
     def build(self, config, base, tensors, dtype):
-        return GainAdapter(config, beside(base, tensors[0], dtype))
+        return GainAdapter(config, parameter_like(base, tensors[0], dtype))
 
     def check_mixable(self, name, config):
-        """A gain is a row's own."""
+        """Rows of this adapter can be in a mixed batch."""
 
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    monkeypatch.setattr(registry, "METHODS", (*registry.METHODS, GainMethod()))  # the line
+    monkeypatch.setattr(registry, "METHODS", (*registry.METHODS, GainMethod()))  # the line in the registry
 
 
 # ------------------------------------------------------------------------------------------- what holds for each method
@@ -91,7 +91,7 @@ def test_each_method_is_here_and_does_all_that_is_asked():
         "add the new method to CONFIGS"
     )
     assert len({method.peft_type for method in registry.METHODS}) == len(registry.METHODS)
-    asked = {"add", "restore", "delete", "parameters", "arrays"}  # the rest has a default
+    asked = {"add", "restore", "delete", "parameters", "arrays"}  # all other methods have a default
     assert asked < vars(Method).keys()
     for method in registry.METHODS:
         assert asked <= {name for kind in type(method).__mro__[:-2] for name in vars(kind)}, type(method).__name__
@@ -109,7 +109,7 @@ def test_what_trains_is_what_is_added_and_the_base_stays(make_model, random_batc
     frozen = sum(p.value.size for p in peft_model.adapter_parameters() if not p.trainable)  # VeRA's A and B
     assert count.trainable == count.total - count.base - frozen > 0
     assert count.base == ln.costs.count(make_model()).total
-    assert ln.costs.count(peft_model.model).base == count.base, "the base by itself, with what is in it"
+    assert ln.costs.count(peft_model.model).base == count.base, "the base model alone, with the adapters in its layers"
     before = {name: p.value.copy() for name, p in peft_model.named_parameters()}
     train(peft_model, [random_batch()], AdamW(lr=1e-2), steps=2, progress=False)
     for name, p in peft_model.named_parameters():
@@ -118,10 +118,10 @@ def test_what_trains_is_what_is_added_and_the_base_stays(make_model, random_batc
 
 @methods
 def test_frozen_it_trains_again_by_its_name_alone(make_model, setting):
-    """`unfreeze` would mark parameters that never get a gradient: VeRA's A and B."""
+    """`unfreeze` would make parameters trainable that never get a gradient: VeRA's A and B."""
     peft_model = ln.get_peft_model(make_model(), setting)
     trained = adapter(peft_model).keys()
-    with pytest.raises(RuntimeError, match=r"set_adapter\(name\) trains an adapter.*merge_and_unload\(\) first"):
+    with pytest.raises(RuntimeError, match=r"set_adapter\(name\) to train an adapter.*merge_and_unload\(\) first"):
         peft_model.freeze().unfreeze()
     assert not adapter(peft_model)
     peft_model.set_adapter("default")
@@ -133,7 +133,7 @@ DORA = LoraConfig(r=3, init_lora_weights=False, use_dora=True, dora_norm="true")
 
 @pytest.mark.parametrize("setting", [*CONFIGS.values(), DORA], ids=[*CONFIGS, "dora"])
 def test_after_a_forward_that_ran_frozen_there_is_the_whole_gradient_or_an_error(make_model, random_batch, setting):
-    """VeRA keeps enough for it in any case, the others do not: half a gradient would be worse than none."""
+    """While frozen, VeRA saves enough for its gradient. The other methods do not, so their backward pass must raise an error."""
     peft_model, gradients = ln.get_peft_model(make_model(), setting), []
     whole = isinstance(setting, VeraConfig | GainConfig)
     for frozen in (False, True):
@@ -155,7 +155,7 @@ def test_after_a_forward_that_ran_frozen_there_is_the_whole_gradient_or_an_error
 def test_a_step_is_counted_with_the_active_adapter_alone_and_refused_for_a_method_that_does_not_say_its_cost(
     make_model, setting
 ):
-    """Also where another method wraps the same layers: it is not active."""
+    """Inactive adapters in the same layers are not counted."""
 
     def step(model):
         return ln.costs.flops(model, batch=2, seq=6), ln.costs.memory(model, batch=2, seq=6).activations
@@ -166,25 +166,25 @@ def test_a_step_is_counted_with_the_active_adapter_alone_and_refused_for_a_metho
     assert step(peft_model) == alone
     peft_model.set_adapter("other")
     if isinstance(setting, GainConfig):
-        with pytest.raises(ValueError, match="GainMethod does not say what a step of a GainConfig computes"):
+        with pytest.raises(ValueError, match="GainMethod does not define the cost of a training step for a GainConfig"):
             step(peft_model)
     else:
         assert step(peft_model) == step(ln.get_peft_model(make_model(), setting))
 
 
 class GainCost(AdapterCost):
-    """l (out,), no product; y is kept for dl."""
+    """The cost of l (out,): no product; y is saved for dl."""
 
-    def arrays(self, out, in_):
+    def trained_sizes(self, out, in_):
         return [out]
 
-    def kept(self, N, out, in_):
+    def saved_for_backward(self, N, out, in_):
         return N * out
 
-    def forward_held(self, N, out, in_):
+    def forward_temporaries(self, N, out, in_):
         return N * out
 
-    def backward_held(self, N, out, in_, need_dx, frozen):
+    def backward_temporaries(self, N, out, in_, need_dx, frozen):
         return N * out + frozen
 
 
@@ -200,7 +200,7 @@ def test_a_method_that_says_its_cost_is_counted(make_model, monkeypatch):
     assert ln.costs.flops(peft_model, batch=2, seq=6).adapter.total == 0
     paper = ln.costs.llama("paper", config.num_hidden_layers, config.hidden_size, 4, 2, config.intermediate_size, 11)
     assert ln.costs.count(paper, CONFIGS["gain"]).trainable == trained
-    assert f"{trained:,}" in ln.costs.report(paper, CONFIGS["gain"]), "and no name of its own is needed"
+    assert f"{trained:,}" in ln.costs.report(paper, CONFIGS["gain"]), "the cost class needs no name of its own"
 
 
 @methods
@@ -218,7 +218,7 @@ NUMBERED = {name: c for name, c in CONFIGS.items() if any(type(x) in (int, float
 
 @pytest.mark.parametrize("setting", NUMBERED.values(), ids=NUMBERED.keys())
 def test_numbers_of_numpy_are_saved_as_numbers(make_model, tmp_path, setting):
-    """As a sweep gives them: every number that the configuration takes."""
+    """A sweep gives NumPy numbers, so every number of a configuration can be one."""
     kinds = {int: np.int64, float: np.float32}
     numbers = {key: kinds[type(x)](x) for key, x in asdict(setting).items() if type(x) in kinds}
     assert numbers
@@ -255,7 +255,7 @@ def test_a_replica_has_its_own_gradients_and_the_same_arrays(make_model, random_
 
 
 def test_adapters_of_all_methods_in_one_model_answer_as_each_does_alone(make_model, random_batch, tmp_path):
-    """Added one after the other, chosen, trained, saved and taken out: none knows of the others."""
+    """Adapters of all methods are added, selected, trained, saved and deleted independently of each other."""
     tokens, _ = batch = random_batch()
     expected = {}
     for name, config in CONFIGS.items():
@@ -298,9 +298,9 @@ def test_merging_needs_a_change_of_weights(make_model, random_batch):
     peft_model = ln.get_peft_model(make_model(), CONFIGS["lora"], "lora")
     for name in [name for name, config in CONFIGS.items() if not registry.method_of(config).mergeable]:
         peft_model.add_adapter(name, CONFIGS[name])
-        with pytest.raises(ValueError, match=f"'{name}' has a .*Config: it is no change of weights"):
+        with pytest.raises(ValueError, match=f"'{name}' has a .*Config; this method does not change weights"):
             peft_model.merge_adapter([name])
-        with pytest.raises(ValueError, match="no change of weights"):
+        with pytest.raises(ValueError, match="does not change weights"):
             peft_model.add_weighted_adapter(["lora", name], [1.0, 1.0], "both")
     expected, _ = peft_model.forward(tokens)
     plain = peft_model.merge_and_unload()
@@ -309,7 +309,7 @@ def test_merging_needs_a_change_of_weights(make_model, random_batch):
 
 
 def test_a_mixed_batch_and_the_server_take_a_method_that_says_so(make_model, random_batch, tmp_path):
-    """Each row is what its adapter makes of it alone."""
+    """Each row of a mixed batch equals a batch with its adapter alone."""
     tokens, _ = random_batch(rows=3)
     peft_model = ln.get_peft_model(make_model(), CONFIGS["lora"], "lora")
     peft_model.add_adapter("gain", CONFIGS["gain"])
@@ -327,7 +327,7 @@ def test_a_mixed_batch_and_the_server_take_a_method_that_says_so(make_model, ran
 
 
 def test_a_mixed_batch_and_the_server_refuse_a_method_that_does_not(make_model, random_batch, tmp_path):
-    """A prefix would be left out in silence there, and a bottleneck too."""
+    """Without an error, a mixed batch would ignore a prefix or a bottleneck adapter."""
     tokens, _ = random_batch()
     peft_model = ln.get_peft_model(make_model(), CONFIGS["lora"], "lora")
     server = ln.AdapterServer(ln.get_peft_model(make_model(), CONFIGS["lora"], "lora"), folders=[tmp_path])
@@ -341,7 +341,7 @@ def test_a_mixed_batch_and_the_server_refuse_a_method_that_does_not(make_model, 
             lambda: ln.AdapterServer(peft_model),
             lambda name=name: server.adapters.load(name, tmp_path / name),
         ):
-            with pytest.raises(ValueError, match=f"'{name}' has a .*Config: its rows need a batch of their own"):
+            with pytest.raises(ValueError, match=f"'{name}' has a .*Config; its rows cannot be in a mixed batch"):
                 call()
         assert server.adapters.names() == ["lora"] and list(server.adapters.model.peft_config) == ["lora"]
         peft_model.delete_adapter(name)
@@ -352,7 +352,7 @@ def test_a_mixed_batch_and_the_server_refuse_a_method_that_does_not(make_model, 
 
 
 def test_while_lora_is_merged_no_other_method_answers(make_model, random_batch):
-    """As LoRA beside LoRA: what is merged is part of the weights that the other would be used with."""
+    """A merged adapter is part of the weights, so a call with another adapter would use both."""
     peft_model = ln.get_peft_model(make_model(), CONFIGS["lora"], "lora")
     peft_model.add_adapter("prefix", CONFIGS["prefix"])
     peft_model.merge_adapter()
@@ -372,16 +372,16 @@ def test_an_unknown_peft_type_is_refused_by_name(make_model, tmp_path):
     ln.get_peft_model(make_model(), CONFIGS["lora"]).save_pretrained(tmp_path)
     file = tmp_path / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"peft_type": "LOHA"}))
-    with pytest.raises(ValueError, match=r"adapter_config.json: peft_type is 'LOHA'; 'LORA', .* and 'GAIN' are here"):
+    with pytest.raises(ValueError, match=r"adapter_config.json: peft_type is 'LOHA'; expected 'LORA', .* or 'GAIN'"):
         PeftModel.from_pretrained(make_model(), tmp_path)
 
 
 @methods
 def test_a_base_that_carries_an_adapter_is_not_adapted_again(make_model, setting):
-    """But for a prefix, which is not in the base."""
+    """A prefix is the exception: it is not in the layers of the base."""
     model = ln.get_peft_model(make_model(), setting).model
     if isinstance(setting, PrefixTuningConfig):
         assert ln.get_peft_model(model, setting).model is model
     else:
-        with pytest.raises(ValueError, match="carries an adapter already"):
+        with pytest.raises(ValueError, match="has adapters already"):
             ln.get_peft_model(model, setting)

@@ -1,4 +1,4 @@
-"""Mixed batches: each row gets what it gets alone with its adapter, and a call leaves nothing behind."""
+"""Mixed batches: each row equals a batch with its adapter alone, and a call leaves no state in the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from on_device import assert_allclose, assert_array_equal, host, xp
 from lora_np import AdaptedLinear, Linear, LoraConfig, PeftModel, generate, gradcheck_model
 from lora_np.nn import BASE, Context
 from lora_np.ops import IGNORE_INDEX
-from lora_np.peft import model as peft_model_file
+from lora_np.peft import management
 from lora_np.peft.lora.method import LoraMethod
 from lora_np.peft.mixed import AdapterRows
 from lora_np.studies.serving.serving import WORKLOADS, workload
@@ -22,7 +22,7 @@ RANKS = (1, 2, 3, 8, 16, 64)
 
 
 def with_adapters(model, n, **changes):
-    """A PeftModel of n adapters "0", "1", … with mixed ranks; every third has q and v alone."""
+    """Return a PeftModel with n adapters "0", "1", … of mixed ranks; every third adapter has only q and v."""
     peft_model = PeftModel(model)
     model.freeze()
     for i in range(n):
@@ -33,7 +33,7 @@ def with_adapters(model, n, **changes):
 
 
 def training(peft_model, names):
-    """The same with all its adapters trainable, and a loss of the mixed batch `names`, for gradcheck_model."""
+    """Return the model with all adapters trainable and with the loss of the mixed batch `names`, for gradcheck_model."""
     for name, p in peft_model.named_parameters():
         p.trainable = "lora_" in name
     peft_model.loss = partial(peft_model.loss, adapter_names=names)
@@ -50,7 +50,7 @@ def layer_with_adapters(n, dtype=np.float32):
 
 
 def the_slow_loop(layer, x, names):
-    """Semantics: y[i] = x[i] Wᵀ + s·(x[i] A[idx[i]]ᵀ) B[idx[i]]ᵀ, one row after another."""
+    """Compute y[i] = x[i] Wᵀ + s·(x[i] A[idx[i]]ᵀ) B[idx[i]]ᵀ row by row, as a reference."""
     y = host(x) @ host(layer.base_layer.weight.value).T
     for i, name in enumerate(names):
         if name != BASE:
@@ -60,7 +60,7 @@ def the_slow_loop(layer, x, names):
 
 
 def names_of(kind, rows, adapters):
-    """A workload's rows by name, every fifth of them the base's."""
+    """Return the adapter names of a workload's rows; every fifth row uses the base."""
     return [BASE if i % 5 == 4 else str(k) for i, k in enumerate(workload(kind, rows, adapters, seed=rows))]
 
 
@@ -104,7 +104,9 @@ def test_generation_gives_each_row_what_it_gets_alone(make_model):
             peft_model.set_adapter(name)
             expected += generate(peft_model, [prompt], 8)
     assert generate(peft_model, prompts, 8, adapter_names=names) == expected
-    assert len({tuple(new) for new in expected}) > 3, "the adapters say different things, or this proves nothing"
+    assert len({tuple(new) for new in expected}) > 3, (
+        "the adapters must give different texts, otherwise the test proves nothing"
+    )
 
 
 def test_the_base_product_runs_once_for_the_whole_batch(make_model, random_batch, monkeypatch):
@@ -112,7 +114,7 @@ def test_the_base_product_runs_once_for_the_whole_batch(make_model, random_batch
     forward = Linear.forward
     monkeypatch.setattr(Linear, "forward", lambda self, x, *rest: shapes.append(x.shape[:2]) or forward(self, x, *rest))
     peft_model.forward(random_batch(6, 5)[0], adapter_names=["0", "1", "2", "3", BASE, "0"])
-    assert shapes == [(6, 5)] * 15, "seven layers in each of two blocks, and the head"
+    assert shapes == [(6, 5)] * 15, "seven layers per block in two blocks, and the head"
 
 
 def test_as_many_adapters_as_rows_are_checked_by_one_walk_through_the_model(make_model, monkeypatch):
@@ -120,12 +122,10 @@ def test_as_many_adapters_as_rows_are_checked_by_one_walk_through_the_model(make
     names = [f"a{i}" for i in range(9)]
     for i, name in enumerate(names):
         peft_model.add_adapter(name, LoraConfig(r=2), seed=i)
-    walks, walk = [], peft_model_file.adapted_layers
-    monkeypatch.setattr(
-        peft_model_file, "adapted_layers", lambda model, *name: walks.append(model) or walk(model, *name)
-    )
+    walks, walk = [], management.adapted_layers
+    monkeypatch.setattr(management, "adapted_layers", lambda model, *name: walks.append(model) or walk(model, *name))
     peft_model.adapter_rows(names, 9)
-    assert len(walks) == 1, "to see whether one is merged"
+    assert len(walks) == 1, "one search, to find merged adapters"
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -136,7 +136,7 @@ def test_gradients_through_a_mixed_batch_agree_with_the_complex_step_to_1e_12(ma
 
 
 def test_an_adapter_of_the_head_finds_its_rows_where_some_targets_do_not_count(make_model, random_batch):
-    """The head of an unmixed batch is given the counted positions alone, among which no row has its place."""
+    """Without a mixed batch, the head gets only the counted positions, without the row structure of the batch."""
     model, (tokens, targets) = make_model(tie_word_embeddings=False), random_batch()
     peft_model = with_adapters(model, 2, target_modules=["lm_head"])
     targets = targets.copy()
@@ -155,15 +155,15 @@ def test_an_adapter_of_the_head_finds_its_rows_where_some_targets_do_not_count(m
 def test_a_layer_refuses_another_number_of_rows_than_of_names():
     layer = layer_with_adapters(2)
     x = xp.asarray(np.ones((3, 4, 5), np.float32))
-    with pytest.raises(ValueError, match="3 rows for 2 adapter names"):
+    with pytest.raises(ValueError, match="3 rows, but there are 2 adapter names"):
         layer.forward(x, Context(adapter=AdapterRows(["0", "1"])))
 
 
 def test_gradients_of_a_token_a_row_are_those_of_one_segment_after_another():
-    """In this form, which decoding takes, the adapters' products are batched ones; training takes the other."""
+    """Decoding uses batched products for all adapters; training computes each segment alone."""
     names, rng, found = ["0", "6", "1", BASE, "6", "7", "12"], np.random.default_rng(2), []
     x, dy = (xp.asarray(rng.standard_normal((7, 1, width))) for width in (5, 7))
-    for dropout in (None, rng):  # of probability 0
+    for dropout in (None, rng):  # the dropout probability is 0
         layer = layer_with_adapters(13, np.float64)
         _, cache = layer.forward(x, Context(dropout, AdapterRows(names)))
         found.append({"dx": layer.backward(dy, cache)} | {name: p.grad for name, p in layer.named_parameters()})
@@ -176,7 +176,7 @@ def test_gradients_of_a_token_a_row_are_those_of_one_segment_after_another():
 
 
 def test_what_comes_and_goes_between_steps_finds_its_own_factors():
-    """The stacks are kept from step to step, and only what is new in them is written."""
+    """The stacks are reused in the next step, and only the factors of new adapters are copied."""
     layer, rng, rows = layer_with_adapters(24), np.random.default_rng(3), AdapterRows([])
     names = ["0", "6", "12"]
     for step in range(60):
@@ -184,7 +184,7 @@ def test_what_comes_and_goes_between_steps_finds_its_own_factors():
             names[int(rng.integers(len(names)))] = names.pop()
         else:
             names.append(str(rng.integers(24)))
-        rows = rows.then(names)
+        rows = rows.next_call(names)
         x = xp.asarray(rng.standard_normal((len(names), 1, 5)).astype(np.float32))
         y, _ = layer.forward(x, Context(adapter=rows))
         assert_allclose(y, the_slow_loop(layer, x, names), rtol=1e-4, atol=1e-4)
@@ -197,7 +197,7 @@ def test_a_name_that_another_adapter_took_over_means_the_new_one():
     layer.forward(x, Context(adapter=rows))
     config, rng = LoraConfig(r=1, init_lora_weights=False), np.random.default_rng(9)
     layer.adapters["6"] = LoraMethod().draw(config, layer.base_layer, rng, None)
-    y, _ = layer.forward(x, Context(adapter=rows.then(names)))
+    y, _ = layer.forward(x, Context(adapter=rows.next_call(names)))
     assert_allclose(y, the_slow_loop(layer, x, names), rtol=1e-4, atol=1e-4)
 
 
@@ -224,7 +224,7 @@ def test_bad_names_are_a_value_error_as_in_peft(names, message, make_model, rand
 
 
 def test_a_transformer_without_adapters_takes_no_names(make_model):
-    with pytest.raises(ValueError, match="give its PeftModel"):
+    with pytest.raises(ValueError, match="adapter_names needs a PeftModel"):
         generate(make_model(), [[1]], 2, adapter_names=[BASE])
 
 
@@ -242,12 +242,12 @@ def test_a_mixed_batch_while_merged_or_disabled_is_refused(make_model, random_ba
 
 
 def test_a_call_that_fails_leaves_no_state(make_model, random_batch, monkeypatch):
-    """PEFT keeps the rows' adapters in hooks on the model; here they are an argument, and are gone with the call."""
+    """PEFT keeps the rows' adapters in hooks on the model. Here they are an argument of the call."""
     peft_model, (tokens, _) = with_adapters(make_model(), 3), random_batch()
     peft_model.set_adapter("2")
     before, seen = host(peft_model.forward(tokens)[0]), dict(vars(peft_model))
     last = peft_model.model.model.layers[1].mlp.down_proj
-    del last.adapters["1"].lora_A.value  # the last of all layers cannot go on
+    del last.adapters["1"].lora_A.value  # the last layer then raises an error
     with pytest.raises(AttributeError):
         peft_model.forward(tokens, adapter_names=["0", "1"])
     assert dict(vars(peft_model)) == seen
@@ -255,7 +255,7 @@ def test_a_call_that_fails_leaves_no_state(make_model, random_batch, monkeypatch
 
 
 def test_rows_of_a_batch_may_stand_at_places_of_their_own(make_model, random_batch):
-    """`position_ids`: what a serving engine needs, whose rows joined at different times."""
+    """A serving engine needs `position_ids`, because its rows joined at different times."""
     model, (tokens, _) = make_model(), random_batch(2, 5)
     places = xp.asarray(np.array([[0, 1, 2, 3, 4], [9, 10, 11, 12, 13]]))
     expected = host(model.forward(tokens)[0])  # rotary positions are relative
@@ -279,7 +279,7 @@ def test_adapters_stored_in_16_bits_are_computed_in_32_here_too(time, make_model
 
 
 def test_the_rows_of_a_call_are_freed_with_it(make_model, random_batch):
-    """Without waiting for the garbage collector: they hold the factors of all layers."""
+    """The stacks are freed without the garbage collector, because they hold the factors of all layers."""
     peft_model = with_adapters(make_model(), 2)
     rows = peft_model.adapter_rows(["0", "1"], 2)
     peft_model.model.forward(random_batch(2)[0], context=Context(adapter=rows))

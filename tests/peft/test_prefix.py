@@ -1,4 +1,4 @@
-"""Prefix tuning: exact gradients through the door of the key/value cache, for both ways to train a prefix.
+"""Prefix tuning: exact gradients through the key/value cache, with and without an MLP.
 
 That PEFT computes the same, and reads these files, is proven in test_methods_oracles.py.
 """
@@ -58,12 +58,12 @@ def test_the_gradient_of_a_loss_of_your_own_is_that_of_the_loss(make_model, rand
 
 
 def test_in_a_past_with_tokens_the_gradient_is_the_last_calls(make_model, random_batch):
-    """Earlier tokens are constants, the prefix is not: the complex step on P says the same."""
+    """Keys of earlier tokens are constants, but the prefix has a gradient; the complex step on P agrees."""
     peft_model, (tokens, _) = prefixed(make_model()), random_batch()
     E = peft_model.prompt_encoder["default"].embedding.weight
     past = KeyValueCache(peft_model.config)
     peft_model.forward(tokens[:, :2], past_key_values=past)
-    given = [[x[:, :, :5].copy() for x in layer.buffers] for layer in past.layers]  # of 3 virtual and 2 real tokens
+    given = [[x[:, :, :5].copy() for x in layer.buffers] for layer in past.layers]  # 3 virtual and 2 real tokens
     logits, cache = peft_model.forward(tokens[:, 2:], past_key_values=past)
     dlogits = xp.asarray(np.random.default_rng(0).standard_normal(logits.shape))
     peft_model.backward_from_logits(dlogits, cache)
@@ -80,7 +80,7 @@ def test_in_a_past_with_tokens_the_gradient_is_the_last_calls(make_model, random
 
 
 def test_two_backwards_of_one_past_add_up(make_model, random_batch):
-    """Each brings its own gradient to the past, and takes it from there."""
+    """Each backward pass adds its own gradient to the past and removes it from there."""
     peft_model, (tokens, _) = prefixed(make_model()), random_batch()
     E = peft_model.prompt_encoder["default"].embedding.weight
     dlogits = xp.asarray(np.random.default_rng(0).standard_normal((2, 6, 11)))
@@ -108,7 +108,7 @@ def test_shards_add_up_to_the_whole_batch(make_model, random_batch, settings):
 def test_a_frozen_prefix_costs_no_backward(make_model, random_batch, monkeypatch):
     peft_model = prefixed(make_model())
     peft_model.set_adapter("default", inference_mode=True)
-    monkeypatch.setattr(ln.ops, "attention_backward", None)  # to call it would raise TypeError
+    monkeypatch.setattr(ln.ops, "attention_backward", None)  # a call would raise TypeError
     peft_model.backward(peft_model.loss(*random_batch())[1])
     assert all(p.grad is None for _, p in peft_model.named_parameters())
 
@@ -117,7 +117,7 @@ def test_a_frozen_prefix_costs_no_backward(make_model, random_batch, monkeypatch
 
 
 def test_a_prefix_that_is_what_tokens_computed_answers_as_those_tokens(make_model, random_batch):
-    """Of one row: its own keys, turned by their positions as they were, and its values, as a prefix."""
+    """The prefix of one row contains the row's own rotated keys and values."""
     model, (tokens, _) = make_model(), random_batch(1, 7)
     expected, _ = model.forward(tokens)
     past = KeyValueCache(model.config)
@@ -133,11 +133,11 @@ def test_zero_is_no_no_op(make_model, random_batch):
     base = make_model().forward(tokens)[0]
     zero = prefixed(make_model(), init_weights="zero")
     assert not zero.prompt_encoder["default"].embedding.weight.value.any()
-    assert xp.abs(zero.forward(tokens)[0] - base).max() > 0.1, "a key of zero has a share of the softmax"
+    assert xp.abs(zero.forward(tokens)[0] - base).max() > 0.1, "a zero key gets attention weight in the softmax"
 
 
 def test_the_first_token_has_the_position_after_the_prefix(make_model, random_batch):
-    """Prefix keys are not turned, so positions are absolute: one further is another model."""
+    """Prefix keys are not rotated, so positions are absolute: a shift by one position changes the output."""
     tokens, _ = random_batch()
     peft_model = prefixed(make_model())
     logits, _ = peft_model.forward(tokens)
@@ -167,7 +167,7 @@ def test_what_a_row_generates_does_not_depend_on_its_padding(make_model):
         assert ln.generate(peft_model, prompts, max_new_tokens=8) == ln.generate(
             make_model(), prompts, max_new_tokens=8
         )
-    assert alone != ln.generate(make_model(), prompts, max_new_tokens=8), "the prefix says something"
+    assert alone != ln.generate(make_model(), prompts, max_new_tokens=8), "the prefix must change the text"
 
 
 def test_a_padded_row_has_the_logits_that_it_has_alone(make_model, random_batch):
@@ -202,7 +202,7 @@ def test_masked_padding_changes_no_token_to_its_left(make_model, random_batch):
 
 
 def test_a_mask_is_asked_for_what_it_is_without_a_prefix(make_model):
-    """0 and −∞ as PyTorch adds them, or 0 and 1, would be taken for what they are not; and the width is the tokens'."""
+    """A mask of 0 and −∞ or of 0 and 1 raises an error instead of a wrong result. The mask covers only the tokens."""
     tokens = np.zeros((1, 5), int)
     for model in (make_model(), prefixed(make_model())):
         with pytest.raises(TypeError, match="attention_mask has dtype int64; expected booleans"):
@@ -254,9 +254,7 @@ def test_a_prefix_stored_in_16_bits_computes_in_32(make_model, random_batch, set
 
 def test_llama_2_7b_with_20_virtual_tokens_trains_5_242_880():
     assert costs.prefix_parameters(20, 32, 32, 128) == 5_242_880
-    config = ln.TransformerConfig(
-        8, 4096, 8, 32, 32, 32
-    )  # its attention; the vocabulary and the MLP have no part in it
+    config = ln.TransformerConfig(8, 4096, 8, 32, 32, 32)  # only the attention; vocabulary and MLP do not matter
     peft_model = get_peft_model(Transformer.empty(config, np.float16), PrefixTuningConfig(num_virtual_tokens=20))
     assert costs.count(peft_model).trainable == 5_242_880
 
@@ -302,7 +300,7 @@ def test_what_is_saved_comes_back_to_the_bit(make_model, random_batch, tmp_path,
 
 
 def test_a_loaded_prefix_trains_as_keys_and_values(make_model, random_batch, tmp_path):
-    """The MLP was thrown away when it was saved."""
+    """The MLP is not saved."""
     prefixed(make_model(), **PROJECTED).save_pretrained(tmp_path)
     after = PeftModel.from_pretrained(make_model(), tmp_path, is_trainable=True)
     assert [n for n, p in after.named_parameters() if p.trainable] == ["prompt_encoder.default.embedding.weight"]
@@ -355,7 +353,7 @@ BAD = {
     "another base": (
         lambda m: prefixed(m, num_attention_heads=4),
         ValueError,
-        "num_attention_heads is 4, and 2 in this base",
+        "num_attention_heads is 4, but this base has 2",
     ),
     "merging": (lambda m: prefixed(m).merge_adapter(), ValueError, "'default' has a PrefixTuningConfig.*merged"),
     "weighing": (
@@ -388,7 +386,7 @@ def test_a_prefix_does_not_begin_a_past_that_has_been_read(make_model, random_ba
 
 
 def test_a_past_goes_on_with_the_prefix_that_it_began_with_and_with_no_other(make_model, random_batch):
-    """Else it would answer as neither model does, and say nothing of it."""
+    """Without an error, the call would give the result of neither model."""
     tokens, _ = random_batch()
     peft_model = prefixed(make_model())
     peft_model.add_adapter("q", PrefixTuningConfig(num_virtual_tokens=4))
@@ -396,17 +394,17 @@ def test_a_past_goes_on_with_the_prefix_that_it_began_with_and_with_no_other(mak
     peft_model.forward(tokens, past_key_values=first)
     with peft_model.disable_adapter():
         expected, _ = peft_model.forward(tokens, past_key_values=none)
-        with pytest.raises(ValueError, match="began with the prefix of 'default', and this call has no prefix"):
+        with pytest.raises(ValueError, match="starts with the prefix of 'default', but this call uses no prefix"):
             peft_model.forward(tokens, past_key_values=first)
-    with pytest.raises(ValueError, match="began with no prefix, and this call has the prefix of 'default'"):
+    with pytest.raises(ValueError, match="starts with no prefix, but this call uses the prefix of 'default'"):
         peft_model.forward(tokens, past_key_values=none)
     peft_model.set_adapter("q")
-    with pytest.raises(ValueError, match="began with the prefix of 'default', and this call has the prefix of 'q'"):
+    with pytest.raises(ValueError, match="starts with the prefix of 'default', but this call uses the prefix of 'q'"):
         peft_model.forward(tokens, past_key_values=first)
-    assert (len(none), len(first)) == (6, 3 + 6), "a refusal leaves the past as it was"
+    assert (len(none), len(first)) == (6, 3 + 6), "an error must not change the past"
     with peft_model.disable_adapter():
         assert_array_equal(expected, make_model().forward(tokens)[0])
         peft_model.forward(tokens, past_key_values=none)
     peft_model.set_adapter("default")
     peft_model.forward(tokens, past_key_values=first)
-    assert (len(none), len(first)) == (12, 3 + 12), "and with its own it goes on"
+    assert (len(none), len(first)) == (12, 3 + 12), "the call with the past's own prefix continues"

@@ -227,7 +227,7 @@ BAD = {
     ),
     "no target": (lambda m: adapted(m, target_modules=[]), ValueError, "empty"),
     "an adapter on an adapter": (lambda m: adapted(adapted(m)), TypeError, "without adapters"),
-    "the base of one again": (lambda m: adapted(adapted(m).model), ValueError, "carries an adapter already"),
+    "the base of one again": (lambda m: adapted(adapted(m).model), ValueError, "has adapters already"),
     "a config of another kind": (lambda m: get_peft_model(m, {"r": 8}), TypeError, "expected a LoraConfig.* got dict"),
     "merging while disabled": (lambda m: merge_while_disabled(adapted(m)), RuntimeError, "disabled"),
 }

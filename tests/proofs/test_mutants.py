@@ -18,7 +18,8 @@ from lora_np.nn import Parameter
 from lora_np.nn import layers as nn
 from lora_np.peft import combination, merging, mixed, prefix
 from lora_np.peft import model as peft_model
-from lora_np.peft.adapter import AdaptedLinear, Bypass
+from lora_np.peft.adapted_linear import AdaptedLinear
+from lora_np.peft.adapter import Bypass
 from lora_np.peft.bottleneck import BottleneckAdapter, BottleneckMethod
 from lora_np.peft.ia3 import IA3Adapter, IA3Method
 from lora_np.peft.lora import layer as lora_layer
@@ -171,8 +172,8 @@ MUTANTS = {
     ),
     "subtracted where W was kept": Mutant(
         AdaptedLinear.unmerge,
-        "W[...] = self.unchanged",
-        "W[...] = W - (W - self.unchanged)",
+        "W[...] = self.weight_before_merge",
+        "W[...] = W - (W - self.weight_before_merge)",
         MERGED_DORA,
         {"settings": {}},
     ),
@@ -185,7 +186,7 @@ MUTANTS = {
     ),
     # PiSSA, LoRA-FA, LoRA+
     "a base that PiSSA did not reduce": Mutant(
-        pissa.take_out,
+        pissa.subtract_from_base,
         "W -= adapter.scaled_product(W.dtype)",
         "pass",
         test_family.test_pissa_at_the_start_is_the_base_to_1e_12,
@@ -205,10 +206,10 @@ MUTANTS = {
         pissa.principal_factors, "Vt[:r], U[:, :r] * root", "Vt[-r:], U[:, -r:] * root", LEFT, {}
     ),
     "PiSSA saved as if it stood on the base": Mutant(
-        pissa.TakenOut.on_the_original, "-self.B", "0 * self.B", SAVED_PISSA, {"settings": {}}
+        pissa.PissaCorrection.convert_to_lora, "-self.B", "0 * self.B", SAVED_PISSA, {"settings": {}}
     ),
     "half the scaling at twice the rank": Mutant(
-        pissa.config_on_the_original, "factor * config.lora_alpha", "config.lora_alpha", SAVED_PISSA, {"settings": {}}
+        pissa.converted_config, "factor * config.lora_alpha", "config.lora_alpha", SAVED_PISSA, {"settings": {}}
     ),
     "LoRA-FA that keeps x": Mutant(
         LoraAdapter.delta_forward,
@@ -247,7 +248,7 @@ MUTANTS = {
         VeraAdapter.factors, "[:, : self.in_features]", "[:, -self.in_features :]", VERA_SHARED, {}
     ),
     "factors of its own for each layer": Mutant(
-        VeraMethod.assembled,
+        VeraMethod.share_projections,
         "VeraAdapter(config, base, A, B,",
         "VeraAdapter(config, base, Parameter(A.value, False), B,",
         VERA_SHARED,
@@ -265,8 +266,8 @@ MUTANTS = {
         IA3Adapter._add_grad, "(dz * u)", "(dz * 1)", ALL_METHODS, {"setting": IA3Method.example}
     ),
     # several adapters made one
-    "weights forgotten": Mutant(combination.side_by_side, "part.weight * ", "", SUM, {}),
-    "the sources' scaling forgotten": Mutant(combination.side_by_side, "part.scaling * ", "", SUM, {}),
+    "weights forgotten": Mutant(combination.concatenate_factors, "part.weight * ", "", SUM, {}),
+    "the sources' scaling forgotten": Mutant(combination.concatenate_factors, "part.scaling * ", "", SUM, {}),
     "scaling forgotten in a sum of factors": Mutant(
         combination.combine, "part.weight * part.scaling for", "part.weight for", CROSS, {}
     ),
@@ -290,46 +291,52 @@ MUTANTS = {
     "dare without rescaling": Mutant(combination.prune, " / how.density", "", DARE, {}),
     "dare drops what it should keep": Mutant(combination.prune, "< how.density", "> how.density", DARE, {}),
     "one mask for each row": Mutant(combination.prune, "rng.random(x.shape)", "rng.random(x.shape[-1:])", DARE, {}),
-    "signs elected by frequency": Mutant(combination.mix, 'how.majority_sign_method == "total"', "False", TIES, {}),
-    "signs elected by total": Mutant(combination.mix, 'how.majority_sign_method == "total"', "True", TIES, {}),
-    "the mean over all": Mutant(combination.mix, "np.maximum(agree.sum(axis=0), 1)", "len(x)", TIES, {}),
-    "the sum of those that agree": Mutant(combination.mix, "/ np.maximum(agree.sum(axis=0), 1)", "", TIES, {}),
-    "those that lost count too": Mutant(combination.mix, "x * agree", "x", TIES, {}),
-    "a tie is a minus": Mutant(combination.mix, ">= 0, 1, -1", "> 0, 1, -1", TIES, {}),
-    "weights vote": Mutant(combination.mix, "votes = x if", "votes = w * x if", TIES, {}),
+    "signs elected by frequency": Mutant(
+        combination.weighted_sum, 'how.majority_sign_method == "total"', "False", TIES, {}
+    ),
+    "signs elected by total": Mutant(combination.weighted_sum, 'how.majority_sign_method == "total"', "True", TIES, {}),
+    "the mean over all": Mutant(combination.weighted_sum, "np.maximum(agree.sum(axis=0), 1)", "len(x)", TIES, {}),
+    "the sum of those that agree": Mutant(combination.weighted_sum, "/ np.maximum(agree.sum(axis=0), 1)", "", TIES, {}),
+    "those that lost count too": Mutant(combination.weighted_sum, "x * agree", "x", TIES, {}),
+    "a tie is a minus": Mutant(combination.weighted_sum, ">= 0, 1, -1", "> 0, 1, -1", TIES, {}),
+    "weights vote": Mutant(combination.weighted_sum, "votes = x if", "votes = w * x if", TIES, {}),
     "a negative weight votes for": Mutant(
-        combination.mix,
+        combination.weighted_sum,
         "votes = x if",
         "votes = x * np.sign(w) if",
         test_merging.test_in_ties_a_negative_weight_votes_against,
         {},
     ),
     "elected before pruning": Mutant(
-        combination.mix,
+        combination.weighted_sum,
         "votes = x if",
         "votes = np.stack(tensors) if",
         test_merging.test_ties_prunes_before_it_elects,
         {},
     ),
     "rsLoRA taken over, as PEFT does": Mutant(
-        combination.config_for,
+        combination.combined_config,
         "lora_alpha=r,",
         "lora_alpha=r, use_rslora=True,",
         REPORT,
         {"kind": "cat"},
     ),
     "a report on the sum without weights": Mutant(
-        combination.judge,
-        "side_by_side(parts)",
-        "side_by_side([p._replace(weight=1) for p in parts])",
+        combination.measure_errors,
+        "concatenate_factors(parts)",
+        "concatenate_factors([p._replace(weight=1) for p in parts])",
         REPORT,
         {"kind": "svd"},
     ),
     "a report that sums norms": Mutant(
-        combination.judge, "math.hypot(*off.values())", "sum(off.values())", REPORT, {"kind": "svd"}
+        combination.measure_errors,
+        "math.hypot(*distances.values())",
+        "sum(distances.values())",
+        REPORT,
+        {"kind": "svd"},
     ),
     "only the first of several merged": Mutant(
-        AdaptedLinear.summed,
+        AdaptedLinear.total_delta,
         "for delta in deltas:",
         "for delta in []:",
         test_merging.test_several_adapters_merge_at_once_and_come_out_again,
@@ -350,7 +357,7 @@ MUTANTS = {
         ops.grouped_lora_backward, "dh *= scaling[:, None, None]", "pass", "grouped_lora"
     ),
     "a bypass that takes the base's place": Mutant(
-        mixed.Group.add,
+        mixed.Group.scatter_add,
         "y[self.rows] +=",
         "y[self.rows] =",
         test_mixed_batches.test_a_layer_equals_the_loop_over_rows_to_1e_4,
@@ -358,7 +365,7 @@ MUTANTS = {
     ),
     "a segment's dx forgotten": Mutant(mixed.MixedRows.backward, "if need_dx:", "if False:", MIXED, {"dropout": 0.0}),
     "padding that is not zero": Mutant(
-        mixed.Group.take,
+        mixed.Group.gather,
         "array_module(x).zeros(",
         "1 + array_module(x).zeros(",
         test_mixed_batches.test_gradients_of_a_token_a_row_are_those_of_one_segment_after_another,
@@ -372,16 +379,16 @@ MUTANTS = {
         {"dropout": 0.3},
     ),
     "a stack that knows adapters by name alone": Mutant(
-        mixed.Stack.hold,
-        "if self.held[i : i + 1] != [adapter]:",
-        "if i >= len(self.held):",
+        mixed.Stack.update,
+        "if self.adapters[i : i + 1] != [adapter]:",
+        "if i >= len(self.adapters):",
         test_mixed_batches.test_a_name_that_another_adapter_took_over_means_the_new_one,
         {},
     ),
     "a stack that leaves those who moved where they were": Mutant(
-        mixed.Stack.hold,
-        "if self.held[i : i + 1] != [adapter]:",
-        "if i >= len(self.held):",
+        mixed.Stack.update,
+        "if self.adapters[i : i + 1] != [adapter]:",
+        "if i >= len(self.adapters):",
         test_mixed_batches.test_what_comes_and_goes_between_steps_finds_its_own_factors,
         {},
     ),
@@ -524,7 +531,7 @@ MUTANTS = {
         {},
     ),
     "a prefix that counts as padding": Mutant(
-        prefix.see_the_prefix,
+        prefix.extend_mask_over_prefix,
         "xp.ones(",
         "xp.zeros(",
         test_prefix.test_masked_padding_changes_no_token_to_its_left,

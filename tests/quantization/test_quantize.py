@@ -589,7 +589,7 @@ def test_an_adapter_in_16_bits_is_stored_in_16_and_computed_in_32(make_model, ra
 @pytest.mark.parametrize(("base", "other"), [("float32", "float64"), ("float64", "float32"), ("float32", "int8")])
 def test_an_adapter_of_a_dtype_that_does_not_go_with_the_base_is_refused(base, other, make_model):
     """Else the first forward would say it, of arrays that nobody named."""
-    with pytest.raises(TypeError, match=f"'{other}' over a base of {base}; expected 'float16', 'bfloat16' or '{base}'"):
+    with pytest.raises(TypeError, match=f"'{other}' for a base in {base}; expected 'float16', 'bfloat16' or '{base}'"):
         adapted_in_16_bits(make_model(np.dtype(base)), other)
     assert len(factors_of(adapted_in_16_bits(make_model(np.dtype(base)), base))) == 28
 

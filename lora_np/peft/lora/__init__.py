@@ -1,1 +1,1 @@
-"""LoRA, and its relatives DoRA and PiSSA. Reading order: config, layer, method, file, dora, pissa."""
+"""LoRA and its variants DoRA and PiSSA. Reading order: config, layer, method, file, dora, pissa."""

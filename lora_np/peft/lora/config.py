@@ -1,4 +1,4 @@
-"""LoraConfig: what to adapt and how, with PEFT's names (arXiv 2106.09685)."""
+"""LoraConfig: the configuration of LoRA, with PEFT's field names (arXiv 2106.09685)."""
 
 from __future__ import annotations
 
@@ -12,31 +12,66 @@ from typing import Literal, TypeVar
 from ..config import TargetedConfig, check_choice, check_positive, check_probability, check_rank
 
 T = TypeVar("T")
-AT_THE_END = r"(.*\.)?({})$"  # how a key of rank_pattern or alpha_pattern matches a layer's name
+AT_THE_END = r"(.*\.)?({})$"  # a key of rank_pattern or alpha_pattern matches the end of a layer's name
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig(TargetedConfig):
-    """What to adapt and how, with PEFT's names and meanings.
+    """The configuration of LoRA and its variants rsLoRA, DoRA, PiSSA and LoRA-FA, with PEFT's names and meanings.
 
-    r: the rank of ΔW, at least 1.
-    lora_alpha: α; the bypass is scaled by α/r, or by α/√r with `use_rslora` (Kalajdzievski 2023, arXiv 2312.03732).
-    rank_pattern, alpha_pattern: another r or α for some layers, {"down_proj": 16}. A key is a regular expression for
-        the end of a layer's name, from a dot on; the first key that matches counts.
-    target_modules: a list of names or suffixes, one suffix, a regular expression for the whole name, or "all-linear"
-        (every linear layer but lm_head). A list is kept as a tuple, which nobody can change later.
-    lora_dropout: the probability of dropping an input of the bypass while training; the frozen path never drops.
-    init_lora_weights: True, A uniform in ±1/√in (Kaiming with a = √5) and B = 0; "gaussian", A normal with std 1/r and
-        B = 0; "pissa", the principal part of W, which leaves the base (see pissa.py); False, B uniform in ±1/√r too, so
-        that the adapter is not the identity at the start (for tests).
-    use_dora: train the length of each row of W + ΔW apart, as DoRA does (see dora.py).
-    dora_norm: "detached": DoRA's gradient treats the row norms as constants, as in the paper and in PEFT; "true": the gradient
-        also flows through the norms.
-    freeze_A: train B alone and keep no input for dA: LoRA-FA (Zhang et al. 2023, arXiv 2308.03303).
-    base_model_name_or_path: what the adapter was made for; saved with it, and otherwise unused.
+    Parameters
+    ----------
+    task_type : str or None, default None
+        None or "CAUSAL_LM".
+    inference_mode : bool, default False
+        Only False; see `PeftModel.set_adapter`.
+    bias : str or None, default "none"
+        Only "none": biases stay frozen.
+    fan_in_fan_out : bool, default False
+        Only False: weights have shape (out, in).
+    modules_to_save, exclude_modules, layers_to_transform, layers_pattern : collection or None, default None
+        Only None or empty. A regular expression in `target_modules` can exclude modules or select layers.
+    r : int, default 8
+        Rank of ΔW, at least 1.
+    lora_alpha : float, default 8
+        α. The bypass is scaled by α/r, or by α/√r with `use_rslora`.
+    target_modules : str or collection of str, default ("q_proj", "v_proj")
+        Layers to adapt: a collection of names or name suffixes, one suffix, a regular expression for the whole name, or
+        "all-linear" (every linear layer except lm_head). A collection is stored as a tuple.
+    lora_dropout : float, default 0.0
+        Dropout probability of the bypass's input in training, 0 ≤ p < 1. The frozen path has no dropout.
+    use_rslora : bool, default False
+        Scale by α/√r (Kalajdzievski 2023, arXiv 2312.03732).
+    init_lora_weights : bool, "gaussian" or "pissa", default True
+        True: A uniform in ±1/√in (Kaiming with a = √5), B = 0. "gaussian": A normal with standard deviation 1/r, B = 0.
+        "pissa": A and B are the principal part of W, which is removed from the base (see pissa.py). False: A as for
+        True and B uniform in ±1/√r, so that ΔW ≠ 0 at the start (for tests).
+    rank_pattern, alpha_pattern : dict of str to number, default {}
+        Another r or α for some layers, for example {"down_proj": 16}. A key is a regular expression for the end of a
+        layer's name, beginning after a dot. The first matching key is used.
+    base_model_name_or_path : str, path or None, default None
+        Name of the base model. It is saved with the adapter and has no other effect.
+    use_dora : bool, default False
+        DoRA: also train the length of each row of W + ΔW (see dora.py).
+    dora_norm : {"detached", "true"}, default "detached"
+        "detached": DoRA's gradient treats the row norms as constants, as in the paper and in PEFT. "true": the gradient
+        flows through the norms. lora_np only.
+    freeze_A : bool, default False
+        LoRA-FA: train only B, and save no input for dA (Zhang et al. 2023, arXiv 2308.03303). lora_np only.
 
-    Raises ValueError for a value out of range or a pattern that is not a regular expression, TypeError for a value of the wrong
-    type.
+    Raises
+    ------
+    ValueError
+        If a value is out of range, or a pattern is not a regular expression.
+    TypeError
+        If a value has a wrong type.
+
+    Examples
+    --------
+    >>> from lora_np import LoraConfig
+    >>> config = LoraConfig(r=8, lora_alpha=16, rank_pattern={"down_proj": 4})
+    >>> config.scaling, config.for_layer("model.layers.0.mlp.down_proj").scaling
+    (2.0, 4.0)
     """
 
     r: int = 8
@@ -55,11 +90,13 @@ class LoraConfig(TargetedConfig):
     switches = ("use_rslora", "use_dora", "freeze_A")
 
     def check(self) -> None:
-        """Raise ValueError or TypeError for a field out of range, naming it."""
+        """Check all fields. Raises ValueError or TypeError with the name of the wrong field."""
         for name in ("rank_pattern", "alpha_pattern"):
             if not isinstance(getattr(self, name), Mapping):
-                raise TypeError(f"{name} = {getattr(self, name)!r}; expected a mapping, pattern → number")
-            object.__setattr__(self, name, dict(getattr(self, name)))  # a copy, which stays as it is
+                raise TypeError(f"{name} = {getattr(self, name)!r}; expected a mapping from patterns to numbers")
+            object.__setattr__(
+                self, name, dict(getattr(self, name))
+            )  # a copy, so that later changes of the argument have no effect
         check_rank("r", self.r)
         check_positive("lora_alpha", self.lora_alpha)
         for key, r in self.rank_pattern.items():
@@ -70,22 +107,36 @@ class LoraConfig(TargetedConfig):
             try:
                 re.compile(AT_THE_END.format(key))
             except re.error as error:
-                raise ValueError(f"the pattern {key!r} is no valid regular expression: {error}.") from None
+                raise ValueError(f"the pattern {key!r} is not a valid regular expression: {error}") from None
         check_probability("lora_dropout", self.lora_dropout)
         check_choice("dora_norm", self.dora_norm, "detached", "true")
         check_choice("init_lora_weights", self.init_lora_weights, True, False, "gaussian", "pissa")
 
     @property
     def scaling(self) -> float:
-        """s = α/r, or α/√r with rsLoRA."""
+        """The scaling s of the bypass: α/r, or α/√r with rsLoRA."""
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
     def for_layer(self, name: str) -> LoraConfig:
-        """The same for the one layer `name`: its own r and α, and no patterns left."""
+        """Return the configuration of one layer, with the layer's own r and α and without patterns.
+
+        Parameters
+        ----------
+        name : str
+            Full name of the layer.
+
+        Returns
+        -------
+        LoraConfig
+            The configuration.
+        """
         r, alpha = first_match(self.rank_pattern, name, self.r), first_match(self.alpha_pattern, name, self.lora_alpha)
         return replace(self, r=r, lora_alpha=alpha, rank_pattern={}, alpha_pattern={})
 
 
 def first_match(pattern: Mapping[str, T], name: str, default: T) -> T:
-    """What `pattern` has for the layer `name`, or `default`. Source: PEFT, `get_pattern_key` in peft/utils/other.py."""
+    """Return the value of the first key that matches the layer `name`, or `default`.
+
+    Source: PEFT, `get_pattern_key`.
+    """
     return next((value for key, value in pattern.items() if re.match(AT_THE_END.format(key), name)), default)

@@ -1,8 +1,8 @@
-"""DoRA in one layer: the length of each row of W + ΔW trains apart (Liu et al. 2024, arXiv 2402.09353); see `ops.dora`.
+"""DoRA in one layer: the length of each row of W + ΔW is a trained parameter (Liu et al. 2024, arXiv 2402.09353).
 
     y = g ∘ (x Wᵀ + s·(x Aᵀ) Bᵀ) + bias        g = m/n, n the lengths of the rows of W + s·B A
 
-In training with dropout, what DoRA adds to the base is computed from the dropped input x̃, as in PEFT:
+In training with dropout, the difference between DoRA and the base is computed from the dropped input x̃, as in PEFT:
 
     y = x Wᵀ + bias + (DoRA(x̃) − x̃ Wᵀ)        x̃ = drop(x); without dropout y = DoRA(x) + bias
 """
@@ -20,19 +20,22 @@ from ...backend import Array
 from ...nn import Cache, Context, Linear, Parameter
 from ...ops.dora import DoraCache, RowNormCache
 from ...quantization import Quantized4bit
-from ..adapter import add_gradients, beside, dense
+from ..adapter import add_gradients, dense, parameter_like
 from ..cost import Products, linear_products
 from .config import LoraConfig
 from .layer import LoraAdapter, LoraCost
 
-# What row_norm_forward of `ops` keeps: W (out, in), here None where it is dequantised again; A, B, P, n, scaling
+# The cache of `ops.row_norm_forward`: W (out, in), or None if W is dequantised again; A, B, P, n, scaling
 NormCache: TypeAlias = tuple[Array | None, Array, Array, Array, Array, float]
-# A BypassCache: the base layer's, the mask of dropout, and of what DoRA adds the base layer's for x̃, the norm's, the rest's
+# The base layer for x, the dropout mask, and (the base layer for x̃, the row norms, DoRA)
 DoraLayerCache: TypeAlias = tuple[Cache, Array | None, tuple[Cache, NormCache | None, DoraCache]]
 
 
 class DoraAdapter(LoraAdapter):
-    """LoRA's A and B, and m (out,), in the base's dtype: rounding m to 16 bits would rescale every row of W."""
+    """The DoRA adapter of one layer: LoRA's A and B, and m (out,).
+
+    m always has the base's dtype, because rounding m to 16 bits would rescale W.
+    """
 
     mixable = False
     depends_on_weight = True
@@ -45,16 +48,22 @@ class DoraAdapter(LoraAdapter):
     def build(
         cls, config: LoraConfig, base: Linear, factors: Collection[np.ndarray], dtype: np.dtype | None = None
     ) -> DoraAdapter:
-        """From host arrays A, B and, where it is given, m; else m are the lengths that the rows of W + s·B A have."""
+        """Return an adapter from the host arrays A, B and m.
+
+        If m is not given, it is set to the row lengths of W + s·B A.
+        """
         A, B, *m = factors
         plain = LoraAdapter.build(config, base, (A, B), dtype)
         if m:
-            return cls(config, plain.lora_A, plain.lora_B, beside(base, m[0]))
+            return cls(config, plain.lora_A, plain.lora_B, parameter_like(base, m[0]))
         norm, _ = row_norm(base, *plain.factors(base.weight.value.dtype), config.scaling)
         return cls(config, plain.lora_A, plain.lora_B, Parameter(norm))
 
     def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, DoraLayerCache]:
-        """x (…, in) → y (…, out). At the start m = n and B = 0, and y is the base's to the bit."""
+        """Compute y (…, out) for x (…, in).
+
+        At the start m = n and B = 0, so y equals the base's output exactly.
+        """
         y, base_cache = base.forward(x, context)
         dropped, mask = ops.dropout_forward(x, self.dropout, context.rng)
         u, dropped_cache = (y, None) if mask is None else base.forward(dropped, context)
@@ -67,23 +76,25 @@ class DoraAdapter(LoraAdapter):
         if self.config.dora_norm == "detached":
             norm_cache = None
         elif isinstance(base.weight.value, Quantized4bit):
-            norm_cache = (None, *norm_cache[1:])  # W dequantised is not kept: one such matrix at a time
+            norm_cache = (None, *norm_cache[1:])  # the dequantised W is not saved
         m = self.lora_magnitude_vector.value
         adapted, cache = ops.dora_forward(dropped, u, A, B, m, n, self.config.scaling, self.lora_A.trainable)
-        if has_bias or mask is not None:  # else y is u, and two passes over N·out numbers are saved
+        if has_bias or mask is not None:  # otherwise y is u, and both operations cancel
             adapted -= u
             adapted += y
         return adapted, (base_cache, mask, (dropped_cache, norm_cache, cache))
 
     def backward(self, dy: Array, cache: DoraLayerCache, base: Linear, need_dx: bool) -> Array | None:
-        """dy (…, out) → dx (…, in) or None; adds dA, dB and dm. With `dora_norm="true"` n passes its gradient on, else not.
+        """Return dx (…, in) or None for dy (…, out), and add dA, dB and dm.
 
-        In the forward pass y = base(x) − u + DoRA(x̃, u) with u = base(x̃) − bias. Without dropout base(x) − u is the bias, so
-        the base receives du. With dropout base(x) receives dy, and base(x̃) receives du − dy. Raises RuntimeError where the
-        base trains.
+        With `dora_norm="true"`, n has a gradient too.
+
+        In the forward pass y = base(x) − u + DoRA(x̃, u) with u = base(x̃) − bias. Without dropout base(x) − u is the
+        bias, so the base receives du. With dropout base(x) receives dy, and base(x̃) receives du − dy. Raises
+        RuntimeError if the base is trained.
         """
         if base.trainable:
-            raise RuntimeError("the norm in DoRA depends on W, and its dW is not derived here: freeze the base")
+            raise RuntimeError("DoRA does not compute dW, because its norm depends on W; freeze the base")
         base_cache, mask, (dropped_cache, norm_cache, dora_cache) = cache
         dx, du, dA, dB, dm, dn = ops.dora_backward(dy, dora_cache, need_dx)
         if norm_cache is not None and (self.lora_A.trainable or self.lora_B.trainable):
@@ -108,7 +119,7 @@ class DoraAdapter(LoraAdapter):
         return dx
 
     def delta_weight(self, base: Linear) -> Array:
-        """ΔW = g ∘ (W + s·B A) − W (out, in)."""
+        """Return ΔW = g ∘ (W + s·B A) − W (out, in)."""
         m = self.lora_magnitude_vector.value
         W = dense(base.weight.value, m.dtype)
         g = m / row_norm(base, *self.factors(m.dtype), self.config.scaling)[0]
@@ -116,52 +127,55 @@ class DoraAdapter(LoraAdapter):
 
 
 def check_rows(name: str, base: Linear) -> None:
-    """Raise ValueError for a layer that DoRA cannot begin at: m/n is 0/0 where a row of W is all zeros."""
+    """Raise ValueError if a row of W is all zeros: m/n is then 0/0."""
     weight = base.weight.value
     if not dense(weight, weight.dtype).any(axis=1).all():
-        raise ValueError(f"{name} has a row of zeros, which has a length, 0, but no direction for DoRA to train")
+        raise ValueError(f"{name} has a row of zeros; DoRA divides by the length of each row, so no row can be zero")
 
 
 def row_norm(base: Linear, A: Array, B: Array, scaling: float) -> tuple[Array, RowNormCache]:
-    """n (out,), the lengths of the rows of W + s·B A, and the cache of `row_norm_backward`."""
+    """Return the row lengths n (out,) of W + s·B A, and the cache of `row_norm_backward`."""
     return ops.row_norm_forward(dense(base.weight.value, A.dtype), A, B, scaling)
 
 
 def row_norm_backward(base: Linear, dn: Array, cache: NormCache, need_dA: bool) -> tuple[Array | None, Array]:
-    """dA and dB of the lengths n, for dn (out,). Only dA needs the dequantised W; it is freed before dx is computed."""
-    W = dense(base.weight.value, dn.dtype) if need_dA else base.weight.value  # of which only the shape is asked then
+    """Return dA and dB for dn (out,).
+
+    Only dA needs the dequantised W, which is freed before dx is computed.
+    """
+    W = dense(base.weight.value, dn.dtype) if need_dA else base.weight.value  # only the shape of W is used without dA
     return ops.row_norm_backward(dn, (W, *cache[1:]), need_dA)
 
 
 @dataclass(frozen=True)
 class DoraCost(LoraCost):
-    """The cost of LoRA, plus m, the row lengths n, and z (N, out), the output before it is multiplied by g."""
+    """The cost of LoRA, plus m, the row lengths n, and z (N, out), the output before the factor g."""
 
-    true_norm: bool = False  # whether n passes its gradient on; PEFT detaches it
+    true_norm: bool = False  # True if n has a gradient; PEFT detaches it
 
     name = "DoRA"
 
-    def arrays(self, out: int, in_: int) -> list[int]:
-        """LoRA's, and m."""
-        return [*super().arrays(out, in_), out]
+    def trained_sizes(self, out: int, in_: int) -> list[int]:
+        """Return the sizes of the trained arrays: those of LoRA, and m."""
+        return [*super().trained_sizes(out, in_), out]
 
     def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
-        """LoRA's; C = W Aᵀ, A Aᵀ and B (A Aᵀ) for n, and back again where n has a gradient, whatever N is.
+        """Return LoRA's FLOPs, plus those of C = W Aᵀ, A Aᵀ and B (A Aᵀ) for n, and of their gradients if n has one.
 
-        With dropout x̃ goes through W too, besides x.
+        The FLOPs for n do not depend on N. With dropout, the base layer also computes x̃ Wᵀ.
         """
         norm = 2 * self.r * (out * in_ + self.r * (in_ + out))
         found = super().products(N, out, in_, need_dx) + Products(norm, 0, norm * (self.true_norm and self.A_trained))
         return found + linear_products(N, out, in_, need_dx, False) if self.dropout else found
 
-    def kept(self, N: int, out: int, in_: int) -> int:
-        """LoRA's; z (N, out) and n; where n has a gradient P = (W + s·B A) Aᵀ (out, r)."""
-        return super().kept(N, out, in_) + N * out + out + self.true_norm * out * self.r
+    def saved_for_backward(self, N: int, out: int, in_: int) -> int:
+        """Return the saved floats: those of LoRA, z (N, out), n, and P = (W + s·B A) Aᵀ (out, r) if n has a gradient."""
+        return super().saved_for_backward(N, out, in_) + N * out + out + self.true_norm * out * self.r
 
-    def forward_held(self, N: int, out: int, in_: int) -> int:
-        """The stretched z, beside x Wᵀ; with dropout x̃ Wᵀ too."""
+    def forward_temporaries(self, N: int, out: int, in_: int) -> int:
+        """Return the temporary floats: g ∘ z, and with dropout x̃ Wᵀ."""
         return (1 + self.dropout) * N * out
 
-    def backward_held(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
-        """dz (N, out), the bypass's dx, and then the frozen path's."""
+    def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
+        """Return the peak of temporary floats: dz (N, out), the bypass's dx, and those of the frozen path."""
         return N * out + (N * in_ + max(frozen, N * self.r) if need_dx else N * self.r)

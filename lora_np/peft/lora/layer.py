@@ -1,4 +1,4 @@
-"""LoRA in one layer: the trained bypass beside a frozen Linear (arXiv 2106.09685), and what it costs.
+"""LoRA in one layer: a trained bypass to a frozen Linear (arXiv 2106.09685), and its cost.
 
     y = x Wᵀ + s·(x̃ Aᵀ) Bᵀ,   ΔW = s·B A        A (r, in), B (out, r), x̃ = drop(x) while training
 
@@ -18,13 +18,13 @@ from ... import ops
 from ...backend import Array
 from ...nn import Linear, Parameter
 from ...ops.lora import LoraCache
-from ..adapter import Bypass, beside, widened
+from ..adapter import Bypass, parameter_like, upcast
 from ..cost import AdapterCost, Products
 from .config import LoraConfig
 
 
 class LoraAdapter(Bypass):
-    """A (r, in) and B (out, r) of one layer."""
+    """The LoRA adapter of one layer: A (r, in) and B (out, r)."""
 
     config: LoraConfig
     mergeable = True
@@ -38,46 +38,51 @@ class LoraAdapter(Bypass):
     def build(
         cls, config: LoraConfig, base: Linear, factors: Collection[np.ndarray], dtype: np.dtype | None = None
     ) -> LoraAdapter:
-        """From host arrays A (r, in) and B (out, r), stored beside the base's weight in its dtype or in `dtype`."""
-        return cls(config, *(beside(base, x, dtype) for x in factors))
+        """Return an adapter from the host arrays A (r, in) and B (out, r).
+
+        Its parameters are on the base's device, in `dtype` or in the base's dtype.
+        """
+        return cls(config, *(parameter_like(base, x, dtype) for x in factors))
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """LoRA-FA freezes A."""
+        """The names of the parameters that are never trained: A in LoRA-FA."""
         return ("lora_A",) if self.config.freeze_A else ()
 
     @property
     def learned(self) -> tuple[Parameter, ...]:
+        """A and B, the order of the gradients in `delta_backward`."""
         return self.lora_A, self.lora_B
 
     @property
     def dropout(self) -> float:
+        """The dropout probability of the bypass's input."""
         return self.config.lora_dropout
 
     def factors(self, dtype: DTypeLike) -> tuple[Array, Array]:
-        """A and B to compute with, in `dtype` where they are stored in 16 bits."""
-        return widened(dtype, self.lora_A.value), widened(dtype, self.lora_B.value)
+        """Return A and B, upcast to `dtype` if they are stored in 16 bits."""
+        return upcast(dtype, self.lora_A.value), upcast(dtype, self.lora_B.value)
 
     def delta_forward(self, x: Array) -> tuple[Array, LoraCache]:
-        """x (…, in) → s·(x Aᵀ) Bᵀ (…, out). Only dA needs x later."""
+        """Compute s·(x Aᵀ) Bᵀ (…, out) for x (…, in). The cache contains x only if A is trained, for dA."""
         return ops.lora_forward(x, *self.factors(x.dtype), self.config.scaling, self.lora_A.trainable)
 
     def delta_backward(self, dy: Array, cache: LoraCache, need_dx: bool) -> tuple[Array | None, ...]:
-        """dδ (…, out) → dx, dA, dB."""
+        """Return dx, dA and dB for dδ (…, out)."""
         return ops.lora_backward(dy, cache, need_dx)
 
     def scaled_product(self, dtype: DTypeLike) -> Array:
-        """s·B A (out, in)."""
+        """Return s·B A (out, in)."""
         A, B = self.factors(dtype)
         return self.config.scaling * (B @ A)
 
     def delta_weight(self, base: Linear) -> Array:
-        """ΔW = s·B A (out, in). The output depends on A and B only through ΔW."""
+        """Return ΔW = s·B A (out, in). The output depends on A and B only through ΔW."""
         return self.scaled_product(base.weight.value.dtype)
 
 
 def draw_factors(config: LoraConfig, base: Linear, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A (r, in) and B (out, r) as `init_lora_weights` says, drawn on the host."""
+    """Return random A (r, in) and B (out, r), as `init_lora_weights` specifies, in host memory."""
     r, fan_in = config.r, base.in_features  # the fan-in of A is `in`, never r
     bound = 1 / math.sqrt(fan_in)
     if config.init_lora_weights == "gaussian":
@@ -92,13 +97,13 @@ def draw_factors(config: LoraConfig, base: Linear, rng: np.random.Generator) -> 
 
 @dataclass(frozen=True)
 class LoraCost(AdapterCost):
-    """Of y + s·(x Aᵀ) Bᵀ. Kept for the backward: x and h = s·x Aᵀ."""
+    """The cost of y + s·(x Aᵀ) Bᵀ. The backward pass needs x and h = s·x Aᵀ."""
 
     r: int = 8
-    A_trained: bool = True  # LoRA-FA freezes A, and needs no x for dA
-    dropout: bool = False  # the bypass then keeps x ∘ mask, and not the layer's x
+    A_trained: bool = True  # False in LoRA-FA, which saves no x for dA
+    dropout: bool = False  # True: the bypass saves x ∘ mask instead of x
 
-    frozen_are = "A"
+    frozen_description = "A"
 
     @property
     def name(self) -> str:
@@ -111,16 +116,18 @@ class LoraCost(AdapterCost):
     def keeps_x(self) -> bool:
         return self.A_trained and not self.dropout
 
-    def arrays(self, out: int, in_: int) -> list[int]:
-        """B and, where it trains, A."""
+    def trained_sizes(self, out: int, in_: int) -> list[int]:
+        """Return the sizes of the trained arrays: B, and A (0 if A is frozen)."""
         return [self.r * out, self.r * in_ * self.A_trained]
 
     def frozen(self, shapes: Collection[tuple[int, int]]) -> int:
-        """LoRA-FA's A."""
+        """Return the number of elements of LoRA-FA's frozen A."""
         return (not self.A_trained) * self.r * sum(in_ for _, in_ in shapes)
 
     def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
-        """2·N·r·in for each product with A and 2·N·r·out for each with B. dA needs dh = dy B, dx or no dx.
+        """Return the FLOPs: 2·N·r·in per product with A, 2·N·r·out per product with B.
+
+        Both dA and dx need dh = dy B.
 
         A frozen A has no dA. If dx is needed, dB is computed even if B is frozen.
         """
@@ -129,15 +136,15 @@ class LoraCost(AdapterCost):
             return Products(with_A + with_B)
         return Products(with_A + with_B, with_B * (dA or need_dx) + with_A * need_dx, with_A * dA + with_B)
 
-    def kept(self, N: int, out: int, in_: int) -> int:
-        """h (N, r); with dropout the mask and, for dA, x ∘ mask; of 16 bits A and B in float32."""
+    def saved_for_backward(self, N: int, out: int, in_: int) -> int:
+        """Return the saved floats: h (N, r), the dropout mask, x ∘ mask (for dA), and float32 copies of 16-bit A and B."""
         dropped = self.dropout * (1 + self.A_trained) * N * in_
-        return N * self.r + dropped + self.widened * self.r * (in_ + out)
+        return N * self.r + dropped + self.half_precision * self.r * (in_ + out)
 
-    def forward_held(self, N: int, out: int, in_: int) -> int:
-        """The bypass, before it is added."""
+    def forward_temporaries(self, N: int, out: int, in_: int) -> int:
+        """Return the temporary floats: the bypass's output, before it is added to y."""
         return N * out
 
-    def backward_held(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
-        """Memory for the frozen path's dx and the bypass's dx, with dropout also dx ∘ mask; if no dx is needed, dh only."""
+    def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
+        """Return the peak of temporary floats: the dx of both paths, with dropout also dx ∘ mask; without dx, dh."""
         return max(frozen, (2 + self.dropout) * N * in_) if need_dx else N * self.r

@@ -1,11 +1,12 @@
-"""PiSSA: a bypass that starts as the principal part of W, over a base that keeps the rest (Meng et al. 2024, arXiv 2404.02948).
+"""PiSSA: the bypass starts as the principal part of W, and the base keeps the rest (Meng et al. 2024, arXiv 2404.02948).
 
     W = U Σ Vᵀ,   s·B₀A₀ = U_r Σ_r V_rᵀ,   base: W − s·B₀A₀, whose singular values are the tail σ_{r+1}, …
 
-Base and bypass add up to W, so the output is unchanged at the start. The trained part has the large singular values of W;
-the frozen part (or quantised part: QPiSSA) has the small ones. PiSSA changes the base. Saving therefore converts the adapter
-to a LoRA of rank 2r for the original base, ΔW = s·(B A − B₀A₀) = s·[B, −B₀][A; A₀], which loads there, here and in PEFT. If
-the frozen part was quantised, it was rounded, and this LoRA would be another model: saving raises an error.
+The sum of base and bypass is W, so the output is unchanged at the start. The trained bypass has the large singular
+values of W, and the frozen base (quantised in QPiSSA) has the small ones. PiSSA changes the base. Saving therefore
+converts the adapter to a LoRA of rank 2r for the original base, ΔW = s·(B A − B₀A₀) = s·[B, −B₀][A; A₀], which lora_np
+and PEFT can load. If the base was quantised after PiSSA, it was rounded, and such a LoRA would give another model;
+saving then raises an error.
 """
 
 from __future__ import annotations
@@ -21,15 +22,18 @@ from ...backend import Array, array_module, move, to_host
 from ...nn import Linear
 from ...ops.lora import LoraCache
 from ...quantization import Quantized4bit
-from ..adapter import AdaptedLinear, Bypass
+from ..adapted_linear import AdaptedLinear
+from ..adapter import Bypass
 from .config import LoraConfig
 from .layer import LoraAdapter
 
 
-class TakenOut(Bypass):
-    """s·(x A₀ᵀ) B₀ᵀ: a call without the adapter adds this term, because PiSSA removed it from the base.
+class PissaCorrection(Bypass):
+    """The part of W that PiSSA removed from the base, as a bypass s·(x A₀ᵀ) B₀ᵀ.
 
-    A₀ (r, in) and B₀ (out, r) are on the host.
+    Calls without the adapter add it.
+
+    A₀ (r, in) and B₀ (out, r) are in host memory.
     """
 
     def __init__(self, adapter: LoraAdapter) -> None:
@@ -37,28 +41,28 @@ class TakenOut(Bypass):
         self.scaling = adapter.config.scaling
 
     def delta_forward(self, x: Array) -> tuple[Array, LoraCache]:
-        """x (…, in) → δ (…, out)."""
+        """Compute δ (…, out) for x (…, in)."""
         A, B = (move(X, x).astype(x.dtype) for X in (self.A, self.B))
         return ops.lora_forward(x, A, B, self.scaling, keep_x=False)
 
     def delta_backward(self, dy: Array, cache: LoraCache, need_dx: bool) -> tuple[Array | None, ...]:
-        """dδ (…, out) → dx; nothing here trains."""
+        """Return dx for dδ (…, out); A₀ and B₀ are not trained."""
         return ops.lora_backward(dy, cache)[:1]
 
-    def put_back(self, base: Linear) -> None:
-        """W ← W + s·B₀A₀, the base as it was, up to rounding."""
+    def restore_base(self, base: Linear) -> None:
+        """Restore the original base up to rounding: W ← W + s·B₀A₀."""
         W = base.weight.value
         W += move(self.scaling * (self.B.astype(W.dtype) @ self.A.astype(W.dtype)), W)
 
-    def on_the_original(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """[A; A₀] (2r, in) and [B, −B₀] (out, 2r), whose product is B A − B₀A₀."""
+    def convert_to_lora(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the tensors of rank 2r for the original base: [A; A₀] and [B, −B₀], with the product B A − B₀A₀."""
         A, B = tensors["lora_A.weight"], tensors["lora_B.weight"]
         joined = np.concatenate([A, self.A]), np.concatenate([B, -self.B], axis=1)
         return {**tensors, **dict(zip(("lora_A.weight", "lora_B.weight"), joined, strict=True))}
 
 
 def principal_factors(W: np.ndarray, r: int, scaling: float) -> tuple[np.ndarray, np.ndarray]:
-    """A₀ (r, in) = √(Σ_r/s) V_rᵀ and B₀ (out, r) = U_r √(Σ_r/s) of W (out, in), in float64: equally long, as in PEFT."""
+    """Return A₀ = √(Σ_r/s) V_rᵀ (r, in) and B₀ = U_r √(Σ_r/s) (out, r) for W (out, in), in float64, as in PEFT."""
     U, sigma, Vt = np.linalg.svd(W.astype(np.float64), full_matrices=False)
     root = np.sqrt(sigma[:r] / scaling)
     return root[:, None] * Vt[:r], U[:, :r] * root
@@ -69,32 +73,35 @@ def check_layer(name: str, base: Linear, r: int) -> None:
     W, most = base.weight.value, min(base.out_features, base.in_features)
     if isinstance(W, Quantized4bit):
         raise ValueError(
-            f"{name} is quantised, and PiSSA needs its singular values: get_peft_model first, then quantize_model"
+            f"{name} is quantised, but PiSSA needs the singular values of W; call get_peft_model first, then quantize_model"
         )
     if r > most:
-        raise ValueError(f"{name} has {most} singular values; PiSSA with r = {r} needs as many as its rank")
+        raise ValueError(f"{name} has {most} singular values; PiSSA with r = {r} needs at least r")
     if not array_module(W).isfinite(W).all():
-        raise ValueError(f"{name} has a weight that is not finite, so it has no singular values for PiSSA")
+        raise ValueError(f"{name} has a weight that is not finite; PiSSA needs its singular values")
 
 
-def take_out(layer: AdaptedLinear, adapter: LoraAdapter) -> None:
-    """W ← W − s·B A of an adapter that is at its start, as its factors are stored: rounding included."""
+def subtract_from_base(layer: AdaptedLinear, adapter: LoraAdapter) -> None:
+    """Subtract a new adapter from its layer: W ← W − s·B A.
+
+    A and B are the stored factors, including their rounding.
+    """
     W = layer.base_layer.weight.value
     W -= adapter.scaled_product(W.dtype)
-    layer.resting = TakenOut(adapter)
+    layer.base_correction = PissaCorrection(adapter)
 
 
-def check_unrounded(name: str, layer: AdaptedLinear) -> None:
-    """Raise RuntimeError where what PiSSA left of the base was quantised: no adapter on the base as it was is this model."""
-    if layer.resting is not None and isinstance(layer.base_layer.weight.value, Quantized4bit):
+def check_not_quantized(name: str, layer: AdaptedLinear) -> None:
+    """Raise RuntimeError if the base was quantised after PiSSA: no adapter of the original base equals this model."""
+    if layer.base_correction is not None and isinstance(layer.base_layer.weight.value, Quantized4bit):
         raise RuntimeError(
-            f"{name}: quantize_model rounded what PiSSA left of the base, and a saved adapter is for the base as it was; "
-            "save what was trained as a model: save_model(dequantize_model(peft_model).merge_and_unload(), folder)"
+            f"{name}: quantize_model rounded the base that PiSSA changed, so no adapter of the original base equals this model; "
+            "save the whole model: save_model(dequantize_model(peft_model).merge_and_unload(), folder)"
         )
 
 
-def config_on_the_original(config: LoraConfig) -> LoraConfig:
-    """The configuration of rank 2r, with α so that s stays: α/r = 2α/2r, and with rsLoRA α/√r = √2α/√2r."""
+def converted_config(config: LoraConfig) -> LoraConfig:
+    """Return the configuration of rank 2r with the same scaling: α/r = 2α/2r, and with rsLoRA α/√r = √2α/√2r."""
     factor = math.sqrt(2) if config.use_rslora else 2
     return replace(
         config,

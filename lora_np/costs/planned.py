@@ -1,4 +1,7 @@
-"""A published model on paper: its shapes, and what a configuration adds to them. No array is made."""
+"""A planned model: the shapes of an architecture and the costs that a configuration adds.
+
+No array is allocated.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,19 @@ from ..peft.config import PeftConfig
 from ..peft.cost import AdapterCost, PrefixCost
 from ..peft.registry import method_of
 from ..quantization.four_bits import check_settings
-from .anatomy import Anatomy, Half, Layer, check_known
 from .architecture import Architecture, LinearShape
 from .precision import BYTES, NF4_BLOCK, Precision, nf4_bytes
+from .structure import Layer, ModelStructure, Sublayer, check_cost_known
 
 
 @dataclass(frozen=True)
-class OnPaper:
-    """An architecture under a configuration; None is full fine-tuning. quantize: what the blocks' matrices are stored in.
+class PlannedModel:
+    """An architecture with a configuration. Without a configuration, all parameters are trained.
 
-    Raises ValueError for a target that matches no layer, for a method that does not say its cost, for an unknown `quantize`,
-    and for a quantised base without a configuration.
+    quantize: the four-bit type of the blocks' matrices, or None.
+
+    Raises ValueError if a target matches no layer, the method does not define its cost, `quantize` is unknown, or a
+    quantised base has no configuration.
     """
 
     architecture: Architecture
@@ -33,64 +38,67 @@ class OnPaper:
             check_settings(NF4_BLOCK, self.quantize)
             if self.config is None:
                 raise ValueError(
-                    f"quantize={self.quantize!r} freezes the weights, and full fine-tuning trains them: give a configuration"
+                    f"quantize={self.quantize!r} freezes the weights, but full fine-tuning trains them: give a configuration"
                 )
         if self.config is not None:
-            check_known(self.config, self.adapters, self.prefix)
+            check_cost_known(self.config, self.adapters, self.prefix)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """layer → (out, in)."""
+        """The shape (out, in) of each linear layer, by name."""
         return {name: (linear.out, linear.in_) for name, linear in self.architecture.linear_layers().items()}
 
     @cached_property
     def adapters(self) -> dict[str, AdapterCost]:
-        """layer → what its adapter adds."""
+        """The cost of the adapter in each adapted layer, by name."""
         return {} if self.config is None else method_of(self.config).costs(self.config, self.shapes)
 
     @cached_property
     def prefix(self) -> PrefixCost | None:
-        """What a prefix adds, if that is the method."""
+        """The cost of the prefix, or None for methods without one."""
         model, kv = self.architecture, self.architecture.kv_heads * self.architecture.head_dim
         return None if self.config is None else method_of(self.config).prefix_cost(self.config, model.layers, kv)
 
     def parameters(self) -> tuple[int, int, int]:
-        """(numbers of the base, numbers added to it, numbers trained)."""
+        """Return the number of base, adapter and trained parameters."""
         base = self.architecture.parameters
         if self.config is None:
             return base, 0, base
-        alike = defaultdict(list)  # what layers of one cost share is counted once
+        same_cost = defaultdict(list)  # parameters that layers of equal cost share are counted once
         for name, cost in self.adapters.items():
-            alike[cost].append(self.shapes[name])
-        frozen = sum(cost.frozen(shapes) for cost, shapes in alike.items())
-        trained = sum(cost.gradients(*shape) for cost, shapes in alike.items() for shape in shapes)
+            same_cost[cost].append(self.shapes[name])
+        frozen = sum(cost.frozen(shapes) for cost, shapes in same_cost.items())
+        trained = sum(cost.gradients(*shape) for cost, shapes in same_cost.items() for shape in shapes)
         trained += self.prefix.gradients if self.prefix else 0
         return base, frozen + trained, trained
 
-    def in_file(self) -> int:
-        """How many numbers the adapter's file has: no prefix's MLP, and of what began as PiSSA twice the rank."""
+    def numbers_in_file(self) -> int:
+        """Return the number of elements in the adapter's file.
+
+        A prefix is saved without its MLP; PiSSA is saved with rank 2r.
+        """
         if self.config is None:
-            raise ValueError("full fine-tuning has no adapter file: give a configuration")
+            raise ValueError("full fine-tuning has no adapter file; give a configuration")
         if self.prefix:
             return self.prefix.v * self.prefix.width
         config = method_of(self.config).file_config(self.config)
-        return OnPaper(self.architecture, config).parameters()[1]
+        return PlannedModel(self.architecture, config).parameters()[1]
 
-    def anatomy(self) -> Anatomy:
-        """What a step's arithmetic and memory depend on."""
+    def structure(self) -> ModelStructure:
+        """Return the structure that determines the FLOPs and the memory of a training step."""
         model, full = self.architecture, self.config is None
-        past_trained = self.prefix is not None and self.prefix.trained
+        prefix_trained = self.prefix is not None and self.prefix.trained
 
         def layer(name: str, shape: LinearShape) -> Layer:
             adapter = self.adapters.get(name)
             quantized = self.quantize is not None and name != OUTPUT_HEAD
             return Layer(name, shape.out, shape.in_, full, adapter, full or adapter is not None, quantized)
 
-        def half(i: int, shapes: tuple[LinearShape, ...], is_attention: bool) -> Half:
+        def sublayer(i: int, shapes: tuple[LinearShape, ...], is_attention: bool) -> Sublayer:
             *reads, writes = (layer(f"{model.block.format(i)}.{shape.name}", shape) for shape in shapes)
-            return Half(full, tuple(reads), writes, is_attention, past_trained=is_attention and past_trained)
+            return Sublayer(full, tuple(reads), writes, is_attention, prefix_trained=is_attention and prefix_trained)
 
-        return Anatomy(
+        return ModelStructure(
             model.name,
             model.hidden,
             model.heads,
@@ -98,14 +106,16 @@ class OnPaper:
             model.head_dim,
             model.vocabulary,
             embedding_trained=full,
-            blocks=tuple((half(i, model.attention, True), half(i, model.mlp, False)) for i in range(model.layers)),
+            blocks=tuple(
+                (sublayer(i, model.attention, True), sublayer(i, model.mlp, False)) for i in range(model.layers)
+            ),
             norm_trained=full,
             head=layer(OUTPUT_HEAD, model.head),
             prefix=self.prefix,
         )
 
-    def stored(self, formats: Precision, double_quant: bool, slots: int) -> dict[str, int]:
-        """The bytes of `Memory` that do not depend on the batch."""
+    def fixed_bytes(self, formats: Precision, double_quant: bool, slots: int) -> dict[str, int]:
+        """Return the fields of `Memory` that do not depend on the batch, in bytes."""
         _, added, trained = self.parameters()
         return {
             "weights": self.weights(BYTES[formats.weights], double_quant),
@@ -116,7 +126,10 @@ class OnPaper:
         }
 
     def weights(self, each: int, double_quant: bool = True) -> int:
-        """The base's weights at `each` bytes a number; a quantised base's blocks matrix by matrix."""
+        """Return the bytes of the base's weights.
+
+        `each`: bytes per element of a matrix that is not quantised.
+        """
         model = self.architecture
         if self.quantize is None:
             return model.parameters * each
