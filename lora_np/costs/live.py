@@ -20,7 +20,7 @@ from .structure import Layer, ModelStructure, Sublayer, check_cost_known
 
 
 class LiveModel:
-    """A model whose arrays exist.
+    """A model with allocated arrays.
 
     A Transformer or a PeftModel has all costs; for any other Module only parameters are counted.
     """

@@ -192,7 +192,7 @@ class ModelStructure:
 
     @property
     def trainable_below_the_head(self) -> bool:
-        """True if a parameter other than those of the output head is trained, so that the head must compute dx."""
+        """True if a parameter below the output head is trained, so that the head must compute dx."""
         inner = any(sublayer.trainable for sublayer, _ in self.sublayers())
         return self.embedding_trained or self.norm_trained or inner
 

@@ -283,7 +283,7 @@ def combine_adapters(
 def combined_config(model: Module, sources: Sequence[LoraConfig], ranks: Mapping[str, int]) -> LoraConfig:
     """Return the new configuration: α = r in each layer, so s = 1.
 
-    It never uses rsLoRA, whose s would be √r.
+    It never uses rsLoRA, because s would then be √r.
     """
     targets = [portable_targets(config.target_modules, model) for config in sources]
     if all(isinstance(entries, list) for entries in targets):

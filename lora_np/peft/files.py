@@ -29,7 +29,7 @@ from .placement import adaptable_layers
 PREFIX = "base_model.model."  # prefix of every layer name in PEFT's files
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
-# Settings of every file, and the version of PEFT whose format is written.
+# Settings of every file. The format is that of this version of PEFT.
 COMMON_SETTINGS = {"task_type": "CAUSAL_LM", "inference_mode": True, "peft_version": "0.21.2"}
 DISABLED_SETTINGS = {"bias": "none", "fan_in_fan_out": False, "modules_to_save": None}  # features of PEFT that are off
 IGNORED_SETTINGS = {

@@ -48,7 +48,7 @@ class IA3Config(TargetedConfig):
     target_modules : str or collection of str, default ("k_proj", "v_proj", "down_proj")
         Layers to rescale, as in `LoraConfig`.
     feedforward_modules : str or collection of str, default ("down_proj",)
-        The target layers whose input is rescaled; the output of all other target layers is rescaled.
+        In these target layers the input is rescaled; in all other target layers the output is rescaled.
     init_ia3_weights : bool, default True
         True: l = 1, so ΔW = 0 at the start. False: l normal (for tests).
     base_model_name_or_path : str, path or None, default None

@@ -208,7 +208,7 @@ def test_a_target_that_matches_nothing_is_an_error_that_lists_what_exists(target
 def test_an_empty_target_list_and_a_broken_pattern_are_errors():
     with pytest.raises(ValueError, match="target_modules is empty"):
         select_targets(NAMES, [])
-    with pytest.raises(ValueError, match="no valid regular expression"):
+    with pytest.raises(ValueError, match="not a valid regular expression"):
         select_targets(NAMES, "(q_proj")
 
 

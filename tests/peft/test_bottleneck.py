@@ -1,6 +1,6 @@
 """Bottleneck adapters: exact gradients, equality with the base at the start, one or two per block, combination with LoRA.
 
-That PyTorch's autograd says the same is proven in test_methods_oracles.py.
+test_methods_oracles.py compares the gradients with PyTorch's autograd.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """LoRA's variants DoRA, PiSSA, LoRA-FA, LoRA+ and VeRA, and their gradients.
 
-That PEFT computes the same, and reads what is saved here, is proven in test_family_oracles.py.
+test_family_oracles.py compares results and files with PEFT.
 """
 
 from __future__ import annotations
@@ -425,7 +425,7 @@ BAD_PISSA = {
         RuntimeError,
         "PiSSA initialisation has changed the base",
     ),
-    "PiSSA beside others": (
+    "PiSSA with other adapters": (
         lambda m: adapted(m).add_adapter("b", LoraConfig(r=2, **PISSA)),
         RuntimeError,
         "PiSSA changes the base, but this model has other adapters",

@@ -28,7 +28,7 @@ def test_the_layers_of_the_input_are_written_as_a_part_of_the_targets(targets, m
 def test_a_wrong_name_among_the_layers_of_the_input_is_refused(make_model):
     with pytest.raises(ValueError, match="target module 'nope' matches no linear layer"):
         get_peft_model(make_model(), IA3Config(feedforward_modules=["nope"]))
-    with pytest.raises(TypeError, match="feedforward_modules = 3; expected a list of layers' names"):
+    with pytest.raises(TypeError, match="feedforward_modules = 3; expected a list of layer names"):
         IA3Config(feedforward_modules=3)
     assert IA3Config(feedforward_modules=None) == IA3Config()
 

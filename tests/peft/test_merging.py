@@ -1,6 +1,6 @@
 """Merging adapters into the weights, and combining adapters into one: the properties of each type, and the report.
 
-That the types are PEFT's is proven in test_merging_oracles.py.
+test_merging_oracles.py compares the types with PEFT.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Prefix tuning: exact gradients through the key/value cache, with and without an MLP.
 
-That PEFT computes the same, and reads these files, is proven in test_methods_oracles.py.
+test_methods_oracles.py compares results and files with PEFT.
 """
 
 from __future__ import annotations

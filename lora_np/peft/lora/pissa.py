@@ -1,6 +1,6 @@
 """PiSSA: the bypass starts as the principal part of W, and the base keeps the rest (Meng et al. 2024, arXiv 2404.02948).
 
-    W = U Σ Vᵀ,   s·B₀A₀ = U_r Σ_r V_rᵀ,   base: W − s·B₀A₀, whose singular values are the tail σ_{r+1}, …
+    W = U Σ Vᵀ,   s·B₀A₀ = U_r Σ_r V_rᵀ,   base: W − s·B₀A₀, with the singular values σ_{r+1}, …
 
 The sum of base and bypass is W, so the output is unchanged at the start. The trained bypass has the large singular
 values of W, and the frozen base (quantised in QPiSSA) has the small ones. PiSSA changes the base. Saving therefore
