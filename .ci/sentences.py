@@ -23,6 +23,7 @@ from lora_np.studies.harness.table import Table
 
 SHARES = {"docstring": 30, "notebook": 28, "error": 14, "subtitle": 8, "help": 8, "page": 12}
 SECTION = re.compile(r"^(\w[\w ]*)\n-{3,}$", re.MULTILINE)
+ITEM = re.compile(r"^(\S.*)\n((?:^(?: +.*)?\n?)+)", re.MULTILINE)  # an item of a section and its indented description
 SENTENCE = re.compile(r"(?<=[.!?])(?<!et al\.)(?<!e\.g\.)(?<!i\.e\.)\s+(?=[A-ZΑ-Ω`*\"“(\[])")
 
 
@@ -55,11 +56,9 @@ def docstrings() -> Iterator[tuple[str, str]]:
                 for title, body in zip(rest[::2], rest[1::2], strict=True):
                     if title in ("Examples", "References"):
                         continue
-                    lines = [
-                        line.strip() if line.startswith(" ") or title == "Notes" else "\n" for line in body.splitlines()
-                    ]
-                    for sentence in sentences("\n".join(lines)):
-                        yield name, sentence
+                    for item, description in ITEM.findall(body) if title != "Notes" else [("", body)]:
+                        for sentence in sentences(re.sub(r"^    ", "", description, flags=re.MULTILINE)):
+                            yield f"{name}, {title} {item}".rstrip(), sentence
 
 
 def errors() -> Iterator[tuple[str, str]]:
