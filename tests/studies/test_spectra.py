@@ -196,23 +196,20 @@ def test_the_rates_are_those_that_the_other_studies_found_best():
 
 def test_the_claims_say_what_the_committed_tables_say():
     tables = {name: Table.load(DATA / f"{name}.json") for name in claims_on_low_rank.NEEDED}
-    rows = claims_on_low_rank.on_low_rank(tables)
-    assert all(len(row) == 4 and all(row) for row in rows)
-    said = " ".join(row[2] for row in rows)
+    found = claims_on_low_rank.claims(tables)
+    findings = {finding.name: finding for claim in found for finding in claim.findings}
+    assert len(findings) == sum(len(claim.findings) for claim in found), "two findings have one name"
     ranks = [row["rank90"] for row in tables["spectra"].where(model="tiny", method="full")]
-    assert f"tiny: it cannot be, {np.median(ranks):g} directions" in said and "SmolLM2-135M: yes, " in said
+    assert findings["low_rank.times_r.tiny"].value == np.median(ranks) / 8
+    assert f"On tiny, {np.median(ranks):g} directions" in findings["low_rank.times_r.tiny"].sentence
     of_q = tables["subspaces"].where(kind="amplification", r=4, module="q_proj")
-    assert f"r = 4 no, {np.median([row['factor'] for row in of_q]):.2g}× (GPT-3 22×)" in said and "r = 64 no, " in said
+    assert findings["low_rank.amplification.q_proj.r4"].value == np.median([row["factor"] for row in of_q])
     inside = np.median([row["in_delta"] / row["in_random"] for row in of_q])
-    assert f"{inside:.2g}× what it has in random ones (GPT-3 16×)" in said
-    measured = tables["intrinsic_dimension"].settings
-    assert [row[0].startswith(("A task's intrinsic", "Fine-tuning needs few", "… fewer than")) for row in rows[:3]] == [
-        True
-    ] * 3
-    for d90 in measured["d90"].values():
-        assert ("not reached" if d90 is None else f"{d90:,} ({d90 / measured['D']:.1%})") in said
+    assert findings["low_rank.inside.q_proj.r4"].value == pytest.approx(inside)
+    for base, d90 in tables["intrinsic_dimension"].settings["d90"].items():
+        assert findings[f"low_rank.d90.{base}"].value == (np.inf if d90 is None else d90)
     high = tables["subspaces"].where(kind="similarity", of="B", r=[64, 64], module="q_proj")
-    assert f"φ(8, 8) = {np.median([row['phi'][3][3] for row in high]):.2f}" in said
+    assert findings["low_rank.phi.B.r64-r64.top8"].value == np.median([row["phi"][3][3] for row in high])
 
 
 def dimensions(fine, scratch, D=10_000, dip=0.0):
@@ -221,27 +218,34 @@ def dimensions(fine, scratch, D=10_000, dip=0.0):
     rows += [
         {"base": "random", "d": d, "share": 0.8 - x, "start": 5.0, "final": 3.0} for d, x in ((10, 0.0), (20, dip))
     ]
-    settings = {"D": D, "d90": {"tiny": fine, "random": scratch}, "resolution": 1.4, "steps": 9, "unigram": 3.0}
+    settings = {
+        "D": D,
+        "d90": {"tiny": fine, "random": scratch},
+        "resolution": 1.4,
+        "steps": 9,
+        "unigram": 3.0,
+        "share": 0.9,
+    }
     rows = [row | {"phase": "seeds", "projection": "sparse"} for row in rows]
     return Table("i", "?", "", settings | {"lora": {"1": 100, "2": 200}}, rows)
 
 
 @pytest.mark.parametrize(
-    "fine, scratch, few, fewer",
+    "fine, scratch, few, fewer, said",
     [
-        (200, 900, "yes: on a model", "yes: d90 = 200 (2.0%) against 900 (9.0%)"),
-        (5000, 900, "no: on a model", "no, by the share of each one's own gain it is the other way round: d90 = 5,000"),
-        (None, 900, "no: on a model", "no, by the share"),
-        (200, None, "yes: on a model", "yes: d90 = 200 (2.0%) against not reached"),
-        (None, None, "no: on a model", "they cannot be told apart: d90 = not reached against not reached"),
-        (1000, 999, "yes: on a model", "they cannot be told apart: "),
+        (200, 900, "yes", "yes", "200 (2.0 %) against 900 (9.0 %)"),
+        (5000, 900, "no", "no", "5,000 (50 %) against 900"),
+        (None, 900, "no", "no", "not reached against 900"),
+        (200, None, "yes", "yes", "200 (2.0 %) against not reached"),
+        (None, None, "no", "partly", "not reached against not reached"),
+        (1000, 999, "yes", "partly", "1,000 (10 %) against 999 (10.0 %)"),
     ],
 )
-def test_what_is_said_of_d90_is_what_the_table_says(fine, scratch, few, fewer):
+def test_the_verdicts_on_d90_agree_with_the_table(fine, scratch, few, fewer, said):
     _, one, two = claims_on_low_rank.on_dimension(dimensions(fine, scratch))
-    assert one[2].startswith(few) and two[2].startswith(fewer) and "rough" not in two[2]
-    assert claims_on_low_rank.on_dimension(dimensions(fine, scratch, dip=0.1))[2][2].endswith(
-        "from scratch d = 20 gained less than a smaller one: its d90 is a rough one"
+    assert one.verdict == few and two.verdict == fewer and said in two.number and "rough" not in two.note
+    assert claims_on_low_rank.on_dimension(dimensions(fine, scratch, dip=0.1))[2].note.endswith(
+        "From random weights, d = 20 gains less than a smaller d, so this d90 is a rough estimate."
     )
 
 

@@ -43,7 +43,7 @@ SMALL = replace(SMALL, max_position_embeddings=64)
 
 
 @dataclass(frozen=True)
-class Memory:
+class CapacityRun:
     """One run: everything that decides its outcome."""
 
     method: str  # "full" or "lora"
@@ -71,9 +71,9 @@ class Memory:
 class Setting:
     """How much of the study to run."""
 
-    run: Memory = Memory("lora", 0.0)
+    run: CapacityRun = CapacityRun("lora", 0.0)
     ranks: Sequence[int] = (1, 2, 4, 8, 16)
-    strings_a_rank: int = 32  # offered to rank r: r times as many, more than 2 bits a trained number
+    strings_per_rank: int = 32  # offered to rank r: r times as many, more than 2 bits a trained number
     full_strings: int = 640
     lora_lrs: Sequence[float] = (4e-3, 8e-3)
     full_lrs: Sequence[float] = (2e-3, 4e-3)
@@ -82,16 +82,16 @@ class Setting:
     knee: int = 4  # the rank that is offered less and less
     offered: Sequence[int] = (16, 48, 96, 192)  # strings, beside the 128 of the first comparison
 
-    def methods(self) -> dict[Memory, list[float]]:
+    def methods(self) -> dict[CapacityRun, list[float]]:
         """Each method once, offered more than it holds, with the learning rates to try first."""
         first = replace(self.run, seed=self.seeds[0])
-        lora = [replace(first, r=r, strings=r * self.strings_a_rank) for r in self.ranks]
+        lora = [replace(first, r=r, strings=r * self.strings_per_rank) for r in self.ranks]
         full = replace(first, method="full", strings=self.full_strings)
         return {each: list(self.lora_lrs) for each in lora} | {full: list(self.full_lrs)}
 
 
 FULL = Setting()
-SHORT = Memory("lora", 0.0, length=8, max_steps=300, base_steps=200)
+SHORT = CapacityRun("lora", 0.0, length=8, max_steps=300, base_steps=200)
 QUICK = Setting(
     SHORT, (1, 4), full_strings=128, lora_lrs=(8e-3,), full_lrs=(4e-3,), bracket=False, seeds=(0, 1), offered=(16,)
 )
@@ -146,7 +146,7 @@ class Epochs:
 # ------------------------------------------------------------------------------------------------------------ the base
 
 
-class Twice:
+class RepeatedStrings:
     """batches[i] → 32 fresh random strings, each said twice: the first time nobody can know it, the second time anybody can."""
 
     def __init__(self, length: int, seed: int = 0) -> None:
@@ -177,14 +177,14 @@ def matrices() -> int:
 def _base(steps: int, length: int) -> dict[str, np.ndarray]:
     model = Transformer.random(SMALL, seed=0)
     schedule = WarmupCosine(steps, warmup=steps // 20, floor=0.05)
-    train(model, Twice(length), AdamW(lr=5e-3), steps, schedule=schedule, max_grad_norm=1.0, progress=False)
+    train(model, RepeatedStrings(length), AdamW(lr=5e-3), steps, schedule=schedule, max_grad_norm=1.0, progress=False)
     return {name: p.value for name, p in model.named_parameters()}
 
 
 # ----------------------------------------------------------------------------------------------------------- the study
 
 
-def memorise(run: Memory) -> tuple[Trainable, dict[str, Any]]:
+def memorise(run: CapacityRun) -> tuple[Trainable, dict[str, Any]]:
     """Train on the run's strings; the model, and its row.
 
     trained: numbers; offered, memorised: bits; steps, bits: what it held on the way; validation: the last loss (nats a symbol).
@@ -200,7 +200,7 @@ def memorise(run: Memory) -> tuple[Trainable, dict[str, Any]]:
     return model, row | {"memorised": bits[-1], "validation": on_the_way["heldout"][-1]}
 
 
-def measure(run: Memory) -> dict[str, Any]:
+def measure(run: CapacityRun) -> dict[str, Any]:
     """The row of one run and its seconds of one core. Where it diverged, nothing was memorised and validation is None."""
     started = time.process_time()
     try:
@@ -218,13 +218,15 @@ def measure(run: Memory) -> dict[str, Any]:
     return row | {"seconds": time.process_time() - started}
 
 
-def shared(run: Memory) -> str:
+def shared(run: CapacityRun) -> str:
     """A digest of what all runs share beside their settings: the base's shape and weights."""
     weights = _base(run.base_steps, KEY + run.length)
     return hashlib.sha256(b"".join([repr(SMALL).encode(), *(w.tobytes() for w in weights.values())])).hexdigest()
 
 
-def steady(runs: Sequence[Memory], seeds: Sequence[int], workers: int, folder: str | Path | None) -> tuple[list, list]:
+def better_of_two_rates(
+    runs: Sequence[CapacityRun], seeds: Sequence[int], workers: int, folder: str | Path | None
+) -> tuple[list, list]:
     """Each run with every seed, at its rate and at half of it: the rows of the rate with the lower mean loss, and the others.
 
     The best rate of one seed may lie at the edge of where training collapses, and another seed, or other data, fall over it.
@@ -245,8 +247,8 @@ def capacity(setting: Setting = FULL, workers: int = 2, folder: str | Path | Non
 
     Rows by phase. "sweep": the first seed at every rate; "seeds": the best one, every seed, offered more than 2 bits a number;
     "half": the same with half the steps, first seed, which shows how far from its end the training is (the steps are as many
-    for all, so that a string of many is seen less often); "offered": rank `knee`, offered less or more, every seed; "tried": the
-    rates that lost in `steady`.
+    for all, so that a string of many is seen less often); "offered": rank `knee`, offered less or more, every seed; "rejected": the
+    rates that lost in `better_of_two_rates`.
     """
     first, seeds = setting.seeds[:1], setting.seeds
     given, factor = shared(setting.run), 2.0 if setting.bracket else None
@@ -255,14 +257,16 @@ def capacity(setting: Setting = FULL, workers: int = 2, folder: str | Path | Non
     halves = [replace(run, max_steps=run.max_steps // 2) for run in best]
     knee = next(run for run in best if run.r == setting.knee)
     offers = [replace(knee, strings=n) for n in setting.offered]
-    phases: dict[str, list] = {"sweep": [row for rows in sweeps.values() for row in rows], "tried": []}
+    phases: dict[str, list] = {"sweep": [row for rows in sweeps.values() for row in rows], "rejected": []}
     for phase, runs, of in (("seeds", best, seeds), ("half", halves, first), ("offered", offers, seeds)):
-        phases[phase], lost = steady(runs, of, workers, folder)
-        phases["tried"] += lost
+        phases[phase], lost = better_of_two_rates(runs, of, workers, folder)
+        phases["rejected"] += lost
     different = {tuple((key, row[key]) for key in asdict(setting.run)): row for rows in phases.values() for row in rows}
     base, fresh = base_model(setting.run.base_steps, KEY + setting.run.length), strings(256, setting.run.length, 99)
-    settings = asdict(setting) | {"bits_a_symbol": BITS}
-    settings["base_bits_a_symbol"] = evaluate(base, [batch(fresh)]) / math.log(2)  # on strings that nobody has shown it
+    settings = asdict(setting) | {"bits_per_symbol": BITS}
+    settings["base_bits_per_symbol"] = evaluate(base, [batch(fresh)]) / math.log(
+        2
+    )  # on strings that nobody has shown it
     settings["runs"] = len(different)
     rows = [row | {"phase": phase} for phase, found in phases.items() for row in found]
     command, seconds = "python -m lora_np study capacity", sum(row["seconds"] for row in different.values())

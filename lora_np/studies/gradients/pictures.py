@@ -77,7 +77,7 @@ def block_diagram() -> Figure:
     figure = new_figure(9, 6.4, title, "attention takes from the tokens before; the MLP works on each token alone")
     ax = blank(axes_at(figure, 0, 0, 9, 6.4, xlim=(0, 9), ylim=(0, 6.4)))
 
-    row = _half(ax, 3.05, "x", "x + attention(norm(x))", "y", end=7.65)
+    row = _sublayer(ax, 3.05, "x", "x + attention(norm(x))", "y", end=7.65)
     heights = _stack(ax, 3.1, row, "q_proj", "k_proj", "v_proj")
     _layer(ax, (4.55, row + 0.3), "rotary", high=1.0)
     _layer(ax, (5.85, row), "softmax(q kᵀ) v", wide=1.2, high=1.6)
@@ -89,7 +89,7 @@ def block_diagram() -> Figure:
             _arrow(ax, (start, height), (stop, height))
     _arrow(ax, (6.45, row), (6.75, row))
 
-    row = _half(ax, 0.55, "y", "y + MLP(norm(y))", "z", end=7.25)
+    row = _sublayer(ax, 0.55, "y", "y + MLP(norm(y))", "z", end=7.25)
     heights = _stack(ax, 3.3, row, "gate_proj", "up_proj")
     _layer(ax, (5.2, row), "SwiGLU", high=1.1)
     _layer(ax, (6.8, row), "down_proj", lora=True)
@@ -114,7 +114,7 @@ def _stack(ax: Axes, middle: float, row: float, *names: str) -> list[float]:
     return heights
 
 
-def _half(ax: Axes, low: float, name: str, formula: str, result: str, end: float, plus: float = 8.0) -> float:
+def _sublayer(ax: Axes, low: float, name: str, formula: str, result: str, end: float, plus: float = 8.0) -> float:
     """The stream of one half, from `name` over the ⊕ at `plus` to `result`, and both ends of its branch: from the stream through
     RMSNorm, and from the last layer, which ends at `end`, to the ⊕. Returns the height of the branch.
     """

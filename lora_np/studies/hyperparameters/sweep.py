@@ -36,7 +36,7 @@ CURVES = ("losses", "grad_norms", "steps", "heldout")  # of a row: a list each
 
 
 @dataclass(frozen=True)
-class KnobRun:
+class HyperparameterRun:
     """One training run: everything that decides its outcome, but the base and the text."""
 
     method: str  # "full" or "lora"
@@ -71,7 +71,7 @@ class KnobRun:
         return get_peft_model(model, self.config(), seed=self.seed) if self.method == "lora" else model.unfreeze()
 
 
-def measure(run: KnobRun) -> Row:
+def measure(run: HyperparameterRun) -> Row:
     """Train once; the run's fields and what came out, losses in nats a byte.
 
     final: on the held-out text that settings are compared by; validation: on that which learning rates are chosen by;
@@ -125,17 +125,17 @@ class Setting:
     seq_len: int = 128
     base: str = "tiny"
 
-    def recipe(self) -> KnobRun:
+    def recipe(self) -> HyperparameterRun:
         """The common recipe, at no rate yet, with the first seed."""
         steps: dict[str, Any] = {"max_steps": self.steps, "eval_every": self.steps, "batch_size": self.batch_size}
         task: dict[str, Any] = {"seq_len": self.seq_len, "seed": self.seeds[0], "base": self.base}
-        return KnobRun("lora", 0.0, self.r, self.lora_alpha, target_modules="all-linear", **steps, **task)
+        return HyperparameterRun("lora", 0.0, self.r, self.lora_alpha, target_modules="all-linear", **steps, **task)
 
-    def full(self) -> KnobRun:
+    def full(self) -> HyperparameterRun:
         """Full fine-tuning, at no rate yet, with the first seed."""
         return replace(self.recipe(), method="full", r=None, lora_alpha=None, target_modules=None)
 
-    def rates(self, *runs: KnobRun) -> dict[KnobRun, Sequence[float]]:
+    def rates(self, *runs: HyperparameterRun) -> dict[HyperparameterRun, Sequence[float]]:
         """Each run with the learning rates to try first."""
         return {run: self.full_lrs if run.method == "full" else self.lora_lrs for run in runs}
 
@@ -159,15 +159,15 @@ QUICK = Setting(
 )
 
 
-class Bench:
+class Tuner:
     """Runs of one setting, side by side, each counted once: rows of the table to be, and what they took."""
 
     def __init__(self, setting: Setting, workers: int, folder: str | Path | None) -> None:
         self.setting, self.workers, self.folder = setting, workers, folder
         self.given = tiny_task.shared(setting.base)
-        self.done: dict[KnobRun, Row] = {}
+        self.done: dict[HyperparameterRun, Row] = {}
 
-    def tune(self, *runs: KnobRun, neighbours: bool = False) -> list[Row]:
+    def tune(self, *runs: HyperparameterRun, neighbours: bool = False) -> list[Row]:
         """Each of `runs` at several learning rates with its first seed (phase "sweep"), at its best with every seed ("seeds").
 
         With `neighbours` every seed has the best rate's neighbours too ("near"). own_best: whether a row has the best rate of
@@ -183,7 +183,7 @@ class Bench:
             rows += self.repeat(*(replace(run, lr=lr) for run, lrs in beside.items() for lr in lrs), phase="near")
         return with_own_bests(rows)
 
-    def repeat(self, *runs: KnobRun, phase: str = "seeds") -> list[Row]:
+    def repeat(self, *runs: HyperparameterRun, phase: str = "seeds") -> list[Row]:
         """Each of `runs`, whose rate is set, with every seed. Raises FloatingPointError where one of the "seeds" diverged."""
         wanted = [replace(run, seed=seed) for seed in self.setting.seeds for run in runs]
         todo = [run for run in wanted if run not in self.done]
@@ -192,7 +192,7 @@ class Bench:
         rows = [self.done[run] for run in wanted]
         return [row | {"phase": phase} for row in (finished(rows) if phase == "seeds" else rows)]
 
-    def best_rate(self, run: KnobRun) -> float:
+    def best_rate(self, run: HyperparameterRun) -> float:
         """The learning rate that is best for `run`."""
         return next(row["lr"] for row in self.tune(run) if row["phase"] == "seeds")
 
@@ -214,15 +214,15 @@ class Bench:
         return self.done.setdefault(_run(row), row | {"grad_norm": next(iter(row["grad_norms"]), None)})
 
 
-def _run(row: Row) -> KnobRun:
+def _run(row: Row) -> HyperparameterRun:
     """The run that a row is of."""
-    return KnobRun(**{f.name: row[f.name] for f in fields(KnobRun)})
+    return HyperparameterRun(**{f.name: row[f.name] for f in fields(HyperparameterRun)})
 
 
 def with_own_bests(rows: Sequence[Row]) -> list[Row]:
     """The rows with a column own_best, true for one of each run and seed: that with the lowest validation loss."""
     of = [replace(_run(row), lr=0.0) for row in rows]
-    best: dict[KnobRun, Row] = {}
+    best: dict[HyperparameterRun, Row] = {}
     for run, row in zip(of, rows, strict=True):
         if run not in best or validation(row) < validation(best[run]):
             best[run] = row

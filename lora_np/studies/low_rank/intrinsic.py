@@ -113,7 +113,7 @@ QUICK = Setting(
 )
 
 
-class Learner:
+class SubspaceSearch:
     """The runs from one start in one kind of subspace: for each d a sweep of rates with the first seed, and where it matters
     the other seeds at the best.
 
@@ -189,7 +189,7 @@ def intrinsic_dimension(setting: Setting = FULL, workers: int = 2, folder: str |
     """
     d90, learners, rows, rates = {}, [], [], dict(setting.lrs)
     for base in setting.bases:
-        learner = Learner(setting, base, workers, folder)
+        learner = SubspaceSearch(setting, base, workers, folder)
         learner.learn([*setting.dimensions, learner.D], rates[base], setting.bracket)
         learner.repeat(learner.D)
         first, factor = setting.dimensions[0], setting.dimensions[1] / setting.dimensions[0]
@@ -198,7 +198,7 @@ def intrinsic_dimension(setting: Setting = FULL, workers: int = 2, folder: str |
         learners.append(learner)
     if setting.control:
         for projection in PROJECTIONS:
-            control = Learner(setting, setting.bases[0], workers, folder, projection)
+            control = SubspaceSearch(setting, setting.bases[0], workers, folder, projection)
             control.learn([setting.control], rates[setting.bases[0]], setting.bracket)
             control.repeat(setting.control)
             rows += control.rows(learners[0].gain(learners[0].D))

@@ -12,7 +12,7 @@ from ...pretrained import load_model
 from ...training import evaluate
 from ..harness.table import Table, rounded
 from ..harness.tiny_task import Run, fine_tune, heldout_batches
-from .spectra import where
+from .spectra import layer_and_module
 
 SHOWN = "model.layers.2.self_attn.v_proj.weight"  # the matrix that is drawn as B·A
 Deltas = dict[str, np.ndarray]  # name → ΔW = fine-tuned − base, for every matrix of the model
@@ -46,7 +46,9 @@ def singular_values(deltas: Deltas, run: Run, seed: int = 0) -> Table:
         chance, norm = rng.standard_normal(delta.shape), float(np.linalg.norm(delta))
         chance *= np.linalg.norm(delta) / np.linalg.norm(chance)
         spectra = {"singular_values": _spectrum(delta), "random_singular_values": _spectrum(chance)}
-        rows.append(where(name.removesuffix(".weight")) | {"shape": list(delta.shape), "norm": norm} | spectra)
+        rows.append(
+            layer_and_module(name.removesuffix(".weight")) | {"shape": list(delta.shape), "norm": norm} | spectra
+        )
     return _table("singular_values", "Which rank has the ΔW that full fine-tuning learns?", run, rows)
 
 

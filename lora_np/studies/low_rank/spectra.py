@@ -49,7 +49,7 @@ def deltas(trained: Trainable, base: Transformer) -> dict[str, np.ndarray]:
     return {name: after[f"{name}.weight"].value - before[f"{name}.weight"].value for name in adaptable_layers(base)}
 
 
-def where(name: str) -> dict[str, Any]:
+def layer_and_module(name: str) -> dict[str, Any]:
     """{"layer", "module"} of model.layers.2.self_attn.q_proj."""
     parts = name.split(".")
     return {"layer": int(parts[2]), "module": parts[-1]}
@@ -71,7 +71,11 @@ def measure(run: Run | FineTuning) -> Row:
         chance = random_spectrum(delta.shape)
         sizes = {"norm": float(np.linalg.norm(delta)), "effective_rank": effective_rank(sigma)}
         sizes["random_effective_rank"] = effective_rank(chance)
-        row = where(name) | {"shape": list(delta.shape)} | {key: rounded(value) for key, value in sizes.items()}
+        row = (
+            layer_and_module(name)
+            | {"shape": list(delta.shape)}
+            | {key: rounded(value) for key, value in sizes.items()}
+        )
         row |= {"rank90": rank_for_energy(sigma), "random_rank90": rank_for_energy(chance)}
         rows.append(row | {"sigma": [rounded(sigma[i - 1]) for i in powers_of_two(len(sigma))]})
     return {"spectra": rows, "seconds": history.rows[-1]["seconds"]}

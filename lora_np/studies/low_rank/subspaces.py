@@ -19,7 +19,7 @@ from ..harness.runs import run_all
 from ..harness.table import Table, rounded
 from ..harness.tiny_task import Run, fine_tune, shared
 from ..harness.workers import Row
-from .spectra import powers_of_two, where
+from .spectra import layer_and_module, powers_of_two
 
 MODULES = ("q_proj", "v_proj")  # whose directions are compared, as in the paper
 MAPPED = 2  # the layer whose φ is kept for every i and j: the middle one
@@ -72,7 +72,9 @@ def measure(run: Run) -> Row:
     assert isinstance(untrained, PeftModel) and isinstance(model, PeftModel) and run.r is not None
     before, base, amplified, factors = adapted_layers(untrained.model), run.base_model().state_dict(), [], {}
     for name, layer in adapted_layers(model.model).items():
-        amplified.append(where(name) | amplification(base[f"{name}.weight"], layer.delta_weight("default"), run.r))
+        amplified.append(
+            layer_and_module(name) | amplification(base[f"{name}.weight"], layer.delta_weight("default"), run.r)
+        )
         if name.endswith(MODULES):
             start, lora = before[name].adapters["default"], layer.adapters["default"]
             assert isinstance(start, LoraAdapter) and isinstance(lora, LoraAdapter)
@@ -120,7 +122,7 @@ def subspaces(setting: Setting = FULL, workers: int = 2, folder: str | Path | No
         for seeds in pairs if len(setting.seeds) > 2 else pairs[:1]:
             one, other = (measured[setting.run(r, s)]["factors"] for r, s in zip(ranks, seeds, strict=True))
             for name in one:
-                who = {"r": list(ranks), "seeds": list(seeds)} | where(name)
+                who = {"r": list(ranks), "seeds": list(seeds)} | layer_and_module(name)
                 whole = who["layer"] == MAPPED and seeds == pairs[0]
                 found = _compared(one[name], other[name], whole)
                 rows += [{"kind": "similarity", "of": row["of"]} | who | row for row in found]

@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_np.studies.harness.table import Table
 from lora_np.studies.hyperparameters.study import RULES
-from lora_np.studies.hyperparameters.sweep import FULL, KnobRun, with_own_bests
+from lora_np.studies.hyperparameters.sweep import FULL, HyperparameterRun, with_own_bests
 
 SEEDS = (0, 1, 2)
 
@@ -18,19 +18,25 @@ def table(study: str, rows: list[dict[str, Any]], **settings: Any) -> Table:
     return Table(study, "?", f"python -m lora_np study {study}", known, rows, seconds=3210.9)
 
 
-def row(phase: str, final: float, seed: int = 0, spread: float = 0.003, **knobs: Any) -> dict[str, Any]:
+def row(phase: str, final: float, seed: int = 0, spread: float = 0.003, **hyperparameters: Any) -> dict[str, Any]:
     """One run that ended at `final`, the other seeds a little above and below."""
     found = final + spread * (0, 1, -1)[seed]
     more = {"final": found, "validation": found + 0.07, "train": found - 0.1, "trainable": 194_560, "seconds": 10.0}
-    return asdict(KnobRun(**{"method": "lora", "seed": seed} | knobs)) | more | {"phase": phase, "grad_norm": 0.5}
+    return (
+        asdict(HyperparameterRun(**{"method": "lora", "seed": seed} | hyperparameters))
+        | more
+        | {"phase": phase, "grad_norm": 0.5}
+    )
 
 
-def swept(final: float, best: float, width: int = 2, near: bool = False, **knobs: Any) -> list[dict[str, Any]]:
+def swept(
+    final: float, best: float, width: int = 2, near: bool = False, **hyperparameters: Any
+) -> list[dict[str, Any]]:
     """Rates around `best`, a parabola of losses, and every seed at the best; with `near` beside it too."""
-    rows = [row("sweep", final + 0.01 * n * n, lr=best * 2.0**n, **knobs) for n in range(-width, width + 1)]
-    rows += [row("seeds", final, seed, lr=best, **knobs) for seed in SEEDS]
+    rows = [row("sweep", final + 0.01 * n * n, lr=best * 2.0**n, **hyperparameters) for n in range(-width, width + 1)]
+    rows += [row("seeds", final, seed, lr=best, **hyperparameters) for seed in SEEDS]
     if near:
-        rows += [row("near", final + 0.01, seed, lr=best * f, **knobs) for seed in SEEDS for f in (0.5, 2.0)]
+        rows += [row("near", final + 0.01, seed, lr=best * f, **hyperparameters) for seed in SEEDS for f in (0.5, 2.0)]
     return with_own_bests(rows)
 
 
