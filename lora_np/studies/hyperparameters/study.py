@@ -1,7 +1,7 @@
-"""What each knob of LoRA does: rank and learning rate, α, α/r or α/√r, target modules, dropout, batch size.
+"""The effect of each hyperparameter of LoRA: rank and learning rate, α, α/r or α/√r, target modules, dropout, batch size.
 
-Every study turns one knob of the common recipe (r = 16, α = 32, all linear layers, no dropout) on "tiny" learning code, and
-compares settings each at its own best learning rate, unless it asks what happens where the rate stays.
+Each study changes one hyperparameter of the common recipe (r = 16, α = 32, all linear layers, no dropout). The model is "tiny",
+and it learns Python code. Settings are compared at their own best learning rates, unless the study asks about a fixed rate.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ RULES = ("α/r", "α/√r", "α = 2r")
 def learning_rates_by_rank(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
     """Is LoRA's best learning rate ten times full fine-tuning's, and independent of the rank (Schulman et al. 2025)?
 
-    Rows of full fine-tuning and of each rank under s = α/r with the recipe's α (rule "α/r"), each seed at the best rate and
-    its neighbours; and of some ranks with α = 2r, that is with the same s for all (rule "α = 2r").
+    Rows with rule "α/r": full fine-tuning, and each rank with s = α/r and the recipe's α; every seed at the best learning rate
+    and at its neighbours. Rows with rule "α = 2r": some ranks with α = 2r, so s is the same for all.
     """
     tuner, recipe = Tuner(setting, workers, folder), setting.recipe()
     fixed = tuner.tune(setting.full(), *(replace(recipe, r=r) for r in setting.ranks), neighbours=True)
@@ -34,7 +34,7 @@ def learning_rates_by_rank(setting: Setting = FULL, workers: int = 2, folder: Fo
 
 
 def alpha(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
-    """What α does at one rank: at the rate that is best for the recipe (phase "fixed"), and at its own best."""
+    """Compare values of α at one rank: at the recipe's best learning rate (phase "fixed"), and at their own best rates."""
     tuner, recipe = Tuner(setting, workers, folder), setting.recipe()
     lr = tuner.best_rate(recipe)
     runs = [replace(recipe, lora_alpha=a) for a in setting.alphas]
@@ -43,10 +43,10 @@ def alpha(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> T
 
 
 def scaling(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
-    """What happens when the recipe's rank is changed and nothing else, its learning rate kept: loss and gradient norms.
+    """Change the rank of the recipe and keep its learning rate: loss and gradient norms under three rules for s.
 
-    Three rules, the same at the recipe's own rank: s = α/r with its α, s = α/√r (rsLoRA, Kalajdzievski 2023), and α = 2r,
-    which keeps s.
+    The rules: s = α/r with the recipe's α, s = α/√r (rsLoRA, Kalajdzievski 2023), and α = 2r, which keeps s. They are equal at
+    the recipe's own rank.
     """
     tuner = Tuner(setting, workers, folder)
     lr = tuner.best_rate(setting.recipe())
@@ -59,7 +59,7 @@ def scaling(setting: Setting = FULL, workers: int = 2, folder: Folder = None) ->
 
 
 def by_rule(setting: Setting, rule: str, r: int) -> HyperparameterRun:
-    """The recipe with rank r, its s by one of RULES. At the recipe's own rank all three are the recipe."""
+    """The recipe with rank r and with s by one of RULES. All three rules give the recipe at its own rank."""
     recipe = setting.recipe()
     if r == recipe.r or rule == "α/r":
         return replace(recipe, r=r)
@@ -69,14 +69,14 @@ def by_rule(setting: Setting, rule: str, r: int) -> HyperparameterRun:
 
 
 def target_modules(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
-    """Where an adapter does most: each kind of matrix alone, and the groups that people use, at one rank."""
+    """Adapt each kind of matrix alone, and the usual groups of matrices, all with one rank."""
     tuner = Tuner(setting, workers, folder)
     runs = (replace(setting.recipe(), r=setting.module_r, target_modules=name) for name in setting.modules)
     return tuner.table("target_modules", "Which matrices need an adapter most?", tuner.tune(*runs))
 
 
 def equal_parameters(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
-    """Attention alone against the MLP alone, and all layers, with as many parameters (Schulman et al. 2025)."""
+    """Compare attention alone, the MLP alone and all layers with equally many parameters (Schulman et al. 2025)."""
     tuner = Tuner(setting, workers, folder)
     rows = []
     for r in setting.matched_r:
@@ -86,9 +86,9 @@ def equal_parameters(setting: Setting = FULL, workers: int = 2, folder: Folder =
 
 
 def with_equal_parameters(setting: Setting, r: int, within: float = 0.02) -> list[HyperparameterRun]:
-    """The MLP with rank r, and attention and all layers at the rank that trains as many parameters.
+    """The MLP with rank r, and attention and all layers with the rank that trains about as many parameters.
 
-    A group that has no rank `within` this share of the MLP's count is left out.
+    A group is left out if no rank comes as close as the share `within` to the number of the MLP's parameters.
     """
     recipe = setting.recipe()
     wanted = trainable(replace(recipe, target_modules="MLP", r=r))
@@ -102,14 +102,14 @@ def with_equal_parameters(setting: Setting, r: int, within: float = 0.02) -> lis
 
 
 def trainable(run: HyperparameterRun) -> int:
-    """How many parameters the run trains."""
+    """The number of parameters that the run trains."""
     return costs.count(run.model()).trainable
 
 
 def dropout(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
-    """Does dropout help, on a little text read many times and on much text read in part?
+    """Does dropout help, on a little text that is read many times and on much text that is read in part?
 
-    On both at the recipe's best rate (phase "fixed"); on the little text each probability also at its own best rate.
+    Both at the recipe's best learning rate (phase "fixed"); on the little text each probability also at its own best rate.
     """
     tuner, recipe = Tuner(setting, workers, folder), setting.recipe()
     lr = tuner.best_rate(recipe)
@@ -123,14 +123,14 @@ def dropout(setting: Setting = FULL, workers: int = 2, folder: Folder = None) ->
 
 
 def batch_size(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
-    """Does LoRA suffer more than full fine-tuning from large batches (Schulman et al. 2025)? With as many tokens for each."""
+    """Does LoRA suffer more than full fine-tuning from large batches (Schulman et al. 2025)? All runs read as many tokens."""
     tuner = Tuner(setting, workers, folder)
     runs = [with_batch(run, b) for b in setting.batch_sizes for run in (setting.full(), setting.recipe())]
     return tuner.table("batch_size", "Does LoRA suffer more from large batches?", tuner.tune(*runs))
 
 
 def with_batch(run: HyperparameterRun, batch_size: int) -> HyperparameterRun:
-    """The run with other batches, and as many tokens in all."""
+    """The run with another batch size and with steps for as many tokens."""
     steps = run.max_steps * run.batch_size // batch_size
     return replace(run, batch_size=batch_size, max_steps=steps, eval_every=steps)
 
