@@ -107,9 +107,9 @@ QUICK = Setting(rates=((4, 4e-3), (16, 2e-3)), low=4, high=16, seeds=(0, 1), ste
 def subspaces(setting: Setting = FULL, workers: int = 2, folder: str | Path | None = None) -> Table:
     """Compute φ of pairs of runs, and the amplification of each run.
 
-    Rows {kind: "similarity", of, layer, module, r, seeds, d, i, j, phi}: phi[k][l] is φ(i[k], j[l]). Rows of layer
-    MAPPED and the first pair of seeds also have `map`, with φ for all i and j. `of` names the directions: "A", the directions in R^in that the
-    adapter reads (the right singular vectors of A, as in the paper); "B", the directions in R^out that it writes (the left
+    Rows {kind: "similarity", of, layer, module, r, seeds, d, i, j, phi}: phi[k][l] is φ(i[k], j[l]). Rows of layer MAPPED and
+    the first pair of seeds also have `map`, with φ for all i and j. `of` names the directions: "A", the directions in R^in that
+    the adapter reads (the right singular vectors of A, as in the paper); "B", the directions in R^out that it writes (the left
     singular vectors of B); or "A at the start", which are random. The pairs are `low` with `high` and `high` with `high`, always
     with two seeds, because with one seed the A of the first layer would start with the same rows.
     Rows {kind: "amplification", r, seed, layer, module} have the columns of `amplification`.
