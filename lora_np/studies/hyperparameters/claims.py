@@ -134,9 +134,8 @@ def alpha_and_rate(table: Table) -> Claim:
             ("own", own, "If each α has its own best rate, the losses differ by"),
         )
     )
-    sentence = (
-        f"The best rate falls from {rates[low]:g} to {rates[high]:g}, as α to the power {power:.2f} ({len(rates)} α)."
-    )
+    sentence = f"The best rate falls from {rates[low]:g} to {rates[high]:g}, as α to the power {power:.2f} "
+    sentence += f"(fitted to {len(rates)} values)."
     slope = Finding("hyperparameters.alpha.power", power, sentence.replace("-", "−"), form=".2f")
     usual = s["lora_alpha"]
     against = [

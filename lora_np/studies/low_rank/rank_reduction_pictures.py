@@ -26,7 +26,7 @@ def decomposition_2d(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        The result of the study "decomposition": one row with matrix (d, k), B (d, r), A (r, k), all as lists.
+        The result of the study "decomposition": one row with matrix (out, in), B (out, r), A (r, in), all as lists.
 
     Returns
     -------
@@ -56,7 +56,7 @@ def decomposition_2d(table: Table) -> Figure:
     figure = new_figure(9, tall, title, subtitle)
     top = float(np.quantile(np.abs(matrix), 0.995)) or 1.0
     ax = _heat(figure, (left, base, wide, high), matrix, FULL, top)
-    ax.set(xlabel=f"k = {k} columns", ylabel=f"d = {d} rows")
+    ax.set(xlabel=f"in = {k}", ylabel=f"out = {d}")
     ax.set_title(f"ΔW: {d} × {k}", color=CORAL)
     _heat(figure, (right, base, wide, high), b @ a, LORA, top).set_xlabel(f"B·A: {d} × {k}", color=CYAN)
     strip = _heat(figure, (right - gap - thin, base, thin, high), b, LORA, np.abs(b).max())
