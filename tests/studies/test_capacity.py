@@ -1,4 +1,4 @@
-"""Capacity is counted in bits that a model can prove it holds: none for one that knows nothing, all for one that recites."""
+"""Capacity is counted in bits: a model that knows nothing holds 0 bits, a model that recites all strings holds all bits."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_model_worse_than_chance_holds_nothing_rather_than_less():
 
 
 def test_bits_are_those_of_a_real_loss():
-    """A table of the right symbols at probability 1/2, the others alike: −log₂ of the right one is 1, so 5 of 6 bits are held."""
+    """Each right symbol has the probability 1/2, so it costs −log₂(1/2) = 1 bit, and 5 of its 6 bits are held."""
     rows = strings(4, 8, 0)
     _, targets = batch(rows)
     p = np.full((*targets.shape, 64), 0.5 / 63)
@@ -171,8 +171,8 @@ def test_a_rate_at_which_another_seed_diverges_is_not_the_best(monkeypatch):
     assert [row["seed"] for row in kept] == [0, 1]
 
 
-def test_a_rank_is_offered_more_than_two_bits_a_number():
-    """What is offered must not be what limits a rank: more than the literature's two bits for each number it trains."""
+def test_a_rank_is_offered_more_than_two_bits_per_parameter():
+    """The number of strings must not limit a rank: it is offered more than the two bits per parameter of the literature."""
     for run in capacity.FULL.methods():
         small = replace(run, base_steps=2)
         trained = sum(p.value.size for _, p in small.model().named_parameters() if p.trainable)
@@ -223,7 +223,7 @@ def test_what_the_claims_say_is_read_from_the_table():
 
 @pytest.mark.parametrize("r", [1, 2, 3])
 def test_the_products_of_a_rank_have_as_many_dimensions_as_there_are_free_numbers(r):
-    """The rank of ∂(BA)/∂(A, B) at a point drawn at random, and what `free_bits` divides by."""
+    """The rank of ∂(BA)/∂(A, B) at a random point equals the number of free parameters in `free_bits`."""
     (out, in_), rng = (5, 4), np.random.default_rng(0)
     A, B = rng.standard_normal((r, in_)), rng.standard_normal((out, r))
     by_A, by_B = np.kron(B, np.eye(in_)), np.kron(np.eye(out), A.T)  # of BA read row by row

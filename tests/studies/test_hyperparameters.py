@@ -128,7 +128,7 @@ def test_each_study_changes_only_the_hyperparameter_that_it_is_about(setting):
         assert differing <= changed[study.__name__], study.__name__
 
 
-def test_a_sweep_goes_on_to_each_settings_best_and_gives_every_seed_a_best_of_its_own(setting, monkeypatch):
+def test_a_sweep_reaches_the_best_rate_of_each_setting_and_each_seed_has_its_own_best(setting, monkeypatch):
     def measure(run):
         best = 0.02 if run.method == "lora" else 0.004
         off = abs(np.log2(run.lr / (best * (2 if run.seed == 1 else 1))))
@@ -266,7 +266,7 @@ def test_two_r_is_judged_at_each_rank():
 
 
 def test_lower_higher_or_no_difference_is_decided_by_the_seeds():
-    """Seed against the same seed: two settings whose ranges overlap may still differ with every one."""
+    """Runs are compared seed by seed. So two settings may differ with every seed although their ranges overlap."""
     rows = {
         loss: [{"final": loss + d, "seed": i} for i, d in enumerate((-3e-3, 0, 3e-3))] for loss in (1.0, 1.004, 1.1)
     }

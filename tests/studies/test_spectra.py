@@ -1,4 +1,4 @@
-"""Ranks and directions: what the measures say of matrices that are known, and of models of a few thousand numbers."""
+"""The measures of ranks and directions give known values for known matrices, and the studies run on small models."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_the_directions_of_a_are_the_rows_space_largest_first():
 
 
 def test_the_amplification_of_known_matrices():
-    """W has 10, 2 and 1 along its axes. A change along the third amplifies what is small there, one along the first does not."""
+    """W has 10, 2 and 1 along its axes. A change along the third axis amplifies W there; a change along the first axis does not."""
     W, e = np.diag([10.0, 2.0, 1.0]), np.eye(3)
     row = amplification(W, 4 * np.outer(e[2], e[2]), r=1)
     assert (
@@ -125,7 +125,7 @@ def test_the_amplification_of_known_matrices():
     assert amplification(W, 4 * np.outer(e[0], e[0]), r=1)["factor"] == pytest.approx(0.4)
 
 
-def test_what_w_has_in_random_directions_is_r_times_its_norm_over_the_root_of_its_size():
+def test_the_size_of_w_in_random_directions_is_r_times_its_norm_over_the_root_of_its_size():
     """The mean of ‖Uᵀ W V‖²_F over 2000 random U and V: within five standard errors of the closed form."""
     rng = np.random.default_rng(4)
     W = rng.standard_normal((12, 20)) * np.linspace(0.1, 2, 20)
@@ -140,7 +140,7 @@ def test_what_w_has_in_random_directions_is_r_times_its_norm_over_the_root_of_it
 
 @pytest.fixture
 def small(base, tmp_path, monkeypatch):
-    """A small base in a folder, and no processes: its path."""
+    """The path of a small base. Runs are not started in processes."""
     save_model(base(), tmp_path / "base")
     batch = np.arange(64).reshape(2, 32), np.arange(1, 65).reshape(2, 32)
     monkeypatch.setattr(tiny_task, "_unseen", lambda: [batch, batch])
@@ -149,7 +149,7 @@ def small(base, tmp_path, monkeypatch):
     return str(tmp_path / "base")
 
 
-def test_the_spectra_study_has_a_row_a_matrix_and_lora_has_its_rank(small):
+def test_the_spectra_study_has_one_row_per_matrix_and_lora_has_its_rank(small):
     same = {"max_steps": 2, "batch_size": 2, "eval_every": 2, "base": small}
     runs = (Run("full", 1e-2, **same), Run("lora", 1e-2, 3, "all-linear", **same))
     table = spectra.spectra(spectra.Setting(tiny=runs, smollm2=(), seeds=(0, 1)))
@@ -213,7 +213,7 @@ def test_the_claims_say_what_the_committed_tables_say():
 
 
 def dimensions(fine, scratch, D=10_000, dip=0.0):
-    """A table of `intrinsic_dimension` with these d90, and two d from scratch of which the larger gains `dip` less."""
+    """A table of `intrinsic_dimension` with these d90. From scratch, d = 20 gains `dip` less than d = 10."""
     rows = [{"base": base, "d": D, "start": 5.0, "final": 2.0, "share": 1.0} for base in ("tiny", "random")]
     rows += [
         {"base": "random", "d": d, "share": 0.8 - x, "start": 5.0, "final": 3.0} for d, x in ((10, 0.0), (20, dip))
@@ -250,7 +250,7 @@ def test_the_verdicts_on_d90_agree_with_the_table(fine, scratch, few, fewer, sai
 
 
 def test_an_amplification_is_as_the_papers_within_a_factor_of_two_where_w_has_more_than_chance():
-    """Of GPT-3: 22× at r = 4 in directions in which W has 16 times what it has in random ones."""
+    """In GPT-3 the amplification at r = 4 is 22, and W is 16 times as large there as in random directions."""
     assert claims_on_low_rank.as_in_the_paper(4, 15.0, 10.0)
     assert not claims_on_low_rank.as_in_the_paper(4, 5.6, 10.0), "a quarter of it"
     assert not claims_on_low_rank.as_in_the_paper(4, 15.0, 1.5), "no more of W than in random directions"

@@ -62,23 +62,23 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
 
 
 def span(found: Mapping[int, Finding]) -> str:
-    """The lowest and the highest value: "1.49 to 1.84"."""
+    """Return the lowest and the highest value of the findings: "1.49 to 1.84"."""
     values = [finding.value for finding in found.values()]
     return f"{min(values):.2f} to {max(values):.2f}"
 
 
 def of(table: Table, method: str, r: int | None = None) -> list[dict[str, Any]]:
-    """The runs of one method at its best learning rate, of one rank or, for LoRA without r, of all ranks."""
+    """Return the runs of one method at its best learning rate, for one rank or for all ranks (r = None)."""
     return [row for row in table.where(phase="seeds", method=method) if r is None or row["r"] == r]
 
 
 def name_of(method: str, r: int | None) -> str:
-    """A method in words: "LoRA with r = 4"."""
+    """Return the name of a method, for example "LoRA with r = 4"."""
     return "full fine-tuning" if method == "full" else f"LoRA with r = {r}"
 
 
 def bits(table: Table, method: str, r: int | None = None) -> Finding:
-    """The bits that one method holds per trained parameter: mean and range over the seeds."""
+    """Return the bits per trained parameter that one method holds: mean and range over the seeds."""
     rows = of(table, method, r)
     found = [row["memorised"] / row["trained"] for row in rows]
     who = name_of(method, r)
@@ -91,12 +91,12 @@ def bits(table: Table, method: str, r: int | None = None) -> Finding:
 
 
 def of_offered(table: Table, method: str, r: int | None = None) -> float:
-    """The share of the bits offered that one method holds. If it is near 1, the offer limits the measurement."""
+    """Return the share of the offered bits that one method holds. If it is near 1, more strings could give more bits."""
     return statistics.mean(row["memorised"] / row["offered"] for row in of(table, method, r))
 
 
 def free_bits(table: Table, r: int) -> Finding:
-    """The bits per free parameter: (BR)(R⁻¹A) = BA for every invertible R (r, r), so r² parameters per matrix are not free."""
+    """Return the bits per free parameter of LoRA. In each matrix r² parameters are not free: BA = (BR)(R⁻¹A) for every R (r, r)."""
     numbers = trained(table, "lora", r)
     found = bits(table, "lora", r).value * numbers / (numbers - matrices() * r**2)
     sentence = f"LoRA with r = {r} holds at least {found:.2f} bits per free parameter."
@@ -104,18 +104,18 @@ def free_bits(table: Table, r: int) -> Finding:
 
 
 def trained(table: Table, method: str, r: int | None = None) -> int:
-    """How many parameters a method trains; for LoRA Σ r(in + out)."""
+    """Return the number of parameters that a method trains; for LoRA it is Σ r(in + out)."""
     return of(table, method, r)[0]["trained"]
 
 
 def lowest_middle_highest(table: Table) -> tuple[int, int, int]:
-    """The lowest, the middle and the highest rank."""
+    """Return the lowest, the middle and the highest rank of the table."""
     ranks = list(groups(of(table, "lora"), "r"))
     return ranks[0], ranks[len(ranks) // 2], ranks[-1]
 
 
 def exponent(table: Table, low: int, high: int) -> Finding:
-    """b of memorised = a·rᵇ from two ranks: 1 if twice the rank holds twice as much."""
+    """Return the exponent b of bits = a·rᵇ, from two ranks. It is 1 if twice the rank holds twice the bits."""
     held = [bits(table, "lora", r).value * r for r in (low, high)]
     b = math.log(held[1] / held[0], high / low)
     sentence = f"From r = {low} to r = {high} the bits grow as r to the power {b:.2f}."
@@ -123,7 +123,7 @@ def exponent(table: Table, low: int, high: int) -> Finding:
 
 
 def highest(table: Table) -> Finding:
-    """The most bits per trained parameter that LoRA held in any setting: the mean over the seeds."""
+    """Return the largest number of bits per trained parameter that LoRA held in any setting, as a mean over the seeds."""
     runs = groups([*of(table, "lora"), *table.where(phase="offered")], "r", "offered").items()
     means = {setting: statistics.mean(row["memorised"] / row["trained"] for row in same) for setting, same in runs}
     r, offered = max(means, key=lambda setting: means[setting])
@@ -132,20 +132,20 @@ def highest(table: Table) -> Finding:
 
 
 def times_seen(table: Table, method: str, r: int | None = None) -> int:
-    """How often a run saw each string: its steps over the batches that one pass over its strings takes (`Epochs`)."""
+    """Return how often a run saw each string: its steps divided by the number of batches in one pass over the strings."""
     row = of(table, method, r)[0]
     return row["max_steps"] // math.ceil(row["strings"] / row["batch_size"])
 
 
 def lost_at_half(table: Table, method: str, r: int | None = None) -> float:
-    """The share of the bits that is missing after half the steps: 0 if the training had reached its end."""
+    """Return the share of the bits that is missing after half the steps. It is 0 if the training had reached its end."""
     half = table.where(phase="half", method=method, r=r)[0]
     end = table.where(phase="seeds", method=method, r=r, seed=half["seed"])[0]
     return 1 - half["memorised"] / end["memorised"]
 
 
 def offers(table: Table) -> tuple[Finding, Finding, bool]:
-    """The shares held of the smallest and the largest offer to one rank, and whether the largest offer gave the most bits."""
+    """Return which share one rank holds of the fewest and of the most strings, and whether the most strings gave the most bits."""
     r = table.settings["knee"]
     runs = groups([*table.where(phase="offered"), *of(table, "lora", r)], "offered")
     held = {offer: mean(rows, "memorised") for offer, rows in runs.items()}
@@ -158,7 +158,7 @@ def offers(table: Table) -> tuple[Finding, Finding, bool]:
 
 
 def against_full(table: Table, r: int) -> Finding:
-    """The bits that LoRA of one rank holds, as a share of full fine-tuning's."""
+    """Return the bits that LoRA holds at one rank, divided by the bits that full fine-tuning holds."""
     bits_share = mean(of(table, "lora", r), "memorised") / mean(of(table, "full"), "memorised")
     sentence = f"With r = {r}, LoRA holds {percent(bits_share)} of full fine-tuning's bits with "
     sentence += f"{percent(trained(table, 'lora', r) / trained(table, 'full'))} of its trained parameters."

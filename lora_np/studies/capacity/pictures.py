@@ -17,7 +17,7 @@ COLUMNS = "phase method r seed strings trained offered memorised"
 
 
 def _measured(table: Table) -> str:
-    """The second half of a subtitle: seeds, runs and time."""
+    """Return the second half of a subtitle: seeds, runs and time."""
     seeds = len({row["seed"] for row in table.where(phase="seeds")})
     return semicolons(f"{seeds} seeds", runs_and_time(table))
 
@@ -82,7 +82,7 @@ def capacity_chart(table: Table) -> Figure:
 
 
 def _offered_more(table: Table) -> list[tuple[float, float]]:
-    """(trained parameters, mean bits) of the largest offer to a rank, if it is larger than in the comparison of ranks."""
+    """Return (trained parameters, mean bits) of each rank that was also offered more strings than in the comparison of ranks."""
     found = []
     for r, offers in groups(table.where(phase="offered"), "r").items():
         largest, runs = list(groups(offers, "offered").items())[-1]
@@ -105,7 +105,7 @@ def memory_knee(table: Table) -> Figure:
     -------
     matplotlib.figure.Figure
         Dots are seeds, the line their mean. The dashed line is a model that holds all bits offered. All runs have equally
-        many steps, so many strings are each seen less often.
+        many steps, so a run with many strings sees each string less often.
 
     Examples
     --------

@@ -1,8 +1,8 @@
 """How much fits into a rank? The bits of random strings that LoRA memorises, against the parameters that it trains.
 
-A random string has no structure, so a model can continue it only from memory. Each string is a name of KEY symbols, which is
-given and not counted, and `length` symbols drawn uniformly from 64, which carry log₂ 64 = 6 bits each. After training on these
-strings, with a mean loss of L nats per symbol,
+A random string has no structure, so a model can continue it only from memory. A string begins with a
+name of KEY symbols, which is given and not counted. Then follow `length` symbols, drawn uniformly from 64, so each carries
+log₂ 64 = 6 bits. If L is the mean loss in nats per symbol after training on the strings, then
 
     memorised = Σ over counted symbols (6 − L / ln 2) bits, and at least 0.
 
@@ -83,7 +83,7 @@ class Setting:
     offered: Sequence[int] = (16, 48, 96, 192)  # numbers of strings, beside the 128 of the comparison of ranks
 
     def methods(self) -> dict[CapacityRun, list[float]]:
-        """Each method once, with more strings than it can hold, and the learning rates to try first."""
+        """Return each method with more strings than it can hold, and the learning rates to try first."""
         first = replace(self.run, seed=self.seeds[0])
         lora = [replace(first, r=r, strings=r * self.strings_per_rank) for r in self.ranks]
         full = replace(first, method="full", strings=self.full_strings)
@@ -114,19 +114,19 @@ def strings(count: int, length: int, seed: int) -> np.ndarray:
 
 
 def text(tokens: Sequence[int]) -> str:
-    """The tokens as characters of the alphabet."""
+    """Return the tokens as characters of the alphabet."""
     return "".join(ALPHABET[token] for token in tokens)
 
 
 def batch(rows: np.ndarray) -> Batch:
-    """Strings (b, KEY + length) → tokens and targets, both (b, KEY + length − 1). The symbols of a name are not counted."""
+    """Return tokens and targets, both (b, KEY + length − 1), of strings (b, KEY + length). Names are not counted as targets."""
     targets = rows[:, 1:].copy()
     targets[:, : KEY - 1] = IGNORE_INDEX
     return rows[:, :-1], targets
 
 
 def memorised(loss: float, symbols: int) -> float:
-    """The bits that a model holds of `symbols` symbols, from its mean loss in nats: symbols · (6 − loss / ln 2), at least 0."""
+    """Return the bits that a model holds of `symbols` symbols: symbols · (6 − loss / ln 2), at least 0; the loss is in nats."""
     return max(0.0, symbols * (BITS - loss / math.log(2)))
 
 
@@ -159,7 +159,7 @@ class RepeatedStrings:
 
 
 def base_model(steps: int, length: int) -> Transformer:
-    """A copy of the base: SMALL, trained once per process to repeat a random string of `length` symbols."""
+    """Return a copy of the base: SMALL, trained once per process to repeat a random string of `length` symbols."""
     model = Transformer.empty(SMALL)
     weights = _base(steps, length)
     for name, p in model.named_parameters():
@@ -168,7 +168,7 @@ def base_model(steps: int, length: int) -> Transformer:
 
 
 def matrices() -> int:
-    """The number of matrices of SMALL that an adapter changes."""
+    """Return the number of matrices of SMALL that an adapter changes."""
     adapted = get_peft_model(Transformer.empty(SMALL), LoraConfig(r=1, target_modules="all-linear"))
     return sum(name.endswith(".weight") and "lora_A" in name for name, _ in adapted.named_parameters())
 
@@ -220,7 +220,7 @@ def measure(run: CapacityRun) -> dict[str, Any]:
 
 
 def shared(run: CapacityRun) -> str:
-    """A digest of everything that all runs share except their settings: the shape and the weights of the base."""
+    """Return a digest of the base that all runs share: its shape and its weights."""
     weights = _base(run.base_steps, KEY + run.length)
     return hashlib.sha256(b"".join([repr(SMALL).encode(), *(w.tobytes() for w in weights.values())])).hexdigest()
 
@@ -249,7 +249,7 @@ def capacity(setting: Setting = FULL, workers: int = 2, folder: str | Path | Non
 
     Rows by phase. "sweep": the first seed at every learning rate. "seeds": every seed at the best rate, offered more than 2 bits
     per trained parameter. "half": the same with half the steps and the first seed; it shows how far the training was from its
-    end, for all runs have equally many steps. "offered": rank `knee` with fewer or more strings, every seed. "rejected": the
+    end, because all runs have equally many steps. "offered": rank `knee` with fewer or more strings, every seed. "rejected": the
     worse rates of `better_of_two_rates`.
     """
     first, seeds = setting.seeds[:1], setting.seeds

@@ -1,4 +1,4 @@
-"""The gradients that LoRA and full fine-tuning compute for one linear layer, from one loss on the same text."""
+"""The gradients of LoRA and of full fine-tuning for one linear layer, from the same loss on the same text."""
 
 from __future__ import annotations
 

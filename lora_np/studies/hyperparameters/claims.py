@@ -39,7 +39,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
 
 
 def recipe(by_rank: Table) -> Claim:
-    """The share of full fine-tuning's gain that the recipe recovers, beside other ranks."""
+    """Judge the recipe by the share of full fine-tuning's gain that it recovers, beside other ranks."""
     s = by_rank.settings
     full, lora = seeds(by_rank, method="full"), seeds(by_rank, r=s["r"], rule="α/r")
     found = {r: recovered(by_rank, r) for r in s["ranks"]}
@@ -58,7 +58,7 @@ def recipe(by_rank: Table) -> Claim:
 
 
 def recovered(by_rank: Table, r: int) -> Finding:
-    """The share of full fine-tuning's gain that LoRA recovers at one rank, with the recipe's α."""
+    """Return the share of full fine-tuning's gain that LoRA recovers at one rank, with the recipe's α."""
     s = by_rank.settings
     gain = s["base_loss"] - mean(seeds(by_rank, method="full"))
     share = (s["base_loss"] - mean(seeds(by_rank, r=r, rule="α/r"))) / gain
@@ -67,7 +67,7 @@ def recovered(by_rank: Table, r: int) -> Finding:
 
 
 def ten_times(by_rank: Table, alphas: Table | None = None) -> Claim:
-    """The best learning rate of each rank, and of each α with its table, over full fine-tuning's."""
+    """Compare the best learning rate of each rank, and of each α if its table is given, with full fine-tuning's."""
     s, full = by_rank.settings, best_rate(by_rank, None)
     a = f"{s['lora_alpha']:g}"
     ratios = {r: ratio(f"r{r}", rate / full, f"r = {r} and α = {a}") for r, rate in best_rates(by_rank, "α/r").items()}
@@ -98,13 +98,13 @@ def ten_times(by_rank: Table, alphas: Table | None = None) -> Claim:
 
 
 def ratio(name: str, times: float, setting: str) -> Finding:
-    """The best learning rate of one setting over full fine-tuning's."""
+    """Return the best learning rate of one setting divided by full fine-tuning's."""
     sentence = f"With {setting}, LoRA's best learning rate is {times:g} times full fine-tuning's."
     return Finding(f"hyperparameters.ratio.{name}", times, sentence, "times full fine-tuning's", form="g")
 
 
 def independent_of_rank(by_rank: Table, converged: Table) -> Claim:
-    """The best learning rates at the lowest and the highest rank, with α fixed and with α in proportion to r."""
+    """Compare the best learning rates of all ranks, with α fixed and with α in proportion to r."""
     s, c = by_rank.settings, converged.settings
     fixed, doubled = best_rates(by_rank, "α/r"), best_rates(by_rank, "α = 2r")
     longer = {row["r"]: row["lr"] for row in seeds(converged, method="lora", target_modules="all-linear")}
@@ -120,7 +120,7 @@ def independent_of_rank(by_rank: Table, converged: Table) -> Claim:
 
 
 def alpha_and_rate(table: Table) -> Claim:
-    """The spread of the losses over α at one learning rate and at each α's own best, and the slope of the best rate."""
+    """Compare the losses of several α at one learning rate and at their own best rates, and fit the best rate against α."""
     s = table.settings
     fixed, own = (groups(table.where(phase=phase), "lora_alpha") for phase in ("fixed", "seeds"))
     rates = {a: rows[0]["lr"] for a, rows in own.items()}
@@ -154,7 +154,7 @@ def alpha_and_rate(table: Table) -> Claim:
 
 
 def two_r(by_rank: Table, scaled: Table) -> Claim:
-    """α = 2r against a fixed α: each at its own best learning rate, and at a rate that stays while the rank grows."""
+    """Compare α = 2r with a fixed α: at their own best learning rates, and at one rate while the rank grows."""
     s = by_rank.settings
     ranks = sorted(set(s["doubled_ranks"]) & set(s["ranks"]) - {s["r"]})
     top = max(row["r"] for row in scaled.rows)
@@ -175,7 +175,7 @@ def two_r(by_rank: Table, scaled: Table) -> Claim:
 
 
 def rank_stabilised(scaled: Table) -> Claim:
-    """The first gradient's norm and the final loss at the largest rank, α/r against α/√r."""
+    """Compare α/r with α/√r at the largest rank: the norm of the first gradient and the final loss."""
     s, low, top = scaled.settings, scaled.settings["r"], max(row["r"] for row in scaled.rows)
     plain, stable = ({r: scaled.where(rule=rule, r=r) for r in (low, top)} for rule in ("α/r", "α/√r"))
     norms = []
@@ -198,7 +198,7 @@ def rank_stabilised(scaled: Table) -> Claim:
 
 
 def where(equal: Table, alone: Table) -> Claim:
-    """The MLP against the attention, and all layers, with about as many parameters each."""
+    """Compare the MLP, the attention and all layers with about equally many parameters."""
     found, more, numbers = [], [], []
     for r, of_size in groups(seeds(equal), "matched_r").items():
         by_group = groups(of_size, "target_modules")
@@ -226,7 +226,7 @@ def where(equal: Table, alone: Table) -> Claim:
 
 
 def dropping(table: Table) -> Claim:
-    """The best dropout probability against none, on little text and on all of it."""
+    """Compare the best dropout probability with no dropout, on little text and on all of it."""
     s, base = table.settings, table.settings["base_loss"]
     little = [row for row in table.rows if row["train_bytes"] is not None]
     small = f"On {s['small_bytes'] // 1024} kB of text that is read again and again"
@@ -238,7 +238,9 @@ def dropping(table: Table) -> Claim:
     found, said = {}, []
     for name, (text, rows) in sets.items():
         by_p = groups(rows, "lora_dropout")
-        best = min((p for p in by_p if p), key=lambda p: mean(by_p[p], "validation"))  # not on the text that judges
+        best = min(
+            (p for p in by_p if p), key=lambda p: mean(by_p[p], "validation")
+        )  # chosen on validation text, judged on held-out text
         found[name] = compared(f"dropout.{name}", f"{text} p = {best:g}", by_p[best], "p = 0", by_p[0.0])
         said.append(found[name].sentence)
         if all(row["final"] > base for row in rows):
@@ -255,7 +257,7 @@ def dropping(table: Table) -> Claim:
 
 
 def large_batches(table: Table) -> Claim:
-    """LoRA's loss minus full fine-tuning's, seed by seed, for each batch size."""
+    """Compare LoRA's loss with full fine-tuning's, seed by seed, for each batch size."""
     lora, full = (groups(seeds(table, method=method), "batch_size") for method in ("lora", "full"))
     gaps = {
         b: compared(
@@ -284,7 +286,7 @@ def large_batches(table: Table) -> Claim:
 def compared(
     name: str, what: str, rows: Iterable[Mapping[str, Any]], other: str, others: Iterable[Mapping[str, Any]]
 ) -> Finding:
-    """The final loss of `rows` minus that of `others`: mean and range over the seeds, each seed against the same seed."""
+    """Return the final loss of `rows` minus the final loss of `others`, seed by seed: mean and range."""
     rows, others = list(rows), list(others)
     differences = paired_differences(rows, others)
     sentence = f"{what} ends at {mean(rows):.3f} {LOSS}, {other} at {mean(others):.3f}: {verdict(rows, others)}."
@@ -293,49 +295,49 @@ def compared(
 
 
 def lower(finding: Finding) -> bool:
-    """Whether a difference of losses is negative with every seed."""
+    """Return whether a difference of losses is negative with every seed."""
     return finding.spread is not None and finding.spread[1] < 0
 
 
 def higher(finding: Finding) -> bool:
-    """Whether a difference of losses is positive with every seed."""
+    """Return whether a difference of losses is positive with every seed."""
     return finding.spread is not None and finding.spread[0] > 0
 
 
 def seeds(table: Table, **conditions: Any) -> list[dict[str, Any]]:
-    """The runs at the best learning rate of each setting, with every seed."""
+    """Return the runs at the best learning rate of each setting, with every seed."""
     return table.where(phase="seeds", **conditions)
 
 
 def width(by_value: Mapping[Any, Iterable[Mapping[str, Any]]]) -> float:
-    """The largest mean loss minus the smallest."""
+    """Return the largest mean loss minus the smallest mean loss."""
     means = [mean(rows) for rows in by_value.values()]
     return max(means) - min(means)
 
 
 def best_rate(by_rank: Table, r: int | None, rule: str = "α/r") -> float:
-    """The median over seeds of each seed's best learning rate (r = None: full fine-tuning)."""
+    """Return the median over the seeds of the best learning rate (r = None: full fine-tuning)."""
     return statistics.median_low(row["lr"] for row in by_rank.where(r=r, rule=rule, own_best=True))
 
 
 def best_rates(by_rank: Table, rule: str) -> dict[int, float]:
-    """Rank → its best learning rate under a rule."""
+    """Return the best learning rate of each rank under a rule."""
     ranks = sorted({row["r"] for row in by_rank.where(rule=rule) if row["r"]})
     return {r: best_rate(by_rank, r, rule) for r in ranks}
 
 
 def strays(by_rank: Table, rule: str) -> list[tuple[int, float]]:
-    """(rank, learning rate) of each seed whose best learning rate differs from the median of its rank."""
+    """Return (rank, learning rate) for each seed with a best learning rate that differs from the median of its rank."""
     rows = [row for row in by_rank.where(rule=rule, own_best=True) if row["r"]]
     return [(row["r"], row["lr"]) for row in rows if row["lr"] != best_rate(by_rank, row["r"], rule)]
 
 
 def ends(rates: Mapping[int, float]) -> str:
-    """The learning rates at the lowest and at the highest rank."""
+    """Return the learning rates at the lowest and at the highest rank, in words."""
     return ", ".join(f"{rates[r]:.2g} at r = {r}" for r in (min(rates), max(rates)))
 
 
 def listed(numbers: Iterable[float]) -> str:
-    """The numbers as a list in words: "16, 4 and 1"."""
+    """Return the numbers as a list in words: "16, 4 and 1"."""
     *most, last = (f"{x:g}" for x in numbers)
     return f"{', '.join(most)} and {last}"

@@ -26,7 +26,7 @@ GROUP_COLOURS = {"attention": LORA_LIGHT, "MLP": LORA, "all-linear": LORA_DARK}
 
 
 def measured(table: Table, dots: bool = False) -> str:
-    """The end of a subtitle: the meaning of a point (a mean or, with `dots`, one seed), the number of runs and their time."""
+    """Return the end of a subtitle: what a point is (a mean or, with `dots`, one seed), the number of runs and their time."""
     seeds = len(table.settings["seeds"])
     means = f"points: mean of {seeds} seeds; bars: range" if seeds > 1 else ""
     return semicolons(f"dots: {seeds} seeds" if dots else means, runs_and_time(table))
@@ -189,7 +189,7 @@ def dropout_chart(table: Table) -> Figure:
 
 
 def _dropout_title(settings: Mapping[str, Any], kept: Losses, own: Losses) -> str:
-    """The gain of the best dropout over no dropout on little text, at one learning rate and at the best rates."""
+    """Return the title: the gain of the best dropout over no dropout on little text, at one rate and at the best rates."""
     at_one, at_best = (by_p[0.0].mean() - min(v.mean() for v in by_p.values()) for by_p in (kept, own))
     rate = settings["fixed_lr"]
     return f"On little text dropout gains {at_one:.3f} at η = {rate:g}, {at_best:.3f} at the best η"

@@ -105,7 +105,7 @@ def own_bests(table: Table, rule: str) -> dict[int | None, np.ndarray]:
 
 
 def _rate_title(table: Table) -> str:
-    """The median ratio of all ranks, and the seeds that differ from it."""
+    """Return the title: LoRA's best rate over full fine-tuning's (range of the medians of all ranks), and seeds that differ."""
     by_rank = own_bests(table, "α/r")
     full, rates = np.median(by_rank.pop(None)), by_rank.values()
     ratios = sorted(np.median(found) / full for found in rates)
@@ -205,7 +205,7 @@ def rank_scaling_chart(table: Table) -> Figure:
 
 
 def _scaling_title(losses: Mapping[str, Losses], r: int) -> str:
-    """The rules with the lowest losses at the largest rank: the lowest mean, and rules that are not higher with every seed."""
+    """Return the title: the rule with the lowest mean loss at the largest rank, and rules that it does not beat with every seed."""
     top = {rule: by_rank[max(by_rank)] for rule, by_rank in losses.items()}
     best = min(top.values(), key=np.mean)
     lowest = [rule for rule, found in top.items() if not_above(found, best)]

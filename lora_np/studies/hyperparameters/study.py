@@ -59,7 +59,7 @@ def scaling(setting: Setting = FULL, workers: int = 2, folder: Folder = None) ->
 
 
 def by_rule(setting: Setting, rule: str, r: int) -> HyperparameterRun:
-    """The recipe with rank r and with s by one of RULES. All three rules give the recipe at its own rank."""
+    """Return the recipe with rank r and with s by one of RULES. At the recipe's own rank all rules are equal."""
     recipe = setting.recipe()
     if r == recipe.r or rule == "α/r":
         return replace(recipe, r=r)
@@ -86,9 +86,9 @@ def equal_parameters(setting: Setting = FULL, workers: int = 2, folder: Folder =
 
 
 def with_equal_parameters(setting: Setting, r: int, within: float = 0.02) -> list[HyperparameterRun]:
-    """The MLP with rank r, and attention and all layers with the rank that trains about as many parameters.
+    """Return a run for the MLP with rank r, and runs for attention and all layers with about equally many parameters.
 
-    A group is left out if no rank comes as close as the share `within` to the number of the MLP's parameters.
+    A group of layers is left out if its number of parameters differs by more than the share `within` at every rank.
     """
     recipe = setting.recipe()
     wanted = trainable(replace(recipe, target_modules="MLP", r=r))
@@ -102,14 +102,15 @@ def with_equal_parameters(setting: Setting, r: int, within: float = 0.02) -> lis
 
 
 def trainable(run: HyperparameterRun) -> int:
-    """The number of parameters that the run trains."""
+    """Return the number of parameters that a run trains."""
     return costs.count(run.model()).trainable
 
 
 def dropout(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
     """Does dropout help, on a little text that is read many times and on much text that is read in part?
 
-    Both at the recipe's best learning rate (phase "fixed"); on the little text each probability also at its own best rate.
+    Phase "fixed" has both texts at the recipe's best learning rate. On the little text each probability also has its own best
+    learning rate.
     """
     tuner, recipe = Tuner(setting, workers, folder), setting.recipe()
     lr = tuner.best_rate(recipe)
@@ -130,7 +131,7 @@ def batch_size(setting: Setting = FULL, workers: int = 2, folder: Folder = None)
 
 
 def with_batch(run: HyperparameterRun, batch_size: int) -> HyperparameterRun:
-    """The run with another batch size and with steps for as many tokens."""
+    """Return the run with another batch size, and with a number of steps that reads equally many tokens."""
     steps = run.max_steps * run.batch_size // batch_size
     return replace(run, batch_size=batch_size, max_steps=steps, eval_every=steps)
 

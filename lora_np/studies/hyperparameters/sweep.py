@@ -74,10 +74,10 @@ class HyperparameterRun:
 def measure(run: HyperparameterRun) -> Row:
     """Train once. Return the settings of the run and its results; losses are in nats per byte.
 
-    final: the loss on the held-out text that compares settings; validation: the loss on the held-out text that chooses learning
-    rates; train: the mean training loss of the last tenth of the steps; steps, heldout: the curve of `final`; losses, grad_norms:
-    the loss and the gradient norm before clipping, one per step; trainable: the number of trained parameters; seconds: the time
-    of the whole run. If the run diverged, its losses are None.
+    `final` is the loss on the held-out text that compares settings. `validation` is the loss on the held-out text that chooses
+    learning rates. `train` is the mean training loss of the last tenth of the steps. `steps` and `heldout` are the curve of
+    `final`. `losses` and `grad_norms` have the loss and the gradient norm before clipping, one per step. `trainable` is the number
+    of trained parameters. If the run diverged, its losses are None.
     """
     began = time.perf_counter()
     try:
@@ -217,7 +217,7 @@ class Tuner:
 
 
 def _run(row: Row) -> HyperparameterRun:
-    """The run that made a row."""
+    """Return the run that made a row."""
     return HyperparameterRun(**{f.name: row[f.name] for f in fields(HyperparameterRun)})
 
 
@@ -232,7 +232,7 @@ def with_own_bests(rows: Sequence[Row]) -> list[Row]:
 
 
 def beside_in(rates: Sequence[float], lr: float) -> list[float]:
-    """The next lower and the next higher of `rates` beside `lr`."""
+    """Return the next lower and the next higher rate beside `lr`."""
     ordered = sorted(rates)
     place = ordered.index(lr)
     return ordered[max(0, place - 1) : place] + ordered[place + 1 : place + 2]

@@ -35,7 +35,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
 
 
 def low_rank(spectra: Table, cut: Table, r: int = 8) -> Claim:
-    """The share of ΔW's energy in its top r directions, and the share of the gain that is left after a cut to rank 4 or 16."""
+    """Judge whether ΔW has a low rank: the energy in its top r directions, and the gain after a cut to rank 4 or 16."""
     learned, random = (energy(spectra, key, r) for key in ("singular_values", "random_singular_values"))
     sentence = f"The top {r} directions hold {percent(learned)} of the energy of full fine-tuning's ΔW"
     sentence += f" (median over matrices); in a random matrix, {percent(random)}."
@@ -55,13 +55,13 @@ def low_rank(spectra: Table, cut: Table, r: int = 8) -> Claim:
 
 
 def energy(table: Table, key: str, r: int = 8) -> float:
-    """The share of the energy in the top r directions, Σ_{i≤r} σᵢ² / Σ σᵢ²: the median over matrices."""
+    """Return the share of the energy in the top r directions, Σ_{i≤r} σᵢ² / Σ σᵢ²: the median over matrices."""
     squares = [np.square(row[key]) for row in table.rows]
     return statistics.median(float(s[:r].sum() / s.sum()) for s in squares)
 
 
 def gain_kept(table: Table, r: int) -> float:
-    """The share of full fine-tuning's gain that is left if every ΔW is cut to rank r."""
+    """Return the share of full fine-tuning's gain that is left if every ΔW is cut to rank r."""
     base, full = table.settings["base_loss"], table.settings["full_loss"]
     return (base - table.where(r=r)[0]["heldout_loss"]) / (base - full)
 
@@ -70,7 +70,7 @@ def gain_kept(table: Table, r: int) -> float:
 
 
 def on_dimension(table: Table) -> list[Claim]:
-    """The intrinsic dimension of a toy, of fine-tuning, and of learning the same task from random weights."""
+    """Judge three claims about the intrinsic dimension, with a toy, fine-tuning, and training from random weights."""
     s, known = table.settings, toy().settings
     D, blocks, found = known["D"], known["blocks"], known["intrinsic_dimension"]
     exact = Finding("low_rank.intrinsic.toy", found, f"The toy asks for {blocks} sums of {D:,} weights.", form=",")
@@ -115,7 +115,7 @@ def on_dimension(table: Table) -> list[Claim]:
 
 
 def d90(table: Table, base: str, what: str) -> Finding:
-    """The intrinsic dimension of one start; infinite if no d reaches the share that is asked for."""
+    """Return the intrinsic dimension d90 of one start; it is infinite if no d reaches the wanted share of the gain."""
     s = table.settings
     found = math.inf if s["d90"].get(base) is None else s["d90"][base]
     goal = f"{percent(s['share'])} of its own gain after {s['steps']} steps"
@@ -126,12 +126,12 @@ def d90(table: Table, base: str, what: str) -> Finding:
 
 
 def share_of(d: float, D: int) -> str:
-    """A number of dimensions and its share of all D: "4,096 (0.40 %)"."""
+    """Return a number of dimensions and its share of all D dimensions: "4,096 (0.40 %)"."""
     return "not reached" if math.isinf(d) else f"{d:,} ({percent(d / D)})"
 
 
 def as_lora(settings: Mapping[str, Any], d: float) -> str:
-    """A sentence that names the rank at which LoRA trains about d parameters."""
+    """Return a sentence that names the rank at which LoRA trains about d parameters."""
     if math.isinf(d):
         return ""
     r, count = min(settings["lora"].items(), key=lambda item: abs(item[1] - d))
@@ -139,13 +139,13 @@ def as_lora(settings: Mapping[str, Any], d: float) -> str:
 
 
 def path(table: Table, base: str) -> str:
-    """The loss before and after full training of one start: "5.21 → 2.05"."""
+    """Return the loss before and after full training from one start: "5.21 → 2.05"."""
     rows = table.where(phase="seeds", base=base, d=table.settings["D"])
     return f"{mean(rows, 'start'):.2f} → {mean(rows):.2f}"
 
 
 def falls(table: Table, base: str, least: float = 0.02) -> list[int]:
-    """Each d that gains a share at least `least` below a smaller d. The search for d90 assumes that there is none."""
+    """Return each d whose share of the gain is lower by `least` or more than the share of a smaller d."""
     by_d = groups(table.where(phase="seeds", base=base, projection="sparse"), "d")
     shares = [mean(rows, "share") for rows in by_d.values()]
     return [d for i, d in enumerate(by_d) if i and shares[i] <= max(shares[:i]) - least]
@@ -155,7 +155,7 @@ def falls(table: Table, base: str, least: float = 0.02) -> list[int]:
 
 
 def rank_of_full(table: Table) -> Claim:
-    """The rank that holds 90 % of the energy of full fine-tuning's ΔW, as a multiple of LoRA's rank, for each model."""
+    """Judge the rank of full fine-tuning's ΔW for each model: the rank with 90 % of the energy, divided by LoRA's rank."""
     found, possible = {}, []
     for model in dict.fromkeys(row["model"] for row in table.rows):
         full, lora = (table.where(model=model, method=method) for method in ("full", "lora"))
@@ -182,7 +182,7 @@ def rank_of_full(table: Table) -> Claim:
 
 
 def on_directions(table: Table) -> list[Claim]:
-    """The directions that two runs share, and the size of W in the directions of ΔW."""
+    """Judge three claims about directions: which of them two runs share, and how large W is in the directions of ΔW."""
     low, high = table.settings["low"], table.settings["high"]
     d = table.where(kind="similarity")[0]["d"]
     apart, alike = (
@@ -230,7 +230,7 @@ def on_directions(table: Table) -> list[Claim]:
 
 
 def phi(table: Table, of: str, r: Sequence[int], n: int) -> Finding:
-    """φ(n, n) of q_proj between runs of two ranks: the median over layers and pairs of runs."""
+    """Return φ(n, n) of q_proj between runs of two ranks: the median over layers and pairs of runs."""
     rows = table.where(kind="similarity", of=of, r=r, module="q_proj")
     found = [row["phi"][row["i"].index(n)][row["j"].index(n)] for row in rows]
     pair = f"r = {r[0]} and r = {r[1]}" if r[0] != r[1] else f"two seeds at r = {r[0]}"
@@ -240,7 +240,7 @@ def phi(table: Table, of: str, r: Sequence[int], n: int) -> Finding:
 
 
 def amplified(table: Table, r: int, module: str | None = "q_proj") -> Finding:
-    """‖ΔW‖ over the size of W in ΔW's directions, at one rank, of one kind of matrix or of all (None)."""
+    """Return the amplification at one rank: ‖ΔW‖ divided by the size of W in the directions of ΔW."""
     factor = median(amplification(table, r, module), "factor")
     paper = f" (GPT-3: {PAPER_AMPLIFICATION[r]:.2g})" if module else ""
     sentence = f"At r = {r}, the amplification of {module or 'all matrices'} is {factor:.2g}{paper}."
@@ -248,7 +248,7 @@ def amplified(table: Table, r: int, module: str | None = "q_proj") -> Finding:
 
 
 def inside_delta(table: Table, r: int, module: str = "q_proj") -> Finding:
-    """The size of W in ΔW's directions over its size in random directions, at one rank."""
+    """Return the size of W in the directions of ΔW divided by its size in random directions, at one rank."""
     ratio = statistics.median(row["in_delta"] / row["in_random"] for row in amplification(table, r, module))
     sentence = (
         f"In ΔW's directions W is {ratio:.2g} times as large as in random directions (GPT-3: {PAPER_INSIDE[r]:.2g})."
@@ -257,10 +257,10 @@ def inside_delta(table: Table, r: int, module: str = "q_proj") -> Finding:
 
 
 def amplification(table: Table, r: int, module: str | None) -> list[dict[str, Any]]:
-    """The rows of kind "amplification" of one rank, of one kind of matrix or of all (None)."""
+    """Return the rows of kind "amplification" at one rank, for one kind of matrix or for all matrices (None)."""
     return table.where(kind="amplification", r=r, **({"module": module} if module else {}))
 
 
 def as_in_the_paper(r: int, factor: float, inside: float) -> bool:
-    """Whether the amplification is within a factor of two of the paper's, and W at least twice as large as by chance there."""
+    """Return whether the amplification is within a factor of two of the paper's, and `inside` is at least 2."""
     return 0.5 <= factor / PAPER_AMPLIFICATION[r] <= 2 and inside >= 2

@@ -71,7 +71,7 @@ class SubspaceRun(Run):
 
 
 def size(model: Trainable) -> int:
-    """D: the number of a model's parameters."""
+    """Return D, the number of parameters of a model."""
     return sum(p.value.size for _, p in model.named_parameters())
 
 
@@ -79,25 +79,23 @@ def size(model: Trainable) -> int:
 class Setting:
     """The size of the study.
 
-    dimensions: the first d to try; each is a constant factor above the one before, and the search for d90 continues by this factor.
-    lrs: base → the first learning rates of full training. In a subspace they are multiplied by √(D/d): AdamW moves each zⱼ by
-        the learning rate and so each weight by √(d/D) times that. With this factor the weights move as far as in full training.
-    share, resolution: the share of the gain that d90 must reach, and the factor within which d90 is found.
-    margin: if the first seed is further than this from `share`, it alone decides; otherwise the mean over all seeds does.
-    control: a d at which a dense subspace is compared with the sparse one, in fine-tuning the first base.
+    In a subspace the learning rates are multiplied by √(D/d): AdamW moves each zⱼ by the learning rate, and so each weight by
+    √(d/D) times this rate. With the factor the weights move as far as in full training.
     """
 
     bases: Sequence[str] = ("tiny", "random")
+    # the first d to try; the search for d90 continues by the same factor
     dimensions: Sequence[int] = (1024, 4096, 16384, 65536, 262144)
+    # base → the first learning rates of full training
     lrs: tuple[tuple[str, tuple[float, ...]], ...] = (
         ("tiny", (1e-3, 2e-3, 4e-3)),
         # many rates: from random weights the loss may fall, rise and fall again as the rate grows
         ("random", (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)),
     )
-    share: float = 0.9
-    resolution: float = 2**0.5
-    margin: float = 0.05
-    control: int | None = None
+    share: float = 0.9  # the share of the gain that d90 must reach
+    resolution: float = 2**0.5  # the factor within which d90 is found
+    margin: float = 0.05  # further than this from `share` the first seed decides alone, nearer the mean over all seeds
+    control: int | None = None  # a d at which a dense subspace is compared with the sparse subspace
     bracket: bool = True  # extend a sweep if its best learning rate is at its edge
     seeds: Sequence[int] = (0, 1, 2)
     steps: int = 200
@@ -118,8 +116,8 @@ QUICK = Setting(
 class SubspaceSearch:
     """Trains one base in subspaces of many d: a sweep of learning rates with the first seed, and other seeds near the goal.
 
-    done: d → one row per seed at the best learning rate of d (D: full training). tried: the rows of the sweeps. repeats: the rows
-    of the other seeds.
+    The attribute `done` has one row per seed at the best learning rate of each d (D: full training), `tried` the rows of the
+    sweeps, and `repeats` the rows of the other seeds.
     """
 
     def __init__(
@@ -154,11 +152,11 @@ class SubspaceSearch:
         self.repeats += repeats
 
     def gain(self, d: int) -> float:
-        """The gain with d dimensions in nats per byte: the mean over the seeds that were trained."""
+        """Return the gain with d dimensions in nats per byte: the mean over the seeds that were trained."""
         return statistics.mean(row["heldout"][0] - row["final"] for row in self.done[d])
 
     def reaches(self, d: int) -> bool:
-        """Whether d dimensions reach the share of the gain. A new d is first trained at the best rates of the neighbouring d."""
+        """Return whether d dimensions reach the share of the gain. A new d is trained at the best rates of its neighbours."""
         if d not in self.done:
             beside = [*sorted(k for k in self.done if k < d)[-1:], *sorted(k for k in self.done if k > d)[:1]]
             rates = {rounded(self.done[k][0]["lr"] / math.sqrt(self.D / k), 2) for k in beside}
@@ -168,7 +166,7 @@ class SubspaceSearch:
         return self.gain(d) >= self.setting.share * self.gain(self.D)
 
     def rows(self, full_gain: float) -> list[Row]:
-        """The rows of all runs: phase "sweep", and phase "seeds" with the share of `full_gain`."""
+        """Return the rows of all runs: phase "sweep", and phase "seeds" with the share of `full_gain`."""
         keys = ("base", "projection", "seed", "lr", "final", "validation")
 
         def row(run: Row, phase: str) -> Row:
@@ -215,6 +213,6 @@ def intrinsic_dimension(setting: Setting = FULL, workers: int = 2, folder: str |
 
 
 def lora_parameters(ranks: Sequence[int] = (1, 2, 4, 8, 16, 64)) -> dict[str, int]:
-    """Rank → the number of parameters of LoRA in all linear layers of "tiny"."""
+    """Return for each rank the number of parameters of LoRA in all linear layers of "tiny"."""
     adapted = {r: get_peft_model(load_model("tiny"), LoraConfig(r=r, target_modules="all-linear")) for r in ranks}
     return {str(r): costs.count(model).trainable for r, model in adapted.items()}

@@ -50,14 +50,14 @@ def deltas(trained: Trainable, base: Transformer) -> dict[str, np.ndarray]:
 
 
 def layer_and_module(name: str) -> dict[str, Any]:
-    """The cells layer and module of a name: "model.layers.2.self_attn.q_proj" → {"layer": 2, "module": "q_proj"}."""
+    """Split a name: "model.layers.2.self_attn.q_proj" → {"layer": 2, "module": "q_proj"}."""
     parts = name.split(".")
     return {"layer": int(parts[2]), "module": parts[-1]}
 
 
 @cache
 def random_spectrum(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
-    """The singular values of a normal random matrix (out, in), which has no structure."""
+    """Return the singular values of a normal random matrix (out, in), which has no structure."""
     return np.linalg.svd(np.random.default_rng(seed).standard_normal(shape), compute_uv=False)
 
 
@@ -82,7 +82,7 @@ def measure(run: Run | FineTuning) -> Row:
 
 
 def powers_of_two(n: int) -> list[int]:
-    """1, 2, 4, … up to n: the indices of the singular values that a row keeps, the largest value first."""
+    """Return 1, 2, 4, … up to n. A row keeps the singular values with these numbers; number 1 is the largest."""
     return [2**i for i in range(n.bit_length())]
 
 

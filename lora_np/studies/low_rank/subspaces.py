@@ -137,7 +137,7 @@ def subspaces(setting: Setting = FULL, workers: int = 2, folder: str | Path | No
 
 
 def _compared(one: list, other: list, whole: bool) -> list[Row]:
-    """Compare two layers, each given as [A before training, A, B]: rows {of, d, i, j, phi}, with `whole` also the map of all φ."""
+    """Compare two layers, each given as [A before training, A, B]. Return rows {of, d, i, j, phi}, with `whole` also `map`."""
     (start1, A1, B1), (start2, A2, B2) = ([np.array(M) for M in three] for three in (one, other))
     pairs = {"A at the start": (start1, start2), "A": (A1, A2), "B": (B1.T, B2.T)}
     i, j = powers_of_two(len(A1)), powers_of_two(len(A2))
