@@ -32,7 +32,7 @@ def row(phase: str, final: float, seed: int = 0, spread: float = 0.003, **hyperp
 def swept(
     final: float, best: float, width: int = 2, near: bool = False, **hyperparameters: Any
 ) -> list[dict[str, Any]]:
-    """Learning rates around `best` with a parabola of losses, and every seed at the best rate; with `near` at its neighbours too."""
+    """Learning rates around `best` with a parabola of losses, and every seed at the best rate (`near`: at its neighbours too)."""
     rows = [row("sweep", final + 0.01 * n * n, lr=best * 2.0**n, **hyperparameters) for n in range(-width, width + 1)]
     rows += [row("seeds", final, seed, lr=best, **hyperparameters) for seed in SEEDS]
     if near:
