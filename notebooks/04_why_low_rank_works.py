@@ -120,7 +120,7 @@ plots.scene_3d(decomposition);
 #
 # Two numbers describe how fast singular values fall. Both are computed from one list of singular values.
 #
-# - *rank90:* the smallest $r$ whose top $r$ directions hold 90 % of the energy.
+# - *rank90:* the smallest $r$ for which the top $r$ directions hold 90 % of the energy.
 # - *Effective rank* (Roy and Vetterli 2007): $e^{H}$ with $H = -\sum_i \tilde\sigma_i \ln \tilde\sigma_i$ and $\tilde\sigma_i = \sigma_i / \sum_j \sigma_j$. It is $n$ if $n$ singular values are equal and all others are 0.
 #
 # **Predict.** A random matrix of the shape of this $\Delta W$ has 64 directions, and most of them are needed for 90 % of its energy. How many does the learned $\Delta W$ need?

@@ -150,7 +150,7 @@ display(Markdown(findings.say(*(f"hyperparameters.{name}" for name in names))))
 
 # %% [markdown]
 # The argument from the first step predicts more than happens. Under $\alpha/\sqrt r$ the sum grows eightfold from $r = 1$ to $r = 64$, so the first step should be much too small at one end or much too large at the other. But its losses equal those of $\alpha/r$ within a few thousandths.
-# Only $\alpha = 2r$, whose first step is a sixteenth as large at $r = 1$ and four times as large at $r = 64$, is clearly different. So the first step alone does not explain why the best learning rate is independent of the rank.
+# Only $\alpha = 2r$ is clearly different: its first step is a sixteenth as large at $r = 1$ and four times as large at $r = 64$. So the first step alone does not explain why the best learning rate is independent of the rank.
 #
 # ## α
 #
@@ -169,7 +169,7 @@ for a, rows in groups(tables["alpha"].where(phase="seeds"), "lora_alpha").items(
 show(lines, {"α": "", "best η": "g", "× full fine-tuning's η": "g"})
 
 # %% [markdown]
-# The left panel answers whether $\alpha$ is more than another learning rate: with its own best rate, nearly every $\alpha$ ends alike. So the ratio of LoRA's best learning rate to full fine-tuning's depends on $\alpha$. Whoever gives the ratio must give $\alpha$ too.
+# The left panel answers whether $\alpha$ is more than another learning rate: with its own best rate, nearly every $\alpha$ ends alike. So the ratio of LoRA's best learning rate to full fine-tuning's depends on $\alpha$. If you report this ratio, report $\alpha$ too.
 #
 # The right panel shows how the best rate depends on $\alpha$. If only $B$ moved, $\Delta W = sBA$ would be proportional to $\alpha\,\eta$. If both factors move far from their start, it is proportional to $\alpha\,\eta^2$. The dashed lines keep one of these two products constant, and the measured rates lie between them.
 #

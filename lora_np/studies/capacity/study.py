@@ -113,11 +113,6 @@ def strings(count: int, length: int, seed: int) -> np.ndarray:
     return np.concatenate([digits, rng.integers(0, n, (count, length))], axis=1)
 
 
-def text(tokens: Sequence[int]) -> str:
-    """Return the tokens as characters of the alphabet."""
-    return "".join(ALPHABET[token] for token in tokens)
-
-
 def batch(rows: np.ndarray) -> Batch:
     """Return tokens and targets, both (b, KEY + length − 1), of strings (b, KEY + length). Names are not counted as targets."""
     targets = rows[:, 1:].copy()
