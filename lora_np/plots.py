@@ -40,10 +40,10 @@ from .studies.low_rank.intrinsic_pictures import intrinsic_dimension
 from .studies.low_rank.rank_reduction_pictures import (
     decomposition_2d,
     photograph,
-    scene_3d,
     singular_values,
     truncated_loss,
 )
+from .studies.low_rank.scene_picture import scene_3d
 from .studies.low_rank.spectra_pictures import rank_by_layer
 from .studies.low_rank.subspaces_pictures import amplification_chart, similarity_maps
 from .studies.methods.comparison_pictures import (

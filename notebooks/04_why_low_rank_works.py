@@ -13,388 +13,429 @@
 # %% [markdown]
 # # Why low rank works
 #
-# Full fine-tuning changes every number of a model. LoRA insists that each change, $\Delta W = BA$, has a low rank. Why does that cost so little?
-# One answer is that a change which is learned has fewer directions than one made of as many random numbers. Here is how many it has.
+# Full fine-tuning changes each weight matrix $W$ by some matrix $\Delta W$. LoRA allows only changes of low rank, $\Delta W = s\,BA$. Why does this restriction cost so little?
+#
+# **You will learn** to
+#
+# - compute the best approximation of a matrix by a product $BA$ of rank $r$, and its error from the singular values;
+# - explain the difference between the rank of a learned $\Delta W$ and the rank that its loss needs;
+# - compare the directions of two runs with the similarity $\varphi$, and decide which of its values are chance.
+#
+# **Before you start:** [notebook 02](02_lora_from_one_equation.ipynb), and the singular value decomposition (SVD): $M = U \Sigma V^\top$ with orthonormal columns in $U$ and $V$ and singular values
+# $\sigma_1 \ge \sigma_2 \ge \dots \ge 0$ on the diagonal of $\Sigma$.
+#
+# *Reading: 60 minutes. Running: about 30 seconds.*
 
 # %%
 import numpy as np
+from IPython.display import Markdown, display
 
 from lora_np import load_model, plots
 from lora_np.report.pictures import photograph
-from lora_np.studies.harness.table import Table, show
+from lora_np.report.results import Findings
+from lora_np.studies.harness.table import Table, groups, median, show
 from lora_np.studies.harness.tiny_task import Run
-from lora_np.studies.low_rank import claims as low_rank
 from lora_np.studies.low_rank import intrinsic_toy, rank_reduction, spectra, subspaces
 from lora_np.training.subspace import DenseProjection, SparseProjection
 
-ranks = Table.load("../figures/data/spectra.json")
-plots.rank_by_layer(ranks);
+findings = Findings("../figures")
+rng = np.random.default_rng(0)
 
 # %% [markdown]
-# For each matrix of "tiny" and of a real language model, how many directions hold 90 % of the change that it learned; in ink a random matrix of the
-# same shape, and what share of its count full fine-tuning's change has. This notebook shows where the picture comes from. It begins with a blunter question (how many *numbers* does a task need, wherever they act?), and then asks of *rank*: how many
-# directions of each matrix a change needs, whether two runs find the same ones, and what the frozen weight already had in them.
+# ## The best product of rank r
 #
-# ## Training in a random subspace
+# $B$ has the shape (out, r) and $A$ the shape (r, in). The product $BA$ is a sum of $r$ columns of $B$ times rows of $A$, so its rank is at most $r$.
 #
-# Li et al. (2018) freeze the weights $\theta_0$ and train $z$ alone, through a fixed random matrix $P$ with orthonormal columns:
-#
-# $$\theta = \theta_0 + P z, \qquad \frac{\partial L}{\partial z} = P^\top \frac{\partial L}{\partial \theta},
-# \qquad \theta \in \mathbb{R}^D,\; z \in \mathbb{R}^d$$
-#
-# The smallest $d$ that still learns the task is its *intrinsic dimension*. For a task whose answer is known, take $D = 1000$ weights and ask that
-# each of ten blocks of a hundred has a given sum:
-#
-# $$L(\theta) = \sum_{b=1}^{10} \Big(\sum_{i \in b} \theta_i - t_b\Big)^2$$
-#
-# **Predict.** What is the smallest $d$ with which a random subspace of $\mathbb{R}^{1000}$ holds a point of loss 0?
-
-# %%
-D, d, seed = 1000, 10, 0
-C, t = intrinsic_toy.constraints(D)  # (10, D): 1 where a weight is in the block; (10,)
-P = np.linalg.qr(np.random.default_rng(seed).standard_normal((D, d)))[0]  # (D, d), orthonormal columns
-M = C @ P  # (10, d): the sums as functions of z
-z = np.linalg.lstsq(M, t, rcond=None)[0]  # (d,): the best z there is, no learning rate needed
-print(f"d = {d}: loss {((M @ z - t) ** 2).sum():.1e}")
-for kind in (DenseProjection, SparseProjection):
-    table = intrinsic_toy.toy(kind, seed)
-    print(f"\n{kind.__name__}: the intrinsic dimension is {table.settings['intrinsic_dimension']}")
-    print("  loss by d: " + ", ".join(f"{row['d']}: {row['loss']:.0e}" for row in table.rows[7:12]))
-
-# %% [markdown]
-# Exactly as many as there are sums. Is that so whatever $D$ is?
-
-# %%
-for D in (100, 1000, 10_000):
-    found = [intrinsic_toy.toy(kind, seed, D).settings["intrinsic_dimension"] for kind in (DenseProjection, SparseProjection)]
-    print(f"D = {D:6,}: the intrinsic dimension is {found[0]} with a dense P, {found[1]} with a sparse one")
-
-# %% [markdown]
-# It counts what the task asks, not what the model has. With one dimension less a little loss remains, and often very little: that is why "90 % of
-# the performance" is a softer question than "all of it".
-#
-# A dense $P$ for "tiny" and $d = 50{,}000$ would hold fifty billion numbers. The second kind of $P$ has one entry in each row: the weights are dealt
-# into $d$ groups, and each $z_j$ moves one group, each weight with a random sign. Its columns are orthonormal too, exactly, and a product costs one
-# read of each weight.
-
-# %%
-D, d = 1000, 37
-sparse = SparseProjection(D, d)
-rng = np.random.default_rng(1)
-z, theta = rng.standard_normal(d), rng.standard_normal(D)
-Pz = z[sparse.group] * sparse.entry  # (D,): forward
-PTtheta = np.bincount(sparse.group, sparse.entry * theta, d)  # (d,): its transpose, the backward
-print("⟨Pz, θ⟩ − ⟨z, Pᵀθ⟩ =", Pz @ theta - z @ PTtheta, "   ‖Pz‖/‖z‖ =", np.linalg.norm(Pz) / np.linalg.norm(z))
-
-# %% [markdown]
-# ## d90 of a language model
-#
-# A language model's loss never reaches 0, so the usual question is softer. Call the loss before training less that after it the *gain*: $d_{90}$ is the smallest $d$ that gains 90 % of what
-# full training gains in as many steps. Two starts learn the same Python code: "tiny", which has read English (fine-tuning), and its architecture with random weights (from scratch). The
-# search quadruples $d$ until it reaches the line, and then bisects; each $d$ has its own best learning rate.
-#
-# **Predict.** Does fine-tuning need fewer numbers than learning from nothing? And does a random subspace need more of them than LoRA, whose $BA$ has a structure?
-
-# %%
-dimension, by_lora = (Table.load(f"../figures/data/{name}.json") for name in ("intrinsic_dimension", "convergence"))
-plots.intrinsic_dimension(dimension, by_lora);
-
-# %%
-s = dimension.settings
-print(f"{'start':14}{'d':>10}{'of D':>9}{'rate of z':>11}{'share of the gain':>19}   seeds")
-curves = {}
-for base in s["d90"]:
-    name = {"tiny": "fine-tuning", "random": "from scratch"}[base]
-    for d in sorted({row["d"] for row in dimension.where(phase="seeds", base=base, projection="sparse")}):
-        rows = dimension.where(phase="seeds", base=base, projection="sparse", d=d)
-        curves.setdefault(base, {})[d] = share = np.mean([row["share"] for row in rows])
-        mark = "   ← d90" if d == s["d90"][base] else ""
-        print(f"{name:14}{d:10,}{d / s['D']:9.2%}{rows[0]['lr']:11.3g}{share:19.1%}   {len(rows)}{mark}")
-    full = dimension.where(phase="seeds", base=base, d=s["D"])
-    start, end = (np.mean([row[key] for row in full]) for key in ("start", "final"))
-    print(f"{name:14}with all: {start:.3f} → {end:.3f} nats a byte")
-    if start > s["unigram"]:
-        print(f"{'':14}byte frequencies alone reach {s['unigram']:.3f}: {(start - s['unigram']) / (start - end):.0%} of that gain")
-    print()
-print(f"d90 is known within a factor of {s['resolution']:.2g}\n")
-random_d, random_share = np.array(list(curves["tiny"])), list(curves["tiny"].values())
-for r, count in s["lora"].items():
-    recovered = [row["recovered"] for row in by_lora.where(phase="seeds", method="lora", r=int(r), target_modules="all-linear")]
-    line = np.interp(np.log(count), np.log(random_d), random_share)
-    print(f"LoRA r = {r:>2}: {count:8,} numbers, {np.mean(recovered):.0%} of the gain; a random subspace of as many, between the measured ones: {line:.0%}")
-
-# %% [markdown]
-# Four things to read here.
-#
-# - Aghajanyan et al. (2020) found some 200 dimensions enough for RoBERTa to learn a classification. Here the task is another *language*, the
-#   model is small, and fine-tuning's $d_{90}$ is hundreds of times that. A small intrinsic dimension is no law; it belongs to a model and a task.
-# - From scratch fewer numbers reach 90 %, where the papers found more. But the two shares are of different gains. From random weights most of
-#   the gain is cheap (the line on byte frequencies), and 90 % of it ends far above the loss at which fine-tuning *starts*.
-# - The curve from scratch is rough: somewhere more numbers gain *less*, at any of the eight rates that were tried. Over the rates the loss has two valleys, one near full training's own rate (times $\sqrt{D/d}$) and
-#   one far above it. Few numbers do best in the upper one, many in the lower, and where it falls both are shallow. The search takes for granted that more is never less, so that this $d_{90}$ is a rough one.
-# - At an equal count of trained numbers, directions that are merely random do about as well here as directions with the structure of $BA$
-#   (the last lines). Mind that the random ones have an advantage: they move the embedding and the norms too, which LoRA leaves frozen (notebook 05 measures what those are worth).
-#   What LoRA's structure buys is something else: it can be computed without ever touching $D$ numbers, and merged.
-#
-# ## What a rank is
-#
-# A product $BA$, with $B$ (d, r) and $A$ (r, k), is a sum of $r$ columns times rows: whatever the numbers, its rank is at most $r$. The *best*
-# such product for a given matrix is known (Eckart and Young 1936): take $\Delta W = U \Sigma V^\top$ and keep the $r$ largest singular values,
+# For a given matrix $M$, the best product of rank $r$ is known (Eckart and Young 1936). Keep the $r$ largest singular values of $M = U \Sigma V^\top$, with $U_r$ (out, r), $\Sigma_r$ (r, r) and $V_r$ (in, r):
 #
 # $$B = U_r \sqrt{\Sigma_r}, \qquad A = \sqrt{\Sigma_r}\, V_r^\top, \qquad
-# \lVert \Delta W - BA \rVert_F = \sqrt{\sigma_{r+1}^2 + \sigma_{r+2}^2 + \dots}$$
+# \lVert M - BA \rVert_F = \sqrt{\sigma_{r+1}^2 + \sigma_{r+2}^2 + \dots}$$
 #
-# The error is exactly the tail of the singular values. Nothing about the matrix matters but how fast they fall.
+# The error depends only on the singular values that are left out. The next cell checks this for a random matrix.
 
 # %%
-matrix = rng.standard_normal((8, 6))
-U, sigma, Vt = np.linalg.svd(matrix, full_matrices=False)
+M = rng.standard_normal((8, 6))
+U, sigma, Vt = np.linalg.svd(M, full_matrices=False)  # (8, 6), (6,), (6, 6)
 r = 2
 B = U[:, :r] * np.sqrt(sigma[:r])  # (8, r)
 A = np.sqrt(sigma[:r])[:, None] * Vt[:r]  # (r, 6)
-print("error", np.linalg.norm(matrix - B @ A), " tail", np.sqrt((sigma[r:] ** 2).sum()))
+print(f"error                             {np.linalg.norm(M - B @ A):.12f}")
+print(f"from the singular values left out {np.sqrt((sigma[r:] ** 2).sum()):.12f}")
 
 # %% [markdown]
-# **Predict.** A photograph is a matrix too. Kept to rank 8 of 256, about what share of its numbers is left, and would you recognise the
-# person?
+# The sum of all $\sigma_i^2$ equals $\lVert M \rVert_F^2$. This sum is called the *energy* of $M$. The best product of rank $r$ keeps the share $(\sigma_1^2 + \dots + \sigma_r^2) / \sum_i \sigma_i^2$ of the energy.
+# If its relative error is $e$, this share is $1 - e^2$.
+#
+# A grey photograph is a matrix too. **Predict.** A product of rank 8 has about 6 % of the numbers of the photograph below. Can you recognise the person?
 
 # %%
 plots.photograph(photograph());
 
 # %% [markdown]
-# Rear Admiral Grace Hopper, from matplotlib's sample data. A relative error $e$ means that $1 - e^2$ of the energy (the sum of $\sigma^2$) is kept:
-# few directions hold most of a photograph, and still the eye misses much. **Predict.** Is a *learned change* simpler than that, or less simple: with
-# as large a share of its numbers, does its best product keep more of the energy?
+# The photograph is Rear Admiral Grace Hopper, from matplotlib's sample data. Eight directions hold most of the energy, but the face needs more of them.
 #
-# ## A change that was really learned
+# ## A learned change
 #
-# Fine-tune all of "tiny" on Python code for a short while (the committed tables used the full setting), and subtract. Beside one of the
-# $\Delta W$ stands the best product of rank 4.
+# Now take a change that was learned. The next cell fine-tunes all weights of "tiny" on Python code for 60 steps, and subtracts the weights of the base. The picture shows one of the $\Delta W$ beside its best product of rank 4.
+#
+# **Predict.** A photograph keeps most of its energy in a few directions. Does a learned $\Delta W$ keep more or less of its energy in as few directions?
 
 # %%
 run = Run("full", lr=2e-3, max_steps=60, eval_every=60)
-deltas = rank_reduction.learned_deltas(run)  # name → ΔW
+deltas = rank_reduction.learned_deltas(run)  # name → ΔW (out, in)
 decomposition = rank_reduction.decomposition(deltas, run)
 plots.decomposition_2d(decomposition);
 
 # %%
 def kept(matrix, r):
-    """(share of the numbers that a product of rank r has, share of the energy that the best one keeps)."""
+    """A product of rank r: its share of the numbers, and its share of the energy at best."""
     sigma = np.linalg.svd(matrix, compute_uv=False)
-    return r * sum(matrix.shape) / matrix.size, (sigma[:r] ** 2).sum() / (sigma**2).sum()
+    numbers = r * sum(matrix.shape) / matrix.size
+    return numbers, (sigma[:r] ** 2).sum() / (sigma**2).sum()
 
 
 image = np.array(photograph().rows[-1]["image"])
-shown = decomposition.rows[0]
-grey = image - image.mean()  # without the average brightness, which is one direction and most of the energy
-for what, matrix, r in (("photograph", image, 8), ("… less its mean", grey, 8), ("learned ΔW", deltas[rank_reduction.SHOWN], shown["r"])):
+delta = deltas[rank_reduction.SHOWN]  # v_proj in layer 2, (64, 128)
+matrices = {
+    "photograph": (image, 8),
+    "photograph minus its mean": (image - image.mean(), 8),
+    "learned ΔW": (delta, 4),
+}
+lines = []
+for name, (matrix, r) in matrices.items():
     numbers, energy = kept(matrix, r)
-    print(f"{what:17} rank {r}: {numbers:5.1%} of the numbers, relative error {np.sqrt(1 - energy):.0%}, {energy:.0%} of the energy")
+    lines.append({"matrix": name, "r": r, "numbers": numbers, "energy": energy})
+show(lines, {"matrix": "", "r": "", "numbers": ".1%", "energy": ".0%"})
 
 # %% [markdown]
-# Far less simple. What is drawn on the right is not the change but the third of its energy that four directions hold, and whether the model misses the
-# rest is a question for its loss, below.
+# The learned change is less simple than the photograph. Most of the photograph's energy is its mean brightness, which is a single direction. But the learned $\Delta W$ keeps less than the photograph without its mean, too.
 #
-# As a scene: on the left everything that full fine-tuning moved, on the right how few numbers a product of rank 4 has. B and A are the factors of the
-# cut, not of a LoRA run, and each group of columns has a scale of its own: no height of one side is to be compared with one of the other. (With
-# `%matplotlib widget`, from the package ipympl, it turns under the mouse.)
+# The next picture shows how few numbers $B$ and $A$ have. On the left are all numbers of $\Delta W$, on the right the numbers of its best product of rank 4. The two sides have separate scales, so compare the counts and not the heights.
 
 # %%
 plots.scene_3d(decomposition);
 
 # %% [markdown]
-# ## How many directions a learned change has
+# ## How many directions does a learned change have?
 #
-# Two counts of one list of singular values: the directions that hold 90 % of the energy, and the *effective rank* $e^{H(p)}$, with
-# $p_i = \sigma_i / \sum_j \sigma_j$ and $H = -\sum_i p_i \ln p_i$ (Roy and Vetterli 2007), which is $n$ for $n$ equal singular values.
+# Two numbers describe how fast singular values fall. Both are computed from one list of singular values.
 #
-# **Predict.** A random matrix needs most of its directions for 90 %. How many of as many does the learned $\Delta W$ above need?
+# - *rank90:* the smallest $r$ for which the top $r$ directions hold 90 % of the energy.
+# - *Effective rank* (Roy and Vetterli 2007): $e^{H}$ with $H = -\sum_i \tilde\sigma_i \ln \tilde\sigma_i$ and $\tilde\sigma_i = \sigma_i / \sum_j \sigma_j$. It is $n$ if $n$ singular values are equal and all others are 0.
+#
+# **Predict.** A random matrix of the shape of this $\Delta W$ has 64 directions, and most of them are needed for 90 % of its energy. How many does the learned $\Delta W$ need?
 
 # %%
-sigma = np.linalg.svd(deltas[rank_reduction.SHOWN], compute_uv=False)
-p = sigma / sigma.sum()
+sigma = np.linalg.svd(delta, compute_uv=False)  # (64,)
 energy = np.cumsum(sigma**2) / (sigma**2).sum()
-chance = spectra.random_spectrum(deltas[rank_reduction.SHOWN].shape)
-print(f"{shown['name']}, {' × '.join(map(str, deltas[rank_reduction.SHOWN].shape))}")
-print(f"{len(sigma)} directions; 90 % of the energy: {np.searchsorted(energy, 0.9) + 1}, random {spectra.rank_for_energy(chance)}")
-print(f"effective rank: {np.exp(-(p * np.log(p)).sum()):.1f}, random {spectra.effective_rank(chance):.1f}")
+share = sigma / sigma.sum()
+random_sigma = spectra.random_spectrum(delta.shape)
+lines = [
+    {
+        "matrix": "learned ΔW (v_proj, layer 2)",
+        "rank90": np.searchsorted(energy, 0.9) + 1,
+        "effective rank": np.exp(-(share * np.log(share)).sum()),
+    },
+    {
+        "matrix": "random matrix",
+        "rank90": spectra.rank_for_energy(random_sigma),
+        "effective rank": spectra.effective_rank(random_sigma),
+    },
+]
+show(lines, {"matrix": "", "rank90": "", "effective rank": ".1f"})
 plots.singular_values(rank_reduction.singular_values(deltas, run));
 
 # %% [markdown]
-# About half as many, and attention's changes are simpler than the MLP's. After the full setting, and on a real language model, over all the matrices
-# of the first picture:
-
-# %%
-lines = []
-for model in ("tiny", "smollm2-135m"):
-    for method in ("full", "lora"):
-        rows = ranks.where(model=model, method=method)
-        keys = ("rank90", "effective_rank", "random_rank90")
-        ninety, effective, chance = (np.median([row[key] for row in rows]) for key in keys)
-        found = {"90 % of the energy": ninety, "effective rank": effective, "of a random matrix": chance}
-        lines.append({"median over matrices": f"{model}, {method}"} | found)
-show(lines, {"median over matrices": "", "90 % of the energy": "g", "effective rank": ".1f", "of a random matrix": "g"})
-
-# %% [markdown]
-# Biderman et al. (2024) measured so on Llama-2-7B and found ranks 10 to 100 times LoRA's usual one. **Predict** from the table: how many times $r = 8$
-# is it here? And where is the change simplest, next to a random matrix of its shape?
-
-# %%
-for model in ("tiny", "smollm2-135m"):
-    rows = ranks.where(model=model, method="full")
-    modules = dict.fromkeys(row["module"] for row in rows)
-    print(f"{model}: {np.median([row['rank90'] for row in rows]) / 8:.1f} × r = 8. The count as a share of a random matrix's, medians:")
-    for name, of in (("first layer", {0}), ("other layers", range(1, 1 + max(row["layer"] for row in rows)))):
-        here = [row for row in rows if row["layer"] in of]
-        by_module = {m: np.median([row["rank90"] / row["random_rank90"] for row in here if row["module"] == m]) for m in modules}
-        print(f"  {name:13}" + "  ".join(f"{m.removesuffix('_proj')} {share:.2f}" for m, share in by_module.items()))
-
-# %% [markdown]
-# A matrix of width $d$ has no more than $d$ directions, so a small model cannot show a factor of 100 however it learns. The keys and values have
-# the lowest counts because they have the fewest rows; as a share of chance they stand with the rest of attention, and attention stands below the
-# MLP. In the first layer some changes are simpler still: in "tiny" those of queries, keys, gate and up, in SmolLM2 those of all of attention.
+# The learned $\Delta W$ needs about half as many directions as a random matrix. The changes of attention have fewer directions than the changes of the MLP.
 #
-# Full fine-tuning's change is not of low rank, then; it is of *lower* rank than chance. And LoRA, which learned the voice about as well (notebook 10),
-# has most of its change in fewer directions than the eight it was given, on SmolLM2. (On "tiny" it uses nearly all of them evenly: its
-# effective rank is close to 8.) A low rank suffices, but not because full fine-tuning would have found one.
+# That was one short run. The next picture has the longer runs: all matrices of "tiny" (which learns code) and of SmolLM2-135M, a real language model (which learns to answer in the voice of a lighthouse keeper).
+# Each dot is one layer, and each method has its best learning rate. The number beside each black bar is the count of full fine-tuning divided by the count of a random matrix.
+#
+# **Predict.** Biderman et al. (2024) found ranks that are 10 to 100 times as high as LoRA's usual rank, on Llama-2-7B. How many times $r = 8$ is it here?
+
+# %%
+ranks = Table.load("../figures/data/spectra.json")
+plots.rank_by_layer(ranks);
+
+# %% jupyter={"source_hidden": true}
+# prints the medians over all matrices of each model and method
+lines = []
+for (model, method), rows in groups(ranks.rows, "model", "method").items():
+    lines.append({
+        "model": model,
+        "method": method,
+        "rank90": median(rows, "rank90"),
+        "rank90 of a random matrix": median(rows, "random_rank90"),
+        "effective rank": median(rows, "effective_rank"),
+    })
+show(lines, dict(zip(lines[0], ("", "", "g", "g", ".0f"), strict=True)))
+display(Markdown(findings.say("low_rank.times_r.tiny", "low_rank.times_r.smollm2-135m")))
+
+# %% [markdown]
+# A matrix of width $d$ has at most $d$ directions. So a small model cannot reach a factor of 100, however it learns. The keys and values have the lowest counts because they have the fewest rows. Relative to a random matrix, they are like the rest of attention.
+#
+# So full fine-tuning's change does not have a low rank. It has a *lower* rank than chance. LoRA learns the voice about as well (notebook 10), and on SmolLM2 most of its change lies in fewer directions than the eight that it may use.
+# A low rank is enough, but full fine-tuning does not find a low rank by itself.
 #
 # ## From energy to loss
 #
-# Energy is not what we train for. So cut every $\Delta W$ of the fully fine-tuned model to its top $r$ directions, and test it on code it has not
-# seen. **Predict** from the last picture, where the top eight directions hold less than a third of the MLP's energy: at which rank is 95 % of the
-# gain kept?
-
-# %%
-plots.truncated_loss(Table.load("../figures/data/truncated_loss.json"));
-
-# %% [markdown]
-# The loss asks for fewer directions than the energy does. Below are the shares that some ranks keep, of this model and of the one that you just
-# trained, for a shorter while:
+# Training minimises the loss, and the energy of $\Delta W$ is only a proxy for it. So cut every $\Delta W$ of a fully fine-tuned model to its top $r$ directions, and measure the loss on code that the model has not read.
+#
+# **Predict.** In the picture of singular values, the top eight directions hold about half of the energy in attention and less in the MLP. At which rank is 95 % of the gain kept? (The *gain* is the loss before training minus the loss after it.)
 
 # %%
 cut = Table.load("../figures/data/truncated_loss.json")
-now = rank_reduction.truncated_loss(deltas, run, ranks=(1, 4, 8, 16, 64))
-for table in (cut, now):
-    s = table.settings
-    gains = {row["r"]: (s["base_loss"] - row["heldout_loss"]) / (s["base_loss"] - s["full_loss"]) for row in table.rows}
-    said = ", ".join(f"r = {r} {gain:.0%}" for r, gain in gains.items())
-    print(f"{s['max_steps']} steps at {s['lr']:g} gain {s['base_loss'] - s['full_loss']:.3f} nats a byte; kept: {said}")
-plots.truncated_loss(now);
+plots.truncated_loss(cut);
+
+# %%
+names = ("energy.top8", "gain_kept.r4", "gain_kept.r16")
+display(Markdown(findings.say(*(f"low_rank.{name}" for name in names))))
 
 # %% [markdown]
-# Here fewer directions carry the gain. Two things differ from the picture before, the number of steps and the learning rate, so that it cannot be said
-# which of them does it (Try 4). Where a cut keeps more than 100 %, it ends *better* than all of $\Delta W$: on text that nobody has read, some of
-# what the last directions hold is noise, and leaving it out helps.
+# The loss needs fewer directions than the energy. The next cell makes the same cut for the model that you trained above.
+
+# %%
+shown = (1, 4, 8, 16, 64)
+now = rank_reduction.truncated_loss(deltas, run, ranks=shown)
+lines = []
+for table in (cut, now):
+    s = table.settings
+    gain = s["base_loss"] - s["full_loss"]
+    kept_by = {row["r"]: (s["base_loss"] - row["heldout_loss"]) / gain for row in table.rows}
+    lines.append({"steps": s["max_steps"], "η": s["lr"], "gain": gain})
+    lines[-1] |= {f"r = {r}": kept_by[r] for r in shown}
+show(lines, {"steps": "", "η": "", "gain": ".3f"} | {f"r = {r}": ".0%" for r in shown})
+
+# %% [markdown]
+# In the shorter run fewer directions carry the gain. The two runs differ in their steps and in their learning rates, so the table does not say which of the two is the reason (Try 2 and 3).
+#
+# A cut can keep more than 100 %. Then the cut model is *better* than the uncut model on text that it has not read: some of the last directions hold noise.
 #
 # ## Do two runs find the same directions?
 #
-# If a task has its few directions, LoRA runs of another rank or seed should find them too. Hu et al. (2021, §7.2) compare the span of the top $i$ right
-# singular vectors of $A$ in one run with that of the top $j$ in another. (Of $B$ the left ones: $A$ says what is read from the
-# input, $B$ what is written to the output.)
+# If a task has a few directions of its own, LoRA runs with another rank or seed should find them again. Hu et al. (2021, §7.2) compare the top $i$ right singular vectors of $A$ in one run, $V_1$ (d, i), with the top $j$ in
+# another run, $V_2$ (d, j):
 #
-# $$\varphi(i, j) = \frac{\lVert U_i^\top V_j \rVert_F^2}{\min(i, j)}, \qquad 0 \le \varphi \le 1, \qquad
-# \text{for random spans of } \mathbb{R}^d: \; \mathbb{E}\,\varphi = \frac{\max(i, j)}{d}$$
+# $$\varphi(i, j) = \frac{\lVert V_1^\top V_2 \rVert_F^2}{\min(i, j)}, \qquad 0 \le \varphi \le 1$$
+#
+# $\varphi$ is 1 if one span contains the other, and 0 if the two spans are orthogonal. The right singular vectors of $A$ are the directions of the input that the adapter *reads*. For $B$, take the left singular vectors: the directions of the output that it *writes*.
+#
+# **Predict.** What is $\varphi$ of two *random* spans in $d = 128$ dimensions, with $i = 8$ and $j = 64$?
 
 # %%
 d, i, j = 128, 8, 64
 drawn = []
 for _ in range(200):
-    U, V = (np.linalg.qr(rng.standard_normal((d, n)))[0] for n in (i, j))  # (d, i), (d, j)
-    drawn.append(np.linalg.norm(U.T @ V) ** 2 / min(i, j))
-print(f"φ of random spans: {np.mean(drawn):.4f} ± {np.std(drawn) / np.sqrt(len(drawn)):.4f}, max(i, j)/d = {max(i, j) / d:.4f}")
+    V1, V2 = (np.linalg.qr(rng.standard_normal((d, n)))[0] for n in (i, j))  # (d, i), (d, j)
+    drawn.append(np.linalg.norm(V1.T @ V2) ** 2 / min(i, j))
+error = np.std(drawn) / np.sqrt(len(drawn))
+print(f"φ({i}, {j}) of random spans: {np.mean(drawn):.4f} ± {error:.4f}")
+print(f"max(i, j)/d:            {max(i, j) / d:.4f}")
 
 # %% [markdown]
-# Mind the baseline: on "tiny" 64 directions are half of all there are, and by chance alone $\varphi$ is a half there. (In the paper $d$ is 12,288.)
-# **Predict.** Which corner of the map can tell anything, then: the one of small $i$ and $j$, or the one of large?
+# For random spans the mean of $\varphi(i, j)$ is $\max(i, j)/d$. On "tiny", 64 directions are half of all 128 directions, so $\varphi$ is 0.5 by chance. (In the paper $d$ is 12,288, and chance is nearly 0.)
+#
+# **Predict.** In which corner of the maps below is chance small, so that a large $\varphi$ means something?
 
 # %%
 compared = Table.load("../figures/data/subspaces.json")
 plots.similarity_maps(compared);
 
-# %%
-def phi(of, r, n):
-    """φ(n, n) of q_proj, every pair of layers and runs, and its chance."""
-    rows = compared.where(kind="similarity", of=of, r=r, module="q_proj")
-    return [row["phi"][row["i"].index(n)][row["j"].index(n)] for row in rows], n / rows[0]["d"]
-
-
-for r in ([8, 64], [64, 64]):
+# %% jupyter={"source_hidden": true}
+# prints φ(1, 1) and φ(8, 8) of q_proj: median and range over layers and pairs, and chance
+lines = []
+for pair in ("r8-r64", "r64-r64"):
     for of in ("A", "B"):
-        print(f"r = {r[0]:2} and r = {r[1]}, {of}", end="")
         for n in (1, 8):
-            found, by_chance = phi(of, r, n)
-            print(f"   φ({n}, {n}) {np.median(found):.3f} ({min(found):.2f} to {max(found):.2f}), {np.median(found) / by_chance:4.1f} × chance", end="")
-        print()
+            found = findings[f"low_rank.phi.{of}.{pair}.top{n}"]
+            lines.append({"runs": pair.replace("-", ", "), "of": of, "φ": f"φ({n}, {n})"})
+            least, most = found.spread
+            lines[-1] |= {"median": found.value, "least": least, "most": most, "chance": n / d}
+show(lines, dict(zip(lines[0], ("", "", "", ".3f", ".3f", ".3f", ".3f"), strict=True)))
 
 # %% [markdown]
-# The upper left corner, of small $i$ and $j$: there chance is near 0. The left column is chance, and the middle one looks the same: what two runs
-# *read* with $A$ is as different at the end as at the start. (That does not say that $A$ stays where it began. Each run's $A$ may have moved
-# far, to a place of its own.) What a run *writes* is another matter: the columns of $B$ start at nothing, training alone has put them there, and two
-# runs agree on them more than chance would, most of all on the first one. But the pairs of layers and runs differ much, and in the median less than
-# a half of the top direction is shared. The paper found a top direction of $A$ shared by more than a half in GPT-3; here none is.
+# The upper left corner, with small $i$ and $j$, is the informative one.
 #
-# So the picture of a task with its one small subspace, which every run must find, is too simple for this model. If two runs can read so
-# differently and do as well, could one leave $A$ at its random start? LoRA-FA (Zhang et al. 2023) does, for another reason: where $A$ has no
-# gradient its input $x$ need not be kept, which saves memory. Here is what it costs, over all linear layers, each at its own best rate (notebook 09):
-
-# %%
-by_method = Table.load("../figures/data/comparison.json")
-ends = {method: {row["seed"]: row["final"] for row in by_method.where(phase="seeds", method=method)} for method in ("lora", "lora-fa")}
-costs = [ends["lora-fa"][seed] - loss for seed, loss in ends["lora"].items()]
-means = {method: np.mean(list(of.values())) for method, of in ends.items()}
-print(f"LoRA ends at {means['lora']:.3f}, LoRA-FA at {means['lora-fa']:.3f} nats a byte; seed by seed {min(costs):+.3f} to {max(costs):+.3f}")
-
-# %% [markdown]
-# Less memory, and with every seed a somewhat higher loss: what $A$ learns is worth something.
+# - *A:* the map after training looks like the map before training. Two runs read different directions, as different as random ones. This does not mean that $A$ stays at its random start. Each $A$ may move far, but to a different place.
+# - *B:* $B$ starts at zero, so all its directions come from training. Two runs share more of them than chance, most of all the first direction. But the pairs of runs differ much, and the median of the first direction stays below 0.5.
 #
-# All pairs have two different seeds: with one seed the first layer's $A$ of $r = 8$ would be born with the first rows of that of
-# $r = 64$, and $\varphi$ would find them again.
+# The paper found that runs of GPT-3 share more than half of the top direction of $A$. That is not so here. A task does not have one small subspace that each run must find. Two runs may read differently and still do equally well.
+# (All pairs have two different seeds. With one seed, the first layer's $A$ of both runs would start with the same rows.)
 #
-# ## What the frozen weight had there
+# ## How large is W in the directions of ΔW?
 #
-# Does $\Delta W$ repeat what $W$ is strong in already? Project $W$ on the directions $U, V$ of $\Delta W$, and compare with its own top directions and
-# with random ones (Hu et al. 2021, §7.3, table 7):
+# Does $\Delta W$ repeat directions in which $W$ is already large? Let $U$ (out, r) and $V$ (in, r) be the top $r$ singular vectors of $\Delta W$. Then $\lVert U^\top W V \rVert_F$ is the size of $W$ in these directions. Hu et al. (2021, §7.3) call the following ratio the
+# *amplification*:
 #
 # $$\text{amplification} = \frac{\lVert \Delta W \rVert_F}{\lVert U^\top W V \rVert_F}$$
+#
+# They found that $W$ is many times as large there as in random directions, and that $\Delta W$ amplifies these directions. They conclude that LoRA amplifies features that $W$ has learned but does not emphasise. **Predict** whether a small model shows the same.
 
 # %%
-W = load_model("tiny").state_dict()[rank_reduction.SHOWN]
-one = subspaces.amplification(W, deltas[rank_reduction.SHOWN], r=4)
-print(f"full fine-tuning's ΔW of {shown['name']}, r = 4: " + ", ".join(f"{key} {value:.3g}" for key, value in one.items()))
+W = load_model("tiny").state_dict()[rank_reduction.SHOWN]  # (64, 128)
+one = subspaces.amplification(W, delta, r=4)
+directions = {"of ΔW": "in_delta", "of W itself": "in_W", "random": "in_random"}
+lines = [{"directions": name, "‖Uᵀ W V‖": one[key]} for name, key in directions.items()]
+show(lines, {"directions": "", "‖Uᵀ W V‖": ".2f"})
+print(f"\n‖ΔW‖ = {one['norm_delta']:.2f}, so the amplification is {one['factor']:.2f}.")
 plots.amplification_chart(compared);
 
 # %% [markdown]
-# The line above is one matrix, and full fine-tuning's change. The picture has LoRA's, of all matrices. The paper's numbers are those of a query matrix of GPT-3; ours beside them are the
-# median over the query matrices of all layers and over the seeds:
+# The table above is one matrix of the full fine-tuning that you ran. The picture has all matrices of LoRA runs. The next cell compares the query matrices with the query matrix of GPT-3 in the paper.
 
 # %%
-print(f"{'':8}{'W in ΔW over W in random directions':>38}{'GPT-3':>8}{'amplification':>16}{'GPT-3':>8}")
 for r in (4, 64):
-    inside, factor = low_rank.median_inside(compared, r, "q_proj"), low_rank.median_factor(compared, r, "q_proj")
-    print(f"r = {r:<4}{inside:38.2f}{low_rank.PAPER_INSIDE[r]:8.1f}{factor:16.2f}{low_rank.PAPER_AMPLIFICATION[r]:8.1f}")
+    names = (f"low_rank.{what}.q_proj.r{r}" for what in ("amplification", "inside"))
+    display(Markdown(findings.say(*names)))
 
 # %% [markdown]
-# What $W$ has in the directions of $\Delta W$ lies far from what it has in its own top ones: LoRA does not repeat the weight, and that is as in the
-# paper. But there these directions were not just any: $W$ had many times as much in them as in random ones, and LoRA amplified "features that
-# were learned but not emphasised". Here it has little more than by chance, and the amplification at $r = 4$ is a quarter of theirs.
+# - As in the paper, $\Delta W$ does not repeat the weight: $W$ is much smaller in the directions of $\Delta W$ than in its own top directions.
+# - Unlike in the paper, these directions are hardly special: $W$ is little larger there than in random directions. The amplification at $r = 4$ is about a quarter of the paper's.
+# - The amplification falls with the rank, as in the paper, because a larger rank includes more directions of $W$.
 #
-# The amplification falls with the rank, as the paper's does, because more directions of $W$ are counted in; at $r = 64$ they are half
-# of all that this small $W$ has, and $\Delta W$ is smaller than what lies there.
+# ## A different question: how many numbers does a task need?
 #
-# ## Why low rank works: what was seen
+# So far each matrix had its own rank. Li et al. (2018) ask about all weights together. Freeze the weights $\theta_0$ (all $D$ numbers of the model in one vector) and train only $z$, through a fixed random matrix $P$ with orthonormal columns. In this section $d$ is the
+# number of trained dimensions, and $z$ is not the logits:
 #
-# - A change that full fine-tuning learns has fewer directions than chance, and many more than LoRA's rank. It is no matrix of low rank.
-# - The loss needs fewer of them than the energy does: most of the gain lies in the first few, and that is what a low rank keeps.
-# - There is no one subspace that each run must find. What two runs read differs as much as at their start, what they write agrees in part.
-# - LoRA's change is neither a copy of what $W$ is strong in nor, on this model, what it had already and did not use.
+# $$\theta = \theta_0 + P z, \qquad dz = P^\top d\theta, \qquad \theta \in \mathbb{R}^D,\; z \in \mathbb{R}^d$$
 #
-# LoRA differs from all these cuts in one respect: it does not cut a finished change but trains within the rank from the start. What that reaches
-# is measured in notebook 05.
+# The smallest $d$ that still learns the task is the *intrinsic dimension* of the task. Take a toy whose answer is known. It has $D = 1000$ weights in ten blocks $b$ of a hundred, and each block must have a given sum $t_b$:
+#
+# $$L(\theta) = \sum_{b=1}^{10} \Big(\sum_{i \in b} \theta_i - t_b\Big)^2$$
+#
+# **Predict.** What is the smallest $d$ for which a random subspace contains a point with loss 0?
+
+# %%
+D = 1000
+C, t = intrinsic_toy.constraints(D)  # (10, D): 1 where a weight is in the block; (10,)
+for d in (8, 9, 10, 11):
+    P = np.linalg.qr(np.random.default_rng(0).standard_normal((D, d)))[0]  # (D, d)
+    M = C @ P  # (10, d): the ten sums as functions of z
+    z = np.linalg.lstsq(M, t, rcond=None)[0]  # (d,): the best z
+    print(f"d = {d:2}: smallest loss {((M @ z - t) ** 2).sum():.0e}")
+lines = []
+for D in (100, 1000, 10_000):
+    projections = (DenseProjection, SparseProjection)
+    dense, sparse = (intrinsic_toy.toy(P, D=D).settings for P in projections)
+    lines.append({"D": D, "dense P": dense["intrinsic_dimension"]})
+    lines[-1]["sparse P"] = sparse["intrinsic_dimension"]
+print("\nintrinsic dimension:")
+show(lines, {"D": ",", "dense P": "", "sparse P": ""})
+
+# %% [markdown]
+# The answer is ten, the number of constraints, for any $D$. With one dimension less, a small loss remains.
+#
+# For "tiny" and $d = 50{,}000$, a dense $P$ would have fifty billion numbers. The sparse $P$ has one entry per row: each weight belongs to one of $d$ groups, and $z_j$ moves all weights of group $j$, each with a random sign. Its columns are orthonormal too.
+#
+# The loss of a language model never reaches 0. So the usual question is softer: $d_{90}$ is the smallest $d$ that reaches 90 % of the gain of full training in as many steps. Two starts learn the same Python code: "tiny", which was trained on English (fine-tuning), and the
+# same architecture with random weights (from scratch).
+#
+# **Predict.** Does fine-tuning need fewer dimensions than training from scratch? And does a random subspace need more numbers than LoRA?
+
+# %%
+dimension = Table.load("../figures/data/intrinsic_dimension.json")
+plots.intrinsic_dimension(dimension, Table.load("../figures/data/convergence.json"));
+
+# %%
+display(Markdown(findings.say("low_rank.d90.tiny", "low_rank.d90.random")))
+
+# %% [markdown]
+# - Aghajanyan et al. (2020) found that some 200 dimensions are enough for RoBERTa on a classification task. Here the task is a new *language*, the model is small, and $d_{90}$ is hundreds of times larger. A small intrinsic dimension is a property of a model and a task.
+# - From scratch, fewer dimensions reach 90 %, but 90 % of a different gain. From random weights most of the gain is easy: the model first learns how frequent each byte is. After that it is still far above the loss at which fine-tuning *starts*.
+# - The curve from scratch falls once although $d$ grows. So its $d_{90}$ is a rough estimate.
+# - At equal numbers of parameters, random directions do about as well as LoRA (diamonds). The random directions also move the embedding and the norms, which LoRA freezes. The structure of $BA$ has another advantage: it needs no product with all $D$ weights, and it can be merged.
+#
+# ## Recap
+#
+# - The best product of rank $r$ keeps the $r$ largest singular values. Its error is the root of the sum of the other $\sigma_i^2$.
+# - A change that full fine-tuning learns has fewer directions than a random matrix, but many more than LoRA's rank.
+# - The loss needs fewer directions than the energy. Most of the gain lies in the first directions, and LoRA can use these.
+# - Two runs read different directions with $A$. They share some of the directions that they write with $B$.
+# - All these cuts were made after training. LoRA trains within its rank from the start. [Notebook 05](05_convergence.ipynb) measures what it reaches.
+#
+# ## Three questions
+#
+# 1. A product of rank 4 has a relative error of 80 %. Which share of the energy does it keep, and which error leaves half of the energy?
+#
+# <details><summary>Answer</summary>
+#
+# It keeps $1 - 0.8^2 = 36\,\%$ of the energy. An error of $\sqrt{0.5} \approx 71\,\%$ leaves half of it.
+#
+# </details>
+#
+# 2. Someone reports $\varphi(64, 64) = 0.55$ for two runs on a layer with $d = 128$. Is this a sign of shared directions?
+#
+# <details><summary>Answer</summary>
+#
+# Hardly. Random spans have $\varphi = 64/128 = 0.5$ on average.
+#
+# </details>
+#
+# 3. Why can the loss need a lower rank than the energy?
+#
+# <details><summary>Answer</summary>
+#
+# The energy counts all directions of $\Delta W$ by their size alone. The loss depends on the inputs and on the task: some directions hardly change the outputs for real text, and some hold noise of the training text.
+#
+# </details>
 #
 # ## Try
 #
-# 1. In the toy, let two of the ten sums be the same sum with the same target. What is the intrinsic dimension now?
-# 2. Compute $\Delta W$ for 10, 60 and 200 steps. Does its effective rank grow or shrink with training?
-# 3. Which module's $\Delta W$ has the flattest spectrum? Would you give it a higher rank? (`rank_pattern` in PEFT does this.)
-# 4. Train with a learning rate ten times smaller. Is the rank of $\Delta W$ a property of the task, or of how one trains?
-# 5. The cut of rank 4 has a relative error of some 80 %. Why is that still more than a third of the energy? What error leaves a half?
+# 1. In the toy, make two of the ten sums equal: `C[1] = C[0]; t[1] = t[0]`. What is the intrinsic dimension now?
+#
+# <details><summary>Hint</summary>
+#
+# Repeat the loop over `d` with 7, 8, 9 and 10. How many different constraints are there?
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# Nine. Two equal sums with equal targets are one constraint, so nine different constraints remain. With $d = 9$ the loss is rounding error, with $d = 8$ it is not.
+#
+# </details>
+#
+# 2. Compute the median effective rank and the median rank90 of all $\Delta W$ after 10, 60 and 200 steps. Do they grow or shrink with training?
+#
+# <details><summary>Hint</summary>
+#
+# Change `max_steps` and `eval_every` of `Run`, then use `spectra.effective_rank` and `spectra.rank_for_energy` on the singular values of each matrix in a layer.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# Both shrink first and then hardly change: the median rank90 is 41, 36 and 37, the median effective rank 83, 78 and 77. The loss is another matter. A cut to rank 4 keeps 158 % of the gain after 10 steps, 85 % after 60 and 64 % after 200: with more steps, more directions carry the gain.
+#
+# </details>
+#
+# 3. Train with `lr=2e-4`, a tenth of the learning rate, for 60 steps. Is the rank of $\Delta W$ a property of the task alone?
+#
+# <details><summary>Hint</summary>
+#
+# Compare the rank90, and the shares of the gain that the cuts of `truncated_loss` keep.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# No. With a tenth of the learning rate, 60 steps gain nearly as much, and the median rank90 falls from 36 to 28 (with `lr=1e-3` it is 34). Yet a cut to rank 8 keeps less of the gain, 84 % instead of 97 %. The rank of $\Delta W$ depends on how the model was trained.
+#
+# </details>
+#
+# 4. Which module has the flattest spectrum, relative to a random matrix? Would you give it a higher rank? (`rank_pattern` of `LoraConfig` sets ranks per module.)
+#
+# <details><summary>Hint</summary>
+#
+# In the table `ranks`, compare `rank90 / random_rank90` by `module`, or read the numbers in the picture of all layers.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# The modules of the MLP are flattest, in both models. A flat spectrum means that a cut to rank $r$ loses more energy there, so a higher rank is a reasonable try. But energy is not loss: only a comparison of losses at equal numbers of parameters can decide.
+#
+# </details>
+#
+# Continue with [Convergence](05_convergence.ipynb).

@@ -6,6 +6,7 @@ import doctest
 import importlib
 import pkgutil
 
+import matplotlib.pyplot as plt
 import pytest
 
 import lora_np
@@ -19,4 +20,5 @@ MODULES = sorted(
 def test_the_examples_of_a_module(name):
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     report = doctest.testmod(importlib.import_module(name), optionflags=options)
+    plt.close("all")  # the figures of the examples
     assert report.failed == 0, f"run `python -m doctest` on {name}: an example prints something else than it says"

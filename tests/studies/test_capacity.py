@@ -1,4 +1,4 @@
-"""Capacity is counted in bits that a model can prove it holds: none for one that knows nothing, all for one that recites."""
+"""Capacity is counted in bits: a model that knows nothing holds 0 bits, a model that recites all strings holds all bits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import lora_np as ln
 from lora_np.ops import IGNORE_INDEX
 from lora_np.studies.capacity import claims as claims_on_capacity
 from lora_np.studies.capacity import study as capacity
-from lora_np.studies.capacity.study import BITS, KEY, Epochs, Memory, Setting, batch, memorised, strings
+from lora_np.studies.capacity.study import BITS, KEY, CapacityRun, Epochs, Setting, batch, memorised, strings
 from lora_np.studies.harness.table import Table
 
 # ----------------------------------------------------------------------------------------------------- strings, in bits
@@ -38,7 +38,7 @@ def test_a_model_worse_than_chance_holds_nothing_rather_than_less():
 
 
 def test_bits_are_those_of_a_real_loss():
-    """A table of the right symbols at probability 1/2, the others alike: −log₂ of the right one is 1, so 5 of 6 bits are held."""
+    """Each right symbol has the probability 1/2, so it costs −log₂(1/2) = 1 bit, and 5 of its 6 bits are held."""
     rows = strings(4, 8, 0)
     _, targets = batch(rows)
     p = np.full((*targets.shape, 64), 0.5 / 63)
@@ -83,7 +83,7 @@ def test_an_epoch_shows_every_string_once():
 
 @pytest.fixture(scope="module")
 def recited():
-    run = Memory("lora", 1e-2, r=4, strings=6, length=6, max_steps=150, base_steps=800)
+    run = CapacityRun("lora", 1e-2, r=4, strings=6, length=6, max_steps=150, base_steps=800)
     return run, *capacity.memorise(run)
 
 
@@ -130,15 +130,15 @@ def test_a_diverged_run_is_a_row_that_says_so(monkeypatch):
         raise FloatingPointError("loss nan")
 
     monkeypatch.setattr(capacity, "memorise", diverges)
-    row = capacity.measure(Memory("lora", 1.0, r=1))
+    row = capacity.measure(CapacityRun("lora", 1.0, r=1))
     assert row["memorised"] is None and row["validation"] is None and row["seconds"] >= 0
 
 
 def test_the_study_has_every_phase_and_counts_its_runs():
     setting = Setting(
-        run=Memory("lora", 0.0, length=4, max_steps=4, base_steps=2),
+        run=CapacityRun("lora", 0.0, length=4, max_steps=4, base_steps=2),
         ranks=(1, 2),
-        strings_a_rank=4,
+        strings_per_rank=4,
         full_strings=8,
         lora_lrs=(1e-3, 2e-3),
         full_lrs=(1e-3,),
@@ -148,29 +148,31 @@ def test_the_study_has_every_phase_and_counts_its_runs():
         offered=(2,),
     )
     table = capacity.capacity(setting, workers=1)
-    count = {phase: len(table.where(phase=phase)) for phase in ("sweep", "seeds", "half", "offered", "tried")}
-    assert count == {"sweep": 5, "seeds": 6, "half": 3, "offered": 2, "tried": 11}
+    count = {phase: len(table.where(phase=phase)) for phase in ("sweep", "seeds", "half", "offered", "rejected")}
+    assert count == {"sweep": 5, "seeds": 6, "half": 3, "offered": 2, "rejected": 11}
     runs = {tuple(row[key] for key in ("method", "r", "lr", "seed", "max_steps", "strings")): row for row in table.rows}
-    assert table.settings["runs"] == len(runs) < len(table.rows), "a run that stands in two phases was made once"
+    assert table.settings["runs"] == len(runs) < len(table.rows), "a run in two phases was made once"
     assert table.seconds == pytest.approx(sum(row["seconds"] for row in runs.values()))
     assert {row["strings"] for row in table.where(phase="seeds", method="lora", r=2)} == {8}
     assert {row["max_steps"] for row in table.where(phase="half")} == {2}
-    assert table.settings["base_bits_a_symbol"] == pytest.approx(6, abs=0.5)
+    assert table.settings["base_bits_per_symbol"] == pytest.approx(6, abs=0.5)
 
 
-def test_a_rate_that_another_seed_falls_over_at_is_not_the_best(monkeypatch):
+def test_a_rate_at_which_another_seed_diverges_is_not_the_best(monkeypatch):
     def measured(run):
         loss = 1.0 if run.lr < 2e-3 else 4.0 if run.seed else 0.9  # better with the first seed alone
         return {"method": "lora", "r": 1, "lr": run.lr, "seed": run.seed, "validation": loss}
 
     monkeypatch.setattr(capacity, "measure", measured)
-    kept, lost = capacity.steady([Memory("lora", 2e-3, r=1, base_steps=2)], (0, 1), workers=1, folder=None)
+    kept, lost = capacity.better_of_two_rates(
+        [CapacityRun("lora", 2e-3, r=1, base_steps=2)], (0, 1), workers=1, folder=None
+    )
     assert {row["lr"] for row in kept} == {1e-3} and {row["lr"] for row in lost} == {2e-3}
     assert [row["seed"] for row in kept] == [0, 1]
 
 
-def test_a_rank_is_offered_more_than_two_bits_a_number():
-    """What is offered must not be what limits a rank: more than the literature's two bits for each number it trains."""
+def test_a_rank_is_offered_more_than_two_bits_per_parameter():
+    """The number of strings must not limit a rank: it is offered more than the two bits per parameter of the literature."""
     for run in capacity.FULL.methods():
         small = replace(run, base_steps=2)
         trained = sum(p.value.size for _, p in small.model().named_parameters() if p.trainable)
@@ -196,32 +198,32 @@ def table(power=1.0) -> Table:
 
 
 def test_the_exponent_is_one_where_twice_the_rank_holds_twice_as_much():
-    assert claims_on_capacity.exponent(table(), 1, 16) == pytest.approx(1)
-    assert claims_on_capacity.exponent(table(0.5), 4, 16) == pytest.approx(0.5)
+    assert claims_on_capacity.exponent(table(), 1, 16).value == pytest.approx(1)
+    assert claims_on_capacity.exponent(table(0.5), 4, 16).value == pytest.approx(0.5)
 
 
 def test_the_most_that_was_held_may_lie_where_more_was_offered():
     made = table()
-    assert claims_on_capacity.highest(made) == pytest.approx(1.0)
+    assert claims_on_capacity.highest(made).value == pytest.approx(1.0)
     made.rows.append(made.where(phase="offered")[0] | {"offered": 20_000, "memorised": 6000})
-    assert claims_on_capacity.highest(made) == pytest.approx(1.5)
+    assert claims_on_capacity.highest(made).value == pytest.approx(1.5)
 
 
 def test_what_the_claims_say_is_read_from_the_table():
-    bits, learns = claims_on_capacity.on_capacity({"capacity": table()})
-    assert "1.00 to 1.00 bits" in bits[2] and "0.62 with full fine-tuning" in bits[2] and "20% less" in bits[2]
-    assert "held 25% of all that it was offered" in bits[2]
-    assert "seen 2,000 times at r = 1, 250 at r = 16, 200 in full" in bits[2]
-    assert (
-        "power of 1.00 from r = 1 to 4, and of 1.00 to r = 16" in learns[2]
-        and "100% of 500 bits by heart and 40% of 10,000" in learns[2]
-    )
-    assert "holds 80% of full fine-tuning's bits with 50% of its numbers" in learns[2]
+    bits, learns = claims_on_capacity.claims({"capacity": table()})
+    assert bits.verdict == "no" and bits.number == "at least 1.00 to 1.00 bits per trained parameter"
+    found = {finding.name: finding for claim in (bits, learns) for finding in claim.findings}
+    assert found["capacity.bits.full"].number == "0.62" and "25 % of the bits offered" in bits.note
+    assert "2,000 times (LoRA with r = 1), 250 times (LoRA with r = 16), 200 times (full fine-tuning)" in bits.note
+    assert "the bits were fewer by 20 % (LoRA with r = 4)" in bits.note
+    assert found["capacity.exponent.r1-r4"].number == found["capacity.exponent.r4-r16"].number == "1.00"
+    assert found["capacity.held.few"].number == "100 %" and found["capacity.held.many"].number == "40 %"
+    assert "80 % of full fine-tuning's bits with 50 % of its trained parameters" in learns.note
 
 
 @pytest.mark.parametrize("r", [1, 2, 3])
 def test_the_products_of_a_rank_have_as_many_dimensions_as_there_are_free_numbers(r):
-    """The rank of ∂(BA)/∂(A, B) at a point drawn at random, and what `free_share` divides by."""
+    """The rank of ∂(BA)/∂(A, B) at a random point equals the number of free parameters in `free_bits`."""
     (out, in_), rng = (5, 4), np.random.default_rng(0)
     A, B = rng.standard_normal((r, in_)), rng.standard_normal((out, r))
     by_A, by_B = np.kron(B, np.eye(in_)), np.kron(np.eye(out), A.T)  # of BA read row by row
@@ -229,5 +231,6 @@ def test_the_products_of_a_rank_have_as_many_dimensions_as_there_are_free_number
     adapted = ln.get_peft_model(ln.Transformer.empty(capacity.SMALL), ln.LoraConfig(r=r, target_modules="all-linear"))
     sizes = [layer.in_features + layer.out_features for layer in adapted.lora_layers()]
     row = {"phase": "seeds", "method": "lora", "r": r, "trained": sum(r * size for size in sizes), "memorised": 900.0}
-    free = claims_on_capacity.free_share(Table("c", "?", "", {}, [row]), r)
-    assert free == pytest.approx(900 / sum(r * (size - r) for size in sizes))
+    row["offered"] = 1000.0
+    free = claims_on_capacity.free_bits(Table("c", "?", "", {}, [row]), r)
+    assert free.value == pytest.approx(900 / sum(r * (size - r) for size in sizes))

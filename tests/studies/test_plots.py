@@ -11,7 +11,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-import knob_tables as knobs
+import hyperparameter_tables as tables
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -210,7 +210,7 @@ def remembered(ranks=(1, 2, 4, 8, 16), held=1.35, seeds=3) -> Table:
 
 def overfitted() -> Table:
     """Where every run at the kept rate ends above the frozen base."""
-    made = knobs.dropouts()
+    made = tables.dropouts()
     made.settings["base_loss"] = 1.5
     return made
 
@@ -439,19 +439,19 @@ PICTURES = {
     "recovered_gain": lambda: plots.recovered_gain(convergence()),
     "recovered_gain, all equal": lambda: plots.recovered_gain(convergence(equal=True)),
     "recovered_gain, two lengths": lambda: plots.recovered_gain(convergence(), convergence(equal=True)),
-    "rates_by_rank": lambda: plots.rates_by_rank(knobs.by_rank()),
-    "rates_by_rank, three rules": lambda: plots.rates_by_rank(knobs.by_rank(10, 1.0), knobs.converged()),
-    "alpha_chart": lambda: plots.alpha_chart(knobs.alphas()),
-    "alpha_chart, another slope": lambda: plots.alpha_chart(knobs.alphas(1.0)),
-    "rank_scaling_chart": lambda: plots.rank_scaling_chart(knobs.scaled()),
-    "target_modules_chart": lambda: plots.target_modules_chart(knobs.targets()),
-    "equal_parameters_chart": lambda: plots.equal_parameters_chart(knobs.equal()),
-    "equal_parameters_chart, attention ahead": lambda: plots.equal_parameters_chart(knobs.equal(-0.01)),
-    "dropout_chart": lambda: plots.dropout_chart(knobs.dropouts()),
+    "rates_by_rank": lambda: plots.rates_by_rank(tables.by_rank()),
+    "rates_by_rank, three rules": lambda: plots.rates_by_rank(tables.by_rank(10, 1.0), tables.converged()),
+    "alpha_chart": lambda: plots.alpha_chart(tables.alphas()),
+    "alpha_chart, another slope": lambda: plots.alpha_chart(tables.alphas(1.0)),
+    "rank_scaling_chart": lambda: plots.rank_scaling_chart(tables.scaled()),
+    "target_modules_chart": lambda: plots.target_modules_chart(tables.targets()),
+    "equal_parameters_chart": lambda: plots.equal_parameters_chart(tables.equal()),
+    "equal_parameters_chart, attention ahead": lambda: plots.equal_parameters_chart(tables.equal(-0.01)),
+    "dropout_chart": lambda: plots.dropout_chart(tables.dropouts()),
     "dropout_chart, above the base": lambda: plots.dropout_chart(overfitted()),
-    "dropout_chart, no help": lambda: plots.dropout_chart(knobs.dropouts(0.0)),
-    "batch_size_chart": lambda: plots.batch_size_chart(knobs.batches()),
-    "batch_size_chart, alike": lambda: plots.batch_size_chart(knobs.batches(-0.02)),
+    "dropout_chart, no help": lambda: plots.dropout_chart(tables.dropouts(0.0)),
+    "batch_size_chart": lambda: plots.batch_size_chart(tables.batches()),
+    "batch_size_chart, alike": lambda: plots.batch_size_chart(tables.batches(-0.02)),
     "learning_rates": lambda: plots.learning_rates(convergence()),
     "learning_rates, one panel": lambda: plots.learning_rates(convergence((4, 8), ("attention",))),
 }
@@ -705,17 +705,16 @@ def test_titles_say_what_the_table_says():
     assert "0.011 % to 0.59 %" in title(plots.whole_models_chart(whole_models()))
 
 
-def test_titles_of_the_knobs_say_what_their_tables_say():
-    assert title(plots.rates_by_rank(knobs.by_rank())) == "With α = 32, LoRA's best rate is 4 times full fine-tuning's"
-    assert "at 0 of 2 sizes" in title(plots.equal_parameters_chart(knobs.equal(-0.01)))
-    assert "gains 0.020 at η = 0.004, 0.010 at the best η" in title(plots.dropout_chart(knobs.dropouts()))
-    assert "all end above the base; dropout gains 0.020, at the best η 0.010" in title(
-        plots.dropout_chart(overfitted())
-    )
-    assert title(plots.batch_size_chart(knobs.batches())).endswith(": +0.010 in batches of 2, +0.050 in batches of 32")
-    assert title(plots.rank_scaling_chart(knobs.scaled())).endswith("grown to r = 128, α/r ends lowest")
-    assert "0.000 at its own best" in title(plots.alpha_chart(knobs.alphas()))
-    assert "down does most, q least" in title(plots.target_modules_chart(knobs.targets()))
+def test_titles_of_hyperparameter_pictures_say_what_their_tables_say():
+    assert title(plots.rates_by_rank(tables.by_rank())) == "With α = 32, LoRA's best rate is 4 times full fine-tuning's"
+    assert "at 0 of 2 sizes" in title(plots.equal_parameters_chart(tables.equal(-0.01)))
+    assert "gains 0.020 at η = 0.004, 0.010 at the best η" in title(plots.dropout_chart(tables.dropouts()))
+    above = plots.dropout_chart(overfitted())
+    assert "gains 0.020" in title(above) and "end above the base" in above.texts[1].get_text()
+    assert title(plots.batch_size_chart(tables.batches())).endswith(": +0.010 in batches of 2, +0.050 in batches of 32")
+    assert title(plots.rank_scaling_chart(tables.scaled())).endswith("α/r ends lowest at r = 128")
+    assert "0.000 at best rates" in title(plots.alpha_chart(tables.alphas()))
+    assert "down helps most, q least" in title(plots.target_modules_chart(tables.targets()))
 
 
 def test_bars_are_drawn_to_scale():

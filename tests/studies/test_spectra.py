@@ -1,4 +1,4 @@
-"""Ranks and directions: what the measures say of matrices that are known, and of models of a few thousand numbers."""
+"""The measures of ranks and directions give known values for known matrices, and the studies run on small models."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_the_directions_of_a_are_the_rows_space_largest_first():
 
 
 def test_the_amplification_of_known_matrices():
-    """W has 10, 2 and 1 along its axes. A change along the third amplifies what is small there, one along the first does not."""
+    """W has 10, 2 and 1 along its axes. A change along the third axis amplifies W there; a change along the first axis does not."""
     W, e = np.diag([10.0, 2.0, 1.0]), np.eye(3)
     row = amplification(W, 4 * np.outer(e[2], e[2]), r=1)
     assert (
@@ -125,7 +125,7 @@ def test_the_amplification_of_known_matrices():
     assert amplification(W, 4 * np.outer(e[0], e[0]), r=1)["factor"] == pytest.approx(0.4)
 
 
-def test_what_w_has_in_random_directions_is_r_times_its_norm_over_the_root_of_its_size():
+def test_the_size_of_w_in_random_directions_is_r_times_its_norm_over_the_root_of_its_size():
     """The mean of ‖Uᵀ W V‖²_F over 2000 random U and V: within five standard errors of the closed form."""
     rng = np.random.default_rng(4)
     W = rng.standard_normal((12, 20)) * np.linspace(0.1, 2, 20)
@@ -140,7 +140,7 @@ def test_what_w_has_in_random_directions_is_r_times_its_norm_over_the_root_of_it
 
 @pytest.fixture
 def small(base, tmp_path, monkeypatch):
-    """A small base in a folder, and no processes: its path."""
+    """The path of a small base. Runs are not started in processes."""
     save_model(base(), tmp_path / "base")
     batch = np.arange(64).reshape(2, 32), np.arange(1, 65).reshape(2, 32)
     monkeypatch.setattr(tiny_task, "_unseen", lambda: [batch, batch])
@@ -149,7 +149,7 @@ def small(base, tmp_path, monkeypatch):
     return str(tmp_path / "base")
 
 
-def test_the_spectra_study_has_a_row_a_matrix_and_lora_has_its_rank(small):
+def test_the_spectra_study_has_one_row_per_matrix_and_lora_has_its_rank(small):
     same = {"max_steps": 2, "batch_size": 2, "eval_every": 2, "base": small}
     runs = (Run("full", 1e-2, **same), Run("lora", 1e-2, 3, "all-linear", **same))
     table = spectra.spectra(spectra.Setting(tiny=runs, smollm2=(), seeds=(0, 1)))
@@ -196,57 +196,61 @@ def test_the_rates_are_those_that_the_other_studies_found_best():
 
 def test_the_claims_say_what_the_committed_tables_say():
     tables = {name: Table.load(DATA / f"{name}.json") for name in claims_on_low_rank.NEEDED}
-    rows = claims_on_low_rank.on_low_rank(tables)
-    assert all(len(row) == 4 and all(row) for row in rows)
-    said = " ".join(row[2] for row in rows)
+    found = claims_on_low_rank.claims(tables)
+    findings = {finding.name: finding for claim in found for finding in claim.findings}
+    assert len(findings) == sum(len(claim.findings) for claim in found), "two findings have one name"
     ranks = [row["rank90"] for row in tables["spectra"].where(model="tiny", method="full")]
-    assert f"tiny: it cannot be, {np.median(ranks):g} directions" in said and "SmolLM2-135M: yes, " in said
+    assert findings["low_rank.times_r.tiny"].value == np.median(ranks) / 8
+    assert f"On tiny, {np.median(ranks):g} directions" in findings["low_rank.times_r.tiny"].sentence
     of_q = tables["subspaces"].where(kind="amplification", r=4, module="q_proj")
-    assert f"r = 4 no, {np.median([row['factor'] for row in of_q]):.2g}× (GPT-3 22×)" in said and "r = 64 no, " in said
+    assert findings["low_rank.amplification.q_proj.r4"].value == np.median([row["factor"] for row in of_q])
     inside = np.median([row["in_delta"] / row["in_random"] for row in of_q])
-    assert f"{inside:.2g}× what it has in random ones (GPT-3 16×)" in said
-    measured = tables["intrinsic_dimension"].settings
-    assert [row[0].startswith(("A task's intrinsic", "Fine-tuning needs few", "… fewer than")) for row in rows[:3]] == [
-        True
-    ] * 3
-    for d90 in measured["d90"].values():
-        assert ("not reached" if d90 is None else f"{d90:,} ({d90 / measured['D']:.1%})") in said
+    assert findings["low_rank.inside.q_proj.r4"].value == pytest.approx(inside)
+    for base, d90 in tables["intrinsic_dimension"].settings["d90"].items():
+        assert findings[f"low_rank.d90.{base}"].value == (np.inf if d90 is None else d90)
     high = tables["subspaces"].where(kind="similarity", of="B", r=[64, 64], module="q_proj")
-    assert f"φ(8, 8) = {np.median([row['phi'][3][3] for row in high]):.2f}" in said
+    assert findings["low_rank.phi.B.r64-r64.top8"].value == np.median([row["phi"][3][3] for row in high])
 
 
 def dimensions(fine, scratch, D=10_000, dip=0.0):
-    """A table of `intrinsic_dimension` with these d90, and two d from scratch of which the larger gains `dip` less."""
+    """A table of `intrinsic_dimension` with these d90. From scratch, d = 20 gains `dip` less than d = 10."""
     rows = [{"base": base, "d": D, "start": 5.0, "final": 2.0, "share": 1.0} for base in ("tiny", "random")]
     rows += [
         {"base": "random", "d": d, "share": 0.8 - x, "start": 5.0, "final": 3.0} for d, x in ((10, 0.0), (20, dip))
     ]
-    settings = {"D": D, "d90": {"tiny": fine, "random": scratch}, "resolution": 1.4, "steps": 9, "unigram": 3.0}
+    settings = {
+        "D": D,
+        "d90": {"tiny": fine, "random": scratch},
+        "resolution": 1.4,
+        "steps": 9,
+        "unigram": 3.0,
+        "share": 0.9,
+    }
     rows = [row | {"phase": "seeds", "projection": "sparse"} for row in rows]
     return Table("i", "?", "", settings | {"lora": {"1": 100, "2": 200}}, rows)
 
 
 @pytest.mark.parametrize(
-    "fine, scratch, few, fewer",
+    "fine, scratch, few, fewer, said",
     [
-        (200, 900, "yes: on a model", "yes: d90 = 200 (2.0%) against 900 (9.0%)"),
-        (5000, 900, "no: on a model", "no, by the share of each one's own gain it is the other way round: d90 = 5,000"),
-        (None, 900, "no: on a model", "no, by the share"),
-        (200, None, "yes: on a model", "yes: d90 = 200 (2.0%) against not reached"),
-        (None, None, "no: on a model", "they cannot be told apart: d90 = not reached against not reached"),
-        (1000, 999, "yes: on a model", "they cannot be told apart: "),
+        (200, 900, "yes", "yes", "200 (2.0 %) against 900 (9.0 %)"),
+        (5000, 900, "no", "no", "5,000 (50 %) against 900"),
+        (None, 900, "no", "no", "not reached against 900"),
+        (200, None, "yes", "yes", "200 (2.0 %) against not reached"),
+        (None, None, "no", "partly", "not reached against not reached"),
+        (1000, 999, "yes", "partly", "1,000 (10 %) against 999 (10.0 %)"),
     ],
 )
-def test_what_is_said_of_d90_is_what_the_table_says(fine, scratch, few, fewer):
+def test_the_verdicts_on_d90_agree_with_the_table(fine, scratch, few, fewer, said):
     _, one, two = claims_on_low_rank.on_dimension(dimensions(fine, scratch))
-    assert one[2].startswith(few) and two[2].startswith(fewer) and "rough" not in two[2]
-    assert claims_on_low_rank.on_dimension(dimensions(fine, scratch, dip=0.1))[2][2].endswith(
-        "from scratch d = 20 gained less than a smaller one: its d90 is a rough one"
+    assert one.verdict == few and two.verdict == fewer and said in two.number and "rough" not in two.note
+    assert claims_on_low_rank.on_dimension(dimensions(fine, scratch, dip=0.1))[2].note.endswith(
+        "From random weights, d = 20 gains less than a smaller d, so this d90 is a rough estimate."
     )
 
 
 def test_an_amplification_is_as_the_papers_within_a_factor_of_two_where_w_has_more_than_chance():
-    """Of GPT-3: 22× at r = 4 in directions in which W has 16 times what it has in random ones."""
+    """In GPT-3 the amplification at r = 4 is 22, and W is 16 times as large there as in random directions."""
     assert claims_on_low_rank.as_in_the_paper(4, 15.0, 10.0)
     assert not claims_on_low_rank.as_in_the_paper(4, 5.6, 10.0), "a quarter of it"
     assert not claims_on_low_rank.as_in_the_paper(4, 15.0, 1.5), "no more of W than in random directions"

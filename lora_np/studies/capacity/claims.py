@@ -1,123 +1,165 @@
-"""The claims about what fits into an adapter."""
+"""The claims about capacity: how many bits of random strings an adapter holds."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Mapping
+from typing import Any
 
+from ..harness.findings import Claim, Finding, agrees
 from ..harness.table import Table, groups, mean
+from ..harness.words import percent
 from .study import matrices
 
 NEEDED = ("capacity",)
+STUDY = "`lora_np/studies/capacity/study.py`, notebook 06b"
+BITS = 2  # per parameter: the claim
+NEAR = 0.9  # of the claimed bits: the measured numbers are lower bounds, so this much counts as reached
 
 
-def on_capacity(tables: Mapping[str, Table]) -> list[tuple[str, str, str, str]]:
-    """(claim, its source, what came out here, what checked it)."""
+def claims(tables: Mapping[str, Table]) -> list[Claim]:
+    """Return the claims that the study of capacity decides."""
     table = tables["capacity"]
-    ranks, full = share_by_rank(table), share(table, "full")
+    by_rank = {r: bits(table, "lora", r) for r in groups(of(table, "lora"), "r")}
+    free, full, most = {r: free_bits(table, r) for r in by_rank}, bits(table, "full"), highest(table)
     low, middle, high = lowest_middle_highest(table)
-    most = highest(table)
-    free = {r: free_share(table, r) for r in ranks}
-    study = "`lora_np/studies/capacity/study.py`, notebook 06"
+    growth = [exponent(table, low, middle), exponent(table, middle, high)]
+    seen = [
+        f"{times_seen(table, *one):,} times ({name_of(*one)})"
+        for one in (("lora", low), ("lora", high), ("full", None))
+    ]
+    less = [
+        f"{percent(lost_at_half(table, *one))} ({name_of(*one)})"
+        for one in (("lora", middle), ("lora", high), ("full", None))
+    ]
+    few, many, rises = offers(table)
+    against = against_full(table, high)
     return [
-        (
-            "A model stores 2 bits of knowledge a parameter (3.6 of random strings)",
-            "Allen-Zhu and Li 2024 (Morris et al. 2025)",
-            f"here at least {min(ranks.values()):.2f} to {max(ranks.values()):.2f} bits of random strings a trained number with "
-            f"LoRA, by rank ({min(free.values()):.2f} to {max(free.values()):.2f} a number that is free: BA has r(in + out − r)), "
-            f"{most:.2f} at r = {table.settings['knee']} where it was offered the most; {full:.2f} with full fine-tuning, which "
-            f"held {of_offered(table, 'full'):.0%} of all that it was offered. Lower bounds of unequal tightness, no comparison: "
-            f"in as many steps a string was seen {times_seen(table, 'lora', low):,} times at r = {low}, "
-            f"{times_seen(table, 'lora', high):,} at r = {high}, {times_seen(table, 'full'):,} in full fine-tuning, and half the "
-            f"steps gave {less(table, 'lora', middle):.0%} less at r = {middle}, {less(table, 'lora', high):.0%} at r = {high}, "
-            f"{less(table, 'full'):.0%} in full",
-            study,
+        Claim(
+            "A model stores 2 bits of knowledge per parameter (3.6 of random strings)",
+            "Allen-Zhu and Li 2024; Morris et al. 2025",
+            agrees(*(found.value >= NEAR * BITS for found in (most, full, *by_rank.values()))),
+            f"at least {span(by_rank)} bits per trained parameter",
+            STUDY,
+            (*by_rank.values(), *free.values(), most, full),
+            f"With LoRA, a trained parameter holds at least {span(by_rank)} bits of random strings, by rank. Per free parameter "
+            f"these are {span(free)} bits, because BA has r(in + out − r) free parameters. {most.sentence} {full.sentence} All "
+            f"these numbers are lower bounds. Some are looser than others, so do not compare them. A string was seen "
+            f"{', '.join(seen)}. After half the steps the bits were fewer by {', '.join(less)}.",
         ),
-        (
+        Claim(
             "LoRA loses to full fine-tuning only where the data exceed what its rank holds",
-            "Schulman 2025",
-            f"what it holds grows as r to the power of {exponent(table, low, middle):.2f} from r = {low} to {middle}, and of "
-            f"{exponent(table, middle, high):.2f} to r = {high}, where the training was further from its end; a LoRA of rank "
-            f"{table.settings['knee']} has {knee(table)}, with no sharp bend between; at r = {high} it holds "
-            f"{against_full(table, high):.0%} of full fine-tuning's bits with {numbers(table, high):.0%} of its numbers",
-            study,
+            "Schulman et al. 2025",
+            agrees(all(abs(found.value - 1) <= 0.2 for found in growth), not rises),
+            f"bits grow as r to the power {growth[0].number} to r = {middle}, {growth[1].number} to r = {high}",
+            STUDY,
+            (*growth, few, many, against),
+            f"{growth[0].sentence} {growth[1].sentence} The training of the highest rank was further from its end. {few.sentence} "
+            f"{many.sentence}{' The bits still grow there, so no limit was found.' * rises} {against.sentence}",
         ),
     ]
 
 
-def share(table: Table, method: str, r: int | None = None, phase: str = "seeds") -> float:
-    """Bits a trained number, the mean over seeds."""
-    return statistics.mean(row["memorised"] / row["trained"] for row in table.where(phase=phase, method=method, r=r))
+def span(found: Mapping[int, Finding]) -> str:
+    """Return the lowest and the highest value of the findings: "1.49 to 1.84"."""
+    values = [finding.value for finding in found.values()]
+    return f"{min(values):.2f} to {max(values):.2f}"
 
 
-def share_by_rank(table: Table) -> dict[int, float]:
-    """The same of LoRA, for each rank."""
-    return {r: share(table, "lora", r) for r in groups(table.where(phase="seeds", method="lora"), "r")}
+def of(table: Table, method: str, r: int | None = None) -> list[dict[str, Any]]:
+    """Return the runs of one method at its best learning rate, for one rank or for all ranks (r = None)."""
+    return [row for row in table.where(phase="seeds", method=method) if r is None or row["r"] == r]
 
 
-def free_share(table: Table, r: int) -> float:
-    """Bits a free number: the BA of rank r have r(in + out − r) dimensions, for (BR)(R⁻¹A) = BA with every R of r × r."""
-    numbers = trained(table, r)
-    return share(table, "lora", r) * numbers / (numbers - matrices() * r**2)
+def name_of(method: str, r: int | None) -> str:
+    """Return the name of a method, for example "LoRA with r = 4"."""
+    return "full fine-tuning" if method == "full" else f"LoRA with r = {r}"
 
 
-def trained(table: Table, r: int) -> int:
-    """How many numbers rank r trains, Σ r(in + out)."""
-    return table.where(phase="seeds", method="lora", r=r)[0]["trained"]
-
-
-def lowest_middle_highest(table: Table) -> tuple[int, int, int]:
-    """Three of the ranks."""
-    ranks = list(share_by_rank(table))
-    return ranks[0], ranks[len(ranks) // 2], ranks[-1]
-
-
-def exponent(table: Table, low: int, high: int) -> float:
-    """b of memorised = a·rᵇ, from two ranks: 1 where twice the rank holds twice as much."""
-    ranks = share_by_rank(table)
-    return math.log(ranks[high] * high / (ranks[low] * low), high / low)
-
-
-def highest(table: Table) -> float:
-    """The most bits a trained number that LoRA held, whatever was offered: the mean over the seeds of one setting."""
-    runs = groups([*table.where(phase="seeds", method="lora"), *table.where(phase="offered")], "r", "offered").values()
-    return max(statistics.mean(row["memorised"] / row["trained"] for row in same) for same in runs)
+def bits(table: Table, method: str, r: int | None = None) -> Finding:
+    """Return the bits per trained parameter that one method holds: mean and range over the seeds."""
+    rows = of(table, method, r)
+    found = [row["memorised"] / row["trained"] for row in rows]
+    who = name_of(method, r)
+    sentence = f"{who[0].upper()}{who[1:]} holds at least {statistics.mean(found):.2f} bits per trained parameter, "
+    sentence += f"{percent(of_offered(table, method, r))} of the bits offered."
+    name = f"capacity.bits.{method}" + (f".r{r}" if r else "")
+    return Finding(
+        name, statistics.mean(found), sentence, "bits per trained parameter", (min(found), max(found)), ".2f"
+    )
 
 
 def of_offered(table: Table, method: str, r: int | None = None) -> float:
-    """The share of what was offered that was held. Near 1 it is the offer that ends the measurement."""
-    return statistics.mean(row["memorised"] / row["offered"] for row in table.where(phase="seeds", method=method, r=r))
+    """Return the share of the offered bits that one method holds. If it is near 1, more strings could give more bits."""
+    return statistics.mean(row["memorised"] / row["offered"] for row in of(table, method, r))
+
+
+def free_bits(table: Table, r: int) -> Finding:
+    """Return the bits per free parameter of LoRA. In each matrix r² parameters are not free: BA = (BR)(R⁻¹A) for every R (r, r)."""
+    numbers = trained(table, "lora", r)
+    found = bits(table, "lora", r).value * numbers / (numbers - matrices() * r**2)
+    sentence = f"LoRA with r = {r} holds at least {found:.2f} bits per free parameter."
+    return Finding(f"capacity.free_bits.r{r}", found, sentence, "bits per free parameter", form=".2f")
+
+
+def trained(table: Table, method: str, r: int | None = None) -> int:
+    """Return the number of parameters that a method trains; for LoRA it is Σ r(in + out)."""
+    return of(table, method, r)[0]["trained"]
+
+
+def lowest_middle_highest(table: Table) -> tuple[int, int, int]:
+    """Return the lowest, the middle and the highest rank of the table."""
+    ranks = list(groups(of(table, "lora"), "r"))
+    return ranks[0], ranks[len(ranks) // 2], ranks[-1]
+
+
+def exponent(table: Table, low: int, high: int) -> Finding:
+    """Return the exponent b of bits = a·rᵇ, from two ranks. It is 1 if twice the rank holds twice the bits."""
+    held = [bits(table, "lora", r).value * r for r in (low, high)]
+    b = math.log(held[1] / held[0], high / low)
+    sentence = f"From r = {low} to r = {high} the bits grow as r to the power {b:.2f}."
+    return Finding(f"capacity.exponent.r{low}-r{high}", b, sentence, form=".2f")
+
+
+def highest(table: Table) -> Finding:
+    """Return the largest number of bits per trained parameter that LoRA held in any setting, as a mean over the seeds."""
+    runs = groups([*of(table, "lora"), *table.where(phase="offered")], "r", "offered").items()
+    means = {setting: statistics.mean(row["memorised"] / row["trained"] for row in same) for setting, same in runs}
+    r, offered = max(means, key=lambda setting: means[setting])
+    sentence = f"The most that LoRA held is {means[r, offered]:.2f} bits, with r = {r} and {offered:,.0f} bits offered."
+    return Finding("capacity.highest", means[r, offered], sentence, "bits per trained parameter", form=".2f")
 
 
 def times_seen(table: Table, method: str, r: int | None = None) -> int:
-    """How often a run saw each string: its steps over the batches that one pass through its strings takes (`Epochs`)."""
-    row = table.where(phase="seeds", method=method, r=r)[0]
+    """Return how often a run saw each string: its steps divided by the number of batches in one pass over the strings."""
+    row = of(table, method, r)[0]
     return row["max_steps"] // math.ceil(row["strings"] / row["batch_size"])
 
 
-def less(table: Table, method: str, r: int | None = None) -> float:
-    """How much less the same run held after half the steps: 0 where the training was at its end."""
+def lost_at_half(table: Table, method: str, r: int | None = None) -> float:
+    """Return the share of the bits that is missing after half the steps. It is 0 if the training had reached its end."""
     half = table.where(phase="half", method=method, r=r)[0]
     end = table.where(phase="seeds", method=method, r=r, seed=half["seed"])[0]
     return 1 - half["memorised"] / end["memorised"]
 
 
-def knee(table: Table) -> str:
-    """Where one rank stops learning everything, in words."""
+def offers(table: Table) -> tuple[Finding, Finding, bool]:
+    """Return which share one rank holds of the fewest and of the most strings, and whether the most strings gave the most bits."""
     r = table.settings["knee"]
-    rows = [*table.where(phase="offered"), *table.where(phase="seeds", method="lora", r=r)]
-    held = {offer: mean(runs, "memorised") / offer for offer, runs in groups(rows, "offered").items()}
-    first, *_, last = held
-    return f"{held[first]:.0%} of {first:,.0f} bits by heart and {held[last]:.0%} of {last:,.0f}"
+    runs = groups([*table.where(phase="offered"), *of(table, "lora", r)], "offered")
+    held = {offer: mean(rows, "memorised") for offer, rows in runs.items()}
+
+    def share(name: str, offer: float) -> Finding:
+        sentence = f"With r = {r}, LoRA holds {percent(held[offer] / offer)} of {offer:,.0f} bits offered."
+        return Finding(f"capacity.held.{name}", held[offer] / offer, sentence, "of the bits offered", form=".0%")
+
+    return share("few", min(held)), share("many", max(held)), held[max(held)] == max(held.values())
 
 
-def against_full(table: Table, r: int) -> float:
-    """Bits that rank r holds, of full fine-tuning's."""
-    lora, full = table.where(phase="seeds", method="lora", r=r), table.where(phase="seeds", method="full")
-    return mean(lora, "memorised") / mean(full, "memorised")
-
-
-def numbers(table: Table, r: int) -> float:
-    """Numbers that rank r trains, of full fine-tuning's."""
-    return trained(table, r) / table.where(phase="seeds", method="full")[0]["trained"]
+def against_full(table: Table, r: int) -> Finding:
+    """Return the bits that LoRA holds at one rank, divided by the bits that full fine-tuning holds."""
+    bits_share = mean(of(table, "lora", r), "memorised") / mean(of(table, "full"), "memorised")
+    sentence = f"With r = {r}, LoRA holds {percent(bits_share)} of full fine-tuning's bits with "
+    sentence += f"{percent(trained(table, 'lora', r) / trained(table, 'full'))} of its trained parameters."
+    return Finding(f"capacity.against_full.r{r}", bits_share, sentence, "of full fine-tuning's bits", form=".0%")

@@ -1,4 +1,4 @@
-"""What fits into a rank: bits memorised against numbers trained, and against bits offered."""
+"""Pictures of capacity: bits memorised against trained parameters, and against bits offered."""
 
 from __future__ import annotations
 
@@ -12,24 +12,38 @@ from ..harness.style import DASHED, HALO, axes_at, label_lines, new_figure, note
 from ..harness.table import Table, groups, mean
 from ..harness.words import percent, runs_and_time, semicolons
 
-LINES = (1, 2)  # bits a trained number
+LINES = (1, 2)  # bits per trained parameter
 COLUMNS = "phase method r seed strings trained offered memorised"
 
 
 def _measured(table: Table) -> str:
-    """The second half of a subtitle: how much was run for the table."""
+    """Return the second half of a subtitle: seeds, runs and time."""
     seeds = len({row["seed"] for row in table.where(phase="seeds")})
-    return semicolons(f"{seeds} seeds, up to {table.settings['run']['max_steps']:,} steps", runs_and_time(table))
+    return semicolons(f"{seeds} seeds", runs_and_time(table))
 
 
 @picture(COLUMNS, settings="runs run")
 def capacity_chart(table: Table) -> Figure:
-    """Bits memorised against numbers trained, both axes logarithmic, beside lines of one and two bits a number.
+    """Draw the bits memorised against the trained parameters, for LoRA at each rank and for full fine-tuning.
 
-    A dot is a seed: LoRA cyan, full fine-tuning coral. A ring is the same with half the steps: where dot and ring are apart,
-    the training had not come to its end. Each was offered more than 2 bits a number in as many steps, so that a string of
-    many was seen less often; full fine-tuning held most of what it was offered. A tick is the most that LoRA held where it was
-    offered still more. All are lower bounds, of unequal tightness.
+    Parameters
+    ----------
+    table : Table
+        The result of the study "capacity".
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Two logarithmic axes with lines at 1 and 2 bits per parameter. Cyan: LoRA; coral: full fine-tuning. Dots are
+        seeds, rings the first seed with half the steps, the dash a run with more strings. If dot and ring differ, the training
+        had not reached its end. All numbers are lower bounds.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> figure = capacity_chart(Table.load("figures/data/capacity.json"))
+    >>> figure.axes[0].get_xlabel()
+    'trained parameters'
     """
     rows, half = table.where(phase="seeds"), table.where(phase="half")
     full, by_rank = table.where(phase="seeds", method="full"), groups(table.where(phase="seeds", method="lora"), "r")
@@ -37,10 +51,10 @@ def capacity_chart(table: Table) -> Figure:
     more = _offered_more(table)
     most = max([*shares, *(bits / numbers for numbers, bits in more)])
     capped = statistics.mean(row["memorised"] / row["offered"] for row in full)
-    title = f"A number that LoRA trains holds at least {min(shares):.1f} to {most:.1f} bits of a random string"
-    marks = "a dot is a seed, a ring the first seed with half the steps, a line across: offered more; bounds, no comparison:"
-    subtitle = f"{marks}\nfull fine-tuning held {percent(capped)} of all it was offered; {_measured(table)}"
-    figure = new_figure(9, 5, title, subtitle)
+    title = f"LoRA holds at least {min(shares):.1f} to {most:.1f} bits per trained parameter"
+    marks = "dots: seeds; line: mean; rings: first seed, half the steps; dash: more strings offered"
+    bounds = f"lower bounds, do not compare them; full fine-tuning held {percent(capped)} of the bits offered"
+    figure = new_figure(9, 5, title, f"{marks}\n{bounds}; {_measured(table)}")
     ax = axes_at(figure, 0.95, 0.7, 5.6, 3.1, xscale="log", yscale="log")
     ax.grid(False, axis="x")
     trained = np.array([row["trained"] for row in rows], float)
@@ -59,16 +73,16 @@ def capacity_chart(table: Table) -> Figure:
     ax.set(xlim=across, ylim=(0.55 * min(row["memorised"] for row in [*rows, *half]), 1.15 * LINES[-1] * across[1]))
     for r, point in means.items():
         note(ax, f"r = {r}", point, (-7, 5), LORA, fontsize=9.5, ha="right", path_effects=HALO)
-    ends = [((across[1], bits * across[1]), f"{bits} bit{'s' * (bits > 1)} a number", FAINT_INK) for bits in LINES]
+    ends = [((across[1], bits * across[1]), f"{bits} bit{'s' * (bits > 1)} per parameter", FAINT_INK) for bits in LINES]
     ends.append(((full[0]["trained"], mean(full, "memorised")), "full fine-tuning", FULL))
     label_lines(ax, *zip(*ends, strict=True), align=across[1])
     thousands(ax.xaxis, ax.yaxis)
-    ax.set(xlabel="numbers that are trained", ylabel="bits memorised")
+    ax.set(xlabel="trained parameters", ylabel="bits memorised")
     return figure
 
 
 def _offered_more(table: Table) -> list[tuple[float, float]]:
-    """(numbers trained, mean bits) of the largest offer to a rank, where that is more than in the comparison of ranks."""
+    """Return (trained parameters, mean bits) of each rank that was also offered more strings than in the comparison of ranks."""
     found = []
     for r, offers in groups(table.where(phase="offered"), "r").items():
         largest, runs = list(groups(offers, "offered").items())[-1]
@@ -80,9 +94,25 @@ def _offered_more(table: Table) -> list[tuple[float, float]]:
 
 @picture(COLUMNS, settings="runs run knee")
 def memory_knee(table: Table) -> Figure:
-    """Bits memorised against bits offered, for one rank: all of them (the dashed line), and then a smaller and smaller share.
+    """Draw the bits memorised against the bits offered, for one rank.
 
-    A dot is a seed, the line their mean. As many steps each time, so that of many strings each is seen less often.
+    Parameters
+    ----------
+    table : Table
+        The result of the study "capacity".
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Dots are seeds, the line their mean. The dashed line is a model that holds all bits offered. All runs have equally
+        many steps, so a run with many strings sees each string less often.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> figure = memory_knee(Table.load("figures/data/capacity.json"))
+    >>> figure.axes[0].get_xlabel()
+    'bits offered'
     """
     r = table.settings["knee"]
     rows = [*table.where(phase="offered"), *table.where(phase="seeds", method="lora", r=r)]
@@ -93,15 +123,17 @@ def memory_knee(table: Table) -> Figure:
     most = max(means.values())
     if means[last] == most and most > 1.02 * means[before]:
         title += "; the curve still rises"
-    figure = new_figure(9, 4.7, title, f"random strings of 6 bits a symbol; a dot is a seed\n{_measured(table)}")
+    figure = new_figure(
+        9, 4.7, title, f"dots: seeds; line: mean; random strings of 6 bits per symbol\n{_measured(table)}"
+    )
     right, trained = 1.04 * last, rows[0]["trained"]
     ax = axes_at(figure, 0.95, 0.7, 5.6, 2.9, xlim=(0, right), ylim=(0, 1.3 * most))
     top = min(right, 1.3 * most)
     ax.plot([0, top], [0, top], color=FROZEN, lw=1.4, ls=DASHED)
-    note(ax, "all that was offered", (0.86 * top, 0.86 * top), (8, -3), FAINT_INK, fontsize=9.5)
+    note(ax, "all bits offered", (0.86 * top, 0.86 * top), (8, -3), FAINT_INK, fontsize=9.5)
     ax.plot(list(means), list(means.values()), color=LORA)
     ax.plot([row["offered"] for row in rows], [row["memorised"] for row in rows], "o", color=LORA_DARK, ms=5, mew=0)
-    label_lines(ax, [(last, means[last])], [f"{means[last] / trained:.2f} bits a trained number"], [LORA], align=right)
+    label_lines(ax, [(last, means[last])], [f"{means[last] / trained:.2f} bits per parameter"], [LORA], align=right)
     thousands(ax.xaxis, ax.yaxis)
     ax.set(xlabel="bits offered", ylabel="bits memorised")
     return figure

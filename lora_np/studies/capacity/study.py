@@ -1,14 +1,14 @@
-"""How much fits into a rank? Bits of random strings that LoRA holds, against the numbers that it trains.
+"""How much fits into a rank? The bits of random strings that LoRA memorises, against the parameters that it trains.
 
-A random string has nothing to understand: who continues it has memorised it. Each is a name of KEY symbols, which is given
-and not counted, and `length` symbols drawn uniformly from 64, which carry log₂ 64 = 6 bits each. After training on exactly
-these strings, with a mean loss of L nats a symbol,
+A random string has no structure, so a model can continue it only from memory. A string begins with a
+name of KEY symbols, which is given and not counted. Then follow `length` symbols, drawn uniformly from 64, so each carries
+log₂ 64 = 6 bits. If L is the mean loss in nats per symbol after training on the strings, then
 
-    memorised = Σ over counted symbols (6 − L / ln 2) bits, and never below 0.
+    memorised = Σ over counted symbols (6 − L / ln 2) bits, and at least 0.
 
-A model that knows nothing of the strings but their alphabet has 0 and one that recites them all has what was offered. The
-base has read random strings that are said twice: it knows the alphabet, it can be certain of a symbol, and it knows none of
-these strings. (Measured as in Morris et al. 2025, arXiv 2505.24832, but for the names.)
+A model that knows only the alphabet holds 0 bits. A model that recites all strings holds all bits that were offered. The base
+was trained on random strings that are repeated once: it knows the alphabet, it can be certain of a symbol, and it knows none of
+these strings. The measurement follows Morris et al. 2025 (arXiv 2505.24832), except for the names.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ from ..harness.table import Table
 from ..harness.tiny_task import curve, train_by
 from ..pretraining.study import TINY
 
-ALPHABET = string.ascii_letters + string.digits + "+/"  # a token is a place in it
-BITS = math.log2(len(ALPHABET))  # a symbol
-KEY = 2  # symbols of a string's name: 4,096 names
+ALPHABET = string.ascii_letters + string.digits + "+/"  # a token is an index into it
+BITS = math.log2(len(ALPHABET))  # per symbol
+KEY = 2  # symbols in a string's name, so there are 4,096 names
 SMALL = replace(TINY, vocab_size=len(ALPHABET), hidden_size=32, head_dim=8, intermediate_size=96, num_hidden_layers=2)
 SMALL = replace(SMALL, max_position_embeddings=64)
 
 
 @dataclass(frozen=True)
-class Memory:
-    """One run: everything that decides its outcome."""
+class CapacityRun:
+    """The settings of one training run. They decide its outcome."""
 
     method: str  # "full" or "lora"
     lr: float
     r: int | None = None
     strings: int = 128
     length: int = 16
-    seed: int = 0  # draws the strings, A, and the order of the batches
+    seed: int = 0  # of the strings, of A, and of the order of the batches
     alpha_over_r: float = 8
     max_steps: int = 2000
     batch_size: int = 64
     base_steps: int = 800
 
     def model(self) -> Trainable:
-        """The base, all of it trainable or with an adapter in every linear layer."""
+        """The base with all parameters trainable, or with an adapter in every linear layer."""
         model = base_model(self.base_steps, KEY + self.length)
         if self.method == "full":
             return model
@@ -69,69 +69,64 @@ class Memory:
 
 @dataclass(frozen=True)
 class Setting:
-    """How much of the study to run."""
+    """The size of the study."""
 
-    run: Memory = Memory("lora", 0.0)
+    run: CapacityRun = CapacityRun("lora", 0.0)
     ranks: Sequence[int] = (1, 2, 4, 8, 16)
-    strings_a_rank: int = 32  # offered to rank r: r times as many, more than 2 bits a trained number
+    strings_per_rank: int = 32  # rank r is offered r times as many: more than 2 bits per trained parameter
     full_strings: int = 640
     lora_lrs: Sequence[float] = (4e-3, 8e-3)
     full_lrs: Sequence[float] = (2e-3, 4e-3)
-    bracket: bool = True  # extend a sweep whose best is at its edge
+    bracket: bool = True  # extend a sweep if its best learning rate is at its edge
     seeds: Sequence[int] = (0, 1, 2)
-    knee: int = 4  # the rank that is offered less and less
-    offered: Sequence[int] = (16, 48, 96, 192)  # strings, beside the 128 of the first comparison
+    knee: int = 4  # the rank that is offered different numbers of strings
+    offered: Sequence[int] = (16, 48, 96, 192)  # numbers of strings, beside the 128 of the comparison of ranks
 
-    def methods(self) -> dict[Memory, list[float]]:
-        """Each method once, offered more than it holds, with the learning rates to try first."""
+    def methods(self) -> dict[CapacityRun, list[float]]:
+        """Return each method with more strings than it can hold, and the learning rates to try first."""
         first = replace(self.run, seed=self.seeds[0])
-        lora = [replace(first, r=r, strings=r * self.strings_a_rank) for r in self.ranks]
+        lora = [replace(first, r=r, strings=r * self.strings_per_rank) for r in self.ranks]
         full = replace(first, method="full", strings=self.full_strings)
         return {each: list(self.lora_lrs) for each in lora} | {full: list(self.full_lrs)}
 
 
 FULL = Setting()
-SHORT = Memory("lora", 0.0, length=8, max_steps=300, base_steps=200)
+SHORT = CapacityRun("lora", 0.0, length=8, max_steps=300, base_steps=200)
 QUICK = Setting(
     SHORT, (1, 4), full_strings=128, lora_lrs=(8e-3,), full_lrs=(4e-3,), bracket=False, seeds=(0, 1), offered=(16,)
 )
 
-# -------------------------------------------------------------------------------------------- strings, and what they weigh
+# -------------------------------------------------------------------------------------------- strings and their bits
 
 
 def strings(count: int, length: int, seed: int) -> np.ndarray:
-    """(count, KEY + length) tokens, 0 to 63: in each row a name that no other row has, then `length` uniform symbols.
+    """Draw random strings: tokens from 0 to 63, (count, KEY + length). Each row has its own name, then `length` uniform symbols.
 
-    Raises ValueError for more strings than there are names.
+    Raises ValueError if there are more strings than names.
     """
     n = len(ALPHABET)
     if not 1 <= count <= n**KEY:
-        raise ValueError(f"{count} strings: expected 1 to {n**KEY}, the number of names of {KEY} symbols")
+        raise ValueError(f"count={count}: expected 1 to {n**KEY}, because a name has {KEY} of {n} symbols")
     rng = np.random.default_rng([seed, count, length])
     names = rng.choice(n**KEY, count, replace=False)
     digits = np.stack([names // n**i % n for i in reversed(range(KEY))], axis=1)  # (count, KEY)
     return np.concatenate([digits, rng.integers(0, n, (count, length))], axis=1)
 
 
-def text(tokens: Sequence[int]) -> str:
-    """What a reader sees of tokens."""
-    return "".join(ALPHABET[token] for token in tokens)
-
-
 def batch(rows: np.ndarray) -> Batch:
-    """Strings (b, KEY + length) → tokens and targets (b, KEY + length − 1); of a name no symbol counts."""
+    """Return tokens and targets, both (b, KEY + length − 1), of strings (b, KEY + length). Names are not counted as targets."""
     targets = rows[:, 1:].copy()
     targets[:, : KEY - 1] = IGNORE_INDEX
     return rows[:, :-1], targets
 
 
 def memorised(loss: float, symbols: int) -> float:
-    """Bits that a model with a mean loss (nats) on `symbols` symbols holds of them: symbols · (6 − loss / ln 2), at least 0."""
+    """Return the bits that a model holds of `symbols` symbols: symbols · (6 − loss / ln 2), at least 0; the loss is in nats."""
     return max(0.0, symbols * (BITS - loss / math.log(2)))
 
 
 class Epochs:
-    """batches[i] → (tokens, targets): each epoch passes once over all strings, in a new order, in batches of nearly one size."""
+    """batches[i] → (tokens, targets). Each epoch shows every string once, in a new order, in batches of nearly equal size."""
 
     def __init__(self, rows: np.ndarray, batch_size: int, seed: int) -> None:
         self.rows, self.seed = rows, seed
@@ -146,20 +141,20 @@ class Epochs:
 # ------------------------------------------------------------------------------------------------------------ the base
 
 
-class Twice:
-    """batches[i] → 32 fresh random strings, each said twice: the first time nobody can know it, the second time anybody can."""
+class RepeatedStrings:
+    """batches[i] → 32 new random strings, each followed by itself: the first copy is unpredictable, the second can be copied."""
 
     def __init__(self, length: int, seed: int = 0) -> None:
         self.length, self.seed = length, seed
 
     def __getitem__(self, i: int) -> Batch:
-        said = np.random.default_rng([self.seed, i]).integers(0, len(ALPHABET), (32, self.length))
-        rows = np.concatenate([said, said], axis=1)
+        once = np.random.default_rng([self.seed, i]).integers(0, len(ALPHABET), (32, self.length))
+        rows = np.concatenate([once, once], axis=1)
         return rows[:, :-1], rows[:, 1:]
 
 
 def base_model(steps: int, length: int) -> Transformer:
-    """SMALL, trained to say a random string of `length` symbols again; trained once a process, and each call has its own."""
+    """Return a copy of the base: SMALL, trained once per process to repeat a random string of `length` symbols."""
     model = Transformer.empty(SMALL)
     weights = _base(steps, length)
     for name, p in model.named_parameters():
@@ -168,7 +163,7 @@ def base_model(steps: int, length: int) -> Transformer:
 
 
 def matrices() -> int:
-    """How many matrices of SMALL an adapter changes."""
+    """Return the number of matrices of SMALL that an adapter changes."""
     adapted = get_peft_model(Transformer.empty(SMALL), LoraConfig(r=1, target_modules="all-linear"))
     return sum(name.endswith(".weight") and "lora_A" in name for name, _ in adapted.named_parameters())
 
@@ -177,22 +172,23 @@ def matrices() -> int:
 def _base(steps: int, length: int) -> dict[str, np.ndarray]:
     model = Transformer.random(SMALL, seed=0)
     schedule = WarmupCosine(steps, warmup=steps // 20, floor=0.05)
-    train(model, Twice(length), AdamW(lr=5e-3), steps, schedule=schedule, max_grad_norm=1.0, progress=False)
+    train(model, RepeatedStrings(length), AdamW(lr=5e-3), steps, schedule=schedule, max_grad_norm=1.0, progress=False)
     return {name: p.value for name, p in model.named_parameters()}
 
 
 # ----------------------------------------------------------------------------------------------------------- the study
 
 
-def memorise(run: Memory) -> tuple[Trainable, dict[str, Any]]:
-    """Train on the run's strings; the model, and its row.
+def memorise(run: CapacityRun) -> tuple[Trainable, dict[str, Any]]:
+    """Train on the strings of the run. Return the model and its row.
 
-    trained: numbers; offered, memorised: bits; steps, bits: what it held on the way; validation: the last loss (nats a symbol).
+    trained: the number of trained parameters; offered, memorised: bits; steps, bits: the bits held during training; validation:
+    the last loss in nats per symbol.
     """
     rows, model = strings(run.strings, run.length, run.seed), run.model()
     symbols = run.strings * run.length
     trained = sum(p.value.size for _, p in model.named_parameters() if p.trainable)
-    of_all = [batch(rows[i : i + 256]) for i in range(0, len(rows), 256)]  # not held out: the very strings, all at once
+    of_all = [batch(rows[i : i + 256]) for i in range(0, len(rows), 256)]  # the training strings themselves
     batches, every = Epochs(rows, run.batch_size, run.seed), max(1, run.max_steps // 10)
     on_the_way = curve(train_by(run, model, batches, of_all, eval_every=every, progress=False), "heldout")
     bits = [memorised(loss, symbols) for loss in on_the_way["heldout"]]
@@ -200,8 +196,8 @@ def memorise(run: Memory) -> tuple[Trainable, dict[str, Any]]:
     return model, row | {"memorised": bits[-1], "validation": on_the_way["heldout"][-1]}
 
 
-def measure(run: Memory) -> dict[str, Any]:
-    """The row of one run and its seconds of one core. Where it diverged, nothing was memorised and validation is None."""
+def measure(run: CapacityRun) -> dict[str, Any]:
+    """Train once. Return the row with the CPU seconds; if the run diverged, memorised and validation are None."""
     started = time.process_time()
     try:
         row = memorise(run)[1]
@@ -218,16 +214,19 @@ def measure(run: Memory) -> dict[str, Any]:
     return row | {"seconds": time.process_time() - started}
 
 
-def shared(run: Memory) -> str:
-    """A digest of what all runs share beside their settings: the base's shape and weights."""
+def shared(run: CapacityRun) -> str:
+    """Return a digest of the base that all runs share: its shape and its weights."""
     weights = _base(run.base_steps, KEY + run.length)
     return hashlib.sha256(b"".join([repr(SMALL).encode(), *(w.tobytes() for w in weights.values())])).hexdigest()
 
 
-def steady(runs: Sequence[Memory], seeds: Sequence[int], workers: int, folder: str | Path | None) -> tuple[list, list]:
-    """Each run with every seed, at its rate and at half of it: the rows of the rate with the lower mean loss, and the others.
+def better_of_two_rates(
+    runs: Sequence[CapacityRun], seeds: Sequence[int], workers: int, folder: str | Path | None
+) -> tuple[list, list]:
+    """Train each run with every seed, at its learning rate and at half of it. Return the rows of the better and the worse rates.
 
-    The best rate of one seed may lie at the edge of where training collapses, and another seed, or other data, fall over it.
+    The better rate has the lower mean loss. A learning rate that is best for one seed can be close to diverging, and may diverge
+    with another seed or other data.
     """
     tried = [replace(run, lr=lr, seed=seed) for run in runs for lr in (run.lr, run.lr / 2) for seed in seeds]
     rows, n = run_all(measure, tried, workers, folder, "capacity", shared(runs[0])), len(seeds)
@@ -241,12 +240,12 @@ def steady(runs: Sequence[Memory], seeds: Sequence[int], workers: int, folder: s
 
 
 def capacity(setting: Setting = FULL, workers: int = 2, folder: str | Path | None = None) -> Table:
-    """What each rank holds, and full fine-tuning, at its own best learning rate.
+    """Measure the bits that each rank and full fine-tuning hold, each at its own best learning rate.
 
-    Rows by phase. "sweep": the first seed at every rate; "seeds": the best one, every seed, offered more than 2 bits a number;
-    "half": the same with half the steps, first seed, which shows how far from its end the training is (the steps are as many
-    for all, so that a string of many is seen less often); "offered": rank `knee`, offered less or more, every seed; "tried": the
-    rates that lost in `steady`.
+    Rows by phase. "sweep": the first seed at every learning rate. "seeds": every seed at the best rate, offered more than 2 bits
+    per trained parameter. "half": the same with half the steps and the first seed; it shows how far the training was from its
+    end, because all runs have equally many steps. "offered": rank `knee` with fewer or more strings, every seed. "rejected": the
+    worse rates of `better_of_two_rates`.
     """
     first, seeds = setting.seeds[:1], setting.seeds
     given, factor = shared(setting.run), 2.0 if setting.bracket else None
@@ -255,14 +254,14 @@ def capacity(setting: Setting = FULL, workers: int = 2, folder: str | Path | Non
     halves = [replace(run, max_steps=run.max_steps // 2) for run in best]
     knee = next(run for run in best if run.r == setting.knee)
     offers = [replace(knee, strings=n) for n in setting.offered]
-    phases: dict[str, list] = {"sweep": [row for rows in sweeps.values() for row in rows], "tried": []}
+    phases: dict[str, list] = {"sweep": [row for rows in sweeps.values() for row in rows], "rejected": []}
     for phase, runs, of in (("seeds", best, seeds), ("half", halves, first), ("offered", offers, seeds)):
-        phases[phase], lost = steady(runs, of, workers, folder)
-        phases["tried"] += lost
+        phases[phase], lost = better_of_two_rates(runs, of, workers, folder)
+        phases["rejected"] += lost
     different = {tuple((key, row[key]) for key in asdict(setting.run)): row for rows in phases.values() for row in rows}
     base, fresh = base_model(setting.run.base_steps, KEY + setting.run.length), strings(256, setting.run.length, 99)
-    settings = asdict(setting) | {"bits_a_symbol": BITS}
-    settings["base_bits_a_symbol"] = evaluate(base, [batch(fresh)]) / math.log(2)  # on strings that nobody has shown it
+    settings = asdict(setting) | {"bits_per_symbol": BITS}
+    settings["base_bits_per_symbol"] = evaluate(base, [batch(fresh)]) / math.log(2)  # on strings that it has not read
     settings["runs"] = len(different)
     rows = [row | {"phase": phase} for phase, found in phases.items() for row in found]
     command, seconds = "python -m lora_np study capacity", sum(row["seconds"] for row in different.values())

@@ -1,1 +1,1 @@
-"""Is each gradient derived by hand the gradient of its forward?"""
+"""Is each hand-derived gradient the gradient of its forward function?"""

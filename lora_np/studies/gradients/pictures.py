@@ -1,4 +1,4 @@
-"""Gradients by hand: a block, what LoRA sees of the full gradient, how well each formula is proven, and what a step costs."""
+"""Pictures of gradients: one block, the gradients of LoRA beside the full gradient, errors of formulas, FLOPs of a step."""
 
 from __future__ import annotations
 
@@ -18,20 +18,49 @@ from ..harness.style import EDGE, HALO, axes_at, blank, log_axis, name_axis, new
 
 @picture()
 def gradient_shadows(dW: np.ndarray, dA: np.ndarray, dB: np.ndarray, name: str = "one layer") -> Figure:
-    """Full fine-tuning's dW (d, k) in coral, and in cyan what LoRA computes instead: dA (r, k) below it, dB (d, r) beside it.
+    """Draw dW of full fine-tuning beside the gradients dA and dB that LoRA computes instead.
 
-    One cell per entry, the darker the larger its absolute value; the sides are to scale, and each matrix has a colour
-    scale of its own. `name` is the layer's, for the subtitle. Raises ValueError where the shapes do not belong together.
+    Parameters
+    ----------
+    dW : ndarray, shape (d, k)
+        The gradient of the weight in full fine-tuning.
+    dA : ndarray, shape (r, k)
+        The gradient of A.
+    dB : ndarray, shape (d, r)
+        The gradient of B.
+    name : str
+        The name of the layer, for the subtitle.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Coral: dW; cyan: dA below it and dB beside it. One cell per number, darker for a larger absolute value; each matrix has
+        its own colour scale.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not belong together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> dW, A, B = np.eye(6, 9), np.ones((2, 9)), np.ones((6, 2))
+    >>> figure = gradient_shadows(dW, B.T @ dW, dW @ A.T)
+    >>> figure.texts[0].get_text()
+    'LoRA computes 30 gradient numbers, full fine-tuning 54'
     """
     (d, k), r = dW.shape, dA.shape[0]
     if dA.shape != (r, k) or dB.shape != (d, r):
-        raise ValueError(f"dW is {dW.shape}; expected dA (r, {k}) and dB ({d}, r), got {dA.shape} and {dB.shape}")
+        raise ValueError(
+            f"dW has shape {dW.shape}, so dA must be (r, {k}) and dB ({d}, r); got {dA.shape} and {dB.shape}"
+        )
     inch = min(5.4 / (k + r), 3.1 / (d + r))  # one entry, in inches
     wide, high, narrow, gap, bottom = k * inch, d * inch, r * inch, 0.62, 0.3
     left = max(1.35, (9 - wide - gap - narrow) / 2)
     tall = bottom + narrow + gap + high + 1.1
-    title = f"LoRA computes {r * (d + k):,} numbers of gradient where full fine-tuning computes {d * k:,}"
-    subtitle = f"{name}, r = {r}; one cell per entry, darker where its absolute value is larger"
+    title = f"LoRA computes {r * (d + k):,} gradient numbers, full fine-tuning {d * k:,}"
+    subtitle = f"{name}, r = {r}; one cell per number, darker: larger absolute value"
     figure = new_figure(9, tall, title, subtitle)
     top = bottom + narrow + gap
     _matrix(axes_at(figure, left, top, wide, high), dW, FULL, colours.for_text(FULL, 9))
@@ -54,7 +83,7 @@ def gradient_shadows(dW: np.ndarray, dA: np.ndarray, dB: np.ndarray, name: str =
 
 
 def _matrix(ax: Axes, values: np.ndarray, colour: str, dark: str) -> None:
-    limit = np.percentile(abs(values), 99) or 1  # dW has a few large entries, which would leave the rest white
+    limit = np.percentile(abs(values), 99) or 1  # without it, a few large entries of dW make all others white
     shades = colours.shades(PAPER, colour, dark)
     ax.imshow(abs(values), cmap=shades, vmin=0, vmax=limit, aspect="auto", interpolation="nearest")
     ax.set(xticks=[], yticks=[])
@@ -63,33 +92,41 @@ def _matrix(ax: Axes, values: np.ndarray, colour: str, dark: str) -> None:
 
 # ------------------------------------------------------------------------------------------------ a block, as boxes
 
-STREAM, BRANCH = 0.42, 1.62  # heights in a row: of the line that x runs along, and of the branch above it, in inches
+STREAM, BRANCH = 0.42, 1.62  # heights of the residual stream and of the branch above it, in inches
 Spot = tuple[float, float]
 
 
 @picture()
 def block_diagram() -> Figure:
-    """One block of a Llama model, its attention half above its MLP half: linear layers in grey with LoRA's cyan bypass.
+    """Draw one block of a Llama model: attention above the MLP, linear layers with LoRA's bypass.
 
-    Takes no table: it draws which layer reads what. Ink frames are the layers without an adapter.
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Grey boxes with a cyan strip are linear layers with an adapter; white boxes are layers without an adapter.
+
+    Examples
+    --------
+    >>> block_diagram().get_size_inches().tolist()
+    [9.0, 6.4]
     """
-    title = "One block of the model: each half adds something to the x that runs through"
-    figure = new_figure(9, 6.4, title, "attention takes from the tokens before; the MLP works on each token alone")
+    title = "One block of the model: attention and the MLP each add to the residual stream"
+    figure = new_figure(9, 6.4, title, "attention reads the earlier tokens; the MLP reads each token alone")
     ax = blank(axes_at(figure, 0, 0, 9, 6.4, xlim=(0, 9), ylim=(0, 6.4)))
 
-    row = _half(ax, 3.05, "x", "x + attention(norm(x))", "y", end=7.65)
+    row = _sublayer(ax, 3.05, "x", "x + attention(norm(x))", "y", end=7.65)
     heights = _stack(ax, 3.1, row, "q_proj", "k_proj", "v_proj")
     _layer(ax, (4.55, row + 0.3), "rotary", high=1.0)
     _layer(ax, (5.85, row), "softmax(q kᵀ) v", wide=1.2, high=1.6)
     _layer(ax, (7.2, row), "o_proj", lora=True)
     for letter, height in zip("qkv", heights, strict=True):
         ax.text(3.82, height + 0.07, f"${letter}$", ha="center", fontsize=12)
-        stops = [3.55, 5.25] if letter == "v" else [3.55, 4.1, 5.0, 5.25]  # v is not turned
+        stops = [3.55, 5.25] if letter == "v" else [3.55, 4.1, 5.0, 5.25]  # the rotary embedding does not change v
         for start, stop in zip(stops[::2], stops[1::2], strict=True):
             _arrow(ax, (start, height), (stop, height))
     _arrow(ax, (6.45, row), (6.75, row))
 
-    row = _half(ax, 0.55, "y", "y + MLP(norm(y))", "z", end=7.25)
+    row = _sublayer(ax, 0.55, "y", "y + MLP(norm(y))", "z", end=7.25)
     heights = _stack(ax, 3.3, row, "gate_proj", "up_proj")
     _layer(ax, (5.2, row), "SwiGLU", high=1.1)
     _layer(ax, (6.8, row), "down_proj", lora=True)
@@ -101,12 +138,12 @@ def block_diagram() -> Figure:
     _layer(ax, (0.62, 0.32), "", lora=True, wide=0.4, high=0.22)
     ax.text(0.92, 0.32, "linear layer: W frozen, A and B trained", va="center", fontsize=9.5)
     _layer(ax, (4.72, 0.32), "", wide=0.4, high=0.22)
-    ax.text(5.02, 0.32, "layer without an adapter; its backward is derived below", va="center", fontsize=9.5)
+    ax.text(5.02, 0.32, "layer without an adapter", va="center", fontsize=9.5)
     return figure
 
 
 def _stack(ax: Axes, middle: float, row: float, *names: str) -> list[float]:
-    """Linear layers side by side around the height `row`, each with an arrow from RMSNorm; their heights, the highest first."""
+    """Draw linear layers around the height `row`, each with an arrow from RMSNorm. Return their heights, the highest first."""
     heights = [row + 0.6 * ((len(names) - 1) / 2 - i) for i in range(len(names))]
     for name, height in zip(names, heights, strict=True):
         _layer(ax, (middle, height), name, lora=True)
@@ -114,9 +151,11 @@ def _stack(ax: Axes, middle: float, row: float, *names: str) -> list[float]:
     return heights
 
 
-def _half(ax: Axes, low: float, name: str, formula: str, result: str, end: float, plus: float = 8.0) -> float:
-    """The stream of one half, from `name` over the ⊕ at `plus` to `result`, and both ends of its branch: from the stream through
-    RMSNorm, and from the last layer, which ends at `end`, to the ⊕. Returns the height of the branch.
+def _sublayer(ax: Axes, low: float, name: str, formula: str, result: str, end: float, plus: float = 8.0) -> float:
+    """Draw the residual stream of one sublayer, and the two ends of its branch. Return the height of the branch.
+
+    The stream goes from `name` through the ⊕ at `plus` to `result`. The branch starts with RMSNorm and ends with an arrow from the
+    last layer, at `end`, to the ⊕.
     """
     height, row = low + STREAM, low + BRANCH
     ax.text(0.3, height, f"${name}$", ha="center", va="center", fontsize=17)
@@ -134,7 +173,7 @@ def _half(ax: Axes, low: float, name: str, formula: str, result: str, end: float
 
 
 def _layer(ax: Axes, middle: Spot, name: str, lora: bool = False, wide: float = 0.9, high: float = 0.42) -> None:
-    """A box with the layer's name; one with an adapter is grey and has a cyan strip at its foot."""
+    """Draw a box with the layer's name; a layer with an adapter is grey and has a cyan strip below it."""
     (x, y), shape = middle, "round,pad=0,rounding_size=0.05"
     look = {"fc": GREY_WASH, "ec": FROZEN} if lora else {"fc": PAPER, "ec": INK}
     ax.add_patch(FancyBboxPatch((x - wide / 2, y - high / 2), wide, high, boxstyle=shape, lw=1.4, zorder=2, **look))
@@ -145,7 +184,7 @@ def _layer(ax: Axes, middle: Spot, name: str, lora: bool = False, wide: float = 
 
 
 def _arrow(ax: Axes, *stops: Spot) -> None:
-    """A line through `stops`, with a head at the last."""
+    """Draw a line through `stops` with an arrow head at the last stop."""
     ax.plot(*zip(*stops, strict=True), color=INK, lw=1.3, solid_joinstyle="round", zorder=1)
     head = {"arrowstyle": "-|>", "color": INK, "lw": 1.3, "shrinkA": 0, "shrinkB": 0}
     ax.annotate("", stops[-1], stops[-2], arrowprops=head)
@@ -153,8 +192,8 @@ def _arrow(ax: Axes, *stops: Spot) -> None:
 
 # --------------------------------------------------------------------------------------- which numerical derivative
 
-# method → its look (the one that is used is ink, the two that are not are the green of other methods), (h, error) beside
-# its line, and on which side of that the words stand
+# method → its look (black: the method that the tests use; green: the other two), the point (h, error) of its label, and the
+# alignment of the label
 STEPS: dict[str, tuple[dict[str, Any], Spot, str]] = {
     "forward difference": ({"color": OTHERS[2], "ls": (0, (4, 1.5)), "marker": "^"}, (2e-5, 3e-4), "right"),
     "central difference": ({"color": OTHERS[1], "ls": (0, (6, 1.5)), "marker": "s"}, (2e-7, 3e-12), "right"),
@@ -164,11 +203,29 @@ STEPS: dict[str, tuple[dict[str, Any], Spot, str]] = {
 
 @picture()
 def step_sizes(h: Sequence[float] | np.ndarray, errors: Mapping[str, Sequence[float]], subtitle: str = "") -> Figure:
-    """Relative error of a numerical derivative against its step h, both logarithmic: one line per method of `STEPS`.
+    """Draw the relative error of numerical derivatives against their step h.
 
-    An error is drawn at least as large as half the spacing of float64, under which it means nothing.
+    Parameters
+    ----------
+    h : sequence of float
+        The steps.
+    errors : mapping of str to sequence of float
+        The relative error at each step, for "forward difference", "central difference" or "complex step".
+    subtitle : str
+        The second line of the picture.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Two logarithmic axes, one line per method. An error below half the spacing of float64 is drawn at this value.
+
+    Examples
+    --------
+    >>> figure = step_sizes([1e-8, 1e-4], {"complex step": [1e-16, 1e-8]})
+    >>> figure.axes[0].get_ylabel()
+    'relative error'
     """
-    title = "A smaller step ruins a difference; the complex step only gets better with it"
+    title = "A very small step ruins a difference quotient, but not the complex step"
     figure = new_figure(9, 4.7, title, subtitle)
     ax = axes_at(figure, 0.95, 0.72, 7.7, 3.05)
     h, spacing = np.asarray(h), np.finfo(float).eps
@@ -178,7 +235,7 @@ def step_sizes(h: Sequence[float] | np.ndarray, errors: Mapping[str, Sequence[fl
         best = int(np.argmin(shown))
         least = f"at best {values[best]:.0e}, at h = {h[best]:.0e}"
         if values[best] <= 2 * spacing:
-            least = f"to rounding, for all h below {h[np.flatnonzero(shown > 4 * spacing)[0]]:.0e}"
+            least = f"exact to rounding for all h below {h[np.flatnonzero(shown > 4 * spacing)[0]]:.0e}"
         beside = {"colour": look["color"], "ha": side, "path_effects": HALO}
         note(ax, method, place, (0, 1), fontweight="bold", **beside)
         note(ax, least, place, (0, -3), va="top", fontsize=9, **beside)
@@ -193,7 +250,7 @@ def step_sizes(h: Sequence[float] | np.ndarray, errors: Mapping[str, Sequence[fl
 
 # ------------------------------------------------------------------------------------------------ errors, side by side
 
-MARKERS = [  # of series without a look of their own
+MARKERS = [  # for series that are not in OWN_LOOKS
     {"marker": marker, "color": colour, "ms": size}
     for marker, colour, size in (("o", LORA, 6.5), ("D", LORA_LIGHT, 5.5), ("s", OTHERS[0], 6), ("^", OTHERS[1], 7))
 ]
@@ -206,16 +263,34 @@ LOWEST = 1e-18  # an error of 0 is drawn here
 def relative_errors(
     errors: Mapping[str, Mapping[str, float | Sequence[float]]], tolerance: float, title: str, subtitle: str = ""
 ) -> Figure:
-    """One row per entry of `errors`, and in it one point per error of each series, on a logarithmic axis.
+    """Draw relative errors on a logarithmic axis, one row per formula and one marker per series.
 
-    `errors` is row → series → one relative error or several. Series called "derived" and "mistake" have looks of their
-    own (green, ink); others are of LoRA and cyan. Left of the line at `tolerance` an error is rounding. An error of 0 is
-    drawn at the left edge.
+    Parameters
+    ----------
+    errors : mapping
+        Row → series → one relative error or several. The series "derived" and "mistake" have their own markers.
+    tolerance : float
+        Errors below this value are rounding.
+    title : str
+        The title.
+    subtitle : str
+        The subtitle.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The area of rounding errors is grey. An error of 0 is drawn at the left edge.
+
+    Examples
+    --------
+    >>> figure = relative_errors({"silu": {"derived": 1e-15, "mistake": 0.2}}, 1e-12, "The formula is right")
+    >>> figure.axes[0].get_xlabel()
+    'relative error'
     """
     series = list({name: None for row in errors.values() for name in row})
     looks = dict(zip(series, MARKERS, strict=False)) | OWN_LOOKS
     apart = {name: 0.24 * (i / max(1, len(series) - 1) - 0.5) for i, name in enumerate(series)}
-    apart |= dict.fromkeys(OWN_LOOKS, 0.0)  # these two never meet
+    apart |= dict.fromkeys(OWN_LOOKS, 0.0)  # these two never overlap
     tall = 1.95 + 0.34 * len(errors)
     figure = new_figure(9, tall, title, subtitle)
     ax = axes_at(figure, 1.75, 0.72, 6.9, 0.34 * len(errors))
@@ -243,11 +318,29 @@ def relative_errors(
 
 @picture()
 def step_flops(ranks: Sequence[int], ratios: Mapping[int, Sequence[float]], floor: float) -> Figure:
-    """A LoRA step's FLOPs over a full fine-tuning step's, for one d × d layer, against the rank r; one cyan line per width d.
+    """Draw the FLOPs of a LoRA step over those of a full fine-tuning step against the rank, for d × d layers.
 
-    `ratios` is d → the ratio at each of `ranks`; `floor` is the share of the frozen products, which no rank avoids.
+    Parameters
+    ----------
+    ranks : sequence of int
+        The ranks.
+    ratios : mapping of int to sequence of float
+        Width d → the ratio at each rank.
+    floor : float
+        The share of the products with the frozen weight.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Cyan: one line per width; coral: full fine-tuning; grey area: the products with the frozen weight.
+
+    Examples
+    --------
+    >>> figure = step_flops([1, 8], {128: [0.68, 0.79]}, floor=2 / 3)
+    >>> figure.axes[0].get_ylabel()
+    'FLOPs (full step = 1)'
     """
-    title = "A LoRA step costs two thirds of a full one, plus 2r/d for the bypass"
+    title = "A LoRA step needs two thirds of the FLOPs of a full step, plus 2r/d"
     figure = new_figure(9, 4.5, title, "FLOPs of the matrix products of one d × d layer, forward and backward")
     ax = axes_at(figure, 0.95, 0.72, 6.0, 2.9)
     ax.fill_between(ranks, 0, floor, color=FROZEN, alpha=0.35, lw=0)
@@ -260,7 +353,7 @@ def step_flops(ranks: Sequence[int], ratios: Mapping[int, Sequence[float]], floo
         last = np.flatnonzero(shown)[-1]
         note(ax, f"LoRA, d = {d:,}", (ranks[last], ratio[last]), colour=LORA, path_effects=HALO, **beside)
     rank_axis(ax, ranks)
-    ax.set(xlim=(ranks[0], ranks[-1]), ylim=(0, 1.5), ylabel="FLOPs, a full step = 1")
+    ax.set(xlim=(ranks[0], ranks[-1]), ylim=(0, 1.5), ylabel="FLOPs (full step = 1)")
     note(ax, "full fine-tuning", (1, 1), colour=FULL, xycoords=EDGE, **beside)
-    note(ax, "the frozen products", (1, floor / 2), colour=FROZEN, xycoords=EDGE, **beside)
+    note(ax, "products with frozen W", (1, floor / 2), colour=FROZEN, xycoords=EDGE, **beside)
     return figure

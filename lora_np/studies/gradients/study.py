@@ -1,4 +1,4 @@
-"""What do LoRA and full fine-tuning compute for one linear layer? The gradients of both, for one loss on the same text."""
+"""The gradients of LoRA and of full fine-tuning for one linear layer, from the same loss on the same text."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ...pretrained import load_model
 
 @dataclass(frozen=True)
 class LayerGradients:
-    """A linear layer x Wᵀ + s (x Aᵀ) Bᵀ: its factors, and the gradients that each method computes for it."""
+    """The factors of one linear layer x Wᵀ + s (x Aᵀ) Bᵀ, and the gradients of both methods."""
 
     A: np.ndarray  # (r, in)
     B: np.ndarray  # (out, r)
     s: float  # lora_alpha / r
-    dA: np.ndarray  # (r, in), LoRA's
-    dB: np.ndarray  # (out, r), LoRA's
-    dW: np.ndarray  # (out, in), full fine-tuning's, of the one weight W + sBA
+    dA: np.ndarray  # (r, in), of LoRA
+    dB: np.ndarray  # (out, r), of LoRA
+    dW: np.ndarray  # (out, in), of full fine-tuning, for the merged weight W + sBA
 
 
 def example(
     base: str = "tiny", r: int = 8, batch_size: int = 4, seq_len: int = 64
 ) -> tuple[PeftModel, np.ndarray, np.ndarray]:
-    """A model with LoRA on every linear layer, and Python code for it: (model, tokens, targets), both (batch_size, seq_len).
+    """Return a model with LoRA on every linear layer, and tokens and targets of Python code, both (batch_size, seq_len).
 
-    In float64, because it is there to prove something; B is random and not zero, as if it had trained for a while.
+    The model computes in float64 for exact comparisons. B is random instead of zero, as after some training.
     """
     config = LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear", init_lora_weights=False)
     model = get_peft_model(load_model(base).astype("float64"), config)
@@ -43,10 +43,10 @@ def example(
 def both_ways(
     model: PeftModel, tokens: np.ndarray, targets: np.ndarray, adapter: str = "default"
 ) -> dict[str, LayerGradients]:
-    """name → the gradients of each adapted layer, from two backward passes of one function. `model` stays as it is.
+    """Return the gradients of each adapted layer by name, from two backward passes. `model` is not changed.
 
-    Once the function is the model with its bypasses, of which A and B are trained. Once every bypass is merged into its
-    weight, W + sBA, and all of that is trained, as full fine-tuning would.
+    One pass is through the model with its adapters and gives dA and dB. The other pass is through the merged model and gives dW
+    for the weight W + sBA, as in full fine-tuning. Both models compute the same function.
     """
     adapted, merged = deepcopy(model), deepcopy(model).merge_and_unload().unfreeze()
     models: tuple[Trainable, ...] = (adapted, merged)

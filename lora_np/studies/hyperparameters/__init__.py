@@ -1,1 +1,1 @@
-"""Which learning rate, which α, which layers, which dropout?"""
+"""Which learning rate, α, layers and dropout suit LoRA?"""

@@ -1,4 +1,4 @@
-"""The claims about LoRA's knobs: learning rate and rank, α and its scaling, target modules, dropout, batch size."""
+"""The claims about LoRA's hyperparameters: learning rate and rank, α and its scaling, target modules, dropout, batch size."""
 
 from __future__ import annotations
 
@@ -7,28 +7,31 @@ from collections.abc import Iterable, Mapping
 from math import log2
 from typing import Any
 
+from ..harness.findings import Claim, Finding, agrees
 from ..harness.paired import differs, paired_differences, verdict
 from ..harness.table import Table, groups, mean
+from ..harness.words import percent
 
 NEEDED = (
     *("learning_rates_by_rank", "alpha", "scaling", "target_modules", "equal_parameters", "dropout", "batch_size"),
     "convergence",
 )
-Claim = tuple[str, str, str, str]
 STUDY = "`lora_np/studies/hyperparameters/study.py`, notebook 06"
 GRID = 2.0  # neighbouring learning rates of a sweep differ by this factor
+ENOUGH = 0.95  # the share of full fine-tuning's gain that a recipe should recover
+LOSS = "nats per byte"
 
 
-def on_hyperparameters(tables: Mapping[str, Table]) -> list[Claim]:
-    """(claim, its source, what came out here, what checked it), for README's table."""
-    by_rank = tables["learning_rates_by_rank"]
+def claims(tables: Mapping[str, Table]) -> list[Claim]:
+    """Return the claims that the studies of hyperparameters decide."""
+    by_rank, alphas, scaled = (tables[name] for name in ("learning_rates_by_rank", "alpha", "scaling"))
     return [
         recipe(by_rank),
-        ten_times(by_rank, tables["alpha"]),
+        ten_times(by_rank, alphas),
         independent_of_rank(by_rank, tables["convergence"]),
-        alpha_and_rate(tables["alpha"]),
-        two_r(by_rank, tables["scaling"]),
-        rank_stabilised(tables["scaling"]),
+        alpha_and_rate(alphas),
+        two_r(by_rank, scaled),
+        rank_stabilised(scaled),
         where(tables["equal_parameters"], tables["target_modules"]),
         dropping(tables["dropout"]),
         large_batches(tables["batch_size"]),
@@ -36,226 +39,305 @@ def on_hyperparameters(tables: Mapping[str, Table]) -> list[Claim]:
 
 
 def recipe(by_rank: Table) -> Claim:
-    """What r = 16, α = 32, all linear layers and no dropout give."""
-    base, r, a = (by_rank.settings[key] for key in ("base_loss", "r", "lora_alpha"))
-    full, lora = seeds(by_rank, method="full"), seeds(by_rank, r=r, rule="α/r")
-    shares = {k: recovered(by_rank, k) for k in by_rank.settings["ranks"]}
-    best = max(shares, key=lambda k: shares[k])
-    return (
-        f"A recipe to start from: r = {r}, α = {a:g}, all linear layers, no dropout",
+    """Judge the recipe by the share of full fine-tuning's gain that it recovers, beside other ranks."""
+    s = by_rank.settings
+    full, lora = seeds(by_rank, method="full"), seeds(by_rank, r=s["r"], rule="α/r")
+    found = {r: recovered(by_rank, r) for r in s["ranks"]}
+    best = max(found, key=lambda r: found[r].value)
+    shown = {r: found[r] for r in sorted({1, s["r"], best} & found.keys())}
+    return Claim(
+        f"A recipe to start from: r = {s['r']}, α = {s['lora_alpha']:g}, all linear layers, no dropout",
         "a common recipe; all layers: Dettmers et al. 2023, §4",
-        f"{shares[r]:.0%} of full fine-tuning's gain after {by_rank.settings['steps']} steps ({base:.3f} → {mean(lora):.3f}, full "
-        f"{mean(full):.3f} nats a byte) at lr {lora[0]['lr']:g}; r = {best} recovers {shares[best]:.0%}, r = 1 {shares[1]:.0%}",
+        agrees(found[s["r"]].value >= ENOUGH),
+        f"{found[s['r']].number} of full fine-tuning's gain",
         STUDY,
+        tuple(found.values()),
+        f"At a learning rate of {lora[0]['lr']:g} the loss goes from {s['base_loss']:.3f} to {mean(lora):.3f} {LOSS}; with full "
+        f"fine-tuning it goes to {mean(full):.3f}. {' '.join(finding.sentence for finding in shown.values())}",
     )
 
 
-def ten_times(by_rank: Table, alpha: Table | None = None) -> Claim:
-    """The best rate of each rank with α fixed, over full fine-tuning's; and of each α, with its table."""
-    full, alphas = best_rate(by_rank, None), seeds(alpha) if alpha else []
-    ratios = {r: rate / full for r, rate in best_rates(by_rank, "α/r").items()}
-    of_alpha = {a: rows[0]["lr"] / full for a, rows in groups(alphas, "lora_alpha").items()}
-    low, high = min(ratios.values()), max(ratios.values())
-    near = [10 / GRID**0.5 <= ratio <= 10 * GRID**0.5 for ratio in ratios.values()]  # within half a step of the grid
-    verdicts = {"yes": all(near), "at some ranks": any(near), "no, less": high < 10, "no, more": low > 10, "no": True}
-    word = next(word for word, holds in verdicts.items() if holds)
-    strayed = "".join(f", one seed of r = {r} {lr / full:g}" for r, lr in strays(by_rank, "α/r"))
-    by_alpha = f". The ratio is α's: {amounts(of_alpha.values())} times at α = {amounts(of_alpha)}" if of_alpha else ""
-    return (
+def recovered(by_rank: Table, r: int) -> Finding:
+    """Return the share of full fine-tuning's gain that LoRA recovers at one rank, with the recipe's α."""
+    s = by_rank.settings
+    gain = s["base_loss"] - mean(seeds(by_rank, method="full"))
+    share = (s["base_loss"] - mean(seeds(by_rank, r=r, rule="α/r"))) / gain
+    sentence = f"With r = {r}, LoRA recovers {percent(share)} of full fine-tuning's gain after {s['steps']} steps."
+    return Finding(f"hyperparameters.recovered.r{r}", share, sentence, "of full fine-tuning's gain", form=".0%")
+
+
+def ten_times(by_rank: Table, alphas: Table | None = None) -> Claim:
+    """Compare the best learning rate of each rank, and of each α if its table is given, with full fine-tuning's."""
+    s, full = by_rank.settings, best_rate(by_rank, None)
+    a = f"{s['lora_alpha']:g}"
+    ratios = {r: ratio(f"r{r}", rate / full, f"r = {r} and α = {a}") for r, rate in best_rates(by_rank, "α/r").items()}
+    of_alpha = {
+        value: ratio(f"alpha{value:g}", rows[0]["lr"] / full, f"r = {s['r']} and α = {value:g}")
+        for value, rows in (groups(seeds(alphas), "lora_alpha").items() if alphas else ())
+    }
+    found = [finding.value for finding in ratios.values()]
+    near = [10 / GRID**0.5 <= value <= 10 * GRID**0.5 for value in found]  # within half a step of the grid
+    times = " to ".join(dict.fromkeys(f"{value:.2g}" for value in (min(found), max(found))))
+    note = f"Full fine-tuning's best learning rate is {full:.2g} after {s['steps']} steps. Learning rates are tried in steps of "
+    note += f"a factor of {GRID:g}."
+    for r, lr in strays(by_rank, "α/r"):
+        note += f" With r = {r}, one seed has its best rate at {lr / full:g} times."
+    if of_alpha:
+        note += (
+            f" The ratio depends on α: it is {listed(f.value for f in of_alpha.values())} at α = {listed(of_alpha)}."
+        )
+    return Claim(
         "LoRA's best learning rate is about ten times full fine-tuning's",
         "Schulman et al. 2025",
-        f"{word}: {span(low, high)} times full fine-tuning's {full:.2g}, r = {min(ratios)} to {max(ratios)}, α = "
-        f"{by_rank.settings['lora_alpha']:g}, {by_rank.settings['steps']} steps{strayed}{by_alpha}; the grid's step is {GRID:g}",
+        agrees(*near),
+        f"{times} times (r = {min(ratios)} to {max(ratios)}, α = {a})",
         STUDY,
+        (*ratios.values(), *of_alpha.values()),
+        note,
     )
+
+
+def ratio(name: str, times: float, setting: str) -> Finding:
+    """Return the best learning rate of one setting divided by full fine-tuning's."""
+    sentence = f"With {setting}, LoRA's best learning rate is {times:g} times full fine-tuning's."
+    return Finding(f"hyperparameters.ratio.{name}", times, sentence, "times full fine-tuning's", form="g")
 
 
 def independent_of_rank(by_rank: Table, converged: Table) -> Claim:
-    """How far the best rate moves with the rank, with α fixed and with α in proportion to r."""
+    """Compare the best learning rates of all ranks, with α fixed and with α in proportion to r."""
+    s, c = by_rank.settings, converged.settings
     fixed, doubled = best_rates(by_rank, "α/r"), best_rates(by_rank, "α = 2r")
-    same = max(fixed.values()) <= GRID * min(fixed.values()) * (1 + 1e-9)
-    more = {row["r"]: row["lr"] for row in seeds(converged, method="lora", target_modules="all-linear")}
-    settings = by_rank.settings
-    return (
-        "… and it is independent of the rank, with α/r and α fixed",
+    longer = {row["r"]: row["lr"] for row in seeds(converged, method="lora", target_modules="all-linear")}
+    return Claim(
+        "LoRA's best learning rate is independent of the rank, with s = α/r and α fixed",
         "Schulman et al. 2025",
-        f"{'yes, within one step of the grid' if same else 'no'}: {moved(fixed)}; with α = "
-        f"{settings['lora_alpha'] / settings['r']:g}r {moved(doubled)}; with α = {converged.settings['alpha_over_r']:g}r and "
-        f"{converged.settings['steps']} steps {moved(more)}",
+        agrees(max(fixed.values()) <= GRID * min(fixed.values()) * (1 + 1e-9)),  # within one step of the grid
+        ends(fixed),
         STUDY + ", 05",
+        note=f"With α = {s['lora_alpha'] / s['r']:g}r the best rate depends on the rank: {ends(doubled)}. With "
+        f"α = {c['alpha_over_r']:g}r and {c['steps']} steps it depends on it too: {ends(longer)}.",
     )
 
 
-def alpha_and_rate(alpha: Table) -> Claim:
-    """Whether α is more than another learning rate, and which of their products stays."""
-    kept, own = (groups(alpha.where(phase=phase), "lora_alpha") for phase in ("fixed", "seeds"))
+def alpha_and_rate(table: Table) -> Claim:
+    """Compare the losses of several α at one learning rate and at their own best rates, and fit the best rate against α."""
+    s = table.settings
+    fixed, own = (groups(table.where(phase=phase), "lora_alpha") for phase in ("fixed", "seeds"))
     rates = {a: rows[0]["lr"] for a, rows in own.items()}
     low, high = min(rates), max(rates)
     power = statistics.linear_regression(*([log2(x) for x in xs] for xs in (rates, rates.values()))).slope
-    recipes = alpha.settings["lora_alpha"]
-    against = "; ".join(f"α = {a:g} ends {verdict(rows, own[recipes])}" for a, rows in own.items() if a != recipes)
-    return (
+    span = f"over α = {low:g} to {high:g} (r = {s['r']})"
+    at_one, at_own = (
+        Finding(f"hyperparameters.alpha.spread.{name}", width(by_a), f"{at} {width(by_a):.3f} {LOSS} {span}.", LOSS)
+        for name, by_a, at in (
+            ("fixed", fixed, "At one learning rate, the losses differ by"),
+            ("own", own, "If each α has its own best rate, the losses differ by"),
+        )
+    )
+    sentence = f"The best rate falls from {rates[low]:g} to {rates[high]:g}, as α to the power {power:.2f} "
+    sentence += f"(fitted to {len(rates)} values)."
+    slope = Finding("hyperparameters.alpha.power", power, sentence.replace("-", "−"), form=".2f")
+    usual = s["lora_alpha"]
+    against = [
+        compared(f"alpha{a:g}", f"α = {a:g}", rows, f"α = {usual:g}", own[usual])
+        for a, rows in own.items()
+        if a != usual
+    ]
+    return Claim(
         "α is another learning rate: with Adam, tune one of them",
         "Hu et al. 2021, §4.1 (tuning α is roughly tuning the rate)",
-        f"at r = {alpha.settings['r']}, α = {low:g} to {high:g}: the losses spread over {width(kept):.3f} nats a byte at one rate, "
-        f"{width(own):.3f} at each one's own best, which falls from {rates[low]:g} to {rates[high]:g}, as α to the power "
-        f"{power:.2f}, by {len(rates)} α's. At its own best rate, against α = {recipes:g}: {against}".replace("-", "−"),
+        agrees(*(not lower(finding) and not higher(finding) for finding in against)),
+        f"spread {at_one.number} {LOSS}, at own best rates {at_own.number}",
         STUDY,
+        (at_one, at_own, slope, *against),
     )
 
 
-def two_r(by_rank: Table, scaling: Table) -> Claim:
-    """α = 2r against a fixed α: at own best rates, and at a rate that stays while the rank changes."""
-    settings = by_rank.settings
-    ranks = sorted(set(settings["doubled_ranks"]) & set(settings["ranks"]) - {settings["r"]})
-    pairs = {r: [seeds(by_rank, r=r, rule=rule) for rule in ("α = 2r", "α/r")] for r in ranks}
-    said = [f"r = {r} {mean(two):.3f} against {mean(one):.3f} ({verdict(two, one)})" for r, (two, one) in pairs.items()]
-    top = max(row["r"] for row in scaling.rows)
-    kept = [mean(scaling.where(rule=rule, r=top)) for rule in ("α = 2r", "α/r")]
-    return (
+def two_r(by_rank: Table, scaled: Table) -> Claim:
+    """Compare α = 2r with a fixed α: at their own best learning rates, and at one rate while the rank grows."""
+    s = by_rank.settings
+    ranks = sorted(set(s["doubled_ranks"]) & set(s["ranks"]) - {s["r"]})
+    top = max(row["r"] for row in scaled.rows)
+    sets = {f"r{r}": (f"With r = {r}, each at its own best rate,", seeds(by_rank, r=r)) for r in ranks}
+    sets["fixed"] = (f"With r = {top}, at the rate that is best for r = {s['r']},", scaled.where(r=top))
+    found = {}
+    for name, (text, rows) in sets.items():
+        two, one = ([row for row in rows if row["rule"] == rule] for rule in ("α = 2r", "α/r"))
+        found[name] = compared(f"two_r.{name}", f"{text} α = 2r", two, f"α = {s['lora_alpha']:g}", one)
+    return Claim(
         "Take α = 2r",
         "a rule of thumb (r = 16 with α = 32, and kept for other ranks)",
-        f"each at its own best rate, against α = {settings['lora_alpha']:g}: {', '.join(said)}. At the rate tuned at "
-        f"r = {settings['r']}, r = {top}: {kept[0]:.3f} against {kept[1]:.3f}",
+        agrees(*map(lower, found.values())),
+        f"{found[f'r{ranks[-1]}'].number} {LOSS} at r = {ranks[-1]}; at one rate, r = {top}: {found['fixed'].number}",
         STUDY,
+        tuple(found.values()),
     )
 
 
-def rank_stabilised(scaling: Table) -> Claim:
-    """The first gradient's norm and the final loss at the largest rank, α/r against α/√r."""
-    settings, top = scaling.settings, max(row["r"] for row in scaling.rows)
-    low = settings["r"]
-    plain, stable = ([scaling.where(rule=rule, r=r) for r in (low, top)] for rule in ("α/r", "α/√r"))
-    shrinks, keeps = (mean(rows[1], "grad_norm") / mean(rows[0], "grad_norm") for rows in (plain, stable))
-    lower = verdict(stable[1], plain[1])
-    return (
+def rank_stabilised(scaled: Table) -> Claim:
+    """Compare α/r with α/√r at the largest rank: the norm of the first gradient and the final loss."""
+    s, low, top = scaled.settings, scaled.settings["r"], max(row["r"] for row in scaled.rows)
+    plain, stable = ({r: scaled.where(rule=rule, r=r) for r in (low, top)} for rule in ("α/r", "α/√r"))
+    norms = []
+    for name, rule, rows in (("plain", "α/r", plain), ("rslora", "α/√r", stable)):
+        times = mean(rows[top], "grad_norm") / mean(rows[low], "grad_norm")
+        sentence = f"Under {rule}, the first gradient's norm at r = {top} is {times:.2f} times its norm at r = {low}."
+        norms.append(Finding(f"hyperparameters.gradient_norm.{name}", times, sentence, form=".2f"))
+    root, rate = (low / top) ** 0.5, f"at the learning rate {s['fixed_lr']:g} and r = {top}"
+    loss = compared("rslora", f"But Adam divides by this norm: {rate}, α/√r", stable[top], "α/r", plain[top])
+    return Claim(
         "α/r makes gradients vanish as the rank grows; α/√r (rsLoRA) keeps them, and trains better",
         "Kalajdzievski 2023",
-        f"the first gradient's norm at r = {top} is {shrinks:.2f}× that at r = {low} under α/r (√({low}/{top}) = "
-        f"{(low / top) ** 0.5:.2f}), {keeps:.2f}× under α/√r. But Adam divides by it: at the rate {settings['fixed_lr']:g} "
-        f"r = {top} ends at {mean(stable[1]):.3f} under α/√r, at {mean(plain[1]):.3f} under α/r ({lower}); r = {low} ends at "
-        f"{mean(plain[0]):.3f}",
+        agrees(abs(log2(norms[0].value / root)) < 0.5, abs(log2(norms[1].value)) < 0.5, lower(loss)),
+        f"norm {norms[0].number}×, rsLoRA {norms[1].number}×; loss {loss.number} {LOSS}",
         STUDY,
+        (*norms, loss),
+        f"{norms[0].sentence} The prediction is √({low}/{top}) = {root:.2f}. {norms[1].sentence} {loss.sentence} "
+        f"With r = {low} it ends at {mean(plain[low]):.3f}.",
     )
 
 
 def where(equal: Table, alone: Table) -> Claim:
-    """Attention against the MLP, at equal parameters."""
-    said = []
-    for of_size in groups(seeds(equal), "matched_r").values():
+    """Compare the MLP, the attention and all layers with about equally many parameters."""
+    found, more, numbers = [], [], []
+    for r, of_size in groups(seeds(equal), "matched_r").items():
         by_group = groups(of_size, "target_modules")
         mlp, attention = by_group["MLP"], by_group["attention"]
-        size = f"{mlp[0]['trainable']:,} parameters: MLP r = {mlp[0]['r']} {mean(mlp):.3f}, attention r = {attention[0]['r']} "
-        size += f"{mean(attention):.3f} (MLP {verdict(mlp, attention)})"
+        what = {name: f"{name} with r = {rows[0]['r']}" for name, rows in by_group.items()}
+        size = f"With {mlp[0]['trainable']:,} parameters, {what['MLP']}"
+        found.append(compared(f"modules.r{r}", size, mlp, what["attention"], attention))
+        numbers.append(f"{mean(mlp):.3f} against {mean(attention):.3f}")
         if rows := by_group.get("all-linear"):
-            size += f", all r = {rows[0]['r']}, {rows[0]['trainable']:,} parameters, {mean(rows):.3f} "
-            size += f"(against the MLP {verdict(rows, mlp)})"
-        said.append(size)
+            size = f"With {rows[0]['trainable']:,} parameters, {what['all-linear']}"
+            more.append(compared(f"modules.all.r{r}", size, rows, what["MLP"], mlp))
     by_target = groups(seeds(alone), "target_modules")
-    single = {name: mean(rows) for name, rows in by_target.items() if name.endswith("_proj")}
-    order = ", ".join(f"{name.removesuffix('_proj')} {x:.3f}" for name, x in sorted(single.items(), key=lambda i: i[1]))
-    return (
+    single = {name.removesuffix("_proj"): mean(rows) for name, rows in by_target.items() if name.endswith("_proj")}
+    order = ", ".join(f"{name} {loss:.3f}" for name, loss in sorted(single.items(), key=lambda item: item[1]))
+    said = " ".join(finding.sentence for finding in [*found, *more])
+    return Claim(
         "At equal parameters the MLP alone beats attention alone",
-        "Schulman et al. 2025; against Hu et al. 2021",
-        "; ".join(said) + f". One kind of matrix alone, r = {alone.settings['module_r']}: {order}",
+        "Schulman et al. 2025; Hu et al. 2021 disagree",
+        agrees(*map(lower, found)),
+        f"{'; '.join(numbers)} {LOSS}",
         STUDY,
+        (*found, *more),
+        f"{said} One kind of matrix alone, with r = {alone.settings['module_r']}, ends at: {order}.",
     )
 
 
-def dropping(dropout: Table) -> Claim:
-    """The best probability against none, on little text and on much."""
-    settings, base = dropout.settings, dropout.settings["base_loss"]
-    little = [row for row in dropout.rows if row["train_bytes"] is not None]
-    fixed, own = ([row for row in little if row["phase"] == phase] for phase in ("fixed", "seeds"))
+def dropping(table: Table) -> Claim:
+    """Compare the best dropout probability with no dropout, on little text and on all of it."""
+    s, base = table.settings, table.settings["base_loss"]
+    little = [row for row in table.rows if row["train_bytes"] is not None]
+    small = f"On {s['small_bytes'] // 1024} kB of text that is read again and again"
     sets = {
-        f"on {settings['small_bytes'] // 1024} kB read again and again, at one rate": fixed,
-        "each at its own best rate": own,
-        "on all of the text": dropout.where(train_bytes=None, phase="fixed"),
+        "fixed": (f"{small}, at one learning rate,", [row for row in little if row["phase"] == "fixed"]),
+        "own": (f"{small}, each at its own best rate,", [row for row in little if row["phase"] == "seeds"]),
+        "all": ("On all of the text,", table.where(train_bytes=None, phase="fixed")),
     }
-    said = []
-    for name, rows in sets.items():
+    found, said = {}, []
+    for name, (text, rows) in sets.items():
         by_p = groups(rows, "lora_dropout")
-        best = min((p for p in by_p if p), key=lambda p: mean(by_p[p], "validation"))  # not on the text that judges
-        worse = f", all worse than the frozen base's {base:.3f}" * all(row["final"] > base for row in rows)
-        said.append(
-            f"{name} p = {best:g} ends at {mean(by_p[best]):.3f}, none at {mean(by_p[0.0]):.3f} "
-            f"({verdict(by_p[best], by_p[0.0])}{worse})"
-        )
-    return (
+        best = min(
+            (p for p in by_p if p), key=lambda p: mean(by_p[p], "validation")
+        )  # chosen on validation text, judged on held-out text
+        found[name] = compared(f"dropout.{name}", f"{text} p = {best:g}", by_p[best], "p = 0", by_p[0.0])
+        said.append(found[name].sentence)
+        if all(row["final"] > base for row in rows):
+            said.append(f"All these runs end above the frozen base's {base:.3f}.")
+    return Claim(
         "Dropout helps where the data are few",
         "a rule of thumb; Dettmers et al. 2023, B (p = 0.05, for their smaller models)",
-        "; ".join(said),
+        agrees(lower(found["fixed"]), lower(found["own"])),
+        f"{found['fixed'].number} {LOSS} at one rate, {found['own'].number} at the best",
         STUDY,
+        tuple(found.values()),
+        " ".join(said),
     )
 
 
-def large_batches(batch_size: Table) -> Claim:
-    """LoRA's loss less full fine-tuning's, seed by seed, by batch size."""
-    lora, full = (groups(seeds(batch_size, method=method), "batch_size") for method in ("lora", "full"))
-    gaps = {b: paired_differences(rows, full[b]) for b, rows in lora.items()}
+def large_batches(table: Table) -> Claim:
+    """Compare LoRA's loss with full fine-tuning's, seed by seed, for each batch size."""
+    lora, full = (groups(seeds(table, method=method), "batch_size") for method in ("lora", "full"))
+    gaps = {
+        b: compared(
+            f"batch.{b}", f"In batches of {b}, LoRA (r = {table.settings['r']})", rows, "full fine-tuning", full[b]
+        )
+        for b, rows in lora.items()
+    }
     few, many = min(gaps), max(gaps)
-    wider = [a - b for a, b in zip(gaps[many], gaps[few], strict=True)]  # with the same seed
-    found = "yes" if min(wider) > 0 else f"not seen here, in batches of up to {many} sequences"
-    said = ", ".join(
-        f"{statistics.mean(gap):+.3f} ({min(gap):+.3f} to {max(gap):+.3f}) in batches of {b}" for b, gap in gaps.items()
-    ).replace("-", "−")
-    return (
+    by_size = [paired_differences(lora[b], full[b]) for b in (few, many)]
+    wider = [b - a for a, b in zip(*by_size, strict=True)]
+    return Claim(
         "LoRA suffers more than full fine-tuning from large batches",
         "Schulman et al. 2025",
-        f"{found}: with as many tokens for each, LoRA (r = {batch_size.settings['r']}) minus full fine-tuning with the same seed "
-        f"is {said} nats a byte; from {few} to {many} the gap ends {differs(wider, 'wider', 'narrower')}",
+        agrees(min(wider) > 0),
+        f"gap {gaps[few].number} {LOSS} in batches of {few}, {gaps[many].number} of {many}",
         STUDY,
+        tuple(gaps.values()),
+        f"All runs read as many tokens. {' '.join(gap.sentence for gap in gaps.values())} From batches of {few} to batches of "
+        f"{many} the gap is {differs(wider, 'wider', 'narrower')}.",
     )
 
 
 # ---------------------------------------------------------------------------------------------------- reading a table
 
 
+def compared(
+    name: str, what: str, rows: Iterable[Mapping[str, Any]], other: str, others: Iterable[Mapping[str, Any]]
+) -> Finding:
+    """Return the final loss of `rows` minus the final loss of `others`, seed by seed: mean and range."""
+    rows, others = list(rows), list(others)
+    differences = paired_differences(rows, others)
+    sentence = f"{what} ends at {mean(rows):.3f} {LOSS}, {other} at {mean(others):.3f}: {verdict(rows, others)}."
+    spread = (min(differences), max(differences))
+    return Finding(f"hyperparameters.{name}", statistics.mean(differences), sentence, LOSS, spread, "+.3f")
+
+
+def lower(finding: Finding) -> bool:
+    """Return whether a difference of losses is negative with every seed."""
+    return finding.spread is not None and finding.spread[1] < 0
+
+
+def higher(finding: Finding) -> bool:
+    """Return whether a difference of losses is positive with every seed."""
+    return finding.spread is not None and finding.spread[0] > 0
+
+
 def seeds(table: Table, **conditions: Any) -> list[dict[str, Any]]:
-    """The runs at the best rate."""
+    """Return the runs at the best learning rate of each setting, with every seed."""
     return table.where(phase="seeds", **conditions)
 
 
 def width(by_value: Mapping[Any, Iterable[Mapping[str, Any]]]) -> float:
-    """How far apart the means are."""
+    """Return the largest mean loss minus the smallest mean loss."""
     means = [mean(rows) for rows in by_value.values()]
     return max(means) - min(means)
 
 
-def recovered(by_rank: Table, r: int) -> float:
-    """The share of full fine-tuning's gain that rank r recovers, α fixed."""
-    base = by_rank.settings["base_loss"]
-    return (base - mean(seeds(by_rank, r=r, rule="α/r"))) / (base - mean(seeds(by_rank, method="full")))
-
-
 def best_rate(by_rank: Table, r: int | None, rule: str = "α/r") -> float:
-    """The median of the seeds' own best rates: one of the grid."""
+    """Return the median over the seeds of the best learning rate (r = None: full fine-tuning)."""
     return statistics.median_low(row["lr"] for row in by_rank.where(r=r, rule=rule, own_best=True))
 
 
-def strays(by_rank: Table, rule: str) -> list[tuple[int, float]]:
-    """(rank, rate) of each seed whose own best rate is not its rank's median."""
-    rows = [row for row in by_rank.where(rule=rule, own_best=True) if row["r"]]
-    return [(row["r"], row["lr"]) for row in rows if row["lr"] != best_rate(by_rank, row["r"], rule)]
-
-
 def best_rates(by_rank: Table, rule: str) -> dict[int, float]:
-    """Rank → its best rate under a rule."""
+    """Return the best learning rate of each rank under a rule."""
     ranks = sorted({row["r"] for row in by_rank.where(rule=rule) if row["r"]})
     return {r: best_rate(by_rank, r, rule) for r in ranks}
 
 
-def moved(rates: Mapping[int, float]) -> str:
-    """From the lowest rank to the highest."""
-    return f"{rates[min(rates)]:.2g} at r = {min(rates)}, {rates[max(rates)]:.2g} at r = {max(rates)}"
+def strays(by_rank: Table, rule: str) -> list[tuple[int, float]]:
+    """Return (rank, learning rate) for each seed with a best learning rate that differs from the median of its rank."""
+    rows = [row for row in by_rank.where(rule=rule, own_best=True) if row["r"]]
+    return [(row["r"], row["lr"]) for row in rows if row["lr"] != best_rate(by_rank, row["r"], rule)]
 
 
-def span(low: float, high: float) -> str:
-    """ "3.2 to 8", or one number where both are it."""
-    return " to ".join(dict.fromkeys(f"{x:.2g}" for x in (low, high)))
+def ends(rates: Mapping[int, float]) -> str:
+    """Return the learning rates at the lowest and at the highest rank, in words."""
+    return ", ".join(f"{rates[r]:.2g} at r = {r}" for r in (min(rates), max(rates)))
 
 
-def amounts(numbers: Iterable[float]) -> str:
-    """ "16, 4 and 1"."""
+def listed(numbers: Iterable[float]) -> str:
+    """Return the numbers as a list in words: "16, 4 and 1"."""
     *most, last = (f"{x:g}" for x in numbers)
     return f"{', '.join(most)} and {last}"

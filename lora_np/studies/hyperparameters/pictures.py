@@ -1,4 +1,4 @@
-"""What each knob does, one picture a study: target modules, dropout, batch size; the seeds' range and what the runs took."""
+"""Pictures of the studies on target modules, dropout and batch size."""
 
 from __future__ import annotations
 
@@ -15,44 +15,68 @@ from ..harness.table import Table, arrays, groups
 from ..harness.words import runs_and_time, semicolons, short_count
 
 Losses = Mapping[Any, np.ndarray]
-LOSS = "held-out loss at the end (nats a byte)"
-KEPT: dict[str, Any] = {"color": OTHERS[1], "marker": "^", "ls": DOTTED}  # all settings at one learning rate
-OWN: dict[str, Any] = {"color": LORA, "marker": "o"}  # each at its own best
+LOSS = "held-out loss at the end (nats per byte)"
+KEPT: dict[str, Any] = {
+    "color": OTHERS[1],
+    "marker": "^",
+    "ls": DOTTED,
+}  # the look of runs that all have one learning rate
+OWN: dict[str, Any] = {"color": LORA, "marker": "o"}  # the look of runs at their own best learning rates
 GROUP_COLOURS = {"attention": LORA_LIGHT, "MLP": LORA, "all-linear": LORA_DARK}
 
 
-def took(table: Table) -> str:
-    """How much was run: for the second line of a picture."""
+def measured(table: Table, dots: bool = False) -> str:
+    """Return the end of a subtitle: what a point is (a mean or, with `dots`, one seed), the number of runs and their time."""
     seeds = len(table.settings["seeds"])
-    return semicolons(f"mean and range of {seeds} seeds" if seeds > 1 else "", runs_and_time(table))
+    means = f"points: mean of {seeds} seeds; bars: range" if seeds > 1 else ""
+    return semicolons(f"dots: {seeds} seeds" if dots else means, runs_and_time(table))
 
 
 def not_above(values: np.ndarray, others: np.ndarray) -> bool:
-    """Whether `values` are not higher with every seed than `others`, the same seed in each place."""
+    """Return False if `values` are higher than `others` with every seed, else True. Both have one number per seed."""
     return not (values > others).all()
 
 
 def octaves(low: float, high: float, step: int = 1) -> list[float]:
-    """0.001 · 2ⁿ from `low` to `high`: the ticks of a learning rate."""
+    """Return the ticks of a learning rate: 0.001 · 2ⁿ from `low` to `high`."""
     first, last = math.floor(math.log2(low / 1e-3) + 1e-9), math.ceil(math.log2(high / 1e-3) - 1e-9)
     return [1e-3 * 2.0**n for n in range(first, last + 1, step)]
 
 
 @picture("target_modules trainable seed phase final", settings="runs seeds module_r base_loss")
 def target_modules_chart(table: Table) -> Figure:
-    """The loss of each kind of matrix alone (green) and of groups (blue), the lowest on top; a seed a dot, at its own best rate."""
+    """Draw the loss of an adapter in each kind of matrix alone and in groups of matrices, the lowest loss on top.
+
+    Parameters
+    ----------
+    table : Table
+        The result of the study "target_modules".
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Green: one kind of matrix; blue: a group. Dots are seeds, each setting at its own best learning rate. The vertical
+        line is the base.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> figure = target_modules_chart(Table.load("figures/data/target_modules.json"))
+    >>> len(figure.axes[0].get_yticklabels())
+    11
+    """
     rows = table.where(phase="seeds")
     count = {row["target_modules"]: row["trainable"] for row in rows}
     by_target = arrays(rows, "target_modules")
     order = sorted(by_target, key=lambda name: -by_target[name].mean())
     alone = [name for name in order if name.endswith("_proj")]
-    title = "Groups"
+    title = "Loss of each group of matrices"
     if alone:
         names = [name.removesuffix("_proj") for name in alone]
         least = [names[i] for i, name in enumerate(alone) if not_above(by_target[alone[0]], by_target[name])]
-        title = f"Of single matrices {names[-1]} does most, {' and '.join(least)} least"
-    subtitle = f"green: one kind of matrix, blue: a group; r = {table.settings['module_r']}; {took(table)}"
-    figure = new_figure(9, 1.6 + 0.29 * len(order), title, subtitle)
+        title = f"Of single matrices, {names[-1]} helps most, {' and '.join(least)} least"
+    marks = f"green: one kind of matrix; blue: a group of matrices; r = {table.settings['module_r']}"
+    figure = new_figure(9, 1.6 + 0.29 * len(order), title, semicolons(marks, measured(table, dots=True)))
     ax = axes_at(figure, 1.25, 0.65, 5.6, 0.29 * len(order))
     base = table.settings["base_loss"]
     for place, name in enumerate(order):
@@ -63,14 +87,32 @@ def target_modules_chart(table: Table) -> Figure:
         note(ax, f"{mean:.3f}, {short_count(count[name])} parameters", (1, place), (10, -3.5), colour, xycoords=EDGE)
     ax.axvline(base, color=FAINT_INK, lw=1.2)
     ax.set_yticks(range(len(order)), [name.replace("_proj", "") for name in order])
-    ax.set(ylim=(-0.6, len(order) - 0.4), xlabel=f"{LOSS}; the line on the right is the base")
+    ax.set(ylim=(-0.6, len(order) - 0.4), xlabel=f"{LOSS}; vertical line: the base")
     ax.grid(False)
     return figure
 
 
 @picture("target_modules r trainable matched_r seed phase final", settings="runs seeds")
 def equal_parameters_chart(table: Table) -> Figure:
-    """Attention, MLP and all layers with as many parameters, each seed a dot: where should they go?"""
+    """Draw the loss of attention, MLP and all layers with equally many parameters.
+
+    Parameters
+    ----------
+    table : Table
+        The result of the study "equal_parameters".
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        One group of rows per number of parameters. Dots are seeds, each setting at its own best learning rate.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> figure = equal_parameters_chart(Table.load("figures/data/equal_parameters.json"))
+    >>> figure.axes[0].get_yticklabels()[0].get_text()
+    'all-linear, r = 18'
+    """
     rows = table.where(phase="seeds")
     budgets = sorted({row["matched_r"] for row in rows})
     by_size = {b: arrays(of_size, "target_modules") for b, of_size in groups(rows, "matched_r").items()}
@@ -80,14 +122,16 @@ def equal_parameters_chart(table: Table) -> Figure:
     places = {key: i + 0.6 * (len(budgets) - 1 - budgets.index(key[0])) for i, key in enumerate(order)}
     runs = {key: found[0] for key, found in groups(rows, "matched_r", "target_modules").items()}
     height = 0.32 * (max(places.values()) + 1.4)
-    figure = new_figure(9, 1.6 + height, title, f"each at its own best rate; {took(table)}")
+    figure = new_figure(
+        9, 1.6 + height, title, semicolons("each at its best learning rate", measured(table, dots=True))
+    )
     ax = axes_at(figure, 2.0, 0.65, 4.6, height)
     for (budget, name), place in places.items():
         losses, colour = by_size[budget][name], GROUP_COLOURS[name]
         ax.plot([min(losses), max(losses)], [place] * 2, color=colour, lw=3, alpha=0.5)
         ax.plot(losses, [place] * len(losses), "o", color=colour, ms=6.5, mec=PAPER, mew=0.8)
-        said = f"{np.mean(losses):.3f}, {runs[budget, name]['trainable']:,} parameters"
-        note(ax, said, (1, place), (10, -3.5), colour, xycoords=EDGE)
+        text = f"{np.mean(losses):.3f}, {runs[budget, name]['trainable']:,} parameters"
+        note(ax, text, (1, place), (10, -3.5), colour, xycoords=EDGE)
     ax.set_yticks(list(places.values()), [f"{name}, r = {runs[b, name]['r']}" for b, name in places])
     ax.set(ylim=(-0.7, max(places.values()) + 0.7), xlabel=LOSS)
     ax.grid(False)
@@ -96,9 +140,24 @@ def equal_parameters_chart(table: Table) -> Figure:
 
 @picture("lora_dropout train_bytes lr seed phase final", settings="runs seeds fixed_lr small_steps steps base_loss")
 def dropout_chart(table: Table) -> Figure:
-    """The loss by dropout, after little text read many times and after much text; panels of one scale, one height.
+    """Draw the loss against the dropout probability, on little text and on all of the text.
 
-    The grey line is the frozen base: what ends above it had better not been trained.
+    Parameters
+    ----------
+    table : Table
+        The result of the study "dropout".
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Two panels with equal scales. Green: all runs at one learning rate; cyan: each at its best; grey: the frozen base.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> figure = dropout_chart(Table.load("figures/data/dropout.json"))
+    >>> figure.axes[0].get_title(loc="left")
+    '8 kB of text, read 12 times'
     """
     settings, base = table.settings, table.settings["base_loss"]
     little = [row for row in table.rows if row["train_bytes"] is not None]
@@ -106,7 +165,9 @@ def dropout_chart(table: Table) -> Figure:
     kept, own = (arrays(found, "lora_dropout") for found in phases)
     whole = arrays(table.where(train_bytes=None, phase="fixed"), "lora_dropout")
     passes = settings["small_steps"] * settings["batch_size"] * settings["seq_len"] / settings["small_bytes"]
-    figure = new_figure(9, 4.4, _dropout_title(settings, kept, own), took(table))
+    title, above = _dropout_title(settings, kept, own), min(v.min() for v in kept.values()) > base
+    warning = f"at η = {settings['fixed_lr']:g} all runs on little text end above the base" * bool(above)
+    figure = new_figure(9, 4.4, title, semicolons(warning, measured(table)))
     left, right = axes_at(figure, 0.85, 0.7, 2.5, 2.6), axes_at(figure, 6.0, 0.7, 2.5, 2.6)
     ends = [with_range(left, kept, **KEPT), with_range(left, own, **OWN)]
     with_range(right, whole, **KEPT)
@@ -118,7 +179,7 @@ def dropout_chart(table: Table) -> Figure:
         ax.axhline(base, color=FROZEN, lw=2)
         ax.set(ylim=(middle - span / 2, middle + span / 2), xlabel="dropout", ylabel=LOSS, xticks=list(whole))
     left.set_title(f"{settings['small_bytes'] // 1024} kB of text, read {passes:.0f} times")
-    right.set_title(f"all of it, read in part, η = {settings['fixed_lr']:g}")
+    right.set_title(f"all text, read in part, η = {settings['fixed_lr']:g}")
     rates = sorted({row["lr"] for row in little if row["phase"] == "seeds"})
     own_best = f"best η, {rates[0]:g}" + f" to {rates[-1]:g}" * (len(rates) > 1)
     labels = [f"all at η = {settings['fixed_lr']:g}", own_best, f"frozen base {base:.3f}"]
@@ -128,25 +189,41 @@ def dropout_chart(table: Table) -> Figure:
 
 
 def _dropout_title(settings: Mapping[str, Any], kept: Losses, own: Losses) -> str:
-    """What the best dropout gains over none on little text, at one rate and at its own best; or that all end above the base."""
+    """Return the title: the gain of the best dropout over no dropout on little text, at one rate and at the best rates."""
     at_one, at_best = (by_p[0.0].mean() - min(v.mean() for v in by_p.values()) for by_p in (kept, own))
     rate = settings["fixed_lr"]
-    if min(v.min() for v in kept.values()) > settings["base_loss"]:
-        return f"At η = {rate:g} all end above the base; dropout gains {at_one:.3f}, at the best η {at_best:.3f}"
     return f"On little text dropout gains {at_one:.3f} at η = {rate:g}, {at_best:.3f} at the best η"
 
 
 @picture("method batch_size max_steps lr seed phase final", settings="runs seeds")
 def batch_size_chart(table: Table) -> Figure:
-    """The loss by batch size with as many tokens in all, full fine-tuning and LoRA, each at its own best rate."""
+    """Draw the loss against the batch size, for full fine-tuning and LoRA at their best learning rates.
+
+    Parameters
+    ----------
+    table : Table
+        The result of the study "batch_size".
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Coral: full fine-tuning; cyan: LoRA. All runs read as many tokens.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> figure = batch_size_chart(Table.load("figures/data/batch_size.json"))
+    >>> figure.axes[0].get_xlabel()
+    'sequences per batch'
+    """
     rows = table.where(phase="seeds")
     lines = {name: [row for row in rows if row["method"] == name] for name in ("full", "lora")}
     losses = {name: arrays(found, "batch_size") for name, found in lines.items()}
     sizes = list(losses["full"])
     gaps = [losses["lora"][b].mean() - losses["full"][b].mean() for b in sizes]
-    said = [f"{gap:+.3f} in batches of {b}".replace("-", "−") for gap, b in zip(gaps, sizes, strict=True)]
-    title = f"LoRA minus full fine-tuning: {said[0]}, {said[-1]}"
-    figure = new_figure(9, 4.2, title, f"as many tokens for each, η: its best learning rate; {took(table)}")
+    first, *_, last = (f"{gap:+.3f} in batches of {b}".replace("-", "−") for gap, b in zip(gaps, sizes, strict=True))
+    title = f"LoRA's loss minus full fine-tuning's: {first}, {last}"
+    figure = new_figure(9, 4.2, title, f"all runs read as many tokens; η: best learning rate; {measured(table)}")
     ax = axes_at(figure, 0.85, 0.7, 5.6, 2.65)
     looks: dict[str, dict[str, Any]] = {"full": {"color": FULL, "marker": "s"}, "lora": {"color": LORA, "marker": "o"}}
     ends = [with_range(ax, losses[name], **looks[name]) for name in lines]
@@ -158,7 +235,7 @@ def batch_size_chart(table: Table) -> Figure:
     log_axis(ax.xaxis, sizes)
     ax.xaxis.set_major_formatter(lambda b, _: f"{b:g}\n{steps.get(round(b), 0)} steps")
     ax.margins(x=0.1, y=0.22)
-    ax.set(xlabel="sequences a batch", ylabel=LOSS)
+    ax.set(xlabel="sequences per batch", ylabel=LOSS)
     names = ["full fine-tuning", f"LoRA r = {lines['lora'][0]['r']}"]
     label_lines(ax, ends, names, [FULL, LORA], align=ax.get_xlim()[1], reach=8)
     return figure

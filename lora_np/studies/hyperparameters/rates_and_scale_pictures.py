@@ -1,4 +1,4 @@
-"""Rank, learning rate, α and the scaling: one picture a study, with the seeds' range and what the runs took."""
+"""Pictures of the studies on learning rate and rank, α, and the scaling."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..harness.colours import FAINT_INK, FULL, LORA, LORA_DARK, OTHERS, PAPER, r
 from ..harness.style import DASHED, DOTTED, axes_at, label_lines, log_axis, new_figure, picture, rank_axis, with_range
 from ..harness.table import Table, arrays, groups
 from ..harness.words import runs_and_time, semicolons
-from .pictures import KEPT, LOSS, OWN, Losses, not_above, octaves, took
+from .pictures import KEPT, LOSS, OWN, Losses, measured, not_above, octaves
 
 RULES: dict[str, dict[str, Any]] = {
     "α/r": {"color": LORA, "marker": "o", "ls": "-"},
@@ -26,15 +26,32 @@ RULES: dict[str, dict[str, Any]] = {
 
 @picture("method r rule lr seed phase validation own_best", settings="runs seeds lora_alpha")
 def rates_by_rank(table: Table, other: Table | None = None) -> Figure:
-    """Validation loss against the learning rate by rank, α fixed; and each rank's best rate, beside full fine-tuning's.
+    """Draw the validation loss against the learning rate for each rank, and the best learning rate of each rank.
 
-    Table of `learning_rates_by_rank`. Each point of the right panel is the median of the seeds' own best rates where seeds
-    tried several, its bar their range. `other`: the table of `convergence`, with α in proportion to r and longer runs.
+    Parameters
+    ----------
+    table : Table
+        The result of the study "learning_rates_by_rank".
+    other : Table, optional
+        The result of the study "convergence": longer runs with α in proportion to r.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Left: one line per rank, first seed, α fixed; a ring marks the best rate. Right: the best rate against the rank, median and
+        range over the seeds, beside full fine-tuning's best rate and ten times this rate.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> figure = rates_by_rank(Table.load("figures/data/learning_rates_by_rank.json"))
+    >>> [ax.get_title(loc="left") for ax in figure.axes]
+    ['α = 32 for every rank', 'best rate of each rank']
     """
-    panels = "left: first seed, a ring marks the best; right: median and range of seeds"
+    panels = "left: first seed, ring: best rate; right: median and range of the seeds"
     subtitle = semicolons(panels, runs_and_time(table))
     if other is not None:
-        subtitle += "\ngrey: longer runs, those of another study (notebook 05)"
+        subtitle += "\ngrey: the longer runs of notebook 05"
     figure = new_figure(9, 5.1, _rate_title(table), subtitle)
     left, right = axes_at(figure, 0.8, 0.7, 3.0, 3.1), axes_at(figure, 5.75, 0.7, 1.75, 3.1)
     swept = [row for row in table.where(rule="α/r", phase="sweep") if row["validation"] is not None]
@@ -48,7 +65,7 @@ def rates_by_rank(table: Table, other: Table | None = None) -> Figure:
         lines.append((best, f"r = {r}" if r else "full", colour))
     rates = octaves(min(row["lr"] for row in swept), max(row["lr"] for row in swept))
     log_axis(left.xaxis, rates[:: 2 if len(rates) > 5 else 1], "learning rate η")
-    left.set(xlim=(rates[0] / 1.3, rates[-1] * 1.3), ylabel="validation loss at the end (nats a byte)")
+    left.set(xlim=(rates[0] / 1.3, rates[-1] * 1.3), ylabel="validation loss at the end (nats per byte)")
     left.set_title(f"α = {table.settings['lora_alpha']:g} for every rank")
     label_lines(left, *zip(*lines, strict=True), align=left.get_xlim()[1], reach=8)
     _best_rates(right, table, other)
@@ -76,47 +93,66 @@ def _best_rates(ax: Axes, table: Table, other: Table | None) -> None:
     ax.axhspan(full.min(), full.max(), color=FULL, alpha=0.18, lw=0)
     ax.axhline(middle, color=FULL, lw=2.2)
     ax.axhline(10 * middle, color=FULL, lw=1.2, ls=DASHED)
-    ax.set(xlim=(low, high), ylabel="best learning rate η", title="the best of each rank")
+    ax.set(xlim=(low, high), ylabel="best learning rate η", title="best rate of each rank")
     ends += [((high, middle), "full", FULL), ((high, 10 * middle), "10 × full", FULL)]
     label_lines(ax, *zip(*ends, strict=True), align=high, reach=8)
 
 
 def own_bests(table: Table, rule: str) -> dict[int | None, np.ndarray]:
-    """Rank (None: full fine-tuning) → each seed's own best rate, chosen on validation text among those that it tried."""
+    """Return the best learning rates of the seeds for each rank (None: full fine-tuning), chosen on validation text."""
     rows = table.where(rule=rule, own_best=True)
     return {r or None: rates for r, rates in arrays([row | {"r": row["r"] or 0} for row in rows], "r", "lr").items()}
 
 
 def _rate_title(table: Table) -> str:
-    """Of every rank the median, and the seeds that differ from it."""
+    """Return the title: LoRA's best rate over full fine-tuning's (range of the medians of all ranks), and seeds that differ."""
     by_rank = own_bests(table, "α/r")
     full, rates = np.median(by_rank.pop(None)), by_rank.values()
     ratios = sorted(np.median(found) / full for found in rates)
-    said = " to ".join(dict.fromkeys(f"{ratio:.2g}" for ratio in (ratios[0], ratios[-1])))
+    times = " to ".join(dict.fromkeys(f"{ratio:.2g}" for ratio in (ratios[0], ratios[-1])))
     strays = [f"{rate / full:.2g}" for found in rates for rate in found if rate != np.median(found)]
     but = f" (one seed: {strays[0]})" if len(strays) == 1 else f" ({len(strays)} seeds differ)" * bool(strays)
-    return f"With α = {table.settings['lora_alpha']:g}, LoRA's best rate is {said} times full fine-tuning's{but}"
+    return f"With α = {table.settings['lora_alpha']:g}, LoRA's best rate is {times} times full fine-tuning's{but}"
 
 
 @picture("lora_alpha lr seed phase final", settings="runs seeds r fixed_lr")
 def alpha_chart(table: Table) -> Figure:
-    """The loss by α, at one rate and at each α's own best; and that best rate η, beside what would keep η·α or η²·α."""
+    """Draw the loss against α, at one learning rate and at each α's best; and the best learning rate against α.
+
+    Parameters
+    ----------
+    table : Table
+        The result of the study "alpha".
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Left: the losses. Right: the best rate η, with dashed lines where η·α or η²·α stays constant.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> figure = alpha_chart(Table.load("figures/data/alpha.json"))
+    >>> [ax.get_xlabel() for ax in figure.axes]
+    ['α', 'α']
+    """
     rate, r = table.settings["fixed_lr"], table.settings["r"]
     kept, own = arrays(table.where(phase="fixed"), "lora_alpha"), arrays(table.where(phase="seeds"), "lora_alpha")
     widest = [max(v.mean() for v in d.values()) - min(v.mean() for v in d.values()) for d in (kept, own)]
-    title = f"α from {min(kept):g} to {max(kept):g}: {widest[0]:.3f} nats at one rate, {widest[1]:.3f} at its own best"
-    figure = new_figure(9, 4.4, title, f"r = {r}; {took(table)}")
+    title = f"α = {min(kept):g} to {max(kept):g}: losses differ by {widest[0]:.3f} at one rate, {widest[1]:.3f} at best rates"
+    dashes = "dashed: rates that keep a product constant"
+    figure = new_figure(9, 4.4, title, semicolons(f"r = {r}", measured(table), dashes))
     left, right = axes_at(figure, 0.85, 0.7, 2.7, 2.8), axes_at(figure, 5.9, 0.7, 1.9, 2.8)
     ends = [with_range(left, kept, **KEPT), with_range(left, own, **OWN)]
     log_axis(left.xaxis, list(kept))
     left.set(xlabel="α", ylabel=LOSS)
-    label_lines(left, ends, [f"all at η = {rate:g}", "own best η"], [OTHERS[1], LORA], align=left.get_xlim()[1])
+    label_lines(left, ends, [f"all at η = {rate:g}", "best η of each α"], [OTHERS[1], LORA], align=left.get_xlim()[1])
     best = {a: found[0]["lr"] for a, found in groups(table.where(phase="seeds"), "lora_alpha").items()}
     alphas, rates = np.array(list(best)), np.array(list(best.values()))
     right.plot(alphas, rates, color=LORA, marker="o", ms=6.5)
     lines = [((alphas[-1], rates[-1]), "best rate", LORA)]
     centre, middle = (np.exp(np.log(values).mean()) for values in (alphas, rates))  # geometric means
-    for name, power, colour in (("η·α kept", 1.0, OTHERS[0]), ("η²·α kept", 0.5, FAINT_INK)):
+    for name, power, colour in (("η·α constant", 1.0, OTHERS[0]), ("η²·α constant", 0.5, FAINT_INK)):
         kept_rates = middle * (centre / alphas) ** power
         right.plot(alphas, kept_rates, color=colour, lw=1.2, ls=DASHED)
         lines.append(((alphas[-1], kept_rates[-1]), name, colour))
@@ -129,11 +165,29 @@ def alpha_chart(table: Table) -> Figure:
 
 @picture("rule r seed final grad_norm", settings="runs seeds r fixed_lr base_loss")
 def rank_scaling_chart(table: Table) -> Figure:
-    """The loss at the end and the first gradient's norm, by rank, for α/r, α/√r and α = 2r at the recipe's rate."""
+    """Draw the loss and the norm of the first gradient against the rank, for α/r, α/√r and α = 2r at one learning rate.
+
+    Parameters
+    ----------
+    table : Table
+        The result of the study "scaling".
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Left: the loss at the end. Right: the norm of the first gradient. Points are means over the seeds, bars ranges.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> figure = rank_scaling_chart(Table.load("figures/data/scaling.json"))
+    >>> figure.axes[1].get_ylabel()
+    'norm of the first gradient'
+    """
     settings = table.settings
     rules = [rule for rule in RULES if table.where(rule=rule)]
     losses = {rule: arrays(table.where(rule=rule), "r") for rule in rules}
-    kept = f"all at the rate that is best at r = {settings['r']}, {settings['fixed_lr']:g}; {took(table)}"
+    kept = f"all runs at the learning rate {settings['fixed_lr']:g}; {measured(table)}"
     figure = new_figure(9, 4.4, _scaling_title(losses, settings["r"]), kept)
     left, right = axes_at(figure, 0.85, 0.7, 2.9, 2.8), axes_at(figure, 5.6, 0.7, 2.3, 2.8)
     norms = {rule: arrays(table.where(rule=rule), "r", "grad_norm") for rule in rules}
@@ -151,10 +205,10 @@ def rank_scaling_chart(table: Table) -> Figure:
 
 
 def _scaling_title(losses: Mapping[str, Losses], r: int) -> str:
-    """Which rules end lowest at the largest rank: the one with the lowest mean, and those not above it with every seed."""
+    """Return the title: the rule with the lowest mean loss at the largest rank, and rules that it does not beat with every seed."""
     top = {rule: by_rank[max(by_rank)] for rule, by_rank in losses.items()}
     best = min(top.values(), key=np.mean)
     lowest = [rule for rule, found in top.items() if not_above(found, best)]
     highest: int = max(next(iter(losses.values())))
     end = "ends" if len(lowest) == 1 else "end"
-    return f"Tuned at r = {r} and then grown to r = {highest}, {' and '.join(lowest)} {end} lowest"
+    return f"With the learning rate tuned at r = {r}, {' and '.join(lowest)} {end} lowest at r = {highest}"

@@ -1,7 +1,7 @@
-"""What each knob of LoRA does: rank and learning rate, α, α/r or α/√r, target modules, dropout, batch size.
+"""The effect of each hyperparameter of LoRA: rank and learning rate, α, α/r or α/√r, target modules, dropout, batch size.
 
-Every study turns one knob of the common recipe (r = 16, α = 32, all linear layers, no dropout) on "tiny" learning code, and
-compares settings each at its own best learning rate, unless it asks what happens where the rate stays.
+Each study changes one hyperparameter of the common recipe (r = 16, α = 32, all linear layers, no dropout). The model is "tiny",
+and it learns Python code. Settings are compared at their own best learning rates, unless the study asks about a fixed rate.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from ... import costs
 from ..harness.table import Table
-from .sweep import FULL, Bench, KnobRun, Setting
+from .sweep import FULL, HyperparameterRun, Setting, Tuner
 
 Folder = str | Path | None
 RULES = ("α/r", "α/√r", "α = 2r")
@@ -22,44 +22,44 @@ RULES = ("α/r", "α/√r", "α = 2r")
 def learning_rates_by_rank(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
     """Is LoRA's best learning rate ten times full fine-tuning's, and independent of the rank (Schulman et al. 2025)?
 
-    Rows of full fine-tuning and of each rank under s = α/r with the recipe's α (rule "α/r"), each seed at the best rate and
-    its neighbours; and of some ranks with α = 2r, that is with the same s for all (rule "α = 2r").
+    Rows with rule "α/r": full fine-tuning, and each rank with s = α/r and the recipe's α; every seed at the best learning rate
+    and at its neighbours. Rows with rule "α = 2r": some ranks with α = 2r, so s is the same for all.
     """
-    bench, recipe = Bench(setting, workers, folder), setting.recipe()
-    fixed = bench.tune(setting.full(), *(replace(recipe, r=r) for r in setting.ranks), neighbours=True)
-    doubled = bench.tune(*(by_rule(setting, "α = 2r", r) for r in setting.doubled_ranks))
+    tuner, recipe = Tuner(setting, workers, folder), setting.recipe()
+    fixed = tuner.tune(setting.full(), *(replace(recipe, r=r) for r in setting.ranks), neighbours=True)
+    doubled = tuner.tune(*(by_rule(setting, "α = 2r", r) for r in setting.doubled_ranks))
     rows = [row | {"rule": "α/r"} for row in fixed] + [row | {"rule": "α = 2r"} for row in doubled]
     question = "Is LoRA's best learning rate ten times full fine-tuning's, and independent of the rank?"
-    return bench.table("learning_rates_by_rank", question, rows)
+    return tuner.table("learning_rates_by_rank", question, rows)
 
 
 def alpha(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
-    """What α does at one rank: at the rate that is best for the recipe (phase "fixed"), and at its own best."""
-    bench, recipe = Bench(setting, workers, folder), setting.recipe()
-    lr = bench.best_rate(recipe)
+    """Compare values of α at one rank: at the recipe's best learning rate (phase "fixed"), and at their own best rates."""
+    tuner, recipe = Tuner(setting, workers, folder), setting.recipe()
+    lr = tuner.best_rate(recipe)
     runs = [replace(recipe, lora_alpha=a) for a in setting.alphas]
-    rows = bench.tune(*runs) + bench.repeat(*(replace(run, lr=lr) for run in runs), phase="fixed")
-    return bench.table("alpha", "Is α more than another learning rate?", rows, fixed_lr=lr)
+    rows = tuner.tune(*runs) + tuner.repeat(*(replace(run, lr=lr) for run in runs), phase="fixed")
+    return tuner.table("alpha", "Is α more than another learning rate?", rows, fixed_lr=lr)
 
 
 def scaling(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
-    """What happens when the recipe's rank is changed and nothing else, its learning rate kept: loss and gradient norms.
+    """Change the rank of the recipe and keep its learning rate: loss and gradient norms under three rules for s.
 
-    Three rules, the same at the recipe's own rank: s = α/r with its α, s = α/√r (rsLoRA, Kalajdzievski 2023), and α = 2r,
-    which keeps s.
+    The rules: s = α/r with the recipe's α, s = α/√r (rsLoRA, Kalajdzievski 2023), and α = 2r, which keeps s. They are equal at
+    the recipe's own rank.
     """
-    bench = Bench(setting, workers, folder)
-    lr = bench.best_rate(setting.recipe())
+    tuner = Tuner(setting, workers, folder)
+    lr = tuner.best_rate(setting.recipe())
     rows = []
     for rule in RULES:
         runs = (replace(by_rule(setting, rule, r), lr=lr) for r in setting.scaled_ranks)
-        rows += [row | {"rule": rule} for row in bench.repeat(*runs, phase="fixed")]
+        rows += [row | {"rule": rule} for row in tuner.repeat(*runs, phase="fixed")]
     question = "With which scaling can the rank grow at one learning rate?"
-    return bench.table("scaling", question, rows, keep=["grad_norms"], fixed_lr=lr)
+    return tuner.table("scaling", question, rows, keep=["grad_norms"], fixed_lr=lr)
 
 
-def by_rule(setting: Setting, rule: str, r: int) -> KnobRun:
-    """The recipe with rank r, its s by one of RULES. At the recipe's own rank all three are the recipe."""
+def by_rule(setting: Setting, rule: str, r: int) -> HyperparameterRun:
+    """Return the recipe with rank r and with s by one of RULES. At the recipe's own rank all rules are equal."""
     recipe = setting.recipe()
     if r == recipe.r or rule == "α/r":
         return replace(recipe, r=r)
@@ -69,26 +69,26 @@ def by_rule(setting: Setting, rule: str, r: int) -> KnobRun:
 
 
 def target_modules(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
-    """Where an adapter does most: each kind of matrix alone, and the groups that people use, at one rank."""
-    bench = Bench(setting, workers, folder)
+    """Adapt each kind of matrix alone, and the usual groups of matrices, all with one rank."""
+    tuner = Tuner(setting, workers, folder)
     runs = (replace(setting.recipe(), r=setting.module_r, target_modules=name) for name in setting.modules)
-    return bench.table("target_modules", "Which matrices need an adapter most?", bench.tune(*runs))
+    return tuner.table("target_modules", "Which matrices need an adapter most?", tuner.tune(*runs))
 
 
 def equal_parameters(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
-    """Attention alone against the MLP alone, and all layers, with as many parameters (Schulman et al. 2025)."""
-    bench = Bench(setting, workers, folder)
+    """Compare attention alone, the MLP alone and all layers with equally many parameters (Schulman et al. 2025)."""
+    tuner = Tuner(setting, workers, folder)
     rows = []
     for r in setting.matched_r:
-        matched = alike(setting, r)
-        rows += [row | {"matched_r": r} for row in bench.tune(*matched)]
-    return bench.table("equal_parameters", "Which layers should a given number of parameters adapt?", rows)
+        matched = with_equal_parameters(setting, r)
+        rows += [row | {"matched_r": r} for row in tuner.tune(*matched)]
+    return tuner.table("equal_parameters", "Which layers should a given number of parameters adapt?", rows)
 
 
-def alike(setting: Setting, r: int, within: float = 0.02) -> list[KnobRun]:
-    """The MLP with rank r, and attention and all layers at the rank that trains as many parameters.
+def with_equal_parameters(setting: Setting, r: int, within: float = 0.02) -> list[HyperparameterRun]:
+    """Return a run for the MLP with rank r, and runs for attention and all layers with about equally many parameters.
 
-    A group that has no rank `within` this share of the MLP's count is left out.
+    A group of layers is left out if its number of parameters differs by more than the share `within` at every rank.
     """
     recipe = setting.recipe()
     wanted = trainable(replace(recipe, target_modules="MLP", r=r))
@@ -101,36 +101,37 @@ def alike(setting: Setting, r: int, within: float = 0.02) -> list[KnobRun]:
     return found
 
 
-def trainable(run: KnobRun) -> int:
-    """How many parameters the run trains."""
+def trainable(run: HyperparameterRun) -> int:
+    """Return the number of parameters that a run trains."""
     return costs.count(run.model()).trainable
 
 
 def dropout(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
-    """Does dropout help, on a little text read many times and on much text read in part?
+    """Does dropout help, on a little text that is read many times and on much text that is read in part?
 
-    On both at the recipe's best rate (phase "fixed"); on the little text each probability also at its own best rate.
+    Phase "fixed" has both texts at the recipe's best learning rate. On the little text each probability also has its own best
+    learning rate.
     """
-    bench, recipe = Bench(setting, workers, folder), setting.recipe()
-    lr = bench.best_rate(recipe)
+    tuner, recipe = Tuner(setting, workers, folder), setting.recipe()
+    lr = tuner.best_rate(recipe)
     much = [replace(recipe, lora_dropout=p) for p in setting.dropouts]
     steps = setting.small_steps
     small: dict[str, Any] = {"train_bytes": setting.small_bytes, "max_steps": steps, "eval_every": max(1, steps // 4)}
     little = [replace(run, **small) for run in much]
-    rows = bench.repeat(*(replace(run, lr=lr) for run in [*little, *much]), phase="fixed")
-    rows += bench.tune(*little)
-    return bench.table("dropout", "Does dropout help?", rows, keep=["steps", "heldout"], fixed_lr=lr)
+    rows = tuner.repeat(*(replace(run, lr=lr) for run in [*little, *much]), phase="fixed")
+    rows += tuner.tune(*little)
+    return tuner.table("dropout", "Does dropout help?", rows, keep=["steps", "heldout"], fixed_lr=lr)
 
 
 def batch_size(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
-    """Does LoRA suffer more than full fine-tuning from large batches (Schulman et al. 2025)? With as many tokens for each."""
-    bench = Bench(setting, workers, folder)
+    """Does LoRA suffer more than full fine-tuning from large batches (Schulman et al. 2025)? All runs read as many tokens."""
+    tuner = Tuner(setting, workers, folder)
     runs = [with_batch(run, b) for b in setting.batch_sizes for run in (setting.full(), setting.recipe())]
-    return bench.table("batch_size", "Does LoRA suffer more from large batches?", bench.tune(*runs))
+    return tuner.table("batch_size", "Does LoRA suffer more from large batches?", tuner.tune(*runs))
 
 
-def with_batch(run: KnobRun, batch_size: int) -> KnobRun:
-    """The run with other batches, and as many tokens in all."""
+def with_batch(run: HyperparameterRun, batch_size: int) -> HyperparameterRun:
+    """Return the run with another batch size, and with a number of steps that reads equally many tokens."""
     steps = run.max_steps * run.batch_size // batch_size
     return replace(run, batch_size=batch_size, max_steps=steps, eval_every=steps)
 

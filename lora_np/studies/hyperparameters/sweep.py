@@ -1,7 +1,7 @@
-"""One run with every knob of LoRA in sight, and each setting at its own best learning rate: what hyperparameters/study.py turns.
+"""One training run with all hyperparameters of LoRA, and the search for the best learning rate of each setting.
 
-The text, the schedule and the two halves of held-out text are harness/tiny_task.py's: "tiny", which has read English, turns to
-Python code.
+The model, the text, the schedule and the two halves of the held-out text come from harness/tiny_task.py: "tiny" was trained on
+English prose and learns Python code.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ GROUPS: dict[str, str | tuple[str, ...]] = {
     "MLP": MLP,
     "all-linear": "all-linear",
 }
-CURVES = ("losses", "grad_norms", "steps", "heldout")  # of a row: a list each
+CURVES = ("losses", "grad_norms", "steps", "heldout")  # the columns that hold lists
 
 
 @dataclass(frozen=True)
-class KnobRun:
-    """One training run: everything that decides its outcome, but the base and the text."""
+class HyperparameterRun:
+    """The settings of one training run. They decide its outcome, together with the weights of the base and the text."""
 
     method: str  # "full" or "lora"
     lr: float = 0.0
@@ -47,7 +47,7 @@ class KnobRun:
     target_modules: str | None = None  # a key of GROUPS, or one name
     lora_dropout: float = 0.0
     batch_size: int = 8
-    train_bytes: int | None = None  # the first so many of the text; None for all
+    train_bytes: int | None = None  # train on the first bytes of the text only; None: all of it
     max_steps: int = 100
     eval_every: int = 100
     seed: int = 0
@@ -55,7 +55,7 @@ class KnobRun:
     base: str = "tiny"
 
     def text(self) -> np.ndarray:
-        """The bytes to train on: (size,) uint8."""
+        """The bytes to train on: (size,), uint8."""
         return data.corpus("code", "train")[: self.train_bytes]
 
     def config(self) -> LoraConfig:
@@ -66,21 +66,22 @@ class KnobRun:
         return LoraConfig(r=self.r, lora_alpha=self.lora_alpha, target_modules=targets, **extras)
 
     def model(self) -> Trainable:
-        """The base, made ready to train: all of it, or an adapter in it."""
+        """The model to train: the base with all parameters trainable, or with an adapter."""
         model = load_model(self.base)
         return get_peft_model(model, self.config(), seed=self.seed) if self.method == "lora" else model.unfreeze()
 
 
-def measure(run: KnobRun) -> Row:
-    """Train once; the run's fields and what came out, losses in nats a byte.
+def measure(run: HyperparameterRun) -> Row:
+    """Train once. Return the settings of the run and its results; losses are in nats per byte.
 
-    final: on the held-out text that settings are compared by; validation: on that which learning rates are chosen by;
-    train: the mean of the last tenth of the steps; steps and heldout: the curve of `final`; losses and grad_norms: of each
-    step, before clipping; trainable: parameters; seconds: of everything. A run that diverged has None for its losses.
+    `final` is the loss on the held-out text that compares settings. `validation` is the loss on the held-out text that chooses
+    learning rates. `train` is the mean training loss of the last tenth of the steps. `steps` and `heldout` are the curve of
+    `final`. `losses` and `grad_norms` have the loss and the gradient norm before clipping, one per step. `trainable` is the number
+    of trained parameters. If the run diverged, its losses are None.
     """
     began = time.perf_counter()
     try:
-        model, history = tiny_task.fine_tune(run)  # type: ignore[arg-type]  # it has all that is read of a Run there
+        model, history = tiny_task.fine_tune(run)  # type: ignore[arg-type]  # has all attributes of a Run that are read there
     except FloatingPointError:
         nothing = dict.fromkeys(("final", "validation", "train", "trainable"))
         lists: dict[str, list] = {key: [] for key in ("steps", "heldout", "losses", "grad_norms")}
@@ -101,42 +102,42 @@ def measure(run: KnobRun) -> Row:
 
 @dataclass(frozen=True)
 class Setting:
-    """How much of each question to ask: the committed amount, or one that takes a minute."""
+    """The size of each study: the committed size, or a small size that takes a minute."""
 
     r: int = 16  # the common recipe: r = 16, α = 32, all linear layers, no dropout
     lora_alpha: float = 32
     ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
-    doubled_ranks: Sequence[int] = (1, 16, 64)  # where α = 2r is tried too
+    doubled_ranks: Sequence[int] = (1, 16, 64)  # at these ranks α = 2r is tried too
     alphas: Sequence[float] = (4, 16, 32, 64, 256)
     scaled_ranks: Sequence[int] = (1, 4, 16, 64, 128)
     modules: Sequence[str] = (*ATTENTION, *MLP, *GROUPS)
     module_r: int = 8
-    matched_r: Sequence[int] = (7, 28)  # of the MLP's layers, where others have as many parameters
+    matched_r: Sequence[int] = (7, 28)  # ranks of an adapter in the MLP; the other groups get as many parameters
     dropouts: Sequence[float] = (0.0, 0.1, 0.2)
     small_bytes: int = 8192
     small_steps: int = 100
     batch_sizes: Sequence[int] = (2, 8, 32)
-    full_lrs: Sequence[float] = (1e-3, 2e-3)  # where a sweep starts
+    full_lrs: Sequence[float] = (1e-3, 2e-3)  # the first learning rates of a sweep
     lora_lrs: Sequence[float] = (4e-3, 8e-3)
-    bracket: bool = True  # extend a sweep whose best is at its edge
+    bracket: bool = True  # extend a sweep if its best learning rate is at its edge
     seeds: Sequence[int] = (0, 1, 2)
     steps: int = 100
     batch_size: int = 8
     seq_len: int = 128
     base: str = "tiny"
 
-    def recipe(self) -> KnobRun:
-        """The common recipe, at no rate yet, with the first seed."""
+    def recipe(self) -> HyperparameterRun:
+        """The common recipe with the first seed; its learning rate is not set yet."""
         steps: dict[str, Any] = {"max_steps": self.steps, "eval_every": self.steps, "batch_size": self.batch_size}
         task: dict[str, Any] = {"seq_len": self.seq_len, "seed": self.seeds[0], "base": self.base}
-        return KnobRun("lora", 0.0, self.r, self.lora_alpha, target_modules="all-linear", **steps, **task)
+        return HyperparameterRun("lora", 0.0, self.r, self.lora_alpha, target_modules="all-linear", **steps, **task)
 
-    def full(self) -> KnobRun:
-        """Full fine-tuning, at no rate yet, with the first seed."""
+    def full(self) -> HyperparameterRun:
+        """Full fine-tuning with the first seed; its learning rate is not set yet."""
         return replace(self.recipe(), method="full", r=None, lora_alpha=None, target_modules=None)
 
-    def rates(self, *runs: KnobRun) -> dict[KnobRun, Sequence[float]]:
-        """Each run with the learning rates to try first."""
+    def rates(self, *runs: HyperparameterRun) -> dict[HyperparameterRun, Sequence[float]]:
+        """The learning rates to try first for each run."""
         return {run: self.full_lrs if run.method == "full" else self.lora_lrs for run in runs}
 
 
@@ -159,19 +160,20 @@ QUICK = Setting(
 )
 
 
-class Bench:
-    """Runs of one setting, side by side, each counted once: rows of the table to be, and what they took."""
+class Tuner:
+    """Trains the runs of one study, each once, at several learning rates or with several seeds, and makes their table."""
 
     def __init__(self, setting: Setting, workers: int, folder: str | Path | None) -> None:
         self.setting, self.workers, self.folder = setting, workers, folder
         self.given = tiny_task.shared(setting.base)
-        self.done: dict[KnobRun, Row] = {}
+        self.done: dict[HyperparameterRun, Row] = {}
 
-    def tune(self, *runs: KnobRun, neighbours: bool = False) -> list[Row]:
-        """Each of `runs` at several learning rates with its first seed (phase "sweep"), at its best with every seed ("seeds").
+    def tune(self, *runs: HyperparameterRun, neighbours: bool = False) -> list[Row]:
+        """Find the best learning rate of each run, then repeat the run at this rate with every seed.
 
-        With `neighbours` every seed has the best rate's neighbours too ("near"). own_best: whether a row has the best rate of
-        its run and seed, by the validation loss.
+        Phase "sweep" has the first seed at several learning rates, phase "seeds" every seed at the best rate. With `neighbours`,
+        phase "near" has every seed at the two neighbouring rates. Column own_best: the row has the lowest validation loss of its
+        run and seed.
         """
         rates, factor = self.setting.rates(*runs), 2.0 if self.setting.bracket else None
         tried = sweep(measure, rates, self.workers, self.folder, self.given, factor)
@@ -183,8 +185,8 @@ class Bench:
             rows += self.repeat(*(replace(run, lr=lr) for run, lrs in beside.items() for lr in lrs), phase="near")
         return with_own_bests(rows)
 
-    def repeat(self, *runs: KnobRun, phase: str = "seeds") -> list[Row]:
-        """Each of `runs`, whose rate is set, with every seed. Raises FloatingPointError where one of the "seeds" diverged."""
+    def repeat(self, *runs: HyperparameterRun, phase: str = "seeds") -> list[Row]:
+        """Train each run with every seed. Raises FloatingPointError if a run of phase "seeds" diverged."""
         wanted = [replace(run, seed=seed) for seed in self.setting.seeds for run in runs]
         todo = [run for run in wanted if run not in self.done]
         for row in run_all(measure, todo, self.workers, self.folder, phase, self.given):
@@ -192,15 +194,15 @@ class Bench:
         rows = [self.done[run] for run in wanted]
         return [row | {"phase": phase} for row in (finished(rows) if phase == "seeds" else rows)]
 
-    def best_rate(self, run: KnobRun) -> float:
-        """The learning rate that is best for `run`."""
+    def best_rate(self, run: HyperparameterRun) -> float:
+        """The best learning rate of `run`."""
         return next(row["lr"] for row in self.tune(run) if row["phase"] == "seeds")
 
     def table(self, study: str, question: str, rows: list[Row], keep: Sequence[str] = (), **settings: Any) -> Table:
-        """The table of these rows, without the curves but those in `keep`.
+        """Make the table of these rows, without the columns of curves that are not in `keep`.
 
-        settings: the setting, base_loss (where each run starts, nats a byte), how many runs there are, and `settings`.
-        seconds: all runs' together, each in one worker of one BLAS thread.
+        The table's settings: the setting, base_loss (the base's loss in nats per byte), the number of runs, and `settings`. Its
+        seconds: the sum over all runs, each in one worker with one BLAS thread.
         """
         dropped = set(CURVES) - set(keep)
         rows = [{key: value for key, value in row.items() if key not in dropped} for row in rows]
@@ -210,19 +212,19 @@ class Bench:
         return Table(study, question, f"python -m lora_np study {study}", known, rows, seconds=seconds)
 
     def _keep(self, row: Row) -> Row:
-        """Count the run once; of its gradients' norms the first beside the list."""
+        """Store the row of a run once, with the norm of its first gradient as column grad_norm."""
         return self.done.setdefault(_run(row), row | {"grad_norm": next(iter(row["grad_norms"]), None)})
 
 
-def _run(row: Row) -> KnobRun:
-    """The run that a row is of."""
-    return KnobRun(**{f.name: row[f.name] for f in fields(KnobRun)})
+def _run(row: Row) -> HyperparameterRun:
+    """Return the run that made a row."""
+    return HyperparameterRun(**{f.name: row[f.name] for f in fields(HyperparameterRun)})
 
 
 def with_own_bests(rows: Sequence[Row]) -> list[Row]:
-    """The rows with a column own_best, true for one of each run and seed: that with the lowest validation loss."""
+    """Add the column own_best: true for the row with the lowest validation loss of each run and seed."""
     of = [replace(_run(row), lr=0.0) for row in rows]
-    best: dict[KnobRun, Row] = {}
+    best: dict[HyperparameterRun, Row] = {}
     for run, row in zip(of, rows, strict=True):
         if run not in best or validation(row) < validation(best[run]):
             best[run] = row
@@ -230,7 +232,7 @@ def with_own_bests(rows: Sequence[Row]) -> list[Row]:
 
 
 def beside_in(rates: Sequence[float], lr: float) -> list[float]:
-    """The rates next to `lr` among `rates`."""
+    """Return the next lower and the next higher rate beside `lr`."""
     ordered = sorted(rates)
     place = ordered.index(lr)
     return ordered[max(0, place - 1) : place] + ordered[place + 1 : place + 2]

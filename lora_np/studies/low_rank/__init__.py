@@ -1,1 +1,1 @@
-"""Why does a low rank suffice?"""
+"""Why is a low rank enough?"""

@@ -1,209 +1,266 @@
-"""The claims about low rank: how many numbers a task needs, which directions two runs share, and what the weight has in them."""
+"""The claims about low rank: the rank of a learned change, the intrinsic dimension of a task, and the directions of ΔW."""
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from ..harness.table import Claim, Table, groups, mean, median
+from ..harness.findings import Claim, Finding, agrees
+from ..harness.table import Table, groups, mean, median, model_name
+from ..harness.words import percent
 from .intrinsic_toy import toy
 
 NEEDED = ("singular_values", "truncated_loss", "intrinsic_dimension", "spectra", "subspaces")
-FEW = 1000  # some 200, or a few times as many
-TIMES = 10  # LoRA's rank, at least: what the claim says of full fine-tuning's
-MODELS = {"tiny": "tiny", "smollm2-135m": "SmolLM2-135M"}
-# Of GPT-3's W_q, layer 48 (Hu et al. 2021, table 7), by rank: ‖ΔW‖/‖UᵀWVᵀ‖, and ‖UᵀWVᵀ‖ in ΔW's directions over random ones
+MOST = 0.9  # the share of the energy or of the gain that counts as "most of it"
+FEW = 1000  # dimensions: "some 200" of the claim, with room for a factor of five
+TIMES = 10  # the claim: the rank of full fine-tuning's ΔW is at least so many times LoRA's
+# GPT-3's W_q, layer 48 (Hu et al. 2021, table 7), by rank: ‖ΔW‖/‖UᵀWVᵀ‖, and ‖UᵀWVᵀ‖ in ΔW's directions over random ones
 PAPER_AMPLIFICATION = {4: 6.91 / 0.32, 64: 3.57 / 1.90}
 PAPER_INSIDE = {4: 0.32 / 0.02, 64: 1.90 / 0.33}
+STUDY = "`lora_np/studies/low_rank/{}.py`, notebook 04"
 
 
-def on_low_rank(tables: Mapping[str, Table]) -> list[Claim]:
-    """(claim, its source, what came out here, what checked it)."""
+def claims(tables: Mapping[str, Table]) -> list[Claim]:
+    """Return the claims that the studies of low rank decide."""
     return [
+        low_rank(tables["singular_values"], tables["truncated_loss"]),
         *on_dimension(tables["intrinsic_dimension"]),
-        *on_rank(tables["spectra"]),
+        rank_of_full(tables["spectra"]),
         *on_directions(tables["subspaces"]),
     ]
 
 
+def low_rank(spectra: Table, cut: Table, r: int = 8) -> Claim:
+    """Judge whether ΔW has a low rank: the energy in its top r directions, and the gain after a cut to rank 4 or 16."""
+    learned, random = (energy(spectra, key, r) for key in ("singular_values", "random_singular_values"))
+    sentence = f"The top {r} directions hold {percent(learned)} of the energy of full fine-tuning's ΔW"
+    sentence += f" (median over matrices); in a random matrix, {percent(random)}."
+    held = Finding(f"low_rank.energy.top{r}", learned, sentence, "of ΔW's energy", form=".0%")
+    kept = {}
+    for k in (4, 16):
+        said = f"If every ΔW is cut to rank {k}, {percent(gain_kept(cut, k))} of the gain on held-out text is left."
+        kept[k] = Finding(f"low_rank.gain_kept.r{k}", gain_kept(cut, k), said, "of the gain", form=".0%")
+    return Claim(
+        "The change that fine-tuning makes has a low rank",
+        "Aghajanyan et al. 2020; Hu et al. 2021, §7",
+        agrees(held.value >= MOST, kept[16].value >= MOST),
+        f"top {r} directions: {held.number} of the energy; rank 16: {kept[16].number} of the gain",
+        STUDY.format("rank_reduction"),
+        (held, *kept.values()),
+    )
+
+
+def energy(table: Table, key: str, r: int = 8) -> float:
+    """Return the share of the energy in the top r directions, Σ_{i≤r} σᵢ² / Σ σᵢ²: the median over matrices."""
+    squares = [np.square(row[key]) for row in table.rows]
+    return statistics.median(float(s[:r].sum() / s.sum()) for s in squares)
+
+
+def gain_kept(table: Table, r: int) -> float:
+    """Return the share of full fine-tuning's gain that is left if every ΔW is cut to rank r."""
+    base, full = table.settings["base_loss"], table.settings["full_loss"]
+    return (base - table.where(r=r)[0]["heldout_loss"]) / (base - full)
+
+
+# ---------------------------------------------------------------------------------------------- intrinsic dimension
+
+
 def on_dimension(table: Table) -> list[Claim]:
-    """How many numbers must train."""
-    known, s = toy(), table.settings
-    fine, scratch = (s["d90"].get(base) for base in ("tiny", "random"))
-    study = "`lora_np/studies/low_rank/intrinsic.py`, notebook 04"
-    whole = {base: table.where(phase="seeds", base=base, d=s["D"]) for base in ("tiny", "random")}
-    path = {base: f"{mean(rows, 'start'):.2f} → {mean(rows):.2f}" for base, rows in whole.items()}
-    few = "yes" if fine and fine <= FEW else "no"
-    both = f"d90 = {said(fine, s['D'])} against {said(scratch, s['D'])} from scratch, each of its own gain after {s['steps']} steps"
-    if scratch and (not fine or scratch * s["resolution"] < fine):
-        both = f"no, by the share of each one's own gain it is the other way round: {both}. But most of the gain from scratch is "
-        both += f"cheap (loss {path['random']} nats a byte; byte frequencies alone reach {s['unigram']:.2f}, fine-tuning goes "
-        both += f"{path['tiny']})"
-    elif fine and (not scratch or fine * s["resolution"] < scratch):
-        both = f"yes: {both}"
-    else:
-        both = f"they cannot be told apart: {both}"
+    """Judge three claims about the intrinsic dimension, with a toy, fine-tuning, and training from random weights."""
+    s, known = table.settings, toy().settings
+    D, blocks, found = known["D"], known["blocks"], known["intrinsic_dimension"]
+    exact = Finding("low_rank.intrinsic.toy", found, f"The toy asks for {blocks} sums of {D:,} weights.", form=",")
+    fine, scratch = d90(table, "tiny", "Fine-tuning"), d90(table, "random", "Learning from random weights")
+    paths = {base: path(table, base) for base in ("tiny", "random")}
+    note = f"{fine.sentence} {scratch.sentence} The shares are of different gains: from random weights the loss goes "
+    note += (
+        f"{paths['random']} nats per byte (byte frequencies alone: {s['unigram']:.2f}), in fine-tuning {paths['tiny']}."
+    )
     if dips := falls(table, "random"):
-        both += f"; from scratch d = {', '.join(f'{d:,}' for d in dips)} gained less than a smaller one: its d90 is a rough one"
+        where = ", ".join(f"{d:,}" for d in dips)
+        note += f" From random weights, d = {where} gains less than a smaller d, so this d90 is a rough estimate."
     return [
-        (
+        Claim(
             "A task's intrinsic dimension can be measured by training in random subspaces",
             "Li et al. 2018, §2",
-            f"on the toy with a known answer, {known.settings['blocks']} sums of {known.settings['D']:,} weights, exactly "
-            f"{known.settings['intrinsic_dimension']}: loss 0 to 1e-10 there, not with one less",
+            agrees(found == blocks),
+            f"{exact.number} for {blocks} sums of {D:,} weights",
             "`test_the_toys_intrinsic_dimension_is_10_exactly`, notebook 04",
+            (exact,),
+            f"{exact.sentence} In a random subspace of {blocks} dimensions the loss is 0 to 1e-10, and of {blocks - 1} it is not.",
         ),
-        (
+        Claim(
             "Fine-tuning needs few dimensions: d90 is some 200 for RoBERTa on MRPC, and falls as models grow",
             "Aghajanyan et al. 2020, §4",
-            f"{few}: on a model of {s['D']:,} numbers that learns another language d90 = {said(fine, s['D'])} within a factor of "
-            f"{s['resolution']:.2g}{as_lora(s, fine)}",
-            study,
+            agrees(fine.value <= FEW),
+            f"d90 = {share_of(fine.value, s['D'])}",
+            STUDY.format("intrinsic"),
+            (fine, scratch),
+            f"{fine.sentence} The model has {s['D']:,} parameters and learns another language. d90 is known within a factor of "
+            f"{s['resolution']:.2g}.{as_lora(s, fine.value)}",
         ),
-        ("… fewer than learning the same from nothing", "Aghajanyan et al. 2020, §3", both, study),
-    ]
-
-
-def on_rank(table: Table) -> list[Claim]:
-    """Which rank a learned ΔW has."""
-    parts = []
-    for model in dict.fromkeys(row["model"] for row in table.rows):
-        full, lora = (table.where(model=model, method=method) for method in ("full", "lora"))
-        rank, random, effective = (median(full, key) for key in ("rank90", "random_rank90", "effective_rank"))
-        r = lora[0]["r"]
-        word = "yes" if rank >= TIMES * r else "no" if random >= TIMES * r else "it cannot be"
-        parts.append(
-            f"{MODELS.get(model, model)}: {word}, {rank:g} directions ({rank / r:.1f}× r = {r}; a random matrix has {random:g}), "
-            f"effective rank {effective:.0f}, of LoRA's ΔW {median(lora, 'rank90'):g}"
-        )
-    return [
-        (
-            "Full fine-tuning's ΔW has a rank 10 to 100 times LoRA's usual one",
-            "Biderman et al. 2024, §5 (the rank that holds 90 % of the variance)",
-            "; ".join(parts) + "; medians over all linear layers",
-            "`lora_np/studies/low_rank/spectra.py`, notebook 04",
-        )
-    ]
-
-
-def on_directions(table: Table) -> list[Claim]:
-    """Which directions two runs share, and what W has in those of ΔW."""
-    low, high = table.settings["low"], table.settings["high"]
-    study = "`lora_np/studies/low_rank/subspaces.py`, notebook 04"
-    d = table.where(kind="similarity")[0]["d"]
-    at_the_start = phi(table, "A at the start", [high, high], low, low)
-
-    def shared(of: str, r: int) -> str:
-        one, all_low = (phi(table, of, [r, high], i, i) for i in (1, low))
-        return f"of {of} φ(1, 1) = {one:.2f} and φ({low}, {low}) = {all_low:.2f}"
-
-    def against_chance(of: str) -> str:
-        more = phi(table, of, [high, high], low, low) > 1.5 * at_the_start
-        return f"{'yes' if more else 'no'}, {shared(of, high)}"
-
-    ranks = sorted({row["r"] for row in table.where(kind="amplification")} & PAPER_AMPLIFICATION.keys())
-    amplified = []
-    for r in ranks:
-        factor, inside = median_factor(table, r, "q_proj"), median_inside(table, r, "q_proj")
-        amplified.append(
-            f"r = {r} {'yes' if as_in_the_paper(r, factor, inside) else 'no'}, {factor:.2g}× (GPT-3 "
-            f"{PAPER_AMPLIFICATION[r]:.2g}×); W has in ΔW's directions {inside:.2g}× what it has in random ones (GPT-3 "
-            f"{PAPER_INSIDE[r]:.2g}×)"
-        )
-    here = "" if phi(table, "A", [low, high], 1, 1) > 0.5 else "not here: "
-    return [
-        (
-            f"Runs of r = {low} and r = {high} share their top direction (φ > 0.5), and little else",
-            "Hu et al. 2021, §7.2 and figure 3",
-            f"{here}{shared('A', low)}; {shared('B', low)}; by chance {1 / d:.3f} and {low / d:.2f} (q_proj, medians over layers, "
-            "two seeds a pair)",
-            study,
-        ),
-        (
-            f"Two seeds at r = {high} share more directions than chance, random matrices none",
-            "Hu et al. 2021, §7.2 and figure 4",
-            f"{against_chance('A')}; {against_chance('B')}; before training φ({low}, {low}) = {at_the_start:.2f}, as max(i, j)/d "
-            "says",
-            f"{study}; `test_phi_of_random_subspaces_has_the_mean_max_i_j_over_d`",
-        ),
-        (
-            "ΔW amplifies directions that W has but does not emphasise, some 20 times at r = 4 and 2 times at r = 64",
-            "Hu et al. 2021, table 7",
-            "; ".join(amplified)
-            + ". q_proj, as in the paper, the median over layers and seeds; over all matrices "
-            + " and ".join(f"{median_factor(table, r):.2g}×" for r in ranks),
-            study,
+        Claim(
+            "Fine-tuning needs fewer dimensions than learning the same task from random weights",
+            "Aghajanyan et al. 2020, §3",
+            agrees(fine.value <= scratch.value * s["resolution"], fine.value * s["resolution"] < scratch.value),
+            f"d90 = {share_of(fine.value, s['D'])} against {share_of(scratch.value, s['D'])}",
+            STUDY.format("intrinsic"),
+            note=note,
         ),
     ]
+
+
+def d90(table: Table, base: str, what: str) -> Finding:
+    """Return the intrinsic dimension d90 of one start; it is infinite if no d reaches the wanted share of the gain."""
+    s = table.settings
+    found = math.inf if s["d90"].get(base) is None else s["d90"][base]
+    goal = f"{percent(s['share'])} of its own gain after {s['steps']} steps"
+    sentence = f"{what} needs {share_of(found, s['D'])} dimensions for {goal}."
+    if math.isinf(found):
+        sentence = f"{what} does not reach {goal} with any number of dimensions that was tried."
+    return Finding(f"low_rank.d90.{base}", found, sentence, "dimensions", form=",")
+
+
+def share_of(d: float, D: int) -> str:
+    """Return a number of dimensions and its share of all D dimensions: "4,096 (0.40 %)"."""
+    return "not reached" if math.isinf(d) else f"{d:,} ({percent(d / D)})"
+
+
+def as_lora(settings: Mapping[str, Any], d: float) -> str:
+    """Return a sentence that names the rank at which LoRA trains about d parameters."""
+    if math.isinf(d):
+        return ""
+    r, count = min(settings["lora"].items(), key=lambda item: abs(item[1] - d))
+    return f" LoRA with r = {r} trains about as many parameters ({count:,})."
+
+
+def path(table: Table, base: str) -> str:
+    """Return the loss before and after full training from one start: "5.21 → 2.05"."""
+    rows = table.where(phase="seeds", base=base, d=table.settings["D"])
+    return f"{mean(rows, 'start'):.2f} → {mean(rows):.2f}"
 
 
 def falls(table: Table, base: str, least: float = 0.02) -> list[int]:
-    """The d whose share is `least` or more below that of a smaller d. The search for d90 takes for granted that there is none."""
+    """Return each d whose share of the gain is lower by `least` or more than the share of a smaller d."""
     by_d = groups(table.where(phase="seeds", base=base, projection="sparse"), "d")
     shares = [mean(rows, "share") for rows in by_d.values()]
     return [d for i, d in enumerate(by_d) if i and shares[i] <= max(shares[:i]) - least]
 
 
-def said(d: int | None, D: int) -> str:
-    """A dimension and its share of all."""
-    return "not reached" if d is None else f"{d:,} ({d / D:.1%})"
+# ------------------------------------------------------------------------------------------------- ranks of full ΔW
 
 
-def as_lora(settings: Mapping, d: int | None) -> str:
-    """The rank of LoRA that trains about as many numbers."""
-    if d is None:
-        return ""
-    r, count = min(settings["lora"].items(), key=lambda item: abs(item[1] - d))
-    return f", about what LoRA trains at r = {r} ({count:,})"
-
-
-def phi(table: Table, of: str, r: list[int], i: int, j: int) -> float:
-    """φ(i, j) of q_proj, the median over layers and pairs of seeds."""
-    rows = table.where(kind="similarity", of=of, r=r, module="q_proj")
-    return statistics.median(row["phi"][row["i"].index(i)][row["j"].index(j)] for row in rows)
-
-
-def median_factor(table: Table, r: int, module: str | None = None) -> float:
-    """The amplification at one rank, the median over layers and seeds, of one kind of matrix or of all."""
-    return median(amplification(table, r, module), "factor")
-
-
-def median_inside(table: Table, r: int, module: str | None = None) -> float:
-    """What W has in ΔW's directions over what it has in random ones, the same median."""
-    return statistics.median(row["in_delta"] / row["in_random"] for row in amplification(table, r, module))
-
-
-def as_in_the_paper(r: int, factor: float, inside: float) -> bool:
-    """An amplification within a factor of two of the paper's, of directions in which W has at least twice what chance gives."""
-    return 0.5 <= factor / PAPER_AMPLIFICATION[r] <= 2 and inside >= 2
-
-
-def amplification(table: Table, r: int, module: str | None) -> list[dict]:
-    """The rows of one rank."""
-    return table.where(kind="amplification", r=r, **({"module": module} if module else {}))
-
-
-def on_the_change(spectra: Table, cut: Table) -> Claim:
-    """What rank the ΔW of full fine-tuning has."""
-    learned, chance = (energy(spectra, key) for key in ("singular_values", "random_singular_values"))
-    return (
-        "The change that fine-tuning makes has a low rank",
-        "Aghajanyan et al. 2020; Hu et al. 2021, §7",
-        f"the top 8 directions hold {learned:.0%} of the energy of ΔW (a random matrix: {chance:.0%}); every ΔW cut to rank 16 "
-        f"keeps {gain_kept(cut, 16):.0%} of the gain, to rank 4 {gain_kept(cut, 4):.0%}",
-        "`lora_np/studies/low_rank/rank_reduction.py`, notebook 04",
+def rank_of_full(table: Table) -> Claim:
+    """Judge the rank of full fine-tuning's ΔW for each model: the rank with 90 % of the energy, divided by LoRA's rank."""
+    found, possible = {}, []
+    for model in dict.fromkeys(row["model"] for row in table.rows):
+        full, lora = (table.where(model=model, method=method) for method in ("full", "lora"))
+        rank, random, effective = (median(full, key) for key in ("rank90", "random_rank90", "effective_rank"))
+        r, name = lora[0]["r"], model_name(model)
+        sentence = f"On {name}, {rank:g} directions hold 90 % of the energy of full fine-tuning's ΔW, {rank / r:.1f} times r = {r} "
+        sentence += f"(a random matrix: {random:g}; LoRA's ΔW: {median(lora, 'rank90'):g}). Its effective rank is {effective:.0f}."
+        found[name] = Finding(f"low_rank.times_r.{model}", rank / r, sentence, "times r", form=".1f")
+        if random < TIMES * r:
+            possible.append(f"On {name} a factor of {TIMES} is impossible, even for a random matrix.")
+    said = [finding.sentence for finding in found.values()]
+    return Claim(
+        f"Full fine-tuning's ΔW has a rank {TIMES} to 100 times LoRA's usual one",
+        "Biderman et al. 2024, §5 (the rank that holds 90 % of the variance)",
+        agrees(*(finding.value >= TIMES for finding in found.values())),
+        "; ".join(f"{name}: {finding.number} times r" for name, finding in found.items()),
+        STUDY.format("spectra"),
+        tuple(found.values()),
+        " ".join([*said, "These are medians over all linear layers.", *possible]),
     )
 
 
-def energy(table: Table, key: str, r: int = 8) -> float:
-    """The median over matrices of Σ_{i≤r} σ_i² / Σ σ_i²."""
-    spectra = [np.square(row[key]) for row in table.rows]
-    return statistics.median(float(s[:r].sum() / s.sum()) for s in spectra)
+# ------------------------------------------------------------------------------------------------------- directions
 
 
-def gain_kept(table: Table, r: int) -> float:
-    """The share of full fine-tuning's gain that is left when every ΔW is cut to rank r."""
-    base, full = table.settings["base_loss"], table.settings["full_loss"]
-    return (base - table.where(r=r)[0]["heldout_loss"]) / (base - full)
+def on_directions(table: Table) -> list[Claim]:
+    """Judge three claims about directions: which of them two runs share, and how large W is in the directions of ΔW."""
+    low, high = table.settings["low"], table.settings["high"]
+    d = table.where(kind="similarity")[0]["d"]
+    apart, alike = (
+        {(of, n): phi(table, of, r, n) for of in ("A", "B") for n in (1, low)} for r in ([low, high], [high, high])
+    )
+    start = phi(table, "A at the start", [high, high], low)
+    ranks = sorted({row["r"] for row in table.where(kind="amplification")} & PAPER_AMPLIFICATION.keys())
+    factors = {r: amplified(table, r) for r in ranks}
+    inside = {r: inside_delta(table, r) for r in ranks}
+    everywhere = {r: amplified(table, r, None) for r in ranks}
+    by_chance = (
+        f"By chance φ(1, 1) is {1 / d:.3f} and φ({low}, {low}) is {low / d:.2f}. These are medians over layers and "
+    )
+    by_chance += "pairs of runs, for q_proj. The two runs of a pair have different seeds."
+    said = [finding.sentence for r in ranks for finding in (factors[r], inside[r], everywhere[r])]
+    return [
+        Claim(
+            f"Runs of r = {low} and r = {high} share their top direction (φ > 0.5), and little else",
+            "Hu et al. 2021, §7.2 and figure 3",
+            agrees(*(apart[of, 1].value > 0.5 for of in ("A", "B"))),
+            f"φ(1, 1): A {apart['A', 1].number}, B {apart['B', 1].number}",
+            STUDY.format("subspaces"),
+            tuple(apart.values()),
+            " ".join([*(finding.sentence for finding in apart.values()), by_chance]),
+        ),
+        Claim(
+            f"Two seeds at r = {high} share more directions than chance, random matrices none",
+            "Hu et al. 2021, §7.2 and figure 4",
+            agrees(*(alike[of, low].value > 1.5 * start.value for of in ("A", "B"))),
+            f"φ({low}, {low}): A {alike['A', low].number}, B {alike['B', low].number}; before training {start.number}",
+            f"{STUDY.format('subspaces')}; `test_phi_of_random_subspaces_has_the_mean_max_i_j_over_d`",
+            (*alike.values(), start),
+            " ".join([*(finding.sentence for finding in (*alike.values(), start)), "Chance is max(i, j)/d."]),
+        ),
+        Claim(
+            "ΔW amplifies directions that W has but does not emphasise, some 20 times at r = 4 and 2 times at r = 64",
+            "Hu et al. 2021, table 7",
+            agrees(*(as_in_the_paper(r, factors[r].value, inside[r].value) for r in ranks)),
+            "; ".join(f"r = {r}: {factors[r].number}× (GPT-3: {PAPER_AMPLIFICATION[r]:.2g}×)" for r in ranks),
+            STUDY.format("subspaces"),
+            tuple(finding for each in (factors, inside, everywhere) for finding in each.values()),
+            " ".join([*said, "These are medians over layers and seeds."]),
+        ),
+    ]
+
+
+def phi(table: Table, of: str, r: Sequence[int], n: int) -> Finding:
+    """Return φ(n, n) of q_proj between runs of two ranks: the median over layers and pairs of runs."""
+    rows = table.where(kind="similarity", of=of, r=r, module="q_proj")
+    found = [row["phi"][row["i"].index(n)][row["j"].index(n)] for row in rows]
+    pair = f"r = {r[0]} and r = {r[1]}" if r[0] != r[1] else f"two seeds at r = {r[0]}"
+    sentence = f"For {of.replace('at the start', 'before training')}, φ({n}, {n}) between {pair} is {statistics.median(found):.2f}."
+    name = f"low_rank.phi.{of.replace(' at the start', '0')}.r{r[0]}-r{r[1]}.top{n}"
+    return Finding(name, statistics.median(found), sentence, spread=(min(found), max(found)), form=".2f")
+
+
+def amplified(table: Table, r: int, module: str | None = "q_proj") -> Finding:
+    """Return the amplification at one rank: ‖ΔW‖ divided by the size of W in the directions of ΔW."""
+    factor = median(amplification(table, r, module), "factor")
+    paper = f" (GPT-3: {PAPER_AMPLIFICATION[r]:.2g})" if module else ""
+    sentence = f"At r = {r}, the amplification of {module or 'all matrices'} is {factor:.2g}{paper}."
+    return Finding(f"low_rank.amplification.{module or 'all'}.r{r}", factor, sentence, "times", form=".2g")
+
+
+def inside_delta(table: Table, r: int, module: str = "q_proj") -> Finding:
+    """Return the size of W in the directions of ΔW divided by its size in random directions, at one rank."""
+    ratio = statistics.median(row["in_delta"] / row["in_random"] for row in amplification(table, r, module))
+    sentence = (
+        f"In ΔW's directions W is {ratio:.2g} times as large as in random directions (GPT-3: {PAPER_INSIDE[r]:.2g})."
+    )
+    return Finding(f"low_rank.inside.{module}.r{r}", ratio, sentence, "times random directions", form=".2g")
+
+
+def amplification(table: Table, r: int, module: str | None) -> list[dict[str, Any]]:
+    """Return the rows of kind "amplification" at one rank, for one kind of matrix or for all matrices (None)."""
+    return table.where(kind="amplification", r=r, **({"module": module} if module else {}))
+
+
+def as_in_the_paper(r: int, factor: float, inside: float) -> bool:
+    """Return whether the amplification is within a factor of two of the paper's, and `inside` is at least 2."""
+    return 0.5 <= factor / PAPER_AMPLIFICATION[r] <= 2 and inside >= 2

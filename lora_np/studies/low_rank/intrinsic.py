@@ -1,8 +1,9 @@
-"""How many numbers must train? The intrinsic dimension d90, of fine-tuning and of learning the same from nothing.
+"""How many numbers must be trained? The intrinsic dimension d90 of fine-tuning, and of learning from random weights.
 
-All weights move, but only within a random subspace of d dimensions (subspace.py). d90 is the smallest d whose gain is 90 % of
-full training's, in as many steps (Li et al. 2018, arXiv 1804.08838; for fine-tuning Aghajanyan et al. 2020, arXiv 2012.13255).
-Both starts learn the same task, Python code: "tiny", which has read English, and its architecture with random weights.
+All weights move, but only within a random subspace of d dimensions (training/subspace.py). d90 is the smallest d that reaches
+90 % of the gain of full training in as many steps (Li et al. 2018, arXiv 1804.08838; for fine-tuning Aghajanyan et al. 2020,
+arXiv 2012.13255). Both starts learn Python code: "tiny", which was trained on English prose, and the same architecture with
+random weights.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ PROJECTIONS: dict[str, type[Projection]] = {"sparse": SparseProjection, "dense":
 def smallest(
     reaches: Callable[[int], bool], start: int, most: int, factor: float = 2, resolution: float = 1
 ) -> int | None:
-    """The smallest d ≤ `most` that reaches what is asked, or None where `most` does not.
+    """Return the smallest d ≤ `most` with `reaches(d)`, or None if even `most` does not reach the goal.
 
-    d grows from `start` by `factor` until it reaches; between the last two then bisection in log d, until what reaches is at
-    most `resolution` times what does not: with 1, the next integer. `reaches` is taken to stay true once it is.
+    d grows from `start` by `factor` until it reaches the goal. Then the last interval is bisected in log d, until its upper end is
+    at most `resolution` times its lower end (1: until they are neighbouring integers). It is assumed that `reaches` stays true
+    for every larger d.
     """
     low, high = 0, min(start, most)
     while not reaches(high):
@@ -51,17 +53,17 @@ def smallest(
 
 @dataclass(frozen=True)
 class SubspaceRun(Run):
-    """A run in which d numbers train, or all (d = None). The seed draws the subspace, the order of the text, and random weights."""
+    """A run that trains d numbers, or all weights (d = None). The seed draws the subspace, the batches and random weights."""
 
     d: int | None = None
     projection: str = "sparse"  # a key of PROJECTIONS
 
     def base_model(self) -> Transformer:
-        """The weights at the start: those of the base, or for "random" those of an untrained "tiny"."""
+        """The model before training: the base, or for "random" an untrained model with the architecture of "tiny"."""
         return Transformer.random(TINY, self.seed) if self.base == "random" else load_model(self.base)
 
     def model(self) -> Trainable:
-        """θ₀ + P z, or all of the model."""
+        """The model to train: θ₀ + P z, or all weights if d is None."""
         model = self.base_model()
         if self.d is None:
             return model
@@ -69,40 +71,38 @@ class SubspaceRun(Run):
 
 
 def size(model: Trainable) -> int:
-    """D: how many numbers a model has."""
+    """Return D, the number of parameters of a model."""
     return sum(p.value.size for _, p in model.named_parameters())
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How much of the study to run.
+    """The size of the study.
 
-    dimensions: the d to try first, each a constant factor above the last; the search for d90 goes on so where none reaches it.
-    lrs: base → the learning rates of full training to try first. In a subspace they are times √(D/d): AdamW moves each zⱼ by
-        its rate, hence each weight by √(d/D) of that, and so the weights move as far as with full training's.
-    share, resolution: what d90 is to reach, and the factor within which it is found.
-    margin: a d whose first seed is further than this from `share` is judged by it alone, a nearer one by all seeds.
-    control: a d at which a dense subspace is compared with the sparse one, fine-tuning the first base.
+    In a subspace the learning rates are multiplied by √(D/d): AdamW moves each zⱼ by the learning rate, and so each weight by
+    √(d/D) times this rate. With the factor the weights move as far as in full training.
     """
 
     bases: Sequence[str] = ("tiny", "random")
+    # the first d to try; the search for d90 continues by the same factor
     dimensions: Sequence[int] = (1024, 4096, 16384, 65536, 262144)
+    # base → the first learning rates of full training
     lrs: tuple[tuple[str, tuple[float, ...]], ...] = (
         ("tiny", (1e-3, 2e-3, 4e-3)),
-        # a wide net: from scratch the loss may fall, rise and fall again as the rate grows
+        # many rates: from random weights the loss may fall, rise and fall again as the rate grows
         ("random", (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)),
     )
-    share: float = 0.9
-    resolution: float = 2**0.5
-    margin: float = 0.05
-    control: int | None = None
-    bracket: bool = True  # extend a sweep whose best is at its edge
+    share: float = 0.9  # the share of the gain that d90 must reach
+    resolution: float = 2**0.5  # the factor within which d90 is found
+    margin: float = 0.05  # further than this from `share` the first seed decides alone, nearer the mean over all seeds
+    control: int | None = None  # a d at which a dense subspace is compared with the sparse subspace
+    bracket: bool = True  # extend a sweep if its best learning rate is at its edge
     seeds: Sequence[int] = (0, 1, 2)
     steps: int = 200
     batch_size: int = 8
 
     def run(self, base: str, d: int | None, projection: str = "sparse") -> SubspaceRun:
-        """A run of d dimensions, without its rate and with the first seed."""
+        """A run of d dimensions with the first seed; its learning rate is not set yet."""
         run = SubspaceRun("full" if d is None else "subspace", 0.0, base=base, d=d, projection=projection)
         return replace(run, seed=self.seeds[0], max_steps=self.steps, batch_size=self.batch_size, eval_every=self.steps)
 
@@ -113,11 +113,11 @@ QUICK = Setting(
 )
 
 
-class Learner:
-    """The runs from one start in one kind of subspace: for each d a sweep of rates with the first seed, and where it matters
-    the other seeds at the best.
+class SubspaceSearch:
+    """Trains one base in subspaces of many d: a sweep of learning rates with the first seed, and other seeds near the goal.
 
-    done: d → a row a seed, at d's best rate (D: full training). tried: the rows of the sweeps, repeats: those of the other seeds.
+    The attribute `done` has one row per seed at the best learning rate of each d (D: full training), `tried` the rows of the
+    sweeps, and `repeats` the rows of the other seeds.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Learner:
         self.repeats: list[Row] = []
 
     def learn(self, dimensions: Sequence[int], rates: Sequence[float], bracket: bool = False) -> None:
-        """The sweeps of these d, at full training's `rates` times √(D/d)."""
+        """Sweep the learning rates of these d: the `rates` of full training times √(D/d)."""
         methods = {}
         for d in dimensions:
             run = self.setting.run(self.base, None if d == self.D else d, self.projection)
@@ -142,7 +142,7 @@ class Learner:
             self.tried += rows
 
     def repeat(self, *dimensions: int) -> None:
-        """The other seeds of these d, where they are missing."""
+        """Train the missing seeds of these d."""
         known = [self.done[d][0] for d in dimensions if len(self.done[d]) < len(self.setting.seeds)]
         rates = {self.setting.run(self.base, row["d"], self.projection): row["lr"] for row in known}
         runs = [replace(run, lr=lr, seed=seed) for run, lr in rates.items() for seed in self.setting.seeds[1:]]
@@ -152,11 +152,11 @@ class Learner:
         self.repeats += repeats
 
     def gain(self, d: int) -> float:
-        """What d dimensions gain, in nats a byte, the mean over the seeds that were run."""
+        """Return the gain with d dimensions in nats per byte: the mean over the seeds that were trained."""
         return statistics.mean(row["heldout"][0] - row["final"] for row in self.done[d])
 
     def reaches(self, d: int) -> bool:
-        """Whether d dimensions reach the share asked for; a d that is new is tried first at the best rates of those beside it."""
+        """Return whether d dimensions reach the share of the gain. A new d is trained at the best rates of its neighbours."""
         if d not in self.done:
             beside = [*sorted(k for k in self.done if k < d)[-1:], *sorted(k for k in self.done if k > d)[:1]]
             rates = {rounded(self.done[k][0]["lr"] / math.sqrt(self.D / k), 2) for k in beside}
@@ -166,7 +166,7 @@ class Learner:
         return self.gain(d) >= self.setting.share * self.gain(self.D)
 
     def rows(self, full_gain: float) -> list[Row]:
-        """Every run that was made: phase "sweep", or "seeds" with its share of `full_gain`."""
+        """Return the rows of all runs: phase "sweep", and phase "seeds" with the share of `full_gain`."""
         keys = ("base", "projection", "seed", "lr", "final", "validation")
 
         def row(run: Row, phase: str) -> Row:
@@ -179,17 +179,17 @@ class Learner:
 
 
 def intrinsic_dimension(setting: Setting = FULL, workers: int = 2, folder: str | Path | None = None) -> Table:
-    """d90 of each start, and the curve that it is read from.
+    """Measure d90 of each start, and the gain against d.
 
-    Rows {phase, base, d, projection, seed, lr, start, final, validation}: phase "sweep" (first seed, every rate; lr is z's) or
-    "seeds" (the best rate, and `share`, of full training's mean gain; every seed near d90 and at D, elsewhere the first). d = D
-    is full training; losses in nats a byte, start before and final after training. settings carry D, "d90": base → d90 (None: not
-    reached), runs, "unigram", what byte frequencies alone reach, and "lora": rank → LoRA's parameters in all linear layers.
-    `folder` keeps each run.
+    Rows {phase, base, d, projection, seed, lr, start, final, validation}. Phase "sweep": the first seed at every learning rate of
+    z. Phase "seeds": the best rate, with `share`, the share of full training's mean gain; every seed near d90 and at D, otherwise
+    the first seed. d = D is full training. start and final are the losses before and after training in nats per byte. settings:
+    D, "d90" (base → d90, None if it is not reached), runs, "unigram" (the loss of byte frequencies alone), and "lora" (rank →
+    LoRA's parameters in all linear layers). `folder` keeps finished runs.
     """
     d90, learners, rows, rates = {}, [], [], dict(setting.lrs)
     for base in setting.bases:
-        learner = Learner(setting, base, workers, folder)
+        learner = SubspaceSearch(setting, base, workers, folder)
         learner.learn([*setting.dimensions, learner.D], rates[base], setting.bracket)
         learner.repeat(learner.D)
         first, factor = setting.dimensions[0], setting.dimensions[1] / setting.dimensions[0]
@@ -198,7 +198,7 @@ def intrinsic_dimension(setting: Setting = FULL, workers: int = 2, folder: str |
         learners.append(learner)
     if setting.control:
         for projection in PROJECTIONS:
-            control = Learner(setting, setting.bases[0], workers, folder, projection)
+            control = SubspaceSearch(setting, setting.bases[0], workers, folder, projection)
             control.learn([setting.control], rates[setting.bases[0]], setting.bracket)
             control.repeat(setting.control)
             rows += control.rows(learners[0].gain(learners[0].D))
@@ -213,6 +213,6 @@ def intrinsic_dimension(setting: Setting = FULL, workers: int = 2, folder: str |
 
 
 def lora_parameters(ranks: Sequence[int] = (1, 2, 4, 8, 16, 64)) -> dict[str, int]:
-    """rank → how many numbers LoRA trains in all linear layers of "tiny"."""
+    """Return for each rank the number of parameters of LoRA in all linear layers of "tiny"."""
     adapted = {r: get_peft_model(load_model("tiny"), LoraConfig(r=r, target_modules="all-linear")) for r in ranks}
     return {str(r): costs.count(model).trainable for r, model in adapted.items()}

@@ -1,4 +1,4 @@
-"""How many numbers must train: what a random subspace of d dimensions gains, of fine-tuning and of learning from nothing."""
+"""The picture of the intrinsic dimension: the gain in random subspaces of d dimensions, in fine-tuning and from scratch."""
 
 from __future__ import annotations
 
@@ -16,23 +16,43 @@ DOT = {"mec": "white", "mew": 0.6, "zorder": 4}
 
 @picture("phase base d share", settings="D d90 share runs")
 def intrinsic_dimension(table: Table, lora: Table | None = None) -> Figure:
-    """The share of full training's gain against d, one line a start, every seed a point; d90 where a line crosses 90 %.
+    """Draw the share of full training's gain against the number d of trained dimensions, and d90.
 
-    Table of `studies.low_rank.intrinsic`. With the table of "convergence", LoRA of each rank is drawn beside the lines: its
-    parameters, its share.
+    Parameters
+    ----------
+    table : Table
+        The result of the study "intrinsic_dimension".
+    lora : Table, optional
+        The result of the study "convergence". LoRA of each rank is drawn as a diamond at its number of parameters.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        One line per start: fine-tuning and training from scratch. Small points are seeds, large marks are d90.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> figure = intrinsic_dimension(Table.load("figures/data/intrinsic_dimension.json"))
+    >>> figure.axes[0].get_xlabel()
+    'trained numbers d'
     """
     s = table.settings
     D, level, wanted = s["D"], 100 * s["share"], percent(s["share"])
-    said = [f"{LOOKS[base][0]} {percent(d / D)}" for base, d in s["d90"].items() if d is not None]
-    title = f"For {wanted} of the gain: {', '.join(said)} of the numbers" if said else f"Nothing tried reaches {wanted}"
-    subtitle = "only d numbers z train, θ = θ₀ + P z with P random; every d at its own best rate, points are seeds\n"
-    figure = new_figure(9, 4.7, title, subtitle + semicolons(f"{s['steps']} steps a run", runs_and_time(table)))
+    shares = [f"{LOOKS[base][0]} {percent(d / D)}" for base, d in s["d90"].items() if d is not None]
+    title = f"Dimensions for {wanted} of the gain: {', '.join(shares)}"
+    subtitle = "points: seeds; lines: mean, each d at its best learning rate; large marks: d90; diamonds: LoRA by rank"
+    trained = semicolons(
+        "trained: z in θ = θ₀ + P z, with P random", f"{s['steps']} steps per run", runs_and_time(table)
+    )
+    title = title if shares else f"No d that was tried reaches {wanted} of the gain"
+    figure = new_figure(9, 4.7, title, f"{subtitle}\n{trained}")
     ax = axes_at(figure, 0.85, 0.7, 7.9, 2.9, xscale="log")
     starts = {base: _curve(ax, table, base) for base in s["d90"]}
     for base, (d, share) in starts.items():
         name, colour, _ = LOOKS[base]
         upper = share == max(start for _, start in starts.values())
-        crossed = upper and share < level < share + 20  # the line to be reached would run through a label above
+        crossed = upper and share < level < share + 20  # the 90 % line would run through a label above the curve
         where = {"shift": (0, 9)} if upper and not crossed else {"shift": (9, -5), "va": "top"}
         note(ax, name, (d, share), colour=colour, **BOLD, **where)
     if lora is not None:
@@ -42,14 +62,14 @@ def intrinsic_dimension(table: Table, lora: Table | None = None) -> Figure:
     ax.axvline(D, color=FAINT_INK, lw=1, ls=":")
     note(ax, f"D = {D:,}", (D, 0), (-4, 6), INK, ha="right", path_effects=HALO)
     low, high = 0.8 * min(row["d"] for row in table.where(phase="seeds", projection="sparse")), 1.5 * D
-    log_axis(ax.xaxis, [10**k for k in range(1, 7) if low < 10**k < high], "numbers that train, d")
+    log_axis(ax.xaxis, [10**k for k in range(1, 7) if low < 10**k < high], "trained numbers d")
     thousands(ax.xaxis)
     ax.set(xlim=(low, high), ylim=(0, 109), ylabel="share of full training's gain (%)")
     return figure
 
 
 def _curve(ax: Axes, table: Table, base: str) -> tuple[float, float]:
-    """One start's line through the means, its seeds as points, and its d90. Returns the line's first point."""
+    """Draw one start: a line through the means, seeds as points, and d90. Return the first point of the line."""
     _, colour, marker = LOOKS[base]
     rows = table.where(phase="seeds", base=base, projection="sparse")
     means = {d: 100 * mean(seeds, "share") for d, seeds in groups(rows, "d").items()}
@@ -65,7 +85,7 @@ def _curve(ax: Axes, table: Table, base: str) -> tuple[float, float]:
 
 
 def _lora(ax: Axes, parameters: dict[str, int], measured: Table) -> None:
-    """LoRA in all linear layers, by rank: how much it trains and what it gains."""
+    """Draw LoRA in all linear layers: its share of the gain against its trained parameters, for each rank."""
     runs = groups(measured.where(phase="seeds", method="lora", target_modules="all-linear"), "r")
     points = {r: (count, 100 * mean(runs[int(r)], "recovered")) for r, count in parameters.items() if int(r) in runs}
     if points:

@@ -1,4 +1,4 @@
-"""What rank does fine-tuning need? The ΔW that full fine-tuning really learned, its singular values, and what a cut costs."""
+"""Which rank does fine-tuning need? The ΔW of a full fine-tuning, its singular values, and the loss after a cut to rank r."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from ...pretrained import load_model
 from ...training import evaluate
 from ..harness.table import Table, rounded
 from ..harness.tiny_task import Run, fine_tune, heldout_batches
-from .spectra import where
+from .spectra import layer_and_module
 
-SHOWN = "model.layers.2.self_attn.v_proj.weight"  # the matrix that is drawn as B·A
+SHOWN = "model.layers.2.self_attn.v_proj.weight"  # the matrix in the pictures of one ΔW
 Deltas = dict[str, np.ndarray]  # name → ΔW = fine-tuned − base, for every matrix of the model
 
 
 def learned_deltas(run: Run) -> Deltas:
-    """Fine-tune everything as `run` says; ΔW (out, in) of every matrix, the embedding's included, and of the norms (d,)."""
+    """Fine-tune all weights as `run` says. Return ΔW (out, in) of every matrix with the embedding, and of the norms (d,)."""
     model, _ = fine_tune(run)
     base = load_model(run.base).state_dict()
     return {name: p.value - base[name] for name, p in model.named_parameters()}
 
 
 def truncate(matrix: np.ndarray, r: int) -> tuple[np.ndarray, np.ndarray]:
-    """B (out, r) and A (r, in) whose product is the best rank-r approximation in the Frobenius norm (Eckart and Young 1936).
+    """Return B (out, r) and A (r, in) with the best rank-r product BA in the Frobenius norm (Eckart and Young 1936).
 
-    From matrix = U Σ Vᵀ: B = U_r √Σ_r and A = √Σ_r V_rᵀ. The error is √(σ²_{r+1} + σ²_{r+2} + …), the tail.
+    From matrix = U Σ Vᵀ: B = U_r √Σ_r and A = √Σ_r V_rᵀ. The error is √(σ²_{r+1} + σ²_{r+2} + …).
     """
     U, s, Vt = np.linalg.svd(matrix, full_matrices=False)
     root = np.sqrt(s[:r])
@@ -36,8 +36,10 @@ def truncate(matrix: np.ndarray, r: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def singular_values(deltas: Deltas, run: Run, seed: int = 0) -> Table:
-    """Rows {layer, module, shape, norm, singular_values, random_singular_values}: each learned ΔW, and a normal random matrix
-    of the same shape and Frobenius norm beside it."""
+    """Compute the singular values of each learned ΔW, and of a normal random matrix of the same shape and Frobenius norm.
+
+    Rows {layer, module, shape, norm, singular_values, random_singular_values}.
+    """
     rng = np.random.default_rng(seed)
     rows = []
     for name, delta in deltas.items():
@@ -46,15 +48,17 @@ def singular_values(deltas: Deltas, run: Run, seed: int = 0) -> Table:
         chance, norm = rng.standard_normal(delta.shape), float(np.linalg.norm(delta))
         chance *= np.linalg.norm(delta) / np.linalg.norm(chance)
         spectra = {"singular_values": _spectrum(delta), "random_singular_values": _spectrum(chance)}
-        rows.append(where(name.removesuffix(".weight")) | {"shape": list(delta.shape), "norm": norm} | spectra)
+        rows.append(
+            layer_and_module(name.removesuffix(".weight")) | {"shape": list(delta.shape), "norm": norm} | spectra
+        )
     return _table("singular_values", "Which rank has the ΔW that full fine-tuning learns?", run, rows)
 
 
 def truncated_loss(deltas: Deltas, run: Run, ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128)) -> Table:
-    """Rows {r, heldout_loss}: the base plus the top r singular directions of every ΔW, in nats a byte.
+    """Evaluate the base plus the top r singular directions of every ΔW: rows {r, heldout_loss}, in nats per byte.
 
-    A norm's weights are vectors, which have no rank: they stay as fine-tuned at every r. settings carry base_loss,
-    full_loss (all of ΔW) and rank_max.
+    The weights of norms are vectors, so they are not cut: they stay as fine-tuned at every r. settings: base_loss, full_loss
+    (all of ΔW) and rank_max.
     """
     model = load_model(run.base)
     base = {name: x.copy() for name, x in model.state_dict().items()}
@@ -73,7 +77,7 @@ def truncated_loss(deltas: Deltas, run: Run, ranks: Sequence[int] = (1, 2, 4, 8,
 
 
 def decomposition(deltas: Deltas, run: Run, r: int = 4, name: str = SHOWN) -> Table:
-    """One row {name, r, matrix, B, A, error}: a learned ΔW beside its best product B A of rank r; error relative to ‖ΔW‖."""
+    """Cut one learned ΔW to rank r: one row {name, r, matrix, B, A, error}; the error is relative to ‖ΔW‖."""
     B, A = truncate(deltas[name], r)
     error = float(np.linalg.norm(deltas[name] - B @ A) / np.linalg.norm(deltas[name]))
     row = {"name": name.removeprefix("model.").removesuffix(".weight"), "r": r, "error": error}
@@ -82,13 +86,13 @@ def decomposition(deltas: Deltas, run: Run, r: int = 4, name: str = SHOWN) -> Ta
 
 
 def photograph(image: np.ndarray, ranks: Sequence[int] = (2, 8, 32, 64)) -> Table:
-    """Rows {r, image, share_of_numbers, error}: grey values (height, width) cut to their top r directions, the original last.
+    """Cut a grey image (height, width) to its top r directions: rows {r, image, share_of_numbers, error}, the original last.
 
-    share_of_numbers is r·(height + width) / (height·width), error relative to ‖image‖. Raises ValueError for a colour
+    share_of_numbers is r·(height + width) / (height·width); the error is relative to ‖image‖. Raises ValueError for a colour
     image.
     """
     if image.ndim != 2:
-        raise ValueError(f"image has shape {image.shape}; expected grey values (height, width)")
+        raise ValueError(f"image has shape {image.shape}; expected grey values of shape (height, width)")
     height, width = image.shape
     rows: list[dict[str, Any]] = []
     for r in ranks:

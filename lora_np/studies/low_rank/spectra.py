@@ -1,7 +1,7 @@
-"""Which rank has a learned ΔW? Singular values of every linear layer's, from full fine-tuning and from LoRA, beside random ones.
+"""Which rank has a learned ΔW? The singular values of each layer's ΔW, from full fine-tuning and from LoRA.
 
-Two models: "tiny" turns to code (tiny_task.py), SmolLM2-135M learns a voice (voice_task.py), each method at the learning rate
-that was best there.
+Two models: "tiny" learns Python code (tiny_task.py) and SmolLM2-135M learns a voice (voice_task.py). Each method has its best
+learning rate. A random matrix of the same shape is the comparison.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from ..harness.workers import Row
 
 
 def effective_rank(sigma: np.ndarray) -> float:
-    """exp(H(p)) with p = σ/Σσ and H = −Σ pᵢ ln pᵢ: n for n equal singular values, 1 for one alone (Roy and Vetterli 2007)."""
+    """Return exp(H(p)) with p = σ/Σσ and H = −Σ pᵢ ln pᵢ: n for n equal singular values (Roy and Vetterli 2007)."""
     p = sigma[sigma > 0] / sigma.sum()
     return float(np.exp(-(p * np.log(p)).sum()))
 
 
 def rank_for_energy(sigma: np.ndarray, share: float = 0.9) -> int:
-    """The smallest r with σ₁² + … + σᵣ² ≥ share · Σσ²: the rank that keeps so much of ‖ΔW‖²_F (Biderman et al. 2024, §5)."""
+    """Return the smallest r with σ₁² + … + σᵣ² ≥ share · Σσ² (Biderman et al. 2024, §5)."""
     energy = np.cumsum(np.sort(sigma)[::-1] ** 2)
     return int(np.searchsorted(energy, share * energy[-1] * (1 - 1e-12)) + 1)
 
 
 def deltas(trained: Trainable, base: Transformer) -> dict[str, np.ndarray]:
-    """name → ΔW (out, in) of every linear layer: s·BA of an adapter, or what full fine-tuning made of the weight less the base's.
+    """Return ΔW (out, in) of every linear layer by name: s·BA of an adapter, or the fine-tuned weight minus the base's weight.
 
-    `base` is another copy, untouched.
+    `base` is an untrained copy of the base.
     """
     if isinstance(trained, PeftModel):
         return {name: layer.delta_weight("default") for name, layer in adapted_layers(trained.model).items()}
@@ -49,20 +49,20 @@ def deltas(trained: Trainable, base: Transformer) -> dict[str, np.ndarray]:
     return {name: after[f"{name}.weight"].value - before[f"{name}.weight"].value for name in adaptable_layers(base)}
 
 
-def where(name: str) -> dict[str, Any]:
-    """{"layer", "module"} of model.layers.2.self_attn.q_proj."""
+def layer_and_module(name: str) -> dict[str, Any]:
+    """Split a name: "model.layers.2.self_attn.q_proj" → {"layer": 2, "module": "q_proj"}."""
     parts = name.split(".")
     return {"layer": int(parts[2]), "module": parts[-1]}
 
 
 @cache
 def random_spectrum(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
-    """The singular values of a normal random matrix (out, in): what has no structure at all."""
+    """Return the singular values of a normal random matrix (out, in), which has no structure."""
     return np.linalg.svd(np.random.default_rng(seed).standard_normal(shape), compute_uv=False)
 
 
 def measure(run: Run | FineTuning) -> Row:
-    """Train, and take each ΔW apart: {"spectra": rows, "seconds"}."""
+    """Train, and compute the ranks and singular values of each ΔW: {"spectra": rows, "seconds"}."""
     study = voice_task if isinstance(run, FineTuning) else tiny_task
     model, history = study.fine_tune(run)
     rows = []
@@ -71,20 +71,24 @@ def measure(run: Run | FineTuning) -> Row:
         chance = random_spectrum(delta.shape)
         sizes = {"norm": float(np.linalg.norm(delta)), "effective_rank": effective_rank(sigma)}
         sizes["random_effective_rank"] = effective_rank(chance)
-        row = where(name) | {"shape": list(delta.shape)} | {key: rounded(value) for key, value in sizes.items()}
+        row = (
+            layer_and_module(name)
+            | {"shape": list(delta.shape)}
+            | {key: rounded(value) for key, value in sizes.items()}
+        )
         row |= {"rank90": rank_for_energy(sigma), "random_rank90": rank_for_energy(chance)}
         rows.append(row | {"sigma": [rounded(sigma[i - 1]) for i in powers_of_two(len(sigma))]})
     return {"spectra": rows, "seconds": history.rows[-1]["seconds"]}
 
 
 def powers_of_two(n: int) -> list[int]:
-    """1, 2, 4, … up to n: which of the singular values, largest first, a row keeps."""
+    """Return 1, 2, 4, … up to n. A row keeps the singular values with these numbers; number 1 is the largest."""
     return [2**i for i in range(n.bit_length())]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Which runs: each at its study's best learning rate, "tiny" with all seeds, SmolLM2 with the first."""
+    """The runs, each at the best learning rate of its study: "tiny" with all seeds, SmolLM2 with the first seed."""
 
     tiny: Sequence[Run] = (Run("full", 1e-3, eval_every=200), Run("lora", 4e-3, 8, "all-linear", eval_every=200))
     smollm2: Sequence[FineTuning] = (
@@ -99,10 +103,11 @@ QUICK = Setting(tiny=(Run("full", 1e-3, max_steps=40, eval_every=40),), smollm2=
 
 
 def spectra(setting: Setting = FULL, workers: int = 2, folder: str | Path | None = None) -> Table:
-    """Rows {model, method, r, seed, layer, module, shape, norm, effective_rank, rank90, random_…, sigma}, one a matrix.
+    """Measure the rank of each learned ΔW: one row per matrix.
 
-    norm is ‖ΔW‖_F; rank90 the directions that hold 90 % of its square; random_effective_rank and random_rank90 are those of a
-    normal random matrix of the shape; sigma the singular values number 1, 2, 4, 8, … settings carry the number of runs.
+    Rows {model, method, r, seed, layer, module, shape, norm, effective_rank, rank90, random_…, sigma}. norm is ‖ΔW‖_F; rank90 is
+    the number of directions that hold 90 % of its square; random_effective_rank and random_rank90 belong to a normal random
+    matrix of the same shape; sigma has the singular values number 1, 2, 4, 8, … settings: the number of runs.
     """
     runs: list[Any] = [replace(run, seed=seed) for seed in setting.seeds for run in setting.tiny]
     measured = run_all(measure, runs, workers, folder, "spectra", tiny_task.shared("tiny"))

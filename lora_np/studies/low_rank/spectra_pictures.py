@@ -1,4 +1,4 @@
-"""Which rank a learned ΔW has: each layer of each module, from full fine-tuning and from LoRA, beside random matrices."""
+"""The picture of the rank of each learned ΔW, from full fine-tuning and from LoRA, beside random matrices."""
 
 from __future__ import annotations
 
@@ -17,22 +17,38 @@ from ..harness.words import runs_and_time, semicolons
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TITLES = {"tiny": "tiny learns code", "smollm2-135m": "SmolLM2-135M learns a voice"}
 METHODS = {"full": "full fine-tuning", "lora": "LoRA"}
-ABOVE: dict[str, Any] = {"shift": (0, 3), "ha": "center", "fontsize": 9.5, **BOLD}  # a name above the first band
+ABOVE: dict[str, Any] = {"shift": (0, 3), "ha": "center", "fontsize": 9.5, **BOLD}  # a label above the first row
 
 
 @picture("model method layer module rank90 random_rank90", settings="runs")
 def rank_by_layer(table: Table) -> Figure:
-    """How many directions hold 90 % of a ΔW's energy, a dot a layer (the first at the top of its band), a panel a model.
+    """Draw how many directions hold 90 % of the energy of each ΔW, one dot per layer, one panel per model.
 
-    Coral: full fine-tuning; cyan: LoRA; the ink line: a random matrix of the shape, beside it what share of its count full
-    fine-tuning's has. Of several seeds the dots are means, and a hairline goes from the least to the most.
+    Parameters
+    ----------
+    table : Table
+        The result of the study "spectra".
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Coral: full fine-tuning; cyan: LoRA; black bars: a random matrix of the same shape. With several seeds, a dot is the mean
+        and a line the range. The number beside a bar is the count of full fine-tuning divided by the count of the bar.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> figure = rank_by_layer(Table.load("figures/data/spectra.json"))
+    >>> [ax.get_title(loc="left") for ax in figure.axes]
+    ['tiny learns code', 'SmolLM2-135M learns a voice']
     """
     models = list(dict.fromkeys(row["model"] for row in table.rows))
     found = {method: [table.where(model=model, method=method) for model in models] for method in METHODS}
     full, lora = (" and ".join(f"{median(rows, 'rank90'):g}" for rows in of if rows) for of in found.values())
-    title = f"{full} directions hold 90 % of full fine-tuning's change" + f", {lora} of LoRA's" * bool(lora)
-    marks = "a dot a layer, the first at the top; ink: a random matrix of the shape, and full's count as a share of its"
-    measured = semicolons("medians of the matrices in the title", runs_and_time(table))
+    title = f"For 90 % of ΔW: {full} directions in full fine-tuning" + f", {lora} in LoRA" * bool(lora)
+    marks = "dots: layers, first layer on top; black bars: a random matrix of the same shape"
+    numbers = "numbers: count of full fine-tuning over count of the random matrix; title: medians"
+    measured = semicolons(numbers, runs_and_time(table))
     figure = new_figure(9, 5.2, title, f"{marks}\n{measured}")
     wide = 3.6 if len(models) > 1 else 7.7
     for i, model in enumerate(models):
@@ -45,7 +61,7 @@ def rank_by_layer(table: Table) -> Figure:
 
 
 def _panel(ax: Axes, rows: list[dict[str, Any]], labelled: bool) -> None:
-    """Seven bands, one a module, from the first layer to the last."""
+    """Draw one model: one row per module, in it one dot per layer from the first to the last."""
     layers = 1 + max(row["layer"] for row in rows)
     dot = {"ms": 3.2, "mew": 0} if layers > 10 else {"ms": 5, "mew": 0.4}
     for band, module in enumerate(MODULES):

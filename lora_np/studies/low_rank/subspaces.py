@@ -1,7 +1,7 @@
-"""Do two LoRA runs find the same directions, and which directions of W are these? (Hu et al. 2021, §7.2 and §7.3.)
+"""Do two LoRA runs find the same directions, and how large is W in these directions? (Hu et al. 2021, §7.2 and §7.3.)
 
-LoRA runs of several ranks and seeds on "tiny", in all linear layers. Their top directions are compared two by two (φ), and
-with those of the weight that they change (the amplification of the paper's table 7).
+The runs have several ranks and seeds, on "tiny" and in all linear layers. φ compares the top directions of two runs. The
+amplification of the paper's table 7 compares the directions of ΔW with the frozen weight W.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from ..harness.runs import run_all
 from ..harness.table import Table, rounded
 from ..harness.tiny_task import Run, fine_tune, shared
 from ..harness.workers import Row
-from .spectra import powers_of_two, where
+from .spectra import layer_and_module, powers_of_two
 
-MODULES = ("q_proj", "v_proj")  # whose directions are compared, as in the paper
-MAPPED = 2  # the layer whose φ is kept for every i and j: the middle one
+MODULES = ("q_proj", "v_proj")  # their directions are compared, as in the paper
+MAPPED = 2  # the middle layer: its φ is kept for every i and j
 
 
 def directions(matrix: np.ndarray) -> np.ndarray:
-    """V (in, n): the right singular vectors of a matrix (out, in) as columns, the largest singular value first."""
+    """Return the right singular vectors of a matrix (out, in) as columns of V (in, n), the largest singular value first."""
     return np.linalg.svd(matrix.astype(np.float64), full_matrices=False)[2].T
 
 
 def similarity(V1: np.ndarray, V2: np.ndarray) -> np.ndarray:
-    """φ(i, j) = ‖V₁[:, :i]ᵀ V₂[:, :j]‖²_F / min(i, j), for all i and j: how much of the smaller span lies in the larger one.
+    """Return φ(i, j) = ‖V₁[:, :i]ᵀ V₂[:, :j]‖²_F / min(i, j) for all i and j: the share of the smaller span in the larger span.
 
-    V1 (d, n) and V2 (d, m) have orthonormal columns; the result is (n, m), row i − 1 for i. 1: the one span holds the
-    other, 0: they are orthogonal. (V₁ᵀV₂)²_kl are the squared cosines; φ sums those with k ≤ i and l ≤ j.
+    V1 (d, n) and V2 (d, m) have orthonormal columns. The result is (n, m), with row i − 1 for i. φ is 1 if one span contains the
+    other, and 0 if they are orthogonal. (V₁ᵀV₂)²_kl are the squared cosines; φ sums them over k ≤ i and l ≤ j.
     """
     n, m = V1.shape[1], V2.shape[1]
     sums = np.cumsum(np.cumsum((V1.T @ V2) ** 2, axis=0), axis=1)  # (n, m)
@@ -42,19 +42,19 @@ def similarity(V1: np.ndarray, V2: np.ndarray) -> np.ndarray:
 
 
 def chance(n: int, m: int, d: int) -> np.ndarray:
-    """The mean of φ over random subspaces of R^d: max(i, j)/d, (n, m).
+    """Return the mean of φ over random subspaces of R^d: max(i, j)/d, as an array (n, m).
 
-    Each of the i·j squared cosines has the mean 1/d, so the sum has i·j/d, and i·j/min(i, j) = max(i, j).
+    Each of the i·j squared cosines has the mean 1/d. So their sum has the mean i·j/d, and i·j/min(i, j) = max(i, j).
     """
     return np.maximum(np.arange(1, n + 1)[:, None], np.arange(1, m + 1)) / d
 
 
 def amplification(W: np.ndarray, delta: np.ndarray, r: int) -> dict[str, float]:
-    """How ΔW of rank r lies in W, both (out, in): the columns of the paper's table 7.
+    """Compare W with the top r directions of ΔW, both (out, in): the columns of the paper's table 7.
 
-    norm_W, norm_delta: ‖W‖_F and ‖ΔW‖_F. With U (out, r) and V (in, r) the top r singular vectors of a matrix,
-    ‖Uᵀ W V‖_F is what W has in its directions: in_delta of ΔW's, in_W of W's own, and in_random the root mean square over random
-    ones, r ‖W‖_F / √(out·in). factor = norm_delta / in_delta: how much larger the change is than what W had there.
+    norm_W, norm_delta: ‖W‖_F and ‖ΔW‖_F. U (out, r) and V (in, r) are the top r singular vectors of a matrix, and ‖Uᵀ W V‖_F is
+    the size of W in these directions. in_delta: in the directions of ΔW. in_W: in W's own top directions. in_random: the root
+    mean square over random directions, r ‖W‖_F / √(out·in). factor: norm_delta / in_delta, the amplification.
     """
 
     def inside(matrix: np.ndarray) -> float:
@@ -67,12 +67,14 @@ def amplification(W: np.ndarray, delta: np.ndarray, r: int) -> dict[str, float]:
 
 
 def measure(run: Run) -> Row:
-    """Train. {"amplification": rows, one a layer; "factors": name → [A before, A, B] of MODULES; "seconds"}."""
+    """Train. Return "amplification" (one row per layer), "factors" (name → [A before training, A, B]) and "seconds"."""
     untrained, (model, history) = run.model(), fine_tune(run)
     assert isinstance(untrained, PeftModel) and isinstance(model, PeftModel) and run.r is not None
     before, base, amplified, factors = adapted_layers(untrained.model), run.base_model().state_dict(), [], {}
     for name, layer in adapted_layers(model.model).items():
-        amplified.append(where(name) | amplification(base[f"{name}.weight"], layer.delta_weight("default"), run.r))
+        amplified.append(
+            layer_and_module(name) | amplification(base[f"{name}.weight"], layer.delta_weight("default"), run.r)
+        )
         if name.endswith(MODULES):
             start, lora = before[name].adapters["default"], layer.adapters["default"]
             assert isinstance(start, LoraAdapter) and isinstance(lora, LoraAdapter)
@@ -83,10 +85,10 @@ def measure(run: Run) -> Row:
 
 @dataclass(frozen=True)
 class Setting:
-    """Which runs: rank → the learning rate that was best for it in the study "convergence"."""
+    """The runs: each rank with its best learning rate in the study "convergence"."""
 
     rates: tuple[tuple[int, float], ...] = ((4, 4e-3), (8, 4e-3), (64, 5e-4))
-    low: int = 8  # compared with `high`, and `high` with itself
+    low: int = 8  # `low` is compared with `high`, and `high` with `high`
     high: int = 64
     seeds: Sequence[int] = (0, 1, 2)
     steps: int = 200
@@ -103,14 +105,14 @@ QUICK = Setting(rates=((4, 4e-3), (16, 2e-3)), low=4, high=16, seeds=(0, 1), ste
 
 
 def subspaces(setting: Setting = FULL, workers: int = 2, folder: str | Path | None = None) -> Table:
-    """φ of pairs of runs, and the amplification of each.
+    """Compute φ of pairs of runs, and the amplification of each run.
 
-    Rows {kind: "similarity", of, layer, module, r, seeds, d, i, j, phi}: phi[k][l] is φ(i[k], j[l]), and `map`, in layer MAPPED for
-    the first pair of seeds, all of φ up to i = r[0], j = r[1]. `of` says of which directions: "A", those in R^in that the adapter
-    reads (A's right singular vectors, as in the paper), "B", those in R^out that it writes (B's left ones), or "A at the
-    start", which are random. Pairs are `low` with `high` and `high` with itself, always of two seeds: with one seed the first
-    layer's A would start with the same rows.
-    Rows {kind: "amplification", r, seed, layer, module} and the columns of `amplification`.
+    Rows {kind: "similarity", of, layer, module, r, seeds, d, i, j, phi}: phi[k][l] is φ(i[k], j[l]). Rows of layer MAPPED and
+    the first pair of seeds also have `map`, with φ for all i and j. `of` names the directions: "A", the directions in R^in that
+    the adapter reads (the right singular vectors of A, as in the paper); "B", the directions in R^out that it writes (the left
+    singular vectors of B); or "A at the start", which are random. The pairs are `low` with `high` and `high` with `high`, always
+    with two seeds, because with one seed the A of the first layer would start with the same rows.
+    Rows {kind: "amplification", r, seed, layer, module} have the columns of `amplification`.
     """
     runs = [setting.run(r, seed) for seed in setting.seeds for r, _ in setting.rates]
     measured = dict(zip(runs, run_all(measure, runs, workers, folder, "subspaces", shared(setting.base)), strict=True))
@@ -120,7 +122,7 @@ def subspaces(setting: Setting = FULL, workers: int = 2, folder: str | Path | No
         for seeds in pairs if len(setting.seeds) > 2 else pairs[:1]:
             one, other = (measured[setting.run(r, s)]["factors"] for r, s in zip(ranks, seeds, strict=True))
             for name in one:
-                who = {"r": list(ranks), "seeds": list(seeds)} | where(name)
+                who = {"r": list(ranks), "seeds": list(seeds)} | layer_and_module(name)
                 whole = who["layer"] == MAPPED and seeds == pairs[0]
                 found = _compared(one[name], other[name], whole)
                 rows += [{"kind": "similarity", "of": row["of"]} | who | row for row in found]
@@ -135,7 +137,7 @@ def subspaces(setting: Setting = FULL, workers: int = 2, folder: str | Path | No
 
 
 def _compared(one: list, other: list, whole: bool) -> list[Row]:
-    """{of, d, i, j, phi} and where asked the whole map, of two layers, each [A before, A, B]."""
+    """Compare two layers, each given as [A before training, A, B]. Return rows {of, d, i, j, phi}, with `whole` also `map`."""
     (start1, A1, B1), (start2, A2, B2) = ([np.array(M) for M in three] for three in (one, other))
     pairs = {"A at the start": (start1, start2), "A": (A1, A2), "B": (B1.T, B2.T)}
     i, j = powers_of_two(len(A1)), powers_of_two(len(A2))

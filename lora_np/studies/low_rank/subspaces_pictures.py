@@ -1,4 +1,4 @@
-"""The directions of LoRA's ΔW: whether two runs share them, and what the frozen weight has in them."""
+"""Pictures of the directions of LoRA's ΔW: whether two runs share them, and how large W is in them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,33 @@ from ..harness.style import BOLD, axes_at, log_axis, name_axis, new_figure, note
 from ..harness.table import Table, groups
 from ..harness.words import percent, runs_and_time, semicolons
 
-OF = {"A at the start": "A before training", "A": "A: what is read", "B": "B: what is written"}
+OF = {"A at the start": "A before training", "A": "A: directions read", "B": "B: directions written"}
 SHARED: dict[str, Any] = {"cmap": shades(PAPER, LORA, LORA_DARK), "aspect": "auto"}
 
 
 @picture("kind of module r seeds d i j phi map")
 def similarity_maps(table: Table, module: str = "q_proj") -> Figure:
-    """φ(i, j) of two runs, for every i and j: r = 8 against r = 64 above, r = 64 of two seeds below.
+    """Draw φ(i, j) of two runs for every i and j: a low rank against a high rank above, two seeds of the high rank below.
 
-    Before training A is random, so the first column is chance, max(i, j)/d. Of the rows of kind "similarity" those with a map
-    are drawn.
+    Parameters
+    ----------
+    table : Table
+        The result of the study "subspaces".
+    module : str
+        The kind of matrix: "q_proj" or "v_proj".
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Columns: A before training (random, so φ is max(i, j)/d by chance), A and B after training. Darker is larger. Only rows
+        with a map are drawn.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> figure = similarity_maps(Table.load("figures/data/subspaces.json"))
+    >>> [ax.get_title(loc="left") for ax in figure.axes[1:6:2]]
+    ['A before training', 'A: directions read', 'B: directions written']
     """
     similar = table.where(kind="similarity", module=module)
     maps = {(row["of"], tuple(row["r"])): row for row in similar if "map" in row}
@@ -33,10 +50,12 @@ def similarity_maps(table: Table, module: str = "q_proj") -> Figure:
     medians = {key: percent(statistics.median(_at(row, least) for row in found)) for key, found in of_pairs.items()}
     shared = {of: " and ".join(medians[of, i] for i in range(len(pairs))) for of in OF}
     d, count = first["d"], len(of_pairs["A", 0])
-    measured = "φ(i, j) of the top i and the top j directions of two runs with different seeds: "
-    measured += f"{module}, layer {first['layer']}, " + semicolons(f"d = {d}", runs_and_time(table))
-    counted = f"in the title φ({least}, {least}), upper and lower row, medians over {count} pairs of layers and runs; "
-    counted += f"by chance {percent(least / d)}"
+    measured = "φ(i, j) of the top i and the top j directions of two runs with different seeds; "
+    measured += f"{module} of layer {first['layer']}, d = {d}"
+    counted = (
+        f"title: φ({least}, {least}) of upper and lower row, median over {count} pairs; chance: {percent(least / d)}"
+    )
+    counted = semicolons(counted, runs_and_time(table))
     title = f"Two runs share {shared['B']} of B's directions, {shared['A']} of A's"
     figure = new_figure(9, 5.15, title, f"{measured}\n{counted}")
     wide, rows = 2.35, {pairs[-1]: (0.62, 2.35), pairs[0]: (3.22, 0.75)}  # pair → its panels' bottom and height
@@ -63,29 +82,40 @@ def _map(ax: Axes, phi: np.ndarray, r: tuple[int, int], first: bool, last: bool)
     ax.imshow(phi, vmin=0, vmax=1, extent=(0.5, m + 0.5, n + 0.5, 0.5), interpolation="nearest", **SHARED)
     ax.grid(False)
     ax.set(xticks=[1, m // 4, m // 2, m] if last else [], yticks=[1, n // 2, n] if first else [])
-    ax.set(ylabel=f"i, of r = {r[0]}" if first else "", xlabel=f"j, of r = {r[1]}" if last else "")
+    ax.set(ylabel=f"i (r = {r[0]})" if first else "", xlabel=f"j (r = {r[1]})" if last else "")
 
 
-WHOSE = {"in_delta": ("ΔW's", LORA, "o"), "in_W": ("W's own", FROZEN, "s")}  # column → name, colour, marker
+DIRECTIONS = {"in_delta": ("of ΔW", LORA, "o"), "in_W": ("of W itself", FROZEN, "s")}  # column → name, colour, marker
 
 
 @picture("kind r module in_delta in_W in_random factor")
 def amplification_chart(table: Table) -> Figure:
-    """What the frozen W has in the directions of ΔW, beside its own top ones and random ones, a panel a rank, a row a module.
+    """Draw the size of the frozen W in the directions of ΔW and in its own top directions, relative to random directions.
 
-    Points are the mean over layers and seeds, hairlines the least and the most, all in units of what random directions hold. The
-    rows of kind "amplification" are drawn.
+    Parameters
+    ----------
+    table : Table
+        The result of the study "subspaces".
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        One panel per rank, one row per module. Points are means over layers and seeds, lines their ranges.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> figure = amplification_chart(Table.load("figures/data/subspaces.json"))
+    >>> [ax.get_title(loc="left") for ax in figure.axes]
+    ['r = 4', 'r = 64']
     """
     by_rank = groups(table.where(kind="amplification"), "r")
     ranks = {r: by_rank[r] for r in (min(by_rank), max(by_rank))}
     inside = {r: statistics.median(row["in_delta"] / row["in_random"] for row in rows) for r, rows in ranks.items()}
-    held = " and ".join(f"{times:.2g}× (r = {r})" for r, times in inside.items())
-    norms = "‖Uᵀ W V‖ with U, V the top r directions of LoRA's ΔW or of W itself"
-    marks = (
-        "a point: the mean over layers and seeds, hairlines: all of them; in the title: the median over all matrices"
-    )
-    subtitle = f"{semicolons(norms, runs_and_time(table))}\n{marks}"
-    figure = new_figure(9, 4.4, f"W has in ΔW's directions {held} what random ones hold", subtitle)
+    times = " and ".join(f"{ratio:.2g}× (r = {r})" for r, ratio in inside.items())
+    norms = "‖Uᵀ W V‖ with U, V the top r directions of LoRA's ΔW or of W, over its value for random U, V"
+    marks = semicolons("points: mean over layers and seeds; lines: range; title: median", runs_and_time(table))
+    figure = new_figure(9, 4.4, f"In ΔW's directions W is {times} as large as in random ones", f"{norms}\n{marks}")
     for i, (r, rows) in enumerate(ranks.items()):
         ax = axes_at(figure, 1.05 + i * 3.95, 0.7, 3.65, 2.5)
         _inside(ax, rows, labelled=i == 0)
@@ -98,7 +128,7 @@ def _inside(ax: Axes, rows: list[dict[str, Any]], labelled: bool) -> None:
     ax.axvline(1, color=INK, lw=2)
     for band, module in enumerate(modules):
         mine = [row for row in rows if row["module"] == module]
-        for key, (name, colour, marker) in WHOSE.items():
+        for key, (name, colour, marker) in DIRECTIONS.items():
             ratios = [row[key] / row["in_random"] for row in mine]
             ax.hlines(band, min(ratios), max(ratios), color=colour, lw=1.2)
             ax.plot(statistics.mean(ratios), band, marker, color=colour, ms=8, mec="white", mew=0.5)
@@ -107,6 +137,6 @@ def _inside(ax: Axes, rows: list[dict[str, Any]], labelled: bool) -> None:
                 note(ax, name, (place, -0.35), (0, 3), colour, ha=side, **BOLD)
     if labelled:
         note(ax, "random", (1, len(modules) - 0.6), (-4, 2), INK, ha="right", **BOLD)
-    log_axis(ax.xaxis, [0.5, 1, 2, 5, 10, 20, 50], "what W has there (× random)")
+    log_axis(ax.xaxis, [0.5, 1, 2, 5, 10, 20, 50], "size of W in the directions (random = 1)")
     ax.set(xlim=(0.3, 45), ylim=(len(modules) - 0.5, -1.1))
     name_axis(ax, modules, labelled=labelled)

@@ -1,4 +1,4 @@
-"""Small tables as the studies of hyperparameters.py make them, with known numbers: for pictures and claims."""
+"""Small tables with known numbers, like the tables of the studies of hyperparameters, for tests of pictures and claims."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_np.studies.harness.table import Table
 from lora_np.studies.hyperparameters.study import RULES
-from lora_np.studies.hyperparameters.sweep import FULL, KnobRun, with_own_bests
+from lora_np.studies.hyperparameters.sweep import FULL, HyperparameterRun, with_own_bests
 
 SEEDS = (0, 1, 2)
 
@@ -18,19 +18,25 @@ def table(study: str, rows: list[dict[str, Any]], **settings: Any) -> Table:
     return Table(study, "?", f"python -m lora_np study {study}", known, rows, seconds=3210.9)
 
 
-def row(phase: str, final: float, seed: int = 0, spread: float = 0.003, **knobs: Any) -> dict[str, Any]:
-    """One run that ended at `final`, the other seeds a little above and below."""
+def row(phase: str, final: float, seed: int = 0, spread: float = 0.003, **hyperparameters: Any) -> dict[str, Any]:
+    """One run that ended at `final`; with seed 1 a little above, with seed 2 a little below."""
     found = final + spread * (0, 1, -1)[seed]
     more = {"final": found, "validation": found + 0.07, "train": found - 0.1, "trainable": 194_560, "seconds": 10.0}
-    return asdict(KnobRun(**{"method": "lora", "seed": seed} | knobs)) | more | {"phase": phase, "grad_norm": 0.5}
+    return (
+        asdict(HyperparameterRun(**{"method": "lora", "seed": seed} | hyperparameters))
+        | more
+        | {"phase": phase, "grad_norm": 0.5}
+    )
 
 
-def swept(final: float, best: float, width: int = 2, near: bool = False, **knobs: Any) -> list[dict[str, Any]]:
-    """Rates around `best`, a parabola of losses, and every seed at the best; with `near` beside it too."""
-    rows = [row("sweep", final + 0.01 * n * n, lr=best * 2.0**n, **knobs) for n in range(-width, width + 1)]
-    rows += [row("seeds", final, seed, lr=best, **knobs) for seed in SEEDS]
+def swept(
+    final: float, best: float, width: int = 2, near: bool = False, **hyperparameters: Any
+) -> list[dict[str, Any]]:
+    """Learning rates around `best` with a parabola of losses, and every seed at the best rate (`near`: at its neighbours too)."""
+    rows = [row("sweep", final + 0.01 * n * n, lr=best * 2.0**n, **hyperparameters) for n in range(-width, width + 1)]
+    rows += [row("seeds", final, seed, lr=best, **hyperparameters) for seed in SEEDS]
     if near:
-        rows += [row("near", final + 0.01, seed, lr=best * f, **knobs) for seed in SEEDS for f in (0.5, 2.0)]
+        rows += [row("near", final + 0.01, seed, lr=best * f, **hyperparameters) for seed in SEEDS for f in (0.5, 2.0)]
     return with_own_bests(rows)
 
 
@@ -58,7 +64,7 @@ def alphas(power: float = 0.5) -> Table:
 
 
 def scaled() -> Table:
-    """Gradient norms as √r·s, and losses that part beyond r = 16."""
+    """Gradient norms that grow as √r·s, and losses that differ above r = 16."""
     rows = []
     for rule, r, seed in itertools.product(RULES, FULL.scaled_ranks, SEEDS):
         s = {"α/r": 32 / r, "α/√r": 8 / r**0.5, "α = 2r": 2.0}[rule]
@@ -86,7 +92,7 @@ def equal(mlp_ahead: float = 0.01) -> Table:
 
 
 def dropouts(helps: float = 0.01) -> Table:
-    """On little text p = 0.1 gains `helps`, on much it loses as much."""
+    """On little text p = 0.1 lowers the loss by `helps`; on all of the text it raises the loss by as much."""
     rows = []
     for p in FULL.dropouts:
         off = helps * abs(p - 0.1) / 0.1
@@ -98,7 +104,7 @@ def dropouts(helps: float = 0.01) -> Table:
 
 
 def batches(extra: float = 0.02) -> Table:
-    """LoRA falls behind by `extra` more with each larger batch."""
+    """The gap between LoRA and full fine-tuning grows by `extra` with each larger batch."""
     rows = []
     for i, b in enumerate(FULL.batch_sizes):
         known = {"batch_size": b, "max_steps": 800 // b}
@@ -108,7 +114,7 @@ def batches(extra: float = 0.02) -> Table:
 
 
 def converged() -> Table:
-    """Of the table of `convergence` what concerns the rate: α = 8r, and a best rate that falls with the rank."""
+    """The learning rates of a table of `convergence`: α = 8r, and the best rate falls as the rank grows."""
     known = {"method": "lora", "target_modules": "all-linear", "phase": "seeds"}
     rows = [known | {"r": r, "lr": 8e-3 / max(1, r / 4), "seed": seed} for r in (1, 4, 16, 64) for seed in SEEDS]
     return Table("convergence", "?", "?", {"alpha_over_r": 8, "steps": 200, "seeds": SEEDS}, rows)

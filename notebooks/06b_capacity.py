@@ -1,0 +1,261 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # How much fits into a rank?
+#
+# An adapter of rank $r$ has a limited number of parameters. How many bits can it hold, and does this number tell you which rank to choose?
+#
+# **You will learn** to
+#
+# - compute the bits that a model has memorised from its loss on random strings;
+# - explain why the measured numbers are lower bounds, and which of them must not be compared;
+# - count the parameters of $A$ and $B$ that are free.
+#
+# **Before you start:** [notebook 02](02_lora_from_one_equation.ipynb) and the cross-entropy loss. [Notebook 05](05_convergence.ipynb) has the runs that the last section mentions.
+#
+# *Reading: 25 minutes. Running: about 15 seconds.*
+
+# %%
+import numpy as np
+from IPython.display import Markdown, display
+
+import lora_np as ln
+from lora_np import plots
+from lora_np.report.results import Findings
+from lora_np.studies.capacity import claims, study
+from lora_np.studies.harness.table import Table, show
+from lora_np.studies.harness.tiny_task import heldout_batches
+
+findings = Findings("../figures")
+table = Table.load("../figures/data/capacity.json")
+
+# %% [markdown]
+# ## The result
+#
+# Here are the two results that this notebook explains. Both are lower bounds.
+
+# %%
+display(Markdown(findings.say("capacity.highest", "capacity.bits.full")))
+
+# %% [markdown]
+# ## Bits from a loss
+#
+# A random string has no structure. A model can continue it only if it has memorised it, so the memorised bits can be counted.
+#
+# Here each string is a *name* of two symbols, which is given, followed by 16 symbols. All symbols are drawn uniformly from an alphabet of 64, so each carries $\log_2 64 = 6$ bits. Train on a set of such strings until the mean loss is $L$ nats per symbol. Then
+#
+# $$\text{memorised} = \sum_{\text{symbols}} \left(6 - \frac{L}{\ln 2}\right) \text{ bits, and at least } 0.$$
+#
+# - A model that knows only the alphabet has $L = \ln 64$ and holds 0 bits.
+# - A model that recites every string has $L = 0$ and holds all bits that were offered.
+#
+# ## Eight strings for "tiny"
+#
+# The next cells offer "tiny" eight strings, 768 bits, and 120 training steps. The adapter has rank 1.
+#
+# **Predict.** Three adapters have the same rank: in all linear layers, in q and v, in v alone. Which of them recite all eight strings?
+
+# %%
+tokens = study.strings(8, length=16, seed=0)  # (8, 18): indices into the alphabet
+alphabet = np.frombuffer(study.ALPHABET.encode(), np.uint8)
+strings = alphabet[tokens].astype(np.int64)  # (8, 18): bytes, which tiny reads
+all_eight = study.batch(strings)  # tokens and targets, (8, 17) each; the name is not counted
+names, rest = strings[:, : study.KEY], strings[:, study.KEY :]  # (8, 2), (8, 16)
+
+# %%
+def memorised(loss, symbols):
+    """The bits held of `symbols` symbols: 6 each if certain, 0 for a guess among 64."""
+    return max(0.0, symbols * (6 - loss / np.log(2)))
+
+
+steps, lines = 120, []
+adapters = {"all linear": "all-linear", "q, v": ["q_proj", "v_proj"], "v": ["v_proj"]}
+for label, where in adapters.items():
+    config = ln.LoraConfig(r=1, lora_alpha=8, target_modules=where)
+    model = ln.get_peft_model(ln.load_model("tiny"), config, seed=0)
+    adam, schedule = ln.AdamW(lr=1e-2, weight_decay=0), ln.WarmupCosine(steps, warmup=6)
+    ln.train(model, [all_eight], adam, steps, schedule=schedule, max_grad_norm=1.0)
+    bits = memorised(ln.evaluate(model, [all_eight]), rest.size)
+    answers = ln.generate(model, names.tolist(), max_new_tokens=16)  # from the names alone
+    pairs = zip(answers, rest.tolist(), strict=True)
+    recited = sum(answer == string for answer, string in pairs)
+    size = ln.costs.count(model).trainable
+    lines.append({"adapter in": label, "parameters": size, "bits": bits})
+    lines[-1] |= {"bits per parameter": bits / size, "strings recited": recited}
+show(lines, dict(zip(lines[0], ("", ",", ".0f", ".2f", ""), strict=True)))
+
+print("\nThe adapter in v: four strings, and its answers")
+for string, answer in zip(rest[:4], answers[:4], strict=True):
+    print(f"  {ln.data.decode(string)}   {ln.data.decode(np.array(answer))}")
+
+# %% [markdown]
+# The frozen model knows none of these strings. Every memorised bit is in $A$ and $B$. After so few steps, the table shows which adapter learns faster. It does not show which adapter could hold more; for that, the training must reach its end.
+#
+# The adapter in v alone cannot hold all bits. **Predict.** Does it recite some strings completely, or does it know a part of each string?
+
+# %%
+model_in_v = model
+parts = [ln.evaluate(model_in_v, [study.batch(string[None])]) for string in strings]
+shares = [memorised(loss, 16) / (6 * 16) for loss in parts]
+print("share of each string's bits: " + ", ".join(f"{share:.0%}" for share in sorted(shares)))
+
+# %% [markdown]
+# It knows a part of each string.
+#
+# ## Offer more and more
+#
+# For the measurement, the model must be small enough to train for thousands of steps. The study uses two layers of width 32. This base was trained to repeat random strings, so it knows the alphabet and it can be certain of a symbol.
+#
+# **Predict.** A LoRA of rank 4 is offered more and more strings, each time for equally many steps. At some point it cannot recite them all. Do the memorised bits then rise, stay or fall?
+
+# %%
+plots.memory_knee(table);
+
+# %%
+display(Markdown(findings.say("capacity.held.few", "capacity.held.many")))
+
+# %% [markdown]
+# At first the adapter holds all bits that are offered. Then the two lines separate slowly, without a sharp bend, and the last point is still higher than the point before it. So the largest number is not the capacity of the adapter. It is the most that was observed.
+#
+# ## Twice the rank, twice the bits?
+#
+# **Predict.** Twice the rank trains twice the parameters. Does it hold twice the bits?
+
+# %%
+plots.capacity_chart(table);
+
+# %%
+low, middle, high = claims.lowest_middle_highest(table)
+names = (f"exponent.r{low}-r{middle}", f"exponent.r{middle}-r{high}", f"against_full.r{high}")
+display(Markdown(findings.say(*(f"capacity.{name}" for name in names))))
+
+# %% [markdown]
+# Nearly: an exponent of 1 would be exactly twice the bits.
+#
+# ## Free parameters
+#
+# Not every parameter of $A$ and $B$ is free. $BA$ is the same matrix as $(BR)(R^{-1}A)$ for every invertible $R$ (r, r). So of the $r(\text{in} + \text{out})$ parameters of one layer, only $r(\text{in} + \text{out} - r)$ are free. At $r = \min(\text{in}, \text{out})$ this equals the
+# $\text{in} \cdot \text{out}$ numbers of a whole matrix.
+#
+# **Predict.** For which rank is the difference largest?
+
+# %% jupyter={"source_hidden": true}
+# prints, for each method, bits per trained and per free parameter, and how loose each bound is
+lines = []
+for r in (1, 2, 4, 8, 16, None):
+    method = ("lora", r) if r else ("full", None)
+    name = f"lora.r{r}" if r else "full"
+    lines.append({"method": f"LoRA r = {r}" if r else "full fine-tuning"})
+    lines[-1] |= {
+        "bits per parameter": findings[f"capacity.bits.{name}"].value,
+        "per free one": findings[f"capacity.free_bits.r{r}"].value if r else None,
+        "of the offer": claims.of_offered(table, *method),
+        "passes": claims.times_seen(table, *method),
+        "lost at half": claims.lost_at_half(table, *method),
+    }
+formats = ("", ".2f", ".2f", ".0%", ",", ".0%")
+show(lines, dict(zip(lines[0], formats, strict=True)))
+
+# %% [markdown]
+# All these numbers are lower bounds, and some are looser than others. Three columns show why you must not compare the rows.
+#
+# - *of the offer:* full fine-tuning held most of the bits that it was offered. More strings could give a larger number.
+# - *passes:* all runs have equally many steps. Higher ranks were offered more strings, so they saw each string less often.
+# - *lost at half:* this share is missing after half the steps. From rank 2 on it grows with the rank, so the training of the higher ranks was still far from its end.
+#
+# The literature reports 2 bits of knowledge per parameter for whole models ([Allen-Zhu and Li 2024](https://arxiv.org/abs/2404.05405)), and about 3.6 bits of random strings ([Morris et al. 2025](https://arxiv.org/abs/2505.24832)), after far longer training.
+#
+# ## Can you choose the rank by its capacity?
+#
+# [Schulman et al. (2025)](https://thinkingmachines.ai/blog/lora/) report that LoRA is worse than full fine-tuning if the data contain more bits than the adapter can hold, and equally good if they contain fewer. This rule is not tested here. But you can compute what it says for the runs of notebook 05. The bits of the data are at most the base's loss on them,
+# divided by $\ln 2$, times the number of tokens.
+#
+# **Predict.** Does the text that such a run reads fit into rank 1?
+
+# %%
+bits_per_byte = ln.evaluate(ln.load_model("tiny"), heldout_batches()) / np.log(2)
+text = 200 * 8 * 128  # bytes: steps × rows × tokens of a run in notebook 05
+config = ln.LoraConfig(r=1, target_modules="all-linear")
+parameters = ln.costs.count(ln.get_peft_model(ln.load_model("tiny"), config)).trainable
+held = parameters * findings["capacity.bits.lora.r1"].value
+print(f"bits in the text:  {bits_per_byte * text:>7,.0f}  ({bits_per_byte:.1f} bits per byte)")
+print(f"bits in rank 1:    {held:>7,.0f}  ({parameters:,} parameters)")
+display(Markdown(findings.say("convergence.recovered.all-linear.r1.steps200")))
+
+# %% [markdown]
+# The text has many times more bits than rank 1 can hold, and yet rank 1 recovers most of the gain on text that no run has read. Most bits of a text help with no other text. So this bound is too generous to choose $r$ by it, at least here. Choose $r$ by the held-out loss ([notebook 06](06_hyperparameters.ipynb)).
+#
+# ## Recap
+#
+# - A random string can only be memorised, so the loss on it gives the memorised bits.
+# - At every rank that was tried, a trained parameter of LoRA holds more than one bit. This is a lower bound.
+# - There is no sharp limit: a LoRA that is offered more than it can recite knows a part of each string.
+# - The bits in a text are no good guide to the rank, because most of them do not help with other texts.
+#
+# ## Three questions
+#
+# 1. A model has a mean loss of $\ln 8$ on 1,000 symbols of the alphabet of 64. How many bits does it hold?
+#
+# <details><summary>Answer</summary>
+#
+# $\ln 8 / \ln 2 = 3$ bits are missing per symbol, so it holds $6 - 3 = 3$ bits per symbol: 3,000 bits.
+#
+# </details>
+#
+# 2. Why is the name of a string not counted?
+#
+# <details><summary>Answer</summary>
+#
+# The name is given as the prompt, so that the model knows which string to continue. Nobody asks the model to predict it.
+#
+# </details>
+#
+# 3. Why is a measured capacity always a lower bound?
+#
+# <details><summary>Answer</summary>
+#
+# More training, a better learning rate or more strings could show that the model can hold more. Nothing that is measured shows that it could not hold more.
+#
+# </details>
+#
+# ## Try
+#
+# 1. Give the adapter in v rank 4 instead of 1, with the same 120 steps. How many strings does it recite?
+#
+# <details><summary>Hint</summary>
+#
+# Set `r=4` and `lora_alpha=32` in the cell that trains, so that $\alpha/r$ stays the same. Its parameters are then four times as many.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# One of eight, and it holds 579 of the 768 bits. With rank 1 it recited none and held 234 bits. After 120 steps the larger adapter has learned much more, although four times the parameters hold only two and a half times the bits: its training is far from its end.
+#
+# </details>
+#
+# 2. Train the adapter in v of rank 1 for 480 steps instead of 120. Is its limit its rank or its training?
+#
+# <details><summary>Hint</summary>
+#
+# Change `steps`, and compare the bits per parameter with those of the study.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# It still recites no string, but it holds 440 bits instead of 234. So after 120 steps the training was the limit, not the rank. Even 0.46 bits per parameter is far below the study's numbers, which come from thousands of steps.
+#
+# </details>
+#
+# Continue with [QLoRA](07_qlora.ipynb).
