@@ -88,9 +88,10 @@ def subtitles() -> Iterator[tuple[str, str]]:
     tables = {path.stem: Table.load(path) for path in sorted(Path("figures/data").glob("*.json"))}
     drawn: list[tuple[str, str]] = []
 
-    def note(figure, folder, name):
-        drawn.extend((f"figures/{name}.png", re.sub(r"\s+", " ", text.get_text())) for text in figure.texts[:2])
-        return Path(folder) / f"{name}.png"
+    def note(figure, folder, name, dark=False):
+        drawn.extend(
+            (f"figures/{name}.png", re.sub(r"\s+", " ", text.get_text())) for text in figure.texts[:2] if not dark
+        )
 
     plots.save, pictures.plots.save = note, note
     pictures.draw(tables, Path("unused"))

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from .. import plots
-from ..studies.harness.png import darkened
 from ..studies.harness.table import Table
 from ..studies.low_rank import rank_reduction
 from ..studies.methods.comparison import lora_by_rank
@@ -97,11 +96,9 @@ def draw(tables: Tables, folder: Path, changed: Collection[str] | None = None) -
         drawings = [drawing for drawing in drawings if set(drawing[0]) & set(changed)]
     for shown, name, f in drawings:
         figure = f(*(tables[key] for key in shown))
-        path = plots.save(figure, folder, name)
+        plots.save(figure, folder, name)
         if name in ON_PAGES:
-            dark = path.parent / "dark" / path.name
-            dark.parent.mkdir(exist_ok=True)
-            dark.write_bytes(darkened(path.read_bytes()))
+            plots.save(figure, folder / "dark", name, dark=True)
         plt.close(figure)
     return [name for _, name, _ in drawings]
 

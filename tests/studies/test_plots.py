@@ -512,7 +512,7 @@ def test_every_picture_of_a_study_says_how_many_runs_it_shows_and_what_they_took
     tables = {name: Table.load(data / f"{name}.json") for name in (*STUDIES, "step_cost") if name != "shortfall"}
     second_lines = {}
     monkeypatch.setattr(
-        plots, "save", lambda figure, folder, name: second_lines.update({name: figure.texts[1].get_text()})
+        plots, "save", lambda figure, folder, name, dark=False: second_lines.update({name: figure.texts[1].get_text()})
     )
     drawn = pictures.draw(tables, Path("nowhere"), changed=STUDIES)
     assert len(drawn) > 20

@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from .colours import FAINT_INK, HAIRLINE, INK, PAPER, for_text
 from .inline import show_sharp_pictures
-from .png import with_palette
+from .png import darkened, with_palette
 from .table import Table
 
 HALO = [withStroke(linewidth=3, foreground=PAPER)]  # path_effects for a label that must cross lines
@@ -86,7 +86,7 @@ def _check(name: str, table: Table, columns: list[str], settings: list[str]) -> 
         )
 
 
-def save(figure: Figure, folder: str | os.PathLike[str], name: str) -> Path:
+def save(figure: Figure, folder: str | os.PathLike[str], name: str, dark: bool = False) -> Path:
     """Write a figure as `folder/name.png`, with 200 dots per inch and 256 colours.
 
     The same figure always gives the same bytes. The file is written to a temporary name and then renamed.
@@ -99,6 +99,8 @@ def save(figure: Figure, folder: str | os.PathLike[str], name: str) -> Path:
         The folder; it is made if it does not exist.
     name : str
         The name of the file without ".png".
+    dark : bool
+        Recolour the picture for a dark page.
 
     Returns
     -------
@@ -118,7 +120,8 @@ def save(figure: Figure, folder: str | os.PathLike[str], name: str) -> Path:
     with plt.style.context(["default", STYLE]):
         figure.savefig(buffer, format="png", metadata={"Software": None})
     path, unfinished = folder / f"{name}.png", folder / f".{name}.png.tmp"
-    unfinished.write_bytes(with_palette(buffer.getvalue()))
+    png = with_palette(buffer.getvalue())
+    unfinished.write_bytes(darkened(png) if dark else png)
     os.replace(unfinished, path)
     return path
 
