@@ -673,7 +673,7 @@ def test_a_table_that_lacks_something_is_named_with_what_it_lacks():
         plots.loss_curves(table([{"method": "full", "r": 0, "target_modules": "full", "seed": 0}]))
     with pytest.raises(ValueError, match="one_matrix_chart needs"):
         plots.one_matrix_chart(table([]))
-    with pytest.raises(ValueError, match="no drawing of 'soft prompt'; there are full, lora"):
+    with pytest.raises(ValueError, match="'soft prompt' has no drawing; use one of full, lora"):
         plots.method_diagram("soft prompt")
     with pytest.raises(ValueError, match="'step' or 'seconds'"):
         plots.loss_curves(convergence((8,), ("attention",), seeds=1), x="steps")
