@@ -284,7 +284,9 @@ def test_a_paper_is_answered_seed_by_seed():
         "never ahead of LoRA with every seed."
     )
     assert said["vera"].startswith("VeRA trains 10 numbers, 11.0 times fewer than LoRA (110)")
-    assert "not clearly different (−0.0100 to +0.0100 over the seeds)" in said["pissa"] and said["pissa"].endswith("50 of 100 steps.")
+    assert "not clearly different (−0.0100 to +0.0100 over the seeds)" in said["pissa"] and said["pissa"].endswith(
+        "50 of 100 steps."
+    )
     assert said["lora-fa"].endswith("never ahead of LoRA with every seed."), "a lead before the first step is none"
     assert "0.75 of LoRA's" in said["lora-fa"]
 

@@ -52,10 +52,10 @@ DRAWINGS = {
     "vera": Drawing("VeRA", r"$W + \Lambda_b B\, \Lambda_d A$", "two vectors λ; A, B shared", "vera"),
     "prefix": Drawing("prefix tuning", r"$[P_K, K],\; [P_V, V]$", "keys and values P", prefix=True),
     "houlsby": Drawing(
-        "Houlsby adapters", r"$y + W_\uparrow\, \sigma(W_\downarrow y)$", "two bottlenecks a block", bottlenecks=2
+        "Houlsby adapters", r"$y + W_\uparrow\, \sigma(W_\downarrow y)$", "two bottlenecks per block", bottlenecks=2
     ),
     "pfeiffer": Drawing(
-        "Pfeiffer adapters", r"$y + W_\uparrow\, \sigma(W_\downarrow y)$", "one bottleneck a block", bottlenecks=1
+        "Pfeiffer adapters", r"$y + W_\uparrow\, \sigma(W_\downarrow y)$", "one bottleneck per block", bottlenecks=1
     ),
 }
 
@@ -150,13 +150,13 @@ def _sublayer(ax: Axes, low: float, method: str, ins: dict[str, float], middle: 
     norm, linear, mix, last, plus = low + 0.17, low + 0.5, low + 0.95, low + 1.29, low + 1.98
     ax.add_patch(Circle((STREAM, low), 0.03, fc=INK, ec="none", zorder=3))
     _arrow(ax, (STREAM, low), (BRANCH, low), (BRANCH, norm - 0.08))
-    _box(ax, (BRANCH, norm), "norm", 0.7, 0.15, colour if what.linears == "trained" else None, fontsize=7)
+    _box(ax, (BRANCH, norm), "norm", 0.7, 0.15, colour if what.linears == "trained" else None, fontsize=8.5)
     for name, x in ins.items():
         _linear(ax, (x, linear), name, 0.34 if len(ins) == 3 else 0.48, what, colour)
         _arrow(ax, (x, norm + 0.08), (x, linear - 0.13), head=False)
         _arrow(ax, (x, linear + 0.11), (x, mix - 0.11), head=False)
     ax.plot([places[0], places[-1]], [norm + 0.08] * 2, color=INK, lw=0.9, zorder=1)
-    _box(ax, (BRANCH, mix), middle, 1.46, 0.2, None, fc=PAPER, fontsize=7.5)
+    _box(ax, (BRANCH, mix), middle, 1.46, 0.2, None, fc=PAPER, fontsize=8.5)
     _arrow(ax, (BRANCH, mix + 0.1), (BRANCH, last - 0.12), head=False)
     _linear(ax, (BRANCH, last), out, 0.5, what, colour)
     if adapter:
