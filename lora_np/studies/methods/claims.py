@@ -118,59 +118,47 @@ def at_a_smaller_rate(compared: Table) -> list[Finding]:
 
 def promises(compared: Table, costs: Table) -> list[Claim]:
     """Return the claim of each paper about its own method, decided seed by seed against LoRA."""
-    end = {m: against_lora(compared, m) for m in ("lora+", "dora", "pissa", "vera", "lora-fa")}
-    worse = {m: min(lost(compared, m)) > 0 for m in end}
-    better = {m: max(lost(compared, m)) < 0 for m in end}
-    leads = {m: len(ahead(compared, m)) / (len(compared.where(phase="seeds", method=m)[0]["steps"]) - 1) for m in end}
-    count = {m: compared.where(phase="seeds", method=m)[0]["trainable"] for m in ("lora", "vera")}
-    peaks = {m: costs.where(method=m)[0]["peak_bytes"] for m in ("lora", "lora-fa")}
-    ratio, fewer, peak = (
-        ratio_of_B(compared.where(method="lora+")[0]),
-        count["lora"] / count["vera"],
-        peaks["lora-fa"] / peaks["lora"],
-    )
-    notes = {
-        "lora+": f"The learning rates of A and B have the ratio 1 : {ratio:g}, and A's rate was swept.",
-        "vera": f"VeRA trains {count['vera']:,} numbers, {fewer:.1f} times fewer than LoRA ({count['lora']:,}).",
-        "lora-fa": f"The peak memory of a step is {peak:.2f} of LoRA's.",
-    }
-    claimed = {
-        "lora+": (
+    runs = {method: compared.where(phase="seeds", method=method) for method in compared.settings["labels"]}
+    lost = {
+        method: paired_differences(rows, runs["lora"]) for method, rows in runs.items()
+    }  # positive: worse than LoRA
+    leads = {method: len(ahead(compared, method)) / (len(rows[0]["steps"]) - 1) for method, rows in runs.items()}
+    lora, vera = (runs[method][0]["trainable"] for method in ("lora", "vera"))
+    ratio, fewer = ratio_of_B(runs["lora+"][0]), lora / vera
+    peak = costs.where(method="lora-fa")[0]["peak_bytes"] / costs.where(method="lora")[0]["peak_bytes"]
+
+    def claim(method: str, words: str, paper: str, *checks: bool, note: str = "", check: str = STUDY) -> Claim:
+        end = against_lora(compared, method)
+        number = f"loss {end.number}, LoRA {mean(runs['lora'], 'final'):.3f} nats per byte"
+        return Claim(words, paper, agrees(*checks), number, check, (end,), f"{note} {end.sentence}".lstrip())
+
+    better, earlier = max(lost["lora+"]) < 0, leads["lora+"] > 0
+    swept = f"The learning rates of A and B have the ratio 1 : {ratio:g}, and A's rate was swept."
+    counted = f"VeRA trains {vera:,} numbers, {fewer:.1f} times fewer than LoRA ({lora:,})."
+    fewer_at = "VeRA trains ten times fewer parameters at the same quality"
+    return [
+        claim(
+            "lora+",
             "LoRA+ is 1 to 2 % better and up to twice as fast",
             "Hayou et al. 2024",
-            (better["lora+"], leads["lora+"] > 0),
+            better,
+            earlier,
+            note=swept,
         ),
-        "dora": ("DoRA is better than LoRA", "Liu et al. 2024", (better["dora"],)),
-        "pissa": ("PiSSA converges faster than LoRA", "Meng et al. 2024", (leads["pissa"] > 0, leads["pissa"] > 0.5)),
-        "vera": (
-            "VeRA trains ten times fewer parameters at the same quality",
-            "Kopiczko et al. 2023",
-            (fewer >= FEWER, not worse["vera"]),
+        claim("dora", "DoRA is better than LoRA", "Liu et al. 2024", max(lost["dora"]) < 0),
+        claim(
+            "pissa", "PiSSA converges faster than LoRA", "Meng et al. 2024", leads["pissa"] > 0, leads["pissa"] > 0.5
         ),
-        "lora-fa": (
+        claim("vera", fewer_at, "Kopiczko et al. 2023", fewer >= FEWER, min(lost["vera"]) <= 0, note=counted),
+        claim(
+            "lora-fa",
             "LoRA-FA saves activation memory without losing quality",
             "Zhang et al. 2023",
-            (peak < 1, not worse["lora-fa"]),
+            *(peak < 1, min(lost["lora-fa"]) <= 0),
+            note=f"The peak memory of a step is {peak:.2f} of LoRA's.",
+            check=f"`test_lora_fa_keeps_n_r_numbers_in_place_of_n_in`; {STUDY}",
         ),
-    }
-    checked = {"lora-fa": f"`test_lora_fa_keeps_n_r_numbers_in_place_of_n_in`; {STUDY}"}
-    return [
-        Claim(
-            claim,
-            paper,
-            agrees(*checks),
-            f"loss {end[method].number}, LoRA {mean(compared.where(phase='seeds', method='lora'), 'final'):.3f} nats per byte",
-            checked.get(method, STUDY),
-            (end[method],),
-            " ".join(filter(None, (notes.get(method), end[method].sentence))),
-        )
-        for method, (claim, paper, checks) in claimed.items()
     ]
-
-
-def lost(compared: Table, method: str) -> list[float]:
-    """Return how much higher the method's final loss is than LoRA's, seed by seed."""
-    return paired_differences(compared.where(phase="seeds", method=method), compared.where(phase="seeds", method="lora"))
 
 
 def against_lora(compared: Table, method: str) -> Finding:
