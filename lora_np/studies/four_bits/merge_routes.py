@@ -27,13 +27,14 @@ ROUTES = ("dequantised", "bfloat16", "original", "requantised")
 
 
 def merge_routes(run: QuantizedRun | QuantizedFineTuning, command: str = "python -m lora_np reproduce") -> Table:
-    """Rows {route, heldout, logits, kept}: the adapter of `run` is trained, then merged by each route.
+    """Train the adapter of `run`, merge it by each route, and measure what changes.
 
-    route is one of ROUTES ("bfloat16" is "dequantised" with every number rounded to 16 bits), "as trained" (the adapter beside
-    the four bits), "original base" or "quantised base" (both without an adapter). heldout is the loss in nats per token. logits is
-    ‖z − z₀‖/‖z₀‖ on a held-out batch, with z₀ as trained. kept is the share of ΔW that remains in the merged weights:
-    ⟨W′ − W, ΔW⟩/‖ΔW‖² over all layers, where W are the weights before the merge. The row "as trained" has size: ‖ΔW‖/‖Ŵ‖ over
-    all layers.
+    The columns are route, heldout, logits and kept. `route` is one of ROUTES ("bfloat16" is "dequantised" with every
+    number rounded to 16 bits), "as trained" (the adapter beside the four bits), "original base" or "quantised base"
+    (both without an adapter). `heldout` is the loss in nats per token. `logits` is ‖z − z₀‖/‖z₀‖ on a held-out batch,
+    where z₀ are the logits as trained. `kept` is the share of ΔW that remains in the merged weights: ⟨W′ − W, ΔW⟩/‖ΔW‖²
+    over all layers, where W are the weights before the merge. The row "as trained" also has `size`: ‖ΔW‖/‖Ŵ‖ over all
+    layers.
     """
     started = time.perf_counter()
     if isinstance(run, QuantizedRun):

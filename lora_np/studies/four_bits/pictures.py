@@ -93,7 +93,7 @@ def _marks(ax: Axes, codes: dict[str, Iterable[float]]) -> Axes:
 
 @picture("weights quant_type edges contribution", settings="block_size codes")
 def error_by_distance(table: Table, weights: str = "N(0, 1)") -> Figure:
-    """Draw which weights cause the mean error of each code: one step per bin of |w|/absmax, which add up to the error.
+    """Draw which weights cause the mean error of each code: one step per bin of |w|/absmax. The steps add up to the error.
 
     Parameters
     ----------

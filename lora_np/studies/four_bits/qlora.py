@@ -1,7 +1,8 @@
 """Does an adapter learn as much over a base in four bits? Held-out losses of LoRA and QLoRA; only the base differs.
 
-LoRA's runs of two other studies are repeated, seed by seed, over the base in NF4 with double quantisation: "tiny" learns code
-(harness/tiny_task.py), SmolLM2-135M learns a voice (harness/voice_task.py). The learning rate is the best one of LoRA.
+LoRA's runs of two other studies are repeated, seed by seed, over the base in NF4 with double quantisation: "tiny"
+learns code (harness/tiny_task.py), SmolLM2-135M learns a voice (harness/voice_task.py). Both use LoRA's best learning
+rate.
 """
 
 from __future__ import annotations
@@ -58,10 +59,11 @@ def on_tiny(
     workers: Workers = 2,
     folder: str | Path | None = None,
 ) -> Table:
-    """Rows {quant_type, seed, lr, r, steps, heldout, final}: LoRA of rank r from the table `convergence`, and QLoRA.
+    """Train QLoRA on tiny, and put its runs beside LoRA's runs of rank r from the table `convergence`.
 
-    quant_type is None for LoRA. NF4 runs with every seed (or with `seeds`), the other types with the first seed only. The settings
-    have the losses before training in nats per byte: "base_loss" of the base, and "quantized_loss" of each quantised base.
+    The columns are quant_type, seed, lr, r, steps, heldout and final. `quant_type` is None for LoRA. NF4 runs with
+    every seed (or with `seeds`), the other types with the first seed only. The settings have the losses before training
+    in nats per byte: "base_loss" of the base, and "quantized_loss" of each quantised base.
     """
     lora = measured.where(phase="seeds", method="lora", r=r, target_modules="all-linear")
     lora = [row for row in lora if seeds is None or row["seed"] in seeds]
@@ -75,7 +77,7 @@ def on_tiny(
 
 
 def on_smollm2(measured: Table, folder: str | Path | None = None) -> Table:
-    """Rows as `on_tiny` returns them, for SmolLM2-135M and the table `finetuning`; the rows also have prose and habit."""
+    """Return the same table as `on_tiny`, for SmolLM2-135M and the table `finetuning`; its rows also have prose and habit."""
     lora = measured.where(phase="seeds", method="lora")
     runs = [over_four_bits(QuantizedFineTuning, row, "nf4") for row in lora]
     rows = run_all(voice_task.measure, runs, 1, folder, "QLoRA", voice_task.shared(runs[0]))

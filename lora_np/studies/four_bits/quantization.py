@@ -28,11 +28,12 @@ def error(
     normals: int = 2**20,
     seed: int = 0,
 ) -> Table:
-    """Rows {weights, quant_type, block_size, mean, rms}: the error ŵ − w, divided by the root mean square of the weights.
+    """Measure the error ŵ − w of each code, divided by the root mean square of the weights.
 
-    weights is "N(0, 1)" (`normals` random numbers) or a model (all matrices of its blocks). mean is the mean of |ŵ − w|, which NF4
-    is designed to keep small; rms is ‖ŵ − w‖/‖w‖. Both are means over all weights, and each matrix is divided by its own root mean
-    square. settings["double_quant"] has, for each kind of weights, the mean error of NF4 in blocks of 64 with double quantisation.
+    The columns are weights, quant_type, block_size, mean and rms. `weights` is "N(0, 1)" (`normals` random numbers)
+    or a model (all matrices of its blocks). `mean` is the mean of |ŵ − w|, which NF4 is designed to keep small; `rms`
+    is ‖ŵ − w‖/‖w‖. Both are means over all weights, and each matrix is divided by its own root mean square. The setting
+    `double_quant` has, for each kind of weights, the mean error of NF4 in blocks of 64 with double quantisation.
     """
     started, rows = time.perf_counter(), []
     names = (NORMAL, *models)
@@ -67,10 +68,11 @@ def _errors(W: np.ndarray, quant_type: str, block_size: int, double_quant: bool)
 def where_it_arises(
     weights: Sequence[str] = (NORMAL, "tiny"), block_size: int = 64, normals: int = 2**20, seed: int = 0
 ) -> Table:
-    """Rows {weights, quant_type, edges, share, contribution}: how much of the mean error comes from which |w|/absmax.
+    """Measure how much of the mean error of each code comes from which |w|/absmax.
 
-    For each bin between two `edges`, share is the share of the weights in it, and contribution is their part of the mean error.
-    settings["codes"] has the sixteen values of each type.
+    The columns are weights, quant_type, edges, share and contribution. For each bin between two `edges`, `share` is the
+    share of the weights in it, and `contribution` is their part of the mean error. The setting `codes` has the sixteen
+    values of each type.
     """
     started, rows, edges = time.perf_counter(), [], np.linspace(0, 1, DISTANCES + 1)
     for name, quant_type in itertools.product(weights, QUANT_TYPES):
@@ -92,7 +94,7 @@ def where_it_arises(
 
 
 def matrices(name: str, normals: int = 2**20, seed: int = 0) -> Iterator[np.ndarray]:
-    """float32 arrays to quantise: numbers of N(0, 1), or each matrix in the blocks of a model."""
+    """Yield the float32 arrays to quantise: random numbers of N(0, 1), or each matrix in the blocks of a model."""
     if name == NORMAL:
         yield np.random.default_rng(seed).standard_normal(normals, dtype=np.float32)
         return
@@ -113,11 +115,11 @@ def gradients(
     seq_len: int = 128,
     seed: int = 0,
 ) -> Table:
-    """Rows {base, layer, factor, cosine, error}: dA and dB through a quantised base compared with those through float32.
+    """Compare dA and dB through a quantised base with dA and dB through float32.
 
-    Both gradients use the same batch and the same adapter, which was trained over float32 for some steps. base is a quant_type, or
-    "another batch": the float32 base with other text, to show how much the choice of the batch changes the gradient. error is
-    ‖g − g₀‖/‖g₀‖.
+    The columns are base, layer, factor, cosine and error. Both gradients use the same batch and the
+    same adapter, which was trained over float32 for some steps. `base` is a quant_type, or "another batch": the float32
+    base with other text, to show how much the choice of the batch changes the gradient. `error` is ‖g − g₀‖/‖g₀‖.
     """
     started, rows = time.perf_counter(), []
     config = LoraConfig(r=r, lora_alpha=8 * r, target_modules="all-linear")

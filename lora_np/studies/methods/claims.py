@@ -70,7 +70,7 @@ def lesson_finding(row: Mapping[str, Any]) -> Finding:
 
 
 def forgetting(compared: Table) -> Claim:
-    """Return the claim that LoRA forgets less: LoRA's end against full fine-tuning when it had learned as much."""
+    """Return the claim that LoRA forgets less, decided at the point where full fine-tuning has learned as much as LoRA."""
     base, prose, paths = compared.settings["base_loss"], compared.settings["base_prose"], {}
     for method in ("full", "lora"):
         runs = compared.where(phase="seeds", method=method)
@@ -98,7 +98,7 @@ def forgetting(compared: Table) -> Claim:
 
 
 def at_a_smaller_rate(compared: Table) -> list[Finding]:
-    """Return what LoRA and full fine-tuning forget at the next smaller rate; nothing unless both were tried at one."""
+    """Return what LoRA and full fine-tuning forget at the next smaller rate, or nothing if one has no smaller rate."""
     found = []
     for method in ("lora", "full"):
         best, label = compared.where(phase="seeds", method=method)[0]["lr"], compared.settings["labels"][method]
@@ -162,7 +162,7 @@ def promises(compared: Table, costs: Table) -> list[Claim]:
 
 
 def against_lora(compared: Table, method: str) -> Finding:
-    """Return the method's final loss, compared with LoRA's seed by seed at the end and on the way."""
+    """Return the method's final loss, compared with LoRA's seed by seed at the end and at each evaluation."""
     ours, lora = (compared.where(phase="seeds", method=name) for name in (method, "lora"))
     label, steps = compared.settings["labels"][method], ours[0]["steps"][-1]
     found = ", ".join(str(step) for step in ahead(compared, method))

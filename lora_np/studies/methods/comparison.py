@@ -1,7 +1,7 @@
 """The methods compared: how much each learns of new text, how much it forgets of the old text, and how much it trains.
 
-"tiny", which knows English prose, learns Python code, as in convergence/study.py. Each method has its own best learning rate, which
-is chosen on other held-out code. Each evaluation measures the loss on held-out code and on held-out prose.
+"tiny", which knows English prose, learns Python code, as in convergence/study.py. Each method has its own best learning
+rate, which is chosen on other held-out code. Each evaluation measures the loss on held-out code and on held-out prose.
 """
 
 from __future__ import annotations
@@ -92,8 +92,9 @@ def fine_tune(run: Run) -> tuple[Trainable, Optimizer, History]:
 def measure(run: Run) -> dict[str, Any]:
     """Train once. The row has the losses on held-out code ("heldout") and prose in nats per byte, over steps and seconds.
 
-    final is the last loss on code. validation is the loss on the code that chooses the learning rate. Both are None if the run
-    diverged. `trained` gives trainable and share; the function `state_bytes` gives state_bytes.
+    `final` is the last loss on code. `validation` is the loss on the code that chooses the learning rate. Both are None
+    if the run diverged. `trained` returns the columns trainable and share; `state_bytes` returns the column of its
+    name.
     """
     columns = ("heldout", "prose", "seconds")
     try:
@@ -106,10 +107,10 @@ def measure(run: Run) -> dict[str, Any]:
 
 
 def lora_by_rank(compared: Table, ranks: Table) -> Table | None:
-    """Rows {r, seed, trainable, recovered}: LoRA in all linear layers at every rank of the table `convergence`.
+    """Return LoRA's runs in all linear layers at every rank of the table `convergence`.
 
-    Returns None if the two tables were not trained in the same way: if full fine-tuning, or LoRA with the rank that both tables
-    have, ended at another loss.
+    The columns are r, seed, trainable and recovered. Returns None if the two tables were not trained
+    in the same way: if full fine-tuning, or LoRA with the rank that both tables have, ended at another loss.
     """
     runs = ranks.where(phase="seeds", method="lora", target_modules="all-linear")
     alike = {"full": ranks.where(phase="seeds", method="full"), "lora": [row for row in runs if row["r"] == R]}
@@ -132,7 +133,7 @@ def trained(model: Trainable) -> dict[str, Any]:
 
 
 def state_bytes(model: Trainable, optimizer: Optimizer, batch: Batch) -> int:
-    """Return the bytes of the trained parameters, their gradients and the state of the optimizer, which must have taken a step."""
+    """Return the bytes of the trained parameters, their gradients and the optimizer's state after a step."""
     _, kept = model.loss(*batch)
     model.backward(kept)
     arrays = [x for _, p in model.named_parameters() if p.trainable for x in (p.value, p.grad) if x is not None]
@@ -144,10 +145,11 @@ def state_bytes(model: Trainable, optimizer: Optimizer, batch: Batch) -> int:
 def comparison(setting: Setting = FULL, workers: int = 2, folder: str | Path | None = None) -> Table:
     """Sweep each method's learning rate with the first seed, then run its best rate with the other seeds.
 
-    The rows are those of `measure` with a phase: "sweep" (first seed, every rate) or "seeds" (best rate, every seed). Rows of
-    "seeds" also have recovered, the share of full fine-tuning's gain, and forgotten, the loss on prose above the base's in nats per
-    byte. The settings have base_loss, base_validation and base_prose (losses of the untrained base), the methods' labels, and the
-    number of runs. `folder` keeps each finished run, so that a stopped study can be resumed.
+    The rows are those of `measure` with a phase: "sweep" (first seed, every rate) or "seeds" (best rate, every seed).
+    Rows of "seeds" also have `recovered`, the share of full fine-tuning's gain, and `forgotten`, the loss on prose
+    above the base's in nats per byte. The settings have base_loss, base_validation and base_prose (losses of the
+    untrained base), the methods' labels, and the number of runs. `folder` keeps each finished run, so that a stopped
+    study can be resumed.
     """
     given = hashlib.sha256(shared(setting.base).encode())  # a digest of the data that all runs share
     for tokens, _ in prose_batches():

@@ -1,8 +1,8 @@
-"""The methods on a real language model: SmolLM2-135M learns a voice by four methods, compared with full fine-tuning and LoRA.
+"""The methods on a real language model: SmolLM2-135M learns a voice by each method.
 
-The runs of full fine-tuning and LoRA are read from the table `finetuning`. The other methods are trained here on the same records,
-with the same steps and schedule, each at its own best learning rate of a sweep by factors of three. Other methods of METHODS can be
-added to `Setting.rates`, for example {"pissa": (1e-3, 3e-3, 1e-2)}.
+The runs of full fine-tuning and LoRA are read from the table `finetuning`. The other methods are trained here on the
+same records, with the same steps and schedule, each at its own best learning rate of a sweep by factors of three. Other
+methods of METHODS can be added to `Setting.rates`, for example {"pissa": (1e-3, 3e-3, 1e-2)}.
 """
 
 from __future__ import annotations
@@ -62,11 +62,13 @@ def measure(run: MethodFineTuning) -> dict[str, Any]:
 def comparison_smollm2(
     known: Table, setting: Setting = FULL, workers: int = 1, folder: str | Path | None = None
 ) -> Table:
-    """Rows {method, lr, seed, phase, steps, heldout, final, validation, prose, seconds, trainable, share}, in nats per token.
+    """Compare the methods on SmolLM2-135M. The losses are in nats per token.
 
-    `known` is the table `finetuning`, with the runs of full fine-tuning and LoRA. phase is "sweep" or "seeds", as in `comparison`.
-    The rows of "seeds" also have recovered and forgotten. The settings have base_loss and base_prose (losses of the untrained
-    model) and the number of runs trained here. Each run uses several threads, so use one worker.
+    The columns are method, lr, seed, phase, steps, heldout, final, validation, prose, seconds, trainable and share.
+    `known` is the table `finetuning`, with the runs of full fine-tuning and LoRA. `phase` is "sweep" or "seeds", as in
+    `comparison`. The rows of "seeds" also have `recovered` and `forgotten`. The settings have base_loss and base_prose
+    (losses of the untrained model) and the number of runs trained here. Each run uses several threads, so use one
+    worker.
     """
     base, before = setting.base, known.settings["before"]
     same = {name: value for name, value in asdict(base).items() if name not in ("method", "lr")}

@@ -30,8 +30,9 @@ Spot = tuple[float, float]
 class Drawing:
     """The words and the parts of one method's drawing.
 
-    linears is the kind of each linear layer: "trained", "lora", "dora", "vera" or "frozen". four_bits: the base is quantised.
-    prefix: trained keys and values enter the attention. bottlenecks is the number of sublayers that end in an adapter (1: the MLP).
+    `linears` is the kind of each linear layer: "trained", "lora", "dora", "vera" or "frozen". `four_bits`: the base is
+    quantised. `prefix`: trained keys and values enter the attention. `bottlenecks` is the number of sublayers that end
+    in an adapter (1: the MLP).
     """
 
     title: str

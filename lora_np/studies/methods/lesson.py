@@ -1,7 +1,7 @@
-"""The table of the lesson beside the numbers measured here: each entry of the lesson as an interval, and whether ours lies in it.
+"""The table of the lesson beside our numbers: each entry becomes an interval, and a verdict says if ours is inside.
 
-"The lesson" is a table that many LoRA tutorials print (`LESSON`). `RULE` explains in words when our number agrees. If we set a
-quantity to the lesson's value (`CHOSEN`), the verdict is "chosen so".
+"The lesson" is a table that many LoRA tutorials print (`LESSON`). `RULE` explains in words when our number agrees. If
+we set a quantity to the lesson's value (`CHOSEN`), the verdict is "chosen so".
 """
 
 from __future__ import annotations
@@ -64,11 +64,12 @@ CHOSEN = {("houlsby", "share")}  # the adapter's width is chosen to give the les
 
 
 def beside_ours(compared: Table, costs: Table | None = None) -> list[dict[str, Any]]:
-    """Rows {method, label, quantity, lesson, ours, here, verdict} of a `comparison`, or of `comparison_smollm2`.
+    """Compare each entry of the lesson's table with our number from a `comparison` or a `comparison_smollm2`.
 
-    Quality is the mean share of full fine-tuning's gain. Latency is the time per token divided by the base's, from a table of
-    `method_costs` with the same base. It is the merged model's latency if the lesson says "merged". A quantity that was not
-    measured has no row. `here` is our number in words. The verdict is "agrees", "less", "more" or "chosen so".
+    The rows have method, label, quantity, lesson, ours, here and verdict. Quality is the mean share of full
+    fine-tuning's gain. Latency is the time per token divided by the base's, from a table of `method_costs` with the
+    same base. It is the merged model's latency if the lesson says "merged". A quantity that was not measured has no
+    row. `here` is our number in words. The verdict is "agrees", "less", "more" or "chosen so".
     """
     rows, labels = [], (costs.settings.get("labels", {}) if costs else {}) | compared.settings["labels"]
     for method, lesson in LESSON.items():
@@ -85,10 +86,12 @@ def beside_ours(compared: Table, costs: Table | None = None) -> list[dict[str, A
 
 
 def summary(compared: Table, costs: Table | None = None) -> list[dict[str, Any]]:
-    """One row per method: {method, label, lr, lr_of_B, trainable, share, state_bytes, recovered, least, most, forgotten, …}.
+    """Summarise a `comparison`: one row per method, with means over the seeds.
 
-    lr is the best learning rate, and lr_of_B is B's rate, which differs in LoRA+. recovered is the mean over the seeds; least and
-    most are its range. A table of `method_costs` adds step_ratio, peak_bytes, prompt_ratio, token_ratio and the merged ratios.
+    The rows have method, label, lr, lr_of_B, trainable, share, state_bytes, recovered, least, most and forgotten. `lr`
+    is the best learning rate, and `lr_of_B` is B's rate, which differs in LoRA+. `recovered` is the mean over the
+    seeds, and `least` and `most` are its range. A table of `method_costs` adds step_ratio, peak_bytes, prompt_ratio,
+    token_ratio and the merged ratios.
     """
     rows = []
     for method, label in compared.settings["labels"].items():

@@ -1,4 +1,4 @@
-"""What does each method cost? Seconds and peak memory of a training step, and the seconds of an answer compared with the base's.
+"""What does each method cost? Time and memory of a training step, and the time of an answer compared with the base's.
 
 This command needs a quiet machine: python -m lora_np.studies.methods.method_costs figures/data
 """
@@ -43,18 +43,19 @@ def method_costs(
     seed: int = 0,
     study: str = "method_costs",
 ) -> Table:
-    """Rows {method, step_seconds, step_ratio, peak_bytes, state_bytes, prompt_ratio, token_ratio, merged_prompt_ratio, …}.
+    """Measure a training step of each method, and an answer of the resulting model before and after the merge.
 
-    step_ratio compares a step with full fine-tuning's step of the same round. The other ratios compare an answer with the base's
-    answers of the same round: the base is there in several `copies`, and the divisor is their median, since one copy's bad luck
-    would change every ratio in the same direction. Each ratio is the median over the rounds. The base's copies and the merged
-    models are plain Transformers of one kind (`plain`); settings["base_ratios"] has the ratios of the copies themselves, which
-    show the error of the measurement. A model that cannot be merged has None in the merged_ columns. A quantised base is
-    dequantised before the merge.
+    The columns are method, step_seconds, step_ratio, peak_bytes, state_bytes, prompt_ratio, token_ratio,
+    merged_prompt_ratio and merged_token_ratio. `step_ratio` compares a step with full fine-tuning's step of the same
+    round. The other ratios compare an answer with the base's answers of the same round. The base exists in several
+    `copies`, and the divisor is their median: an error in the time of a single base would change all ratios in the same
+    direction. Each ratio is the median over the rounds. The base's copies and the merged models are built in the same
+    way (`plain`). The setting `base_ratios` has the ratios of the copies, which show the error of the measurement. A
+    model that cannot be merged has None in the merged columns. A quantised base is dequantised before the merge.
 
-    peak_bytes is the most memory that tracemalloc sees in a step, with the adapter and without the base's weights. state_bytes is
-    explained in `comparison`. Everything runs with one BLAS thread, and each round has a new random order. With `steps` = 0 only
-    the answers are timed.
+    `peak_bytes` is the most memory that tracemalloc sees in a step, with the adapter and without the base's weights.
+    `state_bytes` comes from the function in comparison.py. All measurements use one BLAS thread, and each round has a
+    new random order. With `steps` = 0 only the answers are timed.
     """
     started = time.perf_counter()
     rng = np.random.default_rng(seed)

@@ -1,7 +1,8 @@
 """The settings of the compared methods. Tables and pictures use the same names.
 
-All methods with a ΔW have LoRA's rank and layers, so that they differ in one thing only. The width m of an adapter is chosen so
-that Houlsby's two adapters per block train about 3 % of the parameters, the share of the lesson. Pfeiffer's adapter has the same m.
+All methods with a ΔW have LoRA's rank and layers, so that they differ in one thing only. The width m of an adapter is
+chosen so that Houlsby's two adapters per block train about 3 % of the parameters, the share of the lesson. Pfeiffer's
+adapter has the same m.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ R, VIRTUAL_TOKENS, HOULSBY_SHARE, LORA_PLUS = 8, 20, 0.03, {"lora_B": 16.0}
 class Method:
     """How a method prepares a base for training.
 
-    config is the adapter's configuration; None trains all weights. quant_type is the code to which the base's linear layers are
-    quantised first. lr_ratio is passed to `AdamW`.
+    `config` is the adapter's configuration; None trains all weights. `quant_type` is the code to which the base's
+    linear layers are quantised first. `lr_ratio` is passed to `AdamW`.
     """
 
     label: str
@@ -32,7 +33,7 @@ class Method:
     lr_ratio: Mapping[str, float] = field(default_factory=dict)
 
     def model(self, base: Transformer, seed: int) -> Transformer | PeftModel:
-        """Return `base` ready for training, modified in place: all of it trainable, or frozen with an adapter drawn by `seed`."""
+        """Modify `base` for training and return it: all of it trainable, or frozen with a new adapter."""
         if self.config is None:
             return base
         if self.quant_type:
@@ -47,7 +48,7 @@ class Method:
         return AdamW(lr=lr, weight_decay=0.0, lr_ratio=self.lr_ratio)
 
     def how(self) -> str:
-        """Return the settings that differ from their defaults as one line of JSON. A finished run is reused only if it is equal."""
+        """Return the settings that differ from their defaults as one line of JSON. It identifies finished runs."""
         chosen = {"quant_type": self.quant_type, "lr_ratio": dict(self.lr_ratio)}
         if self.config is not None:
             given = {f.name: getattr(self.config, f.name) for f in fields(self.config)}
@@ -88,7 +89,7 @@ METHODS = methods()
 
 
 def bottleneck_size(base: Transformer, share: float = HOULSBY_SHARE) -> int:
-    """Return the m with which two adapters per block (2md + d + m numbers each) train nearly `share` of the base's parameters."""
+    """Return the m for which two adapters per block (2md + d + m numbers each) train about `share` of the base."""
     wanted, d = share * sum(p.value.size for _, p in base.named_parameters()), base.config.hidden_size
     places = 2 * base.config.num_hidden_layers
     return min(range(1, d + 1), key=lambda m: abs(places * houlsby_parameters(d, m) - wanted))

@@ -26,7 +26,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
 
 
 def costs_nothing(latency: Table) -> Claim:
-    """A merged model against the base: its outputs and its time."""
+    """Return the claim that a merged model computes the same as the adapter at the base's cost."""
     found = [
         Finding(
             f"merge.{state}.{row['model'].split('-')[0]}.token",
@@ -52,7 +52,7 @@ def costs_nothing(latency: Table) -> Claim:
 
 
 def recovers(drift: Table) -> Claim:
-    """The error in the weight after the most merges and unmerges."""
+    """Return the claim that subtracting BA recovers W, decided after the largest number of merges."""
     n, of, errors = drift.rows[0]["cycles"][-1], drift.settings["of"], {}
     for dtype in ROUNDING:
         errors[dtype] = [drift.where(dtype=dtype, adapters=which)[0]["errors"][-1] for which in (SAME, OTHERS)]
@@ -70,7 +70,7 @@ def recovers(drift: Table) -> Claim:
 
 
 def linear_is_no_sum(joined: Table) -> Claim:
-    """The combination types `linear` and `cat` against the weighted sum."""
+    """Return the claim that the combination type `linear` makes a weighted sum."""
     cat, linear = (joined.where(kind=kind)[0] for kind in ("cat", "linear"))
     rounding = max(row["error"] for row in joined.where(kind="share"))  # of cat, at several weights
     loss = {row["kind"]: row["code"] + row["voice"] for row in (cat, linear)}
@@ -86,7 +86,7 @@ def linear_is_no_sum(joined: Table) -> Claim:
 
 
 def mixed_batch(step: Table) -> Claim:
-    """A decode step in which each row has its own adapter, against a step with one adapter for all rows."""
+    """Return the claim about the cost of a batch in which each row has its own adapter."""
     column = "competitor" if "competitor" in step.rows[0] else "side"
     found, notes = [], []
     for model in dict.fromkeys(row["model"] for row in step.rows):
@@ -110,7 +110,7 @@ def mixed_batch(step: Table) -> Claim:
 
 
 def thousands(table: Table) -> Claim:
-    """The bytes and the time of the most adapters that were measured on one base."""
+    """Return the claim about thousands of adapters, decided by the largest number that was measured."""
     many = table.where(adapters=max(row["adapters"] for row in table.rows))
     row = next(row for row in many if row["workload"] == "distinct")
     n, r, peft = row["adapters"], table.settings["r"], [each["peft_ratio"] for each in many if each.get("peft_ratio")]

@@ -29,9 +29,10 @@ def drift(
     share: float = 0.3,
     seed: int = 0,
 ) -> Table:
-    """Rows {dtype, adapters, cycles, errors}: ‖W − W₀‖/‖W₀‖ of one matrix of tiny after each number of merges and unmerges.
+    """Measure the error of one weight matrix of tiny after many merges and unmerges.
 
-    Each cycle merges either the same adapter, or one drawn from `adapters`. The adapters are random, with ‖ΔW‖ = share·‖W₀‖.
+    The columns are dtype, adapters, cycles and errors. An error is ‖W − W₀‖/‖W₀‖. Each cycle merges either the same
+    adapter, or one drawn from `adapters`. The adapters are random, with ‖ΔW‖ = share·‖W₀‖.
     """
     import ml_dtypes
 
@@ -92,10 +93,11 @@ def corpus(domain: str, split: Literal["train", "heldout"]) -> np.ndarray:
 
 
 def combinations(setting: Setting = FULL) -> Table:
-    """Rows {kind, weights, code, voice, error}: held-out nats per byte on both domains, and the reported error of ΔW.
+    """Combine two adapters by each type, and measure the held-out loss on both domains in nats per byte.
 
-    kind is "base", "adapter" (the two adapters), "share" (`cat` with weights 1 − share and share) or a combination type with its
-    own best scale of both weights. Other held-out text chooses the scale. Types that draw at random (dare) run once per seed.
+    The columns are kind, weights, code, voice and error (the reported error of ΔW). `kind` is "base", "adapter" (the two
+    adapters), "share" (`cat` with weights 1 − share and share) or a combination type with its own best scale of both
+    weights. Other held-out text chooses the scale. Types that draw at random (dare) run once per seed.
     """
     started = time.perf_counter()
     model = specialists(setting)

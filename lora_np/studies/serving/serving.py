@@ -37,11 +37,11 @@ Step = Callable[[], np.ndarray]  # one token for each row: the logits (b, v)
 
 
 def workload(kind: str, rows: int, adapters: int, seed: int = 0) -> list[int]:
-    """Return the adapter (0 … adapters − 1) of each row of a batch. The names of the kinds are Punica's (Chen et al. 2023).
+    """Return the adapter (0 … adapters − 1) of each row of a batch, drawn by a workload of Punica (Chen et al. 2023).
 
-    identical: all rows use one adapter. distinct: each row uses another adapter, if there are enough. uniform: each adapter is
-    equally probable. zipf 1.5: the k-th adapter has a probability ∝ k^−1.5. skewed: half of the rows use one adapter, and the
-    others are drawn uniformly. Raises ValueError for another kind.
+    "identical": all rows use one adapter. "distinct": each row uses another adapter, if there are enough. "uniform":
+    each adapter is equally probable. "zipf 1.5": the k-th adapter has a probability ∝ k^−1.5. "skewed": half of the
+    rows use one adapter, and the others are drawn uniformly. Raises ValueError for another kind.
     """
     rng, p = np.random.default_rng(seed), np.arange(1, adapters + 1) ** -1.5
     any_of_them = rng.integers(0, adapters, rows)
@@ -65,13 +65,15 @@ def serving(
     threads: int = 1,
     say: Say = print,
 ) -> Table:
-    """Rows {workload, adapters, distinct, seconds, tokens_per_second, served_per_second, bytes, adapter_bytes, merged_…, peft_…}.
+    """Measure a decode step with many adapters on one base, with merged models and with PEFT.
 
-    seconds is the time of one decode step of `rows` rows; the workload draws their adapters, and `distinct` counts the different
-    ones. merged_seconds is the time of the same rows with one merged model per adapter, one model after another. peft_seconds is
-    the time of PEFT's mixed batch, which loads only the adapters of the batch. All are medians over `rounds`. served_per_second is
-    the engine's number of new tokens per second, for 4 · rows requests of 16 tokens with 16 new tokens each. bytes counts the base
-    and all adapters, merged_bytes one merged model per adapter.
+    The columns are workload, adapters, distinct, seconds, tokens_per_second, served_per_second, bytes, adapter_bytes,
+    and the same with the prefixes merged_ and peft_. `seconds` is the time of one decode step of `rows` rows; the
+    workload draws their adapters, and `distinct` counts the different ones. `merged_seconds` is the time of the same
+    rows with one merged model per adapter, one after another. `peft_seconds` is the time of PEFT's mixed batch, which
+    loads only the adapters of the batch. All are medians over `rounds`. `served_per_second` is the engine's number of
+    new tokens per second, for 4 · rows requests of 16 tokens with 16 new tokens each. `bytes` counts the base and all
+    adapters, `merged_bytes` one merged model per adapter.
     """
     started, found = time.perf_counter(), []
     peft_model = with_adapters(model, max(adapters))
@@ -107,10 +109,11 @@ def serving_step(
     threads: int = 1,
     say: Say = print,
 ) -> Table:
-    """Rows {model, side, seconds, rounds, to_one, to_ours}: a decode step of `rows` rows, with one adapter or one per row.
+    """Measure a decode step of `rows` rows, with one adapter for all rows or one adapter per row.
 
-    to_one divides the time by the same library's time with one adapter. to_ours divides it by our time for the same rows; it is
-    None if the logits differ. Both are medians of the ratios of the rounds.
+    The columns are model, side, seconds, rounds, to_one and to_ours. `to_one` divides the time by the same library's time
+    with one adapter. `to_ours` divides it by our time for the same rows; it is None if the logits differ. Both are
+    medians of the ratios of the rounds.
     """
     started, found = time.perf_counter(), []
     for model in models:
@@ -166,7 +169,9 @@ def ours(peft_model: PeftModel, adapters: int | list[int], tokens: np.ndarray) -
 
 
 def decoding(model: Transformer, adapter: str | AdapterRows | None, tokens: np.ndarray) -> Step:
-    """Return a function that decodes one token per row; the key/value cache holds `tokens` and the tokens of earlier steps."""
+    """Return a function that decodes one token per row; the key/value cache holds `tokens` and the tokens of earlier
+    steps.
+    """
     past, context = KeyValueCache(model.config), Context(adapter=adapter)
     model.hidden(tokens, context, past)
 
