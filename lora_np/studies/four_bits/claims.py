@@ -77,7 +77,7 @@ def codes(table: Table) -> list[Claim]:
     return [
         Claim(
             "NF4 is nearest to the weights, then FP4, then int4",
-            "Dettmers et al. 2023, §4 (by perplexity)",
+            "Dettmers et al. 2023, §4, by perplexity",
             agrees(all(nearest), all(found[kind, 64, "fp4"] < found[kind, 64, "int4"] for kind in kinds)),
             f"tiny, blocks of 64: {three('tiny', 64)}",
             STUDY.format("quantization"),

@@ -100,7 +100,7 @@ def mixed_batch(step: Table) -> Claim:
             )
     return Claim(
         "A batch costs the same whether its rows share an adapter or not",
-        "Chen et al. 2023 (Punica)",
+        "Chen et al. 2023, Punica",
         agrees(*(f.value < ALIKE for f in found)),
         f"{' and '.join(f'{f.number}×' for f in found)} one adapter's time, {step.settings['rows']} rows",
         STUDY.format("serving"),
@@ -117,7 +117,7 @@ def thousands(table: Table) -> Claim:
     ours, merged = f"{row['bytes'] / 1e6:.0f} MB", f"{row['merged_bytes'] / 1e9:.2f} GB"
     return Claim(
         "Thousands of adapters can be served from one base",
-        "Sheng et al. 2023 (S-LoRA: up to 4× the throughput)",
+        "Sheng et al. 2023, S-LoRA: up to 4× the throughput",
         agrees(n >= 1000, row["bytes"] < row["merged_bytes"]),
         f"{n:,} adapters: {ours}; merged models: {merged}",
         STUDY.format("serving"),
