@@ -115,13 +115,16 @@ def thousands(table: Table) -> Claim:
     row = next(row for row in many if row["workload"] == "distinct")
     n, r, peft = row["adapters"], table.settings["r"], [each["peft_ratio"] for each in many if each.get("peft_ratio")]
     ours, merged = f"{row['bytes'] / 1e6:.0f} MB", f"{row['merged_bytes'] / 1e9:.2f} GB"
+    sentence = f"{n:,} adapters of r = {r} on the base {table.settings['model']} need {ours}; {n:,} merged models need {merged}."
+    memory = Finding("serving.memory", row["merged_bytes"] / row["bytes"], sentence, "× less memory", form=".0f")
     return Claim(
         "Thousands of adapters can be served from one base",
         "Sheng et al. 2023, S-LoRA: up to 4× the throughput",
         agrees(n >= 1000, row["bytes"] < row["merged_bytes"]),
         f"{n:,} adapters: {ours}; merged models: {merged}",
         STUDY.format("serving"),
-        note=f"The {ours} are the base {table.settings['model']} and {n:,} adapters of r = {r}, {row['adapter_bytes']:,} bytes "
-        f"each. If each row has its own adapter, a step with merged models takes {row['merged_ratio']:.1f}× as long."
+        (memory,),
+        f"{sentence} An adapter has {row['adapter_bytes']:,} bytes. If each row has its own adapter, a step with merged "
+        f"models takes {row['merged_ratio']:.1f}× as long."
         + (f" With PEFT's mixed batch, a step takes {min(peft):.1f} to {max(peft):.1f}× as long." if peft else ""),
     )
