@@ -376,7 +376,7 @@ show(lines, {"format": "", "‖ΔW‖/‖W‖": ".1%", "unchanged": ".0%", "rema
 #
 # <details><summary>Answer</summary>
 #
-# A weight of zero stays zero. Zeros are frequent (padding, pruned weights), and they should not become noise.
+# A weight of zero then stays exactly zero, and the rounding adds no noise to it.
 #
 # </details>
 #
