@@ -418,7 +418,7 @@ Markdown(lesson.costs_markdown(compared, costs))
 # - *step*: seconds of a training step, divided by full fine-tuning's; *peak*: memory of a step without the base's weights (QLoRA makes only these smaller);
 # - *prompt* and *token*: seconds to read a prompt and to write one token, divided by the base's; *merged*: the same with $\Delta W$ merged.
 #
-# All times are medians on one BLAS thread. The competitors take turns, in a new random order in each round.
+# All times are medians on one BLAS thread. The models take turns, in a new random order in each round. On "tiny" the seconds are CPU seconds, so other processes of the machine do not count.
 
 # %% jupyter={"source_hidden": true}
 # displays which methods make a step slower than full fine-tuning's

@@ -1,10 +1,15 @@
 """What does each method cost? Time and memory of a training step, and the time of an answer compared with the base's.
 
-This command needs a quiet machine: python -m lora_np.studies.methods.method_costs figures/data
+Run it with one BLAS thread: OPENBLAS_NUM_THREADS=1 python -m lora_np.studies.methods.method_costs figures/data
+
+All times are CPU seconds of the thread that computes. The wall clock would also count the time in which the system runs
+other processes. This time affects long tokens more than short ones, so on a busy machine it changes even the ratios of
+medians.
 """
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -14,13 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from ... import PeftModel, Transformer, dequantize_model
+from ... import PeftModel, Transformer, dequantize_model, generate
+from ...nn import Trainable
 from ...pretrained import fetched, load_model
+from ...training import AdamW, Batch, train
 from ..harness.table import Table
 from ..harness.turns import in_turns, ratio
-from ..timing.latency import PARTS, answer_ratios, answer_seconds
+from ..timing.latency import PARTS, answer_ratios
 from ..timing.machine import limited
-from ..timing.step_cost import step_seconds, training_peak
+from ..timing.step_cost import training_peak
 from .comparison import state_bytes
 from .settings import METHODS
 
@@ -108,6 +115,21 @@ def method_costs(
     settings["labels"] = {name: METHODS[name].label for name in methods}
     question = "What does a training step cost with each method, and what does an answer of the resulting model cost?"
     return Table(study, question, COMMAND, settings, rows, seconds=time.perf_counter() - started)
+
+
+def step_seconds(model: Trainable, batches: Sequence[Batch], optimizer: AdamW, steps: int) -> float:
+    """Return the CPU seconds of one training step."""
+    started = time.thread_time()
+    train(model, batches, optimizer, steps, progress=False)
+    return (time.thread_time() - started) / steps
+
+
+def answer_seconds(model: Transformer | PeftModel, prompt: list[int], new_tokens: int) -> tuple[float, float]:
+    """Return the CPU seconds to the first token, and the median CPU seconds between two tokens."""
+    stamps = [time.thread_time()]
+    generate(model, [prompt], 1 + new_tokens, on_token=lambda row, token: stamps.append(time.thread_time()))
+    first, *others = np.diff(stamps)
+    return float(first), statistics.median(map(float, others))
 
 
 def plain(model: Transformer | PeftModel) -> Transformer:
