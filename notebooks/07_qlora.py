@@ -125,8 +125,8 @@ errors = abs(decoded - w)
 exact = " and ".join(f"{x:g}".replace("-", "−") for x in w[errors < 1e-7])
 worst = errors.argmax()
 Markdown(
-    f"Exact are {exact}: zero, and the weight with the largest magnitude. Both are always exact. "
-    f"The weight {w[worst]:g} has the largest error, {errors[worst]:.3f}."
+    f"Exact are {exact}: zero, and the weight with the largest magnitude. Both are always "
+    f"exact. The weight {w[worst]:g} has the largest error, {errors[worst]:.3f}."
 )
 
 # %% [markdown]
@@ -356,7 +356,8 @@ for name, rounded in formats.items():
         change = (size * delta).astype("float32")
         moved = rounded(start + change) - start
         kept, unchanged = np.vdot(moved, change) / np.vdot(change, change), np.mean(moved == 0)
-        lines.append({"format": name, "‖ΔW‖/‖W‖": size, "unchanged": unchanged, "remains": kept})
+        line = {"format": name, "‖ΔW‖/‖W‖": size, "unchanged": unchanged, "remains": kept}
+        lines.append(line)
 show(lines, {"format": "", "‖ΔW‖/‖W‖": ".1%", "unchanged": ".0%", "remains": ".0%"})
 
 # %% [markdown]
