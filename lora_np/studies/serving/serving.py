@@ -109,11 +109,11 @@ def serving_step(
     threads: int = 1,
     say: Say = print,
 ) -> Table:
-    """Measure a decode step of `rows` rows, with one adapter for all rows or one adapter per row.
+    """Time a decode step of `rows` rows: all rows with one adapter, or each row with its own.
 
-    The columns are model, side, seconds, rounds, to_one and to_ours. `to_one` divides the time by the same library's time
-    with one adapter. `to_ours` divides it by our time for the same rows; it is None if the logits differ. Both are
-    medians of the ratios of the rounds.
+    The rows are {model, competitor, seconds, rounds, to_one, to_ours}. to_one is the time divided by that of the same
+    library with one adapter. to_ours is the time divided by ours for the same rows, and None if the logits differ. Both are
+    medians over the rounds.
     """
     started, found = time.perf_counter(), []
     for model in models:
@@ -133,7 +133,7 @@ def serving_step(
             turns = take_turns(sides, rounds, threads, TURN)
         for side, seconds in turns.items():
             library, which = side.split(", ")
-            row = {"model": model, "side": side, "seconds": statistics.median(seconds), "rounds": seconds}
+            row = {"model": model, "competitor": side, "seconds": statistics.median(seconds), "rounds": seconds}
             z, z0 = first[side], first[f"ours, {which}"]
             same = np.abs(z - z0).max() <= SAME_LOGITS * np.abs(z0).max()
             row |= {"to_one": ratio(seconds, turns[f"{library}, one"])}
