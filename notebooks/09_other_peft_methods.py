@@ -427,7 +427,7 @@ slow = ", ".join(f"{label} ({ratio:.2f}×)" for label, ratio in slow.items() if 
 Markdown(f"A step is slower than full fine-tuning's with: {slow}.")
 
 # %% [markdown]
-# - *LoRA* saves $dW$, but on so small a model its two thin products take about as long. In a larger model they are smaller beside the others: $r\,(\text{in} + \text{out})$ against $\text{in} \cdot \text{out}$.
+# - *LoRA* saves $dW$, but on so small a model its two thin products take almost as long. In a larger model they are smaller beside the others: $r\,(\text{in} + \text{out})$ against $\text{in} \cdot \text{out}$.
 # - *VeRA*'s products are not thin: its $r$ is 256, twice the width of "tiny".
 # - *DoRA* needs the norms of $V$'s rows in every pass. These need $W A^\top$, a product with all of $W$, even for a single token. Apart from LoRA's own products, this cost hardly shrinks as the model grows.
 # - *QLoRA* decodes $W$ in every pass, also for a single token.
@@ -461,7 +461,7 @@ show(lines, {"model": "", "what": "", "token": "", "prompt": ""})
 
 # %% [markdown]
 # A ratio outside the range of the plain models is a real cost; a ratio inside it can be noise. Houlsby adapters make each token slower, on both models. With a prefix, each token attends to $v$ more keys in each layer. This cost is
-# measurable when a prompt is read on SmolLM2; for a single token it is close to the noise.
+# measurable when a prompt is read, on both models; for a single token it is close to the noise.
 #
 # ## What the methods learn
 #
