@@ -24,7 +24,7 @@
 #
 # **Before you start**: LoRA (notebook 02), attention with keys and values (notebook 01), the singular value decomposition (notebook 04), and the setting of notebook 05.
 #
-# Two sittings of 35 minutes: *the methods* and *the comparison*. About 15 seconds to run.
+# Two sittings of 35 minutes: *the methods* and *the comparison*. About 10 seconds to run.
 #
 # Three letters mean something else here than in the other notebooks: $v$ is the number of virtual tokens of a prefix, $m$ the width of an adapter, and $\ell$ the lengths of the rows of a matrix.
 #
@@ -35,6 +35,8 @@
 # **Predict.** Which method comes closest to full fine-tuning: the one that trains the most numbers? How much of LoRA's gain remains if only an eighth of its numbers is trained?
 
 # %%
+import textwrap
+
 import numpy as np
 from IPython.display import Markdown
 
@@ -238,8 +240,8 @@ lines = []
 for part, g in true.items():
     other = detached[part]
     size, length = np.linalg.norm(g), np.linalg.norm(other)
-    line = {"gradient of": part, "cosine": g @ other / (size * length), "length": length / size}
-    lines.append(line)
+    cosine = g @ other / (size * length)
+    lines.append({"gradient of": part, "cosine": cosine, "length": length / size})
 show(lines, {"gradient of": "", "cosine": ".4f", "length": ".3f"})
 
 # %% [markdown]
@@ -397,7 +399,7 @@ print("error against the library:", relative_error(bottleneck(y, down, up), z))
 try:
     models["Houlsby"].merge_adapter()
 except ValueError as error:
-    print("merge_adapter raises a ValueError:", str(error).split(":")[0], "…")
+    print(textwrap.fill(f"ValueError: {error}", 90))
 
 # %% [markdown]
 # **One number.** 0: no weight can take in such an adapter. $\sigma$ is not linear, so the adapter is not a matrix and cannot be merged.
