@@ -13,269 +13,446 @@
 # %% [markdown]
 # # QLoRA: the frozen weights in four bits
 #
-# LoRA freezes $W$. What never changes need not be kept precisely: QLoRA ([Dettmers et al. 2023](https://arxiv.org/abs/2305.14314)) stores
-# each of its numbers in about four bits, decodes a matrix when it is multiplied with, and throws the decoded one away again. The adapter beside it is trained as before:
+# LoRA freezes $W$. QLoRA ([Dettmers et al. 2023](https://arxiv.org/abs/2305.14314)) stores the frozen $W$ in about four bits per weight. This notebook answers what
+# these four bits cost: in the weights, in the gradients, in training, in memory and in merging.
+#
+# **You will learn** to
+#
+# - explain how NF4 chooses its sixteen values, and quantise a block of weights by hand;
+# - derive why the gradients of $A$ and $B$ stay exact, without a trick for the rounding;
+# - decide how to merge a QLoRA adapter, and compute how much of $\Delta W$ each way keeps.
+#
+# **Before you start**: the LoRA layer (notebook 02), its gradients (notebook 03), and quantiles of a normal distribution.
+#
+# 35 minutes to read, about half a minute to run.
+#
+# ## The result first
+#
+# A QLoRA layer stores a code for each weight. It decodes the matrix for each multiplication and then discards the decoded matrix. The adapter is trained as before:
 #
 # $$y \;=\; x\,\hat W^\top \;+\; s\,(x A^\top)\,B^\top, \qquad \hat W = \text{decode}(\text{four bits})$$
 #
-# What it costs, on two models, each LoRA run repeated over a base of four bits:
+# Each LoRA run of two studies was repeated over a base in four bits. Both runs use the same batches and the learning rate that was best for LoRA.
+#
+# **Predict.** How much higher is QLoRA's final loss: not at all, by a few percent, or by a third?
 
 # %%
 import tempfile
 from statistics import NormalDist
 
+import ml_dtypes
 import numpy as np
+from IPython.display import Markdown
 
 import lora_np as ln
 from lora_np import plots
 from lora_np.quantization.four_bits import code_book, dequantize_4bit, quantize_4bit
+from lora_np.report.results import Findings
 from lora_np.studies.four_bits import quantization as study
-from lora_np.studies.four_bits.qlora import means
 from lora_np.studies.harness.table import Table, show
+from lora_np.studies.harness.tiny_task import heldout_batches
 
+findings = Findings("../figures")
 runs = {name: Table.load(f"../figures/data/qlora_{name}.json") for name in ("tiny", "smollm2")}
 plots.qlora_losses(runs["tiny"], runs["smollm2"]);
 
 # %% [markdown]
-# Dashed means over four bits, in all of these pictures. Both lines of a panel have the same learning rate, the one that was best for LoRA, and the
-# same batches. The grey lines, the bases before any training, lie apart too: that is what rounding took. Training wins some of it back, because it sees
-# the rounded model, and not all. (SmolLM2's file rounds most of its weights to four bits already, in another way; NF4 rounds the rounded ones again.)
+# The grey lines are the bases before training. The distance between them is the damage of the rounding. Training sees the rounded model, so it repairs a part of this damage.
 
 # %%
-for table in runs.values():
-    found, settings = means(table), table.settings
-    base, rounded = settings["base_loss"], settings["quantized_loss"]["nf4"]
-    print(f"{settings['base']:13} base {base:.3f}, in NF4 {rounded:.3f} ({rounded - base:+.3f})   "
-          f"LoRA {found[None]:.3f}, QLoRA {found['nf4']:.3f} ({found['nf4'] - found[None]:+.3f}, {found['nf4'] / found[None] - 1:+.1%})")
+Markdown(findings.say("qlora.tiny.gap", "qlora.smollm2.gap"))
 
 # %% [markdown]
-# ## Sixteen values: which?
+# (Most weights in SmolLM2's file are already rounded to four bits, in another format. NF4 rounds them a second time.)
 #
-# Four bits name sixteen values. **Predict** before you go on: if the weights are normally distributed, where should the sixteen lie? Evenly from
-# end to end, or closer together somewhere?
+# ## Which sixteen values?
 #
-# NF4's answer: so that *as many weights fall between any two neighbours*. Such values are quantiles. $Q(p)$ is the number that a share $p$ of the
-# normal distribution lies below; eight values go up from the middle, seven down, evenly spaced in probability, and zero is one of them,
-# so that a weight of zero stays zero. $Q(1)$ would be infinite, so the outermost is a little inside:
+# Four bits can name sixteen values. **Predict.** The weights are roughly normally distributed. Should the sixteen values be evenly spaced, or closer together somewhere?
+#
+# NF4's answer: *the same share of the weights lies between any two neighbours*. Such values are quantiles. $Q(p)$ is the number below which a share $p$ of the normal distribution lies. Eight
+# values are above zero and seven below, evenly spaced in probability. Zero is one of the values, so a weight of zero stays zero. $Q(1)$ is infinite, so the outermost probability is
+# a little below 1.
 
 # %%
 Q = NormalDist().inv_cdf
-outermost = 1 - (1 / 30 + 1 / 32) / 2  # halfway between the last of 15 steps and the last of 16
-above = [Q(p) for p in np.linspace(outermost, 0.5, 9)[:-1]]  # eight, without the middle
-below = [-Q(p) for p in np.linspace(outermost, 0.5, 8)[:-1]]  # seven
-nf4 = np.array(sorted([*below, 0.0, *above])) / Q(outermost)  # divided by the largest: −1 … 1
+outermost = 1 - (1 / 30 + 1 / 32) / 2  # the mean of 1 − 1/30 and 1 − 1/32
+above = [Q(p) for p in np.linspace(outermost, 0.5, 9)[:-1]]  # eight values, without Q(0.5) = 0
+below = [-Q(p) for p in np.linspace(outermost, 0.5, 8)[:-1]]  # seven values
+nf4 = np.array(sorted([*below, 0.0, *above])) / Q(outermost)  # (16,), from −1 to 1
 print(nf4.round(4))
 print(f"largest difference from the library's table: {abs(nf4 - code_book('nf4')).max():.1e}")
 
 # %% [markdown]
-# (The library and bitsandbytes take the probabilities in float32, which is the difference.) The strips below hold equal shares on each side. The dashed
-# line is where the weights of "tiny" really lie.
+# (The library and bitsandbytes compute the probabilities in float32. This explains the difference.)
+#
+# The picture shows these values and how the weights of "tiny" are really distributed. **Predict.** Are real weights, divided by the largest magnitude of their block, spread more widely than the
+# normal distribution that NF4 assumes, or less widely?
 
 # %%
 distances = study.where_it_arises(["N(0, 1)", "tiny"])
 plots.nf4_codes(distances);
 
 # %% [markdown]
-# The real ones are narrower. NF4 assumes that the largest of a block is where the normal distribution has its outermost quantile; the largest of 64 normal numbers
-# lies further out than that, and after the division all the others lie further in. It is a good code all the same, and not the best one can do.
+# Less widely. NF4 assumes that the largest weight of a block is at the outermost quantile. The largest of 64 normal numbers is usually larger than that, so the division moves all other
+# weights closer to zero. (Try 2 asks whether quantiles of the real distribution give a better code.)
 #
-# ## A block, by hand
+# ## Quantise a block by hand
 #
-# Weights are not between −1 and 1. So they are cut into *blocks*, 64 in a row, and each keeps its largest magnitude, its *absmax*:
+# NF4's values lie between −1 and 1, but weights do not. So the weights are cut into *blocks* of 64 consecutive weights, and each block stores its largest magnitude, its *absmax* $c$. The code of a weight
+# is the index $\hat q$ of the nearest NF4 value $v$:
 #
-# $$q_i = \arg\min_q \left|\frac{w_i}{\text{absmax}} - c_q\right| \qquad\qquad \hat w_i = c_{q_i} \cdot \text{absmax}$$
+# $$\hat q_i = \arg\min_q \left|\frac{w_i}{c} - v_q\right| \qquad\qquad \hat w_i = c \cdot v_{\hat q_i}$$
 #
-# On eight weights one can follow it:
+# Here is one block of eight weights. **Predict.** Which weights will be decoded exactly?
 
 # %%
-w = np.array([0.31, -0.08, 0.02, -0.62, 0.17, 0.0, 0.44, -0.29], np.float32)
+w = np.array([0.31, -0.08, 0.02, -0.62, 0.17, 0.0, 0.44, -0.29], np.float32)  # (8,)
 absmax = abs(w).max()
 scaled = w / absmax
-codes = abs(scaled[:, None] - nf4).argmin(axis=1)  # (8, 16) → (8,): the nearest
+codes = abs(scaled[:, None] - nf4).argmin(axis=1)  # (8, 16) → (8,): the nearest value
 decoded = nf4[codes] * absmax
-print("weight ", "".join(f"{x:8.3f}" for x in w), f"   absmax {absmax:.2f}")
-print("code   ", "".join(f"{q:8d}" for q in codes))
-print("decoded", "".join(f"{x:8.3f}" for x in decoded))
-
-packed = codes[::2] * 16 + codes[1::2]  # two codes a byte, the first in the high four bits
-print("bytes  ", "".join(f"{b:>16}" for b in packed))
+packed = codes[::2] * 16 + codes[1::2]  # two codes per byte, the first in the high four bits
+show(
+    [{"weight": w[i], "code": codes[i], "decoded": decoded[i]} for i in range(len(w))],
+    {"weight": ".3f", "code": "", "decoded": ".3f"},
+)
 library = quantize_4bit(w, block_size=8)
-print("the library's bytes are the same:", np.array_equal(packed, library.packed.ravel()))
+print("\nbytes:", packed)
+print("equal to the library's bytes:", np.array_equal(packed, library.packed.ravel()))
+
+# %%
+errors = abs(decoded - w)
+exact = " and ".join(f"{x:g}".replace("-", "−") for x in w[errors < 1e-7])
+worst = errors.argmax()
+Markdown(
+    f"Exact are {exact}: zero, and the weight with the largest magnitude. Both are always "
+    f"exact. The weight {w[worst]:g} has the largest error, {errors[worst]:.3f}."
+)
 
 # %% [markdown]
-# Which weight came back exactly, besides zero? And which one lost most?
+# ## The scales cost bits too: double quantisation
 #
-# ## What the scales cost, and double quantisation
-#
-# An absmax is a float32, 32 bits for 64 weights. Half a bit a weight does not sound like much; it is an eighth of the codes. So the absmax
-# are quantised too: their mean is subtracted (they are all positive), and what is left is stored in 8 bits, in blocks of 256 that share one float32.
+# Each absmax is a float32 number: 32 bits per 64 weights, which is half a bit per weight. This is an eighth of the size of the codes. Double quantisation therefore quantises the absmax values too: it subtracts
+# their mean (they are all positive) and stores the rest in 8 bits. Blocks of 256 absmax values share one float32 scale.
 
 # %%
 block, absmax_block = 64, 256
 plain = 4 + 32 / block
 double = 4 + 8 / block + 32 / (block * absmax_block)
-print(f"bits a weight: {plain:.3f}, with double quantisation {double:.3f}: {plain - double:.3f} fewer")
+print(f"bits per weight: {plain:.3f}, with double quantisation {double:.3f}")
+print(f"double quantisation saves {plain - double:.3f} bits per weight\n")
 W = np.random.default_rng(0).standard_normal((4096, 4096), dtype=np.float32)
+lines = []
 for double_quant in (False, True):
-    quantized = quantize_4bit(W, double_quant=double_quant)
-    error = abs(dequantize_4bit(quantized) - W).mean()
-    print(f"stored: {8 * quantized.nbytes / W.size:.3f} bits a weight, mean |error| {error:.5f}")
+    stored = quantize_4bit(W, double_quant=double_quant)
+    error = abs(dequantize_4bit(stored) - W).mean()
+    lines.append({
+        "double quantisation": double_quant,
+        "bits per weight": 8 * stored.nbytes / W.size,
+        "mean |error|": error,
+    })
+show(lines, {"double quantisation": "", "bits per weight": ".3f", "mean |error|": ".5f"})
 
 # %% [markdown]
-# ## NF4, int4, FP4
+# ## NF4, int4 and FP4 compared
 #
-# int4 has its values evenly spaced; FP4 is a floating-point number with a sign, two bits of exponent and one of mantissa. **Predict** their order, from the
-# nearest to the furthest. The paper's is NF4, FP4, int4.
+# int4 has evenly spaced values. FP4 is a floating-point number with one sign bit, two exponent bits and one mantissa bit. **Predict** the order of the three, from the smallest error to the largest. The
+# paper's order is NF4, FP4, int4.
 
 # %%
-errors = Table.load("../figures/data/quantization_error.json")
-plots.quantization_error(errors);
+plots.quantization_error(Table.load("../figures/data/quantization_error.json"));
 
 # %% [markdown]
-# NF4 is nearest everywhere. But in blocks of 64, the usual size, int4 comes before FP4. Why does that turn round in large blocks? Look at which weights a code gets wrong:
+# NF4 has the smallest error everywhere. In blocks of 64, the usual size, int4 is better than FP4. In large blocks FP4 is better. Why? The next picture shows which weights cause the error:
 
 # %%
 plots.error_by_distance(distances, "N(0, 1)");
 
 # %% [markdown]
-# FP4 has wide gaps, nothing between almost zero and a sixth and nothing between two thirds and one. It is dense from a sixth to a third, with steps of a twelfth where int4
-# has a seventh. In a small block the largest of a few weights is not very large; the others, divided by it, spread over all of −1 … 1, gaps included. The
-# larger the block, the larger its largest weight, and the closer to zero lie all others: there FP4's dense part begins to pay. The order is a matter of the block, not of the code alone.
+# FP4 has wide gaps: between almost zero and 1/6, and between 2/3 and 1. Between 1/6 and 1/3 it is dense, with steps of 1/12 (int4 has steps of 1/7). In a small block the largest weight is not very large, so
+# the other weights, divided by it, spread over all of −1 … 1, including FP4's gaps. In a large block the largest weight is larger, so the other weights are closer to zero, where FP4 is dense. The order depends on
+# the block size, not only on the code.
 #
-# ## The gradient: nothing passes through the rounding
+# ## The gradients are exact
 #
-# Rounding is a staircase: its derivative is zero almost everywhere. Training *through* a rounding, of weights that are to be rounded again and again, needs a trick
-# (the straight-through estimator, which pretends that the staircase is a slope). **Predict:** where does QLoRA need it?
+# Rounding is a step function, and its derivative is zero almost everywhere. If the rounded weights themselves are trained, a trick is needed: the straight-through estimator, which
+# replaces this derivative by 1. **Predict.** Where does QLoRA need this trick?
 #
-# Nowhere. Write down what the loss depends on. $\hat W$ is a constant of the layer, as $W$ was in LoRA; its codes are chosen once, before the training. The gradients are
-# those of notebook 03 with $\hat W$ in the place of $W$, and exact:
+# Nowhere. $\hat W$ is a constant of the layer, as $W$ is in LoRA: its codes are chosen once, before training. So the gradients are those of notebook 03 with $\hat W$ in place of $W$,
+# and they are exact. With $x$ of shape (N, in), $h = xA^\top$ of shape (N, r) and $dy$ of shape (N, out):
 #
-# $$dx = dy\,\hat W + s\,(dy\,B)\,A \qquad dB = dy^\top h \qquad dA = s\,(dy\,B)^\top x$$
+# $$dx = dy\,\hat W + s\,(dy\,B)\,A \qquad dB = s\,dy^\top h \qquad dA = s\,(dy\,B)^\top x$$
+#
+# The complex step (notebook 03) checks this claim on the whole model. B must not be zero for this check, so `init_lora_weights=False` draws it at random.
 
 # %%
-config = ln.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)  # False: B is random, not zero
-model = ln.get_peft_model(ln.quantize_model(ln.load_model("tiny").astype("float64")), config)
+drawn = ln.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+model = ln.get_peft_model(ln.quantize_model(ln.load_model("tiny").astype("float64")), drawn)
 tokens, targets = ln.data.Batches(ln.data.corpus("code", "train"), batch_size=1, seq_len=16)[0]
 result = ln.gradcheck_model(model, tokens, targets, directions=1)
-print(f"dA and dB of all {len(result.errors) // 2} layers against the complex step, worst relative error: {max(result.errors.values()):.0e}")
+print(f"dA and dB of all {len(result.errors) // 2} layers against the complex step:")
+print(f"largest relative error {max(result.errors.values()):.0e}")
 
 # %% [markdown]
-# They are exact for the rounded model. That is another model than the one before, and its gradients point elsewhere. How far? **Predict** the cosine between the two,
-# and beside it that of two different batches over the same weights.
+# The gradients are exact for the rounded model. The rounded model is another model than the original one, so its gradients have another direction. **Predict** the cosine between the gradients of both
+# models. For comparison, predict the cosine between the gradients of two different batches.
 
 # %%
 plots.gradient_cosines(Table.load("../figures/data/quantization_gradients.json"));
 
 # %% [markdown]
+# Rounding changes the direction of a gradient much less than the choice of the batch does.
+#
 # ## The memory
 #
-# `ln.costs` counts a model as it is: codes, scales, and all that a training step holds. What it predicts for "tiny" is what its arrays take, to the byte (`tests/costs/test_memory.py`).
+# `ln.costs.memory` counts the bytes of codes, scales and everything else that a training step holds. For "tiny" its prediction equals the bytes of the arrays exactly (`tests/costs/test_memory.py`).
+#
+# The adapter has $r = 8$ and $\alpha = 64$. This is the setting of the runs in the first picture (and of notebook 05): the scaling $s = \alpha/r$ is 8 at every rank.
 
 # %%
 config = ln.LoraConfig(r=8, lora_alpha=64, target_modules="all-linear")
-lora = ln.get_peft_model(ln.load_model("tiny"), config)
-qlora = ln.get_peft_model(ln.quantize_model(ln.load_model("tiny")), config)
-for name, model in {"LoRA": lora, "QLoRA": qlora}.items():
-    memory = ln.costs.memory(model, batch=8, seq=128)
+models = {
+    "LoRA": ln.get_peft_model(ln.load_model("tiny"), config),
+    "QLoRA": ln.get_peft_model(ln.quantize_model(ln.load_model("tiny")), config),
+}
+lines = []
+for name, model in models.items():
     linear = sum(p.value.nbytes for key, p in model.named_parameters() if "base_layer" in key)
-    print(f"{name:6} linear weights {linear / 1e6:.2f} MB, a whole training step {memory.total / 1e6:.0f} MB")
+    whole = ln.costs.memory(model, batch=8, seq=128).total
+    sizes = {"linear weights, MB": linear / 1e6, "training step, MB": whole / 1e6}
+    lines.append({"method": name} | sizes)
+show(lines, {"method": "", "linear weights, MB": ".2f", "training step, MB": ".0f"})
 
 # %% [markdown]
-# Of a model this small the activations are nearly everything. Of a large one the weights are:
+# In a model of this size the activations need most of the memory. In a large model the weights do. **Predict.** Which of the three methods trains Llama-65B on one card of 48 GB?
 
 # %%
 paper = {"config": ln.LoraConfig(r=16, target_modules="all-linear")}
-for name, method in {"full fine-tuning": {}, "LoRA": paper, "QLoRA": paper | {"quantize": "nf4"}}.items():
+methods = {"full fine-tuning": {}, "LoRA": paper, "QLoRA": paper | {"quantize": "nf4"}}
+lines = []
+for name, method in methods.items():
     memory = ln.costs.memory("llama-65b", **method, batch=1, seq=512, checkpointing=True)
-    print(f"Llama-65B, {name:17} weights {memory.weights / 1e9:6.1f} GB, all {memory.total / 1e9:6.1f} GB   "
-          f"{'fits' if memory.fits(48) else 'does not fit'} a card of 48 GB")
+    lines.append({
+        "Llama-65B": name,
+        "weights, GB": memory.weights / 1e9,
+        "all, GB": memory.total / 1e9,
+        "fits in 48 GB": memory.fits(48),
+    })
+show(lines, {"Llama-65B": "", "weights, GB": ".1f", "all, GB": ".1f", "fits in 48 GB": ""})
 
 # %% [markdown]
 # ## Train both
 #
-# The same adapter, batches and learning rate; only the base differs. **Predict** the loss of each before the first step, and which falls faster.
+# Both models get the same adapter, the same batches and the same learning rate. The held-out text is the text of the first picture, so the bases start at the same losses as there. **Predict** the loss of each
+# before the first step, and which of the two falls faster.
 
 # %%
 code = ln.data.Batches(ln.data.corpus("code", "train"))
-heldout = ln.data.heldout_batches(ln.data.corpus("code", "heldout"), windows=64)
-histories = {}
-for name, model in {"LoRA": lora, "QLoRA": qlora}.items():
-    schedule = ln.WarmupCosine(30, warmup=3)
-    histories[name] = ln.train(
-        model, code, ln.AdamW(lr=4e-3, weight_decay=0.0), steps=30, schedule=schedule, max_grad_norm=1.0, heldout=heldout, eval_every=10
-    )
-    losses = " → ".join(f"{row['heldout']:.3f}" for row in histories[name].rows if "heldout" in row)
-    print(f"{name:6} held-out {losses} nats a byte   {histories[name].rows[-1]['seconds']:.0f} s")
+heldout = heldout_batches()
+lines = []
+for name, model in models.items():
+    optimizer, schedule = ln.AdamW(lr=4e-3, weight_decay=0.0), ln.WarmupCosine(30, warmup=3)
+    history = ln.train(
+        model, code, optimizer, steps=30, schedule=schedule, max_grad_norm=1.0,
+        heldout=heldout, eval_every=15,
+    )  # fmt: skip
+    evaluated = [row for row in history.rows if "heldout" in row]
+    losses = {f"step {row['step']}": row["heldout"] for row in evaluated}
+    seconds = history.rows[-1]["seconds"]
+    lines.append({"held-out, nats per byte": name} | losses | {"seconds": seconds})
+show(lines, dict.fromkeys(lines[0], ".3f") | {"held-out, nats per byte": "", "seconds": ".1f"})
 
 # %% [markdown]
-# ## Merging, and which route lies
+# ## Three ways to merge
 #
-# LoRA's last act, $W + s\,BA$, has a difficulty here: there is no $W$ to add to, only codes. `merge_adapter` refuses. Three ways are common:
+# To merge LoRA means to compute $W + s\,BA$ (notebook 02). Over four bits there is no $W$ to add to, only codes, and `merge_adapter` raises an error. Three ways are common:
 #
-# 1. **Dequantise, then merge**: $\hat W + s\,BA$, kept in 16 bits. Four times as large as before.
-# 2. **Merge into the original weights**: $W + s\,BA$. As large, and made of weights that the adapter never saw in training.
-# 3. **Merge and quantise again**: as small as before; $s\,BA$ goes through the rounding.
+# 1. **Dequantise, then merge**: $\hat W + s\,BA$, stored in 16 bits. This is four times as large as before.
+# 2. **Merge into the original weights**: $W + s\,BA$. This has the same size, but the adapter never saw these weights in training.
+# 3. **Merge and quantise again**: as small as before, but the rounding now applies to $s\,BA$ too.
 #
-# **Predict** which of them computes what was trained, and which has the lowest loss. They need not be the same.
+# **Predict.** Which way computes what was trained? Which has the lowest loss? The two answers can differ.
 
 # %%
-adapter = tempfile.mkdtemp()
+qlora, adapter = models["QLoRA"], tempfile.mkdtemp()
 qlora.save_pretrained(adapter)
+
+
+def trained_over(base):
+    return ln.PeftModel.from_pretrained(base, adapter)
+
+
+def dequantised_and_merged():
+    peft_model = trained_over(ln.quantize_model(ln.load_model("tiny")))
+    return ln.dequantize_model(peft_model).merge_and_unload()
+
+
 batch, _ = heldout[0]
-trained, _ = qlora.forward(batch)
-loss = ln.evaluate(qlora, heldout)
-
-first = ln.dequantize_model(qlora).merge_and_unload()
-second = ln.PeftModel.from_pretrained(ln.load_model("tiny"), adapter).merge_and_unload()
-third = ln.dequantize_model(ln.PeftModel.from_pretrained(ln.quantize_model(ln.load_model("tiny")), adapter))
-third = ln.quantize_model(third.merge_and_unload())
-
-print(f"{'as trained':28} held-out {loss:.4f}")
-for name, merged in {"1 dequantised": first, "2 original": second, "3 quantised again": third}.items():
-    logits, _ = merged.forward(batch)
-    change = np.linalg.norm(logits - trained) / np.linalg.norm(trained)
-    print(f"{name:28} held-out {ln.evaluate(merged, heldout):.4f}   logits changed by {change:.1e}")
+before, _ = qlora.forward(batch)
+ways = {
+    "as trained": qlora,
+    "1 dequantised": dequantised_and_merged(),
+    "2 original weights": trained_over(ln.load_model("tiny")).merge_and_unload(),
+    "3 quantised again": ln.quantize_model(dequantised_and_merged()),
+}
+lines = []
+for name, model in ways.items():
+    logits, _ = model.forward(batch)
+    change = np.linalg.norm(logits - before) / np.linalg.norm(before)
+    loss = ln.evaluate(model, heldout)
+    lines.append({"way": name, "held-out": loss, "change of the logits": change})
+show(lines, {"way": "", "held-out": ".4f", "change of the logits": ".1e"})
 
 # %% [markdown]
-# The same after the longer runs of the study, on both models:
+# The picture shows the same comparison after the longer runs of the study, on both models. The right panel shows how much of $\Delta W$ is in the merged weights.
 
 # %%
-routes = [Table.load(f"../figures/data/merge_routes_{name}.json") for name in ("tiny", "smollm2")]
+routes = [Table.load(f"../figures/data/merge_routes_{name}.json") for name in runs]
 plots.merge_routes_chart(*routes);
 
-# %%
-lines = [
-    {"model": table.settings["model"], "held-out": row["heldout"], "of ΔW": row.get("kept")} | row
-    for table in routes
-    for row in table.rows
-]
-show(lines, {"model": "", "route": "", "held-out": ".4f", "logits": ".1e", "of ΔW": ".0%"})
-for table in routes:
-    print(f"{table.settings['model']}: ΔW is {table.where(route='as trained')[0]['size']:.1%} of the weights' norm")
+# %% jupyter={"source_hidden": true}
+# prints the loss, the change of the logits and the share of ΔW that remains
+lines = [{"model": table.settings["model"]} | row for table in routes for row in table.rows]
+show(lines, {"model": "", "route": "", "heldout": ".4f", "logits": ".1e", "kept": ".0%"})
 
 # %% [markdown]
-# Only the first is the model that was trained. The second is a *different* model, here a better one: the original weights are more precise than those that
-# the adapter learned to correct. Whoever reports its loss as QLoRA's reports another model's.
+# Only the first way gives the trained model. The second gives a *different* model, which is slightly better here, because the original weights are more precise than the rounded weights that the adapter
+# learned to correct. Its loss must not be reported as QLoRA's loss.
 #
-# The third is harmless on "tiny" and ruinous on SmolLM2, where hardly anything of $\Delta W$ arrives. Why? The weights that it starts from lie exactly *on* the codes. A change of a weight that is
-# smaller than half the way to the next code is not made smaller by the rounding; it is taken away. "tiny" was trained with a large $s$ and far from where it began, SmolLM2 a little.
-# Take a matrix off the codes by a $\Delta W$ of rank 8, as large as you like, and look how much of it is left:
+# The third way does no harm on "tiny" and great harm on SmolLM2. The next section explains why.
 
 # %%
-codes = dequantize_4bit(quantize_4bit(ln.load_model("tiny").model.layers[2].mlp.up_proj.weight.value))
-rng = np.random.default_rng(0)
-delta = rng.standard_normal((codes.shape[0], 8)) @ rng.standard_normal((8, codes.shape[1]))
-delta *= np.linalg.norm(codes) / np.linalg.norm(delta)
-for size in (0.003, 0.01, 0.03, 0.1, 0.3, 1):
-    change = (size * delta).astype("float32")
-    again = dequantize_4bit(quantize_4bit(codes + change))
-    kept = np.vdot(again - codes, change) / np.vdot(change, change)
-    print(f"ΔW of {size:>6.1%} of the weights' norm: {kept:>7.1%} of it arrives")
+names = ("qlora.smollm2.rounding", "merge_routes.tiny.kept", "merge_routes.smollm2.kept")
+Markdown(findings.say(*names))
 
 # %% [markdown]
+# ## What rounding removes
+#
+# In the third way every weight starts exactly *on* a value of the code. If the change of a weight is smaller than half the distance to the next value, rounding removes it completely. On "tiny" $s$ is large and the
+# adapter moved the weights far; on SmolLM2 it moved them little.
+#
+# The same happens in every storage format, only at another size of $\Delta W$: published models have 16 bits, some have 8. The next cell adds a random $\Delta W$ of rank 8 to a matrix that is already
+# rounded, rounds the sum, and measures two shares: the weights that did not change at all, and the part of $\Delta W$ that remains. **Predict.** A $\Delta W$ of 1 % of the weights' norm in
+# NF4: how many weights stay unchanged, and how much of $\Delta W$ remains?
+
+# %%
+def in_dtype(dtype):
+    return lambda x: x.astype(dtype).astype("float32")
+
+
+formats = {
+    "bfloat16": in_dtype(ml_dtypes.bfloat16),
+    "float8 (e4m3)": in_dtype(ml_dtypes.float8_e4m3fn),
+    "NF4": lambda x: dequantize_4bit(quantize_4bit(x)),
+}
+W = ln.load_model("tiny").model.layers[2].mlp.up_proj.weight.value  # (out, in)
+rng = np.random.default_rng(0)
+delta = rng.standard_normal((W.shape[0], 8)) @ rng.standard_normal((8, W.shape[1]))
+delta *= np.linalg.norm(W) / np.linalg.norm(delta)  # ‖delta‖ = ‖W‖
+lines = []
+for name, rounded in formats.items():
+    start = rounded(W)
+    for size in (0.001, 0.01, 0.1, 1):
+        change = (size * delta).astype("float32")
+        moved = rounded(start + change) - start
+        kept, unchanged = np.vdot(moved, change) / np.vdot(change, change), np.mean(moved == 0)
+        line = {"format": name, "‖ΔW‖/‖W‖": size, "unchanged": unchanged, "remains": kept}
+        lines.append(line)
+show(lines, {"format": "", "‖ΔW‖/‖W‖": ".1%", "unchanged": ".0%", "remains": ".0%"})
+
+# %% [markdown]
+# The two shares do not agree. In bfloat16 most weights stay unchanged under the smallest $\Delta W$, and still more than half of $\Delta W$ remains: it is mainly in the large entries of $\Delta W$, and the
+# rounding errors of the small entries point in no common direction. In NF4 few weights stay unchanged, but hardly any of a small $\Delta W$ remains: the largest weight of a block is its scale, and if it changes, all
+# decoded weights of the block change. So *the number of changed weights* does not measure how much was kept.
+#
+# ## Recap
+#
+# NF4's sixteen values are quantiles of a normal distribution, and each block of 64 weights stores one scale; double quantisation stores the scales in 8 bits. The gradients of $A$ and $B$ are exact for the
+# rounded base, because the codes are constants. QLoRA's loss ends near LoRA's, and most of the difference comes from the damage to the base. The memory of the weights falls to about an eighth of float32. Merge into the
+# dequantised weights: to merge into the original weights gives another model, and to quantise again can remove the adapter.
+#
+# ## Three questions
+#
+# 1. Why is one of NF4's sixteen values exactly zero?
+#
+# <details><summary>Answer</summary>
+#
+# A weight of zero then stays exactly zero, and the rounding adds no noise to it.
+#
+# </details>
+#
+# 2. Why does QLoRA not need a straight-through estimator?
+#
+# <details><summary>Answer</summary>
+#
+# Only $A$ and $B$ are trained. $\hat W$ is a constant, so no gradient passes through the rounding.
+#
+# </details>
+#
+# 3. A small $\Delta W$ is merged into dequantised NF4 weights and quantised again. Why is nearly nothing of it left?
+#
+# <details><summary>Answer</summary>
+#
+# The weights lie exactly on the values of the code. A change smaller than half the distance to the next value is rounded back to the old value.
+#
+# </details>
+#
 # ## Try
 #
-# 1. Quantise the model with `quant_type="int4"` and with `block_size=4096`, and evaluate each without an adapter. Does the held-out loss follow the mean error?
-# 2. A code that fits the dashed line better: take quantiles of the *real* distribution of the scaled weights instead of the normal's. By how much does the mean error fall?
-# 3. Change one weight of the block to 5. What happens to the codes of the others? That is what *outliers* do, and why blocks are small.
-# 4. In the third route, multiply $\Delta W$ by 4 before merging (`lora_alpha`). Does a larger or a smaller share of it arrive?
+# 1. Quantise "tiny" with `quant_type="int4"` and with `block_size=4096`, and evaluate each model without an adapter. Does the held-out loss follow the mean error?
+#
+# <details><summary>Hint</summary>
+#
+# `ln.quantize_model(ln.load_model("tiny"), quant_type="int4", block_size=64)`, then `ln.evaluate(model, heldout)`. Compare with the picture of the mean errors.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# No. int4 has a larger mean error than NF4, but its loss is slightly lower (1.559 against 1.561 nats per byte). Blocks of 4096 raise both the error and the loss. The mean error counts all weights
+# equally; the loss does not.
+#
+# </details>
+#
+# 2. Replace NF4's values by quantiles of the *real* distribution of the scaled weights (the dashed line of the density picture). Does the mean error fall?
+#
+# <details><summary>Hint</summary>
+#
+# Collect `W.reshape(-1, 64)` of all linear layers, divide each row by its largest magnitude, and take `np.quantile` at 16 evenly spaced probabilities. Set one value to zero and the outermost to −1 and 1.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# No, it rises from 0.073 to about 0.08 of the weights' root mean square. The quantiles move most values close to zero, and the few large weights lose precision. Equal shares do not give the smallest mean error. A code
+# that minimises the mean error directly (k-medians, started from NF4) is hardly better than NF4.
+#
+# </details>
+#
+# 3. Change one weight of the block of eight to 5. What happens to the codes of the other weights?
+#
+# <details><summary>Hint</summary>
+#
+# `w[0] = 5`, and run the cell again.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# The absmax becomes 5, so the other weights use only the values near zero: 0.02, −0.08 and 0.17 are all decoded as 0, and −0.29 gets the same code as −0.62. One outlier spoils its whole block. This is why blocks are small.
+#
+# </details>
+#
+# 4. In the third way, multiply $\Delta W$ by 4 before you merge. Does a larger or a smaller share of it remain?
+#
+# <details><summary>Hint</summary>
+#
+# Use the cell of the last section with `size` 0.04 in place of 0.01. 
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# A larger share: from about 2 % to about 18 % in the cell above. A change that is four times as large reaches the next value of the code more often.
+#
+# </details>

@@ -13,134 +13,168 @@
 # %% [markdown]
 # # Merging and multi-LoRA serving
 #
-# An adapter is small, so one base can carry many. They can be used side by side, a batch with another adapter in each row; or an adapter is added
-# into the weights, and costs nothing any more; or several are made one. The first always computes what was asked for. The other two sometimes do not, and
-# look as if they did: that is the lab, "when merging lies", in the second half.
+# An adapter is small, so one base can carry many. This notebook answers what many adapters on one base cost, and when an adapter can be merged into the weights or combined with another one.
 #
-# First the result. One base, up to a thousand adapters, a batch of 32 rows whose adapters are drawn in five ways. Grey is the alternative: a merged model for
-# each adapter.
+# **You will learn** to
 #
-# **Predict.** With a thousand adapters, how many of the grey models would fit into the memory of the cyan one?
+# - explain how rows with different adapters share one batch, and compute the cost in bytes;
+# - compute what a merge changes in the outputs, in the speed and, after many merges, in the weights;
+# - recognise three checks of a merge that say nothing about its quality.
+#
+# **Before you start**: the LoRA layer and its merge (notebook 02).
+#
+# 35 minutes to read, about 15 seconds to run.
+#
+# ## The result first
+#
+# One base has up to a thousand adapters. A batch has 32 rows, and five workloads draw the adapter of each row. The alternative (grey) is one merged model per adapter.
+#
+# **Predict.** How many merged models fit into the memory that the base and a thousand adapters need?
 
 # %%
 import statistics
 import time
 
-import ml_dtypes
 import numpy as np
+from IPython.display import Markdown
 
 import lora_np as ln
 from lora_np import plots
 from lora_np.peft.lora.layer import LoraAdapter
 from lora_np.peft.mixed import AdapterRows
-from lora_np.quantization.four_bits import dequantize_4bit, quantize_4bit
+from lora_np.report.results import Findings
 from lora_np.studies.harness.table import Table, show
 from lora_np.studies.serving import merging
 
+findings = Findings("../figures")
 served = Table.load("../figures/data/serving.json")
 plots.serving_chart(served);
 
-# %%
+# %% jupyter={"source_hidden": true}
+# displays how many merged models need as much memory as all adapters on one base
 most = served.rows[-1]
-print(f"base {most['merged_bytes'] / most['adapters'] / 1e6:.2f} MB, an adapter {most['adapter_bytes'] / 1e6:.2f} MB: {most['adapters']} adapters on one base take "
-      f"as much as {most['bytes'] / (most['merged_bytes'] / most['adapters']):.0f} merged models")
-print(f"made by `{served.command}`")
+base_bytes = most["merged_bytes"] / most["adapters"]
+Markdown(
+    f"The base has {base_bytes / 1e6:.2f} MB, "
+    f"an adapter {most['adapter_bytes'] / 1e6:.2f} MB. "
+    f"The base with {most['adapters']:,} adapters needs as much memory as "
+    f"{most['bytes'] / base_bytes:.0f} merged models."
+)
 
 # %% [markdown]
-# Speed depends on who asks for what. Where all rows ask for one adapter ("identical"), merging it is the cheapest. Where each asks for another, the grey side has to go through a model for
-# each row, and the base's work is done 32 times.
+# The speed depends on the workload. If all rows use one adapter ("identical"), a merged model is the fastest. If each row uses another adapter ("distinct"), merged models are slow: each row goes
+# through its own model, and the work of the base is done 32 times.
 #
-# On "tiny" an adapter is a tenth of the base, because its matrices are narrow. The wider the model, the smaller the share: the same adapters on a 7B model are
-# a few thousandths of it ([Sheng et al. 2023](https://arxiv.org/abs/2311.03285) serve thousands at once).
+# On "tiny" an adapter has a tenth of the base's size, because the matrices are narrow. In a wider model the share is smaller: the same adapters are a few thousandths of a 7B model
+# ([Sheng et al. 2023](https://arxiv.org/abs/2311.03285) serve thousands of adapters at once).
 #
 # ## Two adapters
 #
-# All that follows is done with two real ones. The first learns Python code, the second learns a voice, an old lighthouse keeper who answers questions. The
-# base has read English prose.
+# The rest of this notebook uses two trained adapters. The first learns Python code. The second learns a voice: an old lighthouse keeper who answers questions. The base knows English prose.
+#
+# The losses are held-out losses on 64 windows of 64 bytes per domain. These windows are shorter than those of notebooks 05 and 07, so the model has less context and the base's loss on code is
+# higher here than there. Compare only losses of the same table.
 
 # %%
-config = ln.LoraConfig(r=8, lora_alpha=64, target_modules="all-linear")
+config = ln.LoraConfig(r=8, lora_alpha=64, target_modules="all-linear")  # as in notebook 05
 model = ln.get_peft_model(ln.load_model("tiny"), config, "code")
 model.add_adapter("voice", config, seed=1)
 steps = 60
 for name in ("code", "voice"):
-    model.set_adapter(name)  # from now on this one trains, and the other one is frozen like the base
+    model.set_adapter(name)  # now this adapter trains, and the other one is frozen
     batches = ln.data.Batches(merging.corpus(name, "train"), batch_size=8, seq_len=64)
-    ln.train(model, batches, ln.AdamW(lr=4e-3), steps, schedule=ln.WarmupCosine(steps, warmup=6), max_grad_norm=1.0)
+    schedule = ln.WarmupCosine(steps, warmup=6)
+    ln.train(model, batches, ln.AdamW(lr=4e-3), steps, schedule=schedule, max_grad_norm=1.0)
 
-heldout = {name: ln.data.heldout_batches(merging.corpus(name, "heldout"), 32, 64, windows=64) for name in ("code", "voice")}
+heldout = {
+    name: ln.data.heldout_batches(merging.corpus(name, "heldout"), 32, 64, windows=64)
+    for name in ("code", "voice")
+}
 
 
-def loss(name, adapter=None):
-    """Held-out nats a byte on a domain; without an adapter, of the base with the weights that it has at the moment."""
+def loss(domain, adapter=None):
+    """Return the held-out loss on a domain, in nats per byte; None means the base."""
     if adapter is None:
         with model.disable_adapter():
-            return ln.evaluate(model, heldout[name])
+            return ln.evaluate(model, heldout[domain])
     model.set_adapter(adapter, inference_mode=True)
-    return ln.evaluate(model, heldout[name])
+    return ln.evaluate(model, heldout[domain])
 
 
 def show_losses(*adapters):
-    lines = [{"nats a byte": name or "base", "code": loss("code", name), "voice": loss("voice", name)} for name in adapters]
-    show(lines, {"nats a byte": "", "code": ".3f", "voice": ".3f"})
+    lines = []
+    for name in adapters:
+        losses = {domain: loss(domain, name) for domain in ("code", "voice")}
+        lines.append({"nats per byte": name or "base"} | losses)
+    show(lines, {"nats per byte": "", "code": ".3f", "voice": ".3f"})
 
 
 show_losses(None, "code", "voice")
 
 # %% [markdown]
-# Each is good at its own. And the voice has made the model worse at code than the base was: it has forgotten. Keep that in mind.
+# Each adapter is good at its own domain. But with the voice, the model is worse at code than the base: it has forgotten. This matters in experiment 2.
 #
-# ## Merged, it costs what the base costs
+# ## A merged model costs what the base costs
 #
 # $$x W^\top + s\,(x A^\top) B^\top \;=\; x\,(W + s\,BA)^\top$$
 #
-# **Predict.** How large is the largest difference of a logit, in float32: zero, about 1e-7 of it, or about 1e-3?
+# **Predict.** How large is the largest difference of a logit in float32, relative to the largest logit: zero, about 1e-7, or about 1e-3?
 
 # %%
 tokens = heldout["voice"][0][0][:4]
 model.set_adapter("voice", inference_mode=True)
 unmerged, _ = model.forward(tokens)
 layer = model.lora_layers()[0]
-W, A, B = layer.base_layer.weight.value, layer.adapters["voice"].lora_A.value, layer.adapters["voice"].lora_B.value  # (out, in), (r, in), (out, r)
-by_hand = W + config.scaling * B @ A  # (out, in)
+adapter = layer.adapters["voice"]
+W, A, B = layer.base_layer.weight.value, adapter.lora_A.value, adapter.lora_B.value
+by_hand = W + config.scaling * B @ A  # (out, in) + (out, r) (r, in)
 
 model.merge_adapter()
 merged, _ = model.forward(tokens)
-print("W + s·BA, as the library has it:", np.allclose(by_hand, layer.base_layer.weight.value, atol=1e-6))
-print(f"largest difference of a logit: {abs(merged - unmerged).max() / abs(unmerged).max():.0e} of the largest")
+same = np.allclose(by_hand, layer.base_layer.weight.value, atol=1e-6)
+print("the merged weight equals W + s·BA:", same)
+difference = abs(merged - unmerged).max() / abs(unmerged).max()
+print(f"largest relative difference of a logit: {difference:.0e}")
 model.unmerge_adapter()
 
-print("\na token, compared in the same rounds on one thread:")
-for row in Table.load("../figures/data/merge_latency.json").rows:
-    print(f"{row['model']:14}{row['state']:10}{1000 * row['token_seconds']:8.1f} ms{row['token_ratio']:7.2f}× the base")
+# %% [markdown]
+# The difference is not zero, because the two sides round in another order. The time of the bypass is gone. All states were measured in the same rounds, on one thread:
+
+# %%
+lines = [
+    row | {"ms": 1000 * row["token_seconds"], "× base": row["token_ratio"]}
+    for row in Table.load("../figures/data/merge_latency.json").rows
+]
+show(lines, {"model": "", "state": "", "ms": ".1f", "× base": ".2f"})
 
 # %% [markdown]
-# Not zero: the two sides round in another order. That is all that differs, and the bypass's time is gone. What was given up is the choice: a merged model
-# answers everybody with this one adapter.
+# A merged model has a price: every request is answered with this one adapter.
 #
-# ## What is left in the weights
+# ## What many merges leave in the weights
 #
-# One can take it out again, $W \leftarrow (W + s\,BA) - s\,BA$, and merge another. Each of these two steps rounds.
+# The adapter can be removed again, $W \leftarrow (W + s\,BA) - s\,BA$, and another one merged. Each of the two steps rounds.
 #
-# **Predict.** The same adapter is merged and taken out a hundred times, or eight adapters in turns. In which of the two does the error grow? By how much
-# does float16 differ from float32?
+# **Predict.** One adapter is merged and removed a hundred times; or eight adapters take turns. In which case does the error grow? By what factor do float16 and float32 differ?
 
 # %%
 plots.merge_drift(merging.drift(cycles=(1, 2, 3, 5, 10, 20, 30, 50, 100)));
 
 # %% [markdown]
-# The same one does its harm in the first round. After that $W$ is a number from which $+\,\Delta$ and $-\,\Delta$ lead back to itself (a theorem about rounding to even:
-# Knuth, *The Art of Computer Programming*, 4.2.2). Another adapter rounds elsewhere, so the errors add up, like steps in random directions. Between the dtypes lies nothing but the
-# fineness of their numbers, from float16 to float32 13 bits, a factor of $2^{13}$. In float32 the drift is harmless for a long time. In 16 bits, keep the base and never merge in turns.
+# With one adapter, only the first round changes $W$. After it, $+\,\Delta W$ and $-\,\Delta W$ lead back to the same number (a theorem about rounding to even: Knuth, *The Art of Computer Programming*, 4.2.2). Other
+# adapters round elsewhere, so the errors add up like steps in random directions. The dtypes differ only in their precision: float32 has 13 bits more than float16, which is a factor of $2^{13}$. In float32 the error stays
+# harmless for a long time. In 16 bits, keep a copy of the base, and do not merge adapters in turns.
 #
 # ## Many adapters on one base
 #
-# Switching needs no arithmetic at all: the base's weights are shared, and a call names the adapter it wants. What it costs is bytes, and they can be counted.
+# To switch adapters needs no arithmetic: all adapters share the base's weights, and a call names the adapter.
 
 # %%
-base_bytes = sum(p.value.nbytes for name, p in model.named_parameters() if "lora_" not in name)
-adapter_bytes = {a: sum(p.value.nbytes for name, p in model.named_parameters() if f".{a}." in name) for a in ("code", "voice")}
-print(f"base {base_bytes:,} bytes, adapters {adapter_bytes}")
+sizes = {
+    "base": sum(p.value.nbytes for name, p in model.named_parameters() if "lora_" not in name)
+}
+for a in ("code", "voice"):
+    sizes[a] = sum(p.value.nbytes for name, p in model.named_parameters() if f".{a}." in name)
+print("bytes:", ", ".join(f"{name} {n:,}" for name, n in sizes.items()))
 
 weight = layer.base_layer.weight.value
 started = time.perf_counter()
@@ -151,19 +185,20 @@ switch = (time.perf_counter() - started) / 200
 started = time.perf_counter()
 model.merge_adapter()
 model.unmerge_adapter()
-print(f"to switch: {1e6 * switch:.0f} µs; to merge and unmerge instead: {1e6 * (time.perf_counter() - started):.0f} µs")
-print("the weight is the same array:", layer.base_layer.weight.value is weight)
+merge = time.perf_counter() - started
+print(f"to switch: {1e6 * switch:.0f} µs; to merge and unmerge: {1e6 * merge:.0f} µs")
+print("the base's weight is still the same array:", layer.base_layer.weight.value is weight)
 
 # %% [markdown]
 # ## Mixed batches
 #
-# Now every row of a batch has an adapter of its own, $\mathrm{idx}[i]$, or none. Written down, and as a loop:
+# Now every row $i$ of a batch has its own adapter $\mathrm{idx}[i]$, or none ($\mathrm{idx}[i] = -1$). As a formula, and as a loop over the rows:
 #
 # $$y_i \;=\; x_i W^\top + s\,\bigl(x_i A_{\mathrm{idx}[i]}^\top\bigr)\, B_{\mathrm{idx}[i]}^\top$$
 
 # %%
 def loop(x, W, A, B, s, idx):
-    """x (b, in), W (out, in), A (n, r, in), B (n, out, r), idx (b,), −1 for none → y (b, out)."""
+    """x (b, in), W (out, in), A (n, r, in), B (n, out, r), idx (b,) → y (b, out)."""
     y = np.empty((len(x), len(W)), x.dtype)
     for i, k in enumerate(idx):
         y[i] = x[i] @ W.T  # (in,) (in, out) → (out,)
@@ -173,21 +208,21 @@ def loop(x, W, A, B, s, idx):
 
 
 # %% [markdown]
-# A model's weights have to come from memory for every one of these products, and a row alone makes little of them. $W$ is the same for all rows, so its product
-# is one for the whole batch. The rows of one adapter, a *segment*, go through theirs together:
+# The loop loads $W$ from memory once per row, and one row does very little arithmetic with it. But $W$ is the same for all rows, so one product can serve the whole batch. The rows of one adapter, a
+# *segment*, can share the products with its $A$ and $B$:
 
 # %%
 def grouped(x, W, A, B, s, idx):
-    y = x @ W.T  # (b, in) (in, out) → (b, out), once
+    y = x @ W.T  # (b, in) (in, out) → (b, out), once for all rows
     for k in np.unique(idx[idx >= 0]):
-        rows = np.flatnonzero(idx == k)  # the segment of adapter k
+        rows = np.flatnonzero(idx == k)  # the segment of adapter k, n rows
         y[rows] += s * (x[rows] @ A[k].T) @ B[k].T  # (n, in) (in, r) (r, out) → (n, out)
     return y
 
 
 # %% [markdown]
-# If each row has another adapter, every segment has one row, and Python's calls cost more than the arithmetic. Then the factors are stacked, and one batched product does
-# all of them ([Chen et al. 2023](https://arxiv.org/abs/2310.18547) call it SGMV, and wrote it as one GPU kernel):
+# If each row has another adapter, every segment has one row, and Python's calls take longer than the arithmetic. Then the factors are stacked, and one batched product computes all rows
+# ([Chen et al. 2023](https://arxiv.org/abs/2310.18547) call it SGMV and wrote it as one GPU kernel):
 
 # %%
 def batched(x, W, A, B, s, idx):
@@ -199,225 +234,194 @@ def batched(x, W, A, B, s, idx):
 
 
 # %% [markdown]
-# **Predict.** 32 rows, each on an adapter of its own, at the width of SmolLM2. Which of the three is fastest, and by what factor does the loop lose?
+# **Predict.** 32 rows have 32 different adapters, in a layer as wide as SmolLM2's. Which of the three functions is the fastest?
 
 # %%
 rng = np.random.default_rng(0)
-rows, width, out, r = 32, 576, 1536, 8
-library = ln.AdaptedLinear(ln.Linear(rng.standard_normal((out, width), dtype="float32")))
-for k in range(rows):
-    factors = rng.standard_normal((r, width)), rng.standard_normal((out, r))
-    library.adapters[str(k)] = LoraAdapter.build(ln.LoraConfig(r=r, lora_alpha=16), library.base_layer, factors)
-x = rng.standard_normal((rows, width), dtype="float32")
+b, d, f, r = 32, 576, 1536, 8  # rows, hidden size, MLP size, rank
+library = ln.AdaptedLinear(ln.Linear(rng.standard_normal((f, d), dtype="float32")))
+for k in range(b):
+    factors = rng.standard_normal((r, d)), rng.standard_normal((f, r))
+    settings = ln.LoraConfig(r=r, lora_alpha=16)
+    library.adapters[str(k)] = LoraAdapter.build(settings, library.base_layer, factors)
+x = rng.standard_normal((b, d), dtype="float32")
 W, s = library.base_layer.weight.value, 16 / r
-adapters = [library.adapters[str(k)] for k in range(rows)]
-A, B = (np.stack([getattr(adapter, name).value for adapter in adapters]) for name in ("lora_A", "lora_B"))
+stacked = [library.adapters[str(k)] for k in range(b)]
+A = np.stack([each.lora_A.value for each in stacked])  # (n, r, in)
+B = np.stack([each.lora_B.value for each in stacked])  # (n, out, r)
 
-for title, idx in {"32 rows, 32 adapters": np.arange(rows), "32 rows, 3 adapters and the base": rng.integers(-1, 3, rows)}.items():
-    who = AdapterRows(["__base__" if k < 0 else str(k) for k in idx])
-    y = library.forward(x[:, None], ln.Context(adapter=who))[0][:, 0]  # (b, 1, in) → (b, 1, out): a token a row
-    print(title)
-    for f in (loop, grouped, batched):
+lines = []
+cases = {"32 adapters": np.arange(b), "3 adapters and the base": rng.integers(-1, 3, b)}
+for title, idx in cases.items():
+    names = AdapterRows(["__base__" if k < 0 else str(k) for k in idx])
+    y, _ = library.forward(x[:, None], ln.Context(adapter=names))  # (b, 1, in) → (b, 1, out)
+    for function in (loop, grouped, batched):
         seconds = []
         for _ in range(15):
             started = time.perf_counter()
-            mine = f(x, W, A, B, s, idx)
+            mine = function(x, W, A, B, s, idx)
             seconds.append(time.perf_counter() - started)
-        print(f"  {f.__name__:8}{1000 * statistics.median(seconds):8.2f} ms   differs from the library by {abs(mine - y).max() / abs(y).max():.0e}")
+        error, ms = abs(mine - y[:, 0]).max() / abs(y).max(), 1000 * statistics.median(seconds)
+        line = {"32 rows on": title, "function": function.__name__, "ms": ms, "error": error}
+        lines.append(line)
+show(lines, {"32 rows on": "", "function": "", "ms": ".2f", "error": ".0e"})
 
 # %% [markdown]
-# Few adapters with many rows each: segments. Many with a row each: the batched product. The library takes either, by the size of the segments (`lora_np/peft/mixed.py`),
-# and keeps the stack from one step to the next. In a whole model it is an argument of the call:
+# `error` is the relative difference from the library's result. A few adapters with many rows each: segments are good. Many adapters with one row each: the batched product is good. The library chooses by the size of the segments
+# (`lora_np/peft/mixed.py`) and keeps the stack from one step to the next.
+#
+# In a whole model, the adapters are an argument of the call:
 
 # %%
-beginnings = ["import sys\n\n\ndef ", "<|im_start|>user\nWhy is the sea salt?<|im_end|>\n<|im_start|>assistant\n", "The answer is "]
-names = ["code", "voice", "__base__"]
-answers = ln.generate(model, [ln.data.encode(text) for text in beginnings], max_new_tokens=60, adapter_names=names)
-for name, text, answer in zip(names, beginnings, answers, strict=True):
-    print(f"{name:9}{text.splitlines()[-1]!r} → {ln.data.decode(answer)!r}")
+prompts = {
+    "code": "import sys\n\n\ndef ",
+    "voice": "<|im_start|>user\nWhy is the sea salt?<|im_end|>\n<|im_start|>assistant\n",
+    "__base__": "The answer is ",
+}
+names = list(prompts)
+encoded = [ln.data.encode(text) for text in prompts.values()]
+answers = ln.generate(model, encoded, max_new_tokens=60, adapter_names=names)
+for (name, text), answer in zip(prompts.items(), answers, strict=True):
+    print(f"{name:9}{text.splitlines()[-1]!r} →\n         {ln.data.decode(answer)!r}")
 
 three = np.stack([tokens[0]] * 3)
 mixed, _ = model.forward(three, adapter_names=names)
+print()
 for i, name in enumerate(names):
     alone, _ = model.forward(three[i : i + 1], adapter_names=[name])
-    print(f"row {i}, {name}: differs from the row alone by {abs(mixed[i] - alone[0]).max() / abs(alone).max():.0e}")
+    print(f"row {i}, {name}: error {abs(mixed[i] - alone[0]).max() / abs(alone).max():.0e}")
 
 # %% [markdown]
-# **Predict.** A whole decode step of 32 rows. How much longer does it take when each row has an adapter of its own than when all have the same one?
+# Each row continues in its own style, and each row of the mixed batch equals the same row alone. The text itself has no meaning. "tiny" has one million parameters, writes byte by byte, and each adapter was trained for
+# 60 steps: it learned the look of Python, or the sound of an answer, and not their content. The held-out losses above are the better measure. Notebook 10 does the same with a real language model.
+#
+# **Predict.** A decode step of 32 rows in a whole model: how much longer does it take if each row has its own adapter?
+
+# %% jupyter={"source_hidden": true}
+# prints the time of a decode step with one adapter and with one adapter per row
+step = Table.load("../figures/data/serving_step.json")
+lines = []
+for row in step.rows:
+    ratios = {"× one adapter": row["to_one"], "× lora_np": row["to_ours"]}
+    line = {"model": row["model"], "adapters": row.get("competitor", row.get("side"))}
+    lines.append(line | {"ms": 1000 * row["seconds"]} | ratios)
+show(lines, dict(zip(lines[0], ("", "", ".1f", ".2f", ".2f"), strict=True)))
 
 # %%
-step = Table.load("../figures/data/serving_step.json")
-for row in step.rows:
-    print(f"{row['model']:14}{row['side']:12}{1000 * row['seconds']:8.1f} ms   {row['to_one']:5.2f}× one adapter   {row['to_ours'] or float('nan'):5.2f}× ours")
+Markdown(findings.say("serving.tiny.each", "serving.smollm2.each"))
 
 # %% [markdown]
-# The base's products are most of the step, and they are made once either way. PEFT's mixed batch goes through the adapters one after another in every layer; that is
-# right, and with 32 of them slow.
+# The products with the base's weights take most of the step, and they are computed once in both cases. PEFT's mixed batch runs the adapters one after another in every layer. This is correct, but slow with 32 adapters.
 #
-# ## Lab: when merging lies
+# ## Lab: when the checks of a merge mislead
 #
-# Five experiments. Each has a number that says "all is well", or "all is lost", and the held-out loss to ask after it. Write your prediction down each time.
+# Each of the three experiments has a number that seems to say "all is well" or "all is lost". The held-out loss shows what is true. Write down your prediction each time.
 #
 # ### 1. The average of an adapter and itself
 #
-# Two files hold the same adapter: each computes the same logits. You average their factors, $\tfrac12 (A_1 + A_2)$ and $\tfrac12(B_1 + B_2)$, and check that each
-# number is the mean of the two. **Predict** what the average has learned.
+# Two files contain the same adapter: both compute the same logits. You average their factors, $\tfrac12 (A_1 + A_2)$ and $\tfrac12(B_1 + B_2)$, and check that each number is the mean of the two. **Predict** what
+# the average has learned.
 
 # %%
 model.add_adapter("twin", config)
 layers = model.lora_layers()
-for layer in layers:
-    layer.adapters["twin"].lora_A.value[...] = -layer.adapters["voice"].lora_A.value  # (B M)(M⁻¹ A) = B A for every invertible M; here M = −1
-    layer.adapters["twin"].lora_B.value[...] = -layer.adapters["voice"].lora_B.value
+for layer in layers:  # (B M)(M⁻¹ A) = B A for every invertible M; here M = −1
+    voice, twin = layer.adapters["voice"], layer.adapters["twin"]
+    twin.lora_A.value[...] = -voice.lora_A.value
+    twin.lora_B.value[...] = -voice.lora_B.value
 
+lines = []
 for kind in ("linear", "cat"):
-    print(model.add_weighted_adapter(["voice", "twin"], [0.5, 0.5], f"average, {kind}", kind))
-A1, A2, A_average = (layer.adapters[name].lora_A.value for name in ("voice", "twin", "average, linear"))
-print("each number of A is the mean of the two:", np.allclose(A_average, (A1 + A2) / 2), "\n")
+    name = f"average, {kind}"
+    report = model.add_weighted_adapter(["voice", "twin"], [0.5, 0.5], name, kind)
+    lines.append({"combination type": kind, "error of ΔW": report.error})
+show(lines, {"combination type": "", "error of ΔW": ".0e"})
+A1, A2, mean = (layer.adapters[n].lora_A.value for n in ("voice", "twin", "average, linear"))
+print("each number of A is the mean of the two:", np.allclose(mean, (A1 + A2) / 2), "\n")
 show_losses(None, "voice", "twin", "average, linear", "average, cat")
 
 # %% [markdown]
-# Nothing: it is the base. $(-B)(-A) = BA$ is the same adapter, and the mean of $A$ and $-A$ is zero. $A$ and $B$ apart mean nothing, since $(BM)(M^{-1}A) = BA$ for
-# every invertible $M$, and training ends at a different $M$ every time. What `linear` makes depends on it; what `cat` makes, $\sum w_i \Delta W_i$, does not. For two adapters
-# $\sqrt{w}$ goes on both factors, and multiplying out shows what comes beside the sum:
+# It has learned nothing: it equals the base. $(-B)(-A) = BA$ is the same adapter, and the mean of $A$ and $-A$ is zero. $A$ and $B$ have no meaning separately, since $(BM)(M^{-1}A) = BA$ for every invertible $M$,
+# and each training ends at another $M$. The result of `linear` depends on $M$; the result of `cat`, $\sum w_i \Delta W_i$, does not. With two adapters, `linear` puts $\sqrt{w}$ on both factors. Multiplying out shows the terms that it adds to the sum:
 #
 # $$(\sqrt{w_1} B_1 + \sqrt{w_2} B_2)(\sqrt{w_1} A_1 + \sqrt{w_2} A_2) = w_1 B_1 A_1 + w_2 B_2 A_2 + \sqrt{w_1 w_2}\,(B_1 A_2 + B_2 A_1)$$
 #
-# So every combination here reports its error of ΔW, computed from the products and not from the factors.
+# Therefore every combination in this library reports its error of $\Delta W$, computed from the products and not from the factors.
 #
 # ### 2. Exactly the sum, and worse than the base
 #
-# `cat` is exact. **Predict:** half of the code adapter and half of the voice. Where does its loss on code lie: between those of its parents, at the base, or above the base?
+# `cat` is exact. **Predict.** Half of the code adapter plus half of the voice adapter: is the loss on code between the losses of the two adapters, equal to the base's, or above the base's?
 
 # %%
+lines = []
 for weights in ([0.5, 0.5], [0.7, 0.3], [1.0, 1.0]):
     name = "cat " + " + ".join(f"{w:.0%}" for w in weights)
-    print(f"{name}: error of ΔW {model.add_weighted_adapter(['code', 'voice'], weights, name, 'cat').error:.0e}")
+    report = model.add_weighted_adapter(["code", "voice"], weights, name, "cat")
+    lines.append({"code + voice": name, "error of ΔW": report.error})
+show(lines, {"code + voice": "", "error of ΔW": ".0e"})
 print()
-show_losses(None, "code", "voice", *[name for name in model.peft_config if name.startswith("cat")])
+show_losses(None, "code", "voice", *(line["code + voice"] for line in lines))
 
 # %% [markdown]
-# Above it: half a voice makes the model forget more code than half a code adapter teaches. The report says 0, and rightly, since it says whether the combination is what was
-# *asked for*. Whether that was a good thing to ask only held-out text of each domain knows. Weights that sum to one are no protection.
+# With equal halves the loss on code is above the base's: half of the voice makes the model forget more code than half of the code adapter teaches. The reported error is zero, and this is correct, because the report compares the
+# combination with the sum that was *requested*. Whether this sum is useful, only held-out text of each domain shows. Weights that sum to one do not prevent the harm.
 #
-# ### 3. A large error that hardly harms
+# ### 3. A large error that does little harm
 #
-# Now the other way. `svd` keeps the best 8 of the 16 directions, and its report is alarming. **Predict** which part of the gain is lost. Here are all the types, of two adapters that were
-# trained for longer, each at its own best scale.
+# Now the reverse. `svd` keeps the best 8 of the 16 directions, and its reported error is large. **Predict** the share of the gain that is lost. The picture shows all types, with two adapters that were trained longer, each type
+# at its own best scale. (The study evaluates on longer windows than this notebook, so its losses are lower.)
 
 # %%
 joined = Table.load("../figures/data/combinations.json")
 plots.combinations_chart(joined);
 
 # %%
-cat, svd, linear = (joined.where(kind=kind)[0] for kind in ("cat", "svd", "linear"))
-before = joined.where(kind="base")[0]
-for row in (cat, svd, linear):
-    gain, whole = (sum(before[d] - one[d] for d in ("code", "voice")) for one in (row, cat))
-    print(f"{row['kind']:8}error of ΔW {row['error']:.2f}; gain over the base, on both together, {gain:.2f} nats: {gain / whole:.0%} of cat's")
+row = {kind: joined.where(kind=kind)[0] for kind in ("base", "cat", "svd", "linear")}
+both = {kind: row[kind]["code"] + row[kind]["voice"] for kind in row}
+lines = [
+    {
+        "type": kind,
+        "error of ΔW": row[kind]["error"],
+        "gain, both domains": both["base"] - both[kind],
+        "of cat's gain": (both["base"] - both[kind]) / (both["base"] - both["cat"]),
+    }
+    for kind in ("cat", "svd", "linear")
+]
+show(lines, dict(zip(lines[0], ("", ".2f", ".2f", ".0%"), strict=True)))
 
 # %% [markdown]
-# Much of the norm of ΔW lies in directions that matter little. Even `linear`, at the scale that suits it best, keeps most of the gain. The error of ΔW is a warning, and a fair one between the types (those in cyan, which work on ΔW, come out ahead of those in green, on $A$ and $B$ apart), but it is no loss.
+# A large part of the norm of $\Delta W$ is in directions that matter little. Even `linear`, at its best scale, keeps most of the gain. The error of $\Delta W$ is a useful warning: the types that work on $\Delta W$ end
+# below the types that work on $A$ and $B$ separately. But it is not a loss.
 #
-# ### 4. Merged, and rounded
-#
-# Published models come in 16 bits, and some in fewer. There the sum has to be rounded to what the format has: $W' = \mathrm{round}(W + \Delta W)$. If a ΔW is less than half a step, $W' = W$ and the number has learned nothing.
-# An adapter that has been trained for a short time is small; here ours is shrunk, to see when that begins to matter. **Predict**, for a tenth of the adapter: what share of the weights has not changed at
-# all in bfloat16, in 8 bits, in 4? And which share of the adapter's effect is lost?
-
-# %%
-def to(dtype):
-    return lambda x: x.astype(dtype).astype("float32")
-
-
-FORMATS = {
-    "bfloat16": to(ml_dtypes.bfloat16),
-    "float8 (e4m3)": to(ml_dtypes.float8_e4m3fn),
-    "NF4": lambda x: dequantize_4bit(quantize_4bit(x)),
-}
-originals = [layer.base_layer.weight.value for layer in layers]
-deltas = [layer.delta_weight("voice") for layer in layers]
-
-
-def loss_with(weights):
-    """Of the base, with these weights in it for as long as it takes."""
-    for layer, weight in zip(layers, weights, strict=True):
-        layer.base_layer.weight.value = weight
-    measured = loss("voice")
-    for layer, weight in zip(layers, originals, strict=True):
-        layer.base_layer.weight.value = weight
-    return measured
-
-
-lines = []
-for title, rounded in FORMATS.items():
-    base = [rounded(w) for w in originals]
-    start = loss_with(base)
-    for share in (1, 0.1, 0.01):
-        exact = [w + share * delta for w, delta in zip(base, deltas, strict=True)]
-        stored = [rounded(w) for w in exact]
-        same = np.mean(np.concatenate([(a == b).ravel() for a, b in zip(stored, base, strict=True)]))
-        off = np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(stored, exact, strict=True)) / sum(np.sum((share * d) ** 2) for d in deltas))
-        stays = (start - loss_with(stored)) / (start - loss_with(exact))
-        lines.append({"format": title, "ΔW times": share, "weights unchanged": same, "ΔW off by": off, "of the gain stays": stays})
-show(lines, {"format": "", "ΔW times": "g", "weights unchanged": ".0%", "ΔW off by": ".2f", "of the gain stays": ".0%"})
-
-# %% [markdown]
-# Two surprises. bfloat16 leaves many weights as they were and yet keeps nearly all of the effect: that is in the large entries of ΔW, and what rounding does to the small ones points in no direction. And in NF4
-# most weights change while next to nothing of a small adapter remains: the largest number of a block is its scale, and when that moves, so does everything beside it. *How many numbers changed* says
-# nothing.
-#
-# ### 5. Over a quantised base
-#
-# So for QLoRA. **Predict** what the library does when it is told to merge into four bits. And the way around it, to merge into the weights from *before* they were quantised, which are lying about on disk: is that the same model?
-
-# %%
-rounded = FORMATS["NF4"]
-quantized = ln.get_peft_model(ln.quantize_model(ln.load_model("tiny"), double_quant=False), config, "voice", seed=1)
-batches = ln.data.Batches(merging.corpus("voice", "train"), batch_size=8, seq_len=64)
-ln.train(quantized, batches, ln.AdamW(lr=4e-3), 20, schedule=ln.WarmupCosine(20, warmup=4), max_grad_norm=1.0)
-try:
-    quantized.merge_adapter()
-except RuntimeError as error:
-    print(f"RuntimeError: {error}\n")
-
-with_bypass = ln.evaluate(quantized, heldout["voice"])
-ours = [layer.delta_weight("voice") for layer in ln.dequantize_model(quantized).lora_layers()]
-nf4 = [rounded(w) for w in originals]
-ways = {
-    "as it was trained: NF4 and the bypass": with_bypass,
-    "dequantised, merged, left in float32": loss_with([w + d for w, d in zip(nf4, ours, strict=True)]),
-    "merged into the weights from before": loss_with([w + d for w, d in zip(originals, ours, strict=True)]),
-    "merged and quantised again": loss_with([rounded(w + d) for w, d in zip(nf4, ours, strict=True)]),
-}
-for way, measured in ways.items():
-    print(f"{way:40}{measured:.4f} nats a byte")
-
-# %% [markdown]
-# Only the second is the model that was trained, at float32's size. The third has another base under the adapter, which may be a little better or worse but was never tested; the fourth is
-# experiment 4. With a quantised base, serve the bypass: a mixed batch over QLoRA needs no merging.
-#
-# **What to take along.** Judge a merge by ΔW, never by $A$ and $B$. Then judge it by held-out text, of every domain that it is to serve. Do both with the weights as they are *stored*. And keep the adapter: it is the only
-# copy that has been tested.
+# **What to keep from the lab.** Compare merges by $\Delta W$, never by $A$ and $B$. Then evaluate the result on held-out text of every domain that it will serve, with the weights as they are *stored*: notebook 07 shows that
+# rounding to 16, 8 or 4 bits can remove a small $\Delta W$. Keep the adapter file, because it is the only copy that was tested.
 #
 # ## A server
 #
-# Requests do not come in batches. `AdapterServer` batches them as they come (*continuous batching*, [Yu et al. 2022](https://www.usenix.org/conference/osdi22/presentation/yu)): one joins between two steps, another leaves, and each row
-# has its adapter. **Predict:** with room for two rows, in which order do these four finish?
+# Requests do not arrive in batches. `AdapterServer` forms batches while they arrive (*continuous batching*, [Yu et al. 2022](https://www.usenix.org/conference/osdi22/presentation/yu)): between two steps, a
+# new request joins and a finished one leaves, and each row has its own adapter. **Predict.** The server has room for two rows. In which order do these four requests finish?
 
 # %%
 server = ln.AdapterServer(model, max_batch=2)
-for name, text, length in [("code", beginnings[0], 24), ("voice", beginnings[1], 8), ("__base__", beginnings[2], 8), ("code", "class ", 4)]:
-    server.submit(ln.data.encode(text), name, length, on_finish=lambda r: print(f"         finished: {r.adapter}, {ln.data.decode(r.tokens)!r}"))
+requests = [("code", 24), ("voice", 8), ("__base__", 8), ("code", 4)]  # adapter, new tokens
+
+
+def report(request):
+    print(f"         finished: {request.adapter}, {len(request.tokens)} tokens")
+
+
+for name, length in requests:
+    server.submit(ln.data.encode(prompts[name]), name, length, on_finish=report)
 steps = 0
 while not server.idle:
     if steps % 4 == 0:
-        print(f"step {steps:2}: rows {[request.adapter for request in server.running]}, {len(server.waiting)} waiting")
+        running = ", ".join(request.adapter for request in server.running) or "none"
+        print(f"step {steps:2}: running {running}; {len(server.waiting)} waiting")
     server.step()
     steps += 1
 
 # %% [markdown]
-# The short ones do not wait for the long one that came first. With the extra `serve` there is an HTTP door in front of the engine, which speaks OpenAI's protocol; the field `model` names the adapter:
+# The short requests do not wait for the long one that came first. With the extra `serve` the engine has an HTTP interface with OpenAI's protocol; the field `model` names the adapter:
 #
 # ```
 # pip install -e ".[serve]"
@@ -431,14 +435,97 @@ while not server.idle:
 # from openai import OpenAI
 #
 # client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
-# for chunk in client.chat.completions.create(model="keeper", messages=[{"role": "user", "content": "Why does bread rise?"}], stream=True):
+# messages = [{"role": "user", "content": "Why does bread rise?"}]
+# for chunk in client.chat.completions.create(model="keeper", messages=messages, stream=True):
 #     print(chunk.choices[0].delta.content or "", end="")
 # ```
 #
+# ## Recap
+#
+# Adapters share the base's weights, so a thousand adapters need a tenth of the memory of a thousand merged models here. In a mixed batch the product with $W$ is computed once for all rows, and only the small products with $A$ and $B$
+# differ. A merged model computes the same as the adapter, up to rounding, at the base's cost, but it serves one adapter only. $A$ and $B$ have no meaning separately: combine adapters by their $\Delta W$, and evaluate the result on held-out
+# text of each domain.
+#
+# ## Three questions
+#
+# 1. Why can one product with $W$ serve a batch in which every row has another adapter?
+#
+# <details><summary>Answer</summary>
+#
+# $W$ is the same for all rows. Only the bypass $s\,(x A^\top) B^\top$ depends on the adapter, and it is added afterwards.
+#
+# </details>
+#
+# 2. In which case is a merged model better than a mixed batch?
+#
+# <details><summary>Answer</summary>
+#
+# If all requests use the same adapter. Then the bypass costs time in every layer and gives no choice in return.
+#
+# </details>
+#
+# 3. Two adapters have the same $\Delta W$. Why can the mean of their factors be another adapter?
+#
+# <details><summary>Answer</summary>
+#
+# $(BM)(M^{-1}A) = BA$ for every invertible $M$. The factors can differ although the products are equal, and the product of two means is not the mean of the products.
+#
+# </details>
+#
 # ## Try
 #
-# 1. In experiment 1 let $M$ be a rotation: `M, _ = np.linalg.qr(rng.standard_normal((8, 8)))`, $A_2 = M^\top A$, $B_2 = BM$. How large is the error of `linear` now, and why does it not depend on the weights as long as both are alike?
-# 2. From which share of code on are the two adapters together better than the base on both domains? Then find the two weights with the least sum of both losses. Do they sum to one?
-# 3. At how many rows a segment does `grouped` overtake `batched` on your machine? The library's answer is `SMALL` in `lora_np/peft/mixed.py`.
-# 4. "average, cat" of experiment 1 has rank 16 and the voice's ΔW. Join it with the code adapter by `linear`, then by `svd`. Why must the first refuse?
-# 5. Train the adapter of experiment 5 for five steps instead of twenty. Which of the four ways suffers, and why?
+# 1. In experiment 1 let $M$ be a rotation: `M, _ = np.linalg.qr(rng.standard_normal((8, 8)))`, $A_2 = M^\top A$, $B_2 = BM$. How large is the error of `linear` now? Does it depend on the weights, if both weights are equal?
+#
+# <details><summary>Hint</summary>
+#
+# Use the same `M` in every layer, and add the combination with the weights `[0.5, 0.5]`, then with `[0.2, 0.2]`.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# About 0.64 of the sum's norm, with both pairs of weights. With equal weights $w$, every term of the product has the factor $\sqrt{w}\sqrt{w} = w$, so the *relative* error does not depend on $w$.
+#
+# </details>
+#
+# 2. From which share of code on is `cat` with weights (share, 1 − share) better than the base on both domains?
+#
+# <details><summary>Hint</summary>
+#
+# Repeat the cell of experiment 2 with shares from 0.5 to 0.9.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# From about 0.55 on: there the loss on code is 1.638, and the base's is 1.647. On the voice, every share that you tried is far better than the base.
+#
+# </details>
+#
+# 3. With how many rows per segment is `grouped` faster than `batched` on your machine?
+#
+# <details><summary>Hint</summary>
+#
+# `idx = np.arange(32) // n` has segments of n rows. Measure both functions for n = 1, 2, 4, 8, 16.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# It depends on the machine, but a few rows per segment are enough: `grouped` then needs fewer calls, and `batched` gains nothing from rows that share an adapter. The library's choice is `SMALL` in `lora_np/peft/mixed.py`.
+#
+# </details>
+#
+# 4. "average, cat" of experiment 1 has rank 16 and the voice's $\Delta W$. Combine it with the code adapter by `linear`, then by `svd`. Why must `linear` refuse?
+#
+# <details><summary>Hint</summary>
+#
+# Read the error message, and write down the shapes of $A_1 + A_2$.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# `linear` adds the factors, and $A_1$ has the shape (16, in), $A_2$ (8, in): they have no sum. `svd` works on $\Delta W$, whose shape does not depend on the rank.
+#
+# </details>

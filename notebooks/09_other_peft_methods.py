@@ -13,14 +13,30 @@
 # %% [markdown]
 # # Other PEFT methods
 #
-# LoRA is one way to train little. This notebook has eleven others (one of them, QLoRA, is notebook 07's), each with its equation and the few lines that are it, and then
-# what they are worth when each gets the learning rate that suits it, on the same text, with the same number of steps.
+# LoRA is one parameter-efficient method. This notebook presents eleven others, each with its equation and a few lines of code. Then it compares all of them: which method learns the most per trained number, what does each cost, and what does
+# it forget?
 #
-# First the result. "tiny", which has read English, learns Python code.
+# **You will learn** to
 #
-# **Predict.** Which comes nearest to full fine-tuning: the method that trains the most numbers? And what does an eighth of LoRA's numbers buy?
+# - explain where each method changes a Transformer block, and derive how many numbers it trains;
+# - implement the forward pass of DoRA, VeRA, a prefix and a bottleneck adapter, and check it against the library;
+# - judge a claim about a method by a comparison at each method's own best learning rate.
+#
+# **Before you start**: LoRA (notebook 02), attention with keys and values (notebook 01), the singular value decomposition (notebook 04), and the setting of notebook 05.
+#
+# Two sittings of 35 minutes: *the methods* and *the comparison*. About 10 seconds to run.
+#
+# Three letters mean something else here than in the other notebooks: $v$ is the number of virtual tokens of a prefix, $m$ the width of an adapter, and $\ell$ the lengths of the rows of a matrix.
+#
+# ## The result first
+#
+# "tiny", which knows English, learns Python code. Every method has its own best learning rate and the same 200 steps.
+#
+# **Predict.** Which method comes closest to full fine-tuning: the one that trains the most numbers? How much of LoRA's gain remains if only an eighth of its numbers is trained?
 
 # %%
+import textwrap
+
 import numpy as np
 from IPython.display import Markdown
 
@@ -28,72 +44,63 @@ import lora_np as ln
 from lora_np import plots
 from lora_np.costs import houlsby_parameters, prefix_parameters
 from lora_np.peft import VeraConfig
+from lora_np.report.results import Findings
 from lora_np.studies.harness.paired import paired_differences
 from lora_np.studies.harness.table import Table, show
-from lora_np.studies.methods import lesson
-from lora_np.studies.methods.claims import forgetting, promises_markdown
+from lora_np.studies.harness.words import percent
+from lora_np.studies.methods import claims, lesson
 from lora_np.studies.methods.comparison import lora_by_rank
 
-compared, costs, convergence = (Table.load(f"../figures/data/{name}.json") for name in ("comparison", "method_costs", "convergence"))
-ranks = lora_by_rank(compared, convergence)  # notebook 05's runs: the same base, text, steps, batch and α/r
+
+def load(name):
+    return Table.load(f"../figures/data/{name}.json")
+
+
+findings = Findings("../figures")
+compared, costs = load("comparison"), load("method_costs")
+ranks = lora_by_rank(compared, load("convergence"))  # LoRA's runs of notebook 05
 plots.quality_against_parameters(compared, ranks);
 
 # %% [markdown]
-# The cyan line is LoRA itself with more numbers or fewer. It is the fairer question to a method that trains few: does LoRA do as well with as many? Between two ranks the
-# line is straight over the logarithm of the count. Runs of one seed read the text in the same order, so each is held against the line of its own seed; a method is *above* or
-# *below* where all three say so.
+# The line is LoRA itself at ranks 1 to 64. DoRA trains more numbers than LoRA and does not gain more. Rank 1 trains an eighth of LoRA's numbers and keeps most of its gain. The second sitting reads this picture in detail.
+#
+# # First sitting: the methods
+#
+# ## A map of the methods
+#
+# There are three ideas: change the weights; give the attention more to read (a prefix); add layers (adapters). A change of the weights can be merged into $W$ and then costs nothing. The other two cannot be merged.
+#
+# | method | where it changes the block | what it trains | numbers per linear layer or block | merged? |
+# |---|---|---|---|---|
+# | full fine-tuning | every weight | all weights | all | – |
+# | LoRA | beside each linear layer: $+\,s\,BA$ | $A$, $B$ | $r\,(\text{in} + \text{out})$ | yes |
+# | QLoRA (notebook 07) | like LoRA, $W$ in four bits | $A$, $B$ | like LoRA | after dequantising |
+# | rsLoRA | like LoRA, other scaling | $A$, $B$ | like LoRA | yes |
+# | LoRA+ | like LoRA, other learning rate for $B$ | $A$, $B$ | like LoRA | yes |
+# | PiSSA | like LoRA, other start | $A$, $B$ | like LoRA | yes |
+# | LoRA-FA | like LoRA, $A$ frozen | $B$ | $r \cdot \text{out}$ | yes |
+# | DoRA | each linear layer: direction and length apart | $A$, $B$, lengths $\ell$ | $r\,(\text{in} + \text{out}) + \text{out}$ | yes |
+# | VeRA | beside each linear layer, $A$ and $B$ shared and frozen | two vectors $\lambda_d$, $\lambda_b$ | $r + \text{out}$ | yes |
+# | prefix tuning | $v$ extra keys and values in each attention | $P_K$, $P_V$ | $2\,v\,n_{kv}\,d_h$ per block | no |
+# | prefix with MLP | the same; a small network makes the prefix during training | the network | see the code | no |
+# | Houlsby adapters | a small network after attention and after the MLP | $W_\downarrow$, $W_\uparrow$, biases | $2\,(2md + d + m)$ per block | no |
+# | Pfeiffer adapters | a small network after the MLP only | $W_\downarrow$, $W_\uparrow$, biases | $2md + d + m$ per block | no |
 
 # %%
-rows = {row["method"]: row for row in lesson.summary(compared)}
-counts = sorted({row["trainable"] for row in ranks.rows})
-
-
-def lora_with_as_many(n, seed):
-    shares = [next(row["recovered"] for row in ranks.where(trainable=count, seed=seed)) for count in counts]
-    return np.interp(np.log(n), np.log(counts), shares)
-
-
-verdicts, lines = {}, []
-for method, row in sorted(rows.items(), key=lambda item: item[1]["trainable"]):
-    if method not in ("full", "lora"):
-        runs = compared.where(phase="seeds", method=method)
-        apart = [run["recovered"] - lora_with_as_many(run["trainable"], run["seed"]) for run in runs]
-        verdict = verdicts[method] = "above" if min(apart) > 0 else "below" if max(apart) < 0 else "not told apart"
-        points = ", ".join(f"{100 * difference:+.1f}" for difference in apart)
-        lines.append({
-            "method": row["label"],
-            "trained": row["trainable"],
-            "gain": row["recovered"],
-            "less LoRA with as many, points by seed": points,
-            "verdict": verdict,
-        })
-print("gain: the share of full fine-tuning's")
-show(lines, dict(zip(lines[0], ("", ",", ".0%", "", ""), strict=True)))
-print(f"\nnot told apart from LoRA with as many: {', '.join(rows[m]['label'] for m, verdict in verdicts.items() if verdict == 'not told apart')}")
-print(f"above: {', '.join(rows[m]['label'] for m, verdict in verdicts.items() if verdict == 'above') or 'none'}")
-one, of_lora = (np.mean([row["recovered"] for row in ranks.where(r=r)]) for r in (1, 8))
-print(f"LoRA of rank 1, an eighth of the numbers of rank 8, has {one / of_lora:.0%} of its gain")
+plots.method_diagrams();
 
 # %% [markdown]
-# To the question: no. DoRA trains the most after full fine-tuning and stands third, behind LoRA and QLoRA by less than a point. The count decides less than one would think: an eighth of LoRA's numbers
-# buys most of LoRA's gain, and a prefix with MLP trains three times as many numbers as VeRA and gains a third less.
+# rsLoRA, LoRA+ and PiSSA look like LoRA in such a drawing; LoRA-FA has a grey $A$.
 #
-# Nothing lies above the line. But do not make much of a point or two below it: rsLoRA, which at one rank is LoRA with another $\alpha$, is such a distance away, so much the setting and a grid of rates a factor of two apart
-# can do. What lies further off says something of the method: here LoRA+, the adapters and above all the prefixes are a worse way to spend their numbers than LoRA of a suitable rank. (Read the table and not the picture
-# where points were moved aside.)
-#
-# (The picture's title names those that tie with the *best* one, seed against seed. A method with a higher mean can be missing among them: it lost to the best by a little, but with every seed.)
-
-# %% [markdown]
 # ## One call for all of them
 #
-# A method is a configuration. `get_peft_model` freezes the base and puts in what the configuration says.
+# A method is a configuration. `get_peft_model` freezes the base and inserts the adapter that the configuration describes. The scaling $s = \alpha/r = 8$ is notebook 05's, so that its runs can be compared with these.
 #
-# **Predict** the largest and the smallest count before you run this.
+# **Predict** which method trains the most numbers and which the fewest.
 
 # %%
 r, v, m = 8, 20, 11  # LoRA's rank, virtual tokens, an adapter's width
-s = 8.0  # α/r: notebook 05's, so that its runs can stand beside these. With each rate swept it decides a point or two (see rsLoRA)
+s = 8.0  # α/r
 
 everywhere = {"r": r, "lora_alpha": s * r, "target_modules": "all-linear"}
 configs = {
@@ -107,58 +114,54 @@ configs = {
     "Houlsby": ln.BottleneckConfig(bottleneck_size=m),
     "Pfeiffer": ln.BottleneckConfig(bottleneck_size=m, placement="pfeiffer"),
 }
-models = {name: ln.get_peft_model(ln.load_model("tiny"), config) for name, config in configs.items()}
+models = {name: ln.get_peft_model(ln.load_model("tiny"), c) for name, c in configs.items()}
 trained = {name: ln.costs.count(model).trainable for name, model in models.items()}
 
-c = ln.load_model("tiny").config
-d, L, kv = c.hidden_size, c.num_hidden_layers, c.num_key_value_heads * c.head_dim
-shapes = [layer.base_layer.weight.value.shape for layer in models["LoRA"].lora_layers()]  # (out, in) of each
+tiny = ln.load_model("tiny").config
+d, blocks = tiny.hidden_size, tiny.num_hidden_layers
+kv = tiny.num_key_value_heads * tiny.head_dim  # numbers in a token's keys
+shapes = [layer.base_layer.weight.value.shape for layer in models["LoRA"].lora_layers()]
 outs = sum(out for out, _ in shapes)
+of_lora = sum(r * (out + in_) for out, in_ in shapes)  # (out, in) of each layer
 expected = {
-    **dict.fromkeys(("LoRA", "rsLoRA", "PiSSA"), sum(r * (out + in_) for out, in_ in shapes)),
-    "DoRA": sum(r * (out + in_) + out for out, in_ in shapes),  # and a length for each row
-    "LoRA-FA": r * outs,  # B alone
+    **dict.fromkeys(("LoRA", "rsLoRA", "PiSSA"), of_lora),
+    "DoRA": of_lora + outs,  # and one length per row
+    "LoRA-FA": r * outs,  # B only
     "VeRA": 256 * len(shapes) + outs,  # λ_d and λ_b
-    "prefix": v * 2 * L * kv,  # a key and a value in each layer
-    "Houlsby": 2 * L * (2 * m * d + d + m),
-    "Pfeiffer": L * (2 * m * d + d + m),
+    "prefix": v * 2 * blocks * kv,  # a key and a value in each block
+    "Houlsby": 2 * blocks * (2 * m * d + d + m),
+    "Pfeiffer": blocks * (2 * m * d + d + m),
 }
-for name, n in trained.items():
-    print(f"{name:10}{n:>9,}  {n / ln.costs.count(ln.load_model('tiny')).total:6.2%} of tiny")
 assert trained == expected
-assert prefix_parameters(20, layers=32, kv_heads=32, head_dim=128) == 5_242_880  # Llama-2-7B
-assert houlsby_parameters(d, m) == 2 * m * d + d + m
+whole = ln.costs.count(ln.load_model("tiny")).total
+lines = [{"method": name, "trained": n, "of tiny": n / whole} for name, n in trained.items()]
+show(lines, {"method": "", "trained": ",", "of tiny": ".2%"})
 
 # %% [markdown]
-# Where they act, in one block of the Transformer:
-
-# %%
-plots.method_diagrams();
-
-# %% [markdown]
-# Three ideas, then: a change of the weights, by few numbers (LoRA, QLoRA, DoRA, VeRA) or by as many as there are (full fine-tuning); something more to attend to (a prefix);
-# and more layers (adapters). A change of the weights can be added into $W$, and then costs nothing. The other two cannot.
+# Each method now gets four parts: the idea, the equation, the code, and one number.
 #
-# Those without a drawing act where one of these does: rsLoRA, LoRA+ and PiSSA are drawn as LoRA is (they differ in $s$, in the rates, and in what $W$, $A$ and $B$ start as), LoRA-FA too, with a grey $A$; a prefix with MLP is a prefix
-# once it has been trained.
+# ## rsLoRA: another scaling
 #
-# ## LoRA's family
+# **Idea.** Compare ranks fairly: the update should not shrink as the rank grows.
 #
-# ### rsLoRA: another scale
+# **Equation.** $s = \dfrac{\alpha}{r} \;\longrightarrow\; s = \dfrac{\alpha}{\sqrt r}$
 #
-# $$s = \frac{\alpha}{r} \quad\longrightarrow\quad s = \frac{\alpha}{\sqrt r}$$
+# **Code.** `LoraConfig(use_rslora=True)`.
 #
-# One character in the code. It is made for comparing ranks, which notebook 06 does; at one rank it is LoRA with another α.
+# **One number.** At one rank it is LoRA with another $\alpha$: at $r = 8$, $\alpha$ is $\sqrt 8 \approx 2.8$ times as large. Notebook 06 compares ranks.
 #
-# ### LoRA+: another learning rate for B
+# ## LoRA+: another learning rate for B
 #
-# $A$ starts random and $B$ at zero, and one learning rate serves both. LoRA+ gives $B$ its own, 16 times as large. In the code: `AdamW(lr_ratio={"lora_B": 16})`.
-# What else could one scale? Adam divides the gradient by its own size, so it takes the same steps for a gradient a hundred times as large. It follows, for ε → 0 and without
-# weight decay or clipping of gradients, that all these are the same training:
+# **Idea.** $A$ starts random and $B$ starts at zero, so one learning rate need not be right for both.
+#
+# **Equation.** $\eta_B = 16\,\eta_A$
+#
+# **Code.** `AdamW(lr_ratio={"lora_B": 16})`. Which other scales could be changed? Adam divides the gradient by its own size, so a scaled gradient gives the same step. It follows that all these trainings are the same (for $\varepsilon \to 0$, without weight
+# decay and clipping):
 #
 # $$\bigl(\alpha,\; A,\; B,\; \eta_A,\; \eta_B\bigr) \;\sim\; \bigl(\tfrac{\alpha}{pq},\; pA,\; qB,\; p\,\eta_A,\; q\,\eta_B\bigr)$$
 #
-# **Predict.** $p = 8$, $q = 1/4$, four steps. How large is the difference of the losses, in float32?
+# (Here $p$ and $q$ are any two positive numbers.) **Predict.** $p = 8$, $q = 1/4$, four steps: how large is the difference of the losses in float32?
 
 # %%
 batches = ln.data.Batches(ln.data.corpus("code", "train"), batch_size=4, seq_len=64)
@@ -169,162 +172,212 @@ def losses(p, q):
     model = ln.get_peft_model(ln.load_model("tiny"), config)
     for name, parameter in model.named_parameters():
         parameter.value *= p if ".lora_A." in name else q if ".lora_B." in name else 1
-    optimizer = ln.AdamW(lr=4e-3, eps=1e-30, weight_decay=0, lr_ratio={"lora_A": p, "lora_B": q})
+    ratio = {"lora_A": p, "lora_B": q}
+    optimizer = ln.AdamW(lr=4e-3, eps=1e-30, weight_decay=0, lr_ratio=ratio)
     return ln.train(model, batches, optimizer, steps=4, progress=False).column("loss")
 
 
-print(losses(1, 1))
-print(losses(8, 1 / 4))
-assert losses(1, 1) == losses(8, 1 / 4)
+one, other = losses(1, 1), losses(8, 1 / 4)
+print("losses:", np.round(one, 4))
+print("largest difference:", np.abs(np.subtract(one, other)).max())
 
 # %% [markdown]
-# None at all: a factor of two changes an exponent and no digit. α, the size of $A$ at the start and the two rates are four numbers ($B$ starts at zero and has no size). Two
-# of them, $p$ and $q$, are free, so two degrees of freedom remain. A comparison of two α at one learning rate compares learning rates.
+# **One number.** The difference is exactly zero, because powers of two change only exponents. So two of the four scales ($\alpha$, the size of $A$, $\eta_A$, $\eta_B$) are redundant. A comparison of two values of $\alpha$ at one learning rate compares learning rates.
 #
-# ### DoRA: length and direction apart
+# ## DoRA: length and direction apart
 #
-# $$V = W + s\,BA, \qquad y_o = \frac{\ell_o}{\lVert V_o \rVert}\; x V_o^\top \qquad (V_o: \text{row } o)$$
+# **Idea.** Train the length of each row of $W$ separately from its direction.
 #
-# $\ell$ trains the length of each row, $A$ and $B$ its direction. At the start $\ell_o = \lVert W_o \rVert$. (The paper and `lora_np/ops/dora.py` call it $m$, which here is an adapter's width.)
+# **Equation.** With $V = W + s\,BA$ of shape (out, in) and its row $V_o$:
+#
+# $$y_o = \frac{\ell_o}{\lVert V_o \rVert}\; x V_o^\top, \qquad \text{at the start } \ell_o = \lVert W_o \rVert$$
+#
+# (The paper and `lora_np/ops/dora.py` call the lengths $m$.)
+#
+# **Code.**
 
 # %%
 def dora(x, W, A, B, lengths):
     """x (N, in), W (out, in), A (r, in), B (out, r), lengths (out,) → y (N, out)."""
     V = W + s * B @ A  # (out, in)
-    return x @ (lengths[:, None] * V / np.linalg.norm(V, axis=1, keepdims=True)).T  # (N, in) (in, out)
+    V *= (lengths / np.linalg.norm(V, axis=1))[:, None]  # each row gets its length
+    return x @ V.T  # (N, in) (in, out) → (N, out)
+
+
+def relative_error(a, b):
+    return f"{abs(a - b).max() / abs(b).max():.0e}"
 
 
 rng = np.random.default_rng(0)
 layer = models["DoRA"].lora_layers()[0]
-layer.adapters["default"].lora_B.value[...] = rng.normal(size=layer.adapters["default"].lora_B.value.shape) / 10
-W, A, B, lengths = (p.value for p in (layer.base_layer.weight, layer.adapters["default"].lora_A, layer.adapters["default"].lora_B, layer.adapters["default"].lora_magnitude_vector))
+adapter = layer.adapters["default"]
+adapter.lora_B.value[...] = rng.normal(size=adapter.lora_B.value.shape) / 10
+trained_parts = (adapter.lora_A, adapter.lora_B, adapter.lora_magnitude_vector)
+parts = [p.value for p in (layer.base_layer.weight, *trained_parts)]
 x = rng.normal(size=(5, d)).astype(np.float32)
 y, _ = layer.forward(x, ln.Context(adapter="default"))
-print(f"differs from the library by {abs(y - dora(x, W, A, B, lengths)).max() / abs(y).max():.0e}")
+print("error against the library:", relative_error(dora(x, *parts), y))
 
 # %% [markdown]
-# The lengths $\lVert V_o \rVert$ depend on $A$ and $B$ too. The paper and PEFT take them for constants in the backward pass, which spares a product. That is no longer the gradient of the
-# loss: a row of $V$ may then be stretched, though stretching changes nothing in $y$. Both are here, `dora_norm="detached"` and `"true"`.
-#
-# **Predict.** The two gradients of the same loss: what is the cosine between them, for $A$, for $B$, for $\ell$?
+# **One number.** $\lVert V_o \rVert$ depends on $A$ and $B$ too. The paper and PEFT treat it as a constant in the backward pass, which saves a product. The result is not the gradient of the loss any more. The library has both:
+# `dora_norm="detached"` and `"true"`. **Predict** the cosine between the two gradients, for $A$, for $B$ and for $\ell$.
 
 # %%
 def gradients(norm):
-    config = ln.LoraConfig(**everywhere, use_dora=True, dora_norm=norm, init_lora_weights=False)
-    model = ln.get_peft_model(ln.load_model("tiny"), config)
+    options = {"use_dora": True, "dora_norm": norm, "init_lora_weights": False}
+    model = ln.get_peft_model(ln.load_model("tiny"), ln.LoraConfig(**everywhere, **options))
     _, cache = model.loss(*batches[0])
     model.backward(cache)
-    parts = {"A": "lora_A", "B": "lora_B", "ℓ": "magnitude"}
-    return {part: np.concatenate([p.grad.ravel() for name, p in model.named_parameters() if word in name]) for part, word in parts.items()}
+    found = {}
+    for part, word in {"A": "lora_A", "B": "lora_B", "ℓ": "magnitude"}.items():
+        grads = [p.grad.ravel() for name, p in model.named_parameters() if word in name]
+        found[part] = np.concatenate(grads)
+    return found
 
 
 true, detached = gradients("true"), gradients("detached")
+lines = []
 for part, g in true.items():
     other = detached[part]
-    print(f"{part}: cosine {g @ other / np.linalg.norm(g) / np.linalg.norm(other):.4f}, length {np.linalg.norm(other) / np.linalg.norm(g):.3f} of the true one")
+    size, length = np.linalg.norm(g), np.linalg.norm(other)
+    cosine = g @ other / (size * length)
+    lines.append({"gradient of": part, "cosine": cosine, "length": length / size})
+show(lines, {"gradient of": "", "cosine": ".4f", "length": ".3f"})
 
 # %% [markdown]
-# Where the cosine is 1 the two agree; the others point a little aside and are a little longer, by the stretching. The comparison below trains with the detached one, as the paper and PEFT do.
+# (`length` is the detached gradient's norm divided by the true one's.) The gradient of $\ell$ is the same. The detached gradients of $A$ and $B$ point slightly elsewhere: they also stretch the rows of $V$, which changes nothing in $y$. The comparison
+# below uses the detached form, like the paper and PEFT.
 #
-# ### PiSSA: start where W is large
+# ## PiSSA: start from the largest part of W
 #
-# $$W = U \Sigma V^\top, \qquad s\,B_0 A_0 = U_r \Sigma_r V_r^\top, \qquad \text{frozen: } W - s\,B_0 A_0$$
+# **Idea.** LoRA's bypass starts at zero. PiSSA's bypass starts as the largest part of $W$ itself, and the rest of $W$ is frozen.
 #
-# LoRA's bypass starts at nothing. PiSSA's starts as the largest part of $W$ itself; what is frozen is the rest. **Predict** the singular values of what is left in the base.
+# **Equation.** $W = U \Sigma V^\top, \qquad s\,B_0 A_0 = U_r \Sigma_r V_r^\top, \qquad \text{frozen: } W - s\,B_0 A_0$
+#
+# **Code.** **Predict** the largest singular value of the frozen part.
 
 # %%
 name = "model.layers.2.mlp.up_proj"
 W = dict(ln.load_model("tiny").named_parameters())[f"{name}.weight"].value
 U, sigma, Vt = np.linalg.svd(W, full_matrices=False)
-A0, B0 = np.sqrt(sigma[:r, None] / s) * Vt[:r], U[:, :r] * np.sqrt(sigma[:r] / s)  # (r, in), (out, r)
+A0 = np.sqrt(sigma[:r, None] / s) * Vt[:r]  # (r, in)
+B0 = U[:, :r] * np.sqrt(sigma[:r] / s)  # (out, r)
 rest = W - s * B0 @ A0
 
-theirs = dict(models["PiSSA"].model.named_modules())[name].base_layer.weight.value
-left = np.linalg.svd(theirs, compute_uv=False)
-print("of W:   ", sigma[: r + 4].round(2), "…")
-print("left:   ", left[:4].round(2), "…")
-print(f"the tail: {np.allclose(left[:-r], sigma[r:], atol=1e-4)}; the same by hand: {np.allclose(rest, theirs, atol=1e-5)}")
+frozen = dict(models["PiSSA"].model.named_modules())[name].base_layer.weight.value
+left = np.linalg.svd(frozen, compute_uv=False)
+print("singular values of W:          ", sigma[: r + 3].round(2), "…")
+print("singular values of the frozen: ", left[:3].round(2), "…")
+print("error against the library:", relative_error(rest, frozen))
 
 # %% [markdown]
-# ### LoRA-FA: A stays as it was drawn
+# **One number.** The frozen part begins with the ninth singular value of $W$: exactly the first $r = 8$ are gone.
 #
-# $$dB = s\,dy^\top (x A^\top) \;-\text{ needs } xA^\top\ (N \times r); \qquad dA = s\,B^\top dy^\top x \;-\text{ needs } x\ (N \times \text{in})$$
+# ## LoRA-FA: A stays frozen
 #
-# If $A$ does not train, its input need not be kept until the backward pass.
+# **Idea.** Save activation memory: a frozen $A$ needs no gradient, so its input need not be kept.
+#
+# **Equation.** With $h = xA^\top$:
+#
+# $$dB = s\,dy^\top h \;\text{ needs } h\ (N \times r); \qquad dA = s\,B^\top dy^\top x \;\text{ needs } x\ (N \times \text{in})$$
+#
+# **Code.**
 
 # %%
-x = rng.normal(size=(1024, d)).astype(np.float32)
-for keep_x in (True, False):
-    A, B = rng.normal(size=(r, d)).astype(np.float32), np.zeros((c.intermediate_size, r), np.float32)
+x = rng.normal(size=(1024, d)).astype(np.float32)  # N = 1024 tokens
+lines = []
+for method, keep_x in (("LoRA", True), ("LoRA-FA", False)):
+    A = rng.normal(size=(r, d)).astype(np.float32)
+    B = np.zeros((tiny.intermediate_size, r), np.float32)
     _, cache = ln.ops.lora_forward(x, A, B, s, keep_x)
-    kept = sum(part.size for part in cache if isinstance(part, np.ndarray) and part is not A and part is not B)
-    print(f"{'LoRA' if keep_x else 'LoRA-FA':8} keeps {kept:,} numbers of {len(x):,} tokens")
+    arrays = [part for part in cache if isinstance(part, np.ndarray)]
+    kept = sum(part.size for part in arrays if part is not A and part is not B)
+    lines.append({"method": method, "numbers kept for the backward pass": kept})
+show(lines, {"method": "", "numbers kept for the backward pass": ","})
 
 # %% [markdown]
-# (In a block three projections share one input, and a frozen base keeps none of them for itself; so the saving is real, and smaller than it looks here.)
+# **One number.** The layer keeps $r$ instead of $r + \text{in}$ numbers per token. The saving in a whole model is smaller: three projections share one input, so LoRA keeps it only once.
 #
-# ### VeRA: the same random factors everywhere
+# ## VeRA: the same random factors everywhere
 #
-# $$y = xW^\top + \lambda_b \circ \bigl((\lambda_d \circ (x A^\top))\, B^\top\bigr), \qquad \Delta W = \Lambda_b\, B\, \Lambda_d\, A, \qquad \Lambda = \mathrm{diag}(\lambda)$$
+# **Idea.** Draw $A$ and $B$ once, share them in all layers, and train only two vectors per layer.
 #
-# $A$ and $B$ are drawn once and shared by all layers; each layer trains two vectors, $\lambda_d$ of $r$ numbers and $\lambda_b$ of as many as it has outputs.
+# **Equation.** $y = xW^\top + \lambda_b \circ \bigl((\lambda_d \circ (x A^\top))\, B^\top\bigr), \qquad \Delta W = \Lambda_b\, B\, \Lambda_d\, A, \qquad \Lambda = \mathrm{diag}(\lambda)$
+#
+# **Code.**
 
 # %%
 def vera(x, A, B, lambda_d, lambda_b):
-    """x (N, in), A (r, in), B (out, r), λ_d (r,), λ_b (out,) → δ (N, out)."""
+    """x (N, in), A (r, in), B (out, r), λ_d (r,), λ_b (out,) → the bypass (N, out)."""
     return lambda_b * ((lambda_d * (x @ A.T)) @ B.T)  # (N, r), then (N, out)
 
 
 A, B = (rng.normal(size=shape) for shape in ((256, d), (d, 256)))
 vectors = rng.normal(size=256), rng.normal(size=d)
 x = rng.normal(size=(5, d))
-print(np.allclose(vera(x, A, B, *vectors), ln.ops.vera_forward(x, A, B, *vectors)[0]))
+reference, _ = ln.ops.vera_forward(x, A, B, *vectors)
+print("error against the library:", relative_error(vera(x, A, B, *vectors), reference))
 
 # %% [markdown]
-# ## Prefix tuning: something more to attend to
+# **One number.** With $r = 256$ VeRA trains fewer numbers than any other change of the weights here (see the table above), but its products are as wide as those of a LoRA with $r = 256$.
+#
+# ## Prefix tuning: more to attend to
+#
+# **Idea.** Change no weight. Each layer gets $v$ keys and values that belong to no token, and only these are trained.
+#
+# **Equation.**
 #
 # $$\mathrm{softmax}\!\left(\frac{q\,[P_K, K]^\top}{\sqrt{d_h}}\right) [P_V, V]$$
 #
-# No weight changes. Each layer gets $v$ keys and values that no token made, and these are trained. They enter by the same door as the cache of tokens read before.
+# **Code.** The prefix enters the attention in the same way as the key/value cache of earlier tokens.
 
 # %%
 def with_prefix(q, K, V, P_K, P_V):
-    """q (t, d_h), K and V (t, d_h), P_K and P_V (v, d_h) → (t, d_h). Every token sees the whole prefix."""
+    """q, K, V (t, d_h), P_K, P_V (v, d_h) → (t, d_h). Every token sees the whole prefix."""
     t, keys = len(K), np.concatenate([P_K, K])  # (v + t, d_h)
-    scores = q @ keys.T / np.sqrt(q.shape[-1])
-    scores[:, len(P_K) :][np.triu_indices(t, 1)] = -np.inf  # no token sees a later one
-    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True) @ np.concatenate([P_V, V])  # (t, v + t) (v + t, d_h)
+    S = q @ keys.T / np.sqrt(q.shape[-1])  # scores (t, v + t)
+    S[:, len(P_K) :][np.triu_indices(t, 1)] = -np.inf  # no token sees a later one
+    P = np.exp(S - S.max(axis=1, keepdims=True))
+    P /= P.sum(axis=1, keepdims=True)
+    return P @ np.concatenate([P_V, V])  # (t, v + t) (v + t, d_h) → (t, d_h)
 
 
-q, K, V = rng.normal(size=(3, 6, c.head_dim))
-P_K, P_V = rng.normal(size=(2, v, c.head_dim))
-ours, _ = ln.ops.attention_forward(*(np.concatenate(x)[None, None] for x in ([q], [P_K, K], [P_V, V])))
-print(np.allclose(with_prefix(q, K, V, P_K, P_V), ours[0, 0]))
+q, K, V = rng.normal(size=(3, 6, tiny.head_dim))
+P_K, P_V = rng.normal(size=(2, v, tiny.head_dim))
+inputs = (np.concatenate(each)[None, None] for each in ([q], [P_K, K], [P_V, V]))
+reference, _ = ln.ops.attention_forward(*inputs)
+mine = with_prefix(q, K, V, P_K, P_V)
+print("error against the library:", relative_error(mine, reference[0, 0]))
 
 # %% [markdown]
-# **Predict.** All keys and values of a prefix are zero. Is the model the base?
+# **One number.** **Predict.** All keys and values of a prefix are zero. Does the model equal the base?
 
 # %%
 tokens, targets = batches[0]
-print(f"base                {ln.load_model('tiny').loss(tokens, targets)[0]:.3f} nats a byte")
+lines = [{"model": "base", "loss": ln.load_model("tiny").loss(tokens, targets)[0]}]
 for start in ("zero", None):
-    model = ln.get_peft_model(ln.load_model("tiny"), ln.PrefixTuningConfig(num_virtual_tokens=v, init_weights=start))
-    print(f"prefix, {start or 'random':12}{model.loss(tokens, targets)[0]:.3f}")
+    config = ln.PrefixTuningConfig(num_virtual_tokens=v, init_weights=start)
+    model = ln.get_peft_model(ln.load_model("tiny"), config)
+    loss, _ = model.loss(tokens, targets)
+    lines.append({"model": f"prefix, {start or 'random'}", "loss": loss})
+show(lines, {"model": "", "loss": ".3f"})
 
 # %% [markdown]
-# Neither is. A score of zero is $e^0 = 1$, so $v$ zeros take their share of the attention and give nothing for it. (On this batch that happens to lower the loss a little.) And a random
-# prefix, with which training begins, is worse than none: prefix tuning has something to win back first. So has QLoRA, to which rounding the base has done some harm, and a little the prefix with MLP; all others
-# start as the base.
+# No. A score of zero has the weight $e^0 = 1$ in the softmax, so $v$ zeros take a share of the attention and contribute nothing. (On this batch the loss happens to fall a little.) A random prefix, with which training starts, makes the model worse than
+# the base: prefix tuning first has to repair this.
 #
-# *Prefix with MLP*, in the picture at the top, is the paper's own way to train: a small table goes through two linear layers with a tanh between them, which make the keys and values of all
-# layers. They are thrown away after training, so it trains more numbers than it keeps. `PrefixTuningConfig(prefix_projection=True)`.
+# *Prefix with MLP* is the paper's own way to train. A small table passes through two linear layers with a tanh between them, and the result is the keys and values of all layers. The two layers are discarded after training:
+# `PrefixTuningConfig(prefix_projection=True)`.
 #
 # ## Adapters: more layers
 #
+# **Idea.** Insert a small network with a skip connection after a sublayer: after attention and after the MLP (Houlsby), or after the MLP only (Pfeiffer).
+#
+# **Equation.** With a bottleneck $d \to m \to d$:
+#
 # $$z = y + W_\uparrow\, \sigma(W_\downarrow\, y + b_\downarrow) + b_\uparrow$$
 #
-# A bottleneck $d \to m \to d$ with a skip of its own, after what each half of the block has computed (Houlsby), or after the MLP alone (Pfeiffer).
+# **Code.**
 
 # %%
 layer = dict(models["Houlsby"].model.named_modules())["model.layers.0.mlp.down_proj"]
@@ -332,173 +385,241 @@ down, up = layer.adapters["default"].bottleneck_down, layer.adapters["default"].
 up.weight.value[...] = rng.normal(size=up.weight.value.shape) / 10
 
 
-def adapter(y, down, up):
+def bottleneck(y, down, up):
     """y (N, d) → z (N, d)."""
-    h = y @ down.weight.value.T + down.bias.value  # (N, d) (d, m) → (N, m)
-    gelu = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+    a = y @ down.weight.value.T + down.bias.value  # (N, d) (d, m) → (N, m)
+    gelu = 0.5 * a * (1 + np.tanh(np.sqrt(2 / np.pi) * (a + 0.044715 * a**3)))
     return y + gelu @ up.weight.value.T + up.bias.value  # (N, m) (m, d) → (N, d)
 
 
-x = rng.normal(size=(5, c.intermediate_size)).astype(np.float32)
-y, _ = layer.forward(x)  # of the base
+x = rng.normal(size=(5, tiny.intermediate_size)).astype(np.float32)
+y, _ = layer.forward(x)  # without the adapter
 z, _ = layer.forward(x, ln.Context(adapter="default"))
-print(f"differs from the library by {abs(z - adapter(y, down, up)).max() / abs(z).max():.0e}")
+print("error against the library:", relative_error(bottleneck(y, down, up), z))
 try:
     models["Houlsby"].merge_adapter()
 except ValueError as error:
-    print("merged?", error)
+    print(textwrap.fill(f"ValueError: {error}", 90))
 
 # %% [markdown]
-# Because of $\sigma$ it is no matrix, and cannot go into one.
+# **One number.** 0: no weight can take in such an adapter. $\sigma$ is not linear, so the adapter is not a matrix and cannot be merged.
 #
-# ## What they cost
+# *End of the first sitting.*
 #
-# - *share* is of the base's numbers; *state* the bytes of what trains, its gradients and Adam's two averages.
-# - *step* is a training step's seconds, to full fine-tuning's; *peak* the memory of a step without the base's weights (which are all that QLoRA makes smaller).
-# - *prompt* is reading the tokens of a question, *token* each that is written after it, to the base's; *merged* is the same with ΔW added into the weights.
+# # Second sitting: the comparison
 #
-# One BLAS thread; all sides in turns.
+# ## What the methods cost
 #
-# **Predict.** Which methods make a step *slower* than full fine-tuning's, on a model as small as this one?
+# **Predict.** Which methods make a training step *slower* than full fine-tuning's, on a model as small as this one?
 
 # %%
-asked = costs.settings
-print(f"a prompt of {asked['prompt']} tokens, {asked['new_tokens']} written; steps of {asked['batch_size']} × {asked['seq_len']} tokens; medians of {asked['rounds']} rounds")
 Markdown(lesson.costs_markdown(compared, costs))
 
-# %%
-slower = {row["label"]: row["step_ratio"] for row in lesson.summary(compared, costs) if row["step_ratio"] > 1.01}
-print("a step slower than full fine-tuning's:", ", ".join(f"{label} {ratio:.2f}×" for label, ratio in slower.items()))
+# %% [markdown]
+# - *share*: of the base's numbers; *state*: bytes of the trained numbers, their gradients and AdamW's two moments;
+# - *step*: seconds of a training step, divided by full fine-tuning's; *peak*: memory of a step without the base's weights (QLoRA makes only these smaller);
+# - *prompt* and *token*: seconds to read a prompt and to write one token, divided by the base's; *merged*: the same with $\Delta W$ merged.
+#
+# All times are medians on one BLAS thread. The models take turns, in a new random order in each round. On "tiny" the seconds are CPU seconds, so other processes of the machine do not count.
 
-real, real_costs = (Table.load(f"../figures/data/{name}.json") for name in ("comparison_smollm2", "method_costs_smollm2"))
-lines = []
-for row in real_costs.rows:
-    if row["method"] != "full":
-        (small,) = costs.where(method=row["method"])
-        name = real_costs.settings["labels"][row["method"]]
-        lines.append({"a token, not merged": name, "tiny, ×": small["token_ratio"], "SmolLM2-135M, ×": row["token_ratio"]})
-print()
-show(lines, {"a token, not merged": "", "tiny, ×": ".2f", "SmolLM2-135M, ×": ".2f"})
+# %% jupyter={"source_hidden": true}
+# displays which methods make a step slower than full fine-tuning's
+slow = {row["label"]: row["step_ratio"] for row in lesson.summary(compared, costs)}
+slow = ", ".join(f"{label} ({ratio:.2f}×)" for label, ratio in slow.items() if ratio > 1.01)
+Markdown(f"A step is slower than full fine-tuning's with: {slow}.")
 
 # %% [markdown]
-# - *LoRA* spares $dW$, and on so small a model its two thin products take about as long. They shrink beside the others as the model grows: $r(d_{in} + d_{out})$ against $d_{in} d_{out}$.
+# - *LoRA* saves $dW$, but on so small a model its two thin products take almost as long. In a larger model they are smaller beside the others: $r\,(\text{in} + \text{out})$ against $\text{in} \cdot \text{out}$.
 # - *VeRA*'s products are not thin: its $r$ is 256, twice the width of "tiny".
-# - *DoRA* needs the lengths of $V$'s rows in every pass, and for them $W A^\top$: one more product with all of $W$, however few tokens there are. Less LoRA's own part, that hardly shrinks with size.
-# - *QLoRA* decodes $W$ from four bits in every pass. Nor does that vanish: it is paid for each pass, however short.
+# - *DoRA* needs the norms of $V$'s rows in every pass. These need $W A^\top$, a product with all of $W$, even for a single token. Apart from LoRA's own products, this cost hardly shrinks as the model grows.
+# - *QLoRA* decodes $W$ in every pass, also for a single token.
 #
-# And a prefix? Each token attends to $v$ more keys in each layer. Is it paid for? Merged models are the base with other numbers, so what *they* scatter is the measurement's own noise:
+# Are small differences real? A merged model is the base with other numbers, so it must take exactly as long as the base. The scatter of plain models shows the error of the measurement. (On "tiny" the base was there in several copies, and the
+# median of the copies is the unit. With a single copy as the unit, its own luck would move all ratios in one direction.)
 
-# %%
-for name, table in (("tiny", costs), ("SmolLM2-135M", real_costs)):
-    merged = [row["merged_token_ratio"] for row in table.rows if row["method"] != "full" and row["merged_token_ratio"]]
-    prompts = [row["merged_prompt_ratio"] for row in table.rows if row["method"] != "full" and row["merged_prompt_ratio"]]
-    print(f"{name}: merged models {min(merged):.2f} to {max(merged):.2f}× the base's token, {min(prompts):.2f} to {max(prompts):.2f}× its prompt")
-    for kind in ("prefix", "houlsby", "pfeiffer"):
-        for row in table.rows:
-            if row["method"].startswith(kind):
-                print(f"    {table.settings['labels'][row['method']]:18}{row['token_ratio']:5.2f}×, the prompt {row['prompt_ratio']:.2f}×")
+# %% jupyter={"source_hidden": true}
+# prints the scatter of plain models, and the ratios of the models that cannot be merged
+real, real_costs = load("comparison_smollm2"), load("method_costs_smollm2")
+lines = []
+for model, table in (("tiny", costs), ("SmolLM2-135M", real_costs)):
+    plain = dict(table.settings.get("base_ratios", {}))
+    if plain:
+        times = {part: f"{min(each):.2f} to {max(each):.2f}" for part, each in plain.items()}
+        copies = f"{len(plain['token'])} copies of the base"
+        lines.append({"model": model, "what": copies} | times)
+    others = [row for row in table.rows if row["method"] != "full"]
+    merged = [row for row in others if row["merged_token_ratio"]]
+    times = {}
+    for part in ("token", "prompt"):
+        ratios = [row[f"merged_{part}_ratio"] for row in merged]
+        times[part] = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    lines.append({"model": model, "what": f"{len(merged)} merged models"} | times)
+    for row in table.rows:
+        if row["merged_token_ratio"] is None:
+            name = table.settings["labels"][row["method"]]
+            times = {part: f"{row[f'{part}_ratio']:.2f}" for part in ("token", "prompt")}
+            lines.append({"model": model, "what": name} | times)
+show(lines, {"model": "", "what": "", "token": "", "prompt": ""})
 
 # %% [markdown]
-# What is outside that scatter is a cost, what is inside it cannot be told. Houlsby adapters make each token slower, on both models. A prefix shows where a prompt is read on SmolLM2; its token is at the edge of the noise
-# there, and within it on "tiny".
+# A ratio outside the range of the plain models is a real cost; a ratio inside it can be noise. Houlsby adapters make each token slower, on both models. With a prefix, each token attends to $v$ more keys in each layer. This cost is
+# measurable when a prompt is read, on both models; for a single token it is close to the noise.
 #
-# ## What they are worth
+# ## What the methods learn
 #
-# Each method at the best of its own learning rates, chosen on other text than it is judged by; means over three seeds, and their range.
+# Each method has its own best learning rate, chosen on other held-out text. The table shows the mean and the range over three seeds.
 
 # %%
 Markdown(lesson.results_markdown(compared))
 
-# %% [markdown]
-# Look at the best rates:
+# %% jupyter={"source_hidden": true}
+# displays the range of the best learning rates
+rows = {row["method"]: row for row in lesson.summary(compared)}
+rates = {row["label"]: row["lr"] for method, row in rows.items() if method != "lora+"}
+low, high = min(rates.values()), max(rates.values())
+fast = ", ".join(label for label, rate in rates.items() if rate == high)
+slow = " and ".join(label for label, rate in rates.items() if rate == low)
+Markdown(f"The best rate of {fast} is {high / low:.0f} times the best rate of {slow}.")
 
-# %%
-rates = {method: row["lr"] for method, row in rows.items() if method != "lora+"}  # LoRA+ has two
-slow, fast = ([rows[method]["label"] for method in rates if rates[method] == rate] for rate in (min(rates.values()), max(rates.values())))
-print(f"{', '.join(fast)}: best at {max(rates.values()) / min(rates.values()):.0f} times the rate that is best for {' and '.join(slow)}")
-for method in ("lora", "lora+", "lora-fa"):
-    print(f"{rows[method]['label']:8} best rate {lesson.best_rate(rows[method]):20}{rows[method]['recovered']:.0%} of full's gain")
-
 # %% [markdown]
-# A comparison of all at one rate would have been a comparison of nothing. And LoRA+: the rate of $B$ that is best for it is LoRA's own. So here it is LoRA with an $A$ that moves sixteen times
-# slower, and it ends near LoRA-FA, whose $A$ does not move at all. Its promise is about models far wider than this one.
+# A comparison with one learning rate for all would compare nothing. Look also at LoRA+: the best rate of its $B$ is LoRA's best rate. So here LoRA+ is a LoRA with an $A$ that moves sixteen times slower, and it ends near LoRA-FA, whose $A$ does not move at
+# all. Its promise is about much wider models.
 #
-# What the papers promise of LoRA's relatives, and what came out here. Runs of one seed read the text in the same order, so each is compared with LoRA's of its own seed. (rsLoRA promises something
-# for high ranks; at one rank it is LoRA with another α.)
+# ## Does LoRA do as well with as many numbers?
+#
+# This is the fair question to a method that trains few numbers. The line in the first picture answers it: LoRA at other ranks. Between two ranks it is interpolated over the logarithm of the count. Runs with one seed read the text in the same order, so each run is
+# compared with the line of its own seed. A method is *above* or *below* the line if all three seeds agree.
+
+# %% jupyter={"source_hidden": true}
+# prints each method's gain less the gain of LoRA with as many numbers, seed by seed
+counts = sorted({row["trainable"] for row in ranks.rows})
+lines = []
+for method, row in sorted(rows.items(), key=lambda item: item[1]["trainable"]):
+    if method in ("full", "lora"):
+        continue
+    apart = []
+    for run in compared.where(phase="seeds", method=method):
+        line = [ranks.where(trainable=n, seed=run["seed"])[0]["recovered"] for n in counts]
+        there = np.interp(np.log(run["trainable"]), np.log(counts), line)
+        apart.append(run["recovered"] - there)
+    verdict = "above" if min(apart) > 0 else "below" if max(apart) < 0 else "seeds differ"
+    points = ", ".join(f"{100 * each:+.1f}" for each in apart)
+    line = {"method": row["label"], "trained": row["trainable"], "gain": row["recovered"]}
+    lines.append(line | {"points above LoRA's line, by seed": points, "verdict": verdict})
+show(lines, dict(zip(lines[0], ("", ",", ".0%", "", ""), strict=True)))
 
 # %%
-Markdown(promises_markdown(compared))
+above, mixed = (
+    ", ".join(line["method"] for line in lines if line["verdict"] == verdict)
+    for verdict in ("above", "seeds differ")
+)
+one, eight = (np.mean([row["recovered"] for row in ranks.where(r=k)]) for k in (1, 8))
+Markdown(
+    f"Above the line: {above or 'no method'}. The seeds differ for {mixed}. LoRA of rank 1, "
+    f"with an eighth of the numbers of rank 8, has {percent(one / eight)} of its gain."
+)
 
 # %% [markdown]
-# So there are leads, and they are early ones. Before they are the methods' merit, ask what else differs: each runs at its own best rate, and DoRA's and PiSSA's are smaller than LoRA's.
+# Do not read much into one or two points below the line. rsLoRA is that far below it, although it is only LoRA with another $\alpha$: so much comes from the setting, and from a grid of rates with a factor of two. Larger distances say something about the
+# method: here LoRA+, the adapters and above all the prefixes use their numbers less well than LoRA of a suitable rank.
+#
+# (The picture's title names the methods that tie with the *best* one. A method that loses to the best by a little, but with every seed, is not named.)
+#
+# ## What the papers promise
+#
+# Each method is compared with LoRA, seed by seed.
 
 # %%
-print("held-out loss on the way, the first seed")
-for method, lr in (("lora", rows["lora"]["lr"]), ("lora", rows["dora"]["lr"]), ("dora", rows["dora"]["lr"]), ("pissa", rows["pissa"]["lr"])):
+promised = claims.promises(compared, costs)
+table = [[f"{c.claim} ({c.source})", c.verdict, c.below] for c in promised]
+Markdown(lesson.markdown(["claim", "holds here", "measured"], table))
+
+# %% [markdown]
+# So there are leads, and they are early. Before you attribute a lead to the method, ask what else differs. Each method runs at its own best rate, and the best rates of DoRA and PiSSA are smaller than LoRA's. What does LoRA do at DoRA's rate?
+
+# %% jupyter={"source_hidden": true}
+# prints the held-out loss at each evaluation: LoRA at two rates, DoRA, PiSSA; first seed
+lines = []
+rates = {method: rows[method]["lr"] for method in ("lora", "dora", "pissa")}
+chosen = [("lora", rates["lora"]), ("lora", rates["dora"]), *list(rates.items())[1:]]
+for method, lr in chosen:
     (row,) = compared.where(phase="sweep", method=method, lr=lr)
-    print(f"{rows[method]['label']:6} at {lr:<6g}" + "".join(f"{loss:8.3f}" for loss in row["heldout"]) + ("   ← its best" if lr == rows[method]["lr"] else ""))
+    line = {"method": rows[method]["label"], "rate": f"{lr:g}"}
+    names = ["step 25", *map(str, row["steps"][2:])]
+    lines.append(line | dict(zip(names, row["heldout"][1:], strict=True)))
+show(lines, {name: "" if name in ("method", "rate") else ".3f" for name in lines[0]})
 
 # %% [markdown]
-# LoRA at DoRA's rate has DoRA's lead, step by step, and the same end within a few thousandths. So the lead belongs to the rate, which was chosen by the end alone. At the end none is ahead: PiSSA is not told apart from LoRA, DoRA is behind by
-# at most 0.002 nats, and LoRA+, LoRA-FA and, with far fewer numbers, VeRA clearly.
+# LoRA at DoRA's rate has DoRA's lead, step by step, and nearly the same end. So the lead comes from the rate. At the end no method is ahead of LoRA.
 #
-# ## What is forgotten
+# ## What the methods forget
 #
-# All of them started from a model that reads English. **Predict.** Two methods that have learned the same amount of code: have they forgotten the same amount of prose?
+# All of them start from a model that reads English. **Predict.** Two methods have learned the same amount of code. Have they forgotten the same amount of prose?
 
 # %%
 plots.methods_learned_and_forgotten(compared);
 
-# %%
-print("LoRA forgets less?", forgetting(compared))
+# %% [markdown]
+# A line that lies lower forgets less *for the same learning*. A line that is only shorter forgets less because it learned less. Some lines do not start at the base: a random prefix makes the model worse at both texts before the first step.
+#
+# [Biderman et al. 2024](https://arxiv.org/abs/2405.09673) found that LoRA forgets less than full fine-tuning, with billions of tokens and models thousands of times as large. Here:
 
+# %%
+Markdown(findings.say("methods.forgetting.lora", "methods.forgetting.full"))
+
+# %% jupyter={"source_hidden": true}
+# prints what the first seed learned and forgot at every rate that was tried
 base, prose = compared.settings["base_loss"], compared.settings["base_prose"]
-print("\nthe first seed, at every rate that was tried (*: the best):")
+lines = []
 for method in ("full", "lora", "dora", "houlsby"):
     for row in compared.where(phase="sweep", method=method):
-        mark = "*" if row["lr"] == rows[method]["lr"] else " "
-        print(f"{compared.settings['labels'][method]:18}{row['lr']:8.2g}{mark}  learned {base - row['final']:.3f}   forgotten {row['prose'][-1] - prose:.3f}")
+        found = {"learned": base - row["final"], "forgotten": row["prose"][-1] - prose}
+        best = {"": "best" if row["lr"] == rows[method]["lr"] else ""}
+        lines.append({"method": rows[method]["label"], "rate": row["lr"]} | found | best)
+show(lines, {"method": "", "rate": "g", "learned": ".3f", "forgotten": ".3f", "": ""})
 
 # %% [markdown]
-# Read along the lines: a line that lies lower forgets less *for the same learning*; one that is only shorter forgets less because it learned less. But each line is that of a method *and* of its best rate: DoRA's lies below LoRA's
-# because it is drawn at half the rate. At equal rates the two forget alike (the list).
-# [Biderman et al. 2024](https://arxiv.org/abs/2405.09673) found LoRA's line below that of full fine-tuning, on billions of tokens and models thousands of times as large. Whether it
-# is so here the first line says. The list below it says what decides more than the method: the learning rate. It was chosen by the code alone, and near the best one the loss on code hardly
-# changes, while the loss on prose does. At half its best rate (with one seed) LoRA gives up 1 % of what it learned, full fine-tuning 5 %, and each forgets much less. Who wants to keep what the model knew should
-# take the smaller of two rates that learn alike.
+# The learning rate decides more than the method. It was chosen by the loss on code only, and near the best rate this loss hardly changes, while the loss on prose does:
+
+# %%
+rates = [f"methods.forgetting.{method}.smaller_rate" for method in ("lora", "full")]
+Markdown(findings.say(*rates))
+
+# %% [markdown]
+# To keep what the model knew, take the smaller of two rates that learn equally well. The table also explains DoRA's low line in the picture: its best rate is half of LoRA's. At equal rates the two forget about the same.
 #
-# Some lines do not start at the base: prefix tuning's starts far off, because the random prefix has made the model worse at both texts before the first step; so, a little, do those of the prefix with MLP and of QLoRA.
-# Also see where the lines of full fine-tuning and LoRA turn: most is forgotten early, while the rate is highest, and some of it comes back as the rate falls.
+# ## The tutorials' numbers and ours
 #
-# ## The tutorials' numbers, and ours
-#
-# What a comparison table as many LoRA tutorials print it says of four methods, beside what was measured here.
+# Many LoRA tutorials print a table that compares four methods. Here are its entries beside our measurements.
 
 # %%
 Markdown(f"{lesson.RULE}\n\n{lesson.lesson_markdown(lesson.beside_ours(compared, costs))}")
 
 # %% [markdown]
-# The shares do not carry over to a small model: LoRA's numbers grow with $d$, the base's with $d^2$. Here are the same methods on paper, on a model of the size that
-# such tables speak of, by the same rule,
+# The shares cannot be transferred to a small model: LoRA's numbers grow with $d$, the base's with $d^2$. Here are the same methods, counted for a model of the size that such tables mean (the width $m$ of an adapter, and so its share, is a free choice):
 
 # %%
-llama = ln.costs.architecture_of("llama-2-7b")
-for name, method, n in (
-    ("LoRA r = 8, all linear", "lora", ln.costs.count("llama-2-7b", ln.LoraConfig(r=8, target_modules="all-linear")).trainable),
-    ("prefix, 20 tokens", "prefix", prefix_parameters(20, 32, 32, 128)),
-    ("Houlsby adapters, m = 128", "houlsby", 2 * 32 * houlsby_parameters(4096, 128)),
-):
-    share, said = n / llama.parameters, lesson.LESSON[method]["share"]
-    print(f"{name:28}{n:>14,}  {share:.2%} of Llama-2-7B; the tables say {said.words}: {said.verdict(share)}")
+assert prefix_parameters(20, layers=32, kv_heads=32, head_dim=128) == 5_242_880  # Llama-2-7B
+whole = ln.costs.architecture_of("llama-2-7b").parameters
+adapted = ln.costs.count("llama-2-7b", ln.LoraConfig(r=8, target_modules="all-linear"))
+numbers = {
+    ("LoRA, r = 8, all linear layers", "lora"): adapted.trainable,
+    ("prefix, 20 tokens", "prefix"): prefix_parameters(20, 32, 32, 128),
+    ("Houlsby adapters, m = 128", "houlsby"): 2 * 32 * houlsby_parameters(4096, 128),
+}
+lines = []
+for (name, method), n in numbers.items():
+    entry = lesson.LESSON[method]["share"]
+    line = {"Llama-2-7B": name, "trained": n, "share": n / whole, "tutorials": entry.words}
+    lines.append(line | {"verdict": entry.verdict(n / whole)})
+show(lines, {"Llama-2-7B": "", "trained": ",", "share": ".2%", "tutorials": "", "verdict": ""})
 
 # %% [markdown]
-# (An adapter's $m$ is free, and with it its share.)
-#
 # ## On a real model
 #
-# The lesson's four methods and DoRA on SmolLM2-135M, which learns a voice (notebook 10). (The other seven were left out for their time, 10 to 25 minutes of two cores each.) Here LoRA trains 1.8 % of the numbers.
+# SmolLM2-135M learns a voice (notebook 10) by four methods besides full fine-tuning and LoRA. (The others were left out because each run takes 10 to 25 minutes.)
 #
-# **Predict.** Is the order the same as on "tiny"? And does prefix tuning, which there forgot less than LoRA, do so here?
+# **Predict.** Is the order the same as on "tiny"? On "tiny" prefix tuning forgot less than LoRA. Does it here?
 
 # %%
 plots.quality_against_parameters(real);
@@ -512,32 +633,114 @@ Markdown(lesson.costs_markdown(real, real_costs))
 # %%
 Markdown(lesson.lesson_markdown(lesson.beside_ours(real, real_costs)))
 
-# %%
+# %% jupyter={"source_hidden": true}
+# prints the forgotten prose of each method less LoRA's of the same seed
+lora = real.where(phase="seeds", method="lora")
+lines = []
 for method in ("dora", "houlsby", "qlora", "prefix"):
-    apart = paired_differences(real.where(phase="seeds", method=method), real.where(phase="seeds", method="lora"), "forgotten")
-    print(f"{real.settings['labels'][method]:18}prose forgotten, less LoRA's of the same seed: " + ", ".join(f"{x:+.3f}" for x in apart))
+    runs = real.where(phase="seeds", method=method)
+    apart = ", ".join(f"{x:+.3f}" for x in paired_differences(runs, lora, "forgotten"))
+    name = real.settings["labels"][method]
+    lines.append({"method": name, "forgotten less LoRA's, by seed": apart})
+show(lines, {"method": "", "forgotten less LoRA's, by seed": ""})
 
 # %% [markdown]
-# LoRA and DoRA stay on top and the prefix last; QLoRA and the adapters change places. In forty steps on a small text LoRA and DoRA do all that full fine-tuning does.
+# LoRA and DoRA stay at the top and the prefix stays last; QLoRA and the adapters change places. In forty steps on a small text, LoRA and DoRA learn as much as full fine-tuning.
 #
-# QLoRA's best rate is LoRA's, so that the rate is not what it lacks. Rounding the base costs it 0.20 nats before training; training wins two thirds of that back, and 0.06 remain (notebook 07 follows where). It also forgets more
-# than LoRA, with every seed.
+# QLoRA's best rate is LoRA's, so the rate does not explain its loss. The rounded base does:
+
+# %%
+Markdown(findings.say("qlora.smollm2.gap", "qlora.smollm2.rounding"))
+
+# %% [markdown]
+# QLoRA also forgets more than LoRA with every seed. Prefix tuning trains the fewest numbers, gains the least, differs most between the seeds, and forgets several times as much as the others. Its twenty random keys and values are in front of *every* text and make
+# the model worse at all texts before the first step. Probably forty steps teach them what helps the voice, but not to leave other texts alone. The tables cannot distinguish this from harm that was there at the start.
 #
-# Prefix tuning, with 0.17 % of the numbers, falls behind most, differs most from seed to seed, and forgets several times as much as the others. Its twenty random keys and values stand in front of *every* text and make the model
-# worse at all of them before the first step. Probably forty steps teach them what helps the voice, and not to stay out of the way elsewhere; the tables cannot tell that from harm that was there at the start.
+# ## Recap
 #
-# ## To take with you
+# A PEFT method changes the weights, adds something to attend to, or adds layers; only a change of the weights can be merged, and then it costs nothing. What a method trains can be counted by a formula of one line, but this count does not tell its memory, its time or how well it
+# learns. The test of a method that trains few numbers is LoRA with as few; on "tiny" no method passed it with every seed. Compare methods only at each one's own best learning rate, seed by seed, and measure what they forget too.
 #
-# - One call, one configuration class a method. What trains is counted by a formula that fits in a line.
-# - A change of the weights can be merged, and then costs nothing. An adapter cannot, and each token pays for Houlsby's two a block. Nor can a prefix; what its token costs was hardly more here than the noise.
-# - That a method trains few numbers is worth something only if LoRA of a smaller rank does worse with as many. On "tiny" none passed that test.
-# - Compare at each method's own learning rate, or not at all.
-# - How little is trained says how much is kept in a file. It does not say how much memory or time a step takes, nor how well it learns.
+# ## Three questions
+#
+# 1. Why can DoRA and VeRA be merged, but not Houlsby's adapters?
+#
+# <details><summary>Answer</summary>
+#
+# DoRA and VeRA replace $W$ by another matrix of the same shape. An adapter contains $\sigma$, so it is not a matrix.
+#
+# </details>
+#
+# 2. Why is a prefix of zeros not the identity?
+#
+# <details><summary>Answer</summary>
+#
+# Its keys get the score 0, so each has the weight $e^0 = 1$ before the softmax is normalised. It takes attention from the real tokens and contributes zeros.
+#
+# </details>
+#
+# 3. A paper reports that its method is ahead of LoRA after 50 steps. What do you ask?
+#
+# <details><summary>Answer</summary>
+#
+# Did each method have its own best learning rate? Does the lead remain at the end, and with every seed? Has LoRA the same lead at the other method's rate?
+#
+# </details>
 #
 # ## Try
 #
-# 1. Merge VeRA by hand: in one layer of `models["VeRA"]` compute $\Lambda_b B \Lambda_d A$, add it to `W`, and compare the outputs for a random `x`. Why must the change of every layer be computed anew, though all share $A$ and $B$?
-# 2. At which $r$ does VeRA train as many numbers as LoRA with $r = 1$? Use the two formulas of `expected`. Does the same $r$ do on Llama-2-7B?
-# 3. Give a prefix 1, 5 and 80 virtual tokens, random and zero, and print the loss before any training. How does the harm grow with $v$?
-# 4. Take the $\sigma$ (and the biases) out of `adapter`. It is now $z = (I + W_\uparrow W_\downarrow)\, y$: merge it into the layer before it, and check. What is the rank of the change?
-# 5. Turn LoRA+ round: `lr_ratio={"lora_B": 1 / 16}`, and train 50 steps at two or three rates of $A$. Which of the two factors needs the larger rate?
+# 1. Merge VeRA by hand: in one layer of `models["VeRA"]` compute $\Lambda_b B \Lambda_d A$, add it to $W$, and compare the outputs for a random $x$. Why must it be computed anew for every layer, though all layers share $A$ and $B$?
+#
+# <details><summary>Hint</summary>
+#
+# `layer = dict(models["VeRA"].model.named_modules())["model.layers.0.self_attn.q_proj"]`; `layer.delta_weight("default")` gives the library's matrix. Set $\lambda_b$ to random numbers first, because it starts at zero.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# The outputs agree to about 1e-7 of the largest number. Each layer has its own $\lambda_d$ and $\lambda_b$, and they scale the rows and columns of the shared factors differently.
+#
+# </details>
+#
+# 2. With which $r$ does VeRA train as many numbers as LoRA with $r = 1$? Use the two formulas of `expected`. Is it the same $r$ for Llama-2-7B?
+#
+# <details><summary>Hint</summary>
+#
+# Solve `x * len(shapes) + outs == sum(out + in_ for out, in_ in shapes)` for x.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# With about 165 on "tiny". The terms with out cancel, so $r$ must equal the mean input width of the layers. For Llama-2-7B it is about 5,083: the wider the model, the fewer numbers VeRA trains compared with LoRA.
+#
+# </details>
+#
+# 3. Give a prefix 1, 5 and 80 virtual tokens, zero and random, and print the loss before any training. How does the harm grow with $v$?
+#
+# <details><summary>Hint</summary>
+#
+# Put the cell of the prefix's loss into a loop over `num_virtual_tokens`.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# With up to 20 tokens the loss on this batch changes little, and not always upward (one batch is a noisy measure). With 80 tokens it is clearly higher: 2.36 with zeros and 2.52 with random numbers, against the base's 2.31.
+#
+# </details>
+#
+# 4. Remove $\sigma$ and the biases from `bottleneck`. Now $z = (I + W_\uparrow W_\downarrow)\, y$: merge it into the layer before it, and check. What is the rank of the change?
+#
+# <details><summary>Hint</summary>
+#
+# If $y = x W^\top$, the merged weight is $(I + W_\uparrow W_\downarrow) W$.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# The outputs agree up to rounding. The change $W_\uparrow W_\downarrow W$ has rank $m = 11$ at most: without $\sigma$ the adapter is a LoRA of rank $m$.
+#
+# </details>

@@ -234,22 +234,24 @@ def path(method: str, heldout: list[float], prose: list[float], seed: int = 0) -
 def test_forgetting_is_compared_where_as_much_was_learned():
     """Full passes 0.25, LoRA's end, halfway between its points, and has forgotten (0.1 + 0.3)/2 there."""
     rows = [path("full", [2.0, 1.9, 1.6], [1.0, 1.1, 1.3]), path("lora", [2.0, 1.8, 1.75], [1.0, 1.02, 1.05])]
-    table = Table("c", "?", "", {"base_loss": 2.0, "base_prose": 1.0}, rows)
-    said = claims_on_methods.forgetting(table)
-    assert said.startswith("yes: ") and "LoRA r = 8 learns 0.250 of code and forgets 0.050" in said
-    assert said.endswith("it has forgotten 0.200"), "no smaller rate was tried"
+    labels = {name: METHODS[name].label for name in ("full", "lora")}
+    table = Table("c", "?", "", {"base_loss": 2.0, "base_prose": 1.0, "labels": labels}, rows)
+    claim = claims_on_methods.forgetting(table)
+    assert claim.verdict == "yes" and claim.number.startswith("0.050 against 0.200")
+    assert "learns 0.250 nats per byte of code and forgets 0.050" in claim.below
+    assert claim.below.endswith("it has forgotten 0.200."), "no smaller rate was tried"
     table.rows += [
         rows[1] | {"phase": "sweep", "lr": lr, "final": 2.0 - lr, "prose": [1.0, 1.0 + lr]} for lr in (0.1, 0.2)
     ]
     rows[1]["prose"][-1] = 1.25
-    said = claims_on_methods.forgetting(table)
-    assert said.startswith("no: ") and said.endswith("it has forgotten 0.200"), (
+    claim = claims_on_methods.forgetting(table)
+    assert claim.verdict == "no" and claim.below.endswith("it has forgotten 0.200."), (
         "of full fine-tuning none was tried: not of one alone"
     )
     table.rows.append(rows[0] | {"phase": "sweep", "lr": 0.1, "final": 1.7, "prose": [1.0, 1.15]})
-    assert claims_on_methods.forgetting(table).endswith(
-        ". At the next smaller rates that were tried, one seed: LoRA at 0.5 of its best rate learns 0.200 and forgets 0.200, "
-        "full fine-tuning at 0.25 of its best rate learns 0.300 and forgets 0.150"
+    assert claims_on_methods.forgetting(table).below.endswith(
+        "At 0.5 of its best learning rate (one seed), LoRA learns 0.200 and forgets 0.200. "
+        "At 0.25 of its best learning rate (one seed), full fine-tuning learns 0.300 and forgets 0.150."
     )
 
 
@@ -265,22 +267,28 @@ ENDS = {  # method → a curve a seed; on the way LoRA is at 1.5 with both
 
 def test_a_paper_is_answered_seed_by_seed():
     rows = [path(m, curve, [1, 1, 1], seed) for m, curves in ENDS.items() for seed, curve in enumerate(curves)]
+    for row in rows:
+        row["trainable"] = 10 if row["method"] == "vera" else 110
     table = Table("c", "?", "", {"labels": {m: m for m in ENDS}}, rows)
-    said = {method: claims_on_methods.against_lora(table, method) for method in ENDS}
+    costs = Table("m", "?", "", {}, [{"method": m, "peak_bytes": size} for m, size in (("lora", 4), ("lora-fa", 3))])
+    found = {claim.findings[0].name.split(".")[1]: claim for claim in claims_on_methods.promises(table, costs)}
+    assert {method: claim.verdict for method, claim in found.items()} == {
+        "lora+": "partly", "dora": "yes", "pissa": "partly", "vera": "partly", "lora-fa": "partly",
+    }  # fmt: skip
+    said = {method: claim.below for method, claim in found.items()}
     assert said["dora"] == (
-        "held-out 0.925 at the end against LoRA's 1.010 nats a byte, better with every seed, by 0.0700 to 0.1000; "
-        "ahead of it with every seed after 50, 100 of 100 steps"
+        "dora ends at a held-out loss of 0.925 nats per byte, LoRA at 1.010: better with every seed, by 0.0700 to 0.1000. "
+        "dora is ahead of LoRA with every seed after 50, 100 of 100 steps."
     )
-    assert "worse with every seed, by 0.8000 to 0.8800" in said["vera"] and said["vera"].endswith("seed nowhere")
+    assert "worse with every seed, by 0.8000 to 0.8800" in said["vera"] and said["vera"].endswith(
+        "never ahead of LoRA with every seed."
+    )
+    assert said["vera"].startswith("VeRA trains 10 numbers, 11.0 times fewer than LoRA (110)")
     assert "not clearly different (−0.0100 to +0.0100 over the seeds)" in said["pissa"] and said["pissa"].endswith(
-        "after 50 of 100 steps"
+        "50 of 100 steps."
     )
-    assert said["lora-fa"].endswith("nowhere"), "a lead before the first step is none"
-    head, _, *lines = claims_on_methods.promises_markdown(table).splitlines()
-    assert "ahead of LoRA" in head and len(lines) == len(claims_on_methods.PROMISES) == 5
-    assert lines[1].startswith("| DoRA is better") and lines[1].endswith(
-        "| after 50, 100 of 100 steps | better with every seed, by 0.0700 to 0.1000 |"
-    )
+    assert said["lora-fa"].endswith("never ahead of LoRA with every seed."), "a lead before the first step is none"
+    assert "0.75 of LoRA's" in said["lora-fa"]
 
 
 def test_runs_are_compared_with_those_of_their_own_seed():

@@ -530,9 +530,9 @@ def test_the_titles_of_the_methods_are_their_findings():
     seeds = mixed.where(method="pissa")
     seeds[0]["recovered"], seeds[-1]["recovered"] = seeds[-1]["recovered"], seeds[0]["recovered"]
     said = title(plots.quality_against_parameters(mixed))
-    assert said == "pissa and lora+ tie, seed against seed, at 93 to 94 % of full's gain"
+    assert said == "pissa and lora+ tie at 93 to 94 % of full fine-tuning's gain"
     behind = title(PICTURES["methods_learned_and_forgotten, two"]())
-    assert behind == "Having learned as much, LoRA has forgotten 0.100, full fine-tuning 0.162"
+    assert behind == "After the same learning, LoRA has forgotten 0.100, full fine-tuning 0.162"
     ahead = compared(("full", "lora"))
     for row in ahead.where(method="lora"):
         row["heldout"] = [loss - 0.1 for loss in row["heldout"]]
@@ -559,7 +559,7 @@ def test_markers_of_equal_counts_stand_side_by_side():
         figure.axes[0].transData.transform((c.lines[0].get_xdata()[0], 1))[0] for c in figure.axes[0].containers
     )
     assert len(across) == len(COMPARED) and np.diff(across).min() * 72 / figure.dpi > 9.9
-    assert figure.axes[0].get_xlabel().endswith("stand beside their tick")
+    assert figure.axes[0].get_xlabel().endswith("(overlapping points are moved apart; the ticks are the true numbers)")
 
 
 def test_spread_keeps_order_and_distance_and_moves_as_little_as_it_can():
@@ -673,7 +673,7 @@ def test_a_table_that_lacks_something_is_named_with_what_it_lacks():
         plots.loss_curves(table([{"method": "full", "r": 0, "target_modules": "full", "seed": 0}]))
     with pytest.raises(ValueError, match="one_matrix_chart needs"):
         plots.one_matrix_chart(table([]))
-    with pytest.raises(ValueError, match="no drawing of 'soft prompt'; there are full, lora"):
+    with pytest.raises(ValueError, match="'soft prompt' has no drawing; use one of full, lora"):
         plots.method_diagram("soft prompt")
     with pytest.raises(ValueError, match="'step' or 'seconds'"):
         plots.loss_curves(convergence((8,), ("attention",), seeds=1), x="steps")
@@ -701,7 +701,7 @@ def test_titles_say_what_the_table_says():
     assert title(plots.quantization_error(quantized_errors())) == (
         "NF4 is nearest at every block size; FP4 beats int4 in large blocks only"
     )
-    assert title(plots.qlora_losses(qlora(gap=0.0))) == "Over four bits LoRA's loss ends 0.0 % above that over float32"
+    assert title(plots.qlora_losses(qlora(gap=0.0))) == "QLoRA's loss ends 0.0 % above LoRA's"
     assert "0.011 % to 0.59 %" in title(plots.whole_models_chart(whole_models()))
 
 

@@ -1,1 +1,1 @@
-"""What do four bits a weight cost?"""
+"""What do four bits per weight cost?"""

@@ -1,104 +1,164 @@
-"""The claims about QLoRA: what four bits cost in the weights, in the gradients, in training, and in merging."""
+"""The claims about QLoRA: what four bits cost in the weights, in the gradients, in training and in merging."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..harness.table import Claim, Table, median, model_name
+from ..harness.findings import Claim, Finding, agrees
+from ..harness.table import Table, median, model_name
 from .qlora import means
-from .quantization import ANOTHER_BATCH, NORMAL
+from .quantization import ANOTHER_BATCH
 
 NEEDED = (
     *("quantization_error", "quantization_gradients", "qlora_tiny", "qlora_smollm2"),
     *("merge_routes_tiny", "merge_routes_smollm2", "quantized_speed"),
 )
-MODELS = ("tiny", "smollm2")
+UNITS = {"tiny": "nats per byte", "smollm2": "nats per token"}
+STUDY = "`lora_np/studies/four_bits/{}.py`, notebook 07"
+SAME, SAME_MODEL, DEAR = 0.01, 0.001, 1.25  # limits: relative differences of losses and of errors; a ratio of times
 
 
-def on_quantization(tables: Mapping[str, Table]) -> list[Claim]:
-    """For README's table."""
-    error, turned = tables["quantization_error"], tables["quantization_gradients"]
-    there = [name for name in (NORMAL, "tiny", "smollm2-135m") if error.where(weights=name)]
-    grows = (
-        f"{error.settings['double_quant'][name] / _mean(error, name) - 1:.2%} on {model_name(name)}" for name in there
+def claims(tables: Mapping[str, Table]) -> list[Claim]:
+    """Return the claims that the studies of four bits decide."""
+    cosine = {
+        base: median(tables["quantization_gradients"].where(base=base), "cosine")
+        for base in ("nf4", "fp4", ANOTHER_BATCH)
+    }
+    speed = tables["quantized_speed"]
+    step, decoding = (
+        speed.where(case="smollm2-135m", **{_column(speed): name})[0]["ratio"]
+        for name in ("ours, NF4 base", "dequantising")
     )
-    nf4, fp4, other = (median(turned.where(base=base), "cosine") for base in ("nf4", "fp4", ANOTHER_BATCH))
-    side = {row["side"]: row for row in tables["quantized_speed"].where(case="smollm2-135m")}
-    unrounded = tables["merge_routes_smollm2"].where(route="original")[0]["heldout"]
-    ends = means(tables["qlora_smollm2"])
-    share = (ends["nf4"] - unrounded) / (ends["nf4"] - ends[None])
-    machine = tables["quantized_speed"].settings
-    study = "`lora_np/studies/four_bits/quantization.py`, notebook 07"
+    ends = {f.name: f for name in UNITS for f in losses(name, tables[f"qlora_{name}"])}
+    gaps, rounding = [ends[f"qlora.{name}.gap"] for name in UNITS], of_the_base(tables)
     return [
-        (
-            "NF4 is nearest to the weights, then FP4, then int4",
-            "Dettmers et al. 2023, §4 (by perplexity)",
-            "NF4 is; which of the others follows depends on the block. Mean error in units of the weights' rms, NF4, FP4, int4, in "
-            f"blocks of 64: {'; '.join(f'{model_name(name)} {_three(error, name, 64)}' for name in there)}. In blocks of 1024: "
-            f"{_three(error, 'tiny', 1024)} on tiny",
-            study,
-        ),
-        (
-            "Double quantisation saves 0.373 bits a weight, without a loss",
-            "Dettmers et al. 2023, §3",
-            f"32/64 − 8/64 − 32/(64·256) = {32 / 64 - 8 / 64 - 32 / (64 * 256):.3f} bits; the mean error grows by "
-            + ", ".join(grows),
-            study,
-        ),
-        (
+        *codes(tables["quantization_error"]),
+        Claim(
             "Gradients through a quantised base serve as well",
             "Dettmers et al. 2023, §3",
-            f"dA and dB of tiny have a median cosine of {nf4:.3f} with those through float32 (FP4 {fp4:.3f}); those of another "
-            f"batch {other:.2f}",
-            study,
+            agrees(cosine["nf4"] > cosine[ANOTHER_BATCH], cosine["fp4"] > cosine[ANOTHER_BATCH]),
+            f"median cosine {cosine['nf4']:.3f} (NF4), {cosine['fp4']:.3f} (FP4)",
+            STUDY.format("quantization"),
+            note="The cosine compares dA and dB of each layer of tiny with dA and dB through float32 weights. The gradients of "
+            f"another batch have a median cosine of {cosine[ANOTHER_BATCH]:.2f}.",
         ),
-        (
+        Claim(
             "QLoRA matches LoRA",
             "Dettmers et al. 2023, §4",
-            "; ".join(_matched(tables[f"qlora_{name}"]) for name in MODELS)
-            + f"; over SmolLM2's unrounded weights the adapter of QLoRA reaches {unrounded:.3f}, so {share:.0%} of the gap is the "
-            "base's rounding",
-            "`lora_np/studies/four_bits/qlora.py`, notebook 07",
+            agrees(*(abs(gap.value) < SAME for gap in gaps)),
+            f"loss {gaps[0].number} (tiny), {gaps[1].number} (SmolLM2-135M)",
+            STUDY.format("qlora"),
+            (*ends.values(), rounding),
+            " ".join(f.sentence for f in (*gaps, rounding)),
         ),
-        (
-            "… and its adapter can be merged",
+        merged({name: tables[f"merge_routes_{name}"] for name in UNITS}),
+        Claim(
+            "Dequantising adds at most 25 % to the time of a LoRA step",
             "this project",
-            "held-out loss as trained; merged into the dequantised weights in 16 bits; into the original ones; quantised again: "
-            + "; ".join(_merged(tables[f"merge_routes_{name}"]) for name in MODELS),
-            "`lora_np/studies/four_bits/merge_routes.py`, notebook 07",
-        ),
-        (
-            "… and dequantising costs little time",
-            "this project: at most 25 % of a LoRA step",
-            f"a step of 2 × 256 tokens on SmolLM2-135M takes {side['ours, NF4 base']['ratio']:.2f}× one over float32; decoding "
-            f"each matrix twice, alone, {side['dequantising']['ratio']:.2f}×",
-            f"`python -m lora_np bench --only quantized`; {machine['threads']} threads of {machine['processor']}",
+            agrees(step <= DEAR),
+            f"{step:.2f}× the time of a LoRA step",
+            "`python -m lora_np bench --only quantized`",
+            note=f"Measured with steps of 2 × 256 tokens on SmolLM2-135M, {speed.settings['threads']} threads of "
+            f"{speed.settings['processor']}. Decoding each matrix twice takes {decoding:.2f}× the time of a LoRA step.",
         ),
     ]
 
 
-def _mean(error: Table, weights: str, quant_type: str = "nf4", block_size: int = 64) -> float:
-    return error.where(weights=weights, quant_type=quant_type, block_size=block_size)[0]["mean"]
+def codes(table: Table) -> list[Claim]:
+    """Return the claims about the error of the codes: which is nearest, and what double quantisation adds."""
+    found = {(r["weights"], r["block_size"], r["quant_type"]): r["mean"] for r in table.rows}
+    kinds, bits = list(table.settings["double_quant"]), 32 / 64 - 8 / 64 - 32 / (64 * 256)
+    grown = {kind: mean / found[kind, 64, "nf4"] - 1 for kind, mean in table.settings["double_quant"].items()}
+
+    def three(kind: str, size: int) -> str:
+        return ", ".join(f"{name} {found[kind, size, name.lower()]:.4f}" for name in ("NF4", "FP4", "int4"))
+
+    nearest = [found[w, b, "nf4"] < min(found[w, b, "fp4"], found[w, b, "int4"]) for w, b, _ in found]
+    return [
+        Claim(
+            "NF4 is nearest to the weights, then FP4, then int4",
+            "Dettmers et al. 2023, §4, by perplexity",
+            agrees(all(nearest), all(found[kind, 64, "fp4"] < found[kind, 64, "int4"] for kind in kinds)),
+            f"tiny, blocks of 64: {three('tiny', 64)}",
+            STUDY.format("quantization"),
+            note=f"NF4 is {'' if all(nearest) else 'not '}nearest everywhere. The second place depends on the block size. "
+            "The numbers are mean errors, divided by the root mean square of the weights. "
+            f"In blocks of 64: {'; '.join(f'{model_name(k)} {three(k, 64)}' for k in kinds)}. In blocks "
+            f"of 1024: tiny {three('tiny', 1024)}.",
+        ),
+        Claim(
+            "Double quantisation saves 0.373 bits per weight, without a loss",
+            "Dettmers et al. 2023, §3",
+            agrees(f"{bits:.3f}" == "0.373", max(grown.values()) < SAME),
+            f"{bits:.3f} bits; mean error at most {max(grown.values()):.2%} larger".replace("%", " %"),
+            STUDY.format("quantization"),
+            note=f"32/64 − 8/64 − 32/(64 · 256) = {bits:.3f}. The mean error grows by "
+            + ", ".join(f"{grown[kind]:.2%} on {model_name(kind)}" for kind in kinds).replace("%", " %")
+            + ".",
+        ),
+    ]
 
 
-def _three(error: Table, weights: str, block_size: int) -> str:
-    return ", ".join(f"{_mean(error, weights, quant_type, block_size):.4f}" for quant_type in ("nf4", "fp4", "int4"))
-
-
-def _matched(table: Table) -> str:
-    found, settings = means(table), table.settings
+def losses(name: str, table: Table) -> list[Finding]:
+    """Return the losses of one model's two bases, of LoRA and of QLoRA, and QLoRA's relative difference to LoRA."""
+    settings, end, unit = table.settings, means(table), UNITS[name]
+    start = {None: settings["base_loss"], "nf4": settings["quantized_loss"]["nf4"]}
     seeds = len({row["seed"] for row in table.where(quant_type="nf4")})
-    return (
-        f"{model_name(settings['base'])}, {seeds} seed{'s' if seeds > 1 else ''}: {found['nf4']:.3f} against LoRA's "
-        f"{found[None]:.3f} ({found['nf4'] / found[None] - 1:+.1%}), from bases of {settings['quantized_loss']['nf4']:.3f} and "
-        f"{settings['base_loss']:.3f}"
+    label, over = model_name(settings["base"]), f"{seeds} seed{'s' if seeds > 1 else ''}"
+    found = []
+    for method, t, what in (("lora", None, "float32"), ("qlora", "nf4", "NF4")):
+        ours = [row["final"] for row in table.where(quant_type=t)]
+        before = f"Before training, the held-out loss of {label} in {what} is {start[t]:.3f} {unit}."
+        after = f"Over {label} in {what}, the adapter ends at a held-out loss of {end[t]:.3f} {unit} (mean of {over})."
+        found.append(Finding(f"qlora.{name}.{method}.start", start[t], before, unit))
+        found.append(Finding(f"qlora.{name}.{method}.end", end[t], after, unit, (min(ours), max(ours))))
+    sentence = (
+        f"On {label} ({over}) QLoRA ends at {end['nf4']:.3f} {unit}, LoRA at {end[None]:.3f}. "
+        f"Before training, the loss of the base is {start['nf4']:.3f} in NF4 and {start[None]:.3f} in float32."
+    )
+    return [*found, Finding(f"qlora.{name}.gap", end["nf4"] / end[None] - 1, sentence, form="+.1%")]
+
+
+def of_the_base(tables: Mapping[str, Table]) -> Finding:
+    """Return the share of the difference between QLoRA and LoRA on SmolLM2 that is due to the rounded base."""
+    end, unrounded = (
+        means(tables["qlora_smollm2"]),
+        tables["merge_routes_smollm2"].where(route="original")[0]["heldout"],
+    )
+    share = (end["nf4"] - unrounded) / (end["nf4"] - end[None])
+    sentence = (
+        f"Over SmolLM2's original weights QLoRA's adapter has a loss of {unrounded:.3f}, so the rounded base causes {share:.0%} of "
+        "the difference."
+    )
+    return Finding("qlora.smollm2.rounding", share, sentence.replace("%", " %"), "of the difference", form=".0%")
+
+
+def merged(tables: Mapping[str, Table]) -> Claim:
+    """Return the claim about merging, and the part of ΔW that quantising again keeps."""
+    findings, lines, checks = [], [], []
+    for name, table in tables.items():
+        row, label = {row["route"]: row for row in table.rows}, model_name(table.settings["model"])
+        size, kept = row["as trained"]["size"], row["requantised"]["kept"]
+        trained, bfloat16, original, again = (
+            row[r]["heldout"] for r in ("as trained", "bfloat16", "original", "requantised")
+        )
+        sentence = f"On {label} the norm of ΔW is {size:.1%} of the weights' norm, and quantising again keeps {kept:.0%} of ΔW."
+        findings.append(Finding(f"merge_routes.{name}.kept", kept, sentence.replace("%", " %"), "of ΔW", form=".0%"))
+        lines.append(
+            f"Held-out loss on {label} ({UNITS[name]}): {trained:.4f} as trained; {bfloat16:.4f} merged into the dequantised "
+            f"weights in 16 bits; {original:.4f} merged into the original weights; {again:.4f} merged and quantised again."
+        )
+        checks.append(abs(bfloat16 / trained - 1) < SAME_MODEL)
+    return Claim(
+        "A QLoRA adapter can be merged into the dequantised weights",
+        "this project",
+        agrees(*checks),
+        f"{label}: loss {trained:.4f} as trained, {bfloat16:.4f} merged",
+        STUDY.format("merge_routes"),
+        tuple(findings),
+        " ".join([*lines, *(f.sentence for f in findings)]),
     )
 
 
-def _merged(table: Table) -> str:
-    row = {row["route"]: row for row in table.rows}
-    losses = ", ".join(f"{row[r]['heldout']:.4f}" for r in ("as trained", "bfloat16", "original", "requantised"))
-    return (
-        f"{model_name(table.settings['model'])} {losses} (ΔW is {row['as trained']['size']:.1%} of the weights' norm, and "
-        f"{row['requantised']['kept']:.0%} of it arrives)"
-    )
+def _column(table: Table) -> str:
+    return "competitor" if "competitor" in table.rows[0] else "side"

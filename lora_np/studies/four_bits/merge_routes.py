@@ -1,8 +1,8 @@
-"""An adapter was trained over four bits; what is left of it when it is merged? Three routes, and how each is judged.
+"""What remains of an adapter that was trained over four bits when it is merged? Three routes are compared.
 
-dequantised    dequantize_model(peft_model).merge_and_unload()                    the weights it was trained with, and ΔW
-original       PeftModel.from_pretrained(original, adapter).merge_and_unload()    weights that it never saw, and ΔW
-requantised    quantize_model(…) of the first                                     as small as before, and ΔW rounded again
+dequantised    dequantize_model(peft_model).merge_and_unload()                    ΔW added to the weights used in training
+original       PeftModel.from_pretrained(original, adapter).merge_and_unload()    ΔW added to the weights before quantisation
+requantised    quantize_model(…) of the first                                     as small as before, with ΔW rounded too
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ ROUTES = ("dequantised", "bfloat16", "original", "requantised")
 
 
 def merge_routes(run: QuantizedRun | QuantizedFineTuning, command: str = "python -m lora_np reproduce") -> Table:
-    """Rows {route, heldout, logits, kept}: the run's adapter is trained, and merged by each route.
+    """Train the adapter of `run`, merge it by each route, and measure what changes.
 
-    route: one of ROUTES, of which "bfloat16" is "dequantised" with every number rounded to 16 bits; "as trained", the adapter
-    beside the four bits; "original base" and "quantised base", without an adapter. heldout: nats a token. logits: ‖z − z₀‖/‖z₀‖
-    on a held-out batch, z₀ as trained. kept: the part of ΔW that arrives in the weights, ⟨W′ − W, ΔW⟩/‖ΔW‖² over all layers,
-    where W is what it was added to. size, of "as trained": ‖ΔW‖/‖Ŵ‖ over all layers.
+    The columns are route, heldout, logits and kept. `route` is one of ROUTES ("bfloat16" is "dequantised" with every
+    number rounded to 16 bits), "as trained" (the adapter beside the four bits), "original base" or "quantised base"
+    (both without an adapter). `heldout` is the loss in nats per token. `logits` is ‖z − z₀‖/‖z₀‖ on a held-out batch,
+    where z₀ are the logits as trained. `kept` is the share of ΔW that remains in the merged weights: ⟨W′ − W, ΔW⟩/‖ΔW‖²
+    over all layers, where W are the weights before the merge. The row "as trained" also has `size`: ‖ΔW‖/‖Ŵ‖ over all
+    layers.
     """
     started = time.perf_counter()
     if isinstance(run, QuantizedRun):
@@ -60,13 +62,13 @@ def merge_routes(run: QuantizedRun | QuantizedFineTuning, command: str = "python
             row = {"route": route, "heldout": evaluate(merged, judging)}
             row |= {"logits": float(np.linalg.norm(z - z0) / np.linalg.norm(z0))}
             rows.append(row | {"kept": arrived(_weights(merged), _weights(before), delta)})
-    question = "What does merging leave of an adapter that was trained over four bits?"
+    question = "What remains of an adapter that was trained over four bits when it is merged?"
     study, settings = f"merge_routes_{name.split('-')[0]}", {"model": name} | asdict(run)
     return Table(study, question, command, settings, rows, seconds=time.perf_counter() - started)
 
 
 def merge(route: str, run: QuantizedRun | QuantizedFineTuning, folder: str) -> Transformer:
-    """A plain Transformer with the adapter of `folder` in its weights, by one of ROUTES."""
+    """Return a plain Transformer with the adapter of `folder` merged by one of ROUTES."""
     if route == "original":
         return PeftModel.from_pretrained(run.original_model(), folder).merge_and_unload()
     merged = dequantize_model(PeftModel.from_pretrained(run.base_model(), folder)).merge_and_unload()
@@ -80,14 +82,14 @@ def merge(route: str, run: QuantizedRun | QuantizedFineTuning, folder: str) -> T
 def arrived(
     after: Mapping[str, np.ndarray], before: Mapping[str, np.ndarray], delta: Mapping[str, np.ndarray]
 ) -> float:
-    """⟨after − before, ΔW⟩/‖ΔW‖² over all layers together: 1 where ΔW is there whole, 0 where it was rounded away."""
+    """Return ⟨after − before, ΔW⟩/‖ΔW‖² over all layers: 1 if all of ΔW remains, 0 if it was rounded away."""
     pairs = [(np.vdot(after[name] - before[name], d), np.vdot(d, d)) for name, d in delta.items()]
     there, whole = np.sum(np.array(pairs, float), axis=0)
     return float(there / whole)
 
 
 def _weights(model: Module) -> dict[str, np.ndarray]:
-    """layer → its weight, in floats."""
+    """Return the dequantised weight of each layer, by the layer's name."""
     arrays = {}
     for name, p in model.named_parameters():
         value = dequantize_4bit(p.value) if isinstance(p.value, Quantized4bit) else p.value

@@ -1,6 +1,6 @@
-"""Four bits in pictures: where the codes lie, how far the weights are from them, and what training over them loses.
+"""Pictures of four bits: the values of the codes, the error of the weights, and the loss of training over a quantised base.
 
-Dashed means over four bits, here and in every picture of QLoRA; the colours keep their meaning.
+A dashed line means a base in four bits.
 """
 
 from __future__ import annotations
@@ -20,23 +20,40 @@ from ..harness.style import EDGE, axes_at, label_lines, name_axis, new_figure, n
 from ..harness.table import Table, model_name
 from ..harness.words import percent, runs_and_time
 
-CODES = {"nf4": ("NF4", INK), "int4": ("int4", OTHERS[1]), "fp4": ("FP4", OTHERS[2])}  # type → (its name, its colour)
+CODES = {"nf4": ("NF4", INK), "int4": ("int4", OTHERS[1]), "fp4": ("FP4", OTHERS[2])}  # quant_type → (name, colour)
 DASHED = (0, (4, 2))
 OUTERMOST = 1 - (1 / 30 + 1 / 32) / 2  # the probability of NF4's largest code
 
 
 @picture("weights quant_type edges share", settings="block_size codes")
 def nf4_codes(table: Table, weights: str = "tiny") -> Figure:
-    """NF4's codes under the normal density that they are quantiles of: between two of them lies the same share of weights.
+    """Draw NF4's values as quantiles of the normal distribution, with the values of int4 and FP4 below.
 
-    Dashed, how the real `weights` lie; below, the same sixteen places for int4 and FP4. Rows of one of `weights` are enough;
-    settings["codes"] has the values of each type.
+    Parameters
+    ----------
+    table : Table
+        A table of the study quantization_distances: rows {weights, quant_type, edges, share}; settings {block_size, codes}, where
+        codes has the sixteen values of each type.
+    weights : str
+        The weights that the dashed line shows.
+
+    Returns
+    -------
+    Figure
+        The density of the normal distribution and of `weights`; one row of marks per code.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> nf4_codes(Table.load("figures/data/quantization_distances.json")).axes[0].get_ylabel()
+    'density'
     """
     subtitle = (
-        "the normal distribution, cut so that each side's strips hold the same share of it; dashed, the weights of "
-        f"{weights}\nin blocks of {table.settings['block_size']}, each divided by its largest magnitude"
+        "solid: normal distribution; the strips of one side have equal areas; dashed: the weights of "
+        f"{weights}, in blocks of\n{table.settings['block_size']}, divided by the largest magnitude of the block; marks: the "
+        "sixteen values of each code"
     )
-    figure = new_figure(9, 4.9, "NF4 sets its codes so that normal weights fall evenly between them", subtitle)
+    figure = new_figure(9, 4.9, "NF4's values divide a normal distribution into equal shares", subtitle)
     ax = axes_at(figure, 0.85, 1.55, 7.3, 2.15, xlim=(-1.1, 1.1), ylabel="density")
     normal = NormalDist(0, 1 / NormalDist().inv_cdf(OUTERMOST))
     codes = sorted(table.settings["codes"]["nf4"])
@@ -52,7 +69,7 @@ def nf4_codes(table: Table, weights: str = "tiny") -> Figure:
     heights, middles = (np.array(row["share"]) / np.diff(edges) / 2)[:-1], ((edges[:-1] + edges[1:]) / 2)[:-1]
     mirrored = np.concatenate([-middles[::-1], middles]), np.concatenate([heights[::-1], heights])
     ax.plot(*mirrored, color=FAINT_INK, lw=1.4, ls=DASHED)
-    top = max(*density, *heights)  # the largest of each block is at 1 itself, a spike of 1/block, and left out
+    top = max(*density, *heights)  # the largest weight of each block is at 1; this spike is left out
     for side, (low, high), align in ((-1, codes[:2], "left"), (1, codes[-2:], "right")):
         share = normal.cdf(high) - normal.cdf(low)
         note(ax, f"{percent(share)} in each", (0.98 * side, 0.62 * top), (0, 0), FAINT_INK, ha=align)
@@ -64,7 +81,7 @@ def nf4_codes(table: Table, weights: str = "tiny") -> Figure:
 
 
 def _marks(ax: Axes, codes: dict[str, Iterable[float]]) -> Axes:
-    """A row of marks a type, its name at the right; int4's −8/7, which no weight has, is left out."""
+    """Draw one row of marks per type, with its name at the right. int4's −8/7 is left out, because no weight reaches it."""
     for place, (quant_type, values) in enumerate(reversed(codes.items())):
         (name, colour), values = CODES[quant_type], [c for c in values if abs(c) <= 1]
         ax.plot(values, [place] * len(values), "|", ms=13, mew=2, color=colour)
@@ -76,17 +93,34 @@ def _marks(ax: Axes, codes: dict[str, Iterable[float]]) -> Axes:
 
 @picture("weights quant_type edges contribution", settings="block_size codes")
 def error_by_distance(table: Table, weights: str = "N(0, 1)") -> Figure:
-    """From which weights a code's mean error comes: a step a bin of |w|/absmax, whose heights add up to the error.
+    """Draw which weights cause the mean error of each code: one step per bin of |w|/absmax. The steps add up to the error.
 
-    settings["codes"] has the values of each type.
+    Parameters
+    ----------
+    table : Table
+        A table of the study quantization_distances: rows {weights, quant_type, edges, contribution}; settings {block_size, codes}.
+    weights : str
+        The weights to show.
+
+    Returns
+    -------
+    Figure
+        The contributions above, the magnitudes of the codes' values below.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> figure = error_by_distance(Table.load("figures/data/quantization_distances.json"))
+    >>> figure.axes[0].get_ylabel()
+    'part of the mean'
     """
     rows = {row["quant_type"]: row for row in table.where(weights=weights)}
     totals = {t: sum(row["contribution"]) for t, row in rows.items()}
     subtitle = (
-        f"{weights} in blocks of {table.settings['block_size']}: what the weights of each bin add to the mean |error|; "
-        "the marks are the codes'\nmagnitudes"
+        f"{weights} in blocks of {table.settings['block_size']}; height: part of the mean |error| that comes from the weights of "
+        "one bin\nmarks: the magnitudes of the codes' values"
     )
-    figure = new_figure(9, 4.6, "FP4 loses in its wide gaps, int4 where most weights are", subtitle)
+    figure = new_figure(9, 4.6, "FP4's error comes from its wide gaps, int4's from the small weights", subtitle)
     ax = axes_at(figure, 0.95, 1.5, 6.3, 1.9)
     for quant_type, row in rows.items():
         ax.stairs(row["contribution"], row["edges"], color=CODES[quant_type][1], lw=1.8)
@@ -94,7 +128,7 @@ def error_by_distance(table: Table, weights: str = "N(0, 1)") -> Figure:
     ax.tick_params(labelbottom=False, length=0)
     for i, quant_type in enumerate(sorted(rows, key=lambda t: -totals[t])):
         (name, colour), top = CODES[quant_type], ax.get_ylim()[1]
-        note(ax, f"{name}  {totals[quant_type]:.4f} in all", (1, top), (-4, -14 * (i + 1)), colour, ha="right")
+        note(ax, f"{name}  {totals[quant_type]:.4f} in total", (1, top), (-4, -14 * (i + 1)), colour, ha="right")
     magnitudes = {t: np.abs(table.settings["codes"][t]) for t in CODES if t in rows}
     marks = _marks(axes_at(figure, 0.95, 0.65, 6.3, 0.85), magnitudes)
     marks.set(xlim=(0, 1), xlabel="|weight| / largest magnitude of its block")
@@ -103,13 +137,32 @@ def error_by_distance(table: Table, weights: str = "N(0, 1)") -> Figure:
 
 @picture("weights quant_type block_size mean")
 def quantization_error(table: Table) -> Figure:
-    """The mean |error| by block size, a panel for each kind of weights, a line a type."""
+    """Draw the mean |error| against the block size: one panel per kind of weights, one line per code.
+
+    Parameters
+    ----------
+    table : Table
+        A table of the study quantization_error: rows {weights, quant_type, block_size, mean}.
+
+    Returns
+    -------
+    Figure
+        The error in units of the root mean square of the weights. The title names the best code.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> [ax.get_title(loc="left") for ax in quantization_error(Table.load("figures/data/quantization_error.json")).axes]
+    ['N(0, 1)', 'tiny', 'SmolLM2-135M']
+    """
     kinds = list(dict.fromkeys(row["weights"] for row in table.rows))
     sizes = sorted({row["block_size"] for row in table.rows})
-    subtitle = "mean |error| of a weight in units of the weights' root mean square, by the size of the block that shares a scale"
+    subtitle = (
+        "mean |error| divided by the root mean square of the weights; dots: block sizes; one panel per kind of weights"
+    )
     if "smollm2-135m" in kinds:
-        subtitle += "\n(SmolLM2's file rounds most weights to four bits already)"
-    figure = new_figure(9, 4.3, _verdict(table), subtitle)
+        subtitle += "\n(most weights in SmolLM2's file are already rounded to four bits)"
+    figure = new_figure(9, 4.45, _verdict(table), subtitle)
     wide = (7.3 - 0.25 * (len(kinds) - 1)) / len(kinds)
     top = 1.06 * max(row["mean"] for row in table.rows)
     for i, kind in enumerate(kinds):
@@ -120,7 +173,7 @@ def quantization_error(table: Table) -> Figure:
             if rows:
                 ax.plot([r["block_size"] for r in rows], [r["mean"] for r in rows], color=colour, marker="o", ms=4)
                 ends.append(((rows[-1]["block_size"], rows[-1]["mean"]), name, colour))
-        rank_axis(ax, [size for size in sizes if np.log2(size) % 2 == 0] or sizes, "weights a block")
+        rank_axis(ax, [size for size in sizes if np.log2(size) % 2 == 0] or sizes, "weights per block")
         ax.set(ylim=(0, top), ylabel="" if i else "mean |error|")
         ax.tick_params(labelleft=i == 0)
         if i == len(kinds) - 1:
@@ -129,7 +182,7 @@ def quantization_error(table: Table) -> Figure:
 
 
 def _verdict(table: Table) -> str:
-    """What the lines say, in a title: whether NF4 is best everywhere, and where FP4 beats int4."""
+    """Return the title: whether NF4 is best everywhere, and in which blocks FP4 beats int4."""
     found = {(r["weights"], r["block_size"], r["quant_type"]): r["mean"] for r in table.rows}
     places = list(dict.fromkeys((w, b) for w, b, _ in found))
     best = all(found[(*p, "nf4")] < min(found[(*p, "fp4")], found[(*p, "int4")]) for p in places)
@@ -143,19 +196,35 @@ def _verdict(table: Table) -> str:
 
 @picture("base layer factor cosine", settings="model")
 def gradient_cosines(table: Table) -> Figure:
-    """How near the gradients through a quantised base are to the float32 base's: a dot for dA and one for dB of each layer.
+    """Draw the cosine between the gradients through a quantised base and those through float32.
 
-    The base "another batch" is the yardstick.
+    Parameters
+    ----------
+    table : Table
+        A table of the study quantization_gradients: rows {base, layer, factor, cosine}; settings {model}. The base "another
+        batch" is there for comparison.
+
+    Returns
+    -------
+    Figure
+        One dot per layer for dA and one for dB.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> figure = gradient_cosines(Table.load("figures/data/quantization_gradients.json"))
+    >>> [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    ['another batch', 'FP4', 'int4', 'NF4']
     """
     bases = sorted({row["base"] for row in table.rows}, key=lambda b: mean(r["cosine"] for r in table.where(base=b)))
     looks = {base: CODES.get(base, (base, FROZEN)) for base in bases}
     middle = float(np.median([row["cosine"] for row in table.where(base=bases[-1])]))
     subtitle = (
-        f"dA and dB of each layer of {table.settings['model']} against those through float32 weights, same adapter and batch; "
-        f"median with {looks[bases[-1]][0]} {middle:.3f}"
+        f"dots: the layers of {table.settings['model']}; filled: dA; hollow: dB; compared with the gradients through float32, same "
+        f"adapter\nand batch; median with {looks[bases[-1]][0]}: {middle:.3f}"
     )
-    title = "Four bits turn a gradient a little; the next batch turns it altogether"
-    figure = new_figure(9, 0.55 * len(bases) + 1.6, title, subtitle)
+    title = "Four bits change a gradient a little; another batch changes it completely"
+    figure = new_figure(9, 0.55 * len(bases) + 1.8, title, subtitle)
     ax = axes_at(figure, 1.35, 0.65, 7.2, 0.55 * len(bases))
     for place, (base, (_, colour)) in enumerate(looks.items()):
         for factor, shift, fill in (("A", 0.14, colour), ("B", -0.14, "none")):
@@ -166,27 +235,42 @@ def gradient_cosines(table: Table) -> Figure:
         tick.set_color(for_text(colour))
     ax.grid(True, axis="both")
     ax.set(xlim=(min(-0.25, min(r["cosine"] for r in table.rows) - 0.05), 1.02), ylim=(-0.5, len(bases) - 0.5))
-    ax.set_xlabel("cosine to the gradient through float32 (1: the same direction); full dA, hollow dB")
+    ax.set_xlabel("cosine to the gradient through float32 (1: the same direction)")
     return figure
 
 
 @picture("quant_type seed steps heldout final", settings="base base_loss quantized_loss")
 def qlora_losses(table: Table, *others: Table) -> Figure:
-    """Held-out loss over steps, LoRA (quant_type None) full and QLoRA dashed, a panel a table; grey, the untrained base of each.
+    """Draw the held-out loss over the steps of LoRA (solid) and QLoRA (dashed), one panel per table.
 
-    A line is the mean over seeds, its band their range.
+    Parameters
+    ----------
+    table, *others : Table
+        Tables of the studies qlora_tiny and qlora_smollm2: rows {quant_type, seed, steps, heldout, final}, with quant_type None
+        for LoRA; settings {base, base_loss, quantized_loss}.
+
+    Returns
+    -------
+    Figure
+        Lines are means over the seeds, bands their range; grey lines are the bases before training.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> [ax.get_title(loc="left") for ax in qlora_losses(Table.load("figures/data/qlora_tiny.json")).axes]
+    ['tiny, 3 seeds']
     """
     tables = [table, *others]
-    said = []
+    gaps = []
     for each in tables:
         lora, qlora = of_both(each.where(quant_type=None), each.where(quant_type="nf4"))
-        said.append(f"{100 * (mean(qlora) / mean(lora) - 1):.1f} %".replace("-", "−"))
+        gaps.append(f"{100 * (mean(qlora) / mean(lora) - 1):.1f} %".replace("-", "−"))
     subtitle = (
-        "held-out loss; full, LoRA over float32; dashed, over NF4 with double quantisation (QLoRA); grey, the base untrained\n"
-        "the runs of QLoRA, left and right: "
+        "solid: LoRA over float32; dashed: QLoRA over NF4 with double quantisation; band: range of the seeds; grey: base before\n"
+        "training; QLoRA's runs: "
         + " and ".join(runs_and_time(t, [row for row in t.rows if row["quant_type"]]) for t in tables)
     )
-    title = f"Over four bits LoRA's loss ends {' and '.join(said)} above that over float32"
+    title = f"QLoRA's loss ends {' and '.join(gaps)} above LoRA's"
     figure = new_figure(9, 4.5, title, subtitle)
     for i, each in enumerate(tables):
         _losses(axes_at(figure, 0.85 + 4.4 * i, 0.65, 5.4 if len(tables) == 1 else 2.4, 2.55), each)
@@ -206,12 +290,15 @@ def _losses(ax: Axes, table: Table) -> None:
         ends.append(((steps[-1], end), f"{name}  {end:.3f}", LORA))
     seeds = len({row["seed"] for row in table.where(quant_type="nf4")})
     ax.set_title(f"{model_name(base)}, {seeds} seed{'s' if seeds > 1 else ''}")
-    ax.set(xlabel="training step", ylabel="loss (nats a byte)" if base == "tiny" else "loss (nats a token)")
+    ax.set(
+        xlabel="training step",
+        ylabel="held-out loss (nats per byte)" if base == "tiny" else "held-out loss (nats per token)",
+    )
     ax.set_xlim(0, max(x for (x, _), *_ in ends))
     label_lines(ax, *zip(*ends, strict=True))
 
 
-ROUTES = {  # from below
+ROUTES = {  # from the bottom of the picture
     "requantised": "quantised again",
     "original": "into the original weights",
     "bfloat16": "dequantised, in 16 bits",
@@ -221,16 +308,30 @@ ROUTES = {  # from below
 
 @picture("route heldout logits kept", settings="model")
 def merge_routes_chart(table: Table, *others: Table) -> Figure:
-    """What three ways to merge a QLoRA adapter leave: the held-out loss, the logits, and how much of ΔW is in the weights.
+    """Draw what each way to merge a QLoRA adapter changes: the held-out loss, the logits, and the share of ΔW that remains.
 
-    A full dot a route for the first table's model, a hollow one for another's.
+    Parameters
+    ----------
+    table, *others : Table
+        Tables of the study merge_routes: rows {route, heldout, logits, kept}; settings {model}.
+
+    Returns
+    -------
+    Figure
+        One dot per route; filled for the first table's model, hollow for the second one's.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> [ax.get_title(loc="left") for ax in merge_routes_chart(Table.load("figures/data/merge_routes_tiny.json")).axes]
+    ['held-out loss', 'logits', 'ΔW that remains']
     """
     tables = [table, *others]
-    dots = zip(("full dots", "hollow ones"), tables, strict=False)
-    models = ", ".join(f"{how} {model_name(t.settings['model'])}" for how, t in dots)
-    subtitle = f"QLoRA adapters merged, against the same beside their four bits: {models}"
-    figure = new_figure(9, 3.8, "Only one route gives the model that was trained", subtitle)
-    loss, logits, arrived = panels = [axes_at(figure, left, 0.65, 1.95, 2.0) for left in (2.2, 4.5, 6.8)]
+    dots = zip(("filled dots", "hollow dots"), tables, strict=False)
+    models = "; ".join(f"{how}: {model_name(t.settings['model'])}" for how, t in dots)
+    subtitle = f"QLoRA's adapter after each way to merge, compared with the adapter before the merge\n{models}"
+    figure = new_figure(9, 4.0, "Only the merge into dequantised weights keeps the trained model", subtitle)
+    loss, logits, kept = panels = [axes_at(figure, left, 0.65, 1.95, 2.0) for left in (2.2, 4.5, 6.8)]
     for place, route in enumerate(ROUTES):
         for i, each in enumerate(tables):
             (trained,), (row,) = (each.where(route=r) for r in ("as trained", route))
@@ -241,13 +342,17 @@ def merge_routes_chart(table: Table, *others: Table) -> Figure:
     logits.set_xscale("log")
     logits.xaxis.set_major_locator(LogLocator(numticks=4))
     logits.xaxis.set_minor_locator(NullLocator())
-    for ax, where in ((loss, 0), (arrived, 100)):
+    for ax, where in ((loss, 0), (kept, 100)):
         ax.axvline(where, color=FROZEN, lw=1.5, zorder=1)
     loss.xaxis.set_major_locator(MaxNLocator(4))
-    arrived.xaxis.set_major_locator(FixedLocator([0, 50, 100]))
-    arrived.set_xlim(-8, 112)
-    said = (("held-out loss", "% above that as trained"), ("logits", "relative change"), ("ΔW that arrives", "% of it"))
-    for ax, (title, label) in zip(panels, said, strict=True):
+    kept.xaxis.set_major_locator(FixedLocator([0, 50, 100]))
+    kept.set_xlim(-8, 112)
+    titles = (
+        ("held-out loss", "% above the loss before"),
+        ("logits", "relative change"),
+        ("ΔW that remains", "% of ΔW"),
+    )
+    for ax, (title, label) in zip(panels, titles, strict=True):
         ax.grid(True, axis="both")
         ax.margins(x=0.12)
         name_axis(ax, list(ROUTES.values()), labelled=ax is loss)

@@ -1,7 +1,8 @@
-"""Does an adapter learn as much over a base of four bits? Held-out loss of LoRA and QLoRA, alike in all but the base.
+"""Does an adapter learn as much over a base in four bits? Held-out losses of LoRA and QLoRA; only the base differs.
 
-Runs of LoRA from two other studies are repeated, seed by seed, over the base in NF4 with double quantisation: "tiny" turns to
-code (harness/tiny_task.py), SmolLM2-135M learns a voice (harness/voice_task.py). The learning rate is LoRA's best.
+LoRA's runs of two other studies are repeated, seed by seed, over the base in NF4 with double quantisation: "tiny"
+learns code (harness/tiny_task.py), SmolLM2-135M learns a voice (harness/voice_task.py). Both use LoRA's best learning
+rate.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from ..harness.runs import finished, run_all
 from ..harness.table import Table
 from ..harness.workers import Workers
 
-QUESTION = "Does an adapter learn as much over a base of four bits?"
+QUESTION = "Does an adapter learn as much over a base in four bits?"
 
 
 class OverFourBits:
-    """What a run over a quantised base has besides: its linear layers are rounded to `quant_type`."""
+    """Mixin for a run over a quantised base: the linear layers are rounded to `quant_type`."""
 
     quant_type: str
 
     def original_model(self) -> Transformer:
-        """The base, in floats."""
-        return super().base_model()  # type: ignore[misc]  # of the run that it is mixed into
+        """Return the base in floating point."""
+        return super().base_model()  # type: ignore[misc]  # the other parent class has it
 
     def base_model(self) -> Transformer:
-        """The base, its linear layers in four bits."""
+        """Return the base with its linear layers in four bits."""
         return quantize_model(self.original_model(), self.quant_type)
 
 
@@ -58,10 +59,11 @@ def on_tiny(
     workers: Workers = 2,
     folder: str | Path | None = None,
 ) -> Table:
-    """Rows {quant_type, seed, lr, r, steps, heldout, final}: LoRA of rank r as the table of `convergence` has it, and QLoRA.
+    """Train QLoRA on tiny, and put its runs beside LoRA's runs of rank r from the table `convergence`.
 
-    quant_type is None for LoRA. NF4 runs with every seed (of `seeds`), the other types with the first.
-    settings: "base_loss", where LoRA starts, and "quantized_loss", type → where QLoRA does, in nats a byte.
+    The columns are quant_type, seed, lr, r, steps, heldout and final. `quant_type` is None for LoRA. NF4 runs with
+    every seed (or with `seeds`), the other types with the first seed only. The settings have the losses before training
+    in nats per byte: "base_loss" of the base, and "quantized_loss" of each quantised base.
     """
     lora = measured.where(phase="seeds", method="lora", r=r, target_modules="all-linear")
     lora = [row for row in lora if seeds is None or row["seed"] in seeds]
@@ -75,7 +77,7 @@ def on_tiny(
 
 
 def on_smollm2(measured: Table, folder: str | Path | None = None) -> Table:
-    """The same of SmolLM2-135M, beside the table of `finetuning`: rows have prose and habit too."""
+    """Return the same table as `on_tiny`, for SmolLM2-135M and the table `finetuning`; its rows also have prose and habit."""
     lora = measured.where(phase="seeds", method="lora")
     runs = [over_four_bits(QuantizedFineTuning, row, "nf4") for row in lora]
     rows = run_all(voice_task.measure, runs, 1, folder, "QLoRA", voice_task.shared(runs[0]))
@@ -86,7 +88,7 @@ def on_smollm2(measured: Table, folder: str | Path | None = None) -> Table:
 
 
 def over_four_bits(kind: type, row: dict[str, Any], quant_type: str = "nf4") -> Any:
-    """The LoRA run that made this row, repeated over a quantised base: a QuantizedRun or a QuantizedFineTuning."""
+    """Return the LoRA run of this row as a run over a quantised base: a QuantizedRun or a QuantizedFineTuning."""
     known = {f.name: row[f.name] for f in fields(kind) if f.name in row}
     return kind(**known | {"quant_type": quant_type})
 
@@ -99,6 +101,6 @@ def _table(study: str, settings: dict[str, Any], lora: list[dict], rows: list[di
 
 
 def means(table: Table) -> dict[str | None, float]:
-    """None (LoRA) and "nf4" → the mean final loss over the seeds that both have."""
+    """Return the mean final losses of LoRA (key None) and QLoRA (key "nf4") over the seeds that both have."""
     finals = of_both(table.where(quant_type=None), table.where(quant_type="nf4"))
     return {quant_type: statistics.mean(each) for quant_type, each in zip((None, "nf4"), finals, strict=True)}

@@ -1,4 +1,4 @@
-"""What do four bits cost? The error of each code by block size, where it arises, and that of the gradients through it."""
+"""What do four bits cost? The error of each code by block size, the weights that cause it, and the error of the gradients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..harness.table import Table
 COMMAND = "python -m lora_np reproduce"
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 NORMAL = "N(0, 1)"
-DISTANCES = 32  # bins of |w|/absmax from 0 to 1
+DISTANCES = 32  # number of bins of |w|/absmax between 0 and 1
 
 
 def error(
@@ -28,11 +28,12 @@ def error(
     normals: int = 2**20,
     seed: int = 0,
 ) -> Table:
-    """Rows {weights, quant_type, block_size, mean, rms}: the error ŵ − w in units of the weights' own root mean square.
+    """Measure the error ŵ − w of each code, divided by the root mean square of the weights.
 
-    weights: "N(0, 1)", `normals` numbers of it, or a model, all matrices of its blocks. mean is of |ŵ − w|, what NF4 is made to
-    keep small, and rms is ‖ŵ − w‖/‖w‖; both over all weights, each matrix by its own root mean square. settings has in
-    "double_quant", by weights, the mean of NF4 in blocks of 64 whose absmax are quantised too.
+    The columns are weights, quant_type, block_size, mean and rms. `weights` is "N(0, 1)" (`normals` random numbers)
+    or a model (all matrices of its blocks). `mean` is the mean of |ŵ − w|, which NF4 is designed to keep small; `rms`
+    is ‖ŵ − w‖/‖w‖. Both are means over all weights, and each matrix is divided by its own root mean square. The setting
+    `double_quant` has, for each kind of weights, the mean error of NF4 in blocks of 64 with double quantisation.
     """
     started, rows = time.perf_counter(), []
     names = (NORMAL, *models)
@@ -49,7 +50,7 @@ def error(
 def _mean_errors(
     name: str, normals: int, seed: int, quant_type: str, block_size: int, double_quant: bool = False
 ) -> tuple[float, float]:
-    """(mean |e|, mean e²) over all weights of `name`."""
+    """Return (mean |e|, mean e²) over all weights of `name`."""
     how = quant_type, block_size, double_quant
     sizes, *errors = zip(*(_errors(W, *how) for W in matrices(name, normals, seed)), strict=True)
     mean, square = (float(np.average(each, weights=sizes)) for each in errors)
@@ -57,7 +58,7 @@ def _mean_errors(
 
 
 def _errors(W: np.ndarray, quant_type: str, block_size: int, double_quant: bool) -> tuple[int, float, float]:
-    """(size, mean |e|, mean e²), with e = (ŵ − w)/rms(w)."""
+    """Return (size, mean |e|, mean e²) of one matrix, with e = (ŵ − w)/rms(w)."""
     e = dequantize_4bit(quantize_4bit(W, block_size, quant_type, double_quant))
     e -= W
     scale = float(np.sqrt(np.square(W).mean(dtype=float)))
@@ -67,10 +68,11 @@ def _errors(W: np.ndarray, quant_type: str, block_size: int, double_quant: bool)
 def where_it_arises(
     weights: Sequence[str] = (NORMAL, "tiny"), block_size: int = 64, normals: int = 2**20, seed: int = 0
 ) -> Table:
-    """Rows {weights, quant_type, edges, share, contribution}: from which |w|/absmax how much of the mean error comes.
+    """Measure how much of the mean error of each code comes from which |w|/absmax.
 
-    For each bin between two `edges`, share is how many weights fall in it, and contribution what they add to `error`'s mean.
-    settings has the values of each type in "codes".
+    The columns are weights, quant_type, edges, share and contribution. For each bin between two `edges`, `share` is the
+    share of the weights in it, and `contribution` is their part of the mean error. The setting `codes` has the sixteen
+    values of each type.
     """
     started, rows, edges = time.perf_counter(), [], np.linspace(0, 1, DISTANCES + 1)
     for name, quant_type in itertools.product(weights, QUANT_TYPES):
@@ -92,7 +94,7 @@ def where_it_arises(
 
 
 def matrices(name: str, normals: int = 2**20, seed: int = 0) -> Iterator[np.ndarray]:
-    """float32 arrays to quantise: numbers of N(0, 1), or each matrix in the blocks of a model."""
+    """Yield the float32 arrays to quantise: random numbers of N(0, 1), or each matrix in the blocks of a model."""
     if name == NORMAL:
         yield np.random.default_rng(seed).standard_normal(normals, dtype=np.float32)
         return
@@ -113,16 +115,17 @@ def gradients(
     seq_len: int = 128,
     seed: int = 0,
 ) -> Table:
-    """Rows {base, layer, factor, cosine, error}: dA and dB of one batch through a quantised base, against the float32 base's.
+    """Compare dA and dB through a quantised base with dA and dB through float32.
 
-    The adapter, trained over float32 for some steps, and the batch are the same. base: a quant_type, or "another batch", the
-    float32 base with other text: as far as the choice of the batch moves the gradient. error is ‖g − g₀‖/‖g₀‖.
+    The columns are base, layer, factor, cosine and error. Both gradients use the same batch and the
+    same adapter, which was trained over float32 for some steps. `base` is a quant_type, or "another batch": the float32
+    base with other text, to show how much the choice of the batch changes the gradient. `error` is ‖g − g₀‖/‖g₀‖.
     """
     started, rows = time.perf_counter(), []
     config = LoraConfig(r=r, lora_alpha=8 * r, target_modules="all-linear")
     batches = data.Batches(data.corpus("code", "train"), batch_size, seq_len, seed)
     model = get_peft_model(load_model(base), config, seed=seed)
-    schedule = WarmupCosine(2 * steps, warmup=steps // 10)  # in the middle of a run
+    schedule = WarmupCosine(2 * steps, warmup=steps // 10)  # the steps below end in the middle of this schedule
     train(model, batches, AdamW(lr=lr, weight_decay=0.0), steps, schedule=schedule, max_grad_norm=1.0, progress=False)
     adapter = {name: p.value for name, p in model.named_parameters() if "lora_" in name}
     one, other = data.heldout_batches(data.corpus("code", "heldout"), batch_size, seq_len, windows=2 * batch_size)
@@ -142,7 +145,7 @@ def gradients(
             rows.append(row | {"error": float(np.linalg.norm(g - g0) / norm)})
     settings = {"model": base, "r": r, "steps": steps, "lr": lr}
     settings |= {"batch_size": batch_size, "seq_len": seq_len, "seed": seed}
-    question = "How much does a quantised base disturb the gradients of A and B?"
+    question = "How much does a quantised base change the gradients of A and B?"
     return Table("quantization_gradients", question, COMMAND, settings, rows, seconds=time.perf_counter() - started)
 
 

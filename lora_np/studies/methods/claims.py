@@ -1,4 +1,4 @@
-"""The claims about LoRA's relatives and the methods that are no ΔW: the lesson's table, and what each paper says of its own."""
+"""The claims about LoRA's relatives and about prefixes and adapters: the lesson's table, and what each paper promises."""
 
 from __future__ import annotations
 
@@ -7,141 +7,189 @@ from typing import Any
 
 import numpy as np
 
+from ..harness.findings import Claim, Finding, agrees
 from ..harness.paired import forgotten_when, paired_differences, verdict
-from ..harness.table import Claim, Table, mean
-from .lesson import LESSON, QUANTITIES, beside_ours, markdown, ratio_of_B
+from ..harness.table import Table, mean
+from ..harness.words import percent
+from .lesson import LESSON, QUANTITIES, beside_ours, ratio_of_B
 from .settings import R
 
 NEEDED = ("comparison", "comparison_smollm2", "method_costs", "method_costs_smollm2")
-NAMES = {"share": "parameters trained", "latency": "a token's time", "quality": "of full's gain"}
 STUDY = "`lora_np/studies/methods/comparison.py`, notebook 09"
-PROMISES = {  # method → (what its paper says of it, the paper)
-    "lora+": ("LoRA+ is 1 to 2 % better and up to twice as fast", "Hayou et al. 2024"),
-    "dora": ("DoRA is better than LoRA", "Liu et al. 2024"),
-    "pissa": ("PiSSA converges faster than LoRA", "Meng et al. 2024"),
-    "vera": ("VeRA trains ten times fewer parameters at the same quality", "Kopiczko et al. 2023"),
-    "lora-fa": ("LoRA-FA saves activation memory without losing quality", "Zhang et al. 2023"),
-}
+MODELS = {"tiny": "", "SmolLM2-135M": "_smollm2"}  # name → suffix of its tables
+FEWER = 10  # times: VeRA's promise
 
 
-def on_methods(tables: Mapping[str, Table]) -> list[Claim]:
-    """For README's table."""
+def claims(tables: Mapping[str, Table]) -> list[Claim]:
+    """Return the claims that the comparisons of methods decide."""
     compared, costs = tables["comparison"], tables["method_costs"]
-    fa, lora = (costs.where(method=name)[0] for name in ("lora-fa", "lora"))
-    vera, of_lora = (compared.where(phase="seeds", method=name)[0]["trainable"] for name in ("vera", "lora"))
-    ratio = ratio_of_B(compared.where(method="lora+")[0])
-    came_out = {method: against_lora(compared, method) for method in PROMISES}
-    came_out["lora+"] += f"; rates of A and B 1 : {ratio:g}, A's swept"
-    came_out["vera"] = f"{of_lora / vera:.1f} times fewer here ({vera:,} for {of_lora:,}); {came_out['vera']}"
-    came_out["lora-fa"] = (
-        f"a step's peak is {fa['peak_bytes'] / lora['peak_bytes']:.2f} of LoRA's; {came_out['lora-fa']}"
+    return [*of_the_lesson(tables), forgetting(compared), *promises(compared, costs)]
+
+
+def of_the_lesson(tables: Mapping[str, Table]) -> list[Claim]:
+    """Return one claim per method of the lesson's table, with both models' numbers as findings."""
+    names, claimed = tables["comparison"].settings["labels"], []
+    ours = {
+        m: beside_ours(tables[f"comparison{suffix}"], tables[f"method_costs{suffix}"]) for m, suffix in MODELS.items()
+    }
+    for method, lesson in LESSON.items():
+        rows = [row | {"model": model} for model, each in ours.items() for row in each if row["method"] == method]
+        gains = ", ".join(f"{percent(row['ours'])} ({row['model']})" for row in rows if row["quantity"] == "quality")
+        notes = [
+            f"{model}: "
+            + ", ".join(
+                f"{QUANTITIES[r['quantity']][0]} {r['here']} ({r['verdict']})" for r in rows if r["model"] == model
+            )
+            for model in MODELS
+        ]
+        claimed.append(
+            Claim(
+                f"{names[method]}: {lesson['share'].words} trained, latency {lesson['latency'].words}, "
+                f"{lesson['quality'].words} of the quality",
+                "the lesson",
+                agrees(*(row["verdict"] == "agrees" for row in rows if row["verdict"] != "chosen so")),
+                f"of full fine-tuning's gain: {gains}",
+                "`lora_np/studies/methods/lesson.py`, notebook 09",
+                tuple(lesson_finding(row) for row in rows),
+                f"{'. '.join(notes)}.",
+            )
+        )
+    return claimed
+
+
+def lesson_finding(row: Mapping[str, Any]) -> Finding:
+    """Return one quantity of the lesson's table as measured here."""
+    model, quantity = row["model"].split("-")[0].lower(), row["quantity"]
+    sentence = f"{row['label']} on {row['model']}, {QUANTITIES[quantity][0]}: {row['here']}."
+    return Finding(
+        f"lesson.{model}.{row['method']}.{quantity}",
+        row["ours"],
+        sentence,
+        form=".2f" if quantity == "latency" else ".1%",
     )
-    checked = {"lora-fa": f"`test_lora_fa_keeps_n_r_numbers_in_place_of_n_in`; {STUDY}"}
-    return [
-        *of_the_lesson(tables),
-        ("LoRA forgets less", "Biderman et al. 2024", forgetting(compared), STUDY),
-        *((*PROMISES[method], found, checked.get(method, STUDY)) for method, found in came_out.items()),
+
+
+def forgetting(compared: Table) -> Claim:
+    """Return the claim that LoRA forgets less, decided at the point where full fine-tuning has learned as much as LoRA."""
+    base, prose, paths = compared.settings["base_loss"], compared.settings["base_prose"], {}
+    for method in ("full", "lora"):
+        runs = compared.where(phase="seeds", method=method)
+        paths[method] = base - curve(runs, "heldout"), curve(runs, "prose") - prose
+    (learned, forgotten), (reached, lost) = paths["full"], (path[-1] for path in paths["lora"])
+    alike = forgotten_when(learned, forgotten, reached)
+    lora = f"LoRA (r = {R}) on tiny learns {reached:.3f} nats per byte of code and forgets {lost:.3f} of prose."
+    full = f"Full fine-tuning learns {learned[-1]:.3f} and forgets {forgotten[-1]:.3f}."
+    if alike is None:
+        full += " It never learns as much as LoRA."
+    else:
+        full += f" When it has learned as much as LoRA, it has forgotten {alike:.3f}."
+    return Claim(
+        "LoRA forgets less than full fine-tuning",
+        "Biderman et al. 2024",
+        agrees(alike is None or lost < alike),
+        f"{lost:.3f} against {forgotten[-1] if alike is None else alike:.3f} nats per byte of prose",
+        STUDY,
         (
-            "Adam is invariant under (α/(pq), A·p, lr_A·p, lr_B·q)",
-            "Schulman et al. 2025",
-            "to the bit, where p and q are powers of two and ε is so small that it is rounded away",
-            "`test_adam_trains_the_same_model_when_factors_and_rates_are_scaled_by_powers_of_two`, notebook 09",
+            Finding("methods.forgetting.lora", lost, lora, "nats per byte"),
+            Finding("methods.forgetting.full", float(forgotten[-1] if alike is None else alike), full, "nats per byte"),
+            *at_a_smaller_rate(compared),
         ),
-        (
-            "What PiSSA leaves in the base has the tail of W's singular values",
-            "Meng et al. 2024, §3",
-            "to 1e-12 in float64, and at the start the model is the base",
-            "`test_what_pissa_leaves_has_the_tail_of_the_singular_values`, `test_pissa_at_the_start_is_the_base_to_1e_12`",
+    )
+
+
+def at_a_smaller_rate(compared: Table) -> list[Finding]:
+    """Return what LoRA and full fine-tuning forget at the next smaller rate, or nothing if one has no smaller rate."""
+    found = []
+    for method in ("lora", "full"):
+        best, label = compared.where(phase="seeds", method=method)[0]["lr"], compared.settings["labels"][method]
+        swept = {row["lr"]: row for row in compared.where(phase="sweep", method=method) if row["prose"]}
+        below = [lr for lr in swept if lr < best]
+        if not below:
+            return []
+        learned = {lr: compared.settings["base_loss"] - row["final"] for lr, row in swept.items()}
+        lr = max(below)
+        forgotten = swept[lr]["prose"][-1] - compared.settings["base_prose"]
+        less = f", {percent(1 - learned[lr] / learned[best])} less than at its best rate," if best in learned else ""
+        at = f"At {lr / best:g} of its best learning rate (one seed),"
+        sentence = f"{at} {label} learns {learned[lr]:.3f}{less} and forgets {forgotten:.3f}."
+        found.append(Finding(f"methods.forgetting.{method}.smaller_rate", forgotten, sentence, "nats per byte"))
+    return found
+
+
+def promises(compared: Table, costs: Table) -> list[Claim]:
+    """Return the claim of each paper about its own method, decided seed by seed against LoRA."""
+    runs = {method: compared.where(phase="seeds", method=method) for method in compared.settings["labels"]}
+    lost = {
+        method: paired_differences(rows, runs["lora"]) for method, rows in runs.items()
+    }  # positive: worse than LoRA
+    leads = {method: len(ahead(compared, method)) / (len(rows[0]["steps"]) - 1) for method, rows in runs.items()}
+    lora, vera = (runs[method][0]["trainable"] for method in ("lora", "vera"))
+    ratio, fewer = ratio_of_B(runs["lora+"][0]), lora / vera
+    peak = costs.where(method="lora-fa")[0]["peak_bytes"] / costs.where(method="lora")[0]["peak_bytes"]
+
+    def claim(method: str, words: str, paper: str, *checks: bool, note: str = "", check: str = STUDY) -> Claim:
+        end = against_lora(compared, method)
+        number = f"loss {end.number}, LoRA {mean(runs['lora'], 'final'):.3f} nats per byte"
+        return Claim(words, paper, agrees(*checks), number, check, (end,), f"{note} {end.sentence}".lstrip())
+
+    better, earlier = max(lost["lora+"]) < 0, leads["lora+"] > 0
+    swept = f"The learning rates of A and B have the ratio 1 : {ratio:g}, and A's rate was swept."
+    counted = f"VeRA trains {vera:,} numbers, {fewer:.1f} times fewer than LoRA ({lora:,})."
+    fewer_at = "VeRA trains ten times fewer parameters at the same quality"
+    return [
+        claim(
+            "lora+",
+            "LoRA+ is 1 to 2 % better and up to twice as fast",
+            "Hayou et al. 2024",
+            better,
+            earlier,
+            note=swept,
+        ),
+        claim("dora", "DoRA is better than LoRA", "Liu et al. 2024", max(lost["dora"]) < 0),
+        claim(
+            "pissa", "PiSSA converges faster than LoRA", "Meng et al. 2024", leads["pissa"] > 0, leads["pissa"] > 0.5
+        ),
+        claim("vera", fewer_at, "Kopiczko et al. 2023", fewer >= FEWER, min(lost["vera"]) <= 0, note=counted),
+        claim(
+            "lora-fa",
+            "LoRA-FA saves activation memory without losing quality",
+            "Zhang et al. 2023",
+            *(peak < 1, min(lost["lora-fa"]) <= 0),
+            note=f"The peak memory of a step is {peak:.2f} of LoRA's.",
+            check=f"`test_lora_fa_keeps_n_r_numbers_in_place_of_n_in`; {STUDY}",
         ),
     ]
 
 
-def of_the_lesson(tables: Mapping[str, Table]) -> list[Claim]:
-    """A row for each method of the lesson's table, "tiny" and then SmolLM2."""
-    suffixes = {"tiny": "", "SmolLM2-135M": "_smollm2"}
-    found = {  # (model, method, quantity) → the row
-        (model, row["method"], row["quantity"]): row
-        for model, suffix in suffixes.items()
-        for row in beside_ours(tables[f"comparison{suffix}"], tables[f"method_costs{suffix}"])
-    }
-
-    def said(*key: str) -> str:
-        name, (_, say) = NAMES[key[-1]], QUANTITIES[key[-1]]
-        return f"{name} {say(found[key]['ours'])} ({found[key]['verdict']})" if key in found else f"{name} not measured"
-
-    rows = []
-    for method, lesson in LESSON.items():
-        label = tables["comparison"].settings["labels"][method]
-        claim = f"{label}: {lesson['share'].words} trained, latency {lesson['latency'].words}, {lesson['quality'].words} of quality"
-        ours = "; ".join(f"{model}: " + ", ".join(said(model, method, q) for q in NAMES) for model in suffixes)
-        rows.append((claim, "the lesson", ours, "`lora_np/studies/methods/lesson.py`, notebook 09"))
-    return rows
-
-
-def forgetting(compared: Table) -> str:
-    """LoRA's end, full fine-tuning's path where it had learned as much, and both at the next smaller rate that was tried."""
-    learned, forgotten = {}, {}
-    for method in ("full", "lora"):
-        runs = compared.where(phase="seeds", method=method)
-        learned[method] = compared.settings["base_loss"] - curve(runs, "heldout")
-        forgotten[method] = curve(runs, "prose") - compared.settings["base_prose"]
-    reached, lost = learned["lora"][-1], forgotten["lora"][-1]
-    alike = forgotten_when(learned["full"], forgotten["full"], reached)
-    word = "no" if alike is not None and lost >= alike else "yes"
-    on_the_way = f"where full fine-tuning has learned as much as LoRA it has forgotten {alike or 0:.3f}"
-    if alike is None:
-        on_the_way = "full fine-tuning never learns as much as LoRA"
-    return (
-        f"{word}: on tiny, in nats a byte, LoRA r = {R} learns {reached:.3f} of code and forgets {lost:.3f} of prose, full "
-        f"fine-tuning {learned['full'][-1]:.3f} and {forgotten['full'][-1]:.3f}; {on_the_way}{at_a_smaller_rate(compared)}"
-    )
-
-
-def at_a_smaller_rate(compared: Table) -> str:
-    """What the sweeps show just below each one's best rate, if both went there: the rate was chosen by what is learned alone."""
-    said = []
-    for method, name in (("lora", "LoRA"), ("full", "full fine-tuning")):
-        best = compared.where(phase="seeds", method=method)[0]["lr"]
-        below = [row for row in compared.where(phase="sweep", method=method) if row["lr"] < best and row["prose"]]
-        if not below:
-            return ""
-        row = max(below, key=lambda row: row["lr"])
-        learned = compared.settings["base_loss"] - row["final"]
-        forgotten = row["prose"][-1] - compared.settings["base_prose"]
-        said.append(f"{name} at {row['lr'] / best:g} of its best rate learns {learned:.3f} and forgets {forgotten:.3f}")
-    return f". At the next smaller rates that were tried, one seed: {', '.join(said)}"
-
-
-def against_lora(compared: Table, method: str) -> str:
-    """The losses at the end, seed by seed, and when the method was ahead."""
+def against_lora(compared: Table, method: str) -> Finding:
+    """Return the method's final loss, compared with LoRA's seed by seed at the end and at each evaluation."""
     ours, lora = (compared.where(phase="seeds", method=name) for name in (method, "lora"))
-    return (
-        f"held-out {mean(ours, 'final'):.3f} at the end against LoRA's {mean(lora, 'final'):.3f} nats a byte, "
-        f"{verdict(ours, lora, more='worse', less='better')}; ahead of it with every seed {ahead(compared, method)}"
+    label, steps = compared.settings["labels"][method], ours[0]["steps"][-1]
+    found = ", ".join(str(step) for step in ahead(compared, method))
+    way = (
+        f"ahead of LoRA with every seed after {found} of {steps} steps"
+        if found
+        else "never ahead of LoRA with every seed"
     )
+    sentence = (
+        f"{label} ends at a held-out loss of {mean(ours, 'final'):.3f} nats per byte, LoRA at {mean(lora, 'final'):.3f}: "
+        f"{verdict(ours, lora, more='worse', less='better')}. {label} is {way}."
+    )
+    ends = [row["final"] for row in ours]
+    return Finding(f"methods.{method}.loss", mean(ours, "final"), sentence, "nats per byte", (min(ends), max(ends)))
 
 
-def ahead(compared: Table, method: str) -> str:
-    """The steps after which the held-out loss lay below LoRA's with every seed, in words."""
+def ahead(compared: Table, method: str) -> list[int]:
+    """Return the steps after which the held-out loss was below LoRA's with every seed."""
     ours, lora = (compared.where(phase="seeds", method=name) for name in (method, "lora"))
-    steps, found = ours[0]["steps"], []
-    for i, step in enumerate(steps):
+    found = []
+    for i, step in enumerate(ours[0]["steps"]):
         here, there = ([{"seed": row["seed"], "loss": row["heldout"][i]} for row in rows] for rows in (ours, lora))
         if step and max(paired_differences(here, there, "loss")) < 0:
-            found.append(f"{step}")
-    return f"after {', '.join(found)} of {steps[-1]} steps" if found else "nowhere"
-
-
-def promises_markdown(compared: Table) -> str:
-    """Each promise beside what came out, as Markdown: when the held-out loss was below LoRA's, and how it ended."""
-    lora = compared.where(phase="seeds", method="lora")
-    lines = []
-    for method, (promised, paper) in PROMISES.items():
-        end = verdict(compared.where(phase="seeds", method=method), lora, more="worse", less="better")
-        lines.append([f"{promised} ({paper})", ahead(compared, method), end])
-    return markdown(["promised", "ahead of LoRA with every seed", "at the end, seed by seed (nats a byte)"], lines)
+            found.append(step)
+    return found
 
 
 def curve(runs: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
-    """The mean over seeds at each evaluation."""
+    """Return the mean over the seeds at each evaluation."""
     return np.mean([row[key] for row in runs], axis=0)

@@ -1,7 +1,7 @@
-"""The methods side by side: what each learns of new text, what it forgets of the old, and what it trains for that.
+"""The methods compared: how much each learns of new text, how much it forgets of the old text, and how much it trains.
 
-"tiny", which has read English prose, turns to Python code, as in convergence/study.py. Each method at its own best learning rate,
-chosen on other held-out code than is compared, then with every seed; at each evaluation the loss on held-out prose beside it.
+"tiny", which knows English prose, learns Python code, as in convergence/study.py. Each method has its own best learning
+rate, which is chosen on other held-out code. Each evaluation measures the loss on held-out code and on held-out prose.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ..harness.tiny_task import curve, heldout_batches, recovered, shared, train
 from ..harness.workers import Row
 from .settings import METHODS, R
 
-QUESTION = "What does each method learn, what does it forget, and what does it train for that?"
-FIRST = {  # method → the rate at which its sweep begins, from pilots of 40 steps; of LoRA+ that of A, B's is 16 times as large
+QUESTION = "How much does each method learn and forget, and how many parameters does it train?"
+FIRST = {  # method → the first learning rate of its sweep, from pilot runs of 40 steps; LoRA+: A's rate, B's is 16 times as large
     **{"full": 5e-4, "lora": 2e-3, "qlora": 2e-3, "rslora": 1e-3, "dora": 2e-3, "pissa": 2.5e-4, "lora-fa": 1e-3},
     **{"lora+": 6.25e-5, "vera": 3.2e-2, "prefix": 4e-2, "prefix-mlp": 4e-3, "houlsby": 2e-3, "pfeiffer": 2e-3},
 }
@@ -32,7 +32,7 @@ RATES: dict[str, Sequence[float]] = {name: (lr, 2 * lr, 4 * lr) for name, lr in 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: everything that decides its outcome, but the base and the text."""
+    """One training run: all settings that determine its result, except the base and the text."""
 
     method: str  # a name in METHODS
     lr: float
@@ -42,22 +42,22 @@ class Run:
     seq_len: int = 128
     eval_every: int = 25
     base: str = "tiny"
-    how: str = field(init=False)  # what METHODS has under that name: with another entry it is another run
+    how: str = field(init=False)  # the method's settings in METHODS: if they change, it is another run
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "how", METHODS[self.method].how())
 
     def model(self) -> Trainable:
-        """The base, made ready to train."""
+        """Return the base, ready for training."""
         return METHODS[self.method].model(load_model(self.base), self.seed)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How much of the study to run: the committed one, or the quick one."""
+    """How much of the study to run: all of it, or the quick form."""
 
     rates: Mapping[str, Sequence[float]] = field(default_factory=lambda: RATES)
-    bracket: bool = True  # extend a sweep whose best is at its edge
+    bracket: bool = True  # extend a sweep if its best rate is the first or the last one
     seeds: Sequence[int] = (0, 1, 2)
     steps: int = 200
     batch_size: int = 8
@@ -65,7 +65,7 @@ class Setting:
     base: str = "tiny"
 
     def runs(self) -> dict[Run, list[float]]:
-        """Each method once, and the learning rates to try."""
+        """Return one run per method with the learning rates to try."""
         same = {"max_steps": self.steps, "batch_size": self.batch_size, "eval_every": self.eval_every}
         return {Run(name, 0.0, base=self.base, **same): list(lrs) for name, lrs in self.rates.items()}
 
@@ -76,24 +76,25 @@ QUICK = Setting({name: RATES[name][1:2] for name in ("full", "lora", "prefix", "
 
 @cache
 def prose_batches() -> list[Batch]:
-    """English that the base learned to read and no run trains on: what is forgotten."""
+    """Return held-out English prose: the base learned such text, and no run trains on it."""
     return data.heldout_batches(data.corpus("prose", "heldout"), 16, 128, windows=64)
 
 
 def fine_tune(run: Run) -> tuple[Trainable, Optimizer, History]:
-    """Train as `run` says, as the standard task does, and evaluate both texts."""
+    """Train with the settings of `run` on the standard task, and evaluate both texts."""
     model, optimizer = run.model(), METHODS[run.method].optimizer(run.lr)
     batches = data.Batches(data.corpus("code", "train"), run.batch_size, run.seq_len, run.seed)
     heldout = {"heldout": heldout_batches(), "prose": prose_batches()}
-    said: dict[str, Any] = {"eval_every": run.eval_every, "label": run.method, "progress": False}
-    return model, optimizer, train_by(run, model, batches, heldout, optimizer, **said)
+    options: dict[str, Any] = {"eval_every": run.eval_every, "label": run.method, "progress": False}
+    return model, optimizer, train_by(run, model, batches, heldout, optimizer, **options)
 
 
 def measure(run: Run) -> dict[str, Any]:
-    """Train once. The row has the losses on held-out code ("heldout") and prose (nats a byte) over steps and seconds.
+    """Train once. The row has the losses on held-out code ("heldout") and prose in nats per byte, over steps and seconds.
 
-    final is the last on code, validation the loss on the code that rates are chosen by; both are None where it diverged.
-    trainable and share are those of `trained`, and state_bytes of its function.
+    `final` is the last loss on code. `validation` is the loss on the code that chooses the learning rate. Both are None
+    if the run diverged. `trained` returns the columns trainable and share; `state_bytes` returns the column of its
+    name.
     """
     columns = ("heldout", "prose", "seconds")
     try:
@@ -106,9 +107,10 @@ def measure(run: Run) -> dict[str, Any]:
 
 
 def lora_by_rank(compared: Table, ranks: Table) -> Table | None:
-    """LoRA in all linear layers at every rank of a `convergence`, as rows {r, seed, trainable, recovered}, beside a `comparison`.
+    """Return LoRA's runs in all linear layers at every rank of the table `convergence`.
 
-    None where the two did not train alike: where full fine-tuning, or LoRA of the rank that both have, ended elsewhere.
+    The columns are r, seed, trainable and recovered. Returns None if the two tables were not trained
+    in the same way: if full fine-tuning, or LoRA with the rank that both tables have, ended at another loss.
     """
     runs = ranks.where(phase="seeds", method="lora", target_modules="all-linear")
     alike = {"full": ranks.where(phase="seeds", method="full"), "lora": [row for row in runs if row["r"] == R]}
@@ -116,14 +118,14 @@ def lora_by_rank(compared: Table, ranks: Table) -> Table | None:
         ours = compared.where(phase="seeds", method=method)
         if not ours or {row["seed"]: row["final"] for row in ours} != {row["seed"]: row["final"] for row in theirs}:
             return None
-    each = compared.where(phase="seeds", method="lora")[0]["trainable"] / R  # numbers that one more rank trains
+    each = compared.where(phase="seeds", method="lora")[0]["trainable"] / R  # trained numbers per rank
     rows = [{key: row[key] for key in ("r", "seed", "recovered")} for row in sorted(runs, key=lambda row: row["r"])]
     rows = [row | {"trainable": round(each * row["r"])} for row in rows]
     return Table("lora_by_rank", ranks.question, ranks.command, {"r": R}, rows)
 
 
 def trained(model: Trainable) -> dict[str, Any]:
-    """{trainable, share}: the parameters that `model` trains, and their share of the base's, its adapter's not among these."""
+    """Return {trainable, share}: the number of trained parameters, also as a share of the base's parameters."""
     added = {id(p) for p in model.adapter_parameters()} if hasattr(model, "adapter_parameters") else ()
     parameters = [p for _, p in model.named_parameters()]
     size = sum(p.value.size for p in parameters if p.trainable)
@@ -131,8 +133,7 @@ def trained(model: Trainable) -> dict[str, Any]:
 
 
 def state_bytes(model: Trainable, optimizer: Optimizer, batch: Batch) -> int:
-    """Of the arrays that are there in training for what trains: the parameters, their gradients after a batch, and the
-    optimizer's state, which must have stepped."""
+    """Return the bytes of the trained parameters, their gradients and the optimizer's state after a step."""
     _, kept = model.loss(*batch)
     model.backward(kept)
     arrays = [x for _, p in model.named_parameters() if p.trainable for x in (p.value, p.grad) if x is not None]
@@ -142,14 +143,15 @@ def state_bytes(model: Trainable, optimizer: Optimizer, batch: Batch) -> int:
 
 
 def comparison(setting: Setting = FULL, workers: int = 2, folder: str | Path | None = None) -> Table:
-    """Sweep each method's learning rate with the first seed, then run its best with the others.
+    """Sweep each method's learning rate with the first seed, then run its best rate with the other seeds.
 
-    Rows as `measure` gives them, with phase "sweep" (first seed, every rate) or "seeds" (the best one, every seed, and
-    `recovered`, the share of full fine-tuning's gain, and `forgotten`, the nats a byte of prose above the base's). settings:
-    base_loss, base_validation and base_prose, of the base untouched; labels, of the methods; runs, how many there were. `folder`
-    keeps each finished run, so that a study that was stopped goes on.
+    The rows are those of `measure` with a phase: "sweep" (first seed, every rate) or "seeds" (best rate, every seed).
+    Rows of "seeds" also have `recovered`, the share of full fine-tuning's gain, and `forgotten`, the loss on prose
+    above the base's in nats per byte. The settings have base_loss, base_validation and base_prose (losses of the
+    untrained base), the methods' labels, and the number of runs. `folder` keeps each finished run, so that a stopped
+    study can be resumed.
     """
-    given = hashlib.sha256(shared(setting.base).encode())  # a digest of what all runs share
+    given = hashlib.sha256(shared(setting.base).encode())  # a digest of the data that all runs share
     for tokens, _ in prose_batches():
         given.update(tokens.tobytes())
     factor = 2.0 if setting.bracket else None
@@ -164,9 +166,9 @@ def comparison(setting: Setting = FULL, workers: int = 2, folder: str | Path | N
 
 
 def with_gains(rates: Sequence[Row], seeds: Sequence[Row], base_loss: float, base_prose: float) -> list[Row]:
-    """The rows of a comparison: those of the sweep, and those of the seeds with `recovered` and `forgotten`."""
+    """Return the rows of a comparison: the sweep's rows, and the seeds' rows with `recovered` and `forgotten`."""
     rows = [row | {"phase": "sweep"} for row in rates]
     for row, share in zip(seeds, recovered(seeds, base_loss), strict=True):
-        prose = row["prose"][-1] if isinstance(row["prose"], list) else row["prose"]  # a curve, or its end
+        prose = row["prose"][-1] if isinstance(row["prose"], list) else row["prose"]  # a curve, or its last value
         rows.append(row | {"phase": "seeds", "recovered": share, "forgotten": prose - base_prose})
     return rows

@@ -1,4 +1,4 @@
-"""The methods compared: quality against the parameters trained, and what is learned against what is forgotten."""
+"""Pictures of the compared methods: gain against trained parameters, and learning against forgetting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..harness.words import percent, runs_and_time, semicolons
 from .diagrams import COLOURS
 
 Runs = dict[str, list[dict[str, Any]]]  # method → its runs at its best rate, in the order of the table
-MARKERS = {  # one a method, since a family shares its colour
+MARKERS = {  # one per method, because related methods share a colour
     **{"full": "o", "lora": "o", "qlora": "s", "rslora": "D", "dora": "^", "pissa": "v", "lora-fa": "P", "lora+": "X"},
     **{"vera": "*", "prefix": "o", "prefix-mlp": "s", "houlsby": "o", "pfeiffer": "s"},
 }
@@ -28,11 +28,26 @@ def _look(method: str) -> dict[str, Any]:
 
 @picture("method seed trainable recovered", settings="labels")
 def quality_against_parameters(table: Table, ranks: Table | None = None) -> Figure:
-    """The share of full fine-tuning's held-out gain against the numbers trained: a point a method, its bar the seeds' range.
+    """Draw the share of full fine-tuning's held-out gain against the number of trained parameters, one point per method.
 
-    Points that would hide one another are moved apart across; LoRA is drawn last. With `ranks` a cyan line shows LoRA alone at
-    more or fewer numbers: rows {r, seed, trainable, recovered}; settings {r}, the rank of the method "lora", which has its label
-    already. Rows of the sweep (phase "sweep") are left out. The subtitle says how many runs there were where settings["runs"] does.
+    Parameters
+    ----------
+    table : Table
+        A table of the study comparison or comparison_smollm2: rows {method, seed, trainable, recovered}; settings {labels} and
+        optionally {runs}. Rows with the phase "sweep" are left out.
+    ranks : Table, optional
+        LoRA at several ranks, drawn as a line: rows {r, seed, trainable, recovered}; settings {r}, the rank of the method "lora".
+
+    Returns
+    -------
+    Figure
+        The bars are the range of the seeds. Overlapping points are moved apart horizontally.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> quality_against_parameters(Table.load("figures/data/comparison.json")).axes[0].get_ylabel()
+    "share of full fine-tuning's gain (%)"
     """
     runs, labels = _by_method(table), table.settings["labels"]
     counts = {method: rows[0]["trainable"] for method, rows in runs.items()}
@@ -55,18 +70,18 @@ def quality_against_parameters(table: Table, ranks: Table | None = None) -> Figu
     left, right = ax.get_xlim()
     log_axis(ax.xaxis, [n for power in 10.0 ** np.arange(2, 12) for n in (power, 3 * power) if left <= n <= right])
     thousands(ax.xaxis)
-    said = "trained parameters"
+    label = "trained parameters"
     if any(not np.isclose(across[m], n, rtol=1e-3) for m, n in counts.items()):
-        said += "; points that would hide one another stand beside their tick"
+        label += " (overlapping points are moved apart; the ticks are the true numbers)"
         true = sorted(set(counts.values()))
         ax.plot(true, [0.012] * len(true), "|", ms=9, mew=1.6, color=INK, transform=ax.get_xaxis_transform(), zorder=3)
-    ax.set(xlabel=said, ylabel="share of full fine-tuning's gain (%)")
+    ax.set(xlabel=label, ylabel="share of full fine-tuning's gain (%)")
     _label_points(ax, points, {m: f"{labels.get(m, m)}  {y:.0f} %" for m, (_, y) in points.items()})
     return figure
 
 
 def _apart(ax: Axes, counts: dict[str, int], gap: float = 10) -> dict[str, float]:
-    """x of each method's marker: its count, moved so that markers are `gap` typographic points apart; LoRA amid its equals."""
+    """Return x of each method's marker: its count, moved so that markers are `gap` typographic points apart."""
     names = sorted(counts, key=lambda m: counts[m])
     if "lora" in names:
         names.remove("lora")
@@ -80,19 +95,19 @@ def _apart(ax: Axes, counts: dict[str, int], gap: float = 10) -> dict[str, float
 
 
 def _rank_line(ax: Axes, ranks: Table) -> None:
-    """LoRA at each rank: the mean over seeds, and the rank beside it."""
+    """Draw LoRA's mean over the seeds at each rank, with the rank beside the point."""
     points = {}
     for r, rows in groups(ranks.rows, "r").items():
         points[r] = rows[0]["trainable"], 100 * float(np.mean([row["recovered"] for row in rows]))
     ax.plot(*zip(*points.values(), strict=True), color=LORA, lw=1.6, marker=".", ms=7, zorder=2)
     for r, point in points.items():
-        if r != ranks.settings.get("r"):  # that one is LoRA's own point
-            said = f"r = {r}" if r == min(points) else f"{r}"
-            note(ax, said, point, (-4, 2 if r == max(points) else 5), LORA, ha="right", fontsize=9)
+        if r != ranks.settings.get("r"):  # this rank has LoRA's own point
+            name = f"r = {r}" if r == min(points) else f"{r}"
+            note(ax, name, point, (-4, 2 if r == max(points) else 5), LORA, ha="right", fontsize=9)
 
 
 def _label_points(ax: Axes, points: dict[str, tuple[float, float]], labels: dict[str, str]) -> None:
-    """Each label in a column at the right, at its point's height as far as there is room, joined to it by a hairline."""
+    """Write the labels in a column at the right, each near its point's height and joined to the point by a dotted line."""
     scale = 72 / ax.figure.dpi
     at = {method: ax.transData.transform(point) * scale for method, point in points.items()}
     (_, floor), (right, ceiling) = ax.get_window_extent().get_points() * scale
@@ -104,12 +119,12 @@ def _label_points(ax: Axes, points: dict[str, tuple[float, float]], labels: dict
         note(ax, labels[method], points[method], shift, colour, **look)
 
 
-PANELS = {  # full fine-tuning and LoRA stand in each
-    "what is no ΔW": ("prefix", "prefix-mlp", "houlsby", "pfeiffer"),
-    "LoRA, set otherwise": ("qlora", "rslora", "lora-fa", "lora+"),
-    "another form or start": ("dora", "pissa", "vera"),
+PANELS = {  # full fine-tuning and LoRA are in each panel
+    "prefixes, adapters": ("prefix", "prefix-mlp", "houlsby", "pfeiffer"),
+    "settings of LoRA": ("qlora", "rslora", "lora-fa", "lora+"),
+    "other form or start": ("dora", "pissa", "vera"),
 }
-DASHES: dict[str, Any] = {  # within a panel, of methods of one colour
+DASHES: dict[str, Any] = {  # of methods with one colour in one panel
     **dict.fromkeys(("prefix-mlp", "pfeiffer", "rslora", "pissa"), (0, (4, 1.5))),
     **dict.fromkeys(("lora-fa", "vera"), (0, (1, 1.2))),
     "lora+": (0, (5, 1.2, 1, 1.2)),
@@ -118,54 +133,71 @@ DASHES: dict[str, Any] = {  # within a panel, of methods of one colour
 
 @picture("method seed steps heldout prose", settings="base_loss base_prose labels")
 def methods_learned_and_forgotten(table: Table) -> Figure:
-    """Training as a path: nats a byte of code learned to the right, nats a byte of prose forgotten upward, from the base at 0, 0.
+    """Draw training as a path: code learned to the right, prose forgotten upward, both in nats per byte; the base is at (0, 0).
 
-    A line is the mean over seeds, its last point has the seeds' range in both. Full fine-tuning and LoRA in each panel (`PANELS`),
-    with what is no ΔW, then with LoRA's family. Rows of the sweep (phase "sweep") are left out.
+    Parameters
+    ----------
+    table : Table
+        A table of the study comparison: rows {method, seed, steps, heldout, prose}; settings {base_loss, base_prose, labels}. Rows
+        with the phase "sweep" are left out.
+
+    Returns
+    -------
+    Figure
+        Lines are means over the seeds; the last point has the range of the seeds. Full fine-tuning and LoRA are in each panel.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> methods_learned_and_forgotten(Table.load("figures/data/comparison.json")).axes[0].get_xlabel()
+    'code learned (nats per byte)'
     """
     runs = _by_method(table)
     paths = {method: _path(table, rows) for method, rows in runs.items()}
     both: list[str] = [m for m in ("full", "lora") if m in runs]
     panels = {title: [m for m in methods if m in runs] for title, methods in PANELS.items()}
-    panels = {title: [*both, *side] for title, side in panels.items() if side} or {"": both}
-    figure = new_figure(9, 5.0, _forgetting(paths), _subtitle(table, runs))
+    panels = {title: [*both, *others] for title, others in panels.items() if others} or {"": both}
+    subtitle = f"lines: training, from the base at (0, 0); last mark: the end of training\n{_subtitle(table, runs)}"
+    figure = new_figure(9, 5.2, _forgetting(paths), subtitle)
     corners = np.concatenate([path.reshape(-1, 2) for path in paths.values()])
     low, high = corners.min(axis=0), corners.max(axis=0)
     limits = np.stack([low - 0.06 * (high - low), high + 0.06 * (high - low)], axis=1)
-    for i, (title, side) in enumerate(panels.items()):
+    for i, (title, shown) in enumerate(panels.items()):
         left = 0.75 if i == 0 else 3.95 + 2.55 * (i - 1)
-        ax = axes_at(figure, left, 0.7, 1.68, 3.1, xlim=limits[0], ylim=limits[1], xlabel="code learned (nats a byte)")
+        ax = axes_at(
+            figure, left, 0.7, 1.68, 3.1, xlim=limits[0], ylim=limits[1], xlabel="code learned (nats per byte)"
+        )
         ax.axhline(0, color=FROZEN, lw=2, zorder=1.5)
         ends = {}
-        for method in reversed(side):  # full fine-tuning and LoRA last
+        for method in reversed(shown):  # full fine-tuning and LoRA last
             path, look = paths[method], _look(method)
             mean, last = path.mean(axis=0), path[:, -1]
             wide, dashes = 2.4 if method in both else 1.6, DASHES.get(method, "-")
             ax.plot(*mean.T, color=look["color"], ls=dashes, lw=wide, zorder=2.5)
             reach = np.array([mean[-1] - last.min(axis=0), last.max(axis=0) - mean[-1]]).T
             ax.errorbar(*mean[-1], reach[1][:, None], reach[0][:, None], capsize=2, lw=1.2, zorder=3, ms=7, **look)
-            if i == 0 or method != "full":  # its colour is enough
+            if i == 0 or method != "full":  # full fine-tuning is labelled once
                 ends[method] = tuple(mean[-1])
         _label_points(ax, ends, {m: table.settings["labels"].get(m, m) for m in ends})
         ax.set_title(title, pad=10)
-        ax.set_ylabel("" if i else "prose forgotten (nats a byte)")
+        ax.set_ylabel("" if i else "prose forgotten (nats per byte)")
         ax.tick_params(labelleft=i == 0)
     return figure
 
 
 def _forgetting(paths: dict[str, np.ndarray]) -> str:
-    """What full fine-tuning had forgotten where it had learned what LoRA learns, if it ever had."""
+    """Return the title: what full fine-tuning had forgotten when it had learned as much as LoRA."""
     if not {"full", "lora"} <= paths.keys():
-        return "What each method learns of the new, and forgets of the old"
+        return "How much each method learns of the new text and forgets of the old text"
     (learned, forgotten), (reached, lost) = paths["full"].mean(axis=0).T, paths["lora"].mean(axis=0)[-1]
     alike = forgotten_when(learned, forgotten, reached)
     if alike is None:
         return f"LoRA learns {reached:.3f} and forgets {lost:.3f}; full fine-tuning {learned[-1]:.3f} and {forgotten[-1]:.3f}"
-    return f"Having learned as much, LoRA has forgotten {lost:.3f}, full fine-tuning {alike:.3f}"
+    return f"After the same learning, LoRA has forgotten {lost:.3f}, full fine-tuning {alike:.3f}"
 
 
 def _path(table: Table, rows: list[dict[str, Any]]) -> np.ndarray:
-    """(seeds, points, 2): what was learned and forgotten since the base, the base first."""
+    """Return what was learned and forgotten compared with the base, shape (seeds, evaluations, 2)."""
     learned = table.settings["base_loss"] - np.array([row["heldout"] for row in rows])
     return np.stack([learned, np.array([row["prose"] for row in rows]) - table.settings["base_prose"]], axis=-1)
 
@@ -179,7 +211,7 @@ def _by_method(table: Table) -> Runs:
 
 
 def _title(runs: Runs, labels: dict[str, str]) -> str:
-    """How near the methods come to full fine-tuning, and how many the seeds cannot tell from the best."""
+    """Return the title: the methods that are level with the best one, and the share of the gain that they recover."""
     shares = {m: [row["recovered"] for row in rows] for m, rows in runs.items() if m != "full"}
     means = {m: float(np.mean(each)) for m, each in shares.items()}
     first = max(means, key=means.__getitem__)
@@ -194,11 +226,11 @@ def _title(runs: Runs, labels: dict[str, str]) -> str:
     reach = percent(best) if lowest == percent(best) else f"{lowest.removesuffix(' %')} to {percent(best)}"
     few = f"{', '.join(names[:-1])} and {names[-1]}"
     who = few if len(names) < 4 else f"{len(names)} of {len(means)} methods"
-    return f"{who} tie, seed against seed, at {reach} of full's gain"
+    return f"{who} tie at {reach} of full fine-tuning's gain"
 
 
 def _subtitle(table: Table, runs: Runs) -> str:
-    """Seeds, rates, and what it took."""
+    """Return the subtitle: seeds, rates, the number of runs and their time."""
     seeds = len(next(iter(runs.values())))
-    rates = f"each at its own best learning rate; mean and range of {seeds} seeds" if seeds > 1 else "one seed"
+    rates = f"each method at its own best learning rate; mean and range of {seeds} seeds" if seeds > 1 else "one seed"
     return semicolons(rates, runs_and_time(table))

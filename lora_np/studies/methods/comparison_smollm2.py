@@ -1,8 +1,8 @@
-"""The methods on a real language model: SmolLM2-135M learns a voice by each of them, beside full fine-tuning and LoRA.
+"""The methods on a real language model: SmolLM2-135M learns a voice by each method.
 
-The runs of the study finetuning are read from its table; the others are trained here on the same records, steps and schedule. Each
-is at its own best rate of a sweep by factors of three. What else is in METHODS can be put into `Setting.rates`:
-{"pissa": (1e-3, 3e-3, 1e-2)}, say.
+The runs of full fine-tuning and LoRA are read from the table `finetuning`. The other methods are trained here on the
+same records, with the same steps and schedule, each at its own best learning rate of a sweep by factors of three. Other
+methods of METHODS can be added to `Setting.rates`, for example {"pissa": (1e-3, 3e-3, 1e-2)}.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ..harness.voice_task import FineTuning
 from .comparison import trained, with_gains
 from .settings import R, methods
 
-QUESTION = "What does a real language model learn and forget by each method?"
-METHODS = methods(alpha_over_r=2)  # as harness/voice_task.py has it
+QUESTION = "How much does a real language model learn and forget with each method?"
+METHODS = methods(alpha_over_r=2)  # α/r of harness/voice_task.py
 _USUAL = (1e-3, 3e-3, 1e-2)
 RATES = {"qlora": _USUAL, "dora": _USUAL, "prefix": (3e-2, 1e-1, 3e-1), "houlsby": _USUAL}
 KEPT = ("method", "lr", "seed", "steps", "heldout", "final", "validation", "prose", "seconds", "trainable", "share")
@@ -29,15 +29,15 @@ KEPT = ("method", "lr", "seed", "steps", "heldout", "final", "validation", "pros
 
 @dataclass(frozen=True)
 class MethodFineTuning(FineTuning):
-    """One run by a method of METHODS."""
+    """One run with a method of METHODS."""
 
-    how: str = field(init=False)  # what METHODS has under that name
+    how: str = field(init=False)  # the method's settings in METHODS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "how", METHODS[self.method].how())
 
     def load(self) -> Transformer | PeftModel:
-        """The model, made ready to train."""
+        """Return the model, ready for training."""
         return METHODS[self.method].model(self.base_model(), self.seed)
 
 
@@ -47,7 +47,7 @@ class Setting:
 
     rates: Mapping[str, Sequence[float]] = field(default_factory=lambda: RATES)
     seeds: Sequence[int] = (0, 1, 2)
-    factor: float = 3.0  # by which a sweep whose best is at its edge goes on
+    factor: float = 3.0  # between the rates that are added if the best rate is the first or the last one
     base: FineTuning = field(default_factory=lambda: FineTuning("full", 0.0))
 
 
@@ -55,18 +55,20 @@ FULL = Setting()
 
 
 def measure(run: MethodFineTuning) -> dict[str, Any]:
-    """Train once: the row of `voice_task.measure`, without answers. The losses are None where it diverged."""
+    """Train once and return the row of `voice_task.measure`, without answers. The losses are None if the run diverged."""
     return voice_task.measure(run, lambda model, run: voice_task.losses(model, run) | trained(model))
 
 
 def comparison_smollm2(
     known: Table, setting: Setting = FULL, workers: int = 1, folder: str | Path | None = None
 ) -> Table:
-    """Rows {method, lr, seed, phase, steps, heldout, final, validation, prose, seconds, trainable, share}, in nats a token.
+    """Compare the methods on SmolLM2-135M. The losses are in nats per token.
 
-    known is the table of `finetuning`, with the runs of full fine-tuning and LoRA. phase is "sweep" or "seeds", as in
-    `comparison`, and those of "seeds" have `recovered` and `forgotten` too. settings: base_loss and base_prose, of the model
-    untouched; runs, how many were trained here. A run has threads of its own, so one worker is meant.
+    The columns are method, lr, seed, phase, steps, heldout, final, validation, prose, seconds, trainable and share.
+    `known` is the table `finetuning`, with the runs of full fine-tuning and LoRA. `phase` is "sweep" or "seeds", as in
+    `comparison`. The rows of "seeds" also have `recovered` and `forgotten`. The settings have base_loss and base_prose
+    (losses of the untrained model) and the number of runs trained here. Each run uses several threads, so use one
+    worker.
     """
     base, before = setting.base, known.settings["before"]
     same = {name: value for name, value in asdict(base).items() if name not in ("method", "lr")}

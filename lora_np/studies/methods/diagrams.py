@@ -1,4 +1,4 @@
-"""Where each method touches a Transformer block: one drawing a method, all in one style, alone or side by side."""
+"""Where each method changes a Transformer block: one drawing per method, alone or side by side."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ COLOURS = {
     **dict.fromkeys(("qlora", "rslora", "dora", "pissa", "lora-fa", "lora+", "vera"), OTHERS[1]),
     **dict.fromkeys(("prefix", "prefix-mlp"), OTHERS[0]),
     **dict.fromkeys(("houlsby", "pfeiffer"), OTHERS[2]),
-}  # of a method's name in every picture: LoRA's family in one green, what is no ΔW in two others
+}  # the colour of each method in every picture: LoRA's variants share one, prefixes and adapters have their own
 
-STREAM, BRANCH = 0.3, 1.28  # x of the residual stream, and of the middle of what branches off
-WIDE, HIGH, HEAD = 2.2, 4.5, 0.9  # of a drawing in its own units, and of the words above it
+STREAM, BRANCH = 0.3, 1.28  # x of the residual stream, and of the middle of the sublayers
+WIDE, HIGH, HEAD = 2.2, 4.5, 0.9  # size of a drawing in its own units, and height of the words above it
 CENTRE = {"ha": "center", "va": "center"}
 Spot = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What one method's drawing says and shows.
+    """The words and the parts of one method's drawing.
 
-    linears: what stands at each linear layer, "trained", "lora", "dora", "vera" or "frozen". four_bits: the base is rounded.
-    prefix: keys and values enter the attention. bottlenecks: how many of the block's halves end in an adapter, the MLP's first.
+    `linears` is the kind of each linear layer: "trained", "lora", "dora", "vera" or "frozen". `four_bits`: the base is
+    quantised. `prefix`: trained keys and values enter the attention. `bottlenecks` is the number of sublayers that end
+    in an adapter (1: the MLP).
     """
 
     title: str
@@ -52,23 +53,42 @@ DRAWINGS = {
     "vera": Drawing("VeRA", r"$W + \Lambda_b B\, \Lambda_d A$", "two vectors λ; A, B shared", "vera"),
     "prefix": Drawing("prefix tuning", r"$[P_K, K],\; [P_V, V]$", "keys and values P", prefix=True),
     "houlsby": Drawing(
-        "Houlsby adapters", r"$y + W_\uparrow\, \sigma(W_\downarrow y)$", "two bottlenecks a block", bottlenecks=2
+        "Houlsby adapters", r"$y + W_\uparrow\, \sigma(W_\downarrow y)$", "two bottlenecks per block", bottlenecks=2
     ),
     "pfeiffer": Drawing(
-        "Pfeiffer adapters", r"$y + W_\uparrow\, \sigma(W_\downarrow y)$", "one bottleneck a block", bottlenecks=1
+        "Pfeiffer adapters", r"$y + W_\uparrow\, \sigma(W_\downarrow y)$", "one bottleneck per block", bottlenecks=1
     ),
 }
 
 
 @picture()
 def method_diagrams(methods: Sequence[str] = tuple(DRAWINGS)) -> Figure:
-    """These methods on the same block, four in a row: grey is frozen, what is trained has the method's colour.
+    """Draw where each method changes a Transformer block: grey is frozen, coloured is trained.
 
-    Takes no table: it draws where a method acts, not numbers. Raises ValueError for a method that has no drawing.
+    Parameters
+    ----------
+    methods : sequence of str
+        Names of methods: "full", "lora", "qlora", "dora", "vera", "prefix", "houlsby", "pfeiffer". The figure needs no table.
+
+    Returns
+    -------
+    Figure
+        One drawing per method, four in a row.
+
+    Raises
+    ------
+    ValueError
+        If a method has no drawing.
+
+    Examples
+    --------
+    >>> figure = method_diagrams(["full", "lora"])
+    >>> len(figure.axes)
+    2
     """
     high, rows = HIGH + HEAD, -(-len(methods) // 4)
-    subtitle = "grey is frozen, colour is trained; x runs upward, and each half of the block adds to it"
-    figure = new_figure(9, rows * high + 1.05, "Where each method touches a Transformer block", subtitle)
+    subtitle = "grey: frozen; colour: trained. The input x runs upward; attention and MLP each add to it"
+    figure = new_figure(9, rows * high + 1.05, "Where each method changes a Transformer block", subtitle)
     for i, method in enumerate(methods):
         row, column = divmod(i, 4)
         _draw(figure, method, 0.1 + 2.22 * column, 0.1 + high * (rows - 1 - row))
@@ -77,7 +97,28 @@ def method_diagrams(methods: Sequence[str] = tuple(DRAWINGS)) -> Figure:
 
 @picture()
 def method_diagram(method: str) -> Figure:
-    """One of them alone, a quarter larger. Raises ValueError for a method that has no drawing."""
+    """Draw where one method changes a Transformer block.
+
+    Parameters
+    ----------
+    method : str
+        The name of the method, as in `method_diagrams`. The figure needs no table.
+
+    Returns
+    -------
+    Figure
+        One drawing, a quarter larger than in `method_diagrams`.
+
+    Raises
+    ------
+    ValueError
+        If the method has no drawing.
+
+    Examples
+    --------
+    >>> len(method_diagram("dora").axes)
+    1
+    """
     size = 1.25
     figure = new_figure(size * WIDE, size * (HIGH + HEAD))
     _draw(figure, method, 0, 0, size)
@@ -85,9 +126,9 @@ def method_diagram(method: str) -> Figure:
 
 
 def _draw(figure: Figure, method: str, left: float, bottom: float, size: float = 1) -> None:
-    """The block, with what the method does to it, and its name and formula above."""
+    """Draw the block with the method's parts, and the method's name and formula above it."""
     if method not in DRAWINGS:
-        raise ValueError(f"no drawing of {method!r}; there are {', '.join(DRAWINGS)}")
+        raise ValueError(f"method {method!r} has no drawing; use one of {', '.join(DRAWINGS)}")
     limits = {"xlim": (0, WIDE), "ylim": (0, HIGH + HEAD)}
     ax = blank(axes_at(figure, left, bottom, size * WIDE, size * (HIGH + HEAD), **limits))
     what, colour = DRAWINGS[method], COLOURS[method]
@@ -98,25 +139,25 @@ def _draw(figure: Figure, method: str, left: float, bottom: float, size: float =
     _arrow(ax, (STREAM, 0.02), (STREAM, HIGH - 0.1))
     ax.text(STREAM - 0.17, 0.08, "$x$", fontsize=13, **CENTRE)
     attention = {"q": 0.74, "k": BRANCH, "v": 1.82}
-    _half(ax, 0.12, method, attention, "softmax(q kᵀ) v", "o", adapter=what.bottlenecks == 2)
-    _half(ax, 2.3, method, {"gate": 0.95, "up": 1.61}, "SwiGLU", "down", adapter=what.bottlenecks >= 1)
+    _sublayer(ax, 0.12, method, attention, "softmax(q kᵀ) v", "o", adapter=what.bottlenecks == 2)
+    _sublayer(ax, 2.3, method, {"gate": 0.95, "up": 1.61}, "SwiGLU", "down", adapter=what.bottlenecks >= 1)
     if what.prefix:
         _prefix(ax, 0.12 + 0.95, colour)
 
 
-def _half(ax: Axes, low: float, method: str, ins: dict[str, float], middle: str, out: str, adapter: bool) -> None:
-    """Norm, the linear layers in, what has no weights, the linear layer out, and the ⊕ that adds it to the stream."""
+def _sublayer(ax: Axes, low: float, method: str, ins: dict[str, float], middle: str, out: str, adapter: bool) -> None:
+    """Draw a sublayer: norm, input layers, the part without weights, output layer, and the ⊕ that adds it to the stream."""
     what, colour, places = DRAWINGS[method], COLOURS[method], list(ins.values())
     norm, linear, mix, last, plus = low + 0.17, low + 0.5, low + 0.95, low + 1.29, low + 1.98
     ax.add_patch(Circle((STREAM, low), 0.03, fc=INK, ec="none", zorder=3))
     _arrow(ax, (STREAM, low), (BRANCH, low), (BRANCH, norm - 0.08))
-    _box(ax, (BRANCH, norm), "norm", 0.7, 0.15, colour if what.linears == "trained" else None, fontsize=7)
+    _box(ax, (BRANCH, norm), "norm", 0.7, 0.15, colour if what.linears == "trained" else None, fontsize=8.5)
     for name, x in ins.items():
         _linear(ax, (x, linear), name, 0.34 if len(ins) == 3 else 0.48, what, colour)
         _arrow(ax, (x, norm + 0.08), (x, linear - 0.13), head=False)
         _arrow(ax, (x, linear + 0.11), (x, mix - 0.11), head=False)
     ax.plot([places[0], places[-1]], [norm + 0.08] * 2, color=INK, lw=0.9, zorder=1)
-    _box(ax, (BRANCH, mix), middle, 1.46, 0.2, None, fc=PAPER, fontsize=7.5)
+    _box(ax, (BRANCH, mix), middle, 1.46, 0.2, None, fc=PAPER, fontsize=8.5)
     _arrow(ax, (BRANCH, mix + 0.1), (BRANCH, last - 0.12), head=False)
     _linear(ax, (BRANCH, last), out, 0.5, what, colour)
     if adapter:
@@ -127,14 +168,14 @@ def _half(ax: Axes, low: float, method: str, ins: dict[str, float], middle: str,
 
 
 def _linear(ax: Axes, middle: Spot, name: str, wide: float, what: Drawing, colour: str) -> None:
-    """A linear layer; LoRA and its relatives have a bypass that narrows and widens beside it."""
+    """Draw a linear layer; LoRA and its variants have a bypass beside it, which narrows and widens."""
     x, y = middle
     _box(ax, middle, name, wide, 0.22, colour if what.linears == "trained" else None, hatch=what.four_bits)
     if what.linears not in ("lora", "dora", "vera"):
         return
     left, vera = x + wide / 2 + 0.02, what.linears == "vera"
     _funnels(ax, (left + 0.05, y), (0, 0.12), (0.015, 0.05), GREY_WASH if vera else colour, FROZEN if vera else colour)
-    bars = {  # (left, bottom, width, height) of what trains besides, or of all that does
+    bars = {  # (left, bottom, width, height) of the trained vectors
         "vera": [(left + 0.02, y - 0.016, 0.06, 0.032), (left - 0.005, y + 0.12, 0.11, 0.032)],  # λ_d and λ_b
         "dora": [(x - wide / 2, y + 0.125, wide + 0.12, 0.035)],
     }
@@ -143,14 +184,14 @@ def _linear(ax: Axes, middle: Spot, name: str, wide: float, what: Drawing, colou
 
 
 def _bottleneck(ax: Axes, middle: Spot, colour: str) -> None:
-    """In the path itself: down to m numbers, σ, up again, and a skip around it."""
+    """Draw an adapter in the path itself: down to m numbers, σ, up again, and a skip connection around it."""
     x, y = middle
     _funnels(ax, middle, (0.02, 0.15), (0.08, 0.26), colour, for_text(colour))
     ax.plot([x, x + 0.4, x + 0.4, x], [y - 0.2, y - 0.2, y + 0.2, y + 0.2], color=INK, lw=0.9, zorder=2)
 
 
 def _funnels(ax: Axes, middle: Spot, reach: Spot, wide: Spot, fill: str, edge: str) -> None:
-    """A trapezoid below `middle` and one above: at the distance reach[0] 2·wide[0] wide, at reach[1] 2·wide[1]."""
+    """Draw a trapezoid below `middle` and one above. At the distance reach[i] from `middle` its width is 2·wide[i]."""
     x, y = middle
     for side in (-1, 1):
         (near, far), (waist, mouth) = (y + side * reach[0], y + side * reach[1]), wide
@@ -159,7 +200,7 @@ def _funnels(ax: Axes, middle: Spot, reach: Spot, wide: Spot, fill: str, edge: s
 
 
 def _prefix(ax: Axes, y: float, colour: str) -> None:
-    """Trained keys and values that enter the softmax at height y beside those of the tokens."""
+    """Draw trained keys and values that enter the softmax at height y, beside the keys and values of the tokens."""
     for x in (BRANCH, 1.82):
         for i in range(3):
             ax.add_patch(Rectangle((x + 0.05 + 0.085 * i, y - 0.3), 0.085, 0.1, fc=colour, ec=PAPER, lw=0.6, zorder=3))
@@ -169,7 +210,7 @@ def _prefix(ax: Axes, y: float, colour: str) -> None:
 def _box(
     ax: Axes, middle: Spot, name: str, wide: float, high: float, colour: str | None, hatch: bool = False, **look: Any
 ) -> None:
-    """A layer: grey where it is frozen, filled where it trains, white (`fc`) where it has no weights, hatched in four bits."""
+    """Draw a layer: grey if frozen, coloured if trained, white (`fc`) if it has no weights, hatched if in four bits."""
     (x, y), shape = middle, "round,pad=0,rounding_size=0.03"
     fill, corner = look.pop("fc", colour or GREY_WASH), (x - wide / 2, y - high / 2)
     ax.add_patch(FancyBboxPatch(corner, wide, high, boxstyle=shape, lw=1, zorder=2, fc=fill, ec=colour or FROZEN))
@@ -181,7 +222,7 @@ def _box(
 
 
 def _arrow(ax: Axes, *stops: Spot, head: bool = True) -> None:
-    """A line through `stops`, with a head at the last."""
+    """Draw a line through `stops` with a head at the last one."""
     ax.plot(*zip(*stops, strict=True), color=INK, lw=0.9, solid_joinstyle="round", zorder=1)
     if head:
         style = "-|>,head_length=0.3,head_width=0.15"

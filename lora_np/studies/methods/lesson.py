@@ -1,7 +1,7 @@
-"""The lesson's comparison of methods, its numbers beside ours: what each says, as an interval, and whether ours lies in it.
+"""The table of the lesson beside our numbers: each entry becomes an interval, and a verdict says if ours is inside.
 
-"The lesson" is a table as many LoRA tutorials print it (`LESSON`); `RULE` says in words when ours agrees. Where ours was set to
-what the lesson says (`CHOSEN`) there is nothing to agree: the verdict is "chosen so".
+"The lesson" is a table that many LoRA tutorials print (`LESSON`). `RULE` explains in words when our number agrees. If
+we set a quantity to the lesson's value (`CHOSEN`), the verdict is "chosen so".
 """
 
 from __future__ import annotations
@@ -13,61 +13,63 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..harness.table import Table, mean
+from ..harness.words import percent
 
 POINTS, FACTOR, NOISE, SLIGHT = 0.02, 2, 1.05, 1.10
-RULE = f"""The rule is one for all. Each entry stands for an interval:
+RULE = f"""One rule decides all verdicts. Each entry of the table becomes an interval:
 
-- "< 1 %": what is below it;
-- "about" (~) a share of parameters: from 1/{FACTOR} of it to {FACTOR} times it;
-- "about" a share of full fine-tuning's quality: ± {100 * POINTS:g} points;
-- "zero" latency: a token takes at most {NOISE:.2f} times the base's; "slight": at most {SLIGHT:.2f}; "added": {NOISE:.2f}
-  or more. What is faster adds nothing.
+- "< 1 %" means below 1 %;
+- "about" (~) a share of parameters means from 1/{FACTOR} of it to {FACTOR} times it;
+- "about" a share of the quality means ± {100 * POINTS:g} points;
+- latency "zero" means that a token takes at most {NOISE:.2f} times the base's time, "slight" at most {SLIGHT:.2f} times, "added"
+  at least {NOISE:.2f} times.
 
-Quality is here the share of full fine-tuning's *gain*, which asks more than a share of its score.
+Quality means here: the share of full fine-tuning's *gain*. This is stricter than the share of its score.
 
-Ours *agrees* where it lies inside, and is *less* or *more* where it does not. It is *chosen so* where it was set to that value
-before anything was measured."""
+Our number *agrees* if it lies in the interval. Otherwise it is *less* or *more*. *Chosen so* means that we set this quantity to
+the table's value before we measured anything."""
 
 
 @dataclass(frozen=True)
-class Said:
-    """What the lesson says of one quantity, and the interval that it stands for."""
+class Entry:
+    """One entry of the lesson's table: its words, and the interval that they mean."""
 
     words: str
     low: float
     high: float
 
     def verdict(self, ours: float) -> str:
-        """ "agrees", or whether ours is "less" or "more"."""
+        """Return "agrees", "less" or "more"."""
         return "less" if ours < self.low else "more" if ours > self.high else "agrees"
 
 
-def about(share: float) -> Said:
-    """A share of parameters: half to twice as much."""
-    return Said(f"~{100 * share:g} %", share / FACTOR, share * FACTOR)
+def about(share: float) -> Entry:
+    """Return the entry of a share of parameters: from half of it to twice as much."""
+    return Entry(f"~{100 * share:g} %", share / FACTOR, share * FACTOR)
 
 
-def quality(share: float) -> Said:
-    """A share of full fine-tuning's quality: ± 2 points."""
-    return Said(f"~{100 * share:g} %", share - POINTS, share + POINTS)
+def quality(share: float) -> Entry:
+    """Return the entry of a share of full fine-tuning's quality: ± 2 points."""
+    return Entry(f"~{100 * share:g} %", share - POINTS, share + POINTS)
 
 
-SMALL, NO_LATENCY = Said("< 1 %", 0.0, 0.01), Said("zero, merged", 0.0, NOISE)
-LESSON: dict[str, dict[str, Said]] = {
+SMALL, NO_LATENCY = Entry("< 1 %", 0.0, 0.01), Entry("zero, merged", 0.0, NOISE)
+LESSON: dict[str, dict[str, Entry]] = {
     "lora": {"share": SMALL, "latency": NO_LATENCY, "quality": quality(0.99)},
     "qlora": {"share": SMALL, "latency": NO_LATENCY, "quality": quality(0.98)},
-    "prefix": {"share": about(0.001), "latency": Said("slight", 0.0, SLIGHT), "quality": quality(0.95)},
-    "houlsby": {"share": about(0.03), "latency": Said("added", NOISE, math.inf), "quality": quality(0.97)},
+    "prefix": {"share": about(0.001), "latency": Entry("slight", 0.0, SLIGHT), "quality": quality(0.95)},
+    "houlsby": {"share": about(0.03), "latency": Entry("added", NOISE, math.inf), "quality": quality(0.97)},
 }
-CHOSEN = {("houlsby", "share")}  # an adapter is as wide as comes nearest to the lesson's share: methods.HOULSBY_SHARE
+CHOSEN = {("houlsby", "share")}  # the adapter's width is chosen to give the lesson's share (settings.HOULSBY_SHARE)
 
 
 def beside_ours(compared: Table, costs: Table | None = None) -> list[dict[str, Any]]:
-    """Rows {method, label, quantity, lesson, ours, verdict} of a `comparison`, or of `comparison_smollm2`.
+    """Compare each entry of the lesson's table with our number from a `comparison` or a `comparison_smollm2`.
 
-    Quality is the mean share of full fine-tuning's gain. The latency is a token's seconds to the base's, of a `method_costs` of
-    the same base: merged where the lesson says so, else as trained. A quantity that was not measured has no row. The verdict is
-    "agrees", "less" or "more"; "chosen so" where ours was set to what the lesson says.
+    The rows have method, label, quantity, lesson, ours, here and verdict. Quality is the mean share of full
+    fine-tuning's gain. Latency is the time per token divided by the base's, from a table of `method_costs` with the
+    same base. It is the merged model's latency if the lesson says "merged". A quantity that was not measured has no
+    row. `here` is our number in words. The verdict is "agrees", "less", "more" or "chosen so".
     """
     rows, labels = [], (costs.settings.get("labels", {}) if costs else {}) | compared.settings["labels"]
     for method, lesson in LESSON.items():
@@ -75,19 +77,21 @@ def beside_ours(compared: Table, costs: Table | None = None) -> list[dict[str, A
         ours = {"latency": cost.get("merged_token_ratio" if "merged" in lesson["latency"].words else "token_ratio")}
         if runs := compared.where(phase="seeds", method=method):
             ours |= {"share": runs[0]["share"], "quality": mean(runs, "recovered")}
-        for quantity, said in lesson.items():
+        for quantity, entry in lesson.items():
             if (found := ours.get(quantity)) is not None:
-                verdict = "chosen so" if (method, quantity) in CHOSEN else said.verdict(found)
-                row = {"method": method, "label": labels[method], "quantity": quantity}
-                rows.append(row | {"lesson": said.words, "ours": found, "verdict": verdict})
+                verdict = "chosen so" if (method, quantity) in CHOSEN else entry.verdict(found)
+                row = {"method": method, "label": labels[method], "quantity": quantity, "lesson": entry.words}
+                rows.append(row | {"ours": found, "here": QUANTITIES[quantity][1](found), "verdict": verdict})
     return rows
 
 
 def summary(compared: Table, costs: Table | None = None) -> list[dict[str, Any]]:
-    """One row a method: {method, label, lr, lr_of_B, trainable, share, state_bytes, recovered, least, most, forgotten, …}.
+    """Summarise a `comparison`: one row per method, with means over the seeds.
 
-    lr is the best rate, and lr_of_B that of B: another one by LoRA+. recovered is the mean over seeds, least and most its range.
-    With a `method_costs` also step_ratio, peak_bytes, prompt_ratio, token_ratio and the merged ones.
+    The rows have method, label, lr, lr_of_B, trainable, share, state_bytes, recovered, least, most and forgotten. `lr`
+    is the best learning rate, and `lr_of_B` is B's rate, which differs in LoRA+. `recovered` is the mean over the
+    seeds, and `least` and `most` are its range. A table of `method_costs` adds step_ratio, peak_bytes, prompt_ratio,
+    token_ratio and the merged ratios.
     """
     rows = []
     for method, label in compared.settings["labels"].items():
@@ -102,28 +106,25 @@ def summary(compared: Table, costs: Table | None = None) -> list[dict[str, Any]]
 
 
 def ratio_of_B(run: Mapping[str, Any]) -> float:
-    """B's rate over A's, as a run has it."""
+    """Return the ratio of B's learning rate to A's in a run."""
     return json.loads(run.get("how", "{}")).get("lr_ratio", {}).get("lora_B", 1)
 
 
 def times(ratio: float | None) -> str:
-    """1.234 → '1.23×'."""
+    """Write a ratio: 1.234 → '1.23×'; '–' if it was not measured."""
     return "–" if ratio is None else f"{ratio:.2f}×"
 
 
-def percent(share: float) -> str:
-    """0.0956 → '9.6 %'; two digits of a small one, none after the point of a large one."""
-    return f"{100 * share:.{0 if share >= 0.1 else 1 if share >= 0.01 else 2}f} %"
-
-
 def best_rate(row: Mapping[str, Any]) -> str:
-    """The best rate; both, where B has another than A."""
+    """Write the best learning rate, or A's and B's rates if they differ."""
     if row["lr_of_B"] == row["lr"]:
         return f"{row['lr']:.2g}"
     return f"A {row['lr']:.2g}, B {row['lr_of_B']:.2g}"
 
 
-Columns = dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]]  # heading → (what it needs, how it is said)
+Columns = dict[
+    str, tuple[str, Callable[[Mapping[str, Any]], str]]
+]  # heading → (the column that it needs, how to write it)
 COSTS: Columns = {
     "method": ("label", lambda row: row["label"]),
     "trained": ("trainable", lambda row: f"{row['trainable']:,}"),
@@ -148,12 +149,12 @@ RESULTS: Columns = {
 
 
 def costs_markdown(compared: Table, costs: Table) -> str:
-    """What each method trains, keeps and takes, as a table in Markdown; columns that the tables do not have are left out."""
+    """Return a Markdown table of what each method trains and costs; columns that were not measured are left out."""
     return _methods_markdown(summary(compared, costs), COSTS)
 
 
 def results_markdown(compared: Table) -> str:
-    """The best rate of each method, and what it learned and forgot with it, as a table in Markdown."""
+    """Return a Markdown table of each method's best learning rate, its gain and what it forgot."""
     return _methods_markdown(summary(compared), RESULTS)
 
 
@@ -162,23 +163,20 @@ def _methods_markdown(rows: Sequence[Mapping[str, Any]], columns: Columns) -> st
     return markdown(list(there), [[say(row) for say in there.values()] for row in rows])
 
 
-QUANTITIES = {  # of the lesson → (how it is called, how it is said)
+QUANTITIES = {  # quantity of the lesson → (its name, how to write it)
     "share": ("parameters trained", percent),
-    "latency": ("a token, to the base's", times),
-    "quality": ("of full fine-tuning's gain", percent),
+    "latency": ("time per token against the base's", times),
+    "quality": ("share of full fine-tuning's gain", percent),
 }
 
 
 def lesson_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What `beside_ours` found, as Markdown: a line a method and a quantity."""
-    lines = []
-    for row in rows:
-        words, say = QUANTITIES[row["quantity"]]
-        lines.append([row["label"], words, row["lesson"], say(row["ours"]), row["verdict"]])
-    return markdown(["method", "", "the tutorials' table", "here", "verdict"], lines)
+    """Return the rows of `beside_ours` as a Markdown table, one line per method and quantity."""
+    lines = [[row["label"], QUANTITIES[row["quantity"]][0], row["lesson"], row["here"], row["verdict"]] for row in rows]
+    return markdown(["method", "quantity", "the tutorials' table", "here", "verdict"], lines)
 
 
 def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     rule = ["---"] * len(columns)
     return "\n".join("| " + " | ".join(line) + " |" for line in [columns, rule, *lines])

@@ -1,32 +1,39 @@
-"""What does each method cost? A step's seconds and peak memory, and the seconds of an answer beside the base's, in turns.
+"""What does each method cost? Time and memory of a training step, and the time of an answer compared with the base's.
 
-A command of its own, for a quiet machine: python -m lora_np.studies.methods.method_costs figures/data
+Run it with one BLAS thread: OPENBLAS_NUM_THREADS=1 python -m lora_np.studies.methods.method_costs figures/data
+
+All times are CPU seconds of the thread that computes. The wall clock would also count the time in which the system runs
+other processes. This time affects long tokens more than short ones, so on a busy machine it changes even the ratios of
+medians.
 """
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ... import PeftModel, Transformer, dequantize_model
+from ... import PeftModel, Transformer, dequantize_model, generate
+from ...nn import Trainable
 from ...pretrained import fetched, load_model
+from ...training import AdamW, Batch, train
 from ..harness.table import Table
 from ..harness.turns import in_turns, ratio
-from ..timing.latency import PARTS, answer_ratios, answer_seconds
+from ..timing.latency import PARTS, answer_ratios
 from ..timing.machine import limited
-from ..timing.step_cost import step_seconds, training_peak
+from ..timing.step_cost import training_peak
 from .comparison import state_bytes
 from .settings import METHODS
 
 COMMAND = "python -m lora_np.studies.methods.method_costs figures/data"
 SMOLLM2: dict[str, Any] = {"methods": ("full", "lora", "qlora", "dora", "prefix", "houlsby"), "base": "smollm2-135m"}
-SMOLLM2 |= {"steps": 1, "rounds": 7, "study": "method_costs_smollm2"}
+SMOLLM2 |= {"steps": 1, "rounds": 7, "answer_rounds": 7, "copies": 2, "study": "method_costs_smollm2"}
 
 
 def method_costs(
@@ -37,17 +44,25 @@ def method_costs(
     prompt: int = 128,
     new_tokens: int = 32,
     rounds: int = 15,
+    answer_rounds: int = 60,
+    copies: int = 8,
     steps: int = 3,
     seed: int = 0,
     study: str = "method_costs",
 ) -> Table:
-    """Rows {method, step_seconds, step_ratio, peak_bytes, state_bytes, prompt_ratio, token_ratio, merged_prompt_ratio, …}.
+    """Measure a training step of each method, and an answer of the resulting model before and after the merge.
 
-    step_ratio is to full fine-tuning's step of the same round, the other ratios to the base's answer of the same round: medians.
-    peak_bytes: what tracemalloc sees at most in a step, and the adapter, but not the base's weights. state_bytes: that function's
-    of `comparison`. The merged ones are of the plain Transformer that is left, None where there is no ΔW; a quantised base is
-    dequantised to be merged into. One BLAS thread; all sides in each round, in a new random order. With `steps` = 0 no step is
-    taken, and the answers alone are timed.
+    The columns are method, step_seconds, step_ratio, peak_bytes, state_bytes, prompt_ratio, token_ratio,
+    merged_prompt_ratio and merged_token_ratio. `step_ratio` compares a step with full fine-tuning's step of the same
+    round. The other ratios compare an answer with the base's answers of the same round. The base exists in several
+    `copies`, and the divisor is their median: an error in the time of a single base would change all ratios in the same
+    direction. Each ratio is the median over the rounds. The base's copies and the merged models are built in the same
+    way (`plain`). The setting `base_ratios` has the ratios of the copies, which show the error of the measurement. A
+    model that cannot be merged has None in the merged columns. A quantised base is dequantised before the merge.
+
+    `peak_bytes` is the most memory that tracemalloc sees in a step, with the adapter and without the base's weights.
+    `state_bytes` comes from the function in comparison.py. All measurements use one BLAS thread, and each round has a
+    new random order. With `steps` = 0 only the answers are timed.
     """
     started = time.perf_counter()
     rng = np.random.default_rng(seed)
@@ -61,41 +76,77 @@ def method_costs(
 
     stepping = methods if steps else ()
     peaks = {name: training_peak(ready(name), batches) for name in stepping}
-    answering: dict[str, Transformer | PeftModel] = {"base": load_model(base).freeze()}
-    answering |= {name: ready(name) for name in methods if name != "full"}
-    for name, model in list(answering.items()):
-        if isinstance(model, PeftModel) and model.mergeable:
-            merged = ready(name)
-            assert isinstance(merged, PeftModel)
-            if METHODS[name].quant_type:  # four bits take no ΔW in
-                dequantize_model(merged.model)
-            answering[f"{name}, merged"] = merged.merge_and_unload()
     training = {name: (ready(name), METHODS[name].optimizer(1e-5)) for name in stepping}
-    sides: dict[str, Callable[[], Any]]
-    sides = {f"{name}, a step": partial(step_seconds, m, batches, o, steps) for name, (m, o) in training.items()}
-    sides |= {name: partial(answer_seconds, model, tokens, new_tokens) for name, model in answering.items()}
     with limited(1):
-        times = in_turns(sides, rounds, rng=rng)
+        step_times = in_turns(
+            {name: partial(step_seconds, m, batches, o, steps) for name, (m, o) in training.items()}, rounds, rng=rng
+        )
+    state = {name: state_bytes(*training[name], batches[0]) for name in stepping}
+    training.clear()
+
+    bases = [f"base {i}" for i in range(copies)]
+    answering: dict[str, Transformer | PeftModel] = {name: ready(name) for name in methods if name != "full"}
+    mergeable = [name for name, model in answering.items() if isinstance(model, PeftModel) and model.mergeable]
+    answering |= {f"{name}, merged": plain(ready(name)) for name in mergeable}
+    answering |= {name: plain(load_model(base)) for name in bases}
+    with limited(1):
+        times = in_turns(
+            {name: partial(answer_seconds, model, tokens, new_tokens) for name, model in answering.items()},
+            answer_rounds,
+            rng=rng,
+        )
+    of_base = [tuple(each) for each in np.median([times[name] for name in bases], axis=0)]  # one pair per round
+    ratios = {name: answer_ratios(each, of_base) for name, each in times.items()}
     rows = []
     for name in methods:
         row: dict[str, Any] = {"method": name}
         if steps:
-            step, of_full = (times[f"{side}, a step"] for side in (name, methods[0]))
+            step, of_full = step_times[name], step_times[methods[0]]
             row |= {"step_seconds": float(np.median(step)), "step_ratio": ratio(step, of_full)}
-            row |= {"peak_bytes": peaks[name], "state_bytes": state_bytes(*training[name], batches[0])}
-        own = ("base", "base") if name == "full" else (name, f"{name}, merged")  # full leaves the base's shape
-        for prefix, side in zip(("", "merged_"), own, strict=True):
-            found = answer_ratios(times[side], times["base"]) if side in times else {}
-            row |= {f"{prefix}{what}_ratio": found.get(f"{what}_ratio") for what in PARTS}
+            row |= {"peak_bytes": peaks[name], "state_bytes": state[name]}
+        for prefix, model in (("", name), ("merged_", f"{name}, merged")):
+            found = {} if name == "full" else ratios.get(model, {})
+            same = 1.0 if name == "full" else None  # full fine-tuning leaves a model of the base's form
+            row |= {f"{prefix}{what}_ratio": found.get(f"{what}_ratio", same) for what in PARTS}
         rows.append(row)
     settings = {"base": base, "batch_size": batch_size, "seq_len": seq_len, "prompt": prompt, "new_tokens": new_tokens}
-    settings |= {"rounds": rounds, "steps": steps, "labels": {name: METHODS[name].label for name in methods}}
-    question = "What does a step of each method cost, and an answer of the model that it makes?"
+    settings |= {"rounds": rounds, "answer_rounds": answer_rounds, "copies": copies, "steps": steps}
+    settings["base_ratios"] = {what: [ratios[name][f"{what}_ratio"] for name in bases] for what in PARTS}
+    settings["labels"] = {name: METHODS[name].label for name in methods}
+    question = "What does a training step cost with each method, and what does an answer of the resulting model cost?"
     return Table(study, question, COMMAND, settings, rows, seconds=time.perf_counter() - started)
 
 
+def step_seconds(model: Trainable, batches: Sequence[Batch], optimizer: AdamW, steps: int) -> float:
+    """Return the CPU seconds of one training step."""
+    started = time.thread_time()
+    train(model, batches, optimizer, steps, progress=False)
+    return (time.thread_time() - started) / steps
+
+
+def answer_seconds(model: Transformer | PeftModel, prompt: list[int], new_tokens: int) -> tuple[float, float]:
+    """Return the CPU seconds to the first token, and the median CPU seconds between two tokens."""
+    stamps = [time.thread_time()]
+    generate(model, [prompt], 1 + new_tokens, on_token=lambda row, token: stamps.append(time.thread_time()))
+    first, *others = np.diff(stamps)
+    return float(first), statistics.median(map(float, others))
+
+
+def plain(model: Transformer | PeftModel) -> Transformer:
+    """Return a frozen Transformer with newly allocated weights; an adapter is merged into them.
+
+    The base and the merged models are built in this same way, so that only the values of their weights differ.
+    """
+    if isinstance(model, PeftModel):
+        dequantize_model(model.model)
+        model = model.merge_and_unload()
+    for _, parameter in model.named_parameters():
+        parameter.value = parameter.value.copy()
+    return model.freeze()
+
+
 def main(folder: str) -> None:
-    """Make the tables of "tiny" and, where it is here, of SmolLM2-135M, and save each as soon as it is there."""
+    """Make the table of "tiny", then that of SmolLM2-135M if its files are here, and save each when it is complete."""
     print(method_costs().save(Path(folder) / "method_costs.json"))
     try:
         fetched(SMOLLM2["base"])

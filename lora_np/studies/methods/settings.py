@@ -1,7 +1,8 @@
-"""The methods that are compared: what each makes of a base, under a name that tables and pictures share.
+"""The settings of the compared methods. Tables and pictures use the same names.
 
-All that change a ΔW have LoRA's rank and layers, so that they differ in one thing. An adapter's m is chosen so that Houlsby's
-two a block train the share of the base that the lesson gives adapters, about 3 %; Pfeiffer's one a block has the same m.
+All methods with a ΔW have LoRA's rank and layers, so that they differ in one thing only. The width m of an adapter is
+chosen so that Houlsby's two adapters per block train about 3 % of the parameters, the share of the lesson. Pfeiffer's
+adapter has the same m.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ R, VIRTUAL_TOKENS, HOULSBY_SHARE, LORA_PLUS = 8, 20, 0.03, {"lora_B": 16.0}
 
 @dataclass(frozen=True)
 class Method:
-    """How a base is made ready to train.
+    """How a method prepares a base for training.
 
-    config: the adapter's; None trains everything. quant_type: what the base's linear layers are rounded to first. lr_ratio: as
-    `AdamW` has it.
+    `config` is the adapter's configuration; None trains all weights. `quant_type` is the code to which the base's
+    linear layers are quantised first. `lr_ratio` is passed to `AdamW`.
     """
 
     label: str
@@ -32,7 +33,7 @@ class Method:
     lr_ratio: Mapping[str, float] = field(default_factory=dict)
 
     def model(self, base: Transformer, seed: int) -> Transformer | PeftModel:
-        """`base` itself, changed: all of it trainable, or frozen with an adapter that `seed` draws."""
+        """Modify `base` for training and return it: all of it trainable, or frozen with a new adapter."""
         if self.config is None:
             return base
         if self.quant_type:
@@ -43,27 +44,27 @@ class Method:
         return get_peft_model(base, config, seed=seed)
 
     def optimizer(self, lr: float) -> AdamW:
-        """AdamW without decay."""
+        """Return AdamW without weight decay."""
         return AdamW(lr=lr, weight_decay=0.0, lr_ratio=self.lr_ratio)
 
     def how(self) -> str:
-        """All that decides it and is not a default, as a line of JSON: a run is found again only while this is the same."""
-        said = {"quant_type": self.quant_type, "lr_ratio": dict(self.lr_ratio)}
+        """Return the settings that differ from their defaults as one line of JSON. It identifies finished runs."""
+        chosen = {"quant_type": self.quant_type, "lr_ratio": dict(self.lr_ratio)}
         if self.config is not None:
             given = {f.name: getattr(self.config, f.name) for f in fields(self.config)}
             usual = {f.name: f.default for f in fields(self.config) if f.default is not MISSING}
-            said |= {k: v for k, v in given.items() if v != usual.get(k, type(v)())}
-            said["is"] = type(self.config).__name__
-        return json.dumps({k: v for k, v in said.items() if v}, sort_keys=True)
+            chosen |= {k: v for k, v in given.items() if v != usual.get(k, type(v)())}
+            chosen["is"] = type(self.config).__name__
+        return json.dumps({k: v for k, v in chosen.items() if v}, sort_keys=True)
 
 
 def lora(alpha_over_r: float, **options: Any) -> LoraConfig:
-    """LoRA of rank R in all linear layers, with α = alpha_over_r·R."""
+    """Return the configuration of LoRA with rank R in all linear layers and α = alpha_over_r·R."""
     return LoraConfig(r=R, lora_alpha=alpha_over_r * R, target_modules="all-linear", **options)
 
 
 def methods(alpha_over_r: float = 8) -> dict[str, Method]:
-    """name → method: full fine-tuning, LoRA and its family, then those that are no ΔW."""
+    """Return the methods by name: full fine-tuning, LoRA and its variants, then the methods without a ΔW."""
     s = alpha_over_r
     return {
         "full": Method("full fine-tuning"),
@@ -88,7 +89,7 @@ METHODS = methods()
 
 
 def bottleneck_size(base: Transformer, share: float = HOULSBY_SHARE) -> int:
-    """The m at which two adapters of 2md + d + m numbers a block come nearest to `share` of the base's parameters."""
+    """Return the m for which two adapters per block (2md + d + m numbers each) train about `share` of the base."""
     wanted, d = share * sum(p.value.size for _, p in base.named_parameters()), base.config.hidden_size
     places = 2 * base.config.num_hidden_layers
     return min(range(1, d + 1), key=lambda m: abs(places * houlsby_parameters(d, m) - wanted))

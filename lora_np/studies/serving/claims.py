@@ -1,89 +1,130 @@
-"""The claims about adapters in use: merged, made one, and many of them on one base."""
+"""The claims about adapters in use: merged into the base, combined into one, and many of them on one base."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..harness.table import Claim, Table, model_name
+from ..harness.findings import Claim, Finding, agrees
+from ..harness.table import Table, model_name
 from .merging import OTHERS, SAME
 
 NEEDED = ("merge_latency", "merge_drift", "combinations", "serving", "serving_step")
+STUDY = "`lora_np/studies/serving/{}.py`, notebook 08"
+ROUNDING = {"float32": 2**-24, "float16": 2**-11, "bfloat16": 2**-8}  # the relative error of rounding once
+NO_COST, ALIKE, RIGHT = 1.05, 1.1, 0.01  # limits of the verdicts: two ratios of times, one relative error
 
 
-def merged(latency: Table) -> Claim:
-    """For README's table, where it is among the first."""
-    merged, unmerged = (
-        " and ".join(f"{row['token_ratio']:.2f}× on {model_name(row['model'])}" for row in latency.where(state=state))
-        for state in ("merged", "unmerged")
-    )
-    return (
-        "Merged, it computes the same at the base's cost",
-        "Hu et al. 2021, §4.1",
-        "the same to 1e-5 of the largest logit in float32, as a plain Transformer of the base's shape; a new token "
-        f"takes {merged} the base's time, unmerged {unmerged}",
-        "`test_merged_equals_unmerged_to_1e_5_in_float32`, `latency` in `lora_np/studies/timing/latency.py`",
-    )
-
-
-def on_adapters(tables: Mapping[str, Table]) -> list[Claim]:
-    """The claims that are no matter of training."""
-    joined, step, settings = tables["combinations"], tables["serving_step"], tables["serving"].settings
-    cat, linear = (joined.where(kind=kind)[0] for kind in ("cat", "linear"))
-    rounding = max(row["error"] for row in joined.where(kind="share"))  # of cat, at several weights
-    many = tables["serving"].where(adapters=max(row["adapters"] for row in tables["serving"].rows))
-    distinct = next(row for row in many if row["workload"] == "distinct")
-    peft = [row["peft_ratio"] for row in many if row.get("peft_ratio")]
-    dearest = max(row["to_one"] for row in step.where(side="ours, each"))
-    study = "`lora_np/studies/serving/serving.py`, notebook 08"
-    both = {kind: f"{row['code'] + row['voice']:.2f}" for kind, row in (("cat", cat), ("linear", linear))}
+def claims(tables: Mapping[str, Table]) -> list[Claim]:
+    """Return the claims that the studies of merging and serving decide."""
     return [
-        (
-            "Subtracting BA again recovers W",
-            "Hu et al. 2021, §4.1",
-            "up to the rounding of one merge, which adds up where other adapters take turns: "
-            + "; ".join(drifted(tables["merge_drift"], d) for d in ("float32", "float16", "bfloat16")),
-            "`drift` in `lora_np/studies/serving/merging.py`, notebook 08",
-        ),
-        (
-            "`linear` makes of two adapters their weighted sum",
-            "PEFT, `add_weighted_adapter`",
-            f"no: its ΔW is off by {linear['error']:.0%} of the sum's norm, cat's by {rounding:.0e} at most; both held-out "
-            f"losses together {both['linear']} nats a byte with linear at its best scale, {both['cat']} with cat",
-            "`tests/peft/test_merging.py`, and PEFT in `tests/oracles/test_merging_oracles.py`; "
-            "`lora_np/studies/serving/merging.py`",
-        ),
-        (
-            "A batch costs the same whether its rows share an adapter or not",
-            "Chen et al. 2023 (Punica)",
-            f"{'nearly' if dearest < 1.1 else 'no'}: a decode step of {step.settings['rows']} rows, each on its own, takes "
-            + "; ".join(in_a_batch(step, model) for model in dict.fromkeys(row["model"] for row in step.rows)),
-            study,
-        ),
-        (
-            "Thousands of adapters can be served from one base",
-            "Sheng et al. 2023 (S-LoRA: up to 4× the throughput)",
-            f"{distinct['adapters']} adapters of r = {settings['r']} on {settings['model']} take {distinct['bytes'] / 1e6:.0f} MB, "
-            f"base and all, {distinct['adapter_bytes']:,} bytes each; as merged models "
-            f"{distinct['merged_bytes'] / 1e9:.2f} GB, and where each row has its own, {distinct['merged_ratio']:.1f}× as "
-            "long a step" + (f"; PEFT's mixed batch takes {min(peft):.1f} to {max(peft):.1f}× as long" if peft else ""),
-            study,
-        ),
+        costs_nothing(tables["merge_latency"]),
+        recovers(tables["merge_drift"]),
+        linear_is_no_sum(tables["combinations"]),
+        mixed_batch(tables["serving_step"]),
+        thousands(tables["serving"]),
     ]
 
 
-def drifted(drift: Table, dtype: str) -> str:
-    """What is left in the weight after the most merges and unmerges."""
-    (one,), (turns,) = (drift.where(dtype=dtype, adapters=which) for which in (SAME, OTHERS))
-    n = turns["cycles"][-1]
-    return (
-        f"{dtype} after {n} times {one['errors'][-1]:.0e} of ‖W‖ with one adapter, {turns['errors'][-1]:.0e} with "
-        f"{drift.settings['of']} in turns"
+def costs_nothing(latency: Table) -> Claim:
+    """Return the claim that a merged model computes the same as the adapter at the base's cost."""
+    found = [
+        Finding(
+            f"merge.{state}.{row['model'].split('-')[0]}.token",
+            row["token_ratio"],
+            f"With the adapter {state}, a token on {model_name(row['model'])} takes {row['token_ratio']:.2f}× the base's time.",
+            "× the base's time",
+            form=".2f",
+        )
+        for state in ("merged", "unmerged")
+        for row in latency.where(state=state)
+    ]
+    merged = [f for f in found if ".merged." in f.name]
+    return Claim(
+        "A merged model computes the same at the base's cost",
+        "Hu et al. 2021, §4.1",
+        agrees(*(f.value <= NO_COST for f in merged)),
+        f"{' and '.join(f'{f.number}×' for f in merged)} the base's time per token",
+        "`test_merged_equals_unmerged_to_1e_5_in_float32`, `lora_np/studies/timing/latency.py`",
+        tuple(found),
+        "The logits agree to 1e-5 of the largest logit in float32, and the merged model is a plain Transformer. "
+        + " ".join(f.sentence for f in found),
     )
 
 
-def in_a_batch(step: Table, model: str) -> str:
-    """How many times one adapter's step that of as many adapters as rows takes, here and in PEFT."""
-    side = {row["side"]: row for row in step.where(model=model)}
-    theirs = side.get("PEFT, each")
-    said = f"{side['ours, each']['to_one']:.2f}× one adapter's on {model_name(model)}"
-    return said + (f" (in PEFT {theirs['to_one']:.1f}×, {theirs['to_ours']:.1f}× as long as here)" if theirs else "")
+def recovers(drift: Table) -> Claim:
+    """Return the claim that subtracting BA recovers W, decided after the largest number of merges."""
+    n, of, errors = drift.rows[0]["cycles"][-1], drift.settings["of"], {}
+    for dtype in ROUNDING:
+        errors[dtype] = [drift.where(dtype=dtype, adapters=which)[0]["errors"][-1] for which in (SAME, OTHERS)]
+    listed = "; ".join(f"{dtype} {one:.0e} and {turns:.0e}" for dtype, (one, turns) in errors.items())
+    return Claim(
+        "Subtracting BA again recovers W",
+        "Hu et al. 2021, §4.1",
+        agrees(*(error <= ROUNDING[dtype] for dtype, each in errors.items() for error in each)),
+        f"bfloat16, {n:,} merges: error {errors['bfloat16'][0]:.0e} to {errors['bfloat16'][1]:.0e} of ‖W‖",
+        "`drift` in " + STUDY.format("merging"),
+        note="W is recovered up to rounding. One adapter leaves the rounding error of one merge; the errors add up if different "
+        f"adapters are merged in turns. After {n:,} merges and unmerges, with one adapter and with {of} in turns, the error as a "
+        f"share of ‖W‖ is: {listed}.",
+    )
+
+
+def linear_is_no_sum(joined: Table) -> Claim:
+    """Return the claim that the combination type `linear` makes a weighted sum."""
+    cat, linear = (joined.where(kind=kind)[0] for kind in ("cat", "linear"))
+    rounding = max(row["error"] for row in joined.where(kind="share"))  # of cat, at several weights
+    loss = {row["kind"]: row["code"] + row["voice"] for row in (cat, linear)}
+    return Claim(
+        "`linear` makes the weighted sum of two adapters",
+        "PEFT, `add_weighted_adapter`",
+        agrees(linear["error"] <= RIGHT),
+        f"error of ΔW: {linear['error']:.0%} of the sum's norm".replace("%", " %"),
+        f"`tests/peft/test_merging.py`, and PEFT in `tests/oracles/test_merging_oracles.py`; {STUDY.format('merging')}",
+        note=f"The error of `cat` is at most {rounding:.0e}. The held-out losses on both domains together are {loss['linear']:.2f} "
+        f"nats per byte with `linear` at its best scale, and {loss['cat']:.2f} with `cat`.",
+    )
+
+
+def mixed_batch(step: Table) -> Claim:
+    """Return the claim about the cost of a batch in which each row has its own adapter."""
+    column = "competitor" if "competitor" in step.rows[0] else "side"
+    found, notes = [], []
+    for model in dict.fromkeys(row["model"] for row in step.rows):
+        row = {row[column]: row for row in step.where(model=model)}
+        ours, theirs, label = row["ours, each"], row.get("PEFT, each"), model_name(model)
+        sentence = f"On {label} a decode step takes {ours['to_one']:.2f}× as long if each row has its own adapter."
+        found.append(Finding(f"serving.{model.split('-')[0]}.each", ours["to_one"], sentence, "×", form=".2f"))
+        if theirs:
+            notes.append(
+                f"In PEFT it takes {theirs['to_one']:.1f}× as long on {label}, which is {theirs['to_ours']:.1f}× the time here."
+            )
+    return Claim(
+        "A batch costs the same whether its rows share an adapter or not",
+        "Chen et al. 2023, Punica",
+        agrees(*(f.value < ALIKE for f in found)),
+        f"{' and '.join(f'{f.number}×' for f in found)} one adapter's time, {step.settings['rows']} rows",
+        STUDY.format("serving"),
+        tuple(found),
+        " ".join([*(f.sentence for f in found), *notes]),
+    )
+
+
+def thousands(table: Table) -> Claim:
+    """Return the claim about thousands of adapters, decided by the largest number that was measured."""
+    many = table.where(adapters=max(row["adapters"] for row in table.rows))
+    row = next(row for row in many if row["workload"] == "distinct")
+    n, r, peft = row["adapters"], table.settings["r"], [each["peft_ratio"] for each in many if each.get("peft_ratio")]
+    ours, merged = f"{row['bytes'] / 1e6:.0f} MB", f"{row['merged_bytes'] / 1e9:.2f} GB"
+    sentence = f"{n:,} adapters of r = {r} on the base {table.settings['model']} need {ours}; {n:,} merged models need {merged}."
+    memory = Finding("serving.memory", row["merged_bytes"] / row["bytes"], sentence, "× less memory", form=".0f")
+    return Claim(
+        "Thousands of adapters can be served from one base",
+        "Sheng et al. 2023, S-LoRA: up to 4× the throughput",
+        agrees(n >= 1000, row["bytes"] < row["merged_bytes"]),
+        f"{n:,} adapters: {ours}; merged models: {merged}",
+        STUDY.format("serving"),
+        (memory,),
+        f"{sentence} An adapter has {row['adapter_bytes']:,} bytes. If each row has its own adapter, a step with merged "
+        f"models takes {row['merged_ratio']:.1f}× as long."
+        + (f" With PEFT's mixed batch, a step takes {min(peft):.1f} to {max(peft):.1f}× as long." if peft else ""),
+    )

@@ -1,4 +1,4 @@
-"""What merging costs: what is left in the weights after a thousand times, what two adapters keep as one, and what time it saves."""
+"""What merging costs: the error in the weights after a thousand merges, and the losses of two adapters combined into one."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ def drift(
     share: float = 0.3,
     seed: int = 0,
 ) -> Table:
-    """Rows {dtype, adapters, cycles, errors}: ‖W − W₀‖/‖W₀‖ of one of tiny's matrices after so many merges and unmerges.
+    """Measure the error of one weight matrix of tiny after many merges and unmerges.
 
-    Of the same adapter each time, or of one of `adapters`, drawn anew. They are random, ‖ΔW‖ = share·‖W₀‖.
+    The columns are dtype, adapters, cycles and errors. An error is ‖W − W₀‖/‖W₀‖. Each cycle merges either the same
+    adapter, or one drawn from `adapters`. The adapters are random, with ‖ΔW‖ = share·‖W₀‖.
     """
     import ml_dtypes
 
@@ -55,13 +56,13 @@ def drift(
                     errors.append(float(np.linalg.norm(left) / np.linalg.norm(base.astype(float))))
             rows.append({"dtype": dtype, "adapters": which, "cycles": list(cycles), "errors": errors})
     settings = {"layer": layer, "of": adapters, "r": r, "share": share, "seed": seed}
-    question = "What is left of a weight after many merges and unmerges?"
+    question = "How large is the error of a weight after many merges and unmerges?"
     return Table("merge_drift", question, COMMAND, settings, rows, seconds=time.perf_counter() - started)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Two adapters of "tiny", how they are trained and joined: for Python code, and for lighthouse's keeper, who answers."""
+    """How the two adapters of "tiny" (Python code and the lighthouse keeper's answers) are trained and combined."""
 
     r: int = 8
     lora_alpha: float = 64
@@ -70,10 +71,10 @@ class Setting:
     batch_size: int = 8
     seq_len: int = 128
     density: float = 0.5
-    scales: Sequence[float] = (0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)  # both weights alike
-    shares: Sequence[float] = (0.1, 0.25, 0.5, 0.75, 0.9)  # of the voice, by cat: from one parent to the other
+    scales: Sequence[float] = (0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)  # of both weights
+    shares: Sequence[float] = (0.1, 0.25, 0.5, 0.75, 0.9)  # the voice's weight in `cat`; the code's weight is 1 − share
     dare_seeds: Sequence[int] = (0, 1, 2)
-    windows: int = 16  # held-out ones of each domain, to choose the scale by; twice as many others judge
+    windows: int = 16  # held-out windows per domain to choose the scale; twice as many others evaluate
     seed: int = 0
 
 
@@ -84,7 +85,7 @@ DOMAINS = ("code", "voice")
 
 @cache
 def corpus(domain: str, split: Literal["train", "heldout"]) -> np.ndarray:
-    """The bytes of a domain: the standard library's code, or the conversations of "lighthouse"."""
+    """Return the bytes of a domain: the standard library's code, or the conversations of "lighthouse"."""
     if domain == "code":
         return data.corpus("code", split)
     records = conversations.read("lighthouse", load_tokenizer("tiny"), split=split)
@@ -92,10 +93,11 @@ def corpus(domain: str, split: Literal["train", "heldout"]) -> np.ndarray:
 
 
 def combinations(setting: Setting = FULL) -> Table:
-    """Rows {kind, weights, code, voice, error}: held-out nats a byte on both domains, and the report's error of ΔW.
+    """Combine two adapters by each type, and measure the held-out loss on both domains in nats per byte.
 
-    kind: "base"; "adapter", the parents; "share", cat from one parent to the other; and each type at its own best scale of
-    both weights, chosen on other held-out text (dare once a seed).
+    The columns are kind, weights, code, voice and error (the reported error of ΔW). `kind` is "base", "adapter" (the two
+    adapters), "share" (`cat` with weights 1 − share and share) or a combination type with its own best scale of both
+    weights. Other held-out text chooses the scale. Types that draw at random (dare) run once per seed.
     """
     started = time.perf_counter()
     model = specialists(setting)
@@ -112,12 +114,15 @@ def combinations(setting: Setting = FULL) -> Table:
         best = min(tried, key=lambda scale: sum(tried[scale][name] for name in DOMAINS))
         for seed in setting.dare_seeds if "dare" in kind else [0]:
             rows.append(_joined(model, kind, [best, best], setting, judging, seed) | {"seed": seed})
-    question, settings = "What do two adapters keep when they are made one?", asdict(setting) | {"domains": DOMAINS}
+    question, settings = (
+        "How much do two adapters keep when they are combined into one?",
+        asdict(setting) | {"domains": DOMAINS},
+    )
     return Table("combinations", question, COMMAND, settings, rows, seconds=time.perf_counter() - started)
 
 
 def specialists(setting: Setting) -> PeftModel:
-    """tiny with an adapter for each domain, trained alike."""
+    """Return tiny with one adapter per domain, trained with the same settings."""
     config = LoraConfig(r=setting.r, lora_alpha=setting.lora_alpha, target_modules="all-linear")
     model = get_peft_model(load_model("tiny"), config, DOMAINS[0], seed=setting.seed)
     model.add_adapter(DOMAINS[1], config, seed=setting.seed + 1)
@@ -130,7 +135,7 @@ def specialists(setting: Setting) -> PeftModel:
 
 
 def held_out(setting: Setting) -> tuple[dict[str, list[Batch]], dict[str, list[Batch]]]:
-    """By domain, the batches that scales are chosen by and those that are judged: every third window, and the others."""
+    """Return two sets of batches per domain: every third window to choose the scale, the other windows to evaluate."""
     choosing: dict[str, list[Batch]] = {}
     judging: dict[str, list[Batch]] = {}
     for name in DOMAINS:
@@ -148,7 +153,7 @@ def _losses(model: PeftModel, batches: dict[str, list[Batch]]) -> dict[str, floa
 def _joined(
     model: PeftModel, kind: str, weights: list[float], setting: Setting, batches: dict[str, list[Batch]], seed: int = 0
 ) -> dict[str, Any]:
-    """Make the combination, judge it, and take it out again: its row."""
+    """Return the row of one combination: make it, evaluate it, and delete it again."""
     density = None if kind in ("cat", "svd", "linear") else setting.density
     report = model.add_weighted_adapter(DOMAINS, weights, "joined", kind, density=density, seed=seed)
     before = model.active_adapter

@@ -1,4 +1,4 @@
-"""Adapters in use, in pictures: what many merges leave, what two adapters keep as one, and what many on one base cost."""
+"""Pictures of adapters in use: the error of many merges, two adapters combined into one, and many adapters on one base."""
 
 from __future__ import annotations
 
@@ -12,25 +12,42 @@ from matplotlib.ticker import NullLocator
 from ..harness.colours import FAINT_INK, FROZEN, INK, LORA, LORA_DARK, LORA_LIGHT, OTHERS, PAPER, for_text
 from ..harness.style import HALO, axes_at, label_lines, log_axis, name_axis, new_figure, note, picture
 from ..harness.table import Table
-from ..harness.words import short_count
+from ..harness.words import percent, short_count
 
 ON_THE_CHANGE, ON_THE_FACTORS = LORA, OTHERS[1]
 
 
 @picture("dtype adapters cycles errors", settings="of share")
 def merge_drift(table: Table) -> Figure:
-    """The relative error of a weight after n merges and unmerges, both axes logarithmic, one colour a dtype.
+    """Draw the relative error of a weight after n merges and unmerges, one colour per dtype, both axes logarithmic.
 
-    Dashed, the same adapter each time; full, another one each time.
+    Parameters
+    ----------
+    table : Table
+        A table of the study merge_drift: rows {dtype, adapters, cycles, errors}; settings {of, share}.
+
+    Returns
+    -------
+    Figure
+        Dashed lines: the same adapter each time; solid lines: another adapter each time.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> merge_drift(Table.load("figures/data/merge_drift.json")).axes[0].get_xlabel()
+    'merges and unmerges'
     """
     dtypes = list(dict.fromkeys(row["dtype"] for row in table.rows))
     shades = dict(zip(dtypes, [LORA_LIGHT, LORA, LORA_DARK, INK], strict=False))
     of, share = table.settings["of"], table.settings["share"]
-    subtitle = f"relative error of one weight of tiny; ΔW of {of} random adapters, each {share:g} of its norm"
+    subtitle = (
+        f"relative error of one weight matrix of tiny; dashed: one adapter; solid: {of} adapters in turns\n"
+        f"(random adapters with ‖ΔW‖ = {share:g} ‖W‖)"
+    )
     rows = table.where(dtype=dtypes[0])
     last = {row["adapters"].startswith("the same"): row["errors"][-1] for row in reversed(rows)}
-    title = f"{rows[0]['cycles'][-1]:,} merges in {dtypes[0]}: one adapter leaves an error of {last[True]:.1%}, "
-    figure = new_figure(9, 4.7, f"{title}{of} in turns {last[False]:.1%}", subtitle)
+    title = f"{rows[0]['cycles'][-1]:,} merges in {dtypes[0]}: an error of {percent(last[True])} with one adapter, "
+    figure = new_figure(9, 4.9, f"{title}{percent(last[False])} with {of}", subtitle)
     ax = axes_at(figure, 0.85, 0.65, 5.6, 3.1)
     ends = []
     for row in table.rows:
@@ -45,21 +62,36 @@ def merge_drift(table: Table) -> Figure:
 
 @picture("kind weights code voice error", settings="r density")
 def combinations_chart(table: Table) -> Figure:
-    """Left, the held-out loss on one domain against the other, a dot a combination type; right, each one's error of ΔW.
+    """Draw two adapters combined by each type: the held-out losses on both domains, and the error of ΔW.
 
-    Grey, the base; ink, the parents, and between them the line of cat as its weights pass from one to the other. Cyan works
-    on ΔW, green on A and B apart. Types that draw at random have a dot a seed.
+    Parameters
+    ----------
+    table : Table
+        A table of the study combinations: rows {kind, weights, code, voice, error}; settings {r, density}.
+
+    Returns
+    -------
+    Figure
+        Left, the two losses: one dot per type (one per seed if the type draws at random), squares for the base and the two
+        adapters, and a line for `cat` with other weights. Right, the error of ΔW.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> [ax.get_xlabel() for ax in combinations_chart(Table.load("figures/data/combinations.json")).axes]
+    ['held-out loss on code (nats per byte)', 'error of ΔW']
     """
     kinds = dict.fromkeys(row["kind"] for row in table.rows if row["kind"] not in ("base", "adapter", "share"))
     losses = {kind: float(np.mean([row["code"] + row["voice"] for row in table.where(kind=kind)])) for kind in kinds}
     subtitle = (
-        f"tiny, rank {table.settings['r']}, density {table.settings['density']:g}; each type at its own best scale of "
-        "both weights (in brackets),\nchosen on other held-out text"
+        f"dots: combination types, each at its own best scale of both weights (in brackets, chosen on other held-out text)\n"
+        f"squares: the base and the two adapters alone; line: cat with other weights; r = {table.settings['r']}, density "
+        f"{table.settings['density']:g}"
     )
     order, colours = sorted(losses, key=lambda kind: losses[kind]), (ON_THE_CHANGE, ON_THE_FACTORS)
     one, other = (next(kind for kind in order if _colour(kind) == colour) for colour in colours)
-    ends = f"{one}, on ΔW, ends at {losses[one]:.2f}, {other}, on A and B apart, at {losses[other]:.2f}"
-    figure = new_figure(9, 5.2, f"Two adapters made one: {ends}", subtitle)
+    title = f"Two adapters combined: both losses together are {losses[one]:.2f} with {one}, {losses[other]:.2f} with {other}"
+    figure = new_figure(9, 5.2, title, subtitle)
     _losses(axes_at(figure, 0.75, 0.65, 3.65, 3.35), table, list(kinds))
     _errors(axes_at(figure, 6.85, 0.65, 1.9, 3.35), table, losses)
     return figure
@@ -76,7 +108,7 @@ def _losses(ax: Axes, table: Table, types: list[str]) -> None:
     for kind in types:
         rows = table.where(kind=kind)
         ax.plot([r["code"] for r in rows], [r["voice"] for r in rows], "o", ms=6, color=_colour(kind), alpha=0.85)
-    named = [  # the base lies above the code adapter or beside it, hence one label over its dot and the other below
+    named = [  # the base and the code adapter can be close: one label is above its square, the other below
         (base, "base", FROZEN, "left", (7, 6)),
         (parents[0], "code alone", INK, "left", (7, -15)),
         (parents[1], "voice alone", INK, "right", (4, 6)),
@@ -86,12 +118,14 @@ def _losses(ax: Axes, table: Table, types: list[str]) -> None:
         note(ax, text, (row["code"], row["voice"]), offset, colour, ha=side, path_effects=HALO)
     cat = table.where(kind="cat")[0]
     note(ax, "cat", (cat["code"], cat["voice"]), (-8, -12), LORA, ha="right", path_effects=HALO)
+    for place, (colour, text) in enumerate(((ON_THE_CHANGE, "● works on ΔW"), (ON_THE_FACTORS, "● works on A and B"))):
+        note(ax, text, (1, 1), (-4, -14 - 15 * place), colour, ha="right", xycoords="axes fraction", fontsize=9.5)
     ax.grid(True, axis="both")
-    ax.set(xlabel="held-out loss on code (nats a byte)", ylabel="held-out loss on the voice (nats a byte)")
+    ax.set(xlabel="held-out loss on code (nats per byte)", ylabel="held-out loss on the voice (nats per byte)")
 
 
 def _errors(ax: Axes, table: Table, losses: dict[str, float]) -> None:
-    """A dot a type and seed, sorted by the sum of both losses, which stands beside the name."""
+    """Draw one dot per type and seed, sorted by the sum of both losses, which is written beside the name."""
     order, names = sorted(losses, key=lambda kind: -losses[kind]), []
     for place, kind in enumerate(order):
         rows = table.where(kind=kind)
@@ -106,7 +140,7 @@ def _errors(ax: Axes, table: Table, losses: dict[str, float]) -> None:
     ax.set_xlabel("error of ΔW")
 
 
-SIDES = {  # side → (its name, its colour, its column of seconds)
+COMPETITORS = {  # key → (name, colour, column of seconds)
     "ours": ("lora_np", LORA, "seconds"),
     "merged": ("merged", FROZEN, "merged_seconds"),
     "peft": ("PEFT", OTHERS[1], "peft_seconds"),
@@ -119,54 +153,69 @@ Rows = list[dict[str, Any]]
     settings="model rows r prompt rounds threads processor",
 )
 def serving_chart(table: Table) -> Figure:
-    """Tokens a second against the number of adapters, a panel a workload: ours cyan, PEFT green, merged models grey; then bytes.
+    """Draw tokens per second against the number of adapters, one panel per workload, and the bytes in the last panel.
 
-    Columns that are drawn where they are there: peft_seconds, peft_ratio.
+    Parameters
+    ----------
+    table : Table
+        A table of the study serving: rows {workload, adapters, seconds, merged_seconds, bytes, merged_bytes, adapter_bytes} and
+        optionally {peft_seconds, peft_ratio}; settings {model, rows, r, prompt, rounds, threads, processor}.
+
+    Returns
+    -------
+    Figure
+        One line each for this library, PEFT and merged models.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> [ax.get_title(loc="left") for ax in serving_chart(Table.load("figures/data/serving.json")).axes]
+    ['identical', 'distinct', 'uniform', 'zipf 1.5', 'skewed', 'memory']
     """
     settings, workloads = table.settings, list(dict.fromkeys(row["workload"] for row in table.rows))
-    tall, threads = 1.15 + 2.45 * ((len(workloads) + 3) // 3), settings["threads"]
+    tall, threads = 1.35 + 2.45 * ((len(workloads) + 3) // 3), settings["threads"]
     subtitle = (
-        f"a decode step of {settings['rows']} rows on {settings['model']}, r = {settings['r']} in every linear layer; "
-        "the rows' adapters are drawn by the workload\nmerged: one merged model for each adapter, on its rows alone; "
-        f"{threads} thread{'s' * (threads > 1)} of {settings['processor']}; median of {settings['rounds']} rounds"
+        f"dots: a decode step of {settings['rows']} rows on {settings['model']}; the workload of the panel draws the adapter "
+        f"(r = {settings['r']}) of each row\ngrey: one merged model per adapter, each for its own rows; median of "
+        f"{settings['rounds']} rounds\n{threads} thread{'s' * (threads > 1)} of {settings['processor']}"
     )
-    figure = new_figure(11, tall, _most_adapters(table), subtitle)
+    figure = new_figure(9, tall, _most_adapters(table), subtitle)
     batch = settings["rows"]
-    top = max(batch / row[column] for row in table.rows for *_, column in SIDES.values() if row.get(column))
+    top = max(batch / row[column] for row in table.rows for *_, column in COMPETITORS.values() if row.get(column))
     for place, name in enumerate([*workloads, "memory"]):
-        left, up = 0.95 + 3.45 * (place % 3), tall - 1.15 - 2.45 * (place // 3 + 1) + 0.75
-        ax = axes_at(figure, left, up, 1.85, 1.55, title=name)
+        left, up = 0.92 + 2.78 * (place % 3), tall - 1.35 - 2.45 * (place // 3 + 1) + 0.75
+        ax = axes_at(figure, left, up, 1.48, 1.55, title=name)
         if name == "memory":
             _bytes(ax, table.where(workload=workloads[0]))
         else:
-            _tokens_a_second(ax, table.where(workload=name), batch, top)
-        ax.set_ylabel("bytes" if name == "memory" else "" if place % 3 else "tokens a second")
+            _tokens_per_second(ax, table.where(workload=name), batch, top)
+        ax.set_ylabel("" if place % 3 else "tokens per second")
     return figure
 
 
 def _most_adapters(table: Table) -> str:
-    """What the picture says about the most adapters that were measured."""
+    """Return the title: memory and speed with the largest number of adapters."""
     rows = table.where(adapters=max(row["adapters"] for row in table.rows))
-    saved = f"{rows[0]['merged_bytes'] / rows[0]['bytes']:.0f}× less memory than merged models"
+    saved = f"{rows[0]['merged_bytes'] / rows[0]['bytes']:.0f}× less memory"
     ratios = [row["peft_ratio"] for row in rows if row.get("peft_ratio")]  # of the same rounds
-    faster = f", {min(ratios):.1f} to {max(ratios):.0f}× PEFT's tokens a second" if ratios else ""
-    return f"{rows[0]['adapters']} adapters on one base: {saved}{faster}"
+    faster = f", {min(ratios):.1f} to {max(ratios):.0f}× PEFT's speed" if ratios else ""
+    return f"{rows[0]['adapters']:,} adapters on one base: {saved}{faster}"
 
 
 def _lines(ax: Axes, rows: Rows, values: dict[str, list[float]], names: dict[str, str]) -> None:
     n = [row["adapters"] for row in rows]
     log_axis(ax.xaxis, n, "adapters")
-    for side, y in values.items():
-        ax.plot(n, y, color=SIDES[side][1], marker="o", ms=5, mec=PAPER, mew=0.8)
-    ends = [((n[-1], y[-1]), names[side], SIDES[side][1]) for side, y in values.items()]
-    label_lines(ax, *zip(*ends, strict=True), fontsize=9)
+    for name, y in values.items():
+        ax.plot(n, y, color=COMPETITORS[name][1], marker="o", ms=5, mec=PAPER, mew=0.8)
+    ends = [((n[-1], y[-1]), names[name], COMPETITORS[name][1]) for name, y in values.items()]
+    label_lines(ax, *zip(*ends, strict=True), fontsize=9, reach=10)
 
 
-def _tokens_a_second(ax: Axes, rows: Rows, batch: int, top: float) -> None:
+def _tokens_per_second(ax: Axes, rows: Rows, batch: int, top: float) -> None:
     ax.set_ylim(0, 1.08 * top)
-    there = {side: column for side, (*_, column) in SIDES.items() if rows[0].get(column)}
-    values = {side: [batch / row[column] for row in rows] for side, column in there.items()}
-    _lines(ax, rows, values, {side: name for side, (name, *_) in SIDES.items()})
+    there = {key: column for key, (*_, column) in COMPETITORS.items() if rows[0].get(column)}
+    values = {key: [batch / row[column] for row in rows] for key, column in there.items()}
+    _lines(ax, rows, values, {key: name for key, (name, *_) in COMPETITORS.items()})
 
 
 def _bytes(ax: Axes, rows: Rows) -> None:
@@ -175,4 +224,4 @@ def _bytes(ax: Axes, rows: Rows) -> None:
     ax.yaxis.set_major_formatter(lambda size, _: f"{short_count(size)}B".replace("BB", "GB"))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.set_ylim(values["ours"][0] / 2, values["merged"][-1] * 2)
-    _lines(ax, rows, values, {"ours": "lora_np, PEFT", "merged": "merged"})
+    _lines(ax, rows, values, {"ours": "one base", "merged": "merged"})

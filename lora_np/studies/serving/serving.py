@@ -1,6 +1,6 @@
-"""What do many adapters on one base cost, against a merged model for each, and against PEFT's mixed batch?
+"""What do many adapters on one base cost, compared with one merged model per adapter and with PEFT's mixed batch?
 
-python -m lora_np.studies.serving.serving figures/data        # writes serving.json, serving_step.json and merge_latency.json there
+python -m lora_np.studies.serving.serving figures/data        # writes serving.json, serving_step.json and merge_latency.json
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ from ..timing.latency import COMMAND, latency
 from ..timing.speed import Say, oracles_installed
 
 WORKLOADS = ("identical", "distinct", "uniform", "zipf 1.5", "skewed")
-SAME_LOGITS = 1e-3  # of the largest: further apart, two sides do not compute the same, and a ratio means nothing
-TURN = 0.1  # seconds of a turn where a ratio of two steps is the answer: one of a few milliseconds is mostly noise
+SAME_LOGITS = 1e-3  # of the largest logit: with a larger difference, two competitors do not compute the same, and no ratio is given
+TURN = 0.1  # seconds of one measurement of `serving_step`: a single step of a few milliseconds is mostly noise
 PROMPT = 64  # tokens in the key/value cache before the first step
 
 Step = Callable[[], np.ndarray]  # one token for each row: the logits (b, v)
 
 
 def workload(kind: str, rows: int, adapters: int, seed: int = 0) -> list[int]:
-    """The adapter, 0 … adapters − 1, of each row of a batch, as Punica (Chen et al. 2023) names the ways to draw them.
+    """Return the adapter (0 … adapters − 1) of each row of a batch, drawn by a workload of Punica (Chen et al. 2023).
 
-    identical: all rows one. distinct: each row another, as far as there are so many. uniform: any, all alike. zipf 1.5:
-    the k-th with probability ∝ k^−1.5. skewed: half of the rows one, the others any. Raises ValueError for another kind.
+    "identical": all rows use one adapter. "distinct": each row uses another adapter, if there are enough. "uniform":
+    each adapter is equally probable. "zipf 1.5": the k-th adapter has a probability ∝ k^−1.5. "skewed": half of the
+    rows use one adapter, and the others are drawn uniformly. Raises ValueError for another kind.
     """
     rng, p = np.random.default_rng(seed), np.arange(1, adapters + 1) ** -1.5
     any_of_them = rng.integers(0, adapters, rows)
@@ -52,7 +53,7 @@ def workload(kind: str, rows: int, adapters: int, seed: int = 0) -> list[int]:
         "skewed": np.where(rng.permutation(rows) < rows / 2, 0, any_of_them),
     }
     if kind not in drawn:
-        raise ValueError(f"workload {kind!r}; there are {', '.join(drawn)}")
+        raise ValueError(f"unknown workload {kind!r}; use one of {', '.join(drawn)}")
     return drawn[kind].tolist()
 
 
@@ -64,12 +65,15 @@ def serving(
     threads: int = 1,
     say: Say = print,
 ) -> Table:
-    """Rows {workload, adapters, distinct, seconds, tokens_per_second, served_per_second, bytes, adapter_bytes, merged_…, peft_…}.
+    """Measure a decode step with many adapters on one base, with merged models and with PEFT.
 
-    seconds: of a decode step of `rows` rows whose adapters the workload draws, `distinct` of them. merged_seconds: of the same
-    rows through one merged model for each adapter, one after another; peft_seconds: of PEFT's mixed batch, which holds the
-    batch's adapters alone. Medians of `rounds` in turn. served_per_second: the engine's new tokens for 4 · rows requests of
-    16 tokens and 16 new ones. bytes: of the base and all adapters; merged_bytes: of a merged model for each.
+    The columns are workload, adapters, distinct, seconds, tokens_per_second, served_per_second, bytes, adapter_bytes,
+    and the same with the prefixes merged_ and peft_. `seconds` is the time of one decode step of `rows` rows; the
+    workload draws their adapters, and `distinct` counts the different ones. `merged_seconds` is the time of the same
+    rows with one merged model per adapter, one after another. `peft_seconds` is the time of PEFT's mixed batch, which
+    loads only the adapters of the batch. All are medians over `rounds`. `served_per_second` is the engine's number of
+    new tokens per second, for 4 · rows requests of 16 tokens with 16 new tokens each. `bytes` counts the base and all
+    adapters, `merged_bytes` one merged model per adapter.
     """
     started, found = time.perf_counter(), []
     peft_model = with_adapters(model, max(adapters))
@@ -105,10 +109,11 @@ def serving_step(
     threads: int = 1,
     say: Say = print,
 ) -> Table:
-    """Rows {model, side, seconds, rounds, to_one, to_ours}: a decode step of `rows` rows, all on one adapter or each on its own.
+    """Time a decode step of `rows` rows: all rows with one adapter, or each row with its own.
 
-    to_one: how many times as long as the same library takes with one adapter; to_ours: as ours takes for the same rows, None
-    where the logits differ. Medians of the rounds' own ratios.
+    The rows are {model, competitor, seconds, rounds, to_one, to_ours}. to_one is the time divided by that of the same
+    library with one adapter. to_ours is the time divided by ours for the same rows, and None if the logits differ. Both are
+    medians over the rounds.
     """
     started, found = time.perf_counter(), []
     for model in models:
@@ -128,13 +133,13 @@ def serving_step(
             turns = take_turns(sides, rounds, threads, TURN)
         for side, seconds in turns.items():
             library, which = side.split(", ")
-            row = {"model": model, "side": side, "seconds": statistics.median(seconds), "rounds": seconds}
+            row = {"model": model, "competitor": side, "seconds": statistics.median(seconds), "rounds": seconds}
             z, z0 = first[side], first[f"ours, {which}"]
             same = np.abs(z - z0).max() <= SAME_LOGITS * np.abs(z0).max()
             row |= {"to_one": ratio(seconds, turns[f"{library}, one"])}
             found.append(row | {"to_ours": ratio(seconds, turns[f"ours, {which}"]) if same else None})
     settings = {"rows": rows, "r": 8, "target_modules": "all-linear", "prompt": PROMPT}
-    question = "How much longer does a step take when each row has an adapter of its own?"
+    question = "How much longer does a step take when each row has its own adapter?"
     return _table("serving_step", question, settings, found, rounds, threads, started)
 
 
@@ -144,7 +149,7 @@ def _table(study: str, question: str, settings: dict, rows: list, rounds: int, t
 
 
 def with_adapters(model: str, n: int) -> PeftModel:
-    """The base `model` with n adapters "0", "1", … of r = 8 in every linear layer, none of which is the identity."""
+    """Return `model` with n adapters "0", "1", … of r = 8 in every linear layer; each adapter changes the output."""
     peft_model = PeftModel(load_model(model, device="numpy").freeze())
     config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", init_lora_weights=False)
     for i in range(n):
@@ -153,18 +158,20 @@ def with_adapters(model: str, n: int) -> PeftModel:
 
 
 def prompts(peft_model: PeftModel, rows: int) -> np.ndarray:
-    """(rows, PROMPT) random tokens."""
+    """Return random tokens, shape (rows, PROMPT)."""
     return np.random.default_rng(0).integers(0, peft_model.config.vocab_size, (rows, PROMPT))
 
 
 def ours(peft_model: PeftModel, adapters: int | list[int], tokens: np.ndarray) -> Step:
-    """A decode step of this library behind `tokens`: all rows on one adapter, or a mixed batch."""
+    """Return a function that runs one decode step of this library after `tokens`, with one adapter or a mixed batch."""
     adapter = str(adapters) if isinstance(adapters, int) else AdapterRows([str(i) for i in adapters])
     return decoding(peft_model.model, adapter, tokens)
 
 
 def decoding(model: Transformer, adapter: str | AdapterRows | None, tokens: np.ndarray) -> Step:
-    """One token a row, behind `tokens` in the key/value cache and those of the steps before."""
+    """Return a function that decodes one token per row; the key/value cache holds `tokens` and the tokens of earlier
+    steps.
+    """
     past, context = KeyValueCache(model.config), Context(adapter=adapter)
     model.hidden(tokens, context, past)
 
@@ -175,21 +182,24 @@ def decoding(model: Transformer, adapter: str | AdapterRows | None, tokens: np.n
 
 
 def merged(model: Transformer, drawn: list[int], tokens: np.ndarray) -> Step:
-    """One merged model for each adapter, which costs what the base costs, on its rows of the batch, one after another."""
+    """Return a decode step with one merged model per adapter, one model after another, each with its rows of the batch.
+
+    The base stands in for each merged model, since both cost the same.
+    """
     ids = np.array(drawn)
     steps = [decoding(model, None, tokens[ids == k]) for k in dict.fromkeys(drawn)]
     return lambda: np.concatenate([step() for step in steps])
 
 
 def frozen_in_peft(peft_model: PeftModel) -> Any:
-    """The same model and adapters in PyTorch with PEFT."""
+    """Return the same model and adapters in PyTorch with PEFT."""
     import torch
 
     return in_peft(peft_model).requires_grad_(False).to(torch.float32).eval()
 
 
 def peft_decoding(model: Any, adapters: int | list[int], tokens: np.ndarray) -> Step:
-    """`ours` in PEFT: the active adapter, which is the first, or `adapter_names`."""
+    """Return PEFT's decode step: with the active adapter (the first one), or with `adapter_names`."""
     import torch
     import transformers
 
@@ -206,7 +216,7 @@ def peft_decoding(model: Any, adapters: int | list[int], tokens: np.ndarray) -> 
 
 
 def served(peft_model: PeftModel, kind: str, adapters: int, rows: int) -> float:
-    """The engine's new tokens a second, prompts and all."""
+    """Return the engine's number of new tokens per second; the time includes reading the prompts."""
     server = AdapterServer(peft_model, max_batch=rows, max_queue=4 * rows)
     for i, k in enumerate(workload(kind, 4 * rows, adapters)):
         server.submit(np.random.default_rng(i).integers(0, server.config.vocab_size, 16), str(k), 16)
@@ -216,9 +226,9 @@ def served(peft_model: PeftModel, kind: str, adapters: int, rows: int) -> float:
 
 
 def take_turns(sides: Mapping[str, Step], rounds: int, threads: int, turn: float = 0.0) -> dict[str, list[float]]:
-    """side → the seconds of its step in each round; every side once a round, so that a noisy machine hits all alike.
+    """Return the seconds of each competitor's step in each round. All run once per round, so that noise affects all equally.
 
-    A turn is as many steps, the same number for all, as the fastest side needs for `turn` seconds.
+    One measurement takes the same number of steps for all: as many as the fastest competitor does in `turn` seconds.
     """
 
     def seconds(step: Step, steps: int = 1) -> float:
@@ -231,13 +241,13 @@ def take_turns(sides: Mapping[str, Step], rounds: int, threads: int, turn: float
 
     first = in_turns(
         {side: partial(seconds, step) for side, step in sides.items()}, 1
-    )  # make what later ones use again
+    )  # the first call allocates the buffers that later calls reuse
     steps = max(1, math.ceil(turn / min(one for (one,) in first.values())))
     return in_turns({side: partial(seconds, step, steps) for side, step in sides.items()}, rounds, warm_up=0)
 
 
 def main(folder: str) -> None:
-    """Make these tables and that of `latency`, each saved as soon as it is there; latency on one thread."""
+    """Make the tables of this file and of `latency` with one thread, and save each when it is complete."""
     for make in (serving_step, serving, latency):
         with machine.limited(1):
             table = make()
