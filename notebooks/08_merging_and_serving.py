@@ -248,7 +248,7 @@ for i, name in enumerate(names):
 # %%
 step = Table.load("../figures/data/serving_step.json")
 for row in step.rows:
-    print(f"{row['model']:14}{row['side']:12}{1000 * row['seconds']:8.1f} ms   {row['to_one']:5.2f}× one adapter   {row['to_ours'] or float('nan'):5.2f}× ours")
+    print(f"{row['model']:14}{row['competitor']:12}{1000 * row['seconds']:8.1f} ms   {row['to_one']:5.2f}× one adapter   {row['to_ours'] or float('nan'):5.2f}× ours")
 
 # %% [markdown]
 # The base's products are most of the step, and they are made once either way. PEFT's mixed batch goes through the adapters one after another in every layer; that is

@@ -38,5 +38,5 @@ def test_the_table_is_drawn_and_its_bytes_are_those_of_base_and_adapters(monkeyp
 def test_a_step_is_timed_against_one_adapter(monkeypatch):
     monkeypatch.setattr(study, "oracles_installed", lambda say: False)
     rows = study.serving_step(("tiny",), rows=3, rounds=1, say=lambda line: None).rows
-    assert [row["side"] for row in rows] == ["ours, one", "ours, each"]
+    assert [row["competitor"] for row in rows] == ["ours, one", "ours, each"]
     assert all(row["to_one"] > 0 and row["to_ours"] == 1 for row in rows)

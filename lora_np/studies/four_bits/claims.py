@@ -23,7 +23,7 @@ def on_quantization(tables: Mapping[str, Table]) -> list[Claim]:
         f"{error.settings['double_quant'][name] / _mean(error, name) - 1:.2%} on {model_name(name)}" for name in there
     )
     nf4, fp4, other = (median(turned.where(base=base), "cosine") for base in ("nf4", "fp4", ANOTHER_BATCH))
-    side = {row["side"]: row for row in tables["quantized_speed"].where(case="smollm2-135m")}
+    side = {row["competitor"]: row for row in tables["quantized_speed"].where(case="smollm2-135m")}
     unrounded = tables["merge_routes_smollm2"].where(route="original")[0]["heldout"]
     ends = means(tables["qlora_smollm2"])
     share = (ends["nf4"] - unrounded) / (ends["nf4"] - ends[None])

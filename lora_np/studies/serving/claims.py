@@ -33,7 +33,7 @@ def on_adapters(tables: Mapping[str, Table]) -> list[Claim]:
     many = tables["serving"].where(adapters=max(row["adapters"] for row in tables["serving"].rows))
     distinct = next(row for row in many if row["workload"] == "distinct")
     peft = [row["peft_ratio"] for row in many if row.get("peft_ratio")]
-    dearest = max(row["to_one"] for row in step.where(side="ours, each"))
+    dearest = max(row["to_one"] for row in step.where(competitor="ours, each"))
     study = "`lora_np/studies/serving/serving.py`, notebook 08"
     both = {kind: f"{row['code'] + row['voice']:.2f}" for kind, row in (("cat", cat), ("linear", linear))}
     return [
@@ -83,7 +83,7 @@ def drifted(drift: Table, dtype: str) -> str:
 
 def in_a_batch(step: Table, model: str) -> str:
     """How many times one adapter's step that of as many adapters as rows takes, here and in PEFT."""
-    side = {row["side"]: row for row in step.where(model=model)}
+    side = {row["competitor"]: row for row in step.where(model=model)}
     theirs = side.get("PEFT, each")
     said = f"{side['ours, each']['to_one']:.2f}× one adapter's on {model_name(model)}"
     return said + (f" (in PEFT {theirs['to_one']:.1f}×, {theirs['to_ours']:.1f}× as long as here)" if theirs else "")

@@ -105,10 +105,11 @@ def serving_step(
     threads: int = 1,
     say: Say = print,
 ) -> Table:
-    """Rows {model, side, seconds, rounds, to_one, to_ours}: a decode step of `rows` rows, all on one adapter or each on its own.
+    """Time a decode step of `rows` rows: all rows with one adapter, or each row with its own.
 
-    to_one: how many times as long as the same library takes with one adapter; to_ours: as ours takes for the same rows, None
-    where the logits differ. Medians of the rounds' own ratios.
+    The rows are {model, competitor, seconds, rounds, to_one, to_ours}. to_one is the time divided by that of the same
+    library with one adapter. to_ours is the time divided by ours for the same rows, and None if the logits differ. Both are
+    medians over the rounds.
     """
     started, found = time.perf_counter(), []
     for model in models:
@@ -128,7 +129,7 @@ def serving_step(
             turns = take_turns(sides, rounds, threads, TURN)
         for side, seconds in turns.items():
             library, which = side.split(", ")
-            row = {"model": model, "side": side, "seconds": statistics.median(seconds), "rounds": seconds}
+            row = {"model": model, "competitor": side, "seconds": statistics.median(seconds), "rounds": seconds}
             z, z0 = first[side], first[f"ours, {which}"]
             same = np.abs(z - z0).max() <= SAME_LOGITS * np.abs(z0).max()
             row |= {"to_one": ratio(seconds, turns[f"{library}, one"])}

@@ -1,4 +1,4 @@
-"""What a training step costs: seconds and memory of every side beside the floor, and how the seconds grow."""
+"""Two pictures: the seconds and the memory of a LoRA step of each competitor, and how the seconds grow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..harness.colours import FAINT_INK, FROZEN, INK, LORA, LORA_LIGHT, OTHERS, 
 from ..harness.style import DASHED, HALO, axes_at, name_axis, new_figure, note, picture, rank_axis
 from ..harness.table import Table, model_name
 
-SIDES = {  # side → (its name, its colour)
+COMPETITORS = {  # competitor → (its name, its colour)
     "ours": ("lora_np", LORA),
     "ours, one worker": ("lora_np, workers=1", LORA_LIGHT),
     "PEFT": ("PyTorch + PEFT", OTHERS[1]),
@@ -21,7 +21,7 @@ SIDES = {  # side → (its name, its colour)
 }
 
 
-@picture("case side seconds ratio peak_bytes rounds", settings="cases threads rounds processor")
+@picture("case competitor seconds ratio peak_bytes rounds", settings="cases threads rounds processor")
 def speed_chart(table: Table) -> Figure:
     """Seconds and peak memory of a LoRA step, a bar a side: ours cyan, PyTorch with PEFT green, the floor in each bar grey.
 
@@ -30,8 +30,8 @@ def speed_chart(table: Table) -> Figure:
     """
     settings = table.settings
     cases = [case for case in settings["cases"] if table.where(case=case)]
-    sides = [[row for row in table.where(case=case) if row["side"] in SIDES] for case in cases]
-    heights = [0.34 * len(rows) for rows in sides]
+    groups = [[row for row in table.where(case=case) if row["competitor"] in COMPETITORS] for case in cases]
+    heights = [0.34 * len(rows) for rows in groups]
     tall = 1.25 + sum(heights) + 0.75 * len(cases)
     blas = settings.get("blas", {}).get("floor", {}).get("blas", "")  # another one may be faster
     floor_of = f"NumPy ({blas.split()[0]})" if blas else "NumPy"
@@ -41,9 +41,9 @@ def speed_chart(table: Table) -> Figure:
     )
     figure = new_figure(9, tall, _title(table, cases), subtitle)
     bottom = tall - 0.9
-    for case, rows, height in zip(cases, sides, heights, strict=True):
+    for case, rows, height in zip(cases, groups, heights, strict=True):
         bottom -= height + 0.6
-        floor = next((row["seconds"] for row in table.where(case=case, side="floor")), 0.0)
+        floor = next((row["seconds"] for row in table.where(case=case, competitor="floor")), 0.0)
         batch = settings["cases"][case]
         size = f"{model_name(case)}, {batch['batch_size']} × {batch['seq_len']} tokens"
         _seconds(axes_at(figure, 1.5, bottom, 3.6, height, title=size), rows, floor)
@@ -63,7 +63,7 @@ def _machine(settings: dict[str, Any]) -> str:
 def _title(table: Table, cases: list[str]) -> str:
     """What the picture says about the model that people know, or about the first."""
     case = "smollm2-135m" if "smollm2-135m" in cases else cases[0]
-    ratios = {row["side"]: row["ratio"] for row in table.where(case=case) if row["side"] != "floor"}
+    ratios = {row["competitor"]: row["ratio"] for row in table.where(case=case) if row["competitor"] != "floor"}
     eager, compiled = ratios.get("PEFT"), ratios.get("PEFT compiled")
     if eager is None:
         return f"What a step of LoRA costs on {model_name(case)}"
@@ -81,22 +81,22 @@ def _bars(ax: Axes, rows: list[dict[str, Any]], names: list[str], longest: float
 
 def _seconds(ax: Axes, rows: list[dict[str, Any]], floor: float) -> None:
     for place, row in enumerate(rows):
-        seconds, (_, colour) = row["seconds"], SIDES[row["side"]]
+        seconds, (_, colour) = row["seconds"], COMPETITORS[row["competitor"]]
         low, high = np.percentile(row["rounds"], [25, 75])
         ax.barh(place, seconds, height=0.7, color=colour)
         ax.barh(place, min(floor, seconds), height=0.7, color=FROZEN)
         ax.plot([low, high], [place, place], color=INK, lw=1.6, solid_capstyle="butt", path_effects=HALO)
-        ratio = "" if row["ratio"] is None or row["side"] == "ours" else f"   {row['ratio']:.2f}×"
+        ratio = "" if row["ratio"] is None or row["competitor"] == "ours" else f"   {row['ratio']:.2f}×"
         note(ax, f"{_seconds_said(seconds)}{ratio}", (max(seconds, high), place), (6, 0), colour, va="center_baseline")
     if floor:
         look = {"ha": "right", "va": "top", "fontsize": 9}
         note(ax, f"floor {_seconds_said(floor)}", (floor, len(rows) - 0.5), (0, -2), FROZEN, **look)
-    _bars(ax, rows, [SIDES[row["side"]][0] for row in rows], max(row["seconds"] for row in rows))
+    _bars(ax, rows, [COMPETITORS[row["competitor"]][0] for row in rows], max(row["seconds"] for row in rows))
 
 
 def _memory(ax: Axes, rows: list[dict[str, Any]]) -> None:
     for place, row in enumerate(rows):
-        size, (_, colour) = row["peak_bytes"] or 0, SIDES[row["side"]]
+        size, (_, colour) = row["peak_bytes"] or 0, COMPETITORS[row["competitor"]]
         ax.barh(place, size, height=0.7, color=colour)
         said = "not known" if not size else f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
         note(ax, said, (size, place), (6, 0), colour, va="center_baseline")
