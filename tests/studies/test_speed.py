@@ -368,14 +368,15 @@ def test_the_pictures_draw_with_nothing_cut_off_or_over_another(name):
 def test_the_titles_say_what_the_tables_say():
     titles = {name: draw().texts[0].get_text() for name, draw in PICTURES.items()}
     plt.close("all")
-    assert titles["speed_chart"] == "On SmolLM2-135M PyTorch with PEFT takes 1.82× as long, 1.65× compiled"
+    assert titles["speed_chart"] == "On SmolLM2-135M, PyTorch with PEFT takes 1.82× our time, 1.65× compiled"
     assert (
         titles["speed_chart, no PyTorch"]
         == titles["speed_chart, not the same"]
-        == "What a step of LoRA costs on SmolLM2-135M"
+        == "The cost of a LoRA step on SmolLM2-135M"
     )
     assert (
-        titles["speed_chart, one case, ours slower"] == "On tiny PyTorch with PEFT takes 0.70× as long, 0.45× compiled"
+        titles["speed_chart, one case, ours slower"]
+        == "On tiny, PyTorch with PEFT takes 0.70× our time, 0.45× compiled"
     )
     assert titles["scaling_chart"] == "The cost of a LoRA step grows linearly in tokens, rows and layers"
     assert titles["scaling_chart, no line"] == "How the cost of a LoRA step grows"
