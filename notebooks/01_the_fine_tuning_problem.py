@@ -306,7 +306,8 @@ for b in (1, 4, 16, 64):
     step = {"batch": b, "seq": 512, "precision": "mixed"}
     whole, lora = (ln.costs.memory(seven, config, **step) for config in methods.values())
     line = {"tokens": f"{b} × 512", "full": whole.total / GB, "LoRA": lora.total / GB}
-    line |= {"LoRA / full": lora.total / whole.total, "LoRA's activations": lora.activations / GB}
+    line["LoRA / full"] = lora.total / whole.total
+    line["LoRA's activations"] = lora.activations / GB
     lines.append(line)
 print(f"{seven.name}, GB")
 columns = {"tokens": "", "full": ".0f", "LoRA": ".0f", "LoRA / full": ".0%"}
@@ -331,7 +332,8 @@ for method, config in methods.items():
     work = ln.costs.flops(seven, config, batch=16, seq=512)
     in_blocks = work.products.forward - work.head.forward  # the head is not in a block
     line = {"method": method, "activations, GB": without.activations / GB}
-    lines.append(line | {"checkpointed, GB": saved.activations / GB, "more operations": in_blocks / work.total})
+    line |= {"checkpointed, GB": saved.activations / GB}
+    lines.append(line | {"more operations": in_blocks / work.total})
 columns = {"method": "", "activations, GB": ".1f", "checkpointed, GB": ".1f"}
 show(lines, columns | {"more operations": ".0%"})
 
