@@ -29,7 +29,7 @@
 # build LoRA from nothing: the forward pass, each gradient by hand, and tests that prove them. You also train real models and measure what LoRA saves and what it loses. All code is NumPy, without automatic differentiation.
 # An ordinary computer is enough.
 #
-# The notebooks come with their outputs, so you can see the answers at once. If you want to predict them honestly, choose *Edit → Clear Outputs of All Cells* first.
+# `make lab` opens a copy of the course in the folder `my-course`, without outputs. You can change this copy as you like. If you see outputs below, you are reading the notebooks of the project. Then do not look at an answer before you have predicted it.
 #
 # Run the next cell: click it, then press Shift+Enter.
 
@@ -167,8 +167,7 @@ with model.disable_adapter():
 #
 # ## Exercises
 #
-# Run `make exercises` in a terminal, in the folder of the course. The command writes twelve exercises without solutions into a new folder `my-exercises`, beside `notebooks`. Both folders are in JupyterLab's file browser, on the left, if
-# JupyterLab was started with `make lab`. In an exercise you write a function, and `check(your_function)` tests it. If the function is wrong, `check` names the mistake.
+# The folder `exercises`, beside this notebook, has twelve exercises. In an exercise you write a function, and `check(your_function)` tests it. If the function is wrong, `check` names the mistake.
 #
 # ## JupyterLab in three lines
 #

@@ -32,18 +32,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 from ml_dtypes import bfloat16, finfo
 
 import lora_np as ln
 from lora_np import plots
 from lora_np.report.results import Findings
 from lora_np.studies.counting import memory
-from lora_np.studies.harness.table import Table, show
+from lora_np.studies.harness.table import show
 from lora_np.studies.timing.step_cost import training_peak
 
 GB, MB = 1e9, 1e6
-findings = Findings("../figures")
+findings = Findings("../figures/")
 seven = ln.costs.MODELS["llama-2-7b"]
 print(f"{seven.name} has {seven.parameters:,} parameters.")
 print(f"In 16 bits (2 bytes) per parameter they take {2 * seven.parameters / GB:.1f} GB.")

@@ -32,7 +32,7 @@
 # %%
 import statistics
 
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 
 import lora_np as ln
 from lora_np import plots
@@ -41,7 +41,7 @@ from lora_np.studies.harness.table import Table, show
 from lora_np.studies.harness.tiny_task import Run, measure
 from lora_np.studies.timing.step_cost import timed_alike
 
-findings = Findings("../figures")
+findings = Findings("../figures/")
 table = Table.load("../figures/data/convergence.json")
 short = Table.load("../figures/data/convergence_short.json")
 plots.recovered_gain(table, short);

@@ -28,14 +28,14 @@
 # The model is SmolLM2-135M-Instruct, a chat model with 135 million parameters. Here it learns the voice of an old lighthouse keeper from 233 short conversations. The layers, gradients and training loop are those of the earlier notebooks.
 
 # %%
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 
 import lora_np as ln
 from lora_np import plots
 from lora_np.report.results import Findings
 from lora_np.studies.harness.table import Table, show
 
-findings = Findings("../figures")
+findings = Findings("../figures/")
 study = Table.load("../figures/data/finetuning.json")
 plots.before_after(study);
 

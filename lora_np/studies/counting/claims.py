@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from ... import costs
 from ...peft import LoraConfig
@@ -93,7 +94,7 @@ def operations() -> Claim:
 
 def memory() -> list[Claim]:
     """The claims about bytes: 65B in 16 bits, QLoRA on 65B, NF4, and GPT-3 with LoRA."""
-    step = {"batch": 1, "seq": 512}
+    step: dict[str, Any] = {"batch": 1, "seq": 512}
     r16, r4 = LoraConfig(r=16, target_modules="all-linear"), LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
     full = costs.memory("llama-65b", **step, checkpointing=True).total / 1e9
     saved, kept = (

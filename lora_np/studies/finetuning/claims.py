@@ -86,7 +86,12 @@ def compared(runs: Mapping[str, Sequence[dict[str, Any]]], before: float, key: s
         f"{verdict(runs['lora'], runs['full'], key)}."
     )
     return Finding(
-        f"finetuning.{name}", sum(differences) / len(differences), sentence, "nats per token", (min(differences), max(differences)), "+.3f"
+        f"finetuning.{name}",
+        sum(differences) / len(differences),
+        sentence,
+        "nats per token",
+        (min(differences), max(differences)),
+        "+.3f",
     )
 
 
