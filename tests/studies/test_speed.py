@@ -45,7 +45,7 @@ def silence(line: str) -> None:
 
 @pytest.fixture
 def alone(monkeypatch):
-    """As on a machine without PyTorch."""
+    """Hide PyTorch, PEFT and transformers, as if they were not installed."""
     monkeypatch.setattr(study, "find_spec", lambda name: None)
 
 
