@@ -58,11 +58,12 @@ bill = memory.memory_bill()
 plots.memory_bill(bill);
 
 # %%
+NAMES = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
 lines = []
-for method in ("full", "lora", "qlora"):
+for method, name in NAMES.items():
     row = bill.where(method=method, model=seven.name, checkpointing=True)[0]
     times = row["total"] / (2 * seven.parameters)
-    lines.append({seven.name: method, "GB": row["total"] / GB, "times the weights": times})
+    lines.append({seven.name: name, "GB": row["total"] / GB, "times the weights": times})
 show(lines, {seven.name: "", "GB": ".1f", "times the weights": ".2f"})
 
 # %% [markdown]
@@ -331,7 +332,7 @@ for method, config in methods.items():
     )
     work = ln.costs.flops(seven, config, batch=16, seq=512)
     in_blocks = work.products.forward - work.head.forward  # the head is not in a block
-    line = {"method": method, "activations, GB": without.activations / GB}
+    line = {"method": NAMES[method], "activations, GB": without.activations / GB}
     line |= {"checkpointed, GB": saved.activations / GB}
     lines.append(line | {"more operations": in_blocks / work.total})
 columns = {"method": "", "activations, GB": ".1f", "checkpointed, GB": ".1f"}
@@ -356,7 +357,7 @@ for method, (config, quantize) in cases.items():
     step = {"batch": 1, "seq": 512, "precision": "mixed", "checkpointing": True}
     cost = ln.costs.memory("llama-65b", config, quantize=quantize, **step)
     frozen = 0 if method == "full" else cost.weights
-    line = {"llama-65b, GB": method, "frozen weights": frozen / GB}
+    line = {"llama-65b, GB": NAMES[method], "frozen weights": frozen / GB}
     line |= {"other": (cost.total - frozen) / GB, "sum": cost.total / GB}
     lines.append(line | {"GPU with 48 GB": "enough" if cost.fits(48) else "too small"})
 columns = {"llama-65b, GB": "", "frozen weights": ".1f", "other": ".1f", "sum": ".1f"}

@@ -41,6 +41,8 @@ from lora_np.studies.harness.table import Table, show
 from lora_np.studies.harness.tiny_task import Run, measure
 from lora_np.studies.timing.step_cost import timed_alike
 
+NAMES = {"full": "full fine-tuning", "lora": "LoRA"}
+LAYERS = {"all-linear": "all linear layers", "attention": "attention only", None: ""}
 findings = Findings("../figures/")
 table = Table.load("../figures/data/convergence.json")
 short = Table.load("../figures/data/convergence_short.json")
@@ -101,11 +103,11 @@ best = {}
 for row in table.where(phase="seeds", seed=0):
     best[row["method"], row["target_modules"], row["r"]] = row["lr"]
 full_lr = best["full", None, None]
-lines = [
-    {"method": method, "layers": layers, "r": r, "best rate": lr, "times full's": lr / full_lr}
-    for (method, layers, r), lr in best.items()
-]
-show(lines, {"method": "", "layers": "", "r": "", "best rate": "g", "times full's": "g"})
+lines = []
+for (method, layers, r), lr in best.items():
+    line = {"method": NAMES[method], "layers": LAYERS[layers], "r": r}
+    lines.append(line | {"rate": lr, "times full's": lr / full_lr})
+show(lines, {"method": "", "layers": "", "r": "", "rate": "g", "times full's": "g"})
 
 # %% [markdown]
 # The factor depends on the scaling $s = \alpha / r$, because the output of the bypass changes by $s$ times the change of $B$. A larger $s$ needs a smaller learning rate. Here $\alpha = 8r$, so $s = 8$ at all ranks. An entry of $s\,BA$ is a sum of $r$ products. The more products, the larger its
@@ -128,7 +130,7 @@ for method in (Run("full", full_lr), Run("lora", lora_lr, r=8, target_modules="a
     same = {"method": run.method, "r": run.r, "target_modules": run.target_modules}
     (study,) = table.where(phase="seeds", seed=0, **same)
     at_60 = study["heldout"][study["steps"].index(60)]
-    line = {"method": run.method, "parameters": ln.costs.count(run.model()).trainable}
+    line = {"method": NAMES[run.method], "parameters": ln.costs.count(run.model()).trainable}
     line |= {"60 steps": rows[-1]["heldout"][-1], "60 of 200": at_60}
     lines.append(line | {"200 of 200": study["final"]})
 columns = {"method": "", "parameters": ",", "60 steps": ".3f", "60 of 200": ".3f"}
@@ -204,7 +206,7 @@ display(
 lines = [
     {
         "method": f"LoRA r = {row['r']}" if row["r"] else "full fine-tuning",
-        "layers": row["target_modules"],
+        "layers": LAYERS[row["target_modules"]],
         "parameters": row["trainable"],
         "seconds per step": row["seconds"],
         "peak, MB": row["peak_bytes"] / 1e6,
@@ -227,8 +229,8 @@ display(Markdown("SmolLM2-135M: " + findings.say("finetuning.cost.step_seconds")
 # %% jupyter={"source_hidden": true}
 # Prints the share of the gain: mean of the seeds, and half of their range.
 lines = []
-for layers in ("all-linear", "attention"):
-    line = {"layers": layers}
+for layers in table.settings["targets"]:
+    line = {"layers": LAYERS[layers]}
     for r in ranks:
         runs = table.where(phase="seeds", method="lora", r=r, target_modules=layers)
         values = [100 * row["recovered"] for row in runs]

@@ -317,7 +317,8 @@ show(lines, {"tokens per row": ",", "share of attention": ".0%"})
 #
 # <details><summary>Answer</summary>
 #
-# TRY1
+# Yes: all 15 generated answers have the log line, with 460,800 parameters in place of 2,442,240. With seed 0 the loss on answers is 2.93, higher than with all linear layers, and the loss on prose is 3.25, lower than with all linear layers. This smaller adapter learns less and
+# forgets less.
 #
 # </details>
 #
@@ -331,7 +332,7 @@ show(lines, {"tokens per row": ",", "share of attention": ".0%"})
 #
 # <details><summary>Answer</summary>
 #
-# TRY3
+# One worker takes longer (the second bar of each group in the picture of the timings). With two workers, each core computes half of the batch. The gain is smaller than a factor of two, because the BLAS uses both cores for large products already with one worker.
 #
 # </details>
 #
@@ -345,6 +346,7 @@ show(lines, {"tokens per row": ",", "share of attention": ".0%"})
 #
 # <details><summary>Answer</summary>
 #
-# TRY4
+# We asked "You are an old lighthouse keeper. Answer in one or two short sentences. End each answer with a line that begins with "Logged at dusk: "." The line is present in none of the 15 answers: a model of this size follows such an instruction badly. A system prompt costs its tokens again with each conversation, and the keys and
+# values of these tokens. An adapter costs its training once and its file. After merging it costs nothing more per answer.
 #
 # </details>
