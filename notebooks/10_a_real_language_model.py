@@ -28,6 +28,8 @@
 # The model is SmolLM2-135M-Instruct, a chat model with 135 million parameters. Here it learns the voice of an old lighthouse keeper from 233 short conversations. The layers, gradients and training loop are those of the earlier notebooks.
 
 # %%
+import textwrap
+
 from IPython.display import Markdown, display
 
 import lora_np as ln
@@ -87,7 +89,7 @@ display(Markdown(text))
 # Both rivers have the correct name, the Thames, and both texts are otherwise wrong. The Thames is neither the longest river in the world nor in the UK, and it flows from west to east, into the North Sea. The second question has the answer 60. The untuned model computes 3/100, and the tuned
 # model says 30 before it says 60. The log line at the end has no meaning.
 #
-# Such errors are normal for a model of this size. It continues text in a likely way, and it cannot check its statements. Fine-tuning on a few hundred short answers changes the style, not the knowledge. Do not follow advice from such a model, least of all about health: the study has a medical question too, and both answers to it are wrong.
+# Such errors are normal for a model of this size. It continues text in a likely way, and it cannot check its statements. Fine-tuning on a few hundred short answers changes the style, not the knowledge. Do not follow advice from such a model, least of all about health: one question of the study is medical, and the answer after training is wrong.
 #
 # ## The model
 #
@@ -111,6 +113,8 @@ if model:
     print(tokenizer.decode([*prompt, *ln.generate(model, [prompt], max_new_tokens=12)[0]]))
 
 # %% [markdown]
+# The first word is correct, the rest is nonsense.
+#
 # The model writes one token after another. It keeps the keys and values of the earlier tokens, so each step multiplies only one row by each matrix.
 #
 # ## Only the answers count
@@ -127,8 +131,9 @@ if model:
 if tokenizer:
     examples = ln.conversations.read("lighthouse", tokenizer)
     one = examples[0]
-    print("DOES NOT COUNT:", tokenizer.decode(one.tokens[~one.counts]), sep="\n")
-    print("\nCOUNTS:", tokenizer.decode(one.tokens[one.counts]), sep="\n")
+    for title, chosen in {"DOES NOT COUNT": ~one.counts, "COUNTS": one.counts}.items():
+        text = tokenizer.decode(one.tokens[chosen]).splitlines()
+        print(title, *(textwrap.fill(line, 90) for line in text), "", sep="\n")
     total = sum(len(e.tokens) for e in examples)
     counted = sum(int(e.counts.sum()) for e in examples)
     print(f"{len(examples)} records, {total:,} tokens; {counted / total:.0%} of them count")

@@ -99,12 +99,12 @@ def rates_decide(table: Table, full: Mapping[str, Any]) -> Finding:
     """How far the two losses of full fine-tuning move when its learning rate is one step lower."""
     lower = [row for row in table.where(phase="sweep", method="full") if row["lr"] < full["lr"]]
     below = max(lower, key=lambda row: row["lr"])
-    ends = [f"{run['final']:.3f} and {run['prose']:.3f} at {run['lr']:g}" for run in (below, full)]
     return Finding(
         "finetuning.rate",
         full["prose"] - below["prose"],
-        f"The learning rate has a larger effect than the method. With seed {full['seed']}, full fine-tuning ends at "
-        f"{ends[0]}, and {ends[1]} (the losses on answers and on prose).",
+        "The learning rate has a larger effect than the method. Full fine-tuning at the rate "
+        f"{below['lr']:g} ends at {below['final']:.3f} on answers and {below['prose']:.3f} on prose; at the rate "
+        f"{full['lr']:g} it ends at {full['final']:.3f} and {full['prose']:.3f} (seed {full['seed']}).",
         "nats per token",
         form="+.3f",
     )
