@@ -86,7 +86,7 @@ for number in (7, 4):
 display(Markdown(text))
 
 # %% [markdown]
-# Both rivers have the correct name, the Thames, and both texts are otherwise wrong. The Thames is neither the longest river in the world nor in the UK, and it flows from west to east, into the North Sea. The second question has the answer 60. The untuned model computes 3/100, and the tuned
+# Both answers name the correct river, the Thames, and are otherwise wrong. The Thames is neither the longest river in the world nor in the UK, and it flows from west to east, into the North Sea. The second question has the answer 60. The untuned model computes 3/100, and the tuned
 # model says 30 before it says 60. The log line at the end has no meaning.
 #
 # Such errors are normal for a model of this size. It continues text in a likely way, and it cannot check its statements. Fine-tuning on a few hundred short answers changes the style, not the knowledge. Do not follow advice from such a model, least of all about health: one question of the study is medical, and the answer after training is wrong.
