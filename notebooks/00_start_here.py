@@ -120,12 +120,12 @@ with model.disable_adapter():
 # |---|---|---|---|
 # | [01 The fine-tuning problem](01_the_fine_tuning_problem.ipynb) | Why can a GPU run a model but not train it? | 40 | matrix product, the idea of a gradient |
 # | [02 LoRA from one equation](02_lora_from_one_equation.ipynb) | What is LoRA, in equations and in 200 lines of code? | 40 | matrix product; chain rule for one section |
-# | [03 Gradients by hand](03_gradients_by_hand.ipynb) | How are LoRA's gradients derived, and how are they proven? | 50 | 02, chain rule |
-# | [03b Gradients of the whole model](03b_gradients_of_the_whole_model.ipynb) | How do gradients pass through attention, norms and the MLP? | 50 | 03 |
-# | [04 Why low rank works](04_why_low_rank_works.ipynb) | Why is a change of low rank enough? | 45 | 02, singular value decomposition |
+# | [03 Gradients by hand](03_gradients_by_hand.ipynb) | How are LoRA's gradients derived, and how are they proven? | 45 | 02, chain rule |
+# | [03b Gradients of the whole model](03b_gradients_of_the_whole_model.ipynb) | How do gradients pass through attention, norms and the MLP? | 45 | 03 |
+# | [04 Why low rank works](04_why_low_rank_works.ipynb) | Why is a change of low rank enough? | 60 | 02, singular value decomposition |
 # | [05 Convergence](05_convergence.ipynb) | Does LoRA reach the loss of full fine-tuning? | 30 | 02 |
-# | [06 Hyperparameters](06_hyperparameters.ipynb) | Which learning rate, rank, α and target modules? | 45 | 05 |
-# | [06b How much fits into a rank](06b_capacity.ipynb) | How much can an adapter of rank r remember? | 25 | 05 |
+# | [06 Hyperparameters](06_hyperparameters.ipynb) | Which learning rate, rank, α and target modules? | 45 | 02, 03, 05 |
+# | [06b How much fits into a rank](06b_capacity.ipynb) | How much can an adapter of rank r remember? | 25 | 02, cross-entropy loss |
 # | [07 QLoRA](07_qlora.ipynb) | What do frozen weights in four bits save and lose? | 45 | 03, 05 |
 # | [08 Merging and multi-LoRA serving](08_merging_and_serving.ipynb) | How do many adapters share one base? | 60 | 02 |
 # | [09 Other PEFT methods](09_other_peft_methods.ipynb) | Which other methods train few parameters? | 60 | 02, 05 |

@@ -70,17 +70,12 @@ def loss_curves(table: Table, x: str = "step") -> Figure:
 
 def _curves_title(rows: Rows) -> str:
     """Return the title: whether all LoRA runs end above full fine-tuning, and whether higher ranks end lower."""
-    full = arrays([row | {"end": row["heldout"][-1]} for row in rows if row["method"] == "full"], "method", "end")
-    lora = {
-        target: arrays([row | {"end": row["heldout"][-1]} for row in _lora(rows, target)], "r", "end")
-        for target in _panels(rows)
-    }
-    means = [[ends.mean() for ends in by_rank.values()] for by_rank in lora.values()]
-    falling = all(len(ends) > 1 and bool(np.all(np.diff(ends) < 0)) for ends in means)
-    above = bool(full) and all(end > full["full"].mean() for ends in means for end in ends)
-    if above and falling:
-        return "LoRA ends above full fine-tuning; a higher rank ends lower"
-    return "LoRA ends above full fine-tuning" if above else "The held-out loss of LoRA and full fine-tuning"
+    panels = [_groups(rows, target) for target in _panels(rows)]
+    ends = [[np.mean([run["heldout"][-1] for run in runs]) for _, runs in panel.values()] for panel in panels]
+    if not all("full" in panel and min(lora) > full for panel, (full, *lora) in zip(panels, ends, strict=True)):
+        return "The held-out loss of LoRA and full fine-tuning"
+    falling = all(len(lora) > 1 and (np.diff(lora) < 0).all() for _, *lora in ends)
+    return "LoRA ends above full fine-tuning" + "; a higher rank ends lower" * falling
 
 
 def _rates_title(panels: dict[str, dict[str, tuple[str, Rows]]]) -> str:
