@@ -13,13 +13,25 @@
 # %% [markdown]
 # # Start here
 #
-# A language model is fine-tuned by changing its weight matrices. LoRA leaves them as they are and trains a narrow product of two small matrices beside each. In this
-# course you build that from nothing: the forward pass, every gradient by hand, and proofs that they are right. You then train real models with it, and
-# measure what LoRA saves and what it gives up. All of it is NumPy that one can read, without autograd; an ordinary computer is enough.
+# What does LoRA do, and what is in this course? This notebook trains a first LoRA adapter in half a minute and then shows the plan of the course.
 #
-# The notebooks come with their outputs, so the answer to every question already stands below it. To predict honestly, choose *Edit → Clear Outputs of All Cells* first.
+# **You will learn** to
 #
-# Run the next cell (click it, then Shift+Enter).
+# - check that your installation works;
+# - train an adapter on a small language model and compare its text before and after;
+# - find the notebooks, the notation and the exercises of the course.
+#
+# **Before you start:** Python. You need no machine learning for this notebook.
+#
+# *Reading: 15 minutes. Running: about 15 seconds.*
+#
+# A language model is fine-tuned by changing its weight matrices. LoRA does not change them. It trains a product of two small matrices beside each weight matrix. In this course you
+# build LoRA from nothing: the forward pass, each gradient by hand, and tests that prove them. You also train real models and measure what LoRA saves and what it loses. All code is NumPy, without automatic differentiation.
+# An ordinary computer is enough.
+#
+# `make lab` opens a copy of the course in the folder `my-course`, without outputs. You can change this copy as you like. If you see outputs below, you are reading the notebooks of the project. Then do not look at an answer before you have predicted it.
+#
+# Run the next cell: click it, then press Shift+Enter.
 
 # %%
 import sys
@@ -32,100 +44,204 @@ try:
     from lora_np.backend import device_module
 except ImportError as error:
     raise SystemExit(
-        f"{error}. In a terminal, in the course's folder: `make lab`, "
+        f"{error}. In a terminal, in the folder of the course, run `make lab`, "
         "or `pip install -r requirements.txt` and choose that Python as the kernel."
     ) from None
 
 python = sys.version.split()[0]
-print(f"Python {python}, NumPy {np.__version__}, Matplotlib {matplotlib.__version__}: all is here.")
+versions = f"NumPy {np.__version__}, Matplotlib {matplotlib.__version__}"
+print(f"Python {python}, {versions}: complete.")
 if device_module().__name__ == "cupy":
-    print("Models are computed on the GPU, with CuPy.")
+    print("The models run on the GPU, with CuPy.")
 else:
-    print("Models are computed on the processor, with NumPy, which is all the course needs.")
+    print("The models run on the CPU, with NumPy. The course needs no GPU.")
 
 # %% [markdown]
-# ## In half a minute
+# ## A first adapter
 #
-# "tiny" is a language model of a million parameters. It has read English prose about Python, and it writes one byte after the other. Does it know Python code? It gets three beginnings to
-# continue; then LoRA trains a tenth as many numbers on code; then the same three again. **Predict** what will change: the grammar, the vocabulary, the sense?
+# "tiny" is a language model with a million parameters. It was trained on English prose about Python, and it writes one byte (one letter) after another. It has seen little Python code.
+#
+# The next cell gives tiny three beginnings of code lines to continue. Then it trains a LoRA adapter on Python code for sixty steps, and gives the same three beginnings again.
+#
+# **Predict.** What will change: the grammar, the vocabulary, the meaning?
 
 # %%
 base = ln.load_model("tiny")
-model = ln.get_peft_model(base, ln.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
+config = ln.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+model = ln.get_peft_model(base, config)
 model.print_trainable_parameters()
 beginnings = ["if name", "for line in ", "def read("]
 
 
 def continued(model, text):
-    """One line: the likeliest byte after the other."""
+    """Continue `text` to the end of the line, always with the most likely byte."""
     prompt, end = ln.data.encode(text), ln.data.encode("\n")
     more = ln.generate(model, [prompt], max_new_tokens=45, stop_tokens=end)[0]
     return text + ln.data.decode(more)
 
 
 before = [continued(model, text) for text in beginnings]
-python_library = ln.data.corpus("code", "train")  # the one that is installed here
+python_library = ln.data.corpus("code", "train")  # the standard library of this Python
 code = ln.data.Batches(python_library, batch_size=8, seq_len=64)
 optimizer, schedule = ln.AdamW(lr=1e-2, weight_decay=0.0), ln.WarmupCosine(60, warmup=5)
 history = ln.train(model, code, optimizer, steps=60, schedule=schedule)
-for text, was in zip(beginnings, before, strict=True):
-    print(f"\nbefore  {was}\nafter   {continued(model, text)}")
+for text, first in zip(beginnings, before, strict=True):
+    print(f"\nbefore  {first}\nafter   {continued(model, text)}")
 print(f"\n{len(history.rows)} steps in {history.rows[-1]['seconds']:.0f} s")
 
 # %% [markdown]
-# And longer, with some chance in the choice of each byte:
+# The next cell writes a longer text. Here each byte is drawn at random from the eight most likely bytes.
 
 # %%
 beginning = "def read(self, name):\n    return "
-sample = ln.generate(model, [ln.data.encode(beginning)], max_new_tokens=200, temperature=0.7, top_k=8, seed=1)[0]
-print(beginning + ln.data.decode(sample))
+prompt = ln.data.encode(beginning)
+sample = ln.generate(model, [prompt], max_new_tokens=200, temperature=0.7, top_k=8, seed=1)[0]
+text = beginning + ln.data.decode(sample)
+print("\n".join(line[:90] for line in text.split("\n")))  # the ends of long lines are cut
 
 # %% [markdown]
-# - *Grammar:* yes. A line that begins as code now goes on as code, with its dots, brackets and colons, where it went on as an English sentence before.
-# - *Vocabulary:* yes. `self`, `None` and names with underscores in place of "the" and "of".
-# - *Sense:* a little, and not for long. A short line may well be one that a programmer would write. In the longer sample the names mean nothing, and one line has nothing to do with the next. A million
-#   parameters are too few for that; notebook 10 trains a model of 135 million.
+# - *Grammar:* it changes. A line that begins as code now continues as code, with dots, brackets and colons. Before, it continued as an English sentence.
+# - *Vocabulary:* it changes. The model writes `self`, `None` and names with underscores in place of "the" and "of".
+# - *Meaning:* it changes little. A short line may look like the line of a programmer. In the longer text the names mean nothing, and the lines do not belong together. A model with a million
+#   parameters is too small for that. Notebook 10 trains a model with 135 million parameters.
 #
-# (LoRA trains as much as a tenth here because the model is so small. The larger the model, the smaller the share: notebook 02 says why.) All that has changed is the narrow product, and one
-# line takes it out again:
+# Only the adapter has changed. One line switches it off, and the model writes what it wrote before:
 
 # %%
 with model.disable_adapter():
     print([continued(model, text) for text in beginnings] == before)
 
 # %% [markdown]
+# The adapter has almost a tenth as many parameters as tiny. This share is large because tiny is small: the larger the model, the smaller the share (notebook 02 says why).
+#
 # ## The course
 #
-# | notebook | what you see | minutes | know before |
+# | notebook | its question | minutes | before you start |
 # |---|---|---|---|
-# | [01 The fine-tuning problem](01_the_fine_tuning_problem.ipynb) | why a card that runs a model cannot train it: the memory bill, item by item, measured and on paper | 40 | matrix product |
-# | [02 LoRA from one equation](02_lora_from_one_equation.ipynb) | the bypass in seven lines of NumPy, what it saves, a first training run, merging | 30 | matrix product |
-# | [03 Gradients by hand](03_gradients_by_hand.ipynb) | the backward pass of LoRA and of every layer, each proven by the complex step | 90 | 02, chain rule |
-# | [04 Why low rank works](04_why_low_rank_works.ipynb) | how few numbers a task needs, the change that full fine-tuning really learned, and the directions that two runs share | 45 | 02, singular value decomposition |
-# | [05 Convergence](05_convergence.ipynb) | LoRA at several ranks against full fine-tuning, each at its own best learning rate | 30 | 02 |
-# | [06 Hyperparameters](06_hyperparameters.ipynb) | learning rate, rank, α, target modules, dropout, batch size: what each knob did here, and how much fits into a rank | 60 | 05 |
-# | [07 QLoRA](07_qlora.ipynb) | the frozen weights in four bits: the code, its error, the gradients, merging | 45 | 03, 05 |
-# | [08 Merging and multi-LoRA serving](08_merging_and_serving.ipynb) | many adapters on one base, a batch with another in each row, a server; and five ways in which merging lies | 60 | 02 |
-# | [09 Other PEFT methods](09_other_peft_methods.ipynb) | prefix tuning, adapters and LoRA's relatives, each in its equation and few lines, compared at its own best learning rate | 60 | 02, 05 |
-# | [10 A real language model](10_a_real_language_model.ipynb) | a chat model learns a voice: before and after, and what a step costs | 30 | 02, 05 |
+# | [01 The fine-tuning problem](01_the_fine_tuning_problem.ipynb) | Why can a GPU run a model but not train it? | 40 | matrix product, the idea of a gradient |
+# | [02 LoRA from one equation](02_lora_from_one_equation.ipynb) | What is LoRA, in equations and in 200 lines of code? | 40 | matrix product; chain rule for one section |
+# | [03 Gradients by hand](03_gradients_by_hand.ipynb) | How are LoRA's gradients derived, and how are they proven? | 45 | 02, chain rule |
+# | [03b Gradients of the whole model](03b_gradients_of_the_whole_model.ipynb) | How do gradients pass through attention, norms and the MLP? | 45 | 03 |
+# | [04 Why low rank works](04_why_low_rank_works.ipynb) | Why is a change of low rank enough? | 60 | 02, singular value decomposition |
+# | [05 Convergence](05_convergence.ipynb) | Does LoRA reach the loss of full fine-tuning? | 30 | 02 |
+# | [06 Hyperparameters](06_hyperparameters.ipynb) | Which learning rate, rank, α and target modules? | 45 | 02, 03, 05 |
+# | [06b How much fits into a rank](06b_capacity.ipynb) | How much can an adapter of rank r remember? | 25 | 02, cross-entropy loss |
+# | [07 QLoRA](07_qlora.ipynb) | What do frozen weights in four bits save and lose? | 45 | 03, 05 |
+# | [08 Merging and multi-LoRA serving](08_merging_and_serving.ipynb) | How do many adapters share one base? | 60 | 02 |
+# | [09 Other PEFT methods](09_other_peft_methods.ipynb) | Which other methods train few parameters? | 60 | 02, 05 |
+# | [10 A real language model](10_a_real_language_model.ipynb) | What does a chat model learn and forget? | 30 | 02, 05 |
 #
-# You need Python, the matrix product and the chain rule; no machine-learning library. Each notebook shows the result
-# first and asks you to **predict** before it shows more: do, on paper. Minutes are for reading and trying; a notebook runs in under one.
+# Each notebook shows a result before its derivation. **Predict** asks you to write down a guess before you look at the next output. The minutes are for reading and for the tasks at the end. Most notebooks run in less than half a minute.
+#
+# ## Notation
+#
+# These letters mean the same in all notebooks. Other letters are defined where they are used.
+#
+# | letter | meaning | shape |
+# |---|---|---|
+# | $x$, $y$ | input and output of a linear layer | (b, t, in), (b, t, out) |
+# | $W$ | frozen weight matrix of a linear layer | (out, in) |
+# | $A$, $B$ | trained matrices of LoRA | (r, in), (out, r) |
+# | $r$ | rank | number |
+# | $\alpha$, $s = \alpha / r$ | `lora_alpha` and LoRA's scaling | numbers |
+# | $\Delta W = s\,BA$ | change of $W$ | (out, in) |
+# | $h = x A^\top$ | LoRA's hidden features | (b, t, r) |
+# | $L$ | loss | number |
+# | $dz$ | gradient $\partial L / \partial z$ of any array $z$ | shape of $z$ |
+# | $b$, $t$, $N = b \cdot t$ | rows of a batch, tokens per row, tokens of a batch | numbers |
+# | $d$, $f$ | hidden size and MLP size of the model | numbers |
+# | $n$, $d_h$ | number of attention heads and size of one head | numbers |
+# | $q$, $k$, $v$ | queries, keys and values | (b, n, t, d_h) |
+# | $S$, $P$ | attention scores and attention weights | (b, n, t, t) |
+# | $z$ | logits: one number per possible next token | (b, t, vocabulary) |
+# | $p$ | dropout probability | number |
+# | $\eta$ | learning rate | number |
+# | $m$, $v$ | in AdamW's update: running mean of the gradient and of its square | shape of the parameter |
+# | $\varepsilon$ | small constant | number |
+# | $U$, $\sigma_i$, $V^\top$ | singular value decomposition; $u_i$ and $v_i$ are singular vectors | – |
+# | $c$, $\hat q$ | absmax of a block of weights, and the 4-bit code of a weight | – |
+#
+# Losses are in *nats per byte* for tiny and in *nats per token* for SmolLM2: the mean of $-\ln$ of the probability that the model gives to the next byte or token. Lower is better.
+#
+# In all pictures grey is frozen, cyan is LoRA and coral is full fine-tuning.
 #
 # ## Exercises
 #
-# `make exercises`, in a terminal in the course's folder, writes twelve exercises without their solutions into a new folder `my-exercises`, beside `notebooks`. JupyterLab's file browser, on the left,
-# shows both when it was started with `make lab`. You write a function, and `check(your_function)` says whether it is right. If it is not, it names the mistake.
+# The folder `exercises`, beside this notebook, has twelve exercises. In an exercise you write a function, and `check(your_function)` tests it. If the function is wrong, `check` names the mistake.
 #
 # ## JupyterLab in three lines
 #
-# - Shift+Enter runs a cell and goes to the next. Change anything and run it again.
-# - *Kernel → Restart Kernel and Run All Cells* starts from nothing: the cure when the cells no longer fit together.
-# - *File → Save Notebook As…* keeps your changes under a name of your own.
+# - Shift+Enter runs a cell and goes to the next one. You can change any cell and run it again.
+# - *Kernel → Restart Kernel and Run All Cells* starts again from the beginning. Do this if the results of the cells no longer fit together.
+# - *File → Save Notebook As…* saves your changes under a new name.
 #
 # ## The code
 #
-# It is part of the course. `lora_np/ops/` has one file per layer, the forward beside its backward, with the derivation; `lora_np/gradient_check.py` is the proof; `lora_np/peft/lora/layer.py` puts LoRA around a
-# linear layer of a model. README lists the rest, from the bottom up.
+# The code is part of the course. `lora_np/micro.py` is LoRA in one file. `lora_np/ops/` has one file per layer, with forward, backward and derivation. `lora_np/peft/lora/layer.py` adds LoRA to a
+# linear layer of a model. `lora_np/gradient_check.py` tests gradients. README lists the other parts.
 #
-# Go on with [The fine-tuning problem](01_the_fine_tuning_problem.ipynb).
+# ## Recap
+#
+# - LoRA leaves the weights of a model unchanged and trains two small matrices beside each of them.
+# - A few seconds of training change the grammar and the vocabulary of tiny's text.
+# - The adapter can be switched off, and the base model is unchanged.
+#
+# ## Three questions
+#
+# 1. Which numbers did the training change: those of tiny, those of the adapter, or both?
+#
+# <details><summary>Answer</summary>
+#
+# Only those of the adapter. That is why the last cell prints `True`.
+#
+# </details>
+#
+# 2. Why does the text become Python code, although tiny was trained on English?
+#
+# <details><summary>Answer</summary>
+#
+# The adapter was trained on Python code. The base supplies letters, words and an idea of sentences; the adapter shifts the probability of the next byte towards code.
+#
+# </details>
+#
+# 3. Does a loss of 1.0 nats per byte mean a better or a worse model than 1.5 nats per byte?
+#
+# <details><summary>Answer</summary>
+#
+# A better one. The loss is the mean of $-\ln p$ for the correct byte. A loss of 1.0 means that the correct byte has a typical probability of $e^{-1.0} \approx 0.37$; a loss of 1.5 means $e^{-1.5} \approx 0.22$.
+#
+# </details>
+#
+# ## Try
+#
+# 1. Train for 5 steps and for 300 steps (`steps` and the first argument of `WarmupCosine`) and compare the three lines.
+#
+# <details><summary>Hint</summary>
+#
+# Change both numbers 60 in the cell under "A first adapter" and run the cell again. It loads tiny anew, so nothing of the old adapter is left.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# After 5 steps the lines are still English: the learning rate is small during the warm-up, and the adapter has hardly changed. After 300 steps they are Python code, but not much better code than
+# after 60 steps. The size of tiny limits the result.
+#
+# </details>
+#
+# 2. Set `temperature` to 0.1 and to 2.0 in the cell with the longer text. What changes?
+#
+# <details><summary>Hint</summary>
+#
+# The probabilities are proportional to $e^{z / \text{temperature}}$ for the logits $z$. Which bytes become more likely if the temperature is small?
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# With 0.1 the most likely byte is drawn almost always. The text repeats itself and has long runs of spaces. With 2.0 the eight bytes have almost equal probabilities. Many words are no
+# longer English or Python.
+#
+# </details>
+#
+# Continue with [The fine-tuning problem](01_the_fine_tuning_problem.ipynb).

@@ -13,95 +13,134 @@
 # %% [markdown]
 # # The fine-tuning problem
 #
-# A graphics card of 24 GB holds a language model of seven billion numbers and answers questions with it. It cannot *fine-tune* that model; nor can a card of 80 GB. This
-# notebook adds up why, and what LoRA and QLoRA change in the sum.
+# A GPU with 24 GB of memory can run a language model with seven billion parameters. The same GPU cannot fine-tune this model, and neither can a GPU with 80 GB. Why, and what do LoRA and QLoRA change?
+#
+# **You will learn** to
+#
+# - list the six parts of the memory of a training step, and compute each of them from the shapes of a model;
+# - explain which parts LoRA, gradient checkpointing and QLoRA make smaller, and which they do not;
+# - decide which method fits into a given GPU.
+#
+# **Before you start:** the matrix product and the idea of a gradient. The parts of a language model are drawn below; notebooks 03 and 03b derive them. If you have not seen LoRA, you may read
+# [notebook 02](02_lora_from_one_equation.ipynb) first. Here you only need to know that LoRA freezes each weight matrix $W$ and trains two small matrices $A$ and $B$ beside it.
+#
+# *Reading: 40 minutes. Running: about 20 seconds.*
 
 # %%
+import tracemalloc
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import numpy as np
+from IPython.display import Markdown, display
+from ml_dtypes import bfloat16, finfo
 
 import lora_np as ln
 from lora_np import plots
+from lora_np.report.results import Findings
 from lora_np.studies.counting import memory
-from lora_np.studies.harness.table import Table, show
+from lora_np.studies.harness.table import show
+from lora_np.studies.timing.step_cost import training_peak
 
 GB, MB = 1e9, 1e6
+findings = Findings("../figures/")
 seven = ln.costs.MODELS["llama-2-7b"]
-print(f"{seven.name}: {seven.parameters:,} numbers, in 16 bits {2 * seven.parameters / GB:.1f} GB")
+print(f"{seven.name} has {seven.parameters:,} parameters.")
+print(f"In 16 bits (2 bytes) per parameter they take {2 * seven.parameters / GB:.1f} GB.")
 
 # %% [markdown]
-# **Predict before you go on.** That is what it takes to *use* the model. How many times as much does it take to train all of it: twice, four times, eight times?
+# ## The result: six parts of memory
+#
+# These 13.5 GB are enough to *use* the model. **Predict.** How many times as much memory does it take to *train* all parameters: twice, four times, eight times?
 
 # %%
 bill = memory.memory_bill()
 plots.memory_bill(bill);
 
 # %%
-for method in ("full", "lora", "qlora"):
+NAMES = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
+lines = []
+for method, name in NAMES.items():
     row = bill.where(method=method, model=seven.name, checkpointing=True)[0]
-    print(f"{method:6}{row['total'] / GB:6.1f} GB, {row['total'] / (2 * seven.parameters):.2f} times the weights in 16 bits")
+    times = row["total"] / (2 * seven.parameters)
+    lines.append({seven.name: name, "GB": row["total"] / GB, "times the weights": times})
+show(lines, {seven.name: "", "GB": ".1f", "times the weights": ".2f"})
 
 # %% [markdown]
-# Eight times. The coral bar is that long for every model, sixteen bytes for each number it has. LoRA keeps the weights, in grey, and does away with nearly all the rest; QLoRA then shrinks
-# the grey. One thing neither of them shrinks: the activations, green and hollow.
+# Full fine-tuning takes eight times the memory of the weights: sixteen bytes per parameter. The coral bars show this for each model. With LoRA the weights stay (grey), and almost all other parts disappear. QLoRA makes
+# the weights themselves smaller. The green and hollow parts are *activations*. Neither method makes them smaller.
 #
-# Now where each part comes from. The plan: derive it from shapes, *measure* it on "tiny", a model of a million numbers that trains in this notebook, and only then
-# believe the same formula for a model that no ordinary computer can train.
+# The rest of this notebook explains each part. It computes the part from shapes, and then *measures* it on tiny, a model with a million parameters. The same formulas then give the numbers for models
+# that no ordinary computer can train.
 #
-# ## What fine-tuning is
+# ## What fine-tuning does
 #
-# A training step computes the loss $\mathcal{L}$ on a batch, its gradient with respect to every number $\theta$ of the model, and moves each a little against it. **Predict.** What share of tiny's
-# numbers does one step change?
+# A training step computes the loss $L$ on a batch and the gradient $\partial L / \partial \theta$ for each parameter $\theta$ of the model. Then it moves each parameter a little against its gradient.
+#
+# **Predict.** How many of tiny's parameters does one step change?
 
 # %%
 model = ln.load_model("tiny", device="numpy")
-rows, length = 4, 128  # a batch: sequences, and tokens in each
-batch = ln.data.Batches(ln.data.corpus("code", "train"), batch_size=rows, seq_len=length)[0]  # tokens, targets
+rows, length = 4, 128  # b and t: rows of the batch, and tokens per row
+corpus = ln.data.corpus("code", "train")
+batch = ln.data.Batches(corpus, batch_size=rows, seq_len=length)[0]  # (tokens, targets)
 
 before = {name: p.value.copy() for name, p in model.named_parameters()}
 ln.train(model, [batch], ln.AdamW(lr=1e-3, weight_decay=0.0), steps=1, progress=False)
 changed = sum(int((p.value != before[name]).sum()) for name, p in model.named_parameters())
-P = sum(p.value.size for _, p in model.named_parameters())
-print(f"{changed:,} of {P:,} numbers changed: {changed / P:.2%}")
+size = sum(p.value.size for _, p in model.named_parameters())
+print(f"{changed:,} of {size:,} parameters changed: {changed / size:.2%}")
 
 # %% [markdown]
-# All of them. So each needs a gradient, and a place to remember how it moved; that is the bill.
+# Almost all parameters change. Each of them needs a gradient, and AdamW stores two more numbers for it. These numbers take the memory.
 #
-# ## 1. The weights
+# ## Part 1: the weights
 #
-# A Llama of width $d$ has $L$ equal blocks. Attention has queries and outputs of $q$ features, keys and values of $k$; the MLP has width $f$; $V$ is the vocabulary.
-#
-# | in each block | shape | | outside | shape |
-# |---|---|---|---|---|
-# | $W_q$, $W_o$ | (q, d), (d, q) | | embedding | (V, d) |
-# | $W_k$, $W_v$ | (k, d) each | | output head | (V, d), or the embedding again |
-# | gate, up, down | (f, d), (f, d), (d, f) | | last norm | (d,) |
-# | two norms | (d,) each | | | |
-#
-# $$P = L\,(2dq + 2dk + 3df + 2d) + d + Vd \cdot (1 \text{ or } 2)$$
+# tiny and the Llama models have the same structure. Tokens become vectors of $d$ features (the *embedding*). The vectors pass through equal *blocks*. At the end, the *output head* computes one logit for each token of
+# the vocabulary. This is one block:
 
 # %%
-def parameters(a):
-    """P of a model on paper."""
-    d, L, V = a.hidden, a.layers, a.vocabulary
-    shapes = {linear.name.rpartition(".")[2]: (linear.out, linear.in_) for linear in a.linears}
-    q, k, f = shapes["q_proj"][0], shapes["k_proj"][0], shapes["up_proj"][0]
-    return L * (2 * d * q + 2 * d * k + 3 * d * f + 2 * d) + d + V * d * (1 if a.tied else 2)
-
-
-c = model.config
-tiny = ln.costs.llama("tiny", c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.intermediate_size, c.vocab_size, c.tie_word_embeddings)
-print(f"tiny        {parameters(tiny):>13,} by the formula   {P:>13,} in its arrays")
-print(f"{seven.name}  {parameters(seven):>13,} by the formula   {seven.parameters:>13,} by the library's costs")
+plots.block_diagram();
 
 # %% [markdown]
-# ## 2. The gradients, and 3. the optimizer's state
+# A block has two parts, attention and MLP. Each part normalises its input (RMSNorm), computes something, and adds it to the input. All large parameters are the matrices of *linear layers*, $y = xW^\top$ with $W$ of shape (out, in):
 #
-# The backward pass makes a $g = \partial\mathcal{L}/\partial\theta$ for each $\theta$, in an array of the same shape. AdamW remembers two more numbers for each: the running mean of the gradient
-# and of its square (weight decay left out here),
+# | linear layer | shape of $W$ |
+# |---|---|
+# | `q_proj` | $(d_q, d)$ with $d_q = n\,d_h$: $n$ heads of size $d_h$ |
+# | `k_proj`, `v_proj` | $(d_{kv}, d)$ |
+# | `o_proj` | $(d, d_q)$ |
+# | `gate_proj`, `up_proj` | $(f, d)$ |
+# | `down_proj` | $(d, f)$ |
+# | embedding and output head | (vocabulary, $d$) each, or one matrix for both ("tied") |
+#
+# Each norm has $d$ parameters. There are two norms per block and one after the last block. The sum is
+#
+# $$\text{parameters} = \text{layers} \cdot \underbrace{(2\,d\,d_q + 2\,d\,d_{kv} + 3\,d f + 2d)}_{\text{one block}} \;+\; d \;+\; \text{vocabulary} \cdot d \cdot (1 \text{ or } 2).$$
+
+# %%
+def parameters(d, d_q, d_kv, f, layers, vocabulary, tied):
+    block = 2 * d * d_q + 2 * d * d_kv + 3 * d * f + 2 * d
+    return layers * block + d + vocabulary * d * (1 if tied else 2)
+
+
+tiny = parameters(128, 128, 64, 384, layers=5, vocabulary=256, tied=True)
+llama = parameters(4096, 4096, 4096, 11008, layers=32, vocabulary=32000, tied=False)
+lines = [
+    {"model": "tiny", "by the formula": tiny, "in the model": size},
+    {"model": seven.name, "by the formula": llama, "in the model": seven.parameters},
+]
+show(lines, {"model": "", "by the formula": ",", "in the model": ","})
+
+# %% [markdown]
+# ## Parts 2 and 3: gradients and optimizer state
+#
+# The backward pass stores a gradient $g = \partial L / \partial\theta$ for each parameter $\theta$. AdamW stores two more numbers for each parameter: the running means of the gradient and of its square. In this section $v$ is the second of them, not the
+# values of attention, and $\eta$ is the learning rate (weight decay is left out):
 #
 # $$m \leftarrow \beta_1 m + (1-\beta_1)\,g \qquad v \leftarrow \beta_2 v + (1-\beta_2)\,g^2 \qquad \theta \leftarrow \theta - \eta\,\hat m/(\sqrt{\hat v} + \varepsilon)$$
 #
-# They are needed again in the next step, so they stay. **Predict.** How many bytes does tiny, in float32, hold for each of its numbers?
+# The next step needs $m$ and $v$ again, so they stay in memory. **Predict.** tiny is in float32 (4 bytes). How many bytes per parameter does it take in training?
 
 # %%
 optimizer = ln.AdamW(lr=1e-3)
@@ -113,270 +152,356 @@ optimizer.step(model.named_parameters())
 held = {
     "weights": sum(p.value.nbytes for _, p in model.named_parameters()),
     "gradients": sum(p.grad.nbytes for _, p in model.named_parameters()),
-    "m and v": sum(x.nbytes for slots in optimizer.state.values() for x in slots.values()),
+    "m and v": sum(x.nbytes for arrays in optimizer.state.values() for x in arrays.values()),
 }
-for item, size in held.items():
-    print(f"{item:12}{size / MB:6.2f} MB, {size / P:.0f} bytes a number")
-print(f"{'sum':12}{sum(held.values()) / MB:6.2f} MB, {sum(held.values()) / P:.0f} bytes a number")
+held["sum"] = sum(held.values())
+lines = [
+    {"part": part, "MB": n / MB, "bytes per parameter": n / size} for part, n in held.items()
+]
+show(lines, {"part": "", "MB": ".2f", "bytes per parameter": ".0f"})
 
 # %% [markdown]
-# Sixteen. A large model is trained in 16 bits; does that halve it?
+# Sixteen bytes per parameter. Large models are trained in 16 bits. Does that halve the memory?
 #
-# ## 4. The master copy
+# ## Part 4: the master copy
 #
-# No, because an update is much smaller than its weight, and 16 bits have no room for both. **Predict.** A weight of 1 is moved by 0.0001, a thousand times. Where does it end?
+# It does not, because an update is much smaller than its weight, and 16 bits cannot store both in one number. **Predict.** A weight of 1 is increased by 0.0001, a thousand times. What is the result in float32, and what is it in 16 bits?
 
 # %%
-from ml_dtypes import bfloat16, finfo  # NumPy has no bfloat16, the format that most models are published in
-
+lines = []  # NumPy has no bfloat16, in which most models are published: ml_dtypes adds it
 for format in (np.float32, np.float16, bfloat16):
     weight, update = format(1), format(1e-4)
     for _ in range(1000):
         weight = format(weight + update)
-    print(f"{format.__name__:9}{float(weight):.4f}   the next number after 1 is 1 + {float(finfo(format).eps):.1e}")
+    gap = float(finfo(format).eps)
+    lines.append({"format": format.__name__, "result": float(weight), "gap above 1": gap})
+show(lines, {"format": "", "result": ".4f", "gap above 1": ".1e"})
 
 # %% [markdown]
-# In 16 bits it never moves: each sum is rounded back to 1. The cure is *mixed precision*
-# ([Micikevicius et al. 2018](https://arxiv.org/abs/1710.03740)): multiply with weights in 16 bits, but add the updates to a copy of them in 32, the master copy. So
+# In 16 bits the weight does not move, because each sum is rounded back to 1. The next larger number is too far away (last column).
 #
-# $$\text{bytes a number} \;=\; \underbrace{2}_{\text{weight}} + \underbrace{2}_{\text{gradient}} + \underbrace{4 + 4}_{m,\;v} + \underbrace{4}_{\text{master}} \;=\; 16$$
+# The solution is *mixed precision* ([Micikevicius et al. 2018](https://arxiv.org/abs/1710.03740)). The model computes with weights in 16 bits, and the updates are added to a copy of the weights in 32 bits, the *master copy*. The sum is again
 #
-# again. This is where the "16 bytes a parameter" that one reads comes from ([Rajbhandari et al. 2020](https://arxiv.org/abs/1910.02054), section 3.1). Some leave the master copy out, and take the
-# rounding. Each recipe, and what it makes of published models before a single token is read:
+# $$\underbrace{2}_{\text{weight}} + \underbrace{2}_{\text{gradient}} + \underbrace{4 + 4}_{m,\;v} + \underbrace{4}_{\text{master copy}} \;=\; 16 \text{ bytes per parameter}$$
+#
+# ([Rajbhandari et al. 2020](https://arxiv.org/abs/1910.02054), section 3.1). Some programs leave the master copy out and accept the rounding. The table shows the memory of parts 1 to 4 for three recipes, before the model reads a single token:
 
 # %%
 names = ("llama-2-7b", "llama-2-13b", "llama-65b", "llama-2-70b")
 lines = []
 for name, recipe in ln.costs.PRECISIONS.items():
-    per_number = recipe.bytes_per_trained()
-    sizes = {f"{m}, GB": per_number * ln.costs.MODELS[m].parameters / GB for m in names}
-    lines.append({"recipe": name, "bytes a number": per_number} | sizes)
-show(lines, {"recipe": "", "bytes a number": ""} | {f"{m}, GB": ",.0f" for m in names})
+    each = recipe.bytes_per_trained()
+    sizes = {f"{m}, GB": each * ln.costs.MODELS[m].parameters / GB for m in names}
+    lines.append({"recipe": name, "bytes": each} | sizes)
+show(lines, {"recipe": "", "bytes": ""} | {f"{m}, GB": ",.0f" for m in names})
 
 # %% [markdown]
-# [Dettmers et al. (2023)](https://arxiv.org/abs/2305.14314), the QLoRA paper, write that fine-tuning 65B in 16 bits takes "more than 780 GB": the last row.
+# [Dettmers et al. (2023)](https://arxiv.org/abs/2305.14314), the QLoRA paper, write that fine-tuning a 65B model in 16 bits takes "more than 780 GB". The last row agrees.
 #
-# ## 5. The activations
+# ## Part 5: the activations
 #
-# The first four items depend on the model alone. The fifth depends on what it reads. The gradient of a layer $y = xW^\top$ is
+# Parts 1 to 4 depend only on the model. Part 5 depends on the batch. The gradient of a linear layer $y = xW^\top$ is
 #
-# $$dW = dy^\top x$$
+# $$\underset{\text{(out, in)}}{dW} = \underset{\text{(out, N)}}{dy^\top}\;\underset{\text{(N, in)}}{x}$$
 #
-# so its input $x$, made on the way up, must still be there on the way down. In the same way every operation keeps what its derivative needs. For $N$ tokens in sequences of $t$, in
-# each block (a norm keeps its $x$ and one number; $x$ of several layers that read the same is kept once):
+# so the backward pass needs the layer's input $x$, which the forward pass computed. The other operations also keep the arrays that their derivatives need. All these arrays are called *activations*. Nearly all of them have one row per token, so
+# their size grows with the number of tokens $N$.
 #
-# | | attention half | MLP half |
+# <details><summary>All activations of a block</summary>
+#
+# $N = b \cdot t$ tokens; layers that read the same $x$ keep it once.
+#
+# | kept for | attention | MLP |
 # |---|---|---|
 # | norm | $N(d + 1)$ | $N(d + 1)$ |
-# | $x$ of the layers that read the norm | $Nd$ | $Nd$ |
-# | what they make | $N(q + 2k)$ | $2Nf$ |
-# | scores, their sums and the output | about $\tfrac12 N t \cdot \text{heads}$, $N \cdot \text{heads}$, $Nq$ | |
-# | $x$ of the layer that writes | $Nq$ | $Nf$ |
+# | $x$ of the layers after the norm | $N d$ | $N d$ |
+# | their outputs | $N(d_q + 2 d_{kv})$ | $2 N f$ |
+# | attention weights, their sums and the output | about $\tfrac12 N t\,n$, $N n$ and $N d_q$ | – |
+# | $x$ of the last layer | $N d_q$ | $N f$ |
 #
-# On top of the blocks come the last norm, the head's $x$, the logits ($NV$), two numbers a token of the loss, and a small table of rotary angles.
+# Outside the blocks: the last norm, the $x$ of the head, the logits ($N \cdot$ vocabulary), two numbers per token for the loss, and a small table of rotary angles. `lora_np/costs/activations.py` has these terms as code.
+#
+# </details>
+#
+# **Predict.** tiny takes 16 bytes for each of its million parameters. Do the activations of 4 × 128 tokens take less, about the same, or more?
+#
+# `ln.costs.memory` computes the activations from shapes. `tracemalloc`, a module of Python's standard library, measures all arrays that NumPy creates.
 
 # %%
-from lora_np.costs.flops import causal_scores
-from lora_np.ops.attention import BLOCK  # queries go through attention in blocks, each with the keys it can see
-
-
-def activations(a, rows, t):
-    """Numbers that the forward pass keeps, everything trained."""
-    N, d, heads = rows * t, a.hidden, a.heads
-    shapes = {linear.name.rpartition(".")[2]: (linear.out, linear.in_) for linear in a.linears}
-    q, k, f = shapes["q_proj"][0], shapes["k_proj"][0], shapes["up_proj"][0]
-    attention = N * (d + 1) + N * d + N * (q + 2 * k) + rows * heads * causal_scores(t, BLOCK) + N * heads + N * q + N * q
-    mlp = N * (d + 1) + N * d + 2 * N * f + N * f
-    top = N * (d + 1) + N * d + N * a.vocabulary + 2 * N
-    return a.layers * (attention + mlp) + top + 2 * t * a.head_dim
-
-
-# %% [markdown]
-# **Predict.** tiny holds 16 bytes for each of its million numbers. Beside that, is what it keeps of 4 × 128 tokens little, about the same, or more? `tracemalloc`, from Python's own library, sees every
-# array that NumPy makes.
-
-# %%
-import tracemalloc
-
-
 def kept(model, tokens, targets):
-    """Bytes that are there after a forward pass and were not before."""
+    """Measure the bytes that exist after a forward pass and did not exist before."""
     tracemalloc.start()
     cache = model.loss(tokens, targets)
-    size = tracemalloc.get_traced_memory()[0]
+    kept_bytes = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    del cache  # it has to live until here
-    return size
+    del cache  # the arrays must exist until here
+    return kept_bytes
 
 
-print(f"16 bytes a number: {16 * P / MB:.1f} MB")
-for n in (1, 2, 4):
-    by_formula = 4 * activations(tiny, n, length) + 8 * n * length  # and the targets, as 64-bit integers
-    print(f"{n} × {length} tokens: {by_formula / MB:5.1f} MB from shapes, {kept(model, batch[0][:n], batch[1][:n]) / MB:5.1f} MB measured")
-print("the last by the library's costs, the same to the byte:", by_formula == ln.costs.memory(model, batch=n, seq=length).activations)
+lines = []
+for b in (1, 2, 4):
+    from_shapes = ln.costs.memory(model, batch=b, seq=length).activations
+    measured = kept(model, batch[0][:b], batch[1][:b])
+    line = {"tokens": f"{b} × {length}", "from shapes": from_shapes / MB}
+    lines.append(line | {"measured": measured / MB})
+show(lines, {"tokens": "", "from shapes": ".1f", "measured": ".1f"})
+print(f"parts 1 to 3: {16 * size / MB:.1f} (all in MB)")
 
 # %% [markdown]
-# More, and twice the batch keeps twice as much. A small model is mostly activations; a large one on few tokens is mostly its sixteen bytes, because $P$ grows with $d^2$ and activations with $d$.
+# They take more, and twice the tokens take twice the memory. In a small model most of the memory is activations. In a large model with few tokens, most of it is the sixteen bytes per parameter. The reason: the number of parameters grows with $d^2$, the activations grow with $d$.
 #
-# ## 6. The temporaries, and the peak
+# ## Part 6: temporary arrays, and the peak
 #
-# What remains is working memory: gradients on their way down, products before they are added. It is reused all the time, and what counts is the worst moment of the step. Which moment that is
-# takes some bookkeeping, and `lora_np/costs/temporaries.py` does it. The whole bill, for tiny as it stands, against the largest sum that `tracemalloc` saw in two real steps of training:
+# The last part is working memory: gradients on their way through the layers, and products before they are added. This memory is used again and again. Only the largest sum of the step counts, the *peak*.
+# `lora_np/costs/temporaries.py` computes it.
+#
+# The next cell computes all parts for tiny from shapes. It compares their sum with the peak that `tracemalloc` measures in two real training steps.
 
 # %%
-from lora_np.studies.timing.step_cost import training_peak
-
 full = ln.costs.memory(model, batch=rows, seq=length)
-full_peak = training_peak(model, [batch]) + full.weights  # the weights were there before it looked
-for item, size in vars(full).items():
-    if size:
-        print(f"{item:12}{size / MB:7.2f} MB")
-print(f"{'sum':12}{full.total / MB:7.2f} MB from shapes\n{'':12}{full_peak / MB:7.2f} MB measured: {full_peak / full.total - 1:+.1%}")
+peak = training_peak(model, [batch]) + full.weights  # training_peak leaves out the weights
+lines = [{"part": part, "MB": n / MB} for part, n in vars(full).items() if n]
+lines += [{"part": "sum from shapes", "MB": full.total / MB}]
+lines += [{"part": "measured", "MB": peak / MB}]
+show(lines, {"part": "", "MB": ".2f"})
+print(f"\nmeasured / computed - 1 = {peak / full.total - 1:+.1%}")
 
 # %% [markdown]
-# Shapes alone foretell a real training step to within a per cent. Now we may use them where we cannot measure.
+# The shapes predict the measured memory to about one percent. Now we can use the formulas for models that we cannot train here.
 #
 # ## What LoRA changes
 #
-# LoRA freezes $W$ and trains $A$ and $B$ beside it (notebook 02). **Predict**, item by item, with adapters on all linear layers of tiny: which become much smaller, which stay, and does one grow?
+# LoRA freezes $W$ and trains $A$ and $B$. **Predict** for each part: does it become much smaller, stay the same, or grow? The adapters are on all linear layers of tiny, or only on queries and values.
 
 # %%
 def adapted(target_modules):
-    return ln.get_peft_model(ln.load_model("tiny", device="numpy"), ln.LoraConfig(r=8, lora_alpha=16, target_modules=target_modules))
+    config = ln.LoraConfig(r=8, lora_alpha=16, target_modules=target_modules)
+    return ln.get_peft_model(ln.load_model("tiny", device="numpy"), config)
 
 
-models = {"full": model, "LoRA, all linear": adapted("all-linear"), "LoRA, q and v": adapted(["q_proj", "v_proj"])}
-bills = {name: ln.costs.memory(m, batch=rows, seq=length) for name, m in models.items()}
-print(f"{'MB':16}" + "".join(f"{name:>18}" for name in bills))
-for item in vars(full):
-    if item != "master":
-        print(f"{item:16}" + "".join(f"{getattr(b, item) / MB:18.2f}" for b in bills.values()))
-print(f"{'sum':16}" + "".join(f"{b.total / MB:18.2f}" for b in bills.values()))
-print(f"{'measured':16}" + "".join(f"{(training_peak(models[name], [batch]) + b.weights) / MB:18.2f}" for name, b in bills.items()))
-print(f"{'of full':16}" + "".join(f"{b.total / full.total:18.0%}" for b in bills.values()))
+all_linear, q_and_v = adapted("all-linear"), adapted(["q_proj", "v_proj"])
+models = {"full": model, "LoRA, all linear": all_linear, "LoRA, q and v": q_and_v}
+costs = {name: ln.costs.memory(m, batch=rows, seq=length) for name, m in models.items()}
+lines = [
+    {"MB": part} | {name: getattr(cost, part) / MB for name, cost in costs.items()}
+    for part in vars(full)
+    if part != "master"
+]
+lines.append({"MB": "sum"} | {name: cost.total / MB for name, cost in costs.items()})
+peaks = {name: training_peak(m, [batch]) + costs[name].weights for name, m in models.items()}
+lines.append({"MB": "measured"} | {name: n / MB for name, n in peaks.items()})
+show(lines, {"MB": ""} | dict.fromkeys(models, ".2f"))
 
 # %% [markdown]
-# - **Weights** stay: the frozen model is still multiplied with. The adapter is added.
-# - **Gradients** and **optimizer state** shrink to those of the adapter, and a master copy would too. A frozen number needs none.
-# - **Activations** do not shrink. $dW = dy^\top x$ is gone, but $dA = dh^\top x$ needs the same $x$, and $dB = dy^\top h$ needs $h = xA^\top$ besides: with adapters everywhere LoRA keeps *more*. Only a layer
-#   without an adapter has no need of its $x$, as the third column shows.
+# - The **weights** stay, because the frozen model is still used. The adapter is added.
+# - **Gradients**, **optimizer state** and a master copy exist only for the adapter. A frozen parameter needs none of them.
+# - The **activations** do not become smaller. There is no $dW = dy^\top x$, but $dA = dh^\top x$ needs the same $x$. The gradient $dB$ needs $h = xA^\top$ in addition. So with adapters on all layers, LoRA keeps slightly *more*. Only a layer
+#   without an adapter does not need its $x$; the third column shows this.
 #
-# So on tiny, which is mostly activations, LoRA saves little. The same on paper for 7B, in mixed precision:
+# tiny is mostly activations, so LoRA saves little there. For a 7B model in mixed precision it is different:
 
 # %%
-on_paper = {"full": None, "lora": ln.LoraConfig(r=16, target_modules="all-linear")}
+methods = {"full": None, "lora": ln.LoraConfig(r=16, target_modules="all-linear")}
 lines = []
-for n in (1, 4, 16, 64):
-    f, l = (ln.costs.memory(seven, config, batch=n, seq=512, precision="mixed") for config in on_paper.values())
-    sizes = {"full": f.total / GB, "LoRA": l.total / GB, "of full": l.total / f.total, "activations of LoRA": l.activations / GB}
-    lines.append({"GB": f"{n} × 512 tokens"} | sizes)
-print(seven.name)
-show(lines, {"GB": "", "full": ".0f", "LoRA": ".0f", "of full": ".0%", "activations of LoRA": ".1f"})
+for b in (1, 4, 16, 64):
+    step = {"batch": b, "seq": 512, "precision": "mixed"}
+    whole, lora = (ln.costs.memory(seven, config, **step) for config in methods.values())
+    line = {"tokens": f"{b} × 512", "full": whole.total / GB, "LoRA": lora.total / GB}
+    line["LoRA / full"] = lora.total / whole.total
+    line["LoRA's activations"] = lora.activations / GB
+    lines.append(line)
+print(f"{seven.name}, GB")
+columns = {"tokens": "", "full": ".0f", "LoRA": ".0f", "LoRA / full": ".0%"}
+show(lines, columns | {"LoRA's activations": ".1f"})
 
 # %% [markdown]
-# On few tokens LoRA takes about a seventh; on many, activations are nearly all there is, with LoRA as without. The remedy is not LoRA's.
+# With few tokens LoRA needs a small share of the memory. With many tokens nearly all memory is activations, and LoRA cannot help. Another method can.
 #
 # ## Gradient checkpointing
 #
-# Keep of each block its input alone, $Nd$ numbers, and run the block forward again when the backward pass comes to it ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)). The price is a second forward
-# pass. **Predict.** For full fine-tuning, which multiplies three times a layer ($xW^\top$, $dy\,W$, $dy^\top x$), that is about a third more work. What is it for LoRA?
+# Gradient checkpointing keeps only the *input* of each block, $N d$ numbers. When the backward pass reaches a block, the block's forward pass runs again ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)). The price is a second forward pass.
+#
+# **Predict.** In full fine-tuning each linear layer has three products: $xW^\top$, $dy\,W$ and $dy^\top x$. A second forward pass is then about one third more work. Is the share smaller or larger for LoRA?
 
 # %%
-for method, config in on_paper.items():
-    without, saved = (ln.costs.memory(seven, config, batch=16, seq=512, precision="mixed", checkpointing=on) for on in (False, True))
-    work = ln.costs.flops(seven, config, batch=16, seq=512)
-    again = (work.products.forward - work.head.forward) / work.total  # the head is not in a block
-    print(f"{method:6}activations {without.activations / GB:5.1f} → {saved.activations / GB:4.1f} GB,  temporaries {without.temporaries / GB:4.2f} → {saved.temporaries / GB:4.2f} GB,  {again:.0%} more operations")
-
-# %% [markdown]
-# Nearly half: LoRA has no $dW$ to multiply, so a forward pass is a larger share of its step. The picture above is drawn with checkpointing; the hollow bars are what it saves.
-#
-# ## QLoRA's last step
-#
-# With LoRA and checkpointing only the frozen weights are large. They are never updated, so they need not be precise to the last bit: QLoRA stores them in NF4, sixteen values to choose from, with a scale for every
-# 64 numbers (notebook 07 takes it apart).
-
-# %%
-matrix = 4096 * 4096
-print(f"NF4: {8 * ln.costs.nf4_bytes(matrix) / matrix:.3f} bits a number, scales included\n")
-lora = on_paper["lora"]
 lines = []
-for method, (config, quantize) in {"full": (None, None), "lora": (lora, None), "qlora": (lora, "nf4")}.items():
-    for name in ("mixed", "16-bit"):
-        b = ln.costs.memory("llama-65b", config, batch=1, seq=512, quantize=quantize, precision=name, checkpointing=True)
-        frozen = 0 if method == "full" else b.weights
-        sizes = {"frozen weights": frozen / GB, "all the rest": (b.total - frozen) / GB, "sum": b.total / GB}
-        lines.append({"llama-65b, GB": f"{method}, {name}"} | sizes | {"on a card of 48 GB": "fits" if b.fits(48) else "does not fit"})
-show(lines, {"llama-65b, GB": "", "frozen weights": ".1f", "all the rest": ".1f", "sum": ".1f", "on a card of 48 GB": ""})
+for method, config in methods.items():
+    without, saved = (
+        ln.costs.memory(seven, config, batch=16, seq=512, precision="mixed", checkpointing=on)
+        for on in (False, True)
+    )
+    work = ln.costs.flops(seven, config, batch=16, seq=512)
+    in_blocks = work.products.forward - work.head.forward  # the head is not in a block
+    line = {"method": NAMES[method], "activations, GB": without.activations / GB}
+    line |= {"checkpointed, GB": saved.activations / GB}
+    lines.append(line | {"more operations": in_blocks / work.total})
+columns = {"method": "", "activations, GB": ".1f", "checkpointed, GB": ".1f"}
+show(lines, columns | {"more operations": ".0%"})
 
 # %% [markdown]
-# "A 65B parameter model on a single 48GB GPU", the claim of the QLoRA paper's abstract, adds up. It needs all three: no gradients and state of the frozen numbers, checkpointed activations, four bits.
+# The share is larger for LoRA: nearly one half. LoRA does not compute $dW$, so the forward pass is a larger share of its step. The first picture assumes checkpointing; its hollow bars show how much checkpointing saves.
 #
-# What the sum leaves out: the libraries' own memory, and what an allocator cannot use between its pieces. Real cards are full a little earlier.
+# ## What QLoRA changes
 #
-# ## The second problem: a copy for each task
+# With LoRA and checkpointing, only the frozen weights are large. They are never updated, so they do not need high precision. QLoRA stores them in *NF4*: four bits select one of sixteen values, and each block of 64 weights
+# has a scale (notebook 07 explains NF4).
+
+# %%
+display(Markdown(findings.say("memory.nf4.bits")))
+
+# %%
+lora = methods["lora"]
+cases = {"full": (None, None), "lora": (lora, None), "qlora": (lora, "nf4")}
+lines = []
+for method, (config, quantize) in cases.items():
+    step = {"batch": 1, "seq": 512, "precision": "mixed", "checkpointing": True}
+    cost = ln.costs.memory("llama-65b", config, quantize=quantize, **step)
+    frozen = 0 if method == "full" else cost.weights
+    line = {"llama-65b, GB": NAMES[method], "frozen weights": frozen / GB}
+    line |= {"other": (cost.total - frozen) / GB, "sum": cost.total / GB}
+    lines.append(line | {"GPU with 48 GB": "enough" if cost.fits(48) else "too small"})
+columns = {"llama-65b, GB": "", "frozen weights": ".1f", "other": ".1f", "sum": ".1f"}
+show(lines, columns | {"GPU with 48 GB": ""})
+
+# %% [markdown]
+# The abstract of the QLoRA paper says: a "65B parameter model on a single 48GB GPU". The sum agrees. All three methods are needed: no gradients and no optimizer state for frozen weights, checkpointed activations, and four bits.
 #
-# A fully fine-tuned model is a new model, all of it. An adapter is a small file beside a base that all tasks share. **Predict.** A thousand tasks on a 7B base: how many gigabytes in the one way, how many in the other?
+# The sum leaves out the memory of the libraries and the gaps between allocated pieces. A real GPU is full a little earlier.
+#
+# ## Two more problems of full fine-tuning
+#
+# **One copy per task.** A fully fine-tuned model is a complete new model. An adapter is a small file beside a base that all tasks share. **Predict.** How much disk space do a thousand tasks on a 7B base take, with copies and with adapters?
 
 # %%
 adapter = ln.costs.count(seven, lora).trainable
 base_size, adapter_size = 2 * seven.parameters, 2 * adapter  # 16 bits
-print(f"one model {base_size / GB:.1f} GB, one adapter {adapter_size / MB:.0f} MB\n")
-lines = [
-    {"tasks": n, "models, GB": n * base_size / GB, "a base and adapters, GB": (base_size + n * adapter_size) / GB}
-    for n in (1, 10, 100, 1000)
-]
-show(lines, {"tasks": "", "models, GB": ",.0f", "a base and adapters, GB": ",.1f"})
+lines = []
+for n in (1, 10, 100, 1000):
+    shared = (base_size + n * adapter_size) / GB
+    lines.append({"tasks": n, "copies, GB": n * base_size / GB, "base + adapters, GB": shared})
+show(lines, {"tasks": "", "copies, GB": ",.0f", "base + adapters, GB": ",.1f"})
 
 # %% [markdown]
-# And for real, tiny and its adapter on all linear layers:
+# The files of tiny and of its adapter on all linear layers:
 
 # %%
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
+lines = []
 with TemporaryDirectory() as folder:
     ln.save_model(model, f"{folder}/model")
-    models["LoRA, all linear"].save_pretrained(f"{folder}/adapter")
+    all_linear.save_pretrained(f"{folder}/adapter")
     for name in ("model", "adapter"):
-        size = sum(path.stat().st_size for path in Path(folder, name).rglob("*.safetensors"))
-        print(f"{name:8}{size / MB:6.2f} MB on disk")
+        files = Path(folder, name).rglob("*.safetensors")
+        lines.append({"file": name, "MB": sum(path.stat().st_size for path in files) / MB})
+show(lines, {"file": "", "MB": ".2f"})
 
 # %% [markdown]
-# tiny is narrow, so its adapter is a large part of it: of a square matrix the share is $2r/d$, which falls with the width. One base that serves many adapters at once is a matter for notebook 08.
+# tiny's hidden size is small, so its adapter is a large share of the model. For a square matrix the share is $2r/d$; it falls as the model grows. Notebook 08 serves many adapters on one base.
 #
-# ## The third problem: forgetting
-#
-# Every number changed, so whatever the model knew before may have changed with them. Notebook 10 measures it on SmolLM2-135M: the loss on prose that nobody trained on, before and after learning a voice.
+# **Forgetting.** Full fine-tuning changes all parameters, so the model may forget what it knew. Notebook 10 measures this on SmolLM2-135M, which learns to write like a lighthouse keeper:
 
 # %%
-study = Table.load("../figures/data/finetuning.json")
-prose = {row["method"]: row["prose"] for row in study.where(phase="seeds")}
-print(f"loss on other prose, nats a token: {study.settings['before']['prose']:.2f} as it was, {prose['full']:.2f} after full fine-tuning, {prose['lora']:.2f} after LoRA")
+display(Markdown(findings.say("finetuning.prose")))
 
 # %% [markdown]
-# Both forget, here LoRA no less. The difference is another: the base is still there. Take the adapter off, and the model is what it was, to the bit; after full fine-tuning the old model is a second
-# copy, or gone.
+# Both methods forget, and LoRA does not forget less here. But with LoRA the base still exists: without the adapter the model is bit for bit the old one. After full fine-tuning the old model exists only if you have kept a copy.
 #
-# ## In one table
+# ## Recap
 #
-# | item | full fine-tuning | LoRA | QLoRA |
+# | part | full fine-tuning | LoRA | QLoRA |
 # |---|---|---|---|
-# | weights | 16 bits each | the same, frozen | about 4 bits each |
-# | gradients, m and v, master copy | of every number | of the adapter | of the adapter |
-# | activations | with every token | the same | the same |
-# | a task on disk | a whole model | an adapter | an adapter |
+# | weights | 16 bits each | 16 bits each, frozen | about 4 bits each, frozen |
+# | gradients, $m$ and $v$, master copy | for all parameters | for the adapter | for the adapter |
+# | activations | grow with the tokens | grow with the tokens | grow with the tokens |
+# | file per task | a whole model | an adapter | an adapter |
 #
-# How a bypass of two narrow matrices can learn enough is the question of the next notebook: [LoRA from one equation](02_lora_from_one_equation.ipynb).
+# Full fine-tuning takes sixteen bytes per parameter and the activations. LoRA removes the gradients, the optimizer state and the master copy of the frozen weights. Checkpointing makes the activations smaller and costs a second forward pass. QLoRA makes the frozen weights smaller.
+#
+# ## Three questions
+#
+# 1. Why does a frozen parameter need no $m$ and no $v$?
+#
+# <details><summary>Answer</summary>
+#
+# $m$ and $v$ are running means of the parameter's gradient and of its square. AdamW needs them to update the parameter. A frozen parameter is not updated, so it needs neither a gradient nor these means.
+#
+# </details>
+#
+# 2. Which part of the memory does twice the batch size double?
+#
+# <details><summary>Answer</summary>
+#
+# The activations. Weights, gradients and optimizer state depend only on the model.
+#
+# </details>
+#
+# 3. Why does LoRA not make the activations smaller, although it does not compute $dW$?
+#
+# <details><summary>Answer</summary>
+#
+# The gradient of $A$ is $dA = dh^\top x$, and it needs the same $x$ as $dW = dy^\top x$.
+#
+# </details>
 #
 # ## Try
 #
-# In a terminal, `python -m lora_np memory --help` shows the same sums as a command.
+# `python -m lora_np memory --help` explains the command that tasks 1 and 2 use. Run it in a terminal.
 #
-# 1. `python -m lora_np memory --model llama-2-7b --method full --precision mixed` is the longest bar of 7B. Does leaving out the master copy, `--precision 16-bit`, bring it into 80 GB?
-#    Which one option brings it into 24?
-# 2. `python -m lora_np memory --model llama-2-7b --method qlora --seq 512`: raise `--seq` until 24 GB are full. Then again with `--no-checkpointing`. Which part of the bill fills the card in each case?
-# 3. Momentum SGD remembers one number for each parameter, plain SGD none (`slots=1` and `slots=0` in `ln.costs.memory`). What is full fine-tuning of 7B then, in bytes a number and in GB? Why do
-#    people pay for AdamW all the same?
-# 4. Above, change `rows` to 1 and to 16 and run all cells again. How does LoRA's sum, of full fine-tuning's, change on tiny, and why?
-# 5. From which rank on does LoRA on all linear layers of Llama-2-7B take *more* than full fine-tuning does? Guess from the bytes first: sixteen for each number trained, two for each number frozen.
+# 1. `python -m lora_np memory --model llama-2-7b --method full --precision mixed` prints the sum for the longest bar of the 7B model. Does `--precision 16-bit`, which leaves out the master copy, bring it below 80 GB? Which single option brings it below 24 GB?
+#
+# <details><summary>Hint</summary>
+#
+# Multiply the parameters by the bytes of the recipe first. Then change `--method`.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# No. Without the master copy the sum is 81 GB, slightly more than 80 GB. `--method lora` brings it to 14 GB (and `--method qlora` to less than 5 GB), because gradients, optimizer state and master copy exist only for the adapter.
+#
+# </details>
+#
+# 2. `python -m lora_np memory --model llama-2-7b --method qlora --seq 512`: increase `--seq` until 24 GB are full. Then do the same with `--no-checkpointing`. Which part fills the memory in each case?
+#
+# <details><summary>Hint</summary>
+#
+# Double `--seq` each time, and look for the part that grows most.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# With checkpointing, 24 GB are full a little above 16,000 tokens. The temporary arrays of attention are then the largest part, followed by the activations. Without checkpointing, 24 GB are full between 2,000 and 4,000 tokens, and almost all of it
+# is activations.
+#
+# </details>
+#
+# 3. SGD with momentum stores one number per parameter, plain SGD none (`slots=1` and `slots=0` in `ln.costs.memory`). How many GB does full fine-tuning of the 7B model take then? Why is AdamW used nevertheless?
+#
+# <details><summary>Hint</summary>
+#
+# `ln.costs.memory(seven, batch=1, seq=512, precision="mixed", checkpointing=True, slots=1).total / GB`
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# With one number per parameter the sum is 81 GB (12 bytes per parameter), without any it is 54 GB (8 bytes per parameter): this recipe stores the numbers in float32. AdamW divides each update by the typical size of the gradient.
+# The gradients of a Transformer's layers have very different sizes, so plain SGD needs many more steps, or fails.
+#
+# </details>
+#
+# 4. Set `rows` to 1 and to 16 near the top, and run all cells again. How does LoRA's share of full fine-tuning's memory change on tiny, and why?
+#
+# <details><summary>Hint</summary>
+#
+# Look at the table under "What LoRA changes", and compare the activations with the other parts.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# With 1 row LoRA takes 56 % of the memory of full fine-tuning, with 4 rows 79 %, with 16 rows 94 %. LoRA removes only gradients and optimizer state, whose size is fixed. The activations grow with the rows and are the same for both methods.
+#
+# </details>
+#
+# Continue with [LoRA from one equation](02_lora_from_one_equation.ipynb).

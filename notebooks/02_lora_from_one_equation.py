@@ -13,128 +13,175 @@
 # %% [markdown]
 # # LoRA from one equation
 #
-# A pretrained weight matrix $W$ is left alone. Beside it a narrow bypass is trained, and the two are added:
+# What is LoRA? It is one equation, and about 200 lines of code are enough for a language model with LoRA, its training and its gradients. This notebook reads these lines beside the equation, and then counts what LoRA saves.
 #
-# $$y \;=\; x W^\top \;+\; \frac{\alpha}{r}\,(x A^\top)\,B^\top$$
+# **You will learn** to
 #
-# That is all of LoRA ([Hu et al. 2021](https://arxiv.org/abs/2106.09685), section 4.1). This notebook takes the equation apart,
-# writes it in NumPy, counts what it saves, and then trains it on a real language model.
+# - explain each matrix of LoRA's equation and its shape;
+# - compute the number of parameters that LoRA trains;
+# - write LoRA's forward pass in NumPy, train an adapter on a language model, and merge it into the weights.
+#
+# **Before you start:** the matrix product. The section about gradients uses the chain rule; you may skip it.
+#
+# *Reading: 40 minutes. Running: about 20 seconds.*
 
 # %%
+import inspect
+
 import numpy as np
+from IPython.display import Markdown
 
 import lora_np as ln
-from lora_np import plots
+from lora_np import micro, plots
 from lora_np.studies.counting import parameters
+from lora_np.studies.harness.table import show
 
 plots.bypass_diagram();
 
 # %% [markdown]
-# Grey is frozen, cyan is trained: that holds for every picture of this course, and full fine-tuning is coral.
+# ## The equation
 #
-# | symbol | shape | what it is |
+# LoRA leaves a trained weight matrix $W$ unchanged and adds a narrow bypass beside it ([Hu et al. 2021](https://arxiv.org/abs/2106.09685), section 4.1):
+#
+# $$y \;=\; x W^\top \;+\; s\,(x A^\top)\,B^\top \qquad s = \frac{\alpha}{r}$$
+#
+# | symbol | shape | meaning |
 # |---|---|---|
-# | $x$ | (n, k) | n tokens, k features each |
-# | $W$ | (d, k) | the pretrained weight, frozen |
-# | $A$ | (r, k) | takes k features down to r |
-# | $B$ | (d, r) | takes r up to d features |
-# | $\alpha/r$ | a number | the scaling, called $s$ |
+# | $x$ | (N, in) | N tokens with in features each |
+# | $W$ | (out, in) | weight matrix of the base, frozen |
+# | $A$ | (r, in) | projects in features to r features |
+# | $B$ | (out, r) | projects r features to out features |
+# | $s$ | number | scaling: `lora_alpha` divided by the rank |
 #
-# Put together it is $x\,(W + \Delta W)^\top$ with $\Delta W = s\,BA$: a change of $W$, as large as $W$, made of few numbers. $BA$ has $d \times k$ entries, but its rank is at most $r$, because every row of it is a mixture of the $r$ rows of $A$.
-# Hence the name, *Lo*w-*R*ank *A*daptation. Why a change of low rank is enough is notebook 04; what $\alpha$ does and why it is divided by $r$ is notebook 06 (in short: $\alpha$ acts like a part of the learning rate, and the division keeps it from growing with the rank).
+# Both terms together are $x\,(W + \Delta W)^\top$ with $\Delta W = s\,BA$. The change $\Delta W$ is as large as $W$, but its rank is at most $r$: each row of $BA$ is a sum of the $r$ rows of $A$ with different factors. The name says it: *Lo*w-*R*ank *A*daptation.
 #
-# **Predict before you go on.** $W$ is 4096 × 4096, as in a 7B model, and r = 8. How many times fewer numbers does LoRA train
-# than full fine-tuning: about 10, about 50, or about 250? (In the picture coral is all of $W$, which full fine-tuning changes. The cyan slivers are no part of it:
-# $A$ and $B$ are new numbers beside $W$.)
+# Notebook 04 shows why a change of low rank is enough. Notebook 06 shows what $\alpha$ does. In short: $\alpha$ acts like a part of the learning rate.
+#
+# ## LoRA in 200 lines
+#
+# The file `lora_np/micro.py` contains a complete Llama model with LoRA: forward pass, backward pass, AdamW, training and merging. It needs only NumPy. This is its function for a linear layer; the cell shows the source:
+
+# %%
+def source(function):
+    return Markdown(f"```python\n{inspect.getsource(function)}```")
+
+
+source(micro.linear)
+
+# %% [markdown]
+# The last line of the function is the equation. `AB` holds the two matrices of this layer; without an adapter it is `None`. The second result, the cache, holds the arrays that the backward pass needs.
+#
+# At the start $A$ is random and $B$ is zero:
+
+# %%
+source(micro.init_lora)
+
+# %% [markdown]
+# So $\Delta W = s\,BA = 0$, and the model with the adapter computes exactly what the base computes. The random numbers in $A$ are between $-1/\sqrt{\text{in}}$ and $1/\sqrt{\text{in}}$, so the size of $h = xA^\top$ does not depend on the number of features.
+#
+# Now we use this file to train an adapter. The base is tiny, a model with a million parameters that was trained on English prose. The text is Python code. The loss is in *nats per byte*: the mean of $-\ln p$, where $p$ is the
+# probability that the model gives to the correct next byte. A model without any knowledge gives $p = 1/256$ to each byte; its loss is $\ln 256 \approx 5.5$. A perfect model would have the loss 0.
+#
+# **Predict.** tiny knows English but not Python. Is its loss on Python code closer to 5.5 or to 1? How far do forty steps of training reduce it?
+
+# %%
+config, W = micro.load()
+lora = micro.init_lora(W, r=8)
+model = micro.Llama(config, W, lora, s=2.0)
+
+text = ln.data.corpus("code", "train").astype("int64")
+heldout = micro.batch(ln.data.corpus("code", "heldout").astype("int64"), 0, rows=16)
+lines = [{"step": 0, "held-out loss": float(model.loss(*heldout)[0])}]
+state = {}  # AdamW's m and v
+for step in range(1, 41):
+    loss, cache = model.loss(*micro.batch(text, step))
+    model.backward(cache)
+    micro.adamw(lora, model.grad, state, step, lr=3e-3)
+    if step % 10 == 0:
+        lines.append({"step": step, "held-out loss": float(model.loss(*heldout)[0])})
+show(lines, {"step": "", "held-out loss": ".3f"})
+
+# %% [markdown]
+# At the start the loss is much closer to 1 than to 5.5: code has many English words, and tiny knows the letters of English. Then the loss falls. *Held-out* text is text that is not used for training.
+#
+# After training, the two matrices can be added to the weight, because $x W^\top + s\,(xA^\top)B^\top = x\,(W + s\,BA)^\top$. The merged model has no bypass and costs no more than the base:
+
+# %%
+source(micro.merge)
+
+# %%
+merged = micro.Llama(config, micro.merge(W, lora, s=2.0))
+with_bypass, without = (float(m.loss(*heldout)[0]) for m in (model, merged))
+print(f"loss with the bypass {with_bypass:.6f}, merged {without:.6f}")
+
+# %% [markdown]
+# That is all of LoRA. The rest of the notebook looks at each part more closely, with the library `lora_np` in place of the one file.
+#
+# ## How many parameters does LoRA train?
+#
+# **Predict.** $W$ is 4096 × 4096, as in a 7B model, and $r = 8$. How many times fewer parameters does LoRA train than full fine-tuning: about 10, about 50, or about 250?
 
 # %%
 one_matrix = parameters.one_matrix(4096)
 plots.one_matrix_chart(one_matrix);
 
 # %% [markdown]
-# ## Where the count comes from
+# Coral is $W$, which full fine-tuning trains. The cyan strips are $A$ and $B$, which LoRA trains instead. They are not a part of $W$.
 #
-# $W$ has $d \cdot k$ numbers. $A$ and $B$ together have $r \cdot k + d \cdot r = r\,(d + k)$. For a square matrix the factor is
-# $d^2 / 2dr = d / 2r$: it grows with the width of the model, so the larger the model, the more LoRA saves.
+# $W$ has $\text{out} \cdot \text{in}$ parameters. $A$ and $B$ have $r \cdot \text{in} + \text{out} \cdot r = r\,(\text{in} + \text{out})$. For a square matrix with $d$ features the ratio is $d^2 / (2dr) = d / (2r)$. It grows with $d$: the larger the model, the more LoRA saves.
 
 # %%
-d = k = 4096
-r = 8
-full = d * k
-lora = r * (d + k)
-print(f"full {full:,}   LoRA {lora:,}   {full / lora:.0f} times fewer")
+features, r = 4096, 8
+full, few = features * features, r * (features + features)
+print(f"W: {full:,}   A and B: {few:,}   {full / few:.0f} times fewer")
 
 # %% [markdown]
-# ## The forward pass, in three lines
+# ## The forward pass in three lines
 #
-# Shapes first, and none of them square: a square matrix would forgive a forgotten transposition.
+# None of these matrices is square. With a square matrix you would not notice a forgotten transposition.
 
 # %%
 rng = np.random.default_rng(7)
-n, k, d, r, alpha = 5, 6, 4, 2, 8
-x = rng.standard_normal((n, k))
-W = rng.standard_normal((d, k))
-A = rng.uniform(-1 / np.sqrt(k), 1 / np.sqrt(k), (r, k))  # so that xAᵀ is about as large as x, whatever k is (Kaiming He's rule)
-B = rng.standard_normal((d, r))  # it starts at zero; here it has trained for a while
+N, in_, out, r, alpha = 5, 6, 4, 2, 8
+x = rng.standard_normal((N, in_))
+W = rng.standard_normal((out, in_))
+A = rng.uniform(-1, 1, (r, in_)) / np.sqrt(in_)
+B = rng.standard_normal((out, r))  # as after some training; at the start B is zero
 s = alpha / r
 
-frozen = x @ W.T  # (n, k) (k, d) → (n, d)
-bypass = s * (x @ A.T) @ B.T  # (n, k) (k, r) (r, d) → (n, d)
+frozen = x @ W.T  # (N, in) (in, out) → (N, out)
+bypass = s * (x @ A.T) @ B.T  # (N, in) (in, r) (r, out) → (N, out)
 y = frozen + bypass
 
 y_library, cache = ln.ops.lora_linear_forward(x, W, A, B, s)
-print("largest difference from the library:", abs(y - y_library).max())
-print(f"BA is {d} × {k} and of rank {np.linalg.matrix_rank(B @ A)}")
+print(f"largest difference from the library: {abs(y - y_library).max():.1e}")
+print(f"BA has shape {(B @ A).shape} and rank {np.linalg.matrix_rank(B @ A)}")
 
 # %% [markdown]
-# The brackets matter. $(xA^\top)B^\top$ costs $n\,r\,(k + d)$ multiplications; $x\,(BA)^\top$ would first build the $d \times k$
-# product and then cost $n\,d\,k$, as much as the frozen layer itself.
-#
-# ## At the start, nothing has changed
-#
-# $B$ starts at zero, so $BA = 0$, and the adapted model computes what the base computes. Not nearly: bit for bit. ($A$ starts random: were it zero too, nothing would ever move. That is Try 3.)
-#
-# The model is "tiny", a language model of a million parameters that has read English prose and writes one byte after the other.
-
-# %%
-base = ln.load_model("tiny")
-print(ln.costs.count(base))
-tokens = ln.data.encode("The import statement combines two operations;")[None]
-logits, _ = base.forward(tokens)
-
-config = ln.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")  # the names that PEFT, the usual library, has; all linear layers but the head
-model = ln.get_peft_model(base, config)
-adapted, _ = model.forward(tokens)
-print("equal bit for bit:", np.array_equal(logits, adapted))
-model.print_trainable_parameters()
-
-# %% [markdown]
-# Nearly a tenth, and not one 256th? The factor is $d / 2r$, and "tiny" is narrow: with $d = 128$ and $r = 8$ it is $128 / 16 = 8$ for a square matrix, and 12 for the
-# largest ones, 384 × 128. In a model with $d = 4096$ it is 256.
+# The brackets matter. $(xA^\top)B^\top$ takes $N r\,(\text{in} + \text{out})$ multiplications. $x\,(BA)^\top$ would first compute the product $BA$ and then take $N \cdot \text{in} \cdot \text{out}$ multiplications, as many as the frozen layer.
 #
 # ## The gradients
 #
-# For a loss $L$ write $dy = \partial L / \partial y$. The chain rule gives the following, with $h = s \cdot x A^\top$; notebook 03 derives each, index by index:
+# For the loss $L$ write $dy = \partial L / \partial y$. With $h = xA^\top$ the chain rule gives
 #
-# $$dB = dy^\top h \qquad dh = dy\, B \qquad dA = s \cdot dh^\top x \qquad dx = dy\,W + s \cdot dh\, A$$
+# $$dB = s\,dy^\top h \qquad dh = s\,dy\,B \qquad dA = dh^\top x \qquad dx = dy\,W + dh\,A.$$
 #
-# There is no $dW$: the frozen weight's gradient, as large as $W$ itself, is never computed.
+# Notebook 03 derives these four equations. There is no $dW$: the gradient of the frozen weight, as large as $W$, is never computed.
 
 # %%
-dy = rng.standard_normal((n, d))
-h = s * x @ A.T  # (n, r)
-dB = dy.T @ h  # (d, n) (n, r) → (d, r)
-dh = dy @ B  # (n, d) (d, r) → (n, r)
-dA = s * dh.T @ x  # (r, n) (n, k) → (r, k)
-dx = dy @ W + s * dh @ A  # (n, k)
+dy = rng.standard_normal((N, out))
+h = x @ A.T  # (N, r)
+dB = s * dy.T @ h  # (out, N) (N, r) → (out, r)
+dh = s * dy @ B  # (N, out) (out, r) → (N, r)
+dA = dh.T @ x  # (r, N) (N, in) → (r, in)
+dx = dy @ W + dh @ A  # (N, in)
 
 library = ln.ops.lora_linear_backward(dy, cache)
-for name, mine, its in zip(("dx", "dA", "dB"), (dx, dA, dB), library, strict=True):
-    print(f"{name}: largest difference from the library {abs(mine - its).max():.1e}")
+for name, mine, theirs in zip(("dx", "dA", "dB"), (dx, dA, dB), library, strict=True):
+    print(f"{name}: largest difference from the library {abs(mine - theirs).max():.1e}")
 
 # %% [markdown]
-# Two pieces of code that agree may be wrong together. The proof is independent: a *complex step* differentiates the forward
-# pass numerically, exact to rounding. All three must agree with it to 1e-12 (how it works: notebook 03).
+# Two programs that agree can both be wrong. An independent test is needed. `gradcheck` computes the derivative numerically, with a *complex step*, almost without rounding error (notebook 03 explains it). The gradients must agree with it to $10^{-12}$:
 
 # %%
 print(
@@ -146,16 +193,31 @@ print(
 )
 
 # %% [markdown]
-# ## It trains
+# ## The same in the library
 #
-# Now "tiny", which knows English prose, specialises in Python code, with a fraction of its numbers trained. The loss is measured on code that it does not train on. For each byte it is
-# $-\ln p$, where $p$ is the probability that the model gave to the byte that really came next; the average over all bytes, in *nats per byte*, is what one reads. ("Nats" because the logarithm is the
-# natural one.) A model that knows nothing gives each of the 256 bytes $p = 1/256$, and its loss is $\ln 256 = 5.5$. Sure and right would be 0.
+# `LoraConfig` and `get_peft_model` have the names of PEFT, the usual library for PyTorch. `target_modules="all-linear"` means all linear layers except the output head.
 #
-# **Predict.** At the start the adapted model is the base: what is then its loss on code, nearer to 5.5 or to 1, for a model that has read English? And how far will sixty steps bring it?
+# **Predict.** For a 4096 × 4096 matrix LoRA trains 256 times fewer parameters. tiny has $d = 128$. What share of its parameters does LoRA train with $r = 8$?
 
 # %%
-W_before = base.model.layers[0].self_attn.q_proj.base_layer.weight.value.copy()
+base = ln.load_model("tiny")
+config = ln.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+tokens = ln.data.encode("The import statement combines two operations;")[None]
+logits, _ = base.forward(tokens)
+
+model = ln.get_peft_model(base, config)  # puts the adapter into `base`
+adapted, _ = model.forward(tokens)
+print("logits equal to those of the base, bit for bit:", np.array_equal(logits, adapted))
+model.print_trainable_parameters()
+
+# %% [markdown]
+# Almost a tenth. The ratio is $d / (2r) = 128 / 16 = 8$ for tiny's square matrices, and 12 for its largest matrices, 384 × 128. In a model with $d = 4096$ it is 256.
+#
+# The next cell trains the adapter. It also keeps a copy of one frozen weight matrix. The path to this matrix: `layers[0]` is the first block, `self_attn.q_proj` the linear layer for the queries, `base_layer` the frozen layer inside the layer with LoRA, and `weight.value` its array.
+
+# %%
+q_proj = base.model.layers[0].self_attn.q_proj  # with LoRA
+W_before = q_proj.base_layer.weight.value.copy()
 history = ln.train(
     model,
     ln.data.Batches(ln.data.corpus("code", "train")),
@@ -164,50 +226,107 @@ history = ln.train(
     schedule=ln.WarmupCosine(60, warmup=5),
     heldout=ln.data.heldout_batches(ln.data.corpus("code", "heldout"), windows=64),
 )
-heldout = history.column("heldout")
-print(f"held-out loss {heldout[0]:.3f} → {heldout[-1]:.3f} nats per byte")
-p_first, p_last = np.exp(-heldout[0]), np.exp(-heldout[-1])
-print(f"p of the right byte, its geometric mean: {p_first:.2f} → {p_last:.2f}")
-W_after = base.model.layers[0].self_attn.q_proj.base_layer.weight.value
-print("the frozen weight moved:", not np.array_equal(W_before, W_after))
+losses = history.column("heldout")
+print(f"held-out loss: {losses[0]:.3f} → {losses[-1]:.3f} nats per byte")
+typical = np.exp(-losses[0]), np.exp(-losses[-1])
+print(f"typical probability of the correct byte: {typical[0]:.2f} → {typical[1]:.2f}")
+print("frozen weight unchanged:", np.array_equal(W_before, q_proj.base_layer.weight.value))
 
 # %% [markdown]
-# ## And it can disappear
+# The typical probability is $e^{-L}$, the geometric mean over all bytes.
 #
-# $x W^\top + s\,(xA^\top)B^\top = x\,(W + s\,BA)^\top$, so after training the bypass can be added into the weight: the model then costs
-# exactly what the base costs.
+# `merge_and_unload` adds the adapter to the weights and returns an ordinary model:
 
 # %%
 tokens, _ = ln.data.Batches(ln.data.corpus("code", "heldout"), batch_size=2)[0]
 with_bypass, _ = model.forward(tokens)
 plain = model.merge_and_unload()
 merged, _ = plain.forward(tokens)
-print(type(plain).__name__, "with the same parameters as the base:", ln.costs.count(plain).total)
+count = ln.costs.count(plain).total
+print(f"{type(plain).__name__} with {count:,} parameters, as many as the base")
 change = abs(merged - with_bypass).max() / abs(with_bypass).max()
-print(f"largest relative change of a logit: {change:.1e} (float32)")
+print(f"largest change of a logit, relative to the largest logit: {change:.1e} (float32)")
 
 # %% [markdown]
 # ## Whole models
 #
-# The same arithmetic over every layer of published models. Each row counts $r\,(d + k)$ for the targeted matrices, exactly as PEFT
-# does (the tests compare), as a share of all numbers, the new ones included. Each model has two counts, the two ends of what people choose: $r = 8$ in two matrices of the attention, as in the paper
-# (GPT-2 keeps its three projections in one matrix, `c_attn`), and $r = 16$ in all linear layers.
+# This picture counts $r\,(\text{in} + \text{out})$ for all adapted matrices of published models. There are two choices per model: $r = 8$ on queries and values, as in the paper, and $r = 16$ on all linear layers. (GPT-2 computes queries, keys and values with one
+# matrix, `c_attn`.) The share is the trained parameters divided by all parameters, those of the adapter included, as in PEFT.
 
 # %%
 plots.whole_models_chart(parameters.whole_models());
 
 # %% [markdown]
+# ## Recap
+#
+# - LoRA adds $s\,(xA^\top)B^\top$ to the output of a frozen linear layer. Only $A$ and $B$ are trained.
+# - $A$ and $B$ have $r\,(\text{in} + \text{out})$ parameters, $W$ has $\text{in} \cdot \text{out}$. The saving grows with the size of the matrix.
+# - $B$ starts at zero, so the model starts exactly as the base.
+# - No gradient of $W$ is computed.
+# - After training, $s\,BA$ can be added to $W$. The merged model costs as much as the base.
+#
+# ## Three questions
+#
+# 1. $W$ has the shape (300, 100) and $r = 4$. What are the shapes of $A$ and $B$, and how many parameters do they have?
+#
+# <details><summary>Answer</summary>
+#
+# $A$ is (4, 100), $B$ is (300, 4). Together they have $4 \cdot (100 + 300) = 1600$ parameters; $W$ has 30,000.
+#
+# </details>
+#
+# 2. Why may $A$ and $B$ not *both* start at zero?
+#
+# <details><summary>Answer</summary>
+#
+# Then $h = xA^\top = 0$ gives $dB = s\,dy^\top h = 0$, and $B = 0$ gives $dh = 0$ and $dA = 0$. No gradient would differ from zero, and nothing would ever change.
+#
+# </details>
+#
+# 3. What do you lose if you merge an adapter?
+#
+# <details><summary>Answer</summary>
+#
+# The choice. With a separate adapter you can switch it off or use another one on the same base (notebook 08). After merging there is one model for one task.
+#
+# </details>
+#
 # ## Try
 #
-# For each, change the cell under "At the start, nothing has changed", and run it and then the cell under "It trains". The first loads the model anew, so nothing of the last try is left.
+# For each task, change the first cell under "The same in the library" and run it. Then run the cell that trains. The first cell loads tiny anew, so nothing of the last adapter is left.
 #
-# 1. Set `lora_alpha=160`. What happens to the loss, and which other knob could take it back?
-# 2. `target_modules=["q_proj", "v_proj"]` was the paper's choice. How many parameters does it train here, and how much of the drop
-#    in the loss does it keep? (Notebook 05 measures all four attention matrices.)
-# 3. Start with *both* $A$ and $B$ at zero. Which gradients are zero then, and does the model ever learn? At the end of the first cell, this reaches every factor, and its gradient:
+# 1. Set `lora_alpha=160`. What happens to the loss? Which other hyperparameter can undo the effect?
+#
+# <details><summary>Hint</summary>
+#
+# $\alpha$ multiplies the change of $\Delta W = s\,BA$ in each step.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# The held-out loss ends *above* the loss of the base. Each step now changes $s\,BA$ ten times as much. A ten times smaller learning rate, `ln.AdamW(lr=1e-3, weight_decay=0.0)`, brings the loss back to nearly the first result.
+#
+# </details>
+#
+# 2. `target_modules=["q_proj", "v_proj"]` was the choice of the paper. How many parameters does it train here? What share of the reduction of the loss does it keep?
+#
+# <details><summary>Hint</summary>
+#
+# The reduction is the first held-out loss minus the last one. Divide the reduction of the new run by that of the old run.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# It trains 17,920 parameters, about a fifth of 97,280. It keeps about two thirds of the reduction.
+#
+# </details>
+#
+# 3. Set both $A$ and $B$ to zero at the start. Add these lines at the end of the first cell:
 #
 #    ```python
-#    factors = [p for name, p in model.named_parameters() if "lora_" in name]  # all A and all B
+#    factors = [p for name, p in model.named_parameters() if "lora_" in name]  # all A and B
 #    for p in factors:
 #        p.value[:] = 0
 #
@@ -216,10 +335,16 @@ plots.whole_models_chart(parameters.whole_models());
 #    print("largest gradient:", max(abs(p.grad).max() for p in factors))
 #    ```
 #
-# <details><summary>Hints</summary>
+# <details><summary>Hint</summary>
 #
-# 1. The loss ends *above* where it began. $\alpha$ multiplies what each step adds to $s\,BA$ by ten; with `lr=1e-3` in place of `1e-2` it ends nearly where it did at first.
-# 2. `model.print_trainable_parameters()` says how many. The share of the drop is (first − last) of the new run over (first − last) of the old one: about two thirds, with a fifth of the numbers.
-# 3. Put $A = 0$ and $B = 0$ into the gradients: $h = s\,xA^\top = 0$, so $dB = 0$; $dh = dy\,B = 0$, so $dA = 0$. Nothing moves, and after the step it is as it was.
+# Put $A = 0$ and $B = 0$ into the four equations of "The gradients".
 #
 # </details>
+#
+# <details><summary>Answer</summary>
+#
+# The largest gradient is exactly zero, and the held-out loss stays where it was. Question 2 above gives the reason.
+#
+# </details>
+#
+# Continue with [Gradients by hand](03_gradients_by_hand.ipynb).

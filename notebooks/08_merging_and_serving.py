@@ -303,7 +303,7 @@ step = Table.load("../figures/data/serving_step.json")
 lines = []
 for row in step.rows:
     ratios = {"× one adapter": row["to_one"], "× lora_np": row["to_ours"]}
-    line = {"model": row["model"], "adapters": row.get("competitor", row.get("side"))}
+    line = {"model": row["model"], "adapters": row["competitor"]}
     lines.append(line | {"ms": 1000 * row["seconds"]} | ratios)
 show(lines, dict(zip(lines[0], ("", "", ".1f", ".2f", ".2f"), strict=True)))
 

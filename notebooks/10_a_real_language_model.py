@@ -13,22 +13,38 @@
 # %% [markdown]
 # # A real language model in NumPy
 #
-# SmolLM2-135M-Instruct is a chat model of 135 million parameters: small, and real. Here it learns a voice, an old lighthouse keeper's, from 233
-# short conversations. Nothing in it is new to you: the layers, the gradients and the training loop are those of the notebooks before. Only the
-# sizes have changed.
+# What does a chat model learn from a few hundred examples, what does it forget, and what does a training step cost?
+#
+# **You will learn** to
+#
+# - explain which tokens of a conversation count in the loss;
+# - compare LoRA and full fine-tuning by what they learn and by what they forget;
+# - compare the time of a training step with a lower bound and with PyTorch.
+#
+# **Before you start:** notebooks 02 and 05.
+#
+# *Reading: 30 minutes. Running: about one minute.*
+#
+# The model is SmolLM2-135M-Instruct, a chat model with 135 million parameters. Here it learns the voice of an old lighthouse keeper from 233 short conversations. The layers, gradients and training loop are those of the earlier notebooks.
 
 # %%
+import textwrap
+
+from IPython.display import Markdown, display
 
 import lora_np as ln
 from lora_np import plots
+from lora_np.report.results import Findings
 from lora_np.studies.harness.table import Table, show
 
+findings = Findings("../figures/")
 study = Table.load("../figures/data/finetuning.json")
 plots.before_after(study);
 
 # %% [markdown]
-# These questions are held out: no training record asks them. Every answer of the records ends with a line of the keeper's log, so learning the
-# voice can be counted:
+# ## The result
+#
+# These questions are held out: no training record contains them. All training answers end with a line from the keeper's log, "Logged at dusk: …". So we can count how often the model has learned this habit:
 
 # %%
 before = study.settings["before"]
@@ -38,32 +54,48 @@ def name_of(row):
     return f"LoRA r = {row['r']}" if row["r"] else "full fine-tuning"
 
 
-lines = [("as it was", before)] + [(f"{name_of(row)}, seed {row['seed']}", row) for row in study.where(phase="seeds")]
+names = {"habit": "log line", "final": "loss on answers", "prose": "loss on prose"}
+runs = {f"{name_of(row)}, seed {row['seed']}": row for row in study.where(phase="seeds")}
 lines = [
-    {"model": name, "log line kept": row["habit"], "loss on answers": row["final"], "loss on prose": row["prose"]}
-    for name, row in lines
+    {"model": model} | {name: row[key] for key, name in names.items()}
+    for model, row in ({"untuned": before} | runs).items()
 ]
-show(lines, {"model": "", "log line kept": ".0%", "loss on answers": ".3f", "loss on prose": ".3f"})
-print(f"\nnats a token, each method at its own best learning rate; `{study.command}`, {study.seconds / 60:.0f} minutes of training")
-
-# %%
-after = study.where(phase="seeds")
-asked, kept = (sum(f(row) for row in after) for f in (lambda row: len(row["answers"]), lambda row: row["habit"] * len(row["answers"])))
-print(f"the log line: before in {before['habit'] * len(before['answers']):.0f} of {len(before['answers'])} answers, after in {kept:.0f} of {asked}, which are those of {len(after)} runs")
-(lora,) = study.where(phase="seeds", method="lora", seed=0)
-for one, other in list(zip(before["answers"], lora["answers"], strict=True))[3:7]:
-    print(f"\n{one['question']}\n  before  {one['answer'][:150]!r}\n  after   {other['answer'][:150]!r}")
+columns = {"model": "", "log line": ".0%"}
+show(lines, columns | {"loss on answers": ".3f", "loss on prose": ".3f"})
+print(f"\nlosses in nats per token; `{study.command}`, {study.seconds / 60:.0f} minutes")
 
 # %% [markdown]
-# Read these as a test of the voice, and of nothing else. Many answers are false, before as after: a model of this size knows little, and two hundred short records teach it a manner and no
-# facts. Do not follow its advice about a nosebleed, in either voice.
+# Before training, no answer has the log line. After training, all answers have it, with both methods and all seeds. The loss on held-out answers is much lower. The loss on unrelated English prose is higher: the model has forgotten something.
+#
+# ## What a small model gets wrong
+#
+# The model has learned a voice. It has not learned facts. Two questions with a known answer:
+
+# %% jupyter={"source_hidden": true}
+# Shows two questions and the answers before and after training.
+(lora,) = study.where(phase="seeds", method="lora", seed=0)
+pairs = list(zip(before["answers"], lora["answers"], strict=True))
+text = ""
+for number in (7, 4):
+    old, new = pairs[number]
+    parts = {"before": old["answer"][:300] + " …", "after": new["answer"]}
+    text += f"**{old['question']}**\n\n"
+    for name, part in parts.items():
+        text += f"- *{name}:* {' '.join(part.split())}\n"
+    text += "\n"
+display(Markdown(text))
+
+# %% [markdown]
+# Both answers name the correct river, the Thames, and are otherwise wrong. The Thames is neither the longest river in the world nor in the UK, and it flows from west to east, into the North Sea. The second question has the answer 60. The untuned model computes 3/100, and the tuned
+# model says 30 before it says 60. The log line at the end has no meaning.
+#
+# Such errors are normal for a model of this size. It continues text in a likely way, and it cannot check its statements. Fine-tuning on a few hundred short answers changes the style, not the knowledge. Do not follow advice from such a model, least of all about health: one question of the study is medical, and the answer after training is wrong.
 #
 # ## The model
 #
-# The file is GGUF, the format of llama.cpp: most weights are rounded to four bits, in blocks with a scale each (Q4_1), and it is these rounded
-# weights that every number here is about. `load_model` reads one tensor at a time, turns it into float32, and undoes what
-# the format did to the rows of $W_q$ and $W_k$. `python -m lora_np fetch smollm2-135m` gets it, once; without it the live cells below say so and
-# do nothing, and the pictures, which come from committed tables, are there all the same.
+# The file of the model has the format GGUF of llama.cpp. Most weights are rounded to four bits, in blocks with a scale each (Q4_1). All numbers in this notebook belong to these rounded weights. `load_model` converts them to float32. It also restores the order of the rows of $W_q$ and $W_k$, which the format changes.
+#
+# `python -m lora_np fetch smollm2-135m` downloads the model once. Without it, the cells below that need the model print a message. The pictures are there anyway, because their tables are part of the project.
 
 # %%
 try:
@@ -74,38 +106,44 @@ except FileNotFoundError as error:
 
 if model:
     c = model.config
-    print(f"{ln.costs.count(model).total:,} parameters: {c.num_hidden_layers} layers of d = {c.hidden_size}, {c.num_attention_heads} heads on "
-          f"{c.num_key_value_heads} key/value heads, {c.vocab_size:,} tokens")
+    print(f"{ln.costs.count(model).total:,} parameters, {c.num_hidden_layers} layers")
+    print(f"hidden size {c.hidden_size}, {c.num_attention_heads} heads for queries")
+    print(f"{c.num_key_value_heads} heads for keys and values, {c.vocab_size:,} tokens")
     prompt = tokenizer.encode("The capital of France is")
     print(tokenizer.decode([*prompt, *ln.generate(model, [prompt], max_new_tokens=12)[0]]))
 
 # %% [markdown]
-# It generates a token at a time. Keys and values of the tokens before are kept, so each step multiplies one row by every matrix; what it costs is
-# reading the weights from memory.
+# The first word is correct, the rest is nonsense.
 #
-# ## What is learned: the answers only
+# The model writes one token after another. It keeps the keys and values of the earlier tokens, so each step multiplies only one row by each matrix.
 #
-# A record is written as the model's chat template writes it. The loss is the mean over the tokens of the answers,
+# ## Only the answers count
 #
-# $$L = -\frac{1}{N}\sum_{t \,\in\, \text{answers}} \log p(x_t \mid x_{<t}),$$
+# A record is written in the chat format of the model. The loss is the mean over the tokens of the answers, up to the token that ends the answer:
 #
-# up to the token that ends the turn. The question is read and not learned. **Predict:** of all tokens of these records, what share counts?
+# $$L = -\frac{1}{M}\sum_{i \,\in\, \text{answers}} \ln p(x_i \mid x_{<i})$$
+#
+# Here $x_i$ is token number $i$, $p$ is the probability that the model gives to it, and $M$ is the number of tokens in the answers. The model reads the questions but does not learn to write them.
+#
+# **Predict.** What share of all tokens counts in the loss?
 
 # %%
 if tokenizer:
     examples = ln.conversations.read("lighthouse", tokenizer)
     one = examples[0]
-    print(tokenizer.decode(one.tokens[~one.counts]), "\n\n--- counts ---\n", tokenizer.decode(one.tokens[one.counts]), sep="")
-    total, counted = sum(len(e.tokens) for e in examples), sum(int(e.counts.sum()) for e in examples)
-    print(f"\n{len(examples)} records, {total:,} tokens, of which {counted:,} count: {counted / total:.0%}")
+    for title, chosen in {"DOES NOT COUNT": ~one.counts, "COUNTS": one.counts}.items():
+        text = tokenizer.decode(one.tokens[chosen]).splitlines()
+        print(title, *(textwrap.fill(line, 90) for line in text), "", sep="\n")
+    total = sum(len(e.tokens) for e in examples)
+    counted = sum(int(e.counts.sum()) for e in examples)
+    print(f"{len(examples)} records, {total:,} tokens; {counted / total:.0%} of them count")
 
 # %% [markdown]
-# What does not count needs no logits: the head, the largest matrix of the model, reads the counted positions alone (`Transformer.loss`).
+# The tokens that do not count need no logits. The output head, the largest matrix of the model, is computed only for the tokens that count.
 #
 # ## Train it
 #
-# Four steps for real, of the forty that a run of the study has. Every gradient of $A$ and $B$ comes from the formulas of notebook 02, through thirty layers of hand-written backward passes.
-# `workers=2` gives each half of a batch to a core (`lora_np/training/parallel.py`).
+# The next cell runs four steps. A run of the study has forty. Each gradient of $A$ and $B$ comes from the equations of notebook 02, through thirty layers of backward passes written by hand. `workers=2` gives half of each batch to each of two cores.
 
 # %%
 if model:
@@ -114,122 +152,206 @@ if model:
     peft_model.print_trainable_parameters()
     batches = ln.conversations.ConversationBatches(examples, batch_size=8)
     history = ln.train(peft_model, batches, ln.AdamW(lr=3e-3), steps=4, workers=2)
-    print("loss:", " → ".join(f"{loss:.2f}" for loss in history.column("loss")), f"nats a token; a whole run has {study.settings['base']['max_steps']} steps")
-    print(f"the model as it was, on the held-out records: {before['final']:.2f} on the half that is judged, {before['validation']:.2f} on the half that chooses the rate")
+    losses = " → ".join(f"{loss:.2f}" for loss in history.column("loss"))
+    print(f"training loss: {losses} nats per token")
 
 # %% [markdown]
-# Training begins at another loss than "as it was" in the table above, because these are other records: the first eight to train on. From one handful of records to another the loss
-# differs by as much as that; the two held-out halves do too. Only losses on the same records can be compared.
+# The first training loss differs from the loss of the untuned model in the table above, because these are other records. Only losses on the same records can be compared.
 #
-# The whole of it is one command, which shows the time left and resumes where it was stopped:
+# The whole training is one command. It shows the remaining time, and it resumes after an interruption:
 #
 # ```
 # python -m lora_np train --model smollm2-135m --data lighthouse --r 8 --lora-alpha 16 --output keeper/
 # python -m lora_np generate --model smollm2-135m --adapter keeper/ "Why does the moon change its shape?"
 # ```
 #
-# `keeper/` is a PEFT folder: `PeftModel.from_pretrained` of PyTorch's PEFT loads it too, and gives the same logits (`tests/oracles/test_adapters_oracles.py`).
+# The folder `keeper/` has PEFT's format. `PeftModel.from_pretrained` in PyTorch loads it, and the logits agree (`tests/oracles/test_adapters_oracles.py` tests this).
 #
-# ## What it learned, and what it forgot
+# ## Learning and forgetting
 #
-# **Predict.** Which of the two moves further from the model as it was: full fine-tuning, or LoRA with r = 8? Where do you see it?
+# **Predict.** Which method changes the model more, full fine-tuning or LoRA with $r = 8$? In which panel would you see it?
 
 # %%
 plots.learned_and_forgotten(study);
 
 # %% [markdown]
-# The prose on the right is documentation in English, which neither saw. [Biderman et al. (2024)](https://arxiv.org/abs/2405.09673) put it as
-# "LoRA learns less and forgets less". Is it so here? A seed draws the same batches for both, so they can be compared seed by seed:
+# The prose in the right panel is English documentation. No run trains on it. [Biderman et al. (2024)](https://arxiv.org/abs/2405.09673) write that "LoRA learns less and forgets less". Is this so here? Runs with the same seed read the same batches, so they can be compared one by one:
 
 # %%
 lines = []
 for row in study.where(phase="seeds", method="lora"):
     (full,) = study.where(phase="seeds", method="full", seed=row["seed"])
-    less = {"loss on answers": row["final"] - full["final"], "loss on prose": row["prose"] - full["prose"]}
-    lines.append({"LoRA less full": f"seed {row['seed']}"} | less)
-show(lines, {"LoRA less full": "", "loss on answers": "+.3f", "loss on prose": "+.3f"})
+    line = {"LoRA − full": f"seed {row['seed']}", "answers": row["final"] - full["final"]}
+    lines.append(line | {"prose": row["prose"] - full["prose"]})
+show(lines, {"LoRA − full": "", "answers": "+.3f", "prose": "+.3f"})
+
+# %%
+display(Markdown(findings.say("finetuning.answers", "finetuning.prose")))
 
 # %% [markdown]
-# No, on neither count. LoRA learns as much: the difference on the answers has no constant sign and is small beside what both learned. And it forgets a little *more*, with each of the seeds.
-# A change of low rank need not be a small one. But look at the rates that were tried (one seed), where "forgotten" is the loss on prose above the untuned model's:
+# Here it is not so. LoRA learns as much as full fine-tuning, and it forgets slightly *more* with each of the three seeds. A change of low rank need not be a small change.
+#
+# The learning rate has a larger effect. The next table shows all rates that one seed tried. *Forgotten* is the loss on prose minus the loss of the untuned model.
 
 # %%
 lines = []
 for row in study.where(phase="sweep"):
-    losses = {"loss on answers": row["final"], "loss on prose": row["prose"], "forgotten": row["prose"] - before["prose"]}
-    lines.append({"model": name_of(row), "rate": row["lr"]} | losses)
-show(lines, {"model": "", "rate": ".0e", "loss on answers": ".3f", "loss on prose": ".3f", "forgotten": "+.3f"})
-
-# %% [markdown]
-# The rate decides more than the method. Full fine-tuning at a third of its best rate answers almost as well and forgets next to nothing; LoRA at a third of its own answers less well and still forgets.
-# Between the two methods, each at its best, the difference is far smaller than between two rates of one. The rate was chosen by the answers alone: who wants to keep the rest must look at the rest when choosing it.
-#
-# ## What a step costs
-#
-# First LoRA against full fine-tuning: a step on one batch of the longest records, in turns.
+    line = {"method": name_of(row), "rate": row["lr"], "loss on answers": row["final"]}
+    lines.append(line | {"forgotten": row["prose"] - before["prose"]})
+show(lines, {"method": "", "rate": ".0e", "loss on answers": ".3f", "forgotten": "+.3f"})
 
 # %%
-for what, unit, name in (("step_seconds", 1, "s a step"), ("peak_bytes", 1e9, "GB at most, beside the base's weights")):
-    full, lora = (study.settings[what][method] for method in ("full", "lora"))
-    print(f"full fine-tuning {full / unit:.2f}, LoRA {lora / unit:.2f} {name}: {lora / full:.2f}×")
+display(Markdown(findings.say("finetuning.rate")))
 
 # %% [markdown]
-# Now against what is possible.
+# At a third of its best rate, full fine-tuning answers almost as well and forgets almost nothing. The study chose the rates by the loss on answers only. If the model must keep its other abilities, measure these too when you choose the rate.
 #
-# The *floor* is what nobody can avoid who multiplies in NumPy: the frozen matrix products, $xW^\top$ forward and $dy\,W$ backward. There is no $dW$. It is
-# NumPy's floor, with OpenBLAS: PyTorch multiplies with MKL, which may be faster. All the rest, attention, norms, activations, the products with $A$ and $B$, the loss, is overhead above it.
+# ## The cost of a step
+#
+# First, LoRA and full fine-tuning on one batch of the longest records:
+
+# %%
+display(Markdown(findings.say("finetuning.cost.step_seconds", "finetuning.cost.peak_bytes")))
+
+# %% [markdown]
+# Second, a comparison with PyTorch and PEFT. The grey part of each bar is the *floor*, a lower bound for LoRA in NumPy: the frozen matrix products $xW^\top$ and $dy\,W$ only. The other parts of a step are attention, norms, activations, the products with $A$ and $B$, the loss and AdamW.
+#
+# **Predict.** How far above its lower bound is this library? Is PyTorch faster?
 
 # %%
 speed = Table.load("../figures/data/speed.json")
 plots.speed_chart(speed);
 
 # %%
-for row in speed.rows:
-    ratio = f"{row['ratio']:.2f}× ours" if row.get("ratio") and row["side"] != "ours" else ""
-    print(f"{row['case']:18}{row['side']:16}{row['seconds']:8.3f} s a step{row['peak_bytes'] / 1e9:8.2f} GB   {ratio}")
+parts = ("step", "peft", "peft_compiled", "memory")
+display(Markdown(findings.say(*(f"timing.smollm2-135m.{part}" for part in parts))))
 
 # %% [markdown]
-# Where does PyTorch win? Compiled, wherever the ratio below is less than 1; and it first has to compile:
+# PyTorch multiplies with another BLAS (MKL in place of OpenBLAS), so a part of it can be below the floor of NumPy. With `torch.compile` PyTorch is faster than this library in these measurements, but its first step must compile the model:
 
 # %%
+lines = []
 for case in speed.settings["cases"]:
-    ours, compiled, eager = (next(iter(speed.where(case=case, side=side)), None) for side in ("ours", "PEFT compiled", "PEFT"))
-    if compiled:
-        spared = ours["seconds"] - compiled["seconds"]
-        when = f"made good after {compiled['first_step_seconds'] / spared:.0f} steps" if spared > 0 else "never made good"
-        print(f"{case:18}PEFT {eager['ratio']:.2f}×, compiled {compiled['ratio']:.2f}×; its first step {compiled['first_step_seconds']:.0f} s, {when}")
-print(f"(a whole run of the study has {study.settings['base']['max_steps']} steps)")
+    rows = {row["competitor"]: row for row in speed.where(case=case)}
+    if "PEFT compiled" in rows:
+        compiled = rows["PEFT compiled"]
+        line = {"model": case, "PEFT / ours": rows["PEFT"]["ratio"]}
+        line["compiled / ours"] = compiled["ratio"]
+        lines.append(line | {"first compiled step, s": compiled["first_step_seconds"]})
+columns = {"model": "", "PEFT / ours": ".2f", "compiled / ours": ".2f"}
+show(lines, columns | {"first compiled step, s": ".0f"})
 
 # %% [markdown]
-# What makes it fast is in the code, a line each: no $dW$ for frozen weights, no $dx$ below the lowest adapter (`decoder.py`); attention in blocks of
-# queries, which leaves out most of the masked half (`ops/attention.py`); the softmax in the logits' own memory (`ops/loss.py`); and a shard of the
-# batch on each core, because BLAS's threads help the large products only (`parallel.py`).
+# Four things make this library fast. It does not compute $dW$ for frozen weights, and no $dx$ below the first adapter. Attention is computed in blocks of queries, which skips most of the masked half. The softmax reuses the memory of the logits. And each core computes a part of the batch, because the threads of a BLAS help only with large products.
 #
-# **Predict.** Rank 64 has 64 times the numbers of rank 1. How much longer does its step take?
+# **Predict.** With rank 64, $A$ and $B$ have 64 times as many parameters as with rank 1. How much longer does a step take?
 
 # %%
 plots.scaling_chart(Table.load("../figures/data/speed_scaling.json"));
 
 # %% [markdown]
-# It takes a little longer, nothing like 64 times. $A$ and $B$ are thin beside the frozen matrices, which cost the same at every rank. The operations of a step, counted:
+# Only a little longer. $A$ and $B$ are narrow, and the frozen matrices cost the same at all ranks. Counting the operations confirms it:
 
 # %%
-configs = {r: ln.LoraConfig(r=r, target_modules="all-linear") for r in (1, 8, 64)}
-steps = {r: ln.costs.flops("smollm2-135m", configs[r], batch=2, seq=256) for r in (1, 64)}
-for r, step in steps.items():
-    print(f"r = {r:2}: {step.total / 1e9:.0f} GFLOP, A and B {step.adapter.total / step.total:.1%} of them")
-print(f"{steps[64].total / steps[1].total:.2f} times as many operations")
-for length in (32, 512, 8192):
-    step = ln.costs.flops("smollm2-135m", configs[8], batch=2, seq=length)
-    print(f"rows of {length:5,} tokens: attention is {step.attention.total / step.total:.0%} of a step")
+lines = []
+for r in (1, 8, 64):
+    config = ln.LoraConfig(r=r, target_modules="all-linear")
+    step = ln.costs.flops("smollm2-135m", config, batch=2, seq=256)
+    share = step.adapter.total / step.total
+    lines.append({"rank": r, "GFLOP per step": step.total / 1e9, "share of A and B": share})
+show(lines, {"rank": "", "GFLOP per step": ".0f", "share of A and B": ".1%"})
 
 # %% [markdown]
-# And attention, whose work grows with the *square* of a row's length? It is a small part of a step up to the 512 tokens a row of this picture, so the line looks straight. In long rows it would bend.
+# The work of attention grows with the *square* of the length of a row. The line over tokens in the picture looks straight, because attention is a small part of the work in short rows:
+
+# %%
+config = ln.LoraConfig(r=8, target_modules="all-linear")
+lines = []
+for length in (32, 512, 8192):
+    step = ln.costs.flops("smollm2-135m", config, batch=2, seq=length)
+    share = step.attention.total / step.total
+    lines.append({"tokens per row": length, "share of attention": share})
+show(lines, {"tokens per row": ",", "share of attention": ".0%"})
+
+# %% [markdown]
+# ## Recap
+#
+# - A model with 135 million parameters learns a voice from 233 conversations, in forty steps. It does not learn facts.
+# - Only the tokens of the answers count in the loss.
+# - Here LoRA learns as much as full fine-tuning and forgets slightly more. The learning rate matters more than the method.
+# - A LoRA step takes much less time and memory than a full step.
+# - The frozen matrix products are the largest part of a LoRA step. The rank changes the time of a step very little.
+#
+# ## Three questions
+#
+# 1. Why is the loss computed only on the answers?
+#
+# <details><summary>Answer</summary>
+#
+# The model should learn to answer like the keeper. It should not learn to write questions like a user.
+#
+# </details>
+#
+# 2. LoRA changes the weights by a matrix of low rank. Why can it forget as much as full fine-tuning?
+#
+# <details><summary>Answer</summary>
+#
+# The rank limits the number of directions of the change, not its size. LoRA's learning rate is much larger here, and a few directions with a large change can affect all texts.
+#
+# </details>
+#
+# 3. Why is the floor a lower bound for a LoRA step, and why does it have no product $dy^\top x$?
+#
+# <details><summary>Answer</summary>
+#
+# Each implementation must multiply by the frozen $W$, forward for $y$ and backward for $dx$. The product $dy^\top x$ is $dW$, and a frozen weight needs no gradient.
+#
+# </details>
 #
 # ## Try
 #
-# 1. Train with `target_modules=["q_proj", "v_proj"]`. Does the model still learn to keep the log?
-# 2. Write twenty records in a voice of your own, as `{"prompt": "…", "completion": "…"}`, one a line, and train on them.
-# 3. Set `workers=1` and compare the seconds in `history.rows`. Then watch your processor's cores while it trains.
-# 4. Give the *base* a system prompt that demands the log line (`tokenizer.apply_chat_template([{"role": "system", "content": "…"}, {"role": "user", "content": question}])`) and ask the held-out questions. In how many answers is
-#    the line kept? What does a prompt cost at each question, and what an adapter?
+# These tasks need the model. A whole run of forty steps takes some minutes.
+#
+# 1. Train forty steps with `target_modules=["q_proj", "v_proj"]`. Does the model still learn the log line? Use `lora_np.studies.harness.voice_task.judge(peft_model, FineTuning("lora", 3e-3, 8))["habit"]` to count it.
+#
+# <details><summary>Hint</summary>
+#
+# Load the model again first, or the new adapter is added to the old one. Use `schedule=ln.WarmupCosine(40, warmup=4)` and `max_grad_norm=1.0`, as the study does.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# Yes: all 15 generated answers have the log line, with 460,800 parameters in place of 2,442,240. With seed 0 the loss on answers is 2.93, higher than with all linear layers, and the loss on prose is 3.25, lower than with all linear layers. This smaller adapter learns less and
+# forgets less.
+#
+# </details>
+#
+# 2. Set `workers=1` in the training cell. Compare the seconds in `history.rows`.
+#
+# <details><summary>Hint</summary>
+#
+# `[row["seconds"] for row in history.rows]` are the seconds since the start of the training.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# One worker takes longer (the second bar of each group in the picture of the timings). With two workers, each core computes half of the batch. The gain is smaller than a factor of two, because the BLAS uses both cores for large products already with one worker.
+#
+# </details>
+#
+# 3. Use the untuned model with a system prompt that asks for the log line: `tokenizer.apply_chat_template([{"role": "system", "content": "…"}, {"role": "user", "content": question}])`. In how many answers is the line present? What does a system prompt cost with each question, and what does an adapter cost?
+#
+# <details><summary>Hint</summary>
+#
+# `list(ln.conversations.first_questions("lighthouse", "heldout"))[1::2]` are the questions of the study. Compare the number of tokens of the prompts with and without the system prompt.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# We asked "You are an old lighthouse keeper. Answer in one or two short sentences. End each answer with a line that begins with "Logged at dusk: "." The line is present in none of the 15 answers: a model of this size follows such an instruction badly. A system prompt costs its tokens again with each conversation, and the keys and
+# values of these tokens. An adapter costs its training once and its file. After merging it costs nothing more per answer.
+#
+# </details>

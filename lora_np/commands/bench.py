@@ -150,13 +150,13 @@ def print_speed(table: Table) -> None:
             memory = f"{megabytes(row['peak_bytes']):>9}{megabytes(row['loaded_bytes']):>8}"
             share = f"{row['floor_share']:>7.0%}"
             print(
-                f"  {row['side'] + flops:44}{row['seconds']:9.4f}{row['tokens_per_second']:10,.0f}{ratio(row)}{share}{memory}"
+                f"  {row['competitor'] + flops:44}{row['seconds']:9.4f}{row['tokens_per_second']:10,.0f}{ratio(row)}{share}{memory}"
             )
-        losses = {row["side"]: row["losses"] for row in rows if "losses" in row}
-        first = ", ".join(f"{side} {first:.6f} then {then:.6f}" for side, (first, then) in losses.items())
+        losses = {row["competitor"]: row["losses"] for row in rows if "losses" in row}
+        first = ", ".join(f"{name} {first:.6f} then {then:.6f}" for name, (first, then) in losses.items())
         print(f"  losses of the first two steps: {first}")
-        for row in (row for row in rows if row["side"] == "PEFT compiled"):
-            print(f"  {row['side']}: the first step, with compilation, took {row['first_step_seconds']:.0f} s")
+        for row in (row for row in rows if row["competitor"] == "PEFT compiled"):
+            print(f"  {row['competitor']}: the first step, with compilation, took {row['first_step_seconds']:.0f} s")
     print("\n  floor: time of the frozen matrix products alone, in NumPy's BLAS, as a share of the row's time")
     when = "during the steps" if table.settings["peak_is_of_the_steps"] else "since the process began"
     print(
@@ -172,7 +172,7 @@ def print_quantized(table: Table) -> None:
     print_environment(table)
     print(f"{'':40}{'seconds':>9}{'× ours':>8}{'quartiles':>14}{'peak MB':>9}")
     for row in table.rows:
-        name = f"{row['case']}, {row['side']}"
+        name = f"{row['case']}, {row['competitor']}"
         print(f"  {name:38}{row['seconds']:9.4f}{ratio(row)}{megabytes(row['peak_bytes']):>9}")
 
 
@@ -185,7 +185,7 @@ def print_generation(table: Table) -> None:
     print_environment(table)
     print(f"{'':40}{'seconds':>9}{'tokens/s':>10}{'× ours':>8}{'quartiles':>14}{'peak MB':>9}")
     for row in table.rows:
-        name = f"{row['case']}, batch {row['batch_size']}, {row['side'].removesuffix(', generating')}"
+        name = f"{row['case']}, batch {row['batch_size']}, {row['competitor'].removesuffix(', generating')}"
         figures = f"{row['seconds']:9.4f}{row['tokens_per_second']:10,.1f}{ratio(row)}{megabytes(row['peak_bytes']):>9}"
         print(f"  {name:38}{figures}")
 

@@ -177,10 +177,11 @@ def findings(tables: Tables) -> str:
         lines[f"LoRA r = {r}, {target}, lr {rows[0]['lr']:g}"] = share
     found, error = means(tables["qlora_tiny"]), tables["quantization_error"].where(weights="tiny", block_size=64)
     errors = ", ".join(f"{row['quant_type']} {row['mean']:.4f}" for row in error)
+    seconds, memory = timing_claims.ratios(tables["step_cost"])
     lines |= {
         "QLoRA: LoRA over a base in NF4, r = 8": f"{found['nf4']:.3f} nats per byte, LoRA {found[None]:.3f}",
         "mean error of 4-bit weights, blocks of 64": f"{errors}, relative to the rms of the weights",
-        "a LoRA step, r = 8, all linear layers": f"{timing_claims.ratios(tables['step_cost'])} of a full fine-tuning step",
+        "a LoRA step, r = 8, all linear layers": f"{seconds:.2f}× the time, {memory:.2f}× the memory of a full step",
         "largest error of LoRA's gradients on tiny": f"{worst_gradient_error():.0e} (float64, against the complex step)",
     }
     width = max(map(len, lines))

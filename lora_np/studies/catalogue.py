@@ -44,7 +44,7 @@ class Study:
     alone: bool = False
 
 
-_LIKE_FULL = "Does LoRA reach what full fine-tuning reaches?"
+_LIKE_FULL = "Does LoRA reach the loss of full fine-tuning?"
 _RATES = "Is LoRA's best learning rate ten times full fine-tuning's, and independent of the rank?"
 _RANKS = "What is the rank of each layer's ΔW, learned by full fine-tuning and by LoRA?"
 _SHORT: dict[str, Any] = {"options": {"setting": convergence.SHORT}, "runs": "convergence"}

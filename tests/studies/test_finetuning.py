@@ -1,4 +1,4 @@
-"""The study of a real model, run on a small random one that reads bytes: what it measures is what it says."""
+"""The study of SmolLM2-135M, tested on a small random model that reads bytes: its tables contain what their columns say."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_prose_is_english_in_the_models_own_tokens(run):
 
 
 def test_other_methods_stand_beside_the_tables_of_full_and_lora(run, tmp_path):
-    """DoRA and Houlsby adapters of the small model; a sweep whose best is at its edge goes on until it is not."""
+    """Run DoRA and Houlsby adapters on the small model. A sweep continues until its best rate is not at its edge."""
     table = finetuning(Setting(run, r=2, full_lrs=(1e-3, 3e-3), lora_lrs=(1e-2,), seeds=(0,)))
     setting = smollm2.Setting({"dora": (1e-4, 1e-3), "houlsby": (1e-3,)}, (0, 1), factor=30, base=run)
     compared = smollm2.comparison_smollm2(table, setting, folder=tmp_path / "runs")

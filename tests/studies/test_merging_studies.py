@@ -49,8 +49,8 @@ def test_latency_compares_three_states_in_the_same_rounds():
 
 @pytest.mark.parametrize("state", STATES)
 def test_the_three_states_are_what_they_are_called(state):
-    sides = dict(latency._sides("tiny", 2))
-    logits = {name: side.forward(np.arange(9)[None])[0] for name, side in sides.items()}
+    models = dict(latency._states("tiny", 2))
+    logits = {name: model.forward(np.arange(9)[None])[0] for name, model in models.items()}
     size = np.abs(logits["unmerged"]).max()
     assert np.abs(logits["merged"] - logits["unmerged"]).max() < 1e-5 * size
     assert np.abs(logits["base"] - logits["unmerged"]).max() > 1e-2 * size

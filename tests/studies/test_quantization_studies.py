@@ -118,13 +118,13 @@ def test_a_fine_tuning_of_smollm2_is_repeated_over_four_bits(monkeypatch):
     assert not any(isinstance(m, ln.QuantizedLinear) for _, m in original.named_modules())
 
 
-@pytest.mark.parametrize("side", ["ours, NF4 base", "dequantising"])
-def test_the_sides_of_a_quantised_step_run(side, monkeypatch):
+@pytest.mark.parametrize("competitor", ["ours, NF4 base", "dequantising"])
+def test_the_competitors_of_a_quantised_step_run(competitor, monkeypatch):
     decoded = []
     for module in ("lora_np.quantization.linear", "lora_np.studies.timing.competitors"):
         monkeypatch.setattr(
             f"{module}.dequantize_4bit", lambda q, *a: decoded.append(q.shape) or dequantize_4bit(q, *a)
         )
     monkeypatch.setattr(competitors, "threads", lambda: 1)
-    competitors.SIDES[side](competitors.Case("tiny", 1, 8, "tiny"))()
+    competitors.COMPETITORS[competitor](competitors.Case("tiny", 1, 8, "tiny"))()
     assert len(decoded) == 2 * 35 - 3, "each matrix for y, and for dx but below the first block's q, k and v"

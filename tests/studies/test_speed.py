@@ -1,4 +1,4 @@
-"""The speed study compares what it says: the same step on every side, a floor that is all products and nothing else.
+"""The speed study compares the same step of all competitors with a floor of the frozen matrix products only.
 
 No test looks at a time: a test machine is never quiet.
 """
@@ -22,8 +22,8 @@ from lora_np.nn import Linear
 from lora_np.studies.harness.table import Table
 from lora_np.studies.timing import competitors, machine
 from lora_np.studies.timing import speed as study
-from lora_np.studies.timing.benchmark import Side, SideFailed, race
-from lora_np.studies.timing.competitors import SIDES, Case, floor_flops, frozen_products
+from lora_np.studies.timing.benchmark import Competitor, CompetitorFailed, run_rounds
+from lora_np.studies.timing.competitors import COMPETITORS, Case, floor_flops, frozen_products
 from lora_np.studies.timing.speed import CASES, SWEEPS, compared, different_losses, shape_of
 
 SHAPE = {
@@ -45,7 +45,7 @@ def silence(line: str) -> None:
 
 @pytest.fixture
 def alone(monkeypatch):
-    """As on a machine without PyTorch."""
+    """Hide PyTorch, PEFT and transformers, as if they were not installed."""
     monkeypatch.setattr(study, "find_spec", lambda name: None)
 
 
@@ -104,14 +104,14 @@ def _note(computed, layer, need_dx, backward, dy, cache):
     return backward(layer, dy, cache, need_dx)
 
 
-# ------------------------------------------------------------------------------------------------------------- the sides
+# ------------------------------------------------------------------------------------------------------------- the competitors
 
 
 @pytest.mark.slow
 def test_a_study_without_pytorch_has_ours_and_the_floor_and_says_what_is_missing(alone):
     said = []
     table = study.speed([SMALL], threads=1, rounds=2, say=said.append)
-    assert [row["side"] for row in table.rows] == ["floor", "ours", "ours, one worker"]
+    assert [row["competitor"] for row in table.rows] == ["floor", "ours", "ours, one worker"]
     assert "torch, peft, transformers not installed" in said[0] and len(said) == 1
     for row in table.rows:
         assert len(row["rounds"]) == 2 and row["seconds"] > 0 and 0 < row["floor_share"] <= 1
@@ -151,7 +151,7 @@ def test_pytorch_with_peft_takes_the_same_step():
     said = []
     table = study.speed([SMALL], threads=2, rounds=2, compiled=False, say=said.append)
     floor, ours, alone, peft = table.rows
-    assert (floor["side"], ours["side"], peft["side"], said) == ("floor", "ours", "PEFT", [])
+    assert (floor["competitor"], ours["competitor"], peft["competitor"], said) == ("floor", "ours", "PEFT", [])
     gap = max(np.abs(np.subtract(row["losses"], peft["losses"])).max() for row in (ours, alone))
     print(f"measured {gap:.1e} between the losses of two steps")
     assert gap < 1e-5, "the second loss comes after one backward and one AdamW: another gradient or update?"
@@ -165,49 +165,52 @@ def test_pytorch_with_peft_takes_the_same_step():
 def test_transformers_writes_the_same():
     said = []
     table = study.generation_speed([WRITING], threads=1, rounds=1, say=said.append)
-    assert said == [] and [row["side"] for row in table.rows] == ["ours, generating", "transformers"]
+    assert said == [] and [row["competitor"] for row in table.rows] == ["ours, generating", "transformers"]
     assert table.rows[1]["ratio"] > 0 and table.rows[1]["batch_size"] == 2
-    assert np.shape(SIDES["ours, generating"](WRITING)()) == (2, 5)
+    assert np.shape(COMPETITORS["ours, generating"](WRITING)()) == (2, 5)
 
 
 def test_there_is_no_ratio_where_the_losses_differ():
-    def side(name, results):
-        row = {"side": name}
+    def competitor(name, results):
+        row = {"competitor": name}
         about = {"results": results}
         return SimpleNamespace(name=name, case=SMALL, about=about, turns=[2.0, 3.0, 4.0], row=lambda: dict(row))
 
     said = []
-    ours = side("ours", [3.0, 2.5])
-    near, far, lost = side("near", [3.0, 2.50005]), side("far", [3.0, 2.5002]), side("lost", [3.0, float("nan")])
+    ours = competitor("ours", [3.0, 2.5])
+    near, far = competitor("near", [3.0, 2.50005]), competitor("far", [3.0, 2.5002])
+    lost = competitor("lost", [3.0, float("nan")])
     rows = compared([ours, near, far, lost], different_losses, said.append)
     assert [row["ratio"] for row in rows] == [1, 1, None, None]
     assert [row["ratio_range"] for row in rows] == [[1, 1], [1, 1], None, None]
-    assert len(said) == 2 and "far does not compute the same: losses [3.0, 2.5] here and [3.0, 2.5002] there" in said[0]
+    assert (
+        len(said) == 2 and "far computes a different result: losses [3.0, 2.5] here and [3.0, 2.5002] there" in said[0]
+    )
 
 
-def test_a_side_that_dies_says_its_last_words():
+def test_a_competitor_that_fails_reports_its_last_line():
     broken = replace(SMALL, shape=SHAPE | {"num_attention_heads": 5})
     with pytest.raises(
-        SideFailed, match=r"ours on tiny ended with code 1: ValueError: hidden_size 24 is not divisible by 5"
+        CompetitorFailed, match=r"ours on tiny ended with code 1: ValueError: hidden_size 24 is not divisible by 5"
     ):
-        race([("ours", broken)], 1, 1, silence, "test")
+        run_rounds([("ours", broken)], 1, 1, silence, "test")
 
 
 def test_a_peer_that_dies_is_left_out(monkeypatch):
-    monkeypatch.setattr("lora_np.studies.timing.benchmark.IN_TORCH", {"no such side"})
+    monkeypatch.setattr("lora_np.studies.timing.benchmark.IN_TORCH", {"no such competitor"})
     said = []
-    ran = race([("ours", SMALL), ("no such side", SMALL)], 1, 1, said.append, "test")
-    assert [side.name for side in ran] == ["ours"]
-    assert "left out: no such side on tiny ended with code 1: KeyError" in said[0]
+    ran = run_rounds([("ours", SMALL), ("no such competitor", SMALL)], 1, 1, said.append, "test")
+    assert [competitor.name for competitor in ran] == ["ours"]
+    assert "left out: no such competitor on tiny ended with code 1: KeyError" in said[0]
 
 
-def test_no_process_outlives_the_race(monkeypatch):
+def test_no_process_outlives_the_benchmark(monkeypatch):
     started = []
-    monkeypatch.setattr(Side, "__init__", _kept(Side.__init__, started))
-    monkeypatch.setattr(Side, "turn", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Competitor, "__init__", _kept(Competitor.__init__, started))
+    monkeypatch.setattr(Competitor, "turn", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        race([("ours", SMALL), ("floor", SMALL)], 1, 1, silence, "test")
-    assert [side.process.returncode for side in started] == [0, 0]
+        run_rounds([("ours", SMALL), ("floor", SMALL)], 1, 1, silence, "test")
+    assert [competitor.process.returncode for competitor in started] == [0, 0]
 
 
 def _kept(init, started):
@@ -228,23 +231,23 @@ def test_a_model_that_was_not_fetched_is_left_out_with_the_command_that_gets_it(
 # ----------------------------------------------------------------------------------------------------------- the machine
 
 
-def test_a_variable_that_holds_a_side_back_is_named():
+def test_a_variable_that_slows_a_competitor_is_named():
     held = {"OPENBLAS_CORETYPE": "Haswell", "OPENBLAS_L2_SIZE": "1", "MKL_CBWR": "SSE2", "OMP_THREAD_LIMIT": "1"}
     warnings = machine.warnings_for(1, held | {"PATH": "", "OPENBLAS_NUM_THREADS": "1"})
     assert [warning.partition("=")[0] for warning in warnings] == sorted(held)
-    assert "OPENBLAS_CORETYPE=Haswell is set, which NumPy obeys" in warnings[2]
+    assert "OPENBLAS_CORETYPE=Haswell is set and may slow NumPy" in warnings[2]
     assert machine.warnings_for(1, {"OMP_NUM_THREADS": "3", "HOME": "/"}) == [
-        "OMP_NUM_THREADS=3 is set, and overridden: every side has --threads 1"
+        "OMP_NUM_THREADS=3 is overridden: all competitors use --threads 1"
     ]
 
 
 def test_more_threads_than_processors_are_said():
-    assert any("--threads 10000, and" in line for line in machine.warnings_for(10_000, {})) or not hasattr(
+    assert any("--threads 10000 exceeds" in line for line in machine.warnings_for(10_000, {})) or not hasattr(
         machine.os, "sched_getaffinity"
     )
 
 
-def test_every_side_gets_the_same_number_of_threads():
+def test_every_competitor_gets_the_same_number_of_threads():
     environment = machine.in_environment(3, {"OMP_NUM_THREADS": "1", "PATH": "here"})
     assert {environment[name] for name in machine.THREADS} == {"3"} and environment["PATH"] == "here"
 
@@ -262,7 +265,7 @@ def test_the_peak_of_memory_sees_an_array_that_is_gone():
     np.ones(40_000_000 + before // 8)  # larger than any peak so far
     grown = machine.resident_memory()["peak"]
     assert grown >= before + 300_000_000
-    if machine.forget_peak():
+    if machine.reset_peak():
         assert machine.resident_memory()["peak"] < grown
 
 
@@ -287,7 +290,7 @@ def test_bench_prints_and_keeps_what_was_asked_for(alone, monkeypatch, tmp_path,
     assert main(["bench", "--only", "quantized", *arguments]) == 0
     assert "tiny, ours, NF4 base" in capsys.readouterr().out
     rows = Table.load(tmp_path / "data" / "quantized_speed.json").rows
-    assert [row["side"] for row in rows] == ["ours", "ours, NF4 base", "dequantising"] and rows[0]["ratio"] == 1
+    assert [row["competitor"] for row in rows] == ["ours", "ours, NF4 base", "dequantising"] and rows[0]["ratio"] == 1
     assert abs(rows[0]["losses"][0] - rows[1]["losses"][0]) < 0.5, "nearly the same model"
 
 
@@ -306,11 +309,17 @@ def speed_table(
     seconds=(0.78, 1.17, 1.31, 2.13, 1.93), names=("tiny", "smollm2-135m", "llama-2-7b-block"), ratio=True
 ) -> Table:
     rows, wide = [], {"batch_size": 16, "seq_len": 128}
-    for scale, name in enumerate(names, start=1):
-        for side, each in zip(("floor", "ours", "ours, one worker", "PEFT", "PEFT compiled"), seconds, strict=False):
+    for scale, case in enumerate(names, start=1):
+        for name, each in zip(("floor", "ours", "ours, one worker", "PEFT", "PEFT compiled"), seconds, strict=False):
             rounds = (each * scale * np.linspace(0.97, 1.06, 9)).tolist()
-            row = {"case": name, "side": side, "seconds": each * scale, "peak_bytes": 4e8 * scale, "rounds": rounds}
-            rows.append(row | ({} if side == "floor" else {"ratio": each / seconds[1] if ratio else None}))
+            row = {
+                "case": case,
+                "competitor": name,
+                "seconds": each * scale,
+                "peak_bytes": 4e8 * scale,
+                "rounds": rounds,
+            }
+            rows.append(row | ({} if name == "floor" else {"ratio": each / seconds[1] if ratio else None}))
     settings = {"cases": dict.fromkeys(names, wide), "threads": 64, "rounds": 9}
     return Table("speed", "q", "c", settings | {"processor": "AMD EPYC 7763 64-Core Processor"}, rows)
 
@@ -359,14 +368,15 @@ def test_the_pictures_draw_with_nothing_cut_off_or_over_another(name):
 def test_the_titles_say_what_the_tables_say():
     titles = {name: draw().texts[0].get_text() for name, draw in PICTURES.items()}
     plt.close("all")
-    assert titles["speed_chart"] == "On SmolLM2-135M PyTorch with PEFT takes 1.82× as long, 1.65× compiled"
+    assert titles["speed_chart"] == "On SmolLM2-135M, PyTorch with PEFT takes 1.82× our time, 1.65× compiled"
     assert (
         titles["speed_chart, no PyTorch"]
         == titles["speed_chart, not the same"]
-        == "What a step of LoRA costs on SmolLM2-135M"
+        == "The cost of a LoRA step on SmolLM2-135M"
     )
     assert (
-        titles["speed_chart, one case, ours slower"] == "On tiny PyTorch with PEFT takes 0.70× as long, 0.45× compiled"
+        titles["speed_chart, one case, ours slower"]
+        == "On tiny, PyTorch with PEFT takes 0.70× our time, 0.45× compiled"
     )
     assert titles["scaling_chart"] == "The cost of a LoRA step grows linearly in tokens, rows and layers"
     assert titles["scaling_chart, no line"] == "How the cost of a LoRA step grows"

@@ -1,4 +1,4 @@
-"""The studies measure what they say: on a model of a few thousand numbers, in seconds."""
+"""Tests of the studies on a model with a few thousand parameters; they take seconds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lora_np.studies.timing.step_cost import step_cost, timed_alike
 
 
 def test_every_method_is_compared_at_the_best_rate_of_a_sweep_that_has_a_minimum_inside(setting, monkeypatch):
-    """With a known optimum far from where the sweep starts, it must go on until the best is not at the edge."""
+    """The optimum is far from the first rates, so the sweep must continue until the best rate is not at its edge."""
     monkeypatch.setattr(
         study,
         "measure",
@@ -57,7 +57,7 @@ def test_the_rate_is_chosen_on_other_text_than_the_comparison_reads():
 
 
 def test_the_rates_text_and_the_comparisons_text_are_each_where_they_belong(setting):
-    """The two halves are not the same text, so a row tells which of them a number was measured on."""
+    """The two halves of the held-out text differ, so the losses on them differ too."""
     run = Run("full", 1e-3, max_steps=2, batch_size=2, eval_every=1, base=setting.base)
     row, (model, _) = tiny_task.measure(run), tiny_task.fine_tune(run)
     assert row["validation"] == tiny_task.evaluate(model, tiny_task.validation_batches())

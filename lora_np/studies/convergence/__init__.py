@@ -1,1 +1,1 @@
-"""Does LoRA reach what full fine-tuning reaches?"""
+"""Does LoRA reach the loss of full fine-tuning?"""

@@ -1,4 +1,4 @@
-"""The claims about LoRA beside full fine-tuning: what share of the gain each rank recovers, and what causes the shortfall."""
+"""The claims about LoRA and full fine-tuning: the share of the gain that each rank recovers, and the causes of the shortfall."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..harness.words import percent
 NEEDED = ("convergence", "convergence_short", "shortfall")
 STUDY = "`lora_np/studies/convergence/study.py`, notebook 05"
 GAIN = "of full fine-tuning's gain"
-ENOUGH = 0.95  # of full fine-tuning's gain: what counts as "reaches it"
+ENOUGH = 0.95  # the share of the gain that counts as reaching full fine-tuning
 
 
 def claims(tables: Mapping[str, Table]) -> list[Claim]:
@@ -25,7 +25,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
     lora, rest, linear = (shortfall(parts, method) for method in ("lora", "lora+rest", "linear"))
     return [
         Claim(
-            "LoRA reaches what full fine-tuning reaches",
+            "LoRA reaches the loss of full fine-tuning",
             "Hu et al. 2021, §5; Schulman et al. 2025",
             agrees(*(finding.value >= ENOUGH for finding in whole.values())),
             f"r = 8: {whole[8]}",
@@ -56,43 +56,43 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             f"r = 8: {attention[8].number} against {whole[8].number} with all linear layers",
             STUDY,
             tuple(attention.values()),
-            f"With the attention alone, LoRA recovers {listed(attention)}; with all linear layers, "
+            f"On the attention layers only, LoRA recovers {listed(attention)}; with all linear layers, "
             f"{listed({r: whole[r] for r in attention})}.",
         ),
     ]
 
 
 def recovered(table: Table, r: int, target_modules: str = "all-linear") -> Finding:
-    """The share of full fine-tuning's gain that LoRA recovers at one rank: mean and range over the seeds."""
+    """Return the share of full fine-tuning's gain that LoRA recovers at one rank: mean and range over the seeds."""
     shares = [row["recovered"] for row in table.where(phase="seeds", method="lora", target_modules=target_modules, r=r)]
     share, steps = sum(shares) / len(shares), table.settings["steps"]
-    layers = "all linear layers" if target_modules == "all-linear" else "the attention alone"
+    layers = "all linear layers" if target_modules == "all-linear" else "the attention layers only"
     name = f"convergence.recovered.{target_modules}.r{r}.steps{steps}"
     sentence = f"After {steps} steps, LoRA with r = {r} on {layers} recovers {percent(share)} {GAIN}."
     return Finding(name, share, sentence, GAIN, (min(shares), max(shares)), ".0%")
 
 
 def listed(findings: Mapping[int, Finding]) -> str:
-    """The share at each rank: "72 % (r = 1), 79 % (r = 2)"."""
+    """Return the share at each rank: "72 % (r = 1), 79 % (r = 2)"."""
     return ", ".join(f"{finding.number} (r = {r})" for r, finding in findings.items())
 
 
 def shortfall(parts: Mapping[str, list[dict[str, Any]]], method: str) -> Finding:
-    """The share that one of the three methods of the study `shortfall` recovers, each at its own best learning rate."""
-    what = {
+    """Return the share that one method of the study `shortfall` recovers, at its best learning rate."""
+    subject = {
         "lora": f"LoRA with r = {parts['lora'][0]['r']}",
-        "lora+rest": "The same LoRA with embedding and norms trained beside it",
-        "linear": "Full fine-tuning of the linear layers alone",
+        "lora+rest": "The same LoRA, with embedding and norms trained too,",
+        "linear": "Full fine-tuning of only the linear layers",
     }[method]
     shares = [row["recovered"] for row in parts[method]]
     share = sum(shares) / len(shares)
     compared = "" if method == "lora" else f"; compared with LoRA, its loss is {verdict(parts[method], parts['lora'])}"
-    sentence = f"{what} recovers {share:.1%} {GAIN}{compared}.".replace("%", " %")
+    sentence = f"{subject} recovers {share:.1%} {GAIN}{compared}.".replace("%", " %")
     return Finding(f"convergence.shortfall.{method}", share, sentence, GAIN, (min(shares), max(shares)), ".1%")
 
 
 def reached(findings: Mapping[int, Finding], wanted: float = ENOUGH) -> str:
-    """From which rank on the mean gain is at least `wanted`, in words."""
+    """Return from which rank on at least the share `wanted` is recovered, in words."""
     highest_missing = max((r for r, finding in findings.items() if finding.value < wanted), default=0)
     enough = [r for r in findings if r > highest_missing]
     return f"from r = {min(enough)} on" if enough else "at no rank that was tried"

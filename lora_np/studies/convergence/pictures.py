@@ -1,4 +1,4 @@
-"""LoRA against full fine-tuning: the loss as it falls, the gain that each rank recovers, and the rates tried."""
+"""Pictures of LoRA and full fine-tuning: the loss over time, the recovered gain, and the learning rates."""
 
 from __future__ import annotations
 
@@ -25,18 +25,35 @@ UNITS = {"step": "training step", "seconds": "training time (seconds)"}
 
 @picture("method r target_modules seed steps heldout seconds", settings="base_loss")
 def loss_curves(table: Table, x: str = "step") -> Figure:
-    """Held-out loss over steps or seconds: full fine-tuning coral, LoRA cyan (a higher rank is darker), the base grey.
+    """Draw the held-out loss over training steps or seconds, for full fine-tuning and LoRA at each rank.
 
-    One panel a kind of target modules, full fine-tuning in each. A line is the mean over seeds, its band their range. The rows
-    of the sweep (phase "sweep") are left out. `x` is "step" or "seconds".
+    Parameters
+    ----------
+    table : Table
+        The result of the study "convergence". Runs of the sweep are left out.
+    x : "step" or "seconds"
+        The quantity on the horizontal axis.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        One panel per choice of target modules. Coral: full fine-tuning; cyan: LoRA, darker for higher ranks; grey: the base.
+        Lines are means over the seeds, bands their ranges.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> figure = loss_curves(Table.load("figures/data/convergence.json"))
+    >>> [ax.get_title(loc="left") for ax in figure.axes]
+    ['attention only', 'all linear layers']
     """
     if x not in UNITS:
         raise ValueError(f"x is {x!r}; expected 'step' or 'seconds'.")
     rows, base = _final_rows(table), table.settings["base_loss"]
     seeds, panels = len({row["seed"] for row in rows}), _panels(rows)
-    title = "LoRA against full fine-tuning" + ", each at its own best learning rate" * _was_swept(table)
-    band = f"mean over {seeds} seeds, the band is their range" if seeds > 1 else "one seed"
-    figure = new_figure(9, 4.9, title, semicolons(band, runs_and_time(table)))
+    lines = f"lines: mean of {seeds} seeds; bands: range" if seeds > 1 else "one seed"
+    lines = semicolons(lines, "best learning rate of each method" * _was_swept(table), runs_and_time(table))
+    figure = new_figure(9, 4.9, _curves_title(rows), lines)
     column = 9 / len(panels)
     lowest = min(min(row["heldout"]) for row in rows)
     span = base - lowest
@@ -47,12 +64,34 @@ def loss_curves(table: Table, x: str = "step") -> Figure:
         ax.axhline(base, color=FROZEN, lw=2, zorder=1.5)
         note(ax, f"frozen base {base:.3f}", (1, base), (0, 4), FROZEN, xycoords=EDGE, ha="right", fontsize=9.5)
         ax.set_title(TARGETS.get(target, target), pad=12)
-        ax.set(xlabel=UNITS[x], ylabel="" if place else "held-out loss (nats a byte)")
+        ax.set(xlabel=UNITS[x], ylabel="" if place else "held-out loss (nats per byte)")
     return figure
 
 
+def _curves_title(rows: Rows) -> str:
+    """Return the title: whether all LoRA runs end above full fine-tuning, and whether higher ranks end lower."""
+    panels = [_groups(rows, target) for target in _panels(rows)]
+    ends = [[np.mean([run["heldout"][-1] for run in runs]) for _, runs in panel.values()] for panel in panels]
+    if not all("full" in panel and min(lora) > full for panel, (full, *lora) in zip(panels, ends, strict=True)):
+        return "The held-out loss of LoRA and full fine-tuning"
+    falling = all(len(lora) > 1 and (np.diff(lora) < 0).all() for _, *lora in ends)
+    return "LoRA ends above full fine-tuning" + "; a higher rank ends lower" * falling
+
+
+def _rates_title(panels: dict[str, dict[str, tuple[str, Rows]]]) -> str:
+    """Return the title: whether the best rate of the highest rank is below that of the lowest rank in all panels."""
+    best = [
+        {runs[0]["r"]: min(runs, key=_loss)["lr"] for _, runs in methods.values() if runs[0]["r"]}
+        for methods in panels.values()
+    ]
+    low, high = min(map(min, best)), max(map(max, best))
+    if low < high and all(rates[max(rates)] < rates[min(rates)] for rates in best):
+        return f"LoRA's best learning rate is lower at r = {high} than at r = {low}"
+    return "The final loss of each method at several learning rates"
+
+
 def _was_swept(table: Table) -> bool:
-    """Whether each method was tried at several learning rates."""
+    """Return True if each method was run at several learning rates."""
     tried: dict[tuple, set[float]] = {}
     for row in table.where(phase="sweep"):
         tried.setdefault((row["method"], row["r"], row["target_modules"]), set()).add(row["lr"])
@@ -60,7 +99,7 @@ def _was_swept(table: Table) -> bool:
 
 
 def _final_rows(table: Table) -> Rows:
-    """The runs to compare: everything that is no part of the learning-rate sweep."""
+    """Return the runs to compare, without those of the learning-rate sweep."""
     return [row for row in table.rows if row.get("phase") != "sweep"]
 
 
@@ -70,12 +109,12 @@ def _panels(rows: Rows) -> list[str]:
 
 
 def _lora(rows: Rows, target: str) -> Rows:
-    """LoRA's runs, for one kind of target modules."""
+    """Return the runs of LoRA with the given target modules."""
     return [row for row in rows if (row["method"], row["target_modules"]) == ("lora", target)]
 
 
 def _groups(rows: Rows, target: str) -> dict[str, tuple[str, Rows]]:
-    """label → (colour, the runs of all seeds): full fine-tuning, then LoRA by rank, for one kind of target modules."""
+    """Return label → (colour, runs of all seeds): full fine-tuning, then LoRA by rank, for the given target modules."""
     shades = rank_shades([row["r"] for row in rows if row["method"] == "lora"])
     full = [row for row in rows if row["method"] == "full"]
     lora = {f"r = {r}": (shades[r], runs) for r, runs in groups(_lora(rows, target), "r").items()}
@@ -98,11 +137,27 @@ def _curves(ax: Axes, methods: dict[str, tuple[str, Rows]], x: str) -> None:
 
 @picture("method r target_modules seed recovered")
 def recovered_gain(table: Table, short: Table | None = None, wanted: float = 0.95) -> Figure:
-    """The share of full fine-tuning's held-out gain that each rank recovers, attention-only and with all linear layers.
+    """Draw the share of full fine-tuning's gain that LoRA recovers at each rank.
 
-    A point is the mean over seeds, its bar their range; the coral band is full fine-tuning's own range, 100 % its mean. The
-    rows of the sweep (phase "sweep") are left out. `short` is the same study with fewer steps, of which the first kind of
-    target modules is drawn too; then both have settings {steps}.
+    Parameters
+    ----------
+    table : Table
+        The result of the study "convergence". Runs of the sweep are left out.
+    short : Table, optional
+        The result of the same study with fewer steps. Both tables then need the setting "steps".
+    wanted : float
+        The share that the title asks for; a dashed line marks it.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Points are means over the seeds, bars their ranges. The coral line is full fine-tuning, its band the range of its seeds.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> recovered_gain(Table.load("figures/data/convergence.json")).axes[0].get_ylabel()
+    "share of full fine-tuning's gain (%)"
     """
     rows = _final_rows(table)
     own = 100 * np.array([row["recovered"] for row in rows if row["method"] == "full"])
@@ -112,12 +167,18 @@ def recovered_gain(table: Table, short: Table | None = None, wanted: float = 0.9
         target = next(t for t in ("all-linear", *shares) if t in shares)
         lines = [(f"{name}, {table.settings['steps']} steps", look, by_rank) for name, look, by_rank in lines]
         look = LOOKS.get(target, LOOKS["attention"]) | {"mfc": PAPER, "ls": DOTTED, "lw": 1.6, "ms": 5.5}
-        lines.append((f"the same, {short.settings['steps']} steps", look, _shares(_final_rows(short))[target]))
+        lines.append(
+            (
+                f"{TARGETS.get(target, target)}, {short.settings['steps']} steps",
+                look,
+                _shares(_final_rows(short))[target],
+            )
+        )
 
     seeds = len({row["seed"] for row in rows})
-    subtitle = f"mean and range of {seeds} seeds" if seeds > 1 else "one seed"
-    subtitle += ", each method at its own best rate" * _was_swept(table)
-    figure = new_figure(9, 4.5, _gain_title(shares, wanted), semicolons(subtitle, runs_and_time(table)))
+    marks = f"marks: mean of {seeds} seeds; bars: range" if seeds > 1 else "one seed"
+    marks = semicolons(marks, "best learning rate of each method" * _was_swept(table), runs_and_time(table))
+    figure = new_figure(9, 4.5, _gain_title(shares, wanted), marks)
     ax = axes_at(figure, 0.85, 0.7, 5.9 if short else 6.3, 2.85)
     ax.axhspan(own.min(), own.max(), color=FULL, alpha=0.18, lw=0)
     ax.axhline(100, color=FULL, lw=2.4)
@@ -131,18 +192,18 @@ def recovered_gain(table: Table, short: Table | None = None, wanted: float = 0.9
     ax.set_ylabel("share of full fine-tuning's gain (%)")
     right = ax.get_xlim()[1]
     ends.append(((right, 100), "full fine-tuning", FULL))
-    ends.append(((right, 100 * wanted), f"{percent(wanted)} of its gain", FAINT_INK))
+    ends.append(((right, 100 * wanted), f"{percent(wanted)} of the gain", FAINT_INK))
     label_lines(ax, *zip(*ends, strict=True), align=right)
     return figure
 
 
 def _shares(rows: Rows) -> dict[str, dict[int, np.ndarray]]:
-    """target modules → rank → what each seed's run recovered."""
+    """Return target modules → rank → the recovered share of each seed."""
     return {target: arrays(_lora(rows, target), "r", "recovered") for target in _panels(rows)}
 
 
 def _gain_title(shares: dict[str, dict[int, np.ndarray]], wanted: float) -> str:
-    """What the picture says: from which rank on the wanted share is recovered, or the most that was."""
+    """Return the title: the lowest rank that recovers the wanted share, or the largest share recovered."""
     target = "all-linear" if "all-linear" in shares else next(iter(shares))
     means = {r: share.mean() for r, share in shares[target].items()}
     place = {"all-linear": "With all linear layers", "attention": "In attention alone"}.get(target, f"On {target}")
@@ -158,10 +219,24 @@ def _gain_title(shares: dict[str, dict[int, np.ndarray]], wanted: float) -> str:
 
 @picture("method r target_modules lr validation")
 def learning_rates(table: Table) -> Figure:
-    """The loss that the rates are chosen by against the learning rate, for each method; a ring marks each one's best.
+    """Draw the validation loss at the end of training against the learning rate, for each method.
 
-    One panel a kind of target modules, full fine-tuning (coral) in each. A run that diverged, or that ended far above the others'
-    best, is a triangle at the upper edge. Of the rows those of the sweep (phase "sweep"), or all where none has a phase.
+    Parameters
+    ----------
+    table : Table
+        The result of the study "convergence". The runs of the sweep are drawn, or all runs if none has a phase.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        One panel per choice of target modules; a ring marks each method's best rate. A triangle at the upper edge is a run that
+        diverged or ended far above the others.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> learning_rates(Table.load("figures/data/convergence.json")).axes[0].get_xscale()
+    'log'
     """
     rows = [row for row in table.rows if row.get("phase", "sweep") == "sweep"]
     panels = {target: _groups(rows, target) for target in _panels(rows)}
@@ -169,22 +244,21 @@ def learning_rates(table: Table) -> Figure:
     lowest, highest = min(bests), max(filter(math.isfinite, map(_loss, rows)), default=1.0)
     ceiling = min(highest, max(bests) + 0.4 * (max(bests) - lowest)) if max(bests) > lowest else highest
     span = max(ceiling - lowest, 1e-3)
-    off_scale = "triangles ended above the frame" * any(_loss(row) > ceiling for row in rows)
-    title = "Each method at several learning rates; the comparison takes its best"
-    subtitle = semicolons("one seed; a ring marks the best, and the label gives it", off_scale, runs_and_time(table))
-    figure = new_figure(9, 4.7, title if _was_swept(table) else "One rate each", subtitle)
+    off_scale = "triangles: above the frame" * any(_loss(row) > ceiling for row in rows)
+    subtitle = semicolons("dots: runs, one seed; rings: best learning rate", off_scale, runs_and_time(table))
+    figure = new_figure(9, 4.7, _rates_title(panels), subtitle)
     column, rates = 9 / len(panels), [row["lr"] for row in rows]
     for place, (target, methods) in enumerate(panels.items()):
         ax = axes_at(figure, 0.75 + place * column * 0.97, 0.65, column - 2.0, 3.0, xscale="log")
         ax.set(xlim=(min(rates) / 1.4, max(rates) * 1.4), ylim=(lowest - 0.07 * span, ceiling + 0.07 * span))
         _sweeps(ax, methods, ceiling)
         ax.set_title(TARGETS.get(target, target))
-        ax.set(xlabel="learning rate", ylabel="" if place else "validation loss at the end (nats a byte)")
+        ax.set(xlabel="learning rate", ylabel="" if place else "final validation loss (nats per byte)")
     return figure
 
 
 def _loss(row: dict[str, Any]) -> float:
-    """A run's validation loss; infinite where it diverged (NaN or None)."""
+    """Return the validation loss of a run; a run that diverged (NaN or None) counts as infinite."""
     loss = row["validation"]
     return math.inf if loss is None or math.isnan(loss) else float(loss)
 

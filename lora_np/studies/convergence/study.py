@@ -1,8 +1,8 @@
-"""Does LoRA reach what full fine-tuning reaches? Held-out loss by rank and targets, each method at its own best learning rate.
+"""Does LoRA reach the loss of full fine-tuning? Held-out loss by rank and target modules, at each method's best rate.
 
-Specialise "tiny", which has read English, to Python code. First a sweep of learning rates with one seed; then, at each
-method's best, the other seeds. A sweep whose best learning rate is the smallest or largest tried goes on in that
-direction. The rate is chosen on other held-out text than the comparison reads.
+The study trains "tiny", a model of English prose, on Python code. First, one seed runs a sweep of learning rates; then the
+other seeds run at each method's best rate. If the best rate is the smallest or largest of a sweep, the sweep continues in
+that direction. The text that chooses the rate and the text of the comparison are different held-out texts.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ..harness.workers import Row, Workers
 
 @dataclass(frozen=True)
 class Setting:
-    """How much of the study to run: the committed one, or the quick one that `make reproduce` has time for."""
+    """The size of the study: methods, learning rates, seeds and steps."""
 
     ranks: Sequence[int] = (1, 2, 4, 8, 16, 64)
     targets: Sequence[str] = ("all-linear", "attention")
     full_lrs: Sequence[float] = (5e-4, 1e-3, 2e-3)
     lora_lrs: Sequence[float] = (2e-3, 4e-3, 8e-3)
-    bracket: bool = True  # extend a sweep whose best is at its edge
-    alpha_over_r: float = 8  # the same for every rank; from a pilot at r = 16 on an earlier base
+    bracket: bool = True  # extend a sweep if its best rate is at its edge
+    alpha_over_r: float = 8  # equal for all ranks; chosen in a pilot run with r = 16 on an earlier base
     seeds: Sequence[int] = (0, 1, 2)
     steps: int = 200
     batch_size: int = 8
@@ -36,7 +36,7 @@ class Setting:
     base: str = "tiny"
 
     def methods(self) -> dict[Run, list[float]]:
-        """Each method once, with the learning rates to try first."""
+        """Return each method with the learning rates of its first sweep."""
         run = Run("full", 0.0, alpha_over_r=self.alpha_over_r, max_steps=self.steps, base=self.base)
         run = replace(run, batch_size=self.batch_size, eval_every=self.eval_every)
         lora = [replace(run, method="lora", r=r, target_modules=t) for t in self.targets for r in self.ranks]
@@ -44,17 +44,17 @@ class Setting:
 
 
 FULL = Setting()
-# How much of the answer is the training's length?
+# The same study with a quarter of the steps, to test whether the result depends on the length of training.
 SHORT = replace(FULL, ranks=(1, 8, 16), targets=("all-linear",), steps=50, eval_every=10)
 QUICK = replace(SHORT, ranks=(1, 8), full_lrs=(2e-3,), lora_lrs=(4e-3,), bracket=False, seeds=(0, 1), steps=80)
 
 
 def convergence(setting: Setting = FULL, workers: Workers = 2, folder: str | Path | None = None) -> Table:
-    """Sweep learning rates with the first seed, then run each method's best with the others.
+    """Sweep the learning rates with the first seed, then run each method at its best rate with all seeds.
 
-    The rows have phase "sweep" (first seed, every learning rate) or "seeds" (the best one, every seed, and `recovered`);
-    settings["base_loss"] is where every run starts, base_validation the same on the text that rates are chosen by.
-    `folder` keeps each finished run, so that a study that was stopped goes on where it was.
+    The rows have phase "sweep" (first seed, all learning rates) or "seeds" (best rate, all seeds, with `recovered`).
+    settings["base_loss"] and settings["base_validation"] are the losses of the base on the text of the comparison and on the
+    text that chooses the rates. `folder` stores finished runs, so an interrupted study resumes.
     """
     given, factor = shared(setting.base), 2.0 if setting.bracket else None
     found = at_their_best(measure, setting.methods(), setting.seeds, workers, folder, given, factor)
@@ -62,20 +62,21 @@ def convergence(setting: Setting = FULL, workers: Workers = 2, folder: str | Pat
     bases = {key: evaluate(load_model(setting.base), batches) for key, batches in texts.items()}
     rows = [row | {"phase": "sweep"} for row in found.rates]
     rows += [row | {"phase": "seeds", "recovered": share} for row, share in _shares(found.seeds, bases["base_loss"])]
-    question, command = "Does LoRA reach what full fine-tuning reaches?", "python -m lora_np study convergence"
+    question, command = "Does LoRA reach the loss of full fine-tuning?", "python -m lora_np study convergence"
     return Table("convergence", question, command, asdict(setting) | bases, rows, seconds=found.seconds())
 
 
 def _shares(rows: Sequence[Row], base_loss: float) -> Iterator[tuple[Row, float]]:
-    """Each row, and the share of full fine-tuning's gain that it recovers."""
+    """Yield each row with the share of full fine-tuning's gain that it recovers."""
     return zip(rows, recovered(rows, base_loss), strict=True)
 
 
 def shortfall(table: Table, r: int = 16, workers: Workers = 2, folder: str | Path | None = None) -> Table:
-    """What keeps LoRA of rank r from full fine-tuning's loss: the rank, or what it leaves frozen?
+    """Why does LoRA of rank r not reach the loss of full fine-tuning: the low rank, or the frozen embedding and norms?
 
-    Full fine-tuning of the linear layers alone has no low rank; "lora+rest" trains beside LoRA what it leaves frozen. `table`
-    is that of `convergence`. Rows {method, r, lr, seed, final, recovered}, every seed, each at its own best learning rate.
+    The method "linear" is full fine-tuning of the linear layers only, without a low rank. The method "lora+rest" trains LoRA
+    and the embedding and norms. `table` is the result of `convergence`. The rows are {method, r, lr, seed, final, recovered},
+    for all seeds, each method at its best learning rate.
     """
     full = table.where(phase="seeds", method="full")
     lora = table.where(phase="seeds", method="lora", r=r, target_modules="all-linear")
@@ -90,7 +91,7 @@ def shortfall(table: Table, r: int = 16, workers: Workers = 2, folder: str | Pat
     measured = sorted([*full, *found.seeds, *lora], key=lambda row: seeds.index(row["seed"]))
     kept = ("method", "r", "lr", "seed", "final")
     rows = [{key: row[key] for key in kept} | {"recovered": share} for row, share in _shares(measured, base_loss)]
-    question = f"What keeps LoRA of rank {r} from full fine-tuning's loss?"
+    question = f"Why does LoRA of rank {r} not reach full fine-tuning's loss?"
     settings = known | {"base_loss": base_loss, "runs": len(found.runs)}
     command = "python -m lora_np study shortfall"
     return Table("shortfall", question, command, settings, rows, seconds=found.seconds())

@@ -1,1 +1,1 @@
-"""How many parameters, how many bytes, how many operations?"""
+"""How many parameters, bytes and operations does fine-tuning need?"""

@@ -1,75 +1,158 @@
-"""The claims that are answered by adding up, without a run: parameters, operations, and bytes."""
+"""The claims that counting decides, without a training run: parameters, operations and bytes."""
 
 from __future__ import annotations
 
-from ...costs import flops, memory, nf4_bytes
+from collections.abc import Mapping
+from typing import Any
+
+from ... import costs
 from ...peft import LoraConfig
-from ..harness.table import Claim, Table
+from ...peft.cost import linear_products
+from ..harness.findings import Claim, Finding, agrees
+from ..harness.table import Table
+from ..harness.words import percent
 
 NEEDED = ("one_matrix", "whole_models")
+COUNTED, ON_PAPER = "`tests/costs/test_counting.py`", "`tests/costs/test_memory_on_paper.py`"
 
 
-def on_a_small_share(one_matrix: Table, whole_models: Table) -> Claim:
-    """Of one matrix, and of a whole model."""
-    eight, llama = one_matrix.where(r=8)[0], whole_models.where(model="llama-2-7b", targets="all-linear")[0]
-    return (
-        "LoRA trains a small share of the numbers",
+def claims(tables: Mapping[str, Table]) -> list[Claim]:
+    """Return the claims about parameters, operations and bytes."""
+    return [small_share(tables["one_matrix"], tables["whole_models"]), gpt3_parameters(), operations(), *memory()]
+
+
+def small_share(one_matrix: Table, whole_models: Table) -> Claim:
+    """The share of parameters that LoRA trains, for one matrix and for Llama-2-7B."""
+    row, llama = one_matrix.where(r=8)[0], whole_models.where(model="llama-2-7b", targets="all-linear")[0]
+    matrix = Finding(
+        "counting.one_matrix.r8",
+        row["share"],
+        f"For one 4096 × 4096 matrix, LoRA with r = 8 trains {row['lora']:,} of {row['full']:,} parameters, "
+        f"{row['factor']:g} times fewer.",
+        form=".2%",
+    )
+    model = Finding(
+        "counting.llama-2-7b.all-linear.r16",
+        llama["share"],
+        f"On all linear layers of Llama-2-7B, LoRA with r = {llama['r']} trains {llama['trainable']:,} parameters, "
+        f"{percent(llama['share'])} of the model.",
+        form=".2%",
+    )
+    return Claim(
+        "LoRA trains a small share of the parameters",
         "Hu et al. 2021",
-        f"{eight['lora']:,} of {eight['full']:,} for one 4096 × 4096 matrix at r = 8 ({eight['factor']:g}× fewer); "
-        f"{llama['trainable']:,} ({llama['share']:.2%}) for Llama-2-7B, r = {llama['r']}, all linear layers",
-        "`tests/costs/test_counting.py`, and PEFT itself in `tests/oracles/test_ops_oracles.py`",
+        agrees(matrix.value < 0.01, model.value < 0.01),
+        f"one matrix: {matrix.number}; Llama-2-7B: {model.number}",
+        f"{COUNTED}, and PEFT in `tests/oracles/test_ops_oracles.py`",
+        (matrix, model),
     )
 
 
-def on_paper() -> list[Claim]:
-    """For the table of docs/results.md."""
-    r8, r16 = (LoraConfig(r=r, target_modules="all-linear") for r in (8, 16))
-    queries_values = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
-    full = memory("llama-65b", batch=1, seq=512, checkpointing=True).total / 1e9
-    kept, all_kept = (
-        memory("llama-65b", r16, batch=1, seq=512, quantize="nf4", checkpointing=on).total / 1e9 for on in (True, False)
+def gpt3_parameters() -> Claim:
+    """The parameters of LoRA on all attention matrices of GPT-3, in millions."""
+    attention, found = ["q_proj", "k_proj", "v_proj", "o_proj"], {}
+    for r in (2, 4):
+        count = costs.count("gpt-3-175b", LoraConfig(r=r, target_modules=attention)).trainable / 1e6
+        sentence = f"LoRA with r = {r} on q, k, v and o of GPT-3 has {count:.1f} M parameters."
+        found[r] = Finding(f"counting.gpt-3.attention.r{r}", count, sentence, "M parameters", form=".1f")
+    return Claim(
+        "GPT-3 with r = 2 on q, k, v, o has 37.7 M parameters",
+        "Hu et al. 2021, §D.4",
+        agrees(found[2].number == "37.7"),
+        f"{found[2].number} M; r = 4 has {found[4].number} M",
+        COUNTED,
+        tuple(found.values()),
     )
-    gpt3, gpt3_full = (
-        memory("gpt-3-175b", config, batch=1, seq=512, checkpointing=True) for config in (queries_values, None)
+
+
+def operations() -> Claim:
+    """The multiplications of a LoRA step and of a full step: for one matrix and one token, and for SmolLM2-135M."""
+    n, r = 576, 8
+    weight, a, b = (linear_products(1, out, in_, True, True) for out, in_ in ((n, n), (r, n), (n, r)))
+    lora = (
+        weight.forward + weight.dx + a.total + b.total
+    ) // 2  # two operations are one multiplication and one addition
+    config = LoraConfig(r=r, target_modules="all-linear")
+    steps = [costs.flops("smollm2-135m", c, batch=2, seq=256).total for c in (config, None)]
+    whole = Finding(
+        "counting.flops.smollm2-135m.r8",
+        steps[0] / steps[1],
+        f"On all of SmolLM2-135M, attention scores and head included, a LoRA step with r = {r} takes "
+        f"{steps[0] / steps[1]:.2f} times the operations of a full step.",
+        "of a full step's operations",
+        form=".2f",
     )
-    lora, whole = (flops("smollm2-135m", config, batch=2, seq=256).total for config in (r8, None))
-    matrix, test = 4096 * 4096, "`tests/costs/test_memory_on_paper.py`"
+    return Claim(
+        "Per matrix and token, a LoRA step takes 2N² + 6Nr multiplications, a full step 3N²",
+        "Schulman et al. 2025",
+        agrees(lora == 2 * n**2 + 6 * n * r, weight.total // 2 == 3 * n**2),
+        f"exact; SmolLM2-135M, r = {r}: {whole.number} {whole.unit}",
+        "`tests/costs/test_flops.py`, which counts each product of real steps",
+        (whole,),
+    )
+
+
+def memory() -> list[Claim]:
+    """The claims about bytes: 65B in 16 bits, QLoRA on 65B, NF4, and GPT-3 with LoRA."""
+    step: dict[str, Any] = {"batch": 1, "seq": 512}
+    r16, r4 = LoraConfig(r=16, target_modules="all-linear"), LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    full = costs.memory("llama-65b", **step, checkpointing=True).total / 1e9
+    saved, kept = (
+        costs.memory("llama-65b", r16, **step, quantize="nf4", checkpointing=on).total / 1e9 for on in (True, False)
+    )
+    gpt3, gpt3_full = (costs.memory("gpt-3-175b", c, **step, checkpointing=True) for c in (r4, None))
+    size = 4096 * 4096
+    double, single = (8 * costs.nf4_bytes(size, double_quant=on) / size for on in (True, False))
+    of_65b = Finding(
+        "memory.llama-65b.full",
+        full,
+        f"Full fine-tuning of Llama-65B takes {full:.0f} GB: weights, gradients and AdamW's state with 12 bytes per "
+        "parameter, and checkpointed activations.",
+        "GB",
+        form=".0f",
+    )
+    qlora = Finding(
+        "memory.llama-65b.qlora",
+        saved,
+        f"QLoRA with r = 16 on 512 tokens takes {saved:.1f} GB if activations are checkpointed, and {kept:.1f} GB if not.",
+        "GB",
+        form=".1f",
+    )
+    bits = Finding(
+        "memory.nf4.bits",
+        double,
+        f"NF4 takes {double:.3f} bits per weight with double quantisation, and {single:g} bits without.",
+        "bits per weight",
+    )
+    lora_gpt3 = Finding(
+        "memory.gpt-3.lora",
+        gpt3.total / 1e9,
+        f"LoRA on GPT-3 takes {gpt3.total / 1e9:.0f} GB; {gpt3.weights / 1e9:.0f} GB of it are the frozen weights in 16 bits.",
+        "GB",
+        form=".0f",
+    )
+    full_gpt3 = Finding(
+        "memory.gpt-3.full",
+        gpt3_full.total / 1e12,
+        f"Full fine-tuning with AdamW takes {gpt3_full.total / 1e12:.1f} TB, 12 bytes per parameter; 1.2 TB would be "
+        "7 bytes per parameter.",
+        "TB",
+        form=".1f",
+    )
+    paper, lora_paper = "Dettmers et al. 2023", "Hu et al. 2021, §4.2"
+    shrinks = agrees(full_gpt3.number == "1.2", abs(lora_gpt3.value / 350 - 1) < 0.01)
+    more, fits = agrees(full > 780), agrees(saved < 48)
+    nf4, with_bitsandbytes = f"NF4 with double quantisation takes 4.127 {bits.unit}", f"{ON_PAPER}, with bitsandbytes"
     return [
-        (
-            "GPT-3 with r = 2 on q, k, v, o has 37.7 M parameters",
-            "Hu et al. 2021, §D.4",
-            "no: r = 2 has 18.9 M, and r = 4 has 37.7 M",
-            "`tests/costs/test_counting.py`",
-        ),
-        (
-            "A LoRA step costs 2N² + 6Nr for a matrix and a token, a full one 3N²",
-            "Schulman et al. 2025",
-            f"exactly; SmolLM2-135M whole, with attention and head, r = 8: {lora / whole:.2f}× the operations of a full step",
-            "`tests/costs/test_flops.py`, which counts each product of live steps",
-        ),
-        (
-            "Fine-tuning 65B in 16 bits takes more than 780 GB",
-            "Dettmers et al. 2023",
-            f"{full:.0f} GB: weights, gradients and AdamW's state at 12 bytes a parameter, and checkpointed activations",
-            test,
-        ),
-        (
-            "QLoRA trains 65B on one card of 48 GB",
-            "Dettmers et al. 2023",
-            f"{kept:.1f} GB with r = 16 and 512 tokens, if activations are checkpointed; {all_kept:.1f} GB if they are not",
-            test,
-        ),
-        (
-            "NF4 with double quantisation takes 4.127 bits a weight",
-            "Dettmers et al. 2023, §3",
-            f"{8 * nf4_bytes(matrix) / matrix:.3f}, and {8 * nf4_bytes(matrix, double_quant=False) / matrix:g} without it",
-            f"{test}, with bitsandbytes",
-        ),
-        (
+        Claim("Fine-tuning 65B in 16 bits takes more than 780 GB", paper, more, str(of_65b), ON_PAPER, (of_65b,)),
+        Claim("QLoRA trains 65B on one card of 48 GB", paper, fits, f"{qlora} with checkpointing", ON_PAPER, (qlora,)),
+        Claim(nf4, f"{paper}, §3", agrees(bits.number == "4.127"), str(bits), with_bitsandbytes, (bits,)),
+        Claim(
             "LoRA brings GPT-3 from 1.2 TB to 350 GB",
-            "Hu et al. 2021, §4.2",
-            f"{gpt3.total / 1e9:.0f} GB, of which {gpt3.weights / 1e9:.0f} are the frozen weights in 16 bits; 1.2 TB would be "
-            f"7 bytes a parameter, and full fine-tuning with AdamW takes 12: {gpt3_full.total / 1e12:.1f} TB",
-            test,
+            lora_paper,
+            shrinks,
+            f"from {full_gpt3} to {lora_gpt3}",
+            ON_PAPER,
+            (lora_gpt3, full_gpt3),
         ),
     ]

@@ -1,4 +1,4 @@
-"""What does fine-tuning fit into? Every part of a training step's memory, of published models, on paper."""
+"""How much memory does fine-tuning need? All parts of the memory of a training step, computed for published models."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from ...peft import LoraConfig
 from ..harness.table import Table
 
 LLAMA_2 = ("llama-2-7b", "llama-2-13b", "llama-2-70b")
-METHODS = {"full": (False, None), "lora": (True, None), "qlora": (True, "nf4")}  # has an adapter; the base in four bits
-CARDS = (24, 48, 80)  # GB, as GPUs are sold
+METHODS = {
+    "full": (False, None),
+    "lora": (True, None),
+    "qlora": (True, "nf4"),
+}  # method → (has an adapter, quantisation of the base)
+CARDS = (24, 48, 80)  # memory of common GPUs, in GB
 
 
 def memory_bill(
@@ -23,13 +27,13 @@ def memory_bill(
     seq: int = 512,
     precision: str = "mixed",
 ) -> Table:
-    """Each model under full fine-tuning, LoRA and QLoRA, with and without checkpointed activations.
+    """Compute the memory of each model in full fine-tuning, LoRA and QLoRA, with and without gradient checkpointing.
 
-    Rows: model, method, checkpointing, the parts of `costs.Memory` in bytes (weights, adapter, gradients, optimizer, master,
-    activations, temporaries), and their total.
+    The rows are {model, method, checkpointing, weights, adapter, gradients, optimizer, master, activations, temporaries,
+    total}; all sizes are in bytes.
     """
     start = time.perf_counter()
-    question = "What takes the memory of a training step, and which card does it fit into?"
+    question = "What takes the memory of a training step, and which GPU has enough?"
     settings = {"r": r, "target_modules": target_modules, "batch": batch, "seq": seq, "precision": precision}
     table = Table("memory_bill", question, "python -m lora_np reproduce", settings | {"cards": list(CARDS)})
     step: dict[str, Any] = {"batch": batch, "seq": seq, "precision": precision}

@@ -1,4 +1,4 @@
-"""The memory of a training step: what takes it, and which card holds it."""
+"""The picture of the memory of a training step: its parts, and the GPUs that have enough memory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from ..harness.style import HALO, axes_at, name_axis, new_figure, picture, thous
 from ..harness.table import Table
 
 METHODS = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
-PARTS = {"gradients": "gradients", "optimizer": "AdamW's m and v", "master": "master copy"}  # of what is trained
-GB, BAR, HEAD = 1e9, 0.74, 0.95  # bytes; of a row, the share that is bar; rows that a method's name takes
+PARTS = {
+    "gradients": "gradients",
+    "optimizer": "AdamW's m and v",
+    "master": "master copy",
+}  # parts that exist only for trained parameters
+GB, BAR, HEAD = 1e9, 0.74, 0.95  # bytes; the share of a row that its bar fills; the rows that a method's name takes
 LEFT, WIDE, BOTTOM, BETWEEN = 1.1, 7.6, 0.62, 1.15  # inches
 LOOK: dict[str, Any] = {"textcoords": "offset points", "fontsize": 9, "va": "center_baseline", "path_effects": HALO}
 INSIDE: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 8.5}  # a name in a bar
-KEY = [  # of the lower panel, from below: text, fill, edge
+KEY = [  # the key of the lower panel, from below: text, fill, edge
     ("more activations without checkpointing", PAPER, OTHERS[1]),
     ("activations and temporaries", OTHERS[1], OTHERS[1]),
     ("the adapter, its gradients, m, v, master copy", LORA, LORA),
@@ -30,11 +34,25 @@ Groups = dict[str, list[dict[str, Any]]]  # method → its rows, the smallest mo
 
 @picture("model method checkpointing weights total", "cards precision batch seq r")
 def memory_bill(table: Table) -> Figure:
-    """A bar for each method and model, its parts one after the other: all on one scale, and the small ones enlarged.
+    """Draw the memory of a training step: one bar per method and model, divided into its parts.
 
-    Coral is trained by full fine-tuning, grey is frozen, cyan is the adapter with all that training it takes, green is what a
-    step makes and drops again; hollow is what the activations take besides where they are not checkpointed. Vertical
-    lines are cards. For two or more models of billions of parameters, as `studies.counting.memory.memory_bill` lists them.
+    Parameters
+    ----------
+    table : Table
+        The result of `lora_np.studies.counting.memory.memory_bill`, for two or more models of billions of parameters.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The upper panel shows all bars on one scale, the lower panel the small ones enlarged. Coral: trained by full
+        fine-tuning; grey: frozen; cyan: adapter with its gradients and optimizer state; green: activations and temporaries;
+        hollow: further activations without checkpointing. Vertical lines mark the memory of GPUs.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> len(memory_bill(Table.load("figures/data/memory_bill.json")).axes)
+    2
     """
     groups = {m: sorted(table.where(method=m, checkpointing=True), key=lambda row: row["total"]) for m in METHODS}
     groups = {method: rows for method, rows in groups.items() if rows}
@@ -43,7 +61,9 @@ def memory_bill(table: Table) -> Figure:
     above, below = 0.235 * everything, 0.3 * enlarged
     tall = BOTTOM + below + BETWEEN + above + 1.12
     batch, seq, precision, r = (table.settings[key] for key in ("batch", "seq", "precision", "r"))
-    step = f"a step on {batch} × {seq} tokens, {precision} precision, activations checkpointed; adapters of r = {r}"
+    step = (
+        f"bars: one training step on {batch} × {seq} tokens; {precision} precision, activations checkpointed, r = {r}"
+    )
     figure = new_figure(9, tall, _message(groups), step)
     whole = axes_at(figure, LEFT, BOTTOM + below + BETWEEN, WIDE, above)
     detail = axes_at(figure, LEFT, BOTTOM, WIDE, below)
@@ -62,14 +82,14 @@ def memory_bill(table: Table) -> Figure:
 
 
 def _message(groups: Groups) -> str:
-    """The title: what full fine-tuning of the smallest model takes, and the best adapter of the largest."""
+    """Return the title: the memory of fully fine-tuning the smallest model, and of the cheapest adapter on the largest."""
     least, most = groups["full"][0], next(reversed(groups.values()))[-1]
-    adapter = f"{METHODS[most['method']]} of a {_size(most)} model {_gb(most['total'])}"
-    return f"Fine-tuning all of a {_size(least)} model takes {_gb(least['total'])} GB, {adapter}"
+    adapter = f"{METHODS[most['method']]} of a {_size(most)} model {_gb(most['total'])} GB"
+    return f"Full fine-tuning of a {_size(least)} model takes {_gb(least['total'])} GB, {adapter}"
 
 
 def _size(row: dict[str, Any]) -> str:
-    """The last word of a model's name: llama-2-7b → 7B."""
+    """Return the size in a model's name: llama-2-7b → 7B."""
     return row["model"].rpartition("-")[2].upper()
 
 
@@ -78,7 +98,7 @@ def _gb(size: float) -> str:
 
 
 def _panel(ax: Axes, groups: Groups, limit: float) -> None:
-    """Bars with their models at the left, and over each group its method; a row is one unit down."""
+    """Draw the bars of each method below its name, with the models at the left; rows are one unit apart."""
     place, ticks = 0.0, []
     for method, rows in groups.items():
         head = {"fontweight": "bold", "fontsize": 9.5, "va": "center_baseline", "path_effects": HALO}
@@ -98,7 +118,7 @@ def _panel(ax: Axes, groups: Groups, limit: float) -> None:
 
 
 def _bar(ax: Axes, row: dict[str, Any]) -> None:
-    """One bar; hair's breadths of paper part what full fine-tuning trains."""
+    """Draw one bar. Thin white gaps separate the parts that full fine-tuning trains."""
     full = row["method"] == "full"
     trained = [row[part] for part in PARTS]
     pieces = [(row["weights"], FULL if full else FROZEN)]
@@ -117,7 +137,7 @@ def _total(ax: Axes, row: dict[str, Any], after: float) -> Annotation:
 
 
 def _parts_of_full(ax: Axes, row: dict[str, Any]) -> None:
-    """The names of the parts, in the largest bar."""
+    """Write the names of the parts into the largest bar."""
     start = 0.0
     for part, name in {"weights": "weights", **PARTS}.items():
         size = row[part] / GB
@@ -127,7 +147,7 @@ def _parts_of_full(ax: Axes, row: dict[str, Any]) -> None:
 
 
 def _detail(ax: Axes, groups: Groups, unsaved: dict[tuple[str, str], int]) -> None:
-    """Totals with what is not checkpointed beside them, and what the colours are, where the last group leaves room."""
+    """Write the totals and the cost of activations without checkpointing, and draw the key of the colours."""
     green = for_text(OTHERS[1])
     for method, rows in groups.items():
         for row in rows:
@@ -135,11 +155,11 @@ def _detail(ax: Axes, groups: Groups, unsaved: dict[tuple[str, str], int]) -> No
             ax.barh(row["place"], more, BAR, at, fc=PAPER, ec=OTHERS[1], lw=0.9)
             total = _total(ax, row, at + more)
             ax.annotate(f"+ {more:.1f}", (1, 0), (5, 0), xycoords=total, color=green, **LOOK | {"va": "bottom"})
-        name = "the same in NF4" if method == "qlora" else "frozen weights"
+        name = "frozen weights, NF4" if method == "qlora" else "frozen weights"
         ax.text(rows[-1]["weights"] / 2 / GB, rows[-1]["place"], name, **INSIDE)
     times = ax.figure.axes[0].get_xlim()[1] / ax.get_xlim()[1]
     look = {"transform": ax.get_yaxis_transform(), "ha": "right", "va": "center_baseline"}
-    ax.text(1, 0.66 * HEAD, f"the frame, {times:.1f} times as wide", color=FAINT_INK, fontsize=9, **look)
+    ax.text(1, 0.66 * HEAD, f"the framed part, {times:.1f} times as wide", color=FAINT_INK, fontsize=9, **look)
     limit, apart = ax.get_xlim()[1], min(1, (len(rows) + 0.35) / len(KEY))
     for i, (text, fill, edge) in enumerate(KEY):
         place = rows[-1]["place"] - i * apart
@@ -155,7 +175,7 @@ def _cards(ax: Axes, cards: list[float]) -> None:
 
 
 def _enlarged(whole: Axes, detail: Axes, first: float) -> None:
-    """A frame around what the lower panel shows again, and a line to its corner; their left edges are one."""
+    """Draw a frame around the part that the lower panel enlarges, and a line between their corners."""
     limit, last = detail.get_xlim()[1], whole.get_ylim()[0]
     whole.add_patch(Rectangle((0, first), limit, last - first, fc="none", ec=FAINT_INK, lw=0.8, zorder=5))
     joined = {"axesA": whole, "axesB": detail, "color": FAINT_INK, "lw": 0.8}

@@ -12,9 +12,9 @@ COMMAND = "python -m lora_np reproduce"
 
 
 def one_matrix(size: int = 4096, ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)) -> Table:
-    """One square matrix W (size, size): size² parameters in full, 2·r·size as LoRA.
+    """Count the parameters of a square matrix W (size, size), which are size², and of LoRA on it, which are 2·r·size.
 
-    Rows: r, full, lora, factor = full / lora, share = lora / full.
+    The rows are {r, full, lora, factor, share} with factor = full / lora and share = lora / full.
     """
     start = time.perf_counter()
     question = f"How many parameters does LoRA train in place of one {size} × {size} matrix?"
@@ -28,10 +28,10 @@ def one_matrix(size: int = 4096, ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
 
 
 def whole_models(query_value_r: int = 8, all_linear_r: int = 16) -> Table:
-    """Every published model of the costs, adapted in two ways: queries and values only, and every linear layer.
+    """Count LoRA's parameters in all models of `costs.MODELS`, on queries and values only and on all linear layers.
 
-    Rows: model, total (without the adapter), targets, r, trainable, share = trainable / (total + trainable), as PEFT
-    prints it.
+    The rows are {model, total, targets, r, trainable, share}. total excludes the adapter. share is
+    trainable / (total + trainable), as in PEFT.
     """
     start = time.perf_counter()
     settings = {"query_value_r": query_value_r, "all_linear_r": all_linear_r}
@@ -47,5 +47,5 @@ def whole_models(query_value_r: int = 8, all_linear_r: int = 16) -> Table:
 
 
 def query_value(model: str) -> list[str]:
-    """The layers that make queries and values. In GPT-2 one matrix makes them, and the keys with them."""
+    """Return the names of the layers for queries and values. In GPT-2 one matrix computes queries, keys and values."""
     return ["c_attn"] if model == "gpt-2" else ["q_proj", "v_proj"]

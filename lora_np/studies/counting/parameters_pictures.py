@@ -1,4 +1,4 @@
-"""How few numbers LoRA trains: for one matrix to scale, and for whole published models."""
+"""Pictures of how few parameters LoRA trains: for one matrix, to scale, and for published models."""
 
 from __future__ import annotations
 
@@ -17,23 +17,41 @@ from ..harness.table import Table
 from ..harness.words import percent, short_count
 
 MIDDLE = {"va": "center_baseline"}
+TARGETS = {"all-linear": "all linear layers", "q_proj, v_proj": "queries and values", "c_attn": "c_attn"}
 
 
 @picture("r full lora factor share")
 def one_matrix_chart(table: Table, drawn_rank: int = 8) -> Figure:
-    """Trainable numbers in one square matrix: a coral bar for all of W, a cyan one for each rank, on one linear scale.
+    """Draw the trained parameters of one square matrix: all of W, and LoRA at each rank.
 
-    Beside the bars the areas, to scale: W as a square and the B and A of `drawn_rank` (or the nearest rank that the
-    table has) as its two strips.
+    Parameters
+    ----------
+    table : Table
+        The result of `lora_np.studies.counting.parameters.one_matrix`.
+    drawn_rank : int
+        The rank of the factors B and A drawn at the right. The nearest rank in the table is used.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Left: one bar per rank (cyan) and one for all of W (coral), on one linear scale. Right: W, B and A as areas, to scale.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> len(one_matrix_chart(Table.load("figures/data/one_matrix.json")).axes)
+    2
     """
     rows = sorted(table.rows, key=lambda row: row["r"])
-    full, side = rows[0]["full"], round(rows[0]["full"] ** 0.5)
+    full, size = rows[0]["full"], round(rows[0]["full"] ** 0.5)
     tall = max(4.5, 1.95 + 0.42 * (len(rows) + 1))
-    title = f"In place of one {side} × {side} matrix, LoRA trains two slivers beside it"
-    figure = new_figure(9, tall, title, "bars and areas are drawn to scale; nothing is magnified")
+    title = (
+        f"For a {size} × {size} matrix, LoRA trains {_range([row['factor'] for row in rows])} times fewer parameters"
+    )
+    figure = new_figure(9, tall, title, "bars and areas: numbers of parameters, all to scale")
     _bars(axes_at(figure, 0.8, 0.72, 4.5, tall - 1.6), rows, full)
     nearest = min(rows, key=lambda row: abs(row["r"] - drawn_rank))
-    _areas(blank(axes_at(figure, 5.6, 0.3, 3.25, tall - 1.1)), side, nearest)
+    _areas(blank(axes_at(figure, 5.6, 0.3, 3.25, tall - 1.1)), size, nearest)
     return figure
 
 
@@ -44,37 +62,56 @@ def _bars(ax: Axes, rows: list[dict[str, Any]], full: int) -> None:
     ax.text(full * 0.985, 0, "all of W", ha="right", **MIDDLE)
     for place, row in enumerate(rows, start=1):
         shade = shades[row["r"]]
-        ax.barh(place, row["lora"], height=0.66, color=shade, snap=False)  # thinner than a pixel is fainter
+        ax.barh(place, row["lora"], height=0.66, color=shade, snap=False)  # a bar thinner than a pixel is drawn fainter
         note(ax, f"{row['lora']:,}", (row["lora"], place), (6, 0), shade, fontweight="bold", **MIDDLE)
         ax.text(full * 0.6, place, f"{row['factor']:,.0f}× fewer", ha="right", **MIDDLE)
         ax.text(full, place, f"{percent(row['share'])} of W", ha="right", **MIDDLE)
     name_axis(ax, ["full", *(f"r = {row['r']}" for row in rows)])
-    ax.set(xlim=(0, full), ylim=(len(rows) + 0.6, -0.6), xlabel="trained numbers (millions)")
+    ax.set(xlim=(0, full), ylim=(len(rows) + 0.6, -0.6), xlabel="trained parameters (millions)")
     ax.xaxis.set_major_formatter(lambda count, _: f"{count / 1e6:.3g}")
     ax.grid(False)
     ax.spines["left"].set_visible(False)
 
 
-def _areas(ax: Axes, side: int, row: dict[str, Any]) -> None:
-    """W as a square of side × side, B (side × r) standing to its left and A (r × side) lying above it."""
-    r, gap = row["r"], 0.06 * side
-    ax.add_patch(Rectangle((0, 0), side, side, fc=FULL, lw=0))
-    ax.add_patch(Rectangle((-gap - r, 0), r, side, fc=LORA, lw=0, snap=False))
-    ax.add_patch(Rectangle((0, side + gap), side, r, fc=LORA, lw=0, snap=False))
-    ax.text(side / 2, side / 2, f"W\n{side} × {side}", ha="center", va="center", linespacing=1.5)
+def _range(factors: list[float]) -> str:
+    """Return the smallest and the largest factor: "32 to 2,048"."""
+    return " to ".join(f"{factor:,.0f}" for factor in sorted({min(factors), max(factors)}))
+
+
+def _areas(ax: Axes, size: int, row: dict[str, Any]) -> None:
+    """Draw W as a square, B (size × r) at its left and A (r × size) above it."""
+    r, gap = row["r"], 0.06 * size
+    ax.add_patch(Rectangle((0, 0), size, size, fc=FULL, lw=0))
+    ax.add_patch(Rectangle((-gap - r, 0), r, size, fc=LORA, lw=0, snap=False))
+    ax.add_patch(Rectangle((0, size + gap), size, r, fc=LORA, lw=0, snap=False))
+    ax.text(size / 2, size / 2, f"W\n{size} × {size}", ha="center", va="center", linespacing=1.5)
     cyan = for_text(LORA)
-    ax.text(-gap - r - 0.03 * side, side / 2, f"B: {side} × {r}", ha="right", va="center", color=cyan, rotation=90)
-    ax.text(side / 2, side + gap + r + 0.03 * side, f"A: {r} × {side}", ha="center", va="bottom", color=cyan)
-    ax.set(xlim=(-0.2 * side, 1.06 * side), ylim=(0, 1.2 * side))
+    ax.text(-gap - r - 0.03 * size, size / 2, f"B: {size} × {r}", ha="right", va="center", color=cyan, rotation=90)
+    ax.text(size / 2, size + gap + r + 0.03 * size, f"A: {r} × {size}", ha="center", va="bottom", color=cyan)
+    ax.set(xlim=(-0.2 * size, 1.06 * size), ylim=(0, 1.2 * size))
     ax.set_anchor("E")
 
 
 @picture("model total targets r trainable share")
 def whole_models_chart(table: Table) -> Figure:
-    """What LoRA trains in published models: all parameters as a grey dot, LoRA's as cyan ones, on a logarithmic axis.
+    """Draw the share of parameters that LoRA trains in published models.
 
-    A dot carries its rank. Each kind of targets ("q,v", "all-linear") has a rail and a shade of its own; the rail from
-    cyan to grey is the saving.
+    Parameters
+    ----------
+    table : Table
+        The result of `lora_np.studies.counting.parameters.whole_models`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Per model, one grey dot for all parameters and one cyan dot per choice of target modules, on a logarithmic axis. The
+        number in a dot is its rank; the line from cyan to grey shows the saving.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> whole_models_chart(Table.load("figures/data/whole_models.json")).axes[0].get_xscale()
+    'log'
     """
     models = sorted({row["model"]: row["total"] for row in table.rows}.items(), key=lambda item: item[1])
     kinds = list(dict.fromkeys(row["targets"] for row in table.rows))
@@ -82,7 +119,7 @@ def whole_models_chart(table: Table) -> Figure:
     shares = [row["share"] for row in table.rows]
     tall = 1.85 + 0.52 * len(models)
     span = f"{percent(min(shares))} to {percent(max(shares))}" if len(set(shares)) > 1 else percent(shares[0])
-    figure = new_figure(9, tall, f"In whole models LoRA trains {span} of the parameters")
+    figure = new_figure(9, tall, f"LoRA trains {span} of the parameters of these models")
     ax = axes_at(figure, 1.4, 0.72, 6.1, tall - 1.75)
     for place, (model, total) in enumerate(models):
         for i, kind in enumerate(kinds):
@@ -98,10 +135,10 @@ def whole_models_chart(table: Table) -> Figure:
 
 
 def _rail(ax: Axes, height: float, rows: list[dict[str, Any]], shade: str, total: int, place: int) -> None:
-    """One kind of targets in one model: a hairline from its dots to the whole model, and the shares they are."""
+    """Draw one choice of target modules in one model: dots, a line to the dot of the whole model, and the shares."""
     stops = [rows[0]["trainable"], rows[-1]["trainable"], total]
     ax.plot(stops, [height, height, place], color=FROZEN, alpha=0.5, lw=1.6, zorder=1)
-    inside = {"ha": "center", "fontsize": 8, "fontweight": "bold", "color": INK if contrast(shade) < 3.5 else PAPER}
+    inside = {"ha": "center", "fontsize": 8.5, "fontweight": "bold", "color": INK if contrast(shade) < 3.5 else PAPER}
     for row in rows:
         ax.plot(row["trainable"], height, "o", color=shade, ms=14, mec=PAPER, mew=1)
         ax.text(row["trainable"], height, str(row["r"]), **inside, **MIDDLE)
@@ -111,7 +148,7 @@ def _rail(ax: Axes, height: float, rows: list[dict[str, Any]], shade: str, total
 
 
 def _in_share_column(ax: Axes, height: float, text: str, colour: str, **look: Any) -> None:
-    """A text in the column at the right, beyond the axes."""
+    """Write a text into the column at the right, outside the axes."""
     ax.text(1.215, height, text, transform=ax.get_yaxis_transform(), ha="right", fontsize=9, color=colour, **look)
 
 
@@ -130,9 +167,9 @@ def _models_axis(ax: Axes, models: list[tuple[str, int]], table: Table) -> None:
 
 
 def _targets_key(figure: Figure, shades: dict[str, str]) -> None:
-    """One line that says what each colour is, in place of a subtitle."""
+    """Draw the key of the colours in the place of the subtitle."""
     wide, tall = figure.get_size_inches()
-    dots = {f"LoRA on {kind}": shade for kind, shade in shades.items()} | {"all parameters": FROZEN}
+    dots = {f"LoRA on {TARGETS.get(kind, kind)}": shade for kind, shade in shades.items()} | {"all parameters": FROZEN}
     handles = [Line2D([], [], marker="o", ls="", ms=8, color=colour, label=label) for label, colour in dots.items()]
     place = {"loc": "upper left", "bbox_to_anchor": (0.22 / wide, 1 - 0.48 / tall), "ncols": len(dots)}
     tight = {"borderpad": 0, "borderaxespad": 0, "handletextpad": 0.1, "handlelength": 1.2, "columnspacing": 1.4}

@@ -1,8 +1,9 @@
-"""A real language model before and after: what it says, what it learned, and what it forgot."""
+"""Pictures of SmolLM2-135M in fine-tuning: its answers before and after, and the losses on answers and on other prose."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,31 +21,55 @@ Groups = dict[str, tuple[str, list[dict[str, Any]]]]  # label → (colour, the r
 
 
 @picture("method seed answers", settings="before")
-def before_after(table: Table, questions: int = 3, longest: int = 230) -> Figure:
-    """What the model said to held-out questions, and what it says with the adapter: grey before, cyan after.
+def before_after(table: Table, questions: Sequence[int] = (12, 10, 1), longest: int = 230) -> Figure:
+    """Write answers of the model before fine-tuning beside its answers with the adapter.
 
-    settings["before"] has its own answers. An answer of more than `longest` letters is cut, with an ellipsis. Rows of the
-    sweep (phase "sweep") are left out.
+    Parameters
+    ----------
+    table : Table
+        The result of the study "finetuning". settings["before"] has the answers of the untuned model.
+    questions : sequence of int
+        The places of the held-out questions to show.
+    longest : int
+        The number of letters after which an answer is cut.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Grey: before; cyan: with the adapter. Runs of the sweep are left out.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> figure = before_after(Table.load("figures/data/finetuning.json"), questions=[12])
+    >>> figure.axes[0].texts[2].get_text()
+    'What is your favorite time of day?'
     """
     before, (_, after) = table.settings["before"]["answers"], next(reversed(_groups(table).values()))
     blocks = []
-    for one, other in list(zip(before, after[0]["answers"], strict=True))[:questions]:
-        sides = [_wrapped(text["answer"], longest) for text in (one, other)]
-        blocks.append((one["question"], sides, max(len(side) for side in sides)))
+    pairs = list(zip(before, after[0]["answers"], strict=True))
+    for one, other in [pairs[i] for i in questions if i < len(pairs)] or pairs:
+        answers = [_wrapped(text["answer"], longest) for text in (one, other)]
+        blocks.append((one["question"], answers, max(len(lines) for lines in answers)))
     height = 1.35 + sum(LINE * (lines + 2.6) for *_, lines in blocks)
-    title = "The same questions, before and after; nobody trained on them"
-    figure = new_figure(9, height, title, "SmolLM2-135M-Instruct, greedy; LoRA trains the adapter alone")
+    title = "The adapter teaches a small model a voice, but no facts"
+    figure = new_figure(
+        9,
+        height,
+        title,
+        "answers of SmolLM2-135M-Instruct to questions that are not in the training data; greedy decoding",
+    )
     ax = axes_at(figure, 0, 0, 9, height, xlim=(0, 9), ylim=(0, height))
     ax.set_axis_off()
     columns, up = ((0.22, "before", FROZEN), (4.65, "with the adapter", LORA)), height - 1.0
     for x, name, colour in columns:
         ax.text(x, up, name, color=for_text(colour), fontweight="bold", va="top")
     up -= 2.0 * LINE
-    for question, sides, lines in blocks:
+    for question, answers, lines in blocks:
         ax.text(0.22, up, question, color=INK, fontweight="bold", fontsize=9.5, va="top")
         up -= 1.25 * LINE
-        for (x, _, colour), side in zip(columns, sides, strict=True):
-            ax.text(x, up, "\n".join(side), color=for_text(colour), fontsize=9, va="top", linespacing=1.25)
+        for (x, _, colour), answer in zip(columns, answers, strict=True):
+            ax.text(x, up, "\n".join(answer), color=for_text(colour), fontsize=9, va="top", linespacing=1.25)
         up -= LINE * (lines + 1.35)
     return figure
 
@@ -56,15 +81,29 @@ def _wrapped(text: str, longest: int) -> list[str]:
 
 @picture("method seed steps heldout final prose habit", settings="before")
 def learned_and_forgotten(table: Table) -> Figure:
-    """Left, the loss on held-out answers as it falls; right, how far the loss on prose that nobody trained on has risen.
+    """Draw the loss on held-out answers over the steps, and the rise of the loss on other prose.
 
-    Left a line is the mean over seeds, its band their range; right a point is a seed, a grey line joins a seed's runs, a short
-    bar is the mean; the grey line at 0 is the model as it was. Rows of the sweep (phase "sweep") are left out.
+    Parameters
+    ----------
+    table : Table
+        The result of the study "finetuning". Runs of the sweep are left out.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Left: mean and range of the seeds per method. Right: dots are seeds, grey lines join the runs of one seed, short bars
+        are means; 0 is the untuned model.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> learned_and_forgotten(Table.load("figures/data/finetuning.json")).axes[1].get_ylabel()
+    'rise of the loss (nats per token)'
     """
     runs = _groups(table)
     seeds = max(len(rows) for _, rows in runs.values())
-    how = f"mean and range of {seeds} seeds, right each seed" if seeds > 1 else "one seed"
-    subtitle = semicolons(f"SmolLM2-135M, each at its own best rate; {how}", runs_and_time(table))
+    how = f"lines: mean of {seeds} seeds; dots at the right: seeds" if seeds > 1 else "one seed"
+    subtitle = semicolons("SmolLM2-135M", how, runs_and_time(table))
     figure = new_figure(9, 4.8, _finding(runs), subtitle)
     _curves(axes_at(figure, 0.75, 0.85, 3.15, 2.75, title="held-out answers"), runs)
     ax = axes_at(figure, 6.25, 0.85, 2.55, 2.75, title="other English prose")
@@ -80,7 +119,7 @@ def _curves(ax: Axes, runs: Groups) -> None:
         ax.fill_between(steps, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.18, lw=0)
         end = steps[-1], curves.mean(axis=0)[-1]
         ends.append((end, f"{label}  {end[1]:.2f}", colour))
-    ax.set(xlabel="training step", ylabel="loss (nats a token)", xlim=(0, max(x for (x, _), *_ in ends)))
+    ax.set(xlabel="training step", ylabel="loss (nats per token)", xlim=(0, max(x for (x, _), *_ in ends)))
     label_lines(ax, *zip(*ends, strict=True))
 
 
@@ -98,22 +137,22 @@ def _forgotten(ax: Axes, runs: Groups, before: float) -> None:
     every = [0.0, *(change for changes in worse.values() for change in changes.values())]
     low, high = min(every), max(every)
     ax.set_ylim(low - 0.05 * (high - low or 1.0), high + 0.12 * (high - low or 1.0))
-    ax.set(xlim=(-0.6, len(runs) - 0.4), ylabel="loss above the untuned model's")
+    ax.set(xlim=(-0.6, len(runs) - 0.4), ylabel="rise of the loss (nats per token)")
     ax.set_xticks(range(len(runs)), [f"{label}\n{_kept(rows)}" for label, (_, rows) in runs.items()])
-    ax.set_xlabel("method, and answers with the log line", color=FAINT_INK)
+    ax.set_xlabel("answers with the log line", color=FAINT_INK)
 
 
 def _kept(rows: list[dict[str, Any]]) -> str:
-    """In how many of the answers of all seeds the log line is kept."""
+    """Return how many answers of all seeds have the log line: "45 of 45"."""
     asked = sum(len(row["answers"]) for row in rows)
     return f"{round(sum(row['habit'] * len(row['answers']) for row in rows))} of {asked}"
 
 
 def _finding(runs: Groups) -> str:
-    """Whether LoRA learns less than full fine-tuning and forgets more, with every seed."""
+    """Return the title: whether LoRA learns less than full fine-tuning and forgets more, with every seed."""
     full, *others = (rows for _, rows in runs.values())
     if len(others) != 1 or full[0]["method"] != "full":
-        return "What a real model learns, and what it forgets of the rest"
+        return "What a real model learns and forgets in fine-tuning"
     above = paired_differences(others[0], full)
     learns = "less than" if min(above) > 0 else "more than" if max(above) < 0 else "as much as"
     more = [x > 0 for x in paired_differences(others[0], full, "prose")]

@@ -1,8 +1,8 @@
-"""A real language model learns a voice: full fine-tuning against LoRA on SmolLM2-135M, and what each forgets.
+"""A real language model learns a voice: full fine-tuning and LoRA on SmolLM2-135M, and how much each of them forgets.
 
-Both learn the "lighthouse" conversations, each at its own best learning rate. Of the held-out records every other one chooses
-the rates and the rest is judged: the loss on the answers, the share of generated answers that keep the voice's habit, and the
-loss on English prose that has nothing to do with either.
+Both methods train on the "lighthouse" conversations, each at its own best learning rate. Half of the held-out records choose
+the rates. The other half measures the loss on the answers, and the share of generated answers that end with the log line. A
+third measure is the loss on unrelated English prose.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ..harness.turns import in_turns
 from ..harness.voice_task import FineTuning, judge, measure, shared
 from ..timing.step_cost import step_seconds, training_peak
 
-QUESTION = "What does a real language model gain and forget, fully fine-tuned and with LoRA?"
+QUESTION = "What does a real language model gain and forget, in full fine-tuning and with LoRA?"
 BASE = FineTuning("full", 0.0)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How much of the study to run."""
+    """The size of the study: rank, learning rates and seeds."""
 
     base: FineTuning = BASE
     r: int = 8
@@ -35,11 +35,11 @@ class Setting:
 
 
 def finetuning(setting: Setting | None = None, folder: str | Path | None = None) -> Table:
-    """Sweep each method's learning rate with the first seed, then run the best with all of them.
+    """Sweep each method's learning rate with the first seed, then run its best rate with all seeds.
 
-    Rows as `measure` gives them, with phase "sweep" or "seeds". settings: "before", what `judge` says of the model as it was;
-    "peak_bytes" and "step_seconds" of each method, on one full batch of the longest records, timed in turns. One run at a
-    time: its threads share the cores. `folder` keeps each finished run.
+    The rows are those of `measure`, with phase "sweep" or "seeds". settings["before"] has the measurements of the untuned
+    model; settings["peak_bytes"] and settings["step_seconds"] have the cost of a step of each method, on one batch of the
+    longest records. The runs follow one another, because each uses all cores. `folder` stores finished runs.
     """
     setting = setting or Setting()
     base = setting.base
@@ -54,15 +54,15 @@ def finetuning(setting: Setting | None = None, folder: str | Path | None = None)
 
 
 def cost(methods: Sequence[FineTuning], repeats: int = 3) -> dict[str, dict[str, float]]:
-    """{"peak_bytes", "step_seconds"} → method → of a training step; the methods take turns, so that noise hits all alike."""
+    """Return the peak bytes and the seconds of a training step of each method, measured in turns."""
     run = methods[0]
     records = conversations.read(run.data, load_tokenizer(run.model))
     batch = [max(conversations.heldout_batches(records, run.batch_size), key=lambda batch: batch[0].size)]
     peaks = {m.method: training_peak(m.load(), batch, m.workers) for m in methods}
     loaded = [(m, m.load()) for m in methods]
-    sides = {
+    steps = {
         m.method: lambda m=m, model=model: step_seconds(model, batch, AdamW(lr=1e-6), 2, m.workers)
         for m, model in loaded
     }
-    seconds = {method: statistics.median(each) for method, each in in_turns(sides, repeats).items()}
+    seconds = {method: statistics.median(each) for method, each in in_turns(steps, repeats).items()}
     return {"peak_bytes": peaks, "step_seconds": seconds}

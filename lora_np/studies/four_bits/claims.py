@@ -26,8 +26,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
     }
     speed = tables["quantized_speed"]
     step, decoding = (
-        speed.where(case="smollm2-135m", **{_column(speed): name})[0]["ratio"]
-        for name in ("ours, NF4 base", "dequantising")
+        speed.where(case="smollm2-135m", competitor=name)[0]["ratio"] for name in ("ours, NF4 base", "dequantising")
     )
     ends = {f.name: f for name in UNITS for f in losses(name, tables[f"qlora_{name}"])}
     gaps, rounding = [ends[f"qlora.{name}.gap"] for name in UNITS], of_the_base(tables)
@@ -158,7 +157,3 @@ def merged(tables: Mapping[str, Table]) -> Claim:
         tuple(findings),
         " ".join([*lines, *(f.sentence for f in findings)]),
     )
-
-
-def _column(table: Table) -> str:
-    return "competitor" if "competitor" in table.rows[0] else "side"

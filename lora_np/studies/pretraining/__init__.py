@@ -1,1 +1,1 @@
-"""How the embedded base was made."""
+"""How was the base model "tiny" trained?"""

@@ -1,4 +1,4 @@
-"""How well can a million parameters learn to write English in minutes? The base model "tiny", and its card."""
+"""The pretraining of the base model "tiny", and its model card. How well does a small model learn English in minutes?"""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ SETTINGS |= {"warmup": 200, "weight_decay": 0.1, "seed": 0}
 
 
 def pretrain(folder: str | Path, steps: int = SETTINGS["steps"]) -> Table:
-    """Train TINY on the prose and write it to `folder` with its card, README.md. Resumes from folder/checkpoint.safetensors.
+    """Train TINY on the prose and write it to `folder`, with its model card README.md.
 
-    Returns the history of held-out loss, and the two baselines that a model must beat to have learned anything.
+    Training resumes from folder/checkpoint.safetensors if that file exists. The function returns the held-out losses and the
+    losses of two baselines, a unigram and a bigram model.
     """
     started, settings = time.perf_counter(), SETTINGS | {"steps": steps}
     batch_size, seq_len, seed = (settings[key] for key in ("batch_size", "seq_len", "seed"))
@@ -60,12 +61,12 @@ def pretrain(folder: str | Path, steps: int = SETTINGS["steps"]) -> Table:
     text = card(table)
     write_atomically(Path(folder) / "README.md", lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
     table.save(Path(folder) / "pretrain.json")
-    checkpoint.unlink()  # only now is nothing left to lose
+    checkpoint.unlink()  # all files are written: the checkpoint is no longer needed
     return table
 
 
 def card(table: Table) -> str:
-    """The model card, every number of it from the table."""
+    """Return the model card; all its numbers are read from the table."""
     s, final = table.settings, table.rows[-1]["heldout"]
     return f"""# tiny
 

@@ -87,10 +87,9 @@ def linear_is_no_sum(joined: Table) -> Claim:
 
 def mixed_batch(step: Table) -> Claim:
     """Return the claim about the cost of a batch in which each row has its own adapter."""
-    column = "competitor" if "competitor" in step.rows[0] else "side"
     found, notes = [], []
     for model in dict.fromkeys(row["model"] for row in step.rows):
-        row = {row[column]: row for row in step.where(model=model)}
+        row = {row["competitor"]: row for row in step.where(model=model)}
         ours, theirs, label = row["ours, each"], row.get("PEFT, each"), model_name(model)
         sentence = f"On {label} a decode step takes {ours['to_one']:.2f}× as long if each row has its own adapter."
         found.append(Finding(f"serving.{model.split('-')[0]}.each", ours["to_one"], sentence, "×", form=".2f"))

@@ -1,4 +1,4 @@
-"""Processes that take turns: every side of a comparison alive at once, so that what else the machine does hits all alike."""
+"""Processes that are timed in turns. All competitors run at once, so other load on the machine slows all of them equally."""
 
 from __future__ import annotations
 
@@ -21,42 +21,47 @@ from ...progress import Progress
 from . import machine
 from .competitors import IN_TORCH, Case
 
-PAUSE = 0.1  # seconds between turns: a BLAS lets its idle threads spin for a while before they sleep
-TURN = 0.3  # seconds that a turn lasts at least
+PAUSE = 0.1  # seconds between turns: the idle threads of a BLAS keep a core busy for a while before they sleep
+TURN = 0.3  # the shortest length of a turn, in seconds
 
 
-class SideFailed(RuntimeError):
-    """A side's process ended before it answered."""
+class CompetitorFailed(RuntimeError):
+    """The process of a competitor ended before it answered."""
 
 
-class Side:
-    """A process of `competitors.py`, what it said about itself (`about`), and the seconds a step took in each `turn`."""
+class Competitor:
+    """One process of `competitors.py`, which runs one implementation on one case.
+
+    `about` holds what the process reports about itself. `turns` holds the mean seconds per step of each turn.
+    """
 
     def __init__(self, name: str, case: Case, threads: int, folder: Path) -> None:
         self.name, self.case = name, case
         self.about: dict[str, Any] = {}
         self.turns: list[float] = []
-        self.steps_a_turn, self.peak_bytes = 1, None
+        self.steps_per_turn, self.peak_bytes = 1, None
         folder.mkdir()
         self.log = (folder / "log").open("w+", encoding="utf-8", errors="replace")
-        compiled_afresh = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}  # so that compiling takes what it takes
+        empty_cache = {
+            "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")
+        }  # the compile time is measured without a cache
         self.process = subprocess.Popen(
             [sys.executable, "-m", "lora_np.studies.timing.competitors"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
-            env=machine.in_environment(threads) | compiled_afresh,
+            env=machine.in_environment(threads) | empty_cache,
             encoding="utf-8",
         )
 
     def warm_up(self) -> None:
-        """Build the model and take the first steps. Raises SideFailed with the process's last words."""
-        self.about = self._ask(json.dumps({"side": self.name, "case": asdict(self.case)}))
-        self.steps_a_turn = max(1, math.ceil(TURN / self.about["seconds"][-1]))
+        """Build the model and run the first steps. Raises CompetitorFailed with the last line that the process wrote."""
+        self.about = self._ask(json.dumps({"competitor": self.name, "case": asdict(self.case)}))
+        self.steps_per_turn = max(1, math.ceil(TURN / self.about["seconds"][-1]))
 
     def turn(self) -> None:
-        """Take a turn: a few steps, one after another."""
-        answer = self._ask(str(self.steps_a_turn))
+        """Run the steps of one turn, and record their mean time and the peak memory."""
+        answer = self._ask(str(self.steps_per_turn))
         self.turns.append(statistics.mean(answer["seconds"]))
         self.peak_bytes = answer["peak_bytes"]
 
@@ -70,15 +75,15 @@ class Side:
         if not answer:
             code = self.process.wait()
             self.log.seek(0)
-            last = (self.log.read().strip().splitlines() or ["it said nothing"])[-1]
-            killed = ", killed: was there too little memory?" if code == -9 else ""
-            raise SideFailed(f"{self.name} on {self.case.name} ended with code {code}{killed}: {last}")
+            last = (self.log.read().strip().splitlines() or ["the process wrote no message"])[-1]
+            killed = ", killed: perhaps it ran out of memory" if code == -9 else ""
+            raise CompetitorFailed(f"{self.name} on {self.case.name} ended with code {code}{killed}: {last}")
         return json.loads(answer)
 
     def close(self) -> None:
-        """End the process: it returns at the end of its input."""
+        """End the process by closing its input; kill it if it has not ended after ten seconds."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        with suppress(OSError):  # it has ended, with a line unread
+        with suppress(OSError):  # the process has ended already and left a line unread
             self.process.stdin.close()
         try:
             self.process.wait(10)
@@ -89,33 +94,34 @@ class Side:
         self.log.close()
 
     def row(self) -> dict[str, Any]:
-        """What was measured. seconds: of one step, the median over rounds; `rounds` has each one's."""
+        """Return the measurements. `seconds` is the median over rounds of the time per step; `rounds` lists all rounds."""
         seconds, about = statistics.median(self.turns), self.about
-        row = {"case": self.case.name, "side": self.name, "seconds": seconds}
+        row = {"case": self.case.name, "competitor": self.name, "seconds": seconds}
         row |= {"tokens_per_second": self.case.tokens / seconds, "peak_bytes": self.peak_bytes}
         row |= {"loaded_bytes": about["loaded_bytes"], "building_seconds": about["building"]}
         return row | {"first_step_seconds": about["seconds"][0], "rounds": self.turns}
 
 
-def race(
-    contestants: Sequence[tuple[str, Case]], threads: int, rounds: int, say: Callable[[str], None], label: str
-) -> list[Side]:
-    """Build every (side, case), then let all take a turn each round, in a new random order; returns those that ran.
+def run_rounds(
+    entries: Sequence[tuple[str, Case]], threads: int, rounds: int, say: Callable[[str], None], label: str
+) -> list[Competitor]:
+    """Start a competitor for each (name, case), time all of them once per round in random order, and return them.
 
-    A side in PyTorch that fails before the first round is left out, and `say` told why. Raises SideFailed where another does.
+    If a competitor in PyTorch fails before the first round, it is left out and `say` gets the error. If another competitor
+    fails, the function raises CompetitorFailed.
     """
     rng = np.random.default_rng(0)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lora_np-", ignore_cleanup_errors=True)))
-        bar = stack.enter_context(Progress(len(contestants) + rounds, label, unit="part", lines=True))
-        running: list[Side] = []
-        for i, (name, case) in enumerate(contestants):
-            side = Side(name, case, threads, folder / str(i))
-            stack.callback(side.close)
+        bar = stack.enter_context(Progress(len(entries) + rounds, label, unit="part", lines=True))
+        running: list[Competitor] = []
+        for i, (name, case) in enumerate(entries):
+            competitor = Competitor(name, case, threads, folder / str(i))
+            stack.callback(competitor.close)
             try:
-                side.warm_up()
-                running.append(side)
-            except SideFailed as error:
+                competitor.warm_up()
+                running.append(competitor)
+            except CompetitorFailed as error:
                 if name not in IN_TORCH:
                     raise
                 say(f"left out: {error}")

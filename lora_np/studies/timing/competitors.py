@@ -1,8 +1,8 @@
-"""The sides of the speed study: LoRA here, LoRA in PyTorch with PEFT, and the floor; generation here and in transformers.
+"""The competitors of the speed study: LoRA here, LoRA in PyTorch with PEFT, the lower bound, and two generators.
 
-Each runs in a process of its own, `python -m lora_np.studies.timing.competitors`, so that its memory is its own and no library
-sees the other's threads. The process reads a line {"side", "case"}, builds that side and warms it up; after that each line is
-a number of steps to take, and each answer the seconds they took. So the study can let the sides take turns.
+Each competitor runs in its own process, `python -m lora_np.studies.timing.competitors`. Its memory can be measured alone, and
+the thread settings of one library do not affect another. The process reads one line {"competitor", "case"}, builds that
+competitor and warms it up. Each further line is a number of steps; the process runs them and answers with their seconds.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from ...training.parallel import loss_and_gradients
 from ...transformer import generate
 from . import machine
 
-WARM_UP = 2  # steps whose results must agree: the second comes after a backward and an update
+WARM_UP = 2  # steps, whose results are compared; the second step depends on the first backward pass and update
 LEARNING_RATE = 1e-4
 PROMPT = "Low-rank adaptation freezes a model's weights and trains a narrow bypass of rank r beside each of them. "
 
-Step = Callable[[], Any]  # takes one step; returns what must be the same on every side: the loss, or the new tokens
+Step = Callable[[], Any]  # runs one step and returns a result that all competitors share: the loss, or the new tokens
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to time: a model, `model` for load_model or random weights of `shape`, and a batch.
+    """One workload to time: a model and a batch. The model is `model` (a name for load_model) or random weights of `shape`.
 
-    With `new_tokens` it is generation, after prompts of `seq_len` tokens; otherwise a training step of LoRA in every linear
-    layer but the head.
+    If `new_tokens` is 0, the workload is a training step of LoRA on all linear layers except the head. Otherwise it is
+    generation of `new_tokens` tokens after prompts of `seq_len` tokens.
     """
 
     name: str
@@ -53,37 +53,42 @@ class Case:
 
     @property
     def tokens(self) -> int:
-        """How many tokens a step reads, or writes in generation."""
+        """The number of tokens that a training step reads, or that generation writes."""
         return self.batch_size * (self.new_tokens or self.seq_len)
 
     def random_tokens(self, vocab_size: int) -> np.ndarray:
-        """(b, t) int64, the same on every side."""
+        """Random token ids, shape (b, t), int64, equal for all competitors."""
         return np.random.default_rng(0).integers(0, vocab_size, (self.batch_size, self.seq_len))
 
     def base(self) -> Transformer:
-        """The model, in float32 on the host."""
+        """Load or create the model in float32, in host memory."""
         if self.model is None:
             return Transformer.random(TransformerConfig(**self.shape))
         return load_model(self.model, device="numpy")
 
     def lora(self, quantized: bool = False) -> PeftModel:
-        """The same with its adapter: A drawn, B = 0. `quantized`: over NF4 with double quantisation."""
+        """Return the model with a LoRA adapter: A is random, B = 0. `quantized` stores the base in NF4 with double quantisation."""
         config = LoraConfig(r=self.r, lora_alpha=self.lora_alpha, target_modules="all-linear")
         return get_peft_model(quantize_model(self.base()) if quantized else self.base(), config)
 
 
 def threads() -> int:
-    """How many threads this process was given."""
+    """The number of threads that this process may use."""
     return int(os.environ.get("OMP_NUM_THREADS", "1"))
 
 
 def ours(case: Case, workers: int = 1, quantized: bool = False) -> Step:
-    """Forward, backward and AdamW of this library, as `train` puts them together; with one worker the BLAS has the threads."""
+    """Return a training step of this library: forward, backward and AdamW, as in `train`.
+
+    With one worker, the BLAS uses all threads.
+    """
     model, optimizer = case.lora(quantized), AdamW(lr=LEARNING_RATE)
     trainable = [(name, p) for name, p in model.named_parameters() if p.trainable]
     tokens = case.random_tokens(model.config.vocab_size)
     targets = np.full_like(tokens, IGNORE_INDEX)
-    targets[:, :-1] = tokens[:, 1:]  # transformers' `labels=tokens`: each token predicts the next, the last one nothing
+    targets[:, :-1] = tokens[
+        :, 1:
+    ]  # as `labels=tokens` in transformers: each token predicts the next; the last token has no target
 
     def step() -> float:
         model.zero_grad()
@@ -95,9 +100,12 @@ def ours(case: Case, workers: int = 1, quantized: bool = False) -> Step:
 
 
 def dequantising(case: Case) -> Step:
-    """What a step over four bits does besides: each worker decodes every matrix for y, and again for dx where there is one."""
+    """Return a step that only dequantises, as often as a QLoRA step does.
+
+    Each worker decodes each matrix once for y, and once more for dx if dx is needed.
+    """
     layers = [m for _, m in quantize_model(case.base()).named_modules() if isinstance(m, QuantizedLinear)]
-    decoded = [*layers, *reversed(layers[3:])]  # below the first block's q, k and v nothing needs dx
+    decoded = [*layers, *reversed(layers[3:])]  # q, k and v of the first block need no dx
 
     def run(_: int) -> None:
         for layer in decoded:
@@ -112,7 +120,7 @@ def dequantising(case: Case) -> Step:
 
 
 def peft_step(case: Case, compiled: bool = False) -> Step:
-    """The same in PyTorch with PEFT, in the loop that people write; `compiled` by torch.compile."""
+    """Return the same training step in PyTorch with PEFT, written as usual; `compiled` applies torch.compile."""
     import torch
 
     torch.set_num_threads(threads())
@@ -136,7 +144,7 @@ def peft_step(case: Case, compiled: bool = False) -> Step:
 
 
 def in_peft(mine: PeftModel) -> Any:
-    """The same model and its adapters, which are LoRA in every linear layer, in PyTorch with PEFT."""
+    """Return the same model in PyTorch with PEFT. Its adapters must be LoRA on all linear layers."""
     import peft
 
     model = in_transformers(mine.config)
@@ -153,14 +161,14 @@ def in_peft(mine: PeftModel) -> Any:
 
 
 def in_transformers(config: TransformerConfig) -> Any:
-    """A random model of this configuration in PyTorch with transformers."""
+    """Return a PyTorch model of this configuration from transformers, with random weights."""
     import transformers
 
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**config.to_dict()))
 
 
 def copy_weights(mine: Any, theirs: Any) -> None:
-    """Give PyTorch's model the numbers of ours: the names are the same. Raises KeyError where one is not."""
+    """Copy the weights of our model into the PyTorch model, by name. Raises KeyError if a name is missing there."""
     import torch
 
     values = {name: p.value for name, p in mine.named_parameters()}
@@ -172,9 +180,10 @@ def copy_weights(mine: Any, theirs: Any) -> None:
 
 
 def frozen_products(config: TransformerConfig) -> list[tuple[int, int, bool]]:
-    """(out, in, whether the step needs dy W too) for each frozen matrix, in forward order, the head last.
+    """Return (out, in, needs_dx) for each frozen matrix, in the order of the forward pass, with the head last.
 
-    Below the first block nothing is trained, so its q, k and v need no dx.
+    needs_dx is True if the backward pass computes dx = dy W. No trained parameter lies below the first block, so its q, k
+    and v need no dx.
     """
     d, f = config.hidden_size, config.intermediate_size
     q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
@@ -186,14 +195,15 @@ def frozen_products(config: TransformerConfig) -> list[tuple[int, int, bool]]:
 
 
 def floor_flops(case: Case, config: TransformerConfig) -> int:
-    """A multiplication and an addition for each number of W, each token and each product: 2·N·out·in."""
+    """The FLOPs of the frozen matrix products: 2·N·out·in for each product of N tokens with W (out, in)."""
     return sum(2 * case.tokens * out * in_ * (1 + needs_dx) for out, in_, needs_dx in frozen_products(config))
 
 
 def floor(case: Case) -> Step:
-    """The frozen matrix products of one step and nothing else: x Wᵀ and dy W, each into memory that is there already.
+    """Return a step of only the frozen matrix products, x Wᵀ and dy W, which write into existing arrays.
 
-    In the faster of NumPy's two ways on this machine: the BLAS's own threads, or as many threads with some tokens each.
+    The products are computed with the threads of the BLAS, or with as many Python threads that share the tokens. The faster
+    of the two on this machine is used.
     """
     config = TransformerConfig(**case.shape) if case.model is None else case.base().config
     rng = np.random.default_rng(0)
@@ -203,7 +213,7 @@ def floor(case: Case) -> Step:
 
 
 def products(case: Case, config: TransformerConfig, W: list[np.ndarray], workers: int) -> Step:
-    """The floor's products with `case.tokens` rows in all, shared among `workers`. A step returns its FLOPs."""
+    """Return a step of the frozen products for `case.tokens` rows, shared by `workers`. The step returns its FLOPs."""
     with extra("studies", "timing on a number of threads"):
         from threadpoolctl import ThreadpoolController
 
@@ -232,19 +242,19 @@ def products(case: Case, config: TransformerConfig, W: list[np.ndarray], workers
 
 
 def prompts(case: Case) -> np.ndarray:
-    """(b, t) tokens of a plain sentence, each row beginning one token later."""
+    """Prompts from one English sentence, shape (b, t); each row starts one token later."""
     ids = load_tokenizer(case.model).encode(PROMPT * (1 + case.seq_len)) if case.model else np.arange(10_000) % 10
     return np.stack([np.asarray(ids[row : row + case.seq_len]) for row in range(case.batch_size)])
 
 
 def ours_generating(case: Case) -> Step:
-    """Greedy generation of this library, with its key/value cache; the base alone, as a merged adapter leaves it."""
+    """Return a step of greedy generation in this library, with its key/value cache and without an adapter."""
     model, read = case.base(), prompts(case)
     return lambda: generate(model, read, case.new_tokens)
 
 
 def transformers_generating(case: Case) -> Step:
-    """The same in transformers."""
+    """Return a step of the same greedy generation in transformers."""
     import torch
 
     torch.set_num_threads(threads())
@@ -252,7 +262,7 @@ def transformers_generating(case: Case) -> Step:
     model = in_transformers(mine.config).eval()
     copy_weights(mine, model)
     del mine
-    model.generation_config.eos_token_id = None  # as many new tokens as here, whatever they are
+    model.generation_config.eos_token_id = None  # never stop early: write the same number of new tokens
     read = torch.from_numpy(prompts(case))
 
     def step() -> list[list[int]]:
@@ -263,7 +273,7 @@ def transformers_generating(case: Case) -> Step:
     return step
 
 
-SIDES: dict[str, Callable[[Case], Step]] = {
+COMPETITORS: dict[str, Callable[[Case], Step]] = {
     "ours": lambda case: ours(case, workers=threads()),
     "ours, one worker": ours,
     "ours, NF4 base": lambda case: ours(case, workers=threads(), quantized=True),
@@ -278,33 +288,41 @@ IN_TORCH = {"PEFT", "PEFT compiled", "transformers"}
 
 
 def timed(step: Step) -> tuple[Any, float]:
-    """What a step returns, and its seconds."""
+    """Run a step; return its result and its seconds."""
     started = time.perf_counter()
     result = step()
     return result, time.perf_counter() - started
 
 
-def serve(side: str, case: Case, answer: Callable[[dict[str, Any]], None], asked: Any) -> None:
-    """Build a side, warm it up and say so; then for each number in `asked` take so many steps and say their seconds."""
-    step, building = timed(lambda: SIDES[side](case))
-    machine.give_back_memory()  # what only the building needed
-    loaded, in_torch = machine.resident_memory().get("now"), side in IN_TORCH
+def serve(name: str, case: Case, answer: Callable[[dict[str, Any]], None], asked: Any) -> None:
+    """Build the competitor `name`, warm it up and send `answer` a report.
+
+    Then, for each number in `asked`, run that many steps and send their seconds.
+    """
+    step, building = timed(lambda: COMPETITORS[name](case))
+    machine.release_freed_memory()  # of the building phase
+    loaded, in_torch = machine.resident_memory().get("now"), name in IN_TORCH
     results, seconds = zip(*(timed(step) for _ in range(WARM_UP)), strict=True)
-    said = {"results": results, "seconds": seconds, "building": building, "loaded_bytes": loaded}
-    said["blas"] = machine.torch_blas() if in_torch else machine.numpy_blas()
-    said["versions"] = {name: version(name) for name in ("torch", "peft", "transformers") if in_torch}
-    answer(said | {"peak_is_of_the_steps": machine.forget_peak()})  # neither loading nor compiling is in the peak
+    report = {"results": results, "seconds": seconds, "building": building, "loaded_bytes": loaded}
+    report["blas"] = machine.torch_blas() if in_torch else machine.numpy_blas()
+    report["versions"] = {library: version(library) for library in ("torch", "peft", "transformers") if in_torch}
+    answer(report | {"peak_is_of_the_steps": machine.reset_peak()})  # the peak excludes loading and compiling
     for line in asked:
         each = [timed(step)[1] for _ in range(int(line))]
         answer({"seconds": each, "peak_bytes": machine.resident_memory().get("peak")})
 
 
 def main() -> None:
-    """Answer on the pipe that was stdout, and let whatever a library prints go to stderr."""
+    """Answer on the original stdout; redirect all output of libraries to stderr."""
     pipe = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    what = json.loads(sys.stdin.readline())
-    serve(what["side"], Case(**what["case"]), lambda said: print(json.dumps(said), file=pipe, flush=True), sys.stdin)
+    task = json.loads(sys.stdin.readline())
+    serve(
+        task["competitor"],
+        Case(**task["case"]),
+        lambda report: print(json.dumps(report), file=pipe, flush=True),
+        sys.stdin,
+    )
 
 
 if __name__ == "__main__":

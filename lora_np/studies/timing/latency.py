@@ -1,4 +1,4 @@
-"""The seconds of a prompt and of a generated token: the base, an adapter beside it, and the adapter merged."""
+"""The seconds per prompt and per generated token: of the base, with an adapter, and with the adapter merged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ... import LoraConfig, generate, get_peft_model, load_model
 from ..harness.table import Table
 from ..harness.turns import in_turns, ratio
 
-COMMAND = "python -m lora_np.studies.serving.serving figures/data"  # with the other tables of adapters in use
+COMMAND = "python -m lora_np.studies.serving.serving figures/data"  # it makes the other tables of serving too
 STATES = ("base", "unmerged", "merged")
 PARTS = ("prompt", "token")
 
@@ -27,15 +27,18 @@ def latency(
     r: int = 8,
     seed: int = 0,
 ) -> Table:
-    """Rows {model, state, prompt_seconds, token_seconds, prompt_ratio, token_ratio}: medians; ratios to the base's same round.
+    """Time the answers of the base, of the model with an adapter on all linear layers, and of the merged model.
 
-    All three answer one prompt in each round, in a new random order. The adapter is in every linear layer.
+    The rows are {model, state, prompt_seconds, token_seconds, prompt_ratio, token_ratio}: medians over the rounds. In each
+    round, all three states answer one prompt, in random order; a ratio is the time divided by the base's in the same round.
     """
     started, rows = time.perf_counter(), []
     for name in models:
-        rng, sides = np.random.default_rng(seed), dict(_sides(name, r))
-        tokens = rng.integers(0, sides["base"].config.vocab_size, prompt).tolist()
-        answering = {state: partial(answer_seconds, model, tokens, new_tokens) for state, model in sides.items()}
+        rng, models_by_state = np.random.default_rng(seed), dict(_states(name, r))
+        tokens = rng.integers(0, models_by_state["base"].config.vocab_size, prompt).tolist()
+        answering = {
+            state: partial(answer_seconds, model, tokens, new_tokens) for state, model in models_by_state.items()
+        }
         times = in_turns(answering, rounds, rng=rng)
         for state, measured in times.items():
             row, ratios = {"model": name, "state": state}, answer_ratios(measured, times["base"])
@@ -48,8 +51,8 @@ def latency(
     return Table("merge_latency", question, COMMAND, settings, rows, seconds=time.perf_counter() - started)
 
 
-def _sides(name: str, r: int) -> Iterator[tuple[str, Any]]:
-    """Each with weights of its own: those that two share would be in the processor's cache for the second."""
+def _states(name: str, r: int) -> Iterator[tuple[str, Any]]:
+    """Yield each state and its model. No two models share weights, because shared weights would be in the cache already."""
     yield "base", load_model(name).freeze()
     for state in ("unmerged", "merged"):
         model = get_peft_model(
@@ -59,7 +62,7 @@ def _sides(name: str, r: int) -> Iterator[tuple[str, Any]]:
 
 
 def answer_seconds(model: Any, prompt: list[int], new_tokens: int) -> tuple[float, float]:
-    """Seconds to the first token, and the median of those from one to the next."""
+    """Return the seconds to the first token, and the median seconds between two tokens."""
     stamps = [time.perf_counter()]
     generate(model, [prompt], 1 + new_tokens, on_token=lambda row, token: stamps.append(time.perf_counter()))
     first, *others = np.diff(stamps)
@@ -67,5 +70,5 @@ def answer_seconds(model: Any, prompt: list[int], new_tokens: int) -> tuple[floa
 
 
 def answer_ratios(times: Sequence[tuple[float, float]], base: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """{prompt_ratio, token_ratio}: how many times as long as the base's answers of the same rounds."""
+    """Return {prompt_ratio, token_ratio}: the times divided by the base's times in the same rounds."""
     return {f"{what}_ratio": ratio([t[i] for t in times], [t[i] for t in base]) for i, what in enumerate(PARTS)}

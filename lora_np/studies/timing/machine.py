@@ -1,4 +1,4 @@
-"""What a timing depends on besides the code: the processor, the BLAS and its kernel, memory, and the environment's variables."""
+"""The conditions of a timing: the processor, the BLAS and its kernel, memory, and environment variables."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from typing import Any
 
 from ...optional import extra
 
-# Where the number of threads is told to a BLAS before it starts: OpenBLAS, OpenMP (PyTorch), MKL, Apple's Accelerate, BLIS.
+# The variables that set the number of threads: of OpenBLAS, OpenMP (PyTorch), MKL, Apple's Accelerate and BLIS.
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "BLIS_NUM_THREADS")
 
-OBEYED = {  # how a variable's name begins → who obeys it
+OBEYED = {  # the first letters of a variable's name → the library that reads it
     ("OPENBLAS_", "GOTO_", "NPY_", "BLIS_", "VECLIB_"): "NumPy",
     ("MKL_", "KMP_", "ATEN_", "ONEDNN_", "DNNL_", "TORCHDYNAMO_", "TORCHINDUCTOR_", "TORCH_COMPILE"): "PyTorch",
     ("OMP_", "GOMP_"): "PyTorch, and NumPy where its BLAS is built with OpenMP",
@@ -27,40 +27,40 @@ OBEYED = {  # how a variable's name begins → who obeys it
 
 
 def processor() -> str:
-    """The processor's name, as the system gives it."""
+    """Return the name of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.is_file() else []
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def warnings_for(threads: int, environment: Mapping[str, str] = os.environ) -> list[str]:
-    """A sentence for each variable that holds one side back, and for more threads than this process has processors.
+    """Return a warning for each variable that may slow one competitor, and one if `threads` exceeds the processors.
 
-    The numbers of threads in `THREADS` are overridden by `in_environment`, which the sentence then says.
+    `in_environment` overrides the variables in `THREADS`; the warning says so.
     """
     found = []
     for name, value in sorted(environment.items()):
         who = next((who for starts, who in OBEYED.items() if name.startswith(starts)), None)
-        if name == "KMP_DUPLICATE_LIB_OK":  # threadpoolctl sets it, and it changes no speed
+        if name == "KMP_DUPLICATE_LIB_OK":  # threadpoolctl sets this variable; it does not change the speed
             continue
         if name in THREADS:
             if value != str(threads):
-                found.append(f"{name}={value} is set, and overridden: every side has --threads {threads}")
+                found.append(f"{name}={value} is overridden: all competitors use --threads {threads}")
         elif who is not None:
-            found.append(f"{name}={value} is set, which {who} obeys: unset it, or it may hold that side back")
+            found.append(f"{name}={value} is set and may slow {who}: unset it")
     if hasattr(os, "sched_getaffinity") and (processors := len(os.sched_getaffinity(0))) < threads:
-        found.append(f"--threads {threads}, and this process may use {processors} of the processors")
+        found.append(f"--threads {threads} exceeds the {processors} processors that this process may use")
     return found
 
 
 def in_environment(threads: int, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment of a process with that many threads in every BLAS, and without network."""
+    """Return the environment of a process with `threads` threads in each BLAS and without network access."""
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     return dict(environment) | dict.fromkeys(THREADS, str(threads)) | quiet
 
 
 def limited(threads: int) -> Any:
-    """A context in which every BLAS of this process has so many threads."""
+    """Return a context manager that limits each BLAS of this process to `threads` threads."""
     with extra("studies", "timing on a number of threads"):
         from threadpoolctl import threadpool_limits
 
@@ -70,7 +70,7 @@ def limited(threads: int) -> Any:
 
 
 def numpy_blas() -> dict[str, str | int]:
-    """{blas, kernel, threads} of this process's NumPy, as threadpoolctl finds them in the loaded libraries."""
+    """Return {blas, kernel, threads} of NumPy in this process, as threadpoolctl reports them."""
     with extra("studies", "the name of NumPy's BLAS"):
         from threadpoolctl import threadpool_info
 
@@ -84,7 +84,7 @@ def numpy_blas() -> dict[str, str | int]:
 
 
 def torch_blas() -> dict[str, str | int]:
-    """{blas, kernel, threads} of PyTorch. Its MKL is linked in, where threadpoolctl cannot see it: MKL is asked itself."""
+    """Return {blas, kernel, threads} of PyTorch. threadpoolctl does not see its MKL, so MKL itself reports the name."""
     import torch
 
     build = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
@@ -102,7 +102,7 @@ def torch_blas() -> dict[str, str | int]:
 
 
 def resident_memory() -> dict[str, int]:
-    """{now, peak}: bytes of this process in RAM; shared libraries and pages of mapped files among them. {} on Windows."""
+    """Return {now, peak}: resident bytes of this process, with shared libraries and mapped files; {} on Windows."""
     status = Path("/proc/self/status")
     if status.is_file():
         found = dict(re.findall(r"(VmRSS|VmHWM):\s+(\d+) kB", status.read_text()))
@@ -115,15 +115,15 @@ def resident_memory() -> dict[str, int]:
     return {}
 
 
-def give_back_memory() -> None:
-    """Return to the system what was freed and C's library keeps for later, so that the next peak owes nothing to it."""
+def release_freed_memory() -> None:
+    """Return freed memory from the C library to the system, so that it does not count in the next peak."""
     gc.collect()
-    with suppress(OSError, TypeError, AttributeError):  # no C library by that way, or not GNU's
+    with suppress(OSError, TypeError, AttributeError):  # the C library is not GNU's, or cannot be loaded this way
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def forget_peak() -> bool:
-    """Let the peak begin again from what is resident now (Linux). Whether the system could."""
+def reset_peak() -> bool:
+    """Reset the peak memory to the memory in use now. Returns False if the system cannot do this (only Linux can)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

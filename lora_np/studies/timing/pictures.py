@@ -1,4 +1,4 @@
-"""What a training step costs: seconds and memory of every side beside the floor, and how the seconds grow."""
+"""Two pictures: the seconds and the memory of a LoRA step of each competitor, and how the seconds grow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..harness.colours import FAINT_INK, FROZEN, INK, LORA, LORA_LIGHT, OTHERS, 
 from ..harness.style import DASHED, HALO, axes_at, name_axis, new_figure, note, picture, rank_axis
 from ..harness.table import Table, model_name
 
-SIDES = {  # side → (its name, its colour)
+COMPETITORS = {  # competitor → (its name, its colour)
     "ours": ("lora_np", LORA),
     "ours, one worker": ("lora_np, workers=1", LORA_LIGHT),
     "PEFT": ("PyTorch + PEFT", OTHERS[1]),
@@ -21,29 +21,43 @@ SIDES = {  # side → (its name, its colour)
 }
 
 
-@picture("case side seconds ratio peak_bytes rounds", settings="cases threads rounds processor")
+@picture("case competitor seconds ratio peak_bytes rounds", settings="cases threads rounds processor")
 def speed_chart(table: Table) -> Figure:
-    """Seconds and peak memory of a LoRA step, a bar a side: ours cyan, PyTorch with PEFT green, the floor in each bar grey.
+    """Draw the seconds and the peak memory of a LoRA step: one bar per competitor and case.
 
-    A bar's grey part is as long as the frozen matrix products alone take in NumPy's BLAS; the whisker is the middle half of the
-    rounds. The setting blas, of each side, is read where the floor's is to be named.
+    Parameters
+    ----------
+    table : Table
+        The result of `lora_np.studies.timing.speed.speed`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Cyan: lora_np; green: PyTorch with PEFT. The grey part of a bar is the floor: the frozen matrix products only, in
+        NumPy's BLAS. The black line is the middle half of the rounds.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> len(speed_chart(Table.load("figures/data/speed.json")).axes)  # time and memory of three cases
+    6
     """
     settings = table.settings
     cases = [case for case in settings["cases"] if table.where(case=case)]
-    sides = [[row for row in table.where(case=case) if row["side"] in SIDES] for case in cases]
-    heights = [0.34 * len(rows) for rows in sides]
+    groups = [[row for row in table.where(case=case) if row["competitor"] in COMPETITORS] for case in cases]
+    heights = [0.34 * len(rows) for rows in groups]
     tall = 1.25 + sum(heights) + 0.75 * len(cases)
-    blas = settings.get("blas", {}).get("floor", {}).get("blas", "")  # another one may be faster
+    blas = settings.get("blas", {}).get("floor", {}).get("blas", "")  # another BLAS may be faster
     floor_of = f"NumPy ({blas.split()[0]})" if blas else "NumPy"
     subtitle = (
-        f"a step with AdamW; grey is the floor, the frozen products alone in {floor_of}; memory with weights, libraries\n"
+        f"grey: floor, only the frozen matrix products, in {floor_of}; memory: with weights and libraries\n"
         f"{_machine(settings)}"
     )
     figure = new_figure(9, tall, _title(table, cases), subtitle)
     bottom = tall - 0.9
-    for case, rows, height in zip(cases, sides, heights, strict=True):
+    for case, rows, height in zip(cases, groups, heights, strict=True):
         bottom -= height + 0.6
-        floor = next((row["seconds"] for row in table.where(case=case, side="floor")), 0.0)
+        floor = next((row["seconds"] for row in table.where(case=case, competitor="floor")), 0.0)
         batch = settings["cases"][case]
         size = f"{model_name(case)}, {batch['batch_size']} × {batch['seq_len']} tokens"
         _seconds(axes_at(figure, 1.5, bottom, 3.6, height, title=size), rows, floor)
@@ -57,22 +71,22 @@ def speed_chart(table: Table) -> Figure:
 def _machine(settings: dict[str, Any]) -> str:
     threads = settings["threads"]
     of = f"{threads} thread{'s' * (threads > 1)} of {settings['processor']}"
-    return f"{of}; median and middle half of {settings['rounds']} rounds"
+    return f"bars and dots: median of {settings['rounds']} rounds; lines on them: middle half; {of}"
 
 
 def _title(table: Table, cases: list[str]) -> str:
-    """What the picture says about the model that people know, or about the first."""
+    """Return the title: PEFT's time divided by ours, on SmolLM2-135M if it was timed, otherwise on the first case."""
     case = "smollm2-135m" if "smollm2-135m" in cases else cases[0]
-    ratios = {row["side"]: row["ratio"] for row in table.where(case=case) if row["side"] != "floor"}
+    ratios = {row["competitor"]: row["ratio"] for row in table.where(case=case) if row["competitor"] != "floor"}
     eager, compiled = ratios.get("PEFT"), ratios.get("PEFT compiled")
     if eager is None:
-        return f"What a step of LoRA costs on {model_name(case)}"
+        return f"The cost of a LoRA step on {model_name(case)}"
     also = "" if compiled is None else f", {compiled:.2f}× compiled"
-    return f"On {model_name(case)} PyTorch with PEFT takes {eager:.2f}× as long{also}"
+    return f"On {model_name(case)}, PyTorch with PEFT takes {eager:.2f}× our time{also}"
 
 
 def _bars(ax: Axes, rows: list[dict[str, Any]], names: list[str], longest: float) -> None:
-    """The axes of one bar for each row, which says its number with its unit."""
+    """Set up the axes of a bar chart with one bar per row and no ticks."""
     ax.set(ylim=(len(rows) - 0.5, -0.5), xticks=[], xlim=(0, longest))
     name_axis(ax, names)
     ax.grid(False)
@@ -81,22 +95,22 @@ def _bars(ax: Axes, rows: list[dict[str, Any]], names: list[str], longest: float
 
 def _seconds(ax: Axes, rows: list[dict[str, Any]], floor: float) -> None:
     for place, row in enumerate(rows):
-        seconds, (_, colour) = row["seconds"], SIDES[row["side"]]
+        seconds, (_, colour) = row["seconds"], COMPETITORS[row["competitor"]]
         low, high = np.percentile(row["rounds"], [25, 75])
         ax.barh(place, seconds, height=0.7, color=colour)
         ax.barh(place, min(floor, seconds), height=0.7, color=FROZEN)
         ax.plot([low, high], [place, place], color=INK, lw=1.6, solid_capstyle="butt", path_effects=HALO)
-        ratio = "" if row["ratio"] is None or row["side"] == "ours" else f"   {row['ratio']:.2f}×"
+        ratio = "" if row["ratio"] is None or row["competitor"] == "ours" else f"   {row['ratio']:.2f}×"
         note(ax, f"{_seconds_said(seconds)}{ratio}", (max(seconds, high), place), (6, 0), colour, va="center_baseline")
     if floor:
         look = {"ha": "right", "va": "top", "fontsize": 9}
         note(ax, f"floor {_seconds_said(floor)}", (floor, len(rows) - 0.5), (0, -2), FROZEN, **look)
-    _bars(ax, rows, [SIDES[row["side"]][0] for row in rows], max(row["seconds"] for row in rows))
+    _bars(ax, rows, [COMPETITORS[row["competitor"]][0] for row in rows], max(row["seconds"] for row in rows))
 
 
 def _memory(ax: Axes, rows: list[dict[str, Any]]) -> None:
     for place, row in enumerate(rows):
-        size, (_, colour) = row["peak_bytes"] or 0, SIDES[row["side"]]
+        size, (_, colour) = row["peak_bytes"] or 0, COMPETITORS[row["competitor"]]
         ax.barh(place, size, height=0.7, color=colour)
         said = "not known" if not size else f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
         note(ax, said, (size, place), (6, 0), colour, va="center_baseline")
@@ -107,20 +121,33 @@ def _seconds_said(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.0f} ms"
 
 
-SWEEPS = {  # sweep → (its axis, what one more of it is called)
-    "tokens": ("tokens, in {batch_size} rows", "token"),
+SWEEPS = {  # sweep → (label of its axis, its unit)
+    "tokens": ("tokens in {batch_size} rows", "token"),
     "batch": ("rows of {seq_len} tokens", "row"),
-    "layers": ("layers (vocabulary {vocab_size}: no head to speak of)", "layer"),
+    "layers": ("layers (vocabulary of {vocab_size}, a small head)", "layer"),
     "r": ("rank r", "rank"),
 }
 
 
 @picture("sweep x seconds rounds ratio batch_size seq_len vocab_size", settings="lines shape threads processor rounds")
 def scaling_chart(table: Table) -> Figure:
-    """A step's seconds against tokens, rows, layers and rank, each with the straight line through it.
+    """Draw the seconds of a step against tokens, rows, layers and rank, with straight lines.
 
-    A point is the median of the rounds, its bar their middle half. settings["lines"] has each sweep's {slope, intercept,
-    r_squared}.
+    Parameters
+    ----------
+    table : Table
+        The result of `lora_np.studies.timing.speed.speed_scaling`. settings["lines"] has the straight line of each sweep.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Points are medians of the rounds, bars their middle halves.
+
+    Examples
+    --------
+    >>> from lora_np.studies.harness.table import Table
+    >>> len(scaling_chart(Table.load("figures/data/speed_scaling.json")).axes)
+    4
     """
     settings = table.settings
     sweeps = {sweep: table.where(sweep=sweep) for sweep in SWEEPS if table.where(sweep=sweep)}
@@ -135,7 +162,7 @@ def scaling_chart(table: Table) -> Figure:
 
 
 def _growth(sweeps: dict[str, list[dict[str, Any]]]) -> str:
-    """What the picture says: linear, where one more costs about the same (to a quarter) in both halves of every sweep."""
+    """Return the title. The growth is linear if the slopes of the two halves of each sweep differ by at most a quarter."""
     bends = []
     for rows in sweeps.values():
         first, middle, last = ((row["x"], row["seconds"]) for row in (rows[0], rows[len(rows) // 2], rows[-1]))
@@ -165,13 +192,13 @@ def _sweep(ax: Axes, sweep: str, rows: list[dict[str, Any]], line: dict[str, flo
     else:
         ax.set_xlim(0, 1.04 * x.max())
         ax.xaxis.set_major_locator(FixedLocator(_apart(x)))
-        said = f"{1000 * line['slope']:.3g} ms a {one}, R² = {line['r_squared']:.4f}"
-    ax.text(0.02, 0.97, said, transform=ax.transAxes, va="top", color=for_text(LORA))
-    ax.set(xlabel=label.format(**rows[0]), ylabel="seconds a step")
+        said = f"{1000 * line['slope']:.3g} ms per {one}, R² = {line['r_squared']:.4f}"
+    ax.text(0.02, 0.97, said, transform=ax.transAxes, va="top", color=for_text(LORA), path_effects=HALO)
+    ax.set(xlabel=label.format(**rows[0]), ylabel="seconds per step")
 
 
 def _apart(x: np.ndarray, share: float = 0.09) -> list[float]:
-    """Those of the sorted x that are far enough apart for their numbers, the last one always among them."""
+    """Return the values of the sorted x with enough space for their labels; the last value is always kept."""
     kept = [x[-1]]
     for value in x[-2::-1]:
         if kept[-1] - value >= share * x[-1]:

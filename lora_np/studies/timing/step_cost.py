@@ -1,4 +1,4 @@
-"""What does a training step cost? Seconds and peak memory of full fine-tuning and of LoRA on "tiny", side by side."""
+"""What does a training step cost? Seconds and peak memory of full fine-tuning and of LoRA on "tiny"."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ METHODS = (Run("full", 0.0), Run("lora", 0.0, 8, "all-linear"), Run("lora", 0.0,
 
 
 def step_cost(methods: Sequence[Run] = METHODS, repeats: int = 7, steps: int = 5) -> Table:
-    """Rows {method, r, target_modules, seconds, peak_bytes, trainable} for a step of `run.batch_size` × `run.seq_len` tokens.
+    """Measure a training step of each method on `run.batch_size` × `run.seq_len` tokens.
 
-    seconds: the median over `repeats` of one step's time, the methods taking turns so that a noisy machine hits all alike.
-    peak_bytes: what tracemalloc sees at most in training, from building what is trainable on: gradients, optimizer state,
-    activations and temporaries, but not the base's weights, which all methods hold alike.
+    The rows are {method, r, target_modules, seconds, peak_bytes, trainable}. seconds is the median over `repeats` of the time
+    per step; the methods run in turns, so noise affects all of them equally. peak_bytes is the peak that tracemalloc
+    measures: adapter, gradients, optimizer state, activations and temporaries, without the base's weights.
     """
-    started, rows, sides = time.perf_counter(), [], {}
+    started, rows, timed = time.perf_counter(), [], {}
     for run in methods:
         window = np.random.default_rng(0).integers(0, 256, (run.batch_size, run.seq_len + 1))
         batches = [(window[:, :-1], window[:, 1:])]
@@ -36,8 +36,8 @@ def step_cost(methods: Sequence[Run] = METHODS, repeats: int = 7, steps: int = 5
         row = {"method": run.method, "r": run.r, "target_modules": run.target_modules}
         row |= {"peak_bytes": training_peak(model, batches)}
         rows.append(row | {"trainable": sum(p.value.size for _, p in model.named_parameters() if p.trainable)})
-        sides[run] = partial(step_seconds, model, batches, AdamW(lr=1e-4), steps)
-    for row, seconds in zip(rows, in_turns(sides, repeats, warm_up=0).values(), strict=True):
+        timed[run] = partial(step_seconds, model, batches, AdamW(lr=1e-4), steps)
+    for row, seconds in zip(rows, in_turns(timed, repeats, warm_up=0).values(), strict=True):
         row["seconds"] = statistics.median(seconds)
     settings = {"batch_size": methods[0].batch_size, "seq_len": methods[0].seq_len, "repeats": repeats, "steps": steps}
     question, command = "What does a training step cost?", "python -m lora_np bench"
@@ -45,12 +45,12 @@ def step_cost(methods: Sequence[Run] = METHODS, repeats: int = 7, steps: int = 5
 
 
 def step_seconds(model: Trainable, batches: Sequence[Batch], optimizer: AdamW, steps: int, workers: int = 1) -> float:
-    """Train for some steps: the seconds of one."""
+    """Train for `steps` steps and return the seconds per step."""
     return train(model, batches, optimizer, steps, workers=workers, progress=False).rows[-1]["seconds"] / steps
 
 
 def training_peak(model: Trainable, batches: Sequence[Batch], workers: int = 1) -> int:
-    """The most bytes that tracemalloc sees in two steps of AdamW, and an adapter's own: all but the base's weights."""
+    """Return the peak bytes of two AdamW steps, with the adapter and without the base's weights."""
     adapter = sum(p.value.nbytes for p in costs.adapter_parameters(model))
     tracemalloc.start()
     try:
@@ -61,9 +61,9 @@ def training_peak(model: Trainable, batches: Sequence[Batch], workers: int = 1) 
 
 
 def timed_alike(measured: Table, cost: Table) -> Table:
-    """The convergence table with seconds = steps × the step's cost, timed side by side.
+    """Return the convergence table with seconds = steps × the cost of a step from the table `cost`.
 
-    The runs' own clocks ran at different times of a shared machine, and would compare its moods.
+    The seconds that the runs recorded themselves are not comparable, because the machine was not equally busy.
     """
 
     def seconds(row: dict) -> list[float]:
