@@ -90,7 +90,7 @@ def subtitles() -> Iterator[tuple[str, str]]:
 
     def note(figure, folder, name, dark=False):
         drawn.extend(
-            (f"figures/{name}.png", re.sub(r"\s+", " ", text.get_text())) for text in figure.texts[:2] if not dark
+            (f"figures/{name}.png", text.get_text().replace("\n", " / ")) for text in figure.texts[:2] if not dark
         )
 
     plots.save, pictures.plots.save = note, note
@@ -133,7 +133,7 @@ def pages() -> Iterator[tuple[str, str]]:
     """README, the documentation and the other Markdown pages."""
     listed = subprocess.run(["git", "ls-files", "*.md"], capture_output=True, text=True, check=True).stdout.split()
     for page in listed:
-        if page != "CHANGELOG.md":
+        if page not in ("CHANGELOG.md", "notebooks/TEACHERS_KEY.md"):  # the key repeats the notebooks
             for sentence in sentences(Path(page).read_text(encoding="utf-8")):
                 yield page, sentence
 

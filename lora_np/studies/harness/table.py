@@ -17,7 +17,6 @@ import numpy as np
 
 from ...files import write_atomically
 
-Claim = tuple[str, str, str, str]  # a claim, its source, what came out here, what checked it: a row of README's table
 MODELS = {"smollm2-135m": "SmolLM2-135M", "llama-2-7b-block": "one block of Llama-2-7B"}
 
 
