@@ -285,7 +285,7 @@ def test_bench_prints_and_keeps_what_was_asked_for(alone, monkeypatch, tmp_path,
     assert {path.name for path in tmp_path.glob("*.png")} == {"speed.png", "speed_scaling.png"}
     assert Table.load(tmp_path / "data" / "speed.json").study == "speed"
     assert main(["bench", "--only", "generation", *arguments]) == 0
-    assert "5 written by each row" in capsys.readouterr().out
+    assert "5 new tokens per row" in capsys.readouterr().out
     monkeypatch.setattr(study.quantized_speed, "__defaults__", ((SMALL,), 1, 1, silence))
     assert main(["bench", "--only", "quantized", *arguments]) == 0
     assert "tiny, ours, NF4 base" in capsys.readouterr().out
