@@ -176,6 +176,12 @@ def test_the_clock_of_a_comparison_is_one_for_all():
     assert timed_alike(Table("", "", "", rows=rows), cost).rows[0]["seconds"] == [0, 5]
 
 
+def test_a_table_of_an_older_version_has_the_names_of_today(tmp_path):
+    old = Table("toy", "?", "none", {"bits_a_symbol": 5, "r": 1}, [{"side": "ours", "seconds": 1.5}])
+    loaded = Table.load(old.save(tmp_path / "old.json"))
+    assert loaded.rows == [{"competitor": "ours", "seconds": 1.5}] and loaded.settings == {"bits_per_symbol": 5, "r": 1}
+
+
 def test_a_table_reads_back_what_it_saved_and_refuses_what_is_none(tmp_path):
     table = Table("s", "q?", "c", {"a": [1, None]}, [{"r": 1, "x": [0.1]}, {"r": 2}], seconds=1.5)
     assert Table.load(table.save(tmp_path / "t.json")) == table

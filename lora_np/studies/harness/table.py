@@ -17,6 +17,12 @@ import numpy as np
 
 from ...files import write_atomically
 
+RENAMED = {  # column or setting of an older version → its name today
+    "side": "competitor",
+    "strings_a_rank": "strings_per_rank",
+    "bits_a_symbol": "bits_per_symbol",
+    "base_bits_a_symbol": "base_bits_per_symbol",
+}
 MODELS = {"smollm2-135m": "SmolLM2-135M", "llama-2-7b-block": "one block of Llama-2-7B"}
 
 
@@ -116,7 +122,7 @@ class Table:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Table:
-        """Read a table from a JSON file.
+        """Read a table from a JSON file. Columns and settings with names of older versions get their new names.
 
         Parameters
         ----------
@@ -136,11 +142,14 @@ class Table:
             If the file does not contain a table.
         """
         try:
-            return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+            table = cls(**json.loads(Path(path).read_text(encoding="utf-8")))
         except (json.JSONDecodeError, TypeError) as error:
             raise ValueError(
                 f"{path} does not contain the table of a study ({error}); make it again with its command"
             ) from None
+        table.settings = {RENAMED.get(key, key): value for key, value in table.settings.items()}
+        table.rows = [{RENAMED.get(key, key): value for key, value in row.items()} for row in table.rows]
+        return table
 
 
 def groups(rows: Iterable[dict[str, Any]], *columns: str) -> dict[Any, list[dict[str, Any]]]:
