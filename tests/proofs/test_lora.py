@@ -199,7 +199,7 @@ def test_a_configuration_keeps_target_modules_of_its_own(kind):
         "a set has another order in each process, and a checkpoint knows its run by this text"
     )
     for wrong in (None, 3, [1], ["q_proj", None]):
-        with pytest.raises(TypeError, match=r"target_modules = .*expected a list of layers' names"):
+        with pytest.raises(TypeError, match=r"target_modules = .*expected a list of layer names"):
             kind(target_modules=wrong)
 
 
