@@ -30,7 +30,7 @@ ROLES = ("system", "user", "assistant")
 class Example:
     """One record as tokens, with a mask of the tokens that count in the loss.
 
-    The last token is the last token of an answer: later tokens would not affect the loss.
+    The tokens end with the last token that counts: later tokens would not affect the loss.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ def _plain(prompt: Any, completion: Any, tokenizer: Tokenizer) -> Example:
 
 
 def _continued(tokenizer: Tokenizer, ids: list[int], before: str, after: str, special: bool) -> list[int]:
-    """Return the tokens that continue `ids` to the text `after`.
+    """Return the tokens that must follow `ids`, so that all tokens together give the text `after`.
 
     `ids` are the tokens of the text `before`, and `after` begins with `before`. If the tokens of `after` begin with `ids`,
     return the other tokens of `after`. If not, encode the added text separately, as when a model continues the prompt.

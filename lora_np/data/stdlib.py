@@ -199,8 +199,9 @@ def family_of(name: str) -> str:
     """Return the family of a document; all documents of a family are in the same split.
 
     The family is the name of the topic or of the top-level module, unless the table FAMILIES gives another name. The
-    docstrings and the code of a module have the same family. So do a file and a package with the same name
-    ("zipfile.py", "zipfile/__init__.py"), and a C module and its Python version ("decimal.py", "_pydecimal.py").
+    docstrings and the code of a module have the same family. A file and a package with the same name have
+    the same family ("zipfile.py", "zipfile/__init__.py"). A C module and its Python version have the same family
+    ("decimal.py", "_pydecimal.py").
 
     Parameters
     ----------

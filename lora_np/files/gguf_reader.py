@@ -175,7 +175,7 @@ class _Cursor:
 
 
 def _read_header(path: Path) -> tuple[np.ndarray, int, dict[str, Any], dict[str, _Info]]:
-    """Read and check the header. Return the memory-mapped file, the start of the data, the metadata and the array infos."""
+    """Read and check the header. Return the memory-mapped file, the start of the data, the metadata and one _Info per array."""
     if path.stat().st_size < 24:
         raise ValueError("it is too short for a header")
     data = np.asarray(np.memmap(path, np.uint8, "r"))  # a plain array: its views are cheaper than those of a memmap

@@ -53,7 +53,7 @@ def digests(model: Trainable, batches: Any) -> dict[str, str]:
     """Return a hash of the frozen weights, and `batches.digest` if this attribute exists.
 
     A checkpoint contains these hashes instead of the frozen weights and the data. The hash covers the name, dtype and shape
-    of each frozen weight, and about a thousand evenly spaced values of it. For a quantised weight, the hash covers the
+    of each frozen weight, and about a thousand evenly spaced values. For a quantised weight, the hash covers the
     codes, the absmax values, quant_type and the block size.
     """
     found, digest, frozen = {}, hashlib.sha256(), [(n, p.value) for n, p in model.named_parameters() if not p.trainable]
@@ -71,7 +71,7 @@ def digests(model: Trainable, batches: Any) -> dict[str, str]:
 
 
 def _digest(values: list[float]) -> str:
-    """Return a hash of the values of a schedule. Unlike the address of the schedule function, it is equal in every process."""
+    """Return a hash of the values of a schedule. Unlike the address of a function, this hash is equal in every process."""
     return hashlib.sha256(repr(values).encode()).hexdigest()[:12]
 
 

@@ -32,8 +32,9 @@ Batch = tuple[Array, Array]  # tokens (b, t) and targets (b, t), which are the t
 class Batches(Protocol):
     """An object that returns (tokens, targets) for `batches[step]`, such as data.Batches or a list.
 
-    A list shorter than the run is repeated. The object can have an attribute `digest`, a string that identifies the data. A
-    checkpoint stores this string, to check that a resumed run has the same data.
+    A list is repeated if it has fewer batches than the run needs. The object can have an attribute
+    `digest`, a string that identifies the data. A checkpoint stores this string, to check that a resumed run has the same
+    data.
     """
 
     def __getitem__(self, step: int, /) -> Batch: ...
@@ -43,14 +44,14 @@ class Batches(Protocol):
 class History:
     """The record of a training run, one row per step.
 
-    Every row has step, loss, lr, grad_norm, seconds and tokens. Rows with an evaluation also have heldout, or, if there are
-    several held-out texts, one column per text with the name of the text. `loss` and `heldout` are in nats per token.
+    The row of an update has step, loss, lr, grad_norm, seconds and tokens. A row with an evaluation has heldout, or, if there
+    are several held-out texts, one column per text with the name of the text. `loss` and `heldout` are in nats per token.
     `seconds` is the training time so far, without evaluation. `tokens` is the number of tokens so far, with padding.
 
     Parameters
     ----------
     rows : list of dict
-        The rows, which `train` adds.
+        The rows. `train` adds one row per step.
 
     Examples
     --------
@@ -119,8 +120,8 @@ def train(
     model : PeftModel or Transformer
         The model. Its parameters are updated in place.
     batches : data.Batches, ConversationBatches or list
-        `batches[i]` returns (tokens, targets), integers of shape (b, t) each. A list shorter than the run is
-        repeated.
+        `batches[i]` returns (tokens, targets), integers of shape (b, t) each. A list is repeated
+        if it has fewer batches than the run needs.
     optimizer : Optimizer
         SGD or AdamW. The state of the optimizer is reset at the start, or loaded from the checkpoint.
     steps : int
@@ -132,8 +133,8 @@ def train(
     accumulate : int
         Number of batches per update. The loss is the mean over all counted tokens of these batches.
     heldout : list of (ndarray, ndarray), or dict of str to such lists, optional
-        Batches for evaluation. The losses are in the column "heldout" of the history, or, for a dict, in one
-        column per key.
+        Batches for evaluation. The held-out losses are in the column "heldout" of the history, or, for a dict,
+        in one column per key.
     eval_every : int, optional
         Evaluate every `eval_every` steps. Held-out batches are always evaluated before the first and after the last step.
     checkpoint : str or PathLike, optional

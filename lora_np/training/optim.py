@@ -1,4 +1,7 @@
-"""Optimizers, schedules and gradient clipping. The state of an optimizer is a dict by parameter name, so that it can be saved."""
+"""Optimizers, schedules and gradient clipping.
+
+The state of an optimizer is a dict with parameter names as keys, so that the state can be saved.
+"""
 
 from __future__ import annotations
 

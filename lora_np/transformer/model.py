@@ -142,7 +142,7 @@ class Transformer(Module):
 
     @classmethod
     def _build(cls, config: TransformerConfig, matrix: Callable[..., Array], ones: Array) -> Transformer:
-        """Build the modules. `matrix(out, in)` makes a weight. `writes=True` means that its layer adds to the residual."""
+        """Build the modules. `matrix(out, in)` makes a weight. `writes=True` marks a layer that adds to the residual."""
         d, f = config.hidden_size, config.intermediate_size
         q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
 
@@ -294,7 +294,7 @@ class Transformer(Module):
         Raises
         ------
         ValueError
-            If the shapes differ, if ids are out of range, or if no target counts.
+            If `tokens` and `targets` have different shapes, if ids are out of range, or if no target counts.
 
         Notes
         -----
