@@ -8,7 +8,7 @@ from .batches import VOCAB_SIZE, _bytes
 def unigram_loss(train: np.ndarray, heldout: np.ndarray) -> float:
     """Return the held-out loss of a model that predicts each byte from byte frequencies alone.
 
-    p(b) = (n_b + 1) / (n + 256), where n_b counts byte b in `train` and n is the size of `train`.
+    p(b) = (n_b + 1) / (n + 256), where n_b is the number of bytes b in `train`, and n is the size of `train`.
 
     Parameters
     ----------
@@ -25,9 +25,9 @@ def unigram_loss(train: np.ndarray, heldout: np.ndarray) -> float:
     Raises
     ------
     TypeError
-        If an array is not one-dimensional or not of integers.
+        If an array is not one-dimensional, or if its values are not integers.
     ValueError
-        If an array is empty or a value is not a byte.
+        If an array is empty, or if a value is not between 0 and 255.
 
     Examples
     --------
@@ -44,15 +44,15 @@ def unigram_loss(train: np.ndarray, heldout: np.ndarray) -> float:
 def bigram_loss(train: np.ndarray, heldout: np.ndarray) -> float:
     """Return the held-out loss of a model that predicts each byte from the byte before it.
 
-    p(b | a) = (n_ab + 1) / (n_a + 256), where n_ab counts the pair (a, b) in `train` and n_a counts the pairs that begin
-    with a. The first byte of `heldout` is not predicted.
+    p(b | a) = (n_ab + 1) / (n_a + 256), where n_ab is the number of pairs (a, b) in `train`, and n_a is the number
+    of pairs that begin with a. The first byte of `heldout` is not predicted.
 
     Parameters
     ----------
     train : ndarray, shape (size,), integers 0 to 255
-        The bytes to count, at least 2.
+        The bytes to count; at least 2 bytes.
     heldout : ndarray, shape (size,), integers 0 to 255
-        The bytes to predict, at least 2.
+        The bytes to predict; at least 2 bytes.
 
     Returns
     -------
@@ -62,9 +62,9 @@ def bigram_loss(train: np.ndarray, heldout: np.ndarray) -> float:
     Raises
     ------
     TypeError
-        If an array is not one-dimensional or not of integers.
+        If an array is not one-dimensional, or if its values are not integers.
     ValueError
-        If an array has fewer than 2 bytes or a value is not a byte.
+        If an array has fewer than 2 values, or if a value is not between 0 and 255.
 
     Examples
     --------

@@ -47,9 +47,9 @@ def decode(tokens: np.ndarray) -> str:
     Raises
     ------
     TypeError
-        If `tokens` is not one-dimensional or not of integers.
+        If `tokens` is not one-dimensional, or if its values are not integers.
     ValueError
-        If a token is not a byte.
+        If a token is not between 0 and 255.
 
     Examples
     --------
@@ -70,20 +70,20 @@ class Batches:
     Parameters
     ----------
     corpus : ndarray, shape (size,), integers
-        Token ids, at least seq_len + 1. The array is not copied.
+        At least seq_len + 1 token ids. The array is not copied.
     batch_size : int
         Number of windows per batch.
     seq_len : int
-        Tokens per window.
+        Number of tokens per window.
     seed : int
-        Seed of the random positions.
+        Seed of the random positions of the windows.
 
     Raises
     ------
     ValueError
-        If the corpus is too short or a size is below 1.
+        If the corpus is too short, or if a size is below 1.
     TypeError
-        If the corpus is not one-dimensional or not of integers.
+        If the corpus is not one-dimensional, or if its values are not integers.
     IndexError
         If the index of a batch is negative.
 
@@ -128,25 +128,26 @@ def heldout_batches(
     Parameters
     ----------
     corpus : ndarray, shape (size,), integers
-        Token ids, at least seq_len + 1.
+        At least seq_len + 1 token ids.
     batch_size : int
         Number of windows per batch. The last batch may have fewer.
     seq_len : int
-        Tokens per window.
+        Number of tokens per window.
     windows : int or None
-        Number of windows. If this is None or too large, the windows cover as much of the corpus as fits.
+        Number of windows. If `windows` is None or too large, as many windows are made as fit in the corpus.
 
     Returns
     -------
     list of (ndarray, ndarray)
-        Tokens and targets, each of shape (batch_size, seq_len) and dtype int64. No target is in two windows.
+        Tokens and targets, each of shape (batch_size, seq_len) and dtype int64. Each position of the corpus
+        is a target in at most one window.
 
     Raises
     ------
     ValueError
-        If the corpus is too short or a size is below 1.
+        If the corpus is too short, or if a size is below 1.
     TypeError
-        If the corpus is not one-dimensional or not of integers.
+        If the corpus is not one-dimensional, or if its values are not integers.
 
     Examples
     --------

@@ -1,8 +1,8 @@
 """Conversations as training data: read a JSONL file of records, and make batches whose loss counts only the answers.
 
-The two forms of a record, and the tokens that count in the loss, are described in records.py. A batch is padded on the right
-and needs no attention mask, because a token sees only tokens to its left, which are never padding. Predictions at padded
-positions do not count.
+The two forms of a record, and the tokens that count in the loss, are described in records.py. A batch is padded on the right.
+It needs no attention mask: a token attends only to tokens on its left, and padding is never on the left of a token.
+Predictions at padded positions do not count in the loss.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def dataset(name: str | Path, split: Literal["train", "heldout"] = "train") -> P
     name : str or Path
         A data set in the package ("lighthouse"), or the path of a JSONL file.
     split : {"train", "heldout"}
-        The part of a data set in the package; ignored for a path.
+        The part of a data set in the package. It is ignored if `name` is a path.
 
     Returns
     -------
@@ -74,7 +74,7 @@ def dataset(name: str | Path, split: Literal["train", "heldout"] = "train") -> P
 
 
 def first_questions(name: str | Path, split: Literal["train", "heldout"] = "train") -> list[str]:
-    """Return the first message of the user in each record of a file, in order.
+    """Return the first user message of each record of a file, in the order of the records.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def read(
         The tokenizer of the model.
     max_length : int, optional
         Longer records are cut to their first `max_length` tokens. A record is left out if no token of an answer remains.
-        One warning reports how many records were cut and left out.
+        One warning reports how many records were cut, and how many were left out.
     split : {"train", "heldout"}
         The part of a data set in the package.
 
@@ -145,7 +145,7 @@ def read(
     FileNotFoundError
         If the file does not exist.
     ValueError
-        If a record is invalid (the message names file and line), or no record remains.
+        If a record is invalid, or if no record remains. The message names the file, and the line of an invalid record.
 
     Examples
     --------
@@ -199,15 +199,15 @@ def _cut(examples: list[Example], max_length: int, path: Path) -> list[Example]:
 class ConversationBatches:
     """An endless sequence of batches of examples, in a new random order each epoch.
 
-    `batches[i]` returns (tokens, targets), each of shape (batch_size, longest − 1) and dtype int64. targets[:, t] is the
-    token after tokens[:, t] if it counts in the loss, else IGNORE_INDEX. Each epoch uses every example once; a batch can
-    contain the end of one epoch and the beginning of the next. Batch i depends only on (seed, i), so a resumed run sees the
-    same batches as an uninterrupted run.
+    `batches[i]` returns (tokens, targets), each of shape (batch_size, longest − 1) and dtype int64, where longest is the
+    length of the longest example in the batch. The target of a token is the next token if the next token counts in the
+    loss, else IGNORE_INDEX. Each epoch uses every example once; a batch can contain the end of one epoch and the beginning
+    of the next. Batch i depends only on (seed, i), so a resumed run gets the same batches as an uninterrupted run.
 
     Parameters
     ----------
     examples : list of Example
-        The records, as `read` returns them.
+        The examples that `read` returns.
     batch_size : int
         Number of examples per batch.
     seed : int
@@ -216,7 +216,7 @@ class ConversationBatches:
     Raises
     ------
     ValueError
-        If there are no examples or batch_size is below 1.
+        If there are no examples, or if batch_size is below 1.
     IndexError
         If the index of a batch is negative.
 
@@ -255,7 +255,7 @@ class ConversationBatches:
 
     @property
     def digest(self) -> str:
-        """A hash of the examples, batch_size and seed. A checkpoint stores it, to recognise its data."""
+        """A hash of the examples, batch_size and seed. A checkpoint stores this hash, to check the data of a resumed run."""
         digest = hashlib.sha256(f"{self.batch_size} {self.seed}".encode())
         for e in self.examples:
             digest.update(f" {len(e.tokens)} ".encode() + e.tokens.tobytes() + e.counts.tobytes())
@@ -263,26 +263,26 @@ class ConversationBatches:
 
 
 def heldout_batches(examples: Sequence[Example], batch_size: int = 8) -> list[Batch]:
-    """Return batches for evaluation that contain every example once, from the shortest to the longest.
+    """Return batches for evaluation. They contain every example once, from the shortest to the longest.
 
     Examples of similar length share a batch, so there is little padding.
 
     Parameters
     ----------
     examples : list of Example
-        The records, as `read` returns them.
+        The examples that `read` returns.
     batch_size : int
         Number of examples per batch. The last batch may have fewer.
 
     Returns
     -------
     list of (ndarray, ndarray)
-        Tokens and targets, as in `ConversationBatches`.
+        The tokens and the targets of each batch, in the form that `ConversationBatches` returns.
 
     Raises
     ------
     ValueError
-        If there are no examples or batch_size is below 1.
+        If there are no examples, or if batch_size is below 1.
 
     Examples
     --------
@@ -305,7 +305,7 @@ def _some(examples: Sequence[Example], batch_size: int) -> Sequence[Example]:
 
 
 def _padded(examples: Sequence[Example]) -> Batch:
-    """Return (tokens, targets), each (rows, longest − 1). The padding is token 0; it does not affect the loss."""
+    """Return (tokens, targets), each of shape (rows, longest − 1). Token 0 fills the padding, which does not affect the loss."""
     longest = max(len(e.tokens) for e in examples)
     tokens = np.zeros((len(examples), longest - 1), np.int64)
     targets = np.full_like(tokens, IGNORE_INDEX)

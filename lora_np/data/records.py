@@ -30,14 +30,14 @@ ROLES = ("system", "user", "assistant")
 class Example:
     """One record as tokens, with a mask of the tokens that count in the loss.
 
-    The tokens end with the last answer: later tokens would not affect the loss.
+    The tokens end with the last token that counts: later tokens would not affect the loss.
 
     Parameters
     ----------
     tokens : ndarray, shape (n,), int64
         Token ids.
     counts : ndarray, shape (n,), bool
-        True for the tokens of answers.
+        True for the tokens that count in the loss.
 
     Examples
     --------
@@ -149,7 +149,7 @@ def _check_messages(messages: Any) -> None:
 
 
 def _plain(prompt: Any, completion: Any, tokenizer: Tokenizer) -> Example:
-    """Encode a prompt, with the token that begins a text if there is one, then its completion and the end-of-text token."""
+    """Encode a prompt and its completion. Add the tokens that begin and end a text, if the tokenizer has such tokens."""
     for name, value in (("prompt", prompt), ("completion", completion)):
         if not isinstance(value, str):
             raise ValueError(f"the {name} is {value!r:.80}; expected a string, as in {PROMPT}; for a chat, {MESSAGES}")
@@ -164,10 +164,10 @@ def _plain(prompt: Any, completion: Any, tokenizer: Tokenizer) -> Example:
 
 
 def _continued(tokenizer: Tokenizer, ids: list[int], before: str, after: str, special: bool) -> list[int]:
-    """Return the tokens that follow `ids`, the tokens of `before`, so that all together spell the text `after`.
+    """Return the tokens that must follow `ids`, so that all tokens together give the text `after`.
 
-    These are the last tokens of the whole text. If one token would span the boundary, the rest of the text is encoded
-    separately, as when a model continues the prompt `ids`.
+    `ids` are the tokens of the text `before`, and `after` begins with `before`. If the tokens of `after` begin with `ids`,
+    return the other tokens of `after`. If not, encode the added text separately, as when a model continues the prompt.
     """
     whole = tokenizer.encode(after, add_special_tokens=special).tolist()
     if whole[: len(ids)] == ids:
@@ -176,6 +176,6 @@ def _continued(tokenizer: Tokenizer, ids: list[int], before: str, after: str, sp
 
 
 def to_last_counted(tokens: Sequence[int] | np.ndarray, counts: Sequence[bool] | np.ndarray) -> Example:
-    """Return an Example that ends with the last counted token; it is empty if no token counts."""
+    """Return an Example that ends with the last counted token, or an empty Example if no token counts."""
     n = np.flatnonzero(counts).max(initial=-1) + 1
     return Example(np.asarray(tokens, np.int64)[:n], np.asarray(counts, bool)[:n])

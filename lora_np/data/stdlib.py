@@ -110,7 +110,7 @@ def documents(domain: Domain, split: Split, stdlib: str | Path | None = None) ->
     Raises
     ------
     ValueError
-        If the domain or split is unknown, or a file is not valid Python.
+        If the domain or split is unknown, or if a file is not valid Python.
     FileNotFoundError
         If the folder has no sources or no language reference.
 
@@ -146,12 +146,12 @@ def corpus(domain: Domain, split: Split, stdlib: str | Path | None = None) -> np
     Returns
     -------
     ndarray, shape (size,), uint8
-        The documents as UTF-8 with "\n" newlines, a zero byte after each. The array is read-only.
+        The bytes of the documents in UTF-8 with "\n" newlines. A zero byte follows each document. The array is read-only.
 
     Raises
     ------
     ValueError
-        If the domain or split is unknown, or a file is not valid Python.
+        If the domain or split is unknown, or if a file is not valid Python.
     FileNotFoundError
         If the folder has no sources or no language reference.
 
@@ -198,9 +198,10 @@ def split_of(name: str) -> Split:
 def family_of(name: str) -> str:
     """Return the family of a document; all documents of a family are in the same split.
 
-    The family is the topic or the top-level module, unless the table FAMILIES gives another name. A module has the same
-    family in both domains, as a file or a package ("zipfile.py", "zipfile/__init__.py"), and as the Python version of a C
-    module ("_pydecimal.py" and "decimal.py").
+    The family is the name of the topic or of the top-level module, unless the table FAMILIES gives another name. The
+    docstrings and the code of a module have the same family. A file and a package with the same name have
+    the same family ("zipfile.py", "zipfile/__init__.py"). A C module and its Python version have the same family
+    ("decimal.py", "_pydecimal.py").
 
     Parameters
     ----------
@@ -262,7 +263,7 @@ def _folder(stdlib: str | Path | None) -> str:
 
 
 def _topics(folder: Path) -> dict[str, str]:
-    """Return the language reference as {topic: text}, without topics that are sections of other topics."""
+    """Return a dict from each topic of the language reference to its text, without topics that are part of another topic."""
     path = folder / "pydoc_data" / "topics.py"
     if not path.is_file():
         raise FileNotFoundError(_missing("the language reference, pydoc_data/topics.py, is", folder))
@@ -276,7 +277,7 @@ def _topics(folder: Path) -> dict[str, str]:
 
 
 def _sources(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the library's modules as (name with forward slashes, path)."""
+    """Yield the name and the path of each module of the library; the parts of a name are joined by forward slashes."""
     any_found = False
     for entry in folder.iterdir():  # skip folders early, because site-packages may be large
         if entry.name.removesuffix(".py") in LEFT_OUT or entry.name.startswith(("_sysconfig", "config-")):
@@ -303,7 +304,7 @@ def _parse(path: Path) -> tuple[str, ast.Module]:
 
 
 def _split_docstrings(path: Path) -> tuple[list[str], str]:
-    """Return the docstrings of a module, and its source without docstrings and copyright notice."""
+    """Return the docstrings of a module, and the source of the module without docstrings and copyright notice."""
     source, tree = _parse(path)
     lines = source.encode("utf-8").split(b"\n")  # in bytes, as ast counts columns
     docstrings: list[str] = []
@@ -319,7 +320,7 @@ def _split_docstrings(path: Path) -> tuple[list[str], str]:
 
 
 def _docstrings(tree: ast.Module) -> Iterator[tuple[list[ast.stmt], ast.Expr, str]]:
-    """Yield for each docstring: the list of statements that contains it, its own statement, and its text."""
+    """Yield three values per docstring: the body that begins with the docstring, the docstring's statement, and its text."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             match node.body[0]:
@@ -328,7 +329,7 @@ def _docstrings(tree: ast.Module) -> Iterator[tuple[list[ast.stmt], ast.Expr, st
 
 
 def _without_notice(comment: re.Match[str]) -> str:
-    """Return a block of comment lines, or "" if it is a copyright notice, because many modules repeat the same notice."""
+    """Return "" if a block of comment lines is a copyright notice, which many modules repeat; else return the block."""
     return "" if re.search(r"copyright|licen[cs]ed|permission to use", comment[0], re.IGNORECASE) else comment[0]
 
 

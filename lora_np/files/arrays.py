@@ -1,7 +1,7 @@
 """Named arrays in safetensors files.
 
-A file is written under a temporary name and then renamed, so it is always complete. It is checked when it is read. Pickles
-are never read, because a pickle can run code.
+A file is written under a temporary name and then renamed, so it is always complete. A file is checked when it
+is read. Pickles are never read, because a pickle can run code.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DIGEST = "lora_np.sha256"  # metadata key: SHA-256 of everything else in the fil
 
 @dataclass(frozen=True, eq=False)
 class StoredArrays(Mapping[str, np.ndarray]):
-    """A mapping of names to arrays on disk. Each access `stored[name]` reads the array from the file.
+    """A mapping from names to arrays on disk. Each access `stored[name]` reads one array from the file.
 
     A loop over the arrays needs memory for only one array at a time.
 
@@ -32,7 +32,7 @@ class StoredArrays(Mapping[str, np.ndarray]):
     shapes : dict of str to tuple of int
         The name and shape of each array.
     read : callable
-        Called as read(name); returns the array.
+        A function that reads one array: read(name) returns the array.
     metadata : dict
         The metadata of the file.
 
@@ -67,7 +67,8 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
     path : str or PathLike
         The file to write. Its folder is created if needed.
     write : callable
-        Called as write(temporary) with a Path in the same folder. If it raises, `path` is unchanged.
+        A function that writes the file: it is called as write(temporary), with the Path of a temporary file in the same
+        folder. If `write` raises an error, the file at `path` is unchanged.
 
     Examples
     --------
@@ -106,11 +107,11 @@ def save_arrays(
     Parameters
     ----------
     path : str or PathLike
-        The file to write; it is replaced only when the new file is complete.
+        The file to write. An existing file is replaced only when the new file is complete.
     arrays : dict of str to ndarray
         NumPy arrays by name, of any shapes.
     metadata : dict of str to str, optional
-        More strings to store in the header.
+        Strings to store in the header of the file, in addition to the digest.
 
     Examples
     --------
@@ -144,14 +145,14 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
     arrays : dict of str to ndarray
         The arrays by name. bfloat16 arrays are converted to float32, without loss.
     metadata : dict of str to str
-        The strings in the header.
+        The strings that are stored in the header of the file.
 
     Raises
     ------
     FileNotFoundError
         If the file does not exist.
     ValueError
-        If the file is not safetensors, is truncated, or does not match its digest.
+        If the file is not a safetensors file, if it is truncated, or if its content does not match its digest.
 
     Examples
     --------
@@ -172,7 +173,7 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
 def open_arrays(path: str | os.PathLike[str]) -> Iterator[StoredArrays]:
     """Open a safetensors file in a `with` statement, to read its arrays one at a time.
 
-    The digest is checked on opening, with one array in memory at a time.
+    The digest is checked when the file is opened. This check needs memory for only one array at a time.
 
     Parameters
     ----------
@@ -189,7 +190,7 @@ def open_arrays(path: str | os.PathLike[str]) -> Iterator[StoredArrays]:
     FileNotFoundError
         If the file does not exist.
     ValueError
-        If the file is not safetensors, is truncated, or does not match its digest.
+        If the file is not a safetensors file, if it is truncated, or if its content does not match its digest.
 
     Examples
     --------
@@ -242,7 +243,7 @@ def _check_digest(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]
 
 
 def _digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
-    """Return the SHA-256 of names, dtypes, shapes and bytes, and of all metadata except the digest."""
+    """Return one SHA-256 of the arrays (names, dtypes, shapes, bytes) and of all metadata except the digest."""
     digest = hashlib.sha256()
     for key in sorted(metadata.keys() - {DIGEST}):
         digest.update(f"{key} {metadata[key]!r}\n".encode())

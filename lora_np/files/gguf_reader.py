@@ -5,8 +5,8 @@
     info   = name:string dimensions:u32 (size:u64) × dimensions type:u32 offset:u64     sizes from the last axis to the first
     string = length:u64 bytes;  array = type:u32 count:u64 values
 
-All numbers are little-endian. This module reads the header itself, because the reader of the `gguf` package trusts it: a
-damaged count makes that reader loop forever. Here a count is accepted only if the file has that many bytes left. The `gguf`
+All numbers are little-endian. This module reads the header itself, because the reader of the `gguf` package does not check
+it: a damaged count makes that reader loop forever. Here a count is accepted only if the file has that many bytes left. The `gguf`
 package provides the block size of each type and dequantises the blocks.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
@@ -50,7 +50,7 @@ CHUNK = 2**16  # weights dequantised at a time, so that temporary arrays fit in 
 
 @dataclass(frozen=True)
 class _Info:
-    """The place and the type of one array in the file."""
+    """The shape, the type and the position of one array in the file."""
 
     shape: tuple[int, ...]
     type: int  # gguf.GGMLQuantizationType
@@ -70,15 +70,15 @@ def open_gguf(path: str | os.PathLike[str]) -> Iterator[StoredArrays]:
     Yields
     ------
     StoredArrays
-        The arrays under their names in the file, each dequantised to float32 when it is accessed. The metadata are
-        Python numbers and strings, lists of strings, and NumPy arrays of numbers.
+        The arrays by their names in the file. An array is dequantised to float32 when it is accessed. Metadata values
+        are Python numbers and strings, lists of strings, and NumPy arrays of numbers.
 
     Raises
     ------
     FileNotFoundError
         If the file does not exist.
     ValueError
-        If the file is not GGUF, is damaged, or has an array type that the `gguf` package cannot dequantise.
+        If the file is not a GGUF file, if it is damaged, or if the `gguf` package cannot dequantise one of its arrays.
 
     References
     ----------
@@ -111,7 +111,7 @@ def open_gguf(path: str | os.PathLike[str]) -> Iterator[StoredArrays]:
 
 
 def _dequantize(data: np.ndarray, start: int, info: _Info) -> np.ndarray:
-    """Return one array in float32. Dequantise a few rows at a time, to keep temporary arrays small."""
+    """Return one array in float32. The rows are dequantised a few at a time, to keep temporary arrays small."""
     from gguf.quants import GGMLQuantizationType, dequantize
 
     rows, row_bytes = info.rows
@@ -135,7 +135,7 @@ class _Cursor:
         self.data, self.at = data, 0
 
     def take(self, size: int) -> int:
-        """Skip `size` bytes and return the position where they begin."""
+        """Move forward by `size` bytes, and return the position before the move."""
         begin, left = self.at, len(self.data) - self.at
         if size > left:
             raise ValueError(
@@ -175,7 +175,7 @@ class _Cursor:
 
 
 def _read_header(path: Path) -> tuple[np.ndarray, int, dict[str, Any], dict[str, _Info]]:
-    """Return the memory-mapped file, the start of its data, the metadata, and the place of each array, all checked."""
+    """Read and check the header. Return the memory-mapped file, the start of the data, the metadata and one _Info per array."""
     if path.stat().st_size < 24:
         raise ValueError("it is too short for a header")
     data = np.asarray(np.memmap(path, np.uint8, "r"))  # a plain array: its views are cheaper than those of a memmap

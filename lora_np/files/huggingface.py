@@ -1,8 +1,10 @@
-"""Model folders in the format of Hugging Face: config.json, and weights in one or several safetensors files.
+"""Model folders in the format of Hugging Face.
 
-model.safetensors                                          one file, or
-model-00001-of-00002.safetensors, …                        shards, and
-model.safetensors.index.json = {"weight_map": {array name: shard}}
+A folder contains config.json, and weights in one or several safetensors files:
+
+    one file         model.safetensors
+    several files    model-00001-of-00002.safetensors, … (shards), and
+                     model.safetensors.index.json = {"weight_map": {array name: name of its shard}}
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ def read_json(path: Path) -> dict[str, Any]:
     FileNotFoundError
         If the file does not exist.
     ValueError
-        If the file is not UTF-8, is not JSON, or contains no object. The message starts with the path.
+        If the file is not UTF-8, is not JSON, or does not contain a JSON object. The message starts with the path.
 
     Examples
     --------
@@ -70,7 +72,7 @@ def open_folder(folder: Path) -> Iterator[StoredArrays]:
     Yields
     ------
     StoredArrays
-        The arrays of all files, which are read when they are accessed.
+        The arrays of all files. An array is read from its file when it is accessed.
 
     Raises
     ------

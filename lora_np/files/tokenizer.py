@@ -1,6 +1,6 @@
 """Tokenizers turn text into token ids and back. ByteTokenizer has a token per byte, VocabularyTokenizer a trained vocabulary.
 
-Both have the same methods and attributes, with the names of Hugging Face.
+Both classes have the same methods and attributes, with the names that Hugging Face uses.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class Tokenizer:
         Parameters
         ----------
         text : str
-            The text. The spelling of a special token, such as "<|im_end|>", becomes that token.
+            The text. A special token in the text, such as "<|im_end|>", becomes one token.
         add_special_tokens : bool
-            If True, add the tokens that begin and end a text, if the model uses any.
+            If True, add the tokens that begin and end a text, if the tokenizer has such tokens.
 
         Returns
         -------
@@ -101,7 +101,7 @@ class Tokenizer:
         return self._decode(ids, skip_special_tokens)
 
     def convert_ids_to_tokens(self, i: int) -> str:
-        """Return the spelling of one token in the vocabulary.
+        """Return one token as it is written in the vocabulary.
 
         Parameters
         ----------
@@ -111,7 +111,7 @@ class Tokenizer:
         Returns
         -------
         str
-            The spelling. Byte-level vocabularies write other characters for some bytes, such as "Ġ" for a space.
+            The token. A byte-level vocabulary writes some bytes as other characters, such as "Ġ" for a space.
         """
         raise NotImplementedError
 
@@ -128,16 +128,16 @@ class Tokenizer:
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True, tokenize: bool = True
     ) -> np.ndarray | str:
-        """Write a conversation in the chat format of the model.
+        """Return a conversation in the chat format of the model.
 
         Parameters
         ----------
         messages : list of dict
             [{"role": "user", "content": "…"}, …]; roles are "system", "user" and "assistant".
         add_generation_prompt : bool
-            If True, end with the tokens that begin an answer. The default in transformers is False.
+            If True, the conversation ends with the tokens that begin an answer. The default in transformers is False.
         tokenize : bool
-            If True, return token ids, else the text.
+            If True, return token ids; if False, return the text.
 
         Returns
         -------
@@ -147,7 +147,7 @@ class Tokenizer:
         Raises
         ------
         ValueError
-            If there is no chat template, a message is malformed, or the template raises an error.
+            If there is no chat template, if a message is malformed, or if the template raises an error.
         """
         if self.chat_template is None:
             raise ValueError(
@@ -164,7 +164,7 @@ class Tokenizer:
         return self.encode(text, add_special_tokens=False) if tokenize else text
 
     def _render(self, template: str, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
-        """Run the template in Jinja's sandbox, as transformers does, because its author may not be trusted."""
+        """Run the template in Jinja's sandbox, as transformers does, because the template may come from an untrusted author."""
         with extra("models", "a chat template"):
             from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -199,7 +199,7 @@ class Tokenizer:
 class ByteTokenizer(Tokenizer):
     """A tokenizer with one token per byte of UTF-8.
 
-    Byte 0 is the token that begins and ends a text, because it does not occur in ordinary text.
+    Byte 0 is the token that begins and ends a text, because byte 0 does not occur in ordinary text.
 
     Examples
     --------
@@ -242,9 +242,9 @@ class VocabularyTokenizer(Tokenizer):
     Parameters
     ----------
     backend : tokenizers.Tokenizer
-        The vocabulary and its rules.
+        The vocabulary, with the rules that split a text into tokens.
     special : dict of str to int
-        Ids of the special tokens "bos", "eos" and "pad"; each may be absent or None.
+        Ids of the special tokens "bos", "eos" and "pad". A missing key or None means that there is no such token.
     chat_template : str or None
         A Jinja template that turns messages into text.
 
@@ -265,7 +265,7 @@ class VocabularyTokenizer(Tokenizer):
         self.chat_template = chat_template
 
     def convert_ids_to_tokens(self, i: int) -> str:
-        """Return the spelling of one token in the vocabulary.
+        """Return one token as it is written in the vocabulary.
 
         Parameters
         ----------
@@ -275,7 +275,7 @@ class VocabularyTokenizer(Tokenizer):
         Returns
         -------
         str
-            The spelling, for example "Ġthe" for " the".
+            The token, for example "Ġthe" for the text " the".
         """
         return self.backend.id_to_token(i)
 
@@ -309,18 +309,18 @@ class VocabularyTokenizer(Tokenizer):
 
 
 class TextStream:
-    """Turn tokens into text while a model generates them, in whole characters.
+    """Turn tokens into text while a model generates the tokens. The text consists of whole characters.
 
     A character may consist of several tokens: "😀" is four bytes of UTF-8, and three tokens for SmolLM2. `add` returns "" until the
-    character is complete. Special tokens are left out.
+    character is complete. Special tokens are left out of the text.
 
     Parameters
     ----------
     tokenizer : Tokenizer
         The tokenizer of the model.
     after : iterable of int
-        The tokens before the generated ones, such as the prompt. Their text is not returned, but it can affect the text
-        of the next token: some vocabularies write the first token of a text without its space.
+        The tokens before the generated tokens, such as the prompt. Their text is not returned, but they can affect the
+        text of the next token: some vocabularies remove the space at the start of the first token of a text.
 
     Examples
     --------
@@ -356,17 +356,17 @@ class TextStream:
         return self._new_part(self._text().rstrip("\ufffd"))
 
     def end(self) -> str:
-        """Return the rest of the text after the last token.
+        """Return the text that remains after the last token.
 
         Returns
         -------
         str
-            U+FFFD for a character that was not completed, otherwise "".
+            U+FFFD if the last character is incomplete, otherwise "".
         """
         return self._new_part(self._text())
 
     def _text(self) -> str:
-        """Decode all tokens, because the text of a token may depend on earlier tokens. 1000 tokens take 0.3 ms."""
+        """Decode all tokens, because the text of a token may depend on earlier tokens. Decoding 1000 tokens takes 0.3 ms."""
         return self.tokenizer.decode(self.ids, skip_special_tokens=True)
 
     def _new_part(self, text: str) -> str:

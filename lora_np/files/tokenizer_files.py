@@ -17,7 +17,7 @@ CONTROL, USER_DEFINED = 3, 4  # gguf.TokenType: a token that is not text, and a 
 
 
 def tokenizer_from_folder(folder: Path) -> VocabularyTokenizer:
-    """Read tokenizer.json, and the special tokens and chat template from the other files in the folder.
+    """Read a tokenizer from tokenizer.json. Read its special tokens and chat template from the other files in the folder.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def tokenizer_from_folder(folder: Path) -> VocabularyTokenizer:
     FileNotFoundError
         If there is no tokenizer.json.
     ValueError
-        If a file is damaged. The message starts with its path.
+        If a file is damaged. The message starts with the path of the file.
 
     Examples
     --------
@@ -101,7 +101,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> VocabularyTokenizer:
     Raises
     ------
     ValueError
-        If an entry is missing or invalid, or the kind of tokenizer is not supported.
+        If an entry is missing or invalid, or if the kind of tokenizer is not supported.
 
     Examples
     --------
@@ -121,10 +121,11 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> VocabularyTokenizer:
 
 
 def _byte_level_bpe(tokens: list[str], metadata: Mapping[str, Any]) -> Any:
-    """Build a tokenizers.Tokenizer: split the text into words, write bytes as characters, merge pairs in the file's order.
+    """Build a tokenizers.Tokenizer that splits a text into words, writes bytes as characters, and merges pairs of tokens.
 
-    `tokenizer.ggml.pre` says how to split. SmolLM2 splits off each digit: "  1" becomes "  " and "1". llama.cpp does the same
-    (unicode_regex_split, "\\p{N}"). transformers ignores this entry in a Llama file, and splits "  1" into " " and " 1".
+    The merges are in the order of the file. The entry `tokenizer.ggml.pre` names the rule for splitting. SmolLM2
+    splits off each digit: "  1" becomes "  " and "1". llama.cpp does the same (unicode_regex_split,
+    "\\p{N}"). transformers ignores this entry in a Llama file, and splits "  1" into " " and " 1".
     """
     with extra("models", "a tokenizer"):
         from tokenizers import Tokenizer as Backend
@@ -173,7 +174,7 @@ def _add_special_tokens(
 
 
 def _entry(metadata: Mapping[str, Any], key: str, kind: type, default: Any = ...) -> Any:
-    """Return one entry and check its type. If it is missing, return `default`, or raise ValueError if there is no default."""
+    """Return one entry and check its type. If the entry is missing, return `default`; without a default raise ValueError."""
     value = metadata.get(key, default)
     if value is ...:
         raise ValueError(f"{key} is missing from the metadata")

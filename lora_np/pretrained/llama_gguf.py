@@ -1,8 +1,8 @@
 r"""Convert a GGUF file of a Llama model: metadata to a TransformerConfig, array names to the names of Hugging Face.
 
-The weights are equal except for the order of rows in q_proj and k_proj. Rotary embedding rotates pairs of features by an
-angle mθᵢ at position m. In lora_np and Hugging Face, pair i of a head of size d is (i, i + d/2). In GGUF, pair i is
-(2i, 2i+1). Let P map the first order to the second,
+The weights are equal except for the order of rows in q_proj and k_proj. At position m, rotary embedding rotates
+feature pair i by the angle mθᵢ. In lora_np and Hugging Face, pair i of a head of size d has the features (i, i + d/2). In
+GGUF, pair i has the features (2i, 2i+1). Let P map the first order of features to the second order,
 
     (P x)[2i] = x[i],    (P x)[2i+1] = x[i + d/2],    i < d/2.
 
@@ -41,9 +41,9 @@ NAMES = {  # GGUF's names → Hugging Face's; blk.0. → model.layers.0.
 
 
 def config_from(stored: StoredArrays) -> TransformerConfig:
-    """Read the configuration from the metadata of a GGUF file. The head is tied if the file has no output.weight.
+    """Read the configuration from the metadata of a GGUF file. Without output.weight in the file, the output head is tied.
 
-    Raises ValueError if the architecture is not Llama, a feature is not supported, or a key is missing.
+    Raises ValueError if the architecture is not Llama, if a feature is not supported, or if a key is missing.
     """
     metadata = stored.metadata
     if (architecture := metadata.get("general.architecture")) != ARCHITECTURE:
@@ -86,7 +86,7 @@ def config_from(stored: StoredArrays) -> TransformerConfig:
 
 
 def as_huggingface(stored: StoredArrays, config: TransformerConfig) -> StoredArrays:
-    """Rename the arrays to Hugging Face's names, and reorder the rows of q and k. Unknown names stay unchanged."""
+    """Rename the arrays to Hugging Face's names, and reorder the rows of q_proj and k_proj. Unknown names do not change."""
     names = {huggingface_name(name): name for name in stored}
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
 
@@ -99,7 +99,7 @@ def as_huggingface(stored: StoredArrays, config: TransformerConfig) -> StoredArr
 
 
 def huggingface_name(name: str) -> str:
-    """Convert a name, for example blk.3.attn_q.weight to model.layers.3.self_attn.q_proj.weight."""
+    """Convert a name of GGUF: blk.3.attn_q.weight becomes model.layers.3.self_attn.q_proj.weight."""
     match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
     if (
         match is None
@@ -112,11 +112,11 @@ def huggingface_name(name: str) -> str:
 
 
 def half_split(W: np.ndarray, heads: int) -> np.ndarray:
-    """Compute Pᵀ W for each head, rows (heads · d, …): change rotary pairs (2i, 2i+1), as in GGUF, to (i, i + d/2)."""
+    """Compute Pᵀ W for each head of W (heads · d, …). Rows 2i and 2i+1 of a head, as in GGUF, become rows i and i + d/2."""
     pairs = W.reshape(heads, -1, 2, *W.shape[1:])  # [head, pair, first or second of the pair]
     return pairs.swapaxes(1, 2).reshape(W.shape)  # [head, first or second of the pair, pair]
 
 
 def _shortest(x: float) -> float:
-    """Return the shortest decimal with the same float32 value, which GGUF stores: 1e-5, not 9.999999747378752e-06."""
+    """Return the shortest decimal with the float32 value that GGUF stores: 1e-5 instead of 9.999999747378752e-06."""
     return float(str(np.float32(x)))

@@ -39,18 +39,18 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 def load_model(name: str | os.PathLike[str], dtype: DTypeLike = np.float32, device: str = "auto") -> Transformer:
     """Load a Llama model from the package, a Hugging Face folder or a GGUF file.
 
-    All parameters are trainable. Weights that are stored in 4 bits stay in 4 bits and are frozen. The weights are read one
-    array at a time, so the model is in memory only once.
+    Weights that the file stores in 4 bits stay in 4 bits and are frozen. All other parameters are trainable. The weights
+    are read one array at a time, so loading needs no second copy of the model in memory.
 
     Parameters
     ----------
     name : str or PathLike
-        "tiny", the base model in the package; "smollm2-135m", after `python -m lora_np fetch`; the path of a Hugging Face
-        folder; or the path of a .gguf file.
+        One of: "tiny", the base model in the package; "smollm2-135m", if `python -m lora_np fetch` has downloaded it; the
+        path of a Hugging Face folder; the path of a .gguf file.
     dtype : dtype
         Type of the weights, such as float32 (the default) or float64.
     device : {"auto", "numpy", "cupy"}
-        "numpy" is the CPU, "cupy" the GPU. "auto" follows the environment variable LORA_NP_DEVICE if it is set; otherwise
+        "numpy" selects the CPU, "cupy" the GPU. "auto" follows the environment variable LORA_NP_DEVICE if it is set; otherwise
         it selects a GPU if one is available.
 
     Returns
@@ -63,11 +63,11 @@ def load_model(name: str | os.PathLike[str], dtype: DTypeLike = np.float32, devi
     FileNotFoundError
         If there is no such model. The message lists the models that exist.
     ValueError
-        If a file is damaged or the architecture is not supported.
+        If a file is damaged, or if the architecture is not supported.
     KeyError
         If the weights do not match the configuration.
     RuntimeError
-        If device is "cupy" and no GPU is available.
+        If `device` is "cupy" and no GPU is available.
 
     Examples
     --------
@@ -111,7 +111,7 @@ def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
     Raises
     ------
     TypeError
-        If the model has adapters: call merge_and_unload() first.
+        If the model has adapters. Call merge_and_unload() first.
 
     Examples
     --------
@@ -154,20 +154,20 @@ def load_tokenizer(name: str | os.PathLike[str]) -> Tokenizer:
     Parameters
     ----------
     name : str or PathLike
-        A model, as in `load_model`.
+        The name or path of a model, as in `load_model`.
 
     Returns
     -------
     Tokenizer
-        A ByteTokenizer if the vocabulary has 256 tokens and there is no tokenizer.json, otherwise the tokenizer in the
-        model's files.
+        A ByteTokenizer if the vocabulary has 256 tokens and there is no tokenizer.json, otherwise the tokenizer that
+        the model's files describe.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such model, or its tokenizer is missing.
+        If there is no such model, or if the tokenizer of the model is missing.
     ValueError
-        If a file is damaged, or the kind of tokenizer is not supported.
+        If a file is damaged, or if the kind of tokenizer is not supported.
 
     Examples
     --------
@@ -191,7 +191,7 @@ def load_tokenizer(name: str | os.PathLike[str]) -> Tokenizer:
 
 
 def _locate(name: str | os.PathLike[str]) -> Path:
-    """Return the folder or file of the model `name`. Raise FileNotFoundError, which lists the models that exist."""
+    """Return the path of a model. If there is no such model, raise FileNotFoundError with a list of the existing models."""
     if name in MODELS:
         return fetched(name)
     folder = ASSETS / name
@@ -229,7 +229,7 @@ def _open_weights(path: Path) -> Iterator[StoredArrays]:
 
 
 def _without_doubles(stored: StoredArrays, config: TransformerConfig) -> StoredArrays:
-    """Remove arrays that some files contain twice or that the model computes itself."""
+    """Leave out a second copy of the tied embedding, and the rotary frequencies, which the model computes itself."""
     shapes = {name: s for name, s in stored.shapes.items() if not name.endswith(".rotary_emb.inv_freq")}
     if config.tie_word_embeddings and HEAD in shapes and EMBEDDING in shapes:
         if not np.array_equal(stored[HEAD], stored[EMBEDDING]):
@@ -243,9 +243,9 @@ def _without_doubles(stored: StoredArrays, config: TransformerConfig) -> StoredA
 def _fill(
     config: TransformerConfig, stored: StoredArrays, quantized: dict[str, Quantized4bit], dtype: DTypeLike, like: Array
 ) -> Transformer:
-    """Build the model and fill its parameters from `quantized` and `stored`, in `dtype`, on the device of `like`.
+    """Build the model in `dtype` on the device of `like`, with the values from `quantized` and `stored` as parameters.
 
-    Names and shapes are compared with the file before memory is allocated, so a damaged config.json cannot exhaust memory.
+    The names and shapes are compared with the file before memory is allocated, so a damaged config.json cannot exhaust memory.
     """
     if EMBEDDING in stored.shapes:
         _check(EMBEDDING, stored.shapes, config.vocab_size, config.hidden_size)
@@ -287,5 +287,5 @@ def _check(name: str, shapes: Mapping[str, tuple[int, ...]], *expected: int) -> 
 
 
 def _some(names: set[str]) -> str:
-    """Return up to four names as text, and say how many more there are."""
+    """Return up to four names as text, with the number of further names."""
     return f"{sorted(names)[:4]}{f' and {len(names) - 4} more' if len(names) > 4 else ''}" if names else "none"

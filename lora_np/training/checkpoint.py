@@ -1,7 +1,7 @@
-"""Checkpoints of a training run. A resumed run ends with the same weights, to the bit, as an uninterrupted run.
+"""Checkpoints of a training run. A resumed run ends with exactly the same weights as an uninterrupted run.
 
-A checkpoint contains the settings of its run, and `Checkpoint.load` refuses a checkpoint of another run. It contains no
-random state, because all random numbers depend only on (seed, step); see loop.py.
+A checkpoint contains the settings of its run, and `Checkpoint.load` refuses a checkpoint of another run. A checkpoint
+contains no random state, because all random numbers depend only on (seed, step); see loop.py.
 """
 
 from __future__ import annotations
@@ -50,10 +50,11 @@ def run_settings(
 
 
 def digests(model: Trainable, batches: Any) -> dict[str, str]:
-    """Return hashes of the frozen weights, and of the data if `batches` has a `digest`. A checkpoint contains only the hashes.
+    """Return a hash of the frozen weights, and `batches.digest` if this attribute exists.
 
-    The hash covers the name, dtype and shape of each weight, and about a thousand evenly spaced values. For a quantised weight
-    it covers its codes, absmax, quant_type and block size.
+    A checkpoint contains these hashes instead of the frozen weights and the data. The hash covers the name, dtype and shape
+    of each frozen weight, and about a thousand evenly spaced values. For a quantised weight, the hash covers the
+    codes, the absmax values, quant_type and the block size.
     """
     found, digest, frozen = {}, hashlib.sha256(), [(n, p.value) for n, p in model.named_parameters() if not p.trainable]
     for name, value in frozen:
@@ -70,12 +71,12 @@ def digests(model: Trainable, batches: Any) -> dict[str, str]:
 
 
 def _digest(values: list[float]) -> str:
-    """Return a hash of the numbers that is equal in every process, unlike the address of a schedule function."""
+    """Return a hash of the values of a schedule. Unlike the address of a function, this hash is equal in every process."""
     return hashlib.sha256(repr(values).encode()).hexdigest()[:12]
 
 
 class Checkpoint:
-    """One safetensors file with trainable values, optimizer state, step and history. Frozen weights are not in the file."""
+    """A safetensors file with the trainable parameters, optimizer state, step and history. It contains no frozen weights."""
 
     def __init__(
         self, path: str | os.PathLike[str] | None, model: Trainable, optimizer: Optimizer, settings: dict[str, Any]
@@ -84,7 +85,7 @@ class Checkpoint:
         self.parameters = {name: p for name, p in model.named_parameters() if p.trainable}
 
     def save(self, step: int, rows: list[dict[str, float]]) -> None:
-        """Write the file, if there is a path. Raise FloatingPointError, and keep the old file, if a weight is not finite."""
+        """Write the file, if `path` is not None. If a weight is not finite, keep the old file and raise FloatingPointError."""
         finite = scalars_to_host([array_module(p.value).isfinite(p.value).all() for p in self.parameters.values()])
         if not finite.all():
             raise self.stopped(step, f"{list(self.parameters)[finite.argmin()]} is not finite")
@@ -97,7 +98,7 @@ class Checkpoint:
         save_arrays(self.path, {name: to_host(x) for name, x in arrays.items()}, metadata)
 
     def load(self) -> tuple[int, list[dict[str, float]]]:
-        """Restore values and optimizer state from the file. Return the step to continue from, and the rows of the history."""
+        """Restore parameters and optimizer state from the file. Return the number of finished steps and the history's rows."""
         assert self.path is not None  # the caller has checked that the file exists
         arrays, metadata = load_arrays(self.path)
         if "settings" not in metadata:
@@ -129,7 +130,7 @@ class Checkpoint:
         return self.optimizer.t, json.loads(metadata["history"])
 
     def stopped(self, step: int, found: str) -> FloatingPointError:
-        """Restore the state in the file, if there is one. Return the error that reports a number that is not finite."""
+        """Return the error for a number that is not finite. If the file exists, first restore the state of the run from it."""
         if self.path is not None and Path(self.path).exists():
             kept = f"the model was reset to step {self.load()[0]}, the last good state, from {self.path}"
         else:

@@ -1,7 +1,7 @@
 """The training loop: batch → loss → backward → optimizer step, with held-out evaluation, a history and checkpoints.
 
-All random numbers depend only on (seed, step): `batches[step]` is always the same, and so are the dropout masks of a step.
-Therefore a run that stops and resumes from a checkpoint equals an uninterrupted run, to the bit, and a checkpoint needs no
+All random numbers depend only on (seed, step): each step always has the same batch and the same dropout masks. Therefore
+a run that stops and resumes from a checkpoint gives exactly the result of an uninterrupted run, and a checkpoint needs no
 random state.
 """
 
@@ -30,9 +30,11 @@ Batch = tuple[Array, Array]  # tokens (b, t) and targets (b, t), which are the t
 
 
 class Batches(Protocol):
-    """Any object with `batches[step]` → (tokens, targets), such as data.Batches or a list. A list is repeated as needed.
+    """An object that returns (tokens, targets) for `batches[step]`, such as data.Batches or a list.
 
-    An attribute `digest` (a string) is optional. A checkpoint stores it, to check that a resumed run has the same data.
+    A list is repeated if it has fewer batches than the run needs. The object can have an attribute
+    `digest`, a string that identifies the data. A checkpoint stores this string, to check that a resumed run has the same
+    data.
     """
 
     def __getitem__(self, step: int, /) -> Batch: ...
@@ -42,14 +44,14 @@ class Batches(Protocol):
 class History:
     """The record of a training run, one row per step.
 
-    The columns are step, loss (nats per token), lr, grad_norm, seconds (training time without evaluation), tokens (processed
-    so far, padding included), and heldout (nats per token) in the rows with an evaluation. With several held-out texts there
-    is one column per text, with its name.
+    The row of an update has step, loss, lr, grad_norm, seconds and tokens. A row with an evaluation has heldout, or, if there
+    are several held-out texts, one column per text with the name of the text. `loss` and `heldout` are in nats per token.
+    `seconds` is the training time so far, without evaluation. `tokens` is the number of tokens so far, with padding.
 
     Parameters
     ----------
     rows : list of dict
-        The rows; `train` fills them.
+        The rows. `train` adds one row per step.
 
     Examples
     --------
@@ -64,7 +66,7 @@ class History:
     rows: list[dict[str, float]] = field(default_factory=list)
 
     def column(self, name: str) -> list[float]:
-        """Return the values of one column, from the rows that have this column.
+        """Return the values of one column. Rows without this column are left out.
 
         Parameters
         ----------
@@ -118,19 +120,21 @@ def train(
     model : PeftModel or Transformer
         The model. Its parameters are updated in place.
     batches : data.Batches, ConversationBatches or list
-        `batches[i]` returns (tokens, targets), integers of shape (b, t) each. A list is repeated as needed.
+        `batches[i]` returns (tokens, targets), integers of shape (b, t) each. A list is repeated
+        if it has fewer batches than the run needs.
     optimizer : Optimizer
-        SGD or AdamW. Its state is reset at the start, or loaded from the checkpoint.
+        SGD or AdamW. The state of the optimizer is reset at the start, or loaded from the checkpoint.
     steps : int
-        Number of updates, including the updates before a resumed checkpoint.
+        Total number of updates. In a resumed run, this includes the updates before the checkpoint.
     schedule : callable
         The learning rate at each step is optimizer.lr · schedule(step), for example `WarmupCosine`.
     max_grad_norm : float, optional
-        Scale the gradient if its norm is larger than this. None means no clipping.
+        If the norm of the gradient is larger than this value, scale the gradient to this norm. None means no clipping.
     accumulate : int
         Number of batches per update. The loss is the mean over all counted tokens of these batches.
     heldout : list of (ndarray, ndarray), or dict of str to such lists, optional
-        Batches for evaluation. The history has one column per entry of a dict, with its name, or one column "heldout".
+        Batches for evaluation. The held-out losses are in the column "heldout" of the history, or, for a dict,
+        in one column per key.
     eval_every : int, optional
         Evaluate every `eval_every` steps. Held-out batches are always evaluated before the first and after the last step.
     checkpoint : str or PathLike, optional
@@ -138,16 +142,16 @@ def train(
     checkpoint_every : int
         Save every `checkpoint_every` steps. The state is also saved at the first and the last step.
     resume : bool
-        If True and the checkpoint exists, continue from it. The result equals the result of an uninterrupted
-        run, to the bit.
+        If True and the checkpoint exists, continue from the checkpoint. The result equals exactly the result of an
+        uninterrupted run.
     seed : int
         Seed of the dropout masks.
     workers : int
-        Number of threads that share the rows of each batch. The dropout masks depend on this number.
+        Number of threads among which the rows of each batch are divided. The dropout masks depend on this number.
     label : str
         Text in front of the progress bar.
     progress : bool or "lines"
-        True shows a progress bar on a terminal; "lines" prints lines now and then if there is no terminal.
+        True shows a progress bar on a terminal; "lines" prints a line from time to time if there is no terminal.
 
     Returns
     -------
@@ -157,12 +161,13 @@ def train(
     Raises
     ------
     ValueError
-        If nothing is trainable, an argument is out of range, or the checkpoint belongs to another run: to other settings,
-        other frozen weights, or other data (if `batches` has a `digest`).
+        If nothing is trainable, if an argument is out of range, or if the checkpoint belongs to another run. A run is
+        another run if its settings, its frozen weights or `batches.digest` differ.
     FileExistsError
         If the checkpoint exists and `resume` is False.
     FloatingPointError
-        If a loss, a gradient or a weight is not finite. With a checkpoint, the model is first reset to its last good state.
+        If a loss, a gradient or a weight is not finite. If a checkpoint exists, the model is reset to the
+        state in the checkpoint before the error is raised.
 
     Examples
     --------
@@ -256,7 +261,7 @@ def check_run(
     eval_every: int | None = None,
     checkpoint_every: int = 100,
 ) -> None:
-    """Raise ValueError if `train` would refuse these arguments. Call this before work that cannot be undone."""
+    """Raise ValueError if `train` would refuse these arguments. Call this function before work that cannot be undone."""
     if steps < 1 or accumulate < 1 or checkpoint_every < 1 or (eval_every is not None and eval_every < 1):
         raise ValueError(
             f"steps = {steps}, accumulate = {accumulate}, checkpoint_every = {checkpoint_every}, eval_every = {eval_every}; "
@@ -269,14 +274,15 @@ def check_run(
 
 
 def evaluate(model: Trainable, batches: Sequence[Batch]) -> float:
-    """Return the mean negative log-likelihood of batches, without dropout and gradients.
+    """Return the mean negative log-likelihood of the targets in all batches. Dropout is off.
 
     Parameters
     ----------
     model : PeftModel or Transformer
         The model.
     batches : list of (ndarray, ndarray)
-        Tokens and targets, integers of shape (b, t) each. Targets equal to `ops.IGNORE_INDEX` do not count.
+        Tokens and targets, integers of shape (b, t) each. Targets equal to `ops.IGNORE_INDEX` do not count
+        in the mean.
 
     Returns
     -------
@@ -286,7 +292,7 @@ def evaluate(model: Trainable, batches: Sequence[Batch]) -> float:
     Raises
     ------
     ValueError
-        If no target counts.
+        If no target counts in the mean.
 
     Examples
     --------
@@ -307,7 +313,7 @@ def evaluate(model: Trainable, batches: Sequence[Batch]) -> float:
 
 
 def _by_name(heldout: Sequence[Batch] | Mapping[str, Sequence[Batch]] | None) -> dict[str, Sequence[Batch]]:
-    """Return the held-out texts by column name. Raise ValueError if a name is already the name of another column."""
+    """Return the held-out texts by column name. Raise ValueError if another column of the history has the same name."""
     named = dict(heldout) if isinstance(heldout, Mapping) else {} if heldout is None else {"heldout": heldout}
     if taken := named.keys() & {"step", "loss", "lr", "grad_norm", "seconds", "tokens"}:
         raise ValueError(
@@ -322,7 +328,7 @@ def _counted(targets: Array) -> int:
 
 
 def _shares(batches: list[Batch]) -> list[float]:
-    """Return the weight of each batch in the loss of an update: its counted tokens over the counted tokens of all."""
+    """Return the weight of each batch in the loss of an update: the share of the update's counted tokens in this batch."""
     if len(batches) == 1:
         return [1.0]  # without counting: on a GPU that would synchronise
     counts = [_counted(targets) for _, targets in batches]  # if no target counts, `model.loss` raises the error

@@ -1,4 +1,7 @@
-"""Optimizers, schedules and gradient clipping. The state of an optimizer is stored by parameter name, so it can be saved."""
+"""Optimizers, schedules and gradient clipping.
+
+The state of an optimizer is a dict with parameter names as keys, so that the state can be saved.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,8 @@ class Optimizer:
     lr : float
         The learning rate.
     lr_ratio : dict of str to float
-        Factors on the learning rate, by a component of a parameter's name: {"lora_B": 16} is LoRA+ (Hayou et al. 2024,
-        arXiv 2402.12354). If several keys match, the first one applies.
+        Factors that multiply the learning rate of some parameters. A key is a component of a parameter's name:
+        {"lora_B": 16} is LoRA+ (Hayou et al. 2024, arXiv 2402.12354). If several keys match, the first key applies.
     state : dict
         The arrays of the optimizer, as {parameter name: {slot: array}}.
 
@@ -64,8 +67,8 @@ class Optimizer:
         lr : float, optional
             The learning rate of this update; the default is the optimizer's `lr`.
         t : int, optional
-            The number of this update, counted from 1. Give it if one update takes several calls; by default each call
-            is one update.
+            The number of this update, counted from 1. By default, each call is one update. Pass `t` if one update needs
+            several calls.
         """
         lr, self.t = self.lr if lr is None else lr, self.t + 1 if t is None else t
         for name, p in parameters:
@@ -80,7 +83,7 @@ class Optimizer:
         raise NotImplementedError
 
     def zero_grad(self, parameters: Named) -> None:
-        """Set all gradients to None, because `backward` adds to existing gradients.
+        """Set all gradients to None. Without this call, `backward` would add to the gradients of the last step.
 
         Parameters
         ----------
@@ -103,7 +106,7 @@ class Optimizer:
         Returns
         -------
         float
-            `lr` times the factor of the first matching key of `lr_ratio`, or `lr`.
+            `lr` times the factor of the first key of `lr_ratio` that matches `name`, or `lr` if no key matches.
         """
         return lr * next((ratio for part, ratio in self.lr_ratio.items() if f".{part}." in f".{name}."), 1.0)
 
@@ -141,7 +144,7 @@ class Optimizer:
                 )
 
     def to(self, device: str) -> Self:
-        """Move the state to another device, after the model was moved there.
+        """Move the state of the optimizer to another device. Call this after the model was moved to that device.
 
         Parameters
         ----------
@@ -165,10 +168,10 @@ class Optimizer:
 
 
 def _full(p: Parameter, name: str, state: dict[str, dict[str, Array]]) -> Array:
-    """Return the array to update: the value of p, or for a 16-bit value its float32 copy in the state.
+    """Return the array to update: the value of p, or, if this value has 16 bits, the float32 copy in the optimizer state.
 
-    In 16 bits an update much smaller than the weight is rounded away. In the float32 copy such updates add up (arXiv
-    1710.03740, section 3.1).
+    In 16 bits, an update that is much smaller than the weight is lost by rounding. In the float32 copy, such updates add up
+    (arXiv 1710.03740, section 3.1).
     """
     if p.value.dtype == p.compute_dtype:
         return p.value
@@ -193,9 +196,9 @@ class SGD(Optimizer):
     weight_decay : float
         λ.
     lr_ratio : dict of str to float
-        Factors on the learning rate, by a component of a parameter's name.
+        Factors that multiply the learning rate of some parameters. A key is a component of a parameter's name.
     state : dict
-        u for each parameter, if momentum > 0.
+        The array u of each parameter, if momentum > 0.
 
     Raises
     ------
@@ -250,9 +253,10 @@ class AdamW(Optimizer):
     weight_decay : float
         λ; the default is the same as in PyTorch.
     lr_ratio : dict of str to float
-        Factors on the learning rate, by a component of a parameter's name: {"lora_B": 16} is LoRA+.
+        Factors that multiply the learning rate of some parameters. A key is a component of a parameter's name:
+        {"lora_B": 16} is LoRA+.
     state : dict
-        m and v for each parameter.
+        The arrays m and v of each parameter.
 
     Raises
     ------
@@ -307,8 +311,8 @@ class AdamW(Optimizer):
 class WarmupCosine:
     """A learning-rate schedule: a linear warm-up to 1, then a half cosine down to `floor`.
 
-    `schedule(step)` is a factor on the learning rate. At step 0 it is 1/warmup, and at step `steps − 1` it is slightly above
-    `floor`.
+    The learning rate is multiplied by `schedule(step)`. This factor is 1/warmup at step 0, and slightly above `floor` at
+    step `steps − 1`.
 
     Parameters
     ----------
@@ -322,7 +326,7 @@ class WarmupCosine:
     Raises
     ------
     ValueError
-        If warmup is larger than steps, or floor is out of range.
+        If `warmup` is larger than `steps`, or if `floor` is out of range.
 
     Examples
     --------
@@ -350,12 +354,12 @@ class WarmupCosine:
 
 
 def constant(step: int) -> float:
-    """Return 1: the schedule of a constant learning rate."""
+    """Return 1 at every step. This is the schedule of a constant learning rate."""
     return 1.0
 
 
 def grad_norm(parameters: Named) -> Array:
-    """Return ‖g‖₂ over all gradients, as a 0-d array on their device. Raise ValueError if there is no gradient."""
+    """Return the L2 norm of all gradients together, as a 0-d array on their device. Without a gradient raise ValueError."""
     squares = [(p.grad * p.grad).sum() for _, p in parameters if p.grad is not None]
     if not squares:
         raise ValueError("no parameter has a gradient: call backward first, and check that some parameter is trainable")
@@ -366,7 +370,7 @@ def grad_norm(parameters: Named) -> Array:
 
 
 def clip_grad_norm(parameters: Named, max_norm: float) -> Array:
-    """Scale all gradients in place by min(1, max_norm/‖g‖), where ‖g‖ is their joint L2 norm.
+    """Scale all gradients in place by min(1, max_norm/‖g‖), where ‖g‖ is the L2 norm of all gradients together.
 
     Parameters
     ----------
@@ -378,12 +382,12 @@ def clip_grad_norm(parameters: Named, max_norm: float) -> Array:
     Returns
     -------
     ndarray, shape ()
-        ‖g‖ before clipping, as in PyTorch, on the device of the gradients.
+        The norm ‖g‖ before clipping, as in PyTorch. The array is on the device of the gradients.
 
     Raises
     ------
     ValueError
-        If max_norm is not above 0, or no parameter has a gradient.
+        If `max_norm` is not above 0, or if no parameter has a gradient.
 
     Examples
     --------

@@ -1,9 +1,9 @@
 """Data parallelism on the CPU cores of one machine: each thread computes some rows of a batch with a replica of the model.
 
-The threads of BLAS speed up large matrix products only. Softmax, norms, activations and the thin products with A and B, about
-half of a LoRA step, would run on one core. With replicas, all operations run in parallel, because NumPy releases Python's
-lock inside its loops. This is safe because layers store no state of a call: they return caches, and each replica has its own
-gradients.
+The threads of BLAS speed up only large matrix products. Without replicas, all other operations would run on one core:
+softmax, norms, activations and the thin products with A and B. They take about half the time of a LoRA step. With replicas,
+all operations run in parallel, because NumPy releases Python's global lock inside its loops. Parallel calls are safe,
+because a layer stores no state of a call (it returns a cache), and each replica has its own gradients.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def loss_and_gradients(
 
         L = Σ_k (N_k/N) L_k,
 
-    and the gradients are summed in the same way, in the order of the shards. Without dropout, the result equals that of one
-    worker up to rounding. With dropout, each shard draws its own masks. The result is reproducible to the bit for a fixed
-    number of workers. Each shard has its own gradients: a small cost for an adapter, but in full fine-tuning one more copy of
-    all weights per worker. Raises ValueError as `loss` does.
+    and the gradients are summed in the same way, in the order of the shards. Without dropout, the result equals the result
+    of one worker up to rounding. With dropout, each shard draws its own masks. For a fixed number of workers, the result is
+    exactly reproducible. Each shard has its own gradients. Their memory is small for an adapter, but in full fine-tuning it
+    is as large as all weights, for each worker. Raises ValueError as `loss` does.
     """
     shards = []
     if workers > 1:
@@ -75,7 +75,7 @@ def loss_and_gradients(
 
 @cache
 def _blas() -> Any:
-    """Return the controller of BLAS threads. It is cached, because finding the libraries is slow."""
+    """Return the controller of BLAS threads. The controller is cached, because the search for the libraries is slow."""
     with extra("studies", "training with workers > 1"):
         from threadpoolctl import ThreadpoolController
 

@@ -20,9 +20,9 @@ from ..nn import Cache, Module, Parameter, Trainable
 
 
 class DenseProjection:
-    """A dense P: the Q factor of a random normal matrix. Its columns span a uniformly random subspace.
+    """A dense P: the Q factor of a random normal matrix. The columns of P span a uniformly random subspace.
 
-    It stores D·d numbers, and a product takes D·d multiplications, so it is for small D. Raises ValueError unless 1 ≤ d ≤ D.
+    P has D·d numbers, and a product with P takes D·d multiplications, so D must be small. Raises ValueError unless 1 ≤ d ≤ D.
     """
 
     def __init__(self, D: int, d: int, seed: int = 0, dtype: DTypeLike = np.float64) -> None:
@@ -31,11 +31,11 @@ class DenseProjection:
         self.P = np.linalg.qr(np.random.default_rng(seed).standard_normal((D, d)))[0].astype(dtype)  # (D, d)
 
     def forward(self, z: np.ndarray) -> np.ndarray:
-        """Return P z: (d,) → (D,)."""
+        """Return the product P z (D,) of P and z (d,)."""
         return self.P @ z
 
     def backward(self, dtheta: np.ndarray) -> np.ndarray:
-        """dz = Pᵀ dθ: (D,) → (d,).
+        """Return dz = Pᵀ dθ (d,) from dθ (D,).
 
         In the forward pass θᵢ = Σⱼ Pᵢⱼ zⱼ, so ∂L/∂zⱼ = Σᵢ ∂L/∂θᵢ Pᵢⱼ.
         """
@@ -43,7 +43,7 @@ class DenseProjection:
 
 
 class SparseProjection:
-    """A sparse P with one entry per row: the D weights are divided into d groups at random, and zⱼ moves group j.
+    """A sparse P with one entry per row. The D weights are divided into d groups at random, and zⱼ changes the weights of group j.
 
         Pᵢⱼ = sᵢ/√nⱼ if weight i is in group j, else 0;     sᵢ = ±1 at random, nⱼ the size of group j: ⌊D/d⌋ or ⌈D/d⌉
 
@@ -64,11 +64,11 @@ class SparseProjection:
         self.entry = entry.astype(dtype)  # (D,): the one entry of each row
 
     def forward(self, z: np.ndarray) -> np.ndarray:
-        """Return P z: (d,) → (D,)."""
+        """Return the product P z (D,) of P and z (d,)."""
         return z[self.group] * self.entry
 
     def backward(self, dtheta: np.ndarray) -> np.ndarray:
-        """dz = Pᵀ dθ: (D,) → (d,).
+        """Return dz = Pᵀ dθ (d,) from dθ (D,).
 
         In the forward pass θᵢ = Pᵢⱼ zⱼ, where j is the group of weight i. So ∂L/∂zⱼ = Σᵢ Pᵢⱼ ∂L/∂θᵢ over the weights of group j.
         """
@@ -84,20 +84,20 @@ def _check(D: int, d: int) -> None:
 
 
 class SubspaceModel(Module):
-    """A model with weights θ₀ + P z. Its only parameter is z (d,). `train` and `evaluate` accept it like any model.
+    """A model with weights θ₀ + P z. Its only parameter is z (d,). `train` and `evaluate` accept a SubspaceModel like any model.
 
     Parameters
     ----------
     model : Transformer or PeftModel
-        Its trainable parameters, in order, are θ₀. Each call of `loss` assigns new arrays θ to them, so that earlier caches
-        keep their own θ.
+        The values of its trainable parameters, in order, are θ₀. Each call of `loss` gives these parameters new arrays with
+        the values θ, so that the caches of earlier calls stay valid.
     projection : DenseProjection or SparseProjection
         P, with D equal to the number of trainable weights.
 
     Raises
     ------
     ValueError
-        If D does not fit.
+        If D differs from the number of trainable weights.
     """
 
     def __init__(self, model: Trainable, projection: Projection) -> None:
@@ -118,7 +118,7 @@ class SubspaceModel(Module):
         return [p for _, p in self.model.named_parameters() if p.trainable]
 
     def place(self) -> Trainable:
-        """Write θ = θ₀ + P z into the model, and return it."""
+        """Write θ = θ₀ + P z into the model, and return the model."""
         theta, start = self.theta0 + self.projection.forward(self.z.value), 0
         for p in self._trained():
             size = p.value.size
@@ -131,7 +131,7 @@ class SubspaceModel(Module):
         return self.place().loss(tokens, targets, **options)
 
     def backward(self, cache: Cache, dloss: float = 1.0) -> None:
-        """Add dz = Pᵀ dθ to the gradient of z, where dθ = dloss · ∂L/∂θ comes from the backward of the model."""
+        """Add dz = Pᵀ dθ to the gradient of z, where dθ = dloss · ∂L/∂θ comes from the model's backward pass."""
         self.model.zero_grad()
         self.model.backward(cache, dloss)
         dtheta = np.concatenate([_gradient(p).ravel() for p in self._trained()])  # (D,)

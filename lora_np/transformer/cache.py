@@ -1,8 +1,8 @@
-"""The key/value cache. Generation keeps the keys and values of earlier tokens, so that each step computes new tokens only.
+"""The key/value cache. It stores the keys and values of earlier tokens, so that generation computes only new tokens.
 
-The keys and values of a token depend on that token and the tokens before it. They stay valid as more tokens follow.
+The keys and values of a token depend only on that token and the tokens before it. Later tokens do not change them.
 
-A cache can begin with keys and values that no token computed: the trainable prefix of prefix tuning. `begin` writes the
+A cache can begin with the trainable prefix of prefix tuning: keys and values that are not computed from tokens. `begin` writes the
 prefix, and after a backward pass `take_grad` returns its gradient.
 """
 
@@ -16,7 +16,7 @@ from .config import TransformerConfig
 
 
 class LayerCache:
-    """The keys and values of one layer, (b, g, s, d) each. The buffers double in size when they are full."""
+    """The keys and the values of one layer, each of shape (b, g, s, d). The buffers double in size when they are full."""
 
     def __init__(self) -> None:
         self.buffers: tuple[Array, Array] | None = None
@@ -30,7 +30,7 @@ class LayerCache:
         return self.prefix_length > 0
 
     def extend(self, k: Array, v: Array) -> tuple[Array, Array]:
-        """Append k and v (b, g, t, d). Return all keys and all values as views (b, g, s, d)."""
+        """Append the keys k and values v of new tokens (b, g, t, d). Return all keys and all values as views (b, g, s, d)."""
         b, g, t, d = k.shape
         if self.buffers is not None and self.buffers[0].dtype != k.dtype:
             raise TypeError(
@@ -50,7 +50,7 @@ class LayerCache:
         return self.buffers[0][:, :, :end], self.buffers[1][:, :, :end]
 
     def add_grad(self, dk: Array, dv: Array) -> None:
-        """Add the prefix's part of dk and dv (b, g, s, d) to `grad`. All rows share one prefix, so rows are summed."""
+        """Add the prefix's part of dk and dv (b, g, s, d) to `grad`, summed over the rows, because all rows share the prefix."""
         dk, dv = (x[:, :, : self.prefix_length].sum(axis=0) for x in (dk, dv))
         self.grad = (dk, dv) if self.grad is None else (self.grad[0] + dk, self.grad[1] + dv)
 
@@ -58,8 +58,8 @@ class LayerCache:
 class KeyValueCache:
     """The keys and values of all tokens that a model has read, with one `LayerCache` per layer.
 
-    Pass the cache to `Transformer.forward` as `past_key_values`. Each call reads the cache and appends its new tokens.
-    `len(cache)` is the number of tokens read, a prefix included.
+    Pass the cache to `Transformer.forward` as `past_key_values`. Each call reads the cache and appends the keys and
+    values of its tokens. `len(cache)` is the number of tokens in the cache, including the tokens of a prefix.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ class KeyValueCache:
         return f"KeyValueCache({len(self.layers)} layers, {self.batch_size} rows of {len(self)} tokens)"
 
     def __len__(self) -> int:
-        """Number of tokens read so far, a prefix included."""
+        """Number of tokens in the cache, including the tokens of a prefix."""
         return self.layers[0].length
 
     @property
@@ -106,18 +106,19 @@ class KeyValueCache:
         return self.layers[0].trainable
 
     def begin(self, prefix: Array, rows: int, trainable: bool = False, source: tuple[str, Any] | None = None) -> None:
-        """Write a prefix of v virtual tokens into the empty cache, the same prefix for every row.
+        """Write a prefix of v virtual tokens into the empty cache. All rows get the same prefix.
 
         Parameters
         ----------
         prefix : ndarray, shape (v, 2L, g, d)
-            Keys and values: `prefix[:, 2i]` are the keys of layer i, `prefix[:, 2i + 1]` its values.
+            Keys and values: `prefix[:, 2i]` are the keys of layer i, `prefix[:, 2i + 1]` are the values of
+            layer i.
         rows : int
             Number of rows in the batch.
         trainable : bool
-            If True, `take_grad` returns the gradient of the prefix after a backward pass.
+            If True, a backward pass computes the gradient of the prefix, and `take_grad` returns this gradient.
         source : tuple of (str, object), optional
-            Name and encoder of the adapter that computed the prefix. Later calls must use the same adapter.
+            The name and the encoder of the adapter that computed the prefix. Later calls must use the same adapter.
 
         Raises
         ------
@@ -135,12 +136,12 @@ class KeyValueCache:
             layer.prefix_length = layer.length if trainable else 0
 
     def take_grad(self) -> Array:
-        """Return the gradient of the prefix, and reset it.
+        """Return the gradient of the prefix, and reset the stored gradient.
 
         Returns
         -------
         ndarray, shape (v, 2L, g, d)
-            The sum over all backward passes since the last call of `take_grad`.
+            The sum of the gradients from all backward passes since the last call of `take_grad`.
         """
         both = [x for layer in self.layers for x in layer.grad]  # type: ignore[union-attr]  # a backward reaches all layers
         for layer in self.layers:

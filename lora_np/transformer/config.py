@@ -39,7 +39,7 @@ class TransformerConfig:
     Raises
     ------
     ValueError
-        If a size is below 1, or if sizes do not divide each other as described above.
+        If a size is below 1, if `head_dim` is odd, or if a division described above leaves a remainder.
 
     Examples
     --------
@@ -95,7 +95,7 @@ class TransformerConfig:
         Returns
         -------
         dict
-            All fields, and the entries that are equal for every Llama model, such as `model_type`.
+            All fields of the configuration, and the entries that are equal for every Llama model, such as `model_type`.
         """
         return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu"} | asdict(self)
 
@@ -106,7 +106,7 @@ class TransformerConfig:
         Parameters
         ----------
         config : dict
-            The content; keys that are not fields of this class are ignored.
+            The content of the file. Keys that are not fields of this class are ignored.
 
         Returns
         -------
@@ -116,7 +116,7 @@ class TransformerConfig:
         Raises
         ------
         ValueError
-            If the architecture is not Llama, a feature is not supported, or a key is missing or invalid.
+            If the architecture is not Llama, if a feature is not supported, or if a key is missing or invalid.
         """
         if config.get("model_type", "llama") != "llama":
             raise ValueError(f"model_type {config['model_type']!r}; only the Llama family is supported")

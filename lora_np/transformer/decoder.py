@@ -52,7 +52,7 @@ class Attention(Module):
         return y, (q_cache, k_cache, v_cache, rotary_cache, attention_cache, o_cache, _trained(past))
 
     def backward(self, dy: Array, cache: SelfAttentionCache, need_dx: bool = True) -> Array | None:
-        """Compute dx (b, t, d) from dy (b, t, d), or return None if no earlier layer needs it."""
+        """Compute dx (b, t, d) from dy (b, t, d), or return None if no earlier layer needs dx."""
         q_cache, k_cache, v_cache, rotary_cache, attention_cache, o_cache, past = cache
         inner = need_dx or self.q_proj.trainable or self.k_proj.trainable or self.v_proj.trainable
         do = self.o_proj.backward(dy, o_cache, need_dx=inner or past is not None)
@@ -82,7 +82,7 @@ class Attention(Module):
         return x.reshape(b, t, -1, self.head_dim).transpose(0, 2, 1, 3)
 
     def _rows(self, x: Array) -> Array:
-        """Join the heads, the inverse of `_heads`: (b, n, t, d) → (b, t, n·d)."""
+        """Join the heads: (b, n, t, d) → (b, t, n·d). This is the inverse of `_heads`."""
         b, n, t, d = x.shape
         return x.transpose(0, 2, 1, 3).reshape(b, t, n * d)
 
@@ -102,7 +102,7 @@ class MLP(Module):
         return y, (gate_cache, up_cache, swiglu_cache, down_cache)
 
     def backward(self, dy: Array, cache: MLPCache, need_dx: bool = True) -> Array | None:
-        """Compute dx (b, t, d) from dy (b, t, d), or return None if no earlier layer needs it."""
+        """Compute dx (b, t, d) from dy (b, t, d), or return None if no earlier layer needs dx."""
         gate_cache, up_cache, swiglu_cache, down_cache = cache
         inner = need_dx or self.gate_proj.trainable or self.up_proj.trainable
         dh = self.down_proj.backward(dy, down_cache, need_dx=inner)
@@ -139,7 +139,7 @@ class Block(Module):
         return z, (norm1_cache, attention_cache, norm2_cache, mlp_cache, _trained(past))
 
     def backward(self, dz: Array, cache: BlockCache, need_dx: bool = True) -> Array | None:
-        """Compute dx (b, t, d) from dz (b, t, d), or return None if no earlier layer needs it. Overwrites dz."""
+        """Compute dx (b, t, d) from dz (b, t, d), or return None if no earlier layer needs dx. Overwrites dz."""
         norm1_cache, attention_cache, norm2_cache, mlp_cache, past = cache
         below_mlp = need_dx or self.self_attn.trainable or self.input_layernorm.trainable
         below_mlp = below_mlp or past is not None
@@ -167,7 +167,7 @@ class Block(Module):
 
 
 class Decoder(Module):
-    """Embedding, blocks and last norm: tokens → hidden states. Hugging Face calls this part `model`."""
+    """The embedding, the blocks and the last norm, which turn tokens into hidden states. Hugging Face names it `model`."""
 
     def __init__(self, embed_tokens: Embedding, layers: list[Block], norm: RMSNorm) -> None:
         self.embed_tokens, self.layers, self.norm = embed_tokens, layers, norm
@@ -185,11 +185,11 @@ class Decoder(Module):
         return x, (embed_cache, block_caches, norm_cache, _trained(past))
 
     def reaches(self, cache: DecoderCache) -> bool:
-        """Return True if a parameter is trainable or the cache has a trainable prefix, so that a backward pass is needed."""
+        """Return True if the decoder needs a backward pass: a parameter is trainable, or the cache has a trainable prefix."""
         return self.trainable or cache[-1] is not None
 
     def backward(self, dx: Array, cache: DecoderCache) -> None:
-        """Add the gradients of the trainable parameters, from dx (b, t, d). Stops below the lowest trainable layer."""
+        """Add to the gradients of the trainable parameters, given dx (b, t, d). Stop when no earlier layer is trainable."""
         embed_cache, block_caches, norm_cache, past = cache
         below = [self.embed_tokens.trainable]  # below[i]: does a layer before block i need a gradient?
         for block in self.layers:

@@ -1,4 +1,4 @@
-"""Text generation, one token per step. The key/value cache holds the earlier tokens, so each step computes one token only."""
+"""Text generation, one token per step. With the keys and values of earlier tokens in a cache, each step computes one token."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ class Sampling:
     temperature : float
         0 chooses the most likely token (greedy). Otherwise the token is drawn from softmax(z / temperature).
     top_k : int, optional
-        Draw only from the k most likely tokens. Tokens as likely as the k-th are kept too.
+        Draw only from the k most likely tokens. Tokens with the same probability as the k-th token are kept too.
     top_p : float, optional
         Draw only from the smallest set of most likely tokens with total probability at least top_p (nucleus sampling,
-        Holtzman et al. 2020). Tokens as likely as the last one in the set are kept too. `top_k` is applied first.
+        Holtzman et al. 2020). Tokens with the same probability as the last token of the set are kept too. `top_k`
+        is applied before `top_p`.
 
     Raises
     ------
@@ -72,7 +73,7 @@ class Sampling:
 
 
 class Adapted(Protocol):
-    """The attributes and methods that `generate` uses of a model with adapters. PeftModel provides them."""
+    """The interface that `generate` needs from a model with adapters. PeftModel implements this interface."""
 
     @property
     def model(self) -> Transformer: ...
@@ -102,7 +103,8 @@ def generate(
     model : Transformer or PeftModel
         A PeftModel generates with its active adapter.
     prompts : list of list of int
-        The token ids of each prompt, of any lengths: `tokenizer.encode(text)`, or `data.encode(text)` for "tiny".
+        The token ids of each prompt, from `tokenizer.encode(text)`, or from `data.encode(text)` for "tiny". The prompts
+        can have different lengths.
     max_new_tokens : int
         Largest number of new tokens per prompt.
     temperature : float
@@ -113,13 +115,13 @@ def generate(
         Draw only from the smallest set of most likely tokens with total probability at least top_p (nucleus sampling,
         Holtzman et al. 2020).
     stop_tokens : collection of int
-        A row ends at one of these tokens, which is not part of the result.
+        A row ends when the model generates one of these tokens. The stop token is not part of the result.
     seed : int
-        Row i uses a generator of its own, seeded with [seed, i], so the other rows of the batch do not affect it.
+        Row i has its own random generator with the seed [seed, i], so the other rows of the batch do not affect row i.
     adapter_names : list of str, optional
-        For a PeftModel: the adapter of each row, "__base__" for the base model (a mixed batch).
+        The adapter of each row, for a mixed batch with a PeftModel. "__base__" selects the base model.
     on_token : callable, optional
-        Called as on_token(row, token) as soon as a new token is known, for streaming.
+        A function for streaming. It is called as on_token(row, token) as soon as a new token is known.
 
     Returns
     -------
@@ -129,8 +131,8 @@ def generate(
     Raises
     ------
     ValueError
-        If there are no prompts, a prompt is empty, ids are out of range, the text would be too long for the model, or an
-        adapter does not exist.
+        If there are no prompts, if a prompt is empty, if ids are out of range, if the text would be too long for the
+        model, or if an adapter does not exist.
 
     Examples
     --------
@@ -193,7 +195,8 @@ def last_logits(
 ) -> np.ndarray:
     """Read `tokens` (b, t) in chunks and extend the cache. Return the logits (b, v) of the last position, on the host.
 
-    skip_padding: give padding no position of its own. This changes the result only if a prefix precedes the padding.
+    With `skip_padding`, padding tokens are not counted in the positions of the other tokens. This changes the result only
+    if a prefix precedes the padding.
     """
     positions = None if mask is None or not skip_padding else np.maximum(mask.cumsum(axis=1) - 1, 0)
     for start in range(0, tokens.shape[1], CHUNK):
@@ -209,10 +212,10 @@ def last_logits(
 
 
 def _pad_left(prompts: Sequence[Sequence[int] | np.ndarray] | np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the prompts padded on the left, (b, t), and a mask that is True for tokens (None if there is no padding).
+    """Return the prompts (b, t), padded on the left, and a mask that is True for tokens (None if there is no padding).
 
-    Rotary positions are relative, so a row may start in any column and the mask alone excludes the padding. A prefix is an
-    exception: see `last_logits`.
+    Attention depends only on differences of rotary positions. So a row may start in any column, if the mask excludes the
+    padding. With a prefix this is not true: see `last_logits`.
     """
     longest = max(len(prompt) for prompt in prompts)
     tokens, mask = np.zeros((len(prompts), longest), np.int64), np.zeros((len(prompts), longest), bool)
@@ -231,7 +234,7 @@ def _pad_left(prompts: Sequence[Sequence[int] | np.ndarray] | np.ndarray) -> tup
 def _unwrap(
     model: Transformer | Adapted, adapter_names: Sequence[str] | None, rows: int
 ) -> tuple[Transformer, str | Rows | None]:
-    """Return the Transformer, and its active adapter or the adapter of each row."""
+    """Return the Transformer, and the active adapter or the adapters of the rows."""
     if not isinstance(model, Transformer):
         return model.model, model.adapter_rows(adapter_names, rows)
     if adapter_names is not None:

@@ -29,10 +29,10 @@ LossCache: TypeAlias = tuple[CrossEntropyCache, Cache, Array | None, tuple[int, 
 
 
 class Transformer(Module):
-    """A causal language model: it computes logits and a loss from tokens, and gradients from the loss.
+    """A causal language model: it computes logits and a loss from tokens, and the gradients of the loss.
 
-    Use `Transformer.random(config)` for random weights, or `load_model` to read weights from files. All parameters are
-    trainable at first; `freeze()` makes them constant.
+    Use `Transformer.random(config)` for random weights, or `load_model` to read weights from files. At first all parameters
+    are trainable; `freeze()` makes all parameters constant.
 
     Parameters
     ----------
@@ -77,12 +77,12 @@ class Transformer(Module):
             self.lm_head = lm_head
 
     def extra_repr(self) -> str:
-        """Return what `print(model)` adds for this module: a note if the head is tied.
+        """Return the text that `print(model)` adds for this module: a note if the head is tied.
 
         Returns
         -------
         str
-            The note, or "" if the head is a module of its own.
+            The note, or "" if the head is a separate module.
         """
         return "" if hasattr(self, "lm_head") else "lm_head is tied to model.embed_tokens"
 
@@ -91,7 +91,7 @@ class Transformer(Module):
         """Make a model with random weights.
 
         Weights are normal with standard deviation 0.02, as in GPT-2. The projections that write to the residual stream
-        (`o_proj`, `down_proj`) have 0.02/√(2·layers). Norm weights are 1.
+        (`o_proj`, `down_proj`) have the standard deviation 0.02/√(2·layers). Norm weights are 1.
 
         Parameters
         ----------
@@ -117,9 +117,9 @@ class Transformer(Module):
 
     @classmethod
     def empty(cls, config: TransformerConfig, dtype: DTypeLike = np.float32) -> Transformer:
-        """Make a model with weight shapes but without memory for the weights; `load_model` then fills them.
+        """Make a model whose weights have shapes but use no memory; `load_model` then replaces the weights.
 
-        Each weight matrix is a read-only view of a single zero. Norm weights are 1.
+        Each weight matrix is a read-only view of a single number, 0. Norm weights are 1.
 
         Parameters
         ----------
@@ -142,7 +142,7 @@ class Transformer(Module):
 
     @classmethod
     def _build(cls, config: TransformerConfig, matrix: Callable[..., Array], ones: Array) -> Transformer:
-        """Build the modules. `matrix(out, in)` makes a weight; `writes=True` marks a weight that writes to the residual."""
+        """Build the modules. `matrix(out, in)` makes a weight. `writes=True` marks a layer that adds to the residual."""
         d, f = config.hidden_size, config.intermediate_size
         q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
 
@@ -174,14 +174,15 @@ class Transformer(Module):
         tokens : ndarray, shape (b, t), integers
             Token ids.
         rng : numpy.random.Generator, optional
-            If given, dropout is on and `rng` draws its masks.
+            If given, dropout is on, and `rng` draws the dropout masks.
         past_key_values : KeyValueCache, optional
-            The tokens follow the tokens in this cache, and are added to it. The backward pass treats cached tokens as
-            constants.
+            The new tokens follow the tokens in this cache, and are added to this cache. The backward pass treats the
+            cached keys and values as constants.
         attention_mask : ndarray, shape (b, s), bool, optional
-            False where a key is padding; s counts cached and new tokens.
+            False where a key is padding; s is the number of cached and new tokens together.
         context : Context, optional
-            `rng`, `attention_mask`, adapter and positions in one object, in place of the two arguments above.
+            An object with `rng`, `attention_mask`, adapter and positions. It replaces the arguments `rng` and
+            `attention_mask`.
 
         Returns
         -------
@@ -193,7 +194,7 @@ class Transformer(Module):
         Raises
         ------
         ValueError
-            If `tokens` has the wrong shape, is too long, or holds ids out of range.
+            If `tokens` has the wrong shape, is too long, or contains ids that are out of range.
         """
         context = _one_context(context, rng, attention_mask)
         x, decoder_cache = self.hidden(tokens, context, past_key_values)
@@ -248,7 +249,7 @@ class Transformer(Module):
         x : ndarray, shape (…, d)
             Hidden states.
         context : Context
-            The context of the call that computed them.
+            The context of the call that computed the hidden states.
 
         Returns
         -------
@@ -275,30 +276,31 @@ class Transformer(Module):
         targets : ndarray, shape (b, t), integers
             The next token at each position: the text shifted by one.
         rng : numpy.random.Generator, optional
-            If given, dropout is on and `rng` draws its masks.
+            If given, dropout is on, and `rng` draws the dropout masks.
         ignore_index : int
-            Targets with this value do not count.
+            Targets with this value do not count in the mean.
         context : Context, optional
             As in `forward`.
         past_key_values : KeyValueCache, optional
-            As in `forward`. A trainable prefix has its gradient after the backward pass.
+            As in `forward`. After the backward pass, `take_grad` of this cache returns the gradient of a trainable prefix.
 
         Returns
         -------
         loss : ndarray, shape ()
-            The mean over the counted targets.
+            The mean cross-entropy over all targets that count.
         cache : tuple
-            The input of one `backward` call, which overwrites the logits with their gradient.
+            The input of one `backward` call. This call overwrites the logits in the cache with the gradient of the logits.
 
         Raises
         ------
         ValueError
-            If shapes do not fit, ids are out of range, or no target counts.
+            If `tokens` and `targets` have different shapes, if ids are out of range, or if no target counts.
 
         Notes
         -----
-        The head skips positions that do not count. If only answers count, this saves most of the head's work. In a
-        mixed batch the head reads all positions, because its adapters select rows by their index in the batch.
+        The output head computes no logits for positions that do not count. If only answers count, this saves most of
+        the computation of the head. In a mixed batch, the head computes all positions, because an adapter of the head
+        finds its rows by their index in the batch.
         """
         ops.checks.check_shape("tokens", tokens, None, None)
         ops.checks.check_shape("targets", targets, *tokens.shape)
@@ -318,9 +320,9 @@ class Transformer(Module):
         Parameters
         ----------
         cache : tuple
-            The cache that `loss` returned; it can be used once.
+            The cache that `loss` returned. A cache can be used only once.
         dloss : float
-            Factor of the loss, for example 1/n when n batches are accumulated.
+            Factor that multiplies the loss, for example 1/n when n batches are accumulated.
         """
         loss_cache, head_cache, rows, shape, decoder_cache = cache
         dlogits = ops.cross_entropy_backward(dloss, loss_cache)
@@ -332,12 +334,12 @@ class Transformer(Module):
             self.model.backward(dx, decoder_cache)
 
     def backward_from_logits(self, dlogits: Array, cache: LogitsCache) -> None:
-        """Add the gradients of a loss of your own, given its derivative by the logits.
+        """Add the gradients of any loss, given the derivative of the loss with respect to the logits.
 
         Parameters
         ----------
         dlogits : ndarray, shape (b, t, v)
-            The derivative of the loss by the logits.
+            The derivative of the loss with respect to the logits.
         cache : tuple
             The cache that `forward` returned.
         """
@@ -347,7 +349,10 @@ class Transformer(Module):
             self.model.backward(dx, decoder_cache)
 
     def _counted(self, targets: Array, ignore_index: int) -> Array | None:
-        """Return the indices of the counted positions, on the device of the weights; None if all count or targets are on a GPU."""
+        """Return the indices of the counted targets, on the device of the weights.
+
+        Return None if all targets count, if no target counts, or if the targets are on a GPU.
+        """
         if not isinstance(targets, np.ndarray):
             return None
         rows = array_module(targets).flatnonzero(targets != ignore_index)
@@ -360,7 +365,7 @@ class Transformer(Module):
 
     @property
     def output_head(self) -> Linear:
-        """The output head. If the head is tied, it shares the embedding's parameter, which then receives both gradients."""
+        """The output head. A tied head shares the parameter of the embedding, so the head and the embedding add to one gradient."""
         if hasattr(self, "lm_head"):
             return self.lm_head
         head = Linear.__new__(Linear)
@@ -371,7 +376,7 @@ class Transformer(Module):
 def _one_context(
     context: Context | None, rng: np.random.Generator | None, attention_mask: Array | None = None
 ) -> Context:
-    """Return the given context, or make one from `rng` and `attention_mask`. Raise ValueError if both forms are given."""
+    """Return the given context, or make a context from `rng` and `attention_mask`. Raise ValueError if both are given."""
     if context is not None and (rng is not None or attention_mask is not None):
         raise ValueError("got a context and also rng or attention_mask: set these in the context")
     return context or Context(rng, attention_mask=attention_mask)

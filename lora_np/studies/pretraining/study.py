@@ -72,17 +72,17 @@ def card(table: Table) -> str:
 
 The base model in the package lora_np: a byte-level Llama with {s["parameters"]:,} parameters ({TINY.num_hidden_layers} layers,
 d = {TINY.hidden_size}, {TINY.num_attention_heads} query heads on {TINY.num_key_value_heads} key/value heads, MLP width {TINY.intermediate_size},
-tied embedding), float32. Its English is simple and often wrong. Use it to try fine-tuning and to look inside a model, not as a
-source of facts.
+tied embedding), float32. The English of this model is simple and often wrong. Use the model to try fine-tuning and to inspect
+a model, not as a source of facts.
 
 **Data.** {s["train_bytes"]:,} bytes of English prose from a Python installation: the language reference in `pydoc_data.topics` and
 the docstrings of the standard library. The split is by document, and {s["heldout_bytes"]:,} bytes are held out. The text belongs to
 the Python Software Foundation (PSF licence). The weights have the licence of this project.
 
-**Settings.** {s["steps"]:,} steps of {s["batch_size"]} × {s["seq_len"]} bytes, AdamW, lr {s["lr"]:g} with {min(s["warmup"], s["steps"] // 2)} warm-up steps and a cosine
-down to 5 %, weight decay {s["weight_decay"]:g}, gradient norm clipped to 1, seed {s["seed"]}.
+**Settings.** {s["steps"]:,} steps of {s["batch_size"]} × {s["seq_len"]} bytes, AdamW, learning rate {s["lr"]:g} with {min(s["warmup"], s["steps"] // 2)} warm-up steps and a cosine
+down to 5 %, weight decay {s["weight_decay"]:g}, gradient norm clipped to 1, random seed {s["seed"]}.
 
-**Result on the held-out prose, in nats per byte.**
+**Loss on the held-out prose, in nats per byte.**
 
 | model | loss |
 |---|---|
