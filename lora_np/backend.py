@@ -91,7 +91,7 @@ def move(x: Array, like: Array) -> Array:
 def scalars_to_host(scalars: list[Array]) -> np.ndarray:
     """Return a list of scalar arrays as one NumPy array.
 
-    If the scalars are on a GPU, one synchronisation and one copy serve all of them.
+    Scalars on a GPU are copied to the host together, after one synchronisation.
     """
     first = scalars[0]
     return np.array(scalars) if isinstance(first, np.generic) else to_host(array_module(first).stack(scalars))

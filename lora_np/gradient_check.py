@@ -302,5 +302,5 @@ def _compare(
 
 
 def _normal(shape: tuple[int, ...], like: Array, rng: np.random.Generator) -> Array:
-    """Return standard normal numbers, drawn on the host and moved to the device of `like`."""
+    """Return standard normal random numbers, drawn on the host and moved to the device of `like`."""
     return array_module(like).asarray(rng.standard_normal(shape))

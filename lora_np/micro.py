@@ -75,7 +75,7 @@ def flat(x):  # (b, t, n) → (b·t, n)
 
 
 def merge(W, lora, s):
-    """Return the weights W + s·B A. With them the model has the same outputs without a bypass."""
+    """Return the weights W + s·B A. A model with these weights needs no bypass."""
     return {n: w + s * lora[n]["B"] @ lora[n]["A"] if n in lora else w for n, w in W.items()}
 
 

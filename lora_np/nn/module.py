@@ -259,7 +259,7 @@ class Module:
         return {name: p.value for name, p in self.named_parameters()}
 
     def load_state_dict(self, arrays: dict[str, Array]) -> Self:
-        """Set every parameter to a copy of the array with its name.
+        """Set every parameter to a copy of the array of the same name.
 
         All names and shapes are checked first. If a name or a shape is wrong, no parameter changes.
 
@@ -351,7 +351,7 @@ class Trainable(Protocol):
         loss : ndarray, shape ()
             The mean loss in nats per token.
         cache : Any
-            The argument of `backward`.
+            The first argument of `backward`.
         """
         ...
 

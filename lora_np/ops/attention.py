@@ -63,7 +63,7 @@ def softmax_backward(dp: Array, p: Array) -> Array:
     dp : ndarray, shape (…, n)
         The gradient of p.
     p : ndarray, shape (…, n)
-        The cache of the forward: the probabilities.
+        The probabilities, which are the cache of the forward pass.
 
     Returns
     -------
@@ -118,10 +118,11 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -
     -----
     The first s − t keys come from earlier calls (a key/value cache). Query i sees the keys 0 … s − t + i.
 
-    For each key/value head, one matrix product (h/g · t, d) (d, s) computes the scores of all its query heads. So the
-    keys are not copied for each query head. In the backward pass, the matrix products also sum dk and dv over these
-    query heads. The queries are processed in blocks. Each block is multiplied only with the keys that its last query
-    sees. With s = t = 256 this computes 5/8 of the t × t scores; the causal mask allows 1/2 of the scores.
+    For each key/value head, one product of an (h/g · t, d) matrix and a (d, s) matrix computes the scores of all h/g
+    query heads. So the keys are not copied for each query head. In the backward pass, the matrix products also sum dk
+    and dv over these query heads. The queries are processed in blocks. Each block is multiplied only with the keys that
+    its last query sees. With s = t = 256, 5/8 of the t × t scores are computed, and the causal mask allows 1/2 of the
+    scores.
 
     Examples
     --------

@@ -116,8 +116,8 @@ def row_norm_backward(dn: Array, cache: RowNormCache, need_dA: bool = True) -> t
     -----
     In the forward pass n_o = ‖V_o‖, so ∂n_o/∂V_o = V_o/n_o. With e = dn/n, row o of dV is e_o V_o. V = W + s·B A gives
 
-        dB = s·dV Aᵀ = s·e ∘ (V Aᵀ) = s·e ∘ P                   (out, r), and P is in the cache
-        dA = s·Bᵀ dV = s·(e ∘ B)ᵀ W + s²·((e ∘ B)ᵀ B) A         (r, out) (out, in), and an (r, r) matrix
+        dB = s·dV Aᵀ = s·e ∘ (V Aᵀ) = s·e ∘ P,                  with P from the cache;
+        dA = s·Bᵀ dV = s·(e ∘ B)ᵀ W + s²·((e ∘ B)ᵀ B) A,        without the (out, in) matrix dV.
 
     Examples
     --------
@@ -235,9 +235,9 @@ def dora_backward(
     -----
     In the forward pass y_no = g_o z_no with g = m/n and z = u + s·(x Aᵀ) Bᵀ. Let dg_o = Σ_n dy_no z_no. Then
 
-        dz = g ∘ dy            du = dz, and dz is also the gradient of the bypass's output
-        dm = dg/n
-        dn = −dg·m/n² = −dm·g
+        dz = g ∘ dy,   du = dz,   dm = dg/n,   dn = −dg·m/n² = −dm·g
+
+    The bypass's output also has the gradient dz, and `lora_backward` gives dx, dA and dB.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Inverted dropout (Srivastava et al. 2014): the kept numbers are scaled up, so that the expectation is unchanged."""
+"""Inverted dropout (Srivastava et al. 2014): numbers not set to 0 are scaled up, to keep the expected values."""
 
 from __future__ import annotations
 

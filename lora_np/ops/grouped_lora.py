@@ -12,7 +12,7 @@ GroupedLoraCache: TypeAlias = tuple[Array, Array, Array, Array, Array]
 
 
 def grouped_lora_forward(x: Array, A: Array, B: Array, scaling: Array) -> tuple[Array, GroupedLoraCache]:
-    """Compute the LoRA bypass of g groups of rows at once, δ_i = s_i·(x_i A_iᵀ) B_iᵀ.
+    """Compute the outputs of the LoRA bypasses of g groups of rows at once, δ_i = s_i·(x_i A_iᵀ) B_iᵀ.
 
     Parameters
     ----------

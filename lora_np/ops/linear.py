@@ -19,7 +19,7 @@ def rows(x: Array) -> Array:
 
 
 def linear_forward(x: Array, W: Array, b: Array | None = None) -> tuple[Array, LinearCache]:
-    """Compute the linear layer y = x Wᵀ + b.
+    """Compute the output of a linear layer, y = x Wᵀ + b.
 
     Parameters
     ----------
@@ -96,11 +96,11 @@ def linear_backward(
 
     Notes
     -----
-    In the forward pass, y_no = Σ_i x_ni W_oi + b_o. For a loss L with dy = ∂L/∂y this gives
+    In the forward pass, y_no = Σ_i x_ni W_oi + b_o. For a loss L with dy = ∂L/∂y the gradients are
 
-        dx_ni = Σ_o dy_no W_oi    → dx = dy W       (N, out) (out, in)
-        dW_oi = Σ_n dy_no x_ni    → dW = dyᵀ x      (out, N) (N, in)
-        db_o  = Σ_n dy_no         → db = column sums of dy
+        dx_ni = Σ_o dy_no W_oi,   that is, dx = dy W,    shapes (N, out) (out, in);
+        dW_oi = Σ_n dy_no x_ni,   that is, dW = dyᵀ x,   shapes (out, N) (N, in);
+        db_o  = Σ_n dy_no,        that is, db = the column sums of dy.
 
     If W is frozen, dW is not needed, so the cache does not have to keep x. This saves the memory of x and a third of
     the layer's arithmetic.

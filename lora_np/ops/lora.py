@@ -95,13 +95,13 @@ def lora_backward(dy: Array, cache: LoraCache, need_dx: bool = True) -> tuple[Ar
     The derivation takes the steps of the forward pass in reverse order. With h = s·x Aᵀ, the last step was δ = h Bᵀ, a
     linear layer with weight B:
 
-        dB = dyᵀ h          (out, N) (N, r)
-        dh = dy B           (N, out) (out, r)
+        dB = dyᵀ h,         shapes (out, N) (N, r);
+        dh = dy B,          shapes (N, out) (out, r).
 
     The first step was h = s·x Aᵀ, a linear layer with weight A and a factor s:
 
-        dA = s·dhᵀ x        (r, N) (N, in)
-        dx = s·dh A         (N, r) (r, in)
+        dA = s·dhᵀ x,       shapes (r, N) (N, in);
+        dx = s·dh A,        shapes (N, r) (r, in).
 
     Inserting h and dh gives dA = s·Bᵀ (dyᵀx) and dB = s·(dyᵀx) Aᵀ. Here dyᵀx = dW is the gradient of W in full
     fine-tuning. So dA is s·Bᵀ dW and dB is s·dW Aᵀ, but the matrix dW is never built. At the start of training B = 0,
@@ -133,7 +133,7 @@ def lora_backward(dy: Array, cache: LoraCache, need_dx: bool = True) -> tuple[Ar
 
 
 def lora_linear_forward(x: Array, W: Array, A: Array, B: Array, scaling: float) -> tuple[Array, LoraLinearCache]:
-    """Compute a frozen linear layer with its LoRA bypass, y = x Wᵀ + s·(x Aᵀ) Bᵀ.
+    """Compute the output of a frozen linear layer with a LoRA bypass, y = x Wᵀ + s·(x Aᵀ) Bᵀ.
 
     Parameters
     ----------

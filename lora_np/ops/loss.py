@@ -28,8 +28,8 @@ def cross_entropy_forward(
     ignore_index : int
         Positions with this target are not counted in the loss.
     overwrite : bool
-        If True, exp z and later the gradient overwrite `logits`. This saves the memory of a second array of this size,
-        and the logits are the largest array of a training step. The cache can then be used for one backward pass only.
+        If True, exp z and later the gradient overwrite `logits`. This saves a second array of the size of `logits`,
+        which is the largest array of a training step. The cache can then be used for one backward pass only.
 
     Returns
     -------

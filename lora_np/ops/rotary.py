@@ -85,10 +85,10 @@ def rotary_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, RotaryCache
     -----
     The two features of a pair are d/2 apart, as in Hugging Face's Llama:
 
-        y_i       = x_i cos φ_i − x_{i+d/2} sin φ_i
-        y_{i+d/2} = x_{i+d/2} cos φ_i + x_i sin φ_i
+        y_i       = x_i cos φ_i − x_{i+d/2} sin φ_i,
+        y_{i+d/2} = x_{i+d/2} cos φ_i + x_i sin φ_i.
 
-    This equals y = x ∘ cos + rotate_half(x) ∘ sin with rotate_half(x) = (−x_{d/2 …}, x_{… d/2}).
+    This equals y = x ∘ cos + rotate_half(x) ∘ sin. If x₁ and x₂ are the two halves of x, rotate_half(x) is (−x₂, x₁).
 
     Examples
     --------

@@ -92,12 +92,12 @@ def vera_backward(dy: Array, cache: VeraCache, need_dx: bool = True) -> tuple[Ar
     A and B are frozen and have no gradients. In the forward pass δ_no = b_o Σ_r k_nr B_or, with h = x Aᵀ and k = d ∘ h.
     The gradients are
 
-        db_o = Σ_n dy_no Σ_r k_nr B_or = Σ_r (dyᵀ k)_or B_or       the row sums of (dyᵀ k) ∘ B
-        dk   = (dy ∘ b) B                                          (N, out) (out, r)
-        dd_r = Σ_n dk_nr h_nr
-        dx   = (dk ∘ d) A                                          (N, r) (r, in)
+        db_o = Σ_n dy_no Σ_r k_nr B_or = Σ_r (dyᵀ k)_or B_or,      the row sums of (dyᵀ k) ∘ B;
+        dk   = (dy ∘ b) B,                                         shapes (N, out) (out, r);
+        dd_r = Σ_n dk_nr h_nr;
+        dx   = (dk ∘ d) A,                                         shapes (N, r) (r, in).
 
-    The cache keeps h with N·r numbers. It does not need x or k Bᵀ.
+    The cache keeps the N·r numbers of h, but neither x nor k Bᵀ.
 
     Examples
     --------

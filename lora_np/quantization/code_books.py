@@ -83,9 +83,9 @@ def dynamic_map() -> tuple[float, ...]:
 
     Notes
     -----
-    A value is a sign, a power of ten from 10⁻⁶ to 10⁰, and a fraction between 0.1 and 1. Each smaller power of ten has
-    one bit less for the fraction. So for each sign there are 64 fractions for 10⁰, 32 for 10⁻¹, and so on, down to 1
-    for 10⁻⁶.
+    A value is a sign, a power of ten from 10⁻⁶ to 10⁰, and a fraction between 0.1 and 1. Each smaller power of ten
+    leaves one bit less for the fraction. So for each sign there are 64 fractions for 10⁰, 32 for 10⁻¹, and so on, down
+    to 1 for 10⁻⁶.
 
     References
     ----------

@@ -92,7 +92,7 @@ class Quantized4bit:
     Raises
     ------
     ValueError
-        If the sizes of `packed` and `absmax` do not fit the shape, for example after reading a truncated file.
+        If the sizes of `packed` and `absmax` do not fit `shape`, for example because a file was truncated.
 
     Examples
     --------
@@ -212,12 +212,12 @@ def quantize_4bit(W: Array, block_size: int = 64, quant_type: str = "nf4", doubl
     quant_type : {"nf4", "fp4", "int4"}
         The code; see `code_book`.
     double_quant : bool
-        If True, absmax is stored in 8 bits; see `QuantizedAbsmax`.
+        If True, the largest magnitude of each block (absmax) is stored in 8 bits; see `QuantizedAbsmax`.
 
     Returns
     -------
     Quantized4bit
-        The codes and absmax. If the number of weights is odd, the second code of the last byte is the code of zero.
+        The quantised weights. If the number of weights is odd, the second code of the last byte is the code of zero.
 
     Raises
     ------
@@ -266,7 +266,7 @@ def quantize_4bit(W: Array, block_size: int = 64, quant_type: str = "nf4", doubl
 
 
 def _quantize_absmax(absmax: Array) -> QuantizedAbsmax:
-    """Subtract the mean from absmax (blocks,) and quantise the differences to 8 bits."""
+    """Subtract the mean from the absmax values (blocks,) and quantise the differences to 8 bits."""
     xp = array_module(absmax)
     offset = xp.asarray(absmax.mean(dtype="float64").astype("float32"))
     centred = xp.zeros(-(-absmax.size // ABSMAX_BLOCK) * ABSMAX_BLOCK, "float32")
@@ -287,7 +287,7 @@ def dequantize_4bit(quantized: Quantized4bit, dtype: DTypeLike | None = None) ->
     Parameters
     ----------
     quantized : Quantized4bit
-        The codes and absmax.
+        The quantised weights.
     dtype : DTypeLike, optional
         The dtype of the result; None means `quantized.dtype`. The product is always computed in float32, and then
         converted to this dtype.
@@ -319,7 +319,7 @@ def dequantize_4bit(quantized: Quantized4bit, dtype: DTypeLike | None = None) ->
 
 
 def _dequantize_absmax(absmax: QuantizedAbsmax) -> Array:
-    """Compute absmax (blocks,) from its 8-bit codes."""
+    """Compute the absmax values (blocks,) from their 8-bit codes."""
     x = dynamic_values(array_module(absmax.codes))[absmax.codes]
     _scale(x, absmax.absmax, ABSMAX_BLOCK)
     x += absmax.offset

@@ -57,16 +57,16 @@ class QuantizedWeight(Parameter):
             raise ValueError(f"{name} has shape {value.shape}; expected {self.value.shape}")
 
     def move_to(self, like: Array | Quantized4bit) -> None:
-        """Move the codes and absmax to the device of `like`."""
+        """Move the stored arrays to the device of `like`."""
         self.value = self.value.move_to(like)
 
 
 class QuantizedLinear(Linear):
     """A frozen linear layer with four bits per weight, y = x Ŵᵀ + b with the dequantised weight Ŵ.
 
-    The layer stores the codes and absmax. It computes Ŵ in the forward pass, and again in the backward pass for dx. Ŵ
-    is freed after each product. So each thread has one dequantised matrix at a time, for any number of layers. The
-    product has the dtype of x.
+    The layer stores the four-bit codes and the largest magnitude of each block (absmax). It computes Ŵ in the forward
+    pass, and again in the backward pass for dx. Ŵ is freed after each product. So each thread has one dequantised
+    matrix at a time, for any number of layers. The product has the dtype of x.
 
     Parameters
     ----------
@@ -191,7 +191,7 @@ def quantize_model(
     block_size : int
         The number of weights per block: a power of two from 2 to 4096.
     double_quant : bool
-        If True, absmax is stored in 8 bits.
+        If True, the largest magnitude of each block (absmax) is stored in 8 bits.
     skip_modules : collection of str
         The layers that are not quantised. A layer is not quantised if its name equals an entry or ends in "." + an
         entry. The default is the output head.
@@ -204,8 +204,8 @@ def quantize_model(
     Raises
     ------
     ValueError
-        If the model has no Linear to quantise, if an entry of `skip_modules` other than "lm_head" matches no layer, if
-        a weight is not finite, or if a setting is out of range. In this case the model is unchanged.
+        If the model has no Linear to quantise, or if an entry of `skip_modules` other than "lm_head" matches no layer.
+        Also if a weight is not finite, or if a setting is out of range. In all these cases the model is unchanged.
     RuntimeError
         If an adapter is merged. In this case the model is unchanged.
 
@@ -257,7 +257,7 @@ def quantize_model(
 def dequantize_model(model: M) -> M:
     """Replace every QuantizedLinear of a model by a Linear with the dequantised weights, in place.
 
-    The model computes the same outputs as before, and its adapters can then be merged:
+    The model computes the same outputs as before. Afterwards its adapters can be merged:
     `dequantize_model(peft_model).merge_and_unload()` returns the trained model. The dequantised weights are frozen.
     They differ from the original weights by the rounding error of the quantisation. If the merged model is quantised
     again with `quantize_model`, ΔW is also rounded. Most of a small ΔW is then lost (see
