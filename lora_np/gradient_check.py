@@ -3,8 +3,8 @@
 Two methods compute the directional derivative ∇f·v from values of f alone:
 
 - complex step: Im f(θ + ihv) / h. The Taylor series of f(θ + ihv) is f(θ) + ih ∇f·v − h²/2 …, so its imaginary part is
-  h ∇f·v plus terms of order h³. No nearly equal numbers are subtracted. With h = 1e-30 the result is exact up to
-  rounding (Squire and Trapp 1998).
+  h ∇f·v plus terms of order h³. The method does not subtract nearly equal numbers. With h = 1e-30 the result is exact
+  up to rounding (Squire and Trapp 1998).
 - central difference: (f(θ + hv) − f(θ − hv)) / 2h. It needs no complex arithmetic, but it subtracts two nearly equal
   numbers. In float64 about ten digits are correct at best, with h near 1e-5.
 
@@ -65,7 +65,8 @@ class GradcheckResult:
 
     @property
     def wrong(self) -> list[str]:
-        """The names of the tensors with a wrong gradient, largest error first. An error of NaN is wrong."""
+        """The names of the tensors with a wrong gradient, largest error first. A gradient with the error NaN is wrong.
+        """
         return sorted((n for n, e in self.errors.items() if not e <= self.tolerance), key=lambda n: -self.errors[n])
 
     def raise_if_wrong(self) -> GradcheckResult:

@@ -18,7 +18,7 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 
 def load(folder=FOLDER):
-    """Read config.json and the weights: a length, a JSON header and the numbers."""
+    """Read config.json and model.safetensors (a length, a JSON header, and the weights)."""
     config = json.loads((folder / "config.json").read_text())
     data = (folder / "model.safetensors").read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
@@ -57,8 +57,8 @@ def linear(x, W, AB, s):
 def linear_backward(dy, cache, grad):
     """Store dA and dB in `grad`, and return dx. y is the sum of two paths, so each receives dy.
 
-    From δ = s·h Bᵀ follow dB = s·dyᵀ h and dh = s·dy B. From h = x Aᵀ follow dA = dhᵀ x and a
-    second term of dx, dh A.
+    The bypass δ = s·h Bᵀ gives dB = s·dyᵀ h and dh = s·dy B. Its factor h = x Aᵀ gives dA = dhᵀ x
+    and adds dh A to dx.
     """
     x, h, W, AB, s = cache
     dx = dy @ W
@@ -129,7 +129,7 @@ def attention_backward(do, cache):
 
 
 class Llama:
-    """A Llama: embedding, layers (x + attention(norm(x)), then x + MLP(norm(x))), norm, logits."""
+    """A Llama: embedding, blocks of x + attention(norm(x)) and x + MLP(norm(x)), norm, logits."""
 
     def __init__(self, config, W, lora=None, s=1.0):
         self.c, self.W, self.lora, self.s, self.grad = config, W, lora or {}, s, {}

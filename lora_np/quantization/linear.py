@@ -204,8 +204,8 @@ def quantize_model(
     Raises
     ------
     ValueError
-        If the model has no Linear to quantise, or if an entry of `skip_modules` other than "lm_head" matches no layer.
-        Also if a weight is not finite, or if a setting is out of range. In all these cases the model is unchanged.
+        If the model has no Linear to quantise, if a weight is not finite, or if a setting is out of range. An entry of
+        `skip_modules` that matches no layer is also an error, except "lm_head". The model is unchanged after an error.
     RuntimeError
         If an adapter is merged. In this case the model is unchanged.
 
