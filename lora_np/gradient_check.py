@@ -65,8 +65,7 @@ class GradcheckResult:
 
     @property
     def wrong(self) -> list[str]:
-        """The names of the tensors with a wrong gradient, largest error first. A gradient with the error NaN is wrong.
-        """
+        """The names of the tensors with a wrong gradient, largest error first. A gradient with error NaN is wrong."""
         return sorted((n for n, e in self.errors.items() if not e <= self.tolerance), key=lambda n: -self.errors[n])
 
     def raise_if_wrong(self) -> GradcheckResult:
