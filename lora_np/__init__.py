@@ -77,7 +77,7 @@ REPLACEMENTS = {  # a name of PEFT, transformers or an earlier version → its r
 
 
 def __getattr__(name: str) -> object:
-    """Return `__version__` or the configuration class of a method. For other names raise AttributeError."""
+    """Return `__version__` or the configuration class of a method. Raise AttributeError for other names."""
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version
 

@@ -1,6 +1,6 @@
-"""Select the array library: `array_module(x)` is numpy for a NumPy array, and cupy for an array on a GPU.
+"""Select the array library: `array_module(x)` returns numpy for a NumPy array, and cupy for an array on a GPU.
 
-One process can use both libraries. The array decides which library computes; there is no global switch. A device name
+One process can use both libraries. The type of an array selects the library; there is no global setting. A device name
 ("cupy", "numpy", "auto") is needed only to load or move a model.
 """
 
@@ -39,8 +39,8 @@ def array_module(x: Array) -> ModuleType:
 def device_module(device: str = "auto") -> ModuleType:
     """Return the array module of a device: "numpy", "cupy", or "auto" (cupy if a GPU is available, else numpy).
 
-    If the environment variable LORA_NP_DEVICE is set, its value replaces "auto". Raises RuntimeError with the reason,
-    in one line, if cupy was requested and cannot run; raises ValueError for an unknown name.
+    If the environment variable LORA_NP_DEVICE is set, its value replaces "auto". Raises RuntimeError, with the reason
+    in one line, if cupy was requested but cannot run. Raises ValueError for an unknown device name.
     """
     wanted = os.environ.get(VARIABLE) or "auto" if device == "auto" else device
     if wanted not in ("numpy", "cupy", "auto"):
@@ -75,17 +75,23 @@ def why_no_gpu() -> str | None:
 
 
 def to_host(x: Array) -> np.ndarray:
-    """Return `x` as a NumPy array: `x` itself if it is one, otherwise a copy after the GPU has computed `x`."""
+    """Return `x` as a NumPy array: `x` itself if it is a NumPy array, otherwise a copy.
+
+    The copy is made after the GPU has computed `x`.
+    """
     return x if isinstance(x, np.ndarray | np.generic) else x.get()
 
 
 def move(x: Array, like: Array) -> Array:
-    """Return `x` on the device of `like`: `x` itself if it is there, otherwise a copy of the same dtype."""
+    """Return `x` on the device of `like`: `x` itself if it is already there, otherwise a copy of the same dtype."""
     xp = array_module(like)
     return x if isinstance(x, xp.ndarray) else xp.asarray(to_host(x))
 
 
 def scalars_to_host(scalars: list[Array]) -> np.ndarray:
-    """Return scalars as one host array. On a GPU this synchronises and copies once for all of them."""
+    """Return a list of scalar arrays as one NumPy array.
+
+    Scalars on a GPU are copied to the host together, after one synchronisation.
+    """
     first = scalars[0]
     return np.array(scalars) if isinstance(first, np.generic) else to_host(array_module(first).stack(scalars))

@@ -1,15 +1,15 @@
-"""The gradient check: does a hand-derived gradient equal the derivative of the function that was computed?
+"""The gradient check: compare a hand-derived gradient with a numerical derivative of the forward function.
 
-Two methods compute a directional derivative ∇f·v without a derivation:
+Two methods compute the directional derivative ∇f·v from values of f alone:
 
-- complex step: Im f(θ + ihv) / h. The Taylor series is f(θ) + ih ∇f·v − h²/2 …, so the imaginary part contains the
-  derivative and terms of order h³. Nothing is subtracted. With h = 1e-30 the result is exact up to rounding (Squire and
-  Trapp 1998).
+- complex step: Im f(θ + ihv) / h. The Taylor series of f(θ + ihv) is f(θ) + ih ∇f·v − h²/2 …, so its imaginary part is
+  h ∇f·v plus terms of order h³. The method does not subtract nearly equal numbers. With h = 1e-30 the result is exact
+  up to rounding (Squire and Trapp 1998).
 - central difference: (f(θ + hv) − f(θ − hv)) / 2h. It needs no complex arithmetic, but it subtracts two nearly equal
-  numbers: at best, with h about 1e-5, some ten digits are correct in float64.
+  numbers. In float64 about ten digits are correct at best, with h near 1e-5.
 
-One random direction v per tensor tests all entries of the gradient at once. A wrong entry changes ∇f·v, unless the
-error is orthogonal to v, which for a random v has probability zero.
+One random direction v per tensor tests all entries of the gradient at once. If an entry is wrong, gradient·v differs
+from ∇f·v. The only exception is an error orthogonal to v, which has probability zero for a random v.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ LABEL = {"complex-step": "complex step", "central": "central difference"}
 
 @dataclass(frozen=True)
 class GradcheckResult:
-    """The relative error of each tensor's gradient, as `gradcheck` and `gradcheck_model` return it.
+    """The result of `gradcheck` and `gradcheck_model`: the relative error of each tensor's gradient.
 
-    The error is |∇f·v − gradient·v| / max(‖gradient‖, |∇f·v|), where the method computes ∇f·v. It is the largest error
-    of all directions v.
+    For one direction v the error is |∇f·v − gradient·v| / max(‖gradient‖, |∇f·v|), with ∇f·v computed by `method`. The
+    relative error of a tensor is the largest error over all directions.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class GradcheckResult:
     method : {"complex-step", "central"}
         The method that computed ∇f·v.
     tolerance : float
-        A gradient with a larger error is wrong.
+        A gradient with a relative error above the tolerance is wrong.
 
     Examples
     --------
@@ -65,7 +65,7 @@ class GradcheckResult:
 
     @property
     def wrong(self) -> list[str]:
-        """The names of the tensors with a wrong gradient, largest error first. NaN is wrong."""
+        """The names of the tensors with a wrong gradient, largest error first. A gradient with error NaN is wrong."""
         return sorted((n for n, e in self.errors.items() if not e <= self.tolerance), key=lambda n: -self.errors[n])
 
     def raise_if_wrong(self) -> GradcheckResult:
@@ -79,7 +79,7 @@ class GradcheckResult:
         Raises
         ------
         AssertionError
-            If a gradient is wrong. The message is the table of all errors.
+            If a gradient is wrong. The message is a table of the relative errors of all tensors.
         """
         if not self.ok:
             raise AssertionError(str(self))
@@ -103,39 +103,40 @@ def gradcheck(
     tolerance: float | None = None,
     seed: int = 0,
 ) -> GradcheckResult:
-    """Check the gradients of a forward/backward pair of functions for a random dy.
+    """Check the gradients of a backward function against derivatives of its forward function, for a random dy.
 
     Parameters
     ----------
     forward : callable
-        Called as `forward(*inputs.values())`, returns (y, cache). Use a lambda or functools.partial for arguments that
-        are not differentiated, such as a scaling or token ids.
+        The forward function. It is called as `forward(*inputs.values())` and returns (y, cache). Use a lambda or
+        functools.partial for arguments that are not differentiated, such as a scaling or token ids.
     backward : callable
-        Called as `backward(dy, cache)`, returns one gradient per input, in the order of the inputs. An input with the
-        gradient None is not checked.
+        The backward function. It is called as `backward(dy, cache)` and returns one gradient per input, in the order of
+        the inputs. If a gradient is None, its input is not checked.
     inputs : mapping of str to ndarray
-        The inputs, float arrays. They are converted to float64 (and to complex128 for the complex step).
+        The inputs by name, as float arrays. They are converted to float64 (and to complex128 for the complex step).
     method : {"complex-step", "central"}
         The method that computes the derivative.
     directions : int
-        Random directions per tensor.
+        The number of random directions per tensor.
     tolerance : float, optional
-        A gradient with a larger relative error is wrong. By default 1e-12 for the complex step and 1e-6 for the central
-        difference.
+        A gradient with a relative error above the tolerance is wrong. The default is 1e-12 for the complex step and
+        1e-6 for the central difference.
     seed : int
-        The seed of dy and the directions.
+        The seed of the random dy and the random directions.
 
     Returns
     -------
     GradcheckResult
-        The relative errors. Call its `raise_if_wrong()` in a test.
+        The relative errors. In a test, call `raise_if_wrong()` of this result.
 
     Raises
     ------
     TypeError
         If an input is not a float array.
     ValueError
-        If `backward` returns a wrong number of gradients, a wrong shape or no gradient, or an argument is out of range.
+        If `backward` returns a wrong number of gradients, a gradient of a wrong shape or only None, or if an argument
+        is out of range.
 
     Examples
     --------
@@ -189,7 +190,7 @@ def gradcheck_model(
 ) -> GradcheckResult:
     r"""Check the gradient of a model's loss for every trainable parameter, through all layers at once.
 
-    The model's values, gradients and dtype are restored afterwards.
+    Afterwards the value, gradient and dtype of every parameter are restored.
 
     Parameters
     ----------
@@ -198,19 +199,19 @@ def gradcheck_model(
     tokens : ndarray, shape (b, t), integers
         The input tokens.
     targets : ndarray, shape (b, t), integers
-        The next token at each place.
+        The next token at each position.
     method : {"complex-step", "central"}
         The method that computes the derivative.
     directions : int
-        Random directions per tensor.
+        The number of random directions per tensor.
     tolerance : float, optional
-        A gradient with a larger relative error is wrong. By default 1e-12 for the complex step and 1e-6 for the central
-        difference.
+        A gradient with a relative error above the tolerance is wrong. The default is 1e-12 for the complex step and
+        1e-6 for the central difference.
     seed : int
         The seed of the directions.
     dropout_seed : int, optional
-        None means no dropout. A seed turns dropout on, with the same masks in every call: a new mask would make the
-        loss another function.
+        None means no dropout. A seed turns dropout on, with the same masks each time the loss is computed. With
+        different masks the loss would be a different function.
 
     Returns
     -------
@@ -220,7 +221,7 @@ def gradcheck_model(
     Raises
     ------
     ValueError
-        If no parameter is trainable, or an argument is out of range.
+        If no parameter is trainable, or if an argument is out of range.
 
     Examples
     --------
@@ -275,7 +276,7 @@ def _compare(
     tolerance: float | None,
     rng: np.random.Generator,
 ) -> GradcheckResult:
-    """Compare each gradient's component along random directions with the derivative that `method` computes."""
+    """Compare gradient·v, for random directions v, with the directional derivative that `method` computes."""
     if method not in STEP:
         raise ValueError(f"method {method!r}; expected one of {sorted(STEP)}")
     if directions < 1:
@@ -301,5 +302,5 @@ def _compare(
 
 
 def _normal(shape: tuple[int, ...], like: Array, rng: np.random.Generator) -> Array:
-    """Return standard normal numbers, drawn on the host and moved to the device of `like`."""
+    """Return standard normal random numbers, drawn on the host and moved to the device of `like`."""
     return array_module(like).asarray(rng.standard_normal(shape))

@@ -1,10 +1,10 @@
-"""LoRA in one file: a Llama, its backward pass, LoRA, AdamW, training on real text, the merge.
+"""LoRA in one file: a Llama, its backward pass, LoRA, AdamW, training on real text, and the merge.
 
-It needs NumPy alone. Read it from top to bottom. `python -m lora_np.micro` runs it.
+The file needs only NumPy. Read it from top to bottom. Run it with `python -m lora_np.micro`.
 
 Shapes: b rows, t tokens, d model width, h heads, g key/value heads, e head width,
-f MLP width, v vocabulary, r rank. Each function returns its result and a cache for its backward.
-Each backward takes the gradient of the result and this cache.
+f MLP width, v vocabulary, r rank. Each forward function returns its result and a cache.
+Its backward function takes the gradient of the result and the cache.
 """
 
 import json
@@ -18,7 +18,7 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 
 def load(folder=FOLDER):
-    """Read config.json and the weights. model.safetensors is a length, a JSON header, numbers."""
+    """Read config.json and model.safetensors (a length, a JSON header, and the weights)."""
     config = json.loads((folder / "config.json").read_text())
     data = (folder / "model.safetensors").read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
@@ -36,7 +36,7 @@ def load(folder=FOLDER):
 
 
 def init_lora(W, r, seed=0):
-    """Draw A (r, in) uniform in ±1/√in and set B (out, r) = 0, so that ΔW = s·B A starts at 0."""
+    """Draw A (r, in) uniformly in ±1/√in and set B (out, r) = 0, so that ΔW = s·B A starts at 0."""
     rng, lora = np.random.default_rng(seed), {}
     for name, weight in W.items():
         if name.split(".")[-2] in LINEAR:
@@ -47,7 +47,7 @@ def init_lora(W, r, seed=0):
 
 
 def linear(x, W, AB, s):
-    """Return y = x Wᵀ + s·(x Aᵀ) Bᵀ. W (out, in) is frozen; A (r, in), B (out, r) are trained."""
+    """Return y = x Wᵀ + s·(x Aᵀ) Bᵀ. W (out, in) is frozen, A (r, in) and B (out, r) trained."""
     if AB is None:
         return x @ W.T, (x, None, W, AB, s)
     h = x @ AB["A"].T  # (b, t, in) → (b, t, r)
@@ -55,9 +55,10 @@ def linear(x, W, AB, s):
 
 
 def linear_backward(dy, cache, grad):
-    """Set dA and dB, return dx. The result y is the sum of two paths, so both receive dy.
+    """Store dA and dB in `grad`, and return dx. y is the sum of two paths, so each receives dy.
 
-    δ = s·h Bᵀ gives dB = s·dyᵀ h and dh = s·dy B; h = x Aᵀ gives dA = dhᵀ x and dx = dh A.
+    The bypass δ = s·h Bᵀ gives dB = s·dyᵀ h and dh = s·dy B. Its factor h = x Aᵀ gives dA = dhᵀ x
+    and adds dh A to dx.
     """
     x, h, W, AB, s = cache
     dx = dy @ W
@@ -74,7 +75,7 @@ def flat(x):  # (b, t, n) → (b·t, n)
 
 
 def merge(W, lora, s):
-    """Return the weights W + s·B A: the model computes the same without a bypass."""
+    """Return the weights W + s·B A. A model with these weights needs no bypass."""
     return {n: w + s * lora[n]["B"] @ lora[n]["A"] if n in lora else w for n, w in W.items()}
 
 
@@ -88,21 +89,21 @@ def rms_norm(x, w, eps):
 
 
 def rms_norm_backward(dy, cache):
-    """Return dx = (w∘dy)/ρ − x·mean(w∘dy∘x)/ρ³, because ∂ρ/∂x = x/(dρ)."""
+    """Return dx = (w∘dy)/ρ − x·mean(w∘dy∘x)/ρ³, because ∂ρ/∂x = x/(d·ρ)."""
     x, w, rho = cache
     g = w * dy
     return g / rho - x * (g * x).mean(-1, keepdims=True) / rho**3
 
 
 def rotate(x, angles):
-    """Rotate each pair (x_i, x_{i+e/2}) by its angle. The backward is rotate(dy, −angles)."""
+    """Rotate each pair (x_i, x_{i+e/2}) by its angle. The gradient is rotate(dy, −angles)."""
     a, b = np.split(x, 2, axis=-1)
     cos, sin = np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype)
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
 def attention(q, k, v):
-    """Return softmax(q kᵀ/√e) v, causal. q is (b, h, t, e); k and v are (b, g, t, e), g ≤ h."""
+    """Return causal softmax(q kᵀ/√e) v. q is (b, h, t, e); k and v are (b, g, t, e), with g ≤ h."""
     n = q.shape[1] // k.shape[1]
     k, v = k.repeat(n, axis=1), v.repeat(n, axis=1)
     t, root = q.shape[2], q.shape[-1] ** -0.5
@@ -113,8 +114,9 @@ def attention(q, k, v):
 
 
 def attention_backward(do, cache):
-    """Return dq, dk and dv. The steps: o = p v; softmax, dz = p ∘ (dp − Σ p ∘ dp); z = q kᵀ/√e.
+    """Return dq, dk and dv for o = p v, p = softmax(z) and z = q kᵀ/√e.
 
+    The gradient of the softmax is dz = p ∘ (dp − Σ p ∘ dp).
     The gradient of a shared key/value head is the sum over its n query heads.
     """
     q, k, v, p, n, root = cache
@@ -127,7 +129,7 @@ def attention_backward(do, cache):
 
 
 class Llama:
-    """tokens → [x + attention(norm(x)), x + MLP(norm(x))] × layers → norm → logits."""
+    """A Llama: embedding, blocks of x + attention(norm(x)) and x + MLP(norm(x)), norm, logits."""
 
     def __init__(self, config, W, lora=None, s=1.0):
         self.c, self.W, self.lora, self.s, self.grad = config, W, lora or {}, s, {}
@@ -145,7 +147,7 @@ class Llama:
         return linear_backward(dy, cache, self.grad.setdefault(name, {}))
 
     def loss(self, tokens, targets):
-        """Return the mean cross-entropy in nats per token, and the cache of `backward`."""
+        """Return the mean cross-entropy in nats per token, and the cache for `backward`."""
         c, W, e = self.c, self.W, self.c["head_dim"]
         position = np.arange(tokens.shape[1])[:, None]
         angles = position * c["rope_theta"] ** (np.arange(0, e, 2) / -e)  # (t, e/2)
@@ -174,7 +176,7 @@ class Llama:
         return -picked.mean(), (log_p, targets, norm, caches, angles)
 
     def backward(self, cache):
-        """Set `grad`, name → dA and dB. The lines follow `loss` from its last line to its first."""
+        """Set `grad[name]` to dA and dB of each layer. The steps of `loss` are reversed."""
         log_p, targets, norm, caches, angles = cache
         dz = np.exp(log_p)  # ∂(−log p_target)/∂z = p − onehot(target)
         onehot = np.arange(dz.shape[-1]) == targets[..., None]
@@ -200,7 +202,7 @@ class Llama:
 
 
 def adamw(lora, grad, state, t, lr, betas=(0.9, 0.999), eps=1e-8, decay=0.01):
-    """θ ← θ − η(λθ + m̂/(√v̂ + ε)), in place. m and v are running means of g and g²."""
+    """Update in place: θ ← θ − η(λθ + m̂/(√v̂ + ε)). m and v are running means of g and g²."""
     for name, factors in lora.items():
         for key, value in factors.items():
             g = grad[name][key]
@@ -212,14 +214,14 @@ def adamw(lora, grad, state, t, lr, betas=(0.9, 0.999), eps=1e-8, decay=0.01):
 
 
 def batch(text, i, rows=8, length=128):
-    """Draw random windows of `text`: tokens (b, t), and targets (b, t), the next byte of each."""
+    """Return random windows of `text`: tokens (b, t), and the next bytes as targets (b, t)."""
     at = np.random.default_rng(i).integers(0, len(text) - length, rows)[:, None]
     window = text[at + np.arange(length + 1)]
     return window[:, :-1], window[:, 1:]
 
 
 def main(steps=60, r=8, lr=1e-2, s=2.0):
-    """Train on Python's library, measure the held-out loss before and after, and merge."""
+    """Train on Python's library, print the held-out loss before and after, and merge."""
     files = sorted(Path(os.__file__).parent.glob("[a-m]*.py"))
     data = b"\n".join(f.read_bytes() for f in files)
     text = np.array(np.frombuffer(data, "uint8")).astype("int64")

@@ -13,24 +13,24 @@ from contextlib import contextmanager
 
 
 class MissingExtra(ImportError):
-    """A package of one of lora_np's extras is not installed."""
+    """The error for an optional package that is not installed."""
 
 
 @contextmanager
 def extra(name: str, what: str) -> Iterator[None]:
-    """Import optional packages inside this context.
+    """Return a context for the import of optional packages.
 
     Parameters
     ----------
     name : str
-        The extra of pyproject.toml that contains the packages: "models", "course", "studies", …
+        The extra in pyproject.toml that lists the packages: "models", "course", "studies", …
     what : str
-        The feature that needs the packages, as the subject of the error message: "a tokenizer".
+        The feature that needs the packages, as the subject of the error message, for example "a tokenizer".
 
     Raises
     ------
     MissingExtra
-        If a package is not installed. The message is one line with the command that installs it.
+        If a package is not installed. The message is one line with the command that installs the package.
     """
     try:
         yield

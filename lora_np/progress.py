@@ -13,12 +13,12 @@ QUIET = "LORA_NP_QUIET"  # an environment variable; if it is set, a notebook sho
 
 
 def is_interactive() -> bool:
-    """Return True in a terminal, and in a notebook that a person runs."""
+    """Return True in a terminal, and in a notebook unless LORA_NP_QUIET is set."""
     return sys.stderr.isatty() or ("ipykernel" in sys.modules and QUIET not in os.environ)
 
 
 def duration(seconds: float) -> str:
-    """Format seconds for a reader: "45 s", "12 min", "3 h 20 min"."""
+    """Format a duration in seconds as text: "45 s", "12 min", "3 h 20 min"."""
     minutes = round(seconds / 60)
     if seconds < 100:
         return f"{seconds:.0f} s"
@@ -28,10 +28,10 @@ def duration(seconds: float) -> str:
 class Progress:
     """Show progress in a `with` block: `with Progress(total, "convergence") as bar: bar.update(1, loss=2.3)`.
 
-    In a terminal or an interactive notebook this shows a tqdm.auto bar, or lines if tqdm is not installed. Elsewhere a
-    bar would fill a log file or a committed notebook, so nothing is printed; with `lines=True` it prints at most one
-    line every 15 seconds. `enabled=False` prints nothing anywhere. If an earlier run was interrupted, `done` is the
-    number of steps that it finished, out of `total`.
+    In a terminal or an interactive notebook, progress is shown as a tqdm.auto bar, or as lines if tqdm is not
+    installed. Elsewhere nothing is printed by default, because a bar would fill a log file or a committed notebook.
+    With `lines=True`, at most one line every 15 seconds is printed there. With `enabled=False`, nothing is printed at
+    all. `done` is the number of steps, out of `total`, that an earlier interrupted run has already finished.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Progress:
                 self.bar = tqdm(total=total, initial=done, desc=label, unit=unit, leave=False)
 
     def update(self, n: int = 1, **shown: Any) -> None:
-        """Count `n` more steps as done, and show the values of `shown` beside the bar (floats with four digits)."""
+        """Count `n` more steps as done, and show the values of `shown` beside the bar or in the line."""
         self.done += n
         if self.bar is not None:
             self.bar.set_postfix(shown, refresh=False)

@@ -1,4 +1,7 @@
-"""Layers: a Parameter is an array with its gradient, a Module is a tree of Parameters, a layer calls a pair of `ops`.
+"""Parameters, modules and layers.
+
+A Parameter is an array with its gradient. A Module is a tree of Parameters. A layer is a Module that calls a forward
+and a backward function of `ops`.
 
 Reading order: parameter, module, context, layers, targets.
 """

@@ -26,7 +26,7 @@ class Rows:
     names : tuple of str
         The names.
     segments : dict of str to list of int
-        For each adapter, the indices of its rows.
+        The row indices of each adapter, by adapter name.
 
     Examples
     --------
@@ -43,7 +43,7 @@ class Rows:
                 self.segments.setdefault(name, []).append(row)
 
     def adapter_of(self, layer: Any) -> Any:
-        """Return the object that computes the adapters of these rows in one layer. A subclass must implement this.
+        """Return the object that applies the adapters of these rows in one layer. Subclasses implement this method.
 
         Parameters
         ----------
@@ -53,18 +53,18 @@ class Rows:
         Returns
         -------
         adapter
-            The adapter, or None if no row has an adapter in this layer.
+            The object, or None if no row has an adapter in this layer.
 
         Raises
         ------
         NotImplementedError
-            If the class does not implement it.
+            If the class does not implement this method.
         """
         raise NotImplementedError
 
 
 def check_names(names: Sequence[str], rows: int, known: Sequence[str]) -> list[str]:
-    """Return `adapter_names` as a list after checking that there is one known name per row.
+    """Check that there is one known adapter name per row, and return the names as a list.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def check_names(names: Sequence[str], rows: int, known: Sequence[str]) -> list[s
     rows : int
         The number of rows of the batch.
     known : sequence of str
-        The adapters of the model.
+        The names of the model's adapters.
 
     Returns
     -------
@@ -83,7 +83,7 @@ def check_names(names: Sequence[str], rows: int, known: Sequence[str]) -> list[s
     Raises
     ------
     ValueError
-        If `names` is a single string, the number of names is not `rows`, or a name is unknown.
+        If `names` is a single string, if the number of names is not `rows`, or if a name is unknown.
 
     Examples
     --------
@@ -106,7 +106,7 @@ def check_names(names: Sequence[str], rows: int, known: Sequence[str]) -> list[s
 class Context:
     """The arguments that one call passes to every layer.
 
-    They are not kept in the model, so one call does not affect another.
+    The model does not store these arguments, so one call does not affect another.
 
     Parameters
     ----------
@@ -115,10 +115,10 @@ class Context:
     adapter : str or Rows, optional
         The name of the adapter that the layers apply, or one name per row. None means the base model alone.
     attention_mask : ndarray of bool, shape (b, s), optional
-        True for keys that may be seen, False for padding. None means no padding.
+        True for keys that queries may see, False for padding. None means no padding.
     position_ids : ndarray of int, shape (b, t), optional
-        The position of each token in its row. None means that the positions continue after the past, with equal numbers
-        in all rows.
+        The position of each token in its row. With None, the positions are the same in all rows and continue after the
+        tokens in the key/value cache.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The layers with parameters: Linear, Embedding and RMSNorm. Each calls its pair of functions in `ops`."""
+"""The layers with parameters: Linear, Embedding and RMSNorm. Each layer calls two functions of `ops`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .parameter import Parameter
 class Linear(Module):
     """A linear layer, y = x Wᵀ + b.
 
-    A layer with a frozen weight computes no dW and keeps no x.
+    If the weight is frozen, the layer does not compute dW and does not keep x in the cache.
 
     Parameters
     ----------
     weight : ndarray, shape (out, in), float
-        The weight W. It becomes the Parameter `weight`.
+        The weight W, stored as the Parameter `weight`.
     bias : ndarray, shape (out,), optional
-        The bias b. It becomes the Parameter `bias`. If it is None, the layer has no attribute `bias`.
+        The bias b, stored as the Parameter `bias`. With None, the layer has no attribute `bias`.
 
     Examples
     --------
@@ -62,14 +62,14 @@ class Linear(Module):
         x : ndarray, shape (…, in)
             The input.
         context : Context
-            The arguments of the whole call. A plain linear layer does not use them.
+            The arguments that the call passes to every layer. A plain linear layer does not use them.
 
         Returns
         -------
         y : ndarray, shape (…, out)
             The output.
         cache : LinearCache
-            The second argument of `backward`. A subclass has a cache of another type.
+            The second argument of `backward`. A subclass may return another type of cache.
         """
         bias = self.bias.value if hasattr(self, "bias") else None
         y, (kept, W, has_bias) = ops.linear_forward(x, self.weight.value, bias)
@@ -77,14 +77,14 @@ class Linear(Module):
         return y, (kept if self.weight.trainable else None, W, has_bias)
 
     def backward(self, dy: Array, cache: Cache, need_dx: bool = True) -> Array | None:
-        """Return dx, and add to the gradients of the trainable parameters.
+        """Return dx, and add dW and db to the gradients of the trainable parameters.
 
         Parameters
         ----------
         dy : ndarray, shape (…, out)
             The gradient of the output.
         cache : LinearCache
-            The cache of the forward.
+            The cache of the forward pass.
         need_dx : bool
             If False, dx is not computed.
 
@@ -96,7 +96,7 @@ class Linear(Module):
         Raises
         ------
         RuntimeError
-            If a parameter is trainable now but was frozen in the forward.
+            If a parameter is trainable now but was frozen during the forward pass.
         """
         dx, dW, db = ops.linear_backward(dy, cache, need_dx)
         if self.weight.trainable:
@@ -112,7 +112,7 @@ class Embedding(Module):
     Parameters
     ----------
     weight : ndarray, shape (vocabulary, d), float
-        The table. It becomes the Parameter `weight`.
+        The table, stored as the Parameter `weight`.
 
     Examples
     --------
@@ -147,14 +147,16 @@ class Embedding(Module):
         return ops.embedding_forward(ids, self.weight.value)
 
     def backward(self, dy: Array, cache: EmbeddingCache) -> None:
-        """Add to the gradient of the table, if it is trainable. There is no dx: an id has no derivative.
+        """Add the gradient of the table to the Parameter `weight`, if the table is trainable.
+
+        There is no dx, because token ids are not differentiable.
 
         Parameters
         ----------
         dy : ndarray, shape (…, d)
             The gradient of the vectors.
         cache : EmbeddingCache
-            The cache of the forward.
+            The cache of the forward pass.
         """
         if self.weight.trainable:
             self.weight.add_grad(ops.embedding_backward(dy, cache))
@@ -166,7 +168,7 @@ class RMSNorm(Module):
     Parameters
     ----------
     weight : ndarray, shape (d,), float
-        The factor w of each feature. It becomes the Parameter `weight`.
+        The factor w of each feature, stored as the Parameter `weight`.
     eps : float
         A small constant that prevents a division by zero.
 
@@ -204,14 +206,14 @@ class RMSNorm(Module):
         return ops.rms_norm_forward(x, self.weight.value, self.eps)
 
     def backward(self, dy: Array, cache: RMSNormCache, need_dx: bool = True) -> Array | None:
-        """Return dx, and add to the gradient of the weight if it is trainable.
+        """Return dx and, if the weight is trainable, add dw to the gradient of the weight.
 
         Parameters
         ----------
         dy : ndarray, shape (…, d)
             The gradient of the output.
         cache : RMSNormCache
-            The cache of the forward.
+            The cache of the forward pass.
         need_dx : bool
             If False, dx is not computed.
 

@@ -1,4 +1,4 @@
-"""Modules: trees of parameters. A module has forward(…) → (y, cache) and backward(dy, cache) → dx."""
+"""Modules: trees of parameters. `forward(…)` returns (y, cache), and `backward(dy, cache)` returns dx."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Cache: TypeAlias = Any
 class Module:
     """A tree of parameters.
 
-    The children of a module are its attributes that are a Parameter, a Module, or a list or dict of them.
-    `print(module)` shows the tree. `module(…)` returns the first result of `forward(…)`, without the cache.
+    The children of a module are the Parameters and Modules among its attributes, including the items of lists and
+    dicts. `print(module)` shows the tree. `module(…)` returns the first result of `forward(…)`, without the cache.
 
     Examples
     --------
@@ -44,21 +44,24 @@ class Module:
     forward: Callable[..., tuple[Any, Any]]  # (…) → (y, cache)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the first result of `forward`, without the cache: the output of a layer, the logits of a model."""
+        """Return the first result of `forward`, without the cache: a layer's output or a model's logits."""
         return self.forward(*args, **kwargs)[0]
 
     def extra_repr(self) -> str:
-        """Return the sizes and settings that `print(module)` shows between the brackets. A subclass may override it.
+        """Return the sizes and settings that `print(module)` shows in parentheses. A subclass may override it.
 
         Returns
         -------
         str
-            By default the shapes of the module's own parameters.
+            The text. By default it lists the shapes of the module's own parameters.
         """
         return ", ".join(f"{name}={p.value.shape}" for name, p in self.children() if isinstance(p, Parameter))
 
     def __repr__(self) -> str:
-        """Return the tree of modules as PyTorch prints it. Equal blocks share a line, (layers.0-29): 30 x Block."""
+        """Return the tree of modules as text, in PyTorch's format.
+
+        Consecutive equal modules are printed once, for example `(layers.0-29): 30 x Block`.
+        """
         lines = [self.extra_repr()]
         modules = [(name, repr(child)) for name, child in self.children() if isinstance(child, Module)]
         for (stem, text), group in groupby(modules, lambda item: (re.sub(r"\.\d+$", ".", item[0]), item[1])):
@@ -72,7 +75,7 @@ class Module:
         return f"{type(self).__name__}({inside})"
 
     def _repr_html_(self) -> str:
-        """Return the tree as HTML that a notebook can fold, with the number of parameters as its title."""
+        """Return the tree as collapsible HTML for a notebook, with the number of parameters as the title."""
         from html import escape  # imported here, because it slows down the import of the package
 
         sizes = [(p.value.size, p.trainable) for _, p in self.named_parameters()]
@@ -86,7 +89,7 @@ class Module:
         Yields
         ------
         name : str
-            The name of the attribute; `attribute.key` for an item of a list or dict.
+            The name of the attribute. For an item of a list or dict, the name is `attribute.key`.
         child : Parameter or Module
             The child.
         """
@@ -105,7 +108,7 @@ class Module:
         Parameters
         ----------
         prefix : str
-            The name of this module.
+            The name of this module, which is put before the names of the modules below it.
 
         Yields
         ------
@@ -142,7 +145,7 @@ class Module:
         return any(p.trainable for _, p in self.named_parameters())
 
     def freeze(self) -> Self:
-        """Freeze every parameter, and drop its gradient.
+        """Freeze every parameter, and set its gradient to None.
 
         Returns
         -------
@@ -164,7 +167,7 @@ class Module:
         Raises
         ------
         ValueError
-            If a parameter is quantised. No parameter has changed then.
+            If a parameter is quantised. In this case no parameter has been changed.
         """
         parameters = [p for _, p in self.named_parameters()]
         for p in parameters:
@@ -179,12 +182,12 @@ class Module:
             p.grad = None
 
     def astype(self, dtype: DTypeLike) -> Self:
-        """Convert every parameter in place, and drop the gradients.
+        """Convert every parameter to a dtype in place, and set all gradients to None.
 
         Parameters
         ----------
         dtype : DTypeLike
-            The dtype: float32 to train, float64 to prove.
+            The dtype: float32 for training, float64 for gradient checks.
 
         Returns
         -------
@@ -196,7 +199,7 @@ class Module:
         return self
 
     def to(self, device: str) -> Self:
-        """Move every parameter to a device in place, and drop the gradients.
+        """Move every parameter to a device in place, and set all gradients to None.
 
         Parameters
         ----------
@@ -211,7 +214,8 @@ class Module:
         Raises
         ------
         RuntimeError
-            If there is no GPU for "cupy". The message gives the reason, and no parameter has moved then.
+            If `device` is "cupy" and CuPy cannot use a GPU. The message gives the reason. In this case no parameter has
+            been moved.
         """
         like = device_module(device).empty(0)
         for _, p in self.named_parameters():
@@ -221,7 +225,8 @@ class Module:
     def replica(self) -> Self:
         """Return a copy of the module that shares the parameters' arrays and has its own gradients.
 
-        Two threads can then run a backward at the same time, each on its own batch (see `training/parallel.py`).
+        Two threads can then run a backward pass at the same time, each with its own copy of the module (see
+        `training/parallel.py`).
 
         Returns
         -------
@@ -249,14 +254,14 @@ class Module:
         Returns
         -------
         dict of str to ndarray
-            The arrays themselves, not copies.
+            The parameters' own arrays, not copies.
         """
         return {name: p.value for name, p in self.named_parameters()}
 
     def load_state_dict(self, arrays: dict[str, Array]) -> Self:
-        """Set every parameter to a copy of an array.
+        """Set every parameter to a copy of the array of the same name.
 
-        All names and shapes are checked first. If one does not fit, no parameter changes.
+        All names and shapes are checked first. If a name or a shape is wrong, no parameter changes.
 
         Parameters
         ----------
@@ -273,7 +278,7 @@ class Module:
         KeyError
             If a name is missing or unknown.
         ValueError
-            If a shape does not fit.
+            If an array does not have the shape of its parameter.
         """
         parameters = dict(self.named_parameters())
         missing, unknown = sorted(parameters.keys() - arrays.keys()), sorted(arrays.keys() - parameters.keys())
@@ -292,7 +297,7 @@ class Module:
 class Trainable(Protocol):
     """The methods that `train`, `evaluate` and `gradcheck_model` call on a model.
 
-    Transformer, PeftModel and SubspaceModel have these methods. Any other class that has them can be trained too.
+    Transformer, PeftModel and SubspaceModel have these methods. Any other class with these methods can be trained too.
 
     Examples
     --------
@@ -337,7 +342,7 @@ class Trainable(Protocol):
         tokens : ndarray, shape (b, t), integers
             The input tokens.
         targets : ndarray, shape (b, t), integers
-            The next token at each place, or -100 for a place that is not counted.
+            The next token at each position, or -100 for a position that is not counted in the loss.
         rng : numpy.random.Generator, optional
             The generator of dropout masks. None means evaluation, without dropout.
 
@@ -346,19 +351,19 @@ class Trainable(Protocol):
         loss : ndarray, shape ()
             The mean loss in nats per token.
         cache : Any
-            The argument of `backward`.
+            The first argument of `backward`.
         """
         ...
 
     def backward(self, cache: Cache, dloss: float = 1.0) -> None:
-        """Add the gradient of the loss to each trainable parameter.
+        """Add the gradient of the loss to `grad` of each trainable parameter.
 
         Parameters
         ----------
         cache : Any
-            The cache of `loss`.
+            The cache that `loss` returned.
         dloss : float
-            A factor of all gradients.
+            A factor that multiplies all gradients.
         """
 
 

@@ -1,4 +1,4 @@
-"""A parameter: an array, its gradient, and whether it is trained."""
+"""A parameter: an array, its gradient, and the flag `trainable`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Parameter:
     value : ndarray, any shape, float
         The array.
     trainable : bool
-        False freezes the parameter: layers then compute no gradient for it.
+        If False, the parameter is frozen: layers compute no gradient for it.
 
     Attributes
     ----------
     grad : ndarray or None
-        The gradient, with the shape of `value`. It is None until a backward pass adds to it.
+        The gradient, with the shape of `value`. `grad` is None until a backward pass adds a gradient.
 
     Examples
     --------
@@ -53,14 +53,14 @@ class Parameter:
 
     @property
     def compute_dtype(self) -> np.dtype:
-        """The dtype of computations and gradient: float32 for a value in 16 bits, otherwise the dtype of the value."""
+        """The dtype of the gradient and of computations: float32 for a 16-bit value, otherwise the value's dtype."""
         return self.value.dtype if self.value.dtype.itemsize > 2 else np.dtype("float32")
 
     def check_trainable(self) -> None:
-        """Raise ValueError if a parameter of this class cannot be trained."""
+        """Raise ValueError if parameters of this class cannot be trained."""
 
     def add_grad(self, grad: Array | None) -> None:
-        """Add to the gradient. Gradients accumulate over calls until `zero_grad`.
+        """Add `grad` to this parameter's gradient. Gradients accumulate until `zero_grad` is called.
 
         Parameters
         ----------
@@ -70,11 +70,12 @@ class Parameter:
         Raises
         ------
         ValueError
-            If the shape is not the shape of the value.
+            If the shape of `grad` is not the shape of `value`.
         TypeError
-            If the dtype is not `compute_dtype`.
+            If the dtype of `grad` is not `compute_dtype`.
         RuntimeError
-            If `grad` is None: the forward ran while the parameter was frozen, and kept nothing for its gradient.
+            If `grad` is None. The parameter was frozen during the forward pass, so the layer kept no data for its
+            gradient.
         """
         if grad is None:
             raise RuntimeError(RAN_FROZEN)
@@ -102,7 +103,7 @@ class Parameter:
         Raises
         ------
         ValueError
-            If the shape does not fit.
+            If the shape is not the shape of this parameter.
         TypeError
             If `value` is not a float array.
         """
@@ -111,7 +112,7 @@ class Parameter:
             raise TypeError(f"{name} has dtype {value.dtype}; expected floats")
 
     def move_to(self, like: Array) -> None:
-        """Move the value to the device of `like`, and drop the gradient.
+        """Move the value to the device of `like`, and set the gradient to None.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-r"""Decide which layers `target_modules` selects. Live models and costs on paper use the same rule.
+r"""Select layers by `target_modules`. The same rules apply to models in memory and to cost estimates.
 
     target_modules          selects a layer if …
     ["q_proj", "v_proj"]    its full name equals an entry, or ends in "." + an entry
@@ -23,7 +23,8 @@ OUTPUT_HEAD = "lm_head"
 def plain_targets(target_modules: Any, name: str = "target_modules") -> str | tuple[str, ...]:
     """Return `target_modules` as a string or a tuple of strings.
 
-    A set is sorted, so that its order is the same in each run. Raises TypeError for other types.
+    A set is sorted, so that its order is the same in each run. Raises TypeError if `target_modules` is neither a string
+    nor a collection of strings.
     """
     if isinstance(target_modules, str):
         return target_modules
@@ -36,7 +37,7 @@ def plain_targets(target_modules: Any, name: str = "target_modules") -> str | tu
 def is_target(name: str, target_modules: str | Collection[str]) -> bool:
     """Return True if `target_modules` selects the linear layer `name`, for example "model.layers.0.self_attn.q_proj".
 
-    Raises ValueError for a string that is not a valid regular expression.
+    Raises ValueError if `target_modules` is a string that is not a valid regular expression.
     """
     if target_modules == ALL_LINEAR:
         return not has_suffix(name, OUTPUT_HEAD)
@@ -46,7 +47,7 @@ def is_target(name: str, target_modules: str | Collection[str]) -> bool:
 
 
 def select_targets(names: list[str], target_modules: str | Collection[str]) -> list[str]:
-    """Return the linear layers among `names` that `target_modules` selects, in the model's order.
+    """Return the names of the linear layers that `target_modules` selects, in the model's order.
 
     Raises ValueError if an entry matches no layer. Without this error, a misspelt name would silently train fewer
     layers.
@@ -67,7 +68,10 @@ def has_suffix(name: str, suffix: str) -> bool:
 
 
 def matches_pattern(name: str, pattern: str) -> bool:
-    """Return True if the regular expression matches the whole name. "q_proj.*" does not match "layers.0.q_proj"."""
+    """Return True if the regular expression `pattern` matches the whole name.
+
+    For example, "q_proj.*" does not match "layers.0.q_proj".
+    """
     try:
         return re.fullmatch(pattern, name) is not None
     except re.error as error:
@@ -75,6 +79,6 @@ def matches_pattern(name: str, pattern: str) -> bool:
 
 
 def available(names: list[str]) -> str:
-    """Return a sentence that lists the last components of the names, each once, in the model's order."""
+    """Return a sentence that lists the last component of each name, without repetitions and in the model's order."""
     leaves = dict.fromkeys(name.rsplit(".", 1)[-1] for name in names)
     return f"this model's linear layers are {', '.join(leaves)}." if leaves else "this model has no linear layer."

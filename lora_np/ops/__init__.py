@@ -1,16 +1,16 @@
-"""The mathematics: each layer is a pair of functions, a forward and its hand-derived backward.
+"""The mathematics: each layer is a forward function and its hand-derived backward function.
 
     y, cache  = f_forward(inputs…)
     gradients = f_backward(dy, cache)        # one per differentiable input, in the order of the inputs
 
-A gradient is written `dx` for ∂L/∂x and has the shape of x. The cache holds the arrays that the backward needs from the
-forward. The caller keeps the cache, the layer does not: one layer can serve two batches at once. Shapes in the
-comments:
+A gradient is written `dx` for ∂L/∂x and has the shape of x. The cache has the arrays that the backward function needs
+from the forward function. The caller keeps the cache and the layer does not, so two batches can use one layer at the
+same time. Shapes in the comments:
 
     b batch   t time   s keys (time, plus any past)   h query heads   g key/value heads   d head size
     r rank    v vocabulary   n tokens (b·t)   … any number of leading axes
 
-The functions run in float32 (to train), float64 (to prove) and complex128 (for the complex step, see
+The functions run in float32 (for training), float64 (for gradient checks) and complex128 (for the complex step, see
 gradient_check.py), on NumPy and on CuPy. Reading order: linear, lora, grouped_lora, dora, vera, dropout, embedding,
 norm, rotary, attention, activation, loss.
 """

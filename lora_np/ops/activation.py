@@ -42,7 +42,7 @@ def sigmoid(x: Array) -> Array:
 
 
 def _complex_sigmoid(x: Array) -> Array:
-    """Compute σ(x) for complex x. exp must not overflow there, so for Re x < 0 it is exp(x)/(1 + exp(x))."""
+    """Compute σ(x) for complex x. To avoid an overflow of exp, exp(x)/(1 + exp(x)) is used for Re x < 0."""
     xp = array_module(x)
     negative = x.real < 0
     e = xp.exp(xp.where(negative, x, -x))
@@ -98,7 +98,7 @@ def silu_backward(dy: Array, cache: SiluCache) -> Array:
     dy : ndarray, the shape of x
         The gradient of y.
     cache : SiluCache
-        The cache of the forward.
+        The cache of the forward pass.
 
     Returns
     -------
@@ -144,12 +144,12 @@ def swiglu_forward(gate: Array, up: Array) -> tuple[Array, SwigluCache]:
     ValueError
         If the shapes differ.
     TypeError
-        If the arrays do not have one common float dtype.
+        If the arrays do not all have the same float dtype.
 
     Notes
     -----
-    The cache does not keep σ(gate). The arrays of shape (…, f) are the largest that a block keeps, and computing
-    σ(gate) again in the backward is cheap.
+    To save memory, the cache does not keep σ(gate): arrays of shape (…, f) are the largest arrays in the cache of a
+    block. The backward pass computes σ(gate) again, which is cheap.
 
     Examples
     --------
@@ -175,7 +175,7 @@ def swiglu_backward(dy: Array, cache: SwigluCache) -> tuple[Array, Array]:
     dy : ndarray, shape (…, f)
         The gradient of y.
     cache : SwigluCache
-        The cache of the forward.
+        The cache of the forward pass.
 
     Returns
     -------
@@ -186,7 +186,8 @@ def swiglu_backward(dy: Array, cache: SwigluCache) -> tuple[Array, Array]:
 
     Notes
     -----
-    In the forward pass y = silu(gate) ∘ up, a product. So dup = dy ∘ silu(gate) and dgate = dy ∘ up ∘ silu′(gate).
+    In the forward pass y = silu(gate) ∘ up. The product rule gives dup = dy ∘ silu(gate) and
+    dgate = dy ∘ up ∘ silu′(gate).
 
     Examples
     --------
@@ -209,7 +210,7 @@ def swiglu_backward(dy: Array, cache: SwigluCache) -> tuple[Array, Array]:
 
 
 def _silu_slope(x: Array, s: Array) -> Array:
-    """Compute silu′(x) = σ(1 + x(1 − σ)) in one buffer, for s = σ(x)."""
+    """Compute the derivative silu′(x) = s·(1 + x·(1 − s)) in one array, given s = σ(x)."""
     slope = 1 - s
     slope *= x
     slope += 1
@@ -239,8 +240,8 @@ def gelu_forward(x: Array) -> tuple[Array, GeluCache]:
 
     Notes
     -----
-    GPT-2 uses this form. It differs from the exact x·Φ(x) by less than 5e-4. NumPy has no erf, and tanh works with the
-    complex step.
+    GPT-2 uses this form. The result differs from the exact GELU, x·Φ(x), by less than 5e-4. The exact GELU needs erf,
+    which NumPy does not have. NumPy's tanh also accepts complex numbers, which the complex step needs.
 
     Examples
     --------
@@ -263,7 +264,7 @@ def gelu_backward(dy: Array, cache: GeluCache) -> Array:
     dy : ndarray, the shape of x
         The gradient of y.
     cache : GeluCache
-        The cache of the forward.
+        The cache of the forward pass.
 
     Returns
     -------

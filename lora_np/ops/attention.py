@@ -29,7 +29,7 @@ def softmax_forward(x: Array) -> tuple[Array, Array]:
     p : ndarray, shape (…, n)
         The probabilities: positive, with sum 1.
     cache : ndarray, shape (…, n)
-        p again, the second argument of `softmax_backward`.
+        The array p, which is the second argument of `softmax_backward`.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def softmax_forward(x: Array) -> tuple[Array, Array]:
 
     Notes
     -----
-    Subtracting m keeps exp from overflowing and does not change p.
+    Subtracting m prevents an overflow of exp and does not change p.
 
     Examples
     --------
@@ -63,7 +63,7 @@ def softmax_backward(dp: Array, p: Array) -> Array:
     dp : ndarray, shape (…, n)
         The gradient of p.
     p : ndarray, shape (…, n)
-        The cache of the forward: the probabilities.
+        The probabilities, which are the cache of the forward pass.
 
     Returns
     -------
@@ -98,7 +98,7 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -
     v : ndarray, shape (b, g, s, d)
         The values.
     mask : ndarray of bool, shape (b, s), optional
-        True for keys that may be seen, False for padding. None means no padding.
+        True for keys that queries may see, False for padding. None means no padding.
 
     Returns
     -------
@@ -110,18 +110,19 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -
     Raises
     ------
     ValueError
-        If a shape does not fit.
+        If the shapes of the arrays do not match each other.
     TypeError
-        If the arrays do not have one common float dtype, or the mask is not boolean.
+        If the arrays do not all have the same float dtype, or if the mask is not boolean.
 
     Notes
     -----
-    The first s − t keys are the past (a key/value cache): query i sees keys 0 … s − t + i.
+    The first s − t keys come from earlier calls (a key/value cache). Query i sees the keys 0 … s − t + i.
 
-    The query heads of a group are stacked as rows of one product, (h/g · t, d) (d, s). The keys are therefore never
-    repeated in memory, and in the backward the product itself sums dk and dv over the group. The queries are processed
-    in blocks. Each block is multiplied with the keys that its last query sees. With t = 256 this computes 5/8 of the t
-    × t scores, and the causal mask allows 1/2 of them.
+    For each key/value head, one product of an (h/g · t, d) matrix and a (d, s) matrix computes the scores of all h/g
+    query heads. So the keys are not copied for each query head. In the backward pass, the matrix products also sum dk
+    and dv over these query heads. The queries are processed in blocks. Each block is multiplied only with the keys that
+    its last query sees. With s = t = 256, 5/8 of the t × t scores are computed, and the causal mask allows 1/2 of the
+    scores.
 
     Examples
     --------
@@ -175,7 +176,7 @@ def attention_backward(do: Array, cache: AttentionCache) -> tuple[Array, Array, 
     do : ndarray, shape (b, h, t, d)
         The gradient of o.
     cache : AttentionCache
-        The cache of the forward.
+        The cache of the forward pass.
 
     Returns
     -------
@@ -188,14 +189,16 @@ def attention_backward(do: Array, cache: AttentionCache) -> tuple[Array, Array, 
 
     Notes
     -----
-    In the forward pass o = p v with p = softmax(z), z = q̂ kᵀ and q̂ = q/√d, so in reverse
+    In the forward pass o = p v with p = softmax(z), z = q̂ kᵀ and q̂ = q/√d. The steps in reverse order give
 
         dv = pᵀ do,   dp = do vᵀ,   dz = p ∘ (dp − Σ_s p∘dp),   dk = dzᵀ q̂,   dq = dz k / √d
 
-    Two identities save time. Σ_s p∘dp = Σ_d o∘do (insert dp = do vᵀ and o = p v): a sum over d instead of over s. And
-    p = e·norm is never formed: with do' = norm·do, dv = eᵀ do' and dz = e ∘ (do' vᵀ − Σ_d o∘do').
+    Two identities save time. First, Σ_s p∘dp = Σ_d o∘do follows from dp = do vᵀ and o = p v. So a sum over d replaces a
+    sum over s. Second, the cache has e and norm with p = e·norm, and p is not computed. With do' = norm·do,
+    the gradients are dv = eᵀ do' and dz = e ∘ (do' vᵀ − Σ_d o∘do').
 
-    Each block of queries gives dq for its queries, and adds to dk and dv for the keys that it saw.
+    For each block of queries, the function computes dq of these queries, and adds to dk and dv of the keys that these
+    queries saw.
 
     Examples
     --------
@@ -227,6 +230,6 @@ def attention_backward(do: Array, cache: AttentionCache) -> tuple[Array, Array, 
 
 
 def _stack(x: Array) -> Array:
-    """Reshape (b, g, n, rows, d) to (b, g, n·rows, d): the rows of the n heads of a group, one head after another."""
+    """Reshape (b, g, n, rows, d) to (b, g, n·rows, d): concatenate the rows of the n heads of each group."""
     b, g, n, rows, d = x.shape
     return x.reshape(b, g, n * rows, d)

@@ -1,4 +1,7 @@
-"""Checks of inputs. An error names the array, what was given and what was expected. Nothing is converted silently."""
+"""Checks of inputs. An error says which array is wrong, what was given and what was expected.
+
+No array is converted silently.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ from ..backend import Array, array_module
 
 
 def on_host(x: Array) -> bool:
-    """Return True for a NumPy array. Value checks skip CuPy arrays: reading a value would synchronise with the GPU."""
+    """Return True for a NumPy array.
+
+    Checks of values skip CuPy arrays, because reading a value would synchronise with the GPU.
+    """
     return isinstance(x, np.ndarray)
 
 
@@ -27,7 +33,7 @@ def check_float(**arrays: Array) -> None:
 
 
 def check_shape(name: str, x: Array, *expected: int | None) -> None:
-    """Raise ValueError unless `x.shape` equals `expected` (None allows any size), TypeError if x is not an array."""
+    """Raise TypeError if `x` is not an array, and ValueError unless its shape is `expected` (None allows any size)."""
     array_module(x)
     if len(x.shape) != len(expected) or any(e is not None and e != n for e, n in zip(expected, x.shape, strict=True)):
         wanted = ", ".join("any" if e is None else str(e) for e in expected)
@@ -43,9 +49,9 @@ def check_features(name: str, x: Array, size: int, of: str) -> None:
 def check_ids(name: str, ids: Array, size: int, ignore: int | None = None) -> None:
     """Raise an error unless `ids` are integers in [0, size).
 
-    Some ids may equal `ignore`, but not all. A negative id is an error too: NumPy would index from the end. On a GPU
-    only the dtype is checked, because reading the values would synchronise with the GPU; check ids before they are
-    copied there.
+    Some ids may equal `ignore`, but not all. A negative id is also an error, because NumPy would count it from the end.
+    On a GPU only the dtype is checked, because reading the values would synchronise with the GPU. Check ids before they
+    are copied to a GPU.
     """
     array_module(ids)
     if ids.dtype.kind not in "iu":
@@ -63,9 +69,10 @@ def check_ids(name: str, ids: Array, size: int, ignore: int | None = None) -> No
 
 
 def check_mask(mask: Array, b: int, s: int) -> None:
-    """Raise an error unless `mask` is boolean and (b, s), True where a key may be seen.
+    """Raise an error unless `mask` is a boolean array of shape (b, s). True means that a key may be seen.
 
-    An additive mask (0 and −∞) raises TypeError. Its zeros mean "may be seen" and would be read as False.
+    An additive mask (0 and −∞) raises TypeError. In an additive mask 0 means "may be seen", but as a boolean 0 is
+    False.
     """
     check_shape("attention_mask", mask, b, s)
     if mask.dtype.kind != "b":

@@ -6,14 +6,14 @@ The paper normalises columns. PEFT, with which this library shares its files, no
 length per output. This library follows PEFT.
 
 There are two functions: `row_norm_forward` computes n, and `dora_forward` uses n. The true gradient goes back through
-both. The paper (section 4.3) and PEFT treat n as a constant: the forward is unchanged, and the gradient goes back
-through `dora_forward` only. With g = m/n and dW = dyᵀx, row o of ∂L/∂V is
+both functions. The paper (section 4.3) and PEFT treat n as a constant: the forward pass is unchanged, and the gradient
+goes back through `dora_forward` only. With g = m/n and dW = dyᵀx, row o of ∂L/∂V is
 
     detached    g_o dW_o
     true        g_o (dW_o − (dW_o·V_o) V_o/n_o²)       without its component along V_o
 
-The true gradient has no component along V_o, because a longer V_o gives the same y. The detached gradient has one: it
-also changes the lengths of V's rows, which does not change y.
+The true gradient has no component along V_o, because a longer V_o gives the same y. The detached gradient has a
+component along V_o: it also changes the lengths of V's rows, which does not change y.
 """
 
 from __future__ import annotations
@@ -54,20 +54,20 @@ def row_norm_forward(W: Array, A: Array, B: Array, scaling: float) -> tuple[Arra
     Raises
     ------
     ValueError
-        If a shape does not fit.
+        If the shapes of the arrays do not match each other.
     TypeError
-        If the arrays do not have one common float dtype.
+        If the arrays do not all have the same float dtype.
 
     Notes
     -----
-    The square of the length is
+    The square of the length n_o is
 
         n_o² = ‖W_o‖² + 2s B_o·C_o + s² B_o·(B G)_o        C = W Aᵀ (out, r),   G = A Aᵀ (r, r)
              = ‖W_o‖² + s B_o·(C + P)_o                    P = C + s·B G = V Aᵀ
 
     This is exact up to rounding and cancellation. If ‖V_o‖ ≪ ‖W_o‖, the error of n_o is a rounding error of ‖W_o‖²/n_o.
-    If s·B_o A cancels W_o completely, only this error is left of n_o². It may be negative, and n_o is then NaN. The
-    quotient m_o/n_o has no value there anyway: a row of zeros has no direction.
+    If s·B_o A cancels W_o completely, the computed n_o² is only a rounding error. If this error is negative, n_o is
+    NaN. In this case m_o/n_o has no value anyway, because a row of zeros has no direction.
 
     Examples
     --------
@@ -101,7 +101,7 @@ def row_norm_backward(dn: Array, cache: RowNormCache, need_dA: bool = True) -> t
     dn : ndarray, shape (out,)
         The gradient of n.
     cache : RowNormCache
-        The cache of the forward.
+        The cache of the forward pass.
     need_dA : bool
         If False, dA is not computed.
 
@@ -114,11 +114,10 @@ def row_norm_backward(dn: Array, cache: RowNormCache, need_dA: bool = True) -> t
 
     Notes
     -----
-    In the forward pass n_o = ‖V_o‖, so ∂n_o/∂V_o = V_o/n_o. With e = dn/n, row o of dV is e_o V_o. And V = W + s·B A,
-    so
+    In the forward pass n_o = ‖V_o‖, so ∂n_o/∂V_o = V_o/n_o. With e = dn/n, row o of dV is e_o V_o. V = W + s·B A gives
 
-        dB = s·dV Aᵀ = s·e ∘ (V Aᵀ) = s·e ∘ P                   (out, r), and P is in the cache
-        dA = s·Bᵀ dV = s·(e ∘ B)ᵀ W + s²·((e ∘ B)ᵀ B) A         (r, out) (out, in), and an (r, r) matrix
+        dB = s·dV Aᵀ = s·e ∘ (V Aᵀ) = s·e ∘ P,                  with P from the cache;
+        dA = s·Bᵀ dV = s·(e ∘ B)ᵀ W + s²·((e ∘ B)ᵀ B) A,        without the (out, in) matrix dV.
 
     Examples
     --------
@@ -146,7 +145,7 @@ def row_norm_backward(dn: Array, cache: RowNormCache, need_dA: bool = True) -> t
 def dora_forward(
     x: Array, u: Array, A: Array, B: Array, m: Array, n: Array, scaling: float, keep_x: bool = True
 ) -> tuple[Array, DoraCache]:
-    """Compute a DoRA layer from the frozen product u = x Wᵀ: y = (m/n) ∘ (u + s·(x Aᵀ) Bᵀ).
+    """Compute the output of a DoRA layer, y = (m/n) ∘ (u + s·(x Aᵀ) Bᵀ), from the frozen layer's output u = x Wᵀ.
 
     Parameters
     ----------
@@ -159,13 +158,13 @@ def dora_forward(
     B : ndarray, shape (out, r)
         LoRA's factor B.
     m : ndarray, shape (out,)
-        The trained lengths of the rows.
+        The trained lengths of the rows of the weight.
     n : ndarray, shape (out,)
-        The current lengths of the rows, from `row_norm_forward`.
+        The current lengths of the rows of W + s·B A, from `row_norm_forward`.
     scaling : float
         LoRA's scaling s.
     keep_x : bool
-        False if A is frozen; see `lora_forward`.
+        Use `keep_x=False` if A is frozen; see `lora_forward`.
 
     Returns
     -------
@@ -177,9 +176,9 @@ def dora_forward(
     Raises
     ------
     ValueError
-        If a shape does not fit.
+        If the shapes of the arrays do not match each other.
     TypeError
-        If the arrays do not have one common float dtype.
+        If the arrays do not all have the same float dtype.
 
     Examples
     --------
@@ -212,32 +211,33 @@ def dora_backward(
     dy : ndarray, shape (…, out)
         The gradient of the output.
     cache : DoraCache
-        The cache of the forward.
+        The cache of the forward pass.
     need_dx : bool
         If False, dx is not computed.
 
     Returns
     -------
     dx : ndarray, shape (…, in), or None
-        The gradient of x through the bypass alone. The caller adds du W, the gradient through the frozen product.
+        The gradient of x through the bypass alone. The caller must add du W, the gradient of x through the frozen
+        layer.
     du : ndarray, shape (…, out)
         The gradient of u.
     dA : ndarray, shape (r, in), or None
-        The gradient of A for a constant n. None if the forward had `keep_x=False`.
+        The gradient of A, with n as a constant. None if `dora_forward` was called with `keep_x=False`.
     dB : ndarray, shape (out, r)
-        The gradient of B for a constant n.
+        The gradient of B, with n as a constant.
     dm : ndarray, shape (out,)
         The gradient of m.
     dn : ndarray, shape (out,)
-        The gradient of n, the input of `row_norm_backward`.
+        The gradient of n, which is the first argument of `row_norm_backward`.
 
     Notes
     -----
-    In the forward pass y_no = g_o z_no with g = m/n and z = u + s·(x Aᵀ) Bᵀ. So with dg_o = Σ_n dy_no z_no
+    In the forward pass y_no = g_o z_no with g = m/n and z = u + s·(x Aᵀ) Bᵀ. Let dg_o = Σ_n dy_no z_no. Then
 
-        dz = g ∘ dy            du = dz, and dz is also the gradient of the bypass's output
-        dm = dg/n
-        dn = −dg·m/n² = −dm·g
+        dz = g ∘ dy,   du = dz,   dm = dg/n,   dn = −dg·m/n² = −dm·g
+
+    The bypass's output also has the gradient dz, and `lora_backward` gives dx, dA and dB.
 
     Examples
     --------

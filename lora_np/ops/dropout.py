@@ -1,4 +1,4 @@
-"""Inverted dropout (Srivastava et al. 2014): the kept numbers are scaled up, so that the expectation is unchanged."""
+"""Inverted dropout (Srivastava et al. 2014): numbers not set to 0 are scaled up, to keep the expected values."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ def dropout_forward(x: Array, p: float, rng: np.random.Generator | None) -> tupl
     p : float
         The dropout probability, 0 ≤ p < 1.
     rng : numpy.random.Generator or None
-        The generator of the mask. None means evaluation: y = x.
+        The generator of the mask. None means evaluation, with y = x.
 
     Returns
     -------
     y : ndarray, the shape of x
         x ∘ mask.
     mask : ndarray, the shape of x, or None
-        0 or 1/(1 − p) for each number of x. None if y = x. The second argument of `dropout_backward`.
+        0 or 1/(1 − p) for each number of x; None without dropout. The mask is the second argument of
+        `dropout_backward`.
 
     Raises
     ------
@@ -66,7 +67,7 @@ def dropout_backward(dy: Array, mask: Array | None) -> Array:
     dy : ndarray, the shape of x
         The gradient of y.
     mask : ndarray, the shape of x, or None
-        The mask of the forward.
+        The mask of the forward pass.
 
     Returns
     -------
@@ -75,8 +76,8 @@ def dropout_backward(dy: Array, mask: Array | None) -> Array:
 
     Notes
     -----
-    In the forward pass each number was multiplied by its entry of the mask. So its gradient is multiplied by the same
-    entry: dx = dy ∘ mask.
+    In the forward pass each number of x was multiplied by an entry of the mask. So the gradient is multiplied by the
+    same entries: dx = dy ∘ mask.
 
     Examples
     --------

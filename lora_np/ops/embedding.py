@@ -23,16 +23,16 @@ def embedding_forward(ids: Array, E: Array) -> tuple[Array, EmbeddingCache]:
     Returns
     -------
     y : ndarray, shape (…, d)
-        The rows. The result equals one-hot rows multiplied by E.
+        The rows of E. The result equals the one-hot matrix of the ids, multiplied by E.
     cache : EmbeddingCache
         The second argument of `embedding_backward`.
 
     Raises
     ------
     ValueError
-        If an id is negative or at least v (checked for NumPy arrays only), or E is not a matrix.
+        If an id is negative or at least v (checked for NumPy arrays only), or if E is not a matrix.
     TypeError
-        If `ids` are not integers, or E is not a float array.
+        If `ids` are not integers, or if E is not a float array.
 
     Examples
     --------
@@ -50,14 +50,14 @@ def embedding_forward(ids: Array, E: Array) -> tuple[Array, EmbeddingCache]:
 
 
 def embedding_backward(dy: Array, cache: EmbeddingCache) -> Array:
-    """Compute the gradient of the table of `embedding_forward`.
+    """Compute the gradient of the table E in `embedding_forward`.
 
     Parameters
     ----------
     dy : ndarray, shape (…, d)
         The gradient of y.
     cache : EmbeddingCache
-        The cache of the forward.
+        The cache of the forward pass.
 
     Returns
     -------
@@ -66,8 +66,9 @@ def embedding_backward(dy: Array, cache: EmbeddingCache) -> Array:
 
     Notes
     -----
-    In the forward pass row i of E was copied to each place n with ids_n = i. So the gradients of all these places add
-    up: dE_i = Σ_{n: ids_n = i} dy_n. (`dE[ids] += dy` would be wrong: it would count a repeated id once.)
+    In the forward pass row i of E was copied to each position n with ids_n = i. So the gradients of all these positions
+    add up: dE_i = Σ_{n: ids_n = i} dy_n. The NumPy code `dE[ids] += dy` would be wrong, because NumPy then adds only
+    one gradient for a repeated id.
 
     Examples
     --------

@@ -12,7 +12,7 @@ GroupedLoraCache: TypeAlias = tuple[Array, Array, Array, Array, Array]
 
 
 def grouped_lora_forward(x: Array, A: Array, B: Array, scaling: Array) -> tuple[Array, GroupedLoraCache]:
-    """Compute the LoRA bypass of g groups of rows at once, δ_i = s_i·(x_i A_iᵀ) B_iᵀ.
+    """Compute the outputs of the LoRA bypasses of g groups of rows at once, δ_i = s_i·(x_i A_iᵀ) B_iᵀ.
 
     Parameters
     ----------
@@ -35,15 +35,15 @@ def grouped_lora_forward(x: Array, A: Array, B: Array, scaling: Array) -> tuple[
     Raises
     ------
     ValueError
-        If a shape does not fit.
+        If the shapes of the arrays do not match each other.
     TypeError
-        If `x`, `A` and `B` do not have one common float dtype.
+        If `x`, `A` and `B` do not all have the same float dtype.
 
     Notes
     -----
-    The result equals g calls of `lora_forward`. Two batched products replace the g pairs of small products, because
-    Python's calls cost more than their arithmetic when each group has one row (generation with a different adapter per
-    row).
+    The result equals the results of g calls of `lora_forward`. Two batched products replace g pairs of small products.
+    If each group has one row (generation with a different adapter per row), small products spend more time on Python
+    calls than on arithmetic.
 
     References
     ----------
@@ -80,7 +80,7 @@ def grouped_lora_backward(
     dy : ndarray, shape (g, n, out)
         The gradient of δ.
     cache : GroupedLoraCache
-        The cache of the forward.
+        The cache of the forward pass.
     need_dx : bool
         If False, dx is not computed.
 
@@ -95,8 +95,8 @@ def grouped_lora_backward(
 
     Notes
     -----
-    In the forward pass δ_i = h_i B_iᵀ with h_i = s_i·x_i A_iᵀ. No group depends on another group, so in each group the
-    derivation of `lora_backward` holds:
+    In the forward pass δ_i = h_i B_iᵀ with h_i = s_i·x_i A_iᵀ. The groups are independent, so the derivation of
+    `lora_backward` holds in each group:
 
         dB_i = dy_iᵀ h_i,   dh_i = dy_i B_i,   dA_i = s_i·dh_iᵀ x_i,   dx_i = s_i·dh_i A_i
 

@@ -14,19 +14,19 @@ LinearCache: TypeAlias = tuple[Array | None, Array, bool]
 
 
 def rows(x: Array) -> Array:
-    """View x (…, n) as (N, n), so that one matrix product serves the whole batch."""
+    """Return x (…, n) reshaped to (N, n), so that one matrix product is enough for the whole batch."""
     return x.reshape(-1, x.shape[-1])
 
 
 def linear_forward(x: Array, W: Array, b: Array | None = None) -> tuple[Array, LinearCache]:
-    """Compute the linear layer y = x Wᵀ + b.
+    """Compute the output of a linear layer, y = x Wᵀ + b.
 
     Parameters
     ----------
     x : ndarray, shape (…, in), float32 or float64
         The input.
     W : ndarray, shape (out, in)
-        The weight, of the dtype of `x`.
+        The weight, with the dtype of `x`.
     b : ndarray, shape (out,), optional
         The bias. None means no bias.
 
@@ -40,9 +40,9 @@ def linear_forward(x: Array, W: Array, b: Array | None = None) -> tuple[Array, L
     Raises
     ------
     ValueError
-        If a shape does not fit.
+        If the shapes of the arrays do not match each other.
     TypeError
-        If the arrays do not have one common float dtype.
+        If the arrays do not all have the same float dtype.
 
     Examples
     --------
@@ -64,7 +64,10 @@ def linear_forward(x: Array, W: Array, b: Array | None = None) -> tuple[Array, L
 
 
 def _times_transposed(x: Array, W: Array) -> Array:
-    """Return x Wᵀ for x (N, in), contiguous. For few rows, as in generation, (W xᵀ)ᵀ takes 0.8 of the time of x Wᵀ."""
+    """Return x Wᵀ for x (N, in), as a contiguous array.
+
+    For few rows, as in generation, (W xᵀ)ᵀ takes 0.8 of the time of x Wᵀ.
+    """
     return array_module(x).ascontiguousarray((W @ x.T).T) if 1 < x.shape[0] <= FEW else x @ W.T
 
 
@@ -78,7 +81,7 @@ def linear_backward(
     dy : ndarray, shape (…, out)
         The gradient of the output.
     cache : LinearCache
-        The cache of the forward. If its x is None (W is frozen), dW is not computed.
+        The cache of the forward pass. If x in the cache is None (W is frozen), dW is not computed.
     need_dx : bool
         If False, dx is not computed.
 
@@ -93,14 +96,14 @@ def linear_backward(
 
     Notes
     -----
-    In the forward pass, y_no = Σ_i x_ni W_oi + b_o. So for a loss L with dy = ∂L/∂y,
+    In the forward pass, y_no = Σ_i x_ni W_oi + b_o. For a loss L with dy = ∂L/∂y the gradients are
 
-        dx_ni = Σ_o dy_no W_oi    → dx = dy W       (N, out) (out, in)
-        dW_oi = Σ_n dy_no x_ni    → dW = dyᵀ x      (out, N) (N, in)
-        db_o  = Σ_n dy_no         → db = column sums of dy
+        dx_ni = Σ_o dy_no W_oi,   that is, dx = dy W,    shapes (N, out) (out, in);
+        dW_oi = Σ_n dy_no x_ni,   that is, dW = dyᵀ x,   shapes (out, N) (N, in);
+        db_o  = Σ_n dy_no,        that is, db = the column sums of dy.
 
-    A frozen W needs no dW, so the forward does not have to keep x. This saves the memory of x and a third of the
-    layer's arithmetic.
+    If W is frozen, dW is not needed, so the cache does not have to keep x. This saves the memory of x and a third of
+    the layer's arithmetic.
 
     Examples
     --------

@@ -14,7 +14,7 @@ LoraLinearCache: TypeAlias = tuple[LinearCache, LoraCache]
 
 
 def lora_forward(x: Array, A: Array, B: Array, scaling: float, keep_x: bool = True) -> tuple[Array, LoraCache]:
-    """Compute the LoRA bypass alone, δ = s·(x Aᵀ) Bᵀ.
+    """Compute the output of the LoRA bypass alone, δ = s·(x Aᵀ) Bᵀ.
 
     Parameters
     ----------
@@ -25,10 +25,10 @@ def lora_forward(x: Array, A: Array, B: Array, scaling: float, keep_x: bool = Tr
     B : ndarray, shape (out, r)
         The factor that maps rank r to the output.
     scaling : float
-        s = α/r, or α/√r for rsLoRA.
+        The scaling s: α/r for LoRA, α/√r for rsLoRA.
     keep_x : bool
-        False if A is frozen (LoRA-FA, arXiv 2308.03303). The cache then keeps N·r numbers instead of N·(in + r), and
-        the backward returns no dA.
+        Use `keep_x=False` if A is frozen (LoRA-FA, arXiv 2308.03303). For N rows the cache then keeps N·r numbers
+        instead of N·(in + r), and `lora_backward` returns None for dA.
 
     Returns
     -------
@@ -40,13 +40,14 @@ def lora_forward(x: Array, A: Array, B: Array, scaling: float, keep_x: bool = Tr
     Raises
     ------
     ValueError
-        If a shape does not fit.
+        If the shapes of the arrays do not match each other.
     TypeError
-        If the arrays do not have one common float dtype.
+        If the arrays do not all have the same float dtype.
 
     Notes
     -----
-    x Aᵀ is computed first. This costs N·r·(in + out) multiplications, and the (out, in) matrix B A is never built.
+    x Aᵀ is computed first. For N rows this costs N·r·(in + out) multiplications, and the (out, in) matrix B A is never
+    built.
 
     Examples
     --------
@@ -76,7 +77,7 @@ def lora_backward(dy: Array, cache: LoraCache, need_dx: bool = True) -> tuple[Ar
     dy : ndarray, shape (…, out)
         The gradient of δ.
     cache : LoraCache
-        The cache of the forward.
+        The cache of the forward pass.
     need_dx : bool
         If False, dx is not computed.
 
@@ -85,25 +86,26 @@ def lora_backward(dy: Array, cache: LoraCache, need_dx: bool = True) -> tuple[Ar
     dx : ndarray, shape (…, in), or None
         The gradient of x through the bypass.
     dA : ndarray, shape (r, in), or None
-        The gradient of A. None if the forward had `keep_x=False`.
+        The gradient of A. None if `lora_forward` was called with `keep_x=False`.
     dB : ndarray, shape (out, r)
         The gradient of B.
 
     Notes
     -----
-    Walk the forward in reverse. With h = s·x Aᵀ, the last line of the forward was δ = h Bᵀ, a linear layer with weight
-    B:
+    The derivation takes the steps of the forward pass in reverse order. With h = s·x Aᵀ, the last step was δ = h Bᵀ, a
+    linear layer with weight B:
 
-        dB = dyᵀ h          (out, N) (N, r)
-        dh = dy B           (N, out) (out, r)
+        dB = dyᵀ h,         shapes (out, N) (N, r);
+        dh = dy B,          shapes (N, out) (out, r).
 
-    The line before it was h = s·x Aᵀ, a linear layer with weight A and a factor s, so
+    The first step was h = s·x Aᵀ, a linear layer with weight A and a factor s:
 
-        dA = s·dhᵀ x        (r, N) (N, in)
-        dx = s·dh A         (N, r) (r, in)
+        dA = s·dhᵀ x,       shapes (r, N) (N, in);
+        dx = s·dh A,        shapes (N, r) (r, in).
 
-    Together these are dA = s·Bᵀ (dyᵀx) and dB = s·(dyᵀx) Aᵀ, where dyᵀx = dW is the gradient of full fine-tuning.
-    LoRA's gradients are this dW multiplied by A or B, and dW itself is never built. At the start B = 0, hence dA = 0.
+    Inserting h and dh gives dA = s·Bᵀ (dyᵀx) and dB = s·(dyᵀx) Aᵀ. Here dyᵀx = dW is the gradient of W in full
+    fine-tuning. So dA is s·Bᵀ dW and dB is s·dW Aᵀ, but the matrix dW is never built. At the start of training B = 0,
+    so dA = 0.
 
     Examples
     --------
@@ -131,7 +133,7 @@ def lora_backward(dy: Array, cache: LoraCache, need_dx: bool = True) -> tuple[Ar
 
 
 def lora_linear_forward(x: Array, W: Array, A: Array, B: Array, scaling: float) -> tuple[Array, LoraLinearCache]:
-    """Compute a frozen linear layer with its LoRA bypass, y = x Wᵀ + s·(x Aᵀ) Bᵀ.
+    """Compute the output of a frozen linear layer with a LoRA bypass, y = x Wᵀ + s·(x Aᵀ) Bᵀ.
 
     Parameters
     ----------
@@ -144,7 +146,7 @@ def lora_linear_forward(x: Array, W: Array, A: Array, B: Array, scaling: float) 
     B : ndarray, shape (out, r)
         The factor that maps rank r to the output.
     scaling : float
-        s = α/r, or α/√r for rsLoRA.
+        The scaling s: α/r for LoRA, α/√r for rsLoRA.
 
     Returns
     -------
@@ -156,9 +158,9 @@ def lora_linear_forward(x: Array, W: Array, A: Array, B: Array, scaling: float) 
     Raises
     ------
     ValueError
-        If a shape does not fit.
+        If the shapes of the arrays do not match each other.
     TypeError
-        If the arrays do not have one common float dtype.
+        If the arrays do not all have the same float dtype.
 
     Examples
     --------
@@ -187,7 +189,7 @@ def lora_linear_backward(dy: Array, cache: LoraLinearCache) -> tuple[Array, Arra
     dy : ndarray, shape (…, out)
         The gradient of the output.
     cache : LoraLinearCache
-        The cache of the forward.
+        The cache of the forward pass.
 
     Returns
     -------
@@ -200,8 +202,8 @@ def lora_linear_backward(dy: Array, cache: LoraLinearCache) -> tuple[Array, Arra
 
     Notes
     -----
-    In the forward pass y is the sum of two paths. Each path therefore receives the whole dy, and the gradients of their
-    common input add up: dx = dy W + s·(dy B) A. There is no dW, because W is frozen.
+    In the forward pass y is the sum of two paths. Each path therefore receives the whole dy, and the gradients of the
+    common input x add up: dx = dy W + s·(dy B) A. There is no dW, because W is frozen.
 
     Examples
     --------

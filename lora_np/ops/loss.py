@@ -24,12 +24,12 @@ def cross_entropy_forward(
     logits : ndarray, shape (…, v), float32 or float64
         The logits z.
     targets : ndarray, shape (…), integers in [0, v) or `ignore_index`
-        The correct token at each place.
+        The correct token at each position.
     ignore_index : int
-        The target of a place that is not counted.
+        Positions with this target are not counted in the loss.
     overwrite : bool
-        True lets the function write into the memory of `logits`: first exp z, then the gradient. This saves an array of
-        the size of the logits, the largest array of a training step. The cache then serves one backward only.
+        If True, exp z and later the gradient overwrite `logits`. This saves a second array of the size of `logits`,
+        which is the largest array of a training step. The cache can then be used for one backward pass only.
 
     Returns
     -------
@@ -41,14 +41,15 @@ def cross_entropy_forward(
     Raises
     ------
     ValueError
-        If a shape does not fit, a target is out of range, or no target is counted (targets are checked for NumPy arrays
-        only).
+        If the shapes do not match, if a target is out of range, or if no target is counted. Targets are checked for
+        NumPy arrays only.
     TypeError
         If the logits are not floats or the targets are not integers.
 
     Notes
     -----
-    The largest logit is subtracted before exp. So exp does not overflow, and the largest terms keep their precision.
+    The largest logit is subtracted from all logits before exp. So exp does not overflow, and the largest terms keep
+    their precision.
 
     Examples
     --------
@@ -81,24 +82,24 @@ def cross_entropy_backward(dloss: float | Array, cache: CrossEntropyCache) -> Ar
     Parameters
     ----------
     dloss : float or ndarray, shape ()
-        The gradient of the loss; 1 if nothing follows the loss.
+        The gradient of the loss; 1 if the loss is the final result.
     cache : CrossEntropyCache
-        The cache of the forward.
+        The cache of the forward pass.
 
     Returns
     -------
     dlogits : ndarray, shape (…, v)
-        The gradient of the logits; 0 at places that are not counted.
+        The gradient of the logits; 0 at positions that are not counted.
 
     Raises
     ------
     RuntimeError
-        If the forward had `overwrite=True` and an earlier backward has used the cache.
+        If `cross_entropy_forward` had `overwrite=True` and an earlier backward pass has used the cache.
 
     Notes
     -----
     In the forward pass L = mean (log Σ_j exp z_j − z_target). For a counted token
-    ∂L/∂z_j = (softmax(z)_j − [j = target]) / N: the predicted probability minus the correct one, divided by N.
+    ∂L/∂z_j = (softmax(z)_j − [j = target]) / N. Here [j = target] is 1 if token j is the target, and 0 otherwise.
 
     Examples
     --------

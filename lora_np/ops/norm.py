@@ -34,13 +34,13 @@ def rms_norm_forward(x: Array, w: Array, eps: float = 1e-5) -> tuple[Array, RMSN
     Raises
     ------
     ValueError
-        If a shape does not fit.
+        If the shapes of the arrays do not match each other.
     TypeError
-        If the arrays do not have one common float dtype.
+        If the arrays do not all have the same float dtype.
 
     Notes
     -----
-    If x_j² overflows, y is NaN. Without this rule y would be 0, and nobody would notice the overflow.
+    If x_j² overflows, y is set to NaN. Otherwise y would be 0, and the overflow would not be noticed.
 
     Examples
     --------
@@ -73,7 +73,7 @@ def rms_norm_backward(
     dy : ndarray, shape (…, d)
         The gradient of y.
     cache : RMSNormCache
-        The cache of the forward.
+        The cache of the forward pass.
     need_dx : bool
         If False, dx is not computed.
     need_dw : bool
@@ -88,8 +88,9 @@ def rms_norm_backward(
 
     Notes
     -----
-    In the forward pass y_i = w_i x_i ρ. For w: dw_i = Σ_n dy_ni x_ni ρ_n. For x, with g = dy ∘ w: x_j enters y_j
-    directly, and it enters every y_i through ρ. Here ∂ρ/∂x_j = −½ (mean x² + ε)^(−3/2) · 2 x_j / d = −ρ³ x_j / d. So
+    In the forward pass y_i = w_i x_i ρ. So the gradient of w is dw_i = Σ_n dy_ni x_ni ρ_n. For the gradient of x, let
+    g = dy ∘ w. The input x_j changes y_j directly, and changes every y_i through ρ. Here
+    ∂ρ/∂x_j = −½ (mean x² + ε)^(−3/2) · 2 x_j / d = −ρ³ x_j / d. So
 
         dx_j = g_j ρ + Σ_i g_i x_i · ∂ρ/∂x_j = ρ g_j − x_j · ρ³ (Σ_i g_i x_i) / d
 

@@ -29,7 +29,8 @@ def rotary_tables(positions: Array, head_dim: int, theta: float, dtype: DTypeLik
     Returns
     -------
     cos : ndarray, shape (…, t, d)
-        The cosines of the d/2 angles, twice side by side, on the device of `positions`.
+        The cosines of the d/2 angles, followed by the same d/2 cosines again. The array is on the device of
+        `positions`.
     sin : ndarray, shape (…, t, d)
         The sines, in the same layout.
 
@@ -60,7 +61,7 @@ def rotary_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, RotaryCache
     Parameters
     ----------
     x : ndarray, shape (b, h, t, d) or (…, t, d), float32 or float64
-        Queries or keys. A transposed view is accepted.
+        The queries or keys. A transposed view is accepted.
     cos : ndarray, shape (t, d), or (b, 1, t, d) if each row has its own positions
         The cosines, from `rotary_tables`.
     sin : ndarray, the shape of cos
@@ -76,18 +77,18 @@ def rotary_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, RotaryCache
     Raises
     ------
     ValueError
-        If a shape does not fit.
+        If the shapes of the arrays do not match each other.
     TypeError
-        If the arrays do not have one common float dtype.
+        If the arrays do not all have the same float dtype.
 
     Notes
     -----
-    The pairs have the half-split layout of Hugging Face's Llama:
+    The two features of a pair are d/2 apart, as in Hugging Face's Llama:
 
-        y_i       = x_i cos φ_i − x_{i+d/2} sin φ_i
-        y_{i+d/2} = x_{i+d/2} cos φ_i + x_i sin φ_i
+        y_i       = x_i cos φ_i − x_{i+d/2} sin φ_i,
+        y_{i+d/2} = x_{i+d/2} cos φ_i + x_i sin φ_i.
 
-    This equals y = x ∘ cos + rotate_half(x) ∘ sin with rotate_half(x) = (−x_{d/2 …}, x_{… d/2}).
+    This equals y = x ∘ cos + rotate_half(x) ∘ sin. If x₁ and x₂ are the two halves of x, rotate_half(x) is (−x₂, x₁).
 
     Examples
     --------
@@ -114,7 +115,7 @@ def rotary_backward(dy: Array, cache: RotaryCache) -> Array:
     dy : ndarray, shape (…, t, d)
         The gradient of y.
     cache : RotaryCache
-        The cache of the forward.
+        The cache of the forward pass.
 
     Returns
     -------
@@ -123,8 +124,8 @@ def rotary_backward(dy: Array, cache: RotaryCache) -> Array:
 
     Notes
     -----
-    In the forward pass each pair was multiplied by a rotation R(φ). So dx = R(φ)ᵀ dy = R(−φ) dy: rotate back. The
-    rotation does not depend on x, so x is not kept.
+    In the forward pass each pair was multiplied by a rotation R(φ). So dx = R(φ)ᵀ dy = R(−φ) dy, a rotation by the
+    opposite angle. The rotation does not depend on x, so the cache does not keep x.
 
     Examples
     --------
@@ -140,7 +141,7 @@ def rotary_backward(dy: Array, cache: RotaryCache) -> Array:
 
 
 def _rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Return x ∘ cos + rotate_half(x) ∘ sin."""
+    """Return x ∘ cos + rotate_half(x) ∘ sin; see `rotary_forward`."""
     xp = array_module(x)
     half = x.shape[-1] // 2
     rotated = xp.empty(x.shape, x.dtype)  # two short copies, so that the arithmetic runs over whole rows

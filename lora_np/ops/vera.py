@@ -13,7 +13,7 @@ VeraCache: TypeAlias = tuple[Array, Array, Array, Array, Array]
 
 
 def vera_forward(x: Array, A: Array, B: Array, d: Array, b: Array) -> tuple[Array, VeraCache]:
-    """Compute the VeRA bypass alone, δ = b ∘ ((d ∘ (x Aᵀ)) Bᵀ).
+    """Compute the output of the VeRA bypass alone, δ = b ∘ ((d ∘ (x Aᵀ)) Bᵀ).
 
     Parameters
     ----------
@@ -31,16 +31,17 @@ def vera_forward(x: Array, A: Array, B: Array, d: Array, b: Array) -> tuple[Arra
     Returns
     -------
     delta : ndarray, shape (…, out)
-        The term that is added to the output of the frozen layer, x ΔWᵀ with ΔW = Λ_b B Λ_d A.
+        The term x ΔWᵀ that is added to the output of the frozen layer. Here ΔW = Λ_b B Λ_d A, with diagonal matrices
+        Λ_b of b and Λ_d of d.
     cache : VeraCache
         The second argument of `vera_backward`.
 
     Raises
     ------
     ValueError
-        If a shape does not fit.
+        If the shapes of the arrays do not match each other.
     TypeError
-        If the arrays do not have one common float dtype.
+        If the arrays do not all have the same float dtype.
 
     Examples
     --------
@@ -73,7 +74,7 @@ def vera_backward(dy: Array, cache: VeraCache, need_dx: bool = True) -> tuple[Ar
     dy : ndarray, shape (…, out)
         The gradient of δ.
     cache : VeraCache
-        The cache of the forward.
+        The cache of the forward pass.
     need_dx : bool
         If False, dx is not computed.
 
@@ -88,15 +89,15 @@ def vera_backward(dy: Array, cache: VeraCache, need_dx: bool = True) -> tuple[Ar
 
     Notes
     -----
-    A and B are frozen and have no gradients. In the forward pass, with h = x Aᵀ and k = d ∘ h, δ_no = b_o Σ_r k_nr
-    B_or. So
+    A and B are frozen and have no gradients. In the forward pass δ_no = b_o Σ_r k_nr B_or, with h = x Aᵀ and k = d ∘ h.
+    The gradients are
 
-        db_o = Σ_n dy_no Σ_r k_nr B_or = Σ_r (dyᵀ k)_or B_or       the row sums of (dyᵀ k) ∘ B
-        dk   = (dy ∘ b) B                                          (N, out) (out, r)
-        dd_r = Σ_n dk_nr h_nr
-        dx   = (dk ∘ d) A                                          (N, r) (r, in)
+        db_o = Σ_n dy_no Σ_r k_nr B_or = Σ_r (dyᵀ k)_or B_or,      the row sums of (dyᵀ k) ∘ B;
+        dk   = (dy ∘ b) B,                                         shapes (N, out) (out, r);
+        dd_r = Σ_n dk_nr h_nr;
+        dx   = (dk ∘ d) A,                                         shapes (N, r) (r, in).
 
-    The cache keeps only the N·r numbers of h; neither x nor k Bᵀ is needed.
+    The cache keeps the N·r numbers of h, but neither x nor k Bᵀ.
 
     Examples
     --------

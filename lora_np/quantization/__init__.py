@@ -1,4 +1,4 @@
-"""Weights in four bits: the codes (NF4, FP4, int4) and the linear layer that stores them.
+"""Weights in four bits: the codes (NF4, FP4, int4) and a linear layer with quantised weights.
 
 Reading order: code_books, four_bits, linear.
 """

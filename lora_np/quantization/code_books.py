@@ -1,4 +1,4 @@
-"""Code books: the values that a four-bit code (NF4, FP4, int4) or the 8-bit code of double quantisation stands for."""
+"""Code books: the values of the four-bit codes (NF4, FP4, int4) and of the 8-bit code of double quantisation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def code_book(quant_type: str) -> tuple[float, ...]:
     Returns
     -------
     tuple of float
-        16 values in [−1, 1], each a float32 number.
+        16 float32 numbers. All are in [−1, 1] except −8/7 of int4, which is not used.
 
     Raises
     ------
@@ -35,14 +35,15 @@ def code_book(quant_type: str) -> tuple[float, ...]:
 
     Notes
     -----
-    nf4: if weights are normally distributed, each value is used about equally often. The values are quantiles of N(0,
-    1), divided by the largest: eight above zero and seven below, evenly spaced in probability from ½ to 1 − ½(1/30 +
-    1/32) = 0.9677083. Zero is a value too, so that a weight of 0 stays 0.
+    nf4: if the weights are normally distributed, each value is used about equally often. The values are quantiles of
+    N(0, 1), divided by the largest quantile. Eight values are above zero and seven below. On each side, the
+    probabilities are evenly spaced from ½ to 1 − ½(1/30 + 1/32) = 0.9677083. Zero is also a value, so that a weight of
+    0 stays 0.
 
-    fp4: one sign bit, two exponent bits and one mantissa bit, in the order of the bits; the largest values are ±12
-    before division.
+    fp4: the four bits are one sign bit, two exponent bits and one mantissa bit. All values are divided by the largest
+    value, 12.
 
-    int4: (q − 8)/7, evenly spaced. q = 0 is not used, so the other values are symmetric.
+    int4: the values (q − 8)/7 are evenly spaced. q = 0 is not used, so the used values are symmetric around 0.
 
     References
     ----------
@@ -73,17 +74,18 @@ def code_book(quant_type: str) -> tuple[float, ...]:
 
 @cache
 def dynamic_map() -> tuple[float, ...]:
-    """Return the 256 values of the 8-bit code of double quantisation, ascending.
+    """Return the 256 values of the 8-bit code of double quantisation, in ascending order.
 
     Returns
     -------
     tuple of float
-        The values from −0.993 to 1, with 0, each a float32 number.
+        256 float32 numbers from −0.993 to 1, including 0.
 
     Notes
     -----
-    The decimal exponent runs from 10⁻⁶ to 10⁰. A smaller exponent uses one bit more. The remaining bits hold a fraction
-    in (0.1, 1): 1, 2, 4, …, 64 values per decade and sign.
+    A value is a sign, a power of ten from 10⁻⁶ to 10⁰, and a fraction between 0.1 and 1. Each smaller power of ten
+    leaves one bit less for the fraction. So for each sign there are 64 fractions for 10⁰, 32 for 10⁻¹, and so on, down
+    to 1 for 10⁻⁶.
 
     References
     ----------
@@ -105,7 +107,10 @@ def dynamic_map() -> tuple[float, ...]:
 
 
 def _float32_steps(start: float, stop: float, n: int) -> list[float]:
-    """Return n evenly spaced float32 numbers, bit for bit as torch.linspace computes them (from the nearer end)."""
+    """Return n evenly spaced float32 numbers.
+
+    Each number is computed from the nearer end. The bits equal those of torch.linspace.
+    """
     start, stop = float(np.float32(start)), float(np.float32(stop))
     step = float(np.float32(np.float32(stop - start) / np.float32(n - 1)))
     return [float(np.float32(start + step * i if i < n // 2 else stop - step * (n - 1 - i))) for i in range(n)]
@@ -113,7 +118,7 @@ def _float32_steps(start: float, stop: float, n: int) -> list[float]:
 
 @cache
 def _boundaries(codes: tuple[float, ...], xp: Any) -> tuple[Array, Array]:
-    """Return the midpoints between neighbouring values, and the codes in the order of their values."""
+    """Return the midpoints between neighbouring values, and the codes sorted by their values."""
     order = sorted(range(len(codes)), key=codes.__getitem__)
     midpoints = [(codes[a] + codes[b]) / 2 for a, b in pairwise(order)]
     return xp.asarray(midpoints, "float32"), xp.asarray(order, "uint8")
@@ -121,7 +126,10 @@ def _boundaries(codes: tuple[float, ...], xp: Any) -> tuple[Array, Array]:
 
 @cache
 def value_pairs(quant_type: str, xp: Any) -> Array:
-    """Return a table: byte → its two values, high nibble first, as one 64-bit number, so one look-up fetches both."""
+    """Return a table with the two float32 values of each byte, the value of the high nibble first.
+
+    The two values are stored as one 64-bit number, so that one look-up returns both.
+    """
     codes = code_book(quant_type)
     pairs = [[codes[byte >> 4], codes[byte & 15]] for byte in range(256)]
     return xp.asarray(pairs, "float32").view("float64").reshape(-1)
@@ -129,12 +137,12 @@ def value_pairs(quant_type: str, xp: Any) -> Array:
 
 @cache
 def dynamic_values(xp: Any) -> Array:
-    """Return `dynamic_map()` as an array on the device of `xp`."""
+    """Return `dynamic_map()` as an array of the module `xp` (numpy or cupy)."""
     return xp.asarray(dynamic_map(), "float32")
 
 
 def nearest_codes(x: Array, codes: tuple[float, ...]) -> Array:
-    """Return the code of the value nearest to each x, uint8. On a midpoint the lower value is taken."""
+    """Return the uint8 code of the value nearest to each number in x. At a midpoint the lower value is used."""
     xp = array_module(x)
     midpoints, order = _boundaries(codes, xp)
     return order[xp.searchsorted(midpoints, x, side="left")]

@@ -1,7 +1,7 @@
 """Four bits per weight: NF4, two simpler codes for comparison, and double quantisation (QLoRA, arXiv 2305.14314).
 
-A block of consecutive weights w stores its largest magnitude, absmax = max |w|, and a four-bit code q per weight. q is
-the index of the value c_q nearest to w/absmax:
+For each block of consecutive weights w, the stored numbers are the largest magnitude, absmax = max |w|, and a four-bit
+code q per weight. The code q is the index of the value c_q nearest to w/absmax:
 
     q = argmin_q |w/absmax − c_q|,        ŵ = c_q · absmax
 
@@ -34,16 +34,17 @@ CHUNK = 2**15  # bytes dequantised at a time, so that indices and weights fit in
 
 @dataclass(frozen=True, eq=False)
 class QuantizedAbsmax:
-    """The absmax of all blocks in 8 bits: absmax_i = dynamic_map[codes_i] · absmax[i // 256] + offset.
+    """The largest magnitude of each block in 8 bits: dynamic_map[codes[i]] · absmax[i // 256] + offset for block i.
 
     Parameters
     ----------
     codes : ndarray, shape (blocks,), uint8
-        The 8-bit code of each block.
+        The 8-bit code of the largest magnitude of each block.
     absmax : ndarray, shape (⌈blocks/256⌉,), float32
-        One scale per 256 blocks.
+        One scale for every 256 blocks.
     offset : ndarray, shape (), float32
-        The mean of all absmax. It is subtracted first, because absmax is positive and the code is symmetric.
+        The mean of the largest magnitudes. The mean is subtracted before quantisation, because magnitudes are positive
+        and the values of the 8-bit code are symmetric around 0.
 
     Examples
     --------
@@ -71,14 +72,14 @@ class QuantizedAbsmax:
 
 @dataclass(frozen=True, eq=False)
 class Quantized4bit:
-    """A matrix in four bits per weight, as `quantize_4bit` returns it.
+    """A matrix with four bits per weight: the result of `quantize_4bit`.
 
     Parameters
     ----------
     packed : ndarray, shape (⌈n/2⌉, 1), uint8
-        Two codes per byte, the first in the high nibble. Blocks are consecutive weights of the flattened matrix.
+        The codes of the n weights, two codes per byte. The first of the two codes is in the high nibble.
     absmax : ndarray, shape (blocks,), float32, or QuantizedAbsmax
-        The largest magnitude of each block.
+        The largest magnitude of each block. A block is `block_size` consecutive weights of the flattened matrix.
     shape : tuple of int
         The shape of the matrix.
     block_size : int
@@ -91,7 +92,7 @@ class Quantized4bit:
     Raises
     ------
     ValueError
-        If the sizes of `packed` and `absmax` do not fit the shape, for example after reading a truncated file.
+        If the sizes of `packed` and `absmax` do not fit `shape`, for example because a file was truncated.
 
     Examples
     --------
@@ -141,7 +142,7 @@ class Quantized4bit:
 
     @property
     def arrays(self) -> tuple[Array, ...]:
-        """The stored arrays: packed, then absmax or the three arrays of a QuantizedAbsmax."""
+        """The stored arrays: `packed`, and then `absmax` or the three arrays of a QuantizedAbsmax."""
         absmax = self.absmax
         if isinstance(absmax, QuantizedAbsmax):
             return self.packed, absmax.codes, absmax.absmax, absmax.offset
@@ -153,7 +154,7 @@ class Quantized4bit:
         return self.packed.nbytes + self.absmax.nbytes
 
     def astype(self, dtype: DTypeLike) -> Quantized4bit:
-        """Return the same codes with another `dtype` for dequantisation. The stored numbers do not change.
+        """Return a matrix with the same codes and another `dtype` for dequantisation. The stored numbers do not change.
 
         Parameters
         ----------
@@ -205,18 +206,18 @@ def quantize_4bit(W: Array, block_size: int = 64, quant_type: str = "nf4", doubl
     Parameters
     ----------
     W : ndarray, any shape, float
-        The weights. The arithmetic is in float32.
+        The weights. They are converted to float32 first.
     block_size : int
-        Weights per block along the flattened W, a power of two from 2 to 4096.
+        The number of consecutive weights of the flattened W per block: a power of two from 2 to 4096.
     quant_type : {"nf4", "fp4", "int4"}
         The code; see `code_book`.
     double_quant : bool
-        True stores absmax in 8 bits; see `QuantizedAbsmax`.
+        If True, the largest magnitude of each block (absmax) is stored in 8 bits; see `QuantizedAbsmax`.
 
     Returns
     -------
     Quantized4bit
-        The codes and absmax. If W has an odd size, the last byte is filled up with the code of zero.
+        The quantised weights. If the number of weights is odd, the second code of the last byte is the code of zero.
 
     Raises
     ------
@@ -265,7 +266,7 @@ def quantize_4bit(W: Array, block_size: int = 64, quant_type: str = "nf4", doubl
 
 
 def _quantize_absmax(absmax: Array) -> QuantizedAbsmax:
-    """Quantise absmax (blocks,) to 8 bits around its mean."""
+    """Subtract the mean from the absmax values (blocks,) and quantise the differences to 8 bits."""
     xp = array_module(absmax)
     offset = xp.asarray(absmax.mean(dtype="float64").astype("float32"))
     centred = xp.zeros(-(-absmax.size // ABSMAX_BLOCK) * ABSMAX_BLOCK, "float32")
@@ -286,10 +287,10 @@ def dequantize_4bit(quantized: Quantized4bit, dtype: DTypeLike | None = None) ->
     Parameters
     ----------
     quantized : Quantized4bit
-        The codes and absmax.
+        The quantised weights.
     dtype : DTypeLike, optional
-        The dtype of the result. None: `quantized.dtype`. The product is computed in float32 for every dtype, so that ŵ
-        is the same number in each.
+        The dtype of the result; None means `quantized.dtype`. The product is always computed in float32, and then
+        converted to this dtype.
 
     Returns
     -------
@@ -318,7 +319,7 @@ def dequantize_4bit(quantized: Quantized4bit, dtype: DTypeLike | None = None) ->
 
 
 def _dequantize_absmax(absmax: QuantizedAbsmax) -> Array:
-    """Compute absmax (blocks,) from its 8-bit codes."""
+    """Compute the absmax values (blocks,) from their 8-bit codes."""
     x = dynamic_values(array_module(absmax.codes))[absmax.codes]
     _scale(x, absmax.absmax, ABSMAX_BLOCK)
     x += absmax.offset
@@ -326,7 +327,7 @@ def _dequantize_absmax(absmax: QuantizedAbsmax) -> Array:
 
 
 def _look_up(table: Array, indices: Array, out: Array) -> None:
-    """Set out = table[indices]. NumPy's `take` writes in place and, with mode="clip", takes half the time."""
+    """Write table[indices] into `out`. For NumPy arrays, `take` with mode="clip" needs half the time of indexing."""
     if on_host(out):
         np.take(table, indices, out=out, mode="clip")
     else:
@@ -334,7 +335,7 @@ def _look_up(table: Array, indices: Array, out: Array) -> None:
 
 
 def _scale(x: Array, absmax: Array, block_size: int) -> None:
-    """Multiply each block of x (n,) by its absmax, in place. The last block may be shorter."""
+    """Multiply each block of x (n,) by the absmax of the block, in place. The last block may be shorter."""
     n = x.size // block_size
     blocks = x[: n * block_size].reshape(n, block_size)
     blocks *= absmax[:n, None]

@@ -1,4 +1,4 @@
-"""A frozen linear layer in four bits per weight, dequantised for each product (QLoRA, arXiv 2305.14314)."""
+"""A frozen linear layer with four bits per weight, dequantised for each matrix product (QLoRA, arXiv 2305.14314)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ QuantizedLinearCache: TypeAlias = tuple[Quantized4bit, bool]  # the weight (out,
 
 
 class QuantizedWeight(Parameter):
-    """A frozen parameter with a Quantized4bit as its value. Its size is the number of weights of the matrix.
+    """A frozen parameter with a Quantized4bit as its value. The size of the value is the number of weights.
 
-    `astype` does not change the codes; it changes the dtype that they are dequantised to.
+    `astype` changes the dtype of the dequantised weights. It does not change the codes.
     """
 
     __slots__ = ()
@@ -32,7 +32,7 @@ class QuantizedWeight(Parameter):
 
     @property
     def trainable(self) -> bool:
-        """False: a quantised weight cannot be trained."""
+        """Always False, because a quantised weight cannot be trained."""
         return False
 
     @trainable.setter
@@ -41,13 +41,13 @@ class QuantizedWeight(Parameter):
             self.check_trainable()
 
     def check_trainable(self) -> None:
-        """Raise ValueError: a quantised weight cannot be trained."""
+        """Raise ValueError, because a quantised weight cannot be trained."""
         raise ValueError(
             "a quantised weight cannot be trained: add an adapter with get_peft_model, or call dequantize_model first"
         )
 
     def check(self, name: str, value: Array | Quantized4bit) -> None:
-        """Raise an error with the name of the parameter unless `value` is a Quantized4bit of the same shape."""
+        """Raise an error that names the parameter, unless `value` is a Quantized4bit of the same shape."""
         if not isinstance(value, Quantized4bit):
             raise TypeError(
                 f"{name} is quantised in the model, and the given array is {value.dtype}; call dequantize_model or "
@@ -57,21 +57,21 @@ class QuantizedWeight(Parameter):
             raise ValueError(f"{name} has shape {value.shape}; expected {self.value.shape}")
 
     def move_to(self, like: Array | Quantized4bit) -> None:
-        """Move codes and absmax to the device of `like`."""
+        """Move the stored arrays to the device of `like`."""
         self.value = self.value.move_to(like)
 
 
 class QuantizedLinear(Linear):
-    """A frozen linear layer in four bits per weight, y = x Ŵᵀ + b with Ŵ = dequantise(weight).
+    """A frozen linear layer with four bits per weight, y = x Ŵᵀ + b with the dequantised weight Ŵ.
 
-    The layer stores the codes and absmax. It computes Ŵ in the forward, and again in the backward for dx, and frees it
-    after the product. So one dequantised matrix exists at a time (per thread), however deep the model is. The dtype of
-    the product is the dtype of x.
+    The layer stores the four-bit codes and the largest magnitude of each block (absmax). It computes Ŵ in the forward
+    pass, and again in the backward pass for dx. Ŵ is freed after each product. So each thread has one dequantised
+    matrix at a time, for any number of layers. The product has the dtype of x.
 
     Parameters
     ----------
     weight : Quantized4bit, shape (out, in)
-        The quantised weight. It becomes the frozen parameter `weight`.
+        The quantised weight, stored as the frozen parameter `weight`.
     bias : ndarray, shape (out,), optional
         The bias b, which is not quantised.
 
@@ -119,7 +119,7 @@ class QuantizedLinear(Linear):
         x : ndarray, shape (…, in), float32 or float64
             The input.
         context : Context
-            The arguments of the whole call. This layer does not use them.
+            The arguments that the call passes to every layer. This layer does not use them.
 
         Returns
         -------
@@ -133,14 +133,14 @@ class QuantizedLinear(Linear):
         return y, (self.weight.value, bias is not None and self.bias.trainable)  # neither x nor Ŵ is kept
 
     def backward(self, dy: Array, cache: QuantizedLinearCache, need_dx: bool = True) -> Array | None:
-        """Return dx = dy Ŵ, and add to the gradient of the bias if it is trainable.
+        """Return dx = dy Ŵ and, if the bias is trainable, add db to the gradient of the bias.
 
         Parameters
         ----------
         dy : ndarray, shape (…, out)
             The gradient of the output.
         cache : QuantizedLinearCache
-            The cache of the forward.
+            The cache of the forward pass.
         need_dx : bool
             If False, dx is not computed and the weight is not dequantised.
 
@@ -157,7 +157,7 @@ class QuantizedLinear(Linear):
         return dx
 
     def dequantized(self) -> Linear:
-        """Return a Linear with the dequantised weight Ŵ, frozen, and the bias of this layer.
+        """Return a Linear with the frozen dequantised weight Ŵ and the bias of this layer.
 
         Returns
         -------
@@ -180,7 +180,7 @@ def quantize_model(
 ) -> M:
     """Replace every Linear of a model by a QuantizedLinear, in place.
 
-    Embeddings, norms and biases are not changed. `get_peft_model` can then add an adapter.
+    Embeddings, norms and biases are not changed. Afterwards `get_peft_model` can add an adapter.
 
     Parameters
     ----------
@@ -189,12 +189,12 @@ def quantize_model(
     quant_type : {"nf4", "fp4", "int4"}
         The code; see `code_book`.
     block_size : int
-        Weights per block, a power of two from 2 to 4096.
+        The number of weights per block: a power of two from 2 to 4096.
     double_quant : bool
-        True stores absmax in 8 bits.
+        If True, the largest magnitude of each block (absmax) is stored in 8 bits.
     skip_modules : collection of str
-        Layers that are not quantised: each layer with a name that equals an entry or ends in "." + an entry. By default
-        the output head.
+        The layers that are not quantised. A layer is not quantised if its name equals an entry or ends in "." + an
+        entry. The default is the output head.
 
     Returns
     -------
@@ -204,10 +204,10 @@ def quantize_model(
     Raises
     ------
     ValueError
-        If the model has no Linear to quantise, an entry of `skip_modules` matches no layer (lm_head may be missing), a
-        weight is not finite, or a setting is out of range. The model has not changed then.
+        If the model has no Linear to quantise, if a weight is not finite, or if a setting is out of range. An entry of
+        `skip_modules` that matches no layer is also an error, except "lm_head". The model is unchanged after an error.
     RuntimeError
-        If an adapter is merged. The model has not changed then.
+        If an adapter is merged. In this case the model is unchanged.
 
     References
     ----------
@@ -257,10 +257,11 @@ def quantize_model(
 def dequantize_model(model: M) -> M:
     """Replace every QuantizedLinear of a model by a Linear with the dequantised weights, in place.
 
-    The model computes the same outputs as before, and its adapters can be merged: the result of
-    `dequantize_model(peft_model).merge_and_unload()` is the trained model. The weights are frozen. They differ from the
-    original weights by the rounding error of the quantisation. `quantize_model` after merging also rounds ΔW, and most
-    of a small ΔW is lost (`studies/four_bits/merge_routes.py`).
+    The model computes the same outputs as before. Afterwards its adapters can be merged:
+    `dequantize_model(peft_model).merge_and_unload()` returns the trained model. The dequantised weights are frozen.
+    They differ from the original weights by the rounding error of the quantisation. If the merged model is quantised
+    again with `quantize_model`, ΔW is also rounded. Most of a small ΔW is then lost (see
+    `studies/four_bits/merge_routes.py`).
 
     Parameters
     ----------
@@ -288,10 +289,10 @@ def dequantize_model(model: M) -> M:
 
 
 def _matches_entry(name: str, entry: str) -> bool:
-    """Return True if an entry of `skip_modules` selects the layer, with or without an adapter."""
+    """Return True if `entry`, an item of `skip_modules`, selects the layer. The layer may have an adapter."""
     return has_suffix(_base_name(name), entry)
 
 
 def _base_name(name: str) -> str:
-    """Return the name of the layer in the model without adapters."""
+    """Return the name that the layer has in a model without adapters."""
     return name.replace(".base_layer", "")
