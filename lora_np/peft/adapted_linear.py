@@ -144,7 +144,7 @@ class AdaptedLinear(Module):
         cache : tuple
             From `forward`.
         need_dx : bool
-            Whether a layer below needs dx.
+            True if a layer below needs dx.
 
         Returns
         -------
@@ -224,7 +224,7 @@ class AdaptedLinear(Module):
     def merge(self, *names: str) -> None:
         """Add the ΔW of adapters to the weight: W ← W + Σ ΔW.
 
-        Merging the same adapters again changes nothing.
+        A second merge of the same adapters has no effect.
 
         Parameters
         ----------

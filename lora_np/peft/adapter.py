@@ -114,7 +114,7 @@ class Adapter(Module):
         base : Linear
             The frozen layer.
         need_dx : bool
-            Whether a layer below needs dx.
+            True if a layer below needs dx.
 
         Returns
         -------

@@ -61,9 +61,9 @@ class BottleneckConfig(PeftConfig):
         after the MLP of each block (Pfeiffer et al. 2021, arXiv 2005.00247).
     init_weights : bool or "houlsby", default True
         True: W_down is uniform in ±1/√d and all other parameters are 0, so the output equals the base's output exactly.
-        "houlsby": both matrices are normal with standard deviation 0.01, truncated at two standard deviations; the
-        biases are 0, as in the paper (section 3.6). False: all parameters are uniform in ±1/√in, with the input size in
-        of W_down or W_up (for tests).
+        "houlsby": both matrices are normal with standard deviation 0.01, truncated at two standard deviations, and the
+        biases are 0. This is the initialisation in the paper (section 3.6). False: all parameters are uniform in
+        ±1/√in, with the input size in of W_down or W_up (for tests).
     base_model_name_or_path : str, path or None, default None
         Name of the base model. The name is saved with the adapter and has no other effect.
 
@@ -113,7 +113,7 @@ class BottleneckConfig(PeftConfig):
         Returns
         -------
         int
-            m, at least 1.
+            Width m, at least 1.
         """
         return int(self.bottleneck_size or max(1, d // self.reduction_factor))
 
@@ -142,7 +142,7 @@ class BottleneckAdapter(OutputAdapter):
     def output_backward(self, dz: Array, cache: BottleneckCache, need_dy: bool) -> Array | None:
         """Return dy (…, d) for dz (…, d), or None if dy is not needed.
 
-        In the forward pass z = y + up(σ(down(y))): both terms receive dz, so dy is dz plus the gradient through the
+        In the forward pass z = y + up(σ(down(y))). Both terms receive dz, so dy is dz plus the gradient through the
         bottleneck.
         """
         down_cache, activation_cache, up_cache = cache

@@ -1,6 +1,7 @@
-"""The cost of an adapter: the parameters, matrix products and arrays that it adds to a training step.
+"""The cost of an adapter: the parameters, matrix products and arrays that the adapter adds to a training step.
 
-The file of each method defines the cost of its adapters; the package `costs` adds them to the cost of the model.
+The file of each method defines the cost of the method's adapters. The package `costs` adds this cost to the cost of the
+model.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class Products:
 def linear_products(N: int, out: int, in_: int, need_dx: bool, need_dW: bool) -> Products:
     """Return the FLOPs of a linear layer: 2·N·out·in for each matrix product.
 
-    For x (N, in) and W (out, in), the products are x Wᵀ in the forward pass, dy W if dx is needed, and dyᵀ x if dW is
-    needed.
+    The forward pass computes x Wᵀ for x (N, in) and W (out, in). The backward pass computes dy W if dx is needed, and
+    dyᵀ x if dW is needed.
     """
     one = 2 * N * out * in_
     return Products(one, one * need_dx, one * need_dW)
@@ -172,7 +173,7 @@ class AdapterCost:
         out, in_ : int
             Shape of the layer's W.
         need_dx : bool
-            Whether a layer below needs dx.
+            True if a layer below needs dx.
 
         Returns
         -------
@@ -225,7 +226,7 @@ class AdapterCost:
         out, in_ : int
             Shape of the layer's W.
         need_dx : bool
-            Whether a layer below needs dx.
+            True if a layer below needs dx.
         frozen : int
             Number of temporary floats of the product with W.
 

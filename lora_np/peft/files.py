@@ -59,8 +59,8 @@ def write_adapter(
 ) -> None:
     """Write the two files of an adapter. Both new files are complete before the first one replaces an older file.
 
-    The settings named by `recorded_fields` are also written into the weights file. If the process is killed between the
-    two replacements, `read_adapter` detects that the files do not belong together. `training` contains the
+    The settings whose names are in `recorded_fields` are also written into the weights file. If the process is killed
+    between the two replacements, `read_adapter` detects that the files do not belong together. `training` contains the
     configuration fields that PEFT does not have. Raises ValueError if `folder` is a file.
     """
     folder = Path(folder)
@@ -117,7 +117,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
 
     The tensors have the dtype of the file. No values are checked.
 
-    Raises FileNotFoundError if a file is missing, and ValueError if a file is damaged or the two files come from
+    Raises FileNotFoundError if a file is missing, and ValueError if a file is damaged or if the two files come from
     different saves.
     """
     folder = Path(folder)
@@ -142,7 +142,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """Return the JSON object in `text`. Raises ValueError for other JSON values."""
+    """Return the JSON object in `text`. Raises ValueError if `text` contains another JSON value."""
     found = json.loads(text)
     if not isinstance(found, dict):
         raise ValueError(f"expected a JSON object, got {text:.40}")
@@ -151,7 +151,7 @@ def json_object(text: str) -> dict[str, Any]:
 
 @contextmanager
 def name_file_in_errors(file: Path) -> Iterator[None]:
-    """Re-raise a TypeError or ValueError from this block as a ValueError that starts with the file name."""
+    """Re-raise a TypeError or ValueError from the `with` block as a ValueError that starts with the file name."""
     try:
         yield
     except (TypeError, ValueError) as error:

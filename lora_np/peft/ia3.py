@@ -48,7 +48,7 @@ class IA3Config(TargetedConfig):
     target_modules : str or collection of str, default ("k_proj", "v_proj", "down_proj")
         Layers to rescale. The value has the same forms as in `LoraConfig`.
     feedforward_modules : str or collection of str, default ("down_proj",)
-        In these target layers the input is rescaled; in all other target layers the output is rescaled.
+        Target layers whose input is rescaled. In all other target layers, the output is rescaled.
     init_ia3_weights : bool, default True
         True: l = 1, so ΔW = 0 at the start. False: l is random, from a normal distribution (for tests).
     base_model_name_or_path : str, path or None, default None
@@ -97,7 +97,7 @@ class IA3Adapter(Adapter):
 
     @property
     def scales_input(self) -> bool:
-        """True if l rescales the layer's input, False if it rescales the output."""
+        """True if l rescales the layer's input, False if l rescales the layer's output."""
         return bool(self.config.feedforward_modules)  # in a layer's own configuration: its name, or empty
 
     def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, IA3Cache]:
@@ -112,8 +112,8 @@ class IA3Adapter(Adapter):
     def backward(self, dy: Array, cache: IA3Cache, base: Linear, need_dx: bool) -> Array | None:
         """Return dx (…, in) for dy (…, out), or None if dx is not needed. Also add dl to the gradient of l.
 
-        In the forward pass z = l ∘ u, with u = x before the base layer or u = base(x) after it. So dl = Σ dz ∘ u over
-        all tokens, and du = l ∘ dz.
+        In the forward pass z = l ∘ u, where u is either the input x or the output base(x) of the base layer. Therefore
+        dl is the sum of dz ∘ u over all tokens, and du = l ∘ dz.
         """
         base_cache, l, u = cache
         if not self.scales_input:
@@ -232,7 +232,7 @@ class IA3Method(LayerMethod):
         )
 
     def shapes(self, config: IA3Config, out: int, in_: int) -> dict[str, tuple[int, ...]]:
-        """Return the shape of l, (1, in) or (out, 1)."""
+        """Return the shape of l: (1, in) if l rescales the input, (out, 1) if l rescales the output."""
         return {"ia3_l": (1, in_) if config.feedforward_modules else (out, 1)}
 
     def build(self, config: IA3Config, base: Linear, tensors: list[np.ndarray], dtype: np.dtype | None) -> IA3Adapter:

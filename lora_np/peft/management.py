@@ -96,7 +96,7 @@ class AdapterManager(AdapterHost):
         adapter_name : str
             A new name for the adapter.
         is_trainable : bool
-            False freezes the adapter.
+            False: the adapter is frozen.
 
         Raises
         ------
@@ -145,9 +145,9 @@ class AdapterManager(AdapterHost):
         save_directory : str or path
             Folder to write.
         adapter_name : str, optional
-            Write only this adapter, into `save_directory` itself.
+            Write only this adapter, directly into `save_directory`.
         selected_adapters : sequence of str, optional
-            Write only these adapters; default: all.
+            Names of the adapters to write. Default: all adapters.
 
         Raises
         ------
@@ -246,7 +246,7 @@ class AdapterManager(AdapterHost):
         Yields
         ------
         Parameter
-            Each parameter of an adapter once.
+            Parameters of the adapters, each parameter once per adapter.
         """
         for name in self.peft_config if adapter_name is None else [adapter_name]:
             yield from method_of(self.peft_config[name]).parameters(self, name)
@@ -341,5 +341,5 @@ class AdapterManager(AdapterHost):
 
 
 def unique(names: str | Iterable[str]) -> list[str]:
-    """Return the names as a list, each name once."""
+    """Return the names as a list without duplicates."""
     return [names] if isinstance(names, str) else list(dict.fromkeys(names))

@@ -46,8 +46,8 @@ class MergeableModel(AdapterManager):
         After the merge, a forward pass costs as much as a forward pass of the base model.
 
         Until `unmerge_adapter` is called, a call with a merged adapter uses the sum of all merged adapters. A call with
-        another adapter raises RuntimeError. Merging the same adapters again changes nothing. If ΔW depends on W (DoRA,
-        IA³), each weight is copied before the merge, so the weight needs twice the memory.
+        another adapter raises RuntimeError. A second merge of the same adapters has no effect. If ΔW depends on W
+        (DoRA, IA³), each weight is copied before the merge, so the weight needs twice the memory.
 
         Parameters
         ----------
@@ -86,7 +86,7 @@ class MergeableModel(AdapterManager):
             layer.unmerge()
 
     def merge_and_unload(self, safe_merge: bool = False, adapter_names: Sequence[str] | None = None) -> Transformer:
-        """Merge adapters and remove all adapters from the model. This PeftModel then has no adapters.
+        """Merge adapters and remove all adapters from the model. Afterwards, this PeftModel has no adapters.
 
         Parameters
         ----------
@@ -109,7 +109,7 @@ class MergeableModel(AdapterManager):
         return self._remove_adapters()
 
     def unload(self) -> Transformer:
-        """Remove all adapters without merging them. This PeftModel then has no adapters.
+        """Remove all adapters without merging them. Afterwards, this PeftModel has no adapters.
 
         Returns
         -------

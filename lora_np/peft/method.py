@@ -110,7 +110,7 @@ class Method:
         raise ValueError(f"{name!r} has a {type(config).__name__}; its rows cannot be in a mixed batch")
 
     def file_config(self, config: Any) -> Any:
-        """Return the configuration of the saved adapter, which can differ from the training configuration."""
+        """Return the configuration of the saved adapter. This configuration can differ from that of training."""
         return config
 
     def settings(self, config: Any, model: Transformer) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class LayerMethod(Method):
     )  # fields of the configuration that contain layer names
 
     def targets(self, config: Any, names: list[str], strict: bool = True) -> list[str]:
-        """Return the names of the layers to adapt, in order.
+        """Return the names of the layers to adapt, in the order of `names`.
 
         If `strict` is True, raises ValueError if a target matches no layer.
         """
@@ -260,7 +260,7 @@ class LayerMethod(Method):
             yield layer, self.build(own, base, [arrays[key] for key in keys], dtype)
 
     def insert(self, host: AdapterHost, name: str, adapters: Iterable[tuple[str, Adapter]]) -> None:
-        """Insert an adapter into each layer."""
+        """Insert the given adapters into their layers."""
         made = dict(adapters)
         for layer_name, layer in adapt(host.model, made):
             layer.adapters[name] = made[layer_name]

@@ -58,7 +58,7 @@ class Group:
     def scatter_add(self, delta: Array, y: Array) -> None:
         """Add δ to the rows of y: y[rows] += δ, the reverse of `gather`.
 
-        Each row has one adapter, so each index occurs once.
+        Each row has only one adapter, so each index occurs only once.
         """
         delta = delta.reshape(-1, *y.shape[1:])
         y[self.rows] += delta if self.padded_index is None else delta[self.padded_index]
@@ -121,7 +121,7 @@ class AdapterRows(Rows):
         Returns
         -------
         MixedRows
-            An Adapter that applies each row's adapter.
+            An Adapter object that applies to each row the adapter of this row.
 
         Raises
         ------

@@ -37,7 +37,7 @@ def get_peft_model(
     seed: int = 0,
     adapter_dtype: DTypeLike | None = None,
 ) -> PeftModel:
-    """Freeze a model, add a new adapter, and return the PeftModel that trains it.
+    """Freeze a model, add a new adapter, and return a PeftModel that can train the adapter.
 
     As in PEFT, the model is changed in place and shares its weights with the PeftModel. A direct call of `model` still
     uses no adapter; call the PeftModel to use the adapter.
@@ -54,8 +54,8 @@ def get_peft_model(
         Seed of the adapter's random numbers.
     adapter_dtype : dtype, optional
         Storage dtype of all adapters: "float16", "bfloat16" or the base's dtype (default). Adapters in 16 bits are
-        upcast to float32 for each product, and their gradients are float32. While such an adapter is trained, the
-        optimizer updates a float32 copy of it and rounds the copy to 16 bits.
+        upcast to float32 for each product, and their gradients are float32. During training, the optimizer updates a
+        float32 copy of a 16-bit adapter and rounds this copy to 16 bits.
 
     Returns
     -------
@@ -132,7 +132,7 @@ class PeftModel(MergeableModel):
         adapter_name : str
             Name of the adapter.
         is_trainable : bool
-            False freezes the adapter.
+            False: the adapter is frozen.
         adapter_dtype : dtype, optional
             As in `get_peft_model`.
 
@@ -218,7 +218,7 @@ class PeftModel(MergeableModel):
         Returns
         -------
         logits : ndarray, shape (b, t, v)
-            Logits for v tokens of the vocabulary.
+            Logits for the v tokens of the vocabulary.
         cache : tuple
             Values that `backward_from_logits` needs.
 

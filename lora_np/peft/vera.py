@@ -172,7 +172,7 @@ class VeraCost(AdapterCost):
     def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
         """Return the FLOPs of x Aᵀ and (d ∘ h) Bᵀ, and of their gradients.
 
-        The backward pass multiplies with B for dd, with A for dx, and computes dyᵀ (d ∘ h) for db.
+        The backward pass multiplies by B for dd, multiplies by A for dx, and computes dyᵀ (d ∘ h) for db.
         """
         with_A, with_B = 2 * N * self.r * in_, 2 * N * self.r * out
         if not (self.trained or need_dx):

@@ -37,7 +37,8 @@ class LoraConfig(TargetedConfig):
         The constant α. The bypass is multiplied by α/r, or by α/√r if `use_rslora` is True.
     target_modules : str or collection of str, default ("q_proj", "v_proj")
         Layers to adapt. A collection contains names or name suffixes, and is stored as a tuple. A string is one name
-        suffix, a regular expression for the whole name, or "all-linear" (every linear layer except lm_head).
+        suffix, a regular expression for the whole name, or "all-linear". The value "all-linear" selects every linear
+        layer except lm_head.
     lora_dropout : float, default 0.0
         Dropout probability of the bypass's input in training, 0 ≤ p < 1. The frozen path has no dropout.
     use_rslora : bool, default False

@@ -1,4 +1,4 @@
-"""LoRA in one layer: a trained bypass to a frozen Linear (arXiv 2106.09685), and its cost.
+"""LoRA in one layer: a trained bypass to a frozen Linear (arXiv 2106.09685), and the cost of the bypass.
 
     y = x Wᵀ + s·(x̃ Aᵀ) Bᵀ,   ΔW = s·B A        A (r, in), B (out, r), x̃ = drop(x) while training
 

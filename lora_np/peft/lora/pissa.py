@@ -49,7 +49,7 @@ class PissaCorrection(Bypass):
         return ops.lora_backward(dy, cache)[:1]
 
     def restore_base(self, base: Linear) -> None:
-        """Restore the original base up to rounding: W ← W + s·B₀A₀."""
+        """Restore the original base, up to rounding errors: W ← W + s·B₀A₀."""
         W = base.weight.value
         W += move(self.scaling * (self.B.astype(W.dtype) @ self.A.astype(W.dtype)), W)
 
