@@ -1,4 +1,4 @@
-"""Methods that adapt a frozen model. `get_peft_model(model, config)` applies any of them.
+"""Methods that adapt a frozen model. `get_peft_model(model, config)` applies any of these methods.
 
 Reading order: adapter, adapted_linear, placement, config, cost, choices, files, method, lora, vera, ia3, bottleneck,
 prefix, registry, mixed, combination, management, merging, model.

@@ -16,15 +16,16 @@ AdaptedCache: TypeAlias = tuple[
 
 
 class AdaptedLinear(Module):
-    """A linear layer with adapters. A call applies the adapter that `Context.adapter` names, or no adapter.
+    """A linear layer with adapters. A call applies the adapter that `Context.adapter` names; None applies no adapter.
 
-    `adapters` maps names to the adapters of this layer. An adapter that is a change ΔW of the weight can be merged into
-    the weight; `merged` has the names of the merged adapters. A merged layer costs as much as the base layer.
+    `adapters` maps names to the adapters of this layer. An adapter can be merged into the weight if the adapter is a
+    change ΔW of the weight. `merged` contains the names of the merged adapters. A call of a merged layer costs as much
+    as a call of the base layer.
 
     Parameters
     ----------
     base_layer : Linear
-        The frozen layer, or any module with the interface of Linear.
+        The frozen Linear, or another module with the same interface.
 
     Examples
     --------
@@ -58,9 +59,9 @@ class AdaptedLinear(Module):
         return self.base_layer.trainable or any(adapter.trainable for adapter in self.adapters.values())
 
     def children(self) -> Iterator[tuple[str, Parameter | Module]]:
-        """Yield the base layer, and then the adapters' parameters with PEFT's names.
+        """Yield the base layer and then the parameters of the adapters, with PEFT's names.
 
-        The names are lora_A.default, …, lora_B.default, ….
+        The parameters of the adapter "default" have the names lora_A.default, lora_B.default, ….
 
         Yields
         ------
@@ -89,7 +90,7 @@ class AdaptedLinear(Module):
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """Yield this layer and the modules of its base layer.
 
-        Adapters contain only parameters, so they are not searched.
+        Adapters and their modules are not yielded.
 
         Parameters
         ----------
@@ -112,7 +113,7 @@ class AdaptedLinear(Module):
         x : ndarray, shape (…, in)
             Input.
         context : Context
-            `context.adapter` is the name of an adapter, an AdapterRows for a mixed batch, or None.
+            `context.adapter` is the name of an adapter, an AdapterRows for a mixed batch, or None for no adapter.
 
         Returns
         -------
@@ -124,7 +125,7 @@ class AdaptedLinear(Module):
         Raises
         ------
         RuntimeError
-            If the call uses an adapter while another adapter is merged.
+            If adapters are merged into the weight and the adapter of the call is not one of them.
         """
         adapter = self.adapter_of(context.adapter)
         if adapter is None:
@@ -134,7 +135,7 @@ class AdaptedLinear(Module):
         return y, (adapter, cache)
 
     def backward(self, dy: Array, cache: AdaptedCache, need_dx: bool = True) -> Array | None:
-        """Compute dx, and add the gradients of the trained parameters.
+        """Compute dx, and add the gradients of the trained parameters to their `grad`.
 
         Parameters
         ----------
@@ -143,12 +144,12 @@ class AdaptedLinear(Module):
         cache : tuple
             From `forward`.
         need_dx : bool
-            Whether a layer below needs dx.
+            True if a layer below needs dx.
 
         Returns
         -------
         ndarray, shape (…, in), or None
-            dx; None if it is not needed.
+            The gradient dx, or None if dx is not needed.
         """
         adapter, own_cache = cache
         if adapter is None:
@@ -161,17 +162,17 @@ class AdaptedLinear(Module):
         Parameters
         ----------
         called : str, Rows or None
-            `Context.adapter` of the call.
+            Value of `Context.adapter` in the call.
 
         Returns
         -------
         Adapter or None
-            The adapter; None for the base layer alone, or if the adapter is merged.
+            The adapter, or None if the call applies only the base layer. A merged adapter is part of the base layer.
 
         Raises
         ------
         RuntimeError
-            If another adapter is merged into the weight.
+            If adapters are merged into the weight and the adapter of the call is not one of them.
         """
         if self.merged:
             if isinstance(called, Rows) or (called is not None and called not in self.merged):
@@ -213,7 +214,7 @@ class AdaptedLinear(Module):
     def check_mergeable(self) -> None:
         """Raise RuntimeError if the base layer is quantised.
 
-        A four-bit weight has only 16 levels, so rounding would remove ΔW.
+        A four-bit weight has only 16 levels, so rounding W + ΔW to these levels would remove ΔW.
         """
         if isinstance(self.base_layer.weight.value, Quantized4bit):
             raise RuntimeError(
@@ -223,7 +224,7 @@ class AdaptedLinear(Module):
     def merge(self, *names: str) -> None:
         """Add the ΔW of adapters to the weight: W ← W + Σ ΔW.
 
-        Merging the same adapters again changes nothing.
+        A second merge of the same adapters has no effect.
 
         Parameters
         ----------
@@ -233,7 +234,7 @@ class AdaptedLinear(Module):
         Raises
         ------
         RuntimeError
-            If other adapters are merged, or the base layer is quantised.
+            If other adapters are already merged, or if the base layer is quantised.
         """
         if self.merged and set(names) != set(self.merged):
             raise RuntimeError(f"adapter {self._merged()} is merged; call unmerge_adapter() before merging {names}")
@@ -248,9 +249,9 @@ class AdaptedLinear(Module):
         self.merged = names
 
     def unmerge(self) -> None:
-        """Restore the weight: W ← W − Σ ΔW, exact up to rounding.
+        """Restore the weight: W ← W − Σ ΔW, up to rounding errors.
 
-        A copy of W from before the merge is restored exactly.
+        If ΔW depends on W, `merge` kept a copy of W, and W is restored exactly from this copy.
         """
         W = self.base_layer.weight.value
         if self.weight_before_merge is not None:
@@ -260,7 +261,7 @@ class AdaptedLinear(Module):
         self.merged, self.weight_before_merge = (), None
 
     def total_delta(self, names: tuple[str, ...]) -> Array | None:
-        """Sum the ΔW of adapters.
+        """Return the sum of the ΔW of several adapters.
 
         Parameters
         ----------
@@ -270,7 +271,7 @@ class AdaptedLinear(Module):
         Returns
         -------
         ndarray, shape (out, in), or None
-            Σ ΔW; None if the layer has none of the adapters.
+            Σ ΔW, or None if this layer has none of the named adapters.
         """
         deltas = (self.adapters[name].delta_weight(self.base_layer) for name in names if name in self.adapters)
         total = next(deltas, None)

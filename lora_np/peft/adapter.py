@@ -28,9 +28,10 @@ OutputCache: TypeAlias = tuple[Cache, Cache]  # base layer, f
 class Adapter(Module):
     """The adapter of one layer: the base class of all adapters in linear layers.
 
-    Its parameters are attributes with PEFT's names. `config` has the settings of this layer. A subclass sets
-    `mergeable` if the adapter is a change ΔW of the weight, `depends_on_weight` if ΔW is computed from W, and `mixable`
-    if its rows can share a batch with rows of other adapters.
+    The parameters of an adapter are attributes with PEFT's names. `config` is the configuration of this layer. A
+    subclass can set three class attributes to True. `mergeable`: the adapter is a change ΔW of the weight.
+    `depends_on_weight`: ΔW is computed from W. `mixable`: rows of this adapter can share a batch with rows of other
+    adapters.
 
     Examples
     --------
@@ -48,7 +49,8 @@ class Adapter(Module):
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Yield the adapter's parameters.
 
-        Each backward pass calls this method, so it reads the attributes and does not search modules.
+        Each backward pass calls this method. For speed, the method reads the attributes and does not search for
+        modules.
 
         Yields
         ------
@@ -67,7 +69,7 @@ class Adapter(Module):
         return ()
 
     def set_trainable(self, trainable: bool) -> None:
-        """Make all parameters trainable except the `frozen` ones, or freeze all and delete their gradients.
+        """Make all parameters except those in `frozen` trainable, or freeze all parameters and delete their gradients.
 
         Parameters
         ----------
@@ -101,7 +103,7 @@ class Adapter(Module):
         raise NotImplementedError
 
     def backward(self, dy: Array, cache: Cache, base: Linear, need_dx: bool) -> Array | None:
-        """Compute dx, and add the gradients of the trained parameters.
+        """Compute dx, and add the gradients of the trained parameters to their `grad`.
 
         Parameters
         ----------
@@ -112,12 +114,12 @@ class Adapter(Module):
         base : Linear
             The frozen layer.
         need_dx : bool
-            Whether a layer below needs dx.
+            True if a layer below needs dx.
 
         Returns
         -------
         ndarray, shape (…, in), or None
-            dx; None if it is not needed.
+            The gradient dx, or None if dx is not needed.
         """
         raise NotImplementedError
 
@@ -147,33 +149,36 @@ class Adapter(Module):
         Returns
         -------
         dict of str to ndarray
-            Name → array in host memory.
+            Arrays in host memory, by the names of the parameters.
         """
         return {name: to_host(p.value) for name, p in self.named_parameters()}
 
 
 class Bypass(Adapter):
-    """An adapter that adds a term to the output: y + δ(x̃), x̃ = drop(x).
+    """An adapter that adds a term δ to the output: y + δ(x̃), with x̃ = drop(x).
 
-    Dropout applies to the bypass δ, never to the base.
+    Dropout is applied to the input of the bypass δ, never to the input of the base layer.
     """
 
     @property
     def dropout(self) -> float:
-        """The dropout probability of the bypass's inputs."""
+        """The dropout probability of the input of the bypass."""
         return 0.0
 
     @property
     def learned(self) -> tuple[Parameter, ...]:
-        """The parameters in the order of the gradients that `delta_backward` returns."""
+        """The parameters, in the order in which `delta_backward` returns their gradients."""
         return ()
 
     def delta_forward(self, x: Array) -> tuple[Array, Cache]:
-        """Compute δ (…, out) for x (…, in); return it with its cache."""
+        """Return δ (…, out) for x (…, in), and the cache for `delta_backward`."""
         raise NotImplementedError
 
     def delta_backward(self, dy: Array, cache: Cache, need_dx: bool) -> tuple[Array | None, ...]:
-        """Return dx (…, in) or None, and then the gradients of `learned`, for dδ (…, out)."""
+        """Compute the gradients for dδ (…, out).
+
+        Returns dx (…, in), or None if dx is not needed, followed by the gradients of the parameters in `learned`.
+        """
         raise NotImplementedError
 
     def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, BypassCache]:
@@ -185,9 +190,10 @@ class Bypass(Adapter):
         return y, (base_cache, mask, cache)
 
     def backward(self, dy: Array, cache: BypassCache, base: Linear, need_dx: bool) -> Array | None:
-        """Return dx.
+        """Return dx (…, in), or None if dx is not needed.
 
-        In the forward pass y is the sum of two paths: each path receives dy, and dx is the sum of their dx.
+        In the forward pass, y is the sum of two paths. Each path therefore receives dy, and dx is the sum of the
+        gradients that the two paths return.
         """
         base_cache, mask, delta_cache = cache
         dx = base.backward(dy, base_cache, need_dx)
@@ -205,13 +211,13 @@ class OutputAdapter(Adapter):
     """An adapter that maps the output of the layer: f(y) with y = base(x)."""
 
     def output_forward(self, y: Array) -> tuple[Array, Cache]:
-        """Compute f(y) (…, out) as a new array; return it with its cache."""
+        """Return f(y) (…, out) as a new array, and the cache for `output_backward`."""
         raise NotImplementedError
 
     def output_backward(self, dz: Array, cache: Cache, need_dy: bool) -> Array | None:
-        """Return dy (…, out) for dz (…, out), or None if it is not needed.
+        """Return dy (…, out) for dz (…, out), or None if dy is not needed.
 
-        Adds the gradients of the trained parameters.
+        This method also adds the gradients of the trained parameters to their `grad`.
         """
         raise NotImplementedError
 
@@ -222,7 +228,11 @@ class OutputAdapter(Adapter):
         return z, (base_cache, cache)
 
     def backward(self, dz: Array, cache: OutputCache, base: Linear, need_dx: bool) -> Array | None:
-        """Return dx by the chain rule: dz through f, then dy through the base layer if the base or a layer below needs it."""
+        """Return dx (…, in), or None if dx is not needed.
+
+        The chain rule gives dy from dz, through f, and then dx from dy, through the base layer. The second step is
+        skipped if the base is frozen and dx is not needed.
+        """
         base_cache, output_cache = cache
         dy = self.output_backward(dz, output_cache, need_dx or base.trainable)
         return None if dy is None else base.backward(dy, base_cache, need_dx)
@@ -231,7 +241,8 @@ class OutputAdapter(Adapter):
 class AdapterLinear(Linear):
     """A linear layer inside an adapter.
 
-    Parameters in 16 bits are upcast for each product. A frozen layer does not keep x.
+    Parameters stored in 16 bits are converted to the dtype of x for each product. If the weight is frozen, x is not
+    saved for the backward pass.
     """
 
     def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, LinearCache]:
@@ -242,7 +253,10 @@ class AdapterLinear(Linear):
 
 
 def parameter_like(base: Linear, x: np.ndarray, dtype: np.dtype | None = None) -> Parameter:
-    """Return `x` as a Parameter on the device of the base layer's weight, in `dtype` or in the dtype of the weight."""
+    """Return `x` as a Parameter on the device of the base layer's weight.
+
+    The Parameter has `dtype`, by default the dtype of the weight.
+    """
     weight = base.weight.value
     like = weight.packed if isinstance(weight, Quantized4bit) else weight
     return Parameter(move(x.astype(dtype or weight.dtype), like))
@@ -259,7 +273,7 @@ def upcast(dtype: DTypeLike, x: Array) -> Array:
 
 
 def add_gradients(parameters: tuple[Parameter, ...], gradients: Iterable[Array | None]) -> None:
-    """Add the gradients to the trained parameters."""
+    """Add each gradient to the `grad` of its parameter, if the parameter is trained."""
     for p, gradient in zip(parameters, gradients, strict=True):
         if p.trainable:
             p.add_grad(gradient)

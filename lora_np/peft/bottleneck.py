@@ -48,23 +48,24 @@ class BottleneckConfig(PeftConfig):
     task_type : str or None, default None
         None or "CAUSAL_LM".
     inference_mode : bool, default False
-        Only False; see `PeftModel.set_adapter`.
+        Must be False. To freeze an adapter, call `PeftModel.set_adapter(name, inference_mode=True)`.
     bottleneck_size : int or None, default None
-        Width m of the bottleneck. None: d / reduction_factor, rounded down, and at least 1.
+        Width m of the bottleneck. None: m is d / reduction_factor rounded down, but at least 1; d is the width of the
+        residual stream.
     reduction_factor : float, default 16
-        d/m, if `bottleneck_size` is None.
+        Ratio d/m of the two widths. The ratio is used only if `bottleneck_size` is None.
     non_linearity : {"gelu", "silu"}, default "gelu"
-        σ; "gelu" is GPT-2's approximation with tanh.
+        Activation function σ. "gelu" is the approximation of GELU with tanh that GPT-2 uses.
     placement : {"houlsby", "pfeiffer"}, default "houlsby"
-        "houlsby": after the attention and after the MLP of each block. "pfeiffer": only after the MLP (Pfeiffer et al.
-        2021, arXiv 2005.00247).
+        "houlsby": one adapter after the attention and one after the MLP of each block. "pfeiffer": only one adapter,
+        after the MLP of each block (Pfeiffer et al. 2021, arXiv 2005.00247).
     init_weights : bool or "houlsby", default True
-        True: W_down uniform in ±1/√d and all else 0, so that the output equals the base's output exactly. "houlsby":
-        both matrices normal with standard deviation 0.01, truncated at two standard deviations, and biases 0, as in the
-        paper (section 3.6).
-        False: all parameters uniform in ±1/√in (for tests).
+        True: W_down is uniform in ±1/√d and all other parameters are 0, so the output equals the base's output exactly.
+        "houlsby": both matrices are normal with standard deviation 0.01, truncated at two standard deviations, and the
+        biases are 0. This is the initialisation in the paper (section 3.6). False: all parameters are uniform in
+        ±1/√in, with the input size in of W_down or W_up (for tests).
     base_model_name_or_path : str, path or None, default None
-        Name of the base model. It is saved with the adapter and has no other effect.
+        Name of the base model. The name is saved with the adapter and has no other effect.
 
     Raises
     ------
@@ -88,7 +89,7 @@ class BottleneckConfig(PeftConfig):
     base_model_name_or_path: str | os.PathLike[str] | None = None
 
     def check(self) -> None:
-        """Check all fields. Raises ValueError or TypeError with the name of the wrong field."""
+        """Check all fields. Raises ValueError or TypeError; the message names the wrong field."""
         if self.bottleneck_size is not None:
             check_whole("bottleneck_size", self.bottleneck_size, 1)
         check_positive("reduction_factor", self.reduction_factor)
@@ -98,7 +99,7 @@ class BottleneckConfig(PeftConfig):
 
     @property
     def target_modules(self) -> tuple[str, ...]:
-        """The suffixes of the names of the adapted layers, which write to the residual stream."""
+        """The name suffixes of the adapted layers. These layers write to the residual stream."""
         return PLACES[self.placement]
 
     def width(self, d: int) -> int:
@@ -112,7 +113,7 @@ class BottleneckConfig(PeftConfig):
         Returns
         -------
         int
-            m, at least 1.
+            Width m, at least 1.
         """
         return int(self.bottleneck_size or max(1, d // self.reduction_factor))
 
@@ -141,7 +142,7 @@ class BottleneckAdapter(OutputAdapter):
     def output_backward(self, dz: Array, cache: BottleneckCache, need_dy: bool) -> Array | None:
         """Return dy (…, d) for dz (…, d), or None if dy is not needed.
 
-        In the forward pass z = y + up(σ(down(y))): both terms receive dz, so dy is dz plus the gradient through the
+        In the forward pass z = y + up(σ(down(y))). Both terms receive dz, so dy is dz plus the gradient through the
         bottleneck.
         """
         down_cache, activation_cache, up_cache = cache
@@ -173,21 +174,29 @@ class BottleneckCost(AdapterCost):
         return [m * out, m * out, m, out]
 
     def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
-        """Return the FLOPs of two linear layers.
+        """Return the FLOPs of the two linear layers.
 
-        A trained W_down needs the dx of W_up, even if no layer below needs dx.
+        The gradient of W_down requires the gradient of W_up's input, even if no layer below needs dx.
         """
         m = self.config.width(out)
         up = linear_products(N, out, m, need_dx or self.trained, self.trained)
         return up + linear_products(N, m, out, need_dx, self.trained)
 
     def saved_for_backward(self, N: int, out: int, in_: int) -> int:
-        """Return the saved floats: y and σ(W_down y) for dW, two (N, m) arrays for σ′, and upcast 16-bit matrices."""
+        """Return the number of saved floats.
+
+        The saved arrays are y and σ(W_down y) for dW, two (N, m) arrays for σ′, and float32 copies of matrices stored
+        in 16 bits.
+        """
         m = self.config.width(out)
         return self.trained * N * (out + m) + 2 * N * m + self.half_precision * 2 * m * out
 
     def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
-        """Return the peak of temporary floats: about five (N, m) arrays for σ′, or dy and the frozen path's dx."""
+        """Return the peak number of temporary floats.
+
+        The peak is the larger of two numbers. While σ′ is computed, about five (N, m) arrays exist. Later, if dx is
+        needed, dy (N, out) and the temporary arrays of the frozen layer exist.
+        """
         m = self.config.width(out)
         return max(5 * N * m, need_dx * (N * m + N * out + max(N * m, frozen)))
 
@@ -213,9 +222,9 @@ class BottleneckMethod(LayerMethod):
     example = BottleneckConfig(bottleneck_size=5, reduction_factor=16.0, init_weights=False)
 
     def targets(self, config: BottleneckConfig, names: list[str], strict: bool = True) -> list[str]:
-        """Return the targeted layers.
+        """Return the names of the targeted layers.
 
-        A suffix that matches no layer is not an error: the suffixes are those of several model families.
+        The suffixes cover several model families, so a suffix that matches no layer is not an error.
         """
         return super().targets(config, names, strict=False)
 
@@ -245,7 +254,7 @@ class BottleneckMethod(LayerMethod):
     def build(
         self, config: BottleneckConfig, base: Linear, tensors: list[np.ndarray], dtype: np.dtype | None
     ) -> BottleneckAdapter:
-        """Return an adapter from W_down, b_down, W_up and b_up."""
+        """Return an adapter with the tensors W_down, b_down, W_up and b_up."""
         down_W, down_b, up_W, up_b = (parameter_like(base, x, dtype).value for x in tensors)
         return BottleneckAdapter(config, AdapterLinear(down_W, down_b), AdapterLinear(up_W, up_b))
 
@@ -254,12 +263,12 @@ class BottleneckMethod(LayerMethod):
         return BottleneckCost(trained, half_precision, config)
 
     def settings(self, config: BottleneckConfig, model: Transformer) -> dict[str, Any]:
-        """Return the file's settings, with the width m in this model."""
+        """Return the settings for the file, with the width m of the bottleneck in this model."""
         return super().settings(config, model) | {"bottleneck_size": config.width(model.config.hidden_size)}
 
 
 def truncated_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Return standard normal numbers in [−2, 2]; numbers outside are drawn again."""
+    """Return standard normal random numbers in [−2, 2]. Numbers outside this interval are drawn again."""
     x = rng.standard_normal(shape)
     while (outside := np.abs(x) > 2).any():
         x[outside] = rng.standard_normal(int(outside.sum()))

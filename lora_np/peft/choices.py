@@ -1,6 +1,6 @@
 """The command-line interface of a method: its names for `train --method`, their options, and a default learning rate.
 
-Each method defines its names in its own file, and the commands collect them from the registry.
+The file of a method defines the names of this method, and the commands read all names from the registry.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from .config import PeftConfig
 
 @dataclass(frozen=True)
 class Option:
-    """A field of a configuration as a command-line option: its default and argparse's settings.
+    """A command-line option for one field of a configuration: the default value and the settings of argparse.
 
-    `help` contains {} where the default is inserted. An option with the default False is a flag without a value.
+    In `help`, {} is replaced by the default. An option with the default False is a flag without a value.
     """
 
     default: Any
@@ -28,10 +28,10 @@ class Option:
 
 @dataclass(frozen=True)
 class Choice:
-    """A name of `--method`: its configuration class, its options, and a learning rate from which to start a search.
+    """A name for `train --method`, with its configuration class, its options, and a learning rate to start a search.
 
-    options: fields of the configuration that are options. fixed_fields: fields that this name sets. optimizer: options
-    of the optimizer, which are not fields of the configuration.
+    `options`: fields of the configuration that the command line can set. `fixed_fields`: fields that this name sets to
+    a fixed value. `optimizer`: options that are fields of the optimizer, not of the configuration.
     """
 
     lr: float
@@ -41,9 +41,9 @@ class Choice:
     optimizer: Mapping[str, Option] = field(default_factory=dict)
 
     def configuration(self, **given: Any) -> PeftConfig | None:
-        """Return the configuration with the given fields; None for full fine-tuning.
+        """Return the configuration with the given values of its fields, or None for full fine-tuning.
 
-        Raises as the configuration does.
+        Raises the same errors as the configuration class.
         """
         defaults = {name: option.default for name, option in self.options.items()}
         return self.config(**(defaults | given | {**self.fixed_fields})) if self.config else None

@@ -1,7 +1,8 @@
 """Combines several LoRA adapters into one: the combination types of PEFT's `add_weighted_adapter`.
 
-(B M)(M⁻¹A) equals B A for every invertible M, so one ΔW has many pairs of factors. The result of a type that combines
-the A's and the B's separately therefore depends on the stored pairs. With cᵢ = wᵢsᵢ and the target Σ cᵢBᵢAᵢ:
+(B M)(M⁻¹A) equals B A for every invertible M, so one ΔW has many pairs of factors. Some combination types combine all A
+and all B separately. The result of such a type therefore depends on the pairs that are stored. The target of all types
+is Σ cᵢBᵢAᵢ, where cᵢ = wᵢsᵢ is the weight times the scaling of adapter i:
 
     cat                     B = [B₁ … Bₙ], A = [c₁A₁; …; cₙAₙ]          exactly the target, of rank Σ rᵢ
     svd                     B A = best approximation of rank r          error: the discarded singular values
@@ -39,14 +40,14 @@ COMBINATION_TYPES = ("cat", "svd", "linear", *PRUNED, *(f"{name}_svd" for name i
 class Combination:
     """The options of `add_weighted_adapter`, with PEFT's names.
 
-    combination_type: one of COMBINATION_TYPES.
-    svd_rank: rank of the new adapter, for types with an SVD; default: the largest rank of the sources.
-    svd_clamp: the elements of U Σ and Vᵀ are clipped to ± this quantile of all elements and their negatives.
-    density: fraction of elements that ties, dare and magnitude_prune keep.
-    majority_sign_method: for ties types: "total" uses the sign of the sum, "frequency" the more frequent sign.
-    seed: seed of the random elements that dare keeps.
+    `combination_type`: one of COMBINATION_TYPES.
+    `svd_rank`: rank of the new adapter, for types with an SVD. Default: the largest rank of the source adapters.
+    `svd_clamp`: elements of U Σ and Vᵀ are clipped to [−q, q]; q is this quantile of the elements and their negatives.
+    `density`: fraction of elements that ties, dare and magnitude_prune types keep.
+    `majority_sign_method`: for ties types, "total" uses the sign of the sum, "frequency" uses the more frequent sign.
+    `seed`: seed that selects the random elements that dare types keep.
 
-    Raises ValueError for a value out of range, and for an option that does not apply to the type.
+    Raises ValueError for a value out of range, and for an option that does not apply to the combination type.
     """
 
     combination_type: str = "svd"
@@ -80,7 +81,7 @@ class Combination:
 
 
 class WeightedFactors(NamedTuple):
-    """A source adapter in one layer: its weight, its scaling s, A (r, in) and B (out, r), in float64."""
+    """A source adapter in one layer: its weight, its scaling s, and the float64 arrays A (r, in) and B (out, r)."""
 
     weight: float
     scaling: float
@@ -91,11 +92,11 @@ class WeightedFactors(NamedTuple):
 def combine(
     parts: Sequence[WeightedFactors], how: Combination, r: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (A, B) of one layer, with s = 1.
+    """Return the factors A and B of the combined adapter in one layer, for the scaling s = 1.
 
-    `r` is the rank for types with an SVD, or the number of singular values if smaller.
+    For combination types with an SVD, the new rank is `r`, or the number of singular values if that number is smaller.
 
-    Raises ValueError if the type adds factors and their ranks differ.
+    Raises ValueError if the combination type adds factors and the ranks of the factors differ.
     """
     kind = how.combination_type.removesuffix("_svd")
     if kind == "cat":
@@ -118,7 +119,10 @@ def combine(
 
 
 def concatenate_factors(parts: Sequence[WeightedFactors]) -> tuple[np.ndarray, np.ndarray]:
-    """Return A (Σr, in) = [c₁A₁; …] and B (out, Σr) = [B₁ …]; B A is exactly the target Σ cᵢBᵢAᵢ."""
+    """Return A (Σr, in) = [c₁A₁; …] and B (out, Σr) = [B₁ …].
+
+    The product B A equals the target Σ cᵢBᵢAᵢ exactly.
+    """
     A = np.concatenate([part.weight * part.scaling * part.A for part in parts])
     return A, np.concatenate([part.B for part in parts], axis=1)
 
@@ -126,12 +130,12 @@ def concatenate_factors(parts: Sequence[WeightedFactors]) -> tuple[np.ndarray, n
 def weighted_sum(
     tensors: Sequence[np.ndarray], weights: Sequence[float], how: Combination, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return Σ wᵢxᵢ of the pruned tensors.
+    """Return the weighted sum Σ wᵢxᵢ of the pruned tensors xᵢ.
 
-    Ties types average, per element, over the tensors with the chosen sign.
+    The ties types choose one sign for each element, and average over the tensors in which the element has this sign.
 
-    A negative weight negates its tensor before signs are compared: weight −1 of x equals weight 1 of −x. As in PEFT,
-    the size of a weight does not influence the choice of the sign.
+    A tensor with a negative weight is negated before signs are compared, so x with weight −1 gives the same result as
+    −x with weight 1. As in PEFT, the absolute value of a weight does not influence which sign is chosen.
     """
     w = np.reshape(weights, (-1, *[1] * tensors[0].ndim))
     x = np.stack([prune(tensor, how, rng) for tensor in tensors]) * np.where(w < 0, -1, 1)
@@ -145,7 +149,8 @@ def weighted_sum(
 def prune(x: np.ndarray, how: Combination, rng: np.random.Generator) -> np.ndarray:
     """Keep the fraction `density` of the elements of x and set the others to 0.
 
-    dare types keep random elements, divided by density; other types keep the largest elements.
+    The dare types keep random elements and divide these elements by `density`. Other types keep the elements with the
+    largest absolute values.
     """
     if how.density is None:
         return x
@@ -158,9 +163,9 @@ def prune(x: np.ndarray, how: Combination, rng: np.random.Generator) -> np.ndarr
 
 
 def svd_of_product(A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return U, σ and Vᵀ of B A.
+    """Return the factors U, σ and Vᵀ of the SVD of B A.
 
-    With B = Q_B R_B and Aᵀ = Q_A R_A, only the small matrix R_B R_Aᵀ is decomposed.
+    Because B = Q_B R_B and Aᵀ = Q_A R_A (QR decompositions), only the SVD of the small matrix R_B R_Aᵀ is computed.
     """
     Q_B, R_B = np.linalg.qr(B)
     Q_A, R_A = np.linalg.qr(A.T)
@@ -171,9 +176,9 @@ def svd_of_product(A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def truncate(
     U: np.ndarray, s: np.ndarray, Vt: np.ndarray, r: int, clamp: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return A = Vᵀ and B = U Σ of the r largest σ.
+    """Return A = Vᵀ and B = U Σ for the r largest singular values σ.
 
-    The error √(σ²_{r+1} + …) is minimal (Eckart and Young 1936).
+    Without `clamp`, the error √(σ²_{r+1} + …) is the smallest possible error at rank r (Eckart and Young 1936).
     """
     A, B = Vt[:r], U[:, :r] * s[:r]
     if clamp is None:
@@ -185,7 +190,10 @@ def truncate(
 
 
 def product_norm(A: np.ndarray, B: np.ndarray) -> float:
-    """Return the Frobenius norm of B A, which equals that of R_B R_Aᵀ in `svd_of_product`."""
+    """Return the Frobenius norm of B A.
+
+    The small matrix R_B R_Aᵀ of `svd_of_product` has the same norm.
+    """
     R_A: Any = np.linalg.qr(A.T, mode="r")  # Any: NumPy's type stubs expect Q and R
     return float(np.linalg.norm(np.linalg.qr(B, mode="r") @ R_A.T))
 
@@ -197,13 +205,13 @@ class MergeReport:
     Parameters
     ----------
     combination_type : str
-        The type, one of `COMBINATION_TYPES`.
+        The combination type, one of `COMBINATION_TYPES`.
     errors : dict of str to float
-        Layer name → relative error of the layer.
+        Relative error in each layer, by layer name.
     error : float
         Relative error of all layers together.
     ranks : dict of str to int
-        Layer name → rank.
+        Rank of the combined adapter in each layer, by layer name.
 
     Examples
     --------
@@ -230,7 +238,7 @@ class MergeReport:
 
 
 def check_combinable(name: str, config: Any) -> None:
-    """Raise ValueError for an adapter that is not plain LoRA, ΔW = s·B A."""
+    """Raise ValueError if the adapter is not plain LoRA, which has ΔW = s·B A."""
     if not isinstance(config, LoraConfig):
         raise ValueError(f"{name!r} has a {type(config).__name__}; only LoRA adapters can be combined")
     if config.use_dora:
@@ -246,12 +254,11 @@ def combine_adapters(
     how: Combination,
     dtype: np.dtype | None = None,
 ) -> tuple[LoraConfig, dict[str, LoraAdapter], MergeReport]:
-    """Return the configuration, the new adapter of each layer, and the report.
+    """Return the new configuration, the new adapter of each layer by name, and the report on errors.
 
-    A layer combines the adapters that it has.
-
-    The computation is in float64 in host memory; the result has the base's dtype or `dtype`. Raises ValueError with the
-    layer's name if the type needs equal ranks and they differ. `model` is not changed.
+    In each layer, only the adapters that this layer has are combined. The computation uses float64 in host memory. The
+    new adapter is stored in `dtype`, by default the dtype of the base. Raises ValueError with the layer's name if the
+    type needs equal ranks and the ranks in this layer differ. `model` is not changed.
     """
     wrapped, layers, factors = adapted_layers(model), {}, {}
     for name, layer in wrapped.items():
@@ -281,9 +288,9 @@ def combine_adapters(
 
 
 def combined_config(model: Module, sources: Sequence[LoraConfig], ranks: Mapping[str, int]) -> LoraConfig:
-    """Return the new configuration: α = r in each layer, so s = 1.
+    """Return the configuration of the combined adapter, with α = r in each layer and therefore s = 1.
 
-    It never uses rsLoRA, because s would then be √r.
+    The new configuration never uses rsLoRA, because rsLoRA would give s = √r.
     """
     targets = [portable_targets(config.target_modules, model) for config in sources]
     if all(isinstance(entries, list) for entries in targets):
@@ -309,7 +316,7 @@ def measure_errors(
     factors: Mapping[str, tuple[np.ndarray, np.ndarray]],
     how: Combination,
 ) -> MergeReport:
-    """Return the report on `factors` as they are stored, including their rounding."""
+    """Return the report on the errors of `factors`, including the errors of rounding to the storage dtype."""
     distances, norms = {}, {}
     for name, parts in layers.items():
         A, B = (x.astype(float) for x in factors[name])
@@ -324,5 +331,5 @@ def measure_errors(
 
 
 def _ratio(error: float, size: float) -> float:
-    """Return error / size; for size 0, return 0 if the error is 0, else infinity."""
+    """Return error / size. If both are 0, return 0. If only the size is 0, return infinity."""
     return error / size if size else math.inf if error else 0.0

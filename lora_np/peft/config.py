@@ -30,7 +30,8 @@ NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
 class PeftConfig:
     """The base class of all configurations.
 
-    It accepts PEFT's common arguments at their neutral value and does not store them.
+    The constructor accepts common arguments of PEFT, but only at their neutral values, and does not store these
+    arguments.
     """
 
     switches: ClassVar[tuple[str, ...]] = ()  # names of boolean fields
@@ -51,14 +52,14 @@ class PeftConfig:
         self.check()
 
     def check(self) -> None:
-        """Check all fields. Raises ValueError or TypeError with the name of the wrong field."""
+        """Check all fields. Raises ValueError or TypeError; the message names the wrong field."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetedConfig(PeftConfig):
-    """A PeftConfig for methods that adapt linear layers by name.
+    """The base class of configurations that select linear layers by name.
 
-    It stores `target_modules` as a string or a tuple.
+    `target_modules` is stored as a string or a tuple.
     """
 
     bias: InitVar[str | None] = "none"
@@ -74,7 +75,7 @@ class TargetedConfig(PeftConfig):
 
 
 def check_number(name: str, value: Any) -> None:
-    """Raise TypeError if `value` is not a real number, such as "16" or True."""
+    """Raise TypeError if `value` is not a real number; "16" and True are not accepted."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} = {value!r}; expected a number")
 
@@ -87,7 +88,10 @@ def check_positive(name: str, value: Any) -> None:
 
 
 def check_whole(name: str, value: Any, least: int | None = None, what: str = "expected a whole number") -> None:
-    """Raise TypeError if `value` is not an integer (2.0 and True are not accepted), and ValueError if it is below `least`."""
+    """Raise TypeError if `value` is not an integer, and ValueError if `value` is below `least`.
+
+    The values 2.0 and True also raise TypeError.
+    """
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} = {value!r}; {what}")
     if least is not None and value < least:
@@ -116,7 +120,7 @@ def check_choice(name: str, value: Any, *choices: Any) -> None:
 
 
 def storage_dtype(name: DTypeLike, base: np.dtype) -> np.dtype:
-    """Return the storage dtype called `name`: float16, bfloat16 or the base's dtype.
+    """Return the storage dtype with this name: float16, bfloat16 or the dtype of the base.
 
     Raises TypeError for another dtype.
     """

@@ -1,6 +1,7 @@
-"""The cost of an adapter: the parameters, matrix products and arrays that it adds to a training step.
+"""The cost of an adapter: the parameters, matrix products and arrays that the adapter adds to a training step.
 
-The file of each method defines the cost of its adapters; the package `costs` adds them to the cost of the model.
+The file of each method defines the cost of the method's adapters. The package `costs` adds this cost to the cost of the
+model.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ class Products:
     forward : int
         FLOPs of the forward pass.
     dx : int
-        FLOPs of gradients for the layers below.
+        FLOPs of the gradients of inputs, which the layers below need.
     dW : int
-        FLOPs of gradients of trained parameters (dW, dA, dB).
+        FLOPs of the gradients of trained parameters (dW, dA, dB).
 
     Examples
     --------
@@ -44,14 +45,18 @@ class Products:
 
 
 def linear_products(N: int, out: int, in_: int, need_dx: bool, need_dW: bool) -> Products:
-    """Return the FLOPs of x Wᵀ, and of dy W and dyᵀ x if they are needed, for x (N, in) and W (out, in): 2·N·out·in each."""
+    """Return the FLOPs of a linear layer: 2·N·out·in for each matrix product.
+
+    The forward pass computes x Wᵀ for x (N, in) and W (out, in). The backward pass computes dy W if dx is needed, and
+    dyᵀ x if dW is needed.
+    """
     one = 2 * N * out * in_
     return Products(one, one * need_dx, one * need_dW)
 
 
 @dataclass(frozen=True)
 class AdapterCost:
-    """The cost that an adapter adds to a linear layer; the base class of all costs.
+    """The cost that an adapter adds to a linear layer; the base class of all adapter costs.
 
     Parameters
     ----------
@@ -75,7 +80,7 @@ class AdapterCost:
 
     @property
     def keeps_x(self) -> bool:
-        """True if the backward pass needs the layer's own input x."""
+        """True if the backward pass of the adapter needs the input x of the layer."""
         return False
 
     @property
@@ -84,7 +89,7 @@ class AdapterCost:
         return type(self).__name__.removesuffix("Cost")
 
     def title(self, out: int) -> str:
-        """Return the name with the adapter's size.
+        """Return the name of the adapter and its size.
 
         Parameters
         ----------
@@ -129,7 +134,7 @@ class AdapterCost:
         return self.trained * sum(self.trained_sizes(out, in_))
 
     def largest_array(self, out: int, in_: int) -> int:
-        """Return the size of the largest trained array, which the optimizer updates in one operation.
+        """Return the size of the largest trained array. The optimizer updates this array in one operation.
 
         Parameters
         ----------
@@ -154,12 +159,12 @@ class AdapterCost:
         Returns
         -------
         int
-            Number of parameters in all these layers.
+            Number of frozen parameters that the method adds to all these layers.
         """
         return 0
 
     def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
-        """Return the FLOPs of all matrix products, except the products with W.
+        """Return the FLOPs of the matrix products that the adapter adds to those of the base layer.
 
         Parameters
         ----------
@@ -168,7 +173,7 @@ class AdapterCost:
         out, in_ : int
             Shape of the layer's W.
         need_dx : bool
-            Whether a layer below needs dx.
+            True if a layer below needs dx.
 
         Returns
         -------
@@ -178,7 +183,7 @@ class AdapterCost:
         return Products()
 
     def saved_for_backward(self, N: int, out: int, in_: int) -> int:
-        """Return the number of floats that the forward pass saves for the backward pass, without x.
+        """Return the number of floats that the forward pass saves for the backward pass; x is not counted.
 
         Parameters
         ----------
@@ -195,7 +200,7 @@ class AdapterCost:
         raise NotImplementedError
 
     def forward_temporaries(self, N: int, out: int, in_: int) -> int:
-        """Return the peak number of temporary floats in the forward pass, without y and saved arrays.
+        """Return the peak number of temporary floats in the forward pass; y and saved arrays are not counted.
 
         Parameters
         ----------
@@ -212,7 +217,7 @@ class AdapterCost:
         return 0
 
     def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
-        """Return the peak number of temporary floats in the backward pass of the adapted layer, without dy.
+        """Return the peak number of temporary floats in the backward pass of the adapted layer; dy is not counted.
 
         Parameters
         ----------
@@ -221,9 +226,9 @@ class AdapterCost:
         out, in_ : int
             Shape of the layer's W.
         need_dx : bool
-            Whether a layer below needs dx.
+            True if a layer below needs dx.
         frozen : int
-            Temporary floats of the product with W.
+            Number of temporary floats of the product with W.
 
         Returns
         -------
@@ -286,18 +291,23 @@ class PrefixCost:
 
     @property
     def products(self) -> Products:
-        """The FLOPs of the MLP, once per step; zero without an MLP."""
+        """The FLOPs of the MLP in one training step; zero without an MLP."""
         lower = linear_products(self.v, self.hidden, self.kv, self.trained, self.trained)
         return lower + linear_products(self.v, self.width, self.hidden, self.trained, self.trained)
 
     @property
     def saved_for_backward(self) -> int:
-        """Floats saved for the backward pass: the MLP's tanh (v, m), and float32 copies of parameters stored in 16 bits."""
+        """The number of floats saved for the backward pass.
+
+        The saved arrays are the output (v, m) of the MLP's tanh, and float32 copies of parameters stored in 16 bits.
+        """
         m = self.hidden
         return self.v * m + self.half_precision * (m > 0) * (self.v * self.kv + m * (self.kv + self.width))
 
     def cache_capacity(self, seq: int) -> int:
-        """Return the number of keys that a layer's cache can hold; a cache at least doubles when it grows.
+        """Return the number of keys that a layer's cache can hold.
+
+        A cache that is too small is replaced by a cache of at least twice the capacity.
 
         Parameters
         ----------

@@ -57,11 +57,11 @@ def write_adapter(
     recorded_fields: Sequence[str] = (),
     training: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the two files of an adapter. Both are complete before the first one replaces an older file.
+    """Write the two files of an adapter. Both new files are complete before the first one replaces an older file.
 
-    The settings named by `recorded_fields` are also written into the weights file. If the process is killed between the
-    two replacements, `read_adapter` detects that the files do not belong together. `training` contains the fields that
-    PEFT does not have. Raises ValueError if `folder` is a file.
+    The settings whose names are in `recorded_fields` are also written into the weights file. If the process is killed
+    between the two replacements, `read_adapter` detects that the files do not belong together. `training` contains the
+    configuration fields that PEFT does not have. Raises ValueError if `folder` is a file.
     """
     folder = Path(folder)
     if folder.is_file():
@@ -80,9 +80,9 @@ def write_adapter(
 def portable_targets(targets: str | Collection[str], model: Module) -> str | list[str]:
     """Return `target_modules` in a form that selects the same layers in PEFT.
 
-    In PEFT a string is always a regular expression ("q_proj" matches nothing), and it is compared with all modules, not
-    only with linear layers. If a string would select other layers, it is replaced by a list of suffixes, or of full
-    names if the suffixes match too many layers.
+    In PEFT a string is always a regular expression, so "q_proj" matches nothing. PEFT compares the string with the
+    names of all modules, not only of linear layers. A string that would select other layers in PEFT is replaced by a
+    list of name suffixes. If these suffixes match too many layers, the list contains full names instead.
     """
     layers = list(adaptable_layers(model))
     if not isinstance(targets, str):
@@ -95,9 +95,9 @@ def portable_targets(targets: str | Collection[str], model: Module) -> str | lis
 
 
 def peft_modules(model: Module) -> list[str]:
-    """Return the module names of the same model in transformers.
+    """Return the names that the modules of this model have in the library transformers.
 
-    Names that exist in lora_np too come first.
+    The names that lora_np also uses come first.
     """
     names = dict.fromkeys(name.removesuffix(".base_layer") for name, _ in model.named_modules())
     activations = [f"{name}.act_fn" for name in names if name.endswith(".mlp")]
@@ -113,11 +113,11 @@ def to_python(number: Any) -> Any:
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:
-    """Return the settings, the tensors (in the file's dtype) and the fields that PEFT does not have.
+    """Return the settings, the tensors, and the configuration fields that PEFT does not have.
 
-    Their values are not checked.
+    The tensors have the dtype of the file. No values are checked.
 
-    Raises FileNotFoundError if a file is missing, and ValueError if a file is damaged or the two files come from
+    Raises FileNotFoundError if a file is missing, and ValueError if a file is damaged or if the two files come from
     different saves.
     """
     folder = Path(folder)
@@ -142,7 +142,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """Return the JSON object in `text`. Raises ValueError for other JSON values."""
+    """Return the JSON object in `text`. Raises ValueError if `text` contains another JSON value."""
     found = json.loads(text)
     if not isinstance(found, dict):
         raise ValueError(f"expected a JSON object, got {text:.40}")
@@ -151,7 +151,7 @@ def json_object(text: str) -> dict[str, Any]:
 
 @contextmanager
 def name_file_in_errors(file: Path) -> Iterator[None]:
-    """Re-raise a TypeError or ValueError from this block as a ValueError that starts with the file name."""
+    """Re-raise a TypeError or ValueError from the `with` block as a ValueError that starts with the file name."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -166,7 +166,10 @@ def check_targets(targets: Any) -> None:
 
 
 def check_settings(settings: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raise ValueError for a key that is not `known`, unless its feature is off or does not affect the output."""
+    """Raise ValueError for a setting that is not in `known`.
+
+    A setting is accepted if it turns a feature off or does not affect the output.
+    """
     for key in sorted(settings.keys() - known - IGNORED_SETTINGS):
         value = settings[key]
         off = value is None or value is False or value in ("", [], {}, NEUTRAL_VALUES.get(key))
@@ -195,16 +198,17 @@ def check_arrays(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[in
 
 
 def abbreviate(keys: list[str]) -> str:
-    """Return the first three names, and the number of the others."""
+    """Return a text with the first three names and the number of the remaining names."""
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 def is_base_weight(key: str, array: np.ndarray, model: Module) -> bool:
     """Return True if an array is a weight of the base.
 
-    With an adapter for the head, PEFT also saves the frozen head.
+    If an adapter adapts lm_head, PEFT also saves the frozen weight of lm_head.
 
-    Raises ValueError if its numbers differ from this base: the adapter was trained on another base.
+    Raises ValueError if the array differs from the weight of this base, because the adapter was then trained on another
+    base.
     """
     name = key.removeprefix(PREFIX).replace(".base_layer", "")
     base = {n.replace(".base_layer", ""): p.value for n, p in model.named_parameters() if ".lora_" not in n}

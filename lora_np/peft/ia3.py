@@ -38,21 +38,21 @@ class IA3Config(TargetedConfig):
     task_type : str or None, default None
         None or "CAUSAL_LM".
     inference_mode : bool, default False
-        Only False; see `PeftModel.set_adapter`.
+        Must be False. To freeze an adapter, call `PeftModel.set_adapter(name, inference_mode=True)`.
     bias : str or None, default "none"
-        Only "none": biases stay frozen.
+        Must be "none" or None: biases stay frozen.
     fan_in_fan_out : bool, default False
-        Only False: weights have shape (out, in).
+        Must be False: weights have shape (out, in).
     modules_to_save, exclude_modules, layers_to_transform, layers_pattern : collection or None, default None
-        Only None or empty. A regular expression in `target_modules` can exclude modules or select layers.
+        Must be None or empty. To exclude modules or to select layers, use a regular expression in `target_modules`.
     target_modules : str or collection of str, default ("k_proj", "v_proj", "down_proj")
-        Layers to rescale, as in `LoraConfig`.
+        Layers to rescale. The value has the same forms as in `LoraConfig`.
     feedforward_modules : str or collection of str, default ("down_proj",)
-        In these target layers the input is rescaled; in all other target layers the output is rescaled.
+        Target layers whose input is rescaled. In all other target layers, the output is rescaled.
     init_ia3_weights : bool, default True
-        True: l = 1, so ΔW = 0 at the start. False: l normal (for tests).
+        True: l = 1, so ΔW = 0 at the start. False: l is random, from a normal distribution (for tests).
     base_model_name_or_path : str, path or None, default None
-        Name of the base model. It is saved with the adapter and has no other effect.
+        Name of the base model. The name is saved with the adapter and has no other effect.
 
     Raises
     ------
@@ -78,7 +78,7 @@ class IA3Config(TargetedConfig):
     def check(self) -> None:
         """Store `feedforward_modules` as a string or a tuple.
 
-        None, PEFT's default, means the default of IA3Config.
+        PEFT's default None is replaced by the default of IA3Config.
         """
         given: Any = self.feedforward_modules
         given = IA3Config.feedforward_modules if given is None else given
@@ -97,11 +97,11 @@ class IA3Adapter(Adapter):
 
     @property
     def scales_input(self) -> bool:
-        """True if l rescales the layer's input, False if it rescales the output."""
+        """True if l rescales the layer's input, False if l rescales the layer's output."""
         return bool(self.config.feedforward_modules)  # in a layer's own configuration: its name, or empty
 
     def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, IA3Cache]:
-        """Compute y (…, out) for x (…, in). The cache contains the factor of l, for dl."""
+        """Compute y (…, out) for x (…, in). The cache contains the array that l multiplies, because dl needs it."""
         l = upcast(x.dtype, self.ia3_l.value).reshape(-1)
         if self.scales_input:
             y, base_cache = base.forward(x * l, context)
@@ -110,10 +110,10 @@ class IA3Adapter(Adapter):
         return y * l, (base_cache, l, y if self.ia3_l.trainable else None)
 
     def backward(self, dy: Array, cache: IA3Cache, base: Linear, need_dx: bool) -> Array | None:
-        """Return dx (…, in) or None for dy (…, out), and add dl.
+        """Return dx (…, in) for dy (…, out), or None if dx is not needed. Also add dl to the gradient of l.
 
-        In the forward pass z = l ∘ u, with u = x before the base layer or u = base(x) after it. So dl = Σ dz ∘ u over
-        all tokens, and du = l ∘ dz.
+        In the forward pass z = l ∘ u, where u is either the input x or the output base(x) of the base layer. Therefore
+        dl is the sum of dz ∘ u over all tokens, and du = l ∘ dz.
         """
         base_cache, l, u = cache
         if not self.scales_input:
@@ -138,9 +138,9 @@ class IA3Adapter(Adapter):
 
 @dataclass(frozen=True)
 class IA3Cost(AdapterCost):
-    """The cost of l ∘ (x Wᵀ) or (l ∘ x) Wᵀ: no additional matrix product.
+    """The cost of l ∘ (x Wᵀ) or (l ∘ x) Wᵀ, which need no additional matrix product.
 
-    The backward pass needs the factor of l.
+    To compute dl, the backward pass needs the array that l multiplies.
     """
 
     scales_input: bool = False
@@ -156,22 +156,32 @@ class IA3Cost(AdapterCost):
         return [in_ if self.scales_input else out]
 
     def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
-        """Return the FLOPs of dx, if only dl needs it: l rescales the input, and no layer below is trained."""
+        """Return the FLOPs of the base layer's dx, if only dl needs this dx.
+
+        This is the case if l is trained and rescales the input, and no layer below is trained.
+        """
         needed = self.trained and self.scales_input and not need_dx
         return Products(0, linear_products(N, out, in_, True, False).dx * needed, 0)
 
     def saved_for_backward(self, N: int, out: int, in_: int) -> int:
-        """Return the saved floats: y = base(x), if l rescales the output, and a float32 copy of a 16-bit l."""
+        """Return the number of saved floats.
+
+        The saved arrays are y = base(x) if a trained l rescales the output, and a float32 copy of l if l is stored in
+        16 bits.
+        """
         return self.trained * (not self.scales_input) * N * out + self.half_precision * sum(
             self.trained_sizes(out, in_)
         )
 
     def forward_temporaries(self, N: int, out: int, in_: int) -> int:
-        """Return the temporary floats: l ∘ x, or the unscaled y if it is not saved."""
+        """Return the number of temporary floats of l ∘ x, or of the unscaled y if y is not saved."""
         return N * in_ if self.scales_input else (not self.trained) * N * out
 
     def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
-        """Return the peak of temporary floats: dz ∘ u or l ∘ dz, and those of the frozen path."""
+        """Return the peak number of temporary floats.
+
+        The temporary arrays are dz ∘ u or l ∘ dz, and the temporary arrays of the frozen layer.
+        """
         if self.scales_input:
             return max(frozen, 2 * N * in_ * (need_dx or self.trained))
         return N * out + frozen
@@ -188,21 +198,28 @@ class IA3Method(LayerMethod):
     example = IA3Config(init_ia3_weights=False)
 
     def targets(self, config: IA3Config, names: list[str], strict: bool = True) -> list[str]:
-        """Return the targeted layers.
+        """Return the names of the targeted layers.
 
-        With `strict`, raises ValueError for an entry of either list that matches no layer.
+        If `strict` is True, raises ValueError if an entry of `target_modules` or `feedforward_modules` matches no
+        layer.
         """
         if strict and config.feedforward_modules:
             select_targets(names, config.feedforward_modules)
         return super().targets(config, names, strict)
 
     def for_layer(self, config: IA3Config, layer: str) -> IA3Config:
-        """Return the configuration of one layer: `feedforward_modules` contains this layer or is empty."""
+        """Return the configuration of one layer.
+
+        Its `feedforward_modules` contains only this layer, or is empty if the output of the layer is rescaled.
+        """
         inputs = [layer] if is_target(layer, config.feedforward_modules) else []
         return replace(config, feedforward_modules=inputs)
 
     def check(self, host: AdapterHost, config: IA3Config, layers: Mapping[str, Linear]) -> None:
-        """Raise ValueError if the output of a layer with a bias is rescaled: a merge would have to change the bias."""
+        """Raise ValueError if the output of a layer with a bias is rescaled.
+
+        A merge would then have to change the bias.
+        """
         for name, base in layers.items():
             if hasattr(base, "bias") and not is_target(name, config.feedforward_modules):
                 raise ValueError(f"{name} has a bias; IA³ can rescale the output only of layers without a bias")
@@ -215,17 +232,17 @@ class IA3Method(LayerMethod):
         )
 
     def shapes(self, config: IA3Config, out: int, in_: int) -> dict[str, tuple[int, ...]]:
-        """Return the shape of l, (1, in) or (out, 1)."""
+        """Return the shape of l: (1, in) if l rescales the input, (out, 1) if l rescales the output."""
         return {"ia3_l": (1, in_) if config.feedforward_modules else (out, 1)}
 
     def build(self, config: IA3Config, base: Linear, tensors: list[np.ndarray], dtype: np.dtype | None) -> IA3Adapter:
-        """Return an adapter from the tensor l."""
+        """Return an adapter with the tensor l."""
         return IA3Adapter(config, parameter_like(base, tensors[0], dtype))
 
     def settings(self, config: IA3Config, model: Transformer) -> dict[str, Any]:
-        """Return the file's settings, with full layer names.
+        """Return the settings for the file, with full layer names.
 
-        PEFT requires that all feedforward_modules are in target_modules.
+        PEFT requires that every name in `feedforward_modules` is also in `target_modules`.
         """
         layers = self.targets(config, list(adaptable_layers(model)), strict=False)
         inputs = [layer for layer in layers if is_target(layer, config.feedforward_modules)]

@@ -1,4 +1,4 @@
-"""AdapterManager: adds, loads, saves, selects and deletes the adapters of a base model, and resolves mixed batches."""
+"""AdapterManager: adds, loads, saves and deletes the adapters of a base model, and selects the adapters of a call."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Folder = str | os.PathLike[str]
 class AdapterManager(AdapterHost):
     """A frozen base model and its adapters.
 
-    `active_adapter` names the adapter that calls use, or is None.
+    `active_adapter` is the name of the adapter that calls use, or None.
     """
 
     def __init__(self, model: Transformer, adapter_dtype: DTypeLike | None = None) -> None:
@@ -60,7 +60,7 @@ class AdapterManager(AdapterHost):
     # ------------------------------------------------------------------------------------------------ several adapters
 
     def add_adapter(self, adapter_name: str, peft_config: PeftConfig, seed: int = 0) -> None:
-        """Add a new adapter. It is frozen and not active until `set_adapter` selects it.
+        """Add a new adapter. The new adapter is frozen and not active until `set_adapter` selects it.
 
         Two adapters with the same seed and configuration start with the same A; use a different seed for each.
 
@@ -69,25 +69,25 @@ class AdapterManager(AdapterHost):
         adapter_name : str
             A new name, without "." and "/".
         peft_config : PeftConfig
-            Configuration; its class selects the method.
+            Configuration of the adapter. The class of the configuration selects the method.
         seed : int
             Seed of the adapter's random numbers.
 
         Raises
         ------
         ValueError
-            If a target module or pattern matches no layer, or the name is taken or invalid.
+            If a target module or a pattern matches no layer, or if the adapter name is already used or invalid.
         TypeError
             If `peft_config` is not a configuration.
         RuntimeError
-            If an adapter is merged, or the adapters are disabled. The model is unchanged after each error.
+            If an adapter is merged, or if the adapters are disabled. After any of these errors, the model is unchanged.
         """
         self._check_new(adapter_name)
         method_of(peft_config).add(self, adapter_name, peft_config, seed)
         self._register(adapter_name, peft_config)
 
     def load_adapter(self, model_id: Folder, adapter_name: str, is_trainable: bool = False) -> None:
-        """Add a saved adapter. As in PEFT, it is not active until `set_adapter` selects it.
+        """Add a saved adapter. As in PEFT, the loaded adapter is not active until `set_adapter` selects it.
 
         Parameters
         ----------
@@ -96,21 +96,21 @@ class AdapterManager(AdapterHost):
         adapter_name : str
             A new name for the adapter.
         is_trainable : bool
-            False freezes the adapter.
+            False: the adapter is frozen.
 
         Raises
         ------
         FileNotFoundError
             If the folder contains no adapter.
         ValueError
-            If the name is taken or invalid, a tensor is unexpected, missing or of a wrong shape, or the file uses an
-            unsupported feature.
+            If the adapter name is already used or invalid, if a tensor is unexpected, missing or of a wrong shape, or
+            if the file uses an unsupported feature.
         RuntimeError
-            If an adapter is merged, or the adapters are disabled. The model is unchanged after each error.
+            If an adapter is merged, or if the adapters are disabled. After any of these errors, the model is unchanged.
 
         Notes
         -----
-        Tensors are converted to `adapter_dtype`, or to the dtype of the base model.
+        Tensors are converted to the `adapter_dtype` of the PeftModel, by default the dtype of the base model.
         """
         self._check_new(adapter_name)
         settings, arrays, training = read_adapter(model_id)
@@ -137,22 +137,22 @@ class AdapterManager(AdapterHost):
 
         As in PEFT, the adapter "default" is written into `save_directory`, and each other adapter into a subfolder with
         its name. An adapter with PiSSA initialisation is saved for the original base, as a LoRA of twice the rank (see
-        lora/pissa.py). Files are replaced atomically: an adapter that is already in the folder stays until the new one
-        is complete.
+        lora/pissa.py). Files are replaced atomically: an older adapter in the folder remains until the files of the new
+        adapter are complete.
 
         Parameters
         ----------
         save_directory : str or path
             Folder to write.
         adapter_name : str, optional
-            Write only this adapter, into `save_directory` itself.
+            Write only this adapter, directly into `save_directory`.
         selected_adapters : sequence of str, optional
-            Write only these adapters; default: all.
+            Names of the adapters to write. Default: all adapters.
 
         Raises
         ------
         ValueError
-            If an adapter does not exist, `selected_adapters` is empty, or a folder is a file.
+            If an adapter does not exist, if `selected_adapters` is empty, or if a folder to write is an existing file.
         RuntimeError
             If the base was quantised after PiSSA initialisation.
         """
@@ -176,21 +176,21 @@ class AdapterManager(AdapterHost):
             write_adapter(folder, settings, arrays, method.recorded_fields, extra)
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
-        """Make an adapter the active one. As in PEFT, it becomes the only trainable adapter.
+        """Make an adapter active. As in PEFT, this adapter becomes the only trainable adapter.
 
         Parameters
         ----------
         adapter_name : str
             Name of the adapter.
         inference_mode : bool
-            True freezes the adapter too.
+            True: this adapter is frozen, like all other adapters.
 
         Raises
         ------
         ValueError
-            If the adapter does not exist, or several names are given.
+            If the adapter does not exist, or if several names are given.
         RuntimeError
-            If another adapter is merged, or the adapters are disabled.
+            If another adapter is merged, or if the adapters are disabled.
         """
         if not isinstance(adapter_name, str):
             raise ValueError(
@@ -207,7 +207,8 @@ class AdapterManager(AdapterHost):
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter.
 
-        If it was active, the alphabetically first of the others becomes active, with a warning, as in PEFT.
+        As in PEFT, if the deleted adapter was active, the first remaining adapter in alphabetical order becomes active,
+        and a warning names it.
 
         Parameters
         ----------
@@ -219,7 +220,7 @@ class AdapterManager(AdapterHost):
         ValueError
             If the adapter does not exist.
         RuntimeError
-            If an adapter is merged, or the adapters are disabled.
+            If an adapter is merged, or if the adapters are disabled.
         """
         self._check_name(adapter_name)
         self._check_idle()
@@ -240,12 +241,12 @@ class AdapterManager(AdapterHost):
         Parameters
         ----------
         adapter_name : str, optional
-            Only this adapter; default: all.
+            Yield only the parameters of this adapter. Default: the parameters of all adapters.
 
         Yields
         ------
         Parameter
-            Each parameter of an adapter once.
+            Parameters of the adapters, each parameter once per adapter.
         """
         for name in self.peft_config if adapter_name is None else [adapter_name]:
             yield from method_of(self.peft_config[name]).parameters(self, name)
@@ -288,21 +289,23 @@ class AdapterManager(AdapterHost):
         Parameters
         ----------
         adapter_names : sequence of str or None
-            One adapter name per row; "__base__" for the base model. None: the active adapter for all rows.
+            One adapter name per row; the name "__base__" selects the base model. None selects the active adapter for
+            all rows.
         rows : int
             Number of rows of the batch.
 
         Returns
         -------
         str, AdapterRows or None
-            The active adapter, the adapters of a mixed batch, or None for the base model.
+            The name of the active adapter, the AdapterRows of a mixed batch, or None for the base model.
 
         Raises
         ------
         ValueError
-            If the number of names is not `rows`, an adapter does not exist, or its rows cannot share a batch.
+            If the number of names differs from `rows`, if an adapter does not exist, or if the rows of an adapter
+            cannot share a batch with rows of other adapters.
         RuntimeError
-            If an adapter is merged, or the adapters are disabled.
+            If an adapter is merged, or if the adapters are disabled.
         """
         if adapter_names is None:
             return self.active_adapter
@@ -330,10 +333,13 @@ class AdapterManager(AdapterHost):
 
     @property
     def _pissa_started(self) -> bool:
-        """True if an adapter was initialised by PiSSA in this model. It is then the only adapter."""
+        """True if an adapter was initialised by PiSSA in this model.
+
+        Such an adapter is the only adapter of the model.
+        """
         return any(getattr(config, "init_lora_weights", None) == "pissa" for config in self.peft_config.values())
 
 
 def unique(names: str | Iterable[str]) -> list[str]:
-    """Return the names as a list, each name once."""
+    """Return the names as a list without duplicates."""
     return [names] if isinstance(names, str) else list(dict.fromkeys(names))

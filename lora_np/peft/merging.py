@@ -43,27 +43,27 @@ class MergeableModel(AdapterManager):
     def merge_adapter(self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
         """Merge adapters into the weights: W ← W + Σ ΔW.
 
-        A forward pass then costs as much as in the base model.
+        After the merge, a forward pass costs as much as a forward pass of the base model.
 
-        Until `unmerge_adapter`, a call with a merged adapter uses the sum of all merged adapters, and a call with
-        another adapter raises RuntimeError. Merging the same adapters again changes nothing. If ΔW depends on W (DoRA,
-        IA³), each weight is copied first, which doubles its memory.
+        Until `unmerge_adapter` is called, a call with a merged adapter uses the sum of all merged adapters. A call with
+        another adapter raises RuntimeError. A second merge of the same adapters has no effect. If ΔW depends on W
+        (DoRA, IA³), each weight is copied before the merge, so the weight needs twice the memory.
 
         Parameters
         ----------
         adapter_names : sequence of str, optional
-            Adapters to merge; default: the active one.
+            Names of the adapters to merge. Default: the active adapter.
         safe_merge : bool
-            Check that the merged weights are finite before the merge.
+            True: before the merge, check that all merged weights will be finite.
 
         Raises
         ------
         ValueError
-            If an adapter does not exist or is not a change of weights, or, with `safe_merge`, a merged weight would not
-            be finite.
+            If an adapter does not exist, or if an adapter is not a change of weights. With `safe_merge`, also if a
+            merged weight would not be finite.
         RuntimeError
-            If other adapters are merged, the adapters are disabled, no adapter is active, or the base is quantised. The
-            weights are unchanged after each error.
+            If other adapters are already merged, if the adapters are disabled, if no adapter is active, or if the base
+            is quantised. After any of these errors, the weights are unchanged.
         """
         if self.disabled:
             raise RuntimeError("the adapters are disabled; leave `disable_adapter` before merging")
@@ -79,13 +79,14 @@ class MergeableModel(AdapterManager):
     def unmerge_adapter(self) -> None:
         """Reverse a merge: W ← W − Σ ΔW.
 
-        W is restored up to rounding (about 1e-7 in float32), and exactly after DoRA or IA³.
+        After a merge of LoRA or VeRA, W is restored up to rounding errors (about 1e-7 in float32). After a merge of
+        DoRA or IA³, W is restored exactly, from a copy.
         """
         for layer in adapted_layers(self.model).values():
             layer.unmerge()
 
     def merge_and_unload(self, safe_merge: bool = False, adapter_names: Sequence[str] | None = None) -> Transformer:
-        """Merge adapters and remove all adapters from the model. This PeftModel then has no adapters.
+        """Merge adapters and remove all adapters from the model. Afterwards, this PeftModel has no adapters.
 
         Parameters
         ----------
@@ -108,7 +109,7 @@ class MergeableModel(AdapterManager):
         return self._remove_adapters()
 
     def unload(self) -> Transformer:
-        """Remove all adapters without merging them. This PeftModel then has no adapters.
+        """Remove all adapters without merging them. Afterwards, this PeftModel has no adapters.
 
         Returns
         -------
@@ -118,7 +119,7 @@ class MergeableModel(AdapterManager):
         Raises
         ------
         RuntimeError
-            If the adapters are disabled, or the base was quantised after PiSSA initialisation.
+            If the adapters are disabled, or if the base was quantised after PiSSA initialisation.
         """
         self.unmerge_adapter()
         self._check_idle()
@@ -145,9 +146,9 @@ class MergeableModel(AdapterManager):
         majority_sign_method: Literal["total", "frequency"] = "total",
         seed: int = 0,
     ) -> MergeReport:
-        """Combine LoRA adapters into a new one that approximates ΔW = Σ wᵢΔWᵢ.
+        """Combine LoRA adapters into a new adapter whose ΔW approximates Σ wᵢΔWᵢ.
 
-        The new adapter has scaling 1 and is frozen until `set_adapter` selects it. The source adapters stay.
+        The new adapter has scaling 1 and is frozen until `set_adapter` selects it. The source adapters are not changed.
 
         Parameters
         ----------
@@ -160,28 +161,31 @@ class MergeableModel(AdapterManager):
         combination_type : str
             One of `COMBINATION_TYPES`; see combination.py for the formulas.
         svd_rank : int, optional
-            Rank of the new adapter, for the types with an SVD. Default: the largest rank of the sources.
+            For combination types with an SVD: rank of the new adapter. Default: the largest rank of the source
+            adapters.
         svd_clamp : float, optional
-            Quantile at which the SVD's factors are clipped, for the types with an SVD.
+            For combination types with an SVD: quantile at which the factors of the SVD are clipped.
         density : float, optional
-            Fraction of elements to keep, for ties, dare and magnitude_prune types.
+            For ties, dare and magnitude_prune types: fraction of the elements that are kept.
         majority_sign_method : {"total", "frequency"}
-            How the ties types choose a sign: the sign of the sum, or the more frequent sign.
+            For ties types: rule for the sign of each element. "total" chooses the sign of the sum, "frequency" chooses
+            the more frequent sign.
         seed : int
-            Seed of the random elements that the dare types keep.
+            For dare types: seed that selects the random elements to keep.
 
         Returns
         -------
         MergeReport
-            The relative error of the new adapter.
+            The relative errors of the new adapter's ΔW.
 
         Raises
         ------
         ValueError
-            If a name does not exist, is taken or invalid, a weight is not finite, an option is out of range or does not
-            apply to the type, or the type needs equal ranks.
+            If a source adapter does not exist, if the new name is already used or invalid, or if a weight is not
+            finite. Also if an option is out of range or does not apply to the combination type, or if the type needs
+            equal ranks and the ranks differ.
         RuntimeError
-            If an adapter is merged, or the adapters are disabled. The model is unchanged after each error.
+            If an adapter is merged, or if the adapters are disabled. After any of these errors, the model is unchanged.
         """
         self._check_new(adapter_name)
         if isinstance(adapters, str) or not len(adapters) or len(adapters) != len(weights):
@@ -211,10 +215,10 @@ class MergeableModel(AdapterManager):
 
 
 def merge(model: Module, names: Iterable[str], safe: bool = False) -> None:
-    """Merge these adapters in every layer.
+    """Merge the adapters `names` in every layer.
 
-    Raises RuntimeError if the base is quantised and, if `safe`, ValueError if a merged weight would not be finite. The
-    weights are then unchanged.
+    Raises RuntimeError if the base is quantised. If `safe` is True, raises ValueError if a merged weight would not be
+    finite. After an error, the weights are unchanged.
     """
     names, every = tuple(names), adapted_layers(model)
     layers = {name: layer for name, layer in every.items() if any(a.mergeable for a in layer.adapters.values())}

@@ -1,8 +1,8 @@
 """The interface of adapter methods. A method is one file and one line in registry.py.
 
-class Method         the interface: add, restore, delete, … an adapter
-class LayerMethod    an implementation for methods with an Adapter object in each linear layer (adapter.py)
-class AdapterHost    the state of a PeftModel that a method reads and changes
+`Method` is the interface, with operations that add, restore and delete an adapter. `LayerMethod` implements
+this interface for methods with an Adapter object in each linear layer (adapter.py). `AdapterHost` is the state of a
+PeftModel that a method reads and changes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ T = TypeVar("T")
 
 
 class AdapterHost(Module):
-    """The state of a PeftModel that methods use: the base, the prefix encoders, the configurations, and the storage dtype."""
+    """The state of a PeftModel that the methods use.
+
+    The state is the base model, the prefix encoders, the configurations, and the storage dtype.
+    """
 
     def __init__(self, model: Transformer, adapter_dtype: np.dtype | None = None) -> None:
         self.model = model
@@ -50,13 +53,12 @@ class AdapterHost(Module):
 class Method:
     """The interface of an adapter method. A method has no state; the PeftModel holds the adapters.
 
-    config_type: the class of its configurations.
-    peft_type: its name in adapter_config.json.
-    recorded_fields: fields of the configuration that change the meaning of the tensors. The weights file contains a
-    copy of them,
-        so that loading detects two files from different saves.
-    mergeable: True if its adapters are changes ΔW of weights.
-    extra_fields: fields of the configuration that PEFT does not have. The weights file stores them.
+    `config_type`: the class of the method's configurations.
+    `peft_type`: the name of the method in adapter_config.json.
+    `recorded_fields`: fields of the configuration that change the meaning of the tensors. The weights file contains a
+    copy of these fields, so that loading detects two files from different saves.
+    `mergeable`: True if the method's adapters are changes ΔW of weights.
+    `extra_fields`: fields of the configuration that PEFT does not have. The weights file stores these fields.
     """
 
     config_type: ClassVar[type[PeftConfig]]
@@ -79,7 +81,8 @@ class Method:
     def restore(self, host: AdapterHost, name: str, config: Any, arrays: Mapping[str, np.ndarray]) -> None:
         """Add a saved adapter.
 
-        Raises ValueError with the name of a tensor that does not fit; the model is then unchanged.
+        Raises ValueError with the name of a tensor that is missing, unexpected or of a wrong shape. After an error, the
+        model is unchanged.
         """
         raise NotImplementedError
 
@@ -92,7 +95,7 @@ class Method:
         raise NotImplementedError
 
     def arrays(self, host: AdapterHost, name: str) -> dict[str, np.ndarray]:
-        """Return the tensors of the adapter's file by key, in host memory."""
+        """Return the tensors for the adapter's file by their keys, as arrays in host memory."""
         raise NotImplementedError
 
     def set_trainable(self, host: AdapterHost, name: str, trainable: bool) -> None:
@@ -107,7 +110,7 @@ class Method:
         raise ValueError(f"{name!r} has a {type(config).__name__}; its rows cannot be in a mixed batch")
 
     def file_config(self, config: Any) -> Any:
-        """Return the configuration of the saved adapter, which can differ from the training configuration."""
+        """Return the configuration of the saved adapter. This configuration can differ from that of training."""
         return config
 
     def settings(self, config: Any, model: Transformer) -> dict[str, Any]:
@@ -123,9 +126,9 @@ class Method:
         }
 
     def config(self, settings: Mapping[str, Any]) -> Any:
-        """Return the configuration of an adapter_config.json.
+        """Return the configuration for the settings of an adapter_config.json.
 
-        Raises ValueError or TypeError with the name of a wrong setting.
+        Raises ValueError or TypeError; the message names the wrong setting.
         """
         known = {field.name for field in fields(self.config_type)}
         check_settings(settings, {*known, *self.accepted_keys})
@@ -134,7 +137,7 @@ class Method:
     def costs(self, config: Any, shapes: Mapping[str, tuple[int, int]]) -> dict[str, AdapterCost]:
         """Return the cost of each layer's adapter by layer name.
 
-        `shapes`: (out, in) of all linear layers.
+        `shapes` maps the name of each linear layer to the shape (out, in) of its weight.
         """
         return {}
 
@@ -144,7 +147,7 @@ class Method:
 
 
 class LayerMethod(Method):
-    """A method with an Adapter object in each targeted layer."""
+    """A method that adds one Adapter object to each targeted layer."""
 
     fixed_settings: ClassVar[Mapping[str, Any]] = {**COMMON_SETTINGS, **DISABLED_SETTINGS}
     layer_name_fields: ClassVar[tuple[str, ...]] = (
@@ -152,9 +155,9 @@ class LayerMethod(Method):
     )  # fields of the configuration that contain layer names
 
     def targets(self, config: Any, names: list[str], strict: bool = True) -> list[str]:
-        """Return the names of the layers to adapt, in order.
+        """Return the names of the layers to adapt, in the order of `names`.
 
-        `strict` raises ValueError for a target that matches no layer.
+        If `strict` is True, raises ValueError if a target matches no layer.
         """
         if strict:
             return select_targets(names, config.target_modules)
@@ -170,20 +173,23 @@ class LayerMethod(Method):
     def draw(self, config: Any, base: Linear, rng: np.random.Generator, dtype: np.dtype | None) -> Adapter:
         """Return a new adapter for one layer.
 
-        Random numbers are drawn in host memory, the same on every device.
+        Random numbers are drawn in host memory, so they are the same on every device.
         """
         raise NotImplementedError
 
     def shapes(self, config: Any, out: int, in_: int) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of one layer's tensors by the last part of their keys, in the order of `build`'s argument."""
+        """Return the shapes of one layer's tensors, in the order in which `build` expects the tensors.
+
+        The keys are the last parts of the keys in the file.
+        """
         raise NotImplementedError
 
     def build(self, config: Any, base: Linear, tensors: list[np.ndarray], dtype: np.dtype | None) -> Adapter:
-        """Return the adapter of one layer from the tensors listed by `shapes`."""
+        """Return the adapter of one layer with the given tensors, in the order of `shapes`."""
         raise NotImplementedError
 
     def cost(self, config: Any, trained: bool = True, half_precision: bool = False) -> AdapterCost:
-        """Return the cost of one layer's adapter. Raises ValueError if the method does not define it."""
+        """Return the cost of one layer's adapter. Raises ValueError if the method does not define a cost."""
         raise ValueError(
             f"{type(self).__name__} does not define the cost of a training step for a {type(config).__name__}; "
             "costs.count(model) counts the parameters of a live model"
@@ -208,7 +214,10 @@ class LayerMethod(Method):
     def draw_all(
         self, config: Any, layers: Mapping[str, Linear], rng: np.random.Generator, dtype: np.dtype | None
     ) -> Iterable[tuple[str, Adapter]]:
-        """Yield (layer name, new adapter) in order. All layers draw from one random generator."""
+        """Yield the name and the new adapter of each layer, in the order of `layers`.
+
+        The random numbers of all layers come from one generator.
+        """
         return ((layer, self.draw(self.for_layer(config, layer), base, rng, dtype)) for layer, base in layers.items())
 
     def restore(self, host: AdapterHost, name: str, config: Any, arrays: Mapping[str, np.ndarray]) -> None:
@@ -223,7 +232,7 @@ class LayerMethod(Method):
         self.insert(host, name, self.build_all(config, layers, arrays, host.adapter_dtype))
 
     def expected_shapes(self, config: Any, layers: Mapping[str, Linear]) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of all tensors of the file by key."""
+        """Return the shape of each tensor in the file by its key."""
         found: dict[str, tuple[int, ...]] = {}
         for layer, base in layers.items():
             found |= self.with_file_keys(
@@ -232,32 +241,32 @@ class LayerMethod(Method):
         return found
 
     def with_file_keys(self, layer: str, tensors: Mapping[str, T]) -> dict[str, T]:
-        """Return the tensors, or shapes, of a layer with the keys of the file."""
+        """Return the tensors of a layer, or the shapes of these tensors, with the keys of the file."""
         return {f"{PREFIX}{layer}.{tensor}": x for tensor, x in tensors.items()}
 
     def arrays_to_check(
         self, arrays: Mapping[str, np.ndarray], expected: Iterable[str], model: Module
     ) -> Mapping[str, np.ndarray]:
-        """Return the arrays that `restore` compares with the expected shapes; by default all."""
+        """Return the arrays that `restore` compares with the expected shapes; by default all arrays."""
         return arrays
 
     def build_all(
         self, config: Any, layers: Mapping[str, Linear], arrays: Mapping[str, np.ndarray], dtype: np.dtype | None
     ) -> Iterable[tuple[str, Adapter]]:
-        """Yield (layer name, adapter) from the file's tensors."""
+        """Yield the name and the adapter of each layer, built from the tensors of the file."""
         for layer, base in layers.items():
             own = self.for_layer(config, layer)
             keys = self.with_file_keys(layer, self.shapes(own, base.out_features, base.in_features))
             yield layer, self.build(own, base, [arrays[key] for key in keys], dtype)
 
     def insert(self, host: AdapterHost, name: str, adapters: Iterable[tuple[str, Adapter]]) -> None:
-        """Insert an adapter into each layer."""
+        """Insert the given adapters into their layers."""
         made = dict(adapters)
         for layer_name, layer in adapt(host.model, made):
             layer.adapters[name] = made[layer_name]
 
     def delete(self, host: AdapterHost, name: str) -> None:
-        """Remove the adapter from every layer. A layer without adapters becomes its Linear again."""
+        """Remove the adapter from every layer. A layer whose last adapter is removed is replaced by its Linear."""
         remove(host.model, name)
 
     def layers(self, host: AdapterHost, name: str) -> dict[str, AdaptedLinear]:
@@ -265,7 +274,7 @@ class LayerMethod(Method):
         return adapted_layers(host.model, name)
 
     def parameters(self, host: AdapterHost, name: str) -> Iterator[Parameter]:
-        """Yield the parameters of all layers' adapters. A parameter that layers share is yielded once."""
+        """Yield the parameters of the adapter in all layers. A parameter that layers share is yielded once."""
         seen: set[int] = set()
         for layer in self.layers(host, name).values():
             for _, p in layer.adapters[name].named_parameters():
@@ -274,12 +283,12 @@ class LayerMethod(Method):
                     yield p
 
     def set_trainable(self, host: AdapterHost, name: str, trainable: bool) -> None:
-        """Make the adapter trainable, except for its frozen parameters, or freeze it."""
+        """Make all parameters of the adapter except those in `frozen` trainable, or freeze all parameters."""
         for layer in self.layers(host, name).values():
             layer.adapters[name].set_trainable(trainable)
 
     def arrays(self, host: AdapterHost, name: str) -> dict[str, np.ndarray]:
-        """Return the tensors of all layers by PEFT's keys, in host memory."""
+        """Return the tensors of all layers by PEFT's keys, as arrays in host memory."""
         found: dict[str, np.ndarray] = {}
         for layer_name, layer in self.layers(host, name).items():
             found |= self.with_file_keys(layer_name, layer.adapters[name].tensors())
@@ -292,7 +301,7 @@ class LayerMethod(Method):
         return found | named
 
     def config(self, settings: Mapping[str, Any]) -> Any:
-        """Return the configuration of an adapter_config.json, after checking `target_modules`."""
+        """Check `target_modules`, and return the configuration for the settings of an adapter_config.json."""
         if "target_modules" in {field.name for field in fields(self.config_type)}:
             check_targets(settings.get("target_modules"))
         return super().config(settings)

@@ -30,12 +30,12 @@ SMALL_SEGMENT = (
 
 @dataclass
 class Group:
-    """A group of g segments with at most n rows each.
+    """A group of g segments. Each segment has at most n rows, which use the same adapter.
 
-    Their adapters have one rank r: A (g, r, in), B (g, out, r), scaling (g,).
+    All adapters of a group have the same rank r. The arrays are A (g, r, in), B (g, out, r) and scaling (g,).
 
-    rows: the row indices of all segments in order, as a slice if they are consecutive.
-    padded_index: the index of each row in the zero-padded array of g·n rows; None if no padding is needed.
+    `rows`: the row indices of all segments in order, as a slice if the indices are consecutive.
+    `padded_index`: the index of each row in the zero-padded array of g·n rows, or None if no padding is needed.
     """
 
     adapters: list[LoraAdapter]
@@ -47,7 +47,7 @@ class Group:
     scaling: Array
 
     def gather(self, x: Array) -> Array:
-        """Return the rows of x (b, …, f) by segment, with zero padding: (g, n·…, f)."""
+        """Return the rows of x (b, …, f), ordered by segment and zero-padded, as an array (g, n·…, f)."""
         rows = x[self.rows]
         if self.padded_index is not None:
             padded = array_module(x).zeros((len(self.adapters) * self.n, *x.shape[1:]), x.dtype)
@@ -58,7 +58,7 @@ class Group:
     def scatter_add(self, delta: Array, y: Array) -> None:
         """Add δ to the rows of y: y[rows] += δ, the reverse of `gather`.
 
-        Each row has one adapter, so each index occurs once.
+        Each row has only one adapter, so each index occurs only once.
         """
         delta = delta.reshape(-1, *y.shape[1:])
         y[self.rows] += delta if self.padded_index is None else delta[self.padded_index]
@@ -69,10 +69,10 @@ MixedCache: TypeAlias = tuple[Cache, list[tuple[Group, Array | None, GroupedLora
 
 
 class AdapterRows(Rows):
-    """The adapters of the rows of a mixed batch. It is the value of `Context.adapter` in a call.
+    """The adapters of the rows of a mixed batch. Such an object is the value of `Context.adapter` in a call.
 
-    It caches the groups and stacked factors of each layer for all steps of one `generate`. A training step changes the
-    factors, so create a new object after each training step.
+    An AdapterRows caches the groups and stacked factors of each layer for all steps of one call of `generate`. A
+    training step changes the factors, so create a new object after each training step.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ class AdapterRows(Rows):
     def next_call(self, names: Sequence[str]) -> AdapterRows:
         """Return the AdapterRows of the next call.
 
-        It reuses the stacks, so that adapters in both calls are not copied again.
+        The new object reuses the stacks, so adapters that are in both calls are not copied again.
 
         Parameters
         ----------
@@ -121,7 +121,7 @@ class AdapterRows(Rows):
         Returns
         -------
         MixedRows
-            An Adapter that applies each row's adapter.
+            An Adapter object that applies to each row the adapter of this row.
 
         Raises
         ------
@@ -141,7 +141,7 @@ class AdapterRows(Rows):
 class MixedRows(Adapter):
     """The adapters of all rows in one layer.
 
-    LoRA adapters are computed in groups, adapters that map the output one by one.
+    LoRA adapters are computed in groups. Adapters that map the output are computed one by one.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class MixedRows(Adapter):
     def groups(self, stacked: bool) -> list[Group]:
         """Return the rows in groups: one group per segment.
 
-        If `stacked`, all small segments of equal rank form one group.
+        If `stacked` is True, all small segments of equal rank form one group together.
         """
         if stacked not in self._groups:
             together: dict[int | str, list[str]] = {}
@@ -214,9 +214,10 @@ class MixedRows(Adapter):
         return y, (base_cache, caches, mapped)
 
     def backward(self, dy: Array, cache: MixedCache, base: Linear, need_dx: bool) -> Array | None:
-        """Return dx (b, …, in) or None for dy (b, …, out), and add the gradients of all adapters.
+        """Return dx (b, …, in) for dy (b, …, out), or None if dx is not needed. Also add the gradients of all adapters.
 
-        In the forward pass y[rows] += δ, so a segment's dδ is dy[rows], and its dx is added to the rows of its x.
+        The forward pass adds δ of a segment to y[rows]. The gradient dδ is therefore dy[rows], and the gradient of
+        x[rows] is added to dx[rows].
         """
         base_cache, caches, mapped = cache
         if self.outputs:
@@ -239,7 +240,7 @@ class MixedRows(Adapter):
 class Stack:
     """The factors of several adapters, stacked in one array for a batched product.
 
-    Factors are copied into the stack. If an adapter joins the batch, only its factors are copied.
+    Factors are copied into the stack. If an adapter joins the batch, only the factors of this adapter are copied.
     """
 
     def __init__(self) -> None:
@@ -249,9 +250,9 @@ class Stack:
         self.B: Any = None
 
     def update(self, adapters: dict[str, LoraAdapter], dtype: DTypeLike) -> tuple[list[str], Array, Array]:
-        """Return the names in the order of the stack, A (g, r, in) and B (g, out, r).
+        """Return the adapter names in the order of the stack, and the stacked A (g, r, in) and B (g, out, r).
 
-        Adapters in the stack keep their position.
+        Adapters that are already in the stack keep their position.
         """
         g = len(adapters)
         if self.A is None or not g <= len(self.A) <= 2 * g:
@@ -279,7 +280,7 @@ class StackCache:
         self.stacks: dict[tuple[AdaptedLinear, int], Stack] = {}
 
     def get(self, layer: AdaptedLinear, adapters: dict[str, LoraAdapter]) -> tuple[list[str], Array, Array]:
-        """Return (names, A (g, r, in), B (g, out, r)) of several adapters of one rank, in the order of their stack."""
+        """Return the names and the stacked A (g, r, in) and B (g, out, r) of several adapters of the same rank."""
         key = layer, next(iter(adapters.values())).config.r
         self.stacks[key] = self.previous.pop(key) if key in self.previous else Stack()
         return self.stacks[key].update(adapters, layer.base_layer.weight.value.dtype)

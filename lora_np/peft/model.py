@@ -1,6 +1,6 @@
 """PeftModel: a frozen base model with adapters.
 
-Its calls are those of Transformer, with the active adapter applied.
+A PeftModel has the methods of a Transformer. Each call applies the active adapter.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def get_peft_model(
     seed: int = 0,
     adapter_dtype: DTypeLike | None = None,
 ) -> PeftModel:
-    """Freeze a model, add a new adapter, and return the PeftModel that trains it.
+    """Freeze a model, add a new adapter, and return a PeftModel that can train the adapter.
 
     As in PEFT, the model is changed in place and shares its weights with the PeftModel. A direct call of `model` still
     uses no adapter; call the PeftModel to use the adapter.
@@ -47,15 +47,15 @@ def get_peft_model(
     model : Transformer
         The base model, without adapters.
     peft_config : PeftConfig
-        Configuration of the adapter; its class selects the method.
+        Configuration of the adapter. The class of the configuration selects the method.
     adapter_name : str
         Name of the adapter.
     seed : int
         Seed of the adapter's random numbers.
     adapter_dtype : dtype, optional
         Storage dtype of all adapters: "float16", "bfloat16" or the base's dtype (default). Adapters in 16 bits are
-        upcast to float32 for each product, and their gradients are float32. While such an adapter is trained, the
-        optimizer updates a float32 copy of it and rounds the copy to 16 bits.
+        upcast to float32 for each product, and their gradients are float32. During training, the optimizer updates a
+        float32 copy of a 16-bit adapter and rounds this copy to 16 bits.
 
     Returns
     -------
@@ -67,8 +67,8 @@ def get_peft_model(
     ValueError
         If a target module matches no layer; the message lists the layer names.
     TypeError
-        If `model` is not a Transformer, `peft_config` is not a configuration, or `adapter_dtype` does not fit the
-        base's dtype. The model is unchanged after each error.
+        If `model` is not a Transformer, if `peft_config` is not a configuration, or if `adapter_dtype` is not one of
+        the supported dtypes. After any of these errors, the model is unchanged.
 
     Examples
     --------
@@ -85,11 +85,11 @@ def get_peft_model(
 
 
 class PeftModel(MergeableModel):
-    """A frozen base model with adapters. `get_peft_model` and `PeftModel.from_pretrained` create it.
+    """A frozen base model with adapters. `get_peft_model` and `PeftModel.from_pretrained` create a PeftModel.
 
-    Its calls are those of Transformer: forward, loss, backward, named_parameters. `peft_config` maps adapter names to
-    configurations, and `active_adapter` names the adapter that calls use. Adapters can differ in method, size and
-    layers.
+    A PeftModel has the methods of a Transformer: forward, loss, backward, named_parameters. `peft_config` maps adapter
+    names to configurations, and `active_adapter` is the name of the adapter that calls use. The adapters of one model
+    can differ in method, size and layers.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ class PeftModel(MergeableModel):
         is_trainable: bool = False,
         adapter_dtype: DTypeLike | None = None,
     ) -> PeftModel:
-        """Freeze a model, load a saved adapter, and make it active. The model is changed in place.
+        """Freeze a model, load a saved adapter, and make the adapter active. The model is changed in place.
 
         Parameters
         ----------
@@ -132,7 +132,7 @@ class PeftModel(MergeableModel):
         adapter_name : str
             Name of the adapter.
         is_trainable : bool
-            False freezes the adapter.
+            False: the adapter is frozen.
         adapter_dtype : dtype, optional
             As in `get_peft_model`.
 
@@ -144,7 +144,7 @@ class PeftModel(MergeableModel):
         Raises
         ------
         FileNotFoundError, ValueError, TypeError
-            As in `get_peft_model` and `load_adapter`. The model is then unchanged.
+            As in `get_peft_model` and `load_adapter`. After an error, the model is unchanged.
         """
         peft_model = cls(model, adapter_dtype)
         peft_model.load_adapter(model_id, adapter_name)
@@ -175,7 +175,7 @@ class PeftModel(MergeableModel):
                 yield f"prompt_encoder.{adapter_name}.{name}", p
 
     def unfreeze(self) -> Self:
-        """Raise RuntimeError, because methods have parameters that must stay frozen (VeRA's A and B, LoRA-FA's A).
+        """Raise RuntimeError, because some parameters must stay frozen (VeRA's A and B, LoRA-FA's A).
 
         Returns
         -------
@@ -209,23 +209,23 @@ class PeftModel(MergeableModel):
         rng : numpy.random.Generator, optional
             Draws dropout masks. Default: no dropout.
         past_key_values : KeyValueCache, optional
-            Keys and values of earlier tokens. The prefix of a prefix adapter is its start.
+            Keys and values of earlier tokens. With a prefix adapter, the cache starts with the adapter's prefix.
         attention_mask : ndarray of bool, shape (b, s), optional
-            False for padding; it does not cover the prefix.
+            False for padding. The mask does not include the positions of a prefix.
         adapter_names : sequence of str, optional
-            One adapter per row, as in `adapter_rows`.
+            One adapter name per row, as in `adapter_rows`.
 
         Returns
         -------
         logits : ndarray, shape (b, t, v)
-            Logits for v tokens of the vocabulary.
+            Logits for the v tokens of the vocabulary.
         cache : tuple
             Values that `backward_from_logits` needs.
 
         Raises
         ------
         ValueError
-            If `past_key_values` starts with another prefix, or in the cases of `adapter_rows`.
+            If `past_key_values` starts with another prefix, or if `adapter_rows` raises ValueError.
         """
         adapter = self.adapter_rows(adapter_names, len(tokens))
         past, prefix_call = self._start_prefix(past_key_values, len(tokens), adapter)
@@ -250,13 +250,13 @@ class PeftModel(MergeableModel):
         Parameters
         ----------
         tokens, targets : ndarray of int, shape (b, t)
-            Token ids, and the next token of each position.
+            Token ids, and the id of the next token at each position.
         rng : numpy.random.Generator, optional
             Draws dropout masks. Default: no dropout.
         ignore_index : int
             Positions with this target are not counted.
         adapter_names : sequence of str, optional
-            One adapter per row, as in `adapter_rows`.
+            One adapter name per row, as in `adapter_rows`.
 
         Returns
         -------
@@ -284,7 +284,7 @@ class PeftModel(MergeableModel):
         Raises
         ------
         RuntimeError
-            If an adapter is merged: the forward pass then contains no bypass.
+            If an adapter is merged, because a forward pass with merged weights contains no bypass.
         """
         self._check_not_merged()
         model_cache, prefix_call = cache
@@ -292,7 +292,7 @@ class PeftModel(MergeableModel):
         self._backward_prefix(prefix_call)
 
     def backward_from_logits(self, dlogits: Array, cache: PeftLogitsCache) -> None:
-        """Add the gradients of a custom loss of the logits to the trainable parameters.
+        """Add the gradients of a custom loss, given the gradient of the logits, to the trainable parameters.
 
         Parameters
         ----------
@@ -304,7 +304,7 @@ class PeftModel(MergeableModel):
         Raises
         ------
         RuntimeError
-            If an adapter is merged: the forward pass then contains no bypass.
+            If an adapter is merged, because a forward pass with merged weights contains no bypass.
         """
         self._check_not_merged()
         model_cache, prefix_call = cache
@@ -314,7 +314,7 @@ class PeftModel(MergeableModel):
     def new_cache(self, rows: int, adapter: str | AdapterRows | None) -> KeyValueCache:
         """Return a key/value cache for generation.
 
-        It starts with the adapter's prefix, if the adapter has one.
+        If the adapter has a prefix, the cache starts with this prefix.
 
         Parameters
         ----------
@@ -337,9 +337,7 @@ class PeftModel(MergeableModel):
     ) -> tuple[KeyValueCache | None, PrefixCall | None]:
         """Start an empty `past` with the adapter's prefix.
 
-        Return it with the values that `_backward_prefix` needs.
-
-        Raises ValueError in the cases of `check_prefix_of_past`.
+        Return `past` and the values that `_backward_prefix` needs. Raises the same errors as `check_prefix_of_past`.
         """
         if not isinstance(adapter, str) or (encoder := self.prompt_encoder.get(adapter)) is None:
             check_prefix_of_past(past, None)
@@ -370,7 +368,7 @@ class PeftModel(MergeableModel):
     def get_base_model(self) -> Transformer:
         """Return the base model.
 
-        Its layers contain the adapters, but a direct call of the base model uses none.
+        The layers of the base model contain the adapters, but a direct call of the base model uses no adapter.
 
         Returns
         -------
@@ -380,12 +378,12 @@ class PeftModel(MergeableModel):
         return self.model
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """Count parameters. VeRA's frozen A and B are counted too; in PEFT they are buffers.
+        """Count parameters, including VeRA's frozen A and B. In PEFT, A and B are buffers and are not counted.
 
         Returns
         -------
         (int, int)
-            Number of trainable parameters, and of all parameters.
+            The number of trainable parameters and the number of all parameters.
         """
         sizes = [(p.value.size, p.trainable) for _, p in self.named_parameters()]
         return sum(size for size, trainable in sizes if trainable), sum(size for size, _ in sizes)
@@ -399,7 +397,7 @@ class PeftModel(MergeableModel):
     def disable_adapter(self) -> Iterator[None]:
         """Disable all adapters inside a `with` block, so that calls use the base model.
 
-        Afterwards the state is restored.
+        After the block, the previous state is restored.
 
         Yields
         ------

@@ -9,7 +9,10 @@ from .adapted_linear import AdaptedLinear
 
 
 def adaptable_layers(model: Module) -> dict[str, Linear]:
-    """Return all linear layers by name, in the model's order; for an adapted layer, the Linear inside it."""
+    """Return a dictionary of all linear layers by name, in the model's order.
+
+    For an AdaptedLinear, the dictionary contains the Linear inside the AdaptedLinear.
+    """
     found = {}
     for path, module in model.named_modules():
         if isinstance(module, Linear):
@@ -18,13 +21,16 @@ def adaptable_layers(model: Module) -> dict[str, Linear]:
 
 
 def adapted_layers(model: Module, adapter_name: str | None = None) -> dict[str, AdaptedLinear]:
-    """Return the layers with adapters, or with the adapter `adapter_name`, by name, in the model's order."""
+    """Return a dictionary of the layers with adapters by name, in the model's order.
+
+    If `adapter_name` is given, only layers with this adapter are returned.
+    """
     found = {name: module for name, module in model.named_modules() if isinstance(module, AdaptedLinear)}
     return {n: layer for n, layer in found.items() if adapter_name is None or adapter_name in layer.adapters}
 
 
 def adapt(model: Module, names: Iterable[str]) -> Iterator[tuple[str, AdaptedLinear]]:
-    """Yield (name, AdaptedLinear) for each name; a Linear without adapters is wrapped first."""
+    """Yield the name and the AdaptedLinear of each named layer. A Linear without adapters is wrapped first."""
     modules = dict(model.named_modules())
     for name in names:
         layer = modules[name]
@@ -38,7 +44,7 @@ def adapt(model: Module, names: Iterable[str]) -> Iterator[tuple[str, AdaptedLin
 def remove(model: Module, adapter_name: str | None = None) -> None:
     """Remove one adapter, or all adapters, from every layer.
 
-    A layer without adapters becomes its Linear again.
+    A layer whose last adapter is removed is replaced by its Linear.
     """
     for name, layer in adapted_layers(model).items():
         if adapter_name is None:

@@ -1,4 +1,4 @@
-"""Prefix tuning: trained keys and values before those of the tokens, in each layer (Li and Liang 2021, arXiv 2101.00190).
+"""Prefix tuning: trained keys and values before the tokens' keys and values, in each layer (Li and Liang 2021, arXiv 2101.00190).
 
     softmax(q [K_prefix, K]ᵀ / √d) [V_prefix, V]          in each layer and key/value head; the base is frozen
 
@@ -46,23 +46,24 @@ class PrefixTuningConfig(PeftConfig):
     task_type : str or None, default None
         None or "CAUSAL_LM".
     inference_mode : bool, default False
-        Only False; see `PeftModel.set_adapter`.
+        Must be False. To freeze an adapter, call `PeftModel.set_adapter(name, inference_mode=True)`.
     num_virtual_tokens : int, default 20
         Number v of virtual tokens: each layer gets v keys and v values.
     prefix_projection : bool, default False
-        Train the prefix through an MLP, E → Linear → tanh → Linear. Only the resulting keys and values are saved. The
-        paper uses the MLP because direct training is sensitive to the learning rate (section 4.3).
+        True: during training, an MLP (Linear, tanh, Linear) computes the prefix from E. Only the resulting keys and
+        values are saved. The paper uses the MLP because direct training is sensitive to the learning rate (section
+        4.3).
     encoder_hidden_size : int or None, default None
         Width of the MLP. None: the width of a key, kv_heads·head_dim.
     init_weights : "zero" or None, default None
-        None: as PyTorch initialises Embedding and Linear; E is normal with standard deviation 1. "zero": keys and
-        values start at zero. A zero key still gets attention weight, so "zero" changes the model's output, although
-        PEFT calls it a no-op.
+        None: all parameters are initialised as in PyTorch's Embedding and Linear, so E is normal with standard
+        deviation 1. "zero": keys and values start at zero. A zero key still gets attention weight, so "zero" changes
+        the model's output, although PEFT calls it a no-op.
     num_layers, num_attention_heads, token_dim : int or None, default None
-        The base's number of layers, number of key/value heads, and kv_heads·head_dim. None: taken from the base. A
-        value that differs from the base raises ValueError.
+        Number of layers, number of key/value heads, and kv_heads·head_dim of the base. None: the value is taken from
+        the base. A value that differs from the base raises ValueError.
     base_model_name_or_path : str, path or None, default None
-        Name of the base model. It is saved with the adapter and has no other effect.
+        Name of the base model. The name is saved with the adapter and has no other effect.
 
     Raises
     ------
@@ -90,7 +91,7 @@ class PrefixTuningConfig(PeftConfig):
     switches = ("prefix_projection",)
 
     def check(self) -> None:
-        """Check all fields. Raises ValueError or TypeError with the name of the wrong field."""
+        """Check all fields. Raises ValueError or TypeError; the message names the wrong field."""
         check_whole("num_virtual_tokens", self.num_virtual_tokens, 1)
         for name in ("encoder_hidden_size", *SIZES):
             if getattr(self, name) is not None:
@@ -102,7 +103,7 @@ PrefixEncoderCache: TypeAlias = tuple[LinearCache, Array, LinearCache]  # W₀, 
 
 
 class PrefixEncoder(Module):
-    """The module that computes a prefix P, the keys and values of all layers.
+    """The module that computes a prefix P: the keys and values of the virtual tokens in all layers.
 
         P = E                                   E (v, 2L·kv): without an MLP
         P = tanh(E W₀ᵀ + b₀) W₂ᵀ + b₂           E (v, kv), W₀ (m, kv), W₂ (2L·kv, m): with an MLP
@@ -175,8 +176,8 @@ class PrefixEncoder(Module):
     def backward(self, dP: Array, cache: PrefixEncoderCache | None) -> None:
         """Add the gradients of the encoder's parameters.
 
-        In the forward pass a = tanh(h), so dh = da ∘ (1 − a²). Each row of E is one virtual token, without a lookup, so
-        dE is the gradient of the first layer's input.
+        In the forward pass a = tanh(h), so dh = da ∘ (1 − a²). Each row of E is one virtual token. E is the input of
+        the first layer, without a lookup, so dE is the gradient of this input.
 
         Parameters
         ----------
@@ -207,9 +208,9 @@ OPTIONS = {
 
 
 class PrefixMethod(Method):
-    """Prefix tuning: a PrefixEncoder in `PeftModel.prompt_encoder`.
+    """Prefix tuning: each adapter is a PrefixEncoder in `PeftModel.prompt_encoder`.
 
-    Each key/value cache starts with its keys and values.
+    Each key/value cache starts with the keys and values of the prefix.
     """
 
     config_type = PrefixTuningConfig
@@ -254,7 +255,7 @@ class PrefixMethod(Method):
     def restore(
         self, host: AdapterHost, name: str, config: PrefixTuningConfig, arrays: Mapping[str, np.ndarray]
     ) -> None:
-        """Add a saved prefix. Further training uses no MLP, even if the prefix was trained with one."""
+        """Add a saved prefix. Further training uses no MLP, even if the prefix was trained with an MLP."""
         check_peft_sizes(config, host.model)
         check_arrays(arrays, {TENSOR: (config.num_virtual_tokens, prefix_widths(host.model)[1])})
         self._put(host, name, arrays[TENSOR], prefix_layout(host.model))
@@ -264,23 +265,23 @@ class PrefixMethod(Method):
         del host.prompt_encoder[name]
 
     def parameters(self, host: AdapterHost, name: str) -> Iterator[Parameter]:
-        """Yield E, and the W and b of the MLP."""
+        """Yield the parameters of the encoder: E, and the weights and biases of the MLP."""
         for _, p in host.prompt_encoder[name].named_parameters():
             yield p
 
     def arrays(self, host: AdapterHost, name: str) -> dict[str, np.ndarray]:
-        """Return P as one array, in the storage dtype. The MLP is not saved."""
+        """Return the prefix P as one array in the storage dtype. The MLP is not saved."""
         encoder = host.prompt_encoder[name]
         P, _ = encoder.forward(host.model.model.norm.weight.value.dtype)
         return {TENSOR: to_host(P.reshape(P.shape[0], -1).astype(encoder.embedding.weight.value.dtype))}
 
     def settings(self, config: PrefixTuningConfig, model: Transformer) -> dict[str, Any]:
-        """Return the file's settings, with the sizes of the base, as in PEFT."""
+        """Return the settings for the file, including the sizes of the base, as in PEFT."""
         hidden = to_python(config.encoder_hidden_size) or prefix_widths(model)[0]
         return super().settings(config, model) | peft_sizes(model) | {"encoder_hidden_size": hidden}
 
     def config(self, settings: Mapping[str, Any]) -> PrefixTuningConfig:
-        """Return the configuration of a file.
+        """Return the configuration for the settings of a file.
 
         Raises ValueError for settings that this library does not support.
         """
@@ -299,7 +300,10 @@ class PrefixMethod(Method):
 
 
 def prefix_layout(model: Transformer) -> tuple[int, int, int]:
-    """Return (2L, g, d) for L layers, g key/value heads and d features per head; 2L counts keys and values."""
+    """Return (2L, g, d) for L layers, g key/value heads and d features per head.
+
+    The factor 2 counts keys and values.
+    """
     return 2 * model.config.num_hidden_layers, model.config.num_key_value_heads, model.config.head_dim
 
 
@@ -316,9 +320,9 @@ def peft_sizes(model: Transformer) -> dict[str, int]:
 
 
 def check_peft_sizes(config: PrefixTuningConfig, model: Transformer) -> None:
-    """Raise ValueError if the configuration was made for a base of other sizes.
+    """Raise ValueError if the configuration was made for a base model with other sizes.
 
-    Tensors of such a base can have the same shapes, so their shapes are not enough to detect it.
+    A prefix for another base can have tensors of the same shapes, so a check of the shapes is not sufficient.
     """
     for name, size in peft_sizes(model).items():
         if getattr(config, name) not in (None, size):
@@ -328,7 +332,7 @@ def check_peft_sizes(config: PrefixTuningConfig, model: Transformer) -> None:
 
 
 def check_prefix_of_past(past: KeyValueCache | None, named: tuple[str, PrefixEncoder] | None) -> None:
-    """Raise ValueError if a key/value cache with tokens starts with another prefix than that of this call."""
+    """Raise ValueError if a key/value cache that is not empty does not start with the prefix of this call."""
     if past is not None and len(past) and past.prefix_source != named:
         was, now = (f"the prefix of {each[0]!r}" if each else "no prefix" for each in (past.prefix_source, named))
         now = f"another prefix called {named[0]!r}" if named and was == now else now
@@ -336,9 +340,9 @@ def check_prefix_of_past(past: KeyValueCache | None, named: tuple[str, PrefixEnc
 
 
 def extend_mask_over_prefix(attention_mask: Array, v: int, b: int, s: int) -> Array:
-    """Return the mask (b, v + s) for the token mask (b, s), with True for the prefix.
+    """Return the mask (b, v + s) for the token mask (b, s), with True for the v positions of the prefix.
 
-    Raises as `check_mask` does.
+    Raises the same errors as `check_mask`.
     """
     check_mask(attention_mask, b, s)
     xp = array_module(attention_mask)

@@ -19,7 +19,7 @@ METHODS: tuple[Method, ...] = (
 
 
 def method_of(config: object) -> Method:
-    """Return the method of a configuration.
+    """Return the method that a configuration belongs to.
 
     Raises TypeError if `config` is not a configuration of a method.
     """

@@ -44,15 +44,15 @@ class VeraConfig(TargetedConfig):
     task_type : str or None, default None
         None or "CAUSAL_LM".
     inference_mode : bool, default False
-        Only False; see `PeftModel.set_adapter`.
+        Must be False. To freeze an adapter, call `PeftModel.set_adapter(name, inference_mode=True)`.
     bias : str or None, default "none"
-        Only "none": biases stay frozen.
+        Must be "none" or None: biases stay frozen.
     fan_in_fan_out : bool, default False
-        Only False: weights have shape (out, in).
+        Must be False: weights have shape (out, in).
     modules_to_save, exclude_modules, layers_to_transform, layers_pattern : collection or None, default None
-        Only None or empty. A regular expression in `target_modules` can exclude modules or select layers.
+        Must be None or empty. To exclude modules or to select layers, use a regular expression in `target_modules`.
     r : int, default 256
-        Rank of ΔW. It can be larger than in LoRA, because a layer trains only r + out numbers.
+        Rank of ΔW. The rank can be larger than in LoRA, because only r + out numbers are trained per layer.
     target_modules : str or collection of str, default ("q_proj", "v_proj")
         As in `LoraConfig`.
     vera_dropout : float, default 0.0
@@ -60,11 +60,11 @@ class VeraConfig(TargetedConfig):
     d_initial : float, default 0.1
         Initial value of every element of d.
     init_weights : bool, default True
-        True: b = 0, so ΔW = 0 at the start. False: d normal and b = 1 (for tests).
+        True: b = 0, so ΔW = 0 at the start. False: d is random, from a normal distribution, and b = 1 (for tests).
     projection_prng_key : int, default 0
         Seed of the shared matrices A and B.
     base_model_name_or_path : str, path or None, default None
-        Name of the base model. It is saved with the adapter and has no other effect.
+        Name of the base model. The name is saved with the adapter and has no other effect.
 
     Raises
     ------
@@ -91,7 +91,7 @@ class VeraConfig(TargetedConfig):
     switches = ("init_weights",)
 
     def check(self) -> None:
-        """Check all fields. Raises ValueError or TypeError with the name of the wrong field."""
+        """Check all fields. Raises ValueError or TypeError; the message names the wrong field."""
         check_rank("r", self.r)
         check_whole("projection_prng_key", self.projection_prng_key)
         check_probability("vera_dropout", self.vera_dropout)
@@ -101,9 +101,9 @@ class VeraConfig(TargetedConfig):
 
 
 class VeraAdapter(Bypass):
-    """The VeRA adapter of one layer: its own d (r,) and b (out,).
+    """The VeRA adapter of one layer, with its own vectors d (r,) and b (out,).
 
-    All layers share A (r, in_max) and B (out_max, r), which are frozen.
+    All layers share the frozen matrices A (r, in_max) and B (out_max, r).
     """
 
     config: VeraConfig
@@ -163,13 +163,16 @@ class VeraCost(AdapterCost):
         return [self.r, out]
 
     def frozen(self, shapes: Collection[tuple[int, int]]) -> int:
-        """Return the size of A and B, which are counted once: they fit the largest layer."""
+        """Return the number of elements of A and B.
+
+        All layers share A and B, so A and B are counted once, with the size that the largest layers require.
+        """
         return self.r * sum(map(max, zip(*shapes, strict=True)))
 
     def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
         """Return the FLOPs of x Aᵀ and (d ∘ h) Bᵀ, and of their gradients.
 
-        The backward pass multiplies with B for dd, with A for dx, and computes dyᵀ (d ∘ h) for db.
+        The backward pass multiplies by B for dd, multiplies by A for dx, and computes dyᵀ (d ∘ h) for db.
         """
         with_A, with_B = 2 * N * self.r * in_, 2 * N * self.r * out
         if not (self.trained or need_dx):
@@ -177,15 +180,22 @@ class VeraCost(AdapterCost):
         return Products(with_A + with_B, with_B + with_A * need_dx, with_B)
 
     def saved_for_backward(self, N: int, out: int, in_: int) -> int:
-        """Return the saved floats: h (N, r), the dropout mask, and float32 copies of 16-bit parameters."""
+        """Return the number of saved floats.
+
+        The saved arrays are h (N, r), the dropout mask, and float32 copies of parameters stored in 16 bits.
+        """
         return N * self.r + self.dropout * N * in_ + self.half_precision * (self.r * (in_ + out) + self.r + out)
 
     def forward_temporaries(self, N: int, out: int, in_: int) -> int:
-        """Return the temporary floats: d ∘ h and the bypass's output."""
+        """Return the number of temporary floats of d ∘ h and of the bypass's output."""
         return N * self.r + N * out
 
     def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
-        """Return the peak of temporary floats: the frozen path's dx, and the bypass's arrays at its largest point."""
+        """Return the peak number of temporary floats.
+
+        The peak is the larger of two numbers: the temporary floats of the frozen layer, or the frozen layer's dx and
+        the temporary arrays of the bypass together.
+        """
         dx, h = need_dx * N * in_, N * self.r
         return max(frozen, dx + max(h + out * self.r, N * out + h, 2 * h, h + dx, dx + self.dropout * dx))
 
@@ -219,12 +229,12 @@ class VeraMethod(LayerMethod):
     def draw_all(
         self, config: VeraConfig, layers: Mapping[str, Linear], rng: np.random.Generator, dtype: np.dtype | None
     ) -> Iterable[tuple[str, VeraAdapter]]:
-        """Yield a new adapter per layer.
+        """Yield the name and the new adapter of each layer.
 
         A and B are drawn with the seed `projection_prng_key`, in host memory.
 
-        A is uniform in ±√(6/in_max) and B in ±√(6/r), Kaiming's bounds for a ReLU, as in PEFT. d and b are constants,
-        or drawn with `rng` if `init_weights` is False.
+        As in PEFT, A is uniform in ±√(6/in_max) and B is uniform in ±√(6/r), which are Kaiming's bounds for a ReLU. The
+        vectors d and b are constant; if `init_weights` is False, d is drawn with `rng`.
         """
         shapes, key, r = (
             projections(config, layers).values(),
@@ -243,7 +253,7 @@ class VeraMethod(LayerMethod):
     def build_all(
         self, config: VeraConfig, layers: Mapping[str, Linear], arrays: Mapping[str, np.ndarray], dtype: np.dtype | None
     ) -> Iterable[tuple[str, VeraAdapter]]:
-        """Yield an adapter per layer from the file's tensors."""
+        """Yield the name and the adapter of each layer, built from the tensors of the file."""
         shared = [arrays[key] for key in PROJECTIONS]
         vectors = {
             name: tuple(
@@ -262,7 +272,7 @@ class VeraMethod(LayerMethod):
         vectors: Mapping[str, tuple[np.ndarray, ...]],
         dtype: np.dtype | None,
     ) -> Iterable[tuple[str, VeraAdapter]]:
-        """Yield (layer name, adapter). All adapters share the Parameters A and B."""
+        """Yield the name and the adapter of each layer. All adapters share the Parameters A and B."""
         A, B = (parameter_like(next(iter(layers.values())), x, dtype) for x in shared)
         A.trainable = B.trainable = False
         for name, base in layers.items():
@@ -277,7 +287,7 @@ class VeraMethod(LayerMethod):
         return projections(config, layers) | super().expected_shapes(config, layers)
 
     def restore(self, host: AdapterHost, name: str, config: VeraConfig, arrays: Mapping[str, np.ndarray]) -> None:
-        """Add a saved adapter. Raises ValueError if the file lacks A and B, which PEFT can omit."""
+        """Add a saved adapter. Raises ValueError if the file does not contain A and B; PEFT can omit A and B."""
         check_arrays(
             {},
             {key: () for key in PROJECTIONS if key not in arrays},
@@ -286,7 +296,7 @@ class VeraMethod(LayerMethod):
         super().restore(host, name, config, arrays)
 
     def arrays(self, host: AdapterHost, name: str) -> dict[str, np.ndarray]:
-        """Return A (r, in_max), B (out_max, r), and each layer's d (r,) and b (out,), by PEFT's keys."""
+        """Return A (r, in_max), B (out_max, r), and each layer's d (r,) and b (out,) by PEFT's keys."""
         found = super().arrays(host, name)
         shared = next(iter(self.layers(host, name).values())).adapters[name]
         assert isinstance(shared, VeraAdapter)
@@ -301,7 +311,7 @@ class VeraMethod(LayerMethod):
 def projections(config: VeraConfig, layers: Mapping[str, Linear]) -> dict[str, tuple[int, int]]:
     """Return the shapes of A (r, in_max) and B (out_max, r) by key.
 
-    The two maxima can come from different layers.
+    The sizes in_max and out_max can come from different layers.
     """
     out_max, in_max = (max(getattr(base, side) for base in layers.values()) for side in ("out_features", "in_features"))
     return dict(zip(PROJECTIONS, [(config.r, in_max), (out_max, config.r)], strict=True))

@@ -12,12 +12,13 @@ from ..peft.registry import METHODS
 PAGE = Path("docs/methods.md")
 HEAD = """# The methods
 
-`get_peft_model(model, config)` accepts each of these configurations. Each method is one file in `lora_np/peft/` (LoRA is a
-folder) and one line of `lora_np/peft/registry.py`. `python -m lora_np.report.methods` writes this page;
+`get_peft_model(model, config)` accepts every configuration in this table. Each method is one file in `lora_np/peft/` (LoRA is a
+folder) and one line of `lora_np/peft/registry.py`. The command `python -m lora_np.report.methods` writes this page.
 [CONTRIBUTING](../CONTRIBUTING.md#a-method) explains how to add a method.
 
-Mergeable: the adapter can be merged into W. Mixed batch: rows of different adapters can share a batch. The last column is the
-number of trained parameters in Llama-2-7B with the method's default configuration.
+The column "mergeable" says whether an adapter can be merged into the weight W. The column "mixed batch" says whether rows of
+different adapters of this method can share a batch. The last column is the number of trained parameters in Llama-2-7B with the
+method's default configuration.
 
 | method | configuration | `train --method` | mergeable | mixed batch | trained in Llama-2-7B |
 |---|---|---|---|---|---|
@@ -25,12 +26,12 @@ number of trained parameters in Llama-2-7B with the method's default configurati
 
 
 def page() -> str:
-    """Return the text of the page."""
+    """Return the text of docs/methods.md."""
     return HEAD + "".join(map(row, METHODS))
 
 
 def row(method: Method) -> str:
-    """Return the line of one method."""
+    """Return the line of the table for one method."""
     config = method.config_type()
     try:
         method.check_mixable("", config)

@@ -24,45 +24,47 @@ class LoraConfig(TargetedConfig):
     task_type : str or None, default None
         None or "CAUSAL_LM".
     inference_mode : bool, default False
-        Only False; see `PeftModel.set_adapter`.
+        Must be False. To freeze an adapter, call `PeftModel.set_adapter(name, inference_mode=True)`.
     bias : str or None, default "none"
-        Only "none": biases stay frozen.
+        Must be "none" or None: biases stay frozen.
     fan_in_fan_out : bool, default False
-        Only False: weights have shape (out, in).
+        Must be False: weights have shape (out, in).
     modules_to_save, exclude_modules, layers_to_transform, layers_pattern : collection or None, default None
-        Only None or empty. A regular expression in `target_modules` can exclude modules or select layers.
+        Must be None or empty. To exclude modules or to select layers, use a regular expression in `target_modules`.
     r : int, default 8
         Rank of ΔW, at least 1.
     lora_alpha : float, default 8
-        α. The bypass is scaled by α/r, or by α/√r with `use_rslora`.
+        The constant α. The bypass is multiplied by α/r, or by α/√r if `use_rslora` is True.
     target_modules : str or collection of str, default ("q_proj", "v_proj")
-        Layers to adapt: a collection of names or name suffixes, one suffix, a regular expression for the whole name, or
-        "all-linear" (every linear layer except lm_head). A collection is stored as a tuple.
+        Layers to adapt. A collection contains names or name suffixes, and is stored as a tuple. A string is one name
+        suffix, a regular expression for the whole name, or "all-linear". The value "all-linear" selects every linear
+        layer except lm_head.
     lora_dropout : float, default 0.0
         Dropout probability of the bypass's input in training, 0 ≤ p < 1. The frozen path has no dropout.
     use_rslora : bool, default False
-        Scale by α/√r (Kalajdzievski 2023, arXiv 2312.03732).
+        True: rsLoRA, which multiplies the bypass by α/√r instead of α/r (Kalajdzievski 2023, arXiv 2312.03732).
     init_lora_weights : bool, "gaussian" or "pissa", default True
-        True: A uniform in ±1/√in (Kaiming with a = √5), B = 0. "gaussian": A normal with standard deviation 1/r, B = 0.
-        "pissa": A and B are the principal part of W, which is removed from the base (see pissa.py). False: A as for
-        True and B uniform in ±1/√r, so that ΔW ≠ 0 at the start (for tests).
+        True: A is uniform in ±1/√in (Kaiming with a = √5), and B = 0. "gaussian": A is normal with standard deviation
+        1/r, and B = 0. "pissa": s·B A is the principal part of W, and this part is subtracted from the base (see
+        pissa.py). False: A is drawn as for True, and B is uniform in ±1/√r, so that ΔW ≠ 0 at the start (for tests).
     rank_pattern, alpha_pattern : dict of str to number, default {}
-        Another r or α for some layers, for example {"down_proj": 16}. A key is a regular expression for the end of a
-        layer's name, beginning after a dot. The first matching key is used.
+        Different values of r or α for some layers, for example {"down_proj": 16}. A key is a regular expression for the
+        last dot-separated components of a layer's name. The first matching key is used.
     base_model_name_or_path : str, path or None, default None
-        Name of the base model. It is saved with the adapter and has no other effect.
+        Name of the base model. The name is saved with the adapter and has no other effect.
     use_dora : bool, default False
-        DoRA: also train the length of each row of W + ΔW (see dora.py).
+        True: DoRA, which also trains the length of each row of W + ΔW (see dora.py).
     dora_norm : {"detached", "true"}, default "detached"
         "detached": DoRA's gradient treats the row norms as constants, as in the paper and in PEFT. "true": the gradient
-        flows through the norms. lora_np only.
+        also flows through the norms; PEFT does not have this option.
     freeze_A : bool, default False
-        LoRA-FA: train only B, and save no input for dA (Zhang et al. 2023, arXiv 2308.03303). lora_np only.
+        True: LoRA-FA, which trains only B and saves no input for dA (Zhang et al. 2023, arXiv 2308.03303). PEFT does
+        not have this option.
 
     Raises
     ------
     ValueError
-        If a value is out of range, or a pattern is not a regular expression.
+        If a value is out of range, or if a pattern is not a valid regular expression.
     TypeError
         If a value has a wrong type.
 
@@ -90,7 +92,7 @@ class LoraConfig(TargetedConfig):
     switches = ("use_rslora", "use_dora", "freeze_A")
 
     def check(self) -> None:
-        """Check all fields. Raises ValueError or TypeError with the name of the wrong field."""
+        """Check all fields. Raises ValueError or TypeError; the message names the wrong field."""
         for name in ("rank_pattern", "alpha_pattern"):
             if not isinstance(getattr(self, name), Mapping):
                 raise TypeError(f"{name} = {getattr(self, name)!r}; expected a mapping from patterns to numbers")
@@ -135,7 +137,7 @@ class LoraConfig(TargetedConfig):
 
 
 def first_match(pattern: Mapping[str, T], name: str, default: T) -> T:
-    """Return the value of the first key that matches the layer `name`, or `default`.
+    """Return the value of the first key that matches the layer `name`, or `default` if no key matches.
 
     Source: PEFT, `get_pattern_key`.
     """

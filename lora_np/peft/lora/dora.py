@@ -32,7 +32,7 @@ DoraLayerCache: TypeAlias = tuple[Cache, Array | None, tuple[Cache, NormCache | 
 
 
 class DoraAdapter(LoraAdapter):
-    """The DoRA adapter of one layer: LoRA's A and B, and m (out,).
+    """The DoRA adapter of one layer: LoRA's A and B, and the trained row lengths m (out,).
 
     m always has the base's dtype, because rounding m to 16 bits would rescale W.
     """
@@ -48,9 +48,9 @@ class DoraAdapter(LoraAdapter):
     def build(
         cls, config: LoraConfig, base: Linear, factors: Collection[np.ndarray], dtype: np.dtype | None = None
     ) -> DoraAdapter:
-        """Return an adapter from the host arrays A, B and m.
+        """Return an adapter with the arrays A, B and m, which are in host memory.
 
-        If m is not given, it is set to the row lengths of W + s·B A.
+        If m is not given, m is set to the row lengths of W + s·B A.
         """
         A, B, *m = factors
         plain = LoraAdapter.build(config, base, (A, B), dtype)
@@ -85,13 +85,14 @@ class DoraAdapter(LoraAdapter):
         return adapted, (base_cache, mask, (dropped_cache, norm_cache, cache))
 
     def backward(self, dy: Array, cache: DoraLayerCache, base: Linear, need_dx: bool) -> Array | None:
-        """Return dx (…, in) or None for dy (…, out), and add dA, dB and dm.
+        """Return dx (…, in) for dy (…, out), or None if dx is not needed.
 
-        With `dora_norm="true"`, n has a gradient too.
+        Also adds dA, dB and dm to the gradients of A, B and m. If `dora_norm` is "true", the row lengths n
+        have a gradient too.
 
-        In the forward pass y = base(x) − u + DoRA(x̃, u) with u = base(x̃) − bias. Without dropout base(x) − u is the
-        bias, so the base receives du. With dropout base(x) receives dy, and base(x̃) receives du − dy. Raises
-        RuntimeError if the base is trained.
+        In the forward pass y = base(x) − u + DoRA(x̃, u), with u = base(x̃) − bias. Without dropout, base(x) − u is the
+        bias, so the gradient of base(x) is du. With dropout, the gradient of base(x) is dy, and the gradient of
+        base(x̃) is du − dy. Raises RuntimeError if the base is trained.
         """
         if base.trainable:
             raise RuntimeError("DoRA does not compute dW, because its norm depends on W; freeze the base")
@@ -127,21 +128,21 @@ class DoraAdapter(LoraAdapter):
 
 
 def check_rows(name: str, base: Linear) -> None:
-    """Raise ValueError if a row of W is all zeros: m/n is then 0/0."""
+    """Raise ValueError if all elements of a row of W are zero, because m/n would be 0/0."""
     weight = base.weight.value
     if not dense(weight, weight.dtype).any(axis=1).all():
         raise ValueError(f"{name} has a row of zeros; DoRA divides by the length of each row, so no row can be zero")
 
 
 def row_norm(base: Linear, A: Array, B: Array, scaling: float) -> tuple[Array, RowNormCache]:
-    """Return the row lengths n (out,) of W + s·B A, and the cache of `row_norm_backward`."""
+    """Return the row lengths n (out,) of W + s·B A, and the cache for `row_norm_backward`."""
     return ops.row_norm_forward(dense(base.weight.value, A.dtype), A, B, scaling)
 
 
 def row_norm_backward(base: Linear, dn: Array, cache: NormCache, need_dA: bool) -> tuple[Array | None, Array]:
     """Return dA and dB for dn (out,).
 
-    Only dA needs the dequantised W, which is freed before dx is computed.
+    Only dA needs the dequantised W. The dequantised W is freed before dx is computed.
     """
     W = dense(base.weight.value, dn.dtype) if need_dA else base.weight.value  # only the shape of W is used without dA
     return ops.row_norm_backward(dn, (W, *cache[1:]), need_dA)
@@ -149,33 +150,43 @@ def row_norm_backward(base: Linear, dn: Array, cache: NormCache, need_dA: bool) 
 
 @dataclass(frozen=True)
 class DoraCost(LoraCost):
-    """The cost of LoRA, plus m, the row lengths n, and z (N, out), the output before the factor g."""
+    """The cost of LoRA, plus the cost of m, of the row lengths n, and of z.
+
+    The array z (N, out) is the output before the multiplication by g.
+    """
 
     true_norm: bool = False  # True if n has a gradient; PEFT detaches it
 
     name = "DoRA"
 
     def trained_sizes(self, out: int, in_: int) -> list[int]:
-        """Return the sizes of the trained arrays: those of LoRA, and m."""
+        """Return the sizes of LoRA's trained arrays and of m."""
         return [*super().trained_sizes(out, in_), out]
 
     def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
-        """Return LoRA's FLOPs, plus those of C = W Aᵀ, A Aᵀ and B (A Aᵀ) for n, and of their gradients if n has one.
+        """Return the FLOPs of LoRA's products and of the products that compute n.
 
-        The FLOPs for n do not depend on N. With dropout, the base layer also computes x̃ Wᵀ.
+        To compute n, DoRA needs C = W Aᵀ, A Aᵀ and B (A Aᵀ), and their gradients if n has a gradient. These FLOPs do
+        not depend on the number N of tokens. With dropout, the base layer also computes x̃ Wᵀ.
         """
         norm = 2 * self.r * (out * in_ + self.r * (in_ + out))
         found = super().products(N, out, in_, need_dx) + Products(norm, 0, norm * (self.true_norm and self.A_trained))
         return found + linear_products(N, out, in_, need_dx, False) if self.dropout else found
 
     def saved_for_backward(self, N: int, out: int, in_: int) -> int:
-        """Return the saved floats: those of LoRA, z (N, out), n, and P = (W + s·B A) Aᵀ (out, r) if n has a gradient."""
+        """Return the number of saved floats.
+
+        The saved arrays are those of LoRA, z (N, out), n (out,) and, if n has a gradient, P = (W + s·B A) Aᵀ (out, r).
+        """
         return super().saved_for_backward(N, out, in_) + N * out + out + self.true_norm * out * self.r
 
     def forward_temporaries(self, N: int, out: int, in_: int) -> int:
-        """Return the temporary floats: g ∘ z, and with dropout x̃ Wᵀ."""
+        """Return the number of temporary floats of g ∘ z and, with dropout, of x̃ Wᵀ."""
         return (1 + self.dropout) * N * out
 
     def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
-        """Return the peak of temporary floats: dz (N, out), the bypass's dx, and those of the frozen path."""
+        """Return the peak number of temporary floats.
+
+        The temporary arrays are dz (N, out), the dx of the bypass, and the temporary arrays of the frozen layer.
+        """
         return N * out + (N * in_ + max(frozen, N * self.r) if need_dx else N * self.r)

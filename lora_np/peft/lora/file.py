@@ -26,9 +26,10 @@ def portable_patterns(config: LoraConfig, model: Module) -> dict[str, Any]:
 
 
 def portable_pattern(pattern: Mapping[str, T], layers: list[str], default: T) -> dict[str, T]:
-    """Return `pattern` for a file.
+    """Return `pattern` in a form that can be saved in a file.
 
-    Files have sorted keys; if sorting changes a layer's first match, use one key per layer.
+    The keys in a file are sorted. If sorting changes the first match of a layer, the returned pattern has one key per
+    layer.
     """
     intended = {name: first_match(pattern, name, default) for name in layers}
     kept = {key: to_python(pattern[key]) for key in sorted(pattern)}
@@ -38,9 +39,9 @@ def portable_pattern(pattern: Mapping[str, T], layers: list[str], default: T) ->
 
 
 def readable_init(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings with an `init_lora_weights` of LoraConfig.
+    """Return the settings with a value of `init_lora_weights` that LoraConfig accepts.
 
-    Raises ValueError for PiSSA factors of a changed base.
+    Raises ValueError if the factors belong to a base that PiSSA changed.
     """
     init = settings.get("init_lora_weights")
     if init == "pissa":

@@ -1,4 +1,4 @@
-"""LoRA in one layer: a trained bypass to a frozen Linear (arXiv 2106.09685), and its cost.
+"""LoRA in one layer: a trained bypass to a frozen Linear (arXiv 2106.09685), and the cost of the bypass.
 
     y = x Wᵀ + s·(x̃ Aᵀ) Bᵀ,   ΔW = s·B A        A (r, in), B (out, r), x̃ = drop(x) while training
 
@@ -38,9 +38,9 @@ class LoraAdapter(Bypass):
     def build(
         cls, config: LoraConfig, base: Linear, factors: Collection[np.ndarray], dtype: np.dtype | None = None
     ) -> LoraAdapter:
-        """Return an adapter from the host arrays A (r, in) and B (out, r).
+        """Return an adapter with the arrays A (r, in) and B (out, r), which are in host memory.
 
-        Its parameters are on the base's device, in `dtype` or in the base's dtype.
+        The parameters of the adapter are on the base's device and have `dtype`, by default the base's dtype.
         """
         return cls(config, *(parameter_like(base, x, dtype) for x in factors))
 
@@ -51,7 +51,7 @@ class LoraAdapter(Bypass):
 
     @property
     def learned(self) -> tuple[Parameter, ...]:
-        """A and B, the order of the gradients in `delta_backward`."""
+        """A and B, in the order in which `delta_backward` returns their gradients."""
         return self.lora_A, self.lora_B
 
     @property
@@ -64,7 +64,10 @@ class LoraAdapter(Bypass):
         return upcast(dtype, self.lora_A.value), upcast(dtype, self.lora_B.value)
 
     def delta_forward(self, x: Array) -> tuple[Array, LoraCache]:
-        """Compute s·(x Aᵀ) Bᵀ (…, out) for x (…, in). The cache contains x only if A is trained, for dA."""
+        """Compute s·(x Aᵀ) Bᵀ (…, out) for x (…, in).
+
+        The cache contains x only if A is trained, because only dA needs x.
+        """
         return ops.lora_forward(x, *self.factors(x.dtype), self.config.scaling, self.lora_A.trainable)
 
     def delta_backward(self, dy: Array, cache: LoraCache, need_dx: bool) -> tuple[Array | None, ...]:
@@ -77,7 +80,7 @@ class LoraAdapter(Bypass):
         return self.config.scaling * (B @ A)
 
     def delta_weight(self, base: Linear) -> Array:
-        """Return ΔW = s·B A (out, in). The output depends on A and B only through ΔW."""
+        """Return ΔW = s·B A (out, in). The output depends only on the product ΔW, not on A and B separately."""
         return self.scaled_product(base.weight.value.dtype)
 
 
@@ -117,7 +120,7 @@ class LoraCost(AdapterCost):
         return self.A_trained and not self.dropout
 
     def trained_sizes(self, out: int, in_: int) -> list[int]:
-        """Return the sizes of the trained arrays: B, and A (0 if A is frozen)."""
+        """Return the sizes of B and A. If A is frozen, the size of A is 0."""
         return [self.r * out, self.r * in_ * self.A_trained]
 
     def frozen(self, shapes: Collection[tuple[int, int]]) -> int:
@@ -125,11 +128,11 @@ class LoraCost(AdapterCost):
         return (not self.A_trained) * self.r * sum(in_ for _, in_ in shapes)
 
     def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
-        """Return the FLOPs: 2·N·r·in per product with A, 2·N·r·out per product with B.
+        """Return the FLOPs: 2·N·r·in for each product with A and 2·N·r·out for each product with B.
 
         Both dA and dx need dh = dy B.
 
-        A frozen A has no dA. If dx is needed, dB is computed even if B is frozen.
+        If A is frozen, dA is not computed. If dx is needed, dB is computed even if B is frozen.
         """
         with_A, with_B, dA = 2 * N * self.r * in_, 2 * N * self.r * out, self.A_trained
         if not (self.trained or need_dx):
@@ -137,14 +140,22 @@ class LoraCost(AdapterCost):
         return Products(with_A + with_B, with_B * (dA or need_dx) + with_A * need_dx, with_A * dA + with_B)
 
     def saved_for_backward(self, N: int, out: int, in_: int) -> int:
-        """Return the saved floats: h (N, r), the dropout mask, x ∘ mask (for dA), and float32 copies of 16-bit A and B."""
+        """Return the number of saved floats.
+
+        The saved arrays are h (N, r), the dropout mask, x ∘ mask (for dA), and float32 copies of A and B stored in 16
+        bits.
+        """
         dropped = self.dropout * (1 + self.A_trained) * N * in_
         return N * self.r + dropped + self.half_precision * self.r * (in_ + out)
 
     def forward_temporaries(self, N: int, out: int, in_: int) -> int:
-        """Return the temporary floats: the bypass's output, before it is added to y."""
+        """Return the number of temporary floats: the output of the bypass, before this output is added to y."""
         return N * out
 
     def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
-        """Return the peak of temporary floats: the dx of both paths, with dropout also dx ∘ mask; without dx, dh."""
+        """Return the peak number of temporary floats.
+
+        If dx is needed, the temporary arrays are the dx of both paths and, with dropout, dx ∘ mask. Otherwise, dh is
+        the only temporary array.
+        """
         return max(frozen, (2 + self.dropout) * N * in_) if need_dx else N * self.r

@@ -36,7 +36,7 @@ TENSORS = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}  # parameter â†
 
 
 class LoraMethod(LayerMethod):
-    """LoRA: a LoraAdapter, or with `use_dora` a DoraAdapter, in each targeted layer."""
+    """LoRA: each targeted layer gets a LoraAdapter, or a DoraAdapter if `use_dora` is True."""
 
     config_type = LoraConfig
     peft_type = "LORA"
@@ -55,9 +55,9 @@ class LoraMethod(LayerMethod):
     example = LoraConfig(r=3, lora_alpha=7, target_modules="all-linear", init_lora_weights=False)
 
     def targets(self, config: LoraConfig, names: list[str], strict: bool = True) -> list[str]:
-        """Return the targeted layers.
+        """Return the names of the targeted layers.
 
-        With `strict`, raises ValueError for a target or a pattern that matches no layer.
+        If `strict` is True, raises ValueError if a target or a pattern matches no layer.
         """
         layers = super().targets(config, names, strict)
         for key in [*config.rank_pattern, *config.alpha_pattern] if strict else ():
@@ -70,7 +70,10 @@ class LoraMethod(LayerMethod):
         return config.for_layer(layer)
 
     def check(self, host: AdapterHost, config: LoraConfig, layers: Mapping[str, Linear]) -> None:
-        """Raise ValueError if PiSSA or DoRA does not fit a layer, and RuntimeError if PiSSA is not the first adapter."""
+        """Raise ValueError if PiSSA or DoRA cannot be used in a layer.
+
+        Raises RuntimeError if PiSSA is not the first adapter.
+        """
         if config.init_lora_weights == "pissa" and host.peft_config:
             raise RuntimeError(
                 "PiSSA changes the base, but this model has other adapters; use a model without adapters"
@@ -82,7 +85,10 @@ class LoraMethod(LayerMethod):
                 check_rows(name, base)
 
     def draw(self, config: LoraConfig, base: Linear, rng: np.random.Generator, dtype: np.dtype | None) -> Adapter:
-        """Return a new adapter, initialised as `init_lora_weights` specifies; with DoRA, m is the row lengths of W."""
+        """Return a new adapter, initialised as `init_lora_weights` specifies.
+
+        With DoRA, m contains the row lengths of W.
+        """
         if config.init_lora_weights != "pissa":
             return self.build(config, base, [*draw_factors(config, base, rng)], dtype)
         W = to_host(base.weight.value)
@@ -93,18 +99,21 @@ class LoraMethod(LayerMethod):
         return self.build(config, base, tensors, dtype)
 
     def shapes(self, config: LoraConfig, out: int, in_: int) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of A (r, in), B (out, r), and with DoRA m (out,)."""
+        """Return the shapes of A (r, in) and B (out, r) and, with DoRA, of m (out,)."""
         factors = {"lora_A.weight": (config.r, in_), "lora_B.weight": (out, config.r)}
         return factors | ({"lora_magnitude_vector": (out,)} if config.use_dora else {})
 
     def build(self, config: LoraConfig, base: Linear, tensors: list[np.ndarray], dtype: np.dtype | None) -> Adapter:
-        """Return an adapter from A, B, and with DoRA m."""
+        """Return an adapter with the tensors A and B and, with DoRA, m."""
         return (DoraAdapter if config.use_dora else LoraAdapter).build(config, base, tensors, dtype)
 
     def arrays_to_check(
         self, arrays: Mapping[str, np.ndarray], expected: Iterable[str], model: Module
     ) -> Mapping[str, np.ndarray]:
-        """Return all arrays except weights of the base, which PEFT saves with an adapter for the head."""
+        """Return all arrays except weights of the base.
+
+        PEFT saves a weight of the base if an adapter adapts lm_head.
+        """
         return {key: x for key, x in arrays.items() if key in expected or not is_base_weight(key, x, model)}
 
     def cost(self, config: LoraConfig, trained: bool = True, half_precision: bool = False) -> AdapterCost:
@@ -113,7 +122,7 @@ class LoraMethod(LayerMethod):
         return DoraCost(*lora, true_norm=config.dora_norm == "true") if config.use_dora else LoraCost(*lora)
 
     def cost_of(self, adapter: Adapter) -> AdapterCost:
-        """Return the cost of an existing adapter, with the factors that are trainable now."""
+        """Return the cost of an existing adapter. Only factors that are trainable now count as trained."""
         assert isinstance(adapter, LoraAdapter)
         trains = {"trained": adapter.lora_B.trainable, "A_trained": adapter.lora_A.trainable}
         return replace(super().cost_of(adapter), **trains)
@@ -121,7 +130,7 @@ class LoraMethod(LayerMethod):
     def add(self, host: AdapterHost, name: str, config: LoraConfig, seed: int) -> None:
         """Add a new adapter to each targeted layer.
 
-        PiSSA then subtracts its initial product from the base.
+        With PiSSA, the initial product sÂ·B A is then subtracted from the base.
         """
         super().add(host, name, config, seed)
         if config.init_lora_weights == "pissa":
@@ -133,7 +142,7 @@ class LoraMethod(LayerMethod):
     def delete(self, host: AdapterHost, name: str) -> None:
         """Remove the adapter from every layer.
 
-        After PiSSA, the base is restored; a quantised base raises RuntimeError.
+        If PiSSA changed the base, the original base is restored. If this base was then quantised, raises RuntimeError.
         """
         layers = self.layers(host, name).values()
         initialised = [
@@ -152,11 +161,10 @@ class LoraMethod(LayerMethod):
             raise ValueError(f"{name!r} is DoRA, which rescales W; its rows cannot be in a mixed batch")
 
     def arrays(self, host: AdapterHost, name: str) -> dict[str, np.ndarray]:
-        """Return the tensors of the file by PEFT's keys.
+        """Return the tensors for the file, as a dictionary with PEFT's keys.
 
-        The keys are base_model.model.<layer>.lora_A.weight (r, in), .lora_B.weight (out, r), and with DoRA
-        .lora_magnitude_vector (out,).
-        Raises RuntimeError if the base was quantised after PiSSA initialisation.
+        A key is base_model.model.<layer> and then .lora_A.weight (r, in), .lora_B.weight (out, r) or, with DoRA,
+        .lora_magnitude_vector (out,). Raises RuntimeError if the base was quantised after PiSSA initialisation.
         """
         found: dict[str, np.ndarray] = {}
         for layer_name, layer in self.layers(host, name).items():
@@ -170,15 +178,18 @@ class LoraMethod(LayerMethod):
     def file_config(self, config: LoraConfig) -> LoraConfig:
         """Return the configuration of the saved adapter.
 
-        PiSSA is saved as a LoRA of twice the rank for the original base.
+        An adapter with PiSSA initialisation is saved as a LoRA adapter of twice the rank for the original base.
         """
         return pissa.converted_config(config) if config.init_lora_weights == "pissa" else config
 
     def settings(self, config: LoraConfig, model: Transformer) -> dict[str, Any]:
-        """Return the content of adapter_config.json, with patterns that match in PEFT, and without `extra_fields`."""
+        """Return the content of adapter_config.json, with patterns that match the same layers in PEFT.
+
+        The fields in `extra_fields` are left out.
+        """
         found = super().settings(config, model) | portable_patterns(self.file_config(config), model)
         return {key: value for key, value in found.items() if key not in self.extra_fields}
 
     def config(self, settings: Mapping[str, Any]) -> LoraConfig:
-        """Return the configuration of an adapter_config.json."""
+        """Return the configuration for the settings of an adapter_config.json."""
         return super().config(readable_init(settings))

@@ -29,11 +29,10 @@ from .layer import LoraAdapter
 
 
 class PissaCorrection(Bypass):
-    """The part of W that PiSSA removed from the base, as a bypass s·(x A₀ᵀ) B₀ᵀ.
+    """The part of W that PiSSA subtracted from the base, as a bypass s·(x A₀ᵀ) B₀ᵀ.
 
-    Calls without the adapter add it.
-
-    A₀ (r, in) and B₀ (out, r) are in host memory.
+    A call that does not use the adapter adds the output of this bypass. The arrays A₀ (r, in) and B₀ (out, r) are in
+    host memory.
     """
 
     def __init__(self, adapter: LoraAdapter) -> None:
@@ -50,19 +49,25 @@ class PissaCorrection(Bypass):
         return ops.lora_backward(dy, cache)[:1]
 
     def restore_base(self, base: Linear) -> None:
-        """Restore the original base up to rounding: W ← W + s·B₀A₀."""
+        """Restore the original base, up to rounding errors: W ← W + s·B₀A₀."""
         W = base.weight.value
         W += move(self.scaling * (self.B.astype(W.dtype) @ self.A.astype(W.dtype)), W)
 
     def convert_to_lora(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the tensors of rank 2r for the original base: [A; A₀] and [B, −B₀], with the product B A − B₀A₀."""
+        """Return the tensors of rank 2r for the original base: [A; A₀] and [B, −B₀].
+
+        The product of the two tensors is B A − B₀A₀.
+        """
         A, B = tensors["lora_A.weight"], tensors["lora_B.weight"]
         joined = np.concatenate([A, self.A]), np.concatenate([B, -self.B], axis=1)
         return {**tensors, **dict(zip(("lora_A.weight", "lora_B.weight"), joined, strict=True))}
 
 
 def principal_factors(W: np.ndarray, r: int, scaling: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return A₀ = √(Σ_r/s) V_rᵀ (r, in) and B₀ = U_r √(Σ_r/s) (out, r) for W (out, in), in float64, as in PEFT."""
+    """Return A₀ = √(Σ_r/s) V_rᵀ (r, in) and B₀ = U_r √(Σ_r/s) (out, r) for W (out, in).
+
+    The computation uses float64, as in PEFT.
+    """
     U, sigma, Vt = np.linalg.svd(W.astype(np.float64), full_matrices=False)
     root = np.sqrt(sigma[:r] / scaling)
     return root[:, None] * Vt[:r], U[:, :r] * root
@@ -82,9 +87,9 @@ def check_layer(name: str, base: Linear, r: int) -> None:
 
 
 def subtract_from_base(layer: AdaptedLinear, adapter: LoraAdapter) -> None:
-    """Subtract a new adapter from its layer: W ← W − s·B A.
+    """Subtract the product of a new adapter from the weight of its layer: W ← W − s·B A.
 
-    A and B are the stored factors, including their rounding.
+    A and B are the factors after rounding to the storage dtype.
     """
     W = layer.base_layer.weight.value
     W -= adapter.scaled_product(W.dtype)
@@ -92,7 +97,10 @@ def subtract_from_base(layer: AdaptedLinear, adapter: LoraAdapter) -> None:
 
 
 def check_not_quantized(name: str, layer: AdaptedLinear) -> None:
-    """Raise RuntimeError if the base was quantised after PiSSA: no adapter of the original base equals this model."""
+    """Raise RuntimeError if the base was quantised after PiSSA.
+
+    No adapter for the original base gives the same outputs as such a model.
+    """
     if layer.base_correction is not None and isinstance(layer.base_layer.weight.value, Quantized4bit):
         raise RuntimeError(
             f"{name}: quantize_model rounded the base that PiSSA changed, so no adapter of the original base equals this model; "
@@ -101,7 +109,10 @@ def check_not_quantized(name: str, layer: AdaptedLinear) -> None:
 
 
 def converted_config(config: LoraConfig) -> LoraConfig:
-    """Return the configuration of rank 2r with the same scaling: α/r = 2α/2r, and with rsLoRA α/√r = √2α/√2r."""
+    """Return the configuration of rank 2r with the same scaling.
+
+    The new α is 2α, because 2α/(2r) = α/r. With rsLoRA, the new α is √2·α, because √2·α/√(2r) = α/√r.
+    """
     factor = math.sqrt(2) if config.use_rslora else 2
     return replace(
         config,
