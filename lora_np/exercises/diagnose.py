@@ -1,4 +1,4 @@
-"""Put outcomes into a verdict: right, a known mistake with its hint, or the smallest case that is wrong."""
+"""Turn outcomes into a verdict: right, a known mistake with a hint, or the smallest case with a wrong result."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Verdict:
     mistakes : tuple of Mistake
         The mistakes that were recognised.
     details : str
-        Further lines, for example the smallest case that is wrong.
+        Further lines, for example the smallest case with a wrong result.
 
     Examples
     --------
@@ -61,7 +61,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether the answer is right."""
+        """True if the answer is right."""
         return self.kind == "right"
 
     def with_details(self, more: str) -> Verdict:
@@ -70,7 +70,7 @@ class Verdict:
         Parameters
         ----------
         more : str
-            The line, or several lines.
+            One or more lines of text.
 
         Returns
         -------
@@ -86,7 +86,10 @@ class Verdict:
 
 
 def verdict(cells: Sequence[str], exercise: Exercise, patience: float = math.inf) -> Verdict:
-    """Run the answer among the cells in a process of its own and return the verdict; for `patience` see `recognised`."""
+    """Find the answer in the cells, run it in a separate process and return the verdict.
+
+    `patience` has the same meaning as in `recognised`.
+    """
     name = exercise.function
     try:
         text = program(cells, name)
@@ -109,7 +112,7 @@ def unreadable(name: str, error: SyntaxError) -> Verdict:
 
 
 def diagnose(outcomes: Sequence[Outcome], exercise: Exercise, text: str = "", patience: float = math.inf) -> Verdict:
-    """Return the verdict for a function's outcomes, one per case. `text` is its program, for quotes in messages."""
+    """Return the verdict for a function's outcomes, one per case. Messages quote lines of the program `text`."""
     name, cases = exercise.function, exercise.cases()
     expected = list(run_program(exercise.solution, exercise))
     right = len(outcomes) == len(expected) and all(map(alike, outcomes, expected))
@@ -157,7 +160,7 @@ def known(name: str, found: tuple[Mistake, ...]) -> Verdict:
 
 
 def size(case: Case) -> int:
-    """Return how many numbers a case has; the case with the fewest is the easiest to compute by hand."""
+    """Return how many numbers a case has. A case with few numbers is easy to compute by hand."""
     return sum(np.size(argument) for argument in case.arguments.values() if not isinstance(argument, dict | str))
 
 
@@ -176,13 +179,13 @@ def raised(outcome: Outcome, text: str) -> str:
 
 
 def shown(case: Case) -> str:
-    """Return the case as assignments that can be pasted into a cell; of a large array only the shape."""
+    """Return the case as assignments that can be pasted into a cell; a large array is described by its shape."""
     lines = [f"  {name} = {value_text(value, len(name) + 5)}" for name, value in case.arguments.items()]
     return "\n".join([f"  The smallest case that is wrong ({case.label}):", *lines])
 
 
 def comparison(mine: Any, right: Any, exercise: Exercise) -> str:
-    """Return the student's value and the expected value; of a tuple or dict only the first part that differs."""
+    """Return the student's value and the expected value as text; of a tuple or a dict, the first entry that differs."""
     where: list[str] = []
     while isinstance(mine, tuple | dict) and isinstance(right, type(mine)) and len(mine) == len(right):
         keys = list(right) if isinstance(right, dict) else range(len(right))
@@ -204,9 +207,9 @@ def comparison(mine: Any, right: Any, exercise: Exercise) -> str:
 
 
 def value_text(value: Any, indent: int = 0, shape: bool = True) -> str:
-    """Return a value as Python source, with its further lines indented; of an array of more than 24 numbers only the shape.
+    """Return a value as Python source; an array of more than 24 numbers is described by its shape.
 
-    `shape`: add the array's shape as a comment; inside a list this is not possible.
+    `indent`: spaces before the second and later lines. `shape`: True adds the shape of an array as a comment.
     """
     if isinstance(value, np.ndarray):
         if value.size > 24:
