@@ -25,12 +25,12 @@ number of trained parameters in Llama-2-7B with the method's default configurati
 
 
 def page() -> str:
-    """Return the text of the page."""
+    """Return the text of docs/methods.md."""
     return HEAD + "".join(map(row, METHODS))
 
 
 def row(method: Method) -> str:
-    """Return the line of one method."""
+    """Return the line of one method in the table."""
     config = method.config_type()
     try:
         method.check_mixable("", config)
