@@ -213,7 +213,7 @@ def gpt(name: str, layers: int, hidden: int, heads: int, positions: int, fused: 
     positions : int
         Number of rows of the learned position embedding.
     fused : bool
-        True: one matrix c_attn (3d, d) computes queries, keys and values, with the names of transformers'
+        True: one matrix c_attn (3d, d) computes queries, keys and values. The layer names are those of transformers'
         GPT2LMHeadModel.
         False: the attention has q_proj, k_proj, v_proj and o_proj of shape (d, d). The code of GPT-3 is not public; the
         LoRA paper counts adapters of these four matrices.

@@ -1,4 +1,4 @@
-"""The FLOPs of one training step, from every matrix product.
+"""The FLOPs of all matrix products of one training step.
 
 One multiplication and one addition are two FLOPs.
 

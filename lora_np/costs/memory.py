@@ -134,8 +134,8 @@ def memory(
     Raises
     ------
     ValueError
-        If the model is unknown, a target module matches no layer, the method does not define its cost, or an argument
-        does not apply to this model.
+        If the model is unknown, if a target module matches no layer, if the method does not define its cost, or if an
+        argument does not apply to this model.
     TypeError
         If `model` is not a model or `config` is not a configuration.
 

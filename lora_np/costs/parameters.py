@@ -188,7 +188,7 @@ def count(model: Model, config: PeftConfig | None = None) -> ParameterCount:
     Raises
     ------
     ValueError
-        If the model is unknown, a target module matches no layer, or a live model is given with a configuration.
+        If the model is unknown, if a target module matches no layer, or if a live model is given with a configuration.
     TypeError
         If `model` is not a model or `config` is not a configuration.
 

@@ -90,7 +90,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _read(result: Path, printed: int, returncode: int, shown: str) -> list[Outcome] | Stopped:
-    """Return the outcomes from the file that the process wrote, or the reason why it stopped."""
+    """Return the outcomes from the file that the process wrote, or the reason why the process stopped."""
     if not result.exists():  # the child creates it before the program starts
         raise RuntimeError(f"the process that runs answers cannot start: {shown.strip()[-300:]}")
     if printed >= PRINTED:

@@ -69,7 +69,7 @@ def write_course(folder: str | os.PathLike[str], answers: bool = True) -> Copy:
     Returns
     -------
     Copy
-        The files that were written, and the existing files that were kept because they differ.
+        The files that were written, and the existing files that differ from the course's files.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def _link(found: re.Match[str]) -> str:
 
 
 def _is_picture(name: str) -> bool:
-    """Return whether a file name is that of a picture."""
+    """Return whether a file is a picture, judged by the end of its name."""
     return name.lower().endswith((".png", ".svg", ".jpg"))
 
 

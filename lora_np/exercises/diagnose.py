@@ -165,7 +165,7 @@ def size(case: Case) -> int:
 
 
 def raised(outcome: Outcome, text: str) -> str:
-    """Return the exception in one line, with a quote of the student's line."""
+    """Return the exception in one line, with the line of the student's program that raised it."""
     lines = text.splitlines()
     quote = f" at `{echo(lines[outcome.line - 1], 90)}`" if outcome.line and outcome.line <= len(lines) else ""
     kind, _, message = echo(outcome.raised or "", 240).partition(": ")

@@ -1,5 +1,7 @@
 """Serve one base model and many adapters: an engine that batches requests, and an HTTP server.
 
+Modules:
+
     cache          a key/value cache; rows can be added and removed between two steps
     adapters       AdapterStore: loads adapters from disk and removes the least recently used adapters
     engine         AdapterServer: continuous batching, one token per request and step

@@ -99,7 +99,7 @@ class Request:
 
 
 class AdapterServer:
-    """An engine that generates for many requests at once, each with its own adapter of one base model.
+    """An engine that generates tokens for many requests at once, with one base model and an adapter per request.
 
     Every request gets the same tokens as from `generate` alone. Do not change the model while the server uses it.
 
@@ -177,7 +177,7 @@ class AdapterServer:
         on_token: Callable[[int], Any] = lambda token: None,
         on_finish: Callable[[Request], Any] = lambda request: None,
     ) -> Request:
-        """Add one request to the queue. Settings and generated tokens are the same as those of `generate`.
+        """Add one request to the queue. The settings are those of `generate` and give the same tokens.
 
         Parameters
         ----------

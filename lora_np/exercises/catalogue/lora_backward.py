@@ -1,4 +1,7 @@
-"""dA, dB and dx of L = mean over the tokens of ½‖y − target‖², with y = x Wᵀ + s·(x Aᵀ) Bᵀ; dA and dB are accumulated."""
+"""The gradients dA, dB and dx of L = mean over the tokens of ½‖y − target‖², with y = x Wᵀ + s·(x Aᵀ) Bᵀ.
+
+The function adds dA and dB to the gradients of earlier calls.
+"""
 
 from __future__ import annotations
 

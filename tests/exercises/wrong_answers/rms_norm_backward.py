@@ -49,7 +49,9 @@ ANSWERS = {
     + DW
     + DX
     + OUT,
-    "rho contains the sum of the squares instead of their mean": rho("(np.einsum('...i,...i->...', x, x)[..., None] + eps) ** -0.5"),
+    "rho contains the sum of the squares instead of their mean": rho(
+        "(np.einsum('...i,...i->...', x, x)[..., None] + eps) ** -0.5"
+    ),
     "rho lacks the square root": rho("((x**2).mean(-1, keepdims=True) + eps) ** -1.0"),
     "rho is not inverted": rho("((x**2).mean(-1, keepdims=True) + eps) ** 0.5"),
     "epsilon is outside the root": rho("1 / ((x**2).mean(-1, keepdims=True) ** 0.5 + eps)"),
