@@ -20,7 +20,7 @@ KINDS = {  # the kinds of verdict, as the page for teachers explains them
     "known": "one or two mistakes of the list below",
     "unknown": "wrong on some case, by a mistake that is not in the list; `exercises check FILE` shows the smallest case",
     "raised": "an exception; `words` quotes the student's line that raised it",
-    "changed": "the function changes an input in place that its caller still needs",
+    "changed": "the function changes an input in place; the caller still needs the old values",
     "blank": "not written yet, or not finished",
     "stopped": "an endless loop, too much printed output, or an end of the whole process",
     "unreadable": "not Python, not a notebook, or several files with different answers to one exercise",
@@ -131,7 +131,9 @@ def diagnose(outcomes: Sequence[Outcome], exercise: Exercise, text: str = "", pa
     if changed:
         numbers = "the result is right, but the function" if right else "the function"
         return Verdict(
-            name, "changed", f"{numbers} changes {' and '.join(changed)} in place, which its caller still needs"
+            name,
+            "changed",
+            f"{numbers} changes {' and '.join(changed)} in place; the caller still needs the old values",
         )
     i = min(failing, key=lambda i: (outcomes[i].raised is None, size(cases[i])))  # an exception is the most useful
     if outcomes[i].raised is not None:

@@ -1,8 +1,8 @@
 """Extract the program of one function from a notebook, a .py file or executed cells.
 
-Other cells of a student's notebook draw pictures or train models. They are left out: only the statements are kept that
-set a global name which the function reads, directly or through other functions. A check is therefore fast, and errors
-in other cells do not matter.
+Other cells of a student's notebook draw pictures or train models. These cells are left out. The program has only the
+statements that set global names of the function; these are names that the function reads, directly or through other
+functions. A check is therefore fast, and errors in other cells do not matter.
 """
 
 from __future__ import annotations

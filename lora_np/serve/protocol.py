@@ -196,8 +196,9 @@ def messages(body: dict[str, Any]) -> list[dict[str, str]]:
 class StopStringStream:
     """Decodes one token after another, and ends the text before the first stop string.
 
-    Text that could be the beginning of a stop string is returned only when later tokens show that it is not. `stopped`
-    is True after a stop string. `after` has the token ids of the prompt, which come before the decoded tokens.
+    Text that could be the beginning of a stop string is returned later, if the next tokens do not complete the string.
+    `stopped` is True after a stop string. `after` has the token ids of the prompt, which come before the decoded
+    tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, after: Sequence[int], stop: tuple[str, ...] = ()) -> None:

@@ -1,9 +1,9 @@
 """Describe the dropout of a student's function in exercise 6. All possible masks are tried to find the function's mask.
 
 Right answers may draw the mask in any order and by any method, so random numbers are not compared. A token has few
-features, so all masks can be tried at every place in the layer. One of the masks gives the function's y. It shows where
-the function applies dropout, how many numbers are dropped, which numbers are dropped together, and which factor the
-kept numbers get. The mask of dx is found in the same way.
+features, so all masks can be tried at every place in the layer. One of the masks gives the function's y. This mask
+shows where dropout is applied and how many numbers are dropped. It also shows which numbers are dropped together, and
+by which factor the kept numbers are multiplied. The mask of dx is found in the same way.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def explained(
 ) -> Dropout | None:
     """Return the dropout with which the input v gives all `values` (call, token, feature), or None.
 
-    All masks are tried at every place with every plausible factor; there are few features, so this is fast.
+    All masks are tried at every place with every plausible factor. This is possible because there are few features.
     """
     widths = {"middle": down.shape[1]} | {f"{path}start": len(W) for path in ("", "frozen ", "bypass ")}
     scalings = {"once": scaling, "missing": 1.0, "twice": scaling**2}
