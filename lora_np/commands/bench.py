@@ -1,4 +1,4 @@
-"""python -m lora_np bench: measure a training step, here and in PyTorch."""
+"""python -m lora_np bench: measure a training step of this library and of PyTorch."""
 
 from __future__ import annotations
 
@@ -92,7 +92,10 @@ def say(line: str) -> None:
 
 
 def keep(table: Table, show: Callable[[Table], None], arguments: argparse.Namespace) -> None:
-    """Print a table; with --json and --figures, write it and its picture. A table with more rows is not overwritten."""
+    """Print a table; with --json write the table to a file, and with --figures draw its picture.
+
+    An existing file with more rows than the table is not overwritten.
+    """
     table.command = " ".join(["python -m lora_np", *sys.argv[1:]])
     print()
     show(table)
@@ -113,7 +116,7 @@ def keep(table: Table, show: Callable[[Table], None], arguments: argparse.Namesp
 
 
 def print_methods(table: Table) -> None:
-    """Print the cost of full fine-tuning and of LoRA in this process."""
+    """Print the time and the peak memory of full fine-tuning and of LoRA."""
     print(f"One training step on tiny, {table.settings['batch_size']} × {table.settings['seq_len']} tokens, AdamW")
     print(f"{'':24}{'trainable':>12}{'seconds':>10}{'peak MB':>10}{'time':>8}{'memory':>8}")
     full = table.rows[0]
@@ -124,7 +127,7 @@ def print_methods(table: Table) -> None:
 
 
 def print_environment(table: Table) -> None:
-    """Print the machine, the BLAS and kernel of each competitor, and the versions."""
+    """Print the processor, the BLAS library and kernel of each competitor, and the versions of the packages."""
     settings, versions = table.settings, table.versions
     print(f"--threads {settings['threads']} on {settings['processor']}; median of {settings['rounds']} rounds, in turn")
     for name, used in settings["blas"].items():
@@ -165,7 +168,7 @@ def print_speed(table: Table) -> None:
 
 
 def print_quantized(table: Table) -> None:
-    """Print the cost of a step over a 4-bit base model and over a float32 base model."""
+    """Print the time and the memory of a LoRA step with a 4-bit base model and with a float32 base model."""
     print(
         "One LoRA step (forward, backward, AdamW), all linear layers, over float32 and over NF4 with double quantisation"
     )
@@ -177,7 +180,7 @@ def print_quantized(table: Table) -> None:
 
 
 def print_generation(table: Table) -> None:
-    """Print the cost of greedy generation, for each competitor."""
+    """Print the time and the memory of greedy generation, for each competitor."""
     settings = table.settings
     print(
         f"Generation, greedy: {settings['prompt_tokens']} prompt tokens and {settings['new_tokens']} new tokens per row"
@@ -191,7 +194,7 @@ def print_generation(table: Table) -> None:
 
 
 def print_scaling(table: Table) -> None:
-    """Print how the time of a step grows with each size, and a straight line fitted to the times."""
+    """Print the time of a training step for growing sizes, and the straight line fitted to the times."""
     print(f"How the time of a step grows: {table.settings['shape']}'s shape, random weights")
     print_environment(table)
     for sweep, line in table.settings["lines"].items():
@@ -210,7 +213,7 @@ def print_scaling(table: Table) -> None:
 
 
 def ratio(row: dict) -> str:
-    """Return the columns "× ours" and "quartiles"; dashes if the row has no comparison."""
+    """Return the text of the columns "× ours" and "quartiles"; dashes if the row has no ratio."""
     if row.get("ratio") is None:
         return f"{'–':>8}{'–':>14}"
     low, high = row["ratio_range"]
@@ -218,5 +221,5 @@ def ratio(row: dict) -> str:
 
 
 def megabytes(size: int | None) -> str:
-    """Return bytes as MB, or a dash if the system does not report them."""
+    """Return a number of bytes in MB, or a dash if `size` is None because the system does not report memory."""
     return "–" if size is None else f"{size / 1e6:,.0f}"

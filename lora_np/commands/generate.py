@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings of sampling. Raises ValueError for a wrong setting, before a model is loaded."""
+    """Return the settings of sampling. Raises ValueError for a wrong setting; called before a model is loaded."""
     from ..transformer.generation import Sampling
 
     Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
@@ -135,7 +135,7 @@ def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _piped() -> list[str]:
-    """Return the text from a pipe as one prompt, without its last newline; return no prompt if stdin is a terminal."""
+    """Return a list with the text from a pipe, without the last newline; an empty list if stdin is a terminal."""
     if sys.stdin.isatty():
         return []
     if hasattr(sys.stdin, "reconfigure"):
@@ -170,7 +170,7 @@ def _load(arguments: argparse.Namespace) -> Transformer | PeftModel:
 
 
 def _encode(tokenizer: Tokenizer, prompt: str, before: list[Message], chat: bool) -> list[int]:
-    """Return the tokens of a prompt: of the plain text, or of a conversation whose last message it is."""
+    """Return the token ids of a prompt; if `chat`, of the conversation that ends with the prompt."""
     if not chat:
         return tokenizer.encode(prompt).tolist()
     return tokenizer.apply_chat_template([*before, {"role": "user", "content": prompt}]).tolist()
@@ -182,7 +182,7 @@ def _show(text: str) -> None:
 
 @dataclass
 class TextGenerator:
-    """Generates text, and counts its tokens and seconds over all calls."""
+    """Generates text, and counts the generated tokens and the seconds of all calls."""
 
     model: Transformer | PeftModel
     tokenizer: Tokenizer
@@ -227,7 +227,10 @@ class TextGenerator:
 
 
 def _converse(generator: TextGenerator, system: list[Message], chat: bool) -> None:
-    """Answer each line typed in a terminal, given the conversation so far; with `chat` False, continue each line alone."""
+    """Answer each line typed in a terminal, given the conversation so far.
+
+    If `chat` is False, continue each line as a text of its own.
+    """
     messages = list(system)
     while (prompt := _ask()).strip():
         if not chat:

@@ -24,7 +24,10 @@ def add_help(parser: argparse.ArgumentParser) -> None:
 
 
 def add_actions(parser: argparse.ArgumentParser, command: str) -> Any:
-    """Prepare a command for actions; return the object that `add_action` needs. DESCRIPTION lists the actions."""
+    """Prepare a command for actions, and return the object that `add_action` needs.
+
+    The help page does not list the actions here, because the DESCRIPTION of the command lists them.
+    """
     prog = f"python -m lora_np {command}"
     return parser.add_subparsers(dest="action", required=True, metavar="ACTION", prog=prog, help=argparse.SUPPRESS)
 

@@ -1,6 +1,7 @@
 """The methods of `train --method`: the configuration, the options and the default learning rate of each.
 
-Each method defines them in its own file. A default learning rate is a starting point for a search, not the best value.
+Each method defines these three things in its own file. A default learning rate is a starting point for a search, not
+the best value.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def options(choice: Choice) -> dict[str, Option]:
 
 
 def every_option() -> dict[str, Option]:
-    """Return the options of all methods. If several methods have an option, the first definition counts."""
+    """Return the options of all methods; for an option of several methods, the definition of the first method."""
     return {name: option for choice in reversed(METHODS.values()) for name, option in options(choice).items()}
 
 
@@ -42,7 +43,7 @@ def add_method(parser: Any) -> None:
 
 
 def default_rates() -> str:
-    """Return the default learning rates in words, from the smallest to the largest."""
+    """Return a text with each default learning rate and its methods, from the smallest rate to the largest."""
     methods: dict[float, list[str]] = {}
     for name, choice in METHODS.items():
         methods.setdefault(choice.lr, []).append(name)
@@ -50,7 +51,10 @@ def default_rates() -> str:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of all methods, grouped by the methods that have them. The value of an option left out is None."""
+    """Add the options of all methods, grouped by the methods that have them.
+
+    If an option is not given on the command line, its value is None.
+    """
     groups: dict[str, Any] = {}
     taken = {method: options(choice) for method, choice in METHODS.items()}
     for name in dict.fromkeys(name for found in taken.values() for name in found):
@@ -68,7 +72,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def configuration(arguments: argparse.Namespace) -> PeftConfig | None:
-    """Return the configuration of the chosen method; None for full fine-tuning. Raises the errors of the configuration class.
+    """Return the configuration of the chosen method; None for full fine-tuning.
+
+    Raises the errors of the configuration class for wrong values.
 
     Options of other methods are ignored; `check_options` raises an error for them.
     """
@@ -78,7 +84,7 @@ def configuration(arguments: argparse.Namespace) -> PeftConfig | None:
 
 
 def learning_rates(arguments: argparse.Namespace) -> tuple[float, dict[str, float]]:
-    """Return the learning rate, and AdamW's `lr_ratio`: for lora+ the factor for B, otherwise no factor."""
+    """Return the learning rate, and the dict `lr_ratio` for AdamW: for lora+ the factor for B, otherwise empty."""
     choice = METHODS[arguments.method]
     ratio = arguments.loraplus_lr_ratio
     if ratio is None and RATIO in choice.optimizer:

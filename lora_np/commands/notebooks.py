@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def write(arguments: argparse.Namespace) -> None:
-    """Write the copy; print how many files were written and which files were kept."""
+    """Write a copy of the course; print how many files were written, and which existing files were not changed."""
     from ..exercises.course import write_course
 
     folder = arguments.folder

@@ -32,7 +32,10 @@ def add_settings(
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the configuration of the method and the quantisation of the base. Raises the same errors as `train`."""
+    """Return the configuration of the method and the quantisation of the base model.
+
+    Raises the same errors as the command `train`.
+    """
     method, quantize = QLORA.get(arguments.method, (arguments.method, None))
     asked = argparse.Namespace(**vars(arguments) | {"method": method, "quantize": arguments.quantize or quantize})
     check_options(asked)

@@ -1,4 +1,4 @@
-"""python -m lora_np reproduce: make the tables, pictures and notebooks again."""
+"""python -m lora_np reproduce: make all tables and pictures and execute the notebooks again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""python -m lora_np study: run a study, here or on a Dask cluster."""
+"""python -m lora_np study: run a study, on this machine or on a Dask cluster."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def listing(figures: Path) -> str:
-    """Return the list of studies: name, question, and the rows and computing time of its table if it exists."""
+    """Return the list of studies. If a study has a table, the number of rows and the computing time are included."""
     from ..studies.catalogue import OTHER_NAMES, STUDIES
 
     lines = []
@@ -96,9 +96,10 @@ def listing(figures: Path) -> str:
 
 
 def summary(table: Table) -> str:
-    """Return the question and, for each setting, the column `final`: mean over seeds, smallest and largest value.
+    """Return the question, and for each setting the mean, the smallest and the largest value of `final` over the seeds.
 
-    The settings of a row are the cells before its first list or its `final`. If rows have a phase, only phase "seeds" is read.
+    The settings of a row are the cells before the first list or before `final`. If the table has phases, only the rows
+    of the phase "seeds" are used.
     """
     from ..studies.catalogue import STUDIES
 

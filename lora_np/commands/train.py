@@ -1,8 +1,8 @@
 """python -m lora_np train: train an adapter, or with --full all weights, on a file of conversations.
 
-While it trains, the output folder contains checkpoint.safetensors, from which `--resume` continues. With `--overwrite` it also
-contains an empty file "overwriting" until the old adapter is replaced. Both are removed after the adapter (with `--full`, the
-model) is saved. The losses stay in history.json.
+During training the output folder contains checkpoint.safetensors, from which `--resume` continues. With `--overwrite`
+the folder also contains an empty file "overwriting" until the old adapter is replaced. Both files are removed after the
+adapter or the model is saved. The losses stay in history.json.
 """
 
 from __future__ import annotations
@@ -234,7 +234,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _is_finished(arguments: argparse.Namespace) -> bool:
-    """Return True if `--resume` finds a finished run. Raises FileExistsError if a file would be overwritten unasked."""
+    """Return True if `--resume` finds a finished run.
+
+    Raises FileExistsError if a file would be overwritten without `--overwrite`.
+    """
     output, checkpoint = arguments.output, arguments.output / CHECKPOINT
     ours, others = (MODEL, ADAPTER) if _full(arguments) else (ADAPTER, MODEL)
     if output.is_file():
@@ -261,12 +264,12 @@ def _is_finished(arguments: argparse.Namespace) -> bool:
 
 
 def _full(arguments: argparse.Namespace) -> bool:
-    """Return True if all weights are trained and a model is saved, False for an adapter."""
+    """Return True if all weights are trained and a model is saved, False if an adapter is trained and saved."""
     return arguments.method == "full"
 
 
 def _check_numbers(arguments: argparse.Namespace) -> None:
-    """Raise ValueError for a number out of range, before the model is loaded."""
+    """Raise ValueError if an option has a number out of range; called before the model is loaded."""
     lowest = dict.fromkeys(("steps", "batch_size", "accumulate", "workers", "eval_every", "checkpoint_every"), 1)
     lowest |= {"max_length": 2, "warmup": 0, "seed": 0}
     for name, low in lowest.items():
@@ -289,7 +292,7 @@ def _steps(arguments: argparse.Namespace, records: int) -> int:
 
 
 def _workers(arguments: argparse.Namespace, model: Module) -> int:
-    """Return the number of threads that share a batch: --workers, or one per core of the CPU."""
+    """Return the number of threads that share a batch: the value of --workers, or one thread per CPU core."""
     if arguments.workers is not None:
         return arguments.workers
     on_cpu = all(isinstance(p.value, np.ndarray) for _, p in model.named_parameters())
@@ -305,7 +308,10 @@ def _workers(arguments: argparse.Namespace, model: Module) -> int:
 def _read(
     arguments: argparse.Namespace, tokenizer: Tokenizer, limit: int, prefix: int
 ) -> tuple[list[Example], list[Example]]:
-    """Return the training records and the held-out records (possibly none). Warnings go to stderr, one per line."""
+    """Return the training records and the held-out records (a list, possibly empty).
+
+    Warnings go to stderr, one per line.
+    """
     from ..data.conversations import read
 
     room = limit - prefix
@@ -328,7 +334,7 @@ def _read(
 
 
 def _heldout(arguments: argparse.Namespace) -> str | None:
-    """Return the file or name of the held-out records: --heldout, or the data set's own held-out records."""
+    """Return the file or the data set of the held-out records: --heldout, or --data if it names a data set."""
     from ..data.conversations import dataset_names
 
     return arguments.heldout or (arguments.data if arguments.data in dataset_names() else None)
@@ -347,9 +353,10 @@ def _schedule(warmup: int) -> str:
 
 
 def _clear(arguments: argparse.Namespace) -> None:
-    """Remove incomplete files of a killed process and, with --overwrite, the old checkpoint.
+    """Remove incomplete files of a killed process; with --overwrite, also remove the old checkpoint.
 
-    With --overwrite, the old adapter stays until it is replaced; the file "overwriting" marks the folder meanwhile.
+    With --overwrite, the folder has the old adapter and a file "overwriting" until the new adapter replaces the old
+    adapter.
     """
     for path in arguments.output.glob("*.tmp"):
         if UNFINISHED.fullmatch(path.name):
@@ -363,7 +370,7 @@ def _clear(arguments: argparse.Namespace) -> None:
 def _save(model: Any, tokenizer: Tokenizer, history: History, arguments: argparse.Namespace) -> None:
     """Write the losses and the adapter or model. Each file is written completely or not at all.
 
-    If this is interrupted, the checkpoint still exists, and `--resume` writes the files again.
+    If the program is interrupted meanwhile, the checkpoint still exists, and `--resume` writes the files again.
     """
     from ..pretrained import save_model
 

@@ -1,4 +1,4 @@
-"""The number of floats that a forward pass saves for the backward pass, from the caches of this library.
+"""The number of floats that the forward pass of this library saves for the backward pass.
 
 For N = batch·seq tokens, a residual stream of width d, q = heads·head_dim query features, kv = kv_heads·head_dim key
 features, an MLP of width f and a vocabulary of V tokens:
@@ -48,11 +48,11 @@ class TrainingStep:
         return once + sum(map(self.saved_by_block, self.structure.blocks))
 
     def saved_by_block(self, block: tuple[Sublayer, Sublayer]) -> int:
-        """Return the floats that both sublayers of a block save, their inputs included."""
+        """Return the number of floats that the two sublayers of a block save, inputs included."""
         return sum(map(self.saved_by_sublayer, block))
 
     def saved_by_sublayer(self, sublayer: Sublayer) -> int:
-        """Return the floats that one sublayer saves; the table above lists them."""
+        """Return the number of floats that one sublayer saves; the module's docstring lists the arrays."""
         N, d, width = self.tokens, self.structure.hidden, sublayer.output_layer.in_
         saved = N * (d + 1) + sum(N * layer.out for layer in sublayer.input_layers)
         saved += self.saved_inputs(sublayer.input_layers, d) + self.saved_inputs((sublayer.output_layer,), width)
@@ -70,16 +70,16 @@ class TrainingStep:
         return causal_scores(self.seq, BLOCK) + self.seq * self.structure.virtual_tokens
 
     def saved_inputs(self, layers: tuple[Layer, ...], width: int) -> int:
-        """Return the floats of x, counted once for layers with the same input, plus the values that their adapters save."""
+        """Return how many floats layers with the same input x save: x itself, if needed, and the adapters' values."""
         N = self.tokens
         shared = N * width * any(layer.keeps_x for layer in layers)
         adapters = (layer.adapter.saved_for_backward(N, layer.out, layer.in_) for layer in layers if layer.adapter)
         return shared + sum(adapters)
 
     def saved_by_head(self) -> int:
-        """Return the floats that the final norm, the output head and the loss save.
+        """Return the number of floats that the final norm, the output head and the loss save.
 
-        The loss saves the logits.
+        The logits are among the floats that the loss saves.
         """
         N, d = self.tokens, self.structure.hidden
         return N * (d + 1) + self.saved_inputs((self.structure.head,), d) + N * self.structure.vocabulary + 2 * N

@@ -1,6 +1,6 @@
 """Architectures of published models: the shape (out, in) of every matrix.
 
-Parameters, bytes and FLOPs are computed from it.
+Parameters, bytes and FLOPs are computed from these shapes.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Architecture:
     block : str
         Name of a block, with {} for its index: "model.layers.{}".
     linears : tuple of LinearShape
-        The linear layers of one block. The output layer of the attention and of the MLP is the last of its sublayer.
+        The linear layers of one block. Within the attention and within the MLP, the output layer comes last.
     norm_vectors : int
         Number of vectors of length d per norm: RMSNorm has 1 (gain), LayerNorm has 2 (gain and bias).
     positions : int
@@ -102,14 +102,14 @@ class Architecture:
 
     @property
     def mlp(self) -> tuple[LinearShape, ...]:
-        """The linear layers of a block's MLP. The layer that writes to the residual stream is the last."""
+        """The linear layers of a block's MLP. The last of them writes to the residual stream."""
         return tuple(linear for linear in self.linears if linear.name.startswith("mlp."))
 
     @property
     def attention(self) -> tuple[LinearShape, ...]:
         """The linear layers of a block's attention.
 
-        The layer that writes to the residual stream is the last.
+        The last layer writes to the residual stream.
         """
         return tuple(linear for linear in self.linears if linear not in self.mlp)
 
@@ -119,7 +119,7 @@ class Architecture:
         Returns
         -------
         dict of str to LinearShape
-            Block after block; the output head is the last entry.
+            The layers of the first block, then of the second block, and so on; the output head is the last entry.
         """
         blocks = {
             f"{self.block.format(i)}.{linear.name}": linear for i in range(self.layers) for linear in self.linears
@@ -213,10 +213,10 @@ def gpt(name: str, layers: int, hidden: int, heads: int, positions: int, fused: 
     positions : int
         Number of rows of the learned position embedding.
     fused : bool
-        True: one matrix c_attn (3d, d) computes queries, keys and values, with the names of transformers'
+        True: one matrix c_attn (3d, d) computes queries, keys and values. The layer names are those of transformers'
         GPT2LMHeadModel.
         False: the attention has q_proj, k_proj, v_proj and o_proj of shape (d, d). The code of GPT-3 is not public; the
-        LoRA paper counts adapters on these four matrices.
+        LoRA paper counts adapters of these four matrices.
 
     Returns
     -------

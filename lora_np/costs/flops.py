@@ -1,4 +1,4 @@
-"""The FLOPs of one training step, from every matrix product.
+"""The FLOPs of all matrix products of one training step.
 
 One multiplication and one addition are two FLOPs.
 
@@ -66,7 +66,7 @@ class Flops:
         return self.products.total
 
     def __str__(self) -> str:
-        """Return a table in GFLOP (10⁹ FLOPs), and the sum per token."""
+        """Return a table of the GFLOP (10⁹ FLOPs) of each part, and the GFLOP per token."""
         parts = {"linear layers, W": self.linear, "adapters": self.adapter, "attention": self.attention}
         parts |= {"output head": self.head, "sum": self.products}
         lines = [f"{'GFLOP':<20}{'forward':>14}{'backward, dx':>14}{'backward, dW':>14}{'sum':>14}"]
@@ -87,8 +87,8 @@ def flops(
 ) -> Flops:
     """Count the floating-point operations of one training step.
 
-    A gradient that no trained parameter needs is not computed, so it is not counted. Decoding a quantised matrix counts
-    0, and the second forward pass of gradient checkpointing is not counted.
+    A gradient that no trained parameter needs is not computed and not counted. Two other things are not counted: the
+    decoding of quantised matrices, and the second forward pass of gradient checkpointing.
 
     Parameters
     ----------
@@ -97,13 +97,13 @@ def flops(
     config : PeftConfig or None
         As in `memory`.
     batch, seq : int
-        Number of sequences, and tokens per sequence. Every token has a target.
+        Number of sequences, and number of tokens per sequence. The loss is computed for every token.
     quantize : {"nf4", "fp4", "int4"} or None
         As in `memory`.
     attention_block : int
-        Number of queries that the attention processes together; each sees all keys up to the last query of its block.
-        1 counts the scores that causal attention needs, seq·(seq + 1)/2. `ops.attention.BLOCK` counts the scores that
-        this library computes. `seq` counts all seq² scores.
+        Number of queries in a block. Each query of a block is multiplied with all keys up to the last query of the
+        block. With 1, the seq·(seq + 1)/2 scores that causal attention needs are counted. With `ops.attention.BLOCK`,
+        the scores that this library computes are counted. With `seq`, all seq² scores are counted.
 
     Returns
     -------
@@ -113,7 +113,7 @@ def flops(
     Raises
     ------
     ValueError
-        If `batch`, `seq` or `attention_block` is below 1, and in the cases of `memory`.
+        If `batch`, `seq` or `attention_block` is below 1, or if `memory` would raise ValueError.
     TypeError
         As in `memory`.
 
@@ -145,7 +145,7 @@ def flops(
 
 
 def weight_products(layer: Layer, tokens: int, need_dx: bool) -> Products:
-    """Return the FLOPs of x Wᵀ, of dy W if dx is needed, and of dyᵀ x if W is trained: 2·N·out·in each."""
+    """Return the FLOPs of a layer's weight W: x Wᵀ, dy W if dx is needed, and dyᵀ x if W is trained."""
     return linear_products(tokens, layer.out, layer.in_, need_dx, layer.trained)
 
 
@@ -157,7 +157,7 @@ def adapter_products(layer: Layer, tokens: int, need_dx: bool) -> Products:
 def causal_scores(seq: int, block: int = 1) -> int:
     """Return the number of attention scores of one head and one sequence.
 
-    Each block of queries sees the keys up to its last query.
+    Each query of a block has a score with every key up to the last query of the block.
     """
     starts = range(0, seq, block)
     return sum((min(start + block, seq) - start) * min(start + block, seq) for start in starts)

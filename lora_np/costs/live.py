@@ -60,7 +60,7 @@ class LiveModel:
 
     @property
     def itemsize(self) -> int:
-        """Bytes per activation: those of an element of the token embedding."""
+        """Bytes per activation: the bytes of one element of the token embedding."""
         return self.transformer.model.embed_tokens.weight.value.itemsize
 
     @property

@@ -78,7 +78,7 @@ class Memory:
         return self.total <= gigabytes * 1e9
 
     def __str__(self) -> str:
-        """Return a table in GB (10⁹ bytes, the unit of data sheets) and in GiB (2³⁰ bytes, the unit of operating systems)."""
+        """Return a table of all parts in GB (10⁹ bytes) and in GiB (2³⁰ bytes)."""
         lines = [f"{'':<16}{'GB (10⁹)':>12}{'GiB (2³⁰)':>12}"]
         for name, size in {**vars(self), "sum": self.total}.items():
             lines.append(f"{name:<16}{size / 1e9:>12,.3f}{size / 2**30:>12,.3f}")
@@ -100,29 +100,31 @@ def memory(
 ) -> Memory:
     """Compute the peak memory of one training step, with the optimizer state allocated.
 
-    For a live model, weights, gradients and optimizer state are the bytes of its arrays in one worker; inactive
-    adapters are included. For a planned model (a name or an Architecture), the activations are those that this library
-    would save, in the format of `precision`. Other frameworks can save more; fused attention saves no scores.
+    For a live model, the bytes of the weights, gradients and optimizer state are those of the model's arrays in one
+    worker. Inactive adapters are included. For a planned model (a name or an Architecture), the activations are the
+    arrays that this library would save, in the format of `precision`. Other frameworks can save more arrays. With fused
+    attention they save no attention scores.
 
     Parameters
     ----------
     model : str, Architecture, Transformer or PeftModel
         A name in `MODELS`, an architecture, or a live model.
     config : PeftConfig or None
-        For a planned model: how it is adapted, as in `get_peft_model`. None means full fine-tuning.
+        For a planned model: the configuration of its adapter, as in `get_peft_model`. None means full fine-tuning.
     batch, seq : int
-        Number of sequences, and tokens per sequence.
+        Number of sequences, and number of tokens per sequence.
     quantize : {"nf4", "fp4", "int4"} or None
-        For a planned model: the four-bit type of the blocks' matrices. All three take the same bytes.
+        For a planned model: the four-bit type of the blocks' matrices. All three types need the same number of bytes.
     double_quant : bool or None
-        Whether the absmax values are quantised too; None means True.
+        Whether the absmax values (one per block of weights) are quantised too; None means True.
     precision : str, Precision or None
         For a planned model: a key of `PRECISIONS`, or a Precision. None means "16-bit".
     slots : int
-        Numbers of optimizer state per trained parameter: 2 for AdamW, 1 for SGD with momentum, 0 for plain SGD.
+        How many numbers the optimizer stores per trained parameter: 2 for AdamW, 1 for SGD with momentum, 0 for plain
+        SGD.
     checkpointing : bool
-        For a planned model: gradient checkpointing. Each block saves only its input, and the backward pass repeats its
-        forward.
+        For a planned model: True for gradient checkpointing. Each block then saves only its input, and the backward
+        pass repeats the block's forward pass.
 
     Returns
     -------
@@ -132,8 +134,8 @@ def memory(
     Raises
     ------
     ValueError
-        If the model is unknown, a target module matches no layer, the method does not define its cost, or an argument
-        does not apply to this model.
+        If the model is unknown, if a target module matches no layer, if the method does not define its cost, or if an
+        argument does not apply to this model.
     TypeError
         If `model` is not a model or `config` is not a configuration.
 
@@ -168,7 +170,7 @@ def step_memory(
 
     The peak is in the forward pass, in the backward pass or in the optimizer update.
 
-    static: the parts that do not depend on the batch. activation, gradient: bytes per element.
+    static: the bytes of the parts that do not depend on the batch. activation, gradient: bytes per element.
     """
     saved = step.saved(checkpointing) * activation + 8 * step.tokens  # the targets are int64
     recomputed = max(map(step.saved_by_block, step.structure.blocks)) * activation if checkpointing else 0

@@ -1,7 +1,7 @@
-"""The exact number of parameters of a model, and of its trained parameters.
+"""The exact numbers of parameters and of trained parameters of a model.
 
 A LoRA adapter of rank r for W (out, in) has A (r, in) and B (out, r): it trains r·(in + out) parameters. Full
-fine-tuning trains out·in.
+fine-tuning trains out·in parameters.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def lora_parameters(out: int, in_: int, r: int) -> int:
 def prefix_parameters(virtual_tokens: int, layers: int, kv_heads: int, head_dim: int) -> int:
     """Return the number of parameters of a prefix: v·2L·(kv_heads·head_dim).
 
-    Each virtual token has a trained key and a trained value in each layer. The MLP that can be used in training is not
-    counted: it is not saved.
+    Each virtual token has a trained key and a trained value in each layer. The MLP through which a prefix can be
+    trained is not counted, because it is not saved.
 
     Parameters
     ----------
@@ -88,7 +88,8 @@ def prefix_parameters(virtual_tokens: int, layers: int, kv_heads: int, head_dim:
 def houlsby_parameters(d: int, m: int) -> int:
     """Return the number of parameters of one bottleneck adapter d → m → d with both biases: 2md + d + m.
 
-    Houlsby's method has two such adapters per block. The LayerNorms, which the paper trains too, are not counted.
+    Houlsby's method has two such adapters per block. The paper also trains the LayerNorms; their parameters are not
+    counted.
 
     Parameters
     ----------
@@ -156,7 +157,7 @@ class ParameterCount:
 
     @property
     def reduction(self) -> float:
-        """The ratio base / trainable: full fine-tuning trains this many times more parameters."""
+        """The ratio base / trainable: full fine-tuning trains this many times as many parameters."""
         return self.base / self.trainable if self.trainable else math.inf
 
     def __str__(self) -> str:
@@ -177,7 +178,7 @@ def count(model: Model, config: PeftConfig | None = None) -> ParameterCount:
     model : str, Architecture or Module
         A name in `MODELS`, an architecture, or a live model.
     config : PeftConfig or None
-        For a name or an Architecture: how it is adapted. None means full fine-tuning.
+        For a name or an Architecture: the configuration of its adapter. None means full fine-tuning.
 
     Returns
     -------
@@ -187,7 +188,7 @@ def count(model: Model, config: PeftConfig | None = None) -> ParameterCount:
     Raises
     ------
     ValueError
-        If the model is unknown, a target module matches no layer, or a live model is given with a configuration.
+        If the model is unknown, if a target module matches no layer, or if a live model is given with a configuration.
     TypeError
         If `model` is not a model or `config` is not a configuration.
 

@@ -1,4 +1,4 @@
-"""A planned model: the shapes of an architecture and the costs that a configuration adds.
+"""A planned model: the shapes of an architecture, and the costs of the adapters of a configuration.
 
 No array is allocated.
 """
@@ -25,8 +25,8 @@ class PlannedModel:
 
     quantize: the four-bit type of the blocks' matrices, or None.
 
-    Raises ValueError if a target matches no layer, the method does not define its cost, `quantize` is unknown, or a
-    quantised base has no configuration.
+    Raises ValueError in each of these cases: a target module matches no layer; the method does not define its cost;
+    `quantize` is unknown; `quantize` is given without a configuration.
     """
 
     architecture: Architecture
@@ -75,7 +75,7 @@ class PlannedModel:
     def numbers_in_file(self) -> int:
         """Return the number of elements in the adapter's file.
 
-        A prefix is saved without its MLP; PiSSA is saved with rank 2r.
+        A prefix is saved without the MLP; a PiSSA adapter of rank r is saved as a LoRA adapter of rank 2r.
         """
         if self.config is None:
             raise ValueError("full fine-tuning has no adapter file; give a configuration")
@@ -126,7 +126,7 @@ class PlannedModel:
         }
 
     def weights(self, each: int, double_quant: bool = True) -> int:
-        """Return the bytes of the base's weights.
+        """Return the bytes of the base model's weights.
 
         `each`: bytes per element of a matrix that is not quantised.
         """

@@ -1,4 +1,4 @@
-"""Bytes per number: the formats of a mixed-precision recipe, and the exact size of NF4."""
+"""Bytes per number: the number formats of mixed-precision training, and the exact size of NF4 weights."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class Precision:
                 raise ValueError(f"{name} = {value!r}; expected one of {', '.join(BYTES)}")
 
     def bytes_per_trained(self, slots: int = 2) -> int:
-        """Return the bytes of one trained parameter: weight, gradient, optimizer state and master copy.
+        """Return the bytes per trained parameter, for the weight, gradient, optimizer state and master copy.
 
         Parameters
         ----------
         slots : int
-            Numbers of optimizer state per parameter: 2 for AdamW, 1 for SGD with momentum, 0 for plain SGD.
+            How many numbers the optimizer stores per parameter: 2 for AdamW, 1 for SGD with momentum, 0 for plain SGD.
 
         Returns
         -------
@@ -82,8 +82,8 @@ def nf4_bytes(numbers: int, double_quant: bool = True) -> int:
 
     A byte holds two codes, and each block of 64 weights has a float32 absmax: 4 + 32/64 = 4.5 bits per weight. With
     double quantisation an absmax takes one byte, 256 absmax values share a float32 scale, and each matrix has one
-    float32 mean: 4 + 8/64 + 32/(64·256) = 4.127 bits per weight. Blocks are rounded up. All matrices share the code
-    tables of 16 and 256 values; the tables are not counted.
+    float32 mean. This is 4 + 8/64 + 32/(64·256) = 4.127 bits per weight. An incomplete last block counts as
+    a whole block. The code tables of 16 and 256 values are not counted, because all matrices share them.
 
     Parameters
     ----------

@@ -15,22 +15,22 @@ from .resolve import resolve_model, with_usage_in_errors
 def report(model: str | Architecture, config: PeftConfig | None = None, *, quantize: str | None = None) -> str:
     """Return a table of the trained parameters by module, their sum, and the size of the adapter file.
 
-    The size is that of the file's tensors, in MB of 10⁶ bytes; the file's header adds some kilobytes. PiSSA is saved as
-    a LoRA of twice the rank.
+    The size of the file is the size of its tensors, in MB of 10⁶ bytes; the header adds some kilobytes. A PiSSA adapter
+    is saved as a LoRA adapter of twice the rank.
 
     Parameters
     ----------
     model : str or Architecture
         A name in `MODELS`, or an architecture.
     config : PeftConfig or None
-        How the model is adapted. None means full fine-tuning.
+        The configuration of the adapter. None means full fine-tuning.
     quantize : {"nf4", "fp4", "int4"} or None
         The four-bit type of the blocks' matrices.
 
     Returns
     -------
     str
-        The table, several lines.
+        The table, as text of several lines.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def report(model: str | Architecture, config: PeftConfig | None = None, *, quant
 
 
 def _titles(paper: PlannedModel) -> tuple[str, str]:
-    """Return the adapter's name in the column titles, and the title of the table.
+    """Return two texts: the adapter's name for the column titles, and the title of the table.
 
     LoRA on a quantised base is called QLoRA.
     """
@@ -89,7 +89,7 @@ def _titles(paper: PlannedModel) -> tuple[str, str]:
 
 
 def _rows(paper: PlannedModel) -> Counter[tuple[str, str, int]]:
-    """Return the number of layers for each (module, shape, number of trained parameters)."""
+    """Return how many layers have the same module name, shape and number of trained parameters."""
     if prefix := paper.prefix:
         v, kv, m = prefix.v, prefix.kv, prefix.hidden
         if not m:

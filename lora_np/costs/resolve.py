@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def with_usage_in_errors(function: Callable[P, T]) -> Callable[P, T]:
-    """Return `function` with an example of a correct call in the message of each TypeError about its arguments."""
+    """Return a copy of `function` that adds an example of a correct call to the message of each TypeError."""
     signature = inspect.signature(function)
     required = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
     example = ", ".join(['"llama-2-7b"', "ln.LoraConfig(r=8)", *(f"{name}=…" for name in required)])
@@ -43,9 +43,10 @@ def with_usage_in_errors(function: Callable[P, T]) -> Callable[P, T]:
 def resolve_model(
     model: Model, config: PeftConfig | None = None, quantize: str | None = None
 ) -> PlannedModel | LiveModel:
-    """Return the model to count.
+    """Return the PlannedModel or the LiveModel of the arguments.
 
-    Raises ValueError for an unknown name or settings of a live model, TypeError for a non-model.
+    Raises ValueError for an unknown name, and for a live model with `config` or `quantize`. Raises TypeError for any
+    other object.
     """
     if isinstance(model, str):
         model = architecture_of(model)

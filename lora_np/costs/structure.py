@@ -1,4 +1,4 @@
-"""The structure of a model for one training step: its layers, which of them are trained, and which of them compute dx.
+"""The structure of a model for one training step: its layers, which layers are trained, and which layers compute dx.
 
 A block has two sublayers, the attention and the MLP. Both have the same structure, which Sublayer describes:
 
@@ -104,7 +104,7 @@ class Sublayer:
 
     @property
     def inner_trainable(self) -> bool:
-        """True if the output layer must compute dx, for trained input layers or a trained prefix."""
+        """True if the output layer must compute dx, because an input layer or the prefix is trained."""
         return self.input_layers_trainable or self.prefix_trained
 
     @property
@@ -124,7 +124,7 @@ class ModelStructure:
     hidden : int
         Width d of the residual stream.
     heads, kv_heads, head_dim : int
-        Number of query heads, number of key/value heads, and features per head.
+        Number of query heads, number of key/value heads, and number of features per head.
     vocabulary : int
         Number of tokens in the vocabulary.
     embedding_trained : bool
@@ -136,7 +136,7 @@ class ModelStructure:
     head : Layer
         The output head.
     prefix : PrefixCost or None
-        Cost of a prefix, if the active adapter is one.
+        Cost of the prefix, if the active adapter is a prefix; otherwise None.
 
     Examples
     --------
@@ -166,12 +166,12 @@ class ModelStructure:
     def sublayers(self) -> list[tuple[Sublayer, bool]]:
         """Return each sublayer, and whether its input layers must compute dx.
 
-        A gradient flows down to the lowest trained parameter: a layer computes dx if a parameter below it is trained.
+        A layer computes dx only if a parameter between the embedding and this layer is trained.
 
         Returns
         -------
         list of (Sublayer, bool)
-            In forward order, from the embedding up.
+            The sublayers in forward order, from the embedding to the output head.
         """
         below, found = self.embedding_trained, []
         for sublayer in (sublayer for block in self.blocks for sublayer in block):
@@ -185,7 +185,7 @@ class ModelStructure:
         Returns
         -------
         list of Layer
-            In forward order; the output head is the last.
+            The layers in forward order; the output head is the last.
         """
         sublayers = [sublayer for sublayer, _ in self.sublayers()]
         return [layer for s in sublayers for layer in (*s.input_layers, s.output_layer)] + [self.head]

@@ -1,7 +1,9 @@
-"""The temporary arrays of a training step, in floats: all arrays except weights, gradients, state and saved activations.
+"""The temporary arrays of a training step, in floats.
 
-During the whole backward pass, the caller holds the head's dx, and a block holds its dz, which becomes its dx in place:
-2·N·d. These arrays are added to the 2·N·d:
+All arrays are temporary except the weights, the gradients, the optimizer state and the saved activations.
+
+Two arrays of N·d floats exist during the whole backward pass. One is the gradient that the output head returned. The
+second is the gradient that each block passes down to the block below. The other temporary arrays are:
 
     the MLP            dh, dgate and dup, N·f each, and two dx of N·d that are computed and added
     attention          dx of the MLP and of its norm, 2·N·d; do, dq, dk, dv; and the largest of
@@ -24,7 +26,7 @@ from .structure import Layer, Sublayer
 
 
 def peak_candidates(step: TrainingStep) -> Iterator[tuple[int, int]]:
-    """Yield (temporary floats, floats of gradients) for each point of the step at which memory can reach its peak."""
+    """Yield the numbers of temporary floats and of gradient floats, for each point where the memory can be largest."""
     N, d, structure = step.tokens, step.structure.hidden, step.structure
     head, prefix = structure.head, structure.prefix
     yield last_mlp_forward(step) - step.saved_by_head(), 0
@@ -49,9 +51,9 @@ def peak_candidates(step: TrainingStep) -> Iterator[tuple[int, int]]:
 
 
 def last_mlp_forward(step: TrainingStep) -> int:
-    """Return the floats of the last MLP's forward pass that are not saved.
+    """Return the number of floats that the last MLP's forward pass allocates and does not save.
 
-    If only the head is trained, this is the peak.
+    If only the output head is trained, the memory of the step is largest here.
     """
     N, d, mlp = step.tokens, step.structure.hidden, step.structure.blocks[-1][-1]
     normed = N * d * (not any(layer.keeps_x for layer in mlp.input_layers))
@@ -61,7 +63,7 @@ def last_mlp_forward(step: TrainingStep) -> int:
 
 
 def mlp_peak(step: TrainingStep, sublayer: Sublayer, need_dx: bool) -> int:
-    """Return the peak of an MLP's backward pass: in its output layer, in its input layers, or in its norm."""
+    """Return the largest number of temporary floats during the backward pass of an MLP."""
     N, d, f = step.tokens, step.structure.hidden, sublayer.output_layer.in_
     if not (need_dx or sublayer.inner_trainable):
         return backward_temporaries(sublayer.output_layer, N, False)
@@ -73,7 +75,7 @@ def mlp_peak(step: TrainingStep, sublayer: Sublayer, need_dx: bool) -> int:
 
 
 def attention_peak(step: TrainingStep, sublayer: Sublayer, need_dx: bool) -> int:
-    """Return the peak of an attention's backward pass: in its layers, in the scores, in the rotation, or in its norm."""
+    """Return the largest number of temporary floats during the backward pass of an attention."""
     N, d, q, structure = step.tokens, step.structure.hidden, sublayer.output_layer.in_, step.structure
     held = 2 * N * d  # dx of the MLP and of its norm
     if not (need_dx or sublayer.inner_trainable):
@@ -90,9 +92,9 @@ def attention_peak(step: TrainingStep, sublayer: Sublayer, need_dx: bool) -> int
 
 
 def scores_peak(step: TrainingStep) -> int:
-    """Return the peak of attention_backward over its blocks of queries.
+    """Return the largest number of temporary floats in `attention_backward`, over its blocks of queries.
 
-    A block needs its dz, and the previous block's dz or its own part of dk.
+    Besides dz of the current block, memory holds dz of the previous block or the current block's part of dk.
     """
     structure, largest, previous = step.structure, 0, 0
     for start in range(0, step.seq, BLOCK):
@@ -106,28 +108,28 @@ def scores_peak(step: TrainingStep) -> int:
 
 
 def product_peak(layer: Layer, product: int) -> int:
-    """Return the peak of a product with W that has `product` floats.
+    """Return the largest number of temporary floats in a product with W; the product has `product` floats.
 
-    A quantised W is decoded first, in chunks. A chunk needs an index of 8 bytes, the size of two floats, per byte of
-    codes.
+    A quantised W is decoded first, in chunks. For each byte of codes, decoding a chunk allocates an index of 8 bytes,
+    which is the size of two floats.
     """
     W = layer.out * layer.in_ * layer.quantized
     return max(W + 2 * min(CHUNK, (W + 1) // 2), W + product)
 
 
 def forward_temporaries(layer: Layer, N: int) -> int:
-    """Return the temporaries of the layer's adapter in the forward pass; 0 without an adapter."""
+    """Return the number of temporary floats of the layer's adapter in the forward pass; 0 without an adapter."""
     return layer.adapter.forward_temporaries(N, layer.out, layer.in_) if layer.adapter else 0
 
 
 def backward_temporaries(layer: Layer, N: int, need_dx: bool) -> int:
-    """Return the peak of a layer's backward pass without dy: dx, the decoded W, and the temporaries of the adapter."""
+    """Return the largest number of temporary floats in the backward pass of a layer; dy is not counted."""
     frozen = product_peak(layer, N * layer.in_) if need_dx else 0
     return layer.adapter.backward_temporaries(N, layer.out, layer.in_, need_dx, frozen) if layer.adapter else frozen
 
 
 def update_peak(step: TrainingStep) -> int:
-    """Return the temporaries of the optimizer: AdamW updates one array at a time, in two buffers of the array's size."""
+    """Return the number of temporary floats of AdamW: two buffers of the size of the largest trained array."""
     structure = step.structure
     sizes = [layer.largest_array for layer in structure.layers()]
     sizes += [structure.prefix.largest_array if structure.prefix else 0]

@@ -1,4 +1,4 @@
-"""Find an answer: in the notebook that calls `check`, in a file, or among a student's files."""
+"""Find a student's answer in the notebook that calls `check`, in one file, or in several files."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ LATEX = {r"\Delta ": "Δ", r"\Delta": "Δ", r"\alpha": "α", r"^\top": "ᵀ", r"
 
 
 def check(function: Callable[..., Any]) -> None:
-    """Print whether the function that you wrote is right, or which mistake it has and a hint.
+    """Print whether the function that you wrote is right; if it is not, print the mistake and a hint.
 
-    The function's name selects the exercise. The function runs in a process of its own, together with the parts of your
+    The function's name selects the exercise. The function runs in a separate process, together with the parts of your
     notebook that it uses. After a right answer, `check` prints the question to explain and the next exercise.
 
     Parameters
@@ -64,9 +64,10 @@ def check(function: Callable[..., Any]) -> None:
 
 
 def not_defined(function: Callable[..., Any], name: str, cells: Sequence[str]) -> Verdict | None:
-    """Return a verdict if the newest cell that defines the function failed; None if `function` is from that cell.
+    """Return a verdict if the newest cell that defines the function failed, otherwise None.
 
-    If a cell has a syntax error, or stops before the definition, IPython keeps the previous definition.
+    If that cell has a syntax error or stops before the definition, IPython keeps the previous definition, and
+    `function` is then from an older cell.
     """
     cell = newest_definition(cells, name)
     error = syntax_error(cell)
@@ -83,7 +84,7 @@ def not_defined(function: Callable[..., Any], name: str, cells: Sequence[str]) -
 
 
 def source_of(function: Callable[..., Any]) -> str:
-    """Return the source of a function that begins with `def` or a decorator of it, or "" if the source is not known."""
+    """Return the source of a function, from its `def` or its first decorator; return "" if the source is unknown."""
     try:
         source = inspect.getsource(function).strip()
     except (OSError, TypeError):
@@ -92,7 +93,7 @@ def source_of(function: Callable[..., Any]) -> str:
 
 
 def next_step(asked: Exercise, suffix: str) -> str:
-    """Return the question to explain after a right answer, and the file of the next exercise."""
+    """Return the text that `check` prints after a right answer: a question to explain, and the next exercise."""
     lines = [
         textwrap.fill(f"Now explain: {plain_text(asked.question)}", WIDTH, initial_indent="  ", subsequent_indent="  ")
     ]
@@ -112,7 +113,7 @@ def plain_text(markdown: str) -> str:
 
 
 def _print(text: str) -> None:
-    """Print text; characters that the output cannot encode are replaced, for example ✓ in a pipe on Windows."""
+    """Print text, with a question mark for each character that the output cannot encode (✓ in a pipe on Windows)."""
     try:
         print(text)
     except UnicodeEncodeError:
@@ -122,7 +123,8 @@ def _print(text: str) -> None:
 def executed_cells(function: Callable[..., Any]) -> list[str]:
     """Return the cells that the function's notebook has run so far, as they were written; empty outside a notebook.
 
-    IPython's list `In` has the cells after its translation of magics such as %%time, the history has them before it.
+    The cells are read from IPython's history if there is one. In IPython's list `In`, magics such as %%time are already
+    replaced by Python code.
     """
     executed, shell = function.__globals__.get("In"), function.__globals__.get("get_ipython")
     history = getattr(shell(), "history_manager", None) if callable(shell) else None
@@ -135,7 +137,7 @@ def executed_cells(function: Callable[..., Any]) -> list[str]:
 def cells_of_file(function: Callable[..., Any]) -> list[str]:
     """Return the cells of the file that defines `function`.
 
-    Raises TypeError if there is no such file, as for a function typed into Python's prompt.
+    Raises TypeError if no file defines the function, for example if it was typed into Python's prompt.
     """
     path = inspect.getsourcefile(function)
     if path is not None and Path(path).is_file():
@@ -144,10 +146,10 @@ def cells_of_file(function: Callable[..., Any]) -> list[str]:
 
 
 def find_answer(files: Sequence[Path], exercise: Exercise) -> Verdict:
-    """Return the verdict on the answer to an exercise among several files.
+    """Search several files for the answer to an exercise, and return the verdict on the answer.
 
-    Files with an unwritten answer are passed over. If several files have different answers, the file named after the
-    exercise counts, provided that there is only one.
+    Files in which the answer is not written yet are ignored. If several files have different answers, the answer in the
+    file named after the exercise is judged. There must be only one such answer.
 
     Parameters
     ----------
@@ -159,7 +161,7 @@ def find_answer(files: Sequence[Path], exercise: Exercise) -> Verdict:
     Returns
     -------
     Verdict
-        Kind "missing" if no file defines the function, "unreadable" if several files have different answers.
+        The verdict. Its kind is "missing" if no file defines the function, "unreadable" if the answers differ.
 
     Examples
     --------
@@ -195,9 +197,9 @@ def find_answer(files: Sequence[Path], exercise: Exercise) -> Verdict:
 
 
 def answer_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """Return the notebooks and .py files in a folder and its subfolders that may hold answers.
+    """Return the notebooks and .py files of a folder and its subfolders that may hold answers.
 
-    Tests, solutions, environments, hidden folders and caches are left out.
+    Tests, solutions, virtual environments, hidden folders and caches are left out.
 
     Parameters
     ----------
@@ -233,7 +235,7 @@ def answer_files(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def defines(path: Path, function: str) -> bool:
-    """Return whether a file assigns to the name `function` or is named after it; the file is only searched as text."""
+    """Return whether a file is named after `function` or its text contains a definition of `function`."""
     if path.stem[3:] == function:
         return True
     try:

@@ -1,8 +1,8 @@
-"""Run a student's program in a process of its own with limits, and return a result whatever the program does.
+"""Run a student's program in a separate process with limits. There is a result even if the program fails or never ends.
 
-The limits stop accidents, not attacks: the process can read files and open sockets with the rights of its user, and a process
-that it starts in another session can outlive it. Grade untrusted code in a container. On Windows only the time limit works;
-on macOS the memory limit does not work.
+The limits protect against accidents, not against attacks. The program can read files and open network connections with
+the rights of the user. A process that the program starts in another session can continue after the end of the program.
+Grade untrusted code in a container. On Windows only the time limit works; on macOS the memory limit does not work.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PACKAGES = Path(__file__).parents[2]  # the folder of this lora_np, which the pr
 
 @dataclass(frozen=True)
 class Stopped:
-    """The program did not finish.
+    """The result of a program that did not finish.
 
     Parameters
     ----------
@@ -43,9 +43,10 @@ class Stopped:
 
 
 def contained(text: str, exercise: Exercise) -> tuple[list[Outcome] | Stopped, str]:
-    """Run the program on the exercise's cases in a process of its own and an empty folder; return outcomes and printed text.
+    """Run the program on the cases of the exercise, and return the outcomes and the printed text.
 
-    Raises RuntimeError if the process failed before it started the program, which is not the student's fault.
+    The program runs in a separate process and in an empty folder. Raises RuntimeError if the process fails before it
+    starts the program; then the cause is not in the student's program.
     """
     with tempfile.TemporaryDirectory(prefix="lora_np_", ignore_cleanup_errors=True) as folder:
         printed, result, empty = (Path(folder) / name for name in ("printed.txt", "outcomes.json", "empty"))
@@ -72,7 +73,7 @@ def contained(text: str, exercise: Exercise) -> tuple[list[Outcome] | Stopped, s
 
 
 def environment() -> dict[str, str]:
-    """Return environment variables: one thread, no windows, and this package first on the path."""
+    """Return environment variables for one BLAS thread, plots without windows, and this package first on the path."""
     paths = [str(PACKAGES), *(os.path.abspath(p) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p)]
     ours = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8", "MPLBACKEND": "Agg"}
     return os.environ | ours | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -89,7 +90,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _read(result: Path, printed: int, returncode: int, shown: str) -> list[Outcome] | Stopped:
-    """Return the outcomes from the file that the process wrote, or the reason why it stopped."""
+    """Return the outcomes from the file that the process wrote, or the reason why the process stopped."""
     if not result.exists():  # the child creates it before the program starts
         raise RuntimeError(f"the process that runs answers cannot start: {shown.strip()[-300:]}")
     if printed >= PRINTED:

@@ -1,4 +1,4 @@
-"""Copies of the course to work in, and the teachers' key: both are made from the committed notebooks."""
+"""Copies of the course for students to work in, and the teachers' key. Both are made from the committed notebooks."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ ITEM = re.compile(r"^(?:\d+\.|[-*]|\*\*\d+)\s", re.MULTILINE)  # the first line 
 
 
 def course_folder() -> Path:
-    """Return the folder of the course's notebooks: beside the package, or in the current folder.
+    """Return the folder `notebooks` of the course: beside the package, or in the current folder.
 
     Raises
     ------
     FileNotFoundError
-        If neither folder exists, as for an installed package without a clone.
+        If neither folder exists, for example if the package is installed without a clone of the repository.
     """
     for folder in (Path(__file__).parents[2] / "notebooks", Path("notebooks")):
         if any(folder.glob("00_*.ipynb")):
@@ -39,14 +39,14 @@ def course_folder() -> Path:
 
 @dataclass(frozen=True)
 class Copy:
-    """The result of writing a copy of the course.
+    """The files that `write_course` wrote, and the files that it did not change.
 
     Parameters
     ----------
     written : list of Path
         Files that were written.
     kept : list of Path
-        Files that existed and differ from the course's files. They were not changed.
+        Existing files that differ from the course's files. `write_course` did not change them.
     """
 
     written: list[Path]
@@ -56,19 +56,20 @@ class Copy:
 def write_course(folder: str | os.PathLike[str], answers: bool = True) -> Copy:
     """Write a copy of the course's notebooks and exercises without outputs.
 
-    The copy contains everything that its notebooks read or show, so it may be anywhere. A file that exists is never changed.
+    The copy contains all files that the notebooks read or show, so `folder` may be anywhere. An existing file is never
+    changed.
 
     Parameters
     ----------
     folder : path
-        The folder for the copy. It is created if it is missing.
+        The folder for the copy. A missing folder is created.
     answers : bool
         If False, the hidden answers to questions and tasks are left out.
 
     Returns
     -------
     Copy
-        The files that were written, and the existing files that were kept because they differ.
+        The files that were written, and the existing files that differ from the course's files.
 
     Raises
     ------
@@ -103,7 +104,7 @@ def write_course(folder: str | os.PathLike[str], answers: bool = True) -> Copy:
 
 
 def _for_student(cell: dict[str, Any], answers: bool) -> dict[str, Any]:
-    """Return a cell as the copy has it: no output, and paths that start in the copy's folder."""
+    """Return a cell for the copy: without output, and with paths relative to the folder of the copy."""
     text = "".join(cell["source"])
     if cell["cell_type"] == "code":
         cell = cell | {"outputs": [], "execution_count": None}
@@ -114,23 +115,23 @@ def _for_student(cell: dict[str, Any], answers: bool) -> dict[str, Any]:
 
 
 def _link(found: re.Match[str]) -> str:
-    """Return a link as the copy has it: a picture in the copy, or a page on the web."""
+    """Return a link for the copy: to a picture in the copy, or to a page on the web."""
     return f"{found[1]}{found[2] if _is_picture(found[2]) else f'{WEB}/{found[2]}'}"
 
 
 def _is_picture(name: str) -> bool:
-    """Return whether a file name is that of a picture."""
+    """Return whether a file is a picture, judged by the end of its name."""
     return name.lower().endswith((".png", ".svg", ".jpg"))
 
 
 def _json(notebook: dict[str, Any]) -> str:
-    """Return JSON as nbformat and JupyterLab write it, with the metadata of this Python's kernel."""
+    """Return a notebook as JSON in the layout of nbformat and JupyterLab, with the metadata of the Python kernel."""
     notebook = notebook | {"metadata": jupyter_metadata()}
     return json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
 
 
 def without_answers(text: str) -> str:
-    """Return Markdown without its hidden answers; hints stay."""
+    """Return a Markdown text without hidden answers; hidden hints are not removed."""
     return DETAILS.sub(lambda found: "" if found[1].strip() == "Answer" else found[0], text)
 
 
@@ -160,7 +161,7 @@ def answers_of(cells: list[dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
 
 
 def teachers_key() -> str:
-    """Return the teachers' key: one Markdown page with every hidden answer of the course, by notebook and question.
+    """Return the teachers' key: a Markdown page with every hidden answer of the course, in the order of the notebooks.
 
     Raises
     ------
@@ -188,7 +189,7 @@ def teachers_key() -> str:
 
 
 def write_key(path: str | os.PathLike[str] | None = None) -> Path:
-    """Write the teachers' key and return its path; without `path`, the key of the course's folder."""
+    """Write the teachers' key to `path`, by default into the folder of the course, and return the path."""
     path = course_folder() / KEY if path is None else Path(path)
     write_text(path, teachers_key())
     return path

@@ -1,4 +1,4 @@
-"""Put outcomes into a verdict: right, a known mistake with its hint, or the smallest case that is wrong."""
+"""Turn outcomes into a verdict: right, a known mistake with a hint, or the smallest case with a wrong result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KINDS = {  # the kinds of verdict, as the page for teachers explains them
     "known": "one or two mistakes of the list below",
     "unknown": "wrong on some case, by a mistake that is not in the list; `exercises check FILE` shows the smallest case",
     "raised": "an exception; `words` quotes the student's line that raised it",
-    "changed": "the function changes an input in place that its caller still needs",
+    "changed": "the function changes an input in place; the caller still needs the old values",
     "blank": "not written yet, or not finished",
     "stopped": "an endless loop, too much printed output, or an end of the whole process",
     "unreadable": "not Python, not a notebook, or several files with different answers to one exercise",
@@ -43,7 +43,7 @@ class Verdict:
     mistakes : tuple of Mistake
         The mistakes that were recognised.
     details : str
-        Further lines, for example the smallest case that is wrong.
+        Further lines, for example the smallest case with a wrong result.
 
     Examples
     --------
@@ -61,7 +61,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether the answer is right."""
+        """True if the answer is right."""
         return self.kind == "right"
 
     def with_details(self, more: str) -> Verdict:
@@ -70,7 +70,7 @@ class Verdict:
         Parameters
         ----------
         more : str
-            The line, or several lines.
+            One or more lines of text.
 
         Returns
         -------
@@ -86,7 +86,10 @@ class Verdict:
 
 
 def verdict(cells: Sequence[str], exercise: Exercise, patience: float = math.inf) -> Verdict:
-    """Run the answer among the cells in a process of its own and return the verdict; for `patience` see `recognised`."""
+    """Find the answer in the cells, run it in a separate process and return the verdict.
+
+    `patience` has the same meaning as in `recognised`.
+    """
     name = exercise.function
     try:
         text = program(cells, name)
@@ -109,7 +112,7 @@ def unreadable(name: str, error: SyntaxError) -> Verdict:
 
 
 def diagnose(outcomes: Sequence[Outcome], exercise: Exercise, text: str = "", patience: float = math.inf) -> Verdict:
-    """Return the verdict for a function's outcomes, one per case. `text` is its program, for quotes in messages."""
+    """Return the verdict for a function's outcomes, one per case. Messages quote lines of the program `text`."""
     name, cases = exercise.function, exercise.cases()
     expected = list(run_program(exercise.solution, exercise))
     right = len(outcomes) == len(expected) and all(map(alike, outcomes, expected))
@@ -128,7 +131,9 @@ def diagnose(outcomes: Sequence[Outcome], exercise: Exercise, text: str = "", pa
     if changed:
         numbers = "the result is right, but the function" if right else "the function"
         return Verdict(
-            name, "changed", f"{numbers} changes {' and '.join(changed)} in place, which its caller still needs"
+            name,
+            "changed",
+            f"{numbers} changes {' and '.join(changed)} in place; the caller still needs the old values",
         )
     i = min(failing, key=lambda i: (outcomes[i].raised is None, size(cases[i])))  # an exception is the most useful
     if outcomes[i].raised is not None:
@@ -157,12 +162,12 @@ def known(name: str, found: tuple[Mistake, ...]) -> Verdict:
 
 
 def size(case: Case) -> int:
-    """Return how many numbers a case has; the case with the fewest is the easiest to compute by hand."""
+    """Return how many numbers a case has. A case with few numbers is easy to compute by hand."""
     return sum(np.size(argument) for argument in case.arguments.values() if not isinstance(argument, dict | str))
 
 
 def raised(outcome: Outcome, text: str) -> str:
-    """Return the exception in one line, with a quote of the student's line."""
+    """Return the exception in one line, with the line of the student's program that raised it."""
     lines = text.splitlines()
     quote = f" at `{echo(lines[outcome.line - 1], 90)}`" if outcome.line and outcome.line <= len(lines) else ""
     kind, _, message = echo(outcome.raised or "", 240).partition(": ")
@@ -176,13 +181,13 @@ def raised(outcome: Outcome, text: str) -> str:
 
 
 def shown(case: Case) -> str:
-    """Return the case as assignments that can be pasted into a cell; of a large array only the shape."""
+    """Return the case as assignments that can be pasted into a cell; a large array is described by its shape."""
     lines = [f"  {name} = {value_text(value, len(name) + 5)}" for name, value in case.arguments.items()]
     return "\n".join([f"  The smallest case that is wrong ({case.label}):", *lines])
 
 
 def comparison(mine: Any, right: Any, exercise: Exercise) -> str:
-    """Return the student's value and the expected value; of a tuple or dict only the first part that differs."""
+    """Return the student's value and the expected value as text; of a tuple or a dict, the first entry that differs."""
     where: list[str] = []
     while isinstance(mine, tuple | dict) and isinstance(right, type(mine)) and len(mine) == len(right):
         keys = list(right) if isinstance(right, dict) else range(len(right))
@@ -204,9 +209,9 @@ def comparison(mine: Any, right: Any, exercise: Exercise) -> str:
 
 
 def value_text(value: Any, indent: int = 0, shape: bool = True) -> str:
-    """Return a value as Python source, with its further lines indented; of an array of more than 24 numbers only the shape.
+    """Return a value as Python source; an array of more than 24 numbers is described by its shape.
 
-    `shape`: add the array's shape as a comment; inside a list this is not possible.
+    `indent`: spaces before the second and later lines. `shape`: True adds the shape of an array as a comment.
     """
     if isinstance(value, np.ndarray):
         if value.size > 24:

@@ -1,4 +1,4 @@
-"""Generate from the sources: the student's notebooks, the teacher's notebooks with solutions, and the page for teachers."""
+"""Generate the students' notebooks, the teachers' notebooks with solutions, and the page for teachers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ HEADER = """# ---
 def student_edition(folder: str | os.PathLike[str], as_py: bool = False) -> list[Path]:
     """Write the exercises without solutions and outputs, and return the files that were written.
 
-    A file that exists is not changed, because it may be a student's work. `as_py`: .py files instead of notebooks.
+    An existing file is not changed, because it may contain a student's work. If `as_py`, .py files are written instead
+    of notebooks.
     """
     folder, written = Path(folder), []
     for exercise in exercises():
@@ -85,7 +86,7 @@ def teachers_page() -> str:
 
 
 def teacher_text(exercise: Exercise) -> str:
-    """Return the source with its solution and a list of the known mistakes."""
+    """Return the source of an exercise with its solution and with a list of the known mistakes."""
     cell = ["", "# %% [markdown]", "# ## Known mistakes and their hints", "#"]
     cell += [f"# {line}" for line in mistake_lines(exercise)]
     return "\n".join([_text(exercise, with_solution), *cell, ""])
@@ -107,19 +108,19 @@ def build(folder: str | os.PathLike[str]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file with "\\n" line ends; an incomplete file is never left."""
+    """Write a UTF-8 file with "\\n" at the end of each line; the file is written completely or not at all."""
     write_atomically(path, lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
 
 
 def _text(exercise: Exercise, edition: Callable[[str], str]) -> str:
-    """Return the text of one edition, with the minutes and prerequisites below the title."""
+    """Return the text of an exercise, changed by `edition`, with the minutes and prerequisites below the title."""
     title, rest = edition(exercise.text).split("\n#\n", 1)
     number, among = int(exercise.source.stem[:2]), len(exercises())
     return f"{title}\n#\n# *Exercise {number} of {among} · {exercise.minutes} minutes · prerequisites: {exercise.needs}*\n#\n{rest}"
 
 
 def notebook_text(text: str) -> str:
-    """Return a jupytext file's text as a notebook (JSON) without outputs. The same text gives the same bytes."""
+    """Return a jupytext file's text as a notebook (JSON) without outputs. Equal texts give equal bytes."""
     with extra("course", "writing a notebook"):
         import jupytext
 

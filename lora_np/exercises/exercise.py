@@ -1,4 +1,4 @@
-"""Define an exercise: the function that a student writes, the cases that test it, and the mistakes known by name."""
+"""The definition of an exercise: the function that a student writes, the cases that test it, and the known mistakes."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class Mistake:
-    """A wrong answer known by name: the solution with some of its text replaced.
+    """A known mistake: a name, a hint, and one or more ways to change the solution so that it has the mistake.
 
     Parameters
     ----------
     name : str
         The mistake in a few words.
     hint : str
-        A thought that leads to the mistake and does not give the answer away.
+        A hint that helps the student to find the mistake and does not contain the answer.
     *variants : mapping of str to str
-        Ways to make the mistake. A key is a text that occurs once in the solution; its value replaces it.
+        Ways to make the mistake. Each key is a text that occurs once in the solution; the value replaces the key.
 
     Examples
     --------
@@ -121,19 +121,21 @@ class Exercise:
     minutes : int
         Estimated working time.
     needs : str
-        What to read or do before.
+        What a student should read or do before the exercise.
     cases : callable
-        Returns the cases, the same in every call. Together they distinguish the mistakes.
+        Returns the cases, which are equal in every call. The cases must be able to
+        distinguish the known mistakes.
     mistakes : tuple of Mistake
         The known mistakes.
     returns : tuple of str
         Names of the returned values for messages, for example ("dx", "dw").
     observe : callable
-        (function, *arguments) → the value to compare. The default is the result of the function. If the result depends on
-        random numbers or the function changes a state, `observe` returns a description of it, so that all right answers
-        are equal. It raises `NoAnswer` if the result is of the wrong kind.
+        Called with the function and the arguments of a case, returns the value to compare. By default this value is the
+        function's result. If the result contains random numbers, the value is a description that is equal for all right
+        answers. If the function changes a state, the value contains the state. `observe` raises `NoAnswer` if the
+        result is of the wrong kind.
     tells : bool
-        Whether a message may show the expected value. False if that value would be the answer.
+        True if a message may show the expected value. False if the expected value would reveal the answer.
 
     Examples
     --------
@@ -165,7 +167,7 @@ class Exercise:
 
     @property
     def question(self) -> str:
-        """The question to explain after the function is right, as Markdown on one line."""
+        """The question that follows a right answer, as Markdown on one line."""
         after = self.text.split("# **Explain.**", 1)[1].split("\n\n", 1)[0]
         return " ".join(line.lstrip("# ") for line in after.splitlines()).strip()
 
@@ -176,12 +178,12 @@ class Exercise:
 
     @property
     def blank(self) -> str:
-        """The program before the student writes the answer."""
+        """The program of the exercise in which the answer is not written yet."""
         return program(percent_cells(without_solution(self.text)), self.function)
 
 
 def mutated(solution: str, mistakes: list[tuple[Mistake, Variant]]) -> str | None:
-    """Return the solution with these mistakes, or None if they cannot be made together."""
+    """Return the solution with these mistakes, or None if the mistakes cannot be made together."""
     for _, variant in mistakes:
         for old, new in variant.items():
             if solution.count(old) != 1:
@@ -194,7 +196,10 @@ SOLUTION = re.compile(rf"^([ \t]*){BEGIN}\n.*?{END}\n?", re.DOTALL | re.MULTILIN
 
 
 def without_solution(text: str) -> str:
-    """Return the text without its solutions: code raises NotImplementedError, and words become a place to write."""
+    """Return the text without its solutions.
+
+    Code is replaced by a line that raises NotImplementedError, and words are replaced by "Your answer:".
+    """
 
     def blank(found: re.Match[str]) -> str:
         indent = found[1]
@@ -204,7 +209,7 @@ def without_solution(text: str) -> str:
 
 
 def with_solution(text: str) -> str:
-    """Return the text with its solutions, without the marks around them."""
+    """Return the text with its solutions, without the lines that mark their beginning and end."""
     return re.sub(rf"^[ \t]*({BEGIN}|{END})\n", "", text, flags=re.MULTILINE)
 
 

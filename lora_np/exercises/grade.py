@@ -45,17 +45,17 @@ def grade_class(
 ) -> list[Graded]:
     """Grade every submission in a folder: one folder per student, or one file per student.
 
-    Each answer runs in a process of its own and is compared with the installed catalogue, so a submission cannot change the
-    grade of another one. A file of another type, such as an archive, gets rows with the result "unreadable".
+    Each answer runs in a separate process and is compared with the installed catalogue, so a submission cannot change
+    the grade of another submission. A file of another type, such as an archive, gets rows with the result "unreadable".
 
     Parameters
     ----------
     submissions : path
         The folder.
     asked : sequence of Exercise, optional
-        The exercises to grade; default all.
+        The exercises to grade; by default all exercises.
     workers : int, optional
-        Answers at the same time; default the number of processors, at most 8.
+        Number of answers that run at the same time; by default the number of processors, at most 8.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def grade_class(
     FileNotFoundError
         If the folder does not exist.
     ValueError
-        If the folder holds no submission.
+        If the folder contains no submission.
     """
     folder, asked = Path(submissions), list(asked or exercises())
     if not folder.is_dir():
@@ -86,7 +86,7 @@ def grade_class(
 
 
 def student_names(handed_in: Sequence[Path]) -> dict[Path, str]:
-    """Return the students' names: names of folders, and of files without suffix unless two names would be equal."""
+    """Return the students' names: the names of folders, and of files without suffix (with it if two would be equal)."""
     short = {path: path.name if path.is_dir() else path.stem for path in handed_in}
     often = Counter(short.values())
     names = {path: name if often[name] == 1 else path.name for path, name in short.items()}
@@ -106,7 +106,10 @@ def _judged(path: Path, exercise: Exercise) -> Verdict:
 
 
 def write_csv(graded: Sequence[Graded], path: str | os.PathLike[str]) -> None:
-    """Write the table as CSV, one row per student and exercise, `passed` 1 or 0. An incomplete file is never left."""
+    """Write the table as CSV, with one row per student and exercise. The column `passed` has 1 or 0.
+
+    The file is written completely or not at all.
+    """
 
     def write(path: Path) -> None:
         with path.open(
@@ -125,12 +128,12 @@ def write_csv(graded: Sequence[Graded], path: str | os.PathLike[str]) -> None:
 
 
 def _harmless(field: str | int) -> str | int:
-    """Put a quote before a text that a spreadsheet would compute as a formula."""
+    """Return a field of the table, with a quote before a text that a spreadsheet would compute as a formula."""
     return f"'{field}" if isinstance(field, str) and field.startswith(("=", "+", "-", "@", "\t", "\r")) else field
 
 
 def summary(graded: Sequence[Graded], most: int = 5) -> str:
-    """Return one line per student with the number of right answers, and the most frequent mistakes."""
+    """Return a text with the number of right answers of each student, and with the most frequent mistakes."""
     by_student: dict[str, list[Verdict]] = {}
     for row in graded:
         by_student.setdefault(row.student, []).append(row.verdict)

@@ -32,7 +32,7 @@ class Outcome:
     raised : str, optional
         The exception, for example "ValueError: matmul: …".
     line : int, optional
-        Line of the program that raised it.
+        Number of the line of the program that raised the exception.
     changed : tuple of str
         Names of the arguments that the function changed in place.
     """
@@ -44,7 +44,7 @@ class Outcome:
 
     @property
     def blank(self) -> bool:
-        """Whether the answer is not written yet."""
+        """True if the answer is not written yet."""
         return self.raised is not None and self.raised.startswith("NotImplementedError")
 
 
@@ -66,10 +66,11 @@ class Odd:
 
 
 def run_program(text: str, exercise: Exercise, catch: type[BaseException] = Exception) -> Iterator[Outcome]:
-    """Execute the program, then yield the outcome of its function on each case. An exception is an outcome, too.
+    """Execute the program, then yield the outcome of its function on each case. An exception is also an outcome.
 
-    If a statement outside the function raises, it is skipped; its exception is the outcome if a name is missing later.
-    `catch` is BaseException in the child process, where SystemExit and KeyboardInterrupt come from the program.
+    A statement outside the function that raises an exception is skipped. If the function then fails because a name is
+    missing, the outcome is the exception of the skipped statement. `catch` is the class of exceptions that count as
+    outcomes; in the child process this is BaseException, because the program can also raise SystemExit.
     """
     cases = exercise.cases()  # before the student's code runs
     namespace: dict[str, Any] = {"__name__": "__main__"}
@@ -103,7 +104,7 @@ def run_case(
 
 
 def _raised(error: BaseException) -> Outcome:
-    """Return the outcome of a case that raised `error`."""
+    """Return the outcome of a case in which the program raised `error`."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == ANSWER]
     try:
         message = str(error)
@@ -114,7 +115,7 @@ def _raised(error: BaseException) -> Outcome:
 
 
 def plain(value: Any, budget: list[int] | None = None) -> Any:
-    """Return a value made of None, bools, numbers, strings, arrays, tuples and dicts; every other object becomes an `Odd`."""
+    """Return the value in plain types: None, bool, number, string, array, tuple, dict, or `Odd` for other objects."""
     budget = [MOST_PARTS] if budget is None else budget
     budget[0] -= 1
     if budget[0] < 0:
@@ -147,7 +148,7 @@ def is_nan(value: Any) -> bool:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Return whether two plain values are equal: numbers up to rounding, NaN equals NaN, shapes exactly."""
+    """Return whether two plain values are equal, numbers up to rounding; NaN equals NaN, and shapes must be equal."""
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return a.shape == b.shape and bool(np.allclose(a, b, RTOL, ATOL, equal_nan=True))
     if isinstance(a, tuple) and isinstance(b, tuple):

@@ -1,7 +1,8 @@
 """Extract the program of one function from a notebook, a .py file or executed cells.
 
-A student's notebook also draws and trains. Only the statements that set a global name which the function reads, directly or
-through other functions, are kept. A check is therefore fast, and an error in another cell does no harm.
+Other cells of a student's notebook draw pictures or train models. These cells are left out. The program has only the
+statements that set global names of the function; these are names that the function reads, directly or through other
+functions. A check is therefore fast, and errors in other cells do not matter.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def cells_of(path: str | Path) -> list[str]:
 
 
 def percent_cells(text: str) -> list[str]:
-    """Return the code cells of a jupytext file's text: `# %%` begins a cell, `# %% [markdown]` a cell of text."""
+    """Return the code cells of a jupytext file; `# %%` begins a code cell, and `# %% [markdown]` a cell of text."""
     cells: list[list[str]] = [[]]
     is_code = True
     for line in text.replace("\r\n", "\n").split("\n"):
@@ -50,7 +51,7 @@ def percent_cells(text: str) -> list[str]:
 
 
 def program(cells: Sequence[str], function: str) -> str:
-    """Return the statements that `function` needs, in their order, as one text.
+    """Return the statements that `function` needs as one text, in the order of the cells.
 
     Raises KeyError if no cell defines the function, and SyntaxError if the only cells that define it cannot be read.
     """
@@ -86,11 +87,12 @@ class Statement:
     text : str
         The source of the statement.
     binds : frozenset of str
-        Names that it assigns; "*" for `from … import *`.
+        Names that the statement assigns; "*" for `from … import *`.
     changes : frozenset of str
-        Names of objects that it changes without assigning them, as in `settings["r"] = 8` or `layers.append(x)`.
+        Names of objects that the statement changes without assigning the name, as in `settings["r"] = 8` or
+        `layers.append(x)`.
     reads : frozenset of str
-        Global names that it, or a function inside it, reads.
+        Global names that are read by the statement or by a function inside it.
     """
 
     text: str
@@ -100,9 +102,10 @@ class Statement:
 
 
 def value_of(name: str, statements: Sequence[Statement]) -> list[int]:
-    """Return the indices of the statements that make the last value of `name`.
+    """Return the indices of the statements that determine the last value of `name`.
 
-    They are the last statement that assigns the name without reading it, and all later statements that change it.
+    These are the last statement that assigns the name without reading it, and all later statements that change the
+    value.
     """
     touching = [i for i, s in enumerate(statements) if name in s.binds | s.changes]
     imported = [i for i in touching if statements[i].text.startswith(("import ", "from "))]
@@ -118,7 +121,7 @@ def value_of(name: str, statements: Sequence[Statement]) -> list[int]:
 
 
 def read_cell(cell: str) -> Iterator[Statement]:
-    """Yield the statements of a cell. IPython's own lines (magics) are left out if Python cannot parse them."""
+    """Yield the statements of a cell. If Python cannot parse the cell, IPython's own lines (magics) are left out."""
     if cell.lstrip().startswith("%%"):
         first, _, rest = cell.lstrip().partition("\n")
         cell = rest if RUN_AS_PYTHON.match(first) else ""
@@ -134,13 +137,13 @@ def read_cell(cell: str) -> Iterator[Statement]:
 
 
 def newest_definition(cells: Sequence[str], function: str) -> str:
-    """Return the newest cell that defines `function`, also if Python cannot read it; "" if there is none."""
+    """Return the newest cell that defines `function`, even if the cell has a syntax error; "" if there is none."""
     definition = re.compile(rf"^\s*(async\s+)?def\s+{function}\b|^{function}\s*=[^=]", re.MULTILINE)
     return next((cell.replace("\r\n", "\n") for cell in reversed(cells) if definition.search(cell)), "")
 
 
 def syntax_error(cell: str) -> SyntaxError | None:
-    """Return the error with which Python rejects a cell, or None if it can read the cell."""
+    """Return the syntax error of a cell, or None if Python can read the cell."""
     try:
         list(read_cell(cell))
     except (SyntaxError, ValueError, RecursionError) as error:
@@ -164,7 +167,10 @@ def _is_definition(statement: Statement) -> bool:
 
 
 def _global_reads(table: symtable.SymbolTable) -> Iterator[str]:
-    """Yield the global names that are read: at the top level every name, in a function the names that are not local."""
+    """Yield the global names that the code reads.
+
+    At the top level every name is global; in a function only the names that are not local are.
+    """
     for symbol in table.get_symbols():
         if (symbol.is_referenced() or symbol.is_declared_global()) and (
             table.get_type() == "module" or symbol.is_global()
@@ -175,7 +181,7 @@ def _global_reads(table: symtable.SymbolTable) -> Iterator[str]:
 
 
 def _changed(node: ast.stmt) -> Iterator[str]:
-    """Yield the names of the objects that a statement changes without assigning the name."""
+    """Yield the names of the objects that a statement changes without assigning their names."""
     targets: list[ast.expr] = []
     if isinstance(node, ast.Assign | ast.AugAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]

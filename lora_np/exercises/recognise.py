@@ -1,7 +1,7 @@
 """Find the known mistake that gives the same results as a student's function on every case.
 
-A mistake is an edit of the solution. The edited solution is run, and its outcomes are compared with the student's. Two mistakes
-at once are two edits.
+Each mistake is an edit of the solution. The edited solution runs on the cases, and its outcomes are compared with the
+student's outcomes. Answers with two mistakes are found with two edits.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ ONE_AT_A_TIME = threading.Lock()  # grading uses threads, and two threads must n
 def recognised(
     outcomes: Sequence[Outcome], expected: Sequence[Outcome], exercise: Exercise, patience: float = math.inf
 ) -> tuple[Mistake, ...]:
-    """Return the mistake, or the two mistakes, that give the student's outcomes; an empty tuple if none does.
+    """Return the known mistake, or the two known mistakes, that give the student's outcomes; otherwise an empty tuple.
 
-    All outcomes must be equal, including the type of an exception, and at least one wrong outcome must have numbers: different
-    mistakes raise the same exceptions and give the same NaN. If several mistakes give the same outcomes, the first is returned.
+    All outcomes must be equal, including the types of exceptions. At least one wrong outcome must be a value that is
+    not NaN, because different mistakes can raise the same exception or give NaN. If several mistakes give the same
+    outcomes, the first mistake is returned.
 
     Parameters
     ----------
@@ -45,7 +46,7 @@ def recognised(
     Returns
     -------
     tuple of Mistake
-        No, one or two mistakes.
+        One mistake, two mistakes, or an empty tuple.
     """
     until = time.monotonic() + patience
     failing = [not alike(mine, right) for mine, right in zip(outcomes, expected, strict=True)]
@@ -65,7 +66,7 @@ def recognised(
 
 
 def explains(known: Outcome, mine: Outcome) -> bool:
-    """Return whether a known mistake with the outcome `known` explains the student's outcome `mine`."""
+    """Return whether the student's outcome `mine` equals the outcome `known` of a known mistake, for one case."""
     kinds = [(outcome.raised or "").partition(":")[0] for outcome in (known, mine)]
     return alike(known, mine) and kinds[0] == kinds[1]
 
@@ -73,7 +74,8 @@ def explains(known: Outcome, mine: Outcome) -> bool:
 class Known:
     """The solution with one or two mistakes; iterating yields its outcomes, one per case.
 
-    A case runs once, and only when its outcome is needed: the first case excludes most mistakes.
+    Each case runs at most once, and only when its outcome is needed. Most mistakes are excluded by the first case, so
+    their other cases never run.
     """
 
     def __init__(self, mistakes: tuple[Mistake, ...], text: str, exercise: Exercise) -> None:
@@ -91,7 +93,7 @@ class Known:
 
 @cache
 def edited(exercise: Exercise) -> tuple[Known, ...]:
-    """Return the solution with every known mistake, then with every two mistakes that can be made together."""
+    """Return the solution edited with each known mistake, then with each two mistakes that can be made together."""
     solution = exercise.solution
     single = [(mistake, variant) for mistake in exercise.mistakes for variant in mistake.variants]
     known = []
@@ -109,7 +111,7 @@ def edited(exercise: Exercise) -> tuple[Known, ...]:
 
 @contextmanager
 def same_random_numbers() -> Iterator[None]:
-    """Restore NumPy's global random generator at the end: some mistakes draw from it, and the notebook must not be affected."""
+    """Restore NumPy's global random generator at the end, because known mistakes may change its state."""
     state = np.random.get_state()  # noqa: NPY002
     try:
         yield

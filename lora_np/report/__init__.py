@@ -1,1 +1,1 @@
-"""From tables to pages and figures: the claims, the pictures, the notebooks, and all of it again."""
+"""Make pages and figures from tables: the claims, the pictures, the executed notebooks, and one command for all."""

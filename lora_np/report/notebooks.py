@@ -100,7 +100,7 @@ def jupyter_metadata() -> dict[str, Any]:
 
 
 def make_pictures_smaller(notebook: Mapping[str, Any]) -> None:
-    """Replace each PNG in the outputs by a PNG with a palette, in place; pictures of `lora_np.plots` have one already."""
+    """Replace each PNG in the outputs of a notebook by a smaller PNG with a colour palette, in place."""
     for cell in notebook["cells"]:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
@@ -118,7 +118,8 @@ def execute_all(folder: Path, output: Path, at_once: int = 1) -> None:
     output : Path
         The folder for the executed notebooks (.ipynb).
     at_once : int
-        Notebooks that run at the same time. With more than one, the seconds that the notebooks print are too large.
+        Number of notebooks that run at the same time. If it is above 1, the seconds that the notebooks print are too
+        large.
     """
     with extra("studies", "running notebooks side by side"):
         from joblib import Parallel, delayed

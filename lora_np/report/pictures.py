@@ -1,4 +1,4 @@
-"""The mapping from tables to pictures, and the function that draws them all into figures/."""
+"""The mapping from tables to pictures, and the function that draws all pictures into figures/."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ ALONE: dict[str, Callable] = {  # pictures that need no study's table
 def draw(tables: Tables, folder: Path, changed: Collection[str] | None = None) -> list[str]:
     """Draw every picture of these tables as a .png in `folder`, and return the names of the pictures.
 
-    If `changed` is given, only the pictures that show one of these tables are drawn. Pictures of README and docs/ are also
-    written in dark colours, to the subfolder `dark`.
+    If `changed` is given, only the pictures that show one of these tables are drawn. The pictures of README
+    and docs/ are also drawn in dark colours, in the subfolder `dark`.
     """
     import matplotlib.pyplot as plt
 
@@ -104,7 +104,7 @@ def draw(tables: Tables, folder: Path, changed: Collection[str] | None = None) -
 
 
 def photograph() -> Table:
-    """Return the table of low-rank approximations of matplotlib's sample photograph (grey values, every second pixel)."""
+    """Return a table of low-rank approximations of a photograph: matplotlib's sample picture in grey, at half size."""
     from matplotlib.cbook import get_sample_data
     from matplotlib.image import imread
 

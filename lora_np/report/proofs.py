@@ -1,4 +1,4 @@
-"""The claims that no study decides: tests prove them exactly."""
+"""The claims that tests prove exactly, without a study."""
 
 from __future__ import annotations
 

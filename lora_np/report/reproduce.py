@@ -38,9 +38,9 @@ QUICK = ("convergence", "qlora_tiny")  # studies that `reproduce` runs without -
 def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> None:
     """Make tables, pictures and executed notebooks. Progress goes to stderr, the summary to stdout.
 
-    If not `full`, this takes minutes: it writes new tables and pictures to `figures`/quick, and draws the committed pictures
-    again from the committed tables. If `full`, this takes hours: it makes the committed tables and pictures. A stopped full run
-    can be resumed.
+    Without `full`, this takes minutes: new tables and pictures are written to `figures`/quick, and the committed
+    pictures are drawn again from the committed tables. With `full`, this takes hours: the committed tables and pictures
+    are made again. A stopped full run can be resumed.
     """
     started, committed = time.perf_counter(), figures / "data"
     if full and not RESULTS.is_file():
@@ -83,9 +83,9 @@ def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> N
 
 
 def committed_seconds(figures: Path) -> Tables:
-    """Load the committed tables of timings. Other commands make these tables, on a quiet machine.
+    """Load the committed tables of timings. Other commands make these tables, on a machine without other work.
 
-    Raises FileNotFoundError with the command if a table is missing.
+    Raises FileNotFoundError if a table is missing; the message names the command that makes the table.
     """
     made_by = {
         f"python -m lora_np bench --json {figures}/data": ("speed", "quantized_speed"),
@@ -102,9 +102,9 @@ def committed_seconds(figures: Path) -> Tables:
 
 
 def swept(full: bool, committed: Path, workers: int) -> Tables:
-    """Return the tables of the catalogue's studies: all of them if `full`, otherwise those in QUICK in their quick setting.
+    """Return the tables of all studies if `full`, otherwise the tables of the studies in QUICK with the quick settings.
 
-    If the model of a study is not downloaded, its committed table is used.
+    If the model of a study is not downloaded, the committed table of the study is used.
     """
     tables: Tables = {}
     for name in STUDIES if full else QUICK:
@@ -116,7 +116,7 @@ def swept(full: bool, committed: Path, workers: int) -> Tables:
 
 
 def rank_tables(setting: Setting, measured: Table) -> Tables:
-    """Return the tables of the rank study, from a full fine-tuning run at the best learning rate of the sweep."""
+    """Return the tables of the rank study. They use a full fine-tuning run at the best learning rate of the sweep."""
     lr = min(measured.where(phase="seeds", method="full"), key=lambda row: row["final"])["lr"]
     steps: dict[str, Any] = {"max_steps": setting.steps, "eval_every": setting.steps}
     run = Run("full", lr, batch_size=setting.batch_size, base=setting.base, **steps)
@@ -126,7 +126,7 @@ def rank_tables(setting: Setting, measured: Table) -> Tables:
 
 
 def quantization_tables(tables: Tables, full: bool, committed: Path) -> Tables:
-    """Return the tables about 4-bit weights that are not sweeps.
+    """Return the tables about 4-bit weights that do not belong to a sweep.
 
     The table of SmolLM2 is made if `full` and the model is downloaded; otherwise the committed table is used.
     """
@@ -149,7 +149,7 @@ def quantization_tables(tables: Tables, full: bool, committed: Path) -> Tables:
 
 
 def here(model: str, step: int, what: str) -> bool:
-    """Return True if `model` is downloaded; otherwise print that this part is left out."""
+    """Return True if `model` is downloaded; otherwise print that the part `what` is left out."""
     try:
         fetched(model)
     except FileNotFoundError as error:
@@ -189,7 +189,7 @@ def findings(tables: Tables) -> str:
 
 
 def worst_gradient_error() -> float:
-    """Return the largest gradient error of all A and B of an adapter on tiny, with B ≠ 0, in float64."""
+    """Return the largest gradient error of an adapter on the model tiny, over all A and B, with B ≠ 0, in float64."""
     from .. import LoraConfig, data, get_peft_model, load_model
 
     config = LoraConfig(r=2, lora_alpha=5, target_modules="all-linear", init_lora_weights=False)

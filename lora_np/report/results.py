@@ -1,4 +1,4 @@
-"""The claims of all questions: the page docs/results.md, and the findings by name for README and the notebooks."""
+"""The claims about all questions: they make docs/results.md, and README and the notebooks read findings by name."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def claims(tables: Mapping[str, Table]) -> dict[str, list[Claim]]:
 
 
 class Findings(Mapping[str, Finding]):
-    """Every finding by its name.
+    """A mapping from the name of each finding to the finding.
 
     Parameters
     ----------
@@ -113,7 +113,10 @@ class Findings(Mapping[str, Finding]):
 
 
 def markdown(tables: Mapping[str, Table]) -> str:
-    """Return the generated part of docs/results.md: per section a table, then one paragraph per claim with a qualification."""
+    """Return the generated part of docs/results.md.
+
+    Each section has a table of claims. Below it is one paragraph for each claim that has a note or findings.
+    """
     parts = [BEGIN]
     for number, (title, section) in enumerate(claims(tables).items(), start=1):
         parts += [f"\n## {number}. {title}\n", "| claim | holds here | number | check |", "|---|---|---|---|"]
@@ -133,7 +136,10 @@ def readme(tables: Mapping[str, Table]) -> str:
 
 
 def write_into(page: Path, part: str) -> None:
-    """Replace the generated part of a page, from its first line to its last. Raises ValueError if one of these is missing."""
+    """Replace the generated part of a page by `part`, which begins and ends with the same lines.
+
+    Raises ValueError if the page does not contain each of the two lines once.
+    """
     text, (begin, *_, end) = page.read_text(encoding="utf-8"), part.splitlines()
     if text.count(begin) != 1 or text.count(end) != 1:
         raise ValueError(f"{page} needs the lines {begin!r} and {end!r}, once each, around the generated part")

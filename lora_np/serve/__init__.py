@@ -1,11 +1,13 @@
 """Serve one base model and many adapters: an engine that batches requests, and an HTTP server.
 
-cache          a key/value cache to which rows are added and from which they are removed
-adapters       AdapterStore: loads adapters from disk and removes the least recently used ones
-engine         AdapterServer: continuous batching, one token per request and step
-engine_thread  one thread that runs the engine
-protocol       requests and responses of OpenAI's API, as data
-http           the HTTP server (Starlette, uvicorn)
+Modules:
+
+    cache          a key/value cache; rows can be added and removed between two steps
+    adapters       AdapterStore: loads adapters from disk and removes the least recently used adapters
+    engine         AdapterServer: continuous batching, one token per request and step
+    engine_thread  one thread that runs the engine
+    protocol       requests and responses of OpenAI's API, as data
+    http           the HTTP server (Starlette, uvicorn)
 """
 
 from .adapters import AdapterStore, UnknownAdapter

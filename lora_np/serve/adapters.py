@@ -1,7 +1,7 @@
 """Load adapters by name, and keep a limited number of them in memory.
 
-The least recently used (LRU) adapter is removed first. An adapter that a request uses is never removed. Adapters load only
-from folders that are named when the server starts.
+The least recently used (LRU) adapter is removed first. An adapter that a request uses is never removed. Adapters can be
+loaded only from folders that are named when the server starts.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class UnknownAdapter(KeyError):
 class AdapterStore:
     """The adapters of one PeftModel, with a limit on the loaded adapters in memory.
 
-    Adapters that the model had before are permanent: they are always in memory and are not counted.
+    Adapters that the model had before are always in memory, and the limit does not count them.
 
     Parameters
     ----------
     model : PeftModel
-        The model that the adapters are loaded into.
+        The model into which the adapters are loaded.
     max_loras : int
         Largest number of loaded adapters in memory.
     folders : iterable of str or PathLike, optional
@@ -48,7 +48,7 @@ class AdapterStore:
     Raises
     ------
     ValueError
-        If `max_loras` is below 1, or if an adapter of the model cannot share a batch with others.
+        If `max_loras` is below 1, or if an adapter of the model cannot share a batch with other adapters.
     FileNotFoundError
         If a folder does not exist.
 
@@ -82,7 +82,7 @@ class AdapterStore:
         Returns
         -------
         list of str
-            The names, without the base model's.
+            The names of the adapters; the name of the base model is not included.
         """
         return [*self.permanent, *self.registered]
 
@@ -105,23 +105,23 @@ class AdapterStore:
     def load(self, name: str, folder: str | os.PathLike[str], in_use: Collection[str] = ()) -> None:
         """Register an adapter, and load it into memory if there is room.
 
-        If all adapters in memory are in use, the files are read later, at the first request. If an error is raised, nothing
-        has changed.
+        If memory is full of adapters in use, the files of the new adapter are read later, for its first request. An error
+        leaves the store unchanged.
 
         Parameters
         ----------
         name : str
             The name by which requests ask for the adapter.
         folder : str or PathLike
-            Its folder, absolute or relative to one of the allowed folders.
+            The adapter's folder, absolute or relative to one of the allowed folders.
         in_use : collection of str, optional
             Names of adapters that must stay in memory.
 
         Raises
         ------
         ValueError
-            If the name is taken or invalid, if the folder is outside the allowed folders, or if the adapter does not fit the
-            base model or cannot share a batch with others.
+            If the name is invalid or already exists, or if the folder is outside the allowed folders. Also if the
+            adapter does not fit the base model, or cannot share a batch with other adapters.
         FileNotFoundError
             If the folder or one of its files does not exist.
         """
@@ -139,7 +139,7 @@ class AdapterStore:
     def unload(self, name: str, in_use: Collection[str] = ()) -> None:
         """Remove an adapter's name, so that no new request can use it.
 
-        Requests that were accepted before keep the adapter until they finish.
+        Requests that were accepted earlier use the adapter until they finish.
 
         Parameters
         ----------
@@ -159,7 +159,7 @@ class AdapterStore:
         self.remove_unused(in_use)
 
     def remove_unused(self, in_use: Collection[str]) -> None:
-        """Remove unloaded adapters from memory if no request uses them any more.
+        """Remove from memory the adapters that were unloaded by name and that no request uses any more.
 
         Parameters
         ----------
@@ -174,7 +174,7 @@ class AdapterStore:
     def acquire(self, name: str, in_use: Collection[str]) -> bool:
         """Load an adapter into memory if necessary, and mark it as the most recently used.
 
-        If memory is full, it replaces the least recently used adapter that is not in use.
+        If memory is full, the new adapter replaces the least recently used adapter that no request uses.
 
         Parameters
         ----------
@@ -234,7 +234,7 @@ class AdapterStore:
         Raises
         ------
         ValueError
-            If the path contains `..` or lies outside the allowed folders, also through a symbolic link.
+            If the path contains `..` or, after symbolic links are followed, lies outside the allowed folders.
         FileNotFoundError
             If the folder does not exist.
         """

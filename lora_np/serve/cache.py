@@ -18,7 +18,7 @@ from ..transformer.cache import LayerCache
 
 
 class BatchLayerCache(LayerCache):
-    """Keys and values of one layer, each (max_rows, g, columns, d).
+    """The keys and the values of one layer, two arrays of shape (max_rows, g, columns, d).
 
     Only the first `rows` rows and the columns from `start` to `end` are used.
     """
@@ -28,7 +28,7 @@ class BatchLayerCache(LayerCache):
         self.max_rows, self.rows, self.start, self.end = max_rows, 0, 0, 0
 
     def extend(self, k: Array, v: Array) -> tuple[Array, Array]:
-        """Append k and v (b, g, t, d) to all rows; return all keys and values (b, g, s, d)."""
+        """Append t keys and values, k and v (b, g, t, d), to the rows; return all keys and all values (b, g, s, d)."""
         rooms = self.reserve(k, v, 0, k.shape[2])
         for room, new in zip(rooms, (k, v), strict=True):
             room[: self.rows, :, self.end : self.end + k.shape[2]] = new
@@ -38,7 +38,7 @@ class BatchLayerCache(LayerCache):
         return keys, values
 
     def add_row(self, k: Array, v: Array) -> None:
-        """Add k and v (1, g, s, d) as the last row."""
+        """Add a row with the keys k and the values v, both (1, g, s, d), after the last row."""
         s = k.shape[2]
         for room, new in zip(self.reserve(k, v, s, 0), (k, v), strict=True):
             room[self.rows, :, self.end - s : self.end] = new[0]
@@ -47,7 +47,7 @@ class BatchLayerCache(LayerCache):
         self.length = self.end - self.start
 
     def remove_row(self, row: int, longest: int) -> None:
-        """Move the last row to the place of `row`; `longest` is the length of the longest row that remains."""
+        """Remove `row`: the last row replaces it. `longest` is the length of the longest row that remains."""
         self.rows -= 1
         for room in self.buffers or ():
             room[row, :, self.start : self.end] = room[self.rows, :, self.start : self.end]
@@ -55,9 +55,10 @@ class BatchLayerCache(LayerCache):
         self.length = longest
 
     def reserve(self, k: Array, v: Array, before: int, after: int) -> tuple[Array, Array]:
-        """Return arrays with at least `before` columns before `end` and `after` columns after it. If they grow, they double.
+        """Return the two arrays with at least `before` columns before `end` and `after` columns after `end`.
 
-        New columns are zeros. Uninitialised memory can contain NaN, and a masked value, times a probability of 0, is then NaN.
+        If the arrays are too small, new arrays have twice the necessary columns. New columns are zeros, because
+        uninitialised memory can contain NaN, and a masked value of NaN times a probability of 0 is NaN.
         """
         if self.buffers is not None and self.end >= before and self.end + after <= self.buffers[0].shape[2]:
             return self.buffers
@@ -74,7 +75,10 @@ class BatchLayerCache(LayerCache):
 
 
 class BatchCache(KeyValueCache):
-    """A KeyValueCache whose rows can be added and removed between two calls of `forward`; `lengths` has one per row."""
+    """A KeyValueCache to which rows can be added, and from which rows can be removed, between two calls of `forward`.
+
+    `lengths` has the number of tokens of each row.
+    """
 
     layers: list[BatchLayerCache]
 
@@ -88,22 +92,22 @@ class BatchCache(KeyValueCache):
         return len(self.lengths)
 
     def add_row(self, past: KeyValueCache) -> None:
-        """Add the sequence in `past`, a cache of one row, as the last row."""
+        """Add the only row of the cache `past` after the last row."""
         for layer, source in zip(self.layers, past.layers, strict=True):
             layer.add_row(*(room[:, :, : source.length] for room in source.buffers or ()))
         self.lengths.append(len(past))
 
     def remove_row(self, row: int) -> None:
-        """Remove `row`; the last row moves to its place."""
+        """Remove `row`; the last row replaces it."""
         self.lengths[row] = self.lengths[-1]
         self.lengths.pop()
         for layer in self.layers:
             layer.remove_row(row, max(self.lengths, default=0))
 
     def next_step(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return `position_ids` (b, 1) and `attention_mask` (b, columns + 1) for one more token per row, and count that token.
+        """Return `position_ids` (b, 1) and `attention_mask` (b, columns + 1) for one more token per row.
 
-        The mask is None if no column is masked.
+        The lengths of all rows grow by 1. The mask is None if no column is masked.
         """
         positions = np.array(self.lengths)[:, None]
         columns = len(self) + 1

@@ -99,7 +99,7 @@ class Request:
 
 
 class AdapterServer:
-    """An engine that generates for many requests at once, each with its own adapter of one base model.
+    """An engine that generates tokens for many requests at once, with one base model and an adapter per request.
 
     Every request gets the same tokens as from `generate` alone. Do not change the model while the server uses it.
 
@@ -119,8 +119,8 @@ class AdapterServer:
     Raises
     ------
     ValueError
-        If a limit is below 1, if an adapter of `model` cannot share a batch with others, or if `model` is merged or its
-        adapters are disabled.
+        If a limit is below 1, if an adapter of `model` cannot share a batch with other adapters, if `model` is merged, or
+        if the adapters of `model` are disabled.
     FileNotFoundError
         If a folder does not exist.
 
@@ -177,7 +177,7 @@ class AdapterServer:
         on_token: Callable[[int], Any] = lambda token: None,
         on_finish: Callable[[Request], Any] = lambda request: None,
     ) -> Request:
-        """Add one request to the queue. Settings and generated tokens are the same as those of `generate`.
+        """Add one request to the queue. The settings are those of `generate` and give the same tokens.
 
         Parameters
         ----------
@@ -281,15 +281,15 @@ class AdapterServer:
         Raises
         ------
         ValueError
-            If the name is taken or invalid, if the folder is outside the allowed folders, or if the adapter does not fit the
-            base model or cannot share a batch with others.
+            If the name is invalid or already exists, or if the folder is outside the allowed folders. Also if the
+            adapter does not fit the base model, or cannot share a batch with other adapters.
         FileNotFoundError
             If the folder or one of its files does not exist.
         """
         self.adapters.load(name, folder, self._in_use())
 
     def unload_adapter(self, name: str) -> None:
-        """Accept no more requests for an adapter. It is removed when its last request is finished.
+        """Accept no more requests for an adapter. The adapter is removed when its last request is finished.
 
         Parameters
         ----------
@@ -333,7 +333,8 @@ class AdapterServer:
     def _admit(self) -> None:
         """Add waiting requests to the batch in the order of submission.
 
-        If there is no memory for a request's adapter, later requests wait too, so that no request waits for ever.
+        If memory has no room for the adapter of a request, all later requests wait too. Otherwise they could delay this
+        request for ever.
         """
         prompt_tokens = 0
         while self.waiting and len(self.running) < self.max_batch and prompt_tokens < PROMPT_TOKENS:
@@ -374,7 +375,7 @@ class AdapterServer:
         return "stop" if stopped else "length" if len(request.tokens) == request.max_new_tokens else None
 
     def _remove_row(self, row: int) -> None:
-        """Move the last row to the place of `row`, in the batch and in the cache."""
+        """Remove `row` from the batch and from the cache; the last row replaces it."""
         self._past.remove_row(row)
         self.running[row] = self.running[-1]
         self.running.pop()
@@ -395,7 +396,7 @@ class AdapterServer:
         Parameters
         ----------
         error : Exception
-            The error that `step` raised. The requests get it as their `error`.
+            The error that `step` raised. It becomes the `error` of each running request.
         """
         failed, self.running = self.running, []
         self._past, self._rows = BatchCache(self.config, self.max_batch), AdapterRows(())

@@ -1,4 +1,4 @@
-"""One thread that runs an engine: other threads send function calls to it, and it steps while there are requests."""
+"""One thread that runs an engine. Other threads send it function calls, which it runs between two steps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class EngineThread:
         self._thread.join()
 
     def call(self, function: Callable[..., Any], *arguments: Any, **settings: Any) -> Future:
-        """Call a function in the engine's thread, between two steps; the Future has its result or its error."""
+        """Let the engine's thread call a function between two steps; return a Future with the result or the error."""
         future: Future = Future()
         self._calls.put((future, function, arguments, settings))
         return future

@@ -43,7 +43,7 @@ MAX_BODY = 2**23  # bytes; longer than any prompt for a model of this library
 
 
 class HttpRequest(Protocol):
-    """The parts of a Starlette request that are used here: headers, body, and the ASGI messages that follow."""
+    """The parts of a Starlette request that this module uses: headers, body and later ASGI messages."""
 
     @property
     def headers(self) -> Mapping[str, str]: ...
@@ -61,7 +61,10 @@ class CompletionService:
         self.accepting = True  # False after the first signal: running requests are finished, new ones are refused
 
     async def call(self, function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
-        """Call a function in the engine's thread. Raises ProtocolError if the engine refuses or the server shuts down."""
+        """Call a function in the engine's thread and return its result.
+
+        Raises ProtocolError if the engine raises an error or the server is shutting down.
+        """
         if not self.accepting:
             raise ProtocolError(503, "the server is shutting down and accepts no new requests")
         try:
@@ -114,7 +117,7 @@ class CompletionService:
 
 
 class PendingCompletion:
-    """One completion in progress: takes tokens in the engine's thread and gives text to the event loop."""
+    """A completion in progress: it receives tokens from the engine's thread and sends text to the event loop."""
 
     def __init__(self, stream: StopStringStream) -> None:
         self.stream, self.loop = stream, asyncio.get_running_loop()
@@ -123,13 +126,13 @@ class PendingCompletion:
         self.watch: asyncio.Task  # a reference to the task; the event loop itself has only a weak one
 
     def on_token(self, token: int) -> bool:
-        """Decode a token; return True after a stop string. The engine's thread calls this."""
+        """Decode a token; return True if the text now has a stop string. The engine's thread calls this."""
         if text := self.stream.add(token):
             self.loop.call_soon_threadsafe(self.pieces.put_nowait, text)
         return self.stream.stopped
 
     def on_finish(self, request: Request) -> None:
-        """Pass on the last piece of text. The engine's thread calls this."""
+        """Send the last piece of text to the event loop. The engine's thread calls this."""
         for piece in (self.stream.end(), None):
             if piece != "":
                 self.loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
@@ -203,7 +206,7 @@ def _starlette() -> tuple[Any, Any, Any]:
 
 
 async def health(service: CompletionService, request: HttpRequest) -> dict[str, Any]:
-    """Return the numbers of running and waiting requests; 503 if the server is shutting down."""
+    """Return the number of running requests and of waiting requests; status 503 if the server is shutting down."""
     running, waiting = await service.call(
         lambda: (len(service.thread.engine.running), len(service.thread.engine.waiting))
     )
@@ -238,7 +241,8 @@ async def unload(service: CompletionService, request: HttpRequest) -> dict[str, 
 async def _json_body(request: HttpRequest) -> dict[str, Any]:
     """Return the JSON object in the body of a request.
 
-    The header Content-Type must be application/json. A browser does not let a page of another site send that type unasked.
+    The header Content-Type must be application/json. Without permission of the
+    server, a browser does not send this type for a page of another site.
     """
     content_type = request.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() != "application/json":
@@ -258,7 +262,10 @@ def _required_string(body: dict[str, Any], field: str) -> str:
 
 
 async def complete(service: CompletionService, request: HttpRequest, chat: bool) -> Any:
-    """Generate, and return one body or a stream of server-sent events. If the client disconnects, the request is cancelled."""
+    """Generate text and return one body or a stream of server-sent events.
+
+    If the client disconnects, the request is cancelled.
+    """
     from starlette.responses import StreamingResponse
 
     completion = parse(await _json_body(request), chat)
@@ -272,7 +279,7 @@ async def complete(service: CompletionService, request: HttpRequest, chat: bool)
 
 
 async def _cancel_if_disconnected(service: CompletionService, pending: PendingCompletion, request: HttpRequest) -> None:
-    """Wait for the message "disconnect". It also comes after a complete response; cancelling then has no effect."""
+    """Wait until the client disconnects, then cancel the request; this has no effect on a finished request."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     service.thread.call(service.thread.engine.cancel, pending.request)
@@ -304,10 +311,11 @@ def make_server(
     port: int = PORT,
     on_start: Callable[[str], Any] = lambda url: None,
 ) -> Any:
-    """Return a uvicorn.Server that finishes running requests at the first SIGTERM or SIGINT, and stops at the second.
+    """Return a uvicorn.Server for the application.
 
-    While it shuts down, new requests get the status 503. `on_start` is called with the server's URL when it listens. Raises
-    MissingExtra if uvicorn is not installed.
+    After the first SIGTERM or SIGINT, the server finishes the running requests and answers new requests with status
+    503. After a second signal it stops at once. `on_start` is called with the server's URL when the server accepts
+    connections. Raises MissingExtra if uvicorn is not installed.
     """
     with extra("serve", "the HTTP server"):
         import uvicorn

@@ -1,7 +1,7 @@
 """Requests and responses of OpenAI's completions and chat completions API, as data.
 
 `parse` checks the body of a request; `CompletionResponse` builds the body of a response. vLLM's additions for adapters are in
-`http.py`. Source: the OpenAI API reference (completions, chat completions, errors) and vLLM's OpenAI-compatible server.
+`http.py`. Sources: OpenAI's API reference (completions, chat completions, errors) and vLLM's OpenAI-compatible server.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SUPPORTED = {"model", "max_tokens", "temperature", "top_p", "top_k", "stop", "se
 
 
 class ProtocolError(Exception):
-    """An error response: its HTTP status, and a body with OpenAI's fields."""
+    """An error that is sent as a response: the HTTP status, and a body with the fields of OpenAI's API."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -50,7 +50,7 @@ class ProtocolError(Exception):
 class CompletionRequest:
     """A checked request for a completion or a chat completion.
 
-    prompt: a text, token ids, or the messages of a chat. max_tokens: None if there is no limit but the context length.
+    prompt: a text, token ids, or the messages of a chat. max_tokens: None if only the context length limits the answer.
     """
 
     model: str
@@ -63,7 +63,7 @@ class CompletionRequest:
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
-    """Parse the body of a request. Raises ProtocolError if it is not a JSON object."""
+    """Parse the body of a request. Raises ProtocolError if the body is not a JSON object."""
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -118,7 +118,10 @@ def parse(body: dict[str, Any], chat: bool) -> CompletionRequest:
 
 
 def typed(body: dict[str, Any], name: str, kind: type) -> Any:
-    """Return the value of a field, or None if it is missing or null. Raises ProtocolError if its type is not `kind`."""
+    """Return the value of a field, or None if the field is missing or null.
+
+    Raises ProtocolError if the value is not of type `kind`.
+    """
     value = body.get(name)
     if value is not None and type(value) is not kind:
         raise ProtocolError(400, f"{name} = {value!r}; expected a JSON {JSON_TYPES[kind]}", name)
@@ -126,7 +129,7 @@ def typed(body: dict[str, Any], name: str, kind: type) -> Any:
 
 
 def integer(body: dict[str, Any], name: str, low: int, high: int | None = None) -> int | None:
-    """Return the value of a field that must be an integer from `low` to `high`; None if it is missing."""
+    """Return the value of a field that must be an integer from `low` to `high`; None if the field is missing."""
     value = typed(body, name, int)
     if value is not None and not (low <= value and (high is None or value <= high)):
         raise ProtocolError(
@@ -136,7 +139,10 @@ def integer(body: dict[str, Any], name: str, low: int, high: int | None = None) 
 
 
 def number(body: dict[str, Any], name: str, low: float, high: float, above: bool = False) -> float | None:
-    """Return the value of a field that must be a number from `low` (not `low` itself if `above`) to `high`; None if missing."""
+    """Return the value of a field that must be a number from `low` to `high`; None if the field is missing.
+
+    If `above`, the value must be greater than `low`.
+    """
     value = body.get(name)
     if value is None:
         return None
@@ -146,7 +152,7 @@ def number(body: dict[str, Any], name: str, low: float, high: float, above: bool
 
 
 def stops(body: dict[str, Any]) -> tuple[str, ...]:
-    """Return the stop strings; each of them ends an answer."""
+    """Return the stop strings, which end an answer."""
     value = body.get("stop")
     found = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(found, list) or len(found) > MAX_STOPS or not all(isinstance(s, str) and s for s in found):
@@ -169,7 +175,7 @@ def prompt(body: dict[str, Any]) -> str | list[int]:
 
 
 def messages(body: dict[str, Any]) -> list[dict[str, str]]:
-    """Return the messages of a chat, each with its text parts joined."""
+    """Return the messages of a chat; the text parts of a message are joined to one text."""
     value = body.get("messages")
     if not isinstance(value, list) or not value:
         raise ProtocolError(400, "messages: expected a list of at least one message", "messages")
@@ -188,10 +194,11 @@ def messages(body: dict[str, Any]) -> list[dict[str, str]]:
 
 
 class StopStringStream:
-    """Decodes tokens to text, one by one, and ends before the first stop string.
+    """Decodes one token after another, and ends the text before the first stop string.
 
-    Text that can be the beginning of a stop string is held back until the next tokens decide. `stopped` is True after a stop
-    string. The tokens follow the prompt `after`.
+    Text that could be the beginning of a stop string is returned later, if the next tokens do not complete the string.
+    `stopped` is True after a stop string. `after` has the token ids of the prompt, which come before the decoded
+    tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, after: Sequence[int], stop: tuple[str, ...] = ()) -> None:
@@ -210,7 +217,7 @@ class StopStringStream:
         return text[: len(text) - hold]
 
     def end(self) -> str:
-        """Return the text that is still held back; no token follows."""
+        """Return the text that has not been returned yet; called after the last token."""
         return "" if self.stopped else self._held + self._stream.end()
 
 

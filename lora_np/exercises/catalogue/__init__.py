@@ -1,1 +1,1 @@
-"""The cases and the known mistakes of each exercise, one file per source in sources/."""
+"""The cases and the known mistakes of the exercises: one file for each exercise in sources/."""

@@ -1,8 +1,9 @@
-"""Find the mask that a function drew by trying all possible masks; exercise 6 observes answers in this way.
+"""Describe the dropout of a student's function in exercise 6. All possible masks are tried to find the function's mask.
 
-Right answers may draw the mask in any order and by any method, so no numbers are compared. There are few features, so all masks
-can be tried at every place in the layer. The mask that gives a token's y tells where the function drops, how many numbers it
-drops, which numbers share a decision, and by which factor the kept numbers are multiplied. dx is treated in the same way.
+Right answers may draw the mask in any order and by any method, so random numbers are not compared. A token has few
+features, so all masks can be tried at every place in the layer. One of the masks gives the function's y. This mask
+shows where dropout is applied and how many numbers are dropped. It also shows which numbers are dropped together, and
+by which factor the kept numbers are multiplied. The mask of dx is found in the same way.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def describe(
     rng: np.random.Generator,
     dy: np.ndarray,
 ) -> dict[str, Any]:
-    """Return a description of the dropout in words; y or dx itself if no mask explains it."""
+    """Return a description of the dropout in words; instead of it y or dx, if no mask gives this array."""
     given = [array.copy() for array in (x, W, A, B, dy)]
 
     def again(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -78,20 +79,20 @@ def equal(mine: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarr
 
 
 class Dropout(NamedTuple):
-    """A dropout that explains all calls.
+    """A dropout that gives the results of all calls of a function.
 
     Parameters
     ----------
     place : str
-        Where the mask is applied.
+        The place in the layer where the mask is applied.
     times : str
-        The factor of the kept numbers.
+        The factor by which the kept numbers are multiplied, for example "1/(1 − p)".
     scaling : str
-        How often the bypass is multiplied by the scaling.
+        How often the bypass is multiplied by the scaling: "once", "twice" or "missing".
     frozen : str
-        Whether the frozen path is there.
+        Whether the result contains the frozen path: "there" or "missing".
     kept : ndarray of bool, shape (calls, tokens, features)
-        The kept numbers.
+        True for each kept number.
     """
 
     place: str
@@ -101,7 +102,7 @@ class Dropout(NamedTuple):
     kept: np.ndarray
 
     def words(self, p: float) -> dict[str, str]:
-        """Return a description that does not depend on the random numbers."""
+        """Return a description of the dropout that does not depend on the random numbers."""
         how = {"the kept are multiplied by": self.times, "scaling": self.scaling, "the frozen path": self.frozen}
         if self.kept.all() or not self.kept.any():
             return how | {"dropped": "nothing" if self.kept.all() else "everything"}
@@ -112,7 +113,7 @@ class Dropout(NamedTuple):
 
 
 def share(kept: np.ndarray, p: float) -> str:
-    """Return the share of dropped numbers (within four standard deviations) and whether the decisions are independent."""
+    """Return the name of the share of dropped numbers, and whether the numbers are dropped independently."""
     each = np.sum(~kept, axis=(1, 2))  # per call
     if (kept == kept[:1]).all():
         return "the same in every call"  # too few decisions to estimate the share
@@ -138,9 +139,9 @@ def explained(
     scaling: float,
     p: float,
 ) -> Dropout | None:
-    """Return the dropout that gives all `values` (call, token, feature) from the input v, or None.
+    """Return the dropout with which the input v gives all `values` (call, token, feature), or None.
 
-    There are few features, so all masks are tried, at every place and with every plausible factor.
+    All masks are tried at every place with every plausible factor. This is possible because there are few features.
     """
     widths = {"middle": down.shape[1]} | {f"{path}start": len(W) for path in ("", "frozen ", "bypass ")}
     scalings = {"once": scaling, "missing": 1.0, "twice": scaling**2}

@@ -1,4 +1,4 @@
-"""Helpers to observe answers: an argument that changes from call to call, and pairs of arrays."""
+"""Helpers to observe answers: an argument with a different value in each call, and pairs of arrays."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ..exercise import NoAnswer
 
 
 class First(int):
-    """An integer argument of the first of several calls, with the arguments of the later calls.
+    """The integer argument of the first call; the attribute `rest` has the arguments of the later calls.
 
     Parameters
     ----------
     first : int
         The argument of the first call.
     text : str
-        The text for messages, which also describes the later calls.
+        The text that messages show for the argument; it also describes the later calls.
     rest : tuple
         The arguments, or steps, after the first call.
     """
@@ -35,7 +35,10 @@ class First(int):
 
 
 def pair(value: Any, names: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return two arrays as float64; raise `NoAnswer` if `value` is not a pair of arrays of real numbers. `names`: "A and B"."""
+    """Return two arrays as float64; raise `NoAnswer` if `value` is not a pair of arrays of real numbers.
+
+    `names`: the names of the two arrays for the message, for example "A and B".
+    """
     if not isinstance(value, tuple | list) or len(value) != 2:
         what = (
             f"a {type(value).__name__} of length {len(value)}"

@@ -1,7 +1,7 @@
-"""AdamW on the two factors of a bypass: decoupled weight decay, two averages per number, both with bias correction.
+"""AdamW on the two factors of a bypass: decoupled weight decay, and two averages per parameter with bias correction.
 
-A case calls the function for its t and then for the next t, with the same gradients. Only the given entries are compared: a
-student may store more in the state.
+A case calls the function one or more times with the same gradients; t grows by 1 from call to call. Other entries that
+a student stores in the state are not compared.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Arrays = dict[str, np.ndarray]
 def observe(
     function: Callable[..., Any], factors: Arrays, grads: Arrays, state: dict[str, Arrays], t: First, *settings: float
 ) -> dict[str, Any]:
-    """Take the steps and return factors and state; the function's result is ignored."""
+    """Call the function for each step, and return the factors and the state; results of the function are ignored."""
     names, (factors, state) = tuple(factors), deepcopy((factors, state))
     for step in (int(t), *t.rest):
         function(factors, grads, state, step, *settings)
@@ -31,7 +31,7 @@ def observe(
 
 
 def counting(first: int, steps: int) -> First:
-    """Return t of the first call, with the t of the later calls."""
+    """Return the argument t: `first` for the first call, and the next numbers for the later calls."""
     rest = tuple(range(first + 1, first + steps))
     return First(first, f"{first}  # then {', '.join(map(str, rest))}" if rest else str(first), rest)
 
@@ -124,22 +124,22 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the decay is added to the gradient",
-            "Call it with the gradient 0 and a state of zeros: m and v must stay zero. Print yours.",
+            "Call your function with the gradient 0 and a state of zeros: m and v must stay zero. Print yours.",
             {G: "g = grads[name] + weight_decay * p", DECAY: "pass"},
         ),
         Mistake(
             "there is no weight decay",
-            "Call it with the gradient 0 and a state of zeros. The weights should still shrink. Do yours?",
+            "Call your function with the gradient 0 and a state of zeros. The weights should still shrink. Do yours?",
             {DECAY: "pass"},
         ),
         Mistake(
             "the decay is not multiplied by the learning rate",
-            "Call it with lr = 0. No weight should change. Does one of yours?",
+            "Call your function with lr = 0. No weight should change. Does one of yours?",
             {DECAY: "p *= 1 - weight_decay"},
         ),
         Mistake(
             "the decay has the wrong sign",
-            "Call it ten times with the gradient 0 and the weight 2. The weight should come closer to zero. Does it?",
+            "Call your function ten times with the gradient 0 and the weight 2. The weight should come closer to zero. Does it?",
             {DECAY: "p *= 1 + lr * weight_decay"},
         ),
         Mistake(
@@ -211,7 +211,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "beta1 and beta2 are swapped",
-            "Set beta2 to 0. Then v should be g² of the last step alone. Which of your two averages forgets?",
+            "Set beta2 to 0. Then v should be g² of the last step alone. Compare your v with g² and your m with g.",
             {f"for name {LOOP}": f"beta1, beta2 = beta2, beta1\n    for name {LOOP}"},
         ),
         Mistake(

@@ -51,7 +51,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the softmax's derivative lacks its outer factor p",
-            "A masked token has the share 0, so its score gets no gradient. Print your dz there.",
+            "A masked token has the share 0, so its score gets no gradient. Print your dz for a masked token.",
             {DZ: "dp - dot"},
         ),
         Mistake(
@@ -168,7 +168,7 @@ EXERCISE = Exercise(
             {DOT: "(p * dp).sum(axis=-1)"},
         ),
         Mistake(
-            "the derivative's inner sum runs over everything",
+            "the derivative's inner sum runs over the whole matrix",
             "Change one entry in the last row of do. The first row of dz should stay the same. Does it?",
             {DOT: "(p * dp).sum()"},
         ),
@@ -223,8 +223,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the mask is too weak",
-            "A masked score can be 5000 before the mask is added. Print your z there. Is it small enough for "
-            "exp to give 0?",
+            "A masked score can be 5000 before the mask is added. Print your z for a masked token. Is it small "
+            "enough for exp to give 0?",
             {"-1e30": "-100.0"},
             {"-1e30": "-1000.0"},
         ),

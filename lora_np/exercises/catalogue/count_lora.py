@@ -41,12 +41,12 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "B is not counted",
-            "Your count has the numbers of A. Which array has the shape (out, r), and is it trained?",
+            "Your count contains only the numbers of A. Which array has the shape (out, r), and is it trained?",
             {BOTH: "size_A"},
         ),
         Mistake(
             "A is not counted",
-            "Your count has the numbers of B. Which array has the shape (r, in), and is it trained?",
+            "Your count contains only the numbers of B. Which array has the shape (r, in), and is it trained?",
             {BOTH: "size_B"},
         ),
         Mistake(
@@ -84,12 +84,12 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "only the first matrix is counted",
-            "Call it with the same shape three times in the list. How many of the three shapes does your function use?",
+            "Call your function with the same shape three times in the list. How many of the three shapes does your function use?",
             {"in shapes:": "in shapes[:1]:"},
         ),
         Mistake(
             "only the last matrix is counted",
-            "Call it with a large and then a small matrix, and print the total after each. What happens to "
+            "Call your function with a large and then a small matrix, and print the total after each. What happens to "
             "the count of the first matrix?",
             {"total += ": "total = "},
         ),

@@ -64,7 +64,7 @@ EXERCISE = Exercise(
             {SCALING: "divisor / alpha"},
         ),
         Mistake(
-            "it divides by the rank twice",
+            "the scaling divides by the rank twice",
             "With alpha = r the scaling of plain LoRA is 1. Print yours for alpha = r = 2 and for alpha = r = 8.",
             {SCALING: "alpha / divisor**2"},
             {SCALING: "alpha / divisor / r"},
@@ -84,7 +84,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "rsLoRA is ignored",
-            "Call it with use_rslora=True and with False on factors of rank 4. The two results should differ "
+            "Call your function with use_rslora=True and with False on factors of rank 4. The two results should differ "
             "by a factor of 2.",
             {ROOT: "r"},
         ),

@@ -1,7 +1,7 @@
 """The initial values of A and B: A uniform in ±1/√in (Kaiming with a = √5), B zero.
 
-Right answers may draw in any order and by any method, so no numbers are compared. The properties of the numbers are described
-in words and compared: "uniform", "between ±1/√in", "zero", "equal results from the same rng".
+Right answers may draw in any order and by any method, so random numbers are not compared. Instead, descriptions of A
+and B in words are compared: "uniform", "between ±1/√in", "zero", "equal results from the same rng".
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def describe(function: Callable[..., Any], out: int, in_: int, r: int, rng: np.r
 
 
 def kind(A: np.ndarray) -> str:
-    """Return the distribution of the numbers of A, without their size, and whether they are independent."""
+    """Return the kind of distribution of the numbers of A in words, for example "uniform" or "evenly spaced"."""
     different, numbers = len(np.unique(A)), np.sort(A, axis=None)
     if different == 1:
         return "constant" if np.any(A) else "zero"
@@ -74,14 +74,14 @@ def kind(A: np.ndarray) -> str:
 
 
 def alike(rows: np.ndarray) -> bool:
-    """Return whether two rows are correlated: for independent rows the correlation is 0 ± 1/√length."""
+    """Return whether any two rows are correlated. The correlation of independent rows is about 0 ± 1/√length."""
     if not np.all(np.std(rows, axis=1)):
         return True
     return bool(np.abs(np.triu(np.corrcoef(rows), 1)).max() > min(0.99, 7 / np.sqrt(rows.shape[1])))
 
 
 def interval(A: np.ndarray, sizes: dict[str, int]) -> str:
-    """Return the names of the bounds of a uniform A; the largest of so many numbers is within 0.1 % of the bound."""
+    """Return the bounds of a uniform A in words; the largest number of A is within 0.1 % of the bound."""
     most = np.abs(A).max()
     bounds = {"1": 1.0, "½": 0.5}
     for name, size in sizes.items():
@@ -150,7 +150,7 @@ EXERCISE = Exercise(
             {BOUND: "bound = np.sqrt(3 / fan_in)"},
         ),
         Mistake(
-            "the interval is only half as wide",
+            "the interval is half as wide as it should be",
             "Print A.min() and A.max() of a large A. They should be close to −b and b.",
             {DRAW_A: "rng.uniform(-bound / 2, bound / 2, (r, in_features))"},
         ),
@@ -231,7 +231,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the given rng is not used",
-            "Call it twice with np.random.default_rng(0), then once with default_rng(1). The first two "
+            "Call your function twice with np.random.default_rng(0), then once with default_rng(1). The first two "
             "results should be equal, the third different.",
             {"rng.uniform": "np.random.uniform"},
             {"rng.uniform": "np.random.default_rng(0).uniform"},

@@ -1,4 +1,7 @@
-"""dA, dB and dx of L = mean over the tokens of ½‖y − target‖², with y = x Wᵀ + s·(x Aᵀ) Bᵀ; dA and dB are accumulated."""
+"""The gradients dA, dB and dx of L = mean over the tokens of ½‖y − target‖², with y = x Wᵀ + s·(x Aᵀ) Bᵀ.
+
+The function adds dA and dB to the gradients of earlier calls.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ def cases() -> list[Case]:
     rng = np.random.default_rng(3)
 
     def halves(*shape: int) -> np.ndarray:
-        """Return numbers for computing by hand, none of them zero: from −2 to 2 in steps of a half."""
+        """Return random multiples of ½ from −2 to 2, without 0: they are easy to compute with by hand."""
         return rng.choice([-2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0], shape)
 
     def case(label: str, n: int, in_: int, out: int, r: int, scaling: float) -> Case:
@@ -189,12 +192,12 @@ EXERCISE = Exercise(
             {RETURN: "return None"},
         ),
         Mistake(
-            "dx is without the frozen path",
+            "dx lacks the frozen path",
             "Set B to zero. Then y = x Wᵀ still depends on x. What is your dx?",
             {RETURN: "return bypass"},
         ),
         Mistake(
-            "dx is without the bypass",
+            "dx lacks the bypass",
             "Set W to zero. Then y still depends on x, through A and B. What is your dx?",
             {RETURN: "return frozen"},
         ),
@@ -232,12 +235,12 @@ EXERCISE = Exercise(
             {DY: "dy = error / error.shape[1]"},
         ),
         Mistake(
-            "everything is twice too large",
+            "all gradients are twice as large as they should be",
             "L contains the factor ½. What is the derivative of ½(y − target)² with respect to y?",
             {DY: "dy = 2 * error / n"},
         ),
         Mistake(
-            "everything is half as large as it should be",
+            "all gradients are half as large as they should be",
             "What is the derivative of ½(y − target)² with respect to y? Does it still contain ½?",
             {DY: "dy = error / 2 / n"},
         ),

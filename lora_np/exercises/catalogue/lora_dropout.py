@@ -1,4 +1,7 @@
-"""Dropout in front of the bypass: y = x Wᵀ + s·((x ∘ m) Aᵀ) Bᵀ and its dx, with one mask m for both; _masks.py observes it."""
+"""Dropout in front of the bypass: y = x Wᵀ + s·((x ∘ m) Aᵀ) Bᵀ and dx, with the same mask m for both.
+
+_masks.py describes the dropout of an answer.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ EXERCISE = Exercise(
     tells=False,
     mistakes=(
         Mistake(
-            "the frozen path drops too",
+            "the frozen path has dropout too",
             "Set B = 0. Then y must equal x Wᵀ in every call. Is your y random?",
             {"frozen = x @ W.T": "frozen = dropped @ W.T", RETURN_DX: "(dx_frozen + dx_dropped) * mask"},
             {"frozen = x @ W.T": "frozen = dropped @ W.T"},
@@ -49,7 +52,7 @@ EXERCISE = Exercise(
             {RETURN_DX: "(dx_frozen + dx_dropped) * mask"},
         ),
         Mistake(
-            "only the frozen path drops",
+            "only the frozen path has dropout",
             "Set B = 0. Then y must equal x Wᵀ in every call. Which path should have the mask: the frozen "
             "path or the bypass?",
             {
@@ -64,14 +67,14 @@ EXERCISE = Exercise(
             {KEPT: "rng.random(x.shape[-1]) >= p"},
         ),
         Mistake(
-            "a token is dropped whole or not at all",
+            "all features of a token are dropped together",
             "Print your mask for a few tokens. A token can keep one feature and lose another. Does that "
             "happen in yours?",
             {KEPT: "rng.random((len(x), 1)) >= p"},
         ),
         Mistake(
             "there is one decision for the whole input",
-            "Call it ten times. In some calls the bypass is zero and in the others it is complete. How many "
+            "Call your function ten times. In some calls the bypass is zero and in the others it is complete. How many "
             "random numbers do you draw?",
             {KEPT: "rng.random() >= p"},
         ),
@@ -96,7 +99,7 @@ EXERCISE = Exercise(
         Mistake(
             "the forward pass does not rescale",
             "Compute the mean of y over a thousand calls. It should be close to the y without dropout. Your "
-            "dx rescales; does your y?",
+            "dx is rescaled. Is your y?",
             {DROPPED: "dropped = x * kept"},
         ),
         Mistake(
@@ -106,8 +109,8 @@ EXERCISE = Exercise(
             {RETURN_DX: "dx_frozen + dx_dropped * kept"},
         ),
         Mistake(
-            "it keeps with probability p",
-            "Call it with p = 0.01 and count the zeros in your mask. About one number in a hundred should be zero.",
+            "numbers are kept with probability p instead of dropped",
+            "Call your function with p = 0.01 and count the zeros in your mask. About one number in a hundred should be zero.",
             {KEPT: "rng.random(x.shape) < p"},
             {KEPT: "rng.random(x.shape) < p", TIMES: "1 / p"},
         ),
@@ -127,14 +130,14 @@ EXERCISE = Exercise(
             {KEPT: "rng.random(x.shape) >= 0.1", TIMES: "1 / 0.9"},
         ),
         Mistake(
-            "equally many are dropped in every call",
+            "the same number of features is dropped in every call",
             "Count the zeros in your mask in ten calls. If the numbers are dropped independently, the count "
             "varies from call to call.",
             {KEPT: "rng.permutation(x.size).reshape(x.shape) >= round(p * x.size)"},
         ),
         Mistake(
             "the kept numbers are divided by p",
-            "Call it with p = 0.01. Hardly anything is dropped, so the kept numbers should hardly change. By "
+            "Call your function with p = 0.01. Hardly anything is dropped, so the kept numbers should hardly change. By "
             "what factor do yours change?",
             {TIMES: "1 / p"},
         ),
@@ -188,12 +191,12 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "nothing is dropped",
-            "Call it with two different generators. The two results should differ, because this is training mode.",
+            "Call your function with two different generators. The two results should differ, because this is training mode.",
             {DROPPED: "dropped = x", RETURN_DX: "dx_frozen + dx_dropped"},
         ),
         Mistake(
             "the given generator is not used",
-            "Call it twice with np.random.default_rng(0): equal results. Call it twice with the same "
+            "Call your function twice with np.random.default_rng(0): equal results. Call your function twice with the same "
             "generator object: different results. Is that so?",
             {"rng.random": "np.random.random"},
             {"rng.random": "np.random.default_rng(0).random"},

@@ -13,7 +13,7 @@ SCALING, FROZEN, BYPASS = "alpha / r", "frozen = x @ W.T", "hidden @ B.T"
 
 
 def observe(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return the result; of a tuple that begins with y only y and the fact that there is more."""
+    """Return the result. If it is a tuple that begins with y, return y and a note that the tuple has more entries."""
     value = function(*arguments)
     if isinstance(value, tuple | list) and len(value) > 1 and isinstance(value[0], np.ndarray):
         return {"y": value[0], "and more": True}

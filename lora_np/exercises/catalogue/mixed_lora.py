@@ -16,7 +16,7 @@ def cases() -> list[Case]:
     rng = np.random.default_rng(12)
 
     def case(label: str, *names: str, t: int, in_: int, out: int, ranks: Sequence[int]) -> Case:
-        """Return a case with adapters "a", "b", … of these ranks and the scalings 2, 3, …"""
+        """Return a case with adapters "a", "b", … with these ranks and with the scalings 2, 3, …"""
 
         def halves(*shape: int) -> np.ndarray:
             return rng.integers(-4, 5, shape) / 2
@@ -91,14 +91,14 @@ EXERCISE = Exercise(
             {WANTED: "list(adapters)[i % len(adapters)] == name"},
         ),
         Mistake(
-            "only one of the rows that share an adapter gets it",
+            "only one of the rows with the same adapter gets the bypass",
             "Let all rows use the same adapter. All of them should differ from x Wᵀ. How many of yours do?",
             {ROWS: f"{ROWS}[:1]"},
             {ROWS: f"{ROWS}[-1:]"},
         ),
         Mistake(
             "the rows are returned in the order of the adapters",
-            'Call it with names = ["a", "b", "a"]. Row i of y must belong to row i of x. In which order are your rows?',
+            'Call your function with names = ["a", "b", "a"]. Row i of y must belong to row i of x. In which order are your rows?',
             {"return y": ORDER.format('[*adapters, "__base__"]')},
             {"return y": ORDER.format('["__base__", *adapters]')},
             {"return y": ORDER.format("dict.fromkeys(names)")},
@@ -123,7 +123,7 @@ EXERCISE = Exercise(
             {ADDED: "y[rows, 0] += s * bypass[:, 0]"},
         ),
         Mistake(
-            "the bypass is added for each row that shares the adapter",
+            "the bypass is added once for each row with the same adapter",
             "Put the same row with the same adapter into the batch twice. Its output should be the same as "
             "alone. Is it?",
             {SCALED: "len(rows) * s * bypass"},

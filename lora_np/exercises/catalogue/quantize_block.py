@@ -1,4 +1,4 @@
-"""One block in four bits: its scale, and the nearest of sixteen values for each weight, two per byte."""
+"""Quantise one block to four bits: a scale, and for each weight the nearest of sixteen values, two weights per byte."""
 
 from __future__ import annotations
 

@@ -156,12 +156,12 @@ EXERCISE = Exercise(
             {MEAN: "np.mean(x * x, axis=tuple(range(x.ndim - 1)), keepdims=True)"},
         ),
         Mistake(
-            "the mean runs over everything",
+            "the mean runs over all tokens and features",
             "Every token has its own ρ. Print the shape of yours for three tokens.",
             {MEAN: "np.mean(x * x)"},
         ),
         Mistake(
-            "rho is made from the sum of the squares",
+            "rho contains the sum of the squares instead of their mean",
             "Let all features be 1, d = 4 and ε = 0. Then ρ is 1. What is yours?",
             {MEAN: "np.sum(x * x, axis=-1, keepdims=True)"},
         ),
@@ -191,7 +191,7 @@ EXERCISE = Exercise(
         Mistake(
             "the mean of the squares has lost its last axis",
             "Print the shapes of x and of your mean of squares. NumPy aligns shapes from the right. Which "
-            "axes meet? See keepdims.",
+            "axes of the two shapes are aligned? See keepdims.",
             {MEAN: "np.mean(x * x, axis=-1)"},
         ),
         Mistake(
@@ -212,7 +212,7 @@ EXERCISE = Exercise(
             {DOT: "np.sum(g * x, axis=tuple(range(x.ndim - 1)), keepdims=True)"},
         ),
         Mistake(
-            "the inner sum runs over everything",
+            "the inner sum runs over all tokens and features",
             "Add a second token to x. The dx of the first token should stay the same. Does it?",
             {DOT: "np.sum(g * x)"},
         ),

@@ -1,7 +1,8 @@
 """Merging and unmerging: W + s·B A and back, also if W, A or B were trained in between.
 
-A case is a script: the first call's `merged`, and then further steps. The layer's five entries are compared after each step,
-and whether W is still the same array. Other entries that a student adds to the layer are not compared.
+A case is a sequence of steps: calls with `merged` True or False, and changes of W, A and B. After each step the five
+entries of the layer are compared. At the end W must still be the same array. Other entries that a student adds to the
+layer are not compared.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ MERGE, UNMERGE, W_LEARNS, FACTORS_LEARN = "True", "False", "W += 1", "A += 1 and
 
 
 def observe(function: Callable[..., Any], layer: dict[str, Any], merged: First) -> dict[str, Any]:
-    """Return the layer after each step."""
+    """Return the entries of the layer after each step, and whether W is still the same array."""
     layer = deepcopy(layer)
     held, entries = layer["W"], tuple(layer)
     seen: dict[str, Any] = {}
@@ -96,21 +97,21 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the layer's state is not read",
-            'Call it twice with merged=True. The second call must not change W. Which line reads layer["merged"]?',
+            'Call your function twice with merged=True. The second call must not change W. Which line reads layer["merged"]?',
             {GUARD: "pass"},
         ),
         Mistake(
-            "it merges a layer that is merged already",
-            "Call it twice with merged=True, and print W after each call. The second call must not change W.",
+            "a layer that is merged already is merged again",
+            "Call your function twice with merged=True, and print W after each call. The second call must not change W.",
             {LOOK: 'if not layer["merged"] and not merged:'},
         ),
         Mistake(
-            "it unmerges a layer that is not merged",
-            "Call it with merged=False on a new layer, which is not merged. W must not change. Does it?",
+            "a layer that is not merged is unmerged",
+            "Call your function with merged=False on a new layer, which is not merged. W must not change. Does it?",
             {LOOK: 'if layer["merged"] and merged:'},
         ),
         Mistake(
-            "it switches the state without reading `merged`",
+            "the state is switched without reading `merged`",
             "Try the four combinations of the layer's state and the argument merged. After each call the "
             "state must equal the argument.",
             {GUARD: 'merged = not layer["merged"]'},

@@ -50,7 +50,7 @@ ANSWERS = {
     "the softmax's sum has lost its axis": answer(shares="p = p / np.sum(p, axis=1)"),
     "the derivative's inner sum runs over the queries": answer(dz="dz = p * dp - p * np.einsum('tu,tu->u', p, dp)"),
     "the derivative's inner sum has lost its axis": answer(dz="dz = p * dp - p * np.einsum('tu,tu->t', p, dp)"),
-    "the derivative's inner sum runs over everything": answer(dz="dz = p * dp - p * np.vdot(p, dp)"),
+    "the derivative's inner sum runs over the whole matrix": answer(dz="dz = p * dp - p * np.vdot(p, dp)"),
     "dq and dk are swapped": answer(dq="dq = (q.T @ dz).T * s", dk="dk = dz @ k * s"),
     "dv is returned first": answer(out="return dv, dq, dk"),
     "dp is transposed": answer(dp="dp = np.einsum('tc,uc->ut', do, v)"),

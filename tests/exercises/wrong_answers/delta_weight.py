@@ -20,7 +20,7 @@ ANSWERS = {
     + "    r = len(A)\n    power = 0.5 if use_rslora else 1\n    return r**power * B @ A * alpha\n",
     "the quotient is inverted (r over alpha)": HEAD
     + "    r = len(A)\n    if use_rslora:\n        return (B @ A) * r**0.5 / alpha\n    return (B @ A) * r / alpha\n",
-    "it divides by the rank twice": PLAIN + "    return s / r * np.dot(B, A)\n",
+    "the scaling divides by the rank twice": PLAIN + "    return s / r * np.dot(B, A)\n",
     "the scaling enters twice": PLAIN + "    return (s * B) @ (s * A)\n",
     "the division drops the remainder": HEAD
     + "    r = len(A)\n    s = alpha / math.sqrt(r) if use_rslora else int(alpha / r)\n    return s * B @ A\n",

@@ -19,18 +19,18 @@ def binomial(shape):
 
 
 ANSWERS = {
-    "the frozen path drops too": answer(y="(m * x) @ (W + D).T", dx="m * (dy @ (W + D))"),
+    "the frozen path has dropout too": answer(y="(m * x) @ (W + D).T", dx="m * (dy @ (W + D))"),
     "the whole dx is masked": answer(dx="m * (dy @ (W + D))"),
-    "only the frozen path drops": answer(y="(x * m) @ W.T + x @ D.T", dx="m * (dy @ W) + dy @ D"),
+    "only the frozen path has dropout": answer(y="(x * m) @ W.T + x @ D.T", dx="m * (dy @ W) + dy @ D"),
     "all tokens have the same mask": answer(m=binomial("(1, x.shape[1])")),
-    "a token is dropped whole or not at all": answer(m=binomial("len(x)") + "\n    m = m[:, None]"),
+    "all features of a token are dropped together": answer(m=binomial("len(x)") + "\n    m = m[:, None]"),
     "there is one decision for the whole input": answer(m="(rng.uniform() > p) / (1 - p)"),
     "the backward pass draws a mask of its own": answer(dx=f"dy @ W + (dy @ D) * {binomial('x.shape')}"),
     "the backward pass has no mask": answer(dx="dy @ (W + D)"),
     "the kept numbers are not rescaled": answer(m="np.where(rng.random(x.shape) < p, 0.0, 1.0)"),
     "the forward pass does not rescale": answer(y="x @ W.T + np.where(m > 0, x, 0) @ D.T"),
     "the backward pass does not rescale": answer(dx="dy @ W + np.where(m > 0, dy @ D, 0)"),
-    "it keeps with probability p": answer(m="rng.choice([0, 1], x.shape, p=[1 - p, p]) / p"),
+    "numbers are kept with probability p instead of dropped": answer(m="rng.choice([0, 1], x.shape, p=[1 - p, p]) / p"),
     "half of the numbers are dropped for every p": answer(m="rng.integers(0, 2, x.shape) / (1 - p)"),
     "the kept numbers are divided by p": answer(m="(rng.random(x.shape) > p) * p**-1"),
     "the kept numbers are made smaller": answer(m="np.where(rng.random(x.shape) < p, 0.0, 1 - p)"),
@@ -47,7 +47,7 @@ ANSWERS = {
     "nothing is dropped": answer(y="x @ (W + D).T", dx="dy @ (W + D)"),
     "the given generator is not used": answer(before="rng = np.random.default_rng()"),
     "the probability is not p": answer(m="(abs(rng.standard_normal(x.shape)) > p) / (1 - p)"),
-    "equally many are dropped in every call": answer(
+    "the same number of features is dropped in every call": answer(
         before="drop = rng.choice(x.size, int(p * x.size), replace=False)",
         m="np.ones(x.shape) / (1 - p)\n    m.flat[drop] = 0",
     ),

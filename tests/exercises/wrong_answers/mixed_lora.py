@@ -31,7 +31,7 @@ ANSWERS = {
     "adapters are selected by the row's number instead of its name": EACH.format(
         "        keys = list(adapters)\n        y = y + through(row, *adapters[keys[i % len(keys)]])\n"
     ),
-    "only one of the rows that share an adapter gets it": HEAD
+    "only one of the rows with the same adapter gets the bypass": HEAD
     + "    y = x @ W.T\n    for name in set(names) - {'__base__'}:\n        A, B, s = adapters[name]\n"
     + "        i = names.index(name)\n"
     + "        y[i] += s * x[i] @ A.T @ B.T\n    return y\n",
@@ -51,7 +51,7 @@ ANSWERS = {
     "only one token of a row gets the bypass": EACH.format(
         "        if name != '__base__':\n            y[-1:] += through(row[-1:], *adapters[name])\n"
     ),
-    "the bypass is added for each row that shares the adapter": HEAD
+    "the bypass is added once for each row with the same adapter": HEAD
     + "    y = x @ W.T\n    for name in names:\n        if name in adapters:\n            A, B, s = adapters[name]\n"
     + "            mine = np.array(names) == name\n            y[mine] += s * x[mine] @ A.T @ B.T\n    return y\n",
 }

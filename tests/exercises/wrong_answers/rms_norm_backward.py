@@ -44,12 +44,14 @@ ANSWERS = {
     ),
     "epsilon is left out": rho("(x**2).mean(-1, keepdims=True) ** -0.5"),
     "the mean runs over the tokens": rho("((x**2).sum(0, keepdims=True) / len(x) + eps) ** -0.5"),
-    "the mean runs over everything": HEAD
+    "the mean runs over all tokens and features": HEAD
     + "    rho = np.full(x.shape, ((x**2).sum() / x.size + eps) ** -0.5)\n"
     + DW
     + DX
     + OUT,
-    "rho is made from the sum of the squares": rho("(np.einsum('...i,...i->...', x, x)[..., None] + eps) ** -0.5"),
+    "rho contains the sum of the squares instead of their mean": rho(
+        "(np.einsum('...i,...i->...', x, x)[..., None] + eps) ** -0.5"
+    ),
     "rho lacks the square root": rho("((x**2).mean(-1, keepdims=True) + eps) ** -1.0"),
     "rho is not inverted": rho("((x**2).mean(-1, keepdims=True) + eps) ** 0.5"),
     "epsilon is outside the root": rho("1 / ((x**2).mean(-1, keepdims=True) ** 0.5 + eps)"),
@@ -64,7 +66,7 @@ ANSWERS = {
     "the inner sum has lost its last axis": dx("w * dy * rho - x * rho**3 * np.mean(w * dy * x, axis=-1)"),
     "the inner sum is not summed": dx("w * dy * rho * (1 - x**2 * rho**2 / n)"),
     "the inner sum runs over the tokens": dx("w * dy * rho - x * rho**3 / n * np.einsum('n...,n...->...', w * dy, x)"),
-    "the inner sum runs over everything": dx("w * dy * rho - x * rho**3 / n * np.vdot(w * dy, x)"),
+    "the inner sum runs over all tokens and features": dx("w * dy * rho - x * rho**3 / n * np.vdot(w * dy, x)"),
     "dx and dw are returned in the wrong order": HEAD + RHO + DW + DX + "    return dw, dx\n",
 }
 

@@ -17,15 +17,15 @@ ANSWERS = {
     "the layer's state is not read": HEAD
     + FIVE
     + "    W += s * B @ A if merged else -s * B @ A\n    layer['merged'] = merged\n",
-    "it merges a layer that is merged already": HEAD
+    "a layer that is merged already is merged again": HEAD
     + FIVE
     + "    if merged:\n        W += s * B @ A\n    elif now:\n        W -= s * B @ A\n    layer['merged'] = merged\n",
-    "it unmerges a layer that is not merged": HEAD
+    "a layer that is not merged is unmerged": HEAD
     + FIVE
     + "    if merged and not now:\n        W += s * B @ A\n"
     + "    elif not merged:\n        W -= s * B @ A\n"
     + "    layer['merged'] = merged\n",
-    "it switches the state without reading `merged`": HEAD
+    "the state is switched without reading `merged`": HEAD
     + FIVE
     + "    W += (-s if now else s) * B @ A\n    layer['merged'] = not now\n",
     "the new state is not stored in the layer": HEAD
