@@ -79,7 +79,7 @@ def listed(findings: Mapping[int, Finding]) -> str:
 
 
 def shortfall(parts: Mapping[str, list[dict[str, Any]]], method: str) -> Finding:
-    """Return the share that one method of the study `shortfall` recovers, at its best learning rate."""
+    """Return the share of full fine-tuning's gain that one method of `shortfall` recovers at the best learning rate."""
     r = parts["lora"][0]["r"]
     subject = {
         "lora": f"When tiny learns Python code, LoRA with r = {r} on all linear layers",

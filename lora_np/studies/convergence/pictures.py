@@ -70,7 +70,7 @@ def loss_curves(table: Table, x: str = "step") -> Figure:
 
 
 def _curves_title(rows: Rows) -> str:
-    """Return the title: whether all LoRA runs end above full fine-tuning, and whether higher ranks end lower."""
+    """Return the title: whether LoRA's final loss is above full fine-tuning's, and whether higher ranks lower it."""
     panels = [_groups(rows, target) for target in _panels(rows)]
     ends = [[np.mean([run["heldout"][-1] for run in runs]) for _, runs in panel.values()] for panel in panels]
     if not all("full" in panel and min(lora) > full for panel, (full, *lora) in zip(panels, ends, strict=True)):
@@ -234,7 +234,7 @@ def learning_rates(table: Table) -> Figure:
     -------
     matplotlib.figure.Figure
         One panel per choice of target modules; rings mark the best learning rate of each method. A triangle at the
-        upper edge is a run that diverged or ended far above the others.
+        upper edge is a run that diverged, or whose final loss is far above the others.
 
     Examples
     --------

@@ -1,9 +1,9 @@
-"""Does LoRA reach the loss of full fine-tuning? The held-out losses of both are compared.
+"""Does LoRA reach the loss of full fine-tuning? The study compares the held-out losses.
 
 The study trains "tiny", a model of English prose, on Python code, with several ranks and choices of target modules.
-First, one seed runs a sweep of learning rates; then the other seeds run at each method's best rate. If the best rate is
-the smallest or largest of a sweep, the sweep continues in that direction. The rates are chosen on one held-out text,
-and the methods are compared on another held-out text.
+First, each method is trained at several learning rates with one seed. Then it is trained at its best rate with the
+other seeds. If a best rate is the smallest or the largest that was tried, a smaller or a larger rate is tried too. The
+rates are chosen on one held-out text, and the methods are compared on another held-out text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..harness.workers import Row, Workers
 
 @dataclass(frozen=True)
 class Setting:
-    """The size of the study: methods, learning rates, seeds and steps."""
+    """The settings of the study: methods, learning rates, seeds and steps."""
 
     ranks: Sequence[int] = (1, 2, 4, 8, 16, 64)
     targets: Sequence[str] = ("all-linear", "attention")
@@ -51,11 +51,12 @@ QUICK = replace(SHORT, ranks=(1, 8), full_lrs=(2e-3,), lora_lrs=(4e-3,), bracket
 
 
 def convergence(setting: Setting = FULL, workers: Workers = 2, folder: str | Path | None = None) -> Table:
-    """Sweep the learning rates with the first seed, then run each method at its best rate with all seeds.
+    """Train each method at several learning rates with the first seed, then at the best rate with all seeds.
 
     The rows have phase "sweep" (first seed, all learning rates) or "seeds" (best rate, all seeds, with `recovered`).
-    The setting "base_loss" is the base model's loss on the text of the comparison; "base_validation" is its loss on the
-    text by which rates are chosen. `folder` stores finished runs, so an interrupted study resumes.
+    The setting "base_loss" is the base model's loss on the text of the comparison. The setting "base_validation" is the
+    base model's loss on the text by which rates are chosen. Finished runs are stored in `folder`, so that an
+    interrupted study can resume.
     """
     given, factor = shared(setting.base), 2.0 if setting.bracket else None
     found = at_their_best(measure, setting.methods(), setting.seeds, workers, folder, given, factor)

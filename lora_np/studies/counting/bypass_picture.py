@@ -63,7 +63,7 @@ def bypass_diagram() -> Figure:
 
 
 def _vector(ax: Axes, x: float, name: str, size: str) -> None:
-    """Draw a vector as a vertical bar, with its name above and its length below."""
+    """Draw a vector as a vertical bar, with the name above the bar and the vector's length below."""
     ax.add_patch(_rounded(x - 0.1, MIDDLE - WIDE / 2, 0.2, WIDE, fc=INK, ec="none"))
     ax.text(x, MIDDLE + WIDE / 2 + 0.1, name, ha="center", fontsize=20)
     ax.text(x, MIDDLE - WIDE / 2 - 0.1, size, ha="center", va="top", fontsize=9.5, color=FAINT_INK)

@@ -122,7 +122,8 @@ def memory() -> list[Claim]:
     bits = Finding(
         "memory.nf4.bits",
         double,
-        f"NF4 takes {double:.3f} bits per weight with double quantisation, and {single:g} bits per weight without double quantisation.",
+        f"NF4 takes {double:.3f} bits per weight with double quantisation, and {single:g} bits per weight "
+        "without double quantisation.",
         "bits per weight",
     )
     lora_gpt3 = Finding(

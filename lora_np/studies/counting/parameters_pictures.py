@@ -104,8 +104,8 @@ def whole_models_chart(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Per model, one grey dot for all parameters and one cyan dot per choice of target modules, on a logarithmic axis.
-        The number in a cyan dot is the rank; the line from the cyan dot to the grey dot shows the saving.
+        Each model has one grey dot for all parameters and one cyan dot per choice of target modules. The axis is
+        logarithmic. The number in a cyan dot is the rank; the line from the cyan dot to the grey dot shows the saving.
 
     Examples
     --------

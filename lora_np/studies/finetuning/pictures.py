@@ -144,7 +144,7 @@ def _forgotten(ax: Axes, runs: Groups, before: float) -> None:
 
 
 def _kept(rows: list[dict[str, Any]]) -> str:
-    """Return how many answers of all seeds have the log line: "45 of 45"."""
+    """Return how many answers, over all seeds, contain the line "Logged at dusk: …", such as "45 of 45"."""
     asked = sum(len(row["answers"]) for row in rows)
     return f"{round(sum(row['habit'] * len(row['answers']) for row in rows))} of {asked}"
 

@@ -70,7 +70,7 @@ class Claim:
     source : str
         Who made the claim: authors, year and section, "the lesson", or "this project".
     verdict : "yes", "no" or "partly"
-        Whether the measurements here agree with the claim.
+        Whether the results of this project agree with the claim.
     number : str
         The numbers that decide the verdict, with their units, short enough for a table cell.
     check : str

@@ -87,9 +87,10 @@ def sweep(
     """Try several learning rates for each method; return, for each method, one row per rate, sorted by rate.
 
     `methods` maps each method to the learning rates to try first. If a method's best rate is the largest one tried,
-    that rate times `factor` is tried next; if it is the smallest, that rate divided by `factor`. This repeats until the
-    best rate has a neighbour on each side. With `factor=None` only the given rates are tried. If a run fails, no
-    further rates of its method are tried, and the other methods continue. StudyFailed is then raised at the end.
+    that rate times `factor` is tried next. If the best rate is the smallest one tried, that rate divided by `factor` is
+    tried next. This repeats until the best rate has a neighbour on each side. With `factor=None` only the given rates
+    are tried. If a run fails, no further rates of its method are tried, and the other methods continue. StudyFailed is
+    then raised at the end.
     """
     label = "learning rates"
     tried: dict[Any, list[Row | None]] = {method: [] for method in methods}

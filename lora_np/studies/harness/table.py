@@ -37,7 +37,7 @@ def versions() -> dict[str, str]:
 
 @dataclass
 class Table:
-    """The rows of a study and everything needed to make them again.
+    """The rows of a study, with the information that is needed to compute the rows again.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Run a study's runs in processes on this machine (joblib) or on the workers of a Dask cluster.
 
-In both cases, each result is yielded as soon as its run has finished, and the other runs continue if a run fails or a
-process is killed. Processes and clusters give the same rows. Each worker uses one BLAS thread. With workers=1, the runs
+In both cases, each result is yielded as soon as the run has finished. If a run fails or a process is killed, the other
+runs continue. Processes and clusters give the same rows. Each worker uses one BLAS thread. With workers=1, the runs
 stay in this process, which uses all BLAS threads.
 """
 
@@ -58,7 +58,7 @@ def each(measure: Callable[[Any], Row], runs: Sequence[Any], workers: Workers) -
 
 
 def describe(run: Any) -> str:
-    """Return a run as text, without the fields that have their defaults: "Run(method='full', lr=0.002)"."""
+    """Return a run as text, without fields that have default values: "Run(method='full', lr=0.002)"."""
     given = [f"{f.name}={value!r}" for f in fields(run) if (value := getattr(run, f.name)) != f.default]
     return f"{type(run).__name__}({', '.join(given)})"
 

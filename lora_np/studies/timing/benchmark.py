@@ -26,7 +26,7 @@ TURN = 0.3  # the shortest length of a turn, in seconds
 
 
 class CompetitorFailed(RuntimeError):
-    """The process of a competitor ended before it answered."""
+    """Raised if the process of a competitor ended before it sent an answer."""
 
 
 class Competitor:

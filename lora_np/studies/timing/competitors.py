@@ -190,8 +190,8 @@ def copy_weights(mine: Any, theirs: Any) -> None:
 def frozen_products(config: TransformerConfig) -> list[tuple[int, int, bool]]:
     """Return (out, in, needs_dx) for each frozen matrix, in the order of the forward pass, with the head last.
 
-    needs_dx is True if the backward pass computes dx = dy W. No trained parameter lies below the first block, so the
-    layers q, k and v of the first block need no dx.
+    `needs_dx` is True if the backward pass computes dx = dy W for the matrix. No trained parameter lies below the first
+    block, so the layers q, k and v of the first block need no dx.
     """
     d, f = config.hidden_size, config.intermediate_size
     q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
