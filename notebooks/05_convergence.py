@@ -221,7 +221,7 @@ show(lines, columns | {"peak, MB": ".0f"})
 # On a larger model it is different (notebook 10):
 
 # %%
-display(Markdown("SmolLM2-135M: " + findings.say("finetuning.cost.step_seconds")))
+display(Markdown(findings.say("finetuning.cost.step_seconds")))
 
 # %% [markdown]
 # ## All numbers

@@ -543,13 +543,13 @@ def test_the_titles_of_the_methods_are_their_findings():
 def test_the_title_of_a_fine_tuning_says_what_was_learned_and_what_forgotten():
     assert (
         title(plots.learned_and_forgotten(finetuned()))
-        == "LoRA learns less than full fine-tuning, and forgets less with each seed"
+        == "LoRA learns less than full fine-tuning, and forgets less in all 3 seeds"
     )
     mixed = finetuned()
     for row in mixed.where(method="lora"):
         row["final"], row["prose"] = 2.31, 3.2 + 0.1 * row["seed"]
     said = title(plots.learned_and_forgotten(mixed))
-    assert said == "LoRA learns as much as full fine-tuning, and forgets more with 2 of 3 seeds"
+    assert said == "LoRA learns as much as full fine-tuning, and forgets more in 2 of 3 seeds"
 
 
 def test_markers_of_equal_counts_stand_side_by_side():
@@ -694,7 +694,7 @@ def test_a_notebook_that_trims_its_pictures_shows_the_whole_scene():
 
 def test_titles_say_what_the_table_says():
     assert title(plots.recovered_gain(convergence(equal=True))) == (
-        "With all linear layers LoRA recovers 95 % of the gain from r = 1 on"
+        "LoRA on all linear layers recovers 95 % of full fine-tuning's gain from r = 1 on"
     )
     assert "at most" in title(plots.recovered_gain(convergence(ranks=(1,))))
     assert title(plots.truncated_loss(truncated())) == "Rank 8 of 16 keeps 97 % of the gain"

@@ -17,7 +17,7 @@ ENOUGH = 0.95  # the share of the gain that counts as reaching full fine-tuning
 
 
 def claims(tables: Mapping[str, Table]) -> list[Claim]:
-    """Return the claims that the studies of convergence decide."""
+    """Return the claims that are checked by the studies "convergence" and "shortfall"."""
     long, short, parts = tables["convergence"], tables["convergence_short"], groups(tables["shortfall"].rows, "method")
     whole = {r: recovered(long, r) for r in long.settings["ranks"]}
     attention = {r: recovered(long, r, "attention") for r in (1, 8, 64)}
@@ -31,33 +31,34 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             f"r = 8: {whole[8]}",
             STUDY,
             (*whole.values(), *early.values()),
-            f"LoRA on all linear layers recovers, after {long.settings['steps']} steps: {listed(whole)} {GAIN}; after "
-            f"{short.settings['steps']} steps: {listed(early)}. At least {percent(ENOUGH)} is recovered {reached(whole)}.",
+            f"When tiny learns Python code for {long.settings['steps']} steps, LoRA on all linear layers recovers these shares "
+            f"{GAIN}: {listed(whole)}. LoRA recovers at least {percent(ENOUGH)} {reached(whole)}. After "
+            f"{short.settings['steps']} steps, LoRA recovers {listed(early)}.",
         ),
         Claim(
-            "The shortfall has two causes: the low rank, and the frozen embedding and norms",
+            "LoRA's shortfall from full fine-tuning has two causes: the low rank, and the frozen embedding and norms",
             "Hu et al. 2021, §7; Biderman et al. 2024",
             agrees(max(rest.value, linear.value) < 1, min(rest.value, linear.value) > lora.value),
-            f"embedding and norms trained too: {rest.number}; no low rank: {linear.number}",
+            f"LoRA, embedding and norms: {rest.number}; linear layers without a low rank: {linear.number} {GAIN}",
             "`shortfall` in `lora_np/studies/convergence/study.py`, each at its own best rate",
             (lora, rest, linear),
         ),
         Claim(
-            "A rank of 1 or 2 is enough",
+            "A rank of 1 or 2 is enough to reach the loss of full fine-tuning",
             "Hu et al. 2021, table 6",
             agrees(whole[1].value >= ENOUGH, whole[2].value >= ENOUGH),
             f"r = 1: {whole[1].number}, r = 2: {whole[2].number} {GAIN}",
             STUDY,
         ),
         Claim(
-            "It is enough to adapt the attention",
+            "It is enough to adapt only the attention layers",
             "Hu et al. 2021, §5; Schulman et al. 2025 disagree",
             agrees(*(attention[r].value >= whole[r].value for r in attention)),
-            f"r = 8: {attention[8].number} against {whole[8].number} with all linear layers",
+            f"r = 8: {attention[8].number} with the attention layers, {whole[8].number} with all linear layers",
             STUDY,
             tuple(attention.values()),
-            f"On the attention layers only, LoRA recovers {listed(attention)}; with all linear layers, "
-            f"{listed({r: whole[r] for r in attention})}.",
+            f"When tiny learns Python code, LoRA on the attention layers only recovers these shares {GAIN}: {listed(attention)}. "
+            f"LoRA on all linear layers recovers {listed({r: whole[r] for r in attention})}.",
         ),
     ]
 
@@ -68,31 +69,36 @@ def recovered(table: Table, r: int, target_modules: str = "all-linear") -> Findi
     share, steps = sum(shares) / len(shares), table.settings["steps"]
     layers = "all linear layers" if target_modules == "all-linear" else "the attention layers only"
     name = f"convergence.recovered.{target_modules}.r{r}.steps{steps}"
-    sentence = f"After {steps} steps, LoRA with r = {r} on {layers} recovers {percent(share)} {GAIN}."
+    sentence = f"When tiny learns Python code for {steps} steps, LoRA with r = {r} on {layers} recovers {percent(share)} {GAIN}."
     return Finding(name, share, sentence, GAIN, (min(shares), max(shares)), ".0%")
 
 
 def listed(findings: Mapping[int, Finding]) -> str:
-    """Return the share at each rank: "72 % (r = 1), 79 % (r = 2)"."""
+    """Write the share at each rank:  "72 % (r = 1), 79 % (r = 2)"."""
     return ", ".join(f"{finding.number} (r = {r})" for r, finding in findings.items())
 
 
 def shortfall(parts: Mapping[str, list[dict[str, Any]]], method: str) -> Finding:
-    """Return the share that one method of the study `shortfall` recovers, at its best learning rate."""
+    """Return the share of full fine-tuning's gain that one method of `shortfall` recovers at the best learning rate."""
+    r = parts["lora"][0]["r"]
     subject = {
-        "lora": f"LoRA with r = {parts['lora'][0]['r']}",
-        "lora+rest": "The same LoRA, with embedding and norms trained too,",
-        "linear": "Full fine-tuning of only the linear layers",
+        "lora": f"When tiny learns Python code, LoRA with r = {r} on all linear layers",
+        "lora+rest": f"When tiny learns Python code, training the embedding, the norms and LoRA (r = {r})",
+        "linear": "When tiny learns Python code, full fine-tuning of only the linear layers",
     }[method]
     shares = [row["recovered"] for row in parts[method]]
     share = sum(shares) / len(shares)
-    compared = "" if method == "lora" else f"; compared with LoRA, its loss is {verdict(parts[method], parts['lora'])}"
+    compared = (
+        ""
+        if method == "lora"
+        else f"; compared with LoRA alone, the final loss is {verdict(parts[method], parts['lora'])}"
+    )
     sentence = f"{subject} recovers {share:.1%} {GAIN}{compared}.".replace("%", " %")
     return Finding(f"convergence.shortfall.{method}", share, sentence, GAIN, (min(shares), max(shares)), ".1%")
 
 
 def reached(findings: Mapping[int, Finding], wanted: float = ENOUGH) -> str:
-    """Return from which rank on at least the share `wanted` is recovered, in words."""
+    """Write in words from which rank on LoRA recovers at least the share `wanted`."""
     highest_missing = max((r for r, finding in findings.items() if finding.value < wanted), default=0)
     enough = [r for r in findings if r > highest_missing]
     return f"from r = {min(enough)} on" if enough else "at no rank that was tried"

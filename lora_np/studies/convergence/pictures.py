@@ -16,6 +16,7 @@ from ..harness.words import percent, runs_and_time, semicolons
 
 Rows = list[dict[str, Any]]
 TARGETS = {"attention": "attention only", "all-linear": "all linear layers"}
+GAIN = "full fine-tuning's gain"
 LOOKS: dict[str, dict[str, Any]] = {
     "attention": {"color": LORA, "mec": LORA, "marker": "s", "mfc": PAPER, "ls": (0, (5, 1.5))},
     "all-linear": {"color": LORA_DARK, "mec": LORA_DARK, "marker": "o", "ls": "-"},
@@ -30,15 +31,15 @@ def loss_curves(table: Table, x: str = "step") -> Figure:
     Parameters
     ----------
     table : Table
-        The result of the study "convergence". Runs of the sweep are left out.
+        The result of the study "convergence". Runs of the learning-rate sweep are not drawn.
     x : "step" or "seconds"
         The quantity on the horizontal axis.
 
     Returns
     -------
     matplotlib.figure.Figure
-        One panel per choice of target modules. Coral: full fine-tuning; cyan: LoRA, darker for higher ranks; grey: the base.
-        Lines are means over the seeds, bands their ranges.
+        One panel per choice of target modules. Coral: full fine-tuning; cyan: LoRA, darker for higher ranks; grey: the
+        base. Lines are means over the seeds; bands are the ranges of the seeds.
 
     Examples
     --------
@@ -51,8 +52,8 @@ def loss_curves(table: Table, x: str = "step") -> Figure:
         raise ValueError(f"x is {x!r}; expected 'step' or 'seconds'.")
     rows, base = _final_rows(table), table.settings["base_loss"]
     seeds, panels = len({row["seed"] for row in rows}), _panels(rows)
-    lines = f"lines: mean of {seeds} seeds; bands: range" if seeds > 1 else "one seed"
-    lines = semicolons(lines, "best learning rate of each method" * _was_swept(table), runs_and_time(table))
+    lines = f"lines: mean of {seeds} seeds; bands: range of the seeds" if seeds > 1 else "one seed"
+    lines = semicolons(lines, "each method at its best learning rate" * _was_swept(table), runs_and_time(table))
     figure = new_figure(9, 4.9, _curves_title(rows), lines)
     column = 9 / len(panels)
     lowest = min(min(row["heldout"]) for row in rows)
@@ -69,17 +70,17 @@ def loss_curves(table: Table, x: str = "step") -> Figure:
 
 
 def _curves_title(rows: Rows) -> str:
-    """Return the title: whether all LoRA runs end above full fine-tuning, and whether higher ranks end lower."""
+    """Return the title: whether LoRA's final loss is above full fine-tuning's, and whether higher ranks lower it."""
     panels = [_groups(rows, target) for target in _panels(rows)]
     ends = [[np.mean([run["heldout"][-1] for run in runs]) for _, runs in panel.values()] for panel in panels]
     if not all("full" in panel and min(lora) > full for panel, (full, *lora) in zip(panels, ends, strict=True)):
         return "The held-out loss of LoRA and full fine-tuning"
     falling = all(len(lora) > 1 and (np.diff(lora) < 0).all() for _, *lora in ends)
-    return "LoRA ends above full fine-tuning" + "; a higher rank ends lower" * falling
+    return "LoRA's final loss is above full fine-tuning's" + "; a higher rank lowers it" * falling
 
 
 def _rates_title(panels: dict[str, dict[str, tuple[str, Rows]]]) -> str:
-    """Return the title: whether the best rate of the highest rank is below that of the lowest rank in all panels."""
+    """Return the title: whether, in all panels, the highest rank has a lower best rate than the lowest rank."""
     best = [
         {runs[0]["r"]: min(runs, key=_loss)["lr"] for _, runs in methods.values() if runs[0]["r"]}
         for methods in panels.values()
@@ -114,7 +115,7 @@ def _lora(rows: Rows, target: str) -> Rows:
 
 
 def _groups(rows: Rows, target: str) -> dict[str, tuple[str, Rows]]:
-    """Return label → (colour, runs of all seeds): full fine-tuning, then LoRA by rank, for the given target modules."""
+    """Return {label: (colour, runs of all seeds)} of full fine-tuning and of LoRA with these target modules."""
     shades = rank_shades([row["r"] for row in rows if row["method"] == "lora"])
     full = [row for row in rows if row["method"] == "full"]
     lora = {f"r = {r}": (shades[r], runs) for r, runs in groups(_lora(rows, target), "r").items()}
@@ -142,16 +143,18 @@ def recovered_gain(table: Table, short: Table | None = None, wanted: float = 0.9
     Parameters
     ----------
     table : Table
-        The result of the study "convergence". Runs of the sweep are left out.
+        The result of the study "convergence". Runs of the learning-rate sweep are not drawn.
     short : Table, optional
-        The result of the same study with fewer steps. Both tables then need the setting "steps".
+        The result of the same study with fewer steps. If it is given, both tables need the setting "steps".
     wanted : float
-        The share that the title asks for; a dashed line marks it.
+        The share of the gain that counts as enough. The title gives the lowest rank that reaches this share; a dashed
+        line marks the share.
 
     Returns
     -------
     matplotlib.figure.Figure
-        Points are means over the seeds, bars their ranges. The coral line is full fine-tuning, its band the range of its seeds.
+        Points are means over the seeds; bars are the ranges of the seeds. The coral line is the mean of full
+        fine-tuning; the coral band is the range of its seeds.
 
     Examples
     --------
@@ -176,8 +179,8 @@ def recovered_gain(table: Table, short: Table | None = None, wanted: float = 0.9
         )
 
     seeds = len({row["seed"] for row in rows})
-    marks = f"marks: mean of {seeds} seeds; bars: range" if seeds > 1 else "one seed"
-    marks = semicolons(marks, "best learning rate of each method" * _was_swept(table), runs_and_time(table))
+    marks = f"marks: mean of {seeds} seeds; bars: range of the seeds" if seeds > 1 else "one seed"
+    marks = semicolons(marks, "each method at its best learning rate" * _was_swept(table), runs_and_time(table))
     figure = new_figure(9, 4.5, _gain_title(shares, wanted), marks)
     ax = axes_at(figure, 0.85, 0.7, 5.9 if short else 6.3, 2.85)
     ax.axhspan(own.min(), own.max(), color=FULL, alpha=0.18, lw=0)
@@ -198,7 +201,7 @@ def recovered_gain(table: Table, short: Table | None = None, wanted: float = 0.9
 
 
 def _shares(rows: Rows) -> dict[str, dict[int, np.ndarray]]:
-    """Return target modules → rank → the recovered share of each seed."""
+    """Return the recovered shares as {target modules: {rank: one share per seed}}."""
     return {target: arrays(_lora(rows, target), "r", "recovered") for target in _panels(rows)}
 
 
@@ -206,15 +209,15 @@ def _gain_title(shares: dict[str, dict[int, np.ndarray]], wanted: float) -> str:
     """Return the title: the lowest rank that recovers the wanted share, or the largest share recovered."""
     target = "all-linear" if "all-linear" in shares else next(iter(shares))
     means = {r: share.mean() for r, share in shares[target].items()}
-    place = {"all-linear": "With all linear layers", "attention": "In attention alone"}.get(target, f"On {target}")
+    place = {"all-linear": "all linear layers", "attention": "attention alone"}.get(target, target)
     missing = [r for r, mean in means.items() if mean < wanted]
     enough = [r for r in means if r > max(missing, default=0)]
     best = max(means, key=lambda r: means[r])
     if not enough:
-        return f"{place} LoRA recovers at most {percent(means[best])} of the gain, at r = {best}"
+        return f"LoRA on {place} recovers at most {percent(means[best])} of {GAIN}, at r = {best}"
     if enough == [max(means)]:
-        return f"{place} LoRA recovers {percent(means[enough[0]])} of the gain at r = {enough[0]}, the highest tried"
-    return f"{place} LoRA recovers {percent(wanted)} of the gain from r = {enough[0]} on"
+        return f"LoRA on {place} recovers {percent(means[enough[0]])} of {GAIN} at r = {enough[0]}"
+    return f"LoRA on {place} recovers {percent(wanted)} of {GAIN} from r = {enough[0]} on"
 
 
 @picture("method r target_modules lr validation")
@@ -224,13 +227,14 @@ def learning_rates(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        The result of the study "convergence". The runs of the sweep are drawn, or all runs if none has a phase.
+        The result of the study "convergence". Only the runs of the learning-rate sweep are drawn. A run without a phase
+        counts as part of the sweep.
 
     Returns
     -------
     matplotlib.figure.Figure
-        One panel per choice of target modules; a ring marks each method's best rate. A triangle at the upper edge is a run that
-        diverged or ended far above the others.
+        One panel per choice of target modules; rings mark the best learning rate of each method. A triangle at the
+        upper edge is a run that diverged, or whose final loss is far above the others.
 
     Examples
     --------
@@ -244,8 +248,8 @@ def learning_rates(table: Table) -> Figure:
     lowest, highest = min(bests), max(filter(math.isfinite, map(_loss, rows)), default=1.0)
     ceiling = min(highest, max(bests) + 0.4 * (max(bests) - lowest)) if max(bests) > lowest else highest
     span = max(ceiling - lowest, 1e-3)
-    off_scale = "triangles: above the frame" * any(_loss(row) > ceiling for row in rows)
-    subtitle = semicolons("dots: runs, one seed; rings: best learning rate", off_scale, runs_and_time(table))
+    off_scale = "triangles: losses above the frame" * any(_loss(row) > ceiling for row in rows)
+    subtitle = semicolons("dots: runs with one seed; rings: best learning rates", off_scale, runs_and_time(table))
     figure = new_figure(9, 4.7, _rates_title(panels), subtitle)
     column, rates = 9 / len(panels), [row["lr"] for row in rows]
     for place, (target, methods) in enumerate(panels.items()):

@@ -1,8 +1,9 @@
-"""Does LoRA reach the loss of full fine-tuning? Held-out loss by rank and target modules, at each method's best rate.
+"""Does LoRA reach the loss of full fine-tuning? The study compares the held-out losses.
 
-The study trains "tiny", a model of English prose, on Python code. First, one seed runs a sweep of learning rates; then the
-other seeds run at each method's best rate. If the best rate is the smallest or largest of a sweep, the sweep continues in
-that direction. The text that chooses the rate and the text of the comparison are different held-out texts.
+The study trains "tiny", a model of English prose, on Python code, with several ranks and choices of target modules.
+First, each method is trained at several learning rates with one seed. Then it is trained at its best rate with the
+other seeds. If a best rate is the smallest or the largest that was tried, a smaller or a larger rate is tried too. The
+rates are chosen on one held-out text, and the methods are compared on another held-out text.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ..harness.workers import Row, Workers
 
 @dataclass(frozen=True)
 class Setting:
-    """The size of the study: methods, learning rates, seeds and steps."""
+    """The settings of the study: methods, learning rates, seeds and steps."""
 
     ranks: Sequence[int] = (1, 2, 4, 8, 16, 64)
     targets: Sequence[str] = ("all-linear", "attention")
@@ -50,11 +51,12 @@ QUICK = replace(SHORT, ranks=(1, 8), full_lrs=(2e-3,), lora_lrs=(4e-3,), bracket
 
 
 def convergence(setting: Setting = FULL, workers: Workers = 2, folder: str | Path | None = None) -> Table:
-    """Sweep the learning rates with the first seed, then run each method at its best rate with all seeds.
+    """Train each method at several learning rates with the first seed, then at the best rate with all seeds.
 
     The rows have phase "sweep" (first seed, all learning rates) or "seeds" (best rate, all seeds, with `recovered`).
-    settings["base_loss"] and settings["base_validation"] are the losses of the base on the text of the comparison and on the
-    text that chooses the rates. `folder` stores finished runs, so an interrupted study resumes.
+    The setting "base_loss" is the base model's loss on the text of the comparison. The setting "base_validation" is the
+    base model's loss on the text by which rates are chosen. Finished runs are stored in `folder`, so that an
+    interrupted study can resume.
     """
     given, factor = shared(setting.base), 2.0 if setting.bracket else None
     found = at_their_best(measure, setting.methods(), setting.seeds, workers, folder, given, factor)
@@ -72,11 +74,11 @@ def _shares(rows: Sequence[Row], base_loss: float) -> Iterator[tuple[Row, float]
 
 
 def shortfall(table: Table, r: int = 16, workers: Workers = 2, folder: str | Path | None = None) -> Table:
-    """Why does LoRA of rank r not reach the loss of full fine-tuning: the low rank, or the frozen embedding and norms?
+    """Measure why LoRA does not reach the loss of full fine-tuning: low rank, or frozen embedding and norms.
 
-    The method "linear" is full fine-tuning of the linear layers only, without a low rank. The method "lora+rest" trains LoRA
-    and the embedding and norms. `table` is the result of `convergence`. The rows are {method, r, lr, seed, final, recovered},
-    for all seeds, each method at its best learning rate.
+    The method "linear" is full fine-tuning of the linear layers only, without a low rank. The method "lora+rest" trains
+    LoRA of rank r, the embedding and the norms. `table` is the result of `convergence`. The rows are {method, r, lr,
+    seed, final, recovered}. There is one row per seed for each method, at the method's best learning rate.
     """
     full = table.where(phase="seeds", method="full")
     lora = table.where(phase="seeds", method="lora", r=r, target_modules="all-linear")

@@ -63,7 +63,7 @@ def bypass_diagram() -> Figure:
 
 
 def _vector(ax: Axes, x: float, name: str, size: str) -> None:
-    """Draw a vector as a vertical bar, with its name above and its length below."""
+    """Draw a vector as a vertical bar, with the name above the bar and the vector's length below."""
     ax.add_patch(_rounded(x - 0.1, MIDDLE - WIDE / 2, 0.2, WIDE, fc=INK, ec="none"))
     ax.text(x, MIDDLE + WIDE / 2 + 0.1, name, ha="center", fontsize=20)
     ax.text(x, MIDDLE - WIDE / 2 - 0.1, size, ha="center", va="top", fontsize=9.5, color=FAINT_INK)
@@ -79,7 +79,7 @@ def _frozen_matrix(ax: Axes, left: float, right: float) -> None:
 
 
 def _trapezoid(ax: Axes, left: float, right: float, left_edge: float, right_edge: float, name: str, size: str) -> None:
-    """Draw a trained factor: the left edge is as tall as its input, the right edge as its output."""
+    """Draw A or B as a trapezoid: the left edge is as tall as the input vector, the right edge as the output vector."""
     before, after = left_edge / 2, right_edge / 2
     corners = [(left, LOWER - before), (left, LOWER + before), (right, LOWER + after), (right, LOWER - after)]
     ax.add_patch(Polygon(corners, closed=True, fc=CYAN_WASH, ec=LORA, lw=1.8, joinstyle="round"))

@@ -1,4 +1,4 @@
-"""The claims that counting decides, without a training run: parameters, operations and bytes."""
+"""The claims that are checked by counting, without training: parameters, operations and bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
 
 
 def small_share(one_matrix: Table, whole_models: Table) -> Claim:
-    """The share of parameters that LoRA trains, for one matrix and for Llama-2-7B."""
+    """Return the claim about the share of parameters that LoRA trains, for one matrix and for Llama-2-7B."""
     row, llama = one_matrix.where(r=8)[0], whole_models.where(model="llama-2-7b", targets="all-linear")[0]
     matrix = Finding(
         "counting.one_matrix.r8",
@@ -34,8 +34,8 @@ def small_share(one_matrix: Table, whole_models: Table) -> Claim:
     model = Finding(
         "counting.llama-2-7b.all-linear.r16",
         llama["share"],
-        f"On all linear layers of Llama-2-7B, LoRA with r = {llama['r']} trains {llama['trainable']:,} parameters, "
-        f"{percent(llama['share'])} of the model.",
+        f"On all linear layers of Llama-2-7B, LoRA with r = {llama['r']} trains {llama['trainable']:,} parameters. These are "
+        f"{percent(llama['share'])} of the model's parameters.",
         form=".2%",
     )
     return Claim(
@@ -49,24 +49,24 @@ def small_share(one_matrix: Table, whole_models: Table) -> Claim:
 
 
 def gpt3_parameters() -> Claim:
-    """The parameters of LoRA on all attention matrices of GPT-3, in millions."""
+    """Return the claim about the number of LoRA's parameters on all attention matrices of GPT-3, in millions."""
     attention, found = ["q_proj", "k_proj", "v_proj", "o_proj"], {}
     for r in (2, 4):
         count = costs.count("gpt-3-175b", LoraConfig(r=r, target_modules=attention)).trainable / 1e6
-        sentence = f"LoRA with r = {r} on q, k, v and o of GPT-3 has {count:.1f} M parameters."
+        sentence = f"On the attention matrices q, k, v and o of GPT-3, LoRA with r = {r} has {count:.1f} M parameters."
         found[r] = Finding(f"counting.gpt-3.attention.r{r}", count, sentence, "M parameters", form=".1f")
     return Claim(
-        "GPT-3 with r = 2 on q, k, v, o has 37.7 M parameters",
+        "LoRA with r = 2 on q, k, v and o of GPT-3 has 37.7 M parameters",
         "Hu et al. 2021, §D.4",
         agrees(found[2].number == "37.7"),
-        f"{found[2].number} M; r = 4 has {found[4].number} M",
+        f"r = 2: {found[2].number} M; r = 4: {found[4].number} M",
         COUNTED,
         tuple(found.values()),
     )
 
 
 def operations() -> Claim:
-    """The multiplications of a LoRA step and of a full step: for one matrix and one token, and for SmolLM2-135M."""
+    """Return the claim about the operations of a LoRA step and a full step, for one matrix and for SmolLM2-135M."""
     n, r = 576, 8
     weight, a, b = (linear_products(1, out, in_, True, True) for out, in_ in ((n, n), (r, n), (n, r)))
     lora = (
@@ -77,13 +77,13 @@ def operations() -> Claim:
     whole = Finding(
         "counting.flops.smollm2-135m.r8",
         steps[0] / steps[1],
-        f"On all of SmolLM2-135M, attention scores and head included, a LoRA step with r = {r} takes "
-        f"{steps[0] / steps[1]:.2f} times the operations of a full step.",
+        f"For the whole model SmolLM2-135M, attention scores and head included, a LoRA step with r = {r} takes "
+        f"{steps[0] / steps[1]:.2f} times the operations of a full fine-tuning step.",
         "of a full step's operations",
         form=".2f",
     )
     return Claim(
-        "Per matrix and token, a LoRA step takes 2N² + 6Nr multiplications, a full step 3N²",
+        "For an N × N matrix and one token, a LoRA step takes 2N² + 6Nr multiplications, and a full fine-tuning step 3N²",
         "Schulman et al. 2025",
         agrees(lora == 2 * n**2 + 6 * n * r, weight.total // 2 == 3 * n**2),
         f"exact; SmolLM2-135M, r = {r}: {whole.number} {whole.unit}",
@@ -93,7 +93,7 @@ def operations() -> Claim:
 
 
 def memory() -> list[Claim]:
-    """The claims about bytes: 65B in 16 bits, QLoRA on 65B, NF4, and GPT-3 with LoRA."""
+    """Return the claims about memory: Llama-65B in 16 bits, QLoRA on Llama-65B, NF4, and LoRA on GPT-3."""
     step: dict[str, Any] = {"batch": 1, "seq": 512}
     r16, r4 = LoraConfig(r=16, target_modules="all-linear"), LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
     full = costs.memory("llama-65b", **step, checkpointing=True).total / 1e9
@@ -106,36 +106,39 @@ def memory() -> list[Claim]:
     of_65b = Finding(
         "memory.llama-65b.full",
         full,
-        f"Full fine-tuning of Llama-65B takes {full:.0f} GB: weights, gradients and AdamW's state with 12 bytes per "
-        "parameter, and checkpointed activations.",
+        f"Full fine-tuning of Llama-65B takes {full:.0f} GB of memory: 12 bytes per parameter for the weights, the gradients "
+        "and AdamW's state, and the checkpointed activations.",
         "GB",
         form=".0f",
     )
     qlora = Finding(
         "memory.llama-65b.qlora",
         saved,
-        f"QLoRA on Llama-65B, with r = 16 and 512 tokens, takes {saved:.1f} GB with checkpointed activations, else {kept:.1f} GB.",
+        f"QLoRA on Llama-65B, with r = 16 and 512 tokens, takes {saved:.1f} GB of memory with checkpointed activations, and "
+        f"{kept:.1f} GB without checkpointing.",
         "GB",
         form=".1f",
     )
     bits = Finding(
         "memory.nf4.bits",
         double,
-        f"NF4 takes {double:.3f} bits per weight with double quantisation, and {single:g} bits without.",
+        f"NF4 takes {double:.3f} bits per weight with double quantisation, and {single:g} bits per weight "
+        "without double quantisation.",
         "bits per weight",
     )
     lora_gpt3 = Finding(
         "memory.gpt-3.lora",
         gpt3.total / 1e9,
-        f"LoRA on GPT-3 takes {gpt3.total / 1e9:.0f} GB; {gpt3.weights / 1e9:.0f} GB of it are the frozen weights in 16 bits.",
+        f"LoRA on the queries and values of GPT-3 (r = 4) takes {gpt3.total / 1e9:.0f} GB of memory, of which the frozen "
+        f"weights in 16 bits are {gpt3.weights / 1e9:.0f} GB.",
         "GB",
         form=".0f",
     )
     full_gpt3 = Finding(
         "memory.gpt-3.full",
         gpt3_full.total / 1e12,
-        f"Full fine-tuning with AdamW takes {gpt3_full.total / 1e12:.1f} TB, 12 bytes per parameter; 1.2 TB would be "
-        "7 bytes per parameter.",
+        f"Full fine-tuning of GPT-3 with AdamW takes {gpt3_full.total / 1e12:.1f} TB of memory, with 12 bytes per parameter; "
+        "the 1.2 TB of Hu et al. 2021 would be 7 bytes per parameter.",
         "TB",
         form=".1f",
     )
@@ -144,11 +147,25 @@ def memory() -> list[Claim]:
     more, fits = agrees(full > 780), agrees(saved < 48)
     nf4, with_bitsandbytes = f"NF4 with double quantisation takes 4.127 {bits.unit}", f"{ON_PAPER}, with bitsandbytes"
     return [
-        Claim("Fine-tuning 65B in 16 bits takes more than 780 GB", paper, more, str(of_65b), ON_PAPER, (of_65b,)),
-        Claim("QLoRA trains 65B on one card of 48 GB", paper, fits, f"{qlora} with checkpointing", ON_PAPER, (qlora,)),
+        Claim(
+            "Full fine-tuning of Llama-65B in 16 bits takes more than 780 GB",
+            paper,
+            more,
+            str(of_65b),
+            ON_PAPER,
+            (of_65b,),
+        ),
+        Claim(
+            "QLoRA trains Llama-65B on one GPU with 48 GB",
+            paper,
+            fits,
+            f"{qlora} with checkpointing",
+            ON_PAPER,
+            (qlora,),
+        ),
         Claim(nf4, f"{paper}, §3", agrees(bits.number == "4.127"), str(bits), with_bitsandbytes, (bits,)),
         Claim(
-            "LoRA brings GPT-3 from 1.2 TB to 350 GB",
+            "LoRA reduces the memory for training GPT-3 from 1.2 TB to 350 GB",
             lora_paper,
             shrinks,
             f"from {full_gpt3} to {lora_gpt3}",

@@ -1,4 +1,4 @@
-"""How much memory does fine-tuning need? All parts of the memory of a training step, computed for published models."""
+"""How much memory does fine-tuning need? The memory of a training step is computed in parts, for published models."""
 
 from __future__ import annotations
 

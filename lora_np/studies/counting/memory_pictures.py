@@ -39,14 +39,16 @@ def memory_bill(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        The result of `lora_np.studies.counting.memory.memory_bill`, for two or more models of billions of parameters.
+        The result of `lora_np.studies.counting.memory.memory_bill`, for at least two models with billions of
+        parameters.
 
     Returns
     -------
     matplotlib.figure.Figure
-        The upper panel shows all bars on one scale, the lower panel the small ones enlarged. Coral: trained by full
-        fine-tuning; grey: frozen; cyan: adapter with its gradients and optimizer state; green: activations and temporaries;
-        hollow: further activations without checkpointing. Vertical lines mark the memory of GPUs.
+        The upper panel shows all bars on one scale; the lower panel shows the bars of LoRA and QLoRA on a larger scale.
+        Coral parts are trained by full fine-tuning; grey parts are frozen. Cyan parts are the adapter with its
+        gradients and optimizer state; green parts are activations and temporaries. White parts with a green edge are
+        the extra activations without checkpointing. Vertical lines mark the memory of GPUs.
 
     Examples
     --------
@@ -61,9 +63,7 @@ def memory_bill(table: Table) -> Figure:
     above, below = 0.235 * everything, 0.3 * enlarged
     tall = BOTTOM + below + BETWEEN + above + 1.12
     batch, seq, precision, r = (table.settings[key] for key in ("batch", "seq", "precision", "r"))
-    step = (
-        f"bars: one training step on {batch} × {seq} tokens; {precision} precision, activations checkpointed, r = {r}"
-    )
+    step = f"bars: memory of a step on {batch} × {seq} tokens; {precision} precision; activations checkpointed; r = {r}"
     figure = new_figure(9, tall, _message(groups), step)
     whole = axes_at(figure, LEFT, BOTTOM + below + BETWEEN, WIDE, above)
     detail = axes_at(figure, LEFT, BOTTOM, WIDE, below)
@@ -82,7 +82,7 @@ def memory_bill(table: Table) -> Figure:
 
 
 def _message(groups: Groups) -> str:
-    """Return the title: the memory of fully fine-tuning the smallest model, and of the cheapest adapter on the largest."""
+    """Return the title: the memory for full fine-tuning of the smallest model and for an adapter on the largest."""
     least, most = groups["full"][0], next(reversed(groups.values()))[-1]
     adapter = f"{METHODS[most['method']]} of a {_size(most)} model {_gb(most['total'])} GB"
     return f"Full fine-tuning of a {_size(least)} model takes {_gb(least['total'])} GB, {adapter}"
@@ -98,7 +98,7 @@ def _gb(size: float) -> str:
 
 
 def _panel(ax: Axes, groups: Groups, limit: float) -> None:
-    """Draw the bars of each method below its name, with the models at the left; rows are one unit apart."""
+    """Draw the bars of each method below the method's name, with the names of the models at the left."""
     place, ticks = 0.0, []
     for method, rows in groups.items():
         head = {"fontweight": "bold", "fontsize": 9.5, "va": "center_baseline", "path_effects": HALO}
@@ -175,7 +175,7 @@ def _cards(ax: Axes, cards: list[float]) -> None:
 
 
 def _enlarged(whole: Axes, detail: Axes, first: float) -> None:
-    """Draw a frame around the part that the lower panel enlarges, and a line between their corners."""
+    """Draw a frame around the part that the lower panel enlarges, and a line from the frame to that panel."""
     limit, last = detail.get_xlim()[1], whole.get_ylim()[0]
     whole.add_patch(Rectangle((0, first), limit, last - first, fc="none", ec=FAINT_INK, lw=0.8, zorder=5))
     joined = {"axesA": whole, "axesB": detail, "color": FAINT_INK, "lw": 0.8}

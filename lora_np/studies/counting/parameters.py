@@ -1,4 +1,4 @@
-"""How many parameters does LoRA train? Counted, for one matrix and for whole models."""
+"""How many parameters does LoRA train? The study counts them for one matrix and for whole models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COMMAND = "python -m lora_np reproduce"
 
 
 def one_matrix(size: int = 4096, ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)) -> Table:
-    """Count the parameters of a square matrix W (size, size), which are size², and of LoRA on it, which are 2·r·size.
+    """Count the parameters of a square matrix W (size, size) and of LoRA on W: size² and 2·r·size parameters.
 
     The rows are {r, full, lora, factor, share} with factor = full / lora and share = lora / full.
     """
@@ -30,8 +30,8 @@ def one_matrix(size: int = 4096, ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
 def whole_models(query_value_r: int = 8, all_linear_r: int = 16) -> Table:
     """Count LoRA's parameters in all models of `costs.MODELS`, on queries and values only and on all linear layers.
 
-    The rows are {model, total, targets, r, trainable, share}. total excludes the adapter. share is
-    trainable / (total + trainable), as in PEFT.
+    The rows are {model, total, targets, r, trainable, share}. `total` is the number of parameters without the adapter.
+    `share` is trainable / (total + trainable), as in PEFT.
     """
     start = time.perf_counter()
     settings = {"query_value_r": query_value_r, "all_linear_r": all_linear_r}
@@ -47,5 +47,5 @@ def whole_models(query_value_r: int = 8, all_linear_r: int = 16) -> Table:
 
 
 def query_value(model: str) -> list[str]:
-    """Return the names of the layers for queries and values. In GPT-2 one matrix computes queries, keys and values."""
+    """Return the names of the layers for queries and values. In GPT-2, one layer computes queries, keys and values."""
     return ["c_attn"] if model == "gpt-2" else ["q_proj", "v_proj"]

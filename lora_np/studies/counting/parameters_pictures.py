@@ -48,7 +48,7 @@ def one_matrix_chart(table: Table, drawn_rank: int = 8) -> Figure:
     title = (
         f"For a {size} × {size} matrix, LoRA trains {_range([row['factor'] for row in rows])} times fewer parameters"
     )
-    figure = new_figure(9, tall, title, "bars and areas: numbers of parameters, all to scale")
+    figure = new_figure(9, tall, title, "bars and areas: numbers of parameters, drawn to scale")
     _bars(axes_at(figure, 0.8, 0.72, 4.5, tall - 1.6), rows, full)
     nearest = min(rows, key=lambda row: abs(row["r"] - drawn_rank))
     _areas(blank(axes_at(figure, 5.6, 0.3, 3.25, tall - 1.1)), size, nearest)
@@ -79,7 +79,7 @@ def _range(factors: list[float]) -> str:
 
 
 def _areas(ax: Axes, size: int, row: dict[str, Any]) -> None:
-    """Draw W as a square, B (size × r) at its left and A (r × size) above it."""
+    """Draw W as a square, B (size × r) at the left of W, and A (r × size) above W."""
     r, gap = row["r"], 0.06 * size
     ax.add_patch(Rectangle((0, 0), size, size, fc=FULL, lw=0))
     ax.add_patch(Rectangle((-gap - r, 0), r, size, fc=LORA, lw=0, snap=False))
@@ -104,8 +104,8 @@ def whole_models_chart(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Per model, one grey dot for all parameters and one cyan dot per choice of target modules, on a logarithmic axis. The
-        number in a dot is its rank; the line from cyan to grey shows the saving.
+        Each model has one grey dot for all parameters and one cyan dot per choice of target modules. The axis is
+        logarithmic. The number in a cyan dot is the rank; the line from the cyan dot to the grey dot shows the saving.
 
     Examples
     --------
@@ -119,7 +119,7 @@ def whole_models_chart(table: Table) -> Figure:
     shares = [row["share"] for row in table.rows]
     tall = 1.85 + 0.52 * len(models)
     span = f"{percent(min(shares))} to {percent(max(shares))}" if len(set(shares)) > 1 else percent(shares[0])
-    figure = new_figure(9, tall, f"LoRA trains {span} of the parameters of these models")
+    figure = new_figure(9, tall, f"LoRA trains {span} of the parameters of {len(models)} published models")
     ax = axes_at(figure, 1.4, 0.72, 6.1, tall - 1.75)
     for place, (model, total) in enumerate(models):
         for i, kind in enumerate(kinds):
@@ -135,7 +135,7 @@ def whole_models_chart(table: Table) -> Figure:
 
 
 def _rail(ax: Axes, height: float, rows: list[dict[str, Any]], shade: str, total: int, place: int) -> None:
-    """Draw one choice of target modules in one model: dots, a line to the dot of the whole model, and the shares."""
+    """Draw the row of one model and one choice of target modules: dots, a line to the grey dot, and the shares."""
     stops = [rows[0]["trainable"], rows[-1]["trainable"], total]
     ax.plot(stops, [height, height, place], color=FROZEN, alpha=0.5, lw=1.6, zorder=1)
     inside = {"ha": "center", "fontsize": 8.5, "fontweight": "bold", "color": INK if contrast(shade) < 3.5 else PAPER}
@@ -167,7 +167,7 @@ def _models_axis(ax: Axes, models: list[tuple[str, int]], table: Table) -> None:
 
 
 def _targets_key(figure: Figure, shades: dict[str, str]) -> None:
-    """Draw the key of the colours in the place of the subtitle."""
+    """Draw the key of the colours where other pictures have a subtitle."""
     wide, tall = figure.get_size_inches()
     dots = {f"LoRA on {TARGETS.get(kind, kind)}": shade for kind, shade in shades.items()} | {"all parameters": FROZEN}
     handles = [Line2D([], [], marker="o", ls="", ms=8, color=colour, label=label) for label, colour in dots.items()]

@@ -1,1 +1,1 @@
-"""What does a real language model gain and forget?"""
+"""What does a real language model learn and forget in fine-tuning?"""

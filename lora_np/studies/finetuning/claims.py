@@ -1,4 +1,4 @@
-"""The claims that fine-tuning SmolLM2-135M decides: what LoRA learns, forgets and costs, compared with full fine-tuning."""
+"""The claims about fine-tuning SmolLM2-135M: what LoRA learns, forgets and costs, compared with full fine-tuning."""
 
 from __future__ import annotations
 
@@ -30,35 +30,34 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
     rate = Finding(
         "finetuning.lr_factor",
         factor,
-        f"LoRA's best learning rate is {factor:.3g} times {full['lr']:g}, the best rate of full fine-tuning. LoRA has "
-        f"r = {lora['r']} and α = 2r. One seed chose the rates on grids with steps of up to {grid:.2g}, so the factor is no "
-        "more precise than that.",
+        f"On SmolLM2-135M, the best learning rate of LoRA (r = {lora['r']}, α = 2r) is {factor:.3g} times the best learning rate "
+        f"of full fine-tuning, {full['lr']:g}. One seed chose both rates from lists in which neighbours differ by a factor of up "
+        f"to {grid:.2g}, so the ratio of the rates is only known up to this factor.",
         form=".3g",
     )
     time, memory = (
         Finding(
             f"finetuning.cost.{key}",
             table.settings[key]["lora"] / table.settings[key]["full"],
-            f"A LoRA step takes {table.settings[key]['lora'] / table.settings[key]['full']:.2f} times the {what}.",
+            f"On SmolLM2-135M, a LoRA step takes {table.settings[key]['lora'] / table.settings[key]['full']:.2f} times the {what}.",
             form=".2f",
         )
         for key, what in (
-            ("step_seconds", "time of a full step"),
-            ("peak_bytes", "memory of a full step, without the base's weights"),
+            ("step_seconds", "time of a full fine-tuning step"),
+            ("peak_bytes", "memory of a full fine-tuning step, without the base's weights"),
         )
     )
     return [
         Claim(
-            "LoRA learns less and forgets less",
+            "LoRA learns less and forgets less than full fine-tuning",
             "Biderman et al. 2024",
             agrees(*less),
-            f"LoRA − full: answers {learned.number}, prose {forgotten.number} nats per token",
+            f"LoRA's loss − full fine-tuning's: answers {learned.number}, prose {forgotten.number} nats per token",
             STUDY,
             (learned, forgotten, at_rates),
-            "SmolLM2-135M learns a voice. " + " ".join(f.sentence for f in (learned, forgotten, at_rates)),
         ),
         Claim(
-            "On SmolLM2-135M, LoRA's learning rate is ten times as large",
+            "On SmolLM2-135M, LoRA's best learning rate is ten times that of full fine-tuning",
             "Schulman et al. 2025",
             agrees(10 / grid**0.5 < factor < 10 * grid**0.5),
             f"{rate.number} times",
@@ -66,7 +65,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             (rate,),
         ),
         Claim(
-            "On SmolLM2-135M, a step of LoRA is cheaper",
+            "On SmolLM2-135M, a step of LoRA is cheaper than a step of full fine-tuning",
             "Hu et al. 2021, §4.2",
             agrees(time.value < 1, memory.value < 1),
             f"{time.number}× the time, {memory.number}× the memory",
@@ -77,13 +76,14 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
 
 
 def compared(runs: Mapping[str, Sequence[dict[str, Any]]], before: float, key: str) -> Finding:
-    """The mean difference in one loss between LoRA and full fine-tuning, with its range over the seeds."""
+    """Return the mean difference in one loss between LoRA and full fine-tuning, and the range over the seeds."""
     name, text = TEXTS[key]
     differences = paired_differences(runs["lora"], runs["full"], key)
     sentence = (
-        f"On {text}, LoRA with r = {runs['lora'][0]['r']} ends at {mean(runs['lora'], key):.3f} nats per token and full "
-        f"fine-tuning at {mean(runs['full'], key):.3f}; the untuned model has {before:.3f}. LoRA's loss is "
-        f"{verdict(runs['lora'], runs['full'], key)}."
+        f"After SmolLM2-135M has learned a voice, the loss on {text} is {mean(runs['lora'], key):.3f} nats per token with LoRA "
+        f"(r = {runs['lora'][0]['r']}) and {mean(runs['full'], key):.3f} with full fine-tuning; before fine-tuning, it is "
+        f"{before:.3f}. "
+        f"Compared with full fine-tuning, LoRA's loss on {text} is {verdict(runs['lora'], runs['full'], key)}."
     )
     return Finding(
         f"finetuning.{name}",
@@ -96,15 +96,16 @@ def compared(runs: Mapping[str, Sequence[dict[str, Any]]], before: float, key: s
 
 
 def rates_decide(table: Table, full: Mapping[str, Any]) -> Finding:
-    """How far the two losses of full fine-tuning move when its learning rate is one step lower."""
+    """Return how much both losses of full fine-tuning change if the learning rate is one step lower."""
     lower = [row for row in table.where(phase="sweep", method="full") if row["lr"] < full["lr"]]
     below = max(lower, key=lambda row: row["lr"])
     return Finding(
         "finetuning.rate",
         full["prose"] - below["prose"],
-        "The learning rate has a larger effect than the method. Full fine-tuning at the rate "
-        f"{below['lr']:g} ends at {below['final']:.3f} on answers and {below['prose']:.3f} on prose; at the rate "
-        f"{full['lr']:g} it ends at {full['final']:.3f} and {full['prose']:.3f} (seed {full['seed']}).",
+        "When SmolLM2-135M learns a voice, the learning rate has a larger effect than the choice of LoRA or full fine-tuning. "
+        f"Full fine-tuning at the rate {below['lr']:g} ends with a loss of {below['final']:.3f} on answers and "
+        f"{below['prose']:.3f} on prose. At the rate {full['lr']:g}, full fine-tuning ends with {full['final']:.3f} on answers and "
+        f"{full['prose']:.3f} on prose (seed {full['seed']}).",
         "nats per token",
         form="+.3f",
     )

@@ -22,21 +22,21 @@ Groups = dict[str, tuple[str, list[dict[str, Any]]]]  # label → (colour, the r
 
 @picture("method seed answers", settings="before")
 def before_after(table: Table, questions: Sequence[int] = (12, 10, 1), longest: int = 230) -> Figure:
-    """Write answers of the model before fine-tuning beside its answers with the adapter.
+    """Write the model's answers before fine-tuning beside its answers with the adapter.
 
     Parameters
     ----------
     table : Table
         The result of the study "finetuning". settings["before"] has the answers of the untuned model.
     questions : sequence of int
-        The places of the held-out questions to show.
+        The indices of the held-out questions to show, from 0.
     longest : int
-        The number of letters after which an answer is cut.
+        The number of characters after which an answer is cut.
 
     Returns
     -------
     matplotlib.figure.Figure
-        Grey: before; cyan: with the adapter. Runs of the sweep are left out.
+        Grey: answers before fine-tuning; cyan: answers with the adapter. Runs of the learning-rate sweep are not used.
 
     Examples
     --------
@@ -81,18 +81,19 @@ def _wrapped(text: str, longest: int) -> list[str]:
 
 @picture("method seed steps heldout final prose habit", settings="before")
 def learned_and_forgotten(table: Table) -> Figure:
-    """Draw the loss on held-out answers over the steps, and the rise of the loss on other prose.
+    """Draw the loss on held-out answers over the steps, and how much the loss on other prose rises.
 
     Parameters
     ----------
     table : Table
-        The result of the study "finetuning". Runs of the sweep are left out.
+        The result of the study "finetuning". Runs of the learning-rate sweep are not drawn.
 
     Returns
     -------
     matplotlib.figure.Figure
-        Left: mean and range of the seeds per method. Right: dots are seeds, grey lines join the runs of one seed, short bars
-        are means; 0 is the untuned model.
+        Left: the loss on held-out answers; a line is the mean and a band is the range of one method's seeds. Right: the
+        rise of the loss on prose; 0 is the model before fine-tuning. Dots are seeds, grey lines join the runs of one
+        seed, and short bars are means.
 
     Examples
     --------
@@ -143,7 +144,7 @@ def _forgotten(ax: Axes, runs: Groups, before: float) -> None:
 
 
 def _kept(rows: list[dict[str, Any]]) -> str:
-    """Return how many answers of all seeds have the log line: "45 of 45"."""
+    """Return how many answers, over all seeds, contain the line "Logged at dusk: …", such as "45 of 45"."""
     asked = sum(len(row["answers"]) for row in rows)
     return f"{round(sum(row['habit'] * len(row['answers']) for row in rows))} of {asked}"
 
@@ -156,8 +157,8 @@ def _finding(runs: Groups) -> str:
     above = paired_differences(others[0], full)
     learns = "less than" if min(above) > 0 else "more than" if max(above) < 0 else "as much as"
     more = [x > 0 for x in paired_differences(others[0], full, "prose")]
-    word = "more" if all(more) else "less" if not any(more) else f"more with {sum(more)} of {len(more)} seeds"
-    each = " with each seed" if len(more) > 1 and word in ("more", "less") else ""
+    word = "more" if all(more) else "less" if not any(more) else f"more in {sum(more)} of {len(more)} seeds"
+    each = f" in all {len(more)} seeds" if len(more) > 1 and word in ("more", "less") else ""
     return f"LoRA learns {learns} full fine-tuning, and forgets {word}{each}"
 
 

@@ -1,8 +1,8 @@
 """A real language model learns a voice: full fine-tuning and LoRA on SmolLM2-135M, and how much each of them forgets.
 
-Both methods train on the "lighthouse" conversations, each at its own best learning rate. Half of the held-out records choose
-the rates. The other half measures the loss on the answers, and the share of generated answers that end with the log line. A
-third measure is the loss on unrelated English prose.
+Both methods train on the "lighthouse" conversations, each at its own best learning rate. The rates are chosen on half
+of the held-out records. On the other half, the study measures the loss on the answers, and the share of generated
+answers with the line "Logged at dusk: …". The study also measures the loss on unrelated English prose.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BASE = FineTuning("full", 0.0)
 
 @dataclass(frozen=True)
 class Setting:
-    """The size of the study: rank, learning rates and seeds."""
+    """The settings of the study: rank, learning rates and seeds."""
 
     base: FineTuning = BASE
     r: int = 8
@@ -35,11 +35,12 @@ class Setting:
 
 
 def finetuning(setting: Setting | None = None, folder: str | Path | None = None) -> Table:
-    """Sweep each method's learning rate with the first seed, then run its best rate with all seeds.
+    """Train each method at several learning rates with the first seed, then at the best rate with all seeds.
 
-    The rows are those of `measure`, with phase "sweep" or "seeds". settings["before"] has the measurements of the untuned
-    model; settings["peak_bytes"] and settings["step_seconds"] have the cost of a step of each method, on one batch of the
-    longest records. The runs follow one another, because each uses all cores. `folder` stores finished runs.
+    The rows are those of `measure`, with the additional column `phase`: "sweep" or "seeds". The setting "before" has
+    the measurements of the model before fine-tuning. The settings "peak_bytes" and "step_seconds" have the cost of a
+    step of each method, on one batch of the longest records. The runs are not parallel, because each run uses all
+    cores. Finished runs are stored in `folder`.
     """
     setting = setting or Setting()
     base = setting.base
@@ -54,7 +55,7 @@ def finetuning(setting: Setting | None = None, folder: str | Path | None = None)
 
 
 def cost(methods: Sequence[FineTuning], repeats: int = 3) -> dict[str, dict[str, float]]:
-    """Return the peak bytes and the seconds of a training step of each method, measured in turns."""
+    """Return the peak bytes and the seconds of a training step of each method; the methods are timed in turns."""
     run = methods[0]
     records = conversations.read(run.data, load_tokenizer(run.model))
     batch = [max(conversations.heldout_batches(records, run.batch_size), key=lambda batch: batch[0].size)]

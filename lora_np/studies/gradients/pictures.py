@@ -40,7 +40,7 @@ def gradient_shadows(dW: np.ndarray, dA: np.ndarray, dB: np.ndarray, name: str =
     Raises
     ------
     ValueError
-        If the shapes do not belong together.
+        If the shapes of dW, dA and dB do not fit together.
 
     Examples
     --------
@@ -98,7 +98,7 @@ Spot = tuple[float, float]
 
 @picture()
 def block_diagram() -> Figure:
-    """Draw one block of a Llama model: attention above the MLP, linear layers with LoRA's bypass.
+    """Draw one block of a Llama model: attention above the MLP, and a LoRA adapter in every linear layer.
 
     Returns
     -------
@@ -143,7 +143,7 @@ def block_diagram() -> Figure:
 
 
 def _stack(ax: Axes, middle: float, row: float, *names: str) -> list[float]:
-    """Draw linear layers around the height `row`, each with an arrow from RMSNorm. Return their heights, the highest first."""
+    """Draw linear layers above one another, centred at `row`, with arrows from RMSNorm; return the layers' heights."""
     heights = [row + 0.6 * ((len(names) - 1) / 2 - i) for i in range(len(names))]
     for name, height in zip(names, heights, strict=True):
         _layer(ax, (middle, height), name, lora=True)
@@ -212,12 +212,13 @@ def step_sizes(h: Sequence[float] | np.ndarray, errors: Mapping[str, Sequence[fl
     errors : mapping of str to sequence of float
         The relative error at each step, for "forward difference", "central difference" or "complex step".
     subtitle : str
-        The second line of the picture.
+        The text below the title.
 
     Returns
     -------
     matplotlib.figure.Figure
-        Two logarithmic axes, one line per method. An error below half the spacing of float64 is drawn at this value.
+        Two logarithmic axes, one line per method. An error below half the spacing of float64 at 1 is drawn at half this
+        spacing.
 
     Examples
     --------
@@ -268,9 +269,10 @@ def relative_errors(
     Parameters
     ----------
     errors : mapping
-        Row → series → one relative error or several. The series "derived" and "mistake" have their own markers.
+        For each row, a mapping from the names of series to one relative error or several relative errors. The series
+        "derived" and "mistake" have their own markers.
     tolerance : float
-        Errors below this value are rounding.
+        Errors below this value count as rounding errors.
     title : str
         The title.
     subtitle : str
@@ -318,16 +320,16 @@ def relative_errors(
 
 @picture()
 def step_flops(ranks: Sequence[int], ratios: Mapping[int, Sequence[float]], floor: float) -> Figure:
-    """Draw the FLOPs of a LoRA step over those of a full fine-tuning step against the rank, for d × d layers.
+    """Draw the FLOPs of a LoRA step, divided by the FLOPs of a full step, against the rank, for d × d layers.
 
     Parameters
     ----------
     ranks : sequence of int
         The ranks.
     ratios : mapping of int to sequence of float
-        Width d → the ratio at each rank.
+        For each width d, the ratio of the FLOPs at each rank.
     floor : float
-        The share of the products with the frozen weight.
+        The FLOPs of the products with the frozen weight, divided by the FLOPs of a full step.
 
     Returns
     -------

@@ -17,7 +17,7 @@ from ...pretrained import load_model
 
 @dataclass(frozen=True)
 class LayerGradients:
-    """The factors of one linear layer x Wᵀ + s (x Aᵀ) Bᵀ, and the gradients of both methods."""
+    """The factors of one layer x Wᵀ + s (x Aᵀ) Bᵀ, and the gradients of LoRA and of full fine-tuning."""
 
     A: np.ndarray  # (r, in)
     B: np.ndarray  # (out, r)
@@ -32,7 +32,8 @@ def example(
 ) -> tuple[PeftModel, np.ndarray, np.ndarray]:
     """Return a model with LoRA on every linear layer, and tokens and targets of Python code, both (batch_size, seq_len).
 
-    The model computes in float64 for exact comparisons. B is random instead of zero, as after some training.
+    The model computes in float64 for exact comparisons. B is random instead of zero, as it would be after some
+    training.
     """
     config = LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear", init_lora_weights=False)
     model = get_peft_model(load_model(base).astype("float64"), config)
@@ -43,7 +44,7 @@ def example(
 def both_ways(
     model: PeftModel, tokens: np.ndarray, targets: np.ndarray, adapter: str = "default"
 ) -> dict[str, LayerGradients]:
-    """Return the gradients of each adapted layer by name, from two backward passes. `model` is not changed.
+    """Return {name: gradients} of the adapted layers, from two backward passes. `model` is not changed.
 
     One pass is through the model with its adapters and gives dA and dB. The other pass is through the merged model and gives dW
     for the weight W + sBA, as in full fine-tuning. Both models compute the same function.

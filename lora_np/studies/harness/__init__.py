@@ -1,1 +1,1 @@
-"""What all studies share: tables, finished runs, workers, comparisons in pairs, the pictures' style, and the two standard tasks."""
+"""Code shared by all studies: tables, parallel runs, comparisons by seed, the style of pictures, two standard tasks."""

@@ -1,6 +1,6 @@
 """The palette: frozen weights are grey, LoRA is cyan, full fine-tuning is coral, other methods are shades of green.
 
-The colours differ also in grey print and for colour-blind readers; tests/studies/test_plots.py measures the distances.
+The colours can also be told apart in grey print and by colour-blind readers. tests/studies/test_plots.py checks this.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def rank_shades(ranks: Sequence[int]) -> dict[int, str]:
 
 
 def shades(*colours: str) -> LinearSegmentedColormap:
-    """Return a colour map that goes from the first of `colours` through the others to the last."""
+    """Return a continuous colour map that passes through `colours` in the given order."""
     return LinearSegmentedColormap.from_list(" to ".join(colours), list(colours))
 
 
 def signed_colours(colour: str) -> LinearSegmentedColormap:
-    """Return a colour map for signed numbers: −1 is the dark ink, 0 is the paper's white, +1 is `colour`."""
+    """Return a colour map for signed numbers: −1 is nearly black, 0 is white, +1 is `colour`."""
     return shades(INK, PAPER, colour)
 
 
@@ -51,7 +51,7 @@ def _luminance(colour: str) -> float:
 
 
 def for_text(colour: str, wanted: float = 4.5) -> str:
-    """Return the colour, darkened until its contrast with the paper is at least `wanted`, so that small letters are readable."""
+    """Darken a colour until its contrast with white is at least `wanted`, so that small letters are readable."""
     rgb = np.array(to_rgb(colour))
     darker = (to_hex(rgb * (1 - darkness)) for darkness in np.linspace(0, 1, 101))
     return next((shade for shade in darker if contrast(shade) >= wanted), INK)

@@ -1,7 +1,8 @@
 """Findings: the results of the studies, each with a name, a value, a unit, a spread and a sentence.
 
-A question's `claims.py` returns `Claim`s, and each claim carries the findings that decide it. docs/results.md shows the claims;
-README and the notebooks ask for a finding by its name (`lora_np.report.results.Findings`).
+The `claims.py` of each study returns `Claim` objects, and each claim contains the findings that decide its verdict. The
+page docs/results.md shows the claims. README and the notebooks look up findings by name
+(`lora_np.report.results.Findings`).
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ class Finding:
     Parameters
     ----------
     name : str
-        The name by which texts ask for it: question, quantity, setting, for example "convergence.recovered.r8".
+        The name by which README and the notebooks find the result: question, quantity and setting, for example
+        "convergence.recovered.r8".
     value : float
         The measured number.
     sentence : str
-        One full sentence that states the result with its number and its conditions.
+        Full sentences that state the result with the number and the conditions.
     unit : str
         The unit, for example "nats per byte"; "" for a ratio or a share.
     spread : (float, float), optional
@@ -47,7 +49,7 @@ class Finding:
 
     @property
     def number(self) -> str:
-        """The value in its format, without unit and spread."""
+        """The value as text in the format `form`, without unit and spread."""
         return _written(self.value, self.form)
 
     def __str__(self) -> str:
@@ -59,24 +61,25 @@ class Finding:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim about LoRA and what was found: one row of docs/results.md.
+    """A claim about LoRA and the result of checking it: one row of a table in docs/results.md.
 
     Parameters
     ----------
     claim : str
         The claim, in a few words.
     source : str
-        Who made it: authors, year and section, "the lesson", or "this project".
+        Who made the claim: authors, year and section, "the lesson", or "this project".
     verdict : "yes", "no" or "partly"
-        Whether the measurements here agree with the claim.
+        Whether the results of this project agree with the claim.
     number : str
-        The deciding number or numbers with their unit, short enough for a cell of a table.
+        The numbers that decide the verdict, with their units, short enough for a table cell.
     check : str
-        The test, the study or the notebook that measured it.
+        The test, the study or the notebook that measured the number.
     findings : tuple of Finding
         The results behind the verdict.
     note : str
-        The qualification below the table. Without it, the sentences of the findings stand there.
+        The text below the table that qualifies the verdict. If it is empty, the sentences of the findings are used
+        instead.
 
     Examples
     --------
@@ -95,12 +98,12 @@ class Claim:
 
     @property
     def below(self) -> str:
-        """The qualification below the table: the note, or else the sentences of the findings."""
+        """The text below the table: the note, or the sentences of the findings if the note is empty."""
         return self.note or " ".join(finding.sentence for finding in self.findings)
 
 
 def agrees(*checks: bool) -> Verdict:
-    """Return "yes" if all checks hold, "no" if none does, else "partly": a verdict is computed, never typed.
+    """Return the verdict of some checks: "yes" if all are true, "no" if none is true, else "partly".
 
     Examples
     --------
@@ -111,5 +114,5 @@ def agrees(*checks: bool) -> Verdict:
 
 
 def _written(value: float, form: str) -> str:
-    """A number in its format, with a space before the percent sign and a minus sign in place of the hyphen."""
+    """Write a number in the format `form`, with a space before a percent sign and a minus sign instead of a hyphen."""
     return format(value, form).replace("%", " %").replace("-", "−").replace("e−", "e-")

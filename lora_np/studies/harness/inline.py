@@ -1,4 +1,4 @@
-"""Pictures in Jupyter: two pixels per CSS pixel, so that they are sharp on every screen, and a palette, so that they are small."""
+"""Pictures in Jupyter: sharp on every screen (two pixels per CSS pixel), in small files (a palette of colours)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .png import sharp_and_small
 def show_sharp_pictures() -> None:
     """Make Jupyter show figures as sharp PNGs with a palette. Outside Jupyter this does nothing.
 
-    The committed notebooks are executed with the same function: running a notebook again gives the same bytes.
+    The committed notebooks were run with this function. If a notebook is run again, its pictures have the same bytes.
     """
     if "inline" not in matplotlib.get_backend() or "IPython" not in sys.modules:
         return
@@ -25,7 +25,7 @@ def show_sharp_pictures() -> None:
 
 
 def _png(figure: Figure) -> tuple[str, dict[str, int]] | None:
-    """Return a figure as base64 and its size in CSS pixels, as IPython's formatter for PNG does; None if it is empty."""
+    """Return a figure as a PNG in base64 and the figure's size in CSS pixels, or None if the figure is empty."""
     with extra("course", "a picture in Jupyter"):
         from IPython.core.pylabtools import retina_figure
 

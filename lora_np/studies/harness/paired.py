@@ -1,6 +1,7 @@
-"""Compare two groups of runs seed by seed. Runs with the same seed read the text in the same order.
+"""Compare two groups of runs seed by seed. Runs with the same seed train on the text in the same order.
 
-With three seeds, the same sign in all three is weak evidence: a fair coin gives it one time in four. Mixed signs are no evidence.
+Three seeds with differences of the same sign are weak evidence: three throws of a fair coin agree one time in four.
+Differences with mixed signs are no evidence.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ def of_both(rows: Rows, others: Rows, key: str = "final") -> tuple[list[float], 
 
 
 def paired_differences(rows: Rows, others: Rows, key: str = "final") -> list[float]:
-    """Return the difference of `key`, `rows` minus `others`, for each seed that both groups have."""
+    """Return the value of `key` in `rows` minus the value in `others`, for each seed that both groups have."""
     return [one - other for one, other in zip(*of_both(rows, others, key), strict=True)]
 
 
 def verdict(rows: Rows, others: Rows, key: str = "final", more: str = "higher", less: str = "lower") -> str:
-    """Say in words whether `key` in `rows` is higher with every seed, lower with every seed, or neither, and by how much."""
+    """Write in words whether, and by how much, `key` is higher or lower in `rows` than in `others` with every seed."""
     return differs(paired_differences(rows, others, key), more, less)
 
 
 def differs(differences: Sequence[float], more: str = "higher", less: str = "lower") -> str:
-    """Say differences in words: "lower with every seed, by 0.003 to 0.011", or their range if the signs differ."""
+    """Write differences in words, such as "lower with every seed, by 0.003 to 0.011"; if signs differ, as a range."""
     low, high = min(differences), max(differences)
     if low == high == 0:
         return "the same with every seed"
@@ -44,14 +45,14 @@ def differs(differences: Sequence[float], more: str = "higher", less: str = "low
 
 
 def _size(x: float) -> str:
-    """Return a size with four decimals, or with two digits if four decimals show nothing."""
+    """Write a size with four decimals, or with two significant digits if four decimals would show 0.0000."""
     return f"{x:.4f}" if x >= 5e-5 else f"{x:.1e}"
 
 
 def forgotten_when(learned: np.ndarray, forgotten: np.ndarray, reached: float) -> float | None:
-    """Return how much a run had forgotten at the point where it had first learned `reached`; None if it never did.
+    """Return how much a run had forgotten when it had first learned `reached`, or None if it never learned that much.
 
-    `learned` and `forgotten` have one number per evaluation.
+    `learned` and `forgotten` each have one number per evaluation of the run.
     """
     if reached > learned.max():
         return None

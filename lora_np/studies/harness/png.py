@@ -1,4 +1,7 @@
-"""PNG files with a palette of 256 colours: a third of the bytes for a picture with flat colours, and its dark version."""
+"""PNG files with a palette of 256 colours, and their versions for dark pages.
+
+For a picture with flat colours, a palette saves two thirds of the bytes.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ SHARP_BYTES = 400_000  # a larger picture, as of a photograph, has half the pixe
 
 
 def with_palette(png: bytes) -> bytes:
-    """Return the picture with a palette of 256 colours; a picture that has a palette is returned as it is.
+    """Give a picture a palette of 256 colours; a picture that already has a palette is returned unchanged.
 
-    Each pixel gets the nearest colour of the palette (median cut), without dithering: dots would blur letters. Transparency
-    is put on white. The same bytes always give the same bytes.
+    The palette is chosen by median cut, and each pixel gets the nearest colour. There is no dithering, because its dots
+    would blur letters. Transparent pixels become white. The same input always gives the same output.
     """
     with extra("course", "a picture"):
         from PIL import Image
@@ -33,10 +36,10 @@ def with_palette(png: bytes) -> bytes:
 
 
 def darkened(png: bytes) -> bytes:
-    """Return a picture with a palette, recoloured for a dark page: white becomes nearly black, ink becomes nearly white.
+    """Recolour a PNG that has a palette for a dark page: white becomes nearly black, and black becomes nearly white.
 
-    The lightness of each colour of the palette is reversed in OKLab (Ottosson 2020). Strong colours keep their hue and stay
-    light enough to be told apart from the page.
+    The lightness of each colour of the palette is reversed in OKLab (Ottosson 2020). Strong colours keep their hue, and
+    stay light enough to be visible on the dark page.
     """
     with extra("course", "a picture"):
         from PIL import Image
@@ -71,7 +74,7 @@ PAGE, LETTERS, STRONG = (
 
 
 def _reversed_lightness(rgb: np.ndarray) -> np.ndarray:
-    """(n, 3) sRGB in 0 to 1 → (n, 3) sRGB with reversed lightness."""
+    """Return sRGB colours from 0 to 1, shape (n, 3), with their lightness reversed."""
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     lightness, a, b = (np.cbrt(linear @ TO_LMS.T) @ TO_LAB.T).T
     strength = np.minimum(1, np.hypot(a, b) / 0.12)
@@ -82,9 +85,9 @@ def _reversed_lightness(rgb: np.ndarray) -> np.ndarray:
 
 
 def sharp_and_small(png: bytes) -> bytes:
-    """Return a notebook's picture with a palette; with half its width and height if it has more than `SHARP_BYTES`.
+    """Give a notebook's picture a palette, and halve the width and the height if the file exceeds `SHARP_BYTES`.
 
-    A picture that has a palette is returned as it is.
+    A picture that already has a palette is returned unchanged.
     """
     small = with_palette(png)
     if small == png or len(small) <= SHARP_BYTES:

@@ -1,7 +1,7 @@
 """Run the training runs of a study in parallel. Each finished run is written to a file, so a study can resume.
 
-A run is a dataclass with a field `lr`. Its result is a row, a dictionary. The row's `validation` is the loss by which learning
-rates are chosen, or None if the run diverged.
+A run is a dataclass with a field `lr`. The result of a run is a dictionary, called a row. In the row, `validation` is
+the loss by which learning rates are chosen, or None if the run diverged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .workers import Failure, Row, Workers, each
 
 
 class StudyFailed(RuntimeError):
-    """Raised at the end of a study if some runs failed. `rows` has None in place of each failed run."""
+    """Raised at the end of a study if some runs failed. `rows` has one row per run, or None for a failed run."""
 
     def __init__(self, label: str, failures: Sequence[Failure], rows: Sequence[Row | None], folder: str | Path | None):
         self.label, self.failures, self.rows, self.folder = label, failures, rows, folder
@@ -42,12 +42,12 @@ def run_all(
     label: str,
     given: str = "",
 ) -> list[Row]:
-    """Return [measure(run) for run in runs], computed in parallel.
+    """Measure all runs in parallel and return their rows: [measure(run) for run in runs].
 
-    `workers` is a number of processes on this machine or the address of a Dask scheduler. If a `folder` is given, each finished
-    run is written there, and a run whose file exists is read instead of repeated. The file's name is a digest of the run's
-    fields and of `given`, which is a digest of the data and the weights that all runs share.
-    If a run fails, the error is printed and the other runs continue; at the end StudyFailed is raised.
+    `workers` is a number of processes on this machine or the address of a Dask scheduler. If a `folder` is given, each
+    finished run is written there, and a run whose file exists is read instead of repeated. The file's name contains a
+    digest of the run's fields and of `given`. The string `given` is itself a digest, of the data and the weights that
+    all runs share. If a run fails, the error is printed and the other runs continue; at the end StudyFailed is raised.
     """
     paths = [None if folder is None else Path(folder) / _name(run, given) for run in runs]
     rows: list[Row | None] = [json.loads(p.read_text(encoding="utf-8")) if p and p.is_file() else None for p in paths]
@@ -84,12 +84,13 @@ def sweep(
     given: str = "",
     factor: float | None = 2.0,
 ) -> dict[Any, list[Row]]:
-    """Return for each method one row per learning rate, sorted by learning rate.
+    """Try several learning rates for each method; return, for each method, one row per rate, sorted by rate.
 
-    `methods` maps each method to the learning rates to try first. If the best rate of a method is the smallest or the largest
-    that was tried, the next rate in that direction (times or divided by `factor`) is tried too, until the best rate has a
-    neighbour on each side. With `factor=None` only the given rates are tried. If a run of a method fails, that method stops, the
-    other methods continue, and StudyFailed is raised at the end.
+    `methods` maps each method to the learning rates to try first. If a method's best rate is the largest one tried,
+    that rate times `factor` is tried next. If the best rate is the smallest one tried, that rate divided by `factor` is
+    tried next. This repeats until the best rate has a neighbour on each side. With `factor=None` only the given rates
+    are tried. If a run fails, no further rates of its method are tried, and the other methods continue. StudyFailed is
+    then raised at the end.
     """
     label = "learning rates"
     tried: dict[Any, list[Row | None]] = {method: [] for method in methods}
@@ -115,7 +116,7 @@ def sweep(
 
 @dataclass(frozen=True)
 class Tuned:
-    """The rows of `at_their_best`: every learning rate with the first seed, and the best rate with all seeds."""
+    """The result of `at_their_best`: all learning rates with the first seed, and the best rates with all seeds."""
 
     rates: list[Row]  # every rate that was tried, with the first seed
     seeds: list[Row]  # the best rate of each method, with every seed
@@ -137,7 +138,8 @@ def at_their_best(
 ) -> Tuned:
     """Find each method's best learning rate with the first seed, then run that rate with the other seeds.
 
-    Rows with all seeds are ordered by seed, then by method. Raises FloatingPointError if a run at a best rate diverges.
+    The rows of the best rates are in the order of the seeds, and then of the methods. Raises FloatingPointError if a
+    run at a best rate diverges.
     """
     first, *others = seeds
     tried = sweep(measure, {replace(m, seed=first): lrs for m, lrs in methods.items()}, workers, folder, given, factor)
@@ -149,9 +151,10 @@ def at_their_best(
 
 
 def beyond_the_edge(rows: list[Row], factor: float) -> list[float]:
-    """Return the next learning rate to try, if the best rate so far is the smallest or the largest.
+    """Return the next learning rate to try in a list, which is empty if the best rate so far has two neighbours.
 
-    The list is empty if another rate is exactly as good: then the rate makes no difference, and the search would not end.
+    The list is also empty if two rates have exactly the best loss: the rate then makes no difference, and the search
+    would not end.
     """
     rows = sorted(rows, key=lambda row: row["lr"])
     best = min(rows, key=validation)
@@ -164,12 +167,12 @@ def beyond_the_edge(rows: list[Row], factor: float) -> list[float]:
 
 
 def validation(row: Row) -> float:
-    """Return the loss by which the row's learning rate is judged; infinity for a run that diverged."""
+    """Return the loss by which learning rates are compared: the row's `validation`, or infinity after divergence."""
     return math.inf if row["validation"] is None else row["validation"]
 
 
 def finished(rows: list[Row]) -> list[Row]:
-    """Return `rows`. Raises FloatingPointError if a run diverged: a method must train at its best rate with every seed."""
+    """Return `rows`, or raise FloatingPointError if a run diverged: a method's best rate must work with every seed."""
     for row in rows:
         if row["validation"] is None:
             who = {key: row[key] for key in ("method", "r", "lr", "seed") if key in row}
@@ -180,6 +183,6 @@ def finished(rows: list[Row]) -> list[Row]:
 
 
 def _name(run: Any, given: str) -> str:
-    """Return the file name of a run: a digest of everything that decides its result."""
+    """Return the file name of a run, which contains a digest of everything that determines the run's result."""
     settings = json.dumps(asdict(run) | {"given": given}, sort_keys=True)
     return f"{type(run).__name__.lower()}-{hashlib.sha256(settings.encode()).hexdigest()[:16]}.json"

@@ -50,11 +50,11 @@ STYLE: dict[str, Any] = {
 
 
 def picture(columns: str = "", settings: str = "") -> Callable[[Callable[..., Figure]], Callable[..., Figure]]:
-    """Decorate a function that draws a picture, so that it uses `STYLE` and not the reader's matplotlib settings.
+    """Decorate a function that draws a picture: it then uses `STYLE` instead of the user's matplotlib settings.
 
-    `columns` and `settings` list the names, separated by spaces, that the picture reads from its table. A table without one of
-    them raises a ValueError that names it. The figure is drawn once before the style ends, because matplotlib makes tick
-    labels only when it draws.
+    `columns` and `settings` are the names, separated by spaces, of the table's columns and settings that the picture
+    needs. If some are missing, a ValueError lists them. The figure is drawn once while `STYLE` is active, because
+    matplotlib makes tick labels only when it draws.
     """
 
     def decorate(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -100,7 +100,7 @@ def save(figure: Figure, folder: str | os.PathLike[str], name: str, dark: bool =
     name : str
         The name of the file without ".png".
     dark : bool
-        Recolour the picture for a dark page.
+        If True, the picture is recoloured for a dark page.
 
     Returns
     -------
@@ -172,7 +172,7 @@ def thousands(*axes: Any) -> None:
 
 
 def name_axis(ax: Axes, names: Sequence[str], places: Sequence[float] | None = None, *, labelled: bool = True) -> None:
-    """Give the y axis one row per name, without tick marks; with `labelled=False` the rows have no names."""
+    """Write one name per row beside the y axis, without tick marks; with `labelled=False`, leave the names out."""
     ax.set_yticks(range(len(names)) if places is None else places, names if labelled else [""] * len(names))
     ax.tick_params(axis="y", length=0)
 
@@ -196,10 +196,11 @@ def label_lines(
     reach: float = 16,
     align: float | None = None,
 ) -> None:
-    """Write each label to the right of its line's last point, moved up or down so that labels do not overlap.
+    """Write a label to the right of each line's last point; labels are moved up or down so that none overlap.
 
-    A hairline of length `reach` (typographic points) joins each label to its line. All labels start at the same x, `align`,
-    by default the largest x of all lines. Call this function after the position and the limits of the axes are set.
+    A hairline of length `reach` (typographic points) joins each label to its line. All labels start at the same x,
+    which is `align` or, by default, the largest x of all lines. Call this function after the position and the limits of
+    the axes are set.
     """
     to_typographic = 72 / ax.figure.dpi
     starts = np.array([ax.transData.transform(point) for point in points]) * to_typographic
@@ -216,7 +217,10 @@ def label_lines(
 def with_range(
     ax: Axes, values: Mapping[Any, np.ndarray], middle: Callable[[np.ndarray], float] = np.mean, **look: Any
 ) -> tuple[float, float]:
-    """Draw the mean over seeds against the keys of `values`, with a bar from the least to the largest; returns the last point."""
+    """Draw the mean (or another `middle`) of each array in `values` against its key, with a bar for the range.
+
+    Return the point of the largest key.
+    """
     means = np.array([middle(v) for v in values.values()])
     reach = [[max(0, m - v.min()), max(0, v.max() - m)] for m, v in zip(means, values.values(), strict=True)]
     look = {"lw": 1.9, "ms": 6.5, "capsize": 3, "mec": PAPER, "mew": 1.0} | look
@@ -227,8 +231,8 @@ def with_range(
 def spread(wanted: np.ndarray, gap: float, low: float = -np.inf, high: float = np.inf) -> np.ndarray:
     """Return positions that are at least `gap` apart and, in least squares, as near as possible to `wanted`.
 
-    With zᵢ = wantedᵢ − i·gap (sorted) the condition is that z never falls: isotonic regression, solved by pooling adjacent
-    violators.
+    For sorted positions pᵢ, the condition is that zᵢ = pᵢ − i·gap never decreases. The z nearest to wantedᵢ − i·gap is
+    an isotonic regression, computed by pooling adjacent violators.
     """
     order = np.argsort(wanted, kind="stable")
     steps = gap * np.arange(len(order))

@@ -32,7 +32,7 @@ def model_name(model: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return what a result may depend on: the versions of Python and NumPy, the platform and the number of cores."""
+    """Return the versions of Python and NumPy, the platform and the number of cores: results may depend on them."""
     return {
         "python": platform.python_version(),
         "numpy": version("numpy"),
@@ -43,7 +43,7 @@ def versions() -> dict[str, str]:
 
 @dataclass
 class Table:
-    """The rows of a study and everything needed to make them again.
+    """The rows of a study, with the information that is needed to compute the rows again.
 
     Parameters
     ----------
@@ -56,11 +56,11 @@ class Table:
     settings : dict
         The settings of the study.
     rows : list of dict
-        One dictionary per row. A curve is a list in one cell.
+        One dictionary per row. A curve, such as the loss at each evaluation, is a list in one cell.
     versions : dict
         Versions and platform, by default those of this machine.
     seconds : float
-        Seconds of computation. For a study of many runs this is the sum over the runs, whether or not they ran in parallel.
+        Seconds of computation. For a study of many runs this is the sum over the runs, even if they ran in parallel.
 
     Examples
     --------
@@ -168,7 +168,7 @@ def arrays(rows: Iterable[dict[str, Any]], by: str, column: str = "final") -> di
 
 
 def mean(rows: Iterable[Mapping[str, Any]], column: str = "final") -> float:
-    """Return the mean of a column; `final` is the loss at the end of a run."""
+    """Return the mean of a column, by default of `final`, the loss at the end of a run."""
     return statistics.mean(row[column] for row in rows)
 
 
@@ -190,8 +190,8 @@ def show(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str] | Sequenc
     rows : iterable of mapping
         The rows. A cell that is missing or None is printed as spaces.
     columns : mapping or sequence of str
-        The names of the columns to print. A mapping also gives the format of each column; "" means the format of `print`.
-        Text is aligned at the left, numbers at the right.
+        The names of the columns to print, or a mapping from these names to formats. The format "" writes a value as
+        `print` does. Text is aligned at the left, numbers at the right.
 
     Examples
     --------

@@ -20,7 +20,10 @@ TARGETS = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj"), "all-linear": 
 
 @dataclass(frozen=True)
 class Run:
-    """The settings of one training run. With the base's weights and the text they decide its result."""
+    """The settings of one training run.
+
+    Together with the base model's weights and the text, the settings determine the run's result.
+    """
 
     method: str  # "full", "linear" (full fine-tuning of the linear layers alone), "lora", or "lora+rest"
     lr: float
@@ -35,17 +38,17 @@ class Run:
     base: str = "tiny"
 
     def base_model(self) -> Transformer:
-        """Return the base model, untrained."""
+        """Return the base model, before fine-tuning."""
         return load_model(self.base)
 
     def text(self) -> np.ndarray:
-        """Return the bytes to train on: (size,) uint8."""
+        """Return the training text as bytes: shape (size,), dtype uint8."""
         return data.corpus("code", "train")
 
     def model(self) -> Trainable:
-        """Return the base with the parameters of `method` set to train: all, the linear layers alone, or an adapter.
+        """Return the base model, ready to train all parameters, only those of the linear layers, or an adapter.
 
-        "lora+rest" trains the adapter, the embedding (which is the head too) and the norms.
+        "lora+rest" trains the adapter, the embedding (which is also the head) and the norms.
         """
         model = self.base_model()
         if self.method in ("full", "linear"):
@@ -63,12 +66,15 @@ class Run:
 
 
 def heldout_batches() -> list[Batch]:
-    """Return the held-out code on which the methods are compared. No run trains on it, and no learning rate is chosen by it."""
+    """Return the held-out code on which methods are compared.
+
+    It is not used for training or to choose learning rates.
+    """
     return _unseen()[1::2]
 
 
 def validation_batches() -> list[Batch]:
-    """Return the held-out code by which the learning rates are chosen. No run trains on it."""
+    """Return the held-out code on which learning rates are chosen. It is not used for training."""
     return _unseen()[::2]
 
 
@@ -99,9 +105,9 @@ def train_by(
 def measure(run: Run) -> dict[str, Any]:
     """Train once and return the row of the run.
 
-    `heldout` has the held-out losses (nats per byte) at the numbers of `steps` and `seconds`, and `final` is the last of them.
-    `validation` is the final loss on the text by which the learning rate is chosen. `final` and `validation` are None if the run
-    diverged.
+    `steps`, `seconds` and `heldout` have one value per evaluation: the step, the time and the held-out loss (nats per
+    byte). `final` is the last held-out loss. `validation` is the final loss on the text by which the learning rate is
+    chosen. `final` and `validation` are None if the run diverged.
     """
     try:
         model, history = fine_tune(run)
@@ -112,13 +118,16 @@ def measure(run: Run) -> dict[str, Any]:
 
 
 def curve(history: History | None, *columns: str) -> dict[str, list[Any]]:
-    """Return the steps of the evaluations during a run and the values of `columns` there; empty lists if the run diverged."""
+    """Return the step and the values of `columns` at each evaluation of a run, or empty lists if it diverged."""
     points = [row for row in (history.rows if history else []) if "heldout" in row]
     return {"steps": [point["step"] for point in points]} | {key: [point[key] for point in points] for key in columns}
 
 
 def recovered(rows: Sequence[dict[str, Any]], base_loss: float) -> list[float]:
-    """Return (base loss − loss of the run) / (base loss − mean loss of full fine-tuning) for each run."""
+    """Return each run's share of full fine-tuning's gain.
+
+    The share is (base loss − final loss of the run) / (base loss − mean final loss of full fine-tuning).
+    """
     full = statistics.mean(row["final"] for row in rows if row["method"] == "full")
     return [(base_loss - row["final"]) / (base_loss - full) for row in rows]
 

@@ -12,10 +12,10 @@ import numpy as np
 def in_turns(
     competitors: Mapping[Any, Callable[[], Any]], rounds: int, warm_up: int = 1, rng: np.random.Generator | None = None
 ) -> dict[Any, list[Any]]:
-    """Call every competitor once per round and return its results, one per round.
+    """Call every competitor once per round, and return for each competitor the list of its results.
 
-    The order is that of `competitors`, or a new random order in each round if `rng` is given. The first `warm_up` rounds are
-    not counted.
+    The order is that of `competitors`. If `rng` is given, each round has a new random order. The first `warm_up` rounds
+    are not counted.
     """
     found: dict[Any, list[Any]] = {name: [] for name in competitors}
     for number in range(-warm_up, rounds):
@@ -27,5 +27,5 @@ def in_turns(
 
 
 def ratio(seconds: Sequence[float], others: Sequence[float]) -> float:
-    """Return the median over the rounds of seconds / others: how many times as long the first competitor takes."""
+    """Return the median of seconds / others over the rounds: how many times as long the first competitor takes."""
     return float(statistics.median(a / b for a, b in zip(seconds, others, strict=True)))

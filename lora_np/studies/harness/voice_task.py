@@ -30,7 +30,10 @@ NEW_TOKENS = 80  # the largest length of a generated answer
 
 @dataclass(frozen=True)
 class FineTuning:
-    """The settings of one run. With the model's weights and the records they decide its result."""
+    """The settings of one run.
+
+    Together with the model's weights and the records, the settings determine the run's result.
+    """
 
     method: str  # "full" or "lora"
     lr: float
@@ -44,11 +47,11 @@ class FineTuning:
     data: str = "lighthouse"
 
     def base_model(self) -> Transformer:
-        """Return the model, untrained."""
+        """Return the model, before fine-tuning."""
         return load_model(self.model)
 
     def load(self) -> Transformer | PeftModel:
-        """Return the model with all parameters trainable, or with an adapter (α = 2r) in every linear layer."""
+        """Return the model with all parameters trainable, or with a LoRA adapter (α = 2r) in every linear layer."""
         model = self.base_model()
         if self.method == "full":
             return model
@@ -59,14 +62,14 @@ class FineTuning:
 
 
 def heldout(run: FineTuning) -> tuple[list[Batch], list[Batch]]:
-    """Return the held-out batches by which learning rates are chosen, and those on which the methods are compared."""
+    """Return two lists of held-out batches: one to choose the learning rates, and one to compare the methods."""
     examples = conversations.read(run.data, load_tokenizer(run.model), split="heldout")
     choosing, judging = (conversations.heldout_batches(examples[i::2], run.batch_size) for i in (0, 1))
     return choosing, judging
 
 
 def prose(run: FineTuning) -> list[Batch]:
-    """Return batches of English documentation, on which forgetting is measured. No run trains on it."""
+    """Return batches of English documentation, on which forgetting is measured. They are not used for training."""
     count, length = PROSE
     text = bytes(data.corpus("prose", "heldout")).decode("utf-8", errors="replace")
     tokens = load_tokenizer(run.model).encode(text[: 8 * count * length])

@@ -1,7 +1,8 @@
 """Run a study's runs in processes on this machine (joblib) or on the workers of a Dask cluster.
 
-Both yield each result as soon as it is finished, and both continue if a run fails or a process is killed. The rows are the same
-either way. Each worker has one BLAS thread. A single worker is this process itself and uses all BLAS threads.
+In both cases, each result is yielded as soon as the run has finished. If a run fails or a process is killed, the other
+runs continue. Processes and clusters give the same rows. Each worker uses one BLAS thread. With workers=1, the runs
+stay in this process, which uses all BLAS threads.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ Results = Generator[tuple[int, Row | Failure], None, None]  # the index of a run
 def each(measure: Callable[[Any], Row], runs: Sequence[Any], workers: Workers) -> Results:
     """Yield (i, measure(runs[i])) for every i, in the order in which the runs finish.
 
-    With one worker the runs are made in this process, with all BLAS threads. Raises ValueError if `workers` is not a positive
-    number of processes and not an address, and ConnectionError if no scheduler answers at the address or the connection ends.
+    With workers=1, the runs are measured in this process, with all BLAS threads. Raises ValueError if `workers` is
+    neither a positive number of processes nor an address. Raises ConnectionError if no scheduler answers at the
+    address, or if the connection ends.
     """
     if isinstance(workers, str):
         return _on_cluster(measure, runs, workers)
@@ -56,7 +58,7 @@ def each(measure: Callable[[Any], Row], runs: Sequence[Any], workers: Workers) -
 
 
 def describe(run: Any) -> str:
-    """Return a run as text, without the fields that have their defaults: "Run(method='full', lr=0.002)"."""
+    """Return a run as text, without fields that have default values: "Run(method='full', lr=0.002)"."""
     given = [f"{f.name}={value!r}" for f in fields(run) if (value := getattr(run, f.name)) != f.default]
     return f"{type(run).__name__}({', '.join(given)})"
 
@@ -75,11 +77,11 @@ def _last_line(error: BaseException) -> str:
 
 
 def _here(measure: Callable[[Any], Row], runs: Sequence[Any], processes: int) -> Results:
-    """Run in processes of this machine.
+    """Measure the runs in processes on this machine.
 
-    If the system kills a process, for example because memory runs out, joblib ends all of them, and they are started again with
-    the runs that are left. It is not known which run caused it. If no run finished since the last start, the first
-    `processes` runs count as failures.
+    If the system kills a process, for example because memory runs out, joblib ends all processes. New processes then
+    continue with the unfinished runs. The run that caused this is unknown. If no run has finished since the last start,
+    the first `processes` runs count as failures.
     """
     with extra("studies", "a study of several runs"):
         from joblib import Parallel, delayed, parallel_config
@@ -107,7 +109,7 @@ def _numbered(measure: Callable[[Any], Row], i: int, run: Any) -> tuple[int, Row
 
 
 def _on_cluster(measure: Callable[[Any], Row], runs: Sequence[Any], address: str) -> Results:
-    """Run on a Dask cluster, with futures: if a worker dies, the scheduler gives its run to another worker."""
+    """Measure the runs on a Dask cluster; if a worker dies, the scheduler gives the worker's run to another worker."""
     if not runs:
         return
     with _connected(address) as client:
@@ -126,7 +128,7 @@ def _on_cluster(measure: Callable[[Any], Row], runs: Sequence[Any], address: str
 def _attempt_there(measure: Callable[[Any], Row], run: Any, expected: dict[str, str]) -> Row | Failure:
     """Call `attempt` on a worker of the cluster, with one BLAS thread, if the worker has the same code as this machine.
 
-    The limit of one thread is not taken back afterwards, because another run may be active in the same worker.
+    The limit of one thread is not removed afterwards, because another run may be active in the same worker.
     """
     with extra("studies", "a study's run"):
         from threadpoolctl import threadpool_limits
@@ -139,7 +141,7 @@ def _attempt_there(measure: Callable[[Any], Row], run: Any, expected: dict[str, 
 
 @cache
 def fingerprint() -> dict[str, str]:
-    """Return what the result of a run depends on beside the run: this package's files, and the versions of NumPy and Python.
+    """Return a digest of this package's files, and the versions of NumPy and Python: all can change a run's result.
 
     Python's version matters because the text to train on is Python's standard library.
     """
@@ -176,7 +178,10 @@ def _connected(address: str) -> Iterator[Any]:
 
 
 async def _answers(address: str) -> bool:
-    """Return whether a Dask scheduler answers at `address`. A Client would wait for ever if another program listened there."""
+    """Return whether a Dask scheduler answers at `address`.
+
+    If another program listened at the address, a Dask Client would wait for ever.
+    """
     from distributed.core import rpc
 
     try:

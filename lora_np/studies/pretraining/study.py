@@ -1,4 +1,4 @@
-"""The pretraining of the base model "tiny", and its model card. How well does a small model learn English in minutes?"""
+"""The pretraining of the base model "tiny", and its model card. How well can a small model learn English in minutes?"""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ SETTINGS |= {"warmup": 200, "weight_decay": 0.1, "seed": 0}
 
 
 def pretrain(folder: str | Path, steps: int = SETTINGS["steps"]) -> Table:
-    """Train TINY on the prose and write it to `folder`, with its model card README.md.
+    """Train the model TINY on English prose; write the model and its card, README.md, to `folder`.
 
-    Training resumes from folder/checkpoint.safetensors if that file exists. The function returns the held-out losses and the
-    losses of two baselines, a unigram and a bigram model.
+    Training resumes from folder/checkpoint.safetensors if that file exists. The returned table has the held-out losses
+    of the model and of two baselines, a unigram model and a bigram model.
     """
     started, settings = time.perf_counter(), SETTINGS | {"steps": steps}
     batch_size, seq_len, seed = (settings[key] for key in ("batch_size", "seq_len", "seed"))

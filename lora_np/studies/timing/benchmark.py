@@ -1,4 +1,4 @@
-"""Processes that are timed in turns. All competitors run at once, so other load on the machine slows all of them equally."""
+"""Time several processes in turns. Other load on the machine then slows all of them equally."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TURN = 0.3  # the shortest length of a turn, in seconds
 
 
 class CompetitorFailed(RuntimeError):
-    """The process of a competitor ended before it answered."""
+    """Raised if the process of a competitor ended before it sent an answer."""
 
 
 class Competitor:
@@ -94,7 +94,10 @@ class Competitor:
         self.log.close()
 
     def row(self) -> dict[str, Any]:
-        """Return the measurements. `seconds` is the median over rounds of the time per step; `rounds` lists all rounds."""
+        """Return the measurements as a row.
+
+        `seconds` is the median time per step over the rounds; `rounds` has the time per step of each round.
+        """
         seconds, about = statistics.median(self.turns), self.about
         row = {"case": self.case.name, "competitor": self.name, "seconds": seconds}
         row |= {"tokens_per_second": self.case.tokens / seconds, "peak_bytes": self.peak_bytes}
@@ -107,8 +110,8 @@ def run_rounds(
 ) -> list[Competitor]:
     """Start a competitor for each (name, case), time all of them once per round in random order, and return them.
 
-    If a competitor in PyTorch fails before the first round, it is left out and `say` gets the error. If another competitor
-    fails, the function raises CompetitorFailed.
+    If a competitor in PyTorch fails before the first round, it is left out, and `say` is called with the error. If
+    another competitor fails, the function raises CompetitorFailed.
     """
     rng = np.random.default_rng(0)
     with ExitStack() as stack:

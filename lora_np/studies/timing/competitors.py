@@ -1,8 +1,9 @@
-"""The competitors of the speed study: LoRA here, LoRA in PyTorch with PEFT, the lower bound, and two generators.
+"""The competitors of the speed study: LoRA and generation in this library and in PyTorch, and a lower bound.
 
-Each competitor runs in its own process, `python -m lora_np.studies.timing.competitors`. Its memory can be measured alone, and
-the thread settings of one library do not affect another. The process reads one line {"competitor", "case"}, builds that
-competitor and warms it up. Each further line is a number of steps; the process runs them and answers with their seconds.
+Each competitor runs in its own process, `python -m lora_np.studies.timing.competitors`. So the memory of each
+competitor can be measured alone, and the thread settings of one library do not affect another. The process reads one
+line {"competitor", "case"}, builds this competitor and runs its first steps. Each further line is a number of steps:
+the process runs so many steps and writes their seconds.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ Step = Callable[[], Any]  # runs one step and returns a result that all competit
 
 @dataclass(frozen=True)
 class Case:
-    """One workload to time: a model and a batch. The model is `model` (a name for load_model) or random weights of `shape`.
+    """One workload to time: a model and a batch.
 
-    If `new_tokens` is 0, the workload is a training step of LoRA on all linear layers except the head. Otherwise it is
-    generation of `new_tokens` tokens after prompts of `seq_len` tokens.
+    If `model` is a name, `load_model` loads this model. If `model` is None, the model has the configuration `shape` and
+    random weights. If `new_tokens` is 0, the workload is a training step of LoRA on all linear layers except the head.
+    Otherwise the workload is the generation of `new_tokens` tokens after prompts of `seq_len` tokens.
     """
 
     name: str
@@ -53,11 +55,11 @@ class Case:
 
     @property
     def tokens(self) -> int:
-        """The number of tokens that a training step reads, or that generation writes."""
+        """The number of tokens that a training step reads or that generation writes."""
         return self.batch_size * (self.new_tokens or self.seq_len)
 
     def random_tokens(self, vocab_size: int) -> np.ndarray:
-        """Random token ids, shape (b, t), int64, equal for all competitors."""
+        """Return random token ids, shape (b, t), int64; they are the same for all competitors."""
         return np.random.default_rng(0).integers(0, vocab_size, (self.batch_size, self.seq_len))
 
     def base(self) -> Transformer:
@@ -67,13 +69,16 @@ class Case:
         return load_model(self.model, device="numpy")
 
     def lora(self, quantized: bool = False) -> PeftModel:
-        """Return the model with a LoRA adapter: A is random, B = 0. `quantized` stores the base in NF4 with double quantisation."""
+        """Return the model with a LoRA adapter: A is random, B = 0.
+
+        If `quantized` is true, the base is stored in NF4 with double quantisation.
+        """
         config = LoraConfig(r=self.r, lora_alpha=self.lora_alpha, target_modules="all-linear")
         return get_peft_model(quantize_model(self.base()) if quantized else self.base(), config)
 
 
 def threads() -> int:
-    """The number of threads that this process may use."""
+    """Return the number of threads that this process may use."""
     return int(os.environ.get("OMP_NUM_THREADS", "1"))
 
 
@@ -100,9 +105,9 @@ def ours(case: Case, workers: int = 1, quantized: bool = False) -> Step:
 
 
 def dequantising(case: Case) -> Step:
-    """Return a step that only dequantises, as often as a QLoRA step does.
+    """Return a step that only dequantises the frozen matrices, as often as a QLoRA step does.
 
-    Each worker decodes each matrix once for y, and once more for dx if dx is needed.
+    Each worker dequantises each matrix once to compute y, and once more to compute dx, if dx is needed.
     """
     layers = [m for _, m in quantize_model(case.base()).named_modules() if isinstance(m, QuantizedLinear)]
     decoded = [*layers, *reversed(layers[3:])]  # q, k and v of the first block need no dx
@@ -120,7 +125,7 @@ def dequantising(case: Case) -> Step:
 
 
 def peft_step(case: Case, compiled: bool = False) -> Step:
-    """Return the same training step in PyTorch with PEFT, written as usual; `compiled` applies torch.compile."""
+    """Return the same training step in PyTorch with PEFT; if `compiled` is true, torch.compile is applied."""
     import torch
 
     torch.set_num_threads(threads())
@@ -144,7 +149,7 @@ def peft_step(case: Case, compiled: bool = False) -> Step:
 
 
 def in_peft(mine: PeftModel) -> Any:
-    """Return the same model in PyTorch with PEFT. Its adapters must be LoRA on all linear layers."""
+    """Return a model of this library in PyTorch with PEFT. The adapter must be LoRA on all linear layers."""
     import peft
 
     model = in_transformers(mine.config)
@@ -168,7 +173,10 @@ def in_transformers(config: TransformerConfig) -> Any:
 
 
 def copy_weights(mine: Any, theirs: Any) -> None:
-    """Copy the weights of our model into the PyTorch model, by name. Raises KeyError if a name is missing there."""
+    """Copy the weights of our model into the PyTorch model, by name.
+
+    Raises KeyError if the PyTorch model lacks a name.
+    """
     import torch
 
     values = {name: p.value for name, p in mine.named_parameters()}
@@ -182,8 +190,8 @@ def copy_weights(mine: Any, theirs: Any) -> None:
 def frozen_products(config: TransformerConfig) -> list[tuple[int, int, bool]]:
     """Return (out, in, needs_dx) for each frozen matrix, in the order of the forward pass, with the head last.
 
-    needs_dx is True if the backward pass computes dx = dy W. No trained parameter lies below the first block, so its q, k
-    and v need no dx.
+    `needs_dx` is True if the backward pass computes dx = dy W for the matrix. No trained parameter lies below the first
+    block, so the layers q, k and v of the first block need no dx.
     """
     d, f = config.hidden_size, config.intermediate_size
     q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
@@ -195,15 +203,15 @@ def frozen_products(config: TransformerConfig) -> list[tuple[int, int, bool]]:
 
 
 def floor_flops(case: Case, config: TransformerConfig) -> int:
-    """The FLOPs of the frozen matrix products: 2·N·out·in for each product of N tokens with W (out, in)."""
+    """Return the FLOPs of the products with frozen matrices: 2·N·out·in for N tokens and a matrix W (out, in)."""
     return sum(2 * case.tokens * out * in_ * (1 + needs_dx) for out, in_, needs_dx in frozen_products(config))
 
 
 def floor(case: Case) -> Step:
-    """Return a step of only the frozen matrix products, x Wᵀ and dy W, which write into existing arrays.
+    """Return a step that computes only the products with frozen matrices, x Wᵀ and dy W, into existing arrays.
 
-    The products are computed with the threads of the BLAS, or with as many Python threads that share the tokens. The faster
-    of the two on this machine is used.
+    Either the BLAS uses all threads for each product, or the same number of Python threads share the tokens. The step
+    uses the way that is faster on this machine.
     """
     config = TransformerConfig(**case.shape) if case.model is None else case.base().config
     rng = np.random.default_rng(0)
@@ -213,7 +221,10 @@ def floor(case: Case) -> Step:
 
 
 def products(case: Case, config: TransformerConfig, W: list[np.ndarray], workers: int) -> Step:
-    """Return a step of the frozen products for `case.tokens` rows, shared by `workers`. The step returns its FLOPs."""
+    """Return a step that computes the frozen products for `case.tokens` rows, divided among `workers` threads.
+
+    The step returns the number of FLOPs.
+    """
     with extra("studies", "timing on a number of threads"):
         from threadpoolctl import ThreadpoolController
 
@@ -242,7 +253,7 @@ def products(case: Case, config: TransformerConfig, W: list[np.ndarray], workers
 
 
 def prompts(case: Case) -> np.ndarray:
-    """Prompts from one English sentence, shape (b, t); each row starts one token later."""
+    """Return prompts from a repeated English sentence, shape (b, t). Each row starts one token after the row above."""
     ids = load_tokenizer(case.model).encode(PROMPT * (1 + case.seq_len)) if case.model else np.arange(10_000) % 10
     return np.stack([np.asarray(ids[row : row + case.seq_len]) for row in range(case.batch_size)])
 
@@ -254,7 +265,7 @@ def ours_generating(case: Case) -> Step:
 
 
 def transformers_generating(case: Case) -> Step:
-    """Return a step of the same greedy generation in transformers."""
+    """Return a step of the same greedy generation in the library transformers."""
     import torch
 
     torch.set_num_threads(threads())
@@ -295,9 +306,9 @@ def timed(step: Step) -> tuple[Any, float]:
 
 
 def serve(name: str, case: Case, answer: Callable[[dict[str, Any]], None], asked: Any) -> None:
-    """Build the competitor `name`, warm it up and send `answer` a report.
+    """Build the competitor `name`, run its first steps and pass a report to `answer`.
 
-    Then, for each number in `asked`, run that many steps and send their seconds.
+    Then, for each number in `asked`, run that many steps and pass their seconds to `answer`.
     """
     step, building = timed(lambda: COMPETITORS[name](case))
     machine.release_freed_memory()  # of the building phase
@@ -313,7 +324,7 @@ def serve(name: str, case: Case, answer: Callable[[dict[str, Any]], None], asked
 
 
 def main() -> None:
-    """Answer on the original stdout; redirect all output of libraries to stderr."""
+    """Run the competitor that stdin names: answers go to the original stdout, all other output to stderr."""
     pipe = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     task = json.loads(sys.stdin.readline())

@@ -1,4 +1,4 @@
-"""The seconds per prompt and per generated token: of the base, with an adapter, and with the adapter merged."""
+"""Time prompts and generated tokens for the base model, the base with an adapter, and the merged model."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ def latency(
     r: int = 8,
     seed: int = 0,
 ) -> Table:
-    """Time the answers of the base, of the model with an adapter on all linear layers, and of the merged model.
+    """Time the answers of the base model, of the base with an adapter on all linear layers, and of the merged model.
 
-    The rows are {model, state, prompt_seconds, token_seconds, prompt_ratio, token_ratio}: medians over the rounds. In each
-    round, all three states answer one prompt, in random order; a ratio is the time divided by the base's in the same round.
+    The rows are {model, state, prompt_seconds, token_seconds, prompt_ratio, token_ratio}: medians over the rounds. In
+    each round, all three models answer the same prompt, in random order. A ratio is a model's time divided by the base
+    model's time in the same round.
     """
     started, rows = time.perf_counter(), []
     for name in models:
@@ -52,7 +53,10 @@ def latency(
 
 
 def _states(name: str, r: int) -> Iterator[tuple[str, Any]]:
-    """Yield each state and its model. No two models share weights, because shared weights would be in the cache already."""
+    """Yield the name of each state and the model in this state.
+
+    The models do not share weights, because shared weights would already be in the processor's cache.
+    """
     yield "base", load_model(name).freeze()
     for state in ("unmerged", "merged"):
         model = get_peft_model(
@@ -70,5 +74,5 @@ def answer_seconds(model: Any, prompt: list[int], new_tokens: int) -> tuple[floa
 
 
 def answer_ratios(times: Sequence[tuple[float, float]], base: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """Return {prompt_ratio, token_ratio}: the times divided by the base's times in the same rounds."""
+    """Return {prompt_ratio, token_ratio}: medians of the times divided by the base model's times in the same rounds."""
     return {f"{what}_ratio": ratio([t[i] for t in times], [t[i] for t in base]) for i, what in enumerate(PARTS)}

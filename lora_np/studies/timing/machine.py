@@ -34,7 +34,7 @@ def processor() -> str:
 
 
 def warnings_for(threads: int, environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Return a warning for each variable that may slow one competitor, and one if `threads` exceeds the processors.
+    """Return a warning for each environment variable that may slow a competitor, and one for too many `threads`.
 
     `in_environment` overrides the variables in `THREADS`; the warning says so.
     """
@@ -84,7 +84,10 @@ def numpy_blas() -> dict[str, str | int]:
 
 
 def torch_blas() -> dict[str, str | int]:
-    """Return {blas, kernel, threads} of PyTorch. threadpoolctl does not see its MKL, so MKL itself reports the name."""
+    """Return {blas, kernel, threads} of PyTorch in this process.
+
+    threadpoolctl does not see PyTorch's MKL, so MKL itself reports the name.
+    """
     import torch
 
     build = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())

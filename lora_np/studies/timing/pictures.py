@@ -1,4 +1,4 @@
-"""Two pictures: the seconds and the memory of a LoRA step of each competitor, and how the seconds grow."""
+"""Two pictures: the time and the memory of a LoRA step of each competitor, and how the time grows."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def speed_chart(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Cyan: lora_np; green: PyTorch with PEFT. The grey part of a bar is the floor: the frozen matrix products only, in
-        NumPy's BLAS. The black line is the middle half of the rounds.
+        Cyan: lora_np; green: PyTorch with PEFT. The grey part of a bar is the floor: the time of only the products with
+        frozen matrices, in NumPy's BLAS. The black line is the middle half of the rounds.
 
     Examples
     --------
@@ -50,8 +50,8 @@ def speed_chart(table: Table) -> Figure:
     blas = settings.get("blas", {}).get("floor", {}).get("blas", "")  # another BLAS may be faster
     floor_of = f"NumPy ({blas.split()[0]})" if blas else "NumPy"
     subtitle = (
-        f"grey: floor, only the frozen matrix products, in {floor_of}; memory: with weights and libraries\n"
-        f"{_machine(settings)}"
+        f"grey: floor (only the products with frozen matrices) in {floor_of}; memory includes weights and libraries\n"
+        f"{_machine(settings, 'bars', 'black lines')}"
     )
     figure = new_figure(9, tall, _title(table, cases), subtitle)
     bottom = tall - 0.9
@@ -68,21 +68,21 @@ def speed_chart(table: Table) -> Figure:
     return figure
 
 
-def _machine(settings: dict[str, Any]) -> str:
+def _machine(settings: dict[str, Any], medians: str, spreads: str) -> str:
     threads = settings["threads"]
     of = f"{threads} thread{'s' * (threads > 1)} of {settings['processor']}"
-    return f"bars and dots: median of {settings['rounds']} rounds; lines on them: middle half; {of}"
+    return f"{medians}: median of {settings['rounds']} rounds; {spreads}: middle half of the rounds; {of}"
 
 
 def _title(table: Table, cases: list[str]) -> str:
-    """Return the title: PEFT's time divided by ours, on SmolLM2-135M if it was timed, otherwise on the first case."""
+    """Return the title: PEFT's time divided by this library's, on SmolLM2-135M if timed, or else on the first case."""
     case = "smollm2-135m" if "smollm2-135m" in cases else cases[0]
     ratios = {row["competitor"]: row["ratio"] for row in table.where(case=case) if row["competitor"] != "floor"}
     eager, compiled = ratios.get("PEFT"), ratios.get("PEFT compiled")
     if eager is None:
         return f"The cost of a LoRA step on {model_name(case)}"
-    also = "" if compiled is None else f", {compiled:.2f}× compiled"
-    return f"On {model_name(case)}, PyTorch with PEFT takes {eager:.2f}× our time{also}"
+    also = "" if compiled is None else f", or {compiled:.2f}× if compiled"
+    return f"PyTorch with PEFT takes {eager:.2f}× our time on {model_name(case)}{also}"
 
 
 def _bars(ax: Axes, rows: list[dict[str, Any]], names: list[str], longest: float) -> None:
@@ -131,17 +131,18 @@ SWEEPS = {  # sweep → (label of its axis, its unit)
 
 @picture("sweep x seconds rounds ratio batch_size seq_len vocab_size", settings="lines shape threads processor rounds")
 def scaling_chart(table: Table) -> Figure:
-    """Draw the seconds of a step against tokens, rows, layers and rank, with straight lines.
+    """Draw the seconds of a step against tokens, rows, layers and rank, with a fitted straight line in each panel.
 
     Parameters
     ----------
     table : Table
-        The result of `lora_np.studies.timing.speed.speed_scaling`. settings["lines"] has the straight line of each sweep.
+        The result of `lora_np.studies.timing.speed.speed_scaling`. The setting "lines" has the straight line of each
+        sweep.
 
     Returns
     -------
     matplotlib.figure.Figure
-        Points are medians of the rounds, bars their middle halves.
+        Points are medians of the rounds; bars are the middle halves of the rounds.
 
     Examples
     --------
@@ -153,7 +154,8 @@ def scaling_chart(table: Table) -> Figure:
     sweeps = {sweep: table.where(sweep=sweep) for sweep in SWEEPS if table.where(sweep=sweep)}
     tall = 1.05 + 2.75 * ((len(sweeps) + 1) // 2)
     shape = model_name(settings["shape"])
-    subtitle = f"{shape}'s shape with random weights; forward, backward and AdamW\n{_machine(settings)}"
+    subtitle = f"a model of {shape}'s shape with random weights; a step is forward, backward and AdamW\n"
+    subtitle += _machine(settings, "dots", "bars")
     figure = new_figure(9, tall, _growth({name: rows for name, rows in sweeps.items() if name != "r"}), subtitle)
     for place, (sweep, rows) in enumerate(sweeps.items()):
         left, up = 0.8 + 4.45 * (place % 2), tall - 1.0 - 2.75 * (place // 2 + 1) + 0.7
@@ -162,17 +164,20 @@ def scaling_chart(table: Table) -> Figure:
 
 
 def _growth(sweeps: dict[str, list[dict[str, Any]]]) -> str:
-    """Return the title. The growth is linear if the slopes of the two halves of each sweep differ by at most a quarter."""
+    """Return the title: growth counts as linear if the slopes of both halves of each sweep are nearly equal.
+
+    "Nearly equal" means that their ratio is between 0.8 and 1.25.
+    """
     bends = []
     for rows in sweeps.values():
         first, middle, last = ((row["x"], row["seconds"]) for row in (rows[0], rows[len(rows) // 2], rows[-1]))
         early, late = ((b[1] - a[1]) / (b[0] - a[0]) for a, b in ((first, middle), (middle, last)))
         bends.append(late / early if early > 0 else np.inf)
     if not bends or not all(0.8 <= bend <= 1.25 for bend in bends):
-        return "How the cost of a LoRA step grows"
+        return "How the time of a LoRA step grows"
     names = [{"batch": "rows"}.get(sweep, sweep) for sweep in sweeps]
     several = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
-    return f"The cost of a LoRA step grows linearly in {several}"
+    return f"The time of a LoRA step grows linearly with {several}"
 
 
 def _sweep(ax: Axes, sweep: str, rows: list[dict[str, Any]], line: dict[str, float]) -> None:
@@ -198,7 +203,7 @@ def _sweep(ax: Axes, sweep: str, rows: list[dict[str, Any]], line: dict[str, flo
 
 
 def _apart(x: np.ndarray, share: float = 0.09) -> list[float]:
-    """Return the values of the sorted x with enough space for their labels; the last value is always kept."""
+    """Return the values of the sorted x whose labels do not overlap; the last value is always included."""
     kept = [x[-1]]
     for value in x[-2::-1]:
         if kept[-1] - value >= share * x[-1]:

@@ -1,8 +1,10 @@
-"""How long does a LoRA step take here, in PyTorch with PEFT, and at least? How does the time grow?
+"""How long does a LoRA step take in this library and in PyTorch with PEFT?
 
-A step is forward, backward and AdamW. The floor is a lower bound: only the frozen matrix products, in NumPy's own BLAS, which
-any LoRA on that BLAS must compute. Each competitor runs in its own process (competitors.py); they are timed in turns
-(benchmark.py).
+The study also measures how this library's time grows with the tokens, the rows, the rank and the layers.
+
+A step is forward, backward and AdamW. The floor is a lower bound of the time: only the products with frozen matrices,
+which every LoRA step on NumPy's BLAS must compute. Each competitor runs in its own process (competitors.py). The
+processes are timed in turns (benchmark.py).
 """
 
 from __future__ import annotations
@@ -72,15 +74,16 @@ def speed(
 ) -> Table:
     """Time a LoRA step of each competitor on each case, and measure its memory.
 
-    The rows are {case, competitor, seconds, tokens_per_second, ratio, floor_share, peak_bytes, losses, rounds, …}. seconds is
-    the median time per step over the rounds. ratio is the median over the rounds of the time divided by ours, and ratio_range
-    has the quartiles; both are None if the losses differ by more than 1e-4, and `say` gets a message. floor_share is the time
-    of the floor divided by the competitor's. peak_bytes is the peak resident memory during the steps, with weights and
-    libraries; loaded_bytes is the memory before the first step. flops is given for the floor.
+    The rows are {case, competitor, seconds, tokens_per_second, ratio, floor_share, peak_bytes, losses, rounds, …}.
+    `seconds` is the median time per step over the rounds. `ratio` is the median over the rounds of the competitor's
+    time divided by this library's time; `ratio_range` has the quartiles. If the losses differ by more than 1e-4, both
+    are None, and `say` is called with a message. `floor_share` is the floor's time divided by the competitor's time.
+    `peak_bytes` is the peak resident memory during the steps, weights and libraries included. `loaded_bytes` is the
+    memory before the first step. Only the row of the floor has `flops`.
 
-    "ours" splits a batch among as many workers as there are threads (parallel.py); "ours, one worker" leaves the threads to
-    the BLAS. Without PyTorch, PEFT and transformers, only ours and the floor are timed. If one of these two fails, the
-    function raises CompetitorFailed.
+    The competitor "ours" splits a batch among as many workers as there are threads (parallel.py); in "ours, one
+    worker", the BLAS uses all threads. If PyTorch, PEFT or transformers is missing, only this library and the floor are
+    timed. If this library or the floor fails, the function raises CompetitorFailed.
     """
     comparison, rows = Comparison(threads, rounds, say), []
     names = ["floor", "ours", "ours, one worker"]
@@ -100,10 +103,10 @@ def speed(
 def generation_speed(
     cases: Sequence[Case] = GENERATION, threads: int = CORES, rounds: int = 5, say: Say = print
 ) -> Table:
-    """Time greedy generation here and in transformers, with the base's weights only.
+    """Time greedy generation in this library and in transformers, without an adapter.
 
-    The rows are those of `speed`, with batch_size. A step is one whole call, prompts included; tokens_per_second counts new
-    tokens. ratio is None if the texts differ.
+    The rows are like those of `speed`, with the additional column `batch_size`. A step is one whole call, prompts
+    included; `tokens_per_second` counts only new tokens. `ratio` is None if the generated texts differ.
     """
     comparison, rows = Comparison(threads, rounds, say), []
     names = ["ours, generating", *(["transformers"] if oracles_installed(say) else [])]
@@ -119,9 +122,10 @@ def quantized_speed(
 ) -> Table:
     """Time a step of LoRA, a step of QLoRA, and only the dequantising of a QLoRA step.
 
-    The rows are {case, competitor, seconds, ratio, peak_bytes, losses, rounds, …}. "ours" has a base in float32, "ours, NF4
-    base" a base in four bits, and "dequantising" only decodes, as often as "ours, NF4 base" does. ratio is the time divided
-    by that of "ours" in the same round. The losses differ because the bases differ.
+    The rows are {case, competitor, seconds, ratio, peak_bytes, losses, rounds, …}. The competitor "ours" is LoRA over a
+    base in float32; "ours, NF4 base" is QLoRA over a base in four bits. The competitor "dequantising" only dequantises
+    the weights, as often as a QLoRA step does. `ratio` is a competitor's time divided by the time of "ours" in the same
+    round. The losses differ because the bases differ.
     """
     comparison, rows, cases = Comparison(threads, rounds, say), [], available(cases, say)
     for case in cases:
@@ -137,9 +141,10 @@ def speed_scaling(
 ) -> Table:
     """Time a LoRA step while one quantity grows: the tokens per row, the rows, the rank, or the layers.
 
-    The rows are {sweep, x, batch_size, seq_len, r, layers, vocab_size, seconds, ratio, rounds, peak_bytes}. sweep is "tokens",
-    "batch" (the number of rows), "r" or "layers", and x is its value. ratio is the time divided by the first of the sweep.
-    settings["lines"][sweep] is {slope, intercept, r_squared} of the straight line seconds ≈ slope · x + intercept.
+    The rows are {sweep, x, batch_size, seq_len, r, layers, vocab_size, seconds, ratio, rounds, peak_bytes}. `sweep` is
+    the quantity that grows: "tokens", "batch" (the number of rows), "r" or "layers". `x` is the value of this quantity.
+    `ratio` is the time divided by the time of the first case in the sweep. `settings["lines"][sweep]` is {slope,
+    intercept, r_squared} of the straight line seconds ≈ slope · x + intercept.
     """
     comparison, rows, lines = Comparison(threads, rounds, say), [], {}
     for sweep, cases in sweeps.items():
@@ -158,7 +163,10 @@ def speed_scaling(
 
 
 def available(cases: Sequence[Case], say: Say) -> list[Case]:
-    """Return the cases with a model on this machine. For each other case, `say` gets the command that fetches the model."""
+    """Return the cases whose model is on this machine.
+
+    For each other case, `say` is called with the command that fetches the model.
+    """
     found = []
     for case in cases:
         try:
@@ -171,7 +179,7 @@ def available(cases: Sequence[Case], say: Say) -> list[Case]:
 
 
 def oracles_installed(say: Say) -> bool:
-    """Return True if PyTorch, PEFT and transformers are installed. Otherwise, `say` gets the names of the missing ones."""
+    """Return True if PyTorch, PEFT and transformers are installed; otherwise call `say` with the missing names."""
     missing = [name for name in ("torch", "peft", "transformers") if find_spec(name) is None]
     if missing:
         say(f"no comparison: {', '.join(missing)} not installed; run pip install 'lora-np[oracles]'")
@@ -181,7 +189,10 @@ def oracles_installed(say: Say) -> bool:
 def compared(
     competitors: Sequence[Competitor], difference: Callable[[Any, Any], str], say: Say
 ) -> list[dict[str, Any]]:
-    """Return the rows with `ratios` to the first competitor, ours. The ratios are None if `difference` finds a difference."""
+    """Return the competitors' rows, with `ratios` of their times to the time of the first competitor.
+
+    The ratios are None if `difference` finds that a competitor computes a different result.
+    """
     ours, rows = competitors[0], []
     for other in competitors:
         found = ratios(other, ours)
@@ -193,7 +204,7 @@ def compared(
 
 
 def ratios(competitor: Competitor, reference: Competitor) -> dict[str, Any]:
-    """Return {ratio, ratio_range}: the median and the quartiles, over the rounds, of the time divided by the reference's."""
+    """Return {ratio, ratio_range}: median and quartiles, over the rounds, of the time / the reference's time."""
     found = [a / b for a, b in zip(competitor.turns, reference.turns, strict=True)]
     return {"ratio": statistics.median(found), "ratio_range": np.percentile(found, [25, 75]).tolist()}
 
@@ -219,7 +230,7 @@ def straight_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float,
 
 @dataclass
 class Comparison:
-    """All competitors of one study, and the table with their measurements and the conditions of these."""
+    """The timing of all competitors in one study, and the table of the measurements and their conditions."""
 
     threads: int
     rounds: int
@@ -235,7 +246,7 @@ class Comparison:
         return ran
 
     def table(self, study: str, question: str, settings: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
-        """Return the table. It adds threads, rounds, processor, blas (per competitor) and warnings to `settings`."""
+        """Return the table, with threads, rounds, processor, blas (per competitor) and warnings added to `settings`."""
         blas = {competitor.name: competitor.about["blas"] for competitor in self.ran}
         warnings = machine.warnings_for(self.threads) + [
             f"{name} runs {used['threads']} threads instead of {self.threads}"

@@ -24,9 +24,10 @@ METHODS = (Run("full", 0.0), Run("lora", 0.0, 8, "all-linear"), Run("lora", 0.0,
 def step_cost(methods: Sequence[Run] = METHODS, repeats: int = 7, steps: int = 5) -> Table:
     """Measure a training step of each method on `run.batch_size` × `run.seq_len` tokens.
 
-    The rows are {method, r, target_modules, seconds, peak_bytes, trainable}. seconds is the median over `repeats` of the time
-    per step; the methods run in turns, so noise affects all of them equally. peak_bytes is the peak that tracemalloc
-    measures: adapter, gradients, optimizer state, activations and temporaries, without the base's weights.
+    The rows are {method, r, target_modules, seconds, peak_bytes, trainable}. `seconds` is the median time per step over
+    the `repeats`. The methods run in turns, so other load on the machine slows all of them equally. `peak_bytes` is the
+    peak that tracemalloc measures: adapter, gradients, optimizer state, activations and temporaries, without the base
+    model's weights.
     """
     started, rows, timed = time.perf_counter(), [], {}
     for run in methods:
@@ -50,7 +51,7 @@ def step_seconds(model: Trainable, batches: Sequence[Batch], optimizer: AdamW, s
 
 
 def training_peak(model: Trainable, batches: Sequence[Batch], workers: int = 1) -> int:
-    """Return the peak bytes of two AdamW steps, with the adapter and without the base's weights."""
+    """Return the peak bytes of two AdamW steps; the adapter is included, the base model's weights are not."""
     adapter = sum(p.value.nbytes for p in costs.adapter_parameters(model))
     tracemalloc.start()
     try:
@@ -61,9 +62,9 @@ def training_peak(model: Trainable, batches: Sequence[Batch], workers: int = 1) 
 
 
 def timed_alike(measured: Table, cost: Table) -> Table:
-    """Return the convergence table with seconds = steps × the cost of a step from the table `cost`.
+    """Return the convergence table with seconds = steps × seconds per step, taken from the table `cost`.
 
-    The seconds that the runs recorded themselves are not comparable, because the machine was not equally busy.
+    The seconds that were measured during the runs are not comparable, because the load on the machine changed.
     """
 
     def seconds(row: dict) -> list[float]:
