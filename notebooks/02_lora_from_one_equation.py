@@ -213,7 +213,7 @@ model.print_trainable_parameters()
 # %% [markdown]
 # LoRA trains almost a tenth as many parameters as tiny has. The ratio of $W$'s parameters to those of $A$ and $B$ is $d / (2r) = 128 / 16 = 8$ for tiny's square matrices, and 12 for its largest matrices (384 × 128). For square matrices with $d = 4096$ the ratio is 256.
 #
-# The next cell trains the adapter. The cell also keeps a copy of one frozen weight matrix, to show that training does not change it. In the path to this matrix, `layers[0]` is the first block, `self_attn.q_proj` the linear layer for the queries, `base_layer` the frozen layer inside the layer with LoRA, and `weight.value` the array of the weight.
+# The next cell trains the adapter. The cell also keeps a copy of one frozen weight matrix, to show that training does not change it. In the path to this matrix, `layers[0]` is the first block and `self_attn.q_proj` is its linear layer for the queries. `base_layer` is the frozen layer inside the layer with LoRA, and `weight.value` is the array of the weight.
 
 # %%
 q_proj = base.model.layers[0].self_attn.q_proj  # with LoRA
