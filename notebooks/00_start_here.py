@@ -21,11 +21,11 @@
 # - train an adapter on a small language model and compare its text before and after;
 # - find the notebooks, the notation and the exercises of the course.
 #
-# **Before you start:** Python. You need no machine learning for this notebook.
+# **Before you start:** you can read Python code. You need no knowledge of machine learning for this notebook.
 #
 # *Reading: 15 minutes. Running: about 15 seconds.*
 #
-# A language model is fine-tuned by changing its weight matrices. LoRA (low-rank adaptation) leaves the weight matrices unchanged. LoRA trains two small matrices beside each weight matrix, and adds their product to it. All these small matrices together are the *adapter*. In this course you
+# A language model is fine-tuned by changing its weight matrices. LoRA (low-rank adaptation) leaves the weight matrices unchanged. Beside each weight matrix LoRA trains two small matrices, and the model also computes with their product. All these small matrices together are the *adapter*. In this course you
 # build LoRA from nothing: the forward pass, each gradient by hand, and the tests of the gradients. You also train real models, and measure what LoRA saves and what it loses. All code uses NumPy, without automatic differentiation.
 # An ordinary computer is enough for the course.
 #
@@ -61,7 +61,7 @@ else:
 #
 # "tiny" is a language model with a million parameters. It was trained on English prose about Python, and it writes text one byte (one letter) at a time. In training, tiny saw little Python code.
 #
-# The next cell gives tiny three beginnings of code lines to continue. Then the cell trains a LoRA adapter on Python code for sixty steps, and gives tiny with the adapter the same three beginnings. In each step, the adapter changes a little, so that a few lines of Python code become more probable.
+# The next cell gives tiny three beginnings of code lines to continue. Then the cell trains a LoRA adapter on Python code for sixty steps, and gives tiny with the adapter the same three beginnings. In each step, the model reads a few pieces of Python code, and the adapter changes a little to make these pieces more probable.
 #
 # **Predict.** What will change in tiny's text: the grammar, the vocabulary, the meaning?
 
@@ -100,7 +100,7 @@ text = beginning + ln.data.decode(sample)
 print("\n".join(line[:90] for line in text.split("\n")))  # the ends of long lines are cut
 
 # %% [markdown]
-# - *Grammar:* the grammar changes. A line that begins as code now continues as code, with dots, brackets and colons. Before, it continued as an English sentence.
+# - *Grammar:* the grammar changes. A line that begins as code now continues as code, with dots, brackets and colons. Before the training, such a line continued as an English sentence.
 # - *Vocabulary:* the words change. The model writes `self`, `None` and names with underscores in place of "the" and "of".
 # - *Meaning:* the text has hardly more meaning. A short line may look as if a programmer wrote it. In the longer text the names mean nothing, and the lines do not belong together. A model with a million
 #   parameters is too small to write meaningful code. Notebook 10 trains a model with 135 million parameters.

@@ -70,7 +70,7 @@ show(lines, {seven.name: "", "GB": ".1f", "times the weights": ".2f"})
 # Full fine-tuning takes eight times the memory of the weights: sixteen bytes per parameter. The coral bars show this memory for each model. With LoRA the memory of the weights stays (grey), and almost all other memory disappears. QLoRA makes
 # the weights themselves smaller. The green and hollow parts of the bars are *activations*, arrays that the forward pass keeps for the backward pass. Neither LoRA nor QLoRA makes the activations smaller.
 #
-# The rest of this notebook explains each part. For each part, it computes the size from the shapes of the model, and then *measures* the size on tiny, a model with a million parameters. The same formulas then give the sizes for models
+# The rest of this notebook explains each part. For each part, the notebook computes the size from the shapes of the model, and then *measures* the size on tiny, a model with a million parameters. The same formulas then give the sizes for models
 # that no ordinary computer can train.
 #
 # ## What fine-tuning does
@@ -252,7 +252,7 @@ print(f"parts 1 to 3: {16 * size / MB:.1f} (all in MB)")
 #
 # ## Part 6: temporary arrays, and the peak
 #
-# The last part is the memory of temporary arrays: the gradients that the backward pass hands from layer to layer, and products before they are added. The memory of an array that is no longer needed is used for the next one. So the memory of a training step is its *peak*, the largest sum of all arrays at any time.
+# The last part is the memory of temporary arrays: the gradients that the backward pass hands from layer to layer, and products before they are added. The memory of an array that is no longer needed is used for later arrays. So the memory of a training step is its *peak*, the largest sum of all arrays at any time.
 # `lora_np/costs/temporaries.py` computes the temporary arrays.
 #
 # The next cell computes all parts for tiny from shapes. Then it compares the sum of the parts with the peak that `tracemalloc` measures in two real training steps.
@@ -296,7 +296,7 @@ show(lines, {"MB": ""} | dict.fromkeys(models, ".2f"))
 # - The **weights** take the same memory, because the frozen model is still used. The matrices of the adapter are added.
 # - **Gradients**, **optimizer state** and a master copy exist only for the adapter. A frozen parameter needs no gradient, no optimizer state and no master copy.
 # - The **activations** do not become smaller. LoRA does not compute $dW = dy^\top x$, but it computes $dA = dh^\top x$, which needs the same $x$. The gradient $dB$ needs $h = xA^\top$ in addition. So with adapters on all linear layers, LoRA keeps slightly *more* activations than full fine-tuning. Only a layer
-#   without an adapter need not keep its $x$. The last column shows this for adapters on queries and values.
+#   without an adapter does not have to keep its $x$. The last column shows the smaller activations for adapters only on queries and values.
 #
 # On tiny the activations take most of the memory, so LoRA saves little. On a 7B model in mixed precision LoRA saves much more:
 
@@ -315,7 +315,7 @@ columns = {"tokens": "", "full": ".0f", "LoRA": ".0f", "LoRA / full": ".0%"}
 show(lines, columns | {"LoRA's activations": ".1f"})
 
 # %% [markdown]
-# With few tokens LoRA needs only a small share of the memory of full fine-tuning. With many tokens the activations take nearly all memory, and LoRA does not make them smaller. The method of the next section does.
+# With few tokens LoRA needs only a small share of the memory of full fine-tuning. With many tokens the activations take nearly all memory, and LoRA does not make them smaller. Gradient checkpointing, the method of the next section, makes them smaller.
 #
 # ## Gradient checkpointing
 #
@@ -364,7 +364,7 @@ columns = {"llama-65b, GB": "", "frozen weights": ".1f", "other": ".1f", "sum": 
 show(lines, columns | {"GPU with 48 GB": ""})
 
 # %% [markdown]
-# The abstract of the QLoRA paper says that QLoRA can fine-tune a "65B parameter model on a single 48GB GPU". The sum in the table agrees. Three methods together make the sum this small: LoRA (no gradients and no optimizer state for frozen weights), gradient checkpointing, and frozen weights in four bits.
+# The abstract of the QLoRA paper says that QLoRA can fine-tune a "65B parameter model on a single 48GB GPU". The sum for QLoRA in the table is indeed below 48 GB. Three methods together make the sum this small: LoRA (no gradients and no optimizer state for frozen weights), gradient checkpointing, and frozen weights in four bits.
 #
 # The sum does not include the memory of the libraries and the unused gaps between arrays. So a real GPU needs a little more memory than this sum.
 #

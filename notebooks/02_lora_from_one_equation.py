@@ -102,7 +102,7 @@ for step in range(1, 41):
 show(lines, {"step": "", "held-out loss": ".3f"})
 
 # %% [markdown]
-# Before training, the loss is much closer to 1 than to 5.5: code has many English words, and tiny knows how English words are spelled. During training the loss falls. It is the loss on *held-out* text, which is not used for training.
+# Before training, the loss is much closer to 1 than to 5.5: code has many English words, and tiny knows how English words are spelled. During training the loss falls. The table shows the loss on *held-out* text, which is not used for training.
 #
 # After training, the two matrices can be added to the weight, because $x W^\top + s\,(xA^\top)B^\top = x\,(W + s\,BA)^\top$. The merged model has no bypass, so it needs no more memory or time than the base:
 
@@ -250,7 +250,7 @@ print(f"largest change of a logit, relative to the largest logit: {change:.1e} (
 # %% [markdown]
 # ## Whole models
 #
-# This picture counts $r\,(\text{in} + \text{out})$ for all adapted matrices of published models. It shows two adapters for each model: $r = 8$ on queries and values, as in the LoRA paper, and $r = 16$ on all linear layers. (GPT-2 computes queries, keys and values with one
+# This picture counts $r\,(\text{in} + \text{out})$ for all adapted matrices of published models. The picture shows two adapters for each model: $r = 8$ on queries and values, as in the LoRA paper, and $r = 16$ on all linear layers. (GPT-2 computes queries, keys and values with one
 # matrix, `c_attn`.) The share is the number of trained parameters, divided by the number of all parameters including the adapter. PEFT prints the same share.
 
 # %%

@@ -212,7 +212,7 @@ for name, mine, theirs in zip(("dx", "dA", "dB"), ours, library, strict=True):
 #
 # Our code and the library could contain the same mistake. So a proof needs a derivative that is computed in another way. In this section and the next, $h$ is a small step, a number.
 #
-# The best-known way is a difference, $(f(x+h) - f(x))/h$. A difference has two errors. The first error comes from the terms of the Taylor series that the difference leaves out. This error becomes smaller with $h$. The second error is rounding, because two nearly equal numbers are subtracted:
+# The best-known way to compute a derivative numerically is a difference, $(f(x+h) - f(x))/h$. A difference has two errors. The first error comes from the terms of the Taylor series that the difference leaves out. The smaller $h$ is, the smaller is this error. The second error is rounding, because two nearly equal numbers are subtracted:
 # the smaller $h$ is, the more digits are lost.
 #
 # The *complex step* ([Squire and Trapp 1998](https://doi.org/10.1137/S003614459631241X)) moves $x$ in the imaginary direction:
@@ -254,7 +254,7 @@ plots.step_sizes(steps, step_errors, subtitle);
 # - **Left: rounding.** When $h$ becomes smaller, the error of both differences grows like $\varepsilon/h$, where $\varepsilon \approx 2 \cdot 10^{-16}$ is the spacing of float64 numbers at 1. For the smallest $h$, $x + h$ is rounded to $x$. Then the difference is 0 and its relative error is 1.
 # - **The best $h$** balances the two errors. Forward difference: $\varepsilon/h = h$, so $h = \sqrt\varepsilon \approx 10^{-8}$. Then the error is also $\sqrt\varepsilon$: half of the digits are right.
 #   Central difference: $\varepsilon/h = h^2$, so the error is $\varepsilon^{2/3}$: two thirds of the digits are right.
-# - **The complex step** has no rounding error that grows when $h$ becomes smaller. If $h$ is small enough, its derivative is exact up to rounding. We use $h = 10^{-30}$.
+# - **The complex step** has no rounding error that grows when $h$ becomes smaller. If $h$ is small enough, the derivative is exact up to rounding. We use $h = 10^{-30}$.
 #
 # ## From one number to a matrix
 #
@@ -300,7 +300,7 @@ report("the LoRA layer", errors_of(lora_forward, lora_backward, x=x, A=A, B=B))
 #
 # The next cell makes a mistake on purpose: its backward pass forgets the factor $s$ of $dA$. LoRA starts with $B = 0$, so a programmer would probably check the gradient at $B = 0$ first.
 #
-# **Predict.** Does the check find the mistake at $B = 0$? And at a random $B$?
+# **Predict.** Does the check find the mistake at $B = 0$? Does it find the mistake at a random $B$?
 
 # %%
 def forgot_s(dy, cache):
@@ -345,7 +345,7 @@ except ValueError as error:
 #
 # The model in the sections above had a random $B$. In practice LoRA starts with $B = 0$ and a random $A$.
 #
-# **Predict.** Which of $dA$ and $dB$ are zero at the start? Which are zero after one step?
+# **Predict.** Which of $dA$ and $dB$ are zero at the start? Which of them are zero after one step?
 
 # %%
 config = ln.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")

@@ -32,7 +32,7 @@
 #
 # The picture shows one block. Grey boxes are linear layers with LoRA; notebook 03 derived their gradients. White boxes are the layers whose gradients this notebook derives.
 #
-# **Predict.** There are four kinds of white boxes. In layers of one kind, each output number depends only on the input numbers with the same indices, so the gradient needs no sum. Which kind is this?
+# **Predict.** There are four kinds of white boxes. In layers of one kind, each output number depends only on the input numbers with the same indices, so the gradient needs no sum. Which kind of layer is this?
 
 # %%
 import numpy as np
@@ -55,7 +55,7 @@ block_diagram();
 # | SwiGLU | the nonlinearity of the MLP: without it, the linear layers before and after would be one linear layer |
 # | ⊕ | a *residual* connection: adds the result to $x$, so the gradient also passes unchanged |
 #
-# The kind is SwiGLU, which works entry by entry. Rotary mixes pairs of features, RMSNorm mixes all features of a token, and attention mixes tokens.
+# This kind of layer is SwiGLU, which works entry by entry. Rotary mixes pairs of features, RMSNorm mixes all features of a token, and attention mixes tokens.
 #
 # The table leaves out two layers. The output head is a linear layer, and the embedding is a table look-up; `lora_np/ops/embedding.py` has its gradient.
 #
@@ -125,7 +125,7 @@ for name, value in ways.items():
 #
 # $$\frac{\partial y_i}{\partial z_j} = \frac{[\,i = j\,]\,e_i\,S - e_i\,e_j}{S^2} = y_i\,\big([\,i = j\,] - y_j\big)$$
 #
-# The chain rule sums over $i$. In the first term, $[\,i = j\,]$ leaves only $i = j$ of the sum:
+# The chain rule sums over $i$. From the first part of the bracket, $[\,i = j\,]$, only the term with $i = j$ is left:
 #
 # $$dz_j = \sum_i dy_i\,y_i\,\big([\,i = j\,] - y_j\big) = y_j \Big(dy_j - \sum_i dy_i\,y_i\Big)$$
 #
@@ -365,7 +365,7 @@ print(all(np.allclose(np.diag(scores, j), scores[0, j]) for j in range(t)))
 # %% [markdown]
 # ## SwiGLU
 #
-# SwiGLU is the nonlinearity of the MLP. Two linear layers read the same token. The layer `up_proj` gives the values $u$, and the layer `gate_proj` gives the gates $g$. Each gate decides how much of its value passes:
+# SwiGLU is the nonlinearity of the MLP. Two linear layers read the same token. The layer `up_proj` gives the values $u$, and the layer `gate_proj` gives the gates $g$. Each gate decides how much of the corresponding value passes:
 #
 # $$y = \operatorname{silu}(g) \circ u, \qquad \operatorname{silu}(g) = g\,\sigma(g), \qquad \sigma(g) = \frac{1}{1 + e^{-g}}, \qquad \sigma' = \sigma\,(1 - \sigma)$$
 #
@@ -503,7 +503,7 @@ subtitle = "relative difference of the two sides, in float64; one point per laye
 plots.relative_errors(differences, 1e-12, title, subtitle);
 
 # %% [markdown]
-# All digits agree except the last one or two. Each addition rounds, and the two passes add thousands of numbers in different orders. With a mistake in a gradient, already the first digits would differ.
+# All digits agree except the last one or two. Each addition rounds, and the two passes add thousands of numbers in different orders. If a gradient contained a mistake, the first digits would differ too.
 #
 # ## Recap
 #

@@ -289,7 +289,7 @@ for r in (4, 64):
     display(Markdown(findings.say(*names)))
 
 # %% [markdown]
-# - As in the paper, $\Delta W$ does not repeat the weight: $W$ is much smaller in the directions of $\Delta W$ than in its own top directions.
+# - As in the paper, $\Delta W$ does not repeat the weight: $W$ is much smaller in the directions of $\Delta W$ than in the top directions of $W$.
 # - Unlike in the paper, the directions of $\Delta W$ are hardly special: $W$ is only a little larger in them than in random directions. At $r = 4$, the amplification is about a quarter of the amplification in the paper.
 # - The amplification falls with the rank, as in the paper, because a larger rank includes more directions of $W$.
 #
@@ -350,13 +350,13 @@ display(Markdown(findings.say("low_rank.d90.tiny", "low_rank.d90.random")))
 #
 # - The best product of rank $r$ keeps the $r$ largest singular values. The error of this product is the square root of the sum of the other $\sigma_i^2$.
 # - For 90 % of its energy, the $\Delta W$ of full fine-tuning needs fewer directions than a random matrix, but many more than LoRA's rank.
-# - Fewer directions are enough for most of the gain than for most of the energy. Most of the gain lies in the first directions, and a matrix of low rank can hold these.
+# - Fewer directions are enough for most of the gain than for most of the energy. Most of the gain lies in the first directions, and a $\Delta W$ of low rank can hold these directions.
 # - The $A$ of two runs read different directions. The $B$ of two runs share some of the directions that they write.
 # - In this notebook every $\Delta W$ was cut after training. LoRA trains a $\Delta W$ of low rank from the start. [Notebook 05](05_convergence.ipynb) measures the loss that LoRA reaches.
 #
 # ## Three questions
 #
-# 1. A product of rank 4 has a relative error of 80 %. Which share of the energy does this product keep? Which relative error has a product that keeps half of the energy?
+# 1. A product of rank 4 has a relative error of 80 %. Which share of the energy does this product keep? What is the relative error of a product that keeps half of the energy?
 #
 # <details><summary>Answer</summary>
 #

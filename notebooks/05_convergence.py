@@ -55,7 +55,7 @@ plots.recovered_gain(table, short);
 #
 # $$\frac{L_\text{base} - L_\text{LoRA}}{L_\text{base} - L_\text{full}}$$
 #
-# A share of 0 % means that LoRA has learned nothing. A share of 100 % means that LoRA is as good as full fine-tuning. In short, LoRA *recovers* this share of the gain.
+# A share of 0 % means that LoRA has learned nothing. A share of 100 % means that LoRA is as good as full fine-tuning. We say that LoRA *recovers* this share of the gain.
 
 # %%
 ranks = table.settings["ranks"]
@@ -149,7 +149,7 @@ plots.loss_curves(mine);
 # There are two possible causes: the low rank, and the parameters that LoRA leaves frozen. LoRA leaves the embedding (which is also the output head) and the norms frozen. Two more methods separate the causes:
 #
 # - *linear layers only:* this method trains the full weights of all linear layers. Their change may have any rank, but the embedding and the norms are frozen as in LoRA.
-# - *LoRA + rest:* this method trains LoRA on all linear layers, and also the embedding and the norms. The change of the linear layers has a low rank, but nothing except their $W$ is frozen.
+# - *LoRA + rest:* this method trains LoRA on all linear layers, and also the embedding and the norms. The change of the linear layers has a low rank, and only the weight matrices $W$ of these layers are frozen.
 #
 # **Predict.** Which of these two methods comes closer to the gain of full fine-tuning?
 
@@ -217,7 +217,7 @@ columns = {"method": "", "layers": "", "parameters": ",", "seconds per step": ".
 show(lines, columns | {"peak, MB": ".0f"})
 
 # %% [markdown]
-# On tiny, a LoRA step on all linear layers takes more than three quarters of the time. With a hidden size of 128, the products take only about half of the time of a step. The softmax, the norms and the activations take the same time with both methods, and the narrow products with $A$ and $B$ are less efficient than wide ones. Small differences between the ranks are noise.
+# On tiny, a LoRA step on all linear layers takes more than three quarters of the time. With a hidden size of 128, the products take only about half of the time of a step. Softmax, norms and SwiGLU take the same time with both methods, and the narrow products with $A$ and $B$ are less efficient than wide ones. Small differences between the ranks are noise.
 # On a larger model the products take a larger share of the time, so LoRA saves more (notebook 10):
 
 # %%
@@ -290,7 +290,7 @@ print(f"share of full fine-tuning's gain in %; {len(table.settings['seeds'])} se
 #
 # </details>
 #
-# 2. Set `steps` to 20 and then to 400 in the cell under "Do it yourself", and run the cell. Does the method with the lower final loss change?
+# 2. Set `steps` to 20 and then to 400 in the cell under "Do it yourself", and run the cell. Is the final loss of full fine-tuning still lower than the final loss of LoRA?
 #
 # <details><summary>Hint</summary>
 #
@@ -300,7 +300,7 @@ print(f"share of full fine-tuning's gain in %; {len(table.settings['seeds'])} se
 #
 # <details><summary>Answer</summary>
 #
-# The order of the methods does not change: with 20, 60 and 400 steps, full fine-tuning has the lower final loss. With 400 steps the final loss of both methods is clearly lower than with 200 steps. The learning rates were chosen for 200 steps, so with other numbers of steps the comparison is not fair.
+# Yes: with 20, 60 and 400 steps, full fine-tuning has the lower final loss. With 400 steps the final loss of both methods is clearly lower than with 200 steps. The learning rates were chosen for 200 steps, so with other numbers of steps the comparison is not fair.
 #
 # </details>
 #
