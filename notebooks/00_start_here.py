@@ -21,15 +21,15 @@
 # - train an adapter on a small language model and compare its text before and after;
 # - find the notebooks, the notation and the exercises of the course.
 #
-# **Before you start:** Python. You need no machine learning for this notebook.
+# **Before you start:** you can read Python code. You need no knowledge of machine learning for this notebook.
 #
 # *Reading: 15 minutes. Running: about 15 seconds.*
 #
-# A language model is fine-tuned by changing its weight matrices. LoRA does not change them. It trains a product of two small matrices beside each weight matrix. In this course you
-# build LoRA from nothing: the forward pass, each gradient by hand, and tests that prove them. You also train real models and measure what LoRA saves and what it loses. All code is NumPy, without automatic differentiation.
-# An ordinary computer is enough.
+# A language model is fine-tuned by changing its weight matrices. LoRA (low-rank adaptation) leaves the weight matrices unchanged. Beside each weight matrix LoRA trains two small matrices, and the model also computes with their product. All these small matrices together are the *adapter*. In this course you
+# build LoRA from nothing: the forward pass, each gradient by hand, and the tests of the gradients. You also train real models, and measure what LoRA saves and what it loses. All code uses NumPy, without automatic differentiation.
+# An ordinary computer is enough for the course.
 #
-# `make lab` opens a copy of the course in the folder `my-course`, without outputs. You can change this copy as you like. If you see outputs below, you are reading the notebooks of the project. Then do not look at an answer before you have predicted it.
+# `make lab` opens a copy of the course in the folder `my-course`, without outputs. You can change this copy as you like. If you see outputs below, you are reading a notebook that the project has already run. In this case, write down your prediction before you look at the output below it.
 #
 # Run the next cell: click it, then press Shift+Enter.
 
@@ -59,11 +59,11 @@ else:
 # %% [markdown]
 # ## A first adapter
 #
-# "tiny" is a language model with a million parameters. It was trained on English prose about Python, and it writes one byte (one letter) after another. It has seen little Python code.
+# "tiny" is a language model with a million parameters. It was trained on English prose about Python, and it writes text one byte (one letter) at a time. In training, tiny saw little Python code.
 #
-# The next cell gives tiny three beginnings of code lines to continue. Then it trains a LoRA adapter on Python code for sixty steps, and gives the same three beginnings again.
+# The next cell gives tiny three beginnings of code lines to continue. Then the cell trains a LoRA adapter on Python code for sixty steps, and gives tiny with the adapter the same three beginnings. In each step, the model reads a few pieces of Python code, and the adapter changes a little to make these pieces more probable.
 #
-# **Predict.** What will change: the grammar, the vocabulary, the meaning?
+# **Predict.** What will change in tiny's text: the grammar, the vocabulary, the meaning?
 
 # %%
 base = ln.load_model("tiny")
@@ -90,7 +90,7 @@ for text, first in zip(beginnings, before, strict=True):
 print(f"\n{len(history.rows)} steps in {history.rows[-1]['seconds']:.0f} s")
 
 # %% [markdown]
-# The next cell writes a longer text. Here each byte is drawn at random from the eight most likely bytes.
+# In the next cell, tiny with the adapter writes a longer text. Each byte of this text is drawn at random from the eight most likely bytes.
 
 # %%
 beginning = "def read(self, name):\n    return "
@@ -100,19 +100,19 @@ text = beginning + ln.data.decode(sample)
 print("\n".join(line[:90] for line in text.split("\n")))  # the ends of long lines are cut
 
 # %% [markdown]
-# - *Grammar:* it changes. A line that begins as code now continues as code, with dots, brackets and colons. Before, it continued as an English sentence.
-# - *Vocabulary:* it changes. The model writes `self`, `None` and names with underscores in place of "the" and "of".
-# - *Meaning:* it changes little. A short line may look like the line of a programmer. In the longer text the names mean nothing, and the lines do not belong together. A model with a million
-#   parameters is too small for that. Notebook 10 trains a model with 135 million parameters.
+# - *Grammar:* the grammar changes. A line that begins as code now continues as code, with dots, brackets and colons. Before the training, such a line continued as an English sentence.
+# - *Vocabulary:* the words change. The model writes `self`, `None` and names with underscores in place of "the" and "of".
+# - *Meaning:* the text has hardly more meaning. A short line may look as if a programmer wrote it. In the longer text the names mean nothing, and the lines do not belong together. A model with a million
+#   parameters is too small to write meaningful code. Notebook 10 trains a model with 135 million parameters.
 #
-# Only the adapter has changed. One line switches it off, and the model writes what it wrote before:
+# Training has changed only the adapter. One line of code switches the adapter off, and the model writes the same text as before the training:
 
 # %%
 with model.disable_adapter():
     print([continued(model, text) for text in beginnings] == before)
 
 # %% [markdown]
-# The adapter has almost a tenth as many parameters as tiny. This share is large because tiny is small: the larger the model, the smaller the share (notebook 02 says why).
+# The adapter has almost a tenth as many parameters as tiny. This share is large because tiny is small. In a larger model the adapter's share is smaller (notebook 02 explains why).
 #
 # ## The course
 #
@@ -131,11 +131,11 @@ with model.disable_adapter():
 # | [09 Other PEFT methods](09_other_peft_methods.ipynb) | Which other methods train few parameters? | 60 | 02, 05 |
 # | [10 A real language model](10_a_real_language_model.ipynb) | What does a chat model learn and forget? | 30 | 02, 05 |
 #
-# Each notebook shows a result before its derivation. **Predict** asks you to write down a guess before you look at the next output. The minutes are for reading and for the tasks at the end. Most notebooks run in less than half a minute.
+# Each notebook shows a result before its derivation. **Predict** asks you to write down a guess before you look at the next output. The column "minutes" gives the time for reading and for the tasks at the end. Most notebooks run in less than half a minute.
 #
 # ## Notation
 #
-# These letters mean the same in all notebooks. Other letters are defined where they are used.
+# These letters have the same meaning in all notebooks. You meet them one by one, so you need not learn them now. A notebook that uses another letter defines it.
 #
 # | letter | meaning | shape |
 # |---|---|---|
@@ -163,7 +163,7 @@ with model.disable_adapter():
 #
 # Losses are in *nats per byte* for tiny and in *nats per token* for SmolLM2: the mean of $-\ln$ of the probability that the model gives to the next byte or token. Lower is better.
 #
-# In all pictures grey is frozen, cyan is LoRA and coral is full fine-tuning.
+# In all pictures, grey stands for frozen weights, cyan for LoRA and coral for full fine-tuning.
 #
 # ## Exercises
 #
@@ -172,19 +172,19 @@ with model.disable_adapter():
 # ## JupyterLab in three lines
 #
 # - Shift+Enter runs a cell and goes to the next one. You can change any cell and run it again.
-# - *Kernel → Restart Kernel and Run All Cells* starts again from the beginning. Do this if the results of the cells no longer fit together.
+# - *Kernel → Restart Kernel and Run All Cells* starts again from the beginning. Restart if the results of the cells no longer fit together.
 # - *File → Save Notebook As…* saves your changes under a new name.
 #
 # ## The code
 #
-# The code is part of the course. `lora_np/micro.py` is LoRA in one file. `lora_np/ops/` has one file per layer, with forward, backward and derivation. `lora_np/peft/lora/layer.py` adds LoRA to a
-# linear layer of a model. `lora_np/gradient_check.py` tests gradients. README lists the other parts.
+# The code is part of the course. `lora_np/micro.py` is LoRA in one file. `lora_np/ops/` has one file per kind of layer, with its forward pass, its backward pass and the derivation. `lora_np/peft/lora/layer.py` adds LoRA to a
+# linear layer of a model. `lora_np/gradient_check.py` tests gradients. The file `README.md` lists the other parts of the code.
 #
 # ## Recap
 #
-# - LoRA leaves the weights of a model unchanged and trains two small matrices beside each of them.
+# - LoRA leaves the weights of a model unchanged and trains two small matrices beside each weight matrix.
 # - A few seconds of training change the grammar and the vocabulary of tiny's text.
-# - The adapter can be switched off, and the base model is unchanged.
+# - The adapter can be switched off. Then the model writes the same text as before the training.
 #
 # ## Three questions
 #
@@ -192,7 +192,7 @@ with model.disable_adapter():
 #
 # <details><summary>Answer</summary>
 #
-# Only those of the adapter. That is why the last cell prints `True`.
+# The training changed only the numbers of the adapter. Without the adapter the model writes the same text as before, so the cell with `disable_adapter` prints `True`.
 #
 # </details>
 #
@@ -200,7 +200,7 @@ with model.disable_adapter():
 #
 # <details><summary>Answer</summary>
 #
-# The adapter was trained on Python code. The base supplies letters, words and an idea of sentences; the adapter shifts the probability of the next byte towards code.
+# The adapter was trained on Python code. The base model knows letters, words and the order of words in a sentence. The adapter makes bytes that continue code more probable.
 #
 # </details>
 #
@@ -208,24 +208,24 @@ with model.disable_adapter():
 #
 # <details><summary>Answer</summary>
 #
-# A better one. The loss is the mean of $-\ln p$ for the correct byte. A loss of 1.0 means that the correct byte has a typical probability of $e^{-1.0} \approx 0.37$; a loss of 1.5 means $e^{-1.5} \approx 0.22$.
+# It means a better model. The loss is the mean of $-\ln p$ for the correct byte. A loss of 1.0 means that the correct byte has a typical probability of $e^{-1.0} \approx 0.37$; a loss of 1.5 means $e^{-1.5} \approx 0.22$.
 #
 # </details>
 #
 # ## Try
 #
-# 1. Train for 5 steps and for 300 steps (`steps` and the first argument of `WarmupCosine`) and compare the three lines.
+# 1. Train for 5 steps and for 300 steps (`steps` and the first argument of `WarmupCosine`) and compare the three lines that the model writes.
 #
 # <details><summary>Hint</summary>
 #
-# Change both numbers 60 in the cell under "A first adapter" and run the cell again. It loads tiny anew, so nothing of the old adapter is left.
+# Change both numbers 60 in the cell under "A first adapter" and run the cell again. The cell loads tiny again, so nothing of the old adapter is left.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# After 5 steps the lines are still English: the learning rate is small during the warm-up, and the adapter has hardly changed. After 300 steps they are Python code, but not much better code than
-# after 60 steps. The size of tiny limits the result.
+# After 5 steps the lines are still English. The learning rate is small in the first steps (the warm-up), so the adapter has hardly changed. After 300 steps the lines are Python code, but hardly better than the code
+# after 60 steps: the size of tiny limits the result.
 #
 # </details>
 #
@@ -239,8 +239,8 @@ with model.disable_adapter():
 #
 # <details><summary>Answer</summary>
 #
-# With 0.1 the most likely byte is drawn almost always. The text repeats itself and has long runs of spaces. With 2.0 the eight bytes have almost equal probabilities. Many words are no
-# longer English or Python.
+# At temperature 0.1 the most likely byte is drawn almost always. The text repeats itself and has many spaces in a row. At temperature 2.0 the eight bytes have almost equal probabilities, and many words of the text are
+# neither English nor Python.
 #
 # </details>
 #

@@ -13,13 +13,13 @@
 # %% [markdown]
 # # The fine-tuning problem
 #
-# A GPU with 24 GB of memory can run a language model with seven billion parameters. The same GPU cannot fine-tune this model, and neither can a GPU with 80 GB. Why, and what do LoRA and QLoRA change?
+# A GPU with 24 GB of memory can run a language model with seven billion parameters. The same GPU cannot fine-tune this model, and neither can a GPU with 80 GB. Why is fine-tuning so expensive, and what do LoRA and QLoRA change?
 #
 # **You will learn** to
 #
 # - list the six parts of the memory of a training step, and compute each of them from the shapes of a model;
-# - explain which parts LoRA, gradient checkpointing and QLoRA make smaller, and which they do not;
-# - decide which method fits into a given GPU.
+# - explain which parts become smaller with LoRA, with gradient checkpointing and with QLoRA, and which parts do not;
+# - decide which method fits into the memory of a given GPU.
 #
 # **Before you start:** the matrix product and the idea of a gradient. The parts of a language model are drawn below; notebooks 03 and 03b derive them. If you have not seen LoRA, you may read
 # [notebook 02](02_lora_from_one_equation.ipynb) first. Here you only need to know that LoRA freezes each weight matrix $W$ and trains two small matrices $A$ and $B$ beside it.
@@ -51,7 +51,7 @@ print(f"In 16 bits (2 bytes) per parameter they take {2 * seven.parameters / GB:
 # %% [markdown]
 # ## The result: six parts of memory
 #
-# These 13.5 GB are enough to *use* the model. **Predict.** How many times as much memory does it take to *train* all parameters: twice, four times, eight times?
+# The weights of the 7B model take 13.5 GB. This memory is enough to *use* the model. **Predict.** How many times as much memory is needed to *train* all its parameters: twice, four times, eight times?
 
 # %%
 bill = memory.memory_bill()
@@ -67,10 +67,10 @@ for method, name in NAMES.items():
 show(lines, {seven.name: "", "GB": ".1f", "times the weights": ".2f"})
 
 # %% [markdown]
-# Full fine-tuning takes eight times the memory of the weights: sixteen bytes per parameter. The coral bars show this for each model. With LoRA the weights stay (grey), and almost all other parts disappear. QLoRA makes
-# the weights themselves smaller. The green and hollow parts are *activations*. Neither method makes them smaller.
+# Full fine-tuning takes eight times the memory of the weights: sixteen bytes per parameter. The coral bars show this memory for each model. With LoRA the memory of the weights stays (grey), and almost all other memory disappears. QLoRA makes
+# the weights themselves smaller. The green and hollow parts of the bars are *activations*, arrays that the forward pass keeps for the backward pass. Neither LoRA nor QLoRA makes the activations smaller.
 #
-# The rest of this notebook explains each part. It computes the part from shapes, and then *measures* it on tiny, a model with a million parameters. The same formulas then give the numbers for models
+# The rest of this notebook explains each part. For each part, the notebook computes the size from the shapes of the model, and then *measures* the size on tiny, a model with a million parameters. The same formulas then give the sizes for models
 # that no ordinary computer can train.
 #
 # ## What fine-tuning does
@@ -92,29 +92,29 @@ size = sum(p.value.size for _, p in model.named_parameters())
 print(f"{changed:,} of {size:,} parameters changed: {changed / size:.2%}")
 
 # %% [markdown]
-# Almost all parameters change. Each of them needs a gradient, and AdamW stores two more numbers for it. These numbers take the memory.
+# One step changes almost all parameters. Each changed parameter needs a gradient, and AdamW, the usual optimizer, stores two more numbers per parameter. All these numbers take memory.
 #
 # ## Part 1: the weights
 #
-# tiny and the Llama models have the same structure. Tokens become vectors of $d$ features (the *embedding*). The vectors pass through equal *blocks*. At the end, the *output head* computes one logit for each token of
-# the vocabulary. This is one block:
+# tiny and the Llama models have the same structure. Tokens become vectors of $d$ features (the *embedding*). The vectors pass through equal *blocks*. At the end, the *output head* computes one number, the *logit*, for each token of
+# the vocabulary. The next picture shows one block:
 
 # %%
 plots.block_diagram();
 
 # %% [markdown]
-# A block has two parts, attention and MLP. Each part normalises its input (RMSNorm), computes something, and adds it to the input. All large parameters are the matrices of *linear layers*, $y = xW^\top$ with $W$ of shape (out, in):
+# A block has two parts, attention and MLP. Each part normalises its input (RMSNorm), computes a result from it, and adds the result to the input. All large parameters are the matrices of *linear layers*, $y = xW^\top$ with $W$ of shape (out, in):
 #
 # | linear layer | shape of $W$ |
 # |---|---|
 # | `q_proj` | $(d_q, d)$ with $d_q = n\,d_h$: $n$ heads of size $d_h$ |
-# | `k_proj`, `v_proj` | $(d_{kv}, d)$ |
+# | `k_proj`, `v_proj` | $(d_{kv}, d)$ with $d_{kv} = n_{kv}\,d_h$: $n_{kv}$ heads of keys and values |
 # | `o_proj` | $(d, d_q)$ |
 # | `gate_proj`, `up_proj` | $(f, d)$ |
 # | `down_proj` | $(d, f)$ |
 # | embedding and output head | (vocabulary, $d$) each, or one matrix for both ("tied") |
 #
-# Each norm has $d$ parameters. There are two norms per block and one after the last block. The sum is
+# Each norm has $d$ parameters. There are two norms per block and one norm after the last block. The number of all parameters is
 #
 # $$\text{parameters} = \text{layers} \cdot \underbrace{(2\,d\,d_q + 2\,d\,d_{kv} + 3\,d f + 2d)}_{\text{one block}} \;+\; d \;+\; \text{vocabulary} \cdot d \cdot (1 \text{ or } 2).$$
 
@@ -135,12 +135,12 @@ show(lines, {"model": "", "by the formula": ",", "in the model": ","})
 # %% [markdown]
 # ## Parts 2 and 3: gradients and optimizer state
 #
-# The backward pass stores a gradient $g = \partial L / \partial\theta$ for each parameter $\theta$. AdamW stores two more numbers for each parameter: the running means of the gradient and of its square. In this section $v$ is the second of them, not the
-# values of attention, and $\eta$ is the learning rate (weight decay is left out):
+# The backward pass stores a gradient $g = \partial L / \partial\theta$ for each parameter $\theta$. AdamW stores two more numbers for each parameter: $m$, the running mean of the gradient, and $v$, the running mean of the squared gradient. (In this section $v$ is not the values of attention.)
+# AdamW's update without weight decay, with the learning rate $\eta$, is
 #
 # $$m \leftarrow \beta_1 m + (1-\beta_1)\,g \qquad v \leftarrow \beta_2 v + (1-\beta_2)\,g^2 \qquad \theta \leftarrow \theta - \eta\,\hat m/(\sqrt{\hat v} + \varepsilon)$$
 #
-# The next step needs $m$ and $v$ again, so they stay in memory. **Predict.** tiny is in float32 (4 bytes). How many bytes per parameter does it take in training?
+# where $\hat m$ and $\hat v$ are $m$ and $v$ corrected for their start at zero. The next step needs $m$ and $v$ again, so both stay in memory. **Predict.** tiny's weights are float32 numbers of 4 bytes. How many bytes per parameter does the training of tiny take?
 
 # %%
 optimizer = ln.AdamW(lr=1e-3)
@@ -161,11 +161,11 @@ lines = [
 show(lines, {"part": "", "MB": ".2f", "bytes per parameter": ".0f"})
 
 # %% [markdown]
-# Sixteen bytes per parameter. Large models are trained in 16 bits. Does that halve the memory?
+# Weights, gradients, $m$ and $v$ take sixteen bytes per parameter. Large models are trained in 16 bits instead of 32. Does training in 16 bits halve the memory?
 #
 # ## Part 4: the master copy
 #
-# It does not, because an update is much smaller than its weight, and 16 bits cannot store both in one number. **Predict.** A weight of 1 is increased by 0.0001, a thousand times. What is the result in float32, and what is it in 16 bits?
+# Training in 16 bits does not halve the memory. An update is much smaller than the weight that it changes, and a 16-bit number has too few digits to store their sum. **Predict.** A weight of 1 is increased by 0.0001, a thousand times. What is the final weight in float32, and what is it in a 16-bit format?
 
 # %%
 lines = []  # NumPy has no bfloat16, in which most models are published: ml_dtypes adds it
@@ -178,13 +178,13 @@ for format in (np.float32, np.float16, bfloat16):
 show(lines, {"format": "", "result": ".4f", "gap above 1": ".1e"})
 
 # %% [markdown]
-# In 16 bits the weight does not move, because each sum is rounded back to 1. The next larger number is too far away (last column).
+# In 16 bits the weight does not change, because each sum is rounded back to 1. The smallest 16-bit number above 1 is too far from 1: the last column shows this gap.
 #
-# The solution is *mixed precision* ([Micikevicius et al. 2018](https://arxiv.org/abs/1710.03740)). The model computes with weights in 16 bits, and the updates are added to a copy of the weights in 32 bits, the *master copy*. The sum is again
+# The solution is *mixed precision* ([Micikevicius et al. 2018](https://arxiv.org/abs/1710.03740)). The model computes with weights in 16 bits, and the optimizer adds the updates to a copy of the weights in 32 bits, the *master copy*. The total memory per parameter is again
 #
 # $$\underbrace{2}_{\text{weight}} + \underbrace{2}_{\text{gradient}} + \underbrace{4 + 4}_{m,\;v} + \underbrace{4}_{\text{master copy}} \;=\; 16 \text{ bytes per parameter}$$
 #
-# ([Rajbhandari et al. 2020](https://arxiv.org/abs/1910.02054), section 3.1). Some programs leave the master copy out and accept the rounding. The table shows the memory of parts 1 to 4 for three recipes, before the model reads a single token:
+# ([Rajbhandari et al. 2020](https://arxiv.org/abs/1910.02054), section 3.1). Some programs have no master copy and accept the rounding. The next table shows the memory of parts 1 to 4 for three recipes, which differ in the number formats. The activations (part 5) are not included:
 
 # %%
 names = ("llama-2-7b", "llama-2-13b", "llama-65b", "llama-2-70b")
@@ -196,7 +196,7 @@ for name, recipe in ln.costs.PRECISIONS.items():
 show(lines, {"recipe": "", "bytes": ""} | {f"{m}, GB": ",.0f" for m in names})
 
 # %% [markdown]
-# [Dettmers et al. (2023)](https://arxiv.org/abs/2305.14314), the QLoRA paper, write that fine-tuning a 65B model in 16 bits takes "more than 780 GB". The last row agrees.
+# [Dettmers et al. (2023)](https://arxiv.org/abs/2305.14314), the QLoRA paper, write that fine-tuning a 65B model in 16 bits takes "more than 780 GB". The last row of the table agrees: the recipe "16-bit" has no master copy.
 #
 # ## Part 5: the activations
 #
@@ -204,26 +204,26 @@ show(lines, {"recipe": "", "bytes": ""} | {f"{m}, GB": ",.0f" for m in names})
 #
 # $$\underset{\text{(out, in)}}{dW} = \underset{\text{(out, N)}}{dy^\top}\;\underset{\text{(N, in)}}{x}$$
 #
-# so the backward pass needs the layer's input $x$, which the forward pass computed. The other operations also keep the arrays that their derivatives need. All these arrays are called *activations*. Nearly all of them have one row per token, so
-# their size grows with the number of tokens $N$.
+# so the backward pass needs the layer's input $x$, which the forward pass computed. The other operations of the forward pass also keep arrays that their derivatives need. All arrays kept for the backward pass are called *activations*. Nearly all activations have one row per token, so
+# the memory of the activations grows with the number of tokens $N$.
 #
 # <details><summary>All activations of a block</summary>
 #
-# $N = b \cdot t$ tokens; layers that read the same $x$ keep it once.
+# There are $N = b \cdot t$ tokens. If several layers read the same $x$, it is stored once.
 #
-# | kept for | attention | MLP |
+# | kept array | attention | MLP |
 # |---|---|---|
-# | norm | $N(d + 1)$ | $N(d + 1)$ |
+# | input of the norm, and one factor per token | $N(d + 1)$ | $N(d + 1)$ |
 # | $x$ of the layers after the norm | $N d$ | $N d$ |
-# | their outputs | $N(d_q + 2 d_{kv})$ | $2 N f$ |
-# | attention weights, their sums and the output | about $\tfrac12 N t\,n$, $N n$ and $N d_q$ | – |
+# | outputs of these layers | $N(d_q + 2 d_{kv})$ | $2 N f$ |
+# | attention weights, sums of the softmax, output of attention | about $\tfrac12 N t\,n$, $N n$ and $N d_q$ | – |
 # | $x$ of the last layer | $N d_q$ | $N f$ |
 #
-# Outside the blocks: the last norm, the $x$ of the head, the logits ($N \cdot$ vocabulary), two numbers per token for the loss, and a small table of rotary angles. `lora_np/costs/activations.py` has these terms as code.
+# Outside the blocks, the model keeps arrays for the last norm, the $x$ of the head, the logits ($N \cdot$ vocabulary), two numbers per token for the loss, and a small table of rotary angles. `lora_np/costs/activations.py` computes all these sizes.
 #
 # </details>
 #
-# **Predict.** tiny takes 16 bytes for each of its million parameters. Do the activations of 4 × 128 tokens take less, about the same, or more?
+# **Predict.** In training, tiny's weights, gradients and optimizer state take 16 bytes for each of the million parameters. Do the activations of 4 × 128 tokens take less memory, about as much, or more?
 #
 # `ln.costs.memory` computes the activations from shapes. `tracemalloc`, a module of Python's standard library, measures all arrays that NumPy creates.
 
@@ -248,14 +248,14 @@ show(lines, {"tokens": "", "from shapes": ".1f", "measured": ".1f"})
 print(f"parts 1 to 3: {16 * size / MB:.1f} (all in MB)")
 
 # %% [markdown]
-# They take more, and twice the tokens take twice the memory. In a small model most of the memory is activations. In a large model with few tokens, most of it is the sixteen bytes per parameter. The reason: the number of parameters grows with $d^2$, the activations grow with $d$.
+# The activations of 4 × 128 tokens take more memory than parts 1 to 3, and twice as many tokens take twice the memory. In a small model the activations take most of the memory. In a large model with few tokens, the sixteen bytes per parameter take most of the memory. The reason is that the number of parameters grows with $d^2$, but the activations grow with $d$.
 #
 # ## Part 6: temporary arrays, and the peak
 #
-# The last part is working memory: gradients on their way through the layers, and products before they are added. This memory is used again and again. Only the largest sum of the step counts, the *peak*.
-# `lora_np/costs/temporaries.py` computes it.
+# The last part is the memory of temporary arrays: the gradients that the backward pass hands from layer to layer, and products before they are added. The memory of an array that is no longer needed is used for later arrays. So the memory of a training step is its *peak*, the largest sum of all arrays at any time.
+# `lora_np/costs/temporaries.py` computes the temporary arrays.
 #
-# The next cell computes all parts for tiny from shapes. It compares their sum with the peak that `tracemalloc` measures in two real training steps.
+# The next cell computes all parts for tiny from shapes. Then it compares the sum of the parts with the peak that `tracemalloc` measures in two real training steps.
 
 # %%
 full = ln.costs.memory(model, batch=rows, seq=length)
@@ -267,11 +267,11 @@ show(lines, {"part": "", "MB": ".2f"})
 print(f"\nmeasured / computed - 1 = {peak / full.total - 1:+.1%}")
 
 # %% [markdown]
-# The shapes predict the measured memory to about one percent. Now we can use the formulas for models that we cannot train here.
+# The sum computed from shapes differs from the measured peak by at most about one percent. Now we can use the formulas for models that we cannot train here.
 #
 # ## What LoRA changes
 #
-# LoRA freezes $W$ and trains $A$ and $B$. **Predict** for each part: does it become much smaller, stay the same, or grow? The adapters are on all linear layers of tiny, or only on queries and values.
+# LoRA freezes $W$ and trains $A$ and $B$. **Predict** for each part of the memory: does the part become much smaller, stay the same, or grow? The next cell compares an adapter on all linear layers of tiny with an adapter only on queries and values.
 
 # %%
 def adapted(target_modules):
@@ -293,12 +293,12 @@ lines.append({"MB": "measured"} | {name: n / MB for name, n in peaks.items()})
 show(lines, {"MB": ""} | dict.fromkeys(models, ".2f"))
 
 # %% [markdown]
-# - The **weights** stay, because the frozen model is still used. The adapter is added.
-# - **Gradients**, **optimizer state** and a master copy exist only for the adapter. A frozen parameter needs none of them.
-# - The **activations** do not become smaller. There is no $dW = dy^\top x$, but $dA = dh^\top x$ needs the same $x$. The gradient $dB$ needs $h = xA^\top$ in addition. So with adapters on all layers, LoRA keeps slightly *more*. Only a layer
-#   without an adapter does not need its $x$; the third column shows this.
+# - The **weights** take the same memory, because the frozen model is still used. The matrices of the adapter are added.
+# - **Gradients**, **optimizer state** and a master copy exist only for the adapter. A frozen parameter needs no gradient, no optimizer state and no master copy.
+# - The **activations** do not become smaller. LoRA does not compute $dW = dy^\top x$, but it computes $dA = dh^\top x$, which needs the same $x$. The gradient $dB$ needs $h = xA^\top$ in addition. So with adapters on all linear layers, LoRA keeps slightly *more* activations than full fine-tuning. Only a layer
+#   without an adapter does not have to keep its $x$. The last column shows the smaller activations for adapters only on queries and values.
 #
-# tiny is mostly activations, so LoRA saves little there. For a 7B model in mixed precision it is different:
+# On tiny the activations take most of the memory, so LoRA saves little. On a 7B model in mixed precision LoRA saves much more:
 
 # %%
 methods = {"full": None, "lora": ln.LoraConfig(r=16, target_modules="all-linear")}
@@ -315,13 +315,13 @@ columns = {"tokens": "", "full": ".0f", "LoRA": ".0f", "LoRA / full": ".0%"}
 show(lines, columns | {"LoRA's activations": ".1f"})
 
 # %% [markdown]
-# With few tokens LoRA needs a small share of the memory. With many tokens nearly all memory is activations, and LoRA cannot help. Another method can.
+# With few tokens LoRA needs only a small share of the memory of full fine-tuning. With many tokens the activations take nearly all memory, and LoRA does not make them smaller. Gradient checkpointing, the method of the next section, makes them smaller.
 #
 # ## Gradient checkpointing
 #
-# Gradient checkpointing keeps only the *input* of each block, $N d$ numbers. When the backward pass reaches a block, the block's forward pass runs again ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)). The price is a second forward pass.
+# Gradient checkpointing keeps only the *input* of each block, which has $N d$ numbers. When the backward pass reaches a block, the block's forward pass runs again ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)). So gradient checkpointing costs a second forward pass.
 #
-# **Predict.** In full fine-tuning each linear layer has three products: $xW^\top$, $dy\,W$ and $dy^\top x$. A second forward pass is then about one third more work. Is the share smaller or larger for LoRA?
+# **Predict.** In full fine-tuning each linear layer has three products: $xW^\top$, $dy\,W$ and $dy^\top x$. A second forward pass then adds about one third to the operations of a step. With LoRA, does the second forward pass add a smaller or a larger share?
 
 # %%
 lines = []
@@ -339,11 +339,11 @@ columns = {"method": "", "activations, GB": ".1f", "checkpointed, GB": ".1f"}
 show(lines, columns | {"more operations": ".0%"})
 
 # %% [markdown]
-# The share is larger for LoRA: nearly one half. LoRA does not compute $dW$, so the forward pass is a larger share of its step. The first picture assumes checkpointing; its hollow bars show how much checkpointing saves.
+# With LoRA the second forward pass adds a larger share: nearly one half. LoRA does not compute $dW$, so the forward pass is a larger share of a LoRA step. The first picture of this notebook assumes checkpointing, and its hollow bars show how much memory checkpointing saves.
 #
 # ## What QLoRA changes
 #
-# With LoRA and checkpointing, only the frozen weights are large. They are never updated, so they do not need high precision. QLoRA stores them in *NF4*: four bits select one of sixteen values, and each block of 64 weights
+# With LoRA and checkpointing, only the frozen weights take much memory. Frozen weights are never updated, so they do not need high precision. QLoRA stores the frozen weights in *NF4*: for each weight, four bits select one of sixteen values, and each block of 64 weights
 # has a scale (notebook 07 explains NF4).
 
 # %%
@@ -364,13 +364,13 @@ columns = {"llama-65b, GB": "", "frozen weights": ".1f", "other": ".1f", "sum": 
 show(lines, columns | {"GPU with 48 GB": ""})
 
 # %% [markdown]
-# The abstract of the QLoRA paper says: a "65B parameter model on a single 48GB GPU". The sum agrees. All three methods are needed: no gradients and no optimizer state for frozen weights, checkpointed activations, and four bits.
+# The abstract of the QLoRA paper says that QLoRA can fine-tune a "65B parameter model on a single 48GB GPU". The sum for QLoRA in the table is indeed below 48 GB. Three methods together make the sum this small: LoRA (no gradients and no optimizer state for frozen weights), gradient checkpointing, and frozen weights in four bits.
 #
-# The sum leaves out the memory of the libraries and the gaps between allocated pieces. A real GPU is full a little earlier.
+# The sum does not include the memory of the libraries and the unused gaps between arrays. So a real GPU needs a little more memory than this sum.
 #
 # ## Two more problems of full fine-tuning
 #
-# **One copy per task.** A fully fine-tuned model is a complete new model. An adapter is a small file beside a base that all tasks share. **Predict.** How much disk space do a thousand tasks on a 7B base take, with copies and with adapters?
+# **One copy per task.** A fully fine-tuned model is a complete new model. An adapter is a small file, and all tasks share one base. **Predict.** How much disk space do a thousand tasks on a 7B base take with full copies, and how much with adapters?
 
 # %%
 adapter = ln.costs.count(seven, lora).trainable
@@ -382,7 +382,7 @@ for n in (1, 10, 100, 1000):
 show(lines, {"tasks": "", "copies, GB": ",.0f", "base + adapters, GB": ",.1f"})
 
 # %% [markdown]
-# The files of tiny and of its adapter on all linear layers:
+# The next cell measures the files of tiny and of its adapter on all linear layers:
 
 # %%
 lines = []
@@ -395,15 +395,15 @@ with TemporaryDirectory() as folder:
 show(lines, {"file": "", "MB": ".2f"})
 
 # %% [markdown]
-# tiny's hidden size is small, so its adapter is a large share of the model. For a square matrix the share is $2r/d$; it falls as the model grows. Notebook 08 serves many adapters on one base.
+# tiny's hidden size is small, so its adapter is a large share of the model. For a square matrix ($d \times d$) the adapter's share is $2r/d$, which falls as $d$ grows. Notebook 08 serves many adapters on one base.
 #
-# **Forgetting.** Full fine-tuning changes all parameters, so the model may forget what it knew. Notebook 10 measures this on SmolLM2-135M, which learns to write like a lighthouse keeper:
+# **Forgetting.** Full fine-tuning changes all parameters, so the model may forget what it knew. Notebook 10 measures forgetting on SmolLM2-135M, a model that is trained to write like a lighthouse keeper:
 
 # %%
 display(Markdown(findings.say("finetuning.prose")))
 
 # %% [markdown]
-# Both methods forget, and LoRA does not forget less here. But with LoRA the base still exists: without the adapter the model is bit for bit the old one. After full fine-tuning the old model exists only if you have kept a copy.
+# The model forgets with both methods, and here it does not forget less with LoRA. But with LoRA the base still exists: without the adapter, the model equals the old model bit for bit. After full fine-tuning, the old model exists only if you have kept a copy.
 #
 # ## Recap
 #
@@ -414,7 +414,7 @@ display(Markdown(findings.say("finetuning.prose")))
 # | activations | grow with the tokens | grow with the tokens | grow with the tokens |
 # | file per task | a whole model | an adapter | an adapter |
 #
-# Full fine-tuning takes sixteen bytes per parameter and the activations. LoRA removes the gradients, the optimizer state and the master copy of the frozen weights. Checkpointing makes the activations smaller and costs a second forward pass. QLoRA makes the frozen weights smaller.
+# Full fine-tuning takes sixteen bytes per parameter, plus the activations. LoRA removes the gradients, the optimizer state and the master copy of the frozen weights. Checkpointing makes the activations smaller and costs a second forward pass. QLoRA makes the frozen weights smaller.
 #
 # ## Three questions
 #
@@ -422,15 +422,15 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # <details><summary>Answer</summary>
 #
-# $m$ and $v$ are running means of the parameter's gradient and of its square. AdamW needs them to update the parameter. A frozen parameter is not updated, so it needs neither a gradient nor these means.
+# $m$ is the running mean of a parameter's gradient, and $v$ the running mean of the squared gradient. AdamW needs them to update the parameter. A frozen parameter is not updated, so it needs no gradient, no $m$ and no $v$.
 #
 # </details>
 #
-# 2. Which part of the memory does twice the batch size double?
+# 2. Which of parts 1 to 5 doubles if the batch size is doubled?
 #
 # <details><summary>Answer</summary>
 #
-# The activations. Weights, gradients and optimizer state depend only on the model.
+# The activations double. Weights, gradients, optimizer state and master copy depend only on the model.
 #
 # </details>
 #
@@ -438,7 +438,7 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # <details><summary>Answer</summary>
 #
-# The gradient of $A$ is $dA = dh^\top x$, and it needs the same $x$ as $dW = dy^\top x$.
+# The gradient of $A$ is $dA = dh^\top x$. To compute $dA$, LoRA needs the same $x$ as full fine-tuning needs for $dW = dy^\top x$.
 #
 # </details>
 #
@@ -446,21 +446,21 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # `python -m lora_np memory --help` explains the command that tasks 1 and 2 use. Run it in a terminal.
 #
-# 1. `python -m lora_np memory --model llama-2-7b --method full --precision mixed` prints the sum for the longest bar of the 7B model. Does `--precision 16-bit`, which leaves out the master copy, bring it below 80 GB? Which single option brings it below 24 GB?
+# 1. `python -m lora_np memory --model llama-2-7b --method full --precision mixed` prints the parts and the sum for full fine-tuning of the 7B model. Is the sum below 80 GB with `--precision 16-bit`, which has no master copy? Which other value of `--method` brings the sum below 24 GB?
 #
 # <details><summary>Hint</summary>
 #
-# Multiply the parameters by the bytes of the recipe first. Then change `--method`.
+# First multiply the number of parameters by the recipe's bytes per parameter. Then change `--method`.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# No. Without the master copy the sum is 81 GB, slightly more than 80 GB. `--method lora` brings it to 14 GB (and `--method qlora` to less than 5 GB), because gradients, optimizer state and master copy exist only for the adapter.
+# No: without the master copy the sum is 81 GB, slightly more than 80 GB. `--method lora` brings the sum to 14 GB (and `--method qlora` to less than 5 GB), because gradients, optimizer state and master copy exist only for the adapter.
 #
 # </details>
 #
-# 2. `python -m lora_np memory --model llama-2-7b --method qlora --seq 512`: increase `--seq` until 24 GB are full. Then do the same with `--no-checkpointing`. Which part fills the memory in each case?
+# 2. `python -m lora_np memory --model llama-2-7b --method qlora --seq 512`: increase `--seq`, the number of tokens per row, until the sum reaches 24 GB. Then do the same with `--no-checkpointing`. Which part is the largest in each case?
 #
 # <details><summary>Hint</summary>
 #
@@ -470,12 +470,12 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # <details><summary>Answer</summary>
 #
-# With checkpointing, 24 GB are full a little above 16,000 tokens. The temporary arrays of attention are then the largest part, followed by the activations. Without checkpointing, 24 GB are full between 2,000 and 4,000 tokens, and almost all of it
-# is activations.
+# With checkpointing, the sum reaches 24 GB a little above 16,000 tokens. The temporary arrays of attention are then the largest part, and the activations the second largest. Without checkpointing, the sum reaches 24 GB between 2,000 and 4,000 tokens. The activations are then
+# by far the largest part.
 #
 # </details>
 #
-# 3. SGD with momentum stores one number per parameter, plain SGD none (`slots=1` and `slots=0` in `ln.costs.memory`). How many GB does full fine-tuning of the 7B model take then? Why is AdamW used nevertheless?
+# 3. The optimizer SGD with momentum stores one number per parameter (`slots=1` in `ln.costs.memory`), and plain SGD stores none (`slots=0`). How many GB does full fine-tuning of the 7B model take with each of them? Why is AdamW used although it stores two numbers?
 #
 # <details><summary>Hint</summary>
 #
@@ -485,12 +485,12 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # <details><summary>Answer</summary>
 #
-# With one number per parameter the sum is 81 GB (12 bytes per parameter), without any it is 54 GB (8 bytes per parameter): this recipe stores the numbers in float32. AdamW divides each update by the typical size of the gradient.
+# With momentum the sum is 81 GB (12 bytes per parameter). With plain SGD the sum is 54 GB (8 bytes per parameter). Each number that the optimizer stores takes 4 bytes, because this recipe stores it in float32. AdamW divides each update by the typical size of the gradient.
 # The gradients of a Transformer's layers have very different sizes, so plain SGD needs many more steps, or fails.
 #
 # </details>
 #
-# 4. Set `rows` to 1 and to 16 near the top, and run all cells again. How does LoRA's share of full fine-tuning's memory change on tiny, and why?
+# 4. Set `rows` to 1 and then to 16 in the cell under "What fine-tuning does", and run all cells again each time. On tiny, LoRA takes a share of the memory of full fine-tuning. How does this share change with `rows`, and why?
 #
 # <details><summary>Hint</summary>
 #
@@ -500,7 +500,7 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # <details><summary>Answer</summary>
 #
-# With 1 row LoRA takes 56 % of the memory of full fine-tuning, with 4 rows 79 %, with 16 rows 94 %. LoRA removes only gradients and optimizer state, whose size is fixed. The activations grow with the rows and are the same for both methods.
+# With 1 row LoRA takes 56 % of the memory of full fine-tuning, with 4 rows 79 %, with 16 rows 94 %. LoRA makes only the gradients and the optimizer state smaller, and their size does not depend on the rows. The activations grow with the rows and are about equal for both methods.
 #
 # </details>
 #

@@ -14,28 +14,28 @@
 # # Gradients by hand
 #
 # How does LoRA compute the gradients of $A$ and $B$, and how can one prove that a gradient is right? This notebook answers both questions for one linear layer.
-# The next notebook, [03b](03b_gradients_of_the_whole_model.ipynb), does the same for all other layers of a Transformer.
+# The next notebook, [03b](03b_gradients_of_the_whole_model.ipynb), answers them for all other layers of a Transformer.
 #
 # **You will learn to**
 #
-# - derive the gradients of $A$, $B$ and $x$ with one rule about indices,
-# - prove a gradient with the complex step, and choose inputs at which a mistake cannot hide,
+# - derive the gradients with respect to $A$, $B$ and $x$ with one rule about indices,
+# - prove with the complex step that a gradient is right, and choose inputs at which a mistake cannot stay hidden,
 # - compute the cost of a LoRA step, compared with a step of full fine-tuning.
 #
 # **Before you start:** [notebook 02](02_lora_from_one_equation.ipynb), and the chain rule for functions of several variables. 45 minutes to read, about ten seconds to run.
 #
 # ## The result
 #
-# A linear layer computes $y = x W^\top$ with a weight $W$ (out, in). LoRA freezes $W$ and adds a bypass with two trained factors, $A$ (r, in) and $B$ (out, r):
+# A linear layer computes $y = x W^\top$ with a weight matrix $W$ of shape (out, in). LoRA freezes $W$ and adds a bypass with two trained matrices (*factors*), $A$ of shape (r, in) and $B$ of shape (out, r):
 #
 # $$y = x W^\top + s\,(x A^\top) B^\top$$
 #
-# The layer thus computes with the weight $W + s\,BA$. Full fine-tuning would compute the gradient $dW$ of this weight. LoRA never computes $dW$. But the two gradients of LoRA equal $dW$
-# multiplied by a factor:
+# So the layer computes with the weight $W + s\,BA$. Full fine-tuning would compute $dW$, the gradient with respect to this weight. LoRA never computes $dW$. But each of LoRA's two gradients equals $dW$
+# multiplied by the other factor and by $s$:
 #
 # $$dA \;=\; s\,B^\top dW \qquad\qquad dB \;=\; s\,dW A^\top$$
 #
-# The next three cells measure both sides of these equations in "tiny", a language model with a million parameters. The text is Python code. We look at one layer, with a $W$ of 128 × 384, and $r = 8$.
+# The next three cells measure both sides of these equations in "tiny", a language model with a million parameters. The model reads Python code. We look at one layer whose $W$ has the shape (128, 384), with $r = 8$.
 #
 # **Predict.** What are the shapes of $dA$ and $dB$?
 
@@ -56,9 +56,9 @@ batches = ln.data.Batches(ln.data.corpus("code", "train"), batch_size=4, seq_len
 tokens, targets = batches[0]  # (b, t) = (4, 64): bytes of text, and the byte that follows each
 
 # %% [markdown]
-# `init_lora_weights=False` makes $B$ random instead of zero, as if LoRA had trained for a while. The proof needs the 16 digits of float64.
+# `init_lora_weights=False` makes $B$ random instead of zero, as after some training. The model computes in float64, because the comparison below needs its 16 digits.
 #
-# **LoRA.** One backward pass gives the gradients of all $A$ and $B$. We pick the two of our layer by their names.
+# **LoRA.** One backward pass gives the gradients of all $A$ and $B$. We select the two gradients of our layer by the names of the parameters.
 
 # %%
 loss, cache = model.loss(tokens, targets)
@@ -71,7 +71,7 @@ lora_B = parameters[f"base_model.model.{layer}.lora_B.default.weight"]
 print("dA", lora_A.grad.shape, "  dB", lora_B.grad.shape)
 
 # %% [markdown]
-# **Full fine-tuning.** A copy of the model has one weight $W + s\,BA$ per layer (merged), and all its parameters are trained (unfrozen). Its backward pass gives $dW$.
+# **Full fine-tuning.** We copy the model, merge the copy (each layer now has one weight $W + s\,BA$) and unfreeze it (all parameters are now trained). The backward pass of this copy gives $dW$.
 
 # %%
 merged = deepcopy(model).merge_and_unload().unfreeze()
@@ -85,16 +85,16 @@ print("dA = s Bᵀ dW:", np.allclose(lora_A.grad, s * lora_B.value.T @ dW))
 print("dB = s dW Aᵀ:", np.allclose(lora_B.grad, s * dW @ lora_A.value.T))
 
 # %% [markdown]
-# Both equations hold. The next picture shows the three gradients to scale: one cell per entry, darker where the absolute value is larger. $dW$ is coral, LoRA's gradients are cyan.
+# Both equations hold: the three lines print `True`. The next picture shows the three gradients to scale. Each entry is one cell, and a larger absolute value is darker. $dW$ is coral, LoRA's gradients are cyan.
 #
-# **Predict.** $dW$ has some dark columns: input features that are large for this text. Do these columns appear again in $dA$ or in $dB$?
+# **Predict.** $dW$ has some dark columns. They belong to input features that are large for this text. Do dark columns appear at the same places in $dA$ or in $dB$?
 
 # %%
 plots.gradient_shadows(dW, lora_A.grad, lora_B.grad, layer);
 
 # %% [markdown]
-# In $dA$. The product $B^\top dW$ mixes the rows of $dW$ and leaves each column in its place. The product $dW A^\top$ mixes the columns and leaves each row in its place, so dark rows of $dW$ appear again in $dB$.
-# The eye finds only the darkest columns. The next cell compares the lengths of all columns, and of all rows:
+# The dark columns appear again in $dA$. The product $B^\top dW$ mixes the rows of $dW$ and leaves each column in its place. The product $dW A^\top$ mixes the columns and leaves each row in its place, so dark rows of $dW$ appear again in $dB$.
+# In the picture one can see only the darkest columns. The next cell compares the lengths (norms) of all columns, and of all rows:
 
 # %%
 def correlation(axis, gradient):
@@ -106,27 +106,27 @@ print(f"lengths of the columns of dW and dA: correlation {correlation(0, lora_A.
 print(f"lengths of the rows of dW and dB:    correlation {correlation(1, lora_B.grad):.2f}")
 
 # %% [markdown]
-# Long columns of $dW$ are long columns of $dA$, and long rows of $dW$ are long rows of $dB$. The correlations are below 1, because a mixture of rows or columns does not preserve all lengths.
+# Columns that are long in $dW$ are mostly long in $dA$ too, and rows that are long in $dW$ are mostly long in $dB$. The correlations are below 1, because a mixture of rows or columns does not preserve all lengths.
 
 # %% [markdown]
 # ## One rule for all gradients
 #
-# Let $L$ be the loss, a single number. Write $dX$ for $\partial L / \partial X$. The array $dX$ has the shape of $X$: for each entry of $X$ it says how fast $L$ changes with this entry.
-# The backward of a layer receives $dy$, the gradient of its output. It returns the gradient of each of its inputs.
+# Let $L$ be the loss, a single number. For any array $X$, $dX$ means $\partial L / \partial X$. The array $dX$ has the shape of $X$: each entry of $dX$ is the derivative of $L$ with respect to the same entry of $X$.
+# The backward pass of a layer receives $dy$, the gradient with respect to the output of the layer. It returns the gradient with respect to each input of the layer.
 #
-# Write the forward pass with indices: token $n$, input feature $j$, output feature $i$. There are $N = b \cdot t$ tokens.
+# Write the forward pass with the indices $n$ for the token, $j$ for the input feature and $i$ for the output feature. There are $N = b \cdot t$ tokens.
 #
 # $$y_{ni} = \sum_j W_{ij}\, x_{nj}$$
 #
-# The chain rule adds up all paths from $W_{ij}$ to the loss. $W_{ij}$ enters $y_{ni}$ for this one $i$ and for every token $n$, each time with the factor $x_{nj}$:
+# The chain rule adds up all paths from $W_{ij}$ to the loss. The weight $W_{ij}$ is used in $y_{ni}$ for every token $n$, each time with the factor $x_{nj}$:
 #
 # $$dW_{ij} = \sum_n dy_{ni}\, x_{nj}$$
 #
-# **The rule: an index that appears twice in the product is summed. The other indices give the shape.** Here $n$ is summed, and $dW$ has the shape $(i, j)$.
+# **The rule: an index that appears twice in the product is summed. The other indices give the shape.** In $dy_{ni}\,x_{nj}$ the index $n$ appears twice and is summed. The indices $i$ and $j$ are left, so $dW$ has the shape (out, in).
 #
-# A matrix product sums the *last* index of its left factor and the *first* index of its right factor. So $dy$ is transposed, $(i,n)\,(n,j) \to (i,j)$, and $dW = dy^\top x$.
+# A matrix product sums the *last* index of its left factor and the *first* index of its right factor. Here $n$ is the first index of $dy$, so $dy$ must be transposed: $(i,n)\,(n,j) \to (i,j)$, and $dW = dy^\top x$.
 #
-# `np.einsum` computes a sum directly from its indices, so it can check each matrix product. The example has four different sizes: a wrong product then fails, because its shapes do not fit.
+# `np.einsum` computes a sum directly from its indices, so it can check each matrix product. In the example the four sizes $N$, in, out and $r$ differ, so a wrong product raises an error: its shapes do not fit.
 
 # %%
 rng = np.random.default_rng(7)
@@ -144,19 +144,19 @@ print("dW:", np.allclose(dW, np.einsum("ni,nj->ij", dy, x)))
 # %% [markdown]
 # ## dB and dA
 #
-# LoRA adds the bypass. Its rank index is $l$, from 1 to $r$:
+# LoRA adds the bypass. The index $l$ counts the features of $h$, from 1 to $r$:
 #
 # $$y_{ni} = \sum_j W_{ij}\, x_{nj} + s \sum_l B_{il}\, h_{nl} \qquad\text{with}\qquad h_{nl} = \sum_j A_{lj}\, x_{nj}$$
 #
-# **dB.** $B_{il}$ enters $y_{ni}$ for every token $n$, with the factor $s\,h_{nl}$. The index $n$ is summed:
+# **dB.** $B_{il}$ is used in $y_{ni}$ for every token $n$, with the factor $s\,h_{nl}$. The index $n$ is summed:
 #
 # $$dB_{il} = s \sum_n dy_{ni}\, h_{nl} \qquad\Rightarrow\qquad dB = s\,dy^\top h$$
 #
-# **dh.** $A$ enters $y$ through $h$ only, so we need $dh$ first. $h_{nl}$ enters every output $i$ of its own token, with the factor $s\,B_{il}$. The index $i$ is summed:
+# **dh.** $A$ changes $y$ only through $h$, so we need $dh$ first. $h_{nl}$ is used in every output feature $i$ of the same token $n$, with the factor $s\,B_{il}$. The index $i$ is summed:
 #
 # $$dh_{nl} = s \sum_i dy_{ni}\, B_{il} \qquad\Rightarrow\qquad dh = s\,dy\,B$$
 #
-# **dA.** $A_{lj}$ enters $h_{nl}$ for every token $n$, with the factor $x_{nj}$. The index $n$ is summed:
+# **dA.** $A_{lj}$ is used in $h_{nl}$ for every token $n$, with the factor $x_{nj}$. The index $n$ is summed:
 #
 # $$dA_{lj} = \sum_n dh_{nl}\, x_{nj} \qquad\Rightarrow\qquad dA = dh^\top x$$
 
@@ -170,21 +170,21 @@ print("dB:", np.allclose(dB, s * np.einsum("ni,lj,nj->il", dy, A, x)))
 print("dA:", np.allclose(dA, s * np.einsum("ni,il,nj->lj", dy, B, x)))
 
 # %% [markdown]
-# Now insert $dh$ in $dA$ and $h$ in $dB$, and move the brackets:
+# Now insert $dh = s\,dy\,B$ in $dA$ and $h = xA^\top$ in $dB$, and move the brackets:
 #
 # $$dA = s\,(dy\,B)^\top x = s\,B^\top (dy^\top x) \qquad\qquad dB = s\,dy^\top (x A^\top) = s\,(dy^\top x)\,A^\top$$
 #
-# The bracket on the right is $dW$. These are the two equations of the first section. LoRA computes them with the brackets on the left, so $dW$ is never built.
+# The bracket $(dy^\top x)$ is $dW$. So these are the two equations of the section "The result". LoRA computes $(dy\,B)^\top x$ and $dy^\top (x A^\top)$, so it never computes $dW$.
 #
-# ## dx: paths that split in the forward add in the backward
+# ## dx: the gradients of two paths are added
 #
-# $x_{nj}$ goes two ways: through $W$ and through the bypass. If a quantity is used twice, its gradient is the *sum* of the gradients of both uses:
+# In the forward pass $x_{nj}$ is used twice: with $W$ and in the bypass. If a quantity is used twice, its gradient is the *sum* of the gradients of both uses:
 #
 # $$dx_{nj} = \sum_i dy_{ni} W_{ij} + \sum_l dh_{nl} A_{lj} \qquad\Rightarrow\qquad dx = dy\,W + dh\,A$$
 #
-# The same rule holds for a residual connection, $y = x + f(x)$, and for the $x$ that feeds the three projections of an attention layer.
+# The same rule holds for a residual connection, $y = x + f(x)$, and for the $x$ that is the input of the three projections of an attention layer.
 #
-# The next cell collects the layer in two functions and compares the gradients with the library's.
+# The next cell writes the layer as two functions and compares their gradients with the gradients of the library.
 
 # %%
 def lora_forward(x, A, B):
@@ -210,10 +210,10 @@ for name, mine, theirs in zip(("dx", "dA", "dB"), ours, library, strict=True):
 # %% [markdown]
 # ## A derivative without a derivation: the complex step
 #
-# Our code and the library could contain the same mistake. A proof needs a derivative that is computed in another way. In this section and the next, $h$ is a small step, a number.
+# Our code and the library could contain the same mistake. So a proof needs a derivative that is computed in another way. In this section and the next, $h$ is a small step, a number.
 #
-# The best-known way is a difference, $(f(x+h) - f(x))/h$. It has two errors. It cuts off the Taylor series; this error shrinks with $h$. And it subtracts two nearly equal numbers:
-# the smaller $h$ is, the more digits cancel.
+# The best-known way to compute a derivative numerically is a difference, $(f(x+h) - f(x))/h$. A difference has two errors. The first error comes from the terms of the Taylor series that the difference leaves out. The smaller $h$ is, the smaller is this error. The second error is rounding, because two nearly equal numbers are subtracted:
+# the smaller $h$ is, the more digits are lost.
 #
 # The *complex step* ([Squire and Trapp 1998](https://doi.org/10.1137/S003614459631241X)) moves $x$ in the imaginary direction:
 #
@@ -221,7 +221,7 @@ for name, mine, theirs in zip(("dx", "dA", "dB"), ours, library, strict=True):
 #
 # The terms $f(x)$ and $h^2 f''(x)$ are real, so the imaginary part does not contain them. Nothing is subtracted, so $h$ may be as small as $10^{-30}$.
 #
-# **Predict.** Take $f(x) = x / (1 + e^{-x})$ in float64, with 16 digits. How many digits of $f'$ are right in the best forward difference? How many in the best central difference, $(f(x+h) - f(x-h))/2h$?
+# **Predict.** Take $f(x) = x / (1 + e^{-x})$ in float64, with 16 digits. Choose the best $h$ for each method. How many digits of $f'$ are right in the forward difference, $(f(x+h) - f(x))/h$? How many digits are right in the central difference, $(f(x+h) - f(x-h))/2h$?
 
 # %%
 def silu(x):
@@ -250,21 +250,21 @@ plots.step_sizes(steps, step_errors, subtitle);
 # %% [markdown]
 # Read the picture from right to left.
 #
-# - **Right: the series is cut off.** The error of the forward difference falls with $h$. The errors of the other two fall with $h^2$ and lie on each other.
-# - **Left: rounding.** The error of both differences grows like $\varepsilon/h$, where $\varepsilon \approx 2 \cdot 10^{-16}$ is the spacing of float64 at 1. At last $x + h = x$, and the error is 1.
-# - **The best $h$** balances the two errors. Forward difference: $\varepsilon/h = h$, so $h = \sqrt\varepsilon \approx 10^{-8}$. The error is $\sqrt\varepsilon$ too: half of the digits are right.
+# - **Right: the terms that are left out.** The error of the forward difference falls with $h$. The errors of the central difference and of the complex step fall with $h^2$, and their curves coincide.
+# - **Left: rounding.** When $h$ becomes smaller, the error of both differences grows like $\varepsilon/h$, where $\varepsilon \approx 2 \cdot 10^{-16}$ is the spacing of float64 numbers at 1. For the smallest $h$, $x + h$ is rounded to $x$. Then the difference is 0 and its relative error is 1.
+# - **The best $h$** balances the two errors. Forward difference: $\varepsilon/h = h$, so $h = \sqrt\varepsilon \approx 10^{-8}$. Then the error is also $\sqrt\varepsilon$: half of the digits are right.
 #   Central difference: $\varepsilon/h = h^2$, so the error is $\varepsilon^{2/3}$: two thirds of the digits are right.
-# - **The complex step** has no rounding error that grows. From some $h$ on it is exact up to rounding. We take $h = 10^{-30}$.
+# - **The complex step** has no rounding error that grows when $h$ becomes smaller. If $h$ is small enough, the derivative is exact up to rounding. We use $h = 10^{-30}$.
 #
 # ## From one number to a matrix
 #
-# A layer has many inputs and many outputs. Two ideas reduce them to one number.
+# A layer has many inputs and many outputs, but the complex step gives the derivative of one number with respect to one number. Two ideas reduce a layer to this case.
 #
-# - **Output.** Draw a random $dy$ and take $L = \sum_{ni} dy_{ni}\,y_{ni}$. The gradient of this $L$ with respect to $y$ is $dy$. So a backward that receives $dy$ must return the gradients of this $L$.
-# - **Input.** Draw a random direction $V$ of the shape of $X$ and step along it: $\operatorname{Im} L(X + ihV)/h = \sum dX \circ V$. Here $\circ$ multiplies entry by entry, and the sum is over all entries.
+# - **Output.** Draw a random $dy$ and take $L = \sum_{ni} dy_{ni}\,y_{ni}$. The gradient of this $L$ with respect to $y$ is $dy$. So a backward pass that receives $dy$ must return the gradients of this $L$.
+# - **Input.** Draw a random direction $V$ with the shape of the input $X$, and step along $V$: $\operatorname{Im} L(X + ihV)/h = \sum dX \circ V$. Here $\circ$ multiplies entry by entry, and the sum is over all entries.
 #
-# One forward pass thus tests all entries of $dX$ together. A wrong entry changes the sum, unless the error of $dX$ is orthogonal to $V$. For a random $V$ this has probability zero. But $V$ can be *nearly*
-# orthogonal to the error, and a large mistake then looks small. So we take the largest result of five directions.
+# So one forward pass tests all entries of $dX$ together. A wrong entry changes the sum, unless the error of $dX$ is orthogonal to $V$. For a random $V$ this case has probability zero. But $V$ can be *nearly*
+# orthogonal to the error, and then a large mistake looks small. So we draw five directions and take the largest of the five errors.
 
 # %%
 def errors_of(forward, backward, **inputs):
@@ -292,15 +292,15 @@ def report(what, errors):
 report("the LoRA layer", errors_of(lora_forward, lora_backward, x=x, A=A, B=B))
 
 # %% [markdown]
-# An error below $10^{-12}$ counts as right. The error of a correct gradient is mostly between $10^{-17}$ and $10^{-15}$. The error of a wrong formula is mostly near 1, which means: as large as the gradient.
+# If the relative error is below $10^{-12}$, the gradient counts as right. The error of a correct gradient is mostly between $10^{-17}$ and $10^{-15}$. The error of a wrong formula is mostly near 1: it is about as large as the gradient.
 #
-# The library has this function too: `ln.gradcheck(forward, backward, {"x": x, …})`.
+# The library has the same check: `ln.gradcheck(forward, backward, {"x": x, …})`.
 #
 # ## A check that cannot fail
 #
-# Now a mistake on purpose: the backward forgets the factor $s$ of $dA$. LoRA starts with $B = 0$, so a first check would probably use $B = 0$.
+# The next cell makes a mistake on purpose: its backward pass forgets the factor $s$ of $dA$. LoRA starts with $B = 0$, so a programmer would probably check the gradient at $B = 0$ first.
 #
-# **Predict.** Does the check find the mistake at $B = 0$? And at a random $B$?
+# **Predict.** Does the check find the mistake at $B = 0$? Does it find the mistake at a random $B$?
 
 # %%
 def forgot_s(dy, cache):
@@ -312,9 +312,9 @@ report("at B = 0", errors_of(lora_forward, forgot_s, x=x, A=A, B=np.zeros_like(B
 report("at a random B", errors_of(lora_forward, forgot_s, x=x, A=A, B=B))
 
 # %% [markdown]
-# The check finds it at a random $B$ only. At $B = 0$ the correct gradient is $dA = s\,B^\top dW = 0$. The wrong gradient has the factor $B$ too, so it is also zero. The check compared 0 with 0.
+# The check finds the mistake only at a random $B$. At $B = 0$ the correct gradient is $dA = s\,B^\top dW = 0$. The wrong gradient also has the factor $B$, so it is zero too. The check compared 0 with 0.
 #
-# Square matrices are a second trap. This backward of a linear layer has one transposition too many, $dx = dy\,W^\top$:
+# Square matrices can hide a mistake too. In the next cell the backward pass of a linear layer has one transposition too many, $dx = dy\,W^\top$:
 
 # %%
 def linear_forward(x, W):
@@ -336,16 +336,16 @@ except ValueError as error:
 
 # %% [markdown]
 # - If $W$ is not square, the shapes do not fit, and NumPy raises an error.
-# - If $W$ is square, the product runs. Only the check finds the mistake.
-# - If $W$ is symmetric, like the identity, the wrong formula gives the right numbers. No check can find the mistake.
+# - If $W$ is square, NumPy computes the product without an error. Only the check finds the mistake.
+# - If $W$ is symmetric, like the identity, the wrong formula gives the right numbers. With this $W$ no check can find the mistake.
 #
 # **Check a gradient at a general point: no zeros, no equal numbers, no square and no symmetric matrices.**
 #
 # ## The first step of LoRA
 #
-# The model above had a random $B$. In practice LoRA starts with $B = 0$ and a random $A$.
+# The model in the sections above had a random $B$. In practice LoRA starts with $B = 0$ and a random $A$.
 #
-# **Predict.** Which of $dA$ and $dB$ are zero at the start? Which are zero after one step?
+# **Predict.** Which of $dA$ and $dB$ are zero at the start? Which of them are zero after one step?
 
 # %%
 config = ln.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
@@ -369,11 +369,11 @@ ln.train(fresh, [(tokens, targets)], ln.AdamW(lr=1e-2, weight_decay=0.0), steps=
 print_largest_gradients("after one step")
 
 # %% [markdown]
-# At the start $dA = s\,B^\top dW$ is exactly zero, because $B$ is zero. The first step changes $B$ only. From the second step on, both factors learn.
+# At the start $dA = s\,B^\top dW$ is exactly zero, because $B$ is zero. So the first step changes only $B$. From the second step on, both $A$ and $B$ change.
 #
 # ## The cost of a step
 #
-# A product of $(a, b)$ with $(b, c)$ costs $2abc$ operations (FLOPs): one multiplication and one addition per term. These are the products of one layer for $N$ tokens:
+# A product of $(a, b)$ with $(b, c)$ costs $2abc$ operations (FLOPs): one multiplication and one addition per term. The table has the products of one layer for $N$ tokens:
 #
 # | product | shapes | full fine-tuning | LoRA |
 # |---|---|---|---|
@@ -383,8 +383,8 @@ print_largest_gradients("after one step")
 # | $xA^\top$, $\;dh^\top x$, $\;dh\,A$ | sizes N, in and r | | $6N \cdot in \cdot r$ |
 # | $hB^\top$, $\;dy^\top h$, $\;dy\,B$ | sizes N, out and r | | $6N \cdot out \cdot r$ |
 #
-# The sums are $6N \cdot in \cdot out$ for full fine-tuning and $4N \cdot in \cdot out + 6Nr\,(in + out)$ for LoRA. The next cell adds them up over all linear layers of "tiny" and compares them with
-# `ln.costs.flops`. This function goes through the model product by product, and the tests compare it with the products that a step really computes.
+# The sums are $6N \cdot in \cdot out$ for full fine-tuning and $4N \cdot in \cdot out + 6Nr\,(in + out)$ for LoRA. The next cell adds up these numbers over all linear layers of "tiny" and compares the results with
+# `ln.costs.flops`. This function counts every product of a training step. The library's tests compare its result with the products that a real step computes.
 
 # %%
 N, r = 256, 8
@@ -404,9 +404,9 @@ not_needed = sum(2 * N * in_ * (out + r) for out, in_ in first_three)  # their d
 print(f"dx of the first three layers:                      {not_needed:13,}")
 
 # %% [markdown]
-# For full fine-tuning both numbers are equal. For LoRA the library's number is smaller, and the difference is the number in the last line: no parameter below the first three layers is trained, so their $dx$ is not computed.
+# For full fine-tuning our number equals the library's number. For LoRA the library's number is smaller. The difference is printed in the last line: it is the cost of $dx$ in the first three linear layers. Before these layers no parameter is trained, so LoRA does not need their $dx$.
 #
-# Now compare the two costs for a square layer with $in = out = d$:
+# Now compare the cost of LoRA with the cost of full fine-tuning, for a square layer with $in = out = d$:
 #
 # $$\frac{\text{LoRA}}{\text{full fine-tuning}} = \frac{4d^2 + 12dr}{6d^2} = \frac23 + 2\,\frac rd$$
 #
@@ -425,22 +425,22 @@ for d in widths:
     print(f"d = {d:5,}: r = 8 costs {ratio:.3f} of a full step; equal cost at r = {d / 6:.0f}")
 
 # %% [markdown]
-# So a LoRA step costs at least two thirds of a full step. LoRA saves more memory than time: it needs no gradients and no optimizer state for the frozen weights. Attention, norms and the loss cost
-# the same for both and are not counted here. Notebooks 05 and 10 measure seconds.
+# So a LoRA step costs at least two thirds of a step of full fine-tuning. LoRA saves more memory than time: it needs no gradients and no optimizer state for the frozen weights. Attention, norms and the loss cost
+# the same for both methods and are not counted here. Notebooks 05 and 10 measure the time of a step in seconds.
 #
 # ## Recap
 #
-# The gradient of each array follows from one rule: write the forward with indices and sum the index that appears twice. LoRA's gradients are $dA = s\,B^\top dW$ and $dB = s\,dW A^\top$, computed without
-# building $dW$. The complex step computes a derivative without subtraction, so it proves a gradient to about 15 digits. The proof works only at a general point: at $B = 0$ or with symmetric matrices a mistake
-# stays hidden. A LoRA step costs two thirds of a full step, plus $2r/d$ for the bypass.
+# The gradient of each array follows from one rule: write the forward pass with indices and sum the index that appears twice. LoRA's gradients are $dA = s\,B^\top dW$ and $dB = s\,dW A^\top$, but LoRA computes them without
+# computing $dW$. The complex step computes a derivative without subtraction, so it can confirm a gradient to about 15 digits. The check works only at a general point: at $B = 0$ or with symmetric matrices a mistake
+# can stay hidden. In a square layer, the cost of a LoRA step divided by the cost of a full step is two thirds, plus $2r/d$ for the bypass.
 #
 # ## Three questions
 #
-# 1. Full fine-tuning keeps $x$ (N, in) of each layer for the backward. Which arrays does LoRA keep?
+# 1. Full fine-tuning keeps the input $x$ (N, in) of each linear layer for the backward pass. Which arrays does LoRA keep?
 #
 # <details><summary>Answer</summary>
 #
-# $x$ for $dA$, and $h$ (N, r) for $dB$. So LoRA saves no activations in this layer. It saves $dW$ and the optimizer state of $W$. If $A$ is frozen too (LoRA-FA), $x$ is not needed.
+# LoRA keeps $x$ for $dA$, and $h$ (N, r) for $dB$. So LoRA needs no less memory for the activations of this layer. It needs no memory for $dW$ and for the optimizer state of $W$. If $A$ is frozen too (the method LoRA-FA), $x$ is not needed.
 #
 # </details>
 #
@@ -456,17 +456,17 @@ for d in widths:
 #
 # <details><summary>Answer</summary>
 #
-# A difference computes $f(x + h)$, and in float64 $x + 10^{-30}$ equals $x$ for any ordinary $x$. The complex step puts the step into the imaginary part. It is not added to $x$, so it keeps all its digits.
+# A difference computes $f(x + h)$, and in float64 $x + 10^{-30}$ equals $x$ for any ordinary $x$. The complex step puts the step into the imaginary part. The step is not added to the real number $x$, so it keeps all its digits.
 #
 # </details>
 #
 # ## Try
 #
-# 1. Add a trained bias to the layer, $y_{ni} = \dots + b_i$. Derive $db$, write the two functions and check them with `errors_of`.
+# 1. Add a trained bias to the layer, $y_{ni} = \dots + b_i$. Derive $db$, write the forward and the backward function, and check the gradients with `errors_of`.
 #
 # <details><summary>Hint</summary>
 #
-# $b_i$ enters $y_{ni}$ for every token $n$, with the factor 1. Pass the bias as a fourth input: `errors_of(…, x=x, A=A, B=B, b=b)`.
+# $b_i$ is used in $y_{ni}$ for every token $n$, with the factor 1. Pass the bias as a fourth input: `errors_of(…, x=x, A=A, B=B, b=b)`.
 #
 # </details>
 #
@@ -476,38 +476,38 @@ for d in widths:
 #
 # </details>
 #
-# 2. Add dropout in front of the bypass: the forward draws a mask with `rng` and computes $h = (x \circ mask) A^\top$. Write the correct backward for this mask. Why does `errors_of` report a wrong gradient?
+# 2. Add dropout in front of the bypass: `forward` draws a random mask with `rng` and computes $h = (x \circ mask) A^\top$. Write the correct `backward` for this mask. Why does `errors_of` nevertheless report a wrong gradient?
 #
 # <details><summary>Hint</summary>
 #
-# Each call of the forward draws a new mask. What does the complex step assume about the function?
+# Each call of `forward` draws a new mask. What does the complex step assume about the function?
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# The complex step compares the backward of one function with the derivative of another: a new mask makes a new function. Draw the mask once, outside the forward, and the check passes. With a whole model, pass
+# With a new mask, `forward` is a new function. So the check compares the gradient of one function with the derivative of another function. If you draw the mask once, outside `forward`, the check passes. To check a whole model with dropout, pass
 # `dropout_seed` to `ln.gradcheck_model`.
 #
 # </details>
 #
 # 3. After one step of gradient descent with learning rate $\eta$ from $B = 0$, LoRA has changed the weight by $\Delta W = -\eta\,s^2\,dW A^\top\!A$. Full fine-tuning changes it by $-\eta\,dW$.
-#    Compute the cosine of the angle between the two, for random $A$ (r, 384) with $r = 1, 8, 64, 384$. Use the real gradient:
+#    Compute the cosine of the angle between these two changes, for random $A$ (r, 384) with $r = 1, 8, 64, 384$. Use the gradient of the model above:
 #    `dW = dict(merged.named_parameters())[f"{layer}.weight"].grad`.
 #
 # <details><summary>Hint</summary>
 #
-# Write $U = dW A^\top\!A$. The cosine is `(U * dW).sum()` divided by the product of the two norms.
+# Let $U = dW A^\top\!A$. The cosine is `(U * dW).sum()` divided by the product of the norms of $U$ and $dW$.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# The cosine is close to $\sqrt{r / (r + 384)}$: the two directions are almost orthogonal at $r = 1$. At $r = 384$ the angle is still about 45°, because a random $A^\top\!A$ is not a multiple of the identity.
+# The cosine is close to $\sqrt{r / (r + 384)}$: at $r = 1$ the two changes are almost orthogonal. At $r = 384$ the angle is still about 45°, because a random $A^\top\!A$ is not a multiple of the identity.
 #
 # </details>
 #
-# 4. Exercise 3 asks for $dA$ and $dB$. Run `make exercises` in a terminal to get your copy. **Close this notebook first**, and derive them from the rule.
+# 4. Exercise 3 asks for $dA$ and $dB$. Run `make exercises` in a terminal to get your copy. **Close this notebook first**, and derive both gradients from the rule about indices.
 #
 # <details><summary>Hint</summary>
 #

@@ -13,26 +13,26 @@
 # %% [markdown]
 # # Gradients of the whole model
 #
-# [Notebook 03](03_gradients_by_hand.ipynb) derived the gradients of one LoRA layer. A Transformer has five more kinds of layers, and a loss. This notebook derives their gradients, proves each of them, and then
+# [Notebook 03](03_gradients_by_hand.ipynb) derived the gradients of one LoRA layer. A Transformer also has layers of five other kinds, and a loss. This notebook derives the gradients of these layers and of the loss, proves each gradient, and then
 # proves the gradient of a whole model.
 #
 # **You will learn to**
 #
-# - derive the backward of softmax, attention, RMSNorm, rotary embedding, SwiGLU and cross-entropy,
-# - explain which operations the complex step allows in the forward,
-# - use an invariance of a layer as a second check of its gradient.
+# - derive the backward pass of softmax, attention, RMSNorm, rotary embedding, SwiGLU and cross-entropy,
+# - explain which operations the complex step allows in a forward pass,
+# - find changes of a layer's input that do not change its output (invariances), and use them as a second check of the layer's gradient.
 #
 # **Before you start:** [notebook 03](03_gradients_by_hand.ipynb). 45 minutes to read, about ten seconds to run.
 #
 # ## The block
 #
-# "tiny" is a Transformer with Llama's architecture. It turns each byte into a vector, changes the vectors in five blocks, and predicts the next byte from the result:
+# "tiny" is a Transformer with Llama's architecture. "tiny" turns each byte into a vector, changes the vectors in five blocks, and predicts the next byte from the changed vectors:
 #
 # **bytes → embedding → 5 blocks → RMSNorm → output head → softmax: a probability for each next byte**
 #
-# The picture shows one block. Grey boxes are linear layers with LoRA; notebook 03 derived their gradients. White boxes are the layers of this notebook.
+# The picture shows one block. Grey boxes are linear layers with LoRA; notebook 03 derived their gradients. White boxes are the layers whose gradients this notebook derives.
 #
-# **Predict.** In one of the four kinds of white boxes, each output number depends on the numbers at its own place only. So its gradient needs no sum. Which kind is it?
+# **Predict.** There are four kinds of white boxes. In layers of one kind, each output number depends only on the input numbers with the same indices, so the gradient needs no sum. Which kind of layer is this?
 
 # %%
 import numpy as np
@@ -55,17 +55,17 @@ block_diagram();
 # | SwiGLU | the nonlinearity of the MLP: without it, the linear layers before and after would be one linear layer |
 # | ⊕ | a *residual* connection: adds the result to $x$, so the gradient also passes unchanged |
 #
-# It is SwiGLU, which works entry by entry. Rotary mixes pairs of features, RMSNorm mixes all features of a token, and attention mixes tokens.
+# This kind of layer is SwiGLU, which works entry by entry. Rotary mixes pairs of features, RMSNorm mixes all features of a token, and attention mixes tokens.
 #
-# Two layers are missing here. The output head is a linear layer, and the embedding is a table look-up; `lora_np/ops/embedding.py` has its gradient.
+# The table leaves out two layers. The output head is a linear layer, and the embedding is a table look-up; `lora_np/ops/embedding.py` has its gradient.
 #
 # ## The three checks
 #
-# Each layer below gets three checks:
+# For each layer below we make three checks:
 #
 # 1. Our gradient equals the library's gradient.
 # 2. Our gradient passes the complex step. `ln.gradcheck` is the function `errors_of` of notebook 03.
-# 3. The complex step finds a typical mistake.
+# 3. The complex step finds a typical mistake that we put into the gradient.
 
 # %%
 rng = np.random.default_rng(7)
@@ -93,10 +93,10 @@ def check(layer, forward, backward, mistake, library, **inputs):
 # %% [markdown]
 # ## Requirements of the complex step
 #
-# The Taylor series $f(x + ih) = f(x) + ih\,f'(x) - \dots$ holds for functions of a complex variable that have a complex derivative (*holomorphic* functions). Every line of the forward must be such a function.
-# Sums, products, $\exp$, $\log$ and square roots are holomorphic. The absolute value $|x|$ and the complex conjugate are not: they treat the real and the imaginary part differently.
+# The Taylor series $f(x + ih) = f(x) + ih\,f'(x) - \dots$ holds for functions of a complex variable that have a complex derivative (*holomorphic* functions). Every operation of the forward pass must be holomorphic.
+# Sums, products, $\exp$, $\log$ and square roots are holomorphic. The absolute value $|x|$ and the complex conjugate are not holomorphic: they treat the real and the imaginary part differently.
 #
-# **Predict.** Here are three ways to square a real number. Which of them have the right derivative under the complex step?
+# **Predict.** Here are three ways to square a real number. For which of them does the complex step give the right derivative?
 
 # %%
 x0, h = 1.5, 1e-30
@@ -107,10 +107,10 @@ for name, value in ways.items():
     print(f"{name:13} {value.imag / h:g}")
 
 # %% [markdown]
-# Only `x * x` has the right derivative. For real numbers all three are the same, and a hand-derived gradient of all three is right. But the complex step would report it as wrong for two of them. So the library writes `x * x`.
-# It also avoids `np.linalg.norm` and `np.vdot` in a forward: they contain an absolute value and a conjugate.
+# The complex step gives the right derivative only for `x * x`. For real numbers all three ways give the same result, and the hand-derived gradient $2x$ is right for each of them. But for the other two ways the complex step would report this gradient as wrong. So the library writes `x * x`.
+# In a forward pass the library also avoids `np.linalg.norm` and `np.vdot`: they contain an absolute value and a conjugate.
 #
-# **New letters.** $\circ$ multiplies entry by entry. $[\,i = j\,]$ is 1 if $i = j$ and 0 otherwise. $d$ is the number of features of a token, $d_h$ that of a head.
+# **New letters.** $\circ$ multiplies entry by entry. $[\,i = j\,]$ is 1 if $i = j$ and 0 otherwise. $d$ is the number of features of a token, and $d_h$ is the number of features of an attention head.
 #
 # ## Softmax
 #
@@ -118,14 +118,14 @@ for name, value in ways.items():
 #
 # $$y_i = \frac{e^{z_i - m}}{\sum_j e^{z_j - m}}$$
 #
-# $m$ is the largest $z$; it prevents an overflow of $\exp$. Complex numbers have no order, so the code uses `z.real.max`, which is not differentiated. This is allowed, because $m$ cancels: $y$ does not depend on $m$.
+# $m$ is the largest $z$. Subtracting $m$ prevents an overflow of $\exp$. Complex numbers have no order, so the code takes the maximum of the real parts, `z.real.max`. Our derivation treats $m$ as a constant. This is allowed, because $m$ cancels: $y$ does not depend on $m$.
 #
-# **Derivation.** $z_j$ enters $y_j$ through the numerator, and *every* $y_i$ through the denominator. Write $y_i = e_i / S$ with $e_i = e^{z_i}$ and $S = \sum_l e_l$. Then
+# **Derivation.** $z_j$ changes $y_j$ through the numerator, and it changes *every* $y_i$ through the denominator. Write $y_i = e_i / S$ with $e_i = e^{z_i}$ and $S = \sum_l e_l$. Then
 # $\partial e_i / \partial z_j = [\,i = j\,]\,e_i$ and $\partial S / \partial z_j = e_j$. The quotient rule gives
 #
 # $$\frac{\partial y_i}{\partial z_j} = \frac{[\,i = j\,]\,e_i\,S - e_i\,e_j}{S^2} = y_i\,\big([\,i = j\,] - y_j\big)$$
 #
-# The chain rule sums over $i$. The bracket picks one term of the sum:
+# The chain rule sums over $i$. From the first part of the bracket, $[\,i = j\,]$, only the term with $i = j$ is left:
 #
 # $$dz_j = \sum_i dy_i\,y_i\,\big([\,i = j\,] - y_j\big) = y_j \Big(dy_j - \sum_i dy_i\,y_i\Big)$$
 #
@@ -156,7 +156,7 @@ z = rng.standard_normal((N, d))
 check("softmax", softmax_forward, softmax_backward, first_term_only, library, z=z)
 
 # %% [markdown]
-# **Predict.** If we add the same number to all $z$ of a row, $y$ does not change. What does this say about the sum of a row of $dz$?
+# **Predict.** If we add the same number to all $z$ of a row, $y$ does not change. What follows for the sum of a row of $dz$?
 
 # %%
 dy = rng.standard_normal((N, d))
@@ -165,21 +165,21 @@ print("correct:", softmax_backward(dy, y).sum(axis=-1).round(15) + 0.0)
 print("mistake:", first_term_only(dy, y).sum(axis=-1).round(3))
 
 # %% [markdown]
-# The sum is zero: in a direction in which the output does not change, the gradient has no component. The mistake has a component there. **An invariance of a layer is a second check of its gradient, and it costs nothing.**
+# The sum of each row of $dz$ is zero: in a direction in which the output does not change, the gradient has no component. The gradient with the mistake has a component in this direction. A change of the input that does not change the output is called an *invariance* of the layer. **An invariance of a layer gives a second check of its gradient, without any derivation.**
 #
 # ## Attention
 #
-# Each token has three vectors: a *query* $q$ (what it looks for), a *key* $k$ (how it can be found) and a *value* $v$ (what it passes on). Attention works in three steps:
+# Each token has three vectors: a *query* $q$ (what the token looks for), a *key* $k$ (how other tokens can find it) and a *value* $v$ (what the token passes on to them). Attention works in three steps:
 #
-# 1. The scores $S$ are the products of each query with all keys, divided by $\sqrt{d_h}$. (A sum of $d_h$ products grows like $\sqrt{d_h}$, and softmax of large scores would put all weight on one key.)
+# 1. The scores $S$ are the products of each query with all keys, divided by $\sqrt{d_h}$. (Without the division, the scores would grow like $\sqrt{d_h}$, and softmax of large scores gives one key nearly all the weight.)
 # 2. Softmax turns the scores of each query into weights $P$.
 # 3. The output $o$ is the weighted sum of the values.
 #
-# A token may read itself and earlier tokens, but not later ones, because training asks it to predict them. This is the *causal mask*, $j \le i$. For one head, query $i$, key $j$ and feature $c$:
+# A token may read itself and earlier tokens, but not later ones, because in training the model must predict the later tokens. This restriction, $j \le i$, is called the *causal mask*. With the indices $i$ for the query, $j$ for the key and $c$ for the feature, the equations of one head are
 #
 # $$S_{ij} = \frac{1}{\sqrt{d_h}} \sum_c q_{ic}\,k_{jc}\;\;(j \le i), \qquad P = \operatorname{softmax}(S), \qquad o_{ic} = \sum_j P_{ij}\,v_{jc}$$
 #
-# **Derivation.** Go from the last step to the first, and sum the index that appears twice:
+# **Derivation.** Go from the last step to the first step, and sum the index that appears twice:
 #
 # | step | sum over | gradient |
 # |---|---|---|
@@ -189,7 +189,7 @@ print("mistake:", first_term_only(dy, y).sum(axis=-1).round(3))
 # | 1 | key $j$ | $dq = dS\,k / \sqrt{d_h}$ |
 # | 1 | query $i$ | $dk = dS^\top q / \sqrt{d_h}$ |
 #
-# **Predict.** The forward uses the causal mask. Which line of the backward must use it too?
+# **Predict.** The forward pass uses the causal mask. Which lines of the table must use the mask too?
 
 # %%
 def attention_forward(q, k, v):
@@ -232,21 +232,21 @@ dS = softmax_backward(do @ v.T, P)
 print("largest |dS| at a masked place:", abs(np.triu(dS, k=1)).max())
 
 # %% [markdown]
-# No line. At a masked place $P_{ij} = 0$, and $dS_{ij}$ has the factor $P_{ij}$.
+# No line needs the mask. At a masked place $P_{ij} = 0$, and $dS_{ij}$ has the factor $P_{ij}$, so $dS_{ij} = 0$ too.
 #
-# (Why $-10^{30}$ and not $-\infty$? A complex product with $-\infty$ computes $\infty \cdot 0$, which gives NaN.)
+# (Why is the mask in the code $-10^{30}$ and not $-\infty$? A complex product with $-\infty$ computes $\infty \cdot 0$, which gives NaN.)
 #
-# The library computes the same gradients in blocks of queries. It also replaces $\sum_l dP_{il}\,P_{il}$, a sum over keys, by $\sum_c do_{ic}\,o_{ic}$, a sum over the few features of a head. To see that they are equal,
+# The library computes the same gradients, but for one block of queries at a time. The library also replaces $\sum_l dP_{il}\,P_{il}$, a sum over keys, by $\sum_c do_{ic}\,o_{ic}$, a sum over the few features of a head. To see that the two sums are equal,
 # insert $dP = do\,v^\top$ and $o = P v$.
 #
 # ## RMSNorm
 #
 # RMSNorm divides the vector of each token by the root of its mean square, and multiplies each feature by a trained factor $w_i$. The small constant $\varepsilon$ prevents a division by zero. Let $\rho$ be 1
-# divided by the root:
+# divided by this root:
 #
 # $$y_i = w_i\, x_i\, \rho, \qquad \rho = \Big(\tfrac1d \sum_j x_j^2 + \varepsilon\Big)^{-1/2}$$
 #
-# **Derivation.** $x_j$ enters $y_j$ directly, and it enters every $y_i$ through $\rho$. The derivative of $\rho$ is
+# **Derivation.** $x_j$ changes $y_j$ directly, and it changes every $y_i$ through $\rho$. The derivative of $\rho$ is
 # $\partial\rho/\partial x_j = -\tfrac12(\dots)^{-3/2} \cdot 2x_j/d = -\rho^3 x_j/d$. So
 #
 # $$dx_j = \rho\,w_j\,dy_j \;-\; x_j\,\frac{\rho^3}{d} \sum_i w_i\,dy_i\,x_i \qquad\qquad dw_i = \sum_n dy_{ni}\,x_{ni}\,\rho_n$$
@@ -282,7 +282,7 @@ x, w = rng.standard_normal((N, d)), rng.standard_normal(d)
 check("RMSNorm", rms_norm_forward, rms_norm_backward, rho_as_a_constant, library, x=x, w=w)
 
 # %% [markdown]
-# **Predict.** Multiply $x$ by 2: $y$ stays the same, except for $\varepsilon$. In which direction does $dx$ then have no component?
+# **Predict.** If we multiply $x$ by 2, $y$ does not change, except for the small effect of $\varepsilon$. In which direction, therefore, does $dx$ have no component?
 
 # %%
 def largest_cosine(dx):
@@ -297,26 +297,26 @@ print(f"correct: |cosine| at most {largest_cosine(rms_norm_backward(dy, cache)[0
 print(f"mistake: |cosine| at most {largest_cosine(rho_as_a_constant(dy, cache)[0]):.0e}")
 
 # %% [markdown]
-# In the direction of $x$: $dx$ and $x$ are perpendicular (up to $\varepsilon$). The second term of $dx$ removes exactly the component along $x$.
+# $dx$ has no component in the direction of $x$: $dx$ and $x$ are perpendicular, except for the small effect of $\varepsilon$. The second term of $dx$ removes exactly the component along $x$.
 #
 # ## Rotary embedding
 #
-# The scores $q \cdot k$ do not depend on the positions of the tokens. Rotary embedding rotates each query and key by an angle that depends on its position. If $q$ is rotated by the angle $a$ and $k$ by $b$, then
+# So far, the scores $q \cdot k$ do not depend on the positions of the tokens. Rotary embedding rotates each query and each key by an angle that depends on the position of the token. If $q$ is rotated by the angle $a$ and $k$ is rotated by the angle $b$, then
 #
 # $$(R_a q) \cdot (R_b k) = q \cdot R_a^\top R_b\, k = q \cdot R_{b-a}\, k$$
 #
-# So the score depends on the *difference* of the angles only: on the distance between the two tokens.
+# So the score depends only on the *difference* of the angles, that is, on the distance between the two tokens.
 #
-# Each pair $(x_c, x_{c+d_h/2})$ of a query or key is rotated by its own angle $\varphi = \text{position} \cdot \theta^{-2c/d_h}$. The first pair turns fast, by 1 radian per token, and tells neighbours apart. The last pair
-# turns slowly and tells distant tokens apart. Usually $\theta = 10000$. The forward and the backward of one pair are
+# Each pair $(x_c, x_{c+d_h/2})$ of a query or key is rotated by its own angle $\varphi = \text{position} \cdot \theta^{-2c/d_h}$. The first pair rotates fast, by 1 radian per token, so it can distinguish neighbouring tokens. The last pair
+# rotates slowly, so it can distinguish distant tokens. Usually $\theta = 10000$. The forward pass (left) and the backward pass (right) of one pair are
 #
 # $$\begin{pmatrix} y_1 \\ y_2 \end{pmatrix} = \begin{pmatrix} \cos\varphi & -\sin\varphi \\ \sin\varphi & \cos\varphi \end{pmatrix} \begin{pmatrix} x_1 \\ x_2 \end{pmatrix}
 # \qquad\qquad
 # \begin{pmatrix} dx_1 \\ dx_2 \end{pmatrix} = \begin{pmatrix} \cos\varphi & \sin\varphi \\ -\sin\varphi & \cos\varphi \end{pmatrix} \begin{pmatrix} dy_1 \\ dy_2 \end{pmatrix}$$
 #
-# **Derivation.** The rule of notebook 03 gives $dx = R^\top dy$ for any $y = Rx$. The transpose of a rotation is the rotation by $-\varphi$. So the backward rotates back.
+# **Derivation.** The rule of notebook 03 gives $dx = R^\top dy$ for any $y = Rx$. The transpose of a rotation is the rotation by $-\varphi$. So the backward pass rotates back, by $-\varphi$.
 #
-# **Predict.** The typical mistake is to rotate forward again instead of back. Does a check with a single token find it?
+# **Predict.** The typical mistake is to rotate by $\varphi$ again instead of $-\varphi$. Does a check with a single token find this mistake?
 
 # %%
 def rotate(x, cos, sin):
@@ -353,9 +353,9 @@ print(ln.gradcheck(rotary_forward, rotated_forward_again, {"q": q[:1]}), "\n")
 check("rotary", rotary_forward, rotary_backward, rotated_forward_again, library, q=q)
 
 # %% [markdown]
-# No. The single token has position 0, and its angle is 0. This is again a check at a special point, where the mistake changes nothing.
+# A check with a single token does not find the mistake. The single token has position 0, and its angle is 0. As in notebook 03, a mistake stays hidden at a special point, here at the angle 0.
 #
-# The next cell tests the purpose of the rotation: with the same query and the same key at every position, the score depends on the distance only.
+# The next cell tests the purpose of the rotation: if all positions have the same query and the same key, the score depends only on the distance.
 
 # %%
 same_q, same_k = np.tile(q[0], (t, 1)), np.tile(k[0], (t, 1))
@@ -365,13 +365,13 @@ print(all(np.allclose(np.diag(scores, j), scores[0, j]) for j in range(t)))
 # %% [markdown]
 # ## SwiGLU
 #
-# SwiGLU is the nonlinearity of the MLP. Two linear layers read the same token. One gives the values $u$ (`up_proj`), the other gives the gate $g$ (`gate_proj`). The gate decides for each value how much of it passes:
+# SwiGLU is the nonlinearity of the MLP. Two linear layers read the same token. The layer `up_proj` gives the values $u$, and the layer `gate_proj` gives the gates $g$. Each gate decides how much of the corresponding value passes:
 #
 # $$y = \operatorname{silu}(g) \circ u, \qquad \operatorname{silu}(g) = g\,\sigma(g), \qquad \sigma(g) = \frac{1}{1 + e^{-g}}, \qquad \sigma' = \sigma\,(1 - \sigma)$$
 #
 # (In this section $\sigma$ is the sigmoid.)
 #
-# **Derivation.** All operations are entry by entry, so there is no sum. The product rule, used twice, gives
+# **Derivation.** All operations work entry by entry, so the gradients contain no sum. The product rule, used twice, gives
 #
 # $$du = dy \circ \operatorname{silu}(g) \qquad\qquad dg = dy \circ u \circ \sigma\,\big(1 + g\,(1 - \sigma)\big)$$
 #
@@ -403,15 +403,15 @@ check("SwiGLU", swiglu_forward, swiglu_backward, sigma_as_a_constant, library, g
 # %% [markdown]
 # ## Cross-entropy
 #
-# The backward pass starts at the loss. The loss is $-\log$ of the probability that the model gives to the correct next token, averaged over $N$ tokens. With logits $z$ and the correct token $a_n$ at place $n$:
+# The backward pass starts at the loss. The loss is $-\log$ of the probability that the model gives to the correct next token, averaged over $N$ places in the text. With the logits $z_n$ and the correct next token $a_n$ at place $n$:
 #
 # $$L = -\frac1N \sum_n \log \operatorname{softmax}(z_n)_{a_n} = \frac1N \sum_n \Big(\log \sum_j e^{z_{nj}} - z_{n a_n}\Big)$$
 #
-# **Derivation.** The derivative of the first term is the softmax again, because $\partial \log S = \partial S / S$. The second term depends on $z_{nj}$ only if $j = a_n$:
+# **Derivation.** The derivative of the first term is softmax, because $\partial \log S = \partial S / S$. The second term depends on $z_{nj}$ only if $j = a_n$:
 #
 # $$\frac{\partial}{\partial z_j} \log \sum_l e^{z_l} = \frac{e^{z_j}}{\sum_l e^{z_l}} \qquad\Rightarrow\qquad dz_{nj} = \frac1N \Big(\operatorname{softmax}(z_n)_j - [\,j = a_n\,]\Big)$$
 #
-# In words: the predicted probability minus the correct probability, divided by $N$. The typical mistake is to forget the division.
+# In words: the gradient is the predicted probability, minus 1 for the correct token, divided by $N$. The typical mistake is to forget the division by $N$.
 
 # %%
 answers = rng.integers(0, d, N)  # the correct token at each place
@@ -445,7 +445,7 @@ check("cross-entropy", *ours, sum_instead_of_mean, library, z=z)
 #
 # The picture shows the relative errors of all gradients of this notebook, one row per layer.
 #
-# **Predict.** How many powers of ten are between the largest error of a correct gradient and the smallest error of a mistake?
+# **Predict.** How many powers of ten lie between the largest error of a correct gradient and the smallest error of a mistake?
 
 # %%
 largest = max(max(row["derived"]) for row in results.values())
@@ -460,8 +460,8 @@ plots.relative_errors(results, 1e-12, title, subtitle);
 #
 # ## The whole model
 #
-# Each layer is right. Is their composition right too? The loss of "tiny" is one function of all its factors $A$ and $B$. The same check works for the whole model: five blocks with residual connections,
-# attention with four heads, and the loss. (Two query heads share one key and value head, so the gradients of both add up there.)
+# The gradient of each layer is right. Is the gradient of the whole model right too? The loss of "tiny" is one function of all factors $A$ and $B$. So the same check works for the whole model: five blocks with residual connections,
+# attention with four heads, and the loss. (Two query heads share one head of keys and values, so the gradients from both query heads are added in this shared head.)
 
 # %%
 config = ln.LoraConfig(
@@ -476,9 +476,9 @@ largest = max(result.errors.values())
 print(f"{len(result.errors)} gradients, largest relative error {largest:.0e}")
 
 # %% [markdown]
-# Notebook 03 measured $dA = s\,B^\top dW$ and $dB = s\,dW A^\top$ in one layer. `both_ways` repeats those cells for every linear layer: one backward pass of the model with LoRA, one of the merged and unfrozen model.
+# Notebook 03 measured $dA = s\,B^\top dW$ and $dB = s\,dW A^\top$ in one layer. The function `both_ways` repeats this measurement for every linear layer. It runs one backward pass of the model with LoRA, and one backward pass of the merged and unfrozen model.
 #
-# **Predict.** On paper both sides are equal. The two backward passes add numbers in different orders. How many of the 16 digits of float64 will agree?
+# **Predict.** On paper both sides of each equation are equal. The two backward passes add numbers in different orders. How many of the 16 digits of float64 will agree?
 
 # %%
 from lora_np.studies.gradients.study import both_ways
@@ -503,12 +503,12 @@ subtitle = "relative difference of the two sides, in float64; one point per laye
 plots.relative_errors(differences, 1e-12, title, subtitle);
 
 # %% [markdown]
-# All digits agree but the last one or two. Each addition rounds, and the two passes add thousands of numbers in different orders. A mistake would show in the first digits.
+# All digits agree except the last one or two. Each addition rounds, and the two passes add thousands of numbers in different orders. If a gradient contained a mistake, the first digits would differ too.
 #
 # ## Recap
 #
-# Every backward follows from the rule of notebook 03: the gradient of an input is a sum over all outputs that it enters. In softmax and RMSNorm every input enters every output through a common denominator, and this gives their second term.
-# An invariance of the forward is a free check of the gradient. The complex step needs a forward without absolute values and conjugates. The check of the whole model tests that the layers are put together correctly: all gradients of "tiny" pass.
+# Every backward pass follows from the rule of notebook 03: the gradient of an input is a sum over all outputs that depend on this input. In softmax and RMSNorm every output depends on every input through a common denominator. This denominator gives the second term of their gradients.
+# An invariance of the forward pass is a second check of the gradient. The complex step needs a forward pass without absolute values and conjugates. The check of the whole model tests that the layers are combined correctly: all gradients of "tiny" pass this check.
 #
 # ## Three questions
 #
@@ -516,77 +516,77 @@ plots.relative_errors(differences, 1e-12, title, subtitle);
 #
 # <details><summary>Answer</summary>
 #
-# Both divide each number by a quantity that depends on all numbers of the row: the sum of exponentials, or the root mean square. So each input enters every output, and the second term of the gradient comes from these paths.
+# Both divide each number by a quantity that depends on all numbers of the row: the sum of exponentials, or the root mean square. So every output depends on every input, and this dependence gives the second term of the gradient.
 #
 # </details>
 #
-# 2. The backward of attention does not use the causal mask. Does it compute anything at the masked places?
+# 2. The backward pass of attention does not use the causal mask. Does it compute anything at the masked places?
 #
 # <details><summary>Answer</summary>
 #
-# Yes. It computes $dP$ there, and then multiplies it by $P = 0$. The library skips most of this work: it processes queries in blocks and leaves out the keys after each block.
+# Yes. Our backward pass computes $dP$ at the masked places, and then multiplies it by $P = 0$. The library skips most of this work: it processes the queries in blocks, and for each block it leaves out all keys after the block's last query.
 #
 # </details>
 #
-# 3. A new layer contains `np.abs(x)`. Its hand-derived gradient is right for $x \neq 0$. Which check can you use, and what does it cost?
+# 3. A new layer contains `np.abs(x)`. Its hand-derived gradient is right for $x \neq 0$. Which check of this gradient can you use, and what is its disadvantage?
 #
 # <details><summary>Answer</summary>
 #
-# The complex step would report an error, because `abs` is not holomorphic. Use central differences, `ln.gradcheck(…, method="central")`. They are right to about ten digits only. Or write `abs` as `np.where(x.real < 0, -x, x)`, which the complex step allows.
+# The complex step would report an error, because `abs` is not holomorphic. You can use central differences, `ln.gradcheck(…, method="central")`. Their disadvantage: only about ten digits are right. Or you can write `abs` as `np.where(x.real < 0, -x, x)`, which the complex step allows.
 #
 # </details>
 #
 # ## Try
 #
-# 1. Check SwiGLU with central differences instead of the complex step: `ln.gradcheck(swiglu_forward, swiglu_backward, {"g": g, "u": u}, method="central")`. How large are the errors now? Then multiply `dg` by `1 + 1e-8` in the backward.
+# 1. Check SwiGLU with central differences instead of the complex step: `ln.gradcheck(swiglu_forward, swiglu_backward, {"g": g, "u": u}, method="central")`. How large are the errors now? Then multiply the first gradient that `swiglu_backward` returns, $dg$, by `1 + 1e-8`.
 #    Which of the two methods finds this mistake?
 #
 # <details><summary>Hint</summary>
 #
-# `print` the result: it shows the error of each gradient and the tolerance of the method.
+# Print the result of `ln.gradcheck`. It shows the error of each gradient and the tolerance of the method.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# The errors of the central difference are several powers of ten larger, but below its tolerance of $10^{-6}$. It accepts the mistake of $10^{-8}$. The complex step reports it.
+# The errors with central differences are several powers of ten larger than with the complex step, but they are below the tolerance of $10^{-6}$. So central differences accept the mistake of $10^{-8}$. The complex step reports this mistake.
 #
 # </details>
 #
-# 2. Build a block from the functions of this notebook: $y = x + \text{attention}(\text{norm}(x))$ with one head and LoRA on `q_proj` only. Write its backward and check $dA$ and $dB$.
+# 2. Build a block from the functions of this notebook: $y = x + \text{attention}(\text{norm}(x))$ with one head and LoRA on `q_proj` only. Write the backward pass of the block, and check $dA$ and $dB$.
 #
 # <details><summary>Hint</summary>
 #
-# Follow the upper row of the block picture from right to left. Where a line splits (at the dot, and after RMSNorm) add the gradients that come back. `lora_forward` and `lora_backward` are in notebook 03.
+# Follow the upper row of the block picture from right to left. Where a line splits (at the dot, and after RMSNorm), add the gradients of the branches. `lora_forward` and `lora_backward` are in notebook 03.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# With $n = \text{norm}(x)$, the steps are: $do$ through `o_proj`; `attention_backward` for $dq$, $dk$, $dv$; `rotary_backward` for $dq$ and $dk$; `lora_backward` for $dA$, $dB$ and the first part of $dn$; add the parts of $dn$ from `k_proj`
-# and `v_proj`; `rms_norm_backward` for $dx$; add $dy$ for the residual connection. If every part is added, `ln.gradcheck` reports errors below $10^{-12}$.
+# With $n = \text{norm}(x)$, the backward pass has six steps. (1) The backward pass of `o_proj` gives $do$. (2) `attention_backward` gives $dq$, $dk$ and $dv$. (3) `rotary_backward` rotates $dq$ and $dk$ back. (4) `lora_backward` gives $dA$, $dB$ and the first part of $dn$. (5) Add the parts of $dn$ from `k_proj`
+# and `v_proj`. (6) `rms_norm_backward` gives $dx$; add $dy$ to it for the residual connection. If every part is added, `ln.gradcheck` reports errors below $10^{-12}$.
 #
 # </details>
 #
-# 3. LayerNorm subtracts the mean before it divides: $y = (x - \bar x) / \sqrt{\operatorname{mean}((x - \bar x)^2) + \varepsilon}$. Which two invariances does it have, and what do they say about $dx$? Write the backward and check both.
+# 3. LayerNorm subtracts the mean before it divides: $y = (x - \bar x) / \sqrt{\operatorname{mean}((x - \bar x)^2) + \varepsilon}$. Which two invariances does LayerNorm have, and what follows for $dx$? Write the backward pass, and check that $dx$ agrees with both invariances.
 #
 # <details><summary>Hint</summary>
 #
-# Add a constant to all features of a token; multiply $x - \bar x$ by 2. For the backward, write LayerNorm as two layers: subtract the mean, then RMSNorm with $w = 1$.
+# Does $y$ change if you add a constant to all features of a token? Does $y$ change if you multiply $x - \bar x$ by 2? For the backward pass, write LayerNorm as two layers: subtract the mean, then RMSNorm with $w = 1$.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# $dx$ sums to zero over the features of a token, and (up to $\varepsilon$) it is perpendicular to $x - \bar x$. The backward of "subtract the mean" subtracts the mean of the gradient, so
-# $dx$ is `rms_norm_backward`'s $dx$ minus its mean over the features.
+# $dx$ sums to zero over the features of a token, and it is perpendicular to $x - \bar x$, except for the small effect of $\varepsilon$. The backward pass of "subtract the mean" subtracts the mean of the gradient. So
+# the $dx$ of LayerNorm is the $dx$ that `rms_norm_backward` returns, minus the mean of this $dx$ over the features.
 #
 # </details>
 #
-# 4. Exercises 8 and 9 ask for the backward of RMSNorm and of attention. Run `make exercises` in a terminal to get your copy. **Close this notebook first**, and derive them from the rule.
+# 4. Exercises 8 and 9 ask for the backward pass of RMSNorm and of attention. Run `make exercises` in a terminal to get your copy. **Close this notebook first**, and derive the gradients from the rule of notebook 03.
 #
 # <details><summary>Hint</summary>
 #
-# Write the forward with all indices, and list every path from an input to the outputs. `check` names the mistake if there is one.
+# Write the forward pass with all indices, and list every path from an input to the outputs. `check` names the mistake if there is one.
 #
 # </details>

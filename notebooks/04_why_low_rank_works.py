@@ -18,8 +18,8 @@
 # **You will learn** to
 #
 # - compute the best approximation of a matrix by a product $BA$ of rank $r$, and its error from the singular values;
-# - explain the difference between the rank of a learned $\Delta W$ and the rank that its loss needs;
-# - compare the directions of two runs with the similarity $\varphi$, and decide which of its values are chance.
+# - explain the difference between the rank of a learned $\Delta W$ and the rank that is enough for the loss;
+# - compare the directions of two runs with the similarity $\varphi$, and decide which values of $\varphi$ are no larger than chance.
 #
 # **Before you start:** [notebook 02](02_lora_from_one_equation.ipynb), and the singular value decomposition (SVD): $M = U \Sigma V^\top$ with orthonormal columns in $U$ and $V$ and singular values
 # $\sigma_1 \ge \sigma_2 \ge \dots \ge 0$ on the diagonal of $\Sigma$.
@@ -44,14 +44,14 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## The best product of rank r
 #
-# $B$ has the shape (out, r) and $A$ the shape (r, in). The product $BA$ is a sum of $r$ columns of $B$ times rows of $A$, so its rank is at most $r$.
+# $B$ has the shape (out, r) and $A$ the shape (r, in). The product $BA$ is a sum of $r$ matrices, each of which is a column of $B$ times a row of $A$. So the rank of $BA$ is at most $r$.
 #
 # For a given matrix $M$, the best product of rank $r$ is known (Eckart and Young 1936). Keep the $r$ largest singular values of $M = U \Sigma V^\top$, with $U_r$ (out, r), $\Sigma_r$ (r, r) and $V_r$ (in, r):
 #
 # $$B = U_r \sqrt{\Sigma_r}, \qquad A = \sqrt{\Sigma_r}\, V_r^\top, \qquad
 # \lVert M - BA \rVert_F = \sqrt{\sigma_{r+1}^2 + \sigma_{r+2}^2 + \dots}$$
 #
-# The error depends only on the singular values that are left out. The next cell checks this for a random matrix.
+# The error depends only on the singular values that are left out. The next cell checks the formula of the error for a random matrix.
 
 # %%
 M = rng.standard_normal((8, 6))
@@ -64,21 +64,21 @@ print(f"from the singular values left out {np.sqrt((sigma[r:] ** 2).sum()):.12f}
 
 # %% [markdown]
 # The sum of all $\sigma_i^2$ equals $\lVert M \rVert_F^2$. This sum is called the *energy* of $M$. The best product of rank $r$ keeps the share $(\sigma_1^2 + \dots + \sigma_r^2) / \sum_i \sigma_i^2$ of the energy.
-# If its relative error is $e$, this share is $1 - e^2$.
+# If the product has the relative error $e$, the share of the energy is $1 - e^2$.
 #
-# A grey photograph is a matrix too. **Predict.** A product of rank 8 has about 6 % of the numbers of the photograph below. Can you recognise the person?
+# A grey photograph is a matrix too. **Predict.** The two factors of a product of rank 8 have about 6 % as many numbers as the photograph below. Can you recognise the person in this product?
 
 # %%
 plots.photograph(photograph());
 
 # %% [markdown]
-# The photograph is Rear Admiral Grace Hopper, from matplotlib's sample data. Eight directions hold most of the energy, but the face needs more of them.
+# The photograph is Rear Admiral Grace Hopper, from matplotlib's sample data. Eight directions (pairs of singular vectors) hold most of the energy, but more directions are needed to recognise the face.
 #
 # ## A learned change
 #
-# Now take a change that was learned. The next cell fine-tunes all weights of "tiny" on Python code for 60 steps, and subtracts the weights of the base. The picture shows one of the $\Delta W$ beside its best product of rank 4.
+# Now take a $\Delta W$ that was learned. The next cell fine-tunes all weights of "tiny" on Python code for 60 steps, and subtracts the weights of the base. This gives one $\Delta W$ for each weight matrix. The picture shows one of these $\Delta W$ and its best product of rank 4.
 #
-# **Predict.** A photograph keeps most of its energy in a few directions. Does a learned $\Delta W$ keep more or less of its energy in as few directions?
+# **Predict.** A photograph keeps most of its energy in a few directions. In a few directions, does a learned $\Delta W$ keep a larger or a smaller share of its energy than the photograph?
 
 # %%
 run = Run("full", lr=2e-3, max_steps=60, eval_every=60)
@@ -108,9 +108,9 @@ for name, (matrix, r) in matrices.items():
 show(lines, {"matrix": "", "r": "", "numbers": ".1%", "energy": ".0%"})
 
 # %% [markdown]
-# The learned change is less simple than the photograph. Most of the photograph's energy is its mean brightness, which is a single direction. But the learned $\Delta W$ keeps less than the photograph without its mean, too.
+# The product of low rank keeps a smaller share of the energy of the learned $\Delta W$ than of the photograph. Most of the photograph's energy is its mean brightness, which is a single direction. But even if the mean is subtracted, the share of the photograph is larger than the share of $\Delta W$.
 #
-# The next picture shows how few numbers $B$ and $A$ have. On the left are all numbers of $\Delta W$, on the right the numbers of its best product of rank 4. The two sides have separate scales, so compare the counts and not the heights.
+# The next picture shows how few numbers $B$ and $A$ have. The left side shows all numbers of $\Delta W$. The right side shows the numbers of $B$ and $A$ (cyan) of the best product of rank 4. The heights on the two sides have different scales, so compare only the numbers of coloured columns.
 
 # %%
 plots.scene_3d(decomposition);
@@ -118,12 +118,12 @@ plots.scene_3d(decomposition);
 # %% [markdown]
 # ## How many directions does a learned change have?
 #
-# Two numbers describe how fast singular values fall. Both are computed from one list of singular values.
+# Two numbers describe how fast the singular values of a matrix fall. Both numbers are computed from the list of the singular values.
 #
-# - *rank90:* the smallest $r$ for which the top $r$ directions hold 90 % of the energy.
-# - *Effective rank* (Roy and Vetterli 2007): $e^{H}$ with $H = -\sum_i \tilde\sigma_i \ln \tilde\sigma_i$ and $\tilde\sigma_i = \sigma_i / \sum_j \sigma_j$. It is $n$ if $n$ singular values are equal and all others are 0.
+# - *rank90* is the smallest $r$ for which the $r$ directions with the largest singular values hold at least 90 % of the energy.
+# - The *effective rank* (Roy and Vetterli 2007) is $e^{H}$ with $H = -\sum_i \tilde\sigma_i \ln \tilde\sigma_i$ and $\tilde\sigma_i = \sigma_i / \sum_j \sigma_j$. The effective rank is $n$ if $n$ singular values are equal and all others are 0.
 #
-# **Predict.** A random matrix of the shape of this $\Delta W$ has 64 directions, and most of them are needed for 90 % of its energy. How many does the learned $\Delta W$ need?
+# **Predict.** A random matrix of the shape of this $\Delta W$ has 64 directions, and most of these directions are needed for 90 % of its energy. How many directions does the learned $\Delta W$ need for 90 % of its energy?
 
 # %%
 sigma = np.linalg.svd(delta, compute_uv=False)  # (64,)
@@ -146,12 +146,12 @@ show(lines, {"matrix": "", "rank90": "", "effective rank": ".1f"})
 plots.singular_values(rank_reduction.singular_values(deltas, run));
 
 # %% [markdown]
-# The learned $\Delta W$ needs about half as many directions as a random matrix. The changes of attention have fewer directions than the changes of the MLP.
+# For 90 % of its energy, the learned $\Delta W$ needs about half as many directions as a random matrix. The changes of attention have fewer directions than the changes of the MLP.
 #
-# That was one short run. The next picture has the longer runs: all matrices of "tiny" (which learns code) and of SmolLM2-135M, a real language model (which learns to answer in the voice of a lighthouse keeper).
-# Each dot is one layer, and each method has its best learning rate. The number beside each black bar is the count of full fine-tuning divided by the count of a random matrix.
+# These results come from one short run. The next picture shows the rank90 of $\Delta W$ in longer runs with two models. "tiny" learns code, and SmolLM2-135M, a real language model, learns to answer in the voice of a lighthouse keeper.
+# Each dot is one layer, and each method uses its best learning rate. The black bars show a random matrix. The number beside each bar is the rank90 of full fine-tuning divided by the rank90 of the random matrix.
 #
-# **Predict.** Biderman et al. (2024) found ranks that are 10 to 100 times as high as LoRA's usual rank, on Llama-2-7B. How many times $r = 8$ is it here?
+# **Predict.** On Llama-2-7B, Biderman et al. (2024) found that the $\Delta W$ of full fine-tuning has a rank 10 to 100 times as high as LoRA's usual rank. How many times as high as $r = 8$ is the rank90 of full fine-tuning here?
 
 # %%
 ranks = Table.load("../figures/data/spectra.json")
@@ -172,16 +172,16 @@ show(lines, dict(zip(lines[0], ("", "", "g", "g", ".0f"), strict=True)))
 display(Markdown(findings.say("low_rank.times_r.tiny", "low_rank.times_r.smollm2-135m")))
 
 # %% [markdown]
-# A matrix of width $d$ has at most $d$ directions. So a small model cannot reach a factor of 100, however it learns. The keys and values have the lowest counts because they have the fewest rows. Relative to a random matrix, they are like the rest of attention.
+# A matrix of width $d$ has at most $d$ directions. So the rank90 in a small model cannot be 100 times $r = 8$. The matrices of the keys and values have the lowest rank90 because they have the fewest rows. Divided by the rank90 of a random matrix, their rank90 is like that of the other attention matrices.
 #
-# So full fine-tuning's change does not have a low rank. It has a *lower* rank than chance. LoRA learns the voice about as well (notebook 10), and on SmolLM2 most of its change lies in fewer directions than the eight that it may use.
-# A low rank is enough, but full fine-tuning does not find a low rank by itself.
+# So the $\Delta W$ of full fine-tuning does not have a low rank. Its rank90 is only *lower* than that of a random matrix. LoRA learns the voice of the lighthouse keeper about as well as full fine-tuning (notebook 10). On SmolLM2, most of LoRA's $\Delta W$ lies in fewer than the eight directions that LoRA may use.
+# A low rank is enough, but full fine-tuning without this restriction does not find a $\Delta W$ of low rank.
 #
 # ## From energy to loss
 #
-# Training minimises the loss, and the energy of $\Delta W$ is only a proxy for it. So cut every $\Delta W$ of a fully fine-tuned model to its top $r$ directions, and measure the loss on code that the model has not read.
+# Training minimises the loss. The energy of $\Delta W$ tells us about the loss only indirectly. So the next study cuts every $\Delta W$ of a fully fine-tuned model to its top $r$ directions. Then it measures the loss on code that the model has not read.
 #
-# **Predict.** In the picture of singular values, the top eight directions hold about half of the energy in attention and less in the MLP. At which rank is 95 % of the gain kept? (The *gain* is the loss before training minus the loss after it.)
+# **Predict.** In the picture of singular values, the top eight directions hold about half of the energy in attention and less in the MLP. Which rank keeps 95 % of the gain? (The *gain* is the loss before training minus the loss after training.)
 
 # %%
 cut = Table.load("../figures/data/truncated_loss.json")
@@ -192,7 +192,7 @@ names = ("energy.top8", "gain_kept.r4", "gain_kept.r16")
 display(Markdown(findings.say(*(f"low_rank.{name}" for name in names))))
 
 # %% [markdown]
-# The loss needs fewer directions than the energy. The next cell makes the same cut for the model that you trained above.
+# To keep a given share of the gain, fewer directions are enough than to keep the same share of the energy. The next cell makes the same cuts for the model that you trained above.
 
 # %%
 shown = (1, 4, 8, 16, 64)
@@ -207,18 +207,18 @@ for table in (cut, now):
 show(lines, {"steps": "", "η": "", "gain": ".3f"} | {f"r = {r}": ".0%" for r in shown})
 
 # %% [markdown]
-# In the shorter run fewer directions carry the gain. The two runs differ in their steps and in their learning rates, so the table does not say which of the two is the reason (Try 2 and 3).
+# In the shorter run, fewer directions are enough for the same share of the gain. The two runs differ in the number of steps and in the learning rate. The table does not show which of these differences is the reason (see tasks 2 and 3 under "Try").
 #
-# A cut can keep more than 100 %. Then the cut model is *better* than the uncut model on text that it has not read: some of the last directions hold noise.
+# A cut can keep more than 100 % of the gain. Then, on text that neither model has read, the cut model is *better* than the uncut model. The reason is that some of the directions that were cut off hold noise.
 #
 # ## Do two runs find the same directions?
 #
-# If a task has a few directions of its own, LoRA runs with another rank or seed should find them again. Hu et al. (2021, §7.2) compare the top $i$ right singular vectors of $A$ in one run, $V_1$ (d, i), with the top $j$ in
-# another run, $V_2$ (d, j):
+# If a task needs a few particular directions, every LoRA run should find these directions, with any rank and any seed. Hu et al. (2021, §7.2) compare the right singular vectors of $A$ in two runs. With the top $i$ vectors of one run as the columns of $V_1$ (d, i), and the top $j$ vectors of the
+# other run as the columns of $V_2$ (d, j), the similarity is
 #
 # $$\varphi(i, j) = \frac{\lVert V_1^\top V_2 \rVert_F^2}{\min(i, j)}, \qquad 0 \le \varphi \le 1$$
 #
-# $\varphi$ is 1 if one span contains the other, and 0 if the two spans are orthogonal. The right singular vectors of $A$ are the directions of the input that the adapter *reads*. For $B$, take the left singular vectors: the directions of the output that it *writes*.
+# $\varphi$ is 1 if the span of one set of vectors contains the span of the other set, and 0 if the two spans are orthogonal. The right singular vectors of $A$ are the directions of the input that the adapter *reads*. For $B$, we take the left singular vectors, which are the directions of the output that the adapter *writes*.
 #
 # **Predict.** What is $\varphi$ of two *random* spans in $d = 128$ dimensions, with $i = 8$ and $j = 64$?
 
@@ -233,9 +233,9 @@ print(f"φ({i}, {j}) of random spans: {np.mean(drawn):.4f} ± {error:.4f}")
 print(f"max(i, j)/d:            {max(i, j) / d:.4f}")
 
 # %% [markdown]
-# For random spans the mean of $\varphi(i, j)$ is $\max(i, j)/d$. On "tiny", 64 directions are half of all 128 directions, so $\varphi$ is 0.5 by chance. (In the paper $d$ is 12,288, and chance is nearly 0.)
+# For random spans the mean of $\varphi(i, j)$ is $\max(i, j)/d$. On "tiny", 64 directions are half of all 128 directions, so $\varphi(8, 64)$ is 0.5 by chance. (In the paper $d$ is 12,288, so $\varphi$ is nearly 0 by chance.)
 #
-# **Predict.** In which corner of the maps below is chance small, so that a large $\varphi$ means something?
+# **Predict.** The maps below show $\varphi$ for all $i$ and $j$. In which corner is the $\varphi$ of random spans so small that a large $\varphi$ cannot be chance?
 
 # %%
 compared = Table.load("../figures/data/subspaces.json")
@@ -254,13 +254,13 @@ for pair in ("r8-r64", "r64-r64"):
 show(lines, dict(zip(lines[0], ("", "", "", ".3f", ".3f", ".3f", ".3f"), strict=True)))
 
 # %% [markdown]
-# The upper left corner, with small $i$ and $j$, is the informative one.
+# In the upper left corner $i$ and $j$ are small, so the $\varphi$ of random spans is small there.
 #
-# - *A:* the map after training looks like the map before training. Two runs read different directions, as different as random ones. This does not mean that $A$ stays at its random start. Each $A$ may move far, but to a different place.
-# - *B:* $B$ starts at zero, so all its directions come from training. Two runs share more of them than chance, most of all the first direction. But the pairs of runs differ much, and the median of the first direction stays below 0.5.
+# - *A:* the map after training looks like the map before training. Two runs read different directions, as different as random directions. This does not mean that $A$ stays at its random start. The $A$ of each run may change much, but the $A$ of two runs change in different ways.
+# - *B:* $B$ starts at zero, so all directions of $B$ come from training. For $B$, the $\varphi$ of two runs is larger than chance, most of all for the first direction. But $\varphi$ differs much between pairs of runs, and for the first direction its median is below 0.5.
 #
-# The paper found that runs of GPT-3 share more than half of the top direction of $A$. That is not so here. A task does not have one small subspace that each run must find. Two runs may read differently and still do equally well.
-# (All pairs have two different seeds. With one seed, the first layer's $A$ of both runs would start with the same rows.)
+# The paper found for GPT-3 that $\varphi$ of the top direction of $A$ is larger than 0.5. Here the median of this $\varphi$ is not larger than chance. So the task does not have one small subspace that each run must find. Two runs may read different directions and still reach the same loss.
+# (The two runs of each pair have different seeds. With the same seed, the $A$ of the first layer would start with the same rows in both runs.)
 #
 # ## How large is W in the directions of ΔW?
 #
@@ -269,7 +269,7 @@ show(lines, dict(zip(lines[0], ("", "", "", ".3f", ".3f", ".3f", ".3f"), strict=
 #
 # $$\text{amplification} = \frac{\lVert \Delta W \rVert_F}{\lVert U^\top W V \rVert_F}$$
 #
-# They found that $W$ is many times as large there as in random directions, and that $\Delta W$ amplifies these directions. They conclude that LoRA amplifies features that $W$ has learned but does not emphasise. **Predict** whether a small model shows the same.
+# They found that $W$ is many times as large in the directions of $\Delta W$ as in random directions, and that $\Delta W$ amplifies these directions. They conclude that LoRA amplifies features that $W$ has learned but does not emphasise. **Predict.** Will we find the same in a small model?
 
 # %%
 W = load_model("tiny").state_dict()[rank_reduction.SHOWN]  # (64, 128)
@@ -281,7 +281,7 @@ print(f"\n‖ΔW‖ = {one['norm_delta']:.2f}, so the amplification is {one['fac
 plots.amplification_chart(compared);
 
 # %% [markdown]
-# The table above is one matrix of the full fine-tuning that you ran. The picture has all matrices of LoRA runs. The next cell compares the query matrices with the query matrix of GPT-3 in the paper.
+# The table above is about one matrix of the full fine-tuning that you ran. The picture shows all matrices of LoRA runs. The next cell compares the query matrices of these LoRA runs with the query matrix of GPT-3 in the paper.
 
 # %%
 for r in (4, 64):
@@ -289,18 +289,18 @@ for r in (4, 64):
     display(Markdown(findings.say(*names)))
 
 # %% [markdown]
-# - As in the paper, $\Delta W$ does not repeat the weight: $W$ is much smaller in the directions of $\Delta W$ than in its own top directions.
-# - Unlike in the paper, these directions are hardly special: $W$ is little larger there than in random directions. The amplification at $r = 4$ is about a quarter of the paper's.
+# - As in the paper, $\Delta W$ does not repeat the weight: $W$ is much smaller in the directions of $\Delta W$ than in the top directions of $W$.
+# - Unlike in the paper, the directions of $\Delta W$ are hardly special: $W$ is only a little larger in them than in random directions. At $r = 4$, the amplification is about a quarter of the amplification in the paper.
 # - The amplification falls with the rank, as in the paper, because a larger rank includes more directions of $W$.
 #
 # ## A different question: how many numbers does a task need?
 #
-# So far each matrix had its own rank. Li et al. (2018) ask about all weights together. Freeze the weights $\theta_0$ (all $D$ numbers of the model in one vector) and train only $z$, through a fixed random matrix $P$ with orthonormal columns. In this section $d$ is the
-# number of trained dimensions, and $z$ is not the logits:
+# So far we looked at the rank of each matrix. Li et al. (2018) look at all weights together. They freeze the vector $\theta_0$ of all $D$ weights of the model. They train only a short vector $z$, which changes the weights through a fixed random matrix $P$ with orthonormal columns. In this section $d$ is the
+# number of trained dimensions, which is the length of $z$ (and $z$ is not the logits):
 #
 # $$\theta = \theta_0 + P z, \qquad dz = P^\top d\theta, \qquad \theta \in \mathbb{R}^D,\; z \in \mathbb{R}^d$$
 #
-# The smallest $d$ that still learns the task is the *intrinsic dimension* of the task. Take a toy whose answer is known. It has $D = 1000$ weights in ten blocks $b$ of a hundred, and each block must have a given sum $t_b$:
+# The smallest $d$ with which the model still learns the task is the *intrinsic dimension* of the task. First take a toy task with a known intrinsic dimension. It has $D = 1000$ weights in ten blocks of a hundred weights. In each block $b$, the sum of the weights must equal a given number $t_b$:
 #
 # $$L(\theta) = \sum_{b=1}^{10} \Big(\sum_{i \in b} \theta_i - t_b\Big)^2$$
 #
@@ -324,14 +324,14 @@ print("\nintrinsic dimension:")
 show(lines, {"D": ",", "dense P": "", "sparse P": ""})
 
 # %% [markdown]
-# The answer is ten, the number of constraints, for any $D$. With one dimension less, a small loss remains.
+# For any $D$, the smallest $d$ is ten, the number of constraints. With nine dimensions, some loss remains.
 #
-# For "tiny" and $d = 50{,}000$, a dense $P$ would have fifty billion numbers. The sparse $P$ has one entry per row: each weight belongs to one of $d$ groups, and $z_j$ moves all weights of group $j$, each with a random sign. Its columns are orthonormal too.
+# For "tiny" and $d = 50{,}000$, a dense $P$ would have fifty billion numbers. The sparse $P$ has only one entry per row that is not zero. Each weight belongs to one of $d$ groups, and $z_j$ changes all weights of group $j$, each with a random sign. The columns of the sparse $P$ are orthonormal too.
 #
-# The loss of a language model never reaches 0. So the usual question is softer: $d_{90}$ is the smallest $d$ that reaches 90 % of the gain of full training in as many steps. Two starts learn the same Python code: "tiny", which was trained on English (fine-tuning), and the
-# same architecture with random weights (from scratch).
+# The loss of a language model never reaches 0. So the usual measure is $d_{90}$: the smallest $d$ that reaches 90 % of the gain of training all weights, in the same number of steps. Two models learn the same Python code. The first model is "tiny", which was trained on English (fine-tuning). The second model has the
+# same architecture but starts with random weights (training from scratch).
 #
-# **Predict.** Does fine-tuning need fewer dimensions than training from scratch? And does a random subspace need more numbers than LoRA?
+# **Predict.** Is $d_{90}$ smaller for fine-tuning than for training from scratch? And to reach the same gain, does a random subspace need more trained numbers than LoRA?
 
 # %%
 dimension = Table.load("../figures/data/intrinsic_dimension.json")
@@ -341,26 +341,26 @@ plots.intrinsic_dimension(dimension, Table.load("../figures/data/convergence.jso
 display(Markdown(findings.say("low_rank.d90.tiny", "low_rank.d90.random")))
 
 # %% [markdown]
-# - Aghajanyan et al. (2020) found that some 200 dimensions are enough for RoBERTa on a classification task. Here the task is a new *language*, the model is small, and $d_{90}$ is hundreds of times larger. A small intrinsic dimension is a property of a model and a task.
-# - From scratch, fewer dimensions reach 90 %, but 90 % of a different gain. From random weights most of the gain is easy: the model first learns how frequent each byte is. After that it is still far above the loss at which fine-tuning *starts*.
-# - The curve from scratch falls once although $d$ grows. So its $d_{90}$ is a rough estimate.
-# - At equal numbers of parameters, random directions do about as well as LoRA (diamonds). The random directions also move the embedding and the norms, which LoRA freezes. The structure of $BA$ has another advantage: it needs no product with all $D$ weights, and it can be merged.
+# - Aghajanyan et al. (2020) found that about 200 dimensions are enough for RoBERTa on a classification task. Here the task is a new *language*, the model is small, and $d_{90}$ is hundreds of times larger. So the intrinsic dimension depends on the model and on the task.
+# - For training from scratch $d_{90}$ is smaller, but it measures 90 % of a different gain. With random weights most of the gain is easy: the model first learns how frequent each byte is. After this easy gain, its loss is still far above the loss at which fine-tuning *starts*.
+# - The curve for training from scratch falls at one point although $d$ grows. So the $d_{90}$ of this curve is a rough estimate.
+# - With the same number of trained parameters, random directions reach about the same gain as LoRA (diamonds). The random directions also change the embedding and the norms, which LoRA freezes. LoRA's product $BA$ has other advantages: it needs no product with a matrix of $D$ rows, and it can be merged.
 #
 # ## Recap
 #
-# - The best product of rank $r$ keeps the $r$ largest singular values. Its error is the root of the sum of the other $\sigma_i^2$.
-# - A change that full fine-tuning learns has fewer directions than a random matrix, but many more than LoRA's rank.
-# - The loss needs fewer directions than the energy. Most of the gain lies in the first directions, and LoRA can use these.
-# - Two runs read different directions with $A$. They share some of the directions that they write with $B$.
-# - All these cuts were made after training. LoRA trains within its rank from the start. [Notebook 05](05_convergence.ipynb) measures what it reaches.
+# - The best product of rank $r$ keeps the $r$ largest singular values. The error of this product is the square root of the sum of the other $\sigma_i^2$.
+# - For 90 % of its energy, the $\Delta W$ of full fine-tuning needs fewer directions than a random matrix, but many more than LoRA's rank.
+# - Fewer directions are enough for most of the gain than for most of the energy. Most of the gain lies in the first directions, and a $\Delta W$ of low rank can hold these directions.
+# - The $A$ of two runs read different directions. The $B$ of two runs share some of the directions that they write.
+# - In this notebook every $\Delta W$ was cut after training. LoRA trains a $\Delta W$ of low rank from the start. [Notebook 05](05_convergence.ipynb) measures the loss that LoRA reaches.
 #
 # ## Three questions
 #
-# 1. A product of rank 4 has a relative error of 80 %. Which share of the energy does it keep, and which error leaves half of the energy?
+# 1. A product of rank 4 has a relative error of 80 %. Which share of the energy does this product keep? What is the relative error of a product that keeps half of the energy?
 #
 # <details><summary>Answer</summary>
 #
-# It keeps $1 - 0.8^2 = 36\,\%$ of the energy. An error of $\sqrt{0.5} \approx 71\,\%$ leaves half of it.
+# The product keeps $1 - 0.8^2 = 36\,\%$ of the energy. A product that keeps half of the energy has a relative error of $\sqrt{0.5} \approx 71\,\%$.
 #
 # </details>
 #
@@ -368,11 +368,11 @@ display(Markdown(findings.say("low_rank.d90.tiny", "low_rank.d90.random")))
 #
 # <details><summary>Answer</summary>
 #
-# Hardly. Random spans have $\varphi = 64/128 = 0.5$ on average.
+# It is at most a weak sign. Random spans already have $\varphi = 64/128 = 0.5$ on average.
 #
 # </details>
 #
-# 3. Why can the loss need a lower rank than the energy?
+# 3. Why can a rank be enough for 90 % of the gain, but too low for 90 % of the energy?
 #
 # <details><summary>Answer</summary>
 #
@@ -386,27 +386,27 @@ display(Markdown(findings.say("low_rank.d90.tiny", "low_rank.d90.random")))
 #
 # <details><summary>Hint</summary>
 #
-# Repeat the loop over `d` with 7, 8, 9 and 10. How many different constraints are there?
+# Repeat the loop over `d` with the values 7, 8, 9 and 10. How many different constraints are there?
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# Nine. Two equal sums with equal targets are one constraint, so nine different constraints remain. With $d = 9$ the loss is rounding error, with $d = 8$ it is not.
+# The intrinsic dimension is now nine. Two equal sums with equal targets are one constraint, so nine different constraints remain. With $d = 9$ the loss is only rounding error, but with $d = 8$ a larger loss remains.
 #
 # </details>
 #
-# 2. Compute the median effective rank and the median rank90 of all $\Delta W$ after 10, 60 and 200 steps. Do they grow or shrink with training?
+# 2. Compute the median effective rank and the median rank90 of all $\Delta W$ after 10, 60 and 200 steps. Do these two medians grow or shrink with the number of steps?
 #
 # <details><summary>Hint</summary>
 #
-# Change `max_steps` and `eval_every` of `Run`, then use `spectra.effective_rank` and `spectra.rank_for_energy` on the singular values of each matrix in a layer.
+# Change `max_steps` and `eval_every` of `Run`, then use `spectra.effective_rank` and `spectra.rank_for_energy` on the singular values of each $\Delta W$ in the blocks (not on the embedding and the norms).
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# Both shrink first and then hardly change: the median rank90 is 41, 36 and 37, the median effective rank 83, 78 and 77. The loss is another matter. A cut to rank 4 keeps 158 % of the gain after 10 steps, 85 % after 60 and 64 % after 200: with more steps, more directions carry the gain.
+# Both medians first shrink and then hardly change. After 10, 60 and 200 steps, the median rank90 is 41, 36 and 37, and the median effective rank is 83, 78 and 77. The gain behaves differently. A cut to rank 4 keeps 158 % of the gain after 10 steps, 85 % after 60 steps and 64 % after 200 steps. So with more steps, the gain is spread over more directions.
 #
 # </details>
 #
@@ -414,17 +414,17 @@ display(Markdown(findings.say("low_rank.d90.tiny", "low_rank.d90.random")))
 #
 # <details><summary>Hint</summary>
 #
-# Compare the rank90, and the shares of the gain that the cuts of `truncated_loss` keep.
+# Compare the median rank90 of both runs. Also compare the share of the gain that each cut of `truncated_loss` keeps.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# No. With a tenth of the learning rate, 60 steps gain nearly as much, and the median rank90 falls from 36 to 28 (with `lr=1e-3` it is 34). Yet a cut to rank 8 keeps less of the gain, 84 % instead of 97 %. The rank of $\Delta W$ depends on how the model was trained.
+# No. With a tenth of the learning rate, the gain of 60 steps is nearly as large, but the median rank90 is 28 instead of 36 (with `lr=1e-3` it is 34). Although rank90 is lower, a cut to rank 8 keeps less of the gain: 84 % instead of 97 %. The rank of $\Delta W$ depends on how the model was trained.
 #
 # </details>
 #
-# 4. Which module has the flattest spectrum, relative to a random matrix? Would you give it a higher rank? (`rank_pattern` of `LoraConfig` sets ranks per module.)
+# 4. A spectrum (the list of the singular values) is flat if the values fall slowly. The $\Delta W$ of which modules have the flattest spectrum, relative to a random matrix? Would you give these modules a higher rank? (`rank_pattern` of `LoraConfig` sets ranks per module.)
 #
 # <details><summary>Hint</summary>
 #
@@ -434,7 +434,7 @@ display(Markdown(findings.say("low_rank.d90.tiny", "low_rank.d90.random")))
 #
 # <details><summary>Answer</summary>
 #
-# The modules of the MLP are flattest, in both models. A flat spectrum means that a cut to rank $r$ loses more energy there, so a higher rank is a reasonable try. But energy is not loss: only a comparison of losses at equal numbers of parameters can decide.
+# In both models, the modules of the MLP have the flattest spectrum. The flatter the spectrum, the more energy a cut to rank $r$ loses, so it is reasonable to try a higher rank for the MLP. But less energy does not always mean a higher loss: only a comparison of losses at equal numbers of parameters can decide.
 #
 # </details>
 #

@@ -13,21 +13,21 @@
 # %% [markdown]
 # # Convergence: LoRA and full fine-tuning
 #
-# Does LoRA reach the loss of full fine-tuning? And if it does not, why not?
+# Does LoRA reach the loss of full fine-tuning? If LoRA ends with a higher loss, what is the reason?
 #
 # **You will learn** to
 #
-# - compare LoRA with full fine-tuning fairly, each at its own best learning rate;
-# - explain what the rank and the choice of layers change in the final loss;
+# - compare LoRA with full fine-tuning fairly, with the best learning rate for each method;
+# - explain how the final loss depends on the rank and on the choice of layers;
 # - separate two causes of the remaining difference: the low rank, and the parameters that LoRA leaves frozen.
 #
 # **Before you start:** notebook 02.
 #
 # *Reading: 30 minutes. Running: about 30 seconds.*
 #
-# tiny was trained on English prose. Here it learns Python code. Full fine-tuning trains all parameters. LoRA trains few of them, with ranks from 1 to 64, on the attention layers only or on all linear layers. The loss is measured on code that no run trains on.
+# The model tiny was trained on English prose. In this study tiny learns Python code. Full fine-tuning trains all parameters of tiny. LoRA trains an adapter, with ranks from 1 to 64, on the linear layers of attention only or on all linear layers. The loss is measured on held-out code, which is not used for training.
 #
-# All other settings are equal: 200 steps on batches of 8 × 128 bytes, AdamW, a learning rate that increases over ten steps and then falls to zero along a cosine, and $\alpha = 8r$.
+# All other settings are equal: each run has 200 steps of AdamW on batches of 8 × 128 bytes, and LoRA has $\alpha = 8r$. The learning rate increases over the first ten steps (the warm-up) and then falls to zero along a cosine.
 
 # %%
 import statistics
@@ -55,7 +55,7 @@ plots.recovered_gain(table, short);
 #
 # $$\frac{L_\text{base} - L_\text{LoRA}}{L_\text{base} - L_\text{full}}$$
 #
-# With 0 % LoRA has learned nothing. With 100 % it is as good as full fine-tuning.
+# A share of 0 % means that LoRA has learned nothing. A share of 100 % means that LoRA is as good as full fine-tuning. We say that LoRA *recovers* this share of the gain.
 
 # %%
 ranks = table.settings["ranks"]
@@ -63,23 +63,23 @@ names = [f"convergence.recovered.all-linear.r{r}.steps200" for r in (8, 64)]
 display(Markdown(findings.say(*names, "convergence.recovered.attention.r8.steps200")))
 
 # %% [markdown]
-# A higher rank recovers more. All linear layers recover much more than the attention layers only. Note that $r = 64$ saves little here: tiny has a hidden size of only 128, so an adapter of rank 64 has three quarters as many parameters as tiny.
+# LoRA with a higher rank recovers more of the gain. LoRA on all linear layers recovers much more than LoRA on the attention layers only. But LoRA with $r = 64$ on all linear layers saves little here. Because tiny's hidden size is only 128, this adapter has three quarters as many parameters as tiny.
 #
-# The dotted line is the same study with 50 steps in place of 200, at three ranks. The shares hardly depend on the number of steps.
+# The dotted line shows the same study with runs of 50 steps instead of 200, at three ranks. The two lines are close, so the shares hardly depend on the number of steps.
 #
-# ## The path to the end
+# ## The loss during training
 #
-# **Predict.** At the start $B = 0$, so $A$ has no gradient in the first step. Is LoRA slower than full fine-tuning at the start?
+# **Predict.** Before training $B = 0$, so the gradient of $A$ is zero in the first step. Does the loss of LoRA fall more slowly than the loss of full fine-tuning in the first steps?
 
 # %%
 plots.loss_curves(table);
 
 # %% [markdown]
-# Lower ranks are slower from the start and stay slower. With $r = 64$ on all linear layers, LoRA is almost as fast as full fine-tuning. So $B = 0$ is not the reason: it delays $A$ by one step, at all ranks (notebook 03). The rank is the reason.
+# The lower the rank, the more slowly the loss falls, in the first steps and later. With $r = 64$ on all linear layers, the loss falls almost as fast as in full fine-tuning. So the start at $B = 0$ is not the reason for the slower fall at low ranks: it delays $A$ by only one step, at all ranks (notebook 03). The reason is the low rank.
 #
-# The flat ends do not mean that nothing more can be learned. The curves become flat because the learning rate falls to zero.
+# At the end the curves become flat. This does not mean that the model can learn nothing more. The curves become flat because the learning rate falls to zero.
 #
-# A step of LoRA does not take the same time as a step of full fine-tuning. The next picture shows the loss over seconds. The seconds are the number of steps, times the time of one step. The steps of all methods were timed in turns, so other work on the machine slows all of them equally.
+# A step of LoRA does not take the same time as a step of full fine-tuning. The next picture shows the loss over the training time in seconds. This time is the number of steps, multiplied by the time of one step. The steps of all methods were timed in turns, so other work on the machine slowed all methods equally.
 
 # %%
 cost = Table.load("../figures/data/step_cost.json")
@@ -88,15 +88,15 @@ plots.loss_curves(timed_alike(table, cost), x="seconds");
 # %% [markdown]
 # ## Each method needs its own learning rate
 #
-# **Predict.** LoRA's best learning rate differs from that of full fine-tuning. By what factor? Does it depend on the rank?
+# **Predict.** The best learning rate of LoRA differs from the best learning rate of full fine-tuning. By which factor do they differ? Does this factor depend on the rank?
 
 # %%
 plots.learning_rates(table);
 
 # %% [markdown]
-# At a single learning rate for all methods, the choice of this rate would decide the comparison. The study therefore runs each method at several rates with one seed. The best rate is chosen on a second held-out text. Then three seeds run at the best rate.
+# If all methods used one learning rate, the choice of this rate would decide which method looks best. So the study first runs each method with several learning rates and one seed. The best rate is the rate with the lowest loss on a second held-out text. Then the study runs each method at its best rate with three seeds.
 #
-# The best rates, and how many times the rate of full fine-tuning they are:
+# The next table shows the best rate of each method, and this rate divided by the best rate of full fine-tuning:
 
 # %%
 best = {}
@@ -110,16 +110,16 @@ for (method, layers, r), lr in best.items():
 show(lines, {"method": "", "layers": "", "r": "", "rate": "g", "times full's": "g"})
 
 # %% [markdown]
-# The factor depends on the scaling $s = \alpha / r$, because the output of the bypass changes by $s$ times the change of $B$. A larger $s$ needs a smaller learning rate. Here $\alpha = 8r$, so $s = 8$ at all ranks. An entry of $s\,BA$ is a sum of $r$ products. The more products, the larger its
-# change in a step, and the smaller the best learning rate. [Schulman et al. (2025)](https://thinkingmachines.ai/blog/lora/) fix $\alpha$ in place of $s$. They find that LoRA's best rate is about ten times that of full fine-tuning, at all ranks.
+# The factor in the last column depends on the scaling $s = \alpha / r$, because each change of $B$ is multiplied by $s$ in the output of the bypass. A larger $s$ needs a smaller learning rate. Here $\alpha = 8r$, so $s = 8$ at all ranks. Each entry of $s\,BA$ is a sum of $r$ products, multiplied by $s$. With a higher rank the sum has more products, so the entry
+# changes more in a step, and the best learning rate is smaller. [Schulman et al. (2025)](https://thinkingmachines.ai/blog/lora/) use the same $\alpha$ at all ranks, not the same $s$. They find that, at all ranks, the best learning rate of LoRA is about ten times the best learning rate of full fine-tuning.
 #
-# These factors are rough. The rates differ by a factor of two, only one seed chose them, and the loss is nearly equal at neighbouring rates (see attention at $r = 2$ in the picture).
+# The factors in the table are rough. Each rate that the study tries is twice the next lower rate, and only one seed is used to choose the best rate. Also, the loss is nearly equal at neighbouring rates (see attention at $r = 2$ in the picture).
 #
 # ## Do it yourself
 #
 # The next cell runs full fine-tuning and LoRA with $r = 8$, with the settings of the study but only sixty steps.
 #
-# **Predict.** The study has a loss after 60 of its 200 steps. Is the loss at the end of a run with sixty steps above it, below it, or about equal?
+# **Predict.** The study measured the loss after 60 of its 200 steps. Is the loss at the end of your run with sixty steps higher, lower, or about equal?
 
 # %%
 steps, rows, lines = 60, [], []
@@ -142,16 +142,16 @@ mine = Table("mine", "A short run of each method", "this notebook", base_loss, r
 plots.loss_curves(mine);
 
 # %% [markdown]
-# A run with sixty steps ends near the loss of the long run after 60 steps, and clearly above the end of the long run. (LoRA ends a little lower, because in the short run its learning rate has already fallen.) A flat curve shows that the schedule of the learning rate is over. It does not show that the model has converged.
+# The run with sixty steps ends near the loss that the long run has after 60 steps. This loss is clearly above the final loss of the long run. With LoRA, the short run ends a little below the long run's loss after 60 steps, because the learning rate of the short run has already fallen. So a flat curve shows that the learning rate has fallen to zero. A flat curve does not show that the model has converged.
 #
 # ## Why does LoRA not reach full fine-tuning?
 #
-# There are two possible causes: the low rank, and the parameters that LoRA leaves frozen. These are the embedding (which is also the output head) and the norms. Two more methods separate the causes:
+# There are two possible causes: the low rank, and the parameters that LoRA leaves frozen. LoRA leaves the embedding (which is also the output head) and the norms frozen. Two more methods separate the causes:
 #
-# - *linear layers only:* full fine-tuning, but only of the linear layers. It has no low rank, but the same frozen parameters.
-# - *LoRA + rest:* LoRA, and the embedding and the norms are trained too. It has a low rank, but no frozen parameters except $W$.
+# - *linear layers only:* this method trains the full weights of all linear layers. Their change may have any rank, but the embedding and the norms are frozen as in LoRA.
+# - *LoRA + rest:* this method trains LoRA on all linear layers, and also the embedding and the norms. The change of the linear layers has a low rank, and only the weight matrices $W$ of these layers are frozen.
 #
-# **Predict.** Which of the two comes closer to full fine-tuning?
+# **Predict.** Which of these two methods comes closer to the gain of full fine-tuning?
 
 # %%
 shortfall = Table.load("../figures/data/shortfall.json")
@@ -176,7 +176,7 @@ parts = ("lora", "lora+rest", "linear")
 display(Markdown(findings.say(*(f"convergence.shortfall.{part}" for part in parts))))
 
 # %% [markdown]
-# Both causes contribute. To see how much, compare the rows of the table:
+# Both causes contribute. To see how much each cause contributes, compare the rows of the table:
 
 # %% jupyter={"source_hidden": true}
 # Prints the points of the gain that each cause costs.
@@ -194,13 +194,13 @@ display(
 )
 
 # %% [markdown]
-# The low rank costs a little more in the mean of the three seeds. The differences between seeds are about as large, so the order is not certain.
+# In the mean of the three seeds, the low rank costs a little more than the frozen embedding and norms. But the differences between seeds are about as large as this difference, so we cannot be sure which cause costs more.
 #
 # ## The cost of a step
 #
-# LoRA does not compute $dW$ and stores no optimizer state for the frozen weights. It computes the products with $A$ and $B$ in addition.
+# LoRA does not compute $dW$ and stores no optimizer state for the frozen weights. But LoRA computes the products with $A$ and $B$ in addition.
 #
-# **Predict.** At $r = 8$, LoRA's products in tiny's linear layers take three quarters of the operations of full fine-tuning. Does its step take three quarters of the time?
+# **Predict.** At $r = 8$, LoRA's products in tiny's linear layers take three quarters of the operations of full fine-tuning. Does a LoRA step take three quarters of the time of a full fine-tuning step?
 
 # %%
 lines = [
@@ -217,8 +217,8 @@ columns = {"method": "", "layers": "", "parameters": ",", "seconds per step": ".
 show(lines, columns | {"peak, MB": ".0f"})
 
 # %% [markdown]
-# It does not. On a model with a hidden size of 128, the products are only about half of the time. The softmax, the norms and the activations take the same time with both methods, and the narrow products with $A$ and $B$ are less efficient than wide ones. Small differences between the ranks are noise.
-# On a larger model it is different (notebook 10):
+# On tiny, a LoRA step on all linear layers takes more than three quarters of the time. With a hidden size of 128, the products take only about half of the time of a step. Softmax, norms and SwiGLU take the same time with both methods, and the narrow products with $A$ and $B$ are less efficient than wide ones. Small differences between the ranks are noise.
+# On a larger model the products take a larger share of the time, so LoRA saves more (notebook 10):
 
 # %%
 display(Markdown(findings.say("finetuning.cost.step_seconds")))
@@ -243,68 +243,68 @@ print(f"share of full fine-tuning's gain in %; {len(table.settings['seeds'])} se
 # %% [markdown]
 # ## Recap
 #
-# - LoRA on all linear layers comes close to full fine-tuning. Here it does not reach it; a higher rank comes closer.
-# - The same rank on the attention layers only recovers much less.
-# - The remaining difference has two causes, the low rank and the frozen embedding and norms.
-# - Each method needs its own learning rate. A comparison at one rate for all compares the choice of the rate.
+# - LoRA on all linear layers comes close to the loss of full fine-tuning, and closer with a higher rank. But here LoRA does not reach the loss of full fine-tuning.
+# - LoRA with the same rank on the attention layers only recovers much less of the gain.
+# - The remaining difference has two causes: the low rank, and the frozen embedding and norms.
+# - Each method needs its own learning rate. If all methods use one learning rate, the result depends on the choice of this rate.
 #
 # ## Three questions
 #
-# 1. LoRA recovers 100 % of the gain. Does its loss equal that of full fine-tuning?
+# 1. Suppose that LoRA recovers 100 % of the gain. Does LoRA then have the same loss as full fine-tuning?
 #
 # <details><summary>Answer</summary>
 #
-# Yes. The share is 100 % exactly if $L_\text{LoRA} = L_\text{full}$. It could also be more than 100 %, if LoRA ended lower.
+# Yes. The share is 100 % exactly if $L_\text{LoRA} = L_\text{full}$. The share is more than 100 % if LoRA's final loss is lower than that of full fine-tuning.
 #
 # </details>
 #
-# 2. Why is the best learning rate chosen on another held-out text than the text of the comparison?
+# 2. The study uses one held-out text to choose the best learning rate, and another held-out text to compare the methods. Why?
 #
 # <details><summary>Answer</summary>
 #
-# The best of several rates is the one that fits this text best, partly by chance. On the same text the result of the comparison would be too good, most for the method with the most rates.
+# The best of several rates has the lowest loss on the first text, partly by chance. If the comparison used the same text, the losses would look too low, most of all for the method with the most rates.
 #
 # </details>
 #
-# 3. A curve of the loss is flat at its end. What can you conclude?
+# 3. The loss curve of a run is flat at its end. What can you conclude about the model?
 #
 # <details><summary>Answer</summary>
 #
-# Little. The learning rate falls to zero at the end, so each curve becomes flat. A longer run ends lower.
+# You can conclude little. The learning rate falls to zero at the end of the run, so every curve becomes flat. A longer run can still reach a lower loss.
 #
 # </details>
 #
 # ## Try
 #
-# 1. Attention-only LoRA with $r = 64$ trains 286,720 parameters. From which rank on does LoRA on *all linear layers* recover as much, and with how many parameters? What does this say about where to put parameters?
+# 1. Attention-only LoRA with $r = 64$ trains 286,720 parameters. From which rank on does LoRA on *all linear layers* recover as much of the gain, and how many parameters does it train at this rank? Is it better to use many parameters in few layers, or few parameters in each of many layers?
 #
 # <details><summary>Hint</summary>
 #
-# Compare the two rows of the table under "All numbers". LoRA on all linear layers of tiny has 12,160 parameters per rank.
+# Compare the two rows of the table under "All numbers". On all linear layers of tiny, LoRA has $12{,}160 \cdot r$ parameters.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# From $r = 4$ on, with 48,640 parameters: a sixth as many. The same number of parameters recovers more if it is spread over all linear layers with a low rank.
+# LoRA on all linear layers recovers as much from $r = 4$ on, with 48,640 parameters. This is about a sixth of 286,720. The same number of parameters recovers more of the gain with a low rank on all linear layers than with a high rank on attention only.
 #
 # </details>
 #
-# 2. Set `steps` to 20 and to 400 in your own run. Does the order of the methods change?
+# 2. Set `steps` to 20 and then to 400 in the cell under "Do it yourself", and run the cell. Is the final loss of full fine-tuning still lower than the final loss of LoRA?
 #
 # <details><summary>Hint</summary>
 #
-# With 20 steps, half of the run is the warm-up. Set `eval_every` so that it divides the number of steps. The column "60 of 200" stays as it is.
+# With 20 steps, half of the run is the warm-up. Set `eval_every` so that it divides the number of steps. The column "60 of 200" does not change.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# It does not change: full fine-tuning ends lower with 20, 60 and 400 steps. With 400 steps both methods end clearly lower than with 200. The rates were chosen for 200 steps, so this is not a fair comparison for the other lengths.
+# Yes: with 20, 60 and 400 steps, full fine-tuning has the lower final loss. With 400 steps the final loss of both methods is clearly lower than with 200 steps. The learning rates were chosen for 200 steps, so with other numbers of steps the comparison is not fair.
 #
 # </details>
 #
-# 3. How much of its English has tiny forgotten? Measure the loss on prose of the base, of full fine-tuning and of LoRA:
+# 3. How much English does tiny forget when it learns code? Measure the loss on English prose for the base, for full fine-tuning and for LoRA:
 #
 #    ```python
 #    from lora_np.studies.harness.tiny_task import fine_tune
@@ -324,7 +324,7 @@ print(f"share of full fine-tuning's gain in %; {len(table.settings['seeds'])} se
 #
 # <details><summary>Answer</summary>
 #
-# Both forget: the loss on prose rises by about 0.1 nats per byte, with LoRA slightly more than with full fine-tuning. A low rank alone does not prevent forgetting. Notebook 09 compares all methods in this respect.
+# With both methods tiny forgets English: the loss on prose rises by about 0.1 nats per byte, with LoRA slightly more than with full fine-tuning. So a low rank alone does not prevent forgetting. Notebook 09 compares how much tiny forgets with each of the methods.
 #
 # </details>
 #
