@@ -402,7 +402,7 @@ except ValueError as error:
     print(textwrap.fill(f"ValueError: {error}", 90))
 
 # %% [markdown]
-# **One number.** 0: no weight can take in such an adapter. $\sigma$ is not linear, so the adapter is not a matrix and cannot be merged.
+# **One number.** The number of weights that it can be merged into is 0: $\sigma$ is not linear, so the adapter is not a matrix.
 #
 # *End of the first sitting.*
 #
@@ -520,7 +520,7 @@ Markdown(
 )
 
 # %% [markdown]
-# Do not read much into one or two points below the line. rsLoRA is that far below it, although it is only LoRA with another $\alpha$: so much comes from the setting, and from a grid of rates with a factor of two. Larger distances say something about the
+# Do not read much into one or two points below the line. rsLoRA is that far below it, although it is only LoRA with another $\alpha$. Such a distance can come from $\alpha$, or from the grid of rates, which has steps of a factor of two. Larger distances say something about the
 # method: here LoRA+, the adapters and above all the prefixes use their numbers less well than LoRA of a suitable rank.
 #
 # (The picture's title names the methods that tie with the *best* one. A method that loses to the best by a little, but with every seed, is not named.)
