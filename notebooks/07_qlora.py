@@ -89,7 +89,7 @@ print(f"largest difference from the library's table: {abs(nf4 - code_book('nf4')
 # normal distribution that NF4 assumes, or less widely?
 
 # %%
-distances = study.where_it_arises(["N(0, 1)", "tiny"])
+distances = study.error_by_magnitude(["N(0, 1)", "tiny"])
 plots.nf4_codes(distances);
 
 # %% [markdown]

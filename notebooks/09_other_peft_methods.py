@@ -593,7 +593,7 @@ Markdown(findings.say(*rates))
 # Many LoRA tutorials print a table that compares four methods. Here are its entries beside our measurements.
 
 # %%
-Markdown(f"{lesson.RULE}\n\n{lesson.lesson_markdown(lesson.beside_ours(compared, costs))}")
+Markdown(f"{lesson.RULE}\n\n{lesson.lesson_markdown(lesson.lesson_rows(compared, costs))}")
 
 # %% [markdown]
 # The shares cannot be transferred to a small model: LoRA's numbers grow with $d$, the base's with $d^2$. Here are the same methods, counted for a model of the size that such tables mean (the width $m$ of an adapter, and so its share, is a free choice):
@@ -631,7 +631,7 @@ Markdown(lesson.results_markdown(real))
 Markdown(lesson.costs_markdown(real, real_costs))
 
 # %%
-Markdown(lesson.lesson_markdown(lesson.beside_ours(real, real_costs)))
+Markdown(lesson.lesson_markdown(lesson.lesson_rows(real, real_costs)))
 
 # %% jupyter={"source_hidden": true}
 # prints the forgotten prose of each method less LoRA's of the same seed
