@@ -420,7 +420,7 @@ Markdown(lesson.costs_markdown(compared, costs))
 # - *step*: seconds of a training step, divided by full fine-tuning's; *peak*: memory of a step without the base's weights (QLoRA makes only these smaller);
 # - *prompt* and *token*: seconds to read a prompt and to write one token, divided by the base's; *merged*: the same with $\Delta W$ merged.
 #
-# All times are medians on one BLAS thread. The models take turns, in a new random order in each round. On "tiny" the seconds are CPU seconds, so other processes of the machine do not count.
+# All times are medians on one BLAS thread. The models take turns, in a new random order in each round. The seconds are CPU seconds, so other processes of the machine do not count.
 
 # %% jupyter={"source_hidden": true}
 # displays which methods make a step slower than full fine-tuning's
@@ -434,8 +434,8 @@ Markdown(f"A step is slower than full fine-tuning's with: {slow}.")
 # - *DoRA* needs the norms of $V$'s rows in every pass. These need $W A^\top$, a product with all of $W$, even for a single token. Apart from LoRA's own products, this cost hardly shrinks as the model grows.
 # - *QLoRA* decodes $W$ in every pass, also for a single token.
 #
-# Are small differences real? A merged model is the base with other numbers, so it must take exactly as long as the base. The scatter of plain models shows the error of the measurement. (On "tiny" the base was there in several copies, and the
-# median of the copies is the unit. With a single copy as the unit, its own luck would move all ratios in one direction.)
+# Are small differences real? A merged model is the base with other numbers, so it must take exactly as long as the base. The scatter of plain models shows the error of the measurement. (The base was there in several copies, and the
+# median of the copies is the unit. With a single copy as the unit, an error in its time would move all ratios in one direction.)
 
 # %% jupyter={"source_hidden": true}
 # prints the scatter of plain models, and the ratios of the models that cannot be merged
