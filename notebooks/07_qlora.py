@@ -89,7 +89,7 @@ print(f"largest difference from the library's table: {abs(nf4 - code_book('nf4')
 # normal distribution that NF4 assumes, or less widely?
 
 # %%
-distances = study.where_it_arises(["N(0, 1)", "tiny"])
+distances = study.error_by_magnitude(["N(0, 1)", "tiny"])
 plots.nf4_codes(distances);
 
 # %% [markdown]
@@ -361,9 +361,9 @@ for name, rounded in formats.items():
 show(lines, {"format": "", "‖ΔW‖/‖W‖": ".1%", "unchanged": ".0%", "remains": ".0%"})
 
 # %% [markdown]
-# The two shares do not agree. In bfloat16 most weights stay unchanged under the smallest $\Delta W$, and still more than half of $\Delta W$ remains: it is mainly in the large entries of $\Delta W$, and the
-# rounding errors of the small entries point in no common direction. In NF4 few weights stay unchanged, but hardly any of a small $\Delta W$ remains: the largest weight of a block is its scale, and if it changes, all
-# decoded weights of the block change. So *the number of changed weights* does not measure how much was kept.
+# The two shares do not agree. In bfloat16, with the smallest $\Delta W$, most weights stay unchanged. Still more than half of $\Delta W$ remains, because $\Delta W$ consists mainly of its large entries. The
+# rounding errors of the small entries have no common direction. In NF4 few weights stay unchanged. Still hardly anything of a small $\Delta W$ remains: the largest weight of a block is its scale, and if the scale
+# changes, all decoded weights of the block change. So *the number of changed weights* does not measure how much was kept.
 #
 # ## Recap
 #

@@ -402,7 +402,7 @@ except ValueError as error:
     print(textwrap.fill(f"ValueError: {error}", 90))
 
 # %% [markdown]
-# **One number.** 0: no weight can take in such an adapter. $\sigma$ is not linear, so the adapter is not a matrix and cannot be merged.
+# **One number.** The number of weights that it can be merged into is 0: $\sigma$ is not linear, so the adapter is not a matrix.
 #
 # *End of the first sitting.*
 #
@@ -420,7 +420,7 @@ Markdown(lesson.costs_markdown(compared, costs))
 # - *step*: seconds of a training step, divided by full fine-tuning's; *peak*: memory of a step without the base's weights (QLoRA makes only these smaller);
 # - *prompt* and *token*: seconds to read a prompt and to write one token, divided by the base's; *merged*: the same with $\Delta W$ merged.
 #
-# All times are medians on one BLAS thread. The models take turns, in a new random order in each round. On "tiny" the seconds are CPU seconds, so other processes of the machine do not count.
+# All times are medians on one BLAS thread. The models take turns, in a new random order in each round. The seconds are CPU seconds, so other processes of the machine do not count.
 
 # %% jupyter={"source_hidden": true}
 # displays which methods make a step slower than full fine-tuning's
@@ -434,8 +434,8 @@ Markdown(f"A step is slower than full fine-tuning's with: {slow}.")
 # - *DoRA* needs the norms of $V$'s rows in every pass. These need $W A^\top$, a product with all of $W$, even for a single token. Apart from LoRA's own products, this cost hardly shrinks as the model grows.
 # - *QLoRA* decodes $W$ in every pass, also for a single token.
 #
-# Are small differences real? A merged model is the base with other numbers, so it must take exactly as long as the base. The scatter of plain models shows the error of the measurement. (On "tiny" the base was there in several copies, and the
-# median of the copies is the unit. With a single copy as the unit, its own luck would move all ratios in one direction.)
+# Are small differences real? A merged model is the base with other numbers, so it must take exactly as long as the base. The scatter of plain models shows the error of the measurement. (The base was there in several copies, and the
+# median of the copies is the unit. With a single copy as the unit, an error in its time would move all ratios in one direction.)
 
 # %% jupyter={"source_hidden": true}
 # prints the scatter of plain models, and the ratios of the models that cannot be merged
@@ -520,7 +520,7 @@ Markdown(
 )
 
 # %% [markdown]
-# Do not read much into one or two points below the line. rsLoRA is that far below it, although it is only LoRA with another $\alpha$: so much comes from the setting, and from a grid of rates with a factor of two. Larger distances say something about the
+# Do not read much into one or two points below the line. rsLoRA is that far below it, although it is only LoRA with another $\alpha$. Such a distance can come from $\alpha$, or from the grid of rates, which has steps of a factor of two. Larger distances say something about the
 # method: here LoRA+, the adapters and above all the prefixes use their numbers less well than LoRA of a suitable rank.
 #
 # (The picture's title names the methods that tie with the *best* one. A method that loses to the best by a little, but with every seed, is not named.)
@@ -593,7 +593,7 @@ Markdown(findings.say(*rates))
 # Many LoRA tutorials print a table that compares four methods. Here are its entries beside our measurements.
 
 # %%
-Markdown(f"{lesson.RULE}\n\n{lesson.lesson_markdown(lesson.beside_ours(compared, costs))}")
+Markdown(f"{lesson.RULE}\n\n{lesson.lesson_markdown(lesson.lesson_rows(compared, costs))}")
 
 # %% [markdown]
 # The shares cannot be transferred to a small model: LoRA's numbers grow with $d$, the base's with $d^2$. Here are the same methods, counted for a model of the size that such tables mean (the width $m$ of an adapter, and so its share, is a free choice):
@@ -631,7 +631,7 @@ Markdown(lesson.results_markdown(real))
 Markdown(lesson.costs_markdown(real, real_costs))
 
 # %%
-Markdown(lesson.lesson_markdown(lesson.beside_ours(real, real_costs)))
+Markdown(lesson.lesson_markdown(lesson.lesson_rows(real, real_costs)))
 
 # %% jupyter={"source_hidden": true}
 # prints the forgotten prose of each method less LoRA's of the same seed

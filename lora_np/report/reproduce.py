@@ -143,7 +143,7 @@ def quantization_tables(tables: Tables, full: bool, committed: Path) -> Tables:
         routes["merge_routes_smollm2"] = Table.load(committed / "merge_routes_smollm2.json")
     return routes | {
         "quantization_error": quantization.error(models),
-        "quantization_distances": quantization.where_it_arises(),
+        "quantization_distances": quantization.error_by_magnitude(),
         "quantization_gradients": quantization.gradients(steps=60 if full else 20),
     }
 

@@ -193,13 +193,13 @@ def small_tables() -> tuple[Table, Table]:
 
 def test_the_lessons_numbers_stand_beside_ours():
     compared, costs = small_tables()
-    rows = {(row["method"], row["quantity"]): row for row in lesson.beside_ours(compared, costs)}
+    rows = {(row["method"], row["quantity"]): row for row in lesson.lesson_rows(compared, costs)}
     assert len(rows) == 4 * 3 - 1
     assert rows["lora", "quality"]["ours"] == pytest.approx(0.45) and rows["lora", "quality"]["verdict"] == "less"
     assert rows["lora", "latency"] | {"verdict": "agrees"} == rows["lora", "latency"], "merged"
     assert ("qlora", "latency") not in rows, "what was not merged is no answer to what merging costs"
     assert rows["houlsby", "share"]["verdict"] == "chosen so" and rows["houlsby", "latency"]["verdict"] == "agrees"
-    text = lesson.lesson_markdown(lesson.beside_ours(compared))
+    text = lesson.lesson_markdown(lesson.lesson_rows(compared))
     assert "latency" not in text and "| LoRA | parameters trained | < 1 % | 50 % | more |" in text
 
 

@@ -12,7 +12,7 @@ import lora_np as ln
 from lora_np.quantization import QUANT_TYPES, dequantize_4bit, quantize_4bit
 from lora_np.studies.convergence.study import convergence
 from lora_np.studies.four_bits import merge_routes, qlora, quantization
-from lora_np.studies.four_bits.merge_routes import arrived
+from lora_np.studies.four_bits.merge_routes import kept_share
 from lora_np.studies.four_bits.qlora import QuantizedFineTuning, QuantizedRun, means, on_tiny, over_four_bits
 from lora_np.studies.harness import tiny_task, voice_task
 from lora_np.studies.harness.tiny_task import Run
@@ -46,7 +46,7 @@ def test_nf4_is_nearest_at_every_block_size_and_fp4_passes_int4_only_in_large_bl
 
 def test_the_parts_of_an_error_add_up_to_it():
     error = quantization.error([], block_sizes=[64], normals=2**16)
-    for row in quantization.where_it_arises([quantization.NORMAL], normals=2**16).rows:
+    for row in quantization.error_by_magnitude([quantization.NORMAL], normals=2**16).rows:
         (whole,) = error.where(quant_type=row["quant_type"])
         assert sum(row["contribution"]) == pytest.approx(whole["mean"], rel=1e-4)
         assert sum(row["share"]) == pytest.approx(1)
@@ -105,9 +105,9 @@ def test_the_routes_are_what_they_are_called(lora, monkeypatch):
 def test_what_arrives_is_the_part_along_delta():
     rng = np.random.default_rng(0)
     W, d = rng.standard_normal((2, 5, 7))
-    assert arrived({"x": W + d}, {"x": W}, {"x": d}) == pytest.approx(1)
-    assert arrived({"x": W}, {"x": W}, {"x": d}) == 0
-    assert arrived({"x": W + d, "y": W}, {"x": W, "y": W}, {"x": d, "y": d}) == pytest.approx(0.5)
+    assert kept_share({"x": W + d}, {"x": W}, {"x": d}) == pytest.approx(1)
+    assert kept_share({"x": W}, {"x": W}, {"x": d}) == 0
+    assert kept_share({"x": W + d, "y": W}, {"x": W, "y": W}, {"x": d, "y": d}) == pytest.approx(0.5)
 
 
 def test_a_fine_tuning_of_smollm2_is_repeated_over_four_bits(monkeypatch):

@@ -29,7 +29,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
         speed.where(case="smollm2-135m", competitor=name)[0]["ratio"] for name in ("ours, NF4 base", "dequantising")
     )
     ends = {f.name: f for name in UNITS for f in losses(name, tables[f"qlora_{name}"])}
-    gaps, rounding = [ends[f"qlora.{name}.gap"] for name in UNITS], of_the_base(tables)
+    gaps, rounding = [ends[f"qlora.{name}.gap"] for name in UNITS], rounding_share(tables)
     return [
         *codes(tables["quantization_error"]),
         Claim(
@@ -118,7 +118,7 @@ def losses(name: str, table: Table) -> list[Finding]:
     return [*found, Finding(f"qlora.{name}.gap", end["nf4"] / end[None] - 1, sentence, form="+.1%")]
 
 
-def of_the_base(tables: Mapping[str, Table]) -> Finding:
+def rounding_share(tables: Mapping[str, Table]) -> Finding:
     """Return the share of the difference between QLoRA and LoRA on SmolLM2 that is due to the rounded base."""
     end, unrounded = (
         means(tables["qlora_smollm2"]),

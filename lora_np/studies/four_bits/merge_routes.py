@@ -61,7 +61,7 @@ def merge_routes(run: QuantizedRun | QuantizedFineTuning, command: str = "python
             z = _logits(merged, tokens)
             row = {"route": route, "heldout": evaluate(merged, judging)}
             row |= {"logits": float(np.linalg.norm(z - z0) / np.linalg.norm(z0))}
-            rows.append(row | {"kept": arrived(_weights(merged), _weights(before), delta)})
+            rows.append(row | {"kept": kept_share(_weights(merged), _weights(before), delta)})
     question = "What remains of an adapter that was trained over four bits when it is merged?"
     study, settings = f"merge_routes_{name.split('-')[0]}", {"model": name} | asdict(run)
     return Table(study, question, command, settings, rows, seconds=time.perf_counter() - started)
@@ -79,7 +79,7 @@ def merge(route: str, run: QuantizedRun | QuantizedFineTuning, folder: str) -> T
     return quantize_model(merged, run.quant_type) if route == "requantised" else merged
 
 
-def arrived(
+def kept_share(
     after: Mapping[str, np.ndarray], before: Mapping[str, np.ndarray], delta: Mapping[str, np.ndarray]
 ) -> float:
     """Return ⟨after − before, ΔW⟩/‖ΔW‖² over all layers: 1 if all of ΔW remains, 0 if it was rounded away."""

@@ -65,7 +65,7 @@ def _errors(W: np.ndarray, quant_type: str, block_size: int, double_quant: bool)
     return W.size, float(np.abs(e).mean(dtype=float)) / scale, float(np.square(e).mean(dtype=float)) / scale**2
 
 
-def where_it_arises(
+def error_by_magnitude(
     weights: Sequence[str] = (NORMAL, "tiny"), block_size: int = 64, normals: int = 2**20, seed: int = 0
 ) -> Table:
     """Measure how much of the mean error of each code comes from which |w|/absmax.

@@ -11,7 +11,7 @@ from ..harness.findings import Claim, Finding, agrees
 from ..harness.paired import forgotten_when, paired_differences, verdict
 from ..harness.table import Table, mean
 from ..harness.words import percent
-from .lesson import LESSON, QUANTITIES, beside_ours, ratio_of_B
+from .lesson import LESSON, QUANTITIES, lesson_rows, ratio_of_B
 from .settings import R
 
 NEEDED = ("comparison", "comparison_smollm2", "method_costs", "method_costs_smollm2")
@@ -23,14 +23,14 @@ FEWER = 10  # times: VeRA's promise
 def claims(tables: Mapping[str, Table]) -> list[Claim]:
     """Return the claims that the comparisons of methods decide."""
     compared, costs = tables["comparison"], tables["method_costs"]
-    return [*of_the_lesson(tables), forgetting(compared), *promises(compared, costs)]
+    return [*lesson_claims(tables), forgetting(compared), *promises(compared, costs)]
 
 
-def of_the_lesson(tables: Mapping[str, Table]) -> list[Claim]:
+def lesson_claims(tables: Mapping[str, Table]) -> list[Claim]:
     """Return one claim per method of the lesson's table, with both models' numbers as findings."""
     names, claimed = tables["comparison"].settings["labels"], []
     ours = {
-        m: beside_ours(tables[f"comparison{suffix}"], tables[f"method_costs{suffix}"]) for m, suffix in MODELS.items()
+        m: lesson_rows(tables[f"comparison{suffix}"], tables[f"method_costs{suffix}"]) for m, suffix in MODELS.items()
     }
     for method, lesson in LESSON.items():
         rows = [row | {"model": model} for model, each in ours.items() for row in each if row["method"] == method]

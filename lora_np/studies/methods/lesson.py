@@ -63,7 +63,7 @@ LESSON: dict[str, dict[str, Entry]] = {
 CHOSEN = {("houlsby", "share")}  # the adapter's width is chosen to give the lesson's share (settings.HOULSBY_SHARE)
 
 
-def beside_ours(compared: Table, costs: Table | None = None) -> list[dict[str, Any]]:
+def lesson_rows(compared: Table, costs: Table | None = None) -> list[dict[str, Any]]:
     """Compare each entry of the lesson's table with our number from a `comparison` or a `comparison_smollm2`.
 
     The rows have method, label, quantity, lesson, ours, here and verdict. Quality is the mean share of full
@@ -171,7 +171,7 @@ QUANTITIES = {  # quantity of the lesson → (its name, how to write it)
 
 
 def lesson_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows of `beside_ours` as a Markdown table, one line per method and quantity."""
+    """Return the rows of `lesson_rows` as a Markdown table, one line per method and quantity."""
     lines = [[row["label"], QUANTITIES[row["quantity"]][0], row["lesson"], row["here"], row["verdict"]] for row in rows]
     return markdown(["method", "quantity", "the tutorials' table", "here", "verdict"], lines)
 

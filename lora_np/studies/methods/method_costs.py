@@ -33,7 +33,7 @@ from .settings import METHODS
 
 COMMAND = "python -m lora_np.studies.methods.method_costs figures/data"
 SMOLLM2: dict[str, Any] = {"methods": ("full", "lora", "qlora", "dora", "prefix", "houlsby"), "base": "smollm2-135m"}
-SMOLLM2 |= {"steps": 1, "rounds": 7, "answer_rounds": 7, "copies": 2, "study": "method_costs_smollm2"}
+SMOLLM2 |= {"steps": 1, "rounds": 7, "answer_rounds": 7, "copies": 4, "study": "method_costs_smollm2"}
 
 
 def method_costs(
