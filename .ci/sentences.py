@@ -29,12 +29,8 @@ SENTENCE = re.compile(r"(?<=[.!?])(?<!et al\.)(?<!e\.g\.)(?<!i\.e\.)\s+(?=[A-ZΑ
 
 def sentences(text: str) -> list[str]:
     """Split prose into sentences, each with the one before it in brackets; code blocks and tables are left out."""
-    text = re.sub(
-        r"```.*?```|\$\$.*?\$\$|^ *>>>.*?(?:\n\s*\n|\Z)|^\|.*$|^ {4,}\S.*$",
-        "\n\n",
-        text,
-        flags=re.DOTALL | re.MULTILINE,
-    )
+    blocks_left_out = r"```.*?```|\$\$.*?\$\$|^ *>>>.*?(?:\n\s*\n|\Z)|^\|[^\n]*$|^ {4,}\S[^\n]*$"
+    text = re.sub(blocks_left_out, "\n\n", text, flags=re.DOTALL | re.MULTILINE)
     blocks = re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )|\n?^#+ .*$", text, flags=re.MULTILINE)
     found = [s for block in blocks for s in SENTENCE.split(re.sub(r"\s+", " ", block).strip(" #-*"))]
     after = [f"{s}   [before it: {before}]" if before else s for before, s in zip(["", *found], found, strict=False)]

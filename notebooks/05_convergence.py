@@ -106,8 +106,8 @@ full_lr = best["full", None, None]
 lines = []
 for (method, layers, r), lr in best.items():
     line = {"method": NAMES[method], "layers": LAYERS[layers], "r": r}
-    lines.append(line | {"rate": lr, "times full's": lr / full_lr})
-show(lines, {"method": "", "layers": "", "r": "", "rate": "g", "times full's": "g"})
+    lines.append(line | {"rate": lr, "rate / full's rate": lr / full_lr})
+show(lines, {"method": "", "layers": "", "r": "", "rate": "g", "rate / full's rate": "g"})
 
 # %% [markdown]
 # The factor in the last column depends on the scaling $s = \alpha / r$, because each change of $B$ is multiplied by $s$ in the output of the bypass. A larger $s$ needs a smaller learning rate. Here $\alpha = 8r$, so $s = 8$ at all ranks. Each entry of $s\,BA$ is a sum of $r$ products, multiplied by $s$. With a higher rank the sum has more products, so the entry
@@ -186,7 +186,7 @@ display(
     Markdown(
         f"- *Frozen embedding and norms* cost {full - linear:.1f} points without a low rank "
         "(full fine-tuning against linear layers only), "
-        f"and {rest - lora:.1f} points with one (LoRA + rest against LoRA).\n"
+        f"and {rest - lora:.1f} points with a low rank (LoRA + rest against LoRA).\n"
         f"- *The low rank* costs {full - rest:.1f} points if everything else is trained "
         f"(full fine-tuning against LoRA + rest), and {linear - lora:.1f} points if it is not "
         "(linear layers only against LoRA)."
