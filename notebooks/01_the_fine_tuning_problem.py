@@ -334,9 +334,9 @@ for method, config in methods.items():
     in_blocks = work.products.forward - work.head.forward  # the head is not in a block
     line = {"method": NAMES[method], "activations, GB": without.activations / GB}
     line |= {"checkpointed, GB": saved.activations / GB}
-    lines.append(line | {"share of operations": in_blocks / work.total})
+    lines.append(line | {"added operations": in_blocks / work.total})
 columns = {"method": "", "activations, GB": ".1f", "checkpointed, GB": ".1f"}
-show(lines, columns | {"share of operations": ".0%"})
+show(lines, columns | {"added operations": ".0%"})
 
 # %% [markdown]
 # With LoRA the second forward pass adds a larger share: nearly one half. LoRA does not compute $dW$, so the forward pass is a larger share of a LoRA step. The first picture of this notebook assumes checkpointing, and its hollow bars show how much memory checkpointing saves.
