@@ -19,7 +19,7 @@ NEAR = 0.9  # of the claimed bits: the measured numbers are lower bounds, so thi
 
 
 def claims(tables: Mapping[str, Table]) -> list[Claim]:
-    """Return the claims that the study of capacity decides."""
+    """Return the claims that the study of capacity checks."""
     table = tables["capacity"]
     by_rank = {r: bits(table, "lora", r) for r in groups(of(table, "lora"), "r")}
     free, full, most = {r: free_bits(table, r) for r in by_rank}, bits(table, "full"), highest(table)
@@ -62,7 +62,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
 
 
 def span(found: Mapping[int, Finding]) -> str:
-    """Return the lowest and the highest value of the findings: "1.49 to 1.84"."""
+    """Return the lowest and the highest value of the findings as text, for example "1.49 to 1.84"."""
     values = [finding.value for finding in found.values()]
     return f"{min(values):.2f} to {max(values):.2f}"
 
@@ -91,12 +91,18 @@ def bits(table: Table, method: str, r: int | None = None) -> Finding:
 
 
 def of_offered(table: Table, method: str, r: int | None = None) -> float:
-    """Return the share of the offered bits that one method holds. If it is near 1, more strings could give more bits."""
+    """Return the share of the offered bits that one method holds.
+
+    If this share is near 1, a run with more strings could hold more bits.
+    """
     return statistics.mean(row["memorised"] / row["offered"] for row in of(table, method, r))
 
 
 def free_bits(table: Table, r: int) -> Finding:
-    """Return the bits per free parameter of LoRA. In each matrix r² parameters are not free: BA = (BR)(R⁻¹A) for every R (r, r)."""
+    """Return the bits per free parameter of LoRA.
+
+    Each pair B, A has r² parameters that are not free, because BA = (BR)(R⁻¹A) for every invertible R (r, r).
+    """
     numbers = trained(table, "lora", r)
     found = bits(table, "lora", r).value * numbers / (numbers - matrices() * r**2)
     sentence = f"LoRA with r = {r} holds at least {found:.2f} bits per free parameter."
@@ -115,7 +121,10 @@ def lowest_middle_highest(table: Table) -> tuple[int, int, int]:
 
 
 def exponent(table: Table, low: int, high: int) -> Finding:
-    """Return the exponent b of bits = a·rᵇ, from two ranks. It is 1 if twice the rank holds twice the bits."""
+    """Return the exponent b of bits = a·rᵇ, computed from two ranks.
+
+    The exponent is 1 if twice the rank holds twice the bits.
+    """
     held = [bits(table, "lora", r).value * r for r in (low, high)]
     b = math.log(held[1] / held[0], high / low)
     sentence = f"From r = {low} to r = {high} the bits grow as r to the power {b:.2f}."
@@ -132,20 +141,26 @@ def highest(table: Table) -> Finding:
 
 
 def times_seen(table: Table, method: str, r: int | None = None) -> int:
-    """Return how often a run saw each string: its steps divided by the number of batches in one pass over the strings."""
+    """Return how often a run saw each string: its steps divided by the batches in one pass over the strings."""
     row = of(table, method, r)[0]
     return row["max_steps"] // math.ceil(row["strings"] / row["batch_size"])
 
 
 def lost_at_half(table: Table, method: str, r: int | None = None) -> float:
-    """Return the share of the bits that is missing after half the steps. It is 0 if the training had reached its end."""
+    """Return 1 − (bits held by a run of half the steps) / (bits held by the full run).
+
+    The result is 0 if the second half of the steps adds no bits.
+    """
     half = table.where(phase="half", method=method, r=r)[0]
     end = table.where(phase="seeds", method=method, r=r, seed=half["seed"])[0]
     return 1 - half["memorised"] / end["memorised"]
 
 
 def offers(table: Table) -> tuple[Finding, Finding, bool]:
-    """Return which share one rank holds of the fewest and of the most strings, and whether the most strings gave the most bits."""
+    """Return the share of the bits that one rank holds, with the fewest and with the most strings.
+
+    The third value says whether the runs with the most strings hold the most bits.
+    """
     r = table.settings["knee"]
     runs = groups([*table.where(phase="offered"), *of(table, "lora", r)], "offered")
     held = {offer: mean(rows, "memorised") for offer, rows in runs.items()}

@@ -19,7 +19,7 @@ SAME, SAME_MODEL, DEAR = 0.01, 0.001, 1.25  # limits: relative differences of lo
 
 
 def claims(tables: Mapping[str, Table]) -> list[Claim]:
-    """Return the claims that the studies of four bits decide."""
+    """Return the claims that the studies of four bits check."""
     cosine = {
         base: median(tables["quantization_gradients"].where(base=base), "cosine")
         for base in ("nf4", "fp4", ANOTHER_BATCH)
@@ -64,7 +64,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
 
 
 def codes(table: Table) -> list[Claim]:
-    """Return the claims about the error of the codes: which is nearest, and what double quantisation adds."""
+    """Return the claims on the error of the codes: which code has the smallest, and what double quantisation adds."""
     found = {(r["weights"], r["block_size"], r["quant_type"]): r["mean"] for r in table.rows}
     kinds, bits = list(table.settings["double_quant"]), 32 / 64 - 8 / 64 - 32 / (64 * 256)
     grown = {kind: mean / found[kind, 64, "nf4"] - 1 for kind, mean in table.settings["double_quant"].items()}
@@ -99,7 +99,7 @@ def codes(table: Table) -> list[Claim]:
 
 
 def losses(name: str, table: Table) -> list[Finding]:
-    """Return the losses of one model's two bases, of LoRA and of QLoRA, and QLoRA's relative difference to LoRA."""
+    """Return the losses of one model in float32 and in NF4, before and after training, and the relative difference."""
     settings, end, unit = table.settings, means(table), UNITS[name]
     start = {None: settings["base_loss"], "nf4": settings["quantized_loss"]["nf4"]}
     seeds = len({row["seed"] for row in table.where(quant_type="nf4")})
@@ -119,7 +119,7 @@ def losses(name: str, table: Table) -> list[Finding]:
 
 
 def of_the_base(tables: Mapping[str, Table]) -> Finding:
-    """Return the share of the difference between QLoRA and LoRA on SmolLM2 that is due to the rounded base."""
+    """Return the share of QLoRA's higher loss on SmolLM2, compared with LoRA, that the rounded base causes."""
     end, unrounded = (
         means(tables["qlora_smollm2"]),
         tables["merge_routes_smollm2"].where(route="original")[0]["heldout"],
@@ -133,7 +133,10 @@ def of_the_base(tables: Mapping[str, Table]) -> Finding:
 
 
 def merged(tables: Mapping[str, Table]) -> Claim:
-    """Return the claim about merging, and the part of ΔW that quantising again keeps."""
+    """Return the claim about merging.
+
+    Its findings are the shares of ΔW that remain if the merged weights are quantised again.
+    """
     findings, lines, checks = [], [], []
     for name, table in tables.items():
         row, label = {row["route"]: row for row in table.rows}, model_name(table.settings["model"])

@@ -81,7 +81,10 @@ def nf4_codes(table: Table, weights: str = "tiny") -> Figure:
 
 
 def _marks(ax: Axes, codes: dict[str, Iterable[float]]) -> Axes:
-    """Draw one row of marks per type, with its name at the right. int4's −8/7 is left out, because no weight reaches it."""
+    """Draw one row of marks per type, with the name of the type at the right.
+
+    The value −8/7 of int4 is left out, because no weight is as small as −8/7.
+    """
     for place, (quant_type, values) in enumerate(reversed(codes.items())):
         (name, colour), values = CODES[quant_type], [c for c in values if abs(c) <= 1]
         ax.plot(values, [place] * len(values), "|", ms=13, mew=2, color=colour)
@@ -93,7 +96,9 @@ def _marks(ax: Axes, codes: dict[str, Iterable[float]]) -> Axes:
 
 @picture("weights quant_type edges contribution", settings="block_size codes")
 def error_by_distance(table: Table, weights: str = "N(0, 1)") -> Figure:
-    """Draw which weights cause the mean error of each code: one step per bin of |w|/absmax. The steps add up to the error.
+    """Draw which weights cause the mean error of each code: one step per bin of |w|/absmax.
+
+    The heights of all steps of a code add up to the mean error of the code.
 
     Parameters
     ----------
@@ -105,7 +110,7 @@ def error_by_distance(table: Table, weights: str = "N(0, 1)") -> Figure:
     Returns
     -------
     Figure
-        The contributions above, the magnitudes of the codes' values below.
+        The upper panel has the contributions; the lower panel has the magnitudes of the codes' values.
 
     Examples
     --------
@@ -147,7 +152,8 @@ def quantization_error(table: Table) -> Figure:
     Returns
     -------
     Figure
-        The error in units of the root mean square of the weights. The title names the best code.
+        The height of a point is the error, divided by the root mean square of the weights. The title names the code
+        with the smallest error.
 
     Examples
     --------
@@ -182,7 +188,7 @@ def quantization_error(table: Table) -> Figure:
 
 
 def _verdict(table: Table) -> str:
-    """Return the title: whether NF4 is best everywhere, and in which blocks FP4 beats int4."""
+    """Return the title: whether NF4 always has the smallest error, and in which blocks FP4 is better than int4."""
     found = {(r["weights"], r["block_size"], r["quant_type"]): r["mean"] for r in table.rows}
     places = list(dict.fromkeys((w, b) for w, b, _ in found))
     best = all(found[(*p, "nf4")] < min(found[(*p, "fp4")], found[(*p, "int4")]) for p in places)
@@ -201,13 +207,13 @@ def gradient_cosines(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study quantization_gradients: rows {base, layer, factor, cosine}; settings {model}. The base "another
-        batch" is there for comparison.
+        A table of the study quantization_gradients: rows {base, layer, factor, cosine}; settings {model}. The rows with
+        the base "another batch" compare the gradients of two different batches.
 
     Returns
     -------
     Figure
-        One dot per layer for dA and one for dB.
+        Each layer has one dot for dA and one dot for dB.
 
     Examples
     --------
@@ -252,7 +258,7 @@ def qlora_losses(table: Table, *others: Table) -> Figure:
     Returns
     -------
     Figure
-        Lines are means over the seeds, bands their range; grey lines are the bases before training.
+        Lines are means over the seeds; bands are the range of the seeds; grey lines are the bases before training.
 
     Examples
     --------
@@ -318,7 +324,7 @@ def merge_routes_chart(table: Table, *others: Table) -> Figure:
     Returns
     -------
     Figure
-        One dot per route; filled for the first table's model, hollow for the second one's.
+        One dot per route and model: filled for the model of the first table, hollow for the model of the second table.
 
     Examples
     --------

@@ -23,7 +23,7 @@ LOSS = "nats per byte"
 
 
 def claims(tables: Mapping[str, Table]) -> list[Claim]:
-    """Return the claims that the studies of hyperparameters decide."""
+    """Return the claims that the studies of hyperparameters check."""
     by_rank, alphas, scaled = (tables[name] for name in ("learning_rates_by_rank", "alpha", "scaling"))
     return [
         recipe(by_rank),
@@ -39,7 +39,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
 
 
 def recipe(by_rank: Table) -> Claim:
-    """Judge the recipe by the share of full fine-tuning's gain that it recovers, beside other ranks."""
+    """Check the share of full fine-tuning's gain that the recipe recovers, and compare it with other ranks."""
     s = by_rank.settings
     full, lora = seeds(by_rank, method="full"), seeds(by_rank, r=s["r"], rule="α/r")
     found = {r: recovered(by_rank, r) for r in s["ranks"]}
@@ -67,7 +67,7 @@ def recovered(by_rank: Table, r: int) -> Finding:
 
 
 def ten_times(by_rank: Table, alphas: Table | None = None) -> Claim:
-    """Compare the best learning rate of each rank, and of each α if its table is given, with full fine-tuning's."""
+    """Compare LoRA's best learning rate, at each rank and at each α in `alphas`, with full fine-tuning's best rate."""
     s, full = by_rank.settings, best_rate(by_rank, None)
     a = f"{s['lora_alpha']:g}"
     ratios = {r: ratio(f"r{r}", rate / full, f"r = {r} and α = {a}") for r, rate in best_rates(by_rank, "α/r").items()}
@@ -120,7 +120,10 @@ def independent_of_rank(by_rank: Table, converged: Table) -> Claim:
 
 
 def alpha_and_rate(table: Table) -> Claim:
-    """Compare the losses of several α at one learning rate and at their own best rates, and fit the best rate against α."""
+    """Compare the losses of several α at one learning rate and at the best rate of each α.
+
+    Fit the best rate against α.
+    """
     s = table.settings
     fixed, own = (groups(table.where(phase=phase), "lora_alpha") for phase in ("fixed", "seeds"))
     rates = {a: rows[0]["lr"] for a, rows in own.items()}
@@ -154,7 +157,7 @@ def alpha_and_rate(table: Table) -> Claim:
 
 
 def two_r(by_rank: Table, scaled: Table) -> Claim:
-    """Compare α = 2r with a fixed α: at their own best learning rates, and at one rate while the rank grows."""
+    """Compare α = 2r with a fixed α, once at the best learning rate of each and once at one rate with a larger rank."""
     s = by_rank.settings
     ranks = sorted(set(s["doubled_ranks"]) & set(s["ranks"]) - {s["r"]})
     top = max(row["r"] for row in scaled.rows)
@@ -226,7 +229,7 @@ def where(equal: Table, alone: Table) -> Claim:
 
 
 def dropping(table: Table) -> Claim:
-    """Compare the best dropout probability with no dropout, on little text and on all of it."""
+    """Compare the best dropout probability with no dropout, on little text and on all of the text."""
     s, base = table.settings, table.settings["base_loss"]
     little = [row for row in table.rows if row["train_bytes"] is not None]
     small = f"On {s['small_bytes'] // 1024} kB of text that is read again and again"
@@ -321,23 +324,23 @@ def best_rate(by_rank: Table, r: int | None, rule: str = "α/r") -> float:
 
 
 def best_rates(by_rank: Table, rule: str) -> dict[int, float]:
-    """Return the best learning rate of each rank under a rule."""
+    """Return the best learning rate of each rank, with the scale s by one rule."""
     ranks = sorted({row["r"] for row in by_rank.where(rule=rule) if row["r"]})
     return {r: best_rate(by_rank, r, rule) for r in ranks}
 
 
 def strays(by_rank: Table, rule: str) -> list[tuple[int, float]]:
-    """Return (rank, learning rate) for each seed with a best learning rate that differs from the median of its rank."""
+    """Return (rank, best learning rate) of each seed whose best rate differs from the median over the seeds."""
     rows = [row for row in by_rank.where(rule=rule, own_best=True) if row["r"]]
     return [(row["r"], row["lr"]) for row in rows if row["lr"] != best_rate(by_rank, row["r"], rule)]
 
 
 def ends(rates: Mapping[int, float]) -> str:
-    """Return the learning rates at the lowest and at the highest rank, in words."""
+    """Return the learning rates at the lowest and at the highest rank as text: "0.008 at r = 1, 0.002 at r = 64"."""
     return ", ".join(f"{rates[r]:.2g} at r = {r}" for r in (min(rates), max(rates)))
 
 
 def listed(numbers: Iterable[float]) -> str:
-    """Return the numbers as a list in words: "16, 4 and 1"."""
+    """Return the numbers as text, for example "16, 4 and 1"."""
     *most, last = (f"{x:g}" for x in numbers)
     return f"{', '.join(most)} and {last}"

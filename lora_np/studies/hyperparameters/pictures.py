@@ -26,14 +26,17 @@ GROUP_COLOURS = {"attention": LORA_LIGHT, "MLP": LORA, "all-linear": LORA_DARK}
 
 
 def measured(table: Table, dots: bool = False) -> str:
-    """Return the end of a subtitle: what a point is (a mean or, with `dots`, one seed), the number of runs and their time."""
+    """Return the end of a subtitle: whether points are means or (`dots`) seeds, the number of runs and their time."""
     seeds = len(table.settings["seeds"])
     means = f"points: mean of {seeds} seeds; bars: range" if seeds > 1 else ""
     return semicolons(f"dots: {seeds} seeds" if dots else means, runs_and_time(table))
 
 
 def not_above(values: np.ndarray, others: np.ndarray) -> bool:
-    """Return False if `values` are higher than `others` with every seed, else True. Both have one number per seed."""
+    """Return False if `values` are higher than `others` with every seed, else True.
+
+    `values` and `others` have one number per seed.
+    """
     return not (values > others).all()
 
 
@@ -55,8 +58,8 @@ def target_modules_chart(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Green: one kind of matrix; blue: a group. Dots are seeds, each setting at its own best learning rate. The vertical
-        line is the base.
+        Green: one kind of matrix; blue: a group of matrices. Dots are seeds, each setting at its own best learning
+        rate. The vertical line is the loss of the base.
 
     Examples
     --------
@@ -150,7 +153,8 @@ def dropout_chart(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Two panels with equal scales. Green: all runs at one learning rate; cyan: each at its best; grey: the frozen base.
+        Two panels with equal scales. Green: all runs at one learning rate; cyan: each probability at its best learning
+        rate; grey: the frozen base.
 
     Examples
     --------
@@ -207,7 +211,7 @@ def batch_size_chart(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Coral: full fine-tuning; cyan: LoRA. All runs read as many tokens.
+        Coral: full fine-tuning; cyan: LoRA. All runs read equally many tokens.
 
     Examples
     --------

@@ -38,8 +38,8 @@ def rates_by_rank(table: Table, other: Table | None = None) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Left: one line per rank, first seed, α fixed; a ring marks the best rate. Right: the best rate against the rank, median and
-        range over the seeds, beside full fine-tuning's best rate and ten times this rate.
+        Left: one line per rank, first seed, α fixed; a ring marks the best rate. Right: the best rate against the rank
+        (median and range over the seeds). Two lines mark the best rate of full fine-tuning and ten times this rate.
 
     Examples
     --------
@@ -105,7 +105,7 @@ def own_bests(table: Table, rule: str) -> dict[int | None, np.ndarray]:
 
 
 def _rate_title(table: Table) -> str:
-    """Return the title: LoRA's best rate over full fine-tuning's (range of the medians of all ranks), and seeds that differ."""
+    """Return the title: LoRA's best learning rate divided by full fine-tuning's, and the seeds that differ."""
     by_rank = own_bests(table, "α/r")
     full, rates = np.median(by_rank.pop(None)), by_rank.values()
     ratios = sorted(np.median(found) / full for found in rates)
@@ -117,7 +117,7 @@ def _rate_title(table: Table) -> str:
 
 @picture("lora_alpha lr seed phase final", settings="runs seeds r fixed_lr")
 def alpha_chart(table: Table) -> Figure:
-    """Draw the loss against α, at one learning rate and at each α's best; and the best learning rate against α.
+    """Draw the loss at one learning rate and at the best rate, and the best learning rate, against α.
 
     Parameters
     ----------
@@ -175,7 +175,8 @@ def rank_scaling_chart(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Left: the loss at the end. Right: the norm of the first gradient. Points are means over the seeds, bars ranges.
+        Left: the loss at the end. Right: the norm of the first gradient. Points are means over the seeds; bars are the
+        range of the seeds.
 
     Examples
     --------
@@ -205,7 +206,7 @@ def rank_scaling_chart(table: Table) -> Figure:
 
 
 def _scaling_title(losses: Mapping[str, Losses], r: int) -> str:
-    """Return the title: the rule with the lowest mean loss at the largest rank, and rules that it does not beat with every seed."""
+    """Return the title: the rule or rules with the lowest loss at the largest rank."""
     top = {rule: by_rank[max(by_rank)] for rule, by_rank in losses.items()}
     best = min(top.values(), key=np.mean)
     lowest = [rule for rule, found in top.items() if not_above(found, best)]

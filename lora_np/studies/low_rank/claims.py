@@ -25,7 +25,7 @@ STUDY = "`lora_np/studies/low_rank/{}.py`, notebook 04"
 
 
 def claims(tables: Mapping[str, Table]) -> list[Claim]:
-    """Return the claims that the studies of low rank decide."""
+    """Return the claims that the studies of low rank check."""
     return [
         low_rank(tables["singular_values"], tables["truncated_loss"]),
         *on_dimension(tables["intrinsic_dimension"]),
@@ -35,7 +35,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
 
 
 def low_rank(spectra: Table, cut: Table, r: int = 8) -> Claim:
-    """Judge whether ΔW has a low rank: the energy in its top r directions, and the gain after a cut to rank 4 or 16."""
+    """Check whether ΔW has a low rank: the energy in its top r directions, and the gain after a cut to rank 4 or 16."""
     learned, random = (energy(spectra, key, r) for key in ("singular_values", "random_singular_values"))
     sentence = f"The top {r} directions hold {percent(learned)} of the energy of full fine-tuning's ΔW"
     sentence += f" (median over matrices); in a random matrix, {percent(random)}."
@@ -70,7 +70,7 @@ def gain_kept(table: Table, r: int) -> float:
 
 
 def on_dimension(table: Table) -> list[Claim]:
-    """Judge three claims about the intrinsic dimension, with a toy, fine-tuning, and training from random weights."""
+    """Check three claims about the intrinsic dimension of a toy task, fine-tuning, and training from random weights."""
     s, known = table.settings, toy().settings
     D, blocks, found = known["D"], known["blocks"], known["intrinsic_dimension"]
     exact = Finding("low_rank.intrinsic.toy", found, f"The toy asks for {blocks} sums of {D:,} weights.", form=",")
@@ -115,7 +115,7 @@ def on_dimension(table: Table) -> list[Claim]:
 
 
 def d90(table: Table, base: str, what: str) -> Finding:
-    """Return the intrinsic dimension d90 of one start; it is infinite if no d reaches the wanted share of the gain."""
+    """Return the intrinsic dimension d90 of one start, or infinity if no d reaches the wanted share of the gain."""
     s = table.settings
     found = math.inf if s["d90"].get(base) is None else s["d90"][base]
     goal = f"{percent(s['share'])} of its own gain after {s['steps']} steps"
@@ -126,7 +126,7 @@ def d90(table: Table, base: str, what: str) -> Finding:
 
 
 def share_of(d: float, D: int) -> str:
-    """Return a number of dimensions and its share of all D dimensions: "4,096 (0.40 %)"."""
+    """Return a number of dimensions and its share of all D dimensions as text: "4,096 (0.40 %)"."""
     return "not reached" if math.isinf(d) else f"{d:,} ({percent(d / D)})"
 
 
@@ -139,13 +139,13 @@ def as_lora(settings: Mapping[str, Any], d: float) -> str:
 
 
 def path(table: Table, base: str) -> str:
-    """Return the loss before and after full training from one start: "5.21 → 2.05"."""
+    """Return the losses before and after full training from one start as text, for example "5.21 → 2.05"."""
     rows = table.where(phase="seeds", base=base, d=table.settings["D"])
     return f"{mean(rows, 'start'):.2f} → {mean(rows):.2f}"
 
 
 def falls(table: Table, base: str, least: float = 0.02) -> list[int]:
-    """Return each d whose share of the gain is lower by `least` or more than the share of a smaller d."""
+    """Return each d with a share of the gain that is at least `least` lower than the share of some smaller d."""
     by_d = groups(table.where(phase="seeds", base=base, projection="sparse"), "d")
     shares = [mean(rows, "share") for rows in by_d.values()]
     return [d for i, d in enumerate(by_d) if i and shares[i] <= max(shares[:i]) - least]
@@ -155,7 +155,7 @@ def falls(table: Table, base: str, least: float = 0.02) -> list[int]:
 
 
 def rank_of_full(table: Table) -> Claim:
-    """Judge the rank of full fine-tuning's ΔW for each model: the rank with 90 % of the energy, divided by LoRA's rank."""
+    """Compare the rank that holds 90 % of the energy of full fine-tuning's ΔW with LoRA's rank, for each model."""
     found, possible = {}, []
     for model in dict.fromkeys(row["model"] for row in table.rows):
         full, lora = (table.where(model=model, method=method) for method in ("full", "lora"))
@@ -182,7 +182,7 @@ def rank_of_full(table: Table) -> Claim:
 
 
 def on_directions(table: Table) -> list[Claim]:
-    """Judge three claims about directions: which of them two runs share, and how large W is in the directions of ΔW."""
+    """Check three claims: which directions two runs share, and how large W is in the directions of ΔW."""
     low, high = table.settings["low"], table.settings["high"]
     d = table.where(kind="similarity")[0]["d"]
     apart, alike = (
@@ -248,7 +248,7 @@ def amplified(table: Table, r: int, module: str | None = "q_proj") -> Finding:
 
 
 def inside_delta(table: Table, r: int, module: str = "q_proj") -> Finding:
-    """Return the size of W in the directions of ΔW divided by its size in random directions, at one rank."""
+    """Return the size of W in the directions of ΔW divided by the size of W in random directions, at one rank."""
     ratio = statistics.median(row["in_delta"] / row["in_random"] for row in amplification(table, r, module))
     sentence = (
         f"In ΔW's directions W is {ratio:.2g} times as large as in random directions (GPT-3: {PAPER_INSIDE[r]:.2g})."
@@ -262,5 +262,5 @@ def amplification(table: Table, r: int, module: str | None) -> list[dict[str, An
 
 
 def as_in_the_paper(r: int, factor: float, inside: float) -> bool:
-    """Return whether the amplification is within a factor of two of the paper's, and `inside` is at least 2."""
+    """Return whether `factor` is within a factor of two of the paper's amplification, and `inside` is at least 2."""
     return 0.5 <= factor / PAPER_AMPLIFICATION[r] <= 2 and inside >= 2

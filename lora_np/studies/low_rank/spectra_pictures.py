@@ -33,7 +33,8 @@ def rank_by_layer(table: Table) -> Figure:
     -------
     matplotlib.figure.Figure
         Coral: full fine-tuning; cyan: LoRA; black bars: a random matrix of the same shape. With several seeds, a dot is the mean
-        and a line the range. The number beside a bar is the count of full fine-tuning divided by the count of the bar.
+        and a line the range. The number beside a bar is full fine-tuning's number of directions divided by the number
+        of directions at the bar.
 
     Examples
     --------
@@ -61,7 +62,7 @@ def rank_by_layer(table: Table) -> Figure:
 
 
 def _panel(ax: Axes, rows: list[dict[str, Any]], labelled: bool) -> None:
-    """Draw one model: one row per module, in it one dot per layer from the first to the last."""
+    """Draw one model. Each module has one row, with one dot per layer from the first layer to the last."""
     layers = 1 + max(row["layer"] for row in rows)
     dot = {"ms": 3.2, "mew": 0} if layers > 10 else {"ms": 5, "mew": 0.4}
     for band, module in enumerate(MODULES):

@@ -20,7 +20,9 @@ SHARED: dict[str, Any] = {"cmap": shades(PAPER, LORA, LORA_DARK), "aspect": "aut
 
 @picture("kind of module r seeds d i j phi map")
 def similarity_maps(table: Table, module: str = "q_proj") -> Figure:
-    """Draw φ(i, j) of two runs for every i and j: a low rank against a high rank above, two seeds of the high rank below.
+    """Draw φ(i, j) of two runs for every i and j.
+
+    Above: runs of a low and a high rank; below: two seeds of the high rank.
 
     Parameters
     ----------
@@ -32,8 +34,8 @@ def similarity_maps(table: Table, module: str = "q_proj") -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Columns: A before training (random, so φ is max(i, j)/d by chance), A and B after training. Darker is larger. Only rows
-        with a map are drawn.
+        The columns show A before training, A after training, and B after training. A before training is random, so its
+        φ is about max(i, j)/d. Darker is larger. Only rows with the column `map` are drawn.
 
     Examples
     --------
@@ -100,7 +102,8 @@ def amplification_chart(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        One panel per rank, one row per module. Points are means over layers and seeds, lines their ranges.
+        One panel per rank, one row per module. Points are means over layers and seeds; lines are the ranges over layers
+        and seeds.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The claims about LoRA's relatives and about prefixes and adapters: the lesson's table, and what each paper promises."""
+"""The claims about LoRA's variants, prefix tuning and adapters, from the lesson's table and from papers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FEWER = 10  # times: VeRA's promise
 
 
 def claims(tables: Mapping[str, Table]) -> list[Claim]:
-    """Return the claims that the comparisons of methods decide."""
+    """Return the claims that the comparisons of methods check."""
     compared, costs = tables["comparison"], tables["method_costs"]
     return [*of_the_lesson(tables), forgetting(compared), *promises(compared, costs)]
 
@@ -58,7 +58,7 @@ def of_the_lesson(tables: Mapping[str, Table]) -> list[Claim]:
 
 
 def lesson_finding(row: Mapping[str, Any]) -> Finding:
-    """Return one quantity of the lesson's table as measured here."""
+    """Return our measured value of one quantity in the lesson's table."""
     model, quantity = row["model"].split("-")[0].lower(), row["quantity"]
     sentence = f"{row['label']} on {row['model']}, {QUANTITIES[quantity][0]}: {row['here']}."
     return Finding(
@@ -70,7 +70,7 @@ def lesson_finding(row: Mapping[str, Any]) -> Finding:
 
 
 def forgetting(compared: Table) -> Claim:
-    """Return the claim that LoRA forgets less, decided at the point where full fine-tuning has learned as much as LoRA."""
+    """Return the claim that LoRA forgets less, checked when full fine-tuning has learned as much as LoRA."""
     base, prose, paths = compared.settings["base_loss"], compared.settings["base_prose"], {}
     for method in ("full", "lora"):
         runs = compared.where(phase="seeds", method=method)
@@ -98,7 +98,7 @@ def forgetting(compared: Table) -> Claim:
 
 
 def at_a_smaller_rate(compared: Table) -> list[Finding]:
-    """Return what LoRA and full fine-tuning forget at the next smaller rate, or nothing if one has no smaller rate."""
+    """Return what LoRA and full fine-tuning forget at the next smaller learning rate, or [] if one of them has none."""
     found = []
     for method in ("lora", "full"):
         best, label = compared.where(phase="seeds", method=method)[0]["lr"], compared.settings["labels"][method]
@@ -117,7 +117,7 @@ def at_a_smaller_rate(compared: Table) -> list[Finding]:
 
 
 def promises(compared: Table, costs: Table) -> list[Claim]:
-    """Return the claim of each paper about its own method, decided seed by seed against LoRA."""
+    """Return the claim of each paper about its own method, checked by a comparison with LoRA seed by seed."""
     runs = {method: compared.where(phase="seeds", method=method) for method in compared.settings["labels"]}
     lost = {
         method: paired_differences(rows, runs["lora"]) for method, rows in runs.items()
@@ -162,7 +162,7 @@ def promises(compared: Table, costs: Table) -> list[Claim]:
 
 
 def against_lora(compared: Table, method: str) -> Finding:
-    """Return the method's final loss, compared with LoRA's seed by seed at the end and at each evaluation."""
+    """Return the final loss of the method, compared with LoRA's loss seed by seed at the end and at each evaluation."""
     ours, lora = (compared.where(phase="seeds", method=name) for name in (method, "lora"))
     label, steps = compared.settings["labels"][method], ours[0]["steps"][-1]
     found = ", ".join(str(step) for step in ahead(compared, method))
@@ -180,7 +180,7 @@ def against_lora(compared: Table, method: str) -> Finding:
 
 
 def ahead(compared: Table, method: str) -> list[int]:
-    """Return the steps after which the held-out loss was below LoRA's with every seed."""
+    """Return the numbers of steps after which the method's held-out loss was below LoRA's with every seed."""
     ours, lora = (compared.where(phase="seeds", method=name) for name in (method, "lora"))
     found = []
     for i, step in enumerate(ours[0]["steps"]):
@@ -191,5 +191,5 @@ def ahead(compared: Table, method: str) -> list[int]:
 
 
 def curve(runs: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
-    """Return the mean over the seeds at each evaluation."""
+    """Return the mean of column `key` over the seeds, at each evaluation."""
     return np.mean([row[key] for row in runs], axis=0)

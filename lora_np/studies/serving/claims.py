@@ -15,7 +15,7 @@ NO_COST, ALIKE, RIGHT = 1.05, 1.1, 0.01  # limits of the verdicts: two ratios of
 
 
 def claims(tables: Mapping[str, Table]) -> list[Claim]:
-    """Return the claims that the studies of merging and serving decide."""
+    """Return the claims that the studies of merging and serving check."""
     return [
         costs_nothing(tables["merge_latency"]),
         recovers(tables["merge_drift"]),
@@ -26,7 +26,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
 
 
 def costs_nothing(latency: Table) -> Claim:
-    """Return the claim that a merged model computes the same as the adapter at the base's cost."""
+    """Return the claim that a merged model computes the same as the adapter and costs as much as the base."""
     found = [
         Finding(
             f"merge.{state}.{row['model'].split('-')[0]}.token",
@@ -52,7 +52,7 @@ def costs_nothing(latency: Table) -> Claim:
 
 
 def recovers(drift: Table) -> Claim:
-    """Return the claim that subtracting BA recovers W, decided after the largest number of merges."""
+    """Return the claim that subtracting BA recovers W, checked after the largest number of merges in the table."""
     n, of, errors = drift.rows[0]["cycles"][-1], drift.settings["of"], {}
     for dtype in ROUNDING:
         errors[dtype] = [drift.where(dtype=dtype, adapters=which)[0]["errors"][-1] for which in (SAME, OTHERS)]
@@ -109,7 +109,7 @@ def mixed_batch(step: Table) -> Claim:
 
 
 def thousands(table: Table) -> Claim:
-    """Return the claim about thousands of adapters, decided by the largest number that was measured."""
+    """Return the claim about thousands of adapters, checked with the largest number of adapters that was measured."""
     many = table.where(adapters=max(row["adapters"] for row in table.rows))
     row = next(row for row in many if row["workload"] == "distinct")
     n, r, peft = row["adapters"], table.settings["r"], [each["peft_ratio"] for each in many if each.get("peft_ratio")]

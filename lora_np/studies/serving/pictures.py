@@ -125,7 +125,7 @@ def _losses(ax: Axes, table: Table, types: list[str]) -> None:
 
 
 def _errors(ax: Axes, table: Table, losses: dict[str, float]) -> None:
-    """Draw one dot per type and seed, sorted by the sum of both losses, which is written beside the name."""
+    """Draw one dot per type and seed, sorted by the sum of both losses. The label of a type has this sum."""
     order, names = sorted(losses, key=lambda kind: -losses[kind]), []
     for place, kind in enumerate(order):
         rows = table.where(kind=kind)
@@ -153,7 +153,7 @@ Rows = list[dict[str, Any]]
     settings="model rows r prompt rounds threads processor",
 )
 def serving_chart(table: Table) -> Figure:
-    """Draw tokens per second against the number of adapters, one panel per workload, and the bytes in the last panel.
+    """Draw tokens per second against the number of adapters, one panel per workload. The last panel shows the bytes.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ def serving_chart(table: Table) -> Figure:
     Returns
     -------
     Figure
-        One line each for this library, PEFT and merged models.
+        Each panel has one line for this library, one for PEFT and one for merged models.
 
     Examples
     --------
