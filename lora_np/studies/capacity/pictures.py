@@ -52,8 +52,8 @@ def capacity_chart(table: Table) -> Figure:
     most = max([*shares, *(bits / numbers for numbers, bits in more)])
     capped = statistics.mean(row["memorised"] / row["offered"] for row in full)
     title = f"LoRA holds at least {min(shares):.1f} to {most:.1f} bits per trained parameter"
-    marks = "dots: seeds; line: mean; rings: first seed, half the steps; dash: more strings offered"
-    bounds = f"lower bounds, do not compare them; full fine-tuning held {percent(capped)} of the bits offered"
+    marks = "dots: seeds; line: mean; rings: first seed with half the steps; dash: more strings offered; all are lower bounds"
+    bounds = f"full fine-tuning held {percent(capped)} of the bits offered"
     figure = new_figure(9, 5, title, f"{marks}\n{bounds}; {_measured(table)}")
     ax = axes_at(figure, 0.95, 0.7, 5.6, 3.1, xscale="log", yscale="log")
     ax.grid(False, axis="x")

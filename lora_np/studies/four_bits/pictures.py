@@ -49,9 +49,9 @@ def nf4_codes(table: Table, weights: str = "tiny") -> Figure:
     'density'
     """
     subtitle = (
-        "solid: normal distribution; the strips of one side have equal areas; dashed: the weights of "
-        f"{weights}, in blocks of\n{table.settings['block_size']}, divided by the largest magnitude of the block; marks: the "
-        "sixteen values of each code"
+        "solid: normal distribution; the strips of one side have equal areas; marks: the sixteen values of each code\n"
+        f"dashed: the weights of {weights} in blocks of {table.settings['block_size']}, each divided by the largest magnitude "
+        "of its block"
     )
     figure = new_figure(9, 4.9, "NF4's values divide a normal distribution into equal shares", subtitle)
     ax = axes_at(figure, 0.85, 1.55, 7.3, 2.15, xlim=(-1.1, 1.1), ylabel="density")
@@ -122,10 +122,10 @@ def error_by_distance(table: Table, weights: str = "N(0, 1)") -> Figure:
     rows = {row["quant_type"]: row for row in table.where(weights=weights)}
     totals = {t: sum(row["contribution"]) for t, row in rows.items()}
     subtitle = (
-        f"{weights} in blocks of {table.settings['block_size']}; height: part of the mean |error| that comes from the weights of "
-        "one bin\nmarks: the magnitudes of the codes' values"
+        f"{weights} in blocks of {table.settings['block_size']}; height: part of the mean |error| that the weights of one bin "
+        "cause\nmarks: the magnitudes of the codes' values"
     )
-    figure = new_figure(9, 4.6, "FP4's error comes from its wide gaps, int4's from the small weights", subtitle)
+    figure = new_figure(9, 4.6, "FP4's error comes from its wide gaps, int4's error from the small weights", subtitle)
     ax = axes_at(figure, 0.95, 1.5, 6.3, 1.9)
     for quant_type, row in rows.items():
         ax.stairs(row["contribution"], row["edges"], color=CODES[quant_type][1], lw=1.8)
@@ -167,7 +167,7 @@ def quantization_error(table: Table) -> Figure:
         "mean |error| divided by the root mean square of the weights; dots: block sizes; one panel per kind of weights"
     )
     if "smollm2-135m" in kinds:
-        subtitle += "\n(most weights in SmolLM2's file are already rounded to four bits)"
+        subtitle += "\nmost weights in the file of SmolLM2 are already rounded to four bits"
     figure = new_figure(9, 4.45, _verdict(table), subtitle)
     wide = (7.3 - 0.25 * (len(kinds) - 1)) / len(kinds)
     top = 1.06 * max(row["mean"] for row in table.rows)
@@ -194,10 +194,10 @@ def _verdict(table: Table) -> str:
     best = all(found[(*p, "nf4")] < min(found[(*p, "fp4")], found[(*p, "int4")]) for p in places)
     better = {size for w, size in places if found[w, size, "fp4"] < found[w, size, "int4"]}
     worse = {size for w, size in places if found[w, size, "fp4"] > found[w, size, "int4"]}
-    first = "NF4 is nearest at every block size" if best else "NF4 is not nearest everywhere"
+    first = "NF4 has the smallest error at every block size" if best else "NF4 does not always have the smallest error"
     if better and worse and max(better) > max(worse):
-        return f"{first}; FP4 beats int4 in large blocks only"
-    return first if better else f"{first}; FP4 is furthest"
+        return f"{first}; FP4 beats int4 only in large blocks"
+    return first if better else f"{first}; FP4 has the largest"
 
 
 @picture("base layer factor cosine", settings="model")
@@ -226,8 +226,8 @@ def gradient_cosines(table: Table) -> Figure:
     looks = {base: CODES.get(base, (base, FROZEN)) for base in bases}
     middle = float(np.median([row["cosine"] for row in table.where(base=bases[-1])]))
     subtitle = (
-        f"dots: the layers of {table.settings['model']}; filled: dA; hollow: dB; compared with the gradients through float32, same "
-        f"adapter\nand batch; median with {looks[bases[-1]][0]}: {middle:.3f}"
+        f"dots: the layers of {table.settings['model']}; filled: dA; hollow: dB; median with {looks[bases[-1]][0]}: {middle:.3f}\n"
+        "each gradient is compared with the gradient through float32 weights; the adapter is the same"
     )
     title = "Four bits change a gradient a little; another batch changes it completely"
     figure = new_figure(9, 0.55 * len(bases) + 1.8, title, subtitle)
@@ -270,13 +270,14 @@ def qlora_losses(table: Table, *others: Table) -> Figure:
     gaps = []
     for each in tables:
         lora, qlora = of_both(each.where(quant_type=None), each.where(quant_type="nf4"))
-        gaps.append(f"{100 * (mean(qlora) / mean(lora) - 1):.1f} %".replace("-", "−"))
+        gap = f"{100 * (mean(qlora) / mean(lora) - 1):.1f} %".replace("-", "−")
+        gaps.append(f"{gap} ({model_name(each.settings['base'])})")
     subtitle = (
-        "solid: LoRA over float32; dashed: QLoRA over NF4 with double quantisation; band: range of the seeds; grey: base before\n"
-        "training; QLoRA's runs: "
+        "solid: LoRA over float32; dashed: QLoRA over NF4 with double quantisation; band: range of the seeds\n"
+        "grey: base before training; runs of QLoRA: "
         + " and ".join(runs_and_time(t, [row for row in t.rows if row["quant_type"]]) for t in tables)
     )
-    title = f"QLoRA's loss ends {' and '.join(gaps)} above LoRA's"
+    title = f"QLoRA's final loss is {' and '.join(gaps)} above LoRA's"
     figure = new_figure(9, 4.5, title, subtitle)
     for i, each in enumerate(tables):
         _losses(axes_at(figure, 0.85 + 4.4 * i, 0.65, 5.4 if len(tables) == 1 else 2.4, 2.55), each)

@@ -207,7 +207,8 @@ def truncated_loss(table: Table) -> Figure:
     ranks, losses = [row["r"] for row in rows], [row["heldout_loss"] for row in rows]
     gains = [(base - loss) / (base - full) for loss in losses]
     enough = next((i for i, gain in enumerate(gains) if gain >= 0.95), len(gains) - 1)
-    title = f"Rank {ranks[enough]} of {table.settings['rank_max']} keeps {percent(gains[enough])} of the gain"
+    title = f"ΔW cut to rank {ranks[enough]} of {table.settings['rank_max']} keeps {percent(gains[enough])} "
+    title += "of full fine-tuning's gain"
     subtitle = "points: the same fine-tuned model after every ΔW is cut to its top r singular directions; one run"
     figure = new_figure(9, 4.4, title, subtitle)
     ax = axes_at(figure, 0.85, 0.7, 7.2, 2.85)
@@ -264,7 +265,7 @@ def photograph(table: Table) -> Figure:
     high = min(2.4, (9 - 0.44 - gaps) / across * height / width)
     wide, pitch = high * width / height, high + 0.72
     tall = 0.85 + down * pitch + 0.1
-    subtitle = f"{height} × {width} grey values; below each: share of the numbers, relative error"
+    subtitle = f"{height} × {width} grey values; below each picture: share of the numbers, relative error"
     figure = new_figure(
         max(6.0, 0.44 + across * wide + gaps), tall, "A photograph cut to its top r directions", subtitle
     )

@@ -52,7 +52,7 @@ def scene_3d(table: Table, elevation: float = 36, azimuth: float = -76) -> Figur
     subtitle = f"W is {d} × {k}; one column per " + (f"{block} × {block} numbers" if block > 1 else "number")
     if cut:
         title = f"Full fine-tuning moved {d * k:,} numbers; the best B·A of rank {r} has {r * (d + k):,}"
-        subtitle += ", height: their mean size; ΔW, B and A have separate scales"
+        subtitle += "; height: mean size of these numbers; ΔW, B and A have separate scales"
         whole, trained = "all of ΔW", "the cut ΔW as a product:"
     else:
         title = f"Full fine-tuning moves all {d * k:,} numbers; LoRA at r = {r} moves {r * (d + k):,}"

@@ -46,9 +46,9 @@ def rank_by_layer(table: Table) -> Figure:
     models = list(dict.fromkeys(row["model"] for row in table.rows))
     found = {method: [table.where(model=model, method=method) for model in models] for method in METHODS}
     full, lora = (" and ".join(f"{median(rows, 'rank90'):g}" for rows in of if rows) for of in found.values())
-    title = f"For 90 % of ΔW: {full} directions in full fine-tuning" + f", {lora} in LoRA" * bool(lora)
+    title = f"90 % of ΔW's energy takes {full} directions in full fine-tuning" + f", {lora} in LoRA" * bool(lora)
     marks = "dots: layers, first layer on top; black bars: a random matrix of the same shape"
-    numbers = "numbers: count of full fine-tuning over count of the random matrix; title: medians"
+    numbers = "numbers: directions of full fine-tuning, divided by those of the random matrix; title: medians"
     measured = semicolons(numbers, runs_and_time(table))
     figure = new_figure(9, 5.2, title, f"{marks}\n{measured}")
     wide = 3.6 if len(models) > 1 else 7.7

@@ -87,7 +87,7 @@ def method_diagrams(methods: Sequence[str] = tuple(DRAWINGS)) -> Figure:
     2
     """
     high, rows = HIGH + HEAD, -(-len(methods) // 4)
-    subtitle = "grey: frozen; colour: trained. The input x runs upward; attention and MLP each add to it"
+    subtitle = "grey: frozen; colour: trained; the input x flows upward; attention and MLP each add to x"
     figure = new_figure(9, rows * high + 1.05, "Where each method changes a Transformer block", subtitle)
     for i, method in enumerate(methods):
         row, column = divmod(i, 4)
@@ -133,8 +133,8 @@ def _draw(figure: Figure, method: str, left: float, bottom: float, size: float =
     ax = blank(axes_at(figure, left, bottom, size * WIDE, size * (HIGH + HEAD), **limits))
     what, colour = DRAWINGS[method], COLOURS[method]
     ax.text(WIDE / 2, HIGH + 0.66, what.title, fontweight="bold", fontsize=11, color=for_text(colour), **CENTRE)
-    ax.text(WIDE / 2, HIGH + 0.36, what.formula, fontsize=11.5, **CENTRE)
-    ax.text(WIDE / 2, HIGH + 0.08, what.trained, fontsize=8.5, color=FAINT_INK, **CENTRE)
+    ax.text(WIDE / 2, HIGH + 0.36, what.formula, fontsize=13, **CENTRE)
+    ax.text(WIDE / 2, HIGH + 0.08, what.trained, fontsize=9.5, color=FAINT_INK, **CENTRE)
 
     _arrow(ax, (STREAM, 0.02), (STREAM, HIGH - 0.1))
     ax.text(STREAM - 0.17, 0.08, "$x$", fontsize=13, **CENTRE)
@@ -151,13 +151,13 @@ def _sublayer(ax: Axes, low: float, method: str, ins: dict[str, float], middle: 
     norm, linear, mix, last, plus = low + 0.17, low + 0.5, low + 0.95, low + 1.29, low + 1.98
     ax.add_patch(Circle((STREAM, low), 0.03, fc=INK, ec="none", zorder=3))
     _arrow(ax, (STREAM, low), (BRANCH, low), (BRANCH, norm - 0.08))
-    _box(ax, (BRANCH, norm), "norm", 0.7, 0.15, colour if what.linears == "trained" else None, fontsize=8.5)
+    _box(ax, (BRANCH, norm), "norm", 0.7, 0.15, colour if what.linears == "trained" else None, fontsize=9.5)
     for name, x in ins.items():
         _linear(ax, (x, linear), name, 0.34 if len(ins) == 3 else 0.48, what, colour)
         _arrow(ax, (x, norm + 0.08), (x, linear - 0.13), head=False)
         _arrow(ax, (x, linear + 0.11), (x, mix - 0.11), head=False)
     ax.plot([places[0], places[-1]], [norm + 0.08] * 2, color=INK, lw=0.9, zorder=1)
-    _box(ax, (BRANCH, mix), middle, 1.46, 0.2, None, fc=PAPER, fontsize=8.5)
+    _box(ax, (BRANCH, mix), middle, 1.46, 0.2, None, fc=PAPER, fontsize=9.5)
     _arrow(ax, (BRANCH, mix + 0.1), (BRANCH, last - 0.12), head=False)
     _linear(ax, (BRANCH, last), out, 0.5, what, colour)
     if adapter:
@@ -221,7 +221,7 @@ def _box(
         for i in range(1, 8):
             ax.plot([x - wide / 2 + i * wide / 8] * 2, [y - high / 2, y + high / 2], color=FROZEN, lw=0.7, zorder=2)
         look["bbox"] = {"boxstyle": "square,pad=0.1", "fc": GREY_WASH, "ec": "none"}
-    ax.text(x, y, name, zorder=3, **CENTRE, **{"fontsize": 8.5} | look)
+    ax.text(x, y, name, zorder=3, **CENTRE, **{"fontsize": 9.5} | look)
 
 
 def _arrow(ax: Axes, *stops: Spot, head: bool = True) -> None:

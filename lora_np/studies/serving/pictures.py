@@ -42,12 +42,12 @@ def merge_drift(table: Table) -> Figure:
     of, share = table.settings["of"], table.settings["share"]
     subtitle = (
         f"relative error of one weight matrix of tiny; dashed: one adapter; solid: {of} adapters in turns\n"
-        f"(random adapters with ‖ΔW‖ = {share:g} ‖W‖)"
+        f"the adapters are random, with ‖ΔW‖ = {share:g} ‖W‖"
     )
     rows = table.where(dtype=dtypes[0])
     last = {row["adapters"].startswith("the same"): row["errors"][-1] for row in reversed(rows)}
     title = f"{rows[0]['cycles'][-1]:,} merges in {dtypes[0]}: an error of {percent(last[True])} with one adapter, "
-    figure = new_figure(9, 4.9, f"{title}{percent(last[False])} with {of}", subtitle)
+    figure = new_figure(9, 4.9, f"{title}{percent(last[False])} with {of} in turns", subtitle)
     ax = axes_at(figure, 0.85, 0.65, 5.6, 3.1)
     ends = []
     for row in table.rows:
@@ -90,7 +90,7 @@ def combinations_chart(table: Table) -> Figure:
     )
     order, colours = sorted(losses, key=lambda kind: losses[kind]), (ON_THE_CHANGE, ON_THE_FACTORS)
     one, other = (next(kind for kind in order if _colour(kind) == colour) for colour in colours)
-    title = f"Two adapters combined: both losses together are {losses[one]:.2f} with {one}, {losses[other]:.2f} with {other}"
+    title = f"Two adapters combined: the sum of both losses is {losses[one]:.2f} with {one}, {losses[other]:.2f} with {other}"
     figure = new_figure(9, 5.2, title, subtitle)
     _losses(axes_at(figure, 0.75, 0.65, 3.65, 3.35), table, list(kinds))
     _errors(axes_at(figure, 6.85, 0.65, 1.9, 3.35), table, losses)
@@ -175,9 +175,9 @@ def serving_chart(table: Table) -> Figure:
     settings, workloads = table.settings, list(dict.fromkeys(row["workload"] for row in table.rows))
     tall, threads = 1.35 + 2.45 * ((len(workloads) + 3) // 3), settings["threads"]
     subtitle = (
-        f"dots: a decode step of {settings['rows']} rows on {settings['model']}; the workload of the panel draws the adapter "
-        f"(r = {settings['r']}) of each row\ngrey: one merged model per adapter, each for its own rows; median of "
-        f"{settings['rounds']} rounds\n{threads} thread{'s' * (threads > 1)} of {settings['processor']}"
+        f"dots: a decode step of {settings['rows']} rows on {settings['model']}; the panel's workload chooses the adapter "
+        f"(r = {settings['r']}) of each row\ngrey: one merged model per adapter, each with its own rows of the batch\n"
+        f"median of {settings['rounds']} rounds; {threads} thread{'s' * (threads > 1)} of {settings['processor']}"
     )
     figure = new_figure(9, tall, _most_adapters(table), subtitle)
     batch = settings["rows"]
@@ -208,7 +208,7 @@ def _lines(ax: Axes, rows: Rows, values: dict[str, list[float]], names: dict[str
     for name, y in values.items():
         ax.plot(n, y, color=COMPETITORS[name][1], marker="o", ms=5, mec=PAPER, mew=0.8)
     ends = [((n[-1], y[-1]), names[name], COMPETITORS[name][1]) for name, y in values.items()]
-    label_lines(ax, *zip(*ends, strict=True), fontsize=9, reach=10)
+    label_lines(ax, *zip(*ends, strict=True), fontsize=9.5, reach=10)
 
 
 def _tokens_per_second(ax: Axes, rows: Rows, batch: int, top: float) -> None:
