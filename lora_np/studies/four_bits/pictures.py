@@ -32,8 +32,8 @@ def nf4_codes(table: Table, weights: str = "tiny") -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study quantization_distances: rows {weights, quant_type, edges, share}; settings {block_size, codes}, where
-        codes has the sixteen values of each type.
+        A table of the study quantization_distances with the columns weights, quant_type, edges and share. The table has
+        the settings block_size and codes. `codes` has the sixteen values of each type.
     weights : str
         The weights that the dashed line shows.
 
@@ -103,7 +103,8 @@ def error_by_distance(table: Table, weights: str = "N(0, 1)") -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study quantization_distances: rows {weights, quant_type, edges, contribution}; settings {block_size, codes}.
+        A table of the study quantization_distances with the columns weights, quant_type, edges and contribution. The
+        table has the settings block_size and codes.
     weights : str
         The weights to show.
 
@@ -147,7 +148,7 @@ def quantization_error(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study quantization_error: rows {weights, quant_type, block_size, mean}.
+        A table of the study quantization_error with the columns weights, quant_type, block_size and mean.
 
     Returns
     -------
@@ -207,8 +208,8 @@ def gradient_cosines(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study quantization_gradients: rows {base, layer, factor, cosine}; settings {model}. The rows with
-        the base "another batch" compare the gradients of two different batches.
+        A table of the study quantization_gradients with the columns base, layer, factor and cosine. The table has the
+        setting model. The rows with the base "another batch" compare the gradients of two different batches.
 
     Returns
     -------
@@ -252,8 +253,8 @@ def qlora_losses(table: Table, *others: Table) -> Figure:
     Parameters
     ----------
     table, *others : Table
-        Tables of the studies qlora_tiny and qlora_smollm2: rows {quant_type, seed, steps, heldout, final}, with quant_type None
-        for LoRA; settings {base, base_loss, quantized_loss}.
+        Tables of the studies qlora_tiny and qlora_smollm2 with the columns quant_type, seed, steps, heldout and final.
+        For LoRA `quant_type` is None. The tables have the settings base, base_loss and quantized_loss.
 
     Returns
     -------
@@ -320,7 +321,8 @@ def merge_routes_chart(table: Table, *others: Table) -> Figure:
     Parameters
     ----------
     table, *others : Table
-        Tables of the study merge_routes: rows {route, heldout, logits, kept}; settings {model}.
+        Tables of the study merge_routes with the columns route, heldout, logits and kept. The tables have the setting
+        model.
 
     Returns
     -------

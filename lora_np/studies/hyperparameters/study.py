@@ -21,10 +21,11 @@ RULES = ("α/r", "α/√r", "α = 2r")
 
 
 def learning_rates_by_rank(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
-    """Is LoRA's best learning rate ten times full fine-tuning's, and independent of the rank (Schulman et al. 2025)?
+    """Measure whether LoRA's best rate is ten times full fine-tuning's and independent of the rank (Schulman et al.
 
-    Rows with rule "α/r": full fine-tuning, and each rank with s = α/r and the recipe's α; every seed at the best learning rate
-    and at its neighbours. The rows with the rule "α = 2r" have some of the ranks; s is the same at all of these ranks.
+    2025). The rows with the rule "α/r" have full fine-tuning, and each rank with s = α/r and the recipe's α. They have
+    every seed at the best learning rate and at the two neighbouring rates. The rows with the rule "α = 2r" have some of
+    the ranks; s is the same at all of these ranks.
     """
     tuner, recipe = Tuner(setting, workers, folder), setting.recipe()
     fixed = tuner.tune(setting.full(), *(replace(recipe, r=r) for r in setting.ranks), neighbours=True)
@@ -129,9 +130,9 @@ def dropout(setting: Setting = FULL, workers: int = 2, folder: Folder = None) ->
 
 
 def batch_size(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
-    """Does LoRA suffer more than full fine-tuning from large batches (Schulman et al.
+    """Measure whether LoRA suffers more than full fine-tuning from large batches (Schulman et al.
 
-    2025)? All runs read equally many tokens.
+    2025). All runs read equally many tokens.
     """
     tuner = Tuner(setting, workers, folder)
     runs = [with_batch(run, b) for b in setting.batch_sizes for run in (setting.full(), setting.recipe())]

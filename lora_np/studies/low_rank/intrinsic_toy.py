@@ -21,9 +21,9 @@ ZERO = 1e-10  # times Σ t²: rounding leaves about 1e-30; with one dimension le
 
 
 def constraints(D: int = 1000, blocks: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """Return C (blocks, D), which is 1 where a weight is in a block and 0 elsewhere, and t (blocks,) = 1, 2, …; L(θ) = ‖C θ − t‖².
+    """Return C (blocks, D) and t (blocks,) = 1, 2, … of the loss L(θ) = ‖C θ − t‖².
 
-    Raises ValueError if D is not a multiple of `blocks`.
+    C is 1 where a weight is in a block and 0 elsewhere. Raises ValueError if D is not a multiple of `blocks`.
     """
     if D % blocks:
         raise ValueError(f"D={D} weights cannot form {blocks} equal blocks; use a multiple of {blocks}")

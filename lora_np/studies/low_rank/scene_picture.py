@@ -27,8 +27,8 @@ def scene_3d(table: Table, elevation: float = 36, azimuth: float = -76) -> Figur
     ----------
     table : Table
         The result of the study "decomposition", or a table with one row {d, k, r}. With {d, k, r} all columns have
-        equal heights. If the row has `matrix`, `B` and `A`, the height of a column is the mean size of the numbers that
-        the column stands for.
+        equal heights. If the row has `matrix`, `B` and `A`, the height of a column is the mean size of the numbers in
+        the column.
     elevation, azimuth : float
         The direction of view in degrees.
 

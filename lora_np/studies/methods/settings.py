@@ -1,8 +1,8 @@
 """The settings of the compared methods. Tables and pictures use the same names.
 
-All methods with a ΔW have the rank and the layers of LoRA, so that only the method differs. The width m of an adapter
-is chosen so that Houlsby's two adapters per block train about 3 % of the parameters, the share of the lesson.
-Pfeiffer's adapter has the same m.
+All methods with a ΔW have the rank and the layers of LoRA, so that only the method differs. Houlsby's two adapters per
+block have the width m at which they train about 3 % of the parameters, as in the lesson. Pfeiffer's adapter has the
+same m.
 """
 
 from __future__ import annotations

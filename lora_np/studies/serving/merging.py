@@ -96,10 +96,10 @@ def corpus(domain: str, split: Literal["train", "heldout"]) -> np.ndarray:
 def combinations(setting: Setting = FULL) -> Table:
     """Combine two adapters by each type, and measure the held-out loss on both domains in nats per byte.
 
-    The columns are kind, weights, code, voice and error (the reported error of ΔW). `kind` is "base", "adapter" (the two
-    adapters), "share" (`cat` with weights 1 − share and share) or a combination type with its own best scale of both
-    weights. Other held-out text chooses the scale. Combination types that drop weights at random (dare) run once per
-    seed.
+    The columns are kind, weights, code, voice and error (the reported error of ΔW). `kind` is "base", "adapter" (one of
+    the two adapters), "share" (`cat` with the weights 1 − share and share) or a combination type. Each combination type
+    has its own best scale of both weights. Other held-out text chooses the scale. Combination types that drop weights
+    at random (dare) run once per seed.
     """
     started = time.perf_counter()
     model = specialists(setting)

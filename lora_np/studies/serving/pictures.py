@@ -24,7 +24,8 @@ def merge_drift(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study merge_drift: rows {dtype, adapters, cycles, errors}; settings {of, share}.
+        A table of the study merge_drift with the columns dtype, adapters, cycles and errors. The table has the settings
+        of and share.
 
     Returns
     -------
@@ -67,13 +68,14 @@ def combinations_chart(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study combinations: rows {kind, weights, code, voice, error}; settings {r, density}.
+        A table of the study combinations with the columns kind, weights, code, voice and error. The table has the
+        settings r and density.
 
     Returns
     -------
     Figure
-        Left, the two losses: one dot per type (one per seed if the type draws at random), squares for the base and the two
-        adapters, and a line for `cat` with other weights. Right, the error of ΔW.
+        The left panel has the two losses: a dot for each type (a dot per seed if the type is random), squares for the
+        base and the two adapters, and a line for `cat` with other weights. The right panel has the error of ΔW.
 
     Examples
     --------
@@ -158,8 +160,9 @@ def serving_chart(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study serving: rows {workload, adapters, seconds, merged_seconds, bytes, merged_bytes, adapter_bytes} and
-        optionally {peft_seconds, peft_ratio}; settings {model, rows, r, prompt, rounds, threads, processor}.
+        A table of the study serving with the columns workload, adapters, seconds, merged_seconds, bytes, merged_bytes
+        and adapter_bytes, and optionally the columns peft_seconds and peft_ratio. The table has the settings model,
+        rows, r, prompt, rounds, threads and processor.
 
     Returns
     -------

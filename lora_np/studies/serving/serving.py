@@ -74,7 +74,7 @@ def serving(
     merged model per adapter; the models run one after another. `peft_seconds` is the time of PEFT's mixed batch, which
     loads only the adapters of the batch. All times are medians over `rounds`. `served_per_second` is the engine's
     number of new tokens per second, for 4 · rows requests of 16 tokens with 16 new tokens each. `bytes` counts the base
-    and all adapters, `merged_bytes` one merged model per adapter.
+    and all adapters; `merged_bytes` counts one merged model per adapter.
     """
     started, found = time.perf_counter(), []
     peft_model = with_adapters(model, max(adapters))
