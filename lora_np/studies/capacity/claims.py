@@ -113,7 +113,7 @@ def free_bits(table: Table, r: int) -> Finding:
 
 
 def trained(table: Table, method: str, r: int | None = None) -> int:
-    """Return the number of parameters that a method trains; for LoRA it is Σ r(in + out)."""
+    """Return the number of parameters that a method trains; for LoRA this number is Σ r(in + out) over all matrices."""
     return of(table, method, r)[0]["trained"]
 
 
@@ -151,7 +151,7 @@ def times_seen(table: Table, method: str, r: int | None = None) -> int:
 
 
 def lost_at_half(table: Table, method: str, r: int | None = None) -> float:
-    """Return 1 − (bits held by a run of half the steps) / (bits held by the full run).
+    """Return the share of the bits that a run with half the steps misses, compared with the full run.
 
     The result is 0 if the second half of the steps adds no bits.
     """
@@ -163,7 +163,7 @@ def lost_at_half(table: Table, method: str, r: int | None = None) -> float:
 def offers(table: Table) -> tuple[Finding, Finding, bool]:
     """Return the share of the bits that one rank holds, with the fewest and with the most strings.
 
-    The third value says whether the runs with the most strings hold the most bits.
+    The third returned value says whether the runs with the most strings hold the most bits.
     """
     r = table.settings["knee"]
     runs = groups([*table.where(phase="offered"), *of(table, "lora", r)], "offered")

@@ -93,8 +93,8 @@ def equal_parameters(setting: Setting = FULL, workers: int = 2, folder: Folder =
 def with_equal_parameters(setting: Setting, r: int, within: float = 0.02) -> list[HyperparameterRun]:
     """Return a run for the MLP with rank r, and runs for attention and all layers with about equally many parameters.
 
-    A group of layers is left out if no rank gives it about as many parameters; the difference may be the share
-    `within`.
+    A group of layers has no run if, at every rank, its number of parameters differs from the MLP's by more than the
+    share `within`.
     """
     recipe = setting.recipe()
     wanted = trainable(replace(recipe, target_modules="MLP", r=r))

@@ -77,11 +77,11 @@ class HyperparameterRun:
 def measure(run: HyperparameterRun) -> Row:
     """Train once. Return the settings of the run and its results; losses are in nats per byte.
 
-    `final` is the loss on the held-out text that compares settings. `validation` is the loss on the held-out text that chooses
-    learning rates. `train` is the mean training loss of the last tenth of the steps. `heldout` has the held-out loss
-    after each number of steps in `steps`; `final` is the last loss in `heldout`. `losses` and `grad_norms` have the
-    loss and the gradient norm before clipping, one per step. `trainable` is the number of trained parameters. If the
-    run diverged, its losses are None.
+    `final` is the loss on the held-out text by which settings are compared. `validation` is the loss on the held-out
+    text by which learning rates are chosen. `train` is the mean training loss of the last tenth of the steps. `heldout`
+    has the held-out loss after each number of steps in `steps`; `final` is the last loss in `heldout`. `losses` and
+    `grad_norms` have the loss and the gradient norm before clipping, one per step. `trainable` is the number of trained
+    parameters. If the run diverged, its losses are None.
     """
     began = time.perf_counter()
     try:
@@ -232,7 +232,7 @@ def _run(row: Row) -> HyperparameterRun:
 def with_own_bests(rows: Sequence[Row]) -> list[Row]:
     """Add the column own_best.
 
-    It is true for the row with the lowest validation loss among the learning rates of one run and seed.
+    The column is true for the row with the lowest validation loss among the learning rates of one run and seed.
     """
     of = [replace(_run(row), lr=0.0) for row in rows]
     best: dict[HyperparameterRun, Row] = {}

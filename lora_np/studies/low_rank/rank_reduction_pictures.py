@@ -245,7 +245,7 @@ def photograph(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        One panel per rank and one for the original.
+        One panel per rank, and one panel for the original.
 
     Examples
     --------

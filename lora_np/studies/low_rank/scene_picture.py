@@ -107,7 +107,10 @@ def _fill(ax: Any, points: np.ndarray, box: tuple[float, float, float, float]) -
 
 
 def _heights(values: Any, rows: int, columns: int) -> np.ndarray:
-    """Return the mean size of the numbers of each column, as a share of the largest; all 1 if `values` is None."""
+    """Return the heights of the columns: the mean size of the numbers in a column, divided by the largest mean size.
+
+    If `values` is None, all heights are 1.
+    """
     if values is None:
         return np.ones((rows, columns))
     sizes = np.abs(np.asarray(values, float))

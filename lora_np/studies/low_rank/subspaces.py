@@ -32,11 +32,12 @@ def directions(matrix: np.ndarray) -> np.ndarray:
 
 
 def similarity(V1: np.ndarray, V2: np.ndarray) -> np.ndarray:
-    """Return φ(i, j) = ‖V₁[:, :i]ᵀ V₂[:, :j]‖²_F / min(i, j) for all i and j: the share of the smaller span in the larger span.
+    """Return φ(i, j) = ‖V₁[:, :i]ᵀ V₂[:, :j]‖²_F / min(i, j) for all i and j.
 
-    V1 (d, n) and V2 (d, m) have orthonormal columns. The result is (n, m); the element [i − 1, j − 1] is φ(i, j). φ is
-    1 if one span contains the other span, and 0 if the two spans are orthogonal. The squares of the entries of V₁ᵀV₂
-    are squared cosines. φ(i, j) is their sum over the first i rows and the first j columns, divided by min(i, j).
+    φ is the share of the smaller span that lies in the larger span. V1 (d, n) and V2 (d, m) have orthonormal columns.
+    The result is (n, m); the element [i − 1, j − 1] is φ(i, j). φ is 1 if one span contains the other span, and 0 if
+    the two spans are orthogonal. The squares of the entries of V₁ᵀV₂ are squared cosines. φ(i, j) is their sum over the
+    first i rows and the first j columns, divided by min(i, j).
     """
     n, m = V1.shape[1], V2.shape[1]
     sums = np.cumsum(np.cumsum((V1.T @ V2) ** 2, axis=0), axis=1)  # (n, m)

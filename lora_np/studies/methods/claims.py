@@ -27,7 +27,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
 
 
 def of_the_lesson(tables: Mapping[str, Table]) -> list[Claim]:
-    """Return one claim per method of the lesson's table, with both models' numbers as findings."""
+    """Return one claim per method of the lesson's table. The findings of a claim are the numbers of both models."""
     names, claimed = tables["comparison"].settings["labels"], []
     ours = {
         m: beside_ours(tables[f"comparison{suffix}"], tables[f"method_costs{suffix}"]) for m, suffix in MODELS.items()

@@ -32,7 +32,7 @@ RATES: dict[str, Sequence[float]] = {name: (lr, 2 * lr, 4 * lr) for name, lr in 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: all settings that determine its result, except the base and the text."""
+    """The settings of one training run. With the base and the text, these settings determine the result of the run."""
 
     method: str  # a name in METHODS
     lr: float
@@ -92,9 +92,9 @@ def fine_tune(run: Run) -> tuple[Trainable, Optimizer, History]:
 def measure(run: Run) -> dict[str, Any]:
     """Train once. The row has the losses on held-out code ("heldout") and prose in nats per byte, over steps and seconds.
 
-    `final` is the last loss on code. `validation` is the loss on the code that chooses the learning rate. Both are None
-    if the run diverged. The function `trained` returns the columns trainable and share; the function `state_bytes`
-    returns the column state_bytes.
+    `final` is the last loss on code. `validation` is the loss on the other held-out code, by which the learning rate is
+    chosen. Both are None if the run diverged. The function `trained` returns the columns trainable and share; the
+    function `state_bytes` returns the column state_bytes.
     """
     columns = ("heldout", "prose", "seconds")
     try:

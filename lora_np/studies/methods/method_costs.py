@@ -57,9 +57,9 @@ def method_costs(
     round. The other ratios compare an answer with the base's answers of the same round. The base exists in several
     `copies`, and the divisor of a ratio is the median time of the copies. An error in the time of a single base would
     change all ratios in the same direction. Each ratio is the median over the rounds. The base's copies and the merged
-    models are built in the same way (`plain`). The setting `base_ratios` has the same ratios for the copies of the
-    base; they show the error of the measurement. A model that cannot be merged has None in the merged columns. A
-    quantised base is dequantised before the merge.
+    models are built in the same way (`plain`). The setting `base_ratios` has the ratios of the copies of the base. The
+    spread of these ratios shows the error of the measurement. A model that cannot be merged has None in the merged
+    columns. A quantised base is dequantised before the merge.
 
     `peak_bytes` is the peak memory of a step by tracemalloc; it counts the adapter but not the weights of the base.
     `state_bytes` is computed by the function `state_bytes` of comparison.py. All measurements use one BLAS thread, and
