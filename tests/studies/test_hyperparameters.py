@@ -208,7 +208,7 @@ def test_the_ratio_is_reported_for_each_alpha_and_for_each_seed_that_differs():
     assert "32, 8, 4, 2 and 0.5 at α = 4, 16, 32, 64 and 256" in note and "one seed" not in note
     for row in table.where(r=1, rule="α/r", seed=1):
         row["own_best"] = row["phase"] == "near" and row["lr"] == 8e-3
-    assert "With r = 1, one seed has its best rate at 8 times." in claims.ten_times(table).note
+    assert "With r = 1, the best rate of one seed is 8 times" in claims.ten_times(table).note
 
 
 @pytest.mark.parametrize("ratio, verdict", [(4, "no"), (10, "yes"), (30, "no")])
