@@ -250,8 +250,9 @@ def test_forgetting_is_compared_where_as_much_was_learned():
     )
     table.rows.append(rows[0] | {"phase": "sweep", "lr": 0.1, "final": 1.7, "prose": [1.0, 1.15]})
     assert claims_on_methods.forgetting(table).below.endswith(
-        "At 0.5 of its best learning rate (one seed), LoRA learns 0.200 and forgets 0.200. "
-        "At 0.25 of its best learning rate (one seed), full fine-tuning learns 0.300 and forgets 0.150."
+        "On tiny, at 0.5 times its best learning rate (one seed), LoRA learns 0.200 nats per byte of code and forgets 0.200 of "
+        "prose. On tiny, at 0.25 times its best learning rate (one seed), full fine-tuning learns 0.300 nats per byte of code and "
+        "forgets 0.150 of prose."
     )
 
 
@@ -277,17 +278,20 @@ def test_a_paper_is_answered_seed_by_seed():
     }  # fmt: skip
     said = {method: claim.below for method, claim in found.items()}
     assert said["dora"] == (
-        "dora ends at a held-out loss of 0.925 nats per byte, LoRA at 1.010: better with every seed, by 0.0700 to 0.1000. "
-        "dora is ahead of LoRA with every seed after 50, 100 of 100 steps."
+        "On tiny, which learns Python code, dora ends at a held-out loss of 0.925 nats per byte, LoRA at 1.010: "
+        "dora is better with "
+        "every seed, by 0.0700 to 0.1000. dora has a lower loss than LoRA with every seed after 50, 100 of 100 steps."
     )
     assert "worse with every seed, by 0.8000 to 0.8800" in said["vera"] and said["vera"].endswith(
-        "never ahead of LoRA with every seed."
+        "at no evaluation a lower loss than LoRA with every seed."
     )
     assert said["vera"].startswith("VeRA trains 10 numbers, 11.0 times fewer than LoRA (110)")
     assert "not clearly different (−0.0100 to +0.0100 over the seeds)" in said["pissa"] and said["pissa"].endswith(
         "50 of 100 steps."
     )
-    assert said["lora-fa"].endswith("never ahead of LoRA with every seed."), "a lead before the first step is none"
+    assert said["lora-fa"].endswith("at no evaluation a lower loss than LoRA with every seed."), (
+        "a lead before the first step is none"
+    )
     assert "0.75 of LoRA's" in said["lora-fa"]
 
 

@@ -208,7 +208,7 @@ def test_the_ratio_is_reported_for_each_alpha_and_for_each_seed_that_differs():
     assert "32, 8, 4, 2 and 0.5 at α = 4, 16, 32, 64 and 256" in note and "one seed" not in note
     for row in table.where(r=1, rule="α/r", seed=1):
         row["own_best"] = row["phase"] == "near" and row["lr"] == 8e-3
-    assert "With r = 1, one seed has its best rate at 8 times." in claims.ten_times(table).note
+    assert "With r = 1, the best rate of one seed is 8 times" in claims.ten_times(table).note
 
 
 @pytest.mark.parametrize("ratio, verdict", [(4, "no"), (10, "yes"), (30, "no")])
@@ -260,7 +260,9 @@ def test_two_r_is_judged_at_each_rank():
         row["final"] += 0.1
     claim = claims.two_r(table, tables.scaled())
     one, many, kept = claim.findings
-    assert "α = 2r ends at 1.470 nats per byte, α = 32 at 1.370: higher with every seed" in one.sentence
+    assert (
+        "α = 2r ends at 1.470 nats per byte, α = 32 at 1.370: the first loss is higher with every seed" in one.sentence
+    )
     assert many.value == pytest.approx(0) and "1.394 nats per byte, α = 32 at 1.331" in kept.sentence
     assert claim.verdict == "no"
 
@@ -291,12 +293,15 @@ def test_large_batches_are_judged_against_the_seeds(extra, verdict):
 def test_dropout_is_judged_on_little_text_and_reported_for_all_of_it():
     claim = claims.dropping(tables.dropouts())
     little, own, much = claim.findings
-    assert "p = 0.1 ends at 1.520 nats per byte, p = 0 at 1.540: lower with every seed" in little.sentence
+    assert (
+        "p = 0.1 ends at 1.520 nats per byte, p = 0 at 1.540: the first loss is lower with every seed"
+        in little.sentence
+    )
     assert claims.lower(little) and claims.lower(own) and claims.higher(much) and claim.verdict == "yes"
     assert "frozen base" not in claim.note
     table = tables.dropouts()
     table.settings["base_loss"] = 1.5
-    assert "All these runs end above the frozen base's 1.500." in claims.dropping(table).note
+    assert "The losses of all these runs are above the loss of the frozen base, 1.500." in claims.dropping(table).note
 
 
 def test_the_dropout_that_is_compared_is_chosen_on_validation_text():

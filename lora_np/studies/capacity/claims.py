@@ -19,7 +19,7 @@ NEAR = 0.9  # of the claimed bits: the measured numbers are lower bounds, so thi
 
 
 def claims(tables: Mapping[str, Table]) -> list[Claim]:
-    """Return the claims that the study of capacity decides."""
+    """Return the claims that the study of capacity checks."""
     table = tables["capacity"]
     by_rank = {r: bits(table, "lora", r) for r in groups(of(table, "lora"), "r")}
     free, full, most = {r: free_bits(table, r) for r in by_rank}, bits(table, "full"), highest(table)
@@ -37,32 +37,34 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
     against = against_full(table, high)
     return [
         Claim(
-            "A model stores 2 bits of knowledge per parameter (3.6 of random strings)",
+            "A model stores 2 bits of knowledge per parameter (3.6 bits of random strings)",
             "Allen-Zhu and Li 2024; Morris et al. 2025",
             agrees(*(found.value >= NEAR * BITS for found in (most, full, *by_rank.values()))),
             f"at least {span(by_rank)} bits per trained parameter",
             STUDY,
             (*by_rank.values(), *free.values(), most, full),
-            f"With LoRA, a trained parameter holds at least {span(by_rank)} bits of random strings, by rank. Per free parameter "
-            f"these are {span(free)} bits, because BA has r(in + out − r) free parameters. {most.sentence} {full.sentence} All "
-            f"these numbers are lower bounds. Some are looser than others, so do not compare them. A string was seen "
-            f"{', '.join(seen)}. After half the steps the bits were fewer by {', '.join(less)}.",
+            f"With LoRA of r = {low} to {high}, a trained parameter holds at least {span(by_rank)} bits of random strings. A free "
+            f"parameter holds at least {span(free)} bits, because BA has r(in + out − r) free parameters. {most.sentence} "
+            f"{full.sentence} All these numbers are lower bounds. Some are looser than others, so do not compare them. Each string "
+            f"was read {', '.join(seen)}. Runs with half the steps hold fewer bits, by {', '.join(less)}.",
         ),
         Claim(
-            "LoRA loses to full fine-tuning only where the data exceed what its rank holds",
+            "LoRA is worse than full fine-tuning only if the data exceed what its rank holds",
             "Schulman et al. 2025",
             agrees(all(abs(found.value - 1) <= 0.2 for found in growth), not rises),
             f"bits grow as r to the power {growth[0].number} to r = {middle}, {growth[1].number} to r = {high}",
             STUDY,
             (*growth, few, many, against),
-            f"{growth[0].sentence} {growth[1].sentence} The training of the highest rank was further from its end. {few.sentence} "
-            f"{many.sentence}{' The bits still grow there, so no limit was found.' * rises} {against.sentence}",
+            f"{growth[0].sentence} {growth[1].sentence} The runs with the highest rank were further from "
+            f"convergence. {few.sentence} "
+            f"{many.sentence}{' The bits held still grow with the bits offered, so no limit was found.' * rises} "
+            f"{against.sentence}",
         ),
     ]
 
 
 def span(found: Mapping[int, Finding]) -> str:
-    """Return the lowest and the highest value of the findings: "1.49 to 1.84"."""
+    """Return the lowest and the highest value of the findings as text, for example "1.49 to 1.84"."""
     values = [finding.value for finding in found.values()]
     return f"{min(values):.2f} to {max(values):.2f}"
 
@@ -82,8 +84,9 @@ def bits(table: Table, method: str, r: int | None = None) -> Finding:
     rows = of(table, method, r)
     found = [row["memorised"] / row["trained"] for row in rows]
     who = name_of(method, r)
-    sentence = f"{who[0].upper()}{who[1:]} holds at least {statistics.mean(found):.2f} bits per trained parameter, "
-    sentence += f"{percent(of_offered(table, method, r))} of the bits offered."
+    sentence = f"{who[0].upper()}{who[1:]} holds at least {statistics.mean(found):.2f} bits of random strings per "
+    sentence += "trained parameter, "
+    sentence += f"which is {percent(of_offered(table, method, r))} of the bits offered."
     name = f"capacity.bits.{method}" + (f".r{r}" if r else "")
     return Finding(
         name, statistics.mean(found), sentence, "bits per trained parameter", (min(found), max(found)), ".2f"
@@ -91,20 +94,26 @@ def bits(table: Table, method: str, r: int | None = None) -> Finding:
 
 
 def of_offered(table: Table, method: str, r: int | None = None) -> float:
-    """Return the share of the offered bits that one method holds. If it is near 1, more strings could give more bits."""
+    """Return the share of the offered bits that one method holds.
+
+    If this share is near 1, a run with more strings could hold more bits.
+    """
     return statistics.mean(row["memorised"] / row["offered"] for row in of(table, method, r))
 
 
 def free_bits(table: Table, r: int) -> Finding:
-    """Return the bits per free parameter of LoRA. In each matrix r² parameters are not free: BA = (BR)(R⁻¹A) for every R (r, r)."""
+    """Return the bits per free parameter of LoRA.
+
+    Each pair B, A has r² parameters that are not free, because BA = (BR)(R⁻¹A) for every invertible R (r, r).
+    """
     numbers = trained(table, "lora", r)
     found = bits(table, "lora", r).value * numbers / (numbers - matrices() * r**2)
-    sentence = f"LoRA with r = {r} holds at least {found:.2f} bits per free parameter."
+    sentence = f"LoRA with r = {r} holds at least {found:.2f} bits of random strings per free parameter."
     return Finding(f"capacity.free_bits.r{r}", found, sentence, "bits per free parameter", form=".2f")
 
 
 def trained(table: Table, method: str, r: int | None = None) -> int:
-    """Return the number of parameters that a method trains; for LoRA it is Σ r(in + out)."""
+    """Return the number of parameters that a method trains; for LoRA this number is Σ r(in + out) over all matrices."""
     return of(table, method, r)[0]["trained"]
 
 
@@ -115,10 +124,13 @@ def lowest_middle_highest(table: Table) -> tuple[int, int, int]:
 
 
 def exponent(table: Table, low: int, high: int) -> Finding:
-    """Return the exponent b of bits = a·rᵇ, from two ranks. It is 1 if twice the rank holds twice the bits."""
+    """Return the exponent b of bits = a·rᵇ, computed from two ranks.
+
+    The exponent is 1 if twice the rank holds twice the bits.
+    """
     held = [bits(table, "lora", r).value * r for r in (low, high)]
     b = math.log(held[1] / held[0], high / low)
-    sentence = f"From r = {low} to r = {high} the bits grow as r to the power {b:.2f}."
+    sentence = f"From r = {low} to r = {high} the bits that LoRA holds grow as r to the power {b:.2f}."
     return Finding(f"capacity.exponent.r{low}-r{high}", b, sentence, form=".2f")
 
 
@@ -127,31 +139,38 @@ def highest(table: Table) -> Finding:
     runs = groups([*of(table, "lora"), *table.where(phase="offered")], "r", "offered").items()
     means = {setting: statistics.mean(row["memorised"] / row["trained"] for row in same) for setting, same in runs}
     r, offered = max(means, key=lambda setting: means[setting])
-    sentence = f"The most that LoRA held is {means[r, offered]:.2f} bits, with r = {r} and {offered:,.0f} bits offered."
+    sentence = f"LoRA's largest value is {means[r, offered]:.2f} bits per trained parameter, with r = {r} and {offered:,.0f} bits "
+    sentence += "offered."
     return Finding("capacity.highest", means[r, offered], sentence, "bits per trained parameter", form=".2f")
 
 
 def times_seen(table: Table, method: str, r: int | None = None) -> int:
-    """Return how often a run saw each string: its steps divided by the number of batches in one pass over the strings."""
+    """Return how often a run saw each string: its steps divided by the batches in one pass over the strings."""
     row = of(table, method, r)[0]
     return row["max_steps"] // math.ceil(row["strings"] / row["batch_size"])
 
 
 def lost_at_half(table: Table, method: str, r: int | None = None) -> float:
-    """Return the share of the bits that is missing after half the steps. It is 0 if the training had reached its end."""
+    """Return the share of the bits that a run with half the steps misses, compared with the full run.
+
+    The result is 0 if the second half of the steps adds no bits.
+    """
     half = table.where(phase="half", method=method, r=r)[0]
     end = table.where(phase="seeds", method=method, r=r, seed=half["seed"])[0]
     return 1 - half["memorised"] / end["memorised"]
 
 
 def offers(table: Table) -> tuple[Finding, Finding, bool]:
-    """Return which share one rank holds of the fewest and of the most strings, and whether the most strings gave the most bits."""
+    """Return the share of the bits that one rank holds, with the fewest and with the most strings.
+
+    The third returned value says whether the runs with the most strings hold the most bits.
+    """
     r = table.settings["knee"]
     runs = groups([*table.where(phase="offered"), *of(table, "lora", r)], "offered")
     held = {offer: mean(rows, "memorised") for offer, rows in runs.items()}
 
     def share(name: str, offer: float) -> Finding:
-        sentence = f"With r = {r}, LoRA holds {percent(held[offer] / offer)} of {offer:,.0f} bits offered."
+        sentence = f"LoRA with r = {r} holds {percent(held[offer] / offer)} of {offer:,.0f} bits of random strings."
         return Finding(f"capacity.held.{name}", held[offer] / offer, sentence, "of the bits offered", form=".0%")
 
     return share("few", min(held)), share("many", max(held)), held[max(held)] == max(held.values())
@@ -160,6 +179,8 @@ def offers(table: Table) -> tuple[Finding, Finding, bool]:
 def against_full(table: Table, r: int) -> Finding:
     """Return the bits that LoRA holds at one rank, divided by the bits that full fine-tuning holds."""
     bits_share = mean(of(table, "lora", r), "memorised") / mean(of(table, "full"), "memorised")
-    sentence = f"With r = {r}, LoRA holds {percent(bits_share)} of full fine-tuning's bits with "
-    sentence += f"{percent(trained(table, 'lora', r) / trained(table, 'full'))} of its trained parameters."
+    sentence = f"LoRA with r = {r} holds {percent(bits_share)} of the bits that full fine-tuning holds, and trains "
+    sentence += (
+        f"{percent(trained(table, 'lora', r) / trained(table, 'full'))} of the parameters that full fine-tuning trains."
+    )
     return Finding(f"capacity.against_full.r{r}", bits_share, sentence, "of full fine-tuning's bits", form=".0%")

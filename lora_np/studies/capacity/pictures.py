@@ -17,7 +17,7 @@ COLUMNS = "phase method r seed strings trained offered memorised"
 
 
 def _measured(table: Table) -> str:
-    """Return the second half of a subtitle: seeds, runs and time."""
+    """Return the end of a subtitle: the number of seeds, the number of runs and their time."""
     seeds = len({row["seed"] for row in table.where(phase="seeds")})
     return semicolons(f"{seeds} seeds", runs_and_time(table))
 
@@ -34,9 +34,9 @@ def capacity_chart(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Two logarithmic axes with lines at 1 and 2 bits per parameter. Cyan: LoRA; coral: full fine-tuning. Dots are
-        seeds, rings the first seed with half the steps, the dash a run with more strings. If dot and ring differ, the training
-        had not reached its end. All numbers are lower bounds.
+        Two logarithmic axes with lines at 1 and 2 bits per parameter. Cyan: LoRA; coral: full fine-tuning. A dot is one
+        seed; a ring is a run of the first seed with half the steps; the dash is the mean of the runs with more strings.
+        If a dot is above its ring, the second half of the steps adds bits. All numbers are lower bounds.
 
     Examples
     --------
@@ -52,8 +52,8 @@ def capacity_chart(table: Table) -> Figure:
     most = max([*shares, *(bits / numbers for numbers, bits in more)])
     capped = statistics.mean(row["memorised"] / row["offered"] for row in full)
     title = f"LoRA holds at least {min(shares):.1f} to {most:.1f} bits per trained parameter"
-    marks = "dots: seeds; line: mean; rings: first seed, half the steps; dash: more strings offered"
-    bounds = f"lower bounds, do not compare them; full fine-tuning held {percent(capped)} of the bits offered"
+    marks = "dots: seeds; line: mean; rings: first seed with half the steps; dash: more strings offered; all are lower bounds"
+    bounds = f"full fine-tuning held {percent(capped)} of the bits offered"
     figure = new_figure(9, 5, title, f"{marks}\n{bounds}; {_measured(table)}")
     ax = axes_at(figure, 0.95, 0.7, 5.6, 3.1, xscale="log", yscale="log")
     ax.grid(False, axis="x")
@@ -82,7 +82,7 @@ def capacity_chart(table: Table) -> Figure:
 
 
 def _offered_more(table: Table) -> list[tuple[float, float]]:
-    """Return (trained parameters, mean bits) of each rank that was also offered more strings than in the comparison of ranks."""
+    """Return (trained parameters, mean bits) for each rank that was also offered more strings than usual."""
     found = []
     for r, offers in groups(table.where(phase="offered"), "r").items():
         largest, runs = list(groups(offers, "offered").items())[-1]
@@ -104,8 +104,8 @@ def memory_knee(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Dots are seeds, the line their mean. The dashed line is a model that holds all bits offered. All runs have equally
-        many steps, so a run with many strings sees each string less often.
+        Each dot is one seed; the line is the mean over the seeds. The dashed line shows a model that holds all bits
+        offered. All runs have equally many steps, so a run with many strings sees each string less often.
 
     Examples
     --------

@@ -1,8 +1,9 @@
 """How much fits into a rank? The bits of random strings that LoRA memorises, against the parameters that it trains.
 
-A random string has no structure, so a model can continue it only from memory. A string begins with a
-name of KEY symbols, which is given and not counted. Then follow `length` symbols, drawn uniformly from 64, so each carries
-log₂ 64 = 6 bits. If L is the mean loss in nats per symbol after training on the strings, then
+A random string has no structure, so a model can continue it only from memory. A string begins with a name of KEY
+symbols, which the model is given and which is not counted. After the name follow `length` symbols. Each symbol is drawn
+uniformly from 64 symbols, so a symbol carries log₂ 64 = 6 bits. If L is the mean loss in nats per symbol after training
+on the strings, then
 
     memorised = Σ over counted symbols (6 − L / ln 2) bits, and at least 0.
 
@@ -44,7 +45,7 @@ SMALL = replace(SMALL, max_position_embeddings=64)
 
 @dataclass(frozen=True)
 class CapacityRun:
-    """The settings of one training run. They decide its outcome."""
+    """The settings of one training run; they determine the result of the run."""
 
     method: str  # "full" or "lora"
     lr: float
@@ -100,9 +101,10 @@ QUICK = Setting(
 
 
 def strings(count: int, length: int, seed: int) -> np.ndarray:
-    """Draw random strings: tokens from 0 to 63, (count, KEY + length). Each row has its own name, then `length` uniform symbols.
+    """Draw random strings: tokens from 0 to 63, (count, KEY + length).
 
-    Raises ValueError if there are more strings than names.
+    A row is a name that no other row has, followed by `length` uniform symbols. Raises ValueError if there are more
+    strings than names.
     """
     n = len(ALPHABET)
     if not 1 <= count <= n**KEY:
@@ -114,19 +116,25 @@ def strings(count: int, length: int, seed: int) -> np.ndarray:
 
 
 def batch(rows: np.ndarray) -> Batch:
-    """Return tokens and targets, both (b, KEY + length − 1), of strings (b, KEY + length). Names are not counted as targets."""
+    """Return tokens and targets, both (b, KEY + length − 1), of strings (b, KEY + length).
+
+    The symbols of a name are not counted as targets.
+    """
     targets = rows[:, 1:].copy()
     targets[:, : KEY - 1] = IGNORE_INDEX
     return rows[:, :-1], targets
 
 
 def memorised(loss: float, symbols: int) -> float:
-    """Return the bits that a model holds of `symbols` symbols: symbols · (6 − loss / ln 2), at least 0; the loss is in nats."""
+    """Return how many bits of the symbols a model holds: symbols · (6 − loss / ln 2), at least 0; loss in nats."""
     return max(0.0, symbols * (BITS - loss / math.log(2)))
 
 
 class Epochs:
-    """batches[i] → (tokens, targets). Each epoch shows every string once, in a new order, in batches of nearly equal size."""
+    """Batches of strings: `batches[i]` is (tokens, targets).
+
+    Each epoch shows every string once, in a new order, in batches of nearly equal size.
+    """
 
     def __init__(self, rows: np.ndarray, batch_size: int, seed: int) -> None:
         self.rows, self.seed = rows, seed
@@ -142,7 +150,10 @@ class Epochs:
 
 
 class RepeatedStrings:
-    """batches[i] → 32 new random strings, each followed by itself: the first copy is unpredictable, the second can be copied."""
+    """Batches of 32 new random strings, each written twice.
+
+    The model cannot predict the first copy of a string, but it can copy the second from the first.
+    """
 
     def __init__(self, length: int, seed: int = 0) -> None:
         self.length, self.seed = length, seed
@@ -180,10 +191,10 @@ def _base(steps: int, length: int) -> dict[str, np.ndarray]:
 
 
 def memorise(run: CapacityRun) -> tuple[Trainable, dict[str, Any]]:
-    """Train on the strings of the run. Return the model and its row.
+    """Train on the strings of the run, and return the model and its row.
 
-    trained: the number of trained parameters; offered, memorised: bits; steps, bits: the bits held during training; validation:
-    the last loss in nats per symbol.
+    In the row, `trained` is the number of trained parameters, `offered` and `memorised` are numbers of bits, and
+    `validation` is the last loss in nats per symbol. `bits` has the bits held after each number of steps in `steps`.
     """
     rows, model = strings(run.strings, run.length, run.seed), run.model()
     symbols = run.strings * run.length
@@ -197,7 +208,7 @@ def memorise(run: CapacityRun) -> tuple[Trainable, dict[str, Any]]:
 
 
 def measure(run: CapacityRun) -> dict[str, Any]:
-    """Train once. Return the row with the CPU seconds; if the run diverged, memorised and validation are None."""
+    """Train once. Return the row with the CPU seconds; if the run diverged, `memorised` and `validation` are None."""
     started = time.process_time()
     try:
         row = memorise(run)[1]
@@ -223,10 +234,11 @@ def shared(run: CapacityRun) -> str:
 def better_of_two_rates(
     runs: Sequence[CapacityRun], seeds: Sequence[int], workers: int, folder: str | Path | None
 ) -> tuple[list, list]:
-    """Train each run with every seed, at its learning rate and at half of it. Return the rows of the better and the worse rates.
+    """Train each run with every seed, at its learning rate and at half of it.
 
-    The better rate has the lower mean loss. A learning rate that is best for one seed can be close to diverging, and may diverge
-    with another seed or other data.
+    Return the rows of the better rates and the rows of the worse rates. The better of the two rates has the lower mean
+    loss over the seeds. At a learning rate that is best for one seed, a run with another seed or with other data may
+    diverge.
     """
     tried = [replace(run, lr=lr, seed=seed) for run in runs for lr in (run.lr, run.lr / 2) for seed in seeds]
     rows, n = run_all(measure, tried, workers, folder, "capacity", shared(runs[0])), len(seeds)
@@ -242,10 +254,10 @@ def better_of_two_rates(
 def capacity(setting: Setting = FULL, workers: int = 2, folder: str | Path | None = None) -> Table:
     """Measure the bits that each rank and full fine-tuning hold, each at its own best learning rate.
 
-    Rows by phase. "sweep": the first seed at every learning rate. "seeds": every seed at the best rate, offered more than 2 bits
-    per trained parameter. "half": the same with half the steps and the first seed; it shows how far the training was from its
-    end, because all runs have equally many steps. "offered": rank `knee` with fewer or more strings, every seed. "rejected": the
-    worse rates of `better_of_two_rates`.
+    The phase "sweep" has the first seed at every learning rate. The phase "seeds" has every seed at the best rate;
+    these runs are offered more than 2 bits per trained parameter. The phase "half" has the first seed at the best rate
+    with half the steps; these runs show how many bits the second half of the steps adds. The phase "offered" has every
+    seed of rank `knee` with fewer or more strings. The phase "rejected" has the worse rates of `better_of_two_rates`.
     """
     first, seeds = setting.seeds[:1], setting.seeds
     given, factor = shared(setting.run), 2.0 if setting.bracket else None

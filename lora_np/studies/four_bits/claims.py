@@ -14,12 +14,13 @@ NEEDED = (
     *("merge_routes_tiny", "merge_routes_smollm2", "quantized_speed"),
 )
 UNITS = {"tiny": "nats per byte", "smollm2": "nats per token"}
+TASKS = {"tiny": "Python code", "smollm2": "a voice"}
 STUDY = "`lora_np/studies/four_bits/{}.py`, notebook 07"
 SAME, SAME_MODEL, DEAR = 0.01, 0.001, 1.25  # limits: relative differences of losses and of errors; a ratio of times
 
 
 def claims(tables: Mapping[str, Table]) -> list[Claim]:
-    """Return the claims that the studies of four bits decide."""
+    """Return the claims that the studies of four bits check."""
     cosine = {
         base: median(tables["quantization_gradients"].where(base=base), "cosine")
         for base in ("nf4", "fp4", ANOTHER_BATCH)
@@ -33,13 +34,14 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
     return [
         *codes(tables["quantization_error"]),
         Claim(
-            "Gradients through a quantised base serve as well",
+            "Gradients through a quantised base serve as well as gradients through float32",
             "Dettmers et al. 2023, §3",
             agrees(cosine["nf4"] > cosine[ANOTHER_BATCH], cosine["fp4"] > cosine[ANOTHER_BATCH]),
             f"median cosine {cosine['nf4']:.3f} (NF4), {cosine['fp4']:.3f} (FP4)",
             STUDY.format("quantization"),
-            note="The cosine compares dA and dB of each layer of tiny with dA and dB through float32 weights. The gradients of "
-            f"another batch have a median cosine of {cosine[ANOTHER_BATCH]:.2f}.",
+            note="The cosine compares dA and dB of each layer of tiny through the quantised base with dA and dB "
+            "through float32 weights. "
+            f"For comparison, the gradients of two different batches have a median cosine of {cosine[ANOTHER_BATCH]:.2f}.",
         ),
         Claim(
             "QLoRA matches LoRA",
@@ -58,13 +60,13 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             f"{step:.2f}× the time of a LoRA step",
             "`python -m lora_np bench --only quantized`",
             note=f"Measured with steps of 2 × 256 tokens on SmolLM2-135M, {speed.settings['threads']} threads of "
-            f"{speed.settings['processor']}. Decoding each matrix twice takes {decoding:.2f}× the time of a LoRA step.",
+            f"{speed.settings['processor']}. To decode each matrix twice takes {decoding:.2f}× the time of a LoRA step.",
         ),
     ]
 
 
 def codes(table: Table) -> list[Claim]:
-    """Return the claims about the error of the codes: which is nearest, and what double quantisation adds."""
+    """Return the claims on the error of the codes: which code has the smallest, and what double quantisation adds."""
     found = {(r["weights"], r["block_size"], r["quant_type"]): r["mean"] for r in table.rows}
     kinds, bits = list(table.settings["double_quant"]), 32 / 64 - 8 / 64 - 32 / (64 * 256)
     grown = {kind: mean / found[kind, 64, "nf4"] - 1 for kind, mean in table.settings["double_quant"].items()}
@@ -80,7 +82,9 @@ def codes(table: Table) -> list[Claim]:
             agrees(all(nearest), all(found[kind, 64, "fp4"] < found[kind, 64, "int4"] for kind in kinds)),
             f"tiny, blocks of 64: {three('tiny', 64)}",
             STUDY.format("quantization"),
-            note=f"NF4 is {'' if all(nearest) else 'not '}nearest everywhere. The second place depends on the block size. "
+            note=f"NF4 {'always has' if all(nearest) else 'does not always have'} the smallest error. Whether FP4 or "
+            "int4 has the second "
+            "smallest error depends on the block size. "
             "The numbers are mean errors, divided by the root mean square of the weights. "
             f"In blocks of 64: {'; '.join(f'{model_name(k)} {three(k, 64)}' for k in kinds)}. In blocks "
             f"of 1024: tiny {three('tiny', 1024)}.",
@@ -91,7 +95,7 @@ def codes(table: Table) -> list[Claim]:
             agrees(f"{bits:.3f}" == "0.373", max(grown.values()) < SAME),
             f"{bits:.3f} bits; mean error at most {max(grown.values()):.2%} larger".replace("%", " %"),
             STUDY.format("quantization"),
-            note=f"32/64 − 8/64 − 32/(64 · 256) = {bits:.3f}. The mean error grows by "
+            note=f"The saving is 32/64 − 8/64 − 32/(64 · 256) = {bits:.3f} bits per weight. The mean error of NF4 grows by "
             + ", ".join(f"{grown[kind]:.2%} on {model_name(kind)}" for kind in kinds).replace("%", " %")
             + ".",
         ),
@@ -99,7 +103,7 @@ def codes(table: Table) -> list[Claim]:
 
 
 def losses(name: str, table: Table) -> list[Finding]:
-    """Return the losses of one model's two bases, of LoRA and of QLoRA, and QLoRA's relative difference to LoRA."""
+    """Return the losses of one model in float32 and in NF4, before and after training, and the relative difference."""
     settings, end, unit = table.settings, means(table), UNITS[name]
     start = {None: settings["base_loss"], "nf4": settings["quantized_loss"]["nf4"]}
     seeds = len({row["seed"] for row in table.where(quant_type="nf4")})
@@ -112,28 +116,32 @@ def losses(name: str, table: Table) -> list[Finding]:
         found.append(Finding(f"qlora.{name}.{method}.start", start[t], before, unit))
         found.append(Finding(f"qlora.{name}.{method}.end", end[t], after, unit, (min(ours), max(ours))))
     sentence = (
-        f"On {label} ({over}) QLoRA ends at {end['nf4']:.3f} {unit}, LoRA at {end[None]:.3f}. "
+        f"On {label}, which learns {TASKS[name]}, QLoRA ends at a held-out loss of {end['nf4']:.3f} {unit} and LoRA at "
+        f"{end[None]:.3f} (mean of {over}). "
         f"Before training, the loss of the base is {start['nf4']:.3f} in NF4 and {start[None]:.3f} in float32."
     )
     return [*found, Finding(f"qlora.{name}.gap", end["nf4"] / end[None] - 1, sentence, form="+.1%")]
 
 
 def rounding_share(tables: Mapping[str, Table]) -> Finding:
-    """Return the share of the difference between QLoRA and LoRA on SmolLM2 that is due to the rounded base."""
+    """Return the share of QLoRA's higher loss on SmolLM2, compared with LoRA, that the rounded base causes."""
     end, unrounded = (
         means(tables["qlora_smollm2"]),
         tables["merge_routes_smollm2"].where(route="original")[0]["heldout"],
     )
     share = (end["nf4"] - unrounded) / (end["nf4"] - end[None])
     sentence = (
-        f"Over SmolLM2's original weights QLoRA's adapter has a loss of {unrounded:.3f}, so the rounded base causes {share:.0%} of "
-        "the difference."
+        f"Over the original weights of SmolLM2-135M, QLoRA's adapter has a held-out loss of {unrounded:.3f} nats per token, so the "
+        f"rounded base causes {share:.0%} of the difference between QLoRA and LoRA."
     )
     return Finding("qlora.smollm2.rounding", share, sentence.replace("%", " %"), "of the difference", form=".0%")
 
 
 def merged(tables: Mapping[str, Table]) -> Claim:
-    """Return the claim about merging, and the part of ΔW that quantising again keeps."""
+    """Return the claim about merging.
+
+    Its findings are the shares of ΔW that remain if the merged weights are quantised again.
+    """
     findings, lines, checks = [], [], []
     for name, table in tables.items():
         row, label = {row["route"]: row for row in table.rows}, model_name(table.settings["model"])
@@ -141,11 +149,13 @@ def merged(tables: Mapping[str, Table]) -> Claim:
         trained, bfloat16, original, again = (
             row[r]["heldout"] for r in ("as trained", "bfloat16", "original", "requantised")
         )
-        sentence = f"On {label} the norm of ΔW is {size:.1%} of the weights' norm, and quantising again keeps {kept:.0%} of ΔW."
+        sentence = f"On {label} the norm of ΔW is {size:.1%} of the weights' norm, and quantising the merged weights "
+        sentence += f"again keeps {kept:.0%} of ΔW."
         findings.append(Finding(f"merge_routes.{name}.kept", kept, sentence.replace("%", " %"), "of ΔW", form=".0%"))
         lines.append(
-            f"Held-out loss on {label} ({UNITS[name]}): {trained:.4f} as trained; {bfloat16:.4f} merged into the dequantised "
-            f"weights in 16 bits; {original:.4f} merged into the original weights; {again:.4f} merged and quantised again."
+            f"On {label}, the held-out loss is {trained:.4f} {UNITS[name]} as trained, {bfloat16:.4f} after a merge into the "
+            f"dequantised weights in 16 bits, {original:.4f} after a merge into the original weights, and {again:.4f} if the "
+            "merged weights are quantised again."
         )
         checks.append(abs(bfloat16 / trained - 1) < SAME_MODEL)
     return Claim(

@@ -32,8 +32,8 @@ def nf4_codes(table: Table, weights: str = "tiny") -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study quantization_distances: rows {weights, quant_type, edges, share}; settings {block_size, codes}, where
-        codes has the sixteen values of each type.
+        A table of the study quantization_distances with the columns weights, quant_type, edges and share. The table has
+        the settings block_size and codes. `codes` has the sixteen values of each type.
     weights : str
         The weights that the dashed line shows.
 
@@ -49,9 +49,9 @@ def nf4_codes(table: Table, weights: str = "tiny") -> Figure:
     'density'
     """
     subtitle = (
-        "solid: normal distribution; the strips of one side have equal areas; dashed: the weights of "
-        f"{weights}, in blocks of\n{table.settings['block_size']}, divided by the largest magnitude of the block; marks: the "
-        "sixteen values of each code"
+        "solid: normal distribution; the strips of one side have equal areas; marks: the sixteen values of each code\n"
+        f"dashed: the weights of {weights} in blocks of {table.settings['block_size']}, each divided by the largest magnitude "
+        "of its block"
     )
     figure = new_figure(9, 4.9, "NF4's values divide a normal distribution into equal shares", subtitle)
     ax = axes_at(figure, 0.85, 1.55, 7.3, 2.15, xlim=(-1.1, 1.1), ylabel="density")
@@ -81,7 +81,10 @@ def nf4_codes(table: Table, weights: str = "tiny") -> Figure:
 
 
 def _marks(ax: Axes, codes: dict[str, Iterable[float]]) -> Axes:
-    """Draw one row of marks per type, with its name at the right. int4's −8/7 is left out, because no weight reaches it."""
+    """Draw one row of marks per type, with the name of the type at the right.
+
+    The value −8/7 of int4 is left out, because no weight is as small as −8/7.
+    """
     for place, (quant_type, values) in enumerate(reversed(codes.items())):
         (name, colour), values = CODES[quant_type], [c for c in values if abs(c) <= 1]
         ax.plot(values, [place] * len(values), "|", ms=13, mew=2, color=colour)
@@ -93,19 +96,22 @@ def _marks(ax: Axes, codes: dict[str, Iterable[float]]) -> Axes:
 
 @picture("weights quant_type edges contribution", settings="block_size codes")
 def error_by_distance(table: Table, weights: str = "N(0, 1)") -> Figure:
-    """Draw which weights cause the mean error of each code: one step per bin of |w|/absmax. The steps add up to the error.
+    """Draw which weights cause the mean error of each code: one step per bin of |w|/absmax.
+
+    The heights of all steps of a code add up to the mean error of the code.
 
     Parameters
     ----------
     table : Table
-        A table of the study quantization_distances: rows {weights, quant_type, edges, contribution}; settings {block_size, codes}.
+        A table of the study quantization_distances with the columns weights, quant_type, edges and contribution. The
+        table has the settings block_size and codes.
     weights : str
         The weights to show.
 
     Returns
     -------
     Figure
-        The contributions above, the magnitudes of the codes' values below.
+        The upper panel has the contributions; the lower panel has the magnitudes of the codes' values.
 
     Examples
     --------
@@ -117,10 +123,10 @@ def error_by_distance(table: Table, weights: str = "N(0, 1)") -> Figure:
     rows = {row["quant_type"]: row for row in table.where(weights=weights)}
     totals = {t: sum(row["contribution"]) for t, row in rows.items()}
     subtitle = (
-        f"{weights} in blocks of {table.settings['block_size']}; height: part of the mean |error| that comes from the weights of "
-        "one bin\nmarks: the magnitudes of the codes' values"
+        f"{weights} in blocks of {table.settings['block_size']}; height: part of the mean |error| that the weights of one bin "
+        "cause\nmarks: the magnitudes of the codes' values"
     )
-    figure = new_figure(9, 4.6, "FP4's error comes from its wide gaps, int4's from the small weights", subtitle)
+    figure = new_figure(9, 4.6, "FP4's error comes from its wide gaps, int4's error from the small weights", subtitle)
     ax = axes_at(figure, 0.95, 1.5, 6.3, 1.9)
     for quant_type, row in rows.items():
         ax.stairs(row["contribution"], row["edges"], color=CODES[quant_type][1], lw=1.8)
@@ -142,12 +148,13 @@ def quantization_error(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study quantization_error: rows {weights, quant_type, block_size, mean}.
+        A table of the study quantization_error with the columns weights, quant_type, block_size and mean.
 
     Returns
     -------
     Figure
-        The error in units of the root mean square of the weights. The title names the best code.
+        The height of a point is the error, divided by the root mean square of the weights. The title names the code
+        with the smallest error.
 
     Examples
     --------
@@ -161,7 +168,7 @@ def quantization_error(table: Table) -> Figure:
         "mean |error| divided by the root mean square of the weights; dots: block sizes; one panel per kind of weights"
     )
     if "smollm2-135m" in kinds:
-        subtitle += "\n(most weights in SmolLM2's file are already rounded to four bits)"
+        subtitle += "\nmost weights in the file of SmolLM2 are already rounded to four bits"
     figure = new_figure(9, 4.45, _verdict(table), subtitle)
     wide = (7.3 - 0.25 * (len(kinds) - 1)) / len(kinds)
     top = 1.06 * max(row["mean"] for row in table.rows)
@@ -182,16 +189,16 @@ def quantization_error(table: Table) -> Figure:
 
 
 def _verdict(table: Table) -> str:
-    """Return the title: whether NF4 is best everywhere, and in which blocks FP4 beats int4."""
+    """Return the title: whether NF4 always has the smallest error, and in which blocks FP4 is better than int4."""
     found = {(r["weights"], r["block_size"], r["quant_type"]): r["mean"] for r in table.rows}
     places = list(dict.fromkeys((w, b) for w, b, _ in found))
     best = all(found[(*p, "nf4")] < min(found[(*p, "fp4")], found[(*p, "int4")]) for p in places)
     better = {size for w, size in places if found[w, size, "fp4"] < found[w, size, "int4"]}
     worse = {size for w, size in places if found[w, size, "fp4"] > found[w, size, "int4"]}
-    first = "NF4 is nearest at every block size" if best else "NF4 is not nearest everywhere"
+    first = "NF4 has the smallest error at every block size" if best else "NF4 does not always have the smallest error"
     if better and worse and max(better) > max(worse):
-        return f"{first}; FP4 beats int4 in large blocks only"
-    return first if better else f"{first}; FP4 is furthest"
+        return f"{first}; FP4 beats int4 only in large blocks"
+    return first if better else f"{first}; FP4 has the largest"
 
 
 @picture("base layer factor cosine", settings="model")
@@ -201,13 +208,13 @@ def gradient_cosines(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study quantization_gradients: rows {base, layer, factor, cosine}; settings {model}. The base "another
-        batch" is there for comparison.
+        A table of the study quantization_gradients with the columns base, layer, factor and cosine. The table has the
+        setting model. The rows with the base "another batch" compare the gradients of two different batches.
 
     Returns
     -------
     Figure
-        One dot per layer for dA and one for dB.
+        Each layer has one dot for dA and one dot for dB.
 
     Examples
     --------
@@ -220,8 +227,8 @@ def gradient_cosines(table: Table) -> Figure:
     looks = {base: CODES.get(base, (base, FROZEN)) for base in bases}
     middle = float(np.median([row["cosine"] for row in table.where(base=bases[-1])]))
     subtitle = (
-        f"dots: the layers of {table.settings['model']}; filled: dA; hollow: dB; compared with the gradients through float32, same "
-        f"adapter\nand batch; median with {looks[bases[-1]][0]}: {middle:.3f}"
+        f"dots: the layers of {table.settings['model']}; filled: dA; hollow: dB; median with {looks[bases[-1]][0]}: {middle:.3f}\n"
+        "each gradient is compared with the gradient through float32 weights; the adapter is the same"
     )
     title = "Four bits change a gradient a little; another batch changes it completely"
     figure = new_figure(9, 0.55 * len(bases) + 1.8, title, subtitle)
@@ -246,13 +253,13 @@ def qlora_losses(table: Table, *others: Table) -> Figure:
     Parameters
     ----------
     table, *others : Table
-        Tables of the studies qlora_tiny and qlora_smollm2: rows {quant_type, seed, steps, heldout, final}, with quant_type None
-        for LoRA; settings {base, base_loss, quantized_loss}.
+        Tables of the studies qlora_tiny and qlora_smollm2 with the columns quant_type, seed, steps, heldout and final.
+        For LoRA `quant_type` is None. The tables have the settings base, base_loss and quantized_loss.
 
     Returns
     -------
     Figure
-        Lines are means over the seeds, bands their range; grey lines are the bases before training.
+        Lines are means over the seeds; bands are the range of the seeds; grey lines are the bases before training.
 
     Examples
     --------
@@ -264,13 +271,14 @@ def qlora_losses(table: Table, *others: Table) -> Figure:
     gaps = []
     for each in tables:
         lora, qlora = of_both(each.where(quant_type=None), each.where(quant_type="nf4"))
-        gaps.append(f"{100 * (mean(qlora) / mean(lora) - 1):.1f} %".replace("-", "−"))
+        gap = f"{100 * (mean(qlora) / mean(lora) - 1):.1f} %".replace("-", "−")
+        gaps.append(f"{gap} ({model_name(each.settings['base'])})")
     subtitle = (
-        "solid: LoRA over float32; dashed: QLoRA over NF4 with double quantisation; band: range of the seeds; grey: base before\n"
-        "training; QLoRA's runs: "
+        "solid: LoRA over float32; dashed: QLoRA over NF4 with double quantisation; band: range of the seeds\n"
+        "grey: base before training; runs of QLoRA: "
         + " and ".join(runs_and_time(t, [row for row in t.rows if row["quant_type"]]) for t in tables)
     )
-    title = f"QLoRA's loss ends {' and '.join(gaps)} above LoRA's"
+    title = f"QLoRA's final loss is {' and '.join(gaps)} above LoRA's"
     figure = new_figure(9, 4.5, title, subtitle)
     for i, each in enumerate(tables):
         _losses(axes_at(figure, 0.85 + 4.4 * i, 0.65, 5.4 if len(tables) == 1 else 2.4, 2.55), each)
@@ -313,12 +321,13 @@ def merge_routes_chart(table: Table, *others: Table) -> Figure:
     Parameters
     ----------
     table, *others : Table
-        Tables of the study merge_routes: rows {route, heldout, logits, kept}; settings {model}.
+        Tables of the study merge_routes with the columns route, heldout, logits and kept. The tables have the setting
+        model.
 
     Returns
     -------
     Figure
-        One dot per route; filled for the first table's model, hollow for the second one's.
+        One dot per route and model: filled for the model of the first table, hollow for the model of the second table.
 
     Examples
     --------

@@ -1,8 +1,8 @@
-"""Does an adapter learn as much over a base in four bits? Held-out losses of LoRA and QLoRA; only the base differs.
+"""Does an adapter learn as much over a base in four bits? Losses of LoRA and QLoRA, which differ in the base only.
 
-LoRA's runs of two other studies are repeated, seed by seed, over the base in NF4 with double quantisation: "tiny"
-learns code (harness/tiny_task.py), SmolLM2-135M learns a voice (harness/voice_task.py). Both use LoRA's best learning
-rate.
+For QLoRA the LoRA runs of two other studies are repeated with the same seeds, over a base in NF4 with double
+quantisation: "tiny" learns code (harness/tiny_task.py), SmolLM2-135M learns a voice (harness/voice_task.py). LoRA and
+QLoRA use the same learning rate, which is the best rate of LoRA.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ def on_tiny(
     workers: Workers = 2,
     folder: str | Path | None = None,
 ) -> Table:
-    """Train QLoRA on tiny, and put its runs beside LoRA's runs of rank r from the table `convergence`.
+    """Train QLoRA on tiny. Return a table of the QLoRA runs and of the LoRA runs of rank r in the table `convergence`.
 
-    The columns are quant_type, seed, lr, r, steps, heldout and final. `quant_type` is None for LoRA. NF4 runs with
-    every seed (or with `seeds`), the other types with the first seed only. The settings have the losses before training
-    in nats per byte: "base_loss" of the base, and "quantized_loss" of each quantised base.
+    The columns are quant_type, seed, lr, r, steps, heldout and final. `quant_type` is None for LoRA. NF4 has runs with
+    every seed (or with `seeds`); the other types have one run, with the first seed. The settings have the losses before
+    training in nats per byte: "base_loss" of the base, and "quantized_loss" of each quantised base.
     """
     lora = measured.where(phase="seeds", method="lora", r=r, target_modules="all-linear")
     lora = [row for row in lora if seeds is None or row["seed"] in seeds]
@@ -77,7 +77,10 @@ def on_tiny(
 
 
 def on_smollm2(measured: Table, folder: str | Path | None = None) -> Table:
-    """Return the same table as `on_tiny`, for SmolLM2-135M and the table `finetuning`; its rows also have prose and habit."""
+    """Return a table like the table of `on_tiny`, for SmolLM2-135M and the table `finetuning`.
+
+    The rows also have `prose` and `habit`.
+    """
     lora = measured.where(phase="seeds", method="lora")
     runs = [over_four_bits(QuantizedFineTuning, row, "nf4") for row in lora]
     rows = run_all(voice_task.measure, runs, 1, folder, "QLoRA", voice_task.shared(runs[0]))
@@ -88,7 +91,7 @@ def on_smollm2(measured: Table, folder: str | Path | None = None) -> Table:
 
 
 def over_four_bits(kind: type, row: dict[str, Any], quant_type: str = "nf4") -> Any:
-    """Return the LoRA run of this row as a run over a quantised base: a QuantizedRun or a QuantizedFineTuning."""
+    """Return the settings of this LoRA row as a run over a quantised base: a QuantizedRun or a QuantizedFineTuning."""
     known = {f.name: row[f.name] for f in fields(kind) if f.name in row}
     return kind(**known | {"quant_type": quant_type})
 
@@ -101,6 +104,6 @@ def _table(study: str, settings: dict[str, Any], lora: list[dict], rows: list[di
 
 
 def means(table: Table) -> dict[str | None, float]:
-    """Return the mean final losses of LoRA (key None) and QLoRA (key "nf4") over the seeds that both have."""
+    """Return the mean final losses of LoRA (key None) and QLoRA (key "nf4"), over the seeds that both methods have."""
     finals = of_both(table.where(quant_type=None), table.where(quant_type="nf4"))
     return {quant_type: statistics.mean(each) for quant_type, each in zip((None, "nf4"), finals, strict=True)}

@@ -20,10 +20,11 @@ STUDY = "`lora_np/studies/hyperparameters/study.py`, notebook 06"
 GRID = 2.0  # neighbouring learning rates of a sweep differ by this factor
 ENOUGH = 0.95  # the share of full fine-tuning's gain that a recipe should recover
 LOSS = "nats per byte"
+WORDS = {"MLP": "the MLP", "attention": "the attention", "all-linear": "all linear layers"}
 
 
 def claims(tables: Mapping[str, Table]) -> list[Claim]:
-    """Return the claims that the studies of hyperparameters decide."""
+    """Return the claims that the studies of hyperparameters check."""
     by_rank, alphas, scaled = (tables[name] for name in ("learning_rates_by_rank", "alpha", "scaling"))
     return [
         recipe(by_rank),
@@ -39,7 +40,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
 
 
 def recipe(by_rank: Table) -> Claim:
-    """Judge the recipe by the share of full fine-tuning's gain that it recovers, beside other ranks."""
+    """Check the share of full fine-tuning's gain that the recipe recovers, and compare it with other ranks."""
     s = by_rank.settings
     full, lora = seeds(by_rank, method="full"), seeds(by_rank, r=s["r"], rule="α/r")
     found = {r: recovered(by_rank, r) for r in s["ranks"]}
@@ -52,8 +53,9 @@ def recipe(by_rank: Table) -> Claim:
         f"{found[s['r']].number} of full fine-tuning's gain",
         STUDY,
         tuple(found.values()),
-        f"At a learning rate of {lora[0]['lr']:g} the loss goes from {s['base_loss']:.3f} to {mean(lora):.3f} {LOSS}; with full "
-        f"fine-tuning it goes to {mean(full):.3f}. {' '.join(finding.sentence for finding in shown.values())}",
+        f"On tiny, which learns Python code, the recipe at a learning rate of {lora[0]['lr']:g} lowers the held-out loss from "
+        f"{s['base_loss']:.3f} to {mean(lora):.3f} {LOSS}. Full fine-tuning lowers the loss to {mean(full):.3f}. "
+        f"{' '.join(finding.sentence for finding in shown.values())}",
     )
 
 
@@ -62,12 +64,14 @@ def recovered(by_rank: Table, r: int) -> Finding:
     s = by_rank.settings
     gain = s["base_loss"] - mean(seeds(by_rank, method="full"))
     share = (s["base_loss"] - mean(seeds(by_rank, r=r, rule="α/r"))) / gain
-    sentence = f"With r = {r}, LoRA recovers {percent(share)} of full fine-tuning's gain after {s['steps']} steps."
+    sentence = (
+        f"On tiny, LoRA with r = {r} recovers {percent(share)} of full fine-tuning's gain after {s['steps']} steps."
+    )
     return Finding(f"hyperparameters.recovered.r{r}", share, sentence, "of full fine-tuning's gain", form=".0%")
 
 
 def ten_times(by_rank: Table, alphas: Table | None = None) -> Claim:
-    """Compare the best learning rate of each rank, and of each α if its table is given, with full fine-tuning's."""
+    """Compare LoRA's best learning rate, at each rank and at each α in `alphas`, with full fine-tuning's best rate."""
     s, full = by_rank.settings, best_rate(by_rank, None)
     a = f"{s['lora_alpha']:g}"
     ratios = {r: ratio(f"r{r}", rate / full, f"r = {r} and α = {a}") for r, rate in best_rates(by_rank, "α/r").items()}
@@ -78,14 +82,14 @@ def ten_times(by_rank: Table, alphas: Table | None = None) -> Claim:
     found = [finding.value for finding in ratios.values()]
     near = [10 / GRID**0.5 <= value <= 10 * GRID**0.5 for value in found]  # within half a step of the grid
     times = " to ".join(dict.fromkeys(f"{value:.2g}" for value in (min(found), max(found))))
-    note = f"Full fine-tuning's best learning rate is {full:.2g} after {s['steps']} steps. Learning rates are tried in steps of "
+    note = f"On tiny, full fine-tuning's best learning rate is {full:.2g} for {s['steps']} steps. Learning rates are "
+    note += "tried in steps of "
     note += f"a factor of {GRID:g}."
     for r, lr in strays(by_rank, "α/r"):
-        note += f" With r = {r}, one seed has its best rate at {lr / full:g} times."
+        note += f" With r = {r}, the best rate of one seed is {lr / full:g} times full fine-tuning's."
     if of_alpha:
-        note += (
-            f" The ratio depends on α: it is {listed(f.value for f in of_alpha.values())} at α = {listed(of_alpha)}."
-        )
+        note += " The ratio of LoRA's to full fine-tuning's best rate depends on α: the ratio is "
+        note += f"{listed(f.value for f in of_alpha.values())} at α = {listed(of_alpha)}."
     return Claim(
         "LoRA's best learning rate is about ten times full fine-tuning's",
         "Schulman et al. 2025",
@@ -99,7 +103,7 @@ def ten_times(by_rank: Table, alphas: Table | None = None) -> Claim:
 
 def ratio(name: str, times: float, setting: str) -> Finding:
     """Return the best learning rate of one setting divided by full fine-tuning's."""
-    sentence = f"With {setting}, LoRA's best learning rate is {times:g} times full fine-tuning's."
+    sentence = f"On tiny, which learns Python code, LoRA's best learning rate with {setting} is {times:g} times full fine-tuning's."
     return Finding(f"hyperparameters.ratio.{name}", times, sentence, "times full fine-tuning's", form="g")
 
 
@@ -114,52 +118,55 @@ def independent_of_rank(by_rank: Table, converged: Table) -> Claim:
         agrees(max(fixed.values()) <= GRID * min(fixed.values()) * (1 + 1e-9)),  # within one step of the grid
         ends(fixed),
         STUDY + ", 05",
-        note=f"With α = {s['lora_alpha'] / s['r']:g}r the best rate depends on the rank: {ends(doubled)}. With "
-        f"α = {c['alpha_over_r']:g}r and {c['steps']} steps it depends on it too: {ends(longer)}.",
+        note=f"On tiny with α = {s['lora_alpha'] / s['r']:g}r the best rate depends on the rank: {ends(doubled)}. With "
+        f"α = {c['alpha_over_r']:g}r and {c['steps']} steps the best rate also depends on the rank: {ends(longer)}.",
     )
 
 
 def alpha_and_rate(table: Table) -> Claim:
-    """Compare the losses of several α at one learning rate and at their own best rates, and fit the best rate against α."""
+    """Compare the losses of several α at one learning rate and at the best rate of each α.
+
+    Fit the best rate against α.
+    """
     s = table.settings
     fixed, own = (groups(table.where(phase=phase), "lora_alpha") for phase in ("fixed", "seeds"))
     rates = {a: rows[0]["lr"] for a, rows in own.items()}
     low, high = min(rates), max(rates)
     power = statistics.linear_regression(*([log2(x) for x in xs] for xs in (rates, rates.values()))).slope
-    span = f"over α = {low:g} to {high:g} (r = {s['r']})"
+    span = f"the losses of LoRA with α = {low:g} to {high:g} (r = {s['r']}) differ by"
     at_one, at_own = (
-        Finding(f"hyperparameters.alpha.spread.{name}", width(by_a), f"{at} {width(by_a):.3f} {LOSS} {span}.", LOSS)
+        Finding(f"hyperparameters.alpha.spread.{name}", width(by_a), f"{at} {span} {width(by_a):.3f} {LOSS}.", LOSS)
         for name, by_a, at in (
-            ("fixed", fixed, "At one learning rate, the losses differ by"),
-            ("own", own, "If each α has its own best rate, the losses differ by"),
+            ("fixed", fixed, "On tiny, at one learning rate,"),
+            ("own", own, "On tiny, if each α has its own best learning rate,"),
         )
     )
-    sentence = f"The best rate falls from {rates[low]:g} to {rates[high]:g}, as α to the power {power:.2f} "
-    sentence += f"(fitted to {len(rates)} values)."
+    sentence = f"On tiny, LoRA's best learning rate falls from {rates[low]:g} at α = {low:g} to {rates[high]:g} at α = {high:g}, "
+    sentence += f"as α to the power {power:.2f} (fitted to {len(rates)} values of α)."
     slope = Finding("hyperparameters.alpha.power", power, sentence.replace("-", "−"), form=".2f")
     usual = s["lora_alpha"]
     against = [
-        compared(f"alpha{a:g}", f"α = {a:g}", rows, f"α = {usual:g}", own[usual])
+        compared(f"alpha{a:g}", f"On tiny, each α at its best rate, α = {a:g}", rows, f"α = {usual:g}", own[usual])
         for a, rows in own.items()
         if a != usual
     ]
     return Claim(
-        "α is another learning rate: with Adam, tune one of them",
+        "With Adam, α acts as another learning rate: tune one of the two",
         "Hu et al. 2021, §4.1 (tuning α is roughly tuning the rate)",
         agrees(*(not lower(finding) and not higher(finding) for finding in against)),
-        f"spread {at_one.number} {LOSS}, at own best rates {at_own.number}",
+        f"losses differ by {at_one.number} {LOSS}, at best rates by {at_own.number}",
         STUDY,
         (at_one, at_own, slope, *against),
     )
 
 
 def two_r(by_rank: Table, scaled: Table) -> Claim:
-    """Compare α = 2r with a fixed α: at their own best learning rates, and at one rate while the rank grows."""
+    """Compare α = 2r with a fixed α, once at the best learning rate of each and once at one rate with a larger rank."""
     s = by_rank.settings
     ranks = sorted(set(s["doubled_ranks"]) & set(s["ranks"]) - {s["r"]})
     top = max(row["r"] for row in scaled.rows)
-    sets = {f"r{r}": (f"With r = {r}, each at its own best rate,", seeds(by_rank, r=r)) for r in ranks}
-    sets["fixed"] = (f"With r = {top}, at the rate that is best for r = {s['r']},", scaled.where(r=top))
+    sets = {f"r{r}": (f"On tiny with r = {r}, each α at its best rate,", seeds(by_rank, r=r)) for r in ranks}
+    sets["fixed"] = (f"On tiny with r = {top}, at the best rate of r = {s['r']},", scaled.where(r=top))
     found = {}
     for name, (text, rows) in sets.items():
         two, one = ([row for row in rows if row["rule"] == rule] for rule in ("α = 2r", "α/r"))
@@ -181,10 +188,11 @@ def rank_stabilised(scaled: Table) -> Claim:
     norms = []
     for name, rule, rows in (("plain", "α/r", plain), ("rslora", "α/√r", stable)):
         times = mean(rows[top], "grad_norm") / mean(rows[low], "grad_norm")
-        sentence = f"Under {rule}, the first gradient's norm at r = {top} is {times:.2f} times its norm at r = {low}."
+        sentence = f"On tiny with s = {rule}, the norm of the first gradient at r = {top} is {times:.2f} times the "
+        sentence += f"norm at r = {low}."
         norms.append(Finding(f"hyperparameters.gradient_norm.{name}", times, sentence, form=".2f"))
-    root, rate = (low / top) ** 0.5, f"at the learning rate {s['fixed_lr']:g} and r = {top}"
-    loss = compared("rslora", f"But Adam divides by this norm: {rate}, α/√r", stable[top], "α/r", plain[top])
+    root, rate = (low / top) ** 0.5, f"On tiny, at the learning rate {s['fixed_lr']:g} and r = {top},"
+    loss = compared("rslora", f"{rate} α/√r", stable[top], "α/r", plain[top])
     return Claim(
         "α/r makes gradients vanish as the rank grows; α/√r (rsLoRA) keeps them, and trains better",
         "Kalajdzievski 2023",
@@ -192,8 +200,8 @@ def rank_stabilised(scaled: Table) -> Claim:
         f"norm {norms[0].number}×, rsLoRA {norms[1].number}×; loss {loss.number} {LOSS}",
         STUDY,
         (*norms, loss),
-        f"{norms[0].sentence} The prediction is √({low}/{top}) = {root:.2f}. {norms[1].sentence} {loss.sentence} "
-        f"With r = {low} it ends at {mean(plain[low]):.3f}.",
+        f"{norms[0].sentence} The prediction is √({low}/{top}) = {root:.2f}. {norms[1].sentence} But Adam divides "
+        f"by this norm. {loss.sentence} With r = {low}, LoRA ends at {mean(plain[low]):.3f}.",
     )
 
 
@@ -203,12 +211,12 @@ def where(equal: Table, alone: Table) -> Claim:
     for r, of_size in groups(seeds(equal), "matched_r").items():
         by_group = groups(of_size, "target_modules")
         mlp, attention = by_group["MLP"], by_group["attention"]
-        what = {name: f"{name} with r = {rows[0]['r']}" for name, rows in by_group.items()}
-        size = f"With {mlp[0]['trainable']:,} parameters, {what['MLP']}"
+        what = {name: f"LoRA in {WORDS[name]} (r = {rows[0]['r']})" for name, rows in by_group.items()}
+        size = f"On tiny with {mlp[0]['trainable']:,} trained parameters, {what['MLP']}"
         found.append(compared(f"modules.r{r}", size, mlp, what["attention"], attention))
         numbers.append(f"{mean(mlp):.3f} against {mean(attention):.3f}")
         if rows := by_group.get("all-linear"):
-            size = f"With {rows[0]['trainable']:,} parameters, {what['all-linear']}"
+            size = f"On tiny with {rows[0]['trainable']:,} trained parameters, {what['all-linear']}"
             more.append(compared(f"modules.all.r{r}", size, rows, what["MLP"], mlp))
     by_target = groups(seeds(alone), "target_modules")
     single = {name.removesuffix("_proj"): mean(rows) for name, rows in by_target.items() if name.endswith("_proj")}
@@ -221,19 +229,19 @@ def where(equal: Table, alone: Table) -> Claim:
         f"{'; '.join(numbers)} {LOSS}",
         STUDY,
         (*found, *more),
-        f"{said} One kind of matrix alone, with r = {alone.settings['module_r']}, ends at: {order}.",
+        f"{said} LoRA in one kind of matrix, with r = {alone.settings['module_r']}, ends at these losses: {order}.",
     )
 
 
 def dropping(table: Table) -> Claim:
-    """Compare the best dropout probability with no dropout, on little text and on all of it."""
+    """Compare the best dropout probability with no dropout, on little text and on all of the text."""
     s, base = table.settings, table.settings["base_loss"]
     little = [row for row in table.rows if row["train_bytes"] is not None]
-    small = f"On {s['small_bytes'] // 1024} kB of text that is read again and again"
+    small = f"On tiny with {s['small_bytes'] // 1024} kB of text that is read many times"
     sets = {
         "fixed": (f"{small}, at one learning rate,", [row for row in little if row["phase"] == "fixed"]),
-        "own": (f"{small}, each at its own best rate,", [row for row in little if row["phase"] == "seeds"]),
-        "all": ("On all of the text,", table.where(train_bytes=None, phase="fixed")),
+        "own": (f"{small}, each p at its best rate,", [row for row in little if row["phase"] == "seeds"]),
+        "all": ("On tiny with all of the text,", table.where(train_bytes=None, phase="fixed")),
     }
     found, said = {}, []
     for name, (text, rows) in sets.items():
@@ -241,10 +249,10 @@ def dropping(table: Table) -> Claim:
         best = min(
             (p for p in by_p if p), key=lambda p: mean(by_p[p], "validation")
         )  # chosen on validation text, judged on held-out text
-        found[name] = compared(f"dropout.{name}", f"{text} p = {best:g}", by_p[best], "p = 0", by_p[0.0])
+        found[name] = compared(f"dropout.{name}", f"{text} dropout with p = {best:g}", by_p[best], "p = 0", by_p[0.0])
         said.append(found[name].sentence)
         if all(row["final"] > base for row in rows):
-            said.append(f"All these runs end above the frozen base's {base:.3f}.")
+            said.append(f"The losses of all these runs are above the loss of the frozen base, {base:.3f}.")
     return Claim(
         "Dropout helps where the data are few",
         "a rule of thumb; Dettmers et al. 2023, B (p = 0.05, for their smaller models)",
@@ -261,7 +269,11 @@ def large_batches(table: Table) -> Claim:
     lora, full = (groups(seeds(table, method=method), "batch_size") for method in ("lora", "full"))
     gaps = {
         b: compared(
-            f"batch.{b}", f"In batches of {b}, LoRA (r = {table.settings['r']})", rows, "full fine-tuning", full[b]
+            f"batch.{b}",
+            f"On tiny in batches of {b}, LoRA (r = {table.settings['r']})",
+            rows,
+            "full fine-tuning",
+            full[b],
         )
         for b, rows in lora.items()
     }
@@ -275,8 +287,8 @@ def large_batches(table: Table) -> Claim:
         f"gap {gaps[few].number} {LOSS} in batches of {few}, {gaps[many].number} of {many}",
         STUDY,
         tuple(gaps.values()),
-        f"All runs read as many tokens. {' '.join(gap.sentence for gap in gaps.values())} From batches of {few} to batches of "
-        f"{many} the gap is {differs(wider, 'wider', 'narrower')}.",
+        f"All runs read equally many tokens. {' '.join(gap.sentence for gap in gaps.values())} In batches of {many} the "
+        f"gap between LoRA and full fine-tuning, compared with batches of {few}, is {differs(wider, 'wider', 'narrower')}.",
     )
 
 
@@ -289,7 +301,7 @@ def compared(
     """Return the final loss of `rows` minus the final loss of `others`, seed by seed: mean and range."""
     rows, others = list(rows), list(others)
     differences = paired_differences(rows, others)
-    sentence = f"{what} ends at {mean(rows):.3f} {LOSS}, {other} at {mean(others):.3f}: {verdict(rows, others)}."
+    sentence = f"{what} ends at {mean(rows):.3f} {LOSS}, {other} at {mean(others):.3f}: the first loss is {verdict(rows, others)}."
     spread = (min(differences), max(differences))
     return Finding(f"hyperparameters.{name}", statistics.mean(differences), sentence, LOSS, spread, "+.3f")
 
@@ -321,23 +333,23 @@ def best_rate(by_rank: Table, r: int | None, rule: str = "α/r") -> float:
 
 
 def best_rates(by_rank: Table, rule: str) -> dict[int, float]:
-    """Return the best learning rate of each rank under a rule."""
+    """Return the best learning rate of each rank, with the scale s by one rule."""
     ranks = sorted({row["r"] for row in by_rank.where(rule=rule) if row["r"]})
     return {r: best_rate(by_rank, r, rule) for r in ranks}
 
 
 def strays(by_rank: Table, rule: str) -> list[tuple[int, float]]:
-    """Return (rank, learning rate) for each seed with a best learning rate that differs from the median of its rank."""
+    """Return (rank, best learning rate) of each seed whose best rate differs from the median over the seeds."""
     rows = [row for row in by_rank.where(rule=rule, own_best=True) if row["r"]]
     return [(row["r"], row["lr"]) for row in rows if row["lr"] != best_rate(by_rank, row["r"], rule)]
 
 
 def ends(rates: Mapping[int, float]) -> str:
-    """Return the learning rates at the lowest and at the highest rank, in words."""
+    """Return the learning rates at the lowest and at the highest rank as text: "0.008 at r = 1, 0.002 at r = 64"."""
     return ", ".join(f"{rates[r]:.2g} at r = {r}" for r in (min(rates), max(rates)))
 
 
 def listed(numbers: Iterable[float]) -> str:
-    """Return the numbers as a list in words: "16, 4 and 1"."""
+    """Return the numbers as text, for example "16, 4 and 1"."""
     *most, last = (f"{x:g}" for x in numbers)
     return f"{', '.join(most)} and {last}"

@@ -26,14 +26,17 @@ GROUP_COLOURS = {"attention": LORA_LIGHT, "MLP": LORA, "all-linear": LORA_DARK}
 
 
 def measured(table: Table, dots: bool = False) -> str:
-    """Return the end of a subtitle: what a point is (a mean or, with `dots`, one seed), the number of runs and their time."""
+    """Return the end of a subtitle: whether points are means or (`dots`) seeds, the number of runs and their time."""
     seeds = len(table.settings["seeds"])
     means = f"points: mean of {seeds} seeds; bars: range" if seeds > 1 else ""
     return semicolons(f"dots: {seeds} seeds" if dots else means, runs_and_time(table))
 
 
 def not_above(values: np.ndarray, others: np.ndarray) -> bool:
-    """Return False if `values` are higher than `others` with every seed, else True. Both have one number per seed."""
+    """Return False if `values` are higher than `others` with every seed, else True.
+
+    `values` and `others` have one number per seed.
+    """
     return not (values > others).all()
 
 
@@ -55,8 +58,8 @@ def target_modules_chart(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Green: one kind of matrix; blue: a group. Dots are seeds, each setting at its own best learning rate. The vertical
-        line is the base.
+        Green: one kind of matrix; blue: a group of matrices. Dots are seeds, each setting at its own best learning
+        rate. The vertical line is the loss of the base.
 
     Examples
     --------
@@ -74,7 +77,7 @@ def target_modules_chart(table: Table) -> Figure:
     if alone:
         names = [name.removesuffix("_proj") for name in alone]
         least = [names[i] for i, name in enumerate(alone) if not_above(by_target[alone[0]], by_target[name])]
-        title = f"Of single matrices, {names[-1]} helps most, {' and '.join(least)} least"
+        title = f"An adapter in one kind of matrix helps most in {names[-1]}, least in {' and '.join(least)}"
     marks = f"green: one kind of matrix; blue: a group of matrices; r = {table.settings['module_r']}"
     figure = new_figure(9, 1.6 + 0.29 * len(order), title, semicolons(marks, measured(table, dots=True)))
     ax = axes_at(figure, 1.25, 0.65, 5.6, 0.29 * len(order))
@@ -117,13 +120,16 @@ def equal_parameters_chart(table: Table) -> Figure:
     budgets = sorted({row["matched_r"] for row in rows})
     by_size = {b: arrays(of_size, "target_modules") for b, of_size in groups(rows, "matched_r").items()}
     ahead = sum((by_name["MLP"] < by_name["attention"]).all() for by_name in by_size.values())
-    title = f"At equal parameters the MLP beats attention with every seed at {ahead} of {len(budgets)} sizes"
+    title = f"At equal parameters the MLP beats attention at {ahead} of {len(budgets)} sizes, with every seed"
     order = [(b, name) for b in budgets[::-1] for name in ("all-linear", "MLP", "attention") if name in by_size[b]]
     places = {key: i + 0.6 * (len(budgets) - 1 - budgets.index(key[0])) for i, key in enumerate(order)}
     runs = {key: found[0] for key, found in groups(rows, "matched_r", "target_modules").items()}
     height = 0.32 * (max(places.values()) + 1.4)
     figure = new_figure(
-        9, 1.6 + height, title, semicolons("each at its best learning rate", measured(table, dots=True))
+        9,
+        1.6 + height,
+        title,
+        semicolons("each group of matrices at its best learning rate", measured(table, dots=True)),
     )
     ax = axes_at(figure, 2.0, 0.65, 4.6, height)
     for (budget, name), place in places.items():
@@ -150,7 +156,8 @@ def dropout_chart(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Two panels with equal scales. Green: all runs at one learning rate; cyan: each at its best; grey: the frozen base.
+        Two panels with equal scales. Green: all runs at one learning rate; cyan: each probability at its best learning
+        rate; grey: the frozen base.
 
     Examples
     --------
@@ -192,7 +199,7 @@ def _dropout_title(settings: Mapping[str, Any], kept: Losses, own: Losses) -> st
     """Return the title: the gain of the best dropout over no dropout on little text, at one rate and at the best rates."""
     at_one, at_best = (by_p[0.0].mean() - min(v.mean() for v in by_p.values()) for by_p in (kept, own))
     rate = settings["fixed_lr"]
-    return f"On little text dropout gains {at_one:.3f} at η = {rate:g}, {at_best:.3f} at the best η"
+    return f"On little text dropout lowers the loss by {at_one:.3f} at η = {rate:g}, by {at_best:.3f} at the best η"
 
 
 @picture("method batch_size max_steps lr seed phase final", settings="runs seeds")
@@ -207,7 +214,7 @@ def batch_size_chart(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Coral: full fine-tuning; cyan: LoRA. All runs read as many tokens.
+        Coral: full fine-tuning; cyan: LoRA. All runs read equally many tokens.
 
     Examples
     --------
@@ -223,7 +230,7 @@ def batch_size_chart(table: Table) -> Figure:
     gaps = [losses["lora"][b].mean() - losses["full"][b].mean() for b in sizes]
     first, *_, last = (f"{gap:+.3f} in batches of {b}".replace("-", "−") for gap, b in zip(gaps, sizes, strict=True))
     title = f"LoRA's loss minus full fine-tuning's: {first}, {last}"
-    figure = new_figure(9, 4.2, title, f"all runs read as many tokens; η: best learning rate; {measured(table)}")
+    figure = new_figure(9, 4.2, title, f"all runs read equally many tokens; η: best learning rate; {measured(table)}")
     ax = axes_at(figure, 0.85, 0.7, 5.6, 2.65)
     looks: dict[str, dict[str, Any]] = {"full": {"color": FULL, "marker": "s"}, "lora": {"color": LORA, "marker": "o"}}
     ends = [with_range(ax, losses[name], **looks[name]) for name in lines]

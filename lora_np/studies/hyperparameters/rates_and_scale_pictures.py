@@ -38,8 +38,8 @@ def rates_by_rank(table: Table, other: Table | None = None) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Left: one line per rank, first seed, α fixed; a ring marks the best rate. Right: the best rate against the rank, median and
-        range over the seeds, beside full fine-tuning's best rate and ten times this rate.
+        Left: one line per rank, first seed, α fixed; a ring marks the best rate. Right: the best rate against the rank
+        (median and range over the seeds). Two lines mark the best rate of full fine-tuning and ten times this rate.
 
     Examples
     --------
@@ -48,10 +48,10 @@ def rates_by_rank(table: Table, other: Table | None = None) -> Figure:
     >>> [ax.get_title(loc="left") for ax in figure.axes]
     ['α = 32 for every rank', 'best rate of each rank']
     """
-    panels = "left: first seed, ring: best rate; right: median and range of the seeds"
+    panels = "left: first seed; rings: best rate; right: median and range of the seeds"
     subtitle = semicolons(panels, runs_and_time(table))
     if other is not None:
-        subtitle += "\ngrey: the longer runs of notebook 05"
+        subtitle += "\ngrey: longer runs with α in proportion to r (notebook 05)"
     figure = new_figure(9, 5.1, _rate_title(table), subtitle)
     left, right = axes_at(figure, 0.8, 0.7, 3.0, 3.1), axes_at(figure, 5.75, 0.7, 1.75, 3.1)
     swept = [row for row in table.where(rule="α/r", phase="sweep") if row["validation"] is not None]
@@ -105,19 +105,21 @@ def own_bests(table: Table, rule: str) -> dict[int | None, np.ndarray]:
 
 
 def _rate_title(table: Table) -> str:
-    """Return the title: LoRA's best rate over full fine-tuning's (range of the medians of all ranks), and seeds that differ."""
+    """Return the title: LoRA's best learning rate divided by full fine-tuning's, and the seeds that differ."""
     by_rank = own_bests(table, "α/r")
     full, rates = np.median(by_rank.pop(None)), by_rank.values()
     ratios = sorted(np.median(found) / full for found in rates)
     times = " to ".join(dict.fromkeys(f"{ratio:.2g}" for ratio in (ratios[0], ratios[-1])))
     strays = [f"{rate / full:.2g}" for found in rates for rate in found if rate != np.median(found)]
     but = f" (one seed: {strays[0]})" if len(strays) == 1 else f" ({len(strays)} seeds differ)" * bool(strays)
-    return f"With α = {table.settings['lora_alpha']:g}, LoRA's best rate is {times} times full fine-tuning's{but}"
+    return (
+        f"With α = {table.settings['lora_alpha']:g}, LoRA's best learning rate is {times} times full fine-tuning's{but}"
+    )
 
 
 @picture("lora_alpha lr seed phase final", settings="runs seeds r fixed_lr")
 def alpha_chart(table: Table) -> Figure:
-    """Draw the loss against α, at one learning rate and at each α's best; and the best learning rate against α.
+    """Draw the loss at one learning rate and at the best rate, and the best learning rate, against α.
 
     Parameters
     ----------
@@ -139,8 +141,9 @@ def alpha_chart(table: Table) -> Figure:
     rate, r = table.settings["fixed_lr"], table.settings["r"]
     kept, own = arrays(table.where(phase="fixed"), "lora_alpha"), arrays(table.where(phase="seeds"), "lora_alpha")
     widest = [max(v.mean() for v in d.values()) - min(v.mean() for v in d.values()) for d in (kept, own)]
-    title = f"α = {min(kept):g} to {max(kept):g}: losses differ by {widest[0]:.3f} at one rate, {widest[1]:.3f} at best rates"
-    dashes = "dashed: rates that keep a product constant"
+    title = f"α = {min(kept):g} to {max(kept):g}: losses differ by {widest[0]:.3f} at one rate, "
+    title += f"by {widest[1]:.3f} at the best rates"
+    dashes = "dashed: η·α or η²·α is constant"
     figure = new_figure(9, 4.4, title, semicolons(f"r = {r}", measured(table), dashes))
     left, right = axes_at(figure, 0.85, 0.7, 2.7, 2.8), axes_at(figure, 5.9, 0.7, 1.9, 2.8)
     ends = [with_range(left, kept, **KEPT), with_range(left, own, **OWN)]
@@ -175,7 +178,8 @@ def rank_scaling_chart(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Left: the loss at the end. Right: the norm of the first gradient. Points are means over the seeds, bars ranges.
+        Left: the loss at the end. Right: the norm of the first gradient. Points are means over the seeds; bars are the
+        range of the seeds.
 
     Examples
     --------
@@ -205,7 +209,7 @@ def rank_scaling_chart(table: Table) -> Figure:
 
 
 def _scaling_title(losses: Mapping[str, Losses], r: int) -> str:
-    """Return the title: the rule with the lowest mean loss at the largest rank, and rules that it does not beat with every seed."""
+    """Return the title: the rule or rules with the lowest loss at the largest rank."""
     top = {rule: by_rank[max(by_rank)] for rule, by_rank in losses.items()}
     best = min(top.values(), key=np.mean)
     lowest = [rule for rule, found in top.items() if not_above(found, best)]

@@ -1,7 +1,8 @@
 """The effect of each hyperparameter of LoRA: rank and learning rate, α, α/r or α/√r, target modules, dropout, batch size.
 
 Each study changes one hyperparameter of the common recipe (r = 16, α = 32, all linear layers, no dropout). The model is "tiny",
-and it learns Python code. Settings are compared at their own best learning rates, unless the study asks about a fixed rate.
+and it learns Python code. Each setting has its own best learning rate, except where a study compares settings at one
+fixed rate.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ RULES = ("α/r", "α/√r", "α = 2r")
 
 
 def learning_rates_by_rank(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
-    """Is LoRA's best learning rate ten times full fine-tuning's, and independent of the rank (Schulman et al. 2025)?
+    """Measure whether LoRA's best rate is ten times full fine-tuning's and independent of the rank (Schulman et al.
 
-    Rows with rule "α/r": full fine-tuning, and each rank with s = α/r and the recipe's α; every seed at the best learning rate
-    and at its neighbours. Rows with rule "α = 2r": some ranks with α = 2r, so s is the same for all.
+    2025). The rows with the rule "α/r" have full fine-tuning, and each rank with s = α/r and the recipe's α. They have
+    every seed at the best learning rate and at the two neighbouring rates. The rows with the rule "α = 2r" have some of
+    the ranks; s is the same at all of these ranks.
     """
     tuner, recipe = Tuner(setting, workers, folder), setting.recipe()
     fixed = tuner.tune(setting.full(), *(replace(recipe, r=r) for r in setting.ranks), neighbours=True)
@@ -34,7 +36,7 @@ def learning_rates_by_rank(setting: Setting = FULL, workers: int = 2, folder: Fo
 
 
 def alpha(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
-    """Compare values of α at one rank: at the recipe's best learning rate (phase "fixed"), and at their own best rates."""
+    """Compare values of α at the recipe's best learning rate (phase "fixed") and at the best rate of each α."""
     tuner, recipe = Tuner(setting, workers, folder), setting.recipe()
     lr = tuner.best_rate(recipe)
     runs = [replace(recipe, lora_alpha=a) for a in setting.alphas]
@@ -45,8 +47,8 @@ def alpha(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> T
 def scaling(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
     """Change the rank of the recipe and keep its learning rate: loss and gradient norms under three rules for s.
 
-    The rules: s = α/r with the recipe's α, s = α/√r (rsLoRA, Kalajdzievski 2023), and α = 2r, which keeps s. They are equal at
-    the recipe's own rank.
+    The rules: s = α/r with the recipe's α, s = α/√r (rsLoRA, Kalajdzievski 2023), and α = 2r, which keeps s. At the
+    rank of the recipe the three rules give the same s.
     """
     tuner = Tuner(setting, workers, folder)
     lr = tuner.best_rate(setting.recipe())
@@ -59,7 +61,10 @@ def scaling(setting: Setting = FULL, workers: int = 2, folder: Folder = None) ->
 
 
 def by_rule(setting: Setting, rule: str, r: int) -> HyperparameterRun:
-    """Return the recipe with rank r and with s by one of RULES. At the recipe's own rank all rules are equal."""
+    """Return the recipe with rank r and with the scale s by one of RULES.
+
+    At the rank of the recipe all rules give the same s.
+    """
     recipe = setting.recipe()
     if r == recipe.r or rule == "α/r":
         return replace(recipe, r=r)
@@ -69,7 +74,7 @@ def by_rule(setting: Setting, rule: str, r: int) -> HyperparameterRun:
 
 
 def target_modules(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
-    """Adapt each kind of matrix alone, and the usual groups of matrices, all with one rank."""
+    """Train adapters of one rank in each kind of matrix alone, and in the usual groups of matrices."""
     tuner = Tuner(setting, workers, folder)
     runs = (replace(setting.recipe(), r=setting.module_r, target_modules=name) for name in setting.modules)
     return tuner.table("target_modules", "Which matrices need an adapter most?", tuner.tune(*runs))
@@ -88,7 +93,8 @@ def equal_parameters(setting: Setting = FULL, workers: int = 2, folder: Folder =
 def with_equal_parameters(setting: Setting, r: int, within: float = 0.02) -> list[HyperparameterRun]:
     """Return a run for the MLP with rank r, and runs for attention and all layers with about equally many parameters.
 
-    A group of layers is left out if its number of parameters differs by more than the share `within` at every rank.
+    A group of layers has no run if, at every rank, its number of parameters differs from the MLP's by more than the
+    share `within`.
     """
     recipe = setting.recipe()
     wanted = trainable(replace(recipe, target_modules="MLP", r=r))
@@ -107,7 +113,7 @@ def trainable(run: HyperparameterRun) -> int:
 
 
 def dropout(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
-    """Does dropout help, on a little text that is read many times and on much text that is read in part?
+    """Measure whether dropout helps, on little text that is read many times and on much text that is read only in part.
 
     Phase "fixed" has both texts at the recipe's best learning rate. On the little text each probability also has its own best
     learning rate.
@@ -124,14 +130,17 @@ def dropout(setting: Setting = FULL, workers: int = 2, folder: Folder = None) ->
 
 
 def batch_size(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
-    """Does LoRA suffer more than full fine-tuning from large batches (Schulman et al. 2025)? All runs read as many tokens."""
+    """Measure whether LoRA suffers more than full fine-tuning from large batches (Schulman et al.
+
+    2025). All runs read equally many tokens.
+    """
     tuner = Tuner(setting, workers, folder)
     runs = [with_batch(run, b) for b in setting.batch_sizes for run in (setting.full(), setting.recipe())]
     return tuner.table("batch_size", "Does LoRA suffer more from large batches?", tuner.tune(*runs))
 
 
 def with_batch(run: HyperparameterRun, batch_size: int) -> HyperparameterRun:
-    """Return the run with another batch size, and with a number of steps that reads equally many tokens."""
+    """Return the run with another batch size, and with the number of steps at which it reads equally many tokens."""
     steps = run.max_steps * run.batch_size // batch_size
     return replace(run, batch_size=batch_size, max_steps=steps, eval_every=steps)
 

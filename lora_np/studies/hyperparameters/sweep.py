@@ -37,7 +37,10 @@ CURVES = ("losses", "grad_norms", "steps", "heldout")  # the columns that hold l
 
 @dataclass(frozen=True)
 class HyperparameterRun:
-    """The settings of one training run. They decide its outcome, together with the weights of the base and the text."""
+    """The settings of one training run.
+
+    The settings, the weights of the base and the text determine the result of the run.
+    """
 
     method: str  # "full" or "lora"
     lr: float = 0.0
@@ -74,10 +77,11 @@ class HyperparameterRun:
 def measure(run: HyperparameterRun) -> Row:
     """Train once. Return the settings of the run and its results; losses are in nats per byte.
 
-    `final` is the loss on the held-out text that compares settings. `validation` is the loss on the held-out text that chooses
-    learning rates. `train` is the mean training loss of the last tenth of the steps. `steps` and `heldout` are the curve of
-    `final`. `losses` and `grad_norms` have the loss and the gradient norm before clipping, one per step. `trainable` is the number
-    of trained parameters. If the run diverged, its losses are None.
+    `final` is the loss on the held-out text by which settings are compared. `validation` is the loss on the held-out
+    text by which learning rates are chosen. `train` is the mean training loss of the last tenth of the steps. `heldout`
+    has the held-out loss after each number of steps in `steps`; `final` is the last loss in `heldout`. `losses` and
+    `grad_norms` have the loss and the gradient norm before clipping, one per step. `trainable` is the number of trained
+    parameters. If the run diverged, its losses are None.
     """
     began = time.perf_counter()
     try:
@@ -102,7 +106,7 @@ def measure(run: HyperparameterRun) -> Row:
 
 @dataclass(frozen=True)
 class Setting:
-    """The size of each study: the committed size, or a small size that takes a minute."""
+    """The size of each study: the full size (`FULL`), or a small size that takes a minute (`QUICK`)."""
 
     r: int = 16  # the common recipe: r = 16, α = 32, all linear layers, no dropout
     lora_alpha: float = 32
@@ -161,7 +165,7 @@ QUICK = Setting(
 
 
 class Tuner:
-    """Trains the runs of one study, each once, at several learning rates or with several seeds, and makes their table."""
+    """Trains the runs of one study, each run once, and makes the table of the runs."""
 
     def __init__(self, setting: Setting, workers: int, folder: str | Path | None) -> None:
         self.setting, self.workers, self.folder = setting, workers, folder
@@ -171,9 +175,9 @@ class Tuner:
     def tune(self, *runs: HyperparameterRun, neighbours: bool = False) -> list[Row]:
         """Find the best learning rate of each run, then repeat the run at this rate with every seed.
 
-        Phase "sweep" has the first seed at several learning rates, phase "seeds" every seed at the best rate. With `neighbours`,
-        phase "near" has every seed at the two neighbouring rates. Column own_best: the row has the lowest validation loss of its
-        run and seed.
+        The phase "sweep" has the first seed at several learning rates. The phase "seeds" has every seed at the best
+        rate. If `neighbours` is true, the phase "near" has every seed at the two neighbouring rates. The column
+        own_best is true for the learning rate with the lowest validation loss for a run and seed.
         """
         rates, factor = self.setting.rates(*runs), 2.0 if self.setting.bracket else None
         tried = sweep(measure, rates, self.workers, self.folder, self.given, factor)
@@ -199,10 +203,11 @@ class Tuner:
         return next(row["lr"] for row in self.tune(run) if row["phase"] == "seeds")
 
     def table(self, study: str, question: str, rows: list[Row], keep: Sequence[str] = (), **settings: Any) -> Table:
-        """Make the table of these rows, without the columns of curves that are not in `keep`.
+        """Make the table of these rows.
 
-        The table's settings: the setting, base_loss (the base's loss in nats per byte), the number of runs, and `settings`. Its
-        seconds: the sum over all runs, each in one worker with one BLAS thread.
+        The table has a column of CURVES only if the column is in `keep`. The settings of the table are the fields of
+        the setting, base_loss (the loss of the base in nats per byte), the number of runs, and `settings`. The seconds
+        of the table are the sum over all runs; a run uses one worker with one BLAS thread.
         """
         dropped = set(CURVES) - set(keep)
         rows = [{key: value for key, value in row.items() if key not in dropped} for row in rows]
@@ -212,17 +217,23 @@ class Tuner:
         return Table(study, question, f"python -m lora_np study {study}", known, rows, seconds=seconds)
 
     def _keep(self, row: Row) -> Row:
-        """Store the row of a run once, with the norm of its first gradient as column grad_norm."""
+        """Store the row of a run, unless it is already stored.
+
+        The column grad_norm has the norm of the first gradient of the run.
+        """
         return self.done.setdefault(_run(row), row | {"grad_norm": next(iter(row["grad_norms"]), None)})
 
 
 def _run(row: Row) -> HyperparameterRun:
-    """Return the run that made a row."""
+    """Return the settings of the run that a row belongs to."""
     return HyperparameterRun(**{f.name: row[f.name] for f in fields(HyperparameterRun)})
 
 
 def with_own_bests(rows: Sequence[Row]) -> list[Row]:
-    """Add the column own_best: true for the row with the lowest validation loss of each run and seed."""
+    """Add the column own_best.
+
+    The column is true for the row with the lowest validation loss among the learning rates of one run and seed.
+    """
     of = [replace(_run(row), lr=0.0) for row in rows]
     best: dict[HyperparameterRun, Row] = {}
     for run, row in zip(of, rows, strict=True):
@@ -232,7 +243,7 @@ def with_own_bests(rows: Sequence[Row]) -> list[Row]:
 
 
 def beside_in(rates: Sequence[float], lr: float) -> list[float]:
-    """Return the next lower and the next higher rate beside `lr`."""
+    """Return the next lower and the next higher learning rate of `rates`, as far as they exist."""
     ordered = sorted(rates)
     place = ordered.index(lr)
     return ordered[max(0, place - 1) : place] + ordered[place + 1 : place + 2]

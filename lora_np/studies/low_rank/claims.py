@@ -25,7 +25,7 @@ STUDY = "`lora_np/studies/low_rank/{}.py`, notebook 04"
 
 
 def claims(tables: Mapping[str, Table]) -> list[Claim]:
-    """Return the claims that the studies of low rank decide."""
+    """Return the claims that the studies of low rank check."""
     return [
         low_rank(tables["singular_values"], tables["truncated_loss"]),
         *on_dimension(tables["intrinsic_dimension"]),
@@ -35,14 +35,15 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
 
 
 def low_rank(spectra: Table, cut: Table, r: int = 8) -> Claim:
-    """Judge whether ΔW has a low rank: the energy in its top r directions, and the gain after a cut to rank 4 or 16."""
+    """Check whether ΔW has a low rank: the energy in its top r directions, and the gain after a cut to rank 4 or 16."""
     learned, random = (energy(spectra, key, r) for key in ("singular_values", "random_singular_values"))
-    sentence = f"The top {r} directions hold {percent(learned)} of the energy of full fine-tuning's ΔW"
-    sentence += f" (median over matrices); in a random matrix, {percent(random)}."
+    sentence = f"If tiny is fully fine-tuned on Python code, the top {r} directions of ΔW hold {percent(learned)} of the energy "
+    sentence += f"of ΔW (median over matrices). In a random matrix the top {r} directions hold {percent(random)}."
     held = Finding(f"low_rank.energy.top{r}", learned, sentence, "of ΔW's energy", form=".0%")
     kept = {}
     for k in (4, 16):
-        said = f"If every ΔW is cut to rank {k}, {percent(gain_kept(cut, k))} of the gain on held-out text is left."
+        said = f"If tiny is fully fine-tuned on Python code and every ΔW is cut to rank {k}, {percent(gain_kept(cut, k))} of "
+        said += "the gain on held-out code is left."
         kept[k] = Finding(f"low_rank.gain_kept.r{k}", gain_kept(cut, k), said, "of the gain", form=".0%")
     return Claim(
         "The change that fine-tuning makes has a low rank",
@@ -70,37 +71,42 @@ def gain_kept(table: Table, r: int) -> float:
 
 
 def on_dimension(table: Table) -> list[Claim]:
-    """Judge three claims about the intrinsic dimension, with a toy, fine-tuning, and training from random weights."""
+    """Check three claims about the intrinsic dimension of a toy task, fine-tuning, and training from random weights."""
     s, known = table.settings, toy().settings
     D, blocks, found = known["D"], known["blocks"], known["intrinsic_dimension"]
-    exact = Finding("low_rank.intrinsic.toy", found, f"The toy asks for {blocks} sums of {D:,} weights.", form=",")
-    fine, scratch = d90(table, "tiny", "Fine-tuning"), d90(table, "random", "Learning from random weights")
+    toy_task = f"A toy task that prescribes {blocks} sums of {D:,} weights"
+    exact = Finding("low_rank.intrinsic.toy", found, f"{toy_task} has the intrinsic dimension {found}.", form=",")
+    fine, scratch = (
+        d90(table, "tiny", "Fine-tuning tiny on Python code"),
+        d90(table, "random", "Learning Python code from random weights"),
+    )
     paths = {base: path(table, base) for base in ("tiny", "random")}
-    note = f"{fine.sentence} {scratch.sentence} The shares are of different gains: from random weights the loss goes "
+    note = f"{fine.sentence} {scratch.sentence} The two gains differ: from random weights the loss falls from {paths['random']} "
     note += (
-        f"{paths['random']} nats per byte (byte frequencies alone: {s['unigram']:.2f}), in fine-tuning {paths['tiny']}."
+        f"nats per byte (a model of byte frequencies alone: {s['unigram']:.2f}), in fine-tuning from {paths['tiny']}."
     )
     if dips := falls(table, "random"):
         where = ", ".join(f"{d:,}" for d in dips)
-        note += f" From random weights, d = {where} gains less than a smaller d, so this d90 is a rough estimate."
+        note += f" From random weights, d = {where} gains less than a smaller d, so d90 from random weights is a rough estimate."
     return [
         Claim(
             "A task's intrinsic dimension can be measured by training in random subspaces",
             "Li et al. 2018, §2",
             agrees(found == blocks),
-            f"{exact.number} for {blocks} sums of {D:,} weights",
+            f"dimension {exact.number} for {blocks} sums of {D:,} weights",
             "`test_the_toys_intrinsic_dimension_is_10_exactly`, notebook 04",
             (exact,),
-            f"{exact.sentence} In a random subspace of {blocks} dimensions the loss is 0 to 1e-10, and of {blocks - 1} it is not.",
+            f"{exact.sentence} In a random subspace of {blocks} dimensions the loss is 0 (up to 1e-10). In a "
+            f"random subspace of {blocks - 1} dimensions the loss is not 0.",
         ),
         Claim(
-            "Fine-tuning needs few dimensions: d90 is some 200 for RoBERTa on MRPC, and falls as models grow",
+            "Fine-tuning needs few dimensions: d90 is about 200 for RoBERTa on MRPC, and falls as models grow",
             "Aghajanyan et al. 2020, §4",
             agrees(fine.value <= FEW),
             f"d90 = {share_of(fine.value, s['D'])}",
             STUDY.format("intrinsic"),
             (fine, scratch),
-            f"{fine.sentence} The model has {s['D']:,} parameters and learns another language. d90 is known within a factor of "
+            f"{fine.sentence} tiny has {s['D']:,} parameters. The search finds d90 within a factor of "
             f"{s['resolution']:.2g}.{as_lora(s, fine.value)}",
         ),
         Claim(
@@ -115,18 +121,18 @@ def on_dimension(table: Table) -> list[Claim]:
 
 
 def d90(table: Table, base: str, what: str) -> Finding:
-    """Return the intrinsic dimension d90 of one start; it is infinite if no d reaches the wanted share of the gain."""
+    """Return the intrinsic dimension d90 of one start, or infinity if no d reaches the wanted share of the gain."""
     s = table.settings
     found = math.inf if s["d90"].get(base) is None else s["d90"][base]
-    goal = f"{percent(s['share'])} of its own gain after {s['steps']} steps"
-    sentence = f"{what} needs {share_of(found, s['D'])} dimensions for {goal}."
+    goal = f"{percent(s['share'])} of the gain that full training has after {s['steps']} steps"
+    sentence = f"{what} needs d = {share_of(found, s['D'])} dimensions for {goal}."
     if math.isinf(found):
         sentence = f"{what} does not reach {goal} with any number of dimensions that was tried."
     return Finding(f"low_rank.d90.{base}", found, sentence, "dimensions", form=",")
 
 
 def share_of(d: float, D: int) -> str:
-    """Return a number of dimensions and its share of all D dimensions: "4,096 (0.40 %)"."""
+    """Return a number of dimensions and its share of all D dimensions as text: "4,096 (0.40 %)"."""
     return "not reached" if math.isinf(d) else f"{d:,} ({percent(d / D)})"
 
 
@@ -135,17 +141,17 @@ def as_lora(settings: Mapping[str, Any], d: float) -> str:
     if math.isinf(d):
         return ""
     r, count = min(settings["lora"].items(), key=lambda item: abs(item[1] - d))
-    return f" LoRA with r = {r} trains about as many parameters ({count:,})."
+    return f" LoRA with r = {r} trains about the same number of parameters ({count:,})."
 
 
 def path(table: Table, base: str) -> str:
-    """Return the loss before and after full training from one start: "5.21 → 2.05"."""
+    """Return the losses before and after full training from one start as text, for example "5.21 to 2.05"."""
     rows = table.where(phase="seeds", base=base, d=table.settings["D"])
-    return f"{mean(rows, 'start'):.2f} → {mean(rows):.2f}"
+    return f"{mean(rows, 'start'):.2f} to {mean(rows):.2f}"
 
 
 def falls(table: Table, base: str, least: float = 0.02) -> list[int]:
-    """Return each d whose share of the gain is lower by `least` or more than the share of a smaller d."""
+    """Return each d with a share of the gain that is at least `least` lower than the share of some smaller d."""
     by_d = groups(table.where(phase="seeds", base=base, projection="sparse"), "d")
     shares = [mean(rows, "share") for rows in by_d.values()]
     return [d for i, d in enumerate(by_d) if i and shares[i] <= max(shares[:i]) - least]
@@ -155,17 +161,19 @@ def falls(table: Table, base: str, least: float = 0.02) -> list[int]:
 
 
 def rank_of_full(table: Table) -> Claim:
-    """Judge the rank of full fine-tuning's ΔW for each model: the rank with 90 % of the energy, divided by LoRA's rank."""
+    """Compare the rank that holds 90 % of the energy of full fine-tuning's ΔW with LoRA's rank, for each model."""
     found, possible = {}, []
     for model in dict.fromkeys(row["model"] for row in table.rows):
         full, lora = (table.where(model=model, method=method) for method in ("full", "lora"))
         rank, random, effective = (median(full, key) for key in ("rank90", "random_rank90", "effective_rank"))
         r, name = lora[0]["r"], model_name(model)
-        sentence = f"On {name}, {rank:g} directions hold 90 % of the energy of full fine-tuning's ΔW, {rank / r:.1f} times r = {r} "
-        sentence += f"(a random matrix: {random:g}; LoRA's ΔW: {median(lora, 'rank90'):g}). Its effective rank is {effective:.0f}."
+        sentence = f"On {name}, {rank:g} directions hold 90 % of the energy of full fine-tuning's ΔW, {rank / r:.1f} "
+        sentence += f"times LoRA's r = {r}. "
+        sentence += f"In a random matrix {random:g} directions hold 90 %, in LoRA's ΔW {median(lora, 'rank90'):g}. "
+        sentence += f"The effective rank of full fine-tuning's ΔW is {effective:.0f}."
         found[name] = Finding(f"low_rank.times_r.{model}", rank / r, sentence, "times r", form=".1f")
         if random < TIMES * r:
-            possible.append(f"On {name} a factor of {TIMES} is impossible, even for a random matrix.")
+            possible.append(f"On {name} even a random matrix has less than {TIMES} times r.")
     said = [finding.sentence for finding in found.values()]
     return Claim(
         f"Full fine-tuning's ΔW has a rank {TIMES} to 100 times LoRA's usual one",
@@ -174,7 +182,7 @@ def rank_of_full(table: Table) -> Claim:
         "; ".join(f"{name}: {finding.number} times r" for name, finding in found.items()),
         STUDY.format("spectra"),
         tuple(found.values()),
-        " ".join([*said, "These are medians over all linear layers.", *possible]),
+        " ".join([*said, "All these numbers are medians over all linear layers.", *possible]),
     )
 
 
@@ -182,7 +190,7 @@ def rank_of_full(table: Table) -> Claim:
 
 
 def on_directions(table: Table) -> list[Claim]:
-    """Judge three claims about directions: which of them two runs share, and how large W is in the directions of ΔW."""
+    """Check three claims: which directions two runs share, and how large W is in the directions of ΔW."""
     low, high = table.settings["low"], table.settings["high"]
     d = table.where(kind="similarity")[0]["d"]
     apart, alike = (
@@ -193,14 +201,13 @@ def on_directions(table: Table) -> list[Claim]:
     factors = {r: amplified(table, r) for r in ranks}
     inside = {r: inside_delta(table, r) for r in ranks}
     everywhere = {r: amplified(table, r, None) for r in ranks}
-    by_chance = (
-        f"By chance φ(1, 1) is {1 / d:.3f} and φ({low}, {low}) is {low / d:.2f}. These are medians over layers and "
-    )
+    by_chance = f"By chance φ(1, 1) is {1 / d:.3f} and φ({low}, {low}) is {low / d:.2f}. All measured φ are medians "
+    by_chance += "over layers and "
     by_chance += "pairs of runs, for q_proj. The two runs of a pair have different seeds."
     said = [finding.sentence for r in ranks for finding in (factors[r], inside[r], everywhere[r])]
     return [
         Claim(
-            f"Runs of r = {low} and r = {high} share their top direction (φ > 0.5), and little else",
+            f"LoRA runs with r = {low} and r = {high} share their top direction (φ > 0.5), and few other directions",
             "Hu et al. 2021, §7.2 and figure 3",
             agrees(*(apart[of, 1].value > 0.5 for of in ("A", "B"))),
             f"φ(1, 1): A {apart['A', 1].number}, B {apart['B', 1].number}",
@@ -209,22 +216,24 @@ def on_directions(table: Table) -> list[Claim]:
             " ".join([*(finding.sentence for finding in apart.values()), by_chance]),
         ),
         Claim(
-            f"Two seeds at r = {high} share more directions than chance, random matrices none",
+            f"Two LoRA runs with r = {high} share more directions than chance, random matrices do not",
             "Hu et al. 2021, §7.2 and figure 4",
             agrees(*(alike[of, low].value > 1.5 * start.value for of in ("A", "B"))),
             f"φ({low}, {low}): A {alike['A', low].number}, B {alike['B', low].number}; before training {start.number}",
             f"{STUDY.format('subspaces')}; `test_phi_of_random_subspaces_has_the_mean_max_i_j_over_d`",
             (*alike.values(), start),
-            " ".join([*(finding.sentence for finding in (*alike.values(), start)), "Chance is max(i, j)/d."]),
+            " ".join(
+                [*(finding.sentence for finding in (*alike.values(), start)), "By chance φ(i, j) is max(i, j)/d."]
+            ),
         ),
         Claim(
-            "ΔW amplifies directions that W has but does not emphasise, some 20 times at r = 4 and 2 times at r = 64",
+            "ΔW amplifies directions that W has but does not emphasise, about 20 times at r = 4 and 2 times at r = 64",
             "Hu et al. 2021, table 7",
             agrees(*(as_in_the_paper(r, factors[r].value, inside[r].value) for r in ranks)),
             "; ".join(f"r = {r}: {factors[r].number}× (GPT-3: {PAPER_AMPLIFICATION[r]:.2g}×)" for r in ranks),
             STUDY.format("subspaces"),
             tuple(finding for each in (factors, inside, everywhere) for finding in each.values()),
-            " ".join([*said, "These are medians over layers and seeds."]),
+            " ".join([*said, "All these numbers are medians over layers and seeds."]),
         ),
     ]
 
@@ -233,8 +242,10 @@ def phi(table: Table, of: str, r: Sequence[int], n: int) -> Finding:
     """Return φ(n, n) of q_proj between runs of two ranks: the median over layers and pairs of runs."""
     rows = table.where(kind="similarity", of=of, r=r, module="q_proj")
     found = [row["phi"][row["i"].index(n)][row["j"].index(n)] for row in rows]
-    pair = f"r = {r[0]} and r = {r[1]}" if r[0] != r[1] else f"two seeds at r = {r[0]}"
-    sentence = f"For {of.replace('at the start', 'before training')}, φ({n}, {n}) between {pair} is {statistics.median(found):.2f}."
+    pair = f"r = {r[0]} and r = {r[1]}" if r[0] != r[1] else f"r = {r[0]}, two seeds"
+    what = f"the top {n} directions" if n > 1 else "the top direction"
+    sentence = f"The overlap φ({n}, {n}) of {what} of {of.replace('at the start', 'before training')} in q_proj is "
+    sentence += f"{statistics.median(found):.2f} between two LoRA runs on tiny ({pair})."
     name = f"low_rank.phi.{of.replace(' at the start', '0')}.r{r[0]}-r{r[1]}.top{n}"
     return Finding(name, statistics.median(found), sentence, spread=(min(found), max(found)), form=".2f")
 
@@ -243,15 +254,16 @@ def amplified(table: Table, r: int, module: str | None = "q_proj") -> Finding:
     """Return the amplification at one rank: ‖ΔW‖ divided by the size of W in the directions of ΔW."""
     factor = median(amplification(table, r, module), "factor")
     paper = f" (GPT-3: {PAPER_AMPLIFICATION[r]:.2g})" if module else ""
-    sentence = f"At r = {r}, the amplification of {module or 'all matrices'} is {factor:.2g}{paper}."
+    sentence = f"On tiny with r = {r}, ΔW amplifies its directions in W {factor:.2g} times in {module or 'all matrices'}{paper}."
     return Finding(f"low_rank.amplification.{module or 'all'}.r{r}", factor, sentence, "times", form=".2g")
 
 
 def inside_delta(table: Table, r: int, module: str = "q_proj") -> Finding:
-    """Return the size of W in the directions of ΔW divided by its size in random directions, at one rank."""
+    """Return the size of W in the directions of ΔW divided by the size of W in random directions, at one rank."""
     ratio = statistics.median(row["in_delta"] / row["in_random"] for row in amplification(table, r, module))
     sentence = (
-        f"In ΔW's directions W is {ratio:.2g} times as large as in random directions (GPT-3: {PAPER_INSIDE[r]:.2g})."
+        f"On tiny with r = {r}, W of {module} is {ratio:.2g} times as large in the directions of ΔW as in random directions "
+        f"(GPT-3: {PAPER_INSIDE[r]:.2g})."
     )
     return Finding(f"low_rank.inside.{module}.r{r}", ratio, sentence, "times random directions", form=".2g")
 
@@ -262,5 +274,5 @@ def amplification(table: Table, r: int, module: str | None) -> list[dict[str, An
 
 
 def as_in_the_paper(r: int, factor: float, inside: float) -> bool:
-    """Return whether the amplification is within a factor of two of the paper's, and `inside` is at least 2."""
+    """Return whether `factor` is within a factor of two of the paper's amplification, and `inside` is at least 2."""
     return 0.5 <= factor / PAPER_AMPLIFICATION[r] <= 2 and inside >= 2

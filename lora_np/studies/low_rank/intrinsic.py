@@ -1,9 +1,9 @@
 """How many numbers must be trained? The intrinsic dimension d90 of fine-tuning, and of learning from random weights.
 
-All weights move, but only within a random subspace of d dimensions (training/subspace.py). d90 is the smallest d that reaches
-90 % of the gain of full training in as many steps (Li et al. 2018, arXiv 1804.08838; for fine-tuning Aghajanyan et al. 2020,
-arXiv 2012.13255). Both starts learn Python code: "tiny", which was trained on English prose, and the same architecture with
-random weights.
+All weights move, but only within a random subspace of d dimensions (training/subspace.py). d90 is the smallest d that
+reaches 90 % of the gain of full training after equally many steps (Li et al. 2018, arXiv 1804.08838; for fine-tuning
+Aghajanyan et al. 2020, arXiv 2012.13255). Training starts from "tiny", which was trained on English prose, or from
+random weights in the same architecture. From both starts the model learns Python code.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ PROJECTIONS: dict[str, type[Projection]] = {"sparse": SparseProjection, "dense":
 def smallest(
     reaches: Callable[[int], bool], start: int, most: int, factor: float = 2, resolution: float = 1
 ) -> int | None:
-    """Return the smallest d ≤ `most` with `reaches(d)`, or None if even `most` does not reach the goal.
+    """Return the smallest d ≤ `most` with `reaches(d)`, or None if `reaches(most)` is false.
 
-    d grows from `start` by `factor` until it reaches the goal. Then the last interval is bisected in log d, until its upper end is
-    at most `resolution` times its lower end (1: until they are neighbouring integers). It is assumed that `reaches` stays true
-    for every larger d.
+    d starts at `start` and is multiplied by `factor` until `reaches(d)` is true. Then the last interval is bisected in
+    log d, until its upper end is at most `resolution` times its lower end. With `resolution` = 1 the two ends become
+    neighbouring integers. The function assumes that `reaches` is true for every larger d.
     """
     low, high = 0, min(start, most)
     while not reaches(high):
@@ -53,7 +53,10 @@ def smallest(
 
 @dataclass(frozen=True)
 class SubspaceRun(Run):
-    """A run that trains d numbers, or all weights (d = None). The seed draws the subspace, the batches and random weights."""
+    """A run that trains d numbers, or all weights (d = None).
+
+    The seed determines the subspace, the batches and, for the base "random", the weights.
+    """
 
     d: int | None = None
     projection: str = "sparse"  # a key of PROJECTIONS
@@ -79,8 +82,9 @@ def size(model: Trainable) -> int:
 class Setting:
     """The size of the study.
 
-    In a subspace the learning rates are multiplied by √(D/d): AdamW moves each zⱼ by the learning rate, and so each weight by
-    √(d/D) times this rate. With the factor the weights move as far as in full training.
+    In a subspace the learning rates are multiplied by √(D/d). AdamW moves each zⱼ by about the learning rate, and so
+    each weight by about √(d/D) times the learning rate. With the factor √(D/d) the weights move as far as in full
+    training.
     """
 
     bases: Sequence[str] = ("tiny", "random")
@@ -114,10 +118,10 @@ QUICK = Setting(
 
 
 class SubspaceSearch:
-    """Trains one base in subspaces of many d: a sweep of learning rates with the first seed, and other seeds near the goal.
+    """Trains one base in subspaces of several d: a sweep of learning rates, and more seeds near the goal.
 
-    The attribute `done` has one row per seed at the best learning rate of each d (D: full training), `tried` the rows of the
-    sweeps, and `repeats` the rows of the other seeds.
+    The attribute `done` maps each d (D: full training) to one row per seed at the best learning rate. The attribute
+    `tried` has the rows of the sweeps, and `repeats` has the rows of the other seeds.
     """
 
     def __init__(
@@ -131,7 +135,7 @@ class SubspaceSearch:
         self.repeats: list[Row] = []
 
     def learn(self, dimensions: Sequence[int], rates: Sequence[float], bracket: bool = False) -> None:
-        """Sweep the learning rates of these d: the `rates` of full training times √(D/d)."""
+        """Train each d of `dimensions` at several learning rates: the `rates` of full training times √(D/d)."""
         methods = {}
         for d in dimensions:
             run = self.setting.run(self.base, None if d == self.D else d, self.projection)
@@ -142,7 +146,7 @@ class SubspaceSearch:
             self.tried += rows
 
     def repeat(self, *dimensions: int) -> None:
-        """Train the missing seeds of these d."""
+        """Train each d of `dimensions` with the seeds that have no run yet."""
         known = [self.done[d][0] for d in dimensions if len(self.done[d]) < len(self.setting.seeds)]
         rates = {self.setting.run(self.base, row["d"], self.projection): row["lr"] for row in known}
         runs = [replace(run, lr=lr, seed=seed) for run, lr in rates.items() for seed in self.setting.seeds[1:]]
@@ -156,7 +160,10 @@ class SubspaceSearch:
         return statistics.mean(row["heldout"][0] - row["final"] for row in self.done[d])
 
     def reaches(self, d: int) -> bool:
-        """Return whether d dimensions reach the share of the gain. A new d is trained at the best rates of its neighbours."""
+        """Return whether d dimensions reach the wanted share of the gain.
+
+        If d is new, it is first trained at the best learning rates of the next smaller and the next larger d.
+        """
         if d not in self.done:
             beside = [*sorted(k for k in self.done if k < d)[-1:], *sorted(k for k in self.done if k > d)[:1]]
             rates = {rounded(self.done[k][0]["lr"] / math.sqrt(self.D / k), 2) for k in beside}
@@ -166,7 +173,7 @@ class SubspaceSearch:
         return self.gain(d) >= self.setting.share * self.gain(self.D)
 
     def rows(self, full_gain: float) -> list[Row]:
-        """Return the rows of all runs: phase "sweep", and phase "seeds" with the share of `full_gain`."""
+        """Return the rows of all runs; the rows of the phase "seeds" also have the share of `full_gain`."""
         keys = ("base", "projection", "seed", "lr", "final", "validation")
 
         def row(run: Row, phase: str) -> Row:
@@ -181,11 +188,13 @@ class SubspaceSearch:
 def intrinsic_dimension(setting: Setting = FULL, workers: int = 2, folder: str | Path | None = None) -> Table:
     """Measure d90 of each start, and the gain against d.
 
-    Rows {phase, base, d, projection, seed, lr, start, final, validation}. Phase "sweep": the first seed at every learning rate of
-    z. Phase "seeds": the best rate, with `share`, the share of full training's mean gain; every seed near d90 and at D, otherwise
-    the first seed. d = D is full training. start and final are the losses before and after training in nats per byte. settings:
-    D, "d90" (base → d90, None if it is not reached), runs, "unigram" (the loss of byte frequencies alone), and "lora" (rank →
-    LoRA's parameters in all linear layers). `folder` keeps finished runs.
+    Rows {phase, base, d, projection, seed, lr, start, final, validation}. The phase "sweep" has the first seed at every
+    learning rate of z. The phase "seeds" has the best learning rate and the column `share`, the gain divided by the
+    mean gain of full training. Near d90 and at D this phase has every seed, at other d only the first seed. d = D is
+    full training. `start` and `final` are the losses before and after training in nats per byte. The settings have D
+    and the number of runs. The setting "d90" has d90 by base, or None if no d reached the goal. The setting "unigram"
+    is the loss of a model that knows only the byte frequencies. The setting "lora" has the number of LoRA's parameters
+    in all linear layers, by rank. Finished runs are saved in `folder`.
     """
     d90, learners, rows, rates = {}, [], [], dict(setting.lrs)
     for base in setting.bases:
@@ -213,6 +222,6 @@ def intrinsic_dimension(setting: Setting = FULL, workers: int = 2, folder: str |
 
 
 def lora_parameters(ranks: Sequence[int] = (1, 2, 4, 8, 16, 64)) -> dict[str, int]:
-    """Return for each rank the number of parameters of LoRA in all linear layers of "tiny"."""
+    """Return the number of LoRA's parameters in all linear layers of "tiny", by rank."""
     adapted = {r: get_peft_model(load_model("tiny"), LoraConfig(r=r, target_modules="all-linear")) for r in ranks}
     return {str(r): costs.count(model).trainable for r, model in adapted.items()}

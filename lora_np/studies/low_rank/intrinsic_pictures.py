@@ -28,7 +28,7 @@ def intrinsic_dimension(table: Table, lora: Table | None = None) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        One line per start: fine-tuning and training from scratch. Small points are seeds, large marks are d90.
+        One line per start: fine-tuning and training from scratch. Each small point is one seed; each large mark is d90.
 
     Examples
     --------
@@ -40,7 +40,7 @@ def intrinsic_dimension(table: Table, lora: Table | None = None) -> Figure:
     s = table.settings
     D, level, wanted = s["D"], 100 * s["share"], percent(s["share"])
     shares = [f"{LOOKS[base][0]} {percent(d / D)}" for base, d in s["d90"].items() if d is not None]
-    title = f"Dimensions for {wanted} of the gain: {', '.join(shares)}"
+    title = f"Dimensions needed for {wanted} of the gain: {', '.join(shares)}"
     subtitle = "points: seeds; lines: mean, each d at its best learning rate; large marks: d90; diamonds: LoRA by rank"
     trained = semicolons(
         "trained: z in θ = θ₀ + P z, with P random", f"{s['steps']} steps per run", runs_and_time(table)
@@ -69,7 +69,7 @@ def intrinsic_dimension(table: Table, lora: Table | None = None) -> Figure:
 
 
 def _curve(ax: Axes, table: Table, base: str) -> tuple[float, float]:
-    """Draw one start: a line through the means, seeds as points, and d90. Return the first point of the line."""
+    """Draw one start: a line through the means, a point per seed, and d90. Return the first point of the line."""
     _, colour, marker = LOOKS[base]
     rows = table.where(phase="seeds", base=base, projection="sparse")
     means = {d: 100 * mean(seeds, "share") for d, seeds in groups(rows, "d").items()}

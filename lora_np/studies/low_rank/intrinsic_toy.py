@@ -1,4 +1,4 @@
-"""A task with a known intrinsic dimension: ten sums, for any number of weights (Li et al. 2018, §2).
+"""A task with a known intrinsic dimension: ten blocks of weights must have given sums (Li et al. 2018, §2).
 
     L(θ) = Σ_b (Σ_{i in block b} θᵢ − t_b)²,   D weights in equal blocks, one target per block
 
@@ -21,9 +21,9 @@ ZERO = 1e-10  # times Σ t²: rounding leaves about 1e-30; with one dimension le
 
 
 def constraints(D: int = 1000, blocks: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """Return C (blocks, D), which is 1 where a weight is in a block and 0 elsewhere, and t (blocks,) = 1, 2, …; L(θ) = ‖C θ − t‖².
+    """Return C (blocks, D) and t (blocks,) = 1, 2, … of the loss L(θ) = ‖C θ − t‖².
 
-    Raises ValueError if D is not a multiple of `blocks`.
+    C is 1 where a weight is in a block and 0 elsewhere. Raises ValueError if D is not a multiple of `blocks`.
     """
     if D % blocks:
         raise ValueError(f"D={D} weights cannot form {blocks} equal blocks; use a multiple of {blocks}")
@@ -31,9 +31,10 @@ def constraints(D: int = 1000, blocks: int = 10) -> tuple[np.ndarray, np.ndarray
 
 
 def best_loss(projection: Projection, blocks: int = 10) -> float:
-    """Return the smallest L(P z) over all z, as a share of L(0), by least squares on M = C P (blocks, d).
+    """Return the smallest L(P z) over all z divided by L(0), by least squares with M = C P (blocks, d).
 
-    L is quadratic, so no learning rate is needed. Row b of M is Pᵀ c_b, the backward of the projection.
+    L is quadratic, so no learning rate is needed. Row b of M is Pᵀ c_b, where c_b is row b of C. The backward function
+    of the projection computes Pᵀ c_b.
     """
     C, t = constraints(projection.D, blocks)
     M = np.stack([projection.backward(row) for row in C])  # (blocks, d)
@@ -44,10 +45,10 @@ def best_loss(projection: Projection, blocks: int = 10) -> float:
 def toy(
     kind: type[Any] = SparseProjection, seed: int = 0, D: int = 1000, blocks: int = 10, shown: int | None = None
 ) -> Table:
-    """Measure the best loss in a random subspace of each d, rows {d, loss}, and the smallest d with loss 0.
+    """Measure the best loss in a random subspace of d dimensions for several d, and the smallest d with loss 0.
 
-    loss is a share of L(0). The rows are d = 1 to `shown` (default: blocks + 4). settings["intrinsic_dimension"] is the smallest d
-    with loss 0.
+    The rows {d, loss} have d = 1 to `shown` (default: blocks + 4); the loss is divided by L(0).
+    settings["intrinsic_dimension"] is the smallest d with loss 0.
     """
     rows = [{"d": d, "loss": best_loss(kind(D, d, seed), blocks)} for d in range(1, (shown or blocks + 4) + 1)]
     found = smallest(lambda d: best_loss(kind(D, d, seed), blocks) < ZERO, 1, D)

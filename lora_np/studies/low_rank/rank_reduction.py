@@ -19,7 +19,10 @@ Deltas = dict[str, np.ndarray]  # name → ΔW = fine-tuned − base, for every 
 
 
 def learned_deltas(run: Run) -> Deltas:
-    """Fine-tune all weights as `run` says. Return ΔW (out, in) of every matrix with the embedding, and of the norms (d,)."""
+    """Fine-tune all weights with the settings of `run`.
+
+    Return ΔW of every parameter by name: (out, in) for matrices and the embedding, (d,) for norms.
+    """
     model, _ = fine_tune(run)
     base = load_model(run.base).state_dict()
     return {name: p.value - base[name] for name, p in model.named_parameters()}
@@ -28,7 +31,8 @@ def learned_deltas(run: Run) -> Deltas:
 def truncate(matrix: np.ndarray, r: int) -> tuple[np.ndarray, np.ndarray]:
     """Return B (out, r) and A (r, in) with the best rank-r product BA in the Frobenius norm (Eckart and Young 1936).
 
-    From matrix = U Σ Vᵀ: B = U_r √Σ_r and A = √Σ_r V_rᵀ. The error is √(σ²_{r+1} + σ²_{r+2} + …).
+    If U Σ Vᵀ is the singular value decomposition of the matrix, B = U_r √Σ_r and A = √Σ_r V_rᵀ. The error ‖matrix − BA‖
+    is √(σ²_{r+1} + σ²_{r+2} + …).
     """
     U, s, Vt = np.linalg.svd(matrix, full_matrices=False)
     root = np.sqrt(s[:r])
@@ -38,7 +42,7 @@ def truncate(matrix: np.ndarray, r: int) -> tuple[np.ndarray, np.ndarray]:
 def singular_values(deltas: Deltas, run: Run, seed: int = 0) -> Table:
     """Compute the singular values of each learned ΔW, and of a normal random matrix of the same shape and Frobenius norm.
 
-    Rows {layer, module, shape, norm, singular_values, random_singular_values}.
+    The rows have layer, module, shape, norm, singular_values and random_singular_values.
     """
     rng = np.random.default_rng(seed)
     rows = []
@@ -55,10 +59,10 @@ def singular_values(deltas: Deltas, run: Run, seed: int = 0) -> Table:
 
 
 def truncated_loss(deltas: Deltas, run: Run, ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128)) -> Table:
-    """Evaluate the base plus the top r singular directions of every ΔW: rows {r, heldout_loss}, in nats per byte.
+    """Evaluate the base plus the top r singular directions of every ΔW, for each rank r.
 
-    The weights of norms are vectors, so they are not cut: they stay as fine-tuned at every r. settings: base_loss, full_loss
-    (all of ΔW) and rank_max.
+    The rows have r and heldout_loss in nats per byte. The weights of norms are vectors and cannot be cut, so all models
+    have the fine-tuned norms. The settings have base_loss, full_loss (with all of ΔW) and rank_max.
     """
     model = load_model(run.base)
     base = {name: x.copy() for name, x in model.state_dict().items()}
@@ -77,7 +81,7 @@ def truncated_loss(deltas: Deltas, run: Run, ranks: Sequence[int] = (1, 2, 4, 8,
 
 
 def decomposition(deltas: Deltas, run: Run, r: int = 4, name: str = SHOWN) -> Table:
-    """Cut one learned ΔW to rank r: one row {name, r, matrix, B, A, error}; the error is relative to ‖ΔW‖."""
+    """Cut one learned ΔW to rank r. The one row has name, r, matrix, B, A and error; the error is ‖ΔW − BA‖/‖ΔW‖."""
     B, A = truncate(deltas[name], r)
     error = float(np.linalg.norm(deltas[name] - B @ A) / np.linalg.norm(deltas[name]))
     row = {"name": name.removeprefix("model.").removesuffix(".weight"), "r": r, "error": error}
@@ -86,10 +90,10 @@ def decomposition(deltas: Deltas, run: Run, r: int = 4, name: str = SHOWN) -> Ta
 
 
 def photograph(image: np.ndarray, ranks: Sequence[int] = (2, 8, 32, 64)) -> Table:
-    """Cut a grey image (height, width) to its top r directions: rows {r, image, share_of_numbers, error}, the original last.
+    """Cut a grey image (height, width) to its top r singular directions, for each rank r.
 
-    share_of_numbers is r·(height + width) / (height·width); the error is relative to ‖image‖. Raises ValueError for a colour
-    image.
+    The rows have r, image, share_of_numbers and error; the last row is the original. share_of_numbers is r·(height +
+    width) / (height·width); the error is relative to ‖image‖. Raises ValueError for a colour image.
     """
     if image.ndim != 2:
         raise ValueError(f"image has shape {image.shape}; expected grey values of shape (height, width)")

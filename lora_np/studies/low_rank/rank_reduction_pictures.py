@@ -31,8 +31,8 @@ def decomposition_2d(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Coral: ΔW; cyan: B, A and B·A. B is to the left of the product and A above it, so each cell of the product is its
-        row of B times its column of A.
+        Coral: ΔW; cyan: B, A and B·A. B is to the left of the product and A above it, so each cell of the product is
+        the row of B at its left times the column of A above it.
 
     Examples
     --------
@@ -78,7 +78,7 @@ def _heat(figure: Figure, box: tuple[float, float, float, float], values: np.nda
 
 
 def _two_ramps(ax: Axes, top: float) -> None:
-    """Draw the scale that ΔW and B·A share, once in each colour."""
+    """Draw the colour scale of ΔW and the colour scale of B·A, which have the same limits."""
     ramp = np.linspace(-1, 1, 201)[:, None]
     for colour, extent in ((FULL, (0, 0.5, -1, 1)), (LORA, (0.5, 1, -1, 1))):
         ax.imshow(ramp, cmap=signed_colours(colour), extent=extent, aspect="auto", origin="lower")
@@ -98,7 +98,7 @@ def singular_values(table: Table, marked_rank: int = 8) -> Figure:
     table : Table
         The result of the study "singular_values".
     marked_rank : int
-        The rank whose share is written into the picture.
+        The rank r at which the picture states the share of the energy.
 
     Returns
     -------
@@ -143,7 +143,7 @@ def singular_values(table: Table, marked_rank: int = 8) -> Figure:
 
 
 def _energy(values: Any) -> np.ndarray:
-    """Return the share of Σσ² in the top r, for each r."""
+    """Return the share of Σσ² that the top r singular values hold, for each r."""
     squares = np.square(np.asarray(values, float))
     return np.cumsum(squares) / squares.sum()
 
@@ -154,7 +154,10 @@ def _held(spectra: list[Any], r: int) -> float:
 
 
 def _family(ax: Axes, curves: list[np.ndarray], most: int, colour: str) -> None:
-    """Draw each curve as a thin line and the median as a thick line; for random matrices (INK) only the dotted median."""
+    """Draw each curve as a thin line and the median as a thick line.
+
+    For random matrices (INK) draw only the median, dotted.
+    """
     index = np.arange(1, most + 1)
     if colour == FULL:
         for curve in curves:
@@ -164,7 +167,10 @@ def _family(ax: Axes, curves: list[np.ndarray], most: int, colour: str) -> None:
 
 
 def _mark_energy(ax: Axes, r: int, learned: list[np.ndarray], chance: list[np.ndarray]) -> None:
-    """Mark both medians at rank r: the learned ΔW above its line, random matrices below theirs."""
+    """Mark both medians at rank r.
+
+    The label of the learned ΔW is above its line; the label of random matrices is below their line.
+    """
     above: dict[str, Any] = {"shift": (-10, 8), "ha": "right"}
     below: dict[str, Any] = {"shift": (9, -7), "va": "top"}
     for name, spectra, colour, side in (("learned", learned, FULL, above), ("random", chance, INK, below)):
@@ -186,8 +192,8 @@ def truncated_loss(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        The left axis is the loss in nats per byte, the right axis the share of full fine-tuning's gain. Grey: the base;
-        dashes: all of ΔW.
+        The left axis is the loss in nats per byte, the right axis the share of full fine-tuning's gain. The grey line
+        is the base; the dashed line is the model with all of ΔW.
 
     Examples
     --------
@@ -201,7 +207,8 @@ def truncated_loss(table: Table) -> Figure:
     ranks, losses = [row["r"] for row in rows], [row["heldout_loss"] for row in rows]
     gains = [(base - loss) / (base - full) for loss in losses]
     enough = next((i for i, gain in enumerate(gains) if gain >= 0.95), len(gains) - 1)
-    title = f"Rank {ranks[enough]} of {table.settings['rank_max']} keeps {percent(gains[enough])} of the gain"
+    title = f"ΔW cut to rank {ranks[enough]} of {table.settings['rank_max']} keeps {percent(gains[enough])} "
+    title += "of full fine-tuning's gain"
     subtitle = "points: the same fine-tuned model after every ΔW is cut to its top r singular directions; one run"
     figure = new_figure(9, 4.4, title, subtitle)
     ax = axes_at(figure, 0.85, 0.7, 7.2, 2.85)
@@ -238,7 +245,7 @@ def photograph(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        One panel per rank and one for the original.
+        One panel per rank, and one panel for the original.
 
     Examples
     --------
@@ -258,7 +265,7 @@ def photograph(table: Table) -> Figure:
     high = min(2.4, (9 - 0.44 - gaps) / across * height / width)
     wide, pitch = high * width / height, high + 0.72
     tall = 0.85 + down * pitch + 0.1
-    subtitle = f"{height} × {width} grey values; below each: share of the numbers, relative error"
+    subtitle = f"{height} × {width} grey values; below each picture: share of the numbers, relative error"
     figure = new_figure(
         max(6.0, 0.44 + across * wide + gaps), tall, "A photograph cut to its top r directions", subtitle
     )

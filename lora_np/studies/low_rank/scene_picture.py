@@ -26,8 +26,9 @@ def scene_3d(table: Table, elevation: float = 36, azimuth: float = -76) -> Figur
     Parameters
     ----------
     table : Table
-        The result of the study "decomposition"; or a table with one row {d, k, r}, then all columns have equal heights.
-        If the row has matrix, B and A, the height of a column is the mean size of its numbers.
+        The result of the study "decomposition", or a table with one row {d, k, r}. With {d, k, r} all columns have
+        equal heights. If the row has `matrix`, `B` and `A`, the height of a column is the mean size of the numbers in
+        the column.
     elevation, azimuth : float
         The direction of view in degrees.
 
@@ -51,7 +52,7 @@ def scene_3d(table: Table, elevation: float = 36, azimuth: float = -76) -> Figur
     subtitle = f"W is {d} × {k}; one column per " + (f"{block} × {block} numbers" if block > 1 else "number")
     if cut:
         title = f"Full fine-tuning moved {d * k:,} numbers; the best B·A of rank {r} has {r * (d + k):,}"
-        subtitle += ", height: their mean size; ΔW, B and A have separate scales"
+        subtitle += "; height: mean size of these numbers; ΔW, B and A have separate scales"
         whole, trained = "all of ΔW", "the cut ΔW as a product:"
     else:
         title = f"Full fine-tuning moves all {d * k:,} numbers; LoRA at r = {r} moves {r * (d + k):,}"
@@ -94,7 +95,7 @@ def scene_3d(table: Table, elevation: float = 36, azimuth: float = -76) -> Figur
 
 
 def _fill(ax: Any, points: np.ndarray, box: tuple[float, float, float, float]) -> None:
-    """Place the square axes so that the projected `points` fill `box` (inches)."""
+    """Move and scale the square axes so that the projected `points` fill `box` (in inches)."""
     ax.apply_aspect()
     flat = np.column_stack(proj3d.proj_transform(*points.T, ax.get_proj())[:2])
     shares = ax.transAxes.inverted().transform(ax.transData.transform(flat))
@@ -106,7 +107,10 @@ def _fill(ax: Any, points: np.ndarray, box: tuple[float, float, float, float]) -
 
 
 def _heights(values: Any, rows: int, columns: int) -> np.ndarray:
-    """Return the mean size of the numbers of each column, as a share of the largest; all 1 if `values` is None."""
+    """Return the heights of the columns: the mean size of the numbers in a column, divided by the largest mean size.
+
+    If `values` is None, all heights are 1.
+    """
     if values is None:
         return np.ones((rows, columns))
     sizes = np.abs(np.asarray(values, float))
@@ -117,7 +121,7 @@ def _heights(values: Any, rows: int, columns: int) -> np.ndarray:
 def _columns(
     corner: tuple[float, float], size: tuple[float, float], heights: np.ndarray, colour: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return boxes on a rows × columns grid (row 0 at the back): their faces (n, 4 corners, xyz) and the colours of the faces."""
+    """Return the faces (n, 4 corners, xyz) of boxes on a grid with row 0 at the back, and the colours of the faces."""
     rows, columns = heights.shape
     i, j = np.indices(heights.shape).reshape(2, -1)
     step_x, step_y = size[0] / columns, size[1] / rows

@@ -1,7 +1,7 @@
-"""Which rank has a learned ΔW? The singular values of each layer's ΔW, from full fine-tuning and from LoRA.
+"""What is the rank of a learned ΔW? The singular values of each layer's ΔW, from full fine-tuning and from LoRA.
 
-Two models: "tiny" learns Python code (tiny_task.py) and SmolLM2-135M learns a voice (voice_task.py). Each method has its best
-learning rate. A random matrix of the same shape is the comparison.
+The study has two models: "tiny" learns Python code (tiny_task.py), and SmolLM2-135M learns a voice (voice_task.py).
+Each method is trained at its best learning rate. Each ΔW is compared with a random matrix of the same shape.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ from ..harness.workers import Row
 
 
 def effective_rank(sigma: np.ndarray) -> float:
-    """Return exp(H(p)) with p = σ/Σσ and H = −Σ pᵢ ln pᵢ: n for n equal singular values (Roy and Vetterli 2007)."""
+    """Return exp(H(p)) with p = σ/Σσ and H = −Σ pᵢ ln pᵢ (Roy and Vetterli 2007).
+
+    For n equal singular values the result is n.
+    """
     p = sigma[sigma > 0] / sigma.sum()
     return float(np.exp(-(p * np.log(p)).sum()))
 
@@ -50,7 +53,7 @@ def deltas(trained: Trainable, base: Transformer) -> dict[str, np.ndarray]:
 
 
 def layer_and_module(name: str) -> dict[str, Any]:
-    """Split a name: "model.layers.2.self_attn.q_proj" → {"layer": 2, "module": "q_proj"}."""
+    """Return {"layer": 2, "module": "q_proj"} for the name "model.layers.2.self_attn.q_proj"."""
     parts = name.split(".")
     return {"layer": int(parts[2]), "module": parts[-1]}
 
@@ -62,7 +65,7 @@ def random_spectrum(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
 
 
 def measure(run: Run | FineTuning) -> Row:
-    """Train, and compute the ranks and singular values of each ΔW: {"spectra": rows, "seconds"}."""
+    """Train, and return the ranks and singular values of each ΔW as {"spectra": rows, "seconds": seconds}."""
     study = voice_task if isinstance(run, FineTuning) else tiny_task
     model, history = study.fine_tune(run)
     rows = []
@@ -82,7 +85,10 @@ def measure(run: Run | FineTuning) -> Row:
 
 
 def powers_of_two(n: int) -> list[int]:
-    """Return 1, 2, 4, … up to n. A row keeps the singular values with these numbers; number 1 is the largest."""
+    """Return 1, 2, 4, … up to n.
+
+    The table stores the singular values at these positions; position 1 is the largest singular value.
+    """
     return [2**i for i in range(n.bit_length())]
 
 
@@ -105,9 +111,10 @@ QUICK = Setting(tiny=(Run("full", 1e-3, max_steps=40, eval_every=40),), smollm2=
 def spectra(setting: Setting = FULL, workers: int = 2, folder: str | Path | None = None) -> Table:
     """Measure the rank of each learned ΔW: one row per matrix.
 
-    Rows {model, method, r, seed, layer, module, shape, norm, effective_rank, rank90, random_…, sigma}. norm is ‖ΔW‖_F; rank90 is
-    the number of directions that hold 90 % of its square; random_effective_rank and random_rank90 belong to a normal random
-    matrix of the same shape; sigma has the singular values number 1, 2, 4, 8, … settings: the number of runs.
+    The rows have model, method, r, seed, layer, module, shape, norm, effective_rank, rank90, random_effective_rank,
+    random_rank90 and sigma. `norm` is ‖ΔW‖_F. `rank90` is the number of directions that hold 90 % of ‖ΔW‖²_F.
+    `random_effective_rank` and `random_rank90` are the values of a normal random matrix of the same shape. `sigma` has
+    the largest singular value, the second, the fourth, the eighth and so on. The settings have the number of runs.
     """
     runs: list[Any] = [replace(run, seed=seed) for seed in setting.seeds for run in setting.tiny]
     measured = run_all(measure, runs, workers, folder, "spectra", tiny_task.shared("tiny"))

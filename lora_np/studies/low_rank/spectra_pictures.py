@@ -33,7 +33,8 @@ def rank_by_layer(table: Table) -> Figure:
     -------
     matplotlib.figure.Figure
         Coral: full fine-tuning; cyan: LoRA; black bars: a random matrix of the same shape. With several seeds, a dot is the mean
-        and a line the range. The number beside a bar is the count of full fine-tuning divided by the count of the bar.
+        and a line the range. The number beside a bar is full fine-tuning's number of directions divided by the number
+        of directions at the bar.
 
     Examples
     --------
@@ -45,9 +46,9 @@ def rank_by_layer(table: Table) -> Figure:
     models = list(dict.fromkeys(row["model"] for row in table.rows))
     found = {method: [table.where(model=model, method=method) for model in models] for method in METHODS}
     full, lora = (" and ".join(f"{median(rows, 'rank90'):g}" for rows in of if rows) for of in found.values())
-    title = f"For 90 % of ΔW: {full} directions in full fine-tuning" + f", {lora} in LoRA" * bool(lora)
+    title = f"90 % of ΔW's energy takes {full} directions in full fine-tuning" + f", {lora} in LoRA" * bool(lora)
     marks = "dots: layers, first layer on top; black bars: a random matrix of the same shape"
-    numbers = "numbers: count of full fine-tuning over count of the random matrix; title: medians"
+    numbers = "numbers: directions of full fine-tuning, divided by those of the random matrix; title: medians"
     measured = semicolons(numbers, runs_and_time(table))
     figure = new_figure(9, 5.2, title, f"{marks}\n{measured}")
     wide = 3.6 if len(models) > 1 else 7.7
@@ -61,7 +62,7 @@ def rank_by_layer(table: Table) -> Figure:
 
 
 def _panel(ax: Axes, rows: list[dict[str, Any]], labelled: bool) -> None:
-    """Draw one model: one row per module, in it one dot per layer from the first to the last."""
+    """Draw one model. Each module has one row, with one dot per layer from the first layer to the last."""
     layers = 1 + max(row["layer"] for row in rows)
     dot = {"ms": 3.2, "mew": 0} if layers > 10 else {"ms": 5, "mew": 0.4}
     for band, module in enumerate(MODULES):

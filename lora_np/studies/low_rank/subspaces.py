@@ -1,7 +1,8 @@
 """Do two LoRA runs find the same directions, and how large is W in these directions? (Hu et al. 2021, §7.2 and §7.3.)
 
-The runs have several ranks and seeds, on "tiny" and in all linear layers. φ compares the top directions of two runs. The
-amplification of the paper's table 7 compares the directions of ΔW with the frozen weight W.
+The runs train LoRA in all linear layers of "tiny", with several ranks and seeds. φ compares the top directions of two
+runs. The amplification (table 7 of the paper) is ‖ΔW‖ divided by the size of the frozen weight W in the directions of
+ΔW.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ def directions(matrix: np.ndarray) -> np.ndarray:
 
 
 def similarity(V1: np.ndarray, V2: np.ndarray) -> np.ndarray:
-    """Return φ(i, j) = ‖V₁[:, :i]ᵀ V₂[:, :j]‖²_F / min(i, j) for all i and j: the share of the smaller span in the larger span.
+    """Return φ(i, j) = ‖V₁[:, :i]ᵀ V₂[:, :j]‖²_F / min(i, j) for all i and j.
 
-    V1 (d, n) and V2 (d, m) have orthonormal columns. The result is (n, m), with row i − 1 for i. φ is 1 if one span contains the
-    other, and 0 if they are orthogonal. (V₁ᵀV₂)²_kl are the squared cosines; φ sums them over k ≤ i and l ≤ j.
+    φ is the share of the smaller span that lies in the larger span. V1 (d, n) and V2 (d, m) have orthonormal columns.
+    The result is (n, m); the element [i − 1, j − 1] is φ(i, j). φ is 1 if one span contains the other span, and 0 if
+    the two spans are orthogonal. The squares of the entries of V₁ᵀV₂ are squared cosines. φ(i, j) is their sum over the
+    first i rows and the first j columns, divided by min(i, j).
     """
     n, m = V1.shape[1], V2.shape[1]
     sums = np.cumsum(np.cumsum((V1.T @ V2) ** 2, axis=0), axis=1)  # (n, m)
@@ -44,17 +47,19 @@ def similarity(V1: np.ndarray, V2: np.ndarray) -> np.ndarray:
 def chance(n: int, m: int, d: int) -> np.ndarray:
     """Return the mean of φ over random subspaces of R^d: max(i, j)/d, as an array (n, m).
 
-    Each of the i·j squared cosines has the mean 1/d. So their sum has the mean i·j/d, and i·j/min(i, j) = max(i, j).
+    Each of the i·j squared cosines has the mean 1/d. So the sum of these squared cosines has the mean i·j/d. φ is the
+    sum divided by min(i, j), and i·j/min(i, j) = max(i, j).
     """
     return np.maximum(np.arange(1, n + 1)[:, None], np.arange(1, m + 1)) / d
 
 
 def amplification(W: np.ndarray, delta: np.ndarray, r: int) -> dict[str, float]:
-    """Compare W with the top r directions of ΔW, both (out, in): the columns of the paper's table 7.
+    """Measure W (out, in) in the top r directions of ΔW (out, in), as in table 7 of Hu et al. 2021.
 
-    norm_W, norm_delta: ‖W‖_F and ‖ΔW‖_F. U (out, r) and V (in, r) are the top r singular vectors of a matrix, and ‖Uᵀ W V‖_F is
-    the size of W in these directions. in_delta: in the directions of ΔW. in_W: in W's own top directions. in_random: the root
-    mean square over random directions, r ‖W‖_F / √(out·in). factor: norm_delta / in_delta, the amplification.
+    If U (out, r) and V (in, r) are the top r singular vectors of a matrix, ‖Uᵀ W V‖_F is the size of W in the
+    directions of this matrix. `in_delta` is the size of W in the directions of ΔW, and `in_W` the size of W in the
+    directions of W. `in_random` is the root mean square of the size of W over random directions, r ‖W‖_F / √(out·in).
+    `norm_W` and `norm_delta` are ‖W‖_F and ‖ΔW‖_F. `factor` is the amplification, norm_delta / in_delta.
     """
 
     def inside(matrix: np.ndarray) -> float:
@@ -67,7 +72,10 @@ def amplification(W: np.ndarray, delta: np.ndarray, r: int) -> dict[str, float]:
 
 
 def measure(run: Run) -> Row:
-    """Train. Return "amplification" (one row per layer), "factors" (name → [A before training, A, B]) and "seconds"."""
+    """Train.
+
+    Return "amplification" (one row per layer), "factors" ([A before training, A, B] by name) and "seconds".
+    """
     untrained, (model, history) = run.model(), fine_tune(run)
     assert isinstance(untrained, PeftModel) and isinstance(model, PeftModel) and run.r is not None
     before, base, amplified, factors = adapted_layers(untrained.model), run.base_model().state_dict(), [], {}
@@ -107,12 +115,13 @@ QUICK = Setting(rates=((4, 4e-3), (16, 2e-3)), low=4, high=16, seeds=(0, 1), ste
 def subspaces(setting: Setting = FULL, workers: int = 2, folder: str | Path | None = None) -> Table:
     """Compute φ of pairs of runs, and the amplification of each run.
 
-    Rows {kind: "similarity", of, layer, module, r, seeds, d, i, j, phi}: phi[k][l] is φ(i[k], j[l]). Rows of layer MAPPED and
-    the first pair of seeds also have `map`, with φ for all i and j. `of` names the directions: "A", the directions in R^in that
-    the adapter reads (the right singular vectors of A, as in the paper); "B", the directions in R^out that it writes (the left
-    singular vectors of B); or "A at the start", which are random. The pairs are `low` with `high` and `high` with `high`, always
-    with two seeds, because with one seed the A of the first layer would start with the same rows.
-    Rows {kind: "amplification", r, seed, layer, module} have the columns of `amplification`.
+    The rows of the kind "similarity" have of, layer, module, r, seeds, d, i, j and phi, where phi[k][l] is φ(i[k],
+    j[l]). The rows of the layer MAPPED and the first pair of seeds also have `map`, with φ for all i and j. `of` is "A"
+    for the right singular vectors of A, the directions in R^in that the adapter reads. `of` is "B" for the left
+    singular vectors of B, the directions in R^out that the adapter writes. `of` is "A at the start" for A before
+    training, which is random. The ranks of a pair of runs are `low` and `high`, or `high` and `high`. The two runs have
+    different seeds, because with the same seed the matrices A of the first layer would start with the same rows. The
+    rows of the kind "amplification" have r, seed, layer, module and the columns of `amplification`.
     """
     runs = [setting.run(r, seed) for seed in setting.seeds for r, _ in setting.rates]
     measured = dict(zip(runs, run_all(measure, runs, workers, folder, "subspaces", shared(setting.base)), strict=True))
@@ -137,7 +146,10 @@ def subspaces(setting: Setting = FULL, workers: int = 2, folder: str | Path | No
 
 
 def _compared(one: list, other: list, whole: bool) -> list[Row]:
-    """Compare two layers, each given as [A before training, A, B]. Return rows {of, d, i, j, phi}, with `whole` also `map`."""
+    """Compare two layers, each given as [A before training, A, B].
+
+    Return rows {of, d, i, j, phi}. If `whole` is true, the rows also have `map`.
+    """
     (start1, A1, B1), (start2, A2, B2) = ([np.array(M) for M in three] for three in (one, other))
     pairs = {"A at the start": (start1, start2), "A": (A1, A2), "B": (B1.T, B2.T)}
     i, j = powers_of_two(len(A1)), powers_of_two(len(A2))

@@ -20,7 +20,9 @@ SHARED: dict[str, Any] = {"cmap": shades(PAPER, LORA, LORA_DARK), "aspect": "aut
 
 @picture("kind of module r seeds d i j phi map")
 def similarity_maps(table: Table, module: str = "q_proj") -> Figure:
-    """Draw φ(i, j) of two runs for every i and j: a low rank against a high rank above, two seeds of the high rank below.
+    """Draw φ(i, j) of two runs for every i and j.
+
+    Above: runs of a low and a high rank; below: two seeds of the high rank.
 
     Parameters
     ----------
@@ -32,8 +34,8 @@ def similarity_maps(table: Table, module: str = "q_proj") -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Columns: A before training (random, so φ is max(i, j)/d by chance), A and B after training. Darker is larger. Only rows
-        with a map are drawn.
+        The columns show A before training, A after training, and B after training. A before training is random, so its
+        φ is about max(i, j)/d. Darker is larger. Only rows with the column `map` are drawn.
 
     Examples
     --------
@@ -52,9 +54,7 @@ def similarity_maps(table: Table, module: str = "q_proj") -> Figure:
     d, count = first["d"], len(of_pairs["A", 0])
     measured = "φ(i, j) of the top i and the top j directions of two runs with different seeds; "
     measured += f"{module} of layer {first['layer']}, d = {d}"
-    counted = (
-        f"title: φ({least}, {least}) of upper and lower row, median over {count} pairs; chance: {percent(least / d)}"
-    )
+    counted = f"title: φ({least}, {least}) of the upper and the lower row, median over {count} pairs; chance: {percent(least / d)}"
     counted = semicolons(counted, runs_and_time(table))
     title = f"Two runs share {shared['B']} of B's directions, {shared['A']} of A's"
     figure = new_figure(9, 5.15, title, f"{measured}\n{counted}")
@@ -100,7 +100,8 @@ def amplification_chart(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        One panel per rank, one row per module. Points are means over layers and seeds, lines their ranges.
+        One panel per rank, one row per module. Points are means over layers and seeds; lines are the ranges over layers
+        and seeds.
 
     Examples
     --------
@@ -113,7 +114,7 @@ def amplification_chart(table: Table) -> Figure:
     ranks = {r: by_rank[r] for r in (min(by_rank), max(by_rank))}
     inside = {r: statistics.median(row["in_delta"] / row["in_random"] for row in rows) for r, rows in ranks.items()}
     times = " and ".join(f"{ratio:.2g}× (r = {r})" for r, ratio in inside.items())
-    norms = "‖Uᵀ W V‖ with U, V the top r directions of LoRA's ΔW or of W, over its value for random U, V"
+    norms = "‖Uᵀ W V‖ for the top r directions U, V of LoRA's ΔW or of W, divided by ‖Uᵀ W V‖ for random U, V"
     marks = semicolons("points: mean over layers and seeds; lines: range; title: median", runs_and_time(table))
     figure = new_figure(9, 4.4, f"In ΔW's directions W is {times} as large as in random ones", f"{norms}\n{marks}")
     for i, (r, rows) in enumerate(ranks.items()):

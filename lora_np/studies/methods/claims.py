@@ -1,4 +1,4 @@
-"""The claims about LoRA's relatives and about prefixes and adapters: the lesson's table, and what each paper promises."""
+"""The claims about LoRA's variants, prefix tuning and adapters, from the lesson's table and from papers."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ FEWER = 10  # times: VeRA's promise
 
 
 def claims(tables: Mapping[str, Table]) -> list[Claim]:
-    """Return the claims that the comparisons of methods decide."""
+    """Return the claims that the comparisons of methods check."""
     compared, costs = tables["comparison"], tables["method_costs"]
     return [*lesson_claims(tables), forgetting(compared), *promises(compared, costs)]
 
 
 def lesson_claims(tables: Mapping[str, Table]) -> list[Claim]:
-    """Return one claim per method of the lesson's table, with both models' numbers as findings."""
+    """Return one claim per method of the lesson's table. The findings of a claim are the numbers of both models."""
     names, claimed = tables["comparison"].settings["labels"], []
     ours = {
         m: lesson_rows(tables[f"comparison{suffix}"], tables[f"method_costs{suffix}"]) for m, suffix in MODELS.items()
@@ -58,9 +58,9 @@ def lesson_claims(tables: Mapping[str, Table]) -> list[Claim]:
 
 
 def lesson_finding(row: Mapping[str, Any]) -> Finding:
-    """Return one quantity of the lesson's table as measured here."""
+    """Return our measured value of one quantity in the lesson's table."""
     model, quantity = row["model"].split("-")[0].lower(), row["quantity"]
-    sentence = f"{row['label']} on {row['model']}, {QUANTITIES[quantity][0]}: {row['here']}."
+    sentence = f"Measured for {row['label']} on {row['model']}: {QUANTITIES[quantity][0]} {row['here']}."
     return Finding(
         f"lesson.{model}.{row['method']}.{quantity}",
         row["ours"],
@@ -70,19 +70,19 @@ def lesson_finding(row: Mapping[str, Any]) -> Finding:
 
 
 def forgetting(compared: Table) -> Claim:
-    """Return the claim that LoRA forgets less, decided at the point where full fine-tuning has learned as much as LoRA."""
+    """Return the claim that LoRA forgets less, checked when full fine-tuning has learned as much as LoRA."""
     base, prose, paths = compared.settings["base_loss"], compared.settings["base_prose"], {}
     for method in ("full", "lora"):
         runs = compared.where(phase="seeds", method=method)
         paths[method] = base - curve(runs, "heldout"), curve(runs, "prose") - prose
     (learned, forgotten), (reached, lost) = paths["full"], (path[-1] for path in paths["lora"])
     alike = forgotten_when(learned, forgotten, reached)
-    lora = f"LoRA (r = {R}) on tiny learns {reached:.3f} nats per byte of code and forgets {lost:.3f} of prose."
-    full = f"Full fine-tuning learns {learned[-1]:.3f} and forgets {forgotten[-1]:.3f}."
+    lora = f"On tiny, LoRA (r = {R}) learns {reached:.3f} nats per byte of code and forgets {lost:.3f} of prose."
+    full = f"On tiny, full fine-tuning learns {learned[-1]:.3f} nats per byte of code and forgets {forgotten[-1]:.3f} of prose."
     if alike is None:
-        full += " It never learns as much as LoRA."
+        full += " Full fine-tuning never learns as much as LoRA."
     else:
-        full += f" When it has learned as much as LoRA, it has forgotten {alike:.3f}."
+        full += f" When full fine-tuning has learned as much as LoRA, it has forgotten {alike:.3f}."
     return Claim(
         "LoRA forgets less than full fine-tuning",
         "Biderman et al. 2024",
@@ -98,7 +98,7 @@ def forgetting(compared: Table) -> Claim:
 
 
 def at_a_smaller_rate(compared: Table) -> list[Finding]:
-    """Return what LoRA and full fine-tuning forget at the next smaller rate, or nothing if one has no smaller rate."""
+    """Return what LoRA and full fine-tuning forget at the next smaller learning rate, or [] if one of them has none."""
     found = []
     for method in ("lora", "full"):
         best, label = compared.where(phase="seeds", method=method)[0]["lr"], compared.settings["labels"][method]
@@ -109,15 +109,17 @@ def at_a_smaller_rate(compared: Table) -> list[Finding]:
         learned = {lr: compared.settings["base_loss"] - row["final"] for lr, row in swept.items()}
         lr = max(below)
         forgotten = swept[lr]["prose"][-1] - compared.settings["base_prose"]
-        less = f", {percent(1 - learned[lr] / learned[best])} less than at its best rate," if best in learned else ""
-        at = f"At {lr / best:g} of its best learning rate (one seed),"
-        sentence = f"{at} {label} learns {learned[lr]:.3f}{less} and forgets {forgotten:.3f}."
+        less = f" ({percent(1 - learned[lr] / learned[best])} less than at its best rate)" if best in learned else ""
+        at = f"On tiny, at {lr / best:g} times its best learning rate (one seed),"
+        sentence = (
+            f"{at} {label} learns {learned[lr]:.3f} nats per byte of code{less} and forgets {forgotten:.3f} of prose."
+        )
         found.append(Finding(f"methods.forgetting.{method}.smaller_rate", forgotten, sentence, "nats per byte"))
     return found
 
 
 def promises(compared: Table, costs: Table) -> list[Claim]:
-    """Return the claim of each paper about its own method, decided seed by seed against LoRA."""
+    """Return the claim of each paper about its own method, checked by a comparison with LoRA seed by seed."""
     runs = {method: compared.where(phase="seeds", method=method) for method in compared.settings["labels"]}
     lost = {
         method: paired_differences(rows, runs["lora"]) for method, rows in runs.items()
@@ -133,7 +135,7 @@ def promises(compared: Table, costs: Table) -> list[Claim]:
         return Claim(words, paper, agrees(*checks), number, check, (end,), f"{note} {end.sentence}".lstrip())
 
     better, earlier = max(lost["lora+"]) < 0, leads["lora+"] > 0
-    swept = f"The learning rates of A and B have the ratio 1 : {ratio:g}, and A's rate was swept."
+    swept = f"In LoRA+ the learning rate of B is {ratio:g} times the rate of A, and the best rate of A was searched."
     counted = f"VeRA trains {vera:,} numbers, {fewer:.1f} times fewer than LoRA ({lora:,})."
     fewer_at = "VeRA trains ten times fewer parameters at the same quality"
     return [
@@ -155,32 +157,32 @@ def promises(compared: Table, costs: Table) -> list[Claim]:
             "LoRA-FA saves activation memory without losing quality",
             "Zhang et al. 2023",
             *(peak < 1, min(lost["lora-fa"]) <= 0),
-            note=f"The peak memory of a step is {peak:.2f} of LoRA's.",
+            note=f"The peak memory of a LoRA-FA step is {peak:.2f} of LoRA's peak memory.",
             check=f"`test_lora_fa_keeps_n_r_numbers_in_place_of_n_in`; {STUDY}",
         ),
     ]
 
 
 def against_lora(compared: Table, method: str) -> Finding:
-    """Return the method's final loss, compared with LoRA's seed by seed at the end and at each evaluation."""
+    """Return the final loss of the method, compared with LoRA's loss seed by seed at the end and at each evaluation."""
     ours, lora = (compared.where(phase="seeds", method=name) for name in (method, "lora"))
     label, steps = compared.settings["labels"][method], ours[0]["steps"][-1]
     found = ", ".join(str(step) for step in ahead(compared, method))
     way = (
-        f"ahead of LoRA with every seed after {found} of {steps} steps"
+        f"has a lower loss than LoRA with every seed after {found} of {steps} steps"
         if found
-        else "never ahead of LoRA with every seed"
+        else "has at no evaluation a lower loss than LoRA with every seed"
     )
     sentence = (
-        f"{label} ends at a held-out loss of {mean(ours, 'final'):.3f} nats per byte, LoRA at {mean(lora, 'final'):.3f}: "
-        f"{verdict(ours, lora, more='worse', less='better')}. {label} is {way}."
+        f"On tiny, which learns Python code, {label} ends at a held-out loss of {mean(ours, 'final'):.3f} nats per byte, LoRA at "
+        f"{mean(lora, 'final'):.3f}: {label} is {verdict(ours, lora, more='worse', less='better')}. {label} {way}."
     )
     ends = [row["final"] for row in ours]
     return Finding(f"methods.{method}.loss", mean(ours, "final"), sentence, "nats per byte", (min(ends), max(ends)))
 
 
 def ahead(compared: Table, method: str) -> list[int]:
-    """Return the steps after which the held-out loss was below LoRA's with every seed."""
+    """Return the numbers of steps after which the method's held-out loss was below LoRA's with every seed."""
     ours, lora = (compared.where(phase="seeds", method=name) for name in (method, "lora"))
     found = []
     for i, step in enumerate(ours[0]["steps"]):
@@ -191,5 +193,5 @@ def ahead(compared: Table, method: str) -> list[int]:
 
 
 def curve(runs: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
-    """Return the mean over the seeds at each evaluation."""
+    """Return the mean of column `key` over the seeds, at each evaluation."""
     return np.mean([row[key] for row in runs], axis=0)

@@ -1,4 +1,4 @@
-"""The methods compared: how much each learns of new text, how much it forgets of the old text, and how much it trains.
+"""Compare the methods: how much each method learns of new text, forgets of old text, and trains.
 
 "tiny", which knows English prose, learns Python code, as in convergence/study.py. Each method has its own best learning
 rate, which is chosen on other held-out code. Each evaluation measures the loss on held-out code and on held-out prose.
@@ -32,7 +32,7 @@ RATES: dict[str, Sequence[float]] = {name: (lr, 2 * lr, 4 * lr) for name, lr in 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: all settings that determine its result, except the base and the text."""
+    """The settings of one training run. With the base and the text, these settings determine the result of the run."""
 
     method: str  # a name in METHODS
     lr: float
@@ -54,7 +54,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Setting:
-    """How much of the study to run: all of it, or the quick form."""
+    """How much of the study to run: the full study or the quick study."""
 
     rates: Mapping[str, Sequence[float]] = field(default_factory=lambda: RATES)
     bracket: bool = True  # extend a sweep if its best rate is the first or the last one
@@ -81,7 +81,7 @@ def prose_batches() -> list[Batch]:
 
 
 def fine_tune(run: Run) -> tuple[Trainable, Optimizer, History]:
-    """Train with the settings of `run` on the standard task, and evaluate both texts."""
+    """Train with the settings of `run` on the standard task, and evaluate on code and on prose."""
     model, optimizer = run.model(), METHODS[run.method].optimizer(run.lr)
     batches = data.Batches(data.corpus("code", "train"), run.batch_size, run.seq_len, run.seed)
     heldout = {"heldout": heldout_batches(), "prose": prose_batches()}
@@ -92,9 +92,9 @@ def fine_tune(run: Run) -> tuple[Trainable, Optimizer, History]:
 def measure(run: Run) -> dict[str, Any]:
     """Train once. The row has the losses on held-out code ("heldout") and prose in nats per byte, over steps and seconds.
 
-    `final` is the last loss on code. `validation` is the loss on the code that chooses the learning rate. Both are None
-    if the run diverged. `trained` returns the columns trainable and share; `state_bytes` returns the column of its
-    name.
+    `final` is the last loss on code. `validation` is the loss on the other held-out code, by which the learning rate is
+    chosen. Both are None if the run diverged. The function `trained` returns the columns trainable and share; the
+    function `state_bytes` returns the column state_bytes.
     """
     columns = ("heldout", "prose", "seconds")
     try:
@@ -109,8 +109,8 @@ def measure(run: Run) -> dict[str, Any]:
 def lora_by_rank(compared: Table, ranks: Table) -> Table | None:
     """Return LoRA's runs in all linear layers at every rank of the table `convergence`.
 
-    The columns are r, seed, trainable and recovered. Returns None if the two tables were not trained
-    in the same way: if full fine-tuning, or LoRA with the rank that both tables have, ended at another loss.
+    The columns are r, seed, trainable and recovered. Returns None if the runs of the two tables were not trained in the
+    same way. The check compares the final losses of full fine-tuning, and of LoRA with the rank that both tables have.
     """
     runs = ranks.where(phase="seeds", method="lora", target_modules="all-linear")
     alike = {"full": ranks.where(phase="seeds", method="full"), "lora": [row for row in runs if row["r"] == R]}
@@ -125,7 +125,7 @@ def lora_by_rank(compared: Table, ranks: Table) -> Table | None:
 
 
 def trained(model: Trainable) -> dict[str, Any]:
-    """Return {trainable, share}: the number of trained parameters, also as a share of the base's parameters."""
+    """Return {trainable, share}: the number of trained parameters, and this number divided by the base's parameters."""
     added = {id(p) for p in model.adapter_parameters()} if hasattr(model, "adapter_parameters") else ()
     parameters = [p for _, p in model.named_parameters()]
     size = sum(p.value.size for p in parameters if p.trainable)
@@ -143,13 +143,13 @@ def state_bytes(model: Trainable, optimizer: Optimizer, batch: Batch) -> int:
 
 
 def comparison(setting: Setting = FULL, workers: int = 2, folder: str | Path | None = None) -> Table:
-    """Sweep each method's learning rate with the first seed, then run its best rate with the other seeds.
+    """Try several learning rates for each method with the first seed. Then run the best rate with the other seeds.
 
-    The rows are those of `measure` with a phase: "sweep" (first seed, every rate) or "seeds" (best rate, every seed).
-    Rows of "seeds" also have `recovered`, the share of full fine-tuning's gain, and `forgotten`, the loss on prose
-    above the base's in nats per byte. The settings have base_loss, base_validation and base_prose (losses of the
-    untrained base), the methods' labels, and the number of runs. `folder` keeps each finished run, so that a stopped
-    study can be resumed.
+    A row is a row of `measure` with the column phase: "sweep" (first seed, every rate) or "seeds" (best rate, every
+    seed). The rows of the phase "seeds" also have `recovered`, the share of full fine-tuning's gain, and `forgotten`,
+    the loss on prose minus the base's loss on prose (in nats per byte). The settings have base_loss, base_validation
+    and base_prose (losses of the untrained base), the methods' labels, and the number of runs. `folder` keeps each
+    finished run, so that a stopped study can be resumed.
     """
     given = hashlib.sha256(shared(setting.base).encode())  # a digest of the data that all runs share
     for tokens, _ in prose_batches():
@@ -166,7 +166,7 @@ def comparison(setting: Setting = FULL, workers: int = 2, folder: str | Path | N
 
 
 def with_gains(rates: Sequence[Row], seeds: Sequence[Row], base_loss: float, base_prose: float) -> list[Row]:
-    """Return the rows of a comparison: the sweep's rows, and the seeds' rows with `recovered` and `forgotten`."""
+    """Return the rows of both phases; the rows of the phase "seeds" also have `recovered` and `forgotten`."""
     rows = [row | {"phase": "sweep"} for row in rates]
     for row, share in zip(seeds, recovered(seeds, base_loss), strict=True):
         prose = row["prose"][-1] if isinstance(row["prose"], list) else row["prose"]  # a curve, or its last value

@@ -33,10 +33,11 @@ def quality_against_parameters(table: Table, ranks: Table | None = None) -> Figu
     Parameters
     ----------
     table : Table
-        A table of the study comparison or comparison_smollm2: rows {method, seed, trainable, recovered}; settings {labels} and
-        optionally {runs}. Rows with the phase "sweep" are left out.
+        A table of the study comparison or comparison_smollm2 with the columns method, seed, trainable and recovered.
+        The table has the setting labels, and optionally the setting runs. Rows with the phase "sweep" are left out.
     ranks : Table, optional
-        LoRA at several ranks, drawn as a line: rows {r, seed, trainable, recovered}; settings {r}, the rank of the method "lora".
+        LoRA at several ranks, drawn as a line, with the columns r, seed, trainable and recovered. The setting r is the
+        rank of the method "lora" in `table`.
 
     Returns
     -------
@@ -81,7 +82,7 @@ def quality_against_parameters(table: Table, ranks: Table | None = None) -> Figu
 
 
 def _apart(ax: Axes, counts: dict[str, int], gap: float = 10) -> dict[str, float]:
-    """Return x of each method's marker: its count, moved so that markers are `gap` typographic points apart."""
+    """Return the x of each method's marker: the number of parameters, moved so that markers are `gap` points apart."""
     names = sorted(counts, key=lambda m: counts[m])
     if "lora" in names:
         names.remove("lora")
@@ -107,7 +108,7 @@ def _rank_line(ax: Axes, ranks: Table) -> None:
 
 
 def _label_points(ax: Axes, points: dict[str, tuple[float, float]], labels: dict[str, str]) -> None:
-    """Write the labels in a column at the right, each near its point's height and joined to the point by a dotted line."""
+    """Write the labels in a column at the right, and join each label to its point by a dotted line."""
     scale = 72 / ax.figure.dpi
     at = {method: ax.transData.transform(point) * scale for method, point in points.items()}
     (_, floor), (right, ceiling) = ax.get_window_extent().get_points() * scale
@@ -138,8 +139,8 @@ def methods_learned_and_forgotten(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study comparison: rows {method, seed, steps, heldout, prose}; settings {base_loss, base_prose, labels}. Rows
-        with the phase "sweep" are left out.
+        A table of the study comparison with the columns method, seed, steps, heldout and prose. The table has the
+        settings base_loss, base_prose and labels. Rows with the phase "sweep" are left out.
 
     Returns
     -------
@@ -186,18 +187,18 @@ def methods_learned_and_forgotten(table: Table) -> Figure:
 
 
 def _forgetting(paths: dict[str, np.ndarray]) -> str:
-    """Return the title: what full fine-tuning had forgotten when it had learned as much as LoRA."""
+    """Return the title: how much LoRA and full fine-tuning have forgotten after the same learning."""
     if not {"full", "lora"} <= paths.keys():
         return "How much each method learns of the new text and forgets of the old text"
     (learned, forgotten), (reached, lost) = paths["full"].mean(axis=0).T, paths["lora"].mean(axis=0)[-1]
     alike = forgotten_when(learned, forgotten, reached)
     if alike is None:
         return f"LoRA learns {reached:.3f} and forgets {lost:.3f}; full fine-tuning {learned[-1]:.3f} and {forgotten[-1]:.3f}"
-    return f"After the same learning, LoRA has forgotten {lost:.3f}, full fine-tuning {alike:.3f}"
+    return f"After equal learning, LoRA has forgotten {lost:.3f}, full fine-tuning {alike:.3f}"
 
 
 def _path(table: Table, rows: list[dict[str, Any]]) -> np.ndarray:
-    """Return what was learned and forgotten compared with the base, shape (seeds, evaluations, 2)."""
+    """Return the losses learned and forgotten, both compared with the base, as an array (seeds, evaluations, 2)."""
     learned = table.settings["base_loss"] - np.array([row["heldout"] for row in rows])
     return np.stack([learned, np.array([row["prose"] for row in rows]) - table.settings["base_prose"]], axis=-1)
 
@@ -211,7 +212,7 @@ def _by_method(table: Table) -> Runs:
 
 
 def _title(runs: Runs, labels: dict[str, str]) -> str:
-    """Return the title: the methods that are level with the best one, and the share of the gain that they recover."""
+    """Return the title: the methods that are not clearly worse than the best method, and the gain that they recover."""
     shares = {m: [row["recovered"] for row in rows] for m, rows in runs.items() if m != "full"}
     means = {m: float(np.mean(each)) for m, each in shares.items()}
     first = max(means, key=means.__getitem__)
@@ -230,7 +231,7 @@ def _title(runs: Runs, labels: dict[str, str]) -> str:
 
 
 def _subtitle(table: Table, runs: Runs) -> str:
-    """Return the subtitle: seeds, rates, the number of runs and their time."""
+    """Return the subtitle: the learning rates, the number of seeds, the number of runs and their time."""
     seeds = len(next(iter(runs.values())))
     rates = f"each method at its own best learning rate; mean and range of {seeds} seeds" if seeds > 1 else "one seed"
     return semicolons(rates, runs_and_time(table))

@@ -1,8 +1,8 @@
 """The methods on a real language model: SmolLM2-135M learns a voice by each method.
 
 The runs of full fine-tuning and LoRA are read from the table `finetuning`. The other methods are trained here on the
-same records, with the same steps and schedule, each at its own best learning rate of a sweep by factors of three. Other
-methods of METHODS can be added to `Setting.rates`, for example {"pissa": (1e-3, 3e-3, 1e-2)}.
+same conversations, with the same steps and schedule. Each method has its own best learning rate, from a sweep in
+factors of three. Other methods of METHODS can be added to `Setting.rates`, for example {"pissa": (1e-3, 3e-3, 1e-2)}.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KEPT = ("method", "lr", "seed", "steps", "heldout", "final", "validation", "pros
 
 @dataclass(frozen=True)
 class MethodFineTuning(FineTuning):
-    """One run with a method of METHODS."""
+    """The settings of one run with a method of METHODS."""
 
     how: str = field(init=False)  # the method's settings in METHODS
 

@@ -28,11 +28,11 @@ Spot = tuple[float, float]
 
 @dataclass(frozen=True)
 class Drawing:
-    """The words and the parts of one method's drawing.
+    """The words in the drawing of one method, and the parts of the block that the method changes.
 
-    `linears` is the kind of each linear layer: "trained", "lora", "dora", "vera" or "frozen". `four_bits`: the base is
-    quantised. `prefix`: trained keys and values enter the attention. `bottlenecks` is the number of sublayers that end
-    in an adapter (1: the MLP).
+    `linears` is the kind of each linear layer: "trained", "lora", "dora", "vera" or "frozen". If `four_bits` is true,
+    the base is quantised. If `prefix` is true, trained keys and values enter the attention. `bottlenecks` is the number
+    of sublayers that end in an adapter (1: only the MLP).
     """
 
     title: str
@@ -87,7 +87,7 @@ def method_diagrams(methods: Sequence[str] = tuple(DRAWINGS)) -> Figure:
     2
     """
     high, rows = HIGH + HEAD, -(-len(methods) // 4)
-    subtitle = "grey: frozen; colour: trained. The input x runs upward; attention and MLP each add to it"
+    subtitle = "grey: frozen; colour: trained; the input x flows upward; attention and MLP each add to x"
     figure = new_figure(9, rows * high + 1.05, "Where each method changes a Transformer block", subtitle)
     for i, method in enumerate(methods):
         row, column = divmod(i, 4)
@@ -133,8 +133,8 @@ def _draw(figure: Figure, method: str, left: float, bottom: float, size: float =
     ax = blank(axes_at(figure, left, bottom, size * WIDE, size * (HIGH + HEAD), **limits))
     what, colour = DRAWINGS[method], COLOURS[method]
     ax.text(WIDE / 2, HIGH + 0.66, what.title, fontweight="bold", fontsize=11, color=for_text(colour), **CENTRE)
-    ax.text(WIDE / 2, HIGH + 0.36, what.formula, fontsize=11.5, **CENTRE)
-    ax.text(WIDE / 2, HIGH + 0.08, what.trained, fontsize=8.5, color=FAINT_INK, **CENTRE)
+    ax.text(WIDE / 2, HIGH + 0.36, what.formula, fontsize=13, **CENTRE)
+    ax.text(WIDE / 2, HIGH + 0.08, what.trained, fontsize=9.5, color=FAINT_INK, **CENTRE)
 
     _arrow(ax, (STREAM, 0.02), (STREAM, HIGH - 0.1))
     ax.text(STREAM - 0.17, 0.08, "$x$", fontsize=13, **CENTRE)
@@ -146,18 +146,18 @@ def _draw(figure: Figure, method: str, left: float, bottom: float, size: float =
 
 
 def _sublayer(ax: Axes, low: float, method: str, ins: dict[str, float], middle: str, out: str, adapter: bool) -> None:
-    """Draw a sublayer: norm, input layers, the part without weights, output layer, and the ⊕ that adds it to the stream."""
+    """Draw a sublayer: norm, input layers, the part without weights, output layer, and the ⊕ that adds the output."""
     what, colour, places = DRAWINGS[method], COLOURS[method], list(ins.values())
     norm, linear, mix, last, plus = low + 0.17, low + 0.5, low + 0.95, low + 1.29, low + 1.98
     ax.add_patch(Circle((STREAM, low), 0.03, fc=INK, ec="none", zorder=3))
     _arrow(ax, (STREAM, low), (BRANCH, low), (BRANCH, norm - 0.08))
-    _box(ax, (BRANCH, norm), "norm", 0.7, 0.15, colour if what.linears == "trained" else None, fontsize=8.5)
+    _box(ax, (BRANCH, norm), "norm", 0.7, 0.15, colour if what.linears == "trained" else None, fontsize=9.5)
     for name, x in ins.items():
         _linear(ax, (x, linear), name, 0.34 if len(ins) == 3 else 0.48, what, colour)
         _arrow(ax, (x, norm + 0.08), (x, linear - 0.13), head=False)
         _arrow(ax, (x, linear + 0.11), (x, mix - 0.11), head=False)
     ax.plot([places[0], places[-1]], [norm + 0.08] * 2, color=INK, lw=0.9, zorder=1)
-    _box(ax, (BRANCH, mix), middle, 1.46, 0.2, None, fc=PAPER, fontsize=8.5)
+    _box(ax, (BRANCH, mix), middle, 1.46, 0.2, None, fc=PAPER, fontsize=9.5)
     _arrow(ax, (BRANCH, mix + 0.1), (BRANCH, last - 0.12), head=False)
     _linear(ax, (BRANCH, last), out, 0.5, what, colour)
     if adapter:
@@ -168,7 +168,7 @@ def _sublayer(ax: Axes, low: float, method: str, ins: dict[str, float], middle: 
 
 
 def _linear(ax: Axes, middle: Spot, name: str, wide: float, what: Drawing, colour: str) -> None:
-    """Draw a linear layer; LoRA and its variants have a bypass beside it, which narrows and widens."""
+    """Draw a linear layer. For LoRA and its variants also draw a bypass that narrows and widens beside the layer."""
     x, y = middle
     _box(ax, middle, name, wide, 0.22, colour if what.linears == "trained" else None, hatch=what.four_bits)
     if what.linears not in ("lora", "dora", "vera"):
@@ -184,14 +184,17 @@ def _linear(ax: Axes, middle: Spot, name: str, wide: float, what: Drawing, colou
 
 
 def _bottleneck(ax: Axes, middle: Spot, colour: str) -> None:
-    """Draw an adapter in the path itself: down to m numbers, σ, up again, and a skip connection around it."""
+    """Draw an adapter in the path of a sublayer: a projection down, a projection up, and a skip connection."""
     x, y = middle
     _funnels(ax, middle, (0.02, 0.15), (0.08, 0.26), colour, for_text(colour))
     ax.plot([x, x + 0.4, x + 0.4, x], [y - 0.2, y - 0.2, y + 0.2, y + 0.2], color=INK, lw=0.9, zorder=2)
 
 
 def _funnels(ax: Axes, middle: Spot, reach: Spot, wide: Spot, fill: str, edge: str) -> None:
-    """Draw a trapezoid below `middle` and one above. At the distance reach[i] from `middle` its width is 2·wide[i]."""
+    """Draw a trapezoid below `middle` and one above.
+
+    At the distance reach[i] from `middle` the width of a trapezoid is 2·wide[i].
+    """
     x, y = middle
     for side in (-1, 1):
         (near, far), (waist, mouth) = (y + side * reach[0], y + side * reach[1]), wide
@@ -218,11 +221,11 @@ def _box(
         for i in range(1, 8):
             ax.plot([x - wide / 2 + i * wide / 8] * 2, [y - high / 2, y + high / 2], color=FROZEN, lw=0.7, zorder=2)
         look["bbox"] = {"boxstyle": "square,pad=0.1", "fc": GREY_WASH, "ec": "none"}
-    ax.text(x, y, name, zorder=3, **CENTRE, **{"fontsize": 8.5} | look)
+    ax.text(x, y, name, zorder=3, **CENTRE, **{"fontsize": 9.5} | look)
 
 
 def _arrow(ax: Axes, *stops: Spot, head: bool = True) -> None:
-    """Draw a line through `stops` with a head at the last one."""
+    """Draw a line through `stops` with an arrowhead at the last stop."""
     ax.plot(*zip(*stops, strict=True), color=INK, lw=0.9, solid_joinstyle="round", zorder=1)
     if head:
         style = "-|>,head_length=0.3,head_width=0.15"

@@ -1,7 +1,7 @@
-"""The table of the lesson beside our numbers: each entry becomes an interval, and a verdict says if ours is inside.
+"""Compare the lesson's table with our numbers: each entry is an interval, and a verdict says if our number is inside.
 
-"The lesson" is a table that many LoRA tutorials print (`LESSON`). `RULE` explains in words when our number agrees. If
-we set a quantity to the lesson's value (`CHOSEN`), the verdict is "chosen so".
+"The lesson" is a table that many LoRA tutorials print (`LESSON`). `RULE` explains in words when our number agrees with
+the lesson. If we set a quantity to the lesson's value (`CHOSEN`), the verdict is "chosen so".
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ the table's value before we measured anything."""
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of the lesson's table: its words, and the interval that they mean."""
+    """One entry of the lesson's table: the words of the entry, and the interval that these words mean."""
 
     words: str
     low: float
     high: float
 
     def verdict(self, ours: float) -> str:
-        """Return "agrees", "less" or "more"."""
+        """Return "agrees" if our number is in the interval, else "less" or "more"."""
         return "less" if ours < self.low else "more" if ours > self.high else "agrees"
 
 
 def about(share: float) -> Entry:
-    """Return the entry of a share of parameters: from half of it to twice as much."""
+    """Return the entry for a share of parameters; the interval is from half of `share` to twice `share`."""
     return Entry(f"~{100 * share:g} %", share / FACTOR, share * FACTOR)
 
 
 def quality(share: float) -> Entry:
-    """Return the entry of a share of full fine-tuning's quality: ± 2 points."""
+    """Return the entry for a share of full fine-tuning's quality; the interval is `share` ± 2 percentage points."""
     return Entry(f"~{100 * share:g} %", share - POINTS, share + POINTS)
 
 
@@ -67,9 +67,10 @@ def lesson_rows(compared: Table, costs: Table | None = None) -> list[dict[str, A
     """Compare each entry of the lesson's table with our number from a `comparison` or a `comparison_smollm2`.
 
     The rows have method, label, quantity, lesson, ours, here and verdict. Quality is the mean share of full
-    fine-tuning's gain. Latency is the time per token divided by the base's, from a table of `method_costs` with the
-    same base. It is the merged model's latency if the lesson says "merged". A quantity that was not measured has no
-    row. `here` is our number in words. The verdict is "agrees", "less", "more" or "chosen so".
+    fine-tuning's gain. Latency is the time per token divided by the base's time per token, from a table of
+    `method_costs` with the same base. If the lesson says "merged", the latency is the latency of the merged model. A
+    quantity that was not measured has no row. `here` is our number in words. The verdict is "agrees", "less", "more" or
+    "chosen so".
     """
     rows, labels = [], (costs.settings.get("labels", {}) if costs else {}) | compared.settings["labels"]
     for method, lesson in LESSON.items():
@@ -89,9 +90,9 @@ def summary(compared: Table, costs: Table | None = None) -> list[dict[str, Any]]
     """Summarise a `comparison`: one row per method, with means over the seeds.
 
     The rows have method, label, lr, lr_of_B, trainable, share, state_bytes, recovered, least, most and forgotten. `lr`
-    is the best learning rate, and `lr_of_B` is B's rate, which differs in LoRA+. `recovered` is the mean over the
-    seeds, and `least` and `most` are its range. A table of `method_costs` adds step_ratio, peak_bytes, prompt_ratio,
-    token_ratio and the merged ratios.
+    is the best learning rate; `lr_of_B` is the learning rate of B, which differs from `lr` in LoRA+. `recovered` is the
+    mean over the seeds; `least` and `most` are the lowest and the highest value of a seed. A table of `method_costs`
+    adds step_ratio, peak_bytes, prompt_ratio, token_ratio and the merged ratios.
     """
     rows = []
     for method, label in compared.settings["labels"].items():
@@ -111,12 +112,12 @@ def ratio_of_B(run: Mapping[str, Any]) -> float:
 
 
 def times(ratio: float | None) -> str:
-    """Write a ratio: 1.234 → '1.23×'; '–' if it was not measured."""
+    """Return a ratio as text: '1.23×' for 1.234, and '–' for None, a ratio that was not measured."""
     return "–" if ratio is None else f"{ratio:.2f}×"
 
 
 def best_rate(row: Mapping[str, Any]) -> str:
-    """Write the best learning rate, or A's and B's rates if they differ."""
+    """Return the best learning rate as text, or the learning rates of A and B if they differ."""
     if row["lr_of_B"] == row["lr"]:
         return f"{row['lr']:.2g}"
     return f"A {row['lr']:.2g}, B {row['lr_of_B']:.2g}"
@@ -154,7 +155,7 @@ def costs_markdown(compared: Table, costs: Table) -> str:
 
 
 def results_markdown(compared: Table) -> str:
-    """Return a Markdown table of each method's best learning rate, its gain and what it forgot."""
+    """Return a Markdown table of each method's best learning rate, gain and forgetting."""
     return _methods_markdown(summary(compared), RESULTS)
 
 

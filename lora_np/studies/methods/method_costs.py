@@ -1,10 +1,10 @@
-"""What does each method cost? Time and memory of a training step, and the time of an answer compared with the base's.
+"""What does each method cost? The study measures the time and memory of a training step, and the time of an answer.
 
 Run it with one BLAS thread: OPENBLAS_NUM_THREADS=1 python -m lora_np.studies.methods.method_costs figures/data
 
 All times are CPU seconds of the thread that computes. The wall clock would also count the time in which the system runs
-other processes. This time affects long tokens more than short ones, so on a busy machine it changes even the ratios of
-medians.
+other processes. Other processes delay slow tokens more than fast tokens, so on a busy machine the wall clock changes
+even the ratios of medians.
 """
 
 from __future__ import annotations
@@ -55,14 +55,15 @@ def method_costs(
     The columns are method, step_seconds, step_ratio, peak_bytes, state_bytes, prompt_ratio, token_ratio,
     merged_prompt_ratio and merged_token_ratio. `step_ratio` compares a step with full fine-tuning's step of the same
     round. The other ratios compare an answer with the base's answers of the same round. The base exists in several
-    `copies`, and the divisor is their median: an error in the time of a single base would change all ratios in the same
-    direction. Each ratio is the median over the rounds. The base's copies and the merged models are built in the same
-    way (`plain`). The setting `base_ratios` has the ratios of the copies, which show the error of the measurement. A
-    model that cannot be merged has None in the merged columns. A quantised base is dequantised before the merge.
+    `copies`, and the divisor of a ratio is the median time of the copies. An error in the time of a single base would
+    change all ratios in the same direction. Each ratio is the median over the rounds. The base's copies and the merged
+    models are built in the same way (`plain`). The setting `base_ratios` has the ratios of the copies of the base. The
+    spread of these ratios shows the error of the measurement. A model that cannot be merged has None in the merged
+    columns. A quantised base is dequantised before the merge.
 
-    `peak_bytes` is the most memory that tracemalloc sees in a step, with the adapter and without the base's weights.
-    `state_bytes` comes from the function in comparison.py. All measurements use one BLAS thread, and each round has a
-    new random order. With `steps` = 0 only the answers are timed.
+    `peak_bytes` is the peak memory of a step by tracemalloc; it counts the adapter but not the weights of the base.
+    `state_bytes` is computed by the function `state_bytes` of comparison.py. All measurements use one BLAS thread, and
+    each round has a new random order. With `steps` = 0 only the answers are timed.
     """
     started = time.perf_counter()
     rng = np.random.default_rng(seed)
@@ -133,7 +134,7 @@ def answer_seconds(model: Transformer | PeftModel, prompt: list[int], new_tokens
 
 
 def plain(model: Transformer | PeftModel) -> Transformer:
-    """Return a frozen Transformer with newly allocated weights; an adapter is merged into them.
+    """Return a frozen Transformer with newly allocated weights, into which the adapter (if any) is merged.
 
     The base and the merged models are built in this same way, so that only the values of their weights differ.
     """
@@ -146,7 +147,10 @@ def plain(model: Transformer | PeftModel) -> Transformer:
 
 
 def main(folder: str) -> None:
-    """Make the table of "tiny", then that of SmolLM2-135M if its files are here, and save each when it is complete."""
+    """Make the table of "tiny", and the table of SmolLM2-135M if its files are present.
+
+    Save each table when it is complete.
+    """
     print(method_costs().save(Path(folder) / "method_costs.json"))
     try:
         fetched(SMOLLM2["base"])

@@ -1,8 +1,8 @@
 """The settings of the compared methods. Tables and pictures use the same names.
 
-All methods with a ΔW have LoRA's rank and layers, so that they differ in one thing only. The width m of an adapter is
-chosen so that Houlsby's two adapters per block train about 3 % of the parameters, the share of the lesson. Pfeiffer's
-adapter has the same m.
+All methods with a ΔW have the rank and the layers of LoRA, so that only the method differs. Houlsby's two adapters per
+block have the width m at which they train about 3 % of the parameters, as in the lesson. Pfeiffer's adapter has the
+same m.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Method:
     lr_ratio: Mapping[str, float] = field(default_factory=dict)
 
     def model(self, base: Transformer, seed: int) -> Transformer | PeftModel:
-        """Modify `base` for training and return it: all of it trainable, or frozen with a new adapter."""
+        """Modify `base` for training and return it, with all weights trainable, or frozen and with a new adapter."""
         if self.config is None:
             return base
         if self.quant_type:
@@ -48,7 +48,10 @@ class Method:
         return AdamW(lr=lr, weight_decay=0.0, lr_ratio=self.lr_ratio)
 
     def how(self) -> str:
-        """Return the settings that differ from their defaults as one line of JSON. It identifies finished runs."""
+        """Return the settings that differ from their defaults as one line of JSON.
+
+        This line identifies a finished run.
+        """
         chosen = {"quant_type": self.quant_type, "lr_ratio": dict(self.lr_ratio)}
         if self.config is not None:
             given = {f.name: getattr(self.config, f.name) for f in fields(self.config)}
@@ -64,7 +67,7 @@ def lora(alpha_over_r: float, **options: Any) -> LoraConfig:
 
 
 def methods(alpha_over_r: float = 8) -> dict[str, Method]:
-    """Return the methods by name: full fine-tuning, LoRA and its variants, then the methods without a ΔW."""
+    """Return the methods by name: first full fine-tuning, LoRA and LoRA's variants, then the methods without a ΔW."""
     s = alpha_over_r
     return {
         "full": Method("full fine-tuning"),
@@ -89,7 +92,7 @@ METHODS = methods()
 
 
 def bottleneck_size(base: Transformer, share: float = HOULSBY_SHARE) -> int:
-    """Return the m for which two adapters per block (2md + d + m numbers each) train about `share` of the base."""
+    """Return the width m at which two adapters per block (each 2md + d + m numbers) train about `share` of the base."""
     wanted, d = share * sum(p.value.size for _, p in base.named_parameters()), base.config.hidden_size
     places = 2 * base.config.num_hidden_layers
     return min(range(1, d + 1), key=lambda m: abs(places * houlsby_parameters(d, m) - wanted))

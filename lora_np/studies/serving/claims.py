@@ -15,7 +15,7 @@ NO_COST, ALIKE, RIGHT = 1.05, 1.1, 0.01  # limits of the verdicts: two ratios of
 
 
 def claims(tables: Mapping[str, Table]) -> list[Claim]:
-    """Return the claims that the studies of merging and serving decide."""
+    """Return the claims that the studies of merging and serving check."""
     return [
         costs_nothing(tables["merge_latency"]),
         recovers(tables["merge_drift"]),
@@ -26,12 +26,12 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
 
 
 def costs_nothing(latency: Table) -> Claim:
-    """Return the claim that a merged model computes the same as the adapter at the base's cost."""
+    """Return the claim that a merged model computes the same as the adapter and costs as much as the base."""
     found = [
         Finding(
             f"merge.{state}.{row['model'].split('-')[0]}.token",
             row["token_ratio"],
-            f"With the adapter {state}, a token on {model_name(row['model'])} takes {row['token_ratio']:.2f}× the base's time.",
+            f"On {model_name(row['model'])}, a token with the adapter {state} takes {row['token_ratio']:.2f}× the base's time.",
             "× the base's time",
             form=".2f",
         )
@@ -40,32 +40,33 @@ def costs_nothing(latency: Table) -> Claim:
     ]
     merged = [f for f in found if ".merged." in f.name]
     return Claim(
-        "A merged model computes the same at the base's cost",
+        "A merged model computes the same as the adapter, at the base's cost",
         "Hu et al. 2021, §4.1",
         agrees(*(f.value <= NO_COST for f in merged)),
         f"{' and '.join(f'{f.number}×' for f in merged)} the base's time per token",
         "`test_merged_equals_unmerged_to_1e_5_in_float32`, `lora_np/studies/timing/latency.py`",
         tuple(found),
-        "The logits agree to 1e-5 of the largest logit in float32, and the merged model is a plain Transformer. "
-        + " ".join(f.sentence for f in found),
+        "In float32, the logits before and after the merge agree to 1e-5 of the largest logit. The merged model is a plain "
+        "Transformer. " + " ".join(f.sentence for f in found),
     )
 
 
 def recovers(drift: Table) -> Claim:
-    """Return the claim that subtracting BA recovers W, decided after the largest number of merges."""
+    """Return the claim that subtracting BA recovers W, checked after the largest number of merges in the table."""
     n, of, errors = drift.rows[0]["cycles"][-1], drift.settings["of"], {}
     for dtype in ROUNDING:
         errors[dtype] = [drift.where(dtype=dtype, adapters=which)[0]["errors"][-1] for which in (SAME, OTHERS)]
-    listed = "; ".join(f"{dtype} {one:.0e} and {turns:.0e}" for dtype, (one, turns) in errors.items())
+    listed = "; ".join(f"{one:.0e} and {turns:.0e} in {dtype}" for dtype, (one, turns) in errors.items())
     return Claim(
         "Subtracting BA again recovers W",
         "Hu et al. 2021, §4.1",
         agrees(*(error <= ROUNDING[dtype] for dtype, each in errors.items() for error in each)),
         f"bfloat16, {n:,} merges: error {errors['bfloat16'][0]:.0e} to {errors['bfloat16'][1]:.0e} of ‖W‖",
         "`drift` in " + STUDY.format("merging"),
-        note="W is recovered up to rounding. One adapter leaves the rounding error of one merge; the errors add up if different "
-        f"adapters are merged in turns. After {n:,} merges and unmerges, with one adapter and with {of} in turns, the error as a "
-        f"share of ‖W‖ is: {listed}.",
+        note="Subtracting BA recovers W up to rounding. If one adapter is merged many times, the rounding error of "
+        "one merge remains. "
+        f"If different adapters are merged in turns, the errors add up. After {n:,} merges and unmerges of a matrix of tiny, with "
+        f"one adapter and with {of} adapters in turns, the error as a share of ‖W‖ is {listed}.",
     )
 
 
@@ -80,8 +81,10 @@ def linear_is_no_sum(joined: Table) -> Claim:
         agrees(linear["error"] <= RIGHT),
         f"error of ΔW: {linear['error']:.0%} of the sum's norm".replace("%", " %"),
         f"`tests/peft/test_merging.py`, and PEFT in `tests/oracles/test_merging_oracles.py`; {STUDY.format('merging')}",
-        note=f"The error of `cat` is at most {rounding:.0e}. The held-out losses on both domains together are {loss['linear']:.2f} "
-        f"nats per byte with `linear` at its best scale, and {loss['cat']:.2f} with `cat`.",
+        note=f"With `cat`, the error of ΔW is at most {rounding:.0e} of the sum's norm. On tiny, the sum of the "
+        "held-out losses on code "
+        f"and on the voice is {loss['linear']:.2f} nats per byte with `linear`, and {loss['cat']:.2f} with `cat`, each at its best "
+        "scale.",
     )
 
 
@@ -91,11 +94,14 @@ def mixed_batch(step: Table) -> Claim:
     for model in dict.fromkeys(row["model"] for row in step.rows):
         row = {row["competitor"]: row for row in step.where(model=model)}
         ours, theirs, label = row["ours, each"], row.get("PEFT, each"), model_name(model)
-        sentence = f"On {label} a decode step takes {ours['to_one']:.2f}× as long if each row has its own adapter."
+        sentence = f"On {label}, a decode step of {step.settings['rows']} rows with one adapter per row takes "
+        sentence += f"{ours['to_one']:.2f}× the time of a step with one adapter for all rows."
         found.append(Finding(f"serving.{model.split('-')[0]}.each", ours["to_one"], sentence, "×", form=".2f"))
         if theirs:
             notes.append(
-                f"In PEFT it takes {theirs['to_one']:.1f}× as long on {label}, which is {theirs['to_ours']:.1f}× the time here."
+                f"In PEFT on {label}, a step with one adapter per row takes {theirs['to_one']:.1f}× the time of "
+                "PEFT's step with one "
+                f"adapter, and {theirs['to_ours']:.1f}× the time of the same step here."
             )
     return Claim(
         "A batch costs the same whether its rows share an adapter or not",
@@ -109,12 +115,13 @@ def mixed_batch(step: Table) -> Claim:
 
 
 def thousands(table: Table) -> Claim:
-    """Return the claim about thousands of adapters, decided by the largest number that was measured."""
+    """Return the claim about thousands of adapters, checked with the largest number of adapters that was measured."""
     many = table.where(adapters=max(row["adapters"] for row in table.rows))
     row = next(row for row in many if row["workload"] == "distinct")
     n, r, peft = row["adapters"], table.settings["r"], [each["peft_ratio"] for each in many if each.get("peft_ratio")]
     ours, merged = f"{row['bytes'] / 1e6:.0f} MB", f"{row['merged_bytes'] / 1e9:.2f} GB"
-    sentence = f"{n:,} adapters of r = {r} on the base {table.settings['model']} need {ours}; {n:,} merged models need {merged}."
+    sentence = f"{n:,} adapters of r = {r} on the base {table.settings['model']} need {ours}; {n:,} merged models of "
+    sentence += f"the same size need {merged}."
     memory = Finding("serving.memory", row["merged_bytes"] / row["bytes"], sentence, "× less memory", form=".0f")
     return Claim(
         "Thousands of adapters can be served from one base",
@@ -123,7 +130,7 @@ def thousands(table: Table) -> Claim:
         f"{n:,} adapters: {ours}; merged models: {merged}",
         STUDY.format("serving"),
         (memory,),
-        f"{sentence} An adapter has {row['adapter_bytes']:,} bytes. If each row has its own adapter, a step with merged "
-        f"models takes {row['merged_ratio']:.1f}× as long."
-        + (f" With PEFT's mixed batch, a step takes {min(peft):.1f} to {max(peft):.1f}× as long." if peft else ""),
+        f"{sentence} One adapter has {row['adapter_bytes']:,} bytes. If each row has its own adapter, a decode step with "
+        f"merged models takes {row['merged_ratio']:.1f}× the time of a step on one base."
+        + (f" PEFT's mixed batch takes {min(peft):.1f} to {max(peft):.1f}× the time of the step here." if peft else ""),
     )

@@ -24,7 +24,8 @@ def merge_drift(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study merge_drift: rows {dtype, adapters, cycles, errors}; settings {of, share}.
+        A table of the study merge_drift with the columns dtype, adapters, cycles and errors. The table has the settings
+        of and share.
 
     Returns
     -------
@@ -42,12 +43,12 @@ def merge_drift(table: Table) -> Figure:
     of, share = table.settings["of"], table.settings["share"]
     subtitle = (
         f"relative error of one weight matrix of tiny; dashed: one adapter; solid: {of} adapters in turns\n"
-        f"(random adapters with ‖ΔW‖ = {share:g} ‖W‖)"
+        f"the adapters are random, with ‖ΔW‖ = {share:g} ‖W‖"
     )
     rows = table.where(dtype=dtypes[0])
     last = {row["adapters"].startswith("the same"): row["errors"][-1] for row in reversed(rows)}
     title = f"{rows[0]['cycles'][-1]:,} merges in {dtypes[0]}: an error of {percent(last[True])} with one adapter, "
-    figure = new_figure(9, 4.9, f"{title}{percent(last[False])} with {of}", subtitle)
+    figure = new_figure(9, 4.9, f"{title}{percent(last[False])} with {of} in turns", subtitle)
     ax = axes_at(figure, 0.85, 0.65, 5.6, 3.1)
     ends = []
     for row in table.rows:
@@ -67,13 +68,14 @@ def combinations_chart(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study combinations: rows {kind, weights, code, voice, error}; settings {r, density}.
+        A table of the study combinations with the columns kind, weights, code, voice and error. The table has the
+        settings r and density.
 
     Returns
     -------
     Figure
-        Left, the two losses: one dot per type (one per seed if the type draws at random), squares for the base and the two
-        adapters, and a line for `cat` with other weights. Right, the error of ΔW.
+        The left panel has the two losses: a dot for each type (a dot per seed if the type is random), squares for the
+        base and the two adapters, and a line for `cat` with other weights. The right panel has the error of ΔW.
 
     Examples
     --------
@@ -90,7 +92,7 @@ def combinations_chart(table: Table) -> Figure:
     )
     order, colours = sorted(losses, key=lambda kind: losses[kind]), (ON_THE_CHANGE, ON_THE_FACTORS)
     one, other = (next(kind for kind in order if _colour(kind) == colour) for colour in colours)
-    title = f"Two adapters combined: both losses together are {losses[one]:.2f} with {one}, {losses[other]:.2f} with {other}"
+    title = f"Two adapters combined: the sum of both losses is {losses[one]:.2f} with {one}, {losses[other]:.2f} with {other}"
     figure = new_figure(9, 5.2, title, subtitle)
     _losses(axes_at(figure, 0.75, 0.65, 3.65, 3.35), table, list(kinds))
     _errors(axes_at(figure, 6.85, 0.65, 1.9, 3.35), table, losses)
@@ -125,7 +127,7 @@ def _losses(ax: Axes, table: Table, types: list[str]) -> None:
 
 
 def _errors(ax: Axes, table: Table, losses: dict[str, float]) -> None:
-    """Draw one dot per type and seed, sorted by the sum of both losses, which is written beside the name."""
+    """Draw one dot per type and seed, sorted by the sum of both losses. The label of a type has this sum."""
     order, names = sorted(losses, key=lambda kind: -losses[kind]), []
     for place, kind in enumerate(order):
         rows = table.where(kind=kind)
@@ -153,18 +155,19 @@ Rows = list[dict[str, Any]]
     settings="model rows r prompt rounds threads processor",
 )
 def serving_chart(table: Table) -> Figure:
-    """Draw tokens per second against the number of adapters, one panel per workload, and the bytes in the last panel.
+    """Draw tokens per second against the number of adapters, one panel per workload. The last panel shows the bytes.
 
     Parameters
     ----------
     table : Table
-        A table of the study serving: rows {workload, adapters, seconds, merged_seconds, bytes, merged_bytes, adapter_bytes} and
-        optionally {peft_seconds, peft_ratio}; settings {model, rows, r, prompt, rounds, threads, processor}.
+        A table of the study serving with the columns workload, adapters, seconds, merged_seconds, bytes, merged_bytes
+        and adapter_bytes, and optionally the columns peft_seconds and peft_ratio. The table has the settings model,
+        rows, r, prompt, rounds, threads and processor.
 
     Returns
     -------
     Figure
-        One line each for this library, PEFT and merged models.
+        Each panel has one line for this library, one for PEFT and one for merged models.
 
     Examples
     --------
@@ -175,9 +178,9 @@ def serving_chart(table: Table) -> Figure:
     settings, workloads = table.settings, list(dict.fromkeys(row["workload"] for row in table.rows))
     tall, threads = 1.35 + 2.45 * ((len(workloads) + 3) // 3), settings["threads"]
     subtitle = (
-        f"dots: a decode step of {settings['rows']} rows on {settings['model']}; the workload of the panel draws the adapter "
-        f"(r = {settings['r']}) of each row\ngrey: one merged model per adapter, each for its own rows; median of "
-        f"{settings['rounds']} rounds\n{threads} thread{'s' * (threads > 1)} of {settings['processor']}"
+        f"dots: a decode step of {settings['rows']} rows on {settings['model']}; the panel's workload chooses the adapter "
+        f"(r = {settings['r']}) of each row\ngrey: one merged model per adapter, each with its own rows of the batch\n"
+        f"median of {settings['rounds']} rounds; {threads} thread{'s' * (threads > 1)} of {settings['processor']}"
     )
     figure = new_figure(9, tall, _most_adapters(table), subtitle)
     batch = settings["rows"]
@@ -208,7 +211,7 @@ def _lines(ax: Axes, rows: Rows, values: dict[str, list[float]], names: dict[str
     for name, y in values.items():
         ax.plot(n, y, color=COMPETITORS[name][1], marker="o", ms=5, mec=PAPER, mew=0.8)
     ends = [((n[-1], y[-1]), names[name], COMPETITORS[name][1]) for name, y in values.items()]
-    label_lines(ax, *zip(*ends, strict=True), fontsize=9, reach=10)
+    label_lines(ax, *zip(*ends, strict=True), fontsize=9.5, reach=10)
 
 
 def _tokens_per_second(ax: Axes, rows: Rows, batch: int, top: float) -> None:

@@ -1,4 +1,4 @@
-"""What do many adapters on one base cost, compared with one merged model per adapter and with PEFT's mixed batch?
+"""What do many adapters on one base cost, compared with one merged model per adapter and with PEFT?
 
 python -m lora_np.studies.serving.serving figures/data        # writes serving.json, serving_step.json and merge_latency.json
 """
@@ -37,11 +37,11 @@ Step = Callable[[], np.ndarray]  # one token for each row: the logits (b, v)
 
 
 def workload(kind: str, rows: int, adapters: int, seed: int = 0) -> list[int]:
-    """Return the adapter (0 … adapters − 1) of each row of a batch, drawn by a workload of Punica (Chen et al. 2023).
+    """Return the index of the adapter of each row of a batch, for one workload of Punica (Chen et al. 2023).
 
     "identical": all rows use one adapter. "distinct": each row uses another adapter, if there are enough. "uniform":
     each adapter is equally probable. "zipf 1.5": the k-th adapter has a probability ∝ k^−1.5. "skewed": half of the
-    rows use one adapter, and the others are drawn uniformly. Raises ValueError for another kind.
+    rows use one adapter; the adapters of the other rows are drawn uniformly. Raises ValueError for another kind.
     """
     rng, p = np.random.default_rng(seed), np.arange(1, adapters + 1) ** -1.5
     any_of_them = rng.integers(0, adapters, rows)
@@ -68,12 +68,13 @@ def serving(
     """Measure a decode step with many adapters on one base, with merged models and with PEFT.
 
     The columns are workload, adapters, distinct, seconds, tokens_per_second, served_per_second, bytes, adapter_bytes,
-    and the same with the prefixes merged_ and peft_. `seconds` is the time of one decode step of `rows` rows; the
-    workload draws their adapters, and `distinct` counts the different ones. `merged_seconds` is the time of the same
-    rows with one merged model per adapter, one after another. `peft_seconds` is the time of PEFT's mixed batch, which
-    loads only the adapters of the batch. All are medians over `rounds`. `served_per_second` is the engine's number of
-    new tokens per second, for 4 · rows requests of 16 tokens with 16 new tokens each. `bytes` counts the base and all
-    adapters, `merged_bytes` one merged model per adapter.
+    merged_seconds, merged_ratio, merged_bytes, peft_seconds and peft_ratio. A ratio is a time divided by `seconds`.
+    `seconds` is the time of one decode step of `rows` rows. The workload chooses an adapter for each row, and
+    `distinct` is the number of different adapters in the batch. `merged_seconds` is the time of the same rows with one
+    merged model per adapter; the models run one after another. `peft_seconds` is the time of PEFT's mixed batch, which
+    loads only the adapters of the batch. All times are medians over `rounds`. `served_per_second` is the engine's
+    number of new tokens per second, for 4 · rows requests of 16 tokens with 16 new tokens each. `bytes` counts the base
+    and all adapters; `merged_bytes` counts one merged model per adapter.
     """
     started, found = time.perf_counter(), []
     peft_model = with_adapters(model, max(adapters))
@@ -111,9 +112,9 @@ def serving_step(
 ) -> Table:
     """Time a decode step of `rows` rows: all rows with one adapter, or each row with its own.
 
-    The rows are {model, competitor, seconds, rounds, to_one, to_ours}. to_one is the time divided by that of the same
-    library with one adapter. to_ours is the time divided by ours for the same rows, and None if the logits differ. Both are
-    medians over the rounds.
+    The rows have model, competitor, seconds, rounds, to_one and to_ours. `to_one` is the time divided by the time of
+    the same library with one adapter. `to_ours` is the time divided by our time for the same rows, or None if the
+    logits differ. Both ratios are medians over the rounds.
     """
     started, found = time.perf_counter(), []
     for model in models:
@@ -182,9 +183,10 @@ def decoding(model: Transformer, adapter: str | AdapterRows | None, tokens: np.n
 
 
 def merged(model: Transformer, drawn: list[int], tokens: np.ndarray) -> Step:
-    """Return a decode step with one merged model per adapter, one model after another, each with its rows of the batch.
+    """Return a decode step with one merged model per adapter.
 
-    The base stands in for each merged model, since both cost the same.
+    The models run one after another, each with its rows of the batch. Each merged model is replaced by the base, which
+    costs the same.
     """
     ids = np.array(drawn)
     steps = [decoding(model, None, tokens[ids == k]) for k in dict.fromkeys(drawn)]
@@ -199,7 +201,7 @@ def frozen_in_peft(peft_model: PeftModel) -> Any:
 
 
 def peft_decoding(model: Any, adapters: int | list[int], tokens: np.ndarray) -> Step:
-    """Return PEFT's decode step: with the active adapter (the first one), or with `adapter_names`."""
+    """Return PEFT's decode step: with the active adapter (the first adapter) for all rows, or with `adapter_names`."""
     import torch
     import transformers
 
@@ -226,9 +228,10 @@ def served(peft_model: PeftModel, kind: str, adapters: int, rows: int) -> float:
 
 
 def take_turns(sides: Mapping[str, Step], rounds: int, threads: int, turn: float = 0.0) -> dict[str, list[float]]:
-    """Return the seconds of each competitor's step in each round. All run once per round, so that noise affects all equally.
+    """Return the seconds of each competitor's step in each round.
 
-    One measurement takes the same number of steps for all: as many as the fastest competitor does in `turn` seconds.
+    Each competitor is measured once per round, so that noise affects all competitors equally. Every measurement has the
+    same number of steps: as many as the fastest competitor does in `turn` seconds.
     """
 
     def seconds(step: Step, steps: int = 1) -> float:
@@ -247,7 +250,7 @@ def take_turns(sides: Mapping[str, Step], rounds: int, threads: int, turn: float
 
 
 def main(folder: str) -> None:
-    """Make the tables of this file and of `latency` with one thread, and save each when it is complete."""
+    """Make the tables of this file and of `latency` with one thread, and save each table when it is complete."""
     for make in (serving_step, serving, latency):
         with machine.limited(1):
             table = make()
