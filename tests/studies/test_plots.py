@@ -18,6 +18,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from texts_of_figures import texts
 
 from lora_np import plots
@@ -519,6 +520,24 @@ def test_every_picture_of_a_study_says_how_many_runs_it_shows_and_what_they_took
     silent = {"before_after"}  # what a model says, and no curve
     said = {name: re.search(r"\d+ runs?, [\d,]+ (minutes|s)\b", line) for name, line in second_lines.items()}
     assert {name for name, found in said.items() if not found} == silent
+
+
+@pytest.mark.slow
+def test_letters_are_large_enough_on_half_a_page(monkeypatch):
+    """A picture 600 pixels wide, half of a laptop's window, has no letters smaller than 7.5 pixels."""
+    data = Path(__file__).parents[2] / "figures" / "data"
+    tables = {path.stem: Table.load(path) for path in sorted(data.glob("*.json"))}
+    sizes = {}
+
+    def measure(figure, folder, name, dark=False):
+        pixels = 600 / figure.get_size_inches()[0] / 72
+        sizes[name] = min(text.get_fontsize() * pixels for text in figure.findobj(Text) if text.get_text().strip())
+
+    monkeypatch.setattr(plots, "save", measure)
+    pictures.draw(tables, Path("nowhere"))
+    assert len(sizes) > 40
+    small = {name: round(size, 1) for name, size in sizes.items() if size < 7.5}
+    assert not small, f"letters too small at half a page, in pixels: {small}"
 
 
 def test_the_titles_of_the_methods_are_their_findings():
