@@ -67,7 +67,7 @@ display(Markdown(findings.say("hyperparameters.recovered.r16")))
 #
 # ## Rank and learning rate
 #
-# **Predict.** LoRA trains far fewer parameters than full fine-tuning. Is the best learning rate of LoRA higher or lower than that of full fine-tuning? How does it change when $r$ grows from 1 to 64 and $\alpha$ stays at 32? ([Schulman et al. 2025](https://thinkingmachines.ai/blog/lora/) found that it is ten times as high as full fine-tuning's, for every rank.)
+# **Predict.** LoRA trains far fewer parameters than full fine-tuning. Is the best learning rate of LoRA higher or lower than that of full fine-tuning? How does LoRA's best learning rate change when $r$ grows from 1 to 64 and $\alpha$ stays at 32? ([Schulman et al. 2025](https://thinkingmachines.ai/blog/lora/) found that LoRA's best learning rate is ten times as high as full fine-tuning's, for every rank.)
 
 # %%
 plots.rates_by_rank(by_rank, tables["convergence"]);
@@ -172,7 +172,7 @@ for a, rows in groups(tables["alpha"].where(phase="seeds"), "lora_alpha").items(
 show(lines, {"α": "", "best η": "g", "× full fine-tuning's η": "g"})
 
 # %% [markdown]
-# The left panel answers whether $\alpha$ does more than the learning rate: with its own best learning rate, nearly every $\alpha$ ends at the same loss. The table shows that the ratio of LoRA's best learning rate to full fine-tuning's depends on $\alpha$. If you report this ratio, report $\alpha$ too.
+# The left panel shows that a change of $\alpha$ does hardly more than a change of the learning rate: with its own best learning rate, nearly every $\alpha$ ends at the same loss. The table shows that the ratio of LoRA's best learning rate to full fine-tuning's depends on $\alpha$. If you report this ratio, report $\alpha$ too.
 #
 # The right panel shows how the best rate depends on $\alpha$. If only $B$ moved, $\Delta W = sBA$ would be proportional to $\alpha\,\eta$. If both factors move far from their start, $\Delta W$ is proportional to $\alpha\,\eta^2$. Along each dashed line one of these two products is constant, and the measured rates lie between the dashed lines.
 #
@@ -219,7 +219,7 @@ for name, logits in variants.items():
 show(lines, {"variant": "", "change of the logits": ".1%", "equal bits": ""})
 
 # %% [markdown]
-# If the start of $A$ is rescaled too, the models are equal bit for bit. In practice the start of $A$ is not rescaled, and both factors have the same learning rate. Then the law does not hold. The last line of the table shows how much all ten steps change the logits. The two variants above it differ from the plain run by a large part of this change. The difference is smaller if $\eta^2\alpha$ is constant than if $\eta\,\alpha$ is constant.
+# If the start of $A$ is rescaled too, the models are equal bit for bit. In practice the start of $A$ is not rescaled, and both factors have the same learning rate. Then the law does not hold. The last line of the table shows how much all ten steps change the logits. The two variants above the last line differ from the plain run by a large part of this change. The difference is smaller if $\eta^2\alpha$ is constant than if $\eta\,\alpha$ is constant.
 #
 # *In practice:* tune either $\alpha$ or the learning rate, and keep the other fixed.
 #
@@ -346,7 +346,7 @@ display(Markdown("\n".join(f"- **{what}** {why}" for what, why in advice.items()
 #
 # <details><summary>Answer</summary>
 #
-# The learning rate may suit the first setting and not the second. In the section about $\alpha$, the losses differ much if all values of $\alpha$ have the same learning rate. They hardly differ if each $\alpha$ has its own best learning rate.
+# The learning rate may suit the first setting and not the second. In the section about $\alpha$, the losses differ much if all values of $\alpha$ have the same learning rate. The losses hardly differ if each $\alpha$ has its own best learning rate.
 #
 # </details>
 #

@@ -50,7 +50,7 @@ display(Markdown(findings.say("capacity.highest", "capacity.bits.full")))
 # %% [markdown]
 # ## Bits from a loss
 #
-# A random string has no structure. A model can continue it only if it has memorised it, so the memorised bits can be counted.
+# A random string has no structure. A model can continue a random string only if it has memorised this string, so the memorised bits can be counted.
 #
 # Here each string begins with a *name* of two symbols, which the model is given. Then follow 16 symbols, which the model must predict. All symbols are drawn uniformly from an alphabet of 64, so each symbol carries $\log_2 64 = 6$ bits. The bits of the predicted symbols of all strings are the bits *offered* to the model. Train on a set of such strings until the mean loss is $L$ nats per symbol. Then
 #
@@ -101,7 +101,7 @@ for string, answer in zip(rest[:4], answers[:4], strict=True):
 # %% [markdown]
 # The frozen model knows none of these strings. Every memorised bit is in $A$ and $B$. After so few steps, the table shows which adapter learns faster. It does not show which adapter could hold more. To measure that, you must train until the loss no longer falls.
 #
-# The adapter in v alone cannot hold all bits. **Predict.** Does it recite some strings completely, or does it know a part of each string?
+# The adapter in v alone cannot hold all bits. **Predict.** Does this adapter recite some strings completely, or does it know a part of each string?
 
 # %%
 model_in_v = model
@@ -206,7 +206,7 @@ display(Markdown(findings.say("convergence.recovered.all-linear.r1.steps200")))
 #
 # <details><summary>Answer</summary>
 #
-# $\ln 8 / \ln 2 = 3$ bits are missing per symbol, so it holds $6 - 3 = 3$ bits per symbol: 3,000 bits.
+# Per symbol, $\ln 8 / \ln 2 = 3$ bits are missing, so the model holds $6 - 3 = 3$ bits per symbol. For 1,000 symbols these are 3,000 bits.
 #
 # </details>
 #

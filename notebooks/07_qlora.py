@@ -23,7 +23,7 @@
 #
 # **Before you start**: the LoRA layer (notebook 02), its gradients (notebook 03), and quantiles of a normal distribution.
 #
-# 35 minutes to read, about half a minute to run.
+# *Reading: 35 minutes. Running: about half a minute.*
 #
 # ## The result first
 #
@@ -56,7 +56,7 @@ runs = {name: Table.load(f"../figures/data/qlora_{name}.json") for name in ("tin
 plots.qlora_losses(runs["tiny"], runs["smollm2"]);
 
 # %% [markdown]
-# The grey lines are the losses of the two bases before training. The distance between the grey lines is the damage of the rounding. Training sees the rounded model, so it repairs a part of this damage.
+# The grey lines are the losses of the two bases before training. The distance between the grey lines is the damage of the rounding. QLoRA's training starts from the rounded model, so it repairs a part of this damage.
 
 # %%
 Markdown(findings.say("qlora.tiny.gap", "qlora.smollm2.gap"))
@@ -163,8 +163,7 @@ plots.quantization_error(Table.load("../figures/data/quantization_error.json"));
 plots.error_by_distance(distances, "N(0, 1)");
 
 # %% [markdown]
-# The values of FP4 have wide gaps: between almost zero and 1/6, and between 2/3 and 1. Between 1/6 and 1/3 the values of FP4 are dense, with steps of 1/12 (int4 has steps of 1/7). All weights of a block are divided by the largest weight. In a small block the largest weight is not very large, so the divided weights are spread over the whole range from −1 to 1, including FP4's gaps. In a large block the largest weight is larger, so the other divided weights are closer to zero, where FP4 is dense. The order depends on
-# the block size, not only on the code.
+# The values of FP4 have wide gaps: between almost zero and 1/6, and between 2/3 and 1. Between 1/6 and 1/3 the values of FP4 are dense, with steps of 1/12 (int4 has steps of 1/7). All weights of a block are divided by the largest weight. In a small block the largest weight is not very large, so the divided weights are spread over the whole range from −1 to 1, including FP4's gaps. In a large block the largest weight is larger, so the other divided weights are closer to zero, where FP4 is dense. So the order of the formats depends on the block size, not only on the formats themselves.
 #
 # ## The gradients are exact
 #
@@ -174,7 +173,7 @@ plots.error_by_distance(distances, "N(0, 1)");
 #
 # $$dx = dy\,\hat W + s\,(dy\,B)\,A \qquad dB = s\,dy^\top h \qquad dA = s\,(dy\,B)^\top x$$
 #
-# The complex step (notebook 03) checks this claim on the whole model. $B$ must not be zero for this check, so `init_lora_weights=False` fills $B$ with random numbers.
+# The complex step (notebook 03) checks this claim on the whole model. For this check $B$ must not be zero, so `init_lora_weights=False` fills $B$ with random numbers.
 
 # %%
 drawn = ln.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
@@ -305,7 +304,7 @@ lines = [{"model": table.settings["model"]} | row for table in routes for row in
 show(lines, {"model": "", "route": "", "heldout": ".4f", "logits": ".1e", "kept": ".0%"})
 
 # %% [markdown]
-# Only the first way gives the trained model. The second gives a *different* model, which is slightly better here, because the original weights are more precise than the rounded weights that the adapter
+# Only the first way gives the trained model. The second way gives a *different* model, which is slightly better here, because the original weights are more precise than the rounded weights that the adapter
 # learned to correct. Do not report the loss of this different model as QLoRA's loss.
 #
 # The third way does no harm on "tiny" and great harm on SmolLM2. The next section explains why.

@@ -23,7 +23,7 @@
 #
 # **Before you start**: the LoRA layer and its merge (notebook 02).
 #
-# 35 minutes to read, about 15 seconds to run.
+# *Reading: 35 minutes. Running: about 15 seconds.*
 #
 # ## The result first
 #
@@ -70,7 +70,7 @@ Markdown(
 #
 # ## Two adapters
 #
-# The rest of this notebook uses two trained adapters. The first learns Python code. The second learns a voice: an old lighthouse keeper who answers questions. The base knows English prose.
+# The rest of this notebook uses two trained adapters. The first adapter learns Python code. The second adapter learns a voice: an old lighthouse keeper who answers questions. The base knows English prose.
 #
 # The losses are held-out losses on 64 windows of 64 bytes per domain. These windows are shorter than those of notebooks 05 and 07, so the model has less context, and the base's loss on code is higher than in those notebooks. Compare only losses of the same table.
 
@@ -189,7 +189,7 @@ print("the base's weight is still the same array:", layer.base_layer.weight.valu
 # %% [markdown]
 # ## Mixed batches
 #
-# Now every row $i$ of a batch has its own adapter $\mathrm{idx}[i]$, or none ($\mathrm{idx}[i] = -1$). As a formula, and as a loop over the rows:
+# Now every row $i$ of a batch has its own adapter $\mathrm{idx}[i]$, or none ($\mathrm{idx}[i] = -1$). The formula is below, and the next cell computes it with a loop over the rows:
 #
 # $$y_i \;=\; x_i W^\top + s\,\bigl(x_i A_{\mathrm{idx}[i]}^\top\bigr)\, B_{\mathrm{idx}[i]}^\top$$
 
@@ -304,7 +304,7 @@ show(lines, dict(zip(lines[0], ("", "", ".1f", ".2f", ".2f"), strict=True)))
 Markdown(findings.say("serving.tiny.each", "serving.smollm2.each"))
 
 # %% [markdown]
-# The products with the base's weights take most of the time, and they are computed once in both cases. PEFT's mixed batch runs the adapters one after another in every layer. This is correct, but slow with 32 adapters.
+# The products with the base's weights take most of the time, and they are computed once in both cases. PEFT's mixed batch runs the adapters one after another in every layer. The result is correct, but with 32 adapters this is slow.
 #
 # ## Lab: when the checks of a merge mislead
 #
@@ -333,7 +333,7 @@ print("each number of A is the mean of the two:", np.allclose(mean, (A1 + A2) / 
 show_losses(None, "voice", "twin", "average, linear", "average, cat")
 
 # %% [markdown]
-# The average of type `linear` does nothing: the model has the losses of the base. $(-B)(-A) = BA$ is the same adapter, and the mean of $A$ and $-A$ is zero. $A$ and $B$ have no meaning separately, since $(BM)(M^{-1}A) = BA$ for every invertible $M$, and each training ends with a different $M$. The result of `linear` depends on $M$. The result of `cat`, $\sum w_i \Delta W_i$, does not depend on $M$. With two adapters, `linear` multiplies both factors of adapter $i$ by $\sqrt{w_i}$. Multiplying out shows which terms `linear` adds to the sum:
+# The average of type `linear` does nothing: the model has the losses of the base. The factors $-B$ and $-A$ give the same adapter, because $(-B)(-A) = BA$, but the mean of $A$ and $-A$ is zero. The factors $A$ and $B$ have no meaning separately, since $(BM)(M^{-1}A) = BA$ for every invertible $M$, and each training ends with a different $M$. The result of `linear` depends on $M$. The result of `cat`, $\sum w_i \Delta W_i$, does not depend on $M$. With two adapters, `linear` multiplies both factors of adapter $i$ by $\sqrt{w_i}$. Multiplying out shows which terms `linear` adds to the sum:
 #
 # $$(\sqrt{w_1} B_1 + \sqrt{w_2} B_2)(\sqrt{w_1} A_1 + \sqrt{w_2} A_2) = w_1 B_1 A_1 + w_2 B_2 A_2 + \sqrt{w_1 w_2}\,(B_1 A_2 + B_2 A_1)$$
 #
@@ -429,7 +429,7 @@ while not server.idle:
 # ## Recap
 #
 # Adapters share the base's weights. Here the base with a thousand adapters needs a tenth of the memory of a thousand merged models. In a mixed batch the product with $W$ is computed once for all rows, and only the small products with $A$ and $B$
-# differ. A merged model gives the same outputs as the base with the adapter, up to rounding, and is as fast as the base. But it serves one adapter only. $A$ and $B$ have no meaning separately: combine adapters by their $\Delta W$, and evaluate the result on held-out
+# differ. A merged model gives the same outputs as the base with the adapter, up to rounding, and is as fast as the base. But a merged model serves one adapter only. The factors $A$ and $B$ have no meaning separately: combine adapters by their $\Delta W$, and evaluate the result on held-out
 # text of each domain.
 #
 # ## Three questions
@@ -446,7 +446,7 @@ while not server.idle:
 #
 # <details><summary>Answer</summary>
 #
-# If all requests use the same adapter. Then the bypass costs time in every layer and has no advantage.
+# A merged model is better if all requests use the same adapter. Then the bypass costs time in every layer and has no advantage.
 #
 # </details>
 #
@@ -460,7 +460,7 @@ while not server.idle:
 #
 # ## Try
 #
-# 1. In experiment 1 let $M$ be a rotation: `M, _ = np.linalg.qr(rng.standard_normal((8, 8)))`, $A_2 = M^\top A$, $B_2 = BM$. How large is the error of `linear` now? Does it depend on the weights, if both weights are equal?
+# 1. In experiment 1 let $M$ be a rotation: `M, _ = np.linalg.qr(rng.standard_normal((8, 8)))`, $A_2 = M^\top A$, $B_2 = BM$. How large is the error of `linear` now? Does the error depend on the weights, if both weights are equal?
 #
 # <details><summary>Hint</summary>
 #
@@ -470,7 +470,7 @@ while not server.idle:
 #
 # <details><summary>Answer</summary>
 #
-# About 0.64 of the sum's norm, with both pairs of weights. With equal weights $w$, every term of the product has the factor $\sqrt{w}\sqrt{w} = w$, so the *relative* error does not depend on $w$.
+# The error is about 0.64 of the sum's norm, with both pairs of weights. With equal weights $w$, every term of the product has the factor $\sqrt{w}\sqrt{w} = w$, so the *relative* error does not depend on $w$.
 #
 # </details>
 #
@@ -484,7 +484,7 @@ while not server.idle:
 #
 # <details><summary>Answer</summary>
 #
-# From a share of about 0.55 on: there the loss on code is 1.638, and the base's loss is 1.647. On the voice, every share that you tried is far better than the base.
+# The combination is better on both domains from a share of about 0.55 on: there the loss on code is 1.638, and the base's loss is 1.647. On the voice, every share that you tried is far better than the base.
 #
 # </details>
 #
@@ -512,6 +512,6 @@ while not server.idle:
 #
 # <details><summary>Answer</summary>
 #
-# `linear` adds the factors. $A_1$ has the shape (16, in) and $A_2$ has the shape (8, in), so they cannot be added. `svd` works on $\Delta W$, whose shape does not depend on the rank.
+# `linear` adds the factors. The shape of $A_1$ is (16, in) and the shape of $A_2$ is (8, in), so $A_1$ and $A_2$ cannot be added. `svd` works on $\Delta W$, whose shape does not depend on the rank.
 #
 # </details>

@@ -23,7 +23,7 @@
 #
 # **Before you start**: LoRA (notebook 02), attention with keys and values (notebook 01), the singular value decomposition (notebook 04), and the setting of notebook 05.
 #
-# Reading takes two sittings of 35 minutes, *the methods* and *the comparison*. Running takes about 10 seconds.
+# *Reading: two sittings of 35 minutes, the methods and the comparison. Running: about 10 seconds.*
 #
 # Three letters mean something else here than in the other notebooks: $v$ is the number of virtual tokens of a prefix, $m$ the width of an adapter, and $\ell$ the lengths of the rows of a matrix.
 #
@@ -584,7 +584,7 @@ Markdown(findings.say(*rates))
 #
 # ## The tutorials' numbers and ours
 #
-# Many LoRA tutorials print a table that compares four methods. Here are its entries beside our measurements.
+# Many LoRA tutorials print a table that compares four methods. The next cell shows the entries of this table beside our measurements.
 
 # %%
 Markdown(f"{lesson.RULE}\n\n{lesson.lesson_markdown(lesson.lesson_rows(compared, costs))}")
@@ -723,7 +723,7 @@ Markdown(findings.say("qlora.smollm2.gap", "qlora.smollm2.rounding"))
 #
 # </details>
 #
-# 4. Remove $\sigma$ and the biases from `bottleneck`. Now $z = (I + W_\uparrow W_\downarrow)\, y$: merge it into the layer before it, and check. What is the rank of the change?
+# 4. Remove $\sigma$ and the biases from `bottleneck`. Now $z = (I + W_\uparrow W_\downarrow)\, y$: merge this adapter into the layer before it, and check the outputs. What is the rank of the change of this layer's weight?
 #
 # <details><summary>Hint</summary>
 #

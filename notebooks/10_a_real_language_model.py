@@ -65,7 +65,7 @@ show(lines, columns | {"loss on answers": ".3f", "loss on prose": ".3f"})
 print(f"\nlosses in nats per token; `{study.command}`, {study.seconds / 60:.0f} minutes")
 
 # %% [markdown]
-# Before training, no answer has the log line. After training, all answers have it, with both methods and all seeds. The loss on held-out answers is much lower. The loss on unrelated English prose is higher: the model has forgotten something.
+# Before training, no answer has the log line. After training, all answers have the log line, with both methods and all seeds. The loss on held-out answers is much lower. The loss on unrelated English prose is higher: the model has forgotten something.
 #
 # ## What a small model gets wrong
 #
@@ -93,7 +93,7 @@ display(Markdown(text))
 #
 # ## The model
 #
-# The file of the model has the format GGUF of llama.cpp. Most weights are rounded to four bits, in blocks that each have their own scale (the format is called Q4_1). All numbers in this notebook belong to these rounded weights. `load_model` converts them to float32. It also restores the order of the rows of $W_q$ and $W_k$, which the format changes.
+# The file of the model has the format GGUF of llama.cpp. Most weights are rounded to four bits, in blocks that each have their own scale (the format is called Q4_1). All numbers in this notebook belong to these rounded weights. `load_model` converts the weights to float32. It also restores the order of the rows of $W_q$ and $W_k$, which the GGUF format changes.
 #
 # `python -m lora_np fetch smollm2-135m` downloads the model once. Without the model's file, the next cell prints a message and the other cells that need the model do nothing. The pictures need only tables, which are part of the project.
 
@@ -115,7 +115,7 @@ if model:
 # %% [markdown]
 # The first word is correct, the rest is nonsense.
 #
-# The model writes one token after another. It keeps the keys and values of the earlier tokens, so each step multiplies only one row by each matrix.
+# The model writes one token after another. The model keeps the keys and values of the earlier tokens, so each step multiplies only one row by each matrix.
 #
 # ## Only the answers count
 #
@@ -158,7 +158,7 @@ if model:
 # %% [markdown]
 # The first training loss differs from the loss of the untuned model in the table above, because the two losses are measured on different records. Only losses on the same records can be compared.
 #
-# The whole training is one command. It shows the remaining time, and it resumes after an interruption:
+# The whole training is one command. The command shows the remaining time and resumes after an interruption:
 #
 # ```
 # python -m lora_np train --model smollm2-135m --data lighthouse --r 8 --lora-alpha 16 --output keeper/
@@ -169,13 +169,13 @@ if model:
 #
 # ## Learning and forgetting
 #
-# **Predict.** Which method changes the model more, full fine-tuning or LoRA with $r = 8$? In which panel would you see it?
+# **Predict.** Which method changes the model more, full fine-tuning or LoRA with $r = 8$? In which panel of the next picture would you see this?
 
 # %%
 plots.learned_and_forgotten(study);
 
 # %% [markdown]
-# The prose in the right panel is English documentation. No run trains on it. [Biderman et al. (2024)](https://arxiv.org/abs/2405.09673) write that "LoRA learns less and forgets less". Is this true here? Runs with the same seed read the same batches, so LoRA and full fine-tuning can be compared seed by seed:
+# The prose in the right panel is English documentation. No run trains on this prose. [Biderman et al. (2024)](https://arxiv.org/abs/2405.09673) write that "LoRA learns less and forgets less". Is this true here? Runs with the same seed read the same batches, so LoRA and full fine-tuning can be compared seed by seed:
 
 # %%
 lines = []
@@ -189,7 +189,7 @@ show(lines, {"LoRA − full": "", "answers": "+.3f", "prose": "+.3f"})
 display(Markdown(findings.say("finetuning.answers", "finetuning.prose")))
 
 # %% [markdown]
-# Here it is not true. LoRA learns as much as full fine-tuning, and it forgets slightly *more* with each of the three seeds. A change of low rank need not be a small change.
+# Here this is not true: LoRA learns as much as full fine-tuning, and it forgets slightly *more* with each of the three seeds. A change of low rank need not be a small change.
 #
 # The learning rate has a larger effect than the method. The next table shows all learning rates that were tried, with one seed. *Forgotten* is the loss on prose minus the loss of the untuned model.
 
@@ -292,7 +292,7 @@ show(lines, {"tokens per row": ",", "share of attention": ".0%"})
 #
 # </details>
 #
-# 2. LoRA changes the weights by a matrix of low rank. Why can it forget as much as full fine-tuning?
+# 2. LoRA changes the weights by a matrix of low rank. Why can LoRA forget as much as full fine-tuning?
 #
 # <details><summary>Answer</summary>
 #
