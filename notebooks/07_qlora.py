@@ -391,7 +391,7 @@ show(lines, {"format": "", "‖ΔW‖/‖W‖": ".1%", "unchanged": ".0%", "rema
 #
 # <details><summary>Answer</summary>
 #
-# No. int4 has a larger mean error than NF4, but its loss is slightly lower (1.559 against 1.561 nats per byte). Blocks of 4096 raise both the error and the loss. The mean error counts all weights
+# No. With int4 the mean error is larger than with NF4, but the loss is slightly lower (1.559 against 1.561 nats per byte). Blocks of 4096 raise both the error and the loss. The mean error counts all weights
 # equally; the loss does not.
 #
 # </details>
@@ -406,7 +406,7 @@ show(lines, {"format": "", "‖ΔW‖/‖W‖": ".1%", "unchanged": ".0%", "rema
 #
 # <details><summary>Answer</summary>
 #
-# No, it rises from 0.073 to about 0.08 of the weights' root mean square. The quantiles move most values close to zero, and the few large weights lose precision. So values with equal shares of the weights between them do not give the smallest mean error. A code
+# No, the mean error rises from 0.073 to about 0.08 of the weights' root mean square. The quantiles move most values close to zero, and the few large weights lose precision. So values with equal shares of the weights between them do not give the smallest mean error. A code
 # that minimises the mean error directly (k-medians, started from NF4) is hardly better than NF4.
 #
 # </details>
@@ -425,7 +425,7 @@ show(lines, {"format": "", "‖ΔW‖/‖W‖": ".1%", "unchanged": ".0%", "rema
 #
 # </details>
 #
-# 4. In the third way, multiply $\Delta W$ by 4 before you merge. Does a larger or a smaller share of it remain?
+# 4. In the third way, multiply $\Delta W$ by 4 before you merge. Does a larger or a smaller share of $\Delta W$ remain?
 #
 # <details><summary>Hint</summary>
 #

@@ -217,7 +217,7 @@ y, _ = layer.forward(x, ln.Context(adapter="default"))
 print("error against the library:", relative_error(dora(x, *parts), y))
 
 # %% [markdown]
-# **One number.** $\lVert V_o \rVert$ depends on $A$ and $B$ too. The paper and PEFT treat it as a constant in the backward pass, which saves a product. But this detached gradient is not the true gradient of the loss. The library has both: `dora_norm="detached"` and `"true"`. **Predict** the cosine between the detached and the true gradient, for $A$, for $B$ and for $\ell$.
+# **One number.** $\lVert V_o \rVert$ depends on $A$ and $B$ too. The paper and PEFT treat this norm as a constant in the backward pass, which saves a product. But this detached gradient is not the true gradient of the loss. The library can compute both gradients: `dora_norm="detached"` and `"true"`. **Predict** the cosine between the detached and the true gradient, for $A$, for $B$ and for $\ell$.
 
 # %%
 def gradients(norm):
@@ -590,7 +590,7 @@ Markdown(findings.say(*rates))
 Markdown(f"{lesson.RULE}\n\n{lesson.lesson_markdown(lesson.lesson_rows(compared, costs))}")
 
 # %% [markdown]
-# The tutorials' shares of trained numbers do not hold for a small model: the number of LoRA's parameters grows with $d$, the number of the base's parameters with $d^2$. The next cell counts the same methods for Llama-2-7B, a model of the size that such tutorials mean. (The width $m$ of an adapter is a free choice, and the adapter's share depends on it.)
+# The tutorials' shares of trained numbers do not hold for a small model: the number of LoRA's parameters grows with $d$, the number of the base's parameters with $d^2$. The next cell counts the same methods for Llama-2-7B, a model of the size for which such tutorials are written. (The width $m$ of an adapter is a free choice, and the adapter's share depends on it.)
 
 # %%
 assert prefix_parameters(20, layers=32, kv_heads=32, head_dim=128) == 5_242_880  # Llama-2-7B

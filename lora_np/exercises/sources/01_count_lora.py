@@ -42,11 +42,11 @@ r = 2
 check(count_lora)
 
 # %% [markdown]
-# **Explain.** With the same rank, LoRA trains a smaller share of a large model than of a small one. Why? Can LoRA train more numbers than $W$ has? If so, from which rank on, and are these numbers useful?
+# **Explain.** With the same rank, LoRA trains a smaller share of a large model than of a small one. Why? Can LoRA train more numbers than $W$ has? If it can, from which rank on? Are the additional numbers useful?
 
 # %% [markdown]
 # BEGIN SOLUTION
-# $W$ has $out \cdot in$ numbers, and the two factors have $r\,(in + out)$. For a square matrix of width $d$ the share is $2dr / d^2 = 2r/d$. It falls as $d$ grows.
+# $W$ has $out \cdot in$ numbers, and the two factors have $r\,(in + out)$. For a square matrix of width $d$ the share is $2dr / d^2 = 2r/d$. This share falls as $d$ grows.
 #
 # For $r > d/2$ the factors have more numbers than $W$. The additional numbers are of little use: at $r = d$ the product can already be any matrix. Many pairs of factors give the same product, because $(B M)(M^{-1} A) = B A$ for every invertible $M$ $(r, r)$. LoRA saves memory only if $r$ is small compared with $in$ and $out$.
 # END SOLUTION

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # dA and dB
 #
-# Training needs the derivative of the loss with respect to each number of $A$ and $B$. The chain rule gives it, product by product, from the loss back to the factors. The frozen $W$ gets no gradient. The layers below need $dx$, which is a sum of two parts, one from the frozen path and one from the bypass.
+# Training needs the derivative of the loss with respect to each number of $A$ and $B$. The chain rule gives this derivative, product by product, from the loss back to the factors. The frozen $W$ gets no gradient. The layers below need $dx$, which is a sum of two parts, one from the frozen path and one from the bypass.
 #
 # The new gradients are *added* to the gradients of earlier calls, because the same $A$ and $B$ can be used in several calls, and each call contributes.
 #

@@ -56,7 +56,7 @@ check(lora_dropout)
 
 # %% [markdown]
 # BEGIN SOLUTION
-# The bypass is linear in $x \circ m$, and the mean of $m$ is 1. So the mean of $y$ over all masks is the layer without dropout, $x\,(W + s\,B A)^\top$. The factor $1/(1-p)$ is already part of the training, and merging needs no correction.
+# The bypass is linear in $x \circ m$, and the mean of $m$ is 1. So the mean of $y$ over all masks is the output of the layer without dropout, $x\,(W + s\,B A)^\top$. The factor $1/(1-p)$ is already part of the training, and merging needs no correction.
 #
 # The backward pass computes the derivative of the loss that the forward pass computed. In this loss, a dropped number has no influence through the bypass, and a kept number has $1/(1-p)$ times the usual influence. With a new mask, dropped numbers would get a gradient, and the result would not be the gradient of any loss.
 # END SOLUTION

@@ -53,7 +53,7 @@ v = np.array([[1.0, 2.0], [-0.5, 0.0], [3.0, -1.0]])
 check(attention_backward)
 
 # %% [markdown]
-# **Explain.** The mask is part of the forward pass. Why does no line of the backward pass need it? Why must the mask still be used when the backward pass computes the shares again?
+# **Explain.** The mask is part of the forward pass. Why does no line of the backward pass need the mask? Why must the mask still be used when the backward pass computes the shares again?
 
 # %% [markdown]
 # BEGIN SOLUTION
