@@ -13,11 +13,11 @@
 # %% [markdown]
 # # Hyperparameters
 #
-# LoRA has a rank $r$, a scale $\alpha$, a list of target modules and a dropout probability $p$. Training adds the learning rate $\eta$ (`lr` in the code) and the batch size. Which of them matter, and how do you choose them?
+# LoRA has a rank $r$, a scale $\alpha$, a list of target modules and a dropout probability $p$. Training adds the learning rate $\eta$ (`lr` in the code) and the batch size. Which of these hyperparameters matter, and how do you choose them?
 #
 # **You will learn** to
 #
-# - explain why $\alpha$ and the learning rate are nearly one hyperparameter under Adam, and derive the exact law behind it;
+# - explain why a change of $\alpha$ acts nearly like a change of the learning rate under Adam, and derive the exact law;
 # - predict how the first gradient depends on the rank under $s = \alpha/r$ and $s = \alpha/\sqrt r$;
 # - compare two settings fairly: each at its own best learning rate, seed by seed.
 #
@@ -44,9 +44,9 @@ by_rank = tables["learning_rates_by_rank"]
 # %% [markdown]
 # ## A recipe to start from
 #
-# A common recipe is $r = 16$, $\alpha = 32$, all linear layers, no dropout. The next cell shows its result on "tiny", which was trained on English and learns Python code. The loss is held-out loss in nats per byte.
+# A common recipe is $r = 16$, $\alpha = 32$, adapters in all linear layers, and no dropout. The next cell shows the result of this recipe on the model "tiny", which was trained on English and now learns Python code. All losses are measured on held-out text, in nats per byte.
 #
-# **Predict.** Which share of full fine-tuning's gain does the recipe recover?
+# **Predict.** The *gain* of a method is the base's loss minus the loss after training. Which share of full fine-tuning's gain does the recipe recover?
 
 # %% jupyter={"source_hidden": true}
 # prints the losses of the base, full fine-tuning and the recipe, and the recovered share
@@ -62,13 +62,12 @@ display(Markdown(findings.say("hyperparameters.recovered.r16")))
 # %% [markdown]
 # The rest of this notebook changes one hyperparameter of the recipe at a time. Two rules make the comparisons fair.
 #
-# - *Each setting has its own best learning rate.* With one learning rate for all settings, you compare how well this rate suits each setting. Learning rates are tried in steps of a factor of two. They are chosen on other held-out text than the text that measures the loss.
-# - *Settings are compared seed by seed.* A seed decides the order of the text, for both settings alike. "Lower with every seed" means that all differences are negative. With three seeds this happens by chance one time in four, so look at the size too: a difference below 0.001 nats per byte is no reason to prefer
-#   a setting.
+# - *Each setting has its own best learning rate.* With one learning rate for all settings, you would only compare how well this rate suits each setting. Learning rates are tried in steps of a factor of two. The learning rate is chosen on one held-out text, and the loss is then measured on another held-out text.
+# - *Settings are compared seed by seed.* A seed decides the order of the text, so both settings read the text in the same order. "Lower with every seed" means that all differences are negative. Between two equally good settings, three differences have the same sign by chance one time in four. So look at the size too: a difference below 0.001 nats per byte is no reason to prefer a setting.
 #
 # ## Rank and learning rate
 #
-# **Predict.** LoRA trains far fewer parameters than full fine-tuning. Is its best learning rate higher or lower? And how does it move when $r$ grows from 1 to 64 and $\alpha$ stays at 32? ([Schulman et al. 2025](https://thinkingmachines.ai/blog/lora/) found ten times full fine-tuning's, for every rank.)
+# **Predict.** LoRA trains far fewer parameters than full fine-tuning. Is the best learning rate of LoRA higher or lower than that of full fine-tuning? How does LoRA's best learning rate change when $r$ grows from 1 to 64 and $\alpha$ stays at 32? ([Schulman et al. 2025](https://thinkingmachines.ai/blog/lora/) found that LoRA's best learning rate is ten times as high as full fine-tuning's, for every rank.)
 
 # %%
 plots.rates_by_rank(by_rank, tables["convergence"]);
@@ -83,18 +82,22 @@ for r, rows in groups(by_rank.where(phase="seeds", rule="α/r", method="lora"), 
 show(lines, {"r": "", "× full fine-tuning's η": "g", "loss": ".3f", "of the gain": ".0%"})
 
 # %% [markdown]
-# With $\alpha$ fixed, the best learning rate does not depend on the rank. It is less than ten times full fine-tuning's. With $\alpha = 2r$ it falls as the rank grows.
+# With $\alpha$ fixed, LoRA's best learning rate does not depend on the rank. It is less than ten times the best learning rate of full fine-tuning. With $\alpha = 2r$, LoRA's best learning rate falls as the rank grows.
 #
-# ## Why does the rank not matter? The first step
+# ## Why does the best learning rate not depend on the rank? The first step
 #
-# Look at the first step of Adam. $B = 0$, so $dA = 0$ and only $B$ moves. Adam moves each number of $B$ by the learning rate $\eta$, against the sign of its gradient. To first order the loss falls by
+# Look at the first step of Adam. $B = 0$, so $dA = 0$ and only $B$ moves. Adam moves each number of $B$ by the learning rate $\eta$, against the sign of its gradient. To first order, the first step lowers the loss by
 #
 # $$\eta \sum_{ij} |dB_{ij}|, \qquad dB = s\,dW A^\top \quad (\text{out}, r)$$
 #
-# - The *sum* has one column for each of the $r$ rows of $A$, all of about the same size. So it grows as $s\,r$. With $s = \alpha/r$ this is $\alpha$, and the rank cancels.
-# - The *norm* $\lVert dB \rVert$ adds squares. So it grows as $s\sqrt r$.
+# - The *sum* of $|dB_{ij}|$ adds the $r$ columns of $dB$, which all have about the same size. So the sum grows as $s\,r$. With $s = \alpha/r$ the product $s\,r$ is $\alpha$, and the rank cancels.
+# - The *norm* $\lVert dB \rVert$ is the root of a sum of squares. So the norm grows as $s\sqrt r$.
 #
-# **Predict** how the norm and the sum depend on $r$ under three rules: $s = \alpha/r$ with a fixed $\alpha$, $s = \alpha/\sqrt r$ (rsLoRA, [Kalajdzievski 2023](https://arxiv.org/abs/2312.03732)), and $\alpha = 2r$, which keeps $s = 2$.
+# **Predict** how the norm and the sum depend on $r$ under three rules:
+#
+# - $s = \alpha/r$ with a fixed $\alpha$;
+# - $s = \alpha/\sqrt r$ with a fixed $\alpha$ (rsLoRA, [Kalajdzievski 2023](https://arxiv.org/abs/2312.03732));
+# - $s = \alpha/r$ with $\alpha = 2r$, so that $s = 2$ at every rank.
 
 # %%
 tokens, targets = ln.data.Batches(ln.data.corpus("code", "train"), batch_size=4)[0]  # (4, 128)
@@ -127,13 +130,13 @@ for what in ("norm of dB", "sum of |dB|"):
     show(lines, {what: ""} | {f"r = {r}": ".3g" for r in ranks})
 
 # %% [markdown]
-# $\alpha/r$ keeps the sum constant, $\alpha/\sqrt r$ keeps the norm constant, and $\alpha = 2r$ keeps neither. Adam divides each gradient by its own size, so a small norm alone does not slow the training. But this is only the *first* step. Later $A$ moves too.
+# The rule $\alpha/r$ keeps the sum constant, $\alpha/\sqrt r$ keeps the norm constant, and $\alpha = 2r$ keeps neither constant. Adam divides each gradient by its own size, so a small norm alone does not slow the training. But these numbers belong to the *first* step only. In later steps $A$ moves too.
 #
 # ## The scaling, when the rank grows
 #
-# So train all of them. The learning rate is tuned once, at $r = 16$, where the three rules are equal. Then only the rank changes.
+# So the next figure compares complete training runs under the three rules. The learning rate is tuned once, at $r = 16$, where the three rules give the same $s$. Then only the rank changes.
 #
-# **Predict.** Which rule has the lowest losses, for larger and for smaller ranks?
+# **Predict.** Which rule has the lowest losses at ranks above 16, and which at ranks below 16?
 
 # %%
 plots.rank_scaling_chart(tables["scaling"]);
@@ -149,12 +152,12 @@ names = ("gradient_norm.plain", "gradient_norm.rslora", "rslora", "two_r.fixed")
 display(Markdown(findings.say(*(f"hyperparameters.{name}" for name in names))))
 
 # %% [markdown]
-# The argument from the first step predicts more than happens. Under $\alpha/\sqrt r$ the sum grows eightfold from $r = 1$ to $r = 64$, so the first step should be much too small at one end or much too large at the other. But its losses equal those of $\alpha/r$ within a few thousandths.
-# Only $\alpha = 2r$ is clearly different: its first step is a sixteenth as large at $r = 1$ and four times as large at $r = 64$. So the first step alone does not explain why the best learning rate is independent of the rank.
+# The argument from the first step predicts larger differences than the runs show. Under $\alpha/\sqrt r$ the sum grows eightfold from $r = 1$ to $r = 64$, so the first step should be much too small at $r = 1$ or much too large at $r = 64$. But the losses under $\alpha/\sqrt r$ and under $\alpha/r$ differ by only a few thousandths.
+# Only the rule $\alpha = 2r$ is clearly different: compared with $r = 16$, its first step is a sixteenth as large at $r = 1$ and four times as large at $r = 64$. So the first step alone does not explain why the best learning rate is independent of the rank.
 #
 # ## α
 #
-# Now $r = 16$ stays and $\alpha$ alone changes. **Predict** two curves: the loss if all values of $\alpha$ use the learning rate that suits $\alpha = 32$, and the loss if each $\alpha$ has its own best learning rate.
+# Now $r$ stays at 16, and only $\alpha$ changes. **Predict** two curves: the loss if all values of $\alpha$ use the learning rate that suits $\alpha = 32$, and the loss if each $\alpha$ has its own best learning rate.
 
 # %%
 plots.alpha_chart(tables["alpha"]);
@@ -169,9 +172,9 @@ for a, rows in groups(tables["alpha"].where(phase="seeds"), "lora_alpha").items(
 show(lines, {"α": "", "best η": "g", "× full fine-tuning's η": "g"})
 
 # %% [markdown]
-# The left panel answers whether $\alpha$ is more than another learning rate: with its own best rate, nearly every $\alpha$ ends alike. So the ratio of LoRA's best learning rate to full fine-tuning's depends on $\alpha$. If you report this ratio, report $\alpha$ too.
+# The left panel shows that a change of $\alpha$ does hardly more than a change of the learning rate: with its own best learning rate, nearly every $\alpha$ ends at the same loss. The table shows that the ratio of LoRA's best learning rate to full fine-tuning's depends on $\alpha$. If you report this ratio, report $\alpha$ too.
 #
-# The right panel shows how the best rate depends on $\alpha$. If only $B$ moved, $\Delta W = sBA$ would be proportional to $\alpha\,\eta$. If both factors move far from their start, it is proportional to $\alpha\,\eta^2$. The dashed lines keep one of these two products constant, and the measured rates lie between them.
+# The right panel shows how the best rate depends on $\alpha$. If only $B$ moved, $\Delta W = sBA$ would be proportional to $\alpha\,\eta$. If both factors move far from their start, $\Delta W$ is proportional to $\alpha\,\eta^2$. Along each dashed line one of these two products is constant, and the measured rates lie between the dashed lines.
 #
 # ## The exact law
 #
@@ -179,7 +182,7 @@ show(lines, {"α": "", "best η": "g", "× full fine-tuning's η": "g"})
 #
 # $$(\alpha,\; A,\; \eta_A,\; \eta_B) \quad\text{and}\quad \left(\tfrac{\alpha}{ab},\; a A,\; a\,\eta_A,\; b\,\eta_B\right)$$
 #
-# train the same model, for any two positive numbers $a$ and $b$ (only in this section $b$ is not the batch): $A$ is $a$ times and $B$ is $b$ times as large at every step, and $\alpha/(ab)$ cancels both. Two conditions: $\varepsilon$ of Adam must be negligible, and gradients must not be clipped.
+# train the same model, for any two positive numbers $a$ and $b$. (Only in this section, $b$ is not the batch size.) In the second setting $A$ is $a$ times and $B$ is $b$ times as large at every step, and $\alpha/(ab)$ cancels both factors. The law has two conditions: Adam's $\varepsilon$ must be negligible, and gradients must not be clipped.
 #
 # **Predict.** How exactly do the two models agree if $a$ and $b$ are powers of two?
 
@@ -216,12 +219,11 @@ for name, logits in variants.items():
 show(lines, {"variant": "", "change of the logits": ".1%", "equal bits": ""})
 
 # %% [markdown]
-# If $A$ is rescaled too, the models are equal bit for bit. In practice the start of $A$ is not rescaled and both factors have one learning rate. Then the law does not hold: the last line is the effect of all ten steps, and the two variants above it differ from the plain run by a good part of it. Keeping $\eta^2\alpha$ comes nearer than
-# keeping $\eta\,\alpha$.
+# If the start of $A$ is rescaled too, the models are equal bit for bit. In practice the start of $A$ is not rescaled, and both factors have the same learning rate. Then the law does not hold. The last line of the table shows how much all ten steps change the logits. The two variants above the last line differ from the plain run by a large part of this change. The difference is smaller if $\eta^2\alpha$ is constant than if $\eta\,\alpha$ is constant.
 #
-# *In practice:* tune one of $\alpha$ and the learning rate, and leave the other.
+# *In practice:* tune either $\alpha$ or the learning rate, and keep the other fixed.
 #
-# And the rule $\alpha = 2r$? It carries the recipe's $s = 2$ to other ranks. Each at its own best learning rate:
+# The rule $\alpha = 2r$ keeps the recipe's $s = 2$ at other ranks. The next cell compares this rule with $\alpha = 32$, each at its own best learning rate:
 
 # %%
 display(Markdown(findings.say("hyperparameters.two_r.r1", "hyperparameters.two_r.r64")))
@@ -229,13 +231,13 @@ display(Markdown(findings.say("hyperparameters.two_r.r1", "hyperparameters.two_r
 # %% [markdown]
 # ## Target modules
 #
-# **Predict.** Only one kind of matrix gets an adapter, with the same rank in all five blocks. Which of the seven kinds helps most, and which least? (The matrices have different sizes: k and v have half as many outputs as q, the MLP's matrices have one side that is three times as long.)
+# **Predict.** Only one kind of matrix gets an adapter, with the same rank in all five blocks. Which of the seven kinds helps most, and which least? (The matrices have different sizes: k and v have half as many outputs as q, and one side of each MLP matrix is three times as long as the sides of q.)
 
 # %%
 plots.target_modules_chart(tables["target_modules"]);
 
 # %% [markdown]
-# The order is partly an order of sizes. So give attention and the MLP *equally many parameters*, with a higher rank for attention. **Predict** again.
+# A larger matrix has a larger adapter, and this partly explains the order. In the next figure the adapters in attention and in the MLP have *equally many parameters*, because attention gets a higher rank. **Predict.** Which of the two has the lower loss now?
 
 # %%
 plots.equal_parameters_chart(tables["equal_parameters"]);
@@ -247,7 +249,7 @@ display(Markdown(findings.say(*(f"hyperparameters.{name}" for name in names))))
 # %% [markdown]
 # ## Dropout
 #
-# Dropout makes it harder to memorise the training text. **Predict.** Where does it help: on a few kilobytes that are read again and again, or on text that is never read twice?
+# Dropout makes it harder to memorise the training text. **Predict.** Where does dropout help: on a few kilobytes that are read again and again, or on text that is never read twice?
 
 # %%
 plots.dropout_chart(tables["dropout"]);
@@ -257,12 +259,12 @@ names = ("dropout.fixed", "dropout.own", "dropout.all")
 display(Markdown(findings.say(*(f"hyperparameters.{name}" for name in names))))
 
 # %% [markdown]
-# Look at the grey line of the left panel. At the recipe's learning rate, every run on the little text ends *above the frozen base*: the training did harm, and dropout only made the harm smaller. At a much smaller learning rate all runs end below the base, and dropout gains nothing. If a run overfits, first try a smaller
+# Look at the grey line of the left panel. At the recipe's learning rate, every run on the small text ends with a loss *above that of the frozen base*: the training did harm, and dropout only made the harm smaller. At a much smaller learning rate all runs end below the base's loss, and dropout gains nothing. If a run overfits, first try a smaller
 # learning rate or fewer steps.
 #
 # ## Batch size
 #
-# The same text can be read in a few large batches or in many small ones. Schulman et al. found that large batches cost LoRA more than full fine-tuning. **Predict.** Does it show here?
+# The same text can be read in a few large batches or in many small ones. Schulman et al. found that large batches raise the loss of LoRA more than the loss of full fine-tuning. **Predict.** Do the runs on "tiny" show this too?
 
 # %%
 plots.batch_size_chart(tables["batch_size"]);
@@ -280,11 +282,11 @@ for b, rows in of_batch["lora"].items():
 show(lines, {"batch": "", "LoRA's η": "g", "full's η": "g", "ratio": "g"})
 
 # %% [markdown]
-# It does not show here, in batches of up to 32 sequences of 128 bytes (the batches of the source are larger). But LoRA's best learning rate grows with the batch, and full fine-tuning's does not. If you keep LoRA's rate while the batch changes, the loss rises, and the batch is not to blame.
+# The runs on "tiny" do not show this, in batches of up to 32 sequences of 128 bytes. (Schulman et al. used larger batches.) But LoRA's best learning rate grows with the batch size, and full fine-tuning's best learning rate does not. If you change the batch size and keep LoRA's learning rate, the loss rises because the learning rate no longer suits the batch size.
 #
 # ## Choose a setting
 #
-# The next cell turns these tables into advice for this model and this task. A setting is preferred to the simpler setting only if its loss is lower with every seed and by at least 0.001 nats per byte in the mean. Each hyperparameter was changed alone; the combination was not run.
+# The next cell turns these tables into advice for this model and this task. A setting is preferred to the simpler setting only if its loss is lower with every seed and by at least 0.001 nats per byte in the mean. Each hyperparameter was changed alone. No run combines all the advice.
 
 # %% jupyter={"source_hidden": true}
 # computes the advice from the tables, and shows it with its reasons
@@ -317,8 +319,8 @@ display(Markdown("\n".join(f"- **{what}** {why}" for what, why in advice.items()
 # %% [markdown]
 # ## Recap
 #
-# - With $s = \alpha/r$ and a fixed $\alpha$, LoRA's best learning rate does not depend on the rank. Its ratio to full fine-tuning's depends on $\alpha$ and on the batch.
-# - Under Adam, $\alpha$ and the learning rate are nearly one hyperparameter. The law behind it is exact if $A$ is rescaled too.
+# - With $s = \alpha/r$ and a fixed $\alpha$, LoRA's best learning rate does not depend on the rank. The ratio of LoRA's best learning rate to full fine-tuning's depends on $\alpha$ and on the batch size.
+# - Under Adam, a change of $\alpha$ acts nearly like a change of the learning rate. The law is exact if the start of $A$ is rescaled too.
 # - Adapters in all linear layers are better than adapters in the attention alone, also at equal numbers of parameters.
 # - Dropout helped only where the learning rate was too high for a small text.
 #
@@ -336,7 +338,7 @@ display(Markdown("\n".join(f"- **{what}** {why}" for what, why in advice.items()
 #
 # <details><summary>Answer</summary>
 #
-# $\alpha$ (with the rule for $s$) and the batch size, for the ratio depends on both. Also the step of the grid of learning rates.
+# Ask for $\alpha$, for the rule for $s$ and for the batch size, because the ratio depends on all three. Ask also by which factor the tried learning rates differ.
 #
 # </details>
 #
@@ -344,13 +346,13 @@ display(Markdown("\n".join(f"- **{what}** {why}" for what, why in advice.items()
 #
 # <details><summary>Answer</summary>
 #
-# The learning rate may suit the first setting and not the second. At one rate the values of $\alpha$ above differ much, at their own best rates hardly at all.
+# The learning rate may suit the first setting and not the second. In the section about $\alpha$, the losses differ much if all values of $\alpha$ have the same learning rate. The losses hardly differ if each $\alpha$ has its own best learning rate.
 #
 # </details>
 #
 # ## Try
 #
-# 1. Add $r = 256$ to `ranks` in the table of first gradients. Predict all six new numbers first.
+# 1. Add $r = 256$ to `ranks` in the cell that measures the first gradients. Predict the six new numbers in its two tables first.
 #
 # <details><summary>Hint</summary>
 #
@@ -360,7 +362,7 @@ display(Markdown("\n".join(f"- **{what}** {why}" for what, why in advice.items()
 #
 # <details><summary>Answer</summary>
 #
-# $\alpha/r$: the norm is halved (0.20), the sum stays (about 155). $\alpha/\sqrt r$: the norm stays (about 0.8), the sum doubles (about 620). $\alpha = 2r$: the norm doubles (about 3.2), the sum grows fourfold (about 2,500). The predictions hold within a few percent.
+# From $r = 64$ to $r = 256$ under $\alpha/r$, the norm is halved (0.20) and the sum stays the same (about 155). Under $\alpha/\sqrt r$ the norm stays the same (about 0.8) and the sum doubles (about 620). Under $\alpha = 2r$ the norm doubles (about 3.2) and the sum grows fourfold (about 2,500). The predictions hold within a few percent.
 #
 # </details>
 #
@@ -378,7 +380,7 @@ display(Markdown("\n".join(f"- **{what}** {why}" for what, why in advice.items()
 #
 # </details>
 #
-# 3. Repeat the table of first gradients after 50 steps of training, for $dA$ as well. Does the sum of $|dB|$ still not depend on the rank under $\alpha/r$?
+# 3. Measure the gradients again after 50 steps of training, for $dA$ as well. Is the sum of $|dB|$ under $\alpha/r$ still independent of the rank?
 #
 # <details><summary>Hint</summary>
 #
@@ -388,7 +390,7 @@ display(Markdown("\n".join(f"- **{what}** {why}" for what, why in advice.items()
 #
 # <details><summary>Answer</summary>
 #
-# It still hardly depends on the rank: 114 at $r = 1$ and 124 at $r = 64$. The sum of $|dA|$, which was 0 at the start, is now between 64 and 81 and hardly depends on it either.
+# Nearly: the sum of $|dB|$ is 114 at $r = 1$ and 124 at $r = 64$. The sum of $|dA|$, which was 0 at the start, is now between 64 and 81 and hardly depends on the rank either.
 #
 # </details>
 #

@@ -13,13 +13,13 @@
 # %% [markdown]
 # # How much fits into a rank?
 #
-# An adapter of rank $r$ has a limited number of parameters. How many bits can it hold, and does this number tell you which rank to choose?
+# An adapter of rank $r$ has a limited number of parameters. How many bits can these parameters hold, and does the number of bits tell you which rank to choose?
 #
 # **You will learn** to
 #
-# - compute the bits that a model has memorised from its loss on random strings;
+# - compute from the loss on random strings how many bits a model has memorised;
 # - explain why the measured numbers are lower bounds, and which of them must not be compared;
-# - count the parameters of $A$ and $B$ that are free.
+# - count how many parameters of $A$ and $B$ are free.
 #
 # **Before you start:** [notebook 02](02_lora_from_one_equation.ipynb) and the cross-entropy loss. [Notebook 05](05_convergence.ipynb) has the runs that the last section mentions.
 #
@@ -50,20 +50,20 @@ display(Markdown(findings.say("capacity.highest", "capacity.bits.full")))
 # %% [markdown]
 # ## Bits from a loss
 #
-# A random string has no structure. A model can continue it only if it has memorised it, so the memorised bits can be counted.
+# A random string has no structure. A model can continue a random string only if it has memorised this string, so the memorised bits can be counted.
 #
-# Here each string is a *name* of two symbols, which is given, followed by 16 symbols. All symbols are drawn uniformly from an alphabet of 64, so each carries $\log_2 64 = 6$ bits. Train on a set of such strings until the mean loss is $L$ nats per symbol. Then
+# Here each string begins with a *name* of two symbols, which the model is given. Then follow 16 symbols, which the model must predict. All symbols are drawn uniformly from an alphabet of 64, so each symbol carries $\log_2 64 = 6$ bits. The bits of the predicted symbols of all strings are the bits *offered* to the model. Train on a set of such strings until the mean loss is $L$ nats per symbol. Then
 #
 # $$\text{memorised} = \sum_{\text{symbols}} \left(6 - \frac{L}{\ln 2}\right) \text{ bits, and at least } 0.$$
 #
 # - A model that knows only the alphabet has $L = \ln 64$ and holds 0 bits.
-# - A model that recites every string has $L = 0$ and holds all bits that were offered.
+# - A model that recites every string has $L = 0$ and holds all offered bits.
 #
 # ## Eight strings for "tiny"
 #
-# The next cells offer "tiny" eight strings, 768 bits, and 120 training steps. The adapter has rank 1.
+# The next cells train "tiny" for 120 steps on eight strings, which offer 768 bits. The adapter has rank 1.
 #
-# **Predict.** Three adapters have the same rank: in all linear layers, in q and v, in v alone. Which of them recite all eight strings?
+# **Predict.** Three models have adapters of the same rank: the first in all linear layers, the second in q and v, the third in v alone. Which of the three models recite all eight strings?
 
 # %%
 tokens = study.strings(8, length=16, seed=0)  # (8, 18): indices into the alphabet
@@ -99,9 +99,9 @@ for string, answer in zip(rest[:4], answers[:4], strict=True):
     print(f"  {ln.data.decode(string)}   {ln.data.decode(np.array(answer))}")
 
 # %% [markdown]
-# The frozen model knows none of these strings. Every memorised bit is in $A$ and $B$. After so few steps, the table shows which adapter learns faster. It does not show which adapter could hold more; for that, the training must reach its end.
+# The frozen model knows none of these strings. Every memorised bit is in $A$ and $B$. After so few steps, the table shows which adapter learns faster. It does not show which adapter could hold more. To measure that, you must train until the loss no longer falls.
 #
-# The adapter in v alone cannot hold all bits. **Predict.** Does it recite some strings completely, or does it know a part of each string?
+# The adapter in v alone cannot hold all bits. **Predict.** Does this adapter recite some strings completely, or does it know a part of each string?
 
 # %%
 model_in_v = model
@@ -110,13 +110,13 @@ shares = [memorised(loss, 16) / (6 * 16) for loss in parts]
 print("share of each string's bits: " + ", ".join(f"{share:.0%}" for share in sorted(shares)))
 
 # %% [markdown]
-# It knows a part of each string.
+# The adapter in v knows a part of each string.
 #
-# ## Offer more and more
+# ## More and more strings
 #
-# For the measurement, the model must be small enough to train for thousands of steps. The study uses two layers of width 32. This base was trained to repeat random strings, so it knows the alphabet and it can be certain of a symbol.
+# To measure the largest number of bits, the model must be small enough to train for thousands of steps. The base of the study has two layers of width 32. It was trained to repeat random strings, so it knows the alphabet and can predict a symbol with certainty.
 #
-# **Predict.** A LoRA of rank 4 is offered more and more strings, each time for equally many steps. At some point it cannot recite them all. Do the memorised bits then rise, stay or fall?
+# **Predict.** A LoRA of rank 4 is offered more and more strings, each time for equally many steps. At some point the LoRA cannot recite all strings. Do the memorised bits then rise, stay the same or fall?
 
 # %%
 plots.memory_knee(table);
@@ -125,11 +125,11 @@ plots.memory_knee(table);
 display(Markdown(findings.say("capacity.held.few", "capacity.held.many")))
 
 # %% [markdown]
-# At first the adapter holds all bits that are offered. Then the two lines separate slowly, without a sharp bend, and the last point is still higher than the point before it. So the largest number is not the capacity of the adapter. It is the most that was observed.
+# At first the adapter holds all bits that are offered. Then the line of the memorised bits slowly leaves the line of the offered bits, without a sharp bend. The last point is still higher than the point before it. So the largest number of memorised bits is not the capacity of the adapter. It is only the largest number that was observed.
 #
 # ## Twice the rank, twice the bits?
 #
-# **Predict.** Twice the rank trains twice the parameters. Does it hold twice the bits?
+# **Predict.** An adapter of twice the rank has twice as many parameters. Does it hold twice as many bits?
 
 # %%
 plots.capacity_chart(table);
@@ -140,14 +140,13 @@ names = (f"exponent.r{low}-r{middle}", f"exponent.r{middle}-r{high}", f"against_
 display(Markdown(findings.say(*(f"capacity.{name}" for name in names))))
 
 # %% [markdown]
-# Nearly: an exponent of 1 would be exactly twice the bits.
+# Nearly. An exponent of 1 would mean exactly twice the bits at twice the rank.
 #
 # ## Free parameters
 #
-# Not every parameter of $A$ and $B$ is free. $BA$ is the same matrix as $(BR)(R^{-1}A)$ for every invertible $R$ (r, r). So of the $r(\text{in} + \text{out})$ parameters of one layer, only $r(\text{in} + \text{out} - r)$ are free. At $r = \min(\text{in}, \text{out})$ this equals the
-# $\text{in} \cdot \text{out}$ numbers of a whole matrix.
+# Not every parameter of $A$ and $B$ is free. $BA$ is the same matrix as $(BR)(R^{-1}A)$ for every invertible $R$ (r, r). So of the $r(\text{in} + \text{out})$ parameters of one layer, only $r(\text{in} + \text{out} - r)$ are free. At $r = \min(\text{in}, \text{out})$ there are $\text{in} \cdot \text{out}$ free parameters, as many as the numbers of a whole matrix.
 #
-# **Predict.** For which rank is the difference largest?
+# **Predict.** For which rank do the bits per trained parameter and the bits per free parameter differ most?
 
 # %% jupyter={"source_hidden": true}
 # prints, for each method, bits per trained and per free parameter, and how loose each bound is
@@ -169,18 +168,17 @@ show(lines, dict(zip(lines[0], formats, strict=True)))
 # %% [markdown]
 # All these numbers are lower bounds, and some are looser than others. Three columns show why you must not compare the rows.
 #
-# - *of the offer:* full fine-tuning held most of the bits that it was offered. More strings could give a larger number.
-# - *passes:* all runs have equally many steps. Higher ranks were offered more strings, so they saw each string less often.
-# - *lost at half:* this share is missing after half the steps. From rank 2 on it grows with the rank, so the training of the higher ranks was still far from its end.
+# - *of the offer* is the share of the offered bits that the model held. Full fine-tuning held most of the offered bits, so more strings could give a larger number.
+# - *passes* is the number of times that a run saw each string. All runs have equally many steps. Higher ranks were offered more strings, so they saw each string less often.
+# - *lost at half* is the share of the memorised bits that is missing if the training has only half the steps. From rank 2 on this share grows with the rank, so the training of the higher ranks was still far from its end.
 #
 # The literature reports 2 bits of knowledge per parameter for whole models ([Allen-Zhu and Li 2024](https://arxiv.org/abs/2404.05405)), and about 3.6 bits of random strings ([Morris et al. 2025](https://arxiv.org/abs/2505.24832)), after far longer training.
 #
 # ## Can you choose the rank by its capacity?
 #
-# [Schulman et al. (2025)](https://thinkingmachines.ai/blog/lora/) report that LoRA is worse than full fine-tuning if the data contain more bits than the adapter can hold, and equally good if they contain fewer. This rule is not tested here. But you can compute what it says for the runs of notebook 05. The bits of the data are at most the base's loss on them,
-# divided by $\ln 2$, times the number of tokens.
+# [Schulman et al. (2025)](https://thinkingmachines.ai/blog/lora/) report that LoRA is worse than full fine-tuning if the data contain more bits than the adapter can hold, and equally good if the data contain fewer bits. This rule is not tested here. But you can compute what the rule predicts for the runs of notebook 05. The number of bits in the data is at most the base's mean loss on the data, divided by $\ln 2$, times the number of tokens.
 #
-# **Predict.** Does the text that such a run reads fit into rank 1?
+# **Predict.** Can an adapter of rank 1 hold all bits of the text that such a run reads?
 
 # %%
 bits_per_byte = ln.evaluate(ln.load_model("tiny"), heldout_batches()) / np.log(2)
@@ -193,14 +191,14 @@ print(f"bits in rank 1:    {held:>7,.0f}  ({parameters:,} parameters)")
 display(Markdown(findings.say("convergence.recovered.all-linear.r1.steps200")))
 
 # %% [markdown]
-# The text has many times more bits than rank 1 can hold, and yet rank 1 recovers most of the gain on text that no run has read. Most bits of a text help with no other text. So this bound is too generous to choose $r$ by it, at least here. Choose $r$ by the held-out loss ([notebook 06](06_hyperparameters.ipynb)).
+# The text has many times more bits than rank 1 can hold, and yet rank 1 recovers most of full fine-tuning's gain on text that no run has read. Most bits of a text are of no use for another text. So, at least here, the number of bits in the text does not tell you which $r$ you need. Choose $r$ by the held-out loss ([notebook 06](06_hyperparameters.ipynb)).
 #
 # ## Recap
 #
 # - A random string can only be memorised, so the loss on it gives the memorised bits.
 # - At every rank that was tried, a trained parameter of LoRA holds more than one bit. This is a lower bound.
-# - There is no sharp limit: a LoRA that is offered more than it can recite knows a part of each string.
-# - The bits in a text are no good guide to the rank, because most of them do not help with other texts.
+# - There is no sharp limit: a LoRA that is offered more strings than it can recite knows a part of each string.
+# - The number of bits in a text does not tell you which rank you need, because most of these bits are of no use for other texts.
 #
 # ## Three questions
 #
@@ -208,7 +206,7 @@ display(Markdown(findings.say("convergence.recovered.all-linear.r1.steps200")))
 #
 # <details><summary>Answer</summary>
 #
-# $\ln 8 / \ln 2 = 3$ bits are missing per symbol, so it holds $6 - 3 = 3$ bits per symbol: 3,000 bits.
+# Per symbol, $\ln 8 / \ln 2 = 3$ bits are missing, so the model holds $6 - 3 = 3$ bits per symbol. For 1,000 symbols these are 3,000 bits.
 #
 # </details>
 #
@@ -216,7 +214,7 @@ display(Markdown(findings.say("convergence.recovered.all-linear.r1.steps200")))
 #
 # <details><summary>Answer</summary>
 #
-# The name is given as the prompt, so that the model knows which string to continue. Nobody asks the model to predict it.
+# The name is given as the prompt, so that the model knows which string to continue. The model does not have to predict the name.
 #
 # </details>
 #
@@ -224,7 +222,7 @@ display(Markdown(findings.say("convergence.recovered.all-linear.r1.steps200")))
 #
 # <details><summary>Answer</summary>
 #
-# More training, a better learning rate or more strings could show that the model can hold more. Nothing that is measured shows that it could not hold more.
+# More training, a better learning rate or more strings could show that the model can hold more. No measurement shows that the model cannot hold more.
 #
 # </details>
 #
@@ -234,17 +232,17 @@ display(Markdown(findings.say("convergence.recovered.all-linear.r1.steps200")))
 #
 # <details><summary>Hint</summary>
 #
-# Set `r=4` and `lora_alpha=32` in the cell that trains, so that $\alpha/r$ stays the same. Its parameters are then four times as many.
+# Set `r=4` and `lora_alpha=32` in the cell that trains, so that $\alpha/r$ stays the same. The adapter then has four times as many parameters.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# One of eight, and it holds 579 of the 768 bits. With rank 1 it recited none and held 234 bits. After 120 steps the larger adapter has learned much more, although four times the parameters hold only two and a half times the bits: its training is far from its end.
+# With rank 4 the adapter recites one of the eight strings and holds 579 of the 768 bits. With rank 1 it recited no string and held 234 bits. Four times the parameters hold only two and a half times the bits, because the training of the larger adapter is far from its end.
 #
 # </details>
 #
-# 2. Train the adapter in v of rank 1 for 480 steps instead of 120. Is its limit its rank or its training?
+# 2. Train the adapter in v of rank 1 for 480 steps instead of 120. What limits this adapter: the rank or the training?
 #
 # <details><summary>Hint</summary>
 #
@@ -254,7 +252,7 @@ display(Markdown(findings.say("convergence.recovered.all-linear.r1.steps200")))
 #
 # <details><summary>Answer</summary>
 #
-# It still recites no string, but it holds 440 bits instead of 234. So after 120 steps the training was the limit, not the rank. Even 0.46 bits per parameter is far below the study's numbers, which come from thousands of steps.
+# The adapter still recites no string, but it holds 440 bits instead of 234. So after 120 steps the training was the limit, not the rank. Even 0.46 bits per parameter is far below the study's numbers, which come from thousands of steps.
 #
 # </details>
 #

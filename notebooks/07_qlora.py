@@ -13,18 +13,17 @@
 # %% [markdown]
 # # QLoRA: the frozen weights in four bits
 #
-# LoRA freezes $W$. QLoRA ([Dettmers et al. 2023](https://arxiv.org/abs/2305.14314)) stores the frozen $W$ in about four bits per weight. This notebook answers what
-# these four bits cost: in the weights, in the gradients, in training, in memory and in merging.
+# LoRA freezes $W$. QLoRA ([Dettmers et al. 2023](https://arxiv.org/abs/2305.14314)) stores the frozen $W$ in about four bits per weight. This notebook shows what the rounding to four bits changes: the weights, the gradients, the training, the memory and the merging.
 #
 # **You will learn** to
 #
-# - explain how NF4 chooses its sixteen values, and quantise a block of weights by hand;
+# - explain how NF4, the four-bit format of QLoRA, chooses its sixteen values, and quantise a block of weights by hand;
 # - derive why the gradients of $A$ and $B$ stay exact, without a trick for the rounding;
-# - decide how to merge a QLoRA adapter, and compute how much of $\Delta W$ each way keeps.
+# - decide how to merge a QLoRA adapter, and compute how much of $\Delta W$ each way of merging keeps.
 #
 # **Before you start**: the LoRA layer (notebook 02), its gradients (notebook 03), and quantiles of a normal distribution.
 #
-# 35 minutes to read, about half a minute to run.
+# *Reading: 35 minutes. Running: about half a minute.*
 #
 # ## The result first
 #
@@ -32,9 +31,9 @@
 #
 # $$y \;=\; x\,\hat W^\top \;+\; s\,(x A^\top)\,B^\top, \qquad \hat W = \text{decode}(\text{four bits})$$
 #
-# Each LoRA run of two studies was repeated over a base in four bits. Both runs use the same batches and the learning rate that was best for LoRA.
+# Each LoRA run of two studies was repeated with a base in four bits. The run with LoRA and the run with QLoRA use the same batches and the same learning rate, which was the best one for LoRA.
 #
-# **Predict.** How much higher is QLoRA's final loss: not at all, by a few percent, or by a third?
+# **Predict.** How much higher is the final loss of QLoRA than that of LoRA: not at all, a few percent, or a third?
 
 # %%
 import tempfile
@@ -57,7 +56,7 @@ runs = {name: Table.load(f"../figures/data/qlora_{name}.json") for name in ("tin
 plots.qlora_losses(runs["tiny"], runs["smollm2"]);
 
 # %% [markdown]
-# The grey lines are the bases before training. The distance between them is the damage of the rounding. Training sees the rounded model, so it repairs a part of this damage.
+# The grey lines are the losses of the two bases before training. The distance between the grey lines is the damage of the rounding. QLoRA's training starts from the rounded model, so it repairs a part of this damage.
 
 # %%
 Markdown(findings.say("qlora.tiny.gap", "qlora.smollm2.gap"))
@@ -69,8 +68,7 @@ Markdown(findings.say("qlora.tiny.gap", "qlora.smollm2.gap"))
 #
 # Four bits can name sixteen values. **Predict.** The weights are roughly normally distributed. Should the sixteen values be evenly spaced, or closer together somewhere?
 #
-# NF4's answer: *the same share of the weights lies between any two neighbours*. Such values are quantiles. $Q(p)$ is the number below which a share $p$ of the normal distribution lies. Eight
-# values are above zero and seven below, evenly spaced in probability. Zero is one of the values, so a weight of zero stays zero. $Q(1)$ is infinite, so the outermost probability is
+# NF4's answer: *the same share of the weights lies between any two neighbouring values*. Such values are quantiles. $Q(p)$ is the number below which a share $p$ of the normal distribution lies. Eight values are above zero and seven are below zero, evenly spaced in probability. Zero is one of the values, so a weight of zero stays zero. $Q(1)$ is infinite, so the outermost probability is
 # a little below 1.
 
 # %%
@@ -85,16 +83,14 @@ print(f"largest difference from the library's table: {abs(nf4 - code_book('nf4')
 # %% [markdown]
 # (The library and bitsandbytes compute the probabilities in float32. This explains the difference.)
 #
-# The picture shows these values and how the weights of "tiny" are really distributed. **Predict.** Are real weights, divided by the largest magnitude of their block, spread more widely than the
-# normal distribution that NF4 assumes, or less widely?
+# The picture shows these values and how the weights of "tiny" are really distributed. **Predict.** A block is 64 consecutive weights. Are real weights, divided by the largest magnitude of their block, spread more widely than the normal distribution that NF4 assumes, or less widely?
 
 # %%
 distances = study.error_by_magnitude(["N(0, 1)", "tiny"])
 plots.nf4_codes(distances);
 
 # %% [markdown]
-# Less widely. NF4 assumes that the largest weight of a block is at the outermost quantile. The largest of 64 normal numbers is usually larger than that, so the division moves all other
-# weights closer to zero. (Try 2 asks whether quantiles of the real distribution give a better code.)
+# Real weights are spread less widely. NF4 assumes that the largest weight of a block is at the outermost quantile. The largest of 64 normal numbers is usually larger than this quantile, so the division moves all other weights closer to zero. (Try 2 asks whether quantiles of the real distribution give a better code.)
 #
 # ## Quantise a block by hand
 #
@@ -132,8 +128,7 @@ Markdown(
 # %% [markdown]
 # ## The scales cost bits too: double quantisation
 #
-# Each absmax is a float32 number: 32 bits per 64 weights, which is half a bit per weight. This is an eighth of the size of the codes. Double quantisation therefore quantises the absmax values too: it subtracts
-# their mean (they are all positive) and stores the rest in 8 bits. Blocks of 256 absmax values share one float32 scale.
+# Each absmax is a float32 number. It has 32 bits for 64 weights, which is half a bit per weight, an eighth of the size of the codes. Double quantisation therefore quantises the absmax values too. It subtracts the mean of the absmax values (which are all positive) and stores the differences in 8 bits. Blocks of 256 absmax values share one float32 scale.
 
 # %%
 block, absmax_block = 64, 256
@@ -156,34 +151,29 @@ show(lines, {"double quantisation": "", "bits per weight": ".3f", "mean |error|"
 # %% [markdown]
 # ## NF4, int4 and FP4 compared
 #
-# int4 has evenly spaced values. FP4 is a floating-point number with one sign bit, two exponent bits and one mantissa bit. **Predict** the order of the three, from the smallest error to the largest. The
-# paper's order is NF4, FP4, int4.
+# int4 has evenly spaced values. FP4 is a floating-point number with one sign bit, two exponent bits and one mantissa bit. **Predict** the order of the three formats, from the smallest error to the largest. The order in the QLoRA paper is NF4, FP4, int4.
 
 # %%
 plots.quantization_error(Table.load("../figures/data/quantization_error.json"));
 
 # %% [markdown]
-# NF4 has the smallest error everywhere. In blocks of 64, the usual size, int4 is better than FP4. In large blocks FP4 is better. Why? The next picture shows which weights cause the error:
+# NF4 has the smallest error in the whole picture. In blocks of 64, the usual size, int4 is better than FP4. In large blocks FP4 is better. Why? The next picture shows which weights cause the error of each format:
 
 # %%
 plots.error_by_distance(distances, "N(0, 1)");
 
 # %% [markdown]
-# FP4 has wide gaps: between almost zero and 1/6, and between 2/3 and 1. Between 1/6 and 1/3 it is dense, with steps of 1/12 (int4 has steps of 1/7). In a small block the largest weight is not very large, so
-# the other weights, divided by it, spread over all of −1 … 1, including FP4's gaps. In a large block the largest weight is larger, so the other weights are closer to zero, where FP4 is dense. The order depends on
-# the block size, not only on the code.
+# The values of FP4 have wide gaps: between almost zero and 1/6, and between 2/3 and 1. Between 1/6 and 1/3 the values of FP4 are dense, with steps of 1/12 (int4 has steps of 1/7). All weights of a block are divided by the largest weight. In a small block the largest weight is not very large, so the divided weights are spread over the whole range from −1 to 1, including FP4's gaps. In a large block the largest weight is larger, so the other divided weights are closer to zero, where FP4 is dense. So the order of the formats depends on the block size, not only on the formats themselves.
 #
 # ## The gradients are exact
 #
-# Rounding is a step function, and its derivative is zero almost everywhere. If the rounded weights themselves are trained, a trick is needed: the straight-through estimator, which
-# replaces this derivative by 1. **Predict.** Where does QLoRA need this trick?
+# Rounding is a step function, and its derivative is zero almost everywhere. Training the rounded weights themselves needs a trick: the straight-through estimator, which replaces this derivative by 1. **Predict.** Where does QLoRA need this trick?
 #
-# Nowhere. $\hat W$ is a constant of the layer, as $W$ is in LoRA: its codes are chosen once, before training. So the gradients are those of notebook 03 with $\hat W$ in place of $W$,
-# and they are exact. With $x$ of shape (N, in), $h = xA^\top$ of shape (N, r) and $dy$ of shape (N, out):
+# Nowhere. $\hat W$ is a constant of the layer, as $W$ is in LoRA, because its codes are chosen once, before training. So the gradients are those of notebook 03 with $\hat W$ in place of $W$, and these gradients are exact. With $x$ of shape (N, in), $h = xA^\top$ of shape (N, r) and $dy$ of shape (N, out):
 #
 # $$dx = dy\,\hat W + s\,(dy\,B)\,A \qquad dB = s\,dy^\top h \qquad dA = s\,(dy\,B)^\top x$$
 #
-# The complex step (notebook 03) checks this claim on the whole model. B must not be zero for this check, so `init_lora_weights=False` draws it at random.
+# The complex step (notebook 03) checks this claim on the whole model. For this check $B$ must not be zero, so `init_lora_weights=False` fills $B$ with random numbers.
 
 # %%
 drawn = ln.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
@@ -194,8 +184,7 @@ print(f"dA and dB of all {len(result.errors) // 2} layers against the complex st
 print(f"largest relative error {max(result.errors.values()):.0e}")
 
 # %% [markdown]
-# The gradients are exact for the rounded model. The rounded model is another model than the original one, so its gradients have another direction. **Predict** the cosine between the gradients of both
-# models. For comparison, predict the cosine between the gradients of two different batches.
+# The gradients are exact for the rounded model. But the rounded model differs from the original model, so the gradients of the two models have different directions. **Predict** the cosine between the gradients of the two models on the same batch. For comparison, predict the cosine between the gradients of one model on two different batches.
 
 # %%
 plots.gradient_cosines(Table.load("../figures/data/quantization_gradients.json"));
@@ -207,7 +196,7 @@ plots.gradient_cosines(Table.load("../figures/data/quantization_gradients.json")
 #
 # `ln.costs.memory` counts the bytes of codes, scales and everything else that a training step holds. For "tiny" its prediction equals the bytes of the arrays exactly (`tests/costs/test_memory.py`).
 #
-# The adapter has $r = 8$ and $\alpha = 64$. This is the setting of the runs in the first picture (and of notebook 05): the scaling $s = \alpha/r$ is 8 at every rank.
+# The adapter has $r = 8$ and $\alpha = 64$, like the runs of "tiny" in the first picture. As in notebook 05, the scaling $s = \alpha/r$ is 8.
 
 # %%
 config = ln.LoraConfig(r=8, lora_alpha=64, target_modules="all-linear")
@@ -224,7 +213,7 @@ for name, model in models.items():
 show(lines, {"method": "", "linear weights, MB": ".2f", "training step, MB": ".0f"})
 
 # %% [markdown]
-# In a model of this size the activations need most of the memory. In a large model the weights do. **Predict.** Which of the three methods trains Llama-65B on one card of 48 GB?
+# In a model of this size the activations need most of the memory. In a large model the weights need most of the memory. **Predict.** Which of full fine-tuning, LoRA and QLoRA can train Llama-65B on one GPU with 48 GB?
 
 # %%
 paper = {"config": ln.LoraConfig(r=16, target_modules="all-linear")}
@@ -243,8 +232,7 @@ show(lines, {"Llama-65B": "", "weights, GB": ".1f", "all, GB": ".1f", "fits in 4
 # %% [markdown]
 # ## Train both
 #
-# Both models get the same adapter, the same batches and the same learning rate. The held-out text is the text of the first picture, so the bases start at the same losses as there. **Predict** the loss of each
-# before the first step, and which of the two falls faster.
+# Both models get the same adapter, the same batches and the same learning rate. The held-out text is the text of the first picture. **Predict** the loss of each model before the first step. Which of the two losses falls faster?
 
 # %%
 code = ln.data.Batches(ln.data.corpus("code", "train"))
@@ -265,13 +253,13 @@ show(lines, dict.fromkeys(lines[0], ".3f") | {"held-out, nats per byte": "", "se
 # %% [markdown]
 # ## Three ways to merge
 #
-# To merge LoRA means to compute $W + s\,BA$ (notebook 02). Over four bits there is no $W$ to add to, only codes, and `merge_adapter` raises an error. Three ways are common:
+# To merge LoRA means to compute $W + s\,BA$ (notebook 02). A QLoRA layer stores only codes and no $W$ to which $s\,BA$ could be added, so `merge_adapter` raises an error. Three ways to merge are common:
 #
-# 1. **Dequantise, then merge**: $\hat W + s\,BA$, stored in 16 bits. This is four times as large as before.
-# 2. **Merge into the original weights**: $W + s\,BA$. This has the same size, but the adapter never saw these weights in training.
-# 3. **Merge and quantise again**: as small as before, but the rounding now applies to $s\,BA$ too.
+# 1. **Dequantise, then merge**: $\hat W + s\,BA$, stored in 16 bits. The result is four times as large as the weights in four bits.
+# 2. **Merge into the original weights**: $W + s\,BA$, also stored in 16 bits. But the adapter was not trained with these weights.
+# 3. **Merge and quantise again**: the result has four bits per weight again, but the rounding now applies to $s\,BA$ too.
 #
-# **Predict.** Which way computes what was trained? Which has the lowest loss? The two answers can differ.
+# **Predict.** Which way gives the same outputs as the trained model? Which way gives the lowest loss? The two answers can differ.
 
 # %%
 qlora, adapter = models["QLoRA"], tempfile.mkdtemp()
@@ -316,8 +304,8 @@ lines = [{"model": table.settings["model"]} | row for table in routes for row in
 show(lines, {"model": "", "route": "", "heldout": ".4f", "logits": ".1e", "kept": ".0%"})
 
 # %% [markdown]
-# Only the first way gives the trained model. The second gives a *different* model, which is slightly better here, because the original weights are more precise than the rounded weights that the adapter
-# learned to correct. Its loss must not be reported as QLoRA's loss.
+# Only the first way gives the trained model. The second way gives a *different* model, which is slightly better here, because the original weights are more precise than the rounded weights that the adapter
+# learned to correct. Do not report the loss of this different model as QLoRA's loss.
 #
 # The third way does no harm on "tiny" and great harm on SmolLM2. The next section explains why.
 
@@ -328,12 +316,9 @@ Markdown(findings.say(*names))
 # %% [markdown]
 # ## What rounding removes
 #
-# In the third way every weight starts exactly *on* a value of the code. If the change of a weight is smaller than half the distance to the next value, rounding removes it completely. On "tiny" $s$ is large and the
-# adapter moved the weights far; on SmolLM2 it moved them little.
+# In the third way every weight starts exactly *on* a value of the code. If the change of a weight is smaller than half the distance to the next value, rounding removes it completely. On "tiny" $s$ is large, and the adapter changed the weights much. On SmolLM2 the adapter changed the weights little.
 #
-# The same happens in every storage format, only at another size of $\Delta W$: published models have 16 bits, some have 8. The next cell adds a random $\Delta W$ of rank 8 to a matrix that is already
-# rounded, rounds the sum, and measures two shares: the weights that did not change at all, and the part of $\Delta W$ that remains. **Predict.** A $\Delta W$ of 1 % of the weights' norm in
-# NF4: how many weights stay unchanged, and how much of $\Delta W$ remains?
+# The same happens in every storage format, also in the 16 or 8 bits of published models, but at another size of $\Delta W$. The next cell adds a random $\Delta W$ of rank 8 to a matrix that is already rounded, and rounds the sum. Then it measures the share of the weights that did not change, and the share of $\Delta W$ that remains. **Predict.** The format is NF4, and the norm of $\Delta W$ is 1 % of the norm of the weights. How many weights stay unchanged, and how much of $\Delta W$ remains?
 
 # %%
 def in_dtype(dtype):
@@ -361,15 +346,12 @@ for name, rounded in formats.items():
 show(lines, {"format": "", "‖ΔW‖/‖W‖": ".1%", "unchanged": ".0%", "remains": ".0%"})
 
 # %% [markdown]
-# The two shares do not agree. In bfloat16, with the smallest $\Delta W$, most weights stay unchanged. Still more than half of $\Delta W$ remains, because $\Delta W$ consists mainly of its large entries. The
-# rounding errors of the small entries have no common direction. In NF4 few weights stay unchanged. Still hardly anything of a small $\Delta W$ remains: the largest weight of a block is its scale, and if the scale
-# changes, all decoded weights of the block change. So *the number of changed weights* does not measure how much was kept.
+# The two shares do not agree. In bfloat16, with the smallest $\Delta W$, most weights stay unchanged. But more than half of $\Delta W$ remains, because the large entries contribute most to $\Delta W$. The rounding errors of the small entries have no common direction. In NF4 few weights stay unchanged, but hardly anything of a small $\Delta W$ remains. The largest weight of a block is the scale of the block, and if the scale changes, all decoded weights of the block change. So *the number of changed weights* does not measure how much of $\Delta W$ was kept.
 #
 # ## Recap
 #
-# NF4's sixteen values are quantiles of a normal distribution, and each block of 64 weights stores one scale; double quantisation stores the scales in 8 bits. The gradients of $A$ and $B$ are exact for the
-# rounded base, because the codes are constants. QLoRA's loss ends near LoRA's, and most of the difference comes from the damage to the base. The memory of the weights falls to about an eighth of float32. Merge into the
-# dequantised weights: to merge into the original weights gives another model, and to quantise again can remove the adapter.
+# NF4's sixteen values are quantiles of a normal distribution. Each block of 64 weights stores one scale, and double quantisation stores the scales in 8 bits. The gradients of $A$ and $B$ are exact for the
+# rounded base, because the codes are constants. The final loss of QLoRA is close to that of LoRA, and most of the difference comes from the damage to the base. The weights need about an eighth of the memory that they need in float32. Merge into the dequantised weights: merging into the original weights gives another model, and quantising again can remove most of $\Delta W$.
 #
 # ## Three questions
 #
@@ -389,7 +371,7 @@ show(lines, {"format": "", "‖ΔW‖/‖W‖": ".1%", "unchanged": ".0%", "rema
 #
 # </details>
 #
-# 3. A small $\Delta W$ is merged into dequantised NF4 weights and quantised again. Why is nearly nothing of it left?
+# 3. A small $\Delta W$ is merged into dequantised NF4 weights, and the sum is quantised again. Why is nearly nothing of $\Delta W$ left?
 #
 # <details><summary>Answer</summary>
 #
@@ -399,7 +381,7 @@ show(lines, {"format": "", "‖ΔW‖/‖W‖": ".1%", "unchanged": ".0%", "rema
 #
 # ## Try
 #
-# 1. Quantise "tiny" with `quant_type="int4"` and with `block_size=4096`, and evaluate each model without an adapter. Does the held-out loss follow the mean error?
+# 1. Quantise "tiny" with `quant_type="int4"` and with `block_size=4096`, and evaluate each model without an adapter. Does the model with the larger mean error always have the higher held-out loss?
 #
 # <details><summary>Hint</summary>
 #
@@ -409,7 +391,7 @@ show(lines, {"format": "", "‖ΔW‖/‖W‖": ".1%", "unchanged": ".0%", "rema
 #
 # <details><summary>Answer</summary>
 #
-# No. int4 has a larger mean error than NF4, but its loss is slightly lower (1.559 against 1.561 nats per byte). Blocks of 4096 raise both the error and the loss. The mean error counts all weights
+# No. With int4 the mean error is larger than with NF4, but the loss is slightly lower (1.559 against 1.561 nats per byte). Blocks of 4096 raise both the error and the loss. The mean error counts all weights
 # equally; the loss does not.
 #
 # </details>
@@ -418,13 +400,13 @@ show(lines, {"format": "", "‖ΔW‖/‖W‖": ".1%", "unchanged": ".0%", "rema
 #
 # <details><summary>Hint</summary>
 #
-# Collect `W.reshape(-1, 64)` of all linear layers, divide each row by its largest magnitude, and take `np.quantile` at 16 evenly spaced probabilities. Set one value to zero and the outermost to −1 and 1.
+# Collect `W.reshape(-1, 64)` of all linear layers, divide each row by its largest magnitude, and take `np.quantile` at 16 evenly spaced probabilities. Set one value to zero and the two outermost values to −1 and 1.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# No, it rises from 0.073 to about 0.08 of the weights' root mean square. The quantiles move most values close to zero, and the few large weights lose precision. Equal shares do not give the smallest mean error. A code
+# No, the mean error rises from 0.073 to about 0.08 of the weights' root mean square. The quantiles move most values close to zero, and the few large weights lose precision. So values with equal shares of the weights between them do not give the smallest mean error. A code
 # that minimises the mean error directly (k-medians, started from NF4) is hardly better than NF4.
 #
 # </details>
@@ -443,7 +425,7 @@ show(lines, {"format": "", "‖ΔW‖/‖W‖": ".1%", "unchanged": ".0%", "rema
 #
 # </details>
 #
-# 4. In the third way, multiply $\Delta W$ by 4 before you merge. Does a larger or a smaller share of it remain?
+# 4. In the third way, multiply $\Delta W$ by 4 before you merge. Does a larger or a smaller share of $\Delta W$ remain?
 #
 # <details><summary>Hint</summary>
 #
@@ -453,6 +435,6 @@ show(lines, {"format": "", "‖ΔW‖/‖W‖": ".1%", "unchanged": ".0%", "rema
 #
 # <details><summary>Answer</summary>
 #
-# A larger share: from about 2 % to about 18 % in the cell above. A change that is four times as large reaches the next value of the code more often.
+# A larger share remains: it grows from about 2 % to about 18 % in the cell above. A change that is four times as large reaches the next value of the code more often.
 #
 # </details>

@@ -13,23 +13,23 @@
 # %% [markdown]
 # # Merging and multi-LoRA serving
 #
-# An adapter is small, so one base can carry many. This notebook answers what many adapters on one base cost, and when an adapter can be merged into the weights or combined with another one.
+# An adapter is small, so one base model can have many adapters. This notebook shows what many adapters on one base cost, and when an adapter can be merged into the weights or combined with another adapter.
 #
 # **You will learn** to
 #
 # - explain how rows with different adapters share one batch, and compute the cost in bytes;
-# - compute what a merge changes in the outputs, in the speed and, after many merges, in the weights;
+# - compute how a merge changes the outputs and the speed, and how many merges change the weights;
 # - recognise three checks of a merge that say nothing about its quality.
 #
 # **Before you start**: the LoRA layer and its merge (notebook 02).
 #
-# 35 minutes to read, about 15 seconds to run.
+# *Reading: 35 minutes. Running: about 15 seconds.*
 #
 # ## The result first
 #
-# One base has up to a thousand adapters. A batch has 32 rows, and five workloads draw the adapter of each row. The alternative (grey) is one merged model per adapter.
+# In the picture, one base with up to a thousand adapters computes batches of 32 rows. Five workloads differ in how they choose the adapter of each row. The alternative (grey) is one merged model per adapter.
 #
-# **Predict.** How many merged models fit into the memory that the base and a thousand adapters need?
+# **Predict.** How many merged models fit into the memory that one base with a thousand adapters needs?
 
 # %%
 import statistics
@@ -62,18 +62,17 @@ Markdown(
 )
 
 # %% [markdown]
-# The speed depends on the workload. If all rows use one adapter ("identical"), a merged model is the fastest. If each row uses another adapter ("distinct"), merged models are slow: each row goes
+# The speed depends on the workload. If all rows use one adapter ("identical"), a merged model is the fastest. If each row uses a different adapter ("distinct"), merged models are slow: each row goes
 # through its own model, and the work of the base is done 32 times.
 #
-# On "tiny" an adapter has a tenth of the base's size, because the matrices are narrow. In a wider model the share is smaller: the same adapters are a few thousandths of a 7B model
+# On "tiny" an adapter has a tenth of the base's size, because the matrices are narrow. In a wider model the share is smaller: adapters with the same settings have a few thousandths of the size of a 7B model
 # ([Sheng et al. 2023](https://arxiv.org/abs/2311.03285) serve thousands of adapters at once).
 #
 # ## Two adapters
 #
-# The rest of this notebook uses two trained adapters. The first learns Python code. The second learns a voice: an old lighthouse keeper who answers questions. The base knows English prose.
+# The rest of this notebook uses two trained adapters. The first adapter learns Python code. The second adapter learns a voice: an old lighthouse keeper who answers questions. The base knows English prose.
 #
-# The losses are held-out losses on 64 windows of 64 bytes per domain. These windows are shorter than those of notebooks 05 and 07, so the model has less context and the base's loss on code is
-# higher here than there. Compare only losses of the same table.
+# The losses are held-out losses on 64 windows of 64 bytes per domain. These windows are shorter than those of notebooks 05 and 07, so the model has less context, and the base's loss on code is higher than in those notebooks. Compare only losses of the same table.
 
 # %%
 config = ln.LoraConfig(r=8, lora_alpha=64, target_modules="all-linear")  # as in notebook 05
@@ -112,13 +111,13 @@ def show_losses(*adapters):
 show_losses(None, "code", "voice")
 
 # %% [markdown]
-# Each adapter is good at its own domain. But with the voice, the model is worse at code than the base: it has forgotten. This matters in experiment 2.
+# Each adapter is good at its own domain. But with the voice adapter, the model is worse at code than the base: the voice adapter makes it forget code. This matters in experiment 2.
 #
-# ## A merged model costs what the base costs
+# ## A merged model is as fast as the base
 #
 # $$x W^\top + s\,(x A^\top) B^\top \;=\; x\,(W + s\,BA)^\top$$
 #
-# **Predict.** How large is the largest difference of a logit in float32, relative to the largest logit: zero, about 1e-7, or about 1e-3?
+# **Predict.** The left side is the model before the merge, the right side the merged model. How large is the largest difference of a logit between the two in float32, relative to the largest logit: zero, about 1e-7, or about 1e-3?
 
 # %%
 tokens = heldout["voice"][0][0][:4]
@@ -138,7 +137,7 @@ print(f"largest relative difference of a logit: {difference:.0e}")
 model.unmerge_adapter()
 
 # %% [markdown]
-# The difference is not zero, because the two sides round in another order. The time of the bypass is gone. All states were measured in the same rounds, on one thread:
+# The difference is not zero, because the two sides of the equation add in a different order, and each addition rounds. The merged model computes no bypass. The next table shows how long one token takes before and after a merge, on one thread:
 
 # %%
 lines = [
@@ -148,25 +147,23 @@ lines = [
 show(lines, {"model": "", "state": "", "ms": ".1f", "× base": ".2f"})
 
 # %% [markdown]
-# A merged model has a price: every request is answered with this one adapter.
+# A merged model has one disadvantage: it answers every request with this one adapter.
 #
 # ## What many merges leave in the weights
 #
-# The adapter can be removed again, $W \leftarrow (W + s\,BA) - s\,BA$, and another one merged. Each of the two steps rounds.
+# The adapter can be removed again, $W \leftarrow (W + s\,BA) - s\,BA$, and another adapter can be merged. Both the addition and the subtraction round.
 #
-# **Predict.** One adapter is merged and removed a hundred times; or eight adapters take turns. In which case does the error grow? By what factor do float16 and float32 differ?
+# **Predict.** In the first case, one adapter is merged and removed a hundred times. In the second case, eight adapters are merged and removed in turns. In which case does the error of $W$ grow? By what factor do the errors in float16 and in float32 differ?
 
 # %%
 plots.merge_drift(merging.drift(cycles=(1, 2, 3, 5, 10, 20, 30, 50, 100)));
 
 # %% [markdown]
-# With one adapter, only the first round changes $W$. After it, $+\,\Delta W$ and $-\,\Delta W$ lead back to the same number (a theorem about rounding to even: Knuth, *The Art of Computer Programming*, 4.2.2). Other
-# adapters round elsewhere, so the errors add up like steps in random directions. The dtypes differ only in their precision: float32 has 13 bits more than float16, which is a factor of $2^{13}$. In float32 the error stays
-# harmless for a long time. In 16 bits, keep a copy of the base, and do not merge adapters in turns.
+# With one adapter, only the first round changes $W$. In every later round, adding and subtracting $\Delta W$ gives the same number again (a theorem about rounding to even: Knuth, *The Art of Computer Programming*, 4.2.2). With several adapters, each adapter causes other rounding errors, and the errors add up like steps in random directions. The precision of float32 is 13 bits higher than that of float16, so the errors differ by a factor of $2^{13}$. In float32 the error stays harmless for a long time. If the weights have 16 bits, keep a copy of the base, and do not merge adapters in turns.
 #
 # ## Many adapters on one base
 #
-# To switch adapters needs no arithmetic: all adapters share the base's weights, and a call names the adapter.
+# Switching to another adapter needs no arithmetic: all adapters share the base's weights, and each call names the adapter that it uses.
 
 # %%
 sizes = {
@@ -192,7 +189,7 @@ print("the base's weight is still the same array:", layer.base_layer.weight.valu
 # %% [markdown]
 # ## Mixed batches
 #
-# Now every row $i$ of a batch has its own adapter $\mathrm{idx}[i]$, or none ($\mathrm{idx}[i] = -1$). As a formula, and as a loop over the rows:
+# Now every row $i$ of a batch has its own adapter $\mathrm{idx}[i]$, or none ($\mathrm{idx}[i] = -1$). The formula is below, and the next cell computes it with a loop over the rows:
 #
 # $$y_i \;=\; x_i W^\top + s\,\bigl(x_i A_{\mathrm{idx}[i]}^\top\bigr)\, B_{\mathrm{idx}[i]}^\top$$
 
@@ -208,8 +205,7 @@ def loop(x, W, A, B, s, idx):
 
 
 # %% [markdown]
-# The loop loads $W$ from memory once per row, and one row does very little arithmetic with it. But $W$ is the same for all rows, so one product can serve the whole batch. The rows of one adapter, a
-# *segment*, can share the products with its $A$ and $B$:
+# The loop loads $W$ from memory once per row, and does very little arithmetic with $W$ for this row. But $W$ is the same for all rows, so one product can serve the whole batch. The rows that use the same adapter are called a *segment*. All rows of a segment can share one product with $A$ and one with $B$:
 
 # %%
 def grouped(x, W, A, B, s, idx):
@@ -221,8 +217,7 @@ def grouped(x, W, A, B, s, idx):
 
 
 # %% [markdown]
-# If each row has another adapter, every segment has one row, and Python's calls take longer than the arithmetic. Then the factors are stacked, and one batched product computes all rows
-# ([Chen et al. 2023](https://arxiv.org/abs/2310.18547) call it SGMV and wrote it as one GPU kernel):
+# If each row has a different adapter, every segment has one row, and Python's calls take longer than the arithmetic. Then the factors of all adapters are stacked, and one batched product computes all rows. ([Chen et al. 2023](https://arxiv.org/abs/2310.18547) call this product SGMV and wrote it as one GPU kernel.)
 
 # %%
 def batched(x, W, A, B, s, idx):
@@ -267,10 +262,9 @@ for title, idx in cases.items():
 show(lines, {"32 rows on": "", "function": "", "ms": ".2f", "error": ".0e"})
 
 # %% [markdown]
-# `error` is the relative difference from the library's result. A few adapters with many rows each: segments are good. Many adapters with one row each: the batched product is good. The library chooses by the size of the segments
-# (`lora_np/peft/mixed.py`) and keeps the stack from one step to the next.
+# `error` is the relative difference from the library's result. Segments are good for a few adapters with many rows each. The batched product is good for many adapters with one row each. The library chooses by the size of the segments (`lora_np/peft/mixed.py`) and keeps the stacked factors from one step to the next.
 #
-# In a whole model, the adapters are an argument of the call:
+# In a whole model, an argument of the call names the adapter of each row:
 
 # %%
 prompts = {
@@ -292,10 +286,9 @@ for i, name in enumerate(names):
     print(f"row {i}, {name}: error {abs(mixed[i] - alone[0]).max() / abs(alone).max():.0e}")
 
 # %% [markdown]
-# Each row continues in its own style, and each row of the mixed batch equals the same row alone. The text itself has no meaning. "tiny" has one million parameters, writes byte by byte, and each adapter was trained for
-# 60 steps: it learned the look of Python, or the sound of an answer, and not their content. The held-out losses above are the better measure. Notebook 10 does the same with a real language model.
+# Each row continues in the style of its adapter. The logits of each row in the mixed batch equal the logits of the same row alone, up to rounding. The generated text has no meaning. "tiny" has one million parameters and writes byte by byte, and each adapter was trained for only 60 steps. The adapters learned how Python and answers look, but not what they mean. The held-out losses above measure better what each adapter learned. Notebook 10 trains a real language model.
 #
-# **Predict.** A decode step of 32 rows in a whole model: how much longer does it take if each row has its own adapter?
+# **Predict.** A decode step computes the next token of each of 32 rows, in a whole model. How much longer does the step take if each row has its own adapter than if all rows share one?
 
 # %% jupyter={"source_hidden": true}
 # prints the time of a decode step with one adapter and with one adapter per row
@@ -311,16 +304,15 @@ show(lines, dict(zip(lines[0], ("", "", ".1f", ".2f", ".2f"), strict=True)))
 Markdown(findings.say("serving.tiny.each", "serving.smollm2.each"))
 
 # %% [markdown]
-# The products with the base's weights take most of the step, and they are computed once in both cases. PEFT's mixed batch runs the adapters one after another in every layer. This is correct, but slow with 32 adapters.
+# The products with the base's weights take most of the time, and they are computed once in both cases. PEFT's mixed batch runs the adapters one after another in every layer. The result is correct, but with 32 adapters this is slow.
 #
 # ## Lab: when the checks of a merge mislead
 #
-# Each of the three experiments has a number that seems to say "all is well" or "all is lost". The held-out loss shows what is true. Write down your prediction each time.
+# In each of the three experiments, one number suggests that the result is good or that it is useless. The held-out loss shows whether this is true. Write down your prediction each time.
 #
 # ### 1. The average of an adapter and itself
 #
-# Two files contain the same adapter: both compute the same logits. You average their factors, $\tfrac12 (A_1 + A_2)$ and $\tfrac12(B_1 + B_2)$, and check that each number is the mean of the two. **Predict** what
-# the average has learned.
+# Two files contain adapters that compute the same logits. You average their factors, $\tfrac12 (A_1 + A_2)$ and $\tfrac12(B_1 + B_2)$, and check that each number of the result is the mean of the two numbers. **Predict** the loss of the averaged adapter on the voice.
 
 # %%
 model.add_adapter("twin", config)
@@ -341,16 +333,15 @@ print("each number of A is the mean of the two:", np.allclose(mean, (A1 + A2) / 
 show_losses(None, "voice", "twin", "average, linear", "average, cat")
 
 # %% [markdown]
-# It has learned nothing: it equals the base. $(-B)(-A) = BA$ is the same adapter, and the mean of $A$ and $-A$ is zero. $A$ and $B$ have no meaning separately, since $(BM)(M^{-1}A) = BA$ for every invertible $M$,
-# and each training ends at another $M$. The result of `linear` depends on $M$; the result of `cat`, $\sum w_i \Delta W_i$, does not. With two adapters, `linear` puts $\sqrt{w}$ on both factors. Multiplying out shows the terms that it adds to the sum:
+# The average of type `linear` does nothing: the model has the losses of the base. The factors $-B$ and $-A$ give the same adapter, because $(-B)(-A) = BA$, but the mean of $A$ and $-A$ is zero. The factors $A$ and $B$ have no meaning separately, since $(BM)(M^{-1}A) = BA$ for every invertible $M$, and each training ends with a different $M$. The result of `linear` depends on $M$. The result of `cat`, $\sum w_i \Delta W_i$, does not depend on $M$. With two adapters, `linear` multiplies both factors of adapter $i$ by $\sqrt{w_i}$. Multiplying out shows which terms `linear` adds to the sum:
 #
 # $$(\sqrt{w_1} B_1 + \sqrt{w_2} B_2)(\sqrt{w_1} A_1 + \sqrt{w_2} A_2) = w_1 B_1 A_1 + w_2 B_2 A_2 + \sqrt{w_1 w_2}\,(B_1 A_2 + B_2 A_1)$$
 #
-# Therefore every combination in this library reports its error of $\Delta W$, computed from the products and not from the factors.
+# Therefore this library reports the error of $\Delta W$ for every combination. The error is computed from the products $BA$ and not from the factors.
 #
 # ### 2. Exactly the sum, and worse than the base
 #
-# `cat` is exact. **Predict.** Half of the code adapter plus half of the voice adapter: is the loss on code between the losses of the two adapters, equal to the base's, or above the base's?
+# `cat` gives exactly the requested sum. **Predict.** You combine half of the code adapter with half of the voice adapter. Is the loss on code between the losses of the two adapters, equal to the base's loss, or above the base's loss?
 
 # %%
 lines = []
@@ -363,13 +354,11 @@ print()
 show_losses(None, "code", "voice", *(line["code + voice"] for line in lines))
 
 # %% [markdown]
-# With equal halves the loss on code is above the base's: half of the voice makes the model forget more code than half of the code adapter teaches. The reported error is zero, and this is correct, because the report compares the
-# combination with the sum that was *requested*. Whether this sum is useful, only held-out text of each domain shows. Weights that sum to one do not prevent the harm.
+# With equal halves the loss on code is above the base's loss: half of the voice adapter makes the model forget more code than half of the code adapter teaches. The reported error is zero, and this is correct, because the report compares the combination with the sum that was *requested*. Only held-out text of each domain shows whether this sum is useful. Weights that sum to one do not prevent the harm.
 #
 # ### 3. A large error that does little harm
 #
-# Now the reverse. `svd` keeps the best 8 of the 16 directions, and its reported error is large. **Predict** the share of the gain that is lost. The picture shows all types, with two adapters that were trained longer, each type
-# at its own best scale. (The study evaluates on longer windows than this notebook, so its losses are lower.)
+# `svd` keeps only the 8 largest of the 16 directions of the sum, and its reported error is large. **Predict.** Which share of `cat`'s gain does `svd` lose? (The gain is the base's loss minus the loss of the combination.) The picture shows all combination types, each at its own best scale, with two adapters that were trained longer. (The study evaluates on longer windows than this notebook, so its losses are lower.)
 
 # %%
 joined = Table.load("../figures/data/combinations.json")
@@ -390,16 +379,13 @@ lines = [
 show(lines, dict(zip(lines[0], ("", ".2f", ".2f", ".0%"), strict=True)))
 
 # %% [markdown]
-# A large part of the norm of $\Delta W$ is in directions that matter little. Even `linear`, at its best scale, keeps most of the gain. The error of $\Delta W$ is a useful warning: the types that work on $\Delta W$ end
-# below the types that work on $A$ and $B$ separately. But it is not a loss.
+# A large part of the norm of $\Delta W$ is in directions that hardly change the loss. Even `linear`, at its best scale, keeps most of the gain. The error of $\Delta W$ is a useful warning: the types that work on $\Delta W$ have lower losses than the types that work on $A$ and $B$ separately. But the error of $\Delta W$ does not replace a measured loss.
 #
-# **What to keep from the lab.** Compare merges by $\Delta W$, never by $A$ and $B$. Then evaluate the result on held-out text of every domain that it will serve, with the weights as they are *stored*: notebook 07 shows that
-# rounding to 16, 8 or 4 bits can remove a small $\Delta W$. Keep the adapter file, because it is the only copy that was tested.
+# **Conclusions of the lab.** Compare merges by $\Delta W$, never by $A$ and $B$. Then evaluate the merged model on held-out text of every domain for which you will use it. Evaluate the weights as they are *stored*: notebook 07 shows that rounding to 16, 8 or 4 bits can remove a small $\Delta W$. Keep the adapter file too, because only the file has the adapter exactly as it was trained.
 #
 # ## A server
 #
-# Requests do not arrive in batches. `AdapterServer` forms batches while they arrive (*continuous batching*, [Yu et al. 2022](https://www.usenix.org/conference/osdi22/presentation/yu)): between two steps, a
-# new request joins and a finished one leaves, and each row has its own adapter. **Predict.** The server has room for two rows. In which order do these four requests finish?
+# Requests do not arrive in batches. `AdapterServer` forms batches while requests arrive (*continuous batching*, [Yu et al. 2022](https://www.usenix.org/conference/osdi22/presentation/yu)). Between two steps, new requests join the batch and finished requests leave it. Each row has its own adapter. **Predict.** The server has room for two rows. In which order do the four requests of the next cell finish?
 
 # %%
 server = ln.AdapterServer(model, max_batch=2)
@@ -421,7 +407,7 @@ while not server.idle:
     steps += 1
 
 # %% [markdown]
-# The short requests do not wait for the long one that came first. With the extra `serve` the engine has an HTTP interface with OpenAI's protocol; the field `model` names the adapter:
+# The short requests do not wait for the long request that came first. The optional dependencies `serve` add an HTTP interface with OpenAI's protocol. The field `model` of a request names the adapter:
 #
 # ```
 # pip install -e ".[serve]"
@@ -442,13 +428,13 @@ while not server.idle:
 #
 # ## Recap
 #
-# Adapters share the base's weights, so a thousand adapters need a tenth of the memory of a thousand merged models here. In a mixed batch the product with $W$ is computed once for all rows, and only the small products with $A$ and $B$
-# differ. A merged model computes the same as the adapter, up to rounding, at the base's cost, but it serves one adapter only. $A$ and $B$ have no meaning separately: combine adapters by their $\Delta W$, and evaluate the result on held-out
+# Adapters share the base's weights. Here the base with a thousand adapters needs a tenth of the memory of a thousand merged models. In a mixed batch the product with $W$ is computed once for all rows, and only the small products with $A$ and $B$
+# differ. A merged model gives the same outputs as the base with the adapter, up to rounding, and is as fast as the base. But a merged model serves one adapter only. The factors $A$ and $B$ have no meaning separately: combine adapters by their $\Delta W$, and evaluate the result on held-out
 # text of each domain.
 #
 # ## Three questions
 #
-# 1. Why can one product with $W$ serve a batch in which every row has another adapter?
+# 1. Why can one product with $W$ serve a batch in which every row has a different adapter?
 #
 # <details><summary>Answer</summary>
 #
@@ -460,11 +446,11 @@ while not server.idle:
 #
 # <details><summary>Answer</summary>
 #
-# If all requests use the same adapter. Then the bypass costs time in every layer and gives no choice in return.
+# A merged model is better if all requests use the same adapter. Then the bypass costs time in every layer and has no advantage.
 #
 # </details>
 #
-# 3. Two adapters have the same $\Delta W$. Why can the mean of their factors be another adapter?
+# 3. Two adapters have the same $\Delta W$. Why can the mean of their factors have a different $\Delta W$?
 #
 # <details><summary>Answer</summary>
 #
@@ -474,7 +460,7 @@ while not server.idle:
 #
 # ## Try
 #
-# 1. In experiment 1 let $M$ be a rotation: `M, _ = np.linalg.qr(rng.standard_normal((8, 8)))`, $A_2 = M^\top A$, $B_2 = BM$. How large is the error of `linear` now? Does it depend on the weights, if both weights are equal?
+# 1. In experiment 1 let $M$ be a rotation: `M, _ = np.linalg.qr(rng.standard_normal((8, 8)))`, $A_2 = M^\top A$, $B_2 = BM$. How large is the error of `linear` now? Does the error depend on the weights, if both weights are equal?
 #
 # <details><summary>Hint</summary>
 #
@@ -484,11 +470,11 @@ while not server.idle:
 #
 # <details><summary>Answer</summary>
 #
-# About 0.64 of the sum's norm, with both pairs of weights. With equal weights $w$, every term of the product has the factor $\sqrt{w}\sqrt{w} = w$, so the *relative* error does not depend on $w$.
+# The error is about 0.64 of the sum's norm, with both pairs of weights. With equal weights $w$, every term of the product has the factor $\sqrt{w}\sqrt{w} = w$, so the *relative* error does not depend on $w$.
 #
 # </details>
 #
-# 2. From which share of code on is `cat` with weights (share, 1 − share) better than the base on both domains?
+# 2. Let `cat` have the weights (share, 1 − share) for the code and the voice adapter. From which share on is the combination better than the base on both domains?
 #
 # <details><summary>Hint</summary>
 #
@@ -498,7 +484,7 @@ while not server.idle:
 #
 # <details><summary>Answer</summary>
 #
-# From about 0.55 on: there the loss on code is 1.638, and the base's is 1.647. On the voice, every share that you tried is far better than the base.
+# The combination is better on both domains from a share of about 0.55 on: there the loss on code is 1.638, and the base's loss is 1.647. On the voice, every share that you tried is far better than the base.
 #
 # </details>
 #
@@ -512,11 +498,11 @@ while not server.idle:
 #
 # <details><summary>Answer</summary>
 #
-# It depends on the machine, but a few rows per segment are enough: `grouped` then needs fewer calls, and `batched` gains nothing from rows that share an adapter. The library's choice is `SMALL` in `lora_np/peft/mixed.py`.
+# It depends on the machine, but a few rows per segment are enough: `grouped` then needs fewer calls, and `batched` gains nothing from rows that share an adapter. The library's limit is `SMALL_SEGMENT` in `lora_np/peft/mixed.py`.
 #
 # </details>
 #
-# 4. "average, cat" of experiment 1 has rank 16 and the voice's $\Delta W$. Combine it with the code adapter by `linear`, then by `svd`. Why must `linear` refuse?
+# 4. "average, cat" of experiment 1 has rank 16 and the voice's $\Delta W$. Combine this average with the code adapter by `linear`, then by `svd`. Why must `linear` raise an error?
 #
 # <details><summary>Hint</summary>
 #
@@ -526,6 +512,6 @@ while not server.idle:
 #
 # <details><summary>Answer</summary>
 #
-# `linear` adds the factors, and $A_1$ has the shape (16, in), $A_2$ (8, in): they have no sum. `svd` works on $\Delta W$, whose shape does not depend on the rank.
+# `linear` adds the factors. The shape of $A_1$ is (16, in) and the shape of $A_2$ is (8, in), so $A_1$ and $A_2$ cannot be added. `svd` works on $\Delta W$, whose shape does not depend on the rank.
 #
 # </details>

@@ -13,26 +13,25 @@
 # %% [markdown]
 # # Other PEFT methods
 #
-# LoRA is one parameter-efficient method. This notebook presents eleven others, each with its equation and a few lines of code. Then it compares all of them: which method learns the most per trained number, what does each cost, and what does
-# it forget?
+# LoRA is one parameter-efficient method. This notebook presents eleven others, each with its equation and a few lines of code. Then it compares all methods: which method learns the most per trained number, what does each method cost, and what does each method forget?
 #
 # **You will learn** to
 #
-# - explain where each method changes a Transformer block, and derive how many numbers it trains;
+# - explain where each method changes a Transformer block, and derive how many numbers the method trains;
 # - implement the forward pass of DoRA, VeRA, a prefix and a bottleneck adapter, and check it against the library;
 # - judge a claim about a method by a comparison at each method's own best learning rate.
 #
 # **Before you start**: LoRA (notebook 02), attention with keys and values (notebook 01), the singular value decomposition (notebook 04), and the setting of notebook 05.
 #
-# Two sittings of 35 minutes: *the methods* and *the comparison*. About 10 seconds to run.
+# *Reading: two sittings of 35 minutes, the methods and the comparison. Running: about 10 seconds.*
 #
 # Three letters mean something else here than in the other notebooks: $v$ is the number of virtual tokens of a prefix, $m$ the width of an adapter, and $\ell$ the lengths of the rows of a matrix.
 #
 # ## The result first
 #
-# "tiny", which knows English, learns Python code. Every method has its own best learning rate and the same 200 steps.
+# "tiny", which knows English, learns Python code. Every method trains for 200 steps at its own best learning rate.
 #
-# **Predict.** Which method comes closest to full fine-tuning: the one that trains the most numbers? How much of LoRA's gain remains if only an eighth of its numbers is trained?
+# **Predict.** Does the method that trains the most numbers come closest to full fine-tuning? How much of LoRA's gain remains if the rank is 1 instead of 8, so that LoRA trains only an eighth of the numbers?
 
 # %%
 import textwrap
@@ -62,7 +61,7 @@ ranks = lora_by_rank(compared, load("convergence"))  # LoRA's runs of notebook 0
 plots.quality_against_parameters(compared, ranks);
 
 # %% [markdown]
-# The line is LoRA itself at ranks 1 to 64. DoRA trains more numbers than LoRA and does not gain more. Rank 1 trains an eighth of LoRA's numbers and keeps most of its gain. The second sitting reads this picture in detail.
+# The line shows LoRA at ranks 1 to 64. DoRA trains more numbers than LoRA and does not gain more. LoRA of rank 1 trains an eighth of the numbers of rank 8 and keeps most of the gain of rank 8. The second sitting reads this picture in detail.
 #
 # # First sitting: the methods
 #
@@ -90,11 +89,11 @@ plots.quality_against_parameters(compared, ranks);
 plots.method_diagrams();
 
 # %% [markdown]
-# rsLoRA, LoRA+ and PiSSA look like LoRA in such a drawing; LoRA-FA has a grey $A$.
+# rsLoRA, LoRA+ and PiSSA would look like LoRA in such a drawing. In a drawing of LoRA-FA, $A$ would be grey.
 #
 # ## One call for all of them
 #
-# A method is a configuration. `get_peft_model` freezes the base and inserts the adapter that the configuration describes. The scaling $s = \alpha/r = 8$ is notebook 05's, so that its runs can be compared with these.
+# A method is a configuration. `get_peft_model` freezes the base and inserts the adapter that the configuration describes. The scaling $s = \alpha/r = 8$ is the same as in notebook 05, so that the runs of both notebooks can be compared.
 #
 # **Predict** which method trains the most numbers and which the fewest.
 
@@ -138,7 +137,7 @@ lines = [{"method": name, "trained": n, "of tiny": n / whole} for name, n in tra
 show(lines, {"method": "", "trained": ",", "of tiny": ".2%"})
 
 # %% [markdown]
-# Each method now gets four parts: the idea, the equation, the code, and one number.
+# The section about each method has four parts: the idea, the equation, the code, and one number.
 #
 # ## rsLoRA: another scaling
 #
@@ -148,7 +147,7 @@ show(lines, {"method": "", "trained": ",", "of tiny": ".2%"})
 #
 # **Code.** `LoraConfig(use_rslora=True)`.
 #
-# **One number.** At one rank it is LoRA with another $\alpha$: at $r = 8$, $\alpha$ is $\sqrt 8 \approx 2.8$ times as large. Notebook 06 compares ranks.
+# **One number.** At a fixed rank, rsLoRA is LoRA with another $\alpha$: at $r = 8$, this $\alpha$ is $\sqrt 8 \approx 2.8$ times as large. Notebook 06 compares ranks.
 #
 # ## LoRA+: another learning rate for B
 #
@@ -156,12 +155,11 @@ show(lines, {"method": "", "trained": ",", "of tiny": ".2%"})
 #
 # **Equation.** $\eta_B = 16\,\eta_A$
 #
-# **Code.** `AdamW(lr_ratio={"lora_B": 16})`. Which other scales could be changed? Adam divides the gradient by its own size, so a scaled gradient gives the same step. It follows that all these trainings are the same (for $\varepsilon \to 0$, without weight
-# decay and clipping):
+# **Code.** `AdamW(lr_ratio={"lora_B": 16})`. Which other scales could be changed? Adam divides the gradient by its own size, so a scaled gradient gives the same step. Therefore training with both of these settings gives the same model (for $\varepsilon \to 0$, without weight decay and clipping):
 #
 # $$\bigl(\alpha,\; A,\; B,\; \eta_A,\; \eta_B\bigr) \;\sim\; \bigl(\tfrac{\alpha}{pq},\; pA,\; qB,\; p\,\eta_A,\; q\,\eta_B\bigr)$$
 #
-# (Here $p$ and $q$ are any two positive numbers.) **Predict.** $p = 8$, $q = 1/4$, four steps: how large is the difference of the losses in float32?
+# (Here $p$ and $q$ are any two positive numbers.) **Predict.** The first model trains with $p = q = 1$, the second with $p = 8$ and $q = 1/4$. How large is the difference of their losses in the first four steps, in float32?
 
 # %%
 batches = ln.data.Batches(ln.data.corpus("code", "train"), batch_size=4, seq_len=64)
@@ -182,7 +180,7 @@ print("losses:", np.round(one, 4))
 print("largest difference:", np.abs(np.subtract(one, other)).max())
 
 # %% [markdown]
-# **One number.** The difference is exactly zero, because powers of two change only exponents. So two of the four scales ($\alpha$, the size of $A$, $\eta_A$, $\eta_B$) are redundant. A comparison of two values of $\alpha$ at one learning rate compares learning rates.
+# **One number.** The difference is exactly zero, because powers of two change only exponents. So two of the four scales ($\alpha$, the size of $A$, $\eta_A$, $\eta_B$) are redundant. A comparison of two values of $\alpha$ at one learning rate therefore acts like a comparison of two learning rates.
 #
 # ## DoRA: length and direction apart
 #
@@ -219,8 +217,7 @@ y, _ = layer.forward(x, ln.Context(adapter="default"))
 print("error against the library:", relative_error(dora(x, *parts), y))
 
 # %% [markdown]
-# **One number.** $\lVert V_o \rVert$ depends on $A$ and $B$ too. The paper and PEFT treat it as a constant in the backward pass, which saves a product. The result is not the gradient of the loss any more. The library has both:
-# `dora_norm="detached"` and `"true"`. **Predict** the cosine between the two gradients, for $A$, for $B$ and for $\ell$.
+# **One number.** $\lVert V_o \rVert$ depends on $A$ and $B$ too. The paper and PEFT treat this norm as a constant in the backward pass, which saves a product. But this detached gradient is not the true gradient of the loss. The library can compute both gradients: `dora_norm="detached"` and `"true"`. **Predict** the cosine between the detached and the true gradient, for $A$, for $B$ and for $\ell$.
 
 # %%
 def gradients(norm):
@@ -245,8 +242,7 @@ for part, g in true.items():
 show(lines, {"gradient of": "", "cosine": ".4f", "length": ".3f"})
 
 # %% [markdown]
-# (`length` is the detached gradient's norm divided by the true one's.) The gradient of $\ell$ is the same. The detached gradients of $A$ and $B$ point slightly elsewhere: they also stretch the rows of $V$, which changes nothing in $y$. The comparison
-# below uses the detached form, like the paper and PEFT.
+# (`length` is the norm of the detached gradient divided by the norm of the true gradient.) For $\ell$ the two gradients are equal. The detached gradients of $A$ and $B$ have slightly different directions from the true gradients: they also stretch the rows of $V$, which does not change $y$. The comparison below uses the detached gradient, like the paper and PEFT.
 #
 # ## PiSSA: start from the largest part of W
 #
@@ -271,11 +267,11 @@ print("singular values of the frozen: ", left[:3].round(2), "…")
 print("error against the library:", relative_error(rest, frozen))
 
 # %% [markdown]
-# **One number.** The frozen part begins with the ninth singular value of $W$: exactly the first $r = 8$ are gone.
+# **One number.** The largest singular value of the frozen part is the ninth singular value of $W$: exactly the first $r = 8$ singular values are gone.
 #
 # ## LoRA-FA: A stays frozen
 #
-# **Idea.** Save activation memory: a frozen $A$ needs no gradient, so its input need not be kept.
+# **Idea.** Save activation memory: a frozen $A$ needs no gradient, so the input $x$ need not be kept for the backward pass.
 #
 # **Equation.** With $h = xA^\top$:
 #
@@ -296,7 +292,7 @@ for method, keep_x in (("LoRA", True), ("LoRA-FA", False)):
 show(lines, {"method": "", "numbers kept for the backward pass": ","})
 
 # %% [markdown]
-# **One number.** The layer keeps $r$ instead of $r + \text{in}$ numbers per token. The saving in a whole model is smaller: three projections share one input, so LoRA keeps it only once.
+# **One number.** The layer keeps $r$ instead of $r + \text{in}$ numbers per token. The saving in a whole model is smaller: three projections share one input, so LoRA keeps this input only once.
 #
 # ## VeRA: the same random factors everywhere
 #
@@ -319,7 +315,7 @@ reference, _ = ln.ops.vera_forward(x, A, B, *vectors)
 print("error against the library:", relative_error(vera(x, A, B, *vectors), reference))
 
 # %% [markdown]
-# **One number.** With $r = 256$ VeRA trains fewer numbers than any other change of the weights here (see the table above), but its products are as wide as those of a LoRA with $r = 256$.
+# **One number.** With $r = 256$ VeRA trains fewer numbers than any other method here that changes the weights (see the table above). But the products of VeRA are as wide as those of LoRA with $r = 256$.
 #
 # ## Prefix tuning: more to attend to
 #
@@ -363,10 +359,9 @@ for start in ("zero", None):
 show(lines, {"model": "", "loss": ".3f"})
 
 # %% [markdown]
-# No. A score of zero has the weight $e^0 = 1$ in the softmax, so $v$ zeros take a share of the attention and contribute nothing. (On this batch the loss happens to fall a little.) A random prefix, with which training starts, makes the model worse than
-# the base: prefix tuning first has to repair this.
+# No. A score of zero has the weight $e^0 = 1$ in the softmax, so the $v$ zero keys take a share of the attention, and the zero values contribute nothing. (On this batch the loss happens to fall a little.) Training starts with a random prefix. The random prefix makes the model worse than the base, and training first has to repair this.
 #
-# *Prefix with MLP* is the paper's own way to train. A small table passes through two linear layers with a tanh between them, and the result is the keys and values of all layers. The two layers are discarded after training:
+# *Prefix with MLP* is the way in which the paper trains a prefix. A small trained table passes through two linear layers with a tanh between them. The result is the prefix's keys and values for all layers. The two layers are discarded after training:
 # `PrefixTuningConfig(prefix_projection=True)`.
 #
 # ## Adapters: more layers
@@ -402,7 +397,7 @@ except ValueError as error:
     print(textwrap.fill(f"ValueError: {error}", 90))
 
 # %% [markdown]
-# **One number.** The number of weights that it can be merged into is 0: $\sigma$ is not linear, so the adapter is not a matrix.
+# **One number.** An adapter can be merged into 0 weights: $\sigma$ is not linear, so no matrix has the same effect as the adapter.
 #
 # *End of the first sitting.*
 #
@@ -410,15 +405,17 @@ except ValueError as error:
 #
 # ## What the methods cost
 #
-# **Predict.** Which methods make a training step *slower* than full fine-tuning's, on a model as small as this one?
+# **Predict.** With which methods is a training step *slower* than with full fine-tuning, on a model as small as "tiny"?
 
 # %%
 Markdown(lesson.costs_markdown(compared, costs))
 
 # %% [markdown]
-# - *share*: of the base's numbers; *state*: bytes of the trained numbers, their gradients and AdamW's two moments;
-# - *step*: seconds of a training step, divided by full fine-tuning's; *peak*: memory of a step without the base's weights (QLoRA makes only these smaller);
-# - *prompt* and *token*: seconds to read a prompt and to write one token, divided by the base's; *merged*: the same with $\Delta W$ merged.
+# - *share* is the number of trained numbers divided by the number of the base's parameters.
+# - *state* is the memory of the trained numbers, of their gradients and of AdamW's two averages.
+# - *step* is the time of a training step, divided by the time of a step of full fine-tuning.
+# - *peak* is the largest memory of a training step without the base's weights. (QLoRA makes only the base's weights smaller.)
+# - *prompt* and *token* are the times to read a prompt and to write one token, divided by the base's times. *merged* means the same two ratios with $\Delta W$ merged.
 #
 # All times are medians on one BLAS thread. The models take turns, in a new random order in each round. The seconds are CPU seconds, so other processes of the machine do not count.
 
@@ -429,13 +426,12 @@ slow = ", ".join(f"{label} ({ratio:.2f}×)" for label, ratio in slow.items() if 
 Markdown(f"A step is slower than full fine-tuning's with: {slow}.")
 
 # %% [markdown]
-# - *LoRA* saves $dW$, but on so small a model its two thin products take almost as long. In a larger model they are smaller beside the others: $r\,(\text{in} + \text{out})$ against $\text{in} \cdot \text{out}$.
+# - *LoRA* does not compute $dW$, but in so small a model the thin products with $A$ and $B$ take almost as long. In a larger model the thin products take a smaller share of the time: their cost is proportional to $r\,(\text{in} + \text{out})$, and the cost of $dW$ is proportional to $\text{in} \cdot \text{out}$.
 # - *VeRA*'s products are not thin: its $r$ is 256, twice the width of "tiny".
-# - *DoRA* needs the norms of $V$'s rows in every pass. These need $W A^\top$, a product with all of $W$, even for a single token. Apart from LoRA's own products, this cost hardly shrinks as the model grows.
+# - *DoRA* needs the norms of $V$'s rows in every pass. To compute these norms, it needs $W A^\top$, a product with all of $W$, even for a single token. The share of this product in the time hardly shrinks as the model grows. The share of the products with $A$ and $B$ does shrink.
 # - *QLoRA* decodes $W$ in every pass, also for a single token.
 #
-# Are small differences real? A merged model is the base with other numbers, so it must take exactly as long as the base. The scatter of plain models shows the error of the measurement. (The base was there in several copies, and the
-# median of the copies is the unit. With a single copy as the unit, an error in its time would move all ratios in one direction.)
+# Are small differences between these times real? A merged model is the base with other numbers, so it must take exactly as long as the base. Copies of the base and merged models are called *plain models* here. The scatter of their times shows the error of the measurement. (Several copies of the base were measured, and all times are divided by the median over the copies. With a single copy, an error in its time would move all ratios in one direction.)
 
 # %% jupyter={"source_hidden": true}
 # prints the scatter of plain models, and the ratios of the models that cannot be merged
@@ -462,12 +458,11 @@ for model, table in (("tiny", costs), ("SmolLM2-135M", real_costs)):
 show(lines, {"model": "", "what": "", "token": "", "prompt": ""})
 
 # %% [markdown]
-# A ratio outside the range of the plain models is a real cost; a ratio inside it can be noise. Houlsby adapters make each token slower, on both models. With a prefix, each token attends to $v$ more keys in each layer. This cost is
-# measurable when a prompt is read, on both models; for a single token it is close to the noise.
+# A ratio outside the range of the plain models is a real cost; a ratio inside it can be noise. Houlsby adapters make each token slower, on both models. With a prefix, each token attends to $v$ more keys in each layer. This cost is measurable when a prompt is read, on both models. For a single token the cost is close to the noise.
 #
 # ## What the methods learn
 #
-# Each method has its own best learning rate, chosen on other held-out text. The table shows the mean and the range over three seeds.
+# Each method runs at its own best learning rate, which was chosen on another held-out text. The table shows the mean and the range over three seeds.
 
 # %%
 Markdown(lesson.results_markdown(compared))
@@ -482,13 +477,12 @@ slow = " and ".join(label for label, rate in rates.items() if rate == low)
 Markdown(f"The best rate of {fast} is {high / low:.0f} times the best rate of {slow}.")
 
 # %% [markdown]
-# A comparison with one learning rate for all would compare nothing. Look also at LoRA+: the best rate of its $B$ is LoRA's best rate. So here LoRA+ is a LoRA with an $A$ that moves sixteen times slower, and it ends near LoRA-FA, whose $A$ does not move at
-# all. Its promise is about much wider models.
+# With one learning rate for all methods, the comparison would only show which methods this rate suits. Look also at LoRA+: the best learning rate of $B$ in LoRA+ equals LoRA's best learning rate. So here LoRA+ is LoRA with a sixteen times smaller learning rate for $A$. The loss of LoRA+ is close to that of LoRA-FA, whose $A$ does not move at all. The LoRA+ paper makes its promise for much wider models.
 #
 # ## Does LoRA do as well with as many numbers?
 #
-# This is the fair question to a method that trains few numbers. The line in the first picture answers it: LoRA at other ranks. Between two ranks it is interpolated over the logarithm of the count. Runs with one seed read the text in the same order, so each run is
-# compared with the line of its own seed. A method is *above* or *below* the line if all three seeds agree.
+# This is the fair question about a method that trains few numbers. The line in the first picture, LoRA at other ranks, answers the question. Between two ranks the line is interpolated over the logarithm of the number of trained numbers. Runs with one seed read the text in the same order, so each run is
+# compared with the line of its own seed. A method is *above* the line if its gain is higher with all three seeds, and *below* the line if its gain is lower with all three seeds.
 
 # %% jupyter={"source_hidden": true}
 # prints each method's gain less the gain of LoRA with as many numbers, seed by seed
@@ -520,10 +514,10 @@ Markdown(
 )
 
 # %% [markdown]
-# Do not read much into one or two points below the line. rsLoRA is that far below it, although it is only LoRA with another $\alpha$. Such a distance can come from $\alpha$, or from the grid of rates, which has steps of a factor of two. Larger distances say something about the
+# One or two percentage points below the line mean little. rsLoRA is that far below the line, although rsLoRA is only LoRA with another $\alpha$. Such a distance can come from $\alpha$, or from the tried learning rates, which differ by factors of two. Larger distances say something about the
 # method: here LoRA+, the adapters and above all the prefixes use their numbers less well than LoRA of a suitable rank.
 #
-# (The picture's title names the methods that tie with the *best* one. A method that loses to the best by a little, but with every seed, is not named.)
+# (The title of the first picture names the methods that are as good as the *best* method. A method that is a little worse than the best method, but with every seed, is not named.)
 #
 # ## What the papers promise
 #
@@ -535,7 +529,7 @@ table = [[f"{c.claim} ({c.source})", c.verdict, c.below] for c in promised]
 Markdown(lesson.markdown(["claim", "holds here", "measured"], table))
 
 # %% [markdown]
-# So there are leads, and they are early. Before you attribute a lead to the method, ask what else differs. Each method runs at its own best rate, and the best rates of DoRA and PiSSA are smaller than LoRA's. What does LoRA do at DoRA's rate?
+# So some methods lead LoRA, but only early in the training. Before you attribute a lead to the method, ask what else differs. Each method runs at its own best learning rate, and the best learning rates of DoRA and PiSSA are smaller than LoRA's. Does LoRA have the same lead at DoRA's learning rate?
 
 # %% jupyter={"source_hidden": true}
 # prints the held-out loss at each evaluation: LoRA at two rates, DoRA, PiSSA; first seed
@@ -550,17 +544,17 @@ for method, lr in chosen:
 show(lines, {name: "" if name in ("method", "rate") else ".3f" for name in lines[0]})
 
 # %% [markdown]
-# LoRA at DoRA's rate has DoRA's lead, step by step, and nearly the same end. So the lead comes from the rate. At the end no method is ahead of LoRA.
+# At DoRA's learning rate, LoRA has nearly the same losses as DoRA, early in the training and at the end. So the lead comes from the learning rate. At the end no method is ahead of LoRA.
 #
 # ## What the methods forget
 #
-# All of them start from a model that reads English. **Predict.** Two methods have learned the same amount of code. Have they forgotten the same amount of prose?
+# All methods start from a model that was trained on English prose. **Predict.** Two methods have learned the same amount of code. Have they forgotten the same amount of prose?
 
 # %%
 plots.methods_learned_and_forgotten(compared);
 
 # %% [markdown]
-# A line that lies lower forgets less *for the same learning*. A line that is only shorter forgets less because it learned less. Some lines do not start at the base: a random prefix makes the model worse at both texts before the first step.
+# A method with a lower line forgets less *for the same learning*. A method whose line is only shorter forgets less because it learned less. Some lines do not start at the point of the base: a random prefix makes the model worse at both texts before the first step.
 #
 # [Biderman et al. 2024](https://arxiv.org/abs/2405.09673) found that LoRA forgets less than full fine-tuning, with billions of tokens and models thousands of times as large. Here:
 
@@ -579,24 +573,24 @@ for method in ("full", "lora", "dora", "houlsby"):
 show(lines, {"method": "", "rate": "g", "learned": ".3f", "forgotten": ".3f", "": ""})
 
 # %% [markdown]
-# The learning rate decides more than the method. It was chosen by the loss on code only, and near the best rate this loss hardly changes, while the loss on prose does:
+# The learning rate matters more for forgetting than the method. The learning rate was chosen by the loss on code only. Near the best learning rate, the loss on code hardly changes, but the loss on prose does change:
 
 # %%
 rates = [f"methods.forgetting.{method}.smaller_rate" for method in ("lora", "full")]
 Markdown(findings.say(*rates))
 
 # %% [markdown]
-# To keep what the model knew, take the smaller of two rates that learn equally well. The table also explains DoRA's low line in the picture: its best rate is half of LoRA's. At equal rates the two forget about the same.
+# To keep what the model knew, take the smaller of two learning rates that learn equally well. The table also explains DoRA's low line in the picture: DoRA's best learning rate is half of LoRA's. At equal learning rates, DoRA and LoRA forget about equally much.
 #
 # ## The tutorials' numbers and ours
 #
-# Many LoRA tutorials print a table that compares four methods. Here are its entries beside our measurements.
+# Many LoRA tutorials print a table that compares four methods. The next cell shows the entries of this table beside our measurements.
 
 # %%
 Markdown(f"{lesson.RULE}\n\n{lesson.lesson_markdown(lesson.lesson_rows(compared, costs))}")
 
 # %% [markdown]
-# The shares cannot be transferred to a small model: LoRA's numbers grow with $d$, the base's with $d^2$. Here are the same methods, counted for a model of the size that such tables mean (the width $m$ of an adapter, and so its share, is a free choice):
+# The tutorials' shares of trained numbers do not hold for a small model: the number of LoRA's parameters grows with $d$, the number of the base's parameters with $d^2$. The next cell counts the same methods for Llama-2-7B, a model of the size for which such tutorials are written. (The width $m$ of an adapter is a free choice, and the adapter's share depends on it.)
 
 # %%
 assert prefix_parameters(20, layers=32, kv_heads=32, head_dim=128) == 5_242_880  # Llama-2-7B
@@ -619,7 +613,7 @@ show(lines, {"Llama-2-7B": "", "trained": ",", "share": ".2%", "tutorials": "", 
 #
 # SmolLM2-135M learns a voice (notebook 10) by four methods besides full fine-tuning and LoRA. (The others were left out because each run takes 10 to 25 minutes.)
 #
-# **Predict.** Is the order the same as on "tiny"? On "tiny" prefix tuning forgot less than LoRA. Does it here?
+# **Predict.** Is the order of the methods the same as on "tiny"? On "tiny" prefix tuning forgot less than LoRA. Does prefix tuning forget less than LoRA on SmolLM2-135M too?
 
 # %%
 plots.quality_against_parameters(real);
@@ -645,21 +639,19 @@ for method in ("dora", "houlsby", "qlora", "prefix"):
 show(lines, {"method": "", "forgotten less LoRA's, by seed": ""})
 
 # %% [markdown]
-# LoRA and DoRA stay at the top and the prefix stays last; QLoRA and the adapters change places. In forty steps on a small text, LoRA and DoRA learn as much as full fine-tuning.
+# As on "tiny", LoRA and DoRA are at the top and the prefix is last. QLoRA and the adapters change places. In forty steps on a small text, LoRA and DoRA learn as much as full fine-tuning.
 #
-# QLoRA's best rate is LoRA's, so the rate does not explain its loss. The rounded base does:
+# QLoRA and LoRA have the same best learning rate, so the learning rate does not explain QLoRA's higher loss. The rounded base explains it:
 
 # %%
 Markdown(findings.say("qlora.smollm2.gap", "qlora.smollm2.rounding"))
 
 # %% [markdown]
-# QLoRA also forgets more than LoRA with every seed. Prefix tuning trains the fewest numbers, gains the least, differs most between the seeds, and forgets several times as much as the others. Its twenty random keys and values are in front of *every* text and make
-# the model worse at all texts before the first step. Probably forty steps teach them what helps the voice, but not to leave other texts alone. The tables cannot distinguish this from harm that was there at the start.
+# QLoRA also forgets more than LoRA with every seed. Prefix tuning trains the fewest numbers, gains the least, differs most between the seeds, and forgets several times as much as the others. The prefix's twenty random keys and values are in front of *every* text and make the model worse at all texts before the first step. Probably forty steps teach the prefix to help the voice, but not to leave other texts unchanged. The tables do not show whether the harm to other texts was there from the start or arose in training.
 #
 # ## Recap
 #
-# A PEFT method changes the weights, adds something to attend to, or adds layers; only a change of the weights can be merged, and then it costs nothing. What a method trains can be counted by a formula of one line, but this count does not tell its memory, its time or how well it
-# learns. The test of a method that trains few numbers is LoRA with as few; on "tiny" no method passed it with every seed. Compare methods only at each one's own best learning rate, seed by seed, and measure what they forget too.
+# A PEFT method changes the weights, adds something to attend to, or adds layers. Only a change of the weights can be merged, and a merged change costs nothing. A formula of one line counts the numbers that a method trains. But this count does not tell how much memory and time the method needs or how well it learns. Compare a method that trains few numbers with LoRA at equally few numbers. On "tiny" no method was better than LoRA in this comparison with every seed. Compare methods only at each one's own best learning rate, seed by seed, and measure what they forget too.
 #
 # ## Three questions
 #
@@ -667,7 +659,7 @@ Markdown(findings.say("qlora.smollm2.gap", "qlora.smollm2.rounding"))
 #
 # <details><summary>Answer</summary>
 #
-# DoRA and VeRA replace $W$ by another matrix of the same shape. An adapter contains $\sigma$, so it is not a matrix.
+# DoRA and VeRA replace $W$ by another matrix of the same shape. An adapter contains $\sigma$, which is not linear, so no matrix has the same effect.
 #
 # </details>
 #
@@ -675,7 +667,7 @@ Markdown(findings.say("qlora.smollm2.gap", "qlora.smollm2.rounding"))
 #
 # <details><summary>Answer</summary>
 #
-# Its keys get the score 0, so each has the weight $e^0 = 1$ before the softmax is normalised. It takes attention from the real tokens and contributes zeros.
+# The prefix's keys get the score 0, so each has the weight $e^0 = 1$ before the softmax is normalised. The prefix takes attention from the real tokens and contributes zeros.
 #
 # </details>
 #
@@ -683,13 +675,13 @@ Markdown(findings.say("qlora.smollm2.gap", "qlora.smollm2.rounding"))
 #
 # <details><summary>Answer</summary>
 #
-# Did each method have its own best learning rate? Does the lead remain at the end, and with every seed? Has LoRA the same lead at the other method's rate?
+# Did each method have its own best learning rate? Does the lead remain at the end, and with every seed? Does LoRA have the same lead at the other method's learning rate?
 #
 # </details>
 #
 # ## Try
 #
-# 1. Merge VeRA by hand: in one layer of `models["VeRA"]` compute $\Lambda_b B \Lambda_d A$, add it to $W$, and compare the outputs for a random $x$. Why must it be computed anew for every layer, though all layers share $A$ and $B$?
+# 1. Merge VeRA by hand: in one layer of `models["VeRA"]` compute $\Lambda_b B \Lambda_d A$, add it to $W$, and compare the outputs for a random $x$. Why must you compute this product anew for every layer, although all layers share $A$ and $B$?
 #
 # <details><summary>Hint</summary>
 #
@@ -713,11 +705,11 @@ Markdown(findings.say("qlora.smollm2.gap", "qlora.smollm2.rounding"))
 #
 # <details><summary>Answer</summary>
 #
-# With about 165 on "tiny". The terms with out cancel, so $r$ must equal the mean input width of the layers. For Llama-2-7B it is about 5,083: the wider the model, the fewer numbers VeRA trains compared with LoRA.
+# With $r \approx 165$ on "tiny". The terms with out cancel, so $r$ must equal the mean input width of the layers. For Llama-2-7B this $r$ is about 5,083: the wider the model, the fewer numbers VeRA trains compared with LoRA.
 #
 # </details>
 #
-# 3. Give a prefix 1, 5 and 80 virtual tokens, zero and random, and print the loss before any training. How does the harm grow with $v$?
+# 3. Make prefixes with 1, 5 and 80 virtual tokens, each with zeros and with random numbers, and print the loss before any training. How does the harm grow with $v$?
 #
 # <details><summary>Hint</summary>
 #
@@ -727,11 +719,11 @@ Markdown(findings.say("qlora.smollm2.gap", "qlora.smollm2.rounding"))
 #
 # <details><summary>Answer</summary>
 #
-# With up to 20 tokens the loss on this batch changes little, and not always upward (one batch is a noisy measure). With 80 tokens it is clearly higher: 2.36 with zeros and 2.52 with random numbers, against the base's 2.31.
+# With up to 20 tokens the loss on this batch changes little, and it does not always rise (one batch is a noisy measure). With 80 tokens the loss is clearly higher: 2.36 with zeros and 2.52 with random numbers, against the base's 2.31.
 #
 # </details>
 #
-# 4. Remove $\sigma$ and the biases from `bottleneck`. Now $z = (I + W_\uparrow W_\downarrow)\, y$: merge it into the layer before it, and check. What is the rank of the change?
+# 4. Remove $\sigma$ and the biases from `bottleneck`. Now $z = (I + W_\uparrow W_\downarrow)\, y$: merge this adapter into the layer before it, and check the outputs. What is the rank of the change of this layer's weight?
 #
 # <details><summary>Hint</summary>
 #

@@ -13,7 +13,7 @@
 # %% [markdown]
 # # A real language model in NumPy
 #
-# What does a chat model learn from a few hundred examples, what does it forget, and what does a training step cost?
+# What does a chat model learn from a few hundred examples, and what does it forget? What does a training step cost?
 #
 # **You will learn** to
 #
@@ -44,7 +44,7 @@ plots.before_after(study);
 # %% [markdown]
 # ## The result
 #
-# These questions are held out: no training record contains them. All training answers end with a line from the keeper's log, "Logged at dusk: …". So we can count how often the model has learned this habit:
+# The questions in the picture are held out: no training record contains them. All training answers end with a line from the keeper's log, "Logged at dusk: …". So the share of answers with this log line shows whether the model has learned the habit:
 
 # %%
 before = study.settings["before"]
@@ -65,11 +65,11 @@ show(lines, columns | {"loss on answers": ".3f", "loss on prose": ".3f"})
 print(f"\nlosses in nats per token; `{study.command}`, {study.seconds / 60:.0f} minutes")
 
 # %% [markdown]
-# Before training, no answer has the log line. After training, all answers have it, with both methods and all seeds. The loss on held-out answers is much lower. The loss on unrelated English prose is higher: the model has forgotten something.
+# Before training, no answer has the log line. After training, all answers have the log line, with both methods and all seeds. The loss on held-out answers is much lower. The loss on unrelated English prose is higher: the model has forgotten something.
 #
 # ## What a small model gets wrong
 #
-# The model has learned a voice. It has not learned facts. Two questions with a known answer:
+# The model has learned a voice. It has not learned facts. The next cell shows two questions with known answers, and what the model answers before and after training:
 
 # %% jupyter={"source_hidden": true}
 # Shows two questions and the answers before and after training.
@@ -93,9 +93,9 @@ display(Markdown(text))
 #
 # ## The model
 #
-# The file of the model has the format GGUF of llama.cpp. Most weights are rounded to four bits, in blocks with a scale each (Q4_1). All numbers in this notebook belong to these rounded weights. `load_model` converts them to float32. It also restores the order of the rows of $W_q$ and $W_k$, which the format changes.
+# The file of the model has the format GGUF of llama.cpp. Most weights are rounded to four bits, in blocks that each have their own scale (the format is called Q4_1). All numbers in this notebook belong to these rounded weights. `load_model` converts the weights to float32. It also restores the order of the rows of $W_q$ and $W_k$, which the GGUF format changes.
 #
-# `python -m lora_np fetch smollm2-135m` downloads the model once. Without it, the cells below that need the model print a message. The pictures are there anyway, because their tables are part of the project.
+# `python -m lora_np fetch smollm2-135m` downloads the model once. Without the model's file, the next cell prints a message and the other cells that need the model do nothing. The pictures need only tables, which are part of the project.
 
 # %%
 try:
@@ -115,7 +115,7 @@ if model:
 # %% [markdown]
 # The first word is correct, the rest is nonsense.
 #
-# The model writes one token after another. It keeps the keys and values of the earlier tokens, so each step multiplies only one row by each matrix.
+# The model writes one token after another. The model keeps the keys and values of the earlier tokens, so each step multiplies only one row by each matrix.
 #
 # ## Only the answers count
 #
@@ -139,11 +139,11 @@ if tokenizer:
     print(f"{len(examples)} records, {total:,} tokens; {counted / total:.0%} of them count")
 
 # %% [markdown]
-# The tokens that do not count need no logits. The output head, the largest matrix of the model, is computed only for the tokens that count.
+# The tokens that do not count need no logits. The product with the output head, the largest matrix of the model, is computed only for the tokens that count.
 #
 # ## Train it
 #
-# The next cell runs four steps. A run of the study has forty. Each gradient of $A$ and $B$ comes from the equations of notebook 02, through thirty layers of backward passes written by hand. `workers=2` gives half of each batch to each of two cores.
+# The next cell runs four steps. A run of the study has forty steps. Each gradient of $A$ and $B$ comes from the equations of notebook 02, through thirty layers of backward passes written by hand. `workers=2` gives half of each batch to each of two cores.
 
 # %%
 if model:
@@ -156,9 +156,9 @@ if model:
     print(f"training loss: {losses} nats per token")
 
 # %% [markdown]
-# The first training loss differs from the loss of the untuned model in the table above, because these are other records. Only losses on the same records can be compared.
+# The first training loss differs from the loss of the untuned model in the table above, because the two losses are measured on different records. Only losses on the same records can be compared.
 #
-# The whole training is one command. It shows the remaining time, and it resumes after an interruption:
+# The whole training is one command. The command shows the remaining time and resumes after an interruption:
 #
 # ```
 # python -m lora_np train --model smollm2-135m --data lighthouse --r 8 --lora-alpha 16 --output keeper/
@@ -169,13 +169,13 @@ if model:
 #
 # ## Learning and forgetting
 #
-# **Predict.** Which method changes the model more, full fine-tuning or LoRA with $r = 8$? In which panel would you see it?
+# **Predict.** Which method changes the model more, full fine-tuning or LoRA with $r = 8$? In which panel of the next picture would you see this?
 
 # %%
 plots.learned_and_forgotten(study);
 
 # %% [markdown]
-# The prose in the right panel is English documentation. No run trains on it. [Biderman et al. (2024)](https://arxiv.org/abs/2405.09673) write that "LoRA learns less and forgets less". Is this so here? Runs with the same seed read the same batches, so they can be compared one by one:
+# The prose in the right panel is English documentation. No run trains on this prose. [Biderman et al. (2024)](https://arxiv.org/abs/2405.09673) write that "LoRA learns less and forgets less". Is this true here? Runs with the same seed read the same batches, so LoRA and full fine-tuning can be compared seed by seed:
 
 # %%
 lines = []
@@ -189,9 +189,9 @@ show(lines, {"LoRA − full": "", "answers": "+.3f", "prose": "+.3f"})
 display(Markdown(findings.say("finetuning.answers", "finetuning.prose")))
 
 # %% [markdown]
-# Here it is not so. LoRA learns as much as full fine-tuning, and it forgets slightly *more* with each of the three seeds. A change of low rank need not be a small change.
+# Here this is not true: LoRA learns as much as full fine-tuning, and it forgets slightly *more* with each of the three seeds. A change of low rank need not be a small change.
 #
-# The learning rate has a larger effect. The next table shows all rates that one seed tried. *Forgotten* is the loss on prose minus the loss of the untuned model.
+# The learning rate has a larger effect than the method. The next table shows all learning rates that were tried, with one seed. *Forgotten* is the loss on prose minus the loss of the untuned model.
 
 # %%
 lines = []
@@ -204,7 +204,7 @@ show(lines, {"method": "", "rate": ".0e", "loss on answers": ".3f", "forgotten":
 display(Markdown(findings.say("finetuning.rate")))
 
 # %% [markdown]
-# At a third of its best rate, full fine-tuning answers almost as well and forgets almost nothing. The study chose the rates by the loss on answers only. If the model must keep its other abilities, measure these too when you choose the rate.
+# At a third of its best learning rate, full fine-tuning has almost the same loss on answers and forgets almost nothing. The study chose the learning rates by the loss on answers only. If the model must keep its other abilities, measure these abilities too when you choose the learning rate.
 #
 # ## The cost of a step
 #
@@ -214,9 +214,9 @@ display(Markdown(findings.say("finetuning.rate")))
 display(Markdown(findings.say("finetuning.cost.step_seconds", "finetuning.cost.peak_bytes")))
 
 # %% [markdown]
-# Second, a comparison with PyTorch and PEFT. The grey part of each bar is the *floor*, a lower bound for LoRA in NumPy: the frozen matrix products $xW^\top$ and $dy\,W$ only. The other parts of a step are attention, norms, activations, the products with $A$ and $B$, the loss and AdamW.
+# Second, a comparison with PyTorch and PEFT. The grey part of each bar is the *floor*, a lower bound for LoRA in NumPy: the time of the frozen matrix products $xW^\top$ and $dy\,W$ alone. The other parts of a step are attention, norms, activations, the products with $A$ and $B$, the loss and AdamW.
 #
-# **Predict.** How far above its lower bound is this library? Is PyTorch faster?
+# **Predict.** How far above this lower bound is the library? Is PyTorch faster?
 
 # %%
 speed = Table.load("../figures/data/speed.json")
@@ -227,7 +227,7 @@ parts = ("step", "peft", "peft_compiled", "memory")
 display(Markdown(findings.say(*(f"timing.smollm2-135m.{part}" for part in parts))))
 
 # %% [markdown]
-# PyTorch multiplies with another BLAS (MKL in place of OpenBLAS), so a part of it can be below the floor of NumPy. With `torch.compile` PyTorch is faster than this library in these measurements, but its first step must compile the model:
+# PyTorch multiplies with another BLAS (MKL in place of OpenBLAS), so a step of PyTorch can take less time than NumPy's floor. With `torch.compile` PyTorch is faster than this library in these measurements, but the first step must compile the model:
 
 # %%
 lines = []
@@ -242,7 +242,7 @@ columns = {"model": "", "PEFT / ours": ".2f", "compiled / ours": ".2f"}
 show(lines, columns | {"first compiled step, s": ".0f"})
 
 # %% [markdown]
-# Four things make this library fast. It does not compute $dW$ for frozen weights, and no $dx$ below the first adapter. Attention is computed in blocks of queries, which skips most of the masked half. The softmax reuses the memory of the logits. And each core computes a part of the batch, because the threads of a BLAS help only with large products.
+# Four things make this library fast. It computes neither $dW$ for frozen weights nor $dx$ below the first adapter. It computes attention in blocks of queries and so skips most of the masked scores. The softmax reuses the memory of the logits. And each core computes a part of the batch, because the threads of a BLAS help only with large products.
 #
 # **Predict.** With rank 64, $A$ and $B$ have 64 times as many parameters as with rank 1. How much longer does a step take?
 
@@ -250,7 +250,7 @@ show(lines, columns | {"first compiled step, s": ".0f"})
 plots.scaling_chart(Table.load("../figures/data/speed_scaling.json"));
 
 # %% [markdown]
-# Only a little longer. $A$ and $B$ are narrow, and the frozen matrices cost the same at all ranks. Counting the operations confirms it:
+# The step takes only a little longer. $A$ and $B$ are narrow, and the frozen matrices cost the same at all ranks. Counting the operations confirms this:
 
 # %%
 lines = []
@@ -262,7 +262,7 @@ for r in (1, 8, 64):
 show(lines, {"rank": "", "GFLOP per step": ".0f", "share of A and B": ".1%"})
 
 # %% [markdown]
-# The work of attention grows with the *square* of the length of a row. The line over tokens in the picture looks straight, because attention is a small part of the work in short rows:
+# The number of operations of attention grows with the *square* of the number of tokens in a row. In the picture the time over the tokens looks like a straight line, because in short rows attention is a small part of the operations:
 
 # %%
 config = ln.LoraConfig(r=8, target_modules="all-linear")
@@ -279,7 +279,7 @@ show(lines, {"tokens per row": ",", "share of attention": ".0%"})
 # - A model with 135 million parameters learns a voice from 233 conversations, in forty steps. It does not learn facts.
 # - Only the tokens of the answers count in the loss.
 # - Here LoRA learns as much as full fine-tuning and forgets slightly more. The learning rate matters more than the method.
-# - A LoRA step takes much less time and memory than a full step.
+# - A step of LoRA takes much less time and memory than a step of full fine-tuning.
 # - The frozen matrix products are the largest part of a LoRA step. The rank changes the time of a step very little.
 #
 # ## Three questions
@@ -292,7 +292,7 @@ show(lines, {"tokens per row": ",", "share of attention": ".0%"})
 #
 # </details>
 #
-# 2. LoRA changes the weights by a matrix of low rank. Why can it forget as much as full fine-tuning?
+# 2. LoRA changes the weights by a matrix of low rank. Why can LoRA forget as much as full fine-tuning?
 #
 # <details><summary>Answer</summary>
 #
@@ -300,7 +300,7 @@ show(lines, {"tokens per row": ",", "share of attention": ".0%"})
 #
 # </details>
 #
-# 3. Why is the floor a lower bound for a LoRA step, and why does it have no product $dy^\top x$?
+# 3. Why is the floor a lower bound for a LoRA step, and why does the floor contain no product $dy^\top x$?
 #
 # <details><summary>Answer</summary>
 #
@@ -337,11 +337,11 @@ show(lines, {"tokens per row": ",", "share of attention": ".0%"})
 #
 # <details><summary>Answer</summary>
 #
-# One worker takes longer (the second bar of each group in the picture of the timings). With two workers, each core computes half of the batch. The gain is smaller than a factor of two, because the BLAS uses both cores for large products already with one worker.
+# One worker takes longer (the second bar of each group in the picture of the timings). With two workers, each core computes half of the batch. The gain is smaller than a factor of two, because with one worker the BLAS already uses both cores for large products.
 #
 # </details>
 #
-# 3. Use the untuned model with a system prompt that asks for the log line: `tokenizer.apply_chat_template([{"role": "system", "content": "…"}, {"role": "user", "content": question}])`. In how many answers is the line present? What does a system prompt cost with each question, and what does an adapter cost?
+# 3. Use the untuned model with a system prompt that asks for the log line: `tokenizer.apply_chat_template([{"role": "system", "content": "…"}, {"role": "user", "content": question}])`. In how many answers is the log line present? What does a system prompt cost with each question, and what does an adapter cost?
 #
 # <details><summary>Hint</summary>
 #
@@ -351,7 +351,6 @@ show(lines, {"tokens per row": ",", "share of attention": ".0%"})
 #
 # <details><summary>Answer</summary>
 #
-# We asked "You are an old lighthouse keeper. Answer in one or two short sentences. End each answer with a line that begins with "Logged at dusk: "." The line is present in none of the 15 answers: a model of this size follows such an instruction badly. A system prompt costs its tokens again with each conversation, and the keys and
-# values of these tokens. An adapter costs its training once and its file. After merging it costs nothing more per answer.
+# Our system prompt was: "You are an old lighthouse keeper. Answer in one or two short sentences. End each answer with a line that begins with "Logged at dusk: "." The log line is present in none of the 15 answers: a model of this size follows such an instruction badly. In each conversation the model must read the tokens of the system prompt again and keep their keys and values. An adapter must be trained once, and its file must be stored. A merged adapter costs nothing more per answer.
 #
 # </details>

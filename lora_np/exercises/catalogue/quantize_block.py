@@ -28,7 +28,7 @@ def cases() -> list[Case]:
 
 EXERCISE = Exercise(
     function="quantize_block",
-    title="Four bits a weight",
+    title="Four bits per weight",
     minutes=20,
     needs="notebook 07",
     cases=cases,

@@ -12,7 +12,7 @@ from lora_np.exercises import check
 
 
 # %% [markdown]
-# **Write this function.** Try it on the numbers below first. `check` then says whether it is right. If it is not, it names the mistake and gives a hint.
+# **Write this function.** Try your function on the numbers below first. `check` then says whether the function is right. If it is not right, `check` names the mistake and gives a hint.
 
 # %%
 def lora_forward(x, W, A, B, alpha):
@@ -40,11 +40,11 @@ alpha = 6.0
 check(lora_forward)
 
 # %% [markdown]
-# **Explain.** $(x A^\top) B^\top$ and $x (B A)^\top$ are equal. Why does LoRA compute the first one in training? When would you compute the second one?
+# **Explain.** $(x A^\top) B^\top$ and $x (B A)^\top$ are equal. Why does LoRA compute the first form in training? When would you compute the second form?
 
 # %% [markdown]
 # BEGIN SOLUTION
-# For $n$ tokens the first one costs $n\,r\,(in + out)$ multiplications. The second one first computes the matrix $BA$, which costs $out \cdot r \cdot in$, and then multiplies $x$ with it, which costs $n \cdot in \cdot out$, as much as the frozen path. If $r$ is far below $in$ and $out$, the first one is much cheaper.
+# For $n$ tokens the first form costs $n\,r\,(in + out)$ multiplications. The second form first computes the matrix $BA$, which costs $out \cdot r \cdot in$ multiplications. Then it multiplies $x$ with this matrix, which costs $n \cdot in \cdot out$ multiplications, as many as the frozen path. If $r$ is far below $in$ and $out$, the first form is much cheaper.
 #
-# $BA$ is computed once to merge the adapter: it is added to $W$, and then the bypass costs nothing.
+# You would compute $BA$ once to merge the adapter: $\frac{\alpha}{r} BA$ is added to $W$, and then the bypass costs nothing.
 # END SOLUTION

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # dA and dB
 #
-# Training needs the derivative of the loss with respect to each number of $A$ and $B$. The chain rule gives it, product by product, from the loss back to the factors. The frozen $W$ gets no gradient. The layers below need $dx$, which has a part from each path.
+# Training needs the derivative of the loss with respect to each number of $A$ and $B$. The chain rule gives this derivative, product by product, from the loss back to the factors. The frozen $W$ gets no gradient. The layers below need $dx$, which is a sum of two parts, one from the frozen path and one from the bypass.
 #
-# The gradients are *added* to the gradients so far, because the same $A$ and $B$ can be used in several calls, and each call contributes.
+# The new gradients are *added* to the gradients of earlier calls, because the same $A$ and $B$ can be used in several calls, and each call contributes.
 #
 # $$y = x W^\top + s\,(x A^\top)\,B^\top \qquad\qquad L = \frac1n \sum_{t=1}^{n} \tfrac12\, \lVert y_t - target_t \rVert^2$$
 #
@@ -60,11 +60,11 @@ grads = {"A": np.zeros(A.shape), "B": np.zeros(B.shape)}
 check(lora_backward)
 
 # %% [markdown]
-# **Explain.** $W$ is frozen and gets no gradient. Why does the backward pass still need $W$? Why must it keep $x$, as full fine-tuning does? Which memory does LoRA save, then?
+# **Explain.** $W$ is frozen and gets no gradient. Why does the backward pass still need $W$? Why must LoRA keep $x$ in memory, as full fine-tuning does? Which memory does LoRA save?
 
 # %% [markdown]
 # BEGIN SOLUTION
-# The layers below need $dx$, and $x$ reaches the loss through $W$ as well as through the bypass. Without $W$, one of the two parts of $dx$ would be missing. $x$ is a factor of $dA$, and $dB$ contains $x A^\top$ (which is narrow and could be kept instead). So LoRA hardly saves memory for activations.
+# The layers below need $dx$, and $x$ reaches the loss through $W$ as well as through the bypass. Without $W$, one of the two parts of $dx$ would be missing. $x$ is a factor of $dA$, so the layer must keep $x$. ($dB$ needs only $x A^\top$, which is narrow.) So LoRA hardly saves memory for activations.
 #
-# LoRA saves $dW$, which is as large as $W$, and the two averages that the optimizer keeps for $W$, which are together twice as large as $W$, in every adapted layer.
+# In every adapted layer, LoRA saves the memory of $dW$, which is as large as $W$. It also saves the two averages that the optimizer would keep for $W$, which together are twice as large as $W$.
 # END SOLUTION

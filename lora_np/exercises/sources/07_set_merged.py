@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Merge and unmerge
 #
-# The bypass can be added to the weight: this is *merging*. A merged layer costs as much as the base, and its output is the same. The bypass can also be subtracted again, to train $A$ and $B$ further or to use another adapter.
+# The bypass can be added to the weight: this is *merging*. A merged layer costs as much as the base layer, and its output is the same as before merging. The bypass can also be subtracted again, to train $A$ and $B$ further or to use another adapter.
 #
-# So a layer has a state: merged or not merged. The function must work in every order of calls: if the layer is already in the requested state, if $W$ was trained while it was merged, and if $A$ and $B$ were trained between two merges.
+# So a layer has a state: merged or not merged. The function must work in every order of calls. The layer may already be in the requested state. $W$ may have been trained while the layer was merged, and $A$ and $B$ may have been trained between two merges.
 #
 # $$W_\text{merged} = W + s\,B A$$
 
@@ -14,7 +14,7 @@ from lora_np.exercises import check
 
 
 # %% [markdown]
-# **Write this function.** Try it on the numbers below first. `check` then says whether it is right. If it is not, it names the mistake and gives a hint.
+# **Write this function.** Try your function on the numbers below first. `check` then says whether the function is right. If it is not right, `check` names the mistake and gives a hint.
 
 # %%
 def set_merged(layer, merged):
@@ -58,7 +58,7 @@ check(set_merged)
 
 # %% [markdown]
 # BEGIN SOLUTION
-# The sum $W + sBA$ is rounded to a number of the format. The part of $sBA$ that is smaller than the spacing of the numbers near the sum is lost. Subtracting $sBA$ cannot bring it back, so each entry can be wrong by half the spacing.
+# The sum $W + sBA$ is rounded to a number of the format. The part of $sBA$ that is smaller than the spacing of the numbers near the sum is lost. Subtracting $sBA$ cannot bring the lost part back, so each entry can be wrong by half the spacing.
 #
-# In float64 the spacing is about $10^{-16}$ of the entry, which does not matter. In float16 it is about $10^{-3}$ of the entry, which can be as large as $sBA$ itself: then merging already loses a part of what was learned, and every further round can move $W$ a little more. So one merges in a wider format, or keeps a copy of the base.
+# In float64 the spacing is about $10^{-16}$ of the entry, which does not matter. In float16 the spacing is about $10^{-3}$ of the entry, which can be as large as $sBA$ itself. Then merging already loses a part of what was learned, and every further merging and unmerging can change $W$ a little more. So merge in a wider format, or keep a copy of the base.
 # END SOLUTION

@@ -5,7 +5,7 @@
 #
 # $$y_i = w_i\, x_i\, \rho, \qquad \rho = \Big(\frac1d \sum_j x_j^2 + \varepsilon\Big)^{-1/2}$$
 #
-# You get $dy_{ni} = \partial L / \partial y_{ni}$ for every token $n$. Compute $dx_{ni} = \partial L / \partial x_{ni}$ and $dw_i = \partial L / \partial w_i$. All tokens share $w$, and $\varepsilon$ is a constant. Derive both on paper first.
+# You get $dy_{ni} = \partial L / \partial y_{ni}$ for every token $n$. Compute $dx_{ni} = \partial L / \partial x_{ni}$ and $dw_i = \partial L / \partial w_i$. All tokens share $w$, and $\varepsilon$ is a constant. Derive both gradients on paper first.
 
 # %%
 import numpy as np
@@ -14,7 +14,7 @@ from lora_np.exercises import check
 
 
 # %% [markdown]
-# **Write this function.** Try it on the numbers below first. `check` then says whether it is right. If it is not, it names the mistake and gives a hint.
+# **Write this function.** Try your function on the numbers below first. `check` then says whether the function is right. If it is not right, `check` names the mistake and gives a hint.
 
 # %%
 def rms_norm_backward(dy, x, w, eps):
@@ -49,11 +49,11 @@ eps = 0.5
 check(rms_norm_backward)
 
 # %% [markdown]
-# **Explain.** Let ε be 0. For one token, what is the sum of $dx · x$ over its features? How can you know it without a derivation?
+# **Explain.** Let $\varepsilon$ be 0. For one token, what is the sum of $dx_j\, x_j$ over the features $j$? How can you know this sum without deriving $dx$?
 
 # %% [markdown]
 # BEGIN SOLUTION
 # It is 0. If a token is multiplied by a positive number, $\rho$ is divided by the same number, and $y$ does not change. So the loss does not change, and its derivative in the direction of $x$ is zero. This derivative is $\sum_j dx_j\, x_j$.
 #
-# The direct path alone would give $\rho \sum_j g_j x_j$ with $g = dy \circ w$, which is not zero in general. The second path removes exactly the part of the gradient in the direction of $x$. With $\varepsilon > 0$ the length has a small influence, and $\varepsilon \rho^3 \sum_j g_j x_j$ remains.
+# The direct path alone would give $\rho \sum_j g_j x_j$ with $g = dy \circ w$, which is not zero in general. The second path removes exactly the part of the gradient in the direction of $x$. With $\varepsilon > 0$ the length of $x$ has a small influence on $y$, and the sum is $\varepsilon \rho^3 \sum_j g_j x_j$ instead of 0.
 # END SOLUTION

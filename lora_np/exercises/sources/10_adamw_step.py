@@ -1,7 +1,7 @@
 # %% [markdown]
 # # AdamW on two factors
 #
-# In gradient descent the step is proportional to the gradient. Adam divides the step of each number by the usual size of its gradients, so that numbers with small and with large gradients learn at the same pace. For every number it keeps two running averages: $m$ of the gradient and $v$ of its square. Both start at zero and are therefore too small in the first steps. Dividing by $1 - \beta^t$ corrects this. The W in AdamW stands for weight decay: each step subtracts a fixed share of the weight, separately from the gradient.
+# In gradient descent the step is proportional to the gradient. Adam divides the step of each number by the usual size of its gradients, so that numbers with small and with large gradients learn at the same pace. For every number Adam keeps two running averages: $m$ averages the gradient, and $v$ averages the square of the gradient. Both averages start at zero and are therefore too small in the first steps. Dividing by $1 - \beta^t$ corrects this. The W in AdamW stands for weight decay: each step subtracts a fixed share of the weight, separately from the gradient.
 #
 # $$m \leftarrow \beta_1 m + (1 - \beta_1)\,g \qquad v \leftarrow \beta_2 v + (1 - \beta_2)\,g^2 \qquad
 # \hat m = \frac{m}{1 - \beta_1^t} \qquad \hat v = \frac{v}{1 - \beta_2^t}$$
@@ -17,7 +17,7 @@ from lora_np.exercises import check
 
 
 # %% [markdown]
-# **Write this function.** Try it on the numbers below first. `check` then says whether it is right. If it is not, it names the mistake and gives a hint.
+# **Write this function.** Try your function on the numbers below first. `check` then says whether the function is right. If it is not right, `check` names the mistake and gives a hint.
 
 # %%
 def adamw_step(factors, grads, state, t, lr, beta1, beta2, eps, weight_decay):
@@ -53,11 +53,11 @@ t, lr, beta1, beta2, eps, weight_decay = 1, 0.1, 0.9, 0.999, 1e-8, 0.01
 check(adamw_step)
 
 # %% [markdown]
-# **Explain.** Without weight decay, the first step moves each number of $B$ by the learning rate, whether its gradient is 0.001 or 1000. Why? Why does $A$ not move in the first step of LoRA, and by less than the learning rate in the second?
+# **Explain.** Without weight decay, the first step moves each number of $B$ by the learning rate, whether its gradient is 0.001 or 1000. Why? Why does $A$ not move in the first step of LoRA? Why does $A$ move by less than the learning rate in the second step?
 
 # %% [markdown]
 # BEGIN SOLUTION
-# After one step both averages contain one gradient. Corrected they are $\hat m = g$ and $\hat v = g^2$, so the step is $\eta\, g / |g|$: its length is $\eta$ (if $|g|$ is far above $\varepsilon$).
+# After one step both averages contain one gradient. After the correction, $\hat m = g$ and $\hat v = g^2$, so the step is $\eta\, g / |g|$. The length of the step is $\eta$ (if $|g|$ is far above $\varepsilon$).
 #
-# LoRA starts with $B = 0$, so the first gradient of $A$ is 0, and its step is $0 / (0 + \varepsilon) = 0$. In the second step the averages of $A$ contain one gradient that is not zero, but $t$ is 2, and the correction is made for two gradients. It divides the new $m$ by $1 - \beta_1^2$, which gives $\hat m = g / (1 + \beta_1)$, and likewise $\hat v = g^2 / (1 + \beta_2)$. The step is $\eta \sqrt{1 + \beta_2} / (1 + \beta_1)$. With the usual 0.9 and 0.999 this is about $0.74\,\eta$.
+# LoRA starts with $B = 0$, so the first gradient of $A$ is 0, and the step of $A$ is $0 / (0 + \varepsilon) = 0$. In the second step the averages of $A$ contain only one gradient that is not zero, but $t$ is 2, so the correction assumes two gradients. The correction divides the new $m$ by $1 - \beta_1^2$, which gives $\hat m = g / (1 + \beta_1)$, and likewise $\hat v = g^2 / (1 + \beta_2)$. The step is $\eta \sqrt{1 + \beta_2} / (1 + \beta_1)$. With the usual 0.9 and 0.999 this is about $0.74\,\eta$.
 # END SOLUTION

@@ -1,7 +1,7 @@
 # %% [markdown]
-# # Four bits a weight
+# # Four bits per weight
 #
-# A frozen weight is only read, so QLoRA stores it in four bits: as the number of one of sixteen values $c_0 \dots c_{15}$ between −1 and 1. The weights of a block share a scale, the largest magnitude in the block. Divided by the scale, each weight is between −1 and 1, and is replaced by the nearest value. Two such numbers fit into one byte: the first one in the upper four bits, the second one in the lower four bits.
+# A frozen weight is only read, so QLoRA stores it in four bits. These bits hold a number $q$ from 0 to 15, which stands for one of sixteen values $c_0 \dots c_{15}$ between −1 and 1. The weights of a block share a scale, the largest magnitude in the block. Each weight is divided by the scale, which gives a result between −1 and 1. This result is replaced by the nearest of the sixteen values. Two numbers $q$ fit into one byte: the first number in the upper four bits, the second number in the lower four bits.
 #
 # $$s = \max_i |w_i| \qquad\qquad q_i = \arg\min_q \left|\frac{w_i}{s} - c_q\right| \qquad\qquad \hat w_i = c_{q_i}\, s$$
 
@@ -12,7 +12,7 @@ from lora_np.exercises import check
 
 
 # %% [markdown]
-# **Write this function.** Try it in a cell of your own first. `check` then says whether it is right. If it is not, it names the mistake and gives a hint.
+# **Write this function.** Try your function in a cell of your own first. `check` then says whether the function is right. If it is not right, `check` names the mistake and gives a hint.
 
 # %%
 def quantize_block(w, values):
@@ -41,7 +41,7 @@ check(quantize_block)
 
 # %% [markdown]
 # BEGIN SOLUTION
-# The scale is the largest magnitude, so one weight determines the scale of its block. A large matrix always has a few outliers. Divided by the largest one, nearly all weights are close to zero, where only a few of the sixteen values are, so most values are hardly used. In a smaller block fewer weights share a scale with an outlier.
+# The scale is the largest magnitude, so one weight determines the scale of its block. A large matrix always has a few outliers. After division by the largest outlier, nearly all weights are close to zero, where only a few of the sixteen values are. So most of the sixteen values are hardly used. In a smaller block fewer weights share a scale with an outlier.
 #
 # But each scale needs 32 bits. In blocks of 64 this is half a bit per weight; in blocks of four it is eight bits per weight, twice as much as the four-bit numbers themselves. (Double quantisation stores the scales in 8 bits. Then blocks of 64 need an eighth of a bit per weight.)
 # END SOLUTION

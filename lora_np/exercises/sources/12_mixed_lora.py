@@ -1,7 +1,7 @@
 # %% [markdown]
 # # A mixed batch
 #
-# Many adapters can share one base. Each row of a batch can then use another adapter, or none. The frozen weight is the same for all rows, so its product is computed once for the whole batch. Only the narrow products with $A$ and $B$ differ: each row needs the products of its own adapter, and the rows must keep their order.
+# Many adapters can share one base. Each row of a batch can then use a different adapter, or none. The frozen weight is the same for all rows, so the product with it is computed once for the whole batch. Only the narrow products with $A$ and $B$ differ: each row needs the products of its own adapter, and the rows must keep their order.
 #
 # $$y_i = x_i W^\top + s_{k}\,(x_i A_{k}^\top)\,B_{k}^\top \qquad k = \text{the adapter of row } i$$
 #
@@ -14,7 +14,7 @@ from lora_np.exercises import check
 
 
 # %% [markdown]
-# **Write this function.** Try it in a cell of your own first. `check` then says whether it is right. If it is not, it names the mistake and gives a hint.
+# **Write this function.** Try your function in a cell of your own first. `check` then says whether the function is right. If it is not right, `check` names the mistake and gives a hint.
 
 # %%
 def mixed_lora(x, W, adapters, names):
@@ -43,7 +43,7 @@ check(mixed_lora)
 
 # %% [markdown]
 # BEGIN SOLUTION
-# With one token per row there is little to compute, and most of the time is spent on loading weights from memory. $W$ has $out \cdot in$ numbers and is loaded once for the whole batch. An adapter has $r\,(in + out)$ numbers, a few hundredths of $W$, so even 32 adapters add little.
+# With one token per row there is little to compute, and most of the time is spent on loading weights from memory. $W$ has $out \cdot in$ numbers and is loaded once for the whole batch. An adapter has $r\,(in + out)$ numbers. With a small rank and a wide layer this is a few thousandths of $W$, so even 32 adapters add little.
 #
-# Each merged model has a weight of its own: 32 whole matrices must be loaded, each for one row, and all 32 must be kept in memory. (What remains is the number of calls: the rows of one adapter are computed together, and small products are stacked into one.)
+# Each merged model has its own $W$: 32 whole matrices must be loaded, each for one row, and all 32 must be kept in memory. (Many small calls take time too. So the rows of one adapter are computed together, and small products are stacked into one product.)
 # END SOLUTION
