@@ -2,7 +2,7 @@
 
 Run it with one BLAS thread: OPENBLAS_NUM_THREADS=1 python -m lora_np.studies.methods.method_costs figures/data
 
-All times are CPU seconds of the thread that computes. The wall clock would also count the time in which the system runs
+All times are CPU seconds of the process. The wall clock would also count the time in which the system runs
 other processes. Other processes delay slow tokens more than fast tokens, so on a busy machine the wall clock changes
 even the ratios of medians.
 """
@@ -33,7 +33,7 @@ from .settings import METHODS
 
 COMMAND = "python -m lora_np.studies.methods.method_costs figures/data"
 SMOLLM2: dict[str, Any] = {"methods": ("full", "lora", "qlora", "dora", "prefix", "houlsby"), "base": "smollm2-135m"}
-SMOLLM2 |= {"steps": 1, "rounds": 7, "answer_rounds": 7, "copies": 4, "study": "method_costs_smollm2"}
+SMOLLM2 |= {"steps": 1, "rounds": 7, "answer_rounds": 7, "copies": 5, "study": "method_costs_smollm2"}
 
 
 def method_costs(
@@ -65,6 +65,8 @@ def method_costs(
     `state_bytes` is computed by the function `state_bytes` of comparison.py. All measurements use one BLAS thread, and
     each round has a new random order. With `steps` = 0 only the answers are timed.
     """
+    if copies < 3:
+        raise ValueError(f"copies = {copies}; expected at least 3, because the median of two times is their mean")
     started = time.perf_counter()
     rng = np.random.default_rng(seed)
     vocabulary = load_model(base).config.vocab_size
@@ -102,7 +104,7 @@ def method_costs(
     for name in methods:
         row: dict[str, Any] = {"method": name}
         if steps:
-            step, of_full = step_times[name], step_times[methods[0]]
+            step, of_full = step_times[name], step_times["full"]
             row |= {"step_seconds": float(np.median(step)), "step_ratio": ratio(step, of_full)}
             row |= {"peak_bytes": peaks[name], "state_bytes": state[name]}
         for prefix, model in (("", name), ("merged_", f"{name}, merged")):
@@ -120,15 +122,15 @@ def method_costs(
 
 def step_seconds(model: Trainable, batches: Sequence[Batch], optimizer: AdamW, steps: int) -> float:
     """Return the CPU seconds of one training step."""
-    started = time.thread_time()
+    started = time.process_time()
     train(model, batches, optimizer, steps, progress=False)
-    return (time.thread_time() - started) / steps
+    return (time.process_time() - started) / steps
 
 
 def answer_seconds(model: Transformer | PeftModel, prompt: list[int], new_tokens: int) -> tuple[float, float]:
     """Return the CPU seconds to the first token, and the median CPU seconds between two tokens."""
-    stamps = [time.thread_time()]
-    generate(model, [prompt], 1 + new_tokens, on_token=lambda row, token: stamps.append(time.thread_time()))
+    stamps = [time.process_time()]
+    generate(model, [prompt], 1 + new_tokens, on_token=lambda row, token: stamps.append(time.process_time()))
     first, *others = np.diff(stamps)
     return float(first), statistics.median(map(float, others))
 
