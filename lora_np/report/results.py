@@ -56,10 +56,7 @@ def committed(figures: str | os.PathLike[str] = "figures") -> dict[str, Table]:
 
 def claims(tables: Mapping[str, Table]) -> dict[str, list[Claim]]:
     """Return the claims of each section of docs/results.md."""
-    return {
-        title: [c for module in modules if hasattr(module, "claims") for c in module.claims(tables)]
-        for title, modules in SECTIONS.items()
-    }
+    return {title: [c for module in modules for c in module.claims(tables)] for title, modules in SECTIONS.items()}
 
 
 class Findings(Mapping[str, Finding]):
