@@ -123,8 +123,9 @@ def _raised(error: BaseException) -> Outcome:
     if not own:
         return Outcome(raised=words[:500])
     last = frames[own[-1]]
-    is_one_line = last.end_lineno == last.lineno and last.colno is not None and last.end_colno is not None
-    columns = (last.colno, last.end_colno) if is_one_line else None
+    columns = None
+    if last.end_lineno == last.lineno and last.colno is not None and last.end_colno is not None:
+        columns = (last.colno, last.end_colno)
     return Outcome(raised=words[:500], line=last.lineno, columns=columns, shapes=array_shapes(variables[own[-1]]))
 
 

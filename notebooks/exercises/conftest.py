@@ -41,6 +41,6 @@ class Check(pytest.Item):
         if not said.passed:
             pytest.fail(str(said), pytrace=False)
 
-    def repr_failure(self, excinfo):
+    def repr_failure(self, excinfo, style=None):
         """Return the words of `check` without a traceback."""
         return str(excinfo.value)
