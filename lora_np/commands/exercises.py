@@ -88,8 +88,9 @@ def write(arguments: argparse.Namespace) -> None:
         written = student_edition(arguments.folder, arguments.py)
     print(f"{counted(len(written), 'file')} written to {arguments.folder}; existing files were not changed")
     if written and not arguments.solutions:
-        how = "edit it, then run `pytest` in this folder" if arguments.py else "open it with `jupyter lab`"
-        print(f"begin with {written[0]}: {how}")
+        name = written[0].name
+        how = f"edit it, then run `pytest {name}` in this folder (`pytest` checks all exercises)"
+        print(f"begin with {written[0]}: {how if arguments.py else 'open it with `jupyter lab`'}")
 
 
 def check(arguments: argparse.Namespace) -> int:

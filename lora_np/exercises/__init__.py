@@ -11,6 +11,7 @@ outcome.py    records and compares results   recognise.py  finds the known mista
 diagnose.py   puts the verdict into words    answers.py    check, and the search for an answer in a student's files
 grade.py      grades a class                 editions.py   writes the notebooks and the page for teachers
 course.py     copies the course to work in, and collects the teachers' key
+shapes.py     explains NumPy's errors about shapes
 """
 
 from .answers import answer_files, check, find_answer

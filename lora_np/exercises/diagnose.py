@@ -14,6 +14,7 @@ from .exercise import Case, Exercise, Mistake, NoAnswer
 from .outcome import Odd, Outcome, alike, echo, is_nan, run_program, same
 from .program import program
 from .recognise import recognised
+from .shapes import explained
 
 KINDS = {  # the kinds of verdict, as the page for teachers explains them
     "right": "the function is right on every case and changes no input that it must not change",
@@ -169,7 +170,8 @@ def size(case: Case) -> int:
 def raised(outcome: Outcome, text: str) -> str:
     """Return the exception in one line, with the line of the student's program that raised it."""
     lines = text.splitlines()
-    quote = f" at `{echo(lines[outcome.line - 1], 90)}`" if outcome.line and outcome.line <= len(lines) else ""
+    line = lines[outcome.line - 1] if outcome.line and outcome.line <= len(lines) else ""
+    quote = f" at `{echo(line, 90)}`" if line else ""
     kind, _, message = echo(outcome.raised or "", 240).partition(": ")
     if kind == NoAnswer.__name__:
         return message
@@ -177,6 +179,11 @@ def raised(outcome: Outcome, text: str) -> str:
         return f"it needs far more memory than a right answer{quote}: {message}"
     if kind == "SystemExit":
         return f"it ends the program (sys.exit or exit){quote}; it must return its result"
+    begin, end = outcome.columns or (0, None)
+    expression = line.encode()[begin:end].decode(errors="replace")
+    if about_shapes := explained(message, expression, outcome.shapes):
+        quote = f", at `{echo(expression, 90)}`." if expression else "."
+        return f"it raises {kind}: {about_shapes[0]}{quote} {echo(about_shapes[1], 300)}".rstrip()
     return f"it raises {kind}{message and f': {message}'}{quote}"
 
 

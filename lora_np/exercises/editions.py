@@ -14,7 +14,7 @@ from ..report.notebooks import execute, notebook_json
 from .diagnose import KINDS
 from .exercise import SOURCES, Exercise, exercises, with_solution, without_solution
 
-TERMINAL = "test_answers.py"  # for `pytest` in a folder of answers
+TERMINAL = ("conftest.py", "test_answers.py")  # for `pytest` in a folder of answers, and for `pytest FILE`
 TEACHERS = "TEACHERS.md"
 HEADER = """# ---
 # jupyter:
@@ -40,9 +40,10 @@ def student_edition(folder: str | os.PathLike[str], as_py: bool = False) -> list
         if not path.exists():
             write_text(path, text if as_py else notebook_text(text))
             written.append(path)
-    if not (folder / TERMINAL).exists():
-        write_text(folder / TERMINAL, (SOURCES / TERMINAL).read_text(encoding="utf-8"))
-        written.append(folder / TERMINAL)
+    for name in TERMINAL:
+        if not (folder / name).exists():
+            write_text(folder / name, (SOURCES / name).read_text(encoding="utf-8"))
+            written.append(folder / name)
     return written
 
 
@@ -100,7 +101,9 @@ def mistake_lines(exercise: Exercise) -> list[str]:
 def build(folder: str | os.PathLike[str]) -> None:
     """Write notebooks/exercises again: both editions and the page for teachers."""
     folder = Path(folder)
-    for path in [*folder.glob("[0-9]*.ipynb"), *folder.glob("solutions/[0-9]*.ipynb"), folder / TERMINAL]:
+    for path in [*folder.glob("[0-9]*.ipynb"), *folder.glob("solutions/[0-9]*.ipynb")]:
+        path.unlink(missing_ok=True)
+    for path in (folder / name for name in TERMINAL):
         path.unlink(missing_ok=True)
     student_edition(folder)
     teacher_edition(folder / "solutions")

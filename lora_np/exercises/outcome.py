@@ -9,12 +9,13 @@ import os
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from .exercise import Case, Exercise, fresh
+from .shapes import array_shapes
 
 ANSWER = "<your answer>"  # the file name of a student's program in tracebacks
 RTOL, ATOL = 1e-9, 1e-12  # tolerance for float64 when the same operations run in another order
@@ -35,12 +36,18 @@ class Outcome:
         Number of the line of the program that raised the exception.
     changed : tuple of str
         Names of the arguments that the function changed in place.
+    columns : tuple of int, optional
+        Begin and end, in bytes of that line, of the expression that raised the exception.
+    shapes : dict of str to str
+        The shapes of the function's arrays at the exception.
     """
 
     value: Any = None
     raised: str | None = None
     line: int | None = None
     changed: tuple[str, ...] = ()
+    columns: tuple[int, int] | None = None
+    shapes: dict[str, str] = field(default_factory=dict)
 
     @property
     def blank(self) -> bool:
@@ -105,13 +112,21 @@ def run_case(
 
 def _raised(error: BaseException) -> Outcome:
     """Return the outcome of a case in which the program raised `error`."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == ANSWER]
+    frames = traceback.extract_tb(error.__traceback__)
+    variables = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
+    own = [i for i, frame in enumerate(frames) if frame.filename == ANSWER]
     try:
         message = str(error)
     except Exception:  # an exception class of the student's
         message = ""
     words = f"{type(error).__name__}: {message}" if message else type(error).__name__
-    return Outcome(raised=words[:500], line=lines[-1] if lines else None)
+    if not own:
+        return Outcome(raised=words[:500])
+    last = frames[own[-1]]
+    columns = None
+    if last.end_lineno == last.lineno and last.colno is not None and last.end_colno is not None:
+        columns = (last.colno, last.end_colno)
+    return Outcome(raised=words[:500], line=last.lineno, columns=columns, shapes=array_shapes(variables[own[-1]]))
 
 
 def plain(value: Any, budget: list[int] | None = None) -> Any:
@@ -175,7 +190,9 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
 
 def from_json(fields: dict[str, Any]) -> Outcome:
     """Return the outcome that `to_json` wrote. Raises ValueError, KeyError or TypeError for other input."""
-    return Outcome(**fields | {"value": _decoded(fields["value"]), "changed": tuple(fields["changed"])})
+    columns = fields["columns"] and tuple(map(int, fields["columns"]))
+    plain_types = {"changed": tuple(fields["changed"]), "columns": columns, "shapes": dict(fields["shapes"])}
+    return Outcome(**fields | {"value": _decoded(fields["value"])} | plain_types)
 
 
 def _encoded(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from by_path import by_path
 
@@ -87,6 +89,12 @@ def test_a_wrong_answer_that_is_not_catalogued_gets_an_honest_unknown_and_the_sm
 def test_the_catalogue_names_what_the_lesson_promises():
     assert len(EXERCISES) >= 10
     assert len({mistake.hint for _, mistake in MISTAKES}) == len(MISTAKES) >= 25, "every mistake has its own hint"
+
+
+@each_mistake
+def test_a_hint_is_true_beside_another_mistake(asked, mistake):
+    """A hint can be shown as one of two, so it does not say that another part of the answer is right."""
+    assert not re.search(r"\b(is|are) right\b|as it should be", mistake.hint), mistake.hint
 
 
 @each

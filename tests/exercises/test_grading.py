@@ -426,6 +426,32 @@ def test_pytest_in_a_students_folder_says_what_check_says(tmp_path):
     assert "1 failed, 1 passed" in out and "✗ count_lora: not written yet" in out, out
 
 
+@pytest.mark.parametrize("as_py", [False, True], ids=["notebooks", "files"])
+def test_pytest_of_one_file_checks_this_file(tmp_path, as_py):
+    student_edition(tmp_path, as_py)
+    name = f"01_count_lora{'.py' if as_py else '.ipynb'}"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", name]
+    out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8").stdout
+    assert "1 failed" in out and "✗ count_lora: not written yet" in out, out
+
+
+SHAPE_ERRORS = {
+    "return W @ x": ("`@` needs as many columns on its left as rows on its right, got", "W is (2, 4)", "transpose"),
+    "return np.dot(W, x)": ("got the shapes (2, 4) and (3, 4)", "x is (3, 4)", "transpose"),
+    "return x @ W.T + 3.0 @ A": ("one of them is a single number", "at `3.0 @ A`", "with *"),
+    "return x @ W.T + 0 * x": ("+, −, * and / need two arrays of the same shape", "(3, 2) and (3, 4)", "x is (3, 4)"),
+    "d = {'A': A}; return W @ d['A']": ("`@` needs as many columns", "W is (2, 4)", 'd["A"] is (1, 4)'),
+    "x = x.copy(); x += x[:, None]; return x": ("cannot hold a result of shape", "x is (", "at `x += x[:, None]`"),
+}
+
+
+@pytest.mark.parametrize("body", SHAPE_ERRORS)
+def test_an_error_about_shapes_is_explained_with_the_shapes(body):
+    said = verdict(["import numpy as np", HEAD + body], ASKED)
+    assert said.kind == "raised" and all(words in said.words for words in SHAPE_ERRORS[body]), said
+    assert "gufunc" not in said.words and "broadcast" not in said.words
+
+
 def test_two_files_of_one_name_are_not_guessed_between(tmp_path):
     paths = [notebook(tmp_path / n / "02_lora_forward.ipynb", HEAD + f"return {n}") for n in "12"]
     assert find_answer(paths, ASKED).kind == "unreadable"

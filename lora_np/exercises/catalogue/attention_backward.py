@@ -109,6 +109,11 @@ EXERCISE = Exercise(
             {SCALE: "1.0"},
         ),
         Mistake(
+            "the forward pass leaves the scaling out of the scores",
+            "Print your z for q and k full of ones with d = 4: it should be 2. Does the forward pass use the scaling?",
+            {"scale * (q @ k.T)": "q @ k.T"},
+        ),
+        Mistake(
             "the backward pass scales twice",
             "The forward pass multiplies by the scaling once between q and z. Count the factors between your "
             "dz and dq.",

@@ -29,13 +29,13 @@ EXERCISE = Exercise(
     mistakes=(
         Mistake(
             "B is counted as if it had the size of A",
-            "Your count is right only if every matrix is square. For a (2, 8) matrix and r = 1, write down "
+            "For a square matrix this makes no difference. For a (2, 8) matrix and r = 1, write down "
             "the shapes of A and B.",
             {B: "size_B = in_ * r"},
         ),
         Mistake(
             "A is counted as if it had the size of B",
-            "Your count is right only if every matrix is square. For an (8, 2) matrix and r = 1, write down "
+            "For a square matrix this makes no difference. For an (8, 2) matrix and r = 1, write down "
             "the shapes of A and B.",
             {A: "size_A = r * out"},
         ),
@@ -76,6 +76,23 @@ EXERCISE = Exercise(
             "the sizes of A and B are multiplied",
             "If r doubles, the numbers in A double and the numbers in B double. By what factor does your count grow?",
             {BOTH: "size_A * size_B"},
+        ),
+        Mistake(
+            "the sides of the matrix are multiplied instead of added",
+            "For a (2, 8) matrix and r = 1, write down the shapes of A and B, and count the numbers in each array. "
+            "Is their sum your count?",
+            {BOTH: "r * out * in_"},
+        ),
+        Mistake(
+            "the rank multiplies only one side of the matrix",
+            "Print the sizes of A and B for r = 1 and for r = 2. Both sizes should double. Which one stays the same?",
+            {A: "size_A = in_"},
+            {B: "size_B = out"},
+        ),
+        Mistake(
+            "the rank is added to the sides of the matrix",
+            "How many numbers are in an array with 2 rows and 8 columns? Count A, of shape (r, in), in the same way.",
+            {BOTH: "r + out + in_"},
         ),
         Mistake(
             "the rank is left out",

@@ -78,7 +78,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the division drops the remainder",
-            "Your ΔW is right only if r divides alpha. Print your scaling for alpha = 3 and r = 2.",
+            "If r divides alpha, this makes no difference. Print your scaling for alpha = 3 and r = 2.",
             {SCALING: "alpha // divisor"},
             {SCALING: "alpha / divisor if use_rslora else alpha // r"},
         ),
@@ -90,7 +90,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "rsLoRA is always on",
-            "With rsLoRA your result is right, and without it is wrong. Which line reads use_rslora?",
+            "Print your scaling for use_rslora=True and for False, with the same r and alpha. Which line reads use_rslora?",
             {ROOT: "np.sqrt(r)"},
         ),
         Mistake(
@@ -116,7 +116,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "half the rank is used instead of its root",
-            "With r = 4 your rsLoRA is right, and with other ranks it is wrong. Which two operations give 2 for r = 4?",
+            "For r = 4 this makes no difference. Print it for r = 9. Which two operations give 2 for r = 4?",
             {ROOT: "r / 2 if use_rslora else r"},
             {ROOT: "r // 2 if use_rslora else r"},
         ),
@@ -127,7 +127,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the root is rounded down",
-            "Your rsLoRA is right for r = 1, 4, 9 and 16. Print your root for r = 2.",
+            "For r = 1, 4, 9 and 16 this makes no difference. Print your root for r = 2.",
             {ROOT: "int(np.sqrt(r)) if use_rslora else r"},
         ),
         Mistake(

@@ -184,7 +184,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "A is zero and B is random",
-            "ΔW is zero at the start, as it should be. But the equation says which of the two factors starts at zero.",
+            "ΔW is zero if either factor is zero. The equation says which of the two factors starts at zero. Is it yours?",
             {NO_BOUND: "A = np.zeros(", ZERO_B: "rng.uniform(-1, 1, (out_features, r))"},
         ),
         Mistake(

@@ -63,8 +63,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the scaling is missing in dA",
-            "Compare dA with a difference quotient, with scaling = 1 and then with scaling = 2. Only the "
-            "first one agrees.",
+            "Compare dA with a difference quotient, with scaling = 1 and then with scaling = 2, for the same error. "
+            "The quotient doubles. Does your dA double?",
             {DA: "dhidden.T @ x"},
         ),
         Mistake(
@@ -75,9 +75,14 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the scaling is missing in dx",
-            "Your dA and dB are right. In the equation for y, follow x through the bypass. Which factor of "
-            "that path is missing in your dx?",
+            "In the equation for y, follow x through the bypass. Which factor of that path is missing in your dx?",
             {BYPASS: "bypass = dhidden @ A"},
+        ),
+        Mistake(
+            "the scaling is missing in dA and dx",
+            "dA and dx are both computed from the gradient of the hidden features x Aᵀ. Which two factors multiply "
+            "x Aᵀ in the equation for y? Are both in that gradient?",
+            {DA: "dhidden.T @ x", BYPASS: "bypass = dhidden @ A"},
         ),
         Mistake(
             "the scaling enters all gradients twice",
@@ -213,12 +218,12 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the mean over the tokens is forgotten in dx",
-            "Your dA and dB contain the 1/n of the mean, but dx does not. Compare dx with a difference quotient of L.",
+            "L is a mean over the tokens, so dx has a factor 1/n. Is it in your dx? Compare dx with a difference quotient of L.",
             {FROZEN: "frozen = error @ W", BYPASS: "bypass = scaling * (error @ B @ A)"},
         ),
         Mistake(
             "the mean over the tokens is taken twice",
-            "With one token your result is right. With ten tokens your gradients are ten times too small. How "
+            "With one token this makes no difference. With ten tokens it makes the gradients ten times too small. How "
             "often do you divide by n?",
             {DY: "dy = error / n**2"},
             {DA: "scaling * (dhidden.T @ x) / n", DB: "scaling * (dy.T @ hidden) / n"},

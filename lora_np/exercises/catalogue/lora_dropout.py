@@ -98,8 +98,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the forward pass does not rescale",
-            "Compute the mean of y over a thousand calls. It should be close to the y without dropout. Your "
-            "dx is rescaled. Is your y?",
+            "Compute the mean of y over a thousand calls. It should be close to the y without dropout. Print "
+            "the factor by which the forward pass multiplies the kept numbers.",
             {DROPPED: "dropped = x * kept"},
         ),
         Mistake(
@@ -208,12 +208,12 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "y lacks the scaling",
-            "If the scaling doubles, the bypass's part of y should double. Your dx has the scaling; does your y?",
+            "If the scaling doubles, the bypass's part of y should double. Does it in your y?",
             {"scaling * (dropped": "1.0 * (dropped"},
         ),
         Mistake(
             "dx lacks the scaling",
-            "If the scaling doubles, the bypass's part of dx should double. Your y has the scaling; does your dx?",
+            "If the scaling doubles, the bypass's part of dx should double. Does it in your dx?",
             {"scaling * (dy": "1.0 * (dy"},
         ),
         Mistake(

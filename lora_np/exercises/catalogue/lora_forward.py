@@ -78,7 +78,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the scaling is rounded down",
-            "Your result is right only if r divides alpha. Print your scaling for alpha = 16 and r = 3.",
+            "If r divides alpha, this makes no difference. Print your scaling for alpha = 16 and r = 3.",
             {SCALING: "alpha // r"},
         ),
         Mistake(
@@ -130,6 +130,12 @@ EXERCISE = Exercise(
             "If r equals in, this runs without an error, but the numbers are wrong. Write the shapes of x and "
             "A side by side.",
             {"hidden = x @ A.T": "hidden = x @ A"},
+        ),
+        Mistake(
+            "none of the three matrices is transposed",
+            "If all matrices are square, this runs without an error, but the numbers are wrong. Write the shapes of "
+            "x, W, A and B under the equation. Which sign of the equation is missing in your code?",
+            {FROZEN: "frozen = x @ W", "hidden = x @ A.T": "hidden = x @ A", BYPASS: "hidden @ B"},
         ),
     ),
 )

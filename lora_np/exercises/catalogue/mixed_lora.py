@@ -117,6 +117,31 @@ EXERCISE = Exercise(
             {SCALED: "adapters.get(names[0], (0, 0, 1.0))[2] * bypass"},
         ),
         Mistake(
+            "W is not transposed",
+            "If W is square, this runs without an error. Write the shapes of x and W side by side. Which axis of W "
+            "has the length in?",
+            {FROZEN: "y = x @ W"},
+        ),
+        Mistake(
+            "A is not transposed",
+            "If r equals in, this runs without an error. Write the shapes of x and A side by side. Which axis of A "
+            "has the length in?",
+            {"x[rows] @ A.T": "x[rows] @ A"},
+        ),
+        Mistake(
+            "B is not transposed",
+            "If r equals out, this runs without an error. Write the shapes of x Aᵀ and B side by side. Which axis of "
+            "B has the length r?",
+            {"hidden @ B.T": "hidden @ B"},
+            {"hidden @ B.T": "hidden @ (B if rows else B.T)"},  # adapters that no row uses are skipped
+        ),
+        Mistake(
+            "none of the three matrices is transposed",
+            "If all matrices are square, this runs without an error. Write the shapes of x, W, A and B under the "
+            "equation. Which sign of the equation is missing in your code?",
+            {FROZEN: "y = x @ W", "x[rows] @ A.T": "x[rows] @ A", "hidden @ B.T": "hidden @ B"},
+        ),
+        Mistake(
             "only one token of a row gets the bypass",
             "Make a row of three equal tokens. Its three outputs should be equal. Are they?",
             {ADDED: "y[rows, -1] += s * bypass[:, -1]"},

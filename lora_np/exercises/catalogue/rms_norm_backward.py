@@ -75,7 +75,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "dw is not returned",
-            "Your dx is right. The docstring asks for two arrays. What does your function return?",
+            "The docstring asks for two arrays. What does your function return?",
             {"return dx, dw": "return dx"},
         ),
         Mistake(

@@ -36,6 +36,7 @@ ANSWERS = {
     "there is no scaling at all": HEAD
     + "    t, d = q.shape\n"
     + "".join(LINES[name] for name in LINES if name != "scale").replace(" * s\n", "\n"),
+    "the forward pass leaves the scaling out of the scores": answer(scores="z = np.inner(q, k)"),
     "the backward pass scales twice": answer(dz="dz = s * (p * dp - p * np.sum(p * dp, axis=1)[:, None])"),
     "dk is scaled twice": answer(scores="q = s * q\n    z = q @ k.T"),
     "the scores are divided by d": answer(scale="s = 1 / d"),

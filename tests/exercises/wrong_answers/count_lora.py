@@ -12,6 +12,10 @@ ANSWERS = {
     "an r × r matrix is counted between A and B": HEAD + "    return sum(d * r + r**2 + r * k for d, k in shapes)\n",
     "a bias is counted with each matrix": HEAD + "    return r * int(np.sum(shapes)) + sum(d for d, k in shapes)\n",
     "the sizes of A and B are multiplied": HEAD + "    return sum((r * k) * (d * r) for d, k in shapes)\n",
+    "the sides of the matrix are multiplied instead of added": HEAD
+    + "    return int(r * np.prod(shapes, axis=1).sum())\n",
+    "the rank multiplies only one side of the matrix": HEAD + "    return sum(r * d + k for d, k in shapes)\n",
+    "the rank is added to the sides of the matrix": HEAD + "    return int(np.sum(shapes)) + r * len(shapes)\n",
     "the rank is left out": HEAD + "    return int(np.sum(shapes))\n",
     "only the first matrix is counted": HEAD + "    for d, k in shapes:\n        return r * (d + k)\n",
     "only the last matrix is counted": HEAD + "    d, k = shapes[-1]\n    return r * d + r * k\n",

@@ -22,6 +22,9 @@ ANSWERS = {
     "the scaling is missing in dA": answer(dA="B.T @ dW"),
     "the scaling is missing in dB": answer(dB="dW @ A.T"),
     "the scaling is missing in dx": answer(dx="dy @ (W + B @ A)"),
+    "the scaling is missing in dA and dx": HEAD
+    + "    dy = error / len(x)\n    dh = np.einsum('no,or->nr', dy, B)\n    grads['A'] += np.dot(dh.T, x)\n"
+    + "    grads['B'] += scaling * np.dot(dy.T, x @ A.T)\n    return np.dot(dy, W) + np.dot(dh, A)\n",
     "the scaling enters all gradients twice": HEAD
     + "    s = scaling\n    dy = error / len(x)\n    h, dh = s * x @ A.T, s * dy @ B\n    grads['A'] += s * dh.T @ x\n"
     + "    grads['B'] += s * dy.T @ h\n    return dy @ W + s * dh @ A\n",

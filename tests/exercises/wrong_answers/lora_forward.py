@@ -21,6 +21,8 @@ ANSWERS = {
     "A and B are swapped": HEAD + "    return x @ W.T + (alpha / A.shape[0]) * (x @ (B @ A))\n",
     "W is not transposed": HEAD + "    return np.dot(x, W) + (alpha / A.shape[0]) * np.dot(np.dot(x, A.T), B.T)\n",
     "B is not transposed": HEAD + "    return np.dot(x, W.T) + (alpha / A.shape[0]) * np.dot(np.dot(x, A.T), B)\n",
+    "none of the three matrices is transposed": HEAD
+    + "    h = np.dot(np.dot(x, A), B)\n    return np.dot(x, W) + h * alpha / len(A)\n",
     "A is not transposed": HEAD + "    return np.dot(x, W.T) + (alpha / A.shape[0]) * np.dot(np.dot(x, A), B.T)\n",
 }
 

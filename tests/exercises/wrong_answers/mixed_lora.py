@@ -48,6 +48,18 @@ ANSWERS = {
         "        if i == 0:\n            scaling = list(adapters.values())[0][2]\n"
         "        if name in adapters:\n            y += scaling * through(row, *adapters[name][:2], 1)\n"
     ),
+    "W is not transposed": EACH.replace("row @ W.T", "np.dot(row, W)").format(
+        "        if name in adapters:\n            y = y + through(row, *adapters[name])\n"
+    ),
+    "A is not transposed": EACH.format(
+        "        if name in adapters:\n            A, B, s = adapters[name]\n            y += s * np.dot(np.dot(row, A), B.T)\n"
+    ),
+    "B is not transposed": EACH.format(
+        "        if name in adapters:\n            A, B, s = adapters[name]\n            y += s * np.dot(np.dot(row, A.T), B)\n"
+    ),
+    "none of the three matrices is transposed": EACH.replace("row @ W.T", "np.dot(row, W)").format(
+        "        if name in adapters:\n            A, B, s = adapters[name]\n            y = y + row @ A @ B * s\n"
+    ),
     "only one token of a row gets the bypass": EACH.format(
         "        if name != '__base__':\n            y[-1:] += through(row[-1:], *adapters[name])\n"
     ),
