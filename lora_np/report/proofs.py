@@ -1,4 +1,4 @@
-"""The claims that tests prove exactly, without a study."""
+"""The claims that tests prove exactly, without a study. Their verdict is "yes" because the named tests pass."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ NEEDED = ()
 
 
 def claims(tables: Mapping[str, Table]) -> list[Claim]:
-    """Return the claims that tests prove. No table is needed."""
+    """Return the claims that tests prove. No table is needed: the column "check" says that the named tests prove the claim."""
     return [
         Claim(
             "The hand-derived gradients are right",
             "this project",
             "yes",
             "to 1e-12",
-            "`tests/proofs/test_ops.py`, `tests/proofs/test_transformer.py`, `tests/oracles/test_ops_oracles.py`, "
-            "`tests/proofs/test_mutants.py`",
+            "proved by the tests `tests/proofs/test_ops.py`, `tests/proofs/test_transformer.py`, "
+            "`tests/oracles/test_ops_oracles.py`, `tests/proofs/test_mutants.py`",
             note="Each operation and the whole model agree with the complex step to 1e-12 and with PEFT to 1e-10, and the tests "
             "reject wrong versions of each backward.",
         ),
@@ -28,7 +28,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             "Hu et al. 2021, §4.1",
             "yes",
             "bit for bit",
-            "`test_at_init_the_adapted_model_equals_the_base_bit_for_bit`",
+            "proved by the test `test_at_init_the_adapted_model_equals_the_base_bit_for_bit`",
             note="B starts at zero, so the two models give equal bits in float32 and in float64.",
         ),
         Claim(
@@ -36,7 +36,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             "Schulman et al. 2025",
             "yes",
             "bit for bit",
-            "`test_adam_trains_the_same_model_when_factors_and_rates_are_scaled_by_powers_of_two`, notebook 09",
+            "proved by the test `test_adam_trains_the_same_model_when_factors_and_rates_are_scaled_by_powers_of_two`, notebook 09",
             note="This is exact if p and q are powers of two and Adam's ε is too small to change a sum.",
         ),
         Claim(
@@ -44,7 +44,8 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             "Meng et al. 2024, §3",
             "yes",
             "to 1e-12",
-            "`test_what_pissa_leaves_has_the_tail_of_the_singular_values`, `test_pissa_at_the_start_is_the_base_to_1e_12`",
+            "proved by the tests `test_what_pissa_leaves_has_the_tail_of_the_singular_values` and "
+            "`test_pissa_at_the_start_is_the_base_to_1e_12`",
             note="Measured in float64. At the start the model with PiSSA equals the base.",
         ),
     ]

@@ -36,7 +36,7 @@ SECTIONS: dict[str, tuple[ModuleType, ...]] = {
 README = (  # the names of the findings that README shows
     "counting.llama-2-7b.all-linear.r16",
     "memory.llama-65b.qlora",
-    "low_rank.gain_kept.r16",
+    "low_rank.gain_kept.r8",
     "convergence.recovered.all-linear.r8.steps200",
     "convergence.recovered.attention.r8.steps200",
     "finetuning.answers",

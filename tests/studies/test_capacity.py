@@ -210,15 +210,34 @@ def test_the_most_that_was_held_may_lie_where_more_was_offered():
 
 
 def test_what_the_claims_say_is_read_from_the_table():
-    bits, learns = claims_on_capacity.claims({"capacity": table()})
-    assert bits.verdict == "no" and bits.number == "at least 1.00 to 1.00 bits per trained parameter"
-    found = {finding.name: finding for claim in (bits, learns) for finding in claim.findings}
+    bits, twice = claims_on_capacity.claims({"capacity": table()})
+    assert bits.number == "at least 1.00 bits (LoRA), 0.62 (full fine-tuning)"
+    found = {finding.name: finding for claim in (bits, twice) for finding in claim.findings}
     assert found["capacity.bits.full"].number == "0.62" and "25 % of the bits offered" in bits.note
     assert "2,000 times (LoRA with r = 1), 250 times (LoRA with r = 16), 200 times (full fine-tuning)" in bits.note
     assert "Runs with half the steps hold fewer bits, by 20 % (LoRA with r = 4)" in bits.note
     assert found["capacity.exponent.r1-r4"].number == found["capacity.exponent.r4-r16"].number == "1.00"
     assert found["capacity.held.few"].number == "100 %" and found["capacity.held.many"].number == "40 %"
-    assert "80 % of the bits that full fine-tuning holds, and trains 50 % of the parameters" in learns.note
+    assert "80 % of the bits that full fine-tuning holds, and trains 50 % of the parameters" in twice.note
+
+
+@pytest.mark.parametrize("times, wanted", [(1, "open"), (4, "open"), (6, "yes")])
+def test_lower_bounds_confirm_the_claimed_bits_but_do_not_refute_them(times, wanted):
+    """LoRA holds at least 1 bit per parameter, full fine-tuning 0.625. The claim is 3.6 bits for both."""
+    made = table()
+    for row in made.rows:
+        row["memorised"] *= times
+    assert claims_on_capacity.claims({"capacity": made})[0].verdict == wanted
+
+
+@pytest.mark.parametrize(
+    "power, half, wanted", [(1.0, 1.0, "yes"), (1.0, 0.8, "yes"), (0.85, 0.5, "open"), (0.5, 0.8, "no")]
+)
+def test_twice_the_rank_holds_twice_the_bits_if_longer_runs_could_not_change_it(power, half, wanted):
+    made = table(power)
+    for row in made.where(phase="half"):
+        row["memorised"] *= half / 0.8
+    assert claims_on_capacity.claims({"capacity": made})[1].verdict == wanted
 
 
 @pytest.mark.parametrize("r", [1, 2, 3])

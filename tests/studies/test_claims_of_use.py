@@ -1,4 +1,4 @@
-"""The verdicts on four bits, merging, serving and methods follow the tables: another number gives another verdict."""
+"""The verdicts on low rank, four bits, merging, serving and methods follow the tables: another number gives another verdict."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from lora_np.studies.four_bits import claims as four_bits
 from lora_np.studies.harness.table import Table
+from lora_np.studies.low_rank import claims as low_rank
 from lora_np.studies.methods import claims as methods
 from lora_np.studies.serving import claims as serving
 
@@ -40,8 +41,16 @@ CHANGES = [  # module, claim, table, rows to change, column, factor, verdict bef
     ),
     (serving, "`linear` makes", "combinations", {"kind": "linear"}, "error", 1e-6, "no", "yes"),
     (serving, "A batch costs", "serving_step", {}, "to_one", 0.95, "no", "partly"),
-    (serving, "Thousands", "serving", {}, "bytes", 20, "yes", "partly"),
+    (serving, "1,000 adapters", "serving", {}, "bytes", 20, "yes", "no"),
+    (serving, "1,000 adapters", "serving", {}, "adapters", 0.5, "yes", "open"),
+    (four_bits, "NF4 is nearest", "quantization_error", {"quant_type": "int4"}, "mean", 2, "partly", "yes"),
+    (four_bits, "Double", "quantization_error", {"quant_type": "nf4"}, "mean", 0.5, "yes", "partly"),
+    (four_bits, "A gradient", "quantization_gradients", {"base": "fp4"}, "cosine", 0.7, "yes", "partly"),
+    (four_bits, "A gradient", "quantization_gradients", {}, "cosine", 0.7, "yes", "no"),
     (methods, "DoRA is better", "comparison", {"method": "dora", "phase": "seeds"}, "final", 0.99, "no", "yes"),
+    (methods, "LoRA+ is", "comparison", {"method": "lora+", "phase": "seeds"}, "final", 0.98, "no", "partly"),
+    (methods, "VeRA trains", "comparison", {"method": "vera", "phase": "seeds"}, "final", 0.96, "no", "partly"),
+    (methods, "LoRA forgets", "comparison", {"method": "full", "phase": "seeds"}, "heldout", None, "no", "open"),
     (methods, "LoRA-FA saves", "method_costs", {"method": "lora-fa"}, "peak_bytes", 2, "partly", "no"),
 ]
 
@@ -52,8 +61,51 @@ def test_a_verdict_follows_its_table(change):
     found = tables(module)
     assert verdict(module, found, start) == before
     for row in found[name].where(**rows):
-        row[column] *= factor
+        row[column] = (
+            [10.0] * len(row[column]) if factor is None else factor * row[column]
+        )  # None: a curve that learns nothing
     assert verdict(module, found, start) == after
+
+
+@pytest.mark.parametrize("method, start", [("pissa", "PiSSA converges"), ("lora+", "LoRA+ is better")])
+def test_faster_means_fewer_steps_to_loras_final_loss_with_every_seed(method, start):
+    """A lead on the way is not enough, and one seed of three decides nothing."""
+    found = tables(methods)
+    lora = {row["seed"]: row["final"] for row in found["comparison"].where(method="lora", phase="seeds")}
+    runs = found["comparison"].where(method=method, phase="seeds")
+    for row in runs:
+        row["final"] = row["heldout"][-1] = lora[row["seed"]] - 0.01  # better at the end, as soon as LoRA
+        row["heldout"][1:-1] = [lora[row["seed"]] + 1e-4] * (len(row["heldout"]) - 2)
+    both = method == "lora+"  # this claim is also about the loss at the end
+    assert verdict(methods, found, start) == ("partly" if both else "no")
+    runs[0]["heldout"][4] -= 1e-3
+    assert verdict(methods, found, start) == "open"
+    for row in runs[1:]:
+        row["heldout"][4] -= 1e-3
+    assert verdict(methods, found, start) == "yes"
+
+
+@pytest.mark.parametrize(
+    "sizes, gain, wanted", [((1.0, 0.01), 0.99, "yes"), ((1.0, 0.01), 0.5, "partly"), ((1.0, 1.0), 0.5, "no")]
+)
+def test_a_low_rank_is_judged_by_energy_and_gain_at_one_rank(sizes, gain, wanted):
+    """The singular values of ΔW are `sizes[0]` eight times, then `sizes[1]`. Only the cut to rank 8 keeps the share `gain`."""
+    found = tables(low_rank)
+    for row in found["singular_values"].rows:
+        row["singular_values"] = [sizes[0]] * 8 + [sizes[1]] * 120
+    cut = found["truncated_loss"]
+    base, full = cut.settings["base_loss"], cut.settings["full_loss"]
+    for row in cut.rows:
+        row["heldout_loss"] = base - (gain if row["r"] == 8 else 1 - gain) * (base - full)
+    assert verdict(low_rank, found, "The change that fine-tuning makes") == wanted
+
+
+@pytest.mark.parametrize("times, wanted", [(3, "yes"), (1, "partly"), (0.1, "no"), (40, "no")])
+def test_the_rank_of_full_fine_tuning_must_be_within_the_claimed_range(times, wanted):
+    found = tables(low_rank)
+    for row in found["spectra"].where(method="full"):
+        row["rank90"] *= times
+    assert verdict(low_rank, found, "Full fine-tuning's ΔW") == wanted
 
 
 @pytest.mark.parametrize("module", [four_bits, serving, methods], ids=lambda module: module.__name__.split(".")[-2])

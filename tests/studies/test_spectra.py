@@ -237,8 +237,8 @@ def dimensions(fine, scratch, D=10_000, dip=0.0):
         (5000, 900, "no", "no", "5,000 (50 %) against 900"),
         (None, 900, "no", "no", "not reached against 900"),
         (200, None, "yes", "yes", "200 (2.0 %) against not reached"),
-        (None, None, "no", "partly", "not reached against not reached"),
-        (1000, 999, "yes", "partly", "1,000 (10 %) against 999 (10.0 %)"),
+        (None, None, "no", "open", "not reached against not reached"),
+        (1000, 999, "yes", "open", "1,000 (10 %) against 999 (10.0 %)"),
     ],
 )
 def test_the_verdicts_on_d90_agree_with_the_table(fine, scratch, few, fewer, said):

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..harness.findings import Claim, Finding, agrees
+from ..harness.findings import NOISE, Claim, Finding, agrees, is_lower
 from ..harness.paired import paired_differences, verdict
 from ..harness.table import Table, mean
 
@@ -21,9 +21,9 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
     runs = {method: table.where(phase="seeds", method=method) for method in ("full", "lora")}
     full, lora = runs["full"][0], runs["lora"][0]
     learned, forgotten = (compared(runs, table.settings["before"][key], key) for key in TEXTS)
-    less = [min(paired_differences(runs["lora"], runs["full"])) > 0]
-    less.append(max(paired_differences(runs["lora"], runs["full"], "prose")) < 0)
-    at_rates = rates_decide(table, full)
+    learns_less = is_lower(paired_differences(runs["full"], runs["lora"]))  # a lower loss of full fine-tuning
+    forgets_less = is_lower(paired_differences(runs["lora"], runs["full"], "prose"))
+    at_rates = other_rate(table, full, {key: paired_differences(runs["lora"], runs["full"], key) for key in TEXTS})
     swept = [sorted({row["lr"] for row in table.where(phase="sweep", method=m)}) for m in runs]
     grid = max(high / low for rates in swept for low, high in itertools.pairwise(rates))
     factor = lora["lr"] / full["lr"]
@@ -51,7 +51,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
         Claim(
             "LoRA learns less and forgets less than full fine-tuning",
             "Biderman et al. 2024",
-            agrees(*less),
+            agrees(learns_less, forgets_less),
             f"LoRA's loss − full fine-tuning's: answers {learned.number}, prose {forgotten.number} nats per token",
             STUDY,
             (learned, forgotten, at_rates),
@@ -67,7 +67,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
         Claim(
             "On SmolLM2-135M, a step of LoRA is cheaper than a step of full fine-tuning",
             "Hu et al. 2021, §4.2",
-            agrees(time.value < 1, memory.value < 1),
+            agrees(time.value < 1 / NOISE, memory.value < 1 / NOISE),
             f"{time.number}× the time, {memory.number}× the memory",
             STUDY,
             (time, memory),
@@ -95,17 +95,27 @@ def compared(runs: Mapping[str, Sequence[dict[str, Any]]], before: float, key: s
     )
 
 
-def rates_decide(table: Table, full: Mapping[str, Any]) -> Finding:
-    """Return how much both losses of full fine-tuning change if the learning rate is one step lower."""
-    lower = [row for row in table.where(phase="sweep", method="full") if row["lr"] < full["lr"]]
-    below = max(lower, key=lambda row: row["lr"])
+def other_rate(table: Table, full: Mapping[str, Any], method: Mapping[str, Sequence[float]]) -> Finding:
+    """Return how much the loss of full fine-tuning on prose changes from the next lower learning rate to the best rate.
+
+    If the best rate is the lowest, the next higher rate is compared. `method` has for each loss the differences between
+    LoRA and full fine-tuning, one per seed. The sentence says whether the change of the rate has a larger effect on the loss
+    than the choice of the method has with any seed.
+    """
+    swept = {row["lr"]: row for row in table.where(phase="sweep", method="full") if row["lr"] != full["lr"]}
+    other = swept[max((lr for lr in swept if lr < full["lr"]), default=min(swept))]
+    effects: dict[str, list[str]] = {}
+    for key, (_, text) in TEXTS.items():
+        larger = abs(full[key] - other[key]) > max(map(abs, method[key]))
+        effects.setdefault("a larger effect" if larger else "no larger effect", []).append(f"the loss on {text}")
+    said = [f"The rate has {effect} on {' and '.join(losses)}" for effect, losses in effects.items()]
     return Finding(
         "finetuning.rate",
-        full["prose"] - below["prose"],
-        "When SmolLM2-135M learns a voice, the learning rate has a larger effect than the choice of LoRA or full fine-tuning. "
-        f"Full fine-tuning at the rate {below['lr']:g} ends with a loss of {below['final']:.3f} on answers and "
-        f"{below['prose']:.3f} on prose. At the rate {full['lr']:g}, full fine-tuning ends with {full['final']:.3f} on answers and "
-        f"{full['prose']:.3f} on prose (seed {full['seed']}).",
+        full["prose"] - other["prose"],
+        f"When SmolLM2-135M learns a voice, full fine-tuning at the rate {other['lr']:g} ends with a loss of "
+        f"{other['final']:.3f} on answers and {other['prose']:.3f} on prose. At the rate {full['lr']:g}, full fine-tuning ends "
+        f"with {full['final']:.3f} on answers and {full['prose']:.3f} on prose (seed {full['seed']}). "
+        + " ".join(f"{words} than the choice of LoRA or full fine-tuning." for words in said),
         "nats per token",
         form="+.3f",
     )

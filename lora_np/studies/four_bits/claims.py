@@ -16,6 +16,8 @@ NEEDED = (
 UNITS = {"tiny": "nats per byte", "smollm2": "nats per token"}
 TASKS = {"tiny": "Python code", "smollm2": "a voice"}
 STUDY = "`lora_np/studies/four_bits/{}.py`, notebook 07"
+# If the cosine is above √½, more than half of a gradient's squared norm lies along the other gradient.
+MAINLY = 0.5**0.5
 SAME, SAME_MODEL, DEAR = 0.01, 0.001, 1.25  # limits: relative differences of losses and of errors; a ratio of times
 
 
@@ -34,13 +36,14 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
     return [
         *codes(tables["quantization_error"]),
         Claim(
-            "Gradients through a quantised base serve as well as gradients through float32",
-            "Dettmers et al. 2023, §3",
-            agrees(cosine["nf4"] > cosine[ANOTHER_BATCH], cosine["fp4"] > cosine[ANOTHER_BATCH]),
+            "A gradient through a 4-bit base has mainly the direction of the gradient through float32 (cosine above √½)",
+            "this project; Dettmers et al. 2023, §3, train through such a base",
+            agrees(cosine["nf4"] > MAINLY, cosine["fp4"] > MAINLY),
             f"median cosine {cosine['nf4']:.3f} (NF4), {cosine['fp4']:.3f} (FP4)",
             STUDY.format("quantization"),
             note="The cosine compares dA and dB of each layer of tiny through the quantised base with dA and dB "
-            "through float32 weights. "
+            f"through float32 weights. If the cosine is above √½ = {MAINLY:.2f}, more than half of the squared norm of one "
+            "gradient lies along the other gradient. "
             f"For comparison, the gradients of two different batches have a median cosine of {cosine[ANOTHER_BATCH]:.2f}.",
         ),
         Claim(
@@ -75,16 +78,19 @@ def codes(table: Table) -> list[Claim]:
         return ", ".join(f"{name} {found[kind, size, name.lower()]:.4f}" for name in ("NF4", "FP4", "int4"))
 
     nearest = [found[w, b, "nf4"] < min(found[w, b, "fp4"], found[w, b, "int4"]) for w, b, _ in found]
+    nearest_at_64 = [found[kind, 64, "nf4"] < min(found[kind, 64, "fp4"], found[kind, 64, "int4"]) for kind in kinds]
+    sizes = sorted({b for w, b, _ in found if w == "tiny"})
+    second = [b for b in sizes if found["tiny", b, "fp4"] < found["tiny", b, "int4"]]
+    blocks = f"in blocks of {', '.join(f'{b:,}' for b in second)} weights" if second else "at no block size"
     return [
         Claim(
-            "NF4 is nearest to the weights, then FP4, then int4",
+            "NF4 is nearest to the weights, then FP4, then int4, in blocks of 64",
             "Dettmers et al. 2023, §4, by perplexity",
-            agrees(all(nearest), all(found[kind, 64, "fp4"] < found[kind, 64, "int4"] for kind in kinds)),
+            agrees(all(nearest_at_64), all(found[kind, 64, "fp4"] < found[kind, 64, "int4"] for kind in kinds)),
             f"tiny, blocks of 64: {three('tiny', 64)}",
             STUDY.format("quantization"),
-            note=f"NF4 {'always has' if all(nearest) else 'does not always have'} the smallest error. Whether FP4 or "
-            "int4 has the second "
-            "smallest error depends on the block size. "
+            note=f"Over all block sizes, NF4 {'always has' if all(nearest) else 'does not always have'} the smallest error. "
+            f"On tiny, the block sizes are {sizes[0]} to {sizes[-1]:,}, and FP4 has a smaller error than int4 {blocks}. "
             "The numbers are mean errors, divided by the root mean square of the weights. "
             f"In blocks of 64: {'; '.join(f'{model_name(k)} {three(k, 64)}' for k in kinds)}. In blocks "
             f"of 1024: tiny {three('tiny', 1024)}.",
@@ -142,7 +148,7 @@ def merged(tables: Mapping[str, Table]) -> Claim:
 
     Its findings are the shares of ΔW that remain if the merged weights are quantised again.
     """
-    findings, lines, checks = [], [], []
+    findings, lines, changes = [], [], {}
     for name, table in tables.items():
         row, label = {row["route"]: row for row in table.rows}, model_name(table.settings["model"])
         size, kept = row["as trained"]["size"], row["requantised"]["kept"]
@@ -157,12 +163,12 @@ def merged(tables: Mapping[str, Table]) -> Claim:
             f"dequantised weights in 16 bits, {original:.4f} after a merge into the original weights, and {again:.4f} if the "
             "merged weights are quantised again."
         )
-        checks.append(abs(bfloat16 / trained - 1) < SAME_MODEL)
+        changes[label] = bfloat16 / trained - 1
     return Claim(
         "A QLoRA adapter can be merged into the dequantised weights",
         "this project",
-        agrees(*checks),
-        f"{label}: loss {trained:.4f} as trained, {bfloat16:.4f} merged",
+        agrees(*(abs(change) < SAME_MODEL for change in changes.values())),
+        f"loss {', '.join(f'{change:+.2%} ({label})' for label, change in changes.items())}".replace("%", " %"),
         STUDY.format("merge_routes"),
         tuple(findings),
         " ".join([*lines, *(f.sentence for f in findings)]),

@@ -7,10 +7,12 @@ page docs/results.md shows the claims. README and the notebooks look up findings
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-Verdict = Literal["yes", "no", "partly"]
+Verdict = Literal["yes", "no", "partly", "open"]
+NOISE = 1.05  # two equal computations can differ in time by this factor, so a smaller ratio is not a difference
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,8 @@ class Claim:
         The claim, in a few words.
     source : str
         Who made the claim: authors, year and section, "the lesson", or "this project".
-    verdict : "yes", "no" or "partly"
-        Whether the results of this project agree with the claim.
+    verdict : "yes", "no", "partly" or "open"
+        Whether the results of this project agree with the claim; "open" if the results cannot decide the claim.
     number : str
         The numbers that decide the verdict, with their units, short enough for a table cell.
     check : str
@@ -102,15 +104,36 @@ class Claim:
         return self.note or " ".join(finding.sentence for finding in self.findings)
 
 
-def agrees(*checks: bool) -> Verdict:
-    """Return the verdict of some checks: "yes" if all are true, "no" if none is true, else "partly".
+def agrees(*checks: bool | None) -> Verdict:
+    """Return the verdict on a claim from its checks. A check is None if the measurements cannot decide it.
+
+    The verdict is "yes" if all checks are true, "partly" if some are true and some are false, and "no" if some are
+    false and none is true. Otherwise, no check is false and some checks are undecided, and the verdict is "open".
+
+    Raises ValueError if there are no checks.
 
     Examples
     --------
-    >>> agrees(True, False)
-    'partly'
+    >>> agrees(True, False), agrees(True, None), agrees(False, None)
+    ('partly', 'open', 'no')
     """
-    return "yes" if all(checks) else "partly" if any(checks) else "no"
+    if not checks:
+        raise ValueError("a verdict needs at least one check, got none; pass the conditions that the claim states")
+    if any(check is not None and not check for check in checks):  # a check can be a bool of NumPy
+        return "partly" if any(checks) else "no"
+    return "yes" if all(checks) else "open"
+
+
+def is_lower(differences: Iterable[float]) -> bool | None:
+    """Return True if all differences are below 0, False if all are above 0, and None if the seeds do not agree.
+
+    Examples
+    --------
+    >>> is_lower([-0.2, -0.1]), is_lower([-0.2, 0.1])
+    (True, None)
+    """
+    found = list(differences)
+    return True if max(found) < 0 else False if min(found) > 0 else None
 
 
 def _written(value: float, form: str) -> str:
