@@ -77,7 +77,7 @@ plots.loss_curves(table);
 # %% [markdown]
 # In both panels, the loss of full fine-tuning falls fastest. With $r = 64$ on all linear layers, the loss falls almost as fast. LoRA with $r = 64$ starts at $B = 0$ too, and this start delays $A$ by only one step at all ranks (notebook 03). So the start at $B = 0$ does not explain why the loss falls more slowly at low ranks.
 #
-# At the end of the runs the order is clear: the lower the rank, the higher the loss. During the first half of the runs, the order is not always so. For example, in both panels the curve of $r = 2$ is above the curve of $r = 1$ for many steps. The ranks also differ in their learning rates, because each rank uses its best rate (see the section "Each method needs its own learning rate"). These curves do not separate the effect of the rank from the effect of the learning rate.
+# At the end of the runs the order is clear: the lower the rank, the higher the loss. During the first half of the runs, the order is not always so. For example, in both panels the curve of $r = 2$ is above the curve of $r = 1$ for many steps. Most ranks also have different learning rates, because each rank uses its best rate (see the section "Each method needs its own learning rate"). These curves do not separate the effect of the rank from the effect of the learning rate.
 #
 # At the end the curves become flat. This does not mean that the model can learn nothing more. The curves become flat because the learning rate falls to zero.
 #
@@ -88,7 +88,7 @@ cost = Table.load("../figures/data/step_cost.json")
 plots.loss_curves(timed_alike(table, cost), x="seconds");
 
 # %% [markdown]
-# On tiny, full fine-tuning has the lowest loss at each time. LoRA on the attention layers finishes its steps a little earlier than full fine-tuning, but with a higher loss. So on tiny LoRA saves no time. The section "The cost of a step" shows the time of a step for tiny and for a larger model.
+# On tiny, full fine-tuning has the lowest loss at each time. LoRA on the attention layers finishes its steps a little earlier than full fine-tuning, but with a higher loss. So on tiny, LoRA does not reach a given loss earlier than full fine-tuning. The section "The cost of a step" shows the time of a step for tiny and for a larger model.
 #
 # ## Each method needs its own learning rate
 #
@@ -98,7 +98,7 @@ plots.loss_curves(timed_alike(table, cost), x="seconds");
 plots.learning_rates(table);
 
 # %% [markdown]
-# If all methods used one learning rate, the choice of this rate would decide which method looks best. So the study first runs each method with several learning rates and one seed. The best rate is the rate with the lowest loss on a second held-out text. Then the study runs each method at its best rate with three seeds.
+# If all methods used one learning rate, the choice of this rate would decide which method looks best. So the study first runs each method with several learning rates and one seed. The best rate is the rate with the lowest loss on a second held-out text. Then the study runs each method at its best rate with three seeds. (A seed fixes the random choices of a run.)
 #
 # The next table shows the best rate of each method, and this rate divided by the best rate of full fine-tuning:
 
