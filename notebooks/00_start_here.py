@@ -23,7 +23,7 @@
 #
 # **Before you start:** you can read Python code. You need no knowledge of machine learning for this notebook.
 #
-# *Reading: 15 minutes. Running: about 15 seconds.*
+# *Reading: 15 minutes. Tasks: 10 minutes. Running: about 15 seconds.*
 #
 # A language model is fine-tuned by changing its weight matrices. LoRA (low-rank adaptation) leaves the weight matrices unchanged. Beside each weight matrix LoRA trains two small matrices, and the model also computes with their product. All these small matrices together are the *adapter*. In this course you
 # build LoRA from nothing: the forward pass, each gradient by hand, and the tests of the gradients. You also train real models, and measure what LoRA saves and what it loses. All code uses NumPy, without automatic differentiation.
@@ -116,26 +116,26 @@ with model.disable_adapter():
 #
 # ## The course
 #
-# | notebook | its question | minutes | before you start |
+# | notebook | its question | minutes: reading + tasks | before you start |
 # |---|---|---|---|
-# | [01 The fine-tuning problem](01_the_fine_tuning_problem.ipynb) | Why can a GPU run a model but not train it? | 40 | matrix product, the idea of a gradient |
-# | [02 LoRA from one equation](02_lora_from_one_equation.ipynb) | What is LoRA, in equations and in 200 lines of code? | 40 | matrix product; chain rule for one section |
-# | [03 Gradients by hand](03_gradients_by_hand.ipynb) | How are LoRA's gradients derived, and how are they proven? | 45 | 02, chain rule |
-# | [03b Gradients of the whole model](03b_gradients_of_the_whole_model.ipynb) | How do gradients pass through attention, norms and the MLP? | 45 | 03 |
-# | [04 Why low rank works](04_why_low_rank_works.ipynb) | Why is a change of low rank enough? | 60 | 02, singular value decomposition |
-# | [05 Convergence](05_convergence.ipynb) | Does LoRA reach the loss of full fine-tuning? | 30 | 02 |
-# | [06 Hyperparameters](06_hyperparameters.ipynb) | Which learning rate, rank, α and target modules? | 45 | 02, 03, 05 |
-# | [06b How much fits into a rank](06b_capacity.ipynb) | How much can an adapter of rank r remember? | 25 | 02, cross-entropy loss |
-# | [07 QLoRA](07_qlora.ipynb) | What do frozen weights in four bits save and lose? | 45 | 03, 05 |
-# | [08 Merging and multi-LoRA serving](08_merging_and_serving.ipynb) | How do many adapters share one base? | 60 | 02 |
-# | [09 Other PEFT methods](09_other_peft_methods.ipynb) | Which other methods train few parameters? | 60 | 02, 05 |
-# | [10 A real language model](10_a_real_language_model.ipynb) | What does a chat model learn and forget? | 30 | 02, 05 |
+# | [01 The fine-tuning problem](01_the_fine_tuning_problem.ipynb) | Why can a GPU run a model but not train it? | 60 + 30 | matrix product, the idea of a gradient |
+# | [02 LoRA from one equation](02_lora_from_one_equation.ipynb) | What is LoRA, in equations and in 200 lines of code? | 45 + 30 | matrix product; chain rule for one section |
+# | [03 Gradients by hand](03_gradients_by_hand.ipynb) | How are LoRA's gradients derived, and how are they proven? | 65 + 45 | 02, chain rule |
+# | [03b Gradients of the whole model](03b_gradients_of_the_whole_model.ipynb) | How do gradients pass through attention, norms and the MLP? | 90 + 60 | 03 |
+# | [04 Why low rank works](04_why_low_rank_works.ipynb) | Why is a change of low rank enough? | 90 + 50 | 02, singular value decomposition |
+# | [05 Convergence](05_convergence.ipynb) | Does LoRA reach the loss of full fine-tuning? | 45 + 25 | 02 |
+# | [06 Hyperparameters](06_hyperparameters.ipynb) | Which learning rate, rank, α and target modules? | 65 + 30 | 02, 03, 05 |
+# | [06b How much fits into a rank](06b_capacity.ipynb) | How much can an adapter of rank r remember? | 40 + 20 | 02, cross-entropy loss |
+# | [07 QLoRA](07_qlora.ipynb) | What do frozen weights in four bits save and lose? | 65 + 30 | 03, 05 |
+# | [08 Merging and multi-LoRA serving](08_merging_and_serving.ipynb) | How do many adapters share one base? | 55 + 30 | 02 |
+# | [09 Other PEFT methods](09_other_peft_methods.ipynb) | Which other methods train few parameters? | 100 + 30 | 02, 05 |
+# | [10 A real language model](10_a_real_language_model.ipynb) | What does a chat model learn and forget? | 45 + 25 | 02, 05 |
 #
-# Each notebook shows a result before its derivation. **Predict** asks you to write down a guess before you look at the next output. The column "minutes" gives the time for reading and for the tasks at the end. Most notebooks run in less than half a minute.
+# Each notebook shows a result before its derivation. **Predict** asks you to write down a guess before you look at the next output. In the column "minutes", the first number is the time for reading the notebook, with the predictions and the three questions. The second number is the time for the tasks at the end ("Try"). The minutes are estimates. Most notebooks run in less than half a minute.
 #
 # ## Notation
 #
-# These letters have the same meaning in all notebooks. You meet them one by one, so you need not learn them now. A notebook that uses another letter defines it.
+# These letters have the same meaning in all notebooks. You meet them one by one, so you need not learn them now. A notebook that uses another letter, or one of these letters for something else, says so.
 #
 # | letter | meaning | shape |
 # |---|---|---|
@@ -156,10 +156,9 @@ with model.disable_adapter():
 # | $z$ | logits: one number per possible next token | (b, t, vocabulary) |
 # | $p$ | dropout probability | number |
 # | $\eta$ | learning rate | number |
-# | $m$, $v$ | in AdamW's update: running mean of the gradient and of its square | shape of the parameter |
+# | $m$, $v$ | only where AdamW's update is explained: running mean of the gradient and of its square | shape of the parameter |
 # | $\varepsilon$ | small constant | number |
 # | $U$, $\sigma_i$, $V^\top$ | singular value decomposition; $u_i$ and $v_i$ are singular vectors | – |
-# | $c$, $\hat q$ | absmax of a block of weights, and the 4-bit code of a weight | – |
 #
 # Losses are in *nats per byte* for tiny and in *nats per token* for SmolLM2: the mean of $-\ln$ of the probability that the model gives to the next byte or token. Lower is better.
 #
@@ -177,7 +176,7 @@ with model.disable_adapter():
 #
 # ## The code
 #
-# The code is part of the course. `lora_np/micro.py` is LoRA in one file. `lora_np/ops/` has one file per kind of layer, with its forward pass, its backward pass and the derivation. `lora_np/peft/lora/layer.py` adds LoRA to a
+# The code is part of the course. `lora_np/micro.py` is LoRA in one file: read it up to `merge` with notebook 02, and the rest after notebook 03b. `lora_np/ops/` has one file per kind of layer, with its forward pass, its backward pass and the derivation. `lora_np/peft/lora/layer.py` adds LoRA to a
 # linear layer of a model. `lora_np/gradient_check.py` tests gradients. The file `README.md` lists the other parts of the code.
 #
 # ## Recap

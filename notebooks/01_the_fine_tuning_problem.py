@@ -24,7 +24,7 @@
 # **Before you start:** the matrix product and the idea of a gradient. The parts of a language model are drawn below; notebooks 03 and 03b derive them. If you have not seen LoRA, you may read
 # [notebook 02](02_lora_from_one_equation.ipynb) first. Here you only need to know that LoRA freezes each weight matrix $W$ and trains two small matrices $A$ and $B$ beside it.
 #
-# *Reading: 40 minutes. Running: about 20 seconds.*
+# *Reading: 60 minutes. Tasks: 30 minutes. Running: about 20 seconds.*
 
 # %%
 import tracemalloc
@@ -68,7 +68,9 @@ show(lines, {seven.name: "", "GB": ".1f", "times the weights": ".2f"})
 
 # %% [markdown]
 # Full fine-tuning takes eight times the memory of the weights: sixteen bytes per parameter. The coral bars show this memory for each model. With LoRA the memory of the weights stays (grey), and almost all other memory disappears. QLoRA makes
-# the weights themselves smaller. The green and hollow parts of the bars are *activations*, arrays that the forward pass keeps for the backward pass. Neither LoRA nor QLoRA makes the activations smaller.
+# the weights themselves smaller. The green and hollow parts of the bars are *activations*, arrays that the forward pass keeps for the backward pass. Here LoRA and QLoRA are used on all linear layers. Then they hardly change the size of the activations.
+#
+# The vertical lines show the memory of three sizes of graphics cards (GPUs): 24 GB, 48 GB and 80 GB. If a bar ends to the left of a line, this training step fits into a card of this size.
 #
 # The rest of this notebook explains each part. For each part, the notebook computes the size from the shapes of the model, and then *measures* the size on tiny, a model with a million parameters. The same formulas then give the sizes for models
 # that no ordinary computer can train.
@@ -184,7 +186,13 @@ show(lines, {"format": "", "result": ".4f", "gap above 1": ".1e"})
 #
 # $$\underbrace{2}_{\text{weight}} + \underbrace{2}_{\text{gradient}} + \underbrace{4 + 4}_{m,\;v} + \underbrace{4}_{\text{master copy}} \;=\; 16 \text{ bytes per parameter}$$
 #
-# ([Rajbhandari et al. 2020](https://arxiv.org/abs/1910.02054), section 3.1). Some programs have no master copy and accept the rounding. The next table shows the memory of parts 1 to 4 for three recipes, which differ in the number formats. The activations (part 5) are not included:
+# ([Rajbhandari et al. 2020](https://arxiv.org/abs/1910.02054), section 3.1). Some programs have no master copy and accept the rounding. The next table shows the memory of parts 1 to 4 for three recipes:
+#
+# - *float32:* all numbers are float32. This is the recipe of tiny.
+# - *mixed:* mixed precision, as in the sum above.
+# - *16-bit:* mixed precision without the master copy. Weights and gradients have 16 bits. AdamW's $m$ and $v$ are float32 numbers here too, so a parameter takes $2 + 2 + 4 + 4 = 12$ bytes.
+#
+# The activations (part 5) are not included:
 
 # %%
 names = ("llama-2-7b", "llama-2-13b", "llama-65b", "llama-2-70b")
@@ -295,10 +303,11 @@ show(lines, {"MB": ""} | dict.fromkeys(models, ".2f"))
 # %% [markdown]
 # - The **weights** take the same memory, because the frozen model is still used. The matrices of the adapter are added.
 # - **Gradients**, **optimizer state** and a master copy exist only for the adapter. A frozen parameter needs no gradient, no optimizer state and no master copy.
-# - The **activations** do not become smaller. LoRA does not compute $dW = dy^\top x$, but it computes $dA = dh^\top x$, which needs the same $x$. The gradient $dB$ needs $h = xA^\top$ in addition. So with adapters on all linear layers, LoRA keeps slightly *more* activations than full fine-tuning. Only a layer
-#   without an adapter does not have to keep its $x$. The last column shows the smaller activations for adapters only on queries and values.
+# - The **activations** depend on the layers that have an adapter. A layer with an adapter keeps its $x$: LoRA does not compute $dW = dy^\top x$, but it computes $dA = dh^\top x$, which needs the same $x$. The gradient $dB$ needs $h = xA^\top$ in addition. A frozen linear layer without an adapter does not need its $x$.
+#   - *Adapters on all linear layers:* only the frozen output head keeps no $x$. On tiny this saves less memory than the $h$ of all layers take. So the activations are slightly *larger* than in full fine-tuning.
+#   - *Adapters on queries and values only:* most layers have no adapter and keep no $x$. So the activations become smaller. The last column shows this.
 #
-# On tiny the activations take most of the memory, so LoRA saves little. On a 7B model in mixed precision LoRA saves much more:
+# On tiny the activations take most of the memory, so LoRA on all linear layers saves little. On a 7B model in mixed precision LoRA saves much more:
 
 # %%
 methods = {"full": None, "lora": ln.LoraConfig(r=16, target_modules="all-linear")}
@@ -315,7 +324,7 @@ columns = {"tokens": "", "full": ".0f", "LoRA": ".0f", "LoRA / full": ".0%"}
 show(lines, columns | {"LoRA's activations": ".1f"})
 
 # %% [markdown]
-# With few tokens LoRA needs only a small share of the memory of full fine-tuning. With many tokens the activations take nearly all memory, and LoRA does not make them smaller. Gradient checkpointing, the method of the next section, makes them smaller.
+# With few tokens LoRA needs only a small share of the memory of full fine-tuning. With many tokens the activations take most of LoRA's memory, and LoRA on all linear layers hardly changes them. Gradient checkpointing, the method of the next section, makes the activations smaller.
 #
 # ## Gradient checkpointing
 #
@@ -339,12 +348,16 @@ columns = {"method": "", "activations, GB": ".1f", "checkpointed, GB": ".1f"}
 show(lines, columns | {"added operations": ".0%"})
 
 # %% [markdown]
-# With LoRA the second forward pass adds a larger share: nearly one half. LoRA does not compute $dW$, so the forward pass is a larger share of a LoRA step. The first picture of this notebook assumes checkpointing, and its hollow bars show how much memory checkpointing saves.
+# With LoRA the second forward pass adds a larger share of operations: nearly one half. LoRA does not compute $dW$, so the forward pass is a larger share of a LoRA step.
+#
+# The activations of both methods are almost equal in this table. LoRA keeps $h$ in addition, but it does not keep the $x$ of the frozen output head. In this model the two sizes nearly cancel. With checkpointing, no $h$ is kept either, so LoRA's activations are a little smaller than those of full fine-tuning.
+#
+# The first picture of this notebook assumes checkpointing, and its hollow bars show how much memory checkpointing saves.
 #
 # ## What QLoRA changes
 #
 # With LoRA and checkpointing, only the frozen weights take much memory. Frozen weights are never updated, so they do not need high precision. QLoRA stores the frozen weights in *NF4*: for each weight, four bits select one of sixteen values, and each block of 64 weights
-# has a scale (notebook 07 explains NF4).
+# has a scale, a float32 number. *Double quantisation* replaces each scale by a number of 8 bits. Notebook 07 explains both methods.
 
 # %%
 display(Markdown(findings.say("memory.nf4.bits")))
@@ -364,7 +377,7 @@ columns = {"llama-65b, GB": "", "frozen weights": ".1f", "other": ".1f", "sum": 
 show(lines, columns | {"GPU with 48 GB": ""})
 
 # %% [markdown]
-# The abstract of the QLoRA paper says that QLoRA can fine-tune a "65B parameter model on a single 48GB GPU". The sum for QLoRA in the table is indeed below 48 GB. Three methods together make the sum this small: LoRA (no gradients and no optimizer state for frozen weights), gradient checkpointing, and frozen weights in four bits.
+# The abstract of the QLoRA paper says that QLoRA can fine-tune a "65B parameter model on a single 48GB GPU". The sum for QLoRA in the table is indeed below 48 GB. (The frozen weights of QLoRA take slightly more than four bits per parameter: the embedding, the output head and the norms stay in 16 bits.) Three methods together make the sum this small: LoRA (no gradients and no optimizer state for frozen weights), gradient checkpointing, and frozen weights in four bits.
 #
 # The sum does not include the memory of the libraries and the unused gaps between arrays. So a real GPU needs a little more memory than this sum.
 #
@@ -397,7 +410,7 @@ show(lines, {"file": "", "MB": ".2f"})
 # %% [markdown]
 # tiny's hidden size is small, so its adapter is a large share of the model. For a square matrix ($d \times d$) the adapter's share is $2r/d$, which falls as $d$ grows. Notebook 08 serves many adapters on one base.
 #
-# **Forgetting.** Full fine-tuning changes all parameters, so the model may forget what it knew. Notebook 10 measures forgetting on SmolLM2-135M, a model that is trained to write like a lighthouse keeper:
+# **Forgetting.** Full fine-tuning changes all parameters, so the model may forget what it knew. Notebook 10 measures forgetting on SmolLM2-135M, a model that is trained to write like a lighthouse keeper. Each method was trained three times with another *seed*, the number that fixes all random choices, for example the order of the batches:
 
 # %%
 display(Markdown(findings.say("finetuning.prose")))
@@ -411,7 +424,7 @@ display(Markdown(findings.say("finetuning.prose")))
 # |---|---|---|---|
 # | weights | 16 bits each | 16 bits each, frozen | about 4 bits each, frozen |
 # | gradients, $m$ and $v$, master copy | for all parameters | for the adapter | for the adapter |
-# | activations | grow with the tokens | grow with the tokens | grow with the tokens |
+# | activations | grow with the tokens | on all linear layers: almost as in full fine-tuning | as in LoRA |
 # | file per task | a whole model | an adapter | an adapter |
 #
 # Full fine-tuning takes sixteen bytes per parameter, plus the activations. LoRA removes the gradients, the optimizer state and the master copy of the frozen weights. Checkpointing makes the activations smaller and costs a second forward pass. QLoRA makes the frozen weights smaller.
@@ -434,11 +447,11 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # </details>
 #
-# 3. Why does LoRA not make the activations smaller, although it does not compute $dW$?
+# 3. Why does LoRA on all linear layers hardly change the size of the activations, although it does not compute $dW$?
 #
 # <details><summary>Answer</summary>
 #
-# The gradient of $A$ is $dA = dh^\top x$. To compute $dA$, LoRA needs the same $x$ as full fine-tuning needs for $dW = dy^\top x$.
+# The gradient of $A$ is $dA = dh^\top x$. To compute $dA$, LoRA needs the same $x$ as full fine-tuning needs for $dW = dy^\top x$. Only the frozen output head does not keep its $x$, and $h$ is kept in addition.
 #
 # </details>
 #

@@ -23,7 +23,7 @@
 #
 # **Before you start:** the matrix product. The section about gradients uses the chain rule; you may skip it.
 #
-# *Reading: 40 minutes. Running: about 20 seconds.*
+# *Reading: 45 minutes. Tasks: 30 minutes. Running: about 20 seconds.*
 
 # %%
 import inspect
@@ -59,7 +59,7 @@ plots.bypass_diagram();
 #
 # ## LoRA in 200 lines
 #
-# The file `lora_np/micro.py` contains a complete Llama model with LoRA: forward pass, backward pass, AdamW, training and merging. This file needs only NumPy. The next cell shows the source of `linear`, the function for a linear layer:
+# The file `lora_np/micro.py` contains a complete Llama model with LoRA: forward pass, backward pass, AdamW, training and merging. This file needs only NumPy. If you open it now, read it up to the function `merge`. The rest needs the gradients of notebook 03b. The next cell shows the source of `linear`, the function for a linear layer:
 
 # %%
 def source(function):
@@ -77,7 +77,7 @@ source(micro.linear)
 source(micro.init_lora)
 
 # %% [markdown]
-# With $B = 0$ the change is $\Delta W = s\,BA = 0$, and the model with the adapter computes exactly what the base computes. The random numbers in $A$ are between $-1/\sqrt{\text{in}}$ and $1/\sqrt{\text{in}}$, so the size of $h = xA^\top$ does not depend on the number of features.
+# With $B = 0$ the change is $\Delta W = s\,BA = 0$, and the model with the adapter computes exactly what the base computes. The random numbers in $A$ are between $-1/\sqrt{\text{in}}$ and $1/\sqrt{\text{in}}$. Each number of $h = xA^\top$ is a sum of *in* products with random signs. The typical size of such a sum is $\sqrt{\text{in}}$ times the size of one product. The bound $1/\sqrt{\text{in}}$ cancels this factor, so the size of $h$ does not depend on the number of input features.
 #
 # Now we use `micro.py` to train an adapter. The base is tiny, a model with a million parameters that was trained on English prose. The adapter learns Python code. The loss is in *nats per byte*: the mean of $-\ln p$, where $p$ is the
 # probability that the model gives to the correct next byte. A model without any knowledge gives $p = 1/256$ to each byte; its loss is $\ln 256 \approx 5.5$. A perfect model would have the loss 0.
@@ -87,7 +87,7 @@ source(micro.init_lora)
 # %%
 config, W = micro.load()
 lora = micro.init_lora(W, r=8)
-model = micro.Llama(config, W, lora, s=2.0)
+model = micro.Llama(config, W, lora, s=2.0)  # s = α/r with α = 16 and r = 8
 
 text = ln.data.corpus("code", "train").astype("int64")
 heldout = micro.batch(ln.data.corpus("code", "heldout").astype("int64"), 0, rows=16)
@@ -102,7 +102,7 @@ for step in range(1, 41):
 show(lines, {"step": "", "held-out loss": ".3f"})
 
 # %% [markdown]
-# Before training, the loss is much closer to 1 than to 5.5: code has many English words, and tiny knows how English words are spelled. During training the loss falls. The table shows the loss on *held-out* text, which is not used for training.
+# Before training, the loss is much closer to 1 than to 5.5: code has many English words, and tiny knows how English words are spelled. During training the loss falls. The table shows the loss on *held-out* text, which is not used for training. (Here the held-out text is 16 short pieces of code. Other cells of the course measure the loss on more pieces, so the same base has slightly different losses there. Compare only losses on the same pieces.)
 #
 # After training, the two matrices can be added to the weight, because $x W^\top + s\,(xA^\top)B^\top = x\,(W + s\,BA)^\top$. The merged model has no bypass, so it needs no more memory or time than the base:
 
@@ -115,6 +115,8 @@ with_bypass, without = (float(m.loss(*heldout)[0]) for m in (model, merged))
 print(f"loss with the bypass {with_bypass:.6f}, merged {without:.6f}")
 
 # %% [markdown]
+# The two losses agree in all printed digits. The end of this notebook shows a difference that is too small to be visible here.
+#
 # These functions are a complete LoRA. The rest of the notebook explains each part in more detail, with the library `lora_np` instead of the file `micro.py`.
 #
 # ## How many parameters does LoRA train?
@@ -233,6 +235,8 @@ print(f"typical probability of the correct byte: {typical[0]:.2f} → {typical[1
 print("frozen weight unchanged:", np.array_equal(W_before, q_proj.base_layer.weight.value))
 
 # %% [markdown]
+# The loss before training differs from the first loss of `micro.py` above, because this cell uses 64 other pieces of the held-out code.
+#
 # The typical probability is $e^{-L}$. This is the geometric mean of the probabilities that the model gives to the correct bytes.
 #
 # `merge_and_unload` adds the adapter to the weights and returns an ordinary model:
@@ -248,6 +252,9 @@ change = abs(merged - with_bypass).max() / abs(with_bypass).max()
 print(f"largest change of a logit, relative to the largest logit: {change:.1e} (float32)")
 
 # %% [markdown]
+# The merged model computes the same function, but the change is not exactly zero. The reason is rounding: a float32 number has about seven digits, and each operation rounds its result to these digits. The model with the bypass adds $x W^\top$ and $s\,h B^\top$. The merged model first rounds the sum $W + s\,BA$, and then multiplies. So the two models round differently, and their logits differ in about the seventh digit.
+# The loss above is a mean over many bytes. Its change was too small for the six printed digits.
+#
 # ## Whole models
 #
 # This picture counts $r\,(\text{in} + \text{out})$ for all adapted matrices of published models. The picture shows two adapters for each model: $r = 8$ on queries and values, as in the LoRA paper, and $r = 16$ on all linear layers. (GPT-2 computes queries, keys and values with one

@@ -22,7 +22,9 @@
 # - prove with the complex step that a gradient is right, and choose inputs at which a mistake cannot stay hidden,
 # - compute the cost of a LoRA step, compared with a step of full fine-tuning.
 #
-# **Before you start:** [notebook 02](02_lora_from_one_equation.ipynb), and the chain rule for functions of several variables. 45 minutes to read, about ten seconds to run.
+# **Before you start:** [notebook 02](02_lora_from_one_equation.ipynb), and the chain rule for functions of several variables.
+#
+# *Reading: 65 minutes. Tasks: 45 minutes. Running: about 10 seconds.*
 #
 # ## The result
 #
@@ -30,8 +32,7 @@
 #
 # $$y = x W^\top + s\,(x A^\top) B^\top$$
 #
-# So the layer computes with the weight $W + s\,BA$. Full fine-tuning would compute $dW$, the gradient with respect to this weight. LoRA never computes $dW$. But each of LoRA's two gradients equals $dW$
-# multiplied by the other factor and by $s$:
+# So the layer computes with one matrix, the sum $W + s\,BA$. In this notebook, $dW$ is the gradient of the loss with respect to this sum. Full fine-tuning computes $dW$. LoRA never computes $dW$, but each of LoRA's two gradients equals $dW$ multiplied by the other factor and by $s$:
 #
 # $$dA \;=\; s\,B^\top dW \qquad\qquad dB \;=\; s\,dW A^\top$$
 #
@@ -210,7 +211,7 @@ for name, mine, theirs in zip(("dx", "dA", "dB"), ours, library, strict=True):
 # %% [markdown]
 # ## A derivative without a derivation: the complex step
 #
-# Our code and the library could contain the same mistake. So a proof needs a derivative that is computed in another way. In this section and the next, $h$ is a small step, a number.
+# Our code and the library could contain the same mistake. So a proof needs a derivative that is computed in another way. In this section and the next, $h$ is a small step (a number), and $i$ is the imaginary unit ($i^2 = -1$) instead of an index.
 #
 # The best-known way to compute a derivative numerically is a difference, $(f(x+h) - f(x))/h$. A difference has two errors. The first error comes from the terms of the Taylor series that the difference leaves out. The smaller $h$ is, the smaller is this error. The second error is rounding, because two nearly equal numbers are subtracted:
 # the smaller $h$ is, the more digits are lost.
@@ -260,8 +261,8 @@ plots.step_sizes(steps, step_errors, subtitle);
 #
 # A layer has many inputs and many outputs, but the complex step gives the derivative of one number with respect to one number. Two ideas reduce a layer to this case.
 #
-# - **Output.** Draw a random $dy$ and take $L = \sum_{ni} dy_{ni}\,y_{ni}$. The gradient of this $L$ with respect to $y$ is $dy$. So a backward pass that receives $dy$ must return the gradients of this $L$.
-# - **Input.** Draw a random direction $V$ with the shape of the input $X$, and step along $V$: $\operatorname{Im} L(X + ihV)/h = \sum dX \circ V$. Here $\circ$ multiplies entry by entry, and the sum is over all entries.
+# - **Output.** Draw a random $dy$ and take $L = \sum dy \circ y$. Here $\circ$ multiplies entry by entry, and the sum is over all entries. The gradient of this $L$ with respect to $y$ is $dy$. So a backward pass that receives $dy$ must return the gradients of this $L$.
+# - **Input.** Draw a random direction $V$ with the shape of the input $X$, and step along $V$: $\operatorname{Im} L(X + ihV)/h = \sum dX \circ V$.
 #
 # So one forward pass tests all entries of $dX$ together. A wrong entry changes the sum, unless the error of $dX$ is orthogonal to $V$. For a random $V$ this case has probability zero. But $V$ can be *nearly*
 # orthogonal to the error, and then a large mistake looks small. So we draw five directions and take the largest of the five errors.
@@ -425,8 +426,10 @@ for d in widths:
     print(f"d = {d:5,}: r = 8 costs {ratio:.3f} of a full step; equal cost at r = {d / 6:.0f}")
 
 # %% [markdown]
-# So a LoRA step costs at least two thirds of a step of full fine-tuning. LoRA saves more memory than time: it needs no gradients and no optimizer state for the frozen weights. Attention, norms and the loss cost
-# the same for both methods and are not counted here. Notebooks 05 and 10 measure the time of a step in seconds.
+# So in a square layer, LoRA takes at least two thirds of the operations that full fine-tuning takes. LoRA saves more memory than operations: it needs no gradients and no optimizer state for the frozen weights.
+#
+# This is a number of operations, not a time. The count contains only the products of the linear layers. It does not contain attention, norms and the loss, which cost the same for both methods. It does not contain the optimizer either, which updates all parameters in full fine-tuning, and only $A$ and $B$ in LoRA.
+# So the time of a LoRA step, divided by the time of a full step, can be higher or lower than two thirds. Notebooks 05 and 10 measure both times.
 #
 # ## Recap
 #
@@ -440,7 +443,7 @@ for d in widths:
 #
 # <details><summary>Answer</summary>
 #
-# LoRA keeps $x$ for $dA$, and $h$ (N, r) for $dB$. So LoRA needs no less memory for the activations of this layer. It needs no memory for $dW$ and for the optimizer state of $W$. If $A$ is frozen too (the method LoRA-FA), $x$ is not needed.
+# LoRA keeps $x$ for $dA$, and $h$ (N, r) for $dB$. So LoRA needs no less memory for the activations of this layer. It needs no memory for $dW$ and for the optimizer state of $W$. There is a variant of LoRA, LoRA-FA, that also freezes $A$. It does not compute $dA$, so it does not need $x$.
 #
 # </details>
 #
@@ -476,11 +479,11 @@ for d in widths:
 #
 # </details>
 #
-# 2. Add dropout in front of the bypass: `forward` draws a random mask with `rng` and computes $h = (x \circ mask) A^\top$. Write the correct `backward` for this mask. Why does `errors_of` nevertheless report a wrong gradient?
+# 2. *Dropout* sets each entry of an array to 0 with the probability $p$, and divides the other entries by $1 - p$. In the code this is a product with a random *mask*, whose entries are 0 or $1/(1-p)$. Add dropout in front of the bypass: `forward` draws a mask with `rng` and computes $h = (x \circ mask) A^\top$. Write the correct `backward` for this mask. Why does `errors_of` nevertheless report a wrong gradient?
 #
 # <details><summary>Hint</summary>
 #
-# Each call of `forward` draws a new mask. What does the complex step assume about the function?
+# `mask = (rng.random(x.shape) > p) / (1 - p)`. Each call of `forward` draws a new mask. What does the complex step assume about the function?
 #
 # </details>
 #
@@ -505,6 +508,8 @@ for d in widths:
 #
 # The cosine is close to $\sqrt{r / (r + 384)}$: at $r = 1$ the two changes are almost orthogonal. At $r = 384$ the angle is still about 45°, because a random $A^\top\!A$ is not a multiple of the identity.
 #
+# The formula follows from two mean values. If the entries of $A$ are independent normal numbers with mean 0 and variance 1, the mean of $A^\top\!A$ is $r$ times the identity, and the mean of $(A^\top\!A)^2$ is $r\,(r + 385)$ times the identity. So the sum of `U * dW` is about $r \lVert dW \rVert^2$, and $\lVert U \rVert$ is about $\sqrt{r\,(r + 385)}\,\lVert dW \rVert$. The quotient is about $\sqrt{r/(r + 385)}$.
+#
 # </details>
 #
 # 4. Exercise 3 asks for $dA$ and $dB$. Run `make exercises` in a terminal to get your copy. **Close this notebook first**, and derive both gradients from the rule about indices.
@@ -514,3 +519,5 @@ for d in widths:
 # Start with the forward pass, written with all indices. `check` names the mistake if there is one.
 #
 # </details>
+#
+# Continue with [Gradients of the whole model](03b_gradients_of_the_whole_model.ipynb).

@@ -22,7 +22,9 @@
 # - explain which operations the complex step allows in a forward pass,
 # - find changes of a layer's input that do not change its output (invariances), and use them as a second check of the layer's gradient.
 #
-# **Before you start:** [notebook 03](03_gradients_by_hand.ipynb). 45 minutes to read, about ten seconds to run.
+# **Before you start:** [notebook 03](03_gradients_by_hand.ipynb).
+#
+# *Reading: 90 minutes. Tasks: 60 minutes. Running: about 10 seconds.*
 #
 # ## The block
 #
@@ -45,6 +47,10 @@ from lora_np.studies.harness.table import show
 block_diagram();
 
 # %% [markdown]
+# **The answer:** in SwiGLU, each output number depends only on the input numbers with the same indices. Rotary mixes pairs of features, RMSNorm mixes all features of a token, and attention mixes tokens.
+#
+# The next table lists all layers of the block:
+#
 # | layer | purpose |
 # |---|---|
 # | linear (`q_proj`, …) | mixes the features of one token; most parameters of the model are here |
@@ -54,8 +60,6 @@ block_diagram();
 # | rotary | inside attention: makes the scores depend on the distance between two tokens |
 # | SwiGLU | the nonlinearity of the MLP: without it, the linear layers before and after would be one linear layer |
 # | ⊕ | a *residual* connection: adds the result to $x$, so the gradient also passes unchanged |
-#
-# This kind of layer is SwiGLU, which works entry by entry. Rotary mixes pairs of features, RMSNorm mixes all features of a token, and attention mixes tokens.
 #
 # The table leaves out two layers. The output head is a linear layer, and the embedding is a table look-up; `lora_np/ops/embedding.py` has its gradient.
 #
@@ -120,10 +124,10 @@ for name, value in ways.items():
 #
 # $m$ is the largest $z$. Subtracting $m$ prevents an overflow of $\exp$. Complex numbers have no order, so the code takes the maximum of the real parts, `z.real.max`. Our derivation treats $m$ as a constant. This is allowed, because $m$ cancels: $y$ does not depend on $m$.
 #
-# **Derivation.** $z_j$ changes $y_j$ through the numerator, and it changes *every* $y_i$ through the denominator. Write $y_i = e_i / S$ with $e_i = e^{z_i}$ and $S = \sum_l e_l$. Then
-# $\partial e_i / \partial z_j = [\,i = j\,]\,e_i$ and $\partial S / \partial z_j = e_j$. The quotient rule gives
+# **Derivation.** $z_j$ changes $y_j$ through the numerator, and it changes *every* $y_i$ through the denominator. Write $y_i = e_i / E$ with $e_i = e^{z_i}$ and the sum $E = \sum_l e_l$. Then
+# $\partial e_i / \partial z_j = [\,i = j\,]\,e_i$ and $\partial E / \partial z_j = e_j$. The quotient rule gives
 #
-# $$\frac{\partial y_i}{\partial z_j} = \frac{[\,i = j\,]\,e_i\,S - e_i\,e_j}{S^2} = y_i\,\big([\,i = j\,] - y_j\big)$$
+# $$\frac{\partial y_i}{\partial z_j} = \frac{[\,i = j\,]\,e_i\,E - e_i\,e_j}{E^2} = y_i\,\big([\,i = j\,] - y_j\big)$$
 #
 # The chain rule sums over $i$. From the first part of the bracket, $[\,i = j\,]$, only the term with $i = j$ is left:
 #
@@ -307,8 +311,12 @@ print(f"mistake: |cosine| at most {largest_cosine(rho_as_a_constant(dy, cache)[0
 #
 # So the score depends only on the *difference* of the angles, that is, on the distance between the two tokens.
 #
-# Each pair $(x_c, x_{c+d_h/2})$ of a query or key is rotated by its own angle $\varphi = \text{position} \cdot \theta^{-2c/d_h}$. The first pair rotates fast, by 1 radian per token, so it can distinguish neighbouring tokens. The last pair
-# rotates slowly, so it can distinguish distant tokens. Usually $\theta = 10000$. The forward pass (left) and the backward pass (right) of one pair are
+# Each pair $(x_c, x_{c+d_h/2})$ of a query or key is rotated by its own angle $\varphi = \text{position} \cdot \theta^{-2c/d_h}$. Usually $\theta = 10000$. (In this section $\theta$ is this number. In notebook 01, $\theta$ is a parameter of the model.)
+#
+# Why do the pairs have different angles? The first pair rotates by 1 radian per token, so the angles of neighbouring tokens differ clearly. But after about six tokens the first pair has made a full turn. So it cannot distinguish a distance of one token from a distance of about seven tokens. The last pair rotates so slowly that a full turn takes
+# thousands of tokens (for the usual sizes of $d_h$). So its angle still distinguishes distant tokens, but it is nearly equal for neighbouring tokens.
+#
+# The forward pass (left) and the backward pass (right) of one pair are
 #
 # $$\begin{pmatrix} y_1 \\ y_2 \end{pmatrix} = \begin{pmatrix} \cos\varphi & -\sin\varphi \\ \sin\varphi & \cos\varphi \end{pmatrix} \begin{pmatrix} x_1 \\ x_2 \end{pmatrix}
 # \qquad\qquad
@@ -407,7 +415,7 @@ check("SwiGLU", swiglu_forward, swiglu_backward, sigma_as_a_constant, library, g
 #
 # $$L = -\frac1N \sum_n \log \operatorname{softmax}(z_n)_{a_n} = \frac1N \sum_n \Big(\log \sum_j e^{z_{nj}} - z_{n a_n}\Big)$$
 #
-# **Derivation.** The derivative of the first term is softmax, because $\partial \log S = \partial S / S$. The second term depends on $z_{nj}$ only if $j = a_n$:
+# **Derivation.** The derivative of the first term is softmax, because $\partial \log E = \partial E / E$ for the sum $E$. The second term depends on $z_{nj}$ only if $j = a_n$:
 #
 # $$\frac{\partial}{\partial z_j} \log \sum_l e^{z_l} = \frac{e^{z_j}}{\sum_l e^{z_l}} \qquad\Rightarrow\qquad dz_{nj} = \frac1N \Big(\operatorname{softmax}(z_n)_j - [\,j = a_n\,]\Big)$$
 #
@@ -553,18 +561,46 @@ plots.relative_errors(differences, 1e-12, title, subtitle);
 #
 # </details>
 #
-# 2. Build a block from the functions of this notebook: $y = x + \text{attention}(\text{norm}(x))$ with one head and LoRA on `q_proj` only. Write the backward pass of the block, and check $dA$ and $dB$.
+# 2. Build the attention part of a block from the functions of this notebook: $y = x + \text{attention}(\text{norm}(x))$ with one head and LoRA on `q_proj` only. Write the backward pass, and check $dx$, $dA$ and $dB$. Start with these lines, which give the weights and the forward pass. The last line needs your function `block_backward`:
+#
+#    ```python
+#    s, r = 2.0, 2
+#    Wq, Wk, Wv, Wo = rng.standard_normal((4, d_h, d_h))  # frozen; with one head d = d_h
+#    x, w = rng.standard_normal((t, d_h)), rng.standard_normal(d_h)
+#    A, B = rng.standard_normal((r, d_h)), rng.standard_normal((d_h, r))
+#
+#    def block_forward(x, A, B):
+#        normed, norm_cache = rms_norm_forward(x, w)
+#        h = normed @ A.T  # the bypass of q_proj
+#        q, angles_q = rotary_forward(normed @ Wq.T + s * h @ B.T)
+#        k, angles_k = rotary_forward(normed @ Wk.T)
+#        o, attention_cache = attention_forward(q, k, normed @ Wv.T)
+#        cache = normed, norm_cache, A, B, h, angles_q, angles_k, attention_cache
+#        return x + o @ Wo.T, cache
+#
+#    print(ln.gradcheck(block_forward, block_backward, {"x": x, "A": A, "B": B}))
+#    ```
 #
 # <details><summary>Hint</summary>
 #
-# Follow the upper row of the block picture from right to left. Where a line splits (at the dot, and after RMSNorm), add the gradients of the branches. `lora_forward` and `lora_backward` are in notebook 03.
+# Write `block_backward(dy, cache)`, which returns `dx, dA, dB`. Follow the lines of `block_forward` from the last to the first. A frozen layer `y = x @ W.T` has `dx = dy @ W`. The LoRA layer has the gradients of notebook 03: $dB = s\,dy^\top h$, $dh = s\,dy\,B$, $dA = dh^\top x$, $dx = dy\,W + dh\,A$. `normed` is used three times and `x` is used twice: add the gradients of all uses.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# With $n = \text{norm}(x)$, the backward pass has six steps. (1) The backward pass of `o_proj` gives $do$. (2) `attention_backward` gives $dq$, $dk$ and $dv$. (3) `rotary_backward` rotates $dq$ and $dk$ back. (4) `lora_backward` gives $dA$, $dB$ and the first part of $dn$. (5) Add the parts of $dn$ from `k_proj`
-# and `v_proj`. (6) `rms_norm_backward` gives $dx$; add $dy$ to it for the residual connection. If every part is added, `ln.gradcheck` reports errors below $10^{-12}$.
+#    ```python
+#    def block_backward(dy, cache):
+#        normed, norm_cache, A, B, h, angles_q, angles_k, attention_cache = cache
+#        dq, dk, dv = attention_backward(dy @ Wo, attention_cache)  # do = dy Wo
+#        dq, dk = rotary_backward(dq, angles_q), rotary_backward(dk, angles_k)
+#        dB, dh = s * dq.T @ h, s * dq @ B
+#        dA = dh.T @ normed
+#        dnormed = dq @ Wq + dh @ A + dk @ Wk + dv @ Wv  # three uses
+#        return dy + rms_norm_backward(dnormed, norm_cache)[0], dA, dB  # dy: the residual
+#    ```
+#
+# `ln.gradcheck` reports errors below $10^{-12}$. If you leave out one of the added gradients, for example `dv @ Wv`, it reports that $dx$ is wrong. But $dA$ and $dB$ stay right, because the gradients of $A$ and $B$ do not use `dnormed`.
 #
 # </details>
 #
@@ -590,3 +626,5 @@ plots.relative_errors(differences, 1e-12, title, subtitle);
 # Write the forward pass with all indices, and list every path from an input to the outputs. `check` names the mistake if there is one.
 #
 # </details>
+#
+# Continue with [Why low rank works](04_why_low_rank_works.ipynb).

@@ -24,7 +24,7 @@
 # **Before you start:** [notebook 02](02_lora_from_one_equation.ipynb), and the singular value decomposition (SVD): $M = U \Sigma V^\top$ with orthonormal columns in $U$ and $V$ and singular values
 # $\sigma_1 \ge \sigma_2 \ge \dots \ge 0$ on the diagonal of $\Sigma$.
 #
-# *Reading: 60 minutes. Running: about 30 seconds.*
+# *Reading: 90 minutes. Tasks: 50 minutes. Running: about 30 seconds.*
 
 # %%
 import numpy as np
@@ -110,7 +110,7 @@ show(lines, {"matrix": "", "r": "", "numbers": ".1%", "energy": ".0%"})
 # %% [markdown]
 # The product of low rank keeps a smaller share of the energy of the learned $\Delta W$ than of the photograph. Most of the photograph's energy is its mean brightness, which is a single direction. But even if the mean is subtracted, the share of the photograph is larger than the share of $\Delta W$.
 #
-# The next picture shows how few numbers $B$ and $A$ have. The left side shows all numbers of $\Delta W$. The right side shows the numbers of $B$ and $A$ (cyan) of the best product of rank 4. The heights on the two sides have different scales, so compare only the numbers of coloured columns.
+# The next picture shows how few numbers $B$ and $A$ have. The left side shows all numbers of $\Delta W$. The right side shows the numbers of $B$ and $A$ (cyan) of the best product of rank 4. The grey floor has the shape of $\Delta W$. It marks the place of the product $BA$, whose numbers are not drawn. The heights on the two sides have different scales, so compare only the numbers of coloured columns.
 
 # %%
 plots.scene_3d(decomposition);
@@ -121,7 +121,9 @@ plots.scene_3d(decomposition);
 # Two numbers describe how fast the singular values of a matrix fall. Both numbers are computed from the list of the singular values.
 #
 # - *rank90* is the smallest $r$ for which the $r$ directions with the largest singular values hold at least 90 % of the energy.
-# - The *effective rank* (Roy and Vetterli 2007) is $e^{H}$ with $H = -\sum_i \tilde\sigma_i \ln \tilde\sigma_i$ and $\tilde\sigma_i = \sigma_i / \sum_j \sigma_j$. The effective rank is $n$ if $n$ singular values are equal and all others are 0.
+# - The *effective rank* (Roy and Vetterli 2007) is $e^{H}$ with $H = -\sum_i \tilde\sigma_i \ln \tilde\sigma_i$ and $\tilde\sigma_i = \sigma_i / \sum_j \sigma_j$. For example, if five singular values are equal and all others are 0, the effective rank is 5.
+#
+# The two numbers can differ much. rank90 uses the *squares* of the singular values, so the many small singular values hardly count. The effective rank uses the singular values *without* squares, so the small ones count more. So the effective rank can be larger than rank90.
 #
 # **Predict.** A random matrix of the shape of this $\Delta W$ has 64 directions, and most of these directions are needed for 90 % of its energy. How many directions does the learned $\Delta W$ need for 90 % of its energy?
 
@@ -149,7 +151,7 @@ plots.singular_values(rank_reduction.singular_values(deltas, run));
 # For 90 % of its energy, the learned $\Delta W$ needs about half as many directions as a random matrix. The changes of attention have fewer directions than the changes of the MLP.
 #
 # These results come from one short run. The next picture shows the rank90 of $\Delta W$ in longer runs with two models. "tiny" learns code, and SmolLM2-135M, a real language model, learns to answer in the voice of a lighthouse keeper.
-# Each dot is one layer, and each method uses its best learning rate. The black bars show a random matrix. The number beside each bar is the rank90 of full fine-tuning divided by the rank90 of the random matrix.
+# Each dot is one layer. Each method uses its best learning rate (notebook 05 explains how a study finds this rate). The black bars show a random matrix. The number beside each bar is the rank90 of full fine-tuning divided by the rank90 of the random matrix.
 #
 # **Predict.** On Llama-2-7B, Biderman et al. (2024) found that the $\Delta W$ of full fine-tuning has a rank 10 to 100 times as high as LoRA's usual rank. How many times as high as $r = 8$ is the rank90 of full fine-tuning here?
 
@@ -187,12 +189,23 @@ display(Markdown(findings.say("low_rank.times_r.tiny", "low_rank.times_r.smollm2
 cut = Table.load("../figures/data/truncated_loss.json")
 plots.truncated_loss(cut);
 
-# %%
-names = ("energy.top8", "gain_kept.r4", "gain_kept.r16")
-display(Markdown(findings.say(*(f"low_rank.{name}" for name in names))))
+# %% jupyter={"source_hidden": true}
+# prints, per rank, the share of the energy (median over matrices) and the share of the gain
+spectrum = Table.load("../figures/data/singular_values.json")
+s = cut.settings
+gain = s["base_loss"] - s["full_loss"]
+lines = []
+for row in cut.rows:
+    squares = [np.square(matrix["singular_values"]) for matrix in spectrum.rows]
+    energies = [values[: row["r"]].sum() / values.sum() for values in squares]
+    lines.append({"r": row["r"], "energy kept": np.median(energies)})
+    lines[-1]["gain kept"] = (s["base_loss"] - row["heldout_loss"]) / gain
+show(lines, {"r": "", "energy kept": ".0%", "gain kept": ".0%"})
 
 # %% [markdown]
-# To keep a given share of the gain, fewer directions are enough than to keep the same share of the energy. The next cell makes the same cuts for the model that you trained above.
+# The column "gain kept" answers the question: rank 16 keeps less than 95 % of the gain, and rank 32 keeps more. So the smallest rank that keeps 95 % lies between 16 and 32.
+#
+# At each rank below the full rank, the product keeps a larger share of the gain than of the energy. So a given share of the gain needs fewer directions than the same share of the energy. The next cell makes the same cuts for the model that you trained above.
 
 # %%
 shown = (1, 4, 8, 16, 64)
@@ -214,11 +227,13 @@ show(lines, {"steps": "", "η": "", "gain": ".3f"} | {f"r = {r}": ".0%" for r in
 # ## Do two runs find the same directions?
 #
 # If a task needs a few particular directions, every LoRA run should find these directions, with any rank and any seed. Hu et al. (2021, §7.2) compare the right singular vectors of $A$ in two runs. With the top $i$ vectors of one run as the columns of $V_1$ (d, i), and the top $j$ vectors of the
-# other run as the columns of $V_2$ (d, j), the similarity is
+# other run as the columns of $V_2$ (d, j), the similarity is (in this section $i$ and $j$ are numbers of directions)
 #
 # $$\varphi(i, j) = \frac{\lVert V_1^\top V_2 \rVert_F^2}{\min(i, j)}, \qquad 0 \le \varphi \le 1$$
 #
-# $\varphi$ is 1 if the span of one set of vectors contains the span of the other set, and 0 if the two spans are orthogonal. The right singular vectors of $A$ are the directions of the input that the adapter *reads*. For $B$, we take the left singular vectors, which are the directions of the output that the adapter *writes*.
+# The *span* of a set of vectors is the set of all their weighted sums. $\varphi$ compares the two spans. It is 1 if one span contains the other, and 0 if the two spans are orthogonal. For example, take a space with three axes. The span of axis 1 and the span of axes 1 and 2 have $\varphi(1, 2) = 1$. The span of axis 1 and the span of axes 2 and 3 have $\varphi(1, 2) = 0$.
+#
+# The right singular vectors of $A$ are the directions of the input that the adapter *reads*. For $B$, we take the left singular vectors, which are the directions of the output that the adapter *writes*.
 #
 # **Predict.** What is $\varphi$ of two *random* spans in $d = 128$ dimensions, with $i = 8$ and $j = 64$?
 
@@ -264,10 +279,13 @@ show(lines, dict(zip(lines[0], ("", "", "", ".3f", ".3f", ".3f", ".3f"), strict=
 #
 # ## How large is W in the directions of ΔW?
 #
-# Does $\Delta W$ repeat directions in which $W$ is already large? Let $U$ (out, r) and $V$ (in, r) be the top $r$ singular vectors of $\Delta W$. Then $\lVert U^\top W V \rVert_F$ is the size of $W$ in these directions. Hu et al. (2021, §7.3) call the following ratio the
-# *amplification*:
+# Does $\Delta W$ repeat directions in which $W$ is already large? In this section, $U$ (out, r) and $V$ (in, r) hold the top $r$ singular vectors of $\Delta W$: $\Delta W$ reads the directions $V$ of its input and writes the directions $U$ of its output. The matrix $U^\top W V$ has the shape (r, r). It is the part of $W$ that reads and writes the same directions, and $\lVert U^\top W V \rVert_F$ is the size of this part.
+#
+# Hu et al. (2021, §7.3) compare the size of $\Delta W$ with the size of this part of $W$. They call the ratio the *amplification*:
 #
 # $$\text{amplification} = \frac{\lVert \Delta W \rVert_F}{\lVert U^\top W V \rVert_F}$$
+#
+# An amplification of 5 means: in its own directions, the change is five times as large as the weight was before.
 #
 # They found that $W$ is many times as large in the directions of $\Delta W$ as in random directions, and that $\Delta W$ amplifies these directions. They conclude that LoRA amplifies features that $W$ has learned but does not emphasise. **Predict.** Will we find the same in a small model?
 
@@ -295,12 +313,13 @@ for r in (4, 64):
 #
 # ## A different question: how many numbers does a task need?
 #
-# So far we looked at the rank of each matrix. Li et al. (2018) look at all weights together. They freeze the vector $\theta_0$ of all $D$ weights of the model. They train only a short vector $z$, which changes the weights through a fixed random matrix $P$ with orthonormal columns. In this section $d$ is the
-# number of trained dimensions, which is the length of $z$ (and $z$ is not the logits):
+# So far we looked at the rank of each matrix. Li et al. (2018) look at all weights together. They freeze the vector $\theta_0$ of all $D$ weights of the model. They train only a short vector $z$, which changes the weights through a fixed random matrix $P$ with orthonormal columns.
+#
+# In this section some letters have other meanings than in the table of notation: $z$ is the trained vector, $d$ is its length (the number of trained dimensions), and $P$ is the random matrix:
 #
 # $$\theta = \theta_0 + P z, \qquad dz = P^\top d\theta, \qquad \theta \in \mathbb{R}^D,\; z \in \mathbb{R}^d$$
 #
-# The smallest $d$ with which the model still learns the task is the *intrinsic dimension* of the task. First take a toy task with a known intrinsic dimension. It has $D = 1000$ weights in ten blocks of a hundred weights. In each block $b$, the sum of the weights must equal a given number $t_b$:
+# The smallest $d$ with which the model still learns the task is the *intrinsic dimension* of the task. First take a toy task with a known intrinsic dimension. It has $D = 1000$ weights in ten blocks of a hundred weights. Here $b$ is the number of a block from 1 to 10, $i$ is the number of a weight, and $t_b$ is a given number. In each block $b$, the sum of the weights must equal $t_b$:
 #
 # $$L(\theta) = \sum_{b=1}^{10} \Big(\sum_{i \in b} \theta_i - t_b\Big)^2$$
 #
@@ -326,7 +345,7 @@ show(lines, {"D": ",", "dense P": "", "sparse P": ""})
 # %% [markdown]
 # For any $D$, the smallest $d$ is ten, the number of constraints. With nine dimensions, some loss remains.
 #
-# For "tiny" and $d = 50{,}000$, a dense $P$ would have fifty billion numbers. The sparse $P$ has only one entry per row that is not zero. Each weight belongs to one of $d$ groups, and $z_j$ changes all weights of group $j$, each with a random sign. The columns of the sparse $P$ are orthonormal too.
+# For "tiny" and $d = 50{,}000$, a dense $P$ would have fifty billion numbers. The sparse $P$ has only one entry per row that is not zero. Each weight belongs to one of $d$ groups, and $z_j$ changes all weights of group $j$. The entries of $P$ for a group of $g$ weights are $\pm 1/\sqrt{g}$, with random signs. The columns of the sparse $P$ are orthonormal too: no two columns share a row, and the squares of the $g$ entries of a column sum to 1.
 #
 # The loss of a language model never reaches 0. So the usual measure is $d_{90}$: the smallest $d$ that reaches 90 % of the gain of training all weights, in the same number of steps. Two models learn the same Python code. The first model is "tiny", which was trained on English (fine-tuning). The second model has the
 # same architecture but starts with random weights (training from scratch).

@@ -23,7 +23,7 @@
 #
 # **Before you start:** notebook 02.
 #
-# *Reading: 30 minutes. Running: about 30 seconds.*
+# *Reading: 45 minutes. Tasks: 25 minutes. Running: about 30 seconds.*
 #
 # The model tiny was trained on English prose. In this study tiny learns Python code. Full fine-tuning trains all parameters of tiny. LoRA trains an adapter, with ranks from 1 to 64, on the linear layers of attention only or on all linear layers. The loss is measured on held-out code, which is not used for training.
 #
@@ -75,7 +75,9 @@ display(Markdown(findings.say(*names, "convergence.recovered.attention.r8.steps2
 plots.loss_curves(table);
 
 # %% [markdown]
-# The lower the rank, the more slowly the loss falls, in the first steps and later. With $r = 64$ on all linear layers, the loss falls almost as fast as in full fine-tuning. So the start at $B = 0$ is not the reason for the slower fall at low ranks: it delays $A$ by only one step, at all ranks (notebook 03). The reason is the low rank.
+# In both panels, the loss of full fine-tuning falls fastest. With $r = 64$ on all linear layers, the loss falls almost as fast. LoRA with $r = 64$ starts at $B = 0$ too, and this start delays $A$ by only one step at all ranks (notebook 03). So the start at $B = 0$ does not explain why the loss falls more slowly at low ranks.
+#
+# At the end of the runs the order is clear: the lower the rank, the higher the loss. During the first half of the runs, the order is not always so. For example, in both panels the curve of $r = 2$ is above the curve of $r = 1$ for many steps. Most ranks also have different learning rates, because each rank uses its best rate (see the section "Each method needs its own learning rate"). These curves do not separate the effect of the rank from the effect of the learning rate.
 #
 # At the end the curves become flat. This does not mean that the model can learn nothing more. The curves become flat because the learning rate falls to zero.
 #
@@ -86,6 +88,8 @@ cost = Table.load("../figures/data/step_cost.json")
 plots.loss_curves(timed_alike(table, cost), x="seconds");
 
 # %% [markdown]
+# On tiny, full fine-tuning has the lowest loss at each time. LoRA on the attention layers finishes its steps a little earlier than full fine-tuning, but with a higher loss. So on tiny, LoRA does not reach a given loss earlier than full fine-tuning. The section "The cost of a step" shows the time of a step for tiny and for a larger model.
+#
 # ## Each method needs its own learning rate
 #
 # **Predict.** The best learning rate of LoRA differs from the best learning rate of full fine-tuning. By which factor do they differ? Does this factor depend on the rank?
@@ -94,7 +98,7 @@ plots.loss_curves(timed_alike(table, cost), x="seconds");
 plots.learning_rates(table);
 
 # %% [markdown]
-# If all methods used one learning rate, the choice of this rate would decide which method looks best. So the study first runs each method with several learning rates and one seed. The best rate is the rate with the lowest loss on a second held-out text. Then the study runs each method at its best rate with three seeds.
+# If all methods used one learning rate, the choice of this rate would decide which method looks best. So the study first runs each method with several learning rates and one seed. The best rate is the rate with the lowest loss on a second held-out text. Then the study runs each method at its best rate with three seeds. (A seed fixes the random choices of a run.)
 #
 # The next table shows the best rate of each method, and this rate divided by the best rate of full fine-tuning:
 
@@ -142,7 +146,7 @@ mine = Table("mine", "A short run of each method", "this notebook", base_loss, r
 plots.loss_curves(mine);
 
 # %% [markdown]
-# The run with sixty steps ends near the loss that the long run has after 60 steps. This loss is clearly above the final loss of the long run. With LoRA, the short run ends a little below the long run's loss after 60 steps, because the learning rate of the short run has already fallen. So a flat curve shows that the learning rate has fallen to zero. A flat curve does not show that the model has converged.
+# With both methods, the run with sixty steps ends near the loss that the long run has after 60 steps. With LoRA the short run ends a little lower than the long run after 60 steps, and with full fine-tuning the two losses are almost equal. The final loss of the long run is clearly lower. So the short runs could still learn, although their curves become flat at the end. A flat curve shows that the learning rate has fallen to zero. A flat curve does not show that the model has converged.
 #
 # ## Why does LoRA not reach full fine-tuning?
 #
@@ -217,11 +221,21 @@ columns = {"method": "", "layers": "", "parameters": ",", "seconds per step": ".
 show(lines, columns | {"peak, MB": ".0f"})
 
 # %% [markdown]
-# On tiny, a LoRA step on all linear layers takes more than three quarters of the time. With a hidden size of 128, the products take only about half of the time of a step. Softmax, norms and SwiGLU take the same time with both methods, and the narrow products with $A$ and $B$ are less efficient than wide ones. Small differences between the ranks are noise.
-# On a larger model the products take a larger share of the time, so LoRA saves more (notebook 10):
+# On tiny, a LoRA step on all linear layers takes about as much time as a full step, and with $r = 64$ more. The products are only a part of the time: softmax, norms and SwiGLU take the same time with both methods. Also, the narrow products with $A$ and $B$ are less efficient than wide products. Small differences between the ranks are noise.
+#
+# With SmolLM2-135M LoRA saves time. The next cell shows the measured time of a step (notebook 10), and then the number of operations in all matrix products of a step:
 
 # %%
+config = ln.LoraConfig(r=8, target_modules="all-linear")
+full, lora = (
+    ln.costs.flops("smollm2-135m", method, batch=8, seq=128).total for method in (None, config)
+)
 display(Markdown(findings.say("finetuning.cost.step_seconds")))
+print(f"operations in matrix products: LoRA / full fine-tuning = {lora / full:.2f}")
+
+# %% [markdown]
+# LoRA takes a smaller share of the time than of these operations. The two numbers do not contradict each other, because the time contains more work than the matrix products. For example, the optimizer reads and changes $m$, $v$ and the weight of each trained parameter. In full fine-tuning these are all parameters of the model, in LoRA only those of the adapter.
+# The study measured only the time of whole steps. So we do not know how much of the difference comes from the optimizer, and how much from other work.
 
 # %% [markdown]
 # ## All numbers

@@ -23,7 +23,7 @@
 #
 # **Before you start**: the LoRA layer and its merge (notebook 02).
 #
-# *Reading: 35 minutes. Running: about 15 seconds.*
+# *Reading: 55 minutes. Tasks: 30 minutes. Running: about 15 seconds.*
 #
 # ## The result first
 #

@@ -23,7 +23,7 @@
 #
 # **Before you start**: LoRA (notebook 02), attention with keys and values (notebook 01), the singular value decomposition (notebook 04), and the setting of notebook 05.
 #
-# *Reading: two sittings of 35 minutes, the methods and the comparison. Running: about 10 seconds.*
+# *Reading: two sittings of 50 minutes, the methods and the comparison. Tasks: 30 minutes. Running: about 10 seconds.*
 #
 # Three letters mean something else here than in the other notebooks: $v$ is the number of virtual tokens of a prefix, $m$ the width of an adapter, and $\ell$ the lengths of the rows of a matrix.
 #

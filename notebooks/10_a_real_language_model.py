@@ -23,7 +23,7 @@
 #
 # **Before you start:** notebooks 02 and 05.
 #
-# *Reading: 30 minutes. Running: about one minute.*
+# *Reading: 45 minutes. Tasks: 25 minutes. Running: about one minute.*
 #
 # The model is SmolLM2-135M-Instruct, a chat model with 135 million parameters. Here it learns the voice of an old lighthouse keeper from 233 short conversations. The layers, gradients and training loop are those of the earlier notebooks.
 

@@ -84,7 +84,7 @@ def test_the_files_training_is_the_librarys(pair):
 
 def test_the_files_merged_model_has_the_loss_of_the_unmerged(pair):
     mine, model = pair
-    merged = micro.Llama(mine.c, micro.merge(mine.W, mine.lora, S))
+    merged = micro.Llama(mine.config, micro.merge(mine.W, mine.lora, S))
     assert merged.loss(*tokens())[0] == pytest.approx(mine.loss(*tokens())[0], rel=1e-13)
     assert merged.loss(*tokens())[0] == pytest.approx(float(model.merge_and_unload().loss(*tokens())[0]), rel=1e-13)
 
