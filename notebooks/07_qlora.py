@@ -86,7 +86,7 @@ print(f"largest difference from the library's table: {abs(nf4 - code_book('nf4')
 # %% [markdown]
 # (bitsandbytes is the library in which the authors of QLoRA published NF4. It computes the probabilities in float32, and `lora_np` does the same. This explains the difference.)
 #
-# The picture shows these values and how the weights of "tiny" are really distributed. The lower part of the picture also shows the values of two simpler codes, int4 and FP4. Each of them has only fifteen different values: int4 does not use one of its sixteen codes, and two codes of FP4 mean zero. **Predict.** A block is 64 consecutive weights. Are real weights, divided by the largest magnitude of their block, spread more widely than the normal distribution that NF4 assumes, or less widely?
+# The picture shows these values and how the weights of "tiny" are really distributed. The lower part of the picture also shows the values of two simpler codes, int4 and FP4. Each of them has only fifteen different values: int4 does not use one of its sixteen codes, and two codes of FP4 mean zero. Three values of FP4 are so close to zero that their marks touch. **Predict.** A block is 64 consecutive weights. Are real weights, divided by the largest magnitude of their block, spread more widely than the normal distribution that NF4 assumes, or less widely?
 
 # %%
 distances = study.error_by_magnitude(["N(0, 1)", "tiny"])
