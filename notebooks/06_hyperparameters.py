@@ -308,7 +308,10 @@ times = lora[batch][0]["lr"] / of_batch["full"][batch][0]["lr"]
 place = "all linear layers" if better(everywhere) else "the MLP"
 advice = {
     f"Rank: r = {r}.": "It is the lowest rank with 95 % of the best rank's gain.",
-    f"α: {alphas or 32}.": "Each other α was compared with 32, at its own best learning rate.",
+    f"α: {alphas or 32}.": (
+        "The losses with each other α were compared with the losses with α = 32. "
+        "Each α had its own best learning rate."
+    ),
     f"Targets: {place}.": everywhere.sentence,
     f"Dropout: {'yes' if better(dropout) else 'none'}.": dropout.sentence,
     f"Batch: {batch}.": against[batch if batch in against else 2].sentence,

@@ -74,7 +74,11 @@ names, rest = strings[:, : study.KEY], strings[:, study.KEY :]  # (8, 2), (8, 16
 
 # %%
 def memorised(loss, symbols):
-    """The bits held of `symbols` symbols: 6 each if certain, 0 for a guess among 64."""
+    """Return the memorised bits of `symbols` symbols.
+
+    A symbol counts 6 bits if the model is certain of it, and 0 bits if the model only guesses
+    it among 64 symbols.
+    """
     return max(0.0, symbols * (6 - loss / np.log(2)))
 
 
@@ -156,8 +160,8 @@ for r in (1, 2, 4, 8, 16, None):
     name = f"lora.r{r}" if r else "full"
     lines.append({"method": f"LoRA r = {r}" if r else "full fine-tuning"})
     lines[-1] |= {
-        "bits per parameter": findings[f"capacity.bits.{name}"].value,
-        "per free one": findings[f"capacity.free_bits.r{r}"].value if r else None,
+        "bits/parameter": findings[f"capacity.bits.{name}"].value,
+        "bits/free parameter": findings[f"capacity.free_bits.r{r}"].value if r else None,
         "of the offer": claims.of_offered(table, *method),
         "passes": claims.times_seen(table, *method),
         "lost at half": claims.lost_at_half(table, *method),

@@ -68,8 +68,9 @@ Markdown(findings.say("qlora.tiny.gap", "qlora.smollm2.gap"))
 #
 # Four bits can name sixteen values. **Predict.** The weights are roughly normally distributed. Should the sixteen values be evenly spaced, or closer together somewhere?
 #
-# NF4's answer: *the same share of the weights lies between any two neighbouring values*. Such values are quantiles. $Q(p)$ is the number below which a share $p$ of the normal distribution lies. Eight values are above zero and seven are below zero, evenly spaced in probability. Zero is one of the values, so a weight of zero stays zero. $Q(1)$ is infinite, so the outermost probability is
-# a little below 1.
+# NF4's answer: *on each side of zero, the same share of the weights lies between any two neighbouring values*. Such values are quantiles. $Q(p)$ is the number below which a share $p$ of the normal distribution lies. Zero is one of the sixteen values, so a weight of zero stays zero. Fifteen values remain: eight above zero and seven below zero. Fewer values share the lower side, so each share is a little larger there.
+#
+# $Q(1)$ is infinite, so the outermost value needs a probability $p$ below 1. If you cut the distribution into 16 equal shares, the middle of the last share is at $p = 1 - 1/32$. With 15 equal shares it is at $p = 1 - 1/30$. NF4 takes the mean of these two probabilities.
 
 # %%
 Q = NormalDist().inv_cdf
@@ -78,12 +79,14 @@ above = [Q(p) for p in np.linspace(outermost, 0.5, 9)[:-1]]  # eight values, wit
 below = [-Q(p) for p in np.linspace(outermost, 0.5, 8)[:-1]]  # seven values
 nf4 = np.array(sorted([*below, 0.0, *above])) / Q(outermost)  # (16,), from −1 to 1
 print(nf4.round(4))
+for side, n in (("below", 7), ("above", 8)):
+    print(f"share between two neighbouring values {side} zero: {(outermost - 0.5) / n:.1%}")
 print(f"largest difference from the library's table: {abs(nf4 - code_book('nf4')).max():.1e}")
 
 # %% [markdown]
-# (The library and bitsandbytes compute the probabilities in float32. This explains the difference.)
+# (bitsandbytes is the library in which the authors of QLoRA published NF4. It computes the probabilities in float32, and `lora_np` does the same. This explains the difference.)
 #
-# The picture shows these values and how the weights of "tiny" are really distributed. **Predict.** A block is 64 consecutive weights. Are real weights, divided by the largest magnitude of their block, spread more widely than the normal distribution that NF4 assumes, or less widely?
+# The picture shows these values and how the weights of "tiny" are really distributed. The lower part of the picture also shows the values of two simpler codes, int4 and FP4. Each of them has only fifteen different values: int4 does not use one of its sixteen codes, and two codes of FP4 mean zero. Three values of FP4 are so close to zero that their marks touch. **Predict.** A block is 64 consecutive weights. Are real weights, divided by the largest magnitude of their block, spread more widely than the normal distribution that NF4 assumes, or less widely?
 
 # %%
 distances = study.error_by_magnitude(["N(0, 1)", "tiny"])
@@ -95,7 +98,7 @@ plots.nf4_codes(distances);
 # ## Quantise a block by hand
 #
 # NF4's values lie between −1 and 1, but weights do not. So the weights are cut into *blocks* of 64 consecutive weights, and each block stores its largest magnitude, its *absmax* $c$. The code of a weight
-# is the index $\hat q$ of the nearest NF4 value $v$:
+# is the index $\hat q$ of the nearest NF4 value (here $v_q$ is the NF4 value with the index $q$):
 #
 # $$\hat q_i = \arg\min_q \left|\frac{w_i}{c} - v_q\right| \qquad\qquad \hat w_i = c \cdot v_{\hat q_i}$$
 #
@@ -220,7 +223,8 @@ paper = {"config": ln.LoraConfig(r=16, target_modules="all-linear")}
 methods = {"full fine-tuning": {}, "LoRA": paper, "QLoRA": paper | {"quantize": "nf4"}}
 lines = []
 for name, method in methods.items():
-    memory = ln.costs.memory("llama-65b", **method, batch=1, seq=512, checkpointing=True)
+    step = {"batch": 1, "seq": 512, "precision": "16-bit", "checkpointing": True}
+    memory = ln.costs.memory("llama-65b", **method, **step)
     lines.append({
         "Llama-65B": name,
         "weights, GB": memory.weights / 1e9,
@@ -230,6 +234,10 @@ for name, method in methods.items():
 show(lines, {"Llama-65B": "", "weights, GB": ".1f", "all, GB": ".1f", "fits in 48 GB": ""})
 
 # %% [markdown]
+# In the row "QLoRA" the embedding and the output head stay in 16 bits. Only the matrices of the blocks are in four bits.
+#
+# This table uses the recipe "16-bit" of notebook 01: each trained parameter takes 2 bytes for the weight, 2 for the gradient and 4 for each of AdamW's two moments. Notebook 01's own table for Llama-65B uses the recipe "mixed". This recipe adds a float32 master copy, which takes 4 more bytes per trained parameter. So the totals there are larger, most of all for full fine-tuning.
+#
 # ## Train both
 #
 # Both models get the same adapter, the same batches and the same learning rate. The held-out text is the text of the first picture. **Predict** the loss of each model before the first step. Which of the two losses falls faster?
@@ -255,9 +263,11 @@ show(lines, dict.fromkeys(lines[0], ".3f") | {"held-out, nats per byte": "", "se
 #
 # To merge LoRA means to compute $W + s\,BA$ (notebook 02). A QLoRA layer stores only codes and no $W$ to which $s\,BA$ could be added, so `merge_adapter` raises an error. Three ways to merge are common:
 #
-# 1. **Dequantise, then merge**: $\hat W + s\,BA$, stored in 16 bits. The result is four times as large as the weights in four bits.
-# 2. **Merge into the original weights**: $W + s\,BA$, also stored in 16 bits. But the adapter was not trained with these weights.
-# 3. **Merge and quantise again**: the result has four bits per weight again, but the rounding now applies to $s\,BA$ too.
+# 1. **Dequantise, then merge**: $\hat W + s\,BA$, usually stored in 16 bits per weight. The merged weights take about four times the memory of the weights in four bits.
+# 2. **Merge into the original weights**: $W + s\,BA$, also stored in 16 bits per weight. But the adapter was not trained with these weights.
+# 3. **Merge and quantise again**: the merged weights take the same memory as the weights in four bits before the merge. But the rounding now applies to $s\,BA$ too.
+#
+# In the next cell, ways 1 and 2 keep the merged weights in float32, to show no other rounding.
 #
 # **Predict.** Which way gives the same outputs as the trained model? Which way gives the lowest loss? The two answers can differ.
 
@@ -292,7 +302,13 @@ for name, model in ways.items():
 show(lines, {"way": "", "held-out": ".4f", "change of the logits": ".1e"})
 
 # %% [markdown]
-# The picture shows the same comparison after the longer runs of the study, on both models. The right panel shows how much of $\Delta W$ is in the merged weights.
+# The picture shows the same comparison after the longer runs of the study, on both models. The right panel shows which share of $\Delta W$ remains in the merged weights.
+#
+# This share is a projection. Let $D$ be the merged weights minus the weights before the merge. Without rounding $D$ equals $\Delta W$. With rounding, $D$ is a multiple of $\Delta W$ plus noise that is orthogonal to $\Delta W$:
+#
+# $$D = \kappa\,\Delta W + \text{noise}, \qquad \kappa = \frac{\langle D, \Delta W\rangle}{\lVert\Delta W\rVert^2}$$
+#
+# $\langle D, \Delta W\rangle$ is the sum of the products of corresponding entries. The share that remains is $\kappa$. It can be near zero although $D$ is not zero.
 
 # %%
 routes = [Table.load(f"../figures/data/merge_routes_{name}.json") for name in runs]
@@ -307,7 +323,10 @@ show(lines, {"model": "", "route": "", "heldout": ".4f", "logits": ".1e", "kept"
 # Only the first way gives the trained model. The second way gives a *different* model, which is slightly better here, because the original weights are more precise than the rounded weights that the adapter
 # learned to correct. Do not report the loss of this different model as QLoRA's loss.
 #
-# The third way does no harm on "tiny" and great harm on SmolLM2. The next section explains why.
+# The third way raises the loss a little on "tiny" and very much on SmolLM2. The next section explains why.
+
+# %% [markdown]
+# Why does QLoRA end higher than LoRA on SmolLM2? Put QLoRA's trained adapter onto the original weights, without training again. The loss falls, because the rounding of the base is gone. The first sentence below divides the fall of the loss by the difference between QLoRA's final loss and LoRA's final loss. The other two sentences are about the third way.
 
 # %%
 names = ("qlora.smollm2.rounding", "merge_routes.tiny.kept", "merge_routes.smollm2.kept")
@@ -316,9 +335,9 @@ Markdown(findings.say(*names))
 # %% [markdown]
 # ## What rounding removes
 #
-# In the third way every weight starts exactly *on* a value of the code. If the change of a weight is smaller than half the distance to the next value, rounding removes it completely. On "tiny" $s$ is large, and the adapter changed the weights much. On SmolLM2 the adapter changed the weights little.
+# In the third way every weight starts *on* a value of the code. If the change of a weight is smaller than half the distance to the next value, rounding gives the old code again. On "tiny" $s$ is large, and the adapter changed the weights much. On SmolLM2 the adapter changed the weights little.
 #
-# The same happens in every storage format, also in the 16 or 8 bits of published models, but at another size of $\Delta W$. The next cell adds a random $\Delta W$ of rank 8 to a matrix that is already rounded, and rounds the sum. Then it measures the share of the weights that did not change, and the share of $\Delta W$ that remains. **Predict.** The format is NF4, and the norm of $\Delta W$ is 1 % of the norm of the weights. How many weights stay unchanged, and how much of $\Delta W$ remains?
+# Other storage formats also round, for example the 16 or 8 bits of published models, but there $\Delta W$ is lost at other sizes. The next cell adds a random $\Delta W$ of rank 8 to a matrix that is already rounded, and rounds the sum. Then it measures the share of the weights that did not change, and the share $\kappa$ of $\Delta W$ that remains. **Predict.** The format is NF4, and the norm of $\Delta W$ is 1 % of the norm of the weights. How many weights stay unchanged, and how much of $\Delta W$ remains?
 
 # %%
 def in_dtype(dtype):
@@ -346,7 +365,44 @@ for name, rounded in formats.items():
 show(lines, {"format": "", "‖ΔW‖/‖W‖": ".1%", "unchanged": ".0%", "remains": ".0%"})
 
 # %% [markdown]
-# The two shares do not agree. In bfloat16, with the smallest $\Delta W$, most weights stay unchanged. But more than half of $\Delta W$ remains, because the large entries contribute most to $\Delta W$. The rounding errors of the small entries have no common direction. In NF4 few weights stay unchanged, but hardly anything of a small $\Delta W$ remains. The largest weight of a block is the scale of the block, and if the scale changes, all decoded weights of the block change. So *the number of changed weights* does not measure how much of $\Delta W$ was kept.
+# The two shares do not agree.
+#
+# - **bfloat16, smallest $\Delta W$**: most weights stay unchanged, but more than half of $\Delta W$ remains. The distance between neighbouring numbers of bfloat16 is roughly proportional to their size. So a small weight can take a small change, and a large weight cannot. The weights that change are mostly small weights or have large changes. They move by whole steps.
+# - **NF4, small $\Delta W$**: nearly all weights change, but hardly anything of $\Delta W$ remains.
+#
+# The second result is strange. A decoded weight is a scale times a value of the code. **Predict.** With the smallest $\Delta W$, which of the two changes in NF4: the scales of the blocks, the codes, or both? Which weights stay unchanged?
+
+# %%
+def scales_and_codes(x):
+    stored = quantize_4bit(x)
+    packed = stored.packed.ravel()
+    return stored.absmax, np.stack([packed >> 4, packed & 15], axis=1)  # (n/64,), (n/2, 2)
+
+
+start = formats["NF4"](W)
+scales, codes = scales_and_codes(start)
+lines = []
+for size in (0.001, 0.01, 0.04, 0.1):
+    change = (size * delta).astype("float32")
+    new_scales, new_codes = scales_and_codes(start + change)
+    moved = formats["NF4"](start + change) - start
+    kept = np.vdot(moved, change) / np.vdot(change, change)
+    noise = np.linalg.norm(moved - kept * change) / np.linalg.norm(change)
+    line = {"‖ΔW‖/‖W‖": size, "scales changed": np.mean(new_scales != scales)}
+    line |= {"codes changed": np.mean(new_codes != codes)}
+    lines.append(line | {"remains": kept, "noise / ‖ΔW‖": noise})
+columns = {"‖ΔW‖/‖W‖": ".1%", "scales changed": ".0%", "codes changed": ".2%"}
+show(lines, columns | {"remains": ".1%", "noise / ‖ΔW‖": ".2f"})
+print(f"\nweights that are zero: {np.mean(start == 0):.0%};  one weight of 64: {1 / 64:.1%}")
+
+# %% [markdown]
+# With a small $\Delta W$ all scales change and hardly any code changes.
+#
+# - *Codes*: each change is smaller than half the distance to the next value, so rounding gives the old code.
+# - *Scales*: the largest weight of a block is stored as it is, as the scale. So the change of this one weight remains. It is one of 64, and about 1/64 of $\Delta W$ remains.
+# - *Noise*: the whole block is decoded with its new scale. So every other weight of the block also moves, except the weights that are zero. These moves follow the change of the largest weight, not their own entries of $\Delta W$. So they are noise.
+#
+# With a larger $\Delta W$ the weights with the largest changes reach the next value. These weights contribute most to $\Delta W$, and each moves by a whole step. So most of $\Delta W$ can remain although most codes are unchanged. The number of changed weights does not measure how much of $\Delta W$ remains.
 #
 # ## Recap
 #
@@ -375,7 +431,7 @@ show(lines, {"format": "", "‖ΔW‖/‖W‖": ".1%", "unchanged": ".0%", "rema
 #
 # <details><summary>Answer</summary>
 #
-# The weights lie exactly on the values of the code. A change smaller than half the distance to the next value is rounded back to the old value.
+# The weights lie on the values of the code. If a change is smaller than half the distance to the next value, the weight keeps its old code. Only the largest weight of each block keeps its change, as the new scale. The new scale also moves the other weights of the block, but these moves have nothing to do with their own entries of $\Delta W$.
 #
 # </details>
 #
@@ -425,16 +481,18 @@ show(lines, {"format": "", "‖ΔW‖/‖W‖": ".1%", "unchanged": ".0%", "rema
 #
 # </details>
 #
-# 4. In the third way, multiply $\Delta W$ by 4 before you merge. Does a larger or a smaller share of $\Delta W$ remain?
+# 4. In NF4 almost nothing of a $\Delta W$ of 1 % remains. Which share remains if $\Delta W$ is three times, or five times as large? Where is the limit below which only the scales keep anything?
 #
 # <details><summary>Hint</summary>
 #
-# Use the cell of the last section with `size` 0.04 in place of 0.01. 
+# Use the last cell of the section "What rounding removes" with the sizes 0.01, 0.02, 0.03 and 0.05.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# A larger share remains: it grows from about 2 % to about 18 % in the cell above. A change that is four times as large reaches the next value of the code more often.
+# At 2 % hardly more remains than the scales keep, at 3 % about 7 %, and at 5 % about a third. There is no sharp limit, because the entries of $\Delta W$ differ and the distances between NF4's values differ. Each weight changes its code as soon as its own change is larger than half the distance to the next value.
 #
 # </details>
+#
+# Continue with [Merging and serving](08_merging_and_serving.ipynb).

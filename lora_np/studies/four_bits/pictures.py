@@ -49,11 +49,11 @@ def nf4_codes(table: Table, weights: str = "tiny") -> Figure:
     'density'
     """
     subtitle = (
-        "solid: normal distribution; the strips of one side have equal areas; marks: the sixteen values of each code\n"
+        "solid: normal distribution; the strips of one side have equal areas; marks: the values of each code\n"
         f"dashed: the weights of {weights} in blocks of {table.settings['block_size']}, each divided by the largest magnitude "
         "of its block"
     )
-    figure = new_figure(9, 4.9, "NF4's values divide a normal distribution into equal shares", subtitle)
+    figure = new_figure(9, 4.9, "NF4's values divide each side of a normal distribution into equal shares", subtitle)
     ax = axes_at(figure, 0.85, 1.55, 7.3, 2.15, xlim=(-1.1, 1.1), ylabel="density")
     normal = NormalDist(0, 1 / NormalDist().inv_cdf(OUTERMOST))
     codes = sorted(table.settings["codes"]["nf4"])
