@@ -21,7 +21,8 @@ PATIENCE = 1.0  # seconds that `check` spends on the search for two mistakes at 
 WIDTH = 95  # characters per line of an output in JupyterLab
 SUFFIXES = (".ipynb", ".py")
 NOT_ANSWERS = ("solutions", "site-packages", "node_modules")  # folders without answers
-LATEX = {r"\Delta ": "Δ", r"\Delta": "Δ", r"\alpha": "α", r"^\top": "ᵀ", r"\times": "×", r"\cdot": "·", r"\,": " "}
+LATEX = {r"\Delta ": "Δ", r"\Delta": "Δ", r"\alpha": "α", r"\varepsilon": "ε", r"\eta": "η"}
+LATEX |= {r"^\top": "ᵀ", r"\times": "×", r"\cdot": "·", r"\,": " ", "_j": "ⱼ"}
 
 
 def check(function: Callable[..., Any]) -> None:
