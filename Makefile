@@ -20,7 +20,7 @@ reproduce: .venv/installed            ## train on real text, draw every figure, 
 COURSE ?= my-course
 lab: .venv/installed                  ## JupyterLab on a copy of the course, written on the first call: the folder COURSE=my-course
 	$(PY) -m lora_np notebooks write $(COURSE)
-	$(BIN)/jupyter lab --ServerApp.root_dir=. $(COURSE)/00_start_here.ipynb $(ARGS)
+	cd $(COURSE) && "$(CURDIR)/$(BIN)/jupyter" lab --ServerApp.root_dir=. 00_start_here.ipynb $(ARGS)
 
 course: .venv/installed               ## only write the copy of the course: the folder COURSE=my-course
 	$(PY) -m lora_np notebooks write $(COURSE) $(ARGS)

@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from .diagnose import Verdict, unreadable, verdict
+from .executed import is_older, newest_error
 from .exercise import BLANK, Exercise, exercise, exercises
 from .outcome import echo
-from .program import cells_of, newest_definition, program, syntax_error
+from .program import cells_of, program
 
 PATIENCE = 1.0  # seconds that `check` spends on the search for two mistakes at once
 WIDTH = 95  # characters per line of an output in JupyterLab
 SUFFIXES = (".ipynb", ".py")
 NOT_ANSWERS = ("solutions", "site-packages", "node_modules")  # folders without answers
-LATEX = {r"\Delta ": "Δ", r"\Delta": "Δ", r"\alpha": "α", r"^\top": "ᵀ", r"\times": "×", r"\cdot": "·", r"\,": " "}
+LATEX = {r"\Delta ": "Δ", r"\Delta": "Δ", r"\alpha": "α", r"\varepsilon": "ε", r"\eta": "η"}
+LATEX |= {r"^\top": "ᵀ", r"\times": "×", r"\cdot": "·", r"\,": " ", "_j": "ⱼ"}
 
 
 def check(function: Callable[..., Any]) -> None:
@@ -69,11 +71,14 @@ def not_defined(function: Callable[..., Any], name: str, cells: Sequence[str]) -
     If that cell has a syntax error or stops before the definition, IPython keeps the previous definition, and
     `function` is then from an older cell.
     """
-    cell = newest_definition(cells, name)
-    error = syntax_error(cell)
+    if cells and function.__code__.co_filename == "<string>":
+        return Verdict(
+            name, "missing", "check cannot read a function that exec defines; write the definition in a cell"
+        )
+    error = newest_error(cells, name)
     if error is not None:
         failed = unreadable(name, error)
-    elif f"def {name}" in cell and function.__name__ == name and (source := source_of(function)) and source not in cell:
+    elif is_older(function, name, cells):
         words = "the newest cell that defines it stopped with an error before the definition"
         failed = Verdict(name, "raised", words)
     else:
@@ -81,15 +86,6 @@ def not_defined(function: Callable[..., Any], name: str, cells: Sequence[str]) -
     return failed.with_details(
         "  The previous definition was not judged. Correct the cell, run it, and call check again."
     )
-
-
-def source_of(function: Callable[..., Any]) -> str:
-    """Return the source of a function, from its `def` or its first decorator; return "" if the source is unknown."""
-    try:
-        source = inspect.getsource(function).strip()
-    except (OSError, TypeError):
-        return ""
-    return source if f"def {function.__name__}" in source else ""
 
 
 def next_step(asked: Exercise, suffix: str) -> str:

@@ -17,7 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RUN_AS_PYTHON = re.compile(r"%%(time|capture|prun)\b")  # cell magics that run the cell's Python and keep its names
-MAGIC = re.compile(r"^\s*[%!?]|^\s*[\w., ]+=\s*[%!]|\?\s*$")  # %matplotlib inline, !ls, files = !ls, np.mean?
+MAGIC = re.compile(  # %matplotlib inline, !ls, ?np.mean, files = !ls, np.mean?
+    r"^\s*[%!?]|^\s*[\w., ]+=\s*[%!]|^\s*[\w.*]+\?\??\s*$"
+)
+TIMED = re.compile(r"^(\s*(?:[\w., ]+=\s*)?)%time\s+(.*)")  # %time y = f(x), y = %time f(x)
+PROMPT = re.compile(r"^(?:>>>|\.\.\.)(?: |$)|^In \[\d+\]: ?|^ *\.\.\.+: ?")  # in front of a line copied from a session
 
 
 def cells_of(path: str | Path) -> list[str]:
@@ -59,12 +63,12 @@ def program(cells: Sequence[str], function: str) -> str:
     broken: list[tuple[str, SyntaxError]] = []
     for cell in cells:
         try:
-            statements += read_cell(cell.replace("\r\n", "\n"))
+            statements += read_cell(cell)
         except (SyntaxError, ValueError, RecursionError) as error:  # ValueError: a null byte
             broken.append((cell, error if isinstance(error, SyntaxError) else SyntaxError(str(error))))
     if not any(function in statement.binds for statement in statements):
         for cell, reason in broken:
-            if f"def {function}" in cell:
+            if f"def {function}" in cell or begins_definition(cell, function):
                 raise reason
         raise KeyError(f"no cell defines the function {function}")
     wanted, kept = {function}, {i for i, statement in enumerate(statements) if "*" in statement.binds}
@@ -121,25 +125,41 @@ def value_of(name: str, statements: Sequence[Statement]) -> list[int]:
 
 
 def read_cell(cell: str) -> Iterator[Statement]:
-    """Yield the statements of a cell. If Python cannot parse the cell, IPython's own lines (magics) are left out."""
-    if cell.lstrip().startswith("%%"):
-        first, _, rest = cell.lstrip().partition("\n")
-        cell = rest if RUN_AS_PYTHON.match(first) else ""
-    try:
-        body = ast.parse(cell).body
-    except SyntaxError:
-        cell = "\n".join("" if MAGIC.search(line) else line for line in cell.split("\n"))
-        body = ast.parse(cell).body
+    """Yield the statements of a cell. Raises SyntaxError if the cell is not Python."""
+    cell = python_of(cell)
     lines = cell.split("\n")
-    for node in body:
+    for node in ast.parse(cell).body:
         first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
         yield read_statement(node, "\n".join(lines[first - 1 : node.end_lineno]))
 
 
-def newest_definition(cells: Sequence[str], function: str) -> str:
-    """Return the newest cell that defines `function`, even if the cell has a syntax error; "" if there is none."""
-    definition = re.compile(rf"^\s*(async\s+)?def\s+{function}\b|^{function}\s*=[^=]", re.MULTILINE)
-    return next((cell.replace("\r\n", "\n") for cell in reversed(cells) if definition.search(cell)), "")
+def python_of(cell: str) -> str:
+    """Return a cell as Python code: without the indentation of the first line, prompts and IPython's magics.
+
+    The line `%time y = f(x)` becomes `y = f(x)`, other magics become `pass`. A cell with a magic like %%bash is empty.
+    Raises SyntaxError if the result is not Python.
+    """
+    cell = _unprompted(cell)
+    while cell.lstrip().startswith("%%"):
+        first, _, rest = cell.lstrip().partition("\n")
+        cell = "\n" + _unprompted(rest) if RUN_AS_PYTHON.match(first) else ""
+    lines = cell.split("\n")
+    while True:
+        try:
+            ast.parse("\n".join(lines))
+        except SyntaxError as error:  # only the line of the error can be a magic: other lines may be parts of a string
+            i = (error.lineno or 0) - 1
+            if not 0 <= i < len(lines) or not MAGIC.search(lines[i]):
+                raise
+            lines[i : i + 1] = [_without_magic(lines[i])]
+        else:
+            return "\n".join(lines)
+
+
+def begins_definition(cell: str, function: str) -> bool:
+    """Return whether an unindented line of a cell begins a definition of `function`; the cell need not be Python."""
+    pattern = rf"^(async\s+)?def\s+{function}\b|^{function}\s*(:[^=\n]*)?=[^=]"
+    return re.search(pattern, _unprompted(cell), re.MULTILINE) is not None
 
 
 def syntax_error(cell: str) -> SyntaxError | None:
@@ -159,6 +179,24 @@ def read_statement(node: ast.stmt, text: str) -> Statement:
     if any(isinstance(inner, ast.alias) and inner.name == "*" for inner in ast.walk(node)):
         binds.add("*")
     return Statement(text, frozenset(binds), frozenset(_changed(node)), frozenset(_global_reads(table)))
+
+
+def _unprompted(cell: str) -> str:
+    """Return a cell without prompts like `>>> ` and without the indentation of its first line, as IPython reads it."""
+    lines = cell.replace("\r\n", "\n").split("\n")
+    first = next((line for line in lines if line.strip()), "")
+    indentation = first[: len(first) - len(first.lstrip())]
+    lines = [line.removeprefix(indentation) for line in lines]
+    if first.lstrip().startswith((">>>", "In [")):
+        lines = [PROMPT.sub("", line) for line in lines]
+    return "\n".join(lines)
+
+
+def _without_magic(line: str) -> str:
+    """Return the Python code that a magic like %time runs; return `pass` for other magics."""
+    if timed := TIMED.match(line):
+        return timed[1] + timed[2]
+    return line[: len(line) - len(line.lstrip())] + "pass"
 
 
 def _is_definition(statement: Statement) -> bool:

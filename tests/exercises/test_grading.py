@@ -248,18 +248,93 @@ CELLS = {
     "a lambda": "lora_forward = lambda x, W, A, B, alpha: x @ W.T + alpha / len(A) * (x @ A.T) @ B.T",
     "in an if": "if True:\n    " + RIGHT.replace("\n", "\n    "),
     "a decorator": "def same(f):\n    return lambda *a: f(*a)\n\n@same\n" + RIGHT[RIGHT.index("def ") :],
+    "indentation": "    " + RIGHT.replace("\n", "\n    "),
+    "prompts": ">>> " + RIGHT.replace("\n", "\n... "),
+    "prompts of IPython": "In [1]: " + RIGHT.replace("\n", "\n   ...: "),
+    "a magic inside": RIGHT.replace("    r =", "    %time s = 1\n    r ="),
+    "a magic's value": RIGHT.replace("r = A.shape[0]", "r = %time A.shape[0]"),
+    "%time before a lambda": "%time lora_forward = lambda x, W, A, B, alpha: x @ W.T + alpha / len(A) * (x @ A.T) @ B.T",
+    "two cell magics": "%%capture\n%%time\n" + RIGHT,
+    "a text that ends with a question mark": RIGHT.replace(
+        "    r =", "    %time 1\n    '''\n    why?\n%\n    '''\n    r ="
+    ),
+    "in a try": "try:\n    import nothing\nexcept ImportError:\n    " + RIGHT.replace("\n", "\n    "),
     "a decorator with wraps": "import functools\ndef same(f):\n    @functools.wraps(f)\n    def g(*a):\n        return f(*a)\n"
     "    return g\n\n@same\n" + RIGHT[RIGHT.index("def ") :],
 }
 
 
+WRONG = HEAD + "return 2"
+LAMBDA = "lora_forward = lambda *a: 2"
+LATER = {  # cells that do not define the function again
+    "a method": "class Layer:\n    def lora_forward(self):\n        return 2",
+    "a text": "text = '''\ndef lora_forward(x):\n    return 2\nlora_forward = 2\n'''",
+    "a nested function": "def outer():\n    def lora_forward():\n        return 2",
+    "a nested function after an error": "1 / 0\ndef outer():\n    def lora_forward():\n        return 2",
+    "a broken class": "class Layer:\n    def lora_forward(self):\n        return 2 +",
+    "another language": "%%html\ndef lora_forward(x):\n    return 2",
+    "a comparison": "'lora_forward' == 3",
+    "a decorator that returns the function": "def same(f):\n    return f\nlora_forward = same(lora_forward)",
+}
+FAILED = {  # cells that stop before the definition
+    "a lambda": f"1 / 0\n{LAMBDA}",
+    "a decorated function": f"def same(f):\n    return lambda *a: f(*a)\n1 / 0\n@same\n{WRONG}",
+    "an async function": f"1 / 0\nasync {WRONG}",
+    "in an if": "1 / 0\nif True:\n    " + WRONG.replace("\n", "\n    "),
+    "below %%time": f"%%time\n1 / 0\n{WRONG}",
+    "another name": f"{WRONG.replace('lora_forward', 'mine')}\n1 / 0\nlora_forward = mine",
+    "a magic inside": f"1 / 0\n{WRONG.replace('return', '%time 1' + chr(10) + '    return')}",
+    "indentation": "    1 / 0\n    " + WRONG.replace("\n", "\n    "),
+    "prompts": ">>> 1 / 0\n>>> " + WRONG.replace("\n", "\n... "),
+}
+
+
+def said_by_check(capsys, *cells):
+    """Return what `check` prints after the cells."""
+    shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell()
+    for cell in ("import numpy as np\nfrom lora_np.exercises import check", *cells):
+        shell.run_cell(cell, store_history=True)
+    capsys.readouterr()
+    shell.run_cell("check(lora_forward)", store_history=True)
+    return capsys.readouterr().out
+
+
 @pytest.mark.parametrize("way", CELLS)
 def test_check_reads_a_right_answer_in_a_notebook_however_it_is_written(way, capsys):
-    shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell()
-    shell.run_cell("import numpy as np\nfrom lora_np.exercises import check", store_history=True)
-    shell.run_cell(CELLS[way], store_history=True)
-    shell.run_cell("check(lora_forward)", store_history=True)
-    assert "✓ lora_forward" in capsys.readouterr().out
+    assert "✓ lora_forward" in said_by_check(capsys, CELLS[way])
+    said = said_by_check(capsys, WRONG, CELLS[way])  # written after a wrong answer
+    assert "✓ lora_forward" in said, said
+
+
+@pytest.mark.parametrize("way", LATER)
+def test_check_does_not_take_a_later_cell_for_the_definition(way, capsys):
+    said = said_by_check(capsys, RIGHT, LATER[way])
+    assert "✓ lora_forward" in said, said
+
+
+@pytest.mark.parametrize("way", FAILED)
+@pytest.mark.parametrize("before", ["an indentation", "a decorator", "a lambda", "a magic inside", "two cell magics"])
+def test_check_sees_that_the_newest_definition_did_not_run(before, way, capsys):
+    before = "    " + RIGHT.replace("\n", "\n    ") if before == "an indentation" else CELLS[before]
+    if "@same" in before and FAILED[way].count("@same"):
+        pytest.skip("both functions are the wrapper of one decorator")
+    said = said_by_check(capsys, before, FAILED[way])
+    if "@same" in before and "mine" in FAILED[way]:
+        assert "not one of the" in said  # the decorator's wrapper could be the new function
+    else:
+        assert "stopped with an error before the definition" in said and "was not judged" in said, said
+
+
+def test_check_judges_a_cell_that_was_changed_and_run_again(capsys):
+    assert "✓" in said_by_check(capsys, RIGHT, WRONG, f"1 / 0\n{WRONG}", RIGHT)
+    assert "not one of the" in said_by_check(capsys, RIGHT, f"1 / 0\n{WRONG}", WRONG)
+    assert "✓" in said_by_check(capsys, RIGHT, f"1 / 0\n{RIGHT}  # the same function")
+    assert "before the definition" in said_by_check(capsys, f"{RIGHT}\n1 / 0\n{WRONG}")
+
+
+def test_check_says_that_it_cannot_read_a_function_that_exec_defines(capsys):
+    said = said_by_check(capsys, ASKED.blank, f"exec({RIGHT!r}, globals())")
+    assert "a function that exec defines" in said and "not written yet" not in said
 
 
 def test_check_says_what_it_takes(capsys):
