@@ -23,7 +23,7 @@
 #
 # **Before you start:** [notebook 02](02_lora_from_one_equation.ipynb), the gradients $dA$ and $dB$ of [notebook 03](03_gradients_by_hand.ipynb), and [notebook 05](05_convergence.ipynb). You need to know that Adam divides each gradient by its own typical size.
 #
-# *Reading: 45 minutes. Running: about 15 seconds.*
+# *Reading: 65 minutes. Tasks: 30 minutes. Running: about 15 seconds.*
 
 # %%
 import numpy as np

@@ -23,7 +23,7 @@
 #
 # **Before you start:** [notebook 02](02_lora_from_one_equation.ipynb) and the cross-entropy loss. [Notebook 05](05_convergence.ipynb) has the runs that the last section mentions.
 #
-# *Reading: 25 minutes. Running: about 15 seconds.*
+# *Reading: 40 minutes. Tasks: 20 minutes. Running: about 15 seconds.*
 
 # %%
 import numpy as np
