@@ -81,6 +81,8 @@ def not_defined(function: Callable[..., Any], name: str, cells: Sequence[str]) -
     elif is_older(function, name, cells):
         words = "the newest cell that defines it stopped with an error before the definition"
         failed = Verdict(name, "raised", words)
+    elif not cells and is_older(function, name, cells_of_file(function)):
+        return Verdict(name, "raised", "the file defines the function again further below; keep one of the definitions")
     else:
         return None
     return failed.with_details(

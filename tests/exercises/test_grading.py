@@ -510,6 +510,7 @@ def test_pytest_of_one_file_checks_this_file(tmp_path, as_py):
     assert "1 failed" in out and "✗ count_lora: not written yet" in out, out
 
 
+RIGHT_COUNT = "sum(r * (out + in_) for out, in_ in shapes)"
 SHAPE_ERRORS = {
     "return W @ x": ("`@` needs as many columns on its left as rows on its right, got", "W is (2, 4)", "transpose"),
     "return np.dot(W, x)": ("got the shapes (2, 4) and (3, 4)", "x is (3, 4)", "transpose"),
@@ -525,6 +526,17 @@ def test_an_error_about_shapes_is_explained_with_the_shapes(body):
     said = verdict(["import numpy as np", HEAD + body], ASKED)
     assert said.kind == "raised" and all(words in said.words for words in SHAPE_ERRORS[body]), said
     assert "gufunc" not in said.words and "broadcast" not in said.words
+
+
+def test_check_in_a_script_does_not_judge_a_definition_below_the_call(tmp_path):
+    script = tmp_path / "mine.py"
+    wrong, right = (
+        f"def count_lora(shapes, r):\n    return {body}\ncheck(count_lora)\n" for body in ("5", RIGHT_COUNT)
+    )
+    script.write_text("from lora_np.exercises import check\n" + wrong + right, encoding="utf-8")
+    out = subprocess.run([sys.executable, script], capture_output=True, text=True, encoding="utf-8").stdout
+    first, second = (out.index(mark) for mark in ("✗ count_lora: the file defines the function again", "✓ count_lora"))
+    assert first < second, out
 
 
 def test_two_files_of_one_name_are_not_guessed_between(tmp_path):

@@ -62,7 +62,8 @@ def truncated_loss(deltas: Deltas, run: Run, ranks: Sequence[int] = (1, 2, 4, 8,
     """Evaluate the base plus the top r singular directions of every ΔW, for each rank r.
 
     The rows have r and heldout_loss in nats per byte. The weights of norms are vectors and cannot be cut, so all models
-    have the fine-tuned norms. The settings have base_loss, full_loss (with all of ΔW) and rank_max.
+    have the fine-tuned norms. The settings have base_loss, norms_loss (the base with the fine-tuned norms alone),
+    full_loss (with all of ΔW) and rank_max.
     """
     model = load_model(run.base)
     base = {name: x.copy() for name, x in model.state_dict().items()}
@@ -72,7 +73,7 @@ def truncated_loss(deltas: Deltas, run: Run, ranks: Sequence[int] = (1, 2, 4, 8,
         return evaluate(model.load_state_dict({n: base[n] + cut[n] for n in base}), heldout_batches())
 
     started = time.perf_counter()
-    settings = {"base_loss": evaluate(model, heldout_batches()), "full_loss": loss(None)}
+    settings = {"base_loss": evaluate(model, heldout_batches()), "norms_loss": loss(0), "full_loss": loss(None)}
     settings["rank_max"] = max(min(d.shape) for d in deltas.values() if d.ndim == 2)
     rows = [{"r": r, "heldout_loss": loss(r)} for r in ranks if r <= settings["rank_max"]]
     table = _table("truncated_loss", "What is lost when only the top r directions of ΔW survive?", run, rows, settings)
