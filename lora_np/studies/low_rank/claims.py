@@ -49,13 +49,17 @@ def low_rank(spectra: Table, cut: Table, r: int = USUAL) -> Claim:
         said = f"If tiny is fully fine-tuned on Python code and every ΔW is cut to rank {k}, {percent(gain_kept(cut, k))} of "
         said += "the gain on held-out code is left."
         kept[k] = Finding(f"low_rank.gain_kept.r{k}", gain_kept(cut, k), said, "of the gain", form=".0%")
+    base, full = cut.settings["base_loss"], cut.settings["full_loss"]
+    norms = (base - cut.settings["norms_loss"]) / (base - full)
+    said = f"Norms are vectors and are not cut. The fine-tuned norms alone keep {percent(norms)} of the gain on held-out code."
+    alone = Finding("low_rank.gain_kept.norms", norms, said, "of the gain", form=".0%")
     return Claim(
         f"The change that fine-tuning makes has a low rank: rank {r} holds {percent(MOST)} of its energy and of its gain",
         "Aghajanyan et al. 2020; Hu et al. 2021, §7",
         agrees(held.value >= MOST, kept[r].value >= MOST),
         f"rank {r}: {held.number} of the energy, {kept[r].number} of the gain",
         STUDY.format("rank_reduction"),
-        (held, *kept.values()),
+        (held, *kept.values(), alone),
     )
 
 
