@@ -135,8 +135,8 @@ def gradcheck(
     TypeError
         If an input is not a float array.
     ValueError
-        If `backward` returns a wrong number of gradients, a gradient of a wrong shape or only None, or if an argument
-        is out of range.
+        If `backward` returns a wrong number of gradients, if a gradient has a wrong shape, if all gradients are None,
+        or if an argument is out of range.
 
     Examples
     --------

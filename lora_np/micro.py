@@ -55,10 +55,9 @@ def linear(x, W, AB, s):
 
 
 def linear_backward(dy, cache, grad):
-    """Store dA and dB in `grad`, and return dx. y is the sum of two paths, so each receives dy.
+    """Store dA and dB in `grad`, and return dx. y is the sum of two paths, so each path receives dy.
 
-    The bypass δ = s·h Bᵀ gives dB = s·dyᵀ h and dh = s·dy B. Its factor h = x Aᵀ gives dA = dhᵀ x
-    and adds dh A to dx.
+    The bypass δ = s·h Bᵀ gives dB = s·dyᵀ h and dh = s·dy B. The factor h = x Aᵀ gives dA = dhᵀ x and adds dh A to dx.
     """
     x, h, W, AB, s = cache
     dx = dy @ W
@@ -103,7 +102,7 @@ def rotate(x, angles):
 
 
 def attention(q, k, v):
-    """Return causal softmax(q kᵀ/√e) v. q is (b, h, t, e); k and v are (b, g, t, e), with g ≤ h."""
+    """Return causal softmax(q kᵀ/√e) v. The shape of q is (b, h, t, e); k and v are (b, g, t, e), with g ≤ h."""
     n = q.shape[1] // k.shape[1]
     k, v = k.repeat(n, axis=1), v.repeat(n, axis=1)
     t, root = q.shape[2], q.shape[-1] ** -0.5

@@ -97,12 +97,12 @@ class Architecture:
 
     @property
     def head(self) -> LinearShape:
-        """The shape of the output head, W (vocabulary, d)."""
+        """The shape of the output head's weight W, (vocabulary, d)."""
         return LinearShape(OUTPUT_HEAD, self.vocabulary, self.hidden)
 
     @property
     def mlp(self) -> tuple[LinearShape, ...]:
-        """The linear layers of a block's MLP. The last of them writes to the residual stream."""
+        """The linear layers of a block's MLP. The last layer writes to the residual stream."""
         return tuple(linear for linear in self.linears if linear.name.startswith("mlp."))
 
     @property
@@ -133,7 +133,7 @@ class Architecture:
 
     @property
     def block_linear_parameters(self) -> int:
-        """The number of parameters in the linear layers of all blocks, with biases: the layers of "all-linear"."""
+        """The number of parameters, biases included, of all linear layers that "all-linear" selects."""
         return self.layers * sum(linear.parameters for linear in self.linears)
 
     @property

@@ -4,8 +4,8 @@
     memory("llama-65b", LoraConfig(r=16), batch=1, seq=512, quantize="nf4")       a planned model, without arrays
 
 A trained parameter takes 16 bytes in float32: its weight, its gradient and two numbers of AdamW's state. A frozen
-parameter takes only its weight. LoRA freezes nearly all parameters, and QLoRA stores the frozen weights in about four
-bits.
+parameter takes memory only for its weight. LoRA freezes nearly all parameters, and QLoRA stores the frozen weights in
+about four bits.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def memory(
     For a live model, the bytes of the weights, gradients and optimizer state are those of the model's arrays in one
     worker. Inactive adapters are included. For a planned model (a name or an Architecture), the activations are the
     arrays that this library would save, in the format of `precision`. Other frameworks can save more arrays. With fused
-    attention they save no attention scores.
+    attention, other frameworks save no attention scores.
 
     Parameters
     ----------
@@ -170,7 +170,8 @@ def step_memory(
 
     The peak is in the forward pass, in the backward pass or in the optimizer update.
 
-    static: the bytes of the parts that do not depend on the batch. activation, gradient: bytes per element.
+    `static` contains the bytes of the parts that do not depend on the batch. `activation` and `gradient` are the bytes
+    per element of activations and of gradients.
     """
     saved = step.saved(checkpointing) * activation + 8 * step.tokens  # the targets are int64
     recomputed = max(map(step.saved_by_block, step.structure.blocks)) * activation if checkpointing else 0

@@ -23,7 +23,7 @@ class Precision:
     optimizer : str
         Format of the optimizer's state (AdamW's m and v).
     master : str or None
-        Format of the copy of the trained weights that receives the updates; None for no copy.
+        Format of the copy of the trained weights, to which updates are added; None for no copy.
     activations : str
         Format of activations and temporaries.
 

@@ -89,7 +89,7 @@ def _titles(paper: PlannedModel) -> tuple[str, str]:
 
 
 def _rows(paper: PlannedModel) -> Counter[tuple[str, str, int]]:
-    """Return how many layers have the same module name, shape and number of trained parameters."""
+    """Count the layers: for each module name, shape and number of trained parameters, return the number of layers."""
     if prefix := paper.prefix:
         v, kv, m = prefix.v, prefix.kv, prefix.hidden
         if not m:

@@ -198,9 +198,9 @@ class ModelStructure:
 
 
 def check_cost_known(config: PeftConfig, adapters: dict[str, AdapterCost], prefix: PrefixCost | None) -> None:
-    """Raise ValueError if the configuration's method gives neither a layer cost nor a prefix cost."""
+    """Raise ValueError if the configuration's method defines neither a layer cost nor a prefix cost."""
     if not adapters and prefix is None:
         raise ValueError(
-            f"the method of a {type(config).__name__} does not define the cost of a training step, or it has no layer in this "
+            f"the method of a {type(config).__name__} does not define the cost of a training step, or adapts no layer of this "
             "model; costs.count(model) counts the parameters of a live model"
         )

@@ -12,7 +12,7 @@ second is the gradient that each block passes down to the block below. The other
     a prefix           its gradient, first per layer and then in one array
     a quantised W      the decoded W, next to the dx that is computed with it; it is freed before the adapter's products
 
-The letters are those of activations.py.
+The letters have the same meaning as in activations.py.
 """
 
 from __future__ import annotations

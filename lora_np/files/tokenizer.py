@@ -319,8 +319,9 @@ class TextStream:
     tokenizer : Tokenizer
         The tokenizer of the model.
     after : iterable of int
-        The tokens before the generated tokens, such as the prompt. Their text is not returned, but they can affect the
-        text of the next token: some vocabularies remove the space at the start of the first token of a text.
+        The ids of the tokens before the generated tokens, such as the prompt. The text of these tokens is not returned.
+        But these tokens can affect the text of the next token: some vocabularies remove the space at the start of the
+        first token of a text.
 
     Examples
     --------

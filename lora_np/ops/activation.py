@@ -22,7 +22,7 @@ def sigmoid(x: Array) -> Array:
     Returns
     -------
     ndarray, the shape of x
-        σ(x). For a real x far below zero, exp(−x) overflows to infinity and the result is 0.
+        σ(x). For a real x far below zero, exp(−x) overflows to infinity, and the result is 0.
 
     Examples
     --------

@@ -1,4 +1,5 @@
-"""The command-line interface of a method: its names for `train --method`, their options, and a default learning rate.
+"""The command-line interface of a method: the method's names for `train --method`, and for each name the options and a
+default learning rate.
 
 The file of a method defines the names of this method, and the commands read all names from the registry.
 """

@@ -3,7 +3,7 @@
     y = l ∘ (x Wᵀ),   ΔW = Λ_l W − W        l (out, 1): the layers of the attention
     y = (l ∘ x) Wᵀ,   ΔW = W Λ_l − W        l (1, in): feed-forward layers; their input is the inner activations
 
-l starts at 1, so ΔW starts at 0. Names, shapes and files are PEFT's.
+l starts at 1, so ΔW starts at 0. Names, shapes and files are those of PEFT.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class IA3Config(TargetedConfig):
 
 
 class IA3Adapter(Adapter):
-    """The IA³ adapter of one layer: l (1, in) rescales the input, or l (out, 1) rescales the output."""
+    """The IA³ adapter of one layer: the vector l rescales the input (shape (1, in)) or the output (shape (out, 1))."""
 
     config: IA3Config
     mergeable = True
@@ -166,8 +166,8 @@ class IA3Cost(AdapterCost):
     def saved_for_backward(self, N: int, out: int, in_: int) -> int:
         """Return the number of saved floats.
 
-        The saved arrays are y = base(x) if a trained l rescales the output, and a float32 copy of l if l is stored in
-        16 bits.
+        If a trained l rescales the output, y = base(x) is saved. If l is stored in 16 bits, a float32 copy of l is
+        saved too.
         """
         return self.trained * (not self.scales_input) * N * out + self.half_precision * sum(
             self.trained_sizes(out, in_)
@@ -200,7 +200,7 @@ class IA3Method(LayerMethod):
     def targets(self, config: IA3Config, names: list[str], strict: bool = True) -> list[str]:
         """Return the names of the targeted layers.
 
-        If `strict` is True, raises ValueError if an entry of `target_modules` or `feedforward_modules` matches no
+        With `strict=True`, raises ValueError if an entry of `target_modules` or `feedforward_modules` matches no
         layer.
         """
         if strict and config.feedforward_modules:

@@ -81,7 +81,7 @@ def fetched(name: str) -> Path:
     KeyError
         If the name is unknown.
     FileNotFoundError
-        If the file is missing or has the wrong size. The message contains the command that downloads it.
+        If the file is missing or has the wrong size. The message contains the command that downloads the file.
 
     Examples
     --------

@@ -268,7 +268,7 @@ def _fill(
         _check(name, shapes, *p.value.shape)
     linear = {f"{name}.weight": name for name, m in model.named_modules() if isinstance(m, Linear)}
     if others := quantized.keys() - linear.keys():
-        raise ValueError(f"{_some(others)} is quantised; only weights of linear layers are supported")
+        raise ValueError(f"{_some(others)} is quantised; only weights of linear layers can be quantised")
     for name, weight in quantized.items():
         replace_module(model, linear[name], QuantizedLinear(weight.astype(dtype).move_to(like)))
         del parameters[name]
@@ -277,7 +277,9 @@ def _fill(
         if x.dtype not in (np.float16, np.float32, np.float64):
             raise ValueError(f"{name} has dtype {x.dtype}; expected float16, float32 or float64")
         if not np.isfinite(x).all():
-            raise ValueError(f"{name} holds NaN or infinity: the file is damaged, or its training diverged")
+            raise ValueError(
+                f"{name} contains NaN or infinity: the file is damaged, or the training of the model diverged"
+            )
         p.value = move(x.astype(dtype, copy=False), like)
     return model
 

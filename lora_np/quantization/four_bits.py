@@ -43,8 +43,8 @@ class QuantizedAbsmax:
     absmax : ndarray, shape (⌈blocks/256⌉,), float32
         One scale for every 256 blocks.
     offset : ndarray, shape (), float32
-        The mean of the largest magnitudes. The mean is subtracted before quantisation, because magnitudes are positive
-        and the values of the 8-bit code are symmetric around 0.
+        The mean of the largest magnitudes. The mean is subtracted before quantisation: magnitudes are positive, but the
+        values of the 8-bit code are symmetric around 0.
 
     Examples
     --------
@@ -206,7 +206,7 @@ def quantize_4bit(W: Array, block_size: int = 64, quant_type: str = "nf4", doubl
     Parameters
     ----------
     W : ndarray, any shape, float
-        The weights. They are converted to float32 first.
+        The weights. The weights are converted to float32 first.
     block_size : int
         The number of consecutive weights of the flattened W per block: a power of two from 2 to 4096.
     quant_type : {"nf4", "fp4", "int4"}

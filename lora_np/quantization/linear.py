@@ -64,9 +64,9 @@ class QuantizedWeight(Parameter):
 class QuantizedLinear(Linear):
     """A frozen linear layer with four bits per weight, y = x Ŵᵀ + b with the dequantised weight Ŵ.
 
-    The layer stores the four-bit codes and the largest magnitude of each block (absmax). It computes Ŵ in the forward
-    pass, and again in the backward pass for dx. Ŵ is freed after each product. So each thread has one dequantised
-    matrix at a time, for any number of layers. The product has the dtype of x.
+    The layer stores the four-bit codes and the largest magnitude of each block (absmax). The layer computes Ŵ in the
+    forward pass, and again in the backward pass for dx. Ŵ is freed after each product. So each thread has one
+    dequantised matrix at a time, for any number of layers. The product has the dtype of x.
 
     Parameters
     ----------
@@ -257,10 +257,10 @@ def quantize_model(
 def dequantize_model(model: M) -> M:
     """Replace every QuantizedLinear of a model by a Linear with the dequantised weights, in place.
 
-    The model computes the same outputs as before. Afterwards its adapters can be merged:
-    `dequantize_model(peft_model).merge_and_unload()` returns the trained model. The dequantised weights are frozen.
-    They differ from the original weights by the rounding error of the quantisation. If the merged model is quantised
-    again with `quantize_model`, ΔW is also rounded. Most of a small ΔW is then lost (see
+    The model computes the same outputs as before. Afterwards the adapters of the model can be merged:
+    `dequantize_model(peft_model).merge_and_unload()` returns the trained model. The dequantised weights are frozen. The
+    dequantised weights differ from the original weights by the rounding error of the quantisation. If the merged model
+    is quantised again with `quantize_model`, ΔW is also rounded. Most of a small ΔW is then lost (see
     `studies/four_bits/merge_routes.py`).
 
     Parameters

@@ -101,7 +101,8 @@ class Request:
 class AdapterServer:
     """An engine that generates tokens for many requests at once, with one base model and an adapter per request.
 
-    Every request gets the same tokens as from `generate` alone. Do not change the model while the server uses it.
+    Every request gets the same tokens as from a separate call of `generate`. Do not change the model while the server
+    uses it.
 
     Parameters
     ----------
@@ -119,8 +120,8 @@ class AdapterServer:
     Raises
     ------
     ValueError
-        If a limit is below 1, if an adapter of `model` cannot share a batch with other adapters, if `model` is merged, or
-        if the adapters of `model` are disabled.
+        If a limit is below 1, if an adapter of `model` cannot share a batch with other adapters, if an adapter of
+        `model` is merged, or if the adapters of `model` are disabled.
     FileNotFoundError
         If a folder does not exist.
 
@@ -205,7 +206,7 @@ class AdapterServer:
         Returns
         -------
         Request
-            The request. `step` and `run` append the generated tokens to its `tokens`.
+            The request. `step` and `run` append the generated tokens to the list `tokens` of this request.
 
         Raises
         ------
@@ -214,8 +215,8 @@ class AdapterServer:
         UnknownAdapter
             If there is no such adapter.
         ValueError
-            If the prompt is empty, has an unknown token id or leaves no room for `max_new_tokens`, or a setting is out of
-            range.
+            If the prompt is empty, contains an unknown token id or leaves no room for `max_new_tokens`, or if a setting
+            is out of range.
         TypeError
             If the prompt does not consist of integers.
         """
@@ -311,7 +312,7 @@ class AdapterServer:
     def step(self) -> None:
         """Add waiting requests to the batch if there is room, then compute one token for every row.
 
-        If there is no request, this does nothing.
+        Without requests, the call does nothing.
         """
         self._admit()
         if not self.running:

@@ -1,7 +1,7 @@
 """Checkpoints of a training run. A resumed run ends with exactly the same weights as an uninterrupted run.
 
 A checkpoint contains the settings of its run, and `Checkpoint.load` refuses a checkpoint of another run. A checkpoint
-contains no random state, because all random numbers depend only on (seed, step); see loop.py.
+contains no random state, because all random numbers depend only on `seed` and `step`; see loop.py.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Checkpoint:
         return self.optimizer.t, json.loads(metadata["history"])
 
     def stopped(self, step: int, found: str) -> FloatingPointError:
-        """Return the error for a number that is not finite. If the file exists, first restore the state of the run from it."""
+        """Return the error for a number that is not finite. First restore the state in the file, if the file exists."""
         if self.path is not None and Path(self.path).exists():
             kept = f"the model was reset to step {self.load()[0]}, the last good state, from {self.path}"
         else:

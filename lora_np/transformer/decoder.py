@@ -167,7 +167,8 @@ class Block(Module):
 
 
 class Decoder(Module):
-    """The embedding, the blocks and the last norm, which turn tokens into hidden states. Hugging Face names it `model`."""
+    """The embedding, the blocks and the last norm, which turn tokens into hidden states. Hugging Face calls this module
+    `model`."""
 
     def __init__(self, embed_tokens: Embedding, layers: list[Block], norm: RMSNorm) -> None:
         self.embed_tokens, self.layers, self.norm = embed_tokens, layers, norm
@@ -189,7 +190,10 @@ class Decoder(Module):
         return self.trainable or cache[-1] is not None
 
     def backward(self, dx: Array, cache: DecoderCache) -> None:
-        """Add to the gradients of the trainable parameters, given dx (b, t, d). Stop when no earlier layer is trainable."""
+        """Add the gradients of the trainable parameters, given the gradient dx (b, t, d) of the hidden states.
+
+        The pass stops when no earlier layer is trainable.
+        """
         embed_cache, block_caches, norm_cache, past = cache
         below = [self.embed_tokens.trainable]  # below[i]: does a layer before block i need a gradient?
         for block in self.layers:

@@ -160,7 +160,7 @@ def generate(
     if prefix + tokens.shape[1] + max_new_tokens > limit:
         after = f" after a prefix of {prefix}" if prefix else ""
         raise ValueError(
-            f"got a prompt of {tokens.shape[1]} tokens{after} and {max_new_tokens} new ones; this model takes {limit} in all"
+            f"got a prompt of {tokens.shape[1]} tokens{after} and {max_new_tokens} new tokens; this model accepts {limit} in total"
         )
     if mask is not None:
         mask = np.pad(mask, ((0, 0), (prefix, 0)), constant_values=True)
@@ -226,7 +226,7 @@ def _pad_left(prompts: Sequence[Sequence[int] | np.ndarray] | np.ndarray) -> tup
             )
         ids = np.asarray(prompt)
         if ids.dtype.kind not in "iu":
-            raise TypeError(f"prompt {row} holds {ids.dtype}; expected integer token ids")
+            raise TypeError(f"prompt {row} has dtype {ids.dtype}; expected integer token ids")
         tokens[row, -len(prompt) :], mask[row, -len(prompt) :] = ids, True
     return tokens, None if mask.all() else mask
 

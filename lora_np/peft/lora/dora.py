@@ -152,7 +152,7 @@ def row_norm_backward(base: Linear, dn: Array, cache: NormCache, need_dA: bool) 
 class DoraCost(LoraCost):
     """The cost of LoRA, plus the cost of m, of the row lengths n, and of z.
 
-    The array z (N, out) is the output before the multiplication by g.
+    The array z (N, out) is the output before the multiplication by g = m/n.
     """
 
     true_norm: bool = False  # True if n has a gradient; PEFT detaches it
@@ -176,7 +176,8 @@ class DoraCost(LoraCost):
     def saved_for_backward(self, N: int, out: int, in_: int) -> int:
         """Return the number of saved floats.
 
-        The saved arrays are those of LoRA, z (N, out), n (out,) and, if n has a gradient, P = (W + s·B A) Aᵀ (out, r).
+        The saved arrays are the arrays that LoRA saves, z (N, out) and n (out,). If n has a gradient, P = (W + s·B A)
+        Aᵀ (out, r) is saved too.
         """
         return super().saved_for_backward(N, out, in_) + N * out + out + self.true_norm * out * self.r
 
