@@ -2,9 +2,8 @@
 
 The file needs only NumPy. Read it from top to bottom. Run it with `python -m lora_np.micro`.
 
-Shapes: b rows, t tokens, d model width, h heads, g key/value heads, e head width,
-f MLP width, v vocabulary, r rank. Each forward function returns its result and a cache.
-Its backward function takes the gradient of the result and the cache.
+Shapes: b rows, t tokens, d model width, h heads, g key/value heads, e head width, f MLP width, v vocabulary, r rank.
+Each forward function returns a result and a cache. The backward function takes the gradient of the result, and the cache.
 """
 
 import json

@@ -212,7 +212,7 @@ def print_scaling(table: Table) -> None:
 
 
 def ratio(row: dict) -> str:
-    """Return the text of the columns "× ours" and "quartiles"; dashes if the row has no ratio."""
+    """Return the texts for the columns "× ours" and "quartiles"; both are dashes if the row contains no ratio."""
     if row.get("ratio") is None:
         return f"{'–':>8}{'–':>14}"
     low, high = row["ratio_range"]

@@ -83,7 +83,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def listing(figures: Path) -> str:
-    """Return the list of studies. If a study has a table, the number of rows and the computing time are included."""
+    """Return the list of studies. If the table of a study exists, the list also shows the number of rows and the
+    computing time."""
     from ..studies.catalogue import OTHER_NAMES, STUDIES
 
     lines = []

@@ -1,8 +1,8 @@
 """python -m lora_np train: train an adapter, or with --full all weights, on a file of conversations.
 
 During training the output folder contains checkpoint.safetensors, from which `--resume` continues. With `--overwrite`
-the folder also contains an empty file "overwriting" until the old adapter is replaced. Both files are removed after the
-adapter or the model is saved. The losses stay in history.json.
+the folder also contains an empty file "overwriting" until the old adapter is replaced. Both files, checkpoint and
+"overwriting", are removed after the adapter or the model is saved. The losses stay in history.json.
 """
 
 from __future__ import annotations
@@ -278,7 +278,7 @@ def _full(arguments: argparse.Namespace) -> bool:
 
 
 def _check_numbers(arguments: argparse.Namespace) -> None:
-    """Raise ValueError if an option has a number out of range; called before the model is loaded."""
+    """Raise ValueError if the number of an option is out of range. This check precedes the loading of the model."""
     lowest = dict.fromkeys(("steps", "batch_size", "accumulate", "workers", "eval_every", "checkpoint_every"), 1)
     lowest |= {"max_length": 2, "warmup": 0, "seed": 0}
     for name, low in lowest.items():
@@ -379,7 +379,8 @@ def _clear(arguments: argparse.Namespace) -> None:
 def _save(model: Any, tokenizer: Tokenizer, history: History, arguments: argparse.Namespace) -> None:
     """Write the losses and the adapter or model. Each file is written completely or not at all.
 
-    If the program is interrupted meanwhile, the checkpoint still exists, and `--resume` writes the files again.
+    If the program is interrupted during this function, the checkpoint still exists, and `--resume` writes the files
+    again.
     """
     from ..pretrained import save_model
 

@@ -157,7 +157,7 @@ def llama(
 ) -> Architecture:
     """Return the architecture of a Llama-like model (Llama, Mistral, SmolLM2).
 
-    These models have no biases, RMSNorm, rotary position embeddings and a gated MLP. The layer names are those of
+    These models have no biases, RMSNorm, rotary position embeddings and a gated MLP. The layers have the names of
     transformers' LlamaForCausalLM.
 
     Parameters
@@ -213,10 +213,9 @@ def gpt(name: str, layers: int, hidden: int, heads: int, positions: int, fused: 
     positions : int
         Number of rows of the learned position embedding.
     fused : bool
-        True: one matrix c_attn (3d, d) computes queries, keys and values. The layer names are those of transformers'
-        GPT2LMHeadModel.
-        False: the attention has q_proj, k_proj, v_proj and o_proj of shape (d, d). The code of GPT-3 is not public; the
-        LoRA paper counts adapters of these four matrices.
+        True: one matrix c_attn (3d, d) computes queries, keys and values. The layers have the names of transformers'
+        GPT2LMHeadModel. False: the attention has q_proj, k_proj, v_proj and o_proj of shape (d, d). The code of GPT-3
+        is not public; the LoRA paper counts adapters of these four matrices.
 
     Returns
     -------

@@ -87,7 +87,7 @@ def flops(
 ) -> Flops:
     """Count the floating-point operations of one training step.
 
-    A gradient that no trained parameter needs is not computed and not counted. Two other things are not counted: the
+    Only the gradients that the trained parameters need are computed and counted. Two things are not counted: the
     decoding of quantised matrices, and the second forward pass of gradient checkpointing.
 
     Parameters
@@ -157,7 +157,7 @@ def adapter_products(layer: Layer, tokens: int, need_dx: bool) -> Products:
 def causal_scores(seq: int, block: int = 1) -> int:
     """Return the number of attention scores of one head and one sequence.
 
-    Each query of a block has a score with every key up to the last query of the block.
+    For each query of a block, the scores of all keys up to the last query of the block are counted.
     """
     starts = range(0, seq, block)
     return sum((min(start + block, seq) - start) * min(start + block, seq) for start in starts)

@@ -190,7 +190,7 @@ def count(model: Model, config: PeftConfig | None = None) -> ParameterCount:
     ValueError
         If the model is unknown, if a target module matches no layer, or if a live model is given with a configuration.
     TypeError
-        If `model` is not a model or `config` is not a configuration.
+        If `model` has a wrong type, or if `config` is not a configuration.
 
     Examples
     --------

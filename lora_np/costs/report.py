@@ -37,7 +37,7 @@ def report(model: str | Architecture, config: PeftConfig | None = None, *, quant
     ValueError
         As in `memory`.
     TypeError
-        If `model` is a live model or not a model, or `config` is not a configuration.
+        If `model` is neither a name nor an Architecture, or if `config` is not a configuration.
 
     Examples
     --------

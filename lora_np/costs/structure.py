@@ -24,7 +24,7 @@ class Layer:
     out, in_ : int
         Shape of W, (out, in).
     trained : bool
-        True if W itself has a gradient.
+        True if W itself is trained.
     adapter : AdapterCost or None
         Cost of the adapter in this layer, if there is one.
     trainable : bool
@@ -73,7 +73,7 @@ class Sublayer:
     Parameters
     ----------
     norm_trained : bool
-        True if the norm has a gradient.
+        True if the norm is trained.
     input_layers : tuple of Layer
         The layers that read the norm's output: q_proj, k_proj and v_proj, or gate_proj and up_proj.
     output_layer : Layer
@@ -81,7 +81,7 @@ class Sublayer:
     is_attention : bool
         True for the attention, False for the MLP.
     prefix_trained : bool
-        True if this attention has trained prefix keys and values.
+        True if this attention uses trained keys and values of a prefix.
 
     Examples
     --------

@@ -94,7 +94,8 @@ def attention_peak(step: TrainingStep, sublayer: Sublayer, need_dx: bool) -> int
 def scores_peak(step: TrainingStep) -> int:
     """Return the largest number of temporary floats in `attention_backward`, over its blocks of queries.
 
-    Besides dz of the current block, memory holds dz of the previous block or the current block's part of dk.
+    Besides dz of the current block, one of two arrays is in memory: dz of the previous block, or the current block's
+    part of dk.
     """
     structure, largest, previous = step.structure, 0, 0
     for start in range(0, step.seq, BLOCK):
@@ -108,7 +109,7 @@ def scores_peak(step: TrainingStep) -> int:
 
 
 def product_peak(layer: Layer, product: int) -> int:
-    """Return the largest number of temporary floats in a product with W; the product has `product` floats.
+    """Return the largest number of temporary floats in a product with W; the result has `product` floats.
 
     A quantised W is decoded first, in chunks. For each byte of codes, decoding a chunk allocates an index of 8 bytes,
     which is the size of two floats.

@@ -1,8 +1,8 @@
 """Conversations as training data: read a JSONL file of records, and make batches. Only the answers count in the loss.
 
-The two forms of a record, and the tokens that count in the loss, are described in records.py. A batch is padded on the right.
-It needs no attention mask: a token attends only to tokens on its left, and padding is never on the left of a token.
-Predictions at padded positions do not count in the loss.
+The two forms of a record, and the tokens that count in the loss, are described in records.py. A batch is padded on the
+right. A padded batch needs no attention mask: a token attends only to tokens on its left, and padding is never on the
+left of a token. Predictions at padded positions do not count in the loss.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def dataset(name: str | Path, split: Literal["train", "heldout"] = "train") -> P
     name : str or Path
         A data set in the package ("lighthouse"), or the path of a JSONL file.
     split : {"train", "heldout"}
-        The part of a data set in the package. It is ignored if `name` is a path.
+        The part of a data set in the package. The split is ignored if `name` is a path.
 
     Returns
     -------

@@ -200,9 +200,9 @@ def family_of(name: str) -> str:
     """Return the family of a document; all documents of a family are in the same split.
 
     The family is the name of the topic or of the top-level module, unless the table FAMILIES gives another name. The
-    docstrings and the code of a module have the same family. A file and a package with the same name have
-    the same family ("zipfile.py", "zipfile/__init__.py"). A C module and its Python version have the same family
-    ("decimal.py", "_pydecimal.py").
+    docstrings and the code of a module have the same family. A file and a package with the same name have the same
+    family, for example "zipfile.py" and "zipfile/__init__.py". A C module and the Python version of this module have
+    the same family, for example "decimal.py" and "_pydecimal.py".
 
     Parameters
     ----------

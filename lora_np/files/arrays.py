@@ -67,7 +67,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
     path : str or PathLike
         The file to write. Its folder is created if needed.
     write : callable
-        A function that writes the file: it is called as write(temporary), with the Path of a temporary file in the same
+        A function that writes the file. The call is write(temporary), with the Path of a temporary file in the same
         folder. If `write` raises an error, the file at `path` is unchanged.
 
     Examples

@@ -1,4 +1,4 @@
-"""A reader for GGUF files, the format of llama.cpp. It returns the metadata, and arrays dequantised to float32.
+"""A reader for GGUF files, the format of llama.cpp. The reader returns the metadata, and arrays dequantised to float32.
 
     file   = "GGUF" version:u32 arrays:u64 entries:u64 · entry × entries · info × arrays · padding · data
     entry  = key:string type:u32 value
@@ -6,8 +6,8 @@
     string = length:u64 bytes;  array = type:u32 count:u64 values
 
 All numbers are little-endian. This module reads the header itself, because the reader of the `gguf` package does not
-check it: a damaged count makes that reader loop forever. This module accepts a count only if the file has at least that
-many bytes left. The `gguf` package provides the block size of each type and dequantises the blocks.
+check the header: a damaged count makes that reader loop forever. This module accepts a count only if the file has at
+least that many bytes left. The `gguf` package provides the block size of each type and dequantises the blocks.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """

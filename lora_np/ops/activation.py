@@ -149,7 +149,7 @@ def swiglu_forward(gate: Array, up: Array) -> tuple[Array, SwigluCache]:
     Notes
     -----
     To save memory, the cache does not keep σ(gate): arrays of shape (…, f) are the largest arrays in the cache of a
-    block. The backward pass computes σ(gate) again, which is cheap.
+    block. The backward pass computes σ(gate) a second time, which takes little time.
 
     Examples
     --------

@@ -67,7 +67,8 @@ def row_norm_forward(W: Array, A: Array, B: Array, scaling: float) -> tuple[Arra
 
     The formula is exact except for errors by rounding and cancellation. If ‖V_o‖ ≪ ‖W_o‖, the error of n_o is a
     rounding error of ‖W_o‖²/n_o. If s·B_o A cancels W_o completely, the computed n_o² is only a rounding error. If this
-    error is negative, n_o is NaN. In this case m_o/n_o has no value anyway, because a row of zeros has no direction.
+    error is negative, n_o is NaN. In this case m_o/n_o is undefined in exact arithmetic too, because a row of zeros has
+    no direction.
 
     Examples
     --------

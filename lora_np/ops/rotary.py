@@ -88,7 +88,8 @@ def rotary_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, RotaryCache
         y_i       = x_i cos φ_i − x_{i+d/2} sin φ_i,
         y_{i+d/2} = x_{i+d/2} cos φ_i + x_i sin φ_i.
 
-    This equals y = x ∘ cos + rotate_half(x) ∘ sin. If x₁ and x₂ are the two halves of x, rotate_half(x) is (−x₂, x₁).
+    The rotation equals y = x ∘ cos + rotate_half(x) ∘ sin. If x₁ and x₂ are the two halves of x, rotate_half(x) is
+    (−x₂, x₁).
 
     Examples
     --------

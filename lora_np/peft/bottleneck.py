@@ -63,7 +63,7 @@ class BottleneckConfig(PeftConfig):
     init_weights : bool or "houlsby", default True
         True: W_down is uniform in ±1/√d and all other parameters are 0, so the output equals the base's output exactly.
         "houlsby": both matrices are normal with standard deviation 0.01, truncated at two standard deviations, and the
-        biases are 0. This is the initialisation in the paper (section 3.6). False: all parameters are uniform in ±1/√n,
+        biases are 0. The paper uses this initialisation (section 3.6). False: all parameters are uniform in ±1/√n,
         where n is the input size of W_down or W_up (for tests).
     base_model_name_or_path : str, path or None, default None
         Name of the base model. The name is saved with the adapter and has no other effect.
@@ -73,7 +73,7 @@ class BottleneckConfig(PeftConfig):
     ValueError
         If a value is out of range.
     TypeError
-        If `bottleneck_size` is not an integer or `reduction_factor` is not a number.
+        If `bottleneck_size` is not an integer, or if `reduction_factor` is not a number.
 
     Examples
     --------

@@ -148,7 +148,7 @@ def weighted_sum(
 
 
 def prune(x: np.ndarray, how: Combination, rng: np.random.Generator) -> np.ndarray:
-    """Keep the fraction `density` of the elements of x and set the others to 0.
+    """Keep the fraction `density` of the elements of x, and set the other elements to 0.
 
     The dare types keep random elements and divide these elements by `density`. Other types keep the elements with the
     largest absolute values.
@@ -193,7 +193,7 @@ def truncate(
 def product_norm(A: np.ndarray, B: np.ndarray) -> float:
     """Return the Frobenius norm of B A.
 
-    The small matrix R_B R_Aᵀ of `svd_of_product` has the same norm.
+    The norm is computed from the small matrix R_B R_Aᵀ of `svd_of_product`, which has the same norm as B A.
     """
     R_A: Any = np.linalg.qr(A.T, mode="r")  # Any: NumPy's type stubs expect Q and R
     return float(np.linalg.norm(np.linalg.qr(B, mode="r") @ R_A.T))

@@ -160,7 +160,8 @@ def name_file_in_errors(file: Path) -> Iterator[None]:
 
 
 def check_targets(targets: Any) -> None:
-    """Raise ValueError if the `target_modules` of a file are empty, not strings, or not a valid regular expression."""
+    """Raise ValueError if the `target_modules` of a file are empty, contain a value that is not a string, or are an
+    invalid regular expression."""
     if not targets or not isinstance(targets, str | list) or not all(isinstance(entry, str) for entry in targets):
         raise ValueError(f"target_modules is {targets!r}; expected the names of the adapted layers")
     is_target("", targets)

@@ -158,7 +158,7 @@ class IA3Cost(AdapterCost):
     def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
         """Return the FLOPs of the base layer's dx, if only dl needs this dx.
 
-        This is the case if l is trained and rescales the input, and no layer below is trained.
+        Only dl needs dx if l is trained and rescales the input, and if no layer below is trained.
         """
         needed = self.trained and self.scales_input and not need_dx
         return Products(0, linear_products(N, out, in_, True, False).dx * needed, 0)

@@ -2,9 +2,9 @@
 
     y[i] = x[i] Wᵀ + s·(x[i] A[idx[i]]ᵀ) B[idx[i]]ᵀ          for a row of the base, x[i] Wᵀ alone
 
-This is Punica's SGMV (Chen et al. 2023, arXiv 2310.18547). The rows of one adapter are a segment. Segments with many
-tokens are computed one after another. If each row has one token, as in decoding, one batched product computes all small
-segments of equal rank.
+Punica's SGMV uses the same method (Chen et al. 2023, arXiv 2310.18547). The rows of one adapter are a segment. Segments
+with many tokens are computed one after another. If each row has one token, as in decoding, one batched product computes
+all small segments of equal rank.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ MixedCache: TypeAlias = tuple[Cache, list[tuple[Group, Array | None, GroupedLora
 
 
 class AdapterRows(Rows):
-    """The adapters of the rows of a mixed batch. Such an object is the value of `Context.adapter` in a call.
+    """The adapters of the rows of a mixed batch. An AdapterRows is the value of `Context.adapter` in a call.
 
     An AdapterRows caches the groups and stacked factors of each layer for all steps of one call of `generate`. A
     training step changes the factors, so create a new object after each training step.

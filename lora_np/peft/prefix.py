@@ -109,7 +109,7 @@ class PrefixEncoder(Module):
         P = tanh(E W₀ᵀ + b₀) W₂ᵀ + b₂           E (v, kv), W₀ (m, kv), W₂ (2L·kv, m): with an MLP
 
     Here kv = g·d for g key/value heads of size d. Each row of P contains layer 0's keys, layer 0's values, layer 1's
-    keys, …. Names and order are those of PEFT's PrefixEncoder.
+    keys, …. The names and the order of the parameters are the same as in PEFT's PrefixEncoder.
 
     Parameters
     ----------
@@ -332,7 +332,7 @@ def check_peft_sizes(config: PrefixTuningConfig, model: Transformer) -> None:
 
 
 def check_prefix_of_past(past: KeyValueCache | None, named: tuple[str, PrefixEncoder] | None) -> None:
-    """Raise ValueError if a key/value cache that is not empty does not start with the prefix of this call."""
+    """Raise ValueError if a filled key/value cache starts with another prefix than the prefix of this call."""
     if past is not None and len(past) and past.prefix_source != named:
         was, now = (f"the prefix of {each[0]!r}" if each else "no prefix" for each in (past.prefix_source, named))
         now = f"another prefix called {named[0]!r}" if named and was == now else now

@@ -111,7 +111,7 @@ def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
     Raises
     ------
     TypeError
-        If the model has adapters. Call merge_and_unload() first.
+        If the model contains adapters. Call merge_and_unload() first.
 
     Examples
     --------
@@ -159,8 +159,8 @@ def load_tokenizer(name: str | os.PathLike[str]) -> Tokenizer:
     Returns
     -------
     Tokenizer
-        A ByteTokenizer if the vocabulary has 256 tokens and there is no tokenizer.json, otherwise the tokenizer that
-        the model's files describe.
+        The tokenizer that the model's files describe. Without tokenizer.json and with a vocabulary of 256 tokens, a
+        ByteTokenizer.
 
     Raises
     ------
@@ -229,7 +229,8 @@ def _open_weights(path: Path) -> Iterator[StoredArrays]:
 
 
 def _without_doubles(stored: StoredArrays, config: TransformerConfig) -> StoredArrays:
-    """Leave out a second copy of the tied embedding, and the rotary frequencies, which the model computes itself."""
+    """Leave out two kinds of arrays: a second copy of the tied embedding, and the rotary frequencies, which the model
+    computes itself."""
     shapes = {name: s for name, s in stored.shapes.items() if not name.endswith(".rotary_emb.inv_freq")}
     if config.tie_word_embeddings and HEAD in shapes and EMBEDDING in shapes:
         if not np.array_equal(stored[HEAD], stored[EMBEDDING]):

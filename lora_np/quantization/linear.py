@@ -18,7 +18,7 @@ QuantizedLinearCache: TypeAlias = tuple[Quantized4bit, bool]  # the weight (out,
 class QuantizedWeight(Parameter):
     """A frozen parameter with a Quantized4bit as its value. The size of the value is the number of weights.
 
-    `astype` changes the dtype of the dequantised weights. It does not change the codes.
+    `astype` changes the dtype of the dequantised weights. The codes do not change.
     """
 
     __slots__ = ()
@@ -119,14 +119,14 @@ class QuantizedLinear(Linear):
         x : ndarray, shape (…, in), float32 or float64
             The input.
         context : Context
-            The arguments that the call passes to every layer. This layer does not use them.
+            The arguments that the call passes to every layer. This layer does not use these arguments.
 
         Returns
         -------
         y : ndarray, shape (…, out)
             The output.
         cache : QuantizedLinearCache
-            The second argument of `backward`. It contains neither x nor Ŵ.
+            The second argument of `backward`. The cache contains neither x nor Ŵ.
         """
         bias = self.bias.value if hasattr(self, "bias") else None
         y, _ = ops.linear_forward(x, dequantize_4bit(self.weight.value, x.dtype), bias)

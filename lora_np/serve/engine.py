@@ -60,7 +60,7 @@ class Request:
     sampling : Sampling
         How the next token is chosen.
     stop_tokens : frozenset of int
-        Token ids that end the answer. They are not part of `tokens`.
+        Token ids that end the answer. These ids are not part of `tokens`.
     rng : numpy.random.Generator
         Random numbers for sampling.
     on_token : callable
@@ -113,7 +113,7 @@ class AdapterServer:
     max_queue : int, default 256
         Largest number of waiting requests.
     max_loras : int, default 64
-        Largest number of loaded adapters in memory. The adapters that `model` already has are not counted.
+        Largest number of loaded adapters in memory. The adapters that `model` already contains are not counted.
     folders : iterable of str or PathLike, optional
         Adapters may be loaded from these folders and their subfolders. By default no adapter can be loaded.
 
@@ -249,7 +249,7 @@ class AdapterServer:
         Parameters
         ----------
         request : Request
-            The request to end. Its `finish_reason` becomes "cancelled".
+            The request to end. The `finish_reason` of this request becomes "cancelled".
         """
         if request in self.waiting:
             self.waiting.remove(request)
@@ -334,8 +334,8 @@ class AdapterServer:
     def _admit(self) -> None:
         """Add waiting requests to the batch in the order of submission.
 
-        If memory has no room for the adapter of a request, all later requests wait too. Otherwise they could delay this
-        request for ever.
+        If memory is full of adapters in use, a request waits for its adapter, and all later requests wait too.
+        Otherwise they could delay this request for ever.
         """
         prompt_tokens = 0
         while self.waiting and len(self.running) < self.max_batch and prompt_tokens < PROMPT_TOKENS:
@@ -397,7 +397,7 @@ class AdapterServer:
         Parameters
         ----------
         error : Exception
-            The error that `step` raised. It becomes the `error` of each running request.
+            The error that `step` raised. This error becomes the `error` of each running request.
         """
         failed, self.running = self.running, []
         self._past, self._rows = BatchCache(self.config, self.max_batch), AdapterRows(())

@@ -279,7 +279,7 @@ async def complete(service: CompletionService, request: HttpRequest, chat: bool)
 
 
 async def _cancel_if_disconnected(service: CompletionService, pending: PendingCompletion, request: HttpRequest) -> None:
-    """Wait until the client disconnects, then cancel the request; this has no effect on a finished request."""
+    """Wait until the client disconnects, then cancel the request. A finished request is not changed."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     service.thread.call(service.thread.engine.cancel, pending.request)

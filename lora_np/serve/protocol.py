@@ -217,7 +217,7 @@ class StopStringStream:
         return text[: len(text) - hold]
 
     def end(self) -> str:
-        """Return the text that has not been returned yet; called after the last token."""
+        """Return the remaining text. Call this method after the last token."""
         return "" if self.stopped else self._held + self._stream.end()
 
 

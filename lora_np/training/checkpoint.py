@@ -76,7 +76,8 @@ def _digest(values: list[float]) -> str:
 
 
 class Checkpoint:
-    """A safetensors file with the trainable parameters, optimizer state, step and history. It contains no frozen weights."""
+    """A safetensors file with the trainable parameters, optimizer state, step and history. The file contains no frozen
+    weights."""
 
     def __init__(
         self, path: str | os.PathLike[str] | None, model: Trainable, optimizer: Optimizer, settings: dict[str, Any]

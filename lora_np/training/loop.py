@@ -32,9 +32,8 @@ Batch = tuple[Array, Array]  # tokens (b, t) and targets (b, t), which are the t
 class Batches(Protocol):
     """An object that returns the arrays `tokens` and `targets` for `batches[step]`, such as data.Batches or a list.
 
-    A list is repeated if it has fewer batches than the run needs. The object can have an attribute
-    `digest`, a string that identifies the data. A checkpoint stores this string, to check that a resumed run has the same
-    data.
+    A list is repeated if it has fewer batches than the run needs. The object can have an attribute `digest`, a string
+    that identifies the data. A checkpoint stores this string, to check that a resumed run uses the same data.
     """
 
     def __getitem__(self, step: int, /) -> Batch: ...

@@ -311,8 +311,8 @@ class AdamW(Optimizer):
 class WarmupCosine:
     """A learning-rate schedule: a linear warm-up to 1, then a half cosine down to `floor`.
 
-    The learning rate is multiplied by `schedule(step)`. This factor is 1/warmup at step 0, and slightly above `floor` at
-    step `steps − 1`.
+    The learning rate is multiplied by `schedule(step)`. The factor `schedule(step)` is 1/warmup at step 0, and slightly
+    above `floor` at step `steps − 1`.
 
     Parameters
     ----------

@@ -1,4 +1,5 @@
-"""The key/value cache. It stores the keys and values of earlier tokens, so that generation computes only new tokens.
+"""The key/value cache. The cache stores the keys and values of earlier tokens, so that generation computes only new
+tokens.
 
 The keys and values of a token depend only on that token and the tokens before it. Later tokens do not change them.
 

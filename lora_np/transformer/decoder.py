@@ -2,7 +2,7 @@
 
     tokens → embedding → [ + attention(norm) → + MLP(norm) ] × layers → norm → hidden states
 
-The backward pass runs through the layers in reverse order. It stops when no earlier layer is trainable.
+The backward pass runs through the layers in reverse order. The backward pass stops when no earlier layer is trainable.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Attention(Module):
         return x.reshape(b, t, -1, self.head_dim).transpose(0, 2, 1, 3)
 
     def _rows(self, x: Array) -> Array:
-        """Join the heads: (b, n, t, d) → (b, t, n·d). This is the inverse of `_heads`."""
+        """Join the heads: (b, n, t, d) → (b, t, n·d). This function is the inverse of `_heads`."""
         b, n, t, d = x.shape
         return x.transpose(0, 2, 1, 3).reshape(b, t, n * d)
 

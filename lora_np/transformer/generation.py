@@ -121,7 +121,7 @@ def generate(
     adapter_names : list of str, optional
         The adapter of each row, for a mixed batch with a PeftModel. "__base__" selects the base model.
     on_token : callable, optional
-        A function for streaming. It is called as on_token(row, token) as soon as a new token is known.
+        A function for streaming. The call is on_token(row, token), as soon as a new token is known.
 
     Returns
     -------
@@ -195,8 +195,8 @@ def last_logits(
 ) -> np.ndarray:
     """Read `tokens` (b, t) in chunks and extend the cache. Return the logits (b, v) of the last position, on the host.
 
-    With `skip_padding`, padding tokens are not counted in the positions of the other tokens. This changes the result only
-    if a prefix precedes the padding.
+    With `skip_padding`, padding tokens are not counted in the positions of the other tokens. The option `skip_padding`
+    changes the result only if a prefix precedes the padding.
     """
     positions = None if mask is None or not skip_padding else np.maximum(mask.cumsum(axis=1) - 1, 0)
     for start in range(0, tokens.shape[1], CHUNK):

@@ -1,4 +1,5 @@
-"""A decoder-only Transformer of the Llama family, with the names of Hugging Face. It contains no code for LoRA.
+"""A decoder-only Transformer of the Llama family, with the names of Hugging Face. This module contains no code for
+LoRA.
 
     tokens → decoder → head → logits → cross-entropy against the tokens shifted by one
 
@@ -181,7 +182,7 @@ class Transformer(Module):
         attention_mask : ndarray, shape (b, s), bool, optional
             False where a key is padding; s is the number of cached and new tokens together.
         context : Context, optional
-            An object with `rng`, `attention_mask`, adapter and positions. It replaces the arguments `rng` and
+            An object with `rng`, `attention_mask`, adapter and positions. The context replaces the arguments `rng` and
             `attention_mask`.
 
         Returns
@@ -291,7 +292,8 @@ class Transformer(Module):
         loss : ndarray, shape ()
             The mean cross-entropy over all targets that count.
         cache : tuple
-            The input of one `backward` call. This call overwrites the logits in the cache with the gradient of the logits.
+            The input of one `backward` call. The `backward` call overwrites the logits in the cache with the gradient
+            of the logits.
 
         Raises
         ------

@@ -99,7 +99,7 @@ def subtract_from_base(layer: AdaptedLinear, adapter: LoraAdapter) -> None:
 def check_not_quantized(name: str, layer: AdaptedLinear) -> None:
     """Raise RuntimeError if the base was quantised after PiSSA.
 
-    No adapter for the original base gives the same outputs as such a model.
+    After this quantisation, no adapter for the original base gives the same outputs as the model.
     """
     if layer.base_correction is not None and isinstance(layer.base_layer.weight.value, Quantized4bit):
         raise RuntimeError(
