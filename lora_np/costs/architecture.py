@@ -165,7 +165,7 @@ def llama(
     name : str
         Name of the model.
     layers, hidden, heads, kv_heads : int
-        As in `Architecture`. Each head has hidden / heads features.
+        As in `Architecture`. The number of features per head is `hidden` divided by `heads`.
     ffn : int
         Width of the MLP.
     vocabulary : int

@@ -53,7 +53,7 @@ def peak_candidates(step: TrainingStep) -> Iterator[tuple[int, int]]:
 def last_mlp_forward(step: TrainingStep) -> int:
     """Return the number of floats that the last MLP's forward pass allocates and does not save.
 
-    If only the output head is trained, the memory of the step is largest here.
+    If only the output head is trained, the step needs the most memory during this forward pass.
     """
     N, d, mlp = step.tokens, step.structure.hidden, step.structure.blocks[-1][-1]
     normed = N * d * (not any(layer.keeps_x for layer in mlp.input_layers))

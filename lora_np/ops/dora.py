@@ -13,7 +13,8 @@ goes back through `dora_forward` only. With g = m/n and dW = dyᵀx, row o of �
     true        g_o (dW_o − (dW_o·V_o) V_o/n_o²)       without its component along V_o
 
 The true gradient has no component along V_o, because a longer V_o gives the same y. The detached gradient, with n as a
-constant, has a component along V_o. This component changes the lengths of V's rows, which does not change y.
+constant, has a component along V_o. This component changes the lengths of V's rows, but longer or shorter rows give the
+same y.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def write_adapter(
 def portable_targets(targets: str | Collection[str], model: Module) -> str | list[str]:
     """Return `target_modules` in a form that selects the same layers in PEFT.
 
-    In PEFT a string is always a regular expression, so "q_proj" matches nothing. PEFT compares the string with the
+    In PEFT a string is always a regular expression, so "q_proj" matches no layer. PEFT compares the string with the
     names of all modules, not only of linear layers. A string that would select other layers in PEFT is replaced by a
     list of name suffixes. If these suffixes match too many layers, the list contains full names instead.
     """

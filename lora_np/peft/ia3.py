@@ -110,7 +110,7 @@ class IA3Adapter(Adapter):
         return y * l, (base_cache, l, y if self.ia3_l.trainable else None)
 
     def backward(self, dy: Array, cache: IA3Cache, base: Linear, need_dx: bool) -> Array | None:
-        """Return dx (…, in) for dy (…, out), or None if dx is not needed. Also add dl to the gradient of l.
+        """Return dx (…, in) for dy (…, out), or None if dx is not needed. This method also adds dl to the gradient of l.
 
         In the forward pass z = l ∘ u, where u is either the input x or the output base(x) of the base layer. Therefore
         dl is the sum of dz ∘ u over all tokens, and du = l ∘ dz.

@@ -34,7 +34,7 @@ class AdapterManager(AdapterHost):
             raise TypeError(f"expected a Transformer without adapters, got {type(model).__name__}")
         if adapted_layers(model):
             raise ValueError(
-                "this model has adapters already: add another one to its PeftModel with add_adapter or load_adapter, or call "
+                "this model has adapters already: add another adapter to the PeftModel with add_adapter or load_adapter, or call "
                 "merge_and_unload() first"
             )
         base = model.model.norm.weight.value.dtype

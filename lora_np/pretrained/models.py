@@ -87,7 +87,7 @@ def load_model(name: str | os.PathLike[str], dtype: DTypeLike = np.float32, devi
             stored, quantized = bitsandbytes.take_quantized(stored)
             if not quantized and not path.is_file() and "quantization_config" in read_json(path / "config.json"):
                 raise ValueError(
-                    "its config.json has a quantization_config, but none of its weights is quantised: remove that entry"
+                    "config.json contains a quantization_config, but no weight is quantised: remove quantization_config"
                 )
             return _fill(config, _without_doubles(stored, config), quantized, dtype, like)
         except ValueError as error:
@@ -132,7 +132,7 @@ def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
     for name, x in model.state_dict().items():
         if ".base_layer." in name:
             raise TypeError(
-                "this Transformer has an adapter: call merge_and_unload() first, or save it before get_peft_model"
+                "this Transformer has an adapter: call merge_and_unload() first, or save the Transformer before get_peft_model"
             )
         arrays |= bitsandbytes.to_arrays(name, x) if isinstance(x, Quantized4bit) else {name: to_host(x)}
     save_arrays(Path(folder) / "model.safetensors", arrays, {"format": "pt"})

@@ -335,7 +335,7 @@ class AdapterServer:
         """Add waiting requests to the batch in the order of submission.
 
         If memory is full of adapters in use, a request waits for its adapter, and all later requests wait too.
-        Otherwise they could delay this request for ever.
+        Otherwise the later requests could delay this request for ever.
         """
         prompt_tokens = 0
         while self.waiting and len(self.running) < self.max_batch and prompt_tokens < PROMPT_TOKENS:

@@ -115,7 +115,7 @@ class Checkpoint:
         if changed:
             more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise ValueError(
-                f"{self.path} belongs to another run: {'; '.join(changed[:3])}{more}. Use its settings, or another path"
+                f"{self.path} belongs to another run: {'; '.join(changed[:3])}{more}. Use the settings of that run, or another path"
             )
         self.optimizer.state.clear()
         self.optimizer.t = int(metadata["step"])

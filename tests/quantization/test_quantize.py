@@ -775,7 +775,7 @@ def test_what_is_quantised_by_another_method_or_not_at_all_is_refused(make_model
             load_model(tmp_path)
     save_model(make_model(np.float32), tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="none of its weights is quantised"):
+    with pytest.raises(ValueError, match="no weight is quantised"):
         load_model(tmp_path)
 
 

@@ -83,7 +83,7 @@ def check_layer(name: str, base: Linear, r: int) -> None:
     if r > most:
         raise ValueError(f"{name} has {most} singular values; PiSSA with r = {r} needs at least r")
     if not array_module(W).isfinite(W).all():
-        raise ValueError(f"{name} has a weight that is not finite; PiSSA needs its singular values")
+        raise ValueError(f"{name} has a weight that is not finite; PiSSA needs the singular values of W")
 
 
 def subtract_from_base(layer: AdaptedLinear, adapter: LoraAdapter) -> None:
