@@ -17,7 +17,7 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 
 def load(folder=FOLDER):
-    """Read config.json and model.safetensors (a length, a JSON header, and the weights)."""
+    """Read config.json and model.safetensors, which contains a length, a JSON header and the weights."""
     config = json.loads((folder / "config.json").read_text())
     data = (folder / "model.safetensors").read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")

@@ -264,7 +264,7 @@ def _folder(stdlib: str | Path | None) -> str:
 
 
 def _topics(folder: Path) -> dict[str, str]:
-    """Return a dict from each topic of the language reference to its text, without topics that are part of another topic."""
+    """Return a dict with the text of each topic of the language reference. A topic inside another topic is left out."""
     path = folder / "pydoc_data" / "topics.py"
     if not path.is_file():
         raise FileNotFoundError(_missing("the language reference, pydoc_data/topics.py, is", folder))

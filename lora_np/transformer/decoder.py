@@ -77,12 +77,12 @@ class Attention(Module):
         return dx
 
     def _heads(self, x: Array) -> Array:
-        """Split the features into heads: (b, t, n·d) → (b, n, t, d). Returns a view."""
+        """Split the features into heads: the shape changes from (b, t, n·d) to (b, n, t, d). Returns a view."""
         b, t, _ = x.shape
         return x.reshape(b, t, -1, self.head_dim).transpose(0, 2, 1, 3)
 
     def _rows(self, x: Array) -> Array:
-        """Join the heads: (b, n, t, d) → (b, t, n·d). This function is the inverse of `_heads`."""
+        """Join the heads: the shape changes from (b, n, t, d) to (b, t, n·d). The inverse of `_heads`."""
         b, n, t, d = x.shape
         return x.transpose(0, 2, 1, 3).reshape(b, t, n * d)
 

@@ -215,7 +215,7 @@ def _pad_left(prompts: Sequence[Sequence[int] | np.ndarray] | np.ndarray) -> tup
     """Return the prompts (b, t), padded on the left, and a mask that is True for tokens (None if there is no padding).
 
     Attention depends only on differences of rotary positions. So a row may start in any column, if the mask excludes the
-    padding. With a prefix this is not true: see `last_logits`.
+    padding. With a prefix, attention also depends on absolute positions: see `last_logits`.
     """
     longest = max(len(prompt) for prompt in prompts)
     tokens, mask = np.zeros((len(prompts), longest), np.int64), np.zeros((len(prompts), longest), bool)
