@@ -88,4 +88,6 @@ def __getattr__(name: str) -> object:
     for method in METHODS:
         if method.config_type.__name__ == name:
             return method.config_type
-    raise AttributeError(f"lora_np has no {name}" + (f"; use {REPLACEMENTS[name]}" if name in REPLACEMENTS else ""))
+    raise AttributeError(
+        f"lora_np has no attribute {name}" + (f"; use {REPLACEMENTS[name]}" if name in REPLACEMENTS else "")
+    )

@@ -23,8 +23,8 @@ VARIABLE = "LORA_NP_DEVICE"  # an environment variable that sets the device for 
 def array_module(x: Array) -> ModuleType:
     """Return the module with the functions for `x`: numpy for a NumPy array, cupy for a CuPy array.
 
-    Code written as `xp = array_module(x); xp.exp(x)` runs on both devices.
-    Raises TypeError if `x` is not an array (a list, a number, a torch tensor).
+    Code written as `xp = array_module(x); xp.exp(x)` runs on both devices. Raises TypeError if `x` is not an array, for
+    example if `x` is a list, a number or a torch tensor.
     """
     if isinstance(x, np.ndarray):  # checked first: this function is called thousands of times per step
         return np
@@ -45,7 +45,7 @@ def device_module(device: str = "auto") -> ModuleType:
     wanted = os.environ.get(VARIABLE) or "auto" if device == "auto" else device
     if wanted not in ("numpy", "cupy", "auto"):
         where = f" (from {VARIABLE})" if device == "auto" else ""
-        raise ValueError(f"device {wanted!r}{where}; expected 'numpy', 'cupy' or 'auto'")
+        raise ValueError(f"unknown device {wanted!r}{where}; expected 'numpy', 'cupy' or 'auto'")
     if wanted == "numpy":
         return np
     reason = why_no_gpu()
@@ -77,7 +77,7 @@ def why_no_gpu() -> str | None:
 def to_host(x: Array) -> np.ndarray:
     """Return `x` as a NumPy array: `x` itself if it is a NumPy array, otherwise a copy.
 
-    The copy is made after the GPU has computed `x`.
+    For an array on a GPU, the copy is made after the GPU has computed `x`.
     """
     return x if isinstance(x, np.ndarray | np.generic) else x.get()
 

@@ -5,8 +5,8 @@ Two methods compute the directional derivative ∇f·v from values of f alone:
 - complex step: Im f(θ + ihv) / h. The Taylor series of f(θ + ihv) is f(θ) + ih ∇f·v − h²/2 …, so its imaginary part is
   h ∇f·v plus terms of order h³. The method does not subtract nearly equal numbers. With h = 1e-30 the result is exact
   up to rounding (Squire and Trapp 1998).
-- central difference: (f(θ + hv) − f(θ − hv)) / 2h. It needs no complex arithmetic, but it subtracts two nearly equal
-  numbers. In float64 about ten digits are correct at best, with h near 1e-5.
+- central difference: (f(θ + hv) − f(θ − hv)) / 2h. The central difference needs no complex arithmetic, but subtracts
+  two nearly equal numbers. In float64 about ten digits are correct at best, with h near 1e-5.
 
 One random direction v per tensor tests all entries of the gradient at once. If an entry is wrong, gradient·v differs
 from ∇f·v. The only exception is an error orthogonal to v, which has probability zero for a random v.
@@ -108,13 +108,14 @@ def gradcheck(
     Parameters
     ----------
     forward : callable
-        The forward function. It is called as `forward(*inputs.values())` and returns (y, cache). Use a lambda or
-        functools.partial for arguments that are not differentiated, such as a scaling or token ids.
+        The forward function. The call is `forward(*inputs.values())`, which returns the tuple (y, cache). Use a lambda
+        or functools.partial for arguments that are not differentiated, such as a scaling or token ids.
     backward : callable
-        The backward function. It is called as `backward(dy, cache)` and returns one gradient per input, in the order of
+        The backward function. The call is `backward(dy, cache)`, which returns one gradient per input, in the order of
         the inputs. If a gradient is None, its input is not checked.
     inputs : mapping of str to ndarray
-        The inputs by name, as float arrays. They are converted to float64 (and to complex128 for the complex step).
+        The inputs by name, as float arrays. The inputs are converted to float64 (and to complex128 for the complex
+        step).
     method : {"complex-step", "central"}
         The method that computes the derivative.
     directions : int
@@ -135,8 +136,8 @@ def gradcheck(
     TypeError
         If an input is not a float array.
     ValueError
-        If `backward` returns a wrong number of gradients, a gradient of a wrong shape or only None, or if an argument
-        is out of range.
+        If `backward` returns a wrong number of gradients, if a gradient has a wrong shape, if all gradients are None,
+        or if an argument is out of range.
 
     Examples
     --------

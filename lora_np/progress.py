@@ -30,8 +30,8 @@ class Progress:
 
     In a terminal or an interactive notebook, progress is shown as a tqdm.auto bar, or as lines if tqdm is not
     installed. Elsewhere nothing is printed by default, because a bar would fill a log file or a committed notebook.
-    With `lines=True`, at most one line every 15 seconds is printed there. With `enabled=False`, nothing is printed at
-    all. `done` is the number of steps, out of `total`, that an earlier interrupted run has already finished.
+    With `lines=True`, at most one line every 15 seconds is printed in these places. With `enabled=False`, nothing is
+    printed at all. `done` is the number of steps, out of `total`, that an earlier interrupted run has already finished.
     """
 
     def __init__(

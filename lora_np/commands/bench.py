@@ -15,8 +15,9 @@ HELP = "measure time and memory of a training step, also in PyTorch"
 USAGE = "[options]"
 DESCRIPTION = """Measure time and memory of a training step, here and in PyTorch.
 
-The competitors take turns: this library, PyTorch with PEFT (if installed), and
-as a lower bound the frozen matrix products alone. Run nothing else meanwhile.
+Three competitors run in turn: this library, PyTorch with PEFT (if installed),
+and the frozen matrix products alone, which are a lower bound. Run no other
+program at the same time.
 
 parts:
   methods           full fine-tuning and LoRA on tiny, in this process
@@ -39,9 +40,9 @@ PICTURES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     measured = parser.add_argument_group("measurement")
-    measured.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help="measure these parts (default: all)")
+    measured.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help="parts to measure (default: all)")
     measured.add_argument(
-        "--quick", action="store_true", help="3 rounds, with more noise (default: 9 rounds; 5 for generation)"
+        "--quick", action="store_true", help="measure 3 rounds, with more noise (default: 9 rounds; for generation, 5)"
     )
     measured.add_argument(
         "--no-compile", action="store_true", help="leave out torch.compile, which takes one or two minutes"
@@ -51,14 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=os.cpu_count(),
         metavar="N",
-        help="threads of each competitor (default: one per core)",
+        help="number of threads of each competitor (default: one per core)",
     )
     results = parser.add_argument_group("results")
     tables = "speed.json, quantized_speed.json, generation_speed.json and speed_scaling.json"
     results.add_argument("--json", type=Path, metavar="FOLDER", help=f"write {tables} to this folder")
-    results.add_argument(
-        "--figures", type=Path, metavar="FOLDER", help="draw the pictures of the tables to this folder"
-    )
+    results.add_argument("--figures", type=Path, metavar="FOLDER", help="folder for the pictures of the tables")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -213,7 +212,7 @@ def print_scaling(table: Table) -> None:
 
 
 def ratio(row: dict) -> str:
-    """Return the text of the columns "× ours" and "quartiles"; dashes if the row has no ratio."""
+    """Return the texts for the columns "× ours" and "quartiles"; both are dashes if the row contains no ratio."""
     if row.get("ratio") is None:
         return f"{'–':>8}{'–':>14}"
     low, high = row["ratio_range"]

@@ -40,8 +40,8 @@ GRADE = """Grade a folder of submissions.
 
 The table has one row per student and exercise.
 
-Each answer runs in its own process with your user's permissions. Grade answers
-of people you do not know in a container.
+Each answer runs in its own process with your user's permissions. To grade
+answers of people you do not know, run this command in a container.
 
 example:
   python -m lora_np exercises grade submissions --csv grades.csv"""
@@ -55,20 +55,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--py", action="store_true", help="write .py files for an editor and pytest, instead of notebooks"
     )
     write.add_argument(
-        "--solutions", action="store_true", help="write the teacher's notebooks: with solutions, executed"
+        "--solutions", action="store_true", help="write notebooks for the teacher, with solutions and outputs"
     )
     check = add_action(actions, "exercises", "check", "FILE [FILE ...]", CHECK)
     check.add_argument("files", nargs="+", type=Path, metavar="FILE", help=".py files or notebooks with answers")
     grade = add_action(actions, "exercises", "grade", "SUBMISSIONS --csv FILE [--workers N]", GRADE)
     grade.add_argument(
-        "submissions", type=Path, metavar="SUBMISSIONS", help="a folder with one folder or one file per student"
+        "submissions", type=Path, metavar="SUBMISSIONS", help="folder with one subfolder or one file per student"
     )
-    grade.add_argument("--csv", type=Path, required=True, metavar="FILE", help="the table to write")
+    grade.add_argument("--csv", type=Path, required=True, metavar="FILE", help="CSV file for the table")
     grade.add_argument(
         "--workers",
         type=int,
         metavar="N",
-        help="answers that are graded in parallel (default: one per core, at most 8)",
+        help="number of answers graded in parallel (default: one per core, at most 8)",
     )
 
 
@@ -105,7 +105,7 @@ def check(arguments: argparse.Namespace) -> int:
         asked = [exercise for exercise in exercises() if defines(path, exercise.function)]
         if not asked:
             known = ", ".join(exercise.function for exercise in exercises())
-            raise ValueError(f"{path} defines no function of an exercise; the functions are {known}")
+            raise ValueError(f"{path} defines no function that an exercise asks for; the functions are {known}")
         for exercise in asked:
             verdicts.append(find_answer([path], exercise))
             print(verdicts[-1])

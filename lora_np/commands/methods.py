@@ -84,7 +84,7 @@ def configuration(arguments: argparse.Namespace) -> PeftConfig | None:
 
 
 def learning_rates(arguments: argparse.Namespace) -> tuple[float, dict[str, float]]:
-    """Return the learning rate, and the dict `lr_ratio` for AdamW: for lora+ the factor for B, otherwise empty."""
+    """Return the learning rate, and `lr_ratio` for AdamW: a dict with the factor of B for lora+, otherwise empty."""
     choice = METHODS[arguments.method]
     ratio = arguments.loraplus_lr_ratio
     if ratio is None and RATIO in choice.optimizer:

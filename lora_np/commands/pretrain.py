@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for the checkpoint and the model (default %(default)s)",
     )
     group.add_argument(
-        "--steps", type=int, metavar="N", help="number of steps (default: as for the model in this package)"
+        "--steps", type=int, metavar="N", help="number of steps (default: as many as for the model in this package)"
     )
 
 

@@ -11,10 +11,10 @@ HELP = "make all tables and pictures, and execute the notebooks"
 USAGE = "[options]"
 DESCRIPTION = """Make all tables and pictures again, and execute the notebooks.
 
-Run this in a clone of the repository. Without --full it takes minutes, uses
-small settings and writes to figures/quick. With --full it takes hours, uses the
-settings of the committed tables and writes docs/results.md too. If --full is
-stopped, the same command continues.
+Run this command in a clone of the repository. Without --full, the command takes
+minutes, uses small settings and writes to figures/quick. With --full, the
+command takes hours, uses the settings of the committed tables and also writes
+docs/results.md. If --full is stopped, the same command continues.
 
 examples:
   python -m lora_np reproduce
@@ -25,7 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("options")
     group.add_argument("--full", action="store_true", help="use the settings of the committed tables (hours)")
     group.add_argument(
-        "--workers", type=int, default=2, metavar="N", help="parallel runs, one core each (default %(default)s)"
+        "--workers",
+        type=int,
+        default=2,
+        metavar="N",
+        help="number of parallel runs, one core each (default %(default)s)",
     )
     folders = parser.add_argument_group("folders")
     folders.add_argument(

@@ -12,9 +12,10 @@ HELP = "serve a model and its adapters over HTTP, with OpenAI's API"
 USAGE = "[--adapter NAME=FOLDER ...] [options]"
 DESCRIPTION = """Serve a model and its adapters over HTTP, with OpenAI's API.
 
-The server prints its address, which OpenAI's clients take as base_url. A
-request's field "model" names the adapter or the base model. Ctrl-C lets running
-requests finish; a second Ctrl-C stops at once. Needs the extra "serve".
+The server prints its address: use this address as base_url of OpenAI's clients.
+A request's field "model" names the adapter or the base model. After Ctrl-C the
+server finishes the running requests and stops; after a second Ctrl-C the server
+stops at once. The command needs the extra "serve".
 
 examples:
   python -m lora_np serve --adapter keeper=keeper/
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=_named_folder,
         metavar="NAME=FOLDER",
-        help="load the adapter in FOLDER under this name; repeat the option for more adapters",
+        help="load the adapter in FOLDER under the name NAME; repeat the option for more adapters",
     )
     models.add_argument(
         "--adapters",
@@ -57,7 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="127.0.0.1",
         help="address to listen on (default %(default)s, which only this computer can reach); there is no password",
     )
-    address.add_argument("--port", type=int, default=8000, help="port; 0 chooses a free one (default %(default)s)")
+    address.add_argument(
+        "--port", type=int, default=8000, help="port number; 0 chooses a free port (default %(default)s)"
+    )
     limits = parser.add_argument_group("limits")
     limits.add_argument(
         "--max-batch",
@@ -109,7 +112,7 @@ def _base_name(arguments: argparse.Namespace) -> str:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Raise an error for a wrong option; called before the model is loaded."""
+    """Raise an error for a wrong option. The check precedes the loading of the model."""
     for name, folder in arguments.adapter:
         if name == _base_name(arguments):
             raise ValueError(f"--adapter {name}=…: {name} is the name of the base model; choose another name")

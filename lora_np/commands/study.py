@@ -33,10 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     runs = parser.add_argument_group("runs")
     where = runs.add_mutually_exclusive_group()
     where.add_argument(
-        "--workers", type=int, default=2, metavar="N", help="parallel runs, one core each (default %(default)s)"
+        "--workers",
+        type=int,
+        default=2,
+        metavar="N",
+        help="number of parallel runs, one core each (default %(default)s)",
     )
     where.add_argument(
-        "--scheduler", metavar="ADDRESS", help="compute the runs on this Dask cluster instead: tcp://HOST:PORT"
+        "--scheduler", metavar="ADDRESS", help="address of a Dask cluster that computes the runs: tcp://HOST:PORT"
     )
     folders = parser.add_argument_group("folders")
     folders.add_argument(
@@ -79,7 +83,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def listing(figures: Path) -> str:
-    """Return the list of studies. If a study has a table, the number of rows and the computing time are included."""
+    """Return the list of studies. If the table of a study exists, the list also shows the number of rows and the
+    computing time."""
     from ..studies.catalogue import OTHER_NAMES, STUDIES
 
     lines = []
@@ -98,8 +103,8 @@ def listing(figures: Path) -> str:
 def summary(table: Table) -> str:
     """Return the question, and for each setting the mean, the smallest and the largest value of `final` over the seeds.
 
-    The settings of a row are the cells before the first list or before `final`. If the table has phases, only the rows
-    of the phase "seeds" are used.
+    The settings of a row are the cells before the first cell that contains a list or before the cell `final`. If the
+    table has phases, only the rows of the phase "seeds" are used.
     """
     from ..studies.catalogue import STUDIES
 

@@ -1,8 +1,8 @@
 """python -m lora_np train: train an adapter, or with --full all weights, on a file of conversations.
 
 During training the output folder contains checkpoint.safetensors, from which `--resume` continues. With `--overwrite`
-the folder also contains an empty file "overwriting" until the old adapter is replaced. Both files are removed after the
-adapter or the model is saved. The losses stay in history.json.
+the folder also contains an empty file "overwriting" until the old adapter is replaced. Both files, checkpoint and
+"overwriting", are removed after the adapter or the model is saved. The losses stay in history.json.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ HELP = "fine-tune a language model on your own questions and answers"
 USAGE = "--data FILE --output FOLDER [options]"
 DESCRIPTION = """Fine-tune a language model on your own questions and answers.
 
-The data file has one record per line, in JSON, of either form:
+The data file contains one JSON record per line, in one of two forms:
   {"messages": [{"role": "user", "content": "…"}, …]}
   {"prompt": "…", "completion": "…"}
 
-The loss counts only the answers. If training is stopped, add --resume to the
+Only the answers count in the loss. If training is stopped, add --resume to the
 same command to continue from the last checkpoint.
 
 examples:
@@ -95,24 +95,24 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     batches = parser.add_argument_group("length and batches")
     length = batches.add_mutually_exclusive_group()
     length.add_argument(
-        "--epochs", type=float, default=3, metavar="N", help="passes through the data (default %(default)s)"
+        "--epochs", type=float, default=3, metavar="N", help="number of passes through the data (default %(default)s)"
     )
-    length.add_argument("--steps", type=int, metavar="N", help="optimizer steps, instead of --epochs")
+    length.add_argument("--steps", type=int, metavar="N", help="number of optimizer steps, instead of --epochs")
     batches.add_argument(
-        "--batch-size", type=int, default=8, metavar="N", help="records per batch (default %(default)s)"
+        "--batch-size", type=int, default=8, metavar="N", help="number of records per batch (default %(default)s)"
     )
     batches.add_argument(
         "--accumulate",
         type=int,
         default=1,
         metavar="N",
-        help="batches per step: gradient accumulation (default %(default)s)",
+        help="number of batches per step, for gradient accumulation (default %(default)s)",
     )
     batches.add_argument(
         "--max-length",
         type=int,
         metavar="N",
-        help=f"tokens per record; longer records are cut (default {MAX_LENGTH}, or the model's limit)",
+        help=f"largest number of tokens per record; longer records are cut (default {MAX_LENGTH}, or the model's limit)",
     )
     optimizer = parser.add_argument_group("optimizer (AdamW)")
     optimizer.add_argument(
@@ -126,34 +126,43 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         "--warmup",
         type=int,
         metavar="N",
-        help="steps in which the learning rate rises; then it falls to 0 as a cosine (default: a tenth of all steps)",
+        help="number of steps in which the learning rate rises; then the rate falls to 0 as a cosine "
+        "(default: a tenth of all steps)",
     )
     optimizer.add_argument("--weight-decay", type=float, default=0.0, metavar="X", help="weight decay (default 0)")
     optimizer.add_argument(
-        "--max-grad-norm", type=float, default=1.0, metavar="X", help="clip the gradient to this norm (default 1)"
+        "--max-grad-norm",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="largest norm of the gradient; a larger gradient is scaled down (default 1)",
     )
     optimizer.add_argument(
         "--seed",
         type=int,
         default=0,
         metavar="N",
-        help="seed of the new adapter, the order of records and dropout (default %(default)s)",
+        help="seed of the new adapter, of the order of records and of dropout (default %(default)s)",
     )
     progress = parser.add_argument_group("speed and progress")
     progress.add_argument(
         "--workers",
         type=int,
         metavar="N",
-        help="threads that share a batch (default: one per core; at most 2 with --full; 1 on a GPU)",
+        help="number of threads that share a batch (default: one per core; at most 2 with --full; 1 on a GPU)",
     )
     progress.add_argument(
         "--eval-every",
         type=int,
         metavar="N",
-        help="measure the held-out loss every N steps too (default: only before and after training)",
+        help="number of steps between two measurements of the held-out loss (default: only before and after training)",
     )
     progress.add_argument(
-        "--checkpoint-every", type=int, default=20, metavar="N", help="steps between checkpoints (default %(default)s)"
+        "--checkpoint-every",
+        type=int,
+        default=20,
+        metavar="N",
+        help="number of steps between checkpoints (default %(default)s)",
     )
 
 
@@ -269,7 +278,7 @@ def _full(arguments: argparse.Namespace) -> bool:
 
 
 def _check_numbers(arguments: argparse.Namespace) -> None:
-    """Raise ValueError if an option has a number out of range; called before the model is loaded."""
+    """Raise ValueError if the number of an option is out of range. This check precedes the loading of the model."""
     lowest = dict.fromkeys(("steps", "batch_size", "accumulate", "workers", "eval_every", "checkpoint_every"), 1)
     lowest |= {"max_length": 2, "warmup": 0, "seed": 0}
     for name, low in lowest.items():
@@ -355,8 +364,8 @@ def _schedule(warmup: int) -> str:
 def _clear(arguments: argparse.Namespace) -> None:
     """Remove incomplete files of a killed process; with --overwrite, also remove the old checkpoint.
 
-    With --overwrite, the folder has the old adapter and a file "overwriting" until the new adapter replaces the old
-    adapter.
+    With --overwrite, the folder contains the old adapter and a file "overwriting" until the new adapter replaces the
+    old adapter.
     """
     for path in arguments.output.glob("*.tmp"):
         if UNFINISHED.fullmatch(path.name):
@@ -370,7 +379,8 @@ def _clear(arguments: argparse.Namespace) -> None:
 def _save(model: Any, tokenizer: Tokenizer, history: History, arguments: argparse.Namespace) -> None:
     """Write the losses and the adapter or model. Each file is written completely or not at all.
 
-    If the program is interrupted meanwhile, the checkpoint still exists, and `--resume` writes the files again.
+    If the program is interrupted during this function, the checkpoint still exists, and `--resume` writes the files
+    again.
     """
     from ..pretrained import save_model
 
@@ -385,7 +395,7 @@ def _save(model: Any, tokenizer: Tokenizer, history: History, arguments: argpars
 
 
 def _command(arguments: argparse.Namespace, tokenizer: Tokenizer) -> str:
-    """Return a command that asks the new model the first question of the held-out records, or of the training records."""
+    """Return a command that asks the new model the first held-out question, or else the first training question."""
     from ..data.conversations import dataset
 
     heldout = _heldout(arguments)

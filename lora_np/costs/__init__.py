@@ -58,5 +58,7 @@ RENAMED = {"Anatomy": "ModelStructure", "Count": "ParameterCount", "Half": "Subl
 
 
 def __getattr__(name: str) -> object:
-    """Raise AttributeError. For a name of an earlier version, the message gives the new name."""
-    raise AttributeError(f"lora_np.costs has no {name}" + (f"; use {RENAMED[name]}" if name in RENAMED else ""))
+    """Raise AttributeError. If the name existed in an earlier version, the error message gives the new name."""
+    raise AttributeError(
+        f"lora_np.costs has no attribute {name}" + (f"; use {RENAMED[name]}" if name in RENAMED else "")
+    )

@@ -1,7 +1,7 @@
 """The number of floats that the forward pass of this library saves for the backward pass.
 
-For N = batch·seq tokens, a residual stream of width d, q = heads·head_dim query features, kv = kv_heads·head_dim key
-features, an MLP of width f and a vocabulary of V tokens:
+The letters: N = batch·seq tokens; d, the width of the residual stream; q = heads·head_dim query features; kv =
+kv_heads·head_dim key features; f, the width of the MLP; V tokens in the vocabulary.
 
     each sublayer            x and ρ of its norm                  N·(d + 1)
                              outputs of its input layers          N·(q + 2·kv), or N·2f
@@ -70,7 +70,8 @@ class TrainingStep:
         return causal_scores(self.seq, BLOCK) + self.seq * self.structure.virtual_tokens
 
     def saved_inputs(self, layers: tuple[Layer, ...], width: int) -> int:
-        """Return how many floats layers with the same input x save: x itself, if needed, and the adapters' values."""
+        """Return the number of floats that layers with a common input x save: x, if needed, and the adapters'
+        values."""
         N = self.tokens
         shared = N * width * any(layer.keeps_x for layer in layers)
         adapters = (layer.adapter.saved_for_backward(N, layer.out, layer.in_) for layer in layers if layer.adapter)

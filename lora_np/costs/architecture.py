@@ -97,12 +97,12 @@ class Architecture:
 
     @property
     def head(self) -> LinearShape:
-        """The shape of the output head, W (vocabulary, d)."""
+        """The shape of the output head's weight W, (vocabulary, d)."""
         return LinearShape(OUTPUT_HEAD, self.vocabulary, self.hidden)
 
     @property
     def mlp(self) -> tuple[LinearShape, ...]:
-        """The linear layers of a block's MLP. The last of them writes to the residual stream."""
+        """The linear layers of a block's MLP. The last layer writes to the residual stream."""
         return tuple(linear for linear in self.linears if linear.name.startswith("mlp."))
 
     @property
@@ -133,7 +133,7 @@ class Architecture:
 
     @property
     def block_linear_parameters(self) -> int:
-        """The number of parameters in the linear layers of all blocks, with biases: the layers of "all-linear"."""
+        """The number of parameters, biases included, of all linear layers that "all-linear" selects."""
         return self.layers * sum(linear.parameters for linear in self.linears)
 
     @property
@@ -157,7 +157,7 @@ def llama(
 ) -> Architecture:
     """Return the architecture of a Llama-like model (Llama, Mistral, SmolLM2).
 
-    These models have no biases, RMSNorm, rotary position embeddings and a gated MLP. The layer names are those of
+    These models have no biases, RMSNorm, rotary position embeddings and a gated MLP. The layers have the names of
     transformers' LlamaForCausalLM.
 
     Parameters
@@ -165,7 +165,7 @@ def llama(
     name : str
         Name of the model.
     layers, hidden, heads, kv_heads : int
-        As in `Architecture`. Each head has hidden / heads features.
+        As in `Architecture`. The number of features per head is `hidden` divided by `heads`.
     ffn : int
         Width of the MLP.
     vocabulary : int
@@ -213,10 +213,9 @@ def gpt(name: str, layers: int, hidden: int, heads: int, positions: int, fused: 
     positions : int
         Number of rows of the learned position embedding.
     fused : bool
-        True: one matrix c_attn (3d, d) computes queries, keys and values. The layer names are those of transformers'
-        GPT2LMHeadModel.
-        False: the attention has q_proj, k_proj, v_proj and o_proj of shape (d, d). The code of GPT-3 is not public; the
-        LoRA paper counts adapters of these four matrices.
+        True: one matrix c_attn (3d, d) computes queries, keys and values. The layers have the names of transformers'
+        GPT2LMHeadModel. False: the attention has q_proj, k_proj, v_proj and o_proj of shape (d, d). The code of GPT-3
+        is not public; the LoRA paper counts adapters of these four matrices.
 
     Returns
     -------

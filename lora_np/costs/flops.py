@@ -2,16 +2,16 @@
 
 One multiplication and one addition are two FLOPs.
 
-For N tokens, a weight W (out, in) and an adapter A (r, in), B (out, r):
+The matrix products for N tokens, a weight W (out, in) and an adapter with A (r, in) and B (out, r):
 
     forward        x Wᵀ            2·N·out·in        h = x Aᵀ, h Bᵀ           2·N·r·(in + out)
     backward, dx   dy W            2·N·out·in        dh = dy B, dh A          2·N·r·(in + out)
     backward, dW   dyᵀ x           2·N·out·in        dB = dyᵀ h, dA = dhᵀ x   2·N·r·(in + out)
 
 Full fine-tuning computes the left column. LoRA computes the left column without its last line, and the right column.
-For a square W (n, n) these are 2n² + 6nr multiply-adds per token, against 3n² (Schulman 2025, "LoRA Without Regret").
-Norms, softmax, activations and the optimizer are not counted: they use each number once, and a matrix product uses it
-about a thousand times.
+For a square W (n, n), LoRA needs 2n² + 6nr multiply-adds per token, and full fine-tuning needs 3n² (Schulman 2025,
+"LoRA Without Regret"). Norms, softmax, activations and the optimizer are not counted: they use each number once, while
+a matrix product uses each number about a thousand times.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Flops:
     attention : Products
         The products q kᵀ and p v of the attention.
     head : Products
-        Products with the output head: hidden states → logits.
+        Products with the output head, which turns hidden states into logits.
 
     Examples
     --------
@@ -66,7 +66,7 @@ class Flops:
         return self.products.total
 
     def __str__(self) -> str:
-        """Return a table of the GFLOP (10⁹ FLOPs) of each part, and the GFLOP per token."""
+        """Return a table with the GFLOP (10⁹ FLOPs) of each part and the GFLOP per token."""
         parts = {"linear layers, W": self.linear, "adapters": self.adapter, "attention": self.attention}
         parts |= {"output head": self.head, "sum": self.products}
         lines = [f"{'GFLOP':<20}{'forward':>14}{'backward, dx':>14}{'backward, dW':>14}{'sum':>14}"]
@@ -87,7 +87,7 @@ def flops(
 ) -> Flops:
     """Count the floating-point operations of one training step.
 
-    A gradient that no trained parameter needs is not computed and not counted. Two other things are not counted: the
+    Only the gradients that the trained parameters need are computed and counted. Two things are not counted: the
     decoding of quantised matrices, and the second forward pass of gradient checkpointing.
 
     Parameters
@@ -145,7 +145,7 @@ def flops(
 
 
 def weight_products(layer: Layer, tokens: int, need_dx: bool) -> Products:
-    """Return the FLOPs of a layer's weight W: x Wᵀ, dy W if dx is needed, and dyᵀ x if W is trained."""
+    """Return the FLOPs of the base layer's products: x Wᵀ, dy W if dx is needed, and dyᵀ x if W is trained."""
     return linear_products(tokens, layer.out, layer.in_, need_dx, layer.trained)
 
 
@@ -157,7 +157,7 @@ def adapter_products(layer: Layer, tokens: int, need_dx: bool) -> Products:
 def causal_scores(seq: int, block: int = 1) -> int:
     """Return the number of attention scores of one head and one sequence.
 
-    Each query of a block has a score with every key up to the last query of the block.
+    For each query of a block, the scores of all keys up to the last query of the block are counted.
     """
     starts = range(0, seq, block)
     return sum((min(start + block, seq) - start) * min(start + block, seq) for start in starts)

@@ -22,7 +22,7 @@ from .structure import Layer, ModelStructure, Sublayer, check_cost_known
 class LiveModel:
     """A model with allocated arrays.
 
-    A Transformer or a PeftModel has all costs; for any other Module only parameters are counted.
+    For a Transformer or a PeftModel, all costs are computed; for any other Module, only parameters are counted.
     """
 
     def __init__(self, model: Module) -> None:
@@ -72,7 +72,7 @@ class LiveModel:
         return model
 
     def adapter_costs(self) -> tuple[dict[str, AdapterCost], PrefixCost | None]:
-        """Return the costs of the active adapter by layer name, and the cost of its prefix.
+        """Return the costs of the active adapter by layer name, and the cost of the adapter's prefix.
 
         A merged adapter costs nothing.
 
@@ -129,7 +129,7 @@ class LiveModel:
 
 @singledispatch
 def stored_bytes(module: Module) -> int:
-    """Return the bytes of the weights that a module stores and that are not Parameters.
+    """Return the bytes of those weights of a module that are not stored as Parameters.
 
     A layer class with its own storage format registers a function, as in the example. `costs` then assumes that a
     training step decodes these weights for each product.
@@ -188,5 +188,5 @@ def adapter_parameters(model: Module | Trainable) -> list[Parameter]:
 
 
 def total_size(parameters: Iterable[Parameter]) -> int:
-    """Return the number of elements of these parameters."""
+    """Return the total number of elements of all given parameters."""
     return sum(p.value.size for p in parameters)

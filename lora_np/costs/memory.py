@@ -3,9 +3,9 @@
     memory(peft_model, batch=2, seq=256)                                          a live model
     memory("llama-65b", LoraConfig(r=16), batch=1, seq=512, quantize="nf4")       a planned model, without arrays
 
-A trained parameter takes 16 bytes in float32: its weight, its gradient and two numbers of AdamW's state. A frozen
-parameter takes only its weight. LoRA freezes nearly all parameters, and QLoRA stores the frozen weights in about four
-bits.
+A trained parameter takes 16 bytes in float32: 4 bytes each for its weight, its gradient and the two numbers of AdamW's
+state. A frozen parameter takes memory only for its weight. LoRA freezes nearly all parameters, and QLoRA stores the
+frozen weights in about four bits.
 """
 
 from __future__ import annotations
@@ -100,10 +100,10 @@ def memory(
 ) -> Memory:
     """Compute the peak memory of one training step, with the optimizer state allocated.
 
-    For a live model, the bytes of the weights, gradients and optimizer state are those of the model's arrays in one
-    worker. Inactive adapters are included. For a planned model (a name or an Architecture), the activations are the
+    For a live model, the weights, gradients and optimizer state take the bytes of the model's arrays in one worker.
+    Inactive adapters are included. For a planned model (a name or an Architecture), the activations are the
     arrays that this library would save, in the format of `precision`. Other frameworks can save more arrays. With fused
-    attention they save no attention scores.
+    attention, other frameworks save no attention scores.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ def memory(
         If the model is unknown, if a target module matches no layer, if the method does not define its cost, or if an
         argument does not apply to this model.
     TypeError
-        If `model` is not a model or `config` is not a configuration.
+        If `model` has a wrong type, or if `config` is not a configuration.
 
     Examples
     --------
@@ -170,7 +170,8 @@ def step_memory(
 
     The peak is in the forward pass, in the backward pass or in the optimizer update.
 
-    static: the bytes of the parts that do not depend on the batch. activation, gradient: bytes per element.
+    `static` contains the bytes of the parts that do not depend on the batch. `activation` and `gradient` are the bytes
+    per element of activations and of gradients.
     """
     saved = step.saved(checkpointing) * activation + 8 * step.tokens  # the targets are int64
     recomputed = max(map(step.saved_by_block, step.structure.blocks)) * activation if checkpointing else 0

@@ -1,6 +1,6 @@
 """The exact numbers of parameters and of trained parameters of a model.
 
-A LoRA adapter of rank r for W (out, in) has A (r, in) and B (out, r): it trains r·(in + out) parameters. Full
+A LoRA adapter of rank r for W (out, in) consists of A (r, in) and B (out, r). LoRA trains r·(in + out) parameters. Full
 fine-tuning trains out·in parameters.
 """
 
@@ -55,8 +55,8 @@ def lora_parameters(out: int, in_: int, r: int) -> int:
 def prefix_parameters(virtual_tokens: int, layers: int, kv_heads: int, head_dim: int) -> int:
     """Return the number of parameters of a prefix: v·2L·(kv_heads·head_dim).
 
-    Each virtual token has a trained key and a trained value in each layer. The MLP through which a prefix can be
-    trained is not counted, because it is not saved.
+    Each virtual token has a trained key and a trained value in each layer. A prefix can be trained through an MLP. The
+    MLP is not counted, because the MLP is not saved.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ class ParameterCount:
 
     @property
     def reduction(self) -> float:
-        """The ratio base / trainable: full fine-tuning trains this many times as many parameters."""
+        """The ratio base / trainable: how many times as many parameters full fine-tuning trains."""
         return self.base / self.trainable if self.trainable else math.inf
 
     def __str__(self) -> str:
@@ -190,7 +190,7 @@ def count(model: Model, config: PeftConfig | None = None) -> ParameterCount:
     ValueError
         If the model is unknown, if a target module matches no layer, or if a live model is given with a configuration.
     TypeError
-        If `model` is not a model or `config` is not a configuration.
+        If `model` has a wrong type, or if `config` is not a configuration.
 
     Examples
     --------

@@ -23,10 +23,10 @@ from .structure import Layer, ModelStructure, Sublayer, check_cost_known
 class PlannedModel:
     """An architecture with a configuration. Without a configuration, all parameters are trained.
 
-    quantize: the four-bit type of the blocks' matrices, or None.
+    `quantize` is the four-bit type of the blocks' matrices, or None.
 
-    Raises ValueError in each of these cases: a target module matches no layer; the method does not define its cost;
-    `quantize` is unknown; `quantize` is given without a configuration.
+    Raises ValueError if a target module matches no layer, or if the method does not define its cost. Raises ValueError
+    also if `quantize` is unknown or is given without a configuration.
     """
 
     architecture: Architecture
@@ -55,7 +55,7 @@ class PlannedModel:
 
     @cached_property
     def prefix(self) -> PrefixCost | None:
-        """The cost of the prefix, or None for methods without one."""
+        """The cost of the prefix, or None for methods without a prefix."""
         model, kv = self.architecture, self.architecture.kv_heads * self.architecture.head_dim
         return None if self.config is None else method_of(self.config).prefix_cost(self.config, model.layers, kv)
 

@@ -23,7 +23,7 @@ class Precision:
     optimizer : str
         Format of the optimizer's state (AdamW's m and v).
     master : str or None
-        Format of the copy of the trained weights that receives the updates; None for no copy.
+        Format of the copy of the trained weights, to which updates are added; None for no copy.
     activations : str
         Format of activations and temporaries.
 
@@ -81,9 +81,9 @@ def nf4_bytes(numbers: int, double_quant: bool = True) -> int:
     """Return the bytes of one matrix in NF4 or another four-bit type.
 
     A byte holds two codes, and each block of 64 weights has a float32 absmax: 4 + 32/64 = 4.5 bits per weight. With
-    double quantisation an absmax takes one byte, 256 absmax values share a float32 scale, and each matrix has one
-    float32 mean. This is 4 + 8/64 + 32/(64·256) = 4.127 bits per weight. An incomplete last block counts as
-    a whole block. The code tables of 16 and 256 values are not counted, because all matrices share them.
+    double quantisation, an absmax takes one byte, 256 absmax values share a float32 scale, and each matrix has one
+    float32 mean. With double quantisation, a weight takes 4 + 8/64 + 32/(64·256) = 4.127 bits. An incomplete last block
+    counts as a whole block. The code tables of 16 and 256 values are not counted, because all matrices share them.
 
     Parameters
     ----------

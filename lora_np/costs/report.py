@@ -37,7 +37,7 @@ def report(model: str | Architecture, config: PeftConfig | None = None, *, quant
     ValueError
         As in `memory`.
     TypeError
-        If `model` is a live model or not a model, or `config` is not a configuration.
+        If `model` is neither a name nor an Architecture, or if `config` is not a configuration.
 
     Examples
     --------
@@ -89,7 +89,7 @@ def _titles(paper: PlannedModel) -> tuple[str, str]:
 
 
 def _rows(paper: PlannedModel) -> Counter[tuple[str, str, int]]:
-    """Return how many layers have the same module name, shape and number of trained parameters."""
+    """Count the layers: for each module name, shape and number of trained parameters, return the number of layers."""
     if prefix := paper.prefix:
         v, kv, m = prefix.v, prefix.kv, prefix.hidden
         if not m:

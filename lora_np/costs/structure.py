@@ -24,7 +24,7 @@ class Layer:
     out, in_ : int
         Shape of W, (out, in).
     trained : bool
-        True if W itself has a gradient.
+        True if W itself is trained.
     adapter : AdapterCost or None
         Cost of the adapter in this layer, if there is one.
     trainable : bool
@@ -73,7 +73,7 @@ class Sublayer:
     Parameters
     ----------
     norm_trained : bool
-        True if the norm has a gradient.
+        True if the norm is trained.
     input_layers : tuple of Layer
         The layers that read the norm's output: q_proj, k_proj and v_proj, or gate_proj and up_proj.
     output_layer : Layer
@@ -81,7 +81,7 @@ class Sublayer:
     is_attention : bool
         True for the attention, False for the MLP.
     prefix_trained : bool
-        True if this attention has trained prefix keys and values.
+        True if this attention uses trained keys and values of a prefix.
 
     Examples
     --------
@@ -198,9 +198,9 @@ class ModelStructure:
 
 
 def check_cost_known(config: PeftConfig, adapters: dict[str, AdapterCost], prefix: PrefixCost | None) -> None:
-    """Raise ValueError if the configuration's method gives neither a layer cost nor a prefix cost."""
+    """Raise ValueError if the configuration's method defines neither a layer cost nor a prefix cost."""
     if not adapters and prefix is None:
         raise ValueError(
-            f"the method of a {type(config).__name__} does not define the cost of a training step, or it has no layer in this "
+            f"the method of a {type(config).__name__} does not define the cost of a training step, or adapts no layer of this "
             "model; costs.count(model) counts the parameters of a live model"
         )

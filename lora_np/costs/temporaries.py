@@ -12,7 +12,7 @@ second is the gradient that each block passes down to the block below. The other
     a prefix           its gradient, first per layer and then in one array
     a quantised W      the decoded W, next to the dx that is computed with it; it is freed before the adapter's products
 
-The letters are those of activations.py.
+The letters have the same meaning as in activations.py.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def peak_candidates(step: TrainingStep) -> Iterator[tuple[int, int]]:
 def last_mlp_forward(step: TrainingStep) -> int:
     """Return the number of floats that the last MLP's forward pass allocates and does not save.
 
-    If only the output head is trained, the memory of the step is largest here.
+    If only the output head is trained, the step needs the most memory during this forward pass.
     """
     N, d, mlp = step.tokens, step.structure.hidden, step.structure.blocks[-1][-1]
     normed = N * d * (not any(layer.keeps_x for layer in mlp.input_layers))
@@ -94,7 +94,8 @@ def attention_peak(step: TrainingStep, sublayer: Sublayer, need_dx: bool) -> int
 def scores_peak(step: TrainingStep) -> int:
     """Return the largest number of temporary floats in `attention_backward`, over its blocks of queries.
 
-    Besides dz of the current block, memory holds dz of the previous block or the current block's part of dk.
+    Besides dz of the current block, one of two arrays is in memory: dz of the previous block, or the current block's
+    part of dk.
     """
     structure, largest, previous = step.structure, 0, 0
     for start in range(0, step.seq, BLOCK):
@@ -108,7 +109,7 @@ def scores_peak(step: TrainingStep) -> int:
 
 
 def product_peak(layer: Layer, product: int) -> int:
-    """Return the largest number of temporary floats in a product with W; the product has `product` floats.
+    """Return the largest number of temporary floats in a product with W; the result has `product` floats.
 
     A quantised W is decoded first, in chunks. For each byte of codes, decoding a chunk allocates an index of 8 bytes,
     which is the size of two floats.

@@ -8,7 +8,8 @@ from .batches import VOCAB_SIZE, _bytes
 def unigram_loss(train: np.ndarray, heldout: np.ndarray) -> float:
     """Return the held-out loss of a model that predicts each byte from byte frequencies alone.
 
-    p(b) = (n_b + 1) / (n + 256), where n_b is the number of bytes b in `train`, and n is the size of `train`.
+    The probability of byte b is p(b) = (n_b + 1) / (n + 256), where n_b is the number of bytes b in `train`, and n is
+    the size of `train`.
 
     Parameters
     ----------
@@ -44,8 +45,8 @@ def unigram_loss(train: np.ndarray, heldout: np.ndarray) -> float:
 def bigram_loss(train: np.ndarray, heldout: np.ndarray) -> float:
     """Return the held-out loss of a model that predicts each byte from the byte before it.
 
-    p(b | a) = (n_ab + 1) / (n_a + 256), where n_ab is the number of pairs (a, b) in `train`, and n_a is the number
-    of pairs that begin with a. The first byte of `heldout` is not predicted.
+    The probability of byte b after byte a is p(b | a) = (n_ab + 1) / (n_a + 256). Here n_ab is the number of pairs (a,
+    b) in `train`, and n_a is the number of pairs that begin with a. The first byte of `heldout` is not predicted.
 
     Parameters
     ----------

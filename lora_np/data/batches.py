@@ -63,9 +63,9 @@ def decode(tokens: np.ndarray) -> str:
 class Batches:
     """An endless sequence of batches of random windows from a corpus.
 
-    `batches[i]` returns (tokens, targets), each of shape (batch_size, seq_len) and dtype int64. targets[:, t] is the token
-    after tokens[:, t]. Batch i depends only on (seed, i), so a resumed run draws the same batches as an uninterrupted run.
-    `len(batches)` and `for` loops raise TypeError.
+    `batches[i]` returns the arrays `tokens` and `targets`, both of shape (batch_size, seq_len) and dtype int64. The
+    targets `targets[:, t]` are the tokens after `tokens[:, t]`. Batch i depends only on `seed` and i, so a resumed run
+    draws the same batches as an uninterrupted run. `len(batches)` and `for` loops raise TypeError.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ class Batches:
 
     def __iter__(self) -> NoReturn:  # without this method Python would call __getitem__ forever
         raise TypeError(
-            f"{self} is endless and not iterable: index it with a step, or use data.heldout_batches(corpus, windows=256)"
+            f"{self} is endless and not iterable: write batches[step], or use data.heldout_batches(corpus, windows=256)"
         )
 
     def __getitem__(self, i: int) -> Batch:
@@ -130,7 +130,7 @@ def heldout_batches(
     corpus : ndarray, shape (size,), integers
         At least seq_len + 1 token ids.
     batch_size : int
-        Number of windows per batch. The last batch may have fewer.
+        Number of windows per batch. The last batch may contain fewer windows.
     seq_len : int
         Number of tokens per window.
     windows : int or None
@@ -158,7 +158,7 @@ def heldout_batches(
     """
     corpus = _long_enough(corpus, batch_size, seq_len)
     if windows is not None and windows < 1:
-        raise ValueError(f"windows is {windows}; expected at least 1, or None for as many as fit")
+        raise ValueError(f"windows is {windows}; expected at least 1, or None for as many windows as fit")
     room = (len(corpus) - 1) // seq_len
     count = room if windows is None else min(windows, room)
     starts = np.arange(count) * (len(corpus) - 1 - seq_len) // max(count - 1, 1)

@@ -1,8 +1,8 @@
-"""Conversations as training data: read a JSONL file of records, and make batches whose loss counts only the answers.
+"""Conversations as training data: read a JSONL file of records, and make batches. Only the answers count in the loss.
 
-The two forms of a record, and the tokens that count in the loss, are described in records.py. A batch is padded on the right.
-It needs no attention mask: a token attends only to tokens on its left, and padding is never on the left of a token.
-Predictions at padded positions do not count in the loss.
+The two forms of a record, and the tokens that count in the loss, are described in records.py. A batch is padded on the
+right. A padded batch needs no attention mask: a token attends only to tokens on its left, and padding is never on the
+left of a token. Predictions at padded positions do not count in the loss.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def dataset(name: str | Path, split: Literal["train", "heldout"] = "train") -> P
     name : str or Path
         A data set in the package ("lighthouse"), or the path of a JSONL file.
     split : {"train", "heldout"}
-        The part of a data set in the package. It is ignored if `name` is a path.
+        The part of a data set in the package. The split is ignored if `name` is a path.
 
     Returns
     -------
@@ -79,7 +79,7 @@ def first_questions(name: str | Path, split: Literal["train", "heldout"] = "trai
     Parameters
     ----------
     name : str or Path
-        A data set, as in `dataset`; all of its records must have "messages".
+        A data set, as in `dataset`; all records of the data set must contain "messages".
     split : {"train", "heldout"}
         The part of a data set in the package.
 
@@ -199,10 +199,11 @@ def _cut(examples: list[Example], max_length: int, path: Path) -> list[Example]:
 class ConversationBatches:
     """An endless sequence of batches of examples, in a new random order each epoch.
 
-    `batches[i]` returns (tokens, targets), each of shape (batch_size, longest − 1) and dtype int64, where longest is the
-    length of the longest example in the batch. The target of a token is the next token if the next token counts in the
-    loss, else IGNORE_INDEX. Each epoch uses every example once; a batch can contain the end of one epoch and the beginning
-    of the next. Batch i depends only on (seed, i), so a resumed run gets the same batches as an uninterrupted run.
+    `batches[i]` returns the arrays `tokens` and `targets`, both of shape (batch_size, longest − 1) and dtype int64.
+    Here `longest` is the length of the longest example in the batch. The target of a token is the next token if the
+    next token counts in the loss, else IGNORE_INDEX. Each epoch uses every example once; a batch can contain the end of
+    one epoch and the beginning of the next. Batch i depends only on `seed` and i, so a resumed run gets the same
+    batches as an uninterrupted run.
 
     Parameters
     ----------
@@ -239,7 +240,7 @@ class ConversationBatches:
 
     def __iter__(self) -> NoReturn:  # without this method Python would call __getitem__ forever
         raise TypeError(
-            f"{self} is endless and not iterable: index it with a step, or use conversations.heldout_batches(examples)"
+            f"{self} is endless and not iterable: write batches[step], or use conversations.heldout_batches(examples)"
         )
 
     def __getitem__(self, i: int) -> Batch:
@@ -263,7 +264,7 @@ class ConversationBatches:
 
 
 def heldout_batches(examples: Sequence[Example], batch_size: int = 8) -> list[Batch]:
-    """Return batches for evaluation. They contain every example once, from the shortest to the longest.
+    """Return batches for evaluation. The batches contain every example once, from the shortest to the longest.
 
     Examples of similar length share a batch, so there is little padding.
 
@@ -272,7 +273,7 @@ def heldout_batches(examples: Sequence[Example], batch_size: int = 8) -> list[Ba
     examples : list of Example
         The examples that `read` returns.
     batch_size : int
-        Number of examples per batch. The last batch may have fewer.
+        Number of examples per batch. The last batch may contain fewer examples.
 
     Returns
     -------
@@ -305,7 +306,10 @@ def _some(examples: Sequence[Example], batch_size: int) -> Sequence[Example]:
 
 
 def _padded(examples: Sequence[Example]) -> Batch:
-    """Return (tokens, targets), each of shape (rows, longest − 1). Token 0 fills the padding, which does not affect the loss."""
+    """Return the arrays `tokens` and `targets`, both of shape (rows, longest − 1).
+
+    Token 0 fills the padding, which does not affect the loss.
+    """
     longest = max(len(e.tokens) for e in examples)
     tokens = np.zeros((len(examples), longest - 1), np.int64)
     targets = np.full_like(tokens, IGNORE_INDEX)

@@ -5,10 +5,11 @@ A record has one of two forms:
     {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}, …]}
     {"prompt": "…", "completion": "…"}
 
-The first form is a conversation, which the model's chat template turns into text. The turns of the assistant count in the
-loss, and so does the token that ends each turn, so the model learns to stop ("tiny" has no such token). All other turns do
-not count. The second form is plain text without a template, as in TRL. The completion counts in the loss, and so does the
-end-of-text token (`tokenizer.eos_token_id`, if there is one) that is added after it.
+The first form is a conversation, which the model's chat template turns into text. The turns of the assistant and the
+token that ends each of these turns count in the loss, so the model learns to stop. The tokenizer of "tiny" has no such
+token. Other turns do not count. The second form is plain text without a template, as in TRL. The completion and the
+end-of-text token after the completion count in the loss. The end-of-text token is `tokenizer.eos_token_id`, if there is
+one.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def example(record: Any, tokenizer: Tokenizer) -> Example:
     else:
         raise ValueError(f"the keys are {sorted(record)}; expected {MESSAGES} or {PROMPT}, and no other keys")
     if not found.counts[1:].any():
-        raise ValueError("the answer has no tokens: the tokenizer or its chat template drops its text")
+        raise ValueError("the answer has no tokens: the tokenizer or the chat template removes the text of the answer")
     return found
 
 
@@ -167,7 +168,7 @@ def _continued(tokenizer: Tokenizer, ids: list[int], before: str, after: str, sp
     """Return the tokens that must follow `ids`, so that all tokens together give the text `after`.
 
     `ids` are the tokens of the text `before`, and `after` begins with `before`. If the tokens of `after` begin with `ids`,
-    return the other tokens of `after`. If not, encode the added text separately, as when a model continues the prompt.
+    return the other tokens of `after`. Otherwise, encode the added text separately, as when a model continues a prompt.
     """
     whole = tokenizer.encode(after, add_special_tokens=special).tolist()
     if whole[: len(ids)] == ids:

@@ -5,13 +5,14 @@ There are two domains, and each is split into train and held-out text:
     prose    English about Python: the language reference (pydoc_data.topics) and the docstrings of the library
     code     Python: the sources of the library without docstrings
 
-A base model is trained on prose, and an adapter is trained on code. Both are evaluated on held-out text. About a tenth of
-the text is held out. The split is by document. It depends only on the SHA-256 of the name of the document's family. So the
-same names are held out in every version of Python and on every platform, and a model trained on one machine can be
-evaluated on another.
+A base model is trained on prose, and an adapter is trained on code. Base model and adapter are evaluated on held-out
+text. About a tenth of the text is held out. Each document is either in the train split or in the held-out split. The
+split depends only on the SHA-256 of the name of the document's family. So documents with the same name are in the same
+split in every version of Python and on every platform. A model trained on one machine can therefore be evaluated on
+another machine.
 
-A token is a byte, 0 to 255. A zero byte follows each document. It marks the end of one document and the start of the next,
-and a prompt can consist of it. Sources are parsed, never imported.
+A token is a byte, 0 to 255. A zero byte follows each document. The zero byte marks the end of one document and the
+start of the next document. A prompt can consist of this zero byte alone. Sources are parsed, never imported.
 """
 
 import ast
@@ -104,7 +105,7 @@ def documents(domain: Domain, split: Split, stdlib: str | Path | None = None) ->
     Returns
     -------
     dict of str to str
-        The text of each document, sorted by name. Names are like "topics/assignment" and
+        The text of each document, sorted by name. The keys are names like "topics/assignment" and
         "docstrings/asyncio/base_events.py" for prose, "code/asyncio/base_events.py" for code.
 
     Raises
@@ -199,9 +200,9 @@ def family_of(name: str) -> str:
     """Return the family of a document; all documents of a family are in the same split.
 
     The family is the name of the topic or of the top-level module, unless the table FAMILIES gives another name. The
-    docstrings and the code of a module have the same family. A file and a package with the same name have
-    the same family ("zipfile.py", "zipfile/__init__.py"). A C module and its Python version have the same family
-    ("decimal.py", "_pydecimal.py").
+    docstrings and the code of a module have the same family. A file and a package with the same name have the same
+    family, for example "zipfile.py" and "zipfile/__init__.py". A C module and the Python version of this module have
+    the same family, for example "decimal.py" and "_pydecimal.py".
 
     Parameters
     ----------
@@ -263,7 +264,7 @@ def _folder(stdlib: str | Path | None) -> str:
 
 
 def _topics(folder: Path) -> dict[str, str]:
-    """Return a dict from each topic of the language reference to its text, without topics that are part of another topic."""
+    """Return a dict with the text of each topic of the language reference. A topic inside another topic is left out."""
     path = folder / "pydoc_data" / "topics.py"
     if not path.is_file():
         raise FileNotFoundError(_missing("the language reference, pydoc_data/topics.py, is", folder))
@@ -320,7 +321,7 @@ def _split_docstrings(path: Path) -> tuple[list[str], str]:
 
 
 def _docstrings(tree: ast.Module) -> Iterator[tuple[list[ast.stmt], ast.Expr, str]]:
-    """Yield three values per docstring: the body that begins with the docstring, the docstring's statement, and its text."""
+    """For each docstring, yield the body that begins with the docstring, the statement of the docstring, and the text."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             match node.body[0]:

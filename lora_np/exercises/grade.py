@@ -74,7 +74,7 @@ def grade_class(
         raise FileNotFoundError(f"no folder {str(folder)!r}; expected a folder with one folder per student")
     handed_in = [path for path in sorted(folder.iterdir()) if not path.name.startswith((".", "__"))]
     if not any(path.is_dir() or path.suffix.lower() in SUFFIXES for path in handed_in):
-        raise ValueError(f"no submissions: {str(folder)!r} has no folders and no notebooks; expected one per student")
+        raise ValueError(f"no submissions: {str(folder)!r} contains no folders and no notebooks")
     jobs = [(path, exercise) for path in handed_in for exercise in asked]
     names, workers = student_names(handed_in), workers or processors()
     graded = []

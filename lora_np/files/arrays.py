@@ -65,9 +65,9 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
     Parameters
     ----------
     path : str or PathLike
-        The file to write. Its folder is created if needed.
+        The file to write. The folder of the file is created if needed.
     write : callable
-        A function that writes the file: it is called as write(temporary), with the Path of a temporary file in the same
+        A function that writes the file. The call is write(temporary), with the Path of a temporary file in the same
         folder. If `write` raises an error, the file at `path` is unchanged.
 
     Examples
@@ -238,7 +238,7 @@ def _open(path: Path) -> Iterator[StoredArrays]:
 def _check_digest(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     if DIGEST in metadata and metadata[DIGEST] != _digest(arrays, metadata):
         raise ValueError(
-            f"{path} was changed after it was written: it does not match its digest; download or write it again"
+            f"{path} was changed after it was written: the content does not match its digest; download or write it again"
         )
 
 

@@ -1,13 +1,13 @@
-"""A reader for GGUF files, the format of llama.cpp. It returns the metadata, and arrays dequantised to float32.
+"""A reader for GGUF files, the format of llama.cpp. The reader returns the metadata, and arrays dequantised to float32.
 
     file   = "GGUF" version:u32 arrays:u64 entries:u64 · entry × entries · info × arrays · padding · data
     entry  = key:string type:u32 value
     info   = name:string dimensions:u32 (size:u64) × dimensions type:u32 offset:u64     sizes from the last axis to the first
     string = length:u64 bytes;  array = type:u32 count:u64 values
 
-All numbers are little-endian. This module reads the header itself, because the reader of the `gguf` package does not check
-it: a damaged count makes that reader loop forever. Here a count is accepted only if the file has that many bytes left. The `gguf`
-package provides the block size of each type and dequantises the blocks.
+All numbers are little-endian. This module reads the header itself, because the reader of the `gguf` package does not
+check the header: a damaged count makes that reader loop forever. This module accepts a count only if the file has at
+least that many bytes left. The `gguf` package provides the block size of each type and dequantises the blocks.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -139,7 +139,7 @@ class _Cursor:
         begin, left = self.at, len(self.data) - self.at
         if size > left:
             raise ValueError(
-                f"at byte {begin} it claims {size} more bytes, but only {left} are left; download it again"
+                f"at byte {begin} the file claims {size} more bytes, but only {left} are left; download the file again"
             )
         self.at += size
         return begin
@@ -160,7 +160,7 @@ class _Cursor:
             inner, count = self.number("I"), self.number("Q")
             if inner == STRING:
                 if 8 * count > len(self.data) - self.at:  # each string takes at least the 8 bytes of its length
-                    raise ValueError(f"at byte {self.at} it claims {count} strings, more than fit; download it again")
+                    raise ValueError(f"at byte {self.at} the file claims {count} strings, too many; download it again")
                 return [self.string() for _ in range(count)]
             return self.numbers(inner, count)
         return self.numbers(kind, 1)[0].item()
@@ -177,15 +177,15 @@ class _Cursor:
 def _read_header(path: Path) -> tuple[np.ndarray, int, dict[str, Any], dict[str, _Info]]:
     """Read and check the header. Return the memory-mapped file, the start of the data, the metadata and one _Info per array."""
     if path.stat().st_size < 24:
-        raise ValueError("it is too short for a header")
+        raise ValueError("the file is too short for a header")
     data = np.asarray(np.memmap(path, np.uint8, "r"))  # a plain array: its views are cheaper than those of a memmap
     cursor = _Cursor(data.data)
     cursor.take(4)
     if (magic := bytes(data[:4])) != MAGIC:
-        raise ValueError(f"it begins with {magic!r}, but a GGUF file begins with {MAGIC!r}")
+        raise ValueError(f"the file begins with {magic!r}, but a GGUF file begins with {MAGIC!r}")
     if (version := cursor.number("I")) not in VERSIONS:
         other = "; it was written for a big-endian machine" if version & 0xFFFF == 0 else ""
-        raise ValueError(f"it has GGUF version {version}; versions 2 and 3 are supported{other}")
+        raise ValueError(f"the file has GGUF version {version}; versions 2 and 3 are supported{other}")
     arrays, entries = cursor.number("Q"), cursor.number("Q")
     metadata: dict[str, Any] = {}
     for _ in range(entries):
@@ -234,5 +234,5 @@ def _read_info(name: str, cursor: _Cursor) -> _Info:
             f"{name} has type {GGMLQuantizationType(kind).name}, which the gguf package cannot dequantise"
         ) from None
     if min(shape) < 1 or shape[-1] % block:
-        raise ValueError(f"{name} has shape {shape}; expected rows of whole blocks of {block}")
+        raise ValueError(f"{name} has shape {shape}; expected rows whose length is a multiple of {block}")
     return _Info(shape, kind, start, (prod(shape[:-1]), shape[-1] // block * block_bytes))

@@ -123,20 +123,21 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> VocabularyTokenizer:
 def _byte_level_bpe(tokens: list[str], metadata: Mapping[str, Any]) -> Any:
     """Build a tokenizers.Tokenizer that splits a text into words, writes bytes as characters, and merges pairs of tokens.
 
-    The merges are in the order of the file. The entry `tokenizer.ggml.pre` names the rule for splitting. SmolLM2
-    splits off each digit: "  1" becomes "  " and "1". llama.cpp does the same (unicode_regex_split,
-    "\\p{N}"). transformers ignores this entry in a Llama file, and splits "  1" into " " and " 1".
+    The merges keep the order in which the file lists them. The entry `tokenizer.ggml.pre` names the rule for splitting.
+    The rule of SmolLM2 splits off each digit: "  1" becomes "  " and "1". The program llama.cpp follows this rule
+    (unicode_regex_split, "\\p{N}"). The library transformers ignores `tokenizer.ggml.pre` in a Llama file,
+    and splits "  1" into " " and " 1".
     """
     with extra("models", "a tokenizer"):
         from tokenizers import Tokenizer as Backend
         from tokenizers import decoders, models, pre_tokenizers
 
     if (model := _entry(metadata, "tokenizer.ggml.model", str)) != "gpt2":
-        raise ValueError(f"tokenizer.ggml.model {model!r}; only byte-level BPE, 'gpt2', is supported")
+        raise ValueError(f"tokenizer.ggml.model is {model!r}; only byte-level BPE, 'gpt2', is supported")
     merges = [tuple(merge.split(" ")) for merge in _entry(metadata, "tokenizer.ggml.merges", list)]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
-        raise ValueError("tokenizer.ggml.tokens holds a token twice")
+        raise ValueError("tokenizer.ggml.tokens contains a token twice")
     try:
         backend = Backend(models.BPE(vocab=vocabulary, merges=merges))
     except Exception as error:  # a merge that is not a pair, or has unknown tokens; the package raises plain Exceptions
@@ -145,7 +146,7 @@ def _byte_level_bpe(tokens: list[str], metadata: Mapping[str, Any]) -> Any:
     digits = pre_tokenizers.Digits(individual_digits=True)
     cuts = {"gpt-2": words, "smollm": pre_tokenizers.Sequence([digits, words])}
     if (pre := _entry(metadata, "tokenizer.ggml.pre", str)) not in cuts:
-        raise ValueError(f"tokenizer.ggml.pre {pre!r}; only {sorted(cuts)} are supported")
+        raise ValueError(f"tokenizer.ggml.pre is {pre!r}; only {sorted(cuts)} are supported")
     backend.pre_tokenizer, backend.decoder = cuts[pre], decoders.ByteLevel()
     return backend
 

@@ -94,7 +94,7 @@ def check_names(names: Sequence[str], rows: int, known: Sequence[str]) -> list[s
     if isinstance(names, str) or len(names) != rows:
         found = repr(names) if isinstance(names, str) else f"{len(names)} names"
         raise ValueError(
-            f"adapter_names has {found} for a batch of {rows} rows; expected one name per row, {BASE!r} for the base"
+            f"adapter_names has {found} for a batch of {rows} rows; expected one name per row ({BASE!r} for no adapter)"
         )
     unknown = sorted({str(name) for name in names if name != BASE and name not in known})
     if unknown:
@@ -117,7 +117,7 @@ class Context:
     attention_mask : ndarray of bool, shape (b, s), optional
         True for keys that queries may see, False for padding. None means no padding.
     position_ids : ndarray of int, shape (b, t), optional
-        The position of each token in its row. With None, the positions are the same in all rows and continue after the
+        The position of each token in its row. With None, all rows have the same positions, which continue after the
         tokens in the key/value cache.
 
     Examples

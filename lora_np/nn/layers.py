@@ -149,7 +149,7 @@ class Embedding(Module):
     def backward(self, dy: Array, cache: EmbeddingCache) -> None:
         """Add the gradient of the table to the Parameter `weight`, if the table is trainable.
 
-        There is no dx, because token ids are not differentiable.
+        The function returns no dx, because token ids are not differentiable.
 
         Parameters
         ----------

@@ -223,7 +223,7 @@ class Module:
         return self
 
     def replica(self) -> Self:
-        """Return a copy of the module that shares the parameters' arrays and has its own gradients.
+        """Return a copy of the module. The copy shares the parameters' arrays and has its own gradients.
 
         Two threads can then run a backward pass at the same time, each with its own copy of the module (see
         `training/parallel.py`).
@@ -325,7 +325,7 @@ class Trainable(Protocol):
         """Set all gradients to None."""
 
     def replica(self) -> Self:
-        """Return a copy of the model that shares the parameters' arrays and has its own gradients.
+        """Return a copy of the model. The copy shares the parameters' arrays and has its own gradients.
 
         Returns
         -------

@@ -7,7 +7,8 @@ r"""Select layers by `target_modules`. The same rules apply to models in memory 
     "all-linear"            it is a linear layer other than the output head, lm_head
 
 Source: PEFT, `check_target_module_exists` and `_maybe_include_all_linear_layers` in peft/tuners/tuners_utils.py. The
-second line is an addition: PEFT reads every single string as a regular expression, and "q_proj" then matches nothing.
+second line is an addition: in PEFT, a string that is not in a list is always a regular expression, so "q_proj" matches
+nothing.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def select_targets(names: list[str], target_modules: str | Collection[str]) -> l
     """
     entries = [target_modules] if isinstance(target_modules, str) else list(target_modules)
     if not entries:
-        raise ValueError(f"target_modules is empty, so nothing would be adapted; {available(names)}")
+        raise ValueError(f"target_modules is empty, so no layer would be adapted; {available(names)}")
     for entry in entries:
         alone = entry if isinstance(target_modules, str) else [entry]  # a list contains suffixes, never patterns
         if not any(is_target(name, alone) for name in names):

@@ -3,9 +3,9 @@
     y, cache  = f_forward(inputs…)
     gradients = f_backward(dy, cache)        # one per differentiable input, in the order of the inputs
 
-A gradient is written `dx` for ∂L/∂x and has the shape of x. The cache has the arrays that the backward function needs
-from the forward function. The caller keeps the cache and the layer does not, so two batches can use one layer at the
-same time. Shapes in the comments:
+A gradient is written `dx` for ∂L/∂x and has the shape of x. The cache contains the arrays that the backward function
+needs from the forward function. The cache is stored by the caller, not by the layer, so two batches can use one layer
+at the same time. Shapes in the comments:
 
     b batch   t time   s keys (time, plus any past)   h query heads   g key/value heads   d head size
     r rank    v vocabulary   n tokens (b·t)   … any number of leading axes

@@ -22,7 +22,7 @@ def sigmoid(x: Array) -> Array:
     Returns
     -------
     ndarray, the shape of x
-        σ(x). For a real x far below zero, exp(−x) overflows to infinity and the result is 0.
+        σ(x). For a real x far below zero, exp(−x) overflows to infinity, and the result is 0.
 
     Examples
     --------
@@ -149,7 +149,7 @@ def swiglu_forward(gate: Array, up: Array) -> tuple[Array, SwigluCache]:
     Notes
     -----
     To save memory, the cache does not keep σ(gate): arrays of shape (…, f) are the largest arrays in the cache of a
-    block. The backward pass computes σ(gate) again, which is cheap.
+    block. The backward pass computes σ(gate) a second time, which takes little time.
 
     Examples
     --------

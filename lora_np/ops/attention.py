@@ -94,7 +94,7 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -
     q : ndarray, shape (b, h, t, d), float32 or float64
         The queries.
     k : ndarray, shape (b, g, s, d)
-        The keys. h must be a multiple of g: h/g query heads share one key/value head. s must be at least t.
+        The keys, with s ≥ t. The number h must be a multiple of g: h/g query heads share one key/value head.
     v : ndarray, shape (b, g, s, d)
         The values.
     mask : ndarray of bool, shape (b, s), optional
@@ -121,8 +121,8 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -
     For each key/value head, one product of an (h/g · t, d) matrix and a (d, s) matrix computes the scores of all h/g
     query heads. So the keys are not copied for each query head. In the backward pass, the matrix products also sum dk
     and dv over these query heads. The queries are processed in blocks. Each block is multiplied only with the keys that
-    its last query sees. With s = t = 256, 5/8 of the t × t scores are computed, and the causal mask allows 1/2 of the
-    scores.
+    its last query sees. With s = t = 256, 5/8 of the t × t scores are computed, although the causal mask allows only
+    1/2 of the scores.
 
     Examples
     --------
@@ -194,7 +194,7 @@ def attention_backward(do: Array, cache: AttentionCache) -> tuple[Array, Array, 
         dv = pᵀ do,   dp = do vᵀ,   dz = p ∘ (dp − Σ_s p∘dp),   dk = dzᵀ q̂,   dq = dz k / √d
 
     Two identities save time. First, Σ_s p∘dp = Σ_d o∘do follows from dp = do vᵀ and o = p v. So a sum over d replaces a
-    sum over s. Second, the cache has e and norm with p = e·norm, and p is not computed. With do' = norm·do,
+    sum over s. Second, the cache contains e and norm with p = e·norm, so p is not computed. With do' = norm·do,
     the gradients are dv = eᵀ do' and dz = e ∘ (do' vᵀ − Σ_d o∘do').
 
     For each block of queries, the function computes dq of these queries, and adds to dk and dv of the keys that these

@@ -24,11 +24,13 @@ def check_float(**arrays: Array) -> None:
     for name, x in arrays.items():
         array_module(x)  # raises TypeError if x is not an array
         if x.dtype.kind not in "fc" or x.real.dtype.itemsize < 4:
-            raise TypeError(f"{name} has dtype {x.dtype}; expected a float array (float32 to train, float64 to prove)")
+            raise TypeError(
+                f"{name} has dtype {x.dtype}; expected a float array: float32 (training) or float64 (gradient checks)"
+            )
         first = first or (name, x.dtype)
         if x.dtype != first[1]:
             raise TypeError(
-                f"{name} is {x.dtype} but {first[0]} is {first[1]}: nothing is converted silently, convert one of them"
+                f"{name} has dtype {x.dtype}, but {first[0]} has dtype {first[1]}; convert one of the two arrays"
             )
 
 
@@ -43,7 +45,7 @@ def check_shape(name: str, x: Array, *expected: int | None) -> None:
 def check_features(name: str, x: Array, size: int, of: str) -> None:
     """Raise ValueError unless the last axis of `x` has `size` entries; `of` names the array that requires this size."""
     if x.ndim < 1 or x.shape[-1] != size:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}; its last axis must be {size}, as {of} requires")
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; expected a last axis of size {size}, as {of} requires")
 
 
 def check_ids(name: str, ids: Array, size: int, ignore: int | None = None) -> None:

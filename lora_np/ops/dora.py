@@ -2,8 +2,8 @@
 
     V = W + s·B A,   n_o = ‖V_o‖,   y = (m/n) ∘ (x Vᵀ)        V_o: row o of V, for output o; m_o: its new length
 
-The paper normalises columns. PEFT, with which this library shares its files, normalises the rows of W (out, in): one
-length per output. This library follows PEFT.
+The paper normalises columns. PEFT normalises the rows of W (out, in), which gives one length per output. This library
+follows PEFT, so that both can use the same adapter files.
 
 There are two functions: `row_norm_forward` computes n, and `dora_forward` uses n. The true gradient goes back through
 both functions. The paper (section 4.3) and PEFT treat n as a constant: the forward pass is unchanged, and the gradient
@@ -12,8 +12,9 @@ goes back through `dora_forward` only. With g = m/n and dW = dyᵀx, row o of �
     detached    g_o dW_o
     true        g_o (dW_o − (dW_o·V_o) V_o/n_o²)       without its component along V_o
 
-The true gradient has no component along V_o, because a longer V_o gives the same y. The detached gradient has a
-component along V_o: it also changes the lengths of V's rows, which does not change y.
+The true gradient has no component along V_o, because a longer V_o gives the same y. The detached gradient, with n as a
+constant, has a component along V_o. This component changes the lengths of V's rows, but longer or shorter rows give the
+same y.
 """
 
 from __future__ import annotations
@@ -65,9 +66,10 @@ def row_norm_forward(W: Array, A: Array, B: Array, scaling: float) -> tuple[Arra
         n_o² = ‖W_o‖² + 2s B_o·C_o + s² B_o·(B G)_o        C = W Aᵀ (out, r),   G = A Aᵀ (r, r)
              = ‖W_o‖² + s B_o·(C + P)_o                    P = C + s·B G = V Aᵀ
 
-    This is exact up to rounding and cancellation. If ‖V_o‖ ≪ ‖W_o‖, the error of n_o is a rounding error of ‖W_o‖²/n_o.
-    If s·B_o A cancels W_o completely, the computed n_o² is only a rounding error. If this error is negative, n_o is
-    NaN. In this case m_o/n_o has no value anyway, because a row of zeros has no direction.
+    The formula is exact except for errors by rounding and cancellation. If ‖V_o‖ ≪ ‖W_o‖, the error of n_o is a
+    rounding error of ‖W_o‖²/n_o. If s·B_o A cancels W_o completely, the computed n_o² is only a rounding error. If this
+    error is negative, n_o is NaN. In this case m_o/n_o is undefined in exact arithmetic too, because a row of zeros has
+    no direction.
 
     Examples
     --------

@@ -9,7 +9,7 @@ from .checks import check_float, check_shape
 
 
 def dropout_forward(x: Array, p: float, rng: np.random.Generator | None) -> tuple[Array, Array | None]:
-    """Set each number of x to 0 with probability p and scale the others by 1/(1 − p).
+    """Set each number of x to 0 with probability p, and multiply the other numbers by 1/(1 − p).
 
     Parameters
     ----------

@@ -23,7 +23,7 @@ def embedding_forward(ids: Array, E: Array) -> tuple[Array, EmbeddingCache]:
     Returns
     -------
     y : ndarray, shape (…, d)
-        The rows of E. The result equals the one-hot matrix of the ids, multiplied by E.
+        The rows of E. The result equals the product of the one-hot matrix of the ids and E.
     cache : EmbeddingCache
         The second argument of `embedding_backward`.
 

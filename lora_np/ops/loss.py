@@ -28,8 +28,9 @@ def cross_entropy_forward(
     ignore_index : int
         Positions with this target are not counted in the loss.
     overwrite : bool
-        If True, exp z and later the gradient overwrite `logits`. This saves a second array of the size of `logits`,
-        which is the largest array of a training step. The cache can then be used for one backward pass only.
+        If True, the array `logits` is overwritten, first with exp z and later with the gradient. Then no second array
+        of the size of `logits` is needed; `logits` is the largest array of a training step. The cache can then be used
+        for one backward pass only.
 
     Returns
     -------
@@ -41,8 +42,8 @@ def cross_entropy_forward(
     Raises
     ------
     ValueError
-        If the shapes do not match, if a target is out of range, or if no target is counted. Targets are checked for
-        NumPy arrays only.
+        If the shapes do not match, if a target is out of range, or if no target is counted. The values of targets are
+        checked only in NumPy arrays, not in CuPy arrays.
     TypeError
         If the logits are not floats or the targets are not integers.
 
@@ -94,7 +95,8 @@ def cross_entropy_backward(dloss: float | Array, cache: CrossEntropyCache) -> Ar
     Raises
     ------
     RuntimeError
-        If `cross_entropy_forward` had `overwrite=True` and an earlier backward pass has used the cache.
+        If `cross_entropy_forward` was called with `overwrite=True` and an earlier backward pass has already used the
+        cache.
 
     Notes
     -----
@@ -111,7 +113,7 @@ def cross_entropy_backward(dloss: float | Array, cache: CrossEntropyCache) -> Ar
     """
     shape, kept, total, safe, share, overwrite = cache
     if not kept:
-        raise RuntimeError("with overwrite=True the cache serves one backward, and it was used: run the forward again")
+        raise RuntimeError("with overwrite=True, a cache allows only one backward pass; run the forward pass again")
     e = kept.pop() if overwrite else kept[0]
     xp = array_module(e)
     weight = share * dloss

@@ -89,7 +89,7 @@ def rms_norm_backward(
     Notes
     -----
     In the forward pass y_i = w_i x_i ρ. So the gradient of w is dw_i = Σ_n dy_ni x_ni ρ_n. For the gradient of x, let
-    g = dy ∘ w. The input x_j changes y_j directly, and changes every y_i through ρ. Here
+    g = dy ∘ w. The input x_j changes y_j directly, and changes every y_i through ρ. The derivative of ρ is
     ∂ρ/∂x_j = −½ (mean x² + ε)^(−3/2) · 2 x_j / d = −ρ³ x_j / d. So
 
         dx_j = g_j ρ + Σ_i g_i x_i · ∂ρ/∂x_j = ρ g_j − x_j · ρ³ (Σ_i g_i x_i) / d

@@ -29,7 +29,7 @@ def rotary_tables(positions: Array, head_dim: int, theta: float, dtype: DTypeLik
     Returns
     -------
     cos : ndarray, shape (…, t, d)
-        The cosines of the d/2 angles, followed by the same d/2 cosines again. The array is on the device of
+        The cosines of the d/2 angles, written twice, one copy after the other. The array is on the device of
         `positions`.
     sin : ndarray, shape (…, t, d)
         The sines, in the same layout.
@@ -48,7 +48,7 @@ def rotary_tables(positions: Array, head_dim: int, theta: float, dtype: DTypeLik
     ((5, 4), array([1., 1., 1., 1.], dtype=float32))
     """
     if head_dim % 2:
-        raise ValueError(f"head_dim = {head_dim}; rotary embedding rotates pairs of features, so it must be even")
+        raise ValueError(f"head_dim = {head_dim}; rotary embedding rotates pairs of features, so head_dim must be even")
     xp = array_module(positions)
     frequencies = theta ** (xp.arange(0, head_dim, 2) / -head_dim)  # (d/2,)
     angles = xp.tile(positions[..., None] * frequencies, 2)  # (…, t, d)
@@ -88,7 +88,8 @@ def rotary_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, RotaryCache
         y_i       = x_i cos φ_i − x_{i+d/2} sin φ_i,
         y_{i+d/2} = x_{i+d/2} cos φ_i + x_i sin φ_i.
 
-    This equals y = x ∘ cos + rotate_half(x) ∘ sin. If x₁ and x₂ are the two halves of x, rotate_half(x) is (−x₂, x₁).
+    The rotation equals y = x ∘ cos + rotate_half(x) ∘ sin. If x₁ and x₂ are the two halves of x, rotate_half(x) is
+    (−x₂, x₁).
 
     Examples
     --------

@@ -229,7 +229,7 @@ class AdaptedLinear(Module):
         Parameters
         ----------
         *names : str
-            Names of adapters. Adapters that this layer does not have are ignored.
+            Names of adapters. Names of adapters that are not in this layer are ignored.
 
         Raises
         ------
@@ -266,7 +266,7 @@ class AdaptedLinear(Module):
         Parameters
         ----------
         names : tuple of str
-            Names of adapters. Adapters that this layer does not have are ignored.
+            Names of adapters. Names of adapters that are not in this layer are ignored.
 
         Returns
         -------

@@ -3,8 +3,8 @@
     y, cache = adapter.forward(x, base, context)          the output of the adapted layer; the adapter calls the base layer
     dx       = adapter.backward(dy, cache, base, need_dx)
 
-A method subclasses Bypass if its adapter adds a term to the output, y + δ(x); OutputAdapter if it maps the output,
-f(y); and Adapter in all other cases.
+An adapter that adds a term to the output, y + δ(x), is a subclass of Bypass. An adapter that maps the output, f(y), is
+a subclass of OutputAdapter. Any other adapter is a subclass of Adapter.
 """
 
 from __future__ import annotations

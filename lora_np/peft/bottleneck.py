@@ -2,8 +2,9 @@
 
     z = y + W_up σ(W_down y + b_down) + b_up          y (…, d) output of o_proj or down_proj, W_down (m, d), W_up (d, m)
 
-The block's own skip connection adds its input to z. Because of σ, the adapter is not a change ΔW of the weight: it
-cannot be merged, and every call computes it. The block's norms, which the paper trains too, stay frozen.
+The block's own skip connection then adds the input of the sublayer to z. Because of σ, the adapter is not a change ΔW
+of the weight: the adapter cannot be merged, and every call computes the adapter's output. The block's norms, which the
+paper trains too, stay frozen.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class BottleneckConfig(PeftConfig):
     init_weights : bool or "houlsby", default True
         True: W_down is uniform in ±1/√d and all other parameters are 0, so the output equals the base's output exactly.
         "houlsby": both matrices are normal with standard deviation 0.01, truncated at two standard deviations, and the
-        biases are 0. This is the initialisation in the paper (section 3.6). False: all parameters are uniform in
-        ±1/√in, with the input size in of W_down or W_up (for tests).
+        biases are 0. The paper uses this initialisation (section 3.6). False: all parameters are uniform in ±1/√n,
+        where n is the input size of W_down or W_up (for tests).
     base_model_name_or_path : str, path or None, default None
         Name of the base model. The name is saved with the adapter and has no other effect.
 
@@ -72,7 +73,7 @@ class BottleneckConfig(PeftConfig):
     ValueError
         If a value is out of range.
     TypeError
-        If `bottleneck_size` is not an integer or `reduction_factor` is not a number.
+        If `bottleneck_size` is not an integer, or if `reduction_factor` is not a number.
 
     Examples
     --------

@@ -1,4 +1,5 @@
-"""The command-line interface of a method: its names for `train --method`, their options, and a default learning rate.
+"""The command-line interface of a method: the method's names for `train --method`, and for each name the options and a
+default learning rate.
 
 The file of a method defines the names of this method, and the commands read all names from the registry.
 """
@@ -28,7 +29,8 @@ class Option:
 
 @dataclass(frozen=True)
 class Choice:
-    """A name for `train --method`, with its configuration class, its options, and a learning rate to start a search.
+    """A name for `train --method`, with its configuration class, its options, and a learning rate from which to start a
+    search.
 
     `options`: fields of the configuration that the command line can set. `fixed_fields`: fields that this name sets to
     a fixed value. `optimizer`: options that are fields of the optimizer, not of the configuration.

@@ -42,7 +42,8 @@ class Combination:
 
     `combination_type`: one of COMBINATION_TYPES.
     `svd_rank`: rank of the new adapter, for types with an SVD. Default: the largest rank of the source adapters.
-    `svd_clamp`: elements of U Σ and Vᵀ are clipped to [−q, q]; q is this quantile of the elements and their negatives.
+    `svd_clamp`: elements of U Σ and Vᵀ are clipped to [−q, q]; q is the quantile `svd_clamp` of the elements and their
+    negatives.
     `density`: fraction of elements that ties, dare and magnitude_prune types keep.
     `majority_sign_method`: for ties types, "total" uses the sign of the sum, "frequency" uses the more frequent sign.
     `seed`: seed that selects the random elements that dare types keep.
@@ -134,8 +135,8 @@ def weighted_sum(
 
     The ties types choose one sign for each element, and average over the tensors in which the element has this sign.
 
-    A tensor with a negative weight is negated before signs are compared, so x with weight −1 gives the same result as
-    −x with weight 1. As in PEFT, the absolute value of a weight does not influence which sign is chosen.
+    A tensor with a negative weight is negated before signs are compared, so x with weight −1 and −x with weight 1 give
+    the same result. As in PEFT, the absolute value of a weight does not influence which sign is chosen.
     """
     w = np.reshape(weights, (-1, *[1] * tensors[0].ndim))
     x = np.stack([prune(tensor, how, rng) for tensor in tensors]) * np.where(w < 0, -1, 1)
@@ -147,7 +148,7 @@ def weighted_sum(
 
 
 def prune(x: np.ndarray, how: Combination, rng: np.random.Generator) -> np.ndarray:
-    """Keep the fraction `density` of the elements of x and set the others to 0.
+    """Keep the fraction `density` of the elements of x, and set the other elements to 0.
 
     The dare types keep random elements and divide these elements by `density`. Other types keep the elements with the
     largest absolute values.
@@ -192,7 +193,7 @@ def truncate(
 def product_norm(A: np.ndarray, B: np.ndarray) -> float:
     """Return the Frobenius norm of B A.
 
-    The small matrix R_B R_Aᵀ of `svd_of_product` has the same norm.
+    The norm is computed from the small matrix R_B R_Aᵀ of `svd_of_product`, which has the same norm as B A.
     """
     R_A: Any = np.linalg.qr(A.T, mode="r")  # Any: NumPy's type stubs expect Q and R
     return float(np.linalg.norm(np.linalg.qr(B, mode="r") @ R_A.T))
@@ -256,9 +257,9 @@ def combine_adapters(
 ) -> tuple[LoraConfig, dict[str, LoraAdapter], MergeReport]:
     """Return the new configuration, the new adapter of each layer by name, and the report on errors.
 
-    In each layer, only the adapters that this layer has are combined. The computation uses float64 in host memory. The
-    new adapter is stored in `dtype`, by default the dtype of the base. Raises ValueError with the layer's name if the
-    type needs equal ranks and the ranks in this layer differ. `model` is not changed.
+    In each layer, only the adapters that exist in this layer are combined. The computation uses float64 in host memory.
+    The new adapter is stored in `dtype`, by default the dtype of the base. Raises ValueError with the layer's name if
+    the type needs equal ranks and the ranks in this layer differ. `model` is not changed.
     """
     wrapped, layers, factors = adapted_layers(model), {}, {}
     for name, layer in wrapped.items():

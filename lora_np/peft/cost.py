@@ -164,7 +164,7 @@ class AdapterCost:
         return 0
 
     def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
-        """Return the FLOPs of the matrix products that the adapter adds to those of the base layer.
+        """Return the FLOPs of the matrix products that the adapter adds to the products of the base layer.
 
         Parameters
         ----------

@@ -3,8 +3,9 @@
     adapter/adapter_config.json          the method's configuration, and PEFT's general settings
     adapter/adapter_model.safetensors    the tensors: for LoRA base_model.model.<layer>.lora_A.weight (r, in) and .lora_B.weight
 
-PEFT also loads a folder that does not fit the model: it ignores an unexpected tensor and only warns about a missing
-tensor, so the adapter can have no effect. lora_np raises an error that names the tensor, and the model is unchanged.
+PEFT also loads a folder that does not fit the model. PEFT ignores an unexpected tensor and only warns about a missing
+tensor, so the loaded adapter may have no effect. In both cases, lora_np raises an error that names the tensor, and the
+model is unchanged.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def write_adapter(
     recorded_fields: Sequence[str] = (),
     training: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the two files of an adapter. Both new files are complete before the first one replaces an older file.
+    """Write the two files of an adapter. Both new files are complete before one of them replaces an older file.
 
     The settings whose names are in `recorded_fields` are also written into the weights file. If the process is killed
     between the two replacements, `read_adapter` detects that the files do not belong together. `training` contains the
@@ -80,7 +81,7 @@ def write_adapter(
 def portable_targets(targets: str | Collection[str], model: Module) -> str | list[str]:
     """Return `target_modules` in a form that selects the same layers in PEFT.
 
-    In PEFT a string is always a regular expression, so "q_proj" matches nothing. PEFT compares the string with the
+    In PEFT a string is always a regular expression, so "q_proj" matches no layer. PEFT compares the string with the
     names of all modules, not only of linear layers. A string that would select other layers in PEFT is replaced by a
     list of name suffixes. If these suffixes match too many layers, the list contains full names instead.
     """
@@ -142,7 +143,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """Return the JSON object in `text`. Raises ValueError if `text` contains another JSON value."""
+    """Return the JSON object in `text`. Raises ValueError if `text` contains a JSON value that is not an object."""
     found = json.loads(text)
     if not isinstance(found, dict):
         raise ValueError(f"expected a JSON object, got {text:.40}")
@@ -159,7 +160,8 @@ def name_file_in_errors(file: Path) -> Iterator[None]:
 
 
 def check_targets(targets: Any) -> None:
-    """Raise ValueError if the `target_modules` of a file are empty, not strings, or not a valid regular expression."""
+    """Raise ValueError if the `target_modules` of a file are empty, contain a value that is not a string, or are an
+    invalid regular expression."""
     if not targets or not isinstance(targets, str | list) or not all(isinstance(entry, str) for entry in targets):
         raise ValueError(f"target_modules is {targets!r}; expected the names of the adapted layers")
     is_target("", targets)
@@ -168,7 +170,7 @@ def check_targets(targets: Any) -> None:
 def check_settings(settings: Mapping[str, Any], known: Collection[str]) -> None:
     """Raise ValueError for a setting that is not in `known`.
 
-    A setting is accepted if it turns a feature off or does not affect the output.
+    Unknown settings are accepted if they turn a feature off or do not affect the output.
     """
     for key in sorted(settings.keys() - known - IGNORED_SETTINGS):
         value = settings[key]

@@ -3,7 +3,7 @@
     y = l ∘ (x Wᵀ),   ΔW = Λ_l W − W        l (out, 1): the layers of the attention
     y = (l ∘ x) Wᵀ,   ΔW = W Λ_l − W        l (1, in): feed-forward layers; their input is the inner activations
 
-l starts at 1, so ΔW starts at 0. Names, shapes and files are PEFT's.
+l starts at 1, so ΔW starts at 0. Names, shapes and files are those of PEFT.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class IA3Config(TargetedConfig):
 
 
 class IA3Adapter(Adapter):
-    """The IA³ adapter of one layer: l (1, in) rescales the input, or l (out, 1) rescales the output."""
+    """The IA³ adapter of one layer: the vector l rescales the input (shape (1, in)) or the output (shape (out, 1))."""
 
     config: IA3Config
     mergeable = True
@@ -110,7 +110,7 @@ class IA3Adapter(Adapter):
         return y * l, (base_cache, l, y if self.ia3_l.trainable else None)
 
     def backward(self, dy: Array, cache: IA3Cache, base: Linear, need_dx: bool) -> Array | None:
-        """Return dx (…, in) for dy (…, out), or None if dx is not needed. Also add dl to the gradient of l.
+        """Return dx (…, in) for dy (…, out), or None if dx is not needed. This method also adds dl to the gradient of l.
 
         In the forward pass z = l ∘ u, where u is either the input x or the output base(x) of the base layer. Therefore
         dl is the sum of dz ∘ u over all tokens, and du = l ∘ dz.
@@ -158,7 +158,7 @@ class IA3Cost(AdapterCost):
     def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
         """Return the FLOPs of the base layer's dx, if only dl needs this dx.
 
-        This is the case if l is trained and rescales the input, and no layer below is trained.
+        Only dl needs dx if l is trained and rescales the input, and if no layer below is trained.
         """
         needed = self.trained and self.scales_input and not need_dx
         return Products(0, linear_products(N, out, in_, True, False).dx * needed, 0)
@@ -166,8 +166,8 @@ class IA3Cost(AdapterCost):
     def saved_for_backward(self, N: int, out: int, in_: int) -> int:
         """Return the number of saved floats.
 
-        The saved arrays are y = base(x) if a trained l rescales the output, and a float32 copy of l if l is stored in
-        16 bits.
+        If a trained l rescales the output, y = base(x) is saved. If l is stored in 16 bits, a float32 copy of l is
+        saved too.
         """
         return self.trained * (not self.scales_input) * N * out + self.half_precision * sum(
             self.trained_sizes(out, in_)
@@ -200,7 +200,7 @@ class IA3Method(LayerMethod):
     def targets(self, config: IA3Config, names: list[str], strict: bool = True) -> list[str]:
         """Return the names of the targeted layers.
 
-        If `strict` is True, raises ValueError if an entry of `target_modules` or `feedforward_modules` matches no
+        With `strict=True`, raises ValueError if an entry of `target_modules` or `feedforward_modules` matches no
         layer.
         """
         if strict and config.feedforward_modules:

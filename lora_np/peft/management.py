@@ -34,7 +34,7 @@ class AdapterManager(AdapterHost):
             raise TypeError(f"expected a Transformer without adapters, got {type(model).__name__}")
         if adapted_layers(model):
             raise ValueError(
-                "this model has adapters already: add another one to its PeftModel with add_adapter or load_adapter, or call "
+                "this model has adapters already: add another adapter to the PeftModel with add_adapter or load_adapter, or call "
                 "merge_and_unload() first"
             )
         base = model.model.norm.weight.value.dtype
@@ -279,7 +279,7 @@ class AdapterManager(AdapterHost):
         if self.merged:
             raise RuntimeError("an adapter is merged into the weights; call unmerge_adapter() first")
         if self.disabled:
-            raise RuntimeError("the adapters are disabled; leave `disable_adapter` first")
+            raise RuntimeError("the adapters are disabled; leave the block `with disable_adapter()` first")
 
     # --------------------------------------------------------------------------------------------------- mixed batches
 
@@ -302,8 +302,8 @@ class AdapterManager(AdapterHost):
         Raises
         ------
         ValueError
-            If the number of names differs from `rows`, if an adapter does not exist, or if the rows of an adapter
-            cannot share a batch with rows of other adapters.
+            If the number of names differs from `rows`, if an adapter does not exist, or if an adapter cannot be in a
+            mixed batch.
         RuntimeError
             If an adapter is merged, or if the adapters are disabled.
         """

@@ -66,7 +66,7 @@ class MergeableModel(AdapterManager):
             is quantised. After any of these errors, the weights are unchanged.
         """
         if self.disabled:
-            raise RuntimeError("the adapters are disabled; leave `disable_adapter` before merging")
+            raise RuntimeError("the adapters are disabled; leave the block `with disable_adapter()` first")
         if adapter_names is None:
             adapter_names = self.merged_adapters or self.active_adapters
         names = unique(adapter_names)
@@ -182,15 +182,15 @@ class MergeableModel(AdapterManager):
         ------
         ValueError
             If a source adapter does not exist, if the new name is already used or invalid, or if a weight is not
-            finite. Also if an option is out of range or does not apply to the combination type, or if the type needs
-            equal ranks and the ranks differ.
+            finite. Also if an option is out of range, if an option does not apply to the combination type, or if the
+            ranks differ and the type needs equal ranks.
         RuntimeError
             If an adapter is merged, or if the adapters are disabled. After any of these errors, the model is unchanged.
         """
         self._check_new(adapter_name)
         if isinstance(adapters, str) or not len(adapters) or len(adapters) != len(weights):
             raise ValueError(
-                f"adapters {adapters!r}, weights {weights!r}; expected two lists of equal length, at least 1"
+                f"adapters {adapters!r}, weights {weights!r}; expected two lists of equal length, with at least 1 entry"
             )
         for name, weight in zip(adapters, weights, strict=True):
             self._check_mergeable(name)
@@ -217,7 +217,7 @@ class MergeableModel(AdapterManager):
 def merge(model: Module, names: Iterable[str], safe: bool = False) -> None:
     """Merge the adapters `names` in every layer.
 
-    Raises RuntimeError if the base is quantised. If `safe` is True, raises ValueError if a merged weight would not be
+    Raises RuntimeError if the base is quantised. With `safe=True`, raises ValueError if a merged weight would not be
     finite. After an error, the weights are unchanged.
     """
     names, every = tuple(names), adapted_layers(model)

@@ -107,10 +107,10 @@ class Method:
 
     def check_mixable(self, name: str, config: Any) -> None:
         """Raise ValueError if rows of this adapter cannot share a batch with rows of other adapters."""
-        raise ValueError(f"{name!r} has a {type(config).__name__}; its rows cannot be in a mixed batch")
+        raise ValueError(f"{name!r} has a {type(config).__name__}; rows of this adapter cannot be in a mixed batch")
 
     def file_config(self, config: Any) -> Any:
-        """Return the configuration of the saved adapter. This configuration can differ from that of training."""
+        """Return the configuration of the saved adapter, which can differ from the configuration used in training."""
         return config
 
     def settings(self, config: Any, model: Transformer) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class LayerMethod(Method):
     def targets(self, config: Any, names: list[str], strict: bool = True) -> list[str]:
         """Return the names of the layers to adapt, in the order of `names`.
 
-        If `strict` is True, raises ValueError if a target matches no layer.
+        With `strict=True`, raises ValueError if a target matches no layer.
         """
         if strict:
             return select_targets(names, config.target_modules)

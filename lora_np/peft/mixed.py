@@ -2,9 +2,9 @@
 
     y[i] = x[i] Wᵀ + s·(x[i] A[idx[i]]ᵀ) B[idx[i]]ᵀ          for a row of the base, x[i] Wᵀ alone
 
-This is Punica's SGMV (Chen et al. 2023, arXiv 2310.18547). The rows of one adapter are a segment. Segments with many
-tokens are computed one after another. If each row has one token, as in decoding, one batched product computes all small
-segments of equal rank.
+Punica's SGMV uses the same method (Chen et al. 2023, arXiv 2310.18547). The rows of one adapter are a segment. Segments
+with many tokens are computed one after another. If each row has one token, as in decoding, one batched product computes
+all small segments of equal rank.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SMALL_SEGMENT = (
 
 @dataclass
 class Group:
-    """A group of g segments. Each segment has at most n rows, which use the same adapter.
+    """A group of g segments. The rows of a segment, at most n, use the same adapter.
 
     All adapters of a group have the same rank r. The arrays are A (g, r, in), B (g, out, r) and scaling (g,).
 
@@ -47,7 +47,7 @@ class Group:
     scaling: Array
 
     def gather(self, x: Array) -> Array:
-        """Return the rows of x (b, …, f), ordered by segment and zero-padded, as an array (g, n·…, f)."""
+        """Return the rows of x (b, …, f), ordered by segment and zero-padded, as an array of shape (g, n·…, f)."""
         rows = x[self.rows]
         if self.padded_index is not None:
             padded = array_module(x).zeros((len(self.adapters) * self.n, *x.shape[1:]), x.dtype)
@@ -69,7 +69,7 @@ MixedCache: TypeAlias = tuple[Cache, list[tuple[Group, Array | None, GroupedLora
 
 
 class AdapterRows(Rows):
-    """The adapters of the rows of a mixed batch. Such an object is the value of `Context.adapter` in a call.
+    """The adapters of the rows of a mixed batch. An AdapterRows is the value of `Context.adapter` in a call.
 
     An AdapterRows caches the groups and stacked factors of each layer for all steps of one call of `generate`. A
     training step changes the factors, so create a new object after each training step.
@@ -133,7 +133,7 @@ class AdapterRows(Rows):
             for name, adapter in here.items():
                 if not (adapter.mixable and isinstance(adapter, LoraAdapter | OutputAdapter)):
                     kind = type(adapter).__name__.removesuffix("Adapter")
-                    raise ValueError(f"{name!r} is {kind}; its rows cannot be in a mixed batch")
+                    raise ValueError(f"{name!r} is {kind}; rows of this adapter cannot be in a mixed batch")
             self._layers[layer] = MixedRows(layer, here, len(self.names), self.segments, self._stacks)
         return self._layers[layer]
 

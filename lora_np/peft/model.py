@@ -279,7 +279,7 @@ class PeftModel(MergeableModel):
         cache : tuple
             From `loss`.
         dloss : float
-            Gradient of the loss.
+            A factor that multiplies all gradients.
 
         Raises
         ------

@@ -50,18 +50,18 @@ class PrefixTuningConfig(PeftConfig):
     num_virtual_tokens : int, default 20
         Number v of virtual tokens: each layer gets v keys and v values.
     prefix_projection : bool, default False
-        True: during training, an MLP (Linear, tanh, Linear) computes the prefix from E. Only the resulting keys and
-        values are saved. The paper uses the MLP because direct training is sensitive to the learning rate (section
-        4.3).
+        True: during training, an MLP (Linear, tanh, Linear) computes the prefix from the trained matrix E. Only the
+        resulting keys and values are saved. The paper uses the MLP because direct training is sensitive to the learning
+        rate (section 4.3).
     encoder_hidden_size : int or None, default None
         Width of the MLP. None: the width of a key, kv_heads·head_dim.
     init_weights : "zero" or None, default None
         None: all parameters are initialised as in PyTorch's Embedding and Linear, so E is normal with standard
         deviation 1. "zero": keys and values start at zero. A zero key still gets attention weight, so "zero" changes
-        the model's output, although PEFT calls it a no-op.
+        the model's output, although PEFT calls this initialisation a no-op.
     num_layers, num_attention_heads, token_dim : int or None, default None
         Number of layers, number of key/value heads, and kv_heads·head_dim of the base. None: the value is taken from
-        the base. A value that differs from the base raises ValueError.
+        the base. A value that differs from the size of the base raises ValueError.
     base_model_name_or_path : str, path or None, default None
         Name of the base model. The name is saved with the adapter and has no other effect.
 
@@ -109,7 +109,7 @@ class PrefixEncoder(Module):
         P = tanh(E W₀ᵀ + b₀) W₂ᵀ + b₂           E (v, kv), W₀ (m, kv), W₂ (2L·kv, m): with an MLP
 
     Here kv = g·d for g key/value heads of size d. Each row of P contains layer 0's keys, layer 0's values, layer 1's
-    keys, …. Names and order are those of PEFT's PrefixEncoder.
+    keys, …. The names and the order of the parameters are the same as in PEFT's PrefixEncoder.
 
     Parameters
     ----------
@@ -287,7 +287,7 @@ class PrefixMethod(Method):
         """
         if settings.get("num_transformer_submodules") not in (None, 1):
             raise ValueError(
-                f"num_transformer_submodules is {settings['num_transformer_submodules']}; expected 1, a decoder"
+                f"num_transformer_submodules is {settings['num_transformer_submodules']}; expected 1, as for a decoder"
             )
         if settings.get("num_virtual_tokens") is None:
             raise ValueError("num_virtual_tokens is missing")
@@ -300,7 +300,7 @@ class PrefixMethod(Method):
 
 
 def prefix_layout(model: Transformer) -> tuple[int, int, int]:
-    """Return (2L, g, d) for L layers, g key/value heads and d features per head.
+    """Return the shape (2L, g, d) of one virtual token, for L layers, g key/value heads and d features per head.
 
     The factor 2 counts keys and values.
     """
@@ -332,11 +332,11 @@ def check_peft_sizes(config: PrefixTuningConfig, model: Transformer) -> None:
 
 
 def check_prefix_of_past(past: KeyValueCache | None, named: tuple[str, PrefixEncoder] | None) -> None:
-    """Raise ValueError if a key/value cache that is not empty does not start with the prefix of this call."""
+    """Raise ValueError if a filled key/value cache starts with another prefix than the prefix of this call."""
     if past is not None and len(past) and past.prefix_source != named:
         was, now = (f"the prefix of {each[0]!r}" if each else "no prefix" for each in (past.prefix_source, named))
         now = f"another prefix called {named[0]!r}" if named and was == now else now
-        raise ValueError(f"past_key_values starts with {was}, but this call uses {now}; use a new past for this call")
+        raise ValueError(f"past_key_values starts with {was}, but this call uses {now}; use a new cache for this call")
 
 
 def extend_mask_over_prefix(attention_mask: Array, v: int, b: int, s: int) -> Array:

@@ -2,12 +2,12 @@
 
     y = base(x) + b ∘ ((d ∘ (x̃ Aᵀ)) Bᵀ),   ΔW = Λ_b B Λ_d A        x̃ = drop(x) while training
 
-A (r, in_max) and B (out_max, r) are as large as the largest layer requires; each layer takes its first columns and
-rows. The trained parameters are d (r,) and b (out,): r + out numbers per layer, where LoRA trains r·(in + out). b
-starts at 0, so ΔW starts at 0.
+A (r, in_max) and B (out_max, r) are as large as the largest layer requires. Each layer uses the first `in` columns of A
+and the first `out` rows of B. The trained parameters are d (r,) and b (out,): r + out numbers per layer. LoRA trains
+r·(in + out) numbers. The vector b starts at 0, so ΔW starts at 0.
 
-PEFT draws A and B from `projection_prng_key` with PyTorch's generator. lora_np does not have it, so a file contains A
-and B.
+PEFT draws A and B from `projection_prng_key` with PyTorch's generator. lora_np does not have this generator, so lora_np
+writes A and B into the file.
 """
 
 from __future__ import annotations
@@ -193,8 +193,8 @@ class VeraCost(AdapterCost):
     def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
         """Return the peak number of temporary floats.
 
-        The peak is the larger of two numbers: the temporary floats of the frozen layer, or the frozen layer's dx and
-        the temporary arrays of the bypass together.
+        The peak is the larger of two numbers. The first is the number of temporary floats of the frozen layer. The
+        second is the number of floats of the frozen layer's dx and of the temporary arrays of the bypass together.
         """
         dx, h = need_dx * N * in_, N * self.r
         return max(frozen, dx + max(h + out * self.r, N * out + h, 2 * h, h + dx, dx + self.dropout * dx))
@@ -296,7 +296,7 @@ class VeraMethod(LayerMethod):
         super().restore(host, name, config, arrays)
 
     def arrays(self, host: AdapterHost, name: str) -> dict[str, np.ndarray]:
-        """Return A (r, in_max), B (out_max, r), and each layer's d (r,) and b (out,) by PEFT's keys."""
+        """Return a dictionary with PEFT's keys: A (r, in_max), B (out_max, r), and each layer's d (r,) and b (out,)."""
         found = super().arrays(host, name)
         shared = next(iter(self.layers(host, name).values())).adapters[name]
         assert isinstance(shared, VeraAdapter)

@@ -110,7 +110,7 @@ def _from_arrays(arrays: dict[str, np.ndarray], packed_state: np.ndarray) -> Qua
     state = json.loads(packed_state.tobytes())
     quant_type, shape = state["quant_type"], tuple(state["shape"])
     if not all(isinstance(n, int) and n > 0 for n in shape):
-        raise ValueError(f"its shape is {shape}; expected positive integers")
+        raise ValueError(f"the shape is {shape}; expected positive integers")
     _check_map("quant_map", arrays["quant_map"], code_book(quant_type))
     absmax: np.ndarray | QuantizedAbsmax = arrays["absmax"]
     if "nested_absmax" in arrays:
@@ -122,7 +122,7 @@ def _from_arrays(arrays: dict[str, np.ndarray], packed_state: np.ndarray) -> Qua
     weight = Quantized4bit(arrays[""], absmax, shape, state["blocksize"], quant_type, np.dtype(np.float32))
     scales = (absmax.absmax, absmax.offset) if isinstance(absmax, QuantizedAbsmax) else (absmax,)
     if not all(np.isfinite(x).all() for x in scales):
-        raise ValueError("its absmax holds NaN or infinity: the file is damaged; download it again")
+        raise ValueError("absmax contains NaN or infinity: the file is damaged; download it again")
     return weight
 
 
@@ -130,5 +130,5 @@ def _check_map(name: str, stored: np.ndarray, ours: tuple[float, ...]) -> None:
     """Raise ValueError if the code table in the file differs from the code table of lora_np by more than rounding."""
     if stored.shape != (len(ours),) or not np.allclose(stored, ours, rtol=1e-6, atol=1e-7):
         raise ValueError(
-            f"its {name} is not the table of this type: it was quantised with other code values, which are not supported"
+            f"its {name} is not the table of this type: the weight was quantised with other code values, which are not supported"
         )

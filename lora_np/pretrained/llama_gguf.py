@@ -6,9 +6,10 @@ GGUF, pair i has the features (2i, 2i+1). Let P map the first order of features 
 
     (P x)[2i] = x[i],    (P x)[2i+1] = x[i + d/2],    i < d/2.
 
-Then R_interleaved P = P R_half, because both rotate the same pair by the same angle. A GGUF file contains P W for each head of
-q and k. The attention scores are unchanged: (P R q)·(P R k) = (R q)·(R k), because P is a permutation. So W = Pᵀ (P W): row i
-comes from row 2i, and row i + d/2 from row 2i+1. v_proj and o_proj have no rotation and keep the order of their rows.
+Then R_interleaved P = P R_half, because both sides rotate the same pair by the same angle. A GGUF file contains P W for
+each head of q and k. The attention scores are unchanged: (P R q)·(P R k) = (R q)·(R k), because P is a permutation. So
+W = Pᵀ (P W): row i comes from row 2i, and row i + d/2 from row 2i+1. The matrices v_proj and o_proj have no rotation
+and keep the order of their rows.
 
 Source: llama.cpp, LlamaModel.permute in its conversion script, which writes P W.
 """
@@ -47,7 +48,7 @@ def config_from(stored: StoredArrays) -> TransformerConfig:
     """
     metadata = stored.metadata
     if (architecture := metadata.get("general.architecture")) != ARCHITECTURE:
-        raise ValueError(f"general.architecture {architecture!r}; only the Llama family is supported")
+        raise ValueError(f"general.architecture is {architecture!r}; only the Llama family is supported")
 
     def number(key: str, default: Any = ..., kind: type = int) -> Any:
         value = metadata.get(f"llama.{key}", default)
@@ -76,12 +77,14 @@ def config_from(stored: StoredArrays) -> TransformerConfig:
         tie_word_embeddings="output.weight" not in stored.shapes,
     )
     if "rope_freqs.weight" in stored.shapes or metadata.get("llama.rope.scaling.type", "none") != "none":
-        raise ValueError("llama.rope.scaling or rope_freqs.weight: only the plain rotary embedding is supported")
+        raise ValueError(
+            "the file contains llama.rope.scaling or rope_freqs.weight; only plain rotary embedding is supported"
+        )
     if metadata.get("llama.expert_count", 0):
         raise ValueError("llama.expert_count: mixtures of experts are not supported")
     for key in ("rope.dimension_count", "attention.value_length"):
         if number(key, head_dim) != head_dim:
-            raise ValueError(f"llama.{key} = {number(key)}; only the head size, {head_dim}, is supported")
+            raise ValueError(f"llama.{key} = {number(key)}; expected the head size, {head_dim}")
     return config
 
 
@@ -118,5 +121,6 @@ def half_split(W: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _shortest(x: float) -> float:
-    """Return the shortest decimal with the float32 value that GGUF stores: 1e-5 instead of 9.999999747378752e-06."""
+    """Return the shortest decimal number whose float32 value equals the value in the file: 1e-5 instead of
+    9.999999747378752e-06."""
     return float(str(np.float32(x)))

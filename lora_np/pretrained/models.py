@@ -87,7 +87,7 @@ def load_model(name: str | os.PathLike[str], dtype: DTypeLike = np.float32, devi
             stored, quantized = bitsandbytes.take_quantized(stored)
             if not quantized and not path.is_file() and "quantization_config" in read_json(path / "config.json"):
                 raise ValueError(
-                    "its config.json has a quantization_config, but none of its weights is quantised: remove that entry"
+                    "config.json contains a quantization_config, but no weight is quantised: remove quantization_config"
                 )
             return _fill(config, _without_doubles(stored, config), quantized, dtype, like)
         except ValueError as error:
@@ -111,7 +111,7 @@ def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
     Raises
     ------
     TypeError
-        If the model has adapters. Call merge_and_unload() first.
+        If the model contains adapters. Call merge_and_unload() first.
 
     Examples
     --------
@@ -132,7 +132,7 @@ def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
     for name, x in model.state_dict().items():
         if ".base_layer." in name:
             raise TypeError(
-                "this Transformer has an adapter: call merge_and_unload() first, or save it before get_peft_model"
+                "this Transformer has an adapter: call merge_and_unload() first, or save the Transformer before get_peft_model"
             )
         arrays |= bitsandbytes.to_arrays(name, x) if isinstance(x, Quantized4bit) else {name: to_host(x)}
     save_arrays(Path(folder) / "model.safetensors", arrays, {"format": "pt"})
@@ -159,8 +159,8 @@ def load_tokenizer(name: str | os.PathLike[str]) -> Tokenizer:
     Returns
     -------
     Tokenizer
-        A ByteTokenizer if the vocabulary has 256 tokens and there is no tokenizer.json, otherwise the tokenizer that
-        the model's files describe.
+        The tokenizer that the model's files describe. Without tokenizer.json and with a vocabulary of 256 tokens, a
+        ByteTokenizer.
 
     Raises
     ------
@@ -229,7 +229,8 @@ def _open_weights(path: Path) -> Iterator[StoredArrays]:
 
 
 def _without_doubles(stored: StoredArrays, config: TransformerConfig) -> StoredArrays:
-    """Leave out a second copy of the tied embedding, and the rotary frequencies, which the model computes itself."""
+    """Leave out two kinds of arrays: a second copy of the tied embedding, and the rotary frequencies, which the model
+    computes itself."""
     shapes = {name: s for name, s in stored.shapes.items() if not name.endswith(".rotary_emb.inv_freq")}
     if config.tie_word_embeddings and HEAD in shapes and EMBEDDING in shapes:
         if not np.array_equal(stored[HEAD], stored[EMBEDDING]):
@@ -268,7 +269,7 @@ def _fill(
         _check(name, shapes, *p.value.shape)
     linear = {f"{name}.weight": name for name, m in model.named_modules() if isinstance(m, Linear)}
     if others := quantized.keys() - linear.keys():
-        raise ValueError(f"{_some(others)} is quantised; only weights of linear layers are supported")
+        raise ValueError(f"{_some(others)} is quantised; only weights of linear layers can be quantised")
     for name, weight in quantized.items():
         replace_module(model, linear[name], QuantizedLinear(weight.astype(dtype).move_to(like)))
         del parameters[name]
@@ -277,7 +278,9 @@ def _fill(
         if x.dtype not in (np.float16, np.float32, np.float64):
             raise ValueError(f"{name} has dtype {x.dtype}; expected float16, float32 or float64")
         if not np.isfinite(x).all():
-            raise ValueError(f"{name} holds NaN or infinity: the file is damaged, or its training diverged")
+            raise ValueError(
+                f"{name} contains NaN or infinity: the file is damaged, or the training of the model diverged"
+            )
         p.value = move(x.astype(dtype, copy=False), like)
     return model
 

@@ -26,7 +26,7 @@ def code_book(quant_type: str) -> tuple[float, ...]:
     Returns
     -------
     tuple of float
-        16 float32 numbers. All are in [−1, 1] except −8/7 of int4, which is not used.
+        16 float32 numbers. All values are in [−1, 1] except −8/7 of int4, which is not used.
 
     Raises
     ------

@@ -10,7 +10,7 @@ code q per weight. The code q is the index of the value c_q nearest to w/absmax:
     absmax, float32      32/block           0.5       → 4.5
     … or, double quant   8/block + 32/(256·block)     → 4.127: absmax itself is quantised to 8 bits, in blocks of 256
 
-The codes, absmax and bytes equal those of bitsandbytes; the names are bitsandbytes' too.
+The codes, absmax and bytes equal those of bitsandbytes; the names are also those of bitsandbytes.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class QuantizedAbsmax:
     absmax : ndarray, shape (⌈blocks/256⌉,), float32
         One scale for every 256 blocks.
     offset : ndarray, shape (), float32
-        The mean of the largest magnitudes. The mean is subtracted before quantisation, because magnitudes are positive
-        and the values of the 8-bit code are symmetric around 0.
+        The mean of the largest magnitudes. The mean is subtracted before quantisation: magnitudes are positive, but the
+        values of the 8-bit code are symmetric around 0.
 
     Examples
     --------
@@ -206,7 +206,7 @@ def quantize_4bit(W: Array, block_size: int = 64, quant_type: str = "nf4", doubl
     Parameters
     ----------
     W : ndarray, any shape, float
-        The weights. They are converted to float32 first.
+        The weights. The weights are converted to float32 first.
     block_size : int
         The number of consecutive weights of the flattened W per block: a power of two from 2 to 4096.
     quant_type : {"nf4", "fp4", "int4"}

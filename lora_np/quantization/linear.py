@@ -18,7 +18,7 @@ QuantizedLinearCache: TypeAlias = tuple[Quantized4bit, bool]  # the weight (out,
 class QuantizedWeight(Parameter):
     """A frozen parameter with a Quantized4bit as its value. The size of the value is the number of weights.
 
-    `astype` changes the dtype of the dequantised weights. It does not change the codes.
+    `astype` changes the dtype of the dequantised weights. The codes do not change.
     """
 
     __slots__ = ()
@@ -64,9 +64,9 @@ class QuantizedWeight(Parameter):
 class QuantizedLinear(Linear):
     """A frozen linear layer with four bits per weight, y = x Ŵᵀ + b with the dequantised weight Ŵ.
 
-    The layer stores the four-bit codes and the largest magnitude of each block (absmax). It computes Ŵ in the forward
-    pass, and again in the backward pass for dx. Ŵ is freed after each product. So each thread has one dequantised
-    matrix at a time, for any number of layers. The product has the dtype of x.
+    The layer stores the four-bit codes and the largest magnitude of each block (absmax). The layer computes Ŵ in the
+    forward pass, and again in the backward pass for dx. Ŵ is freed after each product. So each thread has one
+    dequantised matrix at a time, for any number of layers. The product has the dtype of x.
 
     Parameters
     ----------
@@ -119,14 +119,14 @@ class QuantizedLinear(Linear):
         x : ndarray, shape (…, in), float32 or float64
             The input.
         context : Context
-            The arguments that the call passes to every layer. This layer does not use them.
+            The arguments that the call passes to every layer. This layer does not use these arguments.
 
         Returns
         -------
         y : ndarray, shape (…, out)
             The output.
         cache : QuantizedLinearCache
-            The second argument of `backward`. It contains neither x nor Ŵ.
+            The second argument of `backward`. The cache contains neither x nor Ŵ.
         """
         bias = self.bias.value if hasattr(self, "bias") else None
         y, _ = ops.linear_forward(x, dequantize_4bit(self.weight.value, x.dtype), bias)
@@ -257,10 +257,10 @@ def quantize_model(
 def dequantize_model(model: M) -> M:
     """Replace every QuantizedLinear of a model by a Linear with the dequantised weights, in place.
 
-    The model computes the same outputs as before. Afterwards its adapters can be merged:
-    `dequantize_model(peft_model).merge_and_unload()` returns the trained model. The dequantised weights are frozen.
-    They differ from the original weights by the rounding error of the quantisation. If the merged model is quantised
-    again with `quantize_model`, ΔW is also rounded. Most of a small ΔW is then lost (see
+    The model computes the same outputs as before. Afterwards the adapters of the model can be merged:
+    `dequantize_model(peft_model).merge_and_unload()` returns the trained model. The dequantised weights are frozen. The
+    dequantised weights differ from the original weights by the rounding error of the quantisation. If the merged model
+    is quantised again with `quantize_model`, ΔW is also rounded. Most of a small ΔW is then lost (see
     `studies/four_bits/merge_routes.py`).
 
     Parameters

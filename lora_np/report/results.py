@@ -79,12 +79,12 @@ class Findings(Mapping[str, Finding]):
         self._findings = {finding.name: finding for finding in found}
         if len(self._findings) < len(found):
             names = [finding.name for finding in found]
-            raise ValueError(f"two findings have one name: {sorted({n for n in names if names.count(n) > 1})}")
+            raise ValueError(f"two findings have the same name: {sorted({n for n in names if names.count(n) > 1})}")
 
     def __getitem__(self, name: str) -> Finding:
         if name not in self._findings:
             close = difflib.get_close_matches(name, self._findings, n=4, cutoff=0.3)
-            raise KeyError(f"no finding has the name {name!r}; names near it: {', '.join(close) or 'none'}")
+            raise KeyError(f"no finding has the name {name!r}; similar names: {', '.join(close) or 'none'}")
         return self._findings[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -34,7 +34,7 @@ class UnknownAdapter(KeyError):
 class AdapterStore:
     """The adapters of one PeftModel, with a limit on the loaded adapters in memory.
 
-    Adapters that the model had before are always in memory, and the limit does not count them.
+    Adapters that `model` already contains always stay in memory and do not count towards the limit.
 
     Parameters
     ----------
@@ -154,7 +154,9 @@ class AdapterStore:
             If no adapter was loaded under this name.
         """
         if name not in self.registered:
-            raise UnknownAdapter(f"no adapter {name!r} was loaded; this server has {_list(self.registered)} to unload")
+            raise UnknownAdapter(
+                f"no adapter {name!r} was loaded; adapters that can be unloaded: {_list(self.registered)}"
+            )
         self.unloading[name] = self.registered.pop(name)
         self.remove_unused(in_use)
 

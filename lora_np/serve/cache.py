@@ -77,7 +77,7 @@ class BatchLayerCache(LayerCache):
 class BatchCache(KeyValueCache):
     """A KeyValueCache to which rows can be added, and from which rows can be removed, between two calls of `forward`.
 
-    `lengths` has the number of tokens of each row.
+    `lengths` contains the number of tokens of each row.
     """
 
     layers: list[BatchLayerCache]

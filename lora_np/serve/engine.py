@@ -60,7 +60,7 @@ class Request:
     sampling : Sampling
         How the next token is chosen.
     stop_tokens : frozenset of int
-        Token ids that end the answer. They are not part of `tokens`.
+        Token ids that end the answer. These ids are not part of `tokens`.
     rng : numpy.random.Generator
         Random numbers for sampling.
     on_token : callable
@@ -101,7 +101,8 @@ class Request:
 class AdapterServer:
     """An engine that generates tokens for many requests at once, with one base model and an adapter per request.
 
-    Every request gets the same tokens as from `generate` alone. Do not change the model while the server uses it.
+    Every request gets the same tokens as from a separate call of `generate`. Do not change the model while the server
+    uses it.
 
     Parameters
     ----------
@@ -112,15 +113,15 @@ class AdapterServer:
     max_queue : int, default 256
         Largest number of waiting requests.
     max_loras : int, default 64
-        Largest number of loaded adapters in memory. The adapters that `model` already has are not counted.
+        Largest number of loaded adapters in memory. The adapters that `model` already contains are not counted.
     folders : iterable of str or PathLike, optional
         Adapters may be loaded from these folders and their subfolders. By default no adapter can be loaded.
 
     Raises
     ------
     ValueError
-        If a limit is below 1, if an adapter of `model` cannot share a batch with other adapters, if `model` is merged, or
-        if the adapters of `model` are disabled.
+        If a limit is below 1, if an adapter of `model` cannot share a batch with other adapters, if an adapter of
+        `model` is merged, or if the adapters of `model` are disabled.
     FileNotFoundError
         If a folder does not exist.
 
@@ -205,7 +206,7 @@ class AdapterServer:
         Returns
         -------
         Request
-            The request. `step` and `run` append the generated tokens to its `tokens`.
+            The request. `step` and `run` append the generated tokens to the list `tokens` of this request.
 
         Raises
         ------
@@ -214,8 +215,8 @@ class AdapterServer:
         UnknownAdapter
             If there is no such adapter.
         ValueError
-            If the prompt is empty, has an unknown token id or leaves no room for `max_new_tokens`, or a setting is out of
-            range.
+            If the prompt is empty, contains an unknown token id or leaves no room for `max_new_tokens`, or if a setting
+            is out of range.
         TypeError
             If the prompt does not consist of integers.
         """
@@ -248,7 +249,7 @@ class AdapterServer:
         Parameters
         ----------
         request : Request
-            The request to end. Its `finish_reason` becomes "cancelled".
+            The request to end. The `finish_reason` of this request becomes "cancelled".
         """
         if request in self.waiting:
             self.waiting.remove(request)
@@ -311,7 +312,7 @@ class AdapterServer:
     def step(self) -> None:
         """Add waiting requests to the batch if there is room, then compute one token for every row.
 
-        If there is no request, this does nothing.
+        Without requests, the call does nothing.
         """
         self._admit()
         if not self.running:
@@ -333,8 +334,8 @@ class AdapterServer:
     def _admit(self) -> None:
         """Add waiting requests to the batch in the order of submission.
 
-        If memory has no room for the adapter of a request, all later requests wait too. Otherwise they could delay this
-        request for ever.
+        If memory is full of adapters in use, a request waits for its adapter, and all later requests wait too.
+        Otherwise the later requests could delay this request for ever.
         """
         prompt_tokens = 0
         while self.waiting and len(self.running) < self.max_batch and prompt_tokens < PROMPT_TOKENS:
@@ -396,7 +397,7 @@ class AdapterServer:
         Parameters
         ----------
         error : Exception
-            The error that `step` raised. It becomes the `error` of each running request.
+            The error that `step` raised. This error becomes the `error` of each running request.
         """
         failed, self.running = self.running, []
         self._past, self._rows = BatchCache(self.config, self.max_batch), AdapterRows(())

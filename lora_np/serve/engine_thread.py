@@ -1,4 +1,5 @@
-"""One thread that runs an engine. Other threads send it function calls, which it runs between two steps."""
+"""One thread that runs an engine. Other threads send function calls to this thread. The thread runs these calls between
+two steps."""
 
 from __future__ import annotations
 

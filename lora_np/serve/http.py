@@ -6,8 +6,8 @@ A request's field `model` names the adapter.
     POST /v1/completions   /v1/chat/completions      one body, or a stream if "stream": true
     POST /v1/load_lora_adapter {lora_name, lora_path}   /v1/unload_lora_adapter {lora_name}
 
-Errors: 400 wrong request, 404 unknown model or path, 405 wrong HTTP method, 413 body too long, 415 no JSON, 429 full queue,
-500 internal error, 503 the server is shutting down.
+Status codes of errors: 400 wrong request, 404 unknown model or path, 405 wrong HTTP method, 413 body too long, 415 body
+is not JSON, 429 full queue, 500 internal error, 503 the server is shutting down.
 """
 
 from __future__ import annotations
@@ -126,13 +126,13 @@ class PendingCompletion:
         self.watch: asyncio.Task  # a reference to the task; the event loop itself has only a weak one
 
     def on_token(self, token: int) -> bool:
-        """Decode a token; return True if the text now has a stop string. The engine's thread calls this."""
+        """Decode a token; return True if the text now contains a stop string. The engine's thread calls this method."""
         if text := self.stream.add(token):
             self.loop.call_soon_threadsafe(self.pieces.put_nowait, text)
         return self.stream.stopped
 
     def on_finish(self, request: Request) -> None:
-        """Send the last piece of text to the event loop. The engine's thread calls this."""
+        """Send the last piece of text to the event loop. The engine's thread calls this method."""
         for piece in (self.stream.end(), None):
             if piece != "":
                 self.loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
@@ -279,7 +279,7 @@ async def complete(service: CompletionService, request: HttpRequest, chat: bool)
 
 
 async def _cancel_if_disconnected(service: CompletionService, pending: PendingCompletion, request: HttpRequest) -> None:
-    """Wait until the client disconnects, then cancel the request; this has no effect on a finished request."""
+    """Wait until the client disconnects, then cancel the request. A finished request is not changed."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     service.thread.call(service.thread.engine.cancel, pending.request)

@@ -50,7 +50,8 @@ class ProtocolError(Exception):
 class CompletionRequest:
     """A checked request for a completion or a chat completion.
 
-    prompt: a text, token ids, or the messages of a chat. max_tokens: None if only the context length limits the answer.
+    `prompt` is a text, a list of token ids, or the messages of a chat. `max_tokens` is None if only the context length
+    limits the answer.
     """
 
     model: str
@@ -141,7 +142,7 @@ def integer(body: dict[str, Any], name: str, low: int, high: int | None = None) 
 def number(body: dict[str, Any], name: str, low: float, high: float, above: bool = False) -> float | None:
     """Return the value of a field that must be a number from `low` to `high`; None if the field is missing.
 
-    If `above`, the value must be greater than `low`.
+    If `above` is True, the value must be greater than `low`.
     """
     value = body.get(name)
     if value is None:
@@ -197,8 +198,7 @@ class StopStringStream:
     """Decodes one token after another, and ends the text before the first stop string.
 
     Text that could be the beginning of a stop string is returned later, if the next tokens do not complete the string.
-    `stopped` is True after a stop string. `after` has the token ids of the prompt, which come before the decoded
-    tokens.
+    `stopped` is True after a stop string. `after` contains the token ids of the prompt; the decoded text follows them.
     """
 
     def __init__(self, tokenizer: Tokenizer, after: Sequence[int], stop: tuple[str, ...] = ()) -> None:
@@ -217,7 +217,7 @@ class StopStringStream:
         return text[: len(text) - hold]
 
     def end(self) -> str:
-        """Return the text that has not been returned yet; called after the last token."""
+        """Return the remaining text. Call this method after the last token."""
         return "" if self.stopped else self._held + self._stream.end()
 
 

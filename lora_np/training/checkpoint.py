@@ -1,7 +1,7 @@
 """Checkpoints of a training run. A resumed run ends with exactly the same weights as an uninterrupted run.
 
 A checkpoint contains the settings of its run, and `Checkpoint.load` refuses a checkpoint of another run. A checkpoint
-contains no random state, because all random numbers depend only on (seed, step); see loop.py.
+contains no random state, because all random numbers depend only on `seed` and `step`; see loop.py.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def _digest(values: list[float]) -> str:
 
 
 class Checkpoint:
-    """A safetensors file with the trainable parameters, optimizer state, step and history. It contains no frozen weights."""
+    """A safetensors file with the trainable parameters, optimizer state, step and history. The file contains no frozen
+    weights."""
 
     def __init__(
         self, path: str | os.PathLike[str] | None, model: Trainable, optimizer: Optimizer, settings: dict[str, Any]
@@ -114,7 +115,7 @@ class Checkpoint:
         if changed:
             more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise ValueError(
-                f"{self.path} belongs to another run: {'; '.join(changed[:3])}{more}. Use its settings, or another path"
+                f"{self.path} belongs to another run: {'; '.join(changed[:3])}{more}. Use the settings of that run, or another path"
             )
         self.optimizer.state.clear()
         self.optimizer.t = int(metadata["step"])
@@ -130,7 +131,7 @@ class Checkpoint:
         return self.optimizer.t, json.loads(metadata["history"])
 
     def stopped(self, step: int, found: str) -> FloatingPointError:
-        """Return the error for a number that is not finite. If the file exists, first restore the state of the run from it."""
+        """Return the error for a number that is not finite. First restore the state in the file, if the file exists."""
         if self.path is not None and Path(self.path).exists():
             kept = f"the model was reset to step {self.load()[0]}, the last good state, from {self.path}"
         else:

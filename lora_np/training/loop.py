@@ -1,8 +1,8 @@
 """The training loop: batch → loss → backward → optimizer step, with held-out evaluation, a history and checkpoints.
 
-All random numbers depend only on (seed, step): each step always has the same batch and the same dropout masks. Therefore
-a run that stops and resumes from a checkpoint gives exactly the result of an uninterrupted run, and a checkpoint needs no
-random state.
+All random numbers depend only on `seed` and `step`: each step always has the same batch and the same dropout masks.
+Therefore a run that stops and resumes from a checkpoint gives exactly the result of an uninterrupted run, and a
+checkpoint needs no random state.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ Batch = tuple[Array, Array]  # tokens (b, t) and targets (b, t), which are the t
 
 
 class Batches(Protocol):
-    """An object that returns (tokens, targets) for `batches[step]`, such as data.Batches or a list.
+    """An object that returns the arrays `tokens` and `targets` for `batches[step]`, such as data.Batches or a list.
 
-    A list is repeated if it has fewer batches than the run needs. The object can have an attribute
-    `digest`, a string that identifies the data. A checkpoint stores this string, to check that a resumed run has the same
-    data.
+    A list is repeated if it has fewer batches than the run needs. The object can have an attribute `digest`, a string
+    that identifies the data. A checkpoint stores this string, to check that a resumed run uses the same data.
     """
 
     def __getitem__(self, step: int, /) -> Batch: ...
@@ -44,9 +43,10 @@ class Batches(Protocol):
 class History:
     """The record of a training run, one row per step.
 
-    The row of an update has step, loss, lr, grad_norm, seconds and tokens. A row with an evaluation has heldout, or, if there
-    are several held-out texts, one column per text with the name of the text. `loss` and `heldout` are in nats per token.
-    `seconds` is the training time so far, without evaluation. `tokens` is the number of tokens so far, with padding.
+    The row of an update contains step, loss, lr, grad_norm, seconds and tokens. A row with an evaluation also contains
+    the column `heldout` or, for several held-out texts, one column per text with the name of the text. `loss` and
+    `heldout` are in nats per token. `seconds` is the training time so far, without evaluation. `tokens` is the number
+    of tokens so far, with padding.
 
     Parameters
     ----------
@@ -120,12 +120,12 @@ def train(
     model : PeftModel or Transformer
         The model. Its parameters are updated in place.
     batches : data.Batches, ConversationBatches or list
-        `batches[i]` returns (tokens, targets), integers of shape (b, t) each. A list is repeated
+        `batches[i]` returns the arrays `tokens` and `targets`, both integers of shape (b, t). A list is repeated
         if it has fewer batches than the run needs.
     optimizer : Optimizer
         SGD or AdamW. The state of the optimizer is reset at the start, or loaded from the checkpoint.
     steps : int
-        Total number of updates. In a resumed run, this includes the updates before the checkpoint.
+        Total number of updates. In a resumed run, this number includes the updates before the checkpoint.
     schedule : callable
         The learning rate at each step is optimizer.lr · schedule(step), for example `WarmupCosine`.
     max_grad_norm : float, optional
@@ -133,8 +133,8 @@ def train(
     accumulate : int
         Number of batches per update. The loss is the mean over all counted tokens of these batches.
     heldout : list of (ndarray, ndarray), or dict of str to such lists, optional
-        Batches for evaluation. The held-out losses are in the column "heldout" of the history, or, for a dict,
-        in one column per key.
+        Batches for evaluation. The history contains the held-out losses in the column "heldout". For a dict, the
+        history contains one column per key.
     eval_every : int, optional
         Evaluate every `eval_every` steps. Held-out batches are always evaluated before the first and after the last step.
     checkpoint : str or PathLike, optional
@@ -161,8 +161,8 @@ def train(
     Raises
     ------
     ValueError
-        If nothing is trainable, if an argument is out of range, or if the checkpoint belongs to another run. A run is
-        another run if its settings, its frozen weights or `batches.digest` differ.
+        If nothing is trainable, if an argument is out of range, or if the checkpoint belongs to another run. Two runs
+        are different if their settings, their frozen weights or their `batches.digest` differ.
     FileExistsError
         If the checkpoint exists and `resume` is False.
     FloatingPointError
@@ -182,7 +182,7 @@ def train(
     check_run(steps, max_grad_norm, accumulate, heldout, eval_every, checkpoint_every)
     if not hasattr(batches, "__getitem__"):
         raise TypeError(
-            f"batches is a {type(batches).__name__}, which has no index; expected batches[step], such as a list or data.Batches"
+            f"batches is a {type(batches).__name__}, which cannot be indexed; expected a list, or data.Batches"
         )
     if isinstance(batches, Sequence) and not batches:
         raise ValueError("batches is empty; expected at least one batch")
@@ -270,7 +270,7 @@ def check_run(
     if max_grad_norm is not None and not max_grad_norm > 0:
         raise ValueError(f"max_grad_norm = {max_grad_norm}; expected a number > 0, or None for no clipping")
     if not _by_name(heldout) and eval_every is not None:
-        raise ValueError(f"eval_every = {eval_every}, but there is no heldout to evaluate on: give both or neither")
+        raise ValueError(f"eval_every = {eval_every}, but heldout is missing; give both or neither")
 
 
 def evaluate(model: Trainable, batches: Sequence[Batch]) -> float:
@@ -308,7 +308,7 @@ def evaluate(model: Trainable, batches: Sequence[Batch]) -> float:
             total += float(model.loss(tokens, targets)[0]) * n
             count += n
     if not count:
-        raise ValueError("nothing to evaluate: the list of held-out batches is empty, or no target in it counts")
+        raise ValueError("nothing to evaluate: the list of held-out batches is empty, or no target in the list counts")
     return total / count
 
 
@@ -328,7 +328,7 @@ def _counted(targets: Array) -> int:
 
 
 def _shares(batches: list[Batch]) -> list[float]:
-    """Return the weight of each batch in the loss of an update: the share of the update's counted tokens in this batch."""
+    """Return the weight of each batch in the loss of an update: the fraction of all counted tokens in the batch."""
     if len(batches) == 1:
         return [1.0]  # without counting: on a GPU that would synchronise
     counts = [_counted(targets) for _, targets in batches]  # if no target counts, `model.loss` raises the error

@@ -30,7 +30,7 @@ class Optimizer:
         Factors that multiply the learning rate of some parameters. A key is a component of a parameter's name:
         {"lora_B": 16} is LoRA+ (Hayou et al. 2024, arXiv 2402.12354). If several keys match, the first key applies.
     state : dict
-        The arrays of the optimizer, as {parameter name: {slot: array}}.
+        The arrays of the optimizer, such as m and v, as {parameter name: {array name: array}}.
 
     Raises
     ------
@@ -144,7 +144,7 @@ class Optimizer:
                 )
 
     def to(self, device: str) -> Self:
-        """Move the state of the optimizer to another device. Call this after the model was moved to that device.
+        """Move the state of the optimizer to another device. Call this method after the model was moved to that device.
 
         Parameters
         ----------
@@ -311,8 +311,8 @@ class AdamW(Optimizer):
 class WarmupCosine:
     """A learning-rate schedule: a linear warm-up to 1, then a half cosine down to `floor`.
 
-    The learning rate is multiplied by `schedule(step)`. This factor is 1/warmup at step 0, and slightly above `floor` at
-    step `steps − 1`.
+    The learning rate is multiplied by `schedule(step)`. The factor `schedule(step)` is 1/warmup at step 0, and slightly
+    above `floor` at step `steps − 1`.
 
     Parameters
     ----------

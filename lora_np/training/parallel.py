@@ -1,9 +1,10 @@
 """Data parallelism on the CPU cores of one machine: each thread computes some rows of a batch with a replica of the model.
 
 The threads of BLAS speed up only large matrix products. Without replicas, all other operations would run on one core:
-softmax, norms, activations and the thin products with A and B. They take about half the time of a LoRA step. With replicas,
-all operations run in parallel, because NumPy releases Python's global lock inside its loops. Parallel calls are safe,
-because a layer stores no state of a call (it returns a cache), and each replica has its own gradients.
+softmax, norms, activations and the thin products with A and B. These other operations take about half the time of a
+LoRA step. With replicas, all operations run in parallel, because NumPy releases Python's global lock inside its loops.
+Parallel calls are safe, because a layer stores no state of a call (it returns a cache), and each replica has its own
+gradients.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ def loss_and_gradients(
 
         L = Σ_k (N_k/N) L_k,
 
-    and the gradients are summed in the same way, in the order of the shards. Without dropout, the result equals the result
-    of one worker up to rounding. With dropout, each shard draws its own masks. For a fixed number of workers, the result is
-    exactly reproducible. Each shard has its own gradients. Their memory is small for an adapter, but in full fine-tuning it
-    is as large as all weights, for each worker. Raises ValueError as `loss` does.
+    and the gradients are summed with the same weights N_k/N, in the order of the shards. Without dropout, the result
+    equals the result of one worker up to rounding. With dropout, each shard draws its own masks. For a fixed number of
+    workers, the result is exactly reproducible. Each shard has its own gradients. The gradients of an adapter need
+    little memory. In full fine-tuning, the gradients of each worker need as much memory as all weights. Raises
+    ValueError in the same cases as `loss`.
     """
     shards = []
     if workers > 1:

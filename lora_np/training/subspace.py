@@ -47,11 +47,11 @@ class SparseProjection:
 
         Pᵢⱼ = sᵢ/√nⱼ if weight i is in group j, else 0;     sᵢ = ±1 at random, nⱼ the size of group j: ⌊D/d⌋ or ⌈D/d⌉
 
-    The columns are exactly orthonormal: two columns share no row, and Σᵢ Pᵢⱼ² = nⱼ/nⱼ = 1. At d = D the subspace is the whole
-    space. P stores 2·D numbers, and a product takes D multiplications. Fastfood (Le et al. 2013), which Li et al. use for large
-    models, takes D log d. The subspace is random but not uniformly random, so studies use `DenseProjection` as a control. The
-    same idea is used in hashing (Chen et al. 2015, arXiv 1504.04788) and in Uni-LoRA (Li et al. 2025, arXiv 2506.00799). Raises
-    ValueError unless 1 ≤ d ≤ D.
+    The columns are exactly orthonormal: two columns share no row, and Σᵢ Pᵢⱼ² = nⱼ/nⱼ = 1. At d = D the subspace is the
+    whole space. P stores 2·D numbers, and a product takes D multiplications. Fastfood (Le et al. 2013), which Li et al.
+    use for large models, takes D·log d operations. The subspace is random but not uniformly random, so studies use
+    `DenseProjection` as a control. The same kind of projection is used in hashing (Chen et al. 2015, arXiv 1504.04788)
+    and in Uni-LoRA (Li et al. 2025, arXiv 2506.00799). Raises ValueError unless 1 ≤ d ≤ D.
     """
 
     def __init__(self, D: int, d: int, seed: int = 0, dtype: DTypeLike = np.float64) -> None:
@@ -84,13 +84,14 @@ def _check(D: int, d: int) -> None:
 
 
 class SubspaceModel(Module):
-    """A model with weights θ₀ + P z. Its only parameter is z (d,). `train` and `evaluate` accept a SubspaceModel like any model.
+    """A model with weights θ₀ + P z. The only parameter of a SubspaceModel is z (d,). `train` and `evaluate` accept a
+    SubspaceModel like any model.
 
     Parameters
     ----------
     model : Transformer or PeftModel
-        The values of its trainable parameters, in order, are θ₀. Each call of `loss` gives these parameters new arrays with
-        the values θ, so that the caches of earlier calls stay valid.
+        The values of its trainable parameters, in the model's order, are θ₀. Each call of `loss` gives these parameters
+        new arrays with the values θ, so that the caches of earlier calls stay valid.
     projection : DenseProjection or SparseProjection
         P, with D equal to the number of trainable weights.
 

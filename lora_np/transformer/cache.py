@@ -1,4 +1,5 @@
-"""The key/value cache. It stores the keys and values of earlier tokens, so that generation computes only new tokens.
+"""The key/value cache. The cache stores the keys and values of earlier tokens, so that generation computes only new
+tokens.
 
 The keys and values of a token depend only on that token and the tokens before it. Later tokens do not change them.
 
@@ -34,8 +35,8 @@ class LayerCache:
         b, g, t, d = k.shape
         if self.buffers is not None and self.buffers[0].dtype != k.dtype:
             raise TypeError(
-                f"the cache holds {self.buffers[0].dtype} keys, this call has {k.dtype}: use one dtype for the model, the "
-                "prefix and the cache; nothing is converted implicitly"
+                f"the cache contains {self.buffers[0].dtype} keys, but this call computed {k.dtype} keys: use one dtype for model, "
+                "prefix and cache; nothing is converted implicitly"
             )
         end = self.length + t
         if self.buffers is None or self.buffers[0].shape[2] < end:
@@ -127,7 +128,7 @@ class KeyValueCache:
         """
         if len(self):
             raise ValueError(
-                f"a prefix must come before all tokens, and this cache already holds {len(self)}: use a new cache"
+                f"a prefix must come before all tokens, and this cache already contains {len(self)}: use a new cache"
             )
         self.prefix_source = source
         for i, layer in enumerate(self.layers):

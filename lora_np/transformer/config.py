@@ -81,7 +81,7 @@ class TransformerConfig:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if self.head_dim % 2:
             raise ValueError(
-                f"head_dim = {self.head_dim}; it must be even, because rotary embedding rotates pairs of features"
+                f"head_dim = {self.head_dim}; head_dim must be even, because rotary embedding rotates pairs of features"
             )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
@@ -119,12 +119,12 @@ class TransformerConfig:
             If the architecture is not Llama, if a feature is not supported, or if a key is missing or invalid.
         """
         if config.get("model_type", "llama") != "llama":
-            raise ValueError(f"model_type {config['model_type']!r}; only the Llama family is supported")
+            raise ValueError(f"model_type is {config['model_type']!r}; only the Llama family is supported")
         if config.get("hidden_act", "silu") != "silu":
-            raise ValueError(f"hidden_act {config['hidden_act']!r}; only silu is supported")
+            raise ValueError(f"hidden_act is {config['hidden_act']!r}; only silu is supported")
         rope = config.get("rope_scaling") or config.get("rope_parameters") or {}  # the names of transformers 4 and 5
         if (kind := rope.get("rope_type", rope.get("type", "default"))) != "default":
-            raise ValueError(f"rope_type {kind!r}; only the plain rotary embedding ('default') is supported")
+            raise ValueError(f"rope_type is {kind!r}; only the plain rotary embedding ('default') is supported")
         config = {**config, **rope}  # in transformers 5, rope_theta is inside rope_parameters
         known = {f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None}
         try:

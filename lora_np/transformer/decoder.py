@@ -2,7 +2,7 @@
 
     tokens → embedding → [ + attention(norm) → + MLP(norm) ] × layers → norm → hidden states
 
-The backward pass runs through the layers in reverse order. It stops when no earlier layer is trainable.
+The backward pass runs through the layers in reverse order. The backward pass stops when no earlier layer is trainable.
 """
 
 from __future__ import annotations
@@ -77,12 +77,12 @@ class Attention(Module):
         return dx
 
     def _heads(self, x: Array) -> Array:
-        """Split the features into heads: (b, t, n·d) → (b, n, t, d). Returns a view."""
+        """Split the features into heads: the shape changes from (b, t, n·d) to (b, n, t, d). Returns a view."""
         b, t, _ = x.shape
         return x.reshape(b, t, -1, self.head_dim).transpose(0, 2, 1, 3)
 
     def _rows(self, x: Array) -> Array:
-        """Join the heads: (b, n, t, d) → (b, t, n·d). This is the inverse of `_heads`."""
+        """Join the heads: the shape changes from (b, n, t, d) to (b, t, n·d). The inverse of `_heads`."""
         b, n, t, d = x.shape
         return x.transpose(0, 2, 1, 3).reshape(b, t, n * d)
 
@@ -167,7 +167,8 @@ class Block(Module):
 
 
 class Decoder(Module):
-    """The embedding, the blocks and the last norm, which turn tokens into hidden states. Hugging Face names it `model`."""
+    """The embedding, the blocks and the last norm, which turn tokens into hidden states. Hugging Face calls this module
+    `model`."""
 
     def __init__(self, embed_tokens: Embedding, layers: list[Block], norm: RMSNorm) -> None:
         self.embed_tokens, self.layers, self.norm = embed_tokens, layers, norm
@@ -189,7 +190,10 @@ class Decoder(Module):
         return self.trainable or cache[-1] is not None
 
     def backward(self, dx: Array, cache: DecoderCache) -> None:
-        """Add to the gradients of the trainable parameters, given dx (b, t, d). Stop when no earlier layer is trainable."""
+        """Add the gradients of the trainable parameters, given the gradient dx (b, t, d) of the hidden states.
+
+        The pass stops when no earlier layer is trainable.
+        """
         embed_cache, block_caches, norm_cache, past = cache
         below = [self.embed_tokens.trainable]  # below[i]: does a layer before block i need a gradient?
         for block in self.layers:

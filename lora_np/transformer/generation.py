@@ -121,7 +121,7 @@ def generate(
     adapter_names : list of str, optional
         The adapter of each row, for a mixed batch with a PeftModel. "__base__" selects the base model.
     on_token : callable, optional
-        A function for streaming. It is called as on_token(row, token) as soon as a new token is known.
+        A function for streaming. The call is on_token(row, token), as soon as a new token is known.
 
     Returns
     -------
@@ -160,7 +160,7 @@ def generate(
     if prefix + tokens.shape[1] + max_new_tokens > limit:
         after = f" after a prefix of {prefix}" if prefix else ""
         raise ValueError(
-            f"got a prompt of {tokens.shape[1]} tokens{after} and {max_new_tokens} new ones; this model takes {limit} in all"
+            f"got a prompt of {tokens.shape[1]} tokens{after} and {max_new_tokens} new tokens; this model accepts {limit} in total"
         )
     if mask is not None:
         mask = np.pad(mask, ((0, 0), (prefix, 0)), constant_values=True)
@@ -195,8 +195,8 @@ def last_logits(
 ) -> np.ndarray:
     """Read `tokens` (b, t) in chunks and extend the cache. Return the logits (b, v) of the last position, on the host.
 
-    With `skip_padding`, padding tokens are not counted in the positions of the other tokens. This changes the result only
-    if a prefix precedes the padding.
+    With `skip_padding`, padding tokens are not counted in the positions of the other tokens. The option `skip_padding`
+    changes the result only if a prefix precedes the padding.
     """
     positions = None if mask is None or not skip_padding else np.maximum(mask.cumsum(axis=1) - 1, 0)
     for start in range(0, tokens.shape[1], CHUNK):
@@ -215,7 +215,7 @@ def _pad_left(prompts: Sequence[Sequence[int] | np.ndarray] | np.ndarray) -> tup
     """Return the prompts (b, t), padded on the left, and a mask that is True for tokens (None if there is no padding).
 
     Attention depends only on differences of rotary positions. So a row may start in any column, if the mask excludes the
-    padding. With a prefix this is not true: see `last_logits`.
+    padding. With a prefix, attention also depends on absolute positions: see `last_logits`.
     """
     longest = max(len(prompt) for prompt in prompts)
     tokens, mask = np.zeros((len(prompts), longest), np.int64), np.zeros((len(prompts), longest), bool)
@@ -226,7 +226,7 @@ def _pad_left(prompts: Sequence[Sequence[int] | np.ndarray] | np.ndarray) -> tup
             )
         ids = np.asarray(prompt)
         if ids.dtype.kind not in "iu":
-            raise TypeError(f"prompt {row} holds {ids.dtype}; expected integer token ids")
+            raise TypeError(f"prompt {row} has dtype {ids.dtype}; expected integer token ids")
         tokens[row, -len(prompt) :], mask[row, -len(prompt) :] = ids, True
     return tokens, None if mask.all() else mask
 

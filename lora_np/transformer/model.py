@@ -1,4 +1,5 @@
-"""A decoder-only Transformer of the Llama family, with the names of Hugging Face. It contains no code for LoRA.
+"""A decoder-only Transformer of the Llama family, with the names of Hugging Face. This module contains no code for
+LoRA.
 
     tokens → decoder → head → logits → cross-entropy against the tokens shifted by one
 
@@ -181,7 +182,7 @@ class Transformer(Module):
         attention_mask : ndarray, shape (b, s), bool, optional
             False where a key is padding; s is the number of cached and new tokens together.
         context : Context, optional
-            An object with `rng`, `attention_mask`, adapter and positions. It replaces the arguments `rng` and
+            An object with `rng`, `attention_mask`, adapter and positions. The context replaces the arguments `rng` and
             `attention_mask`.
 
         Returns
@@ -224,7 +225,9 @@ class Transformer(Module):
         start, limit = len(past) if past else 0, self.config.max_position_embeddings
         if not 1 <= tokens.shape[1] <= limit - start:
             after = f" after {start} in the cache" if start else ""
-            raise ValueError(f"got a sequence of {tokens.shape[1]} tokens{after}; this model takes 1 to {limit} in all")
+            raise ValueError(
+                f"got a sequence of {tokens.shape[1]} tokens{after}; this model accepts 1 to {limit} in total"
+            )
         if past is not None and start and past.batch_size != tokens.shape[0]:
             raise ValueError(
                 f"got {tokens.shape[0]} rows of tokens, but past_key_values has {past.batch_size}: use equal numbers"
@@ -289,7 +292,8 @@ class Transformer(Module):
         loss : ndarray, shape ()
             The mean cross-entropy over all targets that count.
         cache : tuple
-            The input of one `backward` call. This call overwrites the logits in the cache with the gradient of the logits.
+            The input of one `backward` call. The `backward` call overwrites the logits in the cache with the gradient
+            of the logits.
 
         Raises
         ------
@@ -298,9 +302,9 @@ class Transformer(Module):
 
         Notes
         -----
-        The output head computes no logits for positions that do not count. If only answers count, this saves most of
-        the computation of the head. In a mixed batch, the head computes all positions, because an adapter of the head
-        finds its rows by their index in the batch.
+        The output head computes no logits for positions that do not count. If only answers count, most of the
+        computation of the head is saved. In a mixed batch, the head computes all positions, because an adapter of the
+        head finds its rows by their index in the batch.
         """
         ops.checks.check_shape("tokens", tokens, None, None)
         ops.checks.check_shape("targets", targets, *tokens.shape)
@@ -376,7 +380,10 @@ class Transformer(Module):
 def _one_context(
     context: Context | None, rng: np.random.Generator | None, attention_mask: Array | None = None
 ) -> Context:
-    """Return the given context, or make a context from `rng` and `attention_mask`. Raise ValueError if both are given."""
+    """Return the given context, or make a context from `rng` and `attention_mask`.
+
+    Raises ValueError if a context is given together with `rng` or `attention_mask`.
+    """
     if context is not None and (rng is not None or attention_mask is not None):
-        raise ValueError("got a context and also rng or attention_mask: set these in the context")
+        raise ValueError("got a context together with rng or attention_mask; set rng and attention_mask in the context")
     return context or Context(rng, attention_mask=attention_mask)

@@ -410,7 +410,7 @@ def test_an_unknown_model_is_answered_with_the_known_models(capsys):
 
 def test_a_prompt_longer_than_the_model_is_refused(folder, capsys):
     said = refused(capsys, "--model", folder, "x" * 500)
-    assert re.search(r"a prompt of 5\d\d tokens and 1 new ones; this model takes 400 in all", said)
+    assert re.search(r"a prompt of 5\d\d tokens and 1 new tokens; this model accepts 400 in total", said)
 
 
 def test_a_system_message_without_a_conversation_is_refused(capsys):

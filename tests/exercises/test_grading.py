@@ -425,11 +425,11 @@ def test_the_command_grades_prints_and_writes(submissions, tmp_path, capsys):
     ("arguments", "words"),
     [
         (["grade", "nowhere", "--csv", "out.csv"], "no folder 'nowhere'"),
-        (["grade", ".", "--csv", "out.csv"], "no submissions: '.' has no folders"),
+        (["grade", ".", "--csv", "out.csv"], "no submissions: '.' contains no folders"),
         (["grade", ".", "--csv", "."], "is a folder; expected the name of a file"),
         (["grade", ".", "--csv", "out.csv", "--workers", "0"], "expected at least 1"),
         (["check", "nothing.py"], "no file 'nothing.py'"),
-        (["check", "empty.txt"], "defines no function of an exercise; the functions are count"),
+        (["check", "empty.txt"], "defines no function that an exercise asks for; the functions are count"),
         (["write", "x", "--py", "--solutions"], "leave out --py"),
     ],
 )

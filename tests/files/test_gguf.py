@@ -121,17 +121,17 @@ def info(name="W", shape=(32, 2), kind=0, offset=0):
 
 DAMAGED = {
     "an empty file": (b"", "too short for a header"),
-    "a text": (b"import numpy as np\n" * 20, "it begins with b'impo'"),
+    "a text": (b"import numpy as np\n" * 20, "the file begins with b'impo'"),
     "a ZIP archive": (b"PK\x03\x04" + bytes(200), "a GGUF file begins with"),
     "another version": (file_of(version=1), "GGUF version 1; versions 2 and 3"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 1, 0), "big-endian machine"),
-    "2⁶³ entries": (file_of(string("key"), entries=2**63), "it claims"),
+    "2⁶³ entries": (file_of(string("key"), entries=2**63), "the file claims"),
     "2⁶³ arrays": (file_of(info(), bytes(300), arrays=2**63), "GGUF|claims|dimensions"),
-    "a key of 2⁶³ bytes": (file_of(struct.pack("<Q", 2**63), entries=1), "it claims 9223372036854775808 more"),
-    "a text of 2⁶³ bytes": (file_of(string("k"), struct.pack("<IQ", 8, 2**63), entries=1), "it claims 92"),
+    "a key of 2⁶³ bytes": (file_of(struct.pack("<Q", 2**63), entries=1), "the file claims 9223372036854775808 more"),
+    "a text of 2⁶³ bytes": (file_of(string("k"), struct.pack("<IQ", 8, 2**63), entries=1), "the file claims 92"),
     "2⁶³ numbers": (
         file_of(string("k"), struct.pack("<IIQ", 9, 4, 2**63), entries=1),
-        "it claims 36893488147419103232",
+        "the file claims 36893488147419103232",
     ),
     "2⁶³ texts": (file_of(string("k"), struct.pack("<IIQ", 9, 8, 2**63), entries=1), "strings"),
     "2⁶¹ texts": (file_of(string("k"), struct.pack("<IIQ", 9, 8, 2**61), entries=1), "strings"),
@@ -146,7 +146,7 @@ DAMAGED = {
     "an array past the end": (file_of(info(offset=2**60), bytes(400)), "past the end"),
     "two arrays in one place": (file_of(info(), info("V"), bytes(999), arrays=2), "overlaps another array"),
     "one name twice": (file_of(info(), info(), bytes(999), arrays=2), "W appears twice"),
-    "half a block": (file_of(info(shape=(33, 2), kind=8), bytes(400)), "whole blocks of 32"),
+    "half a block": (file_of(info(shape=(33, 2), kind=8), bytes(400)), "a multiple of 32"),
     "an array of no known type": (file_of(info(kind=4000), bytes(400)), "W has type 4000"),
     "an array that cannot be decoded": (
         file_of(info(kind=28), bytes(999)),

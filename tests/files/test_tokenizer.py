@@ -178,11 +178,11 @@ def test_what_is_no_text_or_no_token_is_refused(trained):
 
 
 WRONG = {
-    "another kind": ({"model": "llama"}, "model 'llama'; only byte-level BPE"),
-    "another way to cut": ({"pre": "qwen2"}, r"pre 'qwen2'; only \['gpt-2', 'smollm'\]"),
+    "another kind": ({"model": "llama"}, "model is 'llama'; only byte-level BPE"),
+    "another way to cut": ({"pre": "qwen2"}, r"pre is 'qwen2'; only \['gpt-2', 'smollm'\]"),
     "no tokens": ({"tokens": None}, "tokenizer.ggml.tokens is missing"),
     "tokens that are numbers": ({"tokens": np.arange(3)}, "tokens is a ndarray; expected a list"),
-    "a token twice": ({"tokens": ["a", "a"]}, "holds a token twice"),
+    "a token twice": ({"tokens": ["a", "a"]}, "contains a token twice"),
     "a merge of unknown tokens": ({"merges": ["日 本"]}, "tokenizer.ggml.merges: .*out of vocabulary"),
     "a merge that is no pair": ({"merges": ["a b c"]}, "tokenizer.ggml.merges: "),
     "types for other tokens": ({"token_type": np.ones(3)}, "token_type has 3 entries for 800 tokens"),

@@ -383,7 +383,7 @@ def test_adapters_do_not_come_go_or_change_while_one_is_merged_or_all_are_disabl
     else:
         with two.disable_adapter():
             before = state(two)
-            with pytest.raises(RuntimeError, match="disabled; leave `disable_adapter`"):
+            with pytest.raises(RuntimeError, match="disabled; leave the block `with disable_adapter"):
                 calls[what]()
             assert state(two) == before
     assert two.active_adapter == "poet"

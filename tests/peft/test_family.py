@@ -264,7 +264,7 @@ def test_what_is_more_than_a_bypass_is_not_in_a_mixed_batch(make_model, random_b
     with pytest.raises(ValueError, match="PiSSA initialisation has changed the base"):
         adapted(make_model(), **PISSA).forward(tokens, adapter_names=["default", "__base__"])
     with_vera_rows = Context(adapter=AdapterRows(["default", "__base__"]))
-    with pytest.raises(ValueError, match="'default' is Vera; its rows cannot be in a mixed batch"):
+    with pytest.raises(ValueError, match="'default' is Vera; rows of this adapter cannot be in a mixed batch"):
         with_vera(make_model()).model.forward(tokens, context=with_vera_rows)
 
 

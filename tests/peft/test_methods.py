@@ -341,7 +341,9 @@ def test_a_mixed_batch_and_the_server_refuse_a_method_that_does_not(make_model, 
             lambda: ln.AdapterServer(peft_model),
             lambda name=name: server.adapters.load(name, tmp_path / name),
         ):
-            with pytest.raises(ValueError, match=f"'{name}' has a .*Config; its rows cannot be in a mixed batch"):
+            with pytest.raises(
+                ValueError, match=f"'{name}' has a .*Config; rows of this adapter cannot be in a mixed batch"
+            ):
                 call()
         assert server.adapters.names() == ["lora"] and list(server.adapters.model.peft_config) == ["lora"]
         peft_model.delete_adapter(name)

@@ -186,7 +186,7 @@ def test_long_prompts_are_read_in_pieces(make_model, monkeypatch):
 
 def test_the_prefix_takes_its_part_of_the_context(make_model):
     peft_model = prefixed(make_model(), num_virtual_tokens=20)
-    with pytest.raises(ValueError, match="after a prefix of 20 and 6 new ones; this model takes 32"):
+    with pytest.raises(ValueError, match="after a prefix of 20 and 6 new tokens; this model accepts 32"):
         ln.generate(peft_model, [[1] * 7], max_new_tokens=6)
     assert len(ln.generate(peft_model, [[1] * 7], max_new_tokens=5)[0]) == 5
     with pytest.raises(ValueError, match="13 tokens after 20"):
@@ -374,14 +374,14 @@ def test_bad_input_is_a_clear_error(what, make_model):
 def test_a_past_of_another_dtype_is_refused(make_model, random_batch):
     peft_model = get_peft_model(make_model(), PrefixTuningConfig(**PLAIN))
     peft_model.prompt_encoder["default"].astype(np.float32)
-    with pytest.raises(TypeError, match="the cache holds float32 keys, this call has float64"):
+    with pytest.raises(TypeError, match="the cache contains float32 keys, but this call computed float64"):
         peft_model.forward(random_batch()[0])
 
 
 def test_a_prefix_does_not_begin_a_past_that_has_been_read(make_model, random_batch):
     model, past = make_model(), KeyValueCache(make_model().config)
     model.forward(random_batch()[0], past_key_values=past)
-    with pytest.raises(ValueError, match="must come before all tokens, and this cache already holds 6"):
+    with pytest.raises(ValueError, match="must come before all tokens, and this cache already contains 6"):
         past.begin(xp.zeros((3, 4, 2, 4)), 2)
 
 

@@ -35,11 +35,13 @@ def test_the_import_does_not_wait_for_the_version():
 
 @pytest.mark.parametrize("name", ln.REPLACEMENTS)
 def test_another_librarys_name_says_what_to_use_instead(name):
-    with pytest.raises(AttributeError, match=re.escape(f"lora_np has no {name}; use {ln.REPLACEMENTS[name]}")):
+    with pytest.raises(
+        AttributeError, match=re.escape(f"lora_np has no attribute {name}; use {ln.REPLACEMENTS[name]}")
+    ):
         getattr(ln, name)
     assert getattr(ln, re.match(r"\w+", ln.REPLACEMENTS[name])[0]), "and that is there"
 
 
 def test_any_other_name_is_not_there():
-    with pytest.raises(AttributeError, match=r"lora_np has no laod_model$"):
+    with pytest.raises(AttributeError, match=r"lora_np has no attribute laod_model$"):
         _ = ln.laod_model

@@ -197,8 +197,8 @@ BAD_CALLS = {
     "an id past the vocabulary": (lambda m: m.forward(np.array([[11]])), ValueError, "contains 11, outside 0 … 10"),
     "a negative id": (lambda m: m.forward(np.array([[-1]])), ValueError, "contains -1"),
     "one sequence without a batch": (lambda m: m.forward(np.array([1, 2])), ValueError, r"expected \(any, any\)"),
-    "no token": (lambda m: m.forward(np.zeros((1, 0), int)), ValueError, "takes 1 to 32 in all"),
-    "too many tokens": (lambda m: m.forward(np.zeros((1, 33), int)), ValueError, "takes 1 to 32 in all"),
+    "no token": (lambda m: m.forward(np.zeros((1, 0), int)), ValueError, "accepts 1 to 32 in total"),
+    "too many tokens": (lambda m: m.forward(np.zeros((1, 33), int)), ValueError, "accepts 1 to 32 in total"),
     "tokens that are floats": (lambda m: m.forward(np.zeros((1, 3))), TypeError, "expected integers"),
     "targets of another shape": (
         lambda m: m.loss(np.zeros((1, 3), int), np.zeros((1, 2), int)),

@@ -733,7 +733,7 @@ DAMAGED = {
     ),
     "absmax not finite": (
         lambda a: a.update({f"{WEIGHT}.nested_absmax": np.float32([np.nan])}),
-        "absmax holds NaN or infinity",
+        "absmax contains NaN or infinity",
     ),
     "another code": (
         lambda a: a.update({f"{WEIGHT}.quant_map": a[f"{WEIGHT}.quant_map"] ** 3}),
@@ -741,7 +741,7 @@ DAMAGED = {
     ),
     "an unknown type": (lambda a: set_state(a, quant_type="af4"), "unknown quant_type 'af4'"),
     "an odd block": (lambda a: set_state(a, blocksize=48), "block_size = 48; expected a power of two"),
-    "an impossible shape": (lambda a: set_state(a, shape=[0, 12]), r"its shape is \(0, 12\)"),
+    "an impossible shape": (lambda a: set_state(a, shape=[0, 12]), r"the shape is \(0, 12\)"),
     "another shape": (
         lambda a: set_state(a, shape=[12, 20]),
         r"up_proj\.weight has shape \(12, 20\); expected \(20, 12\)",
@@ -775,7 +775,7 @@ def test_what_is_quantised_by_another_method_or_not_at_all_is_refused(make_model
             load_model(tmp_path)
     save_model(make_model(np.float32), tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="none of its weights is quantised"):
+    with pytest.raises(ValueError, match="no weight is quantised"):
         load_model(tmp_path)
 
 

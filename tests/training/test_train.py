@@ -204,7 +204,7 @@ def test_a_batch_in_which_nothing_counts_is_skipped_as_training_skips_it(make, b
     model, (tokens, targets) = make("lora"), batches[0]
     nothing = tokens, np.full_like(targets, ops.IGNORE_INDEX)
     assert evaluate(model, [nothing, batches[1], nothing]) == evaluate(model, [batches[1]])
-    with pytest.raises(ValueError, match=r"nothing to evaluate: .* no target in it counts"):
+    with pytest.raises(ValueError, match=r"nothing to evaluate: .* no target in the list counts"):
         evaluate(model, [nothing])
 
 
@@ -664,7 +664,7 @@ def test_a_run_that_met_a_nan_goes_on_from_its_checkpoint(make, batches, tmp_pat
 
 
 def test_batches_that_cannot_be_asked_again_are_refused(make, batches):
-    with pytest.raises(TypeError, match=r"batches is a generator, which has no index; expected batches\[step\]"):
+    with pytest.raises(TypeError, match=r"batches is a generator, which cannot be indexed; expected a list"):
         train(make("lora"), (batch for batch in batches), AdamW(0.05), 3)
 
 
@@ -682,7 +682,7 @@ def test_a_model_with_nothing_trainable_is_refused(make, batches):
 
 @pytest.mark.parametrize("heldout", [None, {}])
 def test_to_evaluate_on_nothing_is_refused(heldout, make, batches):
-    with pytest.raises(ValueError, match="eval_every = 2, but there is no heldout"):
+    with pytest.raises(ValueError, match="eval_every = 2, but heldout is missing"):
         train(make("lora"), batches, AdamW(0.05), 3, heldout=heldout, eval_every=2)
 
 

@@ -160,7 +160,7 @@ def test_samples_follow_the_probabilities():
         ({"prompts": np.arange(3)}, r"write \[prompt\]"),
         ({"prompts": [[1], []]}, "prompt 1 is empty"),
         ({"prompts": [[99]]}, "contains 99"),
-        ({"prompts": [[1] * 30]}, "takes 32 in all"),
+        ({"prompts": [[1] * 30]}, "accepts 32 in total"),
         ({"max_new_tokens": 0}, "at least 1"),
         ({"temperature": -1}, "temperature = -1"),
         ({"top_k": 0}, "top_k = 0"),

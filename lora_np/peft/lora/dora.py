@@ -87,7 +87,7 @@ class DoraAdapter(LoraAdapter):
     def backward(self, dy: Array, cache: DoraLayerCache, base: Linear, need_dx: bool) -> Array | None:
         """Return dx (…, in) for dy (…, out), or None if dx is not needed.
 
-        Also adds dA, dB and dm to the gradients of A, B and m. If `dora_norm` is "true", the row lengths n
+        This method also adds dA, dB and dm to the gradients of A, B and m. If `dora_norm` is "true", the row lengths n
         have a gradient too.
 
         In the forward pass y = base(x) − u + DoRA(x̃, u), with u = base(x̃) − bias. Without dropout, base(x) − u is the
@@ -95,7 +95,7 @@ class DoraAdapter(LoraAdapter):
         base(x̃) is du − dy. Raises RuntimeError if the base is trained.
         """
         if base.trainable:
-            raise RuntimeError("DoRA does not compute dW, because its norm depends on W; freeze the base")
+            raise RuntimeError("DoRA does not compute dW, because the row norms depend on W; freeze the base")
         base_cache, mask, (dropped_cache, norm_cache, dora_cache) = cache
         dx, du, dA, dB, dm, dn = ops.dora_backward(dy, dora_cache, need_dx)
         if norm_cache is not None and (self.lora_A.trainable or self.lora_B.trainable):
@@ -152,7 +152,7 @@ def row_norm_backward(base: Linear, dn: Array, cache: NormCache, need_dA: bool) 
 class DoraCost(LoraCost):
     """The cost of LoRA, plus the cost of m, of the row lengths n, and of z.
 
-    The array z (N, out) is the output before the multiplication by g.
+    The array z (N, out) is the output before the multiplication by g = m/n.
     """
 
     true_norm: bool = False  # True if n has a gradient; PEFT detaches it
@@ -176,7 +176,8 @@ class DoraCost(LoraCost):
     def saved_for_backward(self, N: int, out: int, in_: int) -> int:
         """Return the number of saved floats.
 
-        The saved arrays are those of LoRA, z (N, out), n (out,) and, if n has a gradient, P = (W + s·B A) Aᵀ (out, r).
+        The saved arrays are the arrays that LoRA saves, z (N, out) and n (out,). If n has a gradient, P = (W + s·B A)
+        Aᵀ (out, r) is saved too.
         """
         return super().saved_for_backward(N, out, in_) + N * out + out + self.true_norm * out * self.r
 

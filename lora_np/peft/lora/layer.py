@@ -155,7 +155,7 @@ class LoraCost(AdapterCost):
     def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
         """Return the peak number of temporary floats.
 
-        If dx is needed, the temporary arrays are the dx of both paths and, with dropout, dx ∘ mask. Otherwise, dh is
-        the only temporary array.
+        If dx is needed, the temporary arrays are the dx of the base layer, the dx of the bypass and, with dropout, dx ∘
+        mask. Otherwise, dh is the only temporary array.
         """
         return max(frozen, (2 + self.dropout) * N * in_) if need_dx else N * self.r

@@ -57,7 +57,7 @@ class LoraMethod(LayerMethod):
     def targets(self, config: LoraConfig, names: list[str], strict: bool = True) -> list[str]:
         """Return the names of the targeted layers.
 
-        If `strict` is True, raises ValueError if a target or a pattern matches no layer.
+        With `strict=True`, raises ValueError if a target or a pattern matches no layer.
         """
         layers = super().targets(config, names, strict)
         for key in [*config.rank_pattern, *config.alpha_pattern] if strict else ():
@@ -142,7 +142,8 @@ class LoraMethod(LayerMethod):
     def delete(self, host: AdapterHost, name: str) -> None:
         """Remove the adapter from every layer.
 
-        If PiSSA changed the base, the original base is restored. If this base was then quantised, raises RuntimeError.
+        If PiSSA changed the base, the original base is restored. Raises RuntimeError if the base was quantised after
+        PiSSA changed it.
         """
         layers = self.layers(host, name).values()
         initialised = [
@@ -158,13 +159,14 @@ class LoraMethod(LayerMethod):
     def check_mixable(self, name: str, config: LoraConfig) -> None:
         """Raise ValueError for DoRA: a mixed batch computes x Wᵀ once for all rows, but DoRA rescales W."""
         if config.use_dora:
-            raise ValueError(f"{name!r} is DoRA, which rescales W; its rows cannot be in a mixed batch")
+            raise ValueError(f"{name!r} is DoRA, which rescales W; rows of this adapter cannot be in a mixed batch")
 
     def arrays(self, host: AdapterHost, name: str) -> dict[str, np.ndarray]:
         """Return the tensors for the file, as a dictionary with PEFT's keys.
 
-        A key is base_model.model.<layer> and then .lora_A.weight (r, in), .lora_B.weight (out, r) or, with DoRA,
-        .lora_magnitude_vector (out,). Raises RuntimeError if the base was quantised after PiSSA initialisation.
+        A key consists of base_model.model.<layer> and an ending: .lora_A.weight (r, in), .lora_B.weight (out, r) or,
+        with DoRA, .lora_magnitude_vector (out,). Raises RuntimeError if the base was quantised after PiSSA
+        initialisation.
         """
         found: dict[str, np.ndarray] = {}
         for layer_name, layer in self.layers(host, name).items():

@@ -2,11 +2,11 @@
 
     W = U Σ Vᵀ,   s·B₀A₀ = U_r Σ_r V_rᵀ,   base: W − s·B₀A₀, with the singular values σ_{r+1}, …
 
-The sum of base and bypass is W, so the output is unchanged at the start. The trained bypass has the large singular
-values of W, and the frozen base (quantised in QPiSSA) has the small ones. PiSSA changes the base. Saving therefore
-converts the adapter to a LoRA of rank 2r for the original base, ΔW = s·(B A − B₀A₀) = s·[B, −B₀][A; A₀], which lora_np
-and PEFT can load. If the base was quantised after PiSSA, it was rounded, and such a LoRA would give another model;
-saving then raises an error.
+The sum of base and bypass is W, so the output is unchanged at the start. The trained bypass contains the large singular
+values of W. The frozen base, which is quantised in QPiSSA, contains the small singular values. PiSSA changes the base.
+Saving therefore converts the adapter to a LoRA of rank 2r for the original base: ΔW = s·(B A − B₀A₀) = s·[B, −B₀][A;
+A₀]. Both lora_np and PEFT can load this LoRA. If the base was quantised after PiSSA, rounding has changed the base.
+Such a LoRA would then give another model, so saving raises an error.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def check_layer(name: str, base: Linear, r: int) -> None:
     if r > most:
         raise ValueError(f"{name} has {most} singular values; PiSSA with r = {r} needs at least r")
     if not array_module(W).isfinite(W).all():
-        raise ValueError(f"{name} has a weight that is not finite; PiSSA needs its singular values")
+        raise ValueError(f"{name} has a weight that is not finite; PiSSA needs the singular values of W")
 
 
 def subtract_from_base(layer: AdaptedLinear, adapter: LoraAdapter) -> None:
@@ -99,7 +99,7 @@ def subtract_from_base(layer: AdaptedLinear, adapter: LoraAdapter) -> None:
 def check_not_quantized(name: str, layer: AdaptedLinear) -> None:
     """Raise RuntimeError if the base was quantised after PiSSA.
 
-    No adapter for the original base gives the same outputs as such a model.
+    After this quantisation, no adapter for the original base gives the same outputs as the model.
     """
     if layer.base_correction is not None and isinstance(layer.base_layer.weight.value, Quantized4bit):
         raise RuntimeError(

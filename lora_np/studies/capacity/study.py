@@ -108,7 +108,9 @@ def strings(count: int, length: int, seed: int) -> np.ndarray:
     """
     n = len(ALPHABET)
     if not 1 <= count <= n**KEY:
-        raise ValueError(f"count={count}: expected 1 to {n**KEY}, because a name has {KEY} of {n} symbols")
+        raise ValueError(
+            f"count={count}: expected 1 to {n**KEY}, because a name consists of {KEY} symbols, each one of {n}"
+        )
     rng = np.random.default_rng([seed, count, length])
     names = rng.choice(n**KEY, count, replace=False)
     digits = np.stack([names // n**i % n for i in reversed(range(KEY))], axis=1)  # (count, KEY)

@@ -177,7 +177,7 @@ def finished(rows: list[Row]) -> list[Row]:
         if row["validation"] is None:
             who = {key: row[key] for key in ("method", "r", "lr", "seed") if key in row}
             raise FloatingPointError(
-                f"{who} diverged at the learning rate that was best with another seed; give the study smaller rates"
+                f"{who} diverged at the learning rate that was best with another seed; use smaller rates in the study"
             )
     return rows
 
