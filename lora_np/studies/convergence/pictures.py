@@ -52,7 +52,7 @@ def loss_curves(table: Table, x: str = "step") -> Figure:
         raise ValueError(f"x is {x!r}; expected 'step' or 'seconds'.")
     rows, base = _final_rows(table), table.settings["base_loss"]
     seeds, panels = len({row["seed"] for row in rows}), _panels(rows)
-    lines = f"lines: mean of {seeds} seeds; bands: range of the seeds" if seeds > 1 else "one seed"
+    lines = f"lines and bands: mean and range of {seeds} seeds" if seeds > 1 else "one seed"
     lines = semicolons(lines, "each method at its best learning rate" * _was_swept(table), runs_and_time(table))
     figure = new_figure(9, 4.9, _curves_title(rows), lines)
     column = 9 / len(panels)
@@ -76,7 +76,7 @@ def _curves_title(rows: Rows) -> str:
     if not all("full" in panel and min(lora) > full for panel, (full, *lora) in zip(panels, ends, strict=True)):
         return "The held-out loss of LoRA and full fine-tuning"
     falling = all(len(lora) > 1 and (np.diff(lora) < 0).all() for _, *lora in ends)
-    return "LoRA's final loss is above full fine-tuning's" + "; a higher rank lowers it" * falling
+    return "LoRA ends at a higher loss than full fine-tuning" + "; a higher rank narrows the gap" * falling
 
 
 def _rates_title(panels: dict[str, dict[str, tuple[str, Rows]]]) -> str:
@@ -179,7 +179,7 @@ def recovered_gain(table: Table, short: Table | None = None, wanted: float = 0.9
         )
 
     seeds = len({row["seed"] for row in rows})
-    marks = f"marks: mean of {seeds} seeds; bars: range of the seeds" if seeds > 1 else "one seed"
+    marks = f"marks and bars: mean and range of {seeds} seeds" if seeds > 1 else "one seed"
     marks = semicolons(marks, "each method at its best learning rate" * _was_swept(table), runs_and_time(table))
     figure = new_figure(9, 4.5, _gain_title(shares, wanted), marks)
     ax = axes_at(figure, 0.85, 0.7, 5.9 if short else 6.3, 2.85)
@@ -249,7 +249,7 @@ def learning_rates(table: Table) -> Figure:
     ceiling = min(highest, max(bests) + 0.4 * (max(bests) - lowest)) if max(bests) > lowest else highest
     span = max(ceiling - lowest, 1e-3)
     off_scale = "triangles: losses above the frame" * any(_loss(row) > ceiling for row in rows)
-    subtitle = semicolons("dots: runs with one seed; rings: best learning rates", off_scale, runs_and_time(table))
+    subtitle = semicolons("rings: best learning rates of one seed", off_scale, runs_and_time(table))
     figure = new_figure(9, 4.7, _rates_title(panels), subtitle)
     column, rates = 9 / len(panels), [row["lr"] for row in rows]
     for place, (target, methods) in enumerate(panels.items()):

@@ -60,7 +60,7 @@ def gradient_shadows(dW: np.ndarray, dA: np.ndarray, dB: np.ndarray, name: str =
     left = max(1.35, (9 - wide - gap - narrow) / 2)
     tall = bottom + narrow + gap + high + 1.1
     title = f"LoRA computes {r * (d + k):,} gradient numbers, full fine-tuning {d * k:,}"
-    subtitle = f"{name}, r = {r}; one cell per number, darker: larger absolute value"
+    subtitle = f"{name}, r = {r}; each cell is one number; darker means a larger absolute value"
     figure = new_figure(9, tall, title, subtitle)
     top = bottom + narrow + gap
     _matrix(axes_at(figure, left, top, wide, high), dW, FULL, colours.for_text(FULL, 9))
@@ -343,7 +343,9 @@ def step_flops(ranks: Sequence[int], ratios: Mapping[int, Sequence[float]], floo
     'FLOPs (full step = 1)'
     """
     title = "A LoRA step needs two thirds of the FLOPs of a full step, plus 2r/d"
-    figure = new_figure(9, 4.5, title, "FLOPs of the matrix products of one d × d layer, forward and backward")
+    figure = new_figure(
+        9, 4.5, title, "FLOPs of the matrix products of one d × d layer, in the forward and the backward pass"
+    )
     ax = axes_at(figure, 0.95, 0.72, 6.0, 2.9)
     ax.fill_between(ranks, 0, floor, color=FROZEN, alpha=0.35, lw=0)
     ax.axhline(1, color=FULL, lw=2)

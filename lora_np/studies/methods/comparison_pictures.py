@@ -158,7 +158,7 @@ def methods_learned_and_forgotten(table: Table) -> Figure:
     both: list[str] = [m for m in ("full", "lora") if m in runs]
     panels = {title: [m for m in methods if m in runs] for title, methods in PANELS.items()}
     panels = {title: [*both, *others] for title, others in panels.items() if others} or {"": both}
-    subtitle = f"lines: training, from the base at (0, 0); last mark: the end of training\n{_subtitle(table, runs)}"
+    subtitle = f"lines: training from the base at (0, 0) to the mark at the end\n{_subtitle(table, runs)}"
     figure = new_figure(9, 5.2, _forgetting(paths), subtitle)
     corners = np.concatenate([path.reshape(-1, 2) for path in paths.values()])
     low, high = corners.min(axis=0), corners.max(axis=0)
@@ -194,7 +194,7 @@ def _forgetting(paths: dict[str, np.ndarray]) -> str:
     alike = forgotten_when(learned, forgotten, reached)
     if alike is None:
         return f"LoRA learns {reached:.3f} and forgets {lost:.3f}; full fine-tuning {learned[-1]:.3f} and {forgotten[-1]:.3f}"
-    return f"After equal learning, LoRA has forgotten {lost:.3f}, full fine-tuning {alike:.3f}"
+    return f"After equal learning, LoRA has forgotten {lost:.3f} nats, full fine-tuning {alike:.3f} nats"
 
 
 def _path(table: Table, rows: list[dict[str, Any]]) -> np.ndarray:
@@ -222,7 +222,7 @@ def _title(runs: Runs, labels: dict[str, str]) -> str:
     apart = {m: paired_differences(runs[m], runs[first], "recovered") for m in means}
     level = [m for m, differences in apart.items() if min(differences) <= 0 <= max(differences)]
     if len(level) == 1:
-        return f"The best of {len(means)} methods recovers {percent(best)} of full fine-tuning's gain, the last {percent(last)}"
+        return f"{len(means)} methods recover between {percent(last)} and {percent(best)} of full fine-tuning's gain"
     lowest, names = percent(min(means[m] for m in level)), [labels.get(m, m) for m in level]
     reach = percent(best) if lowest == percent(best) else f"{lowest.removesuffix(' %')} to {percent(best)}"
     few = f"{', '.join(names[:-1])} and {names[-1]}"
@@ -233,5 +233,5 @@ def _title(runs: Runs, labels: dict[str, str]) -> str:
 def _subtitle(table: Table, runs: Runs) -> str:
     """Return the subtitle: the learning rates, the number of seeds, the number of runs and their time."""
     seeds = len(next(iter(runs.values())))
-    rates = f"each method at its own best learning rate; mean and range of {seeds} seeds" if seeds > 1 else "one seed"
+    rates = f"mean and range of {seeds} seeds; each method at its best learning rate" if seeds > 1 else "one seed"
     return semicolons(rates, runs_and_time(table))

@@ -87,7 +87,7 @@ def method_diagrams(methods: Sequence[str] = tuple(DRAWINGS)) -> Figure:
     2
     """
     high, rows = HIGH + HEAD, -(-len(methods) // 4)
-    subtitle = "grey: frozen; colour: trained; the input x flows upward; attention and MLP each add to x"
+    subtitle = "grey parts are frozen; coloured parts are trained; the input x flows upward"
     figure = new_figure(9, rows * high + 1.05, "Where each method changes a Transformer block", subtitle)
     for i, method in enumerate(methods):
         row, column = divmod(i, 4)

@@ -50,7 +50,7 @@ def speed_chart(table: Table) -> Figure:
     blas = settings.get("blas", {}).get("floor", {}).get("blas", "")  # another BLAS may be faster
     floor_of = f"NumPy ({blas.split()[0]})" if blas else "NumPy"
     subtitle = (
-        f"grey: floor (only the products with frozen matrices) in {floor_of}; memory includes weights and libraries\n"
+        f"grey: the floor, which is the time of the products with frozen matrices in {floor_of}\n"
         f"{_machine(settings, 'bars', 'black lines')}"
     )
     figure = new_figure(9, tall, _title(table, cases), subtitle)
@@ -71,7 +71,7 @@ def speed_chart(table: Table) -> Figure:
 def _machine(settings: dict[str, Any], medians: str, spreads: str) -> str:
     threads = settings["threads"]
     of = f"{threads} thread{'s' * (threads > 1)} of {settings['processor']}"
-    return f"{medians}: median of {settings['rounds']} rounds; {spreads}: middle half of the rounds; {of}"
+    return f"{medians} and {spreads}: median and middle half of {settings['rounds']} rounds; {of}"
 
 
 def _title(table: Table, cases: list[str]) -> str:
@@ -81,8 +81,8 @@ def _title(table: Table, cases: list[str]) -> str:
     eager, compiled = ratios.get("PEFT"), ratios.get("PEFT compiled")
     if eager is None:
         return f"The cost of a LoRA step on {model_name(case)}"
-    also = "" if compiled is None else f", or {compiled:.2f}× if compiled"
-    return f"PyTorch with PEFT takes {eager:.2f}× our time on {model_name(case)}{also}"
+    also = "" if compiled is None else f" (compiled PEFT: {compiled:.2f}×)"
+    return f"On {model_name(case)}, PEFT takes {eager:.2f}× the time of lora_np{also}"
 
 
 def _bars(ax: Axes, rows: list[dict[str, Any]], names: list[str], longest: float) -> None:
@@ -154,7 +154,7 @@ def scaling_chart(table: Table) -> Figure:
     sweeps = {sweep: table.where(sweep=sweep) for sweep in SWEEPS if table.where(sweep=sweep)}
     tall = 1.05 + 2.75 * ((len(sweeps) + 1) // 2)
     shape = model_name(settings["shape"])
-    subtitle = f"a model of {shape}'s shape with random weights; a step is forward, backward and AdamW\n"
+    subtitle = f"training steps of a model with random weights and the shape of {shape}\n"
     subtitle += _machine(settings, "dots", "bars")
     figure = new_figure(9, tall, _growth({name: rows for name, rows in sweeps.items() if name != "r"}), subtitle)
     for place, (sweep, rows) in enumerate(sweeps.items()):
