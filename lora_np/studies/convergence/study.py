@@ -77,8 +77,9 @@ def shortfall(table: Table, r: int = 16, workers: Workers = 2, folder: str | Pat
     """Measure why LoRA does not reach the loss of full fine-tuning: low rank, or frozen embedding and norms.
 
     The method "linear" is full fine-tuning of the linear layers only, without a low rank. The method "lora+rest" trains
-    LoRA of rank r, the embedding and the norms. `table` is the result of `convergence`. The rows are {method, r, lr,
-    seed, final, recovered}. There is one row per seed for each method, at the method's best learning rate.
+    LoRA of rank r, the embedding and the norms. `table` is the result of `convergence`. The columns are `method`, `r`,
+    `lr`, `seed`, `final` and `recovered`. There is one row per seed for each method, at the method's best learning
+    rate.
     """
     full = table.where(phase="seeds", method="full")
     lora = table.where(phase="seeds", method="lora", r=r, target_modules="all-linear")

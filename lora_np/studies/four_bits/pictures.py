@@ -32,8 +32,8 @@ def nf4_codes(table: Table, weights: str = "tiny") -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study quantization_distances with the columns weights, quant_type, edges and share. The table has
-        the settings block_size and codes. `codes` has the sixteen values of each type.
+        A table of the study quantization_distances with the columns `weights`, `quant_type`, `edges` and `share`. The
+        table has the settings `block_size` and `codes`. `codes` has the sixteen values of each type.
     weights : str
         The weights that the dashed line shows.
 
@@ -103,8 +103,8 @@ def error_by_distance(table: Table, weights: str = "N(0, 1)") -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study quantization_distances with the columns weights, quant_type, edges and contribution. The
-        table has the settings block_size and codes.
+        A table of the study quantization_distances with the columns `weights`, `quant_type`, `edges` and
+        `contribution`. The table has the settings `block_size` and `codes`.
     weights : str
         The weights to show.
 
@@ -149,7 +149,7 @@ def quantization_error(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study quantization_error with the columns weights, quant_type, block_size and mean.
+        A table of the study quantization_error with the columns `weights`, `quant_type`, `block_size` and `mean`.
 
     Returns
     -------
@@ -207,8 +207,8 @@ def gradient_cosines(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study quantization_gradients with the columns base, layer, factor and cosine. The table has the
-        setting model. The rows with the base "another batch" compare the gradients of two different batches.
+        A table of the study quantization_gradients with the columns `base`, `layer`, `factor` and `cosine`. The table
+        has the setting `model`. The rows with the base "another batch" compare the gradients of two different batches.
 
     Returns
     -------
@@ -251,8 +251,8 @@ def qlora_losses(table: Table, *others: Table) -> Figure:
     Parameters
     ----------
     table, *others : Table
-        Tables of the studies qlora_tiny and qlora_smollm2 with the columns quant_type, seed, steps, heldout and final.
-        For LoRA `quant_type` is None. The tables have the settings base, base_loss and quantized_loss.
+        Tables of the studies qlora_tiny and qlora_smollm2 with the columns `quant_type`, `seed`, `steps`, `heldout` and
+        `final`. For LoRA `quant_type` is None. The tables have the settings `base`, `base_loss` and `quantized_loss`.
 
     Returns
     -------
@@ -271,9 +271,12 @@ def qlora_losses(table: Table, *others: Table) -> Figure:
         lora, qlora = of_both(each.where(quant_type=None), each.where(quant_type="nf4"))
         gap = f"{100 * (mean(qlora) / mean(lora) - 1):.1f} %".replace("-", "−")
         gaps.append(f"{gap} ({model_name(each.settings['base'])})")
-    subtitle = "solid lines: LoRA over float32; dashed lines: QLoRA over NF4; grey lines: before training\n" + "; ".join(
-        f"QLoRA on {model_name(t.settings['base'])}: {runs_and_time(t, [row for row in t.rows if row['quant_type']])}"
-        for t in tables
+    subtitle = (
+        "solid lines: LoRA over float32; dashed lines: QLoRA over NF4; grey lines: before training\n"
+        + "; ".join(
+            f"QLoRA on {model_name(t.settings['base'])}: {runs_and_time(t, [row for row in t.rows if row['quant_type']])}"
+            for t in tables
+        )
     )
     title = f"QLoRA ends {' and '.join(gaps)} above the loss of LoRA"
     figure = new_figure(9, 4.5, title, subtitle)
@@ -318,8 +321,8 @@ def merge_routes_chart(table: Table, *others: Table) -> Figure:
     Parameters
     ----------
     table, *others : Table
-        Tables of the study merge_routes with the columns route, heldout, logits and kept. The tables have the setting
-        model.
+        Tables of the study merge_routes with the columns `route`, `heldout`, `logits` and `kept`. The tables have the
+        setting `model`.
 
     Returns
     -------

@@ -61,9 +61,9 @@ def on_tiny(
 ) -> Table:
     """Train QLoRA on tiny. Return a table of the QLoRA runs and of the LoRA runs of rank r in the table `convergence`.
 
-    The columns are quant_type, seed, lr, r, steps, heldout and final. `quant_type` is None for LoRA. NF4 has runs with
-    every seed (or with `seeds`); the other types have one run, with the first seed. The settings have the losses before
-    training in nats per byte: "base_loss" of the base, and "quantized_loss" of each quantised base.
+    The columns are `quant_type`, `seed`, `lr`, `r`, `steps`, `heldout` and `final`. `quant_type` is None for LoRA. NF4
+    has runs with every seed (or with `seeds`); the other types have one run, with the first seed. The settings have the
+    losses before training in nats per byte: "base_loss" of the base, and "quantized_loss" of each quantised base.
     """
     lora = measured.where(phase="seeds", method="lora", r=r, target_modules="all-linear")
     lora = [row for row in lora if seeds is None or row["seed"] in seeds]

@@ -115,13 +115,13 @@ QUICK = Setting(rates=((4, 4e-3), (16, 2e-3)), low=4, high=16, seeds=(0, 1), ste
 def subspaces(setting: Setting = FULL, workers: int = 2, folder: str | Path | None = None) -> Table:
     """Compute φ of pairs of runs, and the amplification of each run.
 
-    The rows of the kind "similarity" have of, layer, module, r, seeds, d, i, j and phi, where phi[k][l] is φ(i[k],
-    j[l]). The rows of the layer MAPPED and the first pair of seeds also have `map`, with φ for all i and j. `of` is "A"
-    for the right singular vectors of A, the directions in R^in that the adapter reads. `of` is "B" for the left
-    singular vectors of B, the directions in R^out that the adapter writes. `of` is "A at the start" for A before
-    training, which is random. The ranks of a pair of runs are `low` and `high`, or `high` and `high`. The two runs have
-    different seeds, because with the same seed the matrices A of the first layer would start with the same rows. The
-    rows of the kind "amplification" have r, seed, layer, module and the columns of `amplification`.
+    The rows of the kind "similarity" have `of`, `layer`, `module`, `r`, `seeds`, `d`, `i`, `j` and `phi`, where
+    phi[k][l] is φ(i[k], j[l]). The rows of the layer MAPPED and the first pair of seeds also have `map`, with φ for all
+    i and j. `of` is "A" for the right singular vectors of A, the directions in R^in that the adapter reads. `of` is "B"
+    for the left singular vectors of B, the directions in R^out that the adapter writes. `of` is "A at the start" for A
+    before training, which is random. The ranks of a pair of runs are `low` and `high`, or `high` and `high`. The two
+    runs have different seeds, because with the same seed the matrices A of the first layer would start with the same
+    rows. The rows of the kind "amplification" have `r`, `seed`, `layer`, `module` and the columns of `amplification`.
     """
     runs = [setting.run(r, seed) for seed in setting.seeds for r, _ in setting.rates]
     measured = dict(zip(runs, run_all(measure, runs, workers, folder, "subspaces", shared(setting.base)), strict=True))

@@ -33,11 +33,12 @@ def quality_against_parameters(table: Table, ranks: Table | None = None) -> Figu
     Parameters
     ----------
     table : Table
-        A table of the study comparison or comparison_smollm2 with the columns method, seed, trainable and recovered.
-        The table has the setting labels, and optionally the setting runs. Rows with the phase "sweep" are left out.
+        A table of the study comparison or comparison_smollm2 with the columns `method`, `seed`, `trainable` and
+        `recovered`. The table has the setting `labels`, and optionally the setting `runs`. Rows with the phase
+        "sweep" are left out.
     ranks : Table, optional
-        LoRA at several ranks, drawn as a line, with the columns r, seed, trainable and recovered. The setting r is the
-        rank of the method "lora" in `table`.
+        LoRA at several ranks, drawn as a line, with the columns `r`, `seed`, `trainable` and `recovered`. The setting r
+        is the rank of the method "lora" in `table`.
 
     Returns
     -------
@@ -139,8 +140,8 @@ def methods_learned_and_forgotten(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study comparison with the columns method, seed, steps, heldout and prose. The table has the
-        settings base_loss, base_prose and labels. Rows with the phase "sweep" are left out.
+        A table of the study comparison with the columns `method`, `seed`, `steps`, `heldout` and `prose`. The table has
+        the settings `base_loss`, `base_prose` and `labels`. Rows with the phase "sweep" are left out.
 
     Returns
     -------

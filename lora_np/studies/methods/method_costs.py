@@ -52,9 +52,9 @@ def method_costs(
 ) -> Table:
     """Measure a training step of each method, and an answer of the resulting model before and after the merge.
 
-    The columns are method, step_seconds, step_ratio, peak_bytes, state_bytes, prompt_ratio, token_ratio,
-    merged_prompt_ratio and merged_token_ratio. `step_ratio` compares a step with full fine-tuning's step of the same
-    round. The other ratios compare an answer with the base's answers of the same round. The base exists in several
+    The columns are `method`, `step_seconds`, `step_ratio`, `peak_bytes`, `state_bytes`, `prompt_ratio`, `token_ratio`,
+    `merged_prompt_ratio` and `merged_token_ratio`. `step_ratio` compares a step with full fine-tuning's step of the
+    same round. The other ratios compare an answer with the base's answers of the same round. The base exists in several
     `copies`, and the divisor of a ratio is the median time of the copies. An error in the time of a single base would
     change all ratios in the same direction. Each ratio is the median over the rounds. The base's copies and the merged
     models are built in the same way (`plain`). The setting `base_ratios` has the ratios of the copies of the base. The

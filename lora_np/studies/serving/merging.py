@@ -31,9 +31,9 @@ def drift(
 ) -> Table:
     """Measure the error of one weight matrix of tiny after many merges and unmerges.
 
-    The columns are dtype, adapters, cycles and errors. An error is ‖W − W₀‖/‖W₀‖. Each cycle merges and unmerges one
-    adapter: always the same adapter, or an adapter drawn from `adapters`. The adapters are random, with ‖ΔW‖ =
-    share·‖W₀‖.
+    The columns are `dtype`, `adapters`, `cycles` and `errors`. An error is ‖W − W₀‖/‖W₀‖. Each cycle merges and
+    unmerges one adapter: always the same adapter, or an adapter drawn from `adapters`. The adapters are random, with
+    ‖ΔW‖ = share·‖W₀‖.
     """
     import ml_dtypes
 
@@ -96,10 +96,10 @@ def corpus(domain: str, split: Literal["train", "heldout"]) -> np.ndarray:
 def combinations(setting: Setting = FULL) -> Table:
     """Combine two adapters by each type, and measure the held-out loss on both domains in nats per byte.
 
-    The columns are kind, weights, code, voice and error (the reported error of ΔW). `kind` is "base", "adapter" (one of
-    the two adapters), "share" (`cat` with the weights 1 − share and share) or a combination type. Each combination type
-    has its own best scale of both weights. Other held-out text chooses the scale. Combination types that drop weights
-    at random (dare) run once per seed.
+    The columns are `kind`, `weights`, `code`, `voice` and `error` (the reported error of ΔW). `kind` is "base",
+    "adapter" (one of the two adapters), "share" (`cat` with the weights 1 − share and share) or a combination type.
+    Each combination type has its own best scale of both weights. Other held-out text chooses the scale. Combination
+    types that drop weights at random (dare) run once per seed.
     """
     started = time.perf_counter()
     model = specialists(setting)

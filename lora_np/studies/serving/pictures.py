@@ -24,8 +24,8 @@ def merge_drift(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study merge_drift with the columns dtype, adapters, cycles and errors. The table has the settings
-        of and share.
+        A table of the study merge_drift with the columns `dtype`, `adapters`, `cycles` and `errors`. The table has the
+        settings `of` and `share`.
 
     Returns
     -------
@@ -70,8 +70,8 @@ def combinations_chart(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study combinations with the columns kind, weights, code, voice and error. The table has the
-        settings r and density.
+        A table of the study combinations with the columns `kind`, `weights`, `code`, `voice` and `error`. The table has
+        the settings `r` and `density`.
 
     Returns
     -------
@@ -163,9 +163,9 @@ def serving_chart(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study serving with the columns workload, adapters, seconds, merged_seconds, bytes, merged_bytes
-        and adapter_bytes, and optionally the columns peft_seconds and peft_ratio. The table has the settings model,
-        rows, r, prompt, rounds, threads and processor.
+        A table of the study serving with the columns `workload`, `adapters`, `seconds`, `merged_seconds`, `bytes`,
+        `merged_bytes` and `adapter_bytes`, and optionally the columns `peft_seconds` and `peft_ratio`. The table has
+        the settings `model`, `rows`, `r`, `prompt`, `rounds`, `threads` and `processor`.
 
     Returns
     -------

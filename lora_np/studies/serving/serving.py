@@ -67,14 +67,14 @@ def serving(
 ) -> Table:
     """Measure a decode step with many adapters on one base, with merged models and with PEFT.
 
-    The columns are workload, adapters, distinct, seconds, tokens_per_second, served_per_second, bytes, adapter_bytes,
-    merged_seconds, merged_ratio, merged_bytes, peft_seconds and peft_ratio. A ratio is a time divided by `seconds`.
-    `seconds` is the time of one decode step of `rows` rows. The workload chooses an adapter for each row, and
-    `distinct` is the number of different adapters in the batch. `merged_seconds` is the time of the same rows with one
-    merged model per adapter; the models run one after another. `peft_seconds` is the time of PEFT's mixed batch, which
-    loads only the adapters of the batch. All times are medians over `rounds`. `served_per_second` is the engine's
-    number of new tokens per second, for 4 · rows requests of 16 tokens with 16 new tokens each. `bytes` counts the base
-    and all adapters; `merged_bytes` counts one merged model per adapter.
+    The columns are `workload`, `adapters`, `distinct`, `seconds`, `tokens_per_second`, `served_per_second`, `bytes`,
+    `adapter_bytes`, `merged_seconds`, `merged_ratio`, `merged_bytes`, `peft_seconds` and `peft_ratio`. A ratio is a
+    time divided by `seconds`. `seconds` is the time of one decode step of `rows` rows. The workload chooses an adapter
+    for each row, and `distinct` is the number of different adapters in the batch. `merged_seconds` is the time of the
+    same rows with one merged model per adapter; the models run one after another. `peft_seconds` is the time of PEFT's
+    mixed batch, which loads only the adapters of the batch. All times are medians over `rounds`. `served_per_second` is
+    the engine's number of new tokens per second, for 4 · rows requests of 16 tokens with 16 new tokens each. `bytes`
+    counts the base and all adapters; `merged_bytes` counts one merged model per adapter.
     """
     started, found = time.perf_counter(), []
     peft_model = with_adapters(model, max(adapters))
@@ -112,9 +112,9 @@ def serving_step(
 ) -> Table:
     """Time a decode step of `rows` rows: all rows with one adapter, or each row with its own.
 
-    The rows have model, competitor, seconds, rounds, to_one and to_ours. `to_one` is the time divided by the time of
-    the same library with one adapter. `to_ours` is the time divided by our time for the same rows, or None if the
-    logits differ. Both ratios are medians over the rounds.
+    The rows have `model`, `competitor`, `seconds`, `rounds`, `to_one` and `to_ours`. `to_one` is the time divided by
+    the time of the same library with one adapter. `to_ours` is the time divided by our time for the same rows, or None
+    if the logits differ. Both ratios are medians over the rounds.
     """
     started, found = time.perf_counter(), []
     for model in models:

@@ -29,9 +29,9 @@ def latency(
 ) -> Table:
     """Time the answers of the base model, of the base with an adapter on all linear layers, and of the merged model.
 
-    The rows are {model, state, prompt_seconds, token_seconds, prompt_ratio, token_ratio}: medians over the rounds. In
-    each round, all three models answer the same prompt, in random order. A ratio is a model's time divided by the base
-    model's time in the same round.
+    The columns are `model`, `state`, `prompt_seconds`, `token_seconds`, `prompt_ratio` and `token_ratio`: medians over
+    the rounds. In each round, all three models answer the same prompt, in random order. A ratio is a model's time
+    divided by the base model's time in the same round.
     """
     started, rows = time.perf_counter(), []
     for name in models:

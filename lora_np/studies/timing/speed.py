@@ -74,12 +74,12 @@ def speed(
 ) -> Table:
     """Time a LoRA step of each competitor on each case, and measure its memory.
 
-    The rows are {case, competitor, seconds, tokens_per_second, ratio, floor_share, peak_bytes, losses, rounds, …}.
-    `seconds` is the median time per step over the rounds. `ratio` is the median over the rounds of the competitor's
-    time divided by this library's time; `ratio_range` has the quartiles. If the losses differ by more than 1e-4, both
-    are None, and `say` is called with a message. `floor_share` is the floor's time divided by the competitor's time.
-    `peak_bytes` is the peak resident memory during the steps, weights and libraries included. `loaded_bytes` is the
-    memory before the first step. Only the row of the floor has `flops`.
+    The columns are `case`, `competitor`, `seconds`, `tokens_per_second`, `ratio`, `floor_share`, `peak_bytes`,
+    `losses`, `rounds` and others. `seconds` is the median time per step over the rounds. `ratio` is the median over the
+    rounds of the competitor's time divided by this library's time; `ratio_range` has the quartiles. If the losses
+    differ by more than 1e-4, both are None, and `say` is called with a message. `floor_share` is the floor's time
+    divided by the competitor's time. `peak_bytes` is the peak resident memory during the steps, weights and libraries
+    included. `loaded_bytes` is the memory before the first step. Only the row of the floor has `flops`.
 
     The competitor "ours" splits a batch among as many workers as there are threads (parallel.py); in "ours, one
     worker", the BLAS uses all threads. If PyTorch, PEFT or transformers is missing, only this library and the floor are
@@ -122,10 +122,10 @@ def quantized_speed(
 ) -> Table:
     """Time a step of LoRA, a step of QLoRA, and only the dequantising of a QLoRA step.
 
-    The rows are {case, competitor, seconds, ratio, peak_bytes, losses, rounds, …}. The competitor "ours" is LoRA over a
-    base in float32; "ours, NF4 base" is QLoRA over a base in four bits. The competitor "dequantising" only dequantises
-    the weights, as often as a QLoRA step does. `ratio` is a competitor's time divided by the time of "ours" in the same
-    round. The losses differ because the bases differ.
+    The columns are `case`, `competitor`, `seconds`, `ratio`, `peak_bytes`, `losses`, `rounds` and others. The
+    competitor "ours" is LoRA over a base in float32; "ours, NF4 base" is QLoRA over a base in four bits. The competitor
+    "dequantising" only dequantises the weights, as often as a QLoRA step does. `ratio` is a competitor's time divided
+    by the time of "ours" in the same round. The losses differ because the bases differ.
     """
     comparison, rows, cases = Comparison(threads, rounds, say), [], available(cases, say)
     for case in cases:
@@ -141,10 +141,10 @@ def speed_scaling(
 ) -> Table:
     """Time a LoRA step while one quantity grows: the tokens per row, the rows, the rank, or the layers.
 
-    The rows are {sweep, x, batch_size, seq_len, r, layers, vocab_size, seconds, ratio, rounds, peak_bytes}. `sweep` is
-    the quantity that grows: "tokens", "batch" (the number of rows), "r" or "layers". `x` is the value of this quantity.
-    `ratio` is the time divided by the time of the first case in the sweep. `settings["lines"][sweep]` is {slope,
-    intercept, r_squared} of the straight line seconds ≈ slope · x + intercept.
+    The columns are `sweep`, `x`, `batch_size`, `seq_len`, `r`, `layers`, `vocab_size`, `seconds`, `ratio`, `rounds` and
+    `peak_bytes`. `sweep` is the quantity that grows: "tokens", "batch" (the number of rows), "r" or "layers". `x` is
+    the value of this quantity. `ratio` is the time divided by the time of the first case in the sweep.
+    `settings["lines"][sweep]` is {slope, intercept, r_squared} of the straight line seconds ≈ slope · x + intercept.
     """
     comparison, rows, lines = Comparison(threads, rounds, say), [], {}
     for sweep, cases in sweeps.items():

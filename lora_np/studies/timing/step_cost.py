@@ -24,10 +24,10 @@ METHODS = (Run("full", 0.0), Run("lora", 0.0, 8, "all-linear"), Run("lora", 0.0,
 def step_cost(methods: Sequence[Run] = METHODS, repeats: int = 7, steps: int = 5) -> Table:
     """Measure a training step of each method on `run.batch_size` × `run.seq_len` tokens.
 
-    The rows are {method, r, target_modules, seconds, peak_bytes, trainable}. `seconds` is the median time per step over
-    the `repeats`. The methods run in turns, so other load on the machine slows all of them equally. `peak_bytes` is the
-    peak that tracemalloc measures: adapter, gradients, optimizer state, activations and temporaries, without the base
-    model's weights.
+    The columns are `method`, `r`, `target_modules`, `seconds`, `peak_bytes` and `trainable`. `seconds` is the median
+    time per step over the `repeats`. The methods run in turns, so other load on the machine slows all of them equally.
+    `peak_bytes` is the peak that tracemalloc measures: adapter, gradients, optimizer state, activations and
+    temporaries, without the base model's weights.
     """
     started, rows, timed = time.perf_counter(), [], {}
     for run in methods:
