@@ -169,7 +169,7 @@ def _is_definition(statement: Statement) -> bool:
 def _global_reads(table: symtable.SymbolTable) -> Iterator[str]:
     """Yield the global names that the code reads.
 
-    At the top level every name is global; in a function only the names that are not local are.
+    At the top level every name is global. In a function, a name is global if it is not local.
     """
     for symbol in table.get_symbols():
         if (symbol.is_referenced() or symbol.is_declared_global()) and (

@@ -80,7 +80,7 @@ def capacity_chart(table: Table) -> Figure:
 
 
 def _offered_more(table: Table) -> list[tuple[float, float]]:
-    """Return (trained parameters, mean bits) for each rank that was also offered more strings than usual."""
+    """Return the trained parameters and the mean bits of each rank that was also offered more strings than usual."""
     found = []
     for r, offers in groups(table.where(phase="offered"), "r").items():
         largest, runs = list(groups(offers, "offered").items())[-1]

@@ -1,15 +1,16 @@
 """How much fits into a rank? The bits of random strings that LoRA memorises, against the parameters that it trains.
 
 A random string has no structure, so a model can continue it only from memory. A string begins with a name of KEY
-symbols, which the model is given and which is not counted. After the name follow `length` symbols. Each symbol is drawn
-uniformly from 64 symbols, so a symbol carries log₂ 64 = 6 bits. If L is the mean loss in nats per symbol after training
-on the strings, then
+symbols. The model is given the name, so the name is not counted. After the name follow `length` symbols. Each symbol is
+drawn uniformly from 64 symbols, so a symbol carries log₂ 64 = 6 bits. If L is the mean loss in nats per symbol after
+training on the strings, then
 
     memorised = Σ over counted symbols (6 − L / ln 2) bits, and at least 0.
 
-A model that knows only the alphabet holds 0 bits. A model that recites all strings holds all bits that were offered. The base
-was trained on random strings that are repeated once: it knows the alphabet, it can be certain of a symbol, and it knows none of
-these strings. The measurement follows Morris et al. 2025 (arXiv 2505.24832), except for the names.
+A model that knows only the alphabet holds 0 bits. A model that recites all strings holds all bits that were offered.
+The base was trained on other random strings, each written twice. So the base knows the alphabet and can be certain of a
+symbol, but it does not know the strings of the study. The measurement follows Morris et al. 2025 (arXiv 2505.24832),
+whose strings have no names.
 """
 
 from __future__ import annotations
@@ -101,10 +102,10 @@ QUICK = Setting(
 
 
 def strings(count: int, length: int, seed: int) -> np.ndarray:
-    """Draw random strings: tokens from 0 to 63, (count, KEY + length).
+    """Draw random strings: an array of shape (count, KEY + length) with tokens from 0 to 63.
 
-    A row is a name that no other row has, followed by `length` uniform symbols. Raises ValueError if there are more
-    strings than names.
+    Each row begins with a name that no other row has; `length` uniform symbols follow the name. Raises ValueError if
+    there are more strings than names.
     """
     n = len(ALPHABET)
     if not 1 <= count <= n**KEY:
@@ -116,7 +117,7 @@ def strings(count: int, length: int, seed: int) -> np.ndarray:
 
 
 def batch(rows: np.ndarray) -> Batch:
-    """Return tokens and targets, both (b, KEY + length − 1), of strings (b, KEY + length).
+    """Return the tokens and the targets of b strings: two arrays of shape (b, KEY + length − 1).
 
     The symbols of a name are not counted as targets.
     """
@@ -131,7 +132,7 @@ def memorised(loss: float, symbols: int) -> float:
 
 
 class Epochs:
-    """Batches of strings: `batches[i]` is (tokens, targets).
+    """Batches of strings: `batches[i]` is the pair (tokens, targets).
 
     Each epoch shows every string once, in a new order, in batches of nearly equal size.
     """
@@ -152,7 +153,7 @@ class Epochs:
 class RepeatedStrings:
     """Batches of 32 new random strings, each written twice.
 
-    The model cannot predict the first copy of a string, but it can copy the second from the first.
+    The model cannot predict the first copy of a string, but it can predict the second copy from the first copy.
     """
 
     def __init__(self, length: int, seed: int = 0) -> None:

@@ -115,7 +115,7 @@ def _lora(rows: Rows, target: str) -> Rows:
 
 
 def _groups(rows: Rows, target: str) -> dict[str, tuple[str, Rows]]:
-    """Return {label: (colour, runs of all seeds)} of full fine-tuning and of LoRA with these target modules."""
+    """Return by label the colour and the runs of full fine-tuning, and of LoRA at each rank."""
     shades = rank_shades([row["r"] for row in rows if row["method"] == "lora"])
     full = [row for row in rows if row["method"] == "full"]
     lora = {f"r = {r}": (shades[r], runs) for r, runs in groups(_lora(rows, target), "r").items()}
@@ -201,7 +201,7 @@ def recovered_gain(table: Table, short: Table | None = None, wanted: float = 0.9
 
 
 def _shares(rows: Rows) -> dict[str, dict[int, np.ndarray]]:
-    """Return the recovered shares as {target modules: {rank: one share per seed}}."""
+    """Return the recovered shares by target modules and rank: an array with one share per seed."""
     return {target: arrays(_lora(rows, target), "r", "recovered") for target in _panels(rows)}
 
 

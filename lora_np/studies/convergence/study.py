@@ -53,10 +53,10 @@ QUICK = replace(SHORT, ranks=(1, 8), full_lrs=(2e-3,), lora_lrs=(4e-3,), bracket
 def convergence(setting: Setting = FULL, workers: Workers = 2, folder: str | Path | None = None) -> Table:
     """Train each method at several learning rates with the first seed, then at the best rate with all seeds.
 
-    The rows have phase "sweep" (first seed, all learning rates) or "seeds" (best rate, all seeds, with `recovered`).
-    The setting "base_loss" is the base model's loss on the text of the comparison. The setting "base_validation" is the
-    base model's loss on the text by which rates are chosen. Finished runs are stored in `folder`, so that an
-    interrupted study can resume.
+    The column `phase` is "sweep" (first seed, all learning rates) or "seeds" (best rate, all seeds). The rows of
+    "seeds" also have the column `recovered`. The setting "base_loss" is the base model's loss on the text of the
+    comparison. The setting "base_validation" is the base model's loss on the text by which rates are chosen. Finished
+    runs are stored in `folder`, so that an interrupted study can resume.
     """
     given, factor = shared(setting.base), 2.0 if setting.bracket else None
     found = at_their_best(measure, setting.methods(), setting.seeds, workers, folder, given, factor)

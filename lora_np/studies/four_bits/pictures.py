@@ -202,7 +202,7 @@ def _verdict(table: Table) -> str:
 
 @picture("base layer factor cosine", settings="model")
 def gradient_cosines(table: Table) -> Figure:
-    """Draw the cosine between the gradients through a quantised base and those through float32.
+    """Draw the cosine between the gradients through a quantised base and the gradients through the float32 base.
 
     Parameters
     ----------

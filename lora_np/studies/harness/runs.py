@@ -151,7 +151,7 @@ def at_their_best(
 
 
 def beyond_the_edge(rows: list[Row], factor: float) -> list[float]:
-    """Return the next learning rate to try in a list, which is empty if the best rate so far has two neighbours.
+    """Return a list with the next learning rate to try; it is empty if rates on both sides of the best were tried.
 
     The list is also empty if two rates have exactly the best loss: the rate then makes no difference, and the search
     would not end.

@@ -69,7 +69,7 @@ def heldout(run: FineTuning) -> tuple[list[Batch], list[Batch]]:
 
 
 def prose(run: FineTuning) -> list[Batch]:
-    """Return batches of English documentation, on which forgetting is measured. They are not used for training."""
+    """Return batches of English documentation, on which forgetting is measured. The batches are not used for training."""
     count, length = PROSE
     text = bytes(data.corpus("prose", "heldout")).decode("utf-8", errors="replace")
     tokens = load_tokenizer(run.model).encode(text[: 8 * count * length])

@@ -180,7 +180,7 @@ def _connected(address: str) -> Iterator[Any]:
 async def _answers(address: str) -> bool:
     """Return whether a Dask scheduler answers at `address`.
 
-    If another program listened at the address, a Dask Client would wait for ever.
+    This check is needed, because a Dask Client never returns if another program listens at the address.
     """
     from distributed.core import rpc
 

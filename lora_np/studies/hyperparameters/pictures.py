@@ -26,7 +26,7 @@ GROUP_COLOURS = {"attention": LORA_LIGHT, "MLP": LORA, "all-linear": LORA_DARK}
 
 
 def measured(table: Table, dots: bool = False) -> str:
-    """Return the end of a subtitle: whether points are means or (`dots`) seeds, the number of runs and their time."""
+    """Return the end of a subtitle: what the points are (if `dots`, seeds), the number of runs and their time."""
     seeds = len(table.settings["seeds"])
     means = f"points and bars: mean and range of {seeds} seeds" if seeds > 1 else ""
     return semicolons(f"dots: the {seeds} seeds" if dots else means, runs_and_time(table))

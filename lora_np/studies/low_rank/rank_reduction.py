@@ -81,7 +81,10 @@ def truncated_loss(deltas: Deltas, run: Run, ranks: Sequence[int] = (1, 2, 4, 8,
 
 
 def decomposition(deltas: Deltas, run: Run, r: int = 4, name: str = SHOWN) -> Table:
-    """Cut one learned ΔW to rank r. The one row has name, r, matrix, B, A and error; the error is ‖ΔW − BA‖/‖ΔW‖."""
+    """Cut one learned ΔW to rank r.
+
+    The table has one row with `name`, `r`, `matrix`, `B`, `A` and `error`; the error
+    is ‖ΔW − BA‖/‖ΔW‖."""
     B, A = truncate(deltas[name], r)
     error = float(np.linalg.norm(deltas[name] - B @ A) / np.linalg.norm(deltas[name]))
     row = {"name": name.removeprefix("model.").removesuffix(".weight"), "r": r, "error": error}

@@ -26,13 +26,14 @@ def decomposition_2d(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        The result of the study "decomposition": one row with matrix (out, in), B (out, r), A (r, in), all as lists.
+        The result of the study "decomposition": one row with the lists `matrix` (out, in), `B` (out, r) and `A` (r,
+        in).
 
     Returns
     -------
     matplotlib.figure.Figure
-        Coral: ΔW; cyan: B, A and B·A. B is to the left of the product and A above it, so each cell of the product is
-        the row of B at its left times the column of A above it.
+        Coral: ΔW; cyan: B, A and B·A. B is at the left of the product, and A is above the product. Each cell of the
+        product is a row of B times a column of A: the row at the left of the cell, and the column above the cell.
 
     Examples
     --------
@@ -103,8 +104,9 @@ def singular_values(table: Table, marked_rank: int = 8) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Left: attention; right: the MLP. Thin lines are matrices, the thick line is their median, and dots are random
-        matrices of the same shape and norm. The energy is Σσ², the squared Frobenius norm.
+        Left: attention; right: the MLP. Thin lines are single matrices, and the thick line is the median of the
+        matrices. The dotted line is the median of random matrices of the same shape and norm. The energy is Σσ², the
+        squared Frobenius norm.
 
     Examples
     --------
@@ -240,7 +242,8 @@ def photograph(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        Rows with r, image (height, width) of grey values, share_of_numbers and error; r = None is the original.
+        The columns are `r` (None for the original), `image` (grey values, shape (height, width)), `share_of_numbers`
+        and `error`.
 
     Returns
     -------

@@ -74,7 +74,7 @@ def amplification(W: np.ndarray, delta: np.ndarray, r: int) -> dict[str, float]:
 def measure(run: Run) -> Row:
     """Train.
 
-    Return "amplification" (one row per layer), "factors" ([A before training, A, B] by name) and "seconds".
+    Return a dict: "amplification" (one row per layer), "factors" ([A before training, A, B] by name), "seconds".
     """
     untrained, (model, history) = run.model(), fine_tune(run)
     assert isinstance(untrained, PeftModel) and isinstance(model, PeftModel) and run.r is not None
@@ -148,7 +148,7 @@ def subspaces(setting: Setting = FULL, workers: int = 2, folder: str | Path | No
 def _compared(one: list, other: list, whole: bool) -> list[Row]:
     """Compare two layers, each given as [A before training, A, B].
 
-    Return rows {of, d, i, j, phi}. If `whole` is true, the rows also have `map`.
+    Return rows with the columns `of`, `d`, `i`, `j` and `phi`. If `whole` is true, the rows also have `map`.
     """
     (start1, A1, B1), (start2, A2, B2) = ([np.array(M) for M in three] for three in (one, other))
     pairs = {"A at the start": (start1, start2), "A": (A1, A2), "B": (B1.T, B2.T)}

@@ -1,4 +1,4 @@
-"""Pictures of the directions of LoRA's ΔW: whether two runs share them, and how large W is in them."""
+"""Pictures of the directions of LoRA's ΔW: the overlap of two runs, and the size of W in these directions."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ DIRECTIONS = {"in_delta": ("of ΔW", LORA, "o"), "in_W": ("of W itself", FROZEN,
 
 @picture("kind r module in_delta in_W in_random factor")
 def amplification_chart(table: Table) -> Figure:
-    """Draw the size of the frozen W in the directions of ΔW and in its own top directions, relative to random directions.
+    """Draw the size of the frozen W in the top directions of ΔW and of W itself, relative to random directions.
 
     Parameters
     ----------

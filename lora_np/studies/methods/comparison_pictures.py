@@ -188,7 +188,7 @@ def methods_learned_and_forgotten(table: Table) -> Figure:
 
 
 def _forgetting(paths: dict[str, np.ndarray]) -> str:
-    """Return the title: how much LoRA and full fine-tuning have forgotten after the same learning."""
+    """Return the title: how much LoRA and full fine-tuning have forgotten when both have learned equally much."""
     if not {"full", "lora"} <= paths.keys():
         return "How much each method learns of the new text and forgets of the old text"
     (learned, forgotten), (reached, lost) = paths["full"].mean(axis=0).T, paths["lora"].mean(axis=0)[-1]

@@ -1,6 +1,6 @@
 """Compare the lesson's table with our numbers: each entry is an interval, and a verdict says if our number is inside.
 
-"The lesson" is a table that many LoRA tutorials print (`LESSON`). `RULE` explains in words when our number agrees with
+"The lesson" is a table that many LoRA tutorials print (`LESSON`). The text `RULE` explains when our number agrees with
 the lesson. If we set a quantity to the lesson's value (`CHOSEN`), the verdict is "chosen so".
 """
 
@@ -107,7 +107,7 @@ def summary(compared: Table, costs: Table | None = None) -> list[dict[str, Any]]
 
 
 def ratio_of_B(run: Mapping[str, Any]) -> float:
-    """Return the ratio of B's learning rate to A's in a run."""
+    """Return the learning rate of B, divided by the learning rate of A, in a run."""
     return json.loads(run.get("how", "{}")).get("lr_ratio", {}).get("lora_B", 1)
 
 

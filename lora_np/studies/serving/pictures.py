@@ -76,8 +76,8 @@ def combinations_chart(table: Table) -> Figure:
     Returns
     -------
     Figure
-        The left panel has the two losses: a dot for each type (a dot per seed if the type is random), squares for the
-        base and the two adapters, and a line for `cat` with other weights. The right panel has the error of ΔW.
+        The left panel has the two losses. A dot is a type, or one seed of a random type. The squares are the base and
+        the two adapters, and the line is `cat` with other weights. The right panel has the error of ΔW.
 
     Examples
     --------
@@ -170,7 +170,8 @@ def serving_chart(table: Table) -> Figure:
     Returns
     -------
     Figure
-        Each panel has one line for this library, one for PEFT and one for merged models.
+        The panel of a workload has one line for this library, one for PEFT (if PEFT was measured) and one for merged
+        models.
 
     Examples
     --------

@@ -39,9 +39,9 @@ Step = Callable[[], np.ndarray]  # one token for each row: the logits (b, v)
 def workload(kind: str, rows: int, adapters: int, seed: int = 0) -> list[int]:
     """Return the index of the adapter of each row of a batch, for one workload of Punica (Chen et al. 2023).
 
-    "identical": all rows use one adapter. "distinct": each row uses another adapter, if there are enough. "uniform":
-    each adapter is equally probable. "zipf 1.5": the k-th adapter has a probability ∝ k^−1.5. "skewed": half of the
-    rows use one adapter; the adapters of the other rows are drawn uniformly. Raises ValueError for another kind.
+    "identical": all rows use one adapter. "distinct": each row uses a different adapter, if there are enough adapters.
+    "uniform": each adapter is equally probable. "zipf 1.5": the k-th adapter has a probability ∝ k^−1.5. "skewed": half
+    of the rows use one adapter; the adapters of the other rows are drawn uniformly. Raises ValueError for another kind.
     """
     rng, p = np.random.default_rng(seed), np.arange(1, adapters + 1) ** -1.5
     any_of_them = rng.integers(0, adapters, rows)
@@ -110,7 +110,7 @@ def serving_step(
     threads: int = 1,
     say: Say = print,
 ) -> Table:
-    """Time a decode step of `rows` rows: all rows with one adapter, or each row with its own.
+    """Time a decode step of `rows` rows: all rows with one adapter, or each row with another adapter.
 
     The rows have `model`, `competitor`, `seconds`, `rounds`, `to_one` and `to_ours`. `to_one` is the time divided by
     the time of the same library with one adapter. `to_ours` is the time divided by our time for the same rows, or None
@@ -150,7 +150,7 @@ def _table(study: str, question: str, settings: dict, rows: list, rounds: int, t
 
 
 def with_adapters(model: str, n: int) -> PeftModel:
-    """Return `model` with n adapters "0", "1", … of r = 8 in every linear layer; each adapter changes the output."""
+    """Return `model` with n adapters "0", "1", … of rank 8 in every linear layer; each adapter changes the output."""
     peft_model = PeftModel(load_model(model, device="numpy").freeze())
     config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", init_lora_weights=False)
     for i in range(n):
@@ -185,8 +185,8 @@ def decoding(model: Transformer, adapter: str | AdapterRows | None, tokens: np.n
 def merged(model: Transformer, drawn: list[int], tokens: np.ndarray) -> Step:
     """Return a decode step with one merged model per adapter.
 
-    The models run one after another, each with its rows of the batch. Each merged model is replaced by the base, which
-    costs the same.
+    The models run one after another, each with its rows of the batch. The base stands in for each merged model, because
+    both have the same cost.
     """
     ids = np.array(drawn)
     steps = [decoding(model, None, tokens[ids == k]) for k in dict.fromkeys(drawn)]

@@ -34,7 +34,8 @@ def speed_chart(table: Table) -> Figure:
     -------
     matplotlib.figure.Figure
         Cyan: lora_np; green: PyTorch with PEFT. The grey part of a bar is the floor: the time of only the products with
-        frozen matrices, in NumPy's BLAS. The black line is the middle half of the rounds.
+        frozen matrices, in NumPy's BLAS. The memory includes the weights and the libraries. The black line is the
+        middle half of the rounds.
 
     Examples
     --------
