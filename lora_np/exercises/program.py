@@ -104,8 +104,8 @@ class Statement:
 def value_of(name: str, statements: Sequence[Statement]) -> list[int]:
     """Return the indices of the statements that determine the last value of `name`.
 
-    These are the last statement that assigns the name without reading it, and all later statements that change the
-    value.
+    The indices are those of the last statement that assigns the name without reading it, and of all later statements
+    that change the value.
     """
     touching = [i for i, s in enumerate(statements) if name in s.binds | s.changes]
     imported = [i for i in touching if statements[i].text.startswith(("import ", "from "))]

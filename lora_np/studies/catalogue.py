@@ -110,8 +110,8 @@ def make(
     """Make the table of a study.
 
     `tables` contains the tables that the study needs. `folder` is the parent of the folders of finished runs. Raises
-    KeyError for an unknown study or a missing table, ValueError if `quick` is true but the study has no quick settings,
-    and FileNotFoundError if the study's model was not fetched.
+    KeyError if the study is unknown or a table is missing. Raises ValueError if `quick` is true but the study has no
+    quick settings. Raises FileNotFoundError if the study's model was not fetched.
     """
     name, one = study(name)
     command = f"python -m lora_np study {name}{' --quick' if quick else ''}"

@@ -2,8 +2,8 @@
 
 Right answers may draw the mask in any order and by any method, so random numbers are not compared. A token has few
 features, so all masks can be tried at every place in the layer. One of the masks gives the function's y. This mask
-shows where dropout is applied and how many numbers are dropped. It also shows which numbers are dropped together, and
-by which factor the kept numbers are multiplied. The mask of dx is found in the same way.
+shows where dropout is applied and how many numbers are dropped. The mask also shows which numbers are dropped together,
+and by which factor the kept numbers are multiplied. The mask of dx is found in the same way.
 """
 
 from __future__ import annotations
@@ -141,7 +141,8 @@ def explained(
 ) -> Dropout | None:
     """Return the dropout with which the input v gives all `values` (call, token, feature), or None.
 
-    All masks are tried at every place with every plausible factor. This is possible because there are few features.
+    All masks are tried at every place with every plausible factor. The search is possible because there are few
+    features.
     """
     widths = {"middle": down.shape[1]} | {f"{path}start": len(W) for path in ("", "frozen ", "bypass ")}
     scalings = {"once": scaling, "missing": 1.0, "twice": scaling**2}

@@ -34,9 +34,10 @@ def capacity_chart(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Two logarithmic axes with lines at 1 and 2 bits per parameter. Cyan: LoRA; coral: full fine-tuning. A dot is one
-        seed; a ring is a run of the first seed with half the steps; the dash is the mean of the runs with more strings.
-        If a dot is above its ring, the second half of the steps adds bits. All numbers are lower bounds.
+        Two logarithmic axes with lines at 1 and 2 bits per parameter. LoRA is cyan, and full fine-tuning is coral. A
+        dot is one seed, and a ring is a run of the first seed with half the steps. The dash is the mean of the runs
+        with more strings. If a dot is above its ring, the second half of the steps adds bits. All numbers are lower
+        bounds.
 
     Examples
     --------

@@ -127,7 +127,7 @@ def batch(rows: np.ndarray) -> Batch:
 
 
 def memorised(loss: float, symbols: int) -> float:
-    """Return how many bits of the symbols a model holds: symbols · (6 − loss / ln 2), at least 0; loss in nats."""
+    """Return how many bits a model holds: symbols · (6 − loss / ln 2), at least 0, with the loss in nats per symbol."""
     return max(0.0, symbols * (BITS - loss / math.log(2)))
 
 
@@ -194,7 +194,7 @@ def _base(steps: int, length: int) -> dict[str, np.ndarray]:
 def memorise(run: CapacityRun) -> tuple[Trainable, dict[str, Any]]:
     """Train on the strings of the run, and return the model and its row.
 
-    In the row, `trained` is the number of trained parameters, `offered` and `memorised` are numbers of bits, and
+    In the row, `trained` is the number of trained parameters, and `offered` and `memorised` are numbers of bits.
     `validation` is the last loss in nats per symbol. `bits` has the bits held after each number of steps in `steps`.
     """
     rows, model = strings(run.strings, run.length, run.seed), run.model()
@@ -257,8 +257,8 @@ def capacity(setting: Setting = FULL, workers: int = 2, folder: str | Path | Non
 
     The phase "sweep" has the first seed at every learning rate. The phase "seeds" has every seed at the best rate;
     these runs are offered more than 2 bits per trained parameter. The phase "half" has the first seed at the best rate
-    with half the steps; these runs show how many bits the second half of the steps adds. The phase "offered" has every
-    seed of rank `knee` with fewer or more strings. The phase "rejected" has the worse rates of `better_of_two_rates`.
+    with half the steps, and shows how many bits the other half adds. The phase "offered" has every seed of rank `knee`
+    with fewer or more strings. The phase "rejected" has the worse rates of `better_of_two_rates`.
     """
     first, seeds = setting.seeds[:1], setting.seeds
     given, factor = shared(setting.run), 2.0 if setting.bracket else None

@@ -38,8 +38,8 @@ def loss_curves(table: Table, x: str = "step") -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        One panel per choice of target modules. Coral: full fine-tuning; cyan: LoRA, darker for higher ranks; grey: the
-        base. Lines are means over the seeds; bands are the ranges of the seeds.
+        One panel per choice of target modules. Full fine-tuning is coral, LoRA is cyan (darker for higher ranks), and
+        the base is grey. Lines are means over the seeds; bands are the ranges of the seeds.
 
     Examples
     --------
@@ -70,7 +70,7 @@ def loss_curves(table: Table, x: str = "step") -> Figure:
 
 
 def _curves_title(rows: Rows) -> str:
-    """Return the title: whether LoRA's final loss is above full fine-tuning's, and whether higher ranks lower it."""
+    """Return the title: whether LoRA ends at a higher loss than full fine-tuning, and whether rank narrows the gap."""
     panels = [_groups(rows, target) for target in _panels(rows)]
     ends = [[np.mean([run["heldout"][-1] for run in runs]) for _, runs in panel.values()] for panel in panels]
     if not all("full" in panel and min(lora) > full for panel, (full, *lora) in zip(panels, ends, strict=True)):

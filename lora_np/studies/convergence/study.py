@@ -1,9 +1,9 @@
 """Does LoRA reach the loss of full fine-tuning? The study compares the held-out losses.
 
 The study trains "tiny", a model of English prose, on Python code, with several ranks and choices of target modules.
-First, each method is trained at several learning rates with one seed. Then it is trained at its best rate with the
-other seeds. If a best rate is the smallest or the largest that was tried, a smaller or a larger rate is tried too. The
-rates are chosen on one held-out text, and the methods are compared on another held-out text.
+First, each method is trained at several learning rates with one seed. Then each method is trained at its best rate with
+the other seeds. If a best rate is the smallest or the largest that was tried, a smaller or a larger rate is tried too.
+The rates are chosen on one held-out text, and the methods are compared on another held-out text.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def bypass_diagram() -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Grey: frozen; cyan: trained. The diagram shows shapes and needs no table.
+        Frozen parts are grey, and trained parts are cyan. The diagram shows shapes and needs no table.
 
     Examples
     --------

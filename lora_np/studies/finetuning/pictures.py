@@ -36,7 +36,8 @@ def before_after(table: Table, questions: Sequence[int] = (12, 10, 1), longest: 
     Returns
     -------
     matplotlib.figure.Figure
-        Grey: answers before fine-tuning; cyan: answers with the adapter. Runs of the learning-rate sweep are not used.
+        Answers before fine-tuning are grey; answers with the adapter are cyan. Runs of the learning-rate sweep are not
+        used.
 
     Examples
     --------
@@ -91,9 +92,9 @@ def learned_and_forgotten(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Left: the loss on held-out answers; a line is the mean and a band is the range of one method's seeds. Right: the
-        rise of the loss on prose; 0 is the model before fine-tuning. Dots are seeds, grey lines join the runs of one
-        seed, and short bars are means.
+        The left panel has the loss on held-out answers. A line is the mean of a method's seeds, and a band is their
+        range. The right panel has the rise of the loss on prose; 0 is the model before fine-tuning. Dots are seeds,
+        grey lines join the runs of one seed, and short bars are means.
 
     Examples
     --------

@@ -257,7 +257,7 @@ def qlora_losses(table: Table, *others: Table) -> Figure:
     Returns
     -------
     Figure
-        Lines are means over the seeds; bands are the range of the seeds; grey lines are the bases before training.
+        Lines are means over the seeds, and bands are the ranges of the seeds. Grey lines are the bases before training.
 
     Examples
     --------

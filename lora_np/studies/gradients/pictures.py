@@ -34,8 +34,8 @@ def gradient_shadows(dW: np.ndarray, dA: np.ndarray, dB: np.ndarray, name: str =
     Returns
     -------
     matplotlib.figure.Figure
-        Coral: dW; cyan: dA below it and dB beside it. One cell per number, darker for a larger absolute value; each matrix has
-        its own colour scale.
+        The matrix dW is coral; dA below dW and dB beside dW are cyan. One cell per number, darker for a larger absolute
+        value; each matrix has its own colour scale.
 
     Raises
     ------
@@ -334,7 +334,8 @@ def step_flops(ranks: Sequence[int], ratios: Mapping[int, Sequence[float]], floo
     Returns
     -------
     matplotlib.figure.Figure
-        Cyan: one line per width; coral: full fine-tuning; grey area: the products with the frozen weight.
+        LoRA is cyan, with one line per width, and full fine-tuning is coral. The grey area is the products with the
+        frozen weight.
 
     Examples
     --------

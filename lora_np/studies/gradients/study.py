@@ -46,8 +46,9 @@ def both_ways(
 ) -> dict[str, LayerGradients]:
     """Return the gradients of each adapted layer by name, from two backward passes. `model` is not changed.
 
-    One pass is through the model with its adapters and gives dA and dB. The other pass is through the merged model and gives dW
-    for the weight W + sBA, as in full fine-tuning. Both models compute the same function.
+    One pass is through the model with its adapters and gives dA and dB. The other pass is through the merged model and
+    gives dW for the weight W + sBA, as in full fine-tuning. The model with adapters and the merged model compute the
+    same function.
     """
     adapted, merged = deepcopy(model), deepcopy(model).merge_and_unload().unfreeze()
     models: tuple[Trainable, ...] = (adapted, merged)

@@ -88,9 +88,9 @@ def sweep(
 
     `methods` maps each method to the learning rates to try first. If a method's best rate is the largest one tried,
     that rate times `factor` is tried next. If the best rate is the smallest one tried, that rate divided by `factor` is
-    tried next. This repeats until the best rate has a neighbour on each side. With `factor=None` only the given rates
-    are tried. If a run fails, no further rates of its method are tried, and the other methods continue. StudyFailed is
-    then raised at the end.
+    tried next. The search repeats until the best rate has a neighbour on each side. With `factor=None` only the given
+    rates are tried. If a run fails, no further rates of its method are tried, and the other methods continue.
+    StudyFailed is then raised at the end.
     """
     label = "learning rates"
     tried: dict[Any, list[Row | None]] = {method: [] for method in methods}

@@ -58,7 +58,7 @@ def target_modules_chart(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Green: one kind of matrix; blue: a group of matrices. Dots are seeds, each setting at its own best learning
+        One kind of matrix is green; a group of matrices is blue. Dots are seeds, each setting at its own best learning
         rate. The vertical line is the loss of the base.
 
     Examples
@@ -157,8 +157,8 @@ def dropout_chart(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Two panels with equal scales. Green: all runs at one learning rate; cyan: each probability at its best learning
-        rate; grey: the frozen base.
+        Two panels with equal scales. Green marks are runs at one learning rate, and cyan marks are runs at the best
+        learning rate of each probability. The frozen base is grey.
 
     Examples
     --------
@@ -216,7 +216,7 @@ def batch_size_chart(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Coral: full fine-tuning; cyan: LoRA. All runs read equally many tokens.
+        Full fine-tuning is coral, and LoRA is cyan. All runs read equally many tokens.
 
     Examples
     --------

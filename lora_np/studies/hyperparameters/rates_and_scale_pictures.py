@@ -38,8 +38,9 @@ def rates_by_rank(table: Table, other: Table | None = None) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Left: one line per rank, first seed, α fixed; a ring marks the best rate. Right: the best rate against the rank
-        (median and range over the seeds). Two lines mark the best rate of full fine-tuning and ten times this rate.
+        The left panel has one line per rank for the first seed and a fixed α, with a ring at the best rate. The right
+        panel has the best rate against the rank: median and range of the seeds. Two lines mark the best rate of full
+        fine-tuning and ten times this rate.
 
     Examples
     --------
@@ -103,7 +104,7 @@ def own_bests(table: Table, rule: str) -> dict[int | None, np.ndarray]:
 
 
 def _rate_title(table: Table) -> str:
-    """Return the title: LoRA's best learning rate divided by full fine-tuning's, and the seeds that differ."""
+    """Return the title: the best rate of LoRA, divided by that of full fine-tuning, and the seeds that differ."""
     by_rank = own_bests(table, "α/r")
     full, rates = np.median(by_rank.pop(None)), by_rank.values()
     ratios = sorted(np.median(found) / full for found in rates)

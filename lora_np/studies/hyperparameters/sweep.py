@@ -1,7 +1,7 @@
 """One training run with all hyperparameters of LoRA, and the search for the best learning rate of each setting.
 
-The model, the text, the schedule and the two halves of the held-out text come from harness/tiny_task.py: "tiny" was trained on
-English prose and learns Python code.
+The model "tiny" was trained on English prose and learns Python code. The model, the texts and the schedule come from
+harness/tiny_task.py.
 """
 
 from __future__ import annotations
@@ -205,9 +205,9 @@ class Tuner:
     def table(self, study: str, question: str, rows: list[Row], keep: Sequence[str] = (), **settings: Any) -> Table:
         """Make the table of these rows.
 
-        The table has a column of CURVES only if the column is in `keep`. The settings of the table are the fields of
-        the study's `Setting`, `base_loss` (the loss of the base in nats per byte), the number of runs, and the given
-        `settings`. The seconds of the table are the sum over all runs; a run uses one worker with one BLAS thread.
+        The table has a column of CURVES only if the column is in `keep`. The table's settings include the fields of
+        `Setting`, the number of runs, and the given `settings`. `base_loss` is the loss of the base in nats per byte.
+        The seconds of the table are the sum over all runs; a run uses one worker with one BLAS thread.
         """
         dropped = set(CURVES) - set(keep)
         rows = [{key: value for key, value in row.items() if key not in dropped} for row in rows]

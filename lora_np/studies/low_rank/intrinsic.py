@@ -1,9 +1,9 @@
 """How many numbers must be trained? The intrinsic dimension d90 of fine-tuning, and of learning from random weights.
 
-All weights move, but only within a random subspace of d dimensions (training/subspace.py). d90 is the smallest d that
-reaches 90 % of the gain of full training after equally many steps (Li et al. 2018, arXiv 1804.08838; for fine-tuning
-Aghajanyan et al. 2020, arXiv 2012.13255). Training starts from "tiny", which was trained on English prose, or from
-random weights in the same architecture. From both starts the model learns Python code.
+All weights move, but only within a random subspace of d dimensions (training/subspace.py). The dimension d90 is the
+smallest d that reaches 90 % of the gain of full training after equally many steps (Li et al. 2018, arXiv 1804.08838;
+for fine-tuning Aghajanyan et al. 2020, arXiv 2012.13255). Training starts from "tiny", which was trained on English
+prose, or from random weights in the same architecture. From both starts the model learns Python code.
 """
 
 from __future__ import annotations

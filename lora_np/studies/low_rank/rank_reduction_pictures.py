@@ -32,8 +32,8 @@ def decomposition_2d(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Coral: ΔW; cyan: B, A and B·A. B is at the left of the product, and A is above the product. Each cell of the
-        product is a row of B times a column of A: the row at the left of the cell, and the column above the cell.
+        ΔW is coral; B, A and B·A are cyan. B is at the left of the product, and A is above the product. Each cell of
+        the product is the row of B at the left of the cell, times the column of A above the cell.
 
     Examples
     --------
@@ -104,9 +104,9 @@ def singular_values(table: Table, marked_rank: int = 8) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Left: attention; right: the MLP. Thin lines are single matrices, and the thick line is the median of the
-        matrices. The dotted line is the median of random matrices of the same shape and norm. The energy is Σσ², the
-        squared Frobenius norm.
+        Attention is at the left, the MLP at the right. Thin lines are single matrices, and the thick line is the median
+        of the matrices. The dotted line is the median of random matrices of the same shape and norm. The energy is Σσ²,
+        the squared Frobenius norm.
 
     Examples
     --------

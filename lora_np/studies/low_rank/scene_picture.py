@@ -26,9 +26,9 @@ def scene_3d(table: Table, elevation: float = 36, azimuth: float = -76) -> Figur
     Parameters
     ----------
     table : Table
-        The result of the study "decomposition", or a table with one row {d, k, r}. With {d, k, r} all columns have
-        equal heights. If the row has `matrix`, `B` and `A`, the height of a column is the mean size of the numbers in
-        the column.
+        The result of the study "decomposition", or a table with one row of `d`, `k` and `r`. If the row has only `d`,
+        `k` and `r`, all columns have equal heights. If the row has `matrix`, `B` and `A`, the height of a column is the
+        mean size of the numbers in the column.
     elevation, azimuth : float
         The direction of view in degrees.
 

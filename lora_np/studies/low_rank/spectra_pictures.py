@@ -32,9 +32,9 @@ def rank_by_layer(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Coral: full fine-tuning; cyan: LoRA; black bars: a random matrix of the same shape. With several seeds, a dot is
-        the mean and a line the range. The number beside a bar is a ratio: the number of directions of full fine-tuning,
-        divided by the number at the bar.
+        Full fine-tuning is coral, and LoRA is cyan. A black bar is a random matrix of the same shape. With several
+        seeds, a dot is the mean and a line the range. The number beside a bar is a ratio: the number of directions of
+        full fine-tuning, divided by the number at the bar.
 
     Examples
     --------

@@ -1,8 +1,8 @@
 """Do two LoRA runs find the same directions, and how large is W in these directions? (Hu et al. 2021, §7.2 and §7.3.)
 
-The runs train LoRA in all linear layers of "tiny", with several ranks and seeds. φ compares the top directions of two
-runs. The amplification (table 7 of the paper) is ‖ΔW‖ divided by the size of the frozen weight W in the directions of
-ΔW.
+The runs train LoRA in all linear layers of "tiny", with several ranks and seeds. The overlap φ compares the top
+directions of two runs. The amplification (table 7 of the paper) is ‖ΔW‖ divided by the size of the frozen weight W in
+the directions of ΔW.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def similarity(V1: np.ndarray, V2: np.ndarray) -> np.ndarray:
     """Return φ(i, j) = ‖V₁[:, :i]ᵀ V₂[:, :j]‖²_F / min(i, j) for all i and j.
 
     φ is the share of the smaller span that lies in the larger span. V1 (d, n) and V2 (d, m) have orthonormal columns.
-    The result is (n, m); the element [i − 1, j − 1] is φ(i, j). φ is 1 if one span contains the other span, and 0 if
-    the two spans are orthogonal. The squares of the entries of V₁ᵀV₂ are squared cosines. φ(i, j) is their sum over the
-    first i rows and the first j columns, divided by min(i, j).
+    The result is (n, m); the element [i − 1, j − 1] is φ(i, j). If one span contains the other span, φ is 1; if the two
+    spans are orthogonal, φ is 0. The squares of the entries of V₁ᵀV₂ are squared cosines. The sum of these squares over
+    the first i rows and the first j columns, divided by min(i, j), is φ(i, j).
     """
     n, m = V1.shape[1], V2.shape[1]
     sums = np.cumsum(np.cumsum((V1.T @ V2) ** 2, axis=0), axis=1)  # (n, m)
@@ -47,8 +47,8 @@ def similarity(V1: np.ndarray, V2: np.ndarray) -> np.ndarray:
 def chance(n: int, m: int, d: int) -> np.ndarray:
     """Return the mean of φ over random subspaces of R^d: max(i, j)/d, as an array (n, m).
 
-    Each of the i·j squared cosines has the mean 1/d. So the sum of these squared cosines has the mean i·j/d. φ is the
-    sum divided by min(i, j), and i·j/min(i, j) = max(i, j).
+    Each of the i·j squared cosines has the mean 1/d. The sum of these squared cosines has the mean i·j/d. To get φ, the
+    sum is divided by min(i, j); i·j/min(i, j) = max(i, j).
     """
     return np.maximum(np.arange(1, n + 1)[:, None], np.arange(1, m + 1)) / d
 

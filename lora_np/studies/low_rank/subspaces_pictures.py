@@ -22,7 +22,7 @@ SHARED: dict[str, Any] = {"cmap": shades(PAPER, LORA, LORA_DARK), "aspect": "aut
 def similarity_maps(table: Table, module: str = "q_proj") -> Figure:
     """Draw φ(i, j) of two runs for every i and j.
 
-    Above: runs of a low and a high rank; below: two seeds of the high rank.
+    The upper maps compare a low rank with a high rank; the lower maps compare two seeds of the high rank.
 
     Parameters
     ----------

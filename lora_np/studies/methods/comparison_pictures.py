@@ -135,7 +135,7 @@ DASHES: dict[str, Any] = {  # of methods with one colour in one panel
 
 @picture("method seed steps heldout prose", settings="base_loss base_prose labels")
 def methods_learned_and_forgotten(table: Table) -> Figure:
-    """Draw training as a path: code learned to the right, prose forgotten upward, both in nats per byte; the base is at (0, 0).
+    """Draw training as a path from (0, 0): code learned to the right, prose forgotten upward, both in nats per byte.
 
     Parameters
     ----------

@@ -30,7 +30,7 @@ def merge_drift(table: Table) -> Figure:
     Returns
     -------
     Figure
-        Dashed lines: the same adapter each time; solid lines: another adapter each time.
+        A dashed line merges the same adapter each time; a solid line merges another adapter each time.
 
     Examples
     --------
@@ -130,7 +130,7 @@ def _losses(ax: Axes, table: Table, types: list[str]) -> None:
 
 
 def _errors(ax: Axes, table: Table, losses: dict[str, float]) -> None:
-    """Draw one dot per type and seed, sorted by the sum of both losses. The label of a type has this sum."""
+    """Draw one dot per type and seed. The types are sorted by the sum of both losses, which their labels show."""
     order, names = sorted(losses, key=lambda kind: -losses[kind]), []
     for place, kind in enumerate(order):
         rows = table.where(kind=kind)

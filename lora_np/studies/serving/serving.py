@@ -114,7 +114,7 @@ def serving_step(
 
     The rows have `model`, `competitor`, `seconds`, `rounds`, `to_one` and `to_ours`. `to_one` is the time divided by
     the time of the same library with one adapter. `to_ours` is the time divided by our time for the same rows, or None
-    if the logits differ. Both ratios are medians over the rounds.
+    if the logits differ. The ratios `to_one` and `to_ours` are medians over the rounds.
     """
     started, found = time.perf_counter(), []
     for model in models:

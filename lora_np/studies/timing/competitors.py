@@ -1,9 +1,9 @@
 """The competitors of the speed study: LoRA and generation in this library and in PyTorch, and a lower bound.
 
-Each competitor runs in its own process, `python -m lora_np.studies.timing.competitors`. So the memory of each
-competitor can be measured alone, and the thread settings of one library do not affect another. The process reads one
-line {"competitor", "case"}, builds this competitor and runs its first steps. Each further line is a number of steps:
-the process runs that many steps and writes their seconds.
+Each competitor runs in its own process, `python -m lora_np.studies.timing.competitors`. Therefore the memory of each
+competitor can be measured alone, and the thread settings of one library do not affect another library. The process
+reads one line of JSON with "competitor" and "case", builds this competitor and runs its first steps. Each further line
+is a number of steps: the process runs that many steps and writes their seconds.
 """
 
 from __future__ import annotations

@@ -33,9 +33,9 @@ def speed_chart(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Cyan: lora_np; green: PyTorch with PEFT. The grey part of a bar is the floor: the time of only the products with
-        frozen matrices, in NumPy's BLAS. The memory includes the weights and the libraries. The black line is the
-        middle half of the rounds.
+        The bars of lora_np are cyan; the bars of PyTorch with PEFT are green. The grey part of a bar is the floor: the
+        time of only the products with frozen matrices, in NumPy's BLAS. The memory includes the weights and the
+        libraries. The black line is the middle half of the rounds.
 
     Examples
     --------
@@ -76,7 +76,7 @@ def _machine(settings: dict[str, Any], medians: str, spreads: str) -> str:
 
 
 def _title(table: Table, cases: list[str]) -> str:
-    """Return the title: PEFT's time divided by this library's, on SmolLM2-135M if timed, or else on the first case."""
+    """Return the title: PEFT's time divided by this library's time, on SmolLM2-135M or else on the first case."""
     case = "smollm2-135m" if "smollm2-135m" in cases else cases[0]
     ratios = {row["competitor"]: row["ratio"] for row in table.where(case=case) if row["competitor"] != "floor"}
     eager, compiled = ratios.get("PEFT"), ratios.get("PEFT compiled")

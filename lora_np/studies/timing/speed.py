@@ -144,8 +144,8 @@ def speed_scaling(
 
     The columns are `sweep`, `x`, `batch_size`, `seq_len`, `r`, `layers`, `vocab_size`, `seconds`, `ratio`, `rounds` and
     `peak_bytes`. `sweep` is the quantity that grows: "tokens", "batch" (the number of rows), "r" or "layers". `x` is
-    the value of this quantity. `ratio` is the time divided by the time of the first case in the sweep.
-    `settings["lines"][sweep]` is {slope, intercept, r_squared} of the straight line seconds ≈ slope · x + intercept.
+    the value of this quantity. `ratio` is the time divided by the time of the first case in the sweep. The setting
+    "lines" has, for each sweep, `slope`, `intercept` and `r_squared` of the line seconds ≈ slope · x + intercept.
     """
     comparison, rows, lines = Comparison(threads, rounds, say), [], {}
     for sweep, cases in sweeps.items():
