@@ -52,8 +52,8 @@ def capacity_chart(table: Table) -> Figure:
     more = _offered_more(table)
     most = max([*shares, *(bits / numbers for numbers, bits in more)])
     title = f"LoRA holds at least {min(shares):.1f} to {most:.1f} bits per trained parameter"
-    marks = f"{_dots(table)}; rings: half the steps; dash: more strings"
-    figure = new_figure(9, 4.75, title, semicolons(marks, runs_and_time(table)))
+    marks = f"{_dots(table)}; rings: runs with half the steps; dash: runs with more strings"
+    figure = new_figure(9, 4.9, title, f"{marks}\n{runs_and_time(table)}")
     ax = axes_at(figure, 0.95, 0.7, 5.6, 3.1, xscale="log", yscale="log")
     ax.grid(False, axis="x")
     trained = np.array([row["trained"] for row in rows], float)
